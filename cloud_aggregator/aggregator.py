@@ -1,0 +1,303 @@
+"""The cloud process: it owns the run's settings, keeps its rounds and averages its adapters.
+
+It imports neither torch nor transformers: numpy is enough to average.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import time
+from collections.abc import Mapping
+from functools import singledispatchmethod
+from pathlib import Path
+from typing import Any
+
+import grpc.aio
+
+from cloud_aggregator.records import RunRecords
+from sfl.adapters.artifact import save_adapter
+from sfl.adapters.initial import initial_adapter
+from sfl.adapters.manifest import AdapterManifest
+from sfl.aggregation import STRATEGIES, Contribution
+from sfl.aggregation.contribution import Array
+from sfl.config import RunConfig
+from sfl.errors import ProtocolError, RunFailed, SflError
+from sfl.files import write_atomic
+from sfl.metrics.prometheus import NodeCollector, serve
+from sfl.metrics.snapshot import NodeSnapshot
+from sfl.metrics.stats import NodeStats
+from sfl.rounds import (
+    AdapterReady,
+    Aggregate,
+    Command,
+    Coordinator,
+    DeviceJoined,
+    DeviceLost,
+    DeviceReady,
+    EdgeLost,
+    EdgeReady,
+    Event,
+    Evict,
+    Fault,
+    FinishRun,
+    Refuse,
+    Report,
+    ReportReceived,
+    StartRound,
+    Tick,
+    UpdateReceived,
+    Welcome,
+)
+from sfl.transport.cloud_service import CloudService
+from sfl.transport.credentials import bind
+from sfl.transport.frames import adapter_bytes, adapter_frames
+from sfl.transport.spool import Spool
+from sfl.transport.wire import OPTIONS
+from sfl.v1 import cloud_pb2, edge_pb2, tensor_pb2
+
+log = logging.getLogger("sfl.cloud")
+
+TICK = 0.5  # seconds between two looks at deadlines, and between two writes of the status
+
+
+class CloudAggregator:
+    """Feeds the coordinator with what happens, and does what it says."""
+
+    def __init__(self, config: RunConfig, folder: Path) -> None:
+        self.config = config
+        self.run_id = folder.name
+        self.folder = folder
+        self.idle_timeout = config.network.idle_timeout
+        self.heartbeat_interval = config.network.heartbeat_interval
+        self.stats = NodeStats("cloud", "cloud")
+        self.spool = Spool(folder / "spool")
+        self.service = CloudService(self)
+        self.coordinator = Coordinator(config.settings, time.monotonic())
+        self.records = RunRecords(config, folder)
+        self.strategy = STRATEGIES["fedavg"]
+        self.manifest: AdapterManifest | None = None
+        self.adapter: dict[str, Array] = {}
+        self._over: asyncio.Future[FinishRun] = asyncio.get_running_loop().create_future()
+        self._aggregation: asyncio.Task[None] | None = None
+
+    # -- life -------------------------------------------------------------------------------------
+
+    async def run(self, address_file: Path | None) -> None:
+        """Serve one run to its end. Raises RunFailed where it ends badly."""
+        server = grpc.aio.server(options=OPTIONS)
+        server.add_generic_rpc_handlers((self.service.handler(),))
+        insecure = self.config.network.insecure
+        address = bind(server, "cloud.listen", self.config.cloud.listen, insecure)
+        await server.start()
+        if address_file is not None:
+            write_atomic(address_file, address)
+        log.info("cloud of run %s listens on %s", self.run_id, address)
+        ticking = asyncio.create_task(self._tick())
+        end = FinishRun(False, "interrupted")
+        try:
+            with self._metrics():
+                end = await self._over
+                await self._dismiss(end)
+        finally:
+            ticking.cancel()
+            self._finish_records(end)
+            await server.stop(grace=1.0)
+        if not end.ok:
+            raise RunFailed(end.reason)
+
+    def _metrics(self) -> contextlib.AbstractContextManager[object]:
+        metrics = self.config.cloud.metrics
+        if not metrics.enabled:
+            return contextlib.nullcontext()
+        server = serve(metrics.host, metrics.port, NodeCollector(self.stats))
+        log.info("metrics at http://%s:%d/metrics", metrics.host, server.port)
+        return server
+
+    async def _tick(self) -> None:
+        while True:
+            self._happened(Tick())
+            self._show()
+            await asyncio.sleep(TICK)
+
+    async def _dismiss(self, end: FinishRun) -> None:
+        finish = edge_pb2.Finish(ok=end.ok, reason=end.reason)
+        for edge in list(self.service.streams):
+            self.service.post(edge, cloud_pb2.CloudMessage(finish=finish))
+        await self.service.drain(10.0)
+
+    def _finish_records(self, end: FinishRun) -> None:
+        self.records.close(end, self.stats.snapshot())
+        self.spool.drop_all()
+
+    def _show(self) -> None:
+        self.records.show(self.coordinator, self.stats.snapshot())
+
+    # -- the coordinator --------------------------------------------------------------------------
+
+    def _happened(self, event: Event) -> None:
+        """Tell the coordinator, and do what it says."""
+        for command in self.coordinator.handle(event, time.monotonic()):
+            self._do(command)
+
+    @singledispatchmethod
+    def _do(self, command: Command) -> None:
+        raise TypeError(command)
+
+    @_do.register
+    def _(self, command: Welcome) -> None:
+        edge = self.coordinator.devices[command.device].edge
+        admission = cloud_pb2.Admission(device=command.device)
+        self.service.post(edge, cloud_pb2.CloudMessage(admission=admission))
+
+    @_do.register
+    def _(self, command: Refuse) -> None:
+        log.warning("device %s refused: %s", command.device, command.reason)
+        admission = cloud_pb2.Admission(device=command.device, refusal=command.reason)
+        self.service.post(command.edge, cloud_pb2.CloudMessage(admission=admission))
+
+    @_do.register
+    def _(self, command: StartRound) -> None:
+        self.records.begin_round(command)
+        self.stats.start_round(command.round, 0)
+        log.info("round %d of %d: %s", command.round, self.config.run.rounds,
+                 ", ".join(command.devices))
+        payload = adapter_bytes(self.adapter)
+        for edge, start in self._starts(command).items():
+            self.service.post(edge, cloud_pb2.CloudMessage(start=start))
+            header = tensor_pb2.AdapterHeader(round=command.round)
+            for frame in adapter_frames(header, payload):
+                self.service.post(edge, cloud_pb2.CloudMessage(adapter=frame))
+
+    def _starts(self, command: StartRound) -> dict[str, cloud_pb2.EdgeRoundStart]:
+        """The round as each edge is told it: its own devices only."""
+        starts: dict[str, cloud_pb2.EdgeRoundStart] = {}
+        for device, steps in command.devices.items():
+            edge = self.coordinator.devices[device].edge
+            start = starts.setdefault(edge, cloud_pb2.EdgeRoundStart(round=command.round))
+            order = edge_pb2.RoundStart(
+                round=command.round,
+                evaluate=True,
+                num_steps=steps.count,
+                first_step=steps.first,
+                total_steps=steps.total,
+            )
+            start.devices.append(cloud_pb2.DeviceStart(device=device, start=order))
+        return starts
+
+    @_do.register
+    def _(self, command: Aggregate) -> None:
+        self._aggregation = asyncio.create_task(self._aggregate(command))
+
+    @_do.register
+    def _(self, command: Evict) -> None:
+        evict = cloud_pb2.Evict(device=command.device, reason=command.reason)
+        for edge in self.service.streams:
+            self.service.post(edge, cloud_pb2.CloudMessage(evict=evict))
+
+    @_do.register
+    def _(self, command: Fault) -> None:
+        log.warning("round %d, %s: %s", command.round, command.device or "edge", command.reason)
+        self.stats.faults += 1
+        self.records.add_fault(command)
+
+    @_do.register
+    def _(self, command: Report) -> None:
+        if self.records.message != command.text:
+            log.info("%s", command.text)
+        self.records.message = command.text
+
+    @_do.register
+    def _(self, command: FinishRun) -> None:
+        if not self._over.done():
+            self._over.set_result(command)
+
+    async def _aggregate(self, command: Aggregate) -> None:
+        """Average what lies in the spool, off the loop, and keep the result."""
+        try:
+            await asyncio.to_thread(self._average, command.round, command.contributions)
+        except SflError as error:
+            self._do(FinishRun(False, f"round {command.round} could not be averaged: {error}"))
+            return
+        self.records.end_round(command.round, self.stats.snapshot())
+        self._happened(AdapterReady(command.round))
+
+    def _average(self, round_: int, weights: Mapping[str, int]) -> None:
+        contributions = [
+            Contribution(device, num_examples, self.spool.files(round_, device))
+            for device, num_examples in weights.items()
+        ]
+        with self.stats.phases.measure("step"):
+            self.adapter = self.strategy.aggregate(contributions, self.adapter)
+        self._save(f"adapters/round-{round_:04d}")
+        self.spool.drop(round_)
+
+    def _save(self, name: str) -> None:
+        assert self.manifest is not None
+        save_adapter(self.folder / name, self.adapter, self.manifest.peft_config)
+
+    # -- what edges' streams tell (transport.cloud_service.Host) -----------------------------------
+
+    def settings(self) -> cloud_pb2.Settings:
+        """What an edge is told first: no path or address that is local to another node."""
+        settings = self.config.settings
+        devices = tuple(
+            type(entry)(
+                name=entry.name,
+                cut_layer=entry.cut_layer,
+                tail_layers=entry.tail_layers,
+                rank=entry.rank,
+            )
+            for entry in settings.devices
+        )
+        shared = settings.model_copy(update={"devices": devices})
+        return cloud_pb2.Settings(settings=shared.model_dump_json(), run_id=self.run_id)
+
+    def edge_ready(self, edge: str, ready: cloud_pb2.EdgeReady) -> None:
+        """The first edge says what an adapter consists of; all others must agree."""
+        manifest = AdapterManifest.from_json(ready.manifest)
+        if self.manifest is None:
+            self.manifest = manifest
+            self.adapter = initial_adapter(manifest, self.config.run.seed)
+            self._save("adapters/round-0000")
+        elif manifest.parameters != self.manifest.parameters:
+            raise ProtocolError(f"edge {edge} has another model than the first edge")
+        self._happened(EdgeReady(edge, manifest.num_layers))
+
+    def edge_lost(self, edge: str, reason: str) -> None:
+        """An edge's stream is closed."""
+        if not self._over.done():
+            self._happened(EdgeLost(edge, reason))
+
+    def edge_failed(self, edge: str, reason: str) -> None:
+        """An edge can't go on: neither can the run."""
+        self._do(FinishRun(False, reason))
+
+    def device_joined(self, edge: str, device: str) -> None:
+        """A device asks to take part."""
+        self._happened(DeviceJoined(device, edge))
+
+    def device_ready(self, device: str, ready: edge_pb2.DeviceReady) -> None:
+        """A device has its span and its data."""
+        self.records.device_ready(device, ready)
+        self._happened(DeviceReady(device, ready.num_examples))
+
+    def device_left(self, device: str, reason: str) -> None:
+        """A device's stream is closed."""
+        self._happened(DeviceLost(device, reason))
+
+    def update_received(self, header: tensor_pb2.AdapterHeader) -> None:
+        """One side's part of an update lies in the spool."""
+        side: Any = header.side
+        self._happened(UpdateReceived(header.device, side, header.round, header.final_step))
+
+    def reported(self, report: tensor_pb2.RoundReport) -> None:
+        """A device tells how its round went."""
+        self.records.reported(report)
+        self._happened(ReportReceived(report.device, report.round))
+
+    def heard(self, beat: tensor_pb2.Heartbeat) -> None:
+        """Statistics of an edge and its devices."""
+        for snapshot in (beat.snapshot, *beat.devices):
+            self.records.heard(NodeSnapshot.from_json(snapshot))

@@ -1,0 +1,272 @@
+"""What a run writes down while it runs, and leaves behind: one folder, one writer."""
+
+from __future__ import annotations
+
+import logging
+import shutil
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from sfl.config import RunConfig
+from sfl.metrics.snapshot import NodeSnapshot
+from sfl.report.html import write_report
+from sfl.report.records import NodeRecord, Record, RecordFile, RoundRecord
+from sfl.report.status import DeviceStatus, RunPhase, RunStatus, ServerStatus
+from sfl.report.summary import Fault, build_summary, evaluate
+from sfl.rounds import Coordinator, FinishRun, Phase, StartRound
+from sfl.rounds import Fault as FaultCommand
+from sfl.v1 import edge_pb2, tensor_pb2
+
+log = logging.getLogger("sfl.cloud")
+
+NodeName = tuple[str, str]  # kind and name
+
+
+@dataclass(frozen=True, slots=True)
+class Trained:
+    """The training half of a device's round; its evaluation comes with the next round."""
+
+    loss: float
+    steps: int
+    tokens: int
+    seconds: float
+
+
+class RunRecords:
+    """`metrics.jsonl`, `status.json`, `summary.json`, `report.html` and the kept adapters."""
+
+    def __init__(self, config: RunConfig, folder: Path) -> None:
+        self.config = config
+        self.folder = folder
+        self.message = ""
+        self.best_round: int | None = None
+        self._file = RecordFile(folder / "metrics.jsonl")
+        self._records: list[Record] = []
+        self._snapshots: dict[NodeName, NodeSnapshot] = {}
+        self._ready: dict[str, edge_pb2.DeviceReady] = {}
+        self._trained: dict[tuple[str, int], Trained] = {}
+        self._faults: list[Fault] = []
+        self._evaluated: dict[int, list[RoundRecord]] = {}
+        self._participants: tuple[str, ...] = ()
+        self._reported: set[str] = set()
+        self._round_began = self._began = time.monotonic()
+        self._training_seconds = 0.0
+
+    # -- while it runs ----------------------------------------------------------------------------
+
+    def heard(self, snapshot: NodeSnapshot) -> None:
+        """Keep a node's latest statistics."""
+        self._snapshots[snapshot.kind, snapshot.name] = snapshot
+
+    def device_ready(self, device: str, ready: edge_pb2.DeviceReady) -> None:
+        """Note what a device brings."""
+        self._ready[device] = ready
+        for count, what in (
+            (ready.num_truncated, "prompts were cut to the context"),
+            (ready.num_dropped, "examples had no target left and were dropped"),
+        ):
+            if count:
+                log.warning("device %s: %d %s", device, count, what)
+
+    def begin_round(self, command: StartRound) -> None:
+        """A round begins: everybody in it has yet to report."""
+        self._participants = tuple(command.devices)
+        self._reported = set()
+        self._round_began = time.monotonic()
+        self.message = ""
+
+    def reported(self, report: tensor_pb2.RoundReport) -> None:
+        """Join a report's evaluation with the training of the round before."""
+        snapshot = NodeSnapshot.from_json(report.snapshot)
+        self.heard(snapshot)
+        self._reported.add(report.device)
+        if report.num_steps:
+            self._trained[report.device, report.round] = Trained(
+                report.train_loss, report.num_steps, report.num_tokens, report.train_seconds
+            )
+        self._write(self._evaluation_record(report, snapshot))
+
+    def _evaluation_record(
+        self, report: tensor_pb2.RoundReport, snapshot: NodeSnapshot
+    ) -> RoundRecord:
+        evaluated = report.round - 1
+        trained = self._trained.pop((report.device, evaluated), None)
+        ready, score = self._ready[report.device], report.evaluation
+        plain_text = ready.example_kind == "text"
+        record = RoundRecord(
+            round=evaluated,
+            device=report.device,
+            train_loss=trained.loss if trained else None,
+            eval_loss_sum=score.loss_sum,
+            eval_targets=score.num_targets,
+            eval_correct=None if plain_text else score.num_correct,
+            eval_examples=score.num_examples,
+            num_examples=ready.num_examples,
+            steps=trained.steps if trained else 0,
+            tokens=trained.tokens if trained else 0,
+            seconds=trained.seconds if trained else 0.0,
+            snapshot=snapshot,
+        )
+        self._evaluated.setdefault(evaluated, []).append(record)
+        return record
+
+    def end_round(self, round_: int, cloud: NodeSnapshot) -> None:
+        """A round's adapter is there: keep it, and a line for each server."""
+        seconds = time.monotonic() - self._round_began
+        self._training_seconds += seconds
+        self.heard(cloud)
+        for (kind, _), snapshot in sorted(self._snapshots.items()):
+            if kind != "device":
+                self._write(NodeRecord(round_, seconds, snapshot))
+        self._replace("adapter", round_)
+        self._choose_best()
+
+    def add_fault(self, fault: FaultCommand) -> None:
+        """Keep what went wrong."""
+        self._faults.append(Fault(fault.round, fault.device or "edge", fault.reason))
+
+    def show(self, coordinator: Coordinator, cloud: NodeSnapshot) -> None:
+        """Write the status that the live view reads."""
+        phase = self._phase(coordinator)
+        devices = tuple(self._device_status(e.name, coordinator) for e in self.config.devices)
+        edges = tuple(
+            ServerStatus.from_snapshot(snapshot)
+            for (kind, _), snapshot in sorted(self._snapshots.items())
+            if kind == "edge"
+        )
+        self._write_status(phase, coordinator.round, devices, edges, cloud)
+
+    def _write_status(
+        self,
+        phase: RunPhase,
+        round_: int,
+        devices: tuple[DeviceStatus, ...],
+        edges: tuple[ServerStatus, ...],
+        cloud: NodeSnapshot,
+    ) -> None:
+        rounds = self.config.run.rounds
+        self._status = RunStatus(
+            run_id=self.folder.name,
+            phase=phase,
+            round=min(round_, rounds),
+            rounds=rounds,
+            task=self.config.model.task,
+            message=self.message,
+            devices=devices,
+            edges=edges,
+            cloud=ServerStatus.from_snapshot(cloud),
+            faults=tuple(str(fault) for fault in self._faults),
+            updated_at=time.time(),
+        )
+        self._status.write(self.folder / "status.json")
+
+    def _phase(self, coordinator: Coordinator) -> RunPhase:
+        phases: Mapping[Phase, RunPhase] = {
+            Phase.WAITING: "waiting for devices",
+            Phase.ROUND: "training",
+            Phase.FINAL: "evaluating",
+            Phase.AGGREGATING: "aggregating",
+            Phase.OVER: "finished",
+        }
+        return phases[coordinator.phase]
+
+    def _device_status(self, device: str, coordinator: Coordinator) -> DeviceStatus:
+        snapshot = self._snapshots.get(("device", device), NodeSnapshot(device, "device"))
+        return DeviceStatus.from_snapshot(snapshot, self._device_state(device, coordinator))
+
+    def _device_state(self, device: str, coordinator: Coordinator) -> str:
+        known = coordinator.devices.get(device)
+        if known is None:
+            return "lost" if device in self._ready else "not here yet"
+        if device not in coordinator.progress:
+            return "ready" if known.ready else "loading"
+        if device in self._reported:
+            return "done"
+        snapshot = self._snapshots.get(("device", device))
+        return "training" if snapshot is not None and snapshot.step else "evaluating"
+
+    # -- adapters -----------------------------------------------------------------------------
+
+    def _choose_best(self) -> None:
+        """The adapter with the least held-out loss, among those already evaluated."""
+        losses = {
+            round_: loss
+            for round_, records in self._evaluated.items()
+            if round_ > 0 and (loss := evaluate(records).loss) is not None
+        }
+        if losses and (best := min(losses, key=lambda r: (losses[r], r))) != self.best_round:
+            self.best_round = best
+            self._replace("adapter_best", best)
+        self._prune()
+
+    def _replace(self, name: str, round_: int) -> None:
+        """Make `name` a copy of a round's adapter; a reader never sees half of it."""
+        source = self.folder / "adapters" / f"round-{round_:04d}"
+        if not source.is_dir():
+            return
+        aside, target = self.folder / f".{name}.new", self.folder / name
+        shutil.rmtree(aside, ignore_errors=True)
+        shutil.copytree(source, aside)
+        shutil.rmtree(target, ignore_errors=True)
+        aside.rename(target)
+
+    def _prune(self) -> None:
+        """Keep only the adapters that may still turn out best, unless all are wanted."""
+        if self.config.run.keep_round_adapters:
+            return
+        for folder in sorted((self.folder / "adapters").glob("round-*"))[:-1]:
+            shutil.rmtree(folder)
+
+    # -- at the end -----------------------------------------------------------------------------
+
+    def close(self, end: FinishRun, cloud: NodeSnapshot) -> None:
+        """Write the summary and the report, whichever way the run ended."""
+        self.heard(cloud)
+        self._write_pending()
+        self._choose_best()
+        if not self.config.run.keep_round_adapters:
+            shutil.rmtree(self.folder / "adapters", ignore_errors=True)
+        summary = build_summary(
+            self.config.settings,
+            self.folder.name,
+            self._records,
+            list(self._snapshots.values()),
+            train_seconds=self._training_seconds,
+            wall_seconds=time.monotonic() - self._began,
+            faults=self._faults,
+            failure=None if end.ok else end.reason,
+            adapter=str(self.folder / "adapter") if (self.folder / "adapter").is_dir() else None,
+            best_round=self.best_round,
+        )
+        summary.write(self.folder / "summary.json")
+        write_report(self.folder / "report.html", summary, self._records, self.config)
+        self._file.close()
+        self.message = end.reason
+        status = replace(
+            self._status,
+            phase="finished" if end.ok else "failed",
+            message=end.reason,
+            faults=tuple(str(fault) for fault in self._faults),
+        )
+        status.write(self.folder / "status.json")
+
+    def _write_pending(self) -> None:
+        """Rounds that were trained and never evaluated still get their line."""
+        for (device, round_), trained in sorted(self._trained.items()):
+            snapshot = self._snapshots["device", device]
+            self._write(
+                RoundRecord(
+                    round_, device, trained.loss, 0.0, 0, None, 0,
+                    self._ready[device].num_examples, trained.steps, trained.tokens,
+                    trained.seconds, snapshot,
+                )
+            )
+        self._trained.clear()
+
+    def _write(self, record: Record) -> None:
+        self._records.append(record)
+        self._file.append(record)
+
+    _status = RunStatus("", "waiting for devices", 0, 0)

@@ -1,0 +1,310 @@
+"""The edge process: one frozen base for all its devices, between them and the cloud."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+from collections.abc import AsyncIterator, Callable
+from pathlib import Path
+
+import grpc.aio
+import numpy as np
+
+from sfl.adapters.lora import LoraBank, build_manifest
+from sfl.adapters.names import belongs_to
+from sfl.config import EdgeConfig, RunSettings
+from sfl.errors import LinkLost, Refused, RunFailed, SflError
+from sfl.files import write_atomic
+from sfl.metrics.prometheus import NodeCollector, serve
+from sfl.metrics.snapshot import NodeSnapshot
+from sfl.metrics.stats import NodeStats
+from sfl.models.folder import ModelFolder, open_model
+from sfl.models.span import SpanModel, build_span
+from sfl.plan import Span, SplitPlan
+from sfl.stage.device import DTYPES
+from sfl.stage.engine import Engine
+from sfl.stage.session import SESSIONS, Session
+from sfl.transport.cloud_link import CloudLink, expect_settings
+from sfl.transport.credentials import bind
+from sfl.transport.edge_service import EdgeService
+from sfl.transport.files import SpanFiles
+from sfl.transport.frames import Assembly, adapter_frames, decode_adapter
+from sfl.transport.wire import OPTIONS
+from sfl.v1 import cloud_pb2, edge_pb2, tensor_pb2
+
+log = logging.getLogger("sfl.edge")
+
+
+class EdgeServer:
+    """Relays between the cloud and its devices, and computes the blocks in between."""
+
+    def __init__(self, config: EdgeConfig, threads: int, insecure: bool) -> None:
+        self.config = config
+        self.insecure = insecure
+        self.stats = NodeStats(config.name, "edge")
+        self.engine = Engine(threads, self.stats)
+        self.cloud = CloudLink(config.cloud, config.name, self.stats, insecure)
+        self.service = EdgeService(self)
+        self.settings: RunSettings
+        self.run_id = ""
+        self.folder: ModelFolder
+        self.model: SpanModel
+        self.bank: LoraBank
+        self._files: dict[str, SpanFiles] = {}
+        self._admissions: dict[str, asyncio.Future[str]] = {}
+        self._devices: dict[str, NodeSnapshot] = {}
+        self._adapter = Assembly(4 << 30)
+        self._start: cloud_pb2.EdgeRoundStart | None = None
+        self._ready = asyncio.Event()
+        self._on_cloud: dict[str, Callable[[cloud_pb2.CloudMessage], object]] = {
+            "admission": self._on_admission,
+            "start": self._on_start,
+            "adapter": self._on_adapter,
+            "evict": self._on_evict,
+            "heartbeat": lambda message: None,
+        }
+
+    # -- life -----------------------------------------------------------------------------------
+
+    async def run(self, connect_timeout: float, address_file: Path | None) -> None:
+        """Serve one run to its end. Raises SflError where it ends badly."""
+        server = grpc.aio.server(options=OPTIONS)
+        server.add_generic_rpc_handlers((self.service.handler(),))
+        # The port is open before the model is loaded, so that devices need not wait to dial.
+        address = bind(server, "edge.listen", self.config.listen, self.insecure)
+        await server.start()
+        if address_file is not None:
+            write_atomic(address_file, address)
+        log.info("edge %s listens on %s", self.config.name, address)
+        try:
+            with self._metrics():
+                await self._follow_cloud(connect_timeout, address)
+        finally:
+            await server.stop(grace=1.0)
+            self.service.close()
+            self.engine.close()
+            await self.cloud.close()
+
+    def _metrics(self) -> contextlib.AbstractContextManager[object]:
+        metrics = self.config.metrics
+        if not metrics.enabled:
+            return contextlib.nullcontext()
+        collector = NodeCollector(self.stats, lambda: list(self._devices.values()))
+        server = serve(metrics.host, metrics.port, collector)
+        log.info("metrics at http://%s:%d/metrics", metrics.host, server.port)
+        return server
+
+    async def _follow_cloud(self, connect_timeout: float, address: str) -> None:
+        """Do what the cloud says until it says that the run is over."""
+        messages = self.cloud.join(connect_timeout)
+        settings = expect_settings(await anext(messages))
+        self.run_id = settings.run_id
+        self.settings = RunSettings.model_validate_json(settings.settings)
+        network = self.settings.network
+        beat = asyncio.create_task(self._heartbeats(network.heartbeat_interval))
+        watch = asyncio.create_task(
+            self.cloud.watch(network.heartbeat_interval, network.idle_timeout)
+        )
+        follow = asyncio.create_task(self._follow(messages, address))
+        try:
+            await asyncio.wait({follow, watch, beat}, return_when=asyncio.FIRST_COMPLETED)
+            for task in (follow, watch, beat):
+                if task.done():
+                    task.result()
+        except SflError as error:
+            await self._dismiss(False, str(error))
+            raise
+        finally:
+            for task in (follow, watch, beat):
+                task.cancel()
+            await asyncio.gather(follow, watch, beat, return_exceptions=True)
+
+    async def _follow(
+        self, messages: AsyncIterator[cloud_pb2.CloudMessage], address: str
+    ) -> None:
+        loading = asyncio.create_task(self._load(address))
+        try:
+            async for message in messages:
+                body = message.WhichOneof("body") or ""
+                if body == "finish":
+                    await self._dismiss(message.finish.ok, message.finish.reason)
+                    if not message.finish.ok:
+                        raise RunFailed(message.finish.reason)
+                    return
+                self._on_cloud[body](message)
+                if loading.done():
+                    loading.result()
+        finally:
+            loading.cancel()
+        raise LinkLost("the cloud closed the stream before the run was over")
+
+    async def _dismiss(self, ok: bool, reason: str) -> None:
+        """Tell every device that the run is over, and give them a moment to say goodbye."""
+        for stream in list(self.service.streams.values()):
+            stream.finish(ok, reason)
+        for _ in range(100):
+            if not self.service.streams:
+                return
+            await asyncio.sleep(0.05)
+
+    async def _load(self, address: str) -> None:
+        """Load the base and tell the cloud what an adapter of it consists of."""
+        try:
+            manifest = await self.engine.run(self._load_base)
+        except SflError as error:
+            self.cloud.post(cloud_pb2.EdgeReportMessage(failure=str(error)))
+            return
+        ready = cloud_pb2.EdgeReady(manifest=manifest, address=address)
+        self.cloud.post(cloud_pb2.EdgeReportMessage(ready=ready))
+        self._ready.set()
+
+    def _load_base(self) -> str:
+        """On the compute thread: blocks from the smallest cut on; returns the manifest as JSON."""
+        settings = self.settings
+        self.folder = open_model(self.config.model or settings.model.path)
+        num_labels = len(settings.model.labels)
+        manifest = build_manifest(
+            self.folder, settings.model.task, num_labels, settings.lora
+        ).to_json()
+        plans = [self._plan(entry.name) for entry in settings.devices]
+        span = Span(
+            min(plan.middle.first for plan in plans),
+            max(plan.middle.last for plan in plans),
+            embedding=False,
+            head=any(plan.middle.head for plan in plans),
+        )
+        self.model = build_span(
+            self.folder,
+            span,
+            task=settings.model.task,
+            num_labels=num_labels,
+            dtype=DTYPES[settings.model.dtype],
+        )
+        self.bank = LoraBank(self.model, settings.lora, settings.lora.target_modules)
+        log.info("base loaded: blocks %d to %d of %s", span.first, span.last - 1, self.folder.path)
+        return manifest
+
+    def _plan(self, device: str) -> SplitPlan:
+        entry = self.settings.device(device)
+        return SplitPlan(
+            self.folder.num_layers,
+            entry.cut_layer,
+            entry.tail_layers,
+            self.settings.run.topology,
+        )
+
+    async def _heartbeats(self, interval: float) -> None:
+        while True:
+            devices = [snapshot.to_json() for snapshot in self._devices.values()]
+            beat = tensor_pb2.Heartbeat(snapshot=self.stats.snapshot().to_json(), devices=devices)
+            self.cloud.post(cloud_pb2.EdgeReportMessage(heartbeat=beat))
+            await asyncio.sleep(interval)
+
+    # -- what the cloud says -------------------------------------------------------------------
+
+    def _on_admission(self, message: cloud_pb2.CloudMessage) -> None:
+        admission = message.admission
+        future = self._admissions.pop(admission.device, None)
+        if future is not None and not future.done():
+            future.set_result(admission.refusal)
+
+    def _on_start(self, message: cloud_pb2.CloudMessage) -> None:
+        self._start = message.start
+        self.stats.start_round(message.start.round, 0)
+
+    def _on_adapter(self, message: cloud_pb2.CloudMessage) -> None:
+        whole = self._adapter.add(message.adapter)
+        if whole is None or self._start is None:
+            return
+        values = decode_adapter(whole[1])
+        for entry in self._start.devices:
+            stream = self.service.streams.get(entry.device)
+            if stream is not None:
+                mine, theirs = self._shared_out(entry.device, values)
+                stream.begin_round(entry.start, mine, theirs)
+
+    def _shared_out(
+        self, device: str, values: dict[str, np.ndarray]
+    ) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
+        """The global adapter as the edge's part and the device's."""
+        middle = self._plan(device).middle
+        mine = {name: array for name, array in values.items() if belongs_to(name, middle)}
+        return mine, {name: array for name, array in values.items() if name not in mine}
+
+    def _on_evict(self, message: cloud_pb2.CloudMessage) -> None:
+        self.service.evict(message.evict.device, RunFailed(message.evict.reason))
+
+    # -- what devices' streams ask for (transport.edge_service.Host) --------------------------------
+
+    async def admit(self, device: str) -> tuple[edge_pb2.Welcome, Session, RunSettings]:
+        """Ask the cloud, make a session. Raises Refused."""
+        await self._ready.wait()
+        if device in self._admissions:
+            raise Refused(f"a device named {device!r} is joining already")
+        answer: asyncio.Future[str] = asyncio.get_running_loop().create_future()
+        self._admissions[device] = answer
+        join = cloud_pb2.DeviceJoin(device=device)
+        self.cloud.post(cloud_pb2.EdgeReportMessage(join=join))
+        try:
+            if refusal := await answer:
+                raise Refused(refusal)
+        finally:
+            self._admissions.pop(device, None)
+        session = await self.engine.run(self._open_session, device)
+        log.info("device %s joined", device)
+        welcome = edge_pb2.Welcome(
+            settings=self.settings.model_dump_json(),
+            run_id=self.run_id,
+            num_layers=self.folder.num_layers,
+        )
+        return welcome, session, self.settings
+
+    def _open_session(self, device: str) -> Session:
+        kind = SESSIONS[self.settings.run.topology]
+        plan = self._plan(device)
+        return kind(device, plan, self.model, self.bank, self.settings, self.stats)
+
+    def ready(self, device: str, ready: edge_pb2.DeviceReady) -> None:
+        """The device has its span and its data."""
+        message = cloud_pb2.DeviceIsReady(device=device, ready=ready)
+        self.cloud.post(cloud_pb2.EdgeReportMessage(device_ready=message))
+
+    async def left(self, device: str, reason: str) -> None:
+        """The device's stream is closed; its session is given back."""
+        log.info("device %s left: %s", device, reason)
+        left = cloud_pb2.DeviceLeft(device=device, reason=reason)
+        self.cloud.post(cloud_pb2.EdgeReportMessage(left=left))
+        await self.engine.run(self.bank.remove, device)
+
+    def relay_adapter(self, header: tensor_pb2.AdapterHeader, payload: bytes) -> None:
+        """Pass a part on to the cloud; all of its frames in one go, so that none mix."""
+        for frame in adapter_frames(header, payload):
+            self.cloud.post(cloud_pb2.EdgeReportMessage(adapter=frame))
+
+    def relay_report(self, report: tensor_pb2.RoundReport) -> None:
+        """Pass a report on to the cloud."""
+        self.cloud.post(cloud_pb2.EdgeReportMessage(report=report))
+
+    def heard(self, device: str, snapshot: NodeSnapshot) -> None:
+        """Keep a device's latest statistics."""
+        self._devices[device] = snapshot
+
+    async def files(self, device: str) -> edge_pb2.FileList:
+        """The files of a device's span. Raises Refused."""
+        files = await asyncio.to_thread(self._span_files, device)
+        return await asyncio.to_thread(files.listing)
+
+    async def read_file(self, request: edge_pb2.FileRequest) -> AsyncIterator[bytes]:
+        """One of them, in chunks. Raises Refused."""
+        files = await asyncio.to_thread(self._span_files, request.device)
+        for piece in files.pieces(request.name, request.offset):
+            yield await asyncio.to_thread(piece)
+
+    def _span_files(self, device: str) -> SpanFiles:
+        if device not in self.service.streams:
+            raise Refused(f"device {device!r} has not joined")
+        if device not in self._files:
+            spans = self._plan(device).device_spans
+            self._files[device] = SpanFiles(self.folder, spans, self.settings.model.task)
+        return self._files[device]

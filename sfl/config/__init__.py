@@ -1,0 +1,43 @@
+"""Typed settings: what the cloud owns for a run, and what is local to a node.
+
+`RunConfig` is a run's whole file (`sfl run`, `sfl cloud`); its `settings` travel to every node.
+`EdgeConfig` and `DeviceConfig` are node files, holding only what is local to that node.
+"""
+
+from sfl.config.load import dump_toml, load_device, load_edge, load_run, with_overrides
+from sfl.config.node import CloudNode, DeviceConfig, EdgeConfig, LocalDevice, MetricsSettings
+from sfl.config.run import (
+    CodecSettings,
+    DataSettings,
+    DeviceEntry,
+    LoraSettings,
+    ModelSettings,
+    NetworkSettings,
+    RunConfig,
+    RunSection,
+    RunSettings,
+    TrainingSettings,
+)
+
+__all__ = [
+    "CloudNode",
+    "CodecSettings",
+    "DataSettings",
+    "DeviceConfig",
+    "DeviceEntry",
+    "EdgeConfig",
+    "LocalDevice",
+    "LoraSettings",
+    "MetricsSettings",
+    "ModelSettings",
+    "NetworkSettings",
+    "RunConfig",
+    "RunSection",
+    "RunSettings",
+    "TrainingSettings",
+    "dump_toml",
+    "load_device",
+    "load_edge",
+    "load_run",
+    "with_overrides",
+]

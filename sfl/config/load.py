@@ -1,0 +1,192 @@
+"""Reading TOML into settings, with errors that name the field, the value and the fix."""
+
+from __future__ import annotations
+
+import difflib
+import tomllib
+import types
+import typing
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any, TypeVar
+
+import tomli_w
+from pydantic import BaseModel, ValidationError
+
+from sfl.config.base import Section
+from sfl.config.node import DeviceConfig, EdgeConfig
+from sfl.config.run import RunConfig
+from sfl.errors import ConfigError
+
+
+S = TypeVar("S", bound=Section)
+
+
+def load_run(path: Path, overrides: Iterable[str] = ()) -> RunConfig:
+    """Read a run's file; `overrides` are `section.key=value`, values in TOML syntax or bare text.
+
+    Relative paths in the file are relative to the file. Raises ConfigError.
+    """
+    table = with_overrides(_read(path), overrides)
+    _anchor_paths(table, path.resolve().parent)
+    return _validate(RunConfig, table)
+
+
+def load_edge(path: Path, overrides: Iterable[str] = ()) -> EdgeConfig:
+    """Read an edge's file: an `[edge]` table."""
+    table = with_overrides(_read(path), overrides)
+    edge = _section(table, "edge", path)
+    _anchor(edge, "model", path.resolve().parent)
+    return _validate(EdgeConfig, edge, prefix="edge.")
+
+
+def load_device(path: Path, overrides: Iterable[str] = ()) -> DeviceConfig:
+    """Read a device's file: a `[device]` table."""
+    table = with_overrides(_read(path), overrides)
+    device = _section(table, "device", path)
+    _anchor_local(device, path.resolve().parent)
+    return _validate(DeviceConfig, device, prefix="device.")
+
+
+def dump_toml(settings: Section) -> str:
+    """Settings as TOML that reads back to the same values."""
+    return tomli_w.dumps(_without_none(settings.model_dump(mode="json")))
+
+
+def with_overrides(table: dict[str, Any], overrides: Iterable[str]) -> dict[str, Any]:
+    """`table` with each `section.key=value` put in; list entries go by number or `name`."""
+    for override in overrides:
+        dotted, separator, text = override.partition("=")
+        if not separator or not dotted.strip():
+            raise ConfigError("--set", override, "is not section.key=value", "Write a = b.")
+        *parents, last = dotted.strip().split(".")
+        target: Any = table
+        for step in parents:
+            target = _step_into(target, step, dotted)
+        target[last] = _toml_value(text.strip())
+    return table
+
+
+def _step_into(target: Any, step: str, dotted: str) -> Any:
+    if isinstance(target, list):
+        for position, entry in enumerate(target):
+            if step in (str(position), entry.get("name")):
+                return entry
+        names = ", ".join(str(entry.get("name")) for entry in target)
+        raise ConfigError("--set", dotted, f"no entry {step!r}", f"Known entries: {names}.")
+    return target.setdefault(step, {})
+
+
+def _toml_value(text: str) -> Any:
+    try:
+        return tomllib.loads(f"value = {text}")["value"]
+    except tomllib.TOMLDecodeError:
+        return text
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        return tomllib.loads(path.read_text(encoding="utf-8"))
+    except (FileNotFoundError, IsADirectoryError):
+        raise ConfigError(
+            "config", str(path), "no such file", "Write one with `sfl init`."
+        ) from None
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise ConfigError("config", str(path), f"not valid TOML: {error}", "Mend it.") from None
+
+
+def _section(table: dict[str, Any], name: str, path: Path) -> dict[str, Any]:
+    for key in table:
+        if key != name:
+            raise _unknown_key(key, [name], "", table[key])
+    section = table.get(name)
+    if not isinstance(section, dict):
+        raise ConfigError(name, str(path), "the table is missing", f"Start it with [{name}].")
+    return section
+
+
+def _validate(kind: type[S], table: Mapping[str, Any], prefix: str = "") -> S:
+    try:
+        return kind.model_validate(table)
+    except ValidationError as error:
+        raise _as_config_error(kind, error, prefix) from None
+
+
+def _as_config_error(kind: type[BaseModel], error: ValidationError, prefix: str) -> ConfigError:
+    first = error.errors()[0]
+    where = first["loc"]
+    field = prefix + ".".join(str(part) for part in where)
+    if first["type"] == "extra_forbidden":
+        return _unknown_key(str(where[-1]), _keys_at(kind, where[:-1]), field, first["input"])
+    if first["type"] == "missing":
+        return ConfigError(field, None, "is required", f"Add `{where[-1]} = ...`.")
+    message = first["msg"].removeprefix("Value error, ")
+    if first["type"] == "value_error" and ": " in message:
+        name, message = message.split(": ", 1)
+        field = f"{field}.{name}" if field else name
+        value = _look_up(first["input"], name)
+    else:
+        value = first["input"]
+    return ConfigError(field, value, message, "See docs/configuration.md.")
+
+
+def _look_up(value: Any, dotted: str) -> Any:
+    for part in dotted.split("."):
+        value = value.get(part) if isinstance(value, Mapping) else None
+    return value
+
+
+def _unknown_key(key: str, known: list[str], field: str, value: Any) -> ConfigError:
+    near = difflib.get_close_matches(key, known, n=1, cutoff=0.5)
+    fix = f"Did you mean {near[0]!r}?" if near else f"Known: {', '.join(sorted(known))}."
+    return ConfigError(field or key, value, "unknown key", fix)
+
+
+def _keys_at(kind: type[BaseModel], where: tuple[int | str, ...]) -> list[str]:
+    model: type[BaseModel] = kind
+    for part in where:
+        if isinstance(part, str) and part in model.model_fields:
+            model = _model_in(model.model_fields[part].annotation) or model
+    return list(model.model_fields)
+
+
+def _model_in(annotation: Any) -> type[BaseModel] | None:
+    if isinstance(annotation, type) and not isinstance(annotation, types.GenericAlias):
+        return annotation if issubclass(annotation, BaseModel) else None
+    for argument in typing.get_args(annotation):
+        found = _model_in(argument)
+        if found is not None:
+            return found
+    return None
+
+
+def _anchor_paths(table: dict[str, Any], folder: Path) -> None:
+    for section, key in (("model", "path"), ("data", "train"), ("data", "eval"), ("edge", "model")):
+        if isinstance(table.get(section), dict):
+            _anchor(table[section], key, folder)
+    devices = table.get("devices")
+    for device in devices if isinstance(devices, list) else []:
+        if isinstance(device, dict):
+            _anchor_local(device, folder)
+
+
+def _anchor_local(table: dict[str, Any], folder: Path) -> None:
+    for key in ("train", "eval", "model"):
+        _anchor(table, key, folder)
+
+
+def _anchor(table: dict[str, Any], key: str, folder: Path) -> None:
+    """Make a relative path absolute where it exists beside the file; a hub name stays as it is."""
+    value = table.get(key)
+    if isinstance(value, str) and value and not Path(value).expanduser().is_absolute():
+        beside = folder / value
+        if beside.exists() or value.startswith(".") or Path(value).suffix:
+            table[key] = str(beside.resolve())
+
+
+def _without_none(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _without_none(item) for key, item in value.items() if item is not None}
+    if isinstance(value, list):
+        return [_without_none(item) for item in value]
+    return value

@@ -1,0 +1,261 @@
+"""The run's settings, owned by the cloud and sent to every node."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Literal, Self
+
+from pydantic import (
+    Field,
+    NonNegativeFloat,
+    NonNegativeInt,
+    PositiveFloat,
+    PositiveInt,
+    model_validator,
+)
+
+from sfl.config.base import Section
+from sfl.config.node import CloudNode, EdgeConfig, LocalDevice
+from sfl.plan import Topology
+
+Fraction = Annotated[float, Field(ge=0.0, lt=1.0)]
+
+
+class RunSection(Section):
+    """What is run, and for how long."""
+
+    id: str = Field(default="", pattern=r"^[A-Za-z0-9_.-]*$")
+    """Name of the run and of its folder; empty: date, time and a short random tail."""
+    output_dir: Path = Path("runs")
+    """Folder that the run's own folder is made in."""
+    seed: NonNegativeInt = 0
+    """Seed that every keyed random choice derives from."""
+    topology: Topology = "vanilla"
+    """`vanilla`: labels and loss at the edge. `u_shaped`: the device also holds the end of the
+    model, so labels and logits never leave it."""
+    rounds: PositiveInt = 4
+    """Rounds: each trains `local_steps` on every device and ends in one aggregation."""
+    min_devices: PositiveInt | None = None
+    """Fewest devices a round may close with; default: all but one (one, where there is one)."""
+    keep_round_adapters: bool = False
+    """Keep the aggregated adapter of every round under `adapters/`."""
+
+
+class ModelSettings(Section):
+    """The base model, frozen, and the task."""
+
+    path: str
+    """A Hugging Face folder, or a name on the hub; safetensors only."""
+    task: Literal["causal_lm", "sequence_classification"] = "causal_lm"
+    """What the head does."""
+    labels: tuple[str, ...] = ()
+    """Class names, in order, for `sequence_classification`."""
+    max_length: PositiveInt = 512
+    """Longest sequence in tokens; bounded by the model's context."""
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    """Precision of the frozen weights and of the arithmetic."""
+
+    @model_validator(mode="after")
+    def _labels_fit_task(self) -> Self:
+        if self.task == "sequence_classification" and len(self.labels) < 2:
+            raise ValueError("labels: list at least two class names for sequence_classification")
+        if len(set(self.labels)) != len(self.labels):
+            raise ValueError("labels: a class name stands twice")
+        return self
+
+
+class LoraSettings(Section):
+    """The adapter: LoRA (Hu et al., 2106.09685) on both sides of the cut."""
+
+    rank: PositiveInt = 8
+    """Rank r of the update."""
+    alpha: PositiveFloat = 16.0
+    """The update is scaled by alpha / r."""
+    dropout: Fraction = 0.0
+    """Dropout on the input of A, drawn from keyed generators."""
+    target_modules: tuple[str, ...] = ()
+    """Names of the linear layers that get LoRA; empty: the family's default."""
+
+
+class TrainingSettings(Section):
+    """Local optimisation: AdamW on device and edge alike, moments kept over rounds."""
+
+    batch_size: PositiveInt = 8
+    """Sequences of one optimizer step."""
+    micro_batches: PositiveInt = 1
+    """Micro-batches a step is cut into; more than one lets device and edge overlap."""
+    local_steps: PositiveInt | None = None
+    """Optimizer steps a round; exclusive with `local_epochs`."""
+    local_epochs: PositiveInt | None = None
+    """Passes over a device's data a round; the default is one."""
+    learning_rate: PositiveFloat = 1e-3
+    """Peak learning rate."""
+    weight_decay: NonNegativeFloat = 0.0
+    """Decoupled weight decay of AdamW."""
+    betas: tuple[Fraction, Fraction] = (0.9, 0.999)
+    """Decay rates of AdamW's two moments."""
+    eps: PositiveFloat = 1e-8
+    """AdamW's epsilon."""
+    schedule: Literal["linear", "cosine", "constant"] = "linear"
+    """Shape of the learning rate over all of the run's steps, after the warmup."""
+    warmup_steps: NonNegativeInt = 0
+    """Steps over which the learning rate rises linearly from 0."""
+    max_grad_norm: PositiveFloat | None = None
+    """Clip the gradient's norm over device and edge together; off by default."""
+
+    @model_validator(mode="after")
+    def _one_length(self) -> Self:
+        if self.local_steps is not None and self.local_epochs is not None:
+            raise ValueError("local_steps: give it or local_epochs, not both")
+        return self
+
+    @model_validator(mode="after")
+    def _micro_batches_fit(self) -> Self:
+        if self.micro_batches > self.batch_size:
+            raise ValueError(f"micro_batches: at most batch_size ({self.batch_size})")
+        return self
+
+
+class CodecSettings(Section):
+    """How tensors are compressed on the wire, by role."""
+
+    activation: str = "none"
+    """Codec of hidden states, e.g. `none`, `fp16`, `int8`, `int8 | zstd`."""
+    gradient: str = "none"
+    """Codec of their gradients."""
+
+
+class DataSettings(Section):
+    """What an example is, and how one file is shared out."""
+
+    format: Literal["auto", "jsonl", "csv", "tsv", "text", "parquet", "dataset"] = "auto"
+    """File format; `auto` goes by the file's ending."""
+    prompt_field: str = "prompt"
+    """Field of the prompt."""
+    completion_field: str = "completion"
+    """Field of the completion, the only part the loss is taken over."""
+    text_field: str = "text"
+    """Field of plain text, or of the text to classify."""
+    label_field: str = "label"
+    """Field of the class name or number."""
+    delimiter: str | None = None
+    """Column separator of CSV files; default: comma, or tab for TSV."""
+    split: str = "train"
+    """Split of a Hugging Face dataset."""
+    train: Path | str | None = None
+    """One training file for all devices, shared out by `partition`."""
+    eval: Path | str | None = None
+    """One held-out file for all devices, shared out like `train`."""
+    eval_fraction: Fraction = 0.1
+    """Share of a device's examples held out where no eval file is given."""
+    max_eval_examples: NonNegativeInt = 0
+    """Evaluate on at most this many examples a device; 0: all."""
+    partition: Literal["iid", "field", "dirichlet"] = "iid"
+    """How one file is shared out: evenly, by a field's value, or by label with Dirichlet skew."""
+    partition_field: str = ""
+    """Field that `partition = "field"` (its value is the device's name, or the values are dealt
+    out in turn) or `"dirichlet"` (default: the label) goes by."""
+    dirichlet_alpha: PositiveFloat = 0.5
+    """Concentration of the Dirichlet partition: small is skewed."""
+    chat_template: bool = True
+    """Apply the tokenizer's chat template to prompt/completion, where it has one."""
+
+
+class DeviceEntry(LocalDevice):
+    """One device of the run; the local part counts under `sfl run` only."""
+
+    name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$")
+    """Name of the device, unique in the run."""
+    cut_layer: NonNegativeInt = 1
+    """Transformer blocks at the front of the model that this device holds."""
+    tail_layers: NonNegativeInt = 0
+    """Blocks at the end that this device holds (U-shaped only)."""
+    rank: PositiveInt | None = None
+    """LoRA rank of this device; default: `lora.rank`, which all must share for now."""
+
+
+class NetworkSettings(Section):
+    """Waits and bounds of the links; none of them changes a bit of the result."""
+
+    connect_timeout: PositiveFloat = 60.0
+    """Seconds a node goes on trying to reach its peer (15 under `sfl run`)."""
+    idle_timeout: PositiveFloat = 60.0
+    """Seconds without a byte after which a peer counts as lost; heartbeats refresh it."""
+    heartbeat_interval: PositiveFloat = 1.0
+    """Seconds between a node's heartbeats."""
+    join_timeout: PositiveFloat = 120.0
+    """Seconds the cloud waits for all devices before the first round."""
+    round_timeout: PositiveFloat = 3600.0
+    """Seconds a round may take; devices that are not done then are left out of it."""
+    credits: PositiveInt = 4
+    """Micro-batches of one device that may be in flight at once."""
+    insecure: bool = False
+    """Allow addresses other than loopback without TLS."""
+
+
+class RunSettings(Section):
+    """What the cloud owns, and sends to every node."""
+
+    run: RunSection = RunSection()
+    """The run."""
+    model: ModelSettings
+    """The base model."""
+    lora: LoraSettings = LoraSettings()
+    """The adapter."""
+    training: TrainingSettings = TrainingSettings()
+    """Optimisation."""
+    codec: CodecSettings = CodecSettings()
+    """Compression."""
+    data: DataSettings = DataSettings()
+    """Examples."""
+    network: NetworkSettings = NetworkSettings()
+    """Waits and bounds."""
+    devices: tuple[DeviceEntry, ...] = Field(min_length=1)
+    """The devices of the run."""
+
+    @model_validator(mode="after")
+    def _devices_make_sense(self) -> Self:
+        names = [device.name for device in self.devices]
+        for name in names:
+            if names.count(name) > 1:
+                raise ValueError(f"devices: the name {name!r} stands twice")
+        if self.run.min_devices is not None and self.run.min_devices > len(names):
+            raise ValueError(f"run.min_devices: at most the number of devices ({len(names)})")
+        for device in self.devices:
+            if device.rank is not None and device.rank != self.lora.rank:
+                raise ValueError(
+                    f"devices.{device.name}.rank: unequal ranks cannot be averaged yet; "
+                    f"use lora.rank ({self.lora.rank})"
+                )
+        return self
+
+    @property
+    def min_devices(self) -> int:
+        """Fewest devices a round may close with."""
+        return self.run.min_devices or max(1, len(self.devices) - 1)
+
+    def device(self, name: str) -> DeviceEntry:
+        """The entry of the device called `name`; KeyError where there is none."""
+        for entry in self.devices:
+            if entry.name == name:
+                return entry
+        raise KeyError(name)
+
+    def device_index(self, name: str) -> int:
+        """Position of the device in the run: its share of a partitioned file."""
+        return [entry.name for entry in self.devices].index(name)
+
+
+class RunConfig(RunSettings):
+    """A run's file: the settings, and the nodes that `sfl run` starts on this machine."""
+
+    cloud: CloudNode = CloudNode()
+    """The cloud process."""
+    edge: EdgeConfig = EdgeConfig()
+    """The edge process of `sfl run`."""
+
+    @property
+    def settings(self) -> RunSettings:
+        """Only what travels to the nodes."""
+        fields = {name: getattr(self, name) for name in RunSettings.model_fields}
+        return RunSettings.model_construct(**fields)

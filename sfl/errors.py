@@ -1,0 +1,66 @@
+"""The exceptions of `sfl`; every one that reaches a user is one line that names the fix.
+
+SflError                     anything this project raises on purpose (exit code 1)
+├── UserError                the user can mend it: field, value, fix (exit code 2)
+│   ├── ConfigError          a setting
+│   ├── DataError            a data file or a row of it
+│   └── ModelError           a model folder, a name, its weights
+├── TransportError           something between two processes
+│   ├── PeerUnavailable      nobody answered until the timeout
+│   ├── LinkLost             a stream broke
+│   ├── Refused              the peer declined, and said why
+│   └── ProtocolError        a message that breaks the contract; closes its own stream only
+└── RunFailed                the run as a whole did not reach its end
+"""
+
+
+class SflError(Exception):
+    """Anything this project raises on purpose."""
+
+    exit_code = 1
+
+
+class UserError(SflError):
+    """A mistake the user can mend: `field` = `value`: what is wrong. What to do."""
+
+    exit_code = 2
+
+    def __init__(self, field: str, value: object, problem: str, fix: str) -> None:
+        self.field, self.value, self.problem, self.fix = field, value, problem, fix
+        super().__init__(f"{field} = {value!r}: {problem}. {fix}")
+
+
+class ConfigError(UserError):
+    """A setting is unknown, out of range or contradicts another."""
+
+
+class DataError(UserError):
+    """A data file is missing, empty or malformed."""
+
+
+class ModelError(UserError):
+    """A model is missing, of an unknown family or in an unsafe format."""
+
+
+class TransportError(SflError):
+    """Something between two processes went wrong."""
+
+
+class PeerUnavailable(TransportError):
+    """Nobody answered at an address until `connect_timeout`."""
+
+
+class LinkLost(TransportError):
+    """An open stream to a peer broke."""
+
+
+class Refused(TransportError):
+    """The peer answered, and declined."""
+
+
+class ProtocolError(TransportError):
+    """A message broke the wire contract: version, shape, dtype, step or non-finite values."""
+
+
+class RunFailed(SflError):
+    """A round closed with fewer than `min_devices`, or a node of the run failed."""

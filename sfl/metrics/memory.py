@@ -1,0 +1,73 @@
+"""How much memory this process holds, without importing anything to find out."""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+_STATUS = Path("/proc/self/status")
+
+
+@dataclass(frozen=True, slots=True)
+class MemoryUse:
+    """Memory of one process, in bytes.
+
+    `accelerator` is what torch's allocator holds on CUDA devices, 0 without one.
+    """
+
+    resident: int
+    peak_resident: int
+    accelerator: int
+
+
+def memory_use() -> MemoryUse:
+    """Memory of this process now, and its highest resident size since it started."""
+    resident, peak = _from_proc(_STATUS) or _portable()
+    return MemoryUse(resident, max(resident, peak), accelerator_bytes())
+
+
+def accelerator_bytes() -> int:
+    """Bytes that torch's allocator holds on all CUDA devices; 0 where torch is not loaded."""
+    torch = sys.modules.get("torch")  # never import it: that alone costs 220 MB
+    cuda = getattr(torch, "cuda", None)  # None too while another thread is still importing it
+    if cuda is None or not cuda.is_initialized():
+        return 0
+    return sum(int(cuda.memory_reserved(index)) for index in range(cuda.device_count()))
+
+
+def _from_proc(status: Path) -> tuple[int, int] | None:
+    """(VmRSS, VmHWM) in bytes, or None off Linux.
+
+    `getrusage` is no substitute on Linux: its maximum is inherited over exec, so a small process
+    started by a large one reports the large one's peak.
+    """
+    try:
+        lines = status.read_text().splitlines()
+    except OSError:
+        return None
+    fields = dict(line.split(":", 1) for line in lines if ":" in line)
+    if "VmRSS" not in fields or "VmHWM" not in fields:
+        return None
+    return _kibibytes(fields["VmRSS"]), _kibibytes(fields["VmHWM"])
+
+
+def _kibibytes(text: str) -> int:
+    return int(text.split()[0]) * 1024
+
+
+def _portable() -> tuple[int, int]:
+    import psutil  # only off Linux
+
+    memory = psutil.Process().memory_info()
+    peak = getattr(memory, "peak_wset", 0) or _rusage_peak()
+    return int(memory.rss), int(peak)
+
+
+def _rusage_peak() -> int:
+    try:
+        import resource  # POSIX only
+    except ImportError:
+        return 0
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024

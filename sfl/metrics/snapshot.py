@@ -1,0 +1,253 @@
+"""A node's statistics at one moment, as they travel in heartbeats and stand in files."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal, Self, TypeVar, get_args
+
+from sfl.errors import ProtocolError
+
+NodeKind = Literal["device", "edge", "cloud"]
+Direction = Literal["up", "down"]  # up is towards the cloud, whichever end counts
+Role = Literal["activation", "gradient", "adapter", "weights", "evaluation", "control"]
+Phase = Literal["forward", "encode", "wait", "decode", "backward", "step"]
+
+KINDS: tuple[NodeKind, ...] = get_args(NodeKind)
+ROLES: tuple[Role, ...] = get_args(Role)
+PHASES: tuple[Phase, ...] = get_args(Phase)
+
+BUCKETS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0)
+"""Upper bounds of the phase histograms, in seconds; a last bucket holds what is longer."""
+
+_LONGEST_NAME = 128
+K = TypeVar("K", bound=str)
+
+
+@dataclass(frozen=True, slots=True)
+class ByteTotals:
+    """Bytes by role: on the wire, and raw (4 bytes a value of the real tokens)."""
+
+    up: Mapping[Role, int] = field(default_factory=dict)
+    down: Mapping[Role, int] = field(default_factory=dict)
+    up_raw: Mapping[Role, int] = field(default_factory=dict)
+    down_raw: Mapping[Role, int] = field(default_factory=dict)
+
+    @property
+    def total_up(self) -> int:
+        """Message bytes towards the cloud, all roles."""
+        return sum(self.up.values())
+
+    @property
+    def total_down(self) -> int:
+        """Message bytes from the cloud's side, all roles."""
+        return sum(self.down.values())
+
+    def __add__(self, other: ByteTotals) -> ByteTotals:
+        return ByteTotals(
+            _add(self.up, other.up),
+            _add(self.down, other.down),
+            _add(self.up_raw, other.up_raw),
+            _add(self.down_raw, other.down_raw),
+        )
+
+
+def _add(one: Mapping[Role, int], other: Mapping[Role, int]) -> dict[Role, int]:
+    return {role: one.get(role, 0) + other.get(role, 0) for role in ROLES}
+
+
+@dataclass(frozen=True, slots=True)
+class PhaseTotals:
+    """Durations of one phase: how many, their sum in seconds, and counts by bucket.
+
+    `buckets` has one count per bound of BUCKETS plus one for what is longer, not cumulated.
+    """
+
+    count: int = 0
+    seconds: float = 0.0
+    buckets: tuple[int, ...] = (0,) * (len(BUCKETS) + 1)
+
+    def __add__(self, other: PhaseTotals) -> PhaseTotals:
+        buckets = tuple(a + b for a, b in zip(self.buckets, other.buckets, strict=True))
+        return PhaseTotals(self.count + other.count, self.seconds + other.seconds, buckets)
+
+
+@dataclass(frozen=True, slots=True)
+class NodeSnapshot:
+    """A node's statistics at one moment; counters run since `started_at`.
+
+    Times are Unix seconds, sizes bytes. `step` of `steps` is the progress in `round`;
+    `steps_total` and `tokens` run on over rounds. `seen_at` is when another node received it.
+    """
+
+    name: str
+    kind: NodeKind
+    started_at: float = 0.0
+    seen_at: float | None = None
+    round: int = 0
+    step: int = 0
+    steps: int = 0
+    steps_total: int = 0
+    tokens: int = 0
+    tokens_per_second: float = 0.0
+    loss: float | None = None
+    eval_loss: float | None = None
+    eval_accuracy: float | None = None
+    queue_depth: int = 0
+    connected: int = 0
+    faults: int = 0
+    resident_bytes: int = 0
+    peak_resident_bytes: int = 0
+    accelerator_bytes: int = 0
+    bytes: ByteTotals = field(default_factory=ByteTotals)
+    phases: Mapping[Phase, PhaseTotals] = field(default_factory=dict)
+
+    def seen(self, name: str, at: float) -> Self:
+        """As its receiver keeps it: under the name that its link proved, with the time it came."""
+        return dataclasses.replace(self, name=name, seen_at=at)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values for JSON; a number that is not finite becomes null."""
+        values = {name: _finite(getattr(self, name)) for name in _PLAIN}
+        values["bytes"] = {part: dict(getattr(self.bytes, part)) for part in _BYTE_PARTS}
+        values["phases"] = {
+            phase: [totals.count, totals.seconds, list(totals.buckets)]
+            for phase, totals in self.phases.items()
+        }
+        return values
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> Self:
+        """Read what `to_dict` wrote, from a peer that is not trusted; raises ProtocolError.
+
+        Keys that this version does not know are left out.
+        """
+        try:
+            plain = {name: read(values[name]) for name, read in _PLAIN.items() if name in values}
+            counts = values.get("bytes", {})
+            parts = {part: _counts(counts.get(part, {}), ROLES) for part in _BYTE_PARTS}
+            phases = {
+                phase: _phase_totals(*values["phases"][phase])
+                for phase in PHASES
+                if phase in values.get("phases", {})
+            }
+            return cls(**plain, bytes=ByteTotals(**parts), phases=phases)
+        except (AttributeError, KeyError, TypeError, ValueError) as error:
+            raise ProtocolError(f"statistics of a node are malformed: {error}") from None
+
+    def to_json(self) -> str:
+        """One line of JSON."""
+        return json.dumps(self.to_dict(), separators=(",", ":"), allow_nan=False)
+
+    @classmethod
+    def from_json(cls, text: str) -> Self:
+        """Read what `to_json` wrote; raises ProtocolError."""
+        try:
+            values = json.loads(text)
+        except (ValueError, RecursionError):
+            raise ProtocolError("statistics of a node are not JSON") from None
+        return cls.from_dict(values)
+
+
+def combine(snapshots: Iterable[NodeSnapshot]) -> NodeSnapshot:
+    """One node's snapshots, taken at different times over restarts of its process, as one.
+
+    Counters are the sum over its lives (one per `started_at`), peaks the highest, all else the
+    newest one's. ValueError where there is none.
+    """
+    ordered = sorted(snapshots, key=_age)
+    if not ordered:
+        raise ValueError("no snapshot to combine")
+    lives = list({snapshot.started_at: snapshot for snapshot in ordered}.values())
+    zero = PhaseTotals()
+    return dataclasses.replace(
+        ordered[-1],
+        started_at=ordered[0].started_at,
+        steps_total=sum(life.steps_total for life in lives),
+        tokens=sum(life.tokens for life in lives),
+        faults=sum(life.faults for life in lives),
+        peak_resident_bytes=max(snapshot.peak_resident_bytes for snapshot in ordered),
+        accelerator_bytes=max(snapshot.accelerator_bytes for snapshot in ordered),
+        bytes=sum((life.bytes for life in lives), ByteTotals()),
+        phases={
+            phase: sum((life.phases.get(phase, zero) for life in lives), zero)
+            for phase in PHASES
+            if any(phase in life.phases for life in lives)
+        },
+    )
+
+
+def _age(snapshot: NodeSnapshot) -> tuple[float, int, int]:
+    """What only grows with time: the process's start, then its counters."""
+    totals = snapshot.bytes
+    return snapshot.started_at, totals.total_up + totals.total_down, snapshot.tokens
+
+
+def _finite(value: Any) -> Any:
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def _name(value: Any) -> str:
+    if not isinstance(value, str) or not 0 < len(value) <= _LONGEST_NAME:
+        raise ValueError("a node's name is text of 1 to 128 characters")
+    return value
+
+
+def _kind(value: Any) -> NodeKind:
+    if value not in KINDS:
+        raise ValueError(f"a node's kind is one of {', '.join(KINDS)}")
+    return value  # type: ignore[no-any-return]
+
+
+def _count(value: Any) -> int:
+    if type(value) is not int or not 0 <= value < 2**63:
+        raise ValueError(f"{value!r:.40} is no count")
+    return value
+
+
+def _number(value: Any) -> float:
+    if type(value) not in (int, float) or not math.isfinite(value):
+        raise ValueError(f"{value!r:.40} is no finite number")
+    return float(value)
+
+
+def _number_or_none(value: Any) -> float | None:
+    return None if value is None else _number(value)
+
+
+def _counts(values: Mapping[str, Any], known: Sequence[K]) -> dict[K, int]:
+    return {key: _count(values[key]) for key in known if key in values}
+
+
+def _phase_totals(count: Any, seconds: Any, buckets: Any) -> PhaseTotals:
+    if len(buckets) != len(BUCKETS) + 1:
+        raise ValueError(f"a histogram has {len(BUCKETS) + 1} buckets")
+    return PhaseTotals(_count(count), _number(seconds), tuple(map(_count, buckets)))
+
+
+_BYTE_PARTS = ("up", "down", "up_raw", "down_raw")
+_PLAIN: dict[str, Callable[[Any], Any]] = {
+    "name": _name,
+    "kind": _kind,
+    "started_at": _number,
+    "seen_at": _number_or_none,
+    "round": _count,
+    "step": _count,
+    "steps": _count,
+    "steps_total": _count,
+    "tokens": _count,
+    "tokens_per_second": _number,
+    "loss": _number_or_none,
+    "eval_loss": _number_or_none,
+    "eval_accuracy": _number_or_none,
+    "queue_depth": _count,
+    "connected": _count,
+    "faults": _count,
+    "resident_bytes": _count,
+    "peak_resident_bytes": _count,
+    "accelerator_bytes": _count,
+}
+"""How each plain field is read from a peer's JSON."""

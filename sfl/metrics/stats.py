@@ -1,0 +1,210 @@
+"""What a node counts while it works: plain values filled in the hot path.
+
+This module knows no sink: Prometheus, heartbeats, files and the live view read snapshots.
+One thread writes the plain fields of a NodeStats; bytes and phases may be written by several.
+"""
+
+from __future__ import annotations
+
+import bisect
+import threading
+import time
+from collections.abc import Callable
+from types import TracebackType
+
+from sfl.metrics.memory import memory_use
+from sfl.metrics.snapshot import (
+    BUCKETS,
+    KINDS,
+    PHASES,
+    ROLES,
+    ByteTotals,
+    Direction,
+    NodeKind,
+    NodeSnapshot,
+    Phase,
+    PhaseTotals,
+    Role,
+)
+
+__all__ = [
+    "BUCKETS",
+    "KINDS",
+    "PHASES",
+    "ROLES",
+    "ByteCount",
+    "ByteTotals",
+    "Direction",
+    "NodeKind",
+    "NodeSnapshot",
+    "NodeStats",
+    "Phase",
+    "PhaseTimes",
+    "PhaseTotals",
+    "Role",
+]
+
+_RATE_STEPS = 16  # tokens/s is taken over the round's last so many steps
+
+
+class ByteCount:
+    """Bytes of one node's link towards the cloud, by direction and role; thread-safe.
+
+    Wire bytes are serialised messages; raw bytes are 4 a value of the same tensors for the real
+    (unpadded) tokens: what they would be uncompressed in float32.
+    """
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._wire = {"up": dict.fromkeys(ROLES, 0), "down": dict.fromkeys(ROLES, 0)}
+        self._raw = {"up": dict.fromkeys(ROLES, 0), "down": dict.fromkeys(ROLES, 0)}
+
+    def add(self, direction: Direction, role: Role, wire_bytes: int, raw_bytes: int = 0) -> None:
+        """Count one message of `role`."""
+        with self._lock:
+            self._wire[direction][role] += wire_bytes
+            self._raw[direction][role] += raw_bytes
+
+    def snapshot(self) -> ByteTotals:
+        """All counts at one moment."""
+        with self._lock:
+            wire, raw = self._wire, self._raw
+            return ByteTotals(
+                dict(wire["up"]), dict(wire["down"]), dict(raw["up"]), dict(raw["down"])
+            )
+
+
+class PhaseTimes:
+    """How long each phase of a step takes; thread-safe.
+
+    `with times.measure("forward"): ...` or `times.observe("wait", seconds)`.
+    """
+
+    def __init__(self, clock: Callable[[], float] = time.perf_counter) -> None:
+        self._clock = clock
+        self._lock = threading.Lock()
+        self._seconds = dict.fromkeys(PHASES, 0.0)
+        self._buckets = {phase: [0] * (len(BUCKETS) + 1) for phase in PHASES}
+
+    def measure(self, phase: Phase) -> Measurement:
+        """A context that observes how long its body took, whether or not it raised."""
+        return Measurement(self, phase, self._clock)
+
+    def observe(self, phase: Phase, seconds: float) -> None:
+        """Count one duration."""
+        bucket = bisect.bisect_left(BUCKETS, seconds)
+        with self._lock:
+            self._seconds[phase] += seconds
+            self._buckets[phase][bucket] += 1
+
+    def snapshot(self) -> dict[Phase, PhaseTotals]:
+        """The phases seen so far, at one moment."""
+        with self._lock:
+            return {
+                phase: PhaseTotals(sum(buckets), self._seconds[phase], tuple(buckets))
+                for phase, buckets in self._buckets.items()
+                if any(buckets)
+            }
+
+
+class Measurement:
+    """One running measurement of a phase; made by PhaseTimes.measure, used once."""
+
+    __slots__ = ("_clock", "_phase", "_started", "_times")
+
+    def __init__(self, times: PhaseTimes, phase: Phase, clock: Callable[[], float]) -> None:
+        self._times, self._phase, self._clock = times, phase, clock
+        self._started = 0.0
+
+    def __enter__(self) -> None:
+        self._started = self._clock()
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self._times.observe(self._phase, self._clock() - self._started)
+
+
+class NodeStats:
+    """What one node counts; the hot path writes it, everybody else reads a `snapshot`.
+
+    The plain fields mean what they mean in NodeSnapshot, and are assigned directly
+    (`stats.queue_depth = 3`) but for a round's beginning and a step's end.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        kind: NodeKind,
+        clock: Callable[[], float] = time.monotonic,
+        started_at: float | None = None,
+    ) -> None:
+        self.name = name
+        self.kind: NodeKind = kind
+        self.started_at = time.time() if started_at is None else started_at
+        self.round = 0
+        self.step = 0
+        self.steps = 0
+        self.steps_total = 0
+        self.tokens = 0
+        self.loss: float | None = None
+        self.eval_loss: float | None = None
+        self.eval_accuracy: float | None = None
+        self.queue_depth = 0
+        self.connected = 0
+        self.faults = 0
+        self.bytes = ByteCount()
+        self.phases = PhaseTimes()
+        self._clock = clock
+        self._recent: tuple[tuple[float, int], ...] = ()  # (when, tokens) of the last steps
+
+    def start_round(self, round_number: int, steps: int) -> None:
+        """Begin a round of `steps` optimizer steps; the wait before it counts in no rate."""
+        self.round, self.step, self.steps = round_number, 0, steps
+        self._recent = ((self._clock(), 0),)
+
+    def finish_step(self, loss: float | None, tokens: int) -> None:
+        """Count one optimizer step over `tokens` real tokens; `loss` is None where not known."""
+        self.step += 1
+        self.steps_total += 1
+        self.tokens += tokens
+        self.loss = loss
+        self._recent = (*self._recent[-_RATE_STEPS:], (self._clock(), tokens))
+
+    @property
+    def tokens_per_second(self) -> float:
+        """Real tokens trained a second over the round's last steps; 0 before its first."""
+        recent = self._recent
+        if len(recent) < 2:
+            return 0.0
+        seconds = recent[-1][0] - recent[0][0]
+        return sum(tokens for _, tokens in recent[1:]) / seconds if seconds > 0 else 0.0
+
+    def snapshot(self) -> NodeSnapshot:
+        """Everything at one moment, with this process's memory."""
+        memory = memory_use()
+        return NodeSnapshot(
+            name=self.name,
+            kind=self.kind,
+            started_at=self.started_at,
+            round=self.round,
+            step=self.step,
+            steps=self.steps,
+            steps_total=self.steps_total,
+            tokens=self.tokens,
+            tokens_per_second=self.tokens_per_second,
+            loss=self.loss,
+            eval_loss=self.eval_loss,
+            eval_accuracy=self.eval_accuracy,
+            queue_depth=self.queue_depth,
+            connected=self.connected,
+            faults=self.faults,
+            resident_bytes=memory.resident,
+            peak_resident_bytes=memory.peak_resident,
+            accelerator_bytes=memory.accelerator,
+            bytes=self.bytes.snapshot(),
+            phases=self.phases.snapshot(),
+        )

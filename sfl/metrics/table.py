@@ -1,0 +1,173 @@
+"""The one table of metrics: what /metrics shows and what docs/metrics.md lists.
+
+A new metric is one entry here. This module knows values and names, no exposition library.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from typing import Literal
+
+import sfl
+from sfl.metrics.snapshot import KINDS, ROLES, ByteTotals, NodeKind, NodeSnapshot, PhaseTotals, Role
+
+MetricType = Literal["counter", "gauge", "histogram", "info"]
+Value = float | PhaseTotals
+Sample = tuple[tuple[str, ...], Value]  # label values beside `device`, and the value
+
+ALL: tuple[NodeKind, ...] = KINDS
+DEVICE: tuple[NodeKind, ...] = ("device",)
+COMPUTING: tuple[NodeKind, ...] = ("device", "edge")
+DIALLING: tuple[NodeKind, ...] = ("device", "edge")  # each link is counted by the end that opens it
+SERVING: tuple[NodeKind, ...] = ("edge", "cloud")
+
+
+@dataclass(frozen=True, slots=True)
+class Metric:
+    """One metric family; `labels` come beside `device`, which all have.
+
+    `read` gives the samples of one node's snapshot: none where it has nothing to show.
+    """
+
+    name: str
+    type: MetricType
+    unit: str
+    labels: tuple[str, ...]
+    nodes: tuple[NodeKind, ...]
+    help: str
+    read: Callable[[NodeSnapshot], Iterable[Sample]]
+
+
+def _value(name: str) -> Callable[[NodeSnapshot], Iterable[Sample]]:
+    """Reader of one plain field; None shows nothing."""
+
+    def read(snapshot: NodeSnapshot) -> list[Sample]:
+        value = getattr(snapshot, name)
+        return [] if value is None else [((), float(value))]
+
+    return read
+
+
+def _bytes(
+    of: Callable[[ByteTotals], tuple[Mapping[Role, int], Mapping[Role, int]]],
+) -> Callable[[NodeSnapshot], Iterable[Sample]]:
+    def read(snapshot: NodeSnapshot) -> list[Sample]:
+        up, down = of(snapshot.bytes)
+        return [
+            ((direction, role), float(counts.get(role, 0)))
+            for direction, counts in (("up", up), ("down", down))
+            for role in ROLES
+        ]
+
+    return read
+
+
+def _phases(snapshot: NodeSnapshot) -> list[Sample]:
+    return [((phase,), totals) for phase, totals in snapshot.phases.items()]
+
+
+def _build(snapshot: NodeSnapshot) -> list[Sample]:
+    # A device's version is not in its heartbeat; it runs the same wire version, or is refused.
+    return [((sfl.__version__, snapshot.kind), 1.0)] if snapshot.seen_at is None else []
+
+
+METRICS: tuple[Metric, ...] = (
+    Metric(
+        "sfl_build_info", "info", "", ("version", "kind"), ALL,
+        "Version of sfl that this process runs, and its kind of node; always 1.",
+        _build,
+    ),
+    Metric(
+        "sfl_start_time_seconds", "gauge", "seconds", (), ALL,
+        "Unix time at which the process started; its counters begin there.",
+        _value("started_at"),
+    ),
+    Metric(
+        "sfl_last_heartbeat_timestamp_seconds", "gauge", "seconds", (), DEVICE,
+        "Unix time at which the edge last received this device's statistics; only at the edge.",
+        _value("seen_at"),
+    ),
+    Metric(
+        "sfl_round", "gauge", "", (), ALL,
+        "Round the node works on, or finished last; 0 before the first.",
+        _value("round"),
+    ),
+    Metric(
+        "sfl_step", "gauge", "", (), DEVICE,
+        "Last optimizer step finished in the round.",
+        _value("step"),
+    ),
+    Metric(
+        "sfl_steps_total", "counter", "", (), DEVICE,
+        "Optimizer steps finished, over all rounds.",
+        _value("steps_total"),
+    ),
+    Metric(
+        "sfl_tokens_total", "counter", "", (), DEVICE,
+        "Real (unpadded) tokens trained on.",
+        _value("tokens"),
+    ),
+    Metric(
+        "sfl_loss", "gauge", "", (), DEVICE,
+        "Training loss of the last optimizer step, mean over scored tokens or examples.",
+        _value("loss"),
+    ),
+    Metric(
+        "sfl_eval_loss", "gauge", "", (), DEVICE,
+        "Loss on the device's held-out split at the last evaluation.",
+        _value("eval_loss"),
+    ),
+    Metric(
+        "sfl_eval_accuracy_ratio", "gauge", "ratio", (), DEVICE,
+        "Exact match (prompt/completion) or accuracy (labels) at the last evaluation, 0 to 1.",
+        _value("eval_accuracy"),
+    ),
+    Metric(
+        "sfl_step_phase_seconds", "histogram", "seconds", ("phase",), COMPUTING,
+        "Time one micro-batch spends in a phase: forward, encode, wait (for the peer), decode, "
+        "backward; step is one optimizer step.",
+        _phases,
+    ),
+    Metric(
+        "sfl_wire_bytes_total", "counter", "bytes", ("direction", "role"), DIALLING,
+        "Serialised message bytes on the node's link towards the cloud (up) and back (down).",
+        _bytes(lambda totals: (totals.up, totals.down)),
+    ),
+    Metric(
+        "sfl_wire_raw_bytes_total", "counter", "bytes", ("direction", "role"), DIALLING,
+        "What the tensors in those messages would be uncompressed: 4 bytes a value of the real "
+        "tokens.",
+        _bytes(lambda totals: (totals.up_raw, totals.down_raw)),
+    ),
+    Metric(
+        "sfl_queue_depth", "gauge", "", (), COMPUTING,
+        "Micro-batches waiting: at an edge for its compute thread, at a device for its edge.",
+        _value("queue_depth"),
+    ),
+    Metric(
+        "sfl_connected_nodes", "gauge", "", (), SERVING,
+        "Nodes below that are connected: an edge's devices, the cloud's edges.",
+        _value("connected"),
+    ),
+    Metric(
+        "sfl_faults_total", "counter", "", (), ALL,
+        "Links lost, messages refused and devices left out of a round, as seen by this node.",
+        _value("faults"),
+    ),
+    Metric(
+        "sfl_resident_memory_bytes", "gauge", "bytes", (), ALL,
+        "Resident memory of the process.",
+        _value("resident_bytes"),
+    ),
+    Metric(
+        "sfl_peak_resident_memory_bytes", "gauge", "bytes", (), ALL,
+        "Highest resident memory of the process since it started.",
+        _value("peak_resident_bytes"),
+    ),
+    Metric(
+        "sfl_accelerator_memory_bytes", "gauge", "bytes", (), ALL,
+        "Memory that torch holds on CUDA devices; 0 without one.",
+        _value("accelerator_bytes"),
+    ),
+)  # fmt: skip

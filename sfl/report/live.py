@@ -1,0 +1,159 @@
+"""The live view of a run: a picture that redraws itself on a terminal, plain lines elsewhere."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from types import TracebackType
+from typing import Self
+
+from rich import box
+from rich.console import Console, Group, RenderableType
+from rich.live import Live
+from rich.progress_bar import ProgressBar
+from rich.table import Table
+from rich.text import Text
+
+from sfl.report import text
+from sfl.report.status import DeviceStatus, RunStatus, ServerStatus
+
+_STYLES = {"finished": "bold green", "failed": "bold red"}
+_BUSY = ("training", "evaluating", "aggregating")
+
+
+class LiveView:
+    """Shows a run's status on `console`; a context, `update` it about twice a second.
+
+    Anything but a terminal gets one line for each change of round or phase, and for each fault.
+    """
+
+    def __init__(self, console: Console, clock: Callable[[], float] = time.monotonic) -> None:
+        self._console = console
+        self._clock = clock
+        self._started = clock()
+        self._live = (
+            Live(console=console, auto_refresh=False, transient=True)
+            if console.is_terminal
+            else None
+        )
+        self._shown: tuple[int, str, str] | None = None
+        self._faults = 0
+
+    def __enter__(self) -> Self:
+        if self._live is not None:
+            self._live.start()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        if self._live is not None:
+            self._live.stop()
+
+    def update(self, status: RunStatus) -> None:
+        """Show `status` in the place of what was shown before, or say what changed."""
+        if self._live is not None:
+            picture = status_picture(status, self._clock() - self._started)
+            self._live.update(picture, refresh=True)
+            return
+        for fault in status.faults[self._faults :]:
+            self._say(f"fault: {text.printable(fault)}")
+        self._faults = len(status.faults)
+        shown = (status.round, status.phase, status.message if status.phase not in _BUSY else "")
+        if shown != self._shown:
+            self._shown = shown
+            self._say(status_line(status))
+
+    def _say(self, line: str) -> None:
+        self._console.print(Text(line), soft_wrap=True)
+
+
+def status_line(status: RunStatus) -> str:
+    """A status as one plain line."""
+    parts = [f"round {status.round}/{status.rounds}  {status.phase}"]
+    if status.message:
+        parts.append(text.printable(status.message))
+    known = [device for device in status.devices if device.loss is not None]
+    if known:
+        parts.append("loss " + ", ".join(f"{d.name} {text.loss(d.loss)}" for d in known))
+    scored = [device for device in status.devices if device.eval_accuracy is not None]
+    if scored:
+        scores = ", ".join(f"{d.name} {text.percent(d.eval_accuracy)}" for d in scored)
+        parts.append(f"{text.score_name(status.task)} {scores}")
+    if known:
+        up = sum(device.bytes_up for device in status.devices)
+        down = sum(device.bytes_down for device in status.devices)
+        parts.append(f"up {text.size(up)}, down {text.size(down)}")
+    return "  |  ".join(parts)
+
+
+def status_picture(status: RunStatus, seconds: float) -> RenderableType:
+    """A status as a picture for a terminal, `seconds` after the view began."""
+    parts: list[RenderableType] = [_progress(status, seconds), "", _nodes(status)]
+    parts += [Text(f"  ! {text.printable(fault)}", style="yellow") for fault in status.faults[-3:]]
+    return Group(*parts)
+
+
+def run_share(status: RunStatus) -> float:
+    """How much of the run's training is done, 0 to 1."""
+    if status.phase == "finished":
+        return 1.0
+    if status.round < 1 or status.rounds < 1:
+        return 0.0
+    steps = [device for device in status.devices if device.steps]
+    share = sum(device.step / device.steps for device in steps) / len(steps) if steps else 0.0
+    within = {"training": share, "aggregating": 1.0, "evaluating": 1.0}.get(status.phase, 0.0)
+    return min(1.0, (status.round - 1 + within) / status.rounds)
+
+
+def _progress(status: RunStatus, seconds: float) -> Table:
+    line = Table.grid(padding=(0, 2))
+    line.add_row(
+        Text(status.run_id, style="bold"),
+        Text(f"round {status.round} of {status.rounds}"),
+        ProgressBar(total=1.0, completed=run_share(status), width=24),
+        Text(text.duration(seconds), style="dim"),
+        Text(status.phase, style=_STYLES.get(status.phase, "cyan")),
+        Text(text.printable(status.message), style="dim"),
+    )
+    return line
+
+
+def _nodes(status: RunStatus) -> Table:
+    scored = any(device.eval_accuracy is not None for device in status.devices)
+    quality = text.score_name(status.task) if scored else "held-out loss"
+    table = Table(box=box.SIMPLE_HEAD, padding=(0, 1), pad_edge=False)
+    table.add_column("")
+    table.add_column("state")
+    for heading in ("step", "loss", quality, "tokens/s", "up", "down", "memory", "peak"):
+        table.add_column(heading, justify="right")
+    for device in status.devices:
+        table.add_row(*_device_cells(device, scored))
+    for server in (*status.edges, status.cloud):
+        table.add_row(*_server_cells(server), style="dim")
+    return table
+
+
+def _device_cells(device: DeviceStatus, scored: bool) -> list[Text]:
+    quality = text.percent(device.eval_accuracy) if scored else text.loss(device.eval_loss)
+    lost = device.state in ("lost", "failed")
+    return [
+        Text(device.name, style="bold"),
+        Text(text.printable(device.state), style="red" if lost else ""),
+        Text(f"{device.step}/{device.steps}" if device.steps else "–"),
+        Text(text.loss(device.loss)),
+        Text(quality),
+        Text(text.rate(device.tokens_per_second)),
+        Text(text.size(device.bytes_up)),
+        Text(text.size(device.bytes_down)),
+        Text(text.size(device.resident_bytes)),
+        Text(text.size(device.peak_resident_bytes)),
+    ]
+
+
+def _server_cells(server: ServerStatus) -> list[Text]:
+    memory = (text.size(server.resident_bytes), text.size(server.peak_resident_bytes))
+    return [Text(cell) for cell in (server.name, *[""] * 7, *memory)]

@@ -1,0 +1,133 @@
+"""What a run leaves as numbers: `metrics.jsonl`, one line a round and node."""
+
+from __future__ import annotations
+
+import json
+import math
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+from sfl.errors import ProtocolError, UserError
+from sfl.metrics.snapshot import NodeSnapshot
+
+_SCORES = ("train_loss", "eval_loss_sum", "eval_targets", "eval_correct", "eval_examples")
+_WORK = ("num_examples", "steps", "tokens", "seconds")
+
+
+@dataclass(frozen=True, slots=True)
+class RoundRecord:
+    """One device's part in one round, and its evaluation of the adapter that the round gave.
+
+    Round 0 is the evaluation before any training: its `train_loss` is None and its work is 0.
+    `eval_loss_sum` is in nats, summed over `eval_targets` scored tokens or labels; `eval_correct`
+    of `eval_examples` is None for plain text. `seconds` is the device's training time.
+    """
+
+    round: int
+    device: str
+    train_loss: float | None
+    eval_loss_sum: float
+    eval_targets: int
+    eval_correct: int | None
+    eval_examples: int
+    num_examples: int
+    steps: int
+    tokens: int
+    seconds: float
+    snapshot: NodeSnapshot
+
+    @property
+    def eval_loss(self) -> float | None:
+        """Mean loss of a scored token or label; None where the device evaluated nothing."""
+        return self.eval_loss_sum / self.eval_targets if self.eval_targets else None
+
+    @property
+    def eval_accuracy(self) -> float | None:
+        """Share of examples that were right, 0 to 1; None for plain text or nothing evaluated."""
+        if self.eval_correct is None or not self.eval_examples:
+            return None
+        return self.eval_correct / self.eval_examples
+
+
+@dataclass(frozen=True, slots=True)
+class NodeRecord:
+    """An edge's or the cloud's state at the end of one round, `seconds` after it began."""
+
+    round: int
+    seconds: float
+    snapshot: NodeSnapshot
+
+
+Record = RoundRecord | NodeRecord
+
+
+class RecordFile:
+    """`metrics.jsonl`, appended to as the run goes; a context, or `close` it."""
+
+    def __init__(self, path: Path) -> None:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        self._file = path.open("a", encoding="utf-8")
+
+    def append(self, record: Record) -> None:
+        """Write one line, and hand it to the system before returning."""
+        self._file.write(json.dumps(_to_dict(record), allow_nan=False) + "\n")
+        self._file.flush()
+
+    def close(self) -> None:
+        """Close the file."""
+        self._file.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
+
+
+def read_records(path: Path) -> list[Record]:
+    """All records of a `metrics.jsonl`; a last line cut short by a crash is left out.
+
+    Raises UserError for any other line that cannot be read.
+    """
+    lines = path.read_text(encoding="utf-8").split("\n")
+    records: list[Record] = []
+    for number, line in enumerate(lines[:-1], start=1):  # what follows the last newline is torn
+        try:
+            records.append(_from_dict(json.loads(line)))
+        except (ProtocolError, AttributeError, KeyError, TypeError, ValueError):
+            raise UserError(
+                "metrics.jsonl", str(path), f"line {number} is malformed", "Delete that line."
+            ) from None
+    return records
+
+
+def _to_dict(record: Record) -> dict[str, Any]:
+    snapshot = record.snapshot
+    head = {"round": record.round, "node": snapshot.name, "kind": snapshot.kind}
+    if isinstance(record, NodeRecord):
+        return head | {"seconds": record.seconds, "snapshot": snapshot.to_dict()}
+    values = {name: _finite(getattr(record, name)) for name in (*_SCORES, *_WORK)}
+    means = {"eval_loss": record.eval_loss, "eval_accuracy": record.eval_accuracy}
+    shown = {name: _finite(value) for name, value in means.items()}
+    return head | {"node": record.device} | values | shown | {"snapshot": snapshot.to_dict()}
+
+
+def _from_dict(values: dict[str, Any]) -> Record:
+    snapshot = NodeSnapshot.from_dict(values["snapshot"])
+    if values["kind"] != "device":
+        return NodeRecord(values["round"], values["seconds"], snapshot)
+    numbers = {name: values[name] for name in (*_SCORES, *_WORK)}
+    if numbers["eval_loss_sum"] is None:
+        numbers["eval_loss_sum"] = math.nan  # JSON has no NaN
+    return RoundRecord(values["round"], values["node"], snapshot=snapshot, **numbers)
+
+
+def _finite(value: Any) -> Any:
+    return None if isinstance(value, float) and not math.isfinite(value) else value

@@ -1,0 +1,121 @@
+"""Where a run stands, as the cloud writes it for whoever looks on."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from sfl.files import write_atomic
+from sfl.metrics.snapshot import NodeSnapshot
+
+RunPhase = Literal[
+    "waiting for devices", "evaluating", "training", "aggregating", "finished", "failed"
+]
+
+
+@dataclass(frozen=True, slots=True)
+class DeviceStatus:
+    """One device as the live view shows it; sizes in bytes.
+
+    `state` is a word or two, such as "training", "waiting", "lost".
+    """
+
+    name: str
+    state: str = "not here yet"
+    step: int = 0
+    steps: int = 0
+    loss: float | None = None
+    eval_loss: float | None = None
+    eval_accuracy: float | None = None
+    tokens_per_second: float = 0.0
+    bytes_up: int = 0
+    bytes_down: int = 0
+    resident_bytes: int = 0
+    peak_resident_bytes: int = 0
+
+    @classmethod
+    def from_snapshot(cls, snapshot: NodeSnapshot, state: str) -> DeviceStatus:
+        """The status that a device's latest statistics show."""
+        return cls(
+            name=snapshot.name,
+            state=state,
+            step=snapshot.step,
+            steps=snapshot.steps,
+            loss=snapshot.loss,
+            eval_loss=snapshot.eval_loss,
+            eval_accuracy=snapshot.eval_accuracy,
+            tokens_per_second=snapshot.tokens_per_second,
+            bytes_up=snapshot.bytes.total_up,
+            bytes_down=snapshot.bytes.total_down,
+            resident_bytes=snapshot.resident_bytes,
+            peak_resident_bytes=snapshot.peak_resident_bytes,
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class ServerStatus:
+    """Memory of an edge or the cloud, in bytes."""
+
+    name: str
+    resident_bytes: int = 0
+    peak_resident_bytes: int = 0
+
+    @classmethod
+    def from_snapshot(cls, snapshot: NodeSnapshot) -> ServerStatus:
+        """The status that a server's latest statistics show."""
+        return cls(snapshot.name, snapshot.resident_bytes, snapshot.peak_resident_bytes)
+
+
+@dataclass(frozen=True, slots=True)
+class RunStatus:
+    """A run at one moment; `message` says what it waits for, or why it failed."""
+
+    run_id: str
+    phase: RunPhase
+    round: int
+    rounds: int
+    task: str = "causal_lm"
+    message: str = ""
+    devices: tuple[DeviceStatus, ...] = ()
+    edges: tuple[ServerStatus, ...] = ()
+    cloud: ServerStatus = ServerStatus("cloud")
+    faults: tuple[str, ...] = ()
+    updated_at: float = 0.0
+    """Unix seconds at which it was written."""
+
+    def write(self, path: Path) -> None:
+        """Replace `path` by this status; a reader sees the old one or this one, whole."""
+        values = _without_nan(dataclasses.asdict(self))
+        write_atomic(path, json.dumps(values, allow_nan=False) + "\n", durable=False)
+
+    @classmethod
+    def read(cls, path: Path) -> RunStatus | None:
+        """The status in `path`; None where the run has written none yet."""
+        try:
+            values = json.loads(path.read_text(encoding="utf-8"))
+        except FileNotFoundError:
+            return None
+        return cls.from_dict(values)
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> RunStatus:
+        """Read plain values as `write` wrote them."""
+        nested = {
+            "devices": tuple(DeviceStatus(**device) for device in values["devices"]),
+            "edges": tuple(ServerStatus(**edge) for edge in values["edges"]),
+            "cloud": ServerStatus(**values["cloud"]),
+            "faults": tuple(values["faults"]),
+        }
+        return cls(**(values | nested))
+
+
+def _without_nan(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _without_nan(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_without_nan(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value

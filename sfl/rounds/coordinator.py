@@ -1,0 +1,283 @@
+"""Rounds: who takes part, when a round closes, what happens when somebody is lost.
+
+Round r (1..R) sends out the adapter of round r-1, evaluates it and trains; a last one, R+1, only
+evaluates. A device lost within a round is left out of it and may join again with the next.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from enum import StrEnum
+from functools import singledispatchmethod
+
+from sfl.config import RunSettings
+from sfl.errors import ConfigError
+from sfl.plan import SplitPlan
+from sfl.rounds.messages import (
+    AdapterReady,
+    Aggregate,
+    Command,
+    DeviceJoined,
+    DeviceLost,
+    DeviceReady,
+    EdgeLost,
+    EdgeReady,
+    Event,
+    Evict,
+    Fault,
+    FinishRun,
+    Refuse,
+    Report,
+    ReportReceived,
+    Side,
+    StartRound,
+    Steps,
+    Tick,
+    UpdateReceived,
+    Welcome,
+)
+
+
+class Phase(StrEnum):
+    """Where a run is."""
+
+    WAITING = "waiting for devices"
+    ROUND = "training"
+    FINAL = "evaluating"
+    AGGREGATING = "aggregating"
+    OVER = "over"
+
+
+@dataclass(slots=True)
+class Device:
+    """What is known of a connected device."""
+
+    edge: str
+    num_examples: int = 0
+    ready: bool = False
+
+
+@dataclass(slots=True)
+class Progress:
+    """What a participant has delivered in the open round."""
+
+    steps: Steps
+    num_examples: int
+    final_steps: dict[Side, int] = field(default_factory=dict)
+    reported: bool = False
+
+    @property
+    def trained(self) -> bool:
+        """Both parts are in, and carry the same final step."""
+        both = set(self.final_steps) == {"device", "edge"}
+        return both and set(self.final_steps.values()) == {self.steps.count}
+
+    @property
+    def done(self) -> bool:
+        """Nothing more is to come in this round."""
+        return self.reported and (self.steps.count == 0 or self.trained)
+
+
+class Coordinator:
+    """The run's state machine; `handle` is its only door, `now` its only clock (seconds)."""
+
+    def __init__(self, settings: RunSettings, now: float) -> None:
+        self.settings = settings
+        self.phase = Phase.WAITING
+        self.round = 0
+        self.devices: dict[str, Device] = {}
+        self.progress: dict[str, Progress] = {}
+        self.num_layers: int | None = None
+        self._deadline = now + settings.network.join_timeout
+        self._now = now
+
+    def handle(self, event: Event, now: float) -> list[Command]:
+        """Take one event; return what is to be done, in order."""
+        self._now = now
+        return [] if self.phase is Phase.OVER else list(self._on(event))
+
+    @singledispatchmethod
+    def _on(self, event: Event) -> list[Command]:
+        raise TypeError(event)
+
+    @_on.register
+    def _(self, event: EdgeReady) -> list[Command]:
+        if self.num_layers not in (None, event.num_layers):
+            return self._finish(
+                False,
+                f"edge {event.edge} has {event.num_layers} blocks, another one "
+                f"{self.num_layers}: all edges need the same model",
+            )
+        self.num_layers = event.num_layers
+        try:
+            for entry in self.settings.devices:
+                SplitPlan(
+                    event.num_layers, entry.cut_layer, entry.tail_layers, self.settings.run.topology
+                )
+        except ConfigError as error:
+            return self._finish(False, f"devices.{entry.name}.{error}")
+        return []
+
+    @_on.register
+    def _(self, event: EdgeLost) -> list[Command]:
+        lost = [name for name, device in self.devices.items() if device.edge == event.edge]
+        commands: list[Command] = [Fault(self.round, "", f"edge {event.edge}: {event.reason}")]
+        for name in sorted(lost):
+            commands += self._lose(name, f"its edge {event.edge} was lost")
+        return commands + self._advance()
+
+    @_on.register
+    def _(self, event: DeviceJoined) -> list[Command]:
+        known = [entry.name for entry in self.settings.devices]
+        if event.device not in known:
+            reason = f"no device {event.device!r} in this run; known: {', '.join(known)}"
+            return [Refuse(event.device, event.edge, reason)]
+        if event.device in self.devices:
+            reason = f"a device named {event.device!r} is already connected"
+            return [Refuse(event.device, event.edge, reason)]
+        self.devices[event.device] = Device(event.edge)
+        return [Welcome(event.device)]
+
+    @_on.register
+    def _(self, event: DeviceReady) -> list[Command]:
+        if event.device not in self.devices:
+            return []
+        device = self.devices[event.device]
+        device.num_examples, device.ready = event.num_examples, True
+        return self._advance()
+
+    @_on.register
+    def _(self, event: DeviceLost) -> list[Command]:
+        return self._lose(event.device, event.reason) + self._advance()
+
+    @_on.register
+    def _(self, event: UpdateReceived) -> list[Command]:
+        progress = self._progress_of(event.device, event.round)
+        if progress is None:
+            return []
+        if event.final_step != progress.steps.count:
+            reason = (
+                f"its {event.side} part ends at step {event.final_step}, not {progress.steps.count}"
+            )
+            return [
+                Evict(event.device, reason),
+                *self._lose(event.device, reason),
+                *self._advance(),
+            ]
+        progress.final_steps[event.side] = event.final_step
+        return self._advance()
+
+    @_on.register
+    def _(self, event: ReportReceived) -> list[Command]:
+        progress = self._progress_of(event.device, event.round)
+        if progress is None:
+            return []
+        progress.reported = True
+        return self._advance()
+
+    @_on.register
+    def _(self, event: AdapterReady) -> list[Command]:
+        if self.phase is not Phase.AGGREGATING:
+            return []
+        self.phase = Phase.WAITING
+        self._deadline = self._now + self.settings.network.join_timeout
+        return self._advance()
+
+    @_on.register
+    def _(self, event: Tick) -> list[Command]:
+        return self._advance() if self._now >= self._deadline else []
+
+    def _progress_of(self, device: str, round_: int) -> Progress | None:
+        return self.progress.get(device) if round_ == self.round else None
+
+    def _lose(self, name: str, reason: str) -> list[Command]:
+        """Forget a device and, unless it had delivered everything, its part in the open round."""
+        if self.devices.pop(name, None) is None:
+            return []
+        if name in self.progress and not self.progress[name].done:
+            del self.progress[name]
+        return [Fault(self.round, name, reason)]
+
+    def _advance(self) -> list[Command]:
+        """Do what the state allows: begin a round, close it, or give up."""
+        step: dict[Phase, Callable[[], list[Command]]] = {
+            Phase.WAITING: self._while_waiting,
+            Phase.ROUND: self._while_training,
+            Phase.FINAL: self._while_evaluating,
+        }
+        return step.get(self.phase, list)()
+
+    def _while_waiting(self) -> list[Command]:
+        ready = sorted(name for name, device in self.devices.items() if device.ready)
+        absent = [e.name for e in self.settings.devices if e.name not in ready]
+        late = self._now >= self._deadline
+        enough = len(ready) >= self.settings.min_devices
+        # The first round waits for everybody; later ones go on with whoever is there.
+        if not absent or (enough and (late or self.round > 0)):
+            first = self.round == 0
+            missed = [Fault(1, name, "did not join in time") for name in absent] if first else []
+            return [*missed, self._start(ready)]
+        if late:
+            waited = self.settings.network.join_timeout
+            return self._finish(
+                False,
+                f"{len(ready)} of at least {self.settings.min_devices} devices were "
+                f"ready after {waited:g} s; missing: {', '.join(absent)}",
+            )
+        return [Report(f"waiting for {', '.join(absent)}")]
+
+    def _start(self, ready: list[str]) -> Command:
+        self.round += 1
+        training = self.round <= self.settings.run.rounds
+        self.phase = Phase.ROUND if training else Phase.FINAL
+        self._deadline = self._now + self.settings.network.round_timeout
+        steps = {name: self._steps(self.devices[name].num_examples, training) for name in ready}
+        self.progress = {
+            name: Progress(steps[name], self.devices[name].num_examples) for name in ready
+        }
+        return StartRound(self.round, steps)
+
+    def _steps(self, num_examples: int, training: bool) -> Steps:
+        """Steps of a device: the position in the run goes by the round, not by what it missed."""
+        options = self.settings.training
+        an_epoch = math.ceil(num_examples / options.batch_size)
+        count = options.local_steps or an_epoch * (options.local_epochs or 1)
+        total = count * self.settings.run.rounds
+        return Steps(count if training else 0, (self.round - 1) * count, total)
+
+    def _while_training(self) -> list[Command]:
+        left_out = self._leave_out_late()
+        if not all(progress.done for progress in self.progress.values()):
+            return left_out
+        trained = sorted(self.progress)
+        if len(trained) < self.settings.min_devices:
+            reason = (
+                f"round {self.round} closed with {len(trained)} of at least "
+                f"{self.settings.min_devices} devices"
+            )
+            return [*left_out, *self._finish(False, reason)]
+        self.phase = Phase.AGGREGATING
+        weights = {name: self.progress[name].num_examples for name in trained}
+        return [*left_out, Aggregate(self.round, weights)]
+
+    def _while_evaluating(self) -> list[Command]:
+        left_out = self._leave_out_late()
+        if not all(progress.done for progress in self.progress.values()):
+            return left_out
+        return [*left_out, *self._finish(True, "every round closed")]
+
+    def _leave_out_late(self) -> list[Command]:
+        if self._now < self._deadline:
+            return []
+        late = sorted(name for name, progress in self.progress.items() if not progress.done)
+        reason = f"not done within round_timeout ({self.settings.network.round_timeout:g} s)"
+        commands: list[Command] = []
+        for name in late:
+            commands += [Evict(name, reason), *self._lose(name, reason)]
+        return commands
+
+    def _finish(self, ok: bool, reason: str) -> list[Command]:
+        self.phase = Phase.OVER
+        return [FinishRun(ok, reason)]

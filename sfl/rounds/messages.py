@@ -1,0 +1,168 @@
+"""What a coordinator hears (events) and what it wants done (commands)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Literal
+
+Side = Literal["device", "edge"]
+
+
+@dataclass(frozen=True, slots=True)
+class EdgeReady:
+    """An edge has its base model."""
+
+    edge: str
+    num_layers: int
+
+
+@dataclass(frozen=True, slots=True)
+class EdgeLost:
+    """An edge's stream broke."""
+
+    edge: str
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class DeviceJoined:
+    """A device asks to take part."""
+
+    device: str
+    edge: str
+
+
+@dataclass(frozen=True, slots=True)
+class DeviceReady:
+    """A device has its span and its data."""
+
+    device: str
+    num_examples: int
+
+
+@dataclass(frozen=True, slots=True)
+class DeviceLost:
+    """A device's stream broke, or it broke the contract."""
+
+    device: str
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class UpdateReceived:
+    """One side's part of a device's update lies in the spool."""
+
+    device: str
+    side: Side
+    round: int
+    final_step: int
+
+
+@dataclass(frozen=True, slots=True)
+class ReportReceived:
+    """A device tells how its round went."""
+
+    device: str
+    round: int
+
+
+@dataclass(frozen=True, slots=True)
+class AdapterReady:
+    """The aggregation of `round` is done."""
+
+    round: int
+
+
+@dataclass(frozen=True, slots=True)
+class Tick:
+    """Time went by."""
+
+
+Event = (
+    EdgeReady
+    | EdgeLost
+    | DeviceJoined
+    | DeviceReady
+    | DeviceLost
+    | UpdateReceived
+    | ReportReceived
+    | AdapterReady
+    | Tick
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Steps:
+    """What one device does in a round: `count` steps, `first` of them counted over the run."""
+
+    count: int
+    first: int
+    total: int
+
+
+@dataclass(frozen=True, slots=True)
+class Welcome:
+    """Admit a device."""
+
+    device: str
+
+
+@dataclass(frozen=True, slots=True)
+class Refuse:
+    """Turn a device away."""
+
+    device: str
+    edge: str
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class StartRound:
+    """Send the global adapter of round - 1, evaluate it, and train; zero steps: only evaluate."""
+
+    round: int
+    devices: Mapping[str, Steps]
+
+
+@dataclass(frozen=True, slots=True)
+class Aggregate:
+    """Merge these devices' updates; `contributions` maps a device to its `num_examples`."""
+
+    round: int
+    contributions: Mapping[str, int]
+
+
+@dataclass(frozen=True, slots=True)
+class Evict:
+    """Close a device's stream."""
+
+    device: str
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class Fault:
+    """Something went wrong that the run survives; shown, logged and kept in the summary."""
+
+    round: int
+    device: str
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class Report:
+    """What the run waits for, in words."""
+
+    text: str
+
+
+@dataclass(frozen=True, slots=True)
+class FinishRun:
+    """The run is over."""
+
+    ok: bool
+    reason: str
+
+
+Command = Welcome | Refuse | StartRound | Aggregate | Evict | Fault | Report | FinishRun

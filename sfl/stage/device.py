@@ -1,0 +1,73 @@
+"""A device's own stage: its front blocks, its tail where it has one, and their adapter."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from sfl.adapters.lora import Adapter, LoraBank
+from sfl.adapters.names import belongs_to
+from sfl.config import RunSettings
+from sfl.models.folder import ModelFolder
+from sfl.models.span import SpanModel, build_span
+from sfl.plan import Span, SplitPlan
+
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+
+
+@dataclass(frozen=True, slots=True)
+class Part:
+    """One span on the device, with the adapter that is active in it for good."""
+
+    span: Span
+    model: SpanModel
+    adapter: Adapter
+
+
+class DeviceStage:
+    """The spans of one device; it never holds more than these."""
+
+    def __init__(
+        self, device: str, plan: SplitPlan, folder: ModelFolder, settings: RunSettings
+    ) -> None:
+        self.plan = plan
+        self.front = _build(device, plan.front, folder, settings)
+        self.tail = None if plan.tail is None else _build(device, plan.tail, folder, settings)
+        self.parts = [self.front] if self.tail is None else [self.front, self.tail]
+
+    @property
+    def parameters(self) -> list[torch.nn.Parameter]:
+        """Every trainable tensor of this device."""
+        return [p for part in self.parts for p in part.adapter.parameters.values()]
+
+    def load(self, values: Mapping[str, np.ndarray]) -> None:
+        """Take this device's part of the global adapter, in place."""
+        for part in self.parts:
+            mine = {name: array for name, array in values.items() if belongs_to(name, part.span)}
+            part.adapter.load(mine)
+
+    def state(self) -> dict[str, np.ndarray]:
+        """This device's part of the adapter under PEFT's names."""
+        return {name: array for part in self.parts for name, array in part.adapter.state().items()}
+
+    def train(self, training: bool) -> None:
+        """Switch dropout on or off."""
+        for part in self.parts:
+            part.model.train(training)
+
+
+def _build(device: str, span: Span, folder: ModelFolder, settings: RunSettings) -> Part:
+    model = build_span(
+        folder,
+        span,
+        task=settings.model.task,
+        num_labels=len(settings.model.labels),
+        dtype=DTYPES[settings.model.dtype],
+    )
+    bank = LoraBank(model, settings.lora, settings.lora.target_modules)
+    adapter = bank.add(device, span)
+    bank.activate(adapter)
+    return Part(span, model, adapter)

@@ -1,0 +1,113 @@
+"""What crosses the cut, as values; the wire's own form of them is the transport's business."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from enum import IntEnum
+
+import numpy as np
+import torch
+
+from sfl.stage.loss import Score
+
+NO_SCORE = Score(0.0, 0, 0, 0)
+
+
+class Kind(IntEnum):
+    """What a tensor is; the numbers are the wire's."""
+
+    ACTIVATION = 1
+    HIDDEN = 2
+    GRADIENT = 3
+    SCORE = 4
+
+
+class Purpose(IntEnum):
+    """What a tensor is for; the numbers are the wire's."""
+
+    TRAINING = 1
+    EVALUATION = 2
+
+
+@dataclass(frozen=True, slots=True)
+class Key:
+    """Which micro-batch of a run: step counts within the round."""
+
+    purpose: Purpose
+    round: int
+    step: int
+    micro_batch: int
+
+
+@dataclass(frozen=True, slots=True)
+class TensorMessage:
+    """A tensor at the cut: `rows` `[num_tokens, H]` of real tokens only, or None.
+
+    `lengths` rebuild padding and masks at the other side. `labels` (vanilla) hold one int32 per
+    real token, or one per sequence. `normalizer` is the number of scored targets of the whole
+    step, 0 where the micro-batch is the whole step. `loss` comes back with a vanilla gradient.
+    """
+
+    kind: Kind
+    key: Key
+    num_micro_batches: int
+    lengths: tuple[int, ...]
+    rows: torch.Tensor | None = None
+    labels: np.ndarray | None = None
+    normalizer: int = 0
+    loss: float = 0.0
+    score: Score = NO_SCORE
+
+
+@dataclass(frozen=True, slots=True)
+class GradientNorm:
+    """One side's squared gradient norm of a step, in float64."""
+
+    round: int
+    step: int
+    squared: float
+
+
+@dataclass(frozen=True, slots=True)
+class RoundStart:
+    """What a device does in a round; zero steps: only evaluate."""
+
+    round: int
+    evaluate: bool
+    num_steps: int
+    first_step: int
+    total_steps: int
+
+
+@dataclass(frozen=True, slots=True)
+class RoundOrder:
+    """A round to run, and the part of the global adapter it begins with."""
+
+    start: RoundStart
+    values: Mapping[str, np.ndarray]
+
+
+@dataclass(frozen=True, slots=True)
+class Finish:
+    """The run is over."""
+
+    ok: bool
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class RoundOutcome:
+    """What a device did in a round: mean loss, tokens, seconds, and the evaluation before it."""
+
+    round: int
+    num_steps: int
+    train_loss: float
+    num_tokens: int
+    train_seconds: float
+    evaluation: Score
+    evaluation_seconds: float
+    values: Mapping[str, np.ndarray]
+
+
+Message = TensorMessage | GradientNorm | RoundOrder | Finish

@@ -1,0 +1,80 @@
+"""AdamW over one side's part of an adapter, with the run's schedule and clipping.
+
+The update is elementwise, so two sides that step the same step number do what one process would.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+
+import torch
+
+from sfl.config import TrainingSettings
+from sfl.errors import ProtocolError
+
+
+def learning_rate_factor(settings: TrainingSettings, step: int, total_steps: int) -> float:
+    """Share of the peak learning rate at `step` (from 0) of `total_steps`, as in transformers."""
+    warmup = settings.warmup_steps
+    if step < warmup:
+        return step / max(1, warmup)
+    progress = (step - warmup) / max(1, total_steps - warmup)
+    if settings.schedule == "linear":
+        return max(0.0, float(total_steps - step) / float(max(1, total_steps - warmup)))
+    if settings.schedule == "cosine":
+        return max(0.0, 0.5 * (1.0 + math.cos(math.pi * progress)))
+    return 1.0
+
+
+class Optimizer:
+    """AdamW (1711.05101) whose moments live as long as the session that owns it."""
+
+    def __init__(
+        self, parameters: Iterable[torch.nn.Parameter], settings: TrainingSettings
+    ) -> None:
+        self._settings = settings
+        self._parameters = list(parameters)
+        self._adamw = None
+        if self._parameters:
+            self._adamw = torch.optim.AdamW(
+                self._parameters,
+                lr=settings.learning_rate,
+                betas=settings.betas,
+                eps=settings.eps,
+                weight_decay=settings.weight_decay,
+            )
+
+    def squared_norm(self) -> float:
+        """Squared L2 norm of this side's gradients, in float64."""
+        gradients = [p.grad for p in self._parameters if p.grad is not None]
+        return sum(float(g.double().square().sum()) for g in gradients)
+
+    def clip(self, squared_norm_of_both: float) -> None:
+        """Scale gradients so that the norm over both sides is at most `max_grad_norm`."""
+        limit = self._settings.max_grad_norm
+        assert limit is not None
+        coefficient = min(1.0, limit / (math.sqrt(squared_norm_of_both) + 1e-6))
+        for parameter in self._parameters:
+            if parameter.grad is not None:
+                parameter.grad.mul_(coefficient)
+
+    def step(self, step: int, total_steps: int) -> None:
+        """Apply the gradients of `step` (counted over the run), and clear them.
+
+        """
+        if self._adamw is None:
+            return
+        factor = learning_rate_factor(self._settings, step, total_steps)
+        for group in self._adamw.param_groups:
+            group["lr"] = self._settings.learning_rate * factor
+        self._adamw.step()
+        self._adamw.zero_grad(set_to_none=True)
+
+    def check_finite(self) -> None:
+        """Raise ProtocolError where training has diverged: a parameter is NaN or infinite."""
+        if not all(bool(torch.isfinite(p).all()) for p in self._parameters):
+            raise ProtocolError(
+                "the adapter is no longer finite: training diverged; "
+                "lower training.learning_rate or set training.max_grad_norm"
+            )

@@ -1,0 +1,274 @@
+"""What an edge remembers about one device, and the work it does for it.
+
+All of this runs on the edge's one compute thread. A session knows nothing of sockets: messages
+in, messages out.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+
+import numpy as np
+import torch
+
+from sfl.adapters.lora import LoraBank
+from sfl.config import RunSettings
+from sfl.errors import ProtocolError
+from sfl.metrics.stats import NodeStats
+from sfl.models.span import ForwardKey, SpanModel
+from sfl.plan import SplitPlan
+from sfl.stage.layout import pack_rows, unpack_labels, unpack_rows
+from sfl.stage.loss import Score, evaluation_score, training_loss
+from sfl.stage.messages import (
+    GradientNorm,
+    Key,
+    Kind,
+    Purpose,
+    RoundStart,
+    TensorMessage,
+)
+from sfl.stage.optimizer import Optimizer
+
+Reply = TensorMessage | GradientNorm
+
+
+@dataclass(slots=True)
+class Flight:
+    """A micro-batch whose gradient is still to come: the graph between its two ends."""
+
+    boundary: torch.Tensor
+    output: torch.Tensor
+
+
+class Session(ABC):
+    """One device's adapter, optimizer and graphs in flight over the shared base."""
+
+    def __init__(
+        self,
+        device: str,
+        plan: SplitPlan,
+        model: SpanModel,
+        bank: LoraBank,
+        settings: RunSettings,
+        stats: NodeStats,
+    ) -> None:
+        self.device = device
+        self.plan = plan
+        self.model = model
+        self.bank = bank
+        self.settings = settings
+        self.stats = stats
+        self.adapter = bank.add(device, plan.middle)
+        self.optimizer = Optimizer(self.adapter.parameters.values(), settings.training)
+        self.start: RoundStart | None = None
+        self.step = 0
+        self._backward_done = 0
+        self._own_norm: float | None = None
+        self._flights: dict[Key, Flight] = {}
+
+    # -- a round ---------------------------------------------------------------------------
+
+    def begin_round(self, start: RoundStart, values: Mapping[str, np.ndarray]) -> None:
+        """Take the global adapter's part; the optimizer's moments stay."""
+        self.adapter.load(values)
+        self.start = start
+        self.step = 0
+        self._backward_done = 0
+        self._own_norm = None
+        self._flights.clear()
+
+    def end_round(self) -> dict[str, np.ndarray]:
+        """This side's part of the adapter. Raises ProtocolError unless every step was taken."""
+        assert self.start is not None
+        if self.step != self.start.num_steps:
+            raise ProtocolError(f"round ends at step {self.step} of {self.start.num_steps}")
+        self.optimizer.check_finite()
+        return self.adapter.state()
+
+    def close(self) -> None:
+        """Give everything back: graphs, optimizer, adapter."""
+        self._flights.clear()
+        self.bank.remove(self.device)
+
+    # -- messages ----------------------------------------------------------------------------
+
+    def handle(self, message: TensorMessage | GradientNorm) -> list[Reply]:
+        """Do the work a message asks for; the replies are in order. Raises ProtocolError."""
+        if isinstance(message, GradientNorm):
+            return self._on_norm(message)
+        self._check(message)
+        return self._handlers()[message.key.purpose, message.kind](message)
+
+    @abstractmethod
+    def _handlers(self) -> dict[tuple[Purpose, Kind], Callable[[TensorMessage], list[Reply]]]:
+        """What this topology does for each kind of tensor."""
+
+    def _check(self, message: TensorMessage) -> None:
+        start, key = self.start, message.key
+        if start is None or key.round != start.round:
+            raise ProtocolError(f"round {key.round} is not open")
+        if (key.purpose, message.kind) not in self._handlers():
+            raise ProtocolError(
+                f"a {message.kind.name} tensor has no meaning in topology "
+                f"{self.settings.run.topology}"
+            )
+        if key.purpose is Purpose.TRAINING and key.step != self.step:
+            raise ProtocolError(f"step {key.step} arrived, step {self.step} was due")
+        if key.purpose is Purpose.TRAINING and self.step >= start.num_steps:
+            raise ProtocolError(f"step {key.step} is beyond the round's {start.num_steps}")
+
+    # -- the blocks -----------------------------------------------------------------------------
+
+    def _forward(self, message: TensorMessage) -> tuple[torch.Tensor, torch.Tensor]:
+        """Run the middle span: (boundary, output), each `[B, T, H]`."""
+        assert message.rows is not None
+        training = message.key.purpose is Purpose.TRAINING
+        self.bank.activate(self.adapter)
+        if self.model.training != training:
+            self.model.train(training)
+        boundary = unpack_rows(message.rows, message.lengths)
+        # Without this mark a boundary behind frozen layers would get no gradient.
+        boundary.requires_grad_(training and self.plan.cut_layer > 0)
+        span = self.plan.middle
+        with self.stats.phases.measure("forward"), torch.set_grad_enabled(training):
+            output = self.model.blocks(
+                boundary,
+                torch.tensor(message.lengths),
+                first=span.first,
+                last=span.last,
+                key=self.forward_key(message.key),
+            )
+        return boundary, output
+
+    def forward_key(self, key: Key) -> ForwardKey | None:
+        """What dropout is keyed by; None in evaluation."""
+        if key.purpose is Purpose.EVALUATION:
+            return None
+        seed = self.settings.run.seed
+        return ForwardKey(seed, self.device, key.round, key.step, key.micro_batch)
+
+    def _cut_gradient(self, message: TensorMessage, boundary: torch.Tensor) -> TensorMessage:
+        """The reply that carries the boundary's gradient; empty where nothing waits for it."""
+        rows = None
+        if boundary.grad is not None:
+            rows = pack_rows(boundary.grad, message.lengths)
+        return replace(message, kind=Kind.GRADIENT, rows=rows, labels=None)
+
+    # -- the step -----------------------------------------------------------------------------
+
+    def _after_backward(self, message: TensorMessage) -> list[Reply]:
+        """Count a micro-batch; after the last one step, or exchange norms and step then."""
+        self._backward_done += 1
+        if self._backward_done < message.num_micro_batches:
+            return []
+        if self.settings.training.max_grad_norm is None:
+            self._apply()
+            return []
+        self._own_norm = self.optimizer.squared_norm()
+        return [GradientNorm(message.key.round, self.step, self._own_norm)]
+
+    def _on_norm(self, message: GradientNorm) -> list[Reply]:
+        if self._own_norm is None or message.step != self.step:
+            raise ProtocolError(f"a gradient norm of step {message.step} was not due")
+        # Both sides must add in the same order: the device's first.
+        self.optimizer.clip(message.squared + self._own_norm)
+        self._own_norm = None
+        self._apply()
+        return []
+
+    def _apply(self) -> None:
+        assert self.start is not None
+        with self.stats.phases.measure("step"):
+            self.optimizer.step(self.start.first_step + self.step, self.start.total_steps)
+        self._backward_done = 0
+        self.step += 1
+
+
+class VanillaSession(Session):
+    """Labels come along: loss, backward and the cut gradient in one round trip."""
+
+    def _handlers(self) -> dict[tuple[Purpose, Kind], Callable[[TensorMessage], list[Reply]]]:
+        return {
+            (Purpose.TRAINING, Kind.ACTIVATION): self._train,
+            (Purpose.EVALUATION, Kind.ACTIVATION): self._evaluate,
+        }
+
+    def _labels(self, message: TensorMessage) -> torch.Tensor:
+        per_token = self.settings.model.task == "causal_lm"
+        count = sum(message.lengths) if per_token else len(message.lengths)
+        classes = len(self.settings.model.labels) or self.model.vocab_size
+        packed = message.labels
+        if packed is None or packed.shape != (count,):
+            raise ProtocolError(f"{count} labels were due")
+        if not np.all((packed < classes) & ((packed >= 0) | (packed == -100))):
+            raise ProtocolError(f"a label lies outside of 0..{classes - 1}")
+        return unpack_labels(packed, message.lengths, per_token)
+
+    def _train(self, message: TensorMessage) -> list[Reply]:
+        labels = self._labels(message)
+        boundary, output = self._forward(message)
+        with self.stats.phases.measure("forward"):
+            logits = self.model.head(
+                output, torch.tensor(message.lengths), key=self.forward_key(message.key)
+            )
+            loss = training_loss(
+                logits,
+                labels,
+                self.settings.model.task,
+                self.model.vocab_size,
+                message.normalizer or None,
+            )
+        with self.stats.phases.measure("backward"):
+            loss.backward()  # type: ignore[no-untyped-call]
+        reply = replace(self._cut_gradient(message, boundary), loss=float(loss.detach()))
+        return [reply, *self._after_backward(message)]
+
+    def _evaluate(self, message: TensorMessage) -> list[Reply]:
+        labels = self._labels(message)
+        _, output = self._forward(message)
+        with torch.no_grad():
+            logits = self.model.head(output, torch.tensor(message.lengths), key=None)
+            score = evaluation_score(logits, labels, self.settings.model.task)
+        return [replace(message, kind=Kind.SCORE, rows=None, labels=None, score=score)]
+
+
+class UShapedSession(Session):
+    """Hidden states go back; loss and labels stay on the device."""
+
+    def _handlers(self) -> dict[tuple[Purpose, Kind], Callable[[TensorMessage], list[Reply]]]:
+        return {
+            (Purpose.TRAINING, Kind.ACTIVATION): self._launch,
+            (Purpose.TRAINING, Kind.GRADIENT): self._land,
+            (Purpose.EVALUATION, Kind.ACTIVATION): self._pass_through,
+        }
+
+    def _launch(self, message: TensorMessage) -> list[Reply]:
+        boundary, output = self._forward(message)
+        self._flights[message.key] = Flight(boundary, output)
+        return [self._hidden(message, output)]
+
+    def _pass_through(self, message: TensorMessage) -> list[Reply]:
+        _, output = self._forward(message)
+        return [self._hidden(message, output)]
+
+    def _hidden(self, message: TensorMessage, output: torch.Tensor) -> TensorMessage:
+        rows = pack_rows(output.detach(), message.lengths)
+        return replace(message, kind=Kind.HIDDEN, rows=rows)
+
+    def _land(self, message: TensorMessage) -> list[Reply]:
+        flight = self._flights.pop(message.key, None)
+        if flight is None or message.rows is None:
+            raise ProtocolError(f"no micro-batch {message.key.micro_batch} waits for a gradient")
+        gradient = unpack_rows(message.rows, message.lengths)
+        if gradient.shape != flight.output.shape:
+            raise ProtocolError(
+                f"gradient of shape {list(gradient.shape)}, not {list(flight.output.shape)}"
+            )
+        with self.stats.phases.measure("backward"):
+            flight.output.backward(gradient)  # type: ignore[no-untyped-call]
+        return [self._cut_gradient(message, flight.boundary), *self._after_backward(message)]
+
+
+SESSIONS: dict[str, type[Session]] = {"vanilla": VanillaSession, "u_shaped": UShapedSession}

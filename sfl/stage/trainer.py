@@ -1,0 +1,288 @@
+"""The device's side of a round: launch micro-batches, land their gradients, step.
+
+Several micro-batches are in flight at once, as many as the edge's credits allow, so that device,
+link and edge work at the same time. They land in the order they were launched, so the sums of
+gradients do not depend on timing.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+
+from sfl.config import RunSettings
+from sfl.data.batches import Batch, Sampler, collate, split_micro
+from sfl.data.dataset import Dataset
+from sfl.data.examples import Example
+from sfl.errors import ProtocolError
+from sfl.metrics.stats import NodeStats
+from sfl.models.span import ForwardKey, SpanModel
+from sfl.stage.device import DeviceStage
+from sfl.stage.layout import pack_labels, pack_rows, unpack_rows
+from sfl.stage.link import Link
+from sfl.stage.loss import Score, evaluation_score, training_loss
+from sfl.stage.messages import (
+    NO_SCORE,
+    GradientNorm,
+    Key,
+    Kind,
+    Purpose,
+    RoundOrder,
+    RoundOutcome,
+    RoundStart,
+    TensorMessage,
+)
+from sfl.stage.optimizer import Optimizer
+
+
+@dataclass(frozen=True, slots=True)
+class MicroBatch:
+    """A piece of a step's batch; `normalizer` counts the targets of the whole, 0 if alone."""
+
+    key: Key
+    num_micro_batches: int
+    normalizer: int
+    batch: Batch
+
+
+@dataclass(slots=True)
+class Flight:
+    """A micro-batch under way, with the graph that waits for its gradient."""
+
+    micro: MicroBatch
+    lengths: tuple[int, ...]
+    output: torch.Tensor
+
+
+class Trainer:
+    """Runs rounds on one device over a link; topology is in which answers its edge sends."""
+
+    def __init__(
+        self,
+        device: str,
+        stage: DeviceStage,
+        dataset: Dataset,
+        pad_id: int,
+        settings: RunSettings,
+        link: Link,
+        stats: NodeStats,
+    ) -> None:
+        self.device = device
+        self.stage = stage
+        self.dataset = dataset
+        self.pad_id = pad_id
+        self.settings = settings
+        self.link = link
+        self.stats = stats
+        self.optimizer = Optimizer(stage.parameters, settings.training)
+        self.sampler = Sampler(
+            len(dataset.train), settings.training.batch_size, settings.run.seed, device
+        )
+        self._flights: dict[Key, Flight] = {}
+        self._loss = 0.0
+        self._score = NO_SCORE
+        self._answers = {
+            Kind.GRADIENT: self._land,
+            Kind.HIDDEN: self._finish_locally,
+            Kind.SCORE: self._note_score,
+        }
+
+    def run_round(self, order: RoundOrder) -> RoundOutcome:
+        """Evaluate the global adapter, train from it, and tell what came of it."""
+        start = order.start
+        self.stage.load(order.values)
+        self.stats.start_round(start.round, start.num_steps)
+        began = time.perf_counter()
+        score = self.evaluate(start.round) if start.evaluate else NO_SCORE
+        evaluated = time.perf_counter()
+        losses, tokens = [], 0
+        self.stage.train(True)
+        for step in range(start.num_steps):
+            loss, num_tokens = self.train_step(start, step)
+            losses.append(loss)
+            tokens += num_tokens
+            self.stats.finish_step(loss, num_tokens)
+        self.optimizer.check_finite()
+        return RoundOutcome(
+            round=start.round,
+            num_steps=start.num_steps,
+            train_loss=sum(losses) / len(losses) if losses else 0.0,
+            num_tokens=tokens,
+            train_seconds=time.perf_counter() - evaluated,
+            evaluation=score,
+            evaluation_seconds=evaluated - began,
+            values=self.stage.state(),
+        )
+
+    def train_step(self, start: RoundStart, step: int) -> tuple[float, int]:
+        """One optimizer step on both sides of the cut: (mean loss, real tokens)."""
+        self._loss, num_tokens = 0.0, 0
+        for micro in self._micro_batches(start, step):
+            self._make_room()
+            self._launch(micro)
+            num_tokens += micro.batch.num_tokens
+        self._land_all()
+        self._clip(start, step)
+        with self.stats.phases.measure("step"):
+            self.optimizer.step(start.first_step + step, start.total_steps)
+        return self._loss, num_tokens
+
+    def evaluate(self, round_: int) -> Score:
+        """Score the held-out split through the split model."""
+        self.stage.train(False)
+        self._score = NO_SCORE
+        size = self.settings.training.batch_size
+        examples = self.dataset.eval
+        for number, first in enumerate(range(0, len(examples), size)):
+            self._make_room()
+            batch = collate(examples[first : first + size], self.pad_id)
+            key = Key(Purpose.EVALUATION, round_, number, 0)
+            with torch.no_grad():
+                self._launch(MicroBatch(key, 1, 0, batch))
+        self._land_all()
+        return self._score
+
+    # -- the way out ----------------------------------------------------------------------------
+
+    def _micro_batches(self, start: RoundStart, step: int) -> Iterator[MicroBatch]:
+        """The step's batch, cut up; each piece knows the targets of the whole."""
+        indices = self.sampler.indices(start.first_step + step)
+        examples: list[Example] = [self.dataset.train[index] for index in indices]
+        pieces = split_micro(examples, self.settings.training.micro_batches)
+        batches = [collate(piece, self.pad_id) for piece in pieces]
+        # One micro-batch takes the plain mean, bit for bit what an unsplit step does.
+        normalizer = sum(b.num_targets for b in batches) if len(batches) > 1 else 0
+        for number, batch in enumerate(batches):
+            key = Key(Purpose.TRAINING, start.round, step, number)
+            yield MicroBatch(key, len(batches), normalizer, batch)
+
+    def _make_room(self) -> None:
+        """Land answers until another micro-batch may be launched."""
+        while len(self._flights) >= self.settings.network.credits:
+            self._take_answer()
+
+    def _launch(self, micro: MicroBatch) -> None:
+        """Front blocks, then off to the edge."""
+        batch, key = micro.batch, self._forward_key(micro.key)
+        with self.stats.phases.measure("forward"):
+            front = self.stage.front.model
+            embedded = front.embed(batch.input_ids, batch.lengths, key=key)
+            output = front.blocks(embedded, batch.lengths, key=key)
+        lengths = tuple(batch.lengths.tolist())
+        self._flights[micro.key] = Flight(micro, lengths, output)
+        labels = pack_labels(batch.labels, lengths) if self.stage.tail is None else None
+        self.link.send(
+            TensorMessage(
+                kind=Kind.ACTIVATION,
+                key=micro.key,
+                num_micro_batches=micro.num_micro_batches,
+                lengths=lengths,
+                rows=pack_rows(output.detach(), lengths),
+                labels=labels,
+                normalizer=micro.normalizer,
+            )
+        )
+
+    # -- the way back --------------------------------------------------------------------------
+
+    def _land_all(self) -> None:
+        while self._flights:
+            self._take_answer()
+
+    def _take_answer(self) -> None:
+        message = self.link.receive()
+        if not isinstance(message, TensorMessage) or message.key not in self._flights:
+            raise ProtocolError("the edge answered with something that was not asked for")
+        self._answers[message.kind](message)
+
+    def _land(self, message: TensorMessage) -> None:
+        """The gradient is back: run it through the front blocks."""
+        flight = self._flights.pop(message.key)
+        self._loss += message.loss
+        if message.rows is None:
+            return
+        gradient = unpack_rows(message.rows, flight.lengths)
+        with self.stats.phases.measure("backward"):
+            flight.output.backward(gradient)  # type: ignore[no-untyped-call]
+
+    def _finish_locally(self, message: TensorMessage) -> None:
+        """Hidden states are back (U-shaped): tail, head and loss, labels at hand."""
+        finish = {
+            Purpose.TRAINING: self._train_tail,
+            Purpose.EVALUATION: self._score_tail,
+        }
+        finish[message.key.purpose](message, self._flights[message.key])
+
+    def _train_tail(self, message: TensorMessage, flight: Flight) -> None:
+        boundary = self._boundary(message, flight).requires_grad_()
+        micro = flight.micro
+        with self.stats.phases.measure("forward"):
+            loss = training_loss(
+                self._logits(boundary, flight),
+                micro.batch.labels,
+                self.settings.model.task,
+                self._tail.vocab_size,
+                micro.normalizer or None,
+            )
+        with self.stats.phases.measure("backward"):
+            loss.backward()  # type: ignore[no-untyped-call]
+        self._loss += float(loss.detach())
+        assert boundary.grad is not None
+        self.link.send(
+            TensorMessage(
+                kind=Kind.GRADIENT,
+                key=micro.key,
+                num_micro_batches=micro.num_micro_batches,
+                lengths=flight.lengths,
+                rows=pack_rows(boundary.grad, flight.lengths),
+            )
+        )
+
+    def _score_tail(self, message: TensorMessage, flight: Flight) -> None:
+        del self._flights[message.key]
+        with torch.no_grad():
+            logits = self._logits(self._boundary(message, flight), flight)
+        labels = flight.micro.batch.labels
+        self._score += evaluation_score(logits, labels, self.settings.model.task)
+
+    def _note_score(self, message: TensorMessage) -> None:
+        del self._flights[message.key]
+        self._score += message.score
+
+    @property
+    def _tail(self) -> SpanModel:
+        if self.stage.tail is None:
+            raise ProtocolError("hidden states came back, but this device has no tail")
+        return self.stage.tail.model
+
+    def _boundary(self, message: TensorMessage, flight: Flight) -> torch.Tensor:
+        if message.rows is None:
+            raise ProtocolError("hidden states came back empty")
+        return unpack_rows(message.rows, flight.lengths)
+
+    def _logits(self, boundary: torch.Tensor, flight: Flight) -> torch.Tensor:
+        lengths, key = flight.micro.batch.lengths, self._forward_key(flight.micro.key)
+        return self._tail.head(self._tail.blocks(boundary, lengths, key=key), lengths, key=key)
+
+    # -- the step ------------------------------------------------------------------------------
+
+    def _clip(self, start: RoundStart, step: int) -> None:
+        """Exchange squared norms with the edge, so that both scale by the same number."""
+        if self.settings.training.max_grad_norm is None:
+            return
+        own = self.optimizer.squared_norm()
+        self.link.send(GradientNorm(start.round, step, own))
+        other = self.link.receive()
+        if not isinstance(other, GradientNorm) or other.step != step:
+            raise ProtocolError(f"the edge's gradient norm of step {step} was due")
+        # The edge adds in the same order: the device's first.
+        self.optimizer.clip(own + other.squared)
+
+    def _forward_key(self, key: Key) -> ForwardKey | None:
+        if key.purpose is Purpose.EVALUATION:
+            return None
+        seed = self.settings.run.seed
+        return ForwardKey(seed, self.device, key.round, key.step, key.micro_batch)

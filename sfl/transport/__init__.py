@@ -1,0 +1,1 @@
+"""gRPC only here: channels, servers, credentials, framing, and the map of errors to statuses."""

@@ -1,0 +1,95 @@
+"""The edge's one connection: out to the cloud, one stream for the whole run."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import AsyncIterator
+
+import grpc
+import grpc.aio
+
+from sfl.errors import LinkLost, PeerUnavailable, ProtocolError
+from sfl.metrics.snapshot import Role
+from sfl.metrics.stats import NodeStats
+from sfl.transport.credentials import open_aio_channel
+from sfl.transport.status import error_of
+from sfl.transport.wire import CLOUD_SESSION, WIRE_VERSION
+from sfl.v1 import cloud_pb2
+
+log = logging.getLogger(__name__)
+
+SAY_EVERY = 5.0  # seconds between two lines about what is waited for
+
+
+class CloudLink:
+    """An edge's session with the cloud."""
+
+    def __init__(self, address: str, edge: str, stats: NodeStats, insecure: bool) -> None:
+        self._peer = f"cloud at {address}"
+        self._edge = edge
+        self._stats = stats
+        self._channel = open_aio_channel("edge.cloud", address, insecure)
+        self._outbox: asyncio.Queue[cloud_pb2.EdgeReportMessage | None] = asyncio.Queue()
+        self.last_heard = time.monotonic()
+
+    async def join(self, connect_timeout: float) -> AsyncIterator[cloud_pb2.CloudMessage]:
+        """Connect and say who this is; yields what the cloud says, its settings first.
+
+        Raises PeerUnavailable, Refused, ProtocolError, LinkLost.
+        """
+        await self._connect(connect_timeout)
+        call = CLOUD_SESSION.stub(self._channel)(self._requests())
+        hello = cloud_pb2.EdgeHello(edge=self._edge, wire_version=WIRE_VERSION)
+        self.post(cloud_pb2.EdgeReportMessage(hello=hello))
+        try:
+            async for message in call:
+                self.last_heard = time.monotonic()
+                role: Role = "adapter" if message.WhichOneof("body") == "adapter" else "control"
+                self._stats.bytes.add("down", role, message.ByteSize())
+                yield message
+        except grpc.aio.AioRpcError as error:
+            raise error_of(error, self._peer) from None
+        finally:
+            call.cancel()
+
+    def post(self, message: cloud_pb2.EdgeReportMessage) -> None:
+        """Queue one message for the cloud."""
+        role: Role = "adapter" if message.WhichOneof("body") == "adapter" else "control"
+        self._stats.bytes.add("up", role, message.ByteSize())
+        self._outbox.put_nowait(message)
+
+    async def watch(self, interval: float, idle_timeout: float) -> None:
+        """Raise LinkLost when the cloud has been silent for too long."""
+        while True:
+            await asyncio.sleep(interval)
+            silent = time.monotonic() - self.last_heard
+            if silent > idle_timeout:
+                raise LinkLost(f"{self._peer}: not a byte for {silent:.0f} s")
+
+    async def close(self) -> None:
+        """Let queued messages go out, and hang up."""
+        self._outbox.put_nowait(None)
+        await self._channel.close(grace=2.0)
+
+    async def _connect(self, timeout: float) -> None:
+        end = time.monotonic() + timeout
+        while (left := end - time.monotonic()) > 0:
+            try:
+                await asyncio.wait_for(self._channel.channel_ready(), min(SAY_EVERY, left))
+                return
+            except TimeoutError:
+                log.info("waiting for %s (%.0f s left)", self._peer, end - time.monotonic())
+        raise PeerUnavailable(f"{self._peer} did not answer within {timeout:g} s")
+
+    async def _requests(self) -> AsyncIterator[cloud_pb2.EdgeReportMessage]:
+        while (message := await self._outbox.get()) is not None:
+            yield message
+
+
+def expect_settings(message: cloud_pb2.CloudMessage) -> cloud_pb2.Settings:
+    """The first thing a cloud says. Raises ProtocolError."""
+    if message.WhichOneof("body") != "settings":
+        raise ProtocolError("the cloud begins with the run's settings")
+    return message.settings

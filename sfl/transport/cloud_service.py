@@ -1,0 +1,209 @@
+"""The cloud's door for edges: one stream each; adapters go to disk as they arrive."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import time
+from collections.abc import AsyncIterator, Callable
+from dataclasses import dataclass, field
+from typing import Any, BinaryIO, Protocol
+
+import grpc
+import grpc.aio
+
+from sfl.errors import LinkLost, ProtocolError, Refused, SflError
+from sfl.transport.spool import Spool
+from sfl.transport.status import status_of
+from sfl.transport.wire import CLOUD_SESSION, WIRE_VERSION, generic_handler
+from sfl.v1 import cloud_pb2, edge_pb2, tensor_pb2
+
+Context = grpc.aio.ServicerContext[Any, Any]
+
+
+class Host(Protocol):
+    """What the cloud's shell does for an edge's stream."""
+
+    idle_timeout: float
+    heartbeat_interval: float
+    spool: Spool
+
+    def settings(self) -> cloud_pb2.Settings:
+        """What an edge is told first."""
+
+    def edge_ready(self, edge: str, ready: cloud_pb2.EdgeReady) -> None:
+        """An edge has its base."""
+
+    def edge_lost(self, edge: str, reason: str) -> None:
+        """An edge's stream is closed."""
+
+    def edge_failed(self, edge: str, reason: str) -> None:
+        """An edge can't go on."""
+
+    def device_joined(self, edge: str, device: str) -> None:
+        """A device asks to take part."""
+
+    def device_ready(self, device: str, ready: edge_pb2.DeviceReady) -> None:
+        """A device has its span and its data."""
+
+    def device_left(self, device: str, reason: str) -> None:
+        """A device's stream is closed."""
+
+    def update_received(self, header: tensor_pb2.AdapterHeader) -> None:
+        """One side's part of an update lies in the spool."""
+
+    def reported(self, report: tensor_pb2.RoundReport) -> None:
+        """A device tells how its round went."""
+
+    def heard(self, beat: tensor_pb2.Heartbeat) -> None:
+        """Statistics of an edge and its devices."""
+
+
+@dataclass(slots=True)
+class EdgeStream:
+    """One edge's open stream."""
+
+    edge: str
+    host: Host
+    outbox: asyncio.Queue[cloud_pb2.CloudMessage] = field(default_factory=asyncio.Queue)
+    last_heard: float = field(default_factory=time.monotonic)
+    part: tuple[tensor_pb2.AdapterHeader, BinaryIO] | None = None
+
+    def post(self, message: cloud_pb2.CloudMessage) -> None:
+        """Queue one message for the edge."""
+        self.outbox.put_nowait(message)
+
+    async def read(self, requests: AsyncIterator[cloud_pb2.EdgeReportMessage]) -> None:
+        """Take what the edge sends."""
+        async for message in requests:
+            self.last_heard = time.monotonic()
+            self._take(message)
+        raise LinkLost("the edge closed the stream")
+
+    async def write(self, context: Context) -> None:
+        """Send what is queued."""
+        while True:
+            await context.write(await self.outbox.get())
+
+    async def beat(self) -> None:
+        """Heartbeats out; too long a silence ends the stream."""
+        while True:
+            await asyncio.sleep(self.host.heartbeat_interval)
+            silent = time.monotonic() - self.last_heard
+            if silent > self.host.idle_timeout:
+                raise LinkLost(f"not a byte for {silent:.0f} s")
+            self.post(cloud_pb2.CloudMessage(heartbeat=tensor_pb2.Heartbeat()))
+
+    def _take(self, message: cloud_pb2.EdgeReportMessage) -> None:
+        host = self.host
+        takers: dict[str, Callable[[], None]] = {
+            "ready": lambda: host.edge_ready(self.edge, message.ready),
+            "join": lambda: host.device_joined(self.edge, message.join.device),
+            "device_ready": lambda: host.device_ready(
+                message.device_ready.device, message.device_ready.ready
+            ),
+            "left": lambda: host.device_left(message.left.device, message.left.reason),
+            "adapter": lambda: self._spool(message.adapter),
+            "report": lambda: host.reported(message.report),
+            "heartbeat": lambda: host.heard(message.heartbeat),
+            "failure": lambda: host.edge_failed(self.edge, message.failure),
+        }
+        body = message.WhichOneof("body") or ""
+        if body not in takers:
+            raise ProtocolError(f"{body or 'an empty message'} was not due")
+        takers[body]()
+
+    def _spool(self, frame: tensor_pb2.AdapterFrame) -> None:
+        """Write a frame to disk; an update never lies in memory as a whole."""
+        if frame.HasField("header"):
+            self.part = (frame.header, self.host.spool.open(frame.header))
+        if self.part is None:
+            raise ProtocolError("an adapter frame without a header before it")
+        header, file = self.part
+        file.write(frame.data)
+        if frame.last:
+            self.part = None
+            self.host.spool.close(header, file)
+            self.host.update_received(header)
+
+
+class CloudService:
+    """Serves edges; the host decides, this moves bytes."""
+
+    def __init__(self, host: Host) -> None:
+        self._host = host
+        self.streams: dict[str, EdgeStream] = {}
+
+    def handler(self) -> grpc.GenericRpcHandler[Any, Any]:
+        """The service, for `server.add_generic_rpc_handlers`."""
+        return generic_handler(CLOUD_SESSION.service, {CLOUD_SESSION: self._session})
+
+    def post(self, edge: str, message: cloud_pb2.CloudMessage) -> None:
+        """Queue a message for an edge, if it is there."""
+        if edge in self.streams:
+            self.streams[edge].post(message)
+
+    async def drain(self, seconds: float) -> None:
+        """Give edges a moment to take their last message and hang up."""
+        end = time.monotonic() + seconds
+        while self.streams and time.monotonic() < end:
+            await asyncio.sleep(0.02)
+
+    async def _session(
+        self, requests: AsyncIterator[cloud_pb2.EdgeReportMessage], context: Context
+    ) -> None:
+        try:
+            stream = await self._open(requests)
+        except SflError as error:
+            await context.abort(status_of(error), str(error))
+        self.streams[stream.edge] = stream
+        stream.post(cloud_pb2.CloudMessage(settings=self._host.settings()))
+        reason: SflError = LinkLost("the stream broke")
+        try:
+            await self._serve(stream, requests, context)
+        except SflError as error:
+            reason = error
+            with contextlib.suppress(grpc.aio.AbortError):
+                await context.abort(status_of(error), str(error))
+        finally:
+            del self.streams[stream.edge]
+            self._host.edge_lost(stream.edge, str(reason))
+
+    async def _open(
+        self, requests: AsyncIterator[cloud_pb2.EdgeReportMessage]
+    ) -> EdgeStream:
+        first = await anext(aiter(requests), None)
+        if first is None or first.WhichOneof("body") != "hello":
+            raise ProtocolError("a stream begins with a hello")
+        hello = first.hello
+        if hello.wire_version != WIRE_VERSION:
+            raise ProtocolError(
+                f"edge {hello.edge!r} speaks wire version {hello.wire_version}, this cloud "
+                f"speaks {WIRE_VERSION}: install the same sfl on both"
+            )
+        if hello.edge in self.streams:
+            raise Refused(f"an edge named {hello.edge!r} is connected already")
+        return EdgeStream(hello.edge, self._host)
+
+    async def _serve(
+        self,
+        stream: EdgeStream,
+        requests: AsyncIterator[cloud_pb2.EdgeReportMessage],
+        context: Context,
+    ) -> None:
+        """Run the stream's coroutines until the first of them ends it."""
+        tasks = [
+            asyncio.create_task(coroutine)
+            for coroutine in (stream.read(requests), stream.write(context), stream.beat())
+        ]
+        try:
+            done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_EXCEPTION)
+            for task in done:
+                task.result()
+        except (grpc.RpcError, grpc.aio.UsageError) as error:
+            raise LinkLost(f"the stream broke: {error}") from None
+        finally:
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
+

@@ -1,0 +1,463 @@
+"""The edge's door for devices: one coroutine group per stream, bytes only.
+
+    reader   takes messages, puts frames together, has tensors decoded off the loop
+    worker   hands decoded messages to the compute thread, in the order they came
+    writer   sends what is ready, in the order it was asked for
+    beat     tells the device that the edge lives, and watches the idle timeout
+
+A message that breaks the contract closes its own stream with a status that says why; the other
+devices go on.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+import grpc
+import grpc.aio
+import numpy as np
+
+from sfl.codec import Codec, parse
+from sfl.config import RunSettings
+from sfl.errors import LinkLost, ProtocolError, Refused, SflError
+from sfl.metrics.snapshot import NodeSnapshot, Role
+from sfl.metrics.stats import NodeStats
+from sfl.stage.engine import Engine
+from sfl.stage.messages import GradientNorm, Kind, Purpose, RoundStart, TensorMessage
+from sfl.stage.session import Reply, Session
+from sfl.transport.frames import (
+    Assembly,
+    adapter_bytes,
+    decode_tensor,
+    encode_adapter,
+    encode_tensor,
+    raw_bytes,
+)
+from sfl.transport.status import status_of
+from sfl.transport.wire import (
+    EDGE_FETCH_FILE,
+    EDGE_LIST_FILES,
+    EDGE_SESSION,
+    WIRE_VERSION,
+    generic_handler,
+    tensor_role,
+)
+from sfl.v1 import edge_pb2, tensor_pb2
+
+log = logging.getLogger(__name__)
+
+Context = grpc.aio.ServicerContext[Any, Any]
+Outgoing = list[edge_pb2.EdgeMessage]
+
+
+class Host(Protocol):
+    """What the edge's shell does for a device's stream."""
+
+    stats: NodeStats
+    engine: Engine
+
+    async def admit(self, device: str) -> tuple[edge_pb2.Welcome, Session, RunSettings]:
+        """Ask the cloud, make a session. Raises Refused."""
+
+    def ready(self, device: str, ready: edge_pb2.DeviceReady) -> None:
+        """The device has its span and its data."""
+
+    async def left(self, device: str, reason: str) -> None:
+        """The device's stream is closed; its session is given back."""
+
+    def relay_adapter(self, header: tensor_pb2.AdapterHeader, payload: bytes) -> None:
+        """Pass a device's or the edge's part on to the cloud."""
+
+    def relay_report(self, report: tensor_pb2.RoundReport) -> None:
+        """Pass a report on to the cloud."""
+
+    def heard(self, device: str, snapshot: NodeSnapshot) -> None:
+        """Keep a device's latest statistics."""
+
+    async def files(self, device: str) -> edge_pb2.FileList:
+        """The files of a device's span. Raises Refused."""
+
+    def read_file(self, request: edge_pb2.FileRequest) -> AsyncIterator[bytes]:
+        """One of them, in chunks. Raises Refused."""
+
+
+@dataclass(slots=True)
+class DeviceStream:
+    """One device's open stream, its session, and what is under way for it."""
+
+    device: str
+    session: Session
+    settings: RunSettings
+    host: Host
+    codec_pool: ThreadPoolExecutor
+    codecs: dict[Kind, Codec] = field(default_factory=dict)
+    jobs: asyncio.Queue[Awaitable[Any]] = field(default_factory=asyncio.Queue)
+    outbox: asyncio.Queue[Awaitable[Outgoing] | None] = field(default_factory=asyncio.Queue)
+    last_heard: float = field(default_factory=time.monotonic)
+    in_flight: int = 0
+    ended: SflError | None = None
+    update_header: tensor_pb2.AdapterHeader | None = None
+
+    def __post_init__(self) -> None:
+        activation = parse(self.settings.codec.activation)
+        gradient = parse(self.settings.codec.gradient)
+        self.codecs = {
+            Kind.ACTIVATION: activation,
+            Kind.HIDDEN: activation,
+            Kind.GRADIENT: gradient,
+            Kind.SCORE: activation,
+        }
+
+    # -- called by the host ---------------------------------------------------------------------
+
+    def begin_round(self, start: edge_pb2.RoundStart, mine: Mapping[str, np.ndarray],
+                    theirs: Mapping[str, np.ndarray]) -> None:
+        """Load the edge's part, then send the device its own."""
+        self.jobs.put_nowait(self._begin_round(start, mine, theirs))
+
+    def finish(self, ok: bool, reason: str) -> None:
+        """Tell the device that the run is over; it then closes the stream."""
+        finish = edge_pb2.EdgeMessage(finish=edge_pb2.Finish(ok=ok, reason=reason))
+        self.outbox.put_nowait(_done([finish]))
+
+    def post(self, message: edge_pb2.EdgeMessage) -> None:
+        """Queue one message for the device."""
+        self.outbox.put_nowait(_done([message]))
+
+    # -- the coroutines ---------------------------------------------------------------------------
+
+    async def read(self, requests: AsyncIterator[edge_pb2.DeviceMessage]) -> None:
+        """Take what the device sends, until it says goodbye."""
+        tensors, adapters = Assembly(self._tensor_limit()), Assembly(4 << 30)
+        async for message in requests:
+            self.last_heard = time.monotonic()
+            if message.WhichOneof("body") == "goodbye":
+                raise _Goodbye(message.goodbye)
+            self._take(message, tensors, adapters)
+        raise LinkLost("the device closed the stream")
+
+    async def work(self) -> None:
+        """Run jobs in the order they came."""
+        while True:
+            await (await self.jobs.get())
+
+    async def write(self, context: Context) -> None:
+        """Send what is ready, in order."""
+        while (outgoing := await self.outbox.get()) is not None:
+            for message in await outgoing:
+                self._count_out(message)
+                await context.write(message)
+
+    async def beat(self) -> None:
+        """Heartbeats out; too long a silence ends the stream."""
+        network = self.settings.network
+        alive = edge_pb2.EdgeMessage(heartbeat=tensor_pb2.Heartbeat())
+        while True:
+            await asyncio.sleep(network.heartbeat_interval)
+            silent = time.monotonic() - self.last_heard
+            if silent > network.idle_timeout:
+                raise LinkLost(f"not a byte for {silent:.0f} s")
+            self.post(alive)
+
+    # -- messages ---------------------------------------------------------------------------------
+
+    def _take(
+        self, message: edge_pb2.DeviceMessage, tensors: Assembly, adapters: Assembly
+    ) -> None:
+        body = message.WhichOneof("body")
+        if body == "tensor":
+            self._take_tensor(message, tensors)
+            return
+        self.host.stats.bytes.add(
+            "up", "adapter" if body == "adapter" else "control", message.ByteSize()
+        )
+        if body == "adapter":
+            self._take_adapter(message.adapter, adapters)
+        elif body == "norm":
+            norm = message.norm
+            self.jobs.put_nowait(self._compute(GradientNorm(norm.round, norm.step, norm.squared)))
+        elif body == "heartbeat":
+            self._hear(message.heartbeat.snapshot)
+        elif body == "report":
+            report = message.report
+            report.device = self.device
+            self._hear(report.snapshot)
+            self.host.relay_report(report)
+        elif body == "ready":
+            self._hear(message.ready.snapshot)
+            self.host.ready(self.device, message.ready)
+        else:
+            raise ProtocolError(f"{body or 'an empty message'} was not due")
+
+    def _hear(self, snapshot: str) -> None:
+        heard = NodeSnapshot.from_json(snapshot)
+        if (heard.name, heard.kind) != (self.device, "device"):
+            raise ProtocolError(f"statistics of {heard.kind} {heard.name!r} came from here")
+        self.host.heard(self.device, heard)
+
+    def _take_tensor(self, message: edge_pb2.DeviceMessage, tensors: Assembly) -> None:
+        frame = message.tensor
+        first = frame.HasField("header")
+        header = frame.header if first else tensors.header
+        if isinstance(header, tensor_pb2.TensorHeader):
+            raw = raw_bytes(header) if first else 0
+            self.host.stats.bytes.add("up", tensor_role(header), message.ByteSize(), raw)
+        whole = tensors.add(frame)
+        if whole is None:
+            return
+        if whole[0].kind == tensor_pb2.TENSOR_KIND_ACTIVATION:  # type: ignore[union-attr]
+            self.in_flight += 1
+            if self.in_flight > self.settings.network.credits:
+                raise ProtocolError(
+                    f"{self.in_flight} micro-batches in flight, {self.settings.network.credits} "
+                    "are allowed (network.credits)"
+                )
+        loop = asyncio.get_running_loop()
+        decoded = loop.run_in_executor(self.codec_pool, self._decode, *whole)
+        self.jobs.put_nowait(self._compute_when(decoded))
+
+    def _decode(self, header: tensor_pb2.TensorHeader, payload: bytes) -> TensorMessage:
+        """Decode and validate before the queue."""
+        with self.host.stats.phases.measure("decode"):
+            message = decode_tensor(header, payload)
+        if max(message.lengths) > self.settings.model.max_length:
+            raise ProtocolError(
+                f"a sequence of {max(message.lengths)} tokens, model.max_length is "
+                f"{self.settings.model.max_length}"
+            )
+        hidden = self.session.model.hidden_size
+        if message.rows is not None and message.rows.shape[1] != hidden:
+            raise ProtocolError(f"rows of {message.rows.shape[1]} values, not {hidden}")
+        if message.rows is None:
+            raise ProtocolError(f"a {message.kind.name} tensor came without its values")
+        return message
+
+    async def _compute_when(self, decoded: Awaitable[TensorMessage]) -> None:
+        await self._compute(await decoded)
+
+    async def _compute(self, message: TensorMessage | GradientNorm) -> None:
+        replies = await self.host.engine.run(self.session.handle, message)
+        loop = asyncio.get_running_loop()
+        for reply in replies:
+            self.in_flight -= _lands(reply)
+            self.outbox.put_nowait(loop.run_in_executor(self.codec_pool, self._encode, reply))
+
+    def _encode(self, reply: Reply) -> Outgoing:
+        if isinstance(reply, GradientNorm):
+            norm = edge_pb2.GradientNorm(
+                round=reply.round, step=reply.step, squared=reply.squared
+            )
+            return [edge_pb2.EdgeMessage(norm=norm)]
+        with self.host.stats.phases.measure("encode"):
+            frames = encode_tensor(reply, self.codecs[reply.kind])
+        return [edge_pb2.EdgeMessage(tensor=frame) for frame in frames]
+
+    def _take_adapter(self, frame: tensor_pb2.AdapterFrame, adapters: Assembly) -> None:
+        """Relay the device's part once it is whole, and read off the edge's own."""
+        whole = adapters.add(frame)
+        if whole is None:
+            return
+        header, payload = whole
+        assert isinstance(header, tensor_pb2.AdapterHeader)
+        header.device, header.side = self.device, "device"
+        self.host.relay_adapter(header, payload)
+        self.jobs.put_nowait(self._send_own_part(header.round))
+
+    async def _send_own_part(self, round_: int) -> None:
+        values = await self.host.engine.run(self.session.end_round)
+        header = tensor_pb2.AdapterHeader(
+            round=round_, final_step=self.session.step, device=self.device, side="edge"
+        )
+        self.host.relay_adapter(header, adapter_bytes(values))
+
+    async def _begin_round(
+        self,
+        start: edge_pb2.RoundStart,
+        mine: Mapping[str, np.ndarray],
+        theirs: Mapping[str, np.ndarray],
+    ) -> None:
+        order = RoundStart(
+            start.round, start.evaluate, start.num_steps, start.first_step, start.total_steps
+        )
+        self.in_flight = 0
+        await self.host.engine.run(self.session.begin_round, order, mine)
+        self.post(edge_pb2.EdgeMessage(start=start))
+        header = tensor_pb2.AdapterHeader(round=start.round)
+        for frame in encode_adapter(header, theirs):
+            self.post(edge_pb2.EdgeMessage(adapter=frame))
+
+    def _count_out(self, message: edge_pb2.EdgeMessage) -> None:
+        body, raw = message.WhichOneof("body"), 0
+        role: Role = "adapter" if body == "adapter" else "control"
+        if body == "tensor":
+            if message.tensor.HasField("header"):
+                self._out_role = tensor_role(message.tensor.header)
+                raw = raw_bytes(message.tensor.header)
+            role = self._out_role
+        self.host.stats.bytes.add("down", role, message.ByteSize(), raw)
+
+    def _tensor_limit(self) -> int:
+        """Most bytes a tensor may announce: a full batch in fp32, and some room for headers."""
+        training, model = self.settings.training, self.settings.model
+        values = training.batch_size * model.max_length * self.session.model.hidden_size
+        return 4 * values + (1 << 16)
+
+    _out_role: Role = "control"
+
+
+class _Goodbye(SflError):
+    """The device left on purpose."""
+
+
+class EdgeService:
+    """Serves devices; the host decides, this moves bytes."""
+
+    def __init__(self, host: Host) -> None:
+        self._host = host
+        # One thread, so that what is encoded first is sent first.
+        self._codec_pool = ThreadPoolExecutor(1, "codec")
+        self.streams: dict[str, DeviceStream] = {}
+        self._groups: dict[str, asyncio.Task[None]] = {}
+
+    def handler(self) -> grpc.GenericRpcHandler[Any, Any]:
+        """The service, for `server.add_generic_rpc_handlers`."""
+        behaviours: dict[Any, Callable[..., Any]] = {
+            EDGE_SESSION: self._session,
+            EDGE_LIST_FILES: self._list_files,
+            EDGE_FETCH_FILE: self._fetch_file,
+        }
+        return generic_handler(EDGE_SESSION.service, behaviours)
+
+    def close(self) -> None:
+        """Stop the codec thread."""
+        self._codec_pool.shutdown(wait=False, cancel_futures=True)
+
+    def evict(self, device: str, error: SflError) -> None:
+        """Close a device's stream with a status that says why."""
+        stream, group = self.streams.get(device), self._groups.get(device)
+        if stream is not None and group is not None:
+            stream.ended = error
+            group.cancel()
+
+    async def _session(
+        self, requests: AsyncIterator[edge_pb2.DeviceMessage], context: Context
+    ) -> None:
+        try:
+            stream = await self._open(requests, context)
+        except SflError as error:
+            await context.abort(status_of(error), str(error))
+        group = asyncio.create_task(self._serve(stream, requests, context))
+        self.streams[stream.device], self._groups[stream.device] = stream, group
+        self._host.stats.connected = len(self.streams)
+        reason: SflError = LinkLost("the stream broke")
+        try:
+            await group
+        except SflError as error:
+            reason = error
+        except asyncio.CancelledError:
+            group.cancel()
+            reason = stream.ended or reason
+        finally:
+            with contextlib.suppress(asyncio.CancelledError, SflError):
+                await group
+            await self._part(stream, reason)
+        if not isinstance(reason, _Goodbye):
+            await context.abort(status_of(reason), str(reason))
+
+    async def _part(self, stream: DeviceStream, reason: SflError) -> None:
+        del self.streams[stream.device], self._groups[stream.device]
+        self._host.stats.connected = len(self.streams)
+        while not stream.jobs.empty():
+            job = stream.jobs.get_nowait()
+            if asyncio.iscoroutine(job):
+                job.close()
+        await self._host.left(stream.device, str(reason))
+
+    async def _open(
+        self, requests: AsyncIterator[edge_pb2.DeviceMessage], context: Context
+    ) -> DeviceStream:
+        first = await anext(aiter(requests), None)
+        if first is None or first.WhichOneof("body") != "hello":
+            raise ProtocolError("a stream begins with a hello")
+        hello = first.hello
+        if hello.wire_version != WIRE_VERSION:
+            raise ProtocolError(
+                f"device {hello.device!r} speaks wire version {hello.wire_version}, this edge "
+                f"speaks {WIRE_VERSION}: install the same sfl on both"
+            )
+        self._supersede(hello.device)
+        welcome, session, settings = await self._host.admit(hello.device)
+        await context.write(edge_pb2.EdgeMessage(welcome=welcome))
+        return DeviceStream(hello.device, session, settings, self._host, self._codec_pool)
+
+    def _supersede(self, device: str) -> None:
+        """A name that is in use is refused while its stream is alive, and taken over if not."""
+        old = self.streams.get(device)
+        if old is None:
+            return
+        silent = time.monotonic() - old.last_heard
+        if silent > 5 * old.settings.network.heartbeat_interval:
+            self.evict(device, LinkLost("the device came back on a new stream"))
+        raise Refused(f"a device named {device!r} is connected already; try again in a moment")
+
+    async def _serve(
+        self,
+        stream: DeviceStream,
+        requests: AsyncIterator[edge_pb2.DeviceMessage],
+        context: Context,
+    ) -> None:
+        """Run the stream's coroutines until the first of them ends it."""
+        tasks = [
+            asyncio.create_task(coroutine)
+            for coroutine in (
+                stream.read(requests), stream.work(), stream.write(context), stream.beat()
+            )
+        ]
+        try:
+            done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_EXCEPTION)
+            for task in done:
+                task.result()
+        except (grpc.RpcError, grpc.aio.UsageError) as error:
+            raise LinkLost(f"the stream broke: {error}") from None
+        finally:
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
+
+    async def _list_files(
+        self, request: edge_pb2.FilesRequest, context: Context
+    ) -> edge_pb2.FileList:
+        try:
+            return await self._host.files(request.device)
+        except SflError as error:
+            await context.abort(status_of(error), str(error))
+            raise
+
+    async def _fetch_file(
+        self, request: edge_pb2.FileRequest, context: Context
+    ) -> AsyncIterator[edge_pb2.FileChunk]:
+        try:
+            async for data in self._host.read_file(request):
+                chunk = edge_pb2.FileChunk(data=data)
+                self._host.stats.bytes.add("down", "weights", chunk.ByteSize(), len(data))
+                yield chunk
+        except SflError as error:
+            await context.abort(status_of(error), str(error))
+
+
+def _lands(reply: Reply) -> bool:
+    """Whether a reply is the last of its micro-batch: only hidden states ask for more."""
+    if isinstance(reply, GradientNorm):
+        return False
+    return reply.kind is not Kind.HIDDEN or reply.key.purpose is Purpose.EVALUATION
+
+
+async def _done(messages: Outgoing) -> Outgoing:
+    return messages

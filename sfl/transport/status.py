@@ -1,0 +1,58 @@
+"""Errors of this project <-> gRPC statuses, in one place."""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+import grpc
+
+from sfl.errors import (
+    LinkLost,
+    PeerUnavailable,
+    ProtocolError,
+    Refused,
+    RunFailed,
+    SflError,
+    TransportError,
+)
+
+STATUS_OF: dict[type[SflError], grpc.StatusCode] = {
+    ProtocolError: grpc.StatusCode.INVALID_ARGUMENT,
+    Refused: grpc.StatusCode.FAILED_PRECONDITION,
+    RunFailed: grpc.StatusCode.ABORTED,
+    LinkLost: grpc.StatusCode.UNAVAILABLE,
+    PeerUnavailable: grpc.StatusCode.UNAVAILABLE,
+}
+
+ERROR_OF: dict[grpc.StatusCode, type[SflError]] = {
+    grpc.StatusCode.INVALID_ARGUMENT: ProtocolError,
+    grpc.StatusCode.FAILED_PRECONDITION: Refused,
+    grpc.StatusCode.NOT_FOUND: Refused,
+    grpc.StatusCode.UNIMPLEMENTED: ProtocolError,
+    grpc.StatusCode.ABORTED: RunFailed,
+}
+
+
+class Failure(Protocol):
+    """What a failed call of either gRPC API tells."""
+
+    def code(self) -> grpc.StatusCode:
+        """Status code."""
+
+    def details(self) -> str | None:
+        """Its text."""
+
+
+def status_of(error: SflError) -> grpc.StatusCode:
+    """The status that a server closes a stream with; INTERNAL for what has none."""
+    for kind in type(error).__mro__:
+        if kind in STATUS_OF:
+            return STATUS_OF[kind]
+    return grpc.StatusCode.INTERNAL
+
+
+def error_of(failure: Failure, peer: str) -> SflError:
+    """What a client raises when a call to `peer` failed; anything unforeseen is a lost link."""
+    text = failure.details() or failure.code().name
+    kind = ERROR_OF.get(failure.code(), LinkLost)
+    return kind(f"{peer}: {text}" if issubclass(kind, TransportError) else text)

@@ -1,0 +1,104 @@
+"""The wire's constants, its methods, and which role each message's bytes are counted under."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import grpc
+from google.protobuf.message import Message
+
+from sfl.metrics.snapshot import Role
+from sfl.v1 import cloud_pb2, edge_pb2, tensor_pb2
+
+WIRE_VERSION = 1
+
+FRAME_BYTES = (1 << 20) - (1 << 12)
+"""Payload of a frame; with its envelope a message stays within gRPC's sweet spot of 1 MiB."""
+
+OPTIONS: tuple[tuple[str, int], ...] = (
+    ("grpc.max_receive_message_length", 8 << 20),
+    ("grpc.max_send_message_length", 8 << 20),
+    # Two servers must not share a port unnoticed, as SO_REUSEPORT would let them.
+    ("grpc.so_reuseport", 0),
+    ("grpc.initial_reconnect_backoff_ms", 200),
+    ("grpc.min_reconnect_backoff_ms", 200),
+    ("grpc.max_reconnect_backoff_ms", 1000),
+    ("grpc.enable_retries", 0),
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Method:
+    """One RPC of the contract: its path and the types on both of its ends."""
+
+    service: str
+    name: str
+    request: type[Message]
+    response: type[Message]
+    streams: tuple[bool, bool]
+
+    @property
+    def path(self) -> str:
+        """Path of the method on the wire."""
+        return f"/{self.service}/{self.name}"
+
+    def handler(self, behaviour: Callable[..., Any]) -> grpc.RpcMethodHandler[Any, Any]:
+        """A server's handler of this method."""
+        make = {
+            (True, True): grpc.stream_stream_rpc_method_handler,
+            (False, True): grpc.unary_stream_rpc_method_handler,
+            (False, False): grpc.unary_unary_rpc_method_handler,
+        }[self.streams]
+        return make(behaviour, self.request.FromString, self.response.SerializeToString)
+
+    def stub(self, channel: Any) -> Callable[..., Any]:
+        """A client's callable of this method, on a sync or an aio channel."""
+        make = {
+            (True, True): channel.stream_stream,
+            (False, True): channel.unary_stream,
+            (False, False): channel.unary_unary,
+        }[self.streams]
+        stub: Callable[..., Any] = make(
+            self.path,
+            request_serializer=self.request.SerializeToString,
+            response_deserializer=self.response.FromString,
+        )
+        return stub
+
+
+EDGE_SESSION = Method(
+    "sfl.v1.Edge", "Session", edge_pb2.DeviceMessage, edge_pb2.EdgeMessage, (True, True)
+)
+EDGE_LIST_FILES = Method(
+    "sfl.v1.Edge", "ListFiles", edge_pb2.FilesRequest, edge_pb2.FileList, (False, False)
+)
+EDGE_FETCH_FILE = Method(
+    "sfl.v1.Edge", "FetchFile", edge_pb2.FileRequest, edge_pb2.FileChunk, (False, True)
+)
+CLOUD_SESSION = Method(
+    "sfl.v1.Cloud", "Session", cloud_pb2.EdgeReportMessage, cloud_pb2.CloudMessage, (True, True)
+)
+
+
+def generic_handler(
+    service: str, behaviours: dict[Method, Callable[..., Any]]
+) -> grpc.GenericRpcHandler[Any, Any]:
+    """All methods of one service, for `server.add_generic_rpc_handlers`."""
+    handlers = {method.name: method.handler(behaviour) for method, behaviour in behaviours.items()}
+    return grpc.method_handlers_generic_handler(service, handlers)
+
+
+TRAINING_ROLES: dict[int, Role] = {
+    tensor_pb2.TENSOR_KIND_ACTIVATION: "activation",
+    tensor_pb2.TENSOR_KIND_HIDDEN: "activation",
+    tensor_pb2.TENSOR_KIND_GRADIENT: "gradient",
+}
+
+
+def tensor_role(header: tensor_pb2.TensorHeader) -> Role:
+    """What a tensor's bytes count as; everything of an evaluation counts as that."""
+    if header.purpose == tensor_pb2.PURPOSE_EVALUATION:
+        return "evaluation"
+    return TRAINING_ROLES.get(header.kind, "control")

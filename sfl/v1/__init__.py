@@ -1,0 +1,1 @@
+"""The wire contract, generated from `proto/sfl/v1` by `make proto`; not edited by hand."""

@@ -1,0 +1,127 @@
+from sfl.v1 import edge_pb2 as _edge_pb2
+from sfl.v1 import tensor_pb2 as _tensor_pb2
+from google.protobuf.internal import containers as _containers
+from google.protobuf import descriptor as _descriptor
+from google.protobuf import message as _message
+from collections.abc import Iterable as _Iterable, Mapping as _Mapping
+from typing import ClassVar as _ClassVar, Optional as _Optional, Union as _Union
+
+DESCRIPTOR: _descriptor.FileDescriptor
+
+class EdgeHello(_message.Message):
+    __slots__ = ("edge", "wire_version")
+    EDGE_FIELD_NUMBER: _ClassVar[int]
+    WIRE_VERSION_FIELD_NUMBER: _ClassVar[int]
+    edge: str
+    wire_version: int
+    def __init__(self, edge: _Optional[str] = ..., wire_version: _Optional[int] = ...) -> None: ...
+
+class EdgeReady(_message.Message):
+    __slots__ = ("manifest", "address")
+    MANIFEST_FIELD_NUMBER: _ClassVar[int]
+    ADDRESS_FIELD_NUMBER: _ClassVar[int]
+    manifest: str
+    address: str
+    def __init__(self, manifest: _Optional[str] = ..., address: _Optional[str] = ...) -> None: ...
+
+class DeviceJoin(_message.Message):
+    __slots__ = ("device",)
+    DEVICE_FIELD_NUMBER: _ClassVar[int]
+    device: str
+    def __init__(self, device: _Optional[str] = ...) -> None: ...
+
+class DeviceIsReady(_message.Message):
+    __slots__ = ("device", "ready")
+    DEVICE_FIELD_NUMBER: _ClassVar[int]
+    READY_FIELD_NUMBER: _ClassVar[int]
+    device: str
+    ready: _edge_pb2.DeviceReady
+    def __init__(self, device: _Optional[str] = ..., ready: _Optional[_Union[_edge_pb2.DeviceReady, _Mapping]] = ...) -> None: ...
+
+class DeviceLeft(_message.Message):
+    __slots__ = ("device", "reason")
+    DEVICE_FIELD_NUMBER: _ClassVar[int]
+    REASON_FIELD_NUMBER: _ClassVar[int]
+    device: str
+    reason: str
+    def __init__(self, device: _Optional[str] = ..., reason: _Optional[str] = ...) -> None: ...
+
+class EdgeReportMessage(_message.Message):
+    __slots__ = ("hello", "ready", "join", "device_ready", "left", "adapter", "report", "heartbeat", "failure")
+    HELLO_FIELD_NUMBER: _ClassVar[int]
+    READY_FIELD_NUMBER: _ClassVar[int]
+    JOIN_FIELD_NUMBER: _ClassVar[int]
+    DEVICE_READY_FIELD_NUMBER: _ClassVar[int]
+    LEFT_FIELD_NUMBER: _ClassVar[int]
+    ADAPTER_FIELD_NUMBER: _ClassVar[int]
+    REPORT_FIELD_NUMBER: _ClassVar[int]
+    HEARTBEAT_FIELD_NUMBER: _ClassVar[int]
+    FAILURE_FIELD_NUMBER: _ClassVar[int]
+    hello: EdgeHello
+    ready: EdgeReady
+    join: DeviceJoin
+    device_ready: DeviceIsReady
+    left: DeviceLeft
+    adapter: _tensor_pb2.AdapterFrame
+    report: _tensor_pb2.RoundReport
+    heartbeat: _tensor_pb2.Heartbeat
+    failure: str
+    def __init__(self, hello: _Optional[_Union[EdgeHello, _Mapping]] = ..., ready: _Optional[_Union[EdgeReady, _Mapping]] = ..., join: _Optional[_Union[DeviceJoin, _Mapping]] = ..., device_ready: _Optional[_Union[DeviceIsReady, _Mapping]] = ..., left: _Optional[_Union[DeviceLeft, _Mapping]] = ..., adapter: _Optional[_Union[_tensor_pb2.AdapterFrame, _Mapping]] = ..., report: _Optional[_Union[_tensor_pb2.RoundReport, _Mapping]] = ..., heartbeat: _Optional[_Union[_tensor_pb2.Heartbeat, _Mapping]] = ..., failure: _Optional[str] = ...) -> None: ...
+
+class Settings(_message.Message):
+    __slots__ = ("settings", "run_id")
+    SETTINGS_FIELD_NUMBER: _ClassVar[int]
+    RUN_ID_FIELD_NUMBER: _ClassVar[int]
+    settings: str
+    run_id: str
+    def __init__(self, settings: _Optional[str] = ..., run_id: _Optional[str] = ...) -> None: ...
+
+class Admission(_message.Message):
+    __slots__ = ("device", "refusal")
+    DEVICE_FIELD_NUMBER: _ClassVar[int]
+    REFUSAL_FIELD_NUMBER: _ClassVar[int]
+    device: str
+    refusal: str
+    def __init__(self, device: _Optional[str] = ..., refusal: _Optional[str] = ...) -> None: ...
+
+class DeviceStart(_message.Message):
+    __slots__ = ("device", "start")
+    DEVICE_FIELD_NUMBER: _ClassVar[int]
+    START_FIELD_NUMBER: _ClassVar[int]
+    device: str
+    start: _edge_pb2.RoundStart
+    def __init__(self, device: _Optional[str] = ..., start: _Optional[_Union[_edge_pb2.RoundStart, _Mapping]] = ...) -> None: ...
+
+class EdgeRoundStart(_message.Message):
+    __slots__ = ("round", "devices")
+    ROUND_FIELD_NUMBER: _ClassVar[int]
+    DEVICES_FIELD_NUMBER: _ClassVar[int]
+    round: int
+    devices: _containers.RepeatedCompositeFieldContainer[DeviceStart]
+    def __init__(self, round: _Optional[int] = ..., devices: _Optional[_Iterable[_Union[DeviceStart, _Mapping]]] = ...) -> None: ...
+
+class Evict(_message.Message):
+    __slots__ = ("device", "reason")
+    DEVICE_FIELD_NUMBER: _ClassVar[int]
+    REASON_FIELD_NUMBER: _ClassVar[int]
+    device: str
+    reason: str
+    def __init__(self, device: _Optional[str] = ..., reason: _Optional[str] = ...) -> None: ...
+
+class CloudMessage(_message.Message):
+    __slots__ = ("settings", "admission", "start", "adapter", "evict", "heartbeat", "finish")
+    SETTINGS_FIELD_NUMBER: _ClassVar[int]
+    ADMISSION_FIELD_NUMBER: _ClassVar[int]
+    START_FIELD_NUMBER: _ClassVar[int]
+    ADAPTER_FIELD_NUMBER: _ClassVar[int]
+    EVICT_FIELD_NUMBER: _ClassVar[int]
+    HEARTBEAT_FIELD_NUMBER: _ClassVar[int]
+    FINISH_FIELD_NUMBER: _ClassVar[int]
+    settings: Settings
+    admission: Admission
+    start: EdgeRoundStart
+    adapter: _tensor_pb2.AdapterFrame
+    evict: Evict
+    heartbeat: _tensor_pb2.Heartbeat
+    finish: _edge_pb2.Finish
+    def __init__(self, settings: _Optional[_Union[Settings, _Mapping]] = ..., admission: _Optional[_Union[Admission, _Mapping]] = ..., start: _Optional[_Union[EdgeRoundStart, _Mapping]] = ..., adapter: _Optional[_Union[_tensor_pb2.AdapterFrame, _Mapping]] = ..., evict: _Optional[_Union[Evict, _Mapping]] = ..., heartbeat: _Optional[_Union[_tensor_pb2.Heartbeat, _Mapping]] = ..., finish: _Optional[_Union[_edge_pb2.Finish, _Mapping]] = ...) -> None: ...
