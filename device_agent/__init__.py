@@ -1,0 +1,1 @@
+"""The device process: first blocks, private data, one connection out."""

@@ -1,0 +1,1 @@
+"""The edge process: one frozen base shared by its devices."""

@@ -7,7 +7,7 @@ import math
 from pathlib import Path
 
 from sfl.config import RunSettings
-from sfl.metrics.snapshot import PHASES, ByteTotals, NodeKind, NodeSnapshot, Phase
+from sfl.metrics.snapshot import PHASES, NodeKind, NodeSnapshot, Phase
 from sfl.metrics.stats import NodeStats
 from sfl.report.records import NodeRecord, Record, RoundRecord
 from sfl.report.summary import Fault, RunSummary, build_summary
@@ -113,6 +113,3 @@ def sample_summary(devices: tuple[str, ...] = HOMES, text_only: bool = False) ->
         adapter=str(Path("runs") / "20250301-101500-k3f9" / "adapter"),
         best_round=6,
     )
-
-
-NO_BYTES = ByteTotals()

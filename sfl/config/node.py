@@ -6,7 +6,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Literal
 
-from pydantic import Field, NonNegativeInt, PositiveInt
+from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt
 
 from sfl.config.base import Section
 
@@ -46,6 +46,8 @@ class EdgeConfig(Section):
     """Model folder or hub name on this machine; the run's `model.path` where it is not given."""
     threads: Threads = "auto"
     """Torch threads of the compute thread; `auto`: all cores. Changes bits, so it is recorded."""
+    connect_timeout: PositiveFloat = 60.0
+    """Seconds to go on trying to reach the cloud; 15 under `sfl run`, unless given."""
     metrics: MetricsSettings = MetricsSettings()
     """Prometheus endpoint of the edge; it also shows its devices' series."""
 
@@ -63,6 +65,8 @@ class LocalDevice(Section):
     """Where weights and the tokenizer received from an edge are kept, by content hash."""
     threads: Threads = "auto"
     """Torch threads; `auto`: the machine's cores, shared out under `sfl run`."""
+    connect_timeout: PositiveFloat = 60.0
+    """Seconds to go on trying to reach the edge; 15 under `sfl run`, unless given."""
     metrics: MetricsSettings = MetricsSettings(enabled=False)
     """Prometheus endpoint of the device: off, since its edge shows its series."""
 

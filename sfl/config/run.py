@@ -177,8 +177,6 @@ class DeviceEntry(LocalDevice):
 class NetworkSettings(Section):
     """Waits and bounds of the links; none of them changes a bit of the result."""
 
-    connect_timeout: PositiveFloat = 60.0
-    """Seconds a node goes on trying to reach its peer (15 under `sfl run`)."""
     idle_timeout: PositiveFloat = 60.0
     """Seconds without a byte after which a peer counts as lost; heartbeats refresh it."""
     heartbeat_interval: PositiveFloat = 1.0

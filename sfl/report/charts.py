@@ -14,7 +14,9 @@ from sfl.report.text import on_axis
 
 NUM_COLOURS = 8
 
-_WIDTH, _HEIGHT = 380.0, 232.0
+WIDTH, HEIGHT = 380.0, 232.0
+"""The drawing's own units; one is about a pixel on the page."""
+
 _LEFT, _RIGHT, _TOP, _BOTTOM = 46.0, 12.0, 10.0, 40.0
 
 
@@ -70,7 +72,8 @@ def line_chart(
 ) -> Markup:
     """Lines over rounds, from 0 upwards, with a title on every point.
 
-    `show` writes a value on the axis and in titles; `top` fixes the axis's end.
+    `show` writes a value on the axis and in titles; `top` fixes the axis's end; `attributes` go
+    to the svg element.
     """
     known = [(x, y) for line in lines for x, y in line.points if math.isfinite(y)]
     if not known:
@@ -81,13 +84,12 @@ def line_chart(
     parts = [
         *(_value_line(plot, value, show) for value in values),
         *(_round_label(plot, number) for number in rounds),
-        element("text", "round", x=plot.x_middle, y=_HEIGHT - 4, class_="axis mid"),
+        element("text", "round", x=plot.x_middle, y=HEIGHT - 4, class_="axis mid"),
         *(_series(plot, line, show) for line in lines),
     ]
-    view = f"0 0 {_WIDTH:g} {_HEIGHT:g}"
-    return element(
-        "svg", *parts, viewBox=view, role="img", aria_label=label, class_="chart", **attributes
-    )
+    view = f"0 0 {WIDTH:g} {HEIGHT:g}"
+    drawing = {"viewBox": view, "role": "img", "aria_label": label, "class_": "chart"}
+    return element("svg", *parts, **(drawing | attributes))
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,15 +103,15 @@ class _Plot:
 
     def x(self, round_number: float) -> float:
         share = (round_number - self.first) / (self.last - self.first)
-        return _LEFT + share * (_WIDTH - _LEFT - _RIGHT)
+        return _LEFT + share * (WIDTH - _LEFT - _RIGHT)
 
     def y(self, value: float) -> float:
         share = (value - self.low) / (self.high - self.low)
-        return _HEIGHT - _BOTTOM - share * (_HEIGHT - _TOP - _BOTTOM)
+        return HEIGHT - _BOTTOM - share * (HEIGHT - _TOP - _BOTTOM)
 
     @property
     def x_middle(self) -> float:
-        return (_LEFT + _WIDTH - _RIGHT) / 2
+        return (_LEFT + WIDTH - _RIGHT) / 2
 
 
 def _round_ticks(first: int, last: int) -> list[int]:
@@ -126,13 +128,13 @@ def _round_ticks(first: int, last: int) -> list[int]:
 def _value_line(plot: _Plot, value: float, show: Callable[[float], str]) -> Markup:
     y = plot.y(value)
     line = element(
-        "line", x1=_LEFT, x2=_WIDTH - _RIGHT, y1=y, y2=y, class_="zero" if value == 0 else "grid"
+        "line", x1=_LEFT, x2=WIDTH - _RIGHT, y1=y, y2=y, class_="zero" if value == 0 else "grid"
     )
     return join((line, element("text", show(value), x=_LEFT - 7, y=y + 4, class_="axis end")))
 
 
 def _round_label(plot: _Plot, number: int) -> Markup:
-    x, y = plot.x(number), _HEIGHT - _BOTTOM + 16
+    x, y = plot.x(number), HEIGHT - _BOTTOM + 16
     return element("text", str(number), x=x, y=y, class_="axis mid")
 
 

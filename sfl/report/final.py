@@ -18,7 +18,7 @@ def final_table(summary: RunSummary, prompt: str = "...") -> RenderableType:
 
     `prompt` is put into the line that tries the adapter.
     """
-    parts: list[RenderableType] = [_headline(summary), _devices(summary), _facts(summary)]
+    parts: list[RenderableType] = [_headline(summary), "", _devices(summary), _facts(summary)]
     parts += [Text(f"! {text.printable(str(fault))}", style="yellow") for fault in summary.faults]
     if summary.adapter is not None:
         parts += ["", Text("Try it:"), _command(summary, prompt)]
@@ -41,12 +41,13 @@ def _headline(summary: RunSummary) -> Text:
 def _devices(summary: RunSummary) -> Table:
     scored = any(device.eval_accuracy is not None for device in summary.devices)
     table = Table(
-        box=box.ROUNDED,
-        title="Held-out examples of each device, before and after training",
+        box=box.SIMPLE,
+        pad_edge=False,
+        collapse_padding=True,
+        title="Held-out examples before and after training, and what each device used",
         title_style="italic",
         title_justify="left",
         show_footer=len(summary.devices) > 1,
-        border_style="dim",
     )
     both = summary
     table.add_column("device", "all")
@@ -64,7 +65,7 @@ def _devices(summary: RunSummary) -> Table:
         text.size(sum(device.traffic.bytes_down for device in devices)),
         "",
     )
-    headings = ("trained on", "sent", "received", "peak memory")
+    headings = ("examples", "sent", "received", "memory")
     for heading, footer in zip(headings, sums, strict=True):
         table.add_column(heading, footer, justify="right")
     for device in devices:
@@ -103,6 +104,8 @@ def _fact_rows(summary: RunSummary) -> list[tuple[str, str]]:
     rows = [("over the wire", wire_sentence(summary))]
     servers = [*summary.edges, summary.cloud]
     memory = ", ".join(f"{server.name} {text.size(server.peak_rss_bytes)}" for server in servers)
+    largest = max((device.peak_rss_bytes for device in summary.devices), default=0)
+    memory += f", largest device {text.size(largest)}"
     rows.append(("peak memory", memory))
     rows.append(
         (

@@ -19,6 +19,7 @@ from sfl.report.charts import (
     line_legend,
     series_style,
 )
+from sfl.report.curve import device_lines
 from sfl.report.final import wire_sentence
 from sfl.report.markup import Markup, element, join
 from sfl.report.records import Record, RoundRecord
@@ -60,20 +61,6 @@ def render_report(summary: RunSummary, records: Sequence[Record], config: str) -
         element("style", Markup(COLOURS + CHARTS + PAGE)),
     )
     return "<!DOCTYPE html>\n" + element("html", head, element("body", main), lang="en") + "\n"
-
-
-def loss_curve(summary: RunSummary, records: Sequence[Record]) -> str:
-    """Held-out loss per round and device as an SVG file of its own, for a README."""
-    rounds = [record for record in records if isinstance(record, RoundRecord)]
-    chart = line_chart(
-        "Held-out loss by round",
-        _lines(summary, rounds, lambda record: record.eval_loss),
-        text.short,
-        xmlns="http://www.w3.org/2000/svg",
-        width="760",
-    )
-    style = element("style", Markup(COLOURS + CHARTS))
-    return str(chart).replace(">", f">{style}", 1)
 
 
 def _header(summary: RunSummary) -> Markup:
@@ -138,16 +125,16 @@ def _learning(summary: RunSummary, rounds: Sequence[RoundRecord]) -> Markup:
     cards = [
         _chart_card(
             f"Training loss (nats a {per})",
-            _lines(summary, rounds, lambda record: record.train_loss),
+            device_lines(summary, rounds, lambda record: record.train_loss),
         ),
         _chart_card(
             f"Held-out loss (nats a {per})",
-            _lines(summary, rounds, lambda record: record.eval_loss),
+            device_lines(summary, rounds, lambda record: record.eval_loss),
         ),
     ]
     name = text.score_name(summary.task).capitalize()
     if any(record.eval_accuracy is not None for record in rounds):
-        lines = _lines(summary, rounds, lambda record: record.eval_accuracy)
+        lines = device_lines(summary, rounds, lambda record: record.eval_accuracy)
         chart = line_chart(f"{name} by round", lines, text.whole_percent, top=1.0)
         cards.append(element("div", element("h3", f"{name}, held out (%)"), chart, class_="card"))
     names = [(device.name, series_style(index)) for index, device in enumerate(summary.devices)]
@@ -167,25 +154,6 @@ def _learning(summary: RunSummary, rounds: Sequence[RoundRecord]) -> Markup:
 def _chart_card(title: str, lines: Sequence[Line]) -> Markup:
     chart = line_chart(f"{title} by round", lines, text.short)
     return element("div", element("h3", title), chart, class_="card")
-
-
-def _lines(
-    summary: RunSummary,
-    rounds: Sequence[RoundRecord],
-    value: Callable[[RoundRecord], float | None],
-) -> list[Line]:
-    """A line a device; a round without it, or without a value, is a gap."""
-    last = max((record.round for record in rounds), default=0)
-    lines = []
-    for index, device in enumerate(summary.devices):
-        known = {record.round: value(record) for record in rounds if record.device == device.name}
-        points = [(number, _number(known.get(number))) for number in range(last + 1)]
-        lines.append(Line(device.name, series_style(index), points))
-    return lines
-
-
-def _number(value: float | None) -> float:
-    return math.nan if value is None else value
 
 
 def _round_table(summary: RunSummary, rounds: Sequence[RoundRecord]) -> Markup:
@@ -305,8 +273,8 @@ def _bytes_card(summary: RunSummary) -> Markup:
         element("h3", "Bytes on the wire by role"),
         bar_legend([(role, role) for role in ROLES if role in used]),
         bar_chart("Bytes by role", bars, text.size),
-        element("p", "Serialised messages. ↑ is towards the cloud, ↓ comes from it; each link is counted once, "
-                "by the node that opens it.", class_="foot"),
+        element("p", "Serialised messages. ↑ is towards the cloud, ↓ comes from it; each link is "
+                "counted once, by the node that opens it.", class_="foot"),
         class_="card",
     )  # fmt: skip
 

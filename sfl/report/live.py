@@ -18,6 +18,7 @@ from sfl.report import text
 from sfl.report.status import DeviceStatus, RunStatus, ServerStatus
 
 _STYLES = {"finished": "bold green", "failed": "bold red"}
+_WIDE = 96  # letters that the whole table needs
 _BUSY = ("training", "evaluating", "aggregating")
 
 
@@ -56,7 +57,8 @@ class LiveView:
     def update(self, status: RunStatus) -> None:
         """Show `status` in the place of what was shown before, or say what changed."""
         if self._live is not None:
-            picture = status_picture(status, self._clock() - self._started)
+            seconds = self._clock() - self._started
+            picture = status_picture(status, seconds, self._console.width)
             self._live.update(picture, refresh=True)
             return
         for fault in status.faults[self._faults :]:
@@ -90,9 +92,12 @@ def status_line(status: RunStatus) -> str:
     return "  |  ".join(parts)
 
 
-def status_picture(status: RunStatus, seconds: float) -> RenderableType:
-    """A status as a picture for a terminal, `seconds` after the view began."""
-    parts: list[RenderableType] = [_progress(status, seconds), "", _nodes(status)]
+def status_picture(status: RunStatus, seconds: float, width: int = 100) -> RenderableType:
+    """A status as a picture for a terminal `width` letters wide, `seconds` after the view began."""
+    parts: list[RenderableType] = [_progress(status, seconds)]
+    if status.message:
+        parts.append(Text(text.printable(status.message), style="dim"))
+    parts.append(_nodes(status, narrow=width < _WIDE))
     parts += [Text(f"  ! {text.printable(fault)}", style="yellow") for fault in status.faults[-3:]]
     return Group(*parts)
 
@@ -114,26 +119,28 @@ def _progress(status: RunStatus, seconds: float) -> Table:
     line.add_row(
         Text(status.run_id, style="bold"),
         Text(f"round {status.round} of {status.rounds}"),
-        ProgressBar(total=1.0, completed=run_share(status), width=24),
+        ProgressBar(total=1.0, completed=run_share(status), width=16),
         Text(text.duration(seconds), style="dim"),
         Text(status.phase, style=_STYLES.get(status.phase, "cyan")),
-        Text(text.printable(status.message), style="dim"),
     )
     return line
 
 
-def _nodes(status: RunStatus) -> Table:
+def _nodes(status: RunStatus, narrow: bool) -> Table:
+    """The processes, a row each; a narrow table leaves the peak of memory out."""
     scored = any(device.eval_accuracy is not None for device in status.devices)
     quality = text.score_name(status.task) if scored else "held-out loss"
-    table = Table(box=box.SIMPLE_HEAD, padding=(0, 1), pad_edge=False)
+    quality, speed = (quality.split()[0], "tok/s") if narrow else (quality, "tokens/s")
+    headings = ["step", "loss", quality, speed, "up", "down", "memory", "peak"]
+    table = Table(box=box.SIMPLE_HEAD, padding=(0, 1), pad_edge=False, collapse_padding=narrow)
     table.add_column("")
     table.add_column("state")
-    for heading in ("step", "loss", quality, "tokens/s", "up", "down", "memory", "peak"):
+    for heading in headings[:-1] if narrow else headings:
         table.add_column(heading, justify="right")
     for device in status.devices:
-        table.add_row(*_device_cells(device, scored))
+        table.add_row(*_device_cells(device, scored)[: len(table.columns)])
     for server in (*status.edges, status.cloud):
-        table.add_row(*_server_cells(server), style="dim")
+        table.add_row(*_server_cells(server)[: len(table.columns)], style="dim")
     return table
 
 

@@ -37,6 +37,7 @@ CHARTS = """
 .line{fill:none;stroke:var(--c);stroke-width:2;stroke-linejoin:round;stroke-linecap:round}
 .d1 .line{stroke-dasharray:7 4}.d2 .line{stroke-dasharray:2 4}.d3 .line{stroke-dasharray:9 3 2 3}
 .dot{fill:var(--c);stroke:var(--card);stroke-width:1.5}
+.paper{fill:var(--card)}.heading{font:600 14px system-ui,sans-serif;fill:var(--ink)}
 .hit{fill:var(--c);fill-opacity:0}.hit:hover{fill-opacity:.22}
 """
 """How lines, axes and points look."""
@@ -81,7 +82,7 @@ align-items:center;font-size:.86rem}
 font-variant-numeric:tabular-nums;border-top:1px solid var(--rule);padding-top:2px}
 .scale span{position:absolute;transform:translateX(-50%);white-space:nowrap}
 .card .foot{color:var(--soft);font-size:.84rem;margin-top:10px}
-.scroll{overflow-x:auto;margin-top:14px;padding:0}
+.card.scroll{overflow-x:auto;margin-top:14px;padding:0}
 table{border-collapse:collapse;width:100%;font-size:.88rem;font-variant-numeric:tabular-nums}
 th,td{padding:8px 11px;text-align:right;white-space:nowrap;border-bottom:1px solid var(--faint)}
 thead th{white-space:normal}th{color:var(--soft);font-weight:550;vertical-align:bottom}
@@ -98,7 +99,8 @@ margin-top:6px;overflow-wrap:anywhere}
 .none{color:var(--soft)}
 footer{color:var(--soft);font-size:.84rem;margin-top:40px;overflow-wrap:anywhere}
 @media(max-width:560px){main{padding:18px 12px 40px}.card{padding:14px 12px}
-.tiles{grid-template-columns:1fr 1fr;gap:8px}.tile{padding:10px 12px}.tile .big{font-size:1.15rem}
+.tiles{grid-template-columns:1fr 1fr;gap:8px}.tile{padding:10px 12px}
+.tile:last-child:nth-child(odd){grid-column:1/-1}.tile .big{font-size:1.15rem}
 .tile .from{font-size:.9rem}.bars .label{max-width:8em}
 th,td{padding:7px 9px}}
 @media print{body{background:#fff}.card,.tile{break-inside:avoid}}

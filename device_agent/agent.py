@@ -1,0 +1,100 @@
+"""The device process: its own span, its own data, one connection out to its edge."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import time
+
+from sfl.config import DeviceConfig
+from sfl.data.dataset import Dataset, prepare
+from sfl.data.tokenizer import Tokenizer, load_tokenizer
+from sfl.errors import LinkLost, Refused
+from sfl.metrics.prometheus import NodeCollector, serve
+from sfl.metrics.stats import NodeStats
+from sfl.models.folder import ModelFolder, open_model
+from sfl.plan import SplitPlan
+from sfl.stage.device import DeviceStage
+from sfl.stage.trainer import Trainer
+from sfl.transport.device_link import DeviceLink, Joined
+from sfl.transport.fetch import fetch_model
+
+log = logging.getLogger("sfl.device")
+
+REJOIN_PAUSE = 1.0  # seconds before a device that lost its link dials again
+
+
+class DeviceAgent:
+    """Takes part in a run; after a lost link it joins again, from the global adapter."""
+
+    def __init__(self, config: DeviceConfig, insecure: bool) -> None:
+        self.config = config
+        self.insecure = insecure
+        self.stats = NodeStats(config.name, "device")
+
+    def run(self, connect_timeout: float) -> None:
+        """Take part until the run is over. Raises SflError where it ends badly."""
+        with self._metrics():
+            end_of_patience = None
+            while True:
+                link = DeviceLink(self.config.edge, self.config.name, self.stats, self.insecure)
+                try:
+                    joined = link.join(connect_timeout)
+                    end_of_patience = None
+                    self._take_part(link, joined)
+                    return
+                except LinkLost as error:
+                    log.warning("%s; joining again", error)
+                except Refused as error:
+                    # After a broken link the edge may still hold the old stream for a moment.
+                    end_of_patience = end_of_patience or time.monotonic() + connect_timeout
+                    if "connected already" not in str(error) or (
+                        time.monotonic() > end_of_patience
+                    ):
+                        raise
+                finally:
+                    link.close()
+                time.sleep(REJOIN_PAUSE)
+
+    def _take_part(self, link: DeviceLink, joined: Joined) -> None:
+        """Load, say so, and run rounds until there are no more."""
+        trainer, dataset = self._load(link, joined)
+        link.ready(dataset)
+        for order in link.orders():
+            link.deliver(trainer.run_round(order))
+
+    def _load(self, link: DeviceLink, joined: Joined) -> tuple[Trainer, Dataset]:
+        """This device's span, tokenizer and data; moments start afresh with every joining."""
+        settings, name = joined.settings, self.config.name
+        folder = self._folder(link)
+        tokenizer: Tokenizer = load_tokenizer(folder.path)
+        index = settings.device_index(name)
+        dataset = prepare(self.config, name, index, len(settings.devices), settings, tokenizer)
+        entry = settings.device(name)
+        plan = SplitPlan(
+            joined.num_layers, entry.cut_layer, entry.tail_layers, settings.run.topology
+        )
+        if plan.cut_layer == 0 and plan.tail is None:
+            log.warning(
+                "cut_layer 0: this device has nothing to train, and the embeddings it sends "
+                "reveal its tokens to the edge"
+            )
+        stage = DeviceStage(name, plan, folder, settings)
+        log.info("%d examples, %d held out", len(dataset.train), len(dataset.eval))
+        trainer = Trainer(name, stage, dataset, tokenizer.pad_id, settings, link, self.stats)
+        return trainer, dataset
+
+    def _folder(self, link: DeviceLink) -> ModelFolder:
+        """The model's files: from this device's disk, or the span's own from the edge."""
+        if self.config.model is not None:
+            return open_model(self.config.model)
+        cache = self.config.cache_dir
+        return open_model(str(fetch_model(link.channel, self.config.name, cache, self.stats)))
+
+    def _metrics(self) -> contextlib.AbstractContextManager[object]:
+        metrics = self.config.metrics
+        if not metrics.enabled:
+            return contextlib.nullcontext()
+        server = serve(metrics.host, metrics.port, NodeCollector(self.stats))
+        log.info("metrics at http://%s:%d/metrics", metrics.host, server.port)
+        return server

@@ -1,0 +1,35 @@
+"""`sfl device` and `python -m device_agent`."""
+
+from __future__ import annotations
+
+import typer
+
+from sfl.config import load_device
+from sfl.options import ConfigFile, ErrorFile, Insecure, Overrides, Supervised
+from sfl.process import cores, end_with_parent, quiet_environment, run_node, start_logging
+
+
+def device(
+    config: ConfigFile,
+    overrides: Overrides = None,
+    insecure: Insecure = False,
+    error_file: ErrorFile = None,
+    supervised: Supervised = False,
+) -> None:
+    """Start a device agent: the first blocks of the model, and the data that never leave it."""
+    quiet_environment()
+    start_logging()
+    if supervised:
+        end_with_parent()
+
+    def body() -> None:
+        settings = load_device(config, overrides or [])
+        # Imported here: torch takes a second, and reads the environment when it is loaded.
+        import torch
+
+        from device_agent.agent import DeviceAgent
+
+        torch.set_num_threads(cores() if settings.threads == "auto" else settings.threads)
+        DeviceAgent(settings, insecure).run(settings.connect_timeout)
+
+    raise typer.Exit(run_node(body, error_file))

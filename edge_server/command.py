@@ -1,0 +1,41 @@
+"""`sfl edge` and `python -m edge_server`."""
+
+from __future__ import annotations
+
+import asyncio
+
+import typer
+
+from sfl.config import load_edge
+from sfl.options import AddressFile, ConfigFile, ErrorFile, Insecure, Overrides, Supervised
+from sfl.process import cores, end_with_parent, quiet_environment, run_node, start_logging
+
+
+def edge(
+    config: ConfigFile,
+    overrides: Overrides = None,
+    insecure: Insecure = False,
+    address_file: AddressFile = None,
+    error_file: ErrorFile = None,
+    supervised: Supervised = False,
+) -> None:
+    """Start an edge server: the frozen base, shared by its devices, one LoRA for each."""
+    quiet_environment()
+    start_logging()
+    if supervised:
+        end_with_parent()
+
+    def body() -> None:
+        settings = load_edge(config, overrides or [])
+        # Imported here: torch takes a second, and reads the environment when it is loaded.
+        from edge_server.server import EdgeServer
+
+        threads = cores() if settings.threads == "auto" else settings.threads
+
+        async def serve() -> None:
+            server = EdgeServer(settings, threads, insecure)
+            await server.run(settings.connect_timeout, address_file)
+
+        asyncio.run(serve())
+
+    raise typer.Exit(run_node(body, error_file))

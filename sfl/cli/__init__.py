@@ -1,0 +1,5 @@
+"""The `sfl` command."""
+
+from sfl.cli.app import main
+
+__all__ = ["main"]

@@ -1,0 +1,130 @@
+"""All commands in one place; each one's work lies in a module of its own, imported when called."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+import sfl
+from cloud_aggregator.command import cloud
+from device_agent.command import device
+from edge_server.command import edge
+from sfl.errors import SflError
+from sfl.options import ConfigFile, Insecure, Overrides
+
+app = typer.Typer(
+    name="sfl",
+    help="Split-federated LoRA fine-tuning over device, edge and cloud.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+config_app = typer.Typer(help="Look at settings.", no_args_is_help=True)
+app.add_typer(config_app, name="config")
+app.command()(cloud)
+app.command()(edge)
+app.command()(device)
+
+Run = Annotated[str, typer.Option("--run", help="A run: its id, the beginning of it, or its path.")]
+OutputDir = Annotated[Path, typer.Option(help="Folder that runs lie in.")]
+Best = Annotated[bool, typer.Option("--best", help="Use adapter_best/ instead of adapter/.")]
+
+
+@app.command()
+def run(config: ConfigFile, overrides: Overrides = None, insecure: Insecure = False) -> None:
+    """Run everything on this machine: cloud, edge and devices, each a process of its own."""
+    from sfl.cli.run import run_and_show
+
+    raise typer.Exit(run_and_show(config, overrides or [], insecure))
+
+
+@app.command()
+def init(
+    path: Annotated[Path, typer.Argument(help="File to write.")] = Path("sfl.toml"),
+    force: Annotated[bool, typer.Option("--force", help="Overwrite the file.")] = False,
+) -> None:
+    """Write a commented configuration to start from."""
+    from sfl.cli.init import write_config
+
+    write_config(path, force)
+
+
+@config_app.command("show")
+def config_show(config: ConfigFile, overrides: Overrides = None) -> None:
+    """Print the effective settings: every default and every `auto` filled in."""
+    from sfl.cli.init import show_config
+
+    show_config(config, overrides or [])
+
+
+@app.command("eval")
+def evaluate(
+    run: Run,
+    data: Annotated[Path | None, typer.Option(help="A file; default: the devices' own.")] = None,
+    best: Best = False,
+    output_dir: OutputDir = Path("runs"),
+) -> None:
+    """Evaluate a run's adapter on held-out data, in one process, the adapter loaded by PEFT."""
+    from sfl.cli.model import evaluate_run
+
+    evaluate_run(run, output_dir, data, best)
+
+
+@app.command()
+def generate(
+    prompt: Annotated[str, typer.Argument(help="What to answer.")],
+    run: Run,
+    max_new_tokens: Annotated[int, typer.Option(min=1)] = 64,
+    best: Best = False,
+    base: Annotated[bool, typer.Option("--base", help="Leave the adapter out.")] = False,
+    output_dir: OutputDir = Path("runs"),
+) -> None:
+    """Let a fine-tuned model answer a prompt (greedy), the adapter loaded by PEFT."""
+    from sfl.cli.model import generate_text
+
+    generate_text(run, output_dir, prompt, max_new_tokens, best, base)
+
+
+@app.command()
+def export(
+    run: Run,
+    to: Annotated[Path, typer.Argument(help="Folder to write.")],
+    merge: Annotated[
+        bool, typer.Option("--merge", help="Merge into the base: a whole model folder.")
+    ] = False,
+    best: Best = False,
+    output_dir: OutputDir = Path("runs"),
+) -> None:
+    """Write a run's adapter, or with --merge the whole fine-tuned model, to a folder."""
+    from sfl.cli.model import export_run
+
+    export_run(run, output_dir, to, merge, best)
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"sfl {sfl.__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def common(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Say the version.")
+    ] = False,
+) -> None:
+    """Split-federated LoRA fine-tuning over device, edge and cloud."""
+
+
+def main() -> None:
+    """Entry point: a user's mistake is one line and an exit code, not a traceback."""
+    try:
+        app()
+    except SflError as error:
+        typer.secho(f"error: {error}", fg="red", err=True)
+        sys.exit(error.exit_code)
+    except KeyboardInterrupt:
+        sys.exit(130)

@@ -1,0 +1,79 @@
+"""`sfl init` and `sfl config show`."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from pathlib import Path
+
+import typer
+
+from sfl.config import dump_toml, load_run
+from sfl.errors import ConfigError
+
+TEMPLATE = """\
+# A run of sfl. Every setting, its default and its meaning: docs/configuration.md
+# Start it with:   sfl run {name}
+
+[run]
+rounds = 4                    # each trains on every device and ends in one average
+seed = 0
+topology = "vanilla"          # or "u_shaped": labels and logits never leave the device
+# min_devices = 2             # fewest devices a round may close with (default: all but one)
+
+[model]
+path = "path/to/model"        # a Hugging Face folder or a name on the hub (safetensors)
+task = "causal_lm"            # or "sequence_classification", with labels = ["...", "..."]
+max_length = 256              # in tokens; longer prompts are cut from the left
+
+[lora]
+rank = 8
+alpha = 16
+# target_modules = ["q_proj", "v_proj"]   # default: every linear layer of a block
+
+[training]
+batch_size = 8
+local_epochs = 1              # or local_steps = 50
+learning_rate = 1e-3
+schedule = "linear"           # "cosine", "constant"
+# max_grad_norm = 1.0
+# micro_batches = 2           # cut a batch up, so that device and edge overlap
+
+[codec]
+activation = "int8 | zstd"    # "none", "fp16", "bf16", "int8", each with or without "| zstd"
+gradient = "int8 | zstd"
+
+[data]
+prompt_field = "prompt"       # JSONL, CSV, TSV, Parquet or a Hugging Face dataset with these
+completion_field = "completion"
+# text_field = "text"         # plain text, or the text to classify
+# label_field = "label"
+eval_fraction = 0.1           # held out on each device where it names no eval file
+# train = "all.jsonl"         # one file for all devices ...
+# partition = "dirichlet"     # ... shared out "iid", by "field" or "dirichlet"
+
+[[devices]]                   # one entry a device; under `sfl run` each is a process here
+name = "alpha"
+cut_layer = 1                 # transformer blocks on the device
+train = "data/alpha.jsonl"    # private: never leaves the device
+# eval = "data/alpha-eval.jsonl"
+
+[[devices]]
+name = "beta"
+cut_layer = 2
+train = "data/beta.jsonl"
+"""
+
+
+def write_config(path: Path, force: bool) -> None:
+    """Write the commented template. Raises ConfigError where the file exists."""
+    if path.exists() and not force:
+        raise ConfigError("path", str(path), "the file exists", "Choose another, or pass --force.")
+    path.write_text(TEMPLATE.format(name=path), encoding="utf-8")
+    typer.echo(f"wrote {path}: set model.path and the devices' data, then `sfl run {path}`")
+
+
+def show_config(path: Path, overrides: Iterable[str]) -> None:
+    """Print what takes effect."""
+    from sfl.launch.run import resolved
+
+    typer.echo(dump_toml(resolved(load_run(path, overrides))), nl=False)

@@ -1,0 +1,58 @@
+"""`sfl run`, as a person sees it: a live view, then a table of what came of it."""
+
+from __future__ import annotations
+
+import logging
+import signal
+from collections.abc import Iterable
+from pathlib import Path
+
+from rich.console import Console
+from rich.logging import RichHandler
+
+from sfl.config import RunConfig, load_run
+from sfl.errors import SflError
+from sfl.launch import run_on_this_machine
+from sfl.report.final import final_table
+from sfl.report.live import LiveView
+from sfl.report.summary import RunSummary
+
+
+def run_and_show(path: Path, overrides: Iterable[str], insecure: bool) -> int:
+    """Run a configuration on this machine; the exit code."""
+    console = Console()
+    errors = Console(stderr=True)
+    logging.basicConfig(
+        level="WARNING", format="%(message)s", handlers=[RichHandler(console=errors)]
+    )
+    signal.signal(signal.SIGTERM, _interrupt)
+    folder: list[Path] = []
+
+    def started(where: Path) -> None:
+        folder.append(where)
+        console.print(f"run [bold]{where.name}[/] -> {where}")
+
+    try:
+        config = _load(path, overrides, insecure)
+        with LiveView(console) as view:
+            run_on_this_machine(config, view.update, started)
+    except KeyboardInterrupt:
+        errors.print("interrupted: everything is stopped")
+        return 130
+    except SflError as error:
+        errors.print(f"error: {error}", style="red", markup=False, highlight=False, soft_wrap=True)
+        return error.exit_code
+    console.print(final_table(RunSummary.read(folder[0] / "summary.json")))
+    return 0
+
+
+def _load(path: Path, overrides: Iterable[str], insecure: bool) -> RunConfig:
+    config = load_run(path, overrides)
+    if not insecure:
+        return config
+    network = config.network.model_copy(update={"insecure": True})
+    return config.model_copy(update={"network": network})
+
+
+def _interrupt(signum: int, frame: object) -> None:
+    raise KeyboardInterrupt

@@ -1,0 +1,214 @@
+"""Rows to examples.
+
+Causal rows are a prompt and its completion, scored on the completion, or a text, scored
+throughout; rows to classify are a text and a label. Prompt and completion are tokenised apart,
+so that the prompt's ids are the same in training and in generation:
+
+    what the tokenizer puts at the start | prompt | completion | end token
+
+with no other special token between. Where the prompt ends in a space, that one space goes with
+the completion, as tokenizers have their words (`"x = "` + `"yes"` is taken as `"x ="` + `" yes"`),
+so the ids decode to prompt + completion as written. With a chat template the prompt is the
+user's turn up to where the assistant's text begins, the completion the rest with its end marker,
+and the template brings its own special tokens.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+from sfl.config import DataSettings, ModelSettings
+from sfl.data.example import UNSCORED, DataNotes, Example, Kind, Row
+from sfl.data.tokenizer import Tokenizer
+from sfl.errors import DataError, ModelError
+
+_CHUNK = 1024  # rows tokenised at a time
+
+
+def encode_rows(
+    rows: Sequence[Row], tokenizer: Tokenizer, model: ModelSettings, data: DataSettings
+) -> tuple[list[Example], DataNotes]:
+    """Examples of at most `model.max_length` tokens, in the order of `rows`, and what was cut.
+
+    A longer one loses its prompt first, from the left, then the end of its completion (a text
+    loses its end). One that is left with nothing to score is dropped. Raises DataError naming
+    file, row and field.
+    """
+    kind = kind_of(rows, model, data)
+    encoded = _ENCODERS[kind](rows, tokenizer, model, data)
+    examples, truncated, dropped = [], 0, 0
+    for example, cut in encoded:
+        truncated += cut
+        if all(label == UNSCORED for label in example.labels):
+            dropped += 1
+        else:
+            examples.append(example)
+    return examples, DataNotes(truncated, dropped)
+
+
+def kind_of(rows: Sequence[Row], model: ModelSettings, data: DataSettings) -> Kind:
+    """What the rows are, going by the task and the first row's fields. Raises DataError."""
+    if model.task == "sequence_classification":
+        return "label"
+    fields = rows[0].values if rows else {}
+    if data.prompt_field in fields or data.completion_field in fields:
+        return "completion"
+    if data.text_field in fields or not rows:
+        return "text"
+    raise DataError(
+        "data.prompt_field",
+        data.prompt_field,
+        f"{rows[0].where} has neither {data.prompt_field!r} and {data.completion_field!r} nor "
+        f"{data.text_field!r} (it has: {', '.join(fields)})",
+        "Set data.prompt_field and data.completion_field, or data.text_field, to its names"
+        + _delimiter_hint(fields),
+    )
+
+
+def prompt_ids(tokenizer: Tokenizer, prompt: str, data: DataSettings) -> list[int]:
+    """The ids that generation goes on from: those that training put before a completion."""
+    if data.chat_template and tokenizer.has_chat_template:
+        return tokenizer.encode([tokenizer.chat(prompt, "")[0]])[0]
+    return [*tokenizer.prefix, *tokenizer.encode([_move_space(prompt, "")[0]])[0]]
+
+
+def _encode_completions(
+    rows: Sequence[Row], tokenizer: Tokenizer, model: ModelSettings, data: DataSettings
+) -> Iterator[tuple[Example, bool]]:
+    eos = _end_token(tokenizer)
+    by_template = data.chat_template and tokenizer.has_chat_template
+    start = () if by_template else tokenizer.prefix
+    join = tokenizer.chat if by_template else _move_space
+    for chunk in _chunks(rows):
+        pairs = [
+            join(
+                _text(row, data.prompt_field, "data.prompt_field"),
+                _text(row, data.completion_field, "data.completion_field"),
+            )
+            for row in chunk
+        ]
+        prompts = tokenizer.encode([prompt for prompt, _ in pairs])
+        completions = tokenizer.continuation([completion for _, completion in pairs])
+        for prompt, completion in zip(prompts, completions, strict=True):
+            yield _fit([*start, *prompt], _ended(completion, eos), tokenizer, model.max_length)
+
+
+def _fit(
+    prompt: list[int], completion: list[int], tokenizer: Tokenizer, max_length: int
+) -> tuple[Example, bool]:
+    """The example within `max_length`, and whether it had to be cut."""
+    cut = len(prompt) + len(completion) > max_length
+    if cut:
+        kept = len(tokenizer.prefix)
+        if prompt[:kept] != list(tokenizer.prefix):
+            kept = 0
+        room = max(max_length - kept - len(completion), 0)
+        prompt = prompt[:kept] + prompt[max(len(prompt) - room, kept) :]
+        completion = completion[: max(max_length - kept, 0)]
+    ids = (prompt + completion)[:max_length]
+    labels = [UNSCORED] * len(prompt) + completion
+    return Example(tuple(ids), (UNSCORED, *labels[1 : len(ids)])), cut
+
+
+def _encode_texts(
+    rows: Sequence[Row], tokenizer: Tokenizer, model: ModelSettings, data: DataSettings
+) -> Iterator[tuple[Example, bool]]:
+    eos = _end_token(tokenizer)
+    for chunk in _chunks(rows):
+        texts = [_text(row, data.text_field, "data.text_field") for row in chunk]
+        for text in tokenizer.encode(texts):
+            ids = _ended([*tokenizer.prefix, *text], eos)
+            kept = tuple(ids[: model.max_length])
+            yield Example(kept, (UNSCORED, *kept[1:])), len(ids) > len(kept)
+
+
+def _encode_labelled(
+    rows: Sequence[Row], tokenizer: Tokenizer, model: ModelSettings, data: DataSettings
+) -> Iterator[tuple[Example, bool]]:
+    room = max(model.max_length - len(tokenizer.prefix) - len(tokenizer.suffix), 0)
+    classes = {name: number for number, name in enumerate(model.labels)}
+    for chunk in _chunks(rows):
+        labels = [_class_of(row, classes, data.label_field) for row in chunk]
+        texts = [_text(row, data.text_field, "data.text_field") for row in chunk]
+        for ids, label in zip(tokenizer.encode(texts), labels, strict=True):
+            marked = (*tokenizer.prefix, *ids[:room], *tokenizer.suffix)
+            target = label if marked else UNSCORED  # no token, nothing to classify
+            yield Example(marked[: model.max_length], (target,)), len(ids) > room
+
+
+_ENCODERS = {
+    "completion": _encode_completions,
+    "text": _encode_texts,
+    "label": _encode_labelled,
+}
+
+
+def _move_space(prompt: str, completion: str) -> tuple[str, str]:
+    if prompt.endswith(" ") and not completion.startswith(" "):
+        return prompt[:-1], " " + completion
+    return prompt, completion
+
+
+def _ended(ids: list[int], eos: int) -> list[int]:
+    """With an end token, unless a chat template's marker was one."""
+    return ids if ids and ids[-1] == eos else [*ids, eos]
+
+
+def _end_token(tokenizer: Tokenizer) -> int:
+    if tokenizer.eos_id is None:
+        raise ModelError(
+            "model.task",
+            "causal_lm",
+            "the model's tokenizer has no end token",
+            "Name one as eos_token in its tokenizer_config.json.",
+        )
+    return tokenizer.eos_id
+
+
+def _class_of(row: Row, classes: dict[str, int], field: str) -> int:
+    """The number of a row's class, given by name, or by number where no name is that number."""
+    value = _value(row, field, "data.label_field")
+    named = classes.get(str(value))
+    if named is not None:
+        return named
+    number = int(value) if isinstance(value, int) or str(value).isdecimal() else -1
+    if 0 <= number < len(classes):
+        return number
+    raise DataError(
+        "model.labels",
+        list(classes),
+        f"{row.where} has {field} {value!r}, which is none of the {len(classes)} classes",
+        "Add it to model.labels, or mend the row.",
+    )
+
+
+def _text(row: Row, field: str, setting: str) -> str:
+    value = _value(row, field, setting)
+    if isinstance(value, str):
+        return value
+    found = "empty (null)" if value is None else f"a {type(value).__name__}"
+    raise DataError(
+        setting, field, f"in {row.where} the field is {found}, not text", "Write it as a string."
+    )
+
+
+def _value(row: Row, field: str, setting: str) -> Any:
+    if field in row.values:
+        return row.values[field]
+    raise DataError(
+        setting,
+        field,
+        f"{row.where} has no such field (it has: {', '.join(row.values)})",
+        f"Name the field so, or set {setting}" + _delimiter_hint(row.values),
+    )
+
+
+def _delimiter_hint(fields: dict[str, object]) -> str:
+    one_column = len(fields) == 1 and any(mark in next(iter(fields)) for mark in ";\t|,")
+    return "; data.delimiter sets the separator of columns." if one_column else "."
+
+
+def _chunks(rows: Sequence[Row]) -> Iterator[Sequence[Row]]:
+    for start in range(0, len(rows), _CHUNK):
+        yield rows[start : start + _CHUNK]

@@ -1,0 +1,68 @@
+"""What data are made of: rows as read, examples as trained on."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Literal
+
+Kind = Literal["completion", "text", "label"]
+"""What is scored: the completion of a prompt, every token of a text, the class of a text."""
+
+UNSCORED = -100
+"""Label of a position that no loss is taken over, as transformers and torch have it."""
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """One record of a file: its fields, and where it stands, for error messages."""
+
+    values: dict[str, Any]
+    source: str
+    place: str  # e.g. "line 3"
+
+    @property
+    def where(self) -> str:
+        """E.g. `homes/attic.jsonl, line 3`."""
+        return f"{self.source}, {self.place}"
+
+
+@dataclass(frozen=True, slots=True)
+class Example:
+    """One sequence. Causal: `labels` align with `input_ids`, -100 where nothing is scored and
+    always at position 0, which nothing predicts. Classification: `labels` is the class alone."""
+
+    input_ids: tuple[int, ...]
+    labels: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class DataNotes:
+    """What encoding had to leave out, counted in examples."""
+
+    truncated: int = 0
+    dropped: int = 0
+
+    def __add__(self, other: DataNotes) -> DataNotes:
+        return DataNotes(self.truncated + other.truncated, self.dropped + other.dropped)
+
+    def warnings(self, max_length: int) -> list[str]:
+        """One line for each thing that happened."""
+        lines = []
+        if self.truncated:
+            lines.append(
+                f"{self.truncated} examples were longer than {max_length} tokens and were cut, "
+                "the prompt first, from its left"
+            )
+        if self.dropped:
+            lines.append(f"{self.dropped} examples had no target left and were dropped")
+        return lines
+
+
+@dataclass(frozen=True, slots=True)
+class Dataset:
+    """One device's examples; `eval` is empty only where `data.eval_fraction` is 0."""
+
+    train: list[Example]
+    eval: list[Example]
+    kind: Kind
+    notes: DataNotes

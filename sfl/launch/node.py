@@ -1,0 +1,142 @@
+"""One child process of `sfl run`: started, watched, stopped."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from sfl.config import DeviceConfig, EdgeConfig, RunConfig, dump_toml
+from sfl.config.base import Section
+from sfl.errors import RunFailed
+from sfl.files import write_atomic
+from sfl.process import QUIET_THREADS
+
+MODULES = {"cloud": "cloud_aggregator", "edge": "edge_server", "device": "device_agent"}
+
+
+@dataclass(slots=True)
+class Node:
+    """A node of the run as a process of its own, with its file, log and failure reason."""
+
+    kind: str
+    name: str
+    config: Path
+    log: Path
+    error_file: Path
+    address_file: Path
+    options: tuple[str, ...] = ()
+    process: subprocess.Popen[bytes] | None = field(default=None)
+
+    def start(self) -> None:
+        """Start the process in a session of its own; closing its stdin ends it."""
+        self.log.parent.mkdir(parents=True, exist_ok=True)
+        command = [
+            sys.executable, "-m", MODULES[self.kind], str(self.config),
+            "--supervised", "--error-file", str(self.error_file), *self.options,
+        ]
+        with self.log.open("wb") as log:
+            self.process = subprocess.Popen(
+                command,
+                stdin=subprocess.PIPE,
+                stdout=log,
+                stderr=subprocess.STDOUT,
+                env={**QUIET_THREADS, **os.environ},
+                start_new_session=True,
+            )
+
+    def exit_code(self) -> int | None:
+        """Exit code, None while it runs."""
+        assert self.process is not None
+        return self.process.poll()
+
+    def failure(self) -> str:
+        """Why it ended, in its own words where it left any."""
+        if self.error_file.exists():
+            return self.error_file.read_text(encoding="utf-8").strip()
+        code = self.exit_code()
+        if code is not None and code < 0:
+            return f"killed by {signal.Signals(-code).name}"
+        return f"exit code {code}; its log: {self.log}"
+
+    def await_address(self, timeout: float) -> str:
+        """The address it really listens on. Raises RunFailed where it gives none."""
+        end = time.monotonic() + timeout
+        while time.monotonic() < end and self.exit_code() is None:
+            if self.address_file.exists():
+                return self.address_file.read_text(encoding="utf-8").strip()
+            time.sleep(0.02)
+        raise RunFailed(f"{self.kind} {self.name}: {self.failure()}")
+
+    def ask_to_stop(self) -> None:
+        """Send SIGTERM, if it still runs."""
+        if self.process is not None and self.process.poll() is None:
+            self.process.terminate()
+
+    def await_end(self, deadline: float) -> None:
+        """Wait until `deadline` (monotonic seconds), then kill."""
+        if self.process is None:
+            return
+        try:
+            self.process.wait(max(0.1, deadline - time.monotonic()))
+        except subprocess.TimeoutExpired:
+            self.process.kill()
+            self.process.wait()
+        if self.process.stdin is not None:
+            self.process.stdin.close()
+
+
+def cloud_node(folder: Path, config: RunConfig) -> Node:
+    """The cloud of a run, told its folder by `run.id` and `run.output_dir`."""
+    options = ["--set", f"run.id={folder.name!r}", "--set", f"run.output_dir={str(folder.parent)!r}"]
+    if config.network.insecure:
+        options.append("--insecure")
+    node = _node("cloud", "cloud", folder, folder / "config.toml", config)
+    node.options = (*options, "--address-file", str(node.address_file))
+    return node
+
+
+def edge_node(folder: Path, config: RunConfig, cloud_address: str) -> Node:
+    """The edge of a run."""
+    edge = config.edge.model_copy(update={"cloud": cloud_address})
+    node = _node("edge", edge.name, folder, _write(folder, "edge", edge), config)
+    node.options = (*node.options, "--address-file", str(node.address_file))
+    return node
+
+
+def device_node(folder: Path, config: RunConfig, name: str, edge_address: str) -> Node:
+    """One device of a run; under `sfl run` the model's folder is at hand."""
+    entry = config.device(name)
+    local = entry.model_dump(exclude={"cut_layer", "tail_layers", "rank"})
+    device = DeviceConfig.model_validate(
+        {**local, "edge": edge_address, "model": entry.model or None}
+    )
+    return _node("device", name, folder, _write(folder, "device", device), config)
+
+
+def _node(kind: str, name: str, folder: Path, file: Path, config: RunConfig) -> Node:
+    nodes = folder / "nodes"
+    return Node(
+        kind=kind,
+        name=name,
+        config=file,
+        log=folder / "logs" / f"{name}.log",
+        error_file=nodes / f"{name}.error",
+        address_file=nodes / f"{name}.address",
+        options=("--insecure",) if config.network.insecure else (),
+    )
+
+
+def _write(folder: Path, kind: str, settings: DeviceConfig | EdgeConfig) -> Path:
+    path = folder / "nodes" / f"{settings.name}.toml"
+    write_atomic(path, f"[{kind}]\n" + _as_table(kind, settings))
+    return path
+
+
+def _as_table(kind: str, settings: Section) -> str:
+    """A section's TOML, its inner tables under the section's own name."""
+    return dump_toml(settings).replace("\n[", f"\n[{kind}.")

@@ -1,0 +1,152 @@
+"""The order of things: check, start, watch, stop. It restarts nothing."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+from sfl.config import RunConfig
+from sfl.errors import ConfigError, RunFailed, SflError
+from sfl.launch.node import Node, cloud_node, device_node, edge_node
+from sfl.models.folder import open_model
+from sfl.plan import SplitPlan
+from sfl.process import cores
+from sfl.report.status import RunStatus
+from sfl.runs import open_run_folder
+
+CONNECT_TIMEOUT = 15.0
+START_TIMEOUT = 30.0
+STOP_TIMEOUT = 10.0
+POLL = 0.1
+
+Watch = Callable[[RunStatus], None]
+
+
+def run_on_this_machine(config: RunConfig, watch: Watch, started: Callable[[Path], None]) -> Path:
+    """Run everything to its end, and return the run's folder.
+
+    `started` is told the folder, `watch` each new status. Raises ConfigError, DataError,
+    ModelError before or soon after the start, RunFailed where the run did not reach its end.
+    """
+    config = resolved(config)
+    check(config)
+    folder = open_run_folder(config)
+    started(folder)
+    nodes: list[Node] = []
+    try:
+        _start(config, folder, nodes)
+        _await_end(config, folder, nodes, watch)
+    finally:
+        _stop(nodes)
+    return folder
+
+
+def resolved(config: RunConfig) -> RunConfig:
+    """Every `auto` filled in, as it takes effect on this machine.
+
+    The edge may use all cores, a device one: they work in turns more than side by side, and
+    waiting threads sleep.
+    """
+    quick = {"connect_timeout": CONNECT_TIMEOUT}
+    edge_changes: dict[str, object] = {} if _given(config.edge) else dict(quick)
+    if config.edge.threads == "auto":
+        edge_changes["threads"] = cores()
+    devices = []
+    for entry in config.devices:
+        changes: dict[str, object] = {} if _given(entry) else dict(quick)
+        if entry.threads == "auto":
+            changes["threads"] = 1
+        if entry.model is None:
+            changes["model"] = config.model.path
+        devices.append(entry.model_copy(update=changes))
+    edge = config.edge.model_copy(update=edge_changes)
+    return config.model_copy(update={"edge": edge, "devices": tuple(devices)})
+
+
+def _given(settings: object) -> bool:
+    return "connect_timeout" in getattr(settings, "model_fields_set", set())
+
+
+def check(config: RunConfig) -> None:
+    """What can be known before anything starts: the model is there, and every cut fits it."""
+    folder = open_model(config.model.path)
+    for entry in config.devices:
+        try:
+            SplitPlan(folder.num_layers, entry.cut_layer, entry.tail_layers, config.run.topology)
+        except ConfigError as error:
+            raise ConfigError(
+                f"devices.{entry.name}.{error.field}", error.value, error.problem, error.fix
+            ) from None
+        source = entry.train or config.data.train
+        if source is None:
+            raise ConfigError(
+                f"devices.{entry.name}.train", None, "no training data",
+                "Name a file here, or one for all devices as data.train.",
+            )
+
+
+def _start(config: RunConfig, folder: Path, nodes: list[Node]) -> None:
+    cloud = cloud_node(folder, config)
+    nodes.append(cloud)
+    cloud.start()
+    edge = edge_node(folder, config, cloud.await_address(START_TIMEOUT))
+    nodes.append(edge)
+    edge.start()
+    edge_address = edge.await_address(START_TIMEOUT)
+    for entry in config.devices:
+        device = device_node(folder, config, entry.name, edge_address)
+        nodes.append(device)
+        device.start()
+
+
+def _await_end(config: RunConfig, folder: Path, nodes: list[Node], watch: Watch) -> None:
+    """Watch until the cloud has ended. Raises RunFailed or what a node's mistake was."""
+    cloud, edge, *devices = nodes
+    seen = 0.0
+    while cloud.exit_code() is None:
+        status = RunStatus.read(folder / "status.json")
+        if status is not None and status.updated_at > seen:
+            seen = status.updated_at
+            watch(status)
+        _raise_mistakes(nodes)
+        _raise_lost(config, edge, devices)
+        time.sleep(POLL)
+    final = RunStatus.read(folder / "status.json")
+    if final is not None:
+        watch(final)
+    if cloud.exit_code() != 0:
+        raise RunFailed(cloud.failure())
+
+
+def _raise_mistakes(nodes: list[Node]) -> None:
+    """A mistake in configuration or data ends the run at once, whichever node found it."""
+    for node in nodes:
+        if node.exit_code() == ConfigError.exit_code:
+            raise Mistake(f"{node.kind} {node.name}: {node.failure()}")
+
+
+def _raise_lost(config: RunConfig, edge: Node, devices: list[Node]) -> None:
+    """Nothing is restarted, so a run that cannot reach its end is over."""
+    if edge.exit_code() not in (None, 0):
+        raise RunFailed(f"edge {edge.name}: {edge.failure()}")
+    ended = [device for device in devices if device.exit_code() not in (None, 0)]
+    left = len(devices) - len(ended)
+    if left < config.min_devices:
+        reasons = "; ".join(f"device {device.name}: {device.failure()}" for device in ended)
+        raise RunFailed(f"{left} of at least {config.min_devices} devices are left; {reasons}")
+
+
+def _stop(nodes: list[Node]) -> None:
+    """Devices, then the edge, then the cloud; nothing outlives this."""
+    for node in reversed(nodes):
+        node.ask_to_stop()
+    deadline = time.monotonic() + STOP_TIMEOUT
+    for node in reversed(nodes):
+        node.await_end(deadline)
+
+
+class Mistake(SflError):
+    """A user's mistake that a node found; its text is the node's own."""
+
+    exit_code = ConfigError.exit_code

@@ -1,0 +1,93 @@
+"""What a family of models must tell: names of its parts, and how to call them.
+
+Families call transformers' own modules in the order in which transformers calls them; no block is
+rewritten. They know nothing of cuts, adapters or files, and importing one imports no torch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal, Protocol
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+Task = Literal["causal_lm", "sequence_classification"]
+
+
+@dataclass(frozen=True, slots=True)
+class Sizes:
+    """The numbers of a model that decisions need."""
+
+    num_layers: int
+    hidden_size: int
+    context_length: int
+    vocab_size: int
+
+
+@dataclass(frozen=True, slots=True)
+class Layout:
+    """Where the parts are in transformers' class for one model type and task, by module name.
+
+    `base` is the base model's attribute. `saved` are head modules that are always trained whole;
+    `saved_if_missing` are trained whole where the checkpoint lacks them. `tied` is the head's
+    tensor and the one it shares its values with. `ignored` are checkpoint tensors (a regular
+    expression on their end) that the class does not have.
+    """
+
+    package: str
+    config_class: str
+    model_class: str
+    base: str
+    blocks: str
+    embedding: tuple[str, ...]
+    head: tuple[str, ...]
+    saved: tuple[str, ...] = ()
+    saved_if_missing: tuple[str, ...] = ()
+    tied: tuple[str, str] | None = None
+    ignored: str = r"(?!)"
+
+
+@dataclass(frozen=True, slots=True)
+class Padding:
+    """A right-padded batch: `lengths` [B], `attention_mask` [B, T] of 0 and 1, `positions` [1, T]."""
+
+    lengths: Tensor
+    attention_mask: Tensor
+    positions: Tensor
+
+
+class Family(Protocol):
+    """One file per family."""
+
+    name: str
+    model_types: tuple[str, ...]
+    tasks: tuple[Task, ...]
+
+    def sizes(self, config: Mapping[str, Any]) -> Sizes:
+        """Sizes from config.json. Raises KeyError for an entry that is missing."""
+
+    def refusal(self, config: Mapping[str, Any]) -> str | None:
+        """Why this variant of the family cannot run, or None."""
+
+    def layout(self, config: Mapping[str, Any], task: Task) -> Layout:
+        """Names of the parts."""
+
+    def targets(self, model_type: str) -> tuple[str, ...]:
+        """All linear layers of a block's attention and MLP."""
+
+    def drops(self, config: Any) -> bool:
+        """Whether the configuration switches any dropout on."""
+
+    def embed(self, model: nn.Module, input_ids: Tensor, padding: Padding) -> Tensor:
+        """[B, T] -> [B, T, H], up to the first block."""
+
+    def context(self, model: nn.Module, hidden: Tensor, padding: Padding) -> Any:
+        """What all blocks of one forward share: masks and positions."""
+
+    def block(self, block: nn.Module, index: int, hidden: Tensor, context: Any) -> Tensor:
+        """[B, T, H] -> [B, T, H] through one block."""
+
+    def head(self, model: nn.Module, hidden: Tensor, padding: Padding, task: Task) -> Tensor:
+        """[B, T, H] -> logits: [B, T, V] of a language model, [B, C] of a classifier."""

@@ -1,0 +1,28 @@
+"""Command-line options that several commands share."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+ConfigFile = Annotated[Path, typer.Argument(help="A TOML file; `sfl init` writes one.")]
+Overrides = Annotated[
+    list[str] | None,
+    typer.Option("--set", metavar="SECTION.KEY=VALUE", help="Override a setting; repeatable."),
+]
+Insecure = Annotated[
+    bool,
+    typer.Option("--insecure", help="Allow addresses other than loopback without TLS."),
+]
+AddressFile = Annotated[
+    Path | None,
+    typer.Option(help="Write the address that was really bound to this file.", hidden=True),
+]
+ErrorFile = Annotated[
+    Path | None, typer.Option(help="Write the reason of a failure to this file.", hidden=True)
+]
+Supervised = Annotated[
+    bool, typer.Option("--supervised", help="End when standard input is closed.", hidden=True)
+]

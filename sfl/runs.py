@@ -1,0 +1,61 @@
+"""A run's folder, and the settings as they take effect."""
+
+from __future__ import annotations
+
+import secrets
+import time
+from collections.abc import Iterable
+from pathlib import Path
+
+from sfl.config import RunConfig, dump_toml, load_run
+from sfl.errors import ConfigError
+from sfl.files import write_atomic
+
+EFFECTIVE_HEADER = """\
+# The settings of run {run_id} as they took effect, every default and every `auto` filled in.
+# `sfl run` on this file repeats the run: on the same CPU it gives the same adapter, bit for bit.
+"""
+
+
+def new_run_id() -> str:
+    """Date, time and a short random tail."""
+    return f"{time.strftime('%Y%m%d-%H%M%S')}-{secrets.token_hex(2)}"
+
+
+def open_run_folder(config: RunConfig) -> Path:
+    """Make `output_dir/id` and write the effective settings into it. Raises ConfigError.
+
+    The file leaves out the run's id, so that it can be run again.
+    """
+    run_id = config.run.id or new_run_id()
+    folder = config.run.output_dir.expanduser().resolve() / run_id
+    if (folder / "metrics.jsonl").exists():
+        raise ConfigError("run.id", run_id, "a run of that name exists", "Choose another, or none.")
+    folder.mkdir(parents=True, exist_ok=True)
+    anonymous = config.model_copy(update={"run": config.run.model_copy(update={"id": ""})})
+    header = EFFECTIVE_HEADER.format(run_id=run_id)
+    write_atomic(folder / "config.toml", header + dump_toml(anonymous))
+    return folder
+
+
+def load_for_cloud(
+    path: Path, overrides: Iterable[str], insecure: bool
+) -> tuple[RunConfig, Path]:
+    """A run's settings and its folder, as the cloud process needs them. Raises ConfigError."""
+    config = load_run(path, overrides)
+    if insecure:
+        network = config.network.model_copy(update={"insecure": True})
+        config = config.model_copy(update={"network": network})
+    return config, open_run_folder(config)
+
+
+def find_run(run: str, output_dir: Path = Path("runs")) -> Path:
+    """The folder of a run, by its path, its id, or the beginning of it. Raises ConfigError."""
+    if (Path(run) / "summary.json").is_file():
+        return Path(run)
+    found = sorted(p for p in output_dir.glob(f"{run}*") if (p / "config.toml").is_file())
+    if len(found) == 1 or (found and found[0].name == run):
+        return found[0]
+    known = ", ".join(sorted(p.name for p in output_dir.glob("*") if p.is_dir())[-5:]) or "none"
+    problem = "no such run" if not found else f"{len(found)} runs begin like this"
+    raise ConfigError("--run", run, problem, f"Latest in {output_dir}/: {known}.")

@@ -1,0 +1,76 @@
+"""Weights and tokenizer from the edge: hashed, cached by content, resumed after a break."""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import shutil
+from pathlib import Path
+
+import grpc
+
+from sfl.errors import ProtocolError
+from sfl.metrics.stats import NodeStats
+from sfl.transport.status import error_of
+from sfl.transport.wire import EDGE_FETCH_FILE, EDGE_LIST_FILES
+from sfl.v1 import edge_pb2
+
+log = logging.getLogger(__name__)
+
+READ_BYTES = 1 << 20
+
+
+def fetch_model(channel: grpc.Channel, device: str, cache: Path, stats: NodeStats) -> Path:
+    """A folder with the files of this device's span; only what the cache lacks is transferred.
+
+    Raises LinkLost, Refused, ProtocolError where bytes do not match their hash.
+    """
+    try:
+        listing = EDGE_LIST_FILES.stub(channel)(edge_pb2.FilesRequest(device=device))
+        digest = hashlib.sha256("".join(f.sha256 for f in listing.files).encode()).hexdigest()
+        folder = cache.expanduser() / "spans" / digest[:32]
+        folder.mkdir(parents=True, exist_ok=True)
+        for entry in listing.files:
+            _fetch(channel, device, entry, cache.expanduser() / "blobs", stats)
+            _link(cache.expanduser() / "blobs" / entry.sha256, folder / Path(entry.name).name)
+    except grpc.RpcError as error:
+        raise error_of(error, "edge") from None  # type: ignore[arg-type]
+    return folder
+
+
+def _fetch(
+    channel: grpc.Channel, device: str, entry: edge_pb2.FileEntry, blobs: Path, stats: NodeStats
+) -> None:
+    """Bring one file's content into the cache under its hash."""
+    blobs.mkdir(parents=True, exist_ok=True)
+    final = blobs / entry.sha256
+    if final.exists():
+        return
+    partial = blobs / f"{entry.sha256}.{device}.partial"
+    offset = partial.stat().st_size if partial.exists() else 0
+    log.info("fetching %s (%.1f MB, %.1f MB at hand)", entry.name, entry.num_bytes / 1e6,
+             offset / 1e6)
+    request = edge_pb2.FileRequest(device=device, name=entry.name, offset=offset)
+    with partial.open("ab") as file:
+        for chunk in EDGE_FETCH_FILE.stub(channel)(request):
+            stats.bytes.add("down", "weights", chunk.ByteSize(), len(chunk.data))
+            file.write(chunk.data)
+    if _sha256(partial) != entry.sha256:
+        partial.unlink()
+        raise ProtocolError(f"{entry.name} from the edge does not match its hash; start again")
+    partial.replace(final)
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _link(content: Path, target: Path) -> None:
+    """Give cached content its name; a hard link where the file system has them."""
+    if target.exists():
+        return
+    try:
+        target.hardlink_to(content)
+    except OSError:
+        shutil.copyfile(content, target)

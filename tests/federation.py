@@ -1,0 +1,68 @@
+"""Starting real runs for tests: configurations, processes, and what they leave behind."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import tomli_w
+
+ROOT = Path(__file__).resolve().parents[1]
+SHARED = ROOT.parent / "shared"
+SFL = [sys.executable, "-m", "sfl.cli"]
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a run came to."""
+
+    code: int
+    output: str
+    folder: Path
+
+    @property
+    def summary(self) -> dict[str, Any]:
+        values: dict[str, Any] = json.loads((self.folder / "summary.json").read_text())
+        return values
+
+    def logs(self) -> str:
+        return "\n".join(
+            f"--- {log.name}\n{log.read_text()}" for log in sorted(self.folder.glob("logs/*.log"))
+        )
+
+
+def write_config(folder: Path, values: dict[str, Any]) -> Path:
+    """A run's file in `folder`, its runs beside it."""
+    run = {"id": "t", "output_dir": str(folder / "runs"), **values.pop("run", {})}
+    path = folder / "run.toml"
+    path.write_text(tomli_w.dumps({"run": run, **values}))
+    return path
+
+
+def write_jsonl(path: Path, rows: list[dict[str, Any]]) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return path
+
+
+def sfl(*arguments: str | Path, timeout: float = 300.0) -> subprocess.CompletedProcess[str]:
+    """The `sfl` command, as a user calls it."""
+    return subprocess.run(
+        [*SFL, *map(str, arguments)],
+        capture_output=True,
+        text=True,
+        timeout=timeout,
+        cwd=ROOT,
+        env={**os.environ, "COLUMNS": "200", "HF_HUB_OFFLINE": "1"},
+    )
+
+
+def run(folder: Path, values: dict[str, Any], *options: str, timeout: float = 300.0) -> Outcome:
+    """`sfl run` on a configuration, to its end."""
+    done = sfl("run", write_config(folder, values), *options, timeout=timeout)
+    return Outcome(done.returncode, done.stdout + done.stderr, folder / "runs" / "t")

@@ -1,0 +1,114 @@
+"""The house holds: imports run one way, and each heavy library stays in its room."""
+
+from __future__ import annotations
+
+import ast
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+
+# A module may import from its own level (within its own package) and from any lower one.
+LEVELS = (
+    ("sfl", "sfl.errors", "sfl.keys", "sfl.plan", "sfl.files", "sfl.v1", "sfl.process"),
+    ("sfl.config", "sfl.options"),
+    ("sfl.rounds", "sfl.runs"),
+    ("sfl.codec", "sfl.models", "sfl.adapters", "sfl.aggregation", "sfl.data", "sfl.metrics"),
+    ("sfl.stage", "sfl.report"),
+    ("sfl.transport",),
+    ("device_agent", "edge_server", "cloud_aggregator"),
+    ("sfl.launch",),
+    ("sfl.cli",),
+)
+SAME_LEVEL = {
+    ("sfl.config", "sfl.plan"),
+    ("sfl.plan", "sfl.errors"),
+    ("sfl.process", "sfl.errors"),
+    ("sfl.adapters", "sfl.models"),
+}
+ROOMS = {
+    "grpc": ("sfl.transport", "edge_server", "cloud_aggregator"),
+    "google.protobuf": ("sfl.transport", "sfl.v1"),
+    "prometheus_client": ("sfl.metrics",),
+    "typer": ("sfl.cli", "sfl.options", "device_agent", "edge_server", "cloud_aggregator"),
+    "rich": ("sfl.cli", "sfl.report"),
+    "datasets": ("sfl.data",),
+}
+PURE = ("sfl.errors", "sfl.keys", "sfl.plan", "sfl.config", "sfl.rounds")
+IMPURE = {"torch", "numpy", "grpc", "time", "random", "socket", "asyncio", "transformers"}
+
+
+def modules() -> Iterator[tuple[str, Path]]:
+    for package in ("sfl", "device_agent", "edge_server", "cloud_aggregator"):
+        for path in sorted((ROOT / package).rglob("*.py")):
+            if not path.stem.endswith("_pb2"):
+                name = ".".join(path.relative_to(ROOT).with_suffix("").parts)
+                yield name.removesuffix(".__init__"), path
+
+
+def imports(path: Path) -> Iterator[str]:
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            yield from (f"{node.module}.{alias.name}" for alias in node.names)
+
+
+def room(module: str) -> tuple[int, str] | None:
+    """Level and package of one of our own modules, by its longest known prefix."""
+    best: tuple[int, str] | None = None
+    for level, names in enumerate(LEVELS):
+        for name in names:
+            inside = module == name or (name != "sfl" and module.startswith(name + "."))
+            if inside and (best is None or len(name) > len(best[1])):
+                best = (level, name)
+    return best
+
+
+@pytest.mark.parametrize(("module", "path"), list(modules()), ids=lambda value: str(value))
+def test_arrows_run_downward_only(module: str, path: Path) -> None:
+    here = room(module)
+    assert here is not None, f"{module} has no place in the house: add it to LEVELS"
+    for imported in imports(path):
+        there = room(imported) or (
+            (0, "sfl") if imported in ("sfl.__version__",) else None
+        )
+        if there is None or there[1] in (here[1], "sfl"):
+            continue
+        pair = (here[1], there[1])
+        assert there[0] < here[0] or pair in SAME_LEVEL, f"{module} imports {imported}"
+
+
+@pytest.mark.parametrize(("module", "path"), list(modules()), ids=lambda value: str(value))
+def test_each_library_stays_in_its_room(module: str, path: Path) -> None:
+    for imported in imports(path):
+        for library, rooms in ROOMS.items():
+            if imported == library or imported.startswith(library + "."):
+                assert module.startswith(rooms), f"{module} imports {imported}"
+
+
+@pytest.mark.parametrize(("module", "path"), list(modules()), ids=lambda value: str(value))
+def test_decisions_are_pure(module: str, path: Path) -> None:
+    if module.startswith(PURE):
+        roots = {name.split(".")[0] for name in imports(path)}
+        assert not roots & IMPURE, f"{module} imports {roots & IMPURE}"
+
+
+@pytest.mark.parametrize(
+    ("module", "absent"),
+    [
+        ("cloud_aggregator.aggregator", {"torch", "transformers", "peft", "datasets"}),
+        ("device_agent.agent", {"peft", "datasets", "pandas", "pyarrow"}),
+        ("sfl.cli.app", {"torch", "transformers", "grpc", "numpy"}),
+    ],
+)
+def test_what_a_process_does_not_load(module: str, absent: set[str]) -> None:
+    code = f"import sys, {module}; print(*sorted(set(sys.modules) & {absent!r}))"
+    loaded = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT
+    )
+    assert loaded.stdout.split() == []

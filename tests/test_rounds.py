@@ -1,0 +1,194 @@
+"""The coordinator as a pure state machine: no clock, no socket, every ending tried."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from sfl.config import RunSettings
+from sfl.rounds import (
+    AdapterReady,
+    Aggregate,
+    Coordinator,
+    DeviceJoined,
+    DeviceLost,
+    DeviceReady,
+    EdgeLost,
+    EdgeReady,
+    Evict,
+    Fault,
+    FinishRun,
+    Phase,
+    Refuse,
+    ReportReceived,
+    StartRound,
+    Tick,
+    UpdateReceived,
+    Welcome,
+)
+
+
+def settings(count: int = 3, **sections: Any) -> RunSettings:
+    values: dict[str, Any] = {
+        "model": {"path": "m"},
+        "run": {"rounds": 2},
+        "training": {"local_steps": 5, "batch_size": 4},
+        "devices": [{"name": f"d{n}", "cut_layer": 1} for n in range(count)],
+    }
+    return RunSettings.model_validate(values | sections)
+
+
+def joined(config: RunSettings, num_examples: int = 10) -> tuple[Coordinator, list[Any]]:
+    coordinator = Coordinator(config, now=0.0)
+    assert coordinator.handle(EdgeReady("e", 4), 0.0) == []
+    commands: list[Any] = []
+    for entry in config.devices:
+        assert coordinator.handle(DeviceJoined(entry.name, "e"), 0.0) == [Welcome(entry.name)]
+        commands = coordinator.handle(DeviceReady(entry.name, num_examples), 0.0)
+    return coordinator, commands
+
+
+def deliver(coordinator: Coordinator, device: str, steps: int = 5) -> list[Any]:
+    round_ = coordinator.round
+    commands: list[Any] = []
+    for side in ("device", "edge"):
+        event = UpdateReceived(device, side, round_, steps)  # type: ignore[arg-type]
+        commands += coordinator.handle(event, 1.0)
+    return commands + coordinator.handle(ReportReceived(device, round_), 1.0)
+
+
+def test_a_run_trains_every_round_and_ends_with_an_evaluation() -> None:
+    coordinator, commands = joined(settings())
+    for round_ in (1, 2):
+        (start,) = commands
+        assert isinstance(start, StartRound)
+        assert start.round == round_
+        assert {s.count for s in start.devices.values()} == {5}
+        assert {s.first for s in start.devices.values()} == {5 * (round_ - 1)}
+        assert {s.total for s in start.devices.values()} == {10}
+        ends = [deliver(coordinator, f"d{n}") for n in range(3)]
+        assert ends[:2] == [[], []]
+        assert ends[2] == [Aggregate(round_, {"d0": 10, "d1": 10, "d2": 10})]
+        commands = coordinator.handle(AdapterReady(round_), 2.0)
+    (final,) = commands
+    assert isinstance(final, StartRound)
+    assert {s.count for s in final.devices.values()} == {0}
+    for n in range(3):
+        commands = coordinator.handle(ReportReceived(f"d{n}", 3), 3.0)
+    assert commands == [FinishRun(True, "every round closed")]
+    assert coordinator.handle(Tick(), 9e9) == []
+
+
+def test_local_epochs_give_each_device_its_own_number_of_steps() -> None:
+    config = settings(1, training={"local_epochs": 2, "batch_size": 4})
+    _, (start,) = joined(config, num_examples=10)
+    assert start.devices["d0"].count == 6
+
+
+def test_a_lost_device_is_left_out_and_joins_again_with_the_next_round() -> None:
+    coordinator, _ = joined(settings())
+    deliver(coordinator, "d0")
+    lost = coordinator.handle(DeviceLost("d1", "killed"), 1.0)
+    assert lost == [Fault(1, "d1", "killed")]
+    assert deliver(coordinator, "d2") == [Aggregate(1, {"d0": 10, "d2": 10})]
+    assert coordinator.handle(DeviceJoined("d1", "e"), 1.5) == [Welcome("d1")]
+    assert coordinator.handle(DeviceReady("d1", 10), 1.5) == []
+    (start,) = coordinator.handle(AdapterReady(1), 2.0)
+    assert set(start.devices) == {"d0", "d1", "d2"}
+
+
+def test_a_device_that_dies_after_delivering_still_counts() -> None:
+    coordinator, _ = joined(settings())
+    deliver(coordinator, "d0")
+    coordinator.handle(DeviceLost("d0", "killed"), 1.0)
+    deliver(coordinator, "d1")
+    assert deliver(coordinator, "d2") == [Aggregate(1, {"d0": 10, "d1": 10, "d2": 10})]
+
+
+def test_half_an_update_does_not_count() -> None:
+    coordinator, _ = joined(settings(2))
+    coordinator.handle(UpdateReceived("d0", "device", 1, 5), 1.0)
+    assert coordinator.handle(ReportReceived("d0", 1), 1.0) == []
+    assert deliver(coordinator, "d1") == []
+    assert coordinator.phase is Phase.ROUND
+
+
+def test_parts_of_different_final_steps_are_evicted() -> None:
+    coordinator, _ = joined(settings())
+    coordinator.handle(UpdateReceived("d0", "device", 1, 5), 1.0)
+    commands = coordinator.handle(UpdateReceived("d0", "edge", 1, 4), 1.0)
+    assert [type(command) for command in commands] == [Evict, Fault]
+    assert "d0" not in coordinator.progress
+
+
+def test_updates_of_another_round_are_ignored() -> None:
+    coordinator, _ = joined(settings(1))
+    assert coordinator.handle(UpdateReceived("d0", "device", 7, 5), 1.0) == []
+    assert coordinator.handle(ReportReceived("d0", 7), 1.0) == []
+    assert not coordinator.progress["d0"].final_steps
+
+
+def test_a_round_with_too_few_devices_ends_the_run() -> None:
+    coordinator, _ = joined(settings())
+    coordinator.handle(DeviceLost("d0", "killed"), 1.0)
+    coordinator.handle(DeviceLost("d1", "killed"), 1.0)
+    (end,) = deliver(coordinator, "d2")
+    assert not end.ok
+    assert "1 of at least 2" in end.reason
+
+
+def test_late_devices_are_left_out_at_the_deadline() -> None:
+    config = settings(network={"round_timeout": 10.0})
+    coordinator, _ = joined(config)
+    deliver(coordinator, "d0")
+    deliver(coordinator, "d1")
+    assert coordinator.handle(Tick(), 9.0) == []
+    commands = coordinator.handle(Tick(), 10.0)
+    assert [type(command) for command in commands] == [Evict, Fault, Aggregate]
+    assert commands[-1].contributions == {"d0": 10, "d1": 10}
+
+
+def test_the_first_round_waits_for_all_until_the_join_timeout() -> None:
+    coordinator = Coordinator(settings(network={"join_timeout": 30.0}), now=0.0)
+    for name in ("d0", "d1"):
+        coordinator.handle(DeviceJoined(name, "e"), 0.0)
+        coordinator.handle(DeviceReady(name, 10), 0.0)
+    assert coordinator.phase is Phase.WAITING
+    commands = coordinator.handle(Tick(), 30.0)
+    assert [type(command) for command in commands] == [Fault, StartRound]
+
+
+def test_nobody_joins() -> None:
+    coordinator = Coordinator(settings(network={"join_timeout": 30.0}), now=0.0)
+    (end,) = coordinator.handle(Tick(), 30.0)
+    assert not end.ok
+    assert "missing: d0, d1, d2" in end.reason
+
+
+def test_a_lost_edge_takes_its_devices_along() -> None:
+    coordinator, _ = joined(settings())
+    commands = coordinator.handle(EdgeLost("e", "killed"), 1.0)
+    assert [c.device for c in commands if isinstance(c, Fault)] == ["", "d0", "d1", "d2"]
+    assert isinstance(commands[-1], FinishRun)
+
+
+@pytest.mark.parametrize(("device", "words"), [("x", "known: d0, d1, d2"), ("d0", "already")])
+def test_strangers_and_doubles_are_refused(device: str, words: str) -> None:
+    coordinator, _ = joined(settings())
+    (refusal,) = coordinator.handle(DeviceJoined(device, "e"), 1.0)
+    assert isinstance(refusal, Refuse)
+    assert words in refusal.reason
+
+
+def test_a_cut_beyond_the_model_ends_the_run_with_its_name() -> None:
+    config = settings(devices=[{"name": "a", "cut_layer": 9}])
+    (end,) = Coordinator(config, 0.0).handle(EdgeReady("e", 4), 0.0)
+    assert not end.ok
+    assert end.reason.startswith("devices.a.cut_layer = 9")
+
+
+def test_edges_with_different_models_cannot_share_a_run() -> None:
+    coordinator, _ = joined(settings())
+    (end,) = coordinator.handle(EdgeReady("f", 6), 1.0)
+    assert not end.ok
