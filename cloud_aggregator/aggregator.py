@@ -15,11 +15,11 @@ from pathlib import Path
 from typing import Any
 
 import grpc.aio
-
-from cloud_aggregator.records import RunRecords
 from sfl.adapters.artifact import save_adapter
 from sfl.adapters.initial import initial_adapter
 from sfl.adapters.manifest import AdapterManifest
+
+from cloud_aggregator.records import RunRecords
 from sfl.aggregation import STRATEGIES, Contribution
 from sfl.aggregation.contribution import Array
 from sfl.config import RunConfig
@@ -161,8 +161,9 @@ class CloudAggregator:
     def _(self, command: StartRound) -> None:
         self.records.begin_round(command)
         self.stats.start_round(command.round, 0)
-        log.info("round %d of %d: %s", command.round, self.config.run.rounds,
-                 ", ".join(command.devices))
+        log.info(
+            "round %d of %d: %s", command.round, self.config.run.rounds, ", ".join(command.devices)
+        )
         payload = adapter_bytes(self.adapter)
         for edge, start in self._starts(command).items():
             self.service.post(edge, cloud_pb2.CloudMessage(start=start))

@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from sfl.config import RunConfig
+from sfl.config import RunConfig, dump_toml
 from sfl.metrics.snapshot import NodeSnapshot
 from sfl.report.html import write_report
 from sfl.report.records import NodeRecord, Record, RecordFile, RoundRecord
@@ -241,7 +241,7 @@ class RunRecords:
             best_round=self.best_round,
         )
         summary.write(self.folder / "summary.json")
-        write_report(self.folder / "report.html", summary, self._records, self.config)
+        write_report(self.folder / "report.html", summary, self._records, dump_toml(self.config))
         self._file.close()
         self.message = end.reason
         status = replace(
@@ -258,9 +258,18 @@ class RunRecords:
             snapshot = self._snapshots["device", device]
             self._write(
                 RoundRecord(
-                    round_, device, trained.loss, 0.0, 0, None, 0,
-                    self._ready[device].num_examples, trained.steps, trained.tokens,
-                    trained.seconds, snapshot,
+                    round_,
+                    device,
+                    trained.loss,
+                    0.0,
+                    0,
+                    None,
+                    0,
+                    self._ready[device].num_examples,
+                    trained.steps,
+                    trained.tokens,
+                    trained.seconds,
+                    snapshot,
                 )
             )
         self._trained.clear()

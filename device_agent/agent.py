@@ -6,9 +6,9 @@ import contextlib
 import logging
 import time
 
+from sfl.data import Dataset, load_tokenizer, prepare
+
 from sfl.config import DeviceConfig
-from sfl.data.dataset import Dataset, prepare
-from sfl.data.tokenizer import Tokenizer, load_tokenizer
 from sfl.errors import LinkLost, Refused
 from sfl.metrics.prometheus import NodeCollector, serve
 from sfl.metrics.stats import NodeStats
@@ -67,9 +67,10 @@ class DeviceAgent:
         """This device's span, tokenizer and data; moments start afresh with every joining."""
         settings, name = joined.settings, self.config.name
         folder = self._folder(link)
-        tokenizer: Tokenizer = load_tokenizer(folder.path)
-        index = settings.device_index(name)
-        dataset = prepare(self.config, name, index, len(settings.devices), settings, tokenizer)
+        tokenizer = load_tokenizer(folder.path)
+        dataset = prepare(self.config, name, settings, tokenizer)
+        for line in dataset.notes.warnings(settings.model.max_length):
+            log.warning("%s", line)
         entry = settings.device(name)
         plan = SplitPlan(
             joined.num_layers, entry.cut_layer, entry.tail_layers, settings.run.topology

@@ -5,14 +5,17 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import time
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 
 import grpc.aio
 import numpy as np
-
 from sfl.adapters.lora import LoraBank, build_manifest
 from sfl.adapters.names import belongs_to
+from sfl.models.span import SpanModel, build_span
+from sfl.transport.files import SpanFiles
+
 from sfl.config import EdgeConfig, RunSettings
 from sfl.errors import LinkLost, Refused, RunFailed, SflError
 from sfl.files import write_atomic
@@ -20,7 +23,6 @@ from sfl.metrics.prometheus import NodeCollector, serve
 from sfl.metrics.snapshot import NodeSnapshot
 from sfl.metrics.stats import NodeStats
 from sfl.models.folder import ModelFolder, open_model
-from sfl.models.span import SpanModel, build_span
 from sfl.plan import Span, SplitPlan
 from sfl.stage.device import DTYPES
 from sfl.stage.engine import Engine
@@ -28,7 +30,6 @@ from sfl.stage.session import SESSIONS, Session
 from sfl.transport.cloud_link import CloudLink, expect_settings
 from sfl.transport.credentials import bind
 from sfl.transport.edge_service import EdgeService
-from sfl.transport.files import SpanFiles
 from sfl.transport.frames import Assembly, adapter_frames, decode_adapter
 from sfl.transport.wire import OPTIONS
 from sfl.v1 import cloud_pb2, edge_pb2, tensor_pb2
@@ -120,9 +121,7 @@ class EdgeServer:
                 task.cancel()
             await asyncio.gather(follow, watch, beat, return_exceptions=True)
 
-    async def _follow(
-        self, messages: AsyncIterator[cloud_pb2.CloudMessage], address: str
-    ) -> None:
+    async def _follow(self, messages: AsyncIterator[cloud_pb2.CloudMessage], address: str) -> None:
         loading = asyncio.create_task(self._load(address))
         try:
             async for message in messages:
@@ -288,7 +287,7 @@ class EdgeServer:
 
     def heard(self, device: str, snapshot: NodeSnapshot) -> None:
         """Keep a device's latest statistics."""
-        self._devices[device] = snapshot
+        self._devices[device] = snapshot.seen(device, time.time())
 
     async def files(self, device: str) -> edge_pb2.FileList:
         """The files of a device's span. Raises Refused."""

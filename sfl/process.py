@@ -71,7 +71,7 @@ def run_node(body: Callable[[], None], error_file: Path | None = None) -> int:
     except SflError as error:
         _leave(str(error), error_file)
         return error.exit_code
-    except Exception as error:  # noqa: BLE001 - the outermost frame of a process
+    except Exception as error:
         log.exception("this is a bug in sfl")
         _leave(f"{type(error).__name__}: {error} (a bug; the log has its traceback)", error_file)
         return 70

@@ -38,9 +38,7 @@ def open_run_folder(config: RunConfig) -> Path:
     return folder
 
 
-def load_for_cloud(
-    path: Path, overrides: Iterable[str], insecure: bool
-) -> tuple[RunConfig, Path]:
+def load_for_cloud(path: Path, overrides: Iterable[str], insecure: bool) -> tuple[RunConfig, Path]:
     """A run's settings and its folder, as the cloud process needs them. Raises ConfigError."""
     config = load_run(path, overrides)
     if insecure:

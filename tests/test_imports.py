@@ -74,9 +74,7 @@ def test_arrows_run_downward_only(module: str, path: Path) -> None:
     here = room(module)
     assert here is not None, f"{module} has no place in the house: add it to LEVELS"
     for imported in imports(path):
-        there = room(imported) or (
-            (0, "sfl") if imported in ("sfl.__version__",) else None
-        )
+        there = room(imported) or ((0, "sfl") if imported in ("sfl.__version__",) else None)
         if there is None or there[1] in (here[1], "sfl"):
             continue
         pair = (here[1], there[1])

@@ -199,6 +199,24 @@ def test_before_and_after_compare_the_same_devices() -> None:
     assert by_name[HOMES[1]].eval_loss == rounds[-5].eval_loss  # its last, of round 5
 
 
+def test_a_round_that_was_never_evaluated_or_closed_is_not_the_end() -> None:
+    records = sample_records()
+    torn = [
+        dataclasses.replace(
+            record, round=7, eval_loss_sum=0.0, eval_targets=0, eval_correct=0, eval_examples=0
+        )
+        for record in device_records(records)[-3:]
+    ]
+    whole = build_summary(sample_settings(), "r", records, [], train_seconds=1.0, wall_seconds=2.0)
+    summary = build_summary(
+        sample_settings(), "r", [*torn, *records], [], train_seconds=1.0, wall_seconds=2.0
+    )
+    assert summary.rounds == 6
+    assert summary.eval_loss_after == whole.eval_loss_after is not None
+    assert summary.devices[0].eval_accuracy == whole.devices[0].eval_accuracy
+    assert summary.devices[0].rounds == 7
+
+
 def test_plain_text_has_no_accuracy() -> None:
     summary = sample_summary(text_only=True)
     assert summary.eval_accuracy_before is summary.eval_accuracy_after is None

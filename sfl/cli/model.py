@@ -20,14 +20,13 @@ from sfl.runs import find_run
 if TYPE_CHECKING:
     import torch
 
-    from sfl.data.dataset import Dataset
-    from sfl.data.tokenizer import Tokenizer
+    from sfl.data import Dataset, Tokenizer
     from sfl.stage.loss import Score
 
 
 def evaluate_run(run: str, output_dir: Path, data: Path | None, best: bool) -> None:
     """Print loss and exact match (or accuracy) per device, and over all of them."""
-    from sfl.data.tokenizer import load_tokenizer
+    from sfl.data import load_tokenizer
     from sfl.stage.loss import Score
 
     folder = find_run(run, output_dir)
@@ -54,7 +53,7 @@ def generate_text(
     """Print the greedy continuation of one prompt."""
     import torch
 
-    from sfl.data.tokenizer import load_tokenizer
+    from sfl.data import load_tokenizer, prompt_ids
 
     folder = find_run(run, output_dir)
     config = load_run(folder / "config.toml")
@@ -62,7 +61,7 @@ def generate_text(
         raise ConfigError("model.task", config.model.task, "has no text to generate", "Use eval.")
     tokenizer = load_tokenizer(_base(config))
     model = load_model(config, None if base else adapter_folder(folder, best))
-    ids = torch.tensor([tokenizer.encode_prompt(prompt, config.data)])
+    ids = torch.tensor([prompt_ids(tokenizer, prompt, config.data)])
     with torch.no_grad():
         answer = model.generate(
             input_ids=ids,
@@ -87,8 +86,15 @@ def export_run(run: str, output_dir: Path, to: Path, merge: bool, best: bool) ->
         return
     config = load_run(folder / "config.toml")
     load_model(config, adapter).merge_and_unload().save_pretrained(to)
-    for name in ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json",
-                 "vocab.json", "merges.txt", "vocab.txt", "chat_template.jinja"):
+    for name in (
+        "tokenizer.json",
+        "tokenizer_config.json",
+        "special_tokens_map.json",
+        "vocab.json",
+        "merges.txt",
+        "vocab.txt",
+        "chat_template.jinja",
+    ):
         source = _base(config) / name
         if source.is_file():
             shutil.copyfile(source, to / name)
@@ -144,15 +150,15 @@ def evaluate_model(
 def _datasets(
     config: RunConfig, tokenizer: Tokenizer, data: Path | None
 ) -> Iterable[tuple[str, Dataset]]:
-    from sfl.data.dataset import prepare
+    from sfl.data import prepare
 
     devices = config.devices
     if data is not None:
         entry = devices[0].model_copy(update={"train": data, "eval": data})
-        yield data.name, prepare(entry, entry.name, 0, 1, config, tokenizer)
+        yield data.name, prepare(entry, entry.name, config, tokenizer)
         return
-    for index, entry in enumerate(devices):
-        yield entry.name, prepare(entry, entry.name, index, len(devices), config, tokenizer)
+    for entry in devices:
+        yield entry.name, prepare(entry, entry.name, config, tokenizer)
 
 
 def _cells(name: str, score: Score, kind: str) -> tuple[str, str, str, str]:

@@ -18,7 +18,6 @@ from sfl.config.node import DeviceConfig, EdgeConfig
 from sfl.config.run import RunConfig
 from sfl.errors import ConfigError
 
-
 S = TypeVar("S", bound=Section)
 
 

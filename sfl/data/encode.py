@@ -89,7 +89,7 @@ def _encode_completions(
             for row in chunk
         ]
         prompts = tokenizer.encode([prompt for prompt, _ in pairs])
-        completions = tokenizer.continuation([completion for _, completion in pairs])
+        completions = tokenizer.continuations(pairs)
         for prompt, completion in zip(prompts, completions, strict=True):
             yield _fit([*start, *prompt], _ended(completion, eos), tokenizer, model.max_length)
 
@@ -145,7 +145,7 @@ _ENCODERS = {
 
 
 def _move_space(prompt: str, completion: str) -> tuple[str, str]:
-    if prompt.endswith(" ") and not completion.startswith(" "):
+    if prompt.endswith(" "):
         return prompt[:-1], " " + completion
     return prompt, completion
 

@@ -59,25 +59,26 @@ class Tokenizer:
         """Ids of each text, without special tokens around it."""
         return self._ids(texts, special=False)
 
-    def continuation(self, texts: Sequence[str]) -> list[list[int]]:
-        """Ids of each text as it follows on from another.
+    def continuations(self, pairs: Sequence[tuple[str, str]]) -> list[list[int]]:
+        """Ids of the second text of each pair, as it follows on from the first.
 
-        Tokenizers of the SentencePiece kind put a space before whatever they are given; here a
-        text gets one only if it begins with one.
+        Tokenizers of the SentencePiece kind put a space before whatever they are given. Here a
+        text gets one only if it begins with one; after nothing it is a text of its own.
         """
+        whole = self.encode([text for _, text in pairs])
         if not self._prepends_space:
-            return self.encode(texts)
-        spaced = self.encode([text[1:] if text.startswith(" ") else "" for text in texts])
-        joined = self.encode([_SENTINEL + text for text in texts])
+            return whole
+        spaced = self.encode([text[1:] for _, text in pairs])
         lead = self.encode([_SENTINEL])[0]
+        joined = self.encode([_SENTINEL + text for _, text in pairs])
         ids = []
-        for text, after_space, after_sentinel in zip(texts, spaced, joined, strict=True):
-            if len(text) > 1 and text.startswith(" "):
-                ids.append(after_space)
-            elif after_sentinel[: len(lead)] == lead:
-                ids.append(after_sentinel[len(lead) :])
-            else:  # the vocabulary merges the sentinel with the text
-                ids.append(self.encode([text])[0])
+        for number, (before, text) in enumerate(pairs):
+            if before and text.startswith(" ") and len(text) > 1:
+                ids.append(spaced[number])
+            elif before and joined[number][: len(lead)] == lead:
+                ids.append(joined[number][len(lead) :])
+            else:  # nothing before it, or a vocabulary that merges the sentinel with the text
+                ids.append(whole[number])
         return ids
 
     def chat(self, user: str, assistant: str) -> tuple[str, str]:

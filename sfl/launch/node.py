@@ -36,8 +36,14 @@ class Node:
         """Start the process in a session of its own; closing its stdin ends it."""
         self.log.parent.mkdir(parents=True, exist_ok=True)
         command = [
-            sys.executable, "-m", MODULES[self.kind], str(self.config),
-            "--supervised", "--error-file", str(self.error_file), *self.options,
+            sys.executable,
+            "-m",
+            MODULES[self.kind],
+            str(self.config),
+            "--supervised",
+            "--error-file",
+            str(self.error_file),
+            *self.options,
         ]
         with self.log.open("wb") as log:
             self.process = subprocess.Popen(
@@ -92,7 +98,12 @@ class Node:
 
 def cloud_node(folder: Path, config: RunConfig) -> Node:
     """The cloud of a run, told its folder by `run.id` and `run.output_dir`."""
-    options = ["--set", f"run.id={folder.name!r}", "--set", f"run.output_dir={str(folder.parent)!r}"]
+    options = [
+        "--set",
+        f"run.id={folder.name!r}",
+        "--set",
+        f"run.output_dir={str(folder.parent)!r}",
+    ]
     if config.network.insecure:
         options.append("--insecure")
     node = _node("cloud", "cloud", folder, folder / "config.toml", config)

@@ -81,7 +81,9 @@ def check(config: RunConfig) -> None:
         source = entry.train or config.data.train
         if source is None:
             raise ConfigError(
-                f"devices.{entry.name}.train", None, "no training data",
+                f"devices.{entry.name}.train",
+                None,
+                "no training data",
                 "Name a file here, or one for all devices as data.train.",
             )
 

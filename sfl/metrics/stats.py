@@ -162,9 +162,9 @@ class NodeStats:
         self._recent: tuple[tuple[float, int], ...] = ()  # (when, tokens) of the last steps
 
     def start_round(self, round_number: int, steps: int) -> None:
-        """Begin a round of `steps` optimizer steps; the wait before it counts in no rate."""
+        """Begin a round of `steps` optimizer steps; what comes before their first is in no rate."""
         self.round, self.step, self.steps = round_number, 0, steps
-        self._recent = ((self._clock(), 0),)
+        self._recent = ()
 
     def finish_step(self, loss: float | None, tokens: int) -> None:
         """Count one optimizer step over `tokens` real tokens; `loss` is None where not known."""
@@ -176,7 +176,7 @@ class NodeStats:
 
     @property
     def tokens_per_second(self) -> float:
-        """Real tokens trained a second over the round's last steps; 0 before its first."""
+        """Real tokens trained a second over the round's last steps; 0 before its second."""
         recent = self._recent
         if len(recent) < 2:
             return 0.0

@@ -14,7 +14,7 @@ import sfl
 from sfl.config import DeviceEntry, RunSettings
 from sfl.files import write_atomic
 from sfl.metrics.snapshot import ByteTotals, NodeKind, NodeSnapshot, Role, combine
-from sfl.report.records import Record, RoundRecord
+from sfl.report.records import NodeRecord, Record, RoundRecord
 
 TRAINING_ROLES: tuple[Role, ...] = ("activation", "gradient")
 """The roles that compression is about; a claim of reduction counts no others."""
@@ -215,9 +215,11 @@ def build_summary(
     """What the run came to.
 
     `snapshots` are the latest known of every node, `adapter` is the folder as a user would write
-    it. Bytes and tokens are summed over the lives of a node that was restarted.
+    it. Rounds that closed are those with a record of the cloud. Bytes and tokens are summed over
+    the lives of a node that was restarted.
     """
     rounds = [record for record in records if isinstance(record, RoundRecord)]
+    rounds.sort(key=lambda record: record.round)
     nodes = _combined(records, snapshots)
     clouds = [node for node in nodes.values() if node.kind == "cloud"]
     devices = tuple(_device(entry, settings, rounds, nodes) for entry in settings.devices)
@@ -232,7 +234,7 @@ def build_summary(
         topology=settings.run.topology,
         codec_activation=settings.codec.activation,
         codec_gradient=settings.codec.gradient,
-        rounds=len({record.round for record in records if record.round > 0}),
+        rounds=len(_closed(records)),
         rounds_planned=settings.run.rounds,
         best_round=best_round,
         faults=tuple(faults),
@@ -287,6 +289,14 @@ def _training(counts: Mapping[Role, int]) -> int:
     return sum(counts.get(role, 0) for role in TRAINING_ROLES)
 
 
+def _closed(records: Iterable[Record]) -> set[int]:
+    return {
+        record.round
+        for record in records
+        if isinstance(record, NodeRecord) and record.snapshot.kind == "cloud" and record.round
+    }
+
+
 def _combined(
     records: Iterable[Record], snapshots: Iterable[NodeSnapshot]
 ) -> dict[NodeKey, NodeSnapshot]:
@@ -298,11 +308,11 @@ def _combined(
 
 
 def _before_and_after(rounds: Sequence[RoundRecord]) -> tuple[Evaluation, Evaluation]:
-    """The evaluations of round 0 and of the last round, over the devices that are in both.
+    """The evaluations of round 0 and of the last that has one, over the devices in both.
 
     Where no device is in both, each is over the devices that it has.
     """
-    last = max((record.round for record in rounds), default=0)
+    last = max((record.round for record in rounds if record.eval_targets), default=0)
     first = [record for record in rounds if record.round == 0]
     final = [record for record in rounds if record.round == last]
     both = set(evaluate(first).devices) & set(evaluate(final).devices)

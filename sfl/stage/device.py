@@ -36,6 +36,8 @@ class DeviceStage:
         self.plan = plan
         self.front = _build(device, plan.front, folder, settings)
         self.tail = None if plan.tail is None else _build(device, plan.tail, folder, settings)
+        if self.tail is not None:
+            _share_tied_weights(self.front.model, self.tail.model)
         self.parts = [self.front] if self.tail is None else [self.front, self.tail]
 
     @property
@@ -71,3 +73,12 @@ def _build(device: str, span: Span, folder: ModelFolder, settings: RunSettings) 
     adapter = bank.add(device, span)
     bank.activate(adapter)
     return Part(span, model, adapter)
+
+
+def _share_tied_weights(front: SpanModel, tail: SpanModel) -> None:
+    """Where the head is the embedding, hold its values once."""
+    if front.layout.tied is None:
+        return
+    head, embedding = front.layout.tied
+    owner = tail.model.get_submodule(head.rpartition(".")[0])
+    owner.weight = front.model.get_parameter(embedding)

@@ -60,9 +60,7 @@ class Optimizer:
                 parameter.grad.mul_(coefficient)
 
     def step(self, step: int, total_steps: int) -> None:
-        """Apply the gradients of `step` (counted over the run), and clear them.
-
-        """
+        """Apply the gradients of `step` (counted over the run), and clear them."""
         if self._adamw is None:
             return
         factor = learning_rate_factor(self._settings, step, total_steps)

@@ -20,7 +20,7 @@ from sfl.metrics.stats import NodeStats
 from sfl.models.span import ForwardKey, SpanModel
 from sfl.plan import SplitPlan
 from sfl.stage.layout import pack_rows, unpack_labels, unpack_rows
-from sfl.stage.loss import Score, evaluation_score, training_loss
+from sfl.stage.loss import evaluation_score, training_loss
 from sfl.stage.messages import (
     GradientNorm,
     Key,

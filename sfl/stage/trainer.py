@@ -15,8 +15,7 @@ import torch
 
 from sfl.config import RunSettings
 from sfl.data.batches import Batch, Sampler, collate, split_micro
-from sfl.data.dataset import Dataset
-from sfl.data.examples import Example
+from sfl.data.example import Dataset, Example
 from sfl.errors import ProtocolError
 from sfl.metrics.stats import NodeStats
 from sfl.models.span import ForwardKey, SpanModel
@@ -97,6 +96,7 @@ class Trainer:
         self.stats.start_round(start.round, start.num_steps)
         began = time.perf_counter()
         score = self.evaluate(start.round) if start.evaluate else NO_SCORE
+        self._note_quality(score)
         evaluated = time.perf_counter()
         losses, tokens = [], 0
         self.stage.train(True)
@@ -144,6 +144,13 @@ class Trainer:
                 self._launch(MicroBatch(key, 1, 0, batch))
         self._land_all()
         return self._score
+
+    def _note_quality(self, score: Score) -> None:
+        """Show the evaluation in the statistics; plain text has no accuracy."""
+        if score.num_targets:
+            self.stats.eval_loss = score.loss_sum / score.num_targets
+        if score.num_examples and self.dataset.kind != "text":
+            self.stats.eval_accuracy = score.num_correct / score.num_examples
 
     # -- the way out ----------------------------------------------------------------------------
 

@@ -169,9 +169,7 @@ class CloudService:
             del self.streams[stream.edge]
             self._host.edge_lost(stream.edge, str(reason))
 
-    async def _open(
-        self, requests: AsyncIterator[cloud_pb2.EdgeReportMessage]
-    ) -> EdgeStream:
+    async def _open(self, requests: AsyncIterator[cloud_pb2.EdgeReportMessage]) -> EdgeStream:
         first = await anext(aiter(requests), None)
         if first is None or first.WhichOneof("body") != "hello":
             raise ProtocolError("a stream begins with a hello")
@@ -206,4 +204,3 @@ class CloudService:
             for task in tasks:
                 task.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)
-

@@ -45,8 +45,9 @@ def check_exposure(field: str, address: str, insecure: bool) -> None:
             "is not loopback, and the link has no TLS",
             "Use 127.0.0.1, or pass --insecure on a network you trust.",
         )
-    log.warning("%s = %s: the link is NOT encrypted; anybody on its path can read it",
-                field, address)
+    log.warning(
+        "%s = %s: the link is NOT encrypted; anybody on its path can read it", field, address
+    )
 
 
 def bind(server: grpc.aio.Server, field: str, address: str, insecure: bool) -> str:

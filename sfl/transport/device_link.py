@@ -18,7 +18,7 @@ import grpc
 
 from sfl.codec import Codec, parse
 from sfl.config import RunSettings
-from sfl.data.dataset import Dataset
+from sfl.data.example import Dataset
 from sfl.errors import LinkLost, PeerUnavailable, ProtocolError, SflError
 from sfl.metrics.stats import NodeStats
 from sfl.stage.messages import (

@@ -5,6 +5,8 @@
     writer   sends what is ready, in the order it was asked for
     beat     tells the device that the edge lives, and watches the idle timeout
 
+Bytes are counted by the end that opens a link, so the device counts these.
+
 A message that breaks the contract closes its own stream with a status that says why; the other
 devices go on.
 """
@@ -27,7 +29,7 @@ import numpy as np
 from sfl.codec import Codec, parse
 from sfl.config import RunSettings
 from sfl.errors import LinkLost, ProtocolError, Refused, SflError
-from sfl.metrics.snapshot import NodeSnapshot, Role
+from sfl.metrics.snapshot import NodeSnapshot
 from sfl.metrics.stats import NodeStats
 from sfl.stage.engine import Engine
 from sfl.stage.messages import GradientNorm, Kind, Purpose, RoundStart, TensorMessage
@@ -38,7 +40,6 @@ from sfl.transport.frames import (
     decode_tensor,
     encode_adapter,
     encode_tensor,
-    raw_bytes,
 )
 from sfl.transport.status import status_of
 from sfl.transport.wire import (
@@ -47,7 +48,6 @@ from sfl.transport.wire import (
     EDGE_SESSION,
     WIRE_VERSION,
     generic_handler,
-    tensor_role,
 )
 from sfl.v1 import edge_pb2, tensor_pb2
 
@@ -117,8 +117,12 @@ class DeviceStream:
 
     # -- called by the host ---------------------------------------------------------------------
 
-    def begin_round(self, start: edge_pb2.RoundStart, mine: Mapping[str, np.ndarray],
-                    theirs: Mapping[str, np.ndarray]) -> None:
+    def begin_round(
+        self,
+        start: edge_pb2.RoundStart,
+        mine: Mapping[str, np.ndarray],
+        theirs: Mapping[str, np.ndarray],
+    ) -> None:
         """Load the edge's part, then send the device its own."""
         self.jobs.put_nowait(self._begin_round(start, mine, theirs))
 
@@ -152,7 +156,6 @@ class DeviceStream:
         """Send what is ready, in order."""
         while (outgoing := await self.outbox.get()) is not None:
             for message in await outgoing:
-                self._count_out(message)
                 await context.write(message)
 
     async def beat(self) -> None:
@@ -168,16 +171,11 @@ class DeviceStream:
 
     # -- messages ---------------------------------------------------------------------------------
 
-    def _take(
-        self, message: edge_pb2.DeviceMessage, tensors: Assembly, adapters: Assembly
-    ) -> None:
+    def _take(self, message: edge_pb2.DeviceMessage, tensors: Assembly, adapters: Assembly) -> None:
         body = message.WhichOneof("body")
         if body == "tensor":
             self._take_tensor(message, tensors)
             return
-        self.host.stats.bytes.add(
-            "up", "adapter" if body == "adapter" else "control", message.ByteSize()
-        )
         if body == "adapter":
             self._take_adapter(message.adapter, adapters)
         elif body == "norm":
@@ -204,11 +202,6 @@ class DeviceStream:
 
     def _take_tensor(self, message: edge_pb2.DeviceMessage, tensors: Assembly) -> None:
         frame = message.tensor
-        first = frame.HasField("header")
-        header = frame.header if first else tensors.header
-        if isinstance(header, tensor_pb2.TensorHeader):
-            raw = raw_bytes(header) if first else 0
-            self.host.stats.bytes.add("up", tensor_role(header), message.ByteSize(), raw)
         whole = tensors.add(frame)
         if whole is None:
             return
@@ -251,9 +244,7 @@ class DeviceStream:
 
     def _encode(self, reply: Reply) -> Outgoing:
         if isinstance(reply, GradientNorm):
-            norm = edge_pb2.GradientNorm(
-                round=reply.round, step=reply.step, squared=reply.squared
-            )
+            norm = edge_pb2.GradientNorm(round=reply.round, step=reply.step, squared=reply.squared)
             return [edge_pb2.EdgeMessage(norm=norm)]
         with self.host.stats.phases.measure("encode"):
             frames = encode_tensor(reply, self.codecs[reply.kind])
@@ -293,23 +284,11 @@ class DeviceStream:
         for frame in encode_adapter(header, theirs):
             self.post(edge_pb2.EdgeMessage(adapter=frame))
 
-    def _count_out(self, message: edge_pb2.EdgeMessage) -> None:
-        body, raw = message.WhichOneof("body"), 0
-        role: Role = "adapter" if body == "adapter" else "control"
-        if body == "tensor":
-            if message.tensor.HasField("header"):
-                self._out_role = tensor_role(message.tensor.header)
-                raw = raw_bytes(message.tensor.header)
-            role = self._out_role
-        self.host.stats.bytes.add("down", role, message.ByteSize(), raw)
-
     def _tensor_limit(self) -> int:
         """Most bytes a tensor may announce: a full batch in fp32, and some room for headers."""
         training, model = self.settings.training, self.settings.model
         values = training.batch_size * model.max_length * self.session.model.hidden_size
         return 4 * values + (1 << 16)
-
-    _out_role: Role = "control"
 
 
 class _Goodbye(SflError):
@@ -417,7 +396,10 @@ class EdgeService:
         tasks = [
             asyncio.create_task(coroutine)
             for coroutine in (
-                stream.read(requests), stream.work(), stream.write(context), stream.beat()
+                stream.read(requests),
+                stream.work(),
+                stream.write(context),
+                stream.beat(),
             )
         ]
         try:
@@ -445,9 +427,7 @@ class EdgeService:
     ) -> AsyncIterator[edge_pb2.FileChunk]:
         try:
             async for data in self._host.read_file(request):
-                chunk = edge_pb2.FileChunk(data=data)
-                self._host.stats.bytes.add("down", "weights", chunk.ByteSize(), len(data))
-                yield chunk
+                yield edge_pb2.FileChunk(data=data)
         except SflError as error:
             await context.abort(status_of(error), str(error))
 

@@ -48,8 +48,9 @@ def _fetch(
         return
     partial = blobs / f"{entry.sha256}.{device}.partial"
     offset = partial.stat().st_size if partial.exists() else 0
-    log.info("fetching %s (%.1f MB, %.1f MB at hand)", entry.name, entry.num_bytes / 1e6,
-             offset / 1e6)
+    log.info(
+        "fetching %s (%.1f MB, %.1f MB at hand)", entry.name, entry.num_bytes / 1e6, offset / 1e6
+    )
     request = edge_pb2.FileRequest(device=device, name=entry.name, offset=offset)
     with partial.open("ab") as file:
         for chunk in EDGE_FETCH_FILE.stub(channel)(request):

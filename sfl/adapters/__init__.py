@@ -1,0 +1,1 @@
+"""What is trained: LoRA and whole head modules, under PEFT's own names."""

@@ -1,0 +1,302 @@
+"""All adapters of one node over one frozen base: LoRA (Hu et al., 2106.09685) and whole modules.
+
+Every target layer is wrapped once, with a slot for each adapter. To switch adapters changes which
+one the next forward uses and nothing else: graphs of other adapters in flight stay valid. Computes
+what PEFT's LoRA layer computes, in its order of operations, to the last bit.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from sfl.adapters.manifest import AdapterManifest, Init, ParameterSpec
+from sfl.adapters.names import belongs_to, lora_names, saved_name
+from sfl.adapters.targets import (
+    Target,
+    check_targets,
+    find_targets,
+    peft_selector,
+    uses_transposed_weights,
+)
+from sfl.config import LoraSettings
+from sfl.errors import ProtocolError
+from sfl.models.family import Task
+from sfl.models.folder import ModelFolder, checkpoint_tensors
+from sfl.models.skeleton import build_skeleton
+from sfl.models.span import SpanModel, fits, saved_modules
+from sfl.models.weights import read_tensor
+from sfl.plan import Span
+
+
+class Active:
+    """Which adapter the next forward uses; shared by all slots of a bank."""
+
+    def __init__(self) -> None:
+        self.adapter: str | None = None
+
+
+class LoraLinear(nn.Module):
+    """A frozen linear layer plus the active adapter's B(A(dropout(x))) * alpha / rank."""
+
+    def __init__(self, base: nn.Module, active: Active, scaling: float, dropout: float) -> None:
+        super().__init__()
+        self.base_layer = base
+        self.pairs: dict[str, tuple[nn.Parameter, nn.Parameter]] = {}
+        self._active = active
+        self._scaling = scaling
+        self._dropout = dropout
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[..., in] -> [..., out] in the base's dtype; A and B compute in theirs."""
+        result: Tensor = self.base_layer(x)
+        pair = self.pairs.get(self._active.adapter or "")
+        if pair is None:
+            return result
+        a, b = pair
+        inputs = x if x.dtype == a.dtype else x.to(a.dtype)
+        if self.training and self._dropout > 0.0:
+            inputs = functional.dropout(inputs, self._dropout, training=True)
+        update = functional.linear(functional.linear(inputs, a), b) * self._scaling
+        return (result + update).to(result.dtype)
+
+
+class SavedModule(nn.Module):
+    """A head module that each adapter has its own complete, trained copy of."""
+
+    def __init__(self, base: nn.Module, active: Active) -> None:
+        super().__init__()
+        self.base_layer = base
+        self.copies: dict[str, dict[str, Tensor]] = {}
+        self._active = active
+
+    def forward(self, x: Tensor) -> Tensor:
+        """As the module itself; a copy computes in its own dtype."""
+        copy = self.copies.get(self._active.adapter or "")
+        if copy is None:
+            result: Tensor = self.base_layer(x)
+            return result
+        dtype = next(iter(copy.values())).dtype
+        result = torch.func.functional_call(self.base_layer, copy, (x.to(dtype),))
+        return result
+
+
+class Adapter:
+    """One device's trainable tensors on this node, float32, by PEFT's names."""
+
+    def __init__(self, name: str, parameters: Mapping[str, nn.Parameter]) -> None:
+        self.name = name
+        self.parameters: dict[str, nn.Parameter] = dict(sorted(parameters.items()))
+
+    def load(self, values: Mapping[str, npt.NDArray[Any] | Tensor]) -> None:
+        """Take over `values` in place, so that an optimizer's moments keep their tensors.
+
+        Raises ProtocolError unless names and shapes are exactly this adapter's.
+        """
+        if values.keys() != self.parameters.keys():
+            different = sorted(values.keys() ^ self.parameters.keys())
+            raise ProtocolError(f"the adapter does not fit this span: {', '.join(different[:3])}")
+        tensors = {name: torch.as_tensor(value) for name, value in values.items()}
+        for name, parameter in self.parameters.items():
+            if tensors[name].shape != parameter.shape:
+                raise ProtocolError(
+                    f"{name} is {list(tensors[name].shape)}, not {list(parameter.shape)}"
+                )
+        with torch.no_grad():
+            for name, parameter in self.parameters.items():
+                parameter.copy_(tensors[name])
+
+    def state(self) -> dict[str, npt.NDArray[np.float32]]:
+        """A copy of all values."""
+        return {
+            name: parameter.detach().to("cpu", torch.float32).numpy().copy()
+            for name, parameter in self.parameters.items()
+        }
+
+
+class LoraBank:
+    """Wraps the span's target layers and saved modules, and holds the adapters in them.
+
+    With empty `target_modules` the family's default counts. Names that match nothing here are no
+    error: `build_manifest` has checked them against the whole model.
+    """
+
+    def __init__(
+        self, model: SpanModel, settings: LoraSettings, target_modules: Sequence[str] = ()
+    ) -> None:
+        names = target_modules or model.family.targets(_model_type(model.model))
+        self._span = model.span
+        self._settings = settings
+        self._active = Active()
+        self._targets = find_targets(model.model, model.layout, names)
+        self._linear = {target.name: self._wrap(model, target) for target in self._targets}
+        self._saved = {name: self._wrap_saved(model, name) for name in model.saved}
+        model.drops = model.drops or settings.dropout > 0.0
+
+    def manifest_specs(self) -> list[ParameterSpec]:
+        """What an adapter over the whole span consists of, sorted by name."""
+        modules = {name: slot.base_layer for name, slot in self._saved.items()}
+        return _specs(self._targets, modules, self._settings.rank)
+
+    def add(self, name: str, span: Span) -> Adapter:
+        """A new adapter over the blocks in `span`, all zeros until values are loaded."""
+        assert name, "an adapter needs a name"
+        parameters = {
+            spec.name: nn.Parameter(torch.zeros(spec.shape, dtype=torch.float32))
+            for spec in self.manifest_specs()
+            if belongs_to(spec.name, span)
+        }
+        for module, slot in self._linear.items():
+            a, b = lora_names(module)
+            if a in parameters:
+                slot.pairs[name] = (parameters[a], parameters[b])
+        for module, saved in self._saved.items():
+            if span.head:
+                names = [inner for inner, _ in saved.base_layer.named_parameters()]
+                saved.copies[name] = {
+                    inner: parameters[saved_name(f"{module}.{inner}")] for inner in names
+                }
+        return Adapter(name, parameters)
+
+    def activate(self, adapter: Adapter | None) -> None:
+        """Let the next forwards use `adapter`, or the base alone."""
+        self._active.adapter = None if adapter is None else adapter.name
+
+    def remove(self, name: str) -> None:
+        """Forget an adapter; graphs in flight keep their tensors."""
+        for slot in self._linear.values():
+            slot.pairs.pop(name, None)
+        for saved in self._saved.values():
+            saved.copies.pop(name, None)
+
+    def _wrap(self, model: SpanModel, target: Target) -> LoraLinear:
+        settings = self._settings
+        slot = LoraLinear(
+            target.module, self._active, settings.alpha / settings.rank, settings.dropout
+        )
+        _replace(model.model, target.name, slot)
+        return slot
+
+    def _wrap_saved(self, model: SpanModel, name: str) -> SavedModule:
+        slot = SavedModule(model.model.get_submodule(name), self._active)
+        _replace(model.model, name, slot)
+        return slot
+
+
+def build_manifest(
+    folder: ModelFolder, task: Task, num_labels: int, lora: LoraSettings
+) -> AdapterManifest:
+    """What the complete model's adapter consists of; holds no weights.
+
+    Raises ConfigError for an impossible task or an unknown name in lora.target_modules.
+    """
+    family = folder.family
+    folder.check_task(task)
+    layout = family.layout(folder.config, task)
+    model = build_skeleton(folder, layout, task, num_labels, torch.float32)
+    names = lora.target_modules or family.targets(folder.model_type)
+    check_targets(model, layout, names)
+    targets = find_targets(model, layout, names)
+    entries = checkpoint_tensors(folder, layout)
+    saved = saved_modules(layout, model.state_dict(), entries)
+    modules = {name: model.get_submodule(name) for name in saved}
+    kept = {name for name, tensor in model.state_dict().items() if fits(tensor, entries.get(name))}
+    selector = peft_selector(model, layout, names)
+    return AdapterManifest(
+        parameters=tuple(_specs(targets, modules, lora.rank, kept)),
+        num_layers=folder.num_layers,
+        peft_config=_peft_config(
+            lora, task, selector, saved, uses_transposed_weights(targets), folder.name
+        ),
+    )
+
+
+def given_values(
+    folder: ModelFolder, task: Task, manifest: AdapterManifest
+) -> dict[str, npt.NDArray[np.float32]]:
+    """The checkpoint's own values of parameters whose init is `given`. Raises ModelError."""
+    entries = checkpoint_tensors(folder, folder.family.layout(folder.config, task))
+    wanted = {saved_name(name): entry for name, entry in entries.items()}
+    return {
+        spec.name: read_tensor(wanted[spec.name], torch.float32).numpy()
+        for spec in manifest.parameters
+        if spec.init == "given"
+    }
+
+
+def _specs(
+    targets: Sequence[Target],
+    saved: Mapping[str, nn.Module],
+    rank: int,
+    kept: frozenset[str] | set[str] = frozenset(),
+) -> list[ParameterSpec]:
+    specs = []
+    for target in targets:
+        a, b = lora_names(target.name)
+        specs.append(ParameterSpec(a, (rank, target.num_inputs), "kaiming", target.num_inputs))
+        specs.append(ParameterSpec(b, (target.num_outputs, rank), "zeros", rank))
+    for module, root in saved.items():
+        for inner, parameter in root.named_parameters():
+            name = f"{module}.{inner}"
+            init: Init = "given" if name in kept else _first_values(inner, parameter)
+            shape = tuple(parameter.shape)
+            specs.append(ParameterSpec(saved_name(name), shape, init, math.prod(shape[1:])))
+    return sorted(specs, key=lambda spec: spec.name)
+
+
+def _first_values(name: str, parameter: Tensor) -> Init:
+    """As transformers initialises new layers: matrices normal, biases zero, norms one."""
+    if parameter.dim() > 1:
+        return "normal"
+    return "zeros" if name.endswith("bias") else "ones"
+
+
+def _peft_config(
+    lora: LoraSettings,
+    task: Task,
+    target_modules: list[str] | str,
+    saved: Sequence[str],
+    transposed: bool,
+    base: str,
+) -> dict[str, Any]:
+    # The edge only: 55 MB that no device pays.
+    from peft import LoraConfig
+
+    alpha = int(lora.alpha) if float(lora.alpha).is_integer() else lora.alpha
+    config: dict[str, Any] = LoraConfig(
+        task_type="CAUSAL_LM" if task == "causal_lm" else "SEQ_CLS",
+        base_model_name_or_path=base,
+        inference_mode=True,
+        r=lora.rank,
+        lora_alpha=alpha,
+        lora_dropout=lora.dropout,
+        target_modules=target_modules,
+        modules_to_save=list(saved) or None,
+        fan_in_fan_out=transposed,
+    ).to_dict()
+    return {name: _plain(value) for name, value in config.items()}
+
+
+def _plain(value: Any) -> Any:
+    """A value as JSON has it: enums by value, sets sorted."""
+    if isinstance(value, set):
+        return sorted(value)
+    return getattr(value, "value", value)
+
+
+def _replace(model: nn.Module, name: str, slot: nn.Module) -> None:
+    path, _, attribute = name.rpartition(".")
+    setattr(model.get_submodule(path), attribute, slot)
+
+
+def _model_type(model: nn.Module) -> str:
+    config: Any = model.config
+    model_type: str = config.model_type
+    return model_type

@@ -1,0 +1,31 @@
+"""PEFT's parameter names: global, whatever the cut, so that parts of an adapter fit together."""
+
+from __future__ import annotations
+
+from sfl.plan import Span
+
+PREFIX = "base_model.model."
+
+
+def lora_names(module: str) -> tuple[str, str]:
+    """Names of A and B over the linear layer `module`."""
+    return f"{PREFIX}{module}.lora_A.weight", f"{PREFIX}{module}.lora_B.weight"
+
+
+def saved_name(parameter: str) -> str:
+    """Name of a parameter of a module that is trained whole."""
+    return f"{PREFIX}{parameter}"
+
+
+def block_of(name: str) -> int | None:
+    """Number of the block that a parameter lies in; None for the head's.
+
+    In transformers' names the first number of a path counts the blocks.
+    """
+    return next((int(part) for part in name.split(".") if part.isdigit()), None)
+
+
+def belongs_to(name: str, span: Span) -> bool:
+    """Whether a parameter lies in `span`; those of the head do where the span has the head."""
+    block = block_of(name)
+    return span.head if block is None else block in span

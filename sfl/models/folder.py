@@ -1,0 +1,295 @@
+"""A model on disk: its config, and where each tensor lies in its safetensors files.
+
+Knows headers only; no torch, no transformers, no weights in memory.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from math import prod
+from pathlib import Path
+from typing import Any
+
+from sfl.errors import ConfigError, ModelError
+from sfl.models import FAMILIES
+from sfl.models.family import Family, Layout, Sizes, Task
+from sfl.models.hub import fetch_from_hub
+from sfl.plan import Span
+
+FIELD = "model.path"
+DTYPE_BYTES = {"F64": 8, "F32": 4, "F16": 2, "BF16": 2, "I64": 8, "I32": 4, "U8": 1, "BOOL": 1}
+MAX_HEADER_BYTES = 100_000_000
+
+
+@dataclass(frozen=True, slots=True)
+class TensorEntry:
+    """A tensor in a safetensors file: `nbytes` bytes from `offset` on."""
+
+    name: str
+    file: Path
+    dtype: str
+    shape: tuple[int, ...]
+    offset: int
+    nbytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class ModelFolder:
+    """An opened model. `name` is what the user called it; `tensors` by checkpoint name."""
+
+    name: str
+    path: Path
+    config: Mapping[str, Any]
+    family: Family
+    sizes: Sizes
+    tensors: Mapping[str, TensorEntry]
+
+    @property
+    def model_type(self) -> str:
+        """The model type of config.json."""
+        model_type: str = self.config["model_type"]
+        return model_type
+
+    @property
+    def num_layers(self) -> int:
+        """Transformer blocks."""
+        return self.sizes.num_layers
+
+    @property
+    def hidden_size(self) -> int:
+        """Width of the hidden states."""
+        return self.sizes.hidden_size
+
+    @property
+    def context_length(self) -> int:
+        """Longest sequence, in tokens."""
+        return self.sizes.context_length
+
+    @property
+    def vocab_size(self) -> int:
+        """Rows of the embedding."""
+        return self.sizes.vocab_size
+
+    def check_task(self, task: Task) -> None:
+        """Raise ConfigError unless this family can do `task`."""
+        if task not in self.family.tasks:
+            raise ConfigError(
+                "model.task",
+                task,
+                f"a {self.model_type} model cannot do it",
+                f"Use {' or '.join(self.family.tasks)}, or another model.",
+            )
+
+
+def open_model(path_or_hub_name: str | Path, *, weights: bool = True) -> ModelFolder:
+    """Open a Hugging Face folder, or a model by its name on the hub.
+
+    Without `weights` a hub model's safetensors are neither fetched nor looked for. Raises
+    ModelError: no such model, no safetensors, an unknown family, a broken file.
+    """
+    name = str(path_or_hub_name)
+    path = Path(name).expanduser()
+    if not path.is_dir():
+        if _is_path(name):
+            raise ModelError(
+                FIELD,
+                name,
+                "no such folder",
+                "Give a Hugging Face folder, or a model's name on the hub.",
+            )
+        path = fetch_from_hub(name, weights=weights)
+    config = _read_config(path)
+    family = _family(path, config)
+    return ModelFolder(
+        name=name,
+        path=path,
+        config=config,
+        family=family,
+        sizes=_sizes(path, family, config),
+        tensors=_read_headers(path, config) if weights else {},
+    )
+
+
+def checkpoint_tensors(folder: ModelFolder, layout: Layout) -> dict[str, TensorEntry]:
+    """The checkpoint's tensors under the model class's own names.
+
+    Heals a base model's missing prefix and LayerNorm's old names; the head's tied tensor stands
+    for the embedding where the checkpoint stores it once. Names the class lacks stay in.
+    """
+    heads = {name.split(".")[0] for name in layout.head}
+    known = {layout.base} | heads
+    ignored = re.compile(f"({layout.ignored})$")
+    found = {}
+    for name, entry in folder.tensors.items():
+        healed = re.sub(r"\.gamma$", ".weight", re.sub(r"\.beta$", ".bias", name))
+        full = healed if healed.split(".")[0] in known else f"{layout.base}.{healed}"
+        if not ignored.search(full):
+            found[full] = entry
+    if layout.tied is not None:
+        first, second = layout.tied
+        shared = found.get(second) or found.get(first)
+        if shared is not None:
+            found.setdefault(first, shared)
+            found.setdefault(second, shared)
+    return found
+
+
+def belongs_to_span(name: str, layout: Layout, span: Span) -> bool:
+    """Whether the module or tensor of the model class called `name` is part of `span`."""
+    if name.startswith(f"{layout.blocks}."):
+        return int(name.removeprefix(f"{layout.blocks}.").split(".")[0]) in span
+    embedding = span.embedding and _is_under(name, layout.embedding)
+    return embedding or (span.head and _is_under(name, layout.head))
+
+
+def span_tensor_names(folder: ModelFolder, span: Span, task: Task) -> list[str]:
+    """Checkpoint names of all tensors that `span` is built from, sorted."""
+    folder.check_task(task)
+    layout = folder.family.layout(folder.config, task)
+    found = checkpoint_tensors(folder, layout)
+    return sorted(
+        {entry.name for name, entry in found.items() if belongs_to_span(name, layout, span)}
+    )
+
+
+def read_into(entry: TensorEntry, buffer: memoryview, start: int = 0) -> None:
+    """Fill `buffer` with the tensor's bytes from `start` on. Raises ModelError at a short file."""
+    with entry.file.open("rb", buffering=0) as file:
+        file.seek(entry.offset + start)
+        done = 0
+        while done < len(buffer):
+            count = file.readinto(buffer[done:])
+            if not count:
+                raise _broken(entry.file, f"it ends within {entry.name}")
+            done += count
+
+
+# -- opening ---------------------------------------------------------------------------------------
+
+
+def _is_path(name: str) -> bool:
+    """Whether `name` can only mean a place on disk."""
+    return name.startswith((".", "/", "~")) or name.count("/") > 1 or Path(name).exists()
+
+
+def _read_config(path: Path) -> dict[str, Any]:
+    try:
+        config: dict[str, Any] = json.loads((path / "config.json").read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise ModelError(
+            FIELD, str(path), "no config.json in it", "Give a Hugging Face model folder."
+        ) from None
+    except (OSError, ValueError) as error:
+        raise _broken(path / "config.json", str(error)) from None
+    return config
+
+
+def _family(path: Path, config: Mapping[str, Any]) -> Family:
+    model_type = config.get("model_type")
+    family = FAMILIES.get(str(model_type))
+    if family is None:
+        raise ModelError(
+            FIELD,
+            str(path),
+            f"model type {model_type!r} is not supported",
+            f"Choose a model of type {', '.join(sorted(FAMILIES))}.",
+        )
+    refusal = family.refusal(config)
+    if "quantization_config" in config:
+        refusal = "its weights are quantised"
+    if refusal:
+        raise ModelError(FIELD, str(path), f"{refusal}, which is not supported", "Choose another.")
+    return family
+
+
+def _sizes(path: Path, family: Family, config: Mapping[str, Any]) -> Sizes:
+    try:
+        return family.sizes(config)
+    except KeyError as error:
+        raise _broken(path / "config.json", f"it has no {error}") from None
+
+
+def _read_headers(path: Path, config: Mapping[str, Any]) -> dict[str, TensorEntry]:
+    """All tensors of `model.safetensors`, or of the shards that its index names."""
+    index = path / "model.safetensors.index.json"
+    if (path / "model.safetensors").is_file() or not index.is_file():
+        return _read_header(_single_file(path, config))
+    try:
+        places: dict[str, str] = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
+    except (OSError, ValueError, KeyError) as error:
+        raise _broken(index, repr(error)) from None
+    shards = {name: _read_header(_shard(path, name)) for name in sorted(set(places.values()))}
+    try:
+        return {name: shards[file][name] for name, file in places.items()}
+    except KeyError as error:
+        raise _broken(index, f"its shard does not hold {error}") from None
+
+
+def _single_file(path: Path, config: Mapping[str, Any]) -> Path:
+    files = sorted(path.glob("*.safetensors"))
+    if (path / "model.safetensors").is_file():
+        return path / "model.safetensors"
+    if len(files) == 1:
+        return files[0]
+    if list(path.glob("*.bin")):
+        model_class = (config.get("architectures") or ["AutoModelForCausalLM"])[0]
+        raise ModelError(
+            FIELD,
+            str(path),
+            "its weights are pickled (.bin), which can run code when loaded; only safetensors "
+            "are read",
+            f'Convert them: python -c "from transformers import {model_class} as M; '
+            f"m = '{path}'; M.from_pretrained(m).save_pretrained(m)\"",
+        )
+    raise ModelError(
+        FIELD, str(path), "no model.safetensors in it", "Give a folder that holds the weights."
+    )
+
+
+def _shard(path: Path, name: str) -> Path:
+    file = path / name
+    if Path(name).name != name or not file.is_file():
+        raise _broken(path / "model.safetensors.index.json", f"the shard {name!r} is missing")
+    return file
+
+
+def _read_header(file: Path) -> dict[str, TensorEntry]:
+    """Tensors of one file: 8 bytes of length, then JSON with offsets behind it."""
+    try:
+        with file.open("rb") as opened:
+            num_bytes = int.from_bytes(opened.read(8), "little")
+            if not 2 <= num_bytes <= MAX_HEADER_BYTES:
+                raise _broken(file, "not a safetensors file")
+            header = json.loads(opened.read(num_bytes))
+        size = file.stat().st_size
+        entries = {
+            name: _entry(file, name, value, 8 + num_bytes)
+            for name, value in header.items()
+            if name != "__metadata__"
+        }
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise _broken(file, f"not a safetensors file ({error!r})") from None
+    for entry in entries.values():
+        itemsize = DTYPE_BYTES.get(entry.dtype)
+        if itemsize is None:
+            raise _broken(file, f"{entry.name} has type {entry.dtype}, which is not supported")
+        if entry.nbytes != itemsize * prod(entry.shape) or entry.offset + entry.nbytes > size:
+            raise _broken(file, f"{entry.name} does not fit its place; is the file complete?")
+    return entries
+
+
+def _entry(file: Path, name: str, value: Mapping[str, Any], base: int) -> TensorEntry:
+    begin, end = (int(offset) for offset in value["data_offsets"])
+    shape = tuple(int(size) for size in value["shape"])
+    return TensorEntry(name, file, str(value["dtype"]), shape, base + begin, end - begin)
+
+
+def _is_under(name: str, modules: tuple[str, ...]) -> bool:
+    return any(name == module or name.startswith(f"{module}.") for module in modules)
+
+
+def _broken(file: Path, problem: str) -> ModelError:
+    return ModelError(FIELD, str(file), problem, "Fetch the model again.")

@@ -1,0 +1,58 @@
+"""transformers' own model class on the meta device: every name and shape, no memory."""
+
+from __future__ import annotations
+
+import importlib
+from typing import Any
+
+import torch
+from torch import nn
+
+from sfl.errors import ModelError
+from sfl.models.family import Layout, Task
+from sfl.models.folder import ModelFolder
+
+
+def build_skeleton(
+    folder: ModelFolder, layout: Layout, task: Task, num_labels: int, dtype: torch.dtype
+) -> nn.Module:
+    """The complete model as transformers builds it, all tensors on the meta device.
+
+    Imports only the one modeling module that is needed. Raises ConfigError for a task that the
+    family cannot do, ModelError for a config.json that transformers does not accept.
+    """
+    folder.check_task(task)
+    place = f"transformers.models.{layout.package}"
+    configuration = importlib.import_module(f"{place}.configuration_{layout.package}")
+    modeling = importlib.import_module(f"{place}.modeling_{layout.package}")
+    try:
+        config: Any = getattr(configuration, layout.config_class).from_dict(dict(folder.config))
+        if task == "sequence_classification":
+            config.num_labels = num_labels
+        config.dtype = dtype
+        with torch.device("meta"):
+            model: nn.Module = getattr(modeling, layout.model_class)(config)
+    except (TypeError, ValueError, KeyError, AttributeError) as error:
+        problem = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise ModelError(
+            "model.path",
+            str(folder.path / "config.json"),
+            f"transformers does not accept it ({problem})",
+            "Fetch the model again, or correct its config.json.",
+        ) from error
+    return model
+
+
+def fill_buffers(model: Any) -> None:
+    """Compute the buffers that checkpoints do not hold, on the CPU, as from_pretrained does."""
+    for module in model.modules():
+        lacking = [
+            name
+            for name, buffer in module.named_buffers(recurse=False)
+            if buffer.is_meta and name in module._non_persistent_buffers_set
+        ]
+        for name in lacking:
+            module._buffers[name] = torch.empty_like(module._buffers[name], device="cpu")
+        if lacking:
+            # Weights are still on the meta device here: to initialise them does nothing.
+            model._init_weights(module)
