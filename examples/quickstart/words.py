@@ -93,7 +93,7 @@ KEYS = _phrases(
 COMMON = _list(
     "time year way day thing man world life hand part child eye woman place work week case point "
     "company number group problem fact water money story month lot right study word business issue "
-    "side kind head house service friend father power hour game line end member law car name "
+    "side kind head service friend father power hour game line end member law car name "
     "president team minute idea kid body information back parent face others level office door "
     "health person art war history party result change morning reason research girl guy moment air "
     "teacher force education set open close turn switch start stop make take give put get keep "

@@ -41,6 +41,7 @@ class Tokenizer:
 
     def __init__(self, backend: PreTrainedTokenizerBase, eos_id: int | None = None) -> None:
         self._backend = backend
+        self._same: dict[int, int] = {}  # one object an id: examples take a third of the memory
         first = backend.eos_token_id if backend.eos_token_id is not None else eos_id
         self.eos_id: int | None = first
         named = (backend.pad_token_id, self.eos_id, backend.unk_token_id, 0)
@@ -62,24 +63,20 @@ class Tokenizer:
     def continuations(self, pairs: Sequence[tuple[str, str]]) -> list[list[int]]:
         """Ids of the second text of each pair, as it follows on from the first.
 
-        Tokenizers of the SentencePiece kind put a space before whatever they are given. Here a
-        text gets one only if it begins with one; after nothing it is a text of its own.
+        Tokenizers of the SentencePiece kind put a space before whatever they are given, so there
+        it is given after a line break, whose ids are then taken off again. After nothing it is a
+        text of its own.
         """
-        whole = self.encode([text for _, text in pairs])
+        alone = self.encode([text for _, text in pairs])
         if not self._prepends_space:
-            return whole
-        spaced = self.encode([text[1:] for _, text in pairs])
+            return alone
         lead = self.encode([_SENTINEL])[0]
-        joined = self.encode([_SENTINEL + text for _, text in pairs])
-        ids = []
-        for number, (before, text) in enumerate(pairs):
-            if before and text.startswith(" ") and len(text) > 1:
-                ids.append(spaced[number])
-            elif before and joined[number][: len(lead)] == lead:
-                ids.append(joined[number][len(lead) :])
-            else:  # nothing before it, or a vocabulary that merges the sentinel with the text
-                ids.append(whole[number])
-        return ids
+        after = self.encode([_SENTINEL + text for _, text in pairs])
+        return [
+            # A vocabulary that merges the line break with the text leaves only the plain way.
+            joined[len(lead) :] if before and joined[: len(lead)] == lead else ids
+            for (before, _), ids, joined in zip(pairs, alone, after, strict=True)
+        ]
 
     def chat(self, user: str, assistant: str) -> tuple[str, str]:
         """Prompt and completion by the chat template; the completion has its end marker.
@@ -128,8 +125,8 @@ class Tokenizer:
             return_token_type_ids=False,
             verbose=False,  # lengths are counted where examples are made
         )
-        ids: list[list[int]] = encoded["input_ids"]
-        return ids
+        same = self._same.setdefault
+        return [[same(number, number) for number in ids] for ids in encoded["input_ids"]]
 
     def _template(self, messages: list[dict[str, str]], *, add_generation_prompt: bool) -> str:
         return str(

@@ -34,7 +34,8 @@ class Node:
 
     def start(self) -> None:
         """Start the process in a session of its own; closing its stdin ends it."""
-        self.log.parent.mkdir(parents=True, exist_ok=True)
+        for folder in (self.log.parent, self.error_file.parent):
+            folder.mkdir(parents=True, exist_ok=True)
         command = [
             sys.executable,
             "-m",

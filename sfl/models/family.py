@@ -51,7 +51,7 @@ class Layout:
 
 @dataclass(frozen=True, slots=True)
 class Padding:
-    """A right-padded batch: `lengths` [B], `attention_mask` [B, T] of 0 and 1, `positions` [1, T]."""
+    """A right-padded batch: lengths [B], attention_mask [B, T] of 0 and 1, positions [1, T]."""
 
     lengths: Tensor
     attention_mask: Tensor

@@ -20,7 +20,7 @@ def fetch_from_hub(name: str, *, weights: bool = True) -> Path:
     """
     # Only runs that name a hub model pay for the client.
     from huggingface_hub import HfApi, snapshot_download
-    from huggingface_hub.errors import HTTPError
+    from huggingface_hub.errors import HTTPError  # type: ignore[attr-defined]
 
     reason = ""
     patterns = CONFIGURATION + (WEIGHTS if weights else [])

@@ -174,7 +174,8 @@ def _kinds(config: Any) -> tuple[str, ...]:
     if VARIANTS[config.model_type].layer_types:
         return tuple(config.layer_types)
     sliding = config.model_type == "mistral" and config.sliding_window is not None
-    return ("sliding_attention" if sliding else "full_attention",) * config.num_hidden_layers
+    kind = "sliding_attention" if sliding else "full_attention"
+    return tuple(kind for _ in range(config.num_hidden_layers))
 
 
 def _rotary(

@@ -42,4 +42,4 @@ def read_tensor(entry: TensorEntry, dtype: torch.dtype | None = None) -> torch.T
 
 def _read(entry: TensorEntry, target: torch.Tensor, start: int) -> None:
     if target.numel():
-        read_into(entry, memoryview(target.view(-1).view(torch.uint8).numpy()), start)
+        read_into(entry, target.view(-1).view(torch.uint8).numpy().data, start)

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 from sfl.errors import ProtocolError
-from sfl.rounds import Side
+from sfl.rounds.messages import Side
 from sfl.v1 import tensor_pb2
 
 SIDES: tuple[Side, ...] = ("device", "edge")
