@@ -15,11 +15,11 @@ from pathlib import Path
 from typing import Any
 
 import grpc.aio
+
+from cloud_aggregator.records import RunRecords
 from sfl.adapters.artifact import save_adapter
 from sfl.adapters.initial import initial_adapter
 from sfl.adapters.manifest import AdapterManifest
-
-from cloud_aggregator.records import RunRecords
 from sfl.aggregation import STRATEGIES, Contribution
 from sfl.aggregation.contribution import Array
 from sfl.config import RunConfig
@@ -50,9 +50,9 @@ from sfl.rounds import (
     UpdateReceived,
     Welcome,
 )
+from sfl.transport.chunks import adapter_bytes, adapter_frames
 from sfl.transport.cloud_service import CloudService
 from sfl.transport.credentials import bind
-from sfl.transport.frames import adapter_bytes, adapter_frames
 from sfl.transport.spool import Spool
 from sfl.transport.wire import OPTIONS
 from sfl.v1 import cloud_pb2, edge_pb2, tensor_pb2

@@ -11,11 +11,9 @@ from pathlib import Path
 
 import grpc.aio
 import numpy as np
+
 from sfl.adapters.lora import LoraBank, build_manifest
 from sfl.adapters.names import belongs_to
-from sfl.models.span import SpanModel, build_span
-from sfl.transport.files import SpanFiles
-
 from sfl.config import EdgeConfig, RunSettings
 from sfl.errors import LinkLost, Refused, RunFailed, SflError
 from sfl.files import write_atomic
@@ -23,14 +21,16 @@ from sfl.metrics.prometheus import NodeCollector, serve
 from sfl.metrics.snapshot import NodeSnapshot
 from sfl.metrics.stats import NodeStats
 from sfl.models.folder import ModelFolder, open_model
+from sfl.models.span import SpanModel, build_span
 from sfl.plan import Span, SplitPlan
 from sfl.stage.device import DTYPES
 from sfl.stage.engine import Engine
 from sfl.stage.session import SESSIONS, Session
+from sfl.transport.chunks import Assembly, adapter_frames, decode_adapter
 from sfl.transport.cloud_link import CloudLink, expect_settings
 from sfl.transport.credentials import bind
 from sfl.transport.edge_service import EdgeService
-from sfl.transport.frames import Assembly, adapter_frames, decode_adapter
+from sfl.transport.files import SpanFiles
 from sfl.transport.wire import OPTIONS
 from sfl.v1 import cloud_pb2, edge_pb2, tensor_pb2
 

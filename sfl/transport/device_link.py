@@ -31,16 +31,9 @@ from sfl.stage.messages import (
     RoundStart,
     TensorMessage,
 )
+from sfl.transport.chunks import Assembly, decode_adapter, encode_adapter
 from sfl.transport.credentials import open_channel
-from sfl.transport.frames import (
-    Assembly,
-    decode_adapter,
-    decode_tensor,
-    encode_adapter,
-    encode_tensor,
-    raw_bytes,
-    to_score,
-)
+from sfl.transport.frames import decode_tensor, encode_tensor, raw_bytes, to_score
 from sfl.transport.status import error_of
 from sfl.transport.wire import EDGE_SESSION, WIRE_VERSION, tensor_role
 from sfl.v1 import edge_pb2, tensor_pb2

@@ -34,13 +34,8 @@ from sfl.metrics.stats import NodeStats
 from sfl.stage.engine import Engine
 from sfl.stage.messages import GradientNorm, Kind, Purpose, RoundStart, TensorMessage
 from sfl.stage.session import Reply, Session
-from sfl.transport.frames import (
-    Assembly,
-    adapter_bytes,
-    decode_tensor,
-    encode_adapter,
-    encode_tensor,
-)
+from sfl.transport.chunks import Assembly, adapter_bytes, encode_adapter
+from sfl.transport.frames import decode_tensor, encode_tensor
 from sfl.transport.status import status_of
 from sfl.transport.wire import (
     EDGE_FETCH_FILE,

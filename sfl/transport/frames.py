@@ -1,4 +1,4 @@
-"""Tensors and adapters <-> frames of at most 1 MiB.
+"""Tensors <-> frames of at most 1 MiB.
 
 Only real rows travel, as a packet of the codec; the bytes that arrive are copied into memory of
 torch's own when decoded, since an unaligned tensor gives other bits.
@@ -6,18 +6,13 @@ torch's own when decoded, since an unaligned tensor gives other bits.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
-
 import numpy as np
-import safetensors
-import safetensors.numpy
 
 from sfl.codec import Codec, Packet, decode
 from sfl.errors import ProtocolError
 from sfl.stage.loss import Score
 from sfl.stage.messages import Key, Kind, Purpose, TensorMessage
-from sfl.transport.wire import FRAME_BYTES
+from sfl.transport.chunks import pieces
 from sfl.v1 import tensor_pb2
 
 
@@ -44,7 +39,7 @@ def encode_tensor(message: TensorMessage, codec: Codec) -> list[tensor_pb2.Tenso
     header.num_bytes = len(packet.payload)
     return [
         tensor_pb2.TensorFrame(header=header if first else None, data=data, last=last)
-        for first, data, last in _pieces(packet.payload)
+        for first, data, last in pieces(packet.payload)
     ]
 
 
@@ -87,35 +82,6 @@ def raw_bytes(header: tensor_pb2.TensorHeader) -> int:
     return 4 * int(np.prod(header.shape, dtype=np.int64)) if header.codec else 0
 
 
-def encode_adapter(
-    header: tensor_pb2.AdapterHeader, values: Mapping[str, np.ndarray]
-) -> list[tensor_pb2.AdapterFrame]:
-    """An adapter's part as frames of one safetensors file."""
-    return list(adapter_frames(header, adapter_bytes(values)))
-
-
-def adapter_bytes(values: Mapping[str, np.ndarray]) -> bytes:
-    """An adapter's part as a safetensors file."""
-    return safetensors.numpy.save(dict(values))
-
-
-def adapter_frames(
-    header: tensor_pb2.AdapterHeader, payload: bytes
-) -> Iterator[tensor_pb2.AdapterFrame]:
-    """A safetensors file as frames; the first has the header."""
-    header.num_bytes = len(payload)
-    for first, data, last in _pieces(payload):
-        yield tensor_pb2.AdapterFrame(header=header if first else None, data=data, last=last)
-
-
-def decode_adapter(payload: bytes) -> dict[str, np.ndarray]:
-    """The values of a safetensors file. Raises ProtocolError."""
-    try:
-        return safetensors.numpy.load(payload)
-    except (safetensors.SafetensorError, KeyError, ValueError) as error:
-        raise ProtocolError(f"an adapter is not a safetensors file: {error}") from None
-
-
 def to_score(score: Score) -> tensor_pb2.Score:
     """A score as the wire has it."""
     return tensor_pb2.Score(
@@ -129,51 +95,3 @@ def to_score(score: Score) -> tensor_pb2.Score:
 def from_score(score: tensor_pb2.Score) -> Score:
     """A score from the wire."""
     return Score(score.loss_sum, score.num_targets, score.num_correct, score.num_examples)
-
-
-Header = tensor_pb2.TensorHeader | tensor_pb2.AdapterHeader
-Frame = tensor_pb2.TensorFrame | tensor_pb2.AdapterFrame
-
-
-@dataclass(slots=True)
-class Assembly:
-    """Puts one kind of frames together; a stream has one for each kind."""
-
-    limit: int
-    header: Header | None = None
-    data: bytearray = field(default_factory=bytearray)
-
-    def add(self, frame: Frame) -> tuple[Header, bytes] | None:
-        """Take a frame; the header and the whole payload with the last one.
-
-        Raises ProtocolError on frames out of order and on more bytes than announced or allowed.
-        """
-        if frame.HasField("header"):
-            self._begin(frame.header)
-        if self.header is None:
-            raise ProtocolError("a frame without a header before it")
-        self.data += frame.data
-        if len(self.data) > self.header.num_bytes:
-            raise ProtocolError(f"more than the announced {self.header.num_bytes} bytes")
-        if not frame.last:
-            return None
-        header, payload = self.header, bytes(self.data)
-        self.header, self.data = None, bytearray()
-        if len(payload) != header.num_bytes:
-            raise ProtocolError(f"{len(payload)} bytes came, {header.num_bytes} were announced")
-        return header, payload
-
-    def _begin(self, header: Header) -> None:
-        if self.header is not None:
-            raise ProtocolError("a new header before the last frame of the one before")
-        if header.num_bytes > self.limit:
-            raise ProtocolError(f"{header.num_bytes} bytes announced, {self.limit} are allowed")
-        self.header = header
-
-
-def _pieces(payload: bytes) -> Iterator[tuple[bool, bytes, bool]]:
-    """(first, data, last) of each frame; an empty payload is one empty frame."""
-    starts = range(0, len(payload), FRAME_BYTES) or range(1)
-    for start in starts:
-        data = payload[start : start + FRAME_BYTES]
-        yield start == 0, data, start + FRAME_BYTES >= len(payload)

@@ -1,0 +1,91 @@
+"""Payloads of any size as frames of at most 1 MiB, and adapters as payloads; no torch here."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+
+import numpy as np
+import safetensors
+import safetensors.numpy
+
+from sfl.errors import ProtocolError
+from sfl.transport.wire import FRAME_BYTES
+from sfl.v1 import tensor_pb2
+
+
+def encode_adapter(
+    header: tensor_pb2.AdapterHeader, values: Mapping[str, np.ndarray]
+) -> list[tensor_pb2.AdapterFrame]:
+    """An adapter's part as frames of one safetensors file."""
+    return list(adapter_frames(header, adapter_bytes(values)))
+
+
+def adapter_bytes(values: Mapping[str, np.ndarray]) -> bytes:
+    """An adapter's part as a safetensors file."""
+    return safetensors.numpy.save(dict(values))
+
+
+def adapter_frames(
+    header: tensor_pb2.AdapterHeader, payload: bytes
+) -> Iterator[tensor_pb2.AdapterFrame]:
+    """A safetensors file as frames; the first has the header."""
+    header.num_bytes = len(payload)
+    for first, data, last in pieces(payload):
+        yield tensor_pb2.AdapterFrame(header=header if first else None, data=data, last=last)
+
+
+def decode_adapter(payload: bytes) -> dict[str, np.ndarray]:
+    """The values of a safetensors file. Raises ProtocolError."""
+    try:
+        return safetensors.numpy.load(payload)
+    except (safetensors.SafetensorError, KeyError, ValueError) as error:
+        raise ProtocolError(f"an adapter is not a safetensors file: {error}") from None
+
+
+Header = tensor_pb2.TensorHeader | tensor_pb2.AdapterHeader
+Frame = tensor_pb2.TensorFrame | tensor_pb2.AdapterFrame
+
+
+@dataclass(slots=True)
+class Assembly:
+    """Puts one kind of frames together; a stream has one for each kind."""
+
+    limit: int
+    header: Header | None = None
+    data: bytearray = field(default_factory=bytearray)
+
+    def add(self, frame: Frame) -> tuple[Header, bytes] | None:
+        """Take a frame; the header and the whole payload with the last one.
+
+        Raises ProtocolError on frames out of order and on more bytes than announced or allowed.
+        """
+        if frame.HasField("header"):
+            self._begin(frame.header)
+        if self.header is None:
+            raise ProtocolError("a frame without a header before it")
+        self.data += frame.data
+        if len(self.data) > self.header.num_bytes:
+            raise ProtocolError(f"more than the announced {self.header.num_bytes} bytes")
+        if not frame.last:
+            return None
+        header, payload = self.header, bytes(self.data)
+        self.header, self.data = None, bytearray()
+        if len(payload) != header.num_bytes:
+            raise ProtocolError(f"{len(payload)} bytes came, {header.num_bytes} were announced")
+        return header, payload
+
+    def _begin(self, header: Header) -> None:
+        if self.header is not None:
+            raise ProtocolError("a new header before the last frame of the one before")
+        if header.num_bytes > self.limit:
+            raise ProtocolError(f"{header.num_bytes} bytes announced, {self.limit} are allowed")
+        self.header = header
+
+
+def pieces(payload: bytes) -> Iterator[tuple[bool, bytes, bool]]:
+    """(first, data, last) of each frame; an empty payload is one empty frame."""
+    starts = range(0, len(payload), FRAME_BYTES) or range(1)
+    for start in starts:
+        data = payload[start : start + FRAME_BYTES]
+        yield start == 0, data, start + FRAME_BYTES >= len(payload)
