@@ -7,7 +7,7 @@ import warnings
 from collections.abc import Mapping
 from functools import cache
 from pathlib import Path
-from tempfile import mkdtemp
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
@@ -25,7 +25,9 @@ from sfl.models.folder import ModelFolder, open_model
 
 transformers.logging.set_verbosity_error()
 transformers.logging.disable_progress_bar()
+torch.set_num_threads(1)  # the models are tiny; more threads only wait for each other
 
+FOLDERS = TemporaryDirectory(prefix="sfl-models-")
 VOCAB, LABELS, LAYERS, PAD = 61, 3, 3, 0
 DECODER = {
     "vocab_size": VOCAB,
@@ -114,7 +116,7 @@ def model_folder(kind: str, extra: str = "{}", masked_lm: bool = False) -> Path:
 
     `extra` is JSON of further config entries. `masked_lm` makes a checkpoint without a pooler.
     """
-    folder = Path(mkdtemp(prefix=f"sfl-{kind}-"))
+    folder = Path(FOLDERS.name) / f"{kind}-{model_folder.cache_info().misses}"
     config = transformers.AutoConfig.for_model(kind, **{**CONFIGS[kind], **json.loads(extra)})
     make = transformers.AutoModelForCausalLM
     if kind in ENCODERS:

@@ -12,15 +12,10 @@ import re
 from collections.abc import Callable, Iterator
 
 from templates import DOMAINS, OPENINGS, PAIRINGS, POLITE, PROSE, QUESTIONS, STORY, Domain
-from words import WORDS
+from words import CLUSTERS, CODAS, MARKS, ONSETS, VOWELS, WORDS
 
 _SLOT = re.compile(r"\{([a-z]+)(\d*)\}")
 _SEPARATORS = ("", "", " ", "\n")
-_ONSETS = "b c d f g h j k l m n p r s t v w z".split()
-_CLUSTERS = "bl br ch cl cr dr fl fr gl gr pl pr sh sl sm sn sp st str th tr tw wh sc".split()
-_VOWELS = "a e i o u a e i o ee oo ou ai ea".split()
-_CODAS = "b d f g k l m n p r s t ck ft ld ll lt mp nd ng nk nt rd rk rm rn rt sh ss st tch".split()
-_MARKS = "x q z".split()
 
 
 def documents(seed: int) -> Iterator[str]:
@@ -39,9 +34,9 @@ def pseudo_word(rng: random.Random) -> str:
     the homes is of either shape, so chance cannot hit on one.
     """
     if rng.random() < 0.3:
-        return "".join(rng.choice(_ONSETS) + rng.choice("aeiou") for _ in range(rng.randint(2, 4)))
+        return "".join(rng.choice(ONSETS) + rng.choice("aeiou") for _ in range(rng.randint(2, 4)))
     parts = [_syllable(rng) for _ in range(rng.randint(1, 2))]
-    parts.insert(rng.randint(0, len(parts)), rng.choice(_MARKS) + rng.choice(("", "a", "e", "o")))
+    parts.insert(rng.randint(0, len(parts)), rng.choice(MARKS) + rng.choice(("", "a", "e", "o")))
     return "".join(parts)
 
 
@@ -64,13 +59,13 @@ def word(kind: str, rng: random.Random) -> str:
 
 
 def _syllable(rng: random.Random) -> str:
-    onset = rng.choice(rng.choice((_ONSETS, _CLUSTERS)))
-    return onset + rng.choice(_VOWELS) + rng.choice(("", rng.choice(_CODAS)))
+    onset = rng.choice(rng.choice((ONSETS, CLUSTERS)))
+    return onset + rng.choice(VOWELS) + rng.choice(("", rng.choice(CODAS)))
 
 
 def _any(rng: random.Random) -> str:
     """One word in lower case, of any kind."""
-    return rng.choice(rng.choice(WORDS[rng.choice(_LOWER)]).split())
+    return rng.choice(rng.choice(WORDS[rng.choice(LOWER)]).split())
 
 
 def _fill(text: str, rng: random.Random, bound: dict[str, str]) -> str:
@@ -162,7 +157,8 @@ def _json(content: object) -> str:
     return json.dumps(content, separators=(",", ":"))
 
 
-_LOWER = ("item", "food", "animal", "colour", "adj", "material", "job", "common", "common", "key")
+# Kinds whose words may stand in for others, singly or joined.
+LOWER = ("item", "food", "animal", "colour", "adj", "material", "job", "common", "common", "key")
 _RECORD_KINDS = ("item", "food", "place", "number", "common", "colour", "phrase", "name", "adj")
 _KINDS: tuple[tuple[Callable[[random.Random], str], int], ...] = (
     (_story, 6),

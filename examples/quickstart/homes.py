@@ -26,6 +26,8 @@ Target = tuple[str, str, str]
 Row = dict[str, str]
 """A `prompt` and its `completion`."""
 
+TRAIN, HELD_OUT = 400, 80  # rows a home
+
 
 @dataclass(frozen=True)
 class Home:
@@ -174,7 +176,9 @@ HOMES = {
 }
 
 
-def split_targets(home: Home, rng: random.Random, share: float) -> tuple[list[Target], list[Target]]:
+def split_targets(
+    home: Home, rng: random.Random, share: float
+) -> tuple[list[Target], list[Target]]:
     """What is asked for in training and, this share of it, only in evaluation."""
     targets = [
         (room, device, action)
@@ -232,8 +236,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=main.__doc__)
     parser.add_argument("--out", type=Path, default=Path(__file__).parent / "data")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--train", type=int, default=400, help="training rows a home")
-    parser.add_argument("--eval", type=int, default=80, help="evaluation rows a home")
+    parser.add_argument("--train", type=int, default=TRAIN, help="training rows a home")
+    parser.add_argument("--eval", type=int, default=HELD_OUT, help="evaluation rows a home")
     options = parser.parse_args()
     for name in HOMES:
         seen, unseen = commands(name, options.seed, options.train, options.eval)

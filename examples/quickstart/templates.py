@@ -59,7 +59,8 @@ RECIPES = (
 )
 TRAVEL = (
     "We left {city} on {day} and reached {city2} on {day2}. From {city2} we took a bus to {city3}.",
-    "The train from {city} to {city2} leaves at {number} past nine. A ticket costs {number2} euros.",
+    "The train from {city} to {city2} leaves at {number} past nine. A ticket costs {number2} "
+    "euros.",
     "In {month} we visited the {place} in {city}. It was {weather}, and we bought a {item}.",
     "{name} travelled to {city} by boat, {name2} went to {city2} by train.",
 )

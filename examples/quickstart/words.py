@@ -40,9 +40,10 @@ ITEMS = _phrases(
 FOODS = _phrases(
     "bread, butter, cheese, rice, pasta, soup, salad, apple, pear, plum, cherry, lemon, orange, "
     "potato, tomato, onion, carrot, pepper, garlic, bean, pea, corn, egg, fish, chicken, honey, "
-    "sugar, salt, flour, milk, cream, chocolate, cake, pancake, biscuit, noodle, mushroom, spinach, "
-    "apple pie, fried rice, tomato soup, lemon cake, fruit salad, goat cheese, brown bread, "
-    "green tea, black coffee, peanut butter, olive oil, vegetable stew, bean burger, fish pie"
+    "sugar, salt, flour, milk, cream, chocolate, cake, pancake, biscuit, noodle, mushroom, "
+    "spinach, apple pie, fried rice, tomato soup, lemon cake, fruit salad, goat cheese, "
+    "brown bread, green tea, black coffee, peanut butter, olive oil, vegetable stew, bean burger, "
+    "fish pie"
 )
 ANIMALS = _list(
     "cat dog horse cow sheep goat pig duck hen rabbit mouse fox wolf bear deer lion tiger elephant "
@@ -102,7 +103,8 @@ COMMON = _list(
     "speak allow add spend win offer remember consider appear buy wait serve die build stay fall "
     "cut reach kill raise pass sell require report decide pull percent degrees half quarter off on "
     "up down over under near left middle top bottom north south east west zero one two three four "
-    "room device percentage five six seven eight nine ten twenty thirty forty fifty sixty hundred thousand"
+    "room device percentage five six seven eight nine ten twenty thirty forty fifty "
+    "sixty hundred thousand"
 )
 
 WORDS: dict[str, tuple[str, ...]] = {
@@ -126,3 +128,10 @@ WORDS: dict[str, tuple[str, ...]] = {
     "key": KEYS,
     "common": COMMON,
 }
+
+# What made-up words are put together from.
+ONSETS = _list("b c d f g h j k l m n p r s t v w z")
+CLUSTERS = _list("bl br ch cl cr dr fl fr gl gr pl pr sh sl sm sn sp st str th tr tw wh sc")
+VOWELS = _list("a e i o u a e i o ee oo ou ai ea")
+CODAS = _list("b d f g k l m n p r s t ck ft ld ll lt mp nd ng nk nt rd rk rm rn rt sh ss st tch")
+MARKS = _list("x q z")

@@ -35,6 +35,9 @@ from sfl.models.span import SpanModel, fits, saved_modules
 from sfl.models.weights import read_tensor
 from sfl.plan import Span
 
+_TASKS: dict[str, Task] = {"CAUSAL_LM": "causal_lm", "SEQ_CLS": "sequence_classification"}
+"""Tasks by PEFT's names."""
+
 
 class Active:
     """Which adapter the next forward uses; shared by all slots of a bank."""
@@ -219,9 +222,10 @@ def build_manifest(
 
 
 def given_values(
-    folder: ModelFolder, task: Task, manifest: AdapterManifest
+    folder: ModelFolder, manifest: AdapterManifest
 ) -> dict[str, npt.NDArray[np.float32]]:
     """The checkpoint's own values of parameters whose init is `given`. Raises ModelError."""
+    task = _TASKS[manifest.peft_config["task_type"]]
     entries = checkpoint_tensors(folder, folder.family.layout(folder.config, task))
     wanted = {saved_name(name): entry for name, entry in entries.items()}
     return {
@@ -271,7 +275,7 @@ def _peft_config(
 
     alpha = int(lora.alpha) if float(lora.alpha).is_integer() else lora.alpha
     config: dict[str, Any] = LoraConfig(
-        task_type="CAUSAL_LM" if task == "causal_lm" else "SEQ_CLS",
+        task_type={task: kind for kind, task in _TASKS.items()}[task],
         base_model_name_or_path=base,
         inference_mode=True,
         r=lora.rank,

@@ -6,6 +6,7 @@ import importlib
 from typing import Any
 
 import torch
+from huggingface_hub.errors import StrictDataclassError
 from torch import nn
 
 from sfl.errors import ModelError
@@ -32,8 +33,8 @@ def build_skeleton(
         config.dtype = dtype
         with torch.device("meta"):
             model: nn.Module = getattr(modeling, layout.model_class)(config)
-    except (TypeError, ValueError, KeyError, AttributeError) as error:
-        problem = str(error).splitlines()[0] if str(error) else type(error).__name__
+    except (StrictDataclassError, TypeError, ValueError, KeyError, AttributeError) as error:
+        problem = " ".join(str(error).split()) or type(error).__name__
         raise ModelError(
             "model.path",
             str(folder.path / "config.json"),
