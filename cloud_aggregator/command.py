@@ -6,8 +6,8 @@ import asyncio
 
 import typer
 
-from sfl.options import AddressFile, ConfigFile, ErrorFile, Insecure, Overrides, Supervised
-from sfl.process import end_with_parent, run_node, start_logging
+from sfl.options import AddressFile, ConfigFile, ErrorFile, Insecure, Overrides
+from sfl.process import run_node, start_logging
 
 
 def cloud(
@@ -16,12 +16,9 @@ def cloud(
     insecure: Insecure = False,
     address_file: AddressFile = None,
     error_file: ErrorFile = None,
-    supervised: Supervised = False,
 ) -> None:
     """Start the cloud: it owns the run's settings, keeps its rounds and averages its adapters."""
     start_logging()
-    if supervised:
-        end_with_parent()
 
     def body() -> None:
         # Imported here so that `--help` answers at once.

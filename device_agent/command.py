@@ -5,8 +5,8 @@ from __future__ import annotations
 import typer
 
 from sfl.config import load_device
-from sfl.options import ConfigFile, ErrorFile, Insecure, Overrides, Supervised
-from sfl.process import cores, end_with_parent, quiet_environment, run_node, start_logging
+from sfl.options import ConfigFile, ErrorFile, Insecure, Overrides
+from sfl.process import cores, quiet_environment, run_node, start_logging
 
 
 def device(
@@ -14,13 +14,10 @@ def device(
     overrides: Overrides = None,
     insecure: Insecure = False,
     error_file: ErrorFile = None,
-    supervised: Supervised = False,
 ) -> None:
     """Start a device agent: the first blocks of the model, and the data that never leave it."""
     quiet_environment()
     start_logging()
-    if supervised:
-        end_with_parent()
 
     def body() -> None:
         settings = load_device(config, overrides or [])

@@ -7,8 +7,8 @@ import asyncio
 import typer
 
 from sfl.config import load_edge
-from sfl.options import AddressFile, ConfigFile, ErrorFile, Insecure, Overrides, Supervised
-from sfl.process import cores, end_with_parent, quiet_environment, run_node, start_logging
+from sfl.options import AddressFile, ConfigFile, ErrorFile, Insecure, Overrides
+from sfl.process import cores, quiet_environment, run_node, start_logging
 
 
 def edge(
@@ -17,13 +17,10 @@ def edge(
     insecure: Insecure = False,
     address_file: AddressFile = None,
     error_file: ErrorFile = None,
-    supervised: Supervised = False,
 ) -> None:
     """Start an edge server: the frozen base, shared by its devices, one LoRA for each."""
     quiet_environment()
     start_logging()
-    if supervised:
-        end_with_parent()
 
     def body() -> None:
         settings = load_edge(config, overrides or [])

@@ -23,6 +23,3 @@ AddressFile = Annotated[
 ErrorFile = Annotated[
     Path | None, typer.Option(help="Write the reason of a failure to this file.", hidden=True)
 ]
-Supervised = Annotated[
-    bool, typer.Option("--supervised", help="End when standard input is closed.", hidden=True)
-]

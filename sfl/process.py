@@ -9,7 +9,6 @@ import logging
 import os
 import signal
 import sys
-import threading
 from collections.abc import Callable
 from pathlib import Path
 
@@ -23,6 +22,8 @@ QUIET_THREADS = {
     "OMP_WAIT_POLICY": "PASSIVE",
     "KMP_BLOCKTIME": "0",
     "TOKENIZERS_PARALLELISM": "false",
+    # numpy only sums adapters; without its own threads a process can be forked after imports.
+    "OPENBLAS_NUM_THREADS": "1",
     # A malloc arena per gRPC thread costs hundreds of MB.
     "MALLOC_ARENA_MAX": "2",
 }
@@ -37,17 +38,6 @@ def quiet_environment() -> None:
 def cores() -> int:
     """Cores this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
-def end_with_parent() -> None:
-    """End when whoever started this process is gone: its end of our stdin is then closed."""
-    threading.Thread(target=_await_parent, name="parent-watch", daemon=True).start()
-
-
-def _await_parent() -> None:
-    while os.read(0, 1024):
-        pass
-    os.kill(os.getpid(), signal.SIGTERM)
 
 
 def start_logging(level: str = "INFO") -> None:

@@ -2,21 +2,18 @@
 
 from __future__ import annotations
 
-import os
+import multiprocessing
 import signal
-import subprocess
-import sys
 import time
 from dataclasses import dataclass, field
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 
 from sfl.config import DeviceConfig, EdgeConfig, RunConfig, dump_toml
 from sfl.config.base import Section
 from sfl.errors import RunFailed
 from sfl.files import write_atomic
-from sfl.process import QUIET_THREADS
-
-MODULES = {"cloud": "cloud_aggregator", "edge": "edge_server", "device": "device_agent"}
+from sfl.launch.child import run_child
 
 
 @dataclass(slots=True)
@@ -30,36 +27,23 @@ class Node:
     error_file: Path
     address_file: Path
     options: tuple[str, ...] = ()
-    process: subprocess.Popen[bytes] | None = field(default=None)
+    process: BaseProcess | None = field(default=None)
 
     def start(self) -> None:
-        """Start the process in a session of its own; closing its stdin ends it."""
+        """Start the process in a session of its own; it ends when this process is gone."""
         for folder in (self.log.parent, self.error_file.parent):
             folder.mkdir(parents=True, exist_ok=True)
-        command = [
-            sys.executable,
-            "-m",
-            MODULES[self.kind],
-            str(self.config),
-            "--supervised",
-            "--error-file",
-            str(self.error_file),
-            *self.options,
-        ]
-        with self.log.open("wb") as log:
-            self.process = subprocess.Popen(
-                command,
-                stdin=subprocess.PIPE,
-                stdout=log,
-                stderr=subprocess.STDOUT,
-                env={**QUIET_THREADS, **os.environ},
-                start_new_session=True,
-            )
+        arguments = [str(self.config), "--error-file", str(self.error_file), *self.options]
+        context = multiprocessing.get_context("spawn" if self.kind == "cloud" else "forkserver")
+        self.process = context.Process(
+            target=run_child, args=(self.kind, self.name, arguments, self.log), name=self.name
+        )
+        self.process.start()
 
     def exit_code(self) -> int | None:
-        """Exit code, None while it runs."""
+        """Exit code, None while it runs; negative: the signal that killed it."""
         assert self.process is not None
-        return self.process.poll()
+        return self.process.exitcode
 
     def failure(self) -> str:
         """Why it ended, in its own words where it left any."""
@@ -81,20 +65,17 @@ class Node:
 
     def ask_to_stop(self) -> None:
         """Send SIGTERM, if it still runs."""
-        if self.process is not None and self.process.poll() is None:
+        if self.process is not None and self.process.is_alive():
             self.process.terminate()
 
     def await_end(self, deadline: float) -> None:
         """Wait until `deadline` (monotonic seconds), then kill."""
         if self.process is None:
             return
-        try:
-            self.process.wait(max(0.1, deadline - time.monotonic()))
-        except subprocess.TimeoutExpired:
+        self.process.join(max(0.1, deadline - time.monotonic()))
+        if self.process.is_alive():
             self.process.kill()
-            self.process.wait()
-        if self.process.stdin is not None:
-            self.process.stdin.close()
+            self.process.join()
 
 
 def cloud_node(folder: Path, config: RunConfig) -> Node:

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from sfl.config import RunConfig
 from sfl.errors import ConfigError, RunFailed, SflError
+from sfl.launch.child import prepare_nursery
 from sfl.launch.node import Node, cloud_node, device_node, edge_node
 from sfl.models.folder import open_model
 from sfl.plan import SplitPlan
@@ -30,7 +31,7 @@ def run_on_this_machine(config: RunConfig, watch: Watch, started: Callable[[Path
     ModelError before or soon after the start, RunFailed where the run did not reach its end.
     """
     config = resolved(config)
-    check(config)
+    prepare_nursery(check(config))
     folder = open_run_folder(config)
     started(folder)
     nodes: list[Node] = []
@@ -68,9 +69,13 @@ def _given(settings: object) -> bool:
     return "connect_timeout" in getattr(settings, "model_fields_set", set())
 
 
-def check(config: RunConfig) -> None:
-    """What can be known before anything starts: the model is there, and every cut fits it."""
-    folder = open_model(config.model.path)
+def check(config: RunConfig) -> str:
+    """What can be known before anything starts: the model is there, and every cut fits it.
+
+    Returns the module of transformers that has the model's code. Raises ConfigError, ModelError.
+    """
+    folder = open_model(config.model.path, weights=False)
+    folder.check_task(config.model.task)
     for entry in config.devices:
         try:
             SplitPlan(folder.num_layers, entry.cut_layer, entry.tail_layers, config.run.topology)
@@ -86,6 +91,9 @@ def check(config: RunConfig) -> None:
                 "no training data",
                 "Name a file here, or one for all devices as data.train.",
             )
+
+    package = folder.family.layout(folder.config, config.model.task).package
+    return f"transformers.models.{package}.modeling_{package}"
 
 
 def _start(config: RunConfig, folder: Path, nodes: list[Node]) -> None:
@@ -141,9 +149,9 @@ def _raise_lost(config: RunConfig, edge: Node, devices: list[Node]) -> None:
 
 def _stop(nodes: list[Node]) -> None:
     """Devices, then the edge, then the cloud; nothing outlives this."""
+    deadline = time.monotonic() + STOP_TIMEOUT
     for node in reversed(nodes):
         node.ask_to_stop()
-    deadline = time.monotonic() + STOP_TIMEOUT
     for node in reversed(nodes):
         node.await_end(deadline)
 

@@ -138,7 +138,6 @@ def build_span(
     _prune(model, frozenset(wanted))
     fill_buffers(model)
     _load(model, folder, wanted, entries, saved, dtype)
-    model.eval()
     return SpanModel(
         model, family=family, layout=layout, span=span, task=task, saved=saved, folder=folder
     ).eval()

@@ -1,0 +1,70 @@
+"""The inside of a child process of `sfl run`.
+
+The edge and the devices are forked from one process that has imported what all of them need
+(`prepare_nursery`), so that five processes do not read torch and transformers five times: on two
+cores that is most of the time to the first step. Nothing but imports has happened there: no
+thread, no channel, no tensor.
+"""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import signal
+import threading
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import setproctitle
+import typer
+
+from sfl.process import quiet_environment
+
+PRELOADED = (
+    "device_agent.agent",
+    "device_agent.command",
+    "edge_server.server",
+    "edge_server.command",
+)
+
+
+def prepare_nursery(model_module: str) -> None:
+    """Say what the process that edge and devices are forked from imports, before it starts."""
+    quiet_environment()
+    multiprocessing.set_forkserver_preload([*PRELOADED, model_module])
+
+
+def run_child(kind: str, name: str, arguments: Sequence[str], log: Path) -> None:
+    """Run a node's command here, its output in `log`; ends when the launcher is gone."""
+    os.setsid()
+    setproctitle.setproctitle(f"sfl {kind} {name} {' '.join(arguments)}")
+    with log.open("wb") as output, Path(os.devnull).open("rb") as nothing:
+        os.dup2(nothing.fileno(), 0)
+        os.dup2(output.fileno(), 1)
+        os.dup2(output.fileno(), 2)
+    threading.Thread(target=_end_with_parent, name="parent-watch", daemon=True).start()
+    app = typer.Typer(pretty_exceptions_enable=False)
+    app.command()(_command(kind))
+    app(args=list(arguments))
+
+
+def _command(kind: str) -> Callable[..., None]:
+    """The node's command; each is imported only where it runs."""
+    if kind == "cloud":
+        from cloud_aggregator.command import cloud
+
+        return cloud
+    if kind == "edge":
+        from edge_server.command import edge
+
+        return edge
+    from device_agent.command import device
+
+    return device
+
+
+def _end_with_parent() -> None:
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+    parent.join()
+    os.kill(os.getpid(), signal.SIGTERM)
