@@ -20,7 +20,7 @@ from cloud_aggregator.records import RunRecords
 from sfl.adapters.artifact import save_adapter
 from sfl.adapters.initial import initial_adapter
 from sfl.adapters.manifest import AdapterManifest
-from sfl.aggregation import STRATEGIES, Contribution
+from sfl.aggregation import STRATEGIES, Contribution, verify
 from sfl.aggregation.contribution import Array
 from sfl.config import RunConfig
 from sfl.errors import ProtocolError, RunFailed, SflError
@@ -50,7 +50,7 @@ from sfl.rounds import (
     UpdateReceived,
     Welcome,
 )
-from sfl.transport.chunks import adapter_bytes, adapter_frames
+from sfl.transport.chunks import adapter_bytes, adapter_frames, decode_adapter
 from sfl.transport.cloud_service import CloudService
 from sfl.transport.credentials import bind
 from sfl.transport.spool import Spool
@@ -260,7 +260,8 @@ class CloudAggregator:
         manifest = AdapterManifest.from_json(ready.manifest)
         if self.manifest is None:
             self.manifest = manifest
-            self.adapter = initial_adapter(manifest, self.config.run.seed)
+            given = decode_adapter(ready.given)
+            self.adapter = initial_adapter(manifest, self.config.run.seed, given)
             self._save("adapters/round-0000")
         elif manifest.parameters != self.manifest.parameters:
             raise ProtocolError(f"edge {edge} has another model than the first edge")
@@ -291,7 +292,22 @@ class CloudAggregator:
     def update_received(self, header: tensor_pb2.AdapterHeader) -> None:
         """One side's part of an update lies in the spool."""
         side: Any = header.side
-        self._happened(UpdateReceived(header.device, side, header.round, header.final_step))
+        if self._is_sound(header.round, header.device):
+            self._happened(UpdateReceived(header.device, side, header.round, header.final_step))
+
+    def _is_sound(self, round_: int, device: str) -> bool:
+        """Leave a device out whose two parts together are no adapter of this run."""
+        files = self.spool.files(round_, device)
+        progress = self.coordinator.progress.get(device)
+        if progress is None or not all(file.exists() for file in files):
+            return True
+        try:
+            verify(Contribution(device, progress.num_examples, files), self.adapter)
+        except ProtocolError as error:
+            self._do(Evict(device, str(error)))
+            self._happened(DeviceLost(device, str(error)))
+            return False
+        return True
 
     def reported(self, report: tensor_pb2.RoundReport) -> None:
         """A device tells how its round went."""

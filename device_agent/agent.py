@@ -6,9 +6,8 @@ import contextlib
 import logging
 import time
 
-from sfl.data import Dataset, load_tokenizer, prepare
-
 from sfl.config import DeviceConfig
+from sfl.data import Dataset, load_tokenizer, prepare
 from sfl.errors import LinkLost, Refused
 from sfl.metrics.prometheus import NodeCollector, serve
 from sfl.metrics.stats import NodeStats

@@ -12,7 +12,8 @@ from pathlib import Path
 import grpc.aio
 import numpy as np
 
-from sfl.adapters.lora import LoraBank, build_manifest
+from sfl.adapters.lora import LoraBank, build_manifest, given_values
+from sfl.adapters.manifest import AdapterManifest
 from sfl.adapters.names import belongs_to
 from sfl.config import EdgeConfig, RunSettings
 from sfl.errors import LinkLost, Refused, RunFailed, SflError
@@ -26,7 +27,13 @@ from sfl.plan import Span, SplitPlan
 from sfl.stage.device import DTYPES
 from sfl.stage.engine import Engine
 from sfl.stage.session import SESSIONS, Session
-from sfl.transport.chunks import Assembly, adapter_frames, decode_adapter
+from sfl.transport.chunks import (
+    ADAPTER_LIMIT,
+    AdapterAssembly,
+    adapter_bytes,
+    adapter_frames,
+    decode_adapter,
+)
 from sfl.transport.cloud_link import CloudLink, expect_settings
 from sfl.transport.credentials import bind
 from sfl.transport.edge_service import EdgeService
@@ -55,7 +62,7 @@ class EdgeServer:
         self._files: dict[str, SpanFiles] = {}
         self._admissions: dict[str, asyncio.Future[str]] = {}
         self._devices: dict[str, NodeSnapshot] = {}
-        self._adapter = Assembly(4 << 30)
+        self._adapter = AdapterAssembly(ADAPTER_LIMIT)
         self._start: cloud_pb2.EdgeRoundStart | None = None
         self._ready = asyncio.Event()
         self._on_cloud: dict[str, Callable[[cloud_pb2.CloudMessage], object]] = {
@@ -150,22 +157,23 @@ class EdgeServer:
     async def _load(self, address: str) -> None:
         """Load the base and tell the cloud what an adapter of it consists of."""
         try:
-            manifest = await self.engine.run(self._load_base)
+            manifest, given = await self.engine.run(self._load_base)
         except SflError as error:
             self.cloud.post(cloud_pb2.EdgeReportMessage(failure=str(error)))
             return
-        ready = cloud_pb2.EdgeReady(manifest=manifest, address=address)
+        ready = cloud_pb2.EdgeReady(manifest=manifest.to_json(), address=address, given=given)
         self.cloud.post(cloud_pb2.EdgeReportMessage(ready=ready))
         self._ready.set()
 
-    def _load_base(self) -> str:
-        """On the compute thread: blocks from the smallest cut on; returns the manifest as JSON."""
+    def _load_base(self) -> tuple[AdapterManifest, bytes]:
+        """On the compute thread: blocks from the smallest cut on.
+
+        Returns what an adapter consists of, and the values of it that the checkpoint gives.
+        """
         settings = self.settings
         self.folder = open_model(self.config.model or settings.model.path)
         num_labels = len(settings.model.labels)
-        manifest = build_manifest(
-            self.folder, settings.model.task, num_labels, settings.lora
-        ).to_json()
+        manifest = build_manifest(self.folder, settings.model.task, num_labels, settings.lora)
         plans = [self._plan(entry.name) for entry in settings.devices]
         span = Span(
             min(plan.middle.first for plan in plans),
@@ -182,7 +190,7 @@ class EdgeServer:
         )
         self.bank = LoraBank(self.model, settings.lora, settings.lora.target_modules)
         log.info("base loaded: blocks %d to %d of %s", span.first, span.last - 1, self.folder.path)
-        return manifest
+        return manifest, adapter_bytes(given_values(self.folder, manifest))
 
     def _plan(self, device: str) -> SplitPlan:
         entry = self.settings.device(device)
@@ -234,7 +242,7 @@ class EdgeServer:
     def _on_evict(self, message: cloud_pb2.CloudMessage) -> None:
         self.service.evict(message.evict.device, RunFailed(message.evict.reason))
 
-    # -- what devices' streams ask for (transport.edge_service.Host) --------------------------------
+    # -- what devices' streams ask for (transport.edge_service.Host) -------------------------------
 
     async def admit(self, device: str) -> tuple[edge_pb2.Welcome, Session, RunSettings]:
         """Ask the cloud, make a session. Raises Refused."""

@@ -71,7 +71,9 @@ def generate_text(
             pad_token_id=tokenizer.pad_id,
             eos_token_id=tokenizer.eos_id,
         )
-    typer.echo(tokenizer.decode(answer[0, ids.shape[1] :].tolist()).strip())
+    # Decoded together with the prompt: some tokenizers lose a space at the seam otherwise.
+    text = tokenizer.decode(answer[0].tolist())
+    typer.echo(text.removeprefix(tokenizer.decode(ids[0].tolist())).strip())
 
 
 def export_run(run: str, output_dir: Path, to: Path, merge: bool, best: bool) -> None:

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import multiprocessing
 import signal
 import time
 from dataclasses import dataclass, field
+from multiprocessing.context import ForkServerProcess, SpawnProcess
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 
@@ -34,8 +34,8 @@ class Node:
         for folder in (self.log.parent, self.error_file.parent):
             folder.mkdir(parents=True, exist_ok=True)
         arguments = [str(self.config), "--error-file", str(self.error_file), *self.options]
-        context = multiprocessing.get_context("spawn" if self.kind == "cloud" else "forkserver")
-        self.process = context.Process(
+        kind = SpawnProcess if self.kind == "cloud" else ForkServerProcess
+        self.process = kind(
             target=run_child, args=(self.kind, self.name, arguments, self.log), name=self.name
         )
         self.process.start()

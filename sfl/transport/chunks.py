@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
+from typing import Generic, TypeVar, cast
 
 import numpy as np
 import safetensors
@@ -23,7 +24,8 @@ def encode_adapter(
 
 def adapter_bytes(values: Mapping[str, np.ndarray]) -> bytes:
     """An adapter's part as a safetensors file."""
-    return safetensors.numpy.save(dict(values))
+    payload: bytes = safetensors.numpy.save(dict(values))
+    return payload
 
 
 def adapter_frames(
@@ -38,17 +40,19 @@ def adapter_frames(
 def decode_adapter(payload: bytes) -> dict[str, np.ndarray]:
     """The values of a safetensors file. Raises ProtocolError."""
     try:
-        return safetensors.numpy.load(payload)
+        values: dict[str, np.ndarray] = safetensors.numpy.load(payload)
     except (safetensors.SafetensorError, KeyError, ValueError) as error:
         raise ProtocolError(f"an adapter is not a safetensors file: {error}") from None
+    return values
 
 
-Header = tensor_pb2.TensorHeader | tensor_pb2.AdapterHeader
+Header = TypeVar("Header", tensor_pb2.TensorHeader, tensor_pb2.AdapterHeader)
+
 Frame = tensor_pb2.TensorFrame | tensor_pb2.AdapterFrame
 
 
 @dataclass(slots=True)
-class Assembly:
+class Assembly(Generic[Header]):
     """Puts one kind of frames together; a stream has one for each kind."""
 
     limit: int
@@ -61,7 +65,7 @@ class Assembly:
         Raises ProtocolError on frames out of order and on more bytes than announced or allowed.
         """
         if frame.HasField("header"):
-            self._begin(frame.header)
+            self._begin(cast(Header, frame.header))
         if self.header is None:
             raise ProtocolError("a frame without a header before it")
         self.data += frame.data
@@ -81,6 +85,13 @@ class Assembly:
         if header.num_bytes > self.limit:
             raise ProtocolError(f"{header.num_bytes} bytes announced, {self.limit} are allowed")
         self.header = header
+
+
+TensorAssembly = Assembly[tensor_pb2.TensorHeader]
+AdapterAssembly = Assembly[tensor_pb2.AdapterHeader]
+
+ADAPTER_LIMIT = 4 << 30
+"""Most bytes that an adapter may announce."""
 
 
 def pieces(payload: bytes) -> Iterator[tuple[bool, bytes, bool]]:

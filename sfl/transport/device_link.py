@@ -31,7 +31,13 @@ from sfl.stage.messages import (
     RoundStart,
     TensorMessage,
 )
-from sfl.transport.chunks import Assembly, decode_adapter, encode_adapter
+from sfl.transport.chunks import (
+    ADAPTER_LIMIT,
+    AdapterAssembly,
+    TensorAssembly,
+    decode_adapter,
+    encode_adapter,
+)
 from sfl.transport.credentials import open_channel
 from sfl.transport.frames import decode_tensor, encode_tensor, raw_bytes, to_score
 from sfl.transport.status import error_of
@@ -40,7 +46,6 @@ from sfl.v1 import edge_pb2, tensor_pb2
 
 log = logging.getLogger(__name__)
 
-ADAPTER_LIMIT = 4 << 30
 TENSOR_LIMIT = 1 << 30
 SAY_EVERY = 5.0  # seconds between two lines about what is waited for
 
@@ -240,7 +245,7 @@ class DeviceLink:
                 reader.take(message)
             self._inbox.put(LinkLost(f"{self._peer} closed the stream"))
         except grpc.RpcError as error:
-            self._inbox.put(error_of(error, self._peer))  # type: ignore[arg-type]
+            self._inbox.put(error_of(error, self._peer))
         except SflError as error:
             self._inbox.put(error)
         finally:
@@ -263,8 +268,8 @@ class _Reader:
     def __init__(self, stats: NodeStats, put: Callable[[Any], None]) -> None:
         self._stats = stats
         self._put = put
-        self._tensor = Assembly(TENSOR_LIMIT)
-        self._adapter = Assembly(ADAPTER_LIMIT)
+        self._tensor = TensorAssembly(TENSOR_LIMIT)
+        self._adapter = AdapterAssembly(ADAPTER_LIMIT)
         self._start: RoundStart | None = None
 
     def take(self, message: edge_pb2.EdgeMessage) -> None:
@@ -321,7 +326,7 @@ class _Reader:
         frame = message.tensor
         header = frame.header if frame.HasField("header") else self._tensor.header
         raw = raw_bytes(frame.header) if frame.HasField("header") else 0
-        if isinstance(header, tensor_pb2.TensorHeader):
+        if header is not None:
             self._count(message, tensor_role(header), raw)
         whole = self._tensor.add(frame)
         if whole is not None:

@@ -34,7 +34,13 @@ from sfl.metrics.stats import NodeStats
 from sfl.stage.engine import Engine
 from sfl.stage.messages import GradientNorm, Kind, Purpose, RoundStart, TensorMessage
 from sfl.stage.session import Reply, Session
-from sfl.transport.chunks import Assembly, adapter_bytes, encode_adapter
+from sfl.transport.chunks import (
+    ADAPTER_LIMIT,
+    AdapterAssembly,
+    TensorAssembly,
+    adapter_bytes,
+    encode_adapter,
+)
 from sfl.transport.frames import decode_tensor, encode_tensor
 from sfl.transport.status import status_of
 from sfl.transport.wire import (
@@ -134,7 +140,8 @@ class DeviceStream:
 
     async def read(self, requests: AsyncIterator[edge_pb2.DeviceMessage]) -> None:
         """Take what the device sends, until it says goodbye."""
-        tensors, adapters = Assembly(self._tensor_limit()), Assembly(4 << 30)
+        tensors = TensorAssembly(self._tensor_limit())
+        adapters = AdapterAssembly(ADAPTER_LIMIT)
         async for message in requests:
             self.last_heard = time.monotonic()
             if message.WhichOneof("body") == "goodbye":
@@ -166,7 +173,9 @@ class DeviceStream:
 
     # -- messages ---------------------------------------------------------------------------------
 
-    def _take(self, message: edge_pb2.DeviceMessage, tensors: Assembly, adapters: Assembly) -> None:
+    def _take(
+        self, message: edge_pb2.DeviceMessage, tensors: TensorAssembly, adapters: AdapterAssembly
+    ) -> None:
         body = message.WhichOneof("body")
         if body == "tensor":
             self._take_tensor(message, tensors)
@@ -195,12 +204,12 @@ class DeviceStream:
             raise ProtocolError(f"statistics of {heard.kind} {heard.name!r} came from here")
         self.host.heard(self.device, heard)
 
-    def _take_tensor(self, message: edge_pb2.DeviceMessage, tensors: Assembly) -> None:
+    def _take_tensor(self, message: edge_pb2.DeviceMessage, tensors: TensorAssembly) -> None:
         frame = message.tensor
         whole = tensors.add(frame)
         if whole is None:
             return
-        if whole[0].kind == tensor_pb2.TENSOR_KIND_ACTIVATION:  # type: ignore[union-attr]
+        if whole[0].kind == tensor_pb2.TENSOR_KIND_ACTIVATION:
             self.in_flight += 1
             if self.in_flight > self.settings.network.credits:
                 raise ProtocolError(
@@ -214,15 +223,12 @@ class DeviceStream:
     def _decode(self, header: tensor_pb2.TensorHeader, payload: bytes) -> TensorMessage:
         """Decode and validate before the queue."""
         with self.host.stats.phases.measure("decode"):
-            message = decode_tensor(header, payload)
+            message = decode_tensor(header, payload, self.session.model.hidden_size)
         if max(message.lengths) > self.settings.model.max_length:
             raise ProtocolError(
                 f"a sequence of {max(message.lengths)} tokens, model.max_length is "
                 f"{self.settings.model.max_length}"
             )
-        hidden = self.session.model.hidden_size
-        if message.rows is not None and message.rows.shape[1] != hidden:
-            raise ProtocolError(f"rows of {message.rows.shape[1]} values, not {hidden}")
         if message.rows is None:
             raise ProtocolError(f"a {message.kind.name} tensor came without its values")
         return message
@@ -245,13 +251,12 @@ class DeviceStream:
             frames = encode_tensor(reply, self.codecs[reply.kind])
         return [edge_pb2.EdgeMessage(tensor=frame) for frame in frames]
 
-    def _take_adapter(self, frame: tensor_pb2.AdapterFrame, adapters: Assembly) -> None:
+    def _take_adapter(self, frame: tensor_pb2.AdapterFrame, adapters: AdapterAssembly) -> None:
         """Relay the device's part once it is whole, and read off the edge's own."""
         whole = adapters.add(frame)
         if whole is None:
             return
         header, payload = whole
-        assert isinstance(header, tensor_pb2.AdapterHeader)
         header.device, header.side = self.device, "device"
         self.host.relay_adapter(header, payload)
         self.jobs.put_nowait(self._send_own_part(header.round))

@@ -34,7 +34,7 @@ def fetch_model(channel: grpc.Channel, device: str, cache: Path, stats: NodeStat
             _fetch(channel, device, entry, cache.expanduser() / "blobs", stats)
             _link(cache.expanduser() / "blobs" / entry.sha256, folder / Path(entry.name).name)
     except grpc.RpcError as error:
-        raise error_of(error, "edge") from None  # type: ignore[arg-type]
+        raise error_of(error, "edge") from None
     return folder
 
 

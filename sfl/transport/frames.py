@@ -43,8 +43,13 @@ def encode_tensor(message: TensorMessage, codec: Codec) -> list[tensor_pb2.Tenso
     ]
 
 
-def decode_tensor(header: tensor_pb2.TensorHeader, payload: bytes) -> TensorMessage:
-    """The message that frames carried. Raises ProtocolError on anything that does not fit."""
+def decode_tensor(
+    header: tensor_pb2.TensorHeader, payload: bytes, hidden: int | None = None
+) -> TensorMessage:
+    """The message that frames carried, its rows `hidden` wide where that is given.
+
+    Raises ProtocolError on anything that does not fit, before it allocates.
+    """
     lengths = tuple(header.lengths)
     if not lengths or min(lengths) < 1:
         raise ProtocolError("a tensor needs the length of each sequence, at least 1")
@@ -57,7 +62,8 @@ def decode_tensor(header: tensor_pb2.TensorHeader, payload: bytes) -> TensorMess
         shape = tuple(header.shape)
         if len(shape) != 2 or shape[0] != sum(lengths):
             raise ProtocolError(f"shape {list(shape)} does not fit {sum(lengths)} tokens")
-        rows = decode(Packet(header.codec, header.dtype, shape, payload))
+        due = (shape[0], shape[1] if hidden is None else hidden)
+        rows = decode(Packet(header.codec, header.dtype, shape, payload), due)
     if len(header.labels) % 4:
         raise ProtocolError("labels are not a whole number of int32")
     try:

@@ -17,12 +17,14 @@ class EdgeHello(_message.Message):
     def __init__(self, edge: _Optional[str] = ..., wire_version: _Optional[int] = ...) -> None: ...
 
 class EdgeReady(_message.Message):
-    __slots__ = ("manifest", "address")
+    __slots__ = ("manifest", "address", "given")
     MANIFEST_FIELD_NUMBER: _ClassVar[int]
     ADDRESS_FIELD_NUMBER: _ClassVar[int]
+    GIVEN_FIELD_NUMBER: _ClassVar[int]
     manifest: str
     address: str
-    def __init__(self, manifest: _Optional[str] = ..., address: _Optional[str] = ...) -> None: ...
+    given: bytes
+    def __init__(self, manifest: _Optional[str] = ..., address: _Optional[str] = ..., given: _Optional[bytes] = ...) -> None: ...
 
 class DeviceJoin(_message.Message):
     __slots__ = ("device",)
