@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+import warnings
 from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -116,7 +117,11 @@ def load_model(config: RunConfig, adapter: Path | None) -> Any:
     import torch
     from peft import PeftModel
     from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
+    from transformers.utils.logging import disable_progress_bar
 
+    disable_progress_bar()
+    # PEFT asks transformers by an old name; nothing a user could mend.
+    warnings.filterwarnings("ignore", category=FutureWarning, module="transformers")
     kwargs: dict[str, Any] = {"dtype": getattr(torch, config.model.dtype)}
     loader = AutoModelForCausalLM
     if config.model.task == "sequence_classification":

@@ -1,14 +1,19 @@
-"""Lines over rounds from a run's records, and the loss curve as a picture of its own."""
+"""Lines over rounds from a run's records, and the loss curve as a picture of its own.
+
+`python -m sfl.report.curve runs/ID > curve.svg` writes it for a run.
+"""
 
 from __future__ import annotations
 
 import math
+import sys
 from collections.abc import Callable, Sequence
+from pathlib import Path
 
 from sfl.report import text
 from sfl.report.charts import HEIGHT, WIDTH, Line, line_chart, series_style
 from sfl.report.markup import Markup, element
-from sfl.report.records import Record, RoundRecord
+from sfl.report.records import Record, RoundRecord, read_records
 from sfl.report.style import CHARTS, COLOURS
 from sfl.report.summary import RunSummary
 
@@ -75,3 +80,13 @@ def _legend(lines: Sequence[Line]) -> tuple[list[Markup], float]:
 
 def _number(value: float | None) -> float:
     return math.nan if value is None else value
+
+
+def main(folder: Path) -> None:
+    """Print the curve of the run in `folder`."""
+    summary = RunSummary.read(folder / "summary.json")
+    sys.stdout.write(loss_curve(summary, read_records(folder / "metrics.jsonl")))
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]))
