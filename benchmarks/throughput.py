@@ -140,10 +140,10 @@ def _has_stepped(status: Path) -> bool:
 def _overhead(records: Path) -> float:
     """Median over rounds of a round's time less the slowest device's training in it."""
     lines = [json.loads(line) for line in records.read_text().splitlines()]
-    rounds = {line["round"]: line["seconds"] for line in lines if "device" not in line}
+    rounds = {line["round"]: line["seconds"] for line in lines if line["kind"] == "cloud"}
     training = {
         number: max(
-            line["seconds"] for line in lines if line.get("device") and line["round"] == number
+            line["seconds"] for line in lines if (line["kind"], line["round"]) == ("device", number)
         )
         for number in rounds
     }
@@ -169,7 +169,7 @@ def show_phases(summary: dict[str, Any]) -> None:
 def main() -> None:
     """Run all three, one after another, and print the table."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else "")
-    parser.add_argument("--steps", type=int, default=20, help="steps a round, of three rounds")
+    parser.add_argument("--steps", type=int, default=8, help="steps a round, of three rounds")
     parser.add_argument("--hidden", type=int, default=384)
     parser.add_argument("--layers", type=int, default=12)
     parser.add_argument("--vocabulary", type=int, default=8192)

@@ -34,7 +34,14 @@ ROOMS = {
     "grpc": ("sfl.transport", "edge_server", "cloud_aggregator"),
     "google.protobuf": ("sfl.transport", "sfl.v1"),
     "prometheus_client": ("sfl.metrics",),
-    "typer": ("sfl.cli", "sfl.options", "device_agent", "edge_server", "cloud_aggregator"),
+    "typer": (
+        "sfl.cli",
+        "sfl.launch",
+        "sfl.options",
+        "device_agent",
+        "edge_server",
+        "cloud_aggregator",
+    ),
     "rich": ("sfl.cli", "sfl.report"),
     "datasets": ("sfl.data",),
 }

@@ -20,6 +20,8 @@ from sfl.errors import ConfigError
 
 S = TypeVar("S", bound=Section)
 
+DATA_SUFFIXES = {".jsonl", ".json", ".csv", ".tsv", ".txt", ".parquet"}
+
 
 def load_run(path: Path, overrides: Iterable[str] = ()) -> RunConfig:
     """Read a run's file; `overrides` are `section.key=value`, values in TOML syntax or bare text.
@@ -179,7 +181,7 @@ def _anchor(table: dict[str, Any], key: str, folder: Path) -> None:
     value = table.get(key)
     if isinstance(value, str) and value and not Path(value).expanduser().is_absolute():
         beside = folder / value
-        if beside.exists() or value.startswith(".") or Path(value).suffix:
+        if beside.exists() or value.startswith(".") or Path(value).suffix in DATA_SUFFIXES:
             table[key] = str(beside.resolve())
 
 

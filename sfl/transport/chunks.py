@@ -94,9 +94,13 @@ ADAPTER_LIMIT = 4 << 30
 """Most bytes that an adapter may announce."""
 
 
-def pieces(payload: bytes) -> Iterator[tuple[bool, bytes, bool]]:
-    """(first, data, last) of each frame; an empty payload is one empty frame."""
-    starts = range(0, len(payload), FRAME_BYTES) or range(1)
-    for start in starts:
+def pieces(payload: bytes, header_bytes: int = 0) -> Iterator[tuple[bool, bytes, bool]]:
+    """(first, data, last) of each frame; an empty payload is one empty frame.
+
+    The first frame leaves room for a header of `header_bytes`.
+    """
+    end = max(0, FRAME_BYTES - header_bytes)
+    yield True, payload[:end], end >= len(payload)
+    for start in range(end, len(payload), FRAME_BYTES):
         data = payload[start : start + FRAME_BYTES]
-        yield start == 0, data, start + FRAME_BYTES >= len(payload)
+        yield False, data, start + FRAME_BYTES >= len(payload)

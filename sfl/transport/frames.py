@@ -39,7 +39,7 @@ def encode_tensor(message: TensorMessage, codec: Codec) -> list[tensor_pb2.Tenso
     header.num_bytes = len(packet.payload)
     return [
         tensor_pb2.TensorFrame(header=header if first else None, data=data, last=last)
-        for first, data, last in pieces(packet.payload)
+        for first, data, last in pieces(packet.payload, header.ByteSize())
     ]
 
 

@@ -1,0 +1,124 @@
+"""Settings: read, overridden, refused with a line that teaches, written back, documented."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from sfl.config import dump_toml, load_device, load_edge, load_run
+from sfl.config.docs import document
+from sfl.errors import ConfigError
+from sfl.launch.run import resolved
+from sfl.process import cores
+
+ROOT = Path(__file__).resolve().parents[1]
+MINIMAL = '[model]\npath = "m"\n[[devices]]\nname = "a"\n[[devices]]\nname = "b"\n'
+
+
+def written(folder: Path, text: str = MINIMAL) -> Path:
+    path = folder / "run.toml"
+    path.write_text(text)
+    return path
+
+
+def test_the_documentation_is_in_step_with_the_settings() -> None:
+    page = (ROOT / "docs" / "configuration.md").read_text(encoding="utf-8")
+    assert page == document(), "run: python -m sfl.config.docs > docs/configuration.md"
+
+
+def test_the_template_of_init_is_a_valid_run(tmp_path: Path) -> None:
+    from sfl.cli.init import TEMPLATE
+
+    config = load_run(written(tmp_path, TEMPLATE.format(name="x")))
+    assert [device.name for device in config.devices] == ["alpha", "beta"]
+
+
+@pytest.mark.parametrize(
+    "name", ["quickstart/homes.toml", "e2e/stories.toml", "emotion/minilm.toml"]
+)
+def test_every_shipped_example_is_a_valid_run(name: str) -> None:
+    assert load_run(ROOT / "examples" / name).devices
+
+
+@pytest.mark.parametrize(
+    ("override", "words"),
+    [
+        ("run.roundz=3", ("run.roundz = 3", "unknown key", "'rounds'")),
+        ("training.learning_rate=-1", ("training.learning_rate = -1", "greater than 0")),
+        ("run.rounds=many", ("run.rounds = 'many'", "integer")),
+        ("devices.a.cut=1", ("cut = 1", "unknown key", "'cut_layer'")),
+        ("devices.z.cut_layer=1", ("no entry 'z'", "Known entries: a, b")),
+        ("run.min_devices=3", ("run.min_devices = 3", "number of devices (2)")),
+        ("devices.b.name=a", ("devices", "stands twice")),
+        ("nonsense", ("--set = 'nonsense'", "section.key=value")),
+        ("model.task=sequence_classification", ("model.labels", "at least two")),
+        ("devices.a.rank=4", ("rank", "lora.rank (8)")),
+    ],
+)
+def test_a_wrong_setting_is_named_with_its_value_and_a_fix(
+    tmp_path: Path, override: str, words: tuple[str, ...]
+) -> None:
+    with pytest.raises(ConfigError) as caught:
+        load_run(written(tmp_path), [override])
+    assert "\n" not in str(caught.value)
+    for word in words:
+        assert word in str(caught.value)
+
+
+def test_two_lengths_of_a_round_exclude_each_other(tmp_path: Path) -> None:
+    options = ["training.local_steps=1", "training.local_epochs=1"]
+    with pytest.raises(ConfigError, match="local_steps"):
+        load_run(written(tmp_path), options)
+
+
+@pytest.mark.parametrize("text", ["[model", "\xff"])
+def test_a_file_that_is_not_toml(tmp_path: Path, text: str) -> None:
+    (tmp_path / "run.toml").write_bytes(text.encode("latin-1"))
+    with pytest.raises(ConfigError, match="not valid TOML"):
+        load_run(tmp_path / "run.toml")
+
+
+def test_a_file_that_is_not_there(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="sfl init"):
+        load_run(tmp_path / "none.toml")
+
+
+def test_relative_paths_are_relative_to_the_file(tmp_path: Path) -> None:
+    (tmp_path / "m").mkdir()
+    config = load_run(written(tmp_path), ["data.train=x.jsonl"])
+    assert config.model.path == str(tmp_path / "m")
+    assert str(config.data.train) == str(tmp_path / "x.jsonl")
+
+
+@pytest.mark.parametrize("name", ["org/model", "org/model-v1.0"])
+def test_a_hub_name_stays_a_hub_name(tmp_path: Path, name: str) -> None:
+    assert load_run(written(tmp_path), [f"model.path={name}"]).model.path == name
+
+
+def test_effective_settings_read_back_to_the_same_values(tmp_path: Path) -> None:
+    config = resolved(load_run(written(tmp_path)))
+    again = load_run(written(tmp_path, dump_toml(config)))
+    assert again == config
+    assert config.edge.threads == cores()
+    assert {device.threads for device in config.devices} == {1}
+
+
+def test_only_shared_settings_travel_to_nodes(tmp_path: Path) -> None:
+    settings = load_run(written(tmp_path)).settings
+    assert not hasattr(settings, "cloud")
+    assert not hasattr(settings, "edge")
+
+
+def test_node_files(tmp_path: Path) -> None:
+    path = tmp_path / "node.toml"
+    path.write_text('[edge]\nname = "e"\ncloud = "h:1"\n')
+    assert load_edge(path).cloud == "h:1"
+    path.write_text('[device]\nname = "d"\nedge = "h:1"\ntrain = "d.csv"\n')
+    assert load_device(path).train == tmp_path / "d.csv" or str(load_device(path).train) == str(
+        tmp_path / "d.csv"
+    )
+    with pytest.raises(ConfigError, match="Start it with"):
+        load_edge(written(tmp_path, ""))
+    with pytest.raises(ConfigError, match="unknown key"):
+        load_edge(path)

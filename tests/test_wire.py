@@ -1,0 +1,222 @@
+"""Frames, layouts and schedules: what crosses the cut comes out as it went in, or is refused."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+from sfl.codec import parse
+from sfl.config import TrainingSettings
+from sfl.errors import ConfigError, LinkLost, ProtocolError, Refused, RunFailed, SflError
+from sfl.stage.layout import pack_labels, pack_rows, unpack_labels, unpack_rows
+from sfl.stage.loss import Score
+from sfl.stage.messages import Key, Kind, Purpose, TensorMessage
+from sfl.stage.optimizer import learning_rate_factor
+from sfl.transport.chunks import (
+    AdapterAssembly,
+    TensorAssembly,
+    decode_adapter,
+    encode_adapter,
+    pieces,
+)
+from sfl.transport.credentials import check_exposure, split_address
+from sfl.transport.frames import decode_tensor, encode_tensor, raw_bytes
+from sfl.transport.status import error_of, status_of
+from sfl.transport.wire import FRAME_BYTES
+from sfl.v1 import tensor_pb2
+
+
+def message(rows: torch.Tensor, lengths: tuple[int, ...]) -> TensorMessage:
+    return TensorMessage(
+        kind=Kind.ACTIVATION,
+        key=Key(Purpose.TRAINING, 3, 5, 1),
+        num_micro_batches=2,
+        lengths=lengths,
+        rows=rows,
+        labels=np.arange(sum(lengths), dtype=np.int32),
+        normalizer=7,
+        loss=0.25,
+        score=Score(1.5, 2, 1, 2),
+    )
+
+
+def reassembled(sent: TensorMessage, codec: str = "none") -> TensorMessage:
+    assembly = TensorAssembly(1 << 24)
+    *more, last = [assembly.add(frame) for frame in encode_tensor(sent, parse(codec))]
+    assert not any(more)
+    assert last is not None
+    return decode_tensor(*last)
+
+
+@pytest.mark.parametrize("tokens", [3, 3000])
+def test_a_tensor_survives_its_frames(tokens: int) -> None:
+    sent = message(torch.randn(tokens, 256), (tokens - 1, 1))
+    frames = encode_tensor(sent, parse("none"))
+    assert len(frames) == (1 if tokens == 3 else 3)
+    assert max(frame.ByteSize() for frame in frames) <= 1 << 20
+    assert raw_bytes(frames[0].header) == tokens * 1024
+    back = reassembled(sent)
+    assert sent.rows is not None and back.rows is not None and back.labels is not None
+    assert torch.equal(back.rows, sent.rows)
+    assert np.array_equal(back.labels, sent.labels)
+    assert back.rows.data_ptr() % 64 == 0
+    fields = ("kind", "key", "num_micro_batches", "lengths", "normalizer", "loss", "score")
+    assert all(getattr(back, name) == getattr(sent, name) for name in fields)
+
+
+def test_a_message_without_a_payload_survives_too() -> None:
+    sent = TensorMessage(Kind.SCORE, Key(Purpose.EVALUATION, 1, 0, 0), 1, (2,))
+    assert reassembled(sent) == sent
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"lengths": []}, "length of each sequence"),
+        ({"lengths": [3, 0]}, "at least 1"),
+        ({"lengths": [9]}, "does not fit 9 tokens"),
+        ({"micro_batch": 2}, "does not exist"),
+        ({"num_micro_batches": 0}, "does not exist"),
+        ({"labels": b"123"}, "int32"),
+        ({"kind": 0}, "not a valid Kind"),
+        ({"dtype": "float64"}, "float64"),
+        ({"codec": "magic"}, "magic"),
+    ],
+)
+def test_a_header_that_does_not_fit_is_refused(change: dict[str, object], words: str) -> None:
+    (frame,) = encode_tensor(message(torch.randn(4, 8), (3, 1)), parse("none"))
+    header = frame.header
+    for name, value in change.items():
+        header.ClearField(name)  # type: ignore[arg-type]
+        header.MergeFrom(tensor_pb2.TensorHeader(**{name: value}))  # type: ignore[arg-type]
+    with pytest.raises(ProtocolError, match=words):
+        decode_tensor(header, frame.data)
+
+
+def test_rows_of_another_width_are_refused_before_they_are_decoded() -> None:
+    (frame,) = encode_tensor(message(torch.randn(4, 8), (3, 1)), parse("none"))
+    with pytest.raises(ProtocolError, match="shape"):
+        decode_tensor(frame.header, frame.data, 16)
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
+def test_values_that_are_not_finite_are_refused(bad: float) -> None:
+    rows = torch.randn(4, 8)
+    rows[2, 3] = bad
+    (frame,) = encode_tensor(message(rows, (3, 1)), parse("none"))
+    with pytest.raises(ProtocolError, match=r"NaN|finite"):
+        decode_tensor(frame.header, frame.data)
+
+
+def test_frames_out_of_order_are_refused() -> None:
+    first, *_, last = encode_tensor(message(torch.randn(3000, 256), (2999, 1)), parse("none"))
+    with pytest.raises(ProtocolError, match="without a header"):
+        TensorAssembly(1 << 24).add(last)
+    assembly = TensorAssembly(1 << 24)
+    assembly.add(first)
+    with pytest.raises(ProtocolError, match="new header"):
+        assembly.add(first)
+    with pytest.raises(ProtocolError, match="allowed"):
+        TensorAssembly(100).add(first)
+    assembly = TensorAssembly(1 << 24)
+    assembly.add(first)
+    with pytest.raises(ProtocolError, match="announced"):
+        assembly.add(last)
+
+
+def test_an_adapter_survives_its_frames() -> None:
+    values = {"b": np.ones((2, 3), np.float32), "a": np.full((700, 700), 0.5, np.float32)}
+    frames = encode_adapter(tensor_pb2.AdapterHeader(round=1, device="d", side="edge"), values)
+    assembly = AdapterAssembly(1 << 24)
+    whole = [assembly.add(frame) for frame in frames][-1]
+    assert whole is not None
+    back = decode_adapter(whole[1])
+    assert {name: array.tolist() for name, array in back.items()} == {
+        name: array.tolist() for name, array in values.items()
+    }
+    with pytest.raises(ProtocolError, match="safetensors"):
+        decode_adapter(b"nonsense")
+
+
+@pytest.mark.parametrize("size", [0, 1, FRAME_BYTES, FRAME_BYTES + 1, 3 * FRAME_BYTES])
+def test_pieces_are_whole_and_marked(size: int) -> None:
+    parts = list(pieces(bytes(size)))
+    assert sum(len(data) for _, data, _ in parts) == size
+    assert [first for first, _, _ in parts] == [True] + [False] * (len(parts) - 1)
+    assert [last for _, _, last in parts] == [False] * (len(parts) - 1) + [True]
+
+
+@pytest.mark.parametrize("lengths", [(4, 4), (4, 2), (1, 4, 3)])
+def test_only_real_rows_travel_and_padding_comes_back_as_zeros(lengths: tuple[int, ...]) -> None:
+    padded = torch.randn(len(lengths), max(lengths), 5)
+    rows = pack_rows(padded, lengths)
+    assert rows.shape == (sum(lengths), 5)
+    back = unpack_rows(rows, lengths)
+    for row, length in enumerate(lengths):
+        assert torch.equal(back[row, :length], padded[row, :length])
+        assert not back[row, length:].any()
+    labels = torch.randint(0, 9, padded.shape[:2])
+    again = unpack_labels(pack_labels(labels, lengths), lengths, per_token=True)
+    for row, length in enumerate(lengths):
+        assert torch.equal(again[row, :length], labels[row, :length])
+        assert (again[row, length:] == -100).all()
+    classes = torch.arange(len(lengths))
+    assert torch.equal(unpack_labels(pack_labels(classes, lengths), lengths, False), classes)
+
+
+@pytest.mark.parametrize("warmup", [0, 3])
+@pytest.mark.parametrize("schedule", ["linear", "cosine", "constant"])
+def test_schedules_are_those_of_transformers(schedule: str, warmup: int) -> None:
+    from transformers.optimization import get_scheduler
+
+    parameter = torch.nn.Parameter(torch.zeros(1))
+    optimizer = torch.optim.AdamW([parameter], lr=1.0)
+    name = "constant_with_warmup" if schedule == "constant" else schedule
+    theirs = get_scheduler(name, optimizer, num_warmup_steps=warmup, num_training_steps=10)
+    settings = TrainingSettings(schedule=schedule, warmup_steps=warmup)  # type: ignore[arg-type]
+    for step in range(10):
+        assert learning_rate_factor(settings, step, 10) == theirs.get_last_lr()[0]
+        optimizer.step()
+        theirs.step()
+
+
+@pytest.mark.parametrize("address", ["", "localhost", "h:x", "h:70000", ":1"])
+def test_addresses_are_checked(address: str) -> None:
+    with pytest.raises(ConfigError, match="host:port"):
+        split_address("edge.listen", address)
+
+
+@pytest.mark.parametrize("address", ["127.0.0.1:0", "localhost:1", "[::1]:5"])
+def test_loopback_needs_no_flag(address: str) -> None:
+    check_exposure("edge.listen", address, insecure=False)
+
+
+@pytest.mark.parametrize("address", ["0.0.0.0:1", "192.168.0.2:1", "example.org:1", "[::]:1"])
+def test_other_addresses_need_insecure_and_warn(
+    address: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    with pytest.raises(ConfigError, match="--insecure"):
+        check_exposure("edge.listen", address, insecure=False)
+    check_exposure("edge.listen", address, insecure=True)
+    assert "NOT encrypted" in caplog.text
+
+
+class Failure:
+    """A failed call of gRPC, as far as it is looked at."""
+
+    def __init__(self, error: SflError) -> None:
+        self._error = error
+
+    def code(self) -> object:
+        return status_of(self._error)
+
+    def details(self) -> str:
+        return str(self._error)
+
+
+@pytest.mark.parametrize("kind", [ProtocolError, Refused, RunFailed, LinkLost])
+def test_errors_cross_the_wire_as_what_they_are(kind: type[SflError]) -> None:
+    back = error_of(Failure(kind("why")), "edge")  # type: ignore[arg-type]
+    assert type(back) is kind
+    assert "why" in str(back)
