@@ -157,7 +157,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=main.__doc__)
     parser.add_argument("--out", type=Path, default=Path(__file__).parent / "model")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--steps", type=int, default=5000)
+    parser.add_argument("--steps", type=int, default=4200)
     parser.add_argument("--minutes", type=float, default=math.inf, help="end by the clock")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--batch", type=int, default=24, help="rows a step")

@@ -1,0 +1,367 @@
+"""The main job on real processes and sockets, held to plain PEFT training bit for bit.
+
+Every run here is `sfl run`: a cloud, an edge and one or more devices, each a process of its own.
+The reference is a PEFT training loop in this process, with the same initial values, batches,
+thread count and optimizer.
+"""
+
+from __future__ import annotations
+
+import random
+import warnings
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from peft import LoraConfig, PeftModel, get_peft_model, set_peft_model_state_dict
+from peft.utils import get_peft_model_state_dict
+from safetensors.numpy import load_file
+from tokenizers import Tokenizer
+from tokenizers.models import WordLevel
+from tokenizers.pre_tokenizers import WhitespaceSplit
+from transformers import PreTrainedTokenizerFast
+from transformers.optimization import get_scheduler
+
+from sfl.cli.model import evaluate_model, load_model
+from sfl.config import RunConfig, load_run
+from sfl.data import load_tokenizer, prepare
+from sfl.data.batches import Batch, Sampler, collate
+from sfl.stage.layout import real_tokens
+from tests.federation import ROOT, SHARED, Outcome, run, write_jsonl
+from tests.tiny_models import VOCAB, model_folder
+
+WORDS = [f"w{number}" for number in range(VOCAB - 3)]
+STORIES = SHARED / "models" / "stories260k"
+QUICKSTART = ROOT / "examples" / "quickstart" / "model"
+CLASSES = ["zero", "one", "two"]
+
+
+@cache
+def tiny(kind: str) -> Path:
+    """A tiny random model of a family, with a tokenizer of its own."""
+    folder = model_folder(kind)
+    vocabulary = {"<pad>": 0, "<eos>": 1, "<unk>": 2}
+    vocabulary |= {word: 3 + number for number, word in enumerate(WORDS)}
+    backend = Tokenizer(WordLevel(vocabulary, unk_token="<unk>"))
+    backend.pre_tokenizer = WhitespaceSplit()
+    PreTrainedTokenizerFast(
+        tokenizer_object=backend, pad_token="<pad>", eos_token="<eos>", unk_token="<unk>"
+    ).save_pretrained(folder)
+    return folder
+
+
+def sentence(rng: random.Random, least: int, most: int) -> str:
+    return " ".join(rng.choices(WORDS, k=rng.randint(least, most)))
+
+
+def completions(path: Path, seed: int, count: int = 14, same_length: bool = False) -> Path:
+    rng = random.Random(seed)
+    short, long = (5, 5) if same_length else (2, 8)
+    rows = [
+        {"prompt": sentence(rng, short, long), "completion": sentence(rng, short, long)}
+        for _ in range(count)
+    ]
+    return write_jsonl(path, rows)
+
+
+def classified(path: Path, seed: int, count: int = 14) -> Path:
+    rng = random.Random(seed)
+    rows = [{"text": sentence(rng, 2, 9), "label": CLASSES[number % 3]} for number in range(count)]
+    return write_jsonl(path, rows)
+
+
+def settings(folder: Path, /, **sections: dict[str, Any]) -> dict[str, Any]:
+    """A small run, one thread everywhere as in this process; `sections` add to it."""
+    values: dict[str, Any] = {
+        "run": {"rounds": 2, "keep_round_adapters": True},
+        "model": {"path": str(folder), "max_length": 24},
+        "lora": {"rank": 4, "alpha": 8},
+        "training": {"batch_size": 4, "local_steps": 4, "learning_rate": 0.01},
+        "data": {"eval_fraction": 0.3},
+        "edge": {"threads": 1},
+    }
+    for name, section in sections.items():
+        values[name] = {**values.get(name, {}), **section}
+    return values
+
+
+def device(name: str, train: Path, cut_layer: int, **more: Any) -> dict[str, Any]:
+    return {"name": name, "train": str(train), "cut_layer": cut_layer, "threads": 1, **more}
+
+
+# -- the reference --------------------------------------------------------------------------------
+
+
+@pytest.fixture(autouse=True)
+def quiet_peft() -> Iterator[None]:
+    """PEFT 0.21 asks transformers 5 for an old name."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)
+        yield
+
+
+@dataclass
+class Reference:
+    """Plain PEFT training of one device's batches, from a run's own initial adapter."""
+
+    outcome: Outcome
+    config: RunConfig
+
+    def train(self, name: str, rounds: int | None = None) -> dict[str, np.ndarray]:
+        """The adapter after every step of `rounds` rounds of device `name`."""
+        config, options = self.config, self.config.training
+        model = self._model()
+        entry = config.device(name)
+        tokenizer = load_tokenizer(Path(config.model.path))
+        examples = prepare(entry, name, config, tokenizer).train
+        sampler = Sampler(len(examples), options.batch_size, config.run.seed, name)
+        trained = [p for p in model.parameters() if p.requires_grad]
+        optimizer = torch.optim.AdamW(
+            trained, lr=options.learning_rate, weight_decay=options.weight_decay
+        )
+        local = options.local_steps or sampler.steps_per_epoch
+        schedule = get_scheduler(
+            options.schedule, optimizer, options.warmup_steps, local * config.run.rounds
+        )
+        for step in range(local * (rounds or config.run.rounds)):
+            batch = collate([examples[i] for i in sampler.indices(step)], tokenizer.pad_id)
+            self.loss(model, batch).backward()
+            if options.max_grad_norm is not None:
+                torch.nn.utils.clip_grad_norm_(trained, options.max_grad_norm)
+            optimizer.step()
+            schedule.step()
+            optimizer.zero_grad()
+        state = get_peft_model_state_dict(model)
+        return {key: value.numpy() for key, value in state.items()}
+
+    def loss(self, model: Any, batch: Batch) -> torch.Tensor:
+        mask = real_tokens(batch.lengths, batch.input_ids.shape[1]).long()
+        loss: torch.Tensor = model(
+            input_ids=batch.input_ids, attention_mask=mask, labels=batch.labels
+        ).loss
+        return loss
+
+    def _model(self) -> Any:
+        first = self.outcome.folder / "adapters" / "round-0000"
+        lora = LoraConfig.from_pretrained(first)
+        lora.inference_mode = False
+        model = get_peft_model(load_model(self.config, None), lora)
+        values = load_file(first / "adapter_model.safetensors")
+        result = set_peft_model_state_dict(model, {k: torch.tensor(v) for k, v in values.items()})
+        assert not result.unexpected_keys
+        return model.train()
+
+
+def reference(outcome: Outcome) -> Reference:
+    return Reference(outcome, load_run(outcome.folder / "config.toml"))
+
+
+def adapter(outcome: Outcome, name: str = "adapter") -> dict[str, np.ndarray]:
+    values: dict[str, np.ndarray] = load_file(outcome.folder / name / "adapter_model.safetensors")
+    return values
+
+
+def assert_same_bits(found: dict[str, np.ndarray], wanted: dict[str, np.ndarray]) -> None:
+    assert found.keys() == wanted.keys()
+    different = [name for name in found if not np.array_equal(found[name], wanted[name])]
+    assert not different
+
+
+def finished(outcome: Outcome) -> Outcome:
+    assert outcome.code == 0, outcome.output + outcome.logs()
+    return outcome
+
+
+# -- one device: N rounds are plain training -----------------------------------------------------
+
+
+CASES = [
+    ("llama", "vanilla", 1, 0, {}),
+    ("llama", "u_shaped", 1, 1, {}),
+    ("llama", "vanilla", 0, 0, {"schedule": "constant"}),
+    ("gpt2", "vanilla", 2, 0, {"schedule": "cosine", "warmup_steps": 2, "weight_decay": 0.1}),
+    ("gpt2", "u_shaped", 1, 0, {}),
+    ("bert", "vanilla", 1, 0, {}),
+    ("bert", "u_shaped", 1, 1, {}),
+]
+
+
+@pytest.mark.parametrize(
+    ("kind", "topology", "cut_layer", "tail_layers", "training"),
+    CASES,
+    ids=lambda value: str(value) if not isinstance(value, dict) else "-".join(value) or "plain",
+)
+def test_rounds_of_one_device_are_plain_training_bit_for_bit(
+    tmp_path: Path,
+    kind: str,
+    topology: str,
+    cut_layer: int,
+    tail_layers: int,
+    training: dict[str, Any],
+) -> None:
+    model: dict[str, Any] = {}
+    data = tmp_path / "train.jsonl"
+    if kind == "bert":
+        model = {"task": "sequence_classification", "labels": CLASSES}
+        classified(data, 1)
+    else:
+        completions(data, 1, same_length=kind == "gpt2")
+    values = settings(tiny(kind), run={"topology": topology}, model=model, training=training)
+    values["devices"] = [device("a", data, cut_layer, tail_layers=tail_layers)]
+    outcome = finished(run(tmp_path, values))
+    assert_same_bits(adapter(outcome), reference(outcome).train("a"))
+
+
+@pytest.mark.parametrize("model", [STORIES, QUICKSTART], ids=["stories260k", "quickstart"])
+def test_real_weights_train_as_in_one_process_bit_for_bit(tmp_path: Path, model: Path) -> None:
+    if not model.is_dir():
+        pytest.skip(f"{model} is not there")
+    rng = random.Random(0)
+    names = ["Lily", "Tom", "Ann", "Ben"]
+    rows = [
+        {
+            "prompt": f"{rng.choice(names)} and {rng.choice(names)} went to the ",
+            "completion": rng.choice(["park.", "big house.", "sea to play all day."]),
+        }
+        for _ in range(12)
+    ]
+    data = write_jsonl(tmp_path / "train.jsonl", rows)
+    values = settings(model, model={"max_length": 64})
+    values["devices"] = [device("a", data, 2)]
+    outcome = finished(run(tmp_path, values))
+    assert_same_bits(adapter(outcome), reference(outcome).train("a"))
+
+
+def test_clipping_and_micro_batches_equal_one_process_to_rounding(tmp_path: Path) -> None:
+    data = completions(tmp_path / "train.jsonl", 1)
+    training = {"micro_batches": 3, "max_grad_norm": 0.5, "local_steps": 3}
+    values = settings(tiny("llama"), training=training)
+    values["devices"] = [device("a", data, 1)]
+    outcome = finished(run(tmp_path, values))
+    found, wanted = adapter(outcome), reference(outcome).train("a")
+    for name, array in found.items():
+        np.testing.assert_allclose(array, wanted[name], rtol=1e-3, atol=2e-5, err_msg=name)
+
+
+# -- three devices -------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def three(tmp_path_factory: pytest.TempPathFactory) -> Outcome:
+    """Three devices with different cuts and amounts of data, interleaved in one edge."""
+    folder = tmp_path_factory.mktemp("three")
+    values = settings(
+        tiny("llama"), run={"rounds": 2}, training={"micro_batches": 1, "local_epochs": 1}
+    )
+    del values["training"]["local_steps"]
+    values["devices"] = [
+        device(name, completions(folder / f"{name}.jsonl", seed, count), cut)
+        for name, seed, count, cut in (("a", 1, 14, 0), ("b", 2, 30, 1), ("c", 3, 22, 2))
+    ]
+    return finished(run(folder, values))
+
+
+def test_interleaved_devices_average_to_the_mean_of_their_own_runs(three: Outcome) -> None:
+    alone = reference(three)
+    parts = {entry.name: alone.train(entry.name, rounds=1) for entry in alone.config.devices}
+    examples = {d["name"]: d["num_examples"] for d in three.summary["devices"]}
+    wanted = {
+        name: (
+            sum(examples[key] * parts[key][name].astype(np.float64) for key in sorted(parts))
+            / sum(examples.values())
+        ).astype(np.float32)
+        for name in parts["a"]
+    }
+    assert_same_bits(adapter(three, "adapters/round-0001"), wanted)
+
+
+def test_the_adapter_loads_into_peft_and_scores_what_the_run_reported(three: Outcome) -> None:
+    config, summary = load_run(three.folder / "config.toml"), three.summary
+    tokenizer = load_tokenizer(Path(config.model.path))
+    for name, key in (("adapter", "eval_loss_after"), ("adapters/round-0000", "eval_loss_before")):
+        model = PeftModel.from_pretrained(load_model(config, None), three.folder / name).eval()
+        scores = [
+            evaluate_model(model, prepare(e, e.name, config, tokenizer), tokenizer, config)
+            for e in config.devices
+        ]
+        loss = sum(s.loss_sum for s in scores) / sum(s.num_targets for s in scores)
+        assert loss == pytest.approx(summary[key], rel=1e-5)
+    assert (three.folder / "adapter_best" / "adapter_config.json").is_file()
+
+
+def test_the_effective_config_repeats_the_run_bit_for_bit(three: Outcome, tmp_path: Path) -> None:
+    from tests.federation import sfl
+
+    options = [f"run.output_dir={str(tmp_path)!r}", "run.id=again"]
+    again = sfl("run", three.folder / "config.toml", "--set", options[0], "--set", options[1])
+    assert again.returncode == 0, again.stderr
+    assert_same_bits(adapter(three), adapter(Outcome(0, "", tmp_path / "again")))
+
+
+def test_the_summary_says_what_happened(three: Outcome) -> None:
+    summary = three.summary
+    assert (summary["run_id"], summary["rounds"], summary["faults"]) == ("t", 2, [])
+    assert summary["topology"] == "vanilla"
+    assert summary["eval_loss_after"] < summary["eval_loss_before"]
+    assert 0.0 <= summary["eval_accuracy_after"] <= 1.0
+    assert summary["tokens_trained"] > 0
+    assert 0 < summary["train_seconds"] < summary["wall_seconds"]
+    assert [d["cut_layer"] for d in summary["devices"]] == [0, 1, 2]
+    for entry in summary["devices"]:
+        for key in (
+            "tail_layers",
+            "rank",
+            "num_examples",
+            "train_loss",
+            "eval_loss",
+            "eval_accuracy",
+            "tokens_per_second",
+        ):
+            assert entry[key] is not None, key
+        for key in ("bytes_up", "bytes_down", "bytes_up_raw", "peak_rss_bytes"):
+            assert entry[key] > 0, key
+        assert sum(entry["bytes_up_by_role"].values()) == entry["bytes_up"]
+    # At cut 0 the device has nothing to train: no gradient comes down.
+    assert summary["devices"][0]["bytes_down_raw"] == 0
+    assert summary["devices"][1]["bytes_down_raw"] > 0
+    assert summary["edges"][0]["peak_rss_bytes"] > summary["cloud"]["peak_rss_bytes"] > 0
+    assert (three.folder / "report.html").stat().st_size > 10_000
+    assert not (three.folder / "spool").exists()
+
+
+# -- other tasks and codecs ------------------------------------------------------------------------
+
+
+def test_a_u_shaped_run_of_a_mixed_fleet_with_codecs(tmp_path: Path) -> None:
+    values = settings(
+        tiny("bert"),
+        run={"topology": "u_shaped"},
+        model={"task": "sequence_classification", "labels": CLASSES},
+        codec={"activation": "int8 | zstd", "gradient": "fp16"},
+        training={"micro_batches": 2},
+    )
+    values["devices"] = [
+        device("a", classified(tmp_path / "a.jsonl", 1), 1, tail_layers=1),
+        device("b", classified(tmp_path / "b.jsonl", 2, 20), 0, tail_layers=2),
+    ]
+    outcome = finished(run(tmp_path, values))
+    summary = outcome.summary
+    assert summary["reduction_vs_fp32"] > 1.5
+    assert summary["eval_accuracy_after"] is not None
+    assert [d["tail_layers"] for d in summary["devices"]] == [1, 2]
+
+
+def test_plain_text_has_no_accuracy(tmp_path: Path) -> None:
+    rng = random.Random(0)
+    (tmp_path / "train.txt").write_text("\n".join(sentence(rng, 4, 9) for _ in range(16)))
+    values = settings(tiny("llama"), run={"rounds": 1})
+    values["devices"] = [device("a", tmp_path / "train.txt", 1)]
+    summary = finished(run(tmp_path, values)).summary
+    assert summary["eval_accuracy_before"] is None
+    assert summary["eval_accuracy_after"] is None
+    assert summary["eval_loss_after"] > 0
