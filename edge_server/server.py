@@ -240,7 +240,8 @@ class EdgeServer:
         return mine, {name: array for name, array in values.items() if name not in mine}
 
     def _on_evict(self, message: cloud_pb2.CloudMessage) -> None:
-        self.service.evict(message.evict.device, RunFailed(message.evict.reason))
+        # Not a refusal: the device may join again with the next round.
+        self.service.evict(message.evict.device, LinkLost(message.evict.reason))
 
     # -- what devices' streams ask for (transport.edge_service.Host) -------------------------------
 

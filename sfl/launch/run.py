@@ -18,6 +18,7 @@ from sfl.runs import open_run_folder
 
 CONNECT_TIMEOUT = 15.0
 START_TIMEOUT = 30.0
+LEAVE_TIMEOUT = 5.0
 STOP_TIMEOUT = 10.0
 POLL = 0.1
 
@@ -38,6 +39,7 @@ def run_on_this_machine(config: RunConfig, watch: Watch, started: Callable[[Path
     try:
         _start(config, folder, nodes)
         _await_end(config, folder, nodes, watch)
+        _let_end(nodes)
     finally:
         _stop(nodes)
     return folder
@@ -145,6 +147,13 @@ def _raise_lost(config: RunConfig, edge: Node, devices: list[Node]) -> None:
     if left < config.min_devices:
         reasons = "; ".join(f"device {device.name}: {device.failure()}" for device in ended)
         raise RunFailed(f"{left} of at least {config.min_devices} devices are left; {reasons}")
+
+
+def _let_end(nodes: list[Node]) -> None:
+    """Everybody has been told that the run is over: let them leave by themselves."""
+    deadline = time.monotonic() + LEAVE_TIMEOUT
+    while time.monotonic() < deadline and any(node.exit_code() is None for node in nodes):
+        time.sleep(POLL)
 
 
 def _stop(nodes: list[Node]) -> None:

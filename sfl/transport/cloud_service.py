@@ -13,6 +13,7 @@ import grpc
 import grpc.aio
 
 from sfl.errors import LinkLost, ProtocolError, Refused, SflError
+from sfl.transport.group import run_together
 from sfl.transport.spool import Spool
 from sfl.transport.status import status_of
 from sfl.transport.wire import CLOUD_SESSION, WIRE_VERSION, generic_handler
@@ -160,7 +161,7 @@ class CloudService:
         stream.post(cloud_pb2.CloudMessage(settings=self._host.settings()))
         reason: SflError = LinkLost("the stream broke")
         try:
-            await self._serve(stream, requests, context)
+            await run_together(stream.read(requests), stream.write(context), stream.beat())
         except SflError as error:
             reason = error
             with contextlib.suppress(grpc.aio.AbortError):
@@ -182,25 +183,3 @@ class CloudService:
         if hello.edge in self.streams:
             raise Refused(f"an edge named {hello.edge!r} is connected already")
         return EdgeStream(hello.edge, self._host)
-
-    async def _serve(
-        self,
-        stream: EdgeStream,
-        requests: AsyncIterator[cloud_pb2.EdgeReportMessage],
-        context: Context,
-    ) -> None:
-        """Run the stream's coroutines until the first of them ends it."""
-        tasks = [
-            asyncio.create_task(coroutine)
-            for coroutine in (stream.read(requests), stream.write(context), stream.beat())
-        ]
-        try:
-            done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_EXCEPTION)
-            for task in done:
-                task.result()
-        except (grpc.RpcError, grpc.aio.UsageError) as error:
-            raise LinkLost(f"the stream broke: {error}") from None
-        finally:
-            for task in tasks:
-                task.cancel()
-            await asyncio.gather(*tasks, return_exceptions=True)

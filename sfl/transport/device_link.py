@@ -19,7 +19,7 @@ import grpc
 from sfl.codec import Codec, parse
 from sfl.config import RunSettings
 from sfl.data.example import Dataset
-from sfl.errors import LinkLost, PeerUnavailable, ProtocolError, SflError
+from sfl.errors import LinkLost, PeerUnavailable, ProtocolError, RunFailed, SflError
 from sfl.metrics.stats import NodeStats
 from sfl.stage.messages import (
     Finish,
@@ -200,6 +200,8 @@ class DeviceLink:
                 return decode_tensor(*item)
         if isinstance(item, edge_pb2.GradientNorm):
             return GradientNorm(item.round, item.step, item.squared)
+        if isinstance(item, Finish) and not item.ok:
+            raise RunFailed(item.reason)
         if isinstance(item, RoundOrder | Finish):
             return item
         raise ProtocolError(f"{self._peer}: {type(item).__name__} was not due")

@@ -14,7 +14,6 @@ devices go on.
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import logging
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
@@ -42,6 +41,7 @@ from sfl.transport.chunks import (
     encode_adapter,
 )
 from sfl.transport.frames import decode_tensor, encode_tensor
+from sfl.transport.group import run_together
 from sfl.transport.status import status_of
 from sfl.transport.wire import (
     EDGE_FETCH_FILE,
@@ -332,7 +332,9 @@ class EdgeService:
             stream = await self._open(requests, context)
         except SflError as error:
             await context.abort(status_of(error), str(error))
-        group = asyncio.create_task(self._serve(stream, requests, context))
+        group = asyncio.create_task(
+            run_together(stream.read(requests), stream.work(), stream.write(context), stream.beat())
+        )
         self.streams[stream.device], self._groups[stream.device] = stream, group
         self._host.stats.connected = len(self.streams)
         reason: SflError = LinkLost("the stream broke")
@@ -341,12 +343,11 @@ class EdgeService:
         except SflError as error:
             reason = error
         except asyncio.CancelledError:
+            # Evicted, or the client hung up; either way the coroutines end before we go on.
             group.cancel()
+            await asyncio.gather(group, return_exceptions=True)
             reason = stream.ended or reason
-        finally:
-            with contextlib.suppress(asyncio.CancelledError, SflError):
-                await group
-            await self._part(stream, reason)
+        await self._part(stream, reason)
         if not isinstance(reason, _Goodbye):
             await context.abort(status_of(reason), str(reason))
 
@@ -385,33 +386,6 @@ class EdgeService:
         if silent > 5 * old.settings.network.heartbeat_interval:
             self.evict(device, LinkLost("the device came back on a new stream"))
         raise Refused(f"a device named {device!r} is connected already; try again in a moment")
-
-    async def _serve(
-        self,
-        stream: DeviceStream,
-        requests: AsyncIterator[edge_pb2.DeviceMessage],
-        context: Context,
-    ) -> None:
-        """Run the stream's coroutines until the first of them ends it."""
-        tasks = [
-            asyncio.create_task(coroutine)
-            for coroutine in (
-                stream.read(requests),
-                stream.work(),
-                stream.write(context),
-                stream.beat(),
-            )
-        ]
-        try:
-            done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_EXCEPTION)
-            for task in done:
-                task.result()
-        except (grpc.RpcError, grpc.aio.UsageError) as error:
-            raise LinkLost(f"the stream broke: {error}") from None
-        finally:
-            for task in tasks:
-                task.cancel()
-            await asyncio.gather(*tasks, return_exceptions=True)
 
     async def _list_files(
         self, request: edge_pb2.FilesRequest, context: Context
