@@ -126,7 +126,7 @@ def empty_part(values: dict[str, Any], folder: Path) -> None:
 
 
 def broken_row(values: dict[str, Any], folder: Path) -> None:
-    (folder / "broken.jsonl").write_text('{"prompt": "w1", "completion": "w2"}\n{"prompt": \n')
+    (folder / "broken.jsonl").write_text('{"prompt": "w1", "completion": "w2"}\n{"prompt" 5}\n')
     values["devices"][0]["train"] = str(folder / "broken.jsonl")
 
 
@@ -300,7 +300,7 @@ def by_hand(tmp_path: Path) -> Iterator[Callable[..., ByHand]]:
 def test_a_killed_device_is_left_out_and_joins_again_with_weights_from_its_edge(
     by_hand: Callable[..., ByHand],
 ) -> None:
-    nodes = by_hand(run={"rounds": 4}, training={"local_steps": 60})
+    nodes = by_hand(run={"rounds": 4}, training={"local_steps": 500})
     devices = [nodes.device(number) for number in range(3)]
     until(
         lambda: (
@@ -481,7 +481,7 @@ def test_a_bad_tensor_closes_its_stream_with_a_status_that_says_why(
     for frame in make():
         clients[number].say(tensor=frame)
     code, details = clients[number].ending()
-    assert code is grpc.StatusCode.INVALID_ARGUMENT
+    assert code is grpc.StatusCode.INVALID_ARGUMENT, details
     assert words in details
 
 

@@ -128,7 +128,9 @@ def _await_end(config: RunConfig, folder: Path, nodes: list[Node], watch: Watch)
     if final is not None:
         watch(final)
     if cloud.exit_code() != 0:
-        raise RunFailed(cloud.failure())
+        # What the cloud says of the run speaks for itself; its own death needs its name.
+        died = "" if cloud.error_file.exists() else "cloud: "
+        raise RunFailed(f"{died}{cloud.failure()}")
 
 
 def _raise_mistakes(nodes: list[Node]) -> None:

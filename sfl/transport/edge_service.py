@@ -231,6 +231,10 @@ class DeviceStream:
             )
         if message.rows is None:
             raise ProtocolError(f"a {message.kind.name} tensor came without its values")
+        if header.dtype != self.settings.model.dtype:
+            raise ProtocolError(
+                f"dtype {header.dtype} came, model.dtype is {self.settings.model.dtype}"
+            )
         return message
 
     async def _compute_when(self, decoded: Awaitable[TensorMessage]) -> None:
