@@ -8,7 +8,7 @@ import typer
 
 from sfl.config import load_edge
 from sfl.options import AddressFile, ConfigFile, ErrorFile, Insecure, Overrides
-from sfl.process import cores, quiet_environment, run_node, start_logging
+from sfl.process import cores, keep_heap, quiet_environment, run_node, start_logging
 
 
 def edge(
@@ -20,6 +20,7 @@ def edge(
 ) -> None:
     """Start an edge server: the frozen base, shared by its devices, one LoRA for each."""
     quiet_environment()
+    keep_heap()
     start_logging()
 
     def body() -> None:

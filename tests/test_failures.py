@@ -511,7 +511,7 @@ def test_long_sequences_are_cut_and_counted(tmp_path: Path) -> None:
     assert "device a: 5 prompts were cut to the context" in log
 
 
-# -- (e) interrupted, (f) killed ---------------------------------------------------------------------
+# -- (e) interrupted, (f) killed ------------------------------------------------------------------
 
 
 def launched(folder: Path, values: dict[str, Any]) -> subprocess.Popen[str]:

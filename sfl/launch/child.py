@@ -13,6 +13,7 @@ import os
 import signal
 import threading
 from collections.abc import Callable, Sequence
+from multiprocessing import forkserver
 from pathlib import Path
 
 import setproctitle
@@ -32,6 +33,7 @@ def prepare_nursery(model_module: str) -> None:
     """Say what the process that edge and devices are forked from imports, before it starts."""
     quiet_environment()
     multiprocessing.set_forkserver_preload([*PRELOADED, model_module])
+    forkserver.ensure_running()  # it imports while the cloud starts
 
 
 def run_child(kind: str, name: str, arguments: Sequence[str], log: Path) -> None:

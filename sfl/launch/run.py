@@ -48,8 +48,8 @@ def run_on_this_machine(config: RunConfig, watch: Watch, started: Callable[[Path
 def resolved(config: RunConfig) -> RunConfig:
     """Every `auto` filled in, as it takes effect on this machine.
 
-    The edge may use all cores, a device one: they work in turns more than side by side, and
-    waiting threads sleep.
+    The edge may use all cores, a device its share of them: they work in turns more than side by
+    side, and waiting threads sleep.
     """
     quick = {"connect_timeout": CONNECT_TIMEOUT}
     edge_changes: dict[str, object] = {} if _given(config.edge) else dict(quick)
@@ -59,7 +59,7 @@ def resolved(config: RunConfig) -> RunConfig:
     for entry in config.devices:
         changes: dict[str, object] = {} if _given(entry) else dict(quick)
         if entry.threads == "auto":
-            changes["threads"] = 1
+            changes["threads"] = max(1, cores() // len(config.devices))
         if entry.model is None:
             changes["model"] = config.model.path
         devices.append(entry.model_copy(update=changes))

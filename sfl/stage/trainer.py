@@ -7,6 +7,7 @@ gradients do not depend on timing.
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -35,6 +36,8 @@ from sfl.stage.messages import (
     TensorMessage,
 )
 from sfl.stage.optimizer import Optimizer
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,6 +108,8 @@ class Trainer:
             losses.append(loss)
             tokens += num_tokens
             self.stats.finish_step(loss, num_tokens)
+            if self.stats.steps_total == 1:
+                log.info("first step taken")
         self.optimizer.check_finite()
         return RoundOutcome(
             round=start.round,
