@@ -32,7 +32,7 @@ check: install  ## ruff, mypy --strict, generated code up to date, imports point
 	@$(BIN)/ruff check .
 	@$(BIN)/ruff format --check --quiet .
 	@$(BIN)/mypy sfl device_agent edge_server cloud_aggregator benchmarks examples
-	@cd examples/quickstart && ../../$(BIN)/mypy --config-file ../../pyproject.toml --exclude data *.py
+	@cd examples/quickstart && MYPYPATH=. ../../$(BIN)/mypy --explicit-package-bases --config-file ../../pyproject.toml *.py
 	@tmp=$$(mktemp -d) && trap 'rm -rf "$$tmp"' EXIT \
 	  && $(BIN)/python -m grpc_tools.protoc -I proto --python_out=$$tmp --pyi_out=$$tmp $(PROTOS:%=proto/sfl/v1/%.proto) \
 	  && for kind in py pyi; do for name in $(PROTOS); do \

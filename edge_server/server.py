@@ -21,7 +21,7 @@ from sfl.files import write_atomic
 from sfl.metrics.prometheus import NodeCollector, serve
 from sfl.metrics.snapshot import NodeSnapshot
 from sfl.metrics.stats import NodeStats
-from sfl.models.folder import ModelFolder, open_model
+from sfl.models.folder import ModelFolder, check_length, open_model
 from sfl.models.span import SpanModel, build_span
 from sfl.plan import Span, SplitPlan
 from sfl.stage.device import DTYPES
@@ -172,6 +172,7 @@ class EdgeServer:
         """
         settings = self.settings
         self.folder = open_model(self.config.model or settings.model.path)
+        check_length(settings.model.max_length, self.folder.context_length)
         num_labels = len(settings.model.labels)
         manifest = build_manifest(self.folder, settings.model.task, num_labels, settings.lora)
         plans = [self._plan(entry.name) for entry in settings.devices]

@@ -107,6 +107,10 @@ def vanilla_tail(values: dict[str, Any], folder: Path) -> None:
     values["devices"][0]["tail_layers"] = 1
 
 
+def beyond_the_context(values: dict[str, Any], folder: Path) -> None:
+    values["model"]["max_length"] = 65
+
+
 def unknown_key(values: dict[str, Any], folder: Path) -> None:
     values["training"]["learning_rat"] = 1
 
@@ -144,6 +148,7 @@ MISTAKES = [
     (no_data, ["devices.d1.train", "absent.jsonl"]),
     (deep_cut, ["devices.d0.cut_layer = 7", "3 blocks", "0 to 2"]),
     (vanilla_tail, ["tail_layers = 1", "vanilla", "u_shaped"]),
+    (beyond_the_context, ["model.max_length = 65", "context is 64 tokens", "at most 64"]),
     (unknown_key, ["training.learning_rat = 1", "unknown key", "'learning_rate'"]),
     (strange_label, ["perhaps", "line 7", "['yes', 'no']"]),
     (empty_part, ["data.train", "2"]),

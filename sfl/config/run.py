@@ -51,7 +51,7 @@ class ModelSettings(Section):
     labels: tuple[str, ...] = ()
     """Class names, in order, for `sequence_classification`."""
     max_length: PositiveInt = 512
-    """Longest sequence in tokens; bounded by the model's context."""
+    """Longest sequence in tokens, at most the model's context, which bounds the default."""
     dtype: Literal["float32", "bfloat16"] = "float32"
     """Precision of the frozen weights and of the arithmetic."""
 

@@ -10,7 +10,7 @@ from sfl.config import RunConfig
 from sfl.errors import ConfigError, RunFailed, SflError
 from sfl.launch.child import prepare_nursery
 from sfl.launch.node import Node, cloud_node, device_node, edge_node
-from sfl.models.folder import open_model
+from sfl.models.folder import ModelFolder, check_length, open_model
 from sfl.plan import SplitPlan
 from sfl.process import cores
 from sfl.report.status import RunStatus
@@ -31,8 +31,10 @@ def run_on_this_machine(config: RunConfig, watch: Watch, started: Callable[[Path
     `started` is told the folder, `watch` each new status. Raises ConfigError, DataError,
     ModelError before or soon after the start, RunFailed where the run did not reach its end.
     """
-    config = resolved(config)
-    prepare_nursery(check(config))
+    model = open_model(config.model.path, weights=False)
+    config = resolved(bounded(config, model.context_length))
+    check(config, model)
+    prepare_nursery(modeling_module(config, model))
     folder = open_run_folder(config)
     started(folder)
     nodes: list[Node] = []
@@ -71,12 +73,21 @@ def _given(settings: object) -> bool:
     return "connect_timeout" in getattr(settings, "model_fields_set", set())
 
 
-def check(config: RunConfig) -> str:
-    """What can be known before anything starts: the model is there, and every cut fits it.
+def bounded(config: RunConfig, context_length: int) -> RunConfig:
+    """`max_length` within the model's context. Raises ConfigError where more was asked for."""
+    if "max_length" in config.model.model_fields_set:
+        check_length(config.model.max_length, context_length)
+        return config
+    length = min(config.model.max_length, context_length)
+    model = config.model.model_copy(update={"max_length": length})
+    return config.model_copy(update={"model": model})
 
-    Returns the module of transformers that has the model's code. Raises ConfigError, ModelError.
+
+def check(config: RunConfig, folder: ModelFolder) -> None:
+    """What can be known before anything starts: every cut fits the model, every device has data.
+
+    Raises ConfigError.
     """
-    folder = open_model(config.model.path, weights=False)
     folder.check_task(config.model.task)
     for entry in config.devices:
         try:
@@ -94,6 +105,9 @@ def check(config: RunConfig) -> str:
                 "Name a file here, or one for all devices as data.train.",
             )
 
+
+def modeling_module(config: RunConfig, folder: ModelFolder) -> str:
+    """The module of transformers that has the model's code."""
     package = folder.family.layout(folder.config, config.model.task).package
     return f"transformers.models.{package}.modeling_{package}"
 

@@ -113,6 +113,17 @@ def open_model(path_or_hub_name: str | Path, *, weights: bool = True) -> ModelFo
     )
 
 
+def check_length(max_length: int, context_length: int) -> None:
+    """Raise ConfigError where sequences may be longer than the model's context."""
+    if max_length > context_length:
+        raise ConfigError(
+            "model.max_length",
+            max_length,
+            f"the model's context is {context_length} tokens",
+            f"Choose at most {context_length}.",
+        )
+
+
 def checkpoint_tensors(folder: ModelFolder, layout: Layout) -> dict[str, TensorEntry]:
     """The checkpoint's tensors under the model class's own names.
 
