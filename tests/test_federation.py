@@ -24,7 +24,7 @@ from safetensors.numpy import load_file
 from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
 from tokenizers.pre_tokenizers import WhitespaceSplit
-from transformers import PreTrainedTokenizerFast
+from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast
 from transformers.optimization import get_scheduler
 
 from sfl.cli.model import evaluate_model, load_model
@@ -32,7 +32,7 @@ from sfl.config import RunConfig, load_run
 from sfl.data import load_tokenizer, prepare
 from sfl.data.batches import Batch, Sampler, collate
 from sfl.stage.layout import real_tokens
-from tests.federation import ROOT, SHARED, Outcome, run, write_jsonl
+from tests.federation import ROOT, SHARED, Outcome, run, sfl, write_jsonl
 from tests.tiny_models import VOCAB, model_folder
 
 WORDS = [f"w{number}" for number in range(VOCAB - 3)]
@@ -295,12 +295,33 @@ def test_the_adapter_loads_into_peft_and_scores_what_the_run_reported(three: Out
 
 
 def test_the_effective_config_repeats_the_run_bit_for_bit(three: Outcome, tmp_path: Path) -> None:
-    from tests.federation import sfl
-
     options = [f"run.output_dir={str(tmp_path)!r}", "run.id=again"]
     again = sfl("run", three.folder / "config.toml", "--set", options[0], "--set", options[1])
     assert again.returncode == 0, again.stderr
     assert_same_bits(adapter(three), adapter(Outcome(0, "", tmp_path / "again")))
+
+
+def test_a_finished_run_can_be_asked_evaluated_and_exported(three: Outcome, tmp_path: Path) -> None:
+    config = load_run(three.folder / "config.toml")
+    asked = sfl("generate", "--run", three.folder, "w1 w2 w3", "--max-new-tokens", "4")
+    assert asked.returncode == 0, asked.stderr
+    assert asked.stdout.strip()
+    assert not asked.stderr.strip()
+    scored = sfl("eval", "--run", three.folder)
+    assert scored.returncode == 0, scored.stderr
+    assert f"{three.summary['eval_loss_after']:.3f}" in scored.stdout
+    for options, merged in (((), False), (("--merge",), True)):
+        folder = tmp_path / ("merged" if merged else "plain")
+        done = sfl("export", "--run", three.folder, folder, *options)
+        assert done.returncode == 0, done.stderr
+    with_adapter = load_model(config, tmp_path / "plain")
+    whole = AutoModelForCausalLM.from_pretrained(tmp_path / "merged").eval()
+    ids = torch.tensor([load_tokenizer(tmp_path / "merged").encode(["w1 w2 w3"])[0]])
+    with torch.no_grad():
+        torch.testing.assert_close(whole(ids).logits, with_adapter(ids).logits)
+    again = sfl("export", "--run", three.folder, tmp_path / "plain")
+    assert again.returncode == 2
+    assert "not empty" in again.stderr
 
 
 def test_the_summary_says_what_happened(three: Outcome) -> None:
