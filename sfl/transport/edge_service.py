@@ -1,46 +1,18 @@
-"""The edge's door for devices: one coroutine group per stream, bytes only.
-
-    reader   takes messages, puts frames together, has tensors decoded off the loop
-    worker   hands decoded messages to the compute thread, in the order they came
-    writer   sends what is ready, in the order it was asked for
-    beat     tells the device that the edge lives, and watches the idle timeout
-
-Bytes are counted by the end that opens a link, so the device counts these.
-
-A message that breaks the contract closes its own stream with a status that says why; the other
-devices go on.
-"""
+"""The edge's door for devices: who may come in, and what becomes of a stream that ends."""
 
 from __future__ import annotations
 
 import asyncio
-import logging
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from collections.abc import AsyncIterator, Callable
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any
 
 import grpc
 import grpc.aio
-import numpy as np
 
-from sfl.codec import Codec, parse
-from sfl.config import RunSettings
 from sfl.errors import LinkLost, ProtocolError, Refused, SflError
-from sfl.metrics.snapshot import NodeSnapshot
-from sfl.metrics.stats import NodeStats
-from sfl.stage.engine import Engine
-from sfl.stage.messages import GradientNorm, Kind, Purpose, RoundStart, TensorMessage
-from sfl.stage.session import Reply, Session
-from sfl.transport.chunks import (
-    ADAPTER_LIMIT,
-    AdapterAssembly,
-    TensorAssembly,
-    adapter_bytes,
-    encode_adapter,
-)
-from sfl.transport.frames import decode_tensor, encode_tensor
+from sfl.transport.device_stream import Context, DeviceStream, Goodbye, Host
 from sfl.transport.group import run_together
 from sfl.transport.status import status_of
 from sfl.transport.wire import (
@@ -50,253 +22,7 @@ from sfl.transport.wire import (
     WIRE_VERSION,
     generic_handler,
 )
-from sfl.v1 import edge_pb2, tensor_pb2
-
-log = logging.getLogger(__name__)
-
-Context = grpc.aio.ServicerContext[Any, Any]
-Outgoing = list[edge_pb2.EdgeMessage]
-
-
-class Host(Protocol):
-    """What the edge's shell does for a device's stream."""
-
-    stats: NodeStats
-    engine: Engine
-
-    async def admit(self, device: str) -> tuple[edge_pb2.Welcome, Session, RunSettings]:
-        """Ask the cloud, make a session. Raises Refused."""
-
-    def ready(self, device: str, ready: edge_pb2.DeviceReady) -> None:
-        """The device has its span and its data."""
-
-    async def left(self, device: str, reason: str) -> None:
-        """The device's stream is closed; its session is given back."""
-
-    def relay_adapter(self, header: tensor_pb2.AdapterHeader, payload: bytes) -> None:
-        """Pass a device's or the edge's part on to the cloud."""
-
-    def relay_report(self, report: tensor_pb2.RoundReport) -> None:
-        """Pass a report on to the cloud."""
-
-    def heard(self, device: str, snapshot: NodeSnapshot) -> None:
-        """Keep a device's latest statistics."""
-
-    async def files(self, device: str) -> edge_pb2.FileList:
-        """The files of a device's span. Raises Refused."""
-
-    def read_file(self, request: edge_pb2.FileRequest) -> AsyncIterator[bytes]:
-        """One of them, in chunks. Raises Refused."""
-
-
-@dataclass(slots=True)
-class DeviceStream:
-    """One device's open stream, its session, and what is under way for it."""
-
-    device: str
-    session: Session
-    settings: RunSettings
-    host: Host
-    codec_pool: ThreadPoolExecutor
-    codecs: dict[Kind, Codec] = field(default_factory=dict)
-    jobs: asyncio.Queue[Awaitable[Any]] = field(default_factory=asyncio.Queue)
-    outbox: asyncio.Queue[Awaitable[Outgoing] | None] = field(default_factory=asyncio.Queue)
-    last_heard: float = field(default_factory=time.monotonic)
-    in_flight: int = 0
-    ended: SflError | None = None
-    update_header: tensor_pb2.AdapterHeader | None = None
-
-    def __post_init__(self) -> None:
-        activation = parse(self.settings.codec.activation)
-        gradient = parse(self.settings.codec.gradient)
-        self.codecs = {
-            Kind.ACTIVATION: activation,
-            Kind.HIDDEN: activation,
-            Kind.GRADIENT: gradient,
-            Kind.SCORE: activation,
-        }
-
-    # -- called by the host ---------------------------------------------------------------------
-
-    def begin_round(
-        self,
-        start: edge_pb2.RoundStart,
-        mine: Mapping[str, np.ndarray],
-        theirs: Mapping[str, np.ndarray],
-    ) -> None:
-        """Load the edge's part, then send the device its own."""
-        self.jobs.put_nowait(self._begin_round(start, mine, theirs))
-
-    def finish(self, ok: bool, reason: str) -> None:
-        """Tell the device that the run is over; it then closes the stream."""
-        finish = edge_pb2.EdgeMessage(finish=edge_pb2.Finish(ok=ok, reason=reason))
-        self.outbox.put_nowait(_done([finish]))
-
-    def post(self, message: edge_pb2.EdgeMessage) -> None:
-        """Queue one message for the device."""
-        self.outbox.put_nowait(_done([message]))
-
-    # -- the coroutines ---------------------------------------------------------------------------
-
-    async def read(self, requests: AsyncIterator[edge_pb2.DeviceMessage]) -> None:
-        """Take what the device sends, until it says goodbye."""
-        tensors = TensorAssembly(self._tensor_limit())
-        adapters = AdapterAssembly(ADAPTER_LIMIT)
-        async for message in requests:
-            self.last_heard = time.monotonic()
-            if message.WhichOneof("body") == "goodbye":
-                raise _Goodbye(message.goodbye)
-            self._take(message, tensors, adapters)
-        raise LinkLost("the device closed the stream")
-
-    async def work(self) -> None:
-        """Run jobs in the order they came."""
-        while True:
-            await (await self.jobs.get())
-
-    async def write(self, context: Context) -> None:
-        """Send what is ready, in order."""
-        while (outgoing := await self.outbox.get()) is not None:
-            for message in await outgoing:
-                await context.write(message)
-
-    async def beat(self) -> None:
-        """Heartbeats out; too long a silence ends the stream."""
-        network = self.settings.network
-        alive = edge_pb2.EdgeMessage(heartbeat=tensor_pb2.Heartbeat())
-        while True:
-            await asyncio.sleep(network.heartbeat_interval)
-            silent = time.monotonic() - self.last_heard
-            if silent > network.idle_timeout:
-                raise LinkLost(f"not a byte for {silent:.0f} s")
-            self.post(alive)
-
-    # -- messages ---------------------------------------------------------------------------------
-
-    def _take(
-        self, message: edge_pb2.DeviceMessage, tensors: TensorAssembly, adapters: AdapterAssembly
-    ) -> None:
-        body = message.WhichOneof("body")
-        if body == "tensor":
-            self._take_tensor(message, tensors)
-            return
-        if body == "adapter":
-            self._take_adapter(message.adapter, adapters)
-        elif body == "norm":
-            norm = message.norm
-            self.jobs.put_nowait(self._compute(GradientNorm(norm.round, norm.step, norm.squared)))
-        elif body == "heartbeat":
-            self._hear(message.heartbeat.snapshot)
-        elif body == "report":
-            report = message.report
-            report.device = self.device
-            self._hear(report.snapshot)
-            self.host.relay_report(report)
-        elif body == "ready":
-            self._hear(message.ready.snapshot)
-            self.host.ready(self.device, message.ready)
-        else:
-            raise ProtocolError(f"{body or 'an empty message'} was not due")
-
-    def _hear(self, snapshot: str) -> None:
-        heard = NodeSnapshot.from_json(snapshot)
-        if (heard.name, heard.kind) != (self.device, "device"):
-            raise ProtocolError(f"statistics of {heard.kind} {heard.name!r} came from here")
-        self.host.heard(self.device, heard)
-
-    def _take_tensor(self, message: edge_pb2.DeviceMessage, tensors: TensorAssembly) -> None:
-        frame = message.tensor
-        whole = tensors.add(frame)
-        if whole is None:
-            return
-        if whole[0].kind == tensor_pb2.TENSOR_KIND_ACTIVATION:
-            self.in_flight += 1
-            if self.in_flight > self.settings.network.credits:
-                raise ProtocolError(
-                    f"{self.in_flight} micro-batches in flight, {self.settings.network.credits} "
-                    "are allowed (network.credits)"
-                )
-        loop = asyncio.get_running_loop()
-        decoded = loop.run_in_executor(self.codec_pool, self._decode, *whole)
-        self.jobs.put_nowait(self._compute_when(decoded))
-
-    def _decode(self, header: tensor_pb2.TensorHeader, payload: bytes) -> TensorMessage:
-        """Decode and validate before the queue."""
-        with self.host.stats.phases.measure("decode"):
-            message = decode_tensor(header, payload, self.session.model.hidden_size)
-        if max(message.lengths) > self.settings.model.max_length:
-            raise ProtocolError(
-                f"a sequence of {max(message.lengths)} tokens, model.max_length is "
-                f"{self.settings.model.max_length}"
-            )
-        if message.rows is None:
-            raise ProtocolError(f"a {message.kind.name} tensor came without its values")
-        if header.dtype != self.settings.model.dtype:
-            raise ProtocolError(
-                f"dtype {header.dtype} came, model.dtype is {self.settings.model.dtype}"
-            )
-        return message
-
-    async def _compute_when(self, decoded: Awaitable[TensorMessage]) -> None:
-        await self._compute(await decoded)
-
-    async def _compute(self, message: TensorMessage | GradientNorm) -> None:
-        replies = await self.host.engine.run(self.session.handle, message)
-        loop = asyncio.get_running_loop()
-        for reply in replies:
-            self.in_flight -= _lands(reply)
-            self.outbox.put_nowait(loop.run_in_executor(self.codec_pool, self._encode, reply))
-
-    def _encode(self, reply: Reply) -> Outgoing:
-        if isinstance(reply, GradientNorm):
-            norm = edge_pb2.GradientNorm(round=reply.round, step=reply.step, squared=reply.squared)
-            return [edge_pb2.EdgeMessage(norm=norm)]
-        with self.host.stats.phases.measure("encode"):
-            frames = encode_tensor(reply, self.codecs[reply.kind])
-        return [edge_pb2.EdgeMessage(tensor=frame) for frame in frames]
-
-    def _take_adapter(self, frame: tensor_pb2.AdapterFrame, adapters: AdapterAssembly) -> None:
-        """Relay the device's part once it is whole, and read off the edge's own."""
-        whole = adapters.add(frame)
-        if whole is None:
-            return
-        header, payload = whole
-        header.device, header.side = self.device, "device"
-        self.host.relay_adapter(header, payload)
-        self.jobs.put_nowait(self._send_own_part(header.round))
-
-    async def _send_own_part(self, round_: int) -> None:
-        values = await self.host.engine.run(self.session.end_round)
-        header = tensor_pb2.AdapterHeader(
-            round=round_, final_step=self.session.step, device=self.device, side="edge"
-        )
-        self.host.relay_adapter(header, adapter_bytes(values))
-
-    async def _begin_round(
-        self,
-        start: edge_pb2.RoundStart,
-        mine: Mapping[str, np.ndarray],
-        theirs: Mapping[str, np.ndarray],
-    ) -> None:
-        order = RoundStart(
-            start.round, start.evaluate, start.num_steps, start.first_step, start.total_steps
-        )
-        self.in_flight = 0
-        await self.host.engine.run(self.session.begin_round, order, mine)
-        self.post(edge_pb2.EdgeMessage(start=start))
-        header = tensor_pb2.AdapterHeader(round=start.round)
-        for frame in encode_adapter(header, theirs):
-            self.post(edge_pb2.EdgeMessage(adapter=frame))
-
-    def _tensor_limit(self) -> int:
-        """Most bytes a tensor may announce: a full batch in fp32, and some room for headers."""
-        training, model = self.settings.training, self.settings.model
-        values = training.batch_size * model.max_length * self.session.model.hidden_size
-        return 4 * values + (1 << 16)
-
-
-class _Goodbye(SflError):
-    """The device left on purpose."""
+from sfl.v1 import edge_pb2
 
 
 class EdgeService:
@@ -352,7 +78,7 @@ class EdgeService:
             await asyncio.gather(group, return_exceptions=True)
             reason = stream.ended or reason
         await self._part(stream, reason)
-        if not isinstance(reason, _Goodbye):
+        if not isinstance(reason, Goodbye):
             await context.abort(status_of(reason), str(reason))
 
     async def _part(self, stream: DeviceStream, reason: SflError) -> None:
@@ -408,14 +134,3 @@ class EdgeService:
                 yield edge_pb2.FileChunk(data=data)
         except SflError as error:
             await context.abort(status_of(error), str(error))
-
-
-def _lands(reply: Reply) -> bool:
-    """Whether a reply is the last of its micro-batch: only hidden states ask for more."""
-    if isinstance(reply, GradientNorm):
-        return False
-    return reply.kind is not Kind.HIDDEN or reply.key.purpose is Purpose.EVALUATION
-
-
-async def _done(messages: Outgoing) -> Outgoing:
-    return messages
