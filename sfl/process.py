@@ -21,8 +21,7 @@ log = logging.getLogger("sfl")
 _TRIM_THRESHOLD, _MMAP_THRESHOLD, _ARENA_MAX = -1, -3, -8
 
 QUIET_THREADS = {
-    # Waiting OpenMP threads that spin steal the cores of whoever works (0.67 of the speed
-    # of one process against 0.88, three roles on two cores).
+    # Waiting OpenMP threads that spin steal the cores of whoever works.
     "OMP_WAIT_POLICY": "PASSIVE",
     "KMP_BLOCKTIME": "0",
     "TOKENIZERS_PARALLELISM": "false",
@@ -42,8 +41,8 @@ def quiet_environment() -> None:
 def keep_heap() -> None:
     """Let glibc keep and reuse freed memory, in one arena; other C libraries stay as they are.
 
-    By default every large tensor is mapped anew and its pages are zeroed again: an edge was 1.09
-    times faster with a kept heap (`benchmarks/throughput.py`), for some more resident memory.
+    By default every large tensor is mapped anew and its pages are zeroed again; a kept heap is
+    faster, for some more resident memory.
     """
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
     if mallopt is None:
