@@ -45,8 +45,8 @@ def main() -> None:
         split = 100 * summary["eval_accuracy_after"]
         print(f"sfl, 3 devices ({shares}): accuracy {split:.1f}% of {summary['rounds']} rounds")
         settings = effective(folder, "emotion")
-        examples = sum(device["num_examples"] for device in summary["devices"])
-        steps = settings.run.rounds * examples // settings.training.batch_size
+        local_steps = settings.training.local_steps or 0
+        steps = settings.run.rounds * len(settings.devices) * local_steps
         _, after = train_alone(settings, folder / "emotion" / "adapter", steps)
         alone = 100 * after.num_correct / after.num_examples
         print(f"PEFT, one process, {steps} steps: accuracy {alone:.1f}%")

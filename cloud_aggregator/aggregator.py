@@ -183,6 +183,8 @@ class CloudAggregator:
                 num_steps=steps.count,
                 first_step=steps.first,
                 total_steps=steps.total,
+                codecs=self.config.codecs(device, command.round).model_dump_json(),
+                micro_batches=self.config.training.micro_batches,
             )
             start.devices.append(cloud_pb2.DeviceStart(device=device, start=order))
         return starts
@@ -249,6 +251,8 @@ class CloudAggregator:
                 cut_layer=entry.cut_layer,
                 tail_layers=entry.tail_layers,
                 rank=entry.rank,
+                codec=entry.codec,
+                link=entry.link,
             )
             for entry in settings.devices
         )

@@ -38,7 +38,7 @@ class DeviceAgent:
             while True:
                 link = DeviceLink(self.config.edge, self.config.name, self.stats, self.insecure)
                 try:
-                    joined = link.join(connect_timeout)
+                    joined = link.join(connect_timeout, self.config.cache_dir)
                     end_of_patience = None
                     self._take_part(link, joined)
                     return

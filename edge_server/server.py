@@ -36,6 +36,7 @@ from sfl.transport.chunks import (
 )
 from sfl.transport.cloud_link import CloudLink, expect_settings
 from sfl.transport.credentials import bind
+from sfl.transport.cut import check_codecs
 from sfl.transport.edge_service import EdgeService
 from sfl.transport.files import SpanFiles
 from sfl.transport.wire import OPTIONS
@@ -171,6 +172,7 @@ class EdgeServer:
         Returns what an adapter consists of, and the values of it that the checkpoint gives.
         """
         settings = self.settings
+        check_codecs(settings)
         self.folder = open_model(self.config.model or settings.model.path)
         check_length(settings.model.max_length, self.folder.context_length)
         num_labels = len(settings.model.labels)

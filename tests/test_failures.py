@@ -35,7 +35,7 @@ from sfl.v1 import edge_pb2
 from tests.federation import ROOT, SFL, Outcome, run, sfl, write_config, write_jsonl
 from tests.test_federation import completions, device, settings, tiny
 
-PATIENCE = 60.0
+PATIENCE = 120.0
 
 
 def left_running(folder: Path) -> list[str]:
@@ -351,7 +351,8 @@ def test_a_killed_device_is_left_out_and_joins_again_with_weights_from_its_edge(
 
 
 def test_a_device_that_falls_silent_is_left_out(by_hand: Callable[..., ByHand]) -> None:
-    nodes = by_hand(network={"idle_timeout": 3.0, "heartbeat_interval": 0.5})
+    # Longer than a busy machine may need to import torch, during which nothing else can run.
+    nodes = by_hand(network={"idle_timeout": 10.0, "heartbeat_interval": 0.5})
     devices = [nodes.device(number) for number in range(3)]
     until(
         lambda: (

@@ -1,10 +1,25 @@
-"""Hidden states and their gradients as bytes: one quantiser, then at most one lossless stage.
+"""Hidden states and their gradients as few bytes: `[delta |] [topk |] quantiser [| lossless]`.
 
-A packet describes itself; `decode` needs nothing else. A further stage is one file, and one line
-in `pipeline.QUANTISERS` or `pipeline.LOSSLESS`.
+A packet describes itself; a `Decoder` needs nothing else but, for delta coding, the packets before
+it. A further stage is one file, and one line in one of `pipeline`'s tables.
 """
 
+from sfl.codec.memory import RowContext
 from sfl.codec.packet import MAX_TENSOR_BYTES, Packet
-from sfl.codec.pipeline import LOSSLESS, QUANTISERS, Codec, decode, parse
+from sfl.codec.pipeline import LOSSLESS, QUANTISERS, Codec, Decoder, Encoder, decode, parse
+from sfl.codec.spec import GRADIENT_PRESETS, PRESETS
 
-__all__ = ["LOSSLESS", "MAX_TENSOR_BYTES", "QUANTISERS", "Codec", "Packet", "decode", "parse"]
+__all__ = [
+    "GRADIENT_PRESETS",
+    "LOSSLESS",
+    "MAX_TENSOR_BYTES",
+    "PRESETS",
+    "QUANTISERS",
+    "Codec",
+    "Decoder",
+    "Encoder",
+    "Packet",
+    "RowContext",
+    "decode",
+    "parse",
+]

@@ -1,4 +1,4 @@
-"""Codecs that store every value as one number: as it is, or as a 16-bit float."""
+"""Quantisers that store every value as one number: as it is, or as a 16-bit float."""
 
 from __future__ import annotations
 
@@ -7,7 +7,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from sfl.codec.packet import from_bytes, is_finite, to_bytes
+from sfl.codec.packet import Quantised, Source, from_bytes, is_finite, to_bytes
+from sfl.codec.spec import Argument, at_most
 from sfl.errors import ProtocolError
 
 
@@ -16,18 +17,20 @@ class Exact:
     """The tensor's own bytes: the round trip is bit-exact."""
 
     name: str = "none"
+    exact: bool = True
 
-    def num_bytes(self, rows: int, hidden: int, dtype: torch.dtype) -> int:
-        """Size of the payload in bytes."""
-        return rows * hidden * dtype.itemsize
-
-    def encode(self, values: Tensor) -> bytes:
+    def encode(self, values: Tensor, columns: int, scale_of: Tensor, key: int) -> Quantised:
         """One copy; non-finite values pass here and are refused by the receiver."""
-        return to_bytes(values)
+        return Quantised(b"", to_bytes(values))
 
-    def decode(self, payload: bytes, rows: int, hidden: int, dtype: torch.dtype) -> Tensor:
+    def decode(self, read: Source, count: int, columns: int, dtype: torch.dtype) -> Tensor:
         """The same bits in fresh memory."""
-        return from_bytes(payload, (rows, hidden), dtype)
+        values = from_bytes(read.bytes(count * dtype.itemsize), (count,), dtype)
+        return _finite(values)
+
+    def fixed_bits(self, count: int, columns: int, dtype: torch.dtype) -> float | None:
+        """All of them."""
+        return 8.0 * count * dtype.itemsize
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,26 +39,46 @@ class Cast:
 
     name: str
     wire: torch.dtype
+    exact: bool = False
 
-    def num_bytes(self, rows: int, hidden: int, dtype: torch.dtype) -> int:
-        """Size of the payload in bytes."""
-        return rows * hidden * self.wire.itemsize
-
-    def encode(self, values: Tensor) -> bytes:
+    def encode(self, values: Tensor, columns: int, scale_of: Tensor, key: int) -> Quantised:
         """Round to nearest even. Raises ProtocolError where a value is beyond the type's range."""
-        narrow = values.detach().to(self.wire)
+        narrow = values.to(self.wire)
         if not is_finite(narrow):
             raise ProtocolError(
                 f"codec {self.name}: a value is NaN, infinite or beyond "
                 f"{torch.finfo(self.wire).max:g}, the largest that {self.name} holds"
             )
-        return to_bytes(narrow)
+        return Quantised(b"", to_bytes(narrow))
 
-    def decode(self, payload: bytes, rows: int, hidden: int, dtype: torch.dtype) -> Tensor:
-        """Widened to `dtype`."""
-        return from_bytes(payload, (rows, hidden), self.wire).to(dtype)
+    def decode(self, read: Source, count: int, columns: int, dtype: torch.dtype) -> Tensor:
+        """Widened to float32."""
+        return _finite(from_bytes(read.bytes(count * 2), (count,), self.wire)).float()
+
+    def fixed_bits(self, count: int, columns: int, dtype: torch.dtype) -> float | None:
+        """Sixteen a value."""
+        return 16.0 * count
 
 
-NONE = Exact()
-FP16 = Cast("fp16", torch.float16)
-BF16 = Cast("bf16", torch.bfloat16)
+def _finite(values: Tensor) -> Tensor:
+    if not is_finite(values):
+        raise ProtocolError("the tensor holds NaN or infinite values")
+    return values
+
+
+def make_none(arguments: tuple[Argument, ...]) -> Exact:
+    """`none`."""
+    at_most(arguments, 0)
+    return Exact()
+
+
+def make_fp16(arguments: tuple[Argument, ...]) -> Cast:
+    """`fp16`."""
+    at_most(arguments, 0)
+    return Cast("fp16", torch.float16)
+
+
+def make_bf16(arguments: tuple[Argument, ...]) -> Cast:
+    """`bf16`."""
+    at_most(arguments, 0)
+    return Cast("bf16", torch.bfloat16)

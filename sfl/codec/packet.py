@@ -1,4 +1,7 @@
-"""What crosses the wire, and the two kinds of stage that make and unmake its payload."""
+"""What crosses the wire, and the kinds of stage that make and unmake its payload.
+
+Nothing here does any work; sections.py reads and writes payloads, pipeline.py joins the stages.
+"""
 
 from __future__ import annotations
 
@@ -6,19 +9,28 @@ from dataclasses import dataclass
 from typing import Protocol
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
+
+from sfl.errors import ProtocolError
 
 MAX_TENSOR_BYTES = 1 << 30
 """Largest tensor that `decode` makes, in bytes; a claim of more is refused before allocating."""
 
-DTYPES: dict[str, torch.dtype] = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+DTYPES: dict[str, torch.dtype] = {
+    "float32": torch.float32,
+    "bfloat16": torch.bfloat16,
+    "float16": torch.float16,
+}
 """Types a tensor may have at either end of the wire."""
+
+Bytes = npt.NDArray[np.uint8]
 
 
 @dataclass(frozen=True, slots=True)
 class Packet:
-    """One encoded tensor `[rows, hidden]`; `codec` names the stages that were really applied."""
+    """One encoded tensor `[rows, hidden]`; `codec` names its stages, the payload says the rest."""
 
     codec: str
     dtype: str
@@ -32,35 +44,106 @@ class Packet:
         return 4 * rows * hidden
 
 
+@dataclass(frozen=True, slots=True)
+class Symbols:
+    """Codes `[rows, columns]` below `levels`, `centre` the code of zero."""
+
+    codes: Bytes
+    columns: int
+    levels: int
+    centre: int
+
+
+@dataclass(frozen=True, slots=True)
+class Form:
+    """What a decoder knows of a section before it reads it: its symbols' shape and alphabet."""
+
+    count: int
+    columns: int
+    levels: int
+    centre: int
+
+
+@dataclass(frozen=True, slots=True)
+class Quantised:
+    """A quantiser's output: a few side bytes, then symbols or raw bytes."""
+
+    side: bytes
+    body: Symbols | bytes
+
+
+class Source(Protocol):
+    """Where a quantiser reads what it once wrote."""
+
+    def bytes(self, most: int, exactly: bool = True) -> bytes:
+        """A section of bytes: exactly (or at most) so many."""
+
+    def symbols(self, form: Form) -> Bytes:
+        """A section of symbols."""
+
+
 class Quantiser(Protocol):
-    """The first stage: values to bytes, little-endian."""
+    """Float values to symbols or bytes, little-endian."""
 
     @property
     def name(self) -> str:
-        """Name in codec specifications."""
+        """As written in a specification, with its arguments."""
 
-    def num_bytes(self, rows: int, hidden: int, dtype: torch.dtype) -> int:
-        """Size of the payload of a tensor `[rows, hidden]`; always the same for a shape."""
+    @property
+    def exact(self) -> bool:
+        """Whether the round trip keeps every bit."""
 
-    def encode(self, values: Tensor) -> bytes:
-        """`[rows, hidden]` as `num_bytes` bytes. Raises ProtocolError for values it cannot hold."""
+    def encode(self, values: Tensor, columns: int, scale_of: Tensor, key: int) -> Quantised:
+        """Contiguous `values`, `columns` to a row (1: no rows left), keyed draws.
 
-    def decode(self, payload: bytes, rows: int, hidden: int, dtype: torch.dtype) -> Tensor:
-        """The tensor, in memory of its own, from a payload of the right size."""
+        `scale_of` are the values before anything was predicted or left out. Raises ProtocolError.
+        """
+
+    def decode(self, read: Source, count: int, columns: int, dtype: torch.dtype) -> Tensor:
+        """`count` finite values, float32 unless exact, in memory of their own."""
+
+    def fixed_bits(self, count: int, columns: int, dtype: torch.dtype) -> float | None:
+        """Bits of `count` values before any lossless stage; None where the values decide."""
 
 
 class Lossless(Protocol):
-    """An optional second stage: bytes to fewer bytes, and back to exactly the same."""
+    """A coder of sections; each section keeps the shortest form it found."""
 
     @property
     def name(self) -> str:
-        """Name in codec specifications."""
+        """As written in a specification."""
 
-    def compress(self, payload: bytes) -> bytes:
-        """Usually shorter; the caller keeps the shorter of the two."""
+    def compress(self, body: bytes | Symbols) -> tuple[int, bytes] | None:
+        """(method, bytes), or None where plain bytes are no longer."""
 
-    def decompress(self, payload: bytes, num_bytes: int) -> bytes:
-        """Exactly `num_bytes` bytes, never allocating more. Raises ProtocolError."""
+
+def symbol_bits(levels: int) -> int:
+    """Bits of a symbol below `levels`."""
+    return max(1, (levels - 1).bit_length())
+
+
+def varint(value: int) -> bytes:
+    """Seven bits a byte, the lowest first, as protobuf has it."""
+    out = bytearray()
+    while value > 127:
+        out.append(value & 127 | 128)
+        value >>= 7
+    out.append(value)
+    return bytes(out)
+
+
+def read_varint(data: bytes | memoryview, at: int) -> tuple[int, int]:
+    """(value, next position). Raises ProtocolError."""
+    value = 0
+    for shift in range(0, 63, 7):
+        if at >= len(data):
+            break
+        byte = data[at]
+        at += 1
+        value |= (byte & 127) << shift
+        if byte < 128:
+            return value, at
+    raise ProtocolError("a number in a packet has no end")
 
 
 def to_bytes(values: Tensor) -> bytes:

@@ -116,13 +116,71 @@ class TrainingSettings(Section):
         return self
 
 
-class CodecSettings(Section):
-    """How tensors are compressed on the wire, by role."""
+class CodecChange(Section):
+    """Codecs that differ from the run's: for one device, or from a round on."""
 
-    activation: str = "none"
-    """Codec of hidden states, e.g. `none`, `fp16`, `int8`, `int8 | zstd`."""
-    gradient: str = "none"
-    """Codec of their gradients."""
+    activation: str | None = None
+    """Hidden states from a device to its edge."""
+    gradient: str | None = None
+    """Their gradients, from the edge to the device."""
+    hidden: str | None = None
+    """U-shaped: hidden states from the edge back to the device."""
+    tail_gradient: str | None = None
+    """U-shaped: their gradients, from the device to the edge."""
+    evaluation: str | None = None
+    """Hidden states of evaluations, both ways."""
+    adapter_up: str | None = None
+    """Adapter updates towards the cloud."""
+
+
+class ScheduledCodec(CodecChange):
+    """A change of codecs between rounds."""
+
+    from_round: PositiveInt
+    """First round of the change."""
+    device: str | None = None
+    """The device it is for; default: all."""
+
+
+class CodecSettings(Section):
+    """How tensors are compressed on the wire, by role and direction (docs/compression.md)."""
+
+    activation: str = "compact"
+    """Hidden states from a device to its edge: a preset (`none`, `fp16`, `int8`, `compact`, `sft`,
+    `extreme`) or stages, e.g. `topk(0.3) | stochastic(4) | zstd`."""
+    gradient: str = "compact"
+    """Their gradients, from the edge to the device."""
+    hidden: str | None = None
+    """U-shaped: hidden states from the edge back to the device; default: as `activation`."""
+    tail_gradient: str | None = None
+    """U-shaped: their gradients, from the device to the edge; default: as `gradient`."""
+    evaluation: str | None = None
+    """Hidden states of evaluations, both ways; default: `none` where `activation` is `none`, else
+    `fp16`, so that what is reported is the adapter's quality and not the codec's."""
+    adapter_up: str = "none"
+    """Adapter updates towards the cloud, as what they differ from the round's first values; what
+    a codec leaves out is added to the next round's update (error feedback)."""
+    adapter_down: str = "none"
+    """The global adapter, from the cloud to edges and devices."""
+    schedule: tuple[ScheduledCodec, ...] = ()
+    """Changes between rounds, later ones winning."""
+
+
+class RoleCodecs(Section):
+    """The codecs of one device in one round, nothing left to be filled in."""
+
+    activation: str
+    """Device to edge."""
+    gradient: str
+    """Edge to device."""
+    hidden: str
+    """Edge to device, U-shaped."""
+    tail_gradient: str
+    """Device to edge, U-shaped."""
+    evaluation: str
+    """Both ways."""
+    adapter_up: str
+    """Both parts of the update, to the cloud."""
 
 
 class DataSettings(Section):
@@ -161,6 +219,17 @@ class DataSettings(Section):
     """Apply the tokenizer's chat template to prompt/completion, where it has one."""
 
 
+class LinkSettings(Section):
+    """A bound on a device's link, kept by the transport itself (a token bucket and a delay)."""
+
+    up_mbit: NonNegativeFloat = 0.0
+    """Megabits a second from the device to its edge; 0: as fast as it goes."""
+    down_mbit: NonNegativeFloat = 0.0
+    """Megabits a second from the edge to the device; 0: as fast as it goes."""
+    delay_ms: NonNegativeFloat = 0.0
+    """Milliseconds added to each message, each way."""
+
+
 class DeviceEntry(LocalDevice):
     """One device of the run; the local part counts under `sfl run` only."""
 
@@ -172,6 +241,10 @@ class DeviceEntry(LocalDevice):
     """Blocks at the end that this device holds (U-shaped only)."""
     rank: PositiveInt | None = None
     """LoRA rank of this device; default: `lora.rank`, which all must share for now."""
+    codec: CodecChange = CodecChange()
+    """Codecs of this device that differ from the run's."""
+    link: LinkSettings = LinkSettings()
+    """A slower link than the real one, for experiments and for sharing a radio fairly."""
 
 
 class NetworkSettings(Section):
@@ -238,6 +311,28 @@ class RunSettings(Section):
             if entry.name == name:
                 return entry
         raise KeyError(name)
+
+    def codecs(self, device: str, round_: int) -> RoleCodecs:
+        """What a device's tensors are coded with in a round; the last word that fits counts."""
+        chosen = self.codec.model_dump(exclude={"schedule", "adapter_down"})
+        changes: list[CodecChange] = [self.device(device).codec]
+        changes += [
+            step
+            for step in self.codec.schedule
+            if step.from_round <= round_ and step.device in (None, device)
+        ]
+        for change in changes:
+            own = change.model_dump(exclude_none=True, exclude={"from_round", "device"})
+            chosen.update(own)
+        exact = chosen["activation"].split("|")[0].strip() in ("none", "zstd", "rans")
+        defaults = {
+            "hidden": chosen["activation"],
+            "tail_gradient": chosen["gradient"],
+            "evaluation": "none" if exact else "fp16",
+        }
+        for role, default in defaults.items():
+            chosen[role] = chosen[role] or default
+        return RoleCodecs(**chosen)
 
     def device_index(self, name: str) -> int:
         """Position of the device in the run: its share of a partitioned file."""

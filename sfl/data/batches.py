@@ -5,12 +5,15 @@ from __future__ import annotations
 import random
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import TypeVar
 
 import torch
 from torch import Tensor
 
 from sfl.data.example import UNSCORED, Example
 from sfl.keys import derive_seed
+
+E = TypeVar("E")
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,8 +52,8 @@ def is_classified(example: Example) -> bool:
     return len(example.labels) == 1
 
 
-def split_micro(examples: Sequence[Example], count: int) -> list[list[Example]]:
-    """The examples in `count` runs of equal size to one; fewer runs where there are fewer."""
+def split_micro(examples: Sequence[E], count: int) -> list[list[E]]:
+    """Examples, or their numbers, in `count` runs of equal size to one; fewer where too few."""
     assert examples and count > 0
     count = min(count, len(examples))
     base, extra = divmod(len(examples), count)

@@ -9,7 +9,7 @@ from multiprocessing.context import ForkServerProcess, SpawnProcess
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 
-from sfl.config import DeviceConfig, EdgeConfig, RunConfig, dump_toml
+from sfl.config import DeviceConfig, EdgeConfig, LocalDevice, RunConfig, dump_toml
 from sfl.config.base import Section
 from sfl.errors import RunFailed
 from sfl.files import write_atomic
@@ -104,7 +104,7 @@ def edge_node(folder: Path, config: RunConfig, cloud_address: str) -> Node:
 def device_node(folder: Path, config: RunConfig, name: str, edge_address: str) -> Node:
     """One device of a run; under `sfl run` the model's folder is at hand."""
     entry = config.device(name)
-    local = entry.model_dump(exclude={"cut_layer", "tail_layers", "rank"})
+    local = entry.model_dump(include={"name", *LocalDevice.model_fields})
     device = DeviceConfig.model_validate(
         {**local, "edge": edge_address, "model": entry.model or None}
     )

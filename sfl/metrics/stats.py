@@ -26,6 +26,7 @@ from sfl.metrics.snapshot import (
     PhaseTotals,
     Role,
 )
+from sfl.metrics.timeline import Place, Timeline
 
 __all__ = [
     "BUCKETS",
@@ -85,10 +86,26 @@ class PhaseTimes:
         self._lock = threading.Lock()
         self._seconds = dict.fromkeys(PHASES, 0.0)
         self._buckets = {phase: [0] * (len(BUCKETS) + 1) for phase in PHASES}
+        self.timeline = Timeline()
+        self.here: Place | None = None
+        """What the compute thread works on; for work that does not know itself."""
 
-    def measure(self, phase: Phase) -> Measurement:
-        """A context that observes how long its body took, whether or not it raised."""
-        return Measurement(self, phase, self._clock)
+    def measure(self, phase: Phase, place: Place | None = None, device: str = "") -> Measurement:
+        """A context that observes how long its body took, whether or not it raised.
+
+        With `place`, what was done for `device` also goes to the timeline.
+        """
+        return Measurement(self, phase, self._clock, place, device)
+
+    def span(self, phase: Phase, place: Place, device: str, begin: float) -> None:
+        """Observe work that began at `begin` and ends now, in seconds of this object's clock."""
+        end = self._clock()
+        self.observe(phase, end - begin)
+        self.timeline.add(device, place, phase, begin, end)
+
+    def now(self) -> float:
+        """Seconds of this object's clock."""
+        return self._clock()
 
     def observe(self, phase: Phase, seconds: float) -> None:
         """Count one duration."""
@@ -110,10 +127,18 @@ class PhaseTimes:
 class Measurement:
     """One running measurement of a phase; made by PhaseTimes.measure, used once."""
 
-    __slots__ = ("_clock", "_phase", "_started", "_times")
+    __slots__ = ("_clock", "_device", "_phase", "_place", "_started", "_times")
 
-    def __init__(self, times: PhaseTimes, phase: Phase, clock: Callable[[], float]) -> None:
+    def __init__(
+        self,
+        times: PhaseTimes,
+        phase: Phase,
+        clock: Callable[[], float],
+        place: Place | None,
+        device: str,
+    ) -> None:
         self._times, self._phase, self._clock = times, phase, clock
+        self._place, self._device = place, device
         self._started = 0.0
 
     def __enter__(self) -> None:
@@ -125,7 +150,10 @@ class Measurement:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        self._times.observe(self._phase, self._clock() - self._started)
+        if self._place is not None:
+            self._times.span(self._phase, self._place, self._device, self._started)
+        else:
+            self._times.observe(self._phase, self._clock() - self._started)
 
 
 class NodeStats:

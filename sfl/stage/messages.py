@@ -9,6 +9,8 @@ from enum import IntEnum
 import numpy as np
 import torch
 
+from sfl.codec import RowContext
+from sfl.metrics.timeline import Span
 from sfl.stage.loss import Score
 
 NO_SCORE = Score(0.0, 0, 0, 0)
@@ -28,6 +30,7 @@ class Purpose(IntEnum):
 
     TRAINING = 1
     EVALUATION = 2
+    REHEARSAL = 3
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,6 +50,7 @@ class TensorMessage:
     `lengths` rebuild padding and masks at the other side. `labels` (vanilla) hold one int32 per
     real token, or one per sequence. `normalizer` is the number of scored targets of the whole
     step, 0 where the micro-batch is the whole step. `loss` comes back with a vanilla gradient.
+    `context` is what a codec may know rows by; it stays on the device.
     """
 
     kind: Kind
@@ -58,6 +62,7 @@ class TensorMessage:
     normalizer: int = 0
     loss: float = 0.0
     score: Score = NO_SCORE
+    context: RowContext | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,6 +83,7 @@ class RoundStart:
     num_steps: int
     first_step: int
     total_steps: int
+    micro_batches: int = 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,6 +114,7 @@ class RoundOutcome:
     evaluation: Score
     evaluation_seconds: float
     values: Mapping[str, np.ndarray]
+    spans: tuple[Span, ...] = ()
 
 
 Message = TensorMessage | GradientNorm | RoundOrder | Finish

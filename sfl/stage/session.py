@@ -74,6 +74,7 @@ class Session(ABC):
         """Take the global adapter's part; the optimizer's moments stay."""
         self.adapter.load(values)
         self.start = start
+        self.stats.phases.timeline.watch(self.device, start.round, start.num_steps // 2)
         self.step = 0
         self._backward_done = 0
         self._own_norm = None
@@ -132,7 +133,10 @@ class Session(ABC):
         # Without this mark a boundary behind frozen layers would get no gradient.
         boundary.requires_grad_(training and self.plan.cut_layer > 0)
         span = self.plan.middle
-        with self.stats.phases.measure("forward"), torch.set_grad_enabled(training):
+        with (
+            self.stats.phases.measure("forward", message.key, self.device),
+            torch.set_grad_enabled(training),
+        ):
             output = self.model.blocks(
                 boundary,
                 torch.tensor(message.lengths),
@@ -180,7 +184,8 @@ class Session(ABC):
 
     def _apply(self) -> None:
         assert self.start is not None
-        with self.stats.phases.measure("step"):
+        here = Key(Purpose.TRAINING, self.start.round, self.step, 0)
+        with self.stats.phases.measure("step", here, self.device):
             self.optimizer.step(self.start.first_step + self.step, self.start.total_steps)
         self._backward_done = 0
         self.step += 1
@@ -209,7 +214,7 @@ class VanillaSession(Session):
     def _train(self, message: TensorMessage) -> list[Reply]:
         labels = self._labels(message)
         boundary, output = self._forward(message)
-        with self.stats.phases.measure("forward"):
+        with self.stats.phases.measure("forward", message.key, self.device):
             logits = self.model.head(
                 output, torch.tensor(message.lengths), key=self.forward_key(message.key)
             )
@@ -220,7 +225,7 @@ class VanillaSession(Session):
                 self.model.vocab_size,
                 message.normalizer or None,
             )
-        with self.stats.phases.measure("backward"):
+        with self.stats.phases.measure("backward", message.key, self.device):
             loss.backward()  # type: ignore[no-untyped-call]
         reply = replace(self._cut_gradient(message, boundary), loss=float(loss.detach()))
         return [reply, *self._after_backward(message)]
@@ -266,7 +271,7 @@ class UShapedSession(Session):
             raise ProtocolError(
                 f"gradient of shape {list(gradient.shape)}, not {list(flight.output.shape)}"
             )
-        with self.stats.phases.measure("backward"):
+        with self.stats.phases.measure("backward", message.key, self.device):
             flight.output.backward(gradient)  # type: ignore[no-untyped-call]
         return [self._cut_gradient(message, flight.boundary), *self._after_backward(message)]
 

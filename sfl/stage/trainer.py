@@ -12,16 +12,18 @@ import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 
+from sfl.codec import RowContext
 from sfl.config import RunSettings
 from sfl.data.batches import Batch, Sampler, collate, split_micro
-from sfl.data.example import Dataset, Example
+from sfl.data.example import Dataset
 from sfl.errors import ProtocolError
 from sfl.metrics.stats import NodeStats
 from sfl.models.span import ForwardKey, SpanModel
 from sfl.stage.device import DeviceStage
-from sfl.stage.layout import pack_labels, pack_rows, unpack_rows
+from sfl.stage.layout import pack_labels, pack_rows, real_tokens, unpack_rows
 from sfl.stage.link import Link
 from sfl.stage.loss import Score, evaluation_score, training_loss
 from sfl.stage.messages import (
@@ -48,6 +50,7 @@ class MicroBatch:
     num_micro_batches: int
     normalizer: int
     batch: Batch
+    examples: tuple[int, ...] = ()
 
 
 @dataclass(slots=True)
@@ -57,6 +60,21 @@ class Flight:
     micro: MicroBatch
     lengths: tuple[int, ...]
     output: torch.Tensor
+
+
+def _row_context(micro: MicroBatch) -> RowContext | None:
+    """What a codec may know the rows of a training batch by."""
+    if micro.key.purpose is Purpose.EVALUATION:
+        return None
+    ids, lengths = micro.batch.input_ids, micro.batch.lengths
+    width = ids.shape[1]
+    real = real_tokens(lengths, width)
+    previous = torch.full_like(ids, -1)
+    previous[:, 1:] = ids[:, :-1]
+    positions = torch.arange(width).expand(ids.shape)
+    examples = torch.tensor(micro.examples)[:, None].expand(ids.shape)
+    columns = (ids, previous + 1, examples, positions)  # keys are not negative
+    return RowContext(*(column[real].numpy().astype(np.int64) for column in columns))
 
 
 class Trainer:
@@ -102,6 +120,7 @@ class Trainer:
         self._note_quality(score)
         evaluated = time.perf_counter()
         losses, tokens = [], 0
+        self.stats.phases.timeline.watch(self.device, start.round, start.num_steps // 2)
         self.stage.train(True)
         for step in range(start.num_steps):
             loss, num_tokens = self.train_step(start, step)
@@ -120,18 +139,21 @@ class Trainer:
             evaluation=score,
             evaluation_seconds=evaluated - began,
             values=self.stage.state(),
+            spans=tuple(self.stats.phases.timeline.take(self.device)),
         )
 
     def train_step(self, start: RoundStart, step: int) -> tuple[float, int]:
         """One optimizer step on both sides of the cut: (mean loss, real tokens)."""
         self._loss, num_tokens = 0.0, 0
+        here = Key(Purpose.TRAINING, start.round, step, 0)
+        self.stats.phases.here = here
         for micro in self._micro_batches(start, step):
             self._make_room()
             self._launch(micro)
             num_tokens += micro.batch.num_tokens
         self._land_all()
         self._clip(start, step)
-        with self.stats.phases.measure("step"):
+        with self.stats.phases.measure("step", here, self.device):
             self.optimizer.step(start.first_step + step, start.total_steps)
         return self._loss, num_tokens
 
@@ -162,14 +184,14 @@ class Trainer:
     def _micro_batches(self, start: RoundStart, step: int) -> Iterator[MicroBatch]:
         """The step's batch, cut up; each piece knows the targets of the whole."""
         indices = self.sampler.indices(start.first_step + step)
-        examples: list[Example] = [self.dataset.train[index] for index in indices]
-        pieces = split_micro(examples, self.settings.training.micro_batches)
-        batches = [collate(piece, self.pad_id) for piece in pieces]
+        pieces = split_micro(indices, start.micro_batches)
+        train = self.dataset.train
+        batches = [collate([train[index] for index in piece], self.pad_id) for piece in pieces]
         # One micro-batch takes the plain mean, bit for bit what an unsplit step does.
         normalizer = sum(b.num_targets for b in batches) if len(batches) > 1 else 0
         for number, batch in enumerate(batches):
             key = Key(Purpose.TRAINING, start.round, step, number)
-            yield MicroBatch(key, len(batches), normalizer, batch)
+            yield MicroBatch(key, len(batches), normalizer, batch, tuple(pieces[number]))
 
     def _make_room(self) -> None:
         """Land answers until another micro-batch may be launched."""
@@ -179,7 +201,7 @@ class Trainer:
     def _launch(self, micro: MicroBatch) -> None:
         """Front blocks, then off to the edge."""
         batch, key = micro.batch, self._forward_key(micro.key)
-        with self.stats.phases.measure("forward"):
+        with self.stats.phases.measure("forward", micro.key, self.device):
             front = self.stage.front.model
             embedded = front.embed(batch.input_ids, batch.lengths, key=key)
             output = front.blocks(embedded, batch.lengths, key=key)
@@ -195,6 +217,7 @@ class Trainer:
                 rows=pack_rows(output.detach(), lengths),
                 labels=labels,
                 normalizer=micro.normalizer,
+                context=_row_context(micro),
             )
         )
 
@@ -217,7 +240,7 @@ class Trainer:
         if message.rows is None:
             return
         gradient = unpack_rows(message.rows, flight.lengths)
-        with self.stats.phases.measure("backward"):
+        with self.stats.phases.measure("backward", flight.micro.key, self.device):
             flight.output.backward(gradient)  # type: ignore[no-untyped-call]
 
     def _finish_locally(self, message: TensorMessage) -> None:
@@ -231,7 +254,7 @@ class Trainer:
     def _train_tail(self, message: TensorMessage, flight: Flight) -> None:
         boundary = self._boundary(message, flight).requires_grad_()
         micro = flight.micro
-        with self.stats.phases.measure("forward"):
+        with self.stats.phases.measure("forward", micro.key, self.device):
             loss = training_loss(
                 self._logits(boundary, flight),
                 micro.batch.labels,
@@ -239,7 +262,7 @@ class Trainer:
                 self._tail.vocab_size,
                 micro.normalizer or None,
             )
-        with self.stats.phases.measure("backward"):
+        with self.stats.phases.measure("backward", flight.micro.key, self.device):
             loss.backward()  # type: ignore[no-untyped-call]
         self._loss += float(loss.detach())
         assert boundary.grad is not None

@@ -87,7 +87,30 @@ class Assembly(Generic[Header]):
         self.header = header
 
 
-TensorAssembly = Assembly[tensor_pb2.TensorHeader]
+class TensorAssembly:
+    """Tensors of a stream: frames of one kind are in order, kinds may alternate."""
+
+    def __init__(self, limit: int) -> None:
+        self._limit = limit
+        self._kinds: dict[int, Assembly[tensor_pb2.TensorHeader]] = {}
+
+    def header(self, frame: tensor_pb2.TensorFrame) -> tensor_pb2.TensorHeader | None:
+        """The header of the tensor that a frame belongs to, where it is known."""
+        if frame.HasField("header"):
+            return frame.header
+        assembly = self._kinds.get(frame.kind)
+        return None if assembly is None else assembly.header
+
+    def add(self, frame: tensor_pb2.TensorFrame) -> tuple[tensor_pb2.TensorHeader, bytes] | None:
+        """As Assembly's."""
+        if frame.HasField("header") and frame.header.kind != frame.kind:
+            raise ProtocolError("a frame and its header are of two kinds")
+        if frame.kind not in self._kinds and len(self._kinds) > 8:
+            raise ProtocolError(f"kind {frame.kind} of a tensor does not exist")
+        assembly = self._kinds.setdefault(frame.kind, Assembly(self._limit))
+        return assembly.add(frame)
+
+
 AdapterAssembly = Assembly[tensor_pb2.AdapterHeader]
 
 ADAPTER_LIMIT = 4 << 30

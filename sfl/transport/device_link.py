@@ -1,26 +1,32 @@
 """A device's one connection: out to its edge, one long-lived stream.
 
-Three threads share it: the caller computes, gRPC's own thread writes, and a reader takes what
-comes. A heartbeat thread tells the edge that this device lives, and watches the idle timeout.
+The caller only computes: an encoder thread makes frames of what it sends, gRPC's own thread writes
+them, and a reader takes and decodes what comes. Gradients overtake activations in both queues
+out. A heartbeat thread tells the edge that this device lives, and watches the idle timeout. Where
+the link is to be slower than it is, a pacer stands between the queue and gRPC.
 """
 
 from __future__ import annotations
 
+import itertools
 import logging
 import queue
 import threading
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Any
+from pathlib import Path
+from typing import Any, Generic, TypeVar
 
 import grpc
 
-from sfl.codec import Codec, parse
+from sfl.codec.kernel import kernel
 from sfl.config import RunSettings
+from sfl.config.run import RoleCodecs
 from sfl.data.example import Dataset
 from sfl.errors import LinkLost, PeerUnavailable, ProtocolError, RunFailed, SflError
 from sfl.metrics.stats import NodeStats
+from sfl.metrics.timeline import spans_to_json
 from sfl.stage.messages import (
     Finish,
     GradientNorm,
@@ -39,15 +45,37 @@ from sfl.transport.chunks import (
     encode_adapter,
 )
 from sfl.transport.credentials import open_channel
+from sfl.transport.cut import Cut
 from sfl.transport.frames import decode_tensor, encode_tensor, raw_bytes, to_score
+from sfl.transport.shaper import Shaper, shaper
 from sfl.transport.status import error_of
 from sfl.transport.wire import EDGE_SESSION, WIRE_VERSION, tensor_role
 from sfl.v1 import edge_pb2, tensor_pb2
 
 log = logging.getLogger(__name__)
 
+T = TypeVar("T")
+
 TENSOR_LIMIT = 1 << 30
 SAY_EVERY = 5.0  # seconds between two lines about what is waited for
+
+URGENT, NORMAL, LAST = 0, 1, 2
+
+
+class Outbox(Generic[T]):
+    """A queue out in which urgent things overtake; what is equally urgent keeps its order."""
+
+    def __init__(self) -> None:
+        self._queue: queue.PriorityQueue[tuple[int, int, T]] = queue.PriorityQueue()
+        self._numbers = itertools.count()
+
+    def put(self, item: T, urgency: int = NORMAL) -> None:
+        """Queue one thing."""
+        self._queue.put((urgency, next(self._numbers), item))
+
+    def get(self) -> T:
+        """Wait for the next one."""
+        return self._queue.get()[2]
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,11 +113,13 @@ class DeviceLink:
         self._device = device
         self._stats = stats
         self._channel = open_channel("device.edge", address, insecure)
-        self._outbox: queue.SimpleQueue[edge_pb2.DeviceMessage | None] = queue.SimpleQueue()
+        self._outbox: Outbox[edge_pb2.DeviceMessage | None] = Outbox()
+        self._to_encode: Outbox[TensorMessage | None] = Outbox()
         self._inbox: queue.SimpleQueue[Any] = queue.SimpleQueue()
         self._closed = threading.Event()
         self._last_heard = time.monotonic()
-        self._codecs: dict[Kind, Codec] = {}
+        self._cut: Cut | None = None
+        self._shaper: Shaper | None = None
         self._call: Any = None
 
     @property
@@ -97,26 +127,31 @@ class DeviceLink:
         """The connection, for bulk transfers beside the stream."""
         return self._channel
 
-    def join(self, connect_timeout: float) -> Joined:
+    def join(self, connect_timeout: float, cache_dir: Path | None = None) -> Joined:
         """Connect, say who this is, and wait to be taken in.
+
+        What delta coding remembers of samples lies under `cache_dir`.
 
         Raises PeerUnavailable, Refused, ProtocolError.
         """
         wait_for_peer(self._channel, self._peer, connect_timeout)
         self._call = EDGE_SESSION.stub(self._channel)(self._requests())
-        hello = edge_pb2.DeviceHello(device=self._device, wire_version=WIRE_VERSION)
+        hello = edge_pb2.DeviceHello(
+            device=self._device,
+            wire_version=WIRE_VERSION,
+            compiled_codec=kernel().name == "compiled",
+        )
         self._post(edge_pb2.DeviceMessage(hello=hello))
         threading.Thread(target=self._read, name="link-reader", daemon=True).start()
         welcome = self._take()
         if not isinstance(welcome, edge_pb2.Welcome):
             raise ProtocolError(f"{self._peer}: a welcome was due")
         settings = RunSettings.model_validate_json(welcome.settings)
-        activation, gradient = parse(settings.codec.activation), parse(settings.codec.gradient)
-        self._codecs = {
-            Kind.ACTIVATION: activation,
-            Kind.HIDDEN: activation,
-            Kind.GRADIENT: gradient,
-        }
+        self._shaper = shaper(settings.device(self._device).link, "up")
+        self._cut = Cut(
+            "device", self._device, settings.run.seed, welcome.compiled_codec, cache_dir
+        )
+        threading.Thread(target=self._encode, name="link-encoder", daemon=True).start()
         beat = threading.Thread(
             target=self._heartbeats,
             args=(settings.network.heartbeat_interval, settings.network.idle_timeout),
@@ -168,6 +203,7 @@ class DeviceLink:
             train_seconds=outcome.train_seconds,
             evaluation=to_score(outcome.evaluation),
             evaluation_seconds=outcome.evaluation_seconds,
+            spans=spans_to_json(list(outcome.spans)),
             snapshot=self._stats.snapshot().to_json(),
         )
         self._post(edge_pb2.DeviceMessage(report=report))
@@ -175,34 +211,25 @@ class DeviceLink:
     # -- Link -------------------------------------------------------------------------------------
 
     def send(self, message: TensorMessage | GradientNorm) -> None:
-        """Encode and queue a message."""
+        """Queue a message for the encoder; what it raises comes back with the next `receive`."""
         if isinstance(message, GradientNorm):
             norm = edge_pb2.GradientNorm(
                 round=message.round, step=message.step, squared=message.squared
             )
             self._post(edge_pb2.DeviceMessage(norm=norm))
             return
-        with self._stats.phases.measure("encode"):
-            frames = encode_tensor(message, self._codecs[message.kind])
-        role, raw = tensor_role(frames[0].header), raw_bytes(frames[0].header)
-        for frame in frames:
-            wrapped = edge_pb2.DeviceMessage(tensor=frame)
-            self._stats.bytes.add("up", role, wrapped.ByteSize(), raw)
-            self._outbox.put(wrapped)
-            raw = 0
+        self._to_encode.put(message, _urgency(message.kind))
 
     def receive(self) -> Message:
         """Wait for the next message. Raises LinkLost, ProtocolError, RunFailed."""
-        with self._stats.phases.measure("wait"):
+        phases = self._stats.phases
+        with phases.measure("wait", phases.here, self._device):
             item = self._take()
-        if isinstance(item, tuple):
-            with self._stats.phases.measure("decode"):
-                return decode_tensor(*item)
         if isinstance(item, edge_pb2.GradientNorm):
             return GradientNorm(item.round, item.step, item.squared)
         if isinstance(item, Finish) and not item.ok:
             raise RunFailed(item.reason)
-        if isinstance(item, RoundOrder | Finish):
+        if isinstance(item, TensorMessage | RoundOrder | Finish):
             return item
         raise ProtocolError(f"{self._peer}: {type(item).__name__} was not due")
 
@@ -210,9 +237,10 @@ class DeviceLink:
         """Say goodbye, let queued bytes go out, and hang up."""
         if self._closed.is_set():
             return
-        self._post(edge_pb2.DeviceMessage(goodbye=reason or "done"))
+        self._post(edge_pb2.DeviceMessage(goodbye=reason or "done"), LAST)
         self._closed.set()
-        self._outbox.put(None)
+        self._outbox.put(None, LAST)
+        self._to_encode.put(None, LAST)
         if self._call is not None:
             # The edge closes the stream once it has read everything.
             end = time.monotonic() + 5.0
@@ -224,13 +252,83 @@ class DeviceLink:
     # -- threads ----------------------------------------------------------------------------------
 
     def _requests(self) -> Iterator[edge_pb2.DeviceMessage]:
-        return iter(self._outbox.get, None)
+        """What gRPC writes, at the link's pace once that is known."""
+        for message in iter(self._outbox.get, None):
+            if self._shaper is not None:
+                yield from self._paced(message, self._shaper)
+                return
+            begin = self._stats.phases.now()
+            yield message  # and come back when gRPC has written it
+            self._sent(message, begin)
 
-    def _post(self, message: edge_pb2.DeviceMessage) -> None:
+    def _paced(
+        self, first: edge_pb2.DeviceMessage, shaper: Shaper
+    ) -> Iterator[edge_pb2.DeviceMessage]:
+        """Messages when they would arrive; a pacer takes them when the link is free."""
+        arrivals: queue.SimpleQueue[tuple[float, edge_pb2.DeviceMessage | None]]
+        arrivals = queue.SimpleQueue()
+
+        def pace() -> None:
+            message: edge_pb2.DeviceMessage | None = first
+            while message is not None:
+                free, arrives = shaper.admit(time.monotonic(), message.ByteSize())
+                begin = self._stats.phases.now()
+                arrivals.put((arrives, message))
+                time.sleep(max(0.0, free - time.monotonic()))
+                self._sent(message, begin)
+                message = self._outbox.get()
+            arrivals.put((0.0, None))
+
+        threading.Thread(target=pace, name="link-pacer", daemon=True).start()
+        while (item := arrivals.get())[1] is not None:
+            time.sleep(max(0.0, item[0] - time.monotonic()))
+            yield item[1]
+
+    def _sent(self, message: edge_pb2.DeviceMessage, begin: float) -> None:
+        """Count how long a tensor's frame took to leave."""
+        if message.HasField("tensor"):
+            place = self._stats.phases.here
+            if place is not None:
+                self._stats.phases.span("send", place, self._device, begin)
+
+    def _encode(self) -> None:
+        """Frames of what the caller sent, until the link is closed."""
+        for message in iter(self._to_encode.get, None):
+            try:
+                self._put_frames(message)
+            except SflError as error:
+                self._inbox.put(error)
+                return
+
+    def _put_frames(self, message: TensorMessage) -> None:
+        assert self._cut is not None
+        with self._stats.phases.measure("encode", message.key, self._device):
+            frames = encode_tensor(message, self._cut.encode(message))
+        role, raw = tensor_role(frames[0].header), raw_bytes(frames[0].header)
+        for frame in frames:
+            wrapped = edge_pb2.DeviceMessage(tensor=frame)
+            self._stats.bytes.add("up", role, wrapped.ByteSize(), raw)
+            self._outbox.put(wrapped, _urgency(message.kind))
+            raw = 0
+
+    def _begin_round(self, codecs: RoleCodecs) -> None:
+        assert self._cut is not None
+        self._cut.begin_round(codecs)
+
+    def _decode(self, header: tensor_pb2.TensorHeader, payload: bytes) -> TensorMessage:
+        assert self._cut is not None
+        message, packet = decode_tensor(header, payload)
+        if packet is None:
+            return message
+        with self._stats.phases.measure("decode", message.key, self._device):
+            return self._cut.decode(packet, message, None)
+
+    def _post(self, message: edge_pb2.DeviceMessage, urgency: int = NORMAL) -> None:
         body = message.WhichOneof("body")
         role = "adapter" if body == "adapter" else "control"
         self._stats.bytes.add("up", role, message.ByteSize())  # type: ignore[arg-type]
-        self._outbox.put(message)
+        urgent = body in ("norm", "heartbeat", "hello")
+        self._outbox.put(message, URGENT if urgent else urgency)
 
     def _take(self) -> Any:
         item = self._inbox.get()
@@ -240,7 +338,7 @@ class DeviceLink:
         return item
 
     def _read(self) -> None:
-        reader = _Reader(self._stats, self._inbox.put)
+        reader = _Reader(self._stats, self._inbox.put, self._begin_round, self._decode)
         try:
             for message in self._call:
                 self._last_heard = time.monotonic()
@@ -267,12 +365,21 @@ class DeviceLink:
 class _Reader:
     """Turns an edge's messages into what the device's main thread waits for."""
 
-    def __init__(self, stats: NodeStats, put: Callable[[Any], None]) -> None:
+    def __init__(
+        self,
+        stats: NodeStats,
+        put: Callable[[Any], None],
+        begin_round: Callable[[RoleCodecs], None],
+        decode: Callable[[tensor_pb2.TensorHeader, bytes], TensorMessage],
+    ) -> None:
         self._stats = stats
         self._put = put
+        self._begin_round = begin_round
+        self._decode = decode
         self._tensor = TensorAssembly(TENSOR_LIMIT)
         self._adapter = AdapterAssembly(ADAPTER_LIMIT)
         self._start: RoundStart | None = None
+        self._began = 0.0
 
     def take(self, message: edge_pb2.EdgeMessage) -> None:
         """Count a message, and pass on what it completes."""
@@ -311,8 +418,14 @@ class _Reader:
     def _on_start(self, message: edge_pb2.EdgeMessage) -> None:
         self._count(message, "control")
         start = message.start
+        self._begin_round(RoleCodecs.model_validate_json(start.codecs))
         self._start = RoundStart(
-            start.round, start.evaluate, start.num_steps, start.first_step, start.total_steps
+            start.round,
+            start.evaluate,
+            start.num_steps,
+            start.first_step,
+            start.total_steps,
+            start.micro_batches,
         )
 
     def _on_adapter(self, message: edge_pb2.EdgeMessage) -> None:
@@ -325,11 +438,17 @@ class _Reader:
         self._put(RoundOrder(self._start, decode_adapter(whole[1])))
 
     def _on_tensor(self, message: edge_pb2.EdgeMessage) -> None:
-        frame = message.tensor
-        header = frame.header if frame.HasField("header") else self._tensor.header
-        raw = raw_bytes(frame.header) if frame.HasField("header") else 0
+        header = self._tensor.header(message.tensor)
+        first = message.tensor.HasField("header")
         if header is not None:
-            self._count(message, tensor_role(header), raw)
-        whole = self._tensor.add(frame)
+            self._count(message, tensor_role(header), raw_bytes(header) if first else 0)
+        if first:
+            self._began = self._stats.phases.now()
+        whole = self._tensor.add(message.tensor)
         if whole is not None:
-            self._put(whole)
+            self._stats.phases.observe("receive", self._stats.phases.now() - self._began)
+            self._put(self._decode(*whole))
+
+
+def _urgency(kind: Kind) -> int:
+    return URGENT if kind is Kind.GRADIENT else NORMAL

@@ -2,7 +2,7 @@
 
     reader   takes messages, puts frames together, has tensors decoded off the loop
     worker   hands decoded messages to the compute thread, in the order they came
-    writer   sends what is ready, in the order it was asked for
+    writer   sends what is ready, in the order it was asked for; gradients overtake
     beat     tells the device that the edge lives, and watches the idle timeout
 
 Bytes are counted by the end that opens a link, so the device counts these.
@@ -14,21 +14,23 @@ devices go on.
 from __future__ import annotations
 
 import asyncio
+import itertools
 import time
-from collections.abc import AsyncIterator, Awaitable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any, Generic, Protocol, TypeVar
 
 import grpc
 import grpc.aio
 import numpy as np
 
-from sfl.codec import Codec, parse
 from sfl.config import RunSettings
+from sfl.config.run import RoleCodecs
 from sfl.errors import LinkLost, ProtocolError, SflError
 from sfl.metrics.snapshot import NodeSnapshot
 from sfl.metrics.stats import NodeStats
+from sfl.metrics.timeline import spans_to_json
 from sfl.stage.engine import Engine
 from sfl.stage.messages import GradientNorm, Kind, Purpose, RoundStart, TensorMessage
 from sfl.stage.session import Reply, Session
@@ -39,11 +41,14 @@ from sfl.transport.chunks import (
     adapter_bytes,
     encode_adapter,
 )
+from sfl.transport.cut import Cut
 from sfl.transport.frames import decode_tensor, encode_tensor
+from sfl.transport.shaper import Shaper, shaper
 from sfl.v1 import edge_pb2, tensor_pb2
 
 Context = grpc.aio.ServicerContext[Any, Any]
 Outgoing = list[edge_pb2.EdgeMessage]
+R = TypeVar("R")
 
 
 class Host(Protocol):
@@ -86,23 +91,26 @@ class DeviceStream:
     settings: RunSettings
     host: Host
     codec_pool: ThreadPoolExecutor
-    codecs: dict[Kind, Codec] = field(default_factory=dict)
-    jobs: asyncio.Queue[Awaitable[Any]] = field(default_factory=asyncio.Queue)
-    outbox: asyncio.Queue[Awaitable[Outgoing] | None] = field(default_factory=asyncio.Queue)
+    cut: Cut
+    jobs: asyncio.PriorityQueue[Urgent[Any]] = field(default_factory=asyncio.PriorityQueue)
+    outbox: asyncio.PriorityQueue[Urgent[Outgoing]] = field(default_factory=asyncio.PriorityQueue)
+    arrivals: asyncio.Queue[tuple[float, edge_pb2.EdgeMessage]] = field(
+        default_factory=asyncio.Queue
+    )
+    shaper: Shaper | None = None
     last_heard: float = field(default_factory=time.monotonic)
     in_flight: int = 0
     ended: SflError | None = None
-    update_header: tensor_pb2.AdapterHeader | None = None
+    _number: Iterator[int] = field(default_factory=itertools.count)
 
     def __post_init__(self) -> None:
-        activation = parse(self.settings.codec.activation)
-        gradient = parse(self.settings.codec.gradient)
-        self.codecs = {
-            Kind.ACTIVATION: activation,
-            Kind.HIDDEN: activation,
-            Kind.GRADIENT: gradient,
-            Kind.SCORE: activation,
-        }
+        self.shaper = shaper(self.settings.device(self.device).link, "down")
+
+    def _queue_job(self, job: Awaitable[Any], urgent: bool = False) -> None:
+        self.jobs.put_nowait(Urgent(not urgent, next(self._number), job))
+
+    def _queue_out(self, outgoing: Awaitable[Outgoing], urgent: bool = False) -> None:
+        self.outbox.put_nowait(Urgent(not urgent, next(self._number), outgoing))
 
     # -- called by the host ---------------------------------------------------------------------
 
@@ -113,16 +121,16 @@ class DeviceStream:
         theirs: Mapping[str, np.ndarray],
     ) -> None:
         """Load the edge's part, then send the device its own."""
-        self.jobs.put_nowait(self._begin_round(start, mine, theirs))
+        self._queue_job(self._begin_round(start, mine, theirs))
 
     def finish(self, ok: bool, reason: str) -> None:
         """Tell the device that the run is over; it then closes the stream."""
         finish = edge_pb2.EdgeMessage(finish=edge_pb2.Finish(ok=ok, reason=reason))
-        self.outbox.put_nowait(_done([finish]))
+        self._queue_out(_done([finish]))
 
     def post(self, message: edge_pb2.EdgeMessage) -> None:
         """Queue one message for the device."""
-        self.outbox.put_nowait(_done([message]))
+        self._queue_out(_done([message]))
 
     # -- the coroutines ---------------------------------------------------------------------------
 
@@ -140,13 +148,25 @@ class DeviceStream:
     async def work(self) -> None:
         """Run jobs in the order they came."""
         while True:
-            await (await self.jobs.get())
+            await (await self.jobs.get()).work
 
     async def write(self, context: Context) -> None:
-        """Send what is ready, in order."""
-        while (outgoing := await self.outbox.get()) is not None:
-            for message in await outgoing:
-                await context.write(message)
+        """Send what is ready, in order, gradients first; at the link's pace where it has one."""
+        while True:
+            for message in await (await self.outbox.get()).work:
+                if self.shaper is None:
+                    await context.write(message)
+                    continue
+                free, arrives = self.shaper.admit(time.monotonic(), message.ByteSize())
+                self.arrivals.put_nowait((arrives, message))
+                await asyncio.sleep(free - time.monotonic())
+
+    async def deliver(self, context: Context) -> None:
+        """A shaped link's delay line."""
+        while True:
+            arrives, message = await self.arrivals.get()
+            await asyncio.sleep(arrives - time.monotonic())
+            await context.write(message)
 
     async def beat(self) -> None:
         """Heartbeats out; too long a silence ends the stream."""
@@ -172,12 +192,14 @@ class DeviceStream:
             self._take_adapter(message.adapter, adapters)
         elif body == "norm":
             norm = message.norm
-            self.jobs.put_nowait(self._compute(GradientNorm(norm.round, norm.step, norm.squared)))
+            self._queue_job(self._compute(GradientNorm(norm.round, norm.step, norm.squared)))
         elif body == "heartbeat":
             self._hear(message.heartbeat.snapshot)
         elif body == "report":
             report = message.report
             report.device = self.device
+            spans = self.host.stats.phases.timeline.take(self.device)
+            report.edge_spans = spans_to_json(spans)
             self._hear(report.snapshot)
             self.host.relay_report(report)
         elif body == "ready":
@@ -206,12 +228,16 @@ class DeviceStream:
                 )
         loop = asyncio.get_running_loop()
         decoded = loop.run_in_executor(self.codec_pool, self._decode, *whole)
-        self.jobs.put_nowait(self._compute_when(decoded))
+        self._queue_job(
+            self._compute_when(decoded), urgent=whole[0].kind == tensor_pb2.TENSOR_KIND_GRADIENT
+        )
 
     def _decode(self, header: tensor_pb2.TensorHeader, payload: bytes) -> TensorMessage:
         """Decode and validate before the queue."""
-        with self.host.stats.phases.measure("decode"):
-            message = decode_tensor(header, payload, self.session.model.hidden_size)
+        message, packet = decode_tensor(header, payload)
+        if packet is not None:
+            with self.host.stats.phases.measure("decode", message.key, self.device):
+                message = self.cut.decode(packet, message, self.session.model.hidden_size)
         if max(message.lengths) > self.settings.model.max_length:
             raise ProtocolError(
                 f"a sequence of {max(message.lengths)} tokens, model.max_length is "
@@ -233,14 +259,16 @@ class DeviceStream:
         loop = asyncio.get_running_loop()
         for reply in replies:
             self.in_flight -= _lands(reply)
-            self.outbox.put_nowait(loop.run_in_executor(self.codec_pool, self._encode, reply))
+            coded = loop.run_in_executor(self.codec_pool, self._encode, reply)
+            gradient = isinstance(reply, TensorMessage) and reply.kind is Kind.GRADIENT
+            self._queue_out(coded, urgent=gradient)
 
     def _encode(self, reply: Reply) -> Outgoing:
         if isinstance(reply, GradientNorm):
             norm = edge_pb2.GradientNorm(round=reply.round, step=reply.step, squared=reply.squared)
             return [edge_pb2.EdgeMessage(norm=norm)]
-        with self.host.stats.phases.measure("encode"):
-            frames = encode_tensor(reply, self.codecs[reply.kind])
+        with self.host.stats.phases.measure("encode", reply.key, self.device):
+            frames = encode_tensor(reply, self.cut.encode(reply))
         return [edge_pb2.EdgeMessage(tensor=frame) for frame in frames]
 
     def _take_adapter(self, frame: tensor_pb2.AdapterFrame, adapters: AdapterAssembly) -> None:
@@ -251,7 +279,7 @@ class DeviceStream:
         header, payload = whole
         header.device, header.side = self.device, "device"
         self.host.relay_adapter(header, payload)
-        self.jobs.put_nowait(self._send_own_part(header.round))
+        self._queue_job(self._send_own_part(header.round))
 
     async def _send_own_part(self, round_: int) -> None:
         values = await self.host.engine.run(self.session.end_round)
@@ -267,9 +295,15 @@ class DeviceStream:
         theirs: Mapping[str, np.ndarray],
     ) -> None:
         order = RoundStart(
-            start.round, start.evaluate, start.num_steps, start.first_step, start.total_steps
+            start.round,
+            start.evaluate,
+            start.num_steps,
+            start.first_step,
+            start.total_steps,
+            start.micro_batches,
         )
         self.in_flight = 0
+        self.cut.begin_round(RoleCodecs.model_validate_json(start.codecs))
         await self.host.engine.run(self.session.begin_round, order, mine)
         self.post(edge_pb2.EdgeMessage(start=start))
         header = tensor_pb2.AdapterHeader(round=start.round)
@@ -281,6 +315,15 @@ class DeviceStream:
         training, model = self.settings.training, self.settings.model
         values = training.batch_size * model.max_length * self.session.model.hidden_size
         return 4 * values + (1 << 16)
+
+
+@dataclass(frozen=True, slots=True, order=True)
+class Urgent(Generic[R]):
+    """Work in a queue where what is urgent overtakes; what is equally urgent keeps its order."""
+
+    late: bool
+    number: int
+    work: Awaitable[R] = field(compare=False)
 
 
 class Goodbye(SflError):

@@ -11,7 +11,9 @@ from typing import Any
 import grpc
 import grpc.aio
 
+from sfl.codec.kernel import kernel
 from sfl.errors import LinkLost, ProtocolError, Refused, SflError
+from sfl.transport.cut import Cut
 from sfl.transport.device_stream import Context, DeviceStream, Goodbye, Host
 from sfl.transport.group import run_together
 from sfl.transport.status import status_of
@@ -63,7 +65,13 @@ class EdgeService:
         except SflError as error:
             await context.abort(status_of(error), str(error))
         group = asyncio.create_task(
-            run_together(stream.read(requests), stream.work(), stream.write(context), stream.beat())
+            run_together(
+                stream.read(requests),
+                stream.work(),
+                stream.write(context),
+                stream.deliver(context),
+                stream.beat(),
+            )
         )
         self.streams[stream.device], self._groups[stream.device] = stream, group
         self._host.stats.connected = len(self.streams)
@@ -85,7 +93,7 @@ class EdgeService:
         del self.streams[stream.device], self._groups[stream.device]
         self._host.stats.connected = len(self.streams)
         while not stream.jobs.empty():
-            job = stream.jobs.get_nowait()
+            job = stream.jobs.get_nowait().work
             if asyncio.iscoroutine(job):
                 job.close()
         await self._host.left(stream.device, str(reason))
@@ -104,8 +112,10 @@ class EdgeService:
             )
         self._supersede(hello.device)
         welcome, session, settings = await self._host.admit(hello.device)
+        welcome.compiled_codec = kernel().name == "compiled"
         await context.write(edge_pb2.EdgeMessage(welcome=welcome))
-        return DeviceStream(hello.device, session, settings, self._host, self._codec_pool)
+        cut = Cut("edge", hello.device, settings.run.seed, hello.compiled_codec)
+        return DeviceStream(hello.device, session, settings, self._host, self._codec_pool, cut)
 
     def _supersede(self, device: str) -> None:
         """A name that is in use is refused while its stream is alive, and taken over if not."""

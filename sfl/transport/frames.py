@@ -6,47 +6,53 @@ torch's own when decoded, since an unaligned tensor gives other bits.
 
 from __future__ import annotations
 
-import numpy as np
+from typing import Any
 
-from sfl.codec import Codec, Packet, decode
+import numpy as np
+import numpy.typing as npt
+
+from sfl.codec import Packet
+from sfl.codec.integers import num_labels, pack_labels, unpack_labels
 from sfl.errors import ProtocolError
+from sfl.stage.layout import IGNORED
 from sfl.stage.loss import Score
-from sfl.stage.messages import Key, Kind, Purpose, TensorMessage
+from sfl.stage.messages import NO_SCORE, Key, Kind, Purpose, TensorMessage
 from sfl.transport.chunks import pieces
 from sfl.v1 import tensor_pb2
 
 
-def encode_tensor(message: TensorMessage, codec: Codec) -> list[tensor_pb2.TensorFrame]:
+def encode_tensor(message: TensorMessage, packet: Packet | None) -> list[tensor_pb2.TensorFrame]:
     """A tensor message as frames; the first has the header."""
-    packet = None if message.rows is None else codec.encode(message.rows)
+    kind: Any = int(message.kind)
     header = tensor_pb2.TensorHeader(
-        kind=int(message.kind),  # type: ignore[arg-type]
+        kind=kind,
         purpose=int(message.key.purpose),  # type: ignore[arg-type]
         round=message.key.round,
         step=message.key.step,
         micro_batch=message.key.micro_batch,
         num_micro_batches=message.num_micro_batches,
         lengths=message.lengths,
-        labels=b"" if message.labels is None else message.labels.astype("<i4").tobytes(),
+        labels=b"" if message.labels is None else pack_labels(message.labels, IGNORED),
         normalizer=message.normalizer,
         loss=message.loss,
-        score=to_score(message.score),
     )
+    if message.score != NO_SCORE:
+        header.score.CopyFrom(to_score(message.score))
     if packet is None:
-        return [tensor_pb2.TensorFrame(header=header, last=True)]
+        return [tensor_pb2.TensorFrame(header=header, kind=kind, last=True)]
     header.codec, header.dtype = packet.codec, packet.dtype
     header.shape.extend(packet.shape)
     header.num_bytes = len(packet.payload)
     return [
-        tensor_pb2.TensorFrame(header=header if first else None, data=data, last=last)
+        tensor_pb2.TensorFrame(header=header if first else None, kind=kind, data=data, last=last)
         for first, data, last in pieces(packet.payload, header.ByteSize())
     ]
 
 
 def decode_tensor(
-    header: tensor_pb2.TensorHeader, payload: bytes, hidden: int | None = None
-) -> TensorMessage:
-    """The message that frames carried, its rows `hidden` wide where that is given.
+    header: tensor_pb2.TensorHeader, payload: bytes
+) -> tuple[TensorMessage, Packet | None]:
+    """What frames carried: the message without its rows, and their packet.
 
     Raises ProtocolError on anything that does not fit, before it allocates.
     """
@@ -57,30 +63,35 @@ def decode_tensor(
         raise ProtocolError(
             f"micro-batch {header.micro_batch} of {header.num_micro_batches} does not exist"
         )
-    rows = None
+    packet = None
     if header.codec:
         shape = tuple(header.shape)
         if len(shape) != 2 or shape[0] != sum(lengths):
             raise ProtocolError(f"shape {list(shape)} does not fit {sum(lengths)} tokens")
-        due = (shape[0], shape[1] if hidden is None else hidden)
-        rows = decode(Packet(header.codec, header.dtype, shape, payload), due)
-    if len(header.labels) % 4:
-        raise ProtocolError("labels are not a whole number of int32")
+        packet = Packet(header.codec, header.dtype, shape, payload)
     try:
         kind, purpose = Kind(header.kind), Purpose(header.purpose)
     except ValueError as error:
         raise ProtocolError(str(error)) from None
-    return TensorMessage(
+    message = TensorMessage(
         kind=kind,
         key=Key(purpose, header.round, header.step, header.micro_batch),
         num_micro_batches=header.num_micro_batches,
         lengths=lengths,
-        rows=rows,
-        labels=np.frombuffer(header.labels, "<i4") if header.labels else None,
+        labels=_labels(header.labels, lengths) if header.labels else None,
         normalizer=header.normalizer,
         loss=header.loss,
         score=from_score(header.score),
     )
+    return message, packet
+
+
+def _labels(data: bytes, lengths: tuple[int, ...]) -> npt.NDArray[np.int32]:
+    """One a token, or one a sequence: as many as there are, and no more than tokens."""
+    count = num_labels(data)
+    if count not in (sum(lengths), len(lengths)):
+        raise ProtocolError(f"{count} labels for {sum(lengths)} tokens, {len(lengths)} sequences")
+    return unpack_labels(data, count, IGNORED)
 
 
 def raw_bytes(header: tensor_pb2.TensorHeader) -> int:

@@ -12,7 +12,7 @@ from google.protobuf.message import Message
 from sfl.metrics.snapshot import Role
 from sfl.v1 import cloud_pb2, edge_pb2, tensor_pb2
 
-WIRE_VERSION = 1
+WIRE_VERSION = 2
 
 FRAME_BYTES = (1 << 20) - (1 << 12)
 """Payload of a frame; with its envelope a message stays within gRPC's sweet spot of 1 MiB."""
@@ -101,4 +101,6 @@ def tensor_role(header: tensor_pb2.TensorHeader) -> Role:
     """What a tensor's bytes count as; everything of an evaluation counts as that."""
     if header.purpose == tensor_pb2.PURPOSE_EVALUATION:
         return "evaluation"
+    if header.purpose == tensor_pb2.PURPOSE_REHEARSAL:
+        return "control"
     return TRAINING_ROLES.get(header.kind, "control")

@@ -25,7 +25,7 @@ _sym_db = _symbol_database.Default()
 from sfl.v1 import tensor_pb2 as sfl_dot_v1_dot_tensor__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x11sfl/v1/edge.proto\x12\x06sfl.v1\x1a\x13sfl/v1/tensor.proto\"3\n\x0b\x44\x65viceHello\x12\x0e\n\x06\x64\x65vice\x18\x01 \x01(\t\x12\x14\n\x0cwire_version\x18\x02 \x01(\r\"\x92\x01\n\x0b\x44\x65viceReady\x12\x14\n\x0cnum_examples\x18\x01 \x01(\x04\x12\x19\n\x11num_eval_examples\x18\x02 \x01(\x04\x12\x15\n\rnum_truncated\x18\x03 \x01(\x04\x12\x13\n\x0bnum_dropped\x18\x04 \x01(\x04\x12\x10\n\x08snapshot\x18\x05 \x01(\t\x12\x14\n\x0c\x65xample_kind\x18\x06 \x01(\t\"<\n\x0cGradientNorm\x12\r\n\x05round\x18\x01 \x01(\r\x12\x0c\n\x04step\x18\x02 \x01(\r\x12\x0f\n\x07squared\x18\x03 \x01(\x01\"\xbb\x02\n\rDeviceMessage\x12$\n\x05hello\x18\x01 \x01(\x0b\x32\x13.sfl.v1.DeviceHelloH\x00\x12$\n\x05ready\x18\x02 \x01(\x0b\x32\x13.sfl.v1.DeviceReadyH\x00\x12%\n\x06tensor\x18\x03 \x01(\x0b\x32\x13.sfl.v1.TensorFrameH\x00\x12$\n\x04norm\x18\x04 \x01(\x0b\x32\x14.sfl.v1.GradientNormH\x00\x12\'\n\x07\x61\x64\x61pter\x18\x05 \x01(\x0b\x32\x14.sfl.v1.AdapterFrameH\x00\x12%\n\x06report\x18\x06 \x01(\x0b\x32\x13.sfl.v1.RoundReportH\x00\x12&\n\theartbeat\x18\x07 \x01(\x0b\x32\x11.sfl.v1.HeartbeatH\x00\x12\x11\n\x07goodbye\x18\x08 \x01(\tH\x00\x42\x06\n\x04\x62ody\"?\n\x07Welcome\x12\x10\n\x08settings\x18\x01 \x01(\t\x12\x0e\n\x06run_id\x18\x02 \x01(\t\x12\x12\n\nnum_layers\x18\x03 \x01(\r\"i\n\nRoundStart\x12\r\n\x05round\x18\x01 \x01(\r\x12\x10\n\x08\x65valuate\x18\x02 \x01(\x08\x12\x11\n\tnum_steps\x18\x03 \x01(\r\x12\x12\n\nfirst_step\x18\x04 \x01(\r\x12\x13\n\x0btotal_steps\x18\x05 \x01(\r\"$\n\x06\x46inish\x12\n\n\x02ok\x18\x01 \x01(\x08\x12\x0e\n\x06reason\x18\x02 \x01(\t\"\x9e\x02\n\x0b\x45\x64geMessage\x12\"\n\x07welcome\x18\x01 \x01(\x0b\x32\x0f.sfl.v1.WelcomeH\x00\x12#\n\x05start\x18\x02 \x01(\x0b\x32\x12.sfl.v1.RoundStartH\x00\x12\'\n\x07\x61\x64\x61pter\x18\x03 \x01(\x0b\x32\x14.sfl.v1.AdapterFrameH\x00\x12%\n\x06tensor\x18\x04 \x01(\x0b\x32\x13.sfl.v1.TensorFrameH\x00\x12$\n\x04norm\x18\x05 \x01(\x0b\x32\x14.sfl.v1.GradientNormH\x00\x12&\n\theartbeat\x18\x06 \x01(\x0b\x32\x11.sfl.v1.HeartbeatH\x00\x12 \n\x06\x66inish\x18\x07 \x01(\x0b\x32\x0e.sfl.v1.FinishH\x00\x42\x06\n\x04\x62ody\"\x1e\n\x0c\x46ilesRequest\x12\x0e\n\x06\x64\x65vice\x18\x01 \x01(\t\"<\n\tFileEntry\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x11\n\tnum_bytes\x18\x02 \x01(\x04\x12\x0e\n\x06sha256\x18\x03 \x01(\t\",\n\x08\x46ileList\x12 \n\x05\x66iles\x18\x01 \x03(\x0b\x32\x11.sfl.v1.FileEntry\";\n\x0b\x46ileRequest\x12\x0e\n\x06\x64\x65vice\x18\x01 \x01(\t\x12\x0c\n\x04name\x18\x02 \x01(\t\x12\x0e\n\x06offset\x18\x03 \x01(\x04\"\x19\n\tFileChunk\x12\x0c\n\x04\x64\x61ta\x18\x01 \x01(\x0c\x32\xad\x01\n\x04\x45\x64ge\x12\x39\n\x07Session\x12\x15.sfl.v1.DeviceMessage\x1a\x13.sfl.v1.EdgeMessage(\x01\x30\x01\x12\x33\n\tListFiles\x12\x14.sfl.v1.FilesRequest\x1a\x10.sfl.v1.FileList\x12\x35\n\tFetchFile\x12\x13.sfl.v1.FileRequest\x1a\x11.sfl.v1.FileChunk0\x01\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x11sfl/v1/edge.proto\x12\x06sfl.v1\x1a\x13sfl/v1/tensor.proto\"K\n\x0b\x44\x65viceHello\x12\x0e\n\x06\x64\x65vice\x18\x01 \x01(\t\x12\x14\n\x0cwire_version\x18\x02 \x01(\r\x12\x16\n\x0e\x63ompiled_codec\x18\x03 \x01(\x08\"\x92\x01\n\x0b\x44\x65viceReady\x12\x14\n\x0cnum_examples\x18\x01 \x01(\x04\x12\x19\n\x11num_eval_examples\x18\x02 \x01(\x04\x12\x15\n\rnum_truncated\x18\x03 \x01(\x04\x12\x13\n\x0bnum_dropped\x18\x04 \x01(\x04\x12\x10\n\x08snapshot\x18\x05 \x01(\t\x12\x14\n\x0c\x65xample_kind\x18\x06 \x01(\t\"<\n\x0cGradientNorm\x12\r\n\x05round\x18\x01 \x01(\r\x12\x0c\n\x04step\x18\x02 \x01(\r\x12\x0f\n\x07squared\x18\x03 \x01(\x01\"\xbb\x02\n\rDeviceMessage\x12$\n\x05hello\x18\x01 \x01(\x0b\x32\x13.sfl.v1.DeviceHelloH\x00\x12$\n\x05ready\x18\x02 \x01(\x0b\x32\x13.sfl.v1.DeviceReadyH\x00\x12%\n\x06tensor\x18\x03 \x01(\x0b\x32\x13.sfl.v1.TensorFrameH\x00\x12$\n\x04norm\x18\x04 \x01(\x0b\x32\x14.sfl.v1.GradientNormH\x00\x12\'\n\x07\x61\x64\x61pter\x18\x05 \x01(\x0b\x32\x14.sfl.v1.AdapterFrameH\x00\x12%\n\x06report\x18\x06 \x01(\x0b\x32\x13.sfl.v1.RoundReportH\x00\x12&\n\theartbeat\x18\x07 \x01(\x0b\x32\x11.sfl.v1.HeartbeatH\x00\x12\x11\n\x07goodbye\x18\x08 \x01(\tH\x00\x42\x06\n\x04\x62ody\"W\n\x07Welcome\x12\x10\n\x08settings\x18\x01 \x01(\t\x12\x0e\n\x06run_id\x18\x02 \x01(\t\x12\x12\n\nnum_layers\x18\x03 \x01(\r\x12\x16\n\x0e\x63ompiled_codec\x18\x04 \x01(\x08\"\x90\x01\n\nRoundStart\x12\r\n\x05round\x18\x01 \x01(\r\x12\x10\n\x08\x65valuate\x18\x02 \x01(\x08\x12\x11\n\tnum_steps\x18\x03 \x01(\r\x12\x12\n\nfirst_step\x18\x04 \x01(\r\x12\x13\n\x0btotal_steps\x18\x05 \x01(\r\x12\x0e\n\x06\x63odecs\x18\x06 \x01(\t\x12\x15\n\rmicro_batches\x18\x07 \x01(\r\"$\n\x06\x46inish\x12\n\n\x02ok\x18\x01 \x01(\x08\x12\x0e\n\x06reason\x18\x02 \x01(\t\"\x9e\x02\n\x0b\x45\x64geMessage\x12\"\n\x07welcome\x18\x01 \x01(\x0b\x32\x0f.sfl.v1.WelcomeH\x00\x12#\n\x05start\x18\x02 \x01(\x0b\x32\x12.sfl.v1.RoundStartH\x00\x12\'\n\x07\x61\x64\x61pter\x18\x03 \x01(\x0b\x32\x14.sfl.v1.AdapterFrameH\x00\x12%\n\x06tensor\x18\x04 \x01(\x0b\x32\x13.sfl.v1.TensorFrameH\x00\x12$\n\x04norm\x18\x05 \x01(\x0b\x32\x14.sfl.v1.GradientNormH\x00\x12&\n\theartbeat\x18\x06 \x01(\x0b\x32\x11.sfl.v1.HeartbeatH\x00\x12 \n\x06\x66inish\x18\x07 \x01(\x0b\x32\x0e.sfl.v1.FinishH\x00\x42\x06\n\x04\x62ody\"\x1e\n\x0c\x46ilesRequest\x12\x0e\n\x06\x64\x65vice\x18\x01 \x01(\t\"<\n\tFileEntry\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x11\n\tnum_bytes\x18\x02 \x01(\x04\x12\x0e\n\x06sha256\x18\x03 \x01(\t\",\n\x08\x46ileList\x12 \n\x05\x66iles\x18\x01 \x03(\x0b\x32\x11.sfl.v1.FileEntry\";\n\x0b\x46ileRequest\x12\x0e\n\x06\x64\x65vice\x18\x01 \x01(\t\x12\x0c\n\x04name\x18\x02 \x01(\t\x12\x0e\n\x06offset\x18\x03 \x01(\x04\"\x19\n\tFileChunk\x12\x0c\n\x04\x64\x61ta\x18\x01 \x01(\x0c\x32\xad\x01\n\x04\x45\x64ge\x12\x39\n\x07Session\x12\x15.sfl.v1.DeviceMessage\x1a\x13.sfl.v1.EdgeMessage(\x01\x30\x01\x12\x33\n\tListFiles\x12\x14.sfl.v1.FilesRequest\x1a\x10.sfl.v1.FileList\x12\x35\n\tFetchFile\x12\x13.sfl.v1.FileRequest\x1a\x11.sfl.v1.FileChunk0\x01\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -33,31 +33,31 @@ _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'sfl.v1.edge_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
   _globals['_DEVICEHELLO']._serialized_start=50
-  _globals['_DEVICEHELLO']._serialized_end=101
-  _globals['_DEVICEREADY']._serialized_start=104
-  _globals['_DEVICEREADY']._serialized_end=250
-  _globals['_GRADIENTNORM']._serialized_start=252
-  _globals['_GRADIENTNORM']._serialized_end=312
-  _globals['_DEVICEMESSAGE']._serialized_start=315
-  _globals['_DEVICEMESSAGE']._serialized_end=630
-  _globals['_WELCOME']._serialized_start=632
-  _globals['_WELCOME']._serialized_end=695
-  _globals['_ROUNDSTART']._serialized_start=697
-  _globals['_ROUNDSTART']._serialized_end=802
-  _globals['_FINISH']._serialized_start=804
-  _globals['_FINISH']._serialized_end=840
-  _globals['_EDGEMESSAGE']._serialized_start=843
-  _globals['_EDGEMESSAGE']._serialized_end=1129
-  _globals['_FILESREQUEST']._serialized_start=1131
-  _globals['_FILESREQUEST']._serialized_end=1161
-  _globals['_FILEENTRY']._serialized_start=1163
-  _globals['_FILEENTRY']._serialized_end=1223
-  _globals['_FILELIST']._serialized_start=1225
-  _globals['_FILELIST']._serialized_end=1269
-  _globals['_FILEREQUEST']._serialized_start=1271
-  _globals['_FILEREQUEST']._serialized_end=1330
-  _globals['_FILECHUNK']._serialized_start=1332
-  _globals['_FILECHUNK']._serialized_end=1357
-  _globals['_EDGE']._serialized_start=1360
-  _globals['_EDGE']._serialized_end=1533
+  _globals['_DEVICEHELLO']._serialized_end=125
+  _globals['_DEVICEREADY']._serialized_start=128
+  _globals['_DEVICEREADY']._serialized_end=274
+  _globals['_GRADIENTNORM']._serialized_start=276
+  _globals['_GRADIENTNORM']._serialized_end=336
+  _globals['_DEVICEMESSAGE']._serialized_start=339
+  _globals['_DEVICEMESSAGE']._serialized_end=654
+  _globals['_WELCOME']._serialized_start=656
+  _globals['_WELCOME']._serialized_end=743
+  _globals['_ROUNDSTART']._serialized_start=746
+  _globals['_ROUNDSTART']._serialized_end=890
+  _globals['_FINISH']._serialized_start=892
+  _globals['_FINISH']._serialized_end=928
+  _globals['_EDGEMESSAGE']._serialized_start=931
+  _globals['_EDGEMESSAGE']._serialized_end=1217
+  _globals['_FILESREQUEST']._serialized_start=1219
+  _globals['_FILESREQUEST']._serialized_end=1249
+  _globals['_FILEENTRY']._serialized_start=1251
+  _globals['_FILEENTRY']._serialized_end=1311
+  _globals['_FILELIST']._serialized_start=1313
+  _globals['_FILELIST']._serialized_end=1357
+  _globals['_FILEREQUEST']._serialized_start=1359
+  _globals['_FILEREQUEST']._serialized_end=1418
+  _globals['_FILECHUNK']._serialized_start=1420
+  _globals['_FILECHUNK']._serialized_end=1445
+  _globals['_EDGE']._serialized_start=1448
+  _globals['_EDGE']._serialized_end=1621
 # @@protoc_insertion_point(module_scope)

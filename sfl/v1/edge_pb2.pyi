@@ -8,12 +8,14 @@ from typing import ClassVar as _ClassVar, Optional as _Optional, Union as _Union
 DESCRIPTOR: _descriptor.FileDescriptor
 
 class DeviceHello(_message.Message):
-    __slots__ = ("device", "wire_version")
+    __slots__ = ("device", "wire_version", "compiled_codec")
     DEVICE_FIELD_NUMBER: _ClassVar[int]
     WIRE_VERSION_FIELD_NUMBER: _ClassVar[int]
+    COMPILED_CODEC_FIELD_NUMBER: _ClassVar[int]
     device: str
     wire_version: int
-    def __init__(self, device: _Optional[str] = ..., wire_version: _Optional[int] = ...) -> None: ...
+    compiled_codec: bool
+    def __init__(self, device: _Optional[str] = ..., wire_version: _Optional[int] = ..., compiled_codec: _Optional[bool] = ...) -> None: ...
 
 class DeviceReady(_message.Message):
     __slots__ = ("num_examples", "num_eval_examples", "num_truncated", "num_dropped", "snapshot", "example_kind")
@@ -62,28 +64,34 @@ class DeviceMessage(_message.Message):
     def __init__(self, hello: _Optional[_Union[DeviceHello, _Mapping]] = ..., ready: _Optional[_Union[DeviceReady, _Mapping]] = ..., tensor: _Optional[_Union[_tensor_pb2.TensorFrame, _Mapping]] = ..., norm: _Optional[_Union[GradientNorm, _Mapping]] = ..., adapter: _Optional[_Union[_tensor_pb2.AdapterFrame, _Mapping]] = ..., report: _Optional[_Union[_tensor_pb2.RoundReport, _Mapping]] = ..., heartbeat: _Optional[_Union[_tensor_pb2.Heartbeat, _Mapping]] = ..., goodbye: _Optional[str] = ...) -> None: ...
 
 class Welcome(_message.Message):
-    __slots__ = ("settings", "run_id", "num_layers")
+    __slots__ = ("settings", "run_id", "num_layers", "compiled_codec")
     SETTINGS_FIELD_NUMBER: _ClassVar[int]
     RUN_ID_FIELD_NUMBER: _ClassVar[int]
     NUM_LAYERS_FIELD_NUMBER: _ClassVar[int]
+    COMPILED_CODEC_FIELD_NUMBER: _ClassVar[int]
     settings: str
     run_id: str
     num_layers: int
-    def __init__(self, settings: _Optional[str] = ..., run_id: _Optional[str] = ..., num_layers: _Optional[int] = ...) -> None: ...
+    compiled_codec: bool
+    def __init__(self, settings: _Optional[str] = ..., run_id: _Optional[str] = ..., num_layers: _Optional[int] = ..., compiled_codec: _Optional[bool] = ...) -> None: ...
 
 class RoundStart(_message.Message):
-    __slots__ = ("round", "evaluate", "num_steps", "first_step", "total_steps")
+    __slots__ = ("round", "evaluate", "num_steps", "first_step", "total_steps", "codecs", "micro_batches")
     ROUND_FIELD_NUMBER: _ClassVar[int]
     EVALUATE_FIELD_NUMBER: _ClassVar[int]
     NUM_STEPS_FIELD_NUMBER: _ClassVar[int]
     FIRST_STEP_FIELD_NUMBER: _ClassVar[int]
     TOTAL_STEPS_FIELD_NUMBER: _ClassVar[int]
+    CODECS_FIELD_NUMBER: _ClassVar[int]
+    MICRO_BATCHES_FIELD_NUMBER: _ClassVar[int]
     round: int
     evaluate: bool
     num_steps: int
     first_step: int
     total_steps: int
-    def __init__(self, round: _Optional[int] = ..., evaluate: _Optional[bool] = ..., num_steps: _Optional[int] = ..., first_step: _Optional[int] = ..., total_steps: _Optional[int] = ...) -> None: ...
+    codecs: str
+    micro_batches: int
+    def __init__(self, round: _Optional[int] = ..., evaluate: _Optional[bool] = ..., num_steps: _Optional[int] = ..., first_step: _Optional[int] = ..., total_steps: _Optional[int] = ..., codecs: _Optional[str] = ..., micro_batches: _Optional[int] = ...) -> None: ...
 
 class Finish(_message.Message):
     __slots__ = ("ok", "reason")

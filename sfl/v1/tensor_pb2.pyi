@@ -20,6 +20,7 @@ class Purpose(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     PURPOSE_UNSPECIFIED: _ClassVar[Purpose]
     PURPOSE_TRAINING: _ClassVar[Purpose]
     PURPOSE_EVALUATION: _ClassVar[Purpose]
+    PURPOSE_REHEARSAL: _ClassVar[Purpose]
 TENSOR_KIND_UNSPECIFIED: TensorKind
 TENSOR_KIND_ACTIVATION: TensorKind
 TENSOR_KIND_HIDDEN: TensorKind
@@ -28,6 +29,7 @@ TENSOR_KIND_SCORE: TensorKind
 PURPOSE_UNSPECIFIED: Purpose
 PURPOSE_TRAINING: Purpose
 PURPOSE_EVALUATION: Purpose
+PURPOSE_REHEARSAL: Purpose
 
 class Score(_message.Message):
     __slots__ = ("loss_sum", "num_targets", "num_correct", "num_examples")
@@ -76,28 +78,32 @@ class TensorHeader(_message.Message):
     def __init__(self, kind: _Optional[_Union[TensorKind, str]] = ..., purpose: _Optional[_Union[Purpose, str]] = ..., round: _Optional[int] = ..., step: _Optional[int] = ..., micro_batch: _Optional[int] = ..., num_micro_batches: _Optional[int] = ..., lengths: _Optional[_Iterable[int]] = ..., labels: _Optional[bytes] = ..., normalizer: _Optional[int] = ..., codec: _Optional[str] = ..., dtype: _Optional[str] = ..., shape: _Optional[_Iterable[int]] = ..., num_bytes: _Optional[int] = ..., loss: _Optional[float] = ..., score: _Optional[_Union[Score, _Mapping]] = ...) -> None: ...
 
 class TensorFrame(_message.Message):
-    __slots__ = ("header", "data", "last")
+    __slots__ = ("header", "data", "last", "kind")
     HEADER_FIELD_NUMBER: _ClassVar[int]
     DATA_FIELD_NUMBER: _ClassVar[int]
     LAST_FIELD_NUMBER: _ClassVar[int]
+    KIND_FIELD_NUMBER: _ClassVar[int]
     header: TensorHeader
     data: bytes
     last: bool
-    def __init__(self, header: _Optional[_Union[TensorHeader, _Mapping]] = ..., data: _Optional[bytes] = ..., last: _Optional[bool] = ...) -> None: ...
+    kind: TensorKind
+    def __init__(self, header: _Optional[_Union[TensorHeader, _Mapping]] = ..., data: _Optional[bytes] = ..., last: _Optional[bool] = ..., kind: _Optional[_Union[TensorKind, str]] = ...) -> None: ...
 
 class AdapterHeader(_message.Message):
-    __slots__ = ("round", "final_step", "device", "side", "num_bytes")
+    __slots__ = ("round", "final_step", "device", "side", "num_bytes", "codec")
     ROUND_FIELD_NUMBER: _ClassVar[int]
     FINAL_STEP_FIELD_NUMBER: _ClassVar[int]
     DEVICE_FIELD_NUMBER: _ClassVar[int]
     SIDE_FIELD_NUMBER: _ClassVar[int]
     NUM_BYTES_FIELD_NUMBER: _ClassVar[int]
+    CODEC_FIELD_NUMBER: _ClassVar[int]
     round: int
     final_step: int
     device: str
     side: str
     num_bytes: int
-    def __init__(self, round: _Optional[int] = ..., final_step: _Optional[int] = ..., device: _Optional[str] = ..., side: _Optional[str] = ..., num_bytes: _Optional[int] = ...) -> None: ...
+    codec: str
+    def __init__(self, round: _Optional[int] = ..., final_step: _Optional[int] = ..., device: _Optional[str] = ..., side: _Optional[str] = ..., num_bytes: _Optional[int] = ..., codec: _Optional[str] = ...) -> None: ...
 
 class AdapterFrame(_message.Message):
     __slots__ = ("header", "data", "last")
@@ -110,7 +116,7 @@ class AdapterFrame(_message.Message):
     def __init__(self, header: _Optional[_Union[AdapterHeader, _Mapping]] = ..., data: _Optional[bytes] = ..., last: _Optional[bool] = ...) -> None: ...
 
 class RoundReport(_message.Message):
-    __slots__ = ("round", "device", "num_steps", "train_loss", "num_tokens", "train_seconds", "evaluation", "snapshot", "evaluation_seconds")
+    __slots__ = ("round", "device", "num_steps", "train_loss", "num_tokens", "train_seconds", "evaluation", "snapshot", "evaluation_seconds", "spans", "edge_spans")
     ROUND_FIELD_NUMBER: _ClassVar[int]
     DEVICE_FIELD_NUMBER: _ClassVar[int]
     NUM_STEPS_FIELD_NUMBER: _ClassVar[int]
@@ -120,6 +126,8 @@ class RoundReport(_message.Message):
     EVALUATION_FIELD_NUMBER: _ClassVar[int]
     SNAPSHOT_FIELD_NUMBER: _ClassVar[int]
     EVALUATION_SECONDS_FIELD_NUMBER: _ClassVar[int]
+    SPANS_FIELD_NUMBER: _ClassVar[int]
+    EDGE_SPANS_FIELD_NUMBER: _ClassVar[int]
     round: int
     device: str
     num_steps: int
@@ -129,7 +137,9 @@ class RoundReport(_message.Message):
     evaluation: Score
     snapshot: str
     evaluation_seconds: float
-    def __init__(self, round: _Optional[int] = ..., device: _Optional[str] = ..., num_steps: _Optional[int] = ..., train_loss: _Optional[float] = ..., num_tokens: _Optional[int] = ..., train_seconds: _Optional[float] = ..., evaluation: _Optional[_Union[Score, _Mapping]] = ..., snapshot: _Optional[str] = ..., evaluation_seconds: _Optional[float] = ...) -> None: ...
+    spans: str
+    edge_spans: str
+    def __init__(self, round: _Optional[int] = ..., device: _Optional[str] = ..., num_steps: _Optional[int] = ..., train_loss: _Optional[float] = ..., num_tokens: _Optional[int] = ..., train_seconds: _Optional[float] = ..., evaluation: _Optional[_Union[Score, _Mapping]] = ..., snapshot: _Optional[str] = ..., evaluation_seconds: _Optional[float] = ..., spans: _Optional[str] = ..., edge_spans: _Optional[str] = ...) -> None: ...
 
 class Heartbeat(_message.Message):
     __slots__ = ("snapshot", "devices")

@@ -1,0 +1,223 @@
+"""Delta coding: a row is sent as what it differs from a row that both ends have seen before.
+
+`delta(bigram)` predicts a token's hidden state from the running mean of earlier states of the
+same (previous token, token), or of the same token where the pair is new; near the embedding most of
+a state is decided by these. `delta(token)` stops at the token. `delta(sample)` predicts from what
+the same position of the same example was in the last epoch (AQ-SGD, 2206.01299). Both ends hold
+the same bounded table of rows; the sender alone knows what a slot stands for and names slots, the
+receiver learns which rows share one. Tables begin empty with every stream and every change of
+codec. `sample` lies in an unnamed file on disk, since it holds a row for each token of the data.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from sfl.codec.integers import pack_integers, unpack_integers
+from sfl.codec.sections import Reader, Writer
+from sfl.codec.spec import Argument, at_most, whole, word
+from sfl.errors import ProtocolError
+
+KINDS = ("bigram", "token", "sample")
+_SLOTS = {"bigram": 1 << 14, "token": 1 << 13, "sample": 1 << 17}
+_FLOOR = 0.1  # least weight of a new row in its slot's running mean
+
+Longs = npt.NDArray[np.int64]
+
+
+@dataclass(frozen=True, slots=True)
+class RowContext:
+    """What a sender knows of its rows: token, the one before, example and position. Never sent."""
+
+    tokens: Longs
+    previous: Longs
+    examples: Longs
+    positions: Longs
+
+
+@dataclass(frozen=True, slots=True)
+class Delta:
+    """The stage as written; its tables belong to a stream's two ends."""
+
+    name: str
+    kind: str
+    slots: int
+
+    def table(self, hidden: int, folder: Path | None = None) -> Table:
+        """One end's memory, empty."""
+        return Table(self, hidden, folder)
+
+
+@dataclass(slots=True)
+class Table:
+    """One end's rows `[slots, H]` in float16, and how often each was written."""
+
+    stage: Delta
+    hidden: int
+    folder: Path | None = None
+    rows: Tensor = field(init=False)
+    written: Tensor = field(init=False)
+
+    def __post_init__(self) -> None:
+        shape = (self.stage.slots + 1, self.hidden)  # the last row stays zero: nothing known
+        if self.stage.kind == "sample":
+            with tempfile.TemporaryFile(dir=self.folder) as file:
+                file.truncate(2 * shape[0] * shape[1])
+                mapped = np.memmap(file, np.float16, "r+", shape=shape)
+            self.rows = torch.from_numpy(mapped)
+        else:
+            self.rows = torch.zeros(shape, dtype=torch.float16)
+        self.written = torch.zeros(shape[0])
+
+    @property
+    def nothing(self) -> int:
+        """The slot of rows of which nothing is known."""
+        return self.stage.slots
+
+    def predict(self, slots: Longs) -> Tensor:
+        """`[n, H]` in float32."""
+        return self.rows[torch.from_numpy(slots)].float()
+
+    def write(self, slots: Longs, values: Tensor, fresh: Longs) -> None:
+        """Move each slot towards the mean of its rows; `fresh` ones forget what they were."""
+        self.written[torch.from_numpy(fresh)] = 0.0
+        unique, place, count = np.unique(slots, return_inverse=True, return_counts=True)
+        at, times = torch.from_numpy(unique), torch.from_numpy(count).float()
+        mean = torch.zeros(len(unique), self.hidden)
+        mean.index_add_(0, torch.from_numpy(place), values).div_(times[:, None])
+        self.written[at] += times
+        floor = 1.0 if self.stage.kind == "sample" else _FLOOR
+        weight = (times / self.written[at]).clamp_(min=floor)[:, None]
+        known = self.rows[at].float()
+        # A fresh slot takes the mean itself, whatever lay there before.
+        moved = torch.where(weight >= 1.0, mean, known + weight * (mean - known))
+        self.rows[at] = moved.clamp_(-65504.0, 65504.0).half()
+        self.rows[self.nothing] = 0.0
+
+
+class Directory:
+    """The sender's index from keys to slots: the least recently used one makes room."""
+
+    def __init__(self, first: int, slots: int) -> None:
+        self._first = first
+        self._slots = slots
+        self._slot_of: dict[int, int] = {}
+        self._key_of = np.full(slots, -1, np.int64)
+        self._used = np.zeros(slots, np.int64)
+        self._clock = 0
+
+    def look_up(self, keys: Longs) -> tuple[Longs, Longs]:
+        """(slot of each key, slots newly given). More keys than slots share the last ones."""
+        self._clock += 1
+        unique, place = np.unique(keys, return_inverse=True)
+        found = np.asarray([self._slot_of.get(key, -1) for key in unique.tolist()], np.int64)
+        known = found >= 0
+        self._used[found[known]] = self._clock
+        missing = np.flatnonzero(~known)
+        given = self._give(len(missing))
+        for index, slot in zip(
+            missing.tolist(), np.resize(given, len(missing)).tolist(), strict=False
+        ):
+            self._take(int(unique[index]), slot)
+            found[index] = slot
+        return found[place] + self._first, np.unique(given[: len(missing)]) + self._first
+
+    def _give(self, count: int) -> Longs:
+        """The slots unused for longest, never one of this packet."""
+        order = np.argsort(self._used, kind="stable")[: max(1, count)]
+        free = order[self._used[order] < self._clock]
+        return free if len(free) else order[:1]
+
+    def _take(self, key: int, slot: int) -> None:
+        self._slot_of.pop(int(self._key_of[slot]), None)
+        self._slot_of[key] = slot
+        self._key_of[slot] = key
+        self._used[slot] = self._clock
+
+
+class DeltaSender:
+    """The sending end: knows what each row is."""
+
+    def __init__(self, table: Table) -> None:
+        self.table = table
+        slots = table.stage.slots
+        # A quarter of the slots for single tokens, which new pairs fall back on.
+        coarse = slots // 4 if table.stage.kind == "bigram" else 0
+        self._coarse = Directory(0, coarse) if coarse else None
+        self._fine = Directory(coarse, slots - coarse)
+
+    def predict(self, context: RowContext, write: Writer) -> tuple[Tensor, Update]:
+        """Predictions of a packet's rows, and what both ends do once they have the rows."""
+        fine, fresh = self._fine.look_up(_keys(self.table.stage.kind, context))
+        source = np.where(np.isin(fine, fresh), self.table.nothing, fine)
+        update = Update([(fine, fresh)])
+        if self._coarse is not None:
+            coarse, coarse_fresh = self._coarse.look_up(context.tokens)
+            fallback = np.where(np.isin(coarse, coarse_fresh), self.table.nothing, coarse)
+            source = np.where(source == self.table.nothing, fallback, source)
+            update.writes.append((coarse, coarse_fresh))
+        for slots, new in update.writes:
+            write.add(pack_integers(slots))
+            write.add(pack_integers(np.diff(new, prepend=0)))
+        return self.table.predict(source), update
+
+
+class DeltaReceiver:
+    """The receiving end: does as it is told."""
+
+    def __init__(self, table: Table) -> None:
+        self.table = table
+
+    def predict(self, read: Reader, rows: int) -> tuple[Tensor, Update]:
+        """The same predictions. Raises ProtocolError."""
+        source = np.full(rows, self.table.nothing, np.int64)
+        writes = []
+        for _ in range(2 if self.table.stage.kind == "bigram" else 1):
+            slots = unpack_integers(read.bytes(8 + 4 * rows, exactly=False), rows)
+            new = np.cumsum(unpack_integers(read.bytes(8 + 4 * rows, exactly=False), None))
+            for given in (slots, new):
+                if (
+                    given.size
+                    and not 0 <= int(given.min()) <= int(given.max()) < self.table.nothing
+                ):
+                    raise ProtocolError("codec delta: a slot is out of range")
+            known = np.where(np.isin(slots, new), self.table.nothing, slots)
+            source = np.where(source == self.table.nothing, known, source)
+            writes.append((slots, new))
+        return self.table.predict(source), Update(writes)
+
+
+@dataclass(slots=True)
+class Update:
+    """(slots, fresh slots) of each level, written once the packet's rows are known."""
+
+    writes: list[tuple[Longs, Longs]]
+
+    def apply(self, table: Table, rows: Tensor) -> None:
+        """Write the rows as they came out at the receiver."""
+        for slots, fresh in self.writes:
+            table.write(slots, rows, fresh)
+
+
+def _keys(kind: str, context: RowContext) -> Longs:
+    if kind == "sample":
+        return context.examples << 20 | context.positions
+    if kind == "token":
+        return context.tokens
+    return context.previous << 32 | context.tokens
+
+
+def make_delta(arguments: tuple[Argument, ...]) -> Delta:
+    """`delta(bigram, token or sample[, slots])`."""
+    at_most(arguments, 2)
+    kind = word(arguments[0], *KINDS) if arguments else "bigram"
+    slots = whole(arguments[1], 64, 1 << 24) if len(arguments) > 1 else _SLOTS[kind]
+    shown = f", {slots}" if slots != _SLOTS[kind] else ""
+    return Delta(f"delta({kind}{shown})", kind, slots)

@@ -1,0 +1,141 @@
+"""A payload is a row of sections, each coded on its own: a byte that says how, a length, the bytes.
+
+So every section keeps the shortest form that was found for it, plain where coding does not pay.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TypeVar
+
+import numpy as np
+
+from sfl.codec import rans, zstd
+from sfl.codec.kernel import kernel
+from sfl.codec.packet import (
+    Bytes,
+    Form,
+    Lossless,
+    Quantised,
+    Symbols,
+    read_varint,
+    symbol_bits,
+    varint,
+)
+from sfl.errors import ProtocolError
+
+PLAIN = 0
+
+BYTE_CODERS: dict[int, Callable[[memoryview, int], bytes]] = {
+    zstd.ZSTD_BYTES: zstd.decompress_bytes
+}
+"""How a section of bytes was coded -> its decoder, bounded by a number of bytes."""
+SYMBOL_CODERS: dict[int, Callable[[memoryview, Form], Bytes]] = {
+    zstd.ZSTD_SYMBOLS: zstd.decompress_symbols,
+    rans.RANS: rans.decompress_symbols,
+}
+"""How a section of symbols was coded -> its decoder."""
+
+C = TypeVar("C")
+
+
+def _coder(known: dict[int, C], method: int) -> C:
+    if method not in known:
+        raise ProtocolError(f"a section is coded in an unknown way ({method})")
+    return known[method]
+
+
+def _unpacked(data: memoryview, form: Form) -> Bytes:
+    bits = symbol_bits(form.levels)
+    if len(data) != (form.count * bits + 7) // 8:
+        raise ProtocolError(f"{len(data)} bytes for {form.count} codes of {bits} bits")
+    return kernel().unpack_bits(np.frombuffer(bytes(data), np.uint8), form.count, bits)
+
+
+def plain(body: bytes | Symbols) -> tuple[int, bytes]:
+    """Bytes as they are, symbols bit-packed."""
+    if isinstance(body, bytes):
+        return PLAIN, body
+    bits = symbol_bits(body.levels)
+    return PLAIN, kernel().pack_bits(body.codes, bits).tobytes()
+
+
+class Writer:
+    """Sections on their way out."""
+
+    def __init__(self, lossless: Lossless | None) -> None:
+        self._lossless = lossless
+        self._parts: list[bytes] = []
+
+    def add(self, body: bytes | Symbols) -> None:
+        """One section in its shortest form."""
+        coded = None if self._lossless is None else self._lossless.compress(body)
+        method, data = coded or plain(body)
+        self._parts += [bytes([method]), varint(len(data)), data]
+
+    def payload(self) -> bytes:
+        """All of them."""
+        return b"".join(self._parts)
+
+
+class Reader:
+    """Sections on their way in, bounded by what is due. Every method raises ProtocolError."""
+
+    def __init__(self, payload: bytes) -> None:
+        self._payload = memoryview(payload)
+        self._at = 0
+
+    def bytes(self, most: int, exactly: bool = True) -> bytes:
+        """A section of bytes: exactly (or at most) so many."""
+        method, data = self._section()
+        body = bytes(data) if method == PLAIN else _coder(BYTE_CODERS, method)(data, most)
+        if len(body) > most or (exactly and len(body) != most):
+            raise ProtocolError(f"{len(body)} bytes in a section where {most} are due")
+        return body
+
+    def symbols(self, form: Form) -> Bytes:
+        """A section of symbols."""
+        method, data = self._section()
+        if method == PLAIN:
+            codes = _unpacked(data, form)
+        else:
+            codes = _coder(SYMBOL_CODERS, method)(data, form)
+        if codes.size and int(codes.max()) >= form.levels:
+            raise ProtocolError(f"code {int(codes.max())} in a section of {form.levels} levels")
+        return codes
+
+    def finish(self) -> None:
+        """Nothing may be left."""
+        if self._at != len(self._payload):
+            raise ProtocolError(f"{len(self._payload) - self._at} bytes too many in a packet")
+
+    def _section(self) -> tuple[int, memoryview]:
+        if self._at >= len(self._payload):
+            raise ProtocolError("a packet ends before its last section")
+        method = self._payload[self._at]
+        size, self._at = read_varint(self._payload, self._at + 1)
+        data = self._payload[self._at : self._at + size]
+        if len(data) != size:
+            raise ProtocolError("a packet ends within a section")
+        self._at += size
+        return method, data
+
+
+class Loopback:
+    """What a quantiser just made, read back without coding it: what the receiver will see."""
+
+    def __init__(self, coded: Quantised) -> None:
+        self._sections: list[bytes | Symbols] = [coded.side] if coded.side else []
+        self._sections.append(coded.body)
+
+    def bytes(self, most: int, exactly: bool = True) -> bytes:
+        """The next section."""
+        section = self._sections.pop(0)
+        assert not isinstance(section, Symbols)
+        return section
+
+    def symbols(self, form: Form) -> Bytes:
+        """The next section."""
+        section = self._sections.pop(0)
+        assert isinstance(section, Symbols)
+        return section.codes

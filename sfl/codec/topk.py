@@ -1,0 +1,60 @@
+"""Sparsification: only the values of largest magnitude travel, and a mask that says which.
+
+`topk(rho)` keeps ceil(rho n) of each sequence's n values, `topk(rho, row)` of each token's (SFT,
+2501.09237). The true derivative of this is the mask itself: the gradient that comes back is
+multiplied by it. At the mask's own entropy H2(rho) a value, no index coding needs less; the mask
+travels as bits, which a lossless stage brings close to that.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from sfl.codec.kernel import kernel
+from sfl.codec.sections import Reader, Writer
+from sfl.codec.spec import Argument, at_most, number, word
+
+
+@dataclass(frozen=True, slots=True)
+class TopK:
+    """Keeps a share of each group of rows; a group is a sequence or a single row."""
+
+    name: str
+    share: float
+    by_row: bool
+
+    def encode(self, rows: Tensor, groups: Sequence[int], write: Writer) -> tuple[Tensor, Tensor]:
+        """(survivors flat, mask `[rows, H]`) of `[rows, H]`; `groups` are numbers of rows."""
+        hidden = rows.shape[1]
+        sizes = np.asarray([1] * len(rows) if self.by_row else groups, np.int64) * hidden
+        starts = np.concatenate([np.zeros(1, np.int64), np.cumsum(sizes)])
+        keep = np.asarray([math.ceil(self.share * size) for size in sizes.tolist()], np.int64)
+        mask, kept = kernel().sparsify(rows.reshape(-1), starts, keep)
+        write.add(mask.tobytes())
+        ones = np.unpackbits(mask, count=rows.numel(), bitorder="little")
+        return kept, torch.from_numpy(ones).view(rows.shape).bool()
+
+    def decode_mask(self, read: Reader, count: int) -> tuple[np.ndarray, int]:
+        """(mask bits, how many ones) of `count` values."""
+        mask = np.frombuffer(read.bytes((count + 7) // 8), np.uint8)
+        return mask, int(np.unpackbits(mask, count=count, bitorder="little").sum())
+
+    def expand(self, mask: np.ndarray, kept: Tensor, count: int) -> Tensor:
+        """All `count` values."""
+        return kernel().expand(mask, kept, count)
+
+
+def make_topk(arguments: tuple[Argument, ...]) -> TopK:
+    """`topk(share[, row])`."""
+    if not arguments:
+        raise ValueError("needs the share of values to keep, e.g. 0.3")
+    at_most(arguments, 2)
+    share = number(arguments[0], 0.0, 1.0)
+    by_row = len(arguments) > 1 and word(arguments[1], "row", "sample") == "row"
+    return TopK(f"topk({share:g}{', row' if by_row else ''})", share, by_row)

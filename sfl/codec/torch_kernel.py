@@ -1,0 +1,296 @@
+"""The codec's passes in torch and numpy, for where there is no compiled kernel: the same bytes.
+
+What C does in one pass takes several here, each over memory of its own. Nothing depends on the
+order of a float sum.
+"""
+
+from __future__ import annotations
+
+import itertools
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+Bytes = npt.NDArray[np.uint8]
+Words = npt.NDArray[np.uint16]
+Longs = npt.NDArray[np.int64]
+
+_PROB_BITS = 12
+_LOWER = 1 << 15
+_BIN_SHIFT = 19  # an exponent and four leading bits
+
+
+def _signed(word: int) -> int:
+    """A 32-bit word as int32 has it."""
+    return word - (1 << 32) if word >= 1 << 31 else word
+
+
+_GOLDEN, _FIRST, _SECOND = map(_signed, (0x9E3779B9, 0x21F0AAAD, 0xD35A2D97))
+
+
+def uniform(key: int, count: int) -> Tensor:
+    """Keyed numbers in [0, 1), multiples of 2^-24; the i-th depends on (key, i) alone."""
+    bits = torch.arange(count, dtype=torch.int32).mul_(_GOLDEN).add_(_signed(key))
+    bits ^= (bits >> 16) & 0xFFFF  # int32 shifts keep the sign, the hash wants zeros
+    bits *= _FIRST
+    bits ^= (bits >> 15) & 0x1FFFF
+    bits *= _SECOND
+    bits ^= (bits >> 15) & 0x1FFFF
+    return ((bits >> 8) & 0xFFFFFF).float().mul_(2.0**-24)
+
+
+class TorchKernel:
+    """See sfl.codec.kernel.Kernel."""
+
+    name = "torch"
+
+    def quantise_blocks(
+        self, values: Tensor, block: int, levels: int, key: int | None
+    ) -> tuple[Words, Bytes] | None:
+        """bf16 scales and codes."""
+        n = values.numel()
+        blocks = -(-n // block)
+        padded = values if n == blocks * block else torch.zeros(blocks * block)
+        if padded is not values:
+            padded[:n] = values
+        grid = padded.view(blocks, block)
+        largest = torch.maximum(grid.amax(1), -grid.amin(1))
+        if not bool(largest.isfinite().all()):
+            return None
+        words = (largest / levels).view(torch.int32).add_(0xFFFF) & -0x10000
+        words = words.clamp_(0x03800000, 0x7F7F0000)
+        inverse = 1.0 / words.view(torch.float32)
+        u = grid * inverse[:, None]
+        u += _offsets(key, n, blocks * block).view(blocks, block) if key is not None else 0.5
+        codes = u.add_(float(levels)).clamp_(0.0, float(2 * levels)).to(torch.uint8)
+        scales = (words >> 16).to(torch.int16).numpy().view(np.uint16)
+        return scales, codes.view(-1)[:n].numpy()
+
+    def dequantise_blocks(self, codes: Bytes, scales: Words, block: int, levels: int) -> Tensor:
+        """Values."""
+        n, blocks = codes.size, scales.size
+        padded = np.full(blocks * block, levels, np.uint8) if n != blocks * block else codes
+        if padded is not codes:
+            padded[:n] = codes
+        scale = torch.from_numpy(scales.astype(np.uint32) << 16).view(torch.float32)
+        values = torch.from_numpy(padded).view(blocks, block).float().sub_(float(levels))
+        return values.mul_(scale[:, None]).view(-1)[:n]
+
+    def quantise_grid(self, values: Tensor, inverse: float, key: int | None) -> Bytes:
+        """Codes."""
+        u = values * torch.tensor(inverse)
+        u += uniform(key, values.numel()) if key is not None else 0.5
+        codes: Bytes = u.add_(128.0).clamp_(1.0, 255.0).to(torch.uint8).numpy()
+        return codes
+
+    def dequantise_grid(self, codes: Bytes, step: float, key: int | None) -> Tensor:
+        """Values."""
+        values = torch.from_numpy(codes).float().sub_(128.0)
+        if key is not None:
+            values.sub_(uniform(key, codes.size)).add_(0.5)
+        return values.mul_(torch.tensor(step))
+
+    def pack_bits(self, codes: Bytes, bits: int) -> Bytes:
+        """Packed."""
+        if 8 % bits == 0:  # whole codes in a byte
+            return self.pack_radix(codes, 1 << bits, 8 // bits)[: (codes.size * bits + 7) // 8]
+        words = np.zeros(-(-codes.size // 8) * 8, np.uint8)
+        words[: codes.size] = codes
+        eights = words.reshape(-1, 8).astype(np.uint64)
+        joined = np.zeros(len(eights), np.uint64)
+        for place in range(8):
+            joined |= eights[:, place] << np.uint64(bits * place)
+        packed = joined.astype("<u8").view(np.uint8).reshape(-1, 8)[:, :bits]
+        return np.ascontiguousarray(packed).reshape(-1)[: (codes.size * bits + 7) // 8]
+
+    def unpack_bits(self, packed: Bytes, count: int, bits: int) -> Bytes:
+        """Codes."""
+        if 8 % bits == 0:
+            return self.unpack_radix(packed, count, 1 << bits, 8 // bits)
+        words = np.zeros((-(-count // 8), 8), np.uint8)
+        padded = np.zeros(len(words) * bits, np.uint8)
+        padded[: packed.size] = packed
+        words[:, :bits] = padded.reshape(-1, bits)
+        joined = words.view("<u8")[:, 0]
+        shifts = (np.arange(8) * bits).astype(np.uint64)
+        codes = (joined[:, None] >> shifts) & np.uint64((1 << bits) - 1)
+        return codes.astype(np.uint8).reshape(-1)[:count]
+
+    def pack_radix(self, codes: Bytes, levels: int, group: int) -> Bytes:
+        """Packed."""
+        if group == 1:
+            return codes
+        padded = codes
+        if codes.size % group:
+            padded = np.zeros(-(-codes.size // group) * group, np.uint8)
+            padded[: codes.size] = codes
+        places = torch.from_numpy(padded).view(-1, group)
+        packed = places[:, group - 1].clone()
+        for place in range(group - 2, -1, -1):  # at most 255 at every moment
+            packed.mul_(levels).add_(places[:, place])
+        result: Bytes = packed.numpy()
+        return result
+
+    def unpack_radix(self, packed: Bytes, count: int, levels: int, group: int) -> Bytes:
+        """Codes."""
+        if group == 1:
+            return packed
+        powers = levels ** np.arange(group)
+        table = (np.arange(256)[:, None] // powers % levels).astype(np.uint8)
+        return table[packed].reshape(-1)[:count]
+
+    def sparsify(self, values: Tensor, starts: Longs, keep: Longs) -> tuple[Bytes, Tensor]:
+        """Mask and survivors."""
+        magnitude = values.view(torch.int32) & 0x7FFFFFFF
+        mask = torch.empty(values.numel(), dtype=torch.bool)
+        for group, count in enumerate(keep.tolist()):
+            own = slice(int(starts[group]), int(starts[group + 1]))
+            torch.ge(magnitude[own], _kth(magnitude[own], count), out=mask[own])
+        return np.packbits(mask.numpy(), bitorder="little"), values[mask]
+
+    def expand(self, mask: Bytes, kept: Tensor, count: int) -> Tensor:
+        """All values."""
+        values = torch.zeros(count)
+        ones = torch.from_numpy(np.unpackbits(mask, count=count, bitorder="little")).bool()
+        return values.masked_scatter_(ones, kept)
+
+    def magnitudes(self, codes: Bytes, columns: int, centre: int) -> tuple[Longs, Longs]:
+        """Sums by row and by column."""
+        distance = np.abs(codes.reshape(-1, columns).astype(np.int16) - centre)
+        return distance.sum(1, dtype=np.int64), distance.sum(0, dtype=np.int64)
+
+    def counts(
+        self, codes: Bytes, columns: int, context_of: Bytes, by_row: bool, contexts: int
+    ) -> npt.NDArray[np.uint32]:
+        """Histograms."""
+        shape = (codes.size // columns, columns)
+        context = context_of[:, None] if by_row else context_of[None, :]
+        joint = codes.reshape(shape) + (context.astype(np.int32) << 8)
+        counts = np.bincount(joint.reshape(-1), minlength=contexts * 256)
+        return counts.reshape(contexts, 256).astype(np.uint32)
+
+    def rans_encode(
+        self,
+        codes: Bytes,
+        columns: int,
+        context_of: Bytes,
+        by_row: bool,
+        frequencies: Words,
+        lanes: int,
+        segments: int,
+    ) -> list[Words]:
+        """Words of each segment."""
+        rows = codes.size // columns
+        starts = np.cumsum(frequencies, axis=1, dtype=np.int64) - frequencies
+        result = []
+        for begin, end in _segments(rows, columns, segments):
+            context = _contexts(context_of, by_row, columns, begin, end)
+            own = codes[begin:end]
+            result.append(
+                _encode(frequencies[context, own].astype(np.int64), starts[context, own], lanes)
+            )
+        return result
+
+    def rans_decode(
+        self,
+        words: Words,
+        word_start: Longs,
+        count: int,
+        columns: int,
+        context_of: Bytes,
+        by_row: bool,
+        frequencies: Words,
+        lanes: int,
+    ) -> Bytes | None:
+        """Codes."""
+        starts = np.cumsum(frequencies, axis=1, dtype=np.int64) - frequencies
+        order = np.arange(256, dtype=np.uint8)
+        slots = np.stack([np.repeat(order, own) for own in frequencies])
+        pieces = []
+        segments = word_start.size - 1
+        for number, (begin, end) in enumerate(_segments(count // columns, columns, segments)):
+            own = words[word_start[number] : word_start[number + 1]].astype(np.int64)
+            context = _contexts(context_of, by_row, columns, begin, end)
+            piece = _decode(own, context, slots, frequencies.astype(np.int64), starts, lanes)
+            if piece is None:
+                return None
+            pieces.append(piece)
+        return np.concatenate(pieces)
+
+
+def _offsets(key: int, count: int, room: int) -> Tensor:
+    """Keyed offsets of `count` values, padded with zeros."""
+    drawn = uniform(key, count)
+    return drawn if room == count else torch.cat([drawn, torch.zeros(room - count)])
+
+
+def _kth(magnitude: Tensor, k: int) -> Tensor:
+    """The k-th largest of int32 magnitudes: its bin first, then a selection within the bin."""
+    bins = magnitude >> _BIN_SHIFT
+    counts = torch.bincount(bins, minlength=1)
+    above = counts.flip(0).cumsum(0)
+    place = int(torch.searchsorted(above, k))
+    inside = magnitude[bins == counts.numel() - 1 - place]
+    rank = k - (int(above[place - 1]) if place else 0)
+    return inside.kthvalue(inside.numel() - rank + 1).values
+
+
+def _segments(rows: int, columns: int, segments: int) -> list[tuple[int, int]]:
+    edges = [rows * s // segments * columns for s in range(segments + 1)]
+    return list(itertools.pairwise(edges))
+
+
+def _contexts(
+    context_of: Bytes, by_row: bool, columns: int, begin: int, end: int
+) -> npt.NDArray[np.int64]:
+    """The context of each code of a segment, which holds whole rows."""
+    places = np.arange(begin, end)
+    return context_of[places // columns if by_row else places % columns].astype(np.int64)
+
+
+def _encode(frequency: Longs, start: Longs, lanes: int) -> Words:
+    """One segment, a block of `lanes` codes at a time, the last block first."""
+    state = np.full(lanes, _LOWER, np.int64)
+    pieces: list[Words] = []
+    count = frequency.size
+    for first in range((count - 1) // lanes * lanes, -1, -lanes):
+        f, c = frequency[first : first + lanes], start[first : first + lanes]
+        x = state[: f.size]
+        full = x >= f << 19
+        pieces.append((x[full] & 0xFFFF).astype(np.uint16))
+        x = np.where(full, x >> 16, x)
+        state[: f.size] = (x // f << _PROB_BITS) + x % f + c
+    pieces.append(np.stack([state & 0xFFFF, state >> 16], 1).reshape(-1).astype(np.uint16))
+    return np.concatenate(pieces[::-1])
+
+
+def _decode(
+    words: Longs,
+    context: Longs,
+    slots: Bytes,
+    frequency: Longs,
+    start: Longs,
+    lanes: int,
+) -> Bytes | None:
+    if words.size < 2 * lanes:
+        return None
+    state = words[: 2 * lanes : 2] | words[1 : 2 * lanes : 2] << 16
+    at, count = 2 * lanes, context.size
+    codes = np.empty(count, np.uint8)
+    for first in range(0, count, lanes):
+        k = context[first : first + lanes]
+        x = state[: k.size]
+        slot = x & ((1 << _PROB_BITS) - 1)
+        code = slots[k, slot]
+        codes[first : first + lanes] = code
+        x = frequency[k, code] * (x >> _PROB_BITS) + slot - start[k, code]
+        short = x < _LOWER
+        needed = int(short.sum())
+        if at + needed > words.size:
+            return None
+        x[short] = x[short] << 16 | words[at : at + needed]
+        at += needed
+        state[: k.size] = x
+    return codes if at == words.size and bool((state == _LOWER).all()) else None

@@ -1,0 +1,98 @@
+"""Who worked when in one step: spans of wall-clock time by thread, for the report's timeline."""
+
+from __future__ import annotations
+
+import json
+import threading
+import time
+from dataclasses import dataclass
+from typing import Protocol
+
+from sfl.errors import ProtocolError
+from sfl.metrics.snapshot import PHASES, Phase
+
+TRAINING = 1  # the purpose of a training step, as on the wire
+_MOST = 4096
+
+
+class Place(Protocol):
+    """Which micro-batch some work is for."""
+
+    @property
+    def purpose(self) -> int:
+        """Only training is timed."""
+
+    @property
+    def round(self) -> int:
+        """Round, from 1."""
+
+    @property
+    def step(self) -> int:
+        """Step within the round."""
+
+    @property
+    def micro_batch(self) -> int:
+        """Micro-batch within the step."""
+
+
+@dataclass(frozen=True, slots=True)
+class Span:
+    """One piece of work; times are Unix seconds."""
+
+    phase: Phase
+    lane: str
+    micro_batch: int
+    begin: float
+    end: float
+
+
+class Timeline:
+    """Collects the spans of the one step of each device that is watched; thread-safe."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._watched: dict[str, tuple[int, int]] = {}
+        self._spans: dict[str, list[Span]] = {}
+        self._epoch = time.time() - time.perf_counter()
+
+    def watch(self, device: str, round_: int, step: int) -> None:
+        """From now on keep what is done for this step of this device."""
+        with self._lock:
+            self._watched[device], self._spans[device] = (round_, step), []
+
+    def add(self, device: str, place: Place, phase: Phase, begin: float, end: float) -> None:
+        """Keep one piece of work if its step is watched; times of `time.perf_counter`."""
+        if self._watched.get(device) != (place.round, place.step) or place.purpose != TRAINING:
+            return
+        lane = threading.current_thread().name
+        span = Span(phase, lane, place.micro_batch, begin + self._epoch, end + self._epoch)
+        with self._lock:
+            spans = self._spans[device]
+            if len(spans) < _MOST:
+                spans.append(span)
+
+    def take(self, device: str) -> list[Span]:
+        """What was kept, in order of beginning; then it is forgotten."""
+        with self._lock:
+            self._watched.pop(device, None)
+            return sorted(self._spans.pop(device, []), key=lambda span: span.begin)
+
+
+def spans_to_json(spans: list[Span]) -> str:
+    """One line of JSON."""
+    rows = [[s.phase, s.lane, s.micro_batch, round(s.begin, 6), round(s.end, 6)] for s in spans]
+    return json.dumps(rows, separators=(",", ":"))
+
+
+def spans_from_json(text: str) -> list[Span]:
+    """What `spans_to_json` wrote; raises ProtocolError."""
+    try:
+        spans = [
+            Span(phase, str(lane)[:32], int(micro), float(begin), float(end))
+            for phase, lane, micro, begin, end in json.loads(text or "[]")[:_MOST]
+        ]
+    except (ValueError, TypeError, RecursionError):
+        raise ProtocolError("the spans of a step are malformed") from None
+    if not all(span.phase in PHASES and span.begin <= span.end for span in spans):
+        raise ProtocolError("the spans of a step are malformed")
+    return spans

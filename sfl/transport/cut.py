@@ -1,0 +1,136 @@
+"""One end of a device's stream, where tensors become packets and packets tensors.
+
+Both ends hold the same: the round's codecs by role, what delta coding remembers, and the masks that
+the gradients of sparsified tensors are multiplied by.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+
+from sfl.codec import Codec, Decoder, Encoder, Packet, parse
+from sfl.codec.kernel import kernel
+from sfl.config import RunSettings
+from sfl.config.run import RoleCodecs
+from sfl.errors import ProtocolError
+from sfl.keys import derive_seed
+from sfl.stage.messages import Key, Kind, Purpose, TensorMessage
+
+SENDS = {
+    "device": {Kind.ACTIVATION: "activation", Kind.GRADIENT: "tail_gradient"},
+    "edge": {Kind.HIDDEN: "hidden", Kind.GRADIENT: "gradient"},
+}
+"""Which setting codes what an end sends in training; in evaluation everything is `evaluation`."""
+
+
+def codecs_of(settings: RoleCodecs) -> dict[str, Codec]:
+    """All roles parsed. Raises ConfigError, which names the setting."""
+    return {
+        role: parse(text, f"codec.{role}", gradient="gradient" in role)
+        for role, text in settings.model_dump().items()
+        if not role.startswith("adapter")
+    }
+
+
+def check_codecs(settings: RunSettings) -> None:
+    """Parse every codec that some device will use in some round. Raises ConfigError."""
+    rounds = {1, *(change.from_round for change in settings.codec.schedule)}
+    for entry in settings.devices:
+        for round_ in rounds:
+            codecs_of(settings.codecs(entry.name, round_))
+
+
+class Cut:
+    """Encoders and decoders of one end of one stream; one thread may encode, one may decode."""
+
+    def __init__(
+        self, side: str, device: str, seed: int, peer_compiled: bool, folder: Path | None = None
+    ) -> None:
+        self._side = side
+        self._device = device
+        self._seed = seed
+        # Entropy codes are quick in C alone: without it on either side Zstandard takes their place.
+        self._compiled = peer_compiled and kernel().name == "compiled"
+        self._folder = folder
+        self._specs: dict[str, str] = {}
+        self._encoders: dict[str, Encoder] = {}
+        self._decoders: dict[tuple[Kind, bool], Decoder] = {}
+        self._masks: dict[Key, torch.Tensor] = {}
+
+    def begin_round(self, settings: RoleCodecs) -> None:
+        """Take the round's codecs; a role whose codec changes forgets what it remembered.
+
+        Raises ConfigError.
+        """
+        codecs = codecs_of(settings)
+        specs = {role: codec.spec for role, codec in codecs.items()}
+        if specs != self._specs:
+            self._specs = specs
+            self._encoders = {role: self._encoder(role, codec) for role, codec in codecs.items()}
+            self._decoders = {}
+        self._masks.clear()
+
+    def _encoder(self, role: str, codec: Codec) -> Encoder:
+        if role != "activation":  # no other sender knows its rows by name
+            codec = codec.without_delta()
+        return Encoder(codec.for_peer(self._compiled), self._folder)
+
+    def encode(self, message: TensorMessage) -> Packet | None:
+        """The packet of a message's rows. Raises ProtocolError, naming device and step."""
+        if message.rows is None:
+            return None
+        encoder = self._encoders[self._role(message)]
+        seed = derive_seed(
+            self._seed,
+            self._device,
+            message.key.round,
+            message.key.step,
+            message.key.micro_batch,
+            message.kind.name,
+            message.key.purpose.name,
+        )
+        try:
+            packet = encoder.encode(
+                message.rows, seed & 0xFFFFFFFF, message.lengths, message.context
+            )
+        except ProtocolError as error:
+            raise ProtocolError(f"{self._device}, {_place(message)}: {error}") from None
+        if encoder.mask is not None and _comes_back(message):
+            self._masks[message.key] = encoder.mask
+        return packet
+
+    def decode(self, packet: Packet, message: TensorMessage, hidden: int | None) -> TensorMessage:
+        """The message with its rows, `hidden` wide where that is given. Raises ProtocolError."""
+        evaluation = message.key.purpose is Purpose.EVALUATION
+        decoder = self._decoders.setdefault((message.kind, evaluation), Decoder(self._folder))
+        due = (packet.shape[0], packet.shape[1] if hidden is None else hidden)
+        try:
+            rows = decoder.decode(packet, due)
+        except ProtocolError as error:
+            raise ProtocolError(f"{self._device}, {_place(message)}: {error}") from None
+        if (
+            message.kind is Kind.GRADIENT
+            and (mask := self._masks.pop(message.key, None)) is not None
+        ):
+            rows *= mask  # the derivative of leaving values out
+        return replace(message, rows=rows)
+
+    def _role(self, message: TensorMessage) -> str:
+        if message.key.purpose is Purpose.EVALUATION:
+            return "evaluation"
+        return SENDS[self._side][message.kind]
+
+
+def _comes_back(message: TensorMessage) -> bool:
+    return message.kind is not Kind.GRADIENT and message.key.purpose is not Purpose.EVALUATION
+
+
+def _place(message: TensorMessage) -> str:
+    key = message.key
+    return (
+        f"{message.kind.name.lower()} of round {key.round}, step {key.step}, "
+        f"micro-batch {key.micro_batch}"
+    )
