@@ -410,7 +410,7 @@ def activation(rows: torch.Tensor, lengths: tuple[int, ...], **more: Any) -> lis
     message = TensorMessage(
         Kind.ACTIVATION, key, more.pop("count", 1), lengths, rows, more.pop("labels", labels)
     )
-    return encode_tensor(message, parse("none"))
+    return encode_tensor(message, parse("none").encode(rows))
 
 
 def bad_rows(value: float) -> torch.Tensor:

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
 
-from sfl.codec import parse
+from sfl.codec import RowContext, decode, parse
 from sfl.config import TrainingSettings
+from sfl.config.run import LinkSettings, RoleCodecs
 from sfl.errors import ConfigError, LinkLost, ProtocolError, Refused, RunFailed, SflError
 from sfl.stage.layout import pack_labels, pack_rows, unpack_labels, unpack_rows
 from sfl.stage.loss import Score
@@ -21,7 +24,9 @@ from sfl.transport.chunks import (
     pieces,
 )
 from sfl.transport.credentials import check_exposure, split_address
+from sfl.transport.cut import Cut
 from sfl.transport.frames import decode_tensor, encode_tensor, raw_bytes
+from sfl.transport.shaper import shaper
 from sfl.transport.status import error_of, status_of
 from sfl.transport.wire import FRAME_BYTES
 from sfl.v1 import tensor_pb2
@@ -43,16 +48,21 @@ def message(rows: torch.Tensor, lengths: tuple[int, ...]) -> TensorMessage:
 
 def reassembled(sent: TensorMessage, codec: str = "none") -> TensorMessage:
     assembly = TensorAssembly(1 << 24)
-    *more, last = [assembly.add(frame) for frame in encode_tensor(sent, parse(codec))]
+    *more, last = [assembly.add(frame) for frame in frames_of(sent, codec)]
     assert not any(more)
     assert last is not None
-    return decode_tensor(*last)
+    message, packet = decode_tensor(*last)
+    return message if packet is None else replace(message, rows=decode(packet))
+
+
+def frames_of(sent: TensorMessage, codec: str = "none") -> list[tensor_pb2.TensorFrame]:
+    return encode_tensor(sent, None if sent.rows is None else parse(codec).encode(sent.rows))
 
 
 @pytest.mark.parametrize("tokens", [3, 3000])
 def test_a_tensor_survives_its_frames(tokens: int) -> None:
     sent = message(torch.randn(tokens, 256), (tokens - 1, 1))
-    frames = encode_tensor(sent, parse("none"))
+    frames = frames_of(sent)
     assert len(frames) == (1 if tokens == 3 else 3)
     assert max(frame.ByteSize() for frame in frames) <= 1 << 20
     assert raw_bytes(frames[0].header) == tokens * 1024
@@ -78,14 +88,13 @@ def test_a_message_without_a_payload_survives_too() -> None:
         ({"lengths": [9]}, "does not fit 9 tokens"),
         ({"micro_batch": 2}, "does not exist"),
         ({"num_micro_batches": 0}, "does not exist"),
-        ({"labels": b"123"}, "int32"),
+        ({"labels": b"\x03123"}, "3 labels for 4 tokens"),
+        ({"labels": b"\x04\x63"}, "packed labels without a width"),
         ({"kind": 0}, "not a valid Kind"),
-        ({"dtype": "float64"}, "float64"),
-        ({"codec": "magic"}, "magic"),
     ],
 )
 def test_a_header_that_does_not_fit_is_refused(change: dict[str, object], words: str) -> None:
-    (frame,) = encode_tensor(message(torch.randn(4, 8), (3, 1)), parse("none"))
+    (frame,) = frames_of(message(torch.randn(4, 8), (3, 1)))
     header = frame.header
     for name, value in change.items():
         header.ClearField(name)  # type: ignore[arg-type]
@@ -94,23 +103,120 @@ def test_a_header_that_does_not_fit_is_refused(change: dict[str, object], words:
         decode_tensor(header, frame.data)
 
 
+def cuts(codec: str, gradient: str = "none") -> tuple[Cut, Cut]:
+    """Both ends of one stream."""
+    roles = RoleCodecs(
+        activation=codec,
+        gradient=gradient,
+        hidden=codec,
+        tail_gradient=gradient,
+        evaluation="fp16",
+        adapter_up="none",
+    )
+    ends = Cut("device", "d", 0, True), Cut("edge", "d", 0, True)
+    for end in ends:
+        end.begin_round(roles)
+    return ends
+
+
 def test_rows_of_another_width_are_refused_before_they_are_decoded() -> None:
-    (frame,) = encode_tensor(message(torch.randn(4, 8), (3, 1)), parse("none"))
-    with pytest.raises(ProtocolError, match="shape"):
-        decode_tensor(frame.header, frame.data, 16)
+    device, edge = cuts("none")
+    sent = message(torch.randn(4, 8), (3, 1))
+    packet = device.encode(sent)
+    assert packet is not None
+    with pytest.raises(ProtocolError, match=r"d, activation of round 3, step 5.*shape"):
+        edge.decode(packet, sent, 16)
 
 
+@pytest.mark.parametrize("codec", ["none", "int8", "uniform(1)"])
 @pytest.mark.parametrize("bad", [float("nan"), float("inf")])
-def test_values_that_are_not_finite_are_refused(bad: float) -> None:
+def test_values_that_are_not_finite_are_refused_by_name(codec: str, bad: float) -> None:
+    device, edge = cuts(codec)
     rows = torch.randn(4, 8)
     rows[2, 3] = bad
-    (frame,) = encode_tensor(message(rows, (3, 1)), parse("none"))
-    with pytest.raises(ProtocolError, match=r"NaN|finite"):
-        decode_tensor(frame.header, frame.data)
+    sent = message(rows, (3, 1))
+    with pytest.raises(ProtocolError, match=r"d, activation of round 3, step 5.*(NaN|finite)"):
+        packet = device.encode(sent)
+        assert packet is not None
+        edge.decode(packet, sent, 8)
+
+
+def test_the_gradient_of_what_was_left_out_is_zero() -> None:
+    device, edge = cuts("topk(0.25) | fp16")
+    sent = message(torch.randn(4, 8), (3, 1))
+    packet = device.encode(sent)
+    assert packet is not None
+    arrived = edge.decode(packet, sent, 8).rows
+    gradient = replace(sent, kind=Kind.GRADIENT, rows=torch.ones(4, 8))
+    back = edge.encode(gradient)
+    assert back is not None and arrived is not None
+    landed = device.decode(back, gradient, 8).rows
+    assert landed is not None and torch.equal(landed != 0, arrived != 0)
+
+
+def test_a_change_of_codec_forgets_what_delta_remembered() -> None:
+    rows = torch.randn(6, 8).repeat(2, 1)
+    own = np.arange(12) % 6
+    sent = replace(message(rows, (6, 6)), context=RowContext(own, own, np.zeros(12, np.int64), own))
+    device, edge = cuts("delta(token) | int(8)")
+
+    def pass_on() -> int:
+        packet = device.encode(sent)
+        assert packet is not None
+        arrived = edge.decode(packet, sent, 8).rows
+        assert arrived is not None
+        assert float((arrived - rows).abs().max()) < 0.02
+        return len(packet.payload)
+
+    roles = RoleCodecs(
+        activation="delta(token) | int(8)",
+        gradient="none",
+        hidden="none",
+        tail_gradient="none",
+        evaluation="none",
+        adapter_up="none",
+    )
+    pass_on()
+    for activation in ("fp16", "delta(token) | int(8)"):
+        for end in (device, edge):
+            end.begin_round(roles.model_copy(update={"activation": activation}))
+        pass_on()
+
+
+def test_evaluation_has_a_codec_of_its_own() -> None:
+    device, edge = cuts("int(2)")
+    sent = replace(message(torch.randn(4, 8), (3, 1)), key=Key(Purpose.EVALUATION, 3, 0, 0))
+    packet = device.encode(sent)
+    assert packet is not None and packet.codec == "fp16"
+    arrived = edge.decode(packet, sent, 8).rows
+    assert arrived is not None and sent.rows is not None
+    assert torch.equal(arrived, sent.rows.half().float())
+
+
+def test_kinds_of_tensors_may_alternate_on_a_stream() -> None:
+    large = message(torch.randn(3000, 256), (2999, 1))
+    gradient = replace(large, kind=Kind.GRADIENT, labels=None)
+    assembly = TensorAssembly(1 << 24)
+    first, *rest = frames_of(large)
+    assert assembly.add(first) is None
+    whole = [assembly.add(frame) for frame in frames_of(gradient)]
+    assert whole[-1] is not None and whole[-1][0].kind == Kind.GRADIENT
+    done = [assembly.add(frame) for frame in rest][-1]
+    assert done is not None and done[0].kind == Kind.ACTIVATION
+
+
+def test_a_shaped_link_serves_one_message_after_the_other() -> None:
+    line = shaper(LinkSettings(up_mbit=8.0, delay_ms=50.0), "up")
+    assert line is not None
+    assert line.admit(0.0, 1_000_000) == pytest.approx((1.0, 1.05))
+    assert line.admit(0.2, 500_000) == pytest.approx((1.5, 1.55))
+    assert line.admit(9.0, 0) == pytest.approx((9.0, 9.05))
+    assert shaper(LinkSettings(up_mbit=8.0), "down") is None
+    assert shaper(LinkSettings(), "up") is None
 
 
 def test_frames_out_of_order_are_refused() -> None:
-    first, *_, last = encode_tensor(message(torch.randn(3000, 256), (2999, 1)), parse("none"))
+    first, *_, last = frames_of(message(torch.randn(3000, 256), (2999, 1)))
     with pytest.raises(ProtocolError, match="without a header"):
         TensorAssembly(1 << 24).add(last)
     assembly = TensorAssembly(1 << 24)

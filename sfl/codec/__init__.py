@@ -7,6 +7,7 @@ it. A further stage is one file, and one line in one of `pipeline`'s tables.
 from sfl.codec.memory import RowContext
 from sfl.codec.packet import MAX_TENSOR_BYTES, Packet
 from sfl.codec.pipeline import LOSSLESS, QUANTISERS, Codec, Decoder, Encoder, decode, parse
+from sfl.codec.sizes import SizeStats
 from sfl.codec.spec import GRADIENT_PRESETS, PRESETS
 
 __all__ = [
@@ -20,6 +21,7 @@ __all__ = [
     "Encoder",
     "Packet",
     "RowContext",
+    "SizeStats",
     "decode",
     "parse",
 ]

@@ -35,6 +35,7 @@ from sfl.codec.packet import (
     Quantiser,
 )
 from sfl.codec.sections import Loopback, Reader, Writer
+from sfl.codec.sizes import SizeStats
 from sfl.codec.spec import Argument, Call, expand, read_calls
 from sfl.codec.topk import TopK, make_topk
 from sfl.codec.uniform import make_uniform
@@ -79,6 +80,17 @@ class Codec:
     def exact(self) -> bool:
         """Whether every bit comes back."""
         return self.quantiser.exact and self.topk is None and self.delta is None
+
+    def bits(self, shape: tuple[int, int], stats: SizeStats) -> float:
+        """Bits that a tensor of `shape` is expected to take, by the averages of those before.
+
+        Before the first packet: what the quantiser alone would take, 32 a value where unknown.
+        """
+        rows, hidden = shape
+        if stats.packets:
+            return stats.bits(rows, hidden)
+        fixed = self.quantiser.fixed_bits(rows * hidden, hidden, torch.float32)
+        return 32.0 * rows * hidden if fixed is None else fixed
 
     def without_delta(self) -> Codec:
         """The same for tensors whose sender knows no rows by name."""
@@ -163,6 +175,7 @@ class Encoder:
         self._delta: DeltaSender | None = None
         self.mask: Tensor | None = None
         """`[rows, H]` of the last packet, True where a value travelled; None without topk."""
+        self.sizes = SizeStats()
 
     def encode(
         self,
@@ -188,7 +201,9 @@ class Encoder:
         self.mask = None
         if len(values):
             self._write(values.contiguous(), key, groups or (len(rows),), context, kept, write)
-        return Packet(self._spec, _NAMES[rows.dtype], tuple(rows.shape), write.payload())
+        payload = write.payload()
+        self.sizes.observe(len(rows), len(values), rows.shape[1], len(payload))
+        return Packet(self._spec, _NAMES[rows.dtype], tuple(rows.shape), payload)
 
     def _write(
         self,

@@ -75,7 +75,8 @@ class TorchKernel:
         if padded is not codes:
             padded[:n] = codes
         scale = torch.from_numpy(scales.astype(np.uint32) << 16).view(torch.float32)
-        values = torch.from_numpy(padded).view(blocks, block).float().sub_(float(levels))
+        values = torch.from_numpy(padded.astype(np.float32)).view(blocks, block)
+        values -= float(levels)
         return values.mul_(scale[:, None]).view(-1)[:n]
 
     def quantise_grid(self, values: Tensor, inverse: float, key: int | None) -> Bytes:
@@ -87,7 +88,7 @@ class TorchKernel:
 
     def dequantise_grid(self, codes: Bytes, step: float, key: int | None) -> Tensor:
         """Values."""
-        values = torch.from_numpy(codes).float().sub_(128.0)
+        values = torch.from_numpy(codes.astype(np.float32)).sub_(128.0)
         if key is not None:
             values.sub_(uniform(key, codes.size)).add_(0.5)
         return values.mul_(torch.tensor(step))

@@ -24,6 +24,7 @@ from sfl.errors import ProtocolError
 
 _CENTRE = 128
 _SIDE = struct.Struct("<fIBBI")  # step, key, lowest code, number of levels, escapes
+_LARGEST = float(np.finfo(np.float32).max)
 _SMALLEST = 2.0**-120  # its reciprocal is finite
 
 
@@ -75,6 +76,8 @@ class Uniform:
         codes = read.symbols(Form(count, columns, levels, _centre(lowest, levels)))
         noise = key if self.rounding == "dither" else None
         values = kernel().dequantise_grid(codes + np.uint8(lowest), step, noise)
+        if step >= 2.0**119:  # 128 of them may be beyond float32
+            values.clamp_(-_LARGEST, _LARGEST)
         self._restore(values, side[_SIDE.size :], num_far)
         return values
 

@@ -235,6 +235,12 @@ class DeviceStream:
     def _decode(self, header: tensor_pb2.TensorHeader, payload: bytes) -> TensorMessage:
         """Decode and validate before the queue."""
         message, packet = decode_tensor(header, payload)
+        most = self.settings.training.batch_size * self.settings.model.max_length
+        if sum(message.lengths) > most:
+            raise ProtocolError(
+                f"{sum(message.lengths)} tokens in a micro-batch; training.batch_size times "
+                f"model.max_length is {most}"
+            )
         if packet is not None:
             with self.host.stats.phases.measure("decode", message.key, self.device):
                 message = self.cut.decode(packet, message, self.session.model.hidden_size)
