@@ -1,4 +1,4 @@
-"""Round trips, bounds, unbiasedness, two kernels with the same bytes, and what hostile packets meet."""
+"""Round trips, bounds, two kernels with the same bytes, and what hostile packets meet."""
 
 from __future__ import annotations
 
@@ -74,7 +74,7 @@ def rows_of(
     )
 
 
-# -- what comes back ---------------------------------------------------------------------------------
+# -- what comes back -------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("spec", ["none", "none | zstd", "none | rans"])
@@ -217,7 +217,7 @@ def test_topk_keeps_the_largest_of_each_sequence() -> None:
     assert torch.equal(back, (rows * encoder.mask).half().float())
 
 
-# -- two kernels, the same bytes ---------------------------------------------------------------------
+# -- two kernels, the same bytes -------------------------------------------------------------------
 
 
 @cache
@@ -349,7 +349,7 @@ def test_keyed_numbers_are_uniform_and_uncorrelated() -> None:
         assert abs(float(torch.corrcoef(torch.stack([a, b]))[0, 1])) < 0.01
 
 
-# -- delta coding --------------------------------------------------------------------------------------
+# -- delta coding ----------------------------------------------------------------------------------
 
 
 def context(tokens: list[int], example: int = 0) -> RowContext:
@@ -399,7 +399,7 @@ def test_delta_is_refused_where_rows_have_no_names() -> None:
         parse("delta(token) | int8").encode(torch.ones(2, 3))
 
 
-# -- what it saves, and what it says beforehand --------------------------------------------------------
+# -- what it saves, and what it says beforehand ----------------------------------------------------
 
 
 def test_every_preset_parses_and_comes_back() -> None:
@@ -447,7 +447,7 @@ def test_sizes_are_exact_before_any_lossless_stage() -> None:
         assert 0 <= 8 * len(payload) - expected <= 8 * 14  # lengths of sections
 
 
-# -- text ----------------------------------------------------------------------------------------------
+# -- text ------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -495,7 +495,7 @@ def test_a_codec_that_is_none_says_why(text: str, words: str) -> None:
     assert "docs/compression.md" in str(caught.value)
 
 
-# -- what is refused -----------------------------------------------------------------------------------
+# -- what is refused -------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("spec", ["fp16", "bf16", *LOSSY])
@@ -612,7 +612,7 @@ def test_damaged_packets_are_refused_or_decode_to_the_right_size(
             continue
 
 
-# -- memory and small integers -------------------------------------------------------------------------
+# -- memory and small integers ---------------------------------------------------------------------
 
 
 def test_tensors_of_any_layout_encode_alike() -> None:

@@ -11,13 +11,16 @@ from pydantic_core import PydanticUndefined
 
 from sfl.config.node import CloudNode, DeviceConfig, EdgeConfig, MetricsSettings
 from sfl.config.run import (
+    CodecChange,
     CodecSettings,
     DataSettings,
     DeviceEntry,
+    LinkSettings,
     LoraSettings,
     ModelSettings,
     NetworkSettings,
     RunSection,
+    ScheduledCodec,
     TrainingSettings,
 )
 
@@ -51,9 +54,12 @@ SECTIONS: tuple[tuple[str, type[BaseModel]], ...] = (
     ("[lora]", LoraSettings),
     ("[training]", TrainingSettings),
     ("[codec]", CodecSettings),
+    ("[[codec.schedule]]", ScheduledCodec),
     ("[data]", DataSettings),
     ("[network]", NetworkSettings),
     ("[[devices]]", DeviceEntry),
+    ("[devices.codec]", CodecChange),
+    ("[devices.link]", LinkSettings),
     ("[cloud]", CloudNode),
     ("[edge]", EdgeConfig),
     ("[device]", DeviceConfig),
