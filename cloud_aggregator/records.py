@@ -10,10 +10,13 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from sfl.config import RunConfig, dump_toml
+from sfl.files import write_atomic
 from sfl.metrics.snapshot import NodeSnapshot
+from sfl.metrics.timeline import spans_from_json
 from sfl.report.html import write_report
 from sfl.report.records import NodeRecord, Record, RecordFile, RoundRecord
 from sfl.report.status import DeviceStatus, RunPhase, RunStatus, ServerStatus
+from sfl.report.step import StepTimeline, ordered, timelines_to_json
 from sfl.report.summary import Fault, build_summary, evaluate
 from sfl.rounds import Coordinator, FinishRun, Phase, StartRound
 from sfl.rounds import Fault as FaultCommand
@@ -48,6 +51,7 @@ class RunRecords:
         self._ready: dict[str, edge_pb2.DeviceReady] = {}
         self._trained: dict[tuple[str, int], Trained] = {}
         self._faults: list[Fault] = []
+        self._timelines: dict[str, StepTimeline] = {}
         self._evaluated: dict[int, list[RoundRecord]] = {}
         self._participants: tuple[str, ...] = ()
         self._reported: set[str] = set()
@@ -85,6 +89,12 @@ class RunRecords:
         if report.num_steps:
             self._trained[report.device, report.round] = Trained(
                 report.train_loss, report.num_steps, report.num_tokens, report.train_seconds
+            )
+            self._timelines[report.device] = StepTimeline(
+                report.device,
+                report.round,
+                tuple(spans_from_json(report.spans)),
+                tuple(spans_from_json(report.edge_spans)),
             )
         self._write(self._evaluation_record(report, snapshot))
 
@@ -241,7 +251,10 @@ class RunRecords:
             best_round=self.best_round,
         )
         summary.write(self.folder / "summary.json")
-        write_report(self.folder / "report.html", summary, self._records, dump_toml(self.config))
+        timelines = ordered(self._timelines)
+        write_atomic(self.folder / "timeline.json", timelines_to_json(timelines))
+        config = dump_toml(self.config)
+        write_report(self.folder / "report.html", summary, self._records, config, timelines)
         self._file.close()
         self.message = end.reason
         status = replace(

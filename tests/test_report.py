@@ -14,9 +14,10 @@ import pytest
 from report_sample import HOMES, sample_records, sample_settings, sample_snapshot, sample_summary
 from rich.console import Console
 
-from sfl.errors import UserError
+from sfl.errors import ProtocolError, UserError
 from sfl.files import write_atomic
 from sfl.metrics import NodeSnapshot
+from sfl.metrics.timeline import Span, spans_from_json, spans_to_json
 from sfl.report import text
 from sfl.report.charts import Bar, Line, Segment, bar_chart, line_chart, ticks
 from sfl.report.curve import loss_curve
@@ -26,6 +27,7 @@ from sfl.report.live import LiveView, run_share, status_picture
 from sfl.report.markup import Markup, element
 from sfl.report.records import NodeRecord, RecordFile, RoundRecord, read_records
 from sfl.report.status import DeviceStatus, RunStatus, ServerStatus
+from sfl.report.step import StepTimeline, timelines_to_json
 from sfl.report.summary import Fault, RunSummary, build_summary, evaluate
 
 SUMMARY_KEYS = [
@@ -418,6 +420,29 @@ def test_the_report_is_well_formed_and_needs_nothing_else(tmp_path: Path, text_o
                  'id = "sample"', "Training loss"):  # fmt: skip
         assert part in content
     assert ("Exact match" in content) != text_only
+
+
+def test_the_timeline_of_a_step_shows_work_and_gaps() -> None:
+    spans = (
+        Span("forward", "MainThread", 0, 10.0, 10.2),
+        Span("wait", "MainThread", 0, 10.3, 10.5),
+        Span("encode", "link-encoder", 0, 10.2, 10.25),
+    )
+    edge = (Span("backward", "compute_0", 0, 10.3, 10.45),)
+    assert list(spans_from_json(spans_to_json(list(spans)))) == list(spans)
+    with pytest.raises(ProtocolError):
+        spans_from_json('[["dance","x",0,1,2]]')
+    timeline = StepTimeline("home-maple", 3, spans, edge)
+    root = parsed(render_report(sample_summary(), sample_records(), CONFIG, [timeline]))
+    content = "".join(root.itertext())
+    assert "home-maple, round 3" in content
+    for part in ("device: compute", "device: encode", "edge: compute"):
+        assert part in content
+    titles = {"".join(title.itertext()) for title in root.iter("title")}
+    assert "device: compute, idle: 100 ms" in titles
+    assert "edge: compute, backward (micro-batch 0): 150 ms" in titles
+    (value,) = json.loads(timelines_to_json([timeline]))
+    assert [row["begin"] for row in value["spans"]] == [0.0, 0.3, 0.2, 0.3]
 
 
 def test_every_point_and_part_has_a_title() -> None:

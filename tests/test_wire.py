@@ -111,7 +111,6 @@ def cuts(codec: str, gradient: str = "none") -> tuple[Cut, Cut]:
         hidden=codec,
         tail_gradient=gradient,
         evaluation="fp16",
-        adapter_up="none",
     )
     ends = Cut("device", "d", 0, True), Cut("edge", "d", 0, True)
     for end in ends:
@@ -174,7 +173,6 @@ def test_a_change_of_codec_forgets_what_delta_remembered() -> None:
         hidden="none",
         tail_gradient="none",
         evaluation="none",
-        adapter_up="none",
     )
     pass_on()
     for activation in ("fp16", "delta(token) | int(8)"):

@@ -39,8 +39,8 @@ schedule = "linear"           # "cosine", "constant"
 # micro_batches = 2           # cut a batch up, so that device and edge overlap
 
 [codec]
-activation = "int8 | zstd"    # "none", "fp16", "bf16", "int8", each with or without "| zstd"
-gradient = "int8 | zstd"
+activation = "compact"        # or none, fp16, int8, sft, extreme, or stages: docs/compression.md
+gradient = "compact"
 
 [data]
 prompt_field = "prompt"       # JSONL, CSV, TSV, Parquet or a Hugging Face dataset with these

@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
 from dataclasses import dataclass
-
-from sfl.errors import ConfigError
 
 PRESETS: dict[str, str] = {
     "compact": "delta(bigram) | uniform(0.25, dither) | rans",
@@ -56,11 +53,6 @@ def read_calls(text: str) -> list[Call]:
     return calls
 
 
-def canonical(text: str, presets: dict[str, str] = PRESETS) -> str:
-    """A specification with its presets written out and its spacing made even."""
-    return " | ".join(str(call) for call in read_calls(presets.get(text.strip(), text)))
-
-
 def expand(text: str, gradient: bool = False) -> str:
     """A setting with its preset written out; anything else as it is."""
     presets = GRADIENT_PRESETS if gradient else PRESETS
@@ -106,11 +98,3 @@ def at_most(arguments: tuple[Argument, ...], count: int) -> None:
     """Refuse further arguments. Raises ValueError."""
     if len(arguments) > count:
         raise ValueError(f"takes at most {count} argument{'s' * (count != 1)}")
-
-
-def checked(field: str, text: str, make: Callable[[], object]) -> None:
-    """Turn a ValueError of parsing into the ConfigError of a setting."""
-    try:
-        make()
-    except ValueError as error:
-        raise ConfigError(field, text, str(error), "See docs/compression.md.") from None

@@ -129,8 +129,6 @@ class CodecChange(Section):
     """U-shaped: their gradients, from the device to the edge."""
     evaluation: str | None = None
     """Hidden states of evaluations, both ways."""
-    adapter_up: str | None = None
-    """Adapter updates towards the cloud."""
 
 
 class ScheduledCodec(CodecChange):
@@ -157,11 +155,6 @@ class CodecSettings(Section):
     evaluation: str | None = None
     """Hidden states of evaluations, both ways; default: `none` where `activation` is `none`, else
     `fp16`, so that what is reported is the adapter's quality and not the codec's."""
-    adapter_up: str = "none"
-    """Adapter updates towards the cloud, as what they differ from the round's first values; what
-    a codec leaves out is added to the next round's update (error feedback)."""
-    adapter_down: str = "none"
-    """The global adapter, from the cloud to edges and devices."""
     schedule: tuple[ScheduledCodec, ...] = ()
     """Changes between rounds, later ones winning."""
 
@@ -179,8 +172,6 @@ class RoleCodecs(Section):
     """Device to edge, U-shaped."""
     evaluation: str
     """Both ways."""
-    adapter_up: str
-    """Both parts of the update, to the cloud."""
 
 
 class DataSettings(Section):
@@ -314,7 +305,7 @@ class RunSettings(Section):
 
     def codecs(self, device: str, round_: int) -> RoleCodecs:
         """What a device's tensors are coded with in a round; the last word that fits counts."""
-        chosen = self.codec.model_dump(exclude={"schedule", "adapter_down"})
+        chosen = self.codec.model_dump(exclude={"schedule"})
         changes: list[CodecChange] = [self.device(device).codec]
         changes += [
             step

@@ -23,6 +23,7 @@ from sfl.report.curve import device_lines
 from sfl.report.final import wire_sentence
 from sfl.report.markup import Markup, element, join
 from sfl.report.records import Record, RoundRecord
+from sfl.report.step import StepTimeline, timeline_card
 from sfl.report.style import CHARTS, COLOURS, PAGE
 from sfl.report.summary import DeviceSummary, RunSummary, ServerSummary, evaluate
 
@@ -32,12 +33,23 @@ Node = DeviceSummary | ServerSummary
 _POLICY = "default-src 'none'; style-src 'unsafe-inline'"
 
 
-def write_report(path: Path, summary: RunSummary, records: Sequence[Record], config: str) -> None:
+def write_report(
+    path: Path,
+    summary: RunSummary,
+    records: Sequence[Record],
+    config: str,
+    timelines: Sequence[StepTimeline] = (),
+) -> None:
     """Replace `path` by the report, whole."""
-    write_atomic(path, render_report(summary, records, config))
+    write_atomic(path, render_report(summary, records, config, timelines))
 
 
-def render_report(summary: RunSummary, records: Sequence[Record], config: str) -> str:
+def render_report(
+    summary: RunSummary,
+    records: Sequence[Record],
+    config: str,
+    timelines: Sequence[StepTimeline] = (),
+) -> str:
     """The report as an HTML document; `config` is the effective configuration as TOML."""
     rounds = [record for record in records if isinstance(record, RoundRecord)]
     main = element(
@@ -47,6 +59,7 @@ def render_report(summary: RunSummary, records: Sequence[Record], config: str) -
         _learning(summary, rounds),
         _devices(summary),
         _costs(summary),
+        timeline_card(timelines),
         _faults(summary),
         _config(config),
         element("footer", f"Written by sfl {summary.sfl_version}; the same numbers stand in "

@@ -30,7 +30,6 @@ class Purpose(IntEnum):
 
     TRAINING = 1
     EVALUATION = 2
-    REHEARSAL = 3
 
 
 @dataclass(frozen=True, slots=True)

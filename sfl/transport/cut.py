@@ -31,7 +31,6 @@ def codecs_of(settings: RoleCodecs) -> dict[str, Codec]:
     return {
         role: parse(text, f"codec.{role}", gradient="gradient" in role)
         for role, text in settings.model_dump().items()
-        if not role.startswith("adapter")
     }
 
 

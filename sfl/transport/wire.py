@@ -101,6 +101,4 @@ def tensor_role(header: tensor_pb2.TensorHeader) -> Role:
     """What a tensor's bytes count as; everything of an evaluation counts as that."""
     if header.purpose == tensor_pb2.PURPOSE_EVALUATION:
         return "evaluation"
-    if header.purpose == tensor_pb2.PURPOSE_REHEARSAL:
-        return "control"
     return TRAINING_ROLES.get(header.kind, "control")

@@ -20,7 +20,6 @@ class Purpose(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     PURPOSE_UNSPECIFIED: _ClassVar[Purpose]
     PURPOSE_TRAINING: _ClassVar[Purpose]
     PURPOSE_EVALUATION: _ClassVar[Purpose]
-    PURPOSE_REHEARSAL: _ClassVar[Purpose]
 TENSOR_KIND_UNSPECIFIED: TensorKind
 TENSOR_KIND_ACTIVATION: TensorKind
 TENSOR_KIND_HIDDEN: TensorKind
@@ -29,7 +28,6 @@ TENSOR_KIND_SCORE: TensorKind
 PURPOSE_UNSPECIFIED: Purpose
 PURPOSE_TRAINING: Purpose
 PURPOSE_EVALUATION: Purpose
-PURPOSE_REHEARSAL: Purpose
 
 class Score(_message.Message):
     __slots__ = ("loss_sum", "num_targets", "num_correct", "num_examples")
@@ -90,20 +88,18 @@ class TensorFrame(_message.Message):
     def __init__(self, header: _Optional[_Union[TensorHeader, _Mapping]] = ..., data: _Optional[bytes] = ..., last: _Optional[bool] = ..., kind: _Optional[_Union[TensorKind, str]] = ...) -> None: ...
 
 class AdapterHeader(_message.Message):
-    __slots__ = ("round", "final_step", "device", "side", "num_bytes", "codec")
+    __slots__ = ("round", "final_step", "device", "side", "num_bytes")
     ROUND_FIELD_NUMBER: _ClassVar[int]
     FINAL_STEP_FIELD_NUMBER: _ClassVar[int]
     DEVICE_FIELD_NUMBER: _ClassVar[int]
     SIDE_FIELD_NUMBER: _ClassVar[int]
     NUM_BYTES_FIELD_NUMBER: _ClassVar[int]
-    CODEC_FIELD_NUMBER: _ClassVar[int]
     round: int
     final_step: int
     device: str
     side: str
     num_bytes: int
-    codec: str
-    def __init__(self, round: _Optional[int] = ..., final_step: _Optional[int] = ..., device: _Optional[str] = ..., side: _Optional[str] = ..., num_bytes: _Optional[int] = ..., codec: _Optional[str] = ...) -> None: ...
+    def __init__(self, round: _Optional[int] = ..., final_step: _Optional[int] = ..., device: _Optional[str] = ..., side: _Optional[str] = ..., num_bytes: _Optional[int] = ...) -> None: ...
 
 class AdapterFrame(_message.Message):
     __slots__ = ("header", "data", "last")

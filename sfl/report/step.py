@@ -1,0 +1,111 @@
+"""A timeline of one step: who worked when, so that a user sees what overlaps and who waits."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from sfl.metrics.snapshot import PHASES
+from sfl.metrics.timeline import Span
+from sfl.report import text
+from sfl.report.charts import Bar, Segment, bar_chart, bar_legend
+from sfl.report.markup import Markup, element, join
+
+LANES = {
+    "MainThread": "compute",
+    "compute_0": "compute",
+    "link-encoder": "encode",
+    "link-reader": "decode",
+    "link-pacer": "send",
+    "codec_0": "codec",
+}
+"""What threads are called in the picture."""
+
+
+@dataclass(frozen=True, slots=True)
+class StepTimeline:
+    """The spans of one device's step, its own and its edge's."""
+
+    device: str
+    round: int
+    own: tuple[Span, ...]
+    edge: tuple[Span, ...]
+
+
+def timelines_to_json(timelines: Sequence[StepTimeline]) -> str:
+    """What `timeline.json` holds: seconds since each step began."""
+    values = []
+    for timeline in timelines:
+        spans = [("device", span) for span in timeline.own]
+        spans += [("edge", span) for span in timeline.edge]
+        zero = min((span.begin for _, span in spans), default=0.0)
+        values.append(
+            {
+                "device": timeline.device,
+                "round": timeline.round,
+                "spans": [
+                    {
+                        "node": node,
+                        "lane": LANES.get(span.lane, "send"),
+                        "phase": span.phase,
+                        "micro_batch": span.micro_batch,
+                        "begin": round(span.begin - zero, 6),
+                        "end": round(span.end - zero, 6),
+                    }
+                    for node, span in spans
+                ],
+            }
+        )
+    return json.dumps(values, indent=1) + "\n"
+
+
+def timeline_card(timelines: Sequence[StepTimeline]) -> Markup:
+    """A card with the step of every device; empty without any."""
+    shown = [timeline for timeline in timelines if timeline.own]
+    if not shown:
+        return Markup("")
+    used = {span.phase for timeline in shown for span in (*timeline.own, *timeline.edge)}
+    return element(
+        "div",
+        element("h3", "One step of each device, by thread (seconds)"),
+        bar_legend([(phase, phase) for phase in PHASES if phase in used]),
+        join(_picture(timeline) for timeline in shown),
+        element("p", "The middle step of the last round. The edge's rows show what it did for this "
+                "device; in the gaps it may have served another.", class_="foot"),
+        class_="card",
+    )  # fmt: skip
+
+
+def _picture(timeline: StepTimeline) -> Markup:
+    zero = min(span.begin for span in (*timeline.own, *timeline.edge))
+    rows: dict[str, list[Span]] = {}
+    for node, spans in (("device", timeline.own), ("edge", timeline.edge)):
+        for span in spans:
+            rows.setdefault(f"{node}: {LANES.get(span.lane, 'send')}", []).append(span)
+    bars = [Bar(name, _segments(spans, zero), _busy(spans)) for name, spans in rows.items()]
+    label = f"{timeline.device}, round {timeline.round}"
+    return join([element("h4", label), bar_chart(label, bars, text.duration)])
+
+
+def _segments(spans: Sequence[Span], zero: float) -> list[Segment]:
+    """Work and the gaps between, from the step's beginning on."""
+    segments, at = [], zero
+    for span in sorted(spans, key=lambda span: span.begin):
+        begin = max(at, span.begin)
+        if span.end <= begin:
+            continue
+        segments.append(Segment("idle", "gap", begin - at))
+        name = f"{span.phase} (micro-batch {span.micro_batch})"
+        segments.append(Segment(name, span.phase, span.end - begin))
+        at = span.end
+    return segments
+
+
+def _busy(spans: Sequence[Span]) -> str:
+    return text.duration(sum(span.end - span.begin for span in spans if span.phase != "wait"))
+
+
+def ordered(timelines: Mapping[str, StepTimeline]) -> list[StepTimeline]:
+    """By device."""
+    return [timelines[name] for name in sorted(timelines)]
