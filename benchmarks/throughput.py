@@ -92,7 +92,13 @@ def single_process(model: Path, texts: Path, steps: int, threads: int) -> None:
 
 
 def federated(
-    folder: Path, model: Path, texts: Path, steps: int, devices: int, micro_batches: int
+    folder: Path,
+    model: Path,
+    texts: Path,
+    steps: int,
+    devices: int,
+    micro_batches: int,
+    codec: str,
 ) -> dict[str, Any]:
     """One `sfl run`; its summary, with the seconds to the first step and a round's overhead."""
     name = f"sfl-{devices}"
@@ -104,6 +110,7 @@ def federated(
             "local_steps": steps,
             "micro_batches": micro_batches,
         },
+        "codec": {"activation": codec, "gradient": codec},
         "data": {"train": str(texts), "eval_fraction": 0.05, "max_eval_examples": 1},
         "devices": [{"name": f"device-{n}", "cut_layer": 1} for n in range(devices)],
     }
@@ -172,6 +179,7 @@ def main() -> None:
     parser.add_argument("--layers", type=int, default=12)
     parser.add_argument("--vocabulary", type=int, default=8192)
     parser.add_argument("--micro-batches", type=int, default=1)
+    parser.add_argument("--codec", default="none", help="of activations and gradients")
     parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)))
     parser.add_argument("--reference", nargs=2, metavar=("MODEL", "TEXTS"), help=argparse.SUPPRESS)
     options = parser.parse_args()
@@ -202,7 +210,8 @@ def main() -> None:
         # Before and after, so that a drift of the machine's speed shows.
         rates = [float(subprocess.check_output(command, text=True, cwd=ROOT))]
         runs = [
-            federated(folder, model, texts, options.steps, n, options.micro_batches) for n in (1, 3)
+            federated(folder, model, texts, options.steps, n, options.micro_batches, options.codec)
+            for n in (1, 3)
         ]
         rates.append(float(subprocess.check_output(command, text=True, cwd=ROOT)))
         reference = sum(rates) / 2
