@@ -1,6 +1,6 @@
 """A real encoder: six emotions with all-MiniLM-L6-v2, skewed devices beside one process.
 
-    python benchmarks/emotion.py        # about 10 minutes on 2 cores
+    python benchmarks/emotion.py        # 2,400 steps each: over half an hour on 2 cores
 
 Three devices with Dirichlet(0.5) shares of CARER, `examples/emotion/minilm.toml`; beside it
 the same LoRA with PEFT in one process over the same examples, as many of them. Needs
