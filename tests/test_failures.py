@@ -433,7 +433,7 @@ BAD_TENSORS: list[tuple[str, Callable[[], list[Any]], str]] = [
         lambda: activation(torch.zeros(4, 32), (4,), labels=torch.full((4,), 999).int().numpy()),
         "label lies",
     ),
-    ("frame", lambda: activation(torch.zeros(3000, 32), (3000,))[-1:], "bytes announced"),
+    ("frame", lambda: activation(torch.ones(3000, 32), (3000,))[-1:], "bytes announced"),
 ]
 
 
