@@ -6,6 +6,7 @@ import tracemalloc
 import warnings
 from dataclasses import replace
 from functools import cache
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -392,6 +393,17 @@ def test_a_receiver_without_the_past_gives_other_values_but_no_error() -> None:
     true = Decoder()
     true.decode(first)
     assert not torch.equal(late, true.decode(second))
+
+
+def test_rows_of_samples_lie_in_a_folder_that_need_not_exist(tmp_path: Path) -> None:
+    encoder = Encoder(parse("delta(sample, 64) | int8"), tmp_path / "cache" / "new")
+    encoder.encode(normal(9, 8), 0, (9,), context(list(range(9))))
+    assert list((tmp_path / "cache" / "new").iterdir()) == []  # the file has no name
+
+
+def test_many_integers_of_no_width_are_refused() -> None:
+    with pytest.raises(ProtocolError, match="packed integers"):
+        unpack_integers(b"\x00\xff\xff\xff\x7f", 10, exactly=False)
 
 
 def test_delta_is_refused_where_rows_have_no_names() -> None:

@@ -181,6 +181,15 @@ def test_a_change_of_codec_forgets_what_delta_remembered() -> None:
         pass_on()
 
 
+def test_a_codec_that_is_not_due_is_refused_before_it_may_allocate() -> None:
+    _, edge = cuts("int8")
+    sent = message(torch.randn(4, 8), (3, 1))
+    for spec in ("none", "delta(sample, 16777216) | int8"):
+        packet = replace(parse("int8").encode(torch.ones(4, 8)), codec=spec)
+        with pytest.raises(ProtocolError, match="was not due"):
+            edge.decode(packet, sent, 8)
+
+
 def test_evaluation_has_a_codec_of_its_own() -> None:
     device, edge = cuts("int(2)")
     sent = replace(message(torch.randn(4, 8), (3, 1)), key=Key(Purpose.EVALUATION, 3, 0, 0))

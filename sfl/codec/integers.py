@@ -18,16 +18,16 @@ def pack_integers(values: Longs) -> bytes:
     return bytes([width]) + varint(values.size) + np.packbits(bits, bitorder="little").tobytes()
 
 
-def unpack_integers(data: bytes, count: int | None) -> Longs:
-    """The values, `count` of them where given. Raises ProtocolError."""
+def unpack_integers(data: bytes, count: int, exactly: bool = True) -> Longs:
+    """The values, `count` of them (or at most so many). Raises ProtocolError."""
     if not data or data[0] > 32:
         raise ProtocolError("packed integers without a width")
     width = data[0]
     size, at = read_varint(data, 1)
-    if (count is not None and size != count) or len(data) - at != (size * width + 7) // 8:
+    if size > count or (exactly and size != count) or len(data) - at != (size * width + 7) // 8:
         raise ProtocolError(f"{size} packed integers of {width} bits in {len(data)} bytes")
     if width == 0:
-        return np.zeros(min(size, 1 << 24), np.int64)
+        return np.zeros(size, np.int64)
     packed = np.frombuffer(data, np.uint8, offset=at)
     bits = np.unpackbits(packed, count=size * width, bitorder="little").reshape(size, width)
     values: Longs = bits.astype(np.int64) @ (1 << np.arange(width, dtype=np.int64))
@@ -51,8 +51,8 @@ def num_labels(data: bytes) -> int:
 def unpack_labels(data: bytes, count: int, ignored: int) -> npt.NDArray[np.int32]:
     """`count` labels. Raises ProtocolError."""
     runs, rest = _split(data[read_varint(data, 0)[1] :])
-    edges = np.cumsum(unpack_integers(runs, None))
-    if edges.size > count or (edges.size and int(edges[-1]) > count):
+    edges = np.cumsum(unpack_integers(runs, count, exactly=False))
+    if edges.size and int(edges[-1]) > count:
         raise ProtocolError(f"runs of labels reach beyond {count}")
     turns = np.zeros(count + 1, np.int64)
     np.add.at(turns, edges, 1)

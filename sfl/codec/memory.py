@@ -68,7 +68,10 @@ class Table:
     def __post_init__(self) -> None:
         shape = (self.stage.slots + 1, self.hidden)  # the last row stays zero: nothing known
         if self.stage.kind == "sample":
-            with tempfile.TemporaryFile(dir=self.folder) as file:
+            folder = None if self.folder is None else self.folder.expanduser()
+            if folder is not None:
+                folder.mkdir(parents=True, exist_ok=True)
+            with tempfile.TemporaryFile(dir=folder) as file:
                 file.truncate(2 * shape[0] * shape[1])
                 mapped = np.memmap(file, np.float16, "r+", shape=shape)
             self.rows = torch.from_numpy(mapped)
@@ -181,7 +184,8 @@ class DeltaReceiver:
         writes = []
         for _ in range(2 if self.table.stage.kind == "bigram" else 1):
             slots = unpack_integers(read.bytes(8 + 4 * rows, exactly=False), rows)
-            new = np.cumsum(unpack_integers(read.bytes(8 + 4 * rows, exactly=False), None))
+            steps = unpack_integers(read.bytes(8 + 4 * rows, exactly=False), rows, exactly=False)
+            new = np.cumsum(steps)
             for given in (slots, new):
                 if (
                     given.size

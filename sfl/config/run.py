@@ -283,6 +283,11 @@ class RunSettings(Section):
                 raise ValueError(f"devices: the name {name!r} stands twice")
         if self.run.min_devices is not None and self.run.min_devices > len(names):
             raise ValueError(f"run.min_devices: at most the number of devices ({len(names)})")
+        for change in self.codec.schedule:
+            if change.device is not None and change.device not in names:
+                raise ValueError(
+                    f"codec.schedule: no device {change.device!r}; known: {', '.join(names)}"
+                )
         for device in self.devices:
             if device.rank is not None and device.rank != self.lora.rank:
                 raise ValueError(

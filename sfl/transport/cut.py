@@ -49,6 +49,7 @@ class Cut:
         self, side: str, device: str, seed: int, peer_compiled: bool, folder: Path | None = None
     ) -> None:
         self._side = side
+        self._peer = "edge" if side == "device" else "device"
         self._device = device
         self._seed = seed
         # Entropy codes are quick in C alone: without it on either side Zstandard takes their place.
@@ -104,6 +105,12 @@ class Cut:
     def decode(self, packet: Packet, message: TensorMessage, hidden: int | None) -> TensorMessage:
         """The message with its rows, `hidden` wide where that is given. Raises ProtocolError."""
         evaluation = message.key.purpose is Purpose.EVALUATION
+        role = "evaluation" if evaluation else SENDS[self._peer].get(message.kind, "")
+        # The other end has the same codecs; one that is not due may ask for any amount of memory.
+        if role not in self._encoders or packet.codec != self._encoders[role].codec.spec:
+            raise ProtocolError(
+                f"{self._device}, {_place(message)}: codec {packet.codec!r} was not due"
+            )
         decoder = self._decoders.setdefault((message.kind, evaluation), Decoder(self._folder))
         due = (packet.shape[0], packet.shape[1] if hidden is None else hidden)
         try:
