@@ -2,7 +2,8 @@
  *
  * Every function here has a twin in torch or numpy that gives the same bytes (tests hold them
  * together), so nothing may be contracted or reassociated: built with -ffp-contract=off, and no
- * sum of floats is taken here. Called through ctypes, which releases the GIL.
+ * sum of floats is taken here. Values are finite where floats are compared (-ffinite-math-only lets
+ * the compiler see a minimum in a comparison); NaN and infinity are found by their bits. Called through ctypes, which releases the GIL.
  */
 #include <pthread.h>
 #include <stddef.h>
@@ -10,18 +11,19 @@
 #include <stdlib.h>
 #include <string.h>
 
-#define ABI 1
+#define ABI 2
 #define MAX_THREADS 16
 #define GRAIN (1 << 16) /* values below which a second thread costs more than it brings */
 
 #if defined(__x86_64__) && defined(__GLIBC__) && defined(__GNUC__) && !defined(__clang__)
-#define CLONES __attribute__((target_clones("arch=skylake-avx512", "arch=haswell", "default")))
+/* By feature: a clone by arch= is chosen by the processor's name, and AMD's are never haswell. */
+#define CLONES __attribute__((target_clones("avx2", "default")))
 #else
 #define CLONES
 #endif
-#if defined(__x86_64__) && defined(__GNUC__)
+#if defined(__x86_64__) && defined(__GNUC__) /* clang too */
 #include <immintrin.h>
-#define HAVE_COMPRESS 1
+#define AVX2 1
 #endif
 
 int sfl_abi(void) { return ABI; }
@@ -84,6 +86,9 @@ static inline __attribute__((always_inline)) float uniform(uint32_t key, uint32_
     return (float)(int32_t)(mix(index * 0x9e3779b9u + key) >> 8) * 0x1p-24f;
 }
 
+/* A float's bits, read in place: through memcpy gcc does not vectorise a reduction. */
+typedef uint32_t __attribute__((may_alias)) Bits;
+
 static inline __attribute__((always_inline)) float as_float(uint32_t bits) {
     float value;
     memcpy(&value, &bits, 4);
@@ -113,31 +118,37 @@ CLONES static void quantise_blocks(void *context, int64_t begin, int64_t end) {
     Blocks *job = context;
     const float levels = (float)job->levels;
     const float top = (float)(2 * job->levels);
+    const uint32_t key = job->key;
     for (int64_t start = begin; start < end; start += job->block) {
-        const int64_t size = (end - start < job->block) ? end - start : job->block;
-        const float *x = job->values + start;
-        uint8_t *codes = job->codes + start;
+        const int32_t size = (int32_t)(end - start < job->block ? end - start : job->block);
+        const uint32_t first = (uint32_t)start;
+        const float *restrict x = job->values + start;
+        const Bits *restrict bits = (const Bits *)x;
+        uint8_t *restrict codes = job->codes + start;
         uint32_t largest = 0; /* magnitudes order as their bits do */
-        for (int64_t i = 0; i < size; i++) {
-            uint32_t bits = as_bits(x[i]) & 0x7fffffffu;
-            largest = bits > largest ? bits : largest;
+        for (int32_t i = 0; i < size; i++) {
+            const uint32_t magnitude = bits[i] & 0x7fffffffu;
+            largest = magnitude > largest ? magnitude : largest;
         }
-        if (largest >= 0x7f800000u) job->bad = 1;
+        if (largest >= 0x7f800000u) {
+            job->bad = 1;
+            return;
+        }
         uint32_t scale = (as_bits(as_float(largest) / levels) + 0xffffu) & 0xffff0000u;
         if (scale < 0x03800000u) scale = 0x03800000u; /* 2^-120: its reciprocal is finite */
         if (scale >= 0x7f800000u) scale = 0x7f7f0000u;
         job->scales[start / job->block] = (uint16_t)(scale >> 16);
         const float inverse = 1.0f / as_float(scale);
         if (job->stochastic) {
-            for (int64_t i = 0; i < size; i++) {
-                float u = x[i] * inverse + uniform(job->key, (uint32_t)(start + i));
+            for (int32_t i = 0; i < size; i++) {
+                float u = x[i] * inverse + uniform(key, first + (uint32_t)i);
                 u += levels;
                 u = u < 0.0f ? 0.0f : u;
                 u = u > top ? top : u;
                 codes[i] = (uint8_t)(int32_t)u;
             }
         } else {
-            for (int64_t i = 0; i < size; i++) {
+            for (int32_t i = 0; i < size; i++) {
                 float u = x[i] * inverse + 0.5f;
                 u += levels;
                 u = u < 0.0f ? 0.0f : u;
@@ -191,37 +202,54 @@ typedef struct {
     int32_t stochastic;
     uint32_t key;
     uint8_t *codes; /* 1..255, zero is 128 */
+    int32_t bad;
 } Grid;
 
 CLONES static void quantise_grid(void *context, int64_t begin, int64_t end) {
     Grid *job = context;
     const float inverse = job->inverse;
-    const float *values = job->values;
-    uint8_t *codes = job->codes;
     const uint32_t key = job->key;
-    if (job->stochastic) {
-        for (int64_t i = begin; i < end; i++) {
-            float u = values[i] * inverse + uniform(key, (uint32_t)i);
-            u += 128.0f;
-            u = u < 1.0f ? 1.0f : u;
-            u = u > 255.0f ? 255.0f : u;
-            codes[i] = (uint8_t)(int32_t)u;
+    for (int64_t start = begin; start < end; start += 1 << 12) {
+        const int32_t size = (int32_t)(end - start < 1 << 12 ? end - start : 1 << 12);
+        const uint32_t first = (uint32_t)start;
+        const float *restrict x = job->values + start;
+        const Bits *restrict bits = (const Bits *)x;
+        uint8_t *restrict codes = job->codes + start;
+        uint32_t largest = 0;
+        for (int32_t i = 0; i < size; i++) {
+            const uint32_t magnitude = bits[i] & 0x7fffffffu;
+            largest = magnitude > largest ? magnitude : largest;
         }
-    } else {
-        for (int64_t i = begin; i < end; i++) {
-            float u = values[i] * inverse + 0.5f;
-            u += 128.0f;
-            u = u < 1.0f ? 1.0f : u;
-            u = u > 255.0f ? 255.0f : u;
-            codes[i] = (uint8_t)(int32_t)u;
+        if (largest >= 0x7f800000u) {
+            job->bad = 1;
+            return;
+        }
+        if (job->stochastic) {
+            for (int32_t i = 0; i < size; i++) {
+                float u = x[i] * inverse + uniform(key, first + (uint32_t)i);
+                u += 128.0f;
+                u = u < 1.0f ? 1.0f : u;
+                u = u > 255.0f ? 255.0f : u;
+                codes[i] = (uint8_t)(int32_t)u;
+            }
+        } else {
+            for (int32_t i = 0; i < size; i++) {
+                float u = x[i] * inverse + 0.5f;
+                u += 128.0f;
+                u = u < 1.0f ? 1.0f : u;
+                u = u > 255.0f ? 255.0f : u;
+                codes[i] = (uint8_t)(int32_t)u;
+            }
         }
     }
 }
 
-void sfl_quantise_grid(const float *values, int64_t n, float inverse, int32_t stochastic,
-                       uint32_t key, uint8_t *codes, int32_t threads) {
-    Grid job = {values, inverse, stochastic, key, codes};
+/* Returns 1 where a value is NaN or infinite. */
+int sfl_quantise_grid(const float *values, int64_t n, float inverse, int32_t stochastic,
+                      uint32_t key, uint8_t *codes, int32_t threads) {
+    Grid job = {values, inverse, stochastic, key, codes, 0};
     spread(n, 64, GRAIN, threads, quantise_grid, &job);
+    return job.bad;
 }
 
 typedef struct {
@@ -234,18 +262,23 @@ typedef struct {
 
 CLONES static void dequantise_grid(void *context, int64_t begin, int64_t end) {
     Ungrid *job = context;
-    const uint8_t *codes = job->codes;
-    float *values = job->values;
     const float step = job->step;
     const uint32_t key = job->key;
-    if (job->dithered) {
-        for (int64_t i = begin; i < end; i++) {
-            float u = (float)((int32_t)codes[i] - 128) - uniform(key, (uint32_t)i);
-            u += 0.5f;
-            values[i] = u * step;
+    for (int64_t start = begin; start < end; start += 1 << 12) {
+        const int32_t size = (int32_t)(end - start < 1 << 12 ? end - start : 1 << 12);
+        const uint32_t first = (uint32_t)start;
+        const uint8_t *restrict codes = job->codes + start;
+        float *restrict values = job->values + start;
+        if (job->dithered) {
+            for (int32_t i = 0; i < size; i++) {
+                float u = (float)((int32_t)codes[i] - 128) - uniform(key, first + (uint32_t)i);
+                u += 0.5f;
+                values[i] = u * step;
+            }
+        } else {
+            for (int32_t i = 0; i < size; i++)
+                values[i] = (float)((int32_t)codes[i] - 128) * step;
         }
-    } else {
-        for (int64_t i = begin; i < end; i++) values[i] = (float)((int32_t)codes[i] - 128) * step;
     }
 }
 
@@ -256,6 +289,11 @@ void sfl_dequantise_grid(const uint8_t *codes, int64_t n, float step, int32_t di
 }
 
 /* ---- packing ----------------------------------------------------------------------------------- */
+
+#if defined(__BYTE_ORDER__) && __BYTE_ORDER__ != __ORDER_LITTLE_ENDIAN__
+#error "the codec's kernel is for little-endian machines; without it torch does the work"
+#endif
+typedef uint16_t __attribute__((may_alias)) Pair; /* two codes, the first one low */
 
 typedef struct {
     const uint8_t *in;
@@ -268,6 +306,13 @@ typedef struct {
 CLONES static void pack_bits(void *context, int64_t begin, int64_t end) {
     Pack *job = context;
     const int32_t bits = job->bits;
+    if (bits == 4) { /* the usual case, in a form that vectorises */
+        const int64_t pairs = (end - begin) / 2;
+        const Pair *restrict in = (const Pair *)(job->in + begin);
+        uint8_t *restrict out = job->out + begin / 2;
+        for (int64_t i = 0; i < pairs; i++) out[i] = (uint8_t)(in[i] | in[i] >> 4);
+        begin += 2 * pairs & ~(int64_t)7;
+    }
     for (int64_t i = begin; i < end; i += 8) {
         uint64_t word = 0;
         const int64_t size = end - i < 8 ? end - i : 8;
@@ -289,6 +334,14 @@ void sfl_pack_bits(const uint8_t *codes, int64_t n, int32_t bits, uint8_t *out, 
 CLONES static void unpack_bits(void *context, int64_t begin, int64_t end) {
     Pack *job = context;
     const int32_t bits = job->bits;
+    if (bits == 4) {
+        const int64_t pairs = (end - begin) / 2;
+        const uint8_t *restrict in = job->in + begin / 2;
+        Pair *restrict out = (Pair *)(job->out + begin);
+        for (int64_t i = 0; i < pairs; i++)
+            out[i] = (uint16_t)((in[i] & 15) | (uint32_t)(in[i] >> 4) << 8);
+        begin += 2 * pairs & ~(int64_t)7;
+    }
     const uint64_t mask = (1u << bits) - 1;
     for (int64_t i = begin; i < end; i += 8) {
         const int64_t size = end - i < 8 ? end - i : 8;
@@ -320,8 +373,10 @@ CLONES static void pack_radix(void *context, int64_t begin, int64_t end) {
     const int64_t whole = job->n / group; /* bytes of `group` codes each */
     int64_t i = begin;
     if (group == 2) {
-        for (; i < end && i < whole; i++)
-            job->out[i] = (uint8_t)(job->in[2 * i] + levels * job->in[2 * i + 1]);
+        const int64_t stop = end < whole ? end : whole;
+        const Pair *restrict in = (const Pair *)job->in;
+        uint8_t *restrict out = job->out;
+        for (; i < stop; i++) out[i] = (uint8_t)((in[i] & 255) + (uint16_t)levels * (in[i] >> 8));
     } else if (group == 5) {
         for (; i < end && i < whole; i++) {
             const uint8_t *in = job->in + 5 * i;
@@ -348,6 +403,11 @@ static void unpack_radix(void *context, int64_t begin, int64_t end) {
     Radix *job = context;
     const int32_t group = job->group;
     const int64_t whole = job->n / group;
+    if (group == 2) {
+        const Pair *pairs = (const Pair *)job->table;
+        Pair *restrict out = (Pair *)job->out;
+        for (; begin < end && begin < whole; begin++) out[begin] = pairs[job->in[begin]];
+    }
     for (int64_t i = begin; i < end; i++) {
         const uint8_t *codes = job->table + (int64_t)job->in[i] * group;
         const int32_t size = i < whole ? group : (int32_t)(job->n - whole * group);
@@ -357,7 +417,7 @@ static void unpack_radix(void *context, int64_t begin, int64_t end) {
 
 void sfl_unpack_radix(const uint8_t *in, int64_t n, int32_t levels, int32_t group, uint8_t *codes,
                       int32_t threads) {
-    uint8_t table[256 * 8];
+    _Alignas(8) uint8_t table[256 * 8];
     for (int32_t byte = 0; byte < 256; byte++) {
         int32_t value = byte;
         for (int32_t j = 0; j < group; j++) {
@@ -371,47 +431,38 @@ void sfl_unpack_radix(const uint8_t *in, int64_t n, int32_t levels, int32_t grou
 
 /* ---- sparsification -------------------------------------------------------------------------------- */
 
+#define SAMPLE 16 /* one value in so many tells where the threshold must lie */
 #define BINS 4096 /* of a magnitude's exponent and its four leading bits */
+#define BIN_SHIFT 19
 
-static int compare_bits(const void *a, const void *b) {
-    uint32_t x = *(const uint32_t *)a, y = *(const uint32_t *)b;
-    return (x > y) - (x < y);
+typedef uint32_t Moves[256][8];
+
+#ifdef AVX2
+/* For each mask of eight lanes: where its ones come from when they move together, or the inverse. */
+static void make_moves(Moves moves, int together) {
+    for (int32_t mask = 0; mask < 256; mask++) {
+        int32_t rank = 0;
+        memset(moves[mask], 0, sizeof moves[mask]);
+        for (int32_t lane = 0; lane < 8; lane++) {
+            if (!(mask >> lane & 1)) continue;
+            moves[mask][together ? rank : lane] = (uint32_t)(together ? lane : rank);
+            rank++;
+        }
+    }
 }
+#endif
 
-/* Bits of the k-th largest magnitude of n values (1 <= k <= n). */
-static uint32_t kth_magnitude(const float *values, int64_t n, int64_t k) {
-    uint32_t counts[4][BINS];
-    memset(counts, 0, sizeof counts);
-    int64_t i = 0;
-    for (; i + 4 <= n; i += 4)
-        for (int j = 0; j < 4; j++) counts[j][(as_bits(values[i + j]) & 0x7fffffffu) >> 19]++;
-    for (; i < n; i++) counts[0][(as_bits(values[i]) & 0x7fffffffu) >> 19]++;
-    int64_t above = 0, inside = 0;
-    uint32_t bin = BINS;
-    while (bin > 0) {
-        bin--;
-        inside = (int64_t)counts[0][bin] + counts[1][bin] + counts[2][bin] + counts[3][bin];
-        if (above + inside >= k) break;
-        above += inside;
-    }
-    uint32_t *found = malloc((size_t)inside * sizeof *found);
-    if (!found) return bin << 19;
-    int64_t taken = 0;
-    for (i = 0; i < n && taken < inside; i++) {
-        uint32_t bits = as_bits(values[i]) & 0x7fffffffu;
-        found[taken] = bits;
-        taken += bits >> 19 == bin;
-    }
-    /* Quickselect: descending position k - above. */
-    int64_t low = 0, high = inside - 1, want = inside - (k - above);
-    while (high - low > 32) {
-        uint32_t pivot = found[low + (high - low) / 2];
+/* The `want`-th smallest of `found`, which is put out of order. */
+static uint32_t select_bits(uint32_t *found, int64_t count, int64_t want) {
+    int64_t low = 0, high = count - 1;
+    while (low < high) {
+        const uint32_t pivot = found[low + (high - low) / 2];
         int64_t a = low, b = high;
         while (a <= b) {
             while (found[a] < pivot) a++;
             while (found[b] > pivot) b--;
             if (a <= b) {
-                uint32_t swap = found[a];
+                const uint32_t swap = found[a];
                 found[a++] = found[b];
                 found[b--] = swap;
             }
@@ -421,111 +472,257 @@ static uint32_t kth_magnitude(const float *values, int64_t n, int64_t k) {
         else if (want >= a)
             low = a;
         else
-            low = high = want;
+            break;
     }
-    if (high > low) qsort(found + low, (size_t)(high - low + 1), sizeof *found, compare_bits);
-    uint32_t kth = found[want];
-    free(found);
+    return found[want];
+}
+
+/* How many magnitudes reach `low`; those of them below `high` go to `band`. */
+static int64_t gather_plain(const Bits *bits, int64_t n, uint32_t low, uint32_t high,
+                            uint32_t *band, int64_t *in_band) {
+    int64_t reach = 0, taken = *in_band;
+    for (int64_t i = 0; i < n; i++) {
+        const uint32_t magnitude = bits[i] & 0x7fffffffu;
+        band[taken] = magnitude;
+        taken += magnitude >= low && magnitude < high;
+        reach += magnitude >= low;
+    }
+    *in_band = taken;
+    return reach;
+}
+
+#ifdef AVX2
+__attribute__((target("avx2,popcnt"))) static int64_t gather_avx2(
+    const Bits *bits, int64_t n, uint32_t low, uint32_t high, uint32_t *band, int64_t *in_band,
+    const Moves moves) {
+    const __m256i sign = _mm256_set1_epi32(0x7fffffff);
+    const __m256i below = _mm256_set1_epi32((int32_t)low - 1);
+    const __m256i above = _mm256_set1_epi32((int32_t)high);
+    int64_t i = 0, reach = 0, taken = 0;
+    for (; i + 8 <= n; i += 8) {
+        const __m256i magnitude =
+            _mm256_and_si256(_mm256_loadu_si256((const __m256i *)(bits + i)), sign);
+        const __m256i at_least = _mm256_cmpgt_epi32(magnitude, below);
+        const __m256i inside = _mm256_and_si256(at_least, _mm256_cmpgt_epi32(above, magnitude));
+        const uint32_t lanes = (uint32_t)_mm256_movemask_ps(_mm256_castsi256_ps(inside));
+        const __m256i move = _mm256_loadu_si256((const __m256i *)moves[lanes]);
+        /* At most as many were taken as were read, so eight more fit. */
+        _mm256_storeu_si256((__m256i *)(band + taken),
+                            _mm256_permutevar8x32_epi32(magnitude, move));
+        taken += __builtin_popcount(lanes);
+        reach += __builtin_popcount(
+            (uint32_t)_mm256_movemask_ps(_mm256_castsi256_ps(at_least)));
+    }
+    *in_band = taken;
+    return reach + gather_plain(bits + i, n - i, low, high, band, in_band);
+}
+#endif
+
+static int64_t gather(const Bits *bits, int64_t n, uint32_t low, uint32_t high, uint32_t *band,
+                      int64_t *in_band, const Moves moves) {
+    *in_band = 0;
+#ifdef AVX2
+    if (moves) return gather_avx2(bits, n, low, high, band, in_band, moves);
+#endif
+    (void)moves;
+    return gather_plain(bits, n, low, high, band, in_band);
+}
+
+/* Two magnitudes between which the k-th largest of n very likely lies, by a sample. */
+static void estimate(const Bits *bits, int64_t n, int64_t k, uint32_t *low, uint32_t *high) {
+    uint32_t counts[BINS];
+    memset(counts, 0, sizeof counts);
+    const int64_t sample = n / SAMPLE, margin = 16 + sample / 40, middle = k / SAMPLE;
+    for (int64_t i = 0; i < sample; i++) counts[(bits[i * SAMPLE] & 0x7fffffffu) >> BIN_SHIFT]++;
+    int64_t above = 0;
+    uint32_t bin = BINS;
+    while (bin > 0 && above + counts[bin - 1] < middle - margin) above += counts[--bin];
+    if (bin < BINS) *high = bin << BIN_SHIFT;
+    while (bin > 0 && above < middle + margin) above += counts[--bin];
+    *low = above < middle + margin ? 0 : bin << BIN_SHIFT;
+}
+
+/* The `want`-th smallest of values in [low, high), by the bin it lies in, and how many are less. */
+static uint32_t select_in_band(uint32_t *band, int64_t count, int64_t want, uint32_t low,
+                               uint32_t high, int64_t *less) {
+    uint32_t counts[1024];
+    uint32_t shift = 0;
+    while ((high - low) >> shift >= 1024) shift++;
+    memset(counts, 0, sizeof counts);
+    for (int64_t i = 0; i < count; i++) counts[(band[i] - low) >> shift]++;
+    int64_t below = 0;
+    uint32_t bin = 0;
+    while (below + counts[bin] <= want) below += counts[bin++];
+    int64_t taken = 0;
+    for (int64_t i = 0; i < count; i++) {
+        const uint32_t value = band[i];
+        band[taken] = value;
+        taken += (value - low) >> shift == bin;
+    }
+    const uint32_t found = select_bits(band, taken, want - below);
+    for (int64_t i = 0; i < taken; i++) below += band[i] < found;
+    *less = below;
+    return found;
+}
+
+/* Bits of the k-th largest magnitude of n values (1 <= k <= n), and how many reach it; by way of a
+ * sample, and where that erred, all are looked at. */
+static uint32_t kth_magnitude(const float *values, int64_t n, int64_t k, uint32_t *room,
+                              int64_t *kept, const Moves moves) {
+    const Bits *bits = (const Bits *)values;
+    uint32_t low = 0, high = 0x7fffffffu;
+    if (n >= 256 * SAMPLE) estimate(bits, n, k, &low, &high);
+    int64_t taken, reach = gather(bits, n, low, high, room, &taken, moves);
+    if (reach < k || reach - taken >= k) {
+        low = 0;
+        high = 0x7fffffffu;
+        reach = gather(bits, n, low, high, room, &taken, moves);
+    }
+    int64_t less;
+    const uint32_t kth = select_in_band(room, taken, reach - k, low, high, &less);
+    *kept = reach - less;
     return kth;
-}
-
-typedef struct {
-    const float *values;
-    const int64_t *starts; /* groups + 1 of them */
-    const int64_t *keep;   /* how many each group keeps, at least */
-    uint32_t *thresholds;
-} Thresholds;
-
-static void find_thresholds(void *context, int64_t begin, int64_t end) {
-    Thresholds *job = context;
-    for (int64_t g = begin; g < end; g++)
-        job->thresholds[g] =
-            kth_magnitude(job->values + job->starts[g], job->starts[g + 1] - job->starts[g], job->keep[g]);
-}
-
-void sfl_thresholds(const float *values, const int64_t *starts, int64_t groups, const int64_t *keep,
-                    uint32_t *thresholds, int32_t threads) {
-    Thresholds job = {values, starts, keep, thresholds};
-    spread(groups, 1, 1, threads, find_thresholds, &job);
 }
 
 static int64_t compact_plain(const float *values, int64_t n, int64_t at, uint32_t threshold,
                              uint8_t *mask, float *out) {
     int64_t kept = 0;
     for (int64_t i = 0; i < n; i++) {
-        int keep = (as_bits(values[i]) & 0x7fffffffu) >= threshold;
-        out[kept] = values[i];
-        kept += keep;
+        const int keep = (as_bits(values[i]) & 0x7fffffffu) >= threshold;
+        if (keep) out[kept++] = values[i];
         mask[(at + i) >> 3] |= (uint8_t)(keep << ((at + i) & 7));
     }
     return kept;
 }
 
-#ifdef HAVE_COMPRESS
-__attribute__((target("avx512f"))) static int64_t compact_avx512(const float *values, int64_t n,
-                                                                 int64_t at, uint32_t threshold,
-                                                                 uint8_t *mask, float *out) {
-    const __m512i limit = _mm512_set1_epi32((int32_t)threshold);
-    const __m512i magnitude = _mm512_set1_epi32(0x7fffffff);
+#ifdef AVX2
+/* `at` is a multiple of eight; `room` is what `out` may take. */
+__attribute__((target("avx2,popcnt"))) static int64_t compact_avx2(
+    const float *values, int64_t n, int64_t at, uint32_t threshold, uint8_t *mask, float *out,
+    int64_t room, const Moves moves) {
+    const __m256i sign = _mm256_set1_epi32(0x7fffffff);
+    const __m256i below = _mm256_set1_epi32((int32_t)threshold - 1);
     int64_t kept = 0, i = 0;
-    for (; i + 16 <= n; i += 16) {
-        __m512i bits = _mm512_loadu_si512((const void *)(values + i));
-        __mmask16 keep = _mm512_cmpge_epi32_mask(_mm512_and_si512(bits, magnitude), limit);
-        _mm512_storeu_si512((void *)(out + kept), _mm512_maskz_compress_epi32(keep, bits));
-        memcpy(mask + ((at + i) >> 3), &keep, 2);
-        kept += __builtin_popcount(keep);
+    for (; i + 8 <= n && kept + 8 <= room; i += 8) {
+        const __m256i bits = _mm256_loadu_si256((const __m256i *)(values + i));
+        const __m256i keep = _mm256_cmpgt_epi32(_mm256_and_si256(bits, sign), below);
+        const uint32_t lanes = (uint32_t)_mm256_movemask_ps(_mm256_castsi256_ps(keep));
+        const __m256i move = _mm256_loadu_si256((const __m256i *)moves[lanes]);
+        _mm256_storeu_si256((__m256i *)(out + kept), _mm256_permutevar8x32_epi32(bits, move));
+        mask[(at + i) >> 3] = (uint8_t)lanes;
+        kept += __builtin_popcount(lanes);
     }
     return kept + compact_plain(values + i, n - i, at + i, threshold, mask, out + kept);
 }
 #endif
 
-/* Values at or above their group's threshold, and a bit for each value. `out` has room for n + 16.
- * Groups begin at multiples of 16 values or everything goes the plain way. */
-int64_t sfl_compact(const float *values, const int64_t *starts, int64_t groups,
-                    const uint32_t *thresholds, uint8_t *mask, float *out) {
-    int64_t kept = 0;
-    memset(mask, 0, (size_t)((starts[groups] + 7) / 8));
-    for (int64_t g = 0; g < groups; g++) {
-        const float *x = values + starts[g];
-        int64_t n = starts[g + 1] - starts[g];
-#ifdef HAVE_COMPRESS
-        if (starts[g] % 8 == 0 && __builtin_cpu_supports("avx512f")) {
-            kept += compact_avx512(x, n, starts[g], thresholds[g], mask, out + kept);
+typedef struct {
+    const float *values;
+    const int64_t *starts; /* groups + 1 of them */
+    const int64_t *keep;   /* how many each group keeps, at least */
+    uint32_t *thresholds;
+    int64_t *kept; /* groups + 1: where each group's survivors begin */
+    uint32_t *room;
+    uint8_t *mask;
+    float *out;
+    const uint32_t (*moves)[8]; /* NULL without AVX2 */
+} Sparsify;
+
+static void find_thresholds(void *context, int64_t begin, int64_t end) {
+    Sparsify *job = context;
+    for (int64_t g = begin; g < end; g++) {
+        const float *values = job->values + job->starts[g];
+        const int64_t n = job->starts[g + 1] - job->starts[g];
+        job->thresholds[g] =
+            kth_magnitude(values, n, job->keep[g], job->room + job->starts[g] + g,
+                          &job->kept[g + 1], job->moves);
+    }
+}
+
+static void compact(void *context, int64_t begin, int64_t end) {
+    Sparsify *job = context;
+    for (int64_t g = begin; g < end; g++) {
+        const float *values = job->values + job->starts[g];
+        const int64_t n = job->starts[g + 1] - job->starts[g];
+        float *out = job->out + job->kept[g];
+#ifdef AVX2
+        if (job->starts[g] % 8 == 0 && job->moves) {
+            compact_avx2(values, n, job->starts[g], job->thresholds[g], job->mask, out,
+                         job->kept[g + 1] - job->kept[g], job->moves);
             continue;
         }
 #endif
-        kept += compact_plain(x, n, starts[g], thresholds[g], mask, out + kept);
+        compact_plain(values, n, job->starts[g], job->thresholds[g], job->mask, out);
     }
-    return kept;
 }
 
-#ifdef HAVE_COMPRESS
-__attribute__((target("avx512f"))) static int64_t expand_avx512(const uint8_t *mask,
-                                                                const float *kept, int64_t n,
-                                                                float *out) {
-    int64_t taken = 0;
-    for (int64_t i = 0; i < n; i += 16) {
-        __mmask16 keep;
-        memcpy(&keep, mask + (i >> 3), 2);
-        /* Loads only what the mask asks for. */
-        _mm512_storeu_ps(out + i, _mm512_maskz_expandloadu_ps(keep, kept + taken));
-        taken += __builtin_popcount(keep);
+/* The values of each group's `keep` largest magnitudes, ties included, and a bit for each value.
+ * Returns how many there are, or -1 out of memory; more than `capacity` are only counted. */
+int64_t sfl_sparsify(const float *values, const int64_t *starts, int64_t groups,
+                     const int64_t *keep, uint8_t *mask, float *out, int64_t capacity,
+                     int32_t threads) {
+    const int64_t n = starts[groups];
+    uint32_t *thresholds = malloc((size_t)groups * sizeof *thresholds);
+    int64_t *kept = calloc((size_t)groups + 1, sizeof *kept);
+    uint32_t *room = malloc((size_t)(n + groups) * sizeof *room); /* each writes one ahead */
+    int64_t total = -1;
+    if (thresholds && kept && room) {
+        Sparsify job = {values, starts, keep, thresholds, kept, room, mask, out, NULL};
+#ifdef AVX2
+        Moves moves;
+        make_moves(moves, 1);
+        if (__builtin_cpu_supports("avx2")) job.moves = (const uint32_t(*)[8])moves;
+#endif
+        spread(groups, 1, 1, n < GRAIN ? 1 : threads, find_thresholds, &job);
+        int aligned = 1; /* whether no two groups share a byte of the mask */
+        for (int64_t g = 0; g < groups; g++) {
+            kept[g + 1] += kept[g];
+            aligned &= starts[g] % 8 == 0;
+        }
+        total = kept[groups];
+        if (total <= capacity) {
+            memset(mask, 0, (size_t)((n + 7) / 8));
+            spread(groups, 1, 1, n < GRAIN || !aligned ? 1 : threads, compact, &job);
+        }
     }
+    free(thresholds);
+    free(kept);
+    free(room);
+    return total;
+}
+
+#ifdef AVX2
+__attribute__((target("avx2,popcnt"))) static int64_t expand_avx2(const uint8_t *mask,
+                                                                   const float *kept,
+                                                                   int64_t count, int64_t n,
+                                                                   float *out, int64_t *done) {
+    Moves moves;
+    make_moves(moves, 0);
+    const __m256i lane = _mm256_setr_epi32(1, 2, 4, 8, 16, 32, 64, 128);
+    int64_t taken = 0, i = 0;
+    for (; i + 8 <= n && taken + 8 <= count; i += 8) {
+        const uint32_t lanes = mask[i >> 3];
+        const __m256i ones = _mm256_cmpeq_epi32(
+            _mm256_and_si256(_mm256_set1_epi32((int32_t)lanes), lane), lane);
+        const __m256i values = _mm256_permutevar8x32_epi32(
+            _mm256_loadu_si256((const __m256i *)(kept + taken)),
+            _mm256_loadu_si256((const __m256i *)moves[lanes]));
+        _mm256_storeu_si256((__m256i *)(out + i), _mm256_and_si256(values, ones));
+        taken += __builtin_popcount(lanes);
+    }
+    *done = i;
     return taken;
 }
 #endif
 
-/* The inverse: kept values where the mask has ones, zeros elsewhere. */
-void sfl_expand(const uint8_t *mask, const float *kept, int64_t n, float *out) {
+/* The inverse: `count` kept values where the mask has ones, zeros elsewhere. */
+void sfl_expand(const uint8_t *mask, const float *kept, int64_t count, int64_t n, float *out) {
     int64_t taken = 0, i = 0;
-#ifdef HAVE_COMPRESS
-    if (__builtin_cpu_supports("avx512f")) {
-        i = n / 16 * 16;
-        taken = expand_avx512(mask, kept, i, out);
-    }
+#ifdef AVX2
+    if (__builtin_cpu_supports("avx2")) taken = expand_avx2(mask, kept, count, n, out, &i);
 #endif
     for (; i < n; i++) {
-        int keep = mask[i >> 3] >> (i & 7) & 1;
+        const int keep = mask[i >> 3] >> (i & 7) & 1;
         out[i] = keep ? kept[taken] : 0.0f;
         taken += keep;
     }
@@ -537,36 +734,74 @@ void sfl_expand(const uint8_t *mask, const float *kept, int64_t n, float *out) {
 #define PROB (1 << PROB_BITS)
 #define LOWER (1u << 15) /* states stay in [2^15, 2^31), words have 16 bits */
 
-/* Sums of |code - centre| by row and by column. */
+/* Sums of |code - centre| by row and by column; a column's fit 32 bits (rows < 2^24). */
 CLONES void sfl_magnitudes(const uint8_t *codes, int64_t rows, int64_t columns, int32_t centre,
-                           int64_t *by_row, int64_t *by_column) {
+                           int64_t *by_row, uint32_t *by_column) {
     memset(by_column, 0, (size_t)columns * sizeof *by_column);
     for (int64_t r = 0; r < rows; r++) {
-        const uint8_t *row = codes + r * columns;
-        int64_t sum = 0;
+        const uint8_t *restrict row = codes + r * columns;
+        uint32_t *restrict sums = by_column;
+        uint32_t sum = 0;
         for (int64_t c = 0; c < columns; c++) {
-            int32_t distance = (int32_t)row[c] - centre;
-            distance = distance < 0 ? -distance : distance;
-            sum += distance;
-            by_column[c] += distance;
+            const int32_t distance = (int32_t)row[c] - centre;
+            const uint32_t magnitude = (uint32_t)(distance < 0 ? -distance : distance);
+            sum += magnitude;
+            sums[c] += magnitude;
         }
         by_row[r] = sum;
     }
 }
 
-/* How often each code occurs in each context; a context of its own for each row or each column. */
-void sfl_counts(const uint8_t *codes, int64_t rows, int64_t columns, const uint8_t *context_of,
-                int32_t by_row, int32_t contexts, uint32_t *counts) {
-    memset(counts, 0, (size_t)contexts * 256 * sizeof *counts);
-    for (int64_t r = 0; r < rows; r++) {
-        const uint8_t *row = codes + r * columns;
-        if (by_row) {
-            uint32_t *own = counts + (int64_t)context_of[r] * 256;
-            for (int64_t c = 0; c < columns; c++) own[row[c]]++;
+typedef struct {
+    const uint8_t *codes;
+    int64_t columns;
+    const uint8_t *context_of;
+    int32_t by_row, contexts;
+    uint32_t *counts;
+    pthread_mutex_t lock;
+    int32_t failed;
+} Counting;
+
+/* Neighbours are often equal, and a counter that was just written is slow to read again: four
+ * tables take turns. */
+static void count_rows(void *context, int64_t begin, int64_t end) {
+    Counting *job = context;
+    const int64_t columns = job->columns, size = (int64_t)job->contexts * 256;
+    uint32_t *own = calloc((size_t)size * 4, sizeof *own);
+    if (!own) {
+        job->failed = 1;
+        return;
+    }
+    for (int64_t r = begin; r < end; r++) {
+        const uint8_t *row = job->codes + r * columns;
+        if (job->by_row) {
+            uint32_t *table = own + (int64_t)job->context_of[r] * 256;
+            int64_t c = 0;
+            for (; c + 4 <= columns; c += 4)
+                for (int64_t j = 0; j < 4; j++) table[j * size + row[c + j]]++;
+            for (; c < columns; c++) table[row[c]]++;
         } else {
-            for (int64_t c = 0; c < columns; c++) counts[(int64_t)context_of[c] * 256 + row[c]]++;
+            for (int64_t c = 0; c < columns; c++)
+                own[(c & 3) * size + ((int64_t)job->context_of[c] << 8) + row[c]]++;
         }
     }
+    pthread_mutex_lock(&job->lock);
+    for (int64_t i = 0; i < size; i++)
+        job->counts[i] += own[i] + own[size + i] + own[2 * size + i] + own[3 * size + i];
+    pthread_mutex_unlock(&job->lock);
+    free(own);
+}
+
+/* How often each code occurs in each context; a context of its own for each row or each column.
+ * Returns 1 out of memory. */
+int sfl_counts(const uint8_t *codes, int64_t rows, int64_t columns, const uint8_t *context_of,
+               int32_t by_row, int32_t contexts, uint32_t *counts, int32_t threads) {
+    Counting job = {codes,  columns,  context_of,
+                    by_row, contexts, counts,
+                    PTHREAD_MUTEX_INITIALIZER, 0};
+    memset(counts, 0, (size_t)contexts * 256 * sizeof *counts);
+    spread(rows, 1, 1 + GRAIN / (columns ? columns : 1), threads, count_rows, &job);
+    return job.failed;
 }
 
 typedef struct {

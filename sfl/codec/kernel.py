@@ -23,7 +23,7 @@ from sfl.codec.torch_kernel import TorchKernel
 
 log = logging.getLogger(__name__)
 
-ABI = 1
+ABI = 2
 Bytes = npt.NDArray[np.uint8]
 Words = npt.NDArray[np.uint16]
 Longs = npt.NDArray[np.int64]
@@ -47,8 +47,11 @@ class Kernel(Protocol):
     def dequantise_blocks(self, codes: Bytes, scales: Words, block: int, levels: int) -> Tensor:
         """`(code - levels) * scale`, float32."""
 
-    def quantise_grid(self, values: Tensor, inverse: float, key: int | None) -> Bytes:
-        """Codes 1..255 around 128 of values in units of one step, clipped."""
+    def quantise_grid(self, values: Tensor, inverse: float, key: int | None) -> Bytes | None:
+        """Codes 1..255 around 128 of values in units of one step, clipped.
+
+        None where a value is NaN or infinite.
+        """
 
     def dequantise_grid(self, codes: Bytes, step: float, key: int | None) -> Tensor:
         """`(code - 128) * step`, float32; with a key less the noise that rounding added."""
@@ -153,9 +156,7 @@ class CompiledKernel:
 
     def __init__(self, library: ctypes.CDLL) -> None:
         self._c = library
-        library.sfl_compact.restype = ctypes.c_int64
-        for void in ("dequantise_blocks", "quantise_grid", "dequantise_grid", "pack_bits"):
-            getattr(library, f"sfl_{void}").restype = None
+        library.sfl_sparsify.restype = ctypes.c_int64
 
     def quantise_blocks(
         self, values: Tensor, block: int, levels: int, key: int | None
@@ -190,10 +191,10 @@ class CompiledKernel:
         )
         return values
 
-    def quantise_grid(self, values: Tensor, inverse: float, key: int | None) -> Bytes:
+    def quantise_grid(self, values: Tensor, inverse: float, key: int | None) -> Bytes | None:
         """Codes."""
         codes = np.empty(values.numel(), np.uint8)
-        self._c.sfl_quantise_grid(
+        bad = self._c.sfl_quantise_grid(
             _of(values),
             _long(codes.size),
             ctypes.c_float(inverse),
@@ -202,7 +203,7 @@ class CompiledKernel:
             _at(codes),
             _threads(),
         )
-        return codes
+        return None if bad else codes
 
     def dequantise_grid(self, codes: Bytes, step: float, key: int | None) -> Tensor:
         """Values."""
@@ -220,18 +221,24 @@ class CompiledKernel:
 
     def pack_bits(self, codes: Bytes, bits: int) -> Bytes:
         """Packed."""
+        if bits == 8:
+            return codes
         packed = np.empty((codes.size * bits + 7) // 8, np.uint8)
         self._c.sfl_pack_bits(_at(codes), _long(codes.size), _int(bits), _at(packed), _threads())
         return packed
 
     def unpack_bits(self, packed: Bytes, count: int, bits: int) -> Bytes:
         """Codes."""
+        if bits == 8:
+            return packed
         codes = np.empty(count, np.uint8)
         self._c.sfl_unpack_bits(_at(packed), _long(count), _int(bits), _at(codes), _threads())
         return codes
 
     def pack_radix(self, codes: Bytes, levels: int, group: int) -> Bytes:
         """Packed."""
+        if group == 1:
+            return codes
         packed = np.empty(-(-codes.size // group), np.uint8)
         self._c.sfl_pack_radix(
             _at(codes), _long(codes.size), _int(levels), _int(group), _at(packed), _threads()
@@ -240,6 +247,8 @@ class CompiledKernel:
 
     def unpack_radix(self, packed: Bytes, count: int, levels: int, group: int) -> Bytes:
         """Codes."""
+        if group == 1:
+            return packed
         codes = np.empty(count, np.uint8)
         self._c.sfl_unpack_radix(
             _at(packed), _long(count), _int(levels), _int(group), _at(codes), _threads()
@@ -248,39 +257,49 @@ class CompiledKernel:
 
     def sparsify(self, values: Tensor, starts: Longs, keep: Longs) -> tuple[Bytes, Tensor]:
         """Mask and survivors."""
-        n, groups = values.numel(), keep.size
-        thresholds = np.empty(groups, np.uint32)
-        self._c.sfl_thresholds(
-            _of(values), _at(starts), _long(groups), _at(keep), _at(thresholds), _threads()
-        )
-        # The kernel clears whole bytes, and writes up to 16 values ahead of what it keeps.
-        mask, kept = np.empty((n + 7) // 8, np.uint8), torch.empty(n + 16)
-        count = self._c.sfl_compact(
-            _of(values), _at(starts), _long(groups), _at(thresholds), _at(mask), _of(kept)
-        )
-        return mask, kept[:count]
+        mask = np.empty((values.numel() + 7) // 8, np.uint8)
+        room = int(keep.sum())
+        while True:  # once, and once more where there were ties
+            kept = torch.empty(room)
+            count: int = self._c.sfl_sparsify(
+                _of(values),
+                _at(starts),
+                _long(keep.size),
+                _at(keep),
+                _at(mask),
+                _of(kept),
+                _long(room),
+                _threads(),
+            )
+            if count < 0:
+                raise MemoryError("sparsifying")
+            if count <= room:
+                return mask, kept[:count]
+            room = count
 
     def expand(self, mask: Bytes, kept: Tensor, count: int) -> Tensor:
         """All values."""
         values = torch.empty(count)
-        self._c.sfl_expand(_at(mask), _of(kept), _long(count), _of(values))
+        self._c.sfl_expand(
+            _at(mask), _of(kept), _long(kept.numel()), _long(count), _of(values)
+        )
         return values
 
     def magnitudes(self, codes: Bytes, columns: int, centre: int) -> tuple[Longs, Longs]:
         """Sums by row and by column."""
         rows = codes.size // columns
-        by_row, by_column = np.empty(rows, np.int64), np.empty(columns, np.int64)
+        by_row, by_column = np.empty(rows, np.int64), np.empty(columns, np.uint32)
         self._c.sfl_magnitudes(
             _at(codes), _long(rows), _long(columns), _int(centre), _at(by_row), _at(by_column)
         )
-        return by_row, by_column
+        return by_row, by_column.astype(np.int64)
 
     def counts(
         self, codes: Bytes, columns: int, context_of: Bytes, by_row: bool, contexts: int
     ) -> npt.NDArray[np.uint32]:
         """Histograms."""
         counts = np.empty((contexts, 256), np.uint32)
-        self._c.sfl_counts(
+        failed = self._c.sfl_counts(
             _at(codes),
             _long(codes.size // columns),
             _long(columns),
@@ -288,7 +307,10 @@ class CompiledKernel:
             _int(by_row),
             _int(contexts),
             _at(counts),
+            _threads(),
         )
+        if failed:
+            raise MemoryError("counting symbols")
         return counts
 
     def rans_encode(

@@ -58,6 +58,7 @@ LOSSLESS: dict[str, Callable[[tuple[Argument, ...]], Lossless]] = {
 }
 
 _NAMES: dict[torch.dtype, str] = {dtype: name for name, dtype in DTYPES.items()}
+_GLANCE = 8  # values of a row that are looked at first
 _ALL_ROWS, _SOME_ROWS = b"\x00", b"\x01"
 
 
@@ -254,9 +255,13 @@ class Encoder:
 def _nonzero_rows(values: Tensor, exact: bool) -> Tensor | None:
     """Which rows travel, None for all; where bits count, minus zero is not zero."""
     if exact:
-        nonzero = (values.contiguous().view(torch.uint8) != 0).any(1)
-    else:
-        nonzero = torch.linalg.vector_norm(values, float("inf"), dim=1) != 0
+        values = values.view(torch.int32 if values.dtype is torch.float32 else torch.int16)
+    nonzero = (values[:, :_GLANCE] != 0).any(1)
+    if bool(nonzero.all()):
+        return None
+    # Few rows begin with zeros by chance: only these are read to their end.
+    suspects = torch.nonzero(~nonzero)[:, 0]
+    nonzero[suspects] = (values[suspects] != 0).any(1)
     return None if bool(nonzero.all()) else nonzero
 
 

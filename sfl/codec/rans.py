@@ -23,6 +23,7 @@ from sfl.errors import ProtocolError
 RANS = 3
 _PROB = 1 << 12
 _CONTEXTS = 8
+_COUNTED = 1 << 16  # symbols enough to choose a model by
 _SPLIT = 1 << 17  # symbols from which on several threads decode
 _HEADER = struct.Struct("<BBBB")  # contexts, by row, lanes, segments
 
@@ -30,7 +31,7 @@ Words = npt.NDArray[np.uint16]
 Longs = npt.NDArray[np.int64]
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, eq=False)
 class Contexts:
     """A class for each row or column."""
 
@@ -68,27 +69,30 @@ class Rans:
 
 
 def _model(body: Symbols) -> tuple[Contexts, Words]:
-    """The cheapest of three: classes of rows, of columns, none."""
+    """The cheapest of three: classes of rows, of columns, none; by rows evenly spaced."""
     codes, columns = body.codes, body.columns
     rows = codes.size // columns
-    none = Contexts(np.zeros(rows, np.uint8), True, 1)
-    tried = [none]
+    chosen = Contexts(np.zeros(rows, np.uint8), True, 1)
     if columns > 1 and rows > 1:
         by_row, by_column = kernel().magnitudes(codes, columns, body.centre)
-        tried.append(Contexts(_classes(by_row, columns), True, _CONTEXTS))
-        tried.append(Contexts(_classes(by_column, rows), False, _CONTEXTS))
-    best: tuple[float, Contexts, npt.NDArray[np.uint32]] | None = None
-    for contexts in tried[::-1]:
-        counts = (
-            best[2].sum(0, keepdims=True, dtype=np.uint32)
-            if contexts is none and best is not None
-            else kernel().counts(codes, columns, contexts.of, contexts.by_row, contexts.count)
-        )
-        cost = _cost(counts) + (3 * contexts.of.size if contexts.count > 1 else 0)
-        if best is None or cost < best[0]:
-            best = cost, contexts, counts
-    assert best is not None
-    return best[1], frequencies_of(best[2])
+        row_wise = Contexts(_classes(by_row, columns), True, _CONTEXTS)
+        column_wise = Contexts(_classes(by_column, rows), False, _CONTEXTS)
+        stride = max(1, codes.size // _COUNTED)
+        some = np.ascontiguousarray(codes.reshape(rows, columns)[::stride])
+        some_rows = Contexts(np.ascontiguousarray(row_wise.of[::stride]), True, _CONTEXTS)
+        counts = _counts(some, columns, some_rows)
+        # Each class costs its number, its table, and its symbols at their entropy.
+        costs = {
+            chosen: _cost(counts.sum(0, keepdims=True), stride),
+            row_wise: _cost(counts, stride) + 3 * rows,
+            column_wise: _cost(_counts(some, columns, column_wise), stride) + 3 * columns,
+        }
+        chosen = min(costs, key=lambda contexts: costs[contexts])
+    return chosen, frequencies_of(_counts(codes, columns, chosen))
+
+
+def _counts(codes: Bytes, columns: int, contexts: Contexts) -> npt.NDArray[np.uint32]:
+    return kernel().counts(codes, columns, contexts.of, contexts.by_row, contexts.count)
 
 
 def _classes(magnitudes: Longs, others: int) -> Bytes:
@@ -100,12 +104,12 @@ def _classes(magnitudes: Longs, others: int) -> Bytes:
     return np.maximum(0, octave - max(0, int(octave.max()) - (_CONTEXTS - 1))).astype(np.uint8)
 
 
-def _cost(counts: npt.NDArray[np.uint32]) -> float:
-    """Bits of the symbols at their entropy, and of the tables."""
+def _cost(counts: npt.NDArray[np.generic], stride: int) -> float:
+    """Bits of the symbols at their entropy, and of the tables, of which `stride` rows count one."""
     exact = counts.astype(np.float64)
     totals = exact.sum(1, keepdims=True)
     share = np.divide(exact, totals, out=np.ones_like(exact), where=exact > 0)
-    return float(-(exact * np.log2(share)).sum()) + 10.0 * np.count_nonzero(exact)
+    return stride * float(-(exact * np.log2(share)).sum()) + 10.0 * np.count_nonzero(exact)
 
 
 def frequencies_of(counts: npt.NDArray[np.uint32]) -> Words:

@@ -13,6 +13,8 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from sfl.codec.packet import is_finite
+
 Bytes = npt.NDArray[np.uint8]
 Words = npt.NDArray[np.uint16]
 Longs = npt.NDArray[np.int64]
@@ -79,8 +81,10 @@ class TorchKernel:
         values -= float(levels)
         return values.mul_(scale[:, None]).view(-1)[:n]
 
-    def quantise_grid(self, values: Tensor, inverse: float, key: int | None) -> Bytes:
+    def quantise_grid(self, values: Tensor, inverse: float, key: int | None) -> Bytes | None:
         """Codes."""
+        if not is_finite(values):
+            return None
         u = values * torch.tensor(inverse)
         u += uniform(key, values.numel()) if key is not None else 0.5
         codes: Bytes = u.add_(128.0).clamp_(1.0, 255.0).to(torch.uint8).numpy()

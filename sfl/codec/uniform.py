@@ -25,6 +25,7 @@ from sfl.errors import ProtocolError
 _CENTRE = 128
 _SIDE = struct.Struct("<fIBBI")  # step, key, lowest code, number of levels, escapes
 _LARGEST = float(np.finfo(np.float32).max)
+_MEASURED = 1 << 17  # values enough to know the step by
 _SMALLEST = 2.0**-120  # its reciprocal is finite
 
 
@@ -42,6 +43,8 @@ class Uniform:
         step = self._step(scale_of)
         # Rounding by chance and rounding what was dithered give the same codes.
         codes = kernel().quantise_grid(values, 1.0 / step, key if self.rounding else None)
+        if codes is None:
+            raise ProtocolError(f"codec {self.name}: a value is NaN or infinite")
         far = np.flatnonzero((codes == 1) | (codes == 255))
         values_far = values.numpy()[far]
         lowest, highest = int(codes.min()), int(codes.max())
@@ -52,15 +55,15 @@ class Uniform:
         return Quantised(side, Symbols(codes, columns, levels, _centre(lowest, levels)))
 
     def _step(self, scale_of: Tensor) -> float:
-        """c times the median column's root mean square."""
-        rows = scale_of.shape[0]
-        norms = torch.linalg.vector_norm(scale_of, dim=0)
+        """c times the median column's root mean square, by rows evenly spaced."""
+        stride = max(1, scale_of.numel() // _MEASURED)
+        norms = torch.linalg.vector_norm(scale_of[::stride], dim=0)
         if not bool(norms.isfinite().all()):  # NaN, infinity, or squares beyond float32
-            norms = torch.linalg.vector_norm(scale_of, dim=0, dtype=torch.float64)
+            norms = torch.linalg.vector_norm(scale_of[::stride], dim=0, dtype=torch.float64)
             if not bool(norms.isfinite().all()):
                 raise ProtocolError(f"codec {self.name}: a value is NaN or infinite")
         scale = float(norms.median()) or float(norms.max())
-        step = self.step * scale / rows**0.5
+        step = self.step * scale / (len(scale_of[::stride])) ** 0.5
         return float(np.float32(min(max(step, _SMALLEST), 2.0**126)))
 
     def decode(self, read: Source, count: int, columns: int, dtype: torch.dtype) -> Tensor:
