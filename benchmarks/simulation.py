@@ -148,16 +148,18 @@ class Simulation:
         return Outcome(before, after, through_codec, self.link.up, self.link.down)
 
     def _round(self, number: int, steps: int, total: int, codecs: RoleCodecs) -> Score:
+        micro_batches = self.settings.training.micro_batches
+        assert micro_batches != "auto", "nothing is timed here"
         start = RoundStart(
             number,
             evaluate=True,
             num_steps=steps,
             first_step=0,
             total_steps=total,
-            micro_batches=self.settings.training.micro_batches,
+            micro_batches=micro_batches,
         )
         for cut in self.cuts:
-            cut.begin_round(codecs)
+            cut.begin_round(codecs, number)
         middle = self.session.plan.middle
         mine = {name: value for name, value in self.adapter.items() if belongs_to(name, middle)}
         theirs = {name: value for name, value in self.adapter.items() if name not in mine}

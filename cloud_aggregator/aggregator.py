@@ -43,13 +43,17 @@ from sfl.rounds import (
     Fault,
     FinishRun,
     Refuse,
+    Rehearse,
+    Rehearsed,
     Report,
     ReportReceived,
+    SetMicroBatches,
     StartRound,
     Tick,
     UpdateReceived,
     Welcome,
 )
+from sfl.runs import write_effective
 from sfl.transport.chunks import adapter_bytes, adapter_frames, decode_adapter
 from sfl.transport.cloud_service import CloudService
 from sfl.transport.credentials import bind
@@ -158,36 +162,59 @@ class CloudAggregator:
         self.service.post(command.edge, cloud_pb2.CloudMessage(admission=admission))
 
     @_do.register
+    def _(self, command: Rehearse) -> None:
+        tried = ", ".join(map(str, command.counts))
+        self._do(Report(f"timing steps of {tried} micro-batches"))
+        start = edge_pb2.RoundStart(rehearse=command.counts)
+        self._send_round(0, dict.fromkeys(command.devices, start))
+
+    @_do.register
+    def _(self, command: SetMicroBatches) -> None:
+        training = self.config.training.model_copy(update={"micro_batches": command.count})
+        self.config = self.records.config = self.config.model_copy(update={"training": training})
+        write_effective(self.config, self.folder)
+        times = ", ".join(f"{n}: {1000 * s:.0f} ms" for n, s in command.seconds.items())
+        self._do(Report(f"micro-batches a step: {command.count} (tried {times})"))
+
+    @_do.register
     def _(self, command: StartRound) -> None:
         self.records.begin_round(command)
         self.stats.start_round(command.round, 0)
         log.info(
             "round %d of %d: %s", command.round, self.config.run.rounds, ", ".join(command.devices)
         )
-        payload = adapter_bytes(self.adapter)
-        for edge, start in self._starts(command).items():
-            self.service.post(edge, cloud_pb2.CloudMessage(start=start))
-            header = tensor_pb2.AdapterHeader(round=command.round)
-            for frame in adapter_frames(header, payload):
-                self.service.post(edge, cloud_pb2.CloudMessage(adapter=frame))
+        micro_batches = self.config.training.micro_batches
+        assert micro_batches != "auto"
+        self._send_round(
+            command.round,
+            {
+                device: edge_pb2.RoundStart(
+                    evaluate=True,
+                    num_steps=steps.count,
+                    first_step=steps.first,
+                    total_steps=steps.total,
+                    micro_batches=micro_batches,
+                )
+                for device, steps in command.devices.items()
+            },
+        )
 
-    def _starts(self, command: StartRound) -> dict[str, cloud_pb2.EdgeRoundStart]:
-        """The round as each edge is told it: its own devices only."""
+    def _send_round(self, round_: int, orders: Mapping[str, edge_pb2.RoundStart]) -> None:
+        """Tell each edge what its own devices are to do, and with which adapter."""
         starts: dict[str, cloud_pb2.EdgeRoundStart] = {}
-        for device, steps in command.devices.items():
+        for device, order in orders.items():
+            own = edge_pb2.RoundStart()
+            own.CopyFrom(order)
+            own.round = round_
+            own.codecs = self.config.codecs(device, max(1, round_)).model_dump_json()
             edge = self.coordinator.devices[device].edge
-            start = starts.setdefault(edge, cloud_pb2.EdgeRoundStart(round=command.round))
-            order = edge_pb2.RoundStart(
-                round=command.round,
-                evaluate=True,
-                num_steps=steps.count,
-                first_step=steps.first,
-                total_steps=steps.total,
-                codecs=self.config.codecs(device, command.round).model_dump_json(),
-                micro_batches=self.config.training.micro_batches,
-            )
-            start.devices.append(cloud_pb2.DeviceStart(device=device, start=order))
-        return starts
+            start = starts.setdefault(edge, cloud_pb2.EdgeRoundStart(round=round_))
+            start.devices.append(cloud_pb2.DeviceStart(device=device, start=own))
+        payload = adapter_bytes(self.adapter)
+        for edge, start in starts.items():
+            self.service.post(edge, cloud_pb2.CloudMessage(start=start))
+            for frame in adapter_frames(tensor_pb2.AdapterHeader(round=round_), payload):
+                self.service.post(edge, cloud_pb2.CloudMessage(adapter=frame))
 
     @_do.register
     def _(self, command: Aggregate) -> None:
@@ -314,7 +341,10 @@ class CloudAggregator:
         return True
 
     def reported(self, report: tensor_pb2.RoundReport) -> None:
-        """A device tells how its round went."""
+        """A device tells how its round, or its rehearsal, went."""
+        if report.rehearsal:
+            self._happened(Rehearsed(report.device, tuple(report.rehearsal)))
+            return
         self.records.reported(report)
         self._happened(ReportReceived(report.device, report.round))
 

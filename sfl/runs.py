@@ -23,19 +23,21 @@ def new_run_id() -> str:
 
 
 def open_run_folder(config: RunConfig) -> Path:
-    """Make `output_dir/id` and write the effective settings into it. Raises ConfigError.
-
-    The file leaves out the run's id, so that it can be run again.
-    """
+    """Make `output_dir/id` and write the effective settings into it. Raises ConfigError."""
     run_id = config.run.id or new_run_id()
     folder = config.run.output_dir.expanduser().resolve() / run_id
     if (folder / "metrics.jsonl").exists():
         raise ConfigError("run.id", run_id, "a run of that name exists", "Choose another, or none.")
     folder.mkdir(parents=True, exist_ok=True)
-    anonymous = config.model_copy(update={"run": config.run.model_copy(update={"id": ""})})
-    header = EFFECTIVE_HEADER.format(run_id=run_id)
-    write_atomic(folder / "config.toml", header + dump_toml(anonymous))
+    write_effective(config, folder)
     return folder
+
+
+def write_effective(config: RunConfig, folder: Path) -> None:
+    """Write the settings as they take effect, without the run's id, so that they run again."""
+    anonymous = config.model_copy(update={"run": config.run.model_copy(update={"id": ""})})
+    header = EFFECTIVE_HEADER.format(run_id=folder.name)
+    write_atomic(folder / "config.toml", header + dump_toml(anonymous))
 
 
 def load_for_cloud(path: Path, overrides: Iterable[str], insecure: bool) -> tuple[RunConfig, Path]:

@@ -249,6 +249,36 @@ def test_clipping_and_micro_batches_equal_one_process_to_rounding(tmp_path: Path
         np.testing.assert_allclose(array, wanted[name], rtol=1e-3, atol=2e-5, err_msg=name)
 
 
+@pytest.mark.parametrize("topology", ["vanilla", "u_shaped"])
+def test_a_rehearsal_fixes_the_micro_batches_and_changes_nothing_else(
+    tmp_path: Path, topology: str
+) -> None:
+    # Clipping, dropout, moments, and codecs that remember: whatever a rehearsal could leave behind.
+    values = settings(
+        tiny("llama"),
+        run={"topology": topology},
+        lora={"dropout": 0.1},
+        training={"micro_batches": "auto", "max_grad_norm": 0.5, "local_steps": 3},
+        codec={"activation": "compact", "gradient": "compact"},
+    )
+    values["devices"] = [
+        device(name, completions(tmp_path / f"{name}.jsonl", seed), cut)
+        for name, seed, cut in (("a", 1, 1), ("b", 2, 2))
+    ]
+    timed = finished(run(tmp_path, values))
+    chosen = load_run(timed.folder / "config.toml").training.micro_batches
+    assert chosen in (1, 2, 4)
+    assert "timing steps of 1, 2, 4 micro-batches" in timed.logs()
+    again = sfl(
+        "run", timed.folder / "config.toml", "--set", f"run.output_dir={str(tmp_path)!r}",
+        "--set", "run.id=again",
+    )  # fmt: skip
+    assert again.returncode == 0, again.stderr
+    repeated = Outcome(0, "", tmp_path / "again")
+    assert "timing steps" not in repeated.logs()
+    assert_same_bits(adapter(timed), adapter(repeated))
+
+
 # -- three devices -------------------------------------------------------------------------------
 
 

@@ -21,7 +21,10 @@ from sfl.rounds import (
     FinishRun,
     Phase,
     Refuse,
+    Rehearse,
+    Rehearsed,
     ReportReceived,
+    SetMicroBatches,
     StartRound,
     Tick,
     UpdateReceived,
@@ -192,3 +195,62 @@ def test_edges_with_different_models_cannot_share_a_run() -> None:
     coordinator, _ = joined(settings())
     (end,) = coordinator.handle(EdgeReady("f", 6), 1.0)
     assert not end.ok
+
+
+# -- micro_batches = "auto" ---------------------------------------------------------------------
+
+
+def automatic(count: int = 3, **sections: Any) -> RunSettings:
+    training = {"local_steps": 5, "batch_size": 5, "micro_batches": "auto"}
+    return settings(count, **{"training": training, **sections})
+
+
+def test_a_rehearsal_comes_first_and_the_slowest_device_decides() -> None:
+    coordinator, commands = joined(automatic())
+    # Powers of two up to the batch of 5; credits allow 4 as well.
+    assert commands == [Rehearse(("d0", "d1", "d2"), (1, 2, 4))]
+    assert coordinator.phase is Phase.REHEARSAL
+    assert coordinator.handle(Rehearsed("d0", (1.0, 0.5, 0.4)), 1.0) == []
+    assert coordinator.handle(Rehearsed("d1", (8.0, 6.0, 7.0)), 1.0) == []
+    chosen, start = coordinator.handle(Rehearsed("d2", (2.0, 2.0, 6.5)), 1.0)
+    assert chosen == SetMicroBatches(2, {1: 8.0, 2: 6.0, 4: 7.0})
+    assert isinstance(start, StartRound) and start.round == 1
+
+
+def test_more_micro_batches_have_to_pay() -> None:
+    coordinator, _ = joined(automatic(1))
+    chosen, _ = coordinator.handle(Rehearsed("d0", (1.0, 0.98, 0.97)), 1.0)
+    assert chosen == SetMicroBatches(1, {1: 1.0, 2: 0.98, 4: 0.97})
+
+
+def test_credits_bound_what_is_tried() -> None:
+    _, commands = joined(automatic(1, network={"credits": 3}))
+    assert commands == [Rehearse(("d0",), (1, 2))]
+
+
+def test_a_device_lost_in_rehearsal_does_not_hold_up_the_others() -> None:
+    coordinator, _ = joined(automatic())
+    for device in ("d0", "d1"):
+        assert coordinator.handle(Rehearsed(device, (3.0, 2.0, 1.0)), 1.0) == []
+    fault, chosen, start = coordinator.handle(DeviceLost("d2", "gone"), 2.0)
+    assert fault == Fault(0, "d2", "gone")
+    assert chosen == SetMicroBatches(4, {1: 3.0, 2: 2.0, 4: 1.0})
+    assert isinstance(start, StartRound) and list(start.devices) == ["d0", "d1"]
+
+
+def test_a_device_that_never_ends_its_rehearsal_is_left_out() -> None:
+    coordinator, _ = joined(automatic(network={"round_timeout": 10.0}))
+    for device in ("d0", "d1"):
+        coordinator.handle(Rehearsed(device, (3.0, 2.0, 1.0)), 1.0)
+    assert coordinator.handle(Tick(), 9.0) == []
+    evict, fault, chosen, start = coordinator.handle(Tick(), 11.0)
+    assert isinstance(evict, Evict) and evict.device == "d2" and isinstance(fault, Fault)
+    assert isinstance(chosen, SetMicroBatches) and isinstance(start, StartRound)
+
+
+def test_too_few_in_rehearsal_end_the_run() -> None:
+    coordinator, _ = joined(automatic())
+    coordinator.handle(Rehearsed("d0", (3.0, 2.0, 1.0)), 1.0)
+    coordinator.handle(DeviceLost("d1", "gone"), 1.0)
+    *_, end = coordinator.handle(DeviceLost("d2", "gone"), 1.0)
+    assert end == FinishRun(False, "1 of at least 2 devices timed their steps")

@@ -280,9 +280,7 @@ class CompiledKernel:
     def expand(self, mask: Bytes, kept: Tensor, count: int) -> Tensor:
         """All values."""
         values = torch.empty(count)
-        self._c.sfl_expand(
-            _at(mask), _of(kept), _long(kept.numel()), _long(count), _of(values)
-        )
+        self._c.sfl_expand(_at(mask), _of(kept), _long(kept.numel()), _long(count), _of(values))
         return values
 
     def magnitudes(self, codes: Bytes, columns: int, centre: int) -> tuple[Longs, Longs]:

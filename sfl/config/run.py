@@ -82,8 +82,10 @@ class TrainingSettings(Section):
 
     batch_size: PositiveInt = 8
     """Sequences of one optimizer step."""
-    micro_batches: PositiveInt = 1
-    """Micro-batches a step is cut into; more than one lets device and edge overlap."""
+    micro_batches: PositiveInt | Literal["auto"] = 1
+    """Micro-batches a step is cut into; more than one lets device, link and edge overlap. `auto`:
+    every device rehearses a few steps with 1, 2, 4, ... of them before the first round, and what
+    suits the slowest is written into the effective configuration."""
     local_steps: PositiveInt | None = None
     """Optimizer steps a round; exclusive with `local_epochs`."""
     local_epochs: PositiveInt | None = None
@@ -111,7 +113,7 @@ class TrainingSettings(Section):
 
     @model_validator(mode="after")
     def _micro_batches_fit(self) -> Self:
-        if self.micro_batches > self.batch_size:
+        if self.micro_batches != "auto" and self.micro_batches > self.batch_size:
             raise ValueError(f"micro_batches: at most batch_size ({self.batch_size})")
         return self
 

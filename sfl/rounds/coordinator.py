@@ -7,7 +7,7 @@ evaluates. A device lost within a round is left out of it and may join again wit
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
 from functools import singledispatchmethod
@@ -29,8 +29,11 @@ from sfl.rounds.messages import (
     Fault,
     FinishRun,
     Refuse,
+    Rehearse,
+    Rehearsed,
     Report,
     ReportReceived,
+    SetMicroBatches,
     Side,
     StartRound,
     Steps,
@@ -39,11 +42,15 @@ from sfl.rounds.messages import (
     Welcome,
 )
 
+_MOST_MICRO_BATCHES = 8
+_WORTH = 1.05  # a larger count has to be faster by so much
+
 
 class Phase(StrEnum):
     """Where a run is."""
 
     WAITING = "waiting for devices"
+    REHEARSAL = "timing micro-batches"
     ROUND = "training"
     FINAL = "evaluating"
     AGGREGATING = "aggregating"
@@ -80,6 +87,20 @@ class Progress:
         return self.reported and (self.steps.count == 0 or self.trained)
 
 
+def _counts_to_try(settings: RunSettings) -> tuple[int, ...]:
+    """1, 2, 4, ... as far as batch and credits go; nothing where the number is given."""
+    if settings.training.micro_batches != "auto":
+        return ()
+    most = min(settings.training.batch_size, settings.network.credits, _MOST_MICRO_BATCHES)
+    return tuple(1 << power for power in range(most.bit_length()))
+
+
+def _fewest_that_pay(seconds: Mapping[int, float]) -> int:
+    """The smallest count that is within a few percent of the fastest."""
+    fastest = min(seconds.values())
+    return min(count for count, own in seconds.items() if own <= _WORTH * fastest)
+
+
 class Coordinator:
     """The run's state machine; `handle` is its only door, `now` its only clock (seconds)."""
 
@@ -90,6 +111,8 @@ class Coordinator:
         self.devices: dict[str, Device] = {}
         self.progress: dict[str, Progress] = {}
         self.num_layers: int | None = None
+        self._counts = _counts_to_try(settings)
+        self._rehearsing: dict[str, tuple[float, ...] | None] = {}
         self._deadline = now + settings.network.join_timeout
         self._now = now
 
@@ -178,6 +201,12 @@ class Coordinator:
         return self._advance()
 
     @_on.register
+    def _(self, event: Rehearsed) -> list[Command]:
+        if event.device in self._rehearsing and len(event.seconds) == len(self._counts):
+            self._rehearsing[event.device] = event.seconds
+        return self._advance()
+
+    @_on.register
     def _(self, event: AdapterReady) -> list[Command]:
         if self.phase is not Phase.AGGREGATING:
             return []
@@ -204,6 +233,7 @@ class Coordinator:
         """Do what the state allows: begin a round, close it, or give up."""
         step: dict[Phase, Callable[[], list[Command]]] = {
             Phase.WAITING: self._while_waiting,
+            Phase.REHEARSAL: self._while_rehearsing,
             Phase.ROUND: self._while_training,
             Phase.FINAL: self._while_evaluating,
         }
@@ -218,6 +248,8 @@ class Coordinator:
         if not absent or (enough and (late or self.round > 0)):
             first = self.round == 0
             missed = [Fault(1, name, "did not join in time") for name in absent] if first else []
+            if first and self._counts:
+                return [*missed, self._rehearse(ready)]
             return [*missed, self._start(ready)]
         if late:
             waited = self.settings.network.join_timeout
@@ -227,6 +259,35 @@ class Coordinator:
                 f"ready after {waited:g} s; missing: {', '.join(absent)}",
             )
         return [Report(f"waiting for {', '.join(absent)}")]
+
+    def _rehearse(self, ready: list[str]) -> Command:
+        self.phase = Phase.REHEARSAL
+        self._deadline = self._now + self.settings.network.round_timeout
+        self._rehearsing = dict.fromkeys(ready)
+        return Rehearse(tuple(ready), self._counts)
+
+    def _while_rehearsing(self) -> list[Command]:
+        """Once every device that is still there has timed its steps: choose, and begin."""
+        self._rehearsing = {n: s for n, s in self._rehearsing.items() if n in self.devices}
+        timed = {name: seconds for name, seconds in self._rehearsing.items() if seconds}
+        late = sorted(set(self._rehearsing) - set(timed))
+        if late and self._now < self._deadline:
+            return []
+        reason = f"not done within round_timeout ({self.settings.network.round_timeout:g} s)"
+        commands: list[Command] = []
+        for name in late:
+            commands += [Evict(name, reason), *self._lose(name, reason)]
+        if len(timed) < self.settings.min_devices:
+            reason = (
+                f"{len(timed)} of at least {self.settings.min_devices} devices timed their steps"
+            )
+            return [*commands, *self._finish(False, reason)]
+        slowest = {
+            count: max(seconds[place] for seconds in timed.values())
+            for place, count in enumerate(self._counts)
+        }
+        chosen = _fewest_that_pay(slowest)
+        return [*commands, SetMicroBatches(chosen, slowest), self._start(sorted(timed))]
 
     def _start(self, ready: list[str]) -> Command:
         self.round += 1

@@ -68,6 +68,14 @@ class ReportReceived:
 
 
 @dataclass(frozen=True, slots=True)
+class Rehearsed:
+    """A device has timed steps: seconds a step, for each number of micro-batches."""
+
+    device: str
+    seconds: tuple[float, ...]
+
+
+@dataclass(frozen=True, slots=True)
 class AdapterReady:
     """The aggregation of `round` is done."""
 
@@ -87,6 +95,7 @@ Event = (
     | DeviceLost
     | UpdateReceived
     | ReportReceived
+    | Rehearsed
     | AdapterReady
     | Tick
 )
@@ -123,6 +132,22 @@ class StartRound:
 
     round: int
     devices: Mapping[str, Steps]
+
+
+@dataclass(frozen=True, slots=True)
+class Rehearse:
+    """Have these devices time steps of so many micro-batches each, and forget them."""
+
+    devices: tuple[str, ...]
+    counts: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class SetMicroBatches:
+    """Fix the number of micro-batches for the whole run; `seconds` a step for each count tried."""
+
+    count: int
+    seconds: Mapping[int, float]
 
 
 @dataclass(frozen=True, slots=True)
@@ -165,4 +190,15 @@ class FinishRun:
     reason: str
 
 
-Command = Welcome | Refuse | StartRound | Aggregate | Evict | Fault | Report | FinishRun
+Command = (
+    Welcome
+    | Refuse
+    | Rehearse
+    | SetMicroBatches
+    | StartRound
+    | Aggregate
+    | Evict
+    | Fault
+    | Report
+    | FinishRun
+)

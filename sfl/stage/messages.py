@@ -75,7 +75,10 @@ class GradientNorm:
 
 @dataclass(frozen=True, slots=True)
 class RoundStart:
-    """What a device does in a round; zero steps: only evaluate."""
+    """What a device does in a round; zero steps: only evaluate.
+
+    `rehearse` asks for steps of so many micro-batches each, timed and then forgotten.
+    """
 
     round: int
     evaluate: bool
@@ -83,6 +86,7 @@ class RoundStart:
     first_step: int
     total_steps: int
     micro_batches: int = 1
+    rehearse: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,6 +118,7 @@ class RoundOutcome:
     evaluation_seconds: float
     values: Mapping[str, np.ndarray]
     spans: tuple[Span, ...] = ()
+    rehearsal: tuple[float, ...] = ()
 
 
 Message = TensorMessage | GradientNorm | RoundOrder | Finish

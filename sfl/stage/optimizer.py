@@ -69,6 +69,11 @@ class Optimizer:
         self._adamw.step()
         self._adamw.zero_grad(set_to_none=True)
 
+    def forget(self) -> None:
+        """Clear the gradients of a step that was only rehearsed."""
+        for parameter in self._parameters:
+            parameter.grad = None
+
     def check_finite(self) -> None:
         """Raise ProtocolError where training has diverged: a parameter is NaN or infinite."""
         if not all(bool(torch.isfinite(p).all()) for p in self._parameters):

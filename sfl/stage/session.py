@@ -117,7 +117,8 @@ class Session(ABC):
             )
         if key.purpose is Purpose.TRAINING and key.step != self.step:
             raise ProtocolError(f"step {key.step} arrived, step {self.step} was due")
-        if key.purpose is Purpose.TRAINING and self.step >= start.num_steps:
+        endless = bool(start.rehearse)
+        if key.purpose is Purpose.TRAINING and self.step >= start.num_steps and not endless:
             raise ProtocolError(f"step {key.step} is beyond the round's {start.num_steps}")
 
     # -- the blocks -----------------------------------------------------------------------------
@@ -184,6 +185,11 @@ class Session(ABC):
 
     def _apply(self) -> None:
         assert self.start is not None
+        if self.start.rehearse:
+            self.optimizer.forget()
+            self._backward_done = 0
+            self.step += 1
+            return
         here = Key(Purpose.TRAINING, self.start.round, self.step, 0)
         with self.stats.phases.measure("step", here, self.device):
             self.optimizer.step(self.start.first_step + self.step, self.start.total_steps)

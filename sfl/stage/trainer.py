@@ -10,7 +10,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -40,6 +40,8 @@ from sfl.stage.messages import (
 from sfl.stage.optimizer import Optimizer
 
 log = logging.getLogger(__name__)
+
+REHEARSED = 2  # timed steps of each number of micro-batches
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,6 +116,8 @@ class Trainer:
         """Evaluate the global adapter, train from it, and tell what came of it."""
         start = order.start
         self.stage.load(order.values)
+        if start.rehearse:
+            return self.rehearse(start)
         self.stats.start_round(start.round, start.num_steps)
         began = time.perf_counter()
         score = self.evaluate(start.round) if start.evaluate else NO_SCORE
@@ -142,20 +146,52 @@ class Trainer:
             spans=tuple(self.stats.phases.timeline.take(self.device)),
         )
 
+    def rehearse(self, start: RoundStart) -> RoundOutcome:
+        """Time steps of different numbers of micro-batches, and forget what they would change."""
+        self.stage.train(True)
+        seconds = []
+        step = 0
+        for count in start.rehearse:
+            attempt = replace(start, micro_batches=count)
+            times = []
+            for _ in range(REHEARSED + (step == 0)):  # the very first one warms up
+                began = time.perf_counter()
+                self._exchange(attempt, step)
+                self.optimizer.forget()
+                times.append(time.perf_counter() - began)
+                step += 1
+            seconds.append(min(times))
+        return RoundOutcome(
+            round=start.round,
+            num_steps=0,
+            train_loss=0.0,
+            num_tokens=0,
+            train_seconds=sum(seconds),
+            evaluation=NO_SCORE,
+            evaluation_seconds=0.0,
+            values={},
+            rehearsal=tuple(seconds),
+        )
+
     def train_step(self, start: RoundStart, step: int) -> tuple[float, int]:
         """One optimizer step on both sides of the cut: (mean loss, real tokens)."""
-        self._loss, num_tokens = 0.0, 0
+        num_tokens = self._exchange(start, step)
         here = Key(Purpose.TRAINING, start.round, step, 0)
-        self.stats.phases.here = here
+        with self.stats.phases.measure("step", here, self.device):
+            self.optimizer.step(start.first_step + step, start.total_steps)
+        return self._loss, num_tokens
+
+    def _exchange(self, start: RoundStart, step: int) -> int:
+        """A step's micro-batches out and back, their gradients summed and clipped: real tokens."""
+        self._loss, num_tokens = 0.0, 0
+        self.stats.phases.here = Key(Purpose.TRAINING, start.round, step, 0)
         for micro in self._micro_batches(start, step):
             self._make_room()
             self._launch(micro)
             num_tokens += micro.batch.num_tokens
         self._land_all()
         self._clip(start, step)
-        with self.stats.phases.measure("step", here, self.device):
-            self.optimizer.step(start.first_step + step, start.total_steps)
-        return self._loss, num_tokens
+        return num_tokens
 
     def evaluate(self, round_: int) -> Score:
         """Score the held-out split through the split model."""

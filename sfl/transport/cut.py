@@ -60,14 +60,14 @@ class Cut:
         self._decoders: dict[tuple[Kind, bool], Decoder] = {}
         self._masks: dict[Key, torch.Tensor] = {}
 
-    def begin_round(self, settings: RoleCodecs) -> None:
-        """Take the round's codecs; a role whose codec changes forgets what it remembered.
+    def begin_round(self, settings: RoleCodecs, round_: int) -> None:
+        """Take the round's codecs; what was remembered for others, or rehearsed, is forgotten.
 
         Raises ConfigError.
         """
         codecs = codecs_of(settings)
         specs = {role: codec.spec for role, codec in codecs.items()}
-        if specs != self._specs:
+        if specs != self._specs or round_ <= 1:
             self._specs = specs
             self._encoders = {role: self._encoder(role, codec) for role, codec in codecs.items()}
             self._decoders = {}

@@ -204,6 +204,7 @@ class DeviceLink:
             evaluation=to_score(outcome.evaluation),
             evaluation_seconds=outcome.evaluation_seconds,
             spans=spans_to_json(list(outcome.spans)),
+            rehearsal=outcome.rehearsal,
             snapshot=self._stats.snapshot().to_json(),
         )
         self._post(edge_pb2.DeviceMessage(report=report))
@@ -311,9 +312,9 @@ class DeviceLink:
             self._outbox.put(wrapped, _urgency(message.kind))
             raw = 0
 
-    def _begin_round(self, codecs: RoleCodecs) -> None:
+    def _begin_round(self, codecs: RoleCodecs, round_: int) -> None:
         assert self._cut is not None
-        self._cut.begin_round(codecs)
+        self._cut.begin_round(codecs, round_)
 
     def _decode(self, header: tensor_pb2.TensorHeader, payload: bytes) -> TensorMessage:
         assert self._cut is not None
@@ -369,7 +370,7 @@ class _Reader:
         self,
         stats: NodeStats,
         put: Callable[[Any], None],
-        begin_round: Callable[[RoleCodecs], None],
+        begin_round: Callable[[RoleCodecs, int], None],
         decode: Callable[[tensor_pb2.TensorHeader, bytes], TensorMessage],
     ) -> None:
         self._stats = stats
@@ -418,7 +419,7 @@ class _Reader:
     def _on_start(self, message: edge_pb2.EdgeMessage) -> None:
         self._count(message, "control")
         start = message.start
-        self._begin_round(RoleCodecs.model_validate_json(start.codecs))
+        self._begin_round(RoleCodecs.model_validate_json(start.codecs), start.round)
         self._start = RoundStart(
             start.round,
             start.evaluate,
@@ -426,6 +427,7 @@ class _Reader:
             start.first_step,
             start.total_steps,
             start.micro_batches,
+            tuple(start.rehearse),
         )
 
     def _on_adapter(self, message: edge_pb2.EdgeMessage) -> None:

@@ -307,9 +307,10 @@ class DeviceStream:
             start.first_step,
             start.total_steps,
             start.micro_batches,
+            tuple(start.rehearse),
         )
         self.in_flight = 0
-        self.cut.begin_round(RoleCodecs.model_validate_json(start.codecs))
+        self.cut.begin_round(RoleCodecs.model_validate_json(start.codecs), start.round)
         await self.host.engine.run(self.session.begin_round, order, mine)
         self.post(edge_pb2.EdgeMessage(start=start))
         header = tensor_pb2.AdapterHeader(round=start.round)

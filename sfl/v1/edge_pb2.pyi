@@ -76,7 +76,7 @@ class Welcome(_message.Message):
     def __init__(self, settings: _Optional[str] = ..., run_id: _Optional[str] = ..., num_layers: _Optional[int] = ..., compiled_codec: _Optional[bool] = ...) -> None: ...
 
 class RoundStart(_message.Message):
-    __slots__ = ("round", "evaluate", "num_steps", "first_step", "total_steps", "codecs", "micro_batches")
+    __slots__ = ("round", "evaluate", "num_steps", "first_step", "total_steps", "codecs", "micro_batches", "rehearse")
     ROUND_FIELD_NUMBER: _ClassVar[int]
     EVALUATE_FIELD_NUMBER: _ClassVar[int]
     NUM_STEPS_FIELD_NUMBER: _ClassVar[int]
@@ -84,6 +84,7 @@ class RoundStart(_message.Message):
     TOTAL_STEPS_FIELD_NUMBER: _ClassVar[int]
     CODECS_FIELD_NUMBER: _ClassVar[int]
     MICRO_BATCHES_FIELD_NUMBER: _ClassVar[int]
+    REHEARSE_FIELD_NUMBER: _ClassVar[int]
     round: int
     evaluate: bool
     num_steps: int
@@ -91,7 +92,8 @@ class RoundStart(_message.Message):
     total_steps: int
     codecs: str
     micro_batches: int
-    def __init__(self, round: _Optional[int] = ..., evaluate: _Optional[bool] = ..., num_steps: _Optional[int] = ..., first_step: _Optional[int] = ..., total_steps: _Optional[int] = ..., codecs: _Optional[str] = ..., micro_batches: _Optional[int] = ...) -> None: ...
+    rehearse: _containers.RepeatedScalarFieldContainer[int]
+    def __init__(self, round: _Optional[int] = ..., evaluate: _Optional[bool] = ..., num_steps: _Optional[int] = ..., first_step: _Optional[int] = ..., total_steps: _Optional[int] = ..., codecs: _Optional[str] = ..., micro_batches: _Optional[int] = ..., rehearse: _Optional[_Iterable[int]] = ...) -> None: ...
 
 class Finish(_message.Message):
     __slots__ = ("ok", "reason")
