@@ -11,8 +11,6 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
-import torch
-
 from sfl.adapters.initial import initial_adapter
 from sfl.adapters.lora import LoraBank, build_manifest, given_values
 from sfl.adapters.names import belongs_to
@@ -27,7 +25,6 @@ from sfl.stage.device import DTYPES, DeviceStage
 from sfl.stage.loss import Score
 from sfl.stage.messages import (
     GradientNorm,
-    Kind,
     Message,
     Purpose,
     RoundOrder,
@@ -58,7 +55,7 @@ class SimulatedLink:
         self._device, self._edge = device, edge
         self._replies: deque[Message] = deque()
         self.up, self.down = Traffic(), Traffic()
-        self.seen: list[tuple[Kind, torch.Tensor]] | None = None
+        self.seen: list[TensorMessage] | None = None
         """Where a list, it gets every training tensor before its coding."""
 
     def send(self, message: TensorMessage | GradientNorm) -> None:
@@ -75,7 +72,7 @@ class SimulatedLink:
             return message
         training = message.key.purpose is Purpose.TRAINING
         if self.seen is not None and training and message.rows is not None:
-            self.seen.append((message.kind, message.rows))
+            self.seen.append(message)
         frames = encode_tensor(message, sender.encode(message))
         if training and message.rows is not None:
             traffic.wire += sum(frame.ByteSize() for frame in frames)
@@ -89,7 +86,6 @@ class SimulatedLink:
 class Outcome:
     """What a training came to: held-out scores, the last one over the codec, and bytes."""
 
-    before: Score
     after: Score
     through_codec: Score
     up: Traffic
@@ -137,22 +133,22 @@ class Simulation:
         self.adapter = initial_adapter(manifest, seed, given_values(folder, manifest))
 
     def train(self, steps: int) -> Outcome:
-        """One round of `steps`, evaluated before and after."""
+        """One round of `steps`, then two of evaluation only."""
         codecs = self.settings.codecs(self.device, 1)
-        before = self._round(1, steps, steps, codecs)
+        self._round(1, steps, steps, codecs)
         middle = self.session.end_round()
         self.adapter |= middle | self.trainer.stage.state()
         after = self._round(2, 0, steps, codecs)
         codecs = codecs.model_copy(update={"evaluation": codecs.activation})
         through_codec = self._round(3, 0, steps, codecs)
-        return Outcome(before, after, through_codec, self.link.up, self.link.down)
+        return Outcome(after, through_codec, self.link.up, self.link.down)
 
     def _round(self, number: int, steps: int, total: int, codecs: RoleCodecs) -> Score:
         micro_batches = self.settings.training.micro_batches
         assert micro_batches != "auto", "nothing is timed here"
         start = RoundStart(
             number,
-            evaluate=True,
+            evaluate=steps == 0,
             num_steps=steps,
             first_step=0,
             total_steps=total,

@@ -249,6 +249,38 @@ def test_clipping_and_micro_batches_equal_one_process_to_rounding(tmp_path: Path
         np.testing.assert_allclose(array, wanted[name], rtol=1e-3, atol=2e-5, err_msg=name)
 
 
+def adapter_traffic(outcome: Outcome) -> int:
+    roles = ("bytes_up_by_role", "bytes_down_by_role")
+    return sum(d[role]["adapter"] for d in outcome.summary["devices"] for role in roles)
+
+
+@pytest.mark.parametrize("topology", ["vanilla", "u_shaped"])
+def test_adapters_travel_as_coded_changes(tmp_path: Path, topology: str) -> None:
+    outcomes = {}
+    for codec in ("none", "none | zstd", "int8", "stochastic(4) | zstd"):
+        folder = tmp_path / str(len(outcomes))
+        folder.mkdir()
+        values = settings(
+            tiny("llama"),
+            run={"topology": topology, "rounds": 3},
+            codec={"adapter": codec},
+        )
+        values["devices"] = [
+            device(name, completions(tmp_path / f"{name}.jsonl", seed), 1)
+            for name, seed in (("a", 1), ("b", 2))
+        ]
+        outcomes[codec] = finished(run(folder, values))
+    whole = outcomes["none"]
+    assert_same_bits(adapter(whole), adapter(outcomes["none | zstd"]))
+    start = adapter(whole, "adapters/round-0000")
+    for codec, share in (("int8", 0.05), ("stochastic(4) | zstd", 0.5)):
+        found, wanted = adapter(outcomes[codec]), adapter(whole)
+        error = sum(float(np.square(found[n] - wanted[n]).sum()) for n in wanted)
+        moved = sum(float(np.square(wanted[n] - start[n]).sum()) for n in wanted)
+        assert 0 < error < share**2 * moved
+        assert adapter_traffic(outcomes[codec]) < adapter_traffic(whole)
+
+
 @pytest.mark.parametrize("topology", ["vanilla", "u_shaped"])
 def test_a_rehearsal_fixes_the_micro_batches_and_changes_nothing_else(
     tmp_path: Path, topology: str

@@ -82,14 +82,14 @@ class Codec:
         """Whether every bit comes back."""
         return self.quantiser.exact and self.topk is None and self.delta is None
 
-    def bits(self, shape: tuple[int, int], stats: SizeStats) -> float:
-        """Bits that a tensor of `shape` is expected to take, by the averages of those before.
+    def bits(self, shape: tuple[int, int], stats: SizeStats, ahead: int = 1) -> float:
+        """Bits that a tensor of `shape` is expected to take, by those before; the next but so many.
 
         Before the first packet: what the quantiser alone would take, 32 a value where unknown.
         """
         rows, hidden = shape
         if stats.packets:
-            return stats.bits(rows, hidden)
+            return stats.bits(rows, hidden, ahead)
         fixed = self.quantiser.fixed_bits(rows * hidden, hidden, torch.float32)
         return 32.0 * rows * hidden if fixed is None else fixed
 

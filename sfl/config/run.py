@@ -131,6 +131,8 @@ class CodecChange(Section):
     """U-shaped: their gradients, from the device to the edge."""
     evaluation: str | None = None
     """Hidden states of evaluations, both ways."""
+    adapter: str | None = None
+    """What changed in the adapter, both ways."""
 
 
 class ScheduledCodec(CodecChange):
@@ -157,6 +159,9 @@ class CodecSettings(Section):
     evaluation: str | None = None
     """Hidden states of evaluations, both ways; default: `none` where `activation` is `none`, else
     `fp16`, so that what is reported is the adapter's quality and not the codec's."""
+    adapter: str = "none"
+    """Changes of the adapter between a device and its edge, both ways, with error feedback, e.g.
+    `stochastic(4) | zstd`; a stream's first adapter travels whole."""
     schedule: tuple[ScheduledCodec, ...] = ()
     """Changes between rounds, later ones winning."""
 
@@ -173,6 +178,8 @@ class RoleCodecs(Section):
     tail_gradient: str
     """Device to edge, U-shaped."""
     evaluation: str
+    """Both ways."""
+    adapter: str = "none"
     """Both ways."""
 
 

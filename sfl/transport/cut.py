@@ -78,6 +78,11 @@ class Cut:
             codec = codec.without_delta()
         return Encoder(codec.for_peer(self._compiled), self._folder)
 
+    @property
+    def adapter_codec(self) -> Codec:
+        """The round's codec of adapters, both ways."""
+        return self._encoders["adapter"].codec
+
     def encode(self, message: TensorMessage) -> Packet | None:
         """The packet of a message's rows. Raises ProtocolError, naming device and step."""
         if message.rows is None:

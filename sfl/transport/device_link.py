@@ -13,13 +13,15 @@ import logging
 import queue
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
 import grpc
+import numpy as np
 
+from sfl.codec import Codec
 from sfl.codec.kernel import kernel
 from sfl.config import RunSettings
 from sfl.config.run import RoleCodecs
@@ -41,14 +43,16 @@ from sfl.transport.chunks import (
     ADAPTER_LIMIT,
     AdapterAssembly,
     TensorAssembly,
+    adapter_bytes,
+    adapter_frames,
     decode_adapter,
-    encode_adapter,
 )
 from sfl.transport.credentials import open_channel
 from sfl.transport.cut import Cut
 from sfl.transport.frames import decode_tensor, encode_tensor, raw_bytes, to_score
 from sfl.transport.shaper import Shaper, shaper
 from sfl.transport.status import error_of
+from sfl.transport.updates import UpdateSender, decode_update
 from sfl.transport.wire import EDGE_SESSION, WIRE_VERSION, tensor_role
 from sfl.v1 import edge_pb2, tensor_pb2
 
@@ -119,6 +123,8 @@ class DeviceLink:
         self._closed = threading.Event()
         self._last_heard = time.monotonic()
         self._cut: Cut | None = None
+        self._updates: UpdateSender | None = None
+        self._held: Mapping[str, np.ndarray] = {}
         self._shaper: Shaper | None = None
         self._call: Any = None
 
@@ -151,6 +157,7 @@ class DeviceLink:
         self._cut = Cut(
             "device", self._device, settings.run.seed, welcome.compiled_codec, cache_dir
         )
+        self._updates = UpdateSender(self._device, settings.run.seed, "up", feedback=True)
         threading.Thread(target=self._encode, name="link-encoder", daemon=True).start()
         beat = threading.Thread(
             target=self._heartbeats,
@@ -181,6 +188,7 @@ class DeviceLink:
                 return
             if not isinstance(message, RoundOrder):
                 raise ProtocolError("a tensor came between two rounds")
+            self._held = message.values
             yield message
 
     def deliver(self, outcome: RoundOutcome) -> None:
@@ -192,7 +200,7 @@ class DeviceLink:
                 device=self._device,
                 side="device",
             )
-            for frame in encode_adapter(header, outcome.values):
+            for frame in adapter_frames(header, self._update(header, outcome.values)):
                 self._post(edge_pb2.DeviceMessage(adapter=frame))
         report = tensor_pb2.RoundReport(
             round=outcome.round,
@@ -208,6 +216,16 @@ class DeviceLink:
             snapshot=self._stats.snapshot().to_json(),
         )
         self._post(edge_pb2.DeviceMessage(report=report))
+
+    def _update(self, header: tensor_pb2.AdapterHeader, values: Mapping[str, np.ndarray]) -> bytes:
+        """This device's part: whole, or coded as what changed since the round began."""
+        assert self._cut is not None and self._updates is not None
+        codec = self._cut.adapter_codec
+        if codec.spec == "none" or not values:
+            return adapter_bytes(values)
+        held = {name: self._held[name] for name in values}
+        header.codec = codec.spec
+        return self._updates.encode(codec, values, held, header.round)[0]
 
     # -- Link -------------------------------------------------------------------------------------
 
@@ -312,9 +330,10 @@ class DeviceLink:
             self._outbox.put(wrapped, _urgency(message.kind))
             raw = 0
 
-    def _begin_round(self, codecs: RoleCodecs, round_: int) -> None:
+    def _begin_round(self, codecs: RoleCodecs, round_: int) -> Codec:
         assert self._cut is not None
         self._cut.begin_round(codecs, round_)
+        return self._cut.adapter_codec
 
     def _decode(self, header: tensor_pb2.TensorHeader, payload: bytes) -> TensorMessage:
         assert self._cut is not None
@@ -370,7 +389,7 @@ class _Reader:
         self,
         stats: NodeStats,
         put: Callable[[Any], None],
-        begin_round: Callable[[RoleCodecs, int], None],
+        begin_round: Callable[[RoleCodecs, int], Codec],
         decode: Callable[[tensor_pb2.TensorHeader, bytes], TensorMessage],
     ) -> None:
         self._stats = stats
@@ -380,6 +399,8 @@ class _Reader:
         self._tensor = TensorAssembly(TENSOR_LIMIT)
         self._adapter = AdapterAssembly(ADAPTER_LIMIT)
         self._start: RoundStart | None = None
+        self._codec: Codec | None = None
+        self._held: Mapping[str, np.ndarray] = {}
         self._began = 0.0
 
     def take(self, message: edge_pb2.EdgeMessage) -> None:
@@ -419,7 +440,7 @@ class _Reader:
     def _on_start(self, message: edge_pb2.EdgeMessage) -> None:
         self._count(message, "control")
         start = message.start
-        self._begin_round(RoleCodecs.model_validate_json(start.codecs), start.round)
+        self._codec = self._begin_round(RoleCodecs.model_validate_json(start.codecs), start.round)
         self._start = RoundStart(
             start.round,
             start.evaluate,
@@ -437,7 +458,15 @@ class _Reader:
             return
         if self._start is None:
             raise ProtocolError("an adapter came before its round was announced")
-        self._put(RoundOrder(self._start, decode_adapter(whole[1])))
+        self._held = self._values(*whole)
+        self._put(RoundOrder(self._start, self._held))
+
+    def _values(self, header: tensor_pb2.AdapterHeader, payload: bytes) -> Mapping[str, np.ndarray]:
+        if not header.codec:
+            return decode_adapter(payload)
+        if self._codec is None or header.codec != self._codec.spec or not self._held:
+            raise ProtocolError(f"an adapter in codec {header.codec!r} was not due")
+        return decode_update(self._codec, payload, self._held)
 
     def _on_tensor(self, message: edge_pb2.EdgeMessage) -> None:
         header = self._tensor.header(message.tensor)

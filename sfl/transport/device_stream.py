@@ -25,6 +25,7 @@ import grpc
 import grpc.aio
 import numpy as np
 
+from sfl.adapters.names import belongs_to
 from sfl.config import RunSettings
 from sfl.config.run import RoleCodecs
 from sfl.errors import LinkLost, ProtocolError, SflError
@@ -39,11 +40,13 @@ from sfl.transport.chunks import (
     AdapterAssembly,
     TensorAssembly,
     adapter_bytes,
+    adapter_frames,
     encode_adapter,
 )
 from sfl.transport.cut import Cut
 from sfl.transport.frames import decode_tensor, encode_tensor
 from sfl.transport.shaper import Shaper, shaper
+from sfl.transport.updates import UpdateSender, decode_update
 from sfl.v1 import edge_pb2, tensor_pb2
 
 Context = grpc.aio.ServicerContext[Any, Any]
@@ -99,11 +102,16 @@ class DeviceStream:
     )
     shaper: Shaper | None = None
     last_heard: float = field(default_factory=time.monotonic)
+    held: Mapping[str, np.ndarray] = field(default_factory=dict)
+    """The adapter values that the device has, as they arrived there."""
+    _updates: UpdateSender = field(init=False)
     in_flight: int = 0
     ended: SflError | None = None
     _number: Iterator[int] = field(default_factory=itertools.count)
 
     def __post_init__(self) -> None:
+        seed = self.settings.run.seed
+        self._updates = UpdateSender(self.device, seed, "down", feedback=False)
         self.shaper = shaper(self.settings.device(self.device).link, "down")
 
     def _queue_job(self, job: Awaitable[Any], urgent: bool = False) -> None:
@@ -284,8 +292,26 @@ class DeviceStream:
             return
         header, payload = whole
         header.device, header.side = self.device, "device"
-        self.host.relay_adapter(header, payload)
+        self._queue_job(self._relay(header, payload))
         self._queue_job(self._send_own_part(header.round))
+
+    async def _relay(self, header: tensor_pb2.AdapterHeader, payload: bytes) -> None:
+        """Pass the device's part on, whole again where it came as a change."""
+        if header.codec:
+            codec, own = self.cut.adapter_codec, self.session.plan.device_spans
+            if header.codec != codec.spec:
+                raise ProtocolError(f"{self.device}: an adapter in {header.codec!r} was not due")
+            held = {
+                name: array
+                for name, array in self.held.items()
+                if any(belongs_to(name, span) for span in own)
+            }
+            loop = asyncio.get_running_loop()
+            values = await loop.run_in_executor(
+                self.codec_pool, decode_update, codec, payload, held
+            )
+            header.codec, payload = "", adapter_bytes(values)
+        self.host.relay_adapter(header, payload)
 
     async def _send_own_part(self, round_: int) -> None:
         values = await self.host.engine.run(self.session.end_round)
@@ -313,9 +339,23 @@ class DeviceStream:
         self.cut.begin_round(RoleCodecs.model_validate_json(start.codecs), start.round)
         await self.host.engine.run(self.session.begin_round, order, mine)
         self.post(edge_pb2.EdgeMessage(start=start))
-        header = tensor_pb2.AdapterHeader(round=start.round)
-        for frame in encode_adapter(header, theirs):
+        for frame in await self._global_part(start.round, theirs):
             self.post(edge_pb2.EdgeMessage(adapter=frame))
+
+    async def _global_part(
+        self, round_: int, values: Mapping[str, np.ndarray]
+    ) -> list[tensor_pb2.AdapterFrame]:
+        """The device's part of the global adapter: whole, or as what the device lacks of it."""
+        header, codec = tensor_pb2.AdapterHeader(round=round_), self.cut.adapter_codec
+        if codec.spec == "none" or not values or values.keys() != self.held.keys():
+            self.held = values
+            return encode_adapter(header, values)
+        header.codec = codec.spec
+        loop = asyncio.get_running_loop()
+        payload, self.held = await loop.run_in_executor(
+            self.codec_pool, self._updates.encode, codec, values, self.held, round_
+        )
+        return list(adapter_frames(header, payload))
 
     def _tensor_limit(self) -> int:
         """Most bytes a tensor may announce: a full batch in fp32, and some room for headers."""
