@@ -1,9 +1,9 @@
 """How large the next packets of a codec will be, from those seen so far; planners ask this.
 
 Bits a value follow a power of the number of packets: flat for most codecs, falling where delta
-coding comes to know its tokens. So a line is fitted to their logarithms, newer packets weighing a
-little more. On E2E it foretells 50 batches within 5% after 20; texts that repeat so much that all is
-known soon are overestimated.
+coding comes to know its tokens. So a line is fitted to their logarithms, newer packets weighing
+a little more. On E2E it foretells 50 batches within 5% after 20; texts so alike that all is soon
+known are overestimated.
 """
 
 from __future__ import annotations
@@ -21,8 +21,8 @@ _RIDGE = 0.3  # holds the slope back while packets are few
 class SizeStats:
     """Running averages over a role's packets.
 
-    `scored` is the share of rows that were not zero; the rest fits the payload's bits for each value
-    of those rows, everything counted.
+    `scored` is the share of rows that were not zero; the rest fits the payload's bits for each
+    value of those rows, everything counted.
     """
 
     packets: int = 0

@@ -1,0 +1,242 @@
+"""Our stream beside a bare gRPC echo of the same bytes: throughput and round trip, in one run.
+
+    python benchmarks/transport.py        # 1 minute
+
+An edge that computes nothing sends every activation back as its gradient, in another process, over
+the real service: frames, queues, heartbeats, codec `none`. The reference is grpcio's bidirectional
+stream echoing messages of 1 MiB with no protobuf in them. Both with one tensor in flight and with
+four.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import queue
+import sys
+import time
+from collections.abc import AsyncIterator, Iterator
+from dataclasses import replace
+from multiprocessing import get_context
+from multiprocessing.connection import Connection
+from pathlib import Path
+from statistics import median
+from types import SimpleNamespace
+from typing import Any, cast
+
+import grpc
+import grpc.aio
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+ROWS, HIDDEN = 8 * 128, 768
+MESSAGE = 1 << 20
+ECHO = "/bare/Echo"
+
+
+def settings(in_flight: int) -> dict[str, Any]:
+    """Of a run in which nothing but the wire does anything."""
+    return {
+        "model": {"path": "none", "max_length": 128},
+        "training": {"batch_size": 8},
+        "network": {"credits": in_flight},
+        "codec": {"activation": "none", "gradient": "none"},
+        "devices": [{"name": "device"}],
+    }
+
+
+# -- the edge ----------------------------------------------------------------------------------
+
+
+class EchoSession:
+    """Sends activations back as their own gradients."""
+
+    model = SimpleNamespace(hidden_size=HIDDEN)
+    step = 0
+
+    def begin_round(self, start: Any, values: Any) -> None:
+        """Nothing to load."""
+
+    def handle(self, message: Any) -> list[Any]:
+        """The same tensor, as a gradient."""
+        from sfl.stage.messages import Kind
+
+        return [replace(message, kind=Kind.GRADIENT)]
+
+
+class EchoHost:
+    """An edge without model, cloud or files."""
+
+    def __init__(self, in_flight: int) -> None:
+        from sfl.config import RunSettings
+        from sfl.metrics.stats import NodeStats
+        from sfl.stage.engine import Engine
+        from sfl.transport.edge_service import EdgeService
+
+        self.stats = NodeStats("edge", "edge")
+        self.engine = Engine(1, self.stats)
+        self.settings = RunSettings.model_validate(settings(in_flight))
+        self.service = EdgeService(cast(Any, self))
+
+    async def admit(self, device: str) -> tuple[Any, Any, Any]:
+        """Everybody may come in."""
+        from sfl.v1 import edge_pb2
+
+        text = self.settings.model_dump_json()
+        welcome = edge_pb2.Welcome(settings=text, run_id="echo", num_layers=1)
+        return welcome, EchoSession(), self.settings
+
+    def ready(self, device: str, ready: Any) -> None:
+        """Open a round without end."""
+        from sfl.v1 import edge_pb2
+
+        codecs = self.settings.codecs(device, 1).model_dump_json()
+        start = edge_pb2.RoundStart(round=1, num_steps=1 << 20, codecs=codecs, micro_batches=1)
+        self.service.streams[device].begin_round(start, {}, {})
+
+    async def left(self, device: str, reason: str) -> None:
+        """Nothing to give back."""
+
+    def heard(self, device: str, snapshot: Any) -> None:
+        """Nobody asks."""
+
+
+def serve(pipe: Connection, in_flight: int) -> None:
+    """A process with both servers; tells their ports."""
+
+    async def run() -> None:
+        host = EchoHost(in_flight)
+        from sfl.transport.wire import OPTIONS
+
+        ports, servers = [], []
+        for handler in (host.service.handler(), bare_handler()):
+            server = grpc.aio.server(options=OPTIONS)
+            server.add_generic_rpc_handlers((handler,))
+            ports.append(server.add_insecure_port("127.0.0.1:0"))
+            await server.start()
+            servers.append(server)
+        pipe.send(ports)
+        await asyncio.Event().wait()  # until terminated
+
+    asyncio.run(run())
+
+
+def bare_handler() -> grpc.GenericRpcHandler[Any, Any]:
+    """Bytes in, the same bytes out."""
+
+    async def echo(requests: AsyncIterator[bytes], context: Any) -> AsyncIterator[bytes]:
+        async for message in requests:
+            yield message
+
+    method = grpc.stream_stream_rpc_method_handler(cast(Any, echo))
+    return grpc.method_handlers_generic_handler("bare", {"Echo": method})
+
+
+# -- the device --------------------------------------------------------------------------------
+
+
+def ours(port: int, in_flight: int, seconds: float) -> list[float]:
+    """Seconds of each exchange of one tensor, at so many in flight; the last one is their sum."""
+    import torch
+
+    from sfl.data.example import DataNotes, Dataset
+    from sfl.metrics.stats import NodeStats
+    from sfl.stage.messages import Key, Kind, Purpose, TensorMessage
+    from sfl.transport.device_link import DeviceLink
+
+    link = DeviceLink(f"127.0.0.1:{port}", "device", NodeStats("device", "device"), False)
+    link.join(10.0)
+    link.ready(Dataset([], [], "text", DataNotes()))
+    next(link.orders())
+    rows = torch.randn(ROWS, HIDDEN)
+
+    def send(number: int) -> None:
+        key = Key(Purpose.TRAINING, 1, number, 0)
+        link.send(TensorMessage(Kind.ACTIVATION, key, 1, (128,) * 8, rows))
+
+    def receive() -> None:
+        answer = link.receive()
+        assert isinstance(answer, TensorMessage) and answer.rows is not None
+        assert torch.equal(answer.rows, rows)
+
+    times = exchanges(send, receive, in_flight, seconds)
+    link.close()
+    return times
+
+
+def bare(port: int, in_flight: int, seconds: float) -> list[float]:
+    """The same with plain bytes."""
+    from sfl.transport.wire import OPTIONS
+
+    payload = bytes(ROWS * HIDDEN * 4)
+    pieces = [payload[at : at + MESSAGE] for at in range(0, len(payload), MESSAGE)]
+    outbox: queue.SimpleQueue[bytes | None] = queue.SimpleQueue()
+    requests: Iterator[bytes] = iter(outbox.get, None)
+    with grpc.insecure_channel(f"127.0.0.1:{port}", options=OPTIONS) as channel:
+        answers = channel.stream_stream(ECHO)(requests)
+
+        def send(number: int) -> None:
+            for piece in pieces:
+                outbox.put(piece)
+
+        def receive() -> None:
+            for piece in pieces:
+                assert len(next(answers)) == len(piece)
+
+        times = exchanges(send, receive, in_flight, seconds)
+        outbox.put(None)
+    return times
+
+
+def exchanges(send: Any, receive: Any, in_flight: int, seconds: float) -> list[float]:
+    """Round trips with so many under way; the last entry is the time a tensor took on average."""
+    for number in range(4):
+        send(number)
+        receive()
+    sent: list[float] = []
+    trips = []
+    began = time.perf_counter()
+    while time.perf_counter() < began + seconds or not trips:
+        while len(sent) < in_flight:
+            sent.append(time.perf_counter())
+            send(0)
+        receive()
+        trips.append(time.perf_counter() - sent.pop(0))
+    for _ in sent:
+        receive()
+    each = (time.perf_counter() - began) / (len(trips) + len(sent))
+    return [*trips, each]
+
+
+def main() -> None:
+    """Alternate the two, and print medians and the ratio."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else "")
+    parser.add_argument("--seconds", type=float, default=3.0, help="of each of three turns")
+    given = parser.parse_args()
+    size = ROWS * HIDDEN * 4
+    print(f"tensors of {size / 2**20:.0f} MiB, each way, two processes on one machine\n")
+    for in_flight in (1, 4):
+        near, far = get_context("spawn").Pipe()
+        server = get_context("spawn").Process(target=serve, args=(far, in_flight))
+        server.start()
+        ports = near.recv()
+        turns: dict[str, list[list[float]]] = {"sfl": [], "bare": []}
+        for _ in range(3):
+            turns["bare"].append(bare(ports[1], in_flight, given.seconds))
+            turns["sfl"].append(ours(ports[0], in_flight, given.seconds))
+        server.terminate()
+        server.join()
+        rates = {}
+        for name, own in turns.items():
+            trips = sorted(trip for turn in own for trip in turn[:-1])
+            rates[name] = median(size / turn[-1] for turn in own)
+            print(
+                f"{in_flight} in flight, {name:4} {rates[name] / 1e9:5.2f} GB/s each way, round "
+                f"trip p50 {1e3 * median(trips):6.2f} ms, "
+                f"p99 {1e3 * trips[int(0.99 * (len(trips) - 1))]:6.2f} ms"
+            )
+        print(f"{in_flight} in flight, sfl / bare: {rates['sfl'] / rates['bare']:.2f}\n")
+
+
+if __name__ == "__main__":
+    main()
