@@ -75,9 +75,10 @@ class SimulatedLink:
             self.seen.append(message)
         frames = encode_tensor(message, sender.encode(message))
         if training and message.rows is not None:
-            traffic.wire += sum(frame.ByteSize() for frame in frames)
+            traffic.wire += sum(frame.wire_bytes for frame in frames)
             traffic.raw += 4 * message.rows.numel()
         payload = b"".join(frame.data for frame in frames)
+        assert frames[0].header is not None
         arrived, packet = decode_tensor(frames[0].header, payload)
         return arrived if packet is None else receiver.decode(packet, arrived, None)
 

@@ -173,7 +173,8 @@ def bare(port: int, in_flight: int, seconds: float) -> list[float]:
     outbox: queue.SimpleQueue[bytes | None] = queue.SimpleQueue()
     requests: Iterator[bytes] = iter(outbox.get, None)
     with grpc.insecure_channel(f"127.0.0.1:{port}", options=OPTIONS) as channel:
-        answers = channel.stream_stream(ECHO)(requests)
+        stub: Any = channel.stream_stream(ECHO, None, None)
+        answers: Iterator[bytes] = stub(requests)
 
         def send(number: int) -> None:
             for piece in pieces:
@@ -194,7 +195,7 @@ def exchanges(send: Any, receive: Any, in_flight: int, seconds: float) -> list[f
         send(number)
         receive()
     sent: list[float] = []
-    trips = []
+    trips: list[float] = []
     began = time.perf_counter()
     while time.perf_counter() < began + seconds or not trips:
         while len(sent) < in_flight:

@@ -459,7 +459,7 @@ def test_bad_messages_close_their_own_stream_and_no_other(by_hand: Callable[...,
     assert bad.hear("start").round == 1
     name, make, words = BAD_TENSORS[0]
     for frame in make():
-        bad.say(tensor=frame)
+        bad.say(tensor=frame.message())
     code, details = bad.ending()
     assert code is grpc.StatusCode.INVALID_ARGUMENT, (name, details)
     assert words in details
@@ -504,7 +504,7 @@ def test_a_bad_tensor_closes_its_stream_with_a_status_that_says_why(
 ) -> None:
     _, make, words = BAD_TENSORS[number]
     for frame in make():
-        clients[number].say(tensor=frame)
+        clients[number].say(tensor=frame.message())
     code, details = clients[number].ending()
     assert code is grpc.StatusCode.INVALID_ARGUMENT, details
     assert words in details
@@ -513,7 +513,7 @@ def test_a_bad_tensor_closes_its_stream_with_a_status_that_says_why(
 def test_more_in_flight_than_credits_closes_the_stream(clients: list[Client]) -> None:
     for micro in range(4):
         for frame in activation(torch.zeros(4, 32), (4,), micro=micro, count=4):
-            clients[10].say(tensor=frame)
+            clients[10].say(tensor=frame.message())
     code, details = clients[10].ending()
     assert code is grpc.StatusCode.INVALID_ARGUMENT
     assert "network.credits" in details

@@ -7,6 +7,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from google.protobuf.message import DecodeError
 
 from sfl.codec import RowContext, decode, parse
 from sfl.config import TrainingSettings
@@ -25,11 +26,12 @@ from sfl.transport.chunks import (
 )
 from sfl.transport.credentials import check_exposure, split_address
 from sfl.transport.cut import Cut
+from sfl.transport.envelope import Envelope, Frame
 from sfl.transport.frames import decode_tensor, encode_tensor, raw_bytes
 from sfl.transport.shaper import shaper
 from sfl.transport.status import error_of, status_of
 from sfl.transport.wire import FRAME_BYTES
-from sfl.v1 import tensor_pb2
+from sfl.v1 import edge_pb2, tensor_pb2
 
 
 def message(rows: torch.Tensor, lengths: tuple[int, ...]) -> TensorMessage:
@@ -55,7 +57,7 @@ def reassembled(sent: TensorMessage, codec: str = "none") -> TensorMessage:
     return message if packet is None else replace(message, rows=decode(packet))
 
 
-def frames_of(sent: TensorMessage, codec: str = "none") -> list[tensor_pb2.TensorFrame]:
+def frames_of(sent: TensorMessage, codec: str = "none") -> list[Frame]:
     return encode_tensor(sent, None if sent.rows is None else parse(codec).encode(sent.rows))
 
 
@@ -64,7 +66,8 @@ def test_a_tensor_survives_its_frames(tokens: int) -> None:
     sent = message(torch.randn(tokens, 256), (tokens - 1, 1))
     frames = frames_of(sent)
     assert len(frames) == (1 if tokens == 3 else 3)
-    assert max(frame.ByteSize() for frame in frames) <= 1 << 20
+    assert max(frame.wire_bytes for frame in frames) <= 1 << 20
+    assert frames[0].header is not None
     assert raw_bytes(frames[0].header) == tokens * 1024
     back = reassembled(sent)
     assert sent.rows is not None and back.rows is not None and back.labels is not None
@@ -73,6 +76,42 @@ def test_a_tensor_survives_its_frames(tokens: int) -> None:
     assert back.rows.data_ptr() % 64 == 0
     fields = ("kind", "key", "num_micro_batches", "lengths", "normalizer", "loss", "score")
     assert all(getattr(back, name) == getattr(sent, name) for name in fields)
+
+
+@pytest.mark.parametrize("tokens", [3, 3000])
+def test_a_frame_is_the_protobuf_message_it_says_it_is(tokens: int) -> None:
+    envelope = Envelope(edge_pb2.DeviceMessage, edge_pb2.DeviceMessage.TENSOR_FIELD_NUMBER)
+    sent = message(torch.randn(tokens, 256), (tokens - 1, 1))
+    for frame in frames_of(sent):
+        data = envelope.serialize(frame)
+        assert len(data) == frame.wire_bytes
+        by_protobuf = edge_pb2.DeviceMessage.FromString(data)
+        assert by_protobuf == edge_pb2.DeviceMessage(tensor=frame.message())
+        # And what protobuf itself writes, its fields in another order, reads as the same frame.
+        for theirs in (data, by_protobuf.SerializeToString()):
+            back = envelope.parse(theirs)
+            assert isinstance(back, Frame)
+            assert (back.header, back.last, back.kind) == (frame.header, frame.last, frame.kind)
+            assert back.data == frame.data
+
+
+def test_other_messages_and_unknown_fields_go_through_protobuf() -> None:
+    envelope = Envelope(edge_pb2.DeviceMessage, edge_pb2.DeviceMessage.TENSOR_FIELD_NUMBER)
+    goodbye = edge_pb2.DeviceMessage(goodbye="done")
+    assert envelope.parse(envelope.serialize(goodbye)) == goodbye
+    (frame,) = frames_of(message(torch.randn(3, 4), (3,)))
+    inner = frame.message().SerializeToString() + b"\x98\x06\x01"  # field 99 of a later version
+    assert len(inner) < 128 + 128 * 128
+    outer = b"\x1a" + bytes((len(inner) & 127 | 128, len(inner) >> 7)) + inner
+    back = envelope.parse(outer)
+    assert isinstance(back, Frame) and back.data == frame.data and back.header == frame.header
+
+
+@pytest.mark.parametrize("data", [b"\x1a", b"\x1a\x05\x12\x09", b"\x1a\x02\x0a\x7f", b"\x1a\xff"])
+def test_bytes_that_are_no_message_are_refused(data: bytes) -> None:
+    envelope = Envelope(edge_pb2.DeviceMessage, edge_pb2.DeviceMessage.TENSOR_FIELD_NUMBER)
+    with pytest.raises(DecodeError):
+        envelope.parse(data)
 
 
 def test_a_message_without_a_payload_survives_too() -> None:
@@ -96,6 +135,7 @@ def test_a_message_without_a_payload_survives_too() -> None:
 def test_a_header_that_does_not_fit_is_refused(change: dict[str, object], words: str) -> None:
     (frame,) = frames_of(message(torch.randn(4, 8), (3, 1)))
     header = frame.header
+    assert header is not None
     for name, value in change.items():
         header.ClearField(name)  # type: ignore[arg-type]
         header.MergeFrom(tensor_pb2.TensorHeader(**{name: value}))  # type: ignore[arg-type]
@@ -114,7 +154,7 @@ def cuts(codec: str, gradient: str = "none") -> tuple[Cut, Cut]:
     )
     ends = Cut("device", "d", 0, True), Cut("edge", "d", 0, True)
     for end in ends:
-        end.begin_round(roles)
+        end.begin_round(roles, 2)
     return ends
 
 
@@ -177,7 +217,7 @@ def test_a_change_of_codec_forgets_what_delta_remembered() -> None:
     pass_on()
     for activation in ("fp16", "delta(token) | int(8)"):
         for end in (device, edge):
-            end.begin_round(roles.model_copy(update={"activation": activation}))
+            end.begin_round(roles.model_copy(update={"activation": activation}), 2)
         pass_on()
 
 

@@ -20,12 +20,12 @@ class Exact:
     exact: bool = True
 
     def encode(self, values: Tensor, columns: int, scale_of: Tensor, key: int) -> Quantised:
-        """One copy; non-finite values pass here and are refused by the receiver."""
+        """The tensor's memory; non-finite values pass here and are refused by the receiver."""
         return Quantised(b"", to_bytes(values))
 
     def decode(self, read: Source, count: int, columns: int, dtype: torch.dtype) -> Tensor:
         """The same bits in fresh memory."""
-        values = from_bytes(read.bytes(count * dtype.itemsize), (count,), dtype)
+        values = from_bytes(read.view(count * dtype.itemsize), (count,), dtype)
         return _finite(values)
 
     def fixed_bits(self, count: int, columns: int, dtype: torch.dtype) -> float | None:
@@ -53,7 +53,7 @@ class Cast:
 
     def decode(self, read: Source, count: int, columns: int, dtype: torch.dtype) -> Tensor:
         """Widened to float32."""
-        return _finite(from_bytes(read.bytes(count * 2), (count,), self.wire)).float()
+        return _finite(from_bytes(read.view(count * 2), (count,), self.wire)).float()
 
     def fixed_bits(self, count: int, columns: int, dtype: torch.dtype) -> float | None:
         """Sixteen a value."""

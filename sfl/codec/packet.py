@@ -26,6 +26,7 @@ DTYPES: dict[str, torch.dtype] = {
 """Types a tensor may have at either end of the wire."""
 
 Bytes = npt.NDArray[np.uint8]
+Raw = bytes | memoryview
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,7 +36,7 @@ class Packet:
     codec: str
     dtype: str
     shape: tuple[int, ...]
-    payload: bytes
+    payload: bytes | memoryview
 
     @property
     def raw_bytes(self) -> int:
@@ -69,7 +70,7 @@ class Quantised:
     """A quantiser's output: a few side bytes, then symbols or raw bytes."""
 
     side: bytes
-    body: Symbols | bytes
+    body: Symbols | Raw
 
 
 class Source(Protocol):
@@ -77,6 +78,9 @@ class Source(Protocol):
 
     def bytes(self, most: int, exactly: bool = True) -> bytes:
         """A section of bytes: exactly (or at most) so many."""
+
+    def view(self, count: int) -> Raw:
+        """A section of exactly so many bytes, not copied where it lies plain."""
 
     def symbols(self, form: Form) -> Bytes:
         """A section of symbols."""
@@ -113,7 +117,7 @@ class Lossless(Protocol):
     def name(self) -> str:
         """As written in a specification."""
 
-    def compress(self, body: bytes | Symbols) -> tuple[int, bytes] | None:
+    def compress(self, body: Raw | Symbols) -> tuple[int, Raw] | None:
         """(method, bytes), or None where plain bytes are no longer."""
 
 
@@ -146,13 +150,12 @@ def read_varint(data: bytes | memoryview, at: int) -> tuple[int, int]:
     raise ProtocolError("a number in a packet has no end")
 
 
-def to_bytes(values: Tensor) -> bytes:
-    """The memory of a tensor, row by row (numpy has no bf16, so types never matter here)."""
-    flat = values.detach().contiguous().view(torch.uint8).reshape(-1)
-    return flat.numpy().tobytes()
+def to_bytes(values: Tensor) -> memoryview:
+    """The memory of a tensor itself, row by row (numpy has no bf16, types never matter here)."""
+    return values.detach().contiguous().view(torch.uint8).reshape(-1).numpy().data
 
 
-def from_bytes(payload: bytes | memoryview, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
+def from_bytes(payload: Raw, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
     """A tensor over fresh memory of torch's own.
 
     A tensor that merely looks at received bytes may lie off alignment, and then some kernels
@@ -164,5 +167,6 @@ def from_bytes(payload: bytes | memoryview, shape: tuple[int, ...], dtype: torch
 
 
 def is_finite(values: Tensor) -> bool:
-    """Whether no value is NaN or infinite; two passes, nothing allocated."""
-    return bool(values.amax().isfinite()) and bool(values.amin().isfinite())
+    """Whether no value is NaN or infinite; one pass, nothing allocated."""
+    low, high = values.aminmax()
+    return bool(low.isfinite()) and bool(high.isfinite())

@@ -15,7 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from sfl.codec.kernel import kernel
-from sfl.codec.packet import Bytes, Form, Symbols, read_varint, varint
+from sfl.codec.packet import Bytes, Form, Raw, Symbols, read_varint, varint
 from sfl.codec.spec import Argument, at_most
 from sfl.codec.zstd import Zstd
 from sfl.errors import ProtocolError
@@ -46,9 +46,9 @@ class Rans:
 
     name: str = "rans"
 
-    def compress(self, body: bytes | Symbols) -> tuple[int, bytes] | None:
+    def compress(self, body: Raw | Symbols) -> tuple[int, Raw] | None:
         """The shortest of what was tried, None where plain is no longer."""
-        if isinstance(body, bytes):
+        if not isinstance(body, Symbols):
             return Zstd().compress(body)
         contexts, frequencies = _model(body)
         size, columns = body.codes.size, body.columns

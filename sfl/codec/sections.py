@@ -17,6 +17,7 @@ from sfl.codec.packet import (
     Form,
     Lossless,
     Quantised,
+    Raw,
     Symbols,
     read_varint,
     symbol_bits,
@@ -49,15 +50,14 @@ def _unpacked(data: memoryview, form: Form) -> Bytes:
     bits = symbol_bits(form.levels)
     if len(data) != (form.count * bits + 7) // 8:
         raise ProtocolError(f"{len(data)} bytes for {form.count} codes of {bits} bits")
-    return kernel().unpack_bits(np.frombuffer(bytes(data), np.uint8), form.count, bits)
+    return kernel().unpack_bits(np.frombuffer(data, np.uint8), form.count, bits)
 
 
-def plain(body: bytes | Symbols) -> tuple[int, bytes]:
+def plain(body: Raw | Symbols) -> tuple[int, Raw]:
     """Bytes as they are, symbols bit-packed."""
-    if isinstance(body, bytes):
+    if not isinstance(body, Symbols):
         return PLAIN, body
-    bits = symbol_bits(body.levels)
-    return PLAIN, kernel().pack_bits(body.codes, bits).tobytes()
+    return PLAIN, kernel().pack_bits(body.codes, symbol_bits(body.levels)).data
 
 
 class Writer:
@@ -65,9 +65,9 @@ class Writer:
 
     def __init__(self, lossless: Lossless | None) -> None:
         self._lossless = lossless
-        self._parts: list[bytes] = []
+        self._parts: list[Raw] = []
 
-    def add(self, body: bytes | Symbols) -> None:
+    def add(self, body: Raw | Symbols) -> None:
         """One section in its shortest form."""
         coded = None if self._lossless is None else self._lossless.compress(body)
         method, data = coded or plain(body)
@@ -81,15 +81,28 @@ class Writer:
 class Reader:
     """Sections on their way in, bounded by what is due. Every method raises ProtocolError."""
 
-    def __init__(self, payload: bytes) -> None:
+    def __init__(self, payload: Raw) -> None:
         self._payload = memoryview(payload)
         self._at = 0
 
     def bytes(self, most: int, exactly: bool = True) -> bytes:
         """A section of bytes: exactly (or at most) so many."""
+        body = self._body(most)
+        if exactly and len(body) != most:
+            raise ProtocolError(f"{len(body)} bytes in a section where {most} are due")
+        return bytes(body)
+
+    def view(self, count: int) -> Raw:
+        """A section of exactly so many bytes, not copied where it lies plain."""
+        body = self._body(count)
+        if len(body) != count:
+            raise ProtocolError(f"{len(body)} bytes in a section where {count} are due")
+        return body
+
+    def _body(self, most: int) -> Raw:
         method, data = self._section()
-        body = bytes(data) if method == PLAIN else _coder(BYTE_CODERS, method)(data, most)
-        if len(body) > most or (exactly and len(body) != most):
+        body = data if method == PLAIN else _coder(BYTE_CODERS, method)(data, most)
+        if len(body) > most:
             raise ProtocolError(f"{len(body)} bytes in a section where {most} are due")
         return body
 
@@ -125,10 +138,14 @@ class Loopback:
     """What a quantiser just made, read back without coding it: what the receiver will see."""
 
     def __init__(self, coded: Quantised) -> None:
-        self._sections: list[bytes | Symbols] = [coded.side] if coded.side else []
+        self._sections: list[Raw | Symbols] = [coded.side] if coded.side else []
         self._sections.append(coded.body)
 
     def bytes(self, most: int, exactly: bool = True) -> bytes:
+        """The next section."""
+        return bytes(self.view(most))
+
+    def view(self, count: int) -> Raw:
         """The next section."""
         section = self._sections.pop(0)
         assert not isinstance(section, Symbols)

@@ -8,7 +8,7 @@ import numpy as np
 import zstandard
 
 from sfl.codec.kernel import kernel
-from sfl.codec.packet import Bytes, Form, Symbols
+from sfl.codec.packet import Bytes, Form, Raw, Symbols
 from sfl.codec.spec import Argument, at_most, whole
 from sfl.errors import ProtocolError
 
@@ -28,9 +28,9 @@ class Zstd:
     name: str = "zstd"
     level: int = 1
 
-    def compress(self, body: bytes | Symbols) -> tuple[int, bytes] | None:
+    def compress(self, body: Raw | Symbols) -> tuple[int, Raw] | None:
         """The frame, where it is shorter than the plain section."""
-        if isinstance(body, bytes):
+        if not isinstance(body, Symbols):
             if len(body) < _WORTH:
                 return None
             data = zstandard.ZstdCompressor(level=self.level).compress(body)

@@ -11,8 +11,11 @@ import safetensors
 import safetensors.numpy
 
 from sfl.errors import ProtocolError
+from sfl.transport.envelope import Frame
 from sfl.transport.wire import FRAME_BYTES
 from sfl.v1 import tensor_pb2
+
+Buffer = bytes | memoryview
 
 
 def encode_adapter(
@@ -29,18 +32,18 @@ def adapter_bytes(values: Mapping[str, np.ndarray]) -> bytes:
 
 
 def adapter_frames(
-    header: tensor_pb2.AdapterHeader, payload: bytes
+    header: tensor_pb2.AdapterHeader, payload: Buffer
 ) -> Iterator[tensor_pb2.AdapterFrame]:
     """A safetensors file as frames; the first has the header."""
     header.num_bytes = len(payload)
     for first, data, last in pieces(payload):
-        yield tensor_pb2.AdapterFrame(header=header if first else None, data=data, last=last)
+        yield tensor_pb2.AdapterFrame(header=header if first else None, data=bytes(data), last=last)
 
 
-def decode_adapter(payload: bytes) -> dict[str, np.ndarray]:
+def decode_adapter(payload: Buffer) -> dict[str, np.ndarray]:
     """The values of a safetensors file. Raises ProtocolError."""
     try:
-        values: dict[str, np.ndarray] = safetensors.numpy.load(payload)
+        values: dict[str, np.ndarray] = safetensors.numpy.load(bytes(payload))
     except (safetensors.SafetensorError, KeyError, ValueError) as error:
         raise ProtocolError(f"an adapter is not a safetensors file: {error}") from None
     return values
@@ -48,7 +51,7 @@ def decode_adapter(payload: bytes) -> dict[str, np.ndarray]:
 
 Header = TypeVar("Header", tensor_pb2.TensorHeader, tensor_pb2.AdapterHeader)
 
-Frame = tensor_pb2.TensorFrame | tensor_pb2.AdapterFrame
+AnyFrame = Frame | tensor_pb2.AdapterFrame
 
 
 @dataclass(slots=True)
@@ -57,24 +60,28 @@ class Assembly(Generic[Header]):
 
     limit: int
     header: Header | None = None
-    data: bytearray = field(default_factory=bytearray)
+    pieces: list[Buffer] = field(default_factory=list)
+    size: int = 0
 
-    def add(self, frame: Frame) -> tuple[Header, bytes] | None:
+    def add(self, frame: AnyFrame) -> tuple[Header, Buffer] | None:
         """Take a frame; the header and the whole payload with the last one.
 
         Raises ProtocolError on frames out of order and on more bytes than announced or allowed.
         """
-        if frame.HasField("header"):
-            self._begin(cast(Header, frame.header))
+        if (begun := _header(frame)) is not None:
+            self._begin(cast(Header, begun))
         if self.header is None:
             raise ProtocolError("a frame without a header before it")
-        self.data += frame.data
-        if len(self.data) > self.header.num_bytes:
+        self.pieces.append(frame.data)
+        self.size += len(frame.data)
+        if self.size > self.header.num_bytes:
             raise ProtocolError(f"more than the announced {self.header.num_bytes} bytes")
         if not frame.last:
             return None
-        header, payload = self.header, bytes(self.data)
-        self.header, self.data = None, bytearray()
+        # A payload of one frame stays where gRPC put it.
+        header, pieces = self.header, self.pieces
+        payload = pieces[0] if len(pieces) == 1 else b"".join(pieces)
+        self.header, self.pieces, self.size = None, [], 0
         if len(payload) != header.num_bytes:
             raise ProtocolError(f"{len(payload)} bytes came, {header.num_bytes} were announced")
         return header, payload
@@ -87,6 +94,12 @@ class Assembly(Generic[Header]):
         self.header = header
 
 
+def _header(frame: AnyFrame) -> tensor_pb2.TensorHeader | tensor_pb2.AdapterHeader | None:
+    if isinstance(frame, Frame) or frame.HasField("header"):
+        return frame.header
+    return None
+
+
 class TensorAssembly:
     """Tensors of a stream: frames of one kind are in order, kinds may alternate."""
 
@@ -94,16 +107,16 @@ class TensorAssembly:
         self._limit = limit
         self._kinds: dict[int, Assembly[tensor_pb2.TensorHeader]] = {}
 
-    def header(self, frame: tensor_pb2.TensorFrame) -> tensor_pb2.TensorHeader | None:
+    def header(self, frame: Frame) -> tensor_pb2.TensorHeader | None:
         """The header of the tensor that a frame belongs to, where it is known."""
-        if frame.HasField("header"):
+        if frame.header is not None:
             return frame.header
         assembly = self._kinds.get(frame.kind)
         return None if assembly is None else assembly.header
 
-    def add(self, frame: tensor_pb2.TensorFrame) -> tuple[tensor_pb2.TensorHeader, bytes] | None:
+    def add(self, frame: Frame) -> tuple[tensor_pb2.TensorHeader, Buffer] | None:
         """As Assembly's."""
-        if frame.HasField("header") and frame.header.kind != frame.kind:
+        if frame.header is not None and frame.header.kind != frame.kind:
             raise ProtocolError("a frame and its header are of two kinds")
         if frame.kind not in self._kinds and len(self._kinds) > 8:
             raise ProtocolError(f"kind {frame.kind} of a tensor does not exist")
@@ -117,8 +130,8 @@ ADAPTER_LIMIT = 4 << 30
 """Most bytes that an adapter may announce."""
 
 
-def pieces(payload: bytes, header_bytes: int = 0) -> Iterator[tuple[bool, bytes, bool]]:
-    """(first, data, last) of each frame; an empty payload is one empty frame.
+def pieces(payload: Buffer, header_bytes: int = 0) -> Iterator[tuple[bool, Buffer, bool]]:
+    """(first, data, last) of each frame; an empty payload is one empty frame. Slices `payload`.
 
     The first frame leaves room for a header of `header_bytes`.
     """

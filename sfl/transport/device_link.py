@@ -13,13 +13,12 @@ import logging
 import queue
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
 import grpc
-import numpy as np
 
 from sfl.codec import Codec
 from sfl.codec.kernel import kernel
@@ -42,6 +41,7 @@ from sfl.stage.messages import (
 from sfl.transport.chunks import (
     ADAPTER_LIMIT,
     AdapterAssembly,
+    Buffer,
     TensorAssembly,
     adapter_bytes,
     adapter_frames,
@@ -49,16 +49,19 @@ from sfl.transport.chunks import (
 )
 from sfl.transport.credentials import open_channel
 from sfl.transport.cut import Cut
+from sfl.transport.envelope import Frame
 from sfl.transport.frames import decode_tensor, encode_tensor, raw_bytes, to_score
 from sfl.transport.shaper import Shaper, shaper
 from sfl.transport.status import error_of
-from sfl.transport.updates import UpdateSender, decode_update
-from sfl.transport.wire import EDGE_SESSION, WIRE_VERSION, tensor_role
+from sfl.transport.updates import UpdateSender, Values, decode_update
+from sfl.transport.wire import EDGE_SESSION, WIRE_VERSION, tensor_role, wire_bytes
 from sfl.v1 import edge_pb2, tensor_pb2
 
 log = logging.getLogger(__name__)
 
 T = TypeVar("T")
+
+Outgoing = edge_pb2.DeviceMessage | Frame
 
 TENSOR_LIMIT = 1 << 30
 SAY_EVERY = 5.0  # seconds between two lines about what is waited for
@@ -117,14 +120,14 @@ class DeviceLink:
         self._device = device
         self._stats = stats
         self._channel = open_channel("device.edge", address, insecure)
-        self._outbox: Outbox[edge_pb2.DeviceMessage | None] = Outbox()
+        self._outbox: Outbox[Outgoing | None] = Outbox()
         self._to_encode: Outbox[TensorMessage | None] = Outbox()
         self._inbox: queue.SimpleQueue[Any] = queue.SimpleQueue()
         self._closed = threading.Event()
         self._last_heard = time.monotonic()
         self._cut: Cut | None = None
         self._updates: UpdateSender | None = None
-        self._held: Mapping[str, np.ndarray] = {}
+        self._held: Values = {}
         self._shaper: Shaper | None = None
         self._call: Any = None
 
@@ -217,7 +220,7 @@ class DeviceLink:
         )
         self._post(edge_pb2.DeviceMessage(report=report))
 
-    def _update(self, header: tensor_pb2.AdapterHeader, values: Mapping[str, np.ndarray]) -> bytes:
+    def _update(self, header: tensor_pb2.AdapterHeader, values: Values) -> Buffer:
         """This device's part: whole, or coded as what changed since the round began."""
         assert self._cut is not None and self._updates is not None
         codec = self._cut.adapter_codec
@@ -270,9 +273,9 @@ class DeviceLink:
 
     # -- threads ----------------------------------------------------------------------------------
 
-    def _requests(self) -> Iterator[edge_pb2.DeviceMessage]:
+    def _requests(self) -> Iterator[Outgoing]:
         """What gRPC writes, at the link's pace once that is known."""
-        for message in iter(self._outbox.get, None):
+        while (message := self._outbox.get()) is not None:
             if self._shaper is not None:
                 yield from self._paced(message, self._shaper)
                 return
@@ -280,17 +283,15 @@ class DeviceLink:
             yield message  # and come back when gRPC has written it
             self._sent(message, begin)
 
-    def _paced(
-        self, first: edge_pb2.DeviceMessage, shaper: Shaper
-    ) -> Iterator[edge_pb2.DeviceMessage]:
+    def _paced(self, first: Outgoing, shaper: Shaper) -> Iterator[Outgoing]:
         """Messages when they would arrive; a pacer takes them when the link is free."""
-        arrivals: queue.SimpleQueue[tuple[float, edge_pb2.DeviceMessage | None]]
+        arrivals: queue.SimpleQueue[tuple[float, Outgoing | None]]
         arrivals = queue.SimpleQueue()
 
         def pace() -> None:
-            message: edge_pb2.DeviceMessage | None = first
+            message: Outgoing | None = first
             while message is not None:
-                free, arrives = shaper.admit(time.monotonic(), message.ByteSize())
+                free, arrives = shaper.admit(time.monotonic(), wire_bytes(message))
                 begin = self._stats.phases.now()
                 arrivals.put((arrives, message))
                 time.sleep(max(0.0, free - time.monotonic()))
@@ -303,9 +304,9 @@ class DeviceLink:
             time.sleep(max(0.0, item[0] - time.monotonic()))
             yield item[1]
 
-    def _sent(self, message: edge_pb2.DeviceMessage, begin: float) -> None:
+    def _sent(self, message: Outgoing, begin: float) -> None:
         """Count how long a tensor's frame took to leave."""
-        if message.HasField("tensor"):
+        if isinstance(message, Frame):
             place = self._stats.phases.here
             if place is not None:
                 self._stats.phases.span("send", place, self._device, begin)
@@ -323,11 +324,11 @@ class DeviceLink:
         assert self._cut is not None
         with self._stats.phases.measure("encode", message.key, self._device):
             frames = encode_tensor(message, self._cut.encode(message))
+        assert frames[0].header is not None
         role, raw = tensor_role(frames[0].header), raw_bytes(frames[0].header)
         for frame in frames:
-            wrapped = edge_pb2.DeviceMessage(tensor=frame)
-            self._stats.bytes.add("up", role, wrapped.ByteSize(), raw)
-            self._outbox.put(wrapped, _urgency(message.kind))
+            self._stats.bytes.add("up", role, frame.wire_bytes, raw)
+            self._outbox.put(frame, _urgency(message.kind))
             raw = 0
 
     def _begin_round(self, codecs: RoleCodecs, round_: int) -> Codec:
@@ -335,7 +336,7 @@ class DeviceLink:
         self._cut.begin_round(codecs, round_)
         return self._cut.adapter_codec
 
-    def _decode(self, header: tensor_pb2.TensorHeader, payload: bytes) -> TensorMessage:
+    def _decode(self, header: tensor_pb2.TensorHeader, payload: Buffer) -> TensorMessage:
         assert self._cut is not None
         message, packet = decode_tensor(header, payload)
         if packet is None:
@@ -390,7 +391,7 @@ class _Reader:
         stats: NodeStats,
         put: Callable[[Any], None],
         begin_round: Callable[[RoleCodecs, int], Codec],
-        decode: Callable[[tensor_pb2.TensorHeader, bytes], TensorMessage],
+        decode: Callable[[tensor_pb2.TensorHeader, Buffer], TensorMessage],
     ) -> None:
         self._stats = stats
         self._put = put
@@ -400,17 +401,19 @@ class _Reader:
         self._adapter = AdapterAssembly(ADAPTER_LIMIT)
         self._start: RoundStart | None = None
         self._codec: Codec | None = None
-        self._held: Mapping[str, np.ndarray] = {}
+        self._held: Values = {}
         self._began = 0.0
 
-    def take(self, message: edge_pb2.EdgeMessage) -> None:
+    def take(self, message: edge_pb2.EdgeMessage | Frame) -> None:
         """Count a message, and pass on what it completes."""
+        if isinstance(message, Frame):
+            self._on_tensor(message)
+            return
         body = message.WhichOneof("body")
         take = {
             "welcome": self._on_welcome,
             "start": self._on_start,
             "adapter": self._on_adapter,
-            "tensor": self._on_tensor,
             "norm": self._on_norm,
             "heartbeat": self._on_nothing,
             "finish": self._on_finish,
@@ -419,8 +422,8 @@ class _Reader:
             raise ProtocolError("an empty message, or one of another wire version")
         take(message)
 
-    def _count(self, message: edge_pb2.EdgeMessage, role: Any, raw: int = 0) -> None:
-        self._stats.bytes.add("down", role, message.ByteSize(), raw)
+    def _count(self, message: edge_pb2.EdgeMessage | Frame, role: Any, raw: int = 0) -> None:
+        self._stats.bytes.add("down", role, wire_bytes(message), raw)
 
     def _on_nothing(self, message: edge_pb2.EdgeMessage) -> None:
         self._count(message, "control")
@@ -461,21 +464,21 @@ class _Reader:
         self._held = self._values(*whole)
         self._put(RoundOrder(self._start, self._held))
 
-    def _values(self, header: tensor_pb2.AdapterHeader, payload: bytes) -> Mapping[str, np.ndarray]:
+    def _values(self, header: tensor_pb2.AdapterHeader, payload: Buffer) -> Values:
         if not header.codec:
             return decode_adapter(payload)
         if self._codec is None or header.codec != self._codec.spec or not self._held:
             raise ProtocolError(f"an adapter in codec {header.codec!r} was not due")
         return decode_update(self._codec, payload, self._held)
 
-    def _on_tensor(self, message: edge_pb2.EdgeMessage) -> None:
-        header = self._tensor.header(message.tensor)
-        first = message.tensor.HasField("header")
+    def _on_tensor(self, frame: Frame) -> None:
+        header = self._tensor.header(frame)
+        first = frame.header is not None
         if header is not None:
-            self._count(message, tensor_role(header), raw_bytes(header) if first else 0)
+            self._count(frame, tensor_role(header), raw_bytes(header) if first else 0)
         if first:
             self._began = self._stats.phases.now()
-        whole = self._tensor.add(message.tensor)
+        whole = self._tensor.add(frame)
         if whole is not None:
             self._stats.phases.observe("receive", self._stats.phases.now() - self._began)
             self._put(self._decode(*whole))

@@ -38,19 +38,22 @@ from sfl.stage.session import Reply, Session
 from sfl.transport.chunks import (
     ADAPTER_LIMIT,
     AdapterAssembly,
+    Buffer,
     TensorAssembly,
     adapter_bytes,
     adapter_frames,
     encode_adapter,
 )
 from sfl.transport.cut import Cut
+from sfl.transport.envelope import Frame
 from sfl.transport.frames import decode_tensor, encode_tensor
 from sfl.transport.shaper import Shaper, shaper
 from sfl.transport.updates import UpdateSender, decode_update
+from sfl.transport.wire import wire_bytes
 from sfl.v1 import edge_pb2, tensor_pb2
 
 Context = grpc.aio.ServicerContext[Any, Any]
-Outgoing = list[edge_pb2.EdgeMessage]
+Outgoing = list[edge_pb2.EdgeMessage | Frame]
 R = TypeVar("R")
 
 
@@ -97,7 +100,7 @@ class DeviceStream:
     cut: Cut
     jobs: asyncio.PriorityQueue[Urgent[Any]] = field(default_factory=asyncio.PriorityQueue)
     outbox: asyncio.PriorityQueue[Urgent[Outgoing]] = field(default_factory=asyncio.PriorityQueue)
-    arrivals: asyncio.Queue[tuple[float, edge_pb2.EdgeMessage]] = field(
+    arrivals: asyncio.Queue[tuple[float, edge_pb2.EdgeMessage | Frame]] = field(
         default_factory=asyncio.Queue
     )
     shaper: Shaper | None = None
@@ -142,15 +145,18 @@ class DeviceStream:
 
     # -- the coroutines ---------------------------------------------------------------------------
 
-    async def read(self, requests: AsyncIterator[edge_pb2.DeviceMessage]) -> None:
+    async def read(self, requests: AsyncIterator[edge_pb2.DeviceMessage | Frame]) -> None:
         """Take what the device sends, until it says goodbye."""
         tensors = TensorAssembly(self._tensor_limit())
         adapters = AdapterAssembly(ADAPTER_LIMIT)
         async for message in requests:
             self.last_heard = time.monotonic()
+            if isinstance(message, Frame):
+                self._take_tensor(message, tensors)
+                continue
             if message.WhichOneof("body") == "goodbye":
                 raise Goodbye(message.goodbye)
-            self._take(message, tensors, adapters)
+            self._take(message, adapters)
         raise LinkLost("the device closed the stream")
 
     async def work(self) -> None:
@@ -165,7 +171,7 @@ class DeviceStream:
                 if self.shaper is None:
                     await context.write(message)
                     continue
-                free, arrives = self.shaper.admit(time.monotonic(), message.ByteSize())
+                free, arrives = self.shaper.admit(time.monotonic(), wire_bytes(message))
                 self.arrivals.put_nowait((arrives, message))
                 await asyncio.sleep(free - time.monotonic())
 
@@ -189,13 +195,8 @@ class DeviceStream:
 
     # -- messages ---------------------------------------------------------------------------------
 
-    def _take(
-        self, message: edge_pb2.DeviceMessage, tensors: TensorAssembly, adapters: AdapterAssembly
-    ) -> None:
+    def _take(self, message: edge_pb2.DeviceMessage, adapters: AdapterAssembly) -> None:
         body = message.WhichOneof("body")
-        if body == "tensor":
-            self._take_tensor(message, tensors)
-            return
         if body == "adapter":
             self._take_adapter(message.adapter, adapters)
         elif body == "norm":
@@ -222,8 +223,7 @@ class DeviceStream:
             raise ProtocolError(f"statistics of {heard.kind} {heard.name!r} came from here")
         self.host.heard(self.device, heard)
 
-    def _take_tensor(self, message: edge_pb2.DeviceMessage, tensors: TensorAssembly) -> None:
-        frame = message.tensor
+    def _take_tensor(self, frame: Frame, tensors: TensorAssembly) -> None:
         whole = tensors.add(frame)
         if whole is None:
             return
@@ -240,7 +240,7 @@ class DeviceStream:
             self._compute_when(decoded), urgent=whole[0].kind == tensor_pb2.TENSOR_KIND_GRADIENT
         )
 
-    def _decode(self, header: tensor_pb2.TensorHeader, payload: bytes) -> TensorMessage:
+    def _decode(self, header: tensor_pb2.TensorHeader, payload: Buffer) -> TensorMessage:
         """Decode and validate before the queue."""
         message, packet = decode_tensor(header, payload)
         most = self.settings.training.batch_size * self.settings.model.max_length
@@ -282,8 +282,7 @@ class DeviceStream:
             norm = edge_pb2.GradientNorm(round=reply.round, step=reply.step, squared=reply.squared)
             return [edge_pb2.EdgeMessage(norm=norm)]
         with self.host.stats.phases.measure("encode", reply.key, self.device):
-            frames = encode_tensor(reply, self.cut.encode(reply))
-        return [edge_pb2.EdgeMessage(tensor=frame) for frame in frames]
+            return list(encode_tensor(reply, self.cut.encode(reply)))
 
     def _take_adapter(self, frame: tensor_pb2.AdapterFrame, adapters: AdapterAssembly) -> None:
         """Relay the device's part once it is whole, and read off the edge's own."""
@@ -295,7 +294,7 @@ class DeviceStream:
         self._queue_job(self._relay(header, payload))
         self._queue_job(self._send_own_part(header.round))
 
-    async def _relay(self, header: tensor_pb2.AdapterHeader, payload: bytes) -> None:
+    async def _relay(self, header: tensor_pb2.AdapterHeader, payload: Buffer) -> None:
         """Pass the device's part on, whole again where it came as a change."""
         if header.codec:
             codec, own = self.cut.adapter_codec, self.session.plan.device_spans
@@ -311,7 +310,7 @@ class DeviceStream:
                 self.codec_pool, decode_update, codec, payload, held
             )
             header.codec, payload = "", adapter_bytes(values)
-        self.host.relay_adapter(header, payload)
+        self.host.relay_adapter(header, bytes(payload))
 
     async def _send_own_part(self, round_: int) -> None:
         values = await self.host.engine.run(self.session.end_round)

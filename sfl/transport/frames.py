@@ -17,12 +17,13 @@ from sfl.errors import ProtocolError
 from sfl.stage.layout import IGNORED
 from sfl.stage.loss import Score
 from sfl.stage.messages import NO_SCORE, Key, Kind, Purpose, TensorMessage
-from sfl.transport.chunks import pieces
+from sfl.transport.chunks import Buffer, pieces
+from sfl.transport.envelope import Frame
 from sfl.v1 import tensor_pb2
 
 
-def encode_tensor(message: TensorMessage, packet: Packet | None) -> list[tensor_pb2.TensorFrame]:
-    """A tensor message as frames; the first has the header."""
+def encode_tensor(message: TensorMessage, packet: Packet | None) -> list[Frame]:
+    """A tensor message as frames; the first has the header, all look at the packet's payload."""
     kind: Any = int(message.kind)
     header = tensor_pb2.TensorHeader(
         kind=kind,
@@ -39,18 +40,18 @@ def encode_tensor(message: TensorMessage, packet: Packet | None) -> list[tensor_
     if message.score != NO_SCORE:
         header.score.CopyFrom(to_score(message.score))
     if packet is None:
-        return [tensor_pb2.TensorFrame(header=header, kind=kind, last=True)]
+        return [Frame(header, memoryview(b""), True, kind)]
     header.codec, header.dtype = packet.codec, packet.dtype
     header.shape.extend(packet.shape)
     header.num_bytes = len(packet.payload)
     return [
-        tensor_pb2.TensorFrame(header=header if first else None, kind=kind, data=data, last=last)
-        for first, data, last in pieces(packet.payload, header.ByteSize())
+        Frame(header if first else None, memoryview(data), last, kind)
+        for first, data, last in pieces(memoryview(packet.payload), header.ByteSize())
     ]
 
 
 def decode_tensor(
-    header: tensor_pb2.TensorHeader, payload: bytes
+    header: tensor_pb2.TensorHeader, payload: Buffer
 ) -> tuple[TensorMessage, Packet | None]:
     """What frames carried: the message without its rows, and their packet.
 

@@ -17,6 +17,7 @@ import torch
 
 from sfl.codec import Codec, Packet, decode
 from sfl.keys import derive_seed
+from sfl.transport.chunks import Buffer
 
 ROW = 64  # values of a row that a codec sees; an adapter is one long vector
 
@@ -34,7 +35,7 @@ class UpdateSender:
 
     def encode(
         self, codec: Codec, values: Values, reference: Values, round_: int
-    ) -> tuple[bytes, dict[str, np.ndarray]]:
+    ) -> tuple[Buffer, dict[str, np.ndarray]]:
         """(payload, the values as they come out at the receiver). Raises ProtocolError."""
         flat = _flat(values)
         if not codec.exact:
@@ -50,7 +51,7 @@ class UpdateSender:
         return packet.payload, _named(arrived, values, {} if codec.exact else reference)
 
 
-def decode_update(codec: Codec, payload: bytes, reference: Values) -> dict[str, np.ndarray]:
+def decode_update(codec: Codec, payload: Buffer, reference: Values) -> dict[str, np.ndarray]:
     """The values that a sender meant, to the bit as it knows them. Raises ProtocolError."""
     size = sum(array.size for array in reference.values())
     packet = Packet(codec.spec, "float32", (-(-size // ROW), ROW), payload)

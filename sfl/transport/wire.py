@@ -10,6 +10,7 @@ import grpc
 from google.protobuf.message import Message
 
 from sfl.metrics.snapshot import Role
+from sfl.transport.envelope import Envelope, Frame
 from sfl.v1 import cloud_pb2, edge_pb2, tensor_pb2
 
 WIRE_VERSION = 2
@@ -38,6 +39,8 @@ class Method:
     request: type[Message]
     response: type[Message]
     streams: tuple[bool, bool]
+    tensor_fields: tuple[int, int] = (0, 0)
+    """Where request and response hold a TensorFrame, which is then handled without copies."""
 
     @property
     def path(self) -> str:
@@ -51,7 +54,15 @@ class Method:
             (False, True): grpc.unary_stream_rpc_method_handler,
             (False, False): grpc.unary_unary_rpc_method_handler,
         }[self.streams]
-        return make(behaviour, self.request.FromString, self.response.SerializeToString)
+        return make(behaviour, self._codec(0)[1], self._codec(1)[0])
+
+    def _codec(self, direction: int) -> tuple[Callable[..., bytes], Callable[[bytes], Any]]:
+        """Serialiser and parser of requests (0) or responses (1)."""
+        kind, field = (self.request, self.response)[direction], self.tensor_fields[direction]
+        if field:
+            envelope = Envelope(kind, field)
+            return envelope.serialize, envelope.parse
+        return kind.SerializeToString, kind.FromString
 
     def stub(self, channel: Any) -> Callable[..., Any]:
         """A client's callable of this method, on a sync or an aio channel."""
@@ -62,14 +73,19 @@ class Method:
         }[self.streams]
         stub: Callable[..., Any] = make(
             self.path,
-            request_serializer=self.request.SerializeToString,
-            response_deserializer=self.response.FromString,
+            request_serializer=self._codec(0)[0],
+            response_deserializer=self._codec(1)[1],
         )
         return stub
 
 
 EDGE_SESSION = Method(
-    "sfl.v1.Edge", "Session", edge_pb2.DeviceMessage, edge_pb2.EdgeMessage, (True, True)
+    "sfl.v1.Edge",
+    "Session",
+    edge_pb2.DeviceMessage,
+    edge_pb2.EdgeMessage,
+    (True, True),
+    (edge_pb2.DeviceMessage.TENSOR_FIELD_NUMBER, edge_pb2.EdgeMessage.TENSOR_FIELD_NUMBER),
 )
 EDGE_LIST_FILES = Method(
     "sfl.v1.Edge", "ListFiles", edge_pb2.FilesRequest, edge_pb2.FileList, (False, False)
@@ -95,6 +111,11 @@ TRAINING_ROLES: dict[int, Role] = {
     tensor_pb2.TENSOR_KIND_HIDDEN: "activation",
     tensor_pb2.TENSOR_KIND_GRADIENT: "gradient",
 }
+
+
+def wire_bytes(message: Message | Frame) -> int:
+    """Bytes of a message on the wire."""
+    return message.wire_bytes if isinstance(message, Frame) else message.ByteSize()
 
 
 def tensor_role(header: tensor_pb2.TensorHeader) -> Role:

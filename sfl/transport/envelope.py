@@ -1,0 +1,139 @@
+"""A tensor's frame as bytes of its protobuf message, without copying its data on the way.
+
+On the wire it is an ordinary `TensorFrame` within a `DeviceMessage` or an `EdgeMessage`, and any
+protobuf library reads it. Python's own copies the data four times out and three times in, which is
+most of what a fast link's step would wait for; so only the few bytes around the data are handled
+here, and everything else by protobuf.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Generic, TypeVar
+
+from google.protobuf.message import DecodeError, Message
+
+from sfl.v1 import tensor_pb2
+
+M = TypeVar("M", bound=Message)
+
+_HEADER, _DATA, _LAST, _KIND = 0x0A, 0x12, 0x18, 0x20  # tags of TensorFrame's fields
+
+
+@dataclass(slots=True)
+class Frame:
+    """A TensorFrame; `data` is a view, of the payload on the way out, of the message on the way in.
+
+    `wire_bytes` is the size of the whole message it travels in.
+    """
+
+    header: tensor_pb2.TensorHeader | None
+    data: memoryview
+    last: bool
+    kind: int
+    wire_bytes: int = 0
+
+    def __post_init__(self) -> None:
+        if not self.wire_bytes:
+            self.wire_bytes = len(self.prefix(1)) + len(self.data)
+
+    def prefix(self, field: int) -> bytes:
+        """What comes before the data, where the message has its frame in `field`."""
+        inner = bytearray()
+        if self.header is not None:
+            header = self.header.SerializeToString()
+            inner.append(_HEADER)
+            inner += _varint(len(header)) + header
+        if self.last:
+            inner += bytes((_LAST, 1))
+        inner.append(_KIND)
+        inner += _varint(self.kind)
+        if self.data:
+            inner.append(_DATA)
+            inner += _varint(len(self.data))
+        return bytes((field << 3 | 2,)) + _varint(len(inner) + len(self.data)) + bytes(inner)
+
+    def message(self) -> tensor_pb2.TensorFrame:
+        """The same as protobuf's own object."""
+        return tensor_pb2.TensorFrame(
+            header=self.header,
+            data=bytes(self.data),
+            last=self.last,
+            kind=self.kind,  # type: ignore[arg-type]
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Envelope(Generic[M]):
+    """How one direction's messages become bytes: `field` is where its type holds a frame."""
+
+    kind: type[M]
+    field: int
+
+    def serialize(self, message: M | Frame) -> bytes:
+        """The message's bytes; of a frame's data this is the only copy."""
+        if isinstance(message, Frame):
+            return b"".join((message.prefix(self.field), message.data))
+        return message.SerializeToString()
+
+    def parse(self, data: bytes) -> M | Frame:
+        """The message, or the frame in it as a view of its bytes. Raises DecodeError."""
+        if data[:1] == bytes((self.field << 3 | 2,)):
+            frame = _frame(memoryview(data))
+            if frame is not None:
+                return frame
+        message = self.kind.FromString(data)
+        if message.WhichOneof("body") == "tensor":
+            whole: tensor_pb2.TensorFrame = message.tensor  # type: ignore[attr-defined]
+            header = whole.header if whole.HasField("header") else None
+            return Frame(header, memoryview(whole.data), whole.last, whole.kind, len(data))
+        return message
+
+
+def _frame(data: memoryview) -> Frame | None:
+    """The frame that a message consists of; None for protobuf to say what is wrong, or unusual."""
+    try:
+        size, at = _read_varint(data, 1)
+        if at + size != len(data):
+            return None
+        header, body, last, kind = None, data[:0], False, 0
+        while at < len(data):
+            tag = data[at]
+            value, at = _read_varint(data, at + 1)
+            if tag in (_HEADER, _DATA):
+                piece, at = data[at : at + value], at + value
+                if len(piece) != value:
+                    return None
+                if tag == _HEADER:
+                    header = tensor_pb2.TensorHeader.FromString(bytes(piece))
+                else:
+                    body = piece
+            elif tag == _LAST:
+                last = bool(value)
+            elif tag == _KIND:
+                kind = value
+            else:
+                return None
+    except (IndexError, DecodeError):
+        return None
+    return Frame(header, body, last, kind, len(data))
+
+
+def _varint(value: int) -> bytes:
+    out = bytearray()
+    while value > 127:
+        out.append(value & 127 | 128)
+        value >>= 7
+    out.append(value)
+    return bytes(out)
+
+
+def _read_varint(data: memoryview, at: int) -> tuple[int, int]:
+    value = 0
+    for shift in range(0, 63, 7):
+        byte = data[at]
+        at += 1
+        value |= (byte & 127) << shift
+        if byte < 128:
+            return value, at
+    raise IndexError
