@@ -14,6 +14,7 @@ from pathlib import Path
 from sfl.adapters.initial import initial_adapter
 from sfl.adapters.lora import LoraBank, build_manifest, given_values
 from sfl.adapters.names import belongs_to
+from sfl.buffers import Chunks
 from sfl.config import RunConfig, load_run
 from sfl.config.run import RoleCodecs
 from sfl.data import load_tokenizer, prepare
@@ -77,7 +78,7 @@ class SimulatedLink:
         if training and message.rows is not None:
             traffic.wire += sum(frame.wire_bytes for frame in frames)
             traffic.raw += 4 * message.rows.numel()
-        payload = b"".join(frame.data for frame in frames)
+        payload = Chunks([piece for frame in frames for piece in frame.data.pieces])
         assert frames[0].header is not None
         arrived, packet = decode_tensor(frames[0].header, payload)
         return arrived if packet is None else receiver.decode(packet, arrived, None)

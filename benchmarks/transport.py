@@ -4,8 +4,9 @@
 
 An edge that computes nothing sends every activation back as its gradient, in another process, over
 the real service: frames, queues, heartbeats, codec `none`. The reference is grpcio's bidirectional
-stream echoing messages of 1 MiB with no protobuf in them. Both with one tensor in flight and with
-four.
+stream echoing the same messages with no protobuf in them: once a whole tensor has come, as no edge
+can answer before, and each message at once. One tensor in flight, and four. Both servers keep their
+heap, as an edge does; both clients are as a device is.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ import asyncio
 import queue
 import sys
 import time
+from collections import deque
 from collections.abc import AsyncIterator, Iterator
 from dataclasses import replace
 from multiprocessing import get_context
@@ -29,9 +31,18 @@ import grpc.aio
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+from sfl.process import keep_heap, quiet_environment
+from sfl.transport.wire import FRAME_BYTES
+
 ROWS, HIDDEN = 8 * 128, 768
-MESSAGE = 1 << 20
-ECHO = "/bare/Echo"
+SIZE = 4 * ROWS * HIDDEN
+MESSAGES = [FRAME_BYTES] * (SIZE // FRAME_BYTES) + [SIZE % FRAME_BYTES]
+"""Sizes of a tensor's messages, as ours are."""
+LABELS = {
+    "sfl": "sfl",
+    "whole": "bare, whole tensors",
+    "piecewise": "bare, piece by piece",
+}
 
 
 def settings(in_flight: int) -> dict[str, Any]:
@@ -103,6 +114,8 @@ class EchoHost:
 
 def serve(pipe: Connection, in_flight: int) -> None:
     """A process with both servers; tells their ports."""
+    quiet_environment()
+    keep_heap()  # as an edge does
 
     async def run() -> None:
         host = EchoHost(in_flight)
@@ -122,14 +135,26 @@ def serve(pipe: Connection, in_flight: int) -> None:
 
 
 def bare_handler() -> grpc.GenericRpcHandler[Any, Any]:
-    """Bytes in, the same bytes out."""
+    """Bytes in, the same bytes out: each at once, or a tensor's once the last of them is there."""
 
     async def echo(requests: AsyncIterator[bytes], context: Any) -> AsyncIterator[bytes]:
         async for message in requests:
             yield message
 
-    method = grpc.stream_stream_rpc_method_handler(cast(Any, echo))
-    return grpc.method_handlers_generic_handler("bare", {"Echo": method})
+    async def echo_whole(requests: AsyncIterator[bytes], context: Any) -> AsyncIterator[bytes]:
+        waiting = []
+        async for message in requests:
+            waiting.append(message)
+            if len(waiting) == len(MESSAGES):
+                for piece in waiting:
+                    yield piece
+                waiting.clear()
+
+    methods = {
+        name: grpc.stream_stream_rpc_method_handler(cast(Any, behaviour))
+        for name, behaviour in (("Echo", echo), ("EchoWhole", echo_whole))
+    }
+    return grpc.method_handlers_generic_handler("bare", methods)
 
 
 # -- the device --------------------------------------------------------------------------------
@@ -157,23 +182,24 @@ def ours(port: int, in_flight: int, seconds: float) -> list[float]:
     def receive() -> None:
         answer = link.receive()
         assert isinstance(answer, TensorMessage) and answer.rows is not None
-        assert torch.equal(answer.rows, rows)
+        last.append(answer.rows)
 
+    last: deque[torch.Tensor] = deque(maxlen=1)
     times = exchanges(send, receive, in_flight, seconds)
+    assert torch.equal(last[0], rows)
     link.close()
     return times
 
 
-def bare(port: int, in_flight: int, seconds: float) -> list[float]:
+def bare(port: int, in_flight: int, seconds: float, method: str) -> list[float]:
     """The same with plain bytes."""
     from sfl.transport.wire import OPTIONS
 
-    payload = bytes(ROWS * HIDDEN * 4)
-    pieces = [payload[at : at + MESSAGE] for at in range(0, len(payload), MESSAGE)]
+    pieces = [bytes(size) for size in MESSAGES]
     outbox: queue.SimpleQueue[bytes | None] = queue.SimpleQueue()
     requests: Iterator[bytes] = iter(outbox.get, None)
     with grpc.insecure_channel(f"127.0.0.1:{port}", options=OPTIONS) as channel:
-        stub: Any = channel.stream_stream(ECHO, None, None)
+        stub: Any = channel.stream_stream(f"/bare/{method}", None, None)
         answers: Iterator[bytes] = stub(requests)
 
         def send(number: int) -> None:
@@ -214,29 +240,33 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else "")
     parser.add_argument("--seconds", type=float, default=3.0, help="of each of three turns")
     given = parser.parse_args()
-    size = ROWS * HIDDEN * 4
-    print(f"tensors of {size / 2**20:.0f} MiB, each way, two processes on one machine\n")
+    quiet_environment()
+    print(f"tensors of {SIZE / 2**20:.0f} MiB, each way, two processes on one machine\n")
     for in_flight in (1, 4):
         near, far = get_context("spawn").Pipe()
         server = get_context("spawn").Process(target=serve, args=(far, in_flight))
         server.start()
         ports = near.recv()
-        turns: dict[str, list[list[float]]] = {"sfl": [], "bare": []}
+        turns: dict[str, list[list[float]]] = {"sfl": [], "whole": [], "piecewise": []}
         for _ in range(3):
-            turns["bare"].append(bare(ports[1], in_flight, given.seconds))
+            for name, method in (("whole", "EchoWhole"), ("piecewise", "Echo")):
+                turns[name].append(bare(ports[1], in_flight, given.seconds, method))
             turns["sfl"].append(ours(ports[0], in_flight, given.seconds))
         server.terminate()
         server.join()
         rates = {}
         for name, own in turns.items():
             trips = sorted(trip for turn in own for trip in turn[:-1])
-            rates[name] = median(size / turn[-1] for turn in own)
+            rates[name] = median(SIZE / turn[-1] for turn in own)
             print(
-                f"{in_flight} in flight, {name:4} {rates[name] / 1e9:5.2f} GB/s each way, round "
-                f"trip p50 {1e3 * median(trips):6.2f} ms, "
+                f"{in_flight} in flight, {LABELS[name]:22} {rates[name] / 1e9:5.2f} GB/s each way, "
+                f"round trip p50 {1e3 * median(trips):6.2f} ms, "
                 f"p99 {1e3 * trips[int(0.99 * (len(trips) - 1))]:6.2f} ms"
             )
-        print(f"{in_flight} in flight, sfl / bare: {rates['sfl'] / rates['bare']:.2f}\n")
+        print(
+            f"{in_flight} in flight, sfl / bare: {rates['sfl'] / rates['whole']:.2f} of an echo of "
+            f"whole tensors, {rates['sfl'] / rates['piecewise']:.2f} of one of pieces\n"
+        )
 
 
 if __name__ == "__main__":

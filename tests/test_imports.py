@@ -14,7 +14,16 @@ ROOT = Path(__file__).resolve().parents[1]
 
 # A module may import from its own level (within its own package) and from any lower one.
 LEVELS = (
-    ("sfl", "sfl.errors", "sfl.keys", "sfl.plan", "sfl.files", "sfl.v1", "sfl.process"),
+    (
+        "sfl",
+        "sfl.errors",
+        "sfl.keys",
+        "sfl.plan",
+        "sfl.files",
+        "sfl.buffers",
+        "sfl.v1",
+        "sfl.process",
+    ),
     ("sfl.config", "sfl.options"),
     ("sfl.rounds", "sfl.runs"),
     ("sfl.codec", "sfl.models", "sfl.adapters", "sfl.aggregation", "sfl.data", "sfl.metrics"),

@@ -13,6 +13,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from sfl.buffers import Chunks, Raw
 from sfl.errors import ProtocolError
 
 MAX_TENSOR_BYTES = 1 << 30
@@ -26,7 +27,6 @@ DTYPES: dict[str, torch.dtype] = {
 """Types a tensor may have at either end of the wire."""
 
 Bytes = npt.NDArray[np.uint8]
-Raw = bytes | memoryview
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,7 +36,7 @@ class Packet:
     codec: str
     dtype: str
     shape: tuple[int, ...]
-    payload: bytes | memoryview
+    payload: Raw | Chunks
 
     @property
     def raw_bytes(self) -> int:
@@ -79,7 +79,7 @@ class Source(Protocol):
     def bytes(self, most: int, exactly: bool = True) -> bytes:
         """A section of bytes: exactly (or at most) so many."""
 
-    def view(self, count: int) -> Raw:
+    def view(self, count: int) -> Raw | Chunks:
         """A section of exactly so many bytes, not copied where it lies plain."""
 
     def symbols(self, form: Form) -> Bytes:
@@ -155,14 +155,17 @@ def to_bytes(values: Tensor) -> memoryview:
     return values.detach().contiguous().view(torch.uint8).reshape(-1).numpy().data
 
 
-def from_bytes(payload: Raw, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
+def from_bytes(payload: Raw | Chunks, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
     """A tensor over fresh memory of torch's own.
 
     A tensor that merely looks at received bytes may lie off alignment, and then some kernels
     give other bits.
     """
     values = torch.empty(shape, dtype=dtype)
-    values.view(torch.uint8).reshape(-1).numpy()[:] = np.frombuffer(payload, np.uint8)
+    room, at = values.view(torch.uint8).reshape(-1).numpy(), 0
+    for piece in payload.pieces if isinstance(payload, Chunks) else (payload,):
+        room[at : at + len(piece)] = np.frombuffer(piece, np.uint8)
+        at += len(piece)
     return values
 
 

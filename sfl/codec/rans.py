@@ -14,8 +14,9 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
+from sfl.buffers import Raw
 from sfl.codec.kernel import kernel
-from sfl.codec.packet import Bytes, Form, Raw, Symbols, read_varint, varint
+from sfl.codec.packet import Bytes, Form, Symbols, read_varint, varint
 from sfl.codec.spec import Argument, at_most
 from sfl.codec.zstd import Zstd
 from sfl.errors import ProtocolError

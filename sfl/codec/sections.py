@@ -10,6 +10,7 @@ from typing import TypeVar
 
 import numpy as np
 
+from sfl.buffers import Chunks, Raw
 from sfl.codec import rans, zstd
 from sfl.codec.kernel import kernel
 from sfl.codec.packet import (
@@ -17,7 +18,6 @@ from sfl.codec.packet import (
     Form,
     Lossless,
     Quantised,
-    Raw,
     Symbols,
     read_varint,
     symbol_bits,
@@ -26,6 +26,8 @@ from sfl.codec.packet import (
 from sfl.errors import ProtocolError
 
 PLAIN = 0
+_JOINED = 1 << 16  # bytes up to which a copy costs nothing
+_LONGEST = 11  # bytes of a section's method and length
 
 BYTE_CODERS: dict[int, Callable[[memoryview, int], bytes]] = {
     zstd.ZSTD_BYTES: zstd.decompress_bytes
@@ -73,35 +75,38 @@ class Writer:
         method, data = coded or plain(body)
         self._parts += [bytes([method]), varint(len(data)), data]
 
-    def payload(self) -> bytes:
-        """All of them."""
-        return b"".join(self._parts)
+    def payload(self) -> Raw | Chunks:
+        """All of them; a large one stays where it is."""
+        chunks = Chunks(self._parts)
+        return chunks if len(chunks) > _JOINED else bytes(chunks)
 
 
 class Reader:
     """Sections on their way in, bounded by what is due. Every method raises ProtocolError."""
 
-    def __init__(self, payload: Raw) -> None:
-        self._payload = memoryview(payload)
+    def __init__(self, payload: Raw | Chunks) -> None:
+        self._payload = payload if isinstance(payload, Chunks) else Chunks([payload])
         self._at = 0
 
     def bytes(self, most: int, exactly: bool = True) -> bytes:
         """A section of bytes: exactly (or at most) so many."""
-        body = self._body(most)
+        method, data = self._section()
+        body = self._body(method, data, most)
         if exactly and len(body) != most:
             raise ProtocolError(f"{len(body)} bytes in a section where {most} are due")
         return bytes(body)
 
-    def view(self, count: int) -> Raw:
+    def view(self, count: int) -> Raw | Chunks:
         """A section of exactly so many bytes, not copied where it lies plain."""
-        body = self._body(count)
+        method, data = self._section()
+        body = data if method == PLAIN else self._body(method, data, count)
         if len(body) != count:
             raise ProtocolError(f"{len(body)} bytes in a section where {count} are due")
         return body
 
-    def _body(self, most: int) -> Raw:
-        method, data = self._section()
-        body = data if method == PLAIN else _coder(BYTE_CODERS, method)(data, most)
+    def _body(self, method: int, data: Chunks, most: int) -> Raw:
+        whole = data.whole()
+        body = whole if method == PLAIN else _coder(BYTE_CODERS, method)(whole, most)
         if len(body) > most:
             raise ProtocolError(f"{len(body)} bytes in a section where {most} are due")
         return body
@@ -110,9 +115,9 @@ class Reader:
         """A section of symbols."""
         method, data = self._section()
         if method == PLAIN:
-            codes = _unpacked(data, form)
+            codes = _unpacked(data.whole(), form)
         else:
-            codes = _coder(SYMBOL_CODERS, method)(data, form)
+            codes = _coder(SYMBOL_CODERS, method)(data.whole(), form)
         if codes.size and int(codes.max()) >= form.levels:
             raise ProtocolError(f"code {int(codes.max())} in a section of {form.levels} levels")
         return codes
@@ -122,12 +127,13 @@ class Reader:
         if self._at != len(self._payload):
             raise ProtocolError(f"{len(self._payload) - self._at} bytes too many in a packet")
 
-    def _section(self) -> tuple[int, memoryview]:
+    def _section(self) -> tuple[int, Chunks]:
         if self._at >= len(self._payload):
             raise ProtocolError("a packet ends before its last section")
-        method = self._payload[self._at]
-        size, self._at = read_varint(self._payload, self._at + 1)
-        data = self._payload[self._at : self._at + size]
+        head = self._payload.cut(self._at, _LONGEST).whole()
+        size, used = read_varint(head, 1)
+        method, self._at = head[0], self._at + used
+        data = self._payload.cut(self._at, size)
         if len(data) != size:
             raise ProtocolError("a packet ends within a section")
         self._at += size

@@ -7,8 +7,9 @@ from dataclasses import dataclass
 import numpy as np
 import zstandard
 
+from sfl.buffers import Raw
 from sfl.codec.kernel import kernel
-from sfl.codec.packet import Bytes, Form, Raw, Symbols
+from sfl.codec.packet import Bytes, Form, Symbols
 from sfl.codec.spec import Argument, at_most, whole
 from sfl.errors import ProtocolError
 

@@ -10,12 +10,13 @@ import numpy as np
 import safetensors
 import safetensors.numpy
 
+from sfl.buffers import Chunks
 from sfl.errors import ProtocolError
 from sfl.transport.envelope import Frame
 from sfl.transport.wire import FRAME_BYTES
 from sfl.v1 import tensor_pb2
 
-Buffer = bytes | memoryview
+Buffer = bytes | memoryview | Chunks
 
 
 def encode_adapter(
@@ -60,7 +61,7 @@ class Assembly(Generic[Header]):
 
     limit: int
     header: Header | None = None
-    pieces: list[Buffer] = field(default_factory=list)
+    pieces: list[bytes | memoryview] = field(default_factory=list)
     size: int = 0
 
     def add(self, frame: AnyFrame) -> tuple[Header, Buffer] | None:
@@ -72,15 +73,13 @@ class Assembly(Generic[Header]):
             self._begin(cast(Header, begun))
         if self.header is None:
             raise ProtocolError("a frame without a header before it")
-        self.pieces.append(frame.data)
+        self.pieces += frame.data.pieces if isinstance(frame, Frame) else [frame.data]
         self.size += len(frame.data)
         if self.size > self.header.num_bytes:
             raise ProtocolError(f"more than the announced {self.header.num_bytes} bytes")
         if not frame.last:
             return None
-        # A payload of one frame stays where gRPC put it.
-        header, pieces = self.header, self.pieces
-        payload = pieces[0] if len(pieces) == 1 else b"".join(pieces)
+        header, payload = self.header, Chunks(self.pieces)  # all where gRPC put them
         self.header, self.pieces, self.size = None, [], 0
         if len(payload) != header.num_bytes:
             raise ProtocolError(f"{len(payload)} bytes came, {header.num_bytes} were announced")
@@ -130,13 +129,13 @@ ADAPTER_LIMIT = 4 << 30
 """Most bytes that an adapter may announce."""
 
 
-def pieces(payload: Buffer, header_bytes: int = 0) -> Iterator[tuple[bool, Buffer, bool]]:
+def pieces(payload: Buffer, header_bytes: int = 0) -> Iterator[tuple[bool, Chunks, bool]]:
     """(first, data, last) of each frame; an empty payload is one empty frame. Slices `payload`.
 
     The first frame leaves room for a header of `header_bytes`.
     """
+    whole = payload if isinstance(payload, Chunks) else Chunks([payload])
     end = max(0, FRAME_BYTES - header_bytes)
-    yield True, payload[:end], end >= len(payload)
-    for start in range(end, len(payload), FRAME_BYTES):
-        data = payload[start : start + FRAME_BYTES]
-        yield False, data, start + FRAME_BYTES >= len(payload)
+    yield True, whole.cut(0, end), end >= len(whole)
+    for start in range(end, len(whole), FRAME_BYTES):
+        yield False, whole.cut(start, FRAME_BYTES), start + FRAME_BYTES >= len(whole)

@@ -13,6 +13,7 @@ from typing import Generic, TypeVar
 
 from google.protobuf.message import DecodeError, Message
 
+from sfl.buffers import Chunks
 from sfl.v1 import tensor_pb2
 
 M = TypeVar("M", bound=Message)
@@ -22,13 +23,13 @@ _HEADER, _DATA, _LAST, _KIND = 0x0A, 0x12, 0x18, 0x20  # tags of TensorFrame's f
 
 @dataclass(slots=True)
 class Frame:
-    """A TensorFrame; `data` is a view, of the payload on the way out, of the message on the way in.
+    """A TensorFrame; `data` are views, of the payload on the way out, of the message on the way in.
 
     `wire_bytes` is the size of the whole message it travels in.
     """
 
     header: tensor_pb2.TensorHeader | None
-    data: memoryview
+    data: Chunks
     last: bool
     kind: int
     wire_bytes: int = 0
@@ -48,7 +49,7 @@ class Frame:
             inner += bytes((_LAST, 1))
         inner.append(_KIND)
         inner += _varint(self.kind)
-        if self.data:
+        if len(self.data):
             inner.append(_DATA)
             inner += _varint(len(self.data))
         return bytes((field << 3 | 2,)) + _varint(len(inner) + len(self.data)) + bytes(inner)
@@ -73,7 +74,7 @@ class Envelope(Generic[M]):
     def serialize(self, message: M | Frame) -> bytes:
         """The message's bytes; of a frame's data this is the only copy."""
         if isinstance(message, Frame):
-            return b"".join((message.prefix(self.field), message.data))
+            return b"".join((message.prefix(self.field), *message.data.pieces))
         return message.SerializeToString()
 
     def parse(self, data: bytes) -> M | Frame:
@@ -86,7 +87,7 @@ class Envelope(Generic[M]):
         if message.WhichOneof("body") == "tensor":
             whole: tensor_pb2.TensorFrame = message.tensor  # type: ignore[attr-defined]
             header = whole.header if whole.HasField("header") else None
-            return Frame(header, memoryview(whole.data), whole.last, whole.kind, len(data))
+            return Frame(header, Chunks([whole.data]), whole.last, whole.kind, len(data))
         return message
 
 
@@ -116,7 +117,7 @@ def _frame(data: memoryview) -> Frame | None:
                 return None
     except (IndexError, DecodeError):
         return None
-    return Frame(header, body, last, kind, len(data))
+    return Frame(header, Chunks([body]), last, kind, len(data))
 
 
 def _varint(value: int) -> bytes:

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from sfl.buffers import Chunks
 from sfl.codec import Packet
 from sfl.codec.integers import num_labels, pack_labels, unpack_labels
 from sfl.errors import ProtocolError
@@ -40,13 +41,13 @@ def encode_tensor(message: TensorMessage, packet: Packet | None) -> list[Frame]:
     if message.score != NO_SCORE:
         header.score.CopyFrom(to_score(message.score))
     if packet is None:
-        return [Frame(header, memoryview(b""), True, kind)]
+        return [Frame(header, Chunks([]), True, kind)]
     header.codec, header.dtype = packet.codec, packet.dtype
     header.shape.extend(packet.shape)
     header.num_bytes = len(packet.payload)
     return [
-        Frame(header if first else None, memoryview(data), last, kind)
-        for first, data, last in pieces(memoryview(packet.payload), header.ByteSize())
+        Frame(header if first else None, data, last, kind)
+        for first, data, last in pieces(packet.payload, header.ByteSize())
     ]
 
 
