@@ -52,6 +52,7 @@ CODECS: dict[str, tuple[str, str]] = {
     "int4 / top 5% 4-bit": ("int(4) | zstd", "topk(0.05) | stochastic(4) | zstd"),
     "sft": ("sft", "sft"),
     "sft, top 50%, 3 bits": ("topk(0.5) | stochastic(3) | zstd",) * 2,
+    "sft by row": ("topk(0.3, row) | stochastic(4) | zstd",) * 2,
     "no delta": ("uniform(0.25, dither) | rans", "uniform(2, dither) | rans"),
     "delta(token)": ("delta(token) | uniform(0.25, dither) | rans", "uniform(2, dither) | rans"),
     "compact": ("compact", "compact"),

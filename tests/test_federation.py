@@ -426,15 +426,25 @@ def test_a_u_shaped_run_of_a_mixed_fleet_with_codecs(tmp_path: Path) -> None:
         tiny("bert"),
         run={"topology": "u_shaped"},
         model={"task": "sequence_classification", "labels": CLASSES},
-        codec={"activation": "int8 | zstd", "gradient": "fp16"},
+        codec={
+            "activation": "int8 | zstd",
+            "gradient": "fp16",
+            # Another codec for one device from the second round on, which keeps its rows on disk.
+            "schedule": [
+                {"from_round": 2, "device": "a", "activation": "delta(sample) | int(8) | rans"},
+                {"from_round": 3, "hidden": "sft", "tail_gradient": "compact"},
+            ],
+        },
         training={"micro_batches": 2},
     )
+    values["run"]["rounds"] = 3
     values["devices"] = [
         device("a", classified(tmp_path / "a.jsonl", 1), 1, tail_layers=1),
         device("b", classified(tmp_path / "b.jsonl", 2, 20), 0, tail_layers=2),
     ]
     outcome = finished(run(tmp_path, values))
     summary = outcome.summary
+    assert not summary["faults"]
     assert summary["reduction_vs_fp32"] > 1.5
     assert summary["eval_accuracy_after"] is not None
     assert [d["tail_layers"] for d in summary["devices"]] == [1, 2]
