@@ -9,7 +9,7 @@ steps in order (delta coding remembers); the last ones count. Bits and error are
 GB/s over their fp32 bytes, from tensor to the payload of a packet and back, by medians. The entropy
 bound is what the codec's own symbols would take, each coded by its frequency in the tensor, without
 any context, mask or table. Needs `../shared`, `pip install sfl[minilm]` and, for its row,
-bitsandbytes.
+bitsandbytes (`pip install sfl[bench]`).
 """
 
 from __future__ import annotations
