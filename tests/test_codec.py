@@ -27,6 +27,7 @@ from sfl.codec import (
 )
 from sfl.codec.integers import pack_integers, pack_labels, unpack_integers, unpack_labels
 from sfl.codec.kernel import Kernel, kernel
+from sfl.codec.memory import Directory
 from sfl.codec.packet import symbol_bits
 from sfl.codec.rans import frequencies_of
 from sfl.codec.torch_kernel import TorchKernel, uniform
@@ -383,7 +384,51 @@ def test_delta_gets_cheaper_and_both_ends_agree(kind: str) -> None:
         assert sizes[-1] < 0.75 * sizes[0]
     assert encoder._delta is not None and decoder._delta is not None
     mine, theirs = encoder._delta.table, decoder._delta.table
-    assert torch.equal(mine.rows, theirs.rows) and torch.equal(mine.written, theirs.written)
+    assert np.array_equal(mine.rows, theirs.rows) and np.array_equal(mine.written, theirs.written)
+
+
+@pytest.mark.parametrize(("keys", "slots"), [(30, 64), (200, 64), (64, 64), (40, 8)])
+def test_a_slot_belongs_to_one_key_until_there_are_too_few(keys: int, slots: int) -> None:
+    directory, draw = Directory(100, slots), np.random.default_rng(keys)
+    known: dict[int, int] = {}
+    for _ in range(50):
+        asked = draw.integers(0, keys, min(keys, slots) // 2)
+        found, fresh = directory.look_up(asked)
+        assert found.min() >= 100 and found.max() < 100 + slots
+        now = dict(zip(asked.tolist(), found.tolist(), strict=True))
+        assert len(set(now.values())) == len(now)  # never two keys of a packet in one
+        for key, slot in now.items():
+            assert (known.get(key) != slot) == (slot in fresh)
+        taken = set(now.values())
+        known = {key: slot for key, slot in known.items() if slot not in taken} | now
+    if keys <= slots:
+        assert not fresh.size
+
+
+def test_more_keys_than_slots_share() -> None:
+    directory = Directory(0, 4)
+    for _ in range(3):
+        found, fresh = directory.look_up(np.arange(10))
+        assert set(found.tolist()) <= set(range(4)) and set(fresh.tolist()) <= set(range(4))
+
+
+@pytest.mark.parametrize("floor", [0.1, 1.0])
+def test_kernels_remember_rows_alike(floor: float) -> None:
+    tables, counts = (
+        [np.zeros((41, 37), np.uint16) for _ in range(2)],
+        np.zeros((2, 41), np.float32),
+    )
+    draw = np.random.default_rng(3)
+    for turn in range(4):
+        slots = draw.integers(0, 40, 300)
+        values = normal(300, 37, seed=turn) * 10.0 ** float(draw.integers(-20, 20))
+        values[0, 0] = 3.4e38  # beyond bfloat16
+        for k, table, written in zip(kernels(), tables, counts, strict=True):
+            k.move_rows(table, written, slots, values, floor)
+        assert np.array_equal(*tables) and np.array_equal(*counts)
+        one, other = (k.gather_rows(tables[0], slots) for k in kernels())
+        assert bits(one) == bits(other) and bool(one.isfinite().all())
+    assert not tables[0][40].any()
 
 
 def test_a_receiver_without_the_past_gives_other_values_but_no_error() -> None:

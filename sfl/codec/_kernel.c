@@ -1,9 +1,10 @@
 /* The passes of the codec that have to be fast: quantise, sparsify, pack, entropy-code.
  *
  * Every function here has a twin in torch or numpy that gives the same bytes (tests hold them
- * together), so nothing may be contracted or reassociated: built with -ffp-contract=off, and no
- * sum of floats is taken here. Values are finite where floats are compared (-ffinite-math-only lets
- * the compiler see a minimum in a comparison); NaN and infinity are found by their bits. Called through ctypes, which releases the GIL.
+ * together), so nothing may be contracted or reassociated: built with -ffp-contract=off, and sums
+ * of floats are taken in one order. Values are finite where floats are compared (-ffinite-math-only
+ * lets the compiler see a minimum in a comparison); NaN and infinity are found by their bits.
+ * Called through ctypes, which releases the GIL.
  */
 #include <pthread.h>
 #include <stddef.h>
@@ -11,7 +12,7 @@
 #include <stdlib.h>
 #include <string.h>
 
-#define ABI 2
+#define ABI 3
 #define MAX_THREADS 16
 #define GRAIN (1 << 16) /* values below which a second thread costs more than it brings */
 
@@ -726,6 +727,70 @@ void sfl_expand(const uint8_t *mask, const float *kept, int64_t count, int64_t n
         out[i] = keep ? kept[taken] : 0.0f;
         taken += keep;
     }
+}
+
+/* ---- rows that both ends remember, in bf16 ------------------------------------------------------ */
+
+#define BF16_MAX 0x1.fep+127f
+
+CLONES void sfl_gather_rows(const uint16_t *table, const int64_t *slots, int64_t n, int64_t hidden,
+                            float *out) {
+    for (int64_t i = 0; i < n; i++) {
+        const uint16_t *restrict row = table + slots[i] * hidden;
+        Bits *restrict bits = (Bits *)(out + i * hidden);
+        for (int64_t c = 0; c < hidden; c++) bits[c] = (uint32_t)row[c] << 16;
+    }
+}
+
+CLONES static void move_row(uint16_t *restrict row, const float *restrict sums, int64_t hidden,
+                            float times, float weight) {
+    for (int64_t c = 0; c < hidden; c++) {
+        const float mean = sums[c] / times;
+        const float known = as_float((uint32_t)row[c] << 16);
+        const float step = weight * (mean - known);
+        float moved = weight >= 1.0f ? mean : known + step;
+        moved = moved < -BF16_MAX ? -BF16_MAX : moved;
+        moved = moved > BF16_MAX ? BF16_MAX : moved;
+        const uint32_t bits = as_bits(moved);
+        row[c] = (uint16_t)((bits + 0x7fffu + ((bits >> 16) & 1u)) >> 16);
+    }
+}
+
+CLONES static void add_row(float *restrict sums, const float *restrict values, int64_t hidden) {
+    for (int64_t c = 0; c < hidden; c++) sums[c] += values[c];
+}
+
+/* Each slot moves towards the mean of its rows, summed in their order. */
+int sfl_move_rows(uint16_t *table, float *written, int64_t size, int64_t hidden,
+                  const int64_t *slots, const float *values, int64_t n, float floor) {
+    int32_t *place = calloc((size_t)size, sizeof *place); /* of each slot among those seen, from 1 */
+    float *sums = calloc((size_t)(n * hidden), sizeof *sums);
+    float *times = calloc((size_t)n, sizeof *times);
+    int64_t *seen = malloc((size_t)n * sizeof *seen);
+    int64_t count = 0;
+    const int failed = place == NULL || sums == NULL || times == NULL || seen == NULL;
+    for (int64_t i = 0; i < n && !failed; i++) {
+        const int64_t slot = slots[i];
+        if (place[slot] == 0) {
+            seen[count++] = slot;
+            place[slot] = (int32_t)count;
+        }
+        const int64_t at = place[slot] - 1;
+        add_row(sums + at * hidden, values + i * hidden, hidden);
+        times[at] += 1.0f;
+    }
+    for (int64_t k = 0; k < count; k++) {
+        const int64_t slot = seen[k];
+        written[slot] += times[k];
+        const float share = times[k] / written[slot];
+        move_row(table + slot * hidden, sums + k * hidden, hidden, times[k],
+                 share > floor ? share : floor);
+    }
+    free(place);
+    free(sums);
+    free(times);
+    free(seen);
+    return failed;
 }
 
 /* ---- entropy coding: rANS with static tables, one context per row or column ------------------------ */

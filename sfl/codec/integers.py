@@ -14,7 +14,8 @@ Longs = npt.NDArray[np.int64]
 def pack_integers(values: Longs) -> bytes:
     """Width, count, bits; the lowest bit of the first value first. Values lie in 0..2^32 - 1."""
     width = int(values.max()).bit_length() if values.size else 0
-    bits = (values[:, None] >> np.arange(width)) & 1
+    words = values.astype("<u4").view(np.uint8).reshape(-1, 4)
+    bits = np.unpackbits(words, axis=1, count=width, bitorder="little")
     return bytes([width]) + varint(values.size) + np.packbits(bits, bitorder="little").tobytes()
 
 
@@ -29,9 +30,12 @@ def unpack_integers(data: bytes, count: int, exactly: bool = True) -> Longs:
     if width == 0:
         return np.zeros(size, np.int64)
     packed = np.frombuffer(data, np.uint8, offset=at)
-    bits = np.unpackbits(packed, count=size * width, bitorder="little").reshape(size, width)
-    values: Longs = bits.astype(np.int64) @ (1 << np.arange(width, dtype=np.int64))
-    return values
+    bits = np.zeros((size, 32), np.uint8)
+    bits[:, :width] = np.unpackbits(packed, count=size * width, bitorder="little").reshape(
+        size, width
+    )
+    words = np.packbits(bits, axis=1, bitorder="little").view("<u4")
+    return words.reshape(size).astype(np.int64)
 
 
 def pack_labels(labels: npt.NDArray[np.int32], ignored: int) -> bytes:

@@ -23,10 +23,11 @@ from sfl.codec.torch_kernel import TorchKernel
 
 log = logging.getLogger(__name__)
 
-ABI = 2
+ABI = 3
 Bytes = npt.NDArray[np.uint8]
 Words = npt.NDArray[np.uint16]
 Longs = npt.NDArray[np.int64]
+Floats = npt.NDArray[np.float32]
 
 
 class Kernel(Protocol):
@@ -73,6 +74,17 @@ class Kernel(Protocol):
 
     def expand(self, mask: Bytes, kept: Tensor, count: int) -> Tensor:
         """`count` values: the kept ones where the mask has ones, zeros elsewhere."""
+
+    def gather_rows(self, table: Words, slots: Longs) -> Tensor:
+        """`[n, H]` float32: the rows of a bfloat16 table `[S, H]` at `slots`."""
+
+    def move_rows(
+        self, table: Words, written: Floats, slots: Longs, values: Tensor, floor: float
+    ) -> None:
+        """Move rows at `slots` towards the mean of their `values`, by `max(floor, new / written)`.
+
+        `written` counts what each row has seen, and is brought up to date.
+        """
 
     def magnitudes(self, codes: Bytes, columns: int, centre: int) -> tuple[Longs, Longs]:
         """Sums of |code - centre| by row and by column of `[rows, columns]`."""
@@ -282,6 +294,31 @@ class CompiledKernel:
         values = torch.empty(count)
         self._c.sfl_expand(_at(mask), _of(kept), _long(kept.numel()), _long(count), _of(values))
         return values
+
+    def gather_rows(self, table: Words, slots: Longs) -> Tensor:
+        """Rows."""
+        rows = torch.empty(slots.size, table.shape[1])
+        self._c.sfl_gather_rows(
+            _at(table), _at(slots), _long(slots.size), _long(table.shape[1]), _of(rows)
+        )
+        return rows
+
+    def move_rows(
+        self, table: Words, written: Floats, slots: Longs, values: Tensor, floor: float
+    ) -> None:
+        """In place."""
+        failed = self._c.sfl_move_rows(
+            _at(table),
+            _at(written),
+            _long(len(table)),
+            _long(table.shape[1]),
+            _at(slots),
+            _of(values.contiguous()),
+            _long(slots.size),
+            ctypes.c_float(floor),
+        )
+        if failed:
+            raise MemoryError("remembering rows")
 
     def magnitudes(self, codes: Bytes, columns: int, centre: int) -> tuple[Longs, Longs]:
         """Sums by row and by column."""

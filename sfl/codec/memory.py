@@ -17,10 +17,10 @@ from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
-import torch
 from torch import Tensor
 
 from sfl.codec.integers import pack_integers, unpack_integers
+from sfl.codec.kernel import kernel
 from sfl.codec.sections import Reader, Writer
 from sfl.codec.spec import Argument, at_most, whole, word
 from sfl.errors import ProtocolError
@@ -30,6 +30,8 @@ _SLOTS = {"bigram": 1 << 14, "token": 1 << 13, "sample": 1 << 17}
 _FLOOR = 0.1  # least weight of a new row in its slot's running mean
 
 Longs = npt.NDArray[np.int64]
+Words = npt.NDArray[np.uint16]
+Floats = npt.NDArray[np.float32]
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,13 +59,13 @@ class Delta:
 
 @dataclass(slots=True)
 class Table:
-    """One end's rows `[slots, H]` in float16, and how often each was written."""
+    """One end's rows `[slots + 1, H]` in bfloat16, and how often each was written."""
 
     stage: Delta
     hidden: int
     folder: Path | None = None
-    rows: Tensor = field(init=False)
-    written: Tensor = field(init=False)
+    rows: Words = field(init=False)
+    written: Floats = field(init=False)
 
     def __post_init__(self) -> None:
         shape = (self.stage.slots + 1, self.hidden)  # the last row stays zero: nothing known
@@ -73,11 +75,10 @@ class Table:
                 folder.mkdir(parents=True, exist_ok=True)
             with tempfile.TemporaryFile(dir=folder) as file:
                 file.truncate(2 * shape[0] * shape[1])
-                mapped = np.memmap(file, np.float16, "r+", shape=shape)
-            self.rows = torch.from_numpy(mapped)
+                self.rows = np.memmap(file, np.uint16, "r+", shape=shape)
         else:
-            self.rows = torch.zeros(shape, dtype=torch.float16)
-        self.written = torch.zeros(shape[0])
+            self.rows = np.zeros(shape, np.uint16)
+        self.written = np.zeros(shape[0], np.float32)
 
     @property
     def nothing(self) -> int:
@@ -86,23 +87,19 @@ class Table:
 
     def predict(self, slots: Longs) -> Tensor:
         """`[n, H]` in float32."""
-        return self.rows[torch.from_numpy(slots)].float()
+        return kernel().gather_rows(self.rows, slots)
+
+    def known(self, slots: Longs, fresh: Longs) -> Longs:
+        """`slots` with `nothing` in place of those that are fresh."""
+        new = np.zeros(len(self.rows), np.bool_)
+        new[fresh] = True
+        return np.where(new[slots], self.nothing, slots)
 
     def write(self, slots: Longs, values: Tensor, fresh: Longs) -> None:
         """Move each slot towards the mean of its rows; `fresh` ones forget what they were."""
-        self.written[torch.from_numpy(fresh)] = 0.0
-        unique, place, count = np.unique(slots, return_inverse=True, return_counts=True)
-        at, times = torch.from_numpy(unique), torch.from_numpy(count).float()
-        mean = torch.zeros(len(unique), self.hidden)
-        mean.index_add_(0, torch.from_numpy(place), values).div_(times[:, None])
-        self.written[at] += times
+        self.written[fresh] = 0.0
         floor = 1.0 if self.stage.kind == "sample" else _FLOOR
-        weight = (times / self.written[at]).clamp_(min=floor)[:, None]
-        known = self.rows[at].float()
-        # A fresh slot takes the mean itself, whatever lay there before.
-        moved = torch.where(weight >= 1.0, mean, known + weight * (mean - known))
-        self.rows[at] = moved.clamp_(-65504.0, 65504.0).half()
-        self.rows[self.nothing] = 0.0
+        kernel().move_rows(self.rows, self.written, slots, values, floor)
 
 
 class Directory:
@@ -110,39 +107,55 @@ class Directory:
 
     def __init__(self, first: int, slots: int) -> None:
         self._first = first
-        self._slots = slots
-        self._slot_of: dict[int, int] = {}
-        self._key_of = np.full(slots, -1, np.int64)
+        self._keys = np.empty(0, np.int64)  # sorted
+        self._slot_of = np.empty(0, np.int64)  # of each key
         self._used = np.zeros(slots, np.int64)
+        self._given = 0  # slots that have ever been given
         self._clock = 0
 
     def look_up(self, keys: Longs) -> tuple[Longs, Longs]:
         """(slot of each key, slots newly given). More keys than slots share the last ones."""
         self._clock += 1
         unique, place = np.unique(keys, return_inverse=True)
-        found = np.asarray([self._slot_of.get(key, -1) for key in unique.tolist()], np.int64)
-        known = found >= 0
-        self._used[found[known]] = self._clock
-        missing = np.flatnonzero(~known)
-        given = self._give(len(missing))
-        for index, slot in zip(
-            missing.tolist(), np.resize(given, len(missing)).tolist(), strict=False
-        ):
-            self._take(int(unique[index]), slot)
-            found[index] = slot
-        return found[place] + self._first, np.unique(given[: len(missing)]) + self._first
+        found = np.full(len(unique), -1, np.int64)
+        if len(self._keys):
+            at = np.minimum(np.searchsorted(self._keys, unique), len(self._keys) - 1)
+            found = np.where(self._keys[at] == unique, self._slot_of[at], found)
+        missing = found < 0
+        self._used[found[~missing]] = self._clock
+        given = self._give(int(missing.sum()))
+        found[missing] = np.resize(given, int(missing.sum()))
+        self._take(unique[missing], given)
+        return found[place] + self._first, np.sort(given) + self._first
 
     def _give(self, count: int) -> Longs:
-        """The slots unused for longest, never one of this packet."""
-        order = np.argsort(self._used, kind="stable")[: max(1, count)]
-        free = order[self._used[order] < self._clock]
-        return free if len(free) else order[:1]
+        """At most `count` slots: new ones, then those unused for longest, none of this packet."""
+        slots = len(self._used)
+        new = np.arange(self._given, min(slots, self._given + count))
+        self._given += len(new)
+        self._used[new] = self._clock
+        wanted = count - len(new)
+        if wanted <= 0:
+            return new
+        oldest = np.argpartition(self._used, min(wanted, slots) - 1)[:wanted]
+        free = oldest[self._used[oldest] < self._clock]
+        given = np.concatenate([new, free])
+        return given if len(given) else oldest[:1]
 
-    def _take(self, key: int, slot: int) -> None:
-        self._slot_of.pop(int(self._key_of[slot]), None)
-        self._slot_of[key] = slot
-        self._key_of[slot] = key
-        self._used[slot] = self._clock
+    def _take(self, keys: Longs, given: Longs) -> None:
+        """Of keys that share a slot the last one owns it, and whoever did no longer does."""
+        if not len(given):
+            return
+        taken = np.zeros(len(self._used), np.bool_)
+        taken[given] = True
+        stay = ~taken[self._slot_of]
+        old, old_slots = self._keys[stay], self._slot_of[stay]
+        owners = keys[-len(given) :]
+        slots = np.resize(given, len(keys))[-len(given) :]
+        at = np.searchsorted(old, owners)
+        self._keys = np.insert(old, at, owners)
+        self._slot_of = np.insert(old_slots, at, slots)
+        self._used[given] = self._clock
 
 
 class DeltaSender:
@@ -159,11 +172,11 @@ class DeltaSender:
     def predict(self, context: RowContext, write: Writer) -> tuple[Tensor, Update]:
         """Predictions of a packet's rows, and what both ends do once they have the rows."""
         fine, fresh = self._fine.look_up(_keys(self.table.stage.kind, context))
-        source = np.where(np.isin(fine, fresh), self.table.nothing, fine)
+        source = self.table.known(fine, fresh)
         update = Update([(fine, fresh)])
         if self._coarse is not None:
             coarse, coarse_fresh = self._coarse.look_up(context.tokens)
-            fallback = np.where(np.isin(coarse, coarse_fresh), self.table.nothing, coarse)
+            fallback = self.table.known(coarse, coarse_fresh)
             source = np.where(source == self.table.nothing, fallback, source)
             update.writes.append((coarse, coarse_fresh))
         for slots, new in update.writes:
@@ -192,7 +205,7 @@ class DeltaReceiver:
                     and not 0 <= int(given.min()) <= int(given.max()) < self.table.nothing
                 ):
                     raise ProtocolError("codec delta: a slot is out of range")
-            known = np.where(np.isin(slots, new), self.table.nothing, slots)
+            known = self.table.known(slots, new)
             source = np.where(source == self.table.nothing, known, source)
             writes.append((slots, new))
         return self.table.predict(source), Update(writes)

@@ -18,9 +18,11 @@ from sfl.codec.packet import is_finite
 Bytes = npt.NDArray[np.uint8]
 Words = npt.NDArray[np.uint16]
 Longs = npt.NDArray[np.int64]
+Floats = npt.NDArray[np.float32]
 
 _PROB_BITS = 12
 _LOWER = 1 << 15
+_BF16_MAX = torch.finfo(torch.bfloat16).max
 _BIN_SHIFT = 19  # an exponent and four leading bits
 
 
@@ -41,6 +43,10 @@ def uniform(key: int, count: int) -> Tensor:
     bits *= _SECOND
     bits ^= (bits >> 15) & 0x1FFFF
     return ((bits >> 8) & 0xFFFFFF).float().mul_(2.0**-24)
+
+
+def _as_bf16(table: Words) -> Tensor:
+    return torch.from_numpy(table).view(torch.bfloat16)
 
 
 class TorchKernel:
@@ -160,6 +166,28 @@ class TorchKernel:
         values = torch.zeros(count)
         ones = torch.from_numpy(np.unpackbits(mask, count=count, bitorder="little")).bool()
         return values.masked_scatter_(ones, kept)
+
+    def gather_rows(self, table: Words, slots: Longs) -> Tensor:
+        """Rows."""
+        return _as_bf16(table)[torch.from_numpy(slots)].float()
+
+    def move_rows(
+        self, table: Words, written: Floats, slots: Longs, values: Tensor, floor: float
+    ) -> None:
+        """In place."""
+        rows = _as_bf16(table)
+        unique, place, count = np.unique(slots, return_inverse=True, return_counts=True)
+        times = count.astype(np.float32)
+        mean = torch.zeros(len(unique), table.shape[1])
+        mean.index_add_(0, torch.from_numpy(place), values)
+        mean /= torch.from_numpy(times)[:, None]
+        written[unique] += times
+        weight = torch.from_numpy(np.maximum(times / written[unique], np.float32(floor)))[:, None]
+        at = torch.from_numpy(unique)
+        known = rows[at].float()
+        # A fresh row takes the mean itself, whatever lay there before.
+        moved = torch.where(weight >= 1.0, mean, known + weight * (mean - known))
+        rows[at] = moved.clamp_(-_BF16_MAX, _BF16_MAX).bfloat16()
 
     def magnitudes(self, codes: Bytes, columns: int, centre: int) -> tuple[Longs, Longs]:
         """Sums by row and by column."""
