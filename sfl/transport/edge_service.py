@@ -16,10 +16,12 @@ from sfl.errors import LinkLost, ProtocolError, Refused, SflError
 from sfl.transport.cut import Cut
 from sfl.transport.device_stream import Context, DeviceStream, Goodbye, Host
 from sfl.transport.group import run_together
+from sfl.transport.probe_service import ProbeService
 from sfl.transport.status import status_of
 from sfl.transport.wire import (
     EDGE_FETCH_FILE,
     EDGE_LIST_FILES,
+    EDGE_PROBE,
     EDGE_SESSION,
     WIRE_VERSION,
     generic_handler,
@@ -36,6 +38,7 @@ class EdgeService:
         self._codec_pool = ThreadPoolExecutor(1, "codec")
         self.streams: dict[str, DeviceStream] = {}
         self._groups: dict[str, asyncio.Task[None]] = {}
+        self._probes = ProbeService()
 
     def handler(self) -> grpc.GenericRpcHandler[Any, Any]:
         """The service, for `server.add_generic_rpc_handlers`."""
@@ -43,6 +46,7 @@ class EdgeService:
             EDGE_SESSION: self._session,
             EDGE_LIST_FILES: self._list_files,
             EDGE_FETCH_FILE: self._fetch_file,
+            EDGE_PROBE: self._probes.serve,
         }
         return generic_handler(EDGE_SESSION.service, behaviours)
 

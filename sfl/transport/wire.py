@@ -93,6 +93,9 @@ EDGE_LIST_FILES = Method(
 EDGE_FETCH_FILE = Method(
     "sfl.v1.Edge", "FetchFile", edge_pb2.FileRequest, edge_pb2.FileChunk, (False, True)
 )
+EDGE_PROBE = Method(
+    "sfl.v1.Edge", "Probe", edge_pb2.ProbeRequest, edge_pb2.ProbeReply, (True, True)
+)
 CLOUD_SESSION = Method(
     "sfl.v1.Cloud", "Session", cloud_pb2.EdgeReportMessage, cloud_pb2.CloudMessage, (True, True)
 )

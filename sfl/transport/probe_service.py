@@ -1,0 +1,61 @@
+"""The edge's side of a link test: anybody may ask, nobody may ask for much.
+
+Four bounds hold whatever a client does: bytes of one message, bytes of a stream, seconds of a
+stream, streams at once. A client that stops reading or sending is cut off by the seconds.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from typing import Any
+
+import grpc.aio
+
+from sfl.errors import Refused, SflError
+from sfl.transport.status import status_of
+from sfl.v1 import edge_pb2
+
+MESSAGE_BYTES = 1 << 20
+STREAM_BYTES = 16 << 20
+STREAM_SECONDS = 20.0
+STREAMS = 2
+
+Context = grpc.aio.ServicerContext[Any, Any]
+
+
+class ProbeService:
+    """Answers each request with as many bytes as it asks for, within the bounds above."""
+
+    def __init__(self) -> None:
+        self._open = 0
+
+    async def serve(self, requests: AsyncIterator[edge_pb2.ProbeRequest], context: Context) -> None:
+        """One stream of requests and replies; a breach of the bounds ends it with the reason."""
+        try:
+            if self._open >= STREAMS:
+                raise Refused(f"{STREAMS} link tests are running; try again in a moment")
+            self._open += 1
+            try:
+                async with asyncio.timeout(STREAM_SECONDS):
+                    await self._answer(requests, context)
+            except TimeoutError:
+                raise Refused(f"a link test may take {STREAM_SECONDS:g} s") from None
+            finally:
+                self._open -= 1
+        except SflError as error:
+            await context.abort(status_of(error), str(error))
+
+    async def _answer(
+        self, requests: AsyncIterator[edge_pb2.ProbeRequest], context: Context
+    ) -> None:
+        received = total = 0
+        async for request in requests:
+            received += len(request.payload)
+            total += len(request.payload) + request.reply_bytes
+            if max(len(request.payload), request.reply_bytes) > MESSAGE_BYTES:
+                raise Refused(f"a message of a link test may hold {MESSAGE_BYTES} bytes")
+            if total > STREAM_BYTES:
+                raise Refused(f"a link test may move {STREAM_BYTES} bytes")
+            reply = edge_pb2.ProbeReply(payload=bytes(request.reply_bytes), received_bytes=received)
+            await context.write(reply)
