@@ -13,6 +13,7 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
+from sfl import machine
 from sfl.errors import SflError
 
 log = logging.getLogger("sfl")
@@ -56,8 +57,8 @@ def keep_heap() -> None:
 
 
 def cores() -> int:
-    """Cores this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    """Cores this process may use, by affinity and by its cgroup's quota."""
+    return machine.cores().usable
 
 
 def start_logging(level: str = "INFO") -> None:

@@ -22,6 +22,8 @@ LEVELS = (
         "sfl.files",
         "sfl.buffers",
         "sfl.v1",
+        "sfl.machine",
+        "sfl.extras",
         "sfl.process",
     ),
     ("sfl.config", "sfl.options"),
@@ -31,13 +33,17 @@ LEVELS = (
     ("sfl.transport",),
     ("device_agent", "edge_server", "cloud_aggregator"),
     ("sfl.launch",),
+    ("sfl.doctor",),
     ("sfl.cli",),
 )
 SAME_LEVEL = {
     ("sfl.config", "sfl.plan"),
     ("sfl.plan", "sfl.errors"),
     ("sfl.process", "sfl.errors"),
+    ("sfl.extras", "sfl.errors"),
+    ("sfl.process", "sfl.machine"),
     ("sfl.adapters", "sfl.models"),
+    ("sfl.aggregation", "sfl.adapters"),
 }
 ROOMS = {
     "grpc": ("sfl.transport", "edge_server", "cloud_aggregator"),
@@ -118,6 +124,8 @@ def test_decisions_are_pure(module: str, path: Path) -> None:
         ("cloud_aggregator.aggregator", {"torch", "transformers", "peft", "datasets"}),
         ("device_agent.agent", {"peft", "datasets", "pandas", "pyarrow"}),
         ("sfl.cli.app", {"torch", "transformers", "grpc", "numpy"}),
+        ("sfl.cli.doctor", {"torch", "transformers", "grpc", "numpy"}),
+        ("sfl.models.footprint", {"torch", "transformers", "grpc", "numpy"}),
     ],
 )
 def test_what_a_process_does_not_load(module: str, absent: set[str]) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
@@ -50,6 +50,53 @@ def init(
     from sfl.cli.init import write_config
 
     write_config(path, force)
+
+
+@app.command()
+def doctor(
+    config: Annotated[
+        Path | None, typer.Argument(help="A run's, a device's or an edge's file to check too.")
+    ] = None,
+    model: Annotated[
+        str | None,
+        typer.Option(help="Say which cut layers of this model fit; default: the file's."),
+    ] = None,
+    edge: Annotated[
+        str | None, typer.Option(help="Test the link to HOST:PORT; default: a device file's edge.")
+    ] = None,
+    memory: Annotated[
+        str | None,
+        typer.Option(help="Memory to fit a device into, as 512MB; default: all at hand."),
+    ] = None,
+    batch_size: Annotated[int | None, typer.Option(min=1, help="Instead of the file's.")] = None,
+    max_length: Annotated[int | None, typer.Option(min=1, help="Instead of the file's.")] = None,
+    rank: Annotated[int | None, typer.Option(min=1, help="Instead of the file's.")] = None,
+    format_: Annotated[
+        Literal["text", "json"], typer.Option("--format", help="For people or for programs.")
+    ] = "text",
+    overrides: Overrides = None,
+    insecure: Insecure = False,
+) -> None:
+    """Say what this machine can do: cores, memory, speeds, the link, cut layers that fit."""
+    from sfl.process import quiet_environment
+
+    quiet_environment()
+    from sfl.cli.doctor import examine_and_show
+    from sfl.doctor.fits import read_size
+    from sfl.doctor.question import Question
+
+    question = Question(
+        file=config,
+        overrides=tuple(overrides or []),
+        model=model,
+        edge=edge,
+        insecure=insecure,
+        room=None if memory is None else read_size("--memory", memory),
+        batch_size=batch_size,
+        length=max_length,
+        rank=rank,
+    )
+    raise typer.Exit(examine_and_show(question, format_))
 
 
 @config_app.command("show")

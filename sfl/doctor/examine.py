@@ -1,0 +1,194 @@
+"""The order of an examination: the machine, the file, speeds, the link, what fits."""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+
+import device_agent.agent  # noqa: F401 - so that this process has loaded what a device has
+from sfl import machine
+from sfl.config import DeviceConfig, EdgeConfig, LocalDevice, RunConfig
+from sfl.doctor.files import (
+    Config,
+    NotHere,
+    check_config,
+    check_data,
+    load_config,
+    model_name,
+    open_local,
+)
+from sfl.doctor.fits import check_cuts, check_devices, cut_rows, load_of
+from sfl.doctor.hardware import check_accelerator, check_cores, check_disk, check_memory
+from sfl.doctor.quantised import check_bitsandbytes
+from sfl.doctor.question import Question
+from sfl.doctor.report import Check, CutRow, Report, problem, size
+from sfl.doctor.speed import check_codec, check_precision
+from sfl.errors import SflError
+from sfl.metrics.memory import memory_use
+from sfl.models.folder import ModelFolder
+from sfl.models.footprint import Load
+from sfl.transport.probe import LinkSpeed, probe_edge
+
+Tell = Callable[[str], None]
+Show = Callable[[Check], None]
+
+
+def examine(question: Question, memory: machine.Memory, tell: Tell, show: Show) -> Report:
+    """Look at everything; `tell` hears what is under way, `show` each check as it is done.
+
+    `memory` is from before this module was imported: torch, which comes with it, would count as
+    taken.
+    """
+    examination = _Examination(question, memory, tell)
+    checks = []
+    for check in examination.checks():
+        show(check)
+        checks.append(check)
+    return Report(tuple(checks), tuple(examination.rows))
+
+
+class _Examination:
+    """What later checks take from earlier ones."""
+
+    def __init__(self, question: Question, memory: machine.Memory, tell: Tell) -> None:
+        self.question, self.memory, self.tell = question, memory, tell
+        self.config: Config | None = None
+        self.rows: list[CutRow] = []
+        self.base = 0
+
+    def checks(self) -> Iterator[Check]:
+        """All of them, in order."""
+        yield check_cores()
+        yield check_memory(self.memory)
+        unread = self._read_file()
+        yield check_disk(self._local.cache_dir)
+        self.tell("loading the model's code")
+        model, lacking = self._open_model()
+        self.base = memory_use().resident
+        yield from self._file_checks(unread, model)
+        yield from lacking
+        yield from self._speeds()
+        yield from self._link()
+        if model is not None:
+            yield from self._fits(model)
+
+    @property
+    def _local(self) -> LocalDevice:
+        return self.config if isinstance(self.config, DeviceConfig) else LocalDevice()
+
+    def _read_file(self) -> Check | None:
+        """Load the file; what is wrong with it, where that fails."""
+        if self.question.file is None:
+            return None
+        try:
+            self.config = load_config(self.question.file, self.question.overrides)
+        except SflError as error:
+            return problem("file", error)
+        return None
+
+    def _file_checks(self, unread: Check | None, model: ModelFolder | None) -> Iterator[Check]:
+        if unread is not None:
+            yield unread
+        if self.question.file is None or self.config is None:
+            return
+        yield check_config(self.question.file, self.config, model)
+        if not isinstance(self.config, EdgeConfig):
+            self.tell("reading the data")
+            yield from check_data(self.config)
+
+    def _open_model(self) -> tuple[ModelFolder | None, list[Check]]:
+        """The model, its code imported as a device would; or why there is none."""
+        name = self.question.model or model_name(self.config)
+        if name is None:
+            return None, []
+        try:
+            folder = open_local(name)
+        except NotHere:
+            text = f"{name} is not on this machine yet, so what fits is not known"
+            return None, [Check("model", "warning", text, "A run fetches it from the hub.")]
+        except SflError as error:
+            return None, [problem("model", error)]
+        package = folder.family.layout(folder.config, folder.family.tasks[0]).package
+        importlib.import_module(f"transformers.models.{package}.modeling_{package}")
+        return folder, []
+
+    def _speeds(self) -> Iterator[Check]:
+        accelerator = check_accelerator()
+        yield accelerator
+        wanted = self._local.threads
+        threads = machine.cores().usable if wanted == "auto" else wanted
+        self.tell("measuring float32 and bfloat16")
+        yield check_precision(threads)
+        if accelerator.figures["devices"]:
+            yield check_precision(threads, "cuda:0")
+        self.tell("measuring the codec")
+        yield check_codec(threads)
+        self.tell("trying bitsandbytes")
+        yield check_bitsandbytes()
+
+    def _link(self) -> Iterator[Check]:
+        address = self.question.edge
+        if address is None and isinstance(self.config, DeviceConfig):
+            address = self.config.edge or None
+        if address is None:
+            return
+        self.tell(f"testing the link to {address}")
+        try:
+            yield _link_check(address, probe_edge(address, self.question.insecure))
+        except SflError as error:
+            found = problem("link", error)
+            fix = found.fix or "Start the edge (sfl edge FILE), and check address and firewall."
+            yield replace(found, fix=fix, figures={"address": address})
+
+    def _fits(self, folder: ModelFolder) -> Iterator[Check]:
+        run = self.config if isinstance(self.config, RunConfig) else None
+        room = self.memory.at_hand if self.question.room is None else self.question.room
+        try:
+            load = self._load(folder, run)
+            self.rows = cut_rows(folder, load, run, room, self.base)
+            yield check_cuts(folder, load, self.rows, room)
+        except SflError as error:
+            yield problem("cuts", error)
+            return
+        if run is not None:
+            yield from check_devices(run, load, folder, self.rows, room, self.base)
+
+    def _load(self, folder: ModelFolder, run: RunConfig | None) -> Load:
+        """The run's load, or a usual one, with what the question says instead."""
+        if run is not None:
+            load = load_of(run, folder.context_length)
+        else:
+            load = Load(
+                batch_size=8, length=min(512, folder.context_length), task=folder.family.tasks[0]
+            )
+        question = self.question
+        return replace(
+            load,
+            batch_size=question.batch_size or load.batch_size,
+            length=question.length or load.length,
+            rank=question.rank or load.rank,
+        )
+
+
+def _link_check(address: str, speed: LinkSpeed) -> Check:
+    return Check(
+        "link",
+        "ok",
+        f"edge at {address}: round trip {speed.median_seconds * 1e3:.3g} ms (95 % within "
+        f"{speed.p95_seconds * 1e3:.3g} ms), up {_rate(speed.up_bytes_per_second)}, down "
+        f"{_rate(speed.down_bytes_per_second)}",
+        figures={
+            "address": address,
+            "round_trip_median_seconds": speed.median_seconds,
+            "round_trip_p95_seconds": speed.p95_seconds,
+            "up_bytes_per_second": speed.up_bytes_per_second,
+            "down_bytes_per_second": speed.down_bytes_per_second,
+            "up_bytes": speed.up_bytes,
+            "down_bytes": speed.down_bytes,
+        },
+    )
+
+
+def _rate(bytes_per_second: float) -> str:
+    return f"{size(bytes_per_second)}/s"

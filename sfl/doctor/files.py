@@ -1,0 +1,130 @@
+"""A run's, a device's or an edge's file: whether it holds what it should, and what it names."""
+
+from __future__ import annotations
+
+import tomllib
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from sfl.config import (
+    DeviceConfig,
+    EdgeConfig,
+    LocalDevice,
+    RunConfig,
+    load_device,
+    load_edge,
+    load_run,
+)
+from sfl.data.load import ENDINGS, load_rows
+from sfl.doctor.report import Check, problem
+from sfl.errors import ModelError, SflError
+from sfl.launch.run import bounded, check
+from sfl.models.folder import ModelFolder, open_model
+from sfl.models.hub import cached
+from sfl.transport.cut import check_codecs
+
+Config = RunConfig | DeviceConfig | EdgeConfig
+
+
+@dataclass(frozen=True, slots=True)
+class NotHere(Exception):
+    """A hub model that was not fetched yet; the doctor fetches nothing."""
+
+    name: str
+
+
+def load_config(path: Path, overrides: Iterable[str]) -> Config:
+    """The file as what it is by its tables. Raises ConfigError."""
+    try:
+        tables = tomllib.loads(path.read_text(encoding="utf-8")).keys()
+    except (OSError, ValueError):
+        tables = {}.keys()  # load_run says what is wrong
+    if tables == {"device"}:
+        return load_device(path, overrides)
+    if tables == {"edge"}:
+        return load_edge(path, overrides)
+    return load_run(path, overrides)
+
+
+def check_config(path: Path, config: Config, model: ModelFolder | None) -> Check:
+    """Whether the file's settings fit together and fit the model."""
+    kind = {RunConfig: "run", DeviceConfig: "device", EdgeConfig: "edge"}[type(config)]
+    text = f"{path}: a{'n' if kind == 'edge' else ''} {kind}'s file"
+    try:
+        if isinstance(config, RunConfig):
+            check_codecs(config)
+            if model is not None:
+                check(bounded(config, model.context_length), model)
+            text += f", {len(config.devices)} device{'s' * (len(config.devices) != 1)}"
+    except SflError as error:
+        return problem("file", error)
+    if isinstance(config, DeviceConfig) and not config.edge:
+        return Check("file", "warning", f"{text}, that names no edge", 'Add edge = "HOST:PORT".')
+    return Check("file", "ok", text, figures={"kind": kind})
+
+
+def check_data(config: RunConfig | DeviceConfig) -> Iterator[Check]:
+    """Every data file that lies on this machine, read once; names on the hub are left alone."""
+    if isinstance(config, DeviceConfig):
+        # How its fields are called, the run says; so only its being there is looked at.
+        for field, source in _sources("device", config):
+            if _is_file(source) and not Path(source).expanduser().exists():
+                fix = "Correct the path; it is relative to the file."
+                yield Check("data", "problem", f"{field} = {str(source)!r}: no such file", fix)
+        return
+    data = config.data
+    sources = {field: s for field, s in (("data.train", data.train), ("data.eval", data.eval)) if s}
+    for entry in config.devices:
+        sources |= dict(_sources(f"devices.{entry.name}", entry))
+    rows, read, sound = 0, set(), True
+    for field, source in sources.items():
+        if str(source) in read or not _is_file(source):
+            continue
+        read.add(str(source))
+        try:
+            rows += len(load_rows(source, data, field))
+        except SflError as error:
+            sound = False
+            yield problem("data", error)
+    if not sound:
+        return
+    figures = {"files": len(read), "rows": rows}
+    yield Check(
+        "data",
+        "ok",
+        f"{rows:,} row{'s' * (rows != 1)} in {len(read)} file{'s' * (len(read) != 1)}",
+        figures=figures,
+    )
+
+
+def model_name(config: Config | None) -> str | None:
+    """The model that a file names."""
+    if isinstance(config, RunConfig):
+        return config.model.path
+    return config.model if config is not None else None
+
+
+def open_local(name: str) -> ModelFolder:
+    """Open a model without asking the hub. Raises ModelError, NotHere."""
+    path = Path(name).expanduser()
+    if path.is_dir() or name.startswith((".", "/", "~")) or name.count("/") > 1:
+        return open_model(name)
+    folder = cached(name)
+    if folder is None:
+        raise NotHere(name)
+    try:
+        return open_model(str(folder))
+    except ModelError:
+        raise NotHere(name) from None  # its configuration only
+
+
+def _sources(prefix: str, local: LocalDevice) -> Iterator[tuple[str, Path | str]]:
+    for key, source in (("train", local.train), ("eval", local.eval)):
+        if source:
+            yield f"{prefix}.{key}", source
+
+
+def _is_file(source: Path | str) -> bool:
+    path = Path(source).expanduser()
+    return path.is_file() or path.suffix in ENDINGS
