@@ -11,6 +11,8 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
+import torch
+
 from sfl.adapters.initial import initial_adapter
 from sfl.adapters.lora import LoraBank, build_manifest, given_values
 from sfl.adapters.names import belongs_to
@@ -22,7 +24,9 @@ from sfl.metrics.stats import NodeStats
 from sfl.models.folder import open_model
 from sfl.models.span import build_span
 from sfl.plan import SplitPlan
-from sfl.stage.device import DTYPES, DeviceStage
+from sfl.stage.base import settle
+from sfl.stage.computation import COMPUTATIONS
+from sfl.stage.device import DeviceStage
 from sfl.stage.loss import Score
 from sfl.stage.messages import (
     GradientNorm,
@@ -107,12 +111,18 @@ class Simulation:
             folder.num_layers, entry.cut_layer, entry.tail_layers, self.settings.run.topology
         )
         task, num_labels = self.settings.model.task, len(self.settings.model.labels)
+        threads = torch.get_num_threads()
+        edge = settle(config.edge, self.settings.model, threads)
+        device = settle(config.devices[0], self.settings.model, threads)
         model = build_span(
             folder,
             plan.middle,
             task=task,
             num_labels=num_labels,
-            dtype=DTYPES[self.settings.model.dtype],
+            dtype=edge.weights,
+            packed=COMPUTATIONS[self.settings.computation].packed,
+            autocast=edge.autocast,
+            quantised=edge.quantised,
         )
         bank = LoraBank(model, self.settings.lora, self.settings.lora.target_modules)
         kind = SESSIONS[self.settings.run.topology]
@@ -124,7 +134,7 @@ class Simulation:
         data = prepare(config.devices[0], name, self.settings, tokenizer)
         self.trainer = Trainer(
             name,
-            DeviceStage(name, plan, folder, self.settings),
+            DeviceStage(name, plan, folder, self.settings, device),
             data,
             tokenizer.pad_id,
             self.settings,

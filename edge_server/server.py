@@ -15,6 +15,7 @@ import numpy as np
 from sfl.adapters.lora import LoraBank, build_manifest, given_values
 from sfl.adapters.manifest import AdapterManifest
 from sfl.adapters.names import belongs_to
+from sfl.adapters.rank import truncated
 from sfl.config import EdgeConfig, RunSettings
 from sfl.errors import LinkLost, Refused, RunFailed, SflError
 from sfl.files import write_atomic
@@ -24,7 +25,8 @@ from sfl.metrics.stats import NodeStats
 from sfl.models.folder import ModelFolder, check_length, open_model
 from sfl.models.span import SpanModel, build_span
 from sfl.plan import Span, SplitPlan
-from sfl.stage.device import DTYPES
+from sfl.stage.base import settle
+from sfl.stage.computation import COMPUTATIONS
 from sfl.stage.engine import Engine
 from sfl.stage.session import SESSIONS, Session
 from sfl.transport.chunks import (
@@ -52,6 +54,7 @@ class EdgeServer:
         self.config = config
         self.insecure = insecure
         self.stats = NodeStats(config.name, "edge")
+        self.threads = threads
         self.engine = Engine(threads, self.stats)
         self.cloud = CloudLink(config.cloud, config.name, self.stats, insecure)
         self.service = EdgeService(self)
@@ -162,6 +165,9 @@ class EdgeServer:
         except SflError as error:
             self.cloud.post(cloud_pb2.EdgeReportMessage(failure=str(error)))
             return
+        # Ahead of being ready, so that the cloud knows what changes arithmetic here.
+        beat = tensor_pb2.Heartbeat(snapshot=self.stats.snapshot().to_json())
+        self.cloud.post(cloud_pb2.EdgeReportMessage(heartbeat=beat))
         ready = cloud_pb2.EdgeReady(manifest=manifest.to_json(), address=address, given=given)
         self.cloud.post(cloud_pb2.EdgeReportMessage(ready=ready))
         self._ready.set()
@@ -175,6 +181,8 @@ class EdgeServer:
         check_codecs(settings)
         self.folder = open_model(self.config.model or settings.model.path)
         check_length(settings.model.max_length, self.folder.context_length)
+        form = settle(self.config, settings.model, self.threads)
+        self.stats.dtype, self.stats.quantised = form.dtype, form.quantised
         num_labels = len(settings.model.labels)
         manifest = build_manifest(self.folder, settings.model.task, num_labels, settings.lora)
         plans = [self._plan(entry.name) for entry in settings.devices]
@@ -189,7 +197,10 @@ class EdgeServer:
             span,
             task=settings.model.task,
             num_labels=num_labels,
-            dtype=DTYPES[settings.model.dtype],
+            dtype=form.weights,
+            packed=COMPUTATIONS[settings.computation].packed,
+            autocast=form.autocast,
+            quantised=form.quantised,
         )
         self.bank = LoraBank(self.model, settings.lora, settings.lora.target_modules)
         log.info("base loaded: blocks %d to %d of %s", span.first, span.last - 1, self.folder.path)
@@ -237,8 +248,9 @@ class EdgeServer:
     def _shared_out(
         self, device: str, values: dict[str, np.ndarray]
     ) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
-        """The global adapter as the edge's part and the device's."""
+        """The global adapter, at the device's rank, as the edge's part and the device's."""
         middle = self._plan(device).middle
+        values = truncated(values, self.settings.rank(device))
         mine = {name: array for name, array in values.items() if belongs_to(name, middle)}
         return mine, {name: array for name, array in values.items() if name not in mine}
 

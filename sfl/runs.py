@@ -35,7 +35,11 @@ def open_run_folder(config: RunConfig) -> Path:
 
 def write_effective(config: RunConfig, folder: Path) -> None:
     """Write the settings as they take effect, without the run's id, so that they run again."""
-    anonymous = config.model_copy(update={"run": config.run.model_copy(update={"id": ""})})
+    decided = {
+        "run": config.run.model_copy(update={"id": ""}),
+        "training": config.training.model_copy(update={"computation": config.computation}),
+    }
+    anonymous = config.model_copy(update=decided)
     header = EFFECTIVE_HEADER.format(run_id=folder.name)
     write_atomic(folder / "config.toml", header + dump_toml(anonymous))
 

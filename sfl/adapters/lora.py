@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import Any
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -18,7 +19,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from sfl.adapters.manifest import AdapterManifest, Init, ParameterSpec
-from sfl.adapters.names import belongs_to, lora_names, saved_name
+from sfl.adapters.names import belongs_to, is_lora_a, lora_names, saved_name
 from sfl.adapters.targets import (
     Target,
     check_targets,
@@ -46,15 +47,26 @@ class Active:
         self.adapter: str | None = None
 
 
-class LoraLinear(nn.Module):
-    """A frozen linear layer plus the active adapter's B(A(dropout(x))) * alpha / rank."""
+class Pair(NamedTuple):
+    """One adapter's A and B over one layer, and its own alpha / rank."""
 
-    def __init__(self, base: nn.Module, active: Active, scaling: float, dropout: float) -> None:
+    a: nn.Parameter
+    b: nn.Parameter
+    scaling: float
+
+
+class LoraLinear(nn.Module):
+    """A frozen linear layer plus the active adapter's B(A(dropout(x))) * alpha / rank.
+
+    `fused` sums in another order than PEFT, for speed.
+    """
+
+    def __init__(self, base: nn.Module, active: Active, dropout: float, fused: bool) -> None:
         super().__init__()
         self.base_layer = base
-        self.pairs: dict[str, tuple[nn.Parameter, nn.Parameter]] = {}
+        self._fused = fused
+        self.pairs: dict[str, Pair] = {}
         self._active = active
-        self._scaling = scaling
         self._dropout = dropout
 
     def forward(self, x: Tensor) -> Tensor:
@@ -63,11 +75,16 @@ class LoraLinear(nn.Module):
         pair = self.pairs.get(self._active.adapter or "")
         if pair is None:
             return result
-        a, b = pair
+        a, b, scaling = pair
         inputs = x if x.dtype == a.dtype else x.to(a.dtype)
         if self.training and self._dropout > 0.0:
             inputs = functional.dropout(inputs, self._dropout, training=True)
-        update = functional.linear(functional.linear(inputs, a), b) * self._scaling
+        if self._fused and inputs.dtype == result.dtype:
+            # Scaled where it is `rank` wide, added within the product: three passes fewer.
+            low = (functional.linear(inputs, a) * scaling).flatten(0, -2)
+            return torch.addmm(result.flatten(0, -2), low, b.t()).view_as(result)
+        with _own_precision(x):
+            update = functional.linear(functional.linear(inputs, a), b) * scaling
         return (result + update).to(result.dtype)
 
 
@@ -86,17 +103,27 @@ class SavedModule(nn.Module):
         if copy is None:
             return self.base_layer(x)  # type: ignore[no-any-return]
         dtype = next(iter(copy.values())).dtype
-        return torch.func.functional_call(  # type: ignore[no-any-return]
-            self.base_layer, copy, (x.to(dtype),)
-        )
+        with _own_precision(x):
+            return torch.func.functional_call(  # type: ignore[no-any-return]
+                self.base_layer, copy, (x.to(dtype),)
+            )
+
+
+def _own_precision(like: Tensor) -> AbstractContextManager[object]:
+    """Where the base runs under autocast, what is trained does not."""
+    kind = like.device.type
+    if torch.is_autocast_enabled(kind):
+        return torch.autocast(kind, enabled=False)
+    return nullcontext()
 
 
 class Adapter:
-    """One device's trainable tensors on this node, float32, by PEFT's names."""
+    """One device's tensors on this node, float32, by PEFT's names; `trained` are not frozen."""
 
     def __init__(self, name: str, parameters: Mapping[str, nn.Parameter]) -> None:
         self.name = name
         self.parameters: dict[str, nn.Parameter] = dict(sorted(parameters.items()))
+        self.trained = {n: p for n, p in self.parameters.items() if p.requires_grad}
 
     def load(self, values: Mapping[str, npt.NDArray[Any] | Tensor]) -> None:
         """Take over `values` in place, so that an optimizer's moments keep their tensors.
@@ -117,10 +144,10 @@ class Adapter:
                 parameter.copy_(tensors[name])
 
     def state(self) -> dict[str, npt.NDArray[np.float32]]:
-        """A copy of all values."""
+        """A copy of all trained values."""
         return {
             name: parameter.detach().to("cpu", torch.float32).numpy().copy()
-            for name, parameter in self.parameters.items()
+            for name, parameter in self.trained.items()
         }
 
 
@@ -143,23 +170,32 @@ class LoraBank:
         self._saved = {name: self._wrap_saved(model, name) for name in model.saved}
         model.drops = model.drops or settings.dropout > 0.0
 
-    def manifest_specs(self) -> list[ParameterSpec]:
+    def manifest_specs(self, rank: int | None = None) -> list[ParameterSpec]:
         """What an adapter over the whole span consists of, sorted by name."""
         modules = {name: slot.base_layer for name, slot in self._saved.items()}
-        return _specs(self._targets, modules, self._settings.rank)
+        return _specs(self._targets, modules, rank or self._settings.rank)
 
-    def add(self, name: str, span: Span) -> Adapter:
-        """A new adapter over the blocks in `span`, all zeros until values are loaded."""
+    def add(
+        self, name: str, span: Span, rank: int | None = None, freeze_a: bool = False
+    ) -> Adapter:
+        """A new adapter over the blocks in `span`, all zeros until values are loaded.
+
+        Its rank may be another than the settings', and A may stay as it is loaded.
+        """
         assert name, "an adapter needs a name"
         parameters = {
-            spec.name: nn.Parameter(torch.zeros(spec.shape, dtype=torch.float32))
-            for spec in self.manifest_specs()
+            spec.name: nn.Parameter(
+                torch.zeros(spec.shape, dtype=torch.float32),
+                requires_grad=not (freeze_a and is_lora_a(spec.name)),
+            )
+            for spec in self.manifest_specs(rank)
             if belongs_to(spec.name, span)
         }
+        scaling = self._settings.alpha / (rank or self._settings.rank)
         for module, slot in self._linear.items():
             a, b = lora_names(module)
             if a in parameters:
-                slot.pairs[name] = (parameters[a], parameters[b])
+                slot.pairs[name] = Pair(parameters[a], parameters[b], scaling)
         for module, saved in self._saved.items():
             if span.head:
                 names = [inner for inner, _ in saved.base_layer.named_parameters()]
@@ -180,10 +216,7 @@ class LoraBank:
             saved.copies.pop(name, None)
 
     def _wrap(self, model: SpanModel, target: Target) -> LoraLinear:
-        settings = self._settings
-        slot = LoraLinear(
-            target.module, self._active, settings.alpha / settings.rank, settings.dropout
-        )
+        slot = LoraLinear(target.module, self._active, self._settings.dropout, model.packed)
         _replace(model.model, target.name, slot)
         return slot
 

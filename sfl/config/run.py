@@ -15,7 +15,7 @@ from pydantic import (
 )
 
 from sfl.config.base import Section
-from sfl.config.node import CloudNode, EdgeConfig, LocalDevice
+from sfl.config.node import CloudNode, Dtype, EdgeConfig, LocalDevice
 from sfl.plan import Topology
 
 Fraction = Annotated[float, Field(ge=0.0, lt=1.0)]
@@ -36,7 +36,8 @@ class RunSection(Section):
     rounds: PositiveInt = 4
     """Rounds: each trains `local_steps` on every device and ends in one aggregation."""
     min_devices: PositiveInt | None = None
-    """Fewest devices a round may close with; default: all but one (one, where there is one)."""
+    """Fewest devices a round may close with; default: all but one (one, where there is one), or as
+    many as `aggregation.strategy` needs."""
     keep_round_adapters: bool = False
     """Keep the aggregated adapter of every round under `adapters/`."""
 
@@ -52,8 +53,10 @@ class ModelSettings(Section):
     """Class names, in order, for `sequence_classification`."""
     max_length: PositiveInt = 512
     """Longest sequence in tokens, at most the model's context, which bounds the default."""
-    dtype: Literal["float32", "bfloat16"] = "float32"
-    """Precision of the frozen weights and of the arithmetic."""
+    dtype: Dtype = "float32"
+    """Precision of the frozen weights and of the arithmetic; LoRA stays in float32. `autocast`:
+    products in bfloat16 over float32 weights. `auto`: each node measures float32 against bfloat16
+    once, takes bfloat16 where it is clearly faster, and the effective configuration says which."""
 
     @model_validator(mode="after")
     def _labels_fit_task(self) -> Self:
@@ -68,9 +71,9 @@ class LoraSettings(Section):
     """The adapter: LoRA (Hu et al., 2106.09685) on both sides of the cut."""
 
     rank: PositiveInt = 8
-    """Rank r of the update."""
+    """Rank r of the global adapter; a device may have a smaller one (`devices.rank`)."""
     alpha: PositiveFloat = 16.0
-    """The update is scaled by alpha / r."""
+    """The update is scaled by alpha / r, r being the rank of the adapter at hand."""
     dropout: Fraction = 0.0
     """Dropout on the input of A, drawn from keyed generators."""
     target_modules: tuple[str, ...] = ()
@@ -82,6 +85,10 @@ class TrainingSettings(Section):
 
     batch_size: PositiveInt = 8
     """Sequences of one optimizer step."""
+    computation: Literal["auto", "reference", "lean"] = "auto"
+    """`reference` computes what an unsplit transformers loop does, bit for bit: padded batches,
+    logits at every position. `lean` computes only what counts, which is faster, smaller, and equal
+    to rounding. `auto`: reference where no codec of the run changes a bit, else lean."""
     micro_batches: PositiveInt | Literal["auto"] = 1
     """Micro-batches a step is cut into; more than one lets device, link and edge overlap. `auto`:
     every device rehearses a few steps with 1, 2, 4, ... of them before the first round, and what
@@ -116,6 +123,92 @@ class TrainingSettings(Section):
         if self.micro_batches != "auto" and self.micro_batches > self.batch_size:
             raise ValueError(f"micro_batches: at most batch_size ({self.batch_size})")
         return self
+
+
+class AggregationSettings(Section):
+    """How the adapters of a round become the next global one (docs/aggregation.md)."""
+
+    strategy: Literal[
+        "fedavg",
+        "fedprox",
+        "fedavgm",
+        "fedadam",
+        "fedyogi",
+        "ffa_lora",
+        "flexlora",
+        "median",
+        "trimmed_mean",
+        "krum",
+        "multi_krum",
+    ] = "fedavg"
+    """The rule; `flexlora` is the one that takes devices of unequal ranks."""
+    mu: NonNegativeFloat = 0.01
+    """`fedprox`: weight of the pull back to the round's global adapter."""
+    server_learning_rate: PositiveFloat | None = None
+    """`fedavgm` (default: 1), `fedadam` and `fedyogi` (default: 0.01): the cloud's step."""
+    momentum: Fraction = 0.9
+    """`fedavgm`: share of the last step that is taken again."""
+    betas: tuple[Fraction, Fraction] = (0.9, 0.99)
+    """`fedadam`, `fedyogi`: decay rates of the cloud's two moments."""
+    tau: PositiveFloat = 1e-3
+    """`fedadam`, `fedyogi`: added to the root of the second moment; small adapts more."""
+    trim_fraction: Annotated[float, Field(gt=0.0, lt=0.5)] = 0.2
+    """`trimmed_mean`: share of the devices left out at each end, rounded up."""
+    byzantine: NonNegativeInt = 1
+    """`krum`, `multi_krum`: devices that may send anything; needs 2 x this + 3 devices."""
+    selected: PositiveInt | None = None
+    """`multi_krum`: devices averaged; default: those that took part, less `byzantine` + 2."""
+
+    @model_validator(mode="after")
+    def _options_are_read(self) -> Self:
+        for name, readers in _READERS.items():
+            default = type(self).model_fields[name].default
+            if self.strategy not in readers and getattr(self, name) != default:
+                raise ValueError(
+                    f"{name}: strategy {self.strategy!r} does not read it; leave it out, or use "
+                    f"{' or '.join(readers)}"
+                )
+        return self
+
+    @property
+    def fewest_devices(self) -> int:
+        """Fewest adapters that the strategy keeps its promise with."""
+        if self.strategy in ("krum", "multi_krum"):
+            return 2 * self.byzantine + 3
+        return 3 if self.strategy in ("median", "trimmed_mean") else 1
+
+    @property
+    def freezes_a(self) -> bool:
+        """Whether every A keeps its first values, and stays where it is."""
+        return self.strategy == "ffa_lora"
+
+    @property
+    def mixes_ranks(self) -> bool:
+        """Whether devices may have unequal ranks."""
+        return self.strategy in _MIXES_RANKS
+
+    @property
+    def changes_basis(self) -> bool:
+        """Whether a round rotates the adapter's components, so that moments lose their meaning."""
+        return self.strategy == "flexlora"
+
+    @property
+    def proximal(self) -> float:
+        """Weight of the devices' and the edge's proximal term."""
+        return self.mu if self.strategy == "fedprox" else 0.0
+
+
+_MIXES_RANKS = ("flexlora",)
+_READERS = {
+    "mu": ("fedprox",),
+    "server_learning_rate": ("fedavgm", "fedadam", "fedyogi"),
+    "momentum": ("fedavgm",),
+    "betas": ("fedadam", "fedyogi"),
+    "tau": ("fedadam", "fedyogi"),
+    "trim_fraction": ("trimmed_mean",),
+    "byzantine": ("krum", "multi_krum"),
+    "selected": ("multi_krum",),
+}
 
 
 class CodecChange(Section):
@@ -240,7 +333,8 @@ class DeviceEntry(LocalDevice):
     tail_layers: NonNegativeInt = 0
     """Blocks at the end that this device holds (U-shaped only)."""
     rank: PositiveInt | None = None
-    """LoRA rank of this device; default: `lora.rank`, which all must share for now."""
+    """LoRA rank of this device, at most `lora.rank`, its default; a smaller one takes a strategy
+    that averages unequal ranks."""
     codec: CodecChange = CodecChange()
     """Codecs of this device that differ from the run's."""
     link: LinkSettings = LinkSettings()
@@ -264,6 +358,11 @@ class NetworkSettings(Section):
     """Allow addresses other than loopback without TLS."""
 
 
+def _is_exact(codec: str) -> bool:
+    """Whether a codec's first stage leaves every bit as it was."""
+    return codec.split("|")[0].strip() in ("none", "zstd", "rans")
+
+
 class RunSettings(Section):
     """What the cloud owns, and sends to every node."""
 
@@ -275,6 +374,8 @@ class RunSettings(Section):
     """The adapter."""
     training: TrainingSettings = TrainingSettings()
     """Optimisation."""
+    aggregation: AggregationSettings = AggregationSettings()
+    """Averaging."""
     codec: CodecSettings = CodecSettings()
     """Compression."""
     data: DataSettings = DataSettings()
@@ -297,18 +398,57 @@ class RunSettings(Section):
                 raise ValueError(
                     f"codec.schedule: no device {change.device!r}; known: {', '.join(names)}"
                 )
+        return self
+
+    @model_validator(mode="after")
+    def _ranks_can_be_averaged(self) -> Self:
+        strategy, most = self.aggregation.strategy, self.lora.rank
         for device in self.devices:
-            if device.rank is not None and device.rank != self.lora.rank:
+            rank, field = device.rank or most, f"devices.{device.name}.rank"
+            if rank > most:
+                raise ValueError(f"{field}: at most lora.rank ({most}); raise that, or lower this")
+            if rank < most and not self.aggregation.mixes_ranks:
                 raise ValueError(
-                    f"devices.{device.name}.rank: unequal ranks cannot be averaged yet; "
-                    f"use lora.rank ({self.lora.rank})"
+                    f"{field}: {strategy} cannot average unequal ranks; use lora.rank ({most}), or "
+                    f"aggregation.strategy = {' or '.join(map(repr, _MIXES_RANKS))}"
                 )
+        return self
+
+    @model_validator(mode="after")
+    def _devices_suffice(self) -> Self:
+        options, count = self.aggregation, len(self.devices)
+        needed = options.fewest_devices
+        if needed > count:
+            lower = ", or lower aggregation.byzantine" if "krum" in options.strategy else ""
+            raise ValueError(
+                f"aggregation.strategy: needs {needed} devices, the run has {count}; "
+                f"add some, or choose another strategy{lower}"
+            )
+        if self.run.min_devices is not None and self.run.min_devices < needed:
+            raise ValueError(
+                f"run.min_devices: {options.strategy} needs {needed} devices in every round; "
+                f"use at least {needed}, or leave it out"
+            )
+        if options.selected is not None and options.selected > count - options.byzantine:
+            raise ValueError(
+                f"aggregation.selected: at most {count - options.byzantine}, the devices less "
+                "aggregation.byzantine"
+            )
         return self
 
     @property
     def min_devices(self) -> int:
         """Fewest devices a round may close with."""
-        return self.run.min_devices or max(1, len(self.devices) - 1)
+        default = max(1, len(self.devices) - 1, self.aggregation.fewest_devices)
+        return self.run.min_devices or default
+
+    def rank(self, device: str) -> int:
+        """LoRA rank of the device called so."""
+        return self.device(device).rank or self.lora.rank
+
+    def scaling(self, device: str) -> float:
+        """What the device's B A is multiplied by: alpha over its own rank."""
+        return self.lora.alpha / self.rank(device)
 
     def device(self, name: str) -> DeviceEntry:
         """The entry of the device called `name`; KeyError where there is none."""
@@ -329,7 +469,7 @@ class RunSettings(Section):
         for change in changes:
             own = change.model_dump(exclude_none=True, exclude={"from_round", "device"})
             chosen.update(own)
-        exact = chosen["activation"].split("|")[0].strip() in ("none", "zstd", "rans")
+        exact = _is_exact(chosen["activation"])
         defaults = {
             "hidden": chosen["activation"],
             "tail_gradient": chosen["gradient"],
@@ -338,6 +478,16 @@ class RunSettings(Section):
         for role, default in defaults.items():
             chosen[role] = chosen[role] or default
         return RoleCodecs(**chosen)
+
+    @property
+    def computation(self) -> Literal["reference", "lean"]:
+        """How batches are laid out and losses taken, `auto` decided."""
+        if self.training.computation != "auto":
+            return self.training.computation
+        changes = [self.codec, *(d.codec for d in self.devices), *self.codec.schedule]
+        roles = ("activation", "gradient", "hidden", "tail_gradient")
+        specs = [getattr(change, role) for change in changes for role in roles]
+        return "reference" if all(_is_exact(spec) for spec in specs if spec) else "lean"
 
     def device_index(self, name: str) -> int:
         """Position of the device in the run: its share of a partitioned file."""

@@ -24,6 +24,7 @@ class BertLike:
     name = "bert"
     model_types = tuple(BLOCKS)
     tasks: tuple[Task, ...] = ("sequence_classification",)
+    causal = False
 
     def sizes(self, config: Mapping[str, Any]) -> Sizes:
         """Sizes from config.json; RoBERTa's positions begin behind its pad id."""
@@ -77,10 +78,12 @@ class BertLike:
         """[B, T] -> [B, T, H]."""
         parts: Any = model
         config: Any = model.config
-        position_ids = None
+        position_ids = padding.positions if padding.packing is not None else None
         if config.model_type == "roberta":
             # 1, 2, .. behind the pad id, and the pad id itself on padding.
-            counted = (padding.positions + 1) * padding.attention_mask
+            counted = padding.positions + 1
+            if padding.packing is None and padding.attention_mask is not None:
+                counted = counted * padding.attention_mask
             position_ids = counted + config.pad_token_id
         embeddings = getattr(parts, config.model_type).embeddings
         embedded: Tensor = embeddings(input_ids=input_ids, position_ids=position_ids)
@@ -91,9 +94,7 @@ class BertLike:
         # Loaded with the model's own code by now; naming it above would load torch.
         from transformers.masking_utils import create_bidirectional_mask
 
-        mask: Tensor | None = create_bidirectional_mask(
-            config=model.config, inputs_embeds=hidden, attention_mask=padding.attention_mask
-        )
+        mask: Tensor | None = padding.mask(create_bidirectional_mask, model.config, hidden)
         return mask
 
     def block(self, block: nn.Module, index: int, hidden: Tensor, context: Tensor | None) -> Tensor:

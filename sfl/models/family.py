@@ -6,12 +6,14 @@ rewritten. They know nothing of cuts, adapters or files, and importing one impor
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
+
+    from sfl.models.packed import Packing
 
 Task = Literal["causal_lm", "sequence_classification"]
 
@@ -51,11 +53,34 @@ class Layout:
 
 @dataclass(frozen=True, slots=True)
 class Padding:
-    """A right-padded batch: lengths [B], attention_mask [B, T] of 0 and 1, positions [1, T]."""
+    """How sequences lie in a batch: lengths [B], attention_mask [B, T] of 0 and 1.
+
+    Right-padded, positions are [1, T]. Packed one behind the other (`packing`), positions are
+    [1, num_tokens], and the mask is None where attention never looks at padding.
+    """
 
     lengths: Tensor
-    attention_mask: Tensor
+    attention_mask: Tensor | None
     positions: Tensor
+    packing: Packing | None = None
+
+    def mask(self, make: Callable[..., Any], config: Any, hidden: Tensor, **options: Any) -> Any:
+        """The mask that transformers' `make` gives for this batch, as blocks are handed it."""
+        packing = self.packing
+        if packing is None:
+            return make(
+                config=config,
+                inputs_embeds=hidden,
+                attention_mask=self.attention_mask,
+                **options,
+            )
+        from sfl.models.packed import PackedMask
+
+        shape = hidden.new_empty(1).expand(packing.num_sequences, packing.width, 1)
+        mask = make(
+            config=config, inputs_embeds=shape, attention_mask=self.attention_mask, **options
+        )
+        return PackedMask(mask, packing)
 
 
 class Family(Protocol):
@@ -64,6 +89,8 @@ class Family(Protocol):
     name: str
     model_types: tuple[str, ...]
     tasks: tuple[Task, ...]
+    causal: bool
+    """Whether no token looks at a later one; a classifier then reads the last, else the first."""
 
     def sizes(self, config: Mapping[str, Any]) -> Sizes:
         """Sizes from config.json. Raises KeyError for an entry that is missing."""

@@ -18,6 +18,7 @@ class Gpt2:
     name = "gpt2"
     model_types: tuple[str, ...] = ("gpt2",)
     tasks: tuple[Task, ...] = ("causal_lm", "sequence_classification")
+    causal = True
 
     def sizes(self, config: Mapping[str, Any]) -> Sizes:
         """Sizes from config.json."""
@@ -69,12 +70,8 @@ class Gpt2:
         # Loaded with the model's own code by now; naming it above would load torch.
         from transformers.masking_utils import create_causal_mask
 
-        mask: Tensor | None = create_causal_mask(
-            config=model.config,
-            inputs_embeds=hidden,
-            attention_mask=padding.attention_mask,
-            past_key_values=None,
-            position_ids=padding.positions,
+        mask: Tensor | None = padding.mask(
+            create_causal_mask, model.config, hidden, past_key_values=None
         )
         return mask
 

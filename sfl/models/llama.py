@@ -65,6 +65,7 @@ class LlamaLike:
     name = "llama"
     model_types = tuple(VARIANTS)
     tasks: tuple[Task, ...] = ("causal_lm", "sequence_classification")
+    causal = True
 
     def sizes(self, config: Mapping[str, Any]) -> Sizes:
         """Sizes from config.json."""
@@ -126,13 +127,7 @@ class LlamaLike:
         config: Any = model.config
         kinds = _kinds(config)
         masks = {
-            kind: makers[kind](
-                config=config,
-                inputs_embeds=hidden,
-                attention_mask=padding.attention_mask,
-                past_key_values=None,
-                position_ids=padding.positions,
-            )
+            kind: padding.mask(makers[kind], config, hidden, past_key_values=None)
             for kind in sorted(set(kinds))
         }
         return Context(kinds, masks, _rotary(model, hidden, padding, kinds), padding.positions)

@@ -7,16 +7,20 @@ that dropout is drawn by.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from sfl.config.node import Quantised
 from sfl.errors import ModelError
 from sfl.keys import derive_seed
 from sfl.models.family import Family, Layout, Padding, Task
 from sfl.models.folder import ModelFolder, TensorEntry, belongs_to_span, checkpoint_tensors
+from sfl.models.packed import accept_packed, packed_positions, packing_of
+from sfl.models.quantised import is_linear, read_quantised
 from sfl.models.skeleton import build_skeleton, fill_buffers
 from sfl.models.weights import read_tensor
 from sfl.plan import Span
@@ -37,7 +41,10 @@ class SpanModel(nn.Module):
     """Embedding, blocks and head of one span, as far as it has them; see `build_span`.
 
     `saved` names the head modules that are trained whole. Module names under `model` are
-    transformers' own. `drops` says whether a training forward draws random numbers.
+    transformers' own. `drops` says whether a training forward draws random numbers, `packed`
+    whether embedding and blocks take sequences one behind the other (sfl.models.packed). Hidden
+    states come out in `dtype`, that of the weights, and go in in any; with `autocast` products
+    are taken in bfloat16.
     """
 
     def __init__(
@@ -50,6 +57,9 @@ class SpanModel(nn.Module):
         task: Task,
         saved: tuple[str, ...],
         folder: ModelFolder,
+        packed: bool = False,
+        dtype: torch.dtype = torch.float32,
+        autocast: bool = False,
     ) -> None:
         super().__init__()
         self.model = model
@@ -62,13 +72,19 @@ class SpanModel(nn.Module):
         self.hidden_size = folder.hidden_size
         self.vocab_size = folder.vocab_size
         self.drops = family.drops(model.config)
+        self.packed = packed
+        self.dtype = dtype
+        self.autocast = autocast
+        if packed:
+            accept_packed(model)
 
     def embed(self, input_ids: Tensor, lengths: Tensor, key: ForwardKey | None = None) -> Tensor:
-        """Token ids [B, T], right-padded, to hidden states [B, T, H]."""
+        """Token ids [B, T], right-padded, to hidden states [B, T, H]; or [1, n] to [1, n, H]."""
         assert self.span.embedding
         self._seed_dropout(key, "embedding")
-        padding = make_padding(lengths, input_ids)
-        return self.family.embed(self.model, input_ids, padding)
+        with self._precision(input_ids):
+            embedded = self.family.embed(self.model, input_ids, self._padding(lengths, input_ids))
+        return embedded.to(self.dtype)
 
     def blocks(
         self,
@@ -78,25 +94,56 @@ class SpanModel(nn.Module):
         last: int | None = None,
         key: ForwardKey | None = None,
     ) -> Tensor:
-        """[B, T, H] -> [B, T, H] through blocks `first..last-1`, by default all of the span's."""
+        """[B, T, H] -> [B, T, H] through blocks `first..last-1`, by default all of the span's.
+
+        In a packed model B is 1 and T the number of tokens of all sequences.
+        """
         first = self.span.first if first is None else first
         last = self.span.last if last is None else last
         assert self.span.first <= first <= last <= self.span.last
+        hidden = hidden.to(self.dtype)
         if first == last:
             return hidden
-        context = self.family.context(self.model, hidden, make_padding(lengths, hidden))
-        for index in range(first, last):
-            name = f"{self.layout.blocks}.{index}"
-            self._seed_dropout(key, name)
-            block = self.model.get_submodule(name)
-            hidden = self.family.block(block, index, hidden, context)
-        return hidden
+        context = self.family.context(self.model, hidden, self._padding(lengths, hidden))
+        with self._precision(hidden):
+            for index in range(first, last):
+                name = f"{self.layout.blocks}.{index}"
+                self._seed_dropout(key, name)
+                block = self.model.get_submodule(name)
+                hidden = self.family.block(block, index, hidden, context)
+        return hidden.to(self.dtype)
 
     def head(self, hidden: Tensor, lengths: Tensor, key: ForwardKey | None = None) -> Tensor:
         """[B, T, H] -> logits: [B, T, V] of a language model, [B, C] of a classifier."""
         assert self.span.head
         self._seed_dropout(key, "head")
-        return self.family.head(self.model, hidden, make_padding(lengths, hidden), self.task)
+        hidden = hidden.to(self.dtype)
+        with self._precision(hidden):
+            return self.family.head(self.model, hidden, make_padding(lengths, hidden), self.task)
+
+    def logits(self, rows: Tensor) -> Tensor:
+        """[m, H] -> [m, V]: a language model's head at single positions."""
+        assert self.span.head and self.task == "causal_lm"
+        rows = rows.to(self.dtype)
+        padding = make_padding(torch.tensor([len(rows)]), rows[None])
+        with self._precision(rows):
+            return self.family.head(self.model, rows[None], padding, self.task)[0]
+
+    def _precision(self, like: Tensor) -> AbstractContextManager[object]:
+        if not self.autocast:
+            return nullcontext()
+        return torch.autocast(like.device.type, torch.bfloat16)
+
+    def _padding(self, lengths: Tensor, like: Tensor) -> Padding:
+        if not self.packed:
+            return make_padding(lengths, like)
+        lengths = lengths.to(like.device)
+        packing = packing_of(lengths)
+        mask = None
+        if not self.family.causal:
+            places = torch.arange(packing.width, device=like.device)
+            mask = (places[None] < lengths[:, None]).to(torch.int64)
+        return Padding(lengths, mask, packed_positions(lengths), packing)
 
     def _seed_dropout(self, key: ForwardKey | None, part: str) -> None:
         """Let this part draw the numbers that are its own, wherever it runs."""
@@ -117,13 +164,22 @@ def make_padding(lengths: Tensor, like: Tensor) -> Padding:
 
 
 def build_span(
-    folder: ModelFolder, span: Span, *, task: Task, num_labels: int, dtype: torch.dtype
+    folder: ModelFolder,
+    span: Span,
+    *,
+    task: Task,
+    num_labels: int,
+    dtype: torch.dtype,
+    packed: bool = False,
+    autocast: bool = False,
+    quantised: Quantised = "none",
 ) -> SpanModel:
     """Load the tensors of `span`, and no other, into transformers' own modules.
 
     Weights are frozen; `eval()` mode. Head modules that the checkpoint lacks, or has for another
-    number of classes, hold zeros: their values come with the adapter. Raises ConfigError for a
-    task the family cannot do, ModelError for a checkpoint that lacks a tensor.
+    number of classes, hold zeros: their values come with the adapter. With `quantised` the linear
+    layers of the blocks are read and quantised one by one. Raises ConfigError for a task the
+    family cannot do, ModelError for a checkpoint that lacks a tensor.
     """
     family = folder.family
     layout = family.layout(folder.config, task)
@@ -137,9 +193,20 @@ def build_span(
     saved = saved_modules(layout, wanted, entries) if span.head else ()
     _prune(model, frozenset(wanted))
     fill_buffers(model)
+    if quantised != "none":
+        wanted = _quantise(model, layout, wanted, entries, quantised)
     _load(model, folder, wanted, entries, saved, dtype)
     return SpanModel(
-        model, family=family, layout=layout, span=span, task=task, saved=saved, folder=folder
+        model,
+        family=family,
+        layout=layout,
+        span=span,
+        task=task,
+        saved=saved,
+        folder=folder,
+        packed=packed,
+        dtype=dtype,
+        autocast=autocast,
     ).eval()
 
 
@@ -194,6 +261,27 @@ def _load(
             _place(model, name, torch.zeros(empty.shape, dtype=dtype))
         else:
             raise _misfit(folder, name, empty, entry)
+
+
+def _quantise(
+    model: nn.Module,
+    layout: Layout,
+    wanted: Mapping[str, Tensor],
+    entries: Mapping[str, TensorEntry],
+    quantised: Quantised,
+) -> dict[str, Tensor]:
+    """Replace the blocks' linear layers by quantised ones; returns what is left to be loaded."""
+    left = dict(wanted)
+    for name, module in list(model.named_modules()):
+        weight = f"{name}.weight"
+        entry = entries.get(weight)
+        inside = name.startswith(f"{layout.blocks}.") and is_linear(module)
+        if inside and weight in left and fits(left[weight], entry):
+            assert entry is not None
+            path, _, attribute = name.rpartition(".")
+            setattr(model.get_submodule(path), attribute, read_quantised(module, entry, quantised))
+            del left[weight]
+    return left
 
 
 def _place(model: nn.Module, name: str, tensor: Tensor) -> None:

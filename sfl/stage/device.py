@@ -14,8 +14,8 @@ from sfl.config import RunSettings
 from sfl.models.folder import ModelFolder
 from sfl.models.span import SpanModel, build_span
 from sfl.plan import Span, SplitPlan
-
-DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+from sfl.stage.base import BaseForm
+from sfl.stage.computation import COMPUTATIONS
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,11 +31,17 @@ class DeviceStage:
     """The spans of one device; it never holds more than these."""
 
     def __init__(
-        self, device: str, plan: SplitPlan, folder: ModelFolder, settings: RunSettings
+        self,
+        device: str,
+        plan: SplitPlan,
+        folder: ModelFolder,
+        settings: RunSettings,
+        form: BaseForm | None = None,
     ) -> None:
         self.plan = plan
-        self.front = _build(device, plan.front, folder, settings)
-        self.tail = None if plan.tail is None else _build(device, plan.tail, folder, settings)
+        form = form or BaseForm(settings.model.dtype)
+        self.front = _build(device, plan.front, folder, settings, form)
+        self.tail = None if plan.tail is None else _build(device, plan.tail, folder, settings, form)
         if self.tail is not None:
             _share_tied_weights(self.front.model, self.tail.model)
         self.parts = [self.front] if self.tail is None else [self.front, self.tail]
@@ -43,7 +49,7 @@ class DeviceStage:
     @property
     def parameters(self) -> list[torch.nn.Parameter]:
         """Every trainable tensor of this device."""
-        return [p for part in self.parts for p in part.adapter.parameters.values()]
+        return [p for part in self.parts for p in part.adapter.trained.values()]
 
     def load(self, values: Mapping[str, np.ndarray]) -> None:
         """Take this device's part of the global adapter, in place."""
@@ -61,16 +67,22 @@ class DeviceStage:
             part.model.train(training)
 
 
-def _build(device: str, span: Span, folder: ModelFolder, settings: RunSettings) -> Part:
+def _build(
+    device: str, span: Span, folder: ModelFolder, settings: RunSettings, form: BaseForm
+) -> Part:
     model = build_span(
         folder,
         span,
         task=settings.model.task,
         num_labels=len(settings.model.labels),
-        dtype=DTYPES[settings.model.dtype],
+        dtype=form.weights,
+        packed=COMPUTATIONS[settings.computation].packed,
+        autocast=form.autocast,
+        quantised=form.quantised,
     )
     bank = LoraBank(model, settings.lora, settings.lora.target_modules)
-    adapter = bank.add(device, span)
+    rank, frozen = settings.rank(device), settings.aggregation.freezes_a
+    adapter = bank.add(device, span, rank, freeze_a=frozen)
     bank.activate(adapter)
     return Part(span, model, adapter)
 

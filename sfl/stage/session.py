@@ -19,8 +19,7 @@ from sfl.errors import ProtocolError
 from sfl.metrics.stats import NodeStats
 from sfl.models.span import ForwardKey, SpanModel
 from sfl.plan import SplitPlan
-from sfl.stage.layout import pack_rows, unpack_labels, unpack_rows
-from sfl.stage.loss import evaluation_score, training_loss
+from sfl.stage.computation import COMPUTATIONS, Labels
 from sfl.stage.messages import (
     GradientNorm,
     Key,
@@ -60,8 +59,12 @@ class Session(ABC):
         self.bank = bank
         self.settings = settings
         self.stats = stats
-        self.adapter = bank.add(device, plan.middle)
-        self.optimizer = Optimizer(self.adapter.parameters.values(), settings.training)
+        self.computation = COMPUTATIONS[settings.computation]
+        aggregation = settings.aggregation
+        self.adapter = bank.add(
+            device, plan.middle, settings.rank(device), freeze_a=aggregation.freezes_a
+        )
+        self.optimizer = Optimizer(self.adapter.trained.values(), settings.training, aggregation)
         self.start: RoundStart | None = None
         self.step = 0
         self._backward_done = 0
@@ -71,8 +74,9 @@ class Session(ABC):
     # -- a round ---------------------------------------------------------------------------
 
     def begin_round(self, start: RoundStart, values: Mapping[str, np.ndarray]) -> None:
-        """Take the global adapter's part; the optimizer's moments stay."""
+        """Take the global adapter's part; the optimizer's moments stay where they mean the same."""
         self.adapter.load(values)
+        self.optimizer.begin_round()
         self.start = start
         self.stats.phases.timeline.watch(self.device, start.round, start.num_steps // 2)
         self.step = 0
@@ -130,7 +134,7 @@ class Session(ABC):
         self.bank.activate(self.adapter)
         if self.model.training != training:
             self.model.train(training)
-        boundary = unpack_rows(message.rows, message.lengths)
+        boundary = self.computation.hidden(message.rows, message.lengths)
         # Without this mark a boundary behind frozen layers would get no gradient.
         boundary.requires_grad_(training and self.plan.cut_layer > 0)
         span = self.plan.middle
@@ -158,7 +162,7 @@ class Session(ABC):
         """The reply that carries the boundary's gradient; empty where nothing waits for it."""
         rows = None
         if boundary.grad is not None:
-            rows = pack_rows(boundary.grad, message.lengths)
+            rows = self.computation.rows(boundary.grad, message.lengths)
         return replace(message, kind=Kind.GRADIENT, rows=rows, labels=None)
 
     # -- the step -----------------------------------------------------------------------------
@@ -168,6 +172,7 @@ class Session(ABC):
         self._backward_done += 1
         if self._backward_done < message.num_micro_batches:
             return []
+        self.optimizer.pull()
         if self.settings.training.max_grad_norm is None:
             self._apply()
             return []
@@ -206,7 +211,7 @@ class VanillaSession(Session):
             (Purpose.EVALUATION, Kind.ACTIVATION): self._evaluate,
         }
 
-    def _labels(self, message: TensorMessage) -> torch.Tensor:
+    def _labels(self, message: TensorMessage) -> Labels:
         per_token = self.settings.model.task == "causal_lm"
         count = sum(message.lengths) if per_token else len(message.lengths)
         classes = len(self.settings.model.labels) or self.model.vocab_size
@@ -215,21 +220,19 @@ class VanillaSession(Session):
             raise ProtocolError(f"{count} labels were due")
         if not np.all((packed < classes) & ((packed >= 0) | (packed == -100))):
             raise ProtocolError(f"a label lies outside of 0..{classes - 1}")
-        return unpack_labels(packed, message.lengths, per_token)
+        return packed
 
     def _train(self, message: TensorMessage) -> list[Reply]:
         labels = self._labels(message)
         boundary, output = self._forward(message)
         with self.stats.phases.measure("forward", message.key, self.device):
-            logits = self.model.head(
-                output, torch.tensor(message.lengths), key=self.forward_key(message.key)
-            )
-            loss = training_loss(
-                logits,
+            loss = self.computation.loss(
+                self.model,
+                output,
+                message.lengths,
                 labels,
-                self.settings.model.task,
-                self.model.vocab_size,
                 message.normalizer or None,
+                self.forward_key(message.key),
             )
         with self.stats.phases.measure("backward", message.key, self.device):
             loss.backward()  # type: ignore[no-untyped-call]
@@ -239,9 +242,7 @@ class VanillaSession(Session):
     def _evaluate(self, message: TensorMessage) -> list[Reply]:
         labels = self._labels(message)
         _, output = self._forward(message)
-        with torch.no_grad():
-            logits = self.model.head(output, torch.tensor(message.lengths), key=None)
-            score = evaluation_score(logits, labels, self.settings.model.task)
+        score = self.computation.score(self.model, output, message.lengths, labels)
         return [replace(message, kind=Kind.SCORE, rows=None, labels=None, score=score)]
 
 
@@ -265,14 +266,14 @@ class UShapedSession(Session):
         return [self._hidden(message, output)]
 
     def _hidden(self, message: TensorMessage, output: torch.Tensor) -> TensorMessage:
-        rows = pack_rows(output.detach(), message.lengths)
+        rows = self.computation.rows(output.detach(), message.lengths)
         return replace(message, kind=Kind.HIDDEN, rows=rows)
 
     def _land(self, message: TensorMessage) -> list[Reply]:
         flight = self._flights.pop(message.key, None)
         if flight is None or message.rows is None:
             raise ProtocolError(f"no micro-batch {message.key.micro_batch} waits for a gradient")
-        gradient = unpack_rows(message.rows, message.lengths)
+        gradient = self.computation.hidden(message.rows, message.lengths)
         if gradient.shape != flight.output.shape:
             raise ProtocolError(
                 f"gradient of shape {list(gradient.shape)}, not {list(flight.output.shape)}"

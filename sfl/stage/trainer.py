@@ -22,10 +22,11 @@ from sfl.data.example import Dataset
 from sfl.errors import ProtocolError
 from sfl.metrics.stats import NodeStats
 from sfl.models.span import ForwardKey, SpanModel
+from sfl.stage.computation import COMPUTATIONS
 from sfl.stage.device import DeviceStage
-from sfl.stage.layout import pack_labels, pack_rows, real_tokens, unpack_rows
+from sfl.stage.layout import pack_labels, real_tokens
 from sfl.stage.link import Link
-from sfl.stage.loss import Score, evaluation_score, training_loss
+from sfl.stage.loss import Score
 from sfl.stage.messages import (
     NO_SCORE,
     GradientNorm,
@@ -99,7 +100,8 @@ class Trainer:
         self.settings = settings
         self.link = link
         self.stats = stats
-        self.optimizer = Optimizer(stage.parameters, settings.training)
+        self.computation = COMPUTATIONS[settings.computation]
+        self.optimizer = Optimizer(stage.parameters, settings.training, settings.aggregation)
         self.sampler = Sampler(
             len(dataset.train), settings.training.batch_size, settings.run.seed, device
         )
@@ -116,6 +118,7 @@ class Trainer:
         """Evaluate the global adapter, train from it, and tell what came of it."""
         start = order.start
         self.stage.load(order.values)
+        self.optimizer.begin_round()
         if start.rehearse:
             return self.rehearse(start)
         self.stats.start_round(start.round, start.num_steps)
@@ -190,6 +193,7 @@ class Trainer:
             self._launch(micro)
             num_tokens += micro.batch.num_tokens
         self._land_all()
+        self.optimizer.pull()
         self._clip(start, step)
         return num_tokens
 
@@ -239,7 +243,7 @@ class Trainer:
         batch, key = micro.batch, self._forward_key(micro.key)
         with self.stats.phases.measure("forward", micro.key, self.device):
             front = self.stage.front.model
-            embedded = front.embed(batch.input_ids, batch.lengths, key=key)
+            embedded = front.embed(self.computation.tokens(batch), batch.lengths, key=key)
             output = front.blocks(embedded, batch.lengths, key=key)
         lengths = tuple(batch.lengths.tolist())
         self._flights[micro.key] = Flight(micro, lengths, output)
@@ -250,7 +254,7 @@ class Trainer:
                 key=micro.key,
                 num_micro_batches=micro.num_micro_batches,
                 lengths=lengths,
-                rows=pack_rows(output.detach(), lengths),
+                rows=self.computation.rows(output.detach(), lengths),
                 labels=labels,
                 normalizer=micro.normalizer,
                 context=_row_context(micro),
@@ -275,7 +279,7 @@ class Trainer:
         self._loss += message.loss
         if message.rows is None:
             return
-        gradient = unpack_rows(message.rows, flight.lengths)
+        gradient = self.computation.hidden(message.rows, flight.lengths)
         with self.stats.phases.measure("backward", flight.micro.key, self.device):
             flight.output.backward(gradient)  # type: ignore[no-untyped-call]
 
@@ -291,12 +295,13 @@ class Trainer:
         boundary = self._boundary(message, flight).requires_grad_()
         micro = flight.micro
         with self.stats.phases.measure("forward", micro.key, self.device):
-            loss = training_loss(
-                self._logits(boundary, flight),
-                micro.batch.labels,
-                self.settings.model.task,
-                self._tail.vocab_size,
+            loss = self.computation.loss(
+                self._tail,
+                self._through_tail(boundary, flight),
+                flight.lengths,
+                pack_labels(micro.batch.labels, flight.lengths),
                 micro.normalizer or None,
+                self._forward_key(micro.key),
             )
         with self.stats.phases.measure("backward", flight.micro.key, self.device):
             loss.backward()  # type: ignore[no-untyped-call]
@@ -308,16 +313,16 @@ class Trainer:
                 key=micro.key,
                 num_micro_batches=micro.num_micro_batches,
                 lengths=flight.lengths,
-                rows=pack_rows(boundary.grad, flight.lengths),
+                rows=self.computation.rows(boundary.grad, flight.lengths),
             )
         )
 
     def _score_tail(self, message: TensorMessage, flight: Flight) -> None:
         del self._flights[message.key]
         with torch.no_grad():
-            logits = self._logits(self._boundary(message, flight), flight)
-        labels = flight.micro.batch.labels
-        self._score += evaluation_score(logits, labels, self.settings.model.task)
+            output = self._through_tail(self._boundary(message, flight), flight)
+        labels = pack_labels(flight.micro.batch.labels, flight.lengths)
+        self._score += self.computation.score(self._tail, output, flight.lengths, labels)
 
     def _note_score(self, message: TensorMessage) -> None:
         del self._flights[message.key]
@@ -332,11 +337,11 @@ class Trainer:
     def _boundary(self, message: TensorMessage, flight: Flight) -> torch.Tensor:
         if message.rows is None:
             raise ProtocolError("hidden states came back empty")
-        return unpack_rows(message.rows, flight.lengths)
+        return self.computation.hidden(message.rows, flight.lengths)
 
-    def _logits(self, boundary: torch.Tensor, flight: Flight) -> torch.Tensor:
-        lengths, key = flight.micro.batch.lengths, self._forward_key(flight.micro.key)
-        return self._tail.head(self._tail.blocks(boundary, lengths, key=key), lengths, key=key)
+    def _through_tail(self, boundary: torch.Tensor, flight: Flight) -> torch.Tensor:
+        key = self._forward_key(flight.micro.key)
+        return self._tail.blocks(boundary, flight.micro.batch.lengths, key=key)
 
     # -- the step ------------------------------------------------------------------------------
 

@@ -1,0 +1,59 @@
+"""How a batch lies in memory and what its loss is computed from: two ways to the same gradients.
+
+`reference` computes what an unsplit transformers loop computes, to the last bit: sequences padded,
+logits at every position. `lean` leaves out what counts for nothing, and differs by rounding.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Protocol
+
+import numpy as np
+import numpy.typing as npt
+from torch import Tensor
+
+from sfl.data.batches import Batch
+from sfl.models.span import ForwardKey, SpanModel
+from sfl.stage.lean import Lean
+from sfl.stage.loss import Score
+from sfl.stage.reference import Reference
+
+Labels = npt.NDArray[np.int32]
+
+
+class Computation(Protocol):
+    """Hidden states are [B, T, H], or [1, num_tokens, H] where the model is packed.
+
+    `labels` are as they travel: one for each real token, or one for each sequence.
+    """
+
+    packed: bool
+
+    def tokens(self, batch: Batch) -> Tensor:
+        """The batch's ids as `SpanModel.embed` takes them."""
+
+    def rows(self, hidden: Tensor, lengths: Sequence[int]) -> Tensor:
+        """Hidden states as they travel: [num_tokens, H], contiguous."""
+
+    def hidden(self, rows: Tensor, lengths: Sequence[int]) -> Tensor:
+        """The inverse of `rows`."""
+
+    def loss(
+        self,
+        model: SpanModel,
+        hidden: Tensor,
+        lengths: Sequence[int],
+        labels: Labels,
+        normalizer: int | None,
+        key: ForwardKey | None,
+    ) -> Tensor:
+        """Head and loss: the mean over the batch's targets, or their sum over `normalizer`."""
+
+    def score(
+        self, model: SpanModel, hidden: Tensor, lengths: Sequence[int], labels: Labels
+    ) -> Score:
+        """Head and score, without gradients."""
+
+
+COMPUTATIONS: dict[str, Computation] = {"reference": Reference(), "lean": Lean()}

@@ -1,0 +1,181 @@
+"""Lean computing gives what the reference gives, to rounding, with less held and less done."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from test_split_exactness import FULL, LORA, PADDED, PLANS, plan_name, reference, spans
+from tiny_models import CASES, LABELS, batch, busy_values, manifest_of, opened
+
+from sfl.adapters.lora import LoraBank
+from sfl.adapters.names import belongs_to
+from sfl.config import LoraSettings, RunSettings
+from sfl.data.batches import Batch
+from sfl.models.family import Task
+from sfl.models.folder import ModelFolder
+from sfl.models.span import SpanModel, build_span
+from sfl.plan import Span, SplitPlan
+from sfl.stage import lean
+from sfl.stage.computation import COMPUTATIONS
+from sfl.stage.layout import pack_labels
+
+RAGGED = (2, 9, 1, 5)
+LEAN, REFERENCE = COMPUTATIONS["lean"], COMPUTATIONS["reference"]
+
+
+def node(
+    folder: ModelFolder, span: Span, task: Task, values: Any, packed: bool, lora: LoraSettings
+) -> tuple[SpanModel, dict[str, torch.nn.Parameter]]:
+    model = build_span(
+        folder, span, task=task, num_labels=LABELS, dtype=torch.float32, packed=packed
+    ).train()
+    bank = LoraBank(model, lora, lora.target_modules)
+    adapter = bank.add("kitchen", span)
+    adapter.load({n: v for n, v in values.items() if belongs_to(n, span)})
+    bank.activate(adapter)
+    return model, adapter.parameters
+
+
+def step(
+    kind: str, task: Task, plan: SplitPlan, lengths: tuple[int, ...], way: str
+) -> tuple[torch.Tensor, dict[str, torch.Tensor], Any]:
+    """(loss, gradients, score) through the plan's spans with a fresh boundary at each cut."""
+    folder, computation = opened(kind), COMPUTATIONS[way]
+    values = busy_values(manifest_of(folder, task, LORA))
+    ids, sizes, labels = batch(lengths, task)
+    whole = Batch(ids, sizes, labels, 0, int(sizes.sum()))
+    packed_labels = pack_labels(labels, lengths)
+    parameters: dict[str, torch.nn.Parameter] = {}
+    hidden, cuts = torch.empty(0), []
+    for number, span in enumerate(spans(plan)):
+        model, own = node(folder, span, task, values, computation.packed, LORA)
+        parameters |= own
+        if number:
+            rows = computation.rows(hidden.detach(), lengths)
+            received = computation.hidden(rows.clone(), lengths).requires_grad_()
+            cuts.append((hidden, received))
+            hidden = received
+        else:
+            hidden = model.embed(computation.tokens(whole), sizes)
+        hidden = model.blocks(hidden, sizes, span.first, span.last)
+    loss = computation.loss(model, hidden, lengths, packed_labels, None, None)
+    loss.backward()  # type: ignore[no-untyped-call]
+    for output, received in reversed(cuts):
+        assert received.grad is not None
+        gradient = computation.hidden(computation.rows(received.grad, lengths), lengths)
+        if output.requires_grad:
+            output.backward(gradient)  # type: ignore[no-untyped-call]
+    score = computation.score(model, hidden, lengths, packed_labels)
+    return (
+        loss.detach(),
+        {name: p.grad for name, p in parameters.items() if p.grad is not None},
+        score,
+    )
+
+
+@pytest.mark.parametrize("plan", PLANS, ids=plan_name)
+@pytest.mark.parametrize(("kind", "task"), CASES)
+def test_loss_gradients_and_score_equal_the_reference_to_rounding(
+    kind: str, task: Task, plan: SplitPlan
+) -> None:
+    for lengths in (FULL, PADDED):
+        loss, gradients, score = step(kind, task, plan, lengths, "lean")
+        wanted_loss, wanted = reference(kind, task, lengths)
+        assert float(loss) == pytest.approx(float(wanted_loss), rel=1e-5)
+        assert gradients.keys() == wanted.keys()
+        scale = max(float(g.norm()) for g in wanted.values())
+        for name, gradient in wanted.items():
+            assert float((gradients[name] - gradient).norm()) < 1e-5 * scale, name
+        *_, wanted_score = step(kind, task, plan, lengths, "reference")
+        assert score.loss_sum == pytest.approx(wanted_score.loss_sum, rel=1e-5)
+        assert score.num_targets == wanted_score.num_targets
+        assert score.num_correct == wanted_score.num_correct
+        assert score.num_examples == wanted_score.num_examples
+
+
+@pytest.mark.parametrize("kind", ["llama", "gpt2", "gemma2"])
+def test_pieces_do_not_change_the_loss(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    plan = PLANS[1]
+    whole = step(kind, "causal_lm", plan, RAGGED, "lean")
+    sizes = []
+    real = SpanModel.logits
+    monkeypatch.setattr(lean, "_pieces", lambda model, n: [slice(i, i + 3) for i in range(0, n, 3)])
+    monkeypatch.setattr(
+        SpanModel, "logits", lambda self, rows: sizes.append(len(rows)) or real(self, rows)
+    )
+    loss, gradients, score = step(kind, "causal_lm", plan, RAGGED, "lean")
+    assert max(sizes) == 3 and len(sizes) > 2
+    assert float(loss) == pytest.approx(float(whole[0]), rel=1e-6)
+    for name, gradient in whole[1].items():
+        torch.testing.assert_close(gradients[name], gradient, rtol=1e-5, atol=1e-7)
+    assert score.loss_sum == pytest.approx(whole[2].loss_sum)
+    assert (score.num_correct, score.num_targets) == (whole[2].num_correct, whole[2].num_targets)
+
+
+def test_only_scored_positions_meet_the_head(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen = []
+    real = SpanModel.logits
+    monkeypatch.setattr(
+        SpanModel, "logits", lambda self, rows: seen.append(len(rows)) or real(self, rows)
+    )
+    step("llama", "causal_lm", PLANS[1], PADDED, "lean")
+    _, _, labels = batch(PADDED, "causal_lm")
+    scored = int((labels[:, 1:] != -100).sum())
+    assert seen == [scored, scored]  # the loss, and the score
+    assert scored < sum(PADDED)
+
+
+def test_a_batch_without_targets_has_no_loss_and_no_gradient() -> None:
+    folder = opened("llama")
+    values = busy_values(manifest_of(folder, "causal_lm", LORA))
+    span = Span(0, folder.num_layers, embedding=True, head=True)
+    model, _ = node(folder, span, "causal_lm", values, True, LORA)
+    hidden = torch.randn(1, 5, folder.hidden_size, requires_grad=True)
+    labels = np.full(5, -100, np.int32)
+    loss = LEAN.loss(model, hidden, (3, 2), labels, None, None)
+    loss.backward()  # type: ignore[no-untyped-call]
+    assert float(loss.detach()) == 0.0 and hidden.grad is not None and not bool(hidden.grad.any())
+
+
+@pytest.mark.parametrize(
+    ("changes", "expected"),
+    [
+        ({}, "lean"),
+        ({"codec": {"activation": "none", "gradient": "none"}}, "reference"),
+        ({"codec": {"activation": "zstd", "gradient": "none | rans"}}, "reference"),
+        ({"codec": {"activation": "none", "gradient": "fp16"}}, "lean"),
+        (
+            {
+                "codec": {
+                    "activation": "none",
+                    "gradient": "none",
+                    "schedule": [{"from_round": 2, "gradient": "int8"}],
+                }
+            },
+            "lean",
+        ),
+        (
+            {
+                "codec": {"activation": "none", "gradient": "none"},
+                "devices": [{"name": "a", "codec": {"activation": "int8"}}],
+            },
+            "lean",
+        ),
+        (
+            {
+                "codec": {"activation": "none", "gradient": "none"},
+                "training": {"computation": "lean"},
+            },
+            "lean",
+        ),
+        ({"training": {"computation": "reference"}}, "reference"),
+    ],
+)
+def test_auto_is_the_reference_where_no_codec_changes_a_bit(
+    changes: dict[str, Any], expected: str
+) -> None:
+    content = {"model": {"path": "m"}, "devices": [{"name": "a"}], **changes}
+    assert RunSettings.model_validate(content).computation == expected
