@@ -202,6 +202,8 @@ def plot(path: Path, points: dict[str, dict[str, tuple[float, float]]]) -> None:
     """The frontier of each task: bytes left of fp32 against what they cost."""
     import matplotlib as mpl
 
+    from sfl.codec import PRESETS
+
     mpl.use("svg")
     mpl.rcParams["svg.hashsalt"] = "sfl"
     import matplotlib.pyplot as plt
@@ -215,10 +217,21 @@ def plot(path: Path, points: dict[str, dict[str, tuple[float, float]]]) -> None:
                 100.0 - saved, worse, s=34, color="#0f766e" if ours else "#9a3412", zorder=3
             )
             axis.annotate(
-                name, (100.0 - saved, worse), fontsize=7, xytext=(4, 3), textcoords="offset points"
+                name,
+                (100.0 - saved, worse),
+                fontsize=8 if name in PRESETS else 7,
+                weight="bold" if name in PRESETS else "normal",
+                rotation=0 if name in PRESETS else 25,
+                xytext=(-8, -13) if name in PRESETS else (3, 3),
+                textcoords="offset points",
             )
         axis.axhline(0.0, color="#94a3b8", linewidth=0.8)
         axis.set_xscale("log")
+        if task != "emotion":
+            axis.set_yscale("symlog", linthresh=2.0)
+            marks = [0, 1, 2, 5, 10, 30, 100]
+            axis.set_yticks(marks, [f"{mark}%" for mark in marks])
+            axis.set_ylim(-0.7, 500.0)
         ticks = [1, 2, 3, 5, 10, 25, 50]
         axis.set_xticks(ticks, [f"{tick}%" for tick in ticks])
         axis.minorticks_off()
