@@ -53,7 +53,14 @@ def test_every_shipped_example_is_a_valid_run(name: str) -> None:
         ("devices.b.name=a", ("devices", "stands twice")),
         ("nonsense", ("--set = 'nonsense'", "section.key=value")),
         ("model.task=sequence_classification", ("model.labels", "at least two")),
-        ("devices.a.rank=4", ("rank", "lora.rank (8)")),
+        ("devices.a.rank=4", ("devices.a.rank = 4", "lora.rank (8)", "'flexlora'")),
+        ("devices.b.rank=16", ("devices.b.rank = 16", "at most lora.rank (8)")),
+        ("aggregation.strategy=fedsgd", ("aggregation.strategy = 'fedsgd'", "'fedavg', 'fedprox'")),
+        ("aggregation.strategy=krum", ("strategy = 'krum'", "needs 5", "has 2", "byzantine")),
+        ("aggregation.strategy=median", ("strategy = 'median'", "needs 3 devices")),
+        ("aggregation.mu=0.1", ("aggregation.mu = 0.1", "'fedavg' does not read it", "fedprox")),
+        ("aggregation.trim_fraction=0.5", ("trim_fraction = 0.5", "less than 0.5")),
+        ("aggregation.momentum=1.0", ("momentum = 1.0", "less than 1")),
     ],
 )
 def test_a_wrong_setting_is_named_with_its_value_and_a_fix(
@@ -64,6 +71,21 @@ def test_a_wrong_setting_is_named_with_its_value_and_a_fix(
     assert "\n" not in str(caught.value)
     for word in words:
         assert word in str(caught.value)
+
+
+def test_a_strategy_bounds_ranks_and_devices(tmp_path: Path) -> None:
+    five = MINIMAL + "".join(f'[[devices]]\nname = "{name}"\n' for name in "cde")
+    mixed = load_run(written(tmp_path), ["aggregation.strategy=flexlora", "devices.a.rank=2"])
+    assert (mixed.rank("a"), mixed.rank("b")) == (2, 8)
+    assert (mixed.scaling("a"), mixed.scaling("b")) == (8.0, 2.0)
+    path = written(tmp_path, five)
+    assert load_run(path).min_devices == 4
+    krum = ["aggregation.strategy=multi_krum"]
+    assert load_run(path, krum).min_devices == 5
+    with pytest.raises(ConfigError, match=r"run\.min_devices = 4: multi_krum needs 5 devices"):
+        load_run(path, [*krum, "run.min_devices=4"])
+    with pytest.raises(ConfigError, match=r"aggregation\.selected = 5: at most 4"):
+        load_run(path, [*krum, "aggregation.selected=5"])
 
 
 def test_two_lengths_of_a_round_exclude_each_other(tmp_path: Path) -> None:

@@ -132,6 +132,7 @@ class Reference:
         for step in range(local * (rounds or config.run.rounds)):
             batch = collate([examples[i] for i in sampler.indices(step)], tokenizer.pad_id)
             self.loss(model, batch).backward()
+            self.change_gradients(trained, step)
             if options.max_grad_norm is not None:
                 torch.nn.utils.clip_grad_norm_(trained, options.max_grad_norm)
             optimizer.step()
@@ -147,12 +148,18 @@ class Reference:
         ).loss
         return loss
 
-    def _model(self) -> Any:
+    def change_gradients(self, trained: list[torch.nn.Parameter], step: int) -> None:
+        """What a strategy adds to the loss; nothing here."""
+
+    def start(self) -> tuple[LoraConfig, dict[str, np.ndarray]]:
+        """PEFT's configuration and the values that training begins with."""
         first = self.outcome.folder / "adapters" / "round-0000"
-        lora = LoraConfig.from_pretrained(first)
+        return LoraConfig.from_pretrained(first), load_file(first / "adapter_model.safetensors")
+
+    def _model(self) -> Any:
+        lora, values = self.start()
         lora.inference_mode = False
         model = get_peft_model(load_model(self.config, None), lora)
-        values = load_file(first / "adapter_model.safetensors")
         result = set_peft_model_state_dict(model, {k: torch.tensor(v) for k, v in values.items()})
         assert not result.unexpected_keys
         return model.train()

@@ -7,9 +7,27 @@ from sfl.plan import Span
 PREFIX = "base_model.model."
 
 
+_A, _B = ".lora_A.weight", ".lora_B.weight"
+
+
 def lora_names(module: str) -> tuple[str, str]:
     """Names of A and B over the linear layer `module`."""
-    return f"{PREFIX}{module}.lora_A.weight", f"{PREFIX}{module}.lora_B.weight"
+    return f"{PREFIX}{module}{_A}", f"{PREFIX}{module}{_B}"
+
+
+def is_lora_a(name: str) -> bool:
+    """Whether a parameter is the A of a layer."""
+    return name.endswith(_A)
+
+
+def is_lora_b(name: str) -> bool:
+    """Whether a parameter is the B of a layer."""
+    return name.endswith(_B)
+
+
+def lora_b_of(name: str) -> str:
+    """Name of the B that belongs to an A."""
+    return name.removesuffix(_A) + _B
 
 
 def saved_name(parameter: str) -> str:

@@ -1,11 +1,47 @@
 """Merging the adapters of a round: pure functions of files, numpy only.
 
-A further strategy is one file, and one line in `STRATEGIES`.
+A further strategy is one file, one line in `STRATEGIES` and its name in `AggregationSettings`.
 """
 
-from sfl.aggregation.contribution import Contribution, Strategy, verify
+from collections.abc import Callable
+
+from sfl.aggregation.contribution import Contribution, verify
+from sfl.aggregation.fedadam import FedAdam
 from sfl.aggregation.fedavg import FedAvg
+from sfl.aggregation.fedavgm import FedAvgM
+from sfl.aggregation.fedprox import FedProx
+from sfl.aggregation.fedyogi import FedYogi
+from sfl.aggregation.ffa_lora import FfaLora
+from sfl.aggregation.flexlora import FlexLora
+from sfl.aggregation.krum import Krum
+from sfl.aggregation.median import Median
+from sfl.aggregation.multi_krum import MultiKrum
+from sfl.aggregation.strategy import Strategy
+from sfl.aggregation.trimmed_mean import TrimmedMean
+from sfl.config import AggregationSettings, LoraSettings
 
-STRATEGIES: dict[str, Strategy] = {strategy.name: strategy for strategy in (FedAvg(),)}
+STRATEGIES: dict[str, Callable[[AggregationSettings, LoraSettings], Strategy]] = {
+    "fedavg": lambda options, lora: FedAvg(),
+    "fedprox": lambda options, lora: FedProx(),
+    "fedavgm": lambda options, lora: FedAvgM(options.server_learning_rate or 1.0, options.momentum),
+    "fedadam": lambda options, lora: FedAdam(
+        options.server_learning_rate or 0.01, options.betas, options.tau
+    ),
+    "fedyogi": lambda options, lora: FedYogi(
+        options.server_learning_rate or 0.01, options.betas, options.tau
+    ),
+    "ffa_lora": lambda options, lora: FfaLora(),
+    "flexlora": lambda options, lora: FlexLora(lora.alpha / lora.rank),
+    "median": lambda options, lora: Median(),
+    "trimmed_mean": lambda options, lora: TrimmedMean(options.trim_fraction),
+    "krum": lambda options, lora: Krum(options.byzantine),
+    "multi_krum": lambda options, lora: MultiKrum(options.byzantine, options.selected),
+}
 
-__all__ = ["STRATEGIES", "Contribution", "FedAvg", "Strategy", "verify"]
+
+def make_strategy(options: AggregationSettings, lora: LoraSettings) -> Strategy:
+    """The strategy of a run's settings, remembering nothing yet."""
+    return STRATEGIES[options.strategy](options, lora)
+
+
+__all__ = ["STRATEGIES", "Contribution", "Strategy", "make_strategy", "verify"]

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -15,33 +15,38 @@ from safetensors import SafetensorError, safe_open
 from sfl.errors import ProtocolError
 
 Array = npt.NDArray[Any]
+Shapes = Mapping[str, tuple[int, ...]]
 
 
 @dataclass(frozen=True, slots=True)
 class Contribution:
-    """The files of one device's adapter: its own part, its edge's part, together complete."""
+    """The files of one device's adapter: its own part, its edge's part, together complete.
+
+    `rank` is the device's own (None: the global adapter's), `scaling` what its B A are multiplied
+    by.
+    """
 
     device: str
     num_examples: int
     files: tuple[Path, ...]
+    rank: int | None = None
+    scaling: float = 1.0
 
-    def tensors(self, current: Mapping[str, Array]) -> Iterator[tuple[str, Array]]:
-        """Every tensor of `current`, sorted by name, one in memory at a time.
+    def tensors(self, shapes: Shapes) -> Iterator[tuple[str, Array]]:
+        """Every tensor of `shapes`, sorted by name, one in memory at a time.
 
-        Raises ProtocolError, naming the device, unless the files together hold exactly the names,
-        shapes and types of `current`, all values finite.
+        Raises ProtocolError, naming the device, unless the files together hold exactly these names,
+        in these shapes and float32, all values finite.
         """
         if self.num_examples < 1:
             raise self._error(f"num_examples is {self.num_examples}")
         try:
             with ExitStack() as opened:
                 holders = self._holders(opened)
-                self._check(holders, current)
-                for name in sorted(current):
-                    values = holders[name].get_tensor(name)
-                    if not np.isfinite(values).all():
-                        raise self._error(f"{name} holds NaN or infinite values")
-                    yield name, values
+                self._check(holders, shapes)
+                for name in sorted(shapes):
+                    # In no variable: it would live on while others are read in step.
+                    yield name, self._finite(name, holders[name].get_tensor(name))
         except SafetensorError as error:
             raise self._error(f"not a valid safetensors file: {error}") from None
 
@@ -56,44 +61,50 @@ class Contribution:
                 holders[name] = file
         return holders
 
-    def _check(self, holders: Mapping[str, Any], current: Mapping[str, Array]) -> None:
+    def _check(self, holders: Mapping[str, Any], shapes: Shapes) -> None:
         """Names, shapes and types, from the files' headers."""
         for problem, names in (
-            ("is missing", current.keys() - holders.keys()),
-            ("is unknown", holders.keys() - current.keys()),
+            ("is missing", shapes.keys() - holders.keys()),
+            ("is unknown", holders.keys() - shapes.keys()),
         ):
             if names:
                 first, count = min(names), len(names) - 1
                 raise self._error(f"{first} {problem}" + (f", and {count} more" if count else ""))
-        for name, expected in current.items():
+        for name, expected in shapes.items():
             entry = holders[name].get_slice(name)
             shape = tuple(entry.get_shape())
-            if shape != expected.shape:
-                raise self._error(f"{name} is {list(shape)}, not {list(expected.shape)}")
+            if shape != expected:
+                raise self._error(f"{name} is {list(shape)}, not {list(expected)}")
             if entry.get_dtype() != "F32":
                 raise self._error(f"{name} is {entry.get_dtype()}, not F32")
+
+    def _finite(self, name: str, values: Array) -> Array:
+        if not np.isfinite(values).all():
+            raise self._error(f"{name} holds NaN or infinite values")
+        return values
 
     def _error(self, problem: str) -> ProtocolError:
         return ProtocolError(f"adapter of device {self.device}: {problem}")
 
 
-class Strategy(Protocol):
-    """How the adapters of a round become the next global one."""
-
-    @property
-    def name(self) -> str:
-        """Name in settings."""
-
-    def aggregate(
-        self, contributions: Sequence[Contribution], current: Mapping[str, Array]
-    ) -> dict[str, Array]:
-        """The next adapter, of the names and shapes of `current`, whatever the order of arrival.
-
-        Raises ProtocolError where a contribution is not complete.
-        """
+def ordered(contributions: Sequence[Contribution]) -> list[Contribution]:
+    """By device name, so that sums do not depend on the order of arrival."""
+    result = sorted(contributions, key=lambda contribution: contribution.device)
+    names = [contribution.device for contribution in result]
+    assert names and len(set(names)) == len(names), f"one contribution a device: {names}"
+    return result
 
 
-def verify(contribution: Contribution, current: Mapping[str, Array]) -> None:
+def in_step(
+    contributions: Sequence[Contribution], shapes: Sequence[Shapes]
+) -> Iterator[tuple[str, list[Array]]]:
+    """Each tensor by name, as every device has it: one tensor of each in memory at a time."""
+    streams = [one.tensors(own) for one, own in zip(contributions, shapes, strict=True)]
+    for row in zip(*streams, strict=True):
+        yield row[0][0], [values for _, values in row]
+
+
+def verify(contribution: Contribution, shapes: Shapes) -> None:
     """Raise ProtocolError unless the contribution is complete and finite; for when it arrives."""
-    for _ in contribution.tensors(current):
+    for _ in contribution.tensors(shapes):
         pass

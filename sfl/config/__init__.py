@@ -7,6 +7,7 @@
 from sfl.config.load import dump_toml, load_device, load_edge, load_run, with_overrides
 from sfl.config.node import CloudNode, DeviceConfig, EdgeConfig, LocalDevice, MetricsSettings
 from sfl.config.run import (
+    AggregationSettings,
     CodecSettings,
     DataSettings,
     DeviceEntry,
@@ -20,6 +21,7 @@ from sfl.config.run import (
 )
 
 __all__ = [
+    "AggregationSettings",
     "CloudNode",
     "CodecSettings",
     "DataSettings",

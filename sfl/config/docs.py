@@ -11,6 +11,7 @@ from pydantic_core import PydanticUndefined
 
 from sfl.config.node import CloudNode, DeviceConfig, EdgeConfig, MetricsSettings
 from sfl.config.run import (
+    AggregationSettings,
     CodecChange,
     CodecSettings,
     DataSettings,
@@ -53,6 +54,7 @@ SECTIONS: tuple[tuple[str, type[BaseModel]], ...] = (
     ("[model]", ModelSettings),
     ("[lora]", LoraSettings),
     ("[training]", TrainingSettings),
+    ("[aggregation]", AggregationSettings),
     ("[codec]", CodecSettings),
     ("[[codec.schedule]]", ScheduledCodec),
     ("[data]", DataSettings),

@@ -133,7 +133,10 @@ def _as_config_error(kind: type[BaseModel], error: ValidationError, prefix: str)
 
 def _look_up(value: Any, dotted: str) -> Any:
     for part in dotted.split("."):
-        value = value.get(part) if isinstance(value, Mapping) else None
+        if isinstance(value, list):
+            value = next((entry for entry in value if entry.get("name") == part), None)
+        else:
+            value = value.get(part) if isinstance(value, Mapping) else None
     return value
 
 

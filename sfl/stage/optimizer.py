@@ -10,7 +10,7 @@ from collections.abc import Iterable
 
 import torch
 
-from sfl.config import TrainingSettings
+from sfl.config import AggregationSettings, TrainingSettings
 from sfl.errors import ProtocolError
 
 
@@ -31,10 +31,15 @@ class Optimizer:
     """AdamW (1711.05101) whose moments live as long as the session that owns it."""
 
     def __init__(
-        self, parameters: Iterable[torch.nn.Parameter], settings: TrainingSettings
+        self,
+        parameters: Iterable[torch.nn.Parameter],
+        settings: TrainingSettings,
+        aggregation: AggregationSettings,
     ) -> None:
         self._settings = settings
+        self._aggregation = aggregation
         self._parameters = list(parameters)
+        self._global: list[torch.Tensor] = []
         self._adamw = None
         if self._parameters:
             self._adamw = torch.optim.AdamW(
@@ -44,6 +49,26 @@ class Optimizer:
                 eps=settings.eps,
                 weight_decay=settings.weight_decay,
             )
+
+    def begin_round(self) -> None:
+        """The parameters hold the round's global adapter now."""
+        if self._aggregation.proximal:
+            self._global = [p.detach().clone() for p in self._parameters]
+        if self._aggregation.changes_basis and self._adamw is not None:
+            # Moments belong to components that the adapter no longer has.
+            self._adamw.state.clear()
+
+    def pull(self) -> None:
+        """Add the proximal term's gradient, `mu (w - w_global)` (FedProx, 1812.06127, eq. 2).
+
+        Elementwise, and before clipping: it is part of what is minimised.
+        """
+        if not self._global:
+            return
+        mu = self._aggregation.proximal
+        for parameter, anchor in zip(self._parameters, self._global, strict=True):
+            if parameter.grad is not None:
+                parameter.grad.add_(parameter.detach() - anchor, alpha=mu)
 
     def squared_norm(self) -> float:
         """Squared L2 norm of this side's gradients, in float64."""

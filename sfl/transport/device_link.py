@@ -128,6 +128,7 @@ class DeviceLink:
         self._cut: Cut | None = None
         self._updates: UpdateSender | None = None
         self._held: Values = {}
+        self._scaling = 0.0
         self._shaper: Shaper | None = None
         self._call: Any = None
 
@@ -157,6 +158,7 @@ class DeviceLink:
             raise ProtocolError(f"{self._peer}: a welcome was due")
         settings = RunSettings.model_validate_json(welcome.settings)
         self._shaper = shaper(settings.device(self._device).link, "up")
+        self._scaling = settings.scaling(self._device)
         self._cut = Cut(
             "device", self._device, settings.run.seed, welcome.compiled_codec, cache_dir
         )
@@ -202,6 +204,7 @@ class DeviceLink:
                 final_step=outcome.num_steps,
                 device=self._device,
                 side="device",
+                scaling=self._scaling,
             )
             for frame in adapter_frames(header, self._update(header, outcome.values)):
                 self._post(edge_pb2.DeviceMessage(adapter=frame))

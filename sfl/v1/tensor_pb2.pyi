@@ -88,20 +88,22 @@ class TensorFrame(_message.Message):
     def __init__(self, header: _Optional[_Union[TensorHeader, _Mapping]] = ..., data: _Optional[bytes] = ..., last: _Optional[bool] = ..., kind: _Optional[_Union[TensorKind, str]] = ...) -> None: ...
 
 class AdapterHeader(_message.Message):
-    __slots__ = ("round", "final_step", "device", "side", "num_bytes", "codec")
+    __slots__ = ("round", "final_step", "device", "side", "num_bytes", "codec", "scaling")
     ROUND_FIELD_NUMBER: _ClassVar[int]
     FINAL_STEP_FIELD_NUMBER: _ClassVar[int]
     DEVICE_FIELD_NUMBER: _ClassVar[int]
     SIDE_FIELD_NUMBER: _ClassVar[int]
     NUM_BYTES_FIELD_NUMBER: _ClassVar[int]
     CODEC_FIELD_NUMBER: _ClassVar[int]
+    SCALING_FIELD_NUMBER: _ClassVar[int]
     round: int
     final_step: int
     device: str
     side: str
     num_bytes: int
     codec: str
-    def __init__(self, round: _Optional[int] = ..., final_step: _Optional[int] = ..., device: _Optional[str] = ..., side: _Optional[str] = ..., num_bytes: _Optional[int] = ..., codec: _Optional[str] = ...) -> None: ...
+    scaling: float
+    def __init__(self, round: _Optional[int] = ..., final_step: _Optional[int] = ..., device: _Optional[str] = ..., side: _Optional[str] = ..., num_bytes: _Optional[int] = ..., codec: _Optional[str] = ..., scaling: _Optional[float] = ...) -> None: ...
 
 class AdapterFrame(_message.Message):
     __slots__ = ("header", "data", "last")

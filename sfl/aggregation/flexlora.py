@@ -1,0 +1,90 @@
+"""FlexLoRA: products are averaged, for devices of unequal ranks (Bai et al., 2402.11505)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import reduce
+from operator import iadd
+
+import numpy as np
+
+from sfl.adapters.names import is_lora_a, is_lora_b, lora_b_of
+from sfl.adapters.rank import ProductSum, shapes_at_rank
+from sfl.aggregation.contribution import Array, Contribution, Shapes, ordered
+from sfl.aggregation.strategy import Strategy
+
+
+@dataclass
+class FlexLora(Strategy):
+    """The best rank-R approximation of `sum_k p_k s_k B_k A_k`, `s_k` a device's own scaling.
+
+    Divided by the global `scaling` it becomes balanced factors, components sorted by weight, so
+    that a device of rank r takes the first r of them (`sfl.adapters.rank.truncated`). A component
+    that no device has used keeps the global A's row beside a zero column of B, and so can still be
+    trained. Saved modules take the weighted mean. Memory: two adapters and some factors of one
+    layer, no wider than three times the smaller side of its matrix, whatever the devices.
+    """
+
+    scaling: float
+
+    def shapes(self, contribution: Contribution, current: Mapping[str, Array]) -> Shapes:
+        """The global adapter's at the device's own rank."""
+        if contribution.rank is None:
+            return {name: array.shape for name, array in current.items()}
+        return shapes_at_rank(current, contribution.rank)
+
+    def aggregate(
+        self, contributions: Sequence[Contribution], current: Mapping[str, Array]
+    ) -> dict[str, Array]:
+        """The re-projected adapter. Raises ProtocolError where a contribution is not complete."""
+        devices = ordered(contributions)
+        streams = [one.tensors(self.shapes(one, current)) for one in devices]
+        total = sum(one.num_examples for one in devices)
+        shares = [one.num_examples / total for one in devices]
+        result: dict[str, Array] = {}
+        for name in sorted(current):
+            if is_lora_a(name):
+                weights = [
+                    share * one.scaling / self.scaling
+                    for share, one in zip(shares, devices, strict=True)
+                ]
+                product = _product(name, streams, weights)
+                result[name], result[lora_b_of(name)] = _projected(
+                    product, current[name], current[lora_b_of(name)]
+                )
+            elif not is_lora_b(name):
+                terms = (
+                    one.num_examples * values.astype(np.float64)
+                    for one, values in zip(devices, _each(name, streams), strict=True)
+                )
+                result[name] = (reduce(iadd, terms) / total).astype(np.float32)
+        return result
+
+
+Stream = Iterator[tuple[str, Array]]
+
+
+def _each(name: str, streams: Sequence[Stream]) -> Iterator[Array]:
+    """The tensor called so, which is next in every stream."""
+    for stream in streams:
+        found, values = next(stream)
+        assert found == name
+        yield values
+
+
+def _product(name: str, streams: Sequence[Stream], weights: Sequence[float]) -> ProductSum:
+    """The weighted sum of B A; a layer's B comes right behind its A in the order of names."""
+    product = ProductSum()
+    for stream, weight in zip(streams, weights, strict=True):
+        (a,), (b,) = _each(name, [stream]), _each(lora_b_of(name), [stream])
+        product.add(weight, b, a)
+    return product
+
+
+def _projected(product: ProductSum, a: Array, b: Array) -> tuple[Array, Array]:
+    """(A, B) of the sum, unused components as in the current `a`."""
+    new_b, new_a = product.best(len(a))
+    a, b = a.copy(), np.zeros_like(b)
+    a[: len(new_a)], b[:, : len(new_a)] = new_a, new_b
+    return a, b

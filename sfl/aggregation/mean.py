@@ -1,0 +1,36 @@
+"""The mean over devices, weighted by their examples: what most strategies begin with."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from sfl.aggregation.contribution import Array, Contribution, Shapes, ordered
+
+
+def weighted_mean(contributions: Sequence[Contribution], shapes: Shapes) -> dict[str, Array]:
+    """`sum_k n_k w_k / sum_k n_k` by name: float64 sums in device-name order, divided once.
+
+    Memory is two adapters' worth of sums however many devices there are: each file is opened
+    once and gives one tensor at a time. Raises ProtocolError where a contribution is not complete.
+    """
+    devices = ordered(contributions)
+    sums: dict[str, Array] = {}
+    for contribution in devices:
+        for name, values in contribution.tensors(shapes):
+            term = values.astype(np.float64)
+            term *= contribution.num_examples
+            if name in sums:
+                sums[name] += term
+            else:
+                sums[name] = term  # not 0 + term: that loses the sign of -0.0
+    total = sum(contribution.num_examples for contribution in devices)
+    for name in sorted(sums):
+        sums[name] /= total
+    return sums
+
+
+def in_float32(values: dict[str, Array]) -> dict[str, Array]:
+    """The values rounded, sorted by name; empties `values`, so that nothing lies there twice."""
+    return {name: values.pop(name).astype(np.float32) for name in sorted(values)}

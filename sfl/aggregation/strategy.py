@@ -1,0 +1,33 @@
+"""What a rule that merges adapters has to offer."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+from sfl.aggregation.contribution import Array, Contribution, Shapes
+
+
+@dataclass
+class Strategy(ABC):
+    """How the adapters of a round become the next global one.
+
+    `state` is all that it remembers between rounds: arrays by name, which may be saved and put
+    back.
+    """
+
+    state: dict[str, Array] = field(default_factory=dict, kw_only=True)
+
+    def shapes(self, contribution: Contribution, current: Mapping[str, Array]) -> Shapes:
+        """What a device has to send, names and shapes; here the same as the global adapter."""
+        return {name: array.shape for name, array in current.items()}
+
+    @abstractmethod
+    def aggregate(
+        self, contributions: Sequence[Contribution], current: Mapping[str, Array]
+    ) -> dict[str, Array]:
+        """The next adapter in float32: `current`'s names and shapes, whatever the order of arrival.
+
+        Raises ProtocolError where a contribution is not complete.
+        """
