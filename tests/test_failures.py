@@ -635,6 +635,7 @@ def test_help_is_everywhere() -> None:
         ["generate"],
         ["export"],
         ["init"],
+        ["doctor"],
         ["config"],
         ["config", "show"],
     ):

@@ -7,8 +7,8 @@ GPT-2 124M, a Llama of hidden size 768, BERT base and stories260k, 1 to 6 blocks
 six steps each, with and without dropout. Totals were foretold 0 to 9 % too high, most of them
 below 6 %. Two `sfl device` processes on stories260k (cut_layer 1 and 4, 4 x 128 tokens) took 419
 and 434 MB, against 421 and 438 MB. Under `sfl run` a device is forked from a process that has
-imported everything, and takes about 60 MB less. `training.computation = "lean"` keeps less than this
-where batches are padded; the estimate is of `reference`.
+imported everything, and takes about 60 MB less. The estimate is of `computation = "reference"`;
+`lean` keeps less where batches are padded.
 """
 
 from __future__ import annotations
