@@ -12,7 +12,7 @@ import time
 from collections.abc import Mapping
 from functools import singledispatchmethod
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import grpc.aio
 
@@ -22,11 +22,12 @@ from sfl.adapters.initial import initial_adapter
 from sfl.adapters.manifest import AdapterManifest
 from sfl.aggregation import STRATEGIES, Contribution, verify
 from sfl.aggregation.contribution import Array
-from sfl.config import RunConfig
+from sfl.config import EdgeConfig, LocalDevice, RunConfig
+from sfl.config.node import Dtype, Quantised
 from sfl.errors import ProtocolError, RunFailed, SflError
 from sfl.files import write_atomic
 from sfl.metrics.prometheus import NodeCollector, serve
-from sfl.metrics.snapshot import NodeSnapshot
+from sfl.metrics.snapshot import NodeKind, NodeSnapshot
 from sfl.metrics.stats import NodeStats
 from sfl.rounds import (
     AdapterReady,
@@ -293,6 +294,9 @@ class CloudAggregator:
             self.manifest = manifest
             given = decode_adapter(ready.given)
             self.adapter = initial_adapter(manifest, self.config.run.seed, given)
+        if edge == self.config.edge.name or self.manifest is None:
+            own = self.config.edge.model_copy(update=self._base(self.config.edge, "edge", edge))
+            self._take_effect(self.config.model_copy(update={"edge": own}))
             self._save("adapters/round-0000")
         elif manifest.parameters != self.manifest.parameters:
             raise ProtocolError(f"edge {edge} has another model than the first edge")
@@ -302,6 +306,24 @@ class CloudAggregator:
         """An edge's stream is closed."""
         if not self._over.done():
             self._happened(EdgeLost(edge, reason))
+
+    def _base(self, own: EdgeConfig | LocalDevice, kind: NodeKind, name: str) -> dict[str, str]:
+        """What the node `name` does with its base, as far as the settings say something else."""
+        snapshot = self.records.snapshot(kind, name)
+        said = {"dtype": own.dtype or self.config.model.dtype, "quantised": own.quantised}
+        found = {"dtype": snapshot.dtype, "quantised": snapshot.quantised}
+        allowed = {"dtype": get_args(Dtype), "quantised": get_args(Quantised)}
+        return {
+            field: value
+            for field, value in found.items()
+            if value != said[field] and value in allowed[field]
+        }
+
+    def _take_effect(self, config: RunConfig) -> None:
+        """Write the effective settings again where a node's report changed them."""
+        if config != self.config:
+            self.config = self.records.config = config
+            write_effective(config, self.folder)
 
     def edge_failed(self, edge: str, reason: str) -> None:
         """An edge can't go on: neither can the run."""
@@ -318,6 +340,14 @@ class CloudAggregator:
 
     def device_left(self, device: str, reason: str) -> None:
         """A device's stream is closed."""
+        self.records.heard(NodeSnapshot.from_json(ready.snapshot).seen(device, time.time()))
+        entries = tuple(
+            entry.model_copy(update=self._base(entry, "device", device))
+            if entry.name == device
+            else entry
+            for entry in self.config.devices
+        )
+        self._take_effect(self.config.model_copy(update={"devices": entries}))
         self._happened(DeviceLost(device, reason))
 
     def update_received(self, header: tensor_pb2.AdapterHeader) -> None:

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from sfl.config import RunConfig, dump_toml
 from sfl.files import write_atomic
-from sfl.metrics.snapshot import NodeSnapshot
+from sfl.metrics.snapshot import NodeKind, NodeSnapshot
 from sfl.metrics.timeline import spans_from_json
 from sfl.report.html import write_report
 from sfl.report.records import NodeRecord, Record, RecordFile, RoundRecord
@@ -63,6 +63,10 @@ class RunRecords:
     def heard(self, snapshot: NodeSnapshot) -> None:
         """Keep a node's latest statistics."""
         self._snapshots[snapshot.kind, snapshot.name] = snapshot
+
+    def snapshot(self, kind: NodeKind, name: str) -> NodeSnapshot:
+        """A node's latest statistics."""
+        return self._snapshots.get((kind, name), NodeSnapshot(name, kind))
 
     def device_ready(self, device: str, ready: edge_pb2.DeviceReady) -> None:
         """Note what a device brings."""

@@ -6,6 +6,8 @@ import contextlib
 import logging
 import time
 
+import torch
+
 from sfl.config import DeviceConfig
 from sfl.data import Dataset, load_tokenizer, prepare
 from sfl.errors import LinkLost, Refused
@@ -13,6 +15,7 @@ from sfl.metrics.prometheus import NodeCollector, serve
 from sfl.metrics.stats import NodeStats
 from sfl.models.folder import ModelFolder, open_model
 from sfl.plan import SplitPlan
+from sfl.stage.base import settle
 from sfl.stage.device import DeviceStage
 from sfl.stage.trainer import Trainer
 from sfl.transport.device_link import DeviceLink, Joined
@@ -65,6 +68,8 @@ class DeviceAgent:
     def _load(self, link: DeviceLink, joined: Joined) -> tuple[Trainer, Dataset]:
         """This device's span, tokenizer and data; moments start afresh with every joining."""
         settings, name = joined.settings, self.config.name
+        form = settle(self.config, settings.model, torch.get_num_threads())
+        self.stats.dtype, self.stats.quantised = form.dtype, form.quantised
         folder = self._folder(link)
         tokenizer = load_tokenizer(folder.path)
         dataset = prepare(self.config, name, settings, tokenizer)
@@ -79,7 +84,7 @@ class DeviceAgent:
                 "cut_layer 0: this device has nothing to train, and the embeddings it sends "
                 "reveal its tokens to the edge"
             )
-        stage = DeviceStage(name, plan, folder, settings)
+        stage = DeviceStage(name, plan, folder, settings, form)
         log.info("%d examples, %d held out", len(dataset.train), len(dataset.eval))
         trainer = Trainer(name, stage, dataset, tokenizer.pad_id, settings, link, self.stats)
         return trainer, dataset

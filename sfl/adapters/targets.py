@@ -11,6 +11,7 @@ from transformers.pytorch_utils import Conv1D
 
 from sfl.errors import ConfigError
 from sfl.models.family import Layout
+from sfl.models.quantised import QuantisedLinear
 
 FIELD = "lora.target_modules"
 
@@ -76,7 +77,7 @@ def _matches(name: str, ends: Sequence[str]) -> bool:
 
 
 def _target(name: str, module: nn.Module) -> Target | None:
-    if isinstance(module, nn.Linear):
+    if isinstance(module, nn.Linear | QuantisedLinear):
         return Target(name, module, module.in_features, module.out_features)
     if isinstance(module, Conv1D):
         num_inputs, num_outputs = module.weight.shape

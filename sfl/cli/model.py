@@ -122,7 +122,9 @@ def load_model(config: RunConfig, adapter: Path | None) -> Any:
     disable_progress_bar()
     # PEFT asks transformers by an old name; nothing a user could mend.
     warnings.filterwarnings("ignore", category=FutureWarning, module="transformers")
-    kwargs: dict[str, Any] = {"dtype": getattr(torch, config.model.dtype)}
+    kwargs: dict[str, Any] = {
+        "dtype": torch.bfloat16 if config.model.dtype == "bfloat16" else torch.float32
+    }
     loader = AutoModelForCausalLM
     if config.model.task == "sequence_classification":
         loader = AutoModelForSequenceClassification

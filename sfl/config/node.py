@@ -1,5 +1,5 @@
 """What is local to one node: addresses, data, limits. Nothing here changes a run's arithmetic
-but `threads`, which the effective config fixes before the first step."""
+but `threads`, `dtype` and `quantised`, which the effective config fixes before the first step."""
 
 from __future__ import annotations
 
@@ -11,6 +11,8 @@ from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt
 from sfl.config.base import Section
 
 Threads = PositiveInt | Literal["auto"]
+Dtype = Literal["float32", "bfloat16", "autocast", "auto"]
+Quantised = Literal["none", "nf4", "int8"]
 
 
 class MetricsSettings(Section):
@@ -46,6 +48,18 @@ class EdgeConfig(Section):
     """Model folder or hub name on this machine; the run's `model.path` where it is not given."""
     threads: Threads = "auto"
     """Torch threads of the compute thread; `auto`: all cores. Changes bits, so it is recorded."""
+    dtype: Dtype | None = None
+    """Precision of this node, where it is not the run's `model.dtype`."""
+    quantised: Quantised = "none"
+    """Hold the frozen linear layers of this node's blocks in `nf4` (4.5 bits a weight) or `int8`;
+    slower on a CPU, and it needs the extra `quantised` (docs/precision.md)."""
+    order: Literal["first_come", "longest_tail", "fair_share"] = "first_come"
+    """Which waiting device the edge serves next: the first to come, the one that has most left to do
+    itself, or the one served least. Changes no bit of the result."""
+    batch_devices: PositiveInt = 1
+    """Compute waiting jobs of up to so many devices with the same cut as one batch, each row with
+    its own device's LoRA. What is waiting depends on timing, so more than 1 gives up repeating a
+    run bit for bit; with computation `lean` and without dropout only."""
     connect_timeout: PositiveFloat = 60.0
     """Seconds to go on trying to reach the cloud; 15 under `sfl run`, unless given."""
     metrics: MetricsSettings = MetricsSettings()
@@ -65,6 +79,11 @@ class LocalDevice(Section):
     """Where weights and the tokenizer received from an edge are kept, by content hash."""
     threads: Threads = "auto"
     """Torch threads; `auto`: the machine's cores, shared out under `sfl run`."""
+    dtype: Dtype | None = None
+    """Precision of this node, where it is not the run's `model.dtype`."""
+    quantised: Quantised = "none"
+    """Hold the frozen linear layers of this node's blocks in `nf4` (4.5 bits a weight) or `int8`;
+    slower on a CPU, and it needs the extra `quantised` (docs/precision.md)."""
     connect_timeout: PositiveFloat = 60.0
     """Seconds to go on trying to reach the edge; 15 under `sfl run`, unless given."""
     metrics: MetricsSettings = MetricsSettings(enabled=False)

@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 import time
 from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 
 from sfl.config import RunConfig
 from sfl.errors import ConfigError, RunFailed, SflError
+from sfl.extras import require_bitsandbytes
 from sfl.launch.child import prepare_nursery
 from sfl.launch.node import Node, cloud_node, device_node, edge_node
 from sfl.models.folder import ModelFolder, check_length, open_model
 from sfl.plan import SplitPlan
-from sfl.process import cores
+from sfl.process import cores, quiet_environment
 from sfl.report.status import RunStatus
 from sfl.runs import open_run_folder
 
@@ -57,16 +61,34 @@ def resolved(config: RunConfig) -> RunConfig:
     edge_changes: dict[str, object] = {} if _given(config.edge) else dict(quick)
     if config.edge.threads == "auto":
         edge_changes["threads"] = cores()
+    if (config.edge.dtype or config.model.dtype) == "auto":
+        edge_changes["dtype"] = _fastest_dtype(edge_changes.get("threads", config.edge.threads))
     devices = []
     for entry in config.devices:
         changes: dict[str, object] = {} if _given(entry) else dict(quick)
         if entry.threads == "auto":
             changes["threads"] = max(1, cores() // len(config.devices))
+        if (entry.dtype or config.model.dtype) == "auto":
+            changes["dtype"] = _fastest_dtype(changes.get("threads", entry.threads))
         if entry.model is None:
             changes["model"] = config.model.path
         devices.append(entry.model_copy(update=changes))
     edge = config.edge.model_copy(update=edge_changes)
     return config.model_copy(update={"edge": edge, "devices": tuple(devices)})
+
+
+@cache
+def _fastest_dtype(threads: object) -> str:
+    """What `auto` comes to here, measured before anything else runs. Raises RunFailed.
+
+    In a process of its own: this one never loads torch.
+    """
+    quiet_environment()
+    command = [sys.executable, "-m", "sfl.stage.base", str(threads)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    if done.returncode != 0:
+        raise RunFailed(f"dtype auto could not be measured: {done.stderr.strip()[-300:]}")
+    return done.stdout.strip()
 
 
 def _given(settings: object) -> bool:
@@ -84,11 +106,13 @@ def bounded(config: RunConfig, context_length: int) -> RunConfig:
 
 
 def check(config: RunConfig, folder: ModelFolder) -> None:
-    """What can be known before anything starts: every cut fits the model, every device has data.
+    """What can be known before anything starts: every cut fits the model, every device has data,
+    and what settings need is installed.
 
     Raises ConfigError.
     """
     folder.check_task(config.model.task)
+    require_bitsandbytes("edge.quantised", config.edge.quantised)
     for entry in config.devices:
         try:
             SplitPlan(folder.num_layers, entry.cut_layer, entry.tail_layers, config.run.topology)
@@ -96,6 +120,7 @@ def check(config: RunConfig, folder: ModelFolder) -> None:
             raise ConfigError(
                 f"devices.{entry.name}.{error.field}", error.value, error.problem, error.fix
             ) from None
+        require_bitsandbytes(f"devices.{entry.name}.quantised", entry.quantised)
         source = entry.train or config.data.train
         if source is None:
             raise ConfigError(

@@ -24,6 +24,7 @@ BUCKETS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.
 """Upper bounds of the phase histograms, in seconds; a last bucket holds what is longer."""
 
 _LONGEST_NAME = 128
+_LONGEST_WORD = 16
 K = TypeVar("K", bound=str)
 
 
@@ -81,6 +82,7 @@ class NodeSnapshot:
 
     Times are Unix seconds, sizes bytes. `step` of `steps` is the progress in `round`;
     `steps_total` and `tokens` run on over rounds. `seen_at` is when another node received it.
+    `dtype` and `quantised` are what the node settled on for its base; empty before, and in a cloud.
     """
 
     name: str
@@ -102,6 +104,8 @@ class NodeSnapshot:
     resident_bytes: int = 0
     peak_resident_bytes: int = 0
     accelerator_bytes: int = 0
+    dtype: str = ""
+    quantised: str = ""
     bytes: ByteTotals = field(default_factory=ByteTotals)
     phases: Mapping[Phase, PhaseTotals] = field(default_factory=dict)
 
@@ -196,6 +200,12 @@ def _name(value: Any) -> str:
     return value
 
 
+def _word(value: Any) -> str:
+    if not isinstance(value, str) or len(value) > _LONGEST_WORD:
+        raise ValueError(f"{value!r:.40} is no word")
+    return value
+
+
 def _kind(value: Any) -> NodeKind:
     if value not in KINDS:
         raise ValueError(f"a node's kind is one of {', '.join(KINDS)}")
@@ -249,5 +259,7 @@ _PLAIN: dict[str, Callable[[Any], Any]] = {
     "resident_bytes": _count,
     "peak_resident_bytes": _count,
     "accelerator_bytes": _count,
+    "dtype": _word,
+    "quantised": _word,
 }
 """How each plain field is read from a peer's JSON."""

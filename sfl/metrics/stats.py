@@ -184,6 +184,8 @@ class NodeStats:
         self.queue_depth = 0
         self.connected = 0
         self.faults = 0
+        self.dtype = ""
+        self.quantised = ""
         self.bytes = ByteCount()
         self.phases = PhaseTimes()
         self._clock = clock
@@ -233,6 +235,8 @@ class NodeStats:
             resident_bytes=memory.resident,
             peak_resident_bytes=memory.peak_resident,
             accelerator_bytes=memory.accelerator,
+            dtype=self.dtype,
+            quantised=self.quantised,
             bytes=self.bytes.snapshot(),
             phases=self.phases.snapshot(),
         )

@@ -98,7 +98,8 @@ class ByteSummary:
 class DeviceSummary:
     """One device over the whole run; losses and accuracy are its last ones, `*_before` its first.
 
-    `rounds` counts those that its part was taken into; `phases` are seconds by phase.
+    `rounds` counts those that its part was taken into; `phases` are seconds by phase; `dtype` and
+    `quantised` are what it settled on for its base.
     """
 
     name: str
@@ -120,6 +121,8 @@ class DeviceSummary:
     tokens_per_second: float
     phases: Mapping[str, float]
     traffic: ByteSummary
+    dtype: str = ""
+    quantised: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -131,6 +134,8 @@ class ServerSummary:
     accelerator_bytes: int
     phases: Mapping[str, float]
     traffic: ByteSummary
+    dtype: str = ""
+    quantised: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -354,6 +359,8 @@ def _device(
         tokens_per_second=tokens / seconds if seconds > 0 else 0.0,
         phases=_phase_seconds(node),
         traffic=ByteSummary.of(node.bytes),
+        dtype=node.dtype,
+        quantised=node.quantised,
     )
 
 
@@ -364,6 +371,8 @@ def _server(node: NodeSnapshot) -> ServerSummary:
         node.accelerator_bytes,
         _phase_seconds(node),
         ByteSummary.of(node.bytes),
+        node.dtype,
+        node.quantised,
     )
 
 

@@ -1,0 +1,18 @@
+"""Packages that only an extra brings, asked for by name where a setting needs one."""
+
+from __future__ import annotations
+
+import importlib.util
+
+from sfl.errors import ConfigError
+
+
+def require_bitsandbytes(field: str, quantised: str) -> None:
+    """Raise ConfigError where `field` asks for a quantised base that nothing here can make."""
+    if quantised != "none" and importlib.util.find_spec("bitsandbytes") is None:
+        raise ConfigError(
+            field,
+            quantised,
+            "bitsandbytes is not installed",
+            "Install it with `pip install 'sfl[quantised]'`, or leave the setting out.",
+        )
