@@ -24,6 +24,7 @@ from sfl.metrics.snapshot import NodeSnapshot
 from sfl.metrics.stats import NodeStats
 from sfl.models.folder import ModelFolder, check_length, open_model
 from sfl.models.span import SpanModel, build_span
+from sfl.orders import ORDERS
 from sfl.plan import Span, SplitPlan
 from sfl.stage.base import settle
 from sfl.stage.computation import COMPUTATIONS
@@ -55,7 +56,9 @@ class EdgeServer:
         self.insecure = insecure
         self.stats = NodeStats(config.name, "edge")
         self.threads = threads
-        self.engine = Engine(threads, self.stats)
+        self.engine = Engine(
+            threads, self.stats, ORDERS[config.order], together=config.batch_devices
+        )
         self.cloud = CloudLink(config.cloud, config.name, self.stats, insecure)
         self.service = EdgeService(self)
         self.settings: RunSettings

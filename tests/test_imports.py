@@ -27,7 +27,7 @@ LEVELS = (
         "sfl.process",
     ),
     ("sfl.config", "sfl.options"),
-    ("sfl.rounds", "sfl.runs"),
+    ("sfl.rounds", "sfl.orders", "sfl.runs"),
     ("sfl.codec", "sfl.models", "sfl.adapters", "sfl.aggregation", "sfl.data", "sfl.metrics"),
     ("sfl.stage", "sfl.report"),
     ("sfl.transport",),
@@ -60,7 +60,7 @@ ROOMS = {
     "rich": ("sfl.cli", "sfl.report"),
     "datasets": ("sfl.data",),
 }
-PURE = ("sfl.errors", "sfl.keys", "sfl.plan", "sfl.config", "sfl.rounds")
+PURE = ("sfl.errors", "sfl.keys", "sfl.plan", "sfl.config", "sfl.rounds", "sfl.orders")
 IMPURE = {"torch", "numpy", "grpc", "time", "random", "socket", "asyncio", "transformers"}
 
 

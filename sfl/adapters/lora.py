@@ -41,10 +41,14 @@ _TASKS: dict[str, Task] = {"CAUSAL_LM": "causal_lm", "SEQ_CLS": "sequence_classi
 
 
 class Active:
-    """Which adapter the next forward uses; shared by all slots of a bank."""
+    """Which adapter the next forward uses; shared by all slots of a bank.
+
+    Where `parts` are given, runs of so many rows of a packed batch use an adapter each.
+    """
 
     def __init__(self) -> None:
         self.adapter: str | None = None
+        self.parts: tuple[tuple[str, int], ...] = ()
 
 
 class Pair(NamedTuple):
@@ -72,9 +76,23 @@ class LoraLinear(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """[..., in] -> [..., out] in the base's dtype; A and B compute in theirs."""
         result: Tensor = self.base_layer(x)
+        if self._active.parts:
+            return self._add_parts(x, result)
         pair = self.pairs.get(self._active.adapter or "")
         if pair is None:
             return result
+        return self._add(x, result, pair)
+
+    def _add_parts(self, x: Tensor, result: Tensor) -> Tensor:
+        """[1, n, in]: each run of rows with its own adapter; without one nothing is added."""
+        counts = [count for _, count in self._active.parts]
+        pairs = [self.pairs.get(name) for name, _ in self._active.parts]
+        runs = zip(torch.split(x, counts, 1), torch.split(result, counts, 1), pairs, strict=True)
+        return torch.cat(
+            [own if pair is None else self._add(rows, own, pair) for rows, own, pair in runs], 1
+        )
+
+    def _add(self, x: Tensor, result: Tensor, pair: Pair) -> Tensor:
         a, b, scaling = pair
         inputs = x if x.dtype == a.dtype else x.to(a.dtype)
         if self.training and self._dropout > 0.0:
@@ -207,6 +225,11 @@ class LoraBank:
     def activate(self, adapter: Adapter | None) -> None:
         """Let the next forwards use `adapter`, or the base alone."""
         self._active.adapter = None if adapter is None else adapter.name
+        self._active.parts = ()
+
+    def activate_parts(self, parts: Sequence[tuple[Adapter, int]]) -> None:
+        """Let runs of so many rows of the next packed forwards use an adapter each."""
+        self._active.parts = tuple((adapter.name, count) for adapter, count in parts)
 
     def remove(self, name: str) -> None:
         """Forget an adapter; graphs in flight keep their tensors."""

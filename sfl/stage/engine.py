@@ -3,37 +3,193 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
-from typing import ParamSpec, TypeVar
+import threading
+import time
+from collections import defaultdict
+from collections.abc import Callable, Hashable, Sequence
+from dataclasses import dataclass
+from typing import Any, ParamSpec, TypeVar
 
 import torch
 
+from sfl.errors import ProtocolError
 from sfl.metrics.stats import NodeStats
+from sfl.orders import ORDERS, Order, Waiting
+from sfl.stage.messages import GradientNorm, TensorMessage
+from sfl.stage.session import Reply, Session, handle_together
 
 P = ParamSpec("P")
 R = TypeVar("R")
 
 
-class Engine:
-    """Runs jobs one after another, in the order they came, never on the event loop."""
+@dataclass(eq=False, slots=True)
+class Work:
+    """A job in the queue, and who waits for it. `task` is a device's, with what orders go by."""
 
-    def __init__(self, threads: int, stats: NodeStats) -> None:
-        # Set on the thread itself: OpenMP keeps the number per calling thread.
-        self._pool = ThreadPoolExecutor(
-            1, "compute", initializer=torch.set_num_threads, initargs=(threads,)
-        )
+    job: Callable[[], Any]
+    future: asyncio.Future[Any]
+    loop: asyncio.AbstractEventLoop
+    number: int
+    task: Task | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Task:
+    """One message for one session; tasks of one `group` may go through the base together."""
+
+    session: Session
+    message: TensorMessage | GradientNorm
+    tail_seconds: float
+    group: Hashable
+
+
+class Engine:
+    """Runs jobs one at a time, never on the event loop; `order` says which device's comes next.
+
+    Up to `together` waiting jobs of one group are computed as one batch. Jobs that are no device's
+    (loading, rounds that begin and end) go first: a device waits for each of its own before it
+    asks for the next, so nothing of one device overtakes.
+    """
+
+    def __init__(
+        self,
+        threads: int,
+        stats: NodeStats,
+        order: Order = ORDERS["first_come"],
+        together: int = 1,
+    ) -> None:
         self._stats = stats
+        self._order = order
+        self._together = together
+        self._queue: list[Work] = []
+        self._served: defaultdict[str, float] = defaultdict(float)
+        self._changed = threading.Condition()
+        self._number = 0
+        self._closed = False
+        self._thread = threading.Thread(
+            target=self._work, args=(threads,), name="compute", daemon=True
+        )
+        self._thread.start()
 
     async def run(self, job: Callable[P, R], *args: P.args, **kwargs: P.kwargs) -> R:
         """Queue a job and wait for its result; what it raises is raised here."""
-        self._stats.queue_depth += 1
-        try:
-            loop = asyncio.get_running_loop()
-            return await loop.run_in_executor(self._pool, lambda: job(*args, **kwargs))
-        finally:
-            self._stats.queue_depth -= 1
+        result: R = await self._put(lambda: job(*args, **kwargs), None)
+        return result
+
+    async def serve(
+        self, session: Session, message: TensorMessage | GradientNorm, tail_seconds: float = 0.0
+    ) -> list[Reply]:
+        """Queue a device's message and wait for the replies."""
+        group = session.group(message) if self._together > 1 else None
+        task = Task(session, message, tail_seconds, group)
+        replies: list[Reply] = await self._put(lambda: session.handle(message), task)
+        return replies
 
     def close(self) -> None:
         """Let the running job end, drop what waits."""
-        self._pool.shutdown(wait=True, cancel_futures=True)
+        with self._changed:
+            self._closed = True
+            for work in self._queue:
+                work.loop.call_soon_threadsafe(work.future.cancel)
+            self._queue.clear()
+            self._changed.notify()
+        self._thread.join()
+
+    async def _put(self, job: Callable[[], Any], task: Task | None) -> Any:
+        loop = asyncio.get_running_loop()
+        future: asyncio.Future[Any] = loop.create_future()
+        with self._changed:
+            if self._closed:
+                raise RuntimeError("the compute thread has ended")
+            self._number += 1
+            self._queue.append(Work(job, future, loop, self._number, task))
+            self._stats.queue_depth = len(self._queue)
+            self._changed.notify()
+        return await future
+
+    # -- on the compute thread ------------------------------------------------------------------
+
+    def _work(self, threads: int) -> None:
+        # Set on the thread itself: OpenMP keeps the number per calling thread.
+        torch.set_num_threads(threads)
+        while True:
+            with self._changed:
+                while not self._still_wanted() and not self._closed:
+                    self._changed.wait()
+                if self._closed:
+                    return
+                chosen = self._choose()
+                self._queue = [work for work in self._queue if work not in chosen]
+                self._stats.queue_depth = len(self._queue) + len(chosen)
+            began = time.perf_counter()
+            self._do(chosen)
+            seconds = (time.perf_counter() - began) / len(chosen)
+            for work in chosen:
+                if work.task is not None:
+                    self._served[work.task.session.device] += seconds
+            self._stats.queue_depth = len(self._queue)
+
+    def _still_wanted(self) -> bool:
+        """Drop the jobs of streams that have ended; whether any is left."""
+        self._queue = [work for work in self._queue if not work.future.cancelled()]
+        return bool(self._queue)
+
+    def _choose(self) -> list[Work]:
+        """The next job, and those that go with it."""
+        for work in self._queue:
+            if work.task is None:
+                return [work]
+        tasks = [work.task for work in self._queue if work.task is not None]
+        waiting = [
+            Waiting(
+                work.number,
+                task.session.device,
+                task.tail_seconds,
+                self._served[task.session.device],
+            )
+            for work, task in zip(self._queue, tasks, strict=True)
+        ]
+        first = self._order.choose(waiting)
+        group = tasks[first].group
+        others = [
+            work
+            for index, (work, task) in enumerate(zip(self._queue, tasks, strict=True))
+            if index != first and group is not None and task.group == group
+        ]
+        return [self._queue[first], *others[: self._together - 1]]
+
+    def _do(self, chosen: Sequence[Work]) -> None:
+        """Run the jobs and hand each its result, or what it raised."""
+        if len(chosen) > 1:
+            tasks = [work.task for work in chosen if work.task is not None]
+            try:
+                results = handle_together([(task.session, task.message) for task in tasks])
+            except Exception as error:  # noqa: BLE001 - raised where each is awaited
+                for work in chosen:
+                    _post(work, None, error)
+                return
+            for work, result in zip(chosen, results, strict=True):
+                if isinstance(result, ProtocolError):
+                    _post(work, None, result)
+                else:
+                    _post(work, result, None)
+            return
+        (work,) = chosen
+        try:
+            result = work.job()
+        except Exception as error:  # noqa: BLE001 - raised where it is awaited
+            _post(work, None, error)
+        else:
+            _post(work, result, None)
+
+
+def _post(work: Work, result: Any, error: Exception | None) -> None:
+    def settle() -> None:
+        if work.future.cancelled():
+            return
+        if error is None:
+            work.future.set_result(result)
+        else:
+            work.future.set_exception(error)
+
+    work.loop.call_soon_threadsafe(settle)

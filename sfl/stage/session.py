@@ -7,7 +7,7 @@ in, messages out.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -105,6 +105,10 @@ class Session(ABC):
             return self._on_norm(message)
         self._check(message)
         return self._handlers()[message.key.purpose, message.kind](message)
+
+    def group(self, message: TensorMessage | GradientNorm) -> Hashable:
+        """What messages must share to go through the base as one batch; None where none may."""
+        return None
 
     @abstractmethod
     def _handlers(self) -> dict[tuple[Purpose, Kind], Callable[[TensorMessage], list[Reply]]]:
@@ -205,6 +209,14 @@ class Session(ABC):
 class VanillaSession(Session):
     """Labels come along: loss, backward and the cut gradient in one round trip."""
 
+    def group(self, message: TensorMessage | GradientNorm) -> Hashable:
+        """Training over the same blocks; dropout is drawn for each device alone."""
+        if isinstance(message, GradientNorm) or message.key.purpose is not Purpose.TRAINING:
+            return None
+        if not self.computation.packed or self.model.drops:
+            return None
+        return self.plan.middle
+
     def _handlers(self) -> dict[tuple[Purpose, Kind], Callable[[TensorMessage], list[Reply]]]:
         return {
             (Purpose.TRAINING, Kind.ACTIVATION): self._train,
@@ -281,6 +293,75 @@ class UShapedSession(Session):
         with self.stats.phases.measure("backward", message.key, self.device):
             flight.output.backward(gradient)  # type: ignore[no-untyped-call]
         return [self._cut_gradient(message, flight.boundary), *self._after_backward(message)]
+
+
+def handle_together(
+    tasks: Sequence[tuple[Session, TensorMessage | GradientNorm]],
+) -> list[list[Reply] | ProtocolError]:
+    """Messages of one group through the base as one batch, each row with its device's LoRA.
+
+    Losses, gradients and steps are each device's own, equal to those alone up to rounding: sums
+    run over other shapes. A message that breaks the contract fails alone.
+    """
+    results: list[list[Reply] | ProtocolError] = []
+    sound: list[tuple[int, VanillaSession, TensorMessage, Labels]] = []
+    for number, (session, message) in enumerate(tasks):
+        assert isinstance(session, VanillaSession) and isinstance(message, TensorMessage)
+        results.append([])
+        try:
+            session._check(message)
+            sound.append((number, session, message, session._labels(message)))
+        except ProtocolError as error:
+            results[number] = error
+    if sound:
+        answers = _train_together([item[1:] for item in sound])
+        for (number, *_), replies in zip(sound, answers, strict=True):
+            results[number] = replies
+    return results
+
+
+def _train_together(
+    items: Sequence[tuple[VanillaSession, TensorMessage, Labels]],
+) -> list[list[Reply]]:
+    lead, first_message, _ = items[0]
+    model, bank, computation = lead.model, lead.bank, lead.computation
+    counts = [sum(message.lengths) for _, message, _ in items]
+    parts = [(session.adapter, count) for (session, *_), count in zip(items, counts, strict=True)]
+    boundaries = []
+    for session, message, _ in items:
+        assert message.rows is not None
+        boundaries.append(message.rows.requires_grad_(session.plan.cut_layer > 0))
+    if not model.training:
+        model.train(True)
+    with lead.stats.phases.measure("forward", first_message.key, lead.device):
+        bank.activate_parts(parts)
+        output = model.blocks(
+            torch.cat(boundaries)[None],
+            torch.tensor([length for _, message, _ in items for length in message.lengths]),
+            first=lead.plan.middle.first,
+            last=lead.plan.middle.last,
+        )
+        losses = []
+        for (session, message, labels), own in zip(
+            items, torch.split(output, counts, 1), strict=True
+        ):
+            bank.activate(session.adapter)  # a classifier's head is each device's own
+            losses.append(
+                computation.loss(
+                    model, own, message.lengths, labels, message.normalizer or None, None
+                )
+            )
+    with lead.stats.phases.measure("backward", first_message.key, lead.device):
+        bank.activate_parts(parts)  # for blocks that are computed again
+        torch.stack(losses).sum().backward()  # type: ignore[no-untyped-call]
+    replies: list[list[Reply]] = []
+    for (session, message, _), boundary, loss in zip(items, boundaries, losses, strict=True):
+        rows = boundary.grad
+        answer = replace(
+            message, kind=Kind.GRADIENT, rows=rows, labels=None, loss=float(loss.detach())
+        )
+        replies.append([answer, *session._after_backward(message)])
+    return replies
 
 
 SESSIONS: dict[str, type[Session]] = {"vanilla": VanillaSession, "u_shaped": UShapedSession}

@@ -25,7 +25,7 @@ import grpc
 import grpc.aio
 import numpy as np
 
-from sfl.adapters.names import belongs_to
+from sfl.adapters.names import belongs_to, is_lora_a
 from sfl.config import RunSettings
 from sfl.config.run import RoleCodecs
 from sfl.errors import LinkLost, ProtocolError, SflError
@@ -112,6 +112,8 @@ class DeviceStream:
     """The adapter values that the device has, as they arrived there."""
     _updates: UpdateSender = field(init=False)
     in_flight: int = 0
+    _answered: float | None = None
+    _turnaround: float = 0.0
     ended: SflError | None = None
     _number: Iterator[int] = field(default_factory=itertools.count)
 
@@ -231,6 +233,7 @@ class DeviceStream:
         if whole is None:
             return
         if whole[0].kind == tensor_pb2.TENSOR_KIND_ACTIVATION:
+            self._note_turnaround()
             self.in_flight += 1
             if self.in_flight > self.settings.network.credits:
                 raise ProtocolError(
@@ -272,13 +275,27 @@ class DeviceStream:
         await self._compute(await decoded)
 
     async def _compute(self, message: TensorMessage | GradientNorm) -> None:
-        replies = await self.host.engine.run(self.session.handle, message)
+        replies = await self.host.engine.serve(self.session, message, self._tail_seconds())
+        self._answered = time.monotonic()
         loop = asyncio.get_running_loop()
         for reply in replies:
             self.in_flight -= _lands(reply)
             coded = loop.run_in_executor(self.codec_pool, self._encode, reply)
             gradient = isinstance(reply, TensorMessage) and reply.kind is Kind.GRADIENT
             self._queue_out(coded, urgent=gradient)
+
+    def _tail_seconds(self) -> float:
+        """What the device has yet to do in this round once it has its answer."""
+        start = self.session.start
+        left = 1 if start is None else max(1, start.num_steps - self.session.step)
+        return left * self._turnaround
+
+    def _note_turnaround(self) -> None:
+        """From an answer that nothing followed to the next activation: link and device alone."""
+        if self._answered is None or self.in_flight:
+            return
+        seconds = time.monotonic() - self._answered
+        self._turnaround += (seconds - self._turnaround) * (0.3 if self._turnaround else 1.0)
 
     def _encode(self, reply: Reply) -> Outgoing:
         if isinstance(reply, GradientNorm):
@@ -303,10 +320,11 @@ class DeviceStream:
             codec, own = self.cut.adapter_codec, self.session.plan.device_spans
             if header.codec != codec.spec:
                 raise ProtocolError(f"{self.device}: an adapter in {header.codec!r} was not due")
+            frozen = self.settings.aggregation.freezes_a
             held = {
                 name: array
                 for name, array in self.held.items()
-                if any(belongs_to(name, span) for span in own)
+                if any(belongs_to(name, span) for span in own) and not (frozen and is_lora_a(name))
             }
             loop = asyncio.get_running_loop()
             values = await loop.run_in_executor(
@@ -318,7 +336,11 @@ class DeviceStream:
     async def _send_own_part(self, round_: int) -> None:
         values = await self.host.engine.run(self.session.end_round)
         header = tensor_pb2.AdapterHeader(
-            round=round_, final_step=self.session.step, device=self.device, side="edge"
+            round=round_,
+            final_step=self.session.step,
+            device=self.device,
+            side="edge",
+            scaling=self.settings.scaling(self.device),
         )
         self.host.relay_adapter(header, adapter_bytes(values))
 
@@ -338,6 +360,7 @@ class DeviceStream:
             tuple(start.rehearse),
         )
         self.in_flight = 0
+        self._answered = None
         self.cut.begin_round(RoleCodecs.model_validate_json(start.codecs), start.round)
         await self.host.engine.run(self.session.begin_round, order, mine)
         self.post(edge_pb2.EdgeMessage(start=start))
