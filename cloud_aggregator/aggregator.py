@@ -20,7 +20,7 @@ from cloud_aggregator.records import RunRecords
 from sfl.adapters.artifact import save_adapter
 from sfl.adapters.initial import initial_adapter
 from sfl.adapters.manifest import AdapterManifest
-from sfl.aggregation import STRATEGIES, Contribution, verify
+from sfl.aggregation import Contribution, make_strategy, verify
 from sfl.aggregation.contribution import Array
 from sfl.config import EdgeConfig, LocalDevice, RunConfig
 from sfl.config.node import Dtype, Quantised
@@ -81,7 +81,7 @@ class CloudAggregator:
         self.service = CloudService(self)
         self.coordinator = Coordinator(config.settings, time.monotonic())
         self.records = RunRecords(config, folder)
-        self.strategy = STRATEGIES["fedavg"]
+        self.strategy = make_strategy(config.aggregation, config.lora)
         self.manifest: AdapterManifest | None = None
         self.adapter: dict[str, Array] = {}
         self._over: asyncio.Future[FinishRun] = asyncio.get_running_loop().create_future()
@@ -256,13 +256,18 @@ class CloudAggregator:
 
     def _average(self, round_: int, weights: Mapping[str, int]) -> None:
         contributions = [
-            Contribution(device, num_examples, self.spool.files(round_, device))
+            self._contribution(round_, device, num_examples)
             for device, num_examples in weights.items()
         ]
         with self.stats.phases.measure("step"):
             self.adapter = self.strategy.aggregate(contributions, self.adapter)
         self._save(f"adapters/round-{round_:04d}")
         self.spool.drop(round_)
+
+    def _contribution(self, round_: int, device: str, num_examples: int) -> Contribution:
+        rank, scaling = self.config.rank(device), self.config.scaling(device)
+        files = self.spool.files(round_, device)
+        return Contribution(device, num_examples, files, rank, scaling)
 
     def _save(self, name: str) -> None:
         assert self.manifest is not None
@@ -289,23 +294,18 @@ class CloudAggregator:
 
     def edge_ready(self, edge: str, ready: cloud_pb2.EdgeReady) -> None:
         """The first edge says what an adapter consists of; all others must agree."""
+        if edge == self.config.edge.name or self.manifest is None:
+            own = self.config.edge.model_copy(update=self._base(self.config.edge, "edge", edge))
+            self._take_effect(self.config.model_copy(update={"edge": own}))
         manifest = AdapterManifest.from_json(ready.manifest)
         if self.manifest is None:
             self.manifest = manifest
             given = decode_adapter(ready.given)
             self.adapter = initial_adapter(manifest, self.config.run.seed, given)
-        if edge == self.config.edge.name or self.manifest is None:
-            own = self.config.edge.model_copy(update=self._base(self.config.edge, "edge", edge))
-            self._take_effect(self.config.model_copy(update={"edge": own}))
             self._save("adapters/round-0000")
         elif manifest.parameters != self.manifest.parameters:
             raise ProtocolError(f"edge {edge} has another model than the first edge")
         self._happened(EdgeReady(edge, manifest.num_layers))
-
-    def edge_lost(self, edge: str, reason: str) -> None:
-        """An edge's stream is closed."""
-        if not self._over.done():
-            self._happened(EdgeLost(edge, reason))
 
     def _base(self, own: EdgeConfig | LocalDevice, kind: NodeKind, name: str) -> dict[str, str]:
         """What the node `name` does with its base, as far as the settings say something else."""
@@ -325,6 +325,11 @@ class CloudAggregator:
             self.config = self.records.config = config
             write_effective(config, self.folder)
 
+    def edge_lost(self, edge: str, reason: str) -> None:
+        """An edge's stream is closed."""
+        if not self._over.done():
+            self._happened(EdgeLost(edge, reason))
+
     def edge_failed(self, edge: str, reason: str) -> None:
         """An edge can't go on: neither can the run."""
         self._do(FinishRun(False, reason))
@@ -335,11 +340,6 @@ class CloudAggregator:
 
     def device_ready(self, device: str, ready: edge_pb2.DeviceReady) -> None:
         """A device has its span and its data."""
-        self.records.device_ready(device, ready)
-        self._happened(DeviceReady(device, ready.num_examples))
-
-    def device_left(self, device: str, reason: str) -> None:
-        """A device's stream is closed."""
         self.records.heard(NodeSnapshot.from_json(ready.snapshot).seen(device, time.time()))
         entries = tuple(
             entry.model_copy(update=self._base(entry, "device", device))
@@ -348,22 +348,34 @@ class CloudAggregator:
             for entry in self.config.devices
         )
         self._take_effect(self.config.model_copy(update={"devices": entries}))
+        self.records.device_ready(device, ready)
+        self._happened(DeviceReady(device, ready.num_examples))
+
+    def device_left(self, device: str, reason: str) -> None:
+        """A device's stream is closed."""
         self._happened(DeviceLost(device, reason))
 
     def update_received(self, header: tensor_pb2.AdapterHeader) -> None:
         """One side's part of an update lies in the spool."""
         side: Any = header.side
-        if self._is_sound(header.round, header.device):
+        if self._is_sound(header):
             self._happened(UpdateReceived(header.device, side, header.round, header.final_step))
 
-    def _is_sound(self, round_: int, device: str) -> bool:
+    def _is_sound(self, header: tensor_pb2.AdapterHeader) -> bool:
         """Leave a device out whose two parts together are no adapter of this run."""
-        files = self.spool.files(round_, device)
+        device = header.device
         progress = self.coordinator.progress.get(device)
-        if progress is None or not all(file.exists() for file in files):
+        if progress is None:
             return True
+        contribution = self._contribution(header.round, device, progress.num_examples)
         try:
-            verify(Contribution(device, progress.num_examples, files), self.adapter)
+            if header.scaling != contribution.scaling:
+                raise ProtocolError(
+                    f"adapter of device {device}: scaled by {header.scaling:g}; alpha / rank is "
+                    f"{contribution.scaling:g}"
+                )
+            if all(file.exists() for file in contribution.files):
+                verify(contribution, self.strategy.shapes(contribution, self.adapter))
         except ProtocolError as error:
             self._do(Evict(device, str(error)))
             self._happened(DeviceLost(device, str(error)))
