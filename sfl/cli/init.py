@@ -38,6 +38,9 @@ schedule = "linear"           # "cosine", "constant"
 # max_grad_norm = 1.0
 # micro_batches = 2           # cut a batch up, so that device and edge overlap
 
+# [aggregation]
+# strategy = "fedprox"        # default: "fedavg"; which one: docs/aggregation.md
+
 [codec]
 activation = "compact"        # or none, fp16, int8, sft, extreme, or stages: docs/compression.md
 gradient = "compact"
