@@ -17,6 +17,7 @@ from typing import Any
 import grpc
 import grpc.aio
 import pytest
+import torch
 
 from sfl.config import RunSettings
 from sfl.doctor.fits import read_size
@@ -25,6 +26,7 @@ from sfl.errors import ConfigError, PeerUnavailable, ProtocolError, Refused
 from sfl.machine import Cores, Memory, cpu_quota, memory_limit
 from sfl.models.folder import open_model
 from sfl.models.footprint import BASE_BYTES, Load, device_footprint
+from sfl.models.span import build_span
 from sfl.plan import SplitPlan
 from sfl.stage.device import DeviceStage
 from sfl.stage.precision import Precision, fastest_dtype
@@ -233,6 +235,20 @@ def test_weights_and_adapters_are_foretold_to_the_byte(kind: str, task: Any, top
         assert foretold.weights == sum(frozen.values())
     assert foretold.optimizer == 3 * foretold.adapter
     assert foretold.total > BASE_BYTES
+
+
+@pytest.mark.parametrize("quantised", ["nf4", "int8"])
+def test_a_quantised_base_is_foretold(quantised: Any) -> None:
+    pytest.importorskip("bitsandbytes")
+    folder = opened("llama")
+    span = SplitPlan(folder.num_layers, 2, 0, "vanilla").front
+    model = build_span(
+        folder, span, task="causal_lm", num_labels=0, dtype=torch.float32, quantised=quantised
+    )
+    # The state's tensors only: rotary frequencies are computed, and a few dozen bytes.
+    held = sum(t.numel() * t.element_size() for t in model.state_dict(keep_vars=True).values())
+    foretold = device_footprint(folder, [span], Load(1, 8, quantised=quantised)).weights
+    assert foretold == held
 
 
 def test_more_tokens_and_more_blocks_need_more() -> None:

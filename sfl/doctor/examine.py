@@ -162,6 +162,9 @@ class _Examination:
             load = Load(
                 batch_size=8, length=min(512, folder.context_length), task=folder.family.tasks[0]
             )
+        if isinstance(self.config, DeviceConfig):
+            own = self.config
+            load = replace(load, dtype=own.dtype or load.dtype, quantised=own.quantised)
         question = self.question
         return replace(
             load,

@@ -33,7 +33,7 @@ def load_of(config: RunConfig, context_length: int) -> Load:
         rank=config.lora.rank,
         task=config.model.task,
         num_labels=len(config.model.labels),
-        dtype="bfloat16" if config.model.dtype == "bfloat16" else "float32",
+        dtype=config.model.dtype,
         target_modules=config.lora.target_modules,
         lora_dropout=config.lora.dropout,
     )
@@ -56,9 +56,10 @@ def cut_rows(
 def check_cuts(folder: ModelFolder, load: Load, rows: list[CutRow], room: int) -> Check:
     """One line over the table."""
     fitting = [row.cut_layer for row in rows if row.fits]
+    form = load.dtype if load.quantised == "none" else f"{load.dtype}, {load.quantised}"
     what = (
         f"{folder.name} ({folder.num_layers} blocks, batch {load.batch_size} of {load.length} "
-        f"tokens, rank {load.rank}, {load.dtype})"
+        f"tokens, rank {load.rank}, {form})"
     )
     figures = {"load": asdict(load), "room_bytes": room, "fitting_cut_layers": fitting}
     if fitting:
@@ -108,8 +109,12 @@ def _needs(
     config: RunConfig, entry: DeviceEntry, load: Load, folder: ModelFolder, base: int
 ) -> Footprint:
     plan = SplitPlan(folder.num_layers, entry.cut_layer, entry.tail_layers, config.run.topology)
-    if entry.rank is not None:
-        load = replace(load, rank=entry.rank)
+    load = replace(
+        load,
+        rank=entry.rank or load.rank,
+        dtype=entry.dtype or load.dtype,
+        quantised=entry.quantised,
+    )
     return device_footprint(folder, plan.device_spans, load, base)
 
 

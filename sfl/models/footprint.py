@@ -7,8 +7,9 @@ GPT-2 124M, a Llama of hidden size 768, BERT base and stories260k, 1 to 6 blocks
 six steps each, with and without dropout. Totals were foretold 0 to 9 % too high, most of them
 below 6 %. Two `sfl device` processes on stories260k (cut_layer 1 and 4, 4 x 128 tokens) took 419
 and 434 MB, against 421 and 438 MB. Under `sfl run` a device is forked from a process that has
-imported everything, and takes about 60 MB less. The estimate is of `computation = "reference"`;
-`lean` keeps less where batches are padded.
+imported everything, and takes about 60 MB less. That is `computation = "reference"`; `lean` keeps
+less, so that the same totals were 7 % (GPT-2, 3 blocks; NF4 6 %, int8 5 %) and 16 % (Llama, 5
+blocks) too high. bfloat16 was looked at once (+3 %), accelerators never.
 """
 
 from __future__ import annotations
@@ -16,8 +17,9 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from math import prod
-from typing import Any, Literal
+from typing import Any
 
+from sfl.config.node import Dtype, Quantised
 from sfl.models.family import Layout, Task
 from sfl.models.folder import ModelFolder, TensorEntry, belongs_to_span, checkpoint_tensors
 from sfl.plan import Span
@@ -45,8 +47,10 @@ their product; gelu_new's five steps; gelu's input and output."""
 ATTENTION_DROPOUT = ("attn_pdrop", "attention_dropout", "attention_probs_dropout_prob")
 HEADS = ("num_attention_heads", "n_head", "n_heads")
 
-Dtype = Literal["float32", "bfloat16"]
-ITEM_BYTES: dict[Dtype, int] = {"float32": 4, "bfloat16": 2}
+QUANTISER_BYTES = 47_000_000
+"""bitsandbytes, imported after torch."""
+NF4_BLOCK = 64
+"""Weights that share a float32 scale in NF4."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,7 +58,8 @@ class Load:
     """What a device trains with. `length` is the longest sequence of a batch, in tokens.
 
     With empty `target_modules` the family's default counts. The batch is a whole optimizer
-    step's: its micro-batches are in flight together.
+    step's: its micro-batches are in flight together. `autocast` and `auto` count as float32, which
+    they need at most.
     """
 
     batch_size: int
@@ -63,6 +68,7 @@ class Load:
     task: Task = "causal_lm"
     num_labels: int = 0
     dtype: Dtype = "float32"
+    quantised: Quantised = "none"
     target_modules: tuple[str, ...] = ()
     lora_dropout: float = 0.0
 
@@ -70,6 +76,11 @@ class Load:
     def tokens(self) -> int:
         """Positions of one step, padding included."""
         return self.batch_size * self.length
+
+    @property
+    def item_bytes(self) -> int:
+        """Bytes of one value, of a weight or of a hidden state."""
+        return 2 if self.dtype == "bfloat16" else 4
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,9 +132,14 @@ def device_footprint(
     blocks = sum(span.num_blocks for span in spans)
     # A tensor that is embedding and head at once is held once, hence by its name.
     held = {entry.name: entry for part in parts for entry in part.entries.values()}
+    outputs = {
+        entry.name: prod(entry.shape) // part.inputs(entry)
+        for part in parts
+        for entry in part.linear_layers()
+    }
     return Footprint(
-        base=base_bytes + WARM_UP_BYTES,
-        weights=sum(prod(entry.shape) for entry in held.values()) * ITEM_BYTES[load.dtype],
+        base=base_bytes + WARM_UP_BYTES + (QUANTISER_BYTES if load.quantised != "none" else 0),
+        weights=sum(_weight_bytes(entry, outputs.get(entry.name), load) for entry in held.values()),
         adapter=adapter,
         optimizer=3 * adapter,
         activations=sum(part.activation_bytes() for part in parts),
@@ -158,8 +174,10 @@ class _Part:
         load, total = self.load, 0
         if self.span.num_blocks:
             kept = sum(self._kept_bytes(block) for block in range(self.span.first, self.span.last))
-            wide = WIDE_TRANSIENTS * load.tokens * self._mlp_width() * ITEM_BYTES[load.dtype]
+            wide = WIDE_TRANSIENTS * load.tokens * self._mlp_width() * load.item_bytes
             total += int(HEAP_FACTOR * kept) + wide
+            if load.quantised != "none":  # one layer's weights are restored at a time
+                total += max(prod(e.shape) for e in self.linear_layers()) * load.item_bytes
         if self.span.head and load.task == "causal_lm":
             total += LOGIT_COPIES * load.tokens * self.folder.vocab_size * 4
         return total
@@ -173,15 +191,19 @@ class _Part:
         if any(config.get(name) for name in ATTENTION_DROPOUT):
             values += 3 * heads * load.length + 2 * self.folder.hidden_size
         targets = list(self._targets(block))
-        per_token = values * ITEM_BYTES[load.dtype] + 4 * load.rank * len(targets)
+        per_token = values * load.item_bytes + 4 * load.rank * len(targets)
         # A LoRA's input is kept anew where it is not the layer's own: cast, or dropped and masked.
-        copied = 5 if load.lora_dropout else 4 if load.dtype != "float32" else 0
-        per_token += copied * sum(self._inputs(entry) for entry in targets)
+        copied = 5 if load.lora_dropout else 4 if load.item_bytes != 4 else 0
+        per_token += copied * sum(self.inputs(entry) for entry in targets)
         return load.tokens * per_token
 
     def _in_block(self, block: int | None) -> Iterator[tuple[str, TensorEntry]]:
         start = f"{self.layout.blocks}." if block is None else f"{self.layout.blocks}.{block}."
         return ((name, entry) for name, entry in self.entries.items() if name.startswith(start))
+
+    def linear_layers(self) -> list[TensorEntry]:
+        """Weights of the blocks' linear layers, which are what can be quantised."""
+        return [entry for _, entry in self._in_block(None) if len(entry.shape) == 2]
 
     def _targets(self, block: int | None = None) -> Iterator[TensorEntry]:
         """Weights of the linear layers that get LoRA, in one block or in all."""
@@ -192,14 +214,13 @@ class _Part:
             if len(entry.shape) == 2 and name.endswith(ends):
                 yield entry
 
-    def _inputs(self, entry: TensorEntry) -> int:
+    def inputs(self, entry: TensorEntry) -> int:
         """Features that go into a linear layer; GPT-2 stores [in, out], all others [out, in]."""
         return entry.shape[0 if self.folder.family.name == "gpt2" else 1]
 
     def _mlp_width(self) -> int:
         """The widest side of a block's matrices, which is the MLP's."""
-        entries = [entry for _, entry in self._in_block(None) if len(entry.shape) == 2]
-        return max((max(entry.shape) for entry in entries), default=0)
+        return max((max(entry.shape) for entry in self.linear_layers()), default=0)
 
     def _norm_widths(self, block: int, head: int, width: int) -> int:
         """Features that a block normalises; a norm over a head's counts for all heads."""
@@ -224,6 +245,16 @@ class _Part:
             for module in self.layout.saved_if_missing
         )
         return dense * hidden * hidden + hidden * self.load.num_labels
+
+
+def _weight_bytes(entry: TensorEntry, outputs: int | None, load: Load) -> int:
+    """One frozen tensor as it is held. `outputs` are a linear layer's, None of what is none."""
+    values = prod(entry.shape)
+    if outputs is None or load.quantised == "none":
+        return values * load.item_bytes
+    if load.quantised == "nf4":
+        return -(-values // 2) + 4 * -(-values // NF4_BLOCK)
+    return values + 4 * outputs
 
 
 def _attention(config: Any, hidden_size: int) -> tuple[int, int]:
