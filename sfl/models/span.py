@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from sfl.config.node import Quantised
 from sfl.errors import ModelError
@@ -44,7 +45,9 @@ class SpanModel(nn.Module):
     transformers' own. `drops` says whether a training forward draws random numbers, `packed`
     whether embedding and blocks take sequences one behind the other (sfl.models.packed). Hidden
     states come out in `dtype`, that of the weights, and go in in any; with `autocast` products
-    are taken in bfloat16.
+    are taken in bfloat16. With `recompute` a block keeps its input only and runs once more for its
+    backward, with the same result to the last bit; mode and active adapter must then be those of
+    its forward.
     """
 
     def __init__(
@@ -75,6 +78,7 @@ class SpanModel(nn.Module):
         self.packed = packed
         self.dtype = dtype
         self.autocast = autocast
+        self.recompute = False
         if packed:
             accept_packed(model)
 
@@ -105,13 +109,27 @@ class SpanModel(nn.Module):
         if first == last:
             return hidden
         context = self.family.context(self.model, hidden, self._padding(lengths, hidden))
-        with self._precision(hidden):
-            for index in range(first, last):
-                name = f"{self.layout.blocks}.{index}"
-                self._seed_dropout(key, name)
-                block = self.model.get_submodule(name)
-                hidden = self.family.block(block, index, hidden, context)
+        for index in range(first, last):
+            if self.recompute and torch.is_grad_enabled():
+                # Its random numbers are seeded within: there is no state to be kept for them.
+                hidden = checkpoint(
+                    self._block,
+                    index,
+                    hidden,
+                    context,
+                    key,
+                    use_reentrant=False,
+                    preserve_rng_state=False,
+                )
+            else:
+                hidden = self._block(index, hidden, context, key)
         return hidden.to(self.dtype)
+
+    def _block(self, index: int, hidden: Tensor, context: Any, key: ForwardKey | None) -> Tensor:
+        name = f"{self.layout.blocks}.{index}"
+        self._seed_dropout(key, name)
+        with self._precision(hidden):
+            return self.family.block(self.model.get_submodule(name), index, hidden, context)
 
     def head(self, hidden: Tensor, lengths: Tensor, key: ForwardKey | None = None) -> Tensor:
         """[B, T, H] -> logits: [B, T, V] of a language model, [B, C] of a classifier."""
