@@ -72,6 +72,7 @@ def train(folder: Path, name: str, variant: str, mbit: float, delay: float) -> R
             "local_steps": STEPS,
             "learning_rate": 3e-3,
             "micro_batches": "auto" if pipelined else 1,
+            "computation": "lean",  # for all: with codec none it would be the reference
         },
         "codec": {"activation": codec, "gradient": codec},
         "network": {"credits": 4 if pipelined else 1},

@@ -59,6 +59,7 @@ class EdgeServer:
         self.engine = Engine(
             threads, self.stats, ORDERS[config.order], together=config.batch_devices
         )
+        self.room = asyncio.Semaphore(config.in_flight)
         self.cloud = CloudLink(config.cloud, config.name, self.stats, insecure)
         self.service = EdgeService(self)
         self.settings: RunSettings
@@ -205,6 +206,7 @@ class EdgeServer:
             autocast=form.autocast,
             quantised=form.quantised,
         )
+        self.model.recompute = self.config.recompute
         self.bank = LoraBank(self.model, settings.lora, settings.lora.target_modules)
         log.info("base loaded: blocks %d to %d of %s", span.first, span.last - 1, self.folder.path)
         return manifest, adapter_bytes(given_values(self.folder, manifest))
@@ -289,7 +291,15 @@ class EdgeServer:
     def _open_session(self, device: str) -> Session:
         kind = SESSIONS[self.settings.run.topology]
         plan = self._plan(device)
-        return kind(device, plan, self.model, self.bank, self.settings, self.stats)
+        return kind(
+            device,
+            plan,
+            self.model,
+            self.bank,
+            self.settings,
+            self.stats,
+            recompute=self.config.recompute,
+        )
 
     def ready(self, device: str, ready: edge_pb2.DeviceReady) -> None:
         """The device has its span and its data."""

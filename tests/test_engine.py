@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import threading
+import weakref
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -22,7 +25,7 @@ from sfl.orders import ORDERS, Waiting
 from sfl.plan import SplitPlan
 from sfl.stage.engine import Engine
 from sfl.stage.messages import Key, Kind, Purpose, RoundStart, TensorMessage
-from sfl.stage.session import VanillaSession, handle_together
+from sfl.stage.session import UShapedSession, VanillaSession, handle_together
 
 QUEUE = [
     Waiting(4, "late", tail_seconds=9.0, served_seconds=0.5),
@@ -222,3 +225,79 @@ def test_a_message_that_breaks_the_contract_fails_alone() -> None:
     assert isinstance(replies[1], ProtocolError)
     assert not isinstance(replies[0], ProtocolError) and len(replies[0]) == 1
     assert (sessions[0].step, sessions[1].step) == (1, 0)
+
+
+# -- computing again instead of keeping --------------------------------------------------------
+
+
+@pytest.mark.parametrize("computation", ["lean", "reference"])
+@pytest.mark.parametrize("kind", ["llama", "gpt2"])
+def test_u_shaped_flights_that_run_again_give_the_same_bits(kind: str, computation: str) -> None:
+    folder = opened(kind)
+    settings = RunSettings.model_validate(
+        {
+            "run": {"topology": "u_shaped"},
+            "model": {"path": "m"},
+            "lora": {"rank": LORA.rank, "alpha": LORA.alpha, "dropout": 0.3},
+            "training": {"computation": computation},
+            "devices": [{"name": "attic"}],
+        }
+    )
+    plan = SplitPlan(folder.num_layers, 1, 0, "u_shaped")
+    values = busy_values(manifest_of(folder, "causal_lm", LORA))
+    outcomes = []
+    for recompute in (False, True):
+        model = build_span(
+            folder,
+            plan.middle,
+            task="causal_lm",
+            num_labels=0,
+            dtype=torch.float32,
+            packed=settings.computation == "lean",
+        )
+        model.recompute = recompute
+        bank = LoraBank(model, settings.lora, settings.lora.target_modules)
+        session = UShapedSession(
+            "attic", plan, model, bank, settings, NodeStats("e", "edge"), recompute=recompute
+        )
+        start = RoundStart(1, False, 1, 0, 1)
+        session.begin_round(start, {n: v for n, v in values.items() if belongs_to(n, plan.middle)})
+        seen = []
+        own = messages("causal_lm", folder.hidden_size, 2)
+        own = [
+            replace(message, key=Key(Purpose.TRAINING, 1, 0, n), num_micro_batches=2, labels=None)
+            for n, message in enumerate(own)
+        ]
+        for message in own:
+            seen += session.handle(message)
+        assert all((flight.graph is None) == recompute for flight in session._flights.values())
+        for message in own:
+            assert message.rows is not None
+            gradient = replace(message, kind=Kind.GRADIENT, rows=message.rows.flip(0).clone())
+            seen += session.handle(gradient)
+        rows = [reply.rows for reply in seen if isinstance(reply, TensorMessage)]
+        outcomes.append((rows, session.adapter.state()))
+    (kept, kept_state), (again, again_state) = outcomes
+    assert len(kept) == len(again) == 4
+    for one, other in zip(kept, again, strict=True):
+        assert one is not None and other is not None and torch.equal(one, other)
+    assert all(np.array_equal(kept_state[name], again_state[name]) for name in kept_state)
+
+
+def test_a_device_that_leaves_gives_everything_back() -> None:
+    stays, leaves = edge("llama", "causal_lm", ("attic", "barn"))
+    (message,) = messages("causal_lm", stays.model.hidden_size, 1)
+    leaves.handle(message)
+    held = [weakref.ref(p) for p in leaves.adapter.parameters.values()]
+    moments = [
+        weakref.ref(value)
+        for state in leaves.optimizer._adamw.state.values()  # type: ignore[union-attr]
+        for value in state.values()
+    ]
+    assert held and moments
+    bank = leaves.bank
+    leaves.close()
+    del leaves
+    gc.collect()
+    assert not [reference for reference in (*held, *moments) if reference() is not None]
+    assert bank is stays.bank and stays.adapter.parameters

@@ -60,6 +60,13 @@ class EdgeConfig(Section):
     """Compute waiting jobs of up to so many devices with the same cut as one batch, each row with
     its own device's LoRA. What is waiting depends on timing, so more than 1 gives up repeating a
     run bit for bit; with computation `lean` and without dropout only."""
+    in_flight: PositiveInt = 8
+    """Activations that may lie decoded on this edge at once, over all devices; others wait as the
+    bytes they came in."""
+    recompute: bool = False
+    """Keep a block's input instead of all that its backward needs, and run it again then; U-shaped,
+    between the two halves of a step, only the input of all blocks. Less memory, a third more
+    computing, the same bits."""
     connect_timeout: PositiveFloat = 60.0
     """Seconds to go on trying to reach the cloud; 15 under `sfl run`, unless given."""
     metrics: MetricsSettings = MetricsSettings()

@@ -35,14 +35,20 @@ Reply = TensorMessage | GradientNorm
 
 @dataclass(slots=True)
 class Flight:
-    """A micro-batch whose gradient is still to come: the graph between its two ends."""
+    """A micro-batch whose gradient is still to come, with the graph between its two ends.
 
-    boundary: torch.Tensor
-    output: torch.Tensor
+    Without a graph the forward is computed again from the message when the gradient comes.
+    """
+
+    message: TensorMessage
+    graph: tuple[torch.Tensor, torch.Tensor] | None
 
 
 class Session(ABC):
-    """One device's adapter, optimizer and graphs in flight over the shared base."""
+    """One device's adapter, optimizer and graphs in flight over the shared base.
+
+    With `recompute` a graph does not wait for its gradient: its input does, and is run again.
+    """
 
     def __init__(
         self,
@@ -52,8 +58,10 @@ class Session(ABC):
         bank: LoraBank,
         settings: RunSettings,
         stats: NodeStats,
+        recompute: bool = False,
     ) -> None:
         self.device = device
+        self.recompute = recompute
         self.plan = plan
         self.model = model
         self.bank = bank
@@ -131,8 +139,10 @@ class Session(ABC):
 
     # -- the blocks -----------------------------------------------------------------------------
 
-    def _forward(self, message: TensorMessage) -> tuple[torch.Tensor, torch.Tensor]:
-        """Run the middle span: (boundary, output), each `[B, T, H]`."""
+    def _forward(
+        self, message: TensorMessage, graph: bool = True
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Run the middle span: (boundary, output), each `[B, T, H]`; with a graph in training."""
         assert message.rows is not None
         training = message.key.purpose is Purpose.TRAINING
         self.bank.activate(self.adapter)
@@ -144,7 +154,7 @@ class Session(ABC):
         span = self.plan.middle
         with (
             self.stats.phases.measure("forward", message.key, self.device),
-            torch.set_grad_enabled(training),
+            torch.set_grad_enabled(training and graph),
         ):
             output = self.model.blocks(
                 boundary,
@@ -269,8 +279,10 @@ class UShapedSession(Session):
         }
 
     def _launch(self, message: TensorMessage) -> list[Reply]:
-        boundary, output = self._forward(message)
-        self._flights[message.key] = Flight(boundary, output)
+        boundary, output = self._forward(message, graph=not self.recompute)
+        # Dropout is keyed and the adapter waits for the step: again gives the same bits.
+        graph = None if self.recompute else (boundary, output)
+        self._flights[message.key] = Flight(message, graph)
         return [self._hidden(message, output)]
 
     def _pass_through(self, message: TensorMessage) -> list[Reply]:
@@ -285,14 +297,17 @@ class UShapedSession(Session):
         flight = self._flights.pop(message.key, None)
         if flight is None or message.rows is None:
             raise ProtocolError(f"no micro-batch {message.key.micro_batch} waits for a gradient")
-        gradient = self.computation.hidden(message.rows, message.lengths)
-        if gradient.shape != flight.output.shape:
+        if message.lengths != flight.message.lengths:
             raise ProtocolError(
-                f"gradient of shape {list(gradient.shape)}, not {list(flight.output.shape)}"
+                f"a gradient for sequences of {list(message.lengths)} tokens, not "
+                f"{list(flight.message.lengths)}"
             )
+        gradient = self.computation.hidden(message.rows, message.lengths)
+        boundary, output = flight.graph or self._forward(flight.message)
+        self.bank.activate(self.adapter)  # for blocks that are computed again
         with self.stats.phases.measure("backward", message.key, self.device):
-            flight.output.backward(gradient)  # type: ignore[no-untyped-call]
-        return [self._cut_gradient(message, flight.boundary), *self._after_backward(message)]
+            output.backward(gradient)  # type: ignore[no-untyped-call]
+        return [self._cut_gradient(message, boundary), *self._after_backward(message)]
 
 
 def handle_together(

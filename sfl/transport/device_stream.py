@@ -65,6 +65,8 @@ class Host(Protocol):
 
     stats: NodeStats
     engine: Engine
+    room: asyncio.Semaphore
+    """How many more activations may lie decoded on this edge, over all devices."""
 
     async def admit(self, device: str) -> tuple[edge_pb2.Welcome, Session, RunSettings]:
         """Ask the cloud, make a session. Raises Refused."""
@@ -116,6 +118,9 @@ class DeviceStream:
     _turnaround: float = 0.0
     ended: SflError | None = None
     _number: Iterator[int] = field(default_factory=itertools.count)
+    _places: int = 0
+    """Activations of this stream that lie decoded, or are being."""
+    _decoding: set[asyncio.Future[TensorMessage]] = field(default_factory=set)
 
     def __post_init__(self) -> None:
         seed = self.settings.run.seed
@@ -240,11 +245,43 @@ class DeviceStream:
                     f"{self.in_flight} micro-batches in flight, {self.settings.network.credits} "
                     "are allowed (network.credits)"
                 )
+        urgent = whole[0].kind == tensor_pb2.TENSOR_KIND_GRADIENT
+        decoded = asyncio.ensure_future(self._decode_in_turn(*whole, at_once=urgent))
+        self._decoding.add(decoded)
+        decoded.add_done_callback(self._decoding.discard)
+        self._queue_job(self._compute_when(decoded, at_once=urgent), urgent)
+
+    async def _decode_in_turn(
+        self, header: tensor_pb2.TensorHeader, payload: Buffer, at_once: bool
+    ) -> TensorMessage:
+        """Decode off the loop, once there is room for another activation on this edge.
+
+        Room is given in the order of arrival, so the first of a device always has it before those
+        behind. Gradients need none: what they answer was let in.
+        """
+        if not at_once:
+            await self.host.room.acquire()
+            self._places += 1
         loop = asyncio.get_running_loop()
-        decoded = loop.run_in_executor(self.codec_pool, self._decode, *whole)
-        self._queue_job(
-            self._compute_when(decoded), urgent=whole[0].kind == tensor_pb2.TENSOR_KIND_GRADIENT
-        )
+        return await loop.run_in_executor(self.codec_pool, self._decode, header, payload)
+
+    def _give_place(self) -> None:
+        if self._places:
+            self._places -= 1
+            self.host.room.release()
+
+    async def abandon(self) -> None:
+        """Give back what a stream that has ended still holds."""
+        while not self.jobs.empty():
+            job = self.jobs.get_nowait().work
+            if asyncio.iscoroutine(job):
+                job.close()
+        decoding = list(self._decoding)
+        for future in decoding:
+            future.cancel()
+        await asyncio.gather(*decoding, return_exceptions=True)
+        while self._places:
+            self._give_place()
 
     def _decode(self, header: tensor_pb2.TensorHeader, payload: Buffer) -> TensorMessage:
         """Decode and validate before the queue."""
@@ -271,8 +308,13 @@ class DeviceStream:
             )
         return message
 
-    async def _compute_when(self, decoded: Awaitable[TensorMessage]) -> None:
-        await self._compute(await decoded)
+    async def _compute_when(self, decoded: Awaitable[TensorMessage], at_once: bool) -> None:
+        message = await decoded
+        try:
+            await self._compute(message)
+        finally:
+            if not at_once:
+                self._give_place()
 
     async def _compute(self, message: TensorMessage | GradientNorm) -> None:
         replies = await self.host.engine.serve(self.session, message, self._tail_seconds())

@@ -96,10 +96,7 @@ class EdgeService:
     async def _part(self, stream: DeviceStream, reason: SflError) -> None:
         del self.streams[stream.device], self._groups[stream.device]
         self._host.stats.connected = len(self.streams)
-        while not stream.jobs.empty():
-            job = stream.jobs.get_nowait().work
-            if asyncio.iscoroutine(job):
-                job.close()
+        await stream.abandon()
         await self._host.left(stream.device, str(reason))
 
     async def _open(
