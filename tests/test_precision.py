@@ -6,13 +6,14 @@ import copy
 import importlib.util
 import subprocess
 import sys
+import time
 import tomllib
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from federation import ROOT, SHARED, run, write_jsonl
+from federation import ROOT, SFL, SHARED, run, write_config, write_jsonl
 from tiny_models import (
     CASES,
     LABELS,
@@ -392,3 +393,40 @@ def test_auto_is_in_the_effective_config(tmp_path: Path) -> None:
     assert effective["devices"][0]["dtype"] == "autocast"
     assert outcome.summary["edges"][0]["dtype"] == chosen
     assert outcome.summary["devices"][0]["dtype"] == "autocast"
+
+
+@needs_bitsandbytes
+def test_nodes_started_by_hand_say_what_they_settled_on(tmp_path: Path) -> None:
+    """Their own files are unknown to the cloud; its effective config tells all the same."""
+    config = values(tmp_path, run={"rounds": 1})
+    train = config["data"].pop("train")
+    config["model"]["dtype"] = "auto"
+    processes: list[subprocess.Popen[bytes]] = []
+
+    def start(kind: str, text: str, wait: bool = True) -> str:
+        file, place = tmp_path / f"{kind}.toml", tmp_path / f"{kind}.address"
+        file.write_text(text)
+        command = [*SFL, kind, str(file), *(["--address-file", str(place)] if wait else [])]
+        with (tmp_path / f"{kind}.log").open("wb") as log:
+            processes.append(subprocess.Popen(command, stdout=log, stderr=log, cwd=ROOT))
+        end = time.monotonic() + 60
+        while wait and not place.exists():
+            assert time.monotonic() < end and processes[-1].poll() is None
+            time.sleep(0.05)
+        return place.read_text().strip() if wait else ""
+
+    try:
+        cloud = start("cloud", write_config(tmp_path, config).read_text())
+        own = 'threads = 1\ndtype = "bfloat16"\nquantised = "nf4"\n'
+        edge = start("edge", f'[edge]\ncloud = "{cloud}"\n{own}')
+        own = f'threads = 1\ntrain = "{train}"\ncache_dir = "{tmp_path / "cache"}"\n'
+        start("device", f'[device]\nname = "pi"\nedge = "{edge}"\n{own}', wait=False)
+        assert processes[0].wait(120) == 0, (tmp_path / "cloud.log").read_text()
+    finally:
+        for process in processes:
+            process.kill()
+            process.wait()
+    effective = tomllib.loads((tmp_path / "runs" / "t" / "config.toml").read_text())
+    assert effective["edge"]["dtype"] == "bfloat16"
+    assert effective["edge"]["quantised"] == "nf4"
+    assert effective["devices"][0]["dtype"] in ("float32", "bfloat16")

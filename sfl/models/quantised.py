@@ -25,7 +25,7 @@ from sfl.models.weights import read_tensor
 
 BLOCK = 64
 """Weights that share a scale in NF4: 4.5 bits each, the scale counted in."""
-PIECE_VALUES = 1 << 20
+PIECE_VALUES = 1 << 18
 """Weights quantised at once, at most: bitsandbytes needs some times their size on the way."""
 
 
