@@ -7,7 +7,8 @@ E2E on stories260K, or on a random Llama of another size (`--hidden`): batches o
 the loss on completions only. PEFT trains in one process on all cores, sfl with an edge and
 `--devices` devices at cut 1 over real sockets without compression, as `reference` and as `lean`.
 All begin with the same adapter; with one device the batches are PEFT's too. The held-out loss of
-each is printed beside its speed, which counts real tokens. PEFT is timed before and after, for the machine's drift.
+each is printed beside its speed, which counts real tokens. PEFT is timed before and after, for the
+machine's drift.
 """
 
 from __future__ import annotations
