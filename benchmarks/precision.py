@@ -20,12 +20,17 @@ import sys
 import tempfile
 import time
 from pathlib import Path
-from typing import Any, get_args
+from typing import TYPE_CHECKING, Any, get_args
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from benchmarks.runs import ROOT, SHARED, run
 from benchmarks.throughput import make_model, make_texts
+
+if TYPE_CHECKING:
+    import torch
+
+    from sfl.models.span import SpanModel
 
 MODEL = SHARED / "models" / "stories260k"
 TEXT = SHARED / "data" / "e2e" / "valid.txt"
@@ -78,7 +83,6 @@ def train_alone(form: str, model: Path, texts: Path, options: argparse.Namespace
     from sfl.plan import Span
     from sfl.process import keep_heap
     from sfl.stage.base import BaseForm
-    from sfl.stage.loss import training_loss
 
     keep_heap()
     torch.set_num_threads(options.threads)
@@ -108,26 +112,10 @@ def train_alone(form: str, model: Path, texts: Path, options: argparse.Namespace
     adapter.load(initial_adapter(manifest, 0, {}))
     bank.activate(adapter)
     optimizer = torch.optim.AdamW(adapter.trained.values(), lr=3e-3)
-    tokenizer = load_tokenizer(model)
     rows = [json.loads(line)["text"] for line in texts.read_text().splitlines()]
-    encoded = tokenizer.encode(rows[: options.batch])
+    encoded = load_tokenizer(model).encode(rows[: options.batch])
     ids = torch.tensor([line[:32] for line in encoded])
-    lengths = torch.full((len(ids),), ids.shape[1])
-
-    def loss_now() -> torch.Tensor:
-        logits = span.head(span.blocks(span.embed(ids, lengths), lengths), lengths)
-        return training_loss(logits, ids, "causal_lm", folder.vocab_size, None)
-
-    first, began = float(loss_now().detach()), 0.0
-    for step in range(1 + options.steps):
-        if step == 1:
-            began = time.perf_counter()
-        loss_now().backward()  # type: ignore[no-untyped-call]
-        optimizer.step()
-        optimizer.zero_grad()
-    seconds = time.perf_counter() - began
-    with torch.no_grad():
-        last = float(loss_now())
+    first, last, seconds = _train(span, optimizer, ids, options.steps)
     return {
         "form": form,
         "parameters": sum(entry.nbytes for entry in folder.tensors.values()) // 4,
@@ -139,6 +127,32 @@ def train_alone(form: str, model: Path, texts: Path, options: argparse.Namespace
         "first": first,
         "last": last,
     }
+
+
+def _train(
+    span: SpanModel, optimizer: torch.optim.Optimizer, ids: torch.Tensor, steps: int
+) -> tuple[float, float, float]:
+    """(loss before, loss after, seconds of all steps but the first); `ids` are [B, T]."""
+    import torch
+
+    from sfl.stage.loss import training_loss
+
+    lengths = torch.full((len(ids),), ids.shape[1])
+
+    def loss_now() -> torch.Tensor:
+        logits = span.head(span.blocks(span.embed(ids, lengths), lengths), lengths)
+        return training_loss(logits, ids, "causal_lm", span.vocab_size, None)
+
+    first, began = float(loss_now().detach()), 0.0
+    for step in range(1 + steps):
+        if step == 1:
+            began = time.perf_counter()
+        loss_now().backward()  # type: ignore[no-untyped-call]
+        optimizer.step()
+        optimizer.zero_grad()
+    seconds = time.perf_counter() - began
+    with torch.no_grad():
+        return first, float(loss_now()), seconds
 
 
 def _random_model(folder: Path, options: argparse.Namespace) -> None:

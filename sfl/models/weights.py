@@ -16,14 +16,15 @@ TORCH_DTYPES = {
     "U8": torch.uint8,
     "BOOL": torch.bool,
 }
-PIECE_BYTES = 1 << 24
+PIECE_BYTES = 1 << 20
+"""Converted at once; larger pieces leave larger holes between the tensors that stay."""
 
 
 def read_tensor(entry: TensorEntry, dtype: torch.dtype | None = None) -> torch.Tensor:
     """The tensor, as `dtype` where that is given and the tensor is of floating point.
 
     Reads exactly the tensor's bytes. A conversion goes piece by piece, so that beside the result
-    at most 16 MiB are held. Raises ModelError at a file that is too short.
+    at most 2 MiB are held. Raises ModelError at a file that is too short.
     """
     stored = TORCH_DTYPES[entry.dtype]
     if dtype is None or not stored.is_floating_point or dtype == stored:
