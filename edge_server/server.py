@@ -22,6 +22,7 @@ from sfl.files import write_atomic
 from sfl.metrics.prometheus import NodeCollector, serve
 from sfl.metrics.snapshot import NodeSnapshot
 from sfl.metrics.stats import NodeStats
+from sfl.models.edge_budget import EdgeChoice, fit_edge
 from sfl.models.folder import ModelFolder, check_length, open_model
 from sfl.models.span import SpanModel, build_span
 from sfl.orders import ORDERS
@@ -67,6 +68,7 @@ class EdgeServer:
         self.folder: ModelFolder
         self.model: SpanModel
         self.bank: LoraBank
+        self._choice: EdgeChoice
         self._files: dict[str, SpanFiles] = {}
         self._admissions: dict[str, asyncio.Future[str]] = {}
         self._devices: dict[str, NodeSnapshot] = {}
@@ -166,6 +168,7 @@ class EdgeServer:
         """Load the base and tell the cloud what an adapter of it consists of."""
         try:
             manifest, given = await self.engine.run(self._load_base)
+            self.room = asyncio.Semaphore(self._choice.in_flight)
         except SflError as error:
             self.cloud.post(cloud_pb2.EdgeReportMessage(failure=str(error)))
             return
@@ -185,6 +188,7 @@ class EdgeServer:
         check_codecs(settings)
         self.folder = open_model(self.config.model or settings.model.path)
         check_length(settings.model.max_length, self.folder.context_length)
+        choice = self._choice = fit_edge(self.folder, settings, self.config)
         form = settle(self.config, settings.model, self.threads)
         self.stats.dtype, self.stats.quantised = form.dtype, form.quantised
         num_labels = len(settings.model.labels)
@@ -206,7 +210,7 @@ class EdgeServer:
             autocast=form.autocast,
             quantised=form.quantised,
         )
-        self.model.recompute = self.config.recompute
+        self.model.recompute = choice.recompute
         self.bank = LoraBank(self.model, settings.lora, settings.lora.target_modules)
         log.info("base loaded: blocks %d to %d of %s", span.first, span.last - 1, self.folder.path)
         return manifest, adapter_bytes(given_values(self.folder, manifest))
@@ -298,7 +302,7 @@ class EdgeServer:
             self.bank,
             self.settings,
             self.stats,
-            recompute=self.config.recompute,
+            recompute=self.model.recompute,
         )
 
     def ready(self, device: str, ready: edge_pb2.DeviceReady) -> None:

@@ -9,6 +9,7 @@ from typing import Literal
 from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt
 
 from sfl.config.base import Section
+from sfl.config.size import Size
 
 Threads = PositiveInt | Literal["auto"]
 Dtype = Literal["float32", "bfloat16", "autocast", "auto"]
@@ -54,12 +55,15 @@ class EdgeConfig(Section):
     """Hold the frozen linear layers of this node's blocks in `nf4` (4.5 bits a weight) or `int8`;
     slower on a CPU, and it needs the extra `quantised` (docs/precision.md)."""
     order: Literal["first_come", "longest_tail", "fair_share"] = "first_come"
-    """Which waiting device the edge serves next: the first to come, the one that has most left to do
-    itself, or the one served least. Changes no bit of the result."""
+    """Which waiting device the edge serves next: the first to come, the one that has most left to
+    do itself, or the one served least. Changes no bit of the result."""
     batch_devices: PositiveInt = 1
     """Compute waiting jobs of up to so many devices with the same cut as one batch, each row with
     its own device's LoRA. What is waiting depends on timing, so more than 1 gives up repeating a
     run bit for bit; with computation `lean` and without dropout only."""
+    memory: Size | None = None
+    """Most memory this process may take, e.g. `4GB`. `in_flight` is lowered and `recompute`
+    switched on to stay within it; where that does not do, the run is refused before it starts."""
     in_flight: PositiveInt = 8
     """Activations that may lie decoded on this edge at once, over all devices; others wait as the
     bytes they came in."""

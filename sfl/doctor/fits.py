@@ -2,27 +2,25 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator
 from dataclasses import asdict, replace
 
 from sfl.config import RunConfig
 from sfl.config.run import DeviceEntry
+from sfl.config.size import read_size as bytes_of
 from sfl.doctor.report import Check, CutRow, size
 from sfl.errors import ConfigError, SflError
 from sfl.models.folder import ModelFolder
 from sfl.models.footprint import Footprint, Load, device_footprint
 from sfl.plan import SplitPlan
 
-UNITS = {"": 1, "k": 1e3, "m": 1e6, "g": 1e9, "ki": 2**10, "mi": 2**20, "gi": 2**30}
-
 
 def read_size(field: str, text: str) -> int:
     """`512MB`, `1.5GiB` or plain bytes. Raises ConfigError."""
-    match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([kmg]?i?)b?", text.strip().lower())
-    if match is None or match[2] not in UNITS:
-        raise ConfigError(field, text, "is not a size", "Write e.g. 512MB or 2GB.")
-    return int(float(match[1]) * UNITS[match[2]])
+    try:
+        return int(bytes_of(text))
+    except ValueError:
+        raise ConfigError(field, text, "is not a size", "Write e.g. 512MB or 2GB.") from None
 
 
 def load_of(config: RunConfig, context_length: int) -> Load:

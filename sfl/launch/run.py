@@ -14,6 +14,7 @@ from sfl.errors import ConfigError, RunFailed, SflError
 from sfl.extras import require_bitsandbytes
 from sfl.launch.child import prepare_nursery
 from sfl.launch.node import Node, cloud_node, device_node, edge_node
+from sfl.models.edge_budget import fit_edge
 from sfl.models.folder import ModelFolder, check_length, open_model
 from sfl.plan import SplitPlan
 from sfl.process import cores, quiet_environment
@@ -36,7 +37,7 @@ def run_on_this_machine(config: RunConfig, watch: Watch, started: Callable[[Path
     ModelError before or soon after the start, RunFailed where the run did not reach its end.
     """
     model = open_model(config.model.path, weights=False)
-    config = resolved(bounded(config, model.context_length))
+    config = budgeted(resolved(bounded(config, model.context_length)))
     check(config, model)
     prepare_nursery(modeling_module(config, model))
     folder = open_run_folder(config)
@@ -75,6 +76,16 @@ def resolved(config: RunConfig) -> RunConfig:
         devices.append(entry.model_copy(update=changes))
     edge = config.edge.model_copy(update=edge_changes)
     return config.model_copy(update={"edge": edge, "devices": tuple(devices)})
+
+
+def budgeted(config: RunConfig) -> RunConfig:
+    """What the edge will do to stay within its memory, as settings. Raises ConfigError."""
+    if config.edge.memory is None:
+        return config
+    folder = open_model(config.edge.model or config.model.path)
+    choice = fit_edge(folder, config.settings, config.edge)
+    changes = {"recompute": choice.recompute, "in_flight": choice.in_flight}
+    return config.model_copy(update={"edge": config.edge.model_copy(update=changes)})
 
 
 @cache

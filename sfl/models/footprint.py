@@ -36,6 +36,8 @@ WIDE_TRANSIENTS = 12
 """Tensors of the MLP's width that a block has at once beside what is kept."""
 LOGIT_COPIES = 3
 """Logits, their log-softmax and their gradient."""
+PIECE_LOGITS = 1 << 22
+"""Logits that `lean` computes at once."""
 ROW_COPIES = 4
 """Of the tensor at the cut: packed, coded, received, unpacked."""
 ADAPTER_COPIES = 2
@@ -130,21 +132,47 @@ def device_footprint(
     parts = [_Part(folder, layout, tensors, span, load) for span in spans]
     adapter = 4 * sum(part.trained_values() for part in parts)
     blocks = sum(span.num_blocks for span in spans)
-    # A tensor that is embedding and head at once is held once, hence by its name.
-    held = {entry.name: entry for part in parts for entry in part.entries.values()}
-    outputs = {
-        entry.name: prod(entry.shape) // part.inputs(entry)
-        for part in parts
-        for entry in part.linear_layers()
-    }
     return Footprint(
         base=base_bytes + WARM_UP_BYTES + (QUANTISER_BYTES if load.quantised != "none" else 0),
-        weights=sum(_weight_bytes(entry, outputs.get(entry.name), load) for entry in held.values()),
+        weights=_held_bytes(parts, load),
         adapter=adapter,
         optimizer=3 * adapter,
         activations=sum(part.activation_bytes() for part in parts),
         messages=ADAPTER_COPIES * adapter
         + (ROW_COPIES * 4 * load.tokens * folder.hidden_size if blocks else 0),
+    )
+
+
+def edge_footprint(
+    folder: ModelFolder,
+    middles: Iterable[Span],
+    load: Load,
+    *,
+    in_flight: int,
+    lean: bool,
+    recompute: bool,
+    waiting_graphs: int = 0,
+) -> Footprint:
+    """Peak memory of an edge that holds one base for devices whose blocks are `middles`.
+
+    Jobs run one after another, so activations are those of the largest; where `waiting_graphs` wait
+    for gradients of their own (U-shaped), they are held as well. `in_flight` activations lie
+    decoded. `lean` holds a piece of the logits, `recompute` blocks' inputs and the rest of one.
+    """
+    middles = tuple(middles)
+    layout = folder.family.layout(folder.config, load.task)
+    tensors = checkpoint_tensors(folder, layout)
+    parts = [_Part(folder, layout, tensors, span, load) for span in middles]
+    adapter = 4 * sum(part.trained_values() for part in parts)
+    graph = max(part.edge_bytes(lean, recompute) for part in parts)
+    rows = 4 * load.tokens * folder.hidden_size
+    return Footprint(
+        base=BASE_BYTES + WARM_UP_BYTES,
+        weights=_held_bytes(parts, load),
+        adapter=adapter,
+        optimizer=3 * adapter,
+        activations=graph + waiting_graphs * (rows if recompute else graph),
+        messages=(in_flight + ROW_COPIES) * rows + ADAPTER_COPIES * adapter // len(parts),
     )
 
 
@@ -181,6 +209,21 @@ class _Part:
         if self.span.head and load.task == "causal_lm":
             total += LOGIT_COPIES * load.tokens * self.folder.vocab_size * 4
         return total
+
+    def edge_bytes(self, lean: bool, recompute: bool) -> int:
+        """The same on an edge, which may compute blocks again and takes the loss in pieces."""
+        load = self.load
+        kept = [self._kept_bytes(block) for block in range(self.span.first, self.span.last)]
+        held = sum(kept)
+        if recompute:
+            inputs = load.tokens * self.folder.hidden_size * load.item_bytes
+            held = len(kept) * inputs + max(kept, default=0)
+        wide = WIDE_TRANSIENTS * load.tokens * self._mlp_width() * load.item_bytes
+        logits = 0
+        if self.span.head and load.task == "causal_lm":
+            values = load.tokens * self.folder.vocab_size
+            logits = LOGIT_COPIES * 4 * (min(values, PIECE_LOGITS) if lean else values)
+        return int(HEAP_FACTOR * held) + wide + logits
 
     def _kept_bytes(self, block: int) -> int:
         """What autograd keeps of one block."""
@@ -245,6 +288,18 @@ class _Part:
             for module in self.layout.saved_if_missing
         )
         return dense * hidden * hidden + hidden * self.load.num_labels
+
+
+def _held_bytes(parts: Iterable[_Part], load: Load) -> int:
+    """Frozen tensors of all parts; one that is in several is held once, hence by its name."""
+    parts = tuple(parts)
+    held = {entry.name: entry for part in parts for entry in part.entries.values()}
+    outputs = {
+        entry.name: prod(entry.shape) // part.inputs(entry)
+        for part in parts
+        for entry in part.linear_layers()
+    }
+    return sum(_weight_bytes(entry, outputs.get(entry.name), load) for entry in held.values())
 
 
 def _weight_bytes(entry: TensorEntry, outputs: int | None, load: Load) -> int:

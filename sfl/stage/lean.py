@@ -17,12 +17,10 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy
 
 from sfl.data.batches import Batch
+from sfl.models.footprint import PIECE_LOGITS
 from sfl.models.span import ForwardKey, SpanModel
 from sfl.stage.layout import IGNORED, real_tokens
 from sfl.stage.loss import Score, evaluation_score, training_loss
-
-PIECE_LOGITS = 1 << 22
-"""Logits held at once: 16 MiB in float32, three times that while their gradient is taken."""
 
 
 class Lean:
