@@ -24,6 +24,9 @@ def device(
         # Imported here: torch takes a second, and reads the environment when it is loaded.
         import torch
 
+        from sfl.models.modeling import leave_out_compiler
+
+        leave_out_compiler()
         from device_agent.agent import DeviceAgent
 
         torch.set_num_threads(cores() if settings.threads == "auto" else settings.threads)

@@ -12,6 +12,7 @@ from torch import nn
 from sfl.errors import ModelError
 from sfl.models.family import Layout, Task
 from sfl.models.folder import ModelFolder
+from sfl.models.modeling import import_modeling
 
 
 def build_skeleton(
@@ -25,13 +26,15 @@ def build_skeleton(
     folder.check_task(task)
     place = f"transformers.models.{layout.package}"
     configuration = importlib.import_module(f"{place}.configuration_{layout.package}")
-    modeling = importlib.import_module(f"{place}.modeling_{layout.package}")
+    modeling = import_modeling(layout.package)
+    initialization: Any = importlib.import_module("transformers.initialization")
     try:
         config: Any = getattr(configuration, layout.config_class).from_dict(dict(folder.config))
         if task == "sequence_classification":
             config.num_labels = num_labels
         config.dtype = dtype
-        with torch.device("meta"):
+        # On the meta device nothing is initialised; to try takes time, and imports sympy.
+        with torch.device("meta"), initialization.no_init_weights():
             model: nn.Module = getattr(modeling, layout.model_class)(config)
     except (StrictDataclassError, TypeError, ValueError, KeyError, AttributeError) as error:
         problem = " ".join(str(error).split()) or type(error).__name__

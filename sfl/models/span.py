@@ -20,8 +20,10 @@ from sfl.errors import ModelError
 from sfl.keys import derive_seed
 from sfl.models.family import Family, Layout, Padding, Task
 from sfl.models.folder import ModelFolder, TensorEntry, belongs_to_span, checkpoint_tensors
+from sfl.models.fused import fuse_activations
 from sfl.models.packed import accept_packed, packed_positions, packing_of
 from sfl.models.quantised import is_linear, read_quantised
+from sfl.models.rows import RowsOnDisk
 from sfl.models.skeleton import build_skeleton, fill_buffers
 from sfl.models.weights import read_tensor
 from sfl.plan import Span
@@ -81,6 +83,7 @@ class SpanModel(nn.Module):
         self.recompute = False
         if packed:
             accept_packed(model)
+            fuse_activations(model)
 
     def embed(self, input_ids: Tensor, lengths: Tensor, key: ForwardKey | None = None) -> Tensor:
         """Token ids [B, T], right-padded, to hidden states [B, T, H]; or [1, n] to [1, n, H]."""
@@ -191,13 +194,15 @@ def build_span(
     packed: bool = False,
     autocast: bool = False,
     quantised: Quantised = "none",
+    embedding_on_disk: bool = False,
 ) -> SpanModel:
     """Load the tensors of `span`, and no other, into transformers' own modules.
 
     Weights are frozen; `eval()` mode. Head modules that the checkpoint lacks, or has for another
     number of classes, hold zeros: their values come with the adapter. With `quantised` the linear
-    layers of the blocks are read and quantised one by one. Raises ConfigError for a task the
-    family cannot do, ModelError for a checkpoint that lacks a tensor.
+    layers of the blocks are read and quantised one by one. With `embedding_on_disk` the rows of the
+    token embedding are read as they are used. Raises ConfigError for a task the family cannot do,
+    ModelError for a checkpoint that lacks a tensor.
     """
     family = folder.family
     layout = family.layout(folder.config, task)
@@ -213,6 +218,8 @@ def build_span(
     fill_buffers(model)
     if quantised != "none":
         wanted = _quantise(model, layout, wanted, entries, quantised)
+    if embedding_on_disk and span.embedding:
+        wanted = _leave_on_disk(model, wanted, entries, dtype)
     _load(model, folder, wanted, entries, saved, dtype)
     return SpanModel(
         model,
@@ -300,6 +307,22 @@ def _quantise(
             setattr(model.get_submodule(path), attribute, read_quantised(module, entry, quantised))
             del left[weight]
     return left
+
+
+def _leave_on_disk(
+    model: Any, wanted: Mapping[str, Tensor], entries: Mapping[str, TensorEntry], dtype: torch.dtype
+) -> dict[str, Tensor]:
+    """Replace the token embedding by one that reads its rows; returns what is left to be loaded."""
+    embedding = model.get_input_embeddings()
+    path = next(name for name, module in model.named_modules() if module is embedding)
+    weight = f"{path}.weight"
+    entry = entries.get(weight)
+    if not fits(wanted[weight], entry):
+        return dict(wanted)  # which is an error where it is loaded
+    assert entry is not None
+    parent, _, attribute = path.rpartition(".")
+    setattr(model.get_submodule(parent), attribute, RowsOnDisk(embedding, entry, dtype))
+    return {name: tensor for name, tensor in wanted.items() if name != weight}
 
 
 def _place(model: nn.Module, name: str, tensor: Tensor) -> None:
