@@ -46,6 +46,8 @@ ADAPTER_COPIES = 2
 MLP_TENSORS = {"llama": 4, "gpt2": 5, "bert": 2}
 """Tensors of the MLP's width that one block keeps for its backward, by family: gate, silu, up and
 their product; gelu_new's five steps; gelu's input and output."""
+LEAN_MLP_TENSORS = MLP_TENSORS | {"gpt2": 2}
+"""The same under `lean`, which takes GPT-2's activation in one step."""
 ATTENTION_DROPOUT = ("attn_pdrop", "attention_dropout", "attention_probs_dropout_prob")
 HEADS = ("num_attention_heads", "n_head", "n_heads")
 
@@ -213,7 +215,8 @@ class _Part:
     def edge_bytes(self, lean: bool, recompute: bool) -> int:
         """The same on an edge, which may compute blocks again and takes the loss in pieces."""
         load = self.load
-        kept = [self._kept_bytes(block) for block in range(self.span.first, self.span.last)]
+        mlp = (LEAN_MLP_TENSORS if lean else MLP_TENSORS)[self.folder.family.name]
+        kept = [self._kept_bytes(block, mlp) for block in range(self.span.first, self.span.last)]
         held = sum(kept)
         if recompute:
             inputs = load.tokens * self.folder.hidden_size * load.item_bytes
@@ -225,12 +228,13 @@ class _Part:
             logits = LOGIT_COPIES * 4 * (min(values, PIECE_LOGITS) if lean else values)
         return int(HEAP_FACTOR * held) + wide + logits
 
-    def _kept_bytes(self, block: int) -> int:
+    def _kept_bytes(self, block: int, mlp_tensors: int | None = None) -> int:
         """What autograd keeps of one block."""
+        mlp_tensors = mlp_tensors or MLP_TENSORS[self.folder.family.name]
         load, config = self.load, self.folder.config
         heads, width = _attention(config, self.folder.hidden_size)
         values = 2 * self._norm_widths(block, width // heads, width) + 4 * width
-        values += MLP_TENSORS[self.folder.family.name] * self._mlp_width() + load.length
+        values += mlp_tensors * self._mlp_width() + load.length
         if any(config.get(name) for name in ATTENTION_DROPOUT):
             values += 3 * heads * load.length + 2 * self.folder.hidden_size
         targets = list(self._targets(block))
