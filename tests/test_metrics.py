@@ -20,6 +20,7 @@ from prometheus_client.openmetrics import parser as openmetrics
 from report_sample import sample_snapshot
 
 import sfl
+from sfl import machine
 from sfl.errors import ConfigError, ProtocolError
 from sfl.metrics import NodeSnapshot, NodeStats, combine, memory_use
 from sfl.metrics.docs import markdown
@@ -95,6 +96,25 @@ def test_tokens_a_second_leaves_out_the_wait_before_a_round() -> None:
     assert stats.tokens_per_second == 0
     assert (stats.round, stats.step, stats.steps) == (2, 0, 40)
     assert (stats.steps_total, stats.tokens, stats.loss) == (40, 4000, 1.25)
+
+
+def test_losses_that_are_not_finite_are_counted_and_survive_the_wire() -> None:
+    stats = NodeStats("d", "device")
+    for loss in (1.0, math.nan, None, math.inf):
+        stats.finish_step(loss, tokens=1)
+    snapshot = NodeSnapshot.from_json(stats.snapshot().to_json())
+    assert (snapshot.loss, snapshot.nonfinite_losses) == (None, 2)
+    assert combine([snapshot, dataclasses.replace(snapshot, started_at=1.0)]).nonfinite_losses == 4
+
+
+@pytest.mark.parametrize(("limit", "expected"), [(None, (100, 30)), (60, (60, 20))])
+def test_the_memory_limit_is_the_cgroups_or_the_machines(
+    monkeypatch: pytest.MonkeyPatch, limit: int | None, expected: tuple[int, int]
+) -> None:
+    lent = machine.Memory(total=100, available=70, limit=limit, limit_used=20 if limit else 0)
+    monkeypatch.setattr("sfl.machine.memory", lambda: lent)
+    use = memory_use()
+    assert (use.limit, use.limit_used) == expected
 
 
 def test_a_snapshot_survives_the_wire() -> None:

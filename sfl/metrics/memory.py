@@ -6,6 +6,8 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
+from sfl import machine
+
 _STATUS = Path("/proc/self/status")
 
 
@@ -13,18 +15,27 @@ _STATUS = Path("/proc/self/status")
 class MemoryUse:
     """Memory of one process, in bytes.
 
-    `accelerator` is what torch's allocator holds on CUDA devices, 0 without one.
+    `accelerator` is what torch's allocator holds on CUDA devices, 0 without one. `limit` is where
+    the kernel begins to kill: the cgroup's, else the machine's memory; `limit_used` what counts
+    against it, of this process and of all others under the same limit.
     """
 
     resident: int
     peak_resident: int
     accelerator: int
+    limit: int
+    limit_used: int
 
 
 def memory_use() -> MemoryUse:
     """Memory of this process now, and its highest resident size since it started."""
     resident, peak = _from_proc(_STATUS) or _portable()
-    return MemoryUse(resident, max(resident, peak), accelerator_bytes())
+    lent = machine.memory()
+    if lent.limit is None:
+        limit, used = lent.total, lent.total - lent.available
+    else:
+        limit, used = lent.limit, lent.limit_used
+    return MemoryUse(resident, max(resident, peak), accelerator_bytes(), limit, used)
 
 
 def accelerator_bytes() -> int:

@@ -93,6 +93,7 @@ class NodeSnapshot:
     step: int = 0
     steps: int = 0
     steps_total: int = 0
+    nonfinite_losses: int = 0
     tokens: int = 0
     tokens_per_second: float = 0.0
     loss: float | None = None
@@ -104,6 +105,8 @@ class NodeSnapshot:
     resident_bytes: int = 0
     peak_resident_bytes: int = 0
     accelerator_bytes: int = 0
+    memory_limit_bytes: int = 0
+    memory_limit_used_bytes: int = 0
     dtype: str = ""
     quantised: str = ""
     bytes: ByteTotals = field(default_factory=ByteTotals)
@@ -171,6 +174,7 @@ def combine(snapshots: Iterable[NodeSnapshot]) -> NodeSnapshot:
         ordered[-1],
         started_at=ordered[0].started_at,
         steps_total=sum(life.steps_total for life in lives),
+        nonfinite_losses=sum(life.nonfinite_losses for life in lives),
         tokens=sum(life.tokens for life in lives),
         faults=sum(life.faults for life in lives),
         peak_resident_bytes=max(snapshot.peak_resident_bytes for snapshot in ordered),
@@ -248,6 +252,7 @@ _PLAIN: dict[str, Callable[[Any], Any]] = {
     "step": _count,
     "steps": _count,
     "steps_total": _count,
+    "nonfinite_losses": _count,
     "tokens": _count,
     "tokens_per_second": _number,
     "loss": _number_or_none,
@@ -259,6 +264,8 @@ _PLAIN: dict[str, Callable[[Any], Any]] = {
     "resident_bytes": _count,
     "peak_resident_bytes": _count,
     "accelerator_bytes": _count,
+    "memory_limit_bytes": _count,
+    "memory_limit_used_bytes": _count,
     "dtype": _word,
     "quantised": _word,
 }

@@ -7,6 +7,7 @@ One thread writes the plain fields of a NodeStats; bytes and phases may be writt
 from __future__ import annotations
 
 import bisect
+import math
 import threading
 import time
 from collections.abc import Callable
@@ -177,6 +178,7 @@ class NodeStats:
         self.step = 0
         self.steps = 0
         self.steps_total = 0
+        self.nonfinite_losses = 0
         self.tokens = 0
         self.loss: float | None = None
         self.eval_loss: float | None = None
@@ -200,6 +202,7 @@ class NodeStats:
         """Count one optimizer step over `tokens` real tokens; `loss` is None where not known."""
         self.step += 1
         self.steps_total += 1
+        self.nonfinite_losses += loss is not None and not math.isfinite(loss)
         self.tokens += tokens
         self.loss = loss
         self._recent = (*self._recent[-_RATE_STEPS:], (self._clock(), tokens))
@@ -224,6 +227,7 @@ class NodeStats:
             step=self.step,
             steps=self.steps,
             steps_total=self.steps_total,
+            nonfinite_losses=self.nonfinite_losses,
             tokens=self.tokens,
             tokens_per_second=self.tokens_per_second,
             loss=self.loss,
@@ -235,6 +239,8 @@ class NodeStats:
             resident_bytes=memory.resident,
             peak_resident_bytes=memory.peak_resident,
             accelerator_bytes=memory.accelerator,
+            memory_limit_bytes=memory.limit,
+            memory_limit_used_bytes=memory.limit_used,
             dtype=self.dtype,
             quantised=self.quantised,
             bytes=self.bytes.snapshot(),

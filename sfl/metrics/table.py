@@ -104,6 +104,11 @@ METRICS: tuple[Metric, ...] = (
         _value("steps_total"),
     ),
     Metric(
+        "sfl_nonfinite_losses_total", "counter", "", (), DEVICE,
+        "Optimizer steps whose loss was infinite or not a number.",
+        _value("nonfinite_losses"),
+    ),
+    Metric(
         "sfl_tokens_total", "counter", "", (), DEVICE,
         "Real (unpadded) tokens trained on.",
         _value("tokens"),
@@ -169,5 +174,16 @@ METRICS: tuple[Metric, ...] = (
         "sfl_accelerator_memory_bytes", "gauge", "bytes", (), ALL,
         "Memory that torch holds on CUDA devices; 0 without one.",
         _value("accelerator_bytes"),
+    ),
+    Metric(
+        "sfl_memory_limit_bytes", "gauge", "bytes", (), ALL,
+        "Memory the process may have before the kernel kills: its cgroup's limit, else the "
+        "machine's.",
+        _value("memory_limit_bytes"),
+    ),
+    Metric(
+        "sfl_memory_limit_used_bytes", "gauge", "bytes", (), ALL,
+        "What counts against that limit now, of this process and of all others under it.",
+        _value("memory_limit_used_bytes"),
     ),
 )  # fmt: skip
