@@ -48,6 +48,7 @@ class Recorder:
 
     def __init__(self, device: str, log: list[str], gate: threading.Event) -> None:
         self.device, self.log, self.gate = device, log, gate
+        self.served_seconds = 0.0
 
     def group(self, message: Any) -> None:
         return None
@@ -119,6 +120,25 @@ def test_errors_come_back_and_cancelled_jobs_are_dropped() -> None:
 
     asyncio.run(scene())
     assert log == ["first"]
+
+
+def test_what_a_device_was_served_counts_within_its_round() -> None:
+    # Over rounds it would add up to a debt: a shallow cut asks for more in each of them.
+    (session,) = edge("llama", "causal_lm", ("a",))
+    (message,) = messages("causal_lm", session.model.hidden_size, 1)
+
+    async def scene() -> None:
+        engine = Engine(1, NodeStats("edge", "edge"), ORDERS["fair_share"])
+        await engine.serve(session, message)
+        await engine.run(int)  # what was served is noted before the next job
+        assert session.served_seconds > 0.0
+        await engine.run(
+            session.begin_round, RoundStart(2, False, 5, 5, 10), session.adapter.state()
+        )
+        assert session.served_seconds == 0.0
+        engine.close()
+
+    asyncio.run(scene())
 
 
 # -- batches over devices ----------------------------------------------------------------------

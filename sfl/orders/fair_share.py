@@ -1,4 +1,4 @@
-"""Fair share: whoever has had least of the edge's time."""
+"""Fair share: whoever has had least of the edge's time in this round."""
 
 from __future__ import annotations
 

@@ -10,7 +10,8 @@ from typing import Protocol
 @dataclass(frozen=True, slots=True)
 class Waiting:
     """`number` counts arrivals. `tail_seconds`: what its device has yet to do in this round once it
-    has the answer; 0 where nothing is known. `served_seconds`: the edge's time it has had."""
+    has the answer; 0 where nothing is known. `served_seconds`: the edge's time it has had in this
+    round."""
 
     number: int
     device: str

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import threading
 import time
-from collections import defaultdict
 from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
 from typing import Any, ParamSpec, TypeVar
@@ -62,7 +61,6 @@ class Engine:
         self._order = order
         self._together = together
         self._queue: list[Work] = []
-        self._served: defaultdict[str, float] = defaultdict(float)
         self._changed = threading.Condition()
         self._number = 0
         self._closed = False
@@ -126,7 +124,7 @@ class Engine:
             seconds = (time.perf_counter() - began) / len(chosen)
             for work in chosen:
                 if work.task is not None:
-                    self._served[work.task.session.device] += seconds
+                    work.task.session.served_seconds += seconds
             self._stats.queue_depth = len(self._queue)
 
     def _still_wanted(self) -> bool:
@@ -145,7 +143,7 @@ class Engine:
                 work.number,
                 task.session.device,
                 task.tail_seconds,
-                self._served[task.session.device],
+                task.session.served_seconds,
             )
             for work, task in zip(self._queue, tasks, strict=True)
         ]

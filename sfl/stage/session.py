@@ -75,6 +75,8 @@ class Session(ABC):
         self.optimizer = Optimizer(self.adapter.trained.values(), settings.training, aggregation)
         self.start: RoundStart | None = None
         self.step = 0
+        self.served_seconds = 0.0
+        """The compute thread's time it has had in this round."""
         self._backward_done = 0
         self._own_norm: float | None = None
         self._flights: dict[Key, Flight] = {}
@@ -88,6 +90,8 @@ class Session(ABC):
         self.start = start
         self.stats.phases.timeline.watch(self.device, start.round, start.num_steps // 2)
         self.step = 0
+        # Shallow cuts ask for more in every round; carried over, that debt would never be paid.
+        self.served_seconds = 0.0
         self._backward_done = 0
         self._own_norm = None
         self._flights.clear()
