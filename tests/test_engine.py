@@ -23,6 +23,7 @@ from sfl.metrics.stats import NodeStats
 from sfl.models.span import SpanModel, build_span
 from sfl.orders import ORDERS, Waiting
 from sfl.plan import SplitPlan
+from sfl.report.step import LANES
 from sfl.stage.engine import Engine
 from sfl.stage.messages import Key, Kind, Purpose, RoundStart, TensorMessage
 from sfl.stage.session import UShapedSession, VanillaSession, handle_together
@@ -78,6 +79,7 @@ def test_the_compute_thread_serves_in_order_and_errands_go_first(
     async def scene() -> None:
         engine = Engine(1, NodeStats("edge", "edge"), ORDERS[order])
         try:
+            assert LANES[engine._thread.name] == "compute"  # what the step's timeline calls it
             tails = {"first": 0.0, "a": 1.0, "b": 3.0, "c": 2.0}
             waits = []
             for device, tail in tails.items():

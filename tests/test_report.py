@@ -428,7 +428,7 @@ def test_the_timeline_of_a_step_shows_work_and_gaps() -> None:
         Span("wait", "MainThread", 0, 10.3, 10.5),
         Span("encode", "link-encoder", 0, 10.2, 10.25),
     )
-    edge = (Span("backward", "compute_0", 0, 10.3, 10.45),)
+    edge = (Span("backward", "compute", 0, 10.3, 10.45),)
     assert list(spans_from_json(spans_to_json(list(spans)))) == list(spans)
     with pytest.raises(ProtocolError):
         spans_from_json('[["dance","x",0,1,2]]')

@@ -14,7 +14,7 @@ from sfl.report.markup import Markup, element, join
 
 LANES = {
     "MainThread": "compute",
-    "compute_0": "compute",
+    "compute": "compute",
     "link-encoder": "encode",
     "link-reader": "decode",
     "link-pacer": "send",
