@@ -11,9 +11,12 @@ import torch
 from sfl.config import DeviceConfig
 from sfl.data import Dataset, load_tokenizer, prepare
 from sfl.errors import LinkLost, Refused
+from sfl.metrics.memory import memory_use
 from sfl.metrics.prometheus import NodeCollector, serve
 from sfl.metrics.stats import NodeStats
+from sfl.models.device_budget import device_load, fit_device
 from sfl.models.folder import ModelFolder, open_model
+from sfl.models.modeling import import_modeling
 from sfl.plan import SplitPlan
 from sfl.stage.base import settle
 from sfl.stage.device import DeviceStage
@@ -29,8 +32,9 @@ REJOIN_PAUSE = 1.0  # seconds before a device that lost its link dials again
 class DeviceAgent:
     """Takes part in a run; after a lost link it joins again, from the global adapter."""
 
-    def __init__(self, config: DeviceConfig, insecure: bool) -> None:
+    def __init__(self, config: DeviceConfig, insecure: bool, returns_memory: bool = False) -> None:
         self.config = config
+        self.returns_memory = returns_memory
         self.insecure = insecure
         self.stats = NodeStats(config.name, "device")
 
@@ -71,20 +75,27 @@ class DeviceAgent:
         form = settle(self.config, settings.model, torch.get_num_threads())
         self.stats.dtype, self.stats.quantised = form.dtype, form.quantised
         folder = self._folder(link)
-        tokenizer = load_tokenizer(folder.path)
-        dataset = prepare(self.config, name, settings, tokenizer)
-        for line in dataset.notes.warnings(settings.model.max_length):
-            log.warning("%s", line)
         entry = settings.device(name)
         plan = SplitPlan(
             joined.num_layers, entry.cut_layer, entry.tail_layers, settings.run.topology
         )
+        import_modeling(folder.family.layout(folder.config, settings.model.task).package)
+        # What this process is by itself is measured, what it will take on top foretold.
+        base = memory_use().resident
+        load = device_load(folder, settings, name, form.dtype, form.quantised)
+        thrift = fit_device(folder, plan, load, self.config, base, self.returns_memory)
+        log.info("%.0f MB before the model; %s", base / 1e6, thrift)
+        tokenizer = load_tokenizer(folder.path)
+        dataset = prepare(self.config, name, settings, tokenizer)
+        for line in dataset.notes.warnings(settings.model.max_length):
+            log.warning("%s", line)
         if plan.cut_layer == 0 and plan.tail is None:
             log.warning(
                 "cut_layer 0: this device has nothing to train, and the embeddings it sends "
                 "reveal its tokens to the edge"
             )
-        stage = DeviceStage(name, plan, folder, settings, form)
+        stage = DeviceStage(name, plan, folder, settings, form, thrift)
+        log.info("%.0f MB with the model", memory_use().resident / 1e6)
         log.info("%d examples, %d held out", len(dataset.train), len(dataset.eval))
         trainer = Trainer(name, stage, dataset, tokenizer.pad_id, settings, link, self.stats)
         return trainer, dataset

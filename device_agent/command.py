@@ -6,7 +6,7 @@ import typer
 
 from sfl.config import load_device
 from sfl.options import ConfigFile, ErrorFile, Insecure, Overrides
-from sfl.process import cores, quiet_environment, run_node, start_logging
+from sfl.process import cores, quiet_environment, return_memory, run_node, start_logging
 
 
 def device(
@@ -17,6 +17,7 @@ def device(
 ) -> None:
     """Start a device agent: the first blocks of the model, and the data that never leave it."""
     quiet_environment()
+    returned = return_memory()
     start_logging()
 
     def body() -> None:
@@ -30,6 +31,6 @@ def device(
         from device_agent.agent import DeviceAgent
 
         torch.set_num_threads(cores() if settings.threads == "auto" else settings.threads)
-        DeviceAgent(settings, insecure).run(settings.connect_timeout)
+        DeviceAgent(settings, insecure, returned).run(settings.connect_timeout)
 
     raise typer.Exit(run_node(body, error_file))

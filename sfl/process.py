@@ -56,6 +56,19 @@ def keep_heap() -> None:
         mallopt(option, value)
 
 
+def return_memory() -> bool:
+    """Let freed tensors of 1 MB and more go back to the system at once; whether that can be had.
+
+    The opposite of `keep_heap`: resident memory is what is in use, and the system clears pages
+    anew in every step. Before torch is imported, since MKL too keeps buffers unless told not to.
+    """
+    os.environ.setdefault("MKL_DISABLE_FAST_MM", "1")
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
+    if mallopt is None:
+        return False
+    return bool(mallopt(_MMAP_THRESHOLD, 1 << 20) and mallopt(_ARENA_MAX, 1))
+
+
 def cores() -> int:
     """Cores this process may use, by affinity and by its cgroup's quota."""
     return machine.cores().usable

@@ -95,6 +95,13 @@ class LocalDevice(Section):
     quantised: Quantised = "none"
     """Hold the frozen linear layers of this node's blocks in `nf4` (4.5 bits a weight) or `int8`;
     slower on a CPU, and it needs the extra `quantised` (docs/precision.md)."""
+    memory: Size | None = None
+    """Most memory this process may take, e.g. `450MB`. What it takes is foretold before anything is
+    loaded; the embedding then stays on disk and blocks run again for their backward as far as is
+    needed, which changes no bit. Where that does not do, the device refuses to join."""
+    embedding: Literal["auto", "disk", "memory"] = "auto"
+    """Where the token embedding is: in `memory`, or on `disk`, its rows read as they are used.
+    `auto`: on disk from 16 MB on. Where a U-shaped device's head shares it, always in memory."""
     connect_timeout: PositiveFloat = 60.0
     """Seconds to go on trying to reach the edge; 15 under `sfl run`, unless given."""
     metrics: MetricsSettings = MetricsSettings(enabled=False)

@@ -21,18 +21,16 @@ import typer
 
 from sfl.process import quiet_environment
 
-PRELOADED = (
-    "device_agent.agent",
-    "device_agent.command",
-    "edge_server.server",
-    "edge_server.command",
-)
+NURSERY = "sfl.launch.nursery"
+PACKAGE = "SFL_MODEL_PACKAGE"
+"""Environment variable that tells the nursery which model's code to import."""
 
 
-def prepare_nursery(model_module: str) -> None:
-    """Say what the process that edge and devices are forked from imports, before it starts."""
+def prepare_nursery(model_package: str) -> None:
+    """Start the process that edge and devices are forked from: it imports what they need."""
     quiet_environment()
-    multiprocessing.set_forkserver_preload([*PRELOADED, model_module])
+    os.environ[PACKAGE] = model_package
+    multiprocessing.set_forkserver_preload([NURSERY])
     forkserver.ensure_running()  # it imports while the cloud starts
 
 

@@ -39,7 +39,7 @@ def run_on_this_machine(config: RunConfig, watch: Watch, started: Callable[[Path
     model = open_model(config.model.path, weights=False)
     config = budgeted(resolved(bounded(config, model.context_length)))
     check(config, model)
-    prepare_nursery(modeling_module(config, model))
+    prepare_nursery(model.family.layout(model.config, config.model.task).package)
     folder = open_run_folder(config)
     started(folder)
     nodes: list[Node] = []
@@ -140,12 +140,6 @@ def check(config: RunConfig, folder: ModelFolder) -> None:
                 "no training data",
                 "Name a file here, or one for all devices as data.train.",
             )
-
-
-def modeling_module(config: RunConfig, folder: ModelFolder) -> str:
-    """The module of transformers that has the model's code."""
-    package = folder.family.layout(folder.config, config.model.task).package
-    return f"transformers.models.{package}.modeling_{package}"
 
 
 def _start(config: RunConfig, folder: Path, nodes: list[Node]) -> None:

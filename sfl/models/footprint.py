@@ -34,6 +34,12 @@ HEAP_FACTOR = 1.9
 fragments; with MALLOC_MMAP_THRESHOLD_=1000000 it is 1.1, and a step takes 1.6 times as long."""
 WIDE_TRANSIENTS = 12
 """Tensors of the MLP's width that a block has at once beside what is kept."""
+RETURNED_HEAP_FACTOR = 1.15
+"""The same where freed memory goes back at once (`sfl.process.return_memory`)."""
+RETURNED_WIDE_TRANSIENTS = 4
+"""The same there."""
+PIECEWISE_MLP_TENSORS = {"gpt2": 2}
+"""Of `MLP_TENSORS`, where activation functions keep their input only (`sfl.models.piecewise`)."""
 LOGIT_COPIES = 3
 """Logits, their log-softmax and their gradient."""
 PIECE_LOGITS = 1 << 22
@@ -62,7 +68,8 @@ class Load:
     """What a device trains with. `length` is the longest sequence of a batch, in tokens.
 
     With empty `target_modules` the family's default counts. The batch is a whole optimizer
-    step's: its micro-batches are in flight together. `autocast` and `auto` count as float32, which
+    step's: its micro-batches are in flight together. With `lean` a device's logits are taken in
+    pieces. `autocast` and `auto` count as float32, which
     they need at most.
     """
 
@@ -75,6 +82,7 @@ class Load:
     quantised: Quantised = "none"
     target_modules: tuple[str, ...] = ()
     lora_dropout: float = 0.0
+    lean: bool = False
 
     @property
     def tokens(self) -> int:
@@ -85,6 +93,23 @@ class Load:
     def item_bytes(self) -> int:
         """Bytes of one value, of a weight or of a hidden state."""
         return 2 if self.dtype == "bfloat16" else 4
+
+
+@dataclass(frozen=True, slots=True)
+class Thrift:
+    """What a device does to take less memory; none of it changes a bit.
+
+    `embedding_on_disk`: rows of the token embedding are read as they are used. `recompute`: a block
+    keeps its input only. `returned`: freed memory goes back at once, and activation functions are
+    computed in pieces.
+    """
+
+    embedding_on_disk: bool = False
+    recompute: bool = False
+    returned: bool = False
+
+
+NOTHING_SAVED = Thrift()
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,7 +142,11 @@ class Footprint:
 
 
 def device_footprint(
-    folder: ModelFolder, spans: Iterable[Span], load: Load, base_bytes: int = BASE_BYTES
+    folder: ModelFolder,
+    spans: Iterable[Span],
+    load: Load,
+    base_bytes: int = BASE_BYTES,
+    thrift: Thrift = NOTHING_SAVED,
 ) -> Footprint:
     """Peak memory of a device that holds `spans` (`SplitPlan.device_spans`) and trains with `load`.
 
@@ -136,13 +165,25 @@ def device_footprint(
     blocks = sum(span.num_blocks for span in spans)
     return Footprint(
         base=base_bytes + WARM_UP_BYTES + (QUANTISER_BYTES if load.quantised != "none" else 0),
-        weights=_held_bytes(parts, load),
+        weights=_held_bytes(parts, load)
+        - (embedding_bytes(folder, load) if thrift.embedding_on_disk else 0),
         adapter=adapter,
         optimizer=3 * adapter,
-        activations=sum(part.activation_bytes() for part in parts),
+        activations=sum(part.activation_bytes(thrift) for part in parts),
         messages=ADAPTER_COPIES * adapter
         + (ROW_COPIES * 4 * load.tokens * folder.hidden_size if blocks else 0),
     )
+
+
+def embedding_bytes(folder: ModelFolder, load: Load) -> int:
+    """The token embedding as it is held; 0 where the folder does not have it."""
+    layout = folder.family.layout(folder.config, load.task)
+    sizes = [
+        prod(entry.shape) * load.item_bytes
+        for name, entry in checkpoint_tensors(folder, layout).items()
+        if name.startswith(layout.embedding) and entry.shape[0] == folder.vocab_size
+    ]
+    return max(sizes, default=0)
 
 
 def edge_footprint(
@@ -199,17 +240,26 @@ class _Part:
         lora = sum(self.load.rank * sum(entry.shape) for entry in self._targets())
         return lora + (self._saved_values() if self.span.head else 0)
 
-    def activation_bytes(self) -> int:
+    def activation_bytes(self, thrift: Thrift) -> int:
         """Peak of a step beside weights, adapter and moments."""
         load, total = self.load, 0
         if self.span.num_blocks:
-            kept = sum(self._kept_bytes(block) for block in range(self.span.first, self.span.last))
-            wide = WIDE_TRANSIENTS * load.tokens * self._mlp_width() * load.item_bytes
-            total += int(HEAP_FACTOR * kept) + wide
+            mlp = PIECEWISE_MLP_TENSORS.get(self.folder.family.name) if thrift.returned else None
+            kept = [
+                self._kept_bytes(block, mlp) for block in range(self.span.first, self.span.last)
+            ]
+            held = sum(kept)
+            if thrift.recompute:
+                held = max(kept) + len(kept) * load.tokens * self.folder.hidden_size * 4
+            factor = RETURNED_HEAP_FACTOR if thrift.returned else HEAP_FACTOR
+            copies = RETURNED_WIDE_TRANSIENTS if thrift.returned else WIDE_TRANSIENTS
+            wide = copies * load.tokens * self._mlp_width() * load.item_bytes
+            total += int(factor * held) + wide
             if load.quantised != "none":  # one layer's weights are restored at a time
                 total += max(prod(e.shape) for e in self.linear_layers()) * load.item_bytes
         if self.span.head and load.task == "causal_lm":
-            total += LOGIT_COPIES * load.tokens * self.folder.vocab_size * 4
+            values = load.tokens * self.folder.vocab_size
+            total += LOGIT_COPIES * 4 * (min(values, PIECE_LOGITS) if load.lean else values)
         return total
 
     def edge_bytes(self, lean: bool, recompute: bool) -> int:

@@ -12,6 +12,8 @@ from sfl.adapters.lora import Adapter, LoraBank
 from sfl.adapters.names import belongs_to
 from sfl.config import RunSettings
 from sfl.models.folder import ModelFolder
+from sfl.models.footprint import NOTHING_SAVED, Thrift
+from sfl.models.piecewise import compute_in_pieces
 from sfl.models.span import SpanModel, build_span
 from sfl.plan import Span, SplitPlan
 from sfl.stage.base import BaseForm
@@ -37,11 +39,14 @@ class DeviceStage:
         folder: ModelFolder,
         settings: RunSettings,
         form: BaseForm | None = None,
+        thrift: Thrift = NOTHING_SAVED,
     ) -> None:
         self.plan = plan
         form = form or BaseForm(settings.model.dtype)
-        self.front = _build(device, plan.front, folder, settings, form)
-        self.tail = None if plan.tail is None else _build(device, plan.tail, folder, settings, form)
+        self.front, *tail = (
+            _build(device, span, folder, settings, form, thrift) for span in plan.device_spans
+        )
+        self.tail = tail[0] if tail else None
         if self.tail is not None:
             _share_tied_weights(self.front.model, self.tail.model)
         self.parts = [self.front] if self.tail is None else [self.front, self.tail]
@@ -68,7 +73,12 @@ class DeviceStage:
 
 
 def _build(
-    device: str, span: Span, folder: ModelFolder, settings: RunSettings, form: BaseForm
+    device: str,
+    span: Span,
+    folder: ModelFolder,
+    settings: RunSettings,
+    form: BaseForm,
+    thrift: Thrift,
 ) -> Part:
     model = build_span(
         folder,
@@ -79,7 +89,11 @@ def _build(
         packed=COMPUTATIONS[settings.computation].packed,
         autocast=form.autocast,
         quantised=form.quantised,
+        embedding_on_disk=thrift.embedding_on_disk,
     )
+    model.recompute = thrift.recompute
+    if thrift.returned:
+        compute_in_pieces(model.model)
     bank = LoraBank(model, settings.lora, settings.lora.target_modules)
     rank, frozen = settings.rank(device), settings.aggregation.freezes_a
     adapter = bank.add(device, span, rank, freeze_a=frozen)
