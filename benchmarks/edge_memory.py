@@ -164,7 +164,12 @@ def splitfed(edge: Edge) -> VanillaSession:
             boundary, output = session._forward(message)
             assert message.labels is not None
             loss = session.computation.loss(
-                session.model, output, message.lengths, message.labels, None, None
+                session.model,
+                output,
+                message.lengths,
+                message.labels,
+                None,
+                session.forward_key(message.key),
             )
             graphs.append((message, boundary, loss))
         for session, (message, boundary, loss) in zip(sessions, graphs, strict=True):
