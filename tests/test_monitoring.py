@@ -1,0 +1,441 @@
+"""Prometheus's configuration, rules and alerts, Grafana's files, and all of it on a live run."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+import socket
+import subprocess
+import time
+import urllib.parse
+import urllib.request
+from collections.abc import Callable, Iterator
+from itertools import combinations
+from pathlib import Path
+from typing import Any, Literal
+
+import psutil
+import pytest
+import yaml
+from pydantic import BaseModel, Field
+
+from sfl.metrics import dashboards
+from sfl.metrics.dashboards import DASHBOARDS, RECORDS, metrics_in, render
+from sfl.metrics.table import METRICS
+from tests.federation import ROOT, SFL, write_config, write_jsonl
+
+PROMETHEUS = ROOT / "docker" / "prometheus"
+GRAFANA = ROOT / "docker" / "grafana"
+RULES = sorted((PROMETHEUS / "rules").glob("*.yml"))
+QUICKSTART = ROOT / "examples" / "quickstart"
+PATIENCE = 120.0
+
+needs_promtool = pytest.mark.skipif(
+    shutil.which("promtool") is None, reason="promtool is not installed (Debian: prometheus)"
+)
+needs_prometheus = pytest.mark.skipif(
+    shutil.which("prometheus") is None, reason="prometheus is not installed (Debian: prometheus)"
+)
+
+
+def rules() -> list[dict[str, Any]]:
+    """Every recording and alert rule."""
+    return [
+        rule
+        for path in RULES
+        for group in yaml.safe_load(path.read_text())["groups"]
+        for rule in group["rules"]
+    ]
+
+
+def promtool(*arguments: str | Path) -> str:
+    done = subprocess.run(
+        ["promtool", *map(str, arguments)], capture_output=True, text=True, timeout=60, check=False
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout + done.stderr
+
+
+# -- rules -----------------------------------------------------------------------------------------
+
+
+@needs_promtool
+def test_promtool_finds_the_configuration_and_the_rules_sound() -> None:
+    assert "2 rule files found" in promtool("check", "config", PROMETHEUS / "prometheus.yml")
+    promtool("check", "rules", *RULES)
+
+
+@needs_promtool
+def test_each_alert_fires_when_it_should_and_only_then() -> None:
+    files = sorted((PROMETHEUS / "tests").glob("*.yml"))
+    assert "SUCCESS" in promtool("test", "rules", *files)
+    tried = {
+        case["alertname"]
+        for file in files
+        for test in yaml.safe_load(file.read_text())["tests"]
+        for case in test.get("alert_rule_test", ())
+        if case["exp_alerts"]
+    }
+    assert tried == {rule["alert"] for rule in rules() if "alert" in rule}
+
+
+def test_rules_name_what_exists_and_every_alert_says_what_to_do() -> None:
+    assert {rule["record"] for rule in rules() if "record" in rule} == set(RECORDS)
+    documented = (ROOT / "docs" / "monitoring.md").read_text(encoding="utf-8")
+    for rule in rules():
+        metrics_in(rule["expr"])
+        if "alert" in rule:
+            assert len(rule["annotations"]["summary"].split(". ")) > 1, "what is so, and what to do"
+            assert rule["labels"]["severity"] in ("warning", "critical")
+            assert f"`{rule['alert']}`" in documented
+
+
+def test_settings_that_rules_speak_of_exist() -> None:
+    documented = (ROOT / "docs" / "configuration.md").read_text(encoding="utf-8")
+    sections = re.findall(r"^## `(.*)`", documented, re.MULTILINE)
+    for rule in rules():
+        for section, key in re.findall(
+            r"\b(edge|training|network)\.(\w+)", rule.get("annotations", {}).get("summary", "")
+        ):
+            assert f"[{section}]" in sections
+            part = documented.split(f"## `[{section}]`")[1].split("\n## ")[0]
+            assert f"| `{key}` |" in part, f"{section}.{key}"
+
+
+# -- Grafana ---------------------------------------------------------------------------------------
+
+
+class Strict(BaseModel):
+    """What Grafana needs; it ignores what it does not know, this does too."""
+
+
+class Source(Strict):
+    type: Literal["prometheus"]
+    uid: str = Field(min_length=1)
+
+
+class Target(Strict):
+    ref_id: str = Field(alias="refId", pattern="^[A-Z]$")
+    expr: str = Field(min_length=1)
+    datasource: Source
+
+
+class GridPos(Strict):
+    x: int = Field(ge=0, lt=24)
+    y: int = Field(ge=0)
+    w: int = Field(ge=1, le=24)
+    h: int = Field(ge=1)
+
+
+class Panel(Strict):
+    id: int = Field(ge=1)
+    type: Literal["timeseries", "stat", "table", "bargauge"]
+    title: str = Field(min_length=1)
+    description: str
+    grid_pos: GridPos = Field(alias="gridPos")
+    datasource: Source
+    targets: list[Target] = Field(min_length=1)
+    options: dict[str, Any]
+    field_config: dict[Literal["defaults", "overrides"], Any] = Field(alias="fieldConfig")
+
+
+class Templating(Strict):
+    list: list[dict[str, Any]]
+
+
+class Dashboard(Strict):
+    uid: str = Field(pattern=r"^[a-zA-Z0-9_-]{1,40}$")
+    title: str = Field(min_length=1)
+    schema_version: int = Field(alias="schemaVersion", ge=30)
+    templating: Templating
+    time: dict[Literal["from", "to"], str]
+    panels: list[Panel] = Field(min_length=1)
+
+
+def committed() -> dict[str, str]:
+    return {path.name: path.read_text("utf-8") for path in (GRAFANA / "dashboards").iterdir()}
+
+
+def test_the_committed_dashboards_are_what_the_script_makes(tmp_path: Path) -> None:
+    dashboards.write(tmp_path)
+    made = {path.name: path.read_text("utf-8") for path in tmp_path.iterdir()}
+    assert committed() == made, "run: python -m sfl.metrics.dashboards docker/grafana/dashboards"
+
+
+@pytest.mark.parametrize("text", committed().values(), ids=committed())
+def test_a_dashboard_has_the_fields_that_grafana_needs(text: str) -> None:
+    values = Dashboard.model_validate_json(text)
+    assert len({panel.id for panel in values.panels}) == len(values.panels)
+    names = {variable["name"] for variable in values.templating.list}
+    for panel in values.panels:
+        assert len({target.ref_id for target in panel.targets}) == len(panel.targets)
+        for target in panel.targets:
+            used = set(re.findall(r"\$(\w+)", target.expr)) - {"__rate_interval"}
+            assert used <= names
+            assert target.datasource.uid == "${datasource}"
+    for one, other in combinations((panel.grid_pos for panel in values.panels), 2):
+        apart = (
+            one.x + one.w <= other.x
+            or other.x + other.w <= one.x
+            or one.y + one.h <= other.y
+            or other.y + other.h <= one.y
+        )
+        assert apart, f"{one} lies over {other}"
+        assert one.x + one.w <= 24
+
+
+def test_every_metric_is_on_some_dashboard_and_no_other() -> None:
+    shown = {
+        metric.name
+        for dashboard in DASHBOARDS
+        for panel in dashboard.panels
+        for query in panel.queries
+        for metric in metrics_in(query.expr)
+    }
+    recorded = {metric.name for rule in rules() for metric in metrics_in(rule["expr"])}
+    assert shown | recorded == {metric.name for metric in METRICS}
+    assert {metric.name for metric in METRICS} - shown <= {"sfl_last_heartbeat_timestamp_seconds"}
+    with pytest.raises(ValueError, match="no metric is named sfl_tokens"):
+        metrics_in("rate(sfl_tokens[1m])")
+    with pytest.raises(ValueError, match="no metric is named sfl_step_phase_seconds:"):
+        metrics_in("sfl_step_phase_seconds")  # a histogram has no series of its own name
+
+
+def test_every_record_is_read_by_an_alert_or_a_dashboard() -> None:
+    read = "".join(map(render, DASHBOARDS)) + "".join(r["expr"] for r in rules() if "alert" in r)
+    assert [record for record in RECORDS if record not in read] == []
+
+
+def test_grafana_finds_the_datasource_and_the_dashboards() -> None:
+    folder = GRAFANA / "provisioning"
+    sources = yaml.safe_load((folder / "datasources" / "prometheus.yml").read_text())
+    (source,) = sources["datasources"]
+    assert (source["type"], source["isDefault"]) == ("prometheus", True)
+    interval = yaml.safe_load((PROMETHEUS / "prometheus.yml").read_text())["global"]
+    assert source["jsonData"]["timeInterval"] == interval["scrape_interval"]
+    (provider,) = yaml.safe_load((folder / "dashboards" / "sfl.yml").read_text())["providers"]
+    assert provider["type"] == "file"
+    assert provider["options"]["path"]
+
+
+# -- a live run ------------------------------------------------------------------------------------
+
+
+class Server:
+    """A Prometheus that watches one run, asked over its own API."""
+
+    def __init__(self, port: int) -> None:
+        self.address = f"http://127.0.0.1:{port}/api/v1"
+
+    def get(self, path: str, **query: str) -> Any:
+        url = f"{self.address}/{path}?{urllib.parse.urlencode(query)}"
+        with urllib.request.urlopen(url, timeout=10) as response:  # an error is a status of 400
+            answer = json.load(response)
+        assert answer["status"] == "success", answer
+        return answer["data"]
+
+    def ready(self) -> bool:
+        try:
+            return bool(self.get("targets")["activeTargets"])
+        except OSError:
+            return False
+
+    def series(self, expr: str) -> list[dict[str, Any]]:
+        result: list[dict[str, Any]] = self.get("query", query=expr)["result"]
+        return result
+
+    def unhealthy(self) -> list[dict[str, Any]]:
+        found: list[dict[str, Any]] = [
+            target for target in self.get("targets")["activeTargets"] if target["health"] != "up"
+        ]
+        return found
+
+    def firing(self) -> set[tuple[str, str]]:
+        """Alerts that fire, each with the device it is about."""
+        return {
+            (alert["labels"]["alertname"], alert["labels"].get("device", ""))
+            for alert in self.get("alerts")["alerts"]
+            if alert["state"] == "firing"
+        }
+
+
+def until(condition: Callable[[], Any], what: str, seen: Callable[[], object] = str) -> Any:
+    """Wait for something that must come; fail with its name, and what was `seen`."""
+    end = time.monotonic() + PATIENCE
+    while time.monotonic() < end:
+        if result := condition():
+            return result
+        time.sleep(0.5)
+    raise AssertionError(f"never came: {what}; {seen()}")
+
+
+def ended(process: subprocess.Popen[bytes]) -> None:
+    process.terminate()
+    try:
+        process.wait(30)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        process.wait()
+
+
+@pytest.fixture(scope="module")
+def live_run(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """A run of two devices that outlasts the test; its folder."""
+    folder = tmp_path_factory.mktemp("live")
+    devices = []
+    for name, home in (("a", "harbour"), ("b", "loft")):
+        device: dict[str, Any] = {"name": name, "cut_layer": 1, "threads": 1}
+        for split, count in (("train", 24), ("eval", 4)):
+            lines = (QUICKSTART / "data" / home / f"{split}.jsonl").read_text().splitlines()
+            path = folder / "data" / f"{name}-{split}.jsonl"
+            device[split] = str(write_jsonl(path, [json.loads(line) for line in lines[:count]]))
+        devices.append(device)
+    values = {
+        "run": {"rounds": 1000, "min_devices": 1},
+        "model": {"path": str(QUICKSTART / "model"), "max_length": 96},
+        "lora": {"rank": 4},
+        "training": {"batch_size": 4, "local_steps": 10},
+        "devices": devices,
+    }
+    with (folder / "output").open("wb") as output:
+        process = subprocess.Popen(
+            [*SFL, "run", str(write_config(folder, values))],
+            stdout=output,
+            stderr=output,
+            cwd=ROOT,
+            env={**os.environ, "HF_HUB_OFFLINE": "1"},
+        )
+        try:
+            yield folder / "runs" / "t"
+        finally:
+            ended(process)
+
+
+def metrics_address(log: Path) -> str:
+    """Where a node says that it serves its metrics."""
+
+    def found() -> str:
+        text = log.read_text() if log.exists() else ""
+        match = re.search(r"metrics at http://([\d.:]+)/metrics", text)
+        return match[1] if match else ""
+
+    return str(until(found, f"the address of metrics in {log}"))
+
+
+def shortened(folder: Path) -> Path:
+    """The committed configuration and rules in `folder`, quicker, and without names to look up."""
+    config = yaml.safe_load((PROMETHEUS / "prometheus.yml").read_text())
+    config["global"] = {"scrape_interval": "1s", "evaluation_interval": "1s"}
+    for job in config["scrape_configs"]:
+        del job["dns_sd_configs"]
+    (folder / "rules").mkdir(parents=True)
+    for path in RULES:
+        values = yaml.safe_load(path.read_text())
+        for group in values["groups"]:
+            for rule in group["rules"]:
+                if "for" in rule:
+                    rule["for"] = "0s"
+        (folder / "rules" / path.name).write_text(yaml.safe_dump(values))
+    path = folder / "prometheus.yml"
+    path.write_text(yaml.safe_dump(config))
+    return path
+
+
+@pytest.fixture(scope="module")
+def server(live_run: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    """A real Prometheus over the live run, its targets found by file."""
+    folder = tmp_path_factory.mktemp("prometheus")
+    config = shortened(folder)
+    (folder / "targets").mkdir()
+    for kind in ("cloud", "edge"):
+        target = {"targets": [metrics_address(live_run / "logs" / f"{kind}.log")]}
+        (folder / "targets" / f"{kind}.json").write_text(json.dumps([target]))
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    with (folder / "log").open("wb") as log:
+        process = subprocess.Popen(
+            [
+                "prometheus",
+                f"--config.file={config}",
+                f"--storage.tsdb.path={folder / 'data'}",
+                f"--web.listen-address=127.0.0.1:{port}",
+            ],
+            stdout=log,
+            stderr=log,
+            env={**os.environ, "GOMAXPROCS": "1"},
+        )
+        try:
+            asked = Server(port)
+            until(asked.ready, "Prometheus", (folder / "log").read_text)
+            yield asked
+        finally:
+            ended(process)
+
+
+def asked_by_grafana(expr: str) -> str:
+    """An expression with its variables put in, as Grafana does."""
+    chosen = {"run": ".*", "edge": ".*", "device": "a|b", "__rate_interval": "10s"}
+    return re.sub(r"\$(\w+)", lambda name: chosen[name[1]], expr)
+
+
+def shown() -> list[str]:
+    """Every expression of every committed dashboard."""
+    return [
+        asked_by_grafana(target["expr"])
+        for text in committed().values()
+        for panel in json.loads(text)["panels"]
+        for target in panel["targets"]
+    ]
+
+
+@needs_prometheus
+def test_dashboards_and_rules_are_answered_from_a_live_run(server: Server) -> None:
+    until(lambda: not server.unhealthy(), "healthy targets")
+    jobs = {series["metric"]["job"] for series in server.series("up == 1")}
+    assert jobs == {"sfl-cloud", "sfl-edge"}
+    until(lambda: len(server.series("sfl_steps_total > 10")) == 2, "steps of both devices")
+
+    def empty() -> list[str]:
+        return [expr for expr in shown() if not server.series(expr) and "ALERTS" not in expr]
+
+    until(lambda: not empty(), "series of every expression", empty)
+    for rule in rules():
+        server.series(rule["expr"])
+    until(
+        lambda: all(
+            rule["health"] == "ok"
+            for group in server.get("rules")["groups"]
+            for rule in group["rules"]
+        ),
+        "the evaluation of all rules",
+    )
+    errors = [
+        rule["lastError"]
+        for group in server.get("rules")["groups"]
+        for rule in group["rules"]
+        if rule.get("lastError")
+    ]
+    assert errors == []
+    for record in RECORDS:
+        assert server.series(record), record
+
+
+@needs_prometheus
+def test_a_killed_device_raises_its_alert_and_no_other_device(
+    server: Server, live_run: Path
+) -> None:
+    until(lambda: len(server.series("sfl_steps_total > 0")) == 2, "steps of both devices")
+    assert not {alert for alert in server.firing() if alert[0] == "SflDeviceSilent"}
+    (victim,) = (
+        process
+        for process in psutil.process_iter(["cmdline"])
+        if " ".join(process.info["cmdline"] or []).startswith("sfl device b ")
+        and str(live_run) in " ".join(process.info["cmdline"])
+    )
+    victim.kill()
+    until(lambda: ("SflDeviceSilent", "b") in server.firing(), "the alert")
+    assert ("SflDeviceSilent", "a") not in server.firing()
+    assert server.series('ALERTS{alertname=~"Sfl.+", alertstate="firing"}')  # the fleet's panel
