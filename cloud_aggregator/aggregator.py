@@ -26,6 +26,7 @@ from sfl.config import EdgeConfig, LocalDevice, RunConfig
 from sfl.config.node import Dtype, Quantised
 from sfl.errors import ProtocolError, RunFailed, SflError
 from sfl.files import write_atomic
+from sfl.logs import describe_node
 from sfl.metrics.prometheus import NodeCollector, serve
 from sfl.metrics.snapshot import NodeKind, NodeSnapshot
 from sfl.metrics.stats import NodeStats
@@ -86,6 +87,7 @@ class CloudAggregator:
         self.adapter: dict[str, Array] = {}
         self._over: asyncio.Future[FinishRun] = asyncio.get_running_loop().create_future()
         self._aggregation: asyncio.Task[None] | None = None
+        describe_node(self._log_fields)
 
     # -- life -------------------------------------------------------------------------------------
 
@@ -119,6 +121,10 @@ class CloudAggregator:
         server = serve(metrics.host, metrics.port, NodeCollector(self.stats))
         log.info("metrics at http://%s:%d/metrics", metrics.host, server.port)
         return server
+
+    def _log_fields(self) -> dict[str, object]:
+        stats = self.stats
+        return {"kind": stats.kind, "node": stats.name, "run": self.run_id, "round": stats.round}
 
     async def _tick(self) -> None:
         while True:
@@ -158,7 +164,8 @@ class CloudAggregator:
 
     @_do.register
     def _(self, command: Refuse) -> None:
-        log.warning("device %s refused: %s", command.device, command.reason)
+        about = {"device": command.device}
+        log.warning("device %s refused: %s", command.device, command.reason, extra=about)
         admission = cloud_pb2.Admission(device=command.device, refusal=command.reason)
         self.service.post(command.edge, cloud_pb2.CloudMessage(admission=admission))
 
@@ -229,7 +236,8 @@ class CloudAggregator:
 
     @_do.register
     def _(self, command: Fault) -> None:
-        log.warning("round %d, %s: %s", command.round, command.device or "edge", command.reason)
+        place, about = command.device or "edge", {"round": command.round, "device": command.device}
+        log.warning("round %d, %s: %s", command.round, place, command.reason, extra=about)
         self.stats.faults += 1
         self.records.add_fault(command)
 

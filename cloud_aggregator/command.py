@@ -6,19 +6,21 @@ import asyncio
 
 import typer
 
-from sfl.options import AddressFile, ConfigFile, ErrorFile, Insecure, Overrides
-from sfl.process import run_node, start_logging
+from sfl.logs import start_logging
+from sfl.options import AddressFile, ConfigFile, ErrorFile, Insecure, Logs, Overrides
+from sfl.process import run_node
 
 
 def cloud(
     config: ConfigFile,
     overrides: Overrides = None,
     insecure: Insecure = False,
+    log_format: Logs = "text",
     address_file: AddressFile = None,
     error_file: ErrorFile = None,
 ) -> None:
     """Start the cloud: it owns the run's settings, keeps its rounds and averages its adapters."""
-    start_logging()
+    start_logging(log_format)
 
     def body() -> None:
         # Imported here so that `--help` answers at once.

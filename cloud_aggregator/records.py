@@ -76,7 +76,7 @@ class RunRecords:
             (ready.num_dropped, "examples had no target left and were dropped"),
         ):
             if count:
-                log.warning("device %s: %d %s", device, count, what)
+                log.warning("device %s: %d %s", device, count, what, extra={"device": device})
 
     def begin_round(self, command: StartRound) -> None:
         """A round begins: everybody in it has yet to report."""

@@ -11,6 +11,7 @@ import torch
 from sfl.config import DeviceConfig
 from sfl.data import Dataset, load_tokenizer, prepare
 from sfl.errors import LinkLost, Refused
+from sfl.logs import describe_node
 from sfl.metrics.memory import memory_use
 from sfl.metrics.prometheus import NodeCollector, serve
 from sfl.metrics.stats import NodeStats
@@ -37,6 +38,8 @@ class DeviceAgent:
         self.returns_memory = returns_memory
         self.insecure = insecure
         self.stats = NodeStats(config.name, "device")
+        self._run_id = ""
+        describe_node(self._log_fields)
 
     def run(self, connect_timeout: float) -> None:
         """Take part until the run is over. Raises SflError where it ends badly."""
@@ -62,8 +65,20 @@ class DeviceAgent:
                     link.close()
                 time.sleep(REJOIN_PAUSE)
 
+    def _log_fields(self) -> dict[str, object]:
+        stats, name = self.stats, self.config.name
+        return {
+            "kind": stats.kind,
+            "node": name,
+            "run": self._run_id,
+            "round": stats.round,
+            "step": stats.step,
+            "device": name,
+        }
+
     def _take_part(self, link: DeviceLink, joined: Joined) -> None:
         """Load, say so, and run rounds until there are no more."""
+        self._run_id = joined.run_id
         trainer, dataset = self._load(link, joined)
         link.ready(dataset)
         for order in link.orders():

@@ -5,20 +5,22 @@ from __future__ import annotations
 import typer
 
 from sfl.config import load_device
-from sfl.options import ConfigFile, ErrorFile, Insecure, Overrides
-from sfl.process import cores, quiet_environment, return_memory, run_node, start_logging
+from sfl.logs import start_logging
+from sfl.options import ConfigFile, ErrorFile, Insecure, Logs, Overrides
+from sfl.process import cores, quiet_environment, return_memory, run_node
 
 
 def device(
     config: ConfigFile,
     overrides: Overrides = None,
     insecure: Insecure = False,
+    log_format: Logs = "text",
     error_file: ErrorFile = None,
 ) -> None:
     """Start a device agent: the first blocks of the model, and the data that never leave it."""
     quiet_environment()
     returned = return_memory()
-    start_logging()
+    start_logging(log_format)
 
     def body() -> None:
         settings = load_device(config, overrides or [])

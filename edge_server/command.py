@@ -7,21 +7,23 @@ import asyncio
 import typer
 
 from sfl.config import load_edge
-from sfl.options import AddressFile, ConfigFile, ErrorFile, Insecure, Overrides
-from sfl.process import cores, keep_heap, quiet_environment, run_node, start_logging
+from sfl.logs import start_logging
+from sfl.options import AddressFile, ConfigFile, ErrorFile, Insecure, Logs, Overrides
+from sfl.process import cores, keep_heap, quiet_environment, run_node
 
 
 def edge(
     config: ConfigFile,
     overrides: Overrides = None,
     insecure: Insecure = False,
+    log_format: Logs = "text",
     address_file: AddressFile = None,
     error_file: ErrorFile = None,
 ) -> None:
     """Start an edge server: the frozen base, shared by its devices, one LoRA for each."""
     quiet_environment()
     keep_heap()
-    start_logging()
+    start_logging(log_format)
 
     def body() -> None:
         settings = load_edge(config, overrides or [])

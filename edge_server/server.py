@@ -19,6 +19,7 @@ from sfl.adapters.rank import truncated
 from sfl.config import EdgeConfig, RunSettings
 from sfl.errors import LinkLost, Refused, RunFailed, SflError
 from sfl.files import write_atomic
+from sfl.logs import describe_node
 from sfl.metrics.prometheus import NodeCollector, serve
 from sfl.metrics.snapshot import NodeSnapshot
 from sfl.metrics.stats import NodeStats
@@ -75,6 +76,7 @@ class EdgeServer:
         self._adapter = AdapterAssembly(ADAPTER_LIMIT)
         self._start: cloud_pb2.EdgeRoundStart | None = None
         self._ready = asyncio.Event()
+        describe_node(self._log_fields)
         self._on_cloud: dict[str, Callable[[cloud_pb2.CloudMessage], object]] = {
             "admission": self._on_admission,
             "start": self._on_start,
@@ -112,6 +114,10 @@ class EdgeServer:
         server = serve(metrics.host, metrics.port, collector)
         log.info("metrics at http://%s:%d/metrics", metrics.host, server.port)
         return server
+
+    def _log_fields(self) -> dict[str, object]:
+        stats = self.stats
+        return {"kind": stats.kind, "node": stats.name, "run": self.run_id, "round": stats.round}
 
     async def _follow_cloud(self, connect_timeout: float, address: str) -> None:
         """Do what the cloud says until it says that the run is over."""
@@ -284,7 +290,7 @@ class EdgeServer:
         finally:
             self._admissions.pop(device, None)
         session = await self.engine.run(self._open_session, device)
-        log.info("device %s joined", device)
+        log.info("device %s joined", device, extra={"device": device})
         welcome = edge_pb2.Welcome(
             settings=self.settings.model_dump_json(),
             run_id=self.run_id,
@@ -312,7 +318,7 @@ class EdgeServer:
 
     async def left(self, device: str, reason: str) -> None:
         """The device's stream is closed; its session is given back."""
-        log.info("device %s left: %s", device, reason)
+        log.info("device %s left: %s", device, reason, extra={"device": device})
         left = cloud_pb2.DeviceLeft(device=device, reason=reason)
         self.cloud.post(cloud_pb2.EdgeReportMessage(left=left))
         await self.engine.run(self.bank.remove, device)

@@ -7,6 +7,8 @@ from typing import Annotated
 
 import typer
 
+from sfl.logs import ENVIRONMENT, LogFormat
+
 ConfigFile = Annotated[Path, typer.Argument(help="A TOML file; `sfl init` writes one.")]
 Overrides = Annotated[
     list[str] | None,
@@ -15,6 +17,10 @@ Overrides = Annotated[
 Insecure = Annotated[
     bool,
     typer.Option("--insecure", help="Allow addresses other than loopback without TLS."),
+]
+Logs = Annotated[
+    LogFormat,
+    typer.Option("--log-format", envvar=ENVIRONMENT, help="Lines for people, or JSON."),
 ]
 AddressFile = Annotated[
     Path | None,

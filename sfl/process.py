@@ -1,4 +1,4 @@
-"""What the three node processes share at their start and end: threads, logs, signals, exit codes.
+"""What the three node processes share at their start and end: threads, signals, exit codes.
 
 Imported before torch, since OpenMP reads its settings when torch is loaded.
 """
@@ -9,7 +9,6 @@ import ctypes
 import logging
 import os
 import signal
-import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -72,13 +71,6 @@ def return_memory() -> bool:
 def cores() -> int:
     """Cores this process may use, by affinity and by its cgroup's quota."""
     return machine.cores().usable
-
-
-def start_logging(level: str = "INFO") -> None:
-    """Log to stderr, one line an event."""
-    logging.basicConfig(
-        level=level, format="%(asctime)s %(levelname)-7s %(name)s: %(message)s", stream=sys.stderr
-    )
 
 
 def run_node(body: Callable[[], None], error_file: Path | None = None) -> int:

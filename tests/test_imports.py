@@ -25,6 +25,7 @@ LEVELS = (
         "sfl.machine",
         "sfl.extras",
         "sfl.process",
+        "sfl.logs",
     ),
     ("sfl.config", "sfl.options"),
     ("sfl.rounds", "sfl.orders", "sfl.runs"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from pathlib import Path
 from typing import Annotated, Literal
@@ -13,7 +14,8 @@ from cloud_aggregator.command import cloud
 from device_agent.command import device
 from edge_server.command import edge
 from sfl.errors import SflError
-from sfl.options import ConfigFile, Insecure, Overrides
+from sfl.logs import ENVIRONMENT
+from sfl.options import ConfigFile, Insecure, Logs, Overrides
 
 app = typer.Typer(
     name="sfl",
@@ -34,10 +36,16 @@ Best = Annotated[bool, typer.Option("--best", help="Use adapter_best/ instead of
 
 
 @app.command()
-def run(config: ConfigFile, overrides: Overrides = None, insecure: Insecure = False) -> None:
+def run(
+    config: ConfigFile,
+    overrides: Overrides = None,
+    insecure: Insecure = False,
+    log_format: Logs = "text",
+) -> None:
     """Run everything on this machine: cloud, edge and devices, each a process of its own."""
     from sfl.cli.run import run_and_show
 
+    os.environ[ENVIRONMENT] = log_format  # for the nodes' logs
     raise typer.Exit(run_and_show(config, overrides or [], insecure))
 
 
