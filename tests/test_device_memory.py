@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import random
+import re
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -23,10 +26,18 @@ from test_split_exactness import (
 from tiny_models import CASES, LABELS, VOCAB, batch, busy_values, manifest_of, opened
 from transformers.activations import ACT2FN
 
+from sfl.config import LocalDevice, load_device
+from sfl.errors import ConfigError
+from sfl.models.device_budget import fit_device
 from sfl.models.family import Task
+from sfl.models.folder import ModelFolder, open_model
+from sfl.models.footprint import Load, Thrift, device_footprint
 from sfl.models.piecewise import Piecewise
 from sfl.models.span import build_span
-from sfl.plan import Span
+from sfl.plan import Span, SplitPlan
+from tests.federation import SHARED, run, write_jsonl
+
+STORIES = SHARED / "models" / "stories260k"
 
 # -- blocks that run again for their backward ------------------------------------------------------
 
@@ -138,3 +149,101 @@ def test_pieces_change_no_bit(name: str, shape: tuple[int, ...]) -> None:
         results.append((output.detach(), x.grad))
     assert torch.equal(results[0][0], results[1][0])
     assert torch.equal(results[0][1], results[1][1])
+
+
+# -- a budget --------------------------------------------------------------------------------------
+
+LONG = Load(batch_size=96, length=128)
+PROCESS = 320_000_000
+
+
+def stories(cut: int) -> tuple[ModelFolder, SplitPlan]:
+    folder = open_model(STORIES)
+    return folder, SplitPlan(folder.num_layers, cut, 0, "vanilla")
+
+
+def total(cut: int, load: Load = LONG, base: int = PROCESS, **thrift: bool) -> int:
+    folder, plan = stories(cut)
+    spans = plan.device_spans
+    return device_footprint(folder, spans, load, base, Thrift(returned=True, **thrift)).total
+
+
+def fit(cut: int, load: Load = LONG, **own: Any) -> Thrift:
+    folder, plan = stories(cut)
+    return fit_device(folder, plan, load, LocalDevice(**own), PROCESS, returned=True)
+
+
+def test_a_device_picks_the_cheapest_that_fits() -> None:
+    assert total(4, recompute=True) < total(4) - 50_000_000
+    assert fit(4) == Thrift(returned=True)
+    assert fit(4, memory=total(4)) == Thrift(returned=True)
+    assert fit(4, embedding="disk") == Thrift(embedding_on_disk=True, returned=True)
+    tight = fit(4, memory=total(4) - 1_000_000)
+    assert tight == Thrift(embedding_on_disk=True, recompute=True, returned=True)
+    held = fit(4, memory=total(4, recompute=True), embedding="memory")
+    assert held == Thrift(recompute=True, returned=True)
+
+
+def test_a_refusal_names_what_would_fit() -> None:
+    room = total(1, recompute=True, embedding_on_disk=True)
+    with pytest.raises(ConfigError) as refused:
+        fit(4, memory=room)
+    assert refused.value.field == "device.memory"
+    needed = total(4, recompute=True, embedding_on_disk=True)
+    assert f"take {needed / 1e6:,.0f} MB at least" in refused.value.problem
+    assert "cut_layer 1" in refused.value.fix
+    size = re.search(r"training\.batch_size (\d+)", refused.value.fix)
+    assert size is not None
+    for more, fits in ((0, True), (1, False)):
+        load = Load(batch_size=int(size[1]) + more, length=128)
+        assert (total(4, load, recompute=True, embedding_on_disk=True) <= room) is fits
+
+
+def test_a_head_that_shares_the_embedding_keeps_it_in_memory() -> None:
+    folder = opened("llama")
+    plan = SplitPlan(folder.num_layers, 1, 0, "u_shaped")
+    own = LocalDevice(embedding="disk")
+    assert not fit_device(folder, plan, LONG, own, PROCESS, returned=False).embedding_on_disk
+
+
+@pytest.mark.parametrize("text", ["much", "450 megs", "-1MB"])
+def test_a_size_that_is_none_is_an_error(tmp_path: Path, text: str) -> None:
+    file = tmp_path / "device.toml"
+    file.write_text(f'[device]\nname = "d"\nmemory = "{text}"\n')
+    with pytest.raises(ConfigError, match=r"device\.memory.*size"):
+        load_device(file)
+
+
+def busy_run(folder: Path, memory: int) -> dict[str, Any]:
+    """One device with four blocks and large batches of full length."""
+    words = random.Random(0).choices(["once", "upon", "time", "cat", "sun", "ran"], k=150)
+    texts = write_jsonl(folder / "texts.jsonl", [{"text": " ".join(words)}] * 110)
+    return {
+        "run": {"rounds": 1},
+        "model": {"path": str(STORIES), "max_length": 128},
+        "training": {"batch_size": 96, "local_steps": 2},
+        "data": {"eval_fraction": 0.05, "max_eval_examples": 1},
+        "codec": {"activation": "none", "gradient": "none"},
+        "devices": [
+            {"name": "d", "cut_layer": 4, "threads": 1, "train": str(texts), "memory": memory}
+        ],
+    }
+
+
+def test_a_device_without_room_refuses_to_join(tmp_path: Path) -> None:
+    outcome = run(tmp_path, busy_run(tmp_path, 200_000_000))
+    assert outcome.code != 0
+    assert re.search(
+        r"device\.memory = '200 MB': cut_layer 4.* take \d+ MB at least", outcome.output
+    )
+    assert "Traceback" not in outcome.output + outcome.logs()
+
+
+def test_a_budget_is_kept(tmp_path: Path) -> None:
+    # Between what it takes without running blocks again, and with.
+    budget = (total(4) + total(4, recompute=True)) // 2
+    outcome = run(tmp_path, busy_run(tmp_path, budget))
+    assert outcome.code == 0, outcome.output
+    assert "recompute=True" in outcome.logs()
+    (node,) = outcome.summary["devices"]
+    assert node["peak_rss_bytes"] <= budget * 1.05

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from huggingface_hub.errors import StrictDataclassError
 from torch import nn
+from torch.overrides import TorchFunctionMode
 
 from sfl.errors import ModelError
 from sfl.models.family import Layout, Task
@@ -34,7 +35,7 @@ def build_skeleton(
             config.num_labels = num_labels
         config.dtype = dtype
         # On the meta device nothing is initialised; to try takes time, and imports sympy.
-        with torch.device("meta"), initialization.no_init_weights():
+        with torch.device("meta"), initialization.no_init_weights(), _RealRanges():
             model: nn.Module = getattr(modeling, layout.model_class)(config)
     except (StrictDataclassError, TypeError, ValueError, KeyError, AttributeError) as error:
         problem = " ".join(str(error).split()) or type(error).__name__
@@ -45,6 +46,21 @@ def build_skeleton(
             "Fetch the model again, or correct its config.json.",
         ) from error
     return model
+
+
+class _RealRanges(TorchFunctionMode):
+    """`torch.arange` on the CPU, and with it rotary frequencies and positions, which are small.
+
+    On the meta device torch computes with them by way of sympy, 44 MB.
+    """
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
+    ) -> Any:
+        kwargs = kwargs or {}
+        if func is torch.arange:
+            kwargs.setdefault("device", "cpu")
+        return func(*args, **kwargs)
 
 
 def fill_buffers(model: Any) -> None:
