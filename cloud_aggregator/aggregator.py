@@ -14,20 +14,19 @@ from functools import singledispatchmethod
 from pathlib import Path
 from typing import Any, get_args
 
-import grpc.aio
-
 from cloud_aggregator.records import RunRecords
 from sfl.adapters.artifact import save_adapter
 from sfl.adapters.initial import initial_adapter
 from sfl.adapters.manifest import AdapterManifest
 from sfl.aggregation import Contribution, make_strategy, verify
 from sfl.aggregation.contribution import Array
+from sfl.certificates.own import OwnCertificate
 from sfl.config import EdgeConfig, LocalDevice, RunConfig
 from sfl.config.node import Dtype, Quantised
 from sfl.errors import ProtocolError, RunFailed, SflError
 from sfl.files import write_atomic
 from sfl.logs import describe_node
-from sfl.metrics.prometheus import NodeCollector, serve
+from sfl.metrics.prometheus import NodeCollector, serve_as_set
 from sfl.metrics.snapshot import NodeKind, NodeSnapshot
 from sfl.metrics.stats import NodeStats
 from sfl.rounds import (
@@ -58,9 +57,8 @@ from sfl.rounds import (
 from sfl.runs import write_effective
 from sfl.transport.chunks import adapter_bytes, adapter_frames, decode_adapter
 from sfl.transport.cloud_service import CloudService
-from sfl.transport.credentials import bind
+from sfl.transport.credentials import bind, new_server
 from sfl.transport.spool import Spool
-from sfl.transport.wire import OPTIONS
 from sfl.v1 import cloud_pb2, edge_pb2, tensor_pb2
 
 log = logging.getLogger("sfl.cloud")
@@ -71,8 +69,9 @@ TICK = 0.5  # seconds between two looks at deadlines, and between two writes of 
 class CloudAggregator:
     """Feeds the coordinator with what happens, and does what it says."""
 
-    def __init__(self, config: RunConfig, folder: Path) -> None:
+    def __init__(self, config: RunConfig, folder: Path, own: OwnCertificate | None = None) -> None:
         self.config = config
+        self.own = own
         self.run_id = folder.name
         self.folder = folder
         self.idle_timeout = config.network.idle_timeout
@@ -93,10 +92,10 @@ class CloudAggregator:
 
     async def run(self, address_file: Path | None) -> None:
         """Serve one run to its end. Raises RunFailed where it ends badly."""
-        server = grpc.aio.server(options=OPTIONS)
+        server = new_server(self.own)
         server.add_generic_rpc_handlers((self.service.handler(),))
         insecure = self.config.network.insecure
-        address = bind(server, "cloud.listen", self.config.cloud.listen, insecure)
+        address = bind(server, "cloud.listen", self.config.cloud.listen, insecure, self.own)
         await server.start()
         if address_file is not None:
             write_atomic(address_file, address)
@@ -118,9 +117,7 @@ class CloudAggregator:
         metrics = self.config.cloud.metrics
         if not metrics.enabled:
             return contextlib.nullcontext()
-        server = serve(metrics.host, metrics.port, NodeCollector(self.stats))
-        log.info("metrics at http://%s:%d/metrics", metrics.host, server.port)
-        return server
+        return serve_as_set(metrics, NodeCollector(self.stats))
 
     def _log_fields(self) -> dict[str, object]:
         stats = self.stats

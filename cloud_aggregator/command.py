@@ -7,8 +7,8 @@ import asyncio
 import typer
 
 from sfl.logs import start_logging
-from sfl.options import AddressFile, ConfigFile, ErrorFile, Insecure, Logs, Overrides
-from sfl.process import run_node
+from sfl.options import AddressFile, Certs, ConfigFile, ErrorFile, Insecure, Logs, Overrides
+from sfl.process import quiet_environment, run_node
 
 
 def cloud(
@@ -16,21 +16,26 @@ def cloud(
     overrides: Overrides = None,
     insecure: Insecure = False,
     log_format: Logs = "text",
+    certs: Certs = None,
     address_file: AddressFile = None,
     error_file: ErrorFile = None,
 ) -> None:
     """Start the cloud: it owns the run's settings, keeps its rounds and averages its adapters."""
+    quiet_environment()
     start_logging(log_format)
 
     def body() -> None:
         # Imported here so that `--help` answers at once.
         from cloud_aggregator.aggregator import CloudAggregator
+        from sfl.certificates.own import own_certificate
+        from sfl.config import load_run
         from sfl.runs import load_for_cloud
 
+        own = own_certificate("cloud", None, load_run(config, overrides or []).cloud.tls, certs)
         settings, folder = load_for_cloud(config, overrides or [], insecure)
 
         async def serve() -> None:
-            await CloudAggregator(settings, folder).run(address_file)
+            await CloudAggregator(settings, folder, own).run(address_file)
 
         asyncio.run(serve())
 

@@ -8,12 +8,13 @@ import time
 
 import torch
 
+from sfl.certificates.own import OwnCertificate
 from sfl.config import DeviceConfig
 from sfl.data import Dataset, load_tokenizer, prepare
 from sfl.errors import LinkLost, Refused
 from sfl.logs import describe_node
 from sfl.metrics.memory import memory_use
-from sfl.metrics.prometheus import NodeCollector, serve
+from sfl.metrics.prometheus import NodeCollector, serve_as_set
 from sfl.metrics.stats import NodeStats
 from sfl.models.device_budget import device_load, fit_device
 from sfl.models.folder import ModelFolder, open_model
@@ -33,7 +34,14 @@ REJOIN_PAUSE = 1.0  # seconds before a device that lost its link dials again
 class DeviceAgent:
     """Takes part in a run; after a lost link it joins again, from the global adapter."""
 
-    def __init__(self, config: DeviceConfig, insecure: bool, returns_memory: bool = False) -> None:
+    def __init__(
+        self,
+        config: DeviceConfig,
+        insecure: bool,
+        returns_memory: bool = False,
+        own: OwnCertificate | None = None,
+    ) -> None:
+        self.own = own
         self.config = config
         self.returns_memory = returns_memory
         self.insecure = insecure
@@ -46,7 +54,9 @@ class DeviceAgent:
         with self._metrics():
             end_of_patience = None
             while True:
-                link = DeviceLink(self.config.edge, self.config.name, self.stats, self.insecure)
+                link = DeviceLink(
+                    self.config.edge, self.config.name, self.stats, self.insecure, self.own
+                )
                 try:
                     joined = link.join(connect_timeout, self.config.cache_dir)
                     end_of_patience = None
@@ -126,6 +136,4 @@ class DeviceAgent:
         metrics = self.config.metrics
         if not metrics.enabled:
             return contextlib.nullcontext()
-        server = serve(metrics.host, metrics.port, NodeCollector(self.stats))
-        log.info("metrics at http://%s:%d/metrics", metrics.host, server.port)
-        return server
+        return serve_as_set(metrics, NodeCollector(self.stats))

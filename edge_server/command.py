@@ -6,9 +6,10 @@ import asyncio
 
 import typer
 
+from sfl.certificates.own import own_certificate
 from sfl.config import load_edge
 from sfl.logs import start_logging
-from sfl.options import AddressFile, ConfigFile, ErrorFile, Insecure, Logs, Overrides
+from sfl.options import AddressFile, Certs, ConfigFile, ErrorFile, Insecure, Logs, Overrides
 from sfl.process import cores, keep_heap, quiet_environment, run_node
 
 
@@ -17,6 +18,7 @@ def edge(
     overrides: Overrides = None,
     insecure: Insecure = False,
     log_format: Logs = "text",
+    certs: Certs = None,
     address_file: AddressFile = None,
     error_file: ErrorFile = None,
 ) -> None:
@@ -27,13 +29,14 @@ def edge(
 
     def body() -> None:
         settings = load_edge(config, overrides or [])
+        own = own_certificate("edge", settings.name, settings.tls, certs)
         # Imported here: torch takes a second, and reads the environment when it is loaded.
         from edge_server.server import EdgeServer
 
         threads = cores() if settings.threads == "auto" else settings.threads
 
         async def serve() -> None:
-            server = EdgeServer(settings, threads, insecure)
+            server = EdgeServer(settings, threads, insecure, own)
             await server.run(settings.connect_timeout, address_file)
 
         asyncio.run(serve())

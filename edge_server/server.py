@@ -9,18 +9,18 @@ import time
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 
-import grpc.aio
 import numpy as np
 
 from sfl.adapters.lora import LoraBank, build_manifest, given_values
 from sfl.adapters.manifest import AdapterManifest
 from sfl.adapters.names import belongs_to
 from sfl.adapters.rank import truncated
+from sfl.certificates.own import OwnCertificate
 from sfl.config import EdgeConfig, RunSettings
 from sfl.errors import LinkLost, Refused, RunFailed, SflError
 from sfl.files import write_atomic
 from sfl.logs import describe_node
-from sfl.metrics.prometheus import NodeCollector, serve
+from sfl.metrics.prometheus import NodeCollector, serve_as_set
 from sfl.metrics.snapshot import NodeSnapshot
 from sfl.metrics.stats import NodeStats
 from sfl.models.edge_budget import EdgeChoice, fit_edge
@@ -40,11 +40,10 @@ from sfl.transport.chunks import (
     decode_adapter,
 )
 from sfl.transport.cloud_link import CloudLink, expect_settings
-from sfl.transport.credentials import bind
+from sfl.transport.credentials import bind, new_server
 from sfl.transport.cut import check_codecs
 from sfl.transport.edge_service import EdgeService
 from sfl.transport.files import SpanFiles
-from sfl.transport.wire import OPTIONS
 from sfl.v1 import cloud_pb2, edge_pb2, tensor_pb2
 
 log = logging.getLogger("sfl.edge")
@@ -53,8 +52,15 @@ log = logging.getLogger("sfl.edge")
 class EdgeServer:
     """Relays between the cloud and its devices, and computes the blocks in between."""
 
-    def __init__(self, config: EdgeConfig, threads: int, insecure: bool) -> None:
+    def __init__(
+        self,
+        config: EdgeConfig,
+        threads: int,
+        insecure: bool,
+        own: OwnCertificate | None = None,
+    ) -> None:
         self.config = config
+        self.own = own
         self.insecure = insecure
         self.stats = NodeStats(config.name, "edge")
         self.threads = threads
@@ -62,7 +68,7 @@ class EdgeServer:
             threads, self.stats, ORDERS[config.order], together=config.batch_devices
         )
         self.room = asyncio.Semaphore(config.in_flight)
-        self.cloud = CloudLink(config.cloud, config.name, self.stats, insecure)
+        self.cloud = CloudLink(config.cloud, config.name, self.stats, insecure, own)
         self.service = EdgeService(self)
         self.settings: RunSettings
         self.run_id = ""
@@ -89,10 +95,10 @@ class EdgeServer:
 
     async def run(self, connect_timeout: float, address_file: Path | None) -> None:
         """Serve one run to its end. Raises SflError where it ends badly."""
-        server = grpc.aio.server(options=OPTIONS)
+        server = new_server(self.own)
         server.add_generic_rpc_handlers((self.service.handler(),))
         # The port is open before the model is loaded, so that devices need not wait to dial.
-        address = bind(server, "edge.listen", self.config.listen, self.insecure)
+        address = bind(server, "edge.listen", self.config.listen, self.insecure, self.own)
         await server.start()
         if address_file is not None:
             write_atomic(address_file, address)
@@ -111,9 +117,7 @@ class EdgeServer:
         if not metrics.enabled:
             return contextlib.nullcontext()
         collector = NodeCollector(self.stats, lambda: list(self._devices.values()))
-        server = serve(metrics.host, metrics.port, collector)
-        log.info("metrics at http://%s:%d/metrics", metrics.host, server.port)
-        return server
+        return serve_as_set(metrics, collector)
 
     def _log_fields(self) -> dict[str, object]:
         stats = self.stats

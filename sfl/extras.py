@@ -16,3 +16,14 @@ def require_bitsandbytes(field: str, quantised: str) -> None:
             "bitsandbytes is not installed",
             "Install it with `pip install 'sfl[quantised]'`, or leave the setting out.",
         )
+
+
+def require_cryptography(field: str) -> None:
+    """Raise ConfigError where certificates are to be issued and nothing here can sign them."""
+    if importlib.util.find_spec("cryptography") is None:
+        raise ConfigError(
+            field,
+            True,
+            "cryptography is not installed",
+            "Install it with `pip install 'sfl[certificates]'`; nodes themselves do without.",
+        )

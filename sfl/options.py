@@ -18,6 +18,12 @@ Insecure = Annotated[
     bool,
     typer.Option("--insecure", help="Allow addresses other than loopback without TLS."),
 ]
+Certs = Annotated[
+    Path | None,
+    typer.Option(
+        metavar="DIR", help="Folder with ca.pem, NAME.pem and NAME.key, instead of the file's tls."
+    ),
+]
 Logs = Annotated[
     LogFormat,
     typer.Option("--log-format", envvar=ENVIRONMENT, help="Lines for people, or JSON."),

@@ -31,10 +31,16 @@ QUIET_THREADS = {
     "MALLOC_ARENA_MAX": "2",
 }
 
+TLS_1_3 = {
+    # gRPC takes TLS 1.2 too, and has no setting against it. Its ciphers are set here, before it is
+    # imported, to one for RSA certificates, and ours are on curves; TLS 1.3 has a list of its own.
+    "GRPC_SSL_CIPHER_SUITES": "ECDHE-RSA-AES128-GCM-SHA256",
+}
+
 
 def quiet_environment() -> None:
-    """Set what must be set before torch is imported; what the user has set stays."""
-    for name, value in QUIET_THREADS.items():
+    """Set what must be set before torch and grpc are imported; what the user has set stays."""
+    for name, value in (QUIET_THREADS | TLS_1_3).items():
         os.environ.setdefault(name, value)
 
 

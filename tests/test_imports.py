@@ -28,7 +28,7 @@ LEVELS = (
         "sfl.logs",
     ),
     ("sfl.config", "sfl.options"),
-    ("sfl.rounds", "sfl.orders", "sfl.runs"),
+    ("sfl.rounds", "sfl.orders", "sfl.runs", "sfl.certificates"),
     ("sfl.codec", "sfl.models", "sfl.adapters", "sfl.aggregation", "sfl.data", "sfl.metrics"),
     ("sfl.stage", "sfl.report"),
     ("sfl.transport",),
@@ -60,6 +60,7 @@ ROOMS = {
     ),
     "rich": ("sfl.cli", "sfl.report"),
     "datasets": ("sfl.data",),
+    "cryptography": ("sfl.certificates.authority",),
 }
 PURE = ("sfl.errors", "sfl.keys", "sfl.plan", "sfl.config", "sfl.rounds", "sfl.orders")
 IMPURE = {"torch", "numpy", "grpc", "time", "random", "socket", "asyncio", "transformers"}
@@ -122,9 +123,12 @@ def test_decisions_are_pure(module: str, path: Path) -> None:
 @pytest.mark.parametrize(
     ("module", "absent"),
     [
-        ("cloud_aggregator.aggregator", {"torch", "transformers", "peft", "datasets"}),
-        ("device_agent.agent", {"peft", "datasets", "pandas", "pyarrow"}),
-        ("sfl.cli.app", {"torch", "transformers", "grpc", "numpy"}),
+        (
+            "cloud_aggregator.aggregator",
+            {"torch", "transformers", "peft", "datasets", "cryptography"},
+        ),
+        ("device_agent.agent", {"peft", "datasets", "pandas", "pyarrow", "cryptography"}),
+        ("sfl.cli.app", {"torch", "transformers", "grpc", "numpy", "cryptography"}),
         ("sfl.cli.doctor", {"torch", "transformers", "grpc", "numpy"}),
         ("sfl.models.footprint", {"torch", "transformers", "grpc", "numpy"}),
     ],

@@ -13,9 +13,10 @@ import sfl
 from cloud_aggregator.command import cloud
 from device_agent.command import device
 from edge_server.command import edge
+from sfl.cli.ca import ca_app
 from sfl.errors import SflError
 from sfl.logs import ENVIRONMENT
-from sfl.options import ConfigFile, Insecure, Logs, Overrides
+from sfl.options import Certs, ConfigFile, Insecure, Logs, Overrides
 
 app = typer.Typer(
     name="sfl",
@@ -26,6 +27,7 @@ app = typer.Typer(
 )
 config_app = typer.Typer(help="Look at settings.", no_args_is_help=True)
 app.add_typer(config_app, name="config")
+app.add_typer(ca_app, name="ca")
 app.command()(cloud)
 app.command()(edge)
 app.command()(device)
@@ -41,12 +43,15 @@ def run(
     overrides: Overrides = None,
     insecure: Insecure = False,
     log_format: Logs = "text",
+    tls: Annotated[
+        bool, typer.Option("--tls", help="Mutual TLS, by a CA made for this run alone.")
+    ] = False,
 ) -> None:
     """Run everything on this machine: cloud, edge and devices, each a process of its own."""
     from sfl.cli.run import run_and_show
 
     os.environ[ENVIRONMENT] = log_format  # for the nodes' logs
-    raise typer.Exit(run_and_show(config, overrides or [], insecure))
+    raise typer.Exit(run_and_show(config, overrides or [], insecure, tls))
 
 
 @app.command()
@@ -84,6 +89,7 @@ def doctor(
     ] = "text",
     overrides: Overrides = None,
     insecure: Insecure = False,
+    certs: Certs = None,
 ) -> None:
     """Say what this machine can do: cores, memory, speeds, the link, cut layers that fit."""
     from sfl.process import quiet_environment
@@ -100,6 +106,7 @@ def doctor(
         edge=edge,
         insecure=insecure,
         room=None if memory is None else read_size("--memory", memory),
+        certs=certs,
         batch_size=batch_size,
         length=max_length,
         rank=rank,

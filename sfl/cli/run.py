@@ -18,7 +18,7 @@ from sfl.report.live import LiveView
 from sfl.report.summary import RunSummary
 
 
-def run_and_show(path: Path, overrides: Iterable[str], insecure: bool) -> int:
+def run_and_show(path: Path, overrides: Iterable[str], insecure: bool, tls: bool = False) -> int:
     """Run a configuration on this machine; the exit code."""
     console = Console()
     errors = Console(stderr=True)
@@ -35,7 +35,7 @@ def run_and_show(path: Path, overrides: Iterable[str], insecure: bool) -> int:
     try:
         config = _load(path, overrides, insecure)
         with LiveView(console) as view:
-            run_on_this_machine(config, view.update, started)
+            run_on_this_machine(config, view.update, started, tls)
     except KeyboardInterrupt:
         errors.print("interrupted: everything is stopped")
         return 130

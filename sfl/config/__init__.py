@@ -5,7 +5,14 @@
 """
 
 from sfl.config.load import dump_toml, load_device, load_edge, load_run, with_overrides
-from sfl.config.node import CloudNode, DeviceConfig, EdgeConfig, LocalDevice, MetricsSettings
+from sfl.config.node import (
+    CloudNode,
+    DeviceConfig,
+    EdgeConfig,
+    LocalDevice,
+    MetricsSettings,
+    TlsSettings,
+)
 from sfl.config.run import (
     AggregationSettings,
     CodecSettings,
@@ -36,6 +43,7 @@ __all__ = [
     "RunConfig",
     "RunSection",
     "RunSettings",
+    "TlsSettings",
     "TrainingSettings",
     "dump_toml",
     "load_device",

@@ -9,7 +9,7 @@ from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 from pydantic_core import PydanticUndefined
 
-from sfl.config.node import CloudNode, DeviceConfig, EdgeConfig, MetricsSettings
+from sfl.config.node import CloudNode, DeviceConfig, EdgeConfig, MetricsSettings, TlsSettings
 from sfl.config.run import (
     AggregationSettings,
     CodecChange,
@@ -41,10 +41,13 @@ stands in that node's own file: `sfl edge FILE` reads a table `[edge]`, `sfl dev
 The same run laid over three machines:
 
 ```
-sfl cloud run.toml  --set cloud.listen=0.0.0.0:7000 --insecure     # run.toml: everything but the nodes
-sfl edge edge.toml  --insecure                                     # [edge]   listen, cloud = "CLOUD:7000"
-sfl device pi.toml  --insecure                                     # [device] name, edge = "EDGE:7001", train
+sfl cloud run.toml  --set cloud.listen=0.0.0.0:7000                # run.toml: everything but the nodes
+sfl edge edge.toml                                                 # [edge]   listen, cloud = "CLOUD:7000"
+sfl device pi.toml                                                 # [device] name, edge = "EDGE:7001", train
 ```
+
+Each with its certificate, as a table `tls` (`[edge.tls]`) or a folder (`--certs DIR`), from `sfl ca issue`; see
+[security](security.md). Without, addresses other than loopback need `--insecure`.
 
 Every run writes the settings that took effect to `runs/ID/config.toml`; `sfl run` on that file repeats the run.
 """
@@ -65,6 +68,7 @@ SECTIONS: tuple[tuple[str, type[BaseModel]], ...] = (
     ("[cloud]", CloudNode),
     ("[edge]", EdgeConfig),
     ("[device]", DeviceConfig),
+    ("[cloud.tls], [edge.tls], [device.tls]", TlsSettings),
     ("[cloud.metrics], [edge.metrics], [device.metrics]", MetricsSettings),
 )
 

@@ -38,6 +38,7 @@ def load_edge(path: Path, overrides: Iterable[str] = ()) -> EdgeConfig:
     table = with_overrides(_read(path), overrides)
     edge = _section(table, "edge", path)
     _anchor(edge, "model", path.resolve().parent)
+    _anchor_secrets(edge, path.resolve().parent)
     return _validate(EdgeConfig, edge, prefix="edge.")
 
 
@@ -168,6 +169,8 @@ def _anchor_paths(table: dict[str, Any], folder: Path) -> None:
     for section, key in (("model", "path"), ("data", "train"), ("data", "eval"), ("edge", "model")):
         if isinstance(table.get(section), dict):
             _anchor(table[section], key, folder)
+    for section in ("cloud", "edge"):
+        _anchor_secrets(table.get(section), folder)
     devices = table.get("devices")
     for device in devices if isinstance(devices, list) else []:
         if isinstance(device, dict):
@@ -177,6 +180,16 @@ def _anchor_paths(table: dict[str, Any], folder: Path) -> None:
 def _anchor_local(table: dict[str, Any], folder: Path) -> None:
     for key in ("train", "eval", "model"):
         _anchor(table, key, folder)
+    _anchor_secrets(table, folder)
+
+
+def _anchor_secrets(table: Any, folder: Path) -> None:
+    """Make a node's paths of certificates and of its password file absolute."""
+    for name in ("tls", "metrics"):
+        section = table.get(name) if isinstance(table, dict) else None
+        for key in ("ca", "cert", "key", "password_file"):
+            if isinstance(section, dict) and isinstance(section.get(key), str):
+                section[key] = str(folder.resolve() / Path(section[key]).expanduser())
 
 
 def _anchor(table: dict[str, Any], key: str, folder: Path) -> None:

@@ -4,9 +4,9 @@ but `threads`, `dtype` and `quantised`, which the effective config fixes before 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Literal
+from typing import Literal, Self
 
-from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt
+from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt, model_validator
 
 from sfl.config.base import Section
 from sfl.config.size import Size
@@ -14,6 +14,18 @@ from sfl.config.size import Size
 Threads = PositiveInt | Literal["auto"]
 Dtype = Literal["float32", "bfloat16", "autocast", "auto"]
 Quantised = Literal["none", "nf4", "int8"]
+
+
+class TlsSettings(Section):
+    """A node's certificate, as `sfl ca issue` writes it (docs/security.md). With it every link of
+    the node is TLS 1.3 with certificates on both ends."""
+
+    ca: Path
+    """The CA's certificate; peers must have theirs from it."""
+    cert: Path
+    """The node's certificate, with its role and name."""
+    key: Path
+    """Its private key; nobody but the node's user should be able to read the file."""
 
 
 class MetricsSettings(Section):
@@ -25,6 +37,21 @@ class MetricsSettings(Section):
     """Address to bind: loopback, or a LAN address to let a Prometheus elsewhere scrape."""
     port: NonNegativeInt = 0
     """TCP port; 0 takes a free one and logs it."""
+    cert: Path | None = None
+    """Serve over TLS with this certificate; with `key`."""
+    key: Path | None = None
+    """Its private key."""
+    username: str | None = None
+    """Ask for this name and a password (HTTP basic auth); with `password_file`."""
+    password_file: Path | None = None
+    """File with the password, so that it stands in no setting and no process list."""
+
+    @model_validator(mode="after")
+    def _in_pairs(self) -> Self:
+        for one, other in (("cert", "key"), ("username", "password_file")):
+            if (getattr(self, one) is None) != (getattr(self, other) is None):
+                raise ValueError(f"{one}: give it and {other}, or neither")
+        return self
 
 
 class CloudNode(Section):
@@ -32,6 +59,8 @@ class CloudNode(Section):
 
     listen: str = "127.0.0.1:0"
     """`host:port` that edges dial; port 0 takes a free one."""
+    tls: TlsSettings | None = None
+    """The cloud's certificate."""
     metrics: MetricsSettings = MetricsSettings()
     """Prometheus endpoint of the cloud."""
 
@@ -73,6 +102,8 @@ class EdgeConfig(Section):
     computing, the same bits."""
     connect_timeout: PositiveFloat = 60.0
     """Seconds to go on trying to reach the cloud; 15 under `sfl run`, unless given."""
+    tls: TlsSettings | None = None
+    """The edge's certificate, shown to its devices and to the cloud."""
     metrics: MetricsSettings = MetricsSettings()
     """Prometheus endpoint of the edge; it also shows its devices' series."""
 
@@ -104,6 +135,8 @@ class LocalDevice(Section):
     `auto`: on disk from 16 MB on. Where a U-shaped device's head shares it, always in memory."""
     connect_timeout: PositiveFloat = 60.0
     """Seconds to go on trying to reach the edge; 15 under `sfl run`, unless given."""
+    tls: TlsSettings | None = None
+    """The device's certificate, which its edge knows it by."""
     metrics: MetricsSettings = MetricsSettings(enabled=False)
     """Prometheus endpoint of the device: off, since its edge shows its series."""
 

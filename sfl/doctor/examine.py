@@ -8,6 +8,7 @@ from dataclasses import replace
 
 import device_agent.agent  # noqa: F401 - so that this process has loaded what a device has
 from sfl import machine
+from sfl.certificates.own import own_certificate, own_in
 from sfl.config import DeviceConfig, EdgeConfig, LocalDevice, RunConfig
 from sfl.doctor.files import (
     Config,
@@ -127,6 +128,14 @@ class _Examination:
         self.tell("trying bitsandbytes")
         yield check_bitsandbytes()
 
+    def _probe(self, address: str) -> LinkSpeed:
+        own = None
+        if self.question.certs is not None:
+            own = own_in(self.question.certs)
+        elif isinstance(self.config, DeviceConfig):
+            own = own_certificate("device", self.config.name, self.config.tls)
+        return probe_edge(address, self.question.insecure, own=own)
+
     def _link(self) -> Iterator[Check]:
         address = self.question.edge
         if address is None and isinstance(self.config, DeviceConfig):
@@ -135,7 +144,7 @@ class _Examination:
             return
         self.tell(f"testing the link to {address}")
         try:
-            yield _link_check(address, probe_edge(address, self.question.insecure))
+            yield _link_check(address, self._probe(address))
         except SflError as error:
             found = problem("link", error)
             fix = found.fix or "Start the edge (sfl edge FILE), and check address and firewall."

@@ -18,6 +18,8 @@ class Question:
     model: str | None = None
     edge: str | None = None
     insecure: bool = False
+    certs: Path | None = None
+    """Folder with a certificate to test the link with, where it is not the file's."""
     room: int | None = None
     batch_size: int | None = None
     length: int | None = None

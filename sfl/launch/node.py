@@ -13,6 +13,7 @@ from sfl.config import DeviceConfig, EdgeConfig, LocalDevice, RunConfig, dump_to
 from sfl.config.base import Section
 from sfl.errors import RunFailed
 from sfl.files import write_atomic
+from sfl.launch.certificates import CERTIFICATES
 from sfl.launch.child import run_child
 
 
@@ -86,10 +87,8 @@ def cloud_node(folder: Path, config: RunConfig) -> Node:
         "--set",
         f"run.output_dir={str(folder.parent)!r}",
     ]
-    if config.network.insecure:
-        options.append("--insecure")
     node = _node("cloud", "cloud", folder, folder / "config.toml", config)
-    node.options = (*options, "--address-file", str(node.address_file))
+    node.options = (*options, *node.options, "--address-file", str(node.address_file))
     return node
 
 
@@ -112,7 +111,10 @@ def device_node(folder: Path, config: RunConfig, name: str, edge_address: str) -
 
 
 def _node(kind: str, name: str, folder: Path, file: Path, config: RunConfig) -> Node:
-    nodes = folder / "nodes"
+    nodes, certificates = folder / "nodes", folder / CERTIFICATES / name
+    options: tuple[str, ...] = ("--insecure",) if config.network.insecure else ()
+    if certificates.is_dir():
+        options += ("--certs", str(certificates))
     return Node(
         kind=kind,
         name=name,
@@ -120,7 +122,7 @@ def _node(kind: str, name: str, folder: Path, file: Path, config: RunConfig) -> 
         log=folder / "logs" / f"{name}.log",
         error_file=nodes / f"{name}.error",
         address_file=nodes / f"{name}.address",
-        options=("--insecure",) if config.network.insecure else (),
+        options=options,
     )
 
 

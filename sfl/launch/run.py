@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import subprocess
 import sys
 import time
@@ -9,9 +10,11 @@ from collections.abc import Callable
 from functools import cache
 from pathlib import Path
 
+from sfl.certificates.own import load_own
 from sfl.config import RunConfig
 from sfl.errors import ConfigError, RunFailed, SflError
 from sfl.extras import require_bitsandbytes
+from sfl.launch.certificates import CERTIFICATES, issue_for_run
 from sfl.launch.child import prepare_nursery
 from sfl.launch.node import Node, cloud_node, device_node, edge_node
 from sfl.models.edge_budget import fit_edge
@@ -30,10 +33,13 @@ POLL = 0.1
 Watch = Callable[[RunStatus], None]
 
 
-def run_on_this_machine(config: RunConfig, watch: Watch, started: Callable[[Path], None]) -> Path:
+def run_on_this_machine(
+    config: RunConfig, watch: Watch, started: Callable[[Path], None], tls: bool = False
+) -> Path:
     """Run everything to its end, and return the run's folder.
 
-    `started` is told the folder, `watch` each new status. Raises ConfigError, DataError,
+    `started` is told the folder, `watch` each new status. With `tls` the nodes get certificates of
+    a CA that is made for this run, and gone after it. Raises ConfigError, DataError,
     ModelError before or soon after the start, RunFailed where the run did not reach its end.
     """
     model = open_model(config.model.path, weights=False)
@@ -44,11 +50,15 @@ def run_on_this_machine(config: RunConfig, watch: Watch, started: Callable[[Path
     started(folder)
     nodes: list[Node] = []
     try:
+        if tls:
+            issue_for_run(config, folder)
         _start(config, folder, nodes)
         _await_end(config, folder, nodes, watch)
         _let_end(nodes)
     finally:
         _stop(nodes)
+        if tls:
+            shutil.rmtree(folder / CERTIFICATES, ignore_errors=True)
     return folder
 
 
@@ -123,6 +133,7 @@ def check(config: RunConfig, folder: ModelFolder) -> None:
     Raises ConfigError.
     """
     folder.check_task(config.model.task)
+    check_certificates(config)
     require_bitsandbytes("edge.quantised", config.edge.quantised)
     for entry in config.devices:
         try:
@@ -140,6 +151,17 @@ def check(config: RunConfig, folder: ModelFolder) -> None:
                 "no training data",
                 "Name a file here, or one for all devices as data.train.",
             )
+
+
+def check_certificates(config: RunConfig) -> None:
+    """Every certificate that the file names is in order. Raises ConfigError."""
+    if config.cloud.tls is not None:
+        load_own("cloud.tls", config.cloud.tls, "cloud", None)
+    if config.edge.tls is not None:
+        load_own("edge.tls", config.edge.tls, "edge", config.edge.name)
+    for entry in config.devices:
+        if entry.tls is not None:
+            load_own(f"devices.{entry.name}.tls", entry.tls, "device", entry.name)
 
 
 def _start(config: RunConfig, folder: Path, nodes: list[Node]) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import logging
 import socket
 import threading
 from collections.abc import Callable, Iterable, Iterator
@@ -10,7 +11,7 @@ from types import TracebackType
 from typing import Self
 from wsgiref.simple_server import WSGIServer
 
-from prometheus_client import CollectorRegistry, start_http_server
+from prometheus_client import CollectorRegistry, make_wsgi_app
 from prometheus_client.core import (
     CounterMetricFamily,
     GaugeMetricFamily,
@@ -21,10 +22,14 @@ from prometheus_client.core import (
 )
 from prometheus_client.registry import Collector
 
+from sfl.config.node import MetricsSettings
 from sfl.errors import ConfigError
+from sfl.metrics.lock import OPEN, Lock
 from sfl.metrics.snapshot import BUCKETS, NodeSnapshot, PhaseTotals
 from sfl.metrics.stats import NodeStats
 from sfl.metrics.table import METRICS, Metric, MetricType, Sample
+
+log = logging.getLogger(__name__)
 
 
 def _no_devices() -> Iterable[NodeSnapshot]:
@@ -85,7 +90,16 @@ class MetricsServer:
         self.close()
 
 
-def serve(host: str, port: int, collector: Collector) -> MetricsServer:
+def serve_as_set(settings: MetricsSettings, collector: Collector) -> MetricsServer:
+    """Serve `collector` as a node's settings say, and log where. Raises ConfigError."""
+    lock = Lock.from_settings(settings)
+    server = serve(settings.host, settings.port, collector, lock)
+    scheme = "http" if lock.tls is None else "https"
+    log.info("metrics at %s://%s:%d/metrics", scheme, settings.host, server.port)
+    return server
+
+
+def serve(host: str, port: int, collector: Collector, lock: Lock = OPEN) -> MetricsServer:
     """Serve `collector` alone on `host:port`; port 0 takes a free one, named by `.port`.
 
     Raises ConfigError where the address cannot be bound.
@@ -93,13 +107,15 @@ def serve(host: str, port: int, collector: Collector) -> MetricsServer:
     registry = CollectorRegistry(auto_describe=False)
     registry.register(collector)
     try:
-        server, thread = start_http_server(port, addr=host, registry=registry)
+        server = lock.open(host, port, make_wsgi_app(registry))
     except socket.gaierror:
         raise ConfigError(
             "metrics.host", host, "no such address", 'Use "127.0.0.1" or one of this machine.'
         ) from None
     except (OSError, OverflowError) as error:
         raise _bind_error(host, port, error) from None
+    thread = threading.Thread(target=server.serve_forever, name="metrics", daemon=True)
+    thread.start()
     return MetricsServer(server, thread)
 
 

@@ -6,14 +6,17 @@ import asyncio
 import logging
 import time
 from collections.abc import AsyncIterator
+from functools import partial
 
 import grpc
 import grpc.aio
 
-from sfl.errors import LinkLost, PeerUnavailable, ProtocolError
+from sfl.certificates.own import OwnCertificate
+from sfl.errors import LinkLost, PeerUnavailable, ProtocolError, Refused
 from sfl.metrics.snapshot import Role
 from sfl.metrics.stats import NodeStats
 from sfl.transport.credentials import open_aio_channel
+from sfl.transport.diagnosis import FIRST_LOOK, look_again, why_refused
 from sfl.transport.status import error_of
 from sfl.transport.wire import CLOUD_SESSION, WIRE_VERSION
 from sfl.v1 import cloud_pb2
@@ -26,11 +29,19 @@ SAY_EVERY = 5.0  # seconds between two lines about what is waited for
 class CloudLink:
     """An edge's session with the cloud."""
 
-    def __init__(self, address: str, edge: str, stats: NodeStats, insecure: bool) -> None:
+    def __init__(
+        self,
+        address: str,
+        edge: str,
+        stats: NodeStats,
+        insecure: bool,
+        own: OwnCertificate | None = None,
+    ) -> None:
         self._peer = f"cloud at {address}"
+        self._why = partial(why_refused, address, "cloud", own)
         self._edge = edge
         self._stats = stats
-        self._channel = open_aio_channel("edge.cloud", address, insecure)
+        self._channel = open_aio_channel("edge.cloud", address, insecure, own, "cloud")
         self._outbox: asyncio.Queue[cloud_pb2.EdgeReportMessage | None] = asyncio.Queue()
         self.last_heard = time.monotonic()
 
@@ -75,11 +86,17 @@ class CloudLink:
 
     async def _connect(self, timeout: float) -> None:
         end = time.monotonic() + timeout
+        pause, say = FIRST_LOOK, time.monotonic() + SAY_EVERY
         while (left := end - time.monotonic()) > 0:
             try:
-                await asyncio.wait_for(self._channel.channel_ready(), min(SAY_EVERY, left))
+                await asyncio.wait_for(self._channel.channel_ready(), min(pause, left))
                 return
             except TimeoutError:
+                if (reason := await asyncio.to_thread(self._why)) is not None:
+                    raise Refused(f"{self._peer}: {reason}") from None
+            pause = look_again(pause)
+            if time.monotonic() >= say:
+                say += SAY_EVERY
                 log.info("waiting for %s (%.0f s left)", self._peer, end - time.monotonic())
         raise PeerUnavailable(f"{self._peer} did not answer within {timeout:g} s")
 

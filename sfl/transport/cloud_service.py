@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import logging
 import time
 from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass, field
@@ -13,13 +14,28 @@ import grpc
 import grpc.aio
 
 from sfl.errors import LinkLost, ProtocolError, Refused, SflError
+from sfl.transport.doorkeeper import expect
 from sfl.transport.group import run_together
 from sfl.transport.spool import Spool
 from sfl.transport.status import status_of
 from sfl.transport.wire import CLOUD_SESSION, WIRE_VERSION, generic_handler
 from sfl.v1 import cloud_pb2, edge_pb2, tensor_pb2
 
+log = logging.getLogger(__name__)
+
 Context = grpc.aio.ServicerContext[Any, Any]
+
+SPOKEN_FOR = ("device_ready", "left", "adapter", "report")
+"""What an edge says on behalf of one of its devices."""
+
+
+def _device_of(message: cloud_pb2.EdgeReportMessage) -> str | None:
+    """The device that a message is about; None for a further frame of an adapter."""
+    body = message.WhichOneof("body")
+    if body == "adapter":
+        return message.adapter.header.device if message.adapter.HasField("header") else None
+    device: str = getattr(message, body or "").device
+    return device
 
 
 class Host(Protocol):
@@ -69,6 +85,10 @@ class EdgeStream:
     outbox: asyncio.Queue[cloud_pb2.CloudMessage] = field(default_factory=asyncio.Queue)
     last_heard: float = field(default_factory=time.monotonic)
     part: tuple[tensor_pb2.AdapterHeader, BinaryIO] | None = None
+    devices: set[str] = field(default_factory=set)
+    """The devices that were admitted through this edge: the only ones it can speak for."""
+    _passing_over: bool = False
+    """Whether an adapter of another edge's device is coming in, which is not kept."""
 
     def post(self, message: cloud_pb2.CloudMessage) -> None:
         """Queue one message for the edge."""
@@ -112,10 +132,19 @@ class EdgeStream:
         body = message.WhichOneof("body") or ""
         if body not in takers:
             raise ProtocolError(f"{body or 'an empty message'} was not due")
+        device = _device_of(message) if body in SPOKEN_FOR else None
+        if device is not None and device not in self.devices:
+            # May also come late, of a device that another edge has since: no reason to hang up.
+            log.warning("edge %s: %s of device %r, which is not its own", self.edge, body, device)
+            self._passing_over = body == "adapter"
+            return
         takers[body]()
 
     def _spool(self, frame: tensor_pb2.AdapterFrame) -> None:
         """Write a frame to disk; an update never lies in memory as a whole."""
+        if self._passing_over and not frame.HasField("header"):
+            return
+        self._passing_over = False
         if frame.HasField("header"):
             self.part = (frame.header, self.host.spool.open(frame.header))
         if self.part is None:
@@ -142,7 +171,14 @@ class CloudService:
     def post(self, edge: str, message: cloud_pb2.CloudMessage) -> None:
         """Queue a message for an edge, if it is there."""
         if edge in self.streams:
+            if message.WhichOneof("body") == "admission" and not message.admission.refusal:
+                self._hand_over(message.admission.device, edge)
             self.streams[edge].post(message)
+
+    def _hand_over(self, device: str, edge: str) -> None:
+        """From now on this edge speaks for the device, and no other."""
+        for name, stream in self.streams.items():
+            (stream.devices.add if name == edge else stream.devices.discard)(device)
 
     async def drain(self, seconds: float) -> None:
         """Give edges a moment to take their last message and hang up."""
@@ -180,6 +216,7 @@ class CloudService:
                 f"edge {hello.edge!r} speaks wire version {hello.wire_version}, this cloud "
                 f"speaks {WIRE_VERSION}: install the same sfl on both"
             )
+        expect("edge", hello.edge)
         if hello.edge in self.streams:
             raise Refused(f"an edge named {hello.edge!r} is connected already")
         return EdgeStream(hello.edge, self._host)

@@ -1,36 +1,25 @@
 """Where credentials enter the transport, and the only place that opens a port or a channel.
 
-Without TLS only loopback is allowed, unless `insecure` says otherwise.
+With a certificate both ends show theirs, in TLS 1.3 (gRPC's Python API has no word for a least
+version: `sfl.process` leaves TLS 1.2 no cipher, and the doorkeeper looks again). Without one only
+loopback is allowed, unless `insecure` says otherwise.
 """
 
 from __future__ import annotations
 
-import ipaddress
 import logging
 
 import grpc
 import grpc.aio
 
+from sfl.certificates.identity import Role, server_name
+from sfl.certificates.own import OwnCertificate
 from sfl.errors import ConfigError
+from sfl.transport.addresses import is_loopback, split_address
+from sfl.transport.doorkeeper import Doorkeeper
 from sfl.transport.wire import OPTIONS
 
 log = logging.getLogger(__name__)
-
-
-def split_address(field: str, address: str) -> tuple[str, int]:
-    """`host:port` as its two parts. Raises ConfigError."""
-    host, _, port = address.rpartition(":")
-    if not host or not port.isdecimal() or int(port) > 65535:
-        raise ConfigError(field, address, "is not host:port", "Write e.g. 127.0.0.1:50051.")
-    return host.strip("[]"), int(port)
-
-
-def is_loopback(host: str) -> bool:
-    """True where nothing leaves this machine."""
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return host == "localhost"
 
 
 def check_exposure(field: str, address: str, insecure: bool) -> None:
@@ -43,19 +32,36 @@ def check_exposure(field: str, address: str, insecure: bool) -> None:
             field,
             address,
             "is not loopback, and the link has no TLS",
-            "Use 127.0.0.1, or pass --insecure on a network you trust.",
+            "Give this node a certificate ([tls], docs/security.md), use 127.0.0.1, or pass "
+            "--insecure on a network you trust.",
         )
     log.warning(
         "%s = %s: the link is NOT encrypted; anybody on its path can read it", field, address
     )
 
 
-def bind(server: grpc.aio.Server, field: str, address: str, insecure: bool) -> str:
+def new_server(own: OwnCertificate | None = None) -> grpc.aio.Server:
+    """A server without a port; with a certificate, behind a doorkeeper."""
+    interceptors = () if own is None else (Doorkeeper(),)
+    return grpc.aio.server(options=OPTIONS, interceptors=interceptors)
+
+
+def bind(
+    server: grpc.aio.Server,
+    field: str,
+    address: str,
+    insecure: bool,
+    own: OwnCertificate | None = None,
+) -> str:
     """Open a server's port; returns `host:port` with the port that was really taken."""
-    check_exposure(field, address, insecure)
     host, _ = split_address(field, address)
+    if own is None:
+        check_exposure(field, address, insecure)
     try:
-        port = server.add_insecure_port(address)
+        if own is None:
+            port = server.add_insecure_port(address)
+        else:
+            port = server.add_secure_port(address, _server_credentials(own))
     except RuntimeError:
         port = 0
     if port == 0:
@@ -65,13 +71,49 @@ def bind(server: grpc.aio.Server, field: str, address: str, insecure: bool) -> s
     return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
 
 
-def open_channel(field: str, address: str, insecure: bool) -> grpc.Channel:
-    """A sync channel to a peer; connects when first used."""
-    check_exposure(field, address, insecure)
-    return grpc.insecure_channel(address, options=OPTIONS)
+def open_channel(
+    field: str,
+    address: str,
+    insecure: bool,
+    own: OwnCertificate | None = None,
+    role: Role = "edge",
+) -> grpc.Channel:
+    """A sync channel to a peer of that role; connects when first used."""
+    if own is None:
+        check_exposure(field, address, insecure)
+        return grpc.insecure_channel(address, options=OPTIONS)
+    return grpc.secure_channel(
+        address, _channel_credentials(own), options=_named(field, address, role)
+    )
 
 
-def open_aio_channel(field: str, address: str, insecure: bool) -> grpc.aio.Channel:
-    """An aio channel to a peer; connects when first used."""
-    check_exposure(field, address, insecure)
-    return grpc.aio.insecure_channel(address, options=OPTIONS)
+def open_aio_channel(
+    field: str,
+    address: str,
+    insecure: bool,
+    own: OwnCertificate | None = None,
+    role: Role = "cloud",
+) -> grpc.aio.Channel:
+    """An aio channel to a peer of that role; connects when first used."""
+    if own is None:
+        check_exposure(field, address, insecure)
+        return grpc.aio.insecure_channel(address, options=OPTIONS)
+    return grpc.aio.secure_channel(
+        address, _channel_credentials(own), options=_named(field, address, role)
+    )
+
+
+def _named(field: str, address: str, role: Role) -> tuple[tuple[str, int | str], ...]:
+    """Ask for the host as a node of that role."""
+    host, _ = split_address(field, address)
+    return (*OPTIONS, ("grpc.ssl_target_name_override", server_name(role, host)))
+
+
+def _server_credentials(own: OwnCertificate) -> grpc.ServerCredentials:
+    ca, cert, key = own.contents()
+    return grpc.ssl_server_credentials([(key, cert)], ca, require_client_auth=True)
+
+
+def _channel_credentials(own: OwnCertificate) -> grpc.ChannelCredentials:
+    ca, cert, key = own.contents()
+    return grpc.ssl_channel_credentials(ca, key, cert)

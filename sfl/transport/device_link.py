@@ -15,17 +15,19 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
 import grpc
 
+from sfl.certificates.own import OwnCertificate
 from sfl.codec import Codec
 from sfl.codec.kernel import kernel
 from sfl.config import RunSettings
 from sfl.config.run import RoleCodecs
 from sfl.data.example import Dataset
-from sfl.errors import LinkLost, PeerUnavailable, ProtocolError, RunFailed, SflError
+from sfl.errors import LinkLost, PeerUnavailable, ProtocolError, Refused, RunFailed, SflError
 from sfl.metrics.stats import NodeStats
 from sfl.metrics.timeline import spans_to_json
 from sfl.stage.messages import (
@@ -49,6 +51,7 @@ from sfl.transport.chunks import (
 )
 from sfl.transport.credentials import open_channel
 from sfl.transport.cut import Cut
+from sfl.transport.diagnosis import FIRST_LOOK, look_again, why_refused
 from sfl.transport.envelope import Frame
 from sfl.transport.frames import decode_tensor, encode_tensor, raw_bytes, to_score
 from sfl.transport.shaper import Shaper, shaper
@@ -94,19 +97,33 @@ class Joined:
     settings: RunSettings
 
 
-def wait_for_peer(channel: grpc.Channel, peer: str, timeout: float) -> None:
-    """Wait until a channel is connected, with a line every 5 s. Raises PeerUnavailable."""
+def wait_for_peer(
+    channel: grpc.Channel,
+    peer: str,
+    timeout: float,
+    why: Callable[[], str | None] = lambda: None,
+) -> None:
+    """Wait until a channel is connected, with a line every 5 s.
+
+    `why` tells what stands in its way that waiting will not mend. Raises PeerUnavailable, Refused.
+    """
     ready = grpc.channel_ready_future(channel)
     end = time.monotonic() + timeout
+    pause, say = FIRST_LOOK, time.monotonic() + SAY_EVERY
     try:
         while True:
             left = end - time.monotonic()
             if left <= 0:
                 raise PeerUnavailable(f"{peer} did not answer within {timeout:g} s")
             try:
-                ready.result(timeout=min(SAY_EVERY, left))
+                ready.result(timeout=min(pause, left))
                 return
             except grpc.FutureTimeoutError:
+                if (reason := why()) is not None:
+                    raise Refused(f"{peer}: {reason}") from None
+            pause = look_again(pause)
+            if time.monotonic() >= say:
+                say += SAY_EVERY
                 log.info("waiting for %s (%.0f s left)", peer, max(0.0, end - time.monotonic()))
     finally:
         ready.cancel()
@@ -115,11 +132,19 @@ def wait_for_peer(channel: grpc.Channel, peer: str, timeout: float) -> None:
 class DeviceLink:
     """A device's session with its edge over gRPC; also the `Link` that a Trainer uses."""
 
-    def __init__(self, address: str, device: str, stats: NodeStats, insecure: bool) -> None:
+    def __init__(
+        self,
+        address: str,
+        device: str,
+        stats: NodeStats,
+        insecure: bool,
+        own: OwnCertificate | None = None,
+    ) -> None:
         self._peer = f"edge at {address}"
+        self._why = partial(why_refused, address, "edge", own)
         self._device = device
         self._stats = stats
-        self._channel = open_channel("device.edge", address, insecure)
+        self._channel = open_channel("device.edge", address, insecure, own, "edge")
         self._outbox: Outbox[Outgoing | None] = Outbox()
         self._to_encode: Outbox[TensorMessage | None] = Outbox()
         self._inbox: queue.SimpleQueue[Any] = queue.SimpleQueue()
@@ -144,7 +169,7 @@ class DeviceLink:
 
         Raises PeerUnavailable, Refused, ProtocolError.
         """
-        wait_for_peer(self._channel, self._peer, connect_timeout)
+        wait_for_peer(self._channel, self._peer, connect_timeout, self._why)
         self._call = EDGE_SESSION.stub(self._channel)(self._requests())
         hello = edge_pb2.DeviceHello(
             device=self._device,

@@ -15,6 +15,7 @@ from sfl.codec.kernel import kernel
 from sfl.errors import LinkLost, ProtocolError, Refused, SflError
 from sfl.transport.cut import Cut
 from sfl.transport.device_stream import Context, DeviceStream, Goodbye, Host
+from sfl.transport.doorkeeper import expect
 from sfl.transport.group import run_together
 from sfl.transport.probe_service import ProbeService
 from sfl.transport.status import status_of
@@ -111,6 +112,7 @@ class EdgeService:
                 f"device {hello.device!r} speaks wire version {hello.wire_version}, this edge "
                 f"speaks {WIRE_VERSION}: install the same sfl on both"
             )
+        expect("device", hello.device)
         self._supersede(hello.device)
         welcome, session, settings = await self._host.admit(hello.device)
         welcome.compiled_codec = kernel().name == "compiled"
@@ -132,6 +134,7 @@ class EdgeService:
         self, request: edge_pb2.FilesRequest, context: Context
     ) -> edge_pb2.FileList:
         try:
+            expect("device", request.device)
             return await self._host.files(request.device)
         except SflError as error:
             await context.abort(status_of(error), str(error))
@@ -141,6 +144,7 @@ class EdgeService:
         self, request: edge_pb2.FileRequest, context: Context
     ) -> AsyncIterator[edge_pb2.FileChunk]:
         try:
+            expect("device", request.device)
             async for data in self._host.read_file(request):
                 yield edge_pb2.FileChunk(data=data)
         except SflError as error:

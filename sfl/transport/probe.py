@@ -8,13 +8,16 @@ import statistics
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import grpc
 
+from sfl.certificates.own import OwnCertificate
 from sfl.errors import ProtocolError
 from sfl.transport.credentials import open_channel
 from sfl.transport.device_link import wait_for_peer
+from sfl.transport.diagnosis import why_refused
 from sfl.transport.status import error_of
 from sfl.transport.wire import EDGE_PROBE
 from sfl.v1 import edge_pb2
@@ -45,14 +48,17 @@ class LinkSpeed:
     down_bytes: int
 
 
-def probe_edge(address: str, insecure: bool, connect_timeout: float = 5.0) -> LinkSpeed:
+def probe_edge(
+    address: str, insecure: bool, connect_timeout: float = 5.0, own: OwnCertificate | None = None
+) -> LinkSpeed:
     """Measure the link to the edge at `host:port`.
 
     Raises ConfigError, PeerUnavailable, Refused, LinkLost; ProtocolError where it is no edge.
     """
-    channel = open_channel("--edge", address, insecure)
+    channel = open_channel("--edge", address, insecure, own, "edge")
+    why = partial(why_refused, address, "edge", own)
     try:
-        wait_for_peer(channel, f"edge at {address}", connect_timeout)
+        wait_for_peer(channel, f"edge at {address}", connect_timeout, why)
         conversation = _Conversation(channel)
         try:
             return _measure(conversation)

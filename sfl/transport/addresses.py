@@ -1,0 +1,23 @@
+"""`host:port`, and whether a host is this machine."""
+
+from __future__ import annotations
+
+import ipaddress
+
+from sfl.errors import ConfigError
+
+
+def split_address(field: str, address: str) -> tuple[str, int]:
+    """`host:port` as its two parts. Raises ConfigError."""
+    host, _, port = address.rpartition(":")
+    if not host or not port.isdecimal() or int(port) > 65535:
+        raise ConfigError(field, address, "is not host:port", "Write e.g. 127.0.0.1:50051.")
+    return host.strip("[]"), int(port)
+
+
+def is_loopback(host: str) -> bool:
+    """True where nothing leaves this machine."""
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
