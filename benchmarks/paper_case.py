@@ -31,8 +31,10 @@ import os
 import sys
 import tempfile
 from collections.abc import Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from itertools import pairwise
+from multiprocessing import get_context
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
@@ -235,9 +237,9 @@ class Curve:
         return None
 
 
-def train(config: RunConfig, way: str, given: argparse.Namespace) -> Curve:
+def train(way: str, given: argparse.Namespace) -> Curve:
     """Until the highest target is reached, or for all rounds."""
-    federation = Federation(config)
+    federation = Federation(config_of(given))
     take = federation.together if way == "together" else federation.in_turn
     accuracy = [federation.evaluate(1)]
     for number in range(1, given.rounds + 1):
@@ -398,7 +400,9 @@ def main() -> None:
         f"accuracy after each round of {given.local_steps} steps a device (trained), in percent",
         flush=True,
     )
-    curves = {way: train(config, way, given) for way in ("together", "in turn")}
+    # A fresh interpreter, in which torch is loaded with its waiting threads asleep.
+    with ProcessPoolExecutor(1, get_context("spawn")) as pool:
+        curves = {way: pool.submit(train, way, given).result() for way in ("together", "in turn")}
     folder_of_model = open_model(config.model.path)
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
