@@ -12,7 +12,7 @@ import time
 from collections.abc import Mapping
 from functools import singledispatchmethod
 from pathlib import Path
-from typing import Any, get_args
+from typing import TYPE_CHECKING, Any, get_args
 
 from cloud_aggregator.records import RunRecords
 from sfl.adapters.artifact import save_adapter
@@ -24,6 +24,7 @@ from sfl.certificates.own import OwnCertificate
 from sfl.config import EdgeConfig, LocalDevice, RunConfig
 from sfl.config.node import Dtype, Quantised
 from sfl.errors import ProtocolError, RunFailed, SflError
+from sfl.extras import require_opentelemetry
 from sfl.files import write_atomic
 from sfl.logs import describe_node
 from sfl.metrics.prometheus import NodeCollector, serve_as_set
@@ -61,6 +62,9 @@ from sfl.transport.credentials import bind, new_server
 from sfl.transport.spool import Spool
 from sfl.v1 import cloud_pb2, edge_pb2, tensor_pb2
 
+if TYPE_CHECKING:
+    from sfl.report.traces import StepTraces
+
 log = logging.getLogger("sfl.cloud")
 
 TICK = 0.5  # seconds between two looks at deadlines, and between two writes of the status
@@ -84,6 +88,7 @@ class CloudAggregator:
         self.strategy = make_strategy(config.aggregation, config.lora)
         self.manifest: AdapterManifest | None = None
         self.adapter: dict[str, Array] = {}
+        self._traces = self._step_traces()
         self._over: asyncio.Future[FinishRun] = asyncio.get_running_loop().create_future()
         self._aggregation: asyncio.Task[None] | None = None
         describe_node(self._log_fields)
@@ -109,6 +114,8 @@ class CloudAggregator:
         finally:
             ticking.cancel()
             self._finish_records(end)
+            if self._traces is not None:
+                await asyncio.to_thread(self._traces.close)
             await server.stop(grace=1.0)
         if not end.ok:
             raise RunFailed(end.reason)
@@ -122,6 +129,16 @@ class CloudAggregator:
     def _log_fields(self) -> dict[str, object]:
         stats = self.stats
         return {"kind": stats.kind, "node": stats.name, "run": self.run_id, "round": stats.round}
+
+    def _step_traces(self) -> StepTraces | None:
+        """Where steps go as traces, if anywhere. Raises ConfigError."""
+        endpoint = self.config.cloud.tracing.endpoint
+        if not endpoint:
+            return None
+        require_opentelemetry("cloud.tracing.endpoint", endpoint)
+        from sfl.report.traces import StepTraces  # an extra, only where it is asked for
+
+        return StepTraces.to(endpoint, self.run_id, self.config.edge.name)
 
     async def _tick(self) -> None:
         while True:
@@ -251,12 +268,15 @@ class CloudAggregator:
 
     async def _aggregate(self, command: Aggregate) -> None:
         """Average what lies in the spool, off the loop, and keep the result."""
+        began = time.time()
         try:
             await asyncio.to_thread(self._average, command.round, command.contributions)
         except SflError as error:
             self._do(FinishRun(False, f"round {command.round} could not be averaged: {error}"))
             return
         self.records.end_round(command.round, self.stats.snapshot())
+        if self._traces is not None:
+            self._traces.add(self.records.timelines(command.round), began)
         self._happened(AdapterReady(command.round))
 
     def _average(self, round_: int, weights: Mapping[str, int]) -> None:

@@ -12,7 +12,7 @@ from pathlib import Path
 from sfl.config import RunConfig, dump_toml
 from sfl.files import write_atomic
 from sfl.metrics.snapshot import NodeKind, NodeSnapshot
-from sfl.metrics.timeline import spans_from_json
+from sfl.metrics.timeline import spans_from_json, watched_step
 from sfl.report.html import write_report
 from sfl.report.records import NodeRecord, Record, RecordFile, RoundRecord
 from sfl.report.status import DeviceStatus, RunPhase, RunStatus, ServerStatus
@@ -99,6 +99,7 @@ class RunRecords:
                 report.round,
                 tuple(spans_from_json(report.spans)),
                 tuple(spans_from_json(report.edge_spans)),
+                watched_step(report.num_steps),
             )
         self._write(self._evaluation_record(report, snapshot))
 
@@ -125,6 +126,10 @@ class RunRecords:
         )
         self._evaluated.setdefault(evaluated, []).append(record)
         return record
+
+    def timelines(self, round_: int) -> list[StepTimeline]:
+        """The steps that were watched in a round."""
+        return [step for step in ordered(self._timelines) if step.round == round_]
 
     def end_round(self, round_: int, cloud: NodeSnapshot) -> None:
         """A round's adapter is there: keep it, and a line for each server."""

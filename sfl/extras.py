@@ -27,3 +27,16 @@ def require_cryptography(field: str) -> None:
             "cryptography is not installed",
             "Install it with `pip install 'sfl[certificates]'`; nodes themselves do without.",
         )
+
+
+def require_opentelemetry(field: str, endpoint: str) -> None:
+    """Raise ConfigError where traces are to be sent and nothing here can."""
+    # The first alone may be there by itself; to look for a part imports what it is a part of.
+    parts = ("opentelemetry", "opentelemetry.sdk", "opentelemetry.exporter")
+    if any(importlib.util.find_spec(part) is None for part in parts):
+        raise ConfigError(
+            field,
+            endpoint,
+            "OpenTelemetry is not installed",
+            "Install it with `pip install 'sfl[otel]'`, or leave the setting out.",
+        )

@@ -60,6 +60,7 @@ ROOMS = {
     ),
     "rich": ("sfl.cli", "sfl.report"),
     "datasets": ("sfl.data",),
+    "opentelemetry": ("sfl.report.traces",),
     "cryptography": ("sfl.certificates.authority",),
 }
 PURE = ("sfl.errors", "sfl.keys", "sfl.plan", "sfl.config", "sfl.rounds", "sfl.orders")

@@ -9,7 +9,14 @@ from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 from pydantic_core import PydanticUndefined
 
-from sfl.config.node import CloudNode, DeviceConfig, EdgeConfig, MetricsSettings, TlsSettings
+from sfl.config.node import (
+    CloudNode,
+    DeviceConfig,
+    EdgeConfig,
+    MetricsSettings,
+    TlsSettings,
+    TracingSettings,
+)
 from sfl.config.run import (
     AggregationSettings,
     CodecChange,
@@ -66,6 +73,7 @@ SECTIONS: tuple[tuple[str, type[BaseModel]], ...] = (
     ("[devices.codec]", CodecChange),
     ("[devices.link]", LinkSettings),
     ("[cloud]", CloudNode),
+    ("[cloud.tracing]", TracingSettings),
     ("[edge]", EdgeConfig),
     ("[device]", DeviceConfig),
     ("[cloud.tls], [edge.tls], [device.tls]", TlsSettings),

@@ -54,6 +54,14 @@ class MetricsSettings(Section):
         return self
 
 
+class TracingSettings(Section):
+    """Where the cloud sends the timeline of a step of each round, as OpenTelemetry traces."""
+
+    endpoint: str = Field(default="", pattern=r"^(https?://.+)?$")
+    """A collector's address for OTLP over HTTP, as `http://127.0.0.1:4318/v1/traces`; empty: none
+    is sent. Needs the extra `otel` (docs/monitoring.md)."""
+
+
 class CloudNode(Section):
     """The cloud process."""
 
@@ -63,6 +71,8 @@ class CloudNode(Section):
     """The cloud's certificate."""
     metrics: MetricsSettings = MetricsSettings()
     """Prometheus endpoint of the cloud."""
+    tracing: TracingSettings = TracingSettings()
+    """Traces of the run's steps."""
 
 
 class EdgeConfig(Section):

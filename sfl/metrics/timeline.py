@@ -78,6 +78,11 @@ class Timeline:
             return sorted(self._spans.pop(device, []), key=lambda span: span.begin)
 
 
+def watched_step(num_steps: int) -> int:
+    """Which step of a round is watched, from 0: its middle one, when everything is warm."""
+    return num_steps // 2
+
+
 def spans_to_json(spans: list[Span]) -> str:
     """One line of JSON."""
     rows = [[s.phase, s.lane, s.micro_batch, round(s.begin, 6), round(s.end, 6)] for s in spans]

@@ -25,12 +25,13 @@ LANES = {
 
 @dataclass(frozen=True, slots=True)
 class StepTimeline:
-    """The spans of one device's step, its own and its edge's."""
+    """The spans of one device's step, its own and its edge's; `step` counts from 0."""
 
     device: str
     round: int
     own: tuple[Span, ...]
     edge: tuple[Span, ...]
+    step: int = 0
 
 
 def timelines_to_json(timelines: Sequence[StepTimeline]) -> str:

@@ -17,6 +17,7 @@ from sfl.adapters.lora import LoraBank
 from sfl.config import RunSettings
 from sfl.errors import ProtocolError
 from sfl.metrics.stats import NodeStats
+from sfl.metrics.timeline import watched_step
 from sfl.models.span import ForwardKey, SpanModel
 from sfl.plan import SplitPlan
 from sfl.stage.computation import COMPUTATIONS, Labels
@@ -88,7 +89,7 @@ class Session(ABC):
         self.adapter.load(values)
         self.optimizer.begin_round()
         self.start = start
-        self.stats.phases.timeline.watch(self.device, start.round, start.num_steps // 2)
+        self.stats.phases.timeline.watch(self.device, start.round, watched_step(start.num_steps))
         self.step = 0
         # Shallow cuts ask for more in every round; carried over, that debt would never be paid.
         self.served_seconds = 0.0

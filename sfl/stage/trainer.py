@@ -21,6 +21,7 @@ from sfl.data.batches import Batch, Sampler, collate, split_micro
 from sfl.data.example import Dataset
 from sfl.errors import ProtocolError
 from sfl.metrics.stats import NodeStats
+from sfl.metrics.timeline import watched_step
 from sfl.models.span import ForwardKey, SpanModel
 from sfl.stage.computation import COMPUTATIONS
 from sfl.stage.device import DeviceStage
@@ -127,7 +128,7 @@ class Trainer:
         self._note_quality(score)
         evaluated = time.perf_counter()
         losses, tokens = [], 0
-        self.stats.phases.timeline.watch(self.device, start.round, start.num_steps // 2)
+        self.stats.phases.timeline.watch(self.device, start.round, watched_step(start.num_steps))
         self.stage.train(True)
         for step in range(start.num_steps):
             loss, num_tokens = self.train_step(start, step)
