@@ -1,11 +1,12 @@
 """Peak memory of an edge for 1 to 32 devices: ours, one model per device (SplitFed), sequential SL.
 
     python benchmarks/edge_memory.py                     # 20 minutes on 2 cores, 14 GB
-    python benchmarks/edge_memory.py --devices 1 6 --modes ours splitfed
+    python benchmarks/edge_memory.py --batch 4 --devices 1 6 --modes ours splitfed sl
 
 The paper's case (2503.13819): devices hold 1, 1, 2, 2, 3, 3 blocks in turn, LoRA r = 16, batches of
-16 x 128, in the shape of GPT-2 124M, or of BERT base with `--shape bert`. Every figure is the peak
-resident size of a process of its own, which does what an edge does in two steps of every device:
+16 x 128 (`--batch`), in the shape of GPT-2 124M, or of BERT base with `--shape bert`. Every figure
+is the peak resident size of a process of its own, which does what an edge does in two steps of
+every device:
 
     ours       one base; each device's LoRA and optimizer; jobs one after another; at most
                `--in-flight` activations held; loss in pieces (computation = lean)
@@ -52,7 +53,7 @@ ROOT = Path(__file__).resolve().parents[1]
 T = TypeVar("T")
 
 CUTS = (1, 1, 2, 2, 3, 3)
-RANK, BATCH, LENGTH, STEPS = 16, 16, 128, 2
+RANK, LENGTH, STEPS = 16, 128, 2
 MODES = ("ours", "ours, recompute", "ours, heap kept", "shared", "splitfed", "sl")
 MB = 1e6
 
@@ -80,7 +81,7 @@ def make_model(folder: Path, shape: str) -> None:
 class Edge:
     """What an edge holds and does, without its sockets."""
 
-    def __init__(self, model: Path, shape: str, mode: str, devices: int) -> None:
+    def __init__(self, model: Path, shape: str, mode: str, devices: int, batch: int) -> None:
         causal = shape == "gpt2"
         names = [f"device-{n}" for n in range(devices)]
         self.settings = RunSettings.model_validate(
@@ -98,6 +99,7 @@ class Edge:
             }
         )
         self.names = names
+        self.batch = batch
         self.recompute = mode == "ours, recompute"
         self.folder = open_model(model)
         self.task, self.labels = self.settings.model.task, len(self.settings.model.labels)
@@ -132,13 +134,13 @@ class Edge:
 
     def arrival(self, step: int) -> TensorMessage:
         """A decoded activation with its labels."""
-        rows = torch.randn(BATCH * LENGTH, self.folder.hidden_size)
+        rows = torch.randn(self.batch * LENGTH, self.folder.hidden_size)
         causal = self.task == "causal_lm"
-        count = BATCH * LENGTH if causal else BATCH
+        count = self.batch * LENGTH if causal else self.batch
         classes = self.folder.vocab_size if causal else self.labels
         marks = np.random.default_rng(step).integers(0, classes, count).astype(np.int32)
         key = Key(Purpose.TRAINING, 1, step, 0)
-        return TensorMessage(Kind.ACTIVATION, key, 1, (LENGTH,) * BATCH, rows, marks)
+        return TensorMessage(Kind.ACTIVATION, key, 1, (LENGTH,) * self.batch, rows, marks)
 
 
 def sequential(edge: Edge) -> VanillaSession:
@@ -193,10 +195,12 @@ def one_base(edge: Edge, in_flight: int) -> VanillaSession:
     return sessions[0]
 
 
-def measure(model: Path, shape: str, mode: str, devices: int, in_flight: int) -> dict[str, float]:
+def measure(
+    model: Path, shape: str, mode: str, devices: int, in_flight: int, batch: int
+) -> dict[str, float]:
     """In this process: peak resident bytes above what was held before the model was loaded."""
     torch.set_num_threads(len(os.sched_getaffinity(0)))
-    edge = Edge(model, shape, mode, devices)
+    edge = Edge(model, shape, mode, devices, batch)
     start = memory_use().resident
     if mode == "sl":
         session = sequential(edge)
@@ -217,7 +221,9 @@ def _runs(items: list[T], size: int) -> Iterator[list[T]]:
         yield items[first : first + size]
 
 
-def run(model: Path, shape: str, mode: str, devices: int, in_flight: int) -> dict[str, float]:
+def run(
+    model: Path, shape: str, mode: str, devices: int, in_flight: int, batch: int = 16
+) -> dict[str, float]:
     """The same in a process of its own."""
     environment = dict(os.environ, MALLOC_ARENA_MAX="2")
     if mode == "ours, heap kept":
@@ -227,6 +233,7 @@ def run(model: Path, shape: str, mode: str, devices: int, in_flight: int) -> dic
         }
     command = [sys.executable, __file__, "--measure", str(model), "--shape", shape]
     command += ["--modes", mode, "--devices", str(devices), "--in-flight", str(in_flight)]
+    command += ["--batch", str(batch)]
     output = subprocess.check_output(command, text=True, env=environment, cwd=ROOT)
     result: dict[str, float] = json.loads(output.splitlines()[-1])
     return result
@@ -254,23 +261,32 @@ def main() -> None:
     parser.add_argument("--modes", nargs="+", choices=MODES, default=list(MODES))
     parser.add_argument("--shape", choices=("gpt2", "bert"), default="gpt2")
     parser.add_argument("--in-flight", type=int, default=8)
+    parser.add_argument("--batch", type=int, default=16)
     parser.add_argument("--measure", type=Path, help=argparse.SUPPRESS)
     given = parser.parse_args()
     if given.measure:
         mode, devices = given.modes[0], given.devices[0]
-        print(json.dumps(measure(given.measure, given.shape, mode, devices, given.in_flight)))
+        print(
+            json.dumps(
+                measure(given.measure, given.shape, mode, devices, given.in_flight, given.batch)
+            )
+        )
         return
     table: dict[str, dict[int, dict[str, float]]] = {mode: {} for mode in given.modes}
     with tempfile.TemporaryDirectory() as temporary:
         model = Path(temporary)
         make_model(model, given.shape)
-        print(f"{given.shape}, r = {RANK}, batch {BATCH} x {LENGTH}, fp32; peak MB above imports\n")
+        print(
+            f"{given.shape}, r = {RANK}, batch {given.batch} x {LENGTH}, fp32; peak MB above imports\n"
+        )
         print(f"{'devices':18}" + "".join(f"{n:>9}" for n in given.devices), flush=True)
         for mode in given.modes:
             cells, seen = [], table[mode]
             for devices in given.devices:
                 if fits(mode, devices, seen):
-                    seen[devices] = run(model, given.shape, mode, devices, given.in_flight)
+                    seen[devices] = run(
+                        model, given.shape, mode, devices, given.in_flight, given.batch
+                    )
                     cells.append(f"{seen[devices]['peak'] / MB:9,.0f}")
                 else:
                     last = max(seen)
