@@ -277,7 +277,8 @@ def main() -> None:
         model = Path(temporary)
         make_model(model, given.shape)
         print(
-            f"{given.shape}, r = {RANK}, batch {given.batch} x {LENGTH}, fp32; peak MB above imports\n"
+            f"{given.shape}, r = {RANK}, batch {given.batch} x {LENGTH}, fp32; "
+            "peak MB above imports\n"
         )
         print(f"{'devices':18}" + "".join(f"{n:>9}" for n in given.devices), flush=True)
         for mode in given.modes:
