@@ -81,6 +81,7 @@ class CloudAggregator:
         self.idle_timeout = config.network.idle_timeout
         self.heartbeat_interval = config.network.heartbeat_interval
         self.stats = NodeStats("cloud", "cloud")
+        self.stats.certificate_expiry = None if own is None else own.not_after
         self.spool = Spool(folder / "spool")
         self.service = CloudService(self)
         self.coordinator = Coordinator(config.settings, time.monotonic())

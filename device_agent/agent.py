@@ -46,6 +46,7 @@ class DeviceAgent:
         self.returns_memory = returns_memory
         self.insecure = insecure
         self.stats = NodeStats(config.name, "device")
+        self.stats.certificate_expiry = None if own is None else own.not_after
         self._run_id = ""
         describe_node(self._log_fields)
 

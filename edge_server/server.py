@@ -63,6 +63,7 @@ class EdgeServer:
         self.own = own
         self.insecure = insecure
         self.stats = NodeStats(config.name, "edge")
+        self.stats.certificate_expiry = None if own is None else own.not_after
         self.threads = threads
         self.engine = Engine(
             threads, self.stats, ORDERS[config.order], together=config.batch_devices

@@ -244,7 +244,7 @@ class ByHand:
         self.edge_address = self.address("edge")
 
     def start(self, kind: str, file: Path, name: str = "") -> subprocess.Popen[bytes]:
-        command = [*SFL, kind, str(file)]
+        command = [*SFL, kind, str(file), *self.options(name or kind)]
         if kind != "device":
             command += ["--address-file", str(self.folder / f"{kind}.address")]
         with (self.folder / f"{name or kind}.log").open("ab") as log:
@@ -257,6 +257,10 @@ class ByHand:
             )
         self.processes.append(process)
         return process
+
+    def options(self, name: str) -> list[str]:
+        """Further options of a node; none here."""
+        return []
 
     def device(self, number: int) -> subprocess.Popen[bytes]:
         name = self.values["devices"][number]["name"]

@@ -298,6 +298,7 @@ def test_every_exposed_family_is_in_the_table_and_in_openmetrics_too(kind: str) 
     snapshot = sample_snapshot("node", "device")
     stats = NodeStats("node", kind)  # type: ignore[arg-type]
     stats.loss, stats.eval_loss, stats.eval_accuracy = 1.0, 1.0, 0.5
+    stats.certificate_expiry = 2e9
     stats.phases.observe("step", 0.1)
     others = [snapshot.seen("other", 5.0)] if kind == "edge" else []
     with serve("127.0.0.1", 0, NodeCollector(stats, lambda: others)) as server:

@@ -96,11 +96,11 @@ def test_settings_that_rules_speak_of_exist() -> None:
     documented = (ROOT / "docs" / "configuration.md").read_text(encoding="utf-8")
     sections = re.findall(r"^## `(.*)`", documented, re.MULTILINE)
     for rule in rules():
-        for section, key in re.findall(
-            r"\b(edge|training|network)\.(\w+)", rule.get("annotations", {}).get("summary", "")
-        ):
-            assert f"[{section}]" in sections
-            part = documented.split(f"## `[{section}]`")[1].split("\n## ")[0]
+        said = rule.get("annotations", {}).get("summary", "")
+        for section, key in re.findall(r"\b(edge|devices|training|network)\.(\w+)", said):
+            title = f"[[{section}]]" if section == "devices" else f"[{section}]"
+            assert title in sections
+            part = documented.split(f"## `{title}`")[1].split("\n## ")[0]
             assert f"| `{key}` |" in part, f"{section}.{key}"
 
 
@@ -301,7 +301,7 @@ def live_run(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     }
     with (folder / "output").open("wb") as output:
         process = subprocess.Popen(
-            [*SFL, "run", str(write_config(folder, values))],
+            [*SFL, "run", "--tls", str(write_config(folder, values))],
             stdout=output,
             stderr=output,
             cwd=ROOT,

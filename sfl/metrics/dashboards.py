@@ -137,6 +137,12 @@ FLEET = Dashboard(
         _panel(
             "Up for", f"time() - sfl_start_time_seconds{{{_ALL}}}", "{{device}} {{instance}}", "s",
         ),
+        _panel(
+            "Certificates end in",
+            f"sfl_certificate_expiry_timestamp_seconds{{{_ALL}}} - time()",
+            "{{device}} {{instance}}", "s",
+            note="SflCertificateExpiring fires two weeks before.",
+        ),
         _panel("Targets", 'up{job=~"sfl-.+"}', "{{job}} {{instance}}"),
     ),
 )  # fmt: skip

@@ -107,6 +107,7 @@ class NodeSnapshot:
     accelerator_bytes: int = 0
     memory_limit_bytes: int = 0
     memory_limit_used_bytes: int = 0
+    certificate_expiry: float | None = None
     dtype: str = ""
     quantised: str = ""
     bytes: ByteTotals = field(default_factory=ByteTotals)
@@ -266,6 +267,7 @@ _PLAIN: dict[str, Callable[[Any], Any]] = {
     "accelerator_bytes": _count,
     "memory_limit_bytes": _count,
     "memory_limit_used_bytes": _count,
+    "certificate_expiry": _number_or_none,
     "dtype": _word,
     "quantised": _word,
 }

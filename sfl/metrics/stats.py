@@ -186,6 +186,7 @@ class NodeStats:
         self.queue_depth = 0
         self.connected = 0
         self.faults = 0
+        self.certificate_expiry: float | None = None
         self.dtype = ""
         self.quantised = ""
         self.bytes = ByteCount()
@@ -241,6 +242,7 @@ class NodeStats:
             accelerator_bytes=memory.accelerator,
             memory_limit_bytes=memory.limit,
             memory_limit_used_bytes=memory.limit_used,
+            certificate_expiry=self.certificate_expiry,
             dtype=self.dtype,
             quantised=self.quantised,
             bytes=self.bytes.snapshot(),

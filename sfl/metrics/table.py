@@ -186,4 +186,9 @@ METRICS: tuple[Metric, ...] = (
         "What counts against that limit now, of this process and of all others under it.",
         _value("memory_limit_used_bytes"),
     ),
+    Metric(
+        "sfl_certificate_expiry_timestamp_seconds", "gauge", "seconds", (), ALL,
+        "Unix time at which the node's own certificate (its `tls`) ends; nothing without one.",
+        _value("certificate_expiry"),
+    ),
 )  # fmt: skip

@@ -68,7 +68,10 @@ def bind(
         raise ConfigError(
             field, address, "the port is in use or can't be bound", "Choose another, or port 0."
         )
-    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+    taken = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+    if own is not None:
+        log.info("%s: TLS 1.3, as %s", taken, own.identity)
+    return taken
 
 
 def open_channel(
