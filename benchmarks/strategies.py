@@ -4,11 +4,11 @@
     python benchmarks/strategies.py --rounds 2 --local-steps 2 --eval-examples 40 --only fedavg
 
 all-MiniLM-L6-v2 on CARER in Dirichlet(0.5) shares. Strategies that average unequal ranks have
-devices of rank 2, 4, 8 and 16 under a global rank of 16; all, and these once more, run with rank 8
-throughout. Accuracy is that of the final global adapter over all held-out examples, in one process;
-what devices report beside it is that of their own truncations. Bytes are the adapters' between
-devices and edge. Krum runs with no arbitrary device, since against one it needs five. Needs
-`../shared/data/emotion` and `pip install sfl[minilm]`.
+devices of rank 2, 4, 8 and 16 under a global rank of 16, also with `rank_partitioned`; all, and
+these once more, run with rank 8 throughout. Accuracy is that of the final global adapter over all
+held-out examples, in one process; what devices report beside it is that of their own truncations.
+Bytes are the adapters' between devices and edge. Krum runs with no arbitrary device, since against
+one it needs five. Needs `../shared/data/emotion` and `pip install sfl[minilm]`.
 """
 
 from __future__ import annotations
@@ -48,12 +48,20 @@ class Case:
 
     strategy: str
     ranks: Sequence[int]
+    rank_partitioned: bool = False
 
     @property
     def title(self) -> str:
         """How the table calls it."""
         ranks = sorted(set(self.ranks))
-        return f"{self.strategy}, rank {'/'.join(map(str, ranks))}"
+        partitioned = ", partitioned" if self.rank_partitioned else ""
+        return f"{self.strategy}, rank {'/'.join(map(str, ranks))}{partitioned}"
+
+    @property
+    def options(self) -> dict[str, Any]:
+        """The run's `[aggregation]`."""
+        options = {"strategy": self.strategy, **OPTIONS.get(self.strategy, {})}
+        return options | ({"rank_partitioned": True} if self.rank_partitioned else {})
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,7 +83,7 @@ def cases(only: Iterable[str]) -> list[Case]:
     for name in only or known:
         found.append(Case(name, EQUAL))
         if AggregationSettings.model_validate({"strategy": name}).mixes_ranks:
-            found.append(Case(name, MIXED))
+            found += [Case(name, MIXED), Case(name, MIXED, rank_partitioned=True)]
     return found
 
 
@@ -87,7 +95,7 @@ def write_config(path: Path, case: Case, given: argparse.Namespace) -> None:
     values["model"]["path"] = str(minilm())
     values["lora"] = {"rank": max(case.ranks), "alpha": 16}
     values["training"]["local_steps"] = given.local_steps
-    values["aggregation"] = {"strategy": case.strategy, **OPTIONS.get(case.strategy, {})}
+    values["aggregation"] = case.options
     values["data"] |= {
         "train": str(DATA / "train.txt"),
         "eval": str(DATA / "test.txt"),
@@ -102,7 +110,7 @@ def write_config(path: Path, case: Case, given: argparse.Namespace) -> None:
 
 def measure(case: Case, seed: int, folder: Path, given: argparse.Namespace) -> Result:
     """One run, and its adapter scored in this process."""
-    name = f"{case.strategy}-{max(case.ranks)}-{seed}"
+    name = f"{case.strategy}-{max(case.ranks)}-{int(case.rank_partitioned)}-{seed}"
     config = folder / f"{name}.toml"
     write_config(config, case, given)
     began = time.perf_counter()
@@ -131,7 +139,7 @@ def row(title: str, results: Sequence[Result]) -> str:
     accuracies = [one.accuracy for one in results]
     spread = f"({min(accuracies):.1f} .. {max(accuracies):.1f})"
     return (
-        f"  {title:24} {mean(accuracies):5.1f} {spread:16} {mean(r.loss for r in results):6.3f} "
+        f"  {title:38} {mean(accuracies):5.1f} {spread:16} {mean(r.loss for r in results):6.3f} "
         f"{mean(r.reported for r in results):9.1f} {mean(r.up for r in results) / 1e6:8.2f} "
         f"{mean(r.down for r in results) / 1e6:8.2f} {mean(r.seconds for r in results):6.0f}"
     )
@@ -152,7 +160,7 @@ def main() -> None:
         f"{given.local_steps} steps, {len(given.seeds)} seeds"
     )
     print(
-        f"  {'strategy':24} {'accuracy (%)':22} {'loss':>6} {'reported':>9} {'MB up':>8} "
+        f"  {'strategy':38} {'accuracy (%)':22} {'loss':>6} {'reported':>9} {'MB up':>8} "
         f"{'MB down':>8} {'s':>6}"
     )
     with tempfile.TemporaryDirectory() as temporary:

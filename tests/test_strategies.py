@@ -291,6 +291,53 @@ def test_unequal_ranks_average_as_dense_products_do(tmp_path: Path, ranks: Seque
         )
 
 
+@pytest.mark.parametrize("ranks", [(1, 2, 3), (2, 6, 4), (3, 3, 3)])
+def test_partitioned_ranks_weigh_each_component_among_those_that_have_it(
+    tmp_path: Path, ranks: Sequence[int]
+) -> None:
+    adapters = [adapter(k, rank) for k, rank in enumerate(ranks)]
+    parts = [spool(tmp_path, f"d{k}", v, 3 * k + 1) for k, v in enumerate(adapters)]
+    result = strategy("flexlora", rank_partitioned=True).aggregate(parts, fresh())
+    for layer in LAYERS:
+        a, b = lora_names(layer)
+        dense = np.zeros(LAYERS[layer])
+        for j in range(max(ranks)):
+            holders = [k for k, rank in enumerate(ranks) if rank > j]
+            total = sum(parts[k].num_examples for k in holders)
+            for k in holders:
+                column, line = (adapters[k][name].astype(np.float64) for name in (b, a))
+                share = parts[k].num_examples / total
+                dense += share * ALPHA / ranks[k] * np.outer(column[:, j], line[j])
+        wanted = best_of_rank(dense, RANK)
+        found = update(result, layer, ALPHA / RANK)
+        np.testing.assert_allclose(found, wanted, rtol=1e-5, atol=1e-5 * np.abs(wanted).max())
+    if len(set(ranks)) == 1:
+        assert same_bits(result, strategy("flexlora").aggregate(parts, fresh()))
+
+
+@pytest.mark.parametrize(("partitioned", "left"), [(False, 0.2**5), (True, 1.0)])
+def test_what_one_device_alone_holds_shrinks_unless_ranks_are_partitioned(
+    tmp_path: Path, partitioned: bool, left: float
+) -> None:
+    """Rounds in which nobody learns anything: devices send back what they got."""
+    server = strategy("flexlora", rank_partitioned=partitioned)
+    before = current = strategy("flexlora").aggregate([spool(tmp_path, "d", adapter(3))], fresh())
+    for _ in range(5):
+        parts = [
+            spool(tmp_path, "small", truncated(current, 1), 8),
+            spool(tmp_path, "whole", truncated(current, RANK), 2),
+        ]
+        current = server.aggregate(parts, current)
+    for layer in LAYERS:
+        first, last = (
+            np.linalg.svd(update(values, layer, ALPHA / RANK), compute_uv=False)
+            for values in (before, current)
+        )
+        beyond = min(RANK, *LAYERS[layer])
+        assert last[0] == pytest.approx(first[0], rel=1e-4)
+        np.testing.assert_allclose(last[1:beyond], left * first[1:beyond], rtol=1e-3)
+
+
 def adapters_at(adapters: Sequence[Adapter]) -> list[Adapter]:
     """Only what has no rank."""
     return [{name: values[name] for name in SAVED} for values in adapters]

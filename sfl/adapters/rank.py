@@ -59,8 +59,8 @@ class ProductSum:
         self._right: list[Array] = []
         self._width = 0
 
-    def add(self, weight: float, b: Array, a: Array) -> None:
-        """Add `weight * b a`; b is `[out, r]`, a `[r, in]`."""
+    def add(self, weight: float | Array, b: Array, a: Array) -> None:
+        """Add `weight * b a`; b is `[out, r]`, a `[r, in]`, weight one number or `[r]`."""
         self._left.append(weight * b.astype(np.float64))
         self._right.append(a.astype(np.float64))
         self._width += len(a)

@@ -31,7 +31,7 @@ STRATEGIES: dict[str, Callable[[AggregationSettings, LoraSettings], Strategy]] =
         options.server_learning_rate or 0.01, options.betas, options.tau
     ),
     "ffa_lora": lambda options, lora: FfaLora(),
-    "flexlora": lambda options, lora: FlexLora(lora.alpha / lora.rank),
+    "flexlora": lambda options, lora: FlexLora(lora.alpha / lora.rank, options.rank_partitioned),
     "median": lambda options, lora: Median(),
     "trimmed_mean": lambda options, lora: TrimmedMean(options.trim_fraction),
     "krum": lambda options, lora: Krum(options.byzantine),

@@ -19,6 +19,11 @@ from sfl.aggregation.strategy import Strategy
 class FlexLora(Strategy):
     """The best rank-R approximation of `sum_k p_k s_k B_k A_k`, `s_k` a device's own scaling.
 
+    `p_k` is the share of the device's examples. With `rank_partitioned` each component counts
+    among those that have one of that number: `n_k / sum over r_i > j of n_i` for component j, so
+    that what some cannot hold is no zero in the mean (raFLoRA, Wu et al., 2602.13486). Devices of
+    equal ranks get the same bits either way.
+
     Divided by the global `scaling` it becomes balanced factors, components sorted by weight, so
     that a device of rank r takes the first r of them (`sfl.adapters.rank.truncated`). A component
     that no device has used keeps the global A's row beside a zero column of B, and so can still be
@@ -27,6 +32,7 @@ class FlexLora(Strategy):
     """
 
     scaling: float
+    rank_partitioned: bool = False
 
     def shapes(self, contribution: Contribution, current: Mapping[str, Array]) -> Shapes:
         """The global adapter's at the device's own rank."""
@@ -41,10 +47,10 @@ class FlexLora(Strategy):
         devices = ordered(contributions)
         streams = [one.tensors(self.shapes(one, current)) for one in devices]
         total = sum(one.num_examples for one in devices)
-        shares = [one.num_examples / total for one in devices]
         result: dict[str, Array] = {}
         for name in sorted(current):
             if is_lora_a(name):
+                shares = self._shares(devices, len(current[name]))
                 weights = [
                     share * one.scaling / self.scaling
                     for share, one in zip(shares, devices, strict=True)
@@ -61,6 +67,16 @@ class FlexLora(Strategy):
                 result[name] = (reduce(iadd, terms) / total).astype(np.float32)
         return result
 
+    def _shares(self, devices: Sequence[Contribution], rank: int) -> list[Array]:
+        """Each device's weight in the sum, `[r_k]`: one of each of its components."""
+        ranks = [one.rank or rank for one in devices]
+        examples = np.array([one.num_examples for one in devices], np.float64)
+        if not self.rank_partitioned:
+            return [np.full(r, n / examples.sum()) for r, n in zip(ranks, examples, strict=True)]
+        holders = np.array(ranks)[:, None] > np.arange(max(ranks))  # [devices, components]
+        totals = (examples[:, None] * holders).sum(axis=0)
+        return [n / totals[:r] for r, n in zip(ranks, examples, strict=True)]
+
 
 Stream = Iterator[tuple[str, Array]]
 
@@ -73,7 +89,7 @@ def _each(name: str, streams: Sequence[Stream]) -> Iterator[Array]:
         yield values
 
 
-def _product(name: str, streams: Sequence[Stream], weights: Sequence[float]) -> ProductSum:
+def _product(name: str, streams: Sequence[Stream], weights: Sequence[Array]) -> ProductSum:
     """The weighted sum of B A; a layer's B comes right behind its A in the order of names."""
     product = ProductSum()
     for stream, weight in zip(streams, weights, strict=True):

@@ -158,6 +158,9 @@ class AggregationSettings(Section):
     """`krum`, `multi_krum`: devices that may send anything; needs 2 x this + 3 devices."""
     selected: PositiveInt | None = None
     """`multi_krum`: devices averaged; default: those that took part, less `byzantine` + 2."""
+    rank_partitioned: bool = False
+    """`flexlora`: weigh each component among the devices whose rank reaches it, so that those of
+    smaller rank do not shrink it (docs/aggregation.md)."""
 
     @model_validator(mode="after")
     def _options_are_read(self) -> Self:
@@ -208,6 +211,7 @@ _READERS = {
     "trim_fraction": ("trimmed_mean",),
     "byzantine": ("krum", "multi_krum"),
     "selected": ("multi_krum",),
+    "rank_partitioned": ("flexlora",),
 }
 
 
