@@ -36,7 +36,7 @@ from sfl.process import quiet_environment, return_memory
 
 ROOT = Path(__file__).resolve().parents[1]
 STORIES = ROOT.parent / "shared" / "models" / "stories260k"
-STEPS = 5
+STEPS = 3  # the second is the first with moments; a third would show growth
 MODELS = ("stories260k", "gpt2", "minilm", "qwen2-0.5b")
 MB = 1e6
 
