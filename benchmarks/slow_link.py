@@ -1,11 +1,12 @@
 """Time to a fixed loss over slow links: uncompressed and compressed, blocking and pipelined.
 
-    python benchmarks/slow_link.py                  # 15 minutes on 2 cores
+    python benchmarks/slow_link.py                  # 18 minutes on 2 cores
     python benchmarks/slow_link.py --mbit 10 --delay 5
 
 One device at cut 1 and its edge, stories260K on E2E, 6 rounds of 10 steps of 16 sequences; the link
 is slowed down by sfl's own shaper, the same both ways. Blocking means one micro-batch at a time and
-nothing else in flight; pipelined runs take the number of micro-batches that `auto` finds. The loss
+nothing else in flight; pipelined runs take the number of micro-batches that `auto` finds, and the
+last of them the codec, too. The loss
 to reach is that of uncompressed training after 50 steps. Idle is what is left of the rounds' time
 when a side neither computes nor codes. Needs `../shared/models/stories260k` and `../shared/data`.
 """
@@ -39,6 +40,7 @@ VARIANTS: dict[str, tuple[str, bool]] = {
     "sft, pipelined": ("sft", True),
     "compact, blocking": ("compact", False),
     "compact, pipelined": ("compact", True),
+    "auto, pipelined": ("auto", True),
 }
 """Name -> (codec, whether micro-batches overlap)."""
 
@@ -49,6 +51,7 @@ class Result:
 
     curve: list[tuple[float, float]]
     micro_batches: int
+    codec: str
     device_idle: float
     edge_idle: float
     megabytes: float
@@ -98,9 +101,11 @@ def train(folder: Path, name: str, variant: str, mbit: float, delay: float) -> R
         max(0.0, 1.0 - sum(node["phases"].get(phase, 0.0) for phase in BUSY) / whole)
         for node in (summary["devices"][0], summary["edges"][0])
     ]
-    chosen = effective(folder, name).training.micro_batches
-    assert chosen != "auto"
-    return Result(curve, chosen, idle[0], idle[1], summary["training_bytes"] / 1e6)
+    chosen = effective(folder, name)
+    count = chosen.training.micro_batches
+    assert count != "auto"
+    megabytes = summary["training_bytes"] / 1e6
+    return Result(curve, count, chosen.codec.activation, idle[0], idle[1], megabytes)
 
 
 def main() -> None:
@@ -136,8 +141,8 @@ def show(variant: str, result: Result, took: float | None, reference: float | No
         reached = f"{took:6.1f} s  {100 * (took / reference - 1):+5.0f}%"
     print(
         f"  {variant:24} {reached:22} {1e3 * step:6.0f} ms a step, {result.micro_batches} "
-        f"micro-batches, idle: device {result.device_idle:4.0%}, edge {result.edge_idle:4.0%}, "
-        f"{result.megabytes:6.2f} MB",
+        f"micro-batches, {result.codec}, idle: device {result.device_idle:4.0%}, "
+        f"edge {result.edge_idle:4.0%}, {result.megabytes:6.2f} MB",
         flush=True,
     )
 

@@ -21,7 +21,7 @@ from sfl.adapters.manifest import AdapterManifest
 from sfl.aggregation import Contribution, make_strategy, verify
 from sfl.aggregation.contribution import Array
 from sfl.certificates.own import OwnCertificate
-from sfl.config import EdgeConfig, LocalDevice, RunConfig
+from sfl.config import DeviceEntry, EdgeConfig, LocalDevice, RunConfig
 from sfl.config.node import Dtype, Quantised
 from sfl.errors import ProtocolError, RunFailed, SflError
 from sfl.extras import require_opentelemetry
@@ -49,7 +49,7 @@ from sfl.rounds import (
     Rehearsed,
     Report,
     ReportReceived,
-    SetMicroBatches,
+    Settle,
     StartRound,
     Tick,
     UpdateReceived,
@@ -187,17 +187,22 @@ class CloudAggregator:
     @_do.register
     def _(self, command: Rehearse) -> None:
         tried = ", ".join(map(str, command.counts))
-        self._do(Report(f"timing steps of {tried} micro-batches"))
+        coded = f", codec {command.codec}" if command.codec else ""
+        self._do(Report(f"timing steps of {tried} micro-batches{coded}"))
         start = edge_pb2.RoundStart(rehearse=command.counts)
-        self._send_round(0, dict.fromkeys(command.devices, start))
+        self._send_round(0, dict.fromkeys(command.devices, start), command.codec)
 
     @_do.register
-    def _(self, command: SetMicroBatches) -> None:
-        training = self.config.training.model_copy(update={"micro_batches": command.count})
-        self.config = self.records.config = self.config.model_copy(update={"training": training})
+    def _(self, command: Settle) -> None:
+        self.config = self.records.config = self.config.settled(
+            command.micro_batches, command.codecs
+        )
         write_effective(self.config, self.folder)
         times = ", ".join(f"{n}: {1000 * s:.0f} ms" for n, s in command.seconds.items())
-        self._do(Report(f"micro-batches a step: {command.count} (tried {times})"))
+        self._do(Report(f"micro-batches a step: {command.micro_batches} (tried {times})"))
+        if command.codecs:
+            chosen = ", ".join(f"{name}: {codec}" for name, codec in command.codecs.items())
+            self._do(Report(f"codec: {chosen}"))
 
     @_do.register
     def _(self, command: StartRound) -> None:
@@ -222,14 +227,20 @@ class CloudAggregator:
             },
         )
 
-    def _send_round(self, round_: int, orders: Mapping[str, edge_pb2.RoundStart]) -> None:
-        """Tell each edge what its own devices are to do, and with which adapter."""
+    def _send_round(
+        self, round_: int, orders: Mapping[str, edge_pb2.RoundStart], codec: str = ""
+    ) -> None:
+        """Tell each edge what its own devices are to do, and with which adapter.
+
+        `codec` is what a rehearsal tries where none is chosen yet.
+        """
+        trial = {"auto": codec} if codec else {}
         starts: dict[str, cloud_pb2.EdgeRoundStart] = {}
         for device, order in orders.items():
             own = edge_pb2.RoundStart()
             own.CopyFrom(order)
             own.round = round_
-            own.codecs = self.config.codecs(device, max(1, round_)).model_dump_json()
+            own.codecs = self.config.codecs(device, max(1, round_), **trial).model_dump_json()
             edge = self.coordinator.devices[device].edge
             start = starts.setdefault(edge, cloud_pb2.EdgeRoundStart(round=round_))
             start.devices.append(cloud_pb2.DeviceStart(device=device, start=own))
@@ -345,6 +356,13 @@ class CloudAggregator:
             if value != said[field] and value in allowed[field]
         }
 
+    def _pieces(self, entry: DeviceEntry) -> dict[str, int]:
+        """What a device cuts its batches into, as far as its settings say something else."""
+        found = self.records.snapshot("device", entry.name).micro_batches
+        most = max(entry.micro_batches, self.config.training.batch_size)
+        changed = found != entry.micro_batches and 0 < found <= most
+        return {"micro_batches": found} if changed else {}
+
     def _take_effect(self, config: RunConfig) -> None:
         """Write the effective settings again where a node's report changed them."""
         if config != self.config:
@@ -368,7 +386,7 @@ class CloudAggregator:
         """A device has its span and its data."""
         self.records.heard(NodeSnapshot.from_json(ready.snapshot).seen(device, time.time()))
         entries = tuple(
-            entry.model_copy(update=self._base(entry, "device", device))
+            entry.model_copy(update=self._base(entry, "device", device) | self._pieces(entry))
             if entry.name == device
             else entry
             for entry in self.config.devices

@@ -61,6 +61,8 @@ def test_every_shipped_example_is_a_valid_run(name: str) -> None:
         ("aggregation.mu=0.1", ("aggregation.mu = 0.1", "'fedavg' does not read it", "fedprox")),
         ("aggregation.trim_fraction=0.5", ("trim_fraction = 0.5", "less than 0.5")),
         ("aggregation.momentum=1.0", ("momentum = 1.0", "less than 1")),
+        ("codec.activation=auto", ("codec.", "activation", '"auto" is for both')),
+        ("devices.a.codec.gradient=auto", ("devices.a.codec", "name a codec here")),
     ],
 )
 def test_a_wrong_setting_is_named_with_its_value_and_a_fix(

@@ -29,6 +29,7 @@ from transformers.optimization import get_scheduler
 
 from sfl.cli.model import evaluate_model, load_model
 from sfl.config import RunConfig, load_run
+from sfl.config.run import AUTO_CODECS
 from sfl.data import load_tokenizer, prepare
 from sfl.data.batches import Batch, Sampler, collate
 from sfl.stage.layout import real_tokens
@@ -288,9 +289,9 @@ def test_adapters_travel_as_coded_changes(tmp_path: Path, topology: str) -> None
         assert adapter_traffic(outcomes[codec]) < adapter_traffic(whole)
 
 
-@pytest.mark.parametrize("topology", ["vanilla", "u_shaped"])
-def test_a_rehearsal_fixes_the_micro_batches_and_changes_nothing_else(
-    tmp_path: Path, topology: str
+@pytest.mark.parametrize(("topology", "codec"), [("vanilla", "compact"), ("u_shaped", "auto")])
+def test_a_rehearsal_fixes_what_is_auto_and_changes_nothing_else(
+    tmp_path: Path, topology: str, codec: str
 ) -> None:
     # Clipping, dropout, moments, and codecs that remember: whatever a rehearsal could leave behind.
     values = settings(
@@ -298,16 +299,18 @@ def test_a_rehearsal_fixes_the_micro_batches_and_changes_nothing_else(
         run={"topology": topology},
         lora={"dropout": 0.1},
         training={"micro_batches": "auto", "max_grad_norm": 0.5, "local_steps": 3},
-        codec={"activation": "compact", "gradient": "compact"},
+        codec={"activation": codec, "gradient": codec},
     )
     values["devices"] = [
         device(name, completions(tmp_path / f"{name}.jsonl", seed), cut)
         for name, seed, cut in (("a", 1, 1), ("b", 2, 2))
     ]
     timed = finished(run(tmp_path, values))
-    chosen = load_run(timed.folder / "config.toml").training.micro_batches
-    assert chosen in (1, 2, 4)
+    chosen = load_run(timed.folder / "config.toml")
+    assert chosen.training.micro_batches in (1, 2, 4)
+    assert chosen.codec.activation == chosen.codec.gradient in AUTO_CODECS
     assert "timing steps of 1, 2, 4 micro-batches" in timed.logs()
+    assert ("codec: a: " in timed.logs()) == (codec == "auto")
     again = sfl(
         "run", timed.folder / "config.toml", "--set", f"run.output_dir={str(tmp_path)!r}",
         "--set", "run.id=again",

@@ -24,7 +24,7 @@ from sfl.rounds import (
     Rehearse,
     Rehearsed,
     ReportReceived,
-    SetMicroBatches,
+    Settle,
     StartRound,
     Tick,
     UpdateReceived,
@@ -197,7 +197,7 @@ def test_edges_with_different_models_cannot_share_a_run() -> None:
     assert not end.ok
 
 
-# -- micro_batches = "auto" ---------------------------------------------------------------------
+# -- what is "auto" is rehearsed ----------------------------------------------------------------
 
 
 def automatic(count: int = 3, **sections: Any) -> RunSettings:
@@ -213,14 +213,14 @@ def test_a_rehearsal_comes_first_and_the_slowest_device_decides() -> None:
     assert coordinator.handle(Rehearsed("d0", (1.0, 0.5, 0.4)), 1.0) == []
     assert coordinator.handle(Rehearsed("d1", (8.0, 6.0, 7.0)), 1.0) == []
     chosen, start = coordinator.handle(Rehearsed("d2", (2.0, 2.0, 6.5)), 1.0)
-    assert chosen == SetMicroBatches(2, {1: 8.0, 2: 6.0, 4: 7.0})
+    assert chosen == Settle(2, {1: 8.0, 2: 6.0, 4: 7.0})
     assert isinstance(start, StartRound) and start.round == 1
 
 
 def test_more_micro_batches_have_to_pay() -> None:
     coordinator, _ = joined(automatic(1))
     chosen, _ = coordinator.handle(Rehearsed("d0", (1.0, 0.98, 0.97)), 1.0)
-    assert chosen == SetMicroBatches(1, {1: 1.0, 2: 0.98, 4: 0.97})
+    assert chosen == Settle(1, {1: 1.0, 2: 0.98, 4: 0.97})
 
 
 def test_credits_bound_what_is_tried() -> None:
@@ -234,7 +234,7 @@ def test_a_device_lost_in_rehearsal_does_not_hold_up_the_others() -> None:
         assert coordinator.handle(Rehearsed(device, (3.0, 2.0, 1.0)), 1.0) == []
     fault, chosen, start = coordinator.handle(DeviceLost("d2", "gone"), 2.0)
     assert fault == Fault(0, "d2", "gone")
-    assert chosen == SetMicroBatches(4, {1: 3.0, 2: 2.0, 4: 1.0})
+    assert chosen == Settle(4, {1: 3.0, 2: 2.0, 4: 1.0})
     assert isinstance(start, StartRound) and list(start.devices) == ["d0", "d1"]
 
 
@@ -245,7 +245,7 @@ def test_a_device_that_never_ends_its_rehearsal_is_left_out() -> None:
     assert coordinator.handle(Tick(), 9.0) == []
     evict, fault, chosen, start = coordinator.handle(Tick(), 11.0)
     assert isinstance(evict, Evict) and evict.device == "d2" and isinstance(fault, Fault)
-    assert isinstance(chosen, SetMicroBatches) and isinstance(start, StartRound)
+    assert isinstance(chosen, Settle) and isinstance(start, StartRound)
 
 
 def test_too_few_in_rehearsal_end_the_run() -> None:
@@ -254,3 +254,43 @@ def test_too_few_in_rehearsal_end_the_run() -> None:
     coordinator.handle(DeviceLost("d1", "gone"), 1.0)
     *_, end = coordinator.handle(DeviceLost("d2", "gone"), 1.0)
     assert end == FinishRun(False, "1 of at least 2 devices timed their steps")
+
+
+def test_codecs_are_tried_from_the_smallest_and_each_device_gets_its_own() -> None:
+    codec = {"activation": "auto", "gradient": "auto"}
+    coordinator, commands = joined(automatic(2, codec=codec, network={"credits": 2}))
+    both = ("d0", "d1")
+    assert commands == [Rehearse(both, (1, 2), "compact")]
+    assert coordinator.handle(Rehearsed("d0", (2.0, 1.5)), 1.0) == []
+    assert coordinator.handle(Rehearsed("d1", (1.0, 1.0)), 1.0) == [Rehearse(both, (1, 2), "fp16")]
+    # d0's link is slow; on d1's nothing is gained by saving bytes.
+    coordinator.handle(Rehearsed("d0", (8.0, 7.0)), 1.0)
+    assert coordinator.handle(Rehearsed("d1", (0.9, 0.8)), 1.0) == [Rehearse(both, (1, 2), "none")]
+    coordinator.handle(Rehearsed("d0", (16.0, 15.0)), 1.0)
+    chosen, start = coordinator.handle(Rehearsed("d1", (0.92, 0.82)), 1.0)
+    assert chosen == Settle(2, {1: 2.0, 2: 1.5}, {"d0": "compact", "d1": "none"})
+    assert isinstance(start, StartRound) and start.round == 1
+
+
+def test_a_codec_with_more_bytes_is_not_tried_where_none_gained_by_the_last() -> None:
+    codec = {"activation": "auto", "gradient": "auto"}
+    coordinator, _ = joined(
+        settings(1, codec=codec, training={"local_steps": 5, "micro_batches": 3})
+    )
+    (second,) = coordinator.handle(Rehearsed("d0", (1.0,)), 1.0)
+    assert second == Rehearse(("d0",), (3,), "fp16")
+    chosen, _ = coordinator.handle(Rehearsed("d0", (1.1,)), 1.0)
+    assert chosen == Settle(3, {3: 1.0}, {"d0": "compact"})
+
+
+def test_what_was_chosen_stands_in_the_settings() -> None:
+    codec = {"activation": "auto", "gradient": "auto"}
+    before = automatic(3, codec=codec)
+    after = before.settled(2, {"d0": "none", "d1": "compact", "d2": "none"})
+    assert after.training.micro_batches == 2 and not after.codec.is_auto
+    # The devices were told to compute so when they joined; nothing that is exact now changes it.
+    assert before.computation == after.training.computation == "lean"
+    got = {name: after.codecs(name, 1).activation for name in ("d0", "d1", "d2")}
+    assert got == {"d0": "none", "d1": "compact", "d2": "none"}
+    assert after.codecs("d1", 1).gradient == "compact"
+    assert RunSettings.model_validate(after.model_dump()) == after

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Literal, Self
 
@@ -241,12 +242,19 @@ class ScheduledCodec(CodecChange):
     """The device it is for; default: all."""
 
 
+AUTO_CODECS = ("none", "fp16", "compact")
+"""What `codec.activation = "auto"` chooses from, the most exact first."""
+
+
 class CodecSettings(Section):
     """How tensors are compressed on the wire, by role and direction (docs/compression.md)."""
 
     activation: str = "compact"
     """Hidden states from a device to its edge: a preset (`none`, `fp16`, `int8`, `compact`, `sft`,
-    `extreme`) or stages, e.g. `topk(0.3) | stochastic(4) | zstd`."""
+    `extreme`) or stages, e.g. `topk(0.3) | stochastic(4) | zstd`. `auto`, of both directions: every
+    device rehearses a few steps with `compact`, `fp16` and `none` over its real link before the
+    first round, and the most exact of those that are quick is written into the effective
+    configuration, for each device."""
     gradient: str = "compact"
     """Their gradients, from the edge to the device."""
     hidden: str | None = None
@@ -261,6 +269,17 @@ class CodecSettings(Section):
     `stochastic(4) | zstd`; a stream's first adapter travels whole."""
     schedule: tuple[ScheduledCodec, ...] = ()
     """Changes between rounds, later ones winning."""
+
+    @model_validator(mode="after")
+    def _auto_is_of_both_directions(self) -> Self:
+        if (self.activation == "auto") != (self.gradient == "auto"):
+            raise ValueError('activation and gradient: "auto" is for both or for neither')
+        return self
+
+    @property
+    def is_auto(self) -> bool:
+        """Whether rehearsed steps are still to choose."""
+        return self.activation == "auto"
 
 
 class RoleCodecs(Section):
@@ -402,6 +421,16 @@ class RunSettings(Section):
                 raise ValueError(
                     f"codec.schedule: no device {change.device!r}; known: {', '.join(names)}"
                 )
+        changes: list[tuple[str, CodecChange]] = [
+            *((f"devices.{device.name}.codec", device.codec) for device in self.devices),
+            *(("codec.schedule", change) for change in self.codec.schedule),
+        ]
+        for place, own in changes:
+            if "auto" in own.model_dump(exclude={"device"}).values():
+                raise ValueError(
+                    f'{place}: "auto" is for the run\'s codec.activation and codec.gradient; '
+                    "name a codec here"
+                )
         return self
 
     @model_validator(mode="after")
@@ -461,9 +490,14 @@ class RunSettings(Section):
                 return entry
         raise KeyError(name)
 
-    def codecs(self, device: str, round_: int) -> RoleCodecs:
-        """What a device's tensors are coded with in a round; the last word that fits counts."""
+    def codecs(self, device: str, round_: int, auto: str = AUTO_CODECS[-1]) -> RoleCodecs:
+        """What a device's tensors are coded with in a round; the last word that fits counts.
+
+        `auto` is what a codec that has yet to be chosen stands for.
+        """
         chosen = self.codec.model_dump(exclude={"schedule"})
+        if self.codec.is_auto:
+            chosen.update(activation=auto, gradient=auto)
         changes: list[CodecChange] = [self.device(device).codec]
         changes += [
             step
@@ -492,6 +526,31 @@ class RunSettings(Section):
         roles = ("activation", "gradient", "hidden", "tail_gradient")
         specs = [getattr(change, role) for change in changes for role in roles]
         return "reference" if all(_is_exact(spec) for spec in specs if spec) else "lean"
+
+    def settled(self, micro_batches: int, codecs: Mapping[str, str]) -> Self:
+        """These settings with what a rehearsal chose instead of `auto`.
+
+        `codecs` has the choice for each device that rehearsed; what most have holds for the others.
+        """
+        training = self.training.model_copy(update={"micro_batches": micro_batches})
+        if not self.codec.is_auto:
+            return self.model_copy(update={"training": training})
+        # The nodes compute as they were told when they joined, whatever codec was chosen since.
+        training = training.model_copy(update={"computation": self.computation})
+        votes = list(codecs.values())
+        common = max(AUTO_CODECS, key=votes.count)
+        devices = []
+        for entry in self.devices:
+            own = codecs.get(entry.name, common)
+            lacks = [r for r in ("activation", "gradient") if getattr(entry.codec, r) is None]
+            if own != common:
+                change = entry.codec.model_copy(update=dict.fromkeys(lacks, own))
+                entry = entry.model_copy(update={"codec": change})
+            devices.append(entry)
+        codec = self.codec.model_copy(update={"activation": common, "gradient": common})
+        return self.model_copy(
+            update={"training": training, "codec": codec, "devices": tuple(devices)}
+        )
 
     def device_index(self, name: str) -> int:
         """Position of the device in the run: its share of a partitioned file."""

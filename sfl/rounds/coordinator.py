@@ -7,12 +7,14 @@ evaluates. A device lost within a round is left out of it and may join again wit
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Container, Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
 from functools import singledispatchmethod
+from typing import TypeVar
 
 from sfl.config import RunSettings
+from sfl.config.run import AUTO_CODECS
 from sfl.errors import ConfigError
 from sfl.plan import SplitPlan
 from sfl.rounds.messages import (
@@ -33,7 +35,7 @@ from sfl.rounds.messages import (
     Rehearsed,
     Report,
     ReportReceived,
-    SetMicroBatches,
+    Settle,
     Side,
     StartRound,
     Steps,
@@ -43,14 +45,16 @@ from sfl.rounds.messages import (
 )
 
 _MOST_MICRO_BATCHES = 8
-_WORTH = 1.05  # a larger count has to be faster by so much
+_WORTH = 1.05  # more micro-batches, or a coarser codec, have to be faster by so much
+
+Choice = TypeVar("Choice", int, str)
 
 
 class Phase(StrEnum):
     """Where a run is."""
 
     WAITING = "waiting for devices"
-    REHEARSAL = "timing micro-batches"
+    REHEARSAL = "timing steps"
     ROUND = "training"
     FINAL = "evaluating"
     AGGREGATING = "aggregating"
@@ -88,17 +92,71 @@ class Progress:
 
 
 def _counts_to_try(settings: RunSettings) -> tuple[int, ...]:
-    """1, 2, 4, ... as far as batch and credits go; nothing where the number is given."""
+    """1, 2, 4, ... as far as batch and credits go, or the number that is given."""
     if settings.training.micro_batches != "auto":
-        return ()
+        return (settings.training.micro_batches,)
     most = min(settings.training.batch_size, settings.network.credits, _MOST_MICRO_BATCHES)
     return tuple(1 << power for power in range(most.bit_length()))
 
 
-def _fewest_that_pay(seconds: Mapping[int, float]) -> int:
-    """The smallest count that is within a few percent of the fastest."""
+def _quick(seconds: Mapping[Choice, float]) -> list[Choice]:
+    """The choices that are within a few percent of the fastest, in their order."""
     fastest = min(seconds.values())
-    return min(count for count, own in seconds.items() if own <= _WORTH * fastest)
+    return [choice for choice, own in seconds.items() if own <= _WORTH * fastest]
+
+
+@dataclass(slots=True)
+class Rehearsal:
+    """Seconds a step that devices were seen to take, by codec and number of micro-batches.
+
+    Codecs are tried from the smallest packets up, as long as some device gains by it.
+    """
+
+    counts: tuple[int, ...]
+    codecs: tuple[str, ...]
+    devices: tuple[str, ...]
+    seconds: dict[str, dict[str, tuple[float, ...]]] = field(default_factory=dict)
+
+    @property
+    def codec(self) -> str:
+        """The codec that is tried now."""
+        return self.codecs[0]
+
+    def note(self, device: str, seconds: tuple[float, ...]) -> None:
+        """Take what a device has timed; what was not asked for does not count."""
+        if device in self.devices and len(seconds) == len(self.counts):
+            self.seconds.setdefault(device, {}).setdefault(self.codec, seconds)
+
+    def keep(self, devices: Container[str]) -> None:
+        """Forget whoever is not there any more."""
+        self.devices = tuple(name for name in self.devices if name in devices)
+
+    @property
+    def late(self) -> tuple[str, ...]:
+        """Who has not timed this codec yet."""
+        return tuple(d for d in self.devices if self.codec not in self.seconds.get(d, ()))
+
+    def try_next(self) -> bool:
+        """Go on to the next codec, if there is one and the last served anybody."""
+        best = [{c: min(s) for c, s in self.seconds[d].items()} for d in self.devices]
+        served = any(self.codec in _quick(own) for own in best)
+        self.codecs = self.codecs[1:]
+        return bool(self.codecs) and served
+
+    def choose(self) -> Settle:
+        """The number of micro-batches that suits the slowest, and each device's codec at that."""
+        slowest = {
+            count: max(min(s[place] for s in self.seconds[d].values()) for d in self.devices)
+            for place, count in enumerate(self.counts)
+        }
+        count = _quick(slowest)[0]
+        place = self.counts.index(count)
+        codecs = {
+            device: _quick({codec: seconds[place] for codec, seconds in tried.items()})[-1]
+            for device, tried in self.seconds.items()
+            if device in self.devices
+        }
+        return Settle(count, slowest, codecs if any(codecs.values()) else {})
 
 
 class Coordinator:
@@ -111,8 +169,7 @@ class Coordinator:
         self.devices: dict[str, Device] = {}
         self.progress: dict[str, Progress] = {}
         self.num_layers: int | None = None
-        self._counts = _counts_to_try(settings)
-        self._rehearsing: dict[str, tuple[float, ...] | None] = {}
+        self._rehearsal: Rehearsal | None = None
         self._deadline = now + settings.network.join_timeout
         self._now = now
 
@@ -202,8 +259,8 @@ class Coordinator:
 
     @_on.register
     def _(self, event: Rehearsed) -> list[Command]:
-        if event.device in self._rehearsing and len(event.seconds) == len(self._counts):
-            self._rehearsing[event.device] = event.seconds
+        if self._rehearsal is not None:
+            self._rehearsal.note(event.device, event.seconds)
         return self._advance()
 
     @_on.register
@@ -248,8 +305,11 @@ class Coordinator:
         if not absent or (enough and (late or self.round > 0)):
             first = self.round == 0
             missed = [Fault(1, name, "did not join in time") for name in absent] if first else []
-            if first and self._counts:
-                return [*missed, self._rehearse(ready)]
+            training, codec = self.settings.training, self.settings.codec
+            if first and (training.micro_batches == "auto" or codec.is_auto):
+                codecs = tuple(reversed(AUTO_CODECS)) if codec.is_auto else ("",)
+                self._rehearsal = Rehearsal(_counts_to_try(self.settings), codecs, tuple(ready))
+                return [*missed, self._rehearse(self._rehearsal)]
             return [*missed, self._start(ready)]
         if late:
             waited = self.settings.network.join_timeout
@@ -260,34 +320,31 @@ class Coordinator:
             )
         return [Report(f"waiting for {', '.join(absent)}")]
 
-    def _rehearse(self, ready: list[str]) -> Command:
+    def _rehearse(self, rehearsal: Rehearsal) -> Command:
         self.phase = Phase.REHEARSAL
         self._deadline = self._now + self.settings.network.round_timeout
-        self._rehearsing = dict.fromkeys(ready)
-        return Rehearse(tuple(ready), self._counts)
+        return Rehearse(rehearsal.devices, rehearsal.counts, rehearsal.codec)
 
     def _while_rehearsing(self) -> list[Command]:
         """Once every device that is still there has timed its steps: choose, and begin."""
-        self._rehearsing = {n: s for n, s in self._rehearsing.items() if n in self.devices}
-        timed = {name: seconds for name, seconds in self._rehearsing.items() if seconds}
-        late = sorted(set(self._rehearsing) - set(timed))
-        if late and self._now < self._deadline:
+        rehearsal = self._rehearsal
+        assert rehearsal is not None
+        rehearsal.keep(self.devices)
+        if rehearsal.late and self._now < self._deadline:
             return []
         reason = f"not done within round_timeout ({self.settings.network.round_timeout:g} s)"
         commands: list[Command] = []
-        for name in late:
+        for name in rehearsal.late:
             commands += [Evict(name, reason), *self._lose(name, reason)]
-        if len(timed) < self.settings.min_devices:
-            reason = (
-                f"{len(timed)} of at least {self.settings.min_devices} devices timed their steps"
-            )
+        rehearsal.keep(self.devices)
+        there = len(rehearsal.devices)
+        if there < self.settings.min_devices:
+            reason = f"{there} of at least {self.settings.min_devices} devices timed their steps"
             return [*commands, *self._finish(False, reason)]
-        slowest = {
-            count: max(seconds[place] for seconds in timed.values())
-            for place, count in enumerate(self._counts)
-        }
-        chosen = _fewest_that_pay(slowest)
-        return [*commands, SetMicroBatches(chosen, slowest), self._start(sorted(timed))]
+        if rehearsal.try_next():
+            return [*commands, self._rehearse(rehearsal)]
+        self._rehearsal = None
+        return [*commands, rehearsal.choose(), self._start(list(rehearsal.devices))]
 
     def _start(self, ready: list[str]) -> Command:
         self.round += 1

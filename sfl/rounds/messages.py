@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
 
 Side = Literal["device", "edge"]
@@ -136,18 +136,27 @@ class StartRound:
 
 @dataclass(frozen=True, slots=True)
 class Rehearse:
-    """Have these devices time steps of so many micro-batches each, and forget them."""
+    """Have these devices time steps of so many micro-batches each, and forget them.
+
+    `codec` is what stands where the codec, too, has yet to be chosen, else empty.
+    """
 
     devices: tuple[str, ...]
     counts: tuple[int, ...]
+    codec: str = ""
 
 
 @dataclass(frozen=True, slots=True)
-class SetMicroBatches:
-    """Fix the number of micro-batches for the whole run; `seconds` a step for each count tried."""
+class Settle:
+    """Fix what was `auto` for the whole run.
 
-    count: int
+    `seconds` a step of the slowest device for each number of micro-batches tried; `codecs` of each
+    device, empty where they were given.
+    """
+
+    micro_batches: int
     seconds: Mapping[int, float]
+    codecs: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -194,7 +203,7 @@ Command = (
     Welcome
     | Refuse
     | Rehearse
-    | SetMicroBatches
+    | Settle
     | StartRound
     | Aggregate
     | Evict
