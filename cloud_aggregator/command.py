@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import asyncio
-
 import typer
 
 from sfl.logs import start_logging
 from sfl.options import AddressFile, Certs, ConfigFile, ErrorFile, Insecure, Logs, Overrides
-from sfl.process import quiet_environment, run_node
+from sfl.process import quiet_environment, run_loop, run_node
 
 
 def cloud(
@@ -37,6 +35,6 @@ def cloud(
         async def serve() -> None:
             await CloudAggregator(settings, folder, own).run(address_file)
 
-        asyncio.run(serve())
+        run_loop(serve())
 
     raise typer.Exit(run_node(body, error_file))

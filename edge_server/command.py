@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import asyncio
-
 import typer
 
 from sfl.certificates.own import own_certificate
 from sfl.config import load_edge
 from sfl.logs import start_logging
 from sfl.options import AddressFile, Certs, ConfigFile, ErrorFile, Insecure, Logs, Overrides
-from sfl.process import cores, keep_heap, quiet_environment, run_node
+from sfl.process import cores, keep_heap, quiet_environment, run_loop, run_node
 
 
 def edge(
@@ -39,6 +37,6 @@ def edge(
             server = EdgeServer(settings, threads, insecure, own)
             await server.run(settings.connect_timeout, address_file)
 
-        asyncio.run(serve())
+        run_loop(serve())
 
     raise typer.Exit(run_node(body, error_file))

@@ -5,11 +5,12 @@ Imported before torch, since OpenMP reads its settings when torch is loaded.
 
 from __future__ import annotations
 
+import asyncio
 import ctypes
 import logging
 import os
 import signal
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine
 from pathlib import Path
 
 from sfl import machine
@@ -98,6 +99,25 @@ def run_node(body: Callable[[], None], error_file: Path | None = None) -> int:
         _leave(f"{type(error).__name__}: {error} (a bug; the log has its traceback)", error_file)
         return 70
     return 0
+
+
+def run_loop(serve: Coroutine[object, object, None]) -> None:
+    """`asyncio.run`, where SIGTERM too cancels what runs. Raises KeyboardInterrupt then.
+
+    An exception out of a signal handler would strike wherever the loop's thread happens to be:
+    inside gRPC's callbacks it is swallowed, with an event of theirs that somebody waits for.
+    """
+
+    async def main() -> None:
+        task = asyncio.current_task()
+        assert task is not None
+        asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, task.cancel)
+        await serve
+
+    try:
+        asyncio.run(main())
+    except asyncio.CancelledError:
+        raise KeyboardInterrupt from None
 
 
 def _leave(reason: str, error_file: Path | None) -> None:
