@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import time
+from dataclasses import replace
 
 import torch
 
@@ -99,7 +100,6 @@ class DeviceAgent:
         """This device's span, tokenizer and data; moments start afresh with every joining."""
         settings, name = joined.settings, self.config.name
         form = settle(self.config, settings.model, torch.get_num_threads())
-        self.stats.dtype, self.stats.quantised = form.dtype, form.quantised
         folder = self._folder(link)
         entry = settings.device(name)
         plan = SplitPlan(
@@ -109,7 +109,12 @@ class DeviceAgent:
         # What this process is by itself is measured, what it will take on top foretold.
         base = memory_use().resident
         load = device_load(folder, settings, name, form.dtype, form.quantised)
-        thrift = fit_device(folder, plan, load, self.config, base, self.returns_memory)
+        open_dtype = (self.config.dtype or settings.model.dtype) == "auto"
+        thrift = fit_device(folder, plan, load, self.config, base, self.returns_memory, open_dtype)
+        if thrift.bfloat16:
+            form = replace(form, dtype="bfloat16")
+        self.stats.dtype, self.stats.quantised = form.dtype, form.quantised
+        self.stats.micro_batches = thrift.micro_batches
         log.info("%.0f MB before the model; %s", base / 1e6, thrift)
         tokenizer = load_tokenizer(folder.path)
         dataset = prepare(self.config, name, settings, tokenizer)

@@ -139,7 +139,11 @@ class LocalDevice(Section):
     memory: Size | None = None
     """Most memory this process may take, e.g. `450MB`. What it takes is foretold before anything is
     loaded; the embedding then stays on disk and blocks run again for their backward as far as is
-    needed, which changes no bit. Where that does not do, the device refuses to join."""
+    needed, which changes no bit; then batches are cut into `micro_batches`; last, where dtype is
+    `auto`, bfloat16 is taken. Where that does not do, the device refuses to join."""
+    micro_batches: PositiveInt = 1
+    """More than 1: cut a batch into at least so many pieces and hold one at a time, which equals
+    the run's `micro_batches` to rounding. Raised where `memory` needs it, and then recorded."""
     embedding: Literal["auto", "disk", "memory"] = "auto"
     """Where the token embedding is: in `memory`, or on `disk`, its rows read as they are used.
     `auto`: on disk from 16 MB on. Where a U-shaped device's head shares it, always in memory."""

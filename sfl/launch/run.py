@@ -79,7 +79,8 @@ def resolved(config: RunConfig) -> RunConfig:
         changes: dict[str, object] = {} if _given(entry) else dict(quick)
         if entry.threads == "auto":
             changes["threads"] = max(1, cores() // len(config.devices))
-        if (entry.dtype or config.model.dtype) == "auto":
+        # With a budget of its own a device has the last word, and says so when it joins.
+        if (entry.dtype or config.model.dtype) == "auto" and entry.memory is None:
             changes["dtype"] = _fastest_dtype(changes.get("threads", entry.threads))
         if entry.model is None:
             changes["model"] = config.model.path

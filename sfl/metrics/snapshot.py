@@ -83,6 +83,7 @@ class NodeSnapshot:
     Times are Unix seconds, sizes bytes. `step` of `steps` is the progress in `round`;
     `steps_total` and `tokens` run on over rounds. `seen_at` is when another node received it.
     `dtype` and `quantised` are what the node settled on for its base; empty before, and in a cloud.
+    `micro_batches` is what a device cuts its batches into for its memory's sake; 0 elsewhere.
     """
 
     name: str
@@ -110,6 +111,7 @@ class NodeSnapshot:
     certificate_expiry: float | None = None
     dtype: str = ""
     quantised: str = ""
+    micro_batches: int = 0
     bytes: ByteTotals = field(default_factory=ByteTotals)
     phases: Mapping[Phase, PhaseTotals] = field(default_factory=dict)
 
@@ -270,5 +272,6 @@ _PLAIN: dict[str, Callable[[Any], Any]] = {
     "certificate_expiry": _number_or_none,
     "dtype": _word,
     "quantised": _word,
+    "micro_batches": _count,
 }
 """How each plain field is read from a peer's JSON."""

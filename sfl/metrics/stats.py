@@ -189,6 +189,7 @@ class NodeStats:
         self.certificate_expiry: float | None = None
         self.dtype = ""
         self.quantised = ""
+        self.micro_batches = 0
         self.bytes = ByteCount()
         self.phases = PhaseTimes()
         self._clock = clock
@@ -245,6 +246,7 @@ class NodeStats:
             certificate_expiry=self.certificate_expiry,
             dtype=self.dtype,
             quantised=self.quantised,
+            micro_batches=self.micro_batches,
             bytes=self.bytes.snapshot(),
             phases=self.phases.snapshot(),
         )

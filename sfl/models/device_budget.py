@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from collections.abc import Iterator
 from dataclasses import replace
 
@@ -41,24 +42,31 @@ def fit_device(
     own: LocalDevice,
     base_bytes: int,
     returned: bool,
+    open_dtype: bool = False,
 ) -> Thrift:
-    """The cheapest way to stay within `own.memory`; without it, what costs next to nothing.
+    """The first way to stay within `own.memory`; without it, what costs next to nothing.
 
     `base_bytes` is what the process takes without the model, `returned` whether freed memory goes
-    back to the system. Raises ConfigError, with the figure and what would fit, where nothing does.
+    back to the system, `open_dtype` whether bfloat16 may be chosen. Raises ConfigError, with the
+    figure and what would fit, where nothing does.
     """
     ways = list(_ways(folder, plan, load, own, returned))
     if own.memory is None:
         return ways[0]
+    if open_dtype and load.dtype != "bfloat16":
+        ways += [replace(way, bfloat16=True) for way in ways]
     for way in ways:
         if _needs(folder, plan, load, base_bytes, way).total <= own.memory:
             return way
     least = _needs(folder, plan, load, base_bytes, ways[-1])
+    pieces = ways[-1].micro_batches
+    cut = f", cut into {pieces} pieces," if pieces > 1 else ""
+    dtype = "bfloat16" if ways[-1].bfloat16 else load.dtype
     raise ConfigError(
         "device.memory",
         f"{own.memory / 1e6:,.0f} MB",
-        f"cut_layer {plan.cut_layer}, batches of {load.batch_size} x {load.length} tokens in "
-        f"{load.dtype} take {least.total / 1e6:,.0f} MB at least ({_parts(least)})",
+        f"cut_layer {plan.cut_layer}, batches of {load.batch_size} x {load.length} tokens{cut} in "
+        f"{dtype} take {least.total / 1e6:,.0f} MB at least ({_parts(least)})",
         _what_fits(folder, plan, load, own.memory, base_bytes, ways[-1]),
     )
 
@@ -66,16 +74,20 @@ def fit_device(
 def _ways(
     folder: ModelFolder, plan: SplitPlan, load: Load, own: LocalDevice, returned: bool
 ) -> Iterator[Thrift]:
-    """From the cheapest on, in time."""
+    """What changes no bit first, from the cheapest on in time; then smaller pieces of a batch."""
+    way = Thrift(returned=returned, micro_batches=own.micro_batches)
     layout = folder.family.layout(folder.config, load.task)
     shared = layout.tied is not None and plan.tail is not None  # the head needs it whole
     size = 0 if shared or own.embedding == "memory" else embedding_bytes(folder, load)
     on_disk = size > 0 and (own.embedding == "disk" or size >= WORTH_A_DISK)
-    yield Thrift(embedding_on_disk=on_disk, returned=returned)
+    yield (way := replace(way, embedding_on_disk=on_disk))
     if size and not on_disk:
-        yield Thrift(embedding_on_disk=True, returned=returned)
+        yield (way := replace(way, embedding_on_disk=True))
     if any(span.num_blocks for span in plan.device_spans):
-        yield Thrift(embedding_on_disk=size > 0, recompute=True, returned=returned)
+        yield (way := replace(way, recompute=True))
+        while way.micro_batches < load.batch_size:
+            pieces = min(2 * way.micro_batches, load.batch_size)
+            yield (way := replace(way, micro_batches=pieces))
 
 
 def _needs(
@@ -96,16 +108,18 @@ def _what_fits(
     cuts = (replace(plan, cut_layer=cut) for cut in range(plan.cut_layer - 1, -1, -1))
     if cut := next((cut for cut in cuts if fits(cut, load)), None):
         found.append(f"cut_layer {cut.cut_layer}")
-    sizes = range(load.batch_size - 1, 0, -1)
-    if batch := next((n for n in sizes if fits(plan, replace(load, batch_size=n))), None):
-        found.append(f"training.batch_size {batch}")
-    if load.dtype != "bfloat16" and fits(plan, replace(load, dtype="bfloat16")):
+    shorter = range(1, load.length)
+    length = bisect_left(shorter, True, key=lambda n: not fits(plan, replace(load, length=n)))
+    if length:
+        found.append(f"model.max_length {length}")
+    half = way.bfloat16 or load.dtype == "bfloat16"
+    if not half and fits(plan, replace(load, dtype="bfloat16")):
         found.append('dtype "bfloat16"')
     if found:
         return f"It fits with {' or '.join(found)}."
     return (
         f"{base_bytes / 1e6:,.0f} MB are the process without a model; no smaller cut_layer, "
-        "batch_size or dtype alone fits, so give more."
+        "max_length or dtype alone fits, so give more."
     )
 
 

@@ -15,7 +15,7 @@ blocks) too high. bfloat16 was looked at once (+3 %), accelerators never.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import prod
 from typing import Any
 
@@ -97,16 +97,20 @@ class Load:
 
 @dataclass(frozen=True, slots=True)
 class Thrift:
-    """What a device does to take less memory; none of it changes a bit.
+    """What a device does to take less memory.
 
     `embedding_on_disk`: rows of the token embedding are read as they are used. `recompute`: a block
     keeps its input only. `returned`: freed memory goes back at once, and activation functions are
-    computed in pieces.
+    computed in pieces. None of these changes a bit. `micro_batches` over 1: a batch is cut into at
+    least so many pieces, one in memory at a time; equal to rounding. `bfloat16`: weights and
+    hidden states are, whatever the load says.
     """
 
     embedding_on_disk: bool = False
     recompute: bool = False
     returned: bool = False
+    micro_batches: int = 1
+    bfloat16: bool = False
 
 
 NOTHING_SAVED = Thrift()
@@ -158,6 +162,9 @@ def device_footprint(
     `HEAP_FACTOR`, and `WIDE_TRANSIENTS` once.
     """
     spans = tuple(spans)
+    load = replace(load, batch_size=-(-load.batch_size // thrift.micro_batches))
+    if thrift.bfloat16:
+        load = replace(load, dtype="bfloat16")
     layout = folder.family.layout(folder.config, load.task)
     tensors = checkpoint_tensors(folder, layout)
     parts = [_Part(folder, layout, tensors, span, load) for span in spans]

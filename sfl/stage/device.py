@@ -42,6 +42,8 @@ class DeviceStage:
         thrift: Thrift = NOTHING_SAVED,
     ) -> None:
         self.plan = plan
+        self.micro_batches = thrift.micro_batches
+        """Over 1: cut a batch into at least so many pieces, and hold one at a time."""
         form = form or BaseForm(settings.model.dtype)
         self.front, *tail = (
             _build(device, span, folder, settings, form, thrift) for span in plan.device_spans

@@ -202,7 +202,7 @@ class Trainer:
         """Score the held-out split through the split model."""
         self.stage.train(False)
         self._score = NO_SCORE
-        size = self.settings.training.batch_size
+        size = -(-self.settings.training.batch_size // self.stage.micro_batches)
         examples = self.dataset.eval
         for number, first in enumerate(range(0, len(examples), size)):
             self._make_room()
@@ -225,7 +225,7 @@ class Trainer:
     def _micro_batches(self, start: RoundStart, step: int) -> Iterator[MicroBatch]:
         """The step's batch, cut up; each piece knows the targets of the whole."""
         indices = self.sampler.indices(start.first_step + step)
-        pieces = split_micro(indices, start.micro_batches)
+        pieces = split_micro(indices, max(start.micro_batches, self.stage.micro_batches))
         train = self.dataset.train
         batches = [collate([train[index] for index in piece], self.pad_id) for piece in pieces]
         # One micro-batch takes the plain mean, bit for bit what an unsplit step does.
@@ -236,7 +236,8 @@ class Trainer:
 
     def _make_room(self) -> None:
         """Land answers until another micro-batch may be launched."""
-        while len(self._flights) >= self.settings.network.credits:
+        most = 1 if self.stage.micro_batches > 1 else self.settings.network.credits
+        while len(self._flights) >= most:
             self._take_answer()
 
     def _launch(self, micro: MicroBatch) -> None:
