@@ -31,6 +31,7 @@ from sfl.plan import Span, SplitPlan
 from sfl.stage.base import settle
 from sfl.stage.computation import COMPUTATIONS
 from sfl.stage.engine import Engine
+from sfl.stage.resting import Residence
 from sfl.stage.session import SESSIONS, Session
 from sfl.transport.chunks import (
     ADAPTER_LIMIT,
@@ -77,6 +78,10 @@ class EdgeServer:
         self.model: SpanModel
         self.bank: LoraBank
         self._choice: EdgeChoice
+        self._residence: Residence | None = None
+        if config.resident_adapters is not None:
+            self._residence = Residence(config.resident_adapters, config.rest_dir, self.stats)
+        self._sessions: dict[str, Session] = {}
         self._files: dict[str, SpanFiles] = {}
         self._admissions: dict[str, asyncio.Future[str]] = {}
         self._devices: dict[str, NodeSnapshot] = {}
@@ -111,6 +116,8 @@ class EdgeServer:
             await server.stop(grace=1.0)
             self.service.close()
             self.engine.close()
+            if self._residence is not None:
+                self._residence.close()
             await self.cloud.close()
 
     def _metrics(self) -> contextlib.AbstractContextManager[object]:
@@ -306,7 +313,9 @@ class EdgeServer:
     def _open_session(self, device: str) -> Session:
         kind = SESSIONS[self.settings.run.topology]
         plan = self._plan(device)
-        return kind(
+        if device in self._sessions:  # its stream broke before it was open
+            self._close_session(device)
+        session = self._sessions[device] = kind(
             device,
             plan,
             self.model,
@@ -314,7 +323,12 @@ class EdgeServer:
             self.settings,
             self.stats,
             recompute=self.model.recompute,
+            residence=self._residence,
         )
+        return session
+
+    def _close_session(self, device: str) -> None:
+        self._sessions.pop(device).close()
 
     def ready(self, device: str, ready: edge_pb2.DeviceReady) -> None:
         """The device has its span and its data."""
@@ -326,7 +340,7 @@ class EdgeServer:
         log.info("device %s left: %s", device, reason, extra={"device": device})
         left = cloud_pb2.DeviceLeft(device=device, reason=reason)
         self.cloud.post(cloud_pb2.EdgeReportMessage(left=left))
-        await self.engine.run(self.bank.remove, device)
+        await self.engine.run(self._close_session, device)
 
     def relay_adapter(self, header: tensor_pb2.AdapterHeader, payload: bytes) -> None:
         """Pass a part on to the cloud; all of its frames in one go, so that none mix."""

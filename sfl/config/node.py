@@ -110,6 +110,11 @@ class EdgeConfig(Section):
     """Keep a block's input instead of all that its backward needs, and run it again then; U-shaped,
     between the two halves of a step, only the input of all blocks. Less memory, a third more
     computing, the same bits."""
+    resident_adapters: PositiveInt | None = None
+    """Devices whose LoRA and optimizer stay in memory, the last used ones; those of the others rest
+    in files of `rest_dir` between their steps. Changes no bit. Default: all stay."""
+    rest_dir: Path = Path("~/.cache/sfl/resting")
+    """Where they rest, in a folder that is removed when the edge ends."""
     connect_timeout: PositiveFloat = 60.0
     """Seconds to go on trying to reach the cloud; 15 under `sfl run`, unless given."""
     tls: TlsSettings | None = None

@@ -198,6 +198,14 @@ EDGES = Dashboard(
             "{{device}}", "s",
         ),
         _panel("Round", f"sfl_round{{{_EDGE}}}", "{{instance}}"),
+        Panel(
+            "Adapters in files",
+            (
+                Query(f"sfl_resting_adapters{{{_EDGE}}}", "at rest {{instance}}"),
+                Query(f"rate(sfl_woken_adapters_total{{{_EDGE}}}{_RATE})", "read a second"),
+            ),
+            note="With edge.resident_adapters; more of them in memory read less.",
+        ),
     ),
 )  # fmt: skip
 

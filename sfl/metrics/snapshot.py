@@ -83,6 +83,7 @@ class NodeSnapshot:
     Times are Unix seconds, sizes bytes. `step` of `steps` is the progress in `round`;
     `steps_total` and `tokens` run on over rounds. `seen_at` is when another node received it.
     `dtype` and `quantised` are what the node settled on for its base; empty before, and in a cloud.
+    `adapters_resting` of an edge's devices lie in files, `adapters_woken` have come back so far.
     `micro_batches` is what a device cuts its batches into for its memory's sake; 0 elsewhere.
     """
 
@@ -111,6 +112,8 @@ class NodeSnapshot:
     certificate_expiry: float | None = None
     dtype: str = ""
     quantised: str = ""
+    adapters_resting: int = 0
+    adapters_woken: int = 0
     micro_batches: int = 0
     bytes: ByteTotals = field(default_factory=ByteTotals)
     phases: Mapping[Phase, PhaseTotals] = field(default_factory=dict)
@@ -180,6 +183,7 @@ def combine(snapshots: Iterable[NodeSnapshot]) -> NodeSnapshot:
         nonfinite_losses=sum(life.nonfinite_losses for life in lives),
         tokens=sum(life.tokens for life in lives),
         faults=sum(life.faults for life in lives),
+        adapters_woken=sum(life.adapters_woken for life in lives),
         peak_resident_bytes=max(snapshot.peak_resident_bytes for snapshot in ordered),
         accelerator_bytes=max(snapshot.accelerator_bytes for snapshot in ordered),
         bytes=sum((life.bytes for life in lives), ByteTotals()),
@@ -272,6 +276,8 @@ _PLAIN: dict[str, Callable[[Any], Any]] = {
     "certificate_expiry": _number_or_none,
     "dtype": _word,
     "quantised": _word,
+    "adapters_resting": _count,
+    "adapters_woken": _count,
     "micro_batches": _count,
 }
 """How each plain field is read from a peer's JSON."""

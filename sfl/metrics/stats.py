@@ -189,6 +189,8 @@ class NodeStats:
         self.certificate_expiry: float | None = None
         self.dtype = ""
         self.quantised = ""
+        self.adapters_resting = 0
+        self.adapters_woken = 0
         self.micro_batches = 0
         self.bytes = ByteCount()
         self.phases = PhaseTimes()
@@ -246,6 +248,8 @@ class NodeStats:
             certificate_expiry=self.certificate_expiry,
             dtype=self.dtype,
             quantised=self.quantised,
+            adapters_resting=self.adapters_resting,
+            adapters_woken=self.adapters_woken,
             micro_batches=self.micro_batches,
             bytes=self.bytes.snapshot(),
             phases=self.phases.snapshot(),

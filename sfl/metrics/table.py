@@ -18,6 +18,7 @@ Sample = tuple[tuple[str, ...], Value]  # label values beside `device`, and the 
 
 ALL: tuple[NodeKind, ...] = KINDS
 DEVICE: tuple[NodeKind, ...] = ("device",)
+EDGE: tuple[NodeKind, ...] = ("edge",)
 COMPUTING: tuple[NodeKind, ...] = ("device", "edge")
 DIALLING: tuple[NodeKind, ...] = ("device", "edge")  # each link is counted by the end that opens it
 SERVING: tuple[NodeKind, ...] = ("edge", "cloud")
@@ -154,6 +155,16 @@ METRICS: tuple[Metric, ...] = (
         "sfl_connected_nodes", "gauge", "", (), SERVING,
         "Nodes below that are connected: an edge's devices, the cloud's edges.",
         _value("connected"),
+    ),
+    Metric(
+        "sfl_resting_adapters", "gauge", "", (), EDGE,
+        "Devices whose LoRA and optimizer state rest in a file (`edge.resident_adapters`).",
+        _value("adapters_resting"),
+    ),
+    Metric(
+        "sfl_woken_adapters_total", "counter", "", (), EDGE,
+        "Times that such a state was read back for a step or a round.",
+        _value("adapters_woken"),
     ),
     Metric(
         "sfl_faults_total", "counter", "", (), ALL,

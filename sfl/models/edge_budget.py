@@ -71,6 +71,7 @@ def needs(
         lean=settings.computation == "lean",
         recompute=recompute,
         waiting_graphs=len(plans) * min(micro, settings.network.credits) if u_shaped else 0,
+        residents=own.resident_adapters,
     )
 
 

@@ -202,18 +202,21 @@ def edge_footprint(
     lean: bool,
     recompute: bool,
     waiting_graphs: int = 0,
+    residents: int | None = None,
 ) -> Footprint:
     """Peak memory of an edge that holds one base for devices whose blocks are `middles`.
 
     Jobs run one after another, so activations are those of the largest; where `waiting_graphs` wait
     for gradients of their own (U-shaped), they are held as well. `in_flight` activations lie
-    decoded. `lean` holds a piece of the logits, `recompute` blocks' inputs and the rest of one.
+    decoded. `lean` holds a piece of the logits, `recompute` blocks' inputs and the rest of one. Of
+    all adapters only the largest `residents` count, where the others rest in files.
     """
     middles = tuple(middles)
     layout = folder.family.layout(folder.config, load.task)
     tensors = checkpoint_tensors(folder, layout)
     parts = [_Part(folder, layout, tensors, span, load) for span in middles]
-    adapter = 4 * sum(part.trained_values() for part in parts)
+    sizes = sorted((4 * part.trained_values() for part in parts), reverse=True)
+    adapter = sum(sizes[:residents])
     graph = max(part.edge_bytes(lean, recompute) for part in parts)
     rows = 4 * load.tokens * folder.hidden_size
     return Footprint(
@@ -222,7 +225,7 @@ def edge_footprint(
         adapter=adapter,
         optimizer=3 * adapter,
         activations=graph + waiting_graphs * (rows if recompute else graph),
-        messages=(in_flight + ROW_COPIES) * rows + ADAPTER_COPIES * adapter // len(parts),
+        messages=(in_flight + ROW_COPIES) * rows + ADAPTER_COPIES * sum(sizes) // len(parts),
     )
 
 

@@ -6,7 +6,7 @@ The update is elementwise, so two sides that step the same step number do what o
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 
 import torch
 
@@ -98,6 +98,31 @@ class Optimizer:
         """Clear the gradients of a step that was only rehearsed."""
         for parameter in self._parameters:
             parameter.grad = None
+
+    def held(self) -> dict[str, torch.Tensor]:
+        """All that it remembers, by name and number of the parameter; no gradients."""
+        tensors = {f"{n}.anchor": anchor for n, anchor in enumerate(self._global)}
+        state = {} if self._adamw is None else self._adamw.state
+        for n, parameter in enumerate(self._parameters):
+            tensors |= {f"{n}.{key}": value for key, value in state.get(parameter, {}).items()}
+        return tensors
+
+    def let_go(self) -> None:
+        """Give up the memory of what `held` has."""
+        self._global = []
+        if self._adamw is not None:
+            self._adamw.state.clear()
+
+    def take_back(self, tensors: Mapping[str, torch.Tensor]) -> None:
+        """Remember again what `held` had."""
+        for name, tensor in tensors.items():
+            number, _, key = name.partition(".")
+            if key == "anchor":
+                continue
+            assert self._adamw is not None
+            self._adamw.state[self._parameters[int(number)]][key] = tensor
+        anchors = [tensors.get(f"{n}.anchor") for n in range(len(self._parameters))]
+        self._global = [anchor for anchor in anchors if anchor is not None]
 
     def check_finite(self) -> None:
         """Raise ProtocolError where training has diverged: a parameter is NaN or infinite."""

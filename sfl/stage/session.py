@@ -30,6 +30,7 @@ from sfl.stage.messages import (
     TensorMessage,
 )
 from sfl.stage.optimizer import Optimizer
+from sfl.stage.resting import Residence
 
 Reply = TensorMessage | GradientNorm
 
@@ -48,7 +49,8 @@ class Flight:
 class Session(ABC):
     """One device's adapter, optimizer and graphs in flight over the shared base.
 
-    With `recompute` a graph does not wait for its gradient: its input does, and is run again.
+    With `recompute` a graph does not wait for its gradient: its input does, and is run again. With
+    a `residence` its tensors may rest in a file while it has nothing to do.
     """
 
     def __init__(
@@ -60,6 +62,7 @@ class Session(ABC):
         settings: RunSettings,
         stats: NodeStats,
         recompute: bool = False,
+        residence: Residence | None = None,
     ) -> None:
         self.device = device
         self.recompute = recompute
@@ -81,11 +84,14 @@ class Session(ABC):
         self._backward_done = 0
         self._own_norm: float | None = None
         self._flights: dict[Key, Flight] = {}
+        self._residence = residence
+        enter(self)
 
     # -- a round ---------------------------------------------------------------------------
 
     def begin_round(self, start: RoundStart, values: Mapping[str, np.ndarray]) -> None:
         """Take the global adapter's part; the optimizer's moments stay where they mean the same."""
+        enter(self)
         self.adapter.load(values)
         self.optimizer.begin_round()
         self.start = start
@@ -99,6 +105,7 @@ class Session(ABC):
 
     def end_round(self) -> dict[str, np.ndarray]:
         """This side's part of the adapter. Raises ProtocolError unless every step was taken."""
+        enter(self)
         assert self.start is not None
         if self.step != self.start.num_steps:
             raise ProtocolError(f"round ends at step {self.step} of {self.start.num_steps}")
@@ -106,14 +113,54 @@ class Session(ABC):
         return self.adapter.state()
 
     def close(self) -> None:
-        """Give everything back: graphs, optimizer, adapter."""
+        """Give everything back: graphs, optimizer, adapter, and the file where they rest."""
         self._flights.clear()
+        if self._residence is not None:
+            self._residence.leave(self.device)
         self.bank.remove(self.device)
+
+    # -- at rest (sfl.stage.resting.Sleeper) -------------------------------------------------------
+
+    @property
+    def residence(self) -> Residence | None:
+        """What decides whether its tensors are in memory."""
+        return self._residence
+
+    @property
+    def idle(self) -> bool:
+        """Whether no gradient is there or to come: between two steps, or between rounds."""
+        return (
+            not self._flights
+            and self._own_norm is None
+            and all(p.grad is None for p in self.adapter.parameters.values())
+        )
+
+    def held(self) -> dict[str, torch.Tensor]:
+        """Adapter, moments and anchors."""
+        adapter = {f"adapter/{n}": p.detach() for n, p in self.adapter.parameters.items()}
+        return adapter | {f"optimizer/{n}": t for n, t in self.optimizer.held().items()}
+
+    def let_go(self) -> None:
+        """Give up their memory; the parameters stay the objects that bank and optimizer know."""
+        for parameter in self.adapter.parameters.values():
+            parameter.data = parameter.data.new_empty(0)
+        self.optimizer.let_go()
+
+    def take_back(self, tensors: Mapping[str, torch.Tensor]) -> None:
+        """Have them again."""
+        parts: dict[str, dict[str, torch.Tensor]] = {"adapter": {}, "optimizer": {}}
+        for name, tensor in tensors.items():
+            kind, _, own = name.partition("/")
+            parts[kind][own] = tensor
+        for name, parameter in self.adapter.parameters.items():
+            parameter.data = parts["adapter"][name]
+        self.optimizer.take_back(parts["optimizer"])
 
     # -- messages ----------------------------------------------------------------------------
 
     def handle(self, message: TensorMessage | GradientNorm) -> list[Reply]:
         """Do the work a message asks for; the replies are in order. Raises ProtocolError."""
+        enter(self)
         if isinstance(message, GradientNorm):
             return self._on_norm(message)
         self._check(message)
@@ -219,6 +266,13 @@ class Session(ABC):
             self.optimizer.step(self.start.first_step + self.step, self.start.total_steps)
         self._backward_done = 0
         self.step += 1
+
+
+def enter(*sessions: Session) -> None:
+    """Have the tensors of these sessions, of one edge, in memory."""
+    residence = sessions[0].residence
+    if residence is not None:
+        residence.enter(*sessions)
 
 
 class VanillaSession(Session):
@@ -334,6 +388,7 @@ def handle_together(
         except ProtocolError as error:
             results[number] = error
     if sound:
+        enter(*(session for _, session, *_ in sound))
         answers = _train_together([item[1:] for item in sound])
         for (number, *_), replies in zip(sound, answers, strict=True):
             results[number] = replies

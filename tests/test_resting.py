@@ -1,0 +1,227 @@
+"""Adapters that rest in files: who does, that memory comes back, and that no bit changes."""
+
+from __future__ import annotations
+
+import gc
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from test_engine import messages
+from test_split_exactness import LORA
+from tiny_models import busy_values, manifest_of, opened
+
+from sfl.adapters.lora import LoraBank
+from sfl.adapters.names import belongs_to
+from sfl.config import EdgeConfig, RunSettings
+from sfl.errors import ProtocolError
+from sfl.metrics.stats import NodeStats
+from sfl.models.edge_budget import needs
+from sfl.models.span import build_span
+from sfl.plan import SplitPlan
+from sfl.stage.messages import Key, Kind, Purpose, RoundStart, TensorMessage
+from sfl.stage.resting import Residence, surplus
+from sfl.stage.session import SESSIONS, Session, handle_together
+
+NAMES = ("attic", "barn", "cellar")
+
+
+@pytest.mark.parametrize(
+    ("residents", "idle", "needed", "limit", "expected"),
+    [
+        ("abc", "abc", "d", 3, "a"),
+        ("abc", "abc", "a", 3, ""),
+        ("abc", "abc", "d", 1, "abc"),
+        ("abc", "bc", "d", 2, "bc"),  # a has a step under way
+        ("abc", "ac", "b", 2, "a"),
+        ("abc", "", "d", 1, ""),
+        ("", "", "ab", 1, ""),
+    ],
+)
+def test_those_used_longest_ago_rest_unless_they_are_busy_or_needed(
+    residents: str, idle: str, needed: str, limit: int, expected: str
+) -> None:
+    assert surplus(list(residents), set(idle), set(needed), limit) == list(expected)
+
+
+def edge(
+    residence: Residence | None, topology: str = "vanilla", strategy: str = "fedprox"
+) -> list[Session]:
+    """Sessions of all names over one base, in an open round."""
+    folder = opened("llama")
+    settings = RunSettings.model_validate(
+        {
+            "run": {"topology": topology},
+            "model": {"path": "m"},
+            "lora": {"rank": LORA.rank, "alpha": LORA.alpha},
+            "training": {"computation": "lean"},
+            "aggregation": {"strategy": strategy},
+            "devices": [{"name": name} for name in NAMES],
+        }
+    )
+    plan = SplitPlan(folder.num_layers, 1, 0, topology)  # type: ignore[arg-type]
+    model = build_span(
+        folder, plan.middle, task="causal_lm", num_labels=0, dtype=torch.float32, packed=True
+    )
+    bank = LoraBank(model, settings.lora, settings.lora.target_modules)
+    values = busy_values(manifest_of(folder, "causal_lm", LORA))
+    own = {n: v for n, v in values.items() if belongs_to(n, plan.middle)}
+    stats = NodeStats("edge", "edge") if residence is None else residence._stats
+    sessions = [
+        SESSIONS[topology](name, plan, model, bank, settings, stats, residence=residence)
+        for name in NAMES
+    ]
+    for session in sessions:
+        session.begin_round(RoundStart(1, False, 3, 0, 3), own)
+    return sessions
+
+
+def residing(tmp_path: Path, limit: int) -> Residence:
+    return Residence(limit, tmp_path / "rest", NodeStats("edge", "edge"))
+
+
+def files(tmp_path: Path) -> list[str]:
+    return sorted(path.name for path in tmp_path.rglob("*") if path.is_file())
+
+
+def message(topology: str, seed: int, step: int, hidden: int) -> TensorMessage:
+    made: Any = messages("causal_lm", hidden, 3)[seed]
+    key = Key(Purpose.TRAINING, 1, step, 0)
+    labels = made.labels if topology == "vanilla" else None
+    return TensorMessage(Kind.ACTIVATION, key, 1, made.lengths, made.rows, labels)
+
+
+def train(sessions: Sequence[Session], topology: str) -> list[dict[str, np.ndarray]]:
+    """Three steps of each, by turns."""
+    for step in range(3):
+        for seed, session in enumerate(sessions):
+            sent = message(topology, seed, step, session.model.hidden_size)
+            (reply,) = session.handle(sent)[:1]
+            if topology == "u_shaped":
+                assert isinstance(reply, TensorMessage) and reply.rows is not None
+                gradient = reply.rows.flip(0).clone()
+                session.handle(
+                    TensorMessage(Kind.GRADIENT, sent.key, 1, sent.lengths, gradient, None)
+                )
+    return [session.end_round() for session in sessions]
+
+
+@pytest.mark.parametrize("topology", ["vanilla", "u_shaped"])
+def test_resting_changes_no_bit(tmp_path: Path, topology: str) -> None:
+    wanted = train(edge(None, topology), topology)
+    residence = residing(tmp_path, 1)
+    sessions = edge(residence, topology)
+    found = train(sessions, topology)
+    for one, other in zip(wanted, found, strict=True):
+        assert one.keys() == other.keys()
+        assert all(one[name].tobytes() == other[name].tobytes() for name in one)
+    stats = residence._stats.snapshot()
+    assert (stats.adapters_resting, stats.adapters_woken) == (2, 3 + 3 * 3 + 3)
+    assert files(tmp_path) == ["attic.safetensors", "barn.safetensors"]
+    for session in sessions:
+        session.close()
+    assert files(tmp_path) == [] and residence._stats.adapters_resting == 0
+
+
+def test_a_batch_over_devices_has_all_of_them_in_memory(tmp_path: Path) -> None:
+    outcomes = []
+    for residence in (None, residing(tmp_path, 1)):
+        sessions = edge(residence)
+        own = [message("vanilla", n, 0, sessions[0].model.hidden_size) for n in range(3)]
+        handle_together(list(zip(sessions, own, strict=True)))
+        assert residence is None or residence._stats.adapters_resting == 0
+        outcomes.append([session.adapter.state() for session in sessions])
+    for one, other in zip(*outcomes, strict=True):
+        assert all(one[name].tobytes() == other[name].tobytes() for name in one)
+
+
+def tensor_bytes() -> int:
+    """Of all tensors that are alive, each storage once; gradients and moments included."""
+    gc.collect()
+    storages = {
+        tensor.untyped_storage().data_ptr(): tensor.untyped_storage().nbytes()
+        for tensor in gc.get_objects()
+        if issubclass(type(tensor), torch.Tensor)
+    }
+    return sum(storages.values())
+
+
+def test_the_memory_of_those_at_rest_comes_back(tmp_path: Path) -> None:
+    residence = residing(tmp_path, 3)
+    sessions = edge(residence)
+    train(sessions, "vanilla")
+    values = sum(p.numel() for p in sessions[0].adapter.parameters.values())
+    each = 4 * 4 * values  # values, AdamW's two moments, FedProx's anchor
+    before = tensor_bytes()
+    residence._limit = 1
+    residence.enter(sessions[2])
+    freed = before - tensor_bytes()
+    steps = 4 * len(sessions[0].adapter.trained)  # AdamW counts them by parameter
+    assert freed == 2 * (each + steps)
+    residence._limit = 3
+    residence.enter(*sessions)
+    assert tensor_bytes() == before
+    for session in sessions:
+        session.close()
+    session = sessions.pop()
+    del session
+    sessions.clear()
+    assert before - tensor_bytes() >= 3 * each
+    residence.close()
+    assert files(tmp_path) == [] and not list((tmp_path / "rest").iterdir())
+
+
+def test_a_step_under_way_is_left_alone(tmp_path: Path) -> None:
+    residence = residing(tmp_path, 1)
+    attic, barn, _ = edge(residence, "u_shaped")
+    attic.handle(message("u_shaped", 0, 0, attic.model.hidden_size))
+    assert not attic.idle
+    barn.handle(message("u_shaped", 1, 0, barn.model.hidden_size))
+    assert all(p.numel() for p in attic.adapter.parameters.values())
+    assert files(tmp_path) == ["cellar.safetensors"]
+
+
+def test_a_folder_that_cannot_be_written_keeps_adapters_in_memory(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def full(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("sfl.stage.resting.save_file", full)
+    wanted = train(edge(None), "vanilla")
+    residence = residing(tmp_path, 1)
+    found = train(edge(residence), "vanilla")
+    assert "adapters stay in memory" in caplog.text and "No space left" in caplog.text
+    assert len([r for r in caplog.records if "stay in memory" in r.message]) == 1
+    for one, other in zip(wanted, found, strict=True):
+        assert all(one[name].tobytes() == other[name].tobytes() for name in one)
+
+
+def test_a_file_that_is_gone_ends_that_device_only(tmp_path: Path) -> None:
+    residence = residing(tmp_path, 1)
+    attic, barn, _ = edge(residence)
+    next(tmp_path.rglob("attic.safetensors")).write_bytes(b"torn")
+    with pytest.raises(ProtocolError, match="device attic at rest cannot be read back"):
+        attic.handle(message("vanilla", 0, 0, attic.model.hidden_size))
+    barn.handle(message("vanilla", 1, 0, barn.model.hidden_size))
+    attic.close()
+    assert "attic.safetensors" not in files(tmp_path)
+
+
+def test_a_budget_counts_only_those_in_memory() -> None:
+    folder = opened("llama")
+    settings = RunSettings.model_validate(
+        {
+            "model": {"path": "m", "max_length": 64},
+            "devices": [{"name": name, "cut_layer": n} for n, name in enumerate(NAMES[:2])],
+        }
+    )
+    every, one, more = (
+        needs(folder, settings, EdgeConfig(resident_adapters=n), 8, False) for n in (None, 1, 9)
+    )
+    assert more == every
+    assert one.optimizer == 3 * one.adapter and every.adapter / 2 < one.adapter < every.adapter
+    assert (one.weights, one.activations) == (every.weights, every.activations)
