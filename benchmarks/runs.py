@@ -15,10 +15,16 @@ ROOT = Path(__file__).resolve().parents[1]
 SHARED = ROOT.parent / "shared"
 
 
-def run(config: Path, folder: Path, name: str, overrides: Iterable[str]) -> dict[str, Any]:
+def run(
+    config: Path,
+    folder: Path,
+    name: str,
+    overrides: Iterable[str],
+    options: Iterable[str] = (),
+) -> dict[str, Any]:
     """`sfl run` to its end; its summary."""
     settings = [f"run.id={name!r}", f"run.output_dir={str(folder)!r}", *overrides]
-    command = [sys.executable, "-m", "sfl.cli", "run", str(config)]
+    command = [sys.executable, "-m", "sfl.cli", "run", str(config), *options]
     for setting in settings:
         command += ["--set", setting]
     done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, check=False)

@@ -8,6 +8,7 @@ import logging
 import socket
 import ssl
 import stat
+import subprocess
 import tomllib
 import urllib.error
 import urllib.request
@@ -36,7 +37,7 @@ from sfl.transport.diagnosis import why_refused
 from sfl.transport.doorkeeper import MAY_CALL
 from sfl.transport.probe import probe_edge
 from sfl.v1 import cloud_pb2, edge_pb2, tensor_pb2
-from tests.federation import run, sfl, write_config
+from tests.federation import ROOT, SFL, run, sfl, write_config
 from tests.test_failures import PATIENCE, ByHand, fleet, until
 from tests.test_federation import completions, device, settings, tiny
 
@@ -122,7 +123,7 @@ def test_what_cannot_be_issued(tmp_path: Path) -> None:
     authority, _ = Authority.init(tmp_path / "ca", days=100)
     for identity, hosts, days, words in (
         (Identity("device", "a b"), (), 1, "NAME"),
-        (Identity("device", "a"), ("h",), 1, "--host"),
+        (Identity("operator", "a"), ("h",), 1, "--host"),
         (Identity("edge", "a"), ("http://h",), 1, "--host"),
         (Identity("edge", "a"), ("h:5",), 1, "--host"),
         (Identity("edge", "a"), (), 101, "--days"),
@@ -387,14 +388,29 @@ def test_servers_that_a_client_refuses(
         folder = give(guarded.authority, tmp_path / words, "edge", "old", "127.0.0.1")
         with server(read_folder(folder, "old")) as address:
             assert words in refusal(address, "edge", own)
-    with server(None) as address:
-        assert "speaks no TLS" in refusal(address, "edge", own)
     with socket.socket() as silent:  # nobody listens, or nobody answers: not TLS's fault
         silent.bind(("127.0.0.1", 0))
         silent_address = f"127.0.0.1:{silent.getsockname()[1]}"
         assert why_refused(silent_address, "edge", own) is None
         silent.listen()
         assert why_refused(silent_address, "edge", own) is None
+
+
+def test_tls_to_a_plaintext_port_is_said_on_both_sides(guarded: Guarded, tmp_path: Path) -> None:
+    file, address = tmp_path / "edge.toml", tmp_path / "address"
+    file.write_text('[edge]\ncloud = "127.0.0.1:1"\nconnect_timeout = 600\n')
+    command = [*SFL, "edge", str(file), "--address-file", str(address)]
+    with (tmp_path / "log").open("wb") as log:
+        process = subprocess.Popen(command, stdout=log, stderr=log, cwd=ROOT)
+    try:
+        until(address.exists, "the address of the edge")
+        said = refusal(address.read_text(), "edge", guarded.own("device", "d0"))
+        assert "speaks no TLS" in said
+        wanted = "it asks for TLS, and this node has no certificate"
+        until(lambda: wanted in (tmp_path / "log").read_text(), "a line in the edge's log")
+    finally:
+        process.kill()
+        process.wait()
 
 
 def read_folder(folder: Path, name: str) -> grpc.ServerCredentials:
@@ -407,12 +423,9 @@ def read_folder(folder: Path, name: str) -> grpc.ServerCredentials:
 class server:  # noqa: N801 - reads as a function
     """A server without services, for as long as it is asked for."""
 
-    def __init__(self, credentials: grpc.ServerCredentials | None) -> None:
+    def __init__(self, credentials: grpc.ServerCredentials) -> None:
         self._server = grpc.server(futures.ThreadPoolExecutor(1))
-        if credentials is None:
-            port = self._server.add_insecure_port("127.0.0.1:0")
-        else:
-            port = self._server.add_secure_port("127.0.0.1:0", credentials)
+        port = self._server.add_secure_port("127.0.0.1:0", credentials)
         self.address = f"127.0.0.1:{port}"
 
     def __enter__(self) -> str:

@@ -142,7 +142,8 @@ class Authority:
     def issue(self, identity: Identity, hosts: Iterable[str] = (), days: int = DAYS) -> Issued:
         """A new certificate with a new key; listed where the CA has a folder.
 
-        A server without hosts gets the loopback ones. Raises ConfigError.
+        A server without hosts gets the loopback ones; a device's hosts are for its `/metrics`.
+        Raises ConfigError.
         """
         hosts = _hosts(identity, tuple(dict.fromkeys(hosts)))
         self._check(identity, days)
@@ -153,7 +154,7 @@ class Authority:
         builder = builder.subject_name(x509.Name([role, common]))
         builder = builder.issuer_name(self.certificate.subject).public_key(key.public_key())
         uses = [ExtendedKeyUsageOID.CLIENT_AUTH]
-        if identity.role in SERVERS:
+        if hosts:
             uses.append(ExtendedKeyUsageOID.SERVER_AUTH)
         signer = self._own.key.public_key()
         extensions: list[tuple[x509.ExtensionType, bool]] = [
@@ -297,15 +298,11 @@ def _alternatives(certificate: x509.Certificate) -> x509.SubjectAlternativeName:
 
 
 def _hosts(identity: Identity, hosts: tuple[str, ...]) -> tuple[str, ...]:
-    if identity.role not in SERVERS:
-        if hosts:
-            raise ConfigError(
-                "--host", hosts[0], f"nobody dials a node of role {identity.role}", "Leave it out."
-            )
-        return ()
+    if identity.role == "operator" and hosts:
+        raise ConfigError("--host", hosts[0], "nobody dials an operator", "Leave it out.")
     for host in hosts:
         _check_host(host)
-    return hosts or LOOPBACK
+    return hosts or (LOOPBACK if identity.role in SERVERS else ())
 
 
 def _check_host(host: str) -> None:

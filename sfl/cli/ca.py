@@ -24,8 +24,8 @@ Hosts = Annotated[
     typer.Option(
         "--host",
         metavar="HOST",
-        help="Host name or address that an edge or the cloud is dialled at; repeatable. "
-        "Default: this machine's loopback.",
+        help="Host name or address that an edge or the cloud is dialled at, or a device's "
+        "/metrics; repeatable. Default: this machine's loopback, none for a device.",
     ),
 ]
 HERE = Path("ca")

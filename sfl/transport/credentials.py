@@ -7,6 +7,7 @@ loopback is allowed, unless `insecure` says otherwise.
 
 from __future__ import annotations
 
+import contextlib
 import logging
 
 import grpc
@@ -16,10 +17,13 @@ from sfl.certificates.identity import Role, server_name
 from sfl.certificates.own import OwnCertificate
 from sfl.errors import ConfigError
 from sfl.transport.addresses import is_loopback, split_address
-from sfl.transport.doorkeeper import Doorkeeper
+from sfl.transport.doorkeeper import TLS_WANTED, Doorkeeper, OpenDoor
 from sfl.transport.wire import OPTIONS
 
 log = logging.getLogger(__name__)
+
+TELL_TIMEOUT = 0.3
+"""Seconds; whether it was heard makes no difference."""
 
 
 def check_exposure(field: str, address: str, insecure: bool) -> None:
@@ -42,8 +46,11 @@ def check_exposure(field: str, address: str, insecure: bool) -> None:
 
 def new_server(own: OwnCertificate | None = None) -> grpc.aio.Server:
     """A server without a port; with a certificate, behind a doorkeeper."""
-    interceptors = () if own is None else (Doorkeeper(),)
-    return grpc.aio.server(options=OPTIONS, interceptors=interceptors)
+    if own is not None:
+        return grpc.aio.server(options=OPTIONS, interceptors=(Doorkeeper(),))
+    server = grpc.aio.server(options=OPTIONS)
+    server.add_generic_rpc_handlers((OpenDoor(),))
+    return server
 
 
 def bind(
@@ -104,6 +111,15 @@ def open_aio_channel(
     return grpc.aio.secure_channel(
         address, _channel_credentials(own), options=_named(field, address, role)
     )
+
+
+def tell_of_tls(address: str) -> None:
+    """Let a server without TLS write down that TLS was asked for; the call carries nothing."""
+    with (
+        grpc.insecure_channel(address, options=OPTIONS) as channel,
+        contextlib.suppress(grpc.RpcError),
+    ):
+        channel.unary_unary(TLS_WANTED, None, None)(b"", timeout=TELL_TIMEOUT)
 
 
 def _named(field: str, address: str, role: Role) -> tuple[tuple[str, int | str], ...]:

@@ -2,7 +2,7 @@
 
 It is asked only while a channel waits, and only what an outsider can see for certain is an answer:
 a server that is not there, or is just going, is none. A server says nothing of why it does not
-take a client's certificate; its own log does.
+take a client's certificate; its own log does. One without TLS would not notice at all, and is told.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from typing import Any
 from sfl.certificates.identity import Role, covers, identity_in, server_name
 from sfl.certificates.own import NO_CHECK_TIME, OwnCertificate, time_problem, uris
 from sfl.transport.addresses import split_address
+from sfl.transport.credentials import tell_of_tls
 
 TIMEOUT = 1.0
 LISTEN = 0.4
@@ -37,7 +38,7 @@ def why_refused(address: str, role: Role, own: OwnCertificate | None) -> str | N
     host, port = split_address("address", address)
     try:
         with socket.create_connection((host, port), TIMEOUT) as raw:
-            return _without(raw, host) if own is None else _with(raw, host, role, own)
+            return _without(raw, host) if own is None else _with(raw, address, role, own)
     except OSError:
         return None  # nobody there, or going
 
@@ -53,7 +54,8 @@ def _without(raw: socket.socket, host: str) -> str | None:
     return "it speaks TLS only, and this node has no certificate; give it one ([tls], or --certs)"
 
 
-def _with(raw: socket.socket, host: str, role: Role, own: OwnCertificate) -> str | None:
+def _with(raw: socket.socket, address: str, role: Role, own: OwnCertificate) -> str | None:
+    host, _ = split_address("address", address)
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
     context.check_hostname = False  # compared below, where the answer can name what is there
     context.minimum_version = ssl.TLSVersion.TLSv1_3
@@ -71,6 +73,7 @@ def _with(raw: socket.socket, host: str, role: Role, own: OwnCertificate) -> str
         return None
     except ssl.SSLError as error:
         if error.reason in ("WRONG_VERSION_NUMBER", "RECORD_LAYER_FAILURE", "HTTP_REQUEST"):
+            tell_of_tls(address)
             return "it speaks no TLS, and this node asks for it; give it a certificate too"
         return f"no TLS 1.3 with it: {error.reason or error}"
     with tls:

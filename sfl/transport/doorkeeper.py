@@ -44,6 +44,8 @@ MAY_CALL: Mapping[str, frozenset[Role]] = {
     "/grpc.health.v1.Health/Watch": ANYBODY,
 }
 """Roles by method; what is not listed is closed to all."""
+TLS_WANTED = "/sfl.v1.Door/TlsWanted"
+"""What a peer that asks for TLS calls on a server that has none, so that its log says so."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -133,6 +135,25 @@ class Doorkeeper(grpc.aio.ServerInterceptor):  # type: ignore[type-arg]
                 yield response
 
         return stream
+
+
+class OpenDoor(grpc.GenericRpcHandler):  # type: ignore[type-arg]
+    """The door of a server without TLS: who asks for it there and goes away is written down."""
+
+    def service(self, handler_call_details: grpc.HandlerCallDetails) -> Handler | None:
+        """The handler of that one method."""
+        if handler_call_details.method != TLS_WANTED:
+            return None
+        return grpc.unary_unary_rpc_method_handler(_note)
+
+
+async def _note(request: bytes, context: Context) -> bytes:
+    log.warning(
+        "%s did not come in: it asks for TLS, and this node has no certificate; give it one "
+        "([tls], or --certs)",
+        context.peer(),
+    )
+    return b""
 
 
 def _side(streams: bool) -> str:
