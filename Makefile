@@ -3,11 +3,16 @@ VENV   := .venv
 BIN    := $(VENV)/bin
 PROTOS := tensor edge cloud
 
-.PHONY: install proto format check test demo bench clean
+# Containers (docs/docker.md): make up DEVICES=8 WITH=insecure
+COMPOSE  = $(shell docker compose version >/dev/null 2>&1 && echo docker compose || echo docker-compose)
+CONTAINERS = $(COMPOSE) -f docker/compose.yml $(WITH:%=-f docker/%.yml)
+DEVICES ?= 1
+
+.PHONY: install proto format check test test-compose demo up logs down bench clean
 .DEFAULT_GOAL := help
 
 help:  ## Say what each target does
-	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-9s %s\n", $$1, $$2}'
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
 
 # torch comes first and pinned: a plain requirement may bring gigabytes of CUDA packages.
 $(VENV)/.installed: pyproject.toml constraints.txt
@@ -42,6 +47,18 @@ check: install  ## ruff, mypy --strict, generated code up to date, imports point
 
 test: install  ## Run all tests
 	@$(BIN)/python -m pytest
+
+test-compose: install  ## Build the images and run a fleet of containers, a device killed
+	@SFL_TEST_COMPOSE=1 $(BIN)/python -m pytest tests/test_compose.py
+
+up:  ## Start a run in containers; DEVICES=8 for more of them
+	@$(CONTAINERS) up -d --build --scale device=$(DEVICES)
+
+logs:  ## Follow what the containers say
+	@$(CONTAINERS) logs -f --tail=100
+
+down:  ## Stop and remove the containers; runs and certificates stay
+	@$(CONTAINERS) down
 
 demo: install  ## Fine-tune the shipped model over three homes, in five processes
 	@$(BIN)/sfl run examples/quickstart/homes.toml

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
+
 import typer
 
-from sfl.certificates.own import own_certificate
-from sfl.config import load_device
+from sfl.certificates.claim import claim_identity
+from sfl.certificates.own import OwnCertificate, own_certificate
+from sfl.config import DeviceConfig, load_device
+from sfl.errors import ConfigError
 from sfl.logs import start_logging
-from sfl.options import Certs, ConfigFile, ErrorFile, Insecure, Logs, Overrides
+from sfl.options import Certs, Claim, ConfigFile, ErrorFile, Insecure, Logs, Overrides
 from sfl.process import cores, quiet_environment, return_memory, run_node
 
 
@@ -17,6 +21,7 @@ def device(
     insecure: Insecure = False,
     log_format: Logs = "text",
     certs: Certs = None,
+    claim: Claim = None,
     error_file: ErrorFile = None,
 ) -> None:
     """Start a device agent: the first blocks of the model, and the data that never leave it."""
@@ -25,17 +30,28 @@ def device(
     start_logging(log_format)
 
     def body() -> None:
-        settings = load_device(config, overrides or [])
-        own = own_certificate("device", settings.name, settings.tls, certs)
-        # Imported here: torch takes a second, and reads the environment when it is loaded.
-        import torch
-
-        from sfl.models.modeling import leave_out_compiler
-
-        leave_out_compiler()
-        from device_agent.agent import DeviceAgent
-
-        torch.set_num_threads(cores() if settings.threads == "auto" else settings.threads)
-        DeviceAgent(settings, insecure, returned, own).run(settings.connect_timeout)
+        if certs is not None and claim is not None:
+            raise ConfigError("--certs", str(certs), "goes against --claim", "Give one of the two.")
+        with contextlib.nullcontext() if claim is None else claim_identity(claim) as claimed:
+            named = [] if claimed is None else [f'device.name="{claimed.name}"']
+            settings = load_device(config, [*(overrides or []), *named])
+            folder = certs if claimed is None or insecure else claimed
+            own = own_certificate("device", settings.name, settings.tls, folder)
+            _take_part(settings, insecure, returned, own)
 
     raise typer.Exit(run_node(body, error_file))
+
+
+def _take_part(
+    settings: DeviceConfig, insecure: bool, returned: bool, own: OwnCertificate | None
+) -> None:
+    # Imported here: torch takes a second, and reads the environment when it is loaded.
+    import torch
+
+    from sfl.models.modeling import leave_out_compiler
+
+    leave_out_compiler()
+    from device_agent.agent import DeviceAgent
+
+    torch.set_num_threads(cores() if settings.threads == "auto" else settings.threads)
+    DeviceAgent(settings, insecure, returned, own).run(settings.connect_timeout)

@@ -24,6 +24,14 @@ Certs = Annotated[
         metavar="DIR", help="Folder with ca.pem, NAME.pem and NAME.key, instead of the file's tls."
     ),
 ]
+Claim = Annotated[
+    Path | None,
+    typer.Option(
+        metavar="DIR",
+        help="Be whichever DIR/NAME nobody else is: its name and, unless --insecure, its "
+        "certificate. For replicas of a container on one machine.",
+    ),
+]
 Logs = Annotated[
     LogFormat,
     typer.Option("--log-format", envvar=ENVIRONMENT, help="Lines for people, or JSON."),
