@@ -413,6 +413,22 @@ def test_tls_to_a_plaintext_port_is_said_on_both_sides(guarded: Guarded, tmp_pat
         process.wait()
 
 
+def test_a_new_ca_beside_the_old_one(guarded: Guarded, tmp_path: Path) -> None:
+    new = Authority.create("new")
+    own = guarded.own("device", "d0")
+    folder = give(new, tmp_path / "n", "edge", "n", "127.0.0.1")
+    with server(read_folder(folder, "n")) as address:
+        assert "not issued by the CA" in refusal(address, "edge", own)
+        for ca in (own.ca, folder / "ca.pem"):
+            ca.write_bytes(guarded.authority.cert_pem + new.cert_pem)
+        load_own("tls", settings_in(own.cert.parent, "d0"), "device", "d0")
+        load_own("tls", settings_in(folder, "n"), "edge", "n")
+    with server(read_folder(folder, "n")) as address:
+        channel = open_channel("edge", address, False, own, "edge")
+        wait_for_peer(channel, "peer", 30.0, lambda: why_refused(address, "edge", own))
+        channel.close()
+
+
 def read_folder(folder: Path, name: str) -> grpc.ServerCredentials:
     pair = read_pair(folder / f"{name}.pem", folder / f"{name}.key")
     return grpc.ssl_server_credentials(
