@@ -14,7 +14,7 @@ from sfl.config import DeviceConfig
 from sfl.data import Dataset, load_tokenizer, prepare
 from sfl.errors import LinkLost, Refused
 from sfl.logs import describe_node
-from sfl.metrics.memory import memory_use
+from sfl.metrics.memory import memory_use, working_bytes
 from sfl.metrics.prometheus import NodeCollector, serve_as_set
 from sfl.metrics.stats import NodeStats
 from sfl.models.device_budget import device_load, fit_device
@@ -107,7 +107,7 @@ class DeviceAgent:
         )
         import_modeling(folder.family.layout(folder.config, settings.model.task).package)
         # What this process is by itself is measured, what it will take on top foretold.
-        base = memory_use().resident
+        base = working_bytes()
         load = device_load(folder, settings, name, form.dtype, form.quantised)
         open_dtype = (self.config.dtype or settings.model.dtype) == "auto"
         thrift = fit_device(folder, plan, load, self.config, base, self.returns_memory, open_dtype)

@@ -83,8 +83,10 @@ def _ways(
     yield (way := replace(way, embedding_on_disk=on_disk))
     if size and not on_disk:
         yield (way := replace(way, embedding_on_disk=True))
-    if any(span.num_blocks for span in plan.device_spans):
+    blocks = max(span.num_blocks for span in plan.device_spans)
+    if blocks > 1:  # the one that runs again is held whole
         yield (way := replace(way, recompute=True))
+    if blocks > 0:
         while way.micro_batches < load.batch_size:
             pieces = min(2 * way.micro_batches, load.batch_size)
             yield (way := replace(way, micro_batches=pieces))
