@@ -204,6 +204,8 @@ class RunRecords:
         if device in self._reported:
             return "done"
         snapshot = self._snapshots.get(("device", device))
+        if snapshot is not None and snapshot.paused:
+            return f"paused: {snapshot.paused}"
         return "training" if snapshot is not None and snapshot.step else "evaluating"
 
     # -- adapters -----------------------------------------------------------------------------

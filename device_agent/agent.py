@@ -9,6 +9,8 @@ from dataclasses import replace
 
 import torch
 
+from device_agent.board_watch import BoardWatch
+from sfl.board import board_root
 from sfl.certificates.own import OwnCertificate
 from sfl.config import DeviceConfig
 from sfl.data import Dataset, load_tokenizer, prepare
@@ -20,6 +22,7 @@ from sfl.metrics.stats import NodeStats
 from sfl.models.device_budget import device_load, fit_device
 from sfl.models.folder import ModelFolder, open_model
 from sfl.models.modeling import import_modeling
+from sfl.notify import notifier
 from sfl.plan import SplitPlan
 from sfl.stage.base import settle
 from sfl.stage.device import DeviceStage
@@ -49,13 +52,18 @@ class DeviceAgent:
         self.stats = NodeStats(config.name, "device")
         self.stats.certificate_expiry = None if own is None else own.not_after
         self._run_id = ""
+        self.manager = notifier()
+        self.board = BoardWatch(config.pause, self.stats, self.manager, board_root())
         describe_node(self._log_fields)
 
     def run(self, connect_timeout: float) -> None:
         """Take part until the run is over. Raises SflError where it ends badly."""
-        with self._metrics():
+        with self._metrics(), self.board:
+            self.manager.ready()
             end_of_patience = None
             while True:
+                self.board.rest()
+                self.manager.status(f"joining the edge at {self.config.edge}")
                 link = DeviceLink(
                     self.config.edge, self.config.name, self.stats, self.insecure, self.own
                 )
@@ -93,7 +101,9 @@ class DeviceAgent:
         self._run_id = joined.run_id
         trainer, dataset = self._load(link, joined)
         link.ready(dataset)
+        self.manager.status(f"run {joined.run_id}: waiting for its first round")
         for order in link.orders():
+            self.manager.status(f"run {joined.run_id}: round {order.start.round}")
             link.deliver(trainer.run_round(order))
 
     def _load(self, link: DeviceLink, joined: Joined) -> tuple[Trainer, Dataset]:
@@ -128,7 +138,9 @@ class DeviceAgent:
         stage = DeviceStage(name, plan, folder, settings, form, thrift)
         log.info("%.0f MB with the model", memory_use().resident / 1e6)
         log.info("%d examples, %d held out", len(dataset.train), len(dataset.eval))
-        trainer = Trainer(name, stage, dataset, tokenizer.pad_id, settings, link, self.stats)
+        trainer = Trainer(
+            name, stage, dataset, tokenizer.pad_id, settings, link, self.stats, self.board.rest
+        )
         return trainer, dataset
 
     def _folder(self, link: DeviceLink) -> ModelFolder:

@@ -253,10 +253,14 @@ class ByHand:
                 stdout=log,
                 stderr=log,
                 cwd=ROOT,
-                env={**os.environ, "HF_HUB_OFFLINE": "1"},
+                env={**os.environ, "HF_HUB_OFFLINE": "1", **self.environment(name or kind)},
             )
         self.processes.append(process)
         return process
+
+    def environment(self, name: str) -> dict[str, str]:
+        """Further environment of a node; none here."""
+        return {}
 
     def options(self, name: str) -> list[str]:
         """Further options of a node; none here."""

@@ -26,9 +26,11 @@ LEVELS = (
         "sfl.extras",
         "sfl.process",
         "sfl.logs",
+        "sfl.board",
+        "sfl.notify",
     ),
     ("sfl.config", "sfl.options"),
-    ("sfl.rounds", "sfl.orders", "sfl.runs", "sfl.certificates"),
+    ("sfl.rounds", "sfl.orders", "sfl.runs", "sfl.certificates", "sfl.pausing"),
     ("sfl.codec", "sfl.models", "sfl.adapters", "sfl.aggregation", "sfl.data", "sfl.metrics"),
     ("sfl.stage", "sfl.report"),
     ("sfl.transport",),
@@ -63,7 +65,15 @@ ROOMS = {
     "opentelemetry": ("sfl.report.traces",),
     "cryptography": ("sfl.certificates.authority",),
 }
-PURE = ("sfl.errors", "sfl.keys", "sfl.plan", "sfl.config", "sfl.rounds", "sfl.orders")
+PURE = (
+    "sfl.errors",
+    "sfl.keys",
+    "sfl.plan",
+    "sfl.config",
+    "sfl.rounds",
+    "sfl.orders",
+    "sfl.pausing",
+)
 IMPURE = {"torch", "numpy", "grpc", "time", "random", "socket", "asyncio", "transformers"}
 
 

@@ -21,6 +21,7 @@ from report_sample import sample_snapshot
 
 import sfl
 from sfl import machine
+from sfl.board import Board
 from sfl.errors import ConfigError, ProtocolError
 from sfl.metrics import NodeSnapshot, NodeStats, combine, memory_use
 from sfl.metrics.docs import markdown
@@ -299,6 +300,7 @@ def test_every_exposed_family_is_in_the_table_and_in_openmetrics_too(kind: str) 
     stats = NodeStats("node", kind)  # type: ignore[arg-type]
     stats.loss, stats.eval_loss, stats.eval_accuracy = 1.0, 1.0, 0.5
     stats.certificate_expiry = 2e9
+    stats.board = Board(50.0, True, True, False, True, 0.5, True, 7.5)
     stats.phases.observe("step", 0.1)
     others = [snapshot.seen("other", 5.0)] if kind == "edge" else []
     with serve("127.0.0.1", 0, NodeCollector(stats, lambda: others)) as server:
@@ -326,7 +328,7 @@ def test_names_follow_prometheus_conventions() -> None:
     for metric in METRICS:
         assert metric.name.startswith("sfl_")
         assert metric.name.endswith("_total") == (metric.type == "counter")
-        assert metric.unit in ("", "bytes", "seconds", "ratio")
+        assert metric.unit in ("", "bytes", "seconds", "ratio", "celsius", "watts")
         assert metric.unit in metric.name.removesuffix("_total").split("_") or not metric.unit
         assert metric.help.endswith(".")
         assert "device" not in metric.labels

@@ -19,6 +19,7 @@ from typing import Any, Literal
 import psutil
 import pytest
 import yaml
+from fake_board import whole_board
 from pydantic import BaseModel, Field
 
 from sfl.metrics import dashboards
@@ -299,13 +300,14 @@ def live_run(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
         "training": {"batch_size": 4, "local_steps": 10},
         "devices": devices,
     }
+    board = whole_board(folder / "board")
     with (folder / "output").open("wb") as output:
         process = subprocess.Popen(
             [*SFL, "run", "--tls", str(write_config(folder, values))],
             stdout=output,
             stderr=output,
             cwd=ROOT,
-            env={**os.environ, "HF_HUB_OFFLINE": "1"},
+            env={**os.environ, "HF_HUB_OFFLINE": "1", "SFL_BOARD_ROOT": str(board.root)},
         )
         try:
             yield folder / "runs" / "t"

@@ -14,6 +14,7 @@ from sfl.config.node import (
     DeviceConfig,
     EdgeConfig,
     MetricsSettings,
+    PauseSettings,
     TlsSettings,
     TracingSettings,
 )
@@ -76,6 +77,7 @@ SECTIONS: tuple[tuple[str, type[BaseModel]], ...] = (
     ("[cloud.tracing]", TracingSettings),
     ("[edge]", EdgeConfig),
     ("[device]", DeviceConfig),
+    ("[device.pause], [devices.pause]", PauseSettings),
     ("[cloud.tls], [edge.tls], [device.tls]", TlsSettings),
     ("[cloud.metrics], [edge.metrics], [device.metrics]", MetricsSettings),
 )

@@ -3,10 +3,19 @@ but `threads`, `dtype` and `quantised`, which the effective config fixes before 
 
 from __future__ import annotations
 
+import re
+from datetime import time
 from pathlib import Path
-from typing import Literal, Self
+from typing import Annotated, Literal, Self
 
-from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt, model_validator
+from pydantic import (
+    AfterValidator,
+    Field,
+    NonNegativeInt,
+    PositiveFloat,
+    PositiveInt,
+    model_validator,
+)
 
 from sfl.config.base import Section
 from sfl.config.size import Size
@@ -60,6 +69,76 @@ class TracingSettings(Section):
     endpoint: str = Field(default="", pattern=r"^(https?://.+)?$")
     """A collector's address for OTLP over HTTP, as `http://127.0.0.1:4318/v1/traces`; empty: none
     is sent. Needs the extra `otel` (docs/monitoring.md)."""
+
+
+def read_hours(text: str) -> tuple[time, time]:
+    """`22:00-06:00` as two times of day. Raises ValueError."""
+    match = re.fullmatch(r"(\d{1,2}):(\d\d)-(\d{1,2}):(\d\d)", text.replace(" ", ""))
+    if match is None:
+        raise ValueError("not a span of hours; write e.g. 22:00-06:00")
+    numbers = [int(number) for number in match.groups()]
+    if max(numbers[0], numbers[2]) > 23 or max(numbers[1], numbers[3]) > 59:
+        raise ValueError("hours go from 00:00 to 23:59; a day's end is 00:00")
+    begin, end = time(numbers[0], numbers[1]), time(numbers[2], numbers[3])
+    if begin == end:
+        raise ValueError("begins and ends at the same time; leave hours out to train all day")
+    return begin, end
+
+
+def _hours(text: str) -> str:
+    read_hours(text)
+    return text
+
+
+Hours = Annotated[str, AfterValidator(_hours)]
+Celsius = Annotated[float, Field(ge=-40.0, le=150.0)]
+Percent = Annotated[float, Field(gt=0.0, le=100.0)]
+
+
+class PauseSettings(Section):
+    """When a device rests, between two steps and before it joins (docs/boards.md). It stays
+    connected meanwhile; a round that does not wait so long goes on without it."""
+
+    above_celsius: Celsius | None = None
+    """Rest while the hottest sensor reads more than this."""
+    cool_celsius: Celsius | None = None
+    """Once hot, go on at this; default: 5 below `above_celsius`."""
+    below_percent: Percent | None = None
+    """Rest while the battery has less than this, on a charger or not."""
+    charged_percent: Percent | None = None
+    """Once low, go on at this; default: 5 above `below_percent`, at most 100."""
+    hours: tuple[Hours, ...] = ()
+    """Train in these spans of local time only, as `["22:00-06:00"]`; empty: always."""
+    metered: bool = False
+    """Rest while NetworkManager calls the link of the default route metered."""
+    metered_interfaces: tuple[str, ...] = ()
+    """Rest while the default route goes through one of these, as `["wwan*", "usb0"]`."""
+    check_interval: PositiveFloat = 5.0
+    """Seconds between two looks at sensors and clock."""
+
+    @model_validator(mode="after")
+    def _apart(self) -> Self:
+        hot, cool = self.above_celsius, self.cool_celsius
+        if cool is not None and (hot is None or cool >= hot):
+            raise ValueError("cool_celsius: goes with an above_celsius that is higher")
+        low, charged = self.below_percent, self.charged_percent
+        if charged is not None and (low is None or charged < low):
+            raise ValueError("charged_percent: goes with a below_percent that is not higher")
+        return self
+
+    @property
+    def cools_to(self) -> float:
+        """Where a hot device goes on."""
+        if self.cool_celsius is not None:
+            return self.cool_celsius
+        return 0.0 if self.above_celsius is None else self.above_celsius - 5.0
+
+    @property
+    def charges_to(self) -> float:
+        """Where a device with a low battery goes on."""
+        if self.charged_percent is not None:
+            return self.charged_percent
+        return 100.0 if self.below_percent is None else min(100.0, self.below_percent + 5.0)
 
 
 class CloudNode(Section):
@@ -158,6 +237,8 @@ class LocalDevice(Section):
     """The device's certificate, which its edge knows it by."""
     metrics: MetricsSettings = MetricsSettings(enabled=False)
     """Prometheus endpoint of the device: off, since its edge shows its series."""
+    pause: PauseSettings = PauseSettings()
+    """When the device rests: too hot, too little charge, outside hours, on a metered link."""
 
 
 class DeviceConfig(LocalDevice):

@@ -5,11 +5,15 @@ from __future__ import annotations
 import importlib
 from collections.abc import Callable, Iterator
 from dataclasses import replace
+from datetime import datetime
 
 import device_agent.agent  # noqa: F401 - so that this process has loaded what a device has
 from sfl import machine
+from sfl.board import board_root, read_board
 from sfl.certificates.own import own_certificate, own_in
 from sfl.config import DeviceConfig, EdgeConfig, LocalDevice, RunConfig
+from sfl.config.node import PauseSettings
+from sfl.doctor.edge import check_own_edge
 from sfl.doctor.files import (
     Config,
     NotHere,
@@ -20,7 +24,14 @@ from sfl.doctor.files import (
     open_local,
 )
 from sfl.doctor.fits import check_cuts, check_devices, cut_rows, load_of
-from sfl.doctor.hardware import check_accelerator, check_cores, check_disk, check_memory
+from sfl.doctor.hardware import (
+    check_accelerator,
+    check_board,
+    check_cores,
+    check_disk,
+    check_memory,
+    check_pause,
+)
 from sfl.doctor.quantised import check_bitsandbytes
 from sfl.doctor.question import Question
 from sfl.doctor.report import Check, CutRow, Report, problem, size
@@ -64,6 +75,7 @@ class _Examination:
         yield check_memory(self.memory)
         unread = self._read_file()
         yield check_disk(self._local.cache_dir)
+        yield from self._board()
         self.tell("loading the model's code")
         model, lacking = self._open_model()
         self.base = memory_use().resident
@@ -73,6 +85,13 @@ class _Examination:
         yield from self._link()
         if model is not None:
             yield from self._fits(model)
+
+    def _board(self) -> Iterator[Check]:
+        board = read_board(board_root(), ask_metered=True)
+        yield check_board(board)
+        rules = self._local.pause
+        if rules != PauseSettings():
+            yield check_pause(rules, board, datetime.now().time())
 
     @property
     def _local(self) -> LocalDevice:
@@ -162,6 +181,8 @@ class _Examination:
             return
         if run is not None:
             yield from check_devices(run, load, folder, self.rows, room, self.base)
+        if isinstance(self.config, RunConfig | EdgeConfig):
+            yield check_own_edge(self.config, load, folder, self.question.cuts, room)
 
     def _load(self, folder: ModelFolder, run: RunConfig | None) -> Load:
         """The run's load, or a usual one, with what the question says instead."""

@@ -2,14 +2,22 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from dataclasses import asdict
+from datetime import time
 from pathlib import Path
 
 from sfl import machine
+from sfl.board import Board
+from sfl.config.node import PauseSettings
 from sfl.doctor.report import Check, size
+from sfl.pausing import blind_rules, decide
 
 LITTLE_MEMORY = 500_000_000
 """Less than a device's process with a small model takes."""
 LITTLE_DISK = 1_000_000_000
+HOT = 80.0
+"""Degrees Celsius; boards begin to slow down at 80 to 85."""
 
 
 def check_cores() -> Check:
@@ -73,3 +81,55 @@ def check_accelerator() -> Check:
     names = ", ".join(f"{device.name} ({size(device.total_memory)})" for device in found)
     devices = [{"name": d.name, "memory_bytes": d.total_memory} for d in found]
     return Check("accelerator", "ok", names, figures={"devices": devices})
+
+
+def check_board(board: Board) -> Check:
+    """Temperature, throttling, supply and battery, as far as the machine tells."""
+    wrong = list(_complaints(board))
+    return Check(
+        "board",
+        "warning" if wrong else "ok",
+        "; ".join([*_readings(board), *(what for what, _ in wrong)]) or "no sensors",
+        " ".join(dict.fromkeys(fix for _, fix in wrong)),
+        asdict(board),
+    )
+
+
+def check_pause(rules: PauseSettings, board: Board, clock: time) -> Check:
+    """Whether a device would rest now, and which of its rules nothing here answers."""
+    blind, pause = blind_rules(rules, board), decide(rules, board, clock, None)
+    parts = [f"would rest now: {pause.text}"] if pause is not None else []
+    parts += [f"pause.{name} never holds, for want of a sensor" for name in blind]
+    return Check(
+        "pause",
+        "warning" if parts else "ok",
+        "; ".join(parts) or "would not rest now",
+        figures={"paused": "" if pause is None else pause.reason, "blind": blind},
+    )
+
+
+def _readings(board: Board) -> Iterator[str]:
+    if board.temperature is not None:
+        yield f"{board.temperature:.0f} °C"
+    if board.charge is not None:
+        yield f"battery at {board.charge:.0%}{', in use' if board.on_battery else ''}"
+    if board.power is not None:
+        yield f"takes {board.power:.1f} W"
+    if board.throttled is False and not board.throttled_before:
+        yield "clocks not held down"
+
+
+def _complaints(board: Board) -> Iterator[tuple[str, str]]:
+    """What is wrong, and what to do about it."""
+    cool = "Cool the board, or let the device rest: pause.above_celsius."
+    supply = "Use a stronger power supply and a short cable."
+    if board.temperature is not None and board.temperature >= HOT:
+        yield "hot", cool
+    if board.undervoltage:
+        yield "the power supply gives too little", supply
+    elif board.undervoltage_before:
+        yield "the power supply gave too little since the start", supply
+    if board.throttled:
+        yield "clocks are held down", cool
+    elif board.throttled_before:
+        yield "clocks were held down since the start", cool

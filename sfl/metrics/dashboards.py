@@ -273,6 +273,26 @@ ONE_DEVICE = Dashboard(
             "decbytes",
         ),
         _panel("Faults", f"sfl_faults_total{{{_DEVICES}}}", "{{device}}"),
+        _panel(
+            "Temperature", f"sfl_temperature_celsius{{{_DEVICES}}}", "{{device}}", "celsius",
+            note="Its `pause.above_celsius` can have it rest.",
+        ),
+        _panel(
+            "Paused", f"sfl_paused{{{_DEVICES}}}", "{{reason}}",
+            note="1 while it rests for this reason.",
+        ),
+        Panel(
+            "Held down",
+            (
+                Query(f"sfl_throttled{{{_DEVICES}}}", "throttled"),
+                Query(f"sfl_undervoltage{{{_DEVICES}}}", "too little voltage"),
+                Query(f"sfl_on_battery{{{_DEVICES}}}", "on battery"),
+            ),
+        ),
+        _panel(
+            "Battery", f"sfl_battery_charge_ratio{{{_DEVICES}}}", "{{device}}", "percentunit",
+        ),
+        _panel("Power taken in", f"sfl_power_watts{{{_DEVICES}}}", "{{device}}", "watt"),
     ),
 )  # fmt: skip
 

@@ -83,8 +83,10 @@ class NodeSnapshot:
     Times are Unix seconds, sizes bytes. `step` of `steps` is the progress in `round`;
     `steps_total` and `tokens` run on over rounds. `seen_at` is when another node received it.
     `dtype` and `quantised` are what the node settled on for its base; empty before, and in a cloud.
-    `adapters_resting` of an edge's devices lie in files, `adapters_woken` have come back so far.
     `micro_batches` is what a device cuts its batches into for its memory's sake; 0 elsewhere.
+    `adapters_resting` of an edge's devices lie in files, `adapters_woken` have come back so far.
+    `temperature` (degrees Celsius) to `power` (watts) are a device's sensors, as sfl.board.Board
+    has them, yes and no as 1 and 0; None where there is none. `paused` is why it rests, or empty.
     """
 
     name: str
@@ -112,9 +114,16 @@ class NodeSnapshot:
     certificate_expiry: float | None = None
     dtype: str = ""
     quantised: str = ""
+    micro_batches: int = 0
+    temperature: float | None = None
+    throttled: float | None = None
+    undervoltage: float | None = None
+    charge: float | None = None
+    on_battery: float | None = None
+    power: float | None = None
+    paused: str = ""
     adapters_resting: int = 0
     adapters_woken: int = 0
-    micro_batches: int = 0
     bytes: ByteTotals = field(default_factory=ByteTotals)
     phases: Mapping[Phase, PhaseTotals] = field(default_factory=dict)
 
@@ -276,8 +285,15 @@ _PLAIN: dict[str, Callable[[Any], Any]] = {
     "certificate_expiry": _number_or_none,
     "dtype": _word,
     "quantised": _word,
+    "micro_batches": _count,
+    "temperature": _number_or_none,
+    "throttled": _number_or_none,
+    "undervoltage": _number_or_none,
+    "charge": _number_or_none,
+    "on_battery": _number_or_none,
+    "power": _number_or_none,
+    "paused": _word,
     "adapters_resting": _count,
     "adapters_woken": _count,
-    "micro_batches": _count,
 }
 """How each plain field is read from a peer's JSON."""

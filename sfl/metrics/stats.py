@@ -13,6 +13,7 @@ import time
 from collections.abc import Callable
 from types import TracebackType
 
+from sfl.board import Board
 from sfl.metrics.memory import memory_use
 from sfl.metrics.snapshot import (
     BUCKETS,
@@ -189,9 +190,11 @@ class NodeStats:
         self.certificate_expiry: float | None = None
         self.dtype = ""
         self.quantised = ""
+        self.micro_batches = 0
+        self.board = Board()
+        self.paused = ""
         self.adapters_resting = 0
         self.adapters_woken = 0
-        self.micro_batches = 0
         self.bytes = ByteCount()
         self.phases = PhaseTimes()
         self._clock = clock
@@ -222,7 +225,7 @@ class NodeStats:
 
     def snapshot(self) -> NodeSnapshot:
         """Everything at one moment, with this process's memory."""
-        memory = memory_use()
+        memory, board = memory_use(), self.board
         return NodeSnapshot(
             name=self.name,
             kind=self.kind,
@@ -248,9 +251,20 @@ class NodeStats:
             certificate_expiry=self.certificate_expiry,
             dtype=self.dtype,
             quantised=self.quantised,
+            micro_batches=self.micro_batches,
+            temperature=board.temperature,
+            throttled=_one_or_zero(board.throttled),
+            undervoltage=_one_or_zero(board.undervoltage),
+            charge=board.charge,
+            on_battery=_one_or_zero(board.on_battery),
+            power=board.power,
+            paused=self.paused,
             adapters_resting=self.adapters_resting,
             adapters_woken=self.adapters_woken,
-            micro_batches=self.micro_batches,
             bytes=self.bytes.snapshot(),
             phases=self.phases.snapshot(),
         )
+
+
+def _one_or_zero(state: bool | None) -> float | None:
+    return None if state is None else float(state)

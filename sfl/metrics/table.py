@@ -11,6 +11,7 @@ from typing import Literal
 
 import sfl
 from sfl.metrics.snapshot import KINDS, ROLES, ByteTotals, NodeKind, NodeSnapshot, PhaseTotals, Role
+from sfl.pausing import REASONS
 
 MetricType = Literal["counter", "gauge", "histogram", "info"]
 Value = float | PhaseTotals
@@ -66,6 +67,10 @@ def _bytes(
 
 def _phases(snapshot: NodeSnapshot) -> list[Sample]:
     return [((phase,), totals) for phase, totals in snapshot.phases.items()]
+
+
+def _paused(snapshot: NodeSnapshot) -> list[Sample]:
+    return [((reason,), float(snapshot.paused == reason)) for reason in REASONS]
 
 
 def _build(snapshot: NodeSnapshot) -> list[Sample]:
@@ -201,5 +206,43 @@ METRICS: tuple[Metric, ...] = (
         "sfl_certificate_expiry_timestamp_seconds", "gauge", "seconds", (), ALL,
         "Unix time at which the node's own certificate (its `tls`) ends; nothing without one.",
         _value("certificate_expiry"),
+    ),
+    Metric(
+        "sfl_paused", "gauge", "", ("reason",), DEVICE,
+        "1 while the device rests for this reason (its `pause`), else 0: heat, charge, hours, "
+        "metered.",
+        _paused,
+    ),
+    Metric(
+        "sfl_temperature_celsius", "gauge", "celsius", (), DEVICE,
+        "Temperature of the board's hottest thermal zone; nothing without one.",
+        _value("temperature"),
+    ),
+    Metric(
+        "sfl_throttled", "gauge", "", (), DEVICE,
+        "1 while the board holds its clocks down, because of heat or power, else 0; nothing where "
+        "it does not tell.",
+        _value("throttled"),
+    ),
+    Metric(
+        "sfl_undervoltage", "gauge", "", (), DEVICE,
+        "1 while the board's power supply gives too little, else 0; nothing where it does not "
+        "tell.",
+        _value("undervoltage"),
+    ),
+    Metric(
+        "sfl_battery_charge_ratio", "gauge", "ratio", (), DEVICE,
+        "Charge of the device's battery, 0 to 1; nothing without one.",
+        _value("charge"),
+    ),
+    Metric(
+        "sfl_on_battery", "gauge", "", (), DEVICE,
+        "1 while the device's battery is being emptied, else 0; nothing without one.",
+        _value("on_battery"),
+    ),
+    Metric(
+        "sfl_power_watts", "gauge", "watts", (), DEVICE,
+        "What the board takes in, where it measures that (Jetson).",
+        _value("power"),
     ),
 )  # fmt: skip

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -82,7 +82,11 @@ def _row_context(micro: MicroBatch) -> RowContext | None:
 
 
 class Trainer:
-    """Runs rounds on one device over a link; topology is in which answers its edge sends."""
+    """Runs rounds on one device over a link; topology is in which answers its edge sends.
+
+    `rest` is called between steps, when nothing is in flight, and returns when the device may
+    compute.
+    """
 
     def __init__(
         self,
@@ -93,6 +97,7 @@ class Trainer:
         settings: RunSettings,
         link: Link,
         stats: NodeStats,
+        rest: Callable[[], None] = lambda: None,
     ) -> None:
         self.device = device
         self.stage = stage
@@ -101,6 +106,7 @@ class Trainer:
         self.settings = settings
         self.link = link
         self.stats = stats
+        self.rest = rest
         self.computation = COMPUTATIONS[settings.computation]
         self.optimizer = Optimizer(stage.parameters, settings.training, settings.aggregation)
         self.sampler = Sampler(
@@ -123,6 +129,7 @@ class Trainer:
         if start.rehearse:
             return self.rehearse(start)
         self.stats.start_round(start.round, start.num_steps)
+        self.rest()
         began = time.perf_counter()
         score = self.evaluate(start.round) if start.evaluate else NO_SCORE
         self._note_quality(score)
@@ -131,6 +138,7 @@ class Trainer:
         self.stats.phases.timeline.watch(self.device, start.round, watched_step(start.num_steps))
         self.stage.train(True)
         for step in range(start.num_steps):
+            self.rest()
             loss, num_tokens = self.train_step(start, step)
             losses.append(loss)
             tokens += num_tokens

@@ -1,0 +1,99 @@
+"""A device's own board: its sensors into the statistics, and rests when its settings say so."""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from datetime import datetime
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+from sfl.board import Board, read_board
+from sfl.config.node import PauseSettings
+from sfl.metrics.stats import NodeStats
+from sfl.notify import Notifier
+from sfl.pausing import Pause, blind_rules, decide
+
+log = logging.getLogger("sfl.device")
+
+
+class BoardWatch:
+    """Looks at the board every few seconds, on a thread of its own; a context.
+
+    The thread also feeds the service manager's watchdog, so a process that hangs as a whole is
+    started again. `rest` is for the thread that computes; links live on others and stay up.
+    """
+
+    def __init__(
+        self, settings: PauseSettings, stats: NodeStats, manager: Notifier, root: Path
+    ) -> None:
+        self.settings, self.stats, self.manager, self.root = settings, stats, manager, root
+        self._pause: Pause | None = None
+        self._since = 0.0
+        self._may_compute = threading.Event()
+        self._over = threading.Event()
+        self._thread = threading.Thread(target=self._watch, name="board", daemon=True)
+
+    def __enter__(self) -> Self:
+        board = self._look()
+        for name in blind_rules(self.settings, board):
+            log.warning("pause.%s: this machine has no such sensor, so it never holds", name)
+        self._thread.start()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self._over.set()
+        self._thread.join()
+        self.manager.stopping()
+        self.manager.close()
+
+    def rest(self) -> None:
+        """Return when the device may compute: at once, or when what it rests for is over."""
+        self._may_compute.wait()
+
+    def _watch(self) -> None:
+        """Look as often as the settings say, and feed the watchdog at least twice as asked."""
+        watchdog = self.manager.watchdog
+        tick = self.settings.check_interval
+        if watchdog is not None:
+            tick = min(tick, watchdog / 2)
+        next_look = time.monotonic() + self.settings.check_interval
+        while not self._over.wait(tick):
+            self.manager.alive()
+            if time.monotonic() >= next_look:
+                self._look()
+                next_look = time.monotonic() + self.settings.check_interval
+
+    def _look(self) -> Board:
+        """Read, decide, and tell what changed."""
+        board = read_board(self.root, self.settings.metered)
+        self.stats.board = board
+        was = self._pause
+        self._pause = decide(self.settings, board, datetime.now().time(), was)
+        self.stats.paused = "" if self._pause is None else self._pause.reason
+        if self._pause is None:
+            self._go_on(was)
+        else:
+            self._stop(self._pause, was)
+        return board
+
+    def _stop(self, pause: Pause, was: Pause | None) -> None:
+        self._may_compute.clear()
+        self.manager.status(f"paused: {pause.text}")
+        if was is None:
+            self._since = time.monotonic()
+        if was is None or was.reason != pause.reason:
+            log.warning("paused (%s): %s", pause.reason, pause.text)
+
+    def _go_on(self, was: Pause | None) -> None:
+        if was is not None:
+            log.warning("goes on after %.0f s of rest", time.monotonic() - self._since)
+            self.manager.status("goes on")
+        self._may_compute.set()
