@@ -152,6 +152,45 @@ def test_late_devices_are_left_out_at_the_deadline() -> None:
     assert commands[-1].contributions == {"d0": 10, "d1": 10}
 
 
+def test_a_grace_ends_the_wait_for_the_rest_once_enough_are_there() -> None:
+    config = settings(
+        4, run={"min_devices": 2}, network={"join_timeout": 300.0, "join_grace": 20.0}
+    )
+    coordinator = Coordinator(config, now=0.0)
+    coordinator.handle(EdgeReady("e", 4), 0.0)
+
+    def ready(device: str, now: float) -> list[Any]:
+        coordinator.handle(DeviceJoined(device, "e"), now)
+        return coordinator.handle(DeviceReady(device, 10), now)
+
+    ready("d0", 10.0)
+    assert coordinator.handle(Tick(), 100.0) == [], "one is not enough, and no grace runs"
+    ready("d1", 100.0)
+    coordinator.handle(DeviceLost("d1", "gone"), 110.0)
+    assert coordinator.handle(Tick(), 130.0) == [], "there are too few again"
+    ready("d1", 140.0)
+    ready("d2", 150.0)
+    assert coordinator.handle(Tick(), 159.0) == [], "the grace counts from when enough were there"
+    *missed, start = coordinator.handle(Tick(), 160.0)
+    assert isinstance(start, StartRound)
+    assert sorted(start.devices) == ["d0", "d1", "d2"]
+    assert missed == [Fault(1, "d3", "did not join in time")]
+    ready("d3", 161.0)
+    assert coordinator.handle(Tick(), 200.0) == [], "the open round is not cut short"
+
+
+def test_with_a_grace_too_few_still_fail_at_the_join_timeout() -> None:
+    config = settings(run={"min_devices": 2}, network={"join_timeout": 30.0, "join_grace": 5.0})
+    coordinator = Coordinator(config, now=0.0)
+    coordinator.handle(EdgeReady("e", 4), 0.0)
+    coordinator.handle(DeviceJoined("d0", "e"), 1.0)
+    coordinator.handle(DeviceReady("d0", 10), 1.0)
+    assert coordinator.handle(Tick(), 29.0) == []
+    (end,) = coordinator.handle(Tick(), 30.0)
+    assert isinstance(end, FinishRun)
+    assert "after 30 s" in end.reason
+
+
 def test_the_first_round_waits_for_all_until_the_join_timeout() -> None:
     coordinator = Coordinator(settings(network={"join_timeout": 30.0}), now=0.0)
     for name in ("d0", "d1"):

@@ -373,6 +373,9 @@ class NetworkSettings(Section):
     """Seconds between a node's heartbeats."""
     join_timeout: PositiveFloat = 120.0
     """Seconds the cloud waits for all devices before the first round."""
+    join_grace: PositiveFloat | None = None
+    """Seconds the cloud waits for the rest once `min_devices` are ready; default: until
+    `join_timeout`. Whoever comes later joins with the next round."""
     round_timeout: PositiveFloat = 3600.0
     """Seconds a round may take; devices that are not done then are left out of it."""
     credits: PositiveInt = 4

@@ -171,6 +171,7 @@ class Coordinator:
         self.num_layers: int | None = None
         self._rehearsal: Rehearsal | None = None
         self._deadline = now + settings.network.join_timeout
+        self._grace_ends = math.inf  # for those who are not there when enough are
         self._now = now
 
     def handle(self, event: Event, now: float) -> list[Command]:
@@ -273,7 +274,8 @@ class Coordinator:
 
     @_on.register
     def _(self, event: Tick) -> list[Command]:
-        return self._advance() if self._now >= self._deadline else []
+        due = self._now >= min(self._deadline, self._grace_ends)
+        return self._advance() if due else []
 
     def _progress_of(self, device: str, round_: int) -> Progress | None:
         return self.progress.get(device) if round_ == self.round else None
@@ -299,8 +301,9 @@ class Coordinator:
     def _while_waiting(self) -> list[Command]:
         ready = sorted(name for name, device in self.devices.items() if device.ready)
         absent = [e.name for e in self.settings.devices if e.name not in ready]
-        late = self._now >= self._deadline
         enough = len(ready) >= self.settings.min_devices
+        self._grace_ends = self._grace(enough)
+        late = self._now >= min(self._deadline, self._grace_ends)
         # The first round waits for everybody; later ones go on with whoever is there.
         if not absent or (enough and (late or self.round > 0)):
             first = self.round == 0
@@ -319,6 +322,13 @@ class Coordinator:
                 f"ready after {waited:g} s; missing: {', '.join(absent)}",
             )
         return [Report(f"waiting for {', '.join(absent)}")]
+
+    def _grace(self, enough: bool) -> float:
+        """When waiting for the rest ends; it begins anew where somebody it counted on is lost."""
+        grace = self.settings.network.join_grace
+        if grace is None or not enough or self.round > 0:
+            return math.inf
+        return min(self._grace_ends, self._now + grace)
 
     def _rehearse(self, rehearsal: Rehearsal) -> Command:
         self.phase = Phase.REHEARSAL
@@ -348,6 +358,7 @@ class Coordinator:
 
     def _start(self, ready: list[str]) -> Command:
         self.round += 1
+        self._grace_ends = math.inf
         training = self.round <= self.settings.run.rounds
         self.phase = Phase.ROUND if training else Phase.FINAL
         self._deadline = self._now + self.settings.network.round_timeout
