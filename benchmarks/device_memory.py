@@ -1,7 +1,8 @@
 """Peak memory of a device process by part, beside PEFT's over the whole model, in one run.
 
-    python benchmarks/device_memory.py                          # GPT-2 124M's shape, cut 1
-    python benchmarks/device_memory.py --model all --cuts 1 2   # four models, 20 minutes on 2 cores
+    python -m benchmarks.device_memory                          # GPT-2 124M's shape, cut 1
+    python -m benchmarks.device_memory --memory 450MB           # with a budget in the device's file
+    python -m benchmarks.device_memory --model all --cuts 1 2   # four models, 20 minutes on 2 cores
 
 Every figure is the highest resident size of a fresh process, fp32 on CPU, the same examples and
 the same LoRA targets on both sides. A device, its edge and its cloud are three real processes over
@@ -126,7 +127,9 @@ def _make_qwen2(path: Path) -> None:
 # -- the device ------------------------------------------------------------------------------------
 
 
-def device_peak(case: Case, cut: int, texts: Path, folder: Path, threads: int) -> dict[str, float]:
+def device_peak(
+    case: Case, cut: int, texts: Path, folder: Path, threads: int, memory: str | None
+) -> dict[str, float]:
     """Megabytes of a real device process over a few steps, by part."""
     folder.mkdir(parents=True)
     labels = {"labels": ["a", "b"]} if case.task != "causal_lm" else {}
@@ -145,6 +148,7 @@ def device_peak(case: Case, cut: int, texts: Path, folder: Path, threads: int) -
             "model": str(case.path),
             "train": str(texts),
             "threads": threads,
+            **({"memory": memory} if memory else {}),
         },
     }
     (folder / "run.toml").write_text(tomli_w.dumps(run))
@@ -302,6 +306,7 @@ def main() -> None:
     parser.add_argument("--cuts", type=int, nargs="+", default=[1])
     parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)))
     parser.add_argument("--folder", type=Path, help="where models are made, and kept")
+    parser.add_argument("--memory", help="`memory` of the device's file, e.g. 450MB")
     parser.add_argument("--peft", nargs=6, help=argparse.SUPPRESS)
     parser.add_argument("--imports", action="store_true", help=argparse.SUPPRESS)
     options = parser.parse_args()
@@ -321,10 +326,10 @@ def main() -> None:
         names = MODELS if options.model == "all" else (options.model,)
         for name in names:
             case = make_case(name, options.folder or scratch / "models")
-            measure(case, options.cuts, scratch / name, options.threads)
+            measure(case, options.cuts, scratch / name, options.threads, options.memory)
 
 
-def measure(case: Case, cuts: list[int], scratch: Path, threads: int) -> None:
+def measure(case: Case, cuts: list[int], scratch: Path, threads: int, memory: str | None) -> None:
     """One model: PEFT under both settings, and a device at each cut."""
     scratch.mkdir()
     texts = scratch / "texts.jsonl"
@@ -338,7 +343,7 @@ def measure(case: Case, cuts: list[int], scratch: Path, threads: int) -> None:
     print(f"    PEFT, whole model   {peft[False]:6,.0f} MB   glibc: default")
     print(f"    PEFT, whole model   {peft[True]:6,.0f} MB   glibc: freed memory returned")
     for cut in cuts:
-        sizes = device_peak(case, cut, texts, scratch / f"cut-{cut}", threads)
+        sizes = device_peak(case, cut, texts, scratch / f"cut-{cut}", threads, memory)
         peak = sizes["peak"]
         print(
             f"    device, cut {cut:2}      {peak:6,.0f} MB   glibc: freed memory returned; process "

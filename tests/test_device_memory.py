@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import random
 import re
+import tomllib
 from pathlib import Path
 from typing import Any
 
@@ -162,7 +163,7 @@ def stories(cut: int) -> tuple[ModelFolder, SplitPlan]:
     return folder, SplitPlan(folder.num_layers, cut, 0, "vanilla")
 
 
-def total(cut: int, load: Load = LONG, base: int = PROCESS, **thrift: bool) -> int:
+def total(cut: int, load: Load = LONG, base: int = PROCESS, **thrift: Any) -> int:
     folder, plan = stories(cut)
     spans = plan.device_spans
     return device_footprint(folder, spans, load, base, Thrift(returned=True, **thrift)).total
@@ -184,19 +185,49 @@ def test_a_device_picks_the_cheapest_that_fits() -> None:
     assert held == Thrift(recompute=True, returned=True)
 
 
+SAVED: dict[str, Any] = {"embedding_on_disk": True, "recompute": True}
+
+
+def test_what_changes_no_bit_does_not_do_then_batches_are_cut() -> None:
+    needs = [total(4, micro_batches=pieces, **SAVED) for pieces in (1, 2, 4)]
+    assert needs == sorted(needs, reverse=True)
+    for pieces, least in ((1, needs[0]), (2, needs[1]), (4, needs[2])):
+        assert fit(4, memory=least) == Thrift(returned=True, micro_batches=pieces, **SAVED)
+    given = fit(4, memory=total(4, micro_batches=3), micro_batches=3)
+    assert given == Thrift(returned=True, micro_batches=3)
+    doubled = fit(4, memory=total(4, micro_batches=6, **SAVED), micro_batches=3)
+    assert doubled == Thrift(returned=True, micro_batches=6, **SAVED)
+
+
+def test_an_open_precision_is_chosen_last() -> None:
+    folder, plan = stories(4)
+    needs = [total(4, micro_batches=96, bfloat16=half, **SAVED) for half in (False, True)]
+    assert needs[1] < needs[0]
+    for room, half in ((needs[0], False), (total(4, bfloat16=True, **SAVED), False)):
+        own = LocalDevice(memory=room)
+        way = fit_device(folder, plan, LONG, own, PROCESS, returned=True, open_dtype=True)
+        assert way.bfloat16 is half
+    own = LocalDevice(memory=needs[1])
+    way = fit_device(folder, plan, LONG, own, PROCESS, returned=True, open_dtype=True)
+    assert way == Thrift(returned=True, micro_batches=96, bfloat16=True, **SAVED)
+    with pytest.raises(ConfigError, match='dtype "bfloat16"'):
+        fit_device(folder, plan, LONG, own, PROCESS, returned=True)
+
+
 def test_a_refusal_names_what_would_fit() -> None:
-    room = total(1, recompute=True, embedding_on_disk=True)
+    room = total(1, micro_batches=96, **SAVED)
     with pytest.raises(ConfigError) as refused:
         fit(4, memory=room)
     assert refused.value.field == "device.memory"
-    needed = total(4, recompute=True, embedding_on_disk=True)
+    needed = total(4, micro_batches=96, **SAVED)
     assert f"take {needed / 1e6:,.0f} MB at least" in refused.value.problem
+    assert "cut into 96 pieces" in refused.value.problem
     assert "cut_layer 1" in refused.value.fix
-    size = re.search(r"training\.batch_size (\d+)", refused.value.fix)
+    size = re.search(r"model\.max_length (\d+)", refused.value.fix)
     assert size is not None
     for more, fits in ((0, True), (1, False)):
-        load = Load(batch_size=int(size[1]) + more, length=128)
-        assert (total(4, load, recompute=True, embedding_on_disk=True) <= room) is fits
+        load = Load(batch_size=96, length=int(size[1]) + more)
+        assert (total(4, load, micro_batches=96, **SAVED) <= room) is fits
 
 
 def test_a_head_that_shares_the_embedding_keeps_it_in_memory() -> None:
@@ -240,10 +271,14 @@ def test_a_device_without_room_refuses_to_join(tmp_path: Path) -> None:
 
 
 def test_a_budget_is_kept(tmp_path: Path) -> None:
-    # Between what it takes without running blocks again, and with.
-    budget = (total(4) + total(4, recompute=True)) // 2
+    # Whole batches do not fit, halves do in a forked process; one of its own takes smaller ones.
+    budget = total(4, base=300_000_000, micro_batches=2, **SAVED)
     outcome = run(tmp_path, busy_run(tmp_path, budget))
     assert outcome.code == 0, outcome.output
     assert "recompute=True" in outcome.logs()
+    effective = tomllib.loads((outcome.folder / "config.toml").read_text())
+    pieces = effective["devices"][0]["micro_batches"]
+    assert pieces > 1
+    assert f"micro_batches={pieces}" in outcome.logs()
     (node,) = outcome.summary["devices"]
     assert node["peak_rss_bytes"] <= budget * 1.05
