@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import re
@@ -12,6 +13,7 @@ import time
 import urllib.parse
 import urllib.request
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from itertools import combinations
 from pathlib import Path
 from typing import Any, Literal
@@ -22,6 +24,9 @@ import yaml
 from fake_board import whole_board
 from pydantic import BaseModel, Field
 
+from sfl.certificates.authority import Authority
+from sfl.certificates.identity import Identity, Role
+from sfl.machine import memory_limit
 from sfl.metrics import dashboards
 from sfl.metrics.dashboards import DASHBOARDS, RECORDS, metrics_in, render
 from sfl.metrics.table import METRICS
@@ -31,7 +36,20 @@ PROMETHEUS = ROOT / "docker" / "prometheus"
 GRAFANA = ROOT / "docker" / "grafana"
 RULES = sorted((PROMETHEUS / "rules").glob("*.yml"))
 QUICKSTART = ROOT / "examples" / "quickstart"
+CGROUPS = Path("/sys/fs/cgroup")
 PATIENCE = 120.0
+PASSWORD = "wrasse-gannet-thrift"
+ONLY_SOME_BOARDS = {
+    "sfl_temperature_celsius",
+    "sfl_throttled",
+    "sfl_undervoltage",
+    "sfl_battery_charge_ratio",
+    "sfl_on_battery",
+    "sfl_power_watts",
+}
+"""Metrics of which this machine may have none."""
+SLOW = {"link": {"up_mbit": 0.1}, "codec": {"activation": "none", "gradient": "none"}}
+"""A device whose link is busy with one batch for seconds."""
 
 needs_promtool = pytest.mark.skipif(
     shutil.which("promtool") is None, reason="promtool is not installed (Debian: prometheus)"
@@ -227,8 +245,16 @@ def test_grafana_finds_the_datasource_and_the_dashboards() -> None:
 class Server:
     """A Prometheus that watches one run, asked over its own API."""
 
-    def __init__(self, port: int) -> None:
+    def __init__(self, port: int, targets: Path) -> None:
         self.address = f"http://127.0.0.1:{port}/api/v1"
+        self.targets = targets
+
+    def watch(self, name: str, log: Path, **labels: str) -> None:
+        """Have it scrape a node, where its log says."""
+        target = {"targets": [metrics_address(log)], "labels": labels}
+        aside = self.targets / f"{name}.tmp"
+        aside.write_text(json.dumps([target]))
+        aside.rename(aside.with_suffix(".json"))
 
     def get(self, path: str, **query: str) -> Any:
         url = f"{self.address}/{path}?{urllib.parse.urlencode(query)}"
@@ -281,38 +307,124 @@ def ended(process: subprocess.Popen[bytes]) -> None:
         process.wait()
 
 
-@pytest.fixture(scope="module")
-def live_run(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    """A run of two devices that outlasts the test; its folder."""
-    folder = tmp_path_factory.mktemp("live")
-    devices = []
-    for name, home in (("a", "harbour"), ("b", "loft")):
-        device: dict[str, Any] = {"name": name, "cut_layer": 1, "threads": 1}
-        for split, count in (("train", 24), ("eval", 4)):
-            lines = (QUICKSTART / "data" / home / f"{split}.jsonl").read_text().splitlines()
-            path = folder / "data" / f"{name}-{split}.jsonl"
-            device[split] = str(write_jsonl(path, [json.loads(line) for line in lines[:count]]))
-        devices.append(device)
-    values = {
-        "run": {"rounds": 1000, "min_devices": 1},
-        "model": {"path": str(QUICKSTART / "model"), "max_length": 96},
-        "lora": {"rank": 4},
-        "training": {"batch_size": 4, "local_steps": 10},
-        "devices": devices,
-    }
+class MemoryGroup:
+    """A cgroup of the test's own (version 1 or 2), where this user may make one."""
+
+    def __init__(self) -> None:
+        self.limit: Path | None = None
+        for root, limit in ((CGROUPS / "memory", "memory.limit_in_bytes"), (CGROUPS, "memory.max")):
+            folder = root / f"sfl-test-{os.getpid()}"
+            with contextlib.suppress(OSError):
+                folder.mkdir()
+                if (folder / limit).exists():
+                    self.limit = folder / limit
+                    return
+                folder.rmdir()
+
+    def enter(self) -> None:
+        """Put the process that calls this into the group."""
+        if self.limit is not None:
+            self.limit.with_name("cgroup.procs").write_text(str(os.getpid()))
+
+    def close(self) -> None:
+        if self.limit is not None:
+            until(lambda: not self._left(), "the end of all in the cgroup")
+            self.limit.parent.rmdir()
+
+    def _left(self) -> str:
+        assert self.limit is not None
+        return self.limit.with_name("cgroup.procs").read_text()
+
+
+@dataclass
+class LiveRun:
+    """A run of three devices that outlasts the test: c has a slow link, certificates end soon.
+
+    The cloud and device a serve metrics behind TLS and a password, the edge and c without.
+    """
+
+    home: Path
+    group: MemoryGroup
+
+    @property
+    def folder(self) -> Path:
+        """What the run writes."""
+        return self.home / "runs" / "t"
+
+    def node(self, kind: str, name: str) -> psutil.Process:
+        """A node's process."""
+        (found,) = (
+            process
+            for process in psutil.process_iter(["cmdline"])
+            if " ".join(process.info["cmdline"] or []).startswith(f"sfl {kind} {name} ")
+            and str(self.home) in " ".join(process.info["cmdline"])
+        )
+        return found
+
+
+def local_device(folder: Path, name: str, home: str, **values: Any) -> dict[str, Any]:
+    """A device with some of the quickstart's commands."""
+    entry: dict[str, Any] = {"name": name, "threads": 1, **values}
+    for split, count in (("train", 24), ("eval", 4)):
+        lines = (QUICKSTART / "data" / home / f"{split}.jsonl").read_text().splitlines()
+        path = folder / "data" / f"{name}-{split}.jsonl"
+        entry[split] = str(write_jsonl(path, [json.loads(line) for line in lines[:count]]))
+    return entry
+
+
+def start_run(folder: Path, values: dict[str, Any], group: MemoryGroup) -> subprocess.Popen[bytes]:
     board = whole_board(folder / "board")
     with (folder / "output").open("wb") as output:
-        process = subprocess.Popen(
-            [*SFL, "run", "--tls", str(write_config(folder, values))],
+        return subprocess.Popen(
+            [*SFL, "run", str(write_config(folder, values))],
             stdout=output,
             stderr=output,
             cwd=ROOT,
             env={**os.environ, "HF_HUB_OFFLINE": "1", "SFL_BOARD_ROOT": str(board.root)},
+            preexec_fn=group.enter,
         )
-        try:
-            yield folder / "runs" / "t"
-        finally:
-            ended(process)
+
+
+@pytest.fixture(scope="module")
+def live_run(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LiveRun]:
+    home = tmp_path_factory.mktemp("live")
+    (home / "password").write_text(PASSWORD)
+    (home / "password").chmod(0o600)
+    authority = Authority.create()
+    nodes: tuple[tuple[Role, str], ...] = (
+        ("cloud", "cloud"), ("edge", "edge"), ("device", "a"), ("device", "b"), ("device", "c"),
+    )  # fmt: skip
+    own: dict[str, Any] = {}
+    for role, name in nodes:
+        folder = home / "certs" / name
+        authority.write(authority.issue(Identity(role, name), ("127.0.0.1",), days=10), folder)
+        files = {"ca": "ca.pem", "cert": f"{name}.pem", "key": f"{name}.key"}
+        own[name] = {"tls": {key: str(folder / file) for key, file in files.items()}}
+    locked = {"username": "prometheus", "password_file": str(home / "password")}
+    for name in ("cloud", "a"):
+        pair = {key: own[name]["tls"][key] for key in ("cert", "key")}
+        own[name]["metrics"] = {"enabled": True, **locked, **pair}
+    own["c"]["metrics"] = {"enabled": True}
+    values = {
+        "run": {"rounds": 1000, "min_devices": 1},
+        "model": {"path": str(QUICKSTART / "model"), "max_length": 96},
+        "lora": {"rank": 4},
+        "training": {"batch_size": 4, "local_steps": 4},
+        "cloud": own["cloud"],
+        "edge": own["edge"],
+        "devices": [
+            local_device(home, "a", "harbour", **own["a"]),
+            local_device(home, "b", "loft", **own["b"]),
+            local_device(home, "c", "meadow", **SLOW, **own["c"]),
+        ],
+    }
+    group = MemoryGroup()
+    process = start_run(home, values, group)
+    try:
+        yield LiveRun(home, group)
+    finally:
+        ended(process)
+        group.close()
 
 
 def metrics_address(log: Path) -> str:
@@ -320,23 +432,48 @@ def metrics_address(log: Path) -> str:
 
     def found() -> str:
         text = log.read_text() if log.exists() else ""
-        match = re.search(r"metrics at http://([\d.:]+)/metrics", text)
+        match = re.search(r"metrics at https?://([\d.:]+)/metrics", text)
         return match[1] if match else ""
 
     return str(until(found, f"the address of metrics in {log}"))
 
 
-def shortened(folder: Path) -> Path:
-    """The committed configuration and rules in `folder`, quicker, and without names to look up."""
+WINDOW = "15s"
+
+
+def quick(expr: str) -> str:
+    """A rule's expression that looks back over seconds, not minutes."""
+    return re.sub(r"(\[|offset )\d+m\b", rf"\g<1>{WINDOW}", expr)
+
+
+def shortened(folder: Path, home: Path) -> Path:
+    """The committed configuration and rules in `folder`, quicker, and without names to look up.
+
+    The cloud is scraped over TLS with a password, as device a is; of the devices' own endpoints
+    only `up` is kept, since their edge has the rest.
+    """
     config = yaml.safe_load((PROMETHEUS / "prometheus.yml").read_text())
     config["global"] = {"scrape_interval": "1s", "evaluation_interval": "1s"}
-    for job in config["scrape_configs"]:
+    locked = {
+        "scheme": "https",
+        "tls_config": {"ca_file": str(home / "certs" / "a" / "ca.pem")},
+        "basic_auth": {"username": "prometheus", "password_file": str(home / "password")},
+    }
+    cloud, edge = config["scrape_configs"]
+    for job in (cloud, edge):
         del job["dns_sd_configs"]
+    cloud |= locked
+    nothing = [{"source_labels": ["__name__"], "regex": ".+", "action": "drop"}]
+    for name, door in (("a", locked), ("c", {})):
+        files = [{"files": [f"targets/{name}.json"]}]
+        job = {"job_name": name, "file_sd_configs": files, "metric_relabel_configs": nothing}
+        config["scrape_configs"].append(job | door)
     (folder / "rules").mkdir(parents=True)
     for path in RULES:
         values = yaml.safe_load(path.read_text())
         for group in values["groups"]:
             for rule in group["rules"]:
+                rule["expr"] = quick(rule["expr"])
                 if "for" in rule:
                     rule["for"] = "0s"
         (folder / "rules" / path.name).write_text(yaml.safe_dump(values))
@@ -346,17 +483,17 @@ def shortened(folder: Path) -> Path:
 
 
 @pytest.fixture(scope="module")
-def server(live_run: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+def server(live_run: LiveRun, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     """A real Prometheus over the live run, its targets found by file."""
     folder = tmp_path_factory.mktemp("prometheus")
-    config = shortened(folder)
+    config = shortened(folder, live_run.home)
     (folder / "targets").mkdir()
-    for kind in ("cloud", "edge"):
-        target = {"targets": [metrics_address(live_run / "logs" / f"{kind}.log")]}
-        (folder / "targets" / f"{kind}.json").write_text(json.dumps([target]))
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
+    asked = Server(port, folder / "targets")
+    for name in ("cloud", "edge", "a", "c"):
+        asked.watch(name, live_run.folder / "logs" / f"{name}.log")
     with (folder / "log").open("wb") as log:
         process = subprocess.Popen(
             [
@@ -370,7 +507,6 @@ def server(live_run: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator
             env={**os.environ, "GOMAXPROCS": "1"},
         )
         try:
-            asked = Server(port)
             until(asked.ready, "Prometheus", (folder / "log").read_text)
             yield asked
         finally:
@@ -393,15 +529,51 @@ def shown() -> list[str]:
     ]
 
 
+def test_secrets_are_in_no_log_no_metric_and_no_process_list(live_run: LiveRun) -> None:
+    for name in ("cloud", "edge", "a", "c"):
+        metrics_address(live_run.folder / "logs" / f"{name}.log")
+    keys = [key.read_text().splitlines()[1] for key in (live_run.home / "certs").rglob("*.key")]
+    assert len(keys) == 5
+    lines = [
+        " ".join(process.cmdline() + [f"{k}={v}" for k, v in process.environ().items()])
+        for process in (live_run.node("edge", "edge"), live_run.node("device", "a"))
+    ]
+    lines += [" ".join(p.info["cmdline"] or []) for p in psutil.process_iter(["cmdline"])]
+    written = [path for path in live_run.folder.rglob("*") if path.is_file()]
+    assert len(written) > 5
+    lines += [path.read_bytes().decode(errors="replace") for path in written]
+    address = metrics_address(live_run.folder / "logs" / "edge.log")
+    with urllib.request.urlopen(f"http://{address}/metrics", timeout=10) as answer:
+        lines.append(answer.read().decode())
+    for line in lines:
+        assert not any(secret in line for secret in (PASSWORD, "PRIVATE KEY", *keys))
+
+
+@needs_prometheus
+def test_every_node_is_scraped_with_tls_and_without(server: Server) -> None:
+    until(lambda: not server.unhealthy(), "healthy targets", server.unhealthy)
+    up = {series["metric"]["job"] for series in server.series("up == 1")}
+    assert up == {"sfl-cloud", "sfl-edge", "a", "c"}
+    schemes = {
+        target["labels"]["job"]: target["scrapeUrl"].split(":")[0]
+        for target in server.get("targets")["activeTargets"]
+    }
+    assert schemes == {"sfl-cloud": "https", "a": "https", "sfl-edge": "http", "c": "http"}
+    until(lambda: len(server.series("scrape_samples_scraped > 5")) == 4, "series from each of them")
+
+
 @needs_prometheus
 def test_dashboards_and_rules_are_answered_from_a_live_run(server: Server) -> None:
-    until(lambda: not server.unhealthy(), "healthy targets")
-    jobs = {series["metric"]["job"] for series in server.series("up == 1")}
-    assert jobs == {"sfl-cloud", "sfl-edge"}
-    until(lambda: len(server.series("sfl_steps_total > 10")) == 2, "steps of both devices")
+    until(lambda: len(server.series("sfl_steps_total > 2")) == 3, "steps of all devices")
 
     def empty() -> list[str]:
-        return [expr for expr in shown() if not server.series(expr) and "ALERTS" not in expr]
+        return [
+            expr
+            for expr in shown()
+            if not server.series(expr)
+            and "ALERTS" not in expr
+            and not {metric.name for metric in metrics_in(expr)} <= ONLY_SOME_BOARDS
+        ]
 
     until(lambda: not empty(), "series of every expression", empty)
     for rule in rules():
@@ -425,19 +597,90 @@ def test_dashboards_and_rules_are_answered_from_a_live_run(server: Server) -> No
         assert server.series(record), record
 
 
+# -- faults, made for real, and the alerts that they fire; in this order, on one run ---------------
+
+
+def fires(server: Server, alert: str, device: str = "") -> None:
+    until(lambda: (alert, device) in server.firing(), alert, server.firing)
+
+
+@needs_prometheus
+def test_certificates_of_ten_days_fire(server: Server) -> None:
+    for device in ("", "a", "b", "c"):
+        fires(server, "SflCertificateExpiring", device)
+
+
+@needs_prometheus
+def test_a_slow_link_fires_for_its_device(server: Server) -> None:
+    fires(server, "SflLinkSaturated", "c")
+    assert ("SflLinkSaturated", "a") not in server.firing()
+
+
+@needs_prometheus
+def test_a_tight_memory_limit_fires(server: Server, live_run: LiveRun) -> None:
+    limit = live_run.group.limit
+    if limit is None:
+        pytest.skip("no cgroup of its own can be made here")
+    assert "SflMemoryNearLimit" not in {alert for alert, _ in server.firing()}
+    whose = Path(f"/proc/{live_run.node('edge', 'edge').pid}/cgroup")
+    unlimited = limit.read_text()
+    try:
+        limit.write_text(str(64 << 30))
+        used = memory_limit(whose)[1]
+        assert used > 0
+        limit.write_text(str(int(used / 0.94)))
+        fires(server, "SflMemoryNearLimit")
+    finally:
+        limit.write_text(unlimited)
+
+
 @needs_prometheus
 def test_a_killed_device_raises_its_alert_and_no_other_device(
-    server: Server, live_run: Path
+    server: Server, live_run: LiveRun
 ) -> None:
-    until(lambda: len(server.series("sfl_steps_total > 0")) == 2, "steps of both devices")
+    until(lambda: len(server.series("sfl_steps_total > 0")) == 3, "steps of all devices")
     assert not {alert for alert in server.firing() if alert[0] == "SflDeviceSilent"}
-    (victim,) = (
-        process
-        for process in psutil.process_iter(["cmdline"])
-        if " ".join(process.info["cmdline"] or []).startswith("sfl device b ")
-        and str(live_run) in " ".join(process.info["cmdline"])
-    )
-    victim.kill()
-    until(lambda: ("SflDeviceSilent", "b") in server.firing(), "the alert")
+    live_run.node("device", "b").kill()
+    fires(server, "SflDeviceSilent", "b")
     assert ("SflDeviceSilent", "a") not in server.firing()
     assert server.series('ALERTS{alertname=~"Sfl.+", alertstate="firing"}')  # the fleet's panel
+
+
+@needs_prometheus
+def test_a_round_whose_devices_stand_still_is_stuck(server: Server, live_run: LiveRun) -> None:
+    assert "SflRoundStuck" not in {alert for alert, _ in server.firing()}
+    devices = [live_run.node("device", name) for name in ("a", "c")]
+    try:
+        for device in devices:
+            device.suspend()
+        fires(server, "SflRoundStuck")
+    finally:
+        for device in devices:
+            device.resume()
+
+
+@needs_prometheus
+def test_a_learning_rate_that_breaks_the_loss_fires(
+    server: Server, live_run: LiveRun, tmp_path: Path
+) -> None:
+    values = {
+        "run": {"rounds": 1},
+        "model": {"path": str(QUICKSTART / "model"), "max_length": 96},
+        # No block of its own: a device that has one would refuse to send what overflows.
+        "training": {"batch_size": 4, "local_steps": 5000, "learning_rate": 1e30},
+        "devices": [local_device(tmp_path, "hot", "harbour", cut_layer=0)],
+    }
+    process = start_run(tmp_path, values, live_run.group)
+    try:
+        server.watch("edge-hot", tmp_path / "runs" / "t" / "logs" / "edge.log", run="hot")
+        fires(server, "SflLossNotFinite", "hot")
+    finally:
+        (server.targets / "edge-hot.json").unlink(missing_ok=True)
+        ended(process)
+
+
+@needs_prometheus
+def test_a_dead_edge_cannot_be_scraped(server: Server, live_run: LiveRun) -> None:
+    until(lambda: ("SflTargetDown", "") not in server.firing(), "an end of SflTargetDown")
+    live_run.node("edge", "edge").kill()
+    fires(server, "SflTargetDown")

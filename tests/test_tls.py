@@ -19,12 +19,14 @@ from typing import Any
 
 import grpc
 import pytest
+from typer.testing import CliRunner
 
 from sfl.certificates import authority as authority_module
 from sfl.certificates.authority import Authority, read_pair
 from sfl.certificates.bundle import Wanted, issue_all
 from sfl.certificates.identity import Identity, Role, covers, identity_in, server_name
 from sfl.certificates.own import OwnCertificate, load_own, own_certificate, own_in, settings_in
+from sfl.cli.ca import ca_app
 from sfl.config import MetricsSettings, load_device, load_edge, load_run
 from sfl.errors import ConfigError, Refused
 from sfl.metrics.prometheus import NodeCollector, serve_as_set
@@ -324,7 +326,7 @@ class Guarded(ByHand):
 @pytest.fixture(scope="module")
 def guarded(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Guarded]:
     folder = tmp_path_factory.mktemp("guarded")
-    nodes = Guarded(folder, fleet(folder, 2, run={"rounds": 1}, training={"local_steps": 10}))
+    nodes = Guarded(folder, fleet(folder, 2, run={"rounds": 2}, training={"local_steps": 80}))
     yield nodes
     nodes.stop()
 
@@ -552,8 +554,22 @@ def test_a_node_that_is_refused_ends_with_a_reason(
         assert "expired on" in done.stderr
 
 
-def test_after_all_of_that_the_run_goes_on(guarded: Guarded) -> None:
+def test_after_all_of_that_and_more_of_it_the_run_ends_well(
+    guarded: Guarded, tmp_path: Path
+) -> None:
     devices = [guarded.device(number) for number in range(2)]
+    until(
+        lambda: all(d["step"] > 2 for d in guarded.status().get("devices", [{"step": 0}])),
+        "the first steps",
+    )
+    address = guarded.edge_address
+    stranger = unchecked(give(Authority.create(), tmp_path, "device", "d0"), "device", "d0")
+    assert "not issued by the CA" in refusal(address, "edge", stranger)
+    assert "speaks TLS only" in refusal(address, "edge", None)
+    ask = edge_pb2.FilesRequest(device="d1")
+    said = ending(wire.EDGE_LIST_FILES, address, "edge", guarded.own("device", "d0"), ask)
+    assert "does not stand for device 'd1'" in said
+    assert guarded.cloud.poll() is None
     outcome = guarded.outcome()
     assert outcome.code == 0, outcome.output + guarded.log("edge") + guarded.log("d0")
     assert outcome.summary["faults"] == []
@@ -640,6 +656,6 @@ def test_metrics_behind_tls_and_a_password(
 
 def test_help_says_what_a_ca_can_do() -> None:
     for command in ([], ["init"], ["issue"], ["show"], ["bundle"]):
-        done = sfl("ca", *command, "--help")
-        assert done.returncode == 0
+        done = CliRunner().invoke(ca_app, [*command, "--help"])
+        assert done.exit_code == 0
         assert "Usage" in done.stdout
