@@ -19,7 +19,7 @@ def problem(url: str, ca: Path) -> str | None:
     """What is wrong, if anything."""
     try:
         tls = ssl.create_default_context(cafile=ca) if url.startswith("https:") else None
-        with urllib.request.urlopen(url, timeout=4, context=tls) as answer:
+        with urllib.request.urlopen(url, timeout=8, context=tls) as answer:
             answer.read()
     except urllib.error.HTTPError as error:
         # A node that asks for a password is there.

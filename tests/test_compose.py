@@ -448,8 +448,7 @@ def test_a_run_in_containers_goes_on_when_a_device_is_killed(fleet: Fleet, tmp_p
         found = docker("exec", fleet.containers(service)[0], "python3", "-c", code)
         assert found.split() == keys
 
-    fleet.until(lambda: seen("sfl_round >= 2") >= everybody, "the second round")
-    (victim,) = fleet.containers("device-small")
+    (victim,) = fleet.containers("device-pi")
     kill(victim)
     fleet.until(lambda: fleet.state(victim)["RestartCount"] == 1, "the device's restart")
     fleet.until(lambda: fleet.finished(*NODE_SERVICES), "the end of the run")
@@ -463,23 +462,17 @@ def test_a_run_in_containers_goes_on_when_a_device_is_killed(fleet: Fleet, tmp_p
     summary = RunSummary.read(run / "summary.json")
     assert summary.failure is None
     assert summary.rounds == summary.rounds_planned
-    assert any(f.node == "device-small" and "not join" not in f.problem for f in summary.faults)
+    assert any(f.node == "device-pi" and "not join" not in f.problem for f in summary.faults)
     parts = {device.name: device.rounds for device in summary.devices}
     assert everybody <= set(parts)
-    assert 1 <= parts["device-small"] < summary.rounds, "it missed a round and came back"
-    assert "device-small" in summary.eval_devices, "it was there at the end"
-    assert parts["device-pi"] == summary.rounds
+    assert 1 <= parts["device-pi"] < summary.rounds, "it missed a round and came back"
+    assert "device-pi" in summary.eval_devices, "it was there at the end"
+    assert parts["device-small"] == summary.rounds
     assert summary.eval_loss_after is not None
     assert summary.eval_loss_before is not None
     assert summary.eval_loss_after < summary.eval_loss_before
     adapter = safetensors.numpy.load_file(run / "adapter" / "adapter_model.safetensors")
-    first = (
-        safetensors.numpy.load_file(run / "adapters" / "round-0000" / "adapter_model.safetensors")
-        if (run / "adapters" / "round-0000").exists()
-        else None
-    )
     assert adapter
-    assert first is None or set(first) == set(adapter)
     for name, values in adapter.items():
         assert np.isfinite(values).all(), name
         assert np.any(values), name
