@@ -19,13 +19,14 @@ import grpc.aio
 import pytest
 import torch
 
-from sfl.config import RunSettings
+from sfl.config import EdgeConfig, RunSettings
+from sfl.doctor.edge import check_own_edge
 from sfl.doctor.fits import read_size
 from sfl.doctor.quantised import check_bitsandbytes
 from sfl.errors import ConfigError, PeerUnavailable, ProtocolError, Refused
 from sfl.machine import Cores, Memory, cpu_quota, memory_limit
 from sfl.models.folder import open_model
-from sfl.models.footprint import BASE_BYTES, Load, device_footprint
+from sfl.models.footprint import BASE_BYTES, Load, device_footprint, edge_footprint
 from sfl.models.span import build_span
 from sfl.plan import SplitPlan
 from sfl.stage.device import DeviceStage
@@ -93,6 +94,7 @@ def test_a_run_that_does_not_fit_says_what_would(tmp_path: Path) -> None:
     assert checks["device d1"]["mark"] == "problem"
     assert "devices.d1.cut_layer to 1" in checks["device d1"]["fix"]
     assert checks["sfl run"]["mark"] == "warning"
+    assert checks["edge"]["figures"]["cut_layers"] == [0, 2]
 
 
 def test_text_marks_every_line_and_gives_fixes(tmp_path: Path) -> None:
@@ -127,6 +129,34 @@ def test_what_is_wrong_with_a_file(
     assert "Traceback" not in done.stderr
 
 
+def test_an_edge_with_devices_of_given_cuts(tmp_path: Path) -> None:
+    path = tmp_path / "edge.toml"
+    path.write_text(f'[edge]\nmodel = "{tiny("llama")}"\n')
+    _, _, checks = doctor(path, "--cuts", "1,1,2", "--memory", "100GB")
+    edge = checks["edge"]
+    assert edge["mark"] == "ok"
+    assert "3 devices (cut_layer 1, 1, 2) need" in edge["text"]
+    figures = edge["figures"]
+    parts = ("base", "weights", "adapter", "optimizer", "activations", "messages")
+    assert figures["total_bytes"] == sum(figures[f"{part}_bytes"] for part in parts)
+    folder = open_model(str(tiny("llama")))
+    load = Load(batch_size=8, length=min(512, folder.context_length))
+    cuts = [SplitPlan(folder.num_layers, cut, 0, "vanilla").middle for cut in (1, 1, 2)]
+    wanted = edge_footprint(folder, cuts, load, in_flight=8, lean=True, recompute=False)
+    assert figures["total_bytes"] == wanted.total
+
+
+def test_an_edge_that_does_not_fit_or_cannot_be(tmp_path: Path) -> None:
+    folder = open_model(str(tiny("llama")))
+    load = Load(batch_size=8, length=min(512, folder.context_length))
+    small = check_own_edge(EdgeConfig(), load, folder, (1,), 10**8)
+    assert small.mark == "problem" and "batch_size" in small.fix
+    tight = check_own_edge(EdgeConfig(memory=10**8), load, folder, (1,), 10**12)
+    assert tight.mark == "problem" and "edge.memory" in tight.text
+    deep = check_own_edge(EdgeConfig(), load, folder, (99,), 10**12)
+    assert deep.mark == "problem" and "cut_layer" in deep.text
+
+
 def test_a_device_file_with_nobody_at_its_edge(tmp_path: Path) -> None:
     path = tmp_path / "device.toml"
     data = write_jsonl(tmp_path / "a.jsonl", [{"prompt": "w1", "completion": "w2"}])
@@ -144,6 +174,7 @@ def test_a_device_file_with_nobody_at_its_edge(tmp_path: Path) -> None:
     [
         (["--memory", "12XB"], "--memory = '12XB': is not a size"),
         (["--format", "yaml"], "yaml"),
+        (["--cuts", "1,b"], "--cuts = '1,b': is no list of cut layers"),
     ],
 )
 def test_bad_options_end_at_once(arguments: list[str], words: str) -> None:

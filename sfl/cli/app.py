@@ -84,6 +84,10 @@ def doctor(
     batch_size: Annotated[int | None, typer.Option(min=1, help="Instead of the file's.")] = None,
     max_length: Annotated[int | None, typer.Option(min=1, help="Instead of the file's.")] = None,
     rank: Annotated[int | None, typer.Option(min=1, help="Instead of the file's.")] = None,
+    cuts: Annotated[
+        str | None,
+        typer.Option(help="With an edge's file: its devices by their cut layers, as 1,1,2."),
+    ] = None,
     format_: Annotated[
         Literal["text", "json"], typer.Option("--format", help="For people or for programs.")
     ] = "text",
@@ -96,6 +100,7 @@ def doctor(
 
     quiet_environment()
     from sfl.cli.doctor import examine_and_show
+    from sfl.doctor.edge import read_cuts
     from sfl.doctor.fits import read_size
     from sfl.doctor.question import Question
 
@@ -110,6 +115,7 @@ def doctor(
         batch_size=batch_size,
         length=max_length,
         rank=rank,
+        cuts=() if cuts is None else read_cuts("--cuts", cuts),
     )
     raise typer.Exit(examine_and_show(question, format_))
 

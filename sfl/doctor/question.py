@@ -10,7 +10,8 @@ from pathlib import Path
 class Question:
     """What to look at. `room` is memory in bytes to fit a device into; default: what is at hand.
 
-    `batch_size`, `length` and `rank` win over the file's.
+    `batch_size`, `length` and `rank` win over the file's. `cuts` are those of the devices of an
+    edge, whose own file knows none.
     """
 
     file: Path | None = None
@@ -24,3 +25,4 @@ class Question:
     batch_size: int | None = None
     length: int | None = None
     rank: int | None = None
+    cuts: tuple[int, ...] = ()
