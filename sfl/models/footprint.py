@@ -34,10 +34,11 @@ HEAP_FACTOR = 1.9
 fragments; with MALLOC_MMAP_THRESHOLD_=1000000 it is 1.1, and a step takes 1.6 times as long."""
 WIDE_TRANSIENTS = 12
 """Tensors of the MLP's width that a block has at once beside what is kept."""
-RETURNED_WARM_UP_BYTES = 70_000_000
+RETURNED_WARM_UP_BYTES = 95_000_000
 """The same where freed memory goes back at once (`sfl.process.return_memory`): tensors of less than
-1 MB do not, and their heap stays. Fitted, with the two below, to GPT-2's shape at cuts 1 and 3 and
-8 x 128 tokens, whole and in halves: 513, 725 and 463 MB measured, 2 to 4 % more foretold."""
+1 MB do not, and their heap stays. Set, with the two below, by GPT-2's shape at cuts 1 and 3 and
+8 x 128 tokens, and at cut 1 in halves and quarters: 513, 725, 463 and 463 MB measured, 1 to 9 %
+more foretold."""
 RETURNED_HEAP_FACTOR = 1.05
 """Of `HEAP_FACTOR` there."""
 RETURNED_WIDE_TRANSIENTS = 2
