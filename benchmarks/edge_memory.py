@@ -222,7 +222,7 @@ def measure(model: Path, shape: str, mode: str, devices: int, in_flight: int, ba
     adapter = sum(4 * p.numel() for own in adapters for p in own)
     return {
         "peak": memory_use().peak_resident - start,
-        "adapters_and_optimizers": 4 * adapter,
+        "adapters_and_optimizers": 3 * adapter,  # two moments; a gradient goes with its step
         "start": start,
     }
 
@@ -275,6 +275,7 @@ def main() -> None:
     parser.add_argument("--in-flight", type=int, default=8)
     parser.add_argument("--batch", type=int, default=16)
     parser.add_argument("--keep", type=Path, help="file of cells; those in it are not run again")
+    parser.add_argument("--kept-only", action="store_true", help="measure nothing more")
     parser.add_argument("--plot", type=Path, help="draw devices against memory into this SVG")
     parser.add_argument("--measure", type=Path, help=argparse.SUPPRESS)
     given = parser.parse_args()
@@ -309,7 +310,8 @@ def fill(given: argparse.Namespace, model: Path) -> Table:
         cells = own.setdefault(mode, {})
         print(f"{mode:18}", end="", flush=True)
         for devices in given.devices:
-            if str(devices) not in cells and fits(mode, devices, seen):
+            wanted = str(devices) not in cells and not given.kept_only
+            if wanted and fits(mode, devices, seen):
                 if not any(model.iterdir()):
                     make_model(model, given.shape)
                 cells[str(devices)] = run(
@@ -320,8 +322,10 @@ def fill(given: argparse.Namespace, model: Path) -> Table:
             if str(devices) in cells:
                 seen[devices] = cells[str(devices)]
                 text = f"{seen[devices]['peak'] / MB:,.0f}"
-            else:
+            elif mode == "splitfed" and len(seen) > 1 and devices > max(seen):
                 text = f"~{_continued(seen, devices) / MB:,.0f}"
+            else:
+                text = "-"
             print(f"{text:>9}", end="", flush=True)
         print(flush=True)
     return table
@@ -345,8 +349,8 @@ def conclude(table: Table) -> None:
                 (most[name] - few[name]) / count for name in ("peak", "adapters_and_optimizers")
             )
             print(
-                f"{mode}: {slope / MB:.1f} MB a device from {many[0]} to {many[-1]}; LoRA, its "
-                f"gradient and two moments are {theory / MB:.1f} MB ({slope / theory:.2f})"
+                f"{mode}: {slope / MB:.1f} MB a device from {many[0]} to {many[-1]}; LoRA and "
+                f"its two moments are {theory / MB:.1f} MB ({slope / theory:.2f})"
             )
 
 
