@@ -28,7 +28,7 @@ from sfl.models.folder import ModelFolder, check_length, open_model
 from sfl.models.span import SpanModel, build_span
 from sfl.orders import ORDERS
 from sfl.plan import Span, SplitPlan
-from sfl.stage.base import settle
+from sfl.stage.base import lay_over_devices, settle
 from sfl.stage.computation import COMPUTATIONS
 from sfl.stage.engine import Engine
 from sfl.stage.resting import Residence
@@ -80,7 +80,8 @@ class EdgeServer:
         self._choice: EdgeChoice
         self._residence: Residence | None = None
         if config.resident_adapters is not None:
-            self._residence = Residence(config.resident_adapters, config.rest_dir, self.stats)
+            where = config.rest_dir if config.rest_in == "disk" else None
+            self._residence = Residence(config.resident_adapters, where, self.stats)
         self._sessions: dict[str, Session] = {}
         self._files: dict[str, SpanFiles] = {}
         self._admissions: dict[str, asyncio.Future[str]] = {}
@@ -229,6 +230,7 @@ class EdgeServer:
             quantised=form.quantised,
         )
         self.model.recompute = choice.recompute
+        lay_over_devices(self.model, self.config)
         self.bank = LoraBank(self.model, settings.lora, settings.lora.target_modules)
         log.info("base loaded: blocks %d to %d of %s", span.first, span.last - 1, self.folder.path)
         return manifest, adapter_bytes(given_values(self.folder, manifest))

@@ -126,6 +126,22 @@ def test_resting_changes_no_bit(tmp_path: Path, topology: str) -> None:
     assert files(tmp_path) == [] and residence._stats.adapters_resting == 0
 
 
+def test_in_memory_beside_an_accelerator_no_file_is_written(tmp_path: Path) -> None:
+    wanted = train(edge(None), "vanilla")
+    residence = Residence(1, None, NodeStats("edge", "edge"))
+    sessions = edge(residence)
+    found = train(sessions, "vanilla")
+    for one, other in zip(wanted, found, strict=True):
+        assert all(one[name].tobytes() == other[name].tobytes() for name in one)
+    assert residence._stats.adapters_resting == 2
+    assert all(p.numel() == 0 for p in sessions[0].adapter.parameters.values())
+    with pytest.raises(ValueError, match="frees nothing"):
+        EdgeConfig(rest_in="memory")
+    for session in sessions:
+        session.close()
+    assert not residence._copies
+
+
 def test_a_batch_over_devices_has_all_of_them_in_memory(tmp_path: Path) -> None:
     outcomes = []
     for residence in (None, residing(tmp_path, 1)):

@@ -7,6 +7,7 @@ what PEFT's LoRA layer computes, in its order of operations, to the last bit.
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
@@ -198,12 +199,14 @@ class LoraBank:
     ) -> Adapter:
         """A new adapter over the blocks in `span`, all zeros until values are loaded.
 
-        Its rank may be another than the settings', and A may stay as it is loaded.
+        Each tensor lies on the device of the layer that it belongs to. Its rank may be another than
+        the settings', and A may stay as it is loaded.
         """
         assert name, "an adapter needs a name"
+        homes = self._homes()
         parameters = {
             spec.name: nn.Parameter(
-                torch.zeros(spec.shape, dtype=torch.float32),
+                torch.zeros(spec.shape, dtype=torch.float32, device=homes[spec.name]),
                 requires_grad=not (freeze_a and is_lora_a(spec.name)),
             )
             for spec in self.manifest_specs(rank)
@@ -237,6 +240,16 @@ class LoraBank:
             slot.pairs.pop(name, None)
         for saved in self._saved.values():
             saved.copies.pop(name, None)
+
+    def _homes(self) -> dict[str, torch.device]:
+        """The device of each parameter of an adapter, by its name."""
+        homes: dict[str, torch.device] = {}
+        for module, slot in self._linear.items():
+            homes |= dict.fromkeys(lora_names(module), _device_of(slot.base_layer))
+        for module, saved in self._saved.items():
+            for inner, parameter in saved.base_layer.named_parameters():
+                homes[saved_name(f"{module}.{inner}")] = parameter.device
+        return homes
 
     def _wrap(self, model: SpanModel, target: Target) -> LoraLinear:
         slot = LoraLinear(target.module, self._active, self._settings.dropout, model.packed)
@@ -349,6 +362,12 @@ def _plain(value: Any) -> Any:
     if isinstance(value, set):
         return sorted(value)
     return getattr(value, "value", value)
+
+
+def _device_of(module: nn.Module) -> torch.device:
+    """Where a layer's tensors lie; a quantised one has buffers only."""
+    tensors = itertools.chain(module.parameters(), module.buffers())
+    return next(tensor.device for tensor in tensors)
 
 
 def _replace(model: nn.Module, name: str, slot: nn.Module) -> None:

@@ -125,7 +125,7 @@ def _as_config_error(kind: type[BaseModel], error: ValidationError, prefix: str)
     message = first["msg"].removeprefix("Value error, ")
     if first["type"] == "value_error" and ": " in message:
         name, message = message.split(": ", 1)
-        field = f"{field}.{name}" if field else name
+        field = f"{field.rstrip('.')}.{name}" if field else name
         value = _look_up(first["input"], name)
     else:
         value = first["input"]

@@ -1,5 +1,5 @@
-"""What is local to one node: addresses, data, limits. Nothing here changes a run's arithmetic
-but `threads`, `dtype` and `quantised`, which the effective config fixes before the first step."""
+"""What is local to one node: addresses, data, limits. Nothing here changes a run's arithmetic but
+`threads`, `dtype`, `device` and `quantised`; the effective config fixes what was `auto` of them."""
 
 from __future__ import annotations
 
@@ -169,6 +169,9 @@ class EdgeConfig(Section):
     """Torch threads of the compute thread; `auto`: all cores. Changes bits, so it is recorded."""
     dtype: Dtype | None = None
     """Precision of this node, where it is not the run's `model.dtype`."""
+    device: str | tuple[str, ...] = "cpu"
+    """Where the blocks are computed: `cpu`, `cuda:0`, or several as `["cuda:0", "cuda:1"]`, over
+    which blocks are laid in ranges, by the memory that is free (docs/precision.md)."""
     quantised: Quantised = "none"
     """Hold the frozen linear layers of this node's blocks in `nf4` (4.5 bits a weight) or `int8`;
     slower on a CPU, and it needs the extra `quantised` (docs/precision.md)."""
@@ -194,12 +197,33 @@ class EdgeConfig(Section):
     in files of `rest_dir` between their steps. Changes no bit. Default: all stay."""
     rest_dir: Path = Path("~/.cache/sfl/resting")
     """Where they rest, in a folder that is removed when the edge ends."""
+    rest_in: Literal["disk", "memory"] = "disk"
+    """`memory`: they rest in this machine's memory instead, where `device` is CUDA."""
     connect_timeout: PositiveFloat = 60.0
     """Seconds to go on trying to reach the cloud; 15 under `sfl run`, unless given."""
     tls: TlsSettings | None = None
     """The edge's certificate, shown to its devices and to the cloud."""
     metrics: MetricsSettings = MetricsSettings()
     """Prometheus endpoint of the edge; it also shows its devices' series."""
+
+    @model_validator(mode="after")
+    def _devices_make_sense(self) -> Self:
+        for device in self.devices:
+            if re.fullmatch(r"cpu|cuda:\d+", device) is None:
+                raise ValueError(f"device: {device!r} is none; use cpu, cuda or cuda:NUMBER")
+            if self.devices.count(device) > 1:
+                raise ValueError(f"device: {device} stands twice")
+        if self.rest_in == "memory" and self.devices == ("cpu",):
+            raise ValueError('rest_in: on the CPU this frees nothing; leave it at "disk"')
+        if not self.devices or "cpu" in self.devices[1:] + self.devices[:-1]:
+            raise ValueError('device: "cpu", or one or more CUDA devices, not both')
+        return self
+
+    @property
+    def devices(self) -> tuple[str, ...]:
+        """`device` as a list; `cuda` is its first."""
+        names = (self.device,) if isinstance(self.device, str) else self.device
+        return tuple("cuda:0" if name == "cuda" else name for name in names)
 
 
 class LocalDevice(Section):

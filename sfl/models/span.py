@@ -6,9 +6,9 @@ that dropout is drawn by.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -22,6 +22,7 @@ from sfl.models.family import Family, Layout, Padding, Task
 from sfl.models.folder import ModelFolder, TensorEntry, belongs_to_span, checkpoint_tensors
 from sfl.models.fused import fuse_activations
 from sfl.models.packed import accept_packed, packed_positions, packing_of
+from sfl.models.placement import Stretch
 from sfl.models.quantised import is_linear, read_quantised
 from sfl.models.rows import RowsOnDisk
 from sfl.models.skeleton import build_skeleton, fill_buffers
@@ -81,9 +82,42 @@ class SpanModel(nn.Module):
         self.dtype = dtype
         self.autocast = autocast
         self.recompute = False
+        self._stretches: tuple[Stretch, ...] = ()
         if packed:
             accept_packed(model)
             fuse_activations(model)
+
+    def lay_over(self, stretches: Sequence[Stretch]) -> None:
+        """Move the blocks to their devices, and what follows them to the last one.
+
+        Hidden states go along from block to block, their gradients back; those that come out of
+        `blocks` lie where the last block does. Before there is an adapter.
+        """
+        self._stretches = tuple(stretches)
+        last = stretches[-1].device
+        for stretch in stretches:
+            for index in range(stretch.first, stretch.last):
+                self.model.get_submodule(f"{self.layout.blocks}.{index}").to(stretch.device)
+        blocks = set(self.model.get_submodule(self.layout.blocks).modules())
+        for module in self.model.modules():
+            if module not in blocks:
+                # Each by itself: what stands above the blocks would take them along.
+                module._apply(lambda tensor: tensor.to(last), recurse=False)  # type: ignore[no-untyped-call]
+
+    def _ranges(self, first: int, last: int, hidden: Tensor) -> Iterator[tuple[str, int, int]]:
+        """(device, first, last) of the blocks `first..last-1`."""
+        if not self._stretches:
+            yield str(hidden.device), first, last
+        for stretch in self._stretches:
+            begin, end = max(first, stretch.first), min(last, stretch.last)
+            if begin < end:
+                yield stretch.device, begin, end
+
+    def _at_head(self, hidden: Tensor) -> Tensor:
+        """In the dtype and on the device of the head."""
+        if self._stretches:
+            hidden = hidden.to(self._stretches[-1].device)
+        return hidden.to(self.dtype)
 
     def embed(self, input_ids: Tensor, lengths: Tensor, key: ForwardKey | None = None) -> Tensor:
         """Token ids [B, T], right-padded, to hidden states [B, T, H]; or [1, n] to [1, n, H]."""
@@ -111,21 +145,24 @@ class SpanModel(nn.Module):
         hidden = hidden.to(self.dtype)
         if first == last:
             return hidden
-        context = self.family.context(self.model, hidden, self._padding(lengths, hidden))
-        for index in range(first, last):
-            if self.recompute and torch.is_grad_enabled():
-                # Its random numbers are seeded within: there is no state to be kept for them.
-                hidden = checkpoint(
-                    self._block,
-                    index,
-                    hidden,
-                    context,
-                    key,
-                    use_reentrant=False,
-                    preserve_rng_state=False,
-                )
-            else:
-                hidden = self._block(index, hidden, context, key)
+        for device, begin, end in self._ranges(first, last, hidden):
+            hidden = hidden.to(device)
+            # Masks and positions anew on each device; they are little beside a block.
+            context = self.family.context(self.model, hidden, self._padding(lengths, hidden))
+            for index in range(begin, end):
+                if self.recompute and torch.is_grad_enabled():
+                    # Its random numbers are seeded within: there is no state to be kept for them.
+                    hidden = checkpoint(
+                        self._block,
+                        index,
+                        hidden,
+                        context,
+                        key,
+                        use_reentrant=False,
+                        preserve_rng_state=False,
+                    )
+                else:
+                    hidden = self._block(index, hidden, context, key)
         return hidden.to(self.dtype)
 
     def _block(self, index: int, hidden: Tensor, context: Any, key: ForwardKey | None) -> Tensor:
@@ -138,14 +175,14 @@ class SpanModel(nn.Module):
         """[B, T, H] -> logits: [B, T, V] of a language model, [B, C] of a classifier."""
         assert self.span.head
         self._seed_dropout(key, "head")
-        hidden = hidden.to(self.dtype)
+        hidden = self._at_head(hidden)
         with self._precision(hidden):
             return self.family.head(self.model, hidden, make_padding(lengths, hidden), self.task)
 
     def logits(self, rows: Tensor) -> Tensor:
         """[m, H] -> [m, V]: a language model's head at single positions."""
         assert self.span.head and self.task == "causal_lm"
-        rows = rows.to(self.dtype)
+        rows = self._at_head(rows)
         padding = make_padding(torch.tensor([len(rows)]), rows[None])
         with self._precision(rows):
             return self.family.head(self.model, rows[None], padding, self.task)[0]
@@ -158,13 +195,16 @@ class SpanModel(nn.Module):
     def _padding(self, lengths: Tensor, like: Tensor) -> Padding:
         if not self.packed:
             return make_padding(lengths, like)
+        # Counted where lengths are, on the CPU: an accelerator would have to be waited for.
+        packing, positions = packing_of(lengths), packed_positions(lengths).to(like.device)
+        if packing.index is not None:
+            packing = replace(packing, index=packing.index.to(like.device))
         lengths = lengths.to(like.device)
-        packing = packing_of(lengths)
         mask = None
         if not self.family.causal:
             places = torch.arange(packing.width, device=like.device)
             mask = (places[None] < lengths[:, None]).to(torch.int64)
-        return Padding(lengths, mask, packed_positions(lengths), packing)
+        return Padding(lengths, mask, positions, packing)
 
     def _seed_dropout(self, key: ForwardKey | None, part: str) -> None:
         """Let this part draw the numbers that are its own, wherever it runs."""

@@ -10,7 +10,10 @@ import torch
 
 from sfl.config import EdgeConfig, LocalDevice, ModelSettings
 from sfl.config.node import Dtype, Quantised
+from sfl.errors import ConfigError
+from sfl.models.placement import lay_out
 from sfl.models.quantised import check_quantised
+from sfl.models.span import SpanModel
 from sfl.stage.precision import fastest_dtype
 
 
@@ -35,18 +38,47 @@ class BaseForm:
 def settle(own: EdgeConfig | LocalDevice, model: ModelSettings, threads: int) -> BaseForm:
     """A node's own settings, or the run's; `auto` measured with `threads`.
 
-    Raises ConfigError where the quantisation that was asked for does not run on this machine.
+    Raises ConfigError where this machine does not have the device, or the quantisation that was
+    asked for does not run there.
     """
-    form = BaseForm(decided(own.dtype or model.dtype, threads), own.quantised)
+    device = "cpu"
+    if isinstance(own, EdgeConfig):
+        check_devices(own)
+        device = own.devices[0]
+    form = BaseForm(decided(own.dtype or model.dtype, threads, device), own.quantised)
     section = "edge" if isinstance(own, EdgeConfig) else "device"
-    check_quantised(f"{section}.quantised", form.quantised, form.weights)
+    check_quantised(f"{section}.quantised", form.quantised, form.weights, device)
     return form
 
 
 @cache
-def decided(dtype: Dtype, threads: int) -> Dtype:
-    """`dtype`, or what was measured to be faster; measured once in a process."""
-    return fastest_dtype(threads).dtype if dtype == "auto" else dtype
+def decided(dtype: Dtype, threads: int, device: str = "cpu") -> Dtype:
+    """`dtype`, or what was measured to be faster on `device`; measured once in a process."""
+    return fastest_dtype(threads, device).dtype if dtype == "auto" else dtype
+
+
+def lay_over_devices(model: SpanModel, own: EdgeConfig) -> None:
+    """Move an edge's blocks to `edge.device`, by the memory that is free there now."""
+    if own.devices == ("cpu",):
+        return
+    free = [torch.cuda.mem_get_info(device)[0] for device in own.devices]
+    model.lay_over(lay_out(model.span, own.devices, free))
+
+
+def check_devices(own: EdgeConfig) -> None:
+    """Raise ConfigError for a device that this machine does not have."""
+    if own.devices == ("cpu",):
+        return
+    known = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    for device in own.devices:
+        if torch.device(device).index >= known:
+            have = ", ".join(f"cuda:{index}" for index in range(known)) or "none on CUDA"
+            raise ConfigError(
+                "edge.device",
+                device,
+                f"this machine has no such device (it has: {have})",
+                'Name one that `sfl doctor` shows, or use "cpu".',
+            )
 
 
 if __name__ == "__main__":

@@ -24,7 +24,7 @@ def pack_rows(padded: torch.Tensor, lengths: Sequence[int]) -> torch.Tensor:
     width = padded.shape[1]
     if all(length == width for length in lengths):
         return padded.reshape(-1, padded.shape[-1]).contiguous()
-    return padded[real_tokens(torch.tensor(lengths), width)]
+    return padded[real_tokens(torch.tensor(lengths), width).to(padded.device)]
 
 
 def unpack_rows(rows: torch.Tensor, lengths: Sequence[int]) -> torch.Tensor:

@@ -52,10 +52,11 @@ class Lean:
         """Cross-entropy in float32, equal to the reference's to rounding."""
         if model.task == "sequence_classification":
             logits = _class_logits(model, hidden, lengths, key)
-            targets = torch.from_numpy(labels.astype(np.int64))
+            targets = torch.from_numpy(labels.astype(np.int64)).to(logits.device)
             return training_loss(logits, targets, model.task, model.vocab_size, normalizer)
         places, targets = _scored(lengths, labels)
         total = normalizer or max(1, len(targets))
+        targets = targets.to(hidden.device)
         loss: Tensor = _PiecewiseLoss.apply(hidden[0][places], targets, model, total)  # type: ignore[no-untyped-call]
         return loss
 
@@ -70,7 +71,7 @@ class Lean:
         with torch.no_grad():
             if model.task == "sequence_classification":
                 logits = _class_logits(model, hidden, lengths, None)
-                targets = torch.from_numpy(labels.astype(np.int64))
+                targets = torch.from_numpy(labels.astype(np.int64)).to(logits.device)
                 return evaluation_score(logits, targets, model.task)
             return _causal_score(model, hidden, lengths, labels)
 
@@ -106,7 +107,7 @@ class _PiecewiseLoss(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, rows: Tensor, targets: Tensor, model: SpanModel, total: int) -> Tensor:
-        loss = torch.zeros(())
+        loss = torch.zeros((), device=rows.device)
         gradient = torch.empty_like(rows) if rows.requires_grad else None
         for piece in _pieces(model, len(rows)):
             with torch.set_grad_enabled(gradient is not None):
@@ -133,11 +134,12 @@ def _causal_score(
 ) -> Score:
     places, targets = _scored(lengths, labels)
     rows, loss_sum, right = hidden[0][places], 0.0, []
+    targets = targets.to(rows.device)
     for piece in _pieces(model, len(rows)):
         logits = model.logits(rows[piece]).float()
         losses = cross_entropy(logits, targets[piece], reduction="none")
         loss_sum += float(losses.double().sum())
-        right.append((logits.argmax(-1) == targets[piece]).numpy())
+        right.append((logits.argmax(-1) == targets[piece]).cpu().numpy())
     example = np.searchsorted(np.cumsum(lengths), places.numpy(), side="right")
     wrong = example[~np.concatenate([*right, np.empty(0, np.bool_)])]
     num_correct = len(lengths) - len(np.unique(wrong))

@@ -43,7 +43,7 @@ class Reference:
     ) -> Tensor:
         """As transformers takes it, to the last bit."""
         logits = model.head(hidden, torch.tensor(lengths), key=key)
-        targets = unpack_labels(labels, lengths, model.task == "causal_lm")
+        targets = unpack_labels(labels, lengths, model.task == "causal_lm").to(logits.device)
         return training_loss(logits, targets, model.task, model.vocab_size, normalizer)
 
     def score(
@@ -56,6 +56,5 @@ class Reference:
         """Of all positions at once."""
         with torch.no_grad():
             logits = model.head(hidden, torch.tensor(lengths))
-        return evaluation_score(
-            logits, unpack_labels(labels, lengths, model.task == "causal_lm"), model.task
-        )
+        targets = unpack_labels(labels, lengths, model.task == "causal_lm").to(logits.device)
+        return evaluation_score(logits, targets, model.task)

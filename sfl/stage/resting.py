@@ -60,11 +60,13 @@ class Residence:
     """Which sessions have their tensors in memory: at most `limit`, the last used, and the busy.
 
     The others rest in files of a folder made under `where`, readable by this user only. A file is
-    whole before its tensors are given up and is removed when they are back.
+    whole before its tensors are given up and is removed when they are back. Without `where` they
+    rest in this machine's memory, which helps where the blocks lie on an accelerator.
     """
 
-    def __init__(self, limit: int, where: Path, stats: NodeStats) -> None:
+    def __init__(self, limit: int, where: Path | None, stats: NodeStats) -> None:
         self._limit: int | None = limit
+        self._copies: dict[str, dict[str, Tensor]] = {}
         self._where = where
         self._folder: Path | None = None
         self._stats = stats
@@ -87,7 +89,8 @@ class Residence:
     def leave(self, device: str) -> None:
         """Forget a device, and its file."""
         self._awake.pop(device, None)
-        if self._asleep.pop(device, None) is not None:
+        self._copies.pop(device, None)
+        if self._asleep.pop(device, None) is not None and self._where is not None:
             self._path(device).unlink(missing_ok=True)
         self._count()
 
@@ -98,17 +101,18 @@ class Residence:
 
     def _put(self, session: Sleeper) -> None:
         tensors = dict(session.held())
-        path = self._path(session.device)
-        aside = path.with_suffix(".part")
-        try:
-            save_file(tensors, aside)
-            aside.replace(path)
-        except (OSError, SafetensorError) as error:
-            # Somebody else's job must not fail for it, and nothing is lost.
-            log.warning("adapters stay in memory: %s cannot be written: %s", path, error)
-            aside.unlink(missing_ok=True)
-            self._limit = None
-            return
+        if self._where is None:
+            self._copies[session.device] = {
+                name: tensor.to("cpu", copy=True) for name, tensor in tensors.items()
+            }
+        else:
+            try:
+                self._write(session.device, tensors, self._where)
+            except (OSError, SafetensorError) as error:
+                # Somebody else's job must not fail for it, and nothing is lost.
+                log.warning("adapters stay in memory: %s cannot be written: %s", self._where, error)
+                self._limit = None
+                return
         del self._awake[session.device]
         self._asleep[session.device] = {name: tensor.device for name, tensor in tensors.items()}
         del tensors
@@ -117,26 +121,43 @@ class Residence:
 
     def _fetch(self, session: Sleeper) -> None:
         homes = self._asleep[session.device]
-        path = self._path(session.device)
+        if self._where is None:
+            tensors = self._copies.pop(session.device)
+        else:
+            tensors = self._read(session.device)
+        session.take_back({name: tensors[name].to(home) for name, home in homes.items()})
+        del self._asleep[session.device]
+        self._stats.adapters_woken += 1
+        self._count()
+
+    def _write(self, device: str, tensors: dict[str, Tensor], where: Path) -> None:
+        if self._folder is None:
+            where = where.expanduser()
+            where.mkdir(parents=True, exist_ok=True)
+            self._folder = Path(tempfile.mkdtemp(prefix="sfl-edge-", dir=where))  # mode 0700
+        path = self._path(device)
+        aside = path.with_suffix(".part")
+        try:
+            save_file(tensors, aside)
+            aside.replace(path)
+        finally:
+            aside.unlink(missing_ok=True)
+
+    def _read(self, device: str) -> dict[str, Tensor]:
+        path = self._path(device)
         try:
             with safe_open(path, framework="pt") as file:
                 # Copied into memory of torch's own: a mapped file is aligned otherwise.
                 tensors = {name: file.get_tensor(name).clone() for name in file.keys()}  # noqa: SIM118
         except (OSError, SafetensorError) as error:
             raise ProtocolError(
-                f"the adapter of device {session.device} at rest cannot be read back: {error}"
+                f"the adapter of device {device} at rest cannot be read back: {error}"
             ) from None
-        session.take_back({name: tensors[name].to(home) for name, home in homes.items()})
-        del self._asleep[session.device]
         path.unlink(missing_ok=True)
-        self._stats.adapters_woken += 1
-        self._count()
+        return tensors
 
     def _path(self, device: str) -> Path:
-        if self._folder is None:
-            where = self._where.expanduser()
-            where.mkdir(parents=True, exist_ok=True)
-            self._folder = Path(tempfile.mkdtemp(prefix="sfl-edge-", dir=where))  # mode 0700
+        assert self._folder is not None, "a file is named once there is one"
         return self._folder / f"{device}.safetensors"
 
     def _count(self) -> None:

@@ -330,6 +330,13 @@ class VanillaSession(Session):
 class UShapedSession(Session):
     """Hidden states go back; loss and labels stay on the device."""
 
+    def _forward(
+        self, message: TensorMessage, graph: bool = True
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """As above, the output where its gradient will come in."""
+        boundary, output = super()._forward(message, graph)
+        return boundary, output.to(boundary.device)
+
     def _handlers(self) -> dict[tuple[Purpose, Kind], Callable[[TensorMessage], list[Reply]]]:
         return {
             (Purpose.TRAINING, Kind.ACTIVATION): self._launch,

@@ -1,0 +1,197 @@
+"""Blocks over several devices: who gets which, and that hidden states and gradients go along.
+
+No accelerator is at hand: the same range of code runs with the CPU listed several times, bit for
+bit as without, and with torch's `meta` device, which refuses tensors of two devices in one product.
+"""
+
+from __future__ import annotations
+
+import re
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from test_engine import messages
+from test_split_exactness import LORA
+from tiny_models import LABELS, busy_values, manifest_of, opened
+
+from sfl.adapters.lora import LoraBank
+from sfl.adapters.names import belongs_to
+from sfl.config import EdgeConfig, ModelSettings, RunSettings, load_edge
+from sfl.errors import ConfigError
+from sfl.metrics.stats import NodeStats
+from sfl.models.placement import Stretch, lay_out
+from sfl.models.span import SpanModel, build_span
+from sfl.plan import Span, SplitPlan
+from sfl.stage.base import settle
+from sfl.stage.messages import Kind, RoundStart, TensorMessage
+from sfl.stage.session import SESSIONS
+
+
+@pytest.mark.parametrize(
+    ("blocks", "free", "expected"),
+    [
+        ((1, 13), (10, 10), [(1, 7), (7, 13)]),
+        ((0, 12), (30, 10), [(0, 9), (9, 12)]),
+        ((2, 3), (1, 1), [(2, 3)]),
+        ((0, 4), (0, 8), [(0, 4)]),
+        ((0, 4), (0, 0), [(0, 4)]),
+        ((0, 24), (80, 40, 40), [(0, 12), (12, 18), (18, 24)]),
+    ],
+)
+def test_blocks_in_proportion_to_free_memory(
+    blocks: tuple[int, int], free: tuple[int, ...], expected: list[tuple[int, int]]
+) -> None:
+    span = Span(*blocks, embedding=False, head=True)
+    found = lay_out(span, [f"cuda:{n}" for n in range(len(free))], free)
+    assert [(stretch.first, stretch.last) for stretch in found] == expected
+
+
+@given(
+    first=st.integers(0, 5),
+    count=st.integers(1, 40),
+    free=st.lists(st.integers(0, 10**11), min_size=1, max_size=6),
+)
+def test_every_block_lies_once_and_in_order(first: int, count: int, free: list[int]) -> None:
+    span = Span(first, first + count, embedding=False, head=False)
+    found = lay_out(span, [str(n) for n in range(len(free))], free)
+    blocks = [n for stretch in found for n in range(stretch.first, stretch.last)]
+    assert blocks == list(range(first, first + count))
+    assert [s.device for s in found] == sorted((s.device for s in found), key=int)
+    for stretch in found:
+        share = count * free[int(stretch.device)] / max(1, sum(free))
+        assert sum(free) == 0 or abs(stretch.last - stretch.first - share) <= 1.0
+
+
+@pytest.mark.parametrize(
+    ("device", "words"),
+    [
+        ('"gpu"', "edge.device = 'gpu': 'gpu' is none; use cpu"),
+        ('["cuda:0", "cuda"]', "cuda:0 stands twice"),
+        ('["cpu", "cuda:0"]', "CUDA devices, not both"),
+        ("[]", "one or more CUDA"),
+        ("3", "edge.device"),
+    ],
+)
+def test_devices_that_make_no_sense(tmp_path: Path, device: str, words: str) -> None:
+    path = tmp_path / "edge.toml"
+    path.write_text(f"[edge]\ndevice = {device}\n")
+    with pytest.raises(ConfigError, match=re.escape(words)):
+        load_edge(path, [])
+
+
+def test_devices_by_name() -> None:
+    assert EdgeConfig().devices == ("cpu",)
+    assert EdgeConfig(device="cuda").devices == ("cuda:0",)
+    assert EdgeConfig(device=("cuda:1", "cuda:0")).devices == ("cuda:1", "cuda:0")
+
+
+def test_a_device_that_is_not_there_is_an_error_before_anything_is_loaded() -> None:
+    with pytest.raises(ConfigError, match=r"edge\.device = 'cuda:99': this machine has no such"):
+        settle(EdgeConfig(device="cuda:99"), ModelSettings(path="x"), 1)
+
+
+def edge_model(kind: str, task: str, packed: bool) -> tuple[SpanModel, SplitPlan]:
+    folder = opened(kind)
+    plan = SplitPlan(folder.num_layers, 0, 0, "vanilla")
+    model = build_span(
+        folder,
+        plan.middle,
+        task=task,  # type: ignore[arg-type]
+        num_labels=LABELS,
+        dtype=torch.float32,
+        packed=packed,
+    )
+    return model, plan
+
+
+def outcome(kind: str, topology: str, computation: str, task: str, over: bool) -> list[Any]:
+    """Replies, and the adapter, of two steps of one device."""
+    folder = opened(kind)
+    settings = RunSettings.model_validate(
+        {
+            "run": {"topology": topology},
+            "model": {
+                "path": "m",
+                "task": task,
+                "labels": [str(n) for n in range(LABELS)] if task != "causal_lm" else [],
+            },
+            "lora": {"rank": LORA.rank, "alpha": LORA.alpha},
+            "training": {"computation": computation},
+            "devices": [{"name": "attic"}],
+        }
+    )
+    model, _ = edge_model(kind, task, computation == "lean")
+    plan = SplitPlan(folder.num_layers, 1, 0, topology)  # type: ignore[arg-type]
+    if over:
+        # Ranges that do not begin where the device's do.
+        edges = [0, 2, *range(3, folder.num_layers + 1)]
+        model.lay_over([Stretch("cpu", a, b) for a, b in pairwise(edges)])
+        model.recompute = True
+    bank = LoraBank(model, settings.lora, settings.lora.target_modules)
+    session = SESSIONS[topology]("attic", plan, model, bank, settings, NodeStats("e", "edge"))
+    values = busy_values(manifest_of(folder, task, LORA))  # type: ignore[arg-type]
+    own = {n: v for n, v in values.items() if belongs_to(n, plan.middle)}
+    session.begin_round(RoundStart(1, False, 2, 0, 2), own)
+    seen: list[Any] = []
+    for message in messages(task, folder.hidden_size, 1):
+        replies = session.handle(message)
+        if topology == "u_shaped":
+            (hidden,) = replies
+            assert isinstance(hidden, TensorMessage) and hidden.rows is not None
+            gradient = TensorMessage(
+                Kind.GRADIENT, message.key, 1, message.lengths, hidden.rows.flip(0).clone(), None
+            )
+            replies = [hidden, *session.handle(gradient)]
+        seen += [(r.rows, r.loss) for r in replies if isinstance(r, TensorMessage)]
+    return [seen, session.adapter.state()]
+
+
+@pytest.mark.parametrize(
+    ("kind", "topology", "computation", "task"),
+    [
+        ("llama", "vanilla", "lean", "causal_lm"),
+        ("gemma2", "u_shaped", "lean", "causal_lm"),
+        ("gpt2", "vanilla", "reference", "causal_lm"),
+        ("llama", "vanilla", "lean", "sequence_classification"),
+    ],
+)
+def test_the_cpu_listed_several_times_gives_the_same_bits(
+    kind: str, topology: str, computation: str, task: str
+) -> None:
+    (replies, state), (wanted, wanted_state) = (
+        outcome(kind, topology, computation, task, over) for over in (True, False)
+    )
+    for (rows, loss), (wanted_rows, wanted_loss) in zip(replies, wanted, strict=True):
+        assert loss == wanted_loss and torch.equal(rows, wanted_rows)
+    assert all(state[name].tobytes() == wanted_state[name].tobytes() for name in wanted_state)
+
+
+@pytest.mark.parametrize("kind", ["llama", "gemma2", "gpt2"])
+def test_everything_a_block_needs_goes_along_to_its_device(kind: str) -> None:
+    model, plan = edge_model(kind, "causal_lm", packed=True)
+    last = plan.middle.last
+    rotary = {m: dict(m._buffers) for m in model.model.modules() if "Rotary" in type(m).__name__}
+    model.lay_over([Stretch("cpu", 0, 1), Stretch("meta", 1, last)])
+    for module, buffers in rotary.items():
+        # Each block's device gets a copy of these; out of `meta` nothing can be copied.
+        module._buffers.update(buffers)
+    settings = RunSettings.model_validate({"model": {"path": "m"}, "devices": [{"name": "a"}]})
+    bank = LoraBank(model, settings.lora, settings.lora.target_modules)
+    adapter = bank.add("a", plan.middle)
+    places = {name: p.device.type for name, p in adapter.parameters.items()}
+    assert set(places.values()) == {"cpu", "meta"}
+    for name, place in places.items():
+        assert (place == "cpu") == belongs_to(name, Span(0, 1, embedding=False, head=False)), name
+    bank.activate(adapter)
+    hidden = torch.randn(1, 8, model.hidden_size)
+    lengths = torch.tensor([5, 3])
+    output = model.blocks(hidden, lengths)
+    assert (output.device.type, output.shape) == ("meta", hidden.shape)
+    assert model.head(output, lengths).device.type == "meta"
+    assert model.head(hidden, lengths).device.type == "meta"
+    assert model.blocks(hidden, lengths, first=0, last=1).device.type == "cpu"
