@@ -326,7 +326,9 @@ class Guarded(ByHand):
 @pytest.fixture(scope="module")
 def guarded(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Guarded]:
     folder = tmp_path_factory.mktemp("guarded")
-    nodes = Guarded(folder, fleet(folder, 2, run={"rounds": 2}, training={"local_steps": 80}))
+    values = fleet(folder, 2, run={"rounds": 2}, training={"local_steps": 80})
+    values["network"] = {**values.get("network", {}), "join_timeout": 900}  # devices come last
+    nodes = Guarded(folder, values)
     yield nodes
     nodes.stop()
 
