@@ -1,6 +1,6 @@
 """What mutual TLS costs: training throughput with and without it, and how soon a refusal comes.
 
-    python benchmarks/tls.py                  # 6 minutes on 2 cores
+    python benchmarks/tls.py
     python benchmarks/tls.py --steps 40 --pairs 7 --codec compact
 
 Pairs of runs of the same model, texts, seed and cores, one with `--tls` and one without; each pair
