@@ -300,7 +300,7 @@ def test_auto_is_what_was_measured_once(measured: str, monkeypatch: pytest.Monke
     class Measured:
         dtype = measured
 
-    def measure(threads: int) -> Measured:
+    def measure(threads: int, device: str) -> Measured:
         calls.append(threads)
         return Measured()
 
