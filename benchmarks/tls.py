@@ -12,7 +12,6 @@ from dialling an edge to the reason that a node is told, for every kind of node 
 from __future__ import annotations
 
 import argparse
-import os
 import statistics
 import subprocess
 import sys
@@ -178,7 +177,6 @@ def main() -> None:
     parser.add_argument("--layers", type=int, default=12)
     parser.add_argument("--codec", default="none", help="of activations and gradients")
     options = parser.parse_args()
-    os.environ["GRPC_VERBOSITY"] = "NONE"  # the reasons are printed here
     with tempfile.TemporaryDirectory() as temporary:
         if options.pairs:
             throughput(Path(temporary), options)
