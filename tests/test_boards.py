@@ -9,6 +9,7 @@ import shutil
 import socket
 import subprocess
 import sys
+import threading
 import tomllib
 from datetime import time
 from pathlib import Path
@@ -366,12 +367,15 @@ def test_a_hot_device_rests_before_it_joins_and_between_steps_and_comes_back(
         entry["link"] = {"delay_ms": 150.0}
     with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as manager:
         manager.bind(str(tmp_path / "notify"))
+        told: list[str] = []
+        # A queue of datagrams that nobody reads is soon full.
+        threading.Thread(target=hear, args=(manager, told), daemon=True).start()
         nodes = Nodes(tmp_path, values)
         try:
             hot_life(nodes)
+            until(lambda: "STOPPING=1" in told, "the last word to the manager")
         finally:
             nodes.stop()
-        told = heard(manager)
     assert told[:2] == ["STATUS=paused: 90 °C, above 80; goes on at 75", "READY=1"]
     assert "WATCHDOG=1" in told
     assert any(line.startswith("STATUS=run t: round ") for line in told)
@@ -417,15 +421,10 @@ def hot_life(nodes: Nodes) -> None:
     assert codes == [0, 0] or later
 
 
-def heard(manager: socket.socket) -> list[str]:
-    """All that was sent so far."""
-    manager.setblocking(False)
-    lines = []
-    while True:
-        try:
-            lines.append(manager.recv(1000).decode())
-        except BlockingIOError:
-            return lines
+def hear(manager: socket.socket, told: list[str]) -> None:
+    """Keep what is sent, until the last word."""
+    while "STOPPING=1" not in told:
+        told.append(manager.recv(1000).decode())
 
 
 # -- what installs an agent ------------------------------------------------------------------------
