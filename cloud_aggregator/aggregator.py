@@ -363,13 +363,6 @@ class CloudAggregator:
         changed = found != entry.micro_batches and 0 < found <= most
         return {"micro_batches": found} if changed else {}
 
-    def _pieces(self, entry: DeviceEntry) -> dict[str, int]:
-        """What a device cuts its batches into, as far as its settings say something else."""
-        found = self.records.snapshot("device", entry.name).micro_batches
-        most = max(entry.micro_batches, self.config.training.batch_size)
-        changed = found != entry.micro_batches and 0 < found <= most
-        return {"micro_batches": found} if changed else {}
-
     def _take_effect(self, config: RunConfig) -> None:
         """Write the effective settings again where a node's report changed them."""
         if config != self.config:
