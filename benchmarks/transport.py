@@ -85,7 +85,7 @@ class EchoHost:
         from sfl.transport.edge_service import EdgeService
 
         self.stats = NodeStats("edge", "edge")
-        self.engine = Engine(1, self.stats)
+        self.engine = Engine(1)
         self.settings = RunSettings.model_validate(settings(in_flight))
         self.service = EdgeService(cast(Any, self))
 

@@ -66,9 +66,7 @@ class EdgeServer:
         self.stats = NodeStats(config.name, "edge")
         self.stats.certificate_expiry = None if own is None else own.not_after
         self.threads = threads
-        self.engine = Engine(
-            threads, self.stats, ORDERS[config.order], together=config.batch_devices
-        )
+        self.engine = Engine(threads, ORDERS[config.order], together=config.batch_devices)
         self.room = asyncio.Semaphore(config.in_flight)
         self.cloud = CloudLink(config.cloud, config.name, self.stats, insecure, own)
         self.service = EdgeService(self)

@@ -77,7 +77,7 @@ def test_the_compute_thread_serves_in_order_and_errands_go_first(
     gate = threading.Event()
 
     async def scene() -> None:
-        engine = Engine(1, NodeStats("edge", "edge"), ORDERS[order])
+        engine = Engine(1, ORDERS[order])
         try:
             assert LANES[engine._thread.name] == "compute"  # what the step's timeline calls it
             tails = {"first": 0.0, "a": 1.0, "b": 3.0, "c": 2.0}
@@ -103,7 +103,7 @@ def test_errors_come_back_and_cancelled_jobs_are_dropped() -> None:
     gate = threading.Event()
 
     async def scene() -> None:
-        engine = Engine(1, NodeStats("edge", "edge"))
+        engine = Engine(1)
         first: Any = Recorder("first", log, gate)
         gone: Any = Recorder("gone", log, gate)
         waiting = asyncio.create_task(engine.serve(first, "bad"))  # type: ignore[arg-type]
@@ -130,7 +130,7 @@ def test_what_a_device_was_served_counts_within_its_round() -> None:
     (message,) = messages("causal_lm", session.model.hidden_size, 1)
 
     async def scene() -> None:
-        engine = Engine(1, NodeStats("edge", "edge"), ORDERS["fair_share"])
+        engine = Engine(1, ORDERS["fair_share"])
         await engine.serve(session, message)
         await engine.run(int)  # what was served is noted before the next job
         assert session.served_seconds > 0.0

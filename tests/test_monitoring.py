@@ -680,6 +680,31 @@ def test_a_learning_rate_that_breaks_the_loss_fires(
 
 
 @needs_prometheus
+def test_an_edge_that_does_not_keep_up_fires(
+    server: Server, live_run: LiveRun, tmp_path: Path
+) -> None:
+    values = {
+        "run": {"rounds": 1},
+        "model": {"path": str(QUICKSTART / "model"), "max_length": 96},
+        # Devices that hold no block are done with four micro-batches before the edge is with one.
+        "training": {"batch_size": 24, "micro_batches": 4, "local_steps": 5000},
+        "edge": {"name": "busy", "threads": 1},
+        "devices": [
+            local_device(tmp_path, name, home, cut_layer=0)
+            for name, home in (("one", "harbour"), ("two", "loft"))
+        ],
+    }
+    assert "SflQueueGrowing" not in {alert for alert, _ in server.firing()}
+    process = start_run(tmp_path, values, live_run.group)
+    try:
+        server.watch("edge-busy", tmp_path / "runs" / "t" / "logs" / "busy.log", run="busy")
+        fires(server, "SflQueueGrowing")
+    finally:
+        (server.targets / "edge-busy.json").unlink(missing_ok=True)
+        ended(process)
+
+
+@needs_prometheus
 def test_a_dead_edge_cannot_be_scraped(server: Server, live_run: LiveRun) -> None:
     until(lambda: ("SflTargetDown", "") not in server.firing(), "an end of SflTargetDown")
     live_run.node("edge", "edge").kill()

@@ -153,7 +153,8 @@ METRICS: tuple[Metric, ...] = (
     ),
     Metric(
         "sfl_queue_depth", "gauge", "", (), COMPUTING,
-        "Micro-batches waiting: at an edge for its compute thread, at a device for its edge.",
+        "Micro-batches waiting: at an edge arrived and not answered, at a device sent and not "
+        "answered.",
         _value("queue_depth"),
     ),
     Metric(

@@ -12,7 +12,6 @@ from typing import Any, ParamSpec, TypeVar
 import torch
 
 from sfl.errors import ProtocolError
-from sfl.metrics.stats import NodeStats
 from sfl.orders import ORDERS, Order, Waiting
 from sfl.stage.messages import GradientNorm, TensorMessage
 from sfl.stage.session import Reply, Session, handle_together
@@ -53,11 +52,9 @@ class Engine:
     def __init__(
         self,
         threads: int,
-        stats: NodeStats,
         order: Order = ORDERS["first_come"],
         together: int = 1,
     ) -> None:
-        self._stats = stats
         self._order = order
         self._together = together
         self._queue: list[Work] = []
@@ -101,7 +98,6 @@ class Engine:
                 raise RuntimeError("the compute thread has ended")
             self._number += 1
             self._queue.append(Work(job, future, loop, self._number, task))
-            self._stats.queue_depth = len(self._queue)
             self._changed.notify()
         return await future
 
@@ -118,14 +114,12 @@ class Engine:
                     return
                 chosen = self._choose()
                 self._queue = [work for work in self._queue if work not in chosen]
-                self._stats.queue_depth = len(self._queue) + len(chosen)
             began = time.perf_counter()
             self._do(chosen)
             seconds = (time.perf_counter() - began) / len(chosen)
             for work in chosen:
                 if work.task is not None:
                     work.task.session.served_seconds += seconds
-            self._stats.queue_depth = len(self._queue)
 
     def _still_wanted(self) -> bool:
         """Drop the jobs of streams that have ended; whether any is left."""

@@ -257,6 +257,7 @@ class Trainer:
             output = front.blocks(embedded, batch.lengths, key=key)
         lengths = tuple(batch.lengths.tolist())
         self._flights[micro.key] = Flight(micro, lengths, output)
+        self.stats.queue_depth = len(self._flights)
         labels = pack_labels(batch.labels, lengths) if self.stage.tail is None else None
         self.link.send(
             TensorMessage(
@@ -282,6 +283,7 @@ class Trainer:
         if not isinstance(message, TensorMessage) or message.key not in self._flights:
             raise ProtocolError("the edge answered with something that was not asked for")
         self._answers[message.kind](message)
+        self.stats.queue_depth = len(self._flights)
 
     def _land(self, message: TensorMessage) -> None:
         """The gradient is back: run it through the front blocks."""

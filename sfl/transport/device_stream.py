@@ -120,6 +120,8 @@ class DeviceStream:
     _number: Iterator[int] = field(default_factory=itertools.count)
     _places: int = 0
     """Activations of this stream that lie decoded, or are being."""
+    _waiting: int = 0
+    """Tensors of this stream that have arrived and are not computed with yet."""
     _decoding: set[asyncio.Future[TensorMessage]] = field(default_factory=set)
 
     def __post_init__(self) -> None:
@@ -245,6 +247,8 @@ class DeviceStream:
                     f"{self.in_flight} micro-batches in flight, {self.settings.network.credits} "
                     "are allowed (network.credits)"
                 )
+        self._waiting += 1
+        self.host.stats.queue_depth += 1
         urgent = whole[0].kind == tensor_pb2.TENSOR_KIND_GRADIENT
         decoded = asyncio.ensure_future(self._decode_in_turn(*whole, at_once=urgent))
         self._decoding.add(decoded)
@@ -270,6 +274,10 @@ class DeviceStream:
             self._places -= 1
             self.host.room.release()
 
+    def _served(self, count: int = 1) -> None:
+        self._waiting -= count
+        self.host.stats.queue_depth -= count
+
     async def abandon(self) -> None:
         """Give back what a stream that has ended still holds."""
         while not self.jobs.empty():
@@ -282,6 +290,7 @@ class DeviceStream:
         await asyncio.gather(*decoding, return_exceptions=True)
         while self._places:
             self._give_place()
+        self._served(self._waiting)
 
     def _decode(self, header: tensor_pb2.TensorHeader, payload: Buffer) -> TensorMessage:
         """Decode and validate before the queue."""
@@ -315,6 +324,7 @@ class DeviceStream:
         finally:
             if not at_once:
                 self._give_place()
+        self._served()
 
     async def _compute(self, message: TensorMessage | GradientNorm) -> None:
         replies = await self.host.engine.serve(self.session, message, self._tail_seconds())
