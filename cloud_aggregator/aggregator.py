@@ -208,9 +208,11 @@ class CloudAggregator:
     def _(self, command: StartRound) -> None:
         self.records.begin_round(command)
         self.stats.start_round(command.round, 0)
-        log.info(
-            "round %d of %d: %s", command.round, self.config.run.rounds, ", ".join(command.devices)
-        )
+        rounds, devices = self.config.run.rounds, ", ".join(command.devices)
+        if command.round > rounds:
+            log.info("evaluating the last adapter: %s", devices)
+        else:
+            log.info("round %d of %d: %s", command.round, rounds, devices)
         micro_batches = self.config.training.micro_batches
         assert micro_batches != "auto"
         self._send_round(
