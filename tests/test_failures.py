@@ -432,7 +432,7 @@ BAD_TENSORS: list[tuple[str, Callable[[], list[Any]], str]] = [
     ("rows", lambda: activation(torch.zeros(3, 32), (4,)), "does not fit 4 tokens"),
     ("nan", lambda: activation(bad_rows(float("nan")), (4,)), "NaN or infinite"),
     ("infinite", lambda: activation(bad_rows(float("inf")), (4,)), "NaN or infinite"),
-    ("dtype", lambda: activation(torch.zeros(4, 32, dtype=torch.bfloat16), (4,)), "dtype"),
+    ("dtype", lambda: activation(torch.zeros(4, 32, dtype=torch.float16), (4,)), "dtype"),
     ("step", lambda: activation(torch.zeros(4, 32), (4,), step=3), "step 3 arrived"),
     ("round", lambda: activation(torch.zeros(4, 32), (4,), round=9), "round 9 is not open"),
     ("length", lambda: activation(torch.zeros(25, 32), (25,)), "max_length"),
