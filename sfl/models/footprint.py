@@ -117,6 +117,17 @@ class Thrift:
     micro_batches: int = 1
     bfloat16: bool = False
 
+    def __str__(self) -> str:
+        """What is done, in words."""
+        said = {
+            "embedding on disk": self.embedding_on_disk,
+            "blocks computed again": self.recompute,
+            "freed memory returned": self.returned,
+            f"batches in {self.micro_batches} pieces": self.micro_batches > 1,
+            "bfloat16": self.bfloat16,
+        }
+        return ", ".join(words for words, done in said.items() if done) or "nothing is saved"
+
 
 NOTHING_SAVED = Thrift()
 

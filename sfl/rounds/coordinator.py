@@ -152,9 +152,8 @@ class Rehearsal:
         count = _quick(slowest)[0]
         place = self.counts.index(count)
         codecs = {
-            device: _quick({codec: seconds[place] for codec, seconds in tried.items()})[-1]
-            for device, tried in self.seconds.items()
-            if device in self.devices
+            device: _quick({c: seconds[place] for c, seconds in self.seconds[device].items()})[-1]
+            for device in self.devices
         }
         return Settle(count, slowest, codecs if any(codecs.values()) else {})
 
