@@ -406,9 +406,21 @@ def images() -> None:
     Fleet()("build")
 
 
+def own_config(folder: Path, rounds: int) -> str:
+    """A user's own configuration: the shipped one with another number of rounds."""
+    own = folder / "config"
+    shutil.copytree(CONFIG, own)
+    run = (own / "run.toml").read_text()
+    assert "rounds = 10" in run
+    (own / "run.toml").write_text(run.replace("rounds = 10", f"rounds = {rounds}"))
+    own.chmod(0o755)
+    return str(own)
+
+
 @pytest.fixture
-def fleet(images: None) -> Iterator[Fleet]:
-    fleet = Fleet()
+def fleet(images: None, tmp_path: Path) -> Iterator[Fleet]:
+    # Rounds enough for a killed device to start again with half a core, and join.
+    fleet = Fleet(SFL_CONFIG=own_config(tmp_path, 15))
     fleet.down()
     yield fleet
     fleet.down()
@@ -449,6 +461,9 @@ def test_a_run_in_containers_goes_on_when_a_device_is_killed(fleet: Fleet, tmp_p
         found = docker("exec", fleet.containers(service)[0], "python3", "-c", code)
         assert found.split() == keys
 
+    # Not before it has told of a round: what it scored at first is compared with the last.
+    pi = 'sfl_round{device="device-pi"} > 1'
+    fleet.until(lambda: seen(pi) == {"device-pi"}, "the second round")
     (victim,) = fleet.containers("device-pi")
     kill(victim)
     fleet.until(lambda: fleet.state(victim)["RestartCount"] == 1, "the device's restart")
@@ -483,12 +498,7 @@ def test_a_run_in_containers_goes_on_when_a_device_is_killed(fleet: Fleet, tmp_p
 @needs_engine
 def test_without_tls_every_node_is_scraped_too(images: None, tmp_path: Path) -> None:
     """One short round, with the user's own configuration."""
-    own = tmp_path / "config"
-    shutil.copytree(CONFIG, own)
-    run = (own / "run.toml").read_text()
-    (own / "run.toml").write_text(run.replace("rounds = 10", "rounds = 2"))
-    own.chmod(0o755)
-    fleet = Fleet(OVERLAYS[0], SFL_CONFIG=str(own))
+    fleet = Fleet(OVERLAYS[0], SFL_CONFIG=own_config(tmp_path, 2))
     fleet.down()
     try:
         fleet("up", "-d")
