@@ -236,13 +236,12 @@ class CloudAggregator:
 
         `codec` is what a rehearsal tries where none is chosen yet.
         """
-        trial = {"auto": codec} if codec else {}
         starts: dict[str, cloud_pb2.EdgeRoundStart] = {}
         for device, order in orders.items():
             own = edge_pb2.RoundStart()
             own.CopyFrom(order)
             own.round = round_
-            own.codecs = self.config.codecs(device, max(1, round_), **trial).model_dump_json()
+            own.codecs = self.config.codecs(device, max(1, round_), codec).model_dump_json()
             edge = self.coordinator.devices[device].edge
             start = starts.setdefault(edge, cloud_pb2.EdgeRoundStart(round=round_))
             start.devices.append(cloud_pb2.DeviceStart(device=device, start=own))

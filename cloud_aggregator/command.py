@@ -26,11 +26,11 @@ def cloud(
         # Imported here so that `--help` answers at once.
         from cloud_aggregator.aggregator import CloudAggregator
         from sfl.certificates.own import own_certificate
-        from sfl.config import load_run
-        from sfl.runs import load_for_cloud
+        from sfl.runs import load_for_cloud, open_run_folder
 
-        own = own_certificate("cloud", None, load_run(config, overrides or []).cloud.tls, certs)
-        settings, folder = load_for_cloud(config, overrides or [], insecure)
+        settings = load_for_cloud(config, overrides or [], insecure)
+        own = own_certificate("cloud", None, settings.cloud.tls, certs)
+        folder = open_run_folder(settings)
 
         async def serve() -> None:
             await CloudAggregator(settings, folder, own).run(address_file)

@@ -44,13 +44,13 @@ def write_effective(config: RunConfig, folder: Path) -> None:
     write_atomic(folder / "config.toml", header + dump_toml(anonymous))
 
 
-def load_for_cloud(path: Path, overrides: Iterable[str], insecure: bool) -> tuple[RunConfig, Path]:
-    """A run's settings and its folder, as the cloud process needs them. Raises ConfigError."""
+def load_for_cloud(path: Path, overrides: Iterable[str], insecure: bool) -> RunConfig:
+    """A run's settings, as the cloud process needs them. Raises ConfigError."""
     config = load_run(path, overrides)
     if insecure:
         network = config.network.model_copy(update={"insecure": True})
         config = config.model_copy(update={"network": network})
-    return config, open_run_folder(config)
+    return config
 
 
 def find_run(run: str, output_dir: Path = Path("runs")) -> Path:

@@ -493,14 +493,14 @@ class RunSettings(Section):
                 return entry
         raise KeyError(name)
 
-    def codecs(self, device: str, round_: int, auto: str = AUTO_CODECS[-1]) -> RoleCodecs:
+    def codecs(self, device: str, round_: int, auto: str = "") -> RoleCodecs:
         """What a device's tensors are coded with in a round; the last word that fits counts.
 
-        `auto` is what a codec that has yet to be chosen stands for.
+        `auto` is what stands where a codec has yet to be chosen; by default the coarsest.
         """
         chosen = self.codec.model_dump(exclude={"schedule"})
         if self.codec.is_auto:
-            chosen.update(activation=auto, gradient=auto)
+            chosen.update(dict.fromkeys(("activation", "gradient"), auto or AUTO_CODECS[-1]))
         changes: list[CodecChange] = [self.device(device).codec]
         changes += [
             step
