@@ -659,24 +659,35 @@ def test_a_round_whose_devices_stand_still_is_stuck(server: Server, live_run: Li
             device.resume()
 
 
+@contextlib.contextmanager
+def another_run(
+    server: Server, live_run: LiveRun, folder: Path, values: dict[str, Any], edge: str
+) -> Iterator[None]:
+    """One long round of the quickstart's model beside the live run, its edge scraped meanwhile."""
+    common = {
+        "run": {"rounds": 1},
+        "model": {"path": str(QUICKSTART / "model"), "max_length": 96},
+    }
+    process = start_run(folder, common | values, live_run.group)
+    try:
+        server.watch(f"another-{edge}", folder / "runs" / "t" / "logs" / f"{edge}.log", run=edge)
+        yield
+    finally:
+        (server.targets / f"another-{edge}.json").unlink(missing_ok=True)
+        ended(process)
+
+
 @needs_prometheus
 def test_a_learning_rate_that_breaks_the_loss_fires(
     server: Server, live_run: LiveRun, tmp_path: Path
 ) -> None:
     values = {
-        "run": {"rounds": 1},
-        "model": {"path": str(QUICKSTART / "model"), "max_length": 96},
         # No block of its own: a device that has one would refuse to send what overflows.
         "training": {"batch_size": 4, "local_steps": 5000, "learning_rate": 1e30},
         "devices": [local_device(tmp_path, "hot", "harbour", cut_layer=0)],
     }
-    process = start_run(tmp_path, values, live_run.group)
-    try:
-        server.watch("edge-hot", tmp_path / "runs" / "t" / "logs" / "edge.log", run="hot")
+    with another_run(server, live_run, tmp_path, values, "edge"):
         fires(server, "SflLossNotFinite", "hot")
-    finally:
-        (server.targets / "edge-hot.json").unlink(missing_ok=True)
-        ended(process)
 
 
 @needs_prometheus
@@ -684,8 +695,6 @@ def test_an_edge_that_does_not_keep_up_fires(
     server: Server, live_run: LiveRun, tmp_path: Path
 ) -> None:
     values = {
-        "run": {"rounds": 1},
-        "model": {"path": str(QUICKSTART / "model"), "max_length": 96},
         # Devices that hold no block are done with four micro-batches before the edge is with one.
         "training": {"batch_size": 24, "micro_batches": 4, "local_steps": 5000},
         "edge": {"name": "busy", "threads": 1},
@@ -695,13 +704,8 @@ def test_an_edge_that_does_not_keep_up_fires(
         ],
     }
     assert "SflQueueGrowing" not in {alert for alert, _ in server.firing()}
-    process = start_run(tmp_path, values, live_run.group)
-    try:
-        server.watch("edge-busy", tmp_path / "runs" / "t" / "logs" / "busy.log", run="busy")
+    with another_run(server, live_run, tmp_path, values, "busy"):
         fires(server, "SflQueueGrowing")
-    finally:
-        (server.targets / "edge-busy.json").unlink(missing_ok=True)
-        ended(process)
 
 
 @needs_prometheus
