@@ -67,7 +67,7 @@ class EdgeServer:
         self.stats.certificate_expiry = None if own is None else own.not_after
         self.threads = threads
         self.engine = Engine(threads, ORDERS[config.order], together=config.batch_devices)
-        self.room = asyncio.Semaphore(config.in_flight)
+        self.room: asyncio.Semaphore
         self.cloud = CloudLink(config.cloud, config.name, self.stats, insecure, own)
         self.service = EdgeService(self)
         self.settings: RunSettings

@@ -84,7 +84,8 @@ class Session(ABC):
         self._backward_done = 0
         self._own_norm: float | None = None
         self._flights: dict[Key, Flight] = {}
-        self._residence = residence
+        self.residence = residence
+        """What decides whether its tensors are in memory, if anything does."""
         enter(self)
 
     # -- a round ---------------------------------------------------------------------------
@@ -115,16 +116,11 @@ class Session(ABC):
     def close(self) -> None:
         """Give everything back: graphs, optimizer, adapter, and the file where they rest."""
         self._flights.clear()
-        if self._residence is not None:
-            self._residence.leave(self.device)
+        if self.residence is not None:
+            self.residence.leave(self.device)
         self.bank.remove(self.device)
 
     # -- at rest (sfl.stage.resting.Sleeper) -------------------------------------------------------
-
-    @property
-    def residence(self) -> Residence | None:
-        """What decides whether its tensors are in memory."""
-        return self._residence
 
     @property
     def idle(self) -> bool:
