@@ -109,8 +109,10 @@ def edge_model(kind: str, task: str, packed: bool) -> tuple[SpanModel, SplitPlan
     return model, plan
 
 
-def outcome(kind: str, topology: str, computation: str, task: str, over: bool) -> list[Any]:
-    """Replies, and the adapter, of two steps of one device."""
+def outcome(
+    kind: str, topology: str, computation: str, task: str, over: bool = False, device: str = "cpu"
+) -> list[Any]:
+    """Replies, and the adapter, of a step of one device; `over` lays the CPU over it in ranges."""
     folder = opened(kind)
     settings = RunSettings.model_validate(
         {
@@ -132,6 +134,8 @@ def outcome(kind: str, topology: str, computation: str, task: str, over: bool) -
         edges = [0, 2, *range(3, folder.num_layers + 1)]
         model.lay_over([Stretch("cpu", a, b) for a, b in pairwise(edges)])
         model.recompute = True
+    if device != "cpu":
+        model.lay_over([Stretch(device, 0, folder.num_layers)])
     bank = LoraBank(model, settings.lora, settings.lora.target_modules)
     session = SESSIONS[topology]("attic", plan, model, bank, settings, NodeStats("e", "edge"))
     values = busy_values(manifest_of(folder, task, LORA))  # type: ignore[arg-type]

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from sfl.codec.kernel import kernel
+from sfl.codec.kernel import kernel, kernel_for
 from sfl.codec.packet import Form, Quantised, Source, Symbols, symbol_bits
 from sfl.codec.spec import Argument, at_most, whole, word
 from sfl.errors import ProtocolError
@@ -42,7 +42,7 @@ class Blocks:
         """Scales and codes. Raises ProtocolError on NaN or infinity."""
         block = self.block or columns
         drawn = key if self.stochastic else None
-        coded = kernel().quantise_blocks(values, block, self.levels, drawn)
+        coded = kernel_for(values).quantise_blocks(values, block, self.levels, drawn)
         if coded is None:
             raise ProtocolError(f"codec {self.name}: a value is NaN or infinite")
         scales, codes = coded

@@ -1,6 +1,7 @@
 """The codec's fast passes: compiled where the wheel has them, else torch; the same bytes from both.
 
 `kernel()` picks once. The compiled core is `_kernel.c`; SFL_KERNEL=torch forces the other one.
+Values on an accelerator are torch's in any case: `kernel_for(values)`.
 All arrays are contiguous; `threads` is torch's own number on the calling thread.
 """
 
@@ -31,7 +32,10 @@ Floats = npt.NDArray[np.float32]
 
 
 class Kernel(Protocol):
-    """Elementwise passes over flat float32 tensors and uint8 codes; each independent of threads."""
+    """Elementwise passes over flat float32 tensors and uint8 codes; each independent of threads.
+
+    Tensors are the CPU's, but for those that are quantised or sparsified by what `kernel_for` gave.
+    """
 
     @property
     def name(self) -> str:
@@ -130,6 +134,14 @@ def kernel() -> Kernel:
             return CompiledKernel(library)
         log.info("no compiled codec kernel in this installation; torch does its work")
     return TorchKernel()
+
+
+_ELSEWHERE = TorchKernel()
+
+
+def kernel_for(values: Tensor) -> Kernel:
+    """The kernel for these values: on an accelerator one that codes them before they leave it."""
+    return kernel() if values.is_cpu else _ELSEWHERE
 
 
 def _library() -> ctypes.CDLL | None:

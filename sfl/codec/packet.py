@@ -152,7 +152,7 @@ def read_varint(data: bytes | memoryview, at: int) -> tuple[int, int]:
 
 def to_bytes(values: Tensor) -> memoryview:
     """The memory of a tensor itself, row by row (numpy has no bf16, types never matter here)."""
-    return values.detach().contiguous().view(torch.uint8).reshape(-1).numpy().data
+    return values.detach().contiguous().view(torch.uint8).reshape(-1).cpu().numpy().data
 
 
 def from_bytes(payload: Raw | Chunks, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:

@@ -188,17 +188,20 @@ class Encoder:
         """`[rows, H]`, fp32, bf16 or fp16, as a packet.
 
         `key` draws the random bits, `groups` are the rows of each sequence (topk), `context` what
-        delta knows its rows by. Raises ProtocolError for values the quantiser cannot hold.
+        delta knows its rows by. Rows on an accelerator are coded there, so that codes are copied,
+        not values; but for delta, whose tables are the CPU's. Raises ProtocolError for values the
+        quantiser cannot hold.
         """
         assert rows.dim() == 2 and rows.numel() > 0 and rows.dtype in _NAMES, (
             f"a codec takes [rows, hidden] in {list(DTYPES)}, not {rows.dtype} {list(rows.shape)}"
         )
-        values = rows.detach() if self.codec.exact else rows.detach().float()
+        values = rows.detach() if self.codec.delta is None else rows.detach().cpu()
+        values = values if self.codec.exact else values.float()
         write = Writer(self.codec.lossless)
         kept = _nonzero_rows(values, self.codec.exact)
-        write.add(_ALL_ROWS if kept is None else _SOME_ROWS + np.packbits(kept.numpy()).tobytes())
         if kept is not None:
-            values = values[kept]
+            values, kept = values[kept], kept.cpu()
+        write.add(_ALL_ROWS if kept is None else _SOME_ROWS + np.packbits(kept.numpy()).tobytes())
         self.mask = None
         if len(values):
             self._write(values.contiguous(), key, groups or (len(rows),), context, kept, write)

@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from sfl.codec.kernel import kernel
+from sfl.codec.kernel import kernel, kernel_for
 from sfl.codec.sections import Reader, Writer
 from sfl.codec.spec import Argument, at_most, number, word
 
@@ -35,7 +35,7 @@ class TopK:
         sizes = np.asarray([1] * len(rows) if self.by_row else groups, np.int64) * hidden
         starts = np.concatenate([np.zeros(1, np.int64), np.cumsum(sizes)])
         keep = np.asarray([math.ceil(self.share * size) for size in sizes.tolist()], np.int64)
-        mask, kept = kernel().sparsify(rows.reshape(-1), starts, keep)
+        mask, kept = kernel_for(rows).sparsify(rows.reshape(-1), starts, keep)
         write.add(mask.tobytes())
         ones = np.unpackbits(mask, count=rows.numel(), bitorder="little")
         return kept, torch.from_numpy(ones).view(rows.shape).bool()

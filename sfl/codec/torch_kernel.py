@@ -1,7 +1,8 @@
 """The codec's passes in torch and numpy, for where there is no compiled kernel: the same bytes.
 
 What C does in one pass takes several here, each over memory of its own. Nothing depends on the
-order of a float sum.
+order of a float sum. Passes over values run where these lie: on an accelerator they leave it as
+codes, a byte each, and as bits of a mask.
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ _PROB_BITS = 12
 _LOWER = 1 << 15
 _BF16_MAX = torch.finfo(torch.bfloat16).max
 _BIN_SHIFT = 19  # an exponent and four leading bits
+_CPU = torch.device("cpu")
 
 
 def _signed(word: int) -> int:
@@ -34,9 +36,9 @@ def _signed(word: int) -> int:
 _GOLDEN, _FIRST, _SECOND = map(_signed, (0x9E3779B9, 0x21F0AAAD, 0xD35A2D97))
 
 
-def uniform(key: int, count: int) -> Tensor:
+def uniform(key: int, count: int, device: torch.device = _CPU) -> Tensor:
     """Keyed numbers in [0, 1), multiples of 2^-24; the i-th depends on (key, i) alone."""
-    bits = torch.arange(count, dtype=torch.int32).mul_(_GOLDEN).add_(_signed(key))
+    bits = torch.arange(count, dtype=torch.int32, device=device).mul_(_GOLDEN).add_(_signed(key))
     bits ^= (bits >> 16) & 0xFFFF  # int32 shifts keep the sign, the hash wants zeros
     bits *= _FIRST
     bits ^= (bits >> 15) & 0x1FFFF
@@ -60,21 +62,26 @@ class TorchKernel:
         """bf16 scales and codes."""
         n = values.numel()
         blocks = -(-n // block)
-        padded = values if n == blocks * block else torch.zeros(blocks * block)
+        padded = values if n == blocks * block else values.new_zeros(blocks * block)
         if padded is not values:
             padded[:n] = values
         grid = padded.view(blocks, block)
         largest = torch.maximum(grid.amax(1), -grid.amin(1))
         if not bool(largest.isfinite().all()):
             return None
-        words = (largest / levels).view(torch.int32).add_(0xFFFF) & -0x10000
+        # By a tensor: CUDA takes a number's reciprocal, and multiplies.
+        ratio = largest / torch.full_like(largest, levels)
+        words = ratio.view(torch.int32).add_(0xFFFF) & -0x10000
         words = words.clamp_(0x03800000, 0x7F7F0000)
         inverse = 1.0 / words.view(torch.float32)
         u = grid * inverse[:, None]
-        u += _offsets(key, n, blocks * block).view(blocks, block) if key is not None else 0.5
+        if key is None:
+            u += 0.5
+        else:
+            u += _offsets(key, n, blocks * block, values.device).view(blocks, block)
         codes = u.add_(float(levels)).clamp_(0.0, float(2 * levels)).to(torch.uint8)
-        scales = (words >> 16).to(torch.int16).numpy().view(np.uint16)
-        return scales, codes.view(-1)[:n].numpy()
+        scales = (words >> 16).to(torch.int16).cpu().numpy().view(np.uint16)
+        return scales, codes.view(-1)[:n].cpu().numpy()
 
     def dequantise_blocks(self, codes: Bytes, scales: Words, block: int, levels: int) -> Tensor:
         """Values."""
@@ -92,8 +99,8 @@ class TorchKernel:
         if not is_finite(values):
             return None
         u = values * torch.tensor(inverse)
-        u += uniform(key, values.numel()) if key is not None else 0.5
-        codes: Bytes = u.add_(128.0).clamp_(1.0, 255.0).to(torch.uint8).numpy()
+        u += uniform(key, values.numel(), values.device) if key is not None else 0.5
+        codes: Bytes = u.add_(128.0).clamp_(1.0, 255.0).to(torch.uint8).cpu().numpy()
         return codes
 
     def dequantise_grid(self, codes: Bytes, step: float, key: int | None) -> Tensor:
@@ -155,11 +162,11 @@ class TorchKernel:
     def sparsify(self, values: Tensor, starts: Longs, keep: Longs) -> tuple[Bytes, Tensor]:
         """Mask and survivors."""
         magnitude = values.view(torch.int32) & 0x7FFFFFFF
-        mask = torch.empty(values.numel(), dtype=torch.bool)
+        mask = torch.empty(values.numel(), dtype=torch.bool, device=values.device)
         for group, count in enumerate(keep.tolist()):
             own = slice(int(starts[group]), int(starts[group + 1]))
             torch.ge(magnitude[own], _kth(magnitude[own], count), out=mask[own])
-        return np.packbits(mask.numpy(), bitorder="little"), values[mask]
+        return _packed_mask(mask), values[mask]
 
     def expand(self, mask: Bytes, kept: Tensor, count: int) -> Tensor:
         """All values."""
@@ -253,14 +260,27 @@ class TorchKernel:
         return np.concatenate(pieces)
 
 
-def _offsets(key: int, count: int, room: int) -> Tensor:
+def _offsets(key: int, count: int, room: int, device: torch.device) -> Tensor:
     """Keyed offsets of `count` values, padded with zeros."""
-    drawn = uniform(key, count)
-    return drawn if room == count else torch.cat([drawn, torch.zeros(room - count)])
+    drawn = uniform(key, count, device)
+    return drawn if room == count else torch.cat([drawn, drawn.new_zeros(room - count)])
+
+
+def _packed_mask(mask: Tensor) -> Bytes:
+    """Bits, the first the lowest, eight to a byte before they leave an accelerator."""
+    if not mask.is_cpu:
+        places = torch.zeros(-(-mask.numel() // 8) * 8, dtype=torch.uint8, device=mask.device)
+        places[: mask.numel()] = mask
+        weights = 1 << torch.arange(8, device=mask.device)
+        packed: Bytes = (places.view(-1, 8) * weights).sum(1).to(torch.uint8).cpu().numpy()
+        return packed
+    return np.packbits(mask.numpy(), bitorder="little")
 
 
 def _kth(magnitude: Tensor, k: int) -> Tensor:
     """The k-th largest of int32 magnitudes: its bin first, then a selection within the bin."""
+    if not magnitude.is_cpu:  # which selects by itself, and would have to be waited for
+        return magnitude.kthvalue(magnitude.numel() - k + 1).values
     bins = magnitude >> _BIN_SHIFT
     counts = torch.bincount(bins, minlength=1)
     above = counts.flip(0).cumsum(0)

@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from sfl.codec.kernel import kernel
+from sfl.codec.kernel import kernel, kernel_for
 from sfl.codec.packet import Form, Quantised, Source, Symbols
 from sfl.codec.spec import Argument, at_most, number, word
 from sfl.errors import ProtocolError
@@ -42,11 +42,12 @@ class Uniform:
         """Codes in units of the step. Raises ProtocolError on NaN or infinity."""
         step = self._step(scale_of)
         # Rounding by chance and rounding what was dithered give the same codes.
-        codes = kernel().quantise_grid(values, 1.0 / step, key if self.rounding else None)
+        drawn = key if self.rounding else None
+        codes = kernel_for(values).quantise_grid(values, 1.0 / step, drawn)
         if codes is None:
             raise ProtocolError(f"codec {self.name}: a value is NaN or infinite")
         far = np.flatnonzero((codes == 1) | (codes == 255))
-        values_far = values.numpy()[far]
+        values_far = values[torch.from_numpy(far)].cpu().numpy()
         lowest, highest = int(codes.min()), int(codes.max())
         levels = highest - lowest + 1
         codes -= np.uint8(lowest)

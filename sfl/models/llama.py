@@ -161,7 +161,7 @@ class LlamaLike:
 
 def last_token(logits: Tensor, padding: Padding) -> Tensor:
     """[B, T, C] -> [B, C], at each row's last real token."""
-    rows = padding.lengths.new_tensor(range(len(logits)))
+    rows = padding.lengths.new_ones(len(logits)).cumsum(0) - 1
     return logits[rows, padding.lengths - 1]
 
 

@@ -113,6 +113,13 @@ class SpanModel(nn.Module):
             if begin < end:
                 yield stretch.device, begin, end
 
+    def device_of(self, block: int) -> torch.device:
+        """Where a block computes; past the last one, where the head does."""
+        for stretch in self._stretches:
+            if stretch.first <= block < stretch.last:
+                return torch.device(stretch.device)
+        return torch.device(self._stretches[-1].device if self._stretches else "cpu")
+
     def _at_head(self, hidden: Tensor) -> Tensor:
         """In the dtype and on the device of the head."""
         if self._stretches:

@@ -197,6 +197,8 @@ class Session(ABC):
         if self.model.training != training:
             self.model.train(training)
         boundary = self.computation.hidden(message.rows, message.lengths)
+        # Its gradient will lie where it does: there the codec takes it.
+        boundary = boundary.to(self.model.device_of(self.plan.middle.first))
         # Without this mark a boundary behind frozen layers would get no gradient.
         boundary.requires_grad_(training and self.plan.cut_layer > 0)
         span = self.plan.middle
@@ -313,7 +315,8 @@ class VanillaSession(Session):
             )
         with self.stats.phases.measure("backward", message.key, self.device):
             loss.backward()  # type: ignore[no-untyped-call]
-        reply = replace(self._cut_gradient(message, boundary), loss=float(loss.detach()))
+            mean = float(loss.detach())  # an accelerator is waited for here
+        reply = replace(self._cut_gradient(message, boundary), loss=mean)
         return [reply, *self._after_backward(message)]
 
     def _evaluate(self, message: TensorMessage) -> list[Reply]:
@@ -325,13 +328,6 @@ class VanillaSession(Session):
 
 class UShapedSession(Session):
     """Hidden states go back; loss and labels stay on the device."""
-
-    def _forward(
-        self, message: TensorMessage, graph: bool = True
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        """As above, the output where its gradient will come in."""
-        boundary, output = super()._forward(message, graph)
-        return boundary, output.to(boundary.device)
 
     def _handlers(self) -> dict[tuple[Purpose, Kind], Callable[[TensorMessage], list[Reply]]]:
         return {
@@ -368,7 +364,7 @@ class UShapedSession(Session):
         boundary, output = flight.graph or self._forward(flight.message)
         self.bank.activate(self.adapter)  # for blocks that are computed again
         with self.stats.phases.measure("backward", message.key, self.device):
-            output.backward(gradient)  # type: ignore[no-untyped-call]
+            output.backward(gradient.to(output.device))  # type: ignore[no-untyped-call]
         return [self._cut_gradient(message, boundary), *self._after_backward(message)]
 
 
@@ -408,7 +404,8 @@ def _train_together(
     boundaries = []
     for session, message, _ in items:
         assert message.rows is not None
-        boundaries.append(message.rows.requires_grad_(session.plan.cut_layer > 0))
+        boundary = message.rows.to(model.device_of(lead.plan.middle.first))
+        boundaries.append(boundary.requires_grad_(session.plan.cut_layer > 0))
     if not model.training:
         model.train(True)
     with lead.stats.phases.measure("forward", first_message.key, lead.device):
@@ -431,13 +428,13 @@ def _train_together(
             )
     with lead.stats.phases.measure("backward", first_message.key, lead.device):
         bank.activate_parts(parts)  # for blocks that are computed again
-        torch.stack(losses).sum().backward()  # type: ignore[no-untyped-call]
+        each = torch.stack(losses)
+        each.sum().backward()  # type: ignore[no-untyped-call]
+        means = each.tolist()  # an accelerator is waited for here
     replies: list[list[Reply]] = []
-    for (session, message, _), boundary, loss in zip(items, boundaries, losses, strict=True):
+    for (session, message, _), boundary, mean in zip(items, boundaries, means, strict=True):
         rows = boundary.grad
-        answer = replace(
-            message, kind=Kind.GRADIENT, rows=rows, labels=None, loss=float(loss.detach())
-        )
+        answer = replace(message, kind=Kind.GRADIENT, rows=rows, labels=None, loss=mean)
         replies.append([answer, *session._after_backward(message)])
     return replies
 
