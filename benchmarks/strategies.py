@@ -94,7 +94,7 @@ def write_config(path: Path, case: Case, given: argparse.Namespace) -> None:
     values["run"]["rounds"] = given.rounds
     values["model"]["path"] = str(minilm())
     values["lora"] = {"rank": max(case.ranks), "alpha": 16}
-    values["training"]["local_steps"] = given.local_steps
+    values["training"] |= {"local_steps": given.local_steps, "batch_size": given.batch_size}
     values["aggregation"] = case.options
     values["data"] |= {
         "train": str(DATA / "train.txt"),
@@ -150,6 +150,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else "")
     parser.add_argument("--rounds", type=int, default=10)
     parser.add_argument("--local-steps", type=int, default=40)
+    parser.add_argument("--batch-size", type=int, default=32)
     parser.add_argument("--eval-examples", type=int, default=0, help="of each device; 0: all")
     parser.add_argument("--seeds", nargs="+", type=int, default=[0])
     parser.add_argument("--only", nargs="+", default=[], help="strategies; default: all")
@@ -157,7 +158,7 @@ def main() -> None:
     needed(DATA)
     print(
         f"emotion, Dirichlet(0.5), {len(DEVICES)} devices, {given.rounds} rounds of "
-        f"{given.local_steps} steps, {len(given.seeds)} seeds"
+        f"{given.local_steps} steps of {given.batch_size}, {len(given.seeds)} seeds"
     )
     print(
         f"  {'strategy':38} {'accuracy (%)':22} {'loss':>6} {'reported':>9} {'MB up':>8} "
