@@ -18,7 +18,7 @@ from sfl.adapters.rank import truncated
 from sfl.certificates.own import OwnCertificate
 from sfl.config import EdgeConfig, RunSettings
 from sfl.errors import LinkLost, Refused, RunFailed, SflError
-from sfl.files import write_atomic
+from sfl.files import writable_folder, write_atomic
 from sfl.logs import describe_node
 from sfl.metrics.prometheus import NodeCollector, serve_as_set
 from sfl.metrics.snapshot import NodeSnapshot
@@ -78,7 +78,9 @@ class EdgeServer:
         self._choice: EdgeChoice
         self._residence: Residence | None = None
         if config.resident_adapters is not None:
-            where = config.rest_dir if config.rest_in == "disk" else None
+            where = None
+            if config.rest_in == "disk":
+                where = writable_folder(config.rest_dir, "edge.rest_dir")
             self._residence = Residence(config.resident_adapters, where, self.stats)
         self._sessions: dict[str, Session] = {}
         self._files: dict[str, SpanFiles] = {}

@@ -1,9 +1,31 @@
-"""Files that are either whole or not there: written aside, then renamed."""
+"""Folders that can be written to, and files that are either whole or not there."""
 
 from __future__ import annotations
 
 import os
+import tempfile
 from pathlib import Path
+
+from sfl.errors import ConfigError
+
+
+def writable_folder(path: Path, field: str, *, private: bool = False) -> Path:
+    """The folder `path`, made where it is missing and tried; `field` is the setting it came from.
+
+    With `private` a new one is its owner's alone. Raises ConfigError where nothing can be written.
+    """
+    folder = path.expanduser()
+    try:
+        folder.mkdir(parents=True, exist_ok=True, mode=0o700 if private else 0o777)
+        with tempfile.TemporaryFile(dir=folder):
+            return folder
+    except OSError as error:
+        raise ConfigError(
+            field,
+            str(path),
+            f"nothing can be written there ({error.strerror})",
+            "Name a folder that is yours to write to, on a disk with room.",
+        ) from None
 
 
 def write_atomic(path: Path, content: str | bytes, *, durable: bool = True) -> None:

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from sfl.config import RunConfig, dump_toml, load_run
 from sfl.errors import ConfigError
-from sfl.files import write_atomic
+from sfl.files import writable_folder, write_atomic
 
 EFFECTIVE_HEADER = """\
 # The settings of run {run_id} as they took effect, every default and every `auto` filled in.
@@ -25,7 +25,7 @@ def new_run_id() -> str:
 def open_run_folder(config: RunConfig) -> Path:
     """Make `output_dir/id` and write the effective settings into it. Raises ConfigError."""
     run_id = config.run.id or new_run_id()
-    folder = config.run.output_dir.expanduser().resolve() / run_id
+    folder = writable_folder(config.run.output_dir, "run.output_dir").resolve() / run_id
     if (folder / "metrics.jsonl").exists():
         raise ConfigError("run.id", run_id, "a run of that name exists", "Choose another, or none.")
     folder.mkdir(parents=True, exist_ok=True)

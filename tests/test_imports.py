@@ -44,6 +44,7 @@ SAME_LEVEL = {
     ("sfl.plan", "sfl.errors"),
     ("sfl.process", "sfl.errors"),
     ("sfl.extras", "sfl.errors"),
+    ("sfl.files", "sfl.errors"),
     ("sfl.process", "sfl.machine"),
     ("sfl.adapters", "sfl.models"),
     ("sfl.aggregation", "sfl.adapters"),

@@ -27,7 +27,7 @@ from sfl.certificates.identity import (
     server_name,
 )
 from sfl.errors import ConfigError
-from sfl.files import write_atomic
+from sfl.files import writable_folder, write_atomic
 
 CA_DAYS = 3650
 DAYS = 365
@@ -117,7 +117,7 @@ class Authority:
                 "--dir", str(folder), "has a CA's ca.pem, not its ca.key", "Choose another folder."
             )
         authority = cls.create(name, days)
-        folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+        folder = writable_folder(folder, "--dir", private=True)
         # The certificate comes last: a folder with it is complete.
         write_private(key, authority._own.key_pem)
         write_atomic(cert, authority.cert_pem)
@@ -185,8 +185,7 @@ class Authority:
             raise ConfigError(
                 "--out", str(folder), f"{cert.name} is of {there}", "Choose another folder."
             )
-        if not folder.exists():
-            folder.mkdir(parents=True, mode=0o700)
+        folder = writable_folder(folder, "--out", private=True)
         write_private(folder / f"{identity.name}.key", issued.key_pem)
         write_atomic(cert, issued.cert_pem)
         write_atomic(folder / "ca.pem", self.cert_pem)

@@ -68,10 +68,15 @@ train = "data/beta.jsonl"
 
 
 def write_config(path: Path, force: bool) -> None:
-    """Write the commented template. Raises ConfigError where the file exists."""
+    """Write the commented template. Raises ConfigError where it exists or cannot be written."""
     if path.exists() and not force:
         raise ConfigError("path", str(path), "the file exists", "Choose another, or pass --force.")
-    path.write_text(TEMPLATE.format(name=path), encoding="utf-8")
+    try:
+        path.write_text(TEMPLATE.format(name=path), encoding="utf-8")
+    except OSError as error:
+        raise ConfigError(
+            "path", str(path), f"cannot be written ({error.strerror})", "Name a file elsewhere."
+        ) from None
     typer.echo(f"wrote {path}: set model.path and the devices' data, then `sfl run {path}`")
 
 

@@ -24,6 +24,7 @@ from sfl.codec.kernel import kernel
 from sfl.codec.sections import Reader, Writer
 from sfl.codec.spec import Argument, at_most, whole, word
 from sfl.errors import ProtocolError
+from sfl.files import writable_folder
 
 KINDS = ("bigram", "token", "sample")
 _SLOTS = {"bigram": 1 << 14, "token": 1 << 13, "sample": 1 << 17}
@@ -70,9 +71,9 @@ class Table:
     def __post_init__(self) -> None:
         shape = (self.stage.slots + 1, self.hidden)  # the last row stays zero: nothing known
         if self.stage.kind == "sample":
-            folder = None if self.folder is None else self.folder.expanduser()
+            folder = self.folder
             if folder is not None:
-                folder.mkdir(parents=True, exist_ok=True)
+                folder = writable_folder(folder, "device.cache_dir")
             with tempfile.TemporaryFile(dir=folder) as file:
                 file.truncate(2 * shape[0] * shape[1])
                 self.rows = np.memmap(file, np.uint16, "r+", shape=shape)

@@ -10,6 +10,7 @@ from pathlib import Path
 import grpc
 
 from sfl.errors import ProtocolError
+from sfl.files import writable_folder
 from sfl.metrics.stats import NodeStats
 from sfl.transport.status import error_of
 from sfl.transport.wire import EDGE_FETCH_FILE, EDGE_LIST_FILES
@@ -23,16 +24,18 @@ READ_BYTES = 1 << 20
 def fetch_model(channel: grpc.Channel, device: str, cache: Path, stats: NodeStats) -> Path:
     """A folder with the files of this device's span; only what the cache lacks is transferred.
 
-    Raises LinkLost, Refused, ProtocolError where bytes do not match their hash.
+    Raises ConfigError where the cache cannot be written, LinkLost, Refused, ProtocolError where
+    bytes do not match their hash.
     """
+    cache = writable_folder(cache, "device.cache_dir")
     try:
         listing = EDGE_LIST_FILES.stub(channel)(edge_pb2.FilesRequest(device=device))
         digest = hashlib.sha256("".join(f.sha256 for f in listing.files).encode()).hexdigest()
-        folder = cache.expanduser() / "spans" / digest[:32]
+        folder = cache / "spans" / digest[:32]
         folder.mkdir(parents=True, exist_ok=True)
         for entry in listing.files:
-            _fetch(channel, device, entry, cache.expanduser() / "blobs", stats)
-            _link(cache.expanduser() / "blobs" / entry.sha256, folder / Path(entry.name).name)
+            _fetch(channel, device, entry, cache / "blobs", stats)
+            _link(cache / "blobs" / entry.sha256, folder / Path(entry.name).name)
     except grpc.RpcError as error:
         raise error_of(error, "edge") from None
     return folder

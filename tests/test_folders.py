@@ -1,0 +1,81 @@
+"""Folders that a setting names and that cannot be written: one line, the setting, a fix; exit 2."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Any, cast
+
+import pytest
+
+from edge_server.server import EdgeServer
+from sfl.codec import Encoder, RowContext, parse
+from sfl.config import EdgeConfig
+from sfl.errors import ConfigError
+from sfl.files import writable_folder
+from sfl.metrics.stats import NodeStats
+from sfl.transport.fetch import fetch_model
+from tests.federation import ROOT, sfl
+
+
+@pytest.fixture
+def blocked(tmp_path: Path) -> Path:
+    """A path below a file, which no one can make; root could write to most others."""
+    (tmp_path / "file").write_text("in the way")
+    return tmp_path / "file" / "folder"
+
+
+QUICKSTART = str(ROOT / "examples" / "quickstart" / "homes.toml")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "field"),
+    [
+        (("run", QUICKSTART, "--set", "run.output_dir={}"), "run.output_dir"),
+        (("cloud", QUICKSTART, "--set", "run.output_dir={}"), "run.output_dir"),
+        (("init", "{}/run.toml"), "path"),
+        (("ca", "init", "--dir", "{}"), "--dir"),
+    ],
+)
+def test_a_command_says_which_and_what_to_do(
+    arguments: tuple[str, ...], field: str, blocked: Path
+) -> None:
+    done = sfl(*(argument.format(blocked) for argument in arguments))
+    assert done.returncode == 2, done.stderr
+    said = re.sub(r"\s+", " ", done.stderr)
+    assert f"{field} = " in said and "written" in said and "Name a f" in said
+    assert "Traceback" not in done.stderr and "bug" not in done.stderr
+
+
+def test_keys_need_a_folder_too(blocked: Path, tmp_path: Path) -> None:
+    assert sfl("ca", "init", "--dir", tmp_path / "ca").returncode == 0
+    issue = ("ca", "issue", "pi", "--role", "device", "--dir", tmp_path / "ca")
+    done = sfl(*issue, "--out", blocked)
+    assert done.returncode == 2 and "--out = " in done.stderr and "Traceback" not in done.stderr
+
+
+def test_a_device_is_told_before_anything_is_fetched(blocked: Path) -> None:
+    with pytest.raises(ConfigError, match=r"device\.cache_dir = .* nothing can be written there"):
+        fetch_model(cast(Any, None), "pi", blocked, NodeStats("pi", "device"))
+
+
+def test_what_delta_remembers_of_samples_needs_one(blocked: Path) -> None:
+    import torch
+
+    rows = torch.ones(2, 8)
+    context = RowContext(*(torch.arange(2).numpy() for _ in range(4)))
+    encoder = Encoder(parse("delta(sample, 64) | int(4)"), blocked)
+    with pytest.raises(ConfigError, match=r"device\.cache_dir"):
+        encoder.encode(rows, 1, (2,), context)
+
+
+def test_an_edge_is_told_before_it_loads(blocked: Path) -> None:
+    config = EdgeConfig(cloud="localhost:1", resident_adapters=1, rest_in="disk", rest_dir=blocked)
+    with pytest.raises(ConfigError, match=r"edge\.rest_dir"):
+        EdgeServer(config, 1, False)
+
+
+def test_a_folder_that_can_be_written_is_made_and_left_empty(tmp_path: Path) -> None:
+    made = writable_folder(tmp_path / "a" / "b", "field", private=True)
+    assert made == tmp_path / "a" / "b" and list(made.iterdir()) == []
+    assert made.stat().st_mode & 0o777 == 0o700
