@@ -8,6 +8,7 @@ from dataclasses import replace
 from functools import cache
 from pathlib import Path
 
+import kernel_bytes
 import numpy as np
 import pytest
 import torch
@@ -15,6 +16,7 @@ import zstandard
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+import sfl.codec
 from sfl.codec import (
     GRADIENT_PRESETS,
     PRESETS,
@@ -717,3 +719,11 @@ def test_bad_labels_are_refused_or_of_the_right_number(data: bytes, count: int) 
         assert unpack_labels(data, count, -100).shape == (count,)
     except ProtocolError:
         return
+
+
+def test_every_pass_gives_the_bytes_it_gives_everywhere() -> None:
+    """tests/kernel_bytes.py was run for aarch64 too: a pass that differs breaks mixed fleets."""
+    library = next(Path(sfl.codec.__file__).parent.glob("_kernel*.so"), None)
+    if library is None:
+        pytest.skip("no compiled kernel in this installation")
+    assert dict(kernel_bytes.passes(library)) == kernel_bytes.DIGESTS
