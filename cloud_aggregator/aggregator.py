@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_args
 
 from cloud_aggregator.records import RunRecords
+from cloud_aggregator.stacks import Node, Stacks
 from sfl.adapters.artifact import save_adapter
 from sfl.adapters.initial import initial_adapter
 from sfl.adapters.manifest import AdapterManifest
@@ -60,6 +61,7 @@ from sfl.transport.chunks import adapter_bytes, adapter_frames, decode_adapter
 from sfl.transport.cloud_service import CloudService
 from sfl.transport.credentials import bind, new_server
 from sfl.transport.spool import Spool
+from sfl.transport.wire import STACK
 from sfl.v1 import cloud_pb2, edge_pb2, tensor_pb2
 
 if TYPE_CHECKING:
@@ -89,6 +91,7 @@ class CloudAggregator:
         self.strategy = make_strategy(config.aggregation, config.lora)
         self.manifest: AdapterManifest | None = None
         self.adapter: dict[str, Array] = {}
+        self.stacks = Stacks(folder / "stacks")
         self._traces = self._step_traces()
         self._over: asyncio.Future[FinishRun] = asyncio.get_running_loop().create_future()
         self._aggregation: asyncio.Task[None] | None = None
@@ -156,6 +159,8 @@ class CloudAggregator:
     def _finish_records(self, end: FinishRun) -> None:
         self.records.close(end, self.stats.snapshot())
         self.spool.drop_all()
+        if not self.config.run.keep_round_adapters:
+            self.stacks.drop()
 
     def _show(self) -> None:
         self.records.show(self.coordinator, self.stats.snapshot())
@@ -245,11 +250,23 @@ class CloudAggregator:
             edge = self.coordinator.devices[device].edge
             start = starts.setdefault(edge, cloud_pb2.EdgeRoundStart(round=round_))
             start.devices.append(cloud_pb2.DeviceStart(device=device, start=own))
-        payload = adapter_bytes(self.adapter)
+        folded = self.strategy.folded(self.adapter)
+        payload = adapter_bytes({n: a for n, a in self.adapter.items() if n not in folded})
         for edge, start in starts.items():
+            self._send_stacks(edge, [entry.device for entry in start.devices])
             self.service.post(edge, cloud_pb2.CloudMessage(start=start))
-            for frame in adapter_frames(tensor_pb2.AdapterHeader(round=round_), payload):
-                self.service.post(edge, cloud_pb2.CloudMessage(adapter=frame))
+            self._send_adapter(edge, tensor_pb2.AdapterHeader(round=round_), payload)
+
+    def _send_stacks(self, edge: str, devices: list[str]) -> None:
+        """What an edge or one of these devices lacks for its base, oldest first."""
+        nodes: list[Node] = [("edge", edge), *(("device", device) for device in devices)]
+        for number, payload in self.stacks.lacking(nodes):
+            header = tensor_pb2.AdapterHeader(round=number, side=STACK)
+            self._send_adapter(edge, header, payload)
+
+    def _send_adapter(self, edge: str, header: tensor_pb2.AdapterHeader, payload: bytes) -> None:
+        for frame in adapter_frames(header, payload):
+            self.service.post(edge, cloud_pb2.CloudMessage(adapter=frame))
 
     @_do.register
     def _(self, command: Aggregate) -> None:
@@ -299,6 +316,8 @@ class CloudAggregator:
         ]
         with self.stats.phases.measure("step"):
             self.adapter = self.strategy.aggregate(contributions, self.adapter)
+            if folded := self.strategy.folded(self.adapter):
+                self.stacks.add(folded)
         self._save(f"adapters/round-{round_:04d}")
         self.spool.drop(round_)
 
@@ -308,8 +327,11 @@ class CloudAggregator:
         return Contribution(device, num_examples, files, rank, scaling)
 
     def _save(self, name: str) -> None:
+        """Keep the global adapter: where rounds were folded into the bases, all of them."""
         assert self.manifest is not None
-        save_adapter(self.folder / name, self.adapter, self.manifest.peft_config)
+        folded, rank = self.stacks.as_adapter()
+        config = {**self.manifest.peft_config, **rank}
+        save_adapter(self.folder / name, self.adapter | folded, config)
 
     # -- what edges' streams tell (transport.cloud_service.Host) -----------------------------------
 
@@ -343,6 +365,7 @@ class CloudAggregator:
             self._save("adapters/round-0000")
         elif manifest.parameters != self.manifest.parameters:
             raise ProtocolError(f"edge {edge} has another model than the first edge")
+        self.stacks.joined(("edge", edge))
         self._happened(EdgeReady(edge, manifest.num_layers))
 
     def _base(self, own: EdgeConfig | LocalDevice, kind: NodeKind, name: str) -> dict[str, str]:
@@ -381,6 +404,7 @@ class CloudAggregator:
 
     def device_joined(self, edge: str, device: str) -> None:
         """A device asks to take part."""
+        self.stacks.joined(("device", device))
         self._happened(DeviceJoined(device, edge))
 
     def device_ready(self, device: str, ready: edge_pb2.DeviceReady) -> None:

@@ -102,14 +102,15 @@ class DeviceAgent:
         trainer, dataset = self._load(link, joined)
         link.ready(dataset)
         self.manager.status(f"run {joined.run_id}: waiting for its first round")
-        for order in link.orders():
+        for order in link.orders(trainer.fold):
             self.manager.status(f"run {joined.run_id}: round {order.start.round}")
             link.deliver(trainer.run_round(order))
 
     def _load(self, link: DeviceLink, joined: Joined) -> tuple[Trainer, Dataset]:
         """This device's span, tokenizer and data; moments start afresh with every joining."""
         settings, name = joined.settings, self.config.name
-        form = settle(self.config, settings.model, torch.get_num_threads())
+        folds = settings.aggregation.folds
+        form = settle(self.config, settings.model, torch.get_num_threads(), folds)
         folder = self._folder(link)
         entry = settings.device(name)
         plan = SplitPlan(

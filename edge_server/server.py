@@ -45,6 +45,7 @@ from sfl.transport.credentials import bind, new_server
 from sfl.transport.cut import check_codecs
 from sfl.transport.edge_service import EdgeService
 from sfl.transport.files import SpanFiles
+from sfl.transport.wire import STACK
 from sfl.v1 import cloud_pb2, edge_pb2, tensor_pb2
 
 log = logging.getLogger("sfl.edge")
@@ -88,6 +89,8 @@ class EdgeServer:
         self._devices: dict[str, NodeSnapshot] = {}
         self._adapter = AdapterAssembly(ADAPTER_LIMIT)
         self._start: cloud_pb2.EdgeRoundStart | None = None
+        self._stacks = 0  # rounds whose sums are in the base
+        self._folded: asyncio.Task[None] | None = None
         self._ready = asyncio.Event()
         describe_node(self._log_fields)
         self._on_cloud: dict[str, Callable[[cloud_pb2.CloudMessage], object]] = {
@@ -208,7 +211,7 @@ class EdgeServer:
         self.folder = open_model(self.config.model or settings.model.path)
         check_length(settings.model.max_length, self.folder.context_length)
         choice = self._choice = fit_edge(self.folder, settings, self.config)
-        form = settle(self.config, settings.model, self.threads)
+        form = settle(self.config, settings.model, self.threads, settings.aggregation.folds)
         self.stats.dtype, self.stats.quantised = form.dtype, form.quantised
         num_labels = len(settings.model.labels)
         manifest = build_manifest(self.folder, settings.model.task, num_labels, settings.lora)
@@ -265,12 +268,42 @@ class EdgeServer:
 
     def _on_adapter(self, message: cloud_pb2.CloudMessage) -> None:
         whole = self._adapter.add(message.adapter)
-        if whole is None or self._start is None:
+        if whole is None:
             return
-        values = decode_adapter(whole[1])
-        for entry in self._start.devices:
+        header, values = whole[0], decode_adapter(whole[1])
+        if header.side == STACK:
+            self._on_stack(header.round, values)
+        elif self._start is not None:
+            self._on_global(self._start, values)
+
+    def _on_stack(self, round_: int, values: dict[str, np.ndarray]) -> None:
+        """What a round gave goes into the base once, for all devices, and on to those without."""
+        if round_ == self._stacks + 1:
+            self._stacks = round_
+            self._folded = asyncio.create_task(self._fold(values))
+        assert self._folded is not None, "the cloud begins with the first"
+        for device, stream in self.service.streams.items():
+            spans = self._plan(device).device_spans
+            theirs = {
+                name: array
+                for name, array in values.items()
+                if any(belongs_to(name, span) for span in spans)
+            }
+            stream.fold(round_, theirs, self._folded)
+
+    async def _fold(self, values: dict[str, np.ndarray]) -> None:
+        try:
+            await self.engine.run(self.bank.fold, values)
+        except SflError as error:
+            self.cloud.post(cloud_pb2.EdgeReportMessage(failure=str(error)))
+            raise
+
+    def _on_global(self, start: cloud_pb2.EdgeRoundStart, values: dict[str, np.ndarray]) -> None:
+        """The round begins for the devices that are there."""
+        for entry in start.devices:
             stream = self.service.streams.get(entry.device)
             if stream is not None:
+                assert stream.stacks == self._stacks, "the cloud sends what is lacking first"
                 mine, theirs = self._shared_out(entry.device, values)
                 stream.begin_round(entry.start, mine, theirs)
 

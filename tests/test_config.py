@@ -61,6 +61,7 @@ def test_every_shipped_example_is_a_valid_run(name: str) -> None:
         ("aggregation.mu=0.1", ("aggregation.mu = 0.1", "'fedavg' does not read it", "fedprox")),
         ("aggregation.trim_fraction=0.5", ("trim_fraction = 0.5", "less than 0.5")),
         ("aggregation.momentum=1.0", ("momentum = 1.0", "less than 1")),
+        ("devices.a.rank=4", ("devices.a.rank = 4", "'flora'")),
         ("codec.activation=auto", ("codec.", "activation", '"auto" is for both')),
         ("devices.a.codec.gradient=auto", ("devices.a.codec", "name a codec here")),
     ],
@@ -73,6 +74,28 @@ def test_a_wrong_setting_is_named_with_its_value_and_a_fix(
     assert "\n" not in str(caught.value)
     for word in words:
         assert word in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "override",
+    [
+        "model.dtype=bfloat16",
+        "model.dtype=auto",
+        "edge.quantised=nf4",
+        "edge.dtype=bfloat16",
+        "devices.b.quantised=int8",
+        "devices.a.dtype=auto",
+        "codec.adapter=int8",
+        "devices.a.codec.adapter=int8 | zstd",
+    ],
+)
+def test_what_cannot_be_folded_into_is_refused(tmp_path: Path, override: str) -> None:
+    load_run(written(tmp_path), [override])
+    with pytest.raises(ConfigError) as caught:
+        load_run(written(tmp_path), ["aggregation.strategy=flora", override])
+    field, _, value = override.partition("=")
+    assert f"{field} = {value!r}: flora adds" in str(caught.value)
+    assert any(fix in str(caught.value) for fix in ('use "float32"', 'leave it at "none"'))
 
 
 def test_a_strategy_bounds_ranks_and_devices(tmp_path: Path) -> None:

@@ -31,6 +31,7 @@ LORA = LoraSettings(rank=RANK, alpha=ALPHA)
 LAYERS = {"m.layers.0.q": (9, 7), "m.layers.1.k": (5, 12)}  # out, in
 SAVED = {"base_model.model.score.weight": (3, 7), "base_model.model.score.bias": (3,)}
 NAMES = sorted(STRATEGIES)
+ONE_SHAPE = [name for name in NAMES if name != "flora"]  # which gives stacks: tests/test_flora.py
 KEEP_ONE_DEVICE = ("fedavg", "fedprox", "median", "trimmed_mean")
 
 
@@ -129,7 +130,7 @@ def test_the_order_of_arrival_changes_no_bit(tmp_path: Path, name: str) -> None:
         assert same_bits(strategy(name).aggregate(shuffled, current), wanted)
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", ONE_SHAPE)
 def test_names_shapes_and_types_are_the_global_adapters(tmp_path: Path, name: str) -> None:
     parts, _ = fleet(tmp_path, name)
     current = adapter(50)

@@ -1,4 +1,7 @@
-"""The adapter that a run begins with: made once, keyed by (seed, parameter name)."""
+"""The adapter that a run begins with: made once, keyed by (seed, parameter name).
+
+Where every round begins with LoRA of its own, each node makes it, keyed by the round as well.
+"""
 
 from __future__ import annotations
 
@@ -9,6 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from sfl.adapters.manifest import AdapterManifest, ParameterSpec
+from sfl.adapters.names import is_lora_a, is_lora_b
 from sfl.errors import ProtocolError
 from sfl.keys import derive_seed
 
@@ -30,6 +34,23 @@ def initial_adapter(
         spec.name: _given(spec, given or {}) if spec.init == "given" else _draw(spec, seed)
         for spec in sorted(manifest.parameters, key=lambda spec: spec.name)
     }
+
+
+def fresh_lora(
+    shapes: Mapping[str, tuple[int, ...]], seed: int, round_: int
+) -> dict[str, npt.NDArray[np.float32]]:
+    """LoRA that a round begins with: A keyed by (seed, round, name), B zero.
+
+    Of two ranks the smaller one's A is the first rows of the larger one's.
+    """
+    key = derive_seed(seed, round_, "fresh")
+    values = {}
+    for name, shape in shapes.items():
+        if is_lora_a(name):
+            values[name] = _draw(ParameterSpec(name, shape, "kaiming", shape[1]), key)
+        elif is_lora_b(name):
+            values[name] = np.zeros(shape, np.float32)
+    return values
 
 
 def _given(spec: ParameterSpec, given: Values) -> npt.NDArray[np.float32]:

@@ -19,6 +19,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from sfl.adapters.folding import fold
+from sfl.adapters.initial import fresh_lora
 from sfl.adapters.manifest import AdapterManifest, Init, ParameterSpec
 from sfl.adapters.names import belongs_to, is_lora_a, lora_names, saved_name
 from sfl.adapters.targets import (
@@ -162,6 +164,13 @@ class Adapter:
             for name, parameter in self.parameters.items():
                 parameter.copy_(tensors[name])
 
+    def start_afresh(
+        self, values: Mapping[str, npt.NDArray[Any] | Tensor], seed: int, round_: int
+    ) -> None:
+        """Load a round's own fresh LoRA, and `values` of what is trained whole."""
+        shapes = {name: tuple(parameter.shape) for name, parameter in self.parameters.items()}
+        self.load({**fresh_lora(shapes, seed, round_), **values})
+
     def state(self) -> dict[str, npt.NDArray[np.float32]]:
         """A copy of all trained values."""
         return {
@@ -233,6 +242,10 @@ class LoraBank:
     def activate_parts(self, parts: Sequence[tuple[Adapter, int]]) -> None:
         """Let runs of so many rows of the next packed forwards use an adapter each."""
         self._active.parts = tuple((adapter.name, count) for adapter, count in parts)
+
+    def fold(self, stack: Mapping[str, npt.NDArray[Any]]) -> None:
+        """Add a stack to the base, below all adapters, for good. Raises ProtocolError."""
+        fold(self._targets, stack)
 
     def remove(self, name: str) -> None:
         """Forget an adapter; graphs in flight keep their tensors."""

@@ -13,6 +13,7 @@ from sfl.aggregation.fedprox import FedProx
 from sfl.aggregation.fedyogi import FedYogi
 from sfl.aggregation.ffa_lora import FfaLora
 from sfl.aggregation.flexlora import FlexLora
+from sfl.aggregation.flora import Flora
 from sfl.aggregation.krum import Krum
 from sfl.aggregation.median import Median
 from sfl.aggregation.multi_krum import MultiKrum
@@ -32,6 +33,7 @@ STRATEGIES: dict[str, Callable[[AggregationSettings, LoraSettings], Strategy]] =
     ),
     "ffa_lora": lambda options, lora: FfaLora(),
     "flexlora": lambda options, lora: FlexLora(lora.alpha / lora.rank, options.rank_partitioned),
+    "flora": lambda options, lora: Flora(lora.rank),
     "median": lambda options, lora: Median(),
     "trimmed_mean": lambda options, lora: TrimmedMean(options.trim_fraction),
     "krum": lambda options, lora: Krum(options.byzantine),

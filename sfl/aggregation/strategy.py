@@ -27,7 +27,15 @@ class Strategy(ABC):
     def aggregate(
         self, contributions: Sequence[Contribution], current: Mapping[str, Array]
     ) -> dict[str, Array]:
-        """The next adapter in float32: `current`'s names and shapes, whatever the order of arrival.
+        """The next adapter in float32, whatever the order of arrival.
 
-        Raises ProtocolError where a contribution is not complete.
+        It has `current`'s names, and its shapes but for what is `folded`. Raises ProtocolError
+        where a contribution is not complete.
         """
+
+    def folded(self, merged: Mapping[str, Array]) -> dict[str, Array]:
+        """What every node adds to its base for good, of scaling 1; the rest is sent to devices.
+
+        Of most strategies nothing.
+        """
+        return {}

@@ -137,12 +137,13 @@ class AggregationSettings(Section):
         "fedyogi",
         "ffa_lora",
         "flexlora",
+        "flora",
         "median",
         "trimmed_mean",
         "krum",
         "multi_krum",
     ] = "fedavg"
-    """The rule; `flexlora` is the one that takes devices of unequal ranks."""
+    """The rule; `flexlora` and `flora` take devices of unequal ranks."""
     mu: NonNegativeFloat = 0.01
     """`fedprox`: weight of the pull back to the round's global adapter."""
     server_learning_rate: PositiveFloat | None = None
@@ -193,8 +194,13 @@ class AggregationSettings(Section):
 
     @property
     def changes_basis(self) -> bool:
-        """Whether a round rotates the adapter's components, so that moments lose their meaning."""
-        return self.strategy == "flexlora"
+        """Whether components are others after a round, so that moments lose their meaning."""
+        return self.strategy in _MIXES_RANKS
+
+    @property
+    def folds(self) -> bool:
+        """Whether a round's sum goes into every base for good, and LoRA starts afresh over it."""
+        return self.strategy == "flora"
 
     @property
     def proximal(self) -> float:
@@ -202,7 +208,7 @@ class AggregationSettings(Section):
         return self.mu if self.strategy == "fedprox" else 0.0
 
 
-_MIXES_RANKS = ("flexlora",)
+_MIXES_RANKS = ("flexlora", "flora")
 _READERS = {
     "mu": ("fedprox",),
     "server_learning_rate": ("fedavgm", "fedadam", "fedyogi"),
@@ -384,6 +390,19 @@ class NetworkSettings(Section):
     """Allow addresses other than loopback without TLS."""
 
 
+FOLDING_DTYPES: tuple[Dtype | None, ...] = ("float32", "autocast", None)
+"""Settings of a base that a small change can be added to."""
+NEEDS_FLOAT32 = "flora adds every round's sum to the base, which only float32 weights can take"
+GIVE_FLOAT32 = 'use "float32" or "autocast", not quantised, or strategy "flexlora"'
+
+
+def cannot_fold(own: EdgeConfig | LocalDevice) -> str | None:
+    """The setting by which a node's base cannot take what a folding strategy adds, if any."""
+    if own.quantised != "none":
+        return "quantised"
+    return None if own.dtype in FOLDING_DTYPES else "dtype"
+
+
 def _is_exact(codec: str) -> bool:
     """Whether a codec's first stage leaves every bit as it was."""
     return codec.split("|")[0].strip() in ("none", "zstd", "rans")
@@ -447,6 +466,28 @@ class RunSettings(Section):
                 raise ValueError(
                     f"{field}: {strategy} cannot average unequal ranks; use lora.rank ({most}), or "
                     f"aggregation.strategy = {' or '.join(map(repr, _MIXES_RANKS))}"
+                )
+        return self
+
+    @model_validator(mode="after")
+    def _bases_can_be_changed(self) -> Self:
+        if not self.aggregation.folds:
+            return self
+        if self.model.dtype not in FOLDING_DTYPES:
+            raise ValueError(f"model.dtype: {NEEDS_FLOAT32}; {GIVE_FLOAT32}")
+        for device in self.devices:
+            if field := cannot_fold(device):
+                raise ValueError(f"devices.{device.name}.{field}: {NEEDS_FLOAT32}; {GIVE_FLOAT32}")
+        coded = [
+            ("codec.adapter", self.codec.adapter),
+            *((f"devices.{d.name}.codec.adapter", d.codec.adapter) for d in self.devices),
+            *(("codec.schedule", change.adapter) for change in self.codec.schedule),
+        ]
+        for field, codec in coded:
+            if codec not in (None, "none"):
+                raise ValueError(
+                    f"{field}: flora adds what travels to every base for good, so it travels as it "
+                    'is; leave it at "none"'
                 )
         return self
 
@@ -567,6 +608,12 @@ class RunConfig(RunSettings):
     """The cloud process."""
     edge: EdgeConfig = EdgeConfig()
     """The edge process of `sfl run`."""
+
+    @model_validator(mode="after")
+    def _edge_can_be_changed(self) -> Self:
+        if self.aggregation.folds and (field := cannot_fold(self.edge)):
+            raise ValueError(f"edge.{field}: {NEEDS_FLOAT32}; {GIVE_FLOAT32}")
+        return self
 
     @property
     def settings(self) -> RunSettings:

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cache
 
+import numpy as np
 import torch
 
-from sfl.config import EdgeConfig, LocalDevice, ModelSettings
+from sfl.adapters.lora import Adapter
+from sfl.config import EdgeConfig, LocalDevice, ModelSettings, RunSettings
 from sfl.config.node import Dtype, Quantised
+from sfl.config.run import GIVE_FLOAT32, NEEDS_FLOAT32, cannot_fold
 from sfl.errors import ConfigError
 from sfl.models.placement import lay_out
 from sfl.models.quantised import check_quantised
@@ -35,18 +39,23 @@ class BaseForm:
         return self.dtype == "autocast"
 
 
-def settle(own: EdgeConfig | LocalDevice, model: ModelSettings, threads: int) -> BaseForm:
+def settle(
+    own: EdgeConfig | LocalDevice, model: ModelSettings, threads: int, folds: bool = False
+) -> BaseForm:
     """A node's own settings, or the run's; `auto` measured with `threads`.
 
-    Raises ConfigError where this machine does not have the device, or the quantisation that was
-    asked for does not run there.
+    Raises ConfigError where this machine does not have the device, where the quantisation that was
+    asked for does not run there, and where the run `folds` sums into a base that cannot take them.
     """
+    section = "edge" if isinstance(own, EdgeConfig) else "device"
+    if folds and (field := cannot_fold(own)):
+        fix = f"U{GIVE_FLOAT32[1:]}."
+        raise ConfigError(f"{section}.{field}", getattr(own, field), NEEDS_FLOAT32, fix)
     device = "cpu"
     if isinstance(own, EdgeConfig):
         check_devices(own)
         device = own.devices[0]
     form = BaseForm(decided(own.dtype or model.dtype, threads, device), own.quantised)
-    section = "edge" if isinstance(own, EdgeConfig) else "device"
     check_quantised(f"{section}.quantised", form.quantised, form.weights, device)
     return form
 
@@ -55,6 +64,17 @@ def settle(own: EdgeConfig | LocalDevice, model: ModelSettings, threads: int) ->
 def decided(dtype: Dtype, threads: int, device: str = "cpu") -> Dtype:
     """`dtype`, or what was measured to be faster on `device`; measured once in a process."""
     return fastest_dtype(threads, device).dtype if dtype == "auto" else dtype
+
+
+def begin_adapter(
+    adapter: Adapter, values: Mapping[str, np.ndarray], settings: RunSettings, round_: int
+) -> None:
+    """Load what a round begins with: all of it from `values`, or LoRA made anew over what was
+    folded into the base. Raises ProtocolError where values do not fit."""
+    if settings.aggregation.folds:
+        adapter.start_afresh(values, settings.run.seed, round_)
+    else:
+        adapter.load(values)
 
 
 def lay_over_devices(model: SpanModel, own: EdgeConfig) -> None:

@@ -16,7 +16,7 @@ from sfl.models.footprint import NOTHING_SAVED, Thrift
 from sfl.models.piecewise import compute_in_pieces
 from sfl.models.span import SpanModel, build_span
 from sfl.plan import Span, SplitPlan
-from sfl.stage.base import BaseForm
+from sfl.stage.base import BaseForm, begin_adapter
 from sfl.stage.computation import COMPUTATIONS
 
 
@@ -26,6 +26,7 @@ class Part:
 
     span: Span
     model: SpanModel
+    bank: LoraBank
     adapter: Adapter
 
 
@@ -42,6 +43,7 @@ class DeviceStage:
         thrift: Thrift = NOTHING_SAVED,
     ) -> None:
         self.plan = plan
+        self.settings = settings
         self.micro_batches = thrift.micro_batches
         """Over 1: cut a batch into at least so many pieces, and hold one at a time."""
         form = form or BaseForm(settings.model.dtype)
@@ -58,11 +60,16 @@ class DeviceStage:
         """Every trainable tensor of this device."""
         return [p for part in self.parts for p in part.adapter.trained.values()]
 
-    def load(self, values: Mapping[str, np.ndarray]) -> None:
-        """Take this device's part of the global adapter, in place."""
+    def load(self, values: Mapping[str, np.ndarray], round_: int) -> None:
+        """Begin a round with this device's part of the global adapter, in place."""
         for part in self.parts:
             mine = {name: array for name, array in values.items() if belongs_to(name, part.span)}
-            part.adapter.load(mine)
+            begin_adapter(part.adapter, mine, self.settings, round_)
+
+    def fold(self, stack: Mapping[str, np.ndarray]) -> None:
+        """Add a stack to the base, for good. Raises ProtocolError."""
+        for part in self.parts:
+            part.bank.fold(stack)
 
     def state(self) -> dict[str, np.ndarray]:
         """This device's part of the adapter under PEFT's names."""
@@ -100,7 +107,7 @@ def _build(
     rank, frozen = settings.rank(device), settings.aggregation.freezes_a
     adapter = bank.add(device, span, rank, freeze_a=frozen)
     bank.activate(adapter)
-    return Part(span, model, adapter)
+    return Part(span, model, bank, adapter)
 
 
 def _share_tied_weights(front: SpanModel, tail: SpanModel) -> None:

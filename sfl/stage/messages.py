@@ -98,6 +98,13 @@ class RoundOrder:
 
 
 @dataclass(frozen=True, slots=True)
+class Stack:
+    """What is to be added to the base before the next round, by the names of LoRA's factors."""
+
+    values: Mapping[str, np.ndarray]
+
+
+@dataclass(frozen=True, slots=True)
 class Finish:
     """The run is over."""
 
@@ -121,4 +128,4 @@ class RoundOutcome:
     rehearsal: tuple[float, ...] = ()
 
 
-Message = TensorMessage | GradientNorm | RoundOrder | Finish
+Message = TensorMessage | GradientNorm | Stack | RoundOrder | Finish

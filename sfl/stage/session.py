@@ -20,6 +20,7 @@ from sfl.metrics.stats import NodeStats
 from sfl.metrics.timeline import watched_step
 from sfl.models.span import ForwardKey, SpanModel
 from sfl.plan import SplitPlan
+from sfl.stage.base import begin_adapter
 from sfl.stage.computation import COMPUTATIONS, Labels
 from sfl.stage.messages import (
     GradientNorm,
@@ -93,7 +94,7 @@ class Session(ABC):
     def begin_round(self, start: RoundStart, values: Mapping[str, np.ndarray]) -> None:
         """Take the global adapter's part; the optimizer's moments stay where they mean the same."""
         enter(self)
-        self.adapter.load(values)
+        begin_adapter(self.adapter, values, self.settings, start.round)
         self.optimizer.begin_round()
         self.start = start
         self.stats.phases.timeline.watch(self.device, start.round, watched_step(start.num_steps))

@@ -37,6 +37,7 @@ from sfl.stage.messages import (
     RoundOrder,
     RoundOutcome,
     RoundStart,
+    Stack,
     TensorMessage,
 )
 from sfl.stage.optimizer import Optimizer
@@ -121,10 +122,14 @@ class Trainer:
             Kind.SCORE: self._note_score,
         }
 
+    def fold(self, stack: Stack) -> None:
+        """Add what the round before gave to this device's base, for good."""
+        self.stage.fold(stack.values)
+
     def run_round(self, order: RoundOrder) -> RoundOutcome:
         """Evaluate the global adapter, train from it, and tell what came of it."""
         start = order.start
-        self.stage.load(order.values)
+        self.stage.load(order.values, start.round)
         self.optimizer.begin_round()
         if start.rehearse:
             return self.rehearse(start)

@@ -38,6 +38,7 @@ from sfl.stage.messages import (
     RoundOrder,
     RoundOutcome,
     RoundStart,
+    Stack,
     TensorMessage,
 )
 from sfl.transport.chunks import (
@@ -57,7 +58,7 @@ from sfl.transport.frames import decode_tensor, encode_tensor, raw_bytes, to_sco
 from sfl.transport.shaper import Shaper, shaper
 from sfl.transport.status import error_of
 from sfl.transport.updates import UpdateSender, Values, decode_update
-from sfl.transport.wire import EDGE_SESSION, WIRE_VERSION, tensor_role, wire_bytes
+from sfl.transport.wire import EDGE_SESSION, STACK, WIRE_VERSION, tensor_role, wire_bytes
 from sfl.v1 import edge_pb2, tensor_pb2
 
 log = logging.getLogger(__name__)
@@ -210,12 +211,18 @@ class DeviceLink:
         )
         self._post(edge_pb2.DeviceMessage(ready=ready))
 
-    def orders(self) -> Iterator[RoundOrder]:
-        """The rounds to run, until the run is over. Raises RunFailed where it ends badly."""
+    def orders(self, fold: Callable[[Stack], None] | None = None) -> Iterator[RoundOrder]:
+        """The rounds to run, until the run is over. Raises RunFailed where it ends badly.
+
+        What is to be added to the base between them is given to `fold`.
+        """
         while True:
             message = self.receive()
             if isinstance(message, Finish):
                 return
+            if isinstance(message, Stack) and fold is not None:
+                fold(message)
+                continue
             if not isinstance(message, RoundOrder):
                 raise ProtocolError("a tensor came between two rounds")
             self._held = message.values
@@ -279,7 +286,7 @@ class DeviceLink:
             return GradientNorm(item.round, item.step, item.squared)
         if isinstance(item, Finish) and not item.ok:
             raise RunFailed(item.reason)
-        if isinstance(item, TensorMessage | RoundOrder | Finish):
+        if isinstance(item, TensorMessage | Stack | RoundOrder | Finish):
             return item
         raise ProtocolError(f"{self._peer}: {type(item).__name__} was not due")
 
@@ -486,6 +493,9 @@ class _Reader:
         self._count(message, "adapter")
         whole = self._adapter.add(message.adapter)
         if whole is None:
+            return
+        if whole[0].side == STACK:
+            self._put(Stack(decode_adapter(whole[1])))
             return
         if self._start is None:
             raise ProtocolError("an adapter came before its round was announced")

@@ -49,7 +49,7 @@ from sfl.transport.envelope import Frame
 from sfl.transport.frames import decode_tensor, encode_tensor
 from sfl.transport.shaper import Shaper, shaper
 from sfl.transport.updates import UpdateSender, decode_update
-from sfl.transport.wire import wire_bytes
+from sfl.transport.wire import STACK, wire_bytes
 from sfl.v1 import edge_pb2, tensor_pb2
 
 Context = grpc.aio.ServicerContext[Any, Any]
@@ -112,6 +112,8 @@ class DeviceStream:
     last_heard: float = field(default_factory=time.monotonic)
     held: Mapping[str, np.ndarray] = field(default_factory=dict)
     """The adapter values that the device has, as they arrived there."""
+    stacks: int = 0
+    """How many rounds' sums the device has been sent for its base."""
     _updates: UpdateSender = field(init=False)
     in_flight: int = 0
     _answered: float | None = None
@@ -145,6 +147,15 @@ class DeviceStream:
     ) -> None:
         """Load the edge's part, then send the device its own."""
         self._queue_job(self._begin_round(start, mine, theirs))
+
+    def fold(
+        self, round_: int, theirs: Mapping[str, np.ndarray], folded: asyncio.Task[None]
+    ) -> None:
+        """Send the device its part of what `round_` gave, unless it has that or lacks the one
+        before; `folded` is done once the edge's base has it."""
+        if round_ == self.stacks + 1:
+            self.stacks = round_
+            self._queue_job(self._fold(round_, theirs, folded))
 
     def finish(self, ok: bool, reason: str) -> None:
         """Tell the device that the run is over; it then closes the stream."""
@@ -417,6 +428,14 @@ class DeviceStream:
         await self.host.engine.run(self.session.begin_round, order, mine)
         self.post(edge_pb2.EdgeMessage(start=start))
         for frame in await self._global_part(start.round, theirs):
+            self.post(edge_pb2.EdgeMessage(adapter=frame))
+
+    async def _fold(
+        self, round_: int, theirs: Mapping[str, np.ndarray], folded: asyncio.Task[None]
+    ) -> None:
+        await asyncio.shield(folded)  # it is the other devices' too
+        header = tensor_pb2.AdapterHeader(round=round_, side=STACK)
+        for frame in encode_adapter(header, theirs):
             self.post(edge_pb2.EdgeMessage(adapter=frame))
 
     async def _global_part(

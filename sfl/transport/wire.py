@@ -18,6 +18,9 @@ WIRE_VERSION = 3
 FRAME_BYTES = (1 << 20) - (1 << 12)
 """Payload of a frame; with its envelope a message stays within gRPC's sweet spot of 1 MiB."""
 
+STACK = "stack"
+"""The `side` of an adapter that is no device's: what is to be added to the base, of `round`."""
+
 OPTIONS: tuple[tuple[str, int], ...] = (
     ("grpc.max_receive_message_length", 8 << 20),
     ("grpc.max_send_message_length", 8 << 20),

@@ -1,0 +1,59 @@
+"""FLoRA: factors are stacked, and the stack goes into every base (Wang et al., 2409.05976)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import reduce
+from operator import iadd
+
+import numpy as np
+
+from sfl.adapters.names import is_lora_a, is_lora_b
+from sfl.adapters.rank import shapes_at_rank
+from sfl.aggregation.contribution import Array, Contribution, Shapes, in_step, ordered
+from sfl.aggregation.strategy import Strategy
+
+
+@dataclass
+class Flora(Strategy):
+    """`[p_1 s_1 B_1, p_2 s_2 B_2, ..] [A_1; A_2; ..]`, which is `sum_k p_k s_k B_k A_k` exactly.
+
+    `p_k` is the share of the device's examples, `s_k` its own alpha / rank; both go into B, so that
+    the stack counts with scaling 1. Every node adds it to its base, and all devices start the next
+    round with a fresh LoRA of their own rank over that (`sfl.adapters.initial.fresh_lora`). Saved
+    modules take the weighted mean, as FedAvg's. `rank` is that of devices that name none. Memory:
+    the stack, and one tensor of every device.
+    """
+
+    rank: int
+
+    def shapes(self, contribution: Contribution, current: Mapping[str, Array]) -> Shapes:
+        """The same layers at the device's own rank; `current` may be a stack of any."""
+        return shapes_at_rank(current, contribution.rank or self.rank)
+
+    def aggregate(
+        self, contributions: Sequence[Contribution], current: Mapping[str, Array]
+    ) -> dict[str, Array]:
+        """The round's stack, devices by name. Raises ProtocolError on an incomplete one."""
+        devices = ordered(contributions)
+        total = sum(one.num_examples for one in devices)
+        weights = [one.num_examples / total * one.scaling for one in devices]
+        result: dict[str, Array] = {}
+        for name, parts in in_step(devices, [self.shapes(one, current) for one in devices]):
+            if is_lora_a(name):
+                result[name] = np.concatenate(parts)
+            elif is_lora_b(name):
+                scaled = [w * b.astype(np.float64) for w, b in zip(weights, parts, strict=True)]
+                result[name] = np.concatenate(scaled, axis=1).astype(np.float32)
+            else:
+                terms = (
+                    one.num_examples * values.astype(np.float64)
+                    for one, values in zip(devices, parts, strict=True)
+                )
+                result[name] = (reduce(iadd, terms) / total).astype(np.float32)
+        return result
+
+    def folded(self, merged: Mapping[str, Array]) -> dict[str, Array]:
+        """All of LoRA."""
+        return {n: array for n, array in merged.items() if is_lora_a(n) or is_lora_b(n)}
