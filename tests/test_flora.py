@@ -330,7 +330,7 @@ def scored(outcome: Outcome, name: str = "adapter") -> float:
     return sum(s.loss_sum for s in found) / sum(s.num_targets for s in found)
 
 
-CASES = [("llama", "u_shaped", 3, 32), ("gpt2", "vanilla", 3, 32), ("bert", "vanilla", 2, 28)]
+CASES = [("llama", "u_shaped", 3, 32), ("bert", "vanilla", 2, 28)]
 """Model, topology, rounds, and the last adapter's rank: 14 a round, at most the full one."""
 
 
@@ -395,6 +395,7 @@ def test_devices_that_come_late_or_miss_a_round_are_in_step_afterwards(tmp_path:
         aggregation={"strategy": "flora"},
         network={"join_grace": 0.5, "idle_timeout": 300.0},
     )
+    values["model"]["path"] = str(tiny("gpt2"))  # whose weights lie the other way round
     for entry, cut, rank in zip(values["devices"], (1, 2, 0), (2, 4, 8), strict=True):
         entry |= {"cut_layer": cut, "rank": rank}
     values["devices"][0]["link"] = {"delay_ms": 20}
