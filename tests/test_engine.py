@@ -6,7 +6,9 @@ import asyncio
 import gc
 import threading
 import weakref
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -22,7 +24,7 @@ from sfl.errors import ProtocolError
 from sfl.metrics.stats import NodeStats
 from sfl.models.span import SpanModel, build_span
 from sfl.orders import ORDERS, Waiting
-from sfl.plan import SplitPlan
+from sfl.plan import Span, SplitPlan
 from sfl.report.step import LANES
 from sfl.stage.engine import Engine
 from sfl.stage.messages import Key, Kind, Purpose, RoundStart, TensorMessage
@@ -146,35 +148,46 @@ def test_what_a_device_was_served_counts_within_its_round() -> None:
 # -- batches over devices ----------------------------------------------------------------------
 
 
-def edge(kind: str, task: str, names: tuple[str, ...], rank: int = 4) -> list[VanillaSession]:
-    """Sessions over one base, each with values of its own, in an open round."""
+def edge(
+    kind: str,
+    task: str,
+    names: Sequence[str],
+    entries: Mapping[str, dict[str, Any]] = MappingProxyType({}),
+    **sections: dict[str, Any],
+) -> list[VanillaSession]:
+    """Sessions over one base, each with values of its own, in an open round.
+
+    `entries` add to a device's settings, `sections` to the run's.
+    """
     folder = opened(kind)
     settings = RunSettings.model_validate(
         {
+            **sections,
             "model": {
                 "path": "m",
                 "task": task,
                 "labels": [str(n) for n in range(LABELS)] if task != "causal_lm" else [],
             },
             "lora": {"rank": LORA.rank, "alpha": LORA.alpha},
-            "training": {"computation": "lean"},
-            "devices": [{"name": name} for name in names],
+            "training": {"computation": "lean", **sections.get("training", {})},
+            "devices": [{"name": name, **entries.get(name, {})} for name in names],
         }
     )
-    plan = SplitPlan(folder.num_layers, 1, 0, "vanilla")
+    plans = [SplitPlan(folder.num_layers, e.cut_layer, 0, "vanilla") for e in settings.devices]
     model: SpanModel = build_span(
         folder,
-        plan.middle,
+        Span(1, folder.num_layers, embedding=False, head=True),
         task=task,
         num_labels=LABELS,
         dtype=torch.float32,
         packed=True,  # type: ignore[arg-type]
     )
     bank = LoraBank(model, settings.lora, settings.lora.target_modules)
-    sessions = []
-    for number, name in enumerate(names):
-        session = VanillaSession(name, plan, model, bank, settings, NodeStats("edge", "edge"))
-        values = busy_values(manifest_of(folder, task, LORA), seed=number)  # type: ignore[arg-type]
+    stats, sessions = NodeStats("edge", "edge"), []
+    for number, (name, plan) in enumerate(zip(names, plans, strict=True)):
+        session = VanillaSession(name, plan, model, bank, settings, stats)
+        lora = LORA.model_copy(update={"rank": settings.rank(name)})
+        values = busy_values(manifest_of(folder, task, lora), seed=number)  # type: ignore[arg-type]
         session.begin_round(
             RoundStart(1, False, 5, 0, 5),
             {n: v for n, v in values.items() if belongs_to(n, plan.middle)},
@@ -236,6 +249,100 @@ def test_a_batch_over_devices_equals_each_alone(kind: str, task: str) -> None:
             np.testing.assert_allclose(
                 other_session.adapter.state()[name], value, rtol=1e-3, atol=2e-4, err_msg=name
             )
+
+
+TAILS = {"attic": 1.0, "barn": 4.0, "cellar": 2.0, "den": 3.0, "entry": 5.0}
+"""Devices in the order in which their messages come; the entry is cut elsewhere."""
+
+
+@pytest.mark.parametrize(
+    ("order", "together", "expected"),
+    [
+        ("first_come", 1, ["attic", "barn", "cellar", "den", "entry"]),
+        ("first_come", 3, ["attic barn cellar", "den", "entry"]),
+        ("longest_tail", 3, ["entry", "barn den cellar", "attic"]),
+        ("longest_tail", 8, ["entry", "barn den cellar attic"]),
+        ("fair_share", 2, ["entry", "den cellar", "barn attic"]),
+    ],
+)
+def test_jobs_that_wait_are_batched_with_their_like_in_the_orders_order(
+    order: str, together: int, expected: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    names = tuple(TAILS)
+    cuts = {"entry": {"cut_layer": 2}}
+    alone, sessions = (edge("llama", "causal_lm", names, cuts) for _ in range(2))
+    sent = [messages("causal_lm", sessions[0].model.hidden_size, 3)[n % 3] for n in range(5)]
+    wanted = [session.handle(message)[0] for session, message in zip(alone, sent, strict=True)]
+    for served, session in enumerate(reversed(sessions)):
+        session.served_seconds = 100.0 * served
+    before = {session.device: session.served_seconds for session in sessions}
+    computed: list[str] = []
+    real_handle = VanillaSession.handle
+
+    def handle(session: VanillaSession, message: Any) -> Any:
+        computed.append(session.device)
+        return real_handle(session, message)
+
+    def together_(tasks: Any) -> Any:
+        computed.append(" ".join(session.device for session, _ in tasks))
+        return handle_together(tasks)
+
+    monkeypatch.setattr(VanillaSession, "handle", handle)
+    monkeypatch.setattr("sfl.stage.engine.handle_together", together_)
+    found = asyncio.run(served_behind_a_gate(order, together, sessions, sent))
+    assert computed == expected
+    for one, reply in zip(wanted, found, strict=True):  # everybody has an answer of its own
+        assert isinstance(one, TensorMessage) and isinstance(reply, list)
+        assert reply[0].loss == pytest.approx(one.loss, rel=1e-5)
+        assert reply[0].lengths == one.lengths
+    seconds = {s.device: s.served_seconds - before[s.device] for s in sessions}
+    for batched in expected:
+        shares = [seconds[name] for name in batched.split()]
+        assert min(shares) > 0.0 and shares == pytest.approx([shares[0]] * len(shares))
+
+
+async def served_behind_a_gate(
+    order: str, together: int, sessions: Sequence[Any], sent: Sequence[TensorMessage]
+) -> list[Any]:
+    """Replies to messages that all wait before the first is computed, or what was raised."""
+    gate = threading.Event()
+    engine = Engine(1, ORDERS[order], together=together)
+    try:
+        held = asyncio.create_task(engine.run(gate.wait, 60.0))
+        while engine._queue or not engine._number:
+            await asyncio.sleep(0.005)
+        waits = []
+        for session, message in zip(sessions, sent, strict=True):
+            tail = TAILS.get(session.device, 0.0)
+            waits.append(asyncio.create_task(engine.serve(session, message, tail)))
+            while len(engine._queue) < len(waits):
+                await asyncio.sleep(0)
+        gate.set()
+        await held
+        found = await asyncio.gather(*waits, return_exceptions=True)
+        await engine.run(int)  # what was served is noted before the next job
+        return found
+    finally:
+        gate.set()
+        engine.close()
+
+
+def test_what_a_batch_raises_is_raised_where_it_is_awaited(monkeypatch: pytest.MonkeyPatch) -> None:
+    sessions = edge("llama", "causal_lm", ("attic", "barn", "cellar"))
+    sent = messages("causal_lm", sessions[0].model.hidden_size, 3)
+    assert sent[1].labels is not None
+    sent[1].labels[0] = 10**6
+    first, second, third = asyncio.run(served_behind_a_gate("first_come", 3, sessions, sent))
+    assert isinstance(first, list) and isinstance(third, list)
+    assert isinstance(second, ProtocolError) and "label lies" in str(second)
+
+    def breaks(tasks: Any) -> Any:
+        raise RuntimeError(f"{len(tasks)} at once")
+
+    monkeypatch.setattr("sfl.stage.engine.handle_together", breaks)
+    sent = [replace(message, key=Key(Purpose.TRAINING, 1, 1, 0)) for message in sent[::2]]
+    found = asyncio.run(served_behind_a_gate("first_come", 2, sessions[::2], sent))
+    assert [str(error) for error in found] == ["2 at once"] * 2
 
 
 def test_a_message_that_breaks_the_contract_fails_alone() -> None:

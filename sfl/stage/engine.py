@@ -127,7 +127,7 @@ class Engine:
         return bool(self._queue)
 
     def _choose(self) -> list[Work]:
-        """The next job, and those that go with it."""
+        """The next job, and those that go with it: of its group, as the order ranks them."""
         for work in self._queue:
             if work.task is None:
                 return [work]
@@ -142,13 +142,11 @@ class Engine:
             for work, task in zip(self._queue, tasks, strict=True)
         ]
         first = self._order.choose(waiting)
-        group = tasks[first].group
-        others = [
-            work
-            for index, (work, task) in enumerate(zip(self._queue, tasks, strict=True))
-            if index != first and group is not None and task.group == group
-        ]
-        return [self._queue[first], *others[: self._together - 1]]
+        group, chosen = tasks[first].group, [first]
+        left = [n for n, task in enumerate(tasks) if n != first and task.group == group]
+        while group is not None and left and len(chosen) < self._together:
+            chosen.append(left.pop(self._order.choose([waiting[n] for n in left])))
+        return [self._queue[n] for n in chosen]
 
     def _do(self, chosen: Sequence[Work]) -> None:
         """Run the jobs and hand each its result, or what it raised."""
