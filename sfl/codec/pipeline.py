@@ -8,7 +8,9 @@ Encoder and Decoder; a codec itself is a value.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import TypeVar
 
@@ -192,6 +194,12 @@ class Encoder:
         not values; but for delta, whose tables are the CPU's. Raises ProtocolError for values the
         quantiser cannot hold.
         """
+        with _beside(rows):
+            return self._encode(rows, key, groups, context)
+
+    def _encode(
+        self, rows: Tensor, key: int, groups: Sequence[int], context: RowContext | None
+    ) -> Packet:
         assert rows.dim() == 2 and rows.numel() > 0 and rows.dtype in _NAMES, (
             f"a codec takes [rows, hidden] in {list(DTYPES)}, not {rows.dtype} {list(rows.shape)}"
         )
@@ -253,6 +261,19 @@ class Encoder:
         if self._delta is None:
             self._delta = DeltaSender(self.codec.delta.table(values.shape[1], self._folder))
         return self._delta
+
+
+def _beside(rows: Tensor) -> AbstractContextManager[object]:
+    """On CUDA a stream of the codec's own: it would queue behind the next job's kernels.
+
+    Rows are whole when they come here: the session has waited for them (sfl.stage.session).
+    """
+    return torch.cuda.stream(_stream(rows.device)) if rows.is_cuda else nullcontext()
+
+
+@cache
+def _stream(device: torch.device) -> torch.cuda.Stream:
+    return torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
 
 
 def _nonzero_rows(values: Tensor, exact: bool) -> Tensor | None:

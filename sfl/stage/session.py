@@ -213,6 +213,7 @@ class Session(ABC):
                 last=span.last,
                 key=self.forward_key(message.key),
             )
+            _wait_for(output)
         return boundary, output
 
     def forward_key(self, key: Key) -> ForwardKey | None:
@@ -266,6 +267,15 @@ class Session(ABC):
         self.step += 1
 
 
+def _wait_for(result: torch.Tensor) -> None:
+    """Until an accelerator has computed what lies on it.
+
+    So its time is that of the phase it belongs to, and the codec may read on a stream of its own.
+    """
+    if result.is_cuda:
+        torch.cuda.current_stream(result.device).synchronize()
+
+
 def enter(*sessions: Session) -> None:
     """Have the tensors of these sessions, of one edge, in memory."""
     residence = sessions[0].residence
@@ -315,7 +325,8 @@ class VanillaSession(Session):
             )
         with self.stats.phases.measure("backward", message.key, self.device):
             loss.backward()  # type: ignore[no-untyped-call]
-            mean = float(loss.detach())  # an accelerator is waited for here
+            mean = float(loss.detach())
+            _wait_for(boundary)
         reply = replace(self._cut_gradient(message, boundary), loss=mean)
         return [reply, *self._after_backward(message)]
 
@@ -365,6 +376,7 @@ class UShapedSession(Session):
         self.bank.activate(self.adapter)  # for blocks that are computed again
         with self.stats.phases.measure("backward", message.key, self.device):
             output.backward(gradient.to(output.device))  # type: ignore[no-untyped-call]
+            _wait_for(boundary)
         return [self._cut_gradient(message, boundary), *self._after_backward(message)]
 
 
@@ -430,7 +442,8 @@ def _train_together(
         bank.activate_parts(parts)  # for blocks that are computed again
         each = torch.stack(losses)
         each.sum().backward()  # type: ignore[no-untyped-call]
-        means = each.tolist()  # an accelerator is waited for here
+        means = each.tolist()
+        _wait_for(boundaries[0])
     replies: list[list[Reply]] = []
     for (session, message, _), boundary, mean in zip(items, boundaries, means, strict=True):
         rows = boundary.grad
