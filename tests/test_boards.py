@@ -128,6 +128,21 @@ def test_network_manager_says_what_is_metered(
     assert read_board(tmp_path).metered is None  # not asked
 
 
+def test_the_default_route_may_be_ipv6_s(tmp_path: Path) -> None:
+    board = FakeBoard(tmp_path)
+    board.route_6("wwan0")
+    named = PauseSettings(metered_interfaces=("wwan*",))
+    assert read_board(tmp_path).interface == "wwan0"
+    assert reason(named, read_board(tmp_path)) == "metered"
+    board.route("wlan0")
+    assert read_board(tmp_path).interface == "wlan0"
+    board.put("proc/net/route", board.root.joinpath("proc/net/route").read_text().splitlines()[0])
+    board.put("proc/net/ipv6_route", "")
+    alone = check_pause(named, read_board(tmp_path), NOON)
+    assert alone.mark == "warning"
+    assert "pause.metered_interfaces does not hold" in alone.text
+
+
 def test_sensors_travel_with_a_snapshot() -> None:
     stats = NodeStats("home", "device")
     stats.board = Board(51.0, True, True, False, True, 0.5, True, 6.25)
@@ -151,7 +166,7 @@ def test_doctor_names_what_is_wrong_and_what_mends_it() -> None:
     rules = PauseSettings(above_celsius=80, metered=True)
     resting = check_pause(rules, Board(84.0), NOON)
     assert resting.mark == "warning" and "would rest now: 84 °C, above 80" in resting.text
-    assert "pause.metered never holds" in resting.text
+    assert "pause.metered does not hold" in resting.text
     assert check_pause(PauseSettings(above_celsius=85), Board(84.0), NOON).mark == "ok"
 
 
