@@ -435,7 +435,6 @@ class CloudAggregator:
         self.records.reported(report)
         self._happened(ReportReceived(report.device, report.round))
 
-    def heard(self, beat: tensor_pb2.Heartbeat) -> None:
-        """Statistics of an edge and its devices."""
-        for snapshot in (beat.snapshot, *beat.devices):
-            self.records.heard(NodeSnapshot.from_json(snapshot))
+    def heard(self, snapshot: NodeSnapshot) -> None:
+        """Statistics of an edge or of one of its devices."""
+        self.records.heard(snapshot)

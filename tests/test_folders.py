@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, cast
 
 import pytest
@@ -11,10 +12,12 @@ import pytest
 from edge_server.server import EdgeServer
 from sfl.codec import Encoder, RowContext, parse
 from sfl.config import EdgeConfig
-from sfl.errors import ConfigError
+from sfl.errors import ConfigError, ProtocolError
 from sfl.files import writable_folder
 from sfl.metrics.stats import NodeStats
+from sfl.transport import fetch
 from sfl.transport.fetch import fetch_model
+from sfl.v1 import edge_pb2
 from tests.federation import ROOT, sfl
 
 
@@ -57,6 +60,33 @@ def test_keys_need_a_folder_too(blocked: Path, tmp_path: Path) -> None:
 def test_a_device_is_told_before_anything_is_fetched(blocked: Path) -> None:
     with pytest.raises(ConfigError, match=r"device\.cache_dir = .* nothing can be written there"):
         fetch_model(cast(Any, None), "pi", blocked, NodeStats("pi", "device"))
+
+
+@pytest.mark.parametrize(
+    ("name", "digest"),
+    [
+        ("config.json", "../../../.ssh/authorized_keys"),
+        ("config.json", "A" * 64),
+        ("config.json", "a" * 63),
+        ("../config.json", "a" * 64),
+        ("..", "a" * 64),
+        ("a/b", "a" * 64),
+        (".bashrc", "a" * 64),
+        ("", "a" * 64),
+    ],
+)
+def test_what_an_edge_lists_leads_nowhere_out_of_the_cache(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, digest: str
+) -> None:
+    entries = [
+        edge_pb2.FileEntry(name="config.json", sha256="b" * 64),
+        edge_pb2.FileEntry(name=name, sha256=digest),
+    ]
+    listing = SimpleNamespace(stub=lambda channel: lambda asked: edge_pb2.FileList(files=entries))
+    monkeypatch.setattr(fetch, "EDGE_LIST_FILES", listing)
+    with pytest.raises(ProtocolError, match="from the edge is no"):
+        fetch_model(cast(Any, None), "pi", tmp_path / "cache", NodeStats("pi", "device"))
+    assert [path for path in tmp_path.rglob("*") if path.is_file()] == []
 
 
 def test_what_delta_remembers_of_samples_needs_one(blocked: Path) -> None:

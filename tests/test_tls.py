@@ -19,6 +19,7 @@ from typing import Any
 
 import grpc
 import pytest
+from cryptography.hazmat.primitives import serialization
 from typer.testing import CliRunner
 
 from sfl.certificates import authority as authority_module
@@ -28,8 +29,9 @@ from sfl.certificates.identity import Identity, Role, covers, identity_in, serve
 from sfl.certificates.own import OwnCertificate, load_own, own_certificate, own_in, settings_in
 from sfl.cli.ca import ca_app
 from sfl.config import MetricsSettings, load_device, load_edge, load_run
-from sfl.errors import ConfigError, Refused
+from sfl.errors import ConfigError, ProtocolError, Refused
 from sfl.metrics.prometheus import NodeCollector, serve_as_set
+from sfl.metrics.snapshot import NodeKind, NodeSnapshot
 from sfl.metrics.stats import NodeStats
 from sfl.transport import wire
 from sfl.transport.cloud_service import EdgeStream
@@ -512,7 +514,7 @@ def test_a_role_opens_its_own_doors_only(guarded: Guarded) -> None:
 
 def test_every_method_has_its_roles() -> None:
     methods = [value for value in vars(wire).values() if isinstance(value, wire.Method)]
-    assert {method.path for method in methods} <= set(MAY_CALL)
+    assert {method.path for method in methods} == set(MAY_CALL)
 
 
 def test_tls_1_2_is_refused(guarded: Guarded) -> None:
@@ -588,6 +590,9 @@ class Deaf:
     def __getattr__(self, name: str) -> Any:
         return lambda *arguments: self.told.append(name)
 
+    def heard(self, snapshot: NodeSnapshot) -> None:
+        self.told.append(f"{snapshot.kind} {snapshot.name}")
+
 
 def test_an_edge_speaks_for_its_own_devices_only(caplog: pytest.LogCaptureFixture) -> None:
     host: Any = Deaf()
@@ -605,6 +610,34 @@ def test_an_edge_speaks_for_its_own_devices_only(caplog: pytest.LogCaptureFixtur
     assert caplog.text.count("which is not its own") == 4
     stream._take(cloud_pb2.EdgeReportMessage(left=cloud_pb2.DeviceLeft(device="mine")))
     assert host.told == ["device_left"]
+
+
+def test_an_edge_tells_statistics_of_its_own_devices_only() -> None:
+    def told(kind: NodeKind, name: str) -> str:
+        return NodeSnapshot(name, kind).to_json()
+
+    host: Any = Deaf()
+    stream = EdgeStream("e", host, devices={"mine"})
+    others = [told("device", "theirs"), told("edge", "mine"), told("cloud", "cloud")]
+    beat = tensor_pb2.Heartbeat(
+        snapshot=told("edge", "e"), devices=[*others, told("device", "mine")]
+    )
+    stream._take(cloud_pb2.EdgeReportMessage(heartbeat=beat))
+    assert host.told == ["edge e", "device mine"]
+    for forged in (
+        cloud_pb2.EdgeReportMessage(heartbeat=tensor_pb2.Heartbeat(snapshot=told("edge", "other"))),
+        cloud_pb2.EdgeReportMessage(
+            report=tensor_pb2.RoundReport(device="mine", snapshot=told("device", "theirs"))
+        ),
+        cloud_pb2.EdgeReportMessage(
+            device_ready=cloud_pb2.DeviceIsReady(
+                device="mine", ready=edge_pb2.DeviceReady(snapshot=told("edge", "e"))
+            )
+        ),
+    ):
+        with pytest.raises(ProtocolError, match="in place of"):
+            stream._take(forged)
+    assert host.told == ["edge e", "device mine"]
 
 
 # -- /metrics --------------------------------------------------------------------------------------
@@ -653,6 +686,24 @@ def test_metrics_behind_tls_and_a_password(
         serve_as_set(values, NodeCollector(NodeStats("e", "edge")))
     secret.unlink()
     with pytest.raises(ConfigError, match=r"metrics.password_file .* cannot be read"):
+        serve_as_set(values, NodeCollector(NodeStats("e", "edge")))
+
+
+def test_an_encrypted_key_is_refused_and_nobody_is_asked_for_its_password(tmp_path: Path) -> None:
+    folder = give(Authority.create(), tmp_path / "e", "edge", "e", "127.0.0.1")
+    key = folder / "e.key"
+    pair = read_pair(folder / "e.pem", key)
+    key.write_bytes(
+        pair.key.private_bytes(
+            serialization.Encoding.PEM,
+            serialization.PrivateFormat.PKCS8,
+            serialization.BestAvailableEncryption(b"secret"),
+        )
+    )
+    with pytest.raises(ConfigError, match=r"edge\.tls\.key .* is encrypted"):
+        load_own("edge.tls", settings_in(folder, "e"), "edge", "e")
+    values = MetricsSettings(cert=folder / "e.pem", key=key)
+    with pytest.raises(ConfigError, match=r"metrics\.key .* is encrypted"):
         serve_as_set(values, NodeCollector(NodeStats("e", "edge")))
 
 
