@@ -218,10 +218,19 @@ def test_prometheus_scrapes_the_same_with_and_without_tls() -> None:
         yaml.safe_load((DOCKER / "prometheus" / name).read_text())
         for name in ("prometheus.yml", "prometheus.tls.yml")
     )
+    named, listed = tls["scrape_configs"][::2], tls["scrape_configs"][1::2]
     for job in tls["scrape_configs"]:
         assert job.pop("scheme") == "https"
+    for job, files in zip(named, listed, strict=True):
         names = job["dns_sd_configs"][0]["names"]
         assert job.pop("tls_config") == {"ca_file": "/trust/ca.pem", "server_name": names[0]}
+        # A name for all would hold for a host in a file, too, whose certificate has its own.
+        assert files.pop("tls_config") == {"ca_file": "/trust/ca.pem"}
+        (relabel,) = files.pop("relabel_configs")
+        assert relabel == {"target_label": "job", "replacement": job["job_name"]}
+        assert files.pop("job_name") == f"{job['job_name']}-files"
+        job |= files
+    tls["scrape_configs"] = named
     assert tls == plain
 
 
