@@ -284,6 +284,21 @@ def test_a_batch_over_devices_equals_each_alone(
     assert len(norms) == 3  # no two devices have the same
 
 
+def test_only_messages_of_like_lengths_go_together() -> None:
+    sessions = edge("llama", "causal_lm", ("attic", "barn"), {"barn": {"cut_layer": 2}})
+    (message,) = messages("causal_lm", sessions[0].model.hidden_size, 1)
+
+    def group(*lengths: int, session: int = 0, purpose: Purpose = Purpose.TRAINING) -> Any:
+        key = Key(purpose, 1, 0, 0)
+        return sessions[session].group(replace(message, key=key, lengths=lengths))
+
+    assert group(9, 1) == group(12) == group(15, 15, 8) != group(16)
+    assert group(7) != group(8)
+    assert group(9, session=1) != group(9)
+    assert group(9, purpose=Purpose.EVALUATION) is None
+    assert sessions[0].group(GradientNorm(1, 0, 1.0)) is None
+
+
 TAILS = {"attic": 1.0, "barn": 4.0, "cellar": 2.0, "den": 3.0, "entry": 5.0}
 """Devices in the order in which their messages come; the entry is cut elsewhere."""
 

@@ -287,12 +287,15 @@ class VanillaSession(Session):
     """Labels come along: loss, backward and the cut gradient in one round trip."""
 
     def group(self, message: TensorMessage | GradientNorm) -> Hashable:
-        """Training over the same blocks; dropout is drawn for each device alone."""
+        """Training over the same blocks, with lengths alike; dropout is each device's own.
+
+        Attention pads a batch to its longest sequence: to less than twice a message's own longest.
+        """
         if isinstance(message, GradientNorm) or message.key.purpose is not Purpose.TRAINING:
             return None
         if not self.computation.packed or self.model.drops:
             return None
-        return self.plan.middle
+        return self.plan.middle, max(message.lengths).bit_length()
 
     def _handlers(self) -> dict[tuple[Purpose, Kind], Callable[[TensorMessage], list[Reply]]]:
         return {
