@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import gc
 import threading
+import time
 import weakref
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -297,6 +298,27 @@ def test_only_messages_of_like_lengths_go_together() -> None:
     assert group(9, session=1) != group(9)
     assert group(9, purpose=Purpose.EVALUATION) is None
     assert sessions[0].group(GradientNorm(1, 0, 1.0)) is None
+
+
+def test_a_batch_is_booked_to_each_of_its_devices() -> None:
+    sessions = edge("llama", "causal_lm", ("attic", "barn", "cellar"))
+    phases = sessions[0].stats.phases
+    for session in sessions:
+        phases.timeline.watch(session.device, 1, 0)
+    began = time.perf_counter()
+    sent = messages("causal_lm", sessions[0].model.hidden_size, 3)
+    handle_together(list(zip(sessions, sent, strict=True)))
+    passed = time.perf_counter() - began
+    spans = [phases.timeline.take(session.device) for session in sessions]
+    computed = [[s for s in own if s.phase in ("forward", "backward")] for own in spans]
+    assert [span.phase for span in computed[0]] == ["forward", "backward"]
+    assert computed[1] == computed[2] == computed[0]
+    assert all([span.phase for span in own][2:] == ["step"] for own in spans)
+    totals = phases.snapshot()
+    for span in computed[0]:
+        assert totals[span.phase].count == 3
+        assert totals[span.phase].seconds == pytest.approx(span.end - span.begin, abs=1e-5)
+    assert sum(total.seconds for total in totals.values()) <= passed
 
 
 TAILS = {"attic": 1.0, "barn": 4.0, "cellar": 2.0, "den": 3.0, "entry": 5.0}

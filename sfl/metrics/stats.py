@@ -101,8 +101,16 @@ class PhaseTimes:
 
     def span(self, phase: Phase, place: Place, device: str, begin: float) -> None:
         """Observe work that began at `begin` and ends now, in seconds of this object's clock."""
-        end = self._clock()
-        self.observe(phase, end - begin)
+        self.share(phase, place, device, begin, self._clock(), 1)
+
+    def share(
+        self, phase: Phase, place: Place, device: str, begin: float, end: float, among: int
+    ) -> None:
+        """Observe one device's part of work that was done for so many at once.
+
+        Its timeline has all of it; the seconds are shared out, so that their sum stays the time.
+        """
+        self.observe(phase, (end - begin) / among)
         self.timeline.add(device, place, phase, begin, end)
 
     def now(self) -> float:

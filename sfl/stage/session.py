@@ -7,7 +7,8 @@ in, messages out.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Hashable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -16,7 +17,7 @@ import torch
 from sfl.adapters.lora import LoraBank
 from sfl.config import RunSettings
 from sfl.errors import ProtocolError
-from sfl.metrics.stats import NodeStats
+from sfl.metrics.stats import NodeStats, Phase
 from sfl.metrics.timeline import watched_step
 from sfl.models.span import ForwardKey, SpanModel
 from sfl.plan import SplitPlan
@@ -412,7 +413,7 @@ def handle_together(
 def _train_together(
     items: Sequence[tuple[VanillaSession, TensorMessage, Labels]],
 ) -> list[list[Reply]]:
-    lead, first_message, _ = items[0]
+    lead = items[0][0]
     model, bank, computation = lead.model, lead.bank, lead.computation
     counts = [sum(message.lengths) for _, message, _ in items]
     parts = [(session.adapter, count) for (session, *_), count in zip(items, counts, strict=True)]
@@ -423,7 +424,7 @@ def _train_together(
         boundaries.append(boundary.requires_grad_(session.plan.cut_layer > 0))
     if not model.training:
         model.train(True)
-    with lead.stats.phases.measure("forward", first_message.key, lead.device):
+    with _shared("forward", items):
         bank.activate_parts(parts)
         output = model.blocks(
             torch.cat(boundaries)[None],
@@ -441,7 +442,7 @@ def _train_together(
                     model, own, message.lengths, labels, message.normalizer or None, None
                 )
             )
-    with lead.stats.phases.measure("backward", first_message.key, lead.device):
+    with _shared("backward", items):
         bank.activate_parts(parts)  # for blocks that are computed again
         each = torch.stack(losses)
         each.sum().backward()  # type: ignore[no-untyped-call]
@@ -453,6 +454,22 @@ def _train_together(
         answer = replace(message, kind=Kind.GRADIENT, rows=rows, labels=None, loss=mean)
         replies.append([answer, *session._after_backward(message)])
     return replies
+
+
+@contextmanager
+def _shared(
+    phase: Phase, items: Sequence[tuple[VanillaSession, TensorMessage, Labels]]
+) -> Iterator[None]:
+    """Book work for several devices to each: when it was, and an equal share of its seconds."""
+    clock = items[0][0].stats.phases
+    begin = clock.now()
+    try:
+        yield
+    finally:
+        end = clock.now()
+        for session, message, _ in items:
+            phases = session.stats.phases
+            phases.share(phase, message.key, session.device, begin, end, len(items))
 
 
 SESSIONS: dict[str, type[Session]] = {"vanilla": VanillaSession, "u_shaped": UShapedSession}
