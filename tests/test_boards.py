@@ -10,6 +10,7 @@ import socket
 import subprocess
 import sys
 import threading
+import time as clock
 import tomllib
 from datetime import time
 from pathlib import Path
@@ -19,6 +20,8 @@ import pytest
 from fake_board import FakeBoard, whole_board
 
 from sfl.board import Board, read_board
+from sfl.certificates.identity import Identity
+from sfl.certificates.own import own_certificate
 from sfl.config import load_device
 from sfl.config.node import PauseSettings
 from sfl.doctor.hardware import check_board, check_pause
@@ -530,6 +533,39 @@ def unit_settings() -> dict[str, list[str]]:
     return found
 
 
+def stopped() -> int:
+    """How a node ends that is told to stop."""
+    script = (
+        "import os, signal\nfrom sfl.process import run_node\n"
+        "raise SystemExit(run_node(lambda: os.kill(os.getpid(), signal.SIGTERM)))"
+    )
+    return subprocess.run([sys.executable, "-c", script], check=False, timeout=60).returncode
+
+
+def certificate(folder: Path, name: str) -> Path:
+    """A device's folder, as `sfl ca issue` writes it."""
+    made = pytest.importorskip("sfl.certificates.authority", exc_type=ImportError)
+    authority = made.Authority.create()
+    authority.write(authority.issue(Identity("device", name)), folder)
+    return folder
+
+
+def test_a_clock_that_is_not_set_does_not_keep_a_device_down(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = certificate(tmp_path, "pi")
+    assert own_certificate("device", "pi", None, folder) is not None
+    now = clock.time()
+    monkeypatch.setattr(clock, "time", lambda: now - 30 * 86400)
+    with pytest.raises(ConfigError, match=r"is not valid before.*Set the clock") as early:
+        own_certificate("device", "pi", None, folder)
+    assert str(early.value.exit_code) not in unit_settings()["RestartPreventExitStatus"]
+    monkeypatch.setattr(clock, "time", lambda: now + 3000 * 86400)
+    with pytest.raises(ConfigError, match="expired on") as late:
+        own_certificate("device", "pi", None, folder)
+    assert str(late.value.exit_code) in unit_settings()["RestartPreventExitStatus"]
+
+
 def test_the_unit_is_watched_bounded_and_locked_in() -> None:
     settings = unit_settings()
     assert settings["Type"] == ["notify"]
@@ -537,6 +573,7 @@ def test_the_unit_is_watched_bounded_and_locked_in() -> None:
     assert int(settings["WatchdogSec"][0]) >= 10
     assert settings["MemoryMax"] and settings["User"] == ["sfl"]
     assert settings["RestartPreventExitStatus"] == [str(ConfigError.exit_code)]
+    assert settings["SuccessExitStatus"] == [str(stopped())]
     for name in ("NoNewPrivileges", "PrivateTmp", "ProtectHome", "RestrictNamespaces"):
         assert settings[name] == ["yes"], name
     assert settings["ProtectSystem"] == ["strict"]
