@@ -521,10 +521,10 @@ def test_the_template_of_the_installer_is_a_device_s_file(tmp_path: Path) -> Non
     assert whole.pause.hours == ("22:00-06:00",)
 
 
-def unit_settings() -> dict[str, list[str]]:
+def unit_settings(unit: Path = UNIT) -> dict[str, list[str]]:
     """The unit's settings of [Service], by name."""
     section, found = "", dict[str, list[str]]()
-    for line in UNIT.read_text().splitlines():
+    for line in unit.read_text().splitlines():
         if line.startswith("["):
             section = line
         elif section == "[Service]" and line and not line.startswith("#"):
@@ -579,6 +579,16 @@ def test_the_unit_is_watched_bounded_and_locked_in() -> None:
     assert settings["ProtectSystem"] == ["strict"]
     assert settings["CapabilityBoundingSet"] == [""]
     assert "-m device_agent /etc/sfl/device.toml" in settings["ExecStart"][0]
+
+
+def test_nothing_closes_a_jetson_s_devices() -> None:
+    settings = unit_settings() | unit_settings(BOARD / "jetson.conf")
+    assert settings["DevicePolicy"] == ["auto"]
+    assert settings["DeviceAllow"] == [""]
+    # What implies a list of allowed devices, or takes them away.
+    for name in ("ProtectClock", "PrivateDevices"):
+        assert settings.get(name, ["no"]) == ["no"], name
+    assert settings["CapabilityBoundingSet"] == [""]  # so the clock cannot be set
 
 
 @pytest.mark.skipif(

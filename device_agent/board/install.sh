@@ -14,7 +14,7 @@ Usage: sudo device_agent/board/install.sh --name NAME --edge HOST:PORT [options]
   --torch VERSION      another torch than 2.10.0 (arm64) or the pinned one (elsewhere)
   --torch-index URL    where to take torch from, such as PyTorch's own index of CPU wheels
   --python PROGRAM     Python 3.11 or newer (default: python3)
-  --jetson             let the service reach the GPU's devices
+  --jetson             let the service reach the GPU, for work of your own in its venv
   --no-compiler        do not install gcc; the codec then runs on torch, more slowly
   --no-start           do not start the service
 
