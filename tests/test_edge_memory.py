@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import tomli_w
@@ -15,6 +17,9 @@ from sfl.config.size import read_size
 from sfl.errors import ConfigError
 from sfl.launch.run import budgeted
 from sfl.models.edge_budget import EdgeChoice, fit_edge, needs
+from sfl.models.folder import ModelFolder, TensorEntry, checkpoint_tensors
+from sfl.models.footprint import QUANTISER_BYTES
+from sfl.stage.lean import _pieces
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -64,6 +69,39 @@ def test_lean_needs_less_than_the_reference_and_waiting_graphs_cost() -> None:
     kept = needs(folder, waiting, EdgeConfig(), 8, False).activations
     again = needs(folder, waiting, EdgeConfig(), 8, True).activations
     assert kept > 2 * again
+
+
+def test_a_quantised_base_needs_its_library_and_one_layer_restored() -> None:
+    folder, run = opened("llama"), settings()
+    plain, small = (
+        needs(folder, run, EdgeConfig(quantised=kind), 8, recompute=False)
+        for kind in ("none", "nf4")
+    )
+    linear = [e for e in checkpoint_entries(folder) if len(e.shape) == 2 and ".layers." in e.name]
+    largest = max(entry.shape[0] * entry.shape[1] for entry in linear)
+    assert small.base == plain.base + QUANTISER_BYTES
+    assert small.activations == plain.activations + 4 * largest
+    assert small.weights < plain.weights
+
+
+def checkpoint_entries(folder: ModelFolder) -> list[TensorEntry]:
+    layout = folder.family.layout(folder.config, "causal_lm")
+    return list(checkpoint_tensors(folder, layout).values())
+
+
+@pytest.mark.parametrize("vocab", [1000, 151_936])
+def test_a_piece_of_the_logits_is_foretold_as_it_is_taken(
+    vocab: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder, run = opened("llama"), settings(training={"batch_size": 256, "computation": "lean"})
+    wide = replace(folder, sizes=replace(folder.sizes, vocab_size=vocab))
+    model = SimpleNamespace(vocab_size=vocab)
+    (first, *_) = _pieces(model, 256 * 64)  # type: ignore[arg-type]
+    piece = (first.stop - first.start) * vocab
+    with_logits = needs(wide, run, EdgeConfig(), 8, recompute=False).activations
+    monkeypatch.setattr("sfl.models.footprint.LOGIT_COPIES", 0)
+    without = needs(wide, run, EdgeConfig(), 8, recompute=False).activations
+    assert with_logits - without == 3 * 4 * piece
 
 
 @pytest.mark.parametrize(

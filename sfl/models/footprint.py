@@ -27,6 +27,10 @@ from sfl.plan import Span
 BASE_BYTES = 378_000_000
 """A device process that has imported all it needs and loaded nothing: Python 3.11, torch (227 MB),
 transformers with one model's code (100 MB), gRPC, pydantic. Measure it where you can."""
+EDGE_BASE_BYTES = 434_000_000
+"""The same of an edge, which imports peft and transformers' compiler too. One started by hand, on
+stories260k and batches of 2 x 128 tokens, took 470 MB at its peak, of which 17 were the model and
+the job; one that `sfl run` forks takes about 100 MB less."""
 WARM_UP_BYTES = 30_000_000
 """What a model and the first steps add for good: modules, kernels paged in, threads' stacks."""
 HEAP_FACTOR = 1.9
@@ -48,7 +52,9 @@ PIECEWISE_MLP_TENSORS = {"gpt2": 2}
 LOGIT_COPIES = 3
 """Logits, their log-softmax and their gradient."""
 PIECE_LOGITS = 1 << 22
-"""Logits that `lean` computes at once."""
+"""Logits that `lean` computes at once, or `PIECE_ROWS` rows of them if those are more."""
+PIECE_ROWS = 64
+"""Fewer rows would make the head's product slow."""
 ROW_COPIES = 4
 """Of the tensor at the cut: packed, coded, received, unpacked."""
 ADAPTER_COPIES = 2
@@ -161,6 +167,11 @@ class Footprint:
         )
 
 
+def piece_rows(vocab_size: int) -> int:
+    """Rows whose logits `lean` computes at once."""
+    return max(PIECE_ROWS, PIECE_LOGITS // vocab_size)
+
+
 def device_footprint(
     folder: ModelFolder,
     spans: Iterable[Span],
@@ -237,7 +248,7 @@ def edge_footprint(
     graph = max(part.edge_bytes(lean, recompute) for part in parts)
     rows = 4 * load.tokens * folder.hidden_size
     return Footprint(
-        base=BASE_BYTES + WARM_UP_BYTES,
+        base=EDGE_BASE_BYTES + WARM_UP_BYTES + (QUANTISER_BYTES if load.quantised != "none" else 0),
         weights=_held_bytes(parts, load),
         adapter=adapter,
         optimizer=3 * adapter,
@@ -282,12 +293,8 @@ class _Part:
             copies = RETURNED_WIDE_TRANSIENTS if thrift.returned else WIDE_TRANSIENTS
             wide = copies * load.tokens * self._mlp_width() * load.item_bytes
             total += int(factor * held) + wide
-            if load.quantised != "none":  # one layer's weights are restored at a time
-                total += max(prod(e.shape) for e in self.linear_layers()) * load.item_bytes
-        if self.span.head and load.task == "causal_lm":
-            values = load.tokens * self.folder.vocab_size
-            total += LOGIT_COPIES * 4 * (min(values, PIECE_LOGITS) if load.lean else values)
-        return total
+            total += self._restored_bytes()
+        return total + self._logit_bytes(load.lean)
 
     def edge_bytes(self, lean: bool, recompute: bool) -> int:
         """The same on an edge, which may compute blocks again and takes the loss in pieces."""
@@ -299,11 +306,23 @@ class _Part:
             inputs = load.tokens * self.folder.hidden_size * load.item_bytes
             held = len(kept) * inputs + max(kept, default=0)
         wide = WIDE_TRANSIENTS * load.tokens * self._mlp_width() * load.item_bytes
-        logits = 0
-        if self.span.head and load.task == "causal_lm":
-            values = load.tokens * self.folder.vocab_size
-            logits = LOGIT_COPIES * 4 * (min(values, PIECE_LOGITS) if lean else values)
-        return int(HEAP_FACTOR * held) + wide + logits
+        working = wide + self._restored_bytes() + self._logit_bytes(lean)
+        return int(HEAP_FACTOR * held) + working
+
+    def _restored_bytes(self) -> int:
+        """Quantised weights as they count: one layer's at a time."""
+        if self.load.quantised == "none":
+            return 0
+        sizes = (prod(entry.shape) for entry in self.linear_layers())
+        return max(sizes, default=0) * self.load.item_bytes
+
+    def _logit_bytes(self, lean: bool) -> int:
+        """A language model's logits, all of them or a piece."""
+        if not self.span.head or self.load.task != "causal_lm":
+            return 0
+        vocab = self.folder.vocab_size
+        rows = min(self.load.tokens, piece_rows(vocab)) if lean else self.load.tokens
+        return LOGIT_COPIES * 4 * rows * vocab
 
     def _kept_bytes(self, block: int, mlp_tensors: int | None = None) -> int:
         """What autograd keeps of one block."""
