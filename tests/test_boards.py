@@ -489,6 +489,74 @@ def test_the_installer_names_a_mistake_before_it_does_anything(
     assert not Path("/opt/sfl").exists()
 
 
+# As without root: files are copied, whoever is to own them.
+AS_ANYBODY = """
+source {installer} "$@"
+prefix={root}/opt config={root}/etc work=$(mktemp -d) changed=no
+mkdir -p $config/tls
+folder() {{ mkdir -p "$1"; }}
+file() {{ cmp -s "$1" "$2" || {{ say "writing $2"; cp "$1" "$2"; }}; }}
+id() {{ echo 0; }}
+"""
+
+
+def sourced(
+    root: Path, script: str, *arguments: str, code: int = 0
+) -> subprocess.CompletedProcess[str]:
+    """Functions of the installer, over a folder instead of the machine."""
+    first = AS_ANYBODY.format(installer=SCRIPTS[0], root=root)
+    done = subprocess.run(
+        ["bash", "-c", first + script, "bash", *arguments],
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=60,
+    )
+    assert done.returncode == code, done.stdout + done.stderr
+    return done
+
+
+CONFIGURE = "check; write_config; tell_what_is_missing"
+
+
+@pytest.mark.skipif(shutil.which("apt-get") is None, reason="needs apt-get")
+def test_certificates_end_an_insecure_installation(tmp_path: Path) -> None:
+    new = ["--name", "pi", "--edge", "edge.lan:7001"]
+    config, env = tmp_path / "etc/device.toml", tmp_path / "etc/device.env"
+    bare = sourced(tmp_path, CONFIGURE, *new)
+    assert "missing: certificates. The device will not dial edge.lan:7001" in bare.stderr
+    assert load_device(config).tls is None
+    assert sourced(tmp_path, CONFIGURE, "--insecure").stderr == ""
+    assert env.read_text() == "SFL_OPTIONS=--insecure\n"
+    env.write_text('# mine\nSFL_OPTIONS="--log-format json --insecure"\n')
+    assert sourced(tmp_path, CONFIGURE, "--insecure").stdout == ""
+    config.write_text(config.read_text().replace("above_celsius = 80", "above_celsius = 70"))
+    certs = certificate(tmp_path / "issued", "pi")
+    other = sourced(tmp_path, CONFIGURE, "--certs", str(certs), "--name", "po", code=2)
+    assert "--name 'po'" in other.stderr and "is of 'pi'" in other.stderr
+    given = sourced(tmp_path, CONFIGURE, "--certs", str(certs), "--name", "pi")
+    assert given.stderr == ""
+    assert env.read_text() == "# mine\nSFL_OPTIONS=--log-format json\n"
+    settings = load_device(config)
+    assert settings.pause.above_celsius == 70
+    assert settings.tls is not None and settings.tls.cert == tmp_path / "etc/tls/pi.pem"
+    assert own_certificate("device", "pi", settings.tls) is not None
+    again = sourced(tmp_path, CONFIGURE, "--certs", str(certs), "--name", "pi")
+    assert (again.stdout, again.stderr) == ("", "")
+    back = sourced(tmp_path, CONFIGURE, "--insecure", code=2)
+    assert "take its [device.tls] out first" in back.stderr
+    config.write_text(config.read_text().replace("tls/pi.pem", "elsewhere.pem"))
+    not_ours = sourced(tmp_path, CONFIGURE, "--certs", str(certs), "--name", "pi", code=2)
+    assert "does not name" in not_ours.stderr
+
+
+def test_an_edge_on_the_board_itself_needs_no_certificate(tmp_path: Path) -> None:
+    for edge in ("127.0.0.1:7001", "localhost:7001", "[::1]:7001"):
+        (tmp_path / "etc").mkdir(exist_ok=True)
+        (tmp_path / "etc/device.toml").write_text(f'[device]\nname = "pi"\nedge = "{edge}"\n')
+        assert sourced(tmp_path, "tell_what_is_missing").stderr == ""
+
+
 def test_a_device_is_given_what_it_needs_in_pinned_versions() -> None:
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     depends = {name_of(line) for line in project["dependencies"]}

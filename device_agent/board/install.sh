@@ -18,7 +18,8 @@ Usage: sudo device_agent/board/install.sh --name NAME --edge HOST:PORT [options]
   --no-compiler        do not install gcc; the codec then runs on torch, more slowly
   --no-start           do not start the service
 
-An existing /etc/sfl/device.toml stays as it is; name and edge are needed for a new one only.
+An existing /etc/sfl/device.toml stays as it is, but that --certs gives it [device.tls] where it has
+none; name and edge are needed for a new one only.
 USAGE
 }
 
@@ -42,7 +43,7 @@ while [ $# -gt 0 ]; do
   shift
 done
 
-here=$(cd "$(dirname "$0")" && pwd)
+here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
 source=$(cd "$here/../.." && pwd)
 prefix=/opt/sfl config=/etc/sfl state=/var/lib/sfl unit=/etc/systemd/system/sfl-device.service
 changed=no
@@ -58,14 +59,24 @@ check() {
     [[ $name =~ ^[A-Za-z0-9][A-Za-z0-9_.-]*$ ]] || fail "--name '$name': letters, digits, . _ -"
     [[ $edge =~ ^[][A-Za-z0-9._:-]+:[0-9]+$ ]] || fail "--edge '$edge': write HOST:PORT"
   fi
+  local is
+  is=$(sed -nE '/^[[:space:]]*name[[:space:]]*=/{s/.*=[[:space:]]*"([^"]*)".*/\1/p;q}' $config/device.toml 2>/dev/null || true)
+  [ -z "$name" ] || [ "${is:-$name}" = "$name" ] || fail "--name '$name': $config/device.toml is of '$is'"
   if [ -n "$certs" ]; then
     [ -n "$name" ] || fail "--certs: give --name too, whose certificate it is"
     for file in ca.pem "$name.pem" "$name.key"; do
       [ -f "$certs/$file" ] || fail "--certs '$certs': there is no $file; issue it with sfl ca"
     done
     [ $insecure = no ] || fail "--insecure: leave it out, there are certificates"
+    if has_tls && ! grep -q "\"$config/tls/$name\.pem\"" $config/device.toml; then
+      fail "--certs: $config/device.toml has a [device.tls] that does not name $config/tls/$name.pem; correct it"
+    fi
+  elif [ $insecure = yes ] && has_tls; then
+    fail "--insecure: $config/device.toml has certificates; take its [device.tls] out first"
   fi
 }
+
+has_tls() { grep -Eqs '^[[:space:]]*(\[device\.tls\]|(device\.)?tls[[:space:].=])' $config/device.toml; }
 
 # A line of packages that are missing; gcc builds the codec's kernel.
 packages() {
@@ -161,23 +172,53 @@ install_sfl() {
 }
 
 write_config() {
-  if [ ! -f $config/device.toml ]; then
-    sed -e "s/@NAME@/$name/" -e "s|@EDGE@|$edge|" "$here/device.toml" >"$work/device.toml"
-    if [ -n "$certs" ]; then
-      printf '\n[device.tls]\nca = "%s/tls/ca.pem"\ncert = "%s/tls/%s.pem"\nkey = "%s/tls/%s.key"\n' \
-        $config $config "$name" $config "$name" >>"$work/device.toml"
-    fi
-    file "$work/device.toml" $config/device.toml root:sfl 640
-  fi
+  [ -f $config/device.toml ] || new_config
   if [ -n "$certs" ]; then
     file "$certs/ca.pem" $config/tls/ca.pem root:sfl 640
     file "$certs/$name.pem" "$config/tls/$name.pem" root:sfl 640
     file "$certs/$name.key" "$config/tls/$name.key" sfl:sfl 600
+    has_tls || add_tls
   fi
-  if [ ! -f $config/device.env ]; then
-    if [ $insecure = yes ]; then echo 'SFL_OPTIONS=--insecure'; else echo 'SFL_OPTIONS='; fi >"$work/env"
-    file "$work/env" $config/device.env root:sfl 640
+  write_options
+}
+
+new_config() {
+  sed -e "s/@NAME@/$name/" -e "s|@EDGE@|$edge|" "$here/device.toml" >"$work/device.toml"
+  file "$work/device.toml" $config/device.toml root:sfl 640
+}
+
+# A table of its own may stand at the end of the file, whatever is in it.
+add_tls() {
+  { cat $config/device.toml
+    printf '\n[device.tls]\nca = "%s/tls/ca.pem"\ncert = "%s/tls/%s.pem"\nkey = "%s/tls/%s.key"\n' \
+      $config $config "$name" $config "$name"; } >"$work/device.toml"
+  file "$work/device.toml" $config/device.toml root:sfl 640
+}
+
+# SFL_OPTIONS with --insecure or without, as was asked for; the other options stay.
+write_options() {
+  local had='' options
+  [ ! -f $config/device.env ] || had=$(sed -nE 's/^SFL_OPTIONS="?([^"]*)"?$/\1/p' $config/device.env)
+  options=$had
+  if [ $insecure = yes ]; then
+    [[ " $options " == *' --insecure '* ]] || options="--insecure${options:+ $options}"
+  elif [ -n "$certs" ]; then
+    options=$(sed -E 's/(^| )--insecure( |$)/ /; s/^ +| +$//g' <<<"$options")
   fi
+  [ ! -f $config/device.env ] || [ "$options" != "$had" ] || return 0
+  { grep -sv '^SFL_OPTIONS=' $config/device.env || true
+    echo "SFL_OPTIONS=$options"; } >"$work/device.env"
+  file "$work/device.env" $config/device.env root:sfl 640
+}
+
+# What the service would end with, exit code 2: an edge elsewhere, and nothing said about the link.
+tell_what_is_missing() {
+  local to
+  to=$(sed -nE 's/^[[:space:]]*edge[[:space:]]*=[[:space:]]*"([^"]*)".*/\1/p' $config/device.toml)
+  [[ ! $to =~ ^(127\.|localhost:|\[::1\]:) ]] || return 0
+  has_tls || grep -qs -e --insecure $config/device.env ||
+    echo "missing: certificates. The device will not dial $to without: run this again with --certs DIR," \
+      "or with --insecure on a network that is all your own" >&2
 }
 
 install_service() {
@@ -201,6 +242,9 @@ install_service() {
   [ $before = no ] || changed=yes
 }
 
+# Sourced, it only defines what is above: tests/test_boards.py.
+[ "${BASH_SOURCE[0]}" = "$0" ] || return 0
+
 check
 work=$(mktemp -d)
 trap 'rm -rf "$work"' EXIT
@@ -221,3 +265,4 @@ if [ $changed = no ]; then
 else
   echo "done: put the data at $state/train.jsonl (owner sfl), then: systemctl status sfl-device"
 fi
+tell_what_is_missing
