@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import platform
+import shutil
+import subprocess
 import tracemalloc
 import warnings
 from dataclasses import replace
@@ -17,6 +20,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 import sfl.codec
+from benchmarks.codec_speed import compile_kernel
 from sfl.codec import (
     GRADIENT_PRESETS,
     PRESETS,
@@ -726,4 +730,14 @@ def test_every_pass_gives_the_bytes_it_gives_everywhere() -> None:
     library = next(Path(sfl.codec.__file__).parent.glob("_kernel*.so"), None)
     if library is None:
         pytest.skip("no compiled kernel in this installation")
+    assert dict(kernel_bytes.passes(library)) == kernel_bytes.DIGESTS
+
+
+def test_without_avx_the_kernel_gives_the_same_bytes(tmp_path: Path) -> None:
+    library = compile_kernel(tmp_path, "-DSFL_PORTABLE")
+    if library is None:
+        pytest.skip("no compiler here")
+    if platform.machine() == "x86_64" and (disassemble := shutil.which("objdump")):
+        code = subprocess.run([disassemble, "-d", library], capture_output=True, text=True).stdout
+        assert "%xmm" in code and "%ymm" not in code  # nothing beyond the baseline is in it
     assert dict(kernel_bytes.passes(library)) == kernel_bytes.DIGESTS
