@@ -23,6 +23,7 @@ from sfl.logs import describe_node
 from sfl.metrics.prometheus import NodeCollector, serve_as_set
 from sfl.metrics.snapshot import NodeSnapshot
 from sfl.metrics.stats import NodeStats
+from sfl.models.batching import check_batching
 from sfl.models.edge_budget import EdgeChoice, fit_edge
 from sfl.models.folder import ModelFolder, check_length, open_model
 from sfl.models.span import SpanModel, build_span
@@ -207,6 +208,7 @@ class EdgeServer:
         check_codecs(settings)
         self.folder = open_model(self.config.model or settings.model.path)
         check_length(settings.model.max_length, self.folder.context_length)
+        check_batching(self.folder, settings, self.config)
         choice = self._choice = fit_edge(self.folder, settings, self.config)
         form = settle(self.config, settings.model, self.threads)
         self.stats.dtype, self.stats.quantised = form.dtype, form.quantised

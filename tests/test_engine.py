@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import gc
+import json
 import threading
 import time
 import weakref
@@ -20,9 +21,10 @@ from tiny_models import LABELS, batch, busy_values, manifest_of, opened
 
 from sfl.adapters.lora import LoraBank
 from sfl.adapters.names import belongs_to
-from sfl.config import RunSettings
-from sfl.errors import ProtocolError
+from sfl.config import EdgeConfig, RunSettings
+from sfl.errors import ConfigError, ProtocolError
 from sfl.metrics.stats import NodeStats
+from sfl.models.batching import check_batching
 from sfl.models.span import SpanModel, build_span
 from sfl.orders import ORDERS, Waiting
 from sfl.plan import Span, SplitPlan
@@ -298,6 +300,34 @@ def test_only_messages_of_like_lengths_go_together() -> None:
     assert group(9, session=1) != group(9)
     assert group(9, purpose=Purpose.EVALUATION) is None
     assert sessions[0].group(GradientNorm(1, 0, 1.0)) is None
+
+
+@pytest.mark.parametrize(
+    ("sections", "kind", "extra", "words"),
+    [
+        ({"run": {"topology": "u_shaped"}}, "llama", {}, "run.topology to vanilla"),
+        ({"training": {"computation": "reference"}}, "llama", {}, "training.computation to lean"),
+        ({"codec": {"activation": "none", "gradient": "none"}}, "llama", {}, "auto is reference"),
+        ({"lora": {"dropout": 0.1}}, "llama", {}, "lora.dropout to 0"),
+        ({}, "gpt2", {"attn_pdrop": 0.1}, "config.json to 0"),
+        ({}, "gpt2", {}, None),
+        ({"codec": {"activation": "auto", "gradient": "auto"}}, "llama", {}, None),
+    ],
+)
+def test_batching_that_never_would_is_refused(
+    sections: dict[str, Any], kind: str, extra: dict[str, float], words: str | None
+) -> None:
+    folder = opened(kind, json.dumps(extra))
+    settings = RunSettings.model_validate(
+        {"model": {"path": "m"}, "devices": [{"name": "attic"}], **sections}
+    )
+    check_batching(folder, settings, EdgeConfig())
+    if words is None:
+        check_batching(folder, settings, EdgeConfig(batch_devices=2))
+        return
+    with pytest.raises(ConfigError, match=words) as error:
+        check_batching(folder, settings, EdgeConfig(batch_devices=2))
+    assert (error.value.field, error.value.value) == ("edge.batch_devices", 2)
 
 
 def test_a_batch_is_booked_to_each_of_its_devices() -> None:

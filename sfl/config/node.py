@@ -179,9 +179,10 @@ class EdgeConfig(Section):
     """Which waiting device the edge serves next: the first to come, the one that has most left to
     do itself, or the one served least. Changes no bit of the result."""
     batch_devices: PositiveInt = 1
-    """Compute waiting jobs of up to so many devices with the same cut as one batch, each row with
-    its own device's LoRA. What is waiting depends on timing, so more than 1 gives up repeating a
-    run bit for bit; with computation `lean` and without dropout only."""
+    """Compute waiting jobs of up to so many devices, with the same cut and like lengths, as one
+    batch, each row with its own device's LoRA. What is waiting depends on timing, so more than 1
+    gives up repeating a run bit for bit. Refused, by `sfl run` and by an edge that learns of the
+    run, in topology `u_shaped`, with computation `reference` and where anything draws dropout."""
     memory: Size | None = None
     """Most memory this process may take, e.g. `4GB`. `in_flight` is lowered and `recompute`
     switched on to stay within it; where that does not do, the run is refused before it starts."""

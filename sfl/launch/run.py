@@ -17,6 +17,7 @@ from sfl.extras import require_bitsandbytes
 from sfl.launch.certificates import CERTIFICATES, issue_for_run
 from sfl.launch.child import prepare_nursery
 from sfl.launch.node import Node, cloud_node, device_node, edge_node
+from sfl.models.batching import check_batching
 from sfl.models.edge_budget import fit_edge
 from sfl.models.folder import ModelFolder, check_length, open_model
 from sfl.plan import SplitPlan
@@ -129,11 +130,12 @@ def bounded(config: RunConfig, context_length: int) -> RunConfig:
 
 def check(config: RunConfig, folder: ModelFolder) -> None:
     """What can be known before anything starts: every cut fits the model, every device has data,
-    and what settings need is installed.
+    the edge can batch as it was told, and what settings need is installed.
 
     Raises ConfigError.
     """
     folder.check_task(config.model.task)
+    check_batching(folder, config.settings, config.edge)
     check_certificates(config)
     require_bitsandbytes("edge.quantised", config.edge.quantised)
     for entry in config.devices:
