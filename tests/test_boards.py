@@ -550,6 +550,28 @@ def test_certificates_end_an_insecure_installation(tmp_path: Path) -> None:
     assert "does not name" in not_ours.stderr
 
 
+def test_a_venv_of_another_python_is_made_anew(tmp_path: Path) -> None:
+    make, venv = "make_venv", tmp_path / "opt/venv"
+    program = tmp_path / "python"  # without pip, which takes seconds
+    program.write_text(f'#!/bin/sh\nexec {sys.executable} "$@" ${{3:+--without-pip}}\n')
+    program.chmod(0o755)
+    python = ["--python", str(program)]
+    sourced(tmp_path, make, *python)
+    mark = venv / "mark"
+    mark.touch()
+    assert sourced(tmp_path, make, *python).stdout == ""
+    assert mark.exists()
+    settings = venv / "pyvenv.cfg"
+    now = ".".join(map(str, sys.version_info[:2]))
+    settings.write_text(settings.read_text().replace(f"version = {now}", "version = 3.9"))
+    assert f"making {venv} anew, of {now}" in sourced(tmp_path, make, *python).stdout
+    assert not mark.exists()
+    mark.touch()
+    (venv / "bin/python").unlink()  # as a link to an interpreter that the system replaced
+    assert "anew" in sourced(tmp_path, make, *python).stdout
+    assert not mark.exists()
+
+
 def test_an_edge_on_the_board_itself_needs_no_certificate(tmp_path: Path) -> None:
     for edge in ("127.0.0.1:7001", "localhost:7001", "[::1]:7001"):
         (tmp_path / "etc").mkdir(exist_ok=True)

@@ -146,8 +146,26 @@ fingerprint() {
     # shellcheck disable=SC2046
     find $(sources) -type f \( -name '*.py' -o -name '*.pyi' -o -name '*.c' -o -name '*.toml' -o -name '*.txt' \) -print0 |
       LC_ALL=C sort -z | xargs -0 sha256sum
-    "$python" --version
+    interpreter
     torch_version; echo "$index" "$compiler"; } | sha256sum | cut -d' ' -f1
+}
+
+# Version and place of the Python that a venv is made of, as its pyvenv.cfg has them.
+interpreter() {
+  "$python" -c 'import os, sys
+print("%d.%d" % sys.version_info[:2], os.path.realpath(sys.executable))'
+}
+
+# A venv keeps its packages in a folder named after Python's version: of another it is of no use.
+make_venv() {
+  local made_of
+  made_of=$(sed -nE 's/^version = ([0-9]+\.[0-9]+).*/\1/p; s/^executable = //p' $prefix/venv/pyvenv.cfg 2>/dev/null |
+    paste -sd' ' || true)
+  if [ "$made_of" != "$(interpreter)" ] || ! $prefix/venv/bin/python -c '' 2>/dev/null; then
+    [ ! -e $prefix/venv ] || say "making $prefix/venv anew, of $(interpreter)"
+    rm -rf $prefix/venv
+    "$python" -m venv $prefix/venv
+  fi
 }
 
 install_sfl() {
@@ -156,7 +174,7 @@ install_sfl() {
   [ "$(cat $prefix/installed 2>/dev/null)" != "$wanted" ] || return 0
   say "installing sfl with torch $(torch_version) into $prefix/venv: some minutes, and 1 GB of disk"
   rm -f $prefix/installed
-  [ -x $prefix/venv/bin/python ] || "$python" -m venv $prefix/venv
+  make_venv
   pip="$prefix/venv/bin/python -m pip --disable-pip-version-check --no-cache-dir --quiet"
   grep -v '^torch==' "$source/constraints.txt" >"$work/constraints.txt"
   echo "torch==$(torch_version)" >>"$work/constraints.txt"
