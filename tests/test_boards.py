@@ -572,6 +572,26 @@ def test_a_venv_of_another_python_is_made_anew(tmp_path: Path) -> None:
     assert not mark.exists()
 
 
+RECORD = """
+make_venv() { mkdir -p $prefix/venv/bin; printf '#!/bin/sh\\necho "$@" >>%s/calls\\n' "$prefix" \
+  >$prefix/venv/bin/python; chmod +x $prefix/venv/bin/python; }
+install_sfl
+"""
+
+
+def test_torch_s_own_index_is_asked_for_torch_alone(tmp_path: Path) -> None:
+    index = ["--torch-index", "http://index.invalid", "--torch", "9.9"]
+    sourced(tmp_path, RECORD, "--python", sys.executable, *index)
+    first, second = (tmp_path / "opt/calls").read_text().splitlines()[:2]
+    assert first.endswith("--no-deps --index-url http://index.invalid torch==9.9")
+    assert "-r" in second.split() and "--only-binary=:all:" in second.split()
+    assert "--no-deps" not in second and "index.invalid" not in second
+    (tmp_path / "opt/calls").unlink()
+    sourced(tmp_path, RECORD, "--python", sys.executable)
+    first, _ = (tmp_path / "opt/calls").read_text().splitlines()[:2]
+    assert "--no-deps" not in first and "--index-url" not in first
+
+
 def test_an_edge_on_the_board_itself_needs_no_certificate(tmp_path: Path) -> None:
     for edge in ("127.0.0.1:7001", "localhost:7001", "[::1]:7001"):
         (tmp_path / "etc").mkdir(exist_ok=True)

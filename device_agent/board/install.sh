@@ -179,7 +179,8 @@ install_sfl() {
   grep -v '^torch==' "$source/constraints.txt" >"$work/constraints.txt"
   echo "torch==$(torch_version)" >>"$work/constraints.txt"
   # Torch first, from its own index where one is given: a plain requirement may bring gigabytes of CUDA.
-  $pip install -c "$work/constraints.txt" ${index:+--index-url "$index"} "torch==$(torch_version)"
+  # Such an index may lack the pinned versions of what torch needs; the next line brings those.
+  $pip install -c "$work/constraints.txt" ${index:+--no-deps --index-url "$index"} "torch==$(torch_version)"
   $pip install -c "$work/constraints.txt" --only-binary=:all: -r "$here/requirements.txt"
   # Built in a copy, so that the checkout stays as it is; --no-deps, since a device needs fewer.
   # shellcheck disable=SC2046
