@@ -70,7 +70,7 @@ class EdgeServer:
         self.engine = Engine(threads, ORDERS[config.order], together=config.batch_devices)
         self.room: asyncio.Semaphore
         self.cloud = CloudLink(config.cloud, config.name, self.stats, insecure, own)
-        self.service = EdgeService(self)
+        self.service = EdgeService(self, config.cache_dir)
         self.settings: RunSettings
         self.run_id = ""
         self.folder: ModelFolder

@@ -169,12 +169,15 @@ def _misplaced(name: str) -> str:
 
 
 class Encoder:
-    """A stream's sending end of one role; packets are made in the order they are sent."""
+    """A stream's sending end of one role; packets are made in the order they are sent.
 
-    def __init__(self, codec: Codec, folder: Path | None = None) -> None:
+    What delta remembers of samples lies in `folder`, which errors call by its `setting`.
+    """
+
+    def __init__(self, codec: Codec, folder: Path | None = None, setting: str = "folder") -> None:
         self.codec = codec
         self._spec = codec.spec
-        self._folder = folder
+        self._folder, self._setting = folder, setting
         self._delta: DeltaSender | None = None
         self.mask: Tensor | None = None
         """`[rows, H]` of the last packet, True where a value travelled; None without topk."""
@@ -259,7 +262,8 @@ class Encoder:
     def _sender(self, values: Tensor) -> DeltaSender:
         assert self.codec.delta is not None
         if self._delta is None:
-            self._delta = DeltaSender(self.codec.delta.table(values.shape[1], self._folder))
+            table = self.codec.delta.table(values.shape[1], self._folder, self._setting)
+            self._delta = DeltaSender(table)
         return self._delta
 
 
@@ -315,10 +319,13 @@ def _spread(mask: Tensor, kept: Tensor) -> Tensor:
 
 
 class Decoder:
-    """A stream's receiving end of one role; packets are taken in the order they were sent."""
+    """A stream's receiving end of one role; packets are taken in the order they were sent.
 
-    def __init__(self, folder: Path | None = None) -> None:
-        self._folder = folder
+    What delta remembers of samples lies in `folder`, which errors call by its `setting`.
+    """
+
+    def __init__(self, folder: Path | None = None, setting: str = "folder") -> None:
+        self._folder, self._setting = folder, setting
         self._spec = ""
         self._codec: Codec | None = None
         self._delta: DeltaReceiver | None = None
@@ -369,7 +376,8 @@ class Decoder:
         predicted, update = None, None
         if codec.delta is not None:
             if self._delta is None:
-                self._delta = DeltaReceiver(codec.delta.table(hidden, self._folder))
+                table = codec.delta.table(hidden, self._folder, self._setting)
+                self._delta = DeltaReceiver(table)
             predicted, update = self._delta.predict(read, rows)
         mask, count, columns = None, rows * hidden, hidden
         if codec.topk is not None:

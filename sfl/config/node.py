@@ -198,6 +198,9 @@ class EdgeConfig(Section):
     in files of `rest_dir` between their steps. Changes no bit. Default: all stay."""
     rest_dir: Path = Path("~/.cache/sfl/resting")
     """Where they rest, in a folder that is removed when the edge ends."""
+    cache_dir: Path = Path("~/.cache/sfl")
+    """Where what `delta(sample)` remembers of devices' examples lies, in unnamed files that go with
+    their stream; a disk with room, as it is a row for each token."""
     rest_in: Literal["disk", "memory"] = "disk"
     """`memory`: they rest in this machine's memory instead, where `device` is CUDA."""
     connect_timeout: PositiveFloat = 60.0

@@ -43,7 +43,10 @@ def check_codecs(settings: RunSettings) -> None:
 
 
 class Cut:
-    """Encoders and decoders of one end of one stream; one thread may encode, one may decode."""
+    """Encoders and decoders of one end of one stream; one thread may encode, one may decode.
+
+    What delta coding remembers of samples lies in `folder`, the side's `cache_dir`.
+    """
 
     def __init__(
         self, side: str, device: str, seed: int, peer_compiled: bool, folder: Path | None = None
@@ -54,7 +57,7 @@ class Cut:
         self._seed = seed
         # Entropy codes are quick in C alone: without it on either side Zstandard takes their place.
         self._compiled = peer_compiled and kernel().name == "compiled"
-        self._folder = folder
+        self._cache = folder, f"{side}.cache_dir"
         self._specs: dict[str, str] = {}
         self._encoders: dict[str, Encoder] = {}
         self._decoders: dict[tuple[Kind, bool], Decoder] = {}
@@ -76,7 +79,7 @@ class Cut:
     def _encoder(self, role: str, codec: Codec) -> Encoder:
         if role != "activation":  # no other sender knows its rows by name
             codec = codec.without_delta()
-        return Encoder(codec.for_peer(self._compiled), self._folder)
+        return Encoder(codec.for_peer(self._compiled), *self._cache)
 
     @property
     def adapter_codec(self) -> Codec:
@@ -116,7 +119,7 @@ class Cut:
             raise ProtocolError(
                 f"{self._device}, {_place(message)}: codec {packet.codec!r} was not due"
             )
-        decoder = self._decoders.setdefault((message.kind, evaluation), Decoder(self._folder))
+        decoder = self._decoders.setdefault((message.kind, evaluation), Decoder(*self._cache))
         due = (packet.shape[0], packet.shape[1] if hidden is None else hidden)
         try:
             rows = decoder.decode(packet, due)

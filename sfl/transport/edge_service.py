@@ -6,6 +6,7 @@ import asyncio
 import time
 from collections.abc import AsyncIterator, Callable
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import Any
 
 import grpc
@@ -31,10 +32,14 @@ from sfl.v1 import edge_pb2
 
 
 class EdgeService:
-    """Serves devices; the host decides, this moves bytes."""
+    """Serves devices; the host decides, this moves bytes.
 
-    def __init__(self, host: Host) -> None:
+    What delta coding remembers of samples lies under `cache_dir`.
+    """
+
+    def __init__(self, host: Host, cache_dir: Path | None = None) -> None:
         self._host = host
+        self.cache_dir = cache_dir
         # One thread, so that what is encoded first is sent first.
         self._codec_pool = ThreadPoolExecutor(1, "codec")
         self.streams: dict[str, DeviceStream] = {}
@@ -117,7 +122,8 @@ class EdgeService:
         welcome, session, settings = await self._host.admit(hello.device)
         welcome.compiled_codec = kernel().name == "compiled"
         await context.write(edge_pb2.EdgeMessage(welcome=welcome))
-        cut = Cut("edge", hello.device, settings.run.seed, hello.compiled_codec)
+        seed = settings.run.seed
+        cut = Cut("edge", hello.device, seed, hello.compiled_codec, self.cache_dir)
         return DeviceStream(hello.device, session, settings, self._host, self._codec_pool, cut)
 
     def _supersede(self, device: str) -> None:
