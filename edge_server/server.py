@@ -209,7 +209,7 @@ class EdgeServer:
         self.folder = open_model(self.config.model or settings.model.path)
         check_length(settings.model.max_length, self.folder.context_length)
         check_batching(self.folder, settings, self.config)
-        choice = self._choice = fit_edge(self.folder, settings, self.config)
+        self._choice = fit_edge(self.folder, settings, self.config)
         form = settle(self.config, settings.model, self.threads)
         self.stats.dtype, self.stats.quantised = form.dtype, form.quantised
         num_labels = len(settings.model.labels)
@@ -231,7 +231,6 @@ class EdgeServer:
             autocast=form.autocast,
             quantised=form.quantised,
         )
-        self.model.recompute = choice.recompute
         lay_over_devices(self.model, self.config)
         self.bank = LoraBank(self.model, settings.lora, settings.lora.target_modules)
         log.info("base loaded: blocks %d to %d of %s", span.first, span.last - 1, self.folder.path)
@@ -326,7 +325,7 @@ class EdgeServer:
             self.bank,
             self.settings,
             self.stats,
-            recompute=self.model.recompute,
+            recompute=device in self._choice.recompute,
             residence=self._residence,
         )
         return session

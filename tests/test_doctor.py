@@ -26,7 +26,13 @@ from sfl.doctor.quantised import check_bitsandbytes
 from sfl.errors import ConfigError, PeerUnavailable, ProtocolError, Refused
 from sfl.machine import Cores, Memory, cpu_quota, memory_limit
 from sfl.models.folder import open_model
-from sfl.models.footprint import BASE_BYTES, Load, device_footprint, edge_footprint
+from sfl.models.footprint import (
+    BASE_BYTES,
+    EdgeDevice,
+    EdgeForecast,
+    Load,
+    device_footprint,
+)
 from sfl.models.span import build_span
 from sfl.plan import SplitPlan
 from sfl.stage.device import DeviceStage
@@ -142,7 +148,8 @@ def test_an_edge_with_devices_of_given_cuts(tmp_path: Path) -> None:
     folder = open_model(str(tiny("llama")))
     load = Load(batch_size=8, length=min(512, folder.context_length))
     cuts = [SplitPlan(folder.num_layers, cut, 0, "vanilla").middle for cut in (1, 1, 2)]
-    wanted = edge_footprint(folder, cuts, load, in_flight=8, lean=True, recompute=False)
+    forecast = EdgeForecast(folder, [EdgeDevice(cut, load) for cut in cuts], lean=True)
+    wanted = forecast.footprint(in_flight=8, recompute=[False] * 3)
     assert figures["total_bytes"] == wanted.total
 
 

@@ -7,74 +7,172 @@ import sys
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import tomli_w
+import torch
+from test_engine import messages
+from test_placement import edge_model
 from tiny_models import model_folder, opened
 
+from sfl.adapters.lora import LoraBank
 from sfl.config import EdgeConfig, RunSettings, load_run
 from sfl.config.size import read_size
 from sfl.errors import ConfigError
 from sfl.launch.run import budgeted
+from sfl.metrics.stats import NodeStats
 from sfl.models.edge_budget import EdgeChoice, fit_edge, needs
 from sfl.models.folder import ModelFolder, TensorEntry, checkpoint_tensors
 from sfl.models.footprint import QUANTISER_BYTES
+from sfl.plan import SplitPlan
 from sfl.stage.lean import _pieces
+from sfl.stage.session import VanillaSession
 
 ROOT = Path(__file__).resolve().parents[1]
 
 
-def settings(devices: int = 4, **changes: object) -> RunSettings:
+def settings(count: int = 4, **changes: object) -> RunSettings:
     return RunSettings.model_validate(
         {
             "model": {"path": "m", "max_length": 64},
             "training": {"batch_size": 256},
-            "devices": [{"name": f"device-{n}"} for n in range(devices)],
+            "devices": [{"name": f"device-{n}"} for n in range(count)],
             **changes,
         }
     )
 
 
+ALL = tuple(f"device-{n}" for n in range(4))
+
+
+def total(run: RunSettings, again: tuple[str, ...], in_flight: int = 8, **own: Any) -> int:
+    choice = EdgeChoice(again, in_flight)
+    return needs(opened("llama"), run, EdgeConfig(**own), choice).total
+
+
+def everybody(run: RunSettings) -> tuple[str, ...]:
+    return tuple(entry.name for entry in run.devices)
+
+
+def activations(run: RunSettings, recompute: bool = False, in_flight: int = 8, **own: Any) -> int:
+    choice = EdgeChoice(everybody(run) if recompute else (), in_flight)
+    return needs(opened("llama"), run, EdgeConfig(**own), choice).activations
+
+
 def test_graphs_are_kept_where_they_fit_then_computed_again_then_refused() -> None:
     folder, run = opened("llama"), settings()
-    kept = [needs(folder, run, EdgeConfig(), n, recompute=False).total for n in (1, 8)]
-    again = [needs(folder, run, EdgeConfig(), n, recompute=True).total for n in (1, 8)]
+    kept = [total(run, (), n) for n in (1, 8)]
+    again = [total(run, ALL, n) for n in (1, 8)]
     assert again[0] < again[1] < kept[0] < kept[1]
     for memory, expected in (
-        (None, EdgeChoice(False, 8)),
-        (kept[1], EdgeChoice(False, 8)),
-        (kept[0], EdgeChoice(False, 1)),
-        (kept[0] - 1, EdgeChoice(True, 8)),
-        (again[0], EdgeChoice(True, 1)),
+        (None, EdgeChoice((), 8)),
+        (kept[1], EdgeChoice((), 8)),
+        (kept[0], EdgeChoice((), 1)),
+        (kept[0] - 1, EdgeChoice(ALL, 8)),
+        (again[0], EdgeChoice(ALL, 1)),
     ):
         assert fit_edge(folder, run, EdgeConfig(memory=memory)) == expected
     with pytest.raises(ConfigError, match=r"edge\.memory.* MB at least \(process"):
         fit_edge(folder, run, EdgeConfig(memory=again[0] - 1))
-    assert fit_edge(folder, run, EdgeConfig(recompute=True)) == EdgeChoice(True, 8)
+    assert fit_edge(folder, run, EdgeConfig(recompute=True)) == EdgeChoice(ALL, 8)
+
+
+def mixed(topology: str) -> RunSettings:
+    """Cuts 2, 0, 1, 0: the second and the fourth device leave most blocks to the edge."""
+    devices = [{"name": f"device-{n}", "cut_layer": cut} for n, cut in enumerate((2, 0, 1, 0))]
+    return settings(run={"topology": topology}, devices=devices)
+
+
+@pytest.mark.parametrize("topology", ["vanilla", "u_shaped"])
+def test_only_the_deepest_devices_compute_again_where_that_is_enough(topology: str) -> None:
+    folder, run = opened("llama"), mixed(topology)
+    deepest = ("device-1", "device-3")
+    third = ("device-1", "device-2", "device-3")
+    kept, two, three = (total(run, again, 1) for again in ((), deepest, third))
+    assert three < two < kept
+    assert fit_edge(folder, run, EdgeConfig(memory=two)).recompute == deepest
+    assert fit_edge(folder, run, EdgeConfig(memory=two - 1)).recompute == third
+    # Waiting graphs add up, so that one less may do; jobs that take turns do not.
+    one = total(run, ("device-1",), 1)
+    assert (one < kept) == (topology == "u_shaped")
+    if topology == "u_shaped":
+        assert fit_edge(folder, run, EdgeConfig(memory=one)).recompute == ("device-1",)
+    # What the settings ask for stays.
+    own = EdgeConfig(memory=kept, recompute=("device-0",))
+    assert "device-0" in fit_edge(folder, run, own).recompute
+
+
+def test_computing_again_for_an_unknown_device_is_an_error() -> None:
+    with pytest.raises(ConfigError, match=r"edge\.recompute = 'attic'.*device-0"):
+        fit_edge(opened("llama"), settings(), EdgeConfig(recompute=("attic",)))
+
+
+def test_a_job_of_several_devices_is_several_times_as_large() -> None:
+    lean = {"training": {"batch_size": 256, "computation": "lean"}}
+    run = settings(**lean)
+    alone, both = (activations(run, batch_devices=count) for count in (1, 2))
+    assert 1.5 * alone < both <= 2 * alone
+    # No more go together than there are of one cut, and lie decoded; only `lean` batches do.
+    assert activations(run, batch_devices=9) == activations(run, batch_devices=4)
+    assert activations(run, batch_devices=2, in_flight=1) == alone
+    apart = settings(devices=[{"name": f"d{n}", "cut_layer": n} for n in range(3)], **lean)
+    assert activations(apart, batch_devices=3) == activations(apart)
+    padded = settings(training={"batch_size": 256, "computation": "reference"})
+    assert activations(padded, batch_devices=2) == activations(padded)
+
+
+def test_one_base_computes_again_for_one_device_and_not_for_the_other() -> None:
+    run = settings(devices=[{"name": n} for n in ("attic", "porch")])
+    folder, model = opened("llama"), edge_model("llama", "causal_lm", packed=True)[0]
+    bank = LoraBank(model, run.lora, run.lora.target_modules)
+    plan = SplitPlan(folder.num_layers, 0, 0, "vanilla")
+    (message,) = messages("causal_lm", folder.hidden_size, 1)
+    again, live = (
+        VanillaSession(name, plan, model, bank, run, NodeStats("e", "edge"), recompute=recompute)
+        for name, recompute in (("attic", True), ("porch", False))
+    )
+    kept = []
+    for session in (again, live, again):
+        sizes: list[int] = []
+
+        def keep(tensor: torch.Tensor, sizes: list[int] = sizes) -> torch.Tensor:
+            sizes.append(tensor.nbytes)
+            return tensor
+
+        with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+            session._forward(message)
+        kept.append(sum(sizes))
+    assert kept[0] == kept[2] < kept[1] / 4
+
+
+def test_ranks_count_each_by_itself() -> None:
+    ranks = [{"name": f"d{n}", "rank": rank} for n, rank in enumerate((2, 8))]
+    run = settings(aggregation={"strategy": "flexlora"}, devices=ranks)
+    choice = EdgeChoice((), 8)
+    both = needs(opened("llama"), run, EdgeConfig(), choice)
+    one = needs(opened("llama"), run, EdgeConfig(resident_adapters=1), choice)
+    assert both.adapter * 4 == one.adapter * 5
 
 
 def test_what_a_device_adds_is_its_adapter_and_optimizer() -> None:
     folder = opened("llama")
-    few, many = (needs(folder, settings(n), EdgeConfig(), 8, False) for n in (2, 10))
+    few, many = (needs(folder, settings(n), EdgeConfig(), EdgeChoice((), 8)) for n in (2, 10))
     assert many.weights == few.weights and many.activations == few.activations
     assert many.adapter == 5 * few.adapter and many.optimizer == 3 * many.adapter
 
 
 def test_lean_needs_less_than_the_reference_and_waiting_graphs_cost() -> None:
-    folder = opened("llama")
-    lean = needs(folder, settings(training={"computation": "lean"}), EdgeConfig(), 8, False)
-    plain = needs(folder, settings(training={"computation": "reference"}), EdgeConfig(), 8, False)
-    assert lean.activations <= plain.activations
+    lean = activations(settings(training={"computation": "lean"}))
+    assert lean <= activations(settings(training={"computation": "reference"}))
     waiting = settings(run={"topology": "u_shaped"})
-    kept = needs(folder, waiting, EdgeConfig(), 8, False).activations
-    again = needs(folder, waiting, EdgeConfig(), 8, True).activations
-    assert kept > 2 * again
+    assert activations(waiting) > 2 * activations(waiting, recompute=True)
 
 
 def test_a_quantised_base_needs_its_library_and_one_layer_restored() -> None:
     folder, run = opened("llama"), settings()
     plain, small = (
-        needs(folder, run, EdgeConfig(quantised=kind), 8, recompute=False)
+        needs(folder, run, EdgeConfig(quantised=kind), EdgeChoice((), 8))
         for kind in ("none", "nf4")
     )
     linear = [e for e in checkpoint_entries(folder) if len(e.shape) == 2 and ".layers." in e.name]
@@ -98,9 +196,9 @@ def test_a_piece_of_the_logits_is_foretold_as_it_is_taken(
     model = SimpleNamespace(vocab_size=vocab)
     (first, *_) = _pieces(model, 256 * 64)  # type: ignore[arg-type]
     piece = (first.stop - first.start) * vocab
-    with_logits = needs(wide, run, EdgeConfig(), 8, recompute=False).activations
+    with_logits = needs(wide, run, EdgeConfig(), EdgeChoice((), 8)).activations
     monkeypatch.setattr("sfl.models.footprint.LOGIT_COPIES", 0)
-    without = needs(wide, run, EdgeConfig(), 8, recompute=False).activations
+    without = needs(wide, run, EdgeConfig(), EdgeChoice((), 8)).activations
     assert with_logits - without == 3 * 4 * piece
 
 
@@ -136,7 +234,7 @@ def test_the_choice_is_in_the_effective_settings(tmp_path: Path) -> None:
     roomy = budgeted(config)
     assert (roomy.edge.recompute, roomy.edge.in_flight) == (False, 8)
     folder = opened("llama")
-    tight = needs(folder, config.settings, config.edge, 1, recompute=True).total
+    tight = needs(folder, config.settings, config.edge, EdgeChoice(("attic",), 1)).total
     edge = config.edge.model_copy(update={"memory": tight})
     narrow = budgeted(config.model_copy(update={"edge": edge}))
     assert (narrow.edge.recompute, narrow.edge.in_flight) == (True, 1)

@@ -184,15 +184,16 @@ class EdgeConfig(Section):
     gives up repeating a run bit for bit. Refused, by `sfl run` and by an edge that learns of the
     run, in topology `u_shaped`, with computation `reference` and where anything draws dropout."""
     memory: Size | None = None
-    """Most memory this process may take, e.g. `4GB`. `in_flight` is lowered and `recompute`
-    switched on to stay within it; where that does not do, the run is refused before it starts."""
+    """Most memory this process may take, e.g. `4GB`. `in_flight` is lowered, and `recompute`
+    switched on for as many devices as it takes, to stay within it; where that does not do, the run
+    is refused before it starts."""
     in_flight: PositiveInt = 8
     """Activations that may lie decoded on this edge at once, over all devices; others wait as the
     bytes they came in."""
-    recompute: bool = False
+    recompute: bool | tuple[str, ...] = False
     """Keep a block's input instead of all that its backward needs, and run it again then; U-shaped,
     between the two halves of a step, only the input of all blocks. Less memory, a third more
-    computing, the same bits."""
+    computing, the same bits. Or the names of the devices for which to do so."""
     resident_adapters: PositiveInt | None = None
     """Devices whose LoRA and optimizer stay in memory, the last used ones; those of the others rest
     in files of `rest_dir` between their steps. Changes no bit. Default: all stay."""

@@ -96,8 +96,8 @@ def budgeted(config: RunConfig) -> RunConfig:
         return config
     folder = open_model(config.edge.model or config.model.path)
     choice = fit_edge(folder, config.settings, config.edge)
-    changes = {"recompute": choice.recompute, "in_flight": choice.in_flight}
-    return config.model_copy(update={"edge": config.edge.model_copy(update=changes)})
+    edge = config.edge.model_copy(update=choice.changes(config.settings))
+    return config.model_copy(update={"edge": edge})
 
 
 @cache

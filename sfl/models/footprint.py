@@ -14,7 +14,8 @@ blocks) too high. bfloat16 was looked at once (+3 %), accelerators never.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from math import prod
 from typing import Any
@@ -221,40 +222,82 @@ def embedding_bytes(folder: ModelFolder, load: Load) -> int:
     return max(sizes, default=0)
 
 
-def edge_footprint(
-    folder: ModelFolder,
-    middles: Iterable[Span],
-    load: Load,
-    *,
-    in_flight: int,
-    lean: bool,
-    recompute: bool,
-    waiting_graphs: int = 0,
-    residents: int | None = None,
-) -> Footprint:
-    """Peak memory of an edge that holds one base for devices whose blocks are `middles`.
+@dataclass(frozen=True, slots=True)
+class EdgeDevice:
+    """A device as its edge has it: the blocks it leaves to the edge, and what one job of it is.
 
-    Jobs run one after another, so activations are those of the largest; where `waiting_graphs` wait
-    for gradients of their own (U-shaped), they are held as well. `in_flight` activations lie
-    decoded. `lean` holds a piece of the logits, `recompute` blocks' inputs and the rest of one. Of
-    all adapters only the largest `residents` count, where the others rest in files.
+    `graphs` of its micro-batches may wait for gradients of their own (U-shaped).
     """
-    middles = tuple(middles)
-    layout = folder.family.layout(folder.config, load.task)
-    tensors = checkpoint_tensors(folder, layout)
-    parts = [_Part(folder, layout, tensors, span, load) for span in middles]
-    sizes = sorted((4 * part.trained_values() for part in parts), reverse=True)
-    adapter = sum(sizes[:residents])
-    graph = max(part.edge_bytes(lean, recompute) for part in parts)
-    rows = 4 * load.tokens * folder.hidden_size
-    return Footprint(
-        base=EDGE_BASE_BYTES + WARM_UP_BYTES + (QUANTISER_BYTES if load.quantised != "none" else 0),
-        weights=_held_bytes(parts, load),
-        adapter=adapter,
-        optimizer=3 * adapter,
-        activations=graph + waiting_graphs * (rows if recompute else graph),
-        messages=(in_flight + ROW_COPIES) * rows + ADAPTER_COPIES * sum(sizes) // len(parts),
-    )
+
+    middle: Span
+    load: Load
+    graphs: int = 0
+
+
+class EdgeForecast:
+    """Peak memory of an edge that holds one base for `devices`, whatever it does to save some.
+
+    Jobs run one after another, so activations are those of the largest; waiting graphs are held as
+    well. Up to `together` devices of the same blocks are one job (`edge.batch_devices`), whose
+    losses are taken one by one. `lean` holds a piece of the logits. Of all adapters only the
+    largest `residents` count, where the others rest in files.
+    """
+
+    def __init__(
+        self,
+        folder: ModelFolder,
+        devices: Iterable[EdgeDevice],
+        *,
+        lean: bool,
+        together: int = 1,
+        residents: int | None = None,
+    ) -> None:
+        self._devices = tuple(devices)
+        self._lean, self._together = lean, together
+        layout = folder.family.layout(folder.config, self._devices[0].load.task)
+        tensors = checkpoint_tensors(folder, layout)
+        self._parts = {
+            device: _Part(folder, layout, tensors, device.middle, device.load)
+            for device in set(self._devices)
+        }
+        self._alike = Counter(device.middle for device in self._devices)
+        load = self._devices[0].load
+        self._weights = _held_bytes(self._parts.values(), load)
+        self._quantised = load.quantised != "none"
+        sizes = [4 * self._parts[device].trained_values() for device in self._devices]
+        self._adapter = sum(sorted(sizes, reverse=True)[:residents])
+        self._adapter_message = max(sizes)
+        self._rows = max(4 * d.load.tokens for d in self._devices) * folder.hidden_size
+        self._graphs: dict[tuple[EdgeDevice, bool, int], int] = {}
+
+    def footprint(self, *, in_flight: int, recompute: Sequence[bool]) -> Footprint:
+        """With so many activations decoded, and blocks computed again for some of the devices."""
+        together = min(self._together, in_flight)  # what is not decoded cannot go along
+        chosen = list(zip(self._devices, recompute, strict=True))
+        jobs = {
+            self._graph(device, again, min(together, self._alike[device.middle]))
+            for device, again in chosen
+        }
+        waiting = sum(
+            device.graphs * (self._rows if again else self._graph(device, again, 1))
+            for device, again in chosen
+        )
+        widest = min(together, max(self._alike.values()))
+        return Footprint(
+            base=EDGE_BASE_BYTES + WARM_UP_BYTES + (QUANTISER_BYTES if self._quantised else 0),
+            weights=self._weights,
+            adapter=self._adapter,
+            optimizer=3 * self._adapter,
+            activations=max(jobs) + waiting,
+            messages=(in_flight + ROW_COPIES * widest) * self._rows
+            + ADAPTER_COPIES * self._adapter_message,
+        )
+
+    def _graph(self, device: EdgeDevice, again: bool, together: int) -> int:
+        key = (device, again, together)
+        if key not in self._graphs:
+            self._graphs[key] = self._parts[device].edge_bytes(self._lean, again, together)
+        return self._graphs[key]
 
 
 class _Part:
@@ -296,16 +339,19 @@ class _Part:
             total += self._restored_bytes()
         return total + self._logit_bytes(load.lean)
 
-    def edge_bytes(self, lean: bool, recompute: bool) -> int:
-        """The same on an edge, which may compute blocks again and takes the loss in pieces."""
-        load = self.load
+    def edge_bytes(self, lean: bool, recompute: bool, together: int) -> int:
+        """The same on an edge, for a job of so many devices.
+
+        It may compute blocks again and takes the loss in pieces.
+        """
+        load, tokens = self.load, together * self.load.tokens
         mlp = (LEAN_MLP_TENSORS if lean else MLP_TENSORS)[self.folder.family.name]
         kept = [self._kept_bytes(block, mlp) for block in range(self.span.first, self.span.last)]
-        held = sum(kept)
+        held = together * sum(kept)
         if recompute:
-            inputs = load.tokens * self.folder.hidden_size * load.item_bytes
-            held = len(kept) * inputs + max(kept, default=0)
-        wide = WIDE_TRANSIENTS * load.tokens * self._mlp_width() * load.item_bytes
+            inputs = tokens * self.folder.hidden_size * load.item_bytes
+            held = len(kept) * inputs + together * max(kept, default=0)
+        wide = WIDE_TRANSIENTS * tokens * self._mlp_width() * load.item_bytes
         working = wide + self._restored_bytes() + self._logit_bytes(lean)
         return int(HEAP_FACTOR * held) + working
 

@@ -50,7 +50,8 @@ class Flight:
 class Session(ABC):
     """One device's adapter, optimizer and graphs in flight over the shared base.
 
-    With `recompute` a graph does not wait for its gradient: its input does, and is run again. With
+    With `recompute` blocks keep their input only and run again for their backward, and no graph
+    waits for a gradient that has yet to come: the input of all blocks does. With
     a `residence` its tensors may rest in a file while it has nothing to do.
     """
 
@@ -195,6 +196,7 @@ class Session(ABC):
         assert message.rows is not None
         training = message.key.purpose is Purpose.TRAINING
         self.bank.activate(self.adapter)
+        self.model.recompute = self.recompute
         if self.model.training != training:
             self.model.train(training)
         boundary = self.computation.hidden(message.rows, message.lengths)
@@ -424,6 +426,7 @@ def _train_together(
         boundaries.append(boundary.requires_grad_(session.plan.cut_layer > 0))
     if not model.training:
         model.train(True)
+    model.recompute = any(session.recompute for session, *_ in items)
     with _shared("forward", items):
         bank.activate_parts(parts)
         output = model.blocks(
