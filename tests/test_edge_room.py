@@ -127,14 +127,14 @@ def test_what_lies_decoded_over_all_devices_is_bounded_and_given_back() -> None:
             for arrived, device in enumerate(floor.devices.values(), 1):
                 device.go.set()
                 await until(lambda arrived=arrived: floor.stats.queue_depth == 2 * arrived)  # type: ignore[misc]
-            await until(lambda: floor.decoded == ROOM)
+            await until(lambda: floor.decoded >= ROOM)
             await settled()
             assert floor.decoded == ROOM  # of six that have arrived
             first, second, third = floor.devices.values()
             first.stream.cancel()  # both places were its own
             with contextlib.suppress(asyncio.CancelledError, AssertionError):
                 await first.stream
-            await until(lambda: floor.decoded == 2 * ROOM)
+            await until(lambda: floor.decoded >= 2 * ROOM)
             await settled()
             assert floor.decoded == 2 * ROOM
             gate.set()

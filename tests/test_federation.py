@@ -428,6 +428,46 @@ def test_the_summary_says_what_happened(three: Outcome) -> None:
     assert not (three.folder / "spool").exists()
 
 
+# -- what an edge may be told ----------------------------------------------------------------------
+
+
+def test_what_an_edge_is_told_changes_no_bit_and_batching_none_beyond_rounding(
+    tmp_path: Path,
+) -> None:
+    told = {
+        "order": "longest_tail",
+        "recompute": True,
+        "resident_adapters": 1,
+        "rest_dir": str(tmp_path / "rest"),
+        "in_flight": 2,
+    }
+    outcomes = {}
+    for name, own in {"plain": {}, "told": told, "batched": told | {"batch_devices": 2}}.items():
+        # With a large epsilon Adam does not blow rounding up where a gradient is next to nothing.
+        training = {"computation": "lean", "micro_batches": 2, "local_steps": 5, "eps": 1e-3}
+        values = settings(tiny("llama"), training=training, edge=own)
+        values["devices"] = [
+            device(part, completions(tmp_path / f"{part}.jsonl", seed, same_length=seed < 3), 1)
+            for part, seed in (("a", 1), ("b", 2), ("c", 3))
+        ]
+        (tmp_path / name).mkdir()
+        outcomes[name] = finished(run(tmp_path / name, values))
+        edge = load_run(outcomes[name].folder / "config.toml").edge
+        assert (edge.order, edge.batch_devices, edge.in_flight) == (
+            own.get("order", "first_come"),
+            own.get("batch_devices", 1),
+            own.get("in_flight", 8),
+        )
+    plain, start = adapter(outcomes["plain"]), adapter(outcomes["plain"], "adapters/round-0000")
+    assert_same_bits(adapter(outcomes["told"]), plain)
+    batched = adapter(outcomes["batched"])
+    error = sum(float(np.square(batched[n] - plain[n]).sum()) for n in plain)
+    moved = sum(float(np.square(plain[n] - start[n]).sum()) for n in plain)
+    # Of some sixty jobs of three devices two have waited at once: that alone changes bits.
+    assert 0 < error < 1e-8 * moved
+    assert list((tmp_path / "rest").iterdir()) == []  # it was used, and left empty
+
+
 # -- other tasks and codecs ------------------------------------------------------------------------
 
 
