@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import base64
 import datetime as dt
+import json
 import logging
 import socket
 import ssl
 import stat
 import subprocess
+import sys
 import tomllib
 import urllib.error
 import urllib.request
@@ -39,6 +41,7 @@ from sfl.transport.credentials import open_channel
 from sfl.transport.device_link import wait_for_peer
 from sfl.transport.diagnosis import why_refused
 from sfl.transport.doorkeeper import MAY_CALL
+from sfl.transport.handshakes import explain
 from sfl.transport.probe import probe_edge
 from sfl.v1 import cloud_pb2, edge_pb2, tensor_pb2
 from tests.federation import ROOT, SFL, run, sfl, write_config
@@ -359,15 +362,16 @@ def test_certificates_that_tls_itself_refuses(
     # One that takes our CA's word for the edge, and shows a certificate of its own CA.
     (stranger.ca).write_bytes(guarded.authority.cert_pem)
     assert "it does not take the certificate" in refusal(address, "edge", stranger)
-    logged(guarded, "edge", "unable to get local issuer certificate")
+    logged(guarded, "edge", "certificate is not of this node's CA: one of the two has another")
+    said_of = {"has expired": "has expired, by this", "not yet valid": "is not valid yet, by this"}
     for where, words in ((PAST, "has expired"), (FUTURE, "not yet valid")):
         dated(where)
         folder = give(guarded.authority, tmp_path / words, "device", "d0")
         said = refusal(address, "edge", unchecked(folder, "device", "d0"))
         assert "it does not take the certificate" in said and "log" in said
-        logged(guarded, "edge", words)
+        logged(guarded, "edge", f"its certificate {said_of[words]}")
     assert "speaks TLS only" in refusal(address, "edge", None)
-    logged(guarded, "edge", "WRONG_VERSION_NUMBER")
+    logged(guarded, "edge", "did not come in: it speaks no TLS, and this node nothing else")
     channel = grpc.secure_channel(
         address,
         grpc.ssl_channel_credentials(guarded.authority.cert_pem),
@@ -376,7 +380,61 @@ def test_certificates_that_tls_itself_refuses(
     with pytest.raises(grpc.RpcError):
         wire.EDGE_LIST_FILES.stub(channel)(edge_pb2.FilesRequest(device="d0"), timeout=30)
     channel.close()
-    logged(guarded, "edge", "PEER_DID_NOT_RETURN_A_CERTIFICATE")
+    logged(guarded, "edge", "did not come in: it showed no certificate; give it one")
+    # Each as a line of the log, and nothing as gRPC wrote it.
+    assert "Handshake failed" not in guarded.log("edge")
+    assert guarded.log("edge").count("WARNING sfl.transport.handshakes: somebody did not") >= 5
+
+
+GRPC_SAYS = (
+    "I1121 20:39:13.462954   20391 ssl_transport_security.cc:2563] Handshake failed with error "
+    "SSL_ERROR_SSL: error:100000f7:SSL routines:OPENSSL_internal:{}: {}"
+)
+
+
+@pytest.mark.parametrize(
+    ("line", "said"),
+    [
+        (GRPC_SAYS.format("HTTP_REQUEST", "x"), "it speaks no TLS"),
+        (GRPC_SAYS.format("EXCESSIVE_MESSAGE_SIZE", "x"), "(EXCESSIVE_MESSAGE_SIZE)"),
+        (GRPC_SAYS.format("CERTIFICATE_VERIFY_FAILED", "odd"), "is not taken (odd)"),
+        ("E1 x.cc:3238] No match found for server name: a.edge.sfl", "asked for a.edge.sfl, which"),
+        ("E0000 chttp2_transport.cc:1] something else failed", None),
+        ("Fatal Python error: Segmentation fault", None),
+    ],
+)
+def test_a_line_of_grpc_is_explained_or_left_as_it_is(line: str, said: str | None) -> None:
+    reason = explain(line + "\n")
+    assert reason is None if said is None else said in str(reason)
+
+
+def test_what_else_goes_to_standard_error_gets_there() -> None:
+    """Native lines, lines of the log, a child's, and a crash's."""
+    code = (
+        "import logging, os, sys\n"
+        "from sfl.logs import start_logging\n"
+        "from sfl.transport.handshakes import explained_handshakes\n"
+        "start_logging('json')\n"
+        "with explained_handshakes():\n"
+        f"    os.write(2, {GRPC_SAYS.format('WRONG_VERSION_NUMBER', 'x').encode()!r} + b'\\n')\n"
+        "    os.write(2, b'native\\n')\n"
+        "    print('python', file=sys.stderr)\n"
+        "    os.system('echo child >&2')\n"
+        "    os.write(2, b'no end of line')\n"
+        "os.write(2, b'|after\\n')\n"
+        "logging.warning('later')\n"
+        "with explained_handshakes():\n"
+        "    os.kill(os.getpid(), 11)\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, check=False
+    )
+    assert done.returncode == -11
+    for words in ("native\n", "python\n", "child\n", "no end of line|after\n"):
+        assert words in done.stderr
+    assert "Fatal Python error: Segmentation fault" in done.stderr
+    lines = [json.loads(line) for line in done.stderr.splitlines() if line.startswith("{")]
+    assert [line["message"][:16] for line in lines] == ["somebody did not", "later"]
 
 
 def test_servers_that_a_client_refuses(
@@ -389,6 +447,7 @@ def test_servers_that_a_client_refuses(
     port = guarded.edge_address.rpartition(":")[2]
     elsewhere = refusal(f"localhost:{port}", "edge", own)
     assert "is for 127.0.0.1, not for localhost" in elsewhere and "--host localhost" in elsewhere
+    logged(guarded, "edge", "somebody asked for localhost.edge.sfl, which is not in")
     for where, words in ((PAST, "expired on"), (FUTURE, "is not valid before")):
         dated(where)
         folder = give(guarded.authority, tmp_path / words, "edge", "old", "127.0.0.1")
