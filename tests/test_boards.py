@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import shlex
@@ -449,7 +450,9 @@ def hear(manager: socket.socket, told: list[str]) -> None:
 
 BOARD = ROOT / "device_agent" / "board"
 UNIT = BOARD / "sfl-device.service"
+QUICKSTART = ROOT / "examples" / "quickstart"
 SCRIPTS = [BOARD / "install.sh", BOARD / "uninstall.sh"]
+CHECK = BOARD / "check_wheels.py"
 ASKED = "SFL_TEST_BOARDS"
 IMAGE = "python:3.11-slim-bookworm"
 
@@ -543,6 +546,8 @@ def test_certificates_end_an_insecure_installation(tmp_path: Path) -> None:
     assert own_certificate("device", "pi", settings.tls) is not None
     again = sourced(tmp_path, CONFIGURE, "--certs", str(certs), "--name", "pi")
     assert (again.stdout, again.stderr) == ("", "")
+    bare = sourced(tmp_path, CONFIGURE)  # as an update
+    assert (bare.stdout, bare.stderr) == ("", "")
     back = sourced(tmp_path, CONFIGURE, "--insecure", code=2)
     assert "take its [device.tls] out first" in back.stderr
     config.write_text(config.read_text().replace("tls/pi.pem", "elsewhere.pem"))
@@ -726,11 +731,41 @@ STATE = (
 )
 
 
+def test_pins_without_a_wheel_for_the_board_are_named(tmp_path: Path) -> None:
+    tags = {"pure": "py3-none-any", "native": "cp311-cp311-manylinux_2_28_aarch64"}
+    elsewhere = {
+        "foreign": "cp311-cp311-manylinux_2_28_x86_64",
+        "torch": "cp311-cp311-linux_armv7l",
+    }
+    for name, tag in (tags | elsewhere).items():
+        page = tmp_path / "index" / name / "index.html"
+        page.parent.mkdir(parents=True)
+        page.write_text(f'<!DOCTYPE html><a href="{name}-1.0-{tag}.whl">{name}-1.0-{tag}.whl</a>')
+    (tmp_path / "pins").write_text("pure==1.0\nnative==1.0\nforeign==1.0\ntorch==2.0\n")
+    done = subprocess.run(
+        [sys.executable, CHECK, "--constraints", tmp_path / "pins", "--torch", "1.0"],
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=300,
+        env={
+            **{key: value for key, value in os.environ.items() if not key.startswith("PIP_")},
+            "PIP_INDEX_URL": (tmp_path / "index").as_uri(),
+            "PIP_CONFIG_FILE": os.devnull,
+        },
+    )
+    assert done.stdout == (
+        "Python 3.11: 2 of 4 pins have a wheel\n  none: foreign==1.0\n  none: torch==1.0\n"
+    ), done.stderr
+    assert done.returncode == 1
+
+
 @pytest.mark.skipif(
     os.environ.get(ASKED) != "1",
     reason=f"takes minutes and a Docker engine: {ASKED}=1, options in SFL_TEST_DOCKER_OPTIONS",
 )
-def test_the_installer_twice_in_a_clean_container() -> None:
+def test_the_installer_in_a_clean_container(tmp_path: Path) -> None:
+    certs = certificate(tmp_path / "pi", "pi")
     options = shlex.split(os.environ.get("SFL_TEST_DOCKER_OPTIONS", ""))
     source = ["-v", f"{ROOT}:/src:ro"]
     container = subprocess.run(
@@ -754,6 +789,20 @@ def test_the_installer_twice_in_a_clean_container() -> None:
         assert inside(*install) == "everything is up to date\n"
         assert inside("bash", "-c", STATE) == before
         assert inside("stat", "-c", "%U %a", "/etc/sfl/tls") == "sfl 700\n"
+        subprocess.run(["docker", "cp", certs, f"{container}:/root/pi"], check=True)
+        secured = [*install[:3], "--certs", "/root/pi"]
+        assert "writing /etc/sfl/device.toml" in inside(*secured)
+        assert inside(*secured) == "everything is up to date\n"
+        assert inside("stat", "-c", "%U %a", "/etc/sfl/tls/pi.key") == "sfl 600\n"
+        data = f"/src/{(QUICKSTART / 'data/loft/train.jsonl').relative_to(ROOT)}"
+        as_sfl = ["install", "-o", "sfl", "-g", "sfl", "-m", "600", data]
+        inside(*as_sfl, "/var/lib/sfl/train.jsonl")
+        doctor = "/opt/sfl/venv/bin/sfl doctor /etc/sfl/device.toml --format json || test $? = 1"
+        report = json.loads(inside("runuser", "-u", "sfl", "--", "sh", "-c", doctor))
+        checks = {check["name"]: check for check in report["checks"]}
+        problems = [name for name, check in checks.items() if check["mark"] == "problem"]
+        assert problems == ["link"], checks  # nobody listens at that port
+        assert "compiled kernel" in checks["codec"]["text"]
         inside("/src/device_agent/board/uninstall.sh", "--purge")
         assert inside("bash", "-c", "ls -d /opt/sfl /etc/sfl /var/lib/sfl || true") == ""
     finally:
