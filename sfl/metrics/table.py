@@ -137,7 +137,7 @@ METRICS: tuple[Metric, ...] = (
     Metric(
         "sfl_step_phase_seconds", "histogram", "seconds", ("phase",), COMPUTING,
         "Time one micro-batch spends in a phase: forward, encode, wait (for the peer), decode, "
-        "backward; step is one optimizer step.",
+        "backward; step is one optimizer step. Of a batch over devices: its share.",
         _phases,
     ),
     Metric(
