@@ -88,5 +88,7 @@ def _link(content: Path, target: Path) -> None:
         return
     try:
         target.hardlink_to(content)
+    except FileExistsError:
+        return  # another device of this machine was quicker
     except OSError:
         shutil.copyfile(content, target)
