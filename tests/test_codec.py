@@ -725,6 +725,22 @@ def test_bad_labels_are_refused_or_of_the_right_number(data: bytes, count: int) 
         return
 
 
+@pytest.mark.parametrize("spec", ["none", "fp16 | zstd", "sft", "compact"])
+@pytest.mark.parametrize("shape", [(0, 8), (3, 0)])
+def test_what_is_empty_is_neither_sent_nor_taken(spec: str, shape: tuple[int, int]) -> None:
+    encoder = Encoder(parse(spec))
+    with pytest.raises(ProtocolError, match=r"a tensor of \[\d, \d\] has nothing to send"):
+        encoder.encode(torch.zeros(shape), 1, shape[:1])
+    empty = Packet(parse(spec).spec, "float32", shape, b"")
+    with pytest.raises(ProtocolError, match=r"shape \[\d, \d\] is not .* at least one of each"):
+        decode(empty)
+    # The refusal leaves nothing behind: the next tensor goes as it would have.
+    rows = torch.arange(1.0, 17.0).view(2, 8)
+    known = RowContext(*(np.arange(2) for _ in range(4)))
+    wanted = Encoder(parse(spec)).encode(rows, 1, (2,), known)
+    assert bytes(encoder.encode(rows, 1, (2,), known).payload) == bytes(wanted.payload)
+
+
 def test_every_pass_gives_the_bytes_it_gives_everywhere() -> None:
     """tests/kernel_bytes.py was run for aarch64 too: a pass that differs breaks mixed fleets."""
     library = next(Path(sfl.codec.__file__).parent.glob("_kernel*.so"), None)

@@ -195,7 +195,7 @@ class Encoder:
         `key` draws the random bits, `groups` are the rows of each sequence (topk), `context` what
         delta knows its rows by. Rows on an accelerator are coded there, so that codes are copied,
         not values; but for delta, whose tables are the CPU's. Raises ProtocolError for values the
-        quantiser cannot hold.
+        quantiser cannot hold, and where there are none.
         """
         with _beside(rows):
             return self._encode(rows, key, groups, context)
@@ -203,9 +203,11 @@ class Encoder:
     def _encode(
         self, rows: Tensor, key: int, groups: Sequence[int], context: RowContext | None
     ) -> Packet:
-        assert rows.dim() == 2 and rows.numel() > 0 and rows.dtype in _NAMES, (
+        assert rows.dim() == 2 and rows.dtype in _NAMES, (
             f"a codec takes [rows, hidden] in {list(DTYPES)}, not {rows.dtype} {list(rows.shape)}"
         )
+        if not rows.numel():
+            raise ProtocolError(f"a tensor of {list(rows.shape)} has nothing to send")
         values = rows.detach() if self.codec.delta is None else rows.detach().cpu()
         values = values if self.codec.exact else values.float()
         write = Writer(self.codec.lossless)
@@ -414,7 +416,9 @@ def _checked_shape(
     if wanted is not None and packet.shape != wanted:
         raise ProtocolError(f"shape {list(packet.shape)} where {list(wanted)} is due")
     if len(packet.shape) != 2 or min(packet.shape) < 1:
-        raise ProtocolError(f"shape {list(packet.shape)} is not [rows, hidden]")
+        raise ProtocolError(
+            f"shape {list(packet.shape)} is not [rows, hidden] with at least one of each"
+        )
     rows, hidden = packet.shape
     if rows * hidden * dtype.itemsize > MAX_TENSOR_BYTES:
         raise ProtocolError(
