@@ -236,6 +236,7 @@ class EdgeServer:
         log.info("base loaded: blocks %d to %d of %s", span.first, span.last - 1, self.folder.path)
         return manifest, adapter_bytes(given_values(self.folder, manifest))
 
+        log.info("%s", self._choice)
     def _plan(self, device: str) -> SplitPlan:
         entry = self.settings.device(device)
         return SplitPlan(
@@ -321,6 +322,7 @@ class EdgeServer:
         session = self._sessions[device] = kind(
             device,
             plan,
+            credits=self._choice.credits,
             self.model,
             self.bank,
             self.settings,

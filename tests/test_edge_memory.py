@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import random
 import subprocess
 import sys
+import tomllib
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -23,11 +25,14 @@ from sfl.errors import ConfigError
 from sfl.launch.run import budgeted
 from sfl.metrics.stats import NodeStats
 from sfl.models.edge_budget import EdgeChoice, fit_edge, needs
-from sfl.models.folder import ModelFolder, TensorEntry, checkpoint_tensors
+from sfl.models.folder import ModelFolder, TensorEntry, checkpoint_tensors, open_model
 from sfl.models.footprint import QUANTISER_BYTES
 from sfl.plan import SplitPlan
 from sfl.stage.lean import _pieces
 from sfl.stage.session import VanillaSession
+from tests.federation import run, write_jsonl
+from tests.test_federation import STORIES, adapter, assert_same_bits, completions, device, tiny
+from tests.test_federation import settings as small_run
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -46,9 +51,9 @@ def settings(count: int = 4, **changes: object) -> RunSettings:
 ALL = tuple(f"device-{n}" for n in range(4))
 
 
-def total(run: RunSettings, again: tuple[str, ...], in_flight: int = 8, **own: Any) -> int:
-    choice = EdgeChoice(again, in_flight)
-    return needs(opened("llama"), run, EdgeConfig(**own), choice).total
+def total(run: RunSettings, again: tuple[str, ...], in_flight: int = 8, allowance: int = 4) -> int:
+    choice = EdgeChoice(again, in_flight, allowance)
+    return needs(opened("llama"), run, EdgeConfig(), choice).total
 
 
 def everybody(run: RunSettings) -> tuple[str, ...]:
@@ -56,26 +61,29 @@ def everybody(run: RunSettings) -> tuple[str, ...]:
 
 
 def activations(run: RunSettings, recompute: bool = False, in_flight: int = 8, **own: Any) -> int:
-    choice = EdgeChoice(everybody(run) if recompute else (), in_flight)
+    choice = EdgeChoice(everybody(run) if recompute else (), in_flight, 4)
     return needs(opened("llama"), run, EdgeConfig(**own), choice).activations
 
 
 def test_graphs_are_kept_where_they_fit_then_computed_again_then_refused() -> None:
     folder, run = opened("llama"), settings()
-    kept = [total(run, (), n) for n in (1, 8)]
-    again = [total(run, ALL, n) for n in (1, 8)]
-    assert again[0] < again[1] < kept[0] < kept[1]
+    kept = [total(run, (), *ways) for ways in ((1, 2), (1, 4), (8, 4))]
+    again = [total(run, ALL, *ways) for ways in ((1, 1), (1, 2), (8, 4))]
+    assert again == sorted(again) and kept == sorted(kept)
+    assert again[-1] < total(run, (), 1, 1) < kept[0]
     for memory, expected in (
-        (None, EdgeChoice((), 8)),
-        (kept[1], EdgeChoice((), 8)),
-        (kept[0], EdgeChoice((), 1)),
-        (kept[0] - 1, EdgeChoice(ALL, 8)),
-        (again[0], EdgeChoice(ALL, 1)),
+        (None, EdgeChoice((), 8, 4)),
+        (kept[2], EdgeChoice((), 8, 4)),
+        (kept[1], EdgeChoice((), 1, 4)),
+        (kept[0], EdgeChoice((), 1, 2)),
+        (kept[0] - 1, EdgeChoice(ALL, 8, 4)),
+        (again[1], EdgeChoice(ALL, 1, 2)),
+        (again[0], EdgeChoice(ALL, 1, 1)),
     ):
         assert fit_edge(folder, run, EdgeConfig(memory=memory)) == expected
     with pytest.raises(ConfigError, match=r"edge\.memory.* MB at least \(process"):
         fit_edge(folder, run, EdgeConfig(memory=again[0] - 1))
-    assert fit_edge(folder, run, EdgeConfig(recompute=True)) == EdgeChoice(ALL, 8)
+    assert fit_edge(folder, run, EdgeConfig(recompute=True)) == EdgeChoice(ALL, 8, 4)
 
 
 def mixed(topology: str) -> RunSettings:
@@ -89,18 +97,39 @@ def test_only_the_deepest_devices_compute_again_where_that_is_enough(topology: s
     folder, run = opened("llama"), mixed(topology)
     deepest = ("device-1", "device-3")
     third = ("device-1", "device-2", "device-3")
-    kept, two, three = (total(run, again, 1) for again in ((), deepest, third))
+    kept, two, three = (total(run, again, 1, 2) for again in ((), deepest, third))
     assert three < two < kept
     assert fit_edge(folder, run, EdgeConfig(memory=two)).recompute == deepest
     assert fit_edge(folder, run, EdgeConfig(memory=two - 1)).recompute == third
     # Waiting graphs add up, so that one less may do; jobs that take turns do not.
-    one = total(run, ("device-1",), 1)
+    one = total(run, ("device-1",), 1, 2)
     assert (one < kept) == (topology == "u_shaped")
     if topology == "u_shaped":
         assert fit_edge(folder, run, EdgeConfig(memory=one)).recompute == ("device-1",)
     # What the settings ask for stays.
     own = EdgeConfig(memory=kept, recompute=("device-0",))
     assert "device-0" in fit_edge(folder, run, own).recompute
+
+
+def test_what_has_arrived_counts_for_each_device() -> None:
+    folder, four, eight = opened("llama"), settings(4), settings(8)
+    rows = 256 * 64 * folder.hidden_size
+
+    def messages_of(run: RunSettings, *ways: int) -> int:
+        return needs(folder, run, EdgeConfig(), EdgeChoice((), *ways)).messages
+
+    # Beyond what lies decoded, 16 bits a value or less; as they are where the codec is exact.
+    assert messages_of(eight, 8, 4) - messages_of(four, 8, 4) == 4 * 4 * 2 * rows
+    assert messages_of(four, 8, 4) - messages_of(four, 8, 3) == 4 * 2 * rows
+    assert messages_of(four, 99, 1) - messages_of(four, 1, 1) == 3 * 2 * rows
+    exact = settings(codec={"activation": "none", "gradient": "none"})
+    assert messages_of(exact, 8, 4) - messages_of(exact, 8, 3) == 4 * 4 * rows
+
+
+def test_an_edge_grants_no_more_credits_than_the_run_has() -> None:
+    folder, run = opened("llama"), settings(network={"credits": 3})
+    for own, granted in ((None, 3), (2, 2), (9, 3)):
+        assert fit_edge(folder, run, EdgeConfig(credits=own)).credits == granted
 
 
 def test_computing_again_for_an_unknown_device_is_an_error() -> None:
@@ -149,7 +178,7 @@ def test_one_base_computes_again_for_one_device_and_not_for_the_other() -> None:
 def test_ranks_count_each_by_itself() -> None:
     ranks = [{"name": f"d{n}", "rank": rank} for n, rank in enumerate((2, 8))]
     run = settings(aggregation={"strategy": "flexlora"}, devices=ranks)
-    choice = EdgeChoice((), 8)
+    choice = EdgeChoice((), 8, 4)
     both = needs(opened("llama"), run, EdgeConfig(), choice)
     one = needs(opened("llama"), run, EdgeConfig(resident_adapters=1), choice)
     assert both.adapter * 4 == one.adapter * 5
@@ -157,7 +186,7 @@ def test_ranks_count_each_by_itself() -> None:
 
 def test_what_a_device_adds_is_its_adapter_and_optimizer() -> None:
     folder = opened("llama")
-    few, many = (needs(folder, settings(n), EdgeConfig(), EdgeChoice((), 8)) for n in (2, 10))
+    few, many = (needs(folder, settings(n), EdgeConfig(), EdgeChoice((), 8, 4)) for n in (2, 10))
     assert many.weights == few.weights and many.activations == few.activations
     assert many.adapter == 5 * few.adapter and many.optimizer == 3 * many.adapter
 
@@ -172,7 +201,7 @@ def test_lean_needs_less_than_the_reference_and_waiting_graphs_cost() -> None:
 def test_a_quantised_base_needs_its_library_and_one_layer_restored() -> None:
     folder, run = opened("llama"), settings()
     plain, small = (
-        needs(folder, run, EdgeConfig(quantised=kind), EdgeChoice((), 8))
+        needs(folder, run, EdgeConfig(quantised=kind), EdgeChoice((), 8, 4))
         for kind in ("none", "nf4")
     )
     linear = [e for e in checkpoint_entries(folder) if len(e.shape) == 2 and ".layers." in e.name]
@@ -196,9 +225,9 @@ def test_a_piece_of_the_logits_is_foretold_as_it_is_taken(
     model = SimpleNamespace(vocab_size=vocab)
     (first, *_) = _pieces(model, 256 * 64)  # type: ignore[arg-type]
     piece = (first.stop - first.start) * vocab
-    with_logits = needs(wide, run, EdgeConfig(), EdgeChoice((), 8)).activations
+    with_logits = needs(wide, run, EdgeConfig(), EdgeChoice((), 8, 4)).activations
     monkeypatch.setattr("sfl.models.footprint.LOGIT_COPIES", 0)
-    without = needs(wide, run, EdgeConfig(), EdgeChoice((), 8)).activations
+    without = needs(wide, run, EdgeConfig(), EdgeChoice((), 8, 4)).activations
     assert with_logits - without == 3 * 4 * piece
 
 
@@ -232,12 +261,12 @@ def run_file(folder: Path, memory: str) -> Path:
 def test_the_choice_is_in_the_effective_settings(tmp_path: Path) -> None:
     config = load_run(run_file(tmp_path, "2GB"))
     roomy = budgeted(config)
-    assert (roomy.edge.recompute, roomy.edge.in_flight) == (False, 8)
+    assert (roomy.edge.recompute, roomy.edge.in_flight, roomy.edge.credits) == (False, 8, 4)
     folder = opened("llama")
-    tight = needs(folder, config.settings, config.edge, EdgeChoice(("attic",), 1)).total
+    tight = needs(folder, config.settings, config.edge, EdgeChoice(("attic",), 1, 1)).total
     edge = config.edge.model_copy(update={"memory": tight})
     narrow = budgeted(config.model_copy(update={"edge": edge}))
-    assert (narrow.edge.recompute, narrow.edge.in_flight) == (True, 1)
+    assert (narrow.edge.recompute, narrow.edge.in_flight, narrow.edge.credits) == (True, 8, 1)
     assert budgeted(narrow).edge == narrow.edge  # deciding again changes nothing
 
 
@@ -254,3 +283,49 @@ def test_a_run_that_does_not_fit_is_refused_before_it_starts(tmp_path: Path) -> 
     assert "edge.memory" in done.stderr and "at least" in done.stderr
     assert "Traceback" not in done.stderr
     assert not list(tmp_path.glob("runs/*"))
+
+
+# -- real runs -------------------------------------------------------------------------------------
+
+
+def test_a_budget_is_kept_by_computing_again_for_one_of_two_devices(tmp_path: Path) -> None:
+    text = " ".join(random.Random(0).choices(["once", "upon", "time", "cat", "sun"], k=150))
+    texts = write_jsonl(tmp_path / "texts.jsonl", [{"text": text}] * 100)
+    # Cut 0 leaves so much to the edge that the whole of it would not do; cut 4 next to nothing.
+    values = {
+        "run": {"rounds": 1},
+        "model": {"path": str(STORIES), "max_length": 128},
+        "training": {"batch_size": 96, "local_steps": 2, "micro_batches": 1},
+        "data": {"eval_fraction": 0.02, "max_eval_examples": 1},
+        "codec": {"activation": "none", "gradient": "none"},
+        "devices": [
+            {"name": name, "cut_layer": cut, "threads": 1, "train": str(texts)}
+            for name, cut in (("deep", 0), ("flat", 4))
+        ],
+    }
+    run_settings, folder = RunSettings.model_validate(values), open_model(str(STORIES))
+    wanted = EdgeChoice(("deep",), 1, 2)
+    budget = needs(folder, run_settings, EdgeConfig(), wanted).total
+    outcome = run(tmp_path, {**values, "edge": {"memory": budget}})
+    assert outcome.code == 0, outcome.output
+    edge = tomllib.loads((outcome.folder / "config.toml").read_text())["edge"]
+    assert (edge["recompute"], edge["credits"]) == (["deep"], 2)
+    assert "computed again for deep" in outcome.logs()
+    (node,) = outcome.summary["edges"]
+    assert node["peak_rss_bytes"] < budget
+    # Without that it would not have been: a forked edge takes 100 MB less than is foretold.
+    kept = needs(folder, run_settings, EdgeConfig(), EdgeChoice((), 1, 2)).total
+    assert kept > budget + 150_000_000
+
+
+def test_fewer_credits_reach_the_device_and_change_no_bit(tmp_path: Path) -> None:
+    found = []
+    for number, own in enumerate(({}, {"credits": 1})):
+        folder = tmp_path / str(number)
+        values = small_run(tiny("llama"), training={"micro_batches": 4}, edge=own)
+        data = completions(folder / "a.jsonl", 0)
+        outcome = run(folder, {**values, "devices": [device("a", data, 1)]})
+        assert outcome.code == 0, outcome.output  # an edge closes the stream of who sends more
+        found.append(adapter(outcome))
+        assert f"up to {4 - 3 * number} of one device are in flight" in outcome.logs()
+    assert_same_bits(*found)

@@ -184,12 +184,15 @@ class EdgeConfig(Section):
     gives up repeating a run bit for bit. Refused, by `sfl run` and by an edge that learns of the
     run, in topology `u_shaped`, with computation `reference` and where anything draws dropout."""
     memory: Size | None = None
-    """Most memory this process may take, e.g. `4GB`. `in_flight` is lowered, and `recompute`
-    switched on for as many devices as it takes, to stay within it; where that does not do, the run
-    is refused before it starts."""
+    """Most memory this process may take, e.g. `4GB`. `in_flight` and `credits` are lowered, and
+    `recompute` switched on for as many devices as it takes, to stay within it; where that does not
+    do, the run is refused before it starts."""
     in_flight: PositiveInt = 8
     """Activations that may lie decoded on this edge at once, over all devices; others wait as the
     bytes they came in."""
+    credits: PositiveInt | None = None
+    """Micro-batches of one device that may be in flight at once at this edge, where fewer than
+    `network.credits`; the edge tells its devices. Changes no bit."""
     recompute: bool | tuple[str, ...] = False
     """Keep a block's input instead of all that its backward needs, and run it again then; U-shaped,
     between the two halves of a step, only the input of all blocks. Less memory, a third more

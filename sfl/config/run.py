@@ -384,7 +384,7 @@ class NetworkSettings(Section):
     """Allow addresses other than loopback without TLS."""
 
 
-def _is_exact(codec: str) -> bool:
+def is_exact(codec: str) -> bool:
     """Whether a codec's first stage leaves every bit as it was."""
     return codec.split("|")[0].strip() in ("none", "zstd", "rans")
 
@@ -510,7 +510,7 @@ class RunSettings(Section):
         for change in changes:
             own = change.model_dump(exclude_none=True, exclude={"from_round", "device"})
             chosen.update(own)
-        exact = _is_exact(chosen["activation"])
+        exact = is_exact(chosen["activation"])
         defaults = {
             "hidden": chosen["activation"],
             "tail_gradient": chosen["gradient"],
@@ -528,7 +528,7 @@ class RunSettings(Section):
         changes = [self.codec, *(d.codec for d in self.devices), *self.codec.schedule]
         roles = ("activation", "gradient", "hidden", "tail_gradient")
         specs = [getattr(change, role) for change in changes for role in roles]
-        return "reference" if all(_is_exact(spec) for spec in specs if spec) else "lean"
+        return "reference" if all(is_exact(spec) for spec in specs if spec) else "lean"
 
     def settled(self, micro_batches: int, codecs: Mapping[str, str]) -> Self:
         """These settings with what a rehearsal chose instead of `auto`.

@@ -72,6 +72,7 @@ def check_edge(
         "room_bytes": room,
         "cut_layers": cuts,
         "in_flight": choice.in_flight,
+        "credits": choice.credits,
         "recompute": list(choice.recompute),
     }
     if needed.total <= room:

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import product
 
 from sfl.config import EdgeConfig, RunSettings
+from sfl.config.run import is_exact
 from sfl.errors import ConfigError
 from sfl.models.folder import ModelFolder
 from sfl.models.footprint import EdgeDevice, EdgeForecast, Footprint, Load
@@ -14,15 +16,21 @@ from sfl.plan import SplitPlan
 
 @dataclass(frozen=True, slots=True)
 class EdgeChoice:
-    """For which devices blocks are computed again, and how many activations may lie decoded."""
+    """For which devices blocks are computed again, how many activations may lie decoded over all
+    devices, and how many micro-batches of one may be in flight.
+    """
 
     recompute: tuple[str, ...]
     in_flight: int
+    credits: int
 
     def __str__(self) -> str:
         """What is done, in words."""
         again = f"computed again for {', '.join(self.recompute)}" if self.recompute else "kept"
-        return f"graphs are {again}; up to {self.in_flight} activations lie decoded"
+        return (
+            f"graphs are {again} (recompute), up to {self.in_flight} activations lie decoded "
+            f"(in_flight), up to {self.credits} of one device are in flight (credits)"
+        )
 
     def changes(self, settings: RunSettings) -> dict[str, object]:
         """The same as settings of an edge."""
@@ -30,29 +38,42 @@ class EdgeChoice:
         return {
             "recompute": everybody or self.recompute or False,
             "in_flight": self.in_flight,
+            "credits": self.credits,
         }
 
 
 def fit_edge(folder: ModelFolder, settings: RunSettings, own: EdgeConfig) -> EdgeChoice:
     """The quickest way to stay within `edge.memory`.
 
-    Graphs are kept if they fit with fewer activations in flight; else blocks are computed again for
-    as few devices as will do, those first that leave most blocks to the edge. What is left over
-    bounds the activations in flight, up to `edge.in_flight`. Without a budget the settings
-    themselves. Raises ConfigError, with the memory it would take, where nothing fits, and for a
-    name in `edge.recompute` that no device has.
+    Graphs are kept if they fit with fewer activations decoded, or fewer in flight but two of each
+    device; else blocks are computed again for as few devices as will do, those first that leave
+    most blocks to the edge. One in flight at a time comes last: device, link and edge then take
+    turns. Without a budget the settings themselves. Raises ConfigError, with the memory it would
+    take, where nothing fits, and for a name in `edge.recompute` that no device has.
     """
     given = _given(settings, own)
+    most = min(own.credits or settings.network.credits, settings.network.credits)
     if own.memory is None:
-        return EdgeChoice(given, own.in_flight)
-    forecast = _forecast(folder, settings, own)
-    least = given
-    for least in _sets(folder, settings, given):
-        again = _flags(settings, least)
-        for in_flight in range(own.in_flight, 0, -1):
-            if forecast.footprint(in_flight=in_flight, recompute=again).total <= own.memory:
-                return EdgeChoice(least, in_flight)
-    needed = needs(folder, settings, own, EdgeChoice(least, 1))
+        return EdgeChoice(given, own.in_flight, most)
+    forecast, room = _forecast(folder, settings, own), own.memory
+
+    def fits(again: tuple[str, ...], in_flight: int, allowance: int) -> bool:
+        flags = _flags(settings, again)
+        needed = forecast.footprint(in_flight=in_flight, allowance=allowance, recompute=flags)
+        return needed.total <= room
+
+    sets = list(_sets(folder, settings, given))
+    for fewest in (min(2, most), 1):
+        for again in sets:
+            if not fits(again, 1, fewest):
+                continue
+            ways = product(range(most, fewest - 1, -1), range(own.in_flight, 0, -1))
+            return next(
+                EdgeChoice(again, in_flight, allowance)
+                for allowance, in_flight in ways
+                if fits(again, in_flight, allowance)
+            )
+    needed = needs(folder, settings, own, EdgeChoice(sets[-1], 1, 1))
     raise ConfigError(
         "edge.memory",
         f"{own.memory / 1e6:,.0f} MB",
@@ -68,7 +89,7 @@ def needs(
     """What the edge takes, by parts."""
     forecast = _forecast(folder, settings, own)
     again = _flags(settings, choice.recompute)
-    return forecast.footprint(in_flight=choice.in_flight, recompute=again)
+    return forecast.footprint(in_flight=choice.in_flight, allowance=choice.credits, recompute=again)
 
 
 def _given(settings: RunSettings, own: EdgeConfig) -> tuple[str, ...]:
@@ -107,6 +128,19 @@ def _plan(folder: ModelFolder, settings: RunSettings, name: str) -> SplitPlan:
     return SplitPlan(folder.num_layers, entry.cut_layer, entry.tail_layers, topology)
 
 
+def _coded_value_bytes(settings: RunSettings, device: str) -> int:
+    """Of a hidden state as it arrives, at most: a codec that is not exact takes 16 bits or less.
+
+    Evaluations, which may be coded otherwise, count too.
+    """
+    if (settings.device(device).dtype or settings.model.dtype) == "bfloat16":
+        return 2
+    rounds = {1, *(step.from_round for step in settings.codec.schedule)}
+    codecs = [settings.codecs(device, number, auto="none") for number in rounds]
+    exact = any(is_exact(spec) for own in codecs for spec in (own.activation, own.evaluation))
+    return 4 if exact else 2
+
+
 def _forecast(folder: ModelFolder, settings: RunSettings, own: EdgeConfig) -> EdgeForecast:
     training, u_shaped = settings.training, settings.run.topology == "u_shaped"
     micro = 1 if training.micro_batches == "auto" else training.micro_batches
@@ -125,7 +159,8 @@ def _forecast(folder: ModelFolder, settings: RunSettings, own: EdgeConfig) -> Ed
                 target_modules=settings.lora.target_modules,
                 lora_dropout=settings.lora.dropout,
             ),
-            graphs=min(micro, settings.network.credits) if u_shaped else 0,
+            graphs=micro if u_shaped else 0,
+            coded_value_bytes=_coded_value_bytes(settings, entry.name),
         )
         for entry in settings.devices
     ]

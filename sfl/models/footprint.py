@@ -226,12 +226,14 @@ def embedding_bytes(folder: ModelFolder, load: Load) -> int:
 class EdgeDevice:
     """A device as its edge has it: the blocks it leaves to the edge, and what one job of it is.
 
-    `graphs` of its micro-batches may wait for gradients of their own (U-shaped).
+    `graphs` of its micro-batches may wait for gradients of their own (U-shaped). A value of a
+    hidden state takes `coded_value_bytes` at most as it arrives.
     """
 
     middle: Span
     load: Load
     graphs: int = 0
+    coded_value_bytes: int = 4
 
 
 class EdgeForecast:
@@ -268,18 +270,24 @@ class EdgeForecast:
         self._adapter = sum(sorted(sizes, reverse=True)[:residents])
         self._adapter_message = max(sizes)
         self._rows = max(4 * d.load.tokens for d in self._devices) * folder.hidden_size
+        coded = max(d.coded_value_bytes * d.load.tokens for d in self._devices)
+        self._coded_rows = coded * folder.hidden_size
         self._graphs: dict[tuple[EdgeDevice, bool, int], int] = {}
 
-    def footprint(self, *, in_flight: int, recompute: Sequence[bool]) -> Footprint:
-        """With so many activations decoded, and blocks computed again for some of the devices."""
-        together = min(self._together, in_flight)  # what is not decoded cannot go along
+    def footprint(self, *, in_flight: int, allowance: int, recompute: Sequence[bool]) -> Footprint:
+        """With `allowance` micro-batches of each device in flight, so many of all of them decoded
+        and the rest as they arrived, and blocks computed again for some of the devices.
+        """
+        arrived = len(self._devices) * allowance
+        decoded = min(in_flight, arrived)
+        together = min(self._together, decoded)  # what is not decoded cannot go along
         chosen = list(zip(self._devices, recompute, strict=True))
         jobs = {
             self._graph(device, again, min(together, self._alike[device.middle]))
             for device, again in chosen
         }
         waiting = sum(
-            device.graphs * (self._rows if again else self._graph(device, again, 1))
+            min(device.graphs, allowance) * (self._rows if again else self._graph(device, again, 1))
             for device, again in chosen
         )
         widest = min(together, max(self._alike.values()))
@@ -289,7 +297,8 @@ class EdgeForecast:
             adapter=self._adapter,
             optimizer=3 * self._adapter,
             activations=max(jobs) + waiting,
-            messages=(in_flight + ROW_COPIES * widest) * self._rows
+            messages=(decoded + ROW_COPIES * widest) * self._rows
+            + (arrived - decoded) * self._coded_rows
             + ADAPTER_COPIES * self._adapter_message,
         )
 

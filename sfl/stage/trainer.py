@@ -85,7 +85,7 @@ class Trainer:
     """Runs rounds on one device over a link; topology is in which answers its edge sends.
 
     `rest` is called between steps, when nothing is in flight, and returns when the device may
-    compute.
+    compute. At most `allowance` micro-batches are in flight, by default `network.credits`.
     """
 
     def __init__(
@@ -98,6 +98,7 @@ class Trainer:
         link: Link,
         stats: NodeStats,
         rest: Callable[[], None] = lambda: None,
+        allowance: int | None = None,
     ) -> None:
         self.device = device
         self.stage = stage
@@ -107,6 +108,7 @@ class Trainer:
         self.link = link
         self.stats = stats
         self.rest = rest
+        self.allowance = settings.network.credits if allowance is None else allowance
         self.computation = COMPUTATIONS[settings.computation]
         self.optimizer = Optimizer(stage.parameters, settings.training, settings.aggregation)
         self.sampler = Sampler(
@@ -244,7 +246,7 @@ class Trainer:
 
     def _make_room(self) -> None:
         """Land answers until another micro-batch may be launched."""
-        most = 1 if self.stage.micro_batches > 1 else self.settings.network.credits
+        most = 1 if self.stage.micro_batches > 1 else self.allowance
         while len(self._flights) >= most:
             self._take_answer()
 

@@ -76,6 +76,8 @@ class Outbox(Generic[T]):
     """A queue out in which urgent things overtake; what is equally urgent keeps its order."""
 
     def __init__(self) -> None:
+    allowance: int
+    """Micro-batches that may be in flight."""
         self._queue: queue.PriorityQueue[tuple[int, int, T]] = queue.PriorityQueue()
         self._numbers = itertools.count()
 
@@ -196,7 +198,8 @@ class DeviceLink:
             daemon=True,
         )
         beat.start()
-        return Joined(welcome.run_id, welcome.num_layers, settings)
+        allowance = welcome.credits or settings.network.credits
+        return Joined(welcome.run_id, welcome.num_layers, settings, allowance)
 
     def ready(self, dataset: Dataset) -> None:
         """Tell the edge that span and data are there."""

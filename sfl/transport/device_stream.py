@@ -120,6 +120,8 @@ class DeviceStream:
     _number: Iterator[int] = field(default_factory=itertools.count)
     _places: int = 0
     """Activations of this stream that lie decoded, or are being."""
+    credits: int = 0
+    """Micro-batches that may be in flight; 0: `network.credits`."""
     _waiting: int = 0
     """Tensors of this stream that have arrived and are not computed with yet."""
     _decoding: set[asyncio.Future[TensorMessage]] = field(default_factory=set)
@@ -137,6 +139,7 @@ class DeviceStream:
 
     # -- called by the host ---------------------------------------------------------------------
 
+        self.credits = self.credits or self.settings.network.credits
     def begin_round(
         self,
         start: edge_pb2.RoundStart,
@@ -242,10 +245,10 @@ class DeviceStream:
         if whole[0].kind == tensor_pb2.TENSOR_KIND_ACTIVATION:
             self._note_turnaround()
             self.in_flight += 1
-            if self.in_flight > self.settings.network.credits:
+            if self.in_flight > self.credits:
                 raise ProtocolError(
-                    f"{self.in_flight} micro-batches in flight, {self.settings.network.credits} "
-                    "are allowed (network.credits)"
+                    f"{self.in_flight} micro-batches in flight, {self.credits} are allowed "
+                    "(network.credits, edge.credits)"
                 )
         self._waiting += 1
         self.host.stats.queue_depth += 1

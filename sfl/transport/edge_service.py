@@ -124,7 +124,15 @@ class EdgeService:
         await context.write(edge_pb2.EdgeMessage(welcome=welcome))
         seed = settings.run.seed
         cut = Cut("edge", hello.device, seed, hello.compiled_codec, self.cache_dir)
-        return DeviceStream(hello.device, session, settings, self._host, self._codec_pool, cut)
+        return DeviceStream(
+            hello.device,
+            session,
+            settings,
+            self._host,
+            self._codec_pool,
+            cut,
+            credits=welcome.credits,
+        )
 
     def _supersede(self, device: str) -> None:
         """A name that is in use is refused while its stream is alive, and taken over if not."""

@@ -13,7 +13,7 @@ from sfl.metrics.snapshot import Role
 from sfl.transport.envelope import Envelope, Frame
 from sfl.v1 import cloud_pb2, edge_pb2, tensor_pb2
 
-WIRE_VERSION = 3
+WIRE_VERSION = 4
 
 FRAME_BYTES = (1 << 20) - (1 << 12)
 """Payload of a frame; with its envelope a message stays within gRPC's sweet spot of 1 MiB."""
