@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 import logging
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -37,6 +37,7 @@ from sfl.stage.session import SESSIONS, Session
 from sfl.transport.chunks import (
     ADAPTER_LIMIT,
     AdapterAssembly,
+    Buffer,
     adapter_bytes,
     adapter_frames,
     decode_adapter,
@@ -91,7 +92,7 @@ class EdgeServer:
         self._start: cloud_pb2.EdgeRoundStart | None = None
         self._ready = asyncio.Event()
         describe_node(self._log_fields)
-        self._on_cloud: dict[str, Callable[[cloud_pb2.CloudMessage], object]] = {
+        self._on_cloud: dict[str, Callable[[cloud_pb2.CloudMessage], Awaitable[None] | None]] = {
             "admission": self._on_admission,
             "start": self._on_start,
             "adapter": self._on_adapter,
@@ -168,7 +169,8 @@ class EdgeServer:
                     if not message.finish.ok:
                         raise RunFailed(message.finish.reason)
                     return
-                self._on_cloud[body](message)
+                if (under_way := self._on_cloud[body](message)) is not None:
+                    await under_way
                 if loading.done():
                     loading.result()
         finally:
@@ -234,9 +236,9 @@ class EdgeServer:
         lay_over_devices(self.model, self.config)
         self.bank = LoraBank(self.model, settings.lora, settings.lora.target_modules)
         log.info("base loaded: blocks %d to %d of %s", span.first, span.last - 1, self.folder.path)
+        log.info("%s", self._choice)
         return manifest, adapter_bytes(given_values(self.folder, manifest))
 
-        log.info("%s", self._choice)
     def _plan(self, device: str) -> SplitPlan:
         entry = self.settings.device(device)
         return SplitPlan(
@@ -265,16 +267,25 @@ class EdgeServer:
         self._start = message.start
         self.stats.start_round(message.start.round, 0)
 
-    def _on_adapter(self, message: cloud_pb2.CloudMessage) -> None:
+    async def _on_adapter(self, message: cloud_pb2.CloudMessage) -> None:
         whole = self._adapter.add(message.adapter)
-        if whole is None or self._start is None:
+        if whole is None or (start := self._start) is None:
             return
-        values = decode_adapter(whole[1])
-        for entry in self._start.devices:
+        streams = dict(self.service.streams)
+        names = [entry.device for entry in start.devices if entry.device in streams]
+        shares = await asyncio.to_thread(self._shares, whole[1], names)
+        for entry in start.devices:
             stream = self.service.streams.get(entry.device)
-            if stream is not None:
-                mine, theirs = self._shared_out(entry.device, values)
-                stream.begin_round(entry.start, mine, theirs)
+            # Who came meanwhile is in no round yet.
+            if stream is not None and stream is streams.get(entry.device):
+                stream.begin_round(entry.start, *shares[entry.device])
+
+    def _shares(
+        self, payload: Buffer, devices: Sequence[str]
+    ) -> dict[str, tuple[dict[str, np.ndarray], dict[str, np.ndarray]]]:
+        """Each device's parts of the global adapter; a large one's ranks take a while."""
+        values = decode_adapter(payload)
+        return {device: self._shared_out(device, values) for device in devices}
 
     def _shared_out(
         self, device: str, values: dict[str, np.ndarray]
@@ -311,6 +322,7 @@ class EdgeServer:
             settings=self.settings.model_dump_json(),
             run_id=self.run_id,
             num_layers=self.folder.num_layers,
+            credits=self._choice.credits,
         )
         return welcome, session, self.settings
 
@@ -322,7 +334,6 @@ class EdgeServer:
         session = self._sessions[device] = kind(
             device,
             plan,
-            credits=self._choice.credits,
             self.model,
             self.bank,
             self.settings,
@@ -347,10 +358,10 @@ class EdgeServer:
         self.cloud.post(cloud_pb2.EdgeReportMessage(left=left))
         await self.engine.run(self._close_session, device)
 
-    def relay_adapter(self, header: tensor_pb2.AdapterHeader, payload: bytes) -> None:
+    async def relay_adapter(self, header: tensor_pb2.AdapterHeader, payload: Buffer) -> None:
         """Pass a part on to the cloud; all of its frames in one go, so that none mix."""
-        for frame in adapter_frames(header, payload):
-            self.cloud.post(cloud_pb2.EdgeReportMessage(adapter=frame))
+        for frame in await asyncio.to_thread(_reports, header, payload):
+            self.cloud.post(frame)
 
     def relay_report(self, report: tensor_pb2.RoundReport) -> None:
         """Pass a report on to the cloud."""
@@ -378,3 +389,9 @@ class EdgeServer:
             spans = self._plan(device).device_spans
             self._files[device] = SpanFiles(self.folder, spans, self.settings.model.task)
         return self._files[device]
+
+
+def _reports(
+    header: tensor_pb2.AdapterHeader, payload: Buffer
+) -> list[cloud_pb2.EdgeReportMessage]:
+    return [cloud_pb2.EdgeReportMessage(adapter=frame) for frame in adapter_frames(header, payload)]

@@ -18,7 +18,8 @@ LANES = {
     "link-encoder": "encode",
     "link-reader": "decode",
     "link-pacer": "send",
-    "codec_0": "codec",
+    "codec-encoder": "encode",
+    "codec-decoder": "decode",
 }
 """What threads are called in the picture."""
 

@@ -13,7 +13,7 @@ import torch
 
 from sfl.errors import ProtocolError
 from sfl.orders import ORDERS, Order, Waiting
-from sfl.stage.messages import GradientNorm, TensorMessage
+from sfl.stage.messages import GradientNorm, Kind, TensorMessage
 from sfl.stage.session import Reply, Session, handle_together
 
 P = ParamSpec("P")
@@ -141,7 +141,7 @@ class Engine:
             )
             for work, task in zip(self._queue, tasks, strict=True)
         ]
-        first = self._order.choose(waiting)
+        first = _most_urgent(tasks, self._order.choose(waiting))
         group, chosen = tasks[first].group, [first]
         left = [n for n, task in enumerate(tasks) if n != first and task.group == group]
         while group is not None and left and len(chosen) < self._together:
@@ -171,6 +171,15 @@ class Engine:
             _post(work, None, error)
         else:
             _post(work, result, None)
+
+
+def _most_urgent(tasks: Sequence[Task], chosen: int) -> int:
+    """The chosen device's first gradient, where one waits; else what was chosen."""
+    for index, task in enumerate(tasks):
+        gradient = isinstance(task.message, TensorMessage) and task.message.kind is Kind.GRADIENT
+        if gradient and task.session is tasks[chosen].session:
+            return index
+    return chosen
 
 
 def _post(work: Work, result: Any, error: Exception | None) -> None:

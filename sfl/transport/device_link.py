@@ -8,7 +8,6 @@ the link is to be slower than it is, a pacer stands between the queue and gRPC.
 
 from __future__ import annotations
 
-import itertools
 import logging
 import queue
 import threading
@@ -17,7 +16,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, Generic, TypeVar
+from typing import Any
 
 import grpc
 
@@ -57,37 +56,16 @@ from sfl.transport.frames import decode_tensor, encode_tensor, raw_bytes, to_sco
 from sfl.transport.shaper import Shaper, shaper
 from sfl.transport.status import error_of
 from sfl.transport.updates import UpdateSender, Values, decode_update
+from sfl.transport.urgency import LAST, NORMAL, URGENT, Outbox
 from sfl.transport.wire import EDGE_SESSION, WIRE_VERSION, tensor_role, wire_bytes
 from sfl.v1 import edge_pb2, tensor_pb2
 
 log = logging.getLogger(__name__)
 
-T = TypeVar("T")
-
 Outgoing = edge_pb2.DeviceMessage | Frame
 
 TENSOR_LIMIT = 1 << 30
 SAY_EVERY = 5.0  # seconds between two lines about what is waited for
-
-URGENT, NORMAL, LAST = 0, 1, 2
-
-
-class Outbox(Generic[T]):
-    """A queue out in which urgent things overtake; what is equally urgent keeps its order."""
-
-    def __init__(self) -> None:
-    allowance: int
-    """Micro-batches that may be in flight."""
-        self._queue: queue.PriorityQueue[tuple[int, int, T]] = queue.PriorityQueue()
-        self._numbers = itertools.count()
-
-    def put(self, item: T, urgency: int = NORMAL) -> None:
-        """Queue one thing."""
-        self._queue.put((urgency, next(self._numbers), item))
-
-    def get(self) -> T:
-        """Wait for the next one."""
-        return self._queue.get()[2]
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,6 +76,8 @@ class Joined:
     num_layers: int
     settings: RunSettings
 
+    allowance: int
+    """Micro-batches that may be in flight."""
 
 def wait_for_peer(
     channel: grpc.Channel,

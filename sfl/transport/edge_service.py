@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import AsyncIterator, Callable
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +19,7 @@ from sfl.transport.doorkeeper import expect
 from sfl.transport.group import run_together
 from sfl.transport.probe_service import ProbeService
 from sfl.transport.status import status_of
+from sfl.transport.urgency import CodecThread
 from sfl.transport.wire import (
     EDGE_FETCH_FILE,
     EDGE_LIST_FILES,
@@ -40,8 +40,9 @@ class EdgeService:
     def __init__(self, host: Host, cache_dir: Path | None = None) -> None:
         self._host = host
         self.cache_dir = cache_dir
-        # One thread, so that what is encoded first is sent first.
-        self._codec_pool = ThreadPoolExecutor(1, "codec")
+        # One thread for each direction: what is coded first is sent first, and a stream's memory of
+        # what it sent is one thread's.
+        self._encoder, self._decoder = CodecThread("codec-encoder"), CodecThread("codec-decoder")
         self.streams: dict[str, DeviceStream] = {}
         self._groups: dict[str, asyncio.Task[None]] = {}
         self._probes = ProbeService()
@@ -57,8 +58,9 @@ class EdgeService:
         return generic_handler(EDGE_SESSION.service, behaviours)
 
     def close(self) -> None:
-        """Stop the codec thread."""
-        self._codec_pool.shutdown(wait=False, cancel_futures=True)
+        """Stop the codec threads."""
+        self._encoder.close()
+        self._decoder.close()
 
     def evict(self, device: str, error: SflError) -> None:
         """Close a device's stream with a status that says why."""
@@ -78,6 +80,7 @@ class EdgeService:
             run_together(
                 stream.read(requests),
                 stream.work(),
+                stream.land(),
                 stream.write(context),
                 stream.deliver(context),
                 stream.beat(),
@@ -129,7 +132,8 @@ class EdgeService:
             session,
             settings,
             self._host,
-            self._codec_pool,
+            self._encoder,
+            self._decoder,
             cut,
             credits=welcome.credits,
         )

@@ -71,8 +71,10 @@ class Envelope(Generic[M]):
     kind: type[M]
     field: int
 
-    def serialize(self, message: M | Frame) -> bytes:
-        """The message's bytes; of a frame's data this is the only copy."""
+    def serialize(self, message: M | Frame | bytes) -> bytes:
+        """The message's bytes, as they are where a thread has made them; a frame's only copy."""
+        if isinstance(message, bytes):
+            return message
         if isinstance(message, Frame):
             return b"".join((message.prefix(self.field), *message.data.pieces))
         return message.SerializeToString()

@@ -56,6 +56,10 @@ class Method:
         }[self.streams]
         return make(behaviour, self._codec(0)[1], self._codec(1)[0])
 
+    def response_bytes(self, response: Any) -> bytes:
+        """A response as it travels, for a thread that is not the event loop's."""
+        return self._codec(1)[0](response)
+
     def _codec(self, direction: int) -> tuple[Callable[..., bytes], Callable[[bytes], Any]]:
         """Serialiser and parser of requests (0) or responses (1)."""
         kind, field = (self.request, self.response)[direction], self.tensor_fields[direction]
