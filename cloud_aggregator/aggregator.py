@@ -430,7 +430,8 @@ class CloudAggregator:
     def reported(self, report: tensor_pb2.RoundReport) -> None:
         """A device tells how its round, or its rehearsal, went."""
         if report.rehearsal:
-            self._happened(Rehearsed(report.device, tuple(report.rehearsal)))
+            bits = NodeSnapshot.from_json(report.snapshot).value_bits
+            self._happened(Rehearsed(report.device, tuple(report.rehearsal), bits))
             return
         self.records.reported(report)
         self._happened(ReportReceived(report.device, report.round))

@@ -199,6 +199,7 @@ class NodeStats:
         self.dtype = ""
         self.quantised = ""
         self.micro_batches = 0
+        self.value_bits: float | None = None
         self.board = Board()
         self.paused = ""
         self.adapters_resting = 0
@@ -260,6 +261,7 @@ class NodeStats:
             dtype=self.dtype,
             quantised=self.quantised,
             micro_batches=self.micro_batches,
+            value_bits=self.value_bits,
             temperature=board.temperature,
             throttled=_one_or_zero(board.throttled),
             undervoltage=_one_or_zero(board.undervoltage),

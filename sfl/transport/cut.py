@@ -110,6 +110,14 @@ class Cut:
             self._masks[message.key] = encoder.mask
         return packet
 
+    def value_bits(self, message: TensorMessage) -> float | None:
+        """Bits a value that the next tensor like this one is expected to take, by those sent."""
+        if message.rows is None:
+            return None
+        encoder = self._encoders[self._role(message)]
+        rows, hidden = message.rows.shape
+        return encoder.codec.bits((rows, hidden), encoder.sizes) / (rows * hidden)
+
     def decode(self, packet: Packet, message: TensorMessage, hidden: int | None) -> TensorMessage:
         """The message with its rows, `hidden` wide where that is given. Raises ProtocolError."""
         evaluation = message.key.purpose is Purpose.EVALUATION

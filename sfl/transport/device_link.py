@@ -34,6 +34,7 @@ from sfl.stage.messages import (
     GradientNorm,
     Kind,
     Message,
+    Purpose,
     RoundOrder,
     RoundOutcome,
     RoundStart,
@@ -335,6 +336,8 @@ class DeviceLink:
         assert self._cut is not None
         with self._stats.phases.measure("encode", message.key, self._device):
             frames = encode_tensor(message, self._cut.encode(message))
+        if message.kind is Kind.ACTIVATION and message.key.purpose is Purpose.TRAINING:
+            self._stats.value_bits = self._cut.value_bits(message)
         assert frames[0].header is not None
         role, raw = tensor_role(frames[0].header), raw_bytes(frames[0].header)
         for frame in frames:
