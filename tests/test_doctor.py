@@ -311,11 +311,15 @@ FAKES = {
         "not installed",
     ),
     "is wrong": (
-        "import torch\n__version__ = '0'\n"
+        "import torch\nfrom types import SimpleNamespace\n__version__ = '0'\n"
         "class functional:\n"
-        "    quantize_4bit = staticmethod(lambda w, quant_type: (w, None))\n"
-        "    int8_vectorwise_quant = staticmethod(lambda w: (1 / 0))\n"
-        "def matmul_4bit(rows, packed, state):\n    return rows @ packed * 2\n",
+        "    def quantize_4bit(w, blocksize, quant_type):\n"
+        "        scales = torch.ones(w.numel() // blocksize)\n"
+        "        packed = torch.zeros(w.numel() // 2, 1, dtype=torch.uint8)\n"
+        "        return packed, SimpleNamespace(absmax=scales)\n"
+        "    QuantState = staticmethod(lambda shape, **others: shape)\n"
+        "    dequantize_4bit = staticmethod(lambda packed, shape: torch.zeros(shape))\n"
+        "    int8_vectorwise_quant = staticmethod(lambda w: (1 / 0))\n",
         "problem",
         "off by 100.00%",
     ),

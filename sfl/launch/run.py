@@ -74,7 +74,9 @@ def resolved(config: RunConfig) -> RunConfig:
     if config.edge.threads == "auto":
         edge_changes["threads"] = cores()
     if (config.edge.dtype or config.model.dtype) == "auto":
-        edge_changes["dtype"] = _fastest_dtype(edge_changes.get("threads", config.edge.threads))
+        edge_changes["dtype"] = _fastest_dtype(
+            edge_changes.get("threads", config.edge.threads), config.edge.devices[0]
+        )
     devices = []
     for entry in config.devices:
         changes: dict[str, object] = {} if _given(entry) else dict(quick)
@@ -101,13 +103,13 @@ def budgeted(config: RunConfig) -> RunConfig:
 
 
 @cache
-def _fastest_dtype(threads: object) -> str:
-    """What `auto` comes to here, measured before anything else runs. Raises RunFailed.
+def _fastest_dtype(threads: object, device: str = "cpu") -> str:
+    """What `auto` comes to on `device`, measured before anything else runs. Raises RunFailed.
 
     In a process of its own: this one never loads torch.
     """
     quiet_environment()
-    command = [sys.executable, "-m", "sfl.stage.base", str(threads)]
+    command = [sys.executable, "-m", "sfl.stage.base", str(threads), device]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode != 0:
         raise RunFailed(f"dtype auto could not be measured: {done.stderr.strip()[-300:]}")
