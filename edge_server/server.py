@@ -85,7 +85,7 @@ class EdgeServer:
                 where = writable_folder(config.rest_dir, "edge.rest_dir")
             self._residence = Residence(config.resident_adapters, where, self.stats)
         self._sessions: dict[str, Session] = {}
-        self._files: dict[str, SpanFiles] = {}
+        self._files: dict[tuple[Span, ...], SpanFiles] = {}
         self._admissions: dict[str, asyncio.Future[str]] = {}
         self._devices: dict[str, NodeSnapshot] = {}
         self._adapter = AdapterAssembly(ADAPTER_LIMIT)
@@ -385,10 +385,10 @@ class EdgeServer:
     def _span_files(self, device: str) -> SpanFiles:
         if device not in self.service.streams:
             raise Refused(f"device {device!r} has not joined")
-        if device not in self._files:
-            spans = self._plan(device).device_spans
-            self._files[device] = SpanFiles(self.folder, spans, self.settings.model.task)
-        return self._files[device]
+        spans = tuple(self._plan(device).device_spans)
+        if spans not in self._files:
+            self._files[spans] = SpanFiles(self.folder, spans, self.settings.model.task)
+        return self._files[spans]
 
 
 def _reports(

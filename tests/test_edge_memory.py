@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import random
 import subprocess
 import sys
@@ -11,6 +12,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
 import tomli_w
 import torch
@@ -18,11 +20,13 @@ from test_engine import messages
 from test_placement import edge_model
 from tiny_models import model_folder, opened
 
+from edge_server.server import EdgeServer
 from sfl.adapters.lora import LoraBank
+from sfl.codec import parse
 from sfl.config import EdgeConfig, RunSettings, load_run
 from sfl.config.size import read_size
 from sfl.errors import ConfigError
-from sfl.launch.run import budgeted
+from sfl.launch.run import _fastest_dtype, budgeted, resolved
 from sfl.metrics.stats import NodeStats
 from sfl.models.edge_budget import EdgeChoice, fit_edge, needs
 from sfl.models.folder import ModelFolder, TensorEntry, checkpoint_tensors, open_model
@@ -30,6 +34,7 @@ from sfl.models.footprint import QUANTISER_BYTES
 from sfl.plan import SplitPlan
 from sfl.stage.lean import _pieces
 from sfl.stage.session import VanillaSession
+from sfl.transport.device_stream import DeviceStream
 from tests.federation import run, write_jsonl
 from tests.test_federation import STORIES, adapter, assert_same_bits, completions, device, tiny
 from tests.test_federation import settings as small_run
@@ -283,6 +288,53 @@ def test_a_run_that_does_not_fit_is_refused_before_it_starts(tmp_path: Path) -> 
     assert "edge.memory" in done.stderr and "at least" in done.stderr
     assert "Traceback" not in done.stderr
     assert not list(tmp_path.glob("runs/*"))
+
+
+# -- what an edge keeps ----------------------------------------------------------------------------
+
+
+def test_devices_of_one_cut_share_the_files_they_are_served(tmp_path: Path) -> None:
+    folder = opened("llama")
+    plans = {name: SplitPlan(folder.num_layers, cut, 0, "vanilla") for name, cut in CUTS.items()}
+    server: Any = SimpleNamespace(
+        service=SimpleNamespace(streams=plans),
+        folder=folder,
+        settings=settings(),
+        _plan=plans.__getitem__,
+        _files={},
+    )
+    attic, porch, shed = (EdgeServer._span_files(server, name) for name in CUTS)
+    assert attic is porch is not shed
+
+
+CUTS = {"attic": 1, "porch": 1, "shed": 2}
+
+
+@pytest.mark.parametrize("spec", ["none", "int8"])
+def test_a_device_s_part_is_kept_only_where_it_will_be_coded_against(spec: str) -> None:
+    stream: Any = SimpleNamespace(cut=SimpleNamespace(adapter_codec=parse(spec)), held={})
+    values = {"a": np.ones((2, 3), np.float32)}
+    assert asyncio.run(DeviceStream._global_part(stream, 1, values))
+    assert stream.held == ({} if spec == "none" else values)
+
+
+def test_an_open_precision_is_measured_where_the_edge_computes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    commands: list[list[str]] = []
+
+    def measure(command: list[str], **options: Any) -> subprocess.CompletedProcess[str]:
+        commands.append(command)
+        return subprocess.CompletedProcess(command, 0, stdout="bfloat16\n", stderr="")
+
+    monkeypatch.setattr("sfl.launch.run.subprocess.run", measure)
+    _fastest_dtype.cache_clear()
+    config = load_run(run_file(tmp_path, "2GB"))
+    own = {"dtype": "auto", "device": ("cuda:1", "cuda:0"), "threads": 1}
+    config = config.model_copy(update={"edge": config.edge.model_copy(update=own)})
+    assert resolved(config).edge.dtype == "bfloat16"
+    _fastest_dtype.cache_clear()
+    assert [command[-2:] for command in commands] == [["1", "cuda:1"]]
 
 
 # -- real runs -------------------------------------------------------------------------------------

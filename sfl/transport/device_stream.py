@@ -124,7 +124,7 @@ class DeviceStream:
     """Micro-batches that may be in flight; 0: `network.credits`."""
     last_heard: float = field(default_factory=time.monotonic)
     held: Mapping[str, np.ndarray] = field(default_factory=dict)
-    """The adapter values that the device has, as they arrived there."""
+    """The adapter values that the device has, as they arrived there; where they are coded only."""
     _updates: UpdateSender = field(init=False)
     in_flight: int = 0
     _answered: float | None = None
@@ -460,8 +460,9 @@ class DeviceStream:
     async def _global_part(self, round_: int, values: Mapping[str, np.ndarray]) -> list[Ready]:
         """The device's part of the global adapter: whole, or as what the device lacks of it."""
         header, codec = tensor_pb2.AdapterHeader(round=round_), self.cut.adapter_codec
-        if codec.spec == "none" or not values or values.keys() != self.held.keys():
-            self.held = values
+        coded = codec.spec != "none"
+        if not coded or not values or values.keys() != self.held.keys():
+            self.held = values if coded else {}
             return await asyncio.to_thread(_adapter_ready, header, values)
         header.codec = codec.spec
         payload, self.held = await self.encoder.submit(
