@@ -44,7 +44,7 @@ from sfl.transport.chunks import (
 )
 from sfl.transport.cloud_link import CloudLink, expect_settings
 from sfl.transport.credentials import bind, new_server
-from sfl.transport.cut import check_codecs
+from sfl.transport.cut import check_codecs, remembers_samples
 from sfl.transport.edge_service import EdgeService
 from sfl.transport.files import SpanFiles
 from sfl.v1 import cloud_pb2, edge_pb2, tensor_pb2
@@ -208,6 +208,8 @@ class EdgeServer:
         """
         settings = self.settings
         check_codecs(settings)
+        if remembers_samples(settings):
+            writable_folder(self.config.cache_dir, "edge.cache_dir")
         self.folder = open_model(self.config.model or settings.model.path)
         check_length(settings.model.max_length, self.folder.context_length)
         check_batching(self.folder, settings, self.config)

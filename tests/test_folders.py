@@ -13,9 +13,9 @@ import torch
 
 from edge_server.server import EdgeServer
 from sfl.codec import RowContext
-from sfl.config import EdgeConfig
+from sfl.config import EdgeConfig, RunSettings
 from sfl.config.run import RoleCodecs
-from sfl.errors import ConfigError, ProtocolError
+from sfl.errors import ConfigError, ModelError, ProtocolError
 from sfl.files import writable_folder
 from sfl.metrics.stats import NodeStats
 from sfl.stage.messages import Key, Kind, Purpose, TensorMessage
@@ -121,6 +121,24 @@ def test_what_delta_remembers_of_samples_needs_one_at_both_ends(
     assert packet is not None
     with pytest.raises(ConfigError, match=r"^edge\.cache_dir = "):
         edge.decode(packet, activation(), None)
+
+
+@pytest.mark.parametrize("when", ["always", "later"])
+def test_an_edge_finds_out_before_it_loads(blocked: Path, tmp_path: Path, when: str) -> None:
+    config = EdgeConfig(cloud="localhost:1", cache_dir=blocked)
+    server = EdgeServer(config, 1, False)
+    sample = {"activation": "delta(sample) | int(4)"}
+    codec = sample if when == "always" else {"schedule": [{"from_round": 2, **sample}]}
+    run: dict[str, Any] = {"model": {"path": str(tmp_path)}, "devices": [{"name": "pi"}]}
+    server.settings = RunSettings.model_validate(run | {"codec": codec})
+    with pytest.raises(ConfigError, match=r"^edge\.cache_dir = "):
+        server._load_base()
+    # Who remembers no samples needs no folder: then the missing model is what is wrong.
+    server.settings = RunSettings.model_validate(run)
+    with pytest.raises(ModelError, match=r"^model\.path = "):
+        server._load_base()
+    server.engine.close()
+    server.service.close()
 
 
 def test_what_delta_remembers_of_samples_lies_in_the_edges_folder(tmp_path: Path) -> None:

@@ -42,6 +42,17 @@ def check_codecs(settings: RunSettings) -> None:
             codecs_of(settings.codecs(entry.name, round_))
 
 
+def remembers_samples(settings: RunSettings) -> bool:
+    """Whether some device's activations are coded by what their examples' were an epoch ago."""
+    rounds = {1, *(change.from_round for change in settings.codec.schedule)}
+    return any(
+        (delta := parse(settings.codecs(entry.name, round_).activation).delta) is not None
+        and delta.kind == "sample"
+        for entry in settings.devices
+        for round_ in rounds
+    )
+
+
 class Cut:
     """Encoders and decoders of one end of one stream; one thread may encode, one may decode.
 
