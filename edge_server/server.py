@@ -68,7 +68,9 @@ class EdgeServer:
         self.stats = NodeStats(config.name, "edge")
         self.stats.certificate_expiry = None if own is None else own.not_after
         self.threads = threads
-        self.engine = Engine(threads, ORDERS[config.order], together=config.batch_devices)
+        self.engine = Engine(
+            threads, ORDERS[config.order], together=config.batch_devices, phases=self.stats.phases
+        )
         self.room: asyncio.Semaphore
         self.cloud = CloudLink(config.cloud, config.name, self.stats, insecure, own)
         self.service = EdgeService(self, config.cache_dir)

@@ -11,18 +11,21 @@ from typing import Any, cast
 import pytest
 import torch
 
+from sfl.codec import Packet, parse
 from sfl.config import RunSettings
 from sfl.config.run import RoleCodecs
 from sfl.errors import ProtocolError
-from sfl.metrics.stats import NodeStats
+from sfl.metrics.stats import NodeStats, PhaseTimes
 from sfl.report.step import LANES
 from sfl.stage.engine import Engine
 from sfl.stage.messages import GradientNorm, Key, Kind, Purpose, TensorMessage
+from sfl.transport.chunks import TensorAssembly
 from sfl.transport.cut import Cut
+from sfl.transport.device_link import _Reader
 from sfl.transport.device_stream import DeviceStream
 from sfl.transport.edge_service import EdgeService
 from sfl.transport.envelope import Frame
-from sfl.transport.frames import encode_tensor
+from sfl.transport.frames import decode_tensor, encode_tensor
 from sfl.transport.urgency import CodecThread
 from sfl.transport.wire import EDGE_SESSION
 from sfl.v1 import edge_pb2
@@ -89,7 +92,7 @@ def opened(session: Session, engine: Engine, room: int = 8) -> DeviceStream:
     """A stream of that session in an open round, its threads those of a real service."""
     settings = RunSettings.model_validate(
         {
-            "model": {"path": "m"},
+            "model": {"path": "m", "max_length": 16384},
             "run": {"topology": "u_shaped"},
             "network": {"credits": 8},
             "devices": [{"name": "d", "tail_layers": 1}],
@@ -244,6 +247,7 @@ def test_urgent_jobs_overtake_those_that_a_codec_thread_has_not_begun() -> None:
         gone = thread.submit(False, log.append, "gone")
         gone.cancel()
         failing = thread.submit(False, int, "x")
+        await asyncio.sleep(0)  # a cancellation is passed on by the loop
         gate.set()
         await asyncio.gather(running, *jobs)
         with pytest.raises(ValueError, match="invalid literal"):
@@ -252,3 +256,118 @@ def test_urgent_jobs_overtake_those_that_a_codec_thread_has_not_begun() -> None:
 
     asyncio.run(scene())
     assert log == ["gradient", "first", "second"]
+
+
+# -- how long a tensor took to arrive --------------------------------------------------------------
+
+
+class Clock:
+    """Stands still unless a test moves it."""
+
+    def __init__(self) -> None:
+        self.now = 0.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+def interleaved() -> list[Frame]:
+    """An activation's and a gradient's frames in turn: at seconds 1, 3, 4 and 2, 5."""
+    first = encode_tensor(tensor(Kind.ACTIVATION, 1, tokens=8192), plain(8192))
+    second = encode_tensor(tensor(Kind.GRADIENT, 0, tokens=4100), plain(4100))
+    assert (len(first), len(second)) == (3, 2)
+    return [first[0], second[0], first[1], first[2], second[1]]
+
+
+def plain(tokens: int) -> Packet:
+    return parse("none").encode(torch.ones(tokens, HIDDEN))
+
+
+def arrivals(stats: NodeStats, device: str) -> dict[int, tuple[str, float]]:
+    """Lane and seconds of each micro-batch's way in."""
+    return {
+        span.micro_batch: (LANES[span.lane], round(span.end - span.begin, 3))
+        for span in stats.phases.timeline.take(device)
+        if span.phase == "receive"
+    }
+
+
+def watched(clock: Clock) -> NodeStats:
+    stats = NodeStats("d", "device")
+    stats.phases = PhaseTimes(clock)
+    stats.phases.timeline.watch("d", 1, 0)
+    return stats
+
+
+def test_a_device_times_tensors_whose_frames_alternate_each_by_itself() -> None:
+    clock = Clock()
+    stats = watched(clock)
+    cut = Cut("device", "d", 0, peer_compiled=True)
+    cut.begin_round(CODECS, 1)
+    put: list[Any] = []
+    decode: Any = lambda header, payload: decode_tensor(header, payload)[0]  # noqa: E731
+    reader = _Reader(stats, put.append, lambda codecs, round_: cut.adapter_codec, decode)
+    for frame in interleaved():
+        clock.now += 1.0
+        reader.take(frame)
+    assert [message.kind for message in put] == [Kind.ACTIVATION, Kind.GRADIENT]
+    assert arrivals(stats, "d") == {1: ("receive", 3.0), 0: ("receive", 3.0)}
+
+
+def test_an_edge_times_tensors_whose_frames_alternate_each_by_itself() -> None:
+    clock = Clock()
+
+    async def scene() -> dict[int, tuple[str, float]]:
+        engine = Engine(1)
+        stream = opened(Session(), engine)
+        stream.host.stats = watched(clock)
+        tensors = TensorAssembly(1 << 24)
+        for frame in interleaved():
+            clock.now += 1.0
+            stream._take_tensor(frame, tensors)
+        await asyncio.gather(*stream._decoding)
+        await stream.abandon()
+        closed(stream, engine)
+        return arrivals(stream.host.stats, "d")
+
+    assert asyncio.run(scene()) == {1: ("receive", 3.0), 0: ("receive", 3.0)}
+
+
+def test_what_is_sent_is_of_its_own_micro_batch() -> None:
+    async def scene() -> list[tuple[str, int]]:
+        engine = Engine(1)
+        stream = opened(Session(), engine)
+        stream.host.stats.phases.timeline.watch("d", 1, 0)
+        wire = Wire(9)
+        writer = asyncio.create_task(stream.write(cast(Any, wire)))
+        stream._send([tensor(Kind.HIDDEN, 1), tensor(Kind.HIDDEN, 2)])
+        await until(lambda: len(wire.written) == 2)
+        await asyncio.sleep(0)
+        writer.cancel()
+        closed(stream, engine)
+        spans = stream.host.stats.phases.timeline.take("d")
+        return [(LANES[span.lane], span.micro_batch) for span in spans if span.phase == "send"]
+
+    assert asyncio.run(scene()) == [("send", 1), ("send", 2)]
+
+
+def test_an_idle_compute_thread_waits_for_the_device_whose_job_ends_it() -> None:
+    session = Session()
+    session.gate.set()
+    stats = NodeStats("e", "edge")
+    stats.phases.timeline.watch("d", 1, 0)
+
+    async def scene() -> None:
+        engine = Engine(1, phases=stats.phases)
+        await engine.run(int)
+        while "wait" not in stats.phases.snapshot():  # an errand that found the thread idle
+            await asyncio.sleep(0.02)
+            await engine.run(int)
+        await asyncio.sleep(0.2)
+        await engine.serve(cast(Any, session), tensor(Kind.ACTIVATION, 3))
+        engine.close()
+
+    asyncio.run(scene())
+    waits = [span for span in stats.phases.timeline.take("d") if span.phase == "wait"]
+    assert [(LANES[span.lane], span.micro_batch) for span in waits] == [("compute", 3)]
+    assert stats.phases.snapshot()["wait"].count >= 2

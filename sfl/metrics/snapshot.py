@@ -14,7 +14,9 @@ from sfl.errors import ProtocolError
 NodeKind = Literal["device", "edge", "cloud"]
 Direction = Literal["up", "down"]  # up is towards the cloud, whichever end counts
 Role = Literal["activation", "gradient", "adapter", "weights", "evaluation", "control"]
-Phase = Literal["forward", "encode", "send", "wait", "receive", "decode", "backward", "step"]
+Phase = Literal[
+    "collate", "forward", "encode", "send", "wait", "receive", "decode", "backward", "step"
+]
 
 KINDS: tuple[NodeKind, ...] = get_args(NodeKind)
 ROLES: tuple[Role, ...] = get_args(Role)

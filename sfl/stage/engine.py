@@ -12,6 +12,7 @@ from typing import Any, ParamSpec, TypeVar
 import torch
 
 from sfl.errors import ProtocolError
+from sfl.metrics.stats import PhaseTimes
 from sfl.orders import ORDERS, Order, Waiting
 from sfl.stage.messages import GradientNorm, Kind, TensorMessage
 from sfl.stage.session import Reply, Session, handle_together
@@ -44,6 +45,8 @@ class Task:
 class Engine:
     """Runs jobs one at a time, never on the event loop; `order` says which device's comes next.
 
+    Where `phases` are counted, its idle time is: `wait`, of the job that ended it.
+
     Up to `together` waiting jobs of one group are computed as one batch. Jobs that are no device's
     (loading, rounds that begin and end) go first: a device waits for each of its own before it
     asks for the next, so nothing of one device overtakes.
@@ -54,9 +57,11 @@ class Engine:
         threads: int,
         order: Order = ORDERS["first_come"],
         together: int = 1,
+        phases: PhaseTimes | None = None,
     ) -> None:
         self._order = order
         self._together = together
+        self._phases = phases
         self._queue: list[Work] = []
         self._changed = threading.Condition()
         self._number = 0
@@ -107,19 +112,31 @@ class Engine:
         # Set on the thread itself: OpenMP keeps the number per calling thread.
         torch.set_num_threads(threads)
         while True:
+            idle = None
             with self._changed:
                 while not self._still_wanted() and not self._closed:
+                    idle = idle or time.perf_counter()
                     self._changed.wait()
                 if self._closed:
                     return
                 chosen = self._choose()
                 self._queue = [work for work in self._queue if work not in chosen]
+            if idle is not None:
+                self._note_wait(idle, chosen[0].task)
             began = time.perf_counter()
             self._do(chosen)
             seconds = (time.perf_counter() - began) / len(chosen)
             for work in chosen:
                 if work.task is not None:
                     work.task.session.served_seconds += seconds
+
+    def _note_wait(self, begin: float, task: Task | None) -> None:
+        if self._phases is None:
+            return
+        if task is None:
+            self._phases.observe("wait", time.perf_counter() - begin)
+        else:
+            self._phases.span("wait", task.message.key, task.session.device, begin)
 
     def _still_wanted(self) -> bool:
         """Drop the jobs of streams that have ended; whether any is left."""

@@ -17,7 +17,7 @@ import torch
 from sfl.adapters.lora import LoraBank
 from sfl.config import RunSettings
 from sfl.errors import ProtocolError
-from sfl.metrics.stats import NodeStats, Phase
+from sfl.metrics.stats import Measurement, NodeStats, Phase
 from sfl.metrics.timeline import watched_step
 from sfl.models.span import ForwardKey, SpanModel
 from sfl.plan import SplitPlan
@@ -199,16 +199,16 @@ class Session(ABC):
         self.model.recompute = self.recompute
         if self.model.training != training:
             self.model.train(training)
-        boundary = self.computation.hidden(message.rows, message.lengths)
-        # Its gradient will lie where it does: there the codec takes it.
-        boundary = boundary.to(self.model.device_of(self.plan.middle.first))
-        # Without this mark a boundary behind frozen layers would get no gradient.
-        boundary.requires_grad_(training and self.plan.cut_layer > 0)
         span = self.plan.middle
         with (
             self.stats.phases.measure("forward", message.key, self.device),
             torch.set_grad_enabled(training and graph),
         ):
+            boundary = self.computation.hidden(message.rows, message.lengths)
+            # Its gradient will lie where it does: there the codec takes it.
+            boundary = boundary.to(self.model.device_of(span.first))
+            # Without this mark a boundary behind frozen layers would get no gradient.
+            boundary.requires_grad_(training and self.plan.cut_layer > 0)
             output = self.model.blocks(
                 boundary,
                 torch.tensor(message.lengths),
@@ -240,34 +240,43 @@ class Session(ABC):
         self._backward_done += 1
         if self._backward_done < message.num_micro_batches:
             return []
-        self.optimizer.pull()
         if self.settings.training.max_grad_norm is None:
-            self._apply()
+            self._apply(None)
             return []
-        self._own_norm = self.optimizer.squared_norm()
+        with self._stepping():
+            self.optimizer.pull()
+            self._own_norm = self.optimizer.squared_norm()
         return [GradientNorm(message.key.round, self.step, self._own_norm)]
 
     def _on_norm(self, message: GradientNorm) -> list[Reply]:
         if self._own_norm is None or message.step != self.step:
             raise ProtocolError(f"a gradient norm of step {message.step} was not due")
         # Both sides must add in the same order: the device's first.
-        self.optimizer.clip(message.squared + self._own_norm)
+        squared = message.squared + self._own_norm
         self._own_norm = None
-        self._apply()
+        self._apply(squared)
         return []
 
-    def _apply(self) -> None:
+    def _apply(self, squared: float | None) -> None:
+        """Take the step, clipped by both sides' squared norm where there is one."""
         assert self.start is not None
         if self.start.rehearse:
             self.optimizer.forget()
-            self._backward_done = 0
-            self.step += 1
-            return
-        here = Key(Purpose.TRAINING, self.start.round, self.step, 0)
-        with self.stats.phases.measure("step", here, self.device):
-            self.optimizer.step(self.start.first_step + self.step, self.start.total_steps)
+        else:
+            with self._stepping():
+                if squared is None:
+                    self.optimizer.pull()
+                else:
+                    self.optimizer.clip(squared)
+                self.optimizer.step(self.start.first_step + self.step, self.start.total_steps)
         self._backward_done = 0
         self.step += 1
+
+    def _stepping(self) -> Measurement:
+        """The time of what is done once a step."""
+        assert self.start is not None
+        here = Key(Purpose.TRAINING, self.start.round, self.step, 0)
+        return self.stats.phases.measure("step", here, self.device)
 
 
 def _wait_for(result: torch.Tensor) -> None:

@@ -80,6 +80,7 @@ class Joined:
     allowance: int
     """Micro-batches that may be in flight."""
 
+
 def wait_for_peer(
     channel: grpc.Channel,
     peer: str,
@@ -257,13 +258,17 @@ class DeviceLink:
     def receive(self) -> Message:
         """Wait for the next message. Raises LinkLost, ProtocolError, RunFailed."""
         phases = self._stats.phases
-        with phases.measure("wait", phases.here, self._device):
-            item = self._take()
+        begin = phases.now()
+        item = self._take()
         if isinstance(item, edge_pb2.GradientNorm):
-            return GradientNorm(item.round, item.step, item.squared)
+            item = GradientNorm(item.round, item.step, item.squared)
+        if isinstance(item, TensorMessage | GradientNorm):
+            phases.span("wait", item.key, self._device, begin)
+            return item
+        phases.observe("wait", phases.now() - begin)
         if isinstance(item, Finish) and not item.ok:
             raise RunFailed(item.reason)
-        if isinstance(item, TensorMessage | RoundOrder | Finish):
+        if isinstance(item, RoundOrder | Finish):
             return item
         raise ProtocolError(f"{self._peer}: {type(item).__name__} was not due")
 
@@ -318,10 +323,8 @@ class DeviceLink:
 
     def _sent(self, message: Outgoing, begin: float) -> None:
         """Count how long a tensor's frame took to leave."""
-        if isinstance(message, Frame):
-            place = self._stats.phases.here
-            if place is not None:
-                self._stats.phases.span("send", place, self._device, begin)
+        if isinstance(message, Frame) and message.place is not None:
+            self._stats.phases.span("send", message.place, self._device, begin, "link-writer")
 
     def _encode(self) -> None:
         """Frames of what the caller sent, until the link is closed."""
@@ -416,7 +419,7 @@ class _Reader:
         self._start: RoundStart | None = None
         self._codec: Codec | None = None
         self._held: Values = {}
-        self._began = 0.0
+        self._began: dict[int, float] = {}
 
     def take(self, message: edge_pb2.EdgeMessage | Frame) -> None:
         """Count a message, and pass on what it completes."""
@@ -490,12 +493,16 @@ class _Reader:
         first = frame.header is not None
         if header is not None:
             self._count(frame, tensor_role(header), raw_bytes(header) if first else 0)
+        phases = self._stats.phases
         if first:
-            self._began = self._stats.phases.now()
+            self._began[frame.kind] = phases.now()
         whole = self._tensor.add(frame)
         if whole is not None:
-            self._stats.phases.observe("receive", self._stats.phases.now() - self._began)
-            self._put(self._decode(*whole))
+            begin, end = self._began[frame.kind], phases.now()
+            message = self._decode(*whole)
+            device = self._stats.name
+            phases.share("receive", message.key, device, begin, end, lane="link-receiver")
+            self._put(message)
 
 
 def _urgency(kind: Kind) -> int:

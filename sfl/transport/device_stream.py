@@ -131,6 +131,8 @@ class DeviceStream:
     _turnaround: float = 0.0
     ended: SflError | None = None
     _number: Iterator[int] = field(default_factory=itertools.count)
+    _began: dict[int, float] = field(default_factory=dict)
+    """When the tensor of each kind that is arriving began to."""
     _places: int = 0
     """Activations of this stream that lie decoded, or are being."""
     _waiting: int = 0
@@ -203,11 +205,18 @@ class DeviceStream:
             await self._write(item, context)
 
     async def _write(self, message: Outgoing, context: Context) -> None:
+        begin = self.host.stats.phases.now()
         if self.shaper is None:
             await context.write(_for_grpc(message))
-            return
+        else:
+            await self._pace(message, self.shaper)
+        if isinstance(message, Ready) and message.place is not None:
+            phases = self.host.stats.phases
+            phases.span("send", message.place, self.device, begin, "link-writer")
+
+    async def _pace(self, message: Outgoing, shaper: Shaper) -> None:
         size = len(message.data) if isinstance(message, Ready) else wire_bytes(message)
-        free, arrives = self.shaper.admit(time.monotonic(), size)
+        free, arrives = shaper.admit(time.monotonic(), size)
         self.arrivals.put_nowait((arrives, message))
         await asyncio.sleep(free - time.monotonic())
 
@@ -260,9 +269,13 @@ class DeviceStream:
         self.host.heard(self.device, heard)
 
     def _take_tensor(self, frame: Frame, tensors: TensorAssembly) -> None:
+        now = self.host.stats.phases.now()
+        if frame.header is not None:
+            self._began[frame.kind] = now
         whole = tensors.add(frame)
         if whole is None:
             return
+        begin = self._began[frame.kind]
         if whole[0].kind == tensor_pb2.TENSOR_KIND_ACTIVATION:
             self._note_turnaround()
             self.in_flight += 1
@@ -274,14 +287,18 @@ class DeviceStream:
         self._waiting += 1
         self.host.stats.queue_depth += 1
         urgent = whole[0].kind == tensor_pb2.TENSOR_KIND_GRADIENT
-        decoded = asyncio.ensure_future(self._decode_in_turn(*whole, at_once=urgent))
+        decoded = asyncio.ensure_future(self._decode_in_turn(*whole, (begin, now), at_once=urgent))
         self._decoding.add(decoded)
         decoded.add_done_callback(self._decoding.discard)
         lane = self.gradients if urgent else self.jobs
         lane.put_nowait(self._compute_when(decoded, at_once=urgent))
 
     async def _decode_in_turn(
-        self, header: tensor_pb2.TensorHeader, payload: Buffer, at_once: bool
+        self,
+        header: tensor_pb2.TensorHeader,
+        payload: Buffer,
+        received: tuple[float, float],
+        at_once: bool,
     ) -> TensorMessage:
         """Decode off the loop, once there is room for another activation on this edge.
 
@@ -291,7 +308,10 @@ class DeviceStream:
         if not at_once:
             await self.host.room.acquire()
             self._places += 1
-        return await self.decoder.submit(at_once, self._decode, header, payload)
+        message = await self.decoder.submit(at_once, self._decode, header, payload)
+        phases = self.host.stats.phases
+        phases.share("receive", message.key, self.device, *received, lane="link-receiver")
+        return message
 
     def _give_place(self) -> None:
         if self._places:
