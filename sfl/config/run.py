@@ -146,7 +146,7 @@ class AggregationSettings(Section):
     mu: NonNegativeFloat = 0.01
     """`fedprox`: weight of the pull back to the round's global adapter."""
     server_learning_rate: PositiveFloat | None = None
-    """`fedavgm` (default: 1), `fedadam` and `fedyogi` (default: 0.01): the cloud's step."""
+    """`fedavgm` (default: 1), `fedadam` and `fedyogi` (default: 0.002): the cloud's step."""
     momentum: Fraction = 0.9
     """`fedavgm`: share of the last step that is taken again."""
     betas: tuple[Fraction, Fraction] = (0.9, 0.99)
