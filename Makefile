@@ -57,7 +57,9 @@ up:  ## Start a run in containers; DEVICES=8 for more of them
 logs:  ## Follow what the containers say
 	@$(CONTAINERS) logs -f --tail=100
 
+# `down` alone would leave the volumes without a name behind, one for each replica of `device`.
 down:  ## Stop and remove the containers; runs and certificates stay
+	@$(CONTAINERS) rm --stop --force -v
 	@$(CONTAINERS) down
 
 demo: install  ## Fine-tune the shipped model over three homes, in five processes

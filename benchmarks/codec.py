@@ -1,14 +1,17 @@
 """Every codec on real tensors: bits, error, speed, beside fp16, bitsandbytes, zstd and the entropy.
 
-    python benchmarks/codec.py               # 8 minutes on 2 cores
+    python benchmarks/codec.py               # 10 minutes on 2 cores
     python benchmarks/codec.py --models stories260k
+    python benchmarks/codec.py --models minilm --tables masks values
 
 Activations and gradients of real training steps at several cuts: stories260K on E2E,
 all-MiniLM-L6-v2 on emotion, and a GPT-2 of 124M's shape with random weights. Each codec sees the
 steps in order (delta coding remembers); the last ones count. Bits and error are over their values,
 GB/s over their fp32 bytes, from tensor to the payload of a packet and back, by medians. The entropy
-bound is what the codec's own symbols would take, each coded by its frequency in the tensor, without
-any context, mask or table. Needs `../shared`, `pip install sfl[minilm]` and, for its row,
+bound is what the symbols that the encoder made would take, each coded by its frequency in the
+tensor, without any context or table; with topk the mask at its own entropy comes on top. Then how
+masks and raw values can be coded (codec_sections.py), and last tensor to frame bytes and back,
+beside the aims (codec_speed.py). Needs `../shared`, `pip install sfl[minilm]` and, for its row,
 bitsandbytes (`pip install sfl[bench]`).
 """
 
@@ -20,7 +23,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -30,6 +33,7 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+from benchmarks import codec_sections, codec_speed
 from benchmarks.accuracy import STORIES, TEXT
 from benchmarks.emotion import DATA as EMOTION
 from benchmarks.emotion import minilm
@@ -38,12 +42,13 @@ from benchmarks.simulation import Simulation
 from benchmarks.throughput import make_texts
 from sfl.codec import Codec, Decoder, Encoder, parse
 from sfl.codec.kernel import kernel
-from sfl.codec.packet import Symbols
+from sfl.codec.packet import Quantised, Quantiser, Source, Symbols
 from sfl.config import RunConfig
 from sfl.stage.messages import Kind, TensorMessage
 
 STEPS, COUNTED = 16, 6
 CODECS = ("none", "fp16", "none | zstd", "int8", "int8 | zstd", "sft", "compact", "extreme")
+TABLES = ("codecs", "masks", "values", "speed")
 CUTS = {"stories260k": (1, 3), "minilm": (1, 3), "gpt2": (1, 6)}
 
 
@@ -115,9 +120,43 @@ def tensors(config: RunConfig) -> list[TensorMessage]:
     return simulation.link.seen
 
 
+@dataclass(slots=True)
+class Recorded:
+    """A quantiser that keeps what it made last."""
+
+    inner: Quantiser
+    last: Quantised | None = None
+
+    @property
+    def name(self) -> str:
+        """As written."""
+        return self.inner.name
+
+    @property
+    def exact(self) -> bool:
+        """As it is."""
+        return self.inner.exact
+
+    def encode(
+        self, values: torch.Tensor, columns: int, scale_of: torch.Tensor, key: int
+    ) -> Quantised:
+        """As it does."""
+        self.last = self.inner.encode(values, columns, scale_of, key)
+        return self.last
+
+    def decode(self, read: Source, count: int, columns: int, dtype: torch.dtype) -> torch.Tensor:
+        """As it does."""
+        return self.inner.decode(read, count, columns, dtype)
+
+    def fixed_bits(self, count: int, columns: int, dtype: torch.dtype) -> float | None:
+        """As it has."""
+        return self.inner.fixed_bits(count, columns, dtype)
+
+
 def try_codec(codec: Codec, messages: list[TensorMessage]) -> Row:
     """All messages in order; the last ones count."""
-    encoder, decoder = Encoder(codec), Decoder()
+    recorded = Recorded(codec.quantiser)
+    encoder, decoder = Encoder(replace(codec, quantiser=recorded)), Decoder()
     size = values = 0
     wrong = power = symbols = 0.0
     times: list[tuple[float, float]] = []
@@ -135,23 +174,23 @@ def try_codec(codec: Codec, messages: list[TensorMessage]) -> Row:
         size, values = size + len(packet.payload), values + message.rows.numel()
         wrong += float((back - message.rows).square().sum())
         power += float(message.rows.square().sum())
-        symbols += entropy_bits(codec, message.rows, number)
+        symbols += entropy_bits(recorded.last)
+        if encoder.mask is not None:
+            kept = encoder.mask[(message.rows != 0).any(1)].float()
+            symbols += kept.numel() * codec_sections.entropy(float(kept.mean()))
     encode, decode = (median(column) for column in zip(*times, strict=True))
     bound = symbols / values if symbols else None
     return Row(8 * size / values, (wrong / power) ** 0.5, encode, decode, bound)
 
 
-def entropy_bits(codec: Codec, rows: torch.Tensor, key: int) -> float:
-    """Bits of the quantiser's symbols at their own frequencies; 0 where that says nothing."""
-    if codec.topk is not None or codec.delta is not None:
-        return 0.0  # what is quantised is not the tensor
-    kept = rows[(rows != 0).any(1)].contiguous()
-    body = codec.quantiser.encode(kept.reshape(-1), kept.shape[1], kept, key).body
-    if not isinstance(body, Symbols):
+def entropy_bits(made: Quantised | None) -> float:
+    """Bits of the symbols at their own frequencies; 0 where there are only bytes."""
+    if made is None or not isinstance(made.body, Symbols):
         return 0.0
-    counts = np.bincount(body.codes)
-    shares = counts[counts > 0] / body.codes.size
-    return float(-(shares * np.log2(shares)).sum() * body.codes.size)
+    codes = made.body.codes
+    counts = np.bincount(codes)
+    shares = counts[counts > 0] / codes.size
+    return float(-(shares * np.log2(shares)).sum() * codes.size)
 
 
 def blockwise(messages: list[TensorMessage]) -> Row | None:
@@ -192,6 +231,7 @@ def main() -> None:
     """A table for each model, cut and direction."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else "")
     parser.add_argument("--models", nargs="+", choices=list(CUTS), default=list(CUTS))
+    parser.add_argument("--tables", nargs="+", choices=TABLES, default=list(TABLES))
     given = parser.parse_args()
     needed(STORIES, TEXT, EMOTION)
     from examples.e2e.prepare import main as prepare
@@ -200,18 +240,29 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
         prepare(TEXT, folder)
-        for model in given.models:
+        for model in given.models if set(given.tables) - {"speed"} else ():
             for cut in CUTS[model]:
                 seen = tensors(settings(model, cut, folder))
                 for kind in (Kind.ACTIVATION, Kind.GRADIENT):
-                    show(model, cut, kind, [one for one in seen if one.kind is kind])
+                    own = [one for one in seen if one.kind is kind]
+                    show(model, cut, kind, own, given.tables)
+    if "speed" in given.tables:
+        codec_speed.main()
 
 
-def show(model: str, cut: int, kind: Kind, messages: list[TensorMessage]) -> None:
-    """One table."""
+def show(
+    model: str, cut: int, kind: Kind, messages: list[TensorMessage], tables: list[str]
+) -> None:
+    """One tensor's tables."""
     assert messages[-1].rows is not None
     tokens, hidden = messages[-1].rows.shape
     print(f"\n{model}, cut {cut}, {kind.name.lower()}s of about [{tokens}, {hidden}]")
+    if "masks" in tables:
+        codec_sections.show_masks(messages[-COUNTED:])
+    if "values" in tables:
+        codec_sections.show_values(messages[:-COUNTED], messages[-COUNTED:])
+    if "codecs" not in tables:
+        return
     print(f"  {'codec':26} {'bits':>6} {'entropy':>8} {'error':>8} {'encode':>12} {'decode':>12}")
     for name, row in rows_of(messages, kind is Kind.GRADIENT):
         entropy = "" if row.entropy is None else f"{row.entropy:8.2f}"

@@ -128,7 +128,6 @@ class Edge:
             dtype=torch.float32,
             packed=self.settings.computation == "lean",
         )
-        model.recompute = self.recompute
         return model, LoraBank(model, self.settings.lora)
 
     def cut(self, name: str) -> int:
@@ -138,7 +137,9 @@ class Edge:
     def session(self, name: str, model: SpanModel, bank: LoraBank) -> VanillaSession:
         """A device's session in an open round."""
         plan = SplitPlan(self.folder.num_layers, self.cut(name), 0, "vanilla")
-        session = VanillaSession(name, plan, model, bank, self.settings, self.stats)
+        session = VanillaSession(
+            name, plan, model, bank, self.settings, self.stats, recompute=self.recompute
+        )
         mine = {n: v for n, v in self.values.items() if belongs_to(n, plan.middle)}
         session.begin_round(RoundStart(1, False, STEPS, 0, STEPS), mine)
         return session

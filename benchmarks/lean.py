@@ -8,7 +8,8 @@ the loss on completions only. PEFT trains in one process on all cores, sfl with 
 `--devices` devices at cut 1 over real sockets without compression, as `reference` and as `lean`.
 All begin with the same adapter; with one device the batches are PEFT's too. The held-out loss of
 each is printed beside its speed, which counts real tokens. PEFT is timed before and after, for the
-machine's drift.
+machine's drift, with glibc's default malloc, and once with the heap kept, as an edge keeps its own
+(devices return theirs).
 """
 
 from __future__ import annotations
@@ -31,6 +32,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from benchmarks.runs import ROOT, SHARED, needed, run
 from benchmarks.throughput import make_model
 from examples.e2e.prepare import main as prepare
+from sfl.process import keep_heap
 
 STORIES = SHARED / "models" / "stories260k"
 TEXT = SHARED / "data" / "e2e" / "valid.txt"
@@ -53,8 +55,10 @@ def settings(folder: Path, model: Path, devices: int, steps: int) -> dict[str, A
     }
 
 
-def peft(path: Path, steps: int, threads: int) -> dict[str, float]:
+def peft(path: Path, steps: int, threads: int, heap: bool) -> dict[str, float]:
     """In this process: tokens/s and held-out loss of a plain loop over the same batches."""
+    if heap:
+        keep_heap()
     import torch
     from peft import LoraConfig, get_peft_model, set_peft_model_state_dict
 
@@ -112,10 +116,10 @@ def peft(path: Path, steps: int, threads: int) -> dict[str, float]:
     return {"rate": rate, "loss": score.loss_sum / score.num_targets}
 
 
-def reference(path: Path, steps: int, threads: int) -> dict[str, float]:
+def reference(path: Path, steps: int, threads: int, heap: bool = False) -> dict[str, float]:
     """The same in a fresh process."""
     command = [sys.executable, __file__, "--reference", str(path)]
-    command += ["--steps", str(steps), "--threads", str(threads)]
+    command += ["--steps", str(steps), "--threads", str(threads), *["--heap"] * heap]
     output = subprocess.check_output(command, text=True, cwd=ROOT)
     result: dict[str, float] = json.loads(output.splitlines()[-1])
     return result
@@ -140,9 +144,10 @@ def main() -> None:
     parser.add_argument("--vocabulary", type=int, default=8192)
     parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)))
     parser.add_argument("--reference", type=Path, help=argparse.SUPPRESS)
+    parser.add_argument("--heap", action="store_true", help=argparse.SUPPRESS)
     given = parser.parse_args()
     if given.reference:
-        print(json.dumps(peft(given.reference, given.steps, given.threads)))
+        print(json.dumps(peft(given.reference, given.steps, given.threads, given.heap)))
         return
     needed(STORIES, TEXT)
     with tempfile.TemporaryDirectory() as temporary:
@@ -156,6 +161,8 @@ def main() -> None:
         before = reference(plain, given.steps, given.threads)
         print(f"\n{model.name}, batches of 16, {given.steps} steps, {given.threads} threads")
         show("PEFT, one process", before["rate"], before["loss"], before)
+        kept = reference(plain, given.steps, given.threads, heap=True)
+        show("PEFT, heap kept", kept["rate"], kept["loss"], before)
         for devices in given.devices:
             for computation in ("reference", "lean"):
                 name = f"{devices}-{computation}"

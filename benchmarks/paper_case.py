@@ -2,6 +2,7 @@
 
     python benchmarks/paper_case.py                                           # 50 minutes, 2 cores
     python benchmarks/paper_case.py --rounds 2 --local-steps 3 --targets 0.3 --memory minilm
+    python benchmarks/paper_case.py --keep curves.json    # train once, time again and again
 
 Six devices, Jetson Nano to M3, cuts 1, 1, 2, 2, 3, 3, 100 Mbit/s each, LoRA r = 16, batches of 16,
 at most 128 tokens, CARER in Dirichlet(0.5) shares; all-MiniLM-L6-v2, as BERT base's weights are not
@@ -27,6 +28,7 @@ to check the composition. At last the paper's own machines: FLOPs of BERT base o
 from __future__ import annotations
 
 import argparse
+import json
 import os
 import sys
 import tempfile
@@ -247,8 +249,25 @@ def train(way: str, given: argparse.Namespace) -> Curve:
         accuracy.append(federation.evaluate(number + 1))
         if accuracy[-1] >= max(given.targets):
             break
-    print(f"  {way:9} " + " ".join(f"{100 * value:.1f}" for value in accuracy), flush=True)
     return Curve(accuracy, federation.tokens / federation.steps)
+
+
+def curve(way: str, given: argparse.Namespace) -> Curve:
+    """What was trained before with these settings, if it is kept; else trained, and kept."""
+    settings = [way, given.rounds, given.local_steps, given.learning_rate, given.eval_examples]
+    name = json.dumps([*settings, max(given.targets)])
+    path: Path | None = given.keep
+    kept = json.loads(path.read_text()) if path is not None and path.exists() else {}
+    if name not in kept:
+        # A fresh interpreter, in which torch is loaded with its waiting threads asleep.
+        with ProcessPoolExecutor(1, get_context("spawn")) as pool:
+            own = pool.submit(train, way, given).result()
+        kept[name] = {"accuracy": own.accuracy, "tokens": own.tokens}
+        if path is not None:
+            path.write_text(json.dumps(kept))
+    own = Curve(**kept[name])
+    print(f"  {way:9} " + " ".join(f"{100 * value:.1f}" for value in own.accuracy), flush=True)
+    return own
 
 
 # -- memory ----------------------------------------------------------------------------------------
@@ -389,6 +408,7 @@ def main() -> None:
     parser.add_argument(
         "--memory", nargs="*", choices=("minilm", "bert"), default=["minilm", "bert"]
     )
+    parser.add_argument("--keep", type=Path, help="file of curves; those in it are not trained")
     parser.add_argument("--check-steps", type=int, default=4, help="0: no check")
     cores = len(os.sched_getaffinity(0))
     parser.add_argument("--threads", type=int, default=max(1, cores - 1), help="of the timed edge")
@@ -400,9 +420,7 @@ def main() -> None:
         f"accuracy after each round of {given.local_steps} steps a device (trained), in percent",
         flush=True,
     )
-    # A fresh interpreter, in which torch is loaded with its waiting threads asleep.
-    with ProcessPoolExecutor(1, get_context("spawn")) as pool:
-        curves = {way: pool.submit(train, way, given).result() for way in ("together", "in turn")}
+    curves = {way: curve(way, given) for way in ("together", "in turn")}
     folder_of_model = open_model(config.model.path)
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)

@@ -2,39 +2,51 @@
 
     python benchmarks/tls.py
     python benchmarks/tls.py --steps 40 --pairs 7 --codec compact
+    python benchmarks/tls.py --pairs 0     # the refusals alone
 
 Pairs of runs of the same model, texts, seed and cores, one with `--tls` and one without; each pair
 in the other order than the one before, so that a drift of the machine's speed falls on both. The
 default codec is `none`, which sends the most bytes and so pays the most for TLS. Then the seconds
-from dialling an edge to the reason that a node is told, for every kind of node that is not let in.
+from dialling an edge to the reason that a node is told, for every kind of node that is not let in,
+and what the edge's log says of it.
 """
 
 from __future__ import annotations
 
 import argparse
+import datetime as dt
 import statistics
 import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
+import grpc
 import tomli_w
+from cryptography import x509
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from benchmarks.runs import ROOT, run
 from benchmarks.throughput import BATCH, LENGTH, make_model, make_texts
+from sfl.certificates import authority as authority_module
 from sfl.certificates.authority import Authority
-from sfl.certificates.identity import Identity, Role
+from sfl.certificates.identity import Identity, Role, server_name
 from sfl.certificates.own import OwnCertificate, settings_in
 from sfl.errors import Refused
 from sfl.transport.credentials import open_channel
 from sfl.transport.device_link import wait_for_peer
 from sfl.transport.diagnosis import why_refused
+from sfl.transport.wire import EDGE_LIST_FILES
+from sfl.v1 import edge_pb2
 
 HOST = "127.0.0.1"
+
+Refusal = tuple[float, str]
 
 
 # -- throughput ------------------------------------------------------------------------------------
@@ -99,6 +111,7 @@ class Edge:
 
     def __init__(self, folder: Path, certs: Path | None) -> None:
         folder.mkdir()
+        self.folder = folder
         file, address = folder / "edge.toml", folder / "address"
         file.write_text(f'[edge]\ncloud = "{HOST}:1"\nconnect_timeout = 600\n')
         command = [sys.executable, "-m", "sfl.cli", "edge", str(file)]
@@ -111,6 +124,11 @@ class Edge:
                 raise SystemExit((folder / "log").read_text())
             time.sleep(0.05)
         self.address = address.read_text().strip()
+
+    def log(self) -> str:
+        """What it has written so far, less its lines on the cloud that it waits for."""
+        lines = (self.folder / "log").read_text().splitlines(keepends=True)
+        return "".join(line for line in lines if "waiting for" not in line)
 
     def close(self) -> None:
         """End it."""
@@ -126,7 +144,7 @@ def give(authority: Authority, folder: Path, role: Role, name: str) -> OwnCertif
     return OwnCertificate(Identity(role, name), files.ca, files.cert, files.key, 0.0)
 
 
-def refusal(address: str, role: Role, own: OwnCertificate | None) -> tuple[float, str]:
+def refusal(address: str, role: Role, own: OwnCertificate | None) -> Refusal:
     """Seconds from dialling to the reason, and the reason."""
     began = time.perf_counter()
     channel = open_channel("edge", address, False, own, role)
@@ -139,29 +157,71 @@ def refusal(address: str, role: Role, own: OwnCertificate | None) -> tuple[float
     raise SystemExit("it was let in")
 
 
+def call_refusal(address: str, own: OwnCertificate | None, ca: Path, name: str) -> Refusal:
+    """The same for a call: asks for the files of device `name`, without a certificate or with."""
+    began = time.perf_counter()
+    if own is None:
+        credentials = grpc.ssl_channel_credentials(ca.read_bytes())
+        server = (("grpc.ssl_target_name_override", server_name("edge", HOST)),)
+        channel = grpc.secure_channel(address, credentials, options=server)
+    else:
+        channel = open_channel("edge", address, False, own, "edge")
+    try:
+        EDGE_LIST_FILES.stub(channel)(edge_pb2.FilesRequest(device=name), timeout=30.0)
+    except grpc.RpcError as error:
+        return time.perf_counter() - began, str(error.details())
+    finally:
+        channel.close()
+    raise SystemExit("it was let in")
+
+
+def give_expired(authority: Authority, folder: Path) -> OwnCertificate:
+    """A device's certificate that ended yesterday; a node would not even dial with it."""
+
+    def dates(builder: x509.CertificateBuilder, _: dt.timedelta) -> x509.CertificateBuilder:
+        now, day = dt.datetime.now(dt.UTC), dt.timedelta(days=1)
+        builder = builder.not_valid_before(now - 2 * day).not_valid_after(now - day)
+        return builder.serial_number(x509.random_serial_number())
+
+    with mock.patch.object(authority_module, "_dated", dates):
+        return give(authority, folder, "device", "d")
+
+
 def refusals(folder: Path) -> None:
-    """Everything that TLS itself refuses; a name or a role is refused within a call after it."""
+    """Everybody whom TLS itself refuses, and those whom the doorkeeper does, once they call."""
     authority, other = Authority.create(), Authority.create()
     give(authority, folder / "edge", "edge", "edge")
     good = give(authority, folder / "good", "device", "d")
     foreign = give(other, folder / "foreign", "device", "d")
     half = give(other, folder / "half", "device", "d")
     half.ca.write_bytes(authority.cert_pem)  # trusts the edge, is not trusted by it
+    old = give_expired(authority, folder / "old")
+    operator = give(authority, folder / "operator", "operator", "ops")
     edges = [Edge(folder / "secure", folder / "edge"), Edge(folder / "plain", None)]
     secure, plain = (edge.address for edge in edges)
-    cases: list[tuple[str, str, Role, OwnCertificate | None]] = [
-        ("no certificate, plaintext to TLS", secure, "edge", None),
-        ("both of another CA", secure, "edge", foreign),
-        ("its own certificate of another CA", secure, "edge", half),
-        ("an edge where a cloud should be", secure, "cloud", good),
-        ("another host than the certificate's", secure.replace(HOST, "localhost"), "edge", good),
-        ("TLS to plaintext", plain, "edge", good),
+    elsewhere = secure.replace(HOST, "localhost")
+    cases: list[tuple[str, Edge, Callable[[], Refusal]]] = [
+        ("no certificate, plaintext to TLS", edges[0], lambda: refusal(secure, "edge", None)),
+        ("TLS, no certificate", edges[0], lambda: call_refusal(secure, None, good.ca, "d")),
+        ("both of another CA", edges[0], lambda: refusal(secure, "edge", foreign)),
+        ("its own of another CA", edges[0], lambda: refusal(secure, "edge", half)),
+        ("expired", edges[0], lambda: refusal(secure, "edge", old)),
+        ("an edge where a cloud should be", edges[0], lambda: refusal(secure, "cloud", good)),
+        ("another host", edges[0], lambda: refusal(elsewhere, "edge", good)),
+        ("the wrong role", edges[0], lambda: call_refusal(secure, operator, good.ca, "d")),
+        ("the wrong name", edges[0], lambda: call_refusal(secure, good, good.ca, "e")),
+        ("TLS to plaintext", edges[1], lambda: refusal(plain, "edge", good)),
     ]
     try:
-        print(f"\n{'seconds':>7}  refused, and what it is told")
-        for what, address, role, own in cases:
-            seconds, reason = refusal(address, role, own)
+        print(f"\n{'seconds':>7}  refused, what it is told, and what the other end's log says")
+        for what, edge, refused in cases:
+            before = edge.log()
+            seconds, reason = refused()
+            time.sleep(0.5)  # for the log; after the clock
+            said = edge.log()[len(before) :].strip().splitlines()
             print(f"{seconds:7.2f}  {what}: {reason.replace(str(folder), '...')}")
+            for line in dict.fromkeys(line.partition(": ")[2] for line in said):
+                print(f"{'':9}log: {line}")
     finally:
         for edge in edges:
             edge.close()

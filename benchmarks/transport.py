@@ -62,8 +62,11 @@ def settings(in_flight: int) -> dict[str, Any]:
 class EchoSession:
     """Sends activations back as their own gradients."""
 
+    device = "device"
     model = SimpleNamespace(hidden_size=HIDDEN)
+    start = None
     step = 0
+    served_seconds = 0.0
 
     def begin_round(self, start: Any, values: Any) -> None:
         """Nothing to load."""
@@ -86,6 +89,7 @@ class EchoHost:
 
         self.stats = NodeStats("edge", "edge")
         self.engine = Engine(1)
+        self.room = asyncio.Semaphore(8)  # as edge.in_flight allows
         self.settings = RunSettings.model_validate(settings(in_flight))
         self.service = EdgeService(cast(Any, self))
 

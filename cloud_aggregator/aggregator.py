@@ -454,12 +454,12 @@ class CloudAggregator:
     def reported(self, report: tensor_pb2.RoundReport) -> None:
         """A device tells how its round, or its rehearsal, went."""
         if report.rehearsal:
-            self._happened(Rehearsed(report.device, tuple(report.rehearsal)))
+            bits = NodeSnapshot.from_json(report.snapshot).value_bits
+            self._happened(Rehearsed(report.device, tuple(report.rehearsal), bits))
             return
         self.records.reported(report)
         self._happened(ReportReceived(report.device, report.round))
 
-    def heard(self, beat: tensor_pb2.Heartbeat) -> None:
-        """Statistics of an edge and its devices."""
-        for snapshot in (beat.snapshot, *beat.devices):
-            self.records.heard(NodeSnapshot.from_json(snapshot))
+    def heard(self, snapshot: NodeSnapshot) -> None:
+        """Statistics of an edge or of one of its devices."""
+        self.records.heard(snapshot)

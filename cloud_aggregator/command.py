@@ -27,6 +27,7 @@ def cloud(
         from cloud_aggregator.aggregator import CloudAggregator
         from sfl.certificates.own import own_certificate
         from sfl.runs import load_for_cloud, open_run_folder
+        from sfl.transport.handshakes import explained_handshakes
 
         settings = load_for_cloud(config, overrides or [], insecure)
         own = own_certificate("cloud", None, settings.cloud.tls, certs)
@@ -35,6 +36,7 @@ def cloud(
         async def serve() -> None:
             await CloudAggregator(settings, folder, own).run(address_file)
 
-        run_loop(serve())
+        with explained_handshakes():
+            run_loop(serve())
 
     raise typer.Exit(run_node(body, error_file))

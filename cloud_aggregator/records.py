@@ -16,7 +16,7 @@ from sfl.metrics.timeline import spans_from_json, watched_step
 from sfl.report.html import write_report
 from sfl.report.records import NodeRecord, Record, RecordFile, RoundRecord
 from sfl.report.status import DeviceStatus, RunPhase, RunStatus, ServerStatus
-from sfl.report.step import StepTimeline, ordered, timelines_to_json
+from sfl.report.step import StepTimeline, ordered, since, timelines_to_json
 from sfl.report.summary import Fault, build_summary, evaluate
 from sfl.rounds import Coordinator, FinishRun, Phase, StartRound
 from sfl.rounds import Fault as FaultCommand
@@ -94,11 +94,12 @@ class RunRecords:
             self._trained[report.device, report.round] = Trained(
                 report.train_loss, report.num_steps, report.num_tokens, report.train_seconds
             )
+            own = tuple(spans_from_json(report.spans))
             self._timelines[report.device] = StepTimeline(
                 report.device,
                 report.round,
-                tuple(spans_from_json(report.spans)),
-                tuple(spans_from_json(report.edge_spans)),
+                own,
+                since(spans_from_json(report.edge_spans), own),
                 watched_step(report.num_steps),
             )
         self._write(self._evaluation_record(report, snapshot))

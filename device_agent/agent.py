@@ -140,7 +140,15 @@ class DeviceAgent:
         log.info("%.0f MB with the model", memory_use().resident / 1e6)
         log.info("%d examples, %d held out", len(dataset.train), len(dataset.eval))
         trainer = Trainer(
-            name, stage, dataset, tokenizer.pad_id, settings, link, self.stats, self.board.rest
+            name,
+            stage,
+            dataset,
+            tokenizer.pad_id,
+            settings,
+            link,
+            self.stats,
+            self.board.rest,
+            joined.allowance,
         )
         return trainer, dataset
 

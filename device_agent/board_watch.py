@@ -39,7 +39,7 @@ class BoardWatch:
     def __enter__(self) -> Self:
         board = self._look()
         for name in blind_rules(self.settings, board):
-            log.warning("pause.%s: this machine has no such sensor, so it never holds", name)
+            log.warning("pause.%s: nothing on this machine answers it, so it does not hold", name)
         self._thread.start()
         return self
 

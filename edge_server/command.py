@@ -30,6 +30,7 @@ def edge(
         own = own_certificate("edge", settings.name, settings.tls, certs)
         # Imported here: torch takes a second, and reads the environment when it is loaded.
         from edge_server.server import EdgeServer
+        from sfl.transport.handshakes import explained_handshakes
 
         threads = cores() if settings.threads == "auto" else settings.threads
 
@@ -37,6 +38,7 @@ def edge(
             server = EdgeServer(settings, threads, insecure, own)
             await server.run(settings.connect_timeout, address_file)
 
-        run_loop(serve())
+        with explained_handshakes():
+            run_loop(serve())
 
     raise typer.Exit(run_node(body, error_file))

@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 import logging
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -23,6 +23,7 @@ from sfl.logs import describe_node
 from sfl.metrics.prometheus import NodeCollector, serve_as_set
 from sfl.metrics.snapshot import NodeSnapshot
 from sfl.metrics.stats import NodeStats
+from sfl.models.batching import check_batching
 from sfl.models.edge_budget import EdgeChoice, fit_edge
 from sfl.models.folder import ModelFolder, check_length, open_model
 from sfl.models.span import SpanModel, build_span
@@ -36,13 +37,14 @@ from sfl.stage.session import SESSIONS, Session
 from sfl.transport.chunks import (
     ADAPTER_LIMIT,
     AdapterAssembly,
+    Buffer,
     adapter_bytes,
     adapter_frames,
     decode_adapter,
 )
 from sfl.transport.cloud_link import CloudLink, expect_settings
 from sfl.transport.credentials import bind, new_server
-from sfl.transport.cut import check_codecs
+from sfl.transport.cut import check_codecs, remembers_samples
 from sfl.transport.edge_service import EdgeService
 from sfl.transport.files import SpanFiles
 from sfl.transport.wire import STACK
@@ -67,10 +69,12 @@ class EdgeServer:
         self.stats = NodeStats(config.name, "edge")
         self.stats.certificate_expiry = None if own is None else own.not_after
         self.threads = threads
-        self.engine = Engine(threads, ORDERS[config.order], together=config.batch_devices)
+        self.engine = Engine(
+            threads, ORDERS[config.order], together=config.batch_devices, phases=self.stats.phases
+        )
         self.room: asyncio.Semaphore
         self.cloud = CloudLink(config.cloud, config.name, self.stats, insecure, own)
-        self.service = EdgeService(self)
+        self.service = EdgeService(self, config.cache_dir)
         self.settings: RunSettings
         self.run_id = ""
         self.folder: ModelFolder
@@ -84,7 +88,7 @@ class EdgeServer:
                 where = writable_folder(config.rest_dir, "edge.rest_dir")
             self._residence = Residence(config.resident_adapters, where, self.stats)
         self._sessions: dict[str, Session] = {}
-        self._files: dict[str, SpanFiles] = {}
+        self._files: dict[tuple[Span, ...], SpanFiles] = {}
         self._admissions: dict[str, asyncio.Future[str]] = {}
         self._devices: dict[str, NodeSnapshot] = {}
         self._adapter = AdapterAssembly(ADAPTER_LIMIT)
@@ -93,7 +97,7 @@ class EdgeServer:
         self._folded: asyncio.Task[None] | None = None
         self._ready = asyncio.Event()
         describe_node(self._log_fields)
-        self._on_cloud: dict[str, Callable[[cloud_pb2.CloudMessage], object]] = {
+        self._on_cloud: dict[str, Callable[[cloud_pb2.CloudMessage], Awaitable[None] | None]] = {
             "admission": self._on_admission,
             "start": self._on_start,
             "adapter": self._on_adapter,
@@ -170,7 +174,8 @@ class EdgeServer:
                     if not message.finish.ok:
                         raise RunFailed(message.finish.reason)
                     return
-                self._on_cloud[body](message)
+                if (under_way := self._on_cloud[body](message)) is not None:
+                    await under_way
                 if loading.done():
                     loading.result()
         finally:
@@ -208,9 +213,12 @@ class EdgeServer:
         """
         settings = self.settings
         check_codecs(settings)
+        if remembers_samples(settings):
+            writable_folder(self.config.cache_dir, "edge.cache_dir")
         self.folder = open_model(self.config.model or settings.model.path)
         check_length(settings.model.max_length, self.folder.context_length)
-        choice = self._choice = fit_edge(self.folder, settings, self.config)
+        check_batching(self.folder, settings, self.config)
+        self._choice = fit_edge(self.folder, settings, self.config)
         form = settle(self.config, settings.model, self.threads, settings.aggregation.folds)
         self.stats.dtype, self.stats.quantised = form.dtype, form.quantised
         num_labels = len(settings.model.labels)
@@ -232,10 +240,10 @@ class EdgeServer:
             autocast=form.autocast,
             quantised=form.quantised,
         )
-        self.model.recompute = choice.recompute
         lay_over_devices(self.model, self.config)
         self.bank = LoraBank(self.model, settings.lora, settings.lora.target_modules)
         log.info("base loaded: blocks %d to %d of %s", span.first, span.last - 1, self.folder.path)
+        log.info("%s", self._choice)
         return manifest, adapter_bytes(given_values(self.folder, manifest))
 
     def _plan(self, device: str) -> SplitPlan:
@@ -266,46 +274,55 @@ class EdgeServer:
         self._start = message.start
         self.stats.start_round(message.start.round, 0)
 
-    def _on_adapter(self, message: cloud_pb2.CloudMessage) -> None:
+    async def _on_adapter(self, message: cloud_pb2.CloudMessage) -> None:
         whole = self._adapter.add(message.adapter)
         if whole is None:
             return
-        header, values = whole[0], decode_adapter(whole[1])
+        header, payload = whole
         if header.side == STACK:
-            self._on_stack(header.round, values)
+            self._pass_on(header.round, await asyncio.to_thread(decode_adapter, payload))
         elif self._start is not None:
-            self._on_global(self._start, values)
+            await self._begin_round(self._start, payload)
 
-    def _on_stack(self, round_: int, values: dict[str, np.ndarray]) -> None:
+    def _pass_on(self, round_: int, stack: dict[str, np.ndarray]) -> None:
         """What a round gave goes into the base once, for all devices, and on to those without."""
         if round_ == self._stacks + 1:
             self._stacks = round_
-            self._folded = asyncio.create_task(self._fold(values))
+            self._folded = asyncio.create_task(self._fold(stack))
         assert self._folded is not None, "the cloud begins with the first"
         for device, stream in self.service.streams.items():
             spans = self._plan(device).device_spans
             theirs = {
                 name: array
-                for name, array in values.items()
+                for name, array in stack.items()
                 if any(belongs_to(name, span) for span in spans)
             }
             stream.fold(round_, theirs, self._folded)
 
-    async def _fold(self, values: dict[str, np.ndarray]) -> None:
+    async def _fold(self, stack: dict[str, np.ndarray]) -> None:
         try:
-            await self.engine.run(self.bank.fold, values)
+            await self.engine.run(self.bank.fold, stack)
         except SflError as error:
             self.cloud.post(cloud_pb2.EdgeReportMessage(failure=str(error)))
             raise
 
-    def _on_global(self, start: cloud_pb2.EdgeRoundStart, values: dict[str, np.ndarray]) -> None:
-        """The round begins for the devices that are there."""
+    async def _begin_round(self, start: cloud_pb2.EdgeRoundStart, payload: Buffer) -> None:
+        streams = dict(self.service.streams)
+        names = [entry.device for entry in start.devices if entry.device in streams]
+        shares = await asyncio.to_thread(self._shares, payload, names)
         for entry in start.devices:
             stream = self.service.streams.get(entry.device)
-            if stream is not None:
+            # Who came meanwhile is in no round yet.
+            if stream is not None and stream is streams.get(entry.device):
                 assert stream.stacks == self._stacks, "the cloud sends what is lacking first"
-                mine, theirs = self._shared_out(entry.device, values)
-                stream.begin_round(entry.start, mine, theirs)
+                stream.begin_round(entry.start, *shares[entry.device])
+
+    def _shares(
+        self, payload: Buffer, devices: Sequence[str]
+    ) -> dict[str, tuple[dict[str, np.ndarray], dict[str, np.ndarray]]]:
+        """Each device's parts of the global adapter; a large one's ranks take a while."""
+        values = decode_adapter(payload)
+        return {device: self._shared_out(device, values) for device in devices}
 
     def _shared_out(
         self, device: str, values: dict[str, np.ndarray]
@@ -342,6 +359,7 @@ class EdgeServer:
             settings=self.settings.model_dump_json(),
             run_id=self.run_id,
             num_layers=self.folder.num_layers,
+            credits=self._choice.credits,
         )
         return welcome, session, self.settings
 
@@ -357,7 +375,7 @@ class EdgeServer:
             self.bank,
             self.settings,
             self.stats,
-            recompute=self.model.recompute,
+            recompute=device in self._choice.recompute,
             residence=self._residence,
         )
         return session
@@ -377,10 +395,10 @@ class EdgeServer:
         self.cloud.post(cloud_pb2.EdgeReportMessage(left=left))
         await self.engine.run(self._close_session, device)
 
-    def relay_adapter(self, header: tensor_pb2.AdapterHeader, payload: bytes) -> None:
+    async def relay_adapter(self, header: tensor_pb2.AdapterHeader, payload: Buffer) -> None:
         """Pass a part on to the cloud; all of its frames in one go, so that none mix."""
-        for frame in adapter_frames(header, payload):
-            self.cloud.post(cloud_pb2.EdgeReportMessage(adapter=frame))
+        for frame in await asyncio.to_thread(_reports, header, payload):
+            self.cloud.post(frame)
 
     def relay_report(self, report: tensor_pb2.RoundReport) -> None:
         """Pass a report on to the cloud."""
@@ -404,7 +422,13 @@ class EdgeServer:
     def _span_files(self, device: str) -> SpanFiles:
         if device not in self.service.streams:
             raise Refused(f"device {device!r} has not joined")
-        if device not in self._files:
-            spans = self._plan(device).device_spans
-            self._files[device] = SpanFiles(self.folder, spans, self.settings.model.task)
-        return self._files[device]
+        spans = tuple(self._plan(device).device_spans)
+        if spans not in self._files:
+            self._files[spans] = SpanFiles(self.folder, spans, self.settings.model.task)
+        return self._files[spans]
+
+
+def _reports(
+    header: tensor_pb2.AdapterHeader, payload: Buffer
+) -> list[cloud_pb2.EdgeReportMessage]:
+    return [cloud_pb2.EdgeReportMessage(adapter=frame) for frame in adapter_frames(header, payload)]

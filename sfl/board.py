@@ -22,6 +22,7 @@ PATIENCE = 2.0
 # Bits of the Raspberry Pi firmware's `get_throttled` that hold now; those from 16 on have held.
 UNDERVOLTAGE, CAPPED, THROTTLED, SOFT_LIMIT = 1 << 0, 1 << 1, 1 << 2, 1 << 3
 HELD_BEFORE = 16
+ROUTE_UP, ROUTE_REJECTS = 0x1, 0x200  # flags of a route, from Linux's route.h
 FIRMWARE = "sys/devices/platform/soc/soc:firmware/get_throttled"
 
 
@@ -76,18 +77,42 @@ def read_board(root: Path, ask_metered: bool = False) -> Board:
 
 
 def default_interface(root: Path) -> str:
-    """The interface of the default route with the least metric; empty without one."""
-    routes = []
-    for line in _text(root / "proc/net/route").splitlines()[1:]:
-        fields = line.split()
-        if len(fields) > 7 and int(fields[1], 16) == 0 and int(fields[7], 16) == 0:
-            routes.append((int(fields[6]), fields[0]))
+    """The interface of the default route with the least metric; empty without one.
+
+    IPv4's route counts, and IPv6's where there is none of IPv4.
+    """
+    routes = list(_ipv4_defaults(root)) or list(_ipv6_defaults(root))
     return min(routes)[1] if routes else ""
 
 
 def matches(name: str, patterns: tuple[str, ...]) -> bool:
     """Whether an interface is one of these; `*` and `?` stand for letters."""
     return any(fnmatchcase(name, pattern) for pattern in patterns)
+
+
+def _ipv4_defaults(root: Path) -> Iterator[tuple[int, str]]:
+    """Metric and interface of each default route, from the kernel's table."""
+    for line in _text(root / "proc/net/route").splitlines()[1:]:
+        fields = line.split()
+        if len(fields) > 7 and _leads_out(fields[3]) and not (_hex(fields[1]) or _hex(fields[7])):
+            yield int(fields[6]), fields[0]
+
+
+def _ipv6_defaults(root: Path) -> Iterator[tuple[int, str]]:
+    """The same of IPv6, whose table has no heading, and metrics in hexadecimal."""
+    for line in _text(root / "proc/net/ipv6_route").splitlines():
+        fields = line.split()
+        if len(fields) == 10 and _leads_out(fields[8]) and not (_hex(fields[0] + fields[1])):
+            yield _hex(fields[5]), fields[9]
+
+
+def _leads_out(flags: str) -> bool:
+    """Whether a route is up and does not reject, as the entry for "unreachable" does."""
+    return _hex(flags) & (ROUTE_UP | ROUTE_REJECTS) == ROUTE_UP
+
+
+def _hex(text: str) -> int:
+    return int(text, 16)
 
 
 def _temperature(root: Path) -> float | None:

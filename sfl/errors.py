@@ -3,6 +3,7 @@
 SflError                     anything this project raises on purpose (exit code 1)
 ├── UserError                the user can mend it: field, value, fix (exit code 2)
 │   ├── ConfigError          a setting
+│   │   └── NotYetValid      a certificate of tomorrow: time may mend it (exit code 75)
 │   ├── DataError            a data file or a row of it
 │   └── ModelError           a model folder, a name, its weights
 ├── TransportError           something between two processes
@@ -32,6 +33,12 @@ class UserError(SflError):
 
 class ConfigError(UserError):
     """A setting is unknown, out of range or contradicts another."""
+
+
+class NotYetValid(ConfigError):
+    """A certificate is not valid yet; mostly the clock of a board that has not asked the time."""
+
+    exit_code = 75  # EX_TEMPFAIL of sysexits.h: try again, as a service manager does
 
 
 class DataError(UserError):

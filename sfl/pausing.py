@@ -37,11 +37,12 @@ def decide(rules: PauseSettings, board: Board, clock: time, was: Pause | None) -
 
 
 def blind_rules(rules: PauseSettings, board: Board) -> list[str]:
-    """The settings that nothing on this board answers, so that they never hold."""
+    """The settings that nothing on this board answers, so that they do not hold."""
     asked = (
         ("above_celsius", rules.above_celsius, board.temperature),
         ("below_percent", rules.below_percent, board.charge),
         ("metered", rules.metered or None, board.metered),
+        ("metered_interfaces", rules.metered_interfaces or None, board.interface or None),
     )
     return [name for name, wanted, found in asked if wanted is not None and found is None]
 

@@ -59,8 +59,14 @@ class StandIn(TorchDispatchMode):
         away = [x for x in tensors if isinstance(x, OffHost)]
         target = kwargs.get("device")
         inside = bool(away) if target is None else torch.device(target).type == DEVICE.type
-        if away and func not in _COPIES | _INDEXING:
-            strangers = [x for x in tensors if not isinstance(x, OffHost) and x.dim() > 0]
+        if away and func not in _COPIES:
+            # Places may lie on the CPU; what is looked up or put there may not.
+            mixed = [args[0], *args[2:]] if func in _INDEXING else tensors
+            strangers = [
+                x
+                for x in mixed
+                if isinstance(x, torch.Tensor) and not isinstance(x, OffHost) and x.dim() > 0
+            ]
             assert not strangers, f"{func} mixes the accelerator's tensors with the CPU's"
         if target is not None:
             kwargs["device"] = torch.device("cpu")

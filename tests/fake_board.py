@@ -11,6 +11,14 @@ ROUTES = (
     "{interface}\t0000A8C0\t00000000\t0001\t0\t0\t600\t00FFFFFF\t0\t0\t0\n"
 )
 
+NOWHERE = "00000000000000000000000000000000 00"
+ROUTES_6 = (  # as Linux writes it: link-local, three default routes, one of which rejects
+    f"fe80{28 * '0'} 40 {NOWHERE} {32 * '0'} 00000100 00000001 00000000 00000001 {{interface}}\n"
+    f"{NOWHERE} {NOWHERE} fe80{27 * '0'}1 00000400 00000002 00000000 00450003 eth9\n"
+    f"{NOWHERE} {NOWHERE} fe80{27 * '0'}1 00000258 00000002 00000000 00450003 {{interface}}\n"
+    f"{NOWHERE} {NOWHERE} {32 * '0'} 00000001 00000001 00000000 00200200 lo\n"
+)
+
 
 class FakeBoard:
     """Files under `root`; what is not put there, the board does not have."""
@@ -49,6 +57,10 @@ class FakeBoard:
 
     def route(self, interface: str) -> None:
         self.put("proc/net/route", ROUTES.format(interface=interface).rstrip())
+
+    def route_6(self, interface: str) -> None:
+        self.put("proc/net/route", ROUTES.splitlines()[0])
+        self.put("proc/net/ipv6_route", ROUTES_6.format(interface=interface).rstrip())
 
     def program(self, name: str, script: str) -> None:
         self.put(f"usr/bin/{name}", f"#!/bin/sh\n{script}")

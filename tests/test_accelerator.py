@@ -52,6 +52,16 @@ def rows() -> torch.Tensor:
     return values
 
 
+@contextmanager
+def somewhere_else() -> Iterator[str]:
+    """The accelerator there is."""
+    if HAS_CUDA:
+        yield "cuda:0"
+        return
+    with accelerator():
+        yield str(DEVICE)
+
+
 def wire(packet: Packet) -> bytes:
     pieces = getattr(packet.payload, "pieces", None)
     return b"".join(bytes(piece) for piece in pieces or [packet.payload])
@@ -65,35 +75,38 @@ def test_every_quantiser_and_sparsifier_is_tried() -> None:
 
 @needs_stand_in
 @pytest.mark.parametrize("spec", LEAVES)
-def test_the_same_packet_and_only_codes_are_copied(spec: str, rows: torch.Tensor) -> None:
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_the_same_packet_and_only_codes_are_copied(
+    spec: str, dtype: torch.dtype, rows: torch.Tensor
+) -> None:
+    rows = rows.to(dtype)
     wanted = Encoder(parse(spec)).encode(rows, 7, GROUPS)
     with accelerator() as device:
         there = rows.to(DEVICE)
         packet = Encoder(parse(spec)).encode(there, 7, GROUPS)
     assert wire(packet) == wire(wanted)
     values = (ROWS - 1) * HIDDEN
+    leaves = values * (dtype.itemsize if spec == "none" else LEAVES[spec])
     # Scales are two bytes for at least 8 values; escapes are looked up one by one.
-    besides = values * LEAVES[spec] / 8 + 4 * 0.02 * values + 16 * ROWS
-    assert values * LEAVES[spec] <= device.copied <= values * LEAVES[spec] + besides
+    besides = leaves / 8 + 4 * 0.02 * values + 16 * ROWS
+    assert leaves <= device.copied <= leaves + besides
 
 
-@needs_stand_in
 @pytest.mark.parametrize("spec", ["int8", "uniform(0.5)", "fp16", "topk(0.3) | int(4)"])
 @pytest.mark.parametrize("bad", [float("nan"), float("inf")])
 def test_what_is_not_finite_is_refused_there_too(spec: str, bad: float, rows: torch.Tensor) -> None:
     rows[17, 3] = bad
-    with accelerator(), pytest.raises(ProtocolError, match="NaN"):
-        Encoder(parse(spec)).encode(rows.to(DEVICE), 7, GROUPS)
+    with somewhere_else() as device, pytest.raises(ProtocolError, match="NaN"):
+        Encoder(parse(spec)).encode(rows.to(device), 7, GROUPS)
 
 
-@needs_stand_in
 def test_delta_predicts_where_its_tables_are(rows: torch.Tensor) -> None:
     ids = np.arange(ROWS)
     context = RowContext(ids, ids, ids, ids)
     spec = "delta(token) | int(4)"
     wanted = Encoder(parse(spec)).encode(rows, 7, GROUPS, context)
-    with accelerator():
-        packet = Encoder(parse(spec)).encode(rows.to(DEVICE), 7, GROUPS, context)
+    with somewhere_else() as device:
+        packet = Encoder(parse(spec)).encode(rows.to(device), 7, GROUPS, context)
     assert wire(packet) == wire(wanted)
 
 
@@ -104,6 +117,8 @@ def test_nothing_leaves_the_stand_in_unnoticed() -> None:
         assert isinstance(there, OffHost) and isinstance(there * 2.0, OffHost)
         with pytest.raises(AssertionError, match="mixes"):
             there + torch.ones(3, 2)
+        with pytest.raises(AssertionError, match="mixes"):
+            torch.ones(3, 2)[there > 0]
         with pytest.raises((TypeError, RuntimeError, AssertionError)):
             there.numpy()
         assert device.copied == 0
@@ -122,16 +137,6 @@ CASES = [
 ]
 
 
-@contextmanager
-def somewhere_else() -> Iterator[str]:
-    """The accelerator there is."""
-    if HAS_CUDA:
-        yield "cuda:0"
-        return
-    with accelerator():
-        yield str(DEVICE)
-
-
 @pytest.mark.parametrize("case", CASES, ids=" ".join)
 def test_a_session_there_answers_with_gradients_that_lie_there(case: tuple[str, ...]) -> None:
     wanted, wanted_state = outcome(*case)
@@ -144,7 +149,8 @@ def test_a_session_there_answers_with_gradients_that_lie_there(case: tuple[str, 
         torch.testing.assert_close(values, expected, rtol=1e-4, atol=1e-5)
     assert state.keys() == wanted_state.keys()
     for name, array in state.items():
-        np.testing.assert_allclose(array, wanted_state[name], rtol=1e-3, atol=1e-5)
+        # AdamW's first step makes one size of every gradient, however small.
+        np.testing.assert_allclose(array, wanted_state[name], rtol=1e-3, atol=2e-4)
 
 
 @needs_cuda
@@ -157,6 +163,7 @@ def test_on_cuda_the_error_is_within_the_same_bound(spec: str, rows: torch.Tenso
     assert is_finite(there)
     if parse(spec).exact:
         assert torch.equal(there, rows)
-    # A code may differ where rounding was a matter of the last bit: then by one step.
+    # A code may differ where rounding was a matter of the last bit: then by one step. A step that
+    # is measured (uniform) may be another in its last bit.
     assert (there - rows).abs().max() <= 1.01 * (plain - rows).abs().max() + 1e-6
-    assert (there != plain).float().mean() <= 0.01
+    assert torch.isclose(there, plain, rtol=1e-5, atol=1e-6).float().mean() >= 0.99

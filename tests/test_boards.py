@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import shlex
@@ -10,6 +11,7 @@ import socket
 import subprocess
 import sys
 import threading
+import time as clock
 import tomllib
 from datetime import time
 from pathlib import Path
@@ -19,6 +21,8 @@ import pytest
 from fake_board import FakeBoard, whole_board
 
 from sfl.board import Board, read_board
+from sfl.certificates.identity import Identity
+from sfl.certificates.own import own_certificate
 from sfl.config import load_device
 from sfl.config.node import PauseSettings
 from sfl.doctor.hardware import check_board, check_pause
@@ -128,6 +132,21 @@ def test_network_manager_says_what_is_metered(
     assert read_board(tmp_path).metered is None  # not asked
 
 
+def test_the_default_route_may_be_ipv6_s(tmp_path: Path) -> None:
+    board = FakeBoard(tmp_path)
+    board.route_6("wwan0")
+    named = PauseSettings(metered_interfaces=("wwan*",))
+    assert read_board(tmp_path).interface == "wwan0"
+    assert reason(named, read_board(tmp_path)) == "metered"
+    board.route("wlan0")
+    assert read_board(tmp_path).interface == "wlan0"
+    board.put("proc/net/route", board.root.joinpath("proc/net/route").read_text().splitlines()[0])
+    board.put("proc/net/ipv6_route", "")
+    alone = check_pause(named, read_board(tmp_path), NOON)
+    assert alone.mark == "warning"
+    assert "pause.metered_interfaces does not hold" in alone.text
+
+
 def test_sensors_travel_with_a_snapshot() -> None:
     stats = NodeStats("home", "device")
     stats.board = Board(51.0, True, True, False, True, 0.5, True, 6.25)
@@ -151,7 +170,7 @@ def test_doctor_names_what_is_wrong_and_what_mends_it() -> None:
     rules = PauseSettings(above_celsius=80, metered=True)
     resting = check_pause(rules, Board(84.0), NOON)
     assert resting.mark == "warning" and "would rest now: 84 °C, above 80" in resting.text
-    assert "pause.metered never holds" in resting.text
+    assert "pause.metered does not hold" in resting.text
     assert check_pause(PauseSettings(above_celsius=85), Board(84.0), NOON).mark == "ok"
 
 
@@ -431,7 +450,9 @@ def hear(manager: socket.socket, told: list[str]) -> None:
 
 BOARD = ROOT / "device_agent" / "board"
 UNIT = BOARD / "sfl-device.service"
+QUICKSTART = ROOT / "examples" / "quickstart"
 SCRIPTS = [BOARD / "install.sh", BOARD / "uninstall.sh"]
+CHECK = BOARD / "check_wheels.py"
 ASKED = "SFL_TEST_BOARDS"
 IMAGE = "python:3.11-slim-bookworm"
 
@@ -471,6 +492,118 @@ def test_the_installer_names_a_mistake_before_it_does_anything(
     assert not Path("/opt/sfl").exists()
 
 
+# As without root: files are copied, whoever is to own them.
+AS_ANYBODY = """
+source {installer} "$@"
+prefix={root}/opt config={root}/etc work=$(mktemp -d) changed=no
+mkdir -p $config/tls
+folder() {{ mkdir -p "$1"; }}
+file() {{ cmp -s "$1" "$2" || {{ say "writing $2"; cp "$1" "$2"; }}; }}
+id() {{ echo 0; }}
+"""
+
+
+def sourced(
+    root: Path, script: str, *arguments: str, code: int = 0
+) -> subprocess.CompletedProcess[str]:
+    """Functions of the installer, over a folder instead of the machine."""
+    first = AS_ANYBODY.format(installer=SCRIPTS[0], root=root)
+    done = subprocess.run(
+        ["bash", "-c", first + script, "bash", *arguments],
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=60,
+    )
+    assert done.returncode == code, done.stdout + done.stderr
+    return done
+
+
+CONFIGURE = "check; write_config; tell_what_is_missing"
+
+
+@pytest.mark.skipif(shutil.which("apt-get") is None, reason="needs apt-get")
+def test_certificates_end_an_insecure_installation(tmp_path: Path) -> None:
+    new = ["--name", "pi", "--edge", "edge.lan:7001"]
+    config, env = tmp_path / "etc/device.toml", tmp_path / "etc/device.env"
+    bare = sourced(tmp_path, CONFIGURE, *new)
+    assert "missing: certificates. The device will not dial edge.lan:7001" in bare.stderr
+    assert load_device(config).tls is None
+    assert sourced(tmp_path, CONFIGURE, "--insecure").stderr == ""
+    assert env.read_text() == "SFL_OPTIONS=--insecure\n"
+    env.write_text('# mine\nSFL_OPTIONS="--log-format json --insecure"\n')
+    assert sourced(tmp_path, CONFIGURE, "--insecure").stdout == ""
+    config.write_text(config.read_text().replace("above_celsius = 80", "above_celsius = 70"))
+    certs = certificate(tmp_path / "issued", "pi")
+    other = sourced(tmp_path, CONFIGURE, "--certs", str(certs), "--name", "po", code=2)
+    assert "--name 'po'" in other.stderr and "is of 'pi'" in other.stderr
+    given = sourced(tmp_path, CONFIGURE, "--certs", str(certs), "--name", "pi")
+    assert given.stderr == ""
+    assert env.read_text() == "# mine\nSFL_OPTIONS=--log-format json\n"
+    settings = load_device(config)
+    assert settings.pause.above_celsius == 70
+    assert settings.tls is not None and settings.tls.cert == tmp_path / "etc/tls/pi.pem"
+    assert own_certificate("device", "pi", settings.tls) is not None
+    again = sourced(tmp_path, CONFIGURE, "--certs", str(certs), "--name", "pi")
+    assert (again.stdout, again.stderr) == ("", "")
+    bare = sourced(tmp_path, CONFIGURE)  # as an update
+    assert (bare.stdout, bare.stderr) == ("", "")
+    back = sourced(tmp_path, CONFIGURE, "--insecure", code=2)
+    assert "take its [device.tls] out first" in back.stderr
+    config.write_text(config.read_text().replace("tls/pi.pem", "elsewhere.pem"))
+    not_ours = sourced(tmp_path, CONFIGURE, "--certs", str(certs), "--name", "pi", code=2)
+    assert "does not name" in not_ours.stderr
+
+
+def test_a_venv_of_another_python_is_made_anew(tmp_path: Path) -> None:
+    make, venv = "make_venv", tmp_path / "opt/venv"
+    program = tmp_path / "python"  # without pip, which takes seconds
+    program.write_text(f'#!/bin/sh\nexec {sys.executable} "$@" ${{3:+--without-pip}}\n')
+    program.chmod(0o755)
+    python = ["--python", str(program)]
+    sourced(tmp_path, make, *python)
+    mark = venv / "mark"
+    mark.touch()
+    assert sourced(tmp_path, make, *python).stdout == ""
+    assert mark.exists()
+    settings = venv / "pyvenv.cfg"
+    now = ".".join(map(str, sys.version_info[:2]))
+    settings.write_text(settings.read_text().replace(f"version = {now}", "version = 3.9"))
+    assert f"making {venv} anew, of {now}" in sourced(tmp_path, make, *python).stdout
+    assert not mark.exists()
+    mark.touch()
+    (venv / "bin/python").unlink()  # as a link to an interpreter that the system replaced
+    assert "anew" in sourced(tmp_path, make, *python).stdout
+    assert not mark.exists()
+
+
+RECORD = """
+make_venv() { mkdir -p $prefix/venv/bin; printf '#!/bin/sh\\necho "$@" >>%s/calls\\n' "$prefix" \
+  >$prefix/venv/bin/python; chmod +x $prefix/venv/bin/python; }
+install_sfl
+"""
+
+
+def test_torch_s_own_index_is_asked_for_torch_alone(tmp_path: Path) -> None:
+    index = ["--torch-index", "http://index.invalid", "--torch", "9.9"]
+    sourced(tmp_path, RECORD, "--python", sys.executable, *index)
+    first, second = (tmp_path / "opt/calls").read_text().splitlines()[:2]
+    assert first.endswith("--no-deps --index-url http://index.invalid torch==9.9")
+    assert "-r" in second.split() and "--only-binary=:all:" in second.split()
+    assert "--no-deps" not in second and "index.invalid" not in second
+    (tmp_path / "opt/calls").unlink()
+    sourced(tmp_path, RECORD, "--python", sys.executable)
+    first, _ = (tmp_path / "opt/calls").read_text().splitlines()[:2]
+    assert "--no-deps" not in first and "--index-url" not in first
+
+
+def test_an_edge_on_the_board_itself_needs_no_certificate(tmp_path: Path) -> None:
+    for edge in ("127.0.0.1:7001", "localhost:7001", "[::1]:7001"):
+        (tmp_path / "etc").mkdir(exist_ok=True)
+        (tmp_path / "etc/device.toml").write_text(f'[device]\nname = "pi"\nedge = "{edge}"\n')
+        assert sourced(tmp_path, "tell_what_is_missing").stderr == ""
+
+
 def test_a_device_is_given_what_it_needs_in_pinned_versions() -> None:
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     depends = {name_of(line) for line in project["dependencies"]}
@@ -503,16 +636,49 @@ def test_the_template_of_the_installer_is_a_device_s_file(tmp_path: Path) -> Non
     assert whole.pause.hours == ("22:00-06:00",)
 
 
-def unit_settings() -> dict[str, list[str]]:
+def unit_settings(unit: Path = UNIT) -> dict[str, list[str]]:
     """The unit's settings of [Service], by name."""
     section, found = "", dict[str, list[str]]()
-    for line in UNIT.read_text().splitlines():
+    for line in unit.read_text().splitlines():
         if line.startswith("["):
             section = line
         elif section == "[Service]" and line and not line.startswith("#"):
             name, _, value = line.partition("=")
             found.setdefault(name, []).append(value)
     return found
+
+
+def stopped() -> int:
+    """How a node ends that is told to stop."""
+    script = (
+        "import os, signal\nfrom sfl.process import run_node\n"
+        "raise SystemExit(run_node(lambda: os.kill(os.getpid(), signal.SIGTERM)))"
+    )
+    return subprocess.run([sys.executable, "-c", script], check=False, timeout=60).returncode
+
+
+def certificate(folder: Path, name: str) -> Path:
+    """A device's folder, as `sfl ca issue` writes it."""
+    made = pytest.importorskip("sfl.certificates.authority", exc_type=ImportError)
+    authority = made.Authority.create()
+    authority.write(authority.issue(Identity("device", name)), folder)
+    return folder
+
+
+def test_a_clock_that_is_not_set_does_not_keep_a_device_down(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = certificate(tmp_path, "pi")
+    assert own_certificate("device", "pi", None, folder) is not None
+    now = clock.time()
+    monkeypatch.setattr(clock, "time", lambda: now - 30 * 86400)
+    with pytest.raises(ConfigError, match=r"is not valid before.*Set the clock") as early:
+        own_certificate("device", "pi", None, folder)
+    assert str(early.value.exit_code) not in unit_settings()["RestartPreventExitStatus"]
+    monkeypatch.setattr(clock, "time", lambda: now + 3000 * 86400)
+    with pytest.raises(ConfigError, match="expired on") as late:
+        own_certificate("device", "pi", None, folder)
+    assert str(late.value.exit_code) in unit_settings()["RestartPreventExitStatus"]
 
 
 def test_the_unit_is_watched_bounded_and_locked_in() -> None:
@@ -522,11 +688,22 @@ def test_the_unit_is_watched_bounded_and_locked_in() -> None:
     assert int(settings["WatchdogSec"][0]) >= 10
     assert settings["MemoryMax"] and settings["User"] == ["sfl"]
     assert settings["RestartPreventExitStatus"] == [str(ConfigError.exit_code)]
+    assert settings["SuccessExitStatus"] == [str(stopped())]
     for name in ("NoNewPrivileges", "PrivateTmp", "ProtectHome", "RestrictNamespaces"):
         assert settings[name] == ["yes"], name
     assert settings["ProtectSystem"] == ["strict"]
     assert settings["CapabilityBoundingSet"] == [""]
     assert "-m device_agent /etc/sfl/device.toml" in settings["ExecStart"][0]
+
+
+def test_nothing_closes_a_jetson_s_devices() -> None:
+    settings = unit_settings() | unit_settings(BOARD / "jetson.conf")
+    assert settings["DevicePolicy"] == ["auto"]
+    assert settings["DeviceAllow"] == [""]
+    # What implies a list of allowed devices, or takes them away.
+    for name in ("ProtectClock", "PrivateDevices"):
+        assert settings.get(name, ["no"]) == ["no"], name
+    assert settings["CapabilityBoundingSet"] == [""]  # so the clock cannot be set
 
 
 @pytest.mark.skipif(
@@ -554,11 +731,41 @@ STATE = (
 )
 
 
+def test_pins_without_a_wheel_for_the_board_are_named(tmp_path: Path) -> None:
+    tags = {"pure": "py3-none-any", "native": "cp311-cp311-manylinux_2_28_aarch64"}
+    elsewhere = {
+        "foreign": "cp311-cp311-manylinux_2_28_x86_64",
+        "torch": "cp311-cp311-linux_armv7l",
+    }
+    for name, tag in (tags | elsewhere).items():
+        page = tmp_path / "index" / name / "index.html"
+        page.parent.mkdir(parents=True)
+        page.write_text(f'<!DOCTYPE html><a href="{name}-1.0-{tag}.whl">{name}-1.0-{tag}.whl</a>')
+    (tmp_path / "pins").write_text("pure==1.0\nnative==1.0\nforeign==1.0\ntorch==2.0\n")
+    done = subprocess.run(
+        [sys.executable, CHECK, "--constraints", tmp_path / "pins", "--torch", "1.0"],
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=300,
+        env={
+            **{key: value for key, value in os.environ.items() if not key.startswith("PIP_")},
+            "PIP_INDEX_URL": (tmp_path / "index").as_uri(),
+            "PIP_CONFIG_FILE": os.devnull,
+        },
+    )
+    assert done.stdout == (
+        "Python 3.11: 2 of 4 pins have a wheel\n  none: foreign==1.0\n  none: torch==1.0\n"
+    ), done.stderr
+    assert done.returncode == 1
+
+
 @pytest.mark.skipif(
     os.environ.get(ASKED) != "1",
     reason=f"takes minutes and a Docker engine: {ASKED}=1, options in SFL_TEST_DOCKER_OPTIONS",
 )
-def test_the_installer_twice_in_a_clean_container() -> None:
+def test_the_installer_in_a_clean_container(tmp_path: Path) -> None:
+    certs = certificate(tmp_path / "pi", "pi")
     options = shlex.split(os.environ.get("SFL_TEST_DOCKER_OPTIONS", ""))
     source = ["-v", f"{ROOT}:/src:ro"]
     container = subprocess.run(
@@ -582,6 +789,20 @@ def test_the_installer_twice_in_a_clean_container() -> None:
         assert inside(*install) == "everything is up to date\n"
         assert inside("bash", "-c", STATE) == before
         assert inside("stat", "-c", "%U %a", "/etc/sfl/tls") == "sfl 700\n"
+        subprocess.run(["docker", "cp", certs, f"{container}:/root/pi"], check=True)
+        secured = [*install[:3], "--certs", "/root/pi"]
+        assert "writing /etc/sfl/device.toml" in inside(*secured)
+        assert inside(*secured) == "everything is up to date\n"
+        assert inside("stat", "-c", "%U %a", "/etc/sfl/tls/pi.key") == "sfl 600\n"
+        data = f"/src/{(QUICKSTART / 'data/loft/train.jsonl').relative_to(ROOT)}"
+        as_sfl = ["install", "-o", "sfl", "-g", "sfl", "-m", "600", data]
+        inside(*as_sfl, "/var/lib/sfl/train.jsonl")
+        doctor = "/opt/sfl/venv/bin/sfl doctor /etc/sfl/device.toml --format json || test $? = 1"
+        report = json.loads(inside("runuser", "-u", "sfl", "--", "sh", "-c", doctor))
+        checks = {check["name"]: check for check in report["checks"]}
+        problems = [name for name, check in checks.items() if check["mark"] == "problem"]
+        assert problems == ["link"], checks  # nobody listens at that port
+        assert "compiled kernel" in checks["codec"]["text"]
         inside("/src/device_agent/board/uninstall.sh", "--purge")
         assert inside("bash", "-c", "ls -d /opt/sfl /etc/sfl /var/lib/sfl || true") == ""
     finally:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import platform
+import shutil
+import subprocess
 import tracemalloc
 import warnings
 from dataclasses import replace
@@ -17,6 +20,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 import sfl.codec
+from benchmarks.codec_speed import compile_kernel
 from sfl.codec import (
     GRADIENT_PRESETS,
     PRESETS,
@@ -721,9 +725,35 @@ def test_bad_labels_are_refused_or_of_the_right_number(data: bytes, count: int) 
         return
 
 
+@pytest.mark.parametrize("spec", ["none", "fp16 | zstd", "sft", "compact"])
+@pytest.mark.parametrize("shape", [(0, 8), (3, 0)])
+def test_what_is_empty_is_neither_sent_nor_taken(spec: str, shape: tuple[int, int]) -> None:
+    encoder = Encoder(parse(spec))
+    with pytest.raises(ProtocolError, match=r"a tensor of \[\d, \d\] has nothing to send"):
+        encoder.encode(torch.zeros(shape), 1, shape[:1])
+    empty = Packet(parse(spec).spec, "float32", shape, b"")
+    with pytest.raises(ProtocolError, match=r"shape \[\d, \d\] is not .* at least one of each"):
+        decode(empty)
+    # The refusal leaves nothing behind: the next tensor goes as it would have.
+    rows = torch.arange(1.0, 17.0).view(2, 8)
+    known = RowContext(*(np.arange(2) for _ in range(4)))
+    wanted = Encoder(parse(spec)).encode(rows, 1, (2,), known)
+    assert bytes(encoder.encode(rows, 1, (2,), known).payload) == bytes(wanted.payload)
+
+
 def test_every_pass_gives_the_bytes_it_gives_everywhere() -> None:
     """tests/kernel_bytes.py was run for aarch64 too: a pass that differs breaks mixed fleets."""
     library = next(Path(sfl.codec.__file__).parent.glob("_kernel*.so"), None)
     if library is None:
         pytest.skip("no compiled kernel in this installation")
+    assert dict(kernel_bytes.passes(library)) == kernel_bytes.DIGESTS
+
+
+def test_without_avx_the_kernel_gives_the_same_bytes(tmp_path: Path) -> None:
+    library = compile_kernel(tmp_path, "-DSFL_PORTABLE")
+    if library is None:
+        pytest.skip("no compiler here")
+    if platform.machine() == "x86_64" and (disassemble := shutil.which("objdump")):
+        code = subprocess.run([disassemble, "-d", library], capture_output=True, text=True).stdout
+        assert "%xmm" in code and "%ymm" not in code  # nothing beyond the baseline is in it
     assert dict(kernel_bytes.passes(library)) == kernel_bytes.DIGESTS

@@ -5,19 +5,22 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
 import json
 import os
 import re
 import shutil
 import subprocess
 import sys
+import tarfile
 import time
 import tomllib
 import urllib.parse
 import urllib.request
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
 import pytest
@@ -25,6 +28,8 @@ import safetensors.numpy
 import typer.main
 import yaml
 
+from sfl.certificates.authority import Authority
+from sfl.certificates.identity import Identity
 from sfl.cli.app import app
 from sfl.config import MetricsSettings, load_device, load_edge, load_run
 from sfl.metrics.prometheus import NodeCollector, serve_as_set
@@ -39,6 +44,10 @@ CONFIG = DOCKER / "config"
 DOCKERFILE = (DOCKER / "Dockerfile").read_text(encoding="utf-8")
 VARIABLE = re.compile(r"\$\{(\w+):-([^}]*)\}")
 HOMES = ROOT / "examples" / "quickstart"
+DEVICES = ("device-pi", "device-small", "device")
+NODE_SERVICES = ("cloud", "edge", *DEVICES)
+PEM = re.compile(rb"-----BEGIN [A-Z ]*PRIVATE KEY-----\s+[A-Za-z0-9+/=\s]{60}")
+"""A private key; programs that read keys hold the first line alone."""
 
 
 def with_defaults(text: str) -> str:
@@ -153,6 +162,8 @@ def test_mounts_volumes_stages_and_overlays_exist() -> None:
                 assert (DOCKER / source).exists(), f"{name}: {source}"
             elif not source.startswith("/"):
                 used.add(source)
+            else:  # without a name it stays behind a `down`; a replica's needs one of its own
+                assert name == "device"
         assert set(service.get("depends_on", ())) <= set(base["services"])
     assert used == set(base["volumes"])
     for overlay in OVERLAYS:
@@ -218,10 +229,19 @@ def test_prometheus_scrapes_the_same_with_and_without_tls() -> None:
         yaml.safe_load((DOCKER / "prometheus" / name).read_text())
         for name in ("prometheus.yml", "prometheus.tls.yml")
     )
+    named, listed = tls["scrape_configs"][::2], tls["scrape_configs"][1::2]
     for job in tls["scrape_configs"]:
         assert job.pop("scheme") == "https"
+    for job, files in zip(named, listed, strict=True):
         names = job["dns_sd_configs"][0]["names"]
         assert job.pop("tls_config") == {"ca_file": "/trust/ca.pem", "server_name": names[0]}
+        # A name for all would hold for a host in a file, too, whose certificate has its own.
+        assert files.pop("tls_config") == {"ca_file": "/trust/ca.pem"}
+        (relabel,) = files.pop("relabel_configs")
+        assert relabel == {"target_label": "job", "replacement": job["job_name"]}
+        assert files.pop("job_name") == f"{job['job_name']}-files"
+        job |= files
+    tls["scrape_configs"] = named
     assert tls == plain
 
 
@@ -236,6 +256,25 @@ def test_docker_compose_takes_the_files(overlay: Path | None) -> None:
         check=False,
     )
     assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.skipif(shutil.which("docker-compose") is None, reason="docker-compose is not there")
+@pytest.mark.parametrize("overlays", [(), OVERLAYS[:1]], ids=["TLS", "insecure"])
+def test_every_node_logs_as_it_is_told(overlays: tuple[Path, ...]) -> None:
+    files = [part for file in (COMPOSE, *overlays) for part in ("-f", str(file))]
+    done = subprocess.run(
+        ["docker-compose", *files, "config"],
+        env={**os.environ, "SFL_LOG_FORMAT": "json"},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    told = yaml.safe_load(done.stdout)["services"]
+    for name in NODE_SERVICES:
+        environment = {"SFL_LOG_FORMAT": "json"}
+        if overlays and name in ("cloud", "edge"):
+            environment["SFL_HEALTH"] = "http://localhost:9400/metrics"
+        assert told[name]["environment"] == environment
 
 
 # -- the health check ------------------------------------------------------------------------------
@@ -265,6 +304,74 @@ def test_a_node_that_answers_is_healthy_and_another_is_not() -> None:
     done = health("https://127.0.0.1:1/metrics")
     assert done.returncode == 1
     assert "Traceback" not in done.stderr
+
+
+# -- images without secrets ------------------------------------------------------------------------
+
+
+def private_keys(saved: IO[bytes]) -> tuple[int, list[str]]:
+    """How many files the layers of saved images hold, and those with a private key in them."""
+    count, found = 0, []
+    with tarfile.open(fileobj=saved, mode="r|") as whole:
+        for layer in whole:
+            content = whole.extractfile(layer) if layer.isfile() else None
+            if content is None:
+                continue
+            with (
+                contextlib.suppress(tarfile.ReadError),  # a manifest is no layer
+                tarfile.open(fileobj=content, mode="r|*") as files,
+            ):
+                for file in files:
+                    count += 1
+                    if file.isfile() and file.size < 1 << 20:  # a key is short
+                        inside = files.extractfile(file)
+                        assert inside is not None
+                        if file.name.endswith(".key") or PEM.search(inside.read()):
+                            found.append(file.name)
+    return count, found
+
+
+def packed(files: dict[str, bytes], mode: Any = "w") -> io.BytesIO:
+    """A tar of these files."""
+    made = io.BytesIO()
+    with tarfile.open(fileobj=made, mode=mode) as tar:
+        for name, content in files.items():
+            entry = tarfile.TarInfo(name)
+            entry.size = len(content)
+            tar.addfile(entry, io.BytesIO(content))
+    made.seek(0)
+    return made
+
+
+@pytest.mark.parametrize("mode", ["w", "w:gz"])
+def test_a_key_in_a_layer_is_found(mode: str) -> None:
+    authority = Authority.create()
+    issued = authority.issue(Identity("device", "d"))
+    harmless = {"usr/lib/ssh.py": b'"-----BEGIN PRIVATE KEY-----"\n' * 9, "a.pem": issued.cert_pem}
+    layer = packed(harmless, mode).getvalue()
+    saved = {"manifest.json": b"{}", "1/layer.tar": layer}
+    assert private_keys(packed(saved)) == (2, [])
+    layer = packed({"srv/d": b"#\n" + issued.key_pem, "e.key": b"x"}, mode).getvalue()
+    assert private_keys(packed({**saved, "2/layer.tar": layer})) == (4, ["srv/d", "e.key"])
+
+
+def test_what_a_ca_makes_in_a_checkout_is_not_taken_along(tmp_path: Path) -> None:
+    if shutil.which("git") is None:
+        pytest.skip("git is not installed")
+
+    def seen() -> str:
+        command = ["git", "-C", str(tmp_path), "status", "--porcelain", "--untracked-files=all"]
+        return subprocess.run(command, capture_output=True, text=True, check=True).stdout
+
+    subprocess.run(["git", "init", "-q", str(tmp_path)], check=True)
+    authority, _ = Authority.init(tmp_path / "own")
+    issued = authority.issue(Identity("device", "d"))
+    authority.write(issued, tmp_path / "own" / "nodes" / "d")
+    assert seen() == ""
+    authority.write(issued, tmp_path / "elsewhere")
+    assert "elsewhere/d.key" in seen()
+    shutil.copy(ROOT / ".gitignore", tmp_path)
+    assert seen() == "?? .gitignore\n"
 
 
 # -- a real engine ---------------------------------------------------------------------------------
@@ -429,10 +536,6 @@ def fleet(images: None, tmp_path: Path) -> Iterator[Fleet]:
     assert docker("volume", "ls", "-q", "--filter", f"name={PROJECT}_") == ""
 
 
-DEVICES = ("device-pi", "device-small", "device")
-NODE_SERVICES = ("cloud", "edge", *DEVICES)
-
-
 @needs_engine
 def test_a_run_in_containers_goes_on_when_a_device_is_killed(fleet: Fleet, tmp_path: Path) -> None:
     fleet("up", "-d", "--scale", "device=2")
@@ -493,6 +596,19 @@ def test_a_run_in_containers_goes_on_when_a_device_is_killed(fleet: Fleet, tmp_p
         assert np.isfinite(values).all(), name
         assert np.any(values), name
     assert json.loads((run / "adapter" / "adapter_config.json").read_text())["peft_type"] == "LORA"
+
+
+@needs_engine
+def test_no_image_holds_a_private_key(images: None) -> None:
+    names = {
+        service["image"] for service in read(COMPOSE)["services"].values() if "build" in service
+    }
+    with subprocess.Popen(["docker", "save", *sorted(names)], stdout=subprocess.PIPE) as saving:
+        assert saving.stdout is not None
+        count, found = private_keys(saving.stdout)
+    assert saving.returncode == 0
+    assert count > 10_000, "every layer was read"
+    assert found == []
 
 
 @needs_engine

@@ -11,6 +11,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -19,14 +20,21 @@ import grpc.aio
 import pytest
 import torch
 
-from sfl.config import EdgeConfig, RunSettings
+from sfl.config import EdgeConfig, LocalDevice, RunConfig, RunSettings
 from sfl.doctor.edge import check_own_edge
-from sfl.doctor.fits import read_size
+from sfl.doctor.fits import Base, check_devices, cut_rows, load_of, measure_base, read_size
 from sfl.doctor.quantised import check_bitsandbytes
-from sfl.errors import ConfigError, PeerUnavailable, ProtocolError, Refused
+from sfl.errors import ConfigError, PeerUnavailable, ProtocolError, Refused, RunFailed
 from sfl.machine import Cores, Memory, cpu_quota, memory_limit
+from sfl.models.device_budget import device_load, fit_device
 from sfl.models.folder import open_model
-from sfl.models.footprint import BASE_BYTES, Load, device_footprint, edge_footprint
+from sfl.models.footprint import (
+    BASE_BYTES,
+    EdgeDevice,
+    EdgeForecast,
+    Load,
+    device_footprint,
+)
 from sfl.models.span import build_span
 from sfl.plan import SplitPlan
 from sfl.stage.device import DeviceStage
@@ -82,12 +90,12 @@ def run_file(folder: Path, *cuts: int) -> Path:
 
 def test_a_run_that_does_not_fit_says_what_would(tmp_path: Path) -> None:
     path = run_file(tmp_path, 0, 2)
-    _, report, _ = doctor(path, "--set", "training.batch_size=64")
+    _, report, _ = doctor(path, "--set", "training.batch_size=512")
     first, middle, last = (row["total_bytes"] for row in report["cut_layers"])
     assert first < middle < last
     # What the process itself takes differs a little from start to start; a cut differs by more.
     room = (middle + last) // 2
-    code, report, checks = doctor(path, "--memory", str(room), "--set", "training.batch_size=64")
+    code, report, checks = doctor(path, "--memory", str(room), "--set", "training.batch_size=512")
     assert code == 1
     assert [row["fits"] for row in report["cut_layers"]] == [True, True, False]
     assert checks["file"]["mark"] == checks["data"]["mark"] == checks["device d0"]["mark"] == "ok"
@@ -142,7 +150,8 @@ def test_an_edge_with_devices_of_given_cuts(tmp_path: Path) -> None:
     folder = open_model(str(tiny("llama")))
     load = Load(batch_size=8, length=min(512, folder.context_length))
     cuts = [SplitPlan(folder.num_layers, cut, 0, "vanilla").middle for cut in (1, 1, 2)]
-    wanted = edge_footprint(folder, cuts, load, in_flight=8, lean=True, recompute=False)
+    forecast = EdgeForecast(folder, [EdgeDevice(cut, load) for cut in cuts], lean=True)
+    wanted = forecast.footprint(in_flight=8, allowance=4, recompute=[False] * 3)
     assert figures["total_bytes"] == wanted.total
 
 
@@ -293,6 +302,46 @@ def test_more_tokens_and_more_blocks_need_more() -> None:
     assert total(1, 4, 64) < total(1, 4, 64, "u_shaped")
 
 
+def test_what_fits_is_what_the_device_itself_decides() -> None:
+    folder, base = open_model(STORIES), Base(310_000_000, returned=True)
+    values: dict[str, Any] = {
+        "model": {"path": str(STORIES), "max_length": 128},
+        "training": {"batch_size": 96},
+        "devices": [{"name": "roomy"}, {"name": "tight"}, {"name": "refused"}],
+    }
+    for entry in values["devices"]:
+        entry |= {"cut_layer": 4, "train": "x.jsonl"}
+    values["devices"][1] |= {"memory": 480_000_000}
+    values["devices"][2] |= {"memory": 200_000_000}
+    config = RunConfig.model_validate(values)
+    load = load_of(config, folder.context_length)
+    rows = cut_rows(folder, load, config, 10**12, base, LocalDevice())
+    checks = {
+        check.name: check for check in check_devices(config, load, folder, rows, 10**12, base)
+    }
+    for entry in config.devices[:2]:
+        plan = SplitPlan(folder.num_layers, 4, 0, "vanilla")
+        own = device_load(folder, config.settings, entry.name, "float32", "none")
+        way = fit_device(folder, plan, own, entry, base.num_bytes, base.returned)
+        found = checks[f"device {entry.name}"]
+        assert found.mark == "ok"
+        assert found.figures["saves"] == asdict(way)
+        foretold = device_footprint(folder, plan.device_spans, own, base.num_bytes, way)
+        assert found.figures["total_bytes"] == foretold.total
+    saved = checks["device tight"].figures["saves"]
+    assert saved["recompute"] and not checks["device roomy"].figures["saves"]["recompute"]
+    refused = checks["device refused"]
+    assert refused.mark == "problem" and "at least" in refused.text and "give more" in refused.fix
+
+
+def test_the_process_is_measured_as_a_device_has_it() -> None:
+    base = measure_base("llama")
+    # A process that also holds transformers' compiler takes 60 MB more.
+    assert 10**8 < base.num_bytes < BASE_BYTES
+    with pytest.raises(RunFailed, match="measured"):
+        measure_base("no_such_model")
+
+
 # -- bitsandbytes ----------------------------------------------------------------------------------
 
 FAKES = {
@@ -304,11 +353,15 @@ FAKES = {
         "not installed",
     ),
     "is wrong": (
-        "import torch\n__version__ = '0'\n"
+        "import torch\nfrom types import SimpleNamespace\n__version__ = '0'\n"
         "class functional:\n"
-        "    quantize_4bit = staticmethod(lambda w, quant_type: (w, None))\n"
-        "    int8_vectorwise_quant = staticmethod(lambda w: (1 / 0))\n"
-        "def matmul_4bit(rows, packed, state):\n    return rows @ packed * 2\n",
+        "    def quantize_4bit(w, blocksize, quant_type):\n"
+        "        scales = torch.ones(w.numel() // blocksize)\n"
+        "        packed = torch.zeros(w.numel() // 2, 1, dtype=torch.uint8)\n"
+        "        return packed, SimpleNamespace(absmax=scales)\n"
+        "    QuantState = staticmethod(lambda shape, **others: shape)\n"
+        "    dequantize_4bit = staticmethod(lambda packed, shape: torch.zeros(shape))\n"
+        "    int8_vectorwise_quant = staticmethod(lambda w: (1 / 0))\n",
         "problem",
         "off by 100.00%",
     ),

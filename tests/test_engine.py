@@ -4,9 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import gc
+import json
 import threading
+import time
 import weakref
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -17,15 +21,16 @@ from tiny_models import LABELS, batch, busy_values, manifest_of, opened
 
 from sfl.adapters.lora import LoraBank
 from sfl.adapters.names import belongs_to
-from sfl.config import RunSettings
-from sfl.errors import ProtocolError
+from sfl.config import EdgeConfig, RunSettings
+from sfl.errors import ConfigError, ProtocolError
 from sfl.metrics.stats import NodeStats
+from sfl.models.batching import check_batching
 from sfl.models.span import SpanModel, build_span
 from sfl.orders import ORDERS, Waiting
-from sfl.plan import SplitPlan
+from sfl.plan import Span, SplitPlan
 from sfl.report.step import LANES
 from sfl.stage.engine import Engine
-from sfl.stage.messages import Key, Kind, Purpose, RoundStart, TensorMessage
+from sfl.stage.messages import GradientNorm, Key, Kind, Purpose, RoundStart, TensorMessage
 from sfl.stage.session import UShapedSession, VanillaSession, handle_together
 
 QUEUE = [
@@ -146,35 +151,46 @@ def test_what_a_device_was_served_counts_within_its_round() -> None:
 # -- batches over devices ----------------------------------------------------------------------
 
 
-def edge(kind: str, task: str, names: tuple[str, ...], rank: int = 4) -> list[VanillaSession]:
-    """Sessions over one base, each with values of its own, in an open round."""
+def edge(
+    kind: str,
+    task: str,
+    names: Sequence[str],
+    entries: Mapping[str, dict[str, Any]] = MappingProxyType({}),
+    **sections: dict[str, Any],
+) -> list[VanillaSession]:
+    """Sessions over one base, each with values of its own, in an open round.
+
+    `entries` add to a device's settings, `sections` to the run's.
+    """
     folder = opened(kind)
     settings = RunSettings.model_validate(
         {
+            **sections,
             "model": {
                 "path": "m",
                 "task": task,
                 "labels": [str(n) for n in range(LABELS)] if task != "causal_lm" else [],
             },
             "lora": {"rank": LORA.rank, "alpha": LORA.alpha},
-            "training": {"computation": "lean"},
-            "devices": [{"name": name} for name in names],
+            "training": {"computation": "lean", **sections.get("training", {})},
+            "devices": [{"name": name, **entries.get(name, {})} for name in names],
         }
     )
-    plan = SplitPlan(folder.num_layers, 1, 0, "vanilla")
+    plans = [SplitPlan(folder.num_layers, e.cut_layer, 0, "vanilla") for e in settings.devices]
     model: SpanModel = build_span(
         folder,
-        plan.middle,
+        Span(1, folder.num_layers, embedding=False, head=True),
         task=task,
         num_labels=LABELS,
         dtype=torch.float32,
         packed=True,  # type: ignore[arg-type]
     )
     bank = LoraBank(model, settings.lora, settings.lora.target_modules)
-    sessions = []
-    for number, name in enumerate(names):
-        session = VanillaSession(name, plan, model, bank, settings, NodeStats("edge", "edge"))
-        values = busy_values(manifest_of(folder, task, LORA), seed=number)  # type: ignore[arg-type]
+    stats, sessions = NodeStats("edge", "edge"), []
+    for number, (name, plan) in enumerate(zip(names, plans, strict=True)):
+        session = VanillaSession(name, plan, model, bank, settings, stats)
+        lora = LORA.model_copy(update={"rank": settings.rank(name)})
+        values = busy_values(manifest_of(folder, task, lora), seed=number)  # type: ignore[arg-type]
         session.begin_round(
             RoundStart(1, False, 5, 0, 5),
             {n: v for n, v in values.items() if belongs_to(n, plan.middle)},
@@ -200,42 +216,233 @@ def messages(task: str, hidden: int, count: int) -> list[TensorMessage]:
     return made
 
 
+def steps(task: str, hidden: int, devices: int, micro_batches: int) -> list[list[TensorMessage]]:
+    """By micro-batch and device, one step of each; every device has a normalizer of its own."""
+    made = []
+    for micro in range(micro_batches):
+        own = messages(task, hidden, 3)
+        made.append(
+            [
+                replace(
+                    own[(number + micro) % 3],
+                    key=Key(Purpose.TRAINING, 1, 0, micro),
+                    num_micro_batches=micro_batches,
+                    normalizer=11 + number if micro_batches > 1 else 0,
+                )
+                for number in range(devices)
+            ]
+        )
+    return made
+
+
 @pytest.mark.parametrize(
-    ("kind", "task"),
+    ("kind", "task", "micro_batches", "ranks"),
     [
-        ("llama", "causal_lm"),
-        ("gpt2", "causal_lm"),
-        ("gemma2", "causal_lm"),
-        ("llama", "sequence_classification"),
-        ("distilbert", "sequence_classification"),
+        ("llama", "causal_lm", 1, ()),
+        ("llama", "causal_lm", 2, (4, 1, 2)),
+        ("gpt2", "causal_lm", 3, ()),
+        ("gemma2", "causal_lm", 1, (1, 4, 3)),
+        ("llama", "sequence_classification", 2, (2, 4, 4)),
+        ("distilbert", "sequence_classification", 1, ()),
     ],
 )
-def test_a_batch_over_devices_equals_each_alone(kind: str, task: str) -> None:
+def test_a_batch_over_devices_equals_each_alone(
+    kind: str, task: str, micro_batches: int, ranks: tuple[int, ...]
+) -> None:
     names = ("attic", "barn", "cellar")
-    alone, together = edge(kind, task, names), edge(kind, task, names)
-    if alone[0].model.drops:
-        for session in (*alone, *together):
-            session.model.drops = False
-            session.model.eval()
-    own = messages(task, alone[0].model.hidden_size, 3)
-    groups = {session.group(message) for session, message in zip(together, own, strict=True)}
-    assert len(groups) == 1 and None not in groups
-    wanted = [session.handle(message) for session, message in zip(alone, own, strict=True)]
-    copies = messages(task, alone[0].model.hidden_size, 3)
-    found = handle_together(list(zip(together, copies, strict=True)))
-    for one, other in zip(wanted, found, strict=True):
-        assert not isinstance(other, ProtocolError)
-        mine, theirs = one[0], other[0]
-        assert isinstance(mine, TensorMessage) and isinstance(theirs, TensorMessage)
-        assert theirs.loss == pytest.approx(mine.loss, rel=1e-5)
-        assert mine.rows is not None and theirs.rows is not None
-        torch.testing.assert_close(theirs.rows, mine.rows, rtol=1e-4, atol=1e-6)
-    for one_session, other_session in zip(alone, together, strict=True):
-        assert other_session.step == 1
-        for name, value in one_session.adapter.state().items():
-            np.testing.assert_allclose(
-                other_session.adapter.state()[name], value, rtol=1e-3, atol=2e-4, err_msg=name
-            )
+    entries = {name: {"rank": rank} for name, rank in zip(names, ranks, strict=False)}
+    # With a norm to clip by gradients wait for the device's: Adam's first step forgets the scale.
+    sections = {
+        "training": {"max_grad_norm": 1.0},
+        "aggregation": {"strategy": "flexlora" if ranks else "fedavg"},
+    }
+    alone, together = (edge(kind, task, names, entries, **sections) for _ in range(2))
+    for own in steps(task, alone[0].model.hidden_size, 3, micro_batches):
+        groups = {session.group(sent) for session, sent in zip(together, own, strict=True)}
+        assert len(groups) == 1 and None not in groups
+        wanted = [session.handle(sent) for session, sent in zip(alone, own, strict=True)]
+        copies = [replace(sent, rows=own[n].rows.detach().clone()) for n, sent in enumerate(own)]
+        found = handle_together(list(zip(together, copies, strict=True)))
+        for one, other in zip(wanted, found, strict=True):
+            assert not isinstance(other, ProtocolError) and len(other) == len(one)
+            mine, theirs = one[0], other[0]
+            assert isinstance(mine, TensorMessage) and isinstance(theirs, TensorMessage)
+            assert theirs.loss == pytest.approx(mine.loss, rel=1e-5)
+            assert mine.rows is not None and theirs.rows is not None
+            torch.testing.assert_close(theirs.rows, mine.rows, rtol=1e-4, atol=1e-6)
+    norms = set()
+    for one_session, other_session, one, other in zip(alone, together, wanted, found, strict=True):
+        norm, other_norm = one[1], other[1]
+        assert isinstance(norm, GradientNorm) and isinstance(other_norm, GradientNorm)
+        assert other_norm.squared == pytest.approx(norm.squared, rel=1e-5)
+        norms.add(round(norm.squared, 6))
+        scale = float(norm.squared) ** 0.5
+        assert other_session.adapter.trained.keys() == one_session.adapter.trained.keys()
+        for name, parameter in one_session.adapter.trained.items():
+            gradient = other_session.adapter.trained[name].grad
+            assert parameter.grad is not None and gradient is not None, name
+            assert float((gradient - parameter.grad).norm()) < 1e-5 * scale, name
+        other_session.handle(GradientNorm(1, 0, 0.0))
+        assert other_session.step == 1 and other_session.idle
+    assert len(norms) == 3  # no two devices have the same
+
+
+def test_only_messages_of_like_lengths_go_together() -> None:
+    sessions = edge("llama", "causal_lm", ("attic", "barn"), {"barn": {"cut_layer": 2}})
+    (message,) = messages("causal_lm", sessions[0].model.hidden_size, 1)
+
+    def group(*lengths: int, session: int = 0, purpose: Purpose = Purpose.TRAINING) -> Any:
+        key = Key(purpose, 1, 0, 0)
+        return sessions[session].group(replace(message, key=key, lengths=lengths))
+
+    assert group(9, 1) == group(12) == group(15, 15, 8) != group(16)
+    assert group(7) != group(8)
+    assert group(9, session=1) != group(9)
+    assert group(9, purpose=Purpose.EVALUATION) is None
+    assert sessions[0].group(GradientNorm(1, 0, 1.0)) is None
+
+
+@pytest.mark.parametrize(
+    ("sections", "kind", "extra", "words"),
+    [
+        ({"run": {"topology": "u_shaped"}}, "llama", {}, "run.topology to vanilla"),
+        ({"training": {"computation": "reference"}}, "llama", {}, "training.computation to lean"),
+        ({"codec": {"activation": "none", "gradient": "none"}}, "llama", {}, "auto is reference"),
+        ({"lora": {"dropout": 0.1}}, "llama", {}, "lora.dropout to 0"),
+        ({}, "gpt2", {"attn_pdrop": 0.1}, "config.json to 0"),
+        ({}, "gpt2", {}, None),
+        ({"codec": {"activation": "auto", "gradient": "auto"}}, "llama", {}, None),
+    ],
+)
+def test_batching_that_never_would_is_refused(
+    sections: dict[str, Any], kind: str, extra: dict[str, float], words: str | None
+) -> None:
+    folder = opened(kind, json.dumps(extra))
+    settings = RunSettings.model_validate(
+        {"model": {"path": "m"}, "devices": [{"name": "attic"}], **sections}
+    )
+    check_batching(folder, settings, EdgeConfig())
+    if words is None:
+        check_batching(folder, settings, EdgeConfig(batch_devices=2))
+        return
+    with pytest.raises(ConfigError, match=words) as error:
+        check_batching(folder, settings, EdgeConfig(batch_devices=2))
+    assert (error.value.field, error.value.value) == ("edge.batch_devices", 2)
+
+
+def test_a_batch_is_booked_to_each_of_its_devices() -> None:
+    sessions = edge("llama", "causal_lm", ("attic", "barn", "cellar"))
+    phases = sessions[0].stats.phases
+    for session in sessions:
+        phases.timeline.watch(session.device, 1, 0)
+    began = time.perf_counter()
+    sent = messages("causal_lm", sessions[0].model.hidden_size, 3)
+    handle_together(list(zip(sessions, sent, strict=True)))
+    passed = time.perf_counter() - began
+    spans = [phases.timeline.take(session.device) for session in sessions]
+    computed = [[s for s in own if s.phase in ("forward", "backward")] for own in spans]
+    assert [span.phase for span in computed[0]] == ["forward", "backward"]
+    assert computed[1] == computed[2] == computed[0]
+    assert all([span.phase for span in own][2:] == ["step"] for own in spans)
+    totals = phases.snapshot()
+    for span in computed[0]:
+        assert totals[span.phase].count == 3
+        assert totals[span.phase].seconds == pytest.approx(span.end - span.begin, abs=1e-5)
+    assert sum(total.seconds for total in totals.values()) <= passed
+
+
+TAILS = {"attic": 1.0, "barn": 4.0, "cellar": 2.0, "den": 3.0, "entry": 5.0}
+"""Devices in the order in which their messages come; the entry is cut elsewhere."""
+
+
+@pytest.mark.parametrize(
+    ("order", "together", "expected"),
+    [
+        ("first_come", 1, ["attic", "barn", "cellar", "den", "entry"]),
+        ("first_come", 3, ["attic barn cellar", "den", "entry"]),
+        ("longest_tail", 3, ["entry", "barn den cellar", "attic"]),
+        ("longest_tail", 8, ["entry", "barn den cellar attic"]),
+        ("fair_share", 2, ["entry", "den cellar", "barn attic"]),
+    ],
+)
+def test_jobs_that_wait_are_batched_with_their_like_in_the_orders_order(
+    order: str, together: int, expected: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    names = tuple(TAILS)
+    cuts = {"entry": {"cut_layer": 2}}
+    alone, sessions = (edge("llama", "causal_lm", names, cuts) for _ in range(2))
+    sent = [messages("causal_lm", sessions[0].model.hidden_size, 3)[n % 3] for n in range(5)]
+    wanted = [session.handle(message)[0] for session, message in zip(alone, sent, strict=True)]
+    for served, session in enumerate(reversed(sessions)):
+        session.served_seconds = 100.0 * served
+    before = {session.device: session.served_seconds for session in sessions}
+    computed: list[str] = []
+    real_handle = VanillaSession.handle
+
+    def handle(session: VanillaSession, message: Any) -> Any:
+        computed.append(session.device)
+        return real_handle(session, message)
+
+    def together_(tasks: Any) -> Any:
+        computed.append(" ".join(session.device for session, _ in tasks))
+        return handle_together(tasks)
+
+    monkeypatch.setattr(VanillaSession, "handle", handle)
+    monkeypatch.setattr("sfl.stage.engine.handle_together", together_)
+    found = asyncio.run(served_behind_a_gate(order, together, sessions, sent))
+    assert computed == expected
+    for one, reply in zip(wanted, found, strict=True):  # everybody has an answer of its own
+        assert isinstance(one, TensorMessage) and isinstance(reply, list)
+        assert reply[0].loss == pytest.approx(one.loss, rel=1e-5)
+        assert reply[0].lengths == one.lengths
+    seconds = {s.device: s.served_seconds - before[s.device] for s in sessions}
+    for batched in expected:
+        shares = [seconds[name] for name in batched.split()]
+        assert min(shares) > 0.0 and shares == pytest.approx([shares[0]] * len(shares))
+
+
+async def served_behind_a_gate(
+    order: str, together: int, sessions: Sequence[Any], sent: Sequence[TensorMessage]
+) -> list[Any]:
+    """Replies to messages that all wait before the first is computed, or what was raised."""
+    gate = threading.Event()
+    engine = Engine(1, ORDERS[order], together=together)
+    try:
+        held = asyncio.create_task(engine.run(gate.wait, 60.0))
+        while engine._queue or not engine._number:
+            await asyncio.sleep(0.005)
+        waits = []
+        for session, message in zip(sessions, sent, strict=True):
+            tail = TAILS.get(session.device, 0.0)
+            waits.append(asyncio.create_task(engine.serve(session, message, tail)))
+            while len(engine._queue) < len(waits):
+                await asyncio.sleep(0)
+        gate.set()
+        await held
+        found = await asyncio.gather(*waits, return_exceptions=True)
+        await engine.run(int)  # what was served is noted before the next job
+        return found
+    finally:
+        gate.set()
+        engine.close()
+
+
+def test_what_a_batch_raises_is_raised_where_it_is_awaited(monkeypatch: pytest.MonkeyPatch) -> None:
+    sessions = edge("llama", "causal_lm", ("attic", "barn", "cellar"))
+    sent = messages("causal_lm", sessions[0].model.hidden_size, 3)
+    assert sent[1].labels is not None
+    sent[1].labels[0] = 10**6
+    first, second, third = asyncio.run(served_behind_a_gate("first_come", 3, sessions, sent))
+    assert isinstance(first, list) and isinstance(third, list)
+    assert isinstance(second, ProtocolError) and "label lies" in str(second)
+
+    def breaks(tasks: Any) -> Any:
+        raise RuntimeError(f"{len(tasks)} at once")
+
+    monkeypatch.setattr("sfl.stage.engine.handle_together", breaks)
+    sent = [replace(message, key=Key(Purpose.TRAINING, 1, 1, 0)) for message in sent[::2]]
+    found = asyncio.run(served_behind_a_gate("first_come", 2, sessions[::2], sent))
+    assert [str(error) for error in found] == ["2 at once"] * 2
 
 
 def test_a_message_that_breaks_the_contract_fails_alone() -> None:

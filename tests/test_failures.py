@@ -144,6 +144,10 @@ def strange_target(values: dict[str, Any], folder: Path) -> None:
     values["lora"]["target_modules"] = ["query_proj"]
 
 
+def idle_batching(values: dict[str, Any], folder: Path) -> None:
+    values["edge"]["batch_devices"] = 4
+
+
 MISTAKES = [
     (no_model, ["model.path", "absent", "no such folder"]),
     (pickled_model, ["model.path", ".bin", "save_pretrained"]),
@@ -157,6 +161,7 @@ MISTAKES = [
     (broken_row, ["broken.jsonl", "line 2"]),
     (bad_codec, ["codec", "int7", "int8"]),
     (strange_target, ["lora.target_modules", "query_proj", "q_proj"]),
+    (idle_batching, ["edge.batch_devices = 4", "reference", "to 1", "computation to lean"]),
 ]
 
 
@@ -231,6 +236,9 @@ def test_an_absent_peer_is_waited_for_and_then_named(
 class ByHand:
     """Nodes started one by one, as they are on several machines."""
 
+    edge_lines = ""
+    """Further lines of the edge's file."""
+
     def __init__(self, folder: Path, values: dict[str, Any]) -> None:
         self.folder = folder
         self.values = values
@@ -239,7 +247,7 @@ class ByHand:
         self.cloud = self.start("cloud", self.config)
         cloud = self.address("cloud")
         self.edge_file = folder / "edge.toml"
-        self.edge_file.write_text(f'[edge]\ncloud = "{cloud}"\nthreads = 1\n')
+        self.edge_file.write_text(f'[edge]\ncloud = "{cloud}"\nthreads = 1\n{self.edge_lines}')
         self.edge = self.start("edge", self.edge_file)
         self.edge_address = self.address("edge")
 
@@ -318,6 +326,25 @@ def by_hand(tmp_path: Path) -> Iterator[Callable[..., ByHand]]:
     yield start
     for nodes in started:
         nodes.stop()
+
+
+class Batching(ByHand):
+    """With an edge that is to batch over devices."""
+
+    edge_lines = "batch_devices = 2\n"
+
+
+def test_an_edge_started_by_hand_refuses_a_run_that_it_cannot_batch(tmp_path: Path) -> None:
+    nodes = Batching(tmp_path, fleet(tmp_path, 2, run={"topology": "u_shaped"}))
+    try:
+        outcome = nodes.outcome()
+        assert nodes.edge.wait(PATIENCE) != 0 != outcome.code
+    finally:
+        nodes.stop()
+    for said in (outcome.output, nodes.log("edge")):
+        for word in ("edge.batch_devices = 2", "topology is u_shaped", "Set it to 1"):
+            assert word in said, said
+        assert "Traceback" not in said
 
 
 def test_a_killed_device_is_left_out_and_joins_again_with_weights_from_its_edge(

@@ -4,17 +4,25 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, cast
 
+import numpy as np
 import pytest
+import torch
 
 from edge_server.server import EdgeServer
-from sfl.codec import Encoder, RowContext, parse
-from sfl.config import EdgeConfig
-from sfl.errors import ConfigError
+from sfl.codec import RowContext
+from sfl.config import EdgeConfig, RunSettings
+from sfl.config.run import RoleCodecs
+from sfl.errors import ConfigError, ModelError, ProtocolError
 from sfl.files import writable_folder
 from sfl.metrics.stats import NodeStats
+from sfl.stage.messages import Key, Kind, Purpose, TensorMessage
+from sfl.transport import fetch
+from sfl.transport.cut import Cut
 from sfl.transport.fetch import fetch_model
+from sfl.v1 import edge_pb2
 from tests.federation import ROOT, sfl
 
 
@@ -59,14 +67,91 @@ def test_a_device_is_told_before_anything_is_fetched(blocked: Path) -> None:
         fetch_model(cast(Any, None), "pi", blocked, NodeStats("pi", "device"))
 
 
-def test_what_delta_remembers_of_samples_needs_one(blocked: Path) -> None:
-    import torch
+@pytest.mark.parametrize(
+    ("name", "digest"),
+    [
+        ("config.json", "../../../.ssh/authorized_keys"),
+        ("config.json", "A" * 64),
+        ("config.json", "a" * 63),
+        ("../config.json", "a" * 64),
+        ("..", "a" * 64),
+        ("a/b", "a" * 64),
+        (".bashrc", "a" * 64),
+        ("", "a" * 64),
+    ],
+)
+def test_what_an_edge_lists_leads_nowhere_out_of_the_cache(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, digest: str
+) -> None:
+    entries = [
+        edge_pb2.FileEntry(name="config.json", sha256="b" * 64),
+        edge_pb2.FileEntry(name=name, sha256=digest),
+    ]
+    listing = SimpleNamespace(stub=lambda channel: lambda asked: edge_pb2.FileList(files=entries))
+    monkeypatch.setattr(fetch, "EDGE_LIST_FILES", listing)
+    with pytest.raises(ProtocolError, match="from the edge is no"):
+        fetch_model(cast(Any, None), "pi", tmp_path / "cache", NodeStats("pi", "device"))
+    assert [path for path in tmp_path.rglob("*") if path.is_file()] == []
 
+
+def activation() -> TensorMessage:
     rows = torch.ones(2, 8)
-    context = RowContext(*(torch.arange(2).numpy() for _ in range(4)))
-    encoder = Encoder(parse("delta(sample, 64) | int(4)"), blocked)
-    with pytest.raises(ConfigError, match=r"device\.cache_dir"):
-        encoder.encode(rows, 1, (2,), context)
+    context = RowContext(*(np.arange(2) for _ in range(4)))
+    key = Key(Purpose.TRAINING, 1, 0, 0)
+    return TensorMessage(Kind.ACTIVATION, key, 1, (2,), rows, context=context)
+
+
+def ends(device: Path, edge: Path) -> tuple[Cut, Cut]:
+    roles = dict.fromkeys(RoleCodecs.model_fields, "none")
+    codecs = RoleCodecs(**roles | {"activation": "delta(sample, 64) | int(4)"})
+    cuts = Cut("device", "pi", 0, True, device), Cut("edge", "pi", 0, True, edge)
+    for cut in cuts:
+        cut.begin_round(codecs, 1)
+    return cuts
+
+
+def test_what_delta_remembers_of_samples_needs_one_at_both_ends(
+    blocked: Path, tmp_path: Path
+) -> None:
+    device, _ = ends(blocked, tmp_path)
+    with pytest.raises(ConfigError, match=r"^device\.cache_dir = "):
+        device.encode(activation())
+    device, edge = ends(tmp_path, blocked)
+    packet = device.encode(activation())
+    assert packet is not None
+    with pytest.raises(ConfigError, match=r"^edge\.cache_dir = "):
+        edge.decode(packet, activation(), None)
+
+
+@pytest.mark.parametrize("when", ["always", "later"])
+def test_an_edge_finds_out_before_it_loads(blocked: Path, tmp_path: Path, when: str) -> None:
+    config = EdgeConfig(cloud="localhost:1", cache_dir=blocked)
+    server = EdgeServer(config, 1, False)
+    sample = {"activation": "delta(sample) | int(4)"}
+    codec = sample if when == "always" else {"schedule": [{"from_round": 2, **sample}]}
+    run: dict[str, Any] = {"model": {"path": str(tmp_path)}, "devices": [{"name": "pi"}]}
+    server.settings = RunSettings.model_validate(run | {"codec": codec})
+    with pytest.raises(ConfigError, match=r"^edge\.cache_dir = "):
+        server._load_base()
+    # Who remembers no samples needs no folder: then the missing model is what is wrong.
+    server.settings = RunSettings.model_validate(run)
+    with pytest.raises(ModelError, match=r"^model\.path = "):
+        server._load_base()
+    server.engine.close()
+    server.service.close()
+
+
+def test_what_delta_remembers_of_samples_lies_in_the_edges_folder(tmp_path: Path) -> None:
+    config = EdgeConfig(cloud="localhost:1", cache_dir=tmp_path / "made")
+    server = EdgeServer(config, 1, False)
+    device, edge = ends(tmp_path / "other", server.service.cache_dir)
+    packet = device.encode(activation())
+    assert packet is not None
+    edge.decode(packet, activation(), None)
+    # The file has no name; the folder it lies in was made for it.
+    assert (tmp_path / "made").is_dir() and list((tmp_path / "made").iterdir()) == []
+    server.engine.close()
+    server.service.close()
 
 
 def test_an_edge_is_told_before_it_loads(blocked: Path) -> None:

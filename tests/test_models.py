@@ -520,3 +520,20 @@ def test_classification_score() -> None:
     assert score.loss_sum == pytest.approx(2 * mean)
     assert float(training_loss(logits, labels, CLASSIFY, 0, 4)) == pytest.approx(mean / 2)
     assert score + Score(1.0, 1, 1, 1) == Score(score.loss_sum + 1.0, 3, 2, 3)
+
+
+@pytest.mark.parametrize("kind", CONFIGS)
+def test_dropout_is_known_from_config_json_alone(kind: str) -> None:
+    unused = ("summary_first_dropout", "qa_dropout")  # of heads that no task here has
+    defaults = {
+        name: value
+        for name, value in transformers.AutoConfig.for_model(kind).to_dict().items()
+        if ("dropout" in name or "pdrop" in name) and name not in unused
+    }
+    family, none = FAMILIES[kind], {"model_type": kind, **dict.fromkeys(defaults, 0.0)}
+    assert defaults and not family.drops(none)
+    assert all(family.drops({**none, name: 0.1}) for name in defaults)
+    assert family.drops({"model_type": kind}) == any(defaults.values())
+    for name, value in defaults.items():
+        lacking = {key: rate for key, rate in none.items() if key != name}
+        assert family.drops(lacking) == bool(value)

@@ -133,11 +133,12 @@ def outcome(
         # Ranges that do not begin where the device's do.
         edges = [0, 2, *range(3, folder.num_layers + 1)]
         model.lay_over([Stretch("cpu", a, b) for a, b in pairwise(edges)])
-        model.recompute = True
     if device != "cpu":
         model.lay_over([Stretch(device, 0, folder.num_layers)])
     bank = LoraBank(model, settings.lora, settings.lora.target_modules)
-    session = SESSIONS[topology]("attic", plan, model, bank, settings, NodeStats("e", "edge"))
+    session = SESSIONS[topology](
+        "attic", plan, model, bank, settings, NodeStats("e", "edge"), recompute=over
+    )
     values = busy_values(manifest_of(folder, task, LORA))  # type: ignore[arg-type]
     own = {n: v for n, v in values.items() if belongs_to(n, plan.middle)}
     session.begin_round(RoundStart(1, False, 2, 0, 2), own)

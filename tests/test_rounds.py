@@ -311,15 +311,45 @@ def test_codecs_are_tried_from_the_smallest_and_each_device_gets_its_own() -> No
     assert isinstance(start, StartRound) and start.round == 1
 
 
-def test_a_codec_with_more_bytes_is_not_tried_where_none_gained_by_the_last() -> None:
+def rehearsed_codecs(*timed: tuple[float, float | None], count: int = 1) -> Coordinator:
+    """After compact, fp16, ... took so many seconds a step and bits a value on d0."""
     codec = {"activation": "auto", "gradient": "auto"}
-    coordinator, _ = joined(
-        settings(1, codec=codec, training={"local_steps": 5, "micro_batches": 3})
-    )
-    (second,) = coordinator.handle(Rehearsed("d0", (1.0,)), 1.0)
-    assert second == Rehearse(("d0",), (3,), "fp16")
-    chosen, _ = coordinator.handle(Rehearsed("d0", (1.1,)), 1.0)
-    assert chosen == Settle(3, {3: 1.0}, {"d0": "compact"})
+    training = {"local_steps": 5, "micro_batches": 3}
+    coordinator, _ = joined(settings(count, codec=codec, training=training))
+    for seconds, bits in timed:
+        coordinator.handle(Rehearsed("d0", (seconds,), bits), 1.0)
+    return coordinator
+
+
+def test_that_fp16_did_not_pay_says_little_of_none() -> None:
+    # As over 1 Gbit/s, where steps of one codec differ by several percent by themselves.
+    coordinator = rehearsed_codecs((0.256, 1.7))
+    (third,) = coordinator.handle(Rehearsed("d0", (0.280,), 16.0), 1.0)
+    assert third == Rehearse(("d0",), (3,), "none")
+    chosen, _ = coordinator.handle(Rehearsed("d0", (0.257,), 32.0), 1.0)
+    assert chosen == Settle(3, {3: 0.256}, {"d0": "none"})
+
+
+def test_a_codec_whose_bits_would_double_every_step_is_not_tried() -> None:
+    # 0.2 s for 14.3 bits more; 16 more again are 0.22, together 0.74: over twice the quickest.
+    coordinator = rehearsed_codecs((0.32, 1.7))
+    chosen, start = coordinator.handle(Rehearsed("d0", (0.52,), 16.0), 1.0)
+    assert chosen == Settle(3, {3: 0.32}, {"d0": "compact"}) and isinstance(start, StartRound)
+
+
+def test_without_its_bits_a_codec_gets_the_benefit_of_the_doubt() -> None:
+    # Had compact taken 10 bits a value, 0.12 s for 6 of them would be 0.76 s for 32.
+    with_bits = rehearsed_codecs((0.32, 10.0), (0.44, 16.0))
+    without = rehearsed_codecs((0.32, None), (0.44, None))
+    assert with_bits.phase is Phase.ROUND and without.phase is Phase.REHEARSAL
+
+
+def test_one_device_for_which_a_codec_may_pay_is_enough_to_try_it() -> None:
+    coordinator = rehearsed_codecs((0.3, 1.7), count=2)
+    coordinator.handle(Rehearsed("d1", (0.3,), 1.7), 1.0)
+    coordinator.handle(Rehearsed("d0", (0.9,), 16.0), 1.0)
+    (third,) = coordinator.handle(Rehearsed("d1", (0.31,), 16.0), 1.0)
+    assert third == Rehearse(("d0", "d1"), (3,), "none")
 
 
 def test_what_was_chosen_stands_in_the_settings() -> None:

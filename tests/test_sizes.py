@@ -7,11 +7,14 @@ from functools import cache
 from pathlib import Path
 
 import pytest
+import torch
 
 from benchmarks.simulation import Simulation, alone
 from examples.e2e.prepare import read, strict_split, write
 from sfl.codec import Encoder, parse
-from sfl.stage.messages import Kind, TensorMessage
+from sfl.config.run import RoleCodecs
+from sfl.stage.messages import Key, Kind, Purpose, TensorMessage
+from sfl.transport.cut import Cut
 
 ROOT = Path(__file__).resolve().parents[1]
 STORIES = ROOT.parent / "shared/models/stories260k"
@@ -74,3 +77,25 @@ def test_sizes_are_predicted(case: str, spec: str, kind: Kind, folder: Path) -> 
         if message.rows is not None
     )
     assert expected == pytest.approx(sum(sizes[SEEN:]), rel=0.05)
+
+
+def test_a_device_knows_what_its_next_activation_will_take() -> None:
+    roles = dict.fromkeys(RoleCodecs.model_fields, "none") | {"activation": "int(4) | zstd"}
+    cut = Cut("device", "pi", 0, True)
+    cut.begin_round(RoleCodecs(**roles), 1)
+    torch.manual_seed(0)
+    messages = []
+    for step in range(SEEN + 1):
+        # Every other token alike, so that zstd has something to find.
+        rows = torch.randn(64, 32).repeat_interleave(2, 0)
+        key = Key(Purpose.TRAINING, 1, step, 0)
+        messages.append(TensorMessage(Kind.ACTIVATION, key, 1, (128,), rows))
+    following = messages.pop()
+    assert following.rows is not None
+    assert cut.value_bits(following) == 4 + 16 / 64  # int(4) alone: codes, and scales of blocks
+    for message in messages:
+        cut.encode(message)
+    expected, packet = cut.value_bits(following), cut.encode(following)
+    assert packet is not None
+    taken = 8 * len(packet.payload) / following.rows.numel()
+    assert taken < 3.5 and expected == pytest.approx(taken, rel=0.15)

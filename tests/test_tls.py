@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import base64
 import datetime as dt
+import json
 import logging
 import socket
 import ssl
 import stat
 import subprocess
+import sys
 import tomllib
 import urllib.error
 import urllib.request
@@ -19,6 +21,7 @@ from typing import Any
 
 import grpc
 import pytest
+from cryptography.hazmat.primitives import serialization
 from typer.testing import CliRunner
 
 from sfl.certificates import authority as authority_module
@@ -28,8 +31,9 @@ from sfl.certificates.identity import Identity, Role, covers, identity_in, serve
 from sfl.certificates.own import OwnCertificate, load_own, own_certificate, own_in, settings_in
 from sfl.cli.ca import ca_app
 from sfl.config import MetricsSettings, load_device, load_edge, load_run
-from sfl.errors import ConfigError, Refused
+from sfl.errors import ConfigError, ProtocolError, Refused
 from sfl.metrics.prometheus import NodeCollector, serve_as_set
+from sfl.metrics.snapshot import NodeKind, NodeSnapshot
 from sfl.metrics.stats import NodeStats
 from sfl.transport import wire
 from sfl.transport.cloud_service import EdgeStream
@@ -37,6 +41,7 @@ from sfl.transport.credentials import open_channel
 from sfl.transport.device_link import wait_for_peer
 from sfl.transport.diagnosis import why_refused
 from sfl.transport.doorkeeper import MAY_CALL
+from sfl.transport.handshakes import explain
 from sfl.transport.probe import probe_edge
 from sfl.v1 import cloud_pb2, edge_pb2, tensor_pb2
 from tests.federation import ROOT, SFL, run, sfl, write_config
@@ -357,15 +362,16 @@ def test_certificates_that_tls_itself_refuses(
     # One that takes our CA's word for the edge, and shows a certificate of its own CA.
     (stranger.ca).write_bytes(guarded.authority.cert_pem)
     assert "it does not take the certificate" in refusal(address, "edge", stranger)
-    logged(guarded, "edge", "unable to get local issuer certificate")
+    logged(guarded, "edge", "certificate is not of this node's CA: one of the two has another")
+    said_of = {"has expired": "has expired, by this", "not yet valid": "is not valid yet, by this"}
     for where, words in ((PAST, "has expired"), (FUTURE, "not yet valid")):
         dated(where)
         folder = give(guarded.authority, tmp_path / words, "device", "d0")
         said = refusal(address, "edge", unchecked(folder, "device", "d0"))
         assert "it does not take the certificate" in said and "log" in said
-        logged(guarded, "edge", words)
+        logged(guarded, "edge", f"its certificate {said_of[words]}")
     assert "speaks TLS only" in refusal(address, "edge", None)
-    logged(guarded, "edge", "WRONG_VERSION_NUMBER")
+    logged(guarded, "edge", "did not come in: it speaks no TLS, and this node nothing else")
     channel = grpc.secure_channel(
         address,
         grpc.ssl_channel_credentials(guarded.authority.cert_pem),
@@ -374,7 +380,61 @@ def test_certificates_that_tls_itself_refuses(
     with pytest.raises(grpc.RpcError):
         wire.EDGE_LIST_FILES.stub(channel)(edge_pb2.FilesRequest(device="d0"), timeout=30)
     channel.close()
-    logged(guarded, "edge", "PEER_DID_NOT_RETURN_A_CERTIFICATE")
+    logged(guarded, "edge", "did not come in: it showed no certificate; give it one")
+    # Each as a line of the log, and nothing as gRPC wrote it.
+    assert "Handshake failed" not in guarded.log("edge")
+    assert guarded.log("edge").count("WARNING sfl.transport.handshakes: somebody did not") >= 5
+
+
+GRPC_SAYS = (
+    "I1121 20:39:13.462954   20391 ssl_transport_security.cc:2563] Handshake failed with error "
+    "SSL_ERROR_SSL: error:100000f7:SSL routines:OPENSSL_internal:{}: {}"
+)
+
+
+@pytest.mark.parametrize(
+    ("line", "said"),
+    [
+        (GRPC_SAYS.format("HTTP_REQUEST", "x"), "it speaks no TLS"),
+        (GRPC_SAYS.format("EXCESSIVE_MESSAGE_SIZE", "x"), "(EXCESSIVE_MESSAGE_SIZE)"),
+        (GRPC_SAYS.format("CERTIFICATE_VERIFY_FAILED", "odd"), "is not taken (odd)"),
+        ("E1 x.cc:3238] No match found for server name: a.edge.sfl", "asked for a.edge.sfl, which"),
+        ("E0000 chttp2_transport.cc:1] something else failed", None),
+        ("Fatal Python error: Segmentation fault", None),
+    ],
+)
+def test_a_line_of_grpc_is_explained_or_left_as_it_is(line: str, said: str | None) -> None:
+    reason = explain(line + "\n")
+    assert reason is None if said is None else said in str(reason)
+
+
+def test_what_else_goes_to_standard_error_gets_there() -> None:
+    """Native lines, lines of the log, a child's, and a crash's."""
+    code = (
+        "import logging, os, sys\n"
+        "from sfl.logs import start_logging\n"
+        "from sfl.transport.handshakes import explained_handshakes\n"
+        "start_logging('json')\n"
+        "with explained_handshakes():\n"
+        f"    os.write(2, {GRPC_SAYS.format('WRONG_VERSION_NUMBER', 'x').encode()!r} + b'\\n')\n"
+        "    os.write(2, b'native\\n')\n"
+        "    print('python', file=sys.stderr)\n"
+        "    os.system('echo child >&2')\n"
+        "    os.write(2, b'no end of line')\n"
+        "os.write(2, b'|after\\n')\n"
+        "logging.warning('later')\n"
+        "with explained_handshakes():\n"
+        "    os.kill(os.getpid(), 11)\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, check=False
+    )
+    assert done.returncode == -11
+    for words in ("native\n", "python\n", "child\n", "no end of line|after\n"):
+        assert words in done.stderr
+    assert "Fatal Python error: Segmentation fault" in done.stderr
+    lines = [json.loads(line) for line in done.stderr.splitlines() if line.startswith("{")]
+    assert [line["message"][:16] for line in lines] == ["somebody did not", "later"]
 
 
 def test_servers_that_a_client_refuses(
@@ -387,6 +447,7 @@ def test_servers_that_a_client_refuses(
     port = guarded.edge_address.rpartition(":")[2]
     elsewhere = refusal(f"localhost:{port}", "edge", own)
     assert "is for 127.0.0.1, not for localhost" in elsewhere and "--host localhost" in elsewhere
+    logged(guarded, "edge", "somebody asked for localhost.edge.sfl, which is not in")
     for where, words in ((PAST, "expired on"), (FUTURE, "is not valid before")):
         dated(where)
         folder = give(guarded.authority, tmp_path / words, "edge", "old", "127.0.0.1")
@@ -512,7 +573,7 @@ def test_a_role_opens_its_own_doors_only(guarded: Guarded) -> None:
 
 def test_every_method_has_its_roles() -> None:
     methods = [value for value in vars(wire).values() if isinstance(value, wire.Method)]
-    assert {method.path for method in methods} <= set(MAY_CALL)
+    assert {method.path for method in methods} == set(MAY_CALL)
 
 
 def test_tls_1_2_is_refused(guarded: Guarded) -> None:
@@ -588,6 +649,9 @@ class Deaf:
     def __getattr__(self, name: str) -> Any:
         return lambda *arguments: self.told.append(name)
 
+    def heard(self, snapshot: NodeSnapshot) -> None:
+        self.told.append(f"{snapshot.kind} {snapshot.name}")
+
 
 def test_an_edge_speaks_for_its_own_devices_only(caplog: pytest.LogCaptureFixture) -> None:
     host: Any = Deaf()
@@ -605,6 +669,34 @@ def test_an_edge_speaks_for_its_own_devices_only(caplog: pytest.LogCaptureFixtur
     assert caplog.text.count("which is not its own") == 4
     stream._take(cloud_pb2.EdgeReportMessage(left=cloud_pb2.DeviceLeft(device="mine")))
     assert host.told == ["device_left"]
+
+
+def test_an_edge_tells_statistics_of_its_own_devices_only() -> None:
+    def told(kind: NodeKind, name: str) -> str:
+        return NodeSnapshot(name, kind).to_json()
+
+    host: Any = Deaf()
+    stream = EdgeStream("e", host, devices={"mine"})
+    others = [told("device", "theirs"), told("edge", "mine"), told("cloud", "cloud")]
+    beat = tensor_pb2.Heartbeat(
+        snapshot=told("edge", "e"), devices=[*others, told("device", "mine")]
+    )
+    stream._take(cloud_pb2.EdgeReportMessage(heartbeat=beat))
+    assert host.told == ["edge e", "device mine"]
+    for forged in (
+        cloud_pb2.EdgeReportMessage(heartbeat=tensor_pb2.Heartbeat(snapshot=told("edge", "other"))),
+        cloud_pb2.EdgeReportMessage(
+            report=tensor_pb2.RoundReport(device="mine", snapshot=told("device", "theirs"))
+        ),
+        cloud_pb2.EdgeReportMessage(
+            device_ready=cloud_pb2.DeviceIsReady(
+                device="mine", ready=edge_pb2.DeviceReady(snapshot=told("edge", "e"))
+            )
+        ),
+    ):
+        with pytest.raises(ProtocolError, match="in place of"):
+            stream._take(forged)
+    assert host.told == ["edge e", "device mine"]
 
 
 # -- /metrics --------------------------------------------------------------------------------------
@@ -653,6 +745,24 @@ def test_metrics_behind_tls_and_a_password(
         serve_as_set(values, NodeCollector(NodeStats("e", "edge")))
     secret.unlink()
     with pytest.raises(ConfigError, match=r"metrics.password_file .* cannot be read"):
+        serve_as_set(values, NodeCollector(NodeStats("e", "edge")))
+
+
+def test_an_encrypted_key_is_refused_and_nobody_is_asked_for_its_password(tmp_path: Path) -> None:
+    folder = give(Authority.create(), tmp_path / "e", "edge", "e", "127.0.0.1")
+    key = folder / "e.key"
+    pair = read_pair(folder / "e.pem", key)
+    key.write_bytes(
+        pair.key.private_bytes(
+            serialization.Encoding.PEM,
+            serialization.PrivateFormat.PKCS8,
+            serialization.BestAvailableEncryption(b"secret"),
+        )
+    )
+    with pytest.raises(ConfigError, match=r"edge\.tls\.key .* is encrypted"):
+        load_own("edge.tls", settings_in(folder, "e"), "edge", "e")
+    values = MetricsSettings(cert=folder / "e.pem", key=key)
+    with pytest.raises(ConfigError, match=r"metrics\.key .* is encrypted"):
         serve_as_set(values, NodeCollector(NodeStats("e", "edge")))
 
 

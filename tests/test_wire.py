@@ -20,8 +20,9 @@ from sfl.stage.optimizer import learning_rate_factor
 from sfl.transport.chunks import (
     AdapterAssembly,
     TensorAssembly,
+    adapter_bytes,
+    adapter_frames,
     decode_adapter,
-    encode_adapter,
     pieces,
 )
 from sfl.transport.credentials import check_exposure, split_address
@@ -284,7 +285,8 @@ def test_frames_out_of_order_are_refused() -> None:
 
 def test_an_adapter_survives_its_frames() -> None:
     values = {"b": np.ones((2, 3), np.float32), "a": np.full((700, 700), 0.5, np.float32)}
-    frames = encode_adapter(tensor_pb2.AdapterHeader(round=1, device="d", side="edge"), values)
+    header = tensor_pb2.AdapterHeader(round=1, device="d", side="edge")
+    frames = list(adapter_frames(header, adapter_bytes(values)))
     assembly = AdapterAssembly(1 << 24)
     whole = [assembly.add(frame) for frame in frames][-1]
     assert whole is not None

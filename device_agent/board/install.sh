@@ -14,11 +14,12 @@ Usage: sudo device_agent/board/install.sh --name NAME --edge HOST:PORT [options]
   --torch VERSION      another torch than 2.10.0 (arm64) or the pinned one (elsewhere)
   --torch-index URL    where to take torch from, such as PyTorch's own index of CPU wheels
   --python PROGRAM     Python 3.11 or newer (default: python3)
-  --jetson             let the service reach the GPU's devices
+  --jetson             let the service reach the GPU, for work of your own in its venv
   --no-compiler        do not install gcc; the codec then runs on torch, more slowly
   --no-start           do not start the service
 
-An existing /etc/sfl/device.toml stays as it is; name and edge are needed for a new one only.
+An existing /etc/sfl/device.toml stays as it is, but that --certs gives it [device.tls] where it has
+none; name and edge are needed for a new one only.
 USAGE
 }
 
@@ -42,7 +43,7 @@ while [ $# -gt 0 ]; do
   shift
 done
 
-here=$(cd "$(dirname "$0")" && pwd)
+here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
 source=$(cd "$here/../.." && pwd)
 prefix=/opt/sfl config=/etc/sfl state=/var/lib/sfl unit=/etc/systemd/system/sfl-device.service
 changed=no
@@ -58,14 +59,24 @@ check() {
     [[ $name =~ ^[A-Za-z0-9][A-Za-z0-9_.-]*$ ]] || fail "--name '$name': letters, digits, . _ -"
     [[ $edge =~ ^[][A-Za-z0-9._:-]+:[0-9]+$ ]] || fail "--edge '$edge': write HOST:PORT"
   fi
+  local is
+  is=$(sed -nE '/^[[:space:]]*name[[:space:]]*=/{s/.*=[[:space:]]*"([^"]*)".*/\1/p;q}' $config/device.toml 2>/dev/null || true)
+  [ -z "$name" ] || [ "${is:-$name}" = "$name" ] || fail "--name '$name': $config/device.toml is of '$is'"
   if [ -n "$certs" ]; then
     [ -n "$name" ] || fail "--certs: give --name too, whose certificate it is"
     for file in ca.pem "$name.pem" "$name.key"; do
       [ -f "$certs/$file" ] || fail "--certs '$certs': there is no $file; issue it with sfl ca"
     done
     [ $insecure = no ] || fail "--insecure: leave it out, there are certificates"
+    if has_tls && ! grep -q "\"$config/tls/$name\.pem\"" $config/device.toml; then
+      fail "--certs: $config/device.toml has a [device.tls] that does not name $config/tls/$name.pem; correct it"
+    fi
+  elif [ $insecure = yes ] && has_tls; then
+    fail "--insecure: $config/device.toml has certificates; take its [device.tls] out first"
   fi
 }
+
+has_tls() { grep -Eqs '^[[:space:]]*(\[device\.tls\]|(device\.)?tls[[:space:].=])' $config/device.toml; }
 
 # A line of packages that are missing; gcc builds the codec's kernel.
 packages() {
@@ -135,8 +146,26 @@ fingerprint() {
     # shellcheck disable=SC2046
     find $(sources) -type f \( -name '*.py' -o -name '*.pyi' -o -name '*.c' -o -name '*.toml' -o -name '*.txt' \) -print0 |
       LC_ALL=C sort -z | xargs -0 sha256sum
-    "$python" --version
+    interpreter
     torch_version; echo "$index" "$compiler"; } | sha256sum | cut -d' ' -f1
+}
+
+# Version and place of the Python that a venv is made of, as its pyvenv.cfg has them.
+interpreter() {
+  "$python" -c 'import os, sys
+print("%d.%d" % sys.version_info[:2], os.path.realpath(sys.executable))'
+}
+
+# A venv keeps its packages in a folder named after Python's version: of another it is of no use.
+make_venv() {
+  local made_of
+  made_of=$(sed -nE 's/^version = ([0-9]+\.[0-9]+).*/\1/p; s/^executable = //p' $prefix/venv/pyvenv.cfg 2>/dev/null |
+    paste -sd' ' || true)
+  if [ "$made_of" != "$(interpreter)" ] || ! $prefix/venv/bin/python -c '' 2>/dev/null; then
+    [ ! -e $prefix/venv ] || say "making $prefix/venv anew, of $(interpreter)"
+    rm -rf $prefix/venv
+    "$python" -m venv $prefix/venv
+  fi
 }
 
 install_sfl() {
@@ -145,12 +174,13 @@ install_sfl() {
   [ "$(cat $prefix/installed 2>/dev/null)" != "$wanted" ] || return 0
   say "installing sfl with torch $(torch_version) into $prefix/venv: some minutes, and 1 GB of disk"
   rm -f $prefix/installed
-  [ -x $prefix/venv/bin/python ] || "$python" -m venv $prefix/venv
+  make_venv
   pip="$prefix/venv/bin/python -m pip --disable-pip-version-check --no-cache-dir --quiet"
   grep -v '^torch==' "$source/constraints.txt" >"$work/constraints.txt"
   echo "torch==$(torch_version)" >>"$work/constraints.txt"
   # Torch first, from its own index where one is given: a plain requirement may bring gigabytes of CUDA.
-  $pip install -c "$work/constraints.txt" ${index:+--index-url "$index"} "torch==$(torch_version)"
+  # Such an index may lack the pinned versions of what torch needs; the next line brings those.
+  $pip install -c "$work/constraints.txt" ${index:+--no-deps --index-url "$index"} "torch==$(torch_version)"
   $pip install -c "$work/constraints.txt" --only-binary=:all: -r "$here/requirements.txt"
   # Built in a copy, so that the checkout stays as it is; --no-deps, since a device needs fewer.
   # shellcheck disable=SC2046
@@ -161,23 +191,53 @@ install_sfl() {
 }
 
 write_config() {
-  if [ ! -f $config/device.toml ]; then
-    sed -e "s/@NAME@/$name/" -e "s|@EDGE@|$edge|" "$here/device.toml" >"$work/device.toml"
-    if [ -n "$certs" ]; then
-      printf '\n[device.tls]\nca = "%s/tls/ca.pem"\ncert = "%s/tls/%s.pem"\nkey = "%s/tls/%s.key"\n' \
-        $config $config "$name" $config "$name" >>"$work/device.toml"
-    fi
-    file "$work/device.toml" $config/device.toml root:sfl 640
-  fi
+  [ -f $config/device.toml ] || new_config
   if [ -n "$certs" ]; then
     file "$certs/ca.pem" $config/tls/ca.pem root:sfl 640
     file "$certs/$name.pem" "$config/tls/$name.pem" root:sfl 640
     file "$certs/$name.key" "$config/tls/$name.key" sfl:sfl 600
+    has_tls || add_tls
   fi
-  if [ ! -f $config/device.env ]; then
-    if [ $insecure = yes ]; then echo 'SFL_OPTIONS=--insecure'; else echo 'SFL_OPTIONS='; fi >"$work/env"
-    file "$work/env" $config/device.env root:sfl 640
+  write_options
+}
+
+new_config() {
+  sed -e "s/@NAME@/$name/" -e "s|@EDGE@|$edge|" "$here/device.toml" >"$work/device.toml"
+  file "$work/device.toml" $config/device.toml root:sfl 640
+}
+
+# A table of its own may stand at the end of the file, whatever is in it.
+add_tls() {
+  { cat $config/device.toml
+    printf '\n[device.tls]\nca = "%s/tls/ca.pem"\ncert = "%s/tls/%s.pem"\nkey = "%s/tls/%s.key"\n' \
+      $config $config "$name" $config "$name"; } >"$work/device.toml"
+  file "$work/device.toml" $config/device.toml root:sfl 640
+}
+
+# SFL_OPTIONS with --insecure or without, as was asked for; the other options stay.
+write_options() {
+  local had='' options
+  [ ! -f $config/device.env ] || had=$(sed -nE 's/^SFL_OPTIONS="?([^"]*)"?$/\1/p' $config/device.env)
+  options=$had
+  if [ $insecure = yes ]; then
+    [[ " $options " == *' --insecure '* ]] || options="--insecure${options:+ $options}"
+  elif [ -n "$certs" ]; then
+    options=$(sed -E 's/(^| )--insecure( |$)/ /; s/^ +| +$//g' <<<"$options")
   fi
+  [ ! -f $config/device.env ] || [ "$options" != "$had" ] || return 0
+  { grep -sv '^SFL_OPTIONS=' $config/device.env || true
+    echo "SFL_OPTIONS=$options"; } >"$work/device.env"
+  file "$work/device.env" $config/device.env root:sfl 640
+}
+
+# What the service would end with, exit code 2: an edge elsewhere, and nothing said about the link.
+tell_what_is_missing() {
+  local to
+  to=$(sed -nE 's/^[[:space:]]*edge[[:space:]]*=[[:space:]]*"([^"]*)".*/\1/p' $config/device.toml)
+  [[ ! $to =~ ^(127\.|localhost:|\[::1\]:) ]] || return 0
+  has_tls || grep -qs -e --insecure $config/device.env ||
+    echo "missing: certificates. The device will not dial $to without: run this again with --certs DIR," \
+      "or with --insecure on a network that is all your own" >&2
 }
 
 install_service() {
@@ -201,6 +261,9 @@ install_service() {
   [ $before = no ] || changed=yes
 }
 
+# Sourced, it only defines what is above: tests/test_boards.py.
+[ "${BASH_SOURCE[0]}" = "$0" ] || return 0
+
 check
 work=$(mktemp -d)
 trap 'rm -rf "$work"' EXIT
@@ -221,3 +284,4 @@ if [ $changed = no ]; then
 else
   echo "done: put the data at $state/train.jsonl (owner sfl), then: systemctl status sfl-device"
 fi
+tell_what_is_missing

@@ -26,10 +26,10 @@ STRATEGIES: dict[str, Callable[[AggregationSettings, LoraSettings], Strategy]] =
     "fedprox": lambda options, lora: FedProx(),
     "fedavgm": lambda options, lora: FedAvgM(options.server_learning_rate or 1.0, options.momentum),
     "fedadam": lambda options, lora: FedAdam(
-        options.server_learning_rate or 0.01, options.betas, options.tau
+        options.server_learning_rate or 0.002, options.betas, options.tau
     ),
     "fedyogi": lambda options, lora: FedYogi(
-        options.server_learning_rate or 0.01, options.betas, options.tau
+        options.server_learning_rate or 0.002, options.betas, options.tau
     ),
     "ffa_lora": lambda options, lora: FfaLora(),
     "flexlora": lambda options, lora: FlexLora(lora.alpha / lora.rank, options.rank_partitioned),

@@ -118,6 +118,8 @@ class Authority:
             )
         authority = cls.create(name, days)
         folder = writable_folder(folder, "--dir", private=True)
+        if not (folder / ".gitignore").exists():
+            write_atomic(folder / ".gitignore", "*\n")  # a checkout must not take the key along
         # The certificate comes last: a folder with it is complete.
         write_private(key, authority._own.key_pem)
         write_atomic(cert, authority.cert_pem)

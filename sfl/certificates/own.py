@@ -15,7 +15,7 @@ from typing import Any
 
 from sfl.certificates.identity import Identity, Role, identity_in
 from sfl.config.node import TlsSettings
-from sfl.errors import ConfigError
+from sfl.errors import ConfigError, NotYetValid
 
 log = logging.getLogger(__name__)
 
@@ -101,6 +101,9 @@ def load_own(field: str, tls: TlsSettings, role: Role | None, name: str | None) 
             cert, shown, f"is of {identity}, this is {_who(role, name)}", _issue(role, name)
         )
     if problem := time_problem(content):
+        if time.time() < ssl.cert_time_to_seconds(content["notBefore"]):
+            fix = f"Set the clock, if it is wrong. {_issue(role, name)}"
+            raise NotYetValid(cert, shown, problem, fix)
         raise ConfigError(cert, shown, problem, _issue(role, name))
     end = ssl.cert_time_to_seconds(content["notAfter"])
     if end - time.time() < SOON:

@@ -16,13 +16,15 @@
 #define MAX_THREADS 16
 #define GRAIN (1 << 16) /* values below which a second thread costs more than it brings */
 
-#if defined(__x86_64__) && defined(__GLIBC__) && defined(__GNUC__) && !defined(__clang__)
+/* SFL_PORTABLE leaves out all that is beyond the processor's baseline; the bytes are the same. */
+#if !defined(SFL_PORTABLE) && defined(__x86_64__) && defined(__GLIBC__) && defined(__GNUC__) && \
+    !defined(__clang__)
 /* By feature: a clone by arch= is chosen by the processor's name, and AMD's are never haswell. */
 #define CLONES __attribute__((target_clones("avx2", "default")))
 #else
 #define CLONES
 #endif
-#if defined(__x86_64__) && defined(__GNUC__) /* clang too */
+#if !defined(SFL_PORTABLE) && defined(__x86_64__) && defined(__GNUC__) /* clang too */
 #include <immintrin.h>
 #define AVX2 1
 #endif

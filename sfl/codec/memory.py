@@ -53,9 +53,9 @@ class Delta:
     kind: str
     slots: int
 
-    def table(self, hidden: int, folder: Path | None = None) -> Table:
-        """One end's memory, empty."""
-        return Table(self, hidden, folder)
+    def table(self, hidden: int, folder: Path | None = None, setting: str = "") -> Table:
+        """One end's memory, empty; `setting` is what errors call the folder by."""
+        return Table(self, hidden, folder, setting)
 
 
 @dataclass(slots=True)
@@ -65,6 +65,7 @@ class Table:
     stage: Delta
     hidden: int
     folder: Path | None = None
+    setting: str = ""
     rows: Words = field(init=False)
     written: Floats = field(init=False)
 
@@ -73,7 +74,7 @@ class Table:
         if self.stage.kind == "sample":
             folder = self.folder
             if folder is not None:
-                folder = writable_folder(folder, "device.cache_dir")
+                folder = writable_folder(folder, self.setting)
             with tempfile.TemporaryFile(dir=folder) as file:
                 file.truncate(2 * shape[0] * shape[1])
                 self.rows = np.memmap(file, np.uint16, "r+", shape=shape)

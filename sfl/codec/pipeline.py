@@ -8,7 +8,9 @@ Encoder and Decoder; a codec itself is a value.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import TypeVar
 
@@ -167,12 +169,15 @@ def _misplaced(name: str) -> str:
 
 
 class Encoder:
-    """A stream's sending end of one role; packets are made in the order they are sent."""
+    """A stream's sending end of one role; packets are made in the order they are sent.
 
-    def __init__(self, codec: Codec, folder: Path | None = None) -> None:
+    What delta remembers of samples lies in `folder`, which errors call by its `setting`.
+    """
+
+    def __init__(self, codec: Codec, folder: Path | None = None, setting: str = "folder") -> None:
         self.codec = codec
         self._spec = codec.spec
-        self._folder = folder
+        self._folder, self._setting = folder, setting
         self._delta: DeltaSender | None = None
         self.mask: Tensor | None = None
         """`[rows, H]` of the last packet, True where a value travelled; None without topk."""
@@ -190,11 +195,19 @@ class Encoder:
         `key` draws the random bits, `groups` are the rows of each sequence (topk), `context` what
         delta knows its rows by. Rows on an accelerator are coded there, so that codes are copied,
         not values; but for delta, whose tables are the CPU's. Raises ProtocolError for values the
-        quantiser cannot hold.
+        quantiser cannot hold, and where there are none.
         """
-        assert rows.dim() == 2 and rows.numel() > 0 and rows.dtype in _NAMES, (
+        with _beside(rows):
+            return self._encode(rows, key, groups, context)
+
+    def _encode(
+        self, rows: Tensor, key: int, groups: Sequence[int], context: RowContext | None
+    ) -> Packet:
+        assert rows.dim() == 2 and rows.dtype in _NAMES, (
             f"a codec takes [rows, hidden] in {list(DTYPES)}, not {rows.dtype} {list(rows.shape)}"
         )
+        if not rows.numel():
+            raise ProtocolError(f"a tensor of {list(rows.shape)} has nothing to send")
         values = rows.detach() if self.codec.delta is None else rows.detach().cpu()
         values = values if self.codec.exact else values.float()
         write = Writer(self.codec.lossless)
@@ -251,8 +264,22 @@ class Encoder:
     def _sender(self, values: Tensor) -> DeltaSender:
         assert self.codec.delta is not None
         if self._delta is None:
-            self._delta = DeltaSender(self.codec.delta.table(values.shape[1], self._folder))
+            table = self.codec.delta.table(values.shape[1], self._folder, self._setting)
+            self._delta = DeltaSender(table)
         return self._delta
+
+
+def _beside(rows: Tensor) -> AbstractContextManager[object]:
+    """On CUDA a stream of the codec's own: it would queue behind the next job's kernels.
+
+    Rows are whole when they come here: the session has waited for them (sfl.stage.session).
+    """
+    return torch.cuda.stream(_stream(rows.device)) if rows.is_cuda else nullcontext()
+
+
+@cache
+def _stream(device: torch.device) -> torch.cuda.Stream:
+    return torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
 
 
 def _nonzero_rows(values: Tensor, exact: bool) -> Tensor | None:
@@ -294,10 +321,13 @@ def _spread(mask: Tensor, kept: Tensor) -> Tensor:
 
 
 class Decoder:
-    """A stream's receiving end of one role; packets are taken in the order they were sent."""
+    """A stream's receiving end of one role; packets are taken in the order they were sent.
 
-    def __init__(self, folder: Path | None = None) -> None:
-        self._folder = folder
+    What delta remembers of samples lies in `folder`, which errors call by its `setting`.
+    """
+
+    def __init__(self, folder: Path | None = None, setting: str = "folder") -> None:
+        self._folder, self._setting = folder, setting
         self._spec = ""
         self._codec: Codec | None = None
         self._delta: DeltaReceiver | None = None
@@ -348,7 +378,8 @@ class Decoder:
         predicted, update = None, None
         if codec.delta is not None:
             if self._delta is None:
-                self._delta = DeltaReceiver(codec.delta.table(hidden, self._folder))
+                table = codec.delta.table(hidden, self._folder, self._setting)
+                self._delta = DeltaReceiver(table)
             predicted, update = self._delta.predict(read, rows)
         mask, count, columns = None, rows * hidden, hidden
         if codec.topk is not None:
@@ -385,7 +416,9 @@ def _checked_shape(
     if wanted is not None and packet.shape != wanted:
         raise ProtocolError(f"shape {list(packet.shape)} where {list(wanted)} is due")
     if len(packet.shape) != 2 or min(packet.shape) < 1:
-        raise ProtocolError(f"shape {list(packet.shape)} is not [rows, hidden]")
+        raise ProtocolError(
+            f"shape {list(packet.shape)} is not [rows, hidden] with at least one of each"
+        )
     rows, hidden = packet.shape
     if rows * hidden * dtype.itemsize > MAX_TENSOR_BYTES:
         raise ProtocolError(

@@ -2,8 +2,9 @@
 
 `topk(rho)` keeps ceil(rho n) of each sequence's n values, `topk(rho, row)` of each token's (SFT,
 2501.09237). The true derivative of this is the mask itself: the gradient that comes back is
-multiplied by it. At the mask's own entropy H2(rho) a value, no index coding needs less; the mask
-travels as bits, which a lossless stage brings close to that.
+multiplied by it. The mask travels as bits. Were its ones anywhere alike no coding could need less
+than H2(rho) bits a value; real masks repeat, and zstd brings them below that, where Elias-Fano or
+entropy coding of each bit win nothing worth their time (benchmarks/codec.py).
 """
 
 from __future__ import annotations

@@ -162,11 +162,14 @@ class TorchKernel:
     def sparsify(self, values: Tensor, starts: Longs, keep: Longs) -> tuple[Bytes, Tensor]:
         """Mask and survivors."""
         magnitude = values.view(torch.int32) & 0x7FFFFFFF
-        mask = torch.empty(values.numel(), dtype=torch.bool, device=values.device)
+        if not values.is_cpu:
+            mask = _largest(magnitude, np.diff(starts), keep)
+            return _packed_mask(mask), values[mask]
+        mask = torch.empty(values.numel(), dtype=torch.bool)
         for group, count in enumerate(keep.tolist()):
             own = slice(int(starts[group]), int(starts[group + 1]))
             torch.ge(magnitude[own], _kth(magnitude[own], count), out=mask[own])
-        return _packed_mask(mask), values[mask]
+        return np.packbits(mask.numpy(), bitorder="little"), values[mask]
 
     def expand(self, mask: Bytes, kept: Tensor, count: int) -> Tensor:
         """All values."""
@@ -266,21 +269,32 @@ def _offsets(key: int, count: int, room: int, device: torch.device) -> Tensor:
     return drawn if room == count else torch.cat([drawn, drawn.new_zeros(room - count)])
 
 
+def _largest(magnitude: Tensor, sizes: Longs, keep: Longs) -> Tensor:
+    """Mask of an accelerator's values, which selects by itself; what is looked at is waited for."""
+    size, count = int(sizes[0]), int(keep[0])
+    if bool((sizes == size).all()):  # rows: all of them at once
+        groups = magnitude.view(-1, size)
+        return (groups >= groups.kthvalue(size - count + 1, 1, keepdim=True).values).view(-1)
+    parts = torch.split(magnitude, sizes.tolist())
+    return torch.cat(
+        [
+            own >= own.kthvalue(own.numel() - count + 1).values
+            for own, count in zip(parts, keep.tolist(), strict=True)
+        ]
+    )
+
+
 def _packed_mask(mask: Tensor) -> Bytes:
     """Bits, the first the lowest, eight to a byte before they leave an accelerator."""
-    if not mask.is_cpu:
-        places = torch.zeros(-(-mask.numel() // 8) * 8, dtype=torch.uint8, device=mask.device)
-        places[: mask.numel()] = mask
-        weights = 1 << torch.arange(8, device=mask.device)
-        packed: Bytes = (places.view(-1, 8) * weights).sum(1).to(torch.uint8).cpu().numpy()
-        return packed
-    return np.packbits(mask.numpy(), bitorder="little")
+    places = torch.zeros(-(-mask.numel() // 8) * 8, dtype=torch.uint8, device=mask.device)
+    places[: mask.numel()] = mask
+    weights = (1 << torch.arange(8, device=mask.device)).to(torch.uint8)
+    packed: Bytes = (places.view(-1, 8) * weights).sum(1, dtype=torch.uint8).cpu().numpy()
+    return packed
 
 
 def _kth(magnitude: Tensor, k: int) -> Tensor:
     """The k-th largest of int32 magnitudes: its bin first, then a selection within the bin."""
-    if not magnitude.is_cpu:  # which selects by itself, and would have to be waited for
-        return magnitude.kthvalue(magnitude.numel() - k + 1).values
     bins = magnitude >> _BIN_SHIFT
     counts = torch.bincount(bins, minlength=1)
     above = counts.flip(0).cumsum(0)

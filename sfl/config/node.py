@@ -179,24 +179,32 @@ class EdgeConfig(Section):
     """Which waiting device the edge serves next: the first to come, the one that has most left to
     do itself, or the one served least. Changes no bit of the result."""
     batch_devices: PositiveInt = 1
-    """Compute waiting jobs of up to so many devices with the same cut as one batch, each row with
-    its own device's LoRA. What is waiting depends on timing, so more than 1 gives up repeating a
-    run bit for bit; with computation `lean` and without dropout only."""
+    """Compute waiting jobs of up to so many devices, with the same cut and like lengths, as one
+    batch, each row with its own device's LoRA. What is waiting depends on timing, so more than 1
+    gives up repeating a run bit for bit. Refused, by `sfl run` and by an edge that learns of the
+    run, in topology `u_shaped`, with computation `reference` and where anything draws dropout."""
     memory: Size | None = None
-    """Most memory this process may take, e.g. `4GB`. `in_flight` is lowered and `recompute`
-    switched on to stay within it; where that does not do, the run is refused before it starts."""
+    """Most memory this process may take, e.g. `4GB`. `in_flight` and `credits` are lowered, and
+    `recompute` switched on for as many devices as it takes, to stay within it; where that does not
+    do, the run is refused before it starts."""
     in_flight: PositiveInt = 8
     """Activations that may lie decoded on this edge at once, over all devices; others wait as the
     bytes they came in."""
-    recompute: bool = False
+    credits: PositiveInt | None = None
+    """Micro-batches of one device that may be in flight at once at this edge, where fewer than
+    `network.credits`; the edge tells its devices. Changes no bit."""
+    recompute: bool | tuple[str, ...] = False
     """Keep a block's input instead of all that its backward needs, and run it again then; U-shaped,
     between the two halves of a step, only the input of all blocks. Less memory, a third more
-    computing, the same bits."""
+    computing, the same bits. Or the names of the devices for which to do so."""
     resident_adapters: PositiveInt | None = None
     """Devices whose LoRA and optimizer stay in memory, the last used ones; those of the others rest
     in files of `rest_dir` between their steps. Changes no bit. Default: all stay."""
     rest_dir: Path = Path("~/.cache/sfl/resting")
     """Where they rest, in a folder that is removed when the edge ends."""
+    cache_dir: Path = Path("~/.cache/sfl")
+    """Where what `delta(sample)` remembers of devices' examples lies, in unnamed files that go with
+    their stream; a disk with room, as it is a row for each token."""
     rest_in: Literal["disk", "memory"] = "disk"
     """`memory`: they rest in this machine's memory instead, where `device` is CUDA."""
     connect_timeout: PositiveFloat = 60.0

@@ -147,7 +147,7 @@ class AggregationSettings(Section):
     mu: NonNegativeFloat = 0.01
     """`fedprox`: weight of the pull back to the round's global adapter."""
     server_learning_rate: PositiveFloat | None = None
-    """`fedavgm` (default: 1), `fedadam` and `fedyogi` (default: 0.01): the cloud's step."""
+    """`fedavgm` (default: 1), `fedadam` and `fedyogi` (default: 0.002): the cloud's step."""
     momentum: Fraction = 0.9
     """`fedavgm`: share of the last step that is taken again."""
     betas: tuple[Fraction, Fraction] = (0.9, 0.99)
@@ -403,7 +403,7 @@ def cannot_fold(own: EdgeConfig | LocalDevice) -> str | None:
     return None if own.dtype in FOLDING_DTYPES else "dtype"
 
 
-def _is_exact(codec: str) -> bool:
+def is_exact(codec: str) -> bool:
     """Whether a codec's first stage leaves every bit as it was."""
     return codec.split("|")[0].strip() in ("none", "zstd", "rans")
 
@@ -551,7 +551,7 @@ class RunSettings(Section):
         for change in changes:
             own = change.model_dump(exclude_none=True, exclude={"from_round", "device"})
             chosen.update(own)
-        exact = _is_exact(chosen["activation"])
+        exact = is_exact(chosen["activation"])
         defaults = {
             "hidden": chosen["activation"],
             "tail_gradient": chosen["gradient"],
@@ -569,7 +569,7 @@ class RunSettings(Section):
         changes = [self.codec, *(d.codec for d in self.devices), *self.codec.schedule]
         roles = ("activation", "gradient", "hidden", "tail_gradient")
         specs = [getattr(change, role) for change in changes for role in roles]
-        return "reference" if all(_is_exact(spec) for spec in specs if spec) else "lean"
+        return "reference" if all(is_exact(spec) for spec in specs if spec) else "lean"
 
     def settled(self, micro_batches: int, codecs: Mapping[str, str]) -> Self:
         """These settings with what a rehearsal chose instead of `auto`.

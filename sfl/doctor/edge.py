@@ -54,11 +54,11 @@ def check_edge(
         choice = fit_edge(folder, settings, own)
     except SflError as error:
         return problem("edge", error)
-    needed = needs(folder, settings, own, choice.in_flight, choice.recompute)
+    needed = needs(folder, settings, own, choice)
     room = room if own.memory is None else min(room, own.memory)
     cuts = [entry.cut_layer for entry in settings.devices]
     each = (needed.adapter + needed.optimizer) // min(len(cuts), own.resident_adapters or len(cuts))
-    how = ", blocks computed again" if choice.recompute else ""
+    how = f", blocks computed again for {len(choice.recompute)}" if choice.recompute else ""
     text = (
         f"{len(cuts)} device{'s' * (len(cuts) != 1)} (cut_layer {', '.join(map(str, cuts))}) need "
         f"{size(needed.total)} of {size(room)} on an edge: process {size(needed.base)}, weights "
@@ -72,7 +72,8 @@ def check_edge(
         "room_bytes": room,
         "cut_layers": cuts,
         "in_flight": choice.in_flight,
-        "recompute": choice.recompute,
+        "credits": choice.credits,
+        "recompute": list(choice.recompute),
     }
     if needed.total <= room:
         return Check("edge", "ok", text, figures=figures)

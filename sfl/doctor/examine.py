@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import importlib
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from datetime import datetime
 
-import device_agent.agent  # noqa: F401 - so that this process has loaded what a device has
 from sfl import machine
 from sfl.board import board_root, read_board
 from sfl.certificates.own import own_certificate, own_in
@@ -23,7 +21,7 @@ from sfl.doctor.files import (
     model_name,
     open_local,
 )
-from sfl.doctor.fits import check_cuts, check_devices, cut_rows, load_of
+from sfl.doctor.fits import check_cuts, check_devices, cut_rows, load_of, measure_base
 from sfl.doctor.hardware import (
     check_accelerator,
     check_board,
@@ -37,7 +35,6 @@ from sfl.doctor.question import Question
 from sfl.doctor.report import Check, CutRow, Report, problem, size
 from sfl.doctor.speed import check_codec, check_precision
 from sfl.errors import SflError
-from sfl.metrics.memory import memory_use
 from sfl.models.folder import ModelFolder
 from sfl.models.footprint import Load
 from sfl.transport.probe import LinkSpeed, probe_edge
@@ -67,7 +64,6 @@ class _Examination:
         self.question, self.memory, self.tell = question, memory, tell
         self.config: Config | None = None
         self.rows: list[CutRow] = []
-        self.base = 0
 
     def checks(self) -> Iterator[Check]:
         """All of them, in order."""
@@ -76,9 +72,7 @@ class _Examination:
         unread = self._read_file()
         yield check_disk(self._local.cache_dir)
         yield from self._board()
-        self.tell("loading the model's code")
         model, lacking = self._open_model()
-        self.base = memory_use().resident
         yield from self._file_checks(unread, model)
         yield from lacking
         yield from self._speeds()
@@ -118,7 +112,7 @@ class _Examination:
             yield from check_data(self.config)
 
     def _open_model(self) -> tuple[ModelFolder | None, list[Check]]:
-        """The model, its code imported as a device would; or why there is none."""
+        """The model; or why there is none."""
         name = self.question.model or model_name(self.config)
         if name is None:
             return None, []
@@ -129,8 +123,6 @@ class _Examination:
             return None, [Check("model", "warning", text, "A run fetches it from the hub.")]
         except SflError as error:
             return None, [problem("model", error)]
-        package = folder.family.layout(folder.config, folder.family.tasks[0]).package
-        importlib.import_module(f"transformers.models.{package}.modeling_{package}")
         return folder, []
 
     def _speeds(self) -> Iterator[Check]:
@@ -174,13 +166,15 @@ class _Examination:
         room = self.memory.at_hand if self.question.room is None else self.question.room
         try:
             load = self._load(folder, run)
-            self.rows = cut_rows(folder, load, run, room, self.base)
+            self.tell("measuring a device's process")
+            base = measure_base(folder.family.layout(folder.config, load.task).package)
+            self.rows = cut_rows(folder, load, run, room, base, self._local)
             yield check_cuts(folder, load, self.rows, room)
         except SflError as error:
             yield problem("cuts", error)
             return
         if run is not None:
-            yield from check_devices(run, load, folder, self.rows, room, self.base)
+            yield from check_devices(run, load, folder, self.rows, room, base)
         if isinstance(self.config, RunConfig | EdgeConfig):
             yield check_own_edge(self.config, load, folder, self.question.cuts, room)
 

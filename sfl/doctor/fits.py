@@ -1,18 +1,60 @@
-"""Which cut layers fit the memory at hand."""
+"""Which cut layers fit the memory at hand, decided as a device itself decides it."""
 
 from __future__ import annotations
 
+import json
+import subprocess
+import sys
 from collections.abc import Iterator
-from dataclasses import asdict, replace
+from dataclasses import asdict, dataclass, replace
 
-from sfl.config import RunConfig
+from sfl.config import LocalDevice, RunConfig
 from sfl.config.run import DeviceEntry
 from sfl.config.size import read_size as bytes_of
-from sfl.doctor.report import Check, CutRow, size
-from sfl.errors import ConfigError, SflError
+from sfl.doctor.report import Check, CutRow, Mark, size
+from sfl.errors import ConfigError, RunFailed, SflError
+from sfl.models.device_budget import device_load, fit_device
 from sfl.models.folder import ModelFolder
-from sfl.models.footprint import Footprint, Load, device_footprint
+from sfl.models.footprint import Footprint, Load, Thrift, device_footprint
 from sfl.plan import SplitPlan
+
+TIMEOUT = 120.0
+
+
+@dataclass(frozen=True, slots=True)
+class Base:
+    """A device process before its model: resident bytes, and whether freed memory goes back."""
+
+    num_bytes: int
+    returned: bool
+
+
+def measure_base(package: str) -> Base:
+    """In a process of its own, with the code of `package`'s model. Raises RunFailed."""
+    command = [sys.executable, "-m", "sfl.doctor.base_child", package]
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=TIMEOUT)
+        found = json.loads(done.stdout.splitlines()[-1])
+    except (subprocess.TimeoutExpired, IndexError, ValueError):
+        raise RunFailed("a process that imports what a device does could not be measured") from None
+    return Base(found["base_bytes"], found["returned"])
+
+
+def decided(
+    folder: ModelFolder, plan: SplitPlan, load: Load, own: LocalDevice, base: Base
+) -> tuple[Footprint, Thrift, ConfigError | None]:
+    """What a device of these settings would take and do to take less, and why it would refuse.
+
+    Where it refuses, the footprint is without a budget.
+    """
+    open_dtype, refusal = load.dtype == "auto", None
+    try:
+        thrift = fit_device(folder, plan, load, own, base.num_bytes, base.returned, open_dtype)
+    except ConfigError as error:
+        free, refusal = own.model_copy(update={"memory": None}), error
+        thrift = fit_device(folder, plan, load, free, base.num_bytes, base.returned)
+    needed = device_footprint(folder, plan.device_spans, load, base.num_bytes, thrift)
+    return needed, thrift, refusal
 
 
 def read_size(field: str, text: str) -> int:
@@ -34,20 +76,26 @@ def load_of(config: RunConfig, context_length: int) -> Load:
         dtype=config.model.dtype,
         target_modules=config.lora.target_modules,
         lora_dropout=config.lora.dropout,
+        lean=config.settings.computation == "lean",
     )
 
 
 def cut_rows(
-    folder: ModelFolder, load: Load, config: RunConfig | None, room: int, base: int
+    folder: ModelFolder,
+    load: Load,
+    config: RunConfig | None,
+    room: int,
+    base: Base,
+    own: LocalDevice,
 ) -> list[CutRow]:
-    """A row for every cut of the model, in the run's topology."""
+    """A row for every cut of the model, in the run's topology, for a device with settings `own`."""
     topology = "vanilla" if config is None else config.run.topology
     tail = 0 if config is None else max(entry.tail_layers for entry in config.devices)
     rows = []
     for cut in range(folder.num_layers - tail):
         plan = SplitPlan(folder.num_layers, cut, tail, topology)
-        footprint = device_footprint(folder, plan.device_spans, load, base)
-        rows.append(CutRow(cut, footprint, footprint.total <= room))
+        footprint, _, refusal = decided(folder, plan, load, own, base)
+        rows.append(CutRow(cut, footprint, refusal is None and footprint.total <= room))
     return rows
 
 
@@ -74,25 +122,27 @@ def check_devices(
     folder: ModelFolder,
     rows: list[CutRow],
     room: int,
-    base: int,
+    base: Base,
 ) -> Iterator[Check]:
     """Each of the run's devices by itself, and all of them side by side."""
     together = 0
     for entry in config.devices:
+        own = _own_load(config, entry, load, folder)
         try:
-            needed = _needs(config, entry, load, folder, base)
+            plan = _plan(config, entry, folder)
         except SflError:
             continue  # said where the file was checked
+        needed, thrift, refusal = decided(folder, plan, own, entry, base)
         together += needed.total
-        fits = needed.total <= room
-        figures = {**asdict(needed), "total": needed.total, "cut_layer": entry.cut_layer}
-        yield Check(
-            f"device {entry.name}",
-            "ok" if fits else "problem",
-            f"cut_layer {entry.cut_layer} needs {size(needed.total)} of {size(room)}",
-            "" if fits else _smaller(entry, rows),
-            {key if key == "cut_layer" else f"{key}_bytes": v for key, v in figures.items()},
-        )
+        fits = refusal is None and needed.total <= room
+        figures = {f"{name}_bytes": value for name, value in asdict(needed).items()}
+        figures |= {"total_bytes": needed.total, "cut_layer": entry.cut_layer}
+        text = f"cut_layer {entry.cut_layer} needs {size(needed.total)} of {size(room)} ({thrift})"
+        fix = "" if fits else _smaller(entry, rows)
+        if refusal is not None:
+            text, fix = f"{refusal.field} = {refusal.value!r}: {refusal.problem}", refusal.fix
+        mark: Mark = "ok" if fits else "problem"
+        yield Check(f"device {entry.name}", mark, text, fix, {**figures, "saves": asdict(thrift)})
     if together > room and len(config.devices) > 1:
         yield Check(
             "sfl run",
@@ -103,17 +153,18 @@ def check_devices(
         )
 
 
-def _needs(
-    config: RunConfig, entry: DeviceEntry, load: Load, folder: ModelFolder, base: int
-) -> Footprint:
-    plan = SplitPlan(folder.num_layers, entry.cut_layer, entry.tail_layers, config.run.topology)
-    load = replace(
-        load,
-        rank=entry.rank or load.rank,
-        dtype=entry.dtype or load.dtype,
-        quantised=entry.quantised,
-    )
-    return device_footprint(folder, plan.device_spans, load, base)
+def _plan(config: RunConfig, entry: DeviceEntry, folder: ModelFolder) -> SplitPlan:
+    """Raises ConfigError for a cut that the model does not have."""
+    topology = config.run.topology
+    return SplitPlan(folder.num_layers, entry.cut_layer, entry.tail_layers, topology)
+
+
+def _own_load(config: RunConfig, entry: DeviceEntry, load: Load, folder: ModelFolder) -> Load:
+    """What the run asks of a device, at the batch, length and rank that were asked about."""
+    dtype = entry.dtype or config.model.dtype
+    own = device_load(folder, config.settings, entry.name, dtype, entry.quantised)
+    rank = entry.rank or load.rank
+    return replace(own, batch_size=load.batch_size, length=load.length, rank=rank)
 
 
 def _smaller(entry: DeviceEntry, rows: list[CutRow]) -> str:

@@ -99,7 +99,7 @@ def check_pause(rules: PauseSettings, board: Board, clock: time) -> Check:
     """Whether a device would rest now, and which of its rules nothing here answers."""
     blind, pause = blind_rules(rules, board), decide(rules, board, clock, None)
     parts = [f"would rest now: {pause.text}"] if pause is not None else []
-    parts += [f"pause.{name} never holds, for want of a sensor" for name in blind]
+    parts += [f"pause.{name} does not hold: nothing here answers it" for name in blind]
     return Check(
         "pause",
         "warning" if parts else "ok",

@@ -36,10 +36,11 @@ class Node:
             folder.mkdir(parents=True, exist_ok=True)
         arguments = [str(self.config), "--error-file", str(self.error_file), *self.options]
         kind = SpawnProcess if self.kind == "cloud" else ForkServerProcess
-        self.process = kind(
+        process = kind(
             target=run_child, args=(self.kind, self.name, arguments, self.log), name=self.name
         )
-        self.process.start()
+        process.start()
+        self.process = process  # only one that has started can be waited for
 
     def exit_code(self) -> int | None:
         """Exit code, None while it runs; negative: the signal that killed it."""

@@ -17,6 +17,7 @@ from sfl.extras import require_bitsandbytes
 from sfl.launch.certificates import CERTIFICATES, issue_for_run
 from sfl.launch.child import prepare_nursery
 from sfl.launch.node import Node, cloud_node, device_node, edge_node
+from sfl.models.batching import check_batching
 from sfl.models.edge_budget import fit_edge
 from sfl.models.folder import ModelFolder, check_length, open_model
 from sfl.plan import SplitPlan
@@ -73,7 +74,9 @@ def resolved(config: RunConfig) -> RunConfig:
     if config.edge.threads == "auto":
         edge_changes["threads"] = cores()
     if (config.edge.dtype or config.model.dtype) == "auto":
-        edge_changes["dtype"] = _fastest_dtype(edge_changes.get("threads", config.edge.threads))
+        edge_changes["dtype"] = _fastest_dtype(
+            edge_changes.get("threads", config.edge.threads), config.edge.devices[0]
+        )
     devices = []
     for entry in config.devices:
         changes: dict[str, object] = {} if _given(entry) else dict(quick)
@@ -95,18 +98,18 @@ def budgeted(config: RunConfig) -> RunConfig:
         return config
     folder = open_model(config.edge.model or config.model.path)
     choice = fit_edge(folder, config.settings, config.edge)
-    changes = {"recompute": choice.recompute, "in_flight": choice.in_flight}
-    return config.model_copy(update={"edge": config.edge.model_copy(update=changes)})
+    edge = config.edge.model_copy(update=choice.changes(config.settings))
+    return config.model_copy(update={"edge": edge})
 
 
 @cache
-def _fastest_dtype(threads: object) -> str:
-    """What `auto` comes to here, measured before anything else runs. Raises RunFailed.
+def _fastest_dtype(threads: object, device: str = "cpu") -> str:
+    """What `auto` comes to on `device`, measured before anything else runs. Raises RunFailed.
 
     In a process of its own: this one never loads torch.
     """
     quiet_environment()
-    command = [sys.executable, "-m", "sfl.stage.base", str(threads)]
+    command = [sys.executable, "-m", "sfl.stage.base", str(threads), device]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode != 0:
         raise RunFailed(f"dtype auto could not be measured: {done.stderr.strip()[-300:]}")
@@ -129,11 +132,12 @@ def bounded(config: RunConfig, context_length: int) -> RunConfig:
 
 def check(config: RunConfig, folder: ModelFolder) -> None:
     """What can be known before anything starts: every cut fits the model, every device has data,
-    and what settings need is installed.
+    the edge can batch as it was told, and what settings need is installed.
 
     Raises ConfigError.
     """
     folder.check_task(config.model.task)
+    check_batching(folder, config.settings, config.edge)
     check_certificates(config)
     require_bitsandbytes("edge.quantised", config.edge.quantised)
     for entry in config.devices:

@@ -161,10 +161,11 @@ EDGES = Dashboard(
             "Where its time goes",
             f"sum by (phase) (rate({_BUSY}{{{_EDGE}}}{_RATE}))", "{{phase}}",
             "percentunit", stacked=True,
-            note="Seconds a second in each phase; one compute thread, so near 1 it is full.",
+            note="Seconds a second in each phase: the compute thread is full where it does not "
+            "wait. Codecs and links work beside it, so the sum may pass 1.",
         ),
         _panel(
-            "95% of a micro-batch's phases take less than",
+            "95% of the work in each phase takes less than",
             f"histogram_quantile(0.95, sum by (phase, le) "
             f"(rate(sfl_step_phase_seconds_bucket{{{_EDGE}}}{_RATE})))",
             "{{phase}}", "s",
@@ -235,7 +236,7 @@ ONE_DEVICE = Dashboard(
             note="Seconds a second in each phase. Threads overlap: the sum may pass 1.",
         ),
         _panel(
-            "Time of one micro-batch, by phase",
+            "Time of one piece of work, by phase",
             f"sum by (phase) (rate({_BUSY}{{{_DEVICES}}}{_RATE})) / "
             f"sum by (phase) (rate(sfl_step_phase_seconds_count{{{_DEVICES}}}{_RATE}))",
             "{{phase}}", "s",

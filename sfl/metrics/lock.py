@@ -121,8 +121,14 @@ def _context(cert: Path, key: Path) -> ssl.SSLContext:
     context.minimum_version = ssl.TLSVersion.TLSv1_2  # Prometheus's scrapers, older ones too
     _check_readable("metrics.cert", cert)
     _check_readable("metrics.key", key)
+
+    def no_password() -> str:
+        raise ConfigError(
+            "metrics.key", str(key), "is encrypted", "Nodes start unattended: decrypt it."
+        )
+
     try:
-        context.load_cert_chain(cert, key)
+        context.load_cert_chain(cert, key, no_password)
     except ssl.SSLError as error:
         raise ConfigError(
             "metrics.key",

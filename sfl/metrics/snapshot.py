@@ -14,7 +14,9 @@ from sfl.errors import ProtocolError
 NodeKind = Literal["device", "edge", "cloud"]
 Direction = Literal["up", "down"]  # up is towards the cloud, whichever end counts
 Role = Literal["activation", "gradient", "adapter", "weights", "evaluation", "control"]
-Phase = Literal["forward", "encode", "send", "wait", "receive", "decode", "backward", "step"]
+Phase = Literal[
+    "collate", "forward", "encode", "send", "wait", "receive", "decode", "backward", "step"
+]
 
 KINDS: tuple[NodeKind, ...] = get_args(NodeKind)
 ROLES: tuple[Role, ...] = get_args(Role)
@@ -84,6 +86,7 @@ class NodeSnapshot:
     `steps_total` and `tokens` run on over rounds. `seen_at` is when another node received it.
     `dtype` and `quantised` are what the node settled on for its base; empty before, and in a cloud.
     `micro_batches` is what a device cuts its batches into for its memory's sake; 0 elsewhere.
+    `value_bits` is what its next activation is expected to take a value, by `Codec.bits`.
     `adapters_resting` of an edge's devices lie in files, `adapters_woken` have come back so far.
     `temperature` (degrees Celsius) to `power` (watts) are a device's sensors, as sfl.board.Board
     has them, yes and no as 1 and 0; None where there is none. `paused` is why it rests, or empty.
@@ -115,6 +118,7 @@ class NodeSnapshot:
     dtype: str = ""
     quantised: str = ""
     micro_batches: int = 0
+    value_bits: float | None = None
     temperature: float | None = None
     throttled: float | None = None
     undervoltage: float | None = None
@@ -286,6 +290,7 @@ _PLAIN: dict[str, Callable[[Any], Any]] = {
     "dtype": _word,
     "quantised": _word,
     "micro_batches": _count,
+    "value_bits": _number_or_none,
     "temperature": _number_or_none,
     "throttled": _number_or_none,
     "undervoltage": _number_or_none,

@@ -89,8 +89,6 @@ class PhaseTimes:
         self._seconds = dict.fromkeys(PHASES, 0.0)
         self._buckets = {phase: [0] * (len(BUCKETS) + 1) for phase in PHASES}
         self.timeline = Timeline()
-        self.here: Place | None = None
-        """What the compute thread works on; for work that does not know itself."""
 
     def measure(self, phase: Phase, place: Place | None = None, device: str = "") -> Measurement:
         """A context that observes how long its body took, whether or not it raised.
@@ -99,11 +97,26 @@ class PhaseTimes:
         """
         return Measurement(self, phase, self._clock, place, device)
 
-    def span(self, phase: Phase, place: Place, device: str, begin: float) -> None:
+    def span(self, phase: Phase, place: Place, device: str, begin: float, lane: str = "") -> None:
         """Observe work that began at `begin` and ends now, in seconds of this object's clock."""
-        end = self._clock()
-        self.observe(phase, end - begin)
-        self.timeline.add(device, place, phase, begin, end)
+        self.share(phase, place, device, begin, self._clock(), 1, lane)
+
+    def share(
+        self,
+        phase: Phase,
+        place: Place,
+        device: str,
+        begin: float,
+        end: float,
+        among: int = 1,
+        lane: str = "",
+    ) -> None:
+        """Observe one device's part of work that was done for so many at once.
+
+        Its timeline has all of it; the seconds are shared out, so that their sum stays the time.
+        """
+        self.observe(phase, (end - begin) / among)
+        self.timeline.add(device, place, phase, begin, end, lane)
 
     def now(self) -> float:
         """Seconds of this object's clock."""
@@ -191,6 +204,7 @@ class NodeStats:
         self.dtype = ""
         self.quantised = ""
         self.micro_batches = 0
+        self.value_bits: float | None = None
         self.board = Board()
         self.paused = ""
         self.adapters_resting = 0
@@ -252,6 +266,7 @@ class NodeStats:
             dtype=self.dtype,
             quantised=self.quantised,
             micro_batches=self.micro_batches,
+            value_bits=self.value_bits,
             temperature=board.temperature,
             throttled=_one_or_zero(board.throttled),
             undervoltage=_one_or_zero(board.undervoltage),

@@ -136,8 +136,11 @@ METRICS: tuple[Metric, ...] = (
     ),
     Metric(
         "sfl_step_phase_seconds", "histogram", "seconds", ("phase",), COMPUTING,
-        "Time one micro-batch spends in a phase: forward, encode, wait (for the peer), decode, "
-        "backward; step is one optimizer step.",
+        "Time of one piece of work: collate (a micro-batch is put together), forward, encode, send "
+        "(a frame, until gRPC has written it or the shaped link is free), wait (the compute "
+        "thread, for a peer's message), receive (a tensor, from its first frame to its last: near "
+        "0 where it is one), decode, backward, step (gradients gathered, clipped, applied). Of a "
+        "batch over devices: its share.",
         _phases,
     ),
     Metric(

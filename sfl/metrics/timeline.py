@@ -60,11 +60,16 @@ class Timeline:
         with self._lock:
             self._watched[device], self._spans[device] = (round_, step), []
 
-    def add(self, device: str, place: Place, phase: Phase, begin: float, end: float) -> None:
-        """Keep one piece of work if its step is watched; times of `time.perf_counter`."""
+    def add(
+        self, device: str, place: Place, phase: Phase, begin: float, end: float, lane: str = ""
+    ) -> None:
+        """Keep one piece of work if its step is watched; times of `time.perf_counter`.
+
+        Its lane is the calling thread's, unless it is named.
+        """
         if self._watched.get(device) != (place.round, place.step) or place.purpose != TRAINING:
             return
-        lane = threading.current_thread().name
+        lane = lane or threading.current_thread().name
         span = Span(phase, lane, place.micro_batch, begin + self._epoch, end + self._epoch)
         with self._lock:
             spans = self._spans[device]

@@ -65,14 +65,18 @@ class BertLike:
             return ("q_lin", "k_lin", "v_lin", "out_lin", "lin1", "lin2")
         return ("query", "key", "value", "dense")
 
-    def drops(self, config: Any) -> bool:
+    def drops(self, config: Mapping[str, Any]) -> bool:
         """Dropout of embeddings, attention, MLP and head."""
-        names = (
-            ("dropout", "attention_dropout", "seq_classif_dropout")
-            if config.model_type == "distilbert"
-            else ("hidden_dropout_prob", "attention_probs_dropout_prob", "classifier_dropout")
+        defaults = (
+            {"dropout": 0.1, "attention_dropout": 0.1, "seq_classif_dropout": 0.2}
+            if config["model_type"] == "distilbert"
+            else {
+                "hidden_dropout_prob": 0.1,
+                "attention_probs_dropout_prob": 0.1,
+                "classifier_dropout": None,
+            }
         )
-        return any(getattr(config, name) for name in names)
+        return any(config.get(name, default) for name, default in defaults.items())
 
     def embed(self, model: nn.Module, input_ids: Tensor, padding: Padding) -> Tensor:
         """[B, T] -> [B, T, H]."""

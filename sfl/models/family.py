@@ -104,8 +104,8 @@ class Family(Protocol):
     def targets(self, model_type: str) -> tuple[str, ...]:
         """All linear layers of a block's attention and MLP."""
 
-    def drops(self, config: Any) -> bool:
-        """Whether the configuration switches any dropout on."""
+    def drops(self, config: Mapping[str, Any]) -> bool:
+        """Whether config.json switches any dropout on; what it lacks is as transformers has it."""
 
     def embed(self, model: nn.Module, input_ids: Tensor, padding: Padding) -> Tensor:
         """[B, T] -> [B, T, H], up to the first block."""

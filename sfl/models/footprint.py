@@ -14,7 +14,8 @@ blocks) too high. bfloat16 was looked at once (+3 %), accelerators never.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from math import prod
 from typing import Any
@@ -27,6 +28,10 @@ from sfl.plan import Span
 BASE_BYTES = 378_000_000
 """A device process that has imported all it needs and loaded nothing: Python 3.11, torch (227 MB),
 transformers with one model's code (100 MB), gRPC, pydantic. Measure it where you can."""
+EDGE_BASE_BYTES = 434_000_000
+"""The same of an edge, which imports peft and transformers' compiler too. One started by hand, on
+stories260k and batches of 2 x 128 tokens, took 470 MB at its peak, of which 17 were the model and
+the job; one that `sfl run` forks takes about 100 MB less."""
 WARM_UP_BYTES = 30_000_000
 """What a model and the first steps add for good: modules, kernels paged in, threads' stacks."""
 HEAP_FACTOR = 1.9
@@ -48,7 +53,9 @@ PIECEWISE_MLP_TENSORS = {"gpt2": 2}
 LOGIT_COPIES = 3
 """Logits, their log-softmax and their gradient."""
 PIECE_LOGITS = 1 << 22
-"""Logits that `lean` computes at once."""
+"""Logits that `lean` computes at once, or `PIECE_ROWS` rows of them if those are more."""
+PIECE_ROWS = 64
+"""Fewer rows would make the head's product slow."""
 ROW_COPIES = 4
 """Of the tensor at the cut: packed, coded, received, unpacked."""
 ADAPTER_COPIES = 2
@@ -161,6 +168,11 @@ class Footprint:
         )
 
 
+def piece_rows(vocab_size: int) -> int:
+    """Rows whose logits `lean` computes at once."""
+    return max(PIECE_ROWS, PIECE_LOGITS // vocab_size)
+
+
 def device_footprint(
     folder: ModelFolder,
     spans: Iterable[Span],
@@ -210,40 +222,91 @@ def embedding_bytes(folder: ModelFolder, load: Load) -> int:
     return max(sizes, default=0)
 
 
-def edge_footprint(
-    folder: ModelFolder,
-    middles: Iterable[Span],
-    load: Load,
-    *,
-    in_flight: int,
-    lean: bool,
-    recompute: bool,
-    waiting_graphs: int = 0,
-    residents: int | None = None,
-) -> Footprint:
-    """Peak memory of an edge that holds one base for devices whose blocks are `middles`.
+@dataclass(frozen=True, slots=True)
+class EdgeDevice:
+    """A device as its edge has it: the blocks it leaves to the edge, and what one job of it is.
 
-    Jobs run one after another, so activations are those of the largest; where `waiting_graphs` wait
-    for gradients of their own (U-shaped), they are held as well. `in_flight` activations lie
-    decoded. `lean` holds a piece of the logits, `recompute` blocks' inputs and the rest of one. Of
-    all adapters only the largest `residents` count, where the others rest in files.
+    `graphs` of its micro-batches may wait for gradients of their own (U-shaped). A value of a
+    hidden state takes `coded_value_bytes` at most as it arrives.
     """
-    middles = tuple(middles)
-    layout = folder.family.layout(folder.config, load.task)
-    tensors = checkpoint_tensors(folder, layout)
-    parts = [_Part(folder, layout, tensors, span, load) for span in middles]
-    sizes = sorted((4 * part.trained_values() for part in parts), reverse=True)
-    adapter = sum(sizes[:residents])
-    graph = max(part.edge_bytes(lean, recompute) for part in parts)
-    rows = 4 * load.tokens * folder.hidden_size
-    return Footprint(
-        base=BASE_BYTES + WARM_UP_BYTES,
-        weights=_held_bytes(parts, load),
-        adapter=adapter,
-        optimizer=3 * adapter,
-        activations=graph + waiting_graphs * (rows if recompute else graph),
-        messages=(in_flight + ROW_COPIES) * rows + ADAPTER_COPIES * sum(sizes) // len(parts),
-    )
+
+    middle: Span
+    load: Load
+    graphs: int = 0
+    coded_value_bytes: int = 4
+
+
+class EdgeForecast:
+    """Peak memory of an edge that holds one base for `devices`, whatever it does to save some.
+
+    Jobs run one after another, so activations are those of the largest; waiting graphs are held as
+    well. Up to `together` devices of the same blocks are one job (`edge.batch_devices`), whose
+    losses are taken one by one. `lean` holds a piece of the logits. Of all adapters only the
+    largest `residents` count, where the others rest in files.
+    """
+
+    def __init__(
+        self,
+        folder: ModelFolder,
+        devices: Iterable[EdgeDevice],
+        *,
+        lean: bool,
+        together: int = 1,
+        residents: int | None = None,
+    ) -> None:
+        self._devices = tuple(devices)
+        self._lean, self._together = lean, together
+        layout = folder.family.layout(folder.config, self._devices[0].load.task)
+        tensors = checkpoint_tensors(folder, layout)
+        self._parts = {
+            device: _Part(folder, layout, tensors, device.middle, device.load)
+            for device in set(self._devices)
+        }
+        self._alike = Counter(device.middle for device in self._devices)
+        load = self._devices[0].load
+        self._weights = _held_bytes(self._parts.values(), load)
+        self._quantised = load.quantised != "none"
+        sizes = [4 * self._parts[device].trained_values() for device in self._devices]
+        self._adapter = sum(sorted(sizes, reverse=True)[:residents])
+        self._adapter_message = max(sizes)
+        self._rows = max(4 * d.load.tokens for d in self._devices) * folder.hidden_size
+        coded = max(d.coded_value_bytes * d.load.tokens for d in self._devices)
+        self._coded_rows = coded * folder.hidden_size
+        self._graphs: dict[tuple[EdgeDevice, bool, int], int] = {}
+
+    def footprint(self, *, in_flight: int, allowance: int, recompute: Sequence[bool]) -> Footprint:
+        """With `allowance` micro-batches of each device in flight, so many of all of them decoded
+        and the rest as they arrived, and blocks computed again for some of the devices.
+        """
+        arrived = len(self._devices) * allowance
+        decoded = min(in_flight, arrived)
+        together = min(self._together, decoded)  # what is not decoded cannot go along
+        chosen = list(zip(self._devices, recompute, strict=True))
+        jobs = {
+            self._graph(device, again, min(together, self._alike[device.middle]))
+            for device, again in chosen
+        }
+        waiting = sum(
+            min(device.graphs, allowance) * (self._rows if again else self._graph(device, again, 1))
+            for device, again in chosen
+        )
+        widest = min(together, max(self._alike.values()))
+        return Footprint(
+            base=EDGE_BASE_BYTES + WARM_UP_BYTES + (QUANTISER_BYTES if self._quantised else 0),
+            weights=self._weights,
+            adapter=self._adapter,
+            optimizer=3 * self._adapter,
+            activations=max(jobs) + waiting,
+            messages=(decoded + ROW_COPIES * widest) * self._rows
+            + (arrived - decoded) * self._coded_rows
+            + ADAPTER_COPIES * self._adapter_message,
+        )
+
+    def _graph(self, device: EdgeDevice, again: bool, together: int) -> int:
+        key = (device, again, together)
+        if key not in self._graphs:
+            self._graphs[key] = self._parts[device].edge_bytes(self._lean, again, together)
+        return self._graphs[key]
 
 
 class _Part:
@@ -282,28 +345,39 @@ class _Part:
             copies = RETURNED_WIDE_TRANSIENTS if thrift.returned else WIDE_TRANSIENTS
             wide = copies * load.tokens * self._mlp_width() * load.item_bytes
             total += int(factor * held) + wide
-            if load.quantised != "none":  # one layer's weights are restored at a time
-                total += max(prod(e.shape) for e in self.linear_layers()) * load.item_bytes
-        if self.span.head and load.task == "causal_lm":
-            values = load.tokens * self.folder.vocab_size
-            total += LOGIT_COPIES * 4 * (min(values, PIECE_LOGITS) if load.lean else values)
-        return total
+            total += self._restored_bytes()
+        return total + self._logit_bytes(load.lean)
 
-    def edge_bytes(self, lean: bool, recompute: bool) -> int:
-        """The same on an edge, which may compute blocks again and takes the loss in pieces."""
-        load = self.load
+    def edge_bytes(self, lean: bool, recompute: bool, together: int) -> int:
+        """The same on an edge, for a job of so many devices.
+
+        It may compute blocks again and takes the loss in pieces.
+        """
+        load, tokens = self.load, together * self.load.tokens
         mlp = (LEAN_MLP_TENSORS if lean else MLP_TENSORS)[self.folder.family.name]
         kept = [self._kept_bytes(block, mlp) for block in range(self.span.first, self.span.last)]
-        held = sum(kept)
+        held = together * sum(kept)
         if recompute:
-            inputs = load.tokens * self.folder.hidden_size * load.item_bytes
-            held = len(kept) * inputs + max(kept, default=0)
-        wide = WIDE_TRANSIENTS * load.tokens * self._mlp_width() * load.item_bytes
-        logits = 0
-        if self.span.head and load.task == "causal_lm":
-            values = load.tokens * self.folder.vocab_size
-            logits = LOGIT_COPIES * 4 * (min(values, PIECE_LOGITS) if lean else values)
-        return int(HEAP_FACTOR * held) + wide + logits
+            inputs = tokens * self.folder.hidden_size * load.item_bytes
+            held = len(kept) * inputs + together * max(kept, default=0)
+        wide = WIDE_TRANSIENTS * tokens * self._mlp_width() * load.item_bytes
+        working = wide + self._restored_bytes() + self._logit_bytes(lean)
+        return int(HEAP_FACTOR * held) + working
+
+    def _restored_bytes(self) -> int:
+        """Quantised weights as they count: one layer's at a time."""
+        if self.load.quantised == "none":
+            return 0
+        sizes = (prod(entry.shape) for entry in self.linear_layers())
+        return max(sizes, default=0) * self.load.item_bytes
+
+    def _logit_bytes(self, lean: bool) -> int:
+        """A language model's logits, all of them or a piece."""
+        if not self.span.head or self.load.task != "causal_lm":
+            return 0
+        vocab = self.folder.vocab_size
+        rows = min(self.load.tokens, piece_rows(vocab)) if lean else self.load.tokens
+        return LOGIT_COPIES * 4 * rows * vocab
 
     def _kept_bytes(self, block: int, mlp_tensors: int | None = None) -> int:
         """What autograd keeps of one block."""

@@ -55,9 +55,9 @@ class Gpt2:
         """Attention in and out (`c_proj` is the MLP's output too), MLP in."""
         return ("c_attn", "c_proj", "c_fc")
 
-    def drops(self, config: Any) -> bool:
+    def drops(self, config: Mapping[str, Any]) -> bool:
         """Embedding, attention and residual dropout."""
-        return any((config.embd_pdrop, config.attn_pdrop, config.resid_pdrop))
+        return any(config.get(name, 0.1) for name in ("embd_pdrop", "attn_pdrop", "resid_pdrop"))
 
     def embed(self, model: nn.Module, input_ids: Tensor, padding: Padding) -> Tensor:
         """[B, T] -> [B, T, H]: token plus position."""

@@ -105,9 +105,9 @@ class LlamaLike:
         """The seven projections."""
         return ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 
-    def drops(self, config: Any) -> bool:
+    def drops(self, config: Mapping[str, Any]) -> bool:
         """Dropout on attention weights is the only one."""
-        return bool(config.attention_dropout)
+        return bool(config.get("attention_dropout", 0.0))
 
     def embed(self, model: nn.Module, input_ids: Tensor, padding: Padding) -> Tensor:
         """[B, T] -> [B, T, H]; Gemma's module scales by itself."""

@@ -77,7 +77,7 @@ class SpanModel(nn.Module):
         self.num_layers = folder.num_layers
         self.hidden_size = folder.hidden_size
         self.vocab_size = folder.vocab_size
-        self.drops = family.drops(model.config)
+        self.drops = family.drops(folder.config)
         self.packed = packed
         self.dtype = dtype
         self.autocast = autocast

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from sfl.metrics.snapshot import PHASES
 from sfl.metrics.timeline import Span
@@ -17,8 +17,10 @@ LANES = {
     "compute": "compute",
     "link-encoder": "encode",
     "link-reader": "decode",
-    "link-pacer": "send",
-    "codec_0": "codec",
+    "link-writer": "send",
+    "link-receiver": "receive",
+    "codec-encoder": "encode",
+    "codec-decoder": "decode",
 }
 """What threads are called in the picture."""
 
@@ -105,6 +107,19 @@ def _segments(spans: Sequence[Span], zero: float) -> list[Segment]:
 
 def _busy(spans: Sequence[Span]) -> str:
     return text.duration(sum(span.end - span.begin for span in spans if span.phase != "wait"))
+
+
+def since(edge: Sequence[Span], own: Sequence[Span]) -> tuple[Span, ...]:
+    """An edge's spans, their waits cut to what lies within the device's own step.
+
+    The compute thread may have been idle long before the step began.
+    """
+    first = min((span.begin for span in own), default=0.0)
+    return tuple(
+        replace(span, begin=max(first, span.begin)) if span.phase == "wait" else span
+        for span in edge
+        if span.phase != "wait" or span.end > first
+    )
 
 
 def ordered(timelines: Mapping[str, StepTimeline]) -> list[StepTimeline]:

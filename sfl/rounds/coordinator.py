@@ -186,7 +186,7 @@ class Coordinator:
     @_on.register
     def _(self, event: Rehearsed) -> list[Command]:
         if self._rehearsal is not None:
-            self._rehearsal.note(event.device, event.seconds)
+            self._rehearsal.note(event.device, event.seconds, event.value_bits)
         return self._advance()
 
     @_on.register

@@ -69,10 +69,14 @@ class ReportReceived:
 
 @dataclass(frozen=True, slots=True)
 class Rehearsed:
-    """A device has timed steps: seconds a step, for each number of micro-batches."""
+    """A device has timed steps: seconds a step, for each number of micro-batches.
+
+    `value_bits` is what it expects an activation to take a value with the codec it tried.
+    """
 
     device: str
     seconds: tuple[float, ...]
+    value_bits: float | None = None
 
 
 @dataclass(frozen=True, slots=True)

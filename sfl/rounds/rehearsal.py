@@ -10,8 +10,12 @@ from sfl.config import RunSettings
 from sfl.config.run import AUTO_CODECS
 from sfl.rounds.messages import Settle
 
+_EXACT_BITS = {"none": 32.0, "fp16": 16.0}
+"""What a value takes at most with codecs of which that is known beforehand."""
+
 _MOST_MICRO_BATCHES = 8
 _WORTH = 1.05  # more micro-batches, or a coarser codec, have to be faster by so much
+_HOPELESS = 2.0  # times the quickest step: a codec expected to take so long is not tried
 
 Choice = TypeVar("Choice", int, str)
 
@@ -20,13 +24,17 @@ Choice = TypeVar("Choice", int, str)
 class Rehearsal:
     """Seconds a step that devices were seen to take, by codec and number of micro-batches.
 
-    Codecs are tried from the smallest packets up, as long as some device gains by it.
+    Codecs are tried from the smallest packets up. One is left out only where the bits it takes, at
+    what more bits have cost so far, would double every device's step: timings err by several
+    percent, so that one codec was a little slower says little of the next.
     """
 
     counts: tuple[int, ...]
     codecs: tuple[str, ...]
     devices: tuple[str, ...]
     seconds: dict[str, dict[str, tuple[float, ...]]] = field(default_factory=dict)
+    bits: dict[str, dict[str, float]] = field(default_factory=dict)
+    """Bits a value of an activation that devices expect, by codec."""
 
     @classmethod
     def for_run(cls, settings: RunSettings, devices: Sequence[str]) -> Rehearsal | None:
@@ -41,10 +49,12 @@ class Rehearsal:
         """The codec that is tried now; empty where it is given."""
         return self.codecs[0]
 
-    def note(self, device: str, seconds: tuple[float, ...]) -> None:
+    def note(self, device: str, seconds: tuple[float, ...], bits: float | None = None) -> None:
         """Take what a device has timed; what was not asked for does not count."""
         if device in self.devices and len(seconds) == len(self.counts):
             self.seconds.setdefault(device, {}).setdefault(self.codec, seconds)
+            if bits is not None:
+                self.bits.setdefault(device, {}).setdefault(self.codec, bits)
 
     def keep(self, devices: Container[str]) -> None:
         """Forget whoever is not there any more."""
@@ -56,11 +66,26 @@ class Rehearsal:
         return tuple(d for d in self.devices if self.codec not in self.seconds.get(d, ()))
 
     def try_next(self) -> bool:
-        """Go on to the next codec, if there is one and the last served anybody."""
-        best = [{c: min(s) for c, s in self.seconds[d].items()} for d in self.devices]
-        served = any(self.codec in _quick(own) for own in best)
+        """Go on to the next codec that is worth a try, if there is one."""
         self.codecs = self.codecs[1:]
-        return bool(self.codecs) and served
+        while self.codecs and all(self._hopeless(device) for device in self.devices):
+            self.codecs = self.codecs[1:]
+        return bool(self.codecs)
+
+    def _hopeless(self, device: str) -> bool:
+        """Whether the device's step is expected to take far too long with the codec at hand.
+
+        A straight line through the last two codecs it timed: seconds over bits a value.
+        """
+        seconds = [(codec, min(own)) for codec, own in self.seconds[device].items()]
+        if len(seconds) < 2:
+            return False
+        (before, quick), (last, slow) = seconds[-2:]
+        known = _EXACT_BITS | self.bits.get(device, {})
+        few, many = known.get(before, 0.0), known.get(last, 0.0)
+        cost = max(0.0, slow - quick) / (many - few) if many > few else 0.0
+        expected = slow + cost * (_EXACT_BITS.get(self.codec, many) - many)
+        return expected > _HOPELESS * min(time for _, time in seconds)
 
     def choose(self) -> Settle:
         """The number of micro-batches that suits the slowest, and each device's codec at that."""

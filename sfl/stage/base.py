@@ -102,6 +102,9 @@ def check_devices(own: EdgeConfig) -> None:
 
 
 if __name__ == "__main__":
-    # What `auto` comes to, a line for each number of threads: for a process without torch.
-    for count in sys.argv[1:]:
-        sys.stdout.write(f"{decided('auto', int(count))}\n")
+    # What `auto` comes to with so many threads on a device: for a process without torch.
+    try:
+        check_devices(EdgeConfig(device=sys.argv[2]))
+    except ConfigError as missing:
+        sys.exit(str(missing))
+    sys.stdout.write(f"{decided('auto', int(sys.argv[1]), sys.argv[2])}\n")

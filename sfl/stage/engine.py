@@ -12,8 +12,9 @@ from typing import Any, ParamSpec, TypeVar
 import torch
 
 from sfl.errors import ProtocolError
+from sfl.metrics.stats import PhaseTimes
 from sfl.orders import ORDERS, Order, Waiting
-from sfl.stage.messages import GradientNorm, TensorMessage
+from sfl.stage.messages import GradientNorm, Kind, TensorMessage
 from sfl.stage.session import Reply, Session, handle_together
 
 P = ParamSpec("P")
@@ -44,6 +45,8 @@ class Task:
 class Engine:
     """Runs jobs one at a time, never on the event loop; `order` says which device's comes next.
 
+    Where `phases` are counted, its idle time is: `wait`, of the job that ended it.
+
     Up to `together` waiting jobs of one group are computed as one batch. Jobs that are no device's
     (loading, rounds that begin and end) go first: a device waits for each of its own before it
     asks for the next, so nothing of one device overtakes.
@@ -54,9 +57,11 @@ class Engine:
         threads: int,
         order: Order = ORDERS["first_come"],
         together: int = 1,
+        phases: PhaseTimes | None = None,
     ) -> None:
         self._order = order
         self._together = together
+        self._phases = phases
         self._queue: list[Work] = []
         self._changed = threading.Condition()
         self._number = 0
@@ -107,13 +112,17 @@ class Engine:
         # Set on the thread itself: OpenMP keeps the number per calling thread.
         torch.set_num_threads(threads)
         while True:
+            idle = None
             with self._changed:
                 while not self._still_wanted() and not self._closed:
+                    idle = idle or time.perf_counter()
                     self._changed.wait()
                 if self._closed:
                     return
                 chosen = self._choose()
                 self._queue = [work for work in self._queue if work not in chosen]
+            if idle is not None:
+                self._note_wait(idle, chosen[0].task)
             began = time.perf_counter()
             self._do(chosen)
             seconds = (time.perf_counter() - began) / len(chosen)
@@ -121,13 +130,21 @@ class Engine:
                 if work.task is not None:
                     work.task.session.served_seconds += seconds
 
+    def _note_wait(self, begin: float, task: Task | None) -> None:
+        if self._phases is None:
+            return
+        if task is None:
+            self._phases.observe("wait", time.perf_counter() - begin)
+        else:
+            self._phases.span("wait", task.message.key, task.session.device, begin)
+
     def _still_wanted(self) -> bool:
         """Drop the jobs of streams that have ended; whether any is left."""
         self._queue = [work for work in self._queue if not work.future.cancelled()]
         return bool(self._queue)
 
     def _choose(self) -> list[Work]:
-        """The next job, and those that go with it."""
+        """The next job, and those that go with it: of its group, as the order ranks them."""
         for work in self._queue:
             if work.task is None:
                 return [work]
@@ -141,14 +158,12 @@ class Engine:
             )
             for work, task in zip(self._queue, tasks, strict=True)
         ]
-        first = self._order.choose(waiting)
-        group = tasks[first].group
-        others = [
-            work
-            for index, (work, task) in enumerate(zip(self._queue, tasks, strict=True))
-            if index != first and group is not None and task.group == group
-        ]
-        return [self._queue[first], *others[: self._together - 1]]
+        first = _most_urgent(tasks, self._order.choose(waiting))
+        group, chosen = tasks[first].group, [first]
+        left = [n for n, task in enumerate(tasks) if n != first and task.group == group]
+        while group is not None and left and len(chosen) < self._together:
+            chosen.append(left.pop(self._order.choose([waiting[n] for n in left])))
+        return [self._queue[n] for n in chosen]
 
     def _do(self, chosen: Sequence[Work]) -> None:
         """Run the jobs and hand each its result, or what it raised."""
@@ -173,6 +188,15 @@ class Engine:
             _post(work, None, error)
         else:
             _post(work, result, None)
+
+
+def _most_urgent(tasks: Sequence[Task], chosen: int) -> int:
+    """The chosen device's first gradient, where one waits; else what was chosen."""
+    for index, task in enumerate(tasks):
+        gradient = isinstance(task.message, TensorMessage) and task.message.kind is Kind.GRADIENT
+        if gradient and task.session is tasks[chosen].session:
+            return index
+    return chosen
 
 
 def _post(work: Work, result: Any, error: Exception | None) -> None:

@@ -17,7 +17,7 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy
 
 from sfl.data.batches import Batch
-from sfl.models.footprint import PIECE_LOGITS
+from sfl.models.footprint import piece_rows
 from sfl.models.span import ForwardKey, SpanModel
 from sfl.stage.layout import IGNORED, real_tokens
 from sfl.stage.loss import Score, evaluation_score, training_loss
@@ -95,7 +95,7 @@ def _scored(lengths: Sequence[int], labels: npt.NDArray[np.int32]) -> tuple[Tens
 
 
 def _pieces(model: SpanModel, count: int) -> list[slice]:
-    size = max(64, PIECE_LOGITS // model.vocab_size)
+    size = piece_rows(model.vocab_size)
     return [slice(first, first + size) for first in range(0, count, size)]
 
 

@@ -72,6 +72,11 @@ class GradientNorm:
     step: int
     squared: float
 
+    @property
+    def key(self) -> Key:
+        """The step it ends, as that of its first micro-batch."""
+        return Key(Purpose.TRAINING, self.round, self.step, 0)
+
 
 @dataclass(frozen=True, slots=True)
 class RoundStart:

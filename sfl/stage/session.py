@@ -7,7 +7,8 @@ in, messages out.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Hashable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -16,7 +17,7 @@ import torch
 from sfl.adapters.lora import LoraBank
 from sfl.config import RunSettings
 from sfl.errors import ProtocolError
-from sfl.metrics.stats import NodeStats
+from sfl.metrics.stats import Measurement, NodeStats, Phase
 from sfl.metrics.timeline import watched_step
 from sfl.models.span import ForwardKey, SpanModel
 from sfl.plan import SplitPlan
@@ -50,7 +51,8 @@ class Flight:
 class Session(ABC):
     """One device's adapter, optimizer and graphs in flight over the shared base.
 
-    With `recompute` a graph does not wait for its gradient: its input does, and is run again. With
+    With `recompute` blocks keep their input only and run again for their backward, and no graph
+    waits for a gradient that has yet to come: the input of all blocks does. With
     a `residence` its tensors may rest in a file while it has nothing to do.
     """
 
@@ -195,18 +197,19 @@ class Session(ABC):
         assert message.rows is not None
         training = message.key.purpose is Purpose.TRAINING
         self.bank.activate(self.adapter)
+        self.model.recompute = self.recompute
         if self.model.training != training:
             self.model.train(training)
-        boundary = self.computation.hidden(message.rows, message.lengths)
-        # Its gradient will lie where it does: there the codec takes it.
-        boundary = boundary.to(self.model.device_of(self.plan.middle.first))
-        # Without this mark a boundary behind frozen layers would get no gradient.
-        boundary.requires_grad_(training and self.plan.cut_layer > 0)
         span = self.plan.middle
         with (
             self.stats.phases.measure("forward", message.key, self.device),
             torch.set_grad_enabled(training and graph),
         ):
+            boundary = self.computation.hidden(message.rows, message.lengths)
+            # Its gradient will lie where it does: there the codec takes it.
+            boundary = boundary.to(self.model.device_of(span.first))
+            # Without this mark a boundary behind frozen layers would get no gradient.
+            boundary.requires_grad_(training and self.plan.cut_layer > 0)
             output = self.model.blocks(
                 boundary,
                 torch.tensor(message.lengths),
@@ -214,6 +217,7 @@ class Session(ABC):
                 last=span.last,
                 key=self.forward_key(message.key),
             )
+            _wait_for(output)
         return boundary, output
 
     def forward_key(self, key: Key) -> ForwardKey | None:
@@ -237,34 +241,52 @@ class Session(ABC):
         self._backward_done += 1
         if self._backward_done < message.num_micro_batches:
             return []
-        self.optimizer.pull()
         if self.settings.training.max_grad_norm is None:
-            self._apply()
+            self._apply(None)
             return []
-        self._own_norm = self.optimizer.squared_norm()
+        with self._stepping():
+            self.optimizer.pull()
+            self._own_norm = self.optimizer.squared_norm()
         return [GradientNorm(message.key.round, self.step, self._own_norm)]
 
     def _on_norm(self, message: GradientNorm) -> list[Reply]:
         if self._own_norm is None or message.step != self.step:
             raise ProtocolError(f"a gradient norm of step {message.step} was not due")
         # Both sides must add in the same order: the device's first.
-        self.optimizer.clip(message.squared + self._own_norm)
+        squared = message.squared + self._own_norm
         self._own_norm = None
-        self._apply()
+        self._apply(squared)
         return []
 
-    def _apply(self) -> None:
+    def _apply(self, squared: float | None) -> None:
+        """Take the step, clipped by both sides' squared norm where there is one."""
         assert self.start is not None
         if self.start.rehearse:
             self.optimizer.forget()
-            self._backward_done = 0
-            self.step += 1
-            return
-        here = Key(Purpose.TRAINING, self.start.round, self.step, 0)
-        with self.stats.phases.measure("step", here, self.device):
-            self.optimizer.step(self.start.first_step + self.step, self.start.total_steps)
+        else:
+            with self._stepping():
+                if squared is None:
+                    self.optimizer.pull()
+                else:
+                    self.optimizer.clip(squared)
+                self.optimizer.step(self.start.first_step + self.step, self.start.total_steps)
         self._backward_done = 0
         self.step += 1
+
+    def _stepping(self) -> Measurement:
+        """The time of what is done once a step."""
+        assert self.start is not None
+        here = Key(Purpose.TRAINING, self.start.round, self.step, 0)
+        return self.stats.phases.measure("step", here, self.device)
+
+
+def _wait_for(result: torch.Tensor) -> None:
+    """Until an accelerator has computed what lies on it.
+
+    So its time is that of the phase it belongs to, and the codec may read on a stream of its own.
+    """
+    if result.is_cuda:
+        torch.cuda.current_stream(result.device).synchronize()
 
 
 def enter(*sessions: Session) -> None:
@@ -278,12 +300,15 @@ class VanillaSession(Session):
     """Labels come along: loss, backward and the cut gradient in one round trip."""
 
     def group(self, message: TensorMessage | GradientNorm) -> Hashable:
-        """Training over the same blocks; dropout is drawn for each device alone."""
+        """Training over the same blocks, with lengths alike; dropout is each device's own.
+
+        Attention pads a batch to its longest sequence: to less than twice a message's own longest.
+        """
         if isinstance(message, GradientNorm) or message.key.purpose is not Purpose.TRAINING:
             return None
         if not self.computation.packed or self.model.drops:
             return None
-        return self.plan.middle
+        return self.plan.middle, max(message.lengths).bit_length()
 
     def _handlers(self) -> dict[tuple[Purpose, Kind], Callable[[TensorMessage], list[Reply]]]:
         return {
@@ -316,7 +341,8 @@ class VanillaSession(Session):
             )
         with self.stats.phases.measure("backward", message.key, self.device):
             loss.backward()  # type: ignore[no-untyped-call]
-            mean = float(loss.detach())  # an accelerator is waited for here
+            mean = float(loss.detach())
+            _wait_for(boundary)
         reply = replace(self._cut_gradient(message, boundary), loss=mean)
         return [reply, *self._after_backward(message)]
 
@@ -366,6 +392,7 @@ class UShapedSession(Session):
         self.bank.activate(self.adapter)  # for blocks that are computed again
         with self.stats.phases.measure("backward", message.key, self.device):
             output.backward(gradient.to(output.device))  # type: ignore[no-untyped-call]
+            _wait_for(boundary)
         return [self._cut_gradient(message, boundary), *self._after_backward(message)]
 
 
@@ -398,7 +425,7 @@ def handle_together(
 def _train_together(
     items: Sequence[tuple[VanillaSession, TensorMessage, Labels]],
 ) -> list[list[Reply]]:
-    lead, first_message, _ = items[0]
+    lead = items[0][0]
     model, bank, computation = lead.model, lead.bank, lead.computation
     counts = [sum(message.lengths) for _, message, _ in items]
     parts = [(session.adapter, count) for (session, *_), count in zip(items, counts, strict=True)]
@@ -409,7 +436,8 @@ def _train_together(
         boundaries.append(boundary.requires_grad_(session.plan.cut_layer > 0))
     if not model.training:
         model.train(True)
-    with lead.stats.phases.measure("forward", first_message.key, lead.device):
+    model.recompute = any(session.recompute for session, *_ in items)
+    with _shared("forward", items):
         bank.activate_parts(parts)
         output = model.blocks(
             torch.cat(boundaries)[None],
@@ -427,17 +455,34 @@ def _train_together(
                     model, own, message.lengths, labels, message.normalizer or None, None
                 )
             )
-    with lead.stats.phases.measure("backward", first_message.key, lead.device):
+    with _shared("backward", items):
         bank.activate_parts(parts)  # for blocks that are computed again
         each = torch.stack(losses)
         each.sum().backward()  # type: ignore[no-untyped-call]
-        means = each.tolist()  # an accelerator is waited for here
+        means = each.tolist()
+        _wait_for(boundaries[0])
     replies: list[list[Reply]] = []
     for (session, message, _), boundary, mean in zip(items, boundaries, means, strict=True):
         rows = boundary.grad
         answer = replace(message, kind=Kind.GRADIENT, rows=rows, labels=None, loss=mean)
         replies.append([answer, *session._after_backward(message)])
     return replies
+
+
+@contextmanager
+def _shared(
+    phase: Phase, items: Sequence[tuple[VanillaSession, TensorMessage, Labels]]
+) -> Iterator[None]:
+    """Book work for several devices to each: when it was, and an equal share of its seconds."""
+    clock = items[0][0].stats.phases
+    begin = clock.now()
+    try:
+        yield
+    finally:
+        end = clock.now()
+        for session, message, _ in items:
+            phases = session.stats.phases
+            phases.share(phase, message.key, session.device, begin, end, len(items))
 
 
 SESSIONS: dict[str, type[Session]] = {"vanilla": VanillaSession, "u_shaped": UShapedSession}

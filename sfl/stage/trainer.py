@@ -20,7 +20,7 @@ from sfl.config import RunSettings
 from sfl.data.batches import Batch, Sampler, collate, split_micro
 from sfl.data.example import Dataset
 from sfl.errors import ProtocolError
-from sfl.metrics.stats import NodeStats
+from sfl.metrics.stats import Measurement, NodeStats
 from sfl.metrics.timeline import watched_step
 from sfl.models.span import ForwardKey, SpanModel
 from sfl.stage.computation import COMPUTATIONS
@@ -86,7 +86,7 @@ class Trainer:
     """Runs rounds on one device over a link; topology is in which answers its edge sends.
 
     `rest` is called between steps, when nothing is in flight, and returns when the device may
-    compute.
+    compute. At most `allowance` micro-batches are in flight, by default `network.credits`.
     """
 
     def __init__(
@@ -99,6 +99,7 @@ class Trainer:
         link: Link,
         stats: NodeStats,
         rest: Callable[[], None] = lambda: None,
+        allowance: int | None = None,
     ) -> None:
         self.device = device
         self.stage = stage
@@ -108,6 +109,7 @@ class Trainer:
         self.link = link
         self.stats = stats
         self.rest = rest
+        self.allowance = settings.network.credits if allowance is None else allowance
         self.computation = COMPUTATIONS[settings.computation]
         self.optimizer = Optimizer(stage.parameters, settings.training, settings.aggregation)
         self.sampler = Sampler(
@@ -193,21 +195,25 @@ class Trainer:
     def train_step(self, start: RoundStart, step: int) -> tuple[float, int]:
         """One optimizer step on both sides of the cut: (mean loss, real tokens)."""
         num_tokens = self._exchange(start, step)
-        here = Key(Purpose.TRAINING, start.round, step, 0)
-        with self.stats.phases.measure("step", here, self.device):
+        with self._stepping(start, step):
             self.optimizer.step(start.first_step + step, start.total_steps)
         return self._loss, num_tokens
+
+    def _stepping(self, start: RoundStart, step: int) -> Measurement:
+        """The time of what is done once a step."""
+        here = Key(Purpose.TRAINING, start.round, step, 0)
+        return self.stats.phases.measure("step", here, self.device)
 
     def _exchange(self, start: RoundStart, step: int) -> int:
         """A step's micro-batches out and back, their gradients summed and clipped: real tokens."""
         self._loss, num_tokens = 0.0, 0
-        self.stats.phases.here = Key(Purpose.TRAINING, start.round, step, 0)
         for micro in self._micro_batches(start, step):
             self._make_room()
             self._launch(micro)
             num_tokens += micro.batch.num_tokens
         self._land_all()
-        self.optimizer.pull()
+        with self._stepping(start, step):
+            self.optimizer.pull()
         self._clip(start, step)
         return num_tokens
 
@@ -219,8 +225,9 @@ class Trainer:
         examples = self.dataset.eval
         for number, first in enumerate(range(0, len(examples), size)):
             self._make_room()
-            batch = collate(examples[first : first + size], self.pad_id)
             key = Key(Purpose.EVALUATION, round_, number, 0)
+            with self.stats.phases.measure("collate", key, self.device):
+                batch = collate(examples[first : first + size], self.pad_id)
             with torch.no_grad():
                 self._launch(MicroBatch(key, 1, 0, batch))
         self._land_all()
@@ -237,10 +244,12 @@ class Trainer:
 
     def _micro_batches(self, start: RoundStart, step: int) -> Iterator[MicroBatch]:
         """The step's batch, cut up; each piece knows the targets of the whole."""
-        indices = self.sampler.indices(start.first_step + step)
-        pieces = split_micro(indices, max(start.micro_batches, self.stage.micro_batches))
         train = self.dataset.train
-        batches = [collate([train[index] for index in piece], self.pad_id) for piece in pieces]
+        here = Key(Purpose.TRAINING, start.round, step, 0)
+        with self.stats.phases.measure("collate", here, self.device):
+            indices = self.sampler.indices(start.first_step + step)
+            pieces = split_micro(indices, max(start.micro_batches, self.stage.micro_batches))
+            batches = [collate([train[index] for index in piece], self.pad_id) for piece in pieces]
         # One micro-batch takes the plain mean, bit for bit what an unsplit step does.
         normalizer = sum(b.num_targets for b in batches) if len(batches) > 1 else 0
         for number, batch in enumerate(batches):
@@ -249,33 +258,36 @@ class Trainer:
 
     def _make_room(self) -> None:
         """Land answers until another micro-batch may be launched."""
-        most = 1 if self.stage.micro_batches > 1 else self.settings.network.credits
+        most = 1 if self.stage.micro_batches > 1 else self.allowance
         while len(self._flights) >= most:
             self._take_answer()
 
     def _launch(self, micro: MicroBatch) -> None:
         """Front blocks, then off to the edge."""
         batch, key = micro.batch, self._forward_key(micro.key)
+        with self.stats.phases.measure("collate", micro.key, self.device):
+            lengths = tuple(batch.lengths.tolist())
+            labels = pack_labels(batch.labels, lengths) if self.stage.tail is None else None
+            context = _row_context(micro)
         with self.stats.phases.measure("forward", micro.key, self.device):
             front = self.stage.front.model
             embedded = front.embed(self.computation.tokens(batch), batch.lengths, key=key)
             output = front.blocks(embedded, batch.lengths, key=key)
-        lengths = tuple(batch.lengths.tolist())
-        self._flights[micro.key] = Flight(micro, lengths, output)
-        self.stats.queue_depth = len(self._flights)
-        labels = pack_labels(batch.labels, lengths) if self.stage.tail is None else None
-        self.link.send(
-            TensorMessage(
-                kind=Kind.ACTIVATION,
-                key=micro.key,
-                num_micro_batches=micro.num_micro_batches,
-                lengths=lengths,
-                rows=self.computation.rows(output.detach(), lengths),
-                labels=labels,
-                normalizer=micro.normalizer,
-                context=_row_context(micro),
+            rows = self.computation.rows(output.detach(), lengths)
+            self._flights[micro.key] = Flight(micro, lengths, output)
+            self.stats.queue_depth = len(self._flights)
+            self.link.send(
+                TensorMessage(
+                    kind=Kind.ACTIVATION,
+                    key=micro.key,
+                    num_micro_batches=micro.num_micro_batches,
+                    lengths=lengths,
+                    rows=rows,
+                    labels=labels,
+                    normalizer=micro.normalizer,
+                    context=context,
+                )
             )
-        )
 
     # -- the way back --------------------------------------------------------------------------
 
@@ -296,8 +308,8 @@ class Trainer:
         self._loss += message.loss
         if message.rows is None:
             return
-        gradient = self.computation.hidden(message.rows, flight.lengths)
         with self.stats.phases.measure("backward", flight.micro.key, self.device):
+            gradient = self.computation.hidden(message.rows, flight.lengths)
             flight.output.backward(gradient)  # type: ignore[no-untyped-call]
 
     def _finish_locally(self, message: TensorMessage) -> None:
@@ -309,9 +321,9 @@ class Trainer:
         finish[message.key.purpose](message, self._flights[message.key])
 
     def _train_tail(self, message: TensorMessage, flight: Flight) -> None:
-        boundary = self._boundary(message, flight).requires_grad_()
         micro = flight.micro
         with self.stats.phases.measure("forward", micro.key, self.device):
+            boundary = self._boundary(message, flight).requires_grad_()
             loss = self.computation.loss(
                 self._tail,
                 self._through_tail(boundary, flight),
@@ -322,24 +334,26 @@ class Trainer:
             )
         with self.stats.phases.measure("backward", flight.micro.key, self.device):
             loss.backward()  # type: ignore[no-untyped-call]
-        self._loss += float(loss.detach())
-        assert boundary.grad is not None
+            self._loss += float(loss.detach())
+            assert boundary.grad is not None
+            rows = self.computation.rows(boundary.grad, flight.lengths)
         self.link.send(
             TensorMessage(
                 kind=Kind.GRADIENT,
                 key=micro.key,
                 num_micro_batches=micro.num_micro_batches,
                 lengths=flight.lengths,
-                rows=self.computation.rows(boundary.grad, flight.lengths),
+                rows=rows,
             )
         )
 
     def _score_tail(self, message: TensorMessage, flight: Flight) -> None:
         del self._flights[message.key]
-        with torch.no_grad():
-            output = self._through_tail(self._boundary(message, flight), flight)
-        labels = pack_labels(flight.micro.batch.labels, flight.lengths)
-        self._score += self.computation.score(self._tail, output, flight.lengths, labels)
+        with self.stats.phases.measure("forward", message.key, self.device):
+            with torch.no_grad():
+                output = self._through_tail(self._boundary(message, flight), flight)
+            labels = pack_labels(flight.micro.batch.labels, flight.lengths)
+            self._score += self.computation.score(self._tail, output, flight.lengths, labels)
 
     def _note_score(self, message: TensorMessage) -> None:
         del self._flights[message.key]
@@ -366,13 +380,14 @@ class Trainer:
         """Exchange squared norms with the edge, so that both scale by the same number."""
         if self.settings.training.max_grad_norm is None:
             return
-        own = self.optimizer.squared_norm()
+        with self._stepping(start, step):
+            own = self.optimizer.squared_norm()
         self.link.send(GradientNorm(start.round, step, own))
         other = self.link.receive()
         if not isinstance(other, GradientNorm) or other.step != step:
             raise ProtocolError(f"the edge's gradient norm of step {step} was due")
-        # The edge adds in the same order: the device's first.
-        self.optimizer.clip(own + other.squared)
+        with self._stepping(start, step):  # the edge adds in the same order: the device's first
+            self.optimizer.clip(own + other.squared)
 
     def _forward_key(self, key: Key) -> ForwardKey | None:
         if key.purpose is Purpose.EVALUATION:

@@ -19,13 +19,6 @@ from sfl.v1 import tensor_pb2
 Buffer = bytes | memoryview | Chunks
 
 
-def encode_adapter(
-    header: tensor_pb2.AdapterHeader, values: Mapping[str, np.ndarray]
-) -> list[tensor_pb2.AdapterFrame]:
-    """An adapter's part as frames of one safetensors file."""
-    return list(adapter_frames(header, adapter_bytes(values)))
-
-
 def adapter_bytes(values: Mapping[str, np.ndarray]) -> bytes:
     """An adapter's part as a safetensors file."""
     payload: bytes = safetensors.numpy.save(dict(values))

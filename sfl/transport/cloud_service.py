@@ -14,6 +14,7 @@ import grpc
 import grpc.aio
 
 from sfl.errors import LinkLost, ProtocolError, Refused, SflError
+from sfl.metrics.snapshot import NodeKind, NodeSnapshot
 from sfl.transport.doorkeeper import expect
 from sfl.transport.group import run_together
 from sfl.transport.spool import Spool
@@ -72,8 +73,8 @@ class Host(Protocol):
     def reported(self, report: tensor_pb2.RoundReport) -> None:
         """A device tells how its round went."""
 
-    def heard(self, beat: tensor_pb2.Heartbeat) -> None:
-        """Statistics of an edge and its devices."""
+    def heard(self, snapshot: NodeSnapshot) -> None:
+        """Statistics of an edge or of one of its devices, which they are."""
 
 
 @dataclass(slots=True)
@@ -120,13 +121,11 @@ class EdgeStream:
         takers: dict[str, Callable[[], None]] = {
             "ready": lambda: host.edge_ready(self.edge, message.ready),
             "join": lambda: host.device_joined(self.edge, message.join.device),
-            "device_ready": lambda: host.device_ready(
-                message.device_ready.device, message.device_ready.ready
-            ),
+            "device_ready": lambda: self._device_ready(message.device_ready),
             "left": lambda: host.device_left(message.left.device, message.left.reason),
             "adapter": lambda: self._spool(message.adapter),
-            "report": lambda: host.reported(message.report),
-            "heartbeat": lambda: host.heard(message.heartbeat),
+            "report": lambda: self._report(message.report),
+            "heartbeat": lambda: self._hear(message.heartbeat),
             "failure": lambda: host.edge_failed(self.edge, message.failure),
         }
         body = message.WhichOneof("body") or ""
@@ -139,6 +138,33 @@ class EdgeStream:
             self._passing_over = body == "adapter"
             return
         takers[body]()
+
+    def _hear(self, beat: tensor_pb2.Heartbeat) -> None:
+        """Pass on statistics of the edge itself and of those that it can speak for."""
+        self.host.heard(self._statistics(beat.snapshot, "edge", self.edge))
+        for text in beat.devices:
+            snapshot = NodeSnapshot.from_json(text)
+            # A device may not be admitted yet, or another edge may have it since.
+            if snapshot.kind == "device" and snapshot.name in self.devices:
+                self.host.heard(snapshot)
+
+    def _device_ready(self, message: cloud_pb2.DeviceIsReady) -> None:
+        self._statistics(message.ready.snapshot, "device", message.device)
+        self.host.device_ready(message.device, message.ready)
+
+    def _report(self, report: tensor_pb2.RoundReport) -> None:
+        self._statistics(report.snapshot, "device", report.device)
+        self.host.reported(report)
+
+    def _statistics(self, text: str, kind: NodeKind, name: str) -> NodeSnapshot:
+        """The statistics of that node and no other. Raises ProtocolError."""
+        snapshot = NodeSnapshot.from_json(text)
+        if (snapshot.kind, snapshot.name) != (kind, name):
+            raise ProtocolError(
+                f"edge {self.edge!r}: statistics of {snapshot.kind} {snapshot.name!r} in place of "
+                f"{kind} {name!r}"
+            )
+        return snapshot
 
     def _spool(self, frame: tensor_pb2.AdapterFrame) -> None:
         """Write a frame to disk; an update never lies in memory as a whole."""

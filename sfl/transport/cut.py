@@ -42,8 +42,22 @@ def check_codecs(settings: RunSettings) -> None:
             codecs_of(settings.codecs(entry.name, round_))
 
 
+def remembers_samples(settings: RunSettings) -> bool:
+    """Whether some device's activations are coded by what their examples' were an epoch ago."""
+    rounds = {1, *(change.from_round for change in settings.codec.schedule)}
+    return any(
+        (delta := parse(settings.codecs(entry.name, round_).activation).delta) is not None
+        and delta.kind == "sample"
+        for entry in settings.devices
+        for round_ in rounds
+    )
+
+
 class Cut:
-    """Encoders and decoders of one end of one stream; one thread may encode, one may decode."""
+    """Encoders and decoders of one end of one stream; one thread may encode, one may decode.
+
+    What delta coding remembers of samples lies in `folder`, the side's `cache_dir`.
+    """
 
     def __init__(
         self, side: str, device: str, seed: int, peer_compiled: bool, folder: Path | None = None
@@ -54,7 +68,7 @@ class Cut:
         self._seed = seed
         # Entropy codes are quick in C alone: without it on either side Zstandard takes their place.
         self._compiled = peer_compiled and kernel().name == "compiled"
-        self._folder = folder
+        self._cache = folder, f"{side}.cache_dir"
         self._specs: dict[str, str] = {}
         self._encoders: dict[str, Encoder] = {}
         self._decoders: dict[tuple[Kind, bool], Decoder] = {}
@@ -76,7 +90,7 @@ class Cut:
     def _encoder(self, role: str, codec: Codec) -> Encoder:
         if role != "activation":  # no other sender knows its rows by name
             codec = codec.without_delta()
-        return Encoder(codec.for_peer(self._compiled), self._folder)
+        return Encoder(codec.for_peer(self._compiled), *self._cache)
 
     @property
     def adapter_codec(self) -> Codec:
@@ -107,6 +121,14 @@ class Cut:
             self._masks[message.key] = encoder.mask
         return packet
 
+    def value_bits(self, message: TensorMessage) -> float | None:
+        """Bits a value that the next tensor like this one is expected to take, by those sent."""
+        if message.rows is None:
+            return None
+        encoder = self._encoders[self._role(message)]
+        rows, hidden = message.rows.shape
+        return encoder.codec.bits((rows, hidden), encoder.sizes) / (rows * hidden)
+
     def decode(self, packet: Packet, message: TensorMessage, hidden: int | None) -> TensorMessage:
         """The message with its rows, `hidden` wide where that is given. Raises ProtocolError."""
         evaluation = message.key.purpose is Purpose.EVALUATION
@@ -116,7 +138,7 @@ class Cut:
             raise ProtocolError(
                 f"{self._device}, {_place(message)}: codec {packet.codec!r} was not due"
             )
-        decoder = self._decoders.setdefault((message.kind, evaluation), Decoder(self._folder))
+        decoder = self._decoders.setdefault((message.kind, evaluation), Decoder(*self._cache))
         due = (packet.shape[0], packet.shape[1] if hidden is None else hidden)
         try:
             rows = decoder.decode(packet, due)

@@ -8,7 +8,6 @@ the link is to be slower than it is, a pacer stands between the queue and gRPC.
 
 from __future__ import annotations
 
-import itertools
 import logging
 import queue
 import threading
@@ -17,7 +16,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, Generic, TypeVar
+from typing import Any
 
 import grpc
 
@@ -35,6 +34,7 @@ from sfl.stage.messages import (
     GradientNorm,
     Kind,
     Message,
+    Purpose,
     RoundOrder,
     RoundOutcome,
     RoundStart,
@@ -58,35 +58,16 @@ from sfl.transport.frames import decode_tensor, encode_tensor, raw_bytes, to_sco
 from sfl.transport.shaper import Shaper, shaper
 from sfl.transport.status import error_of
 from sfl.transport.updates import UpdateSender, Values, decode_update
+from sfl.transport.urgency import LAST, NORMAL, URGENT, Outbox
 from sfl.transport.wire import EDGE_SESSION, STACK, WIRE_VERSION, tensor_role, wire_bytes
 from sfl.v1 import edge_pb2, tensor_pb2
 
 log = logging.getLogger(__name__)
 
-T = TypeVar("T")
-
 Outgoing = edge_pb2.DeviceMessage | Frame
 
 TENSOR_LIMIT = 1 << 30
 SAY_EVERY = 5.0  # seconds between two lines about what is waited for
-
-URGENT, NORMAL, LAST = 0, 1, 2
-
-
-class Outbox(Generic[T]):
-    """A queue out in which urgent things overtake; what is equally urgent keeps its order."""
-
-    def __init__(self) -> None:
-        self._queue: queue.PriorityQueue[tuple[int, int, T]] = queue.PriorityQueue()
-        self._numbers = itertools.count()
-
-    def put(self, item: T, urgency: int = NORMAL) -> None:
-        """Queue one thing."""
-        self._queue.put((urgency, next(self._numbers), item))
-
-    def get(self) -> T:
-        """Wait for the next one."""
-        return self._queue.get()[2]
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,6 +77,9 @@ class Joined:
     run_id: str
     num_layers: int
     settings: RunSettings
+
+    allowance: int
+    """Micro-batches that may be in flight."""
 
 
 def wait_for_peer(
@@ -197,7 +181,8 @@ class DeviceLink:
             daemon=True,
         )
         beat.start()
-        return Joined(welcome.run_id, welcome.num_layers, settings)
+        allowance = welcome.credits or settings.network.credits
+        return Joined(welcome.run_id, welcome.num_layers, settings, allowance)
 
     def ready(self, dataset: Dataset) -> None:
         """Tell the edge that span and data are there."""
@@ -280,13 +265,17 @@ class DeviceLink:
     def receive(self) -> Message:
         """Wait for the next message. Raises LinkLost, ProtocolError, RunFailed."""
         phases = self._stats.phases
-        with phases.measure("wait", phases.here, self._device):
-            item = self._take()
+        begin = phases.now()
+        item = self._take()
         if isinstance(item, edge_pb2.GradientNorm):
-            return GradientNorm(item.round, item.step, item.squared)
+            item = GradientNorm(item.round, item.step, item.squared)
+        if isinstance(item, TensorMessage | GradientNorm):
+            phases.span("wait", item.key, self._device, begin)
+            return item
+        phases.observe("wait", phases.now() - begin)
         if isinstance(item, Finish) and not item.ok:
             raise RunFailed(item.reason)
-        if isinstance(item, TensorMessage | Stack | RoundOrder | Finish):
+        if isinstance(item, Stack | RoundOrder | Finish):
             return item
         raise ProtocolError(f"{self._peer}: {type(item).__name__} was not due")
 
@@ -341,10 +330,8 @@ class DeviceLink:
 
     def _sent(self, message: Outgoing, begin: float) -> None:
         """Count how long a tensor's frame took to leave."""
-        if isinstance(message, Frame):
-            place = self._stats.phases.here
-            if place is not None:
-                self._stats.phases.span("send", place, self._device, begin)
+        if isinstance(message, Frame) and message.place is not None:
+            self._stats.phases.span("send", message.place, self._device, begin, "link-writer")
 
     def _encode(self) -> None:
         """Frames of what the caller sent, until the link is closed."""
@@ -359,6 +346,8 @@ class DeviceLink:
         assert self._cut is not None
         with self._stats.phases.measure("encode", message.key, self._device):
             frames = encode_tensor(message, self._cut.encode(message))
+        if message.kind is Kind.ACTIVATION and message.key.purpose is Purpose.TRAINING:
+            self._stats.value_bits = self._cut.value_bits(message)
         assert frames[0].header is not None
         role, raw = tensor_role(frames[0].header), raw_bytes(frames[0].header)
         for frame in frames:
@@ -437,7 +426,7 @@ class _Reader:
         self._start: RoundStart | None = None
         self._codec: Codec | None = None
         self._held: Values = {}
-        self._began = 0.0
+        self._began: dict[int, float] = {}
 
     def take(self, message: edge_pb2.EdgeMessage | Frame) -> None:
         """Count a message, and pass on what it completes."""
@@ -514,12 +503,16 @@ class _Reader:
         first = frame.header is not None
         if header is not None:
             self._count(frame, tensor_role(header), raw_bytes(header) if first else 0)
+        phases = self._stats.phases
         if first:
-            self._began = self._stats.phases.now()
+            self._began[frame.kind] = phases.now()
         whole = self._tensor.add(frame)
         if whole is not None:
-            self._stats.phases.observe("receive", self._stats.phases.now() - self._began)
-            self._put(self._decode(*whole))
+            begin, end = self._began[frame.kind], phases.now()
+            message = self._decode(*whole)
+            device = self._stats.name
+            phases.share("receive", message.key, device, begin, end, lane="link-receiver")
+            self._put(message)
 
 
 def _urgency(kind: Kind) -> int:

@@ -2,10 +2,12 @@
 
     reader   takes messages, puts frames together, has tensors decoded off the loop
     worker   hands decoded messages to the compute thread, in the order they came
-    writer   sends what is ready, in the order it was asked for; gradients overtake
+    lander   the same for gradients, which wait for no activation
+    writer   sends what is ready, frame by frame; gradients overtake
     beat     tells the device that the edge lives, and watches the idle timeout
 
-Bytes are counted by the end that opens a link, so the device counts these.
+Tensors and adapters become bytes on threads; of what arrives the loop reads a frame's header and
+makes views of the rest. Bytes are counted by the end that opens a link, so the device counts these.
 
 A message that breaks the contract closes its own stream with a status that says why; the other
 devices go on.
@@ -16,10 +18,10 @@ from __future__ import annotations
 import asyncio
 import itertools
 import time
-from collections.abc import AsyncIterator, Awaitable, Iterator, Mapping
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import AsyncIterator, Awaitable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Generic, Protocol, TypeVar
+from functools import partial
+from typing import Any, Protocol
 
 import grpc
 import grpc.aio
@@ -33,7 +35,7 @@ from sfl.metrics.snapshot import NodeSnapshot
 from sfl.metrics.stats import NodeStats
 from sfl.metrics.timeline import spans_to_json
 from sfl.stage.engine import Engine
-from sfl.stage.messages import GradientNorm, Kind, Purpose, RoundStart, TensorMessage
+from sfl.stage.messages import GradientNorm, Key, Kind, Purpose, RoundStart, TensorMessage
 from sfl.stage.session import Reply, Session
 from sfl.transport.chunks import (
     ADAPTER_LIMIT,
@@ -42,22 +44,31 @@ from sfl.transport.chunks import (
     TensorAssembly,
     adapter_bytes,
     adapter_frames,
-    encode_adapter,
 )
 from sfl.transport.cut import Cut
 from sfl.transport.envelope import Frame
 from sfl.transport.frames import decode_tensor, encode_tensor
 from sfl.transport.shaper import Shaper, shaper
 from sfl.transport.updates import UpdateSender, decode_update
-from sfl.transport.wire import STACK, wire_bytes
+from sfl.transport.urgency import CodecThread
+from sfl.transport.wire import EDGE_SESSION, STACK, wire_bytes
 from sfl.v1 import edge_pb2, tensor_pb2
 
 Context = grpc.aio.ServicerContext[Any, Any]
-Outgoing = list[edge_pb2.EdgeMessage | Frame]
-R = TypeVar("R")
 
 CUT_DTYPES = ("float32", "bfloat16")
 """What hidden states may come in; a device's own dtype may be another than the edge's."""
+
+
+@dataclass(frozen=True, slots=True)
+class Ready:
+    """A message's bytes as gRPC takes them, and whose tensor's they are, if any's."""
+
+    data: bytes
+    place: Key | None = None
+
+
+Outgoing = edge_pb2.EdgeMessage | Ready
 
 
 class Host(Protocol):
@@ -77,7 +88,7 @@ class Host(Protocol):
     async def left(self, device: str, reason: str) -> None:
         """The device's stream is closed; its session is given back."""
 
-    def relay_adapter(self, header: tensor_pb2.AdapterHeader, payload: bytes) -> None:
+    async def relay_adapter(self, header: tensor_pb2.AdapterHeader, payload: Buffer) -> None:
         """Pass a device's or the edge's part on to the cloud."""
 
     def relay_report(self, report: tensor_pb2.RoundReport) -> None:
@@ -101,17 +112,19 @@ class DeviceStream:
     session: Session
     settings: RunSettings
     host: Host
-    codec_pool: ThreadPoolExecutor
+    encoder: CodecThread
+    decoder: CodecThread
     cut: Cut
-    jobs: asyncio.PriorityQueue[Urgent[Any]] = field(default_factory=asyncio.PriorityQueue)
-    outbox: asyncio.PriorityQueue[Urgent[Outgoing]] = field(default_factory=asyncio.PriorityQueue)
-    arrivals: asyncio.Queue[tuple[float, edge_pb2.EdgeMessage | Frame]] = field(
-        default_factory=asyncio.Queue
-    )
+    jobs: asyncio.Queue[Awaitable[None]] = field(default_factory=asyncio.Queue)
+    gradients: asyncio.Queue[Awaitable[None]] = field(default_factory=asyncio.Queue)
+    outbox: asyncio.PriorityQueue[Queued] = field(default_factory=asyncio.PriorityQueue)
+    arrivals: asyncio.Queue[tuple[float, Outgoing]] = field(default_factory=asyncio.Queue)
     shaper: Shaper | None = None
+    credits: int = 0
+    """Micro-batches that may be in flight; 0: `network.credits`."""
     last_heard: float = field(default_factory=time.monotonic)
     held: Mapping[str, np.ndarray] = field(default_factory=dict)
-    """The adapter values that the device has, as they arrived there."""
+    """The adapter values that the device has, as they arrived there; where they are coded only."""
     stacks: int = 0
     """How many rounds' sums the device has been sent for its base."""
     _updates: UpdateSender = field(init=False)
@@ -120,6 +133,8 @@ class DeviceStream:
     _turnaround: float = 0.0
     ended: SflError | None = None
     _number: Iterator[int] = field(default_factory=itertools.count)
+    _began: dict[int, float] = field(default_factory=dict)
+    """When the tensor of each kind that is arriving began to."""
     _places: int = 0
     """Activations of this stream that lie decoded, or are being."""
     _waiting: int = 0
@@ -128,14 +143,12 @@ class DeviceStream:
 
     def __post_init__(self) -> None:
         seed = self.settings.run.seed
+        self.credits = self.credits or self.settings.network.credits
         self._updates = UpdateSender(self.device, seed, "down", feedback=False)
         self.shaper = shaper(self.settings.device(self.device).link, "down")
 
-    def _queue_job(self, job: Awaitable[Any], urgent: bool = False) -> None:
-        self.jobs.put_nowait(Urgent(not urgent, next(self._number), job))
-
-    def _queue_out(self, outgoing: Awaitable[Outgoing], urgent: bool = False) -> None:
-        self.outbox.put_nowait(Urgent(not urgent, next(self._number), outgoing))
+    def _queue_out(self, item: Outgoing | BaseException, urgent: bool = False) -> None:
+        self.outbox.put_nowait(Queued(not urgent, next(self._number), item))
 
     # -- called by the host ---------------------------------------------------------------------
 
@@ -146,7 +159,7 @@ class DeviceStream:
         theirs: Mapping[str, np.ndarray],
     ) -> None:
         """Load the edge's part, then send the device its own."""
-        self._queue_job(self._begin_round(start, mine, theirs))
+        self.jobs.put_nowait(self._begin_round(start, mine, theirs))
 
     def fold(
         self, round_: int, theirs: Mapping[str, np.ndarray], folded: asyncio.Task[None]
@@ -155,16 +168,15 @@ class DeviceStream:
         before; `folded` is done once the edge's base has it."""
         if round_ == self.stacks + 1:
             self.stacks = round_
-            self._queue_job(self._fold(round_, theirs, folded))
+            self.jobs.put_nowait(self._fold(round_, theirs, folded))
 
     def finish(self, ok: bool, reason: str) -> None:
         """Tell the device that the run is over; it then closes the stream."""
-        finish = edge_pb2.EdgeMessage(finish=edge_pb2.Finish(ok=ok, reason=reason))
-        self._queue_out(_done([finish]))
+        self.post(edge_pb2.EdgeMessage(finish=edge_pb2.Finish(ok=ok, reason=reason)))
 
     def post(self, message: edge_pb2.EdgeMessage) -> None:
         """Queue one message for the device."""
-        self._queue_out(_done([message]))
+        self._queue_out(message)
 
     # -- the coroutines ---------------------------------------------------------------------------
 
@@ -185,25 +197,46 @@ class DeviceStream:
     async def work(self) -> None:
         """Run jobs in the order they came."""
         while True:
-            await (await self.jobs.get()).work
+            await (await self.jobs.get())
+
+    async def land(self) -> None:
+        """Run the jobs of gradients, in the order they came, beside all others."""
+        while True:
+            await (await self.gradients.get())
 
     async def write(self, context: Context) -> None:
-        """Send what is ready, in order, gradients first; at the link's pace where it has one."""
+        """Send what is ready, in order, gradients first; at the link's pace where it has one.
+
+        Raises what coding an answer raised.
+        """
         while True:
-            for message in await (await self.outbox.get()).work:
-                if self.shaper is None:
-                    await context.write(message)
-                    continue
-                free, arrives = self.shaper.admit(time.monotonic(), wire_bytes(message))
-                self.arrivals.put_nowait((arrives, message))
-                await asyncio.sleep(free - time.monotonic())
+            item = (await self.outbox.get()).item
+            if isinstance(item, BaseException):
+                raise item
+            await self._write(item, context)
+
+    async def _write(self, message: Outgoing, context: Context) -> None:
+        begin = self.host.stats.phases.now()
+        if self.shaper is None:
+            await context.write(_for_grpc(message))
+        else:
+            await self._pace(message, self.shaper)
+        if isinstance(message, Ready) and message.place is not None:
+            phases = self.host.stats.phases
+            phases.span("send", message.place, self.device, begin, "link-writer")
+
+    async def _pace(self, message: Outgoing, shaper: Shaper) -> None:
+        size = len(message.data) if isinstance(message, Ready) else wire_bytes(message)
+        free, arrives = shaper.admit(time.monotonic(), size)
+        self.arrivals.put_nowait((arrives, message))
+        await asyncio.sleep(free - time.monotonic())
 
     async def deliver(self, context: Context) -> None:
         """A shaped link's delay line."""
         while True:
             arrives, message = await self.arrivals.get()
             await asyncio.sleep(arrives - time.monotonic())
-            await context.write(message)
+            await context.write(_for_grpc(message))
 
     async def beat(self) -> None:
         """Heartbeats out; too long a silence ends the stream."""
@@ -224,7 +257,7 @@ class DeviceStream:
             self._take_adapter(message.adapter, adapters)
         elif body == "norm":
             norm = message.norm
-            self._queue_job(self._compute(GradientNorm(norm.round, norm.step, norm.squared)))
+            self.jobs.put_nowait(self._compute(GradientNorm(norm.round, norm.step, norm.squared)))
         elif body == "heartbeat":
             self._hear(message.heartbeat.snapshot)
         elif body == "report":
@@ -247,27 +280,36 @@ class DeviceStream:
         self.host.heard(self.device, heard)
 
     def _take_tensor(self, frame: Frame, tensors: TensorAssembly) -> None:
+        now = self.host.stats.phases.now()
+        if frame.header is not None:
+            self._began[frame.kind] = now
         whole = tensors.add(frame)
         if whole is None:
             return
+        begin = self._began[frame.kind]
         if whole[0].kind == tensor_pb2.TENSOR_KIND_ACTIVATION:
             self._note_turnaround()
             self.in_flight += 1
-            if self.in_flight > self.settings.network.credits:
+            if self.in_flight > self.credits:
                 raise ProtocolError(
-                    f"{self.in_flight} micro-batches in flight, {self.settings.network.credits} "
-                    "are allowed (network.credits)"
+                    f"{self.in_flight} micro-batches in flight, {self.credits} are allowed "
+                    "(network.credits, edge.credits)"
                 )
         self._waiting += 1
         self.host.stats.queue_depth += 1
         urgent = whole[0].kind == tensor_pb2.TENSOR_KIND_GRADIENT
-        decoded = asyncio.ensure_future(self._decode_in_turn(*whole, at_once=urgent))
+        decoded = asyncio.ensure_future(self._decode_in_turn(*whole, (begin, now), at_once=urgent))
         self._decoding.add(decoded)
         decoded.add_done_callback(self._decoding.discard)
-        self._queue_job(self._compute_when(decoded, at_once=urgent), urgent)
+        lane = self.gradients if urgent else self.jobs
+        lane.put_nowait(self._compute_when(decoded, at_once=urgent))
 
     async def _decode_in_turn(
-        self, header: tensor_pb2.TensorHeader, payload: Buffer, at_once: bool
+        self,
+        header: tensor_pb2.TensorHeader,
+        payload: Buffer,
+        received: tuple[float, float],
+        at_once: bool,
     ) -> TensorMessage:
         """Decode off the loop, once there is room for another activation on this edge.
 
@@ -277,8 +319,10 @@ class DeviceStream:
         if not at_once:
             await self.host.room.acquire()
             self._places += 1
-        loop = asyncio.get_running_loop()
-        return await loop.run_in_executor(self.codec_pool, self._decode, header, payload)
+        message = await self.decoder.submit(at_once, self._decode, header, payload)
+        phases = self.host.stats.phases
+        phases.share("receive", message.key, self.device, *received, lane="link-receiver")
+        return message
 
     def _give_place(self) -> None:
         if self._places:
@@ -291,10 +335,11 @@ class DeviceStream:
 
     async def abandon(self) -> None:
         """Give back what a stream that has ended still holds."""
-        while not self.jobs.empty():
-            job = self.jobs.get_nowait().work
-            if asyncio.iscoroutine(job):
-                job.close()
+        for lane in (self.jobs, self.gradients):
+            while not lane.empty():
+                job = lane.get_nowait()
+                if asyncio.iscoroutine(job):
+                    job.close()
         decoding = list(self._decoding)
         for future in decoding:
             future.cancel()
@@ -340,12 +385,26 @@ class DeviceStream:
     async def _compute(self, message: TensorMessage | GradientNorm) -> None:
         replies = await self.host.engine.serve(self.session, message, self._tail_seconds())
         self._answered = time.monotonic()
-        loop = asyncio.get_running_loop()
+        self._send(replies)
+
+    def _send(self, replies: Sequence[Reply]) -> None:
+        """Have answers coded off the loop, then sent."""
         for reply in replies:
             self.in_flight -= _lands(reply)
-            coded = loop.run_in_executor(self.codec_pool, self._encode, reply)
-            gradient = isinstance(reply, TensorMessage) and reply.kind is Kind.GRADIENT
-            self._queue_out(coded, urgent=gradient)
+            # A norm stays behind the gradient that it comes with.
+            urgent = isinstance(reply, GradientNorm) or reply.kind is Kind.GRADIENT
+            coded = self.encoder.submit(urgent, self._encode, reply)
+            coded.add_done_callback(partial(self._coded, urgent))
+
+    def _coded(self, urgent: bool, coded: asyncio.Future[list[Ready]]) -> None:
+        """Queue an answer's frames, each by itself; threads end them in the order they go out."""
+        if coded.cancelled():
+            return
+        if (error := coded.exception()) is not None:
+            self._queue_out(error, urgent=True)
+            return
+        for frame in coded.result():
+            self._queue_out(frame, urgent)
 
     def _tail_seconds(self) -> float:
         """What the device has yet to do in this round once it has its answer."""
@@ -360,12 +419,14 @@ class DeviceStream:
         seconds = time.monotonic() - self._answered
         self._turnaround += (seconds - self._turnaround) * (0.3 if self._turnaround else 1.0)
 
-    def _encode(self, reply: Reply) -> Outgoing:
+    def _encode(self, reply: Reply) -> list[Ready]:
+        """A reply as bytes: gRPC would make them on the loop."""
         if isinstance(reply, GradientNorm):
             norm = edge_pb2.GradientNorm(round=reply.round, step=reply.step, squared=reply.squared)
-            return [edge_pb2.EdgeMessage(norm=norm)]
+            return [Ready(EDGE_SESSION.response_bytes(edge_pb2.EdgeMessage(norm=norm)))]
         with self.host.stats.phases.measure("encode", reply.key, self.device):
-            return list(encode_tensor(reply, self.cut.encode(reply)))
+            frames = encode_tensor(reply, self.cut.encode(reply))
+            return [Ready(EDGE_SESSION.response_bytes(frame), reply.key) for frame in frames]
 
     def _take_adapter(self, frame: tensor_pb2.AdapterFrame, adapters: AdapterAssembly) -> None:
         """Relay the device's part once it is whole, and read off the edge's own."""
@@ -374,8 +435,8 @@ class DeviceStream:
             return
         header, payload = whole
         header.device, header.side = self.device, "device"
-        self._queue_job(self._relay(header, payload))
-        self._queue_job(self._send_own_part(header.round))
+        self.jobs.put_nowait(self._relay(header, payload))
+        self.jobs.put_nowait(self._send_own_part(header.round))
 
     async def _relay(self, header: tensor_pb2.AdapterHeader, payload: Buffer) -> None:
         """Pass the device's part on, whole again where it came as a change."""
@@ -389,12 +450,9 @@ class DeviceStream:
                 for name, array in self.held.items()
                 if any(belongs_to(name, span) for span in own) and not (frozen and is_lora_a(name))
             }
-            loop = asyncio.get_running_loop()
-            values = await loop.run_in_executor(
-                self.codec_pool, decode_update, codec, payload, held
-            )
-            header.codec, payload = "", adapter_bytes(values)
-        self.host.relay_adapter(header, bytes(payload))
+            values = await self.decoder.submit(False, decode_update, codec, payload, held)
+            header.codec, payload = "", await asyncio.to_thread(adapter_bytes, values)
+        await self.host.relay_adapter(header, payload)
 
     async def _send_own_part(self, round_: int) -> None:
         values = await self.host.engine.run(self.session.end_round)
@@ -405,7 +463,7 @@ class DeviceStream:
             side="edge",
             scaling=self.settings.scaling(self.device),
         )
-        self.host.relay_adapter(header, adapter_bytes(values))
+        await self.host.relay_adapter(header, await asyncio.to_thread(adapter_bytes, values))
 
     async def _begin_round(
         self,
@@ -428,30 +486,28 @@ class DeviceStream:
         await self.host.engine.run(self.session.begin_round, order, mine)
         self.post(edge_pb2.EdgeMessage(start=start))
         for frame in await self._global_part(start.round, theirs):
-            self.post(edge_pb2.EdgeMessage(adapter=frame))
+            self._queue_out(frame)
 
     async def _fold(
         self, round_: int, theirs: Mapping[str, np.ndarray], folded: asyncio.Task[None]
     ) -> None:
         await asyncio.shield(folded)  # it is the other devices' too
         header = tensor_pb2.AdapterHeader(round=round_, side=STACK)
-        for frame in encode_adapter(header, theirs):
-            self.post(edge_pb2.EdgeMessage(adapter=frame))
+        for frame in await asyncio.to_thread(_adapter_ready, header, theirs):
+            self._queue_out(frame)
 
-    async def _global_part(
-        self, round_: int, values: Mapping[str, np.ndarray]
-    ) -> list[tensor_pb2.AdapterFrame]:
+    async def _global_part(self, round_: int, values: Mapping[str, np.ndarray]) -> list[Ready]:
         """The device's part of the global adapter: whole, or as what the device lacks of it."""
         header, codec = tensor_pb2.AdapterHeader(round=round_), self.cut.adapter_codec
-        if codec.spec == "none" or not values or values.keys() != self.held.keys():
-            self.held = values
-            return encode_adapter(header, values)
+        coded = codec.spec != "none"
+        if not coded or not values or values.keys() != self.held.keys():
+            self.held = values if coded else {}
+            return await asyncio.to_thread(_adapter_ready, header, values)
         header.codec = codec.spec
-        loop = asyncio.get_running_loop()
-        payload, self.held = await loop.run_in_executor(
-            self.codec_pool, self._updates.encode, codec, values, self.held, round_
+        payload, self.held = await self.encoder.submit(
+            False, self._updates.encode, codec, values, self.held, round_
         )
-        return list(adapter_frames(header, payload))
+        return await asyncio.to_thread(_adapter_ready, header, payload)
 
     def _tensor_limit(self) -> int:
         """Most bytes a tensor may announce: a full batch in fp32, and some room for headers."""
@@ -461,12 +517,15 @@ class DeviceStream:
 
 
 @dataclass(frozen=True, slots=True, order=True)
-class Urgent(Generic[R]):
-    """Work in a queue where what is urgent overtakes; what is equally urgent keeps its order."""
+class Queued:
+    """In a queue where what is urgent overtakes; what is equally urgent keeps its order.
+
+    An error in it ends the stream.
+    """
 
     late: bool
     number: int
-    work: Awaitable[R] = field(compare=False)
+    item: Outgoing | BaseException = field(compare=False)
 
 
 class Goodbye(SflError):
@@ -480,5 +539,16 @@ def _lands(reply: Reply) -> bool:
     return reply.kind is not Kind.HIDDEN or reply.key.purpose is Purpose.EVALUATION
 
 
-async def _done(messages: Outgoing) -> Outgoing:
-    return messages
+def _for_grpc(message: Outgoing) -> edge_pb2.EdgeMessage | bytes:
+    return message.data if isinstance(message, Ready) else message
+
+
+def _adapter_ready(
+    header: tensor_pb2.AdapterHeader, adapter: Mapping[str, np.ndarray] | Buffer
+) -> list[Ready]:
+    """Values, or their payload, as frames in bytes."""
+    payload = adapter_bytes(adapter) if isinstance(adapter, Mapping) else adapter
+    return [
+        Ready(EDGE_SESSION.response_bytes(edge_pb2.EdgeMessage(adapter=frame)))
+        for frame in adapter_frames(header, payload)
+    ]

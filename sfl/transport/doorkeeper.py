@@ -40,8 +40,6 @@ MAY_CALL: Mapping[str, frozenset[Role]] = {
     EDGE_FETCH_FILE.path: frozenset({"device"}),
     EDGE_PROBE.path: ANYBODY,
     CLOUD_SESSION.path: frozenset({"edge"}),
-    "/grpc.health.v1.Health/Check": ANYBODY,
-    "/grpc.health.v1.Health/Watch": ANYBODY,
 }
 """Roles by method; what is not listed is closed to all."""
 TLS_WANTED = "/sfl.v1.Door/TlsWanted"

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import AsyncIterator, Callable
-from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import Any
 
 import grpc
@@ -19,6 +19,7 @@ from sfl.transport.doorkeeper import expect
 from sfl.transport.group import run_together
 from sfl.transport.probe_service import ProbeService
 from sfl.transport.status import status_of
+from sfl.transport.urgency import CodecThread
 from sfl.transport.wire import (
     EDGE_FETCH_FILE,
     EDGE_LIST_FILES,
@@ -31,12 +32,17 @@ from sfl.v1 import edge_pb2
 
 
 class EdgeService:
-    """Serves devices; the host decides, this moves bytes."""
+    """Serves devices; the host decides, this moves bytes.
 
-    def __init__(self, host: Host) -> None:
+    What delta coding remembers of samples lies under `cache_dir`.
+    """
+
+    def __init__(self, host: Host, cache_dir: Path | None = None) -> None:
         self._host = host
-        # One thread, so that what is encoded first is sent first.
-        self._codec_pool = ThreadPoolExecutor(1, "codec")
+        self.cache_dir = cache_dir
+        # One thread for each direction: what is coded first is sent first, and a stream's memory of
+        # what it sent is one thread's.
+        self._encoder, self._decoder = CodecThread("codec-encoder"), CodecThread("codec-decoder")
         self.streams: dict[str, DeviceStream] = {}
         self._groups: dict[str, asyncio.Task[None]] = {}
         self._probes = ProbeService()
@@ -52,8 +58,9 @@ class EdgeService:
         return generic_handler(EDGE_SESSION.service, behaviours)
 
     def close(self) -> None:
-        """Stop the codec thread."""
-        self._codec_pool.shutdown(wait=False, cancel_futures=True)
+        """Stop the codec threads."""
+        self._encoder.close()
+        self._decoder.close()
 
     def evict(self, device: str, error: SflError) -> None:
         """Close a device's stream with a status that says why."""
@@ -73,6 +80,7 @@ class EdgeService:
             run_together(
                 stream.read(requests),
                 stream.work(),
+                stream.land(),
                 stream.write(context),
                 stream.deliver(context),
                 stream.beat(),
@@ -117,8 +125,18 @@ class EdgeService:
         welcome, session, settings = await self._host.admit(hello.device)
         welcome.compiled_codec = kernel().name == "compiled"
         await context.write(edge_pb2.EdgeMessage(welcome=welcome))
-        cut = Cut("edge", hello.device, settings.run.seed, hello.compiled_codec)
-        return DeviceStream(hello.device, session, settings, self._host, self._codec_pool, cut)
+        seed = settings.run.seed
+        cut = Cut("edge", hello.device, seed, hello.compiled_codec, self.cache_dir)
+        return DeviceStream(
+            hello.device,
+            session,
+            settings,
+            self._host,
+            self._encoder,
+            self._decoder,
+            cut,
+            credits=welcome.credits,
+        )
 
     def _supersede(self, device: str) -> None:
         """A name that is in use is refused while its stream is alive, and taken over if not."""

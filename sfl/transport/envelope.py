@@ -14,6 +14,7 @@ from typing import Generic, TypeVar
 from google.protobuf.message import DecodeError, Message
 
 from sfl.buffers import Chunks
+from sfl.metrics.timeline import Place
 from sfl.v1 import tensor_pb2
 
 M = TypeVar("M", bound=Message)
@@ -25,7 +26,8 @@ _HEADER, _DATA, _LAST, _KIND = 0x0A, 0x12, 0x18, 0x20  # tags of TensorFrame's f
 class Frame:
     """A TensorFrame; `data` are views, of the payload on the way out, of the message on the way in.
 
-    `wire_bytes` is the size of the whole message it travels in.
+    `wire_bytes` is the size of the whole message it travels in, `place` what its tensor is of,
+    known where it is sent.
     """
 
     header: tensor_pb2.TensorHeader | None
@@ -33,6 +35,7 @@ class Frame:
     last: bool
     kind: int
     wire_bytes: int = 0
+    place: Place | None = None
 
     def __post_init__(self) -> None:
         if not self.wire_bytes:
@@ -71,8 +74,10 @@ class Envelope(Generic[M]):
     kind: type[M]
     field: int
 
-    def serialize(self, message: M | Frame) -> bytes:
-        """The message's bytes; of a frame's data this is the only copy."""
+    def serialize(self, message: M | Frame | bytes) -> bytes:
+        """The message's bytes, as they are where a thread has made them; a frame's only copy."""
+        if isinstance(message, bytes):
+            return message
         if isinstance(message, Frame):
             return b"".join((message.prefix(self.field), *message.data.pieces))
         return message.SerializeToString()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import logging
+import re
 import shutil
 from pathlib import Path
 
@@ -18,27 +19,38 @@ from sfl.v1 import edge_pb2
 
 log = logging.getLogger(__name__)
 
-READ_BYTES = 1 << 20
+HASH = re.compile(r"[0-9a-f]{64}")
+FILE_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,127}")
 
 
 def fetch_model(channel: grpc.Channel, device: str, cache: Path, stats: NodeStats) -> Path:
     """A folder with the files of this device's span; only what the cache lacks is transferred.
 
     Raises ConfigError where the cache cannot be written, LinkLost, Refused, ProtocolError where
-    bytes do not match their hash.
+    bytes do not match their hash or an entry is not a plain file's.
     """
     cache = writable_folder(cache, "device.cache_dir")
     try:
         listing = EDGE_LIST_FILES.stub(channel)(edge_pb2.FilesRequest(device=device))
         digest = hashlib.sha256("".join(f.sha256 for f in listing.files).encode()).hexdigest()
         folder = cache / "spans" / digest[:32]
+        for entry in listing.files:
+            _check_entry(entry)
         folder.mkdir(parents=True, exist_ok=True)
         for entry in listing.files:
             _fetch(channel, device, entry, cache / "blobs", stats)
-            _link(cache / "blobs" / entry.sha256, folder / Path(entry.name).name)
+            _link(cache / "blobs" / entry.sha256, folder / entry.name)
     except grpc.RpcError as error:
         raise error_of(error, "edge") from None
     return folder
+
+
+def _check_entry(entry: edge_pb2.FileEntry) -> None:
+    """Hash and name become paths of this device's, so neither may lead out of the cache."""
+    if not HASH.fullmatch(entry.sha256):
+        raise ProtocolError(f"{entry.sha256!r:.80} from the edge is no SHA-256 in hex")
+    if not FILE_NAME.fullmatch(entry.name):
+        raise ProtocolError(f"{entry.name!r:.80} from the edge is no plain file name")
 
 
 def _fetch(
@@ -76,5 +88,7 @@ def _link(content: Path, target: Path) -> None:
         return
     try:
         target.hardlink_to(content)
+    except FileExistsError:
+        return  # another device of this machine was quicker
     except OSError:
         shutil.copyfile(content, target)

@@ -13,7 +13,7 @@ from sfl.metrics.snapshot import Role
 from sfl.transport.envelope import Envelope, Frame
 from sfl.v1 import cloud_pb2, edge_pb2, tensor_pb2
 
-WIRE_VERSION = 3
+WIRE_VERSION = 4
 
 FRAME_BYTES = (1 << 20) - (1 << 12)
 """Payload of a frame; with its envelope a message stays within gRPC's sweet spot of 1 MiB."""
@@ -58,6 +58,10 @@ class Method:
             (False, False): grpc.unary_unary_rpc_method_handler,
         }[self.streams]
         return make(behaviour, self._codec(0)[1], self._codec(1)[0])
+
+    def response_bytes(self, response: Any) -> bytes:
+        """A response as it travels, for a thread that is not the event loop's."""
+        return self._codec(1)[0](response)
 
     def _codec(self, direction: int) -> tuple[Callable[..., bytes], Callable[[bytes], Any]]:
         """Serialiser and parser of requests (0) or responses (1)."""

@@ -64,16 +64,18 @@ class DeviceMessage(_message.Message):
     def __init__(self, hello: _Optional[_Union[DeviceHello, _Mapping]] = ..., ready: _Optional[_Union[DeviceReady, _Mapping]] = ..., tensor: _Optional[_Union[_tensor_pb2.TensorFrame, _Mapping]] = ..., norm: _Optional[_Union[GradientNorm, _Mapping]] = ..., adapter: _Optional[_Union[_tensor_pb2.AdapterFrame, _Mapping]] = ..., report: _Optional[_Union[_tensor_pb2.RoundReport, _Mapping]] = ..., heartbeat: _Optional[_Union[_tensor_pb2.Heartbeat, _Mapping]] = ..., goodbye: _Optional[str] = ...) -> None: ...
 
 class Welcome(_message.Message):
-    __slots__ = ("settings", "run_id", "num_layers", "compiled_codec")
+    __slots__ = ("settings", "run_id", "num_layers", "compiled_codec", "credits")
     SETTINGS_FIELD_NUMBER: _ClassVar[int]
     RUN_ID_FIELD_NUMBER: _ClassVar[int]
     NUM_LAYERS_FIELD_NUMBER: _ClassVar[int]
     COMPILED_CODEC_FIELD_NUMBER: _ClassVar[int]
+    CREDITS_FIELD_NUMBER: _ClassVar[int]
     settings: str
     run_id: str
     num_layers: int
     compiled_codec: bool
-    def __init__(self, settings: _Optional[str] = ..., run_id: _Optional[str] = ..., num_layers: _Optional[int] = ..., compiled_codec: _Optional[bool] = ...) -> None: ...
+    credits: int
+    def __init__(self, settings: _Optional[str] = ..., run_id: _Optional[str] = ..., num_layers: _Optional[int] = ..., compiled_codec: _Optional[bool] = ..., credits: _Optional[int] = ...) -> None: ...
 
 class RoundStart(_message.Message):
     __slots__ = ("round", "evaluate", "num_steps", "first_step", "total_steps", "codecs", "micro_batches", "rehearse")
