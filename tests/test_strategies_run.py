@@ -212,7 +212,7 @@ def test_the_proximal_term_is_clipped_with_the_rest(tmp_path: Path) -> None:
 
 
 def test_moments_end_with_the_round_where_components_rotate() -> None:
-    for strategy, kept in (("fedavg", True), ("flexlora", False)):
+    for strategy, kept in (("fedavg", True), ("flexlora", False), ("flora", False)):
         weight = torch.nn.Parameter(torch.ones(3))
         options = AggregationSettings(strategy=strategy)
         optimizer = Optimizer([weight], TrainingSettings(), options)
