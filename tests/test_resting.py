@@ -19,7 +19,7 @@ from sfl.adapters.names import belongs_to
 from sfl.config import EdgeConfig, RunSettings
 from sfl.errors import ProtocolError
 from sfl.metrics.stats import NodeStats
-from sfl.models.edge_budget import needs
+from sfl.models.edge_budget import EdgeChoice, needs
 from sfl.models.span import build_span
 from sfl.plan import SplitPlan
 from sfl.stage.messages import Key, Kind, Purpose, RoundStart, TensorMessage
@@ -236,7 +236,8 @@ def test_a_budget_counts_only_those_in_memory() -> None:
         }
     )
     every, one, more = (
-        needs(folder, settings, EdgeConfig(resident_adapters=n), 8, False) for n in (None, 1, 9)
+        needs(folder, settings, EdgeConfig(resident_adapters=n), EdgeChoice((), 8, 2))
+        for n in (None, 1, 9)
     )
     assert more == every
     assert one.optimizer == 3 * one.adapter and every.adapter / 2 < one.adapter < every.adapter
