@@ -150,7 +150,9 @@ def test_an_edge_with_devices_of_given_cuts(tmp_path: Path) -> None:
     folder = open_model(str(tiny("llama")))
     load = Load(batch_size=8, length=min(512, folder.context_length))
     cuts = [SplitPlan(folder.num_layers, cut, 0, "vanilla").middle for cut in (1, 1, 2)]
-    forecast = EdgeForecast(folder, [EdgeDevice(cut, load) for cut in cuts], lean=True)
+    forecast = EdgeForecast(
+        folder, [EdgeDevice(cut, load, coded_value_bytes=2) for cut in cuts], lean=True
+    )
     wanted = forecast.footprint(in_flight=8, allowance=4, recompute=[False] * 3)
     assert figures["total_bytes"] == wanted.total
 
