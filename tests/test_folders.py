@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 import re
+from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, cast
@@ -24,6 +26,16 @@ from sfl.transport.cut import Cut
 from sfl.transport.fetch import fetch_model
 from sfl.v1 import edge_pb2
 from tests.federation import ROOT, sfl
+
+
+@pytest.fixture(autouse=True)
+def loop() -> Iterator[None]:
+    """An edge opens its channel to the cloud where it is made, as in a running loop."""
+    own = asyncio.new_event_loop()
+    asyncio.set_event_loop(own)
+    yield
+    asyncio.set_event_loop(None)
+    own.close()
 
 
 @pytest.fixture
