@@ -58,7 +58,9 @@ from sfl.transport.wire import OPTIONS
 
 PATIENCE = 180.0
 EXAMPLE = Example((1, 2), (-100, 2))
-SAMPLE_EVERY = 0.25  # seconds between two looks at the edge's queue
+SAMPLE_EVERY = (
+    3.0  # seconds between two looks at the queue; a page of 64 devices costs the edge time
+)
 
 
 @dataclass(frozen=True, slots=True)
