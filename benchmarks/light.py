@@ -58,9 +58,7 @@ from sfl.transport.wire import OPTIONS
 
 PATIENCE = 180.0
 EXAMPLE = Example((1, 2), (-100, 2))
-SAMPLE_EVERY = (
-    3.0  # seconds between two looks at the queue; a page of 64 devices costs the edge time
-)
+SAMPLE_EVERY = 3.0  # seconds between two looks at the queue: 64 devices make a long page
 
 
 @dataclass(frozen=True, slots=True)
