@@ -41,7 +41,7 @@ WIDE_TRANSIENTS = 12
 """Tensors of the MLP's width that a block has at once beside what is kept."""
 EDGE_WIDE_TRANSIENTS = 24
 """The same on an edge, whose heap is kept. On stories260k with 96 x 128 tokens and blocks computed
-again a job came to 431 to 516 MB over nine runs; this foretells 464."""
+again a job came to 431 to 516 MB over six runs; this foretells 465."""
 RETURNED_WARM_UP_BYTES = 95_000_000
 """The same where freed memory goes back at once (`sfl.process.return_memory`): tensors of less than
 1 MB do not, and their heap stays. Set, with the two below, by GPT-2's shape at cuts 1 and 3 and
