@@ -91,21 +91,31 @@ def train(folder: Path, name: str, variant: str, mbit: float, delay: float) -> R
     path = folder / f"{name}.toml"
     path.write_text(tomli_w.dumps(config))
     summary = run(path, folder, name, [])
+    megabytes = summary["training_bytes"] / 1e6
     lines = [json.loads(x) for x in (folder / name / "metrics.jsonl").read_text().splitlines()]
     seconds, curve = 0.0, []
     for line in sorted((x for x in lines if x["kind"] == "device"), key=lambda x: int(x["round"])):
         seconds += line["seconds"]
         curve.append((seconds, line["eval_loss"]))
-    whole = sum(line["seconds"] for line in lines if line["kind"] == "cloud")
-    idle = [
-        max(0.0, 1.0 - sum(node["phases"].get(phase, 0.0) for phase in BUSY) / whole)
-        for node in (summary["devices"][0], summary["edges"][0])
-    ]
+    idle = [idle_share(lines, kind) for kind in ("device", "edge")]
     chosen = effective(folder, name)
     count = chosen.training.micro_batches
     assert count != "auto"
-    megabytes = summary["training_bytes"] / 1e6
     return Result(curve, count, chosen.codec.activation, idle[0], idle[1], megabytes)
+
+
+def idle_share(lines: list[dict[str, Any]], kind: str) -> float:
+    """Of the time after round 1, before which the rehearsal counts, too.
+
+    A device's state after a round is in the record of the round before, an edge's in its own.
+    """
+    own = sorted((x for x in lines if x["kind"] == kind), key=lambda x: int(x["round"]))[:ROUNDS]
+    first, last = (
+        sum(seconds for phase, (_, seconds, _) in x["snapshot"]["phases"].items() if phase in BUSY)
+        for x in (own[0], own[-1])
+    )
+    whole = sum(x["seconds"] for x in lines if x["kind"] == "cloud" and x["round"] > 1)
+    return float(1.0 - (last - first) / whole)
 
 
 def main() -> None:

@@ -11,7 +11,7 @@ import itertools
 import json
 import random
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -96,6 +96,16 @@ def settings(folder: Path, /, **sections: dict[str, Any]) -> dict[str, Any]:
 
 def device(name: str, train: Path, cut_layer: int, **more: Any) -> dict[str, Any]:
     return {"name": name, "train": str(train), "cut_layer": cut_layer, "threads": 1, **more}
+
+
+def of_unequal_ranks(
+    folder: Path, data: Callable[[Path, int, int], Path] = completions
+) -> list[dict[str, Any]]:
+    """Three devices with 12, 24 and 36 examples, ranks 2, 4 and 8 at cuts 1, 2 and none."""
+    return [
+        device(name, data(folder / f"{name}.jsonl", seed, 12 * seed), cut, rank=rank)
+        for name, seed, cut, rank in (("a", 1, 1, 2), ("b", 2, 2, 4), ("c", 3, 0, 8))
+    ]
 
 
 # -- the reference --------------------------------------------------------------------------------

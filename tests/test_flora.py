@@ -43,8 +43,8 @@ from tests.test_federation import (
     Reference,
     classified,
     completions,
-    device,
     finished,
+    of_unequal_ranks,
     quiet_peft,
     settings,
     tiny,
@@ -348,10 +348,7 @@ def test_devices_of_unequal_ranks_train_over_the_sum_of_all_rounds(
         lora={"rank": 8, "alpha": 8},
         aggregation={"strategy": "flora"},
     )
-    values["devices"] = [
-        device(name, data(tmp_path / f"{name}.jsonl", seed, 12 * seed), cut, rank=rank)
-        for name, seed, cut, rank in (("a", 1, 1, 2), ("b", 2, 2, 4), ("c", 3, 0, 8))
-    ]
+    values["devices"] = of_unequal_ranks(tmp_path, data)
     outcome = finished(run(tmp_path, values))
     config, summary = load_run(outcome.folder / "config.toml"), outcome.summary
     assert not summary["faults"]

@@ -30,7 +30,7 @@ LEVELS = (
         "sfl.notify",
     ),
     ("sfl.config", "sfl.options"),
-    ("sfl.rounds", "sfl.orders", "sfl.runs", "sfl.certificates", "sfl.pausing"),
+    ("sfl.rounds", "sfl.orders", "sfl.runs", "sfl.certificates", "sfl.pausing", "sfl.window"),
     ("sfl.codec", "sfl.models", "sfl.adapters", "sfl.aggregation", "sfl.data", "sfl.metrics"),
     ("sfl.stage", "sfl.report"),
     ("sfl.transport",),
@@ -74,6 +74,7 @@ PURE = (
     "sfl.rounds",
     "sfl.orders",
     "sfl.pausing",
+    "sfl.window",
 )
 IMPURE = {"torch", "numpy", "grpc", "time", "random", "socket", "asyncio", "transformers"}
 

@@ -31,6 +31,7 @@ from tests.test_federation import (
     completions,
     device,
     finished,
+    of_unequal_ranks,
     quiet_peft,
     reference,
     settings,
@@ -76,10 +77,7 @@ def test_devices_of_unequal_ranks_average_to_what_their_products_do(
         aggregation={"strategy": "flexlora"},
         codec={"adapter": "none | zstd"},
     )
-    values["devices"] = [
-        device(name, completions(tmp_path / f"{name}.jsonl", seed, 12 * seed), cut, rank=rank)
-        for name, seed, cut, rank in (("a", 1, 1, 2), ("b", 2, 2, 4), ("c", 3, 0, 8))
-    ]
+    values["devices"] = of_unequal_ranks(tmp_path)
     outcome = finished(run(tmp_path, values))
     config, summary = load_run(outcome.folder / "config.toml"), outcome.summary
     assert not summary["faults"]

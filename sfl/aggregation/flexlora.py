@@ -4,14 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import reduce
-from operator import iadd
 
 import numpy as np
 
 from sfl.adapters.names import is_lora_a, is_lora_b, lora_b_of
 from sfl.adapters.rank import ProductSum, shapes_at_rank
 from sfl.aggregation.contribution import Array, Contribution, Shapes, ordered
+from sfl.aggregation.mean import mean_of
 from sfl.aggregation.strategy import Strategy
 
 
@@ -46,7 +45,6 @@ class FlexLora(Strategy):
         """The re-projected adapter. Raises ProtocolError where a contribution is not complete."""
         devices = ordered(contributions)
         streams = [one.tensors(self.shapes(one, current)) for one in devices]
-        total = sum(one.num_examples for one in devices)
         result: dict[str, Array] = {}
         for name in sorted(current):
             if is_lora_a(name):
@@ -60,11 +58,7 @@ class FlexLora(Strategy):
                     product, current[name], current[lora_b_of(name)]
                 )
             elif not is_lora_b(name):
-                terms = (
-                    one.num_examples * values.astype(np.float64)
-                    for one, values in zip(devices, _each(name, streams), strict=True)
-                )
-                result[name] = (reduce(iadd, terms) / total).astype(np.float32)
+                result[name] = mean_of(devices, _each(name, streams))
         return result
 
     def _shares(self, devices: Sequence[Contribution], rank: int) -> list[Array]:

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import reduce
-from operator import iadd
 
 import numpy as np
 
 from sfl.adapters.names import is_lora_a, is_lora_b
 from sfl.adapters.rank import shapes_at_rank
 from sfl.aggregation.contribution import Array, Contribution, Shapes, in_step, ordered
+from sfl.aggregation.mean import mean_of
 from sfl.aggregation.strategy import Strategy
 
 
@@ -47,11 +46,7 @@ class Flora(Strategy):
                 scaled = [w * b.astype(np.float64) for w, b in zip(weights, parts, strict=True)]
                 result[name] = np.concatenate(scaled, axis=1).astype(np.float32)
             else:
-                terms = (
-                    one.num_examples * values.astype(np.float64)
-                    for one, values in zip(devices, parts, strict=True)
-                )
-                result[name] = (reduce(iadd, terms) / total).astype(np.float32)
+                result[name] = mean_of(devices, parts)
         return result
 
     def folded(self, merged: Mapping[str, Array]) -> dict[str, Array]:

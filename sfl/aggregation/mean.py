@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from functools import reduce
+from operator import iadd
 
 import numpy as np
 
@@ -29,6 +31,16 @@ def weighted_mean(contributions: Sequence[Contribution], shapes: Shapes) -> dict
     for name in sorted(sums):
         sums[name] /= total
     return sums
+
+
+def mean_of(devices: Sequence[Contribution], parts: Iterable[Array]) -> Array:
+    """The same of one tensor, in float32: `parts` are the devices' values in their order."""
+    terms = (
+        one.num_examples * values.astype(np.float64)
+        for one, values in zip(devices, parts, strict=True)
+    )
+    total = sum(one.num_examples for one in devices)
+    return (reduce(iadd, terms) / total).astype(np.float32)
 
 
 def in_float32(values: dict[str, Array]) -> dict[str, Array]:

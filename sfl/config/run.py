@@ -385,7 +385,8 @@ class NetworkSettings(Section):
     round_timeout: PositiveFloat = 3600.0
     """Seconds a round may take; devices that are not done then are left out of it."""
     credits: PositiveInt = 4
-    """Micro-batches of one device that may be in flight at once."""
+    """Micro-batches of one device that may be in flight at once. In training a device uses no more
+    of them than keep it, its link and its edge busy. Changes no bit."""
     insecure: bool = False
     """Allow addresses other than loopback without TLS."""
 

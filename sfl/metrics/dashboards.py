@@ -261,7 +261,13 @@ ONE_DEVICE = Dashboard(
             f"sum by (direction, role) (rate(sfl_wire_bytes_total{{{_DEVICES}}}{_RATE}))",
             "{{direction}} {{role}}", "Bps", stacked=True,
         ),
-        _panel("Micro-batches in flight", f"sfl_queue_depth{{{_DEVICES}}}", "{{device}}"),
+        Panel(
+            "Micro-batches in flight",
+            (
+                Query(f"sfl_queue_depth{{{_DEVICES}}}", "{{device}}"),
+                Query(f"sfl_window{{{_DEVICES}}}", "{{device}} window"),
+            ),
+        ),
         Panel(
             "Memory",
             (

@@ -107,6 +107,7 @@ class NodeSnapshot:
     eval_loss: float | None = None
     eval_accuracy: float | None = None
     queue_depth: int = 0
+    window: int = 0
     connected: int = 0
     faults: int = 0
     resident_bytes: int = 0
@@ -279,6 +280,7 @@ _PLAIN: dict[str, Callable[[Any], Any]] = {
     "eval_loss": _number_or_none,
     "eval_accuracy": _number_or_none,
     "queue_depth": _count,
+    "window": _count,
     "connected": _count,
     "faults": _count,
     "resident_bytes": _count,

@@ -198,6 +198,7 @@ class NodeStats:
         self.eval_loss: float | None = None
         self.eval_accuracy: float | None = None
         self.queue_depth = 0
+        self.window = 0
         self.connected = 0
         self.faults = 0
         self.certificate_expiry: float | None = None
@@ -255,6 +256,7 @@ class NodeStats:
             eval_loss=self.eval_loss,
             eval_accuracy=self.eval_accuracy,
             queue_depth=self.queue_depth,
+            window=self.window,
             connected=self.connected,
             faults=self.faults,
             resident_bytes=memory.resident,

@@ -161,6 +161,12 @@ METRICS: tuple[Metric, ...] = (
         _value("queue_depth"),
     ),
     Metric(
+        "sfl_window", "gauge", "", (), DEVICE,
+        "Micro-batches that a device keeps in flight in training: what keeps its link and its edge "
+        "busy, within the edge's credits.",
+        _value("window"),
+    ),
+    Metric(
         "sfl_connected_nodes", "gauge", "", (), SERVING,
         "Nodes below that are connected: an edge's devices, the cloud's edges.",
         _value("connected"),

@@ -49,7 +49,8 @@ class TensorMessage:
     `lengths` rebuild padding and masks at the other side. `labels` (vanilla) hold one int32 per
     real token, or one per sequence. `normalizer` is the number of scored targets of the whole
     step, 0 where the micro-batch is the whole step. `loss` comes back with a vanilla gradient.
-    `context` is what a codec may know rows by; it stays on the device.
+    `context` is what a codec may know rows by; it stays on the device. `arrived` is when an answer
+    was there, in seconds of the receiver's clock.
     """
 
     kind: Kind
@@ -62,6 +63,7 @@ class TensorMessage:
     loss: float = 0.0
     score: Score = NO_SCORE
     context: RowContext | None = None
+    arrived: float | None = None
 
 
 @dataclass(frozen=True, slots=True)

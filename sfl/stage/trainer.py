@@ -1,7 +1,7 @@
 """The device's side of a round: launch micro-batches, land their gradients, step.
 
-Several micro-batches are in flight at once, as many as the edge's credits allow, so that device,
-link and edge work at the same time. They land in the order they were launched, so the sums of
+Several micro-batches are in flight at once, as many as keep device, link and edge busy and as the
+edge's credits allow (`sfl.window`). They land in the order they were launched, so the sums of
 gradients do not depend on timing.
 """
 
@@ -41,6 +41,7 @@ from sfl.stage.messages import (
     TensorMessage,
 )
 from sfl.stage.optimizer import Optimizer
+from sfl.window import Window
 
 log = logging.getLogger(__name__)
 
@@ -86,7 +87,8 @@ class Trainer:
     """Runs rounds on one device over a link; topology is in which answers its edge sends.
 
     `rest` is called between steps, when nothing is in flight, and returns when the device may
-    compute. At most `allowance` micro-batches are in flight, by default `network.credits`.
+    compute. At most `allowance` micro-batches are in flight, by default `network.credits`; in
+    training the window may be narrower.
     """
 
     def __init__(
@@ -109,7 +111,8 @@ class Trainer:
         self.link = link
         self.stats = stats
         self.rest = rest
-        self.allowance = settings.network.credits if allowance is None else allowance
+        granted = settings.network.credits if allowance is None else allowance
+        self.window = Window(1 if stage.micro_batches > 1 else granted)
         self.computation = COMPUTATIONS[settings.computation]
         self.optimizer = Optimizer(stage.parameters, settings.training, settings.aggregation)
         self.sampler = Sampler(
@@ -172,6 +175,7 @@ class Trainer:
         step = 0
         for count in start.rehearse:
             attempt = replace(start, micro_batches=count)
+            self.window = Window(self.window.granted)
             times = []
             for _ in range(REHEARSED + (step == 0)):  # the very first one warms up
                 began = time.perf_counter()
@@ -207,11 +211,16 @@ class Trainer:
     def _exchange(self, start: RoundStart, step: int) -> int:
         """A step's micro-batches out and back, their gradients summed and clipped: real tokens."""
         self._loss, num_tokens = 0.0, 0
+        self.window.begin_step()
         for micro in self._micro_batches(start, step):
-            self._make_room()
+            self._make_room(self.window.size)
+            began = self.stats.phases.now()
             self._launch(micro)
+            self.window.launched(began, self.stats.phases.now())
             num_tokens += micro.batch.num_tokens
         self._land_all()
+        self.window.end_step()
+        self.stats.window = self.window.size
         with self._stepping(start, step):
             self.optimizer.pull()
         self._clip(start, step)
@@ -224,7 +233,7 @@ class Trainer:
         size = -(-self.settings.training.batch_size // self.stage.micro_batches)
         examples = self.dataset.eval
         for number, first in enumerate(range(0, len(examples), size)):
-            self._make_room()
+            self._make_room(self.window.granted)
             key = Key(Purpose.EVALUATION, round_, number, 0)
             with self.stats.phases.measure("collate", key, self.device):
                 batch = collate(examples[first : first + size], self.pad_id)
@@ -256,9 +265,8 @@ class Trainer:
             key = Key(Purpose.TRAINING, start.round, step, number)
             yield MicroBatch(key, len(batches), normalizer, batch, tuple(pieces[number]))
 
-    def _make_room(self) -> None:
+    def _make_room(self, most: int) -> None:
         """Land answers until another micro-batch may be launched."""
-        most = 1 if self.stage.micro_batches > 1 else self.allowance
         while len(self._flights) >= most:
             self._take_answer()
 
@@ -299,7 +307,12 @@ class Trainer:
         message = self.link.receive()
         if not isinstance(message, TensorMessage) or message.key not in self._flights:
             raise ProtocolError("the edge answered with something that was not asked for")
+        began = self.stats.phases.now()
+        in_flight = len(self._flights)
         self._answers[message.kind](message)
+        self.window.answered(self.stats.phases.now() - began)
+        if len(self._flights) < in_flight:
+            self.window.landed(began if message.arrived is None else message.arrived)
         self.stats.queue_depth = len(self._flights)
 
     def _land(self, message: TensorMessage) -> None:

@@ -13,7 +13,7 @@ import queue
 import threading
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -512,7 +512,7 @@ class _Reader:
             message = self._decode(*whole)
             device = self._stats.name
             phases.share("receive", message.key, device, begin, end, lane="link-receiver")
-            self._put(message)
+            self._put(replace(message, arrived=phases.now()))
 
 
 def _urgency(kind: Kind) -> int:
