@@ -176,7 +176,7 @@ def try_codec(codec: Codec, messages: list[TensorMessage]) -> Row:
         power += float(message.rows.square().sum())
         symbols += entropy_bits(recorded.last)
         if encoder.mask is not None:
-            kept = encoder.mask[(message.rows != 0).any(1)].float()
+            kept = encoder.mask.dense()[(message.rows != 0).any(1)].float()
             symbols += kept.numel() * codec_sections.entropy(float(kept.mean()))
     encode, decode = (median(column) for column in zip(*times, strict=True))
     bound = symbols / values if symbols else None

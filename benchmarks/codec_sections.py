@@ -46,7 +46,7 @@ def masks_of(messages: Iterable[TensorMessage], share: float) -> list[Mask]:
         assert message.rows is not None
         encoder.encode(message.rows, 0, message.lengths)
         assert encoder.mask is not None
-        found.append(encoder.mask.numpy()[(message.rows != 0).any(1).numpy()])
+        found.append(encoder.mask.dense().numpy()[(message.rows != 0).any(1).numpy()])
     return found
 
 

@@ -39,7 +39,7 @@ from sfl.codec.packet import (
 from sfl.codec.sections import Loopback, Reader, Writer
 from sfl.codec.sizes import SizeStats
 from sfl.codec.spec import Argument, Call, expand, read_calls
-from sfl.codec.topk import TopK, make_topk
+from sfl.codec.topk import Mask, TopK, make_topk
 from sfl.codec.uniform import make_uniform
 from sfl.errors import ConfigError, ProtocolError
 
@@ -179,8 +179,8 @@ class Encoder:
         self._spec = codec.spec
         self._folder, self._setting = folder, setting
         self._delta: DeltaSender | None = None
-        self.mask: Tensor | None = None
-        """`[rows, H]` of the last packet, True where a value travelled; None without topk."""
+        self.mask: Mask | None = None
+        """Which values of the last packet travelled; None without topk."""
         self.sizes = SizeStats()
 
     def encode(
@@ -241,7 +241,8 @@ class Encoder:
         if self.codec.topk is not None:
             flat, mask = self.codec.topk.encode(residual, _kept_groups(groups, kept), write)
             columns = 1
-            self.mask = mask if kept is None else _spread(mask, kept)
+            rows = len(values) if kept is None else len(kept)
+            self.mask = Mask(mask, rows, values.shape[1], kept)
         # A step is measured on what is sent, not on what was easy to predict.
         scale_of = values if mask is None else flat[:, None]
         coded = self.codec.quantiser.encode(flat, columns, scale_of, key)
@@ -250,16 +251,18 @@ class Encoder:
         write.add(coded.body)
         if update is not None and predicted is not None:
             # What the receiver will hold; delta's tables must not differ by a bit.
-            arrived = self._arrived(coded, flat, mask, columns)
+            arrived = self._arrived(coded, flat, mask, columns, values.numel())
             update.apply(self._sender(values).table, arrived.view(values.shape) + predicted)
 
-    def _arrived(self, coded: Quantised, flat: Tensor, mask: Tensor | None, columns: int) -> Tensor:
-        """The residual as it comes out at the receiver."""
+    def _arrived(
+        self, coded: Quantised, flat: Tensor, mask: np.ndarray | None, columns: int, count: int
+    ) -> Tensor:
+        """The residual as it comes out at the receiver, `[count]`."""
         source = Loopback(coded)
         arrived = self.codec.quantiser.decode(source, flat.numel(), columns, torch.float32)
-        if mask is None:
+        if mask is None or self.codec.topk is None:
             return arrived
-        return torch.zeros(mask.shape).masked_scatter_(mask, arrived)
+        return self.codec.topk.expand(mask, arrived, count)
 
     def _sender(self, values: Tensor) -> DeltaSender:
         assert self.codec.delta is not None
@@ -286,9 +289,9 @@ def _nonzero_rows(values: Tensor, exact: bool) -> Tensor | None:
     """Which rows travel, None for all; where bits count, minus zero is not zero."""
     if exact:
         values = values.view(torch.int32 if values.dtype is torch.float32 else torch.int16)
-    nonzero = (values[:, :_GLANCE] != 0).any(1)
-    if bool(nonzero.all()):
+    if bool((values[:, 0] != 0).all()):
         return None
+    nonzero = (values[:, :_GLANCE] != 0).any(1)
     # Few rows begin with zeros by chance: only these are read to their end.
     suspects = torch.nonzero(~nonzero)[:, 0]
     nonzero[suspects] = (values[suspects] != 0).any(1)
@@ -312,12 +315,6 @@ def _kept_groups(groups: Sequence[int], kept: Tensor | None) -> list[int]:
     if kept is None:
         return list(groups)
     return [left for own in torch.split(kept, list(groups)) if (left := int(own.sum()))]
-
-
-def _spread(mask: Tensor, kept: Tensor) -> Tensor:
-    whole = torch.zeros(len(kept), mask.shape[1], dtype=torch.bool)
-    whole[kept] = mask
-    return whole
 
 
 class Decoder:

@@ -20,6 +20,28 @@ from torch import Tensor
 from sfl.codec.kernel import kernel, kernel_for
 from sfl.codec.sections import Reader, Writer
 from sfl.codec.spec import Argument, at_most, number, word
+from sfl.errors import ProtocolError
+
+
+@dataclass(frozen=True, slots=True)
+class Mask:
+    """Which of `rows` x `hidden` values travelled, in bits for the rows `sent` (None: for all)."""
+
+    bits: np.ndarray
+    rows: int
+    hidden: int
+    sent: Tensor | None
+
+    def dense(self) -> Tensor:
+        """`[rows, H]`, True where a value travelled."""
+        count = (self.rows if self.sent is None else int(self.sent.sum())) * self.hidden
+        ones = np.unpackbits(self.bits, count=count, bitorder="little")
+        values = torch.from_numpy(ones).view(torch.bool).view(-1, self.hidden)
+        if self.sent is None:
+            return values
+        whole = torch.zeros(self.rows, self.hidden, dtype=torch.bool)
+        whole[self.sent] = values
+        return whole
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,21 +52,24 @@ class TopK:
     share: float
     by_row: bool
 
-    def encode(self, rows: Tensor, groups: Sequence[int], write: Writer) -> tuple[Tensor, Tensor]:
-        """(survivors flat, mask `[rows, H]`) of `[rows, H]`; `groups` are numbers of rows."""
+    def encode(
+        self, rows: Tensor, groups: Sequence[int], write: Writer
+    ) -> tuple[Tensor, np.ndarray]:
+        """(survivors flat, mask bits) of `[rows, H]`; `groups` are numbers of rows."""
         hidden = rows.shape[1]
         sizes = np.asarray([1] * len(rows) if self.by_row else groups, np.int64) * hidden
         starts = np.concatenate([np.zeros(1, np.int64), np.cumsum(sizes)])
         keep = np.asarray([math.ceil(self.share * size) for size in sizes.tolist()], np.int64)
         mask, kept = kernel_for(rows).sparsify(rows.reshape(-1), starts, keep)
-        write.add(mask.tobytes())
-        ones = np.unpackbits(mask, count=rows.numel(), bitorder="little")
-        return kept, torch.from_numpy(ones).view(rows.shape).bool()
+        write.add(mask.data)
+        return kept, mask
 
     def decode_mask(self, read: Reader, count: int) -> tuple[np.ndarray, int]:
         """(mask bits, how many ones) of `count` values."""
         mask = np.frombuffer(read.bytes((count + 7) // 8), np.uint8)
-        return mask, int(np.unpackbits(mask, count=count, bitorder="little").sum())
+        if count % 8 and mask[-1] >> count % 8:
+            raise ProtocolError("a mask has ones behind its last value")
+        return mask, int(np.bitwise_count(mask).sum())
 
     def expand(self, mask: np.ndarray, kept: Tensor, count: int) -> Tensor:
         """All `count` values."""

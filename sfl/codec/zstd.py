@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from dataclasses import dataclass
 
 import numpy as np
@@ -34,12 +35,29 @@ class Zstd:
         if not isinstance(body, Symbols):
             if len(body) < _WORTH:
                 return None
-            data = zstandard.ZstdCompressor(level=self.level).compress(body)
+            data = _compressor(self.level).compress(body)
             return (ZSTD_BYTES, data) if len(data) < len(body) else None
         packed = kernel().pack_radix(body.codes, body.levels, group_of(body.levels))
-        data = zstandard.ZstdCompressor(level=self.level).compress(packed.data)
+        data = _compressor(self.level).compress(packed.data)
         straight = (body.codes.size * max(1, (body.levels - 1).bit_length()) + 7) // 8
         return (ZSTD_SYMBOLS, data) if len(data) < straight else None
+
+
+_contexts = threading.local()  # they take time to make, and no two threads may use one at once
+
+
+def _compressor(level: int) -> zstandard.ZstdCompressor:
+    known: dict[int, zstandard.ZstdCompressor] = _contexts.__dict__.setdefault("compressors", {})
+    if level not in known:
+        known[level] = zstandard.ZstdCompressor(level=level)
+    return known[level]
+
+
+def _decompressor() -> zstandard.ZstdDecompressor:
+    if not hasattr(_contexts, "decompressor"):
+        _contexts.decompressor = zstandard.ZstdDecompressor()
+    found: zstandard.ZstdDecompressor = _contexts.decompressor
+    return found
 
 
 def group_of(levels: int) -> int:
@@ -62,9 +80,7 @@ def decompress_bytes(data: bytes | memoryview, most: int) -> bytes:
             raise ProtocolError(
                 f"codec zstd: the frame declares {declared} bytes, at most {most} are due"
             )
-        return zstandard.ZstdDecompressor().decompress(
-            data, max_output_size=most, allow_extra_data=False
-        )
+        return _decompressor().decompress(data, max_output_size=most, allow_extra_data=False)
     except zstandard.ZstdError as error:
         raise ProtocolError(f"codec zstd: not a valid frame: {error}") from None
 

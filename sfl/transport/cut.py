@@ -9,10 +9,9 @@ from __future__ import annotations
 from dataclasses import replace
 from pathlib import Path
 
-import torch
-
 from sfl.codec import Codec, Decoder, Encoder, Packet, parse
 from sfl.codec.kernel import kernel
+from sfl.codec.topk import Mask
 from sfl.config import RunSettings
 from sfl.config.run import RoleCodecs
 from sfl.errors import ProtocolError
@@ -72,7 +71,7 @@ class Cut:
         self._specs: dict[str, str] = {}
         self._encoders: dict[str, Encoder] = {}
         self._decoders: dict[tuple[Kind, bool], Decoder] = {}
-        self._masks: dict[Key, torch.Tensor] = {}
+        self._masks: dict[Key, Mask] = {}
 
     def begin_round(self, settings: RoleCodecs, round_: int) -> None:
         """Take the round's codecs; what was remembered for others, or rehearsed, is forgotten.
@@ -148,7 +147,7 @@ class Cut:
             message.kind is Kind.GRADIENT
             and (mask := self._masks.pop(message.key, None)) is not None
         ):
-            rows *= mask  # the derivative of leaving values out
+            rows *= mask.dense()  # the derivative of leaving values out
         return replace(message, rows=rows)
 
     def _role(self, message: TensorMessage) -> str:
