@@ -139,6 +139,7 @@ def device_peak(
         "training": {"batch_size": case.batch, "local_steps": STEPS},
         "codec": {"activation": "none", "gradient": "none"},
         "data": {"eval_fraction": 0.05, "max_eval_examples": 1},
+        "network": {"join_timeout": 900.0},  # a busy machine reads large models slowly
         "devices": [{"name": "d", "cut_layer": cut}],
     }
     local = {
