@@ -379,3 +379,10 @@ def test_errors_cross_the_wire_as_what_they_are(kind: type[SflError]) -> None:
     back = error_of(Failure(kind("why")), "edge")  # type: ignore[arg-type]
     assert type(back) is kind
     assert "why" in str(back)
+
+
+def test_a_setting_that_fails_at_the_peer_is_a_refusal_with_its_words() -> None:
+    own = ConfigError("edge.cache_dir", "/nowhere", "cannot be written", "Name another folder.")
+    back = error_of(Failure(own), "edge at [::1]:9")  # type: ignore[arg-type]
+    assert type(back) is Refused
+    assert str(back) == f"edge at [::1]:9: {own}"

@@ -14,11 +14,13 @@ from sfl.errors import (
     RunFailed,
     SflError,
     TransportError,
+    UserError,
 )
 
 STATUS_OF: dict[type[SflError], grpc.StatusCode] = {
     ProtocolError: grpc.StatusCode.INVALID_ARGUMENT,
     Refused: grpc.StatusCode.FAILED_PRECONDITION,
+    UserError: grpc.StatusCode.FAILED_PRECONDITION,  # dialling again would not mend it
     RunFailed: grpc.StatusCode.ABORTED,
     LinkLost: grpc.StatusCode.UNAVAILABLE,
     PeerUnavailable: grpc.StatusCode.UNAVAILABLE,
