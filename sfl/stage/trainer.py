@@ -141,7 +141,7 @@ class Trainer:
         self.stats.start_round(start.round, start.num_steps)
         self.rest()
         began = time.perf_counter()
-        score = self.evaluate(start.round) if start.evaluate else NO_SCORE
+        score = self.evaluate(start) if start.evaluate else NO_SCORE
         self._note_quality(score)
         evaluated = time.perf_counter()
         losses, tokens = [], 0
@@ -226,15 +226,15 @@ class Trainer:
         self._clip(start, step)
         return num_tokens
 
-    def evaluate(self, round_: int) -> Score:
-        """Score the held-out split through the split model."""
+    def evaluate(self, start: RoundStart) -> Score:
+        """Score the held-out split through the split model, in batches as large as training's."""
         self.stage.train(False)
         self._score = NO_SCORE
-        size = -(-self.settings.training.batch_size // self.stage.micro_batches)
+        size = -(-self.settings.training.batch_size // self._pieces(start))
         examples = self.dataset.eval
         for number, first in enumerate(range(0, len(examples), size)):
             self._make_room(self.window.granted)
-            key = Key(Purpose.EVALUATION, round_, number, 0)
+            key = Key(Purpose.EVALUATION, start.round, number, 0)
             with self.stats.phases.measure("collate", key, self.device):
                 batch = collate(examples[first : first + size], self.pad_id)
             with torch.no_grad():
@@ -257,13 +257,17 @@ class Trainer:
         here = Key(Purpose.TRAINING, start.round, step, 0)
         with self.stats.phases.measure("collate", here, self.device):
             indices = self.sampler.indices(start.first_step + step)
-            pieces = split_micro(indices, max(start.micro_batches, self.stage.micro_batches))
+            pieces = split_micro(indices, self._pieces(start))
             batches = [collate([train[index] for index in piece], self.pad_id) for piece in pieces]
         # One micro-batch takes the plain mean, bit for bit what an unsplit step does.
         normalizer = sum(b.num_targets for b in batches) if len(batches) > 1 else 0
         for number, batch in enumerate(batches):
             key = Key(Purpose.TRAINING, start.round, step, number)
             yield MicroBatch(key, len(batches), normalizer, batch, tuple(pieces[number]))
+
+    def _pieces(self, start: RoundStart) -> int:
+        """Of a batch: as many as the run wants, or this device's memory."""
+        return max(start.micro_batches, self.stage.micro_batches)
 
     def _make_room(self, most: int) -> None:
         """Land answers until another micro-batch may be launched."""
