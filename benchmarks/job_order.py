@@ -2,6 +2,7 @@
 
     python benchmarks/job_order.py                              # 10 minutes on 2 cores
     python benchmarks/job_order.py --loads 1 --rounds 3 --steps 6    # 3 minutes
+    python benchmarks/job_order.py --real                            # 5 minutes
 
 Six devices as in 2503.13819: cuts 1, 1, 2, 2, 3, 3, speeds of Jetson Nano to M3, 100 Mbit/s each
 (sfl's own shaper). The devices are emulated, since two cores have no room for six: they speak the
@@ -12,25 +13,32 @@ bottleneck, above it the device. Beside each time stands that of the pure schedu
 (`benchmarks/schedule.py`), which knows all durations; what the edge computed for in that very run,
 over the bare loop's time for the same, is `edge x`, and the model is told. No order can be faster
 than its bound.
+
+With `--real` four real devices train beside a real edge instead, heterogeneous by their cuts, their
+limits of threads and their links; the orders take turns.
 """
 
 from __future__ import annotations
 
 import argparse
+import json
 import os
 import sys
 import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from statistics import median
+from statistics import mean, median
 from typing import Any
+
+import tomli_w
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from benchmarks.light import LightDevice, Pace, Played, Served, Shape, bare, play
+from benchmarks.runs import run
 from benchmarks.schedule import Job, at_speed, best, least, predict
-from benchmarks.throughput import make_model
+from benchmarks.throughput import make_model, make_texts
 from sfl.orders import ORDERS
 from sfl.process import quiet_environment
 
@@ -43,6 +51,14 @@ DEVICES = {
     "m3": (3, 3.533),
 }
 """Cut and TFLOPS, from the paper."""
+REAL = {
+    "phone": (1, 1, 25.0),
+    "board": (3, 1, 50.0),
+    "tablet": (1, 2, 100.0),
+    "laptop": (2, 2, 100.0),
+}
+"""Cut, threads and Mbit/s of real devices."""
+TURNS = 2
 
 
 def settings(
@@ -117,6 +133,49 @@ def measure(
     return Measured(finishing(played), computed / (steps * sum(job.serve for job in jobs)))
 
 
+def real(folder: Path, model: Path, given: argparse.Namespace) -> None:
+    """Rounds of real devices under every order, by turns."""
+    make_texts(folder / "texts.jsonl", 400)
+    values = {
+        "run": {"rounds": given.rounds},
+        "model": {"path": str(model), "max_length": given.length},
+        "training": {
+            "batch_size": given.batch,
+            "local_steps": given.steps,
+            "computation": "lean",
+        },
+        "codec": {"activation": "none", "gradient": "none"},
+        "data": {"train": str(folder / "texts.jsonl"), "eval_fraction": 0.02},
+        "devices": [
+            {
+                "name": name,
+                "cut_layer": cut,
+                "threads": threads,
+                "link": {"up_mbit": mbit, "down_mbit": mbit},
+            }
+            for name, (cut, threads, mbit) in REAL.items()
+        ],
+    }
+    (folder / "run.toml").write_text(tomli_w.dumps(values))
+    what = ", ".join(f"{n} cut {c}, {t} thread(s), {m:g} Mbit/s" for n, (c, t, m) in REAL.items())
+    print(
+        f"\nreal devices: {what}; edge {given.threads} thread(s); seconds of rounds after the first"
+    )
+    seconds: dict[str, list[float]] = {order: [] for order in ORDERS}
+    for turn in range(TURNS):
+        for order in ORDERS:
+            edge = [f"edge.order={order!r}", f"edge.threads={given.threads}"]
+            run(folder / "run.toml", folder, f"{order}-{turn}", edge)
+            lines = (folder / f"{order}-{turn}" / "metrics.jsonl").read_text().splitlines()
+            records = [json.loads(line) for line in lines]
+            own = [r["seconds"] for r in records if r["kind"] == "cloud" and r["round"] > 1]
+            seconds[order] += own
+            print(f"  {order:13}" + "".join(f"{s:8.2f}" for s in own), flush=True)
+    first = mean(seconds["first_come"])
+    for order, own in seconds.items():
+        print(f"  {order:13} mean {mean(own):6.2f} s, / first {mean(own) / first:.3f}")
+
+
 def main() -> None:
     """Every load, every order."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else "")
@@ -130,6 +189,7 @@ def main() -> None:
     parser.add_argument("--length", type=int, default=64)
     cores = len(os.sched_getaffinity(0))
     parser.add_argument("--threads", type=int, default=max(1, cores - 1))
+    parser.add_argument("--real", action="store_true", help="real devices, no emulated ones")
     given = parser.parse_args()
     quiet_environment()
     shape = Shape(given.batch, given.length, given.hidden, 2048, per_token=True)
@@ -137,6 +197,9 @@ def main() -> None:
         folder = Path(temporary)
         model = folder / "model"
         make_model(model, given.hidden, given.layers, shape.classes)
+        if given.real:
+            real(folder, model, given)
+            return
         cuts = {name: cut for name, (cut, _) in DEVICES.items()}
         values = settings(model, shape, given.steps, given.rounds, given.mbit, cuts)
         for load in given.loads:
