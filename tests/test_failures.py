@@ -350,7 +350,7 @@ def test_an_edge_started_by_hand_refuses_a_run_that_it_cannot_batch(tmp_path: Pa
 def test_a_killed_device_is_left_out_and_joins_again_with_weights_from_its_edge(
     by_hand: Callable[..., ByHand],
 ) -> None:
-    nodes = by_hand(run={"rounds": 5}, training={"local_steps": 200})
+    nodes = by_hand(run={"rounds": 6}, training={"local_steps": 120})
     devices = [nodes.device(number) for number in range(3)]
     until(
         lambda: (
@@ -372,10 +372,10 @@ def test_a_killed_device_is_left_out_and_joins_again_with_weights_from_its_edge(
     summary = outcome.summary
     (fault,) = summary["faults"]
     assert fault["node"] == "d1"
-    assert summary["rounds"] == 5
+    assert summary["rounds"] == 6
     taken = {entry["name"]: entry["rounds"] for entry in summary["devices"]}
-    assert taken["d0"] == taken["d2"] == 5
-    assert 1 <= taken["d1"] < 5
+    assert taken["d0"] == taken["d2"] == 6
+    assert 1 <= taken["d1"] < 6
     # Devices had no model folder: their span came from the edge, once; they share one cache here.
     fetched = [nodes.log(f"d{number}").count("fetching model.safetensors") for number in range(3)]
     assert 1 <= sum(fetched) <= 3

@@ -113,11 +113,11 @@ def test_a_step_that_tells_nothing_changes_nothing(count: int) -> None:
 
 def test_a_device_s_window_is_told_and_changes_no_bit(tmp_path: Path) -> None:
     found = []
-    for number, delay in enumerate((0.0, 400.0)):
+    for number, delay in enumerate((0.0, 250.0)):
         folder = tmp_path / str(number)
         values = small_run(
             tiny("llama"),
-            training={"micro_batches": 4, "local_steps": 4},
+            training={"micro_batches": 4, "local_steps": 2},
             network={"credits": 4},
         )
         link = {"link": {"delay_ms": delay}} if delay else {}
@@ -125,7 +125,7 @@ def test_a_device_s_window_is_told_and_changes_no_bit(tmp_path: Path) -> None:
         outcome = finished(run(folder, values))
         records = read_records(outcome.folder / "metrics.jsonl")
         told = [record.snapshot.window for record in records if isinstance(record, RoundRecord)][-1]
-        # 0.8 s there and back take all four, as long as an answer does not take half of that.
+        # 0.5 s there and back take all four, as long as an answer does not take half of that.
         assert (4 if delay else 2) <= told <= 4
         found.append(adapter(outcome))
     assert_same_bits(*found)
