@@ -133,29 +133,15 @@ def measure(
     return Measured(finishing(played), computed / (steps * sum(job.serve for job in jobs)))
 
 
-def real(folder: Path, model: Path, given: argparse.Namespace) -> None:
+def real(folder: Path, model: Path, shape: Shape, given: argparse.Namespace) -> None:
     """Rounds of real devices under every order, by turns."""
     make_texts(folder / "texts.jsonl", 400)
-    values = {
-        "run": {"rounds": given.rounds},
-        "model": {"path": str(model), "max_length": given.length},
-        "training": {
-            "batch_size": given.batch,
-            "local_steps": given.steps,
-            "computation": "lean",
-        },
-        "codec": {"activation": "none", "gradient": "none"},
-        "data": {"train": str(folder / "texts.jsonl"), "eval_fraction": 0.02},
-        "devices": [
-            {
-                "name": name,
-                "cut_layer": cut,
-                "threads": threads,
-                "link": {"up_mbit": mbit, "down_mbit": mbit},
-            }
-            for name, (cut, threads, mbit) in REAL.items()
-        ],
-    }
+    cuts = {name: cut for name, (cut, _, _) in REAL.items()}
+    values = settings(model, shape, given.steps, given.rounds, given.mbit, cuts)
+    values["data"] = {"train": str(folder / "texts.jsonl"), "eval_fraction": 0.02}
+    for entry in values["devices"]:
+        _, threads, mbit = REAL[entry["name"]]
+        entry |= {"threads": threads, "link": {"up_mbit": mbit, "down_mbit": mbit}}
     (folder / "run.toml").write_text(tomli_w.dumps(values))
     what = ", ".join(f"{n} cut {c}, {t} thread(s), {m:g} Mbit/s" for n, (c, t, m) in REAL.items())
     print(
@@ -198,7 +184,7 @@ def main() -> None:
         model = folder / "model"
         make_model(model, given.hidden, given.layers, shape.classes)
         if given.real:
-            real(folder, model, given)
+            real(folder, model, shape, given)
             return
         cuts = {name: cut for name, (cut, _) in DEVICES.items()}
         values = settings(model, shape, given.steps, given.rounds, given.mbit, cuts)
