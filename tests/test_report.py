@@ -275,6 +275,49 @@ def test_a_run_that_failed_before_its_first_round_has_a_summary_too(tmp_path: Pa
     loss_curve(summary, [])
 
 
+@pytest.mark.parametrize("text_only", [False, True])
+def test_a_device_that_never_joined_is_not_one_that_did_nothing(
+    tmp_path: Path, text_only: bool
+) -> None:
+    came, absent = HOMES[:2], HOMES[2]
+    records = sample_records(came, text_only=text_only)
+    silent = [record for record in records if record.snapshot.name != came[1]]
+    heard = [sample_snapshot(name, "device") for name in came]  # the second was lost in round 1
+    summary = build_summary(
+        sample_settings(), "r", silent, heard, train_seconds=1.0, wall_seconds=2.0
+    )
+    summary.write(tmp_path / "summary.json")
+    written = json.loads((tmp_path / "summary.json").read_text())
+    joined = {device["name"]: device["joined"] for device in written["devices"]}
+    assert joined == {came[0]: True, came[1]: True, absent: False}
+    assert RunSummary.read(tmp_path / "summary.json") == summary
+
+    (row,) = [line for line in terminal(final_table(summary)).splitlines() if absent in line]
+    assert " ".join(row.split()) == f"{absent} never joined" + " –" * (4 if text_only else 5)
+    root = parsed(render_report(summary, silent, CONFIG))
+    assert "3 devices · 1 never joined" in "".join(root.itertext())
+    rows = [["".join(cell.itertext()) for cell in row] for row in root.iter("tr")]
+    headings = next(row for row in rows if row[0] == "device")
+    cells = next(row for row in rows if row[0] == absent)
+    assert len(cells) == len(headings)
+    assert cells[3] == "never joined"
+    assert set(cells[4:]) == {"–"}
+    # In the table alone: no line of its own, no bar of 0 bytes.
+    assert [item for item in root.iter() if absent in (item.text or "")] == [
+        cell for cell in root.iter("th") if cell.text == absent
+    ]
+    assert absent not in loss_curve(summary, silent)
+
+
+def test_a_summary_of_before_knows_who_joined_by_default(tmp_path: Path) -> None:
+    sample_summary().write(tmp_path / "summary.json")
+    values = json.loads((tmp_path / "summary.json").read_text())
+    for device in values["devices"]:
+        del device["joined"]
+    (tmp_path / "summary.json").write_text(json.dumps(values))
+    assert RunSummary.read(tmp_path / "summary.json") == sample_summary()
+
+
 # Status and live view
 
 

@@ -27,10 +27,12 @@ def device_lines(
     rounds: Sequence[RoundRecord],
     value: Callable[[RoundRecord], float | None],
 ) -> list[Line]:
-    """A line a device; a round without it, or without a value, is a gap."""
+    """A line a device that joined; a round without it, or without a value, is a gap."""
     last = max((record.round for record in rounds), default=0)
     lines = []
     for index, device in enumerate(summary.devices):
+        if not device.joined:
+            continue
         known = {record.round: value(record) for record in rounds if record.device == device.name}
         points = [(number, _number(known.get(number))) for number in range(last + 1)]
         lines.append(Line(device.name, series_style(index), points))

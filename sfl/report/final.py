@@ -74,6 +74,9 @@ def _devices(summary: RunSummary) -> Table:
 
 
 def _device_cells(device: DeviceSummary, scored: bool) -> list[Text]:
+    if not device.joined:
+        dashes = [Text("–")] * (5 if scored else 4)
+        return [Text(device.name, style="bold"), Text(text.NEVER_JOINED), *dashes]
     before, after = device.eval_accuracy_before, device.eval_accuracy
     accuracy = [_change(text.percent(before), text.percent(after))] if scored else []
     return [

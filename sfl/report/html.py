@@ -80,11 +80,13 @@ def _header(summary: RunSummary) -> Markup:
     failed = summary.failure is not None
     badge = element("span", "failed" if failed else "finished",
                     class_="badge bad" if failed else "badge good")  # fmt: skip
+    absent = sum(not device.joined for device in summary.devices)
     facts = [
         "/".join(Path(summary.model).parts[-2:]),
         summary.task.replace("_", " "),
         "U-shaped" if summary.topology == "u_shaped" else summary.topology,
         _count(len(summary.devices), "device"),
+        *([f"{absent} {text.NEVER_JOINED}"] if absent else []),
         f"{summary.rounds} of {_count(summary.rounds_planned, 'round')}",
         f"{summary.tokens_trained:,} tokens",
         f"{text.duration(summary.wall_seconds)} in all",
@@ -150,7 +152,7 @@ def _learning(summary: RunSummary, rounds: Sequence[RoundRecord]) -> Markup:
         lines = device_lines(summary, rounds, lambda record: record.eval_accuracy)
         chart = line_chart(f"{name} by round", lines, text.whole_percent, top=1.0)
         cards.append(element("div", element("h3", f"{name}, held out (%)"), chart, class_="card"))
-    names = [(device.name, series_style(index)) for index, device in enumerate(summary.devices)]
+    names = [(device.name, style) for style, device in _joined(summary)]
     return element(
         "section",
         element("h2", "Learning"),
@@ -202,11 +204,17 @@ def _devices(summary: RunSummary) -> Markup:
     )
 
 
+def _joined(summary: RunSummary) -> list[tuple[str, DeviceSummary]]:
+    """The devices that took part at all, each with its style."""
+    styled = ((series_style(index), device) for index, device in enumerate(summary.devices))
+    return [(style, device) for style, device in styled if device.joined]
+
+
 def _device_row(device: DeviceSummary, scored: bool) -> list[str]:
-    row = [
-        device.name,
-        f"{device.cut_layer} + {device.tail_layers}",
-        str(device.rank),
+    row = [device.name, f"{device.cut_layer} + {device.tail_layers}", str(device.rank)]
+    if not device.joined:
+        return [*row, text.NEVER_JOINED, *["–"] * (7 if scored else 6)]
+    row += [
         f"{device.num_examples:,}",
         text.loss(device.train_loss),
         _change(device.eval_loss_before, device.eval_loss, text.loss),
@@ -249,9 +257,7 @@ def _reduction_card(summary: RunSummary) -> Markup:
 
 
 def _memory_card(summary: RunSummary) -> Markup:
-    nodes: list[tuple[str, Node]] = [
-        (series_style(index), device) for index, device in enumerate(summary.devices)
-    ]
+    nodes: list[tuple[str, Node]] = [*_joined(summary)]
     nodes += [("fp16", server) for server in (*summary.edges, summary.cloud)]
     bars = [
         Bar(
@@ -275,7 +281,7 @@ def _memory_card(summary: RunSummary) -> Markup:
 
 def _bytes_card(summary: RunSummary) -> Markup:
     bars: list[Bar] = []
-    nodes: list[Node] = [*summary.devices, *summary.edges]
+    nodes: list[Node] = [*(device for _, device in _joined(summary)), *summary.edges]
     for node in nodes:
         traffic = node.traffic
         bars.append(_bytes_bar(f"↑ {node.name}", traffic.bytes_up_by_role))

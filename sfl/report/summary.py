@@ -99,7 +99,8 @@ class DeviceSummary:
     """One device over the whole run; losses and accuracy are its last ones, `*_before` its first.
 
     `rounds` counts those that its part was taken into; `phases` are seconds by phase; `dtype` and
-    `quantised` are what it settled on for its base.
+    `quantised` are what it settled on for its base. Where `joined` is false the run never heard
+    from it, and its zeros are what nobody counted.
     """
 
     name: str
@@ -123,6 +124,7 @@ class DeviceSummary:
     traffic: ByteSummary
     dtype: str = ""
     quantised: str = ""
+    joined: bool = True
 
 
 @dataclass(frozen=True, slots=True)
@@ -338,7 +340,8 @@ def _device(
     last = scored[-1] if scored else None
     tokens = sum(record.tokens for record in trained)
     seconds = math.fsum(record.seconds for record in trained)
-    node = nodes.get(("device", entry.name), NodeSnapshot(entry.name, "device"))
+    heard = nodes.get(("device", entry.name))
+    node = heard or NodeSnapshot(entry.name, "device")
     return DeviceSummary(
         name=entry.name,
         cut_layer=entry.cut_layer,
@@ -361,6 +364,7 @@ def _device(
         traffic=ByteSummary.of(node.bytes),
         dtype=node.dtype,
         quantised=node.quantised,
+        joined=heard is not None,
     )
 
 

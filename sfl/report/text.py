@@ -6,6 +6,8 @@ import math
 import re
 from collections.abc import Callable
 
+NEVER_JOINED = "never joined"
+"""A device of the settings that the run never heard from."""
 _UNITS = ("B", "kB", "MB", "GB", "TB")
 
 
