@@ -184,6 +184,38 @@ def test_what_the_images_copy_exists_and_is_let_through() -> None:
     assert let_through[1] == "*"
 
 
+def test_torch_is_cleaned_whatever_the_bases_python(tmp_path: Path) -> None:
+    """The stage's own command in a real shell; pip is a stand-in that lays files out."""
+    found = re.search(r"^FROM builder AS torch\n.*?^RUN (.+?[^\\])\n", DOCKERFILE, re.M | re.S)
+    assert found is not None
+    added, venv = tmp_path / "added", tmp_path / "venv"
+    command = found[1].replace("/added", str(added)).replace("/opt/venv", str(venv))
+    command = command.replace("/build/", f"{ROOT}/")
+    pip = tmp_path / "bin" / "pip"
+
+    def cleaned(layout: str) -> tuple[int, set[str]]:
+        """The exit code, and what reaches the next stages of a torch that lies in `layout`."""
+        shutil.rmtree(added, ignore_errors=True)
+        shutil.rmtree(venv, ignore_errors=True)
+        venv.mkdir()
+        torch = added / layout / "torch"
+        files = ("__init__.py", "include/c10.h", "share/cmake/a", "test/b", "bin/protoc-3.1",
+                 "bin/test_api", "bin/torch_shm_manager")  # fmt: skip
+        lay = [f"mkdir -p $(dirname {torch / file}); touch {torch / file}" for file in files]
+        pip.parent.mkdir(exist_ok=True)
+        pip.write_text("\n".join(("#!/bin/sh", *lay, "")))
+        pip.chmod(0o755)
+        path = f"{pip.parent}:{os.environ['PATH']}"
+        done = subprocess.run(["sh", "-c", command], env={"PATH": path}, check=False)
+        left = (venv / layout / "torch").rglob("*")
+        return done.returncode, {file.name for file in left if file.is_file()}
+
+    for layout in ("lib/python3.11", "lib/python3.14", "lib64/python3.13t"):
+        assert cleaned(f"{layout}/site-packages") == (0, {"__init__.py", "torch_shm_manager"})
+    # Where nothing would be cleaned the build says so.
+    assert cleaned("opt/elsewhere")[0] != 0
+
+
 def test_every_node_is_locked_down() -> None:
     for name, service in services().items():
         if name == "grafana":
