@@ -9,13 +9,16 @@ import pytest
 import torch
 from test_split_exactness import FULL, LORA, PADDED, PLANS, plan_name, reference, spans
 from tiny_models import CASES, LABELS, batch, busy_values, manifest_of, opened
+from torch.nn.functional import scaled_dot_product_attention
 
+import sfl.models.span as span_module
 from sfl.adapters.lora import LoraBank
 from sfl.adapters.names import belongs_to
 from sfl.config import LoraSettings, RunSettings
 from sfl.data.batches import Batch
 from sfl.models.family import Task
 from sfl.models.folder import ModelFolder
+from sfl.models.packed import Packing
 from sfl.models.span import SpanModel, build_span
 from sfl.plan import Span, SplitPlan
 from sfl.stage import lean
@@ -126,6 +129,39 @@ def test_only_scored_positions_meet_the_head(monkeypatch: pytest.MonkeyPatch) ->
     scored = int((labels[:, 1:] != -100).sum())
     assert seen == [scored, scored]  # the loss, and the score
     assert scored < sum(PADDED)
+
+
+def padded_form(lengths: torch.Tensor, device: torch.device) -> Packing:
+    """The packing an accelerator is given."""
+    real = torch.arange(int(lengths.max()))[None] < lengths[:, None]
+    return Packing(tuple(lengths.tolist()), real.flatten().nonzero()[:, 0])
+
+
+@pytest.mark.parametrize(("kind", "task"), CASES)
+def test_attention_sequence_by_sequence_or_in_the_padded_form(
+    kind: str, task: Task, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[list[int]] = []
+    real = scaled_dot_product_attention
+
+    def attention(query: torch.Tensor, key: torch.Tensor, *args: Any, **options: Any) -> Any:
+        seen.append([len(key), key.shape[2]])
+        return real(query, key, *args, **options)
+
+    monkeypatch.setattr(torch.nn.functional, "scaled_dot_product_attention", attention)
+    plan = PLANS[0]
+    loss, gradients, _ = step(kind, task, plan, RAGGED, "lean")
+    assert all(rows == 1 for rows, _ in seen)
+    assert {width for _, width in seen} in (set(RAGGED), set())  # none: eager attention
+    seen.clear()
+    monkeypatch.setattr(span_module, "packing_of", padded_form)
+    other_loss, other_gradients, _ = step(kind, task, plan, RAGGED, "lean")
+    assert all(shape == [len(RAGGED), max(RAGGED)] for shape in seen)
+    assert float(loss) == pytest.approx(float(other_loss), rel=1e-5)
+    assert gradients.keys() == other_gradients.keys()
+    scale = max(float(gradient.norm()) for gradient in gradients.values())
+    for name, gradient in gradients.items():
+        assert float((other_gradients[name] - gradient).norm()) < 1e-5 * scale, name
 
 
 def test_a_batch_without_targets_has_no_loss_and_no_gradient() -> None:

@@ -76,7 +76,8 @@ class Padding:
             )
         from sfl.models.packed import PackedMask
 
-        shape = hidden.new_empty(1).expand(packing.num_sequences, packing.width, 1)
+        rows = 1 if packing.one_by_one else packing.num_sequences
+        shape = hidden.new_empty(1).expand(rows, packing.width, 1)
         mask = make(
             config=config, inputs_embeds=shape, attention_mask=self.attention_mask, **options
         )

@@ -1,9 +1,11 @@
 """Sequences one behind the other instead of padded: `[1, num_tokens, H]` through the same blocks.
 
 Linear layers, norms and LoRA then see real tokens only. Attention alone needs to know where a
-sequence ends: it is handed queries, keys and values in the padded form, by the hook transformers
-has for attention functions, and its output is packed again. Right padding is never looked at by a
-causal query, so causal attention needs no mask there.
+sequence ends, which it learns by the hook transformers has for attention functions. On a CPU it is
+called for each sequence by itself: no padding is computed, nothing is copied, and no mask is
+needed but a sliding window's. An accelerator would have too little to do in each call: there it is
+handed queries, keys and values in the padded form, and its output is packed again. Right padding is
+never looked at by a causal query, so causal attention needs no mask there either.
 """
 
 from __future__ import annotations
@@ -22,11 +24,29 @@ PREFIX = "sfl_packed_"
 
 @dataclass(frozen=True, slots=True)
 class Packing:
-    """Where tokens lie in the padded form: at `index[i]` of `[B * width]`, None for everywhere."""
+    """How long sequences are, and where their tokens lie in the padded form, if that is made.
 
-    num_sequences: int
-    width: int
-    index: Tensor | None
+    Token i is at `index[i]` of `[B * width]`; without an index sequences are all of one length, or
+    attention takes them one by one.
+    """
+
+    lengths: tuple[int, ...]
+    index: Tensor | None = None
+
+    @property
+    def num_sequences(self) -> int:
+        """B."""
+        return len(self.lengths)
+
+    @property
+    def width(self) -> int:
+        """The longest length."""
+        return max(self.lengths)
+
+    @property
+    def one_by_one(self) -> bool:
+        """Whether attention is called for each sequence by itself."""
+        return self.index is None and min(self.lengths) < self.width
 
     def to_padded(self, packed: Tensor) -> Tensor:
         """[1, heads, n, d] -> [B, heads, width, d], zeros where nothing lies."""
@@ -46,19 +66,23 @@ class Packing:
 
 @dataclass(frozen=True, slots=True)
 class PackedMask:
-    """Takes the place of an attention mask on its way through a block: the padded form's own."""
+    """Takes the place of an attention mask on its way through a block.
+
+    `mask` is the padded form's own; one for all sequences where attention takes them one by one.
+    """
 
     mask: Tensor | None
     packing: Packing
 
 
-def packing_of(lengths: Tensor) -> Packing:
-    """The packing of sequences `[B]` long."""
-    width = int(lengths.max())
-    if int(lengths.min()) == width:
-        return Packing(len(lengths), width, None)
-    real = torch.arange(width, device=lengths.device)[None] < lengths[:, None]
-    return Packing(len(lengths), width, real.flatten().nonzero()[:, 0])
+def packing_of(lengths: Tensor, device: torch.device) -> Packing:
+    """The packing of sequences `[B]` long, which are computed on `device`."""
+    # Counted where lengths are, on the CPU: an accelerator would have to be waited for.
+    known = tuple(lengths.tolist())
+    if device.type == "cpu" or min(known) == max(known):
+        return Packing(known)
+    real = torch.arange(max(known))[None] < lengths[:, None]
+    return Packing(known, real.flatten().nonzero()[:, 0].to(device))
 
 
 def packed_positions(lengths: Tensor) -> Tensor:
@@ -96,12 +120,25 @@ def _attention(base: str) -> Attention:
         function = _function(base, module)
         if not isinstance(attention_mask, PackedMask):
             return function(module, query, key, value, attention_mask, **options)
-        packing = attention_mask.packing
+        packing, mask = attention_mask.packing, attention_mask.mask
+        if packing.one_by_one:
+            each = (t.split_with_sizes(packing.lengths, 2) for t in (query, key, value))
+            outputs = [
+                function(module, *parts, _corner(mask, parts[0]), **options)[0]
+                for parts in zip(*each, strict=True)
+            ]
+            return torch.cat(outputs, 1), None
         padded = [packing.to_padded(packed) for packed in (query, key, value)]
-        output, _ = function(module, *padded, attention_mask.mask, **options)
+        output, _ = function(module, *padded, mask, **options)
         return packing.to_packed(output), None
 
     return attend
+
+
+def _corner(mask: Tensor | None, query: Tensor) -> Tensor | None:
+    """What of the longest sequence's mask is a shorter one's."""
+    size = query.shape[2]
+    return None if mask is None else mask[..., :size, :size]
 
 
 def _function(base: str, module: nn.Module) -> Attention:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -202,13 +202,11 @@ class SpanModel(nn.Module):
     def _padding(self, lengths: Tensor, like: Tensor) -> Padding:
         if not self.packed:
             return make_padding(lengths, like)
-        # Counted where lengths are, on the CPU: an accelerator would have to be waited for.
-        packing, positions = packing_of(lengths), packed_positions(lengths).to(like.device)
-        if packing.index is not None:
-            packing = replace(packing, index=packing.index.to(like.device))
+        packing = packing_of(lengths, like.device)
+        positions = packed_positions(lengths).to(like.device)
         lengths = lengths.to(like.device)
         mask = None
-        if not self.family.causal:
+        if packing.index is not None and not self.family.causal:
             places = torch.arange(packing.width, device=like.device)
             mask = (places[None] < lengths[:, None]).to(torch.int64)
         return Padding(lengths, mask, positions, packing)

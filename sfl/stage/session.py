@@ -302,7 +302,7 @@ class VanillaSession(Session):
     def group(self, message: TensorMessage | GradientNorm) -> Hashable:
         """Training over the same blocks, with lengths alike; dropout is each device's own.
 
-        Attention pads a batch to its longest sequence: to less than twice a message's own longest.
+        A GPU's attention pads a batch to its longest sequence: less than twice a message's longest.
         """
         if isinstance(message, GradientNorm) or message.key.purpose is not Purpose.TRAINING:
             return None
