@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import signal
+import threading
 import time
 from dataclasses import dataclass, field
 from multiprocessing.context import ForkServerProcess, SpawnProcess
-from multiprocessing.process import BaseProcess
+from multiprocessing.process import BaseProcess, active_children
 from pathlib import Path
+
+import psutil
 
 from sfl.config import DeviceConfig, EdgeConfig, LocalDevice, RunConfig, dump_toml
 from sfl.config.base import Section
@@ -15,6 +18,7 @@ from sfl.errors import RunFailed
 from sfl.files import write_atomic
 from sfl.launch.certificates import CERTIFICATES
 from sfl.launch.child import run_child
+from sfl.launch.patience import Patience, Say, cpu_seconds
 
 
 @dataclass(slots=True)
@@ -42,6 +46,29 @@ class Node:
         process.start()
         self.process = process  # only one that has started can be waited for
 
+    def fork(self, say: Say) -> None:
+        """Start the process once the nursery has imported what it needs. Raises RunFailed."""
+        errors: list[Exception] = []
+
+        def start() -> None:
+            try:
+                self.start()
+            except (EOFError, OSError) as error:  # it died meanwhile
+                errors.append(error)
+
+        what = "reading torch and transformers"
+        patience = Patience(what, "it has no log of its own", say, time.monotonic())
+        starting = threading.Thread(target=start, name="start", daemon=True)
+        starting.start()
+        while starting.is_alive():
+            starting.join(0.2)
+            nodes = {process.pid for process in active_children()}
+            nursery = {child.pid for child in psutil.Process().children()} - nodes
+            patience.look(cpu_seconds(nursery), time.monotonic())
+        if errors:
+            reason = "the process that edge and devices are forked from died"
+            raise RunFailed(f"{what}: {reason}; what it said, if anything, stands above")
+
     def exit_code(self) -> int | None:
         """Exit code, None while it runs; negative: the signal that killed it."""
         assert self.process is not None
@@ -56,12 +83,18 @@ class Node:
             return f"killed by {signal.Signals(-code).name}"
         return f"exit code {code}; its log: {self.log}"
 
-    def await_address(self, timeout: float) -> str:
-        """The address it really listens on. Raises RunFailed where it gives none."""
-        end = time.monotonic() + timeout
-        while time.monotonic() < end and self.exit_code() is None:
+    def await_address(self, say: Say) -> str:
+        """The address it really listens on. Raises RunFailed where it gives none.
+
+        That may take as long as it is at work; `say` is told now and then.
+        """
+        assert self.process is not None and self.process.pid is not None
+        what = f"{self.kind} {self.name} starts"
+        patience = Patience(what, f"its log: {self.log}", say, time.monotonic())
+        while self.exit_code() is None:
             if self.address_file.exists():
                 return self.address_file.read_text(encoding="utf-8").strip()
+            patience.look(cpu_seconds([self.process.pid]), time.monotonic())
             time.sleep(0.02)
         raise RunFailed(f"{self.kind} {self.name}: {self.failure()}")
 

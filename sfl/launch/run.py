@@ -7,6 +7,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
 
@@ -17,6 +18,7 @@ from sfl.extras import require_bitsandbytes
 from sfl.launch.certificates import CERTIFICATES, issue_for_run
 from sfl.launch.child import prepare_nursery
 from sfl.launch.node import Node, cloud_node, device_node, edge_node
+from sfl.launch.patience import SAY_EVERY
 from sfl.models.batching import check_batching
 from sfl.models.edge_budget import fit_edge
 from sfl.models.folder import ModelFolder, check_length, open_model
@@ -26,7 +28,6 @@ from sfl.report.status import RunStatus
 from sfl.runs import open_run_folder
 
 CONNECT_TIMEOUT = 15.0
-START_TIMEOUT = 30.0
 LEAVE_TIMEOUT = 5.0
 STOP_TIMEOUT = 10.0
 POLL = 0.1
@@ -53,7 +54,7 @@ def run_on_this_machine(
     try:
         if tls:
             issue_for_run(config, folder)
-        _start(config, folder, nodes)
+        _start(config, folder, nodes, watch)
         _await_end(config, folder, nodes, watch)
         _let_end(nodes)
     finally:
@@ -169,14 +170,17 @@ def check_certificates(config: RunConfig) -> None:
             load_own(f"devices.{entry.name}.tls", entry.tls, "device", entry.name)
 
 
-def _start(config: RunConfig, folder: Path, nodes: list[Node]) -> None:
+def _start(config: RunConfig, folder: Path, nodes: list[Node], watch: Watch) -> None:
+    def say(message: str) -> None:
+        watch(RunStatus(folder.name, "starting", 0, config.run.rounds, message=message))
+
     cloud = cloud_node(folder, config)
     nodes.append(cloud)
     cloud.start()
-    edge = edge_node(folder, config, cloud.await_address(START_TIMEOUT))
+    edge = edge_node(folder, config, cloud.await_address(say))
     nodes.append(edge)
-    edge.start()
-    edge_address = edge.await_address(START_TIMEOUT)
+    edge.fork(say)
+    edge_address = edge.await_address(say)
     for entry in config.devices:
         device = device_node(folder, config, entry.name, edge_address)
         nodes.append(device)
@@ -186,12 +190,12 @@ def _start(config: RunConfig, folder: Path, nodes: list[Node]) -> None:
 def _await_end(config: RunConfig, folder: Path, nodes: list[Node], watch: Watch) -> None:
     """Watch until the cloud has ended. Raises RunFailed or what a node's mistake was."""
     cloud, edge, *devices = nodes
-    seen = 0.0
+    seen, began = 0.0, time.monotonic()
     while cloud.exit_code() is None:
         status = RunStatus.read(folder / "status.json")
         if status is not None and status.updated_at > seen:
             seen = status.updated_at
-            watch(status)
+            watch(with_wait(status, time.monotonic() - began))
         _raise_mistakes(nodes)
         _raise_lost(config, edge, devices)
         time.sleep(POLL)
@@ -202,6 +206,15 @@ def _await_end(config: RunConfig, folder: Path, nodes: list[Node], watch: Watch)
         # What the cloud says of the run speaks for itself; its own death needs its name.
         died = "" if cloud.error_file.exists() else "cloud: "
         raise RunFailed(f"{died}{cloud.failure()}")
+
+
+def with_wait(status: RunStatus, seconds: float) -> RunStatus:
+    """The status with what the first round waits for, and for how long, once that is a while."""
+    if status.phase != "waiting for devices" or status.round > 0 or seconds < SAY_EVERY:
+        return status
+    who = status.message or "edge and devices read model and data"
+    waited = seconds // SAY_EVERY * SAY_EVERY
+    return replace(status, message=f"{who}, {waited:.0f} s")
 
 
 def _raise_mistakes(nodes: list[Node]) -> None:

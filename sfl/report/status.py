@@ -13,7 +13,13 @@ from sfl.files import write_atomic
 from sfl.metrics.snapshot import NodeSnapshot
 
 RunPhase = Literal[
-    "waiting for devices", "evaluating", "training", "aggregating", "finished", "failed"
+    "starting",
+    "waiting for devices",
+    "evaluating",
+    "training",
+    "aggregating",
+    "finished",
+    "failed",
 ]
 
 

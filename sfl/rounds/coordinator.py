@@ -242,7 +242,8 @@ class Coordinator:
             return self._finish(
                 False,
                 f"{len(ready)} of at least {self.settings.min_devices} devices were "
-                f"ready after {waited:g} s; missing: {', '.join(absent)}",
+                f"ready after {waited:g} s; missing: {', '.join(absent)}; where a model takes "
+                "longer to read, raise network.join_timeout",
             )
         return [Report(f"waiting for {', '.join(absent)}")]
 
