@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import io
 import json
 import os
 import signal
@@ -19,8 +20,10 @@ import grpc
 import grpc.aio
 import pytest
 import torch
+from rich.console import Console
 
-from sfl.config import EdgeConfig, LocalDevice, RunConfig, RunSettings
+from sfl.cli.doctor import _print
+from sfl.config import EdgeConfig, LocalDevice, RunConfig, RunSettings, load_run
 from sfl.doctor.edge import check_own_edge
 from sfl.doctor.fits import Base, check_devices, cut_rows, load_of, measure_base, read_size
 from sfl.doctor.quantised import check_bitsandbytes
@@ -334,6 +337,20 @@ def test_what_fits_is_what_the_device_itself_decides() -> None:
     assert saved["recompute"] and not checks["device roomy"].figures["saves"]["recompute"]
     refused = checks["device refused"]
     assert refused.mark == "problem" and "at least" in refused.text and "give more" in refused.fix
+
+
+def test_the_sample_of_the_docs_is_what_the_command_prints() -> None:
+    config = load_run(ROOT / "examples" / "quickstart" / "homes.toml")
+    # A process as it was where the sample was printed: the rest of a footprint is no measurement.
+    folder, room, base = open_model(config.model.path), 430_000_000, Base(300_000_000, True)
+    load = load_of(config, folder.context_length)
+    rows = cut_rows(folder, load, config, room, base, LocalDevice())
+    output = io.StringIO()
+    console = Console(file=output, highlight=False, soft_wrap=True)  # as the command has it
+    for check in check_devices(config, load, folder, rows, room, base):
+        _print(console, check)
+    lines = output.getvalue().splitlines()[:3]
+    assert "\n".join(("```", *lines, "```")) in (ROOT / "docs" / "doctor.md").read_text()
 
 
 def test_the_process_is_measured_as_a_device_has_it() -> None:
