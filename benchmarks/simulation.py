@@ -18,7 +18,7 @@ from sfl.adapters.lora import LoraBank, build_manifest, given_values
 from sfl.adapters.names import belongs_to
 from sfl.buffers import Chunks
 from sfl.config import RunConfig, load_run
-from sfl.config.run import RoleCodecs
+from sfl.config.codec import RoleCodecs
 from sfl.data import load_tokenizer, prepare
 from sfl.metrics.stats import NodeStats
 from sfl.models.folder import open_model

@@ -13,7 +13,7 @@ import torch
 
 from sfl.codec import Packet, parse
 from sfl.config import RunSettings
-from sfl.config.run import RoleCodecs
+from sfl.config.codec import RoleCodecs
 from sfl.errors import ProtocolError
 from sfl.metrics.stats import NodeStats, PhaseTimes
 from sfl.report.step import LANES

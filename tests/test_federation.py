@@ -31,7 +31,7 @@ from transformers.optimization import get_scheduler
 
 from sfl.cli.model import evaluate_model, load_model
 from sfl.config import RunConfig, load_run
-from sfl.config.run import AUTO_CODECS
+from sfl.config.codec import AUTO_CODECS
 from sfl.data import load_tokenizer, prepare
 from sfl.data.batches import Batch, Sampler, collate
 from sfl.stage.layout import real_tokens

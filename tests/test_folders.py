@@ -16,7 +16,7 @@ import torch
 from edge_server.server import EdgeServer
 from sfl.codec import RowContext
 from sfl.config import EdgeConfig, RunSettings
-from sfl.config.run import RoleCodecs
+from sfl.config.codec import RoleCodecs
 from sfl.errors import ConfigError, ModelError, ProtocolError
 from sfl.files import writable_folder
 from sfl.metrics.stats import NodeStats

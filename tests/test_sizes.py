@@ -12,7 +12,7 @@ import torch
 from benchmarks.simulation import Simulation, alone
 from examples.e2e.prepare import read, strict_split, write
 from sfl.codec import Encoder, parse
-from sfl.config.run import RoleCodecs
+from sfl.config.codec import RoleCodecs
 from sfl.stage.messages import Key, Kind, Purpose, TensorMessage
 from sfl.transport.cut import Cut
 

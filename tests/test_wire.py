@@ -11,7 +11,8 @@ from google.protobuf.message import DecodeError
 
 from sfl.codec import RowContext, decode, parse
 from sfl.config import TrainingSettings
-from sfl.config.run import LinkSettings, RoleCodecs
+from sfl.config.codec import RoleCodecs
+from sfl.config.run import LinkSettings
 from sfl.errors import ConfigError, LinkLost, ProtocolError, Refused, RunFailed, SflError
 from sfl.stage.layout import pack_labels, pack_rows, unpack_labels, unpack_rows
 from sfl.stage.loss import Score

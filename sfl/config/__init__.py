@@ -4,6 +4,7 @@
 `EdgeConfig` and `DeviceConfig` are node files, holding only what is local to that node.
 """
 
+from sfl.config.codec import CodecSettings
 from sfl.config.load import dump_toml, load_device, load_edge, load_run, with_overrides
 from sfl.config.node import (
     CloudNode,
@@ -15,7 +16,6 @@ from sfl.config.node import (
 )
 from sfl.config.run import (
     AggregationSettings,
-    CodecSettings,
     DataSettings,
     DeviceEntry,
     LoraSettings,

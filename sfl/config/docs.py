@@ -9,6 +9,7 @@ from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 from pydantic_core import PydanticUndefined
 
+from sfl.config.codec import CodecChange, CodecSettings, ScheduledCodec
 from sfl.config.node import (
     CloudNode,
     DeviceConfig,
@@ -20,8 +21,6 @@ from sfl.config.node import (
 )
 from sfl.config.run import (
     AggregationSettings,
-    CodecChange,
-    CodecSettings,
     DataSettings,
     DeviceEntry,
     LinkSettings,
@@ -29,7 +28,6 @@ from sfl.config.run import (
     ModelSettings,
     NetworkSettings,
     RunSection,
-    ScheduledCodec,
     TrainingSettings,
 )
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from itertools import product
 
 from sfl.config import EdgeConfig, RunSettings
-from sfl.config.run import is_exact
+from sfl.config.codec import is_exact
 from sfl.errors import ConfigError
 from sfl.models.folder import ModelFolder
 from sfl.models.footprint import EdgeDevice, EdgeForecast, Footprint, Load

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import TypeVar
 
 from sfl.config import RunSettings
-from sfl.config.run import AUTO_CODECS
+from sfl.config.codec import AUTO_CODECS
 from sfl.rounds.messages import Settle
 
 _EXACT_BITS = {"none": 32.0, "fp16": 16.0}

@@ -13,7 +13,7 @@ from sfl.codec import Codec, Decoder, Encoder, Packet, parse
 from sfl.codec.kernel import kernel
 from sfl.codec.topk import Mask
 from sfl.config import RunSettings
-from sfl.config.run import RoleCodecs
+from sfl.config.codec import RoleCodecs
 from sfl.errors import ProtocolError
 from sfl.keys import derive_seed
 from sfl.stage.messages import Key, Kind, Purpose, TensorMessage

@@ -24,7 +24,7 @@ from sfl.certificates.own import OwnCertificate
 from sfl.codec import Codec
 from sfl.codec.kernel import kernel
 from sfl.config import RunSettings
-from sfl.config.run import RoleCodecs
+from sfl.config.codec import RoleCodecs
 from sfl.data.example import Dataset
 from sfl.errors import LinkLost, PeerUnavailable, ProtocolError, Refused, RunFailed, SflError
 from sfl.metrics.stats import NodeStats

@@ -29,7 +29,7 @@ import numpy as np
 
 from sfl.adapters.names import belongs_to, is_lora_a
 from sfl.config import RunSettings
-from sfl.config.run import RoleCodecs
+from sfl.config.codec import RoleCodecs
 from sfl.errors import LinkLost, ProtocolError, SflError
 from sfl.metrics.snapshot import NodeSnapshot
 from sfl.metrics.stats import NodeStats

@@ -1,0 +1,97 @@
+"""How a run's tensors are compressed: settings by role, by device and by round."""
+
+from __future__ import annotations
+
+from typing import Self
+
+from pydantic import PositiveInt, model_validator
+
+from sfl.config.base import Section
+
+
+class CodecChange(Section):
+    """Codecs that differ from the run's: for one device, or from a round on."""
+
+    activation: str | None = None
+    """Hidden states from a device to its edge."""
+    gradient: str | None = None
+    """Their gradients, from the edge to the device."""
+    hidden: str | None = None
+    """U-shaped: hidden states from the edge back to the device."""
+    tail_gradient: str | None = None
+    """U-shaped: their gradients, from the device to the edge."""
+    evaluation: str | None = None
+    """Hidden states of evaluations, both ways."""
+    adapter: str | None = None
+    """What changed in the adapter, both ways."""
+
+
+class ScheduledCodec(CodecChange):
+    """A change of codecs between rounds."""
+
+    from_round: PositiveInt
+    """First round of the change."""
+    device: str | None = None
+    """The device it is for; default: all."""
+
+
+AUTO_CODECS = ("none", "fp16", "compact")
+"""What `codec.activation = "auto"` chooses from, the most exact first."""
+
+
+class CodecSettings(Section):
+    """How tensors are compressed on the wire, by role and direction (docs/compression.md)."""
+
+    activation: str = "compact"
+    """Hidden states from a device to its edge: a preset (`none`, `fp16`, `int8`, `compact`, `sft`,
+    `extreme`) or stages, e.g. `topk(0.3) | stochastic(4) | zstd`. `auto`, of both directions: every
+    device rehearses a few steps with `compact`, `fp16` and `none` over its real link before the
+    first round, and the most exact of those that are quick is written into the effective
+    configuration, for each device."""
+    gradient: str = "compact"
+    """Their gradients, from the edge to the device."""
+    hidden: str | None = None
+    """U-shaped: hidden states from the edge back to the device; default: as `activation`."""
+    tail_gradient: str | None = None
+    """U-shaped: their gradients, from the device to the edge; default: as `gradient`."""
+    evaluation: str | None = None
+    """Hidden states of evaluations, both ways; default: `none` where `activation` is `none`, else
+    `fp16`, so that what is reported is the adapter's quality and not the codec's."""
+    adapter: str = "none"
+    """Changes of the adapter between a device and its edge, both ways, with error feedback, e.g.
+    `stochastic(4) | zstd`; a stream's first adapter travels whole."""
+    schedule: tuple[ScheduledCodec, ...] = ()
+    """Changes between rounds, later ones winning."""
+
+    @model_validator(mode="after")
+    def _auto_is_of_both_directions(self) -> Self:
+        if (self.activation == "auto") != (self.gradient == "auto"):
+            raise ValueError('activation and gradient: "auto" is for both or for neither')
+        return self
+
+    @property
+    def is_auto(self) -> bool:
+        """Whether rehearsed steps are still to choose."""
+        return self.activation == "auto"
+
+
+class RoleCodecs(Section):
+    """The codecs of one device in one round, nothing left to be filled in."""
+
+    activation: str
+    """Device to edge."""
+    gradient: str
+    """Edge to device."""
+    hidden: str
+    """Edge to device, U-shaped."""
+    tail_gradient: str
+    """Device to edge, U-shaped."""
+    evaluation: str
+    """Both ways."""
+    adapter: str = "none"
+    """Both ways."""
+
+
+def is_exact(codec: str) -> bool:
+    """Whether a codec's first stage leaves every bit as it was."""
+    return codec.split("|")[0].strip() in ("none", "zstd", "rans")
