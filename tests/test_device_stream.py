@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import threading
+import weakref
 from collections.abc import Sequence
 from types import SimpleNamespace
 from typing import Any, cast
 
+import numpy as np
 import pytest
 import torch
 
@@ -19,7 +21,7 @@ from sfl.metrics.stats import NodeStats, PhaseTimes
 from sfl.report.step import LANES
 from sfl.stage.engine import Engine
 from sfl.stage.messages import GradientNorm, Key, Kind, Purpose, TensorMessage
-from sfl.transport.chunks import TensorAssembly
+from sfl.transport.chunks import TensorAssembly, adapter_bytes, adapter_frames
 from sfl.transport.cut import Cut
 from sfl.transport.device_link import _Reader
 from sfl.transport.device_stream import DeviceStream
@@ -28,7 +30,7 @@ from sfl.transport.envelope import Frame
 from sfl.transport.frames import decode_tensor, encode_tensor
 from sfl.transport.urgency import CodecThread
 from sfl.transport.wire import EDGE_SESSION
-from sfl.v1 import edge_pb2
+from sfl.v1 import edge_pb2, tensor_pb2
 
 HIDDEN = 64
 CODECS = RoleCodecs.model_validate(
@@ -312,6 +314,20 @@ def test_a_device_times_tensors_whose_frames_alternate_each_by_itself() -> None:
         reader.take(frame)
     assert [message.kind for message in put] == [Kind.ACTIVATION, Kind.GRADIENT]
     assert arrivals(stats, "d") == {1: ("receive", 3.0), 0: ("receive", 3.0)}
+
+
+@pytest.mark.parametrize("codec", ["none", "stochastic(4) | zstd"])
+def test_a_device_keeps_its_adapter_only_where_changes_of_it_are_coded(codec: str) -> None:
+    put: list[Any] = []
+    decode: Any = None  # no tensor comes
+    reader = _Reader(NodeStats("d", "device"), put.append, lambda *round_: parse(codec), decode)
+    start = edge_pb2.RoundStart(round=1, codecs=CODECS.model_dump_json())
+    reader.take(edge_pb2.EdgeMessage(start=start))
+    payload = adapter_bytes({"a": np.ones((2, 3), np.float32)})
+    for frame in adapter_frames(tensor_pb2.AdapterHeader(round=1), payload):
+        reader.take(edge_pb2.EdgeMessage(adapter=frame))
+    values = weakref.ref(put.pop().values["a"])
+    assert (values() is None) == (codec == "none")
 
 
 def test_an_edge_times_tensors_whose_frames_alternate_each_by_itself() -> None:

@@ -210,7 +210,8 @@ class DeviceLink:
                 continue
             if not isinstance(message, RoundOrder):
                 raise ProtocolError("a tensor came between two rounds")
-            self._held = message.values
+            assert self._cut is not None
+            self._held = message.values if self._cut.adapter_codec.spec != "none" else {}
             yield message
 
     def deliver(self, outcome: RoundOutcome) -> None:
@@ -488,8 +489,11 @@ class _Reader:
             return
         if self._start is None:
             raise ProtocolError("an adapter came before its round was announced")
-        self._held = self._values(*whole)
-        self._put(RoundOrder(self._start, self._held))
+        values = self._values(*whole)
+        # What the next change is added to; where none is coded the edge keeps nothing either.
+        coded = self._codec is not None and self._codec.spec != "none"
+        self._held = values if coded else {}
+        self._put(RoundOrder(self._start, values))
 
     def _values(self, header: tensor_pb2.AdapterHeader, payload: Buffer) -> Values:
         if not header.codec:
