@@ -12,6 +12,8 @@ from typing import Any
 
 import tomli_w
 
+from tests.launcher import Launcher
+
 ROOT = Path(__file__).resolve().parents[1]
 SHARED = ROOT.parent / "shared"
 SFL = [sys.executable, "-m", "sfl.cli"]
@@ -58,11 +60,42 @@ def sfl(*arguments: str | Path, timeout: float = 300.0) -> subprocess.CompletedP
         text=True,
         timeout=timeout,
         cwd=ROOT,
-        env={**os.environ, "COLUMNS": "200", "HF_HUB_OFFLINE": "1"},
+        env=_environment(),
     )
 
 
-def run(folder: Path, values: dict[str, Any], *options: str, timeout: float = 300.0) -> Outcome:
-    """`sfl run` on a configuration, to its end."""
-    done = sfl("run", write_config(folder, values), *options, timeout=timeout)
+def _environment() -> dict[str, str]:
+    return {**os.environ, "COLUMNS": "200", "HF_HUB_OFFLINE": "1"}
+
+
+_launchers: list[Launcher] = []
+
+
+def launch(config: Path, timeout: float = 300.0) -> subprocess.CompletedProcess[str]:
+    """`sfl run` without options, which spares itself the imports of the runs before.
+
+    An environment of a test's own reaches nodes from a process of its own alone.
+    """
+    environment = _environment()
+    environment.pop("PYTEST_CURRENT_TEST", None)
+    if not _launchers or not _launchers[0].alive():
+        _launchers[:] = [Launcher(ROOT, environment)]
+    if _launchers[0].environment != environment:
+        return sfl("run", config, timeout=timeout)
+    return _launchers[0].run(["run", str(config)], timeout)
+
+
+def run(
+    folder: Path,
+    values: dict[str, Any],
+    *options: str,
+    timeout: float = 300.0,
+    alone: bool = False,
+) -> Outcome:
+    """`sfl run` on a configuration, to its end; `alone` as a user's, where memory is measured."""
+    config = write_config(folder, values)
+    if alone or options:
+        done = sfl("run", config, *options, timeout=timeout)
+    else:
+        done = launch(config, timeout)
     return Outcome(done.returncode, done.stdout + done.stderr, folder / "runs" / "t")

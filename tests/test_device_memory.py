@@ -265,7 +265,7 @@ def busy_run(folder: Path, memory: int) -> dict[str, Any]:
 
 
 def test_a_device_without_room_refuses_to_join(tmp_path: Path) -> None:
-    outcome = run(tmp_path, busy_run(tmp_path, 200_000_000))
+    outcome = run(tmp_path, busy_run(tmp_path, 200_000_000), alone=True)
     assert outcome.code != 0
     assert re.search(
         r"device\.memory = '200 MB': cut_layer 4.* take \d+ MB at least", outcome.output
@@ -276,7 +276,7 @@ def test_a_device_without_room_refuses_to_join(tmp_path: Path) -> None:
 def test_a_budget_is_kept(tmp_path: Path) -> None:
     # Whole batches do not fit, halves do in a forked process; one of its own takes smaller ones.
     budget = total(4, base=300_000_000, micro_batches=2, **SAVED)
-    outcome = run(tmp_path, busy_run(tmp_path, budget))
+    outcome = run(tmp_path, busy_run(tmp_path, budget), alone=True)
     assert outcome.code == 0, outcome.output
     assert "blocks computed again" in outcome.logs()
     effective = tomllib.loads((outcome.folder / "config.toml").read_text())

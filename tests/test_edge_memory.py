@@ -358,7 +358,7 @@ def test_a_budget_is_kept_by_computing_again_for_one_of_two_devices(tmp_path: Pa
     run_settings, folder = RunSettings.model_validate(values), open_model(str(STORIES))
     wanted = EdgeChoice(("deep",), 1, 2)
     budget = needs(folder, run_settings, EdgeConfig(), wanted).total
-    outcome = run(tmp_path, {**values, "edge": {"memory": budget}})
+    outcome = run(tmp_path, {**values, "edge": {"memory": budget}}, alone=True)
     assert outcome.code == 0, outcome.output
     edge = tomllib.loads((outcome.folder / "config.toml").read_text())["edge"]
     assert (edge["recompute"], edge["credits"]) == (["deep"], 2)

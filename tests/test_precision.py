@@ -13,7 +13,6 @@ from typing import Any
 
 import pytest
 import torch
-from federation import ROOT, SFL, SHARED, run, write_config, write_jsonl
 from tiny_models import (
     CASES,
     LABELS,
@@ -36,6 +35,7 @@ from sfl.models.span import SpanModel, build_span
 from sfl.plan import Span, SplitPlan
 from sfl.stage.base import BaseForm, decided, settle
 from sfl.stage.loss import training_loss
+from tests.federation import ROOT, SFL, SHARED, run, write_config, write_jsonl
 
 STORIES = SHARED / "models" / "stories260k"
 LORA = LoraSettings(rank=4, alpha=8.0)

@@ -5,6 +5,7 @@ The only one whose import does something, since an import is all that forkserver
 
 from __future__ import annotations
 
+import gc
 import importlib
 import os
 
@@ -19,7 +20,12 @@ PRELOADED = (
 )
 
 if PACKAGE in os.environ:
+    # Nothing of what is imported goes away again: looking for garbage among it, now or in each
+    # child later, only takes time, and copies the pages that children share.
+    gc.disable()
     leave_out_compiler()
     for name in PRELOADED:
         importlib.import_module(name)
     import_modeling(os.environ[PACKAGE])
+    gc.freeze()
+    gc.enable()
