@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import gc
-from collections.abc import Sequence
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator, Sequence
+from io import FileIO
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +27,7 @@ from sfl.models.edge_budget import EdgeChoice, needs
 from sfl.models.span import build_span
 from sfl.plan import SplitPlan
 from sfl.stage.messages import Key, Kind, Purpose, RoundStart, TensorMessage
-from sfl.stage.resting import Residence, surplus
+from sfl.stage.resting import OnDisk, Residence, surplus
 from sfl.stage.session import SESSIONS, Session, handle_together
 
 NAMES = ("attic", "barn", "cellar")
@@ -79,12 +83,26 @@ def edge(
     return sessions
 
 
+OPEN: list[Residence] = []
+
+
+@pytest.fixture(autouse=True)
+def closed() -> Iterator[None]:
+    yield
+    while OPEN:
+        OPEN.pop().close()
+
+
 def residing(tmp_path: Path, limit: int) -> Residence:
-    return Residence(limit, tmp_path / "rest", NodeStats("edge", "edge"))
+    OPEN.append(Residence(limit, tmp_path / "rest", NodeStats("edge", "edge")))
+    return OPEN[-1]
 
 
-def files(tmp_path: Path) -> list[str]:
-    return sorted(path.name for path in tmp_path.rglob("*") if path.is_file())
+def tear(residence: Residence, device: str) -> None:
+    """Cut off the end of what rests of a device."""
+    rest = residence._asleep[device]
+    assert isinstance(rest, OnDisk)
+    rest._file.truncate(1000)
 
 
 def message(topology: str, seed: int, step: int, hidden: int) -> TensorMessage:
@@ -120,10 +138,10 @@ def test_resting_changes_no_bit(tmp_path: Path, topology: str) -> None:
         assert all(one[name].tobytes() == other[name].tobytes() for name in one)
     stats = residence._stats.snapshot()
     assert (stats.adapters_resting, stats.adapters_woken) == (2, 3 + 3 * 3 + 3)
-    assert files(tmp_path) == ["attic.safetensors", "barn.safetensors"]
+    assert list(residence._asleep) == ["attic", "barn"]
     for session in sessions:
         session.close()
-    assert files(tmp_path) == [] and residence._stats.adapters_resting == 0
+    assert not residence._asleep and residence._stats.adapters_resting == 0
 
 
 def test_in_memory_beside_an_accelerator_no_file_is_written(tmp_path: Path) -> None:
@@ -139,7 +157,7 @@ def test_in_memory_beside_an_accelerator_no_file_is_written(tmp_path: Path) -> N
         EdgeConfig(rest_in="memory")
     for session in sessions:
         session.close()
-    assert not residence._copies
+    assert not residence._asleep and not tmp_path.joinpath("rest").exists()
 
 
 def test_a_batch_over_devices_has_all_of_them_in_memory(tmp_path: Path) -> None:
@@ -187,7 +205,7 @@ def test_the_memory_of_those_at_rest_comes_back(tmp_path: Path) -> None:
     sessions.clear()
     assert before - tensor_bytes() >= 3 * each
     residence.close()
-    assert files(tmp_path) == [] and not list((tmp_path / "rest").iterdir())
+    assert not list((tmp_path / "rest").iterdir())
 
 
 def test_a_step_under_way_is_left_alone(tmp_path: Path) -> None:
@@ -197,34 +215,92 @@ def test_a_step_under_way_is_left_alone(tmp_path: Path) -> None:
     assert not attic.idle
     barn.handle(message("u_shaped", 1, 0, barn.model.hidden_size))
     assert all(p.numel() for p in attic.adapter.parameters.values())
-    assert files(tmp_path) == ["cellar.safetensors"]
+    assert list(residence._asleep) == ["cellar"]
 
 
-def test_a_folder_that_cannot_be_written_keeps_adapters_in_memory(
+def test_a_full_disk_keeps_adapters_in_memory(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    def full(*_: object) -> None:
-        raise OSError(28, "No space left on device")
+    made: list[FileIO] = []
 
-    monkeypatch.setattr("sfl.stage.resting.save_file", full)
+    class Full(FileIO):
+        """Takes some bytes, then no more, as a disk does."""
+
+        def write(self, data: Any) -> int:
+            if self.tell() > 5000:
+                raise OSError(28, "No space left on device")
+            return super().write(data[:700])
+
+    def temporary(**_: object) -> FileIO:
+        made.append(Full(tmp_path / "file", "w+"))
+        return made[-1]
+
+    monkeypatch.setattr("sfl.stage.resting.tempfile.TemporaryFile", temporary)
     wanted = train(edge(None), "vanilla")
     residence = residing(tmp_path, 1)
     found = train(edge(residence), "vanilla")
     assert "adapters stay in memory" in caplog.text and "No space left" in caplog.text
     assert len([r for r in caplog.records if "stay in memory" in r.message]) == 1
+    assert [file.closed for file in made] == [True]
     for one, other in zip(wanted, found, strict=True):
         assert all(one[name].tobytes() == other[name].tobytes() for name in one)
 
 
-def test_a_file_that_is_gone_ends_that_device_only(tmp_path: Path) -> None:
+def test_what_cannot_be_read_back_ends_that_device_only(tmp_path: Path) -> None:
     residence = residing(tmp_path, 1)
     attic, barn, _ = edge(residence)
-    next(tmp_path.rglob("attic.safetensors")).write_bytes(b"torn")
+    tear(residence, "attic")
     with pytest.raises(ProtocolError, match="device attic at rest cannot be read back"):
         attic.handle(message("vanilla", 0, 0, attic.model.hidden_size))
     barn.handle(message("vanilla", 1, 0, barn.model.hidden_size))
     attic.close()
-    assert "attic.safetensors" not in files(tmp_path)
+    assert "attic" not in residence._asleep and barn.step == 1
+
+
+def test_of_a_batch_only_the_device_that_cannot_be_read_back_fails(tmp_path: Path) -> None:
+    outcomes = []
+    for torn in (False, True):
+        residence = residing(tmp_path, 1)
+        sessions = edge(residence)
+        own = [message("vanilla", n, 0, sessions[0].model.hidden_size) for n in range(3)]
+        tasks: Any = list(zip(sessions, own, strict=True))
+        if torn:
+            tear(residence, "attic")
+            lost, *answers = handle_together(tasks)
+            assert isinstance(lost, ProtocolError)
+            assert "device attic at rest cannot be read back" in str(lost)
+        else:
+            answers = handle_together(tasks[1:])
+        assert all(isinstance(answer, list) and answer for answer in answers)
+        assert [session.step for session in sessions] == [0, 1, 1]
+        outcomes.append([session.adapter.state() for session in sessions[1:]])
+    for one, other in zip(*outcomes, strict=True):
+        assert all(one[name].tobytes() == other[name].tobytes() for name in one)
+
+
+KILLED = """
+import os, signal, sys
+from pathlib import Path
+from types import SimpleNamespace
+import torch
+from sfl.metrics.stats import NodeStats
+from sfl.stage.resting import Residence
+sleeper, other = (
+    SimpleNamespace(device=name, idle=True, held=lambda: {"a": torch.ones(9)}, let_go=lambda: None)
+    for name in ("attic", "barn")
+)
+residence = Residence(1, Path(sys.argv[1]), NodeStats("edge", "edge"))
+residence.enter(sleeper)
+residence.enter(other)
+assert list(residence._asleep) == ["attic"]
+os.kill(os.getpid(), signal.SIGKILL)
+"""
+
+
+def test_nothing_of_a_killed_edge_is_left(tmp_path: Path) -> None:
+    ended = subprocess.run([sys.executable, "-c", KILLED, str(tmp_path / "rest")], check=False)
+    assert ended.returncode == -signal.SIGKILL
+    assert list((tmp_path / "rest").iterdir()) == []
 
 
 def test_a_budget_counts_only_those_in_memory() -> None:

@@ -201,7 +201,7 @@ class EdgeConfig(Section):
     """Devices whose LoRA and optimizer stay in memory, the last used ones; those of the others rest
     in files of `rest_dir` between their steps. Changes no bit. Default: all stay."""
     rest_dir: Path = Path("~/.cache/sfl/resting")
-    """Where they rest, in a folder that is removed when the edge ends."""
+    """Where they rest, in unnamed files that are gone when the edge ends, even killed."""
     cache_dir: Path = Path("~/.cache/sfl")
     """Where what `delta(sample)` remembers of devices' examples lies, in unnamed files that go with
     their stream; a disk with room, as it is a row for each token."""

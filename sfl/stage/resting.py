@@ -7,15 +7,14 @@ anchors go to a file and come back bit for bit. All of this runs on the compute 
 from __future__ import annotations
 
 import logging
-import shutil
 import tempfile
 from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
+from io import FileIO
 from pathlib import Path
 from typing import Protocol
 
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 
 from sfl.errors import ProtocolError
@@ -59,106 +58,168 @@ def surplus(
 class Residence:
     """Which sessions have their tensors in memory: at most `limit`, the last used, and the busy.
 
-    The others rest in files of a folder made under `where`, readable by this user only. A file is
-    whole before its tensors are given up and is removed when they are back. Without `where` they
-    rest in this machine's memory, which helps where the blocks lie on an accelerator.
+    The others rest in files without a name, one for each, on the disk of the folder `where`. One is
+    written to its end before its tensors are given up, and gone once they are back; all are gone
+    with the process, however that ends. Without `where` they rest in this machine's memory, which
+    helps where the blocks lie on an accelerator.
     """
 
     def __init__(self, limit: int, where: Path | None, stats: NodeStats) -> None:
         self._limit: int | None = limit
-        self._copies: dict[str, dict[str, Tensor]] = {}
         self._where = where
-        self._folder: Path | None = None
         self._stats = stats
         self._awake: dict[str, Sleeper] = {}  # the last used last
-        self._asleep: dict[str, dict[str, torch.device]] = {}  # and where each tensor was
+        self._asleep: dict[str, Rest] = {}
 
-    def enter(self, *sessions: Sleeper) -> None:
-        """Have these in memory, others aside. Raises ProtocolError where one cannot be read."""
+    def enter(self, *sessions: Sleeper) -> dict[str, ProtocolError]:
+        """Have these in memory, others aside; by device, those that cannot be read back."""
         needed = {session.device: session for session in sessions}
         if self._limit is not None:
             idle = {name for name, session in self._awake.items() if session.idle}
             for name in surplus(list(self._awake), idle, needed.keys(), self._limit):
                 self._put(self._awake[name])
-        for session in sessions:
-            self._awake.pop(session.device, None)
-            if session.device in self._asleep:
-                self._fetch(session)
-            self._awake[session.device] = session
+        lost = {}
+        for device, session in needed.items():
+            try:
+                if device in self._asleep:
+                    self._fetch(session)
+            except ProtocolError as error:
+                lost[device] = error
+            else:
+                self._awake.pop(device, None)
+                self._awake[device] = session
+        return lost
 
     def leave(self, device: str) -> None:
-        """Forget a device, and its file."""
+        """Forget a device, and what it left to rest."""
         self._awake.pop(device, None)
-        self._copies.pop(device, None)
-        if self._asleep.pop(device, None) is not None and self._where is not None:
-            self._path(device).unlink(missing_ok=True)
+        if (rest := self._asleep.pop(device, None)) is not None:
+            rest.close()
         self._count()
 
     def close(self) -> None:
-        """Remove every file."""
-        if self._folder is not None:
-            shutil.rmtree(self._folder, ignore_errors=True)
+        """Forget all that rest."""
+        for rest in self._asleep.values():
+            rest.close()
+        self._asleep.clear()
 
     def _put(self, session: Sleeper) -> None:
         tensors = dict(session.held())
+        rest: Rest
         if self._where is None:
-            self._copies[session.device] = {
-                name: tensor.to("cpu", copy=True) for name, tensor in tensors.items()
-            }
+            rest = InMemory(tensors)
         else:
             try:
-                self._write(session.device, tensors, self._where)
-            except (OSError, SafetensorError) as error:
+                rest = OnDisk(tensors, self._where.expanduser())
+            except OSError as error:
                 # Somebody else's job must not fail for it, and nothing is lost.
                 log.warning("adapters stay in memory: %s cannot be written: %s", self._where, error)
                 self._limit = None
                 return
-        del self._awake[session.device]
-        self._asleep[session.device] = {name: tensor.device for name, tensor in tensors.items()}
         del tensors
+        del self._awake[session.device]
+        self._asleep[session.device] = rest
         session.let_go()
         self._count()
 
     def _fetch(self, session: Sleeper) -> None:
-        homes = self._asleep[session.device]
-        if self._where is None:
-            tensors = self._copies.pop(session.device)
-        else:
-            tensors = self._read(session.device)
-        session.take_back({name: tensors[name].to(home) for name, home in homes.items()})
-        del self._asleep[session.device]
+        rest = self._asleep[session.device]
+        try:
+            tensors = rest.read()
+        except OSError as error:
+            raise ProtocolError(
+                f"the adapter of device {session.device} at rest cannot be read back: {error}"
+            ) from None
+        session.take_back(tensors)
+        self._asleep.pop(session.device).close()
         self._stats.adapters_woken += 1
         self._count()
 
-    def _write(self, device: str, tensors: dict[str, Tensor], where: Path) -> None:
-        if self._folder is None:
-            where = where.expanduser()
-            where.mkdir(parents=True, exist_ok=True)
-            self._folder = Path(tempfile.mkdtemp(prefix="sfl-edge-", dir=where))  # mode 0700
-        path = self._path(device)
-        aside = path.with_suffix(".part")
-        try:
-            save_file(tensors, aside)
-            aside.replace(path)
-        finally:
-            aside.unlink(missing_ok=True)
-
-    def _read(self, device: str) -> dict[str, Tensor]:
-        path = self._path(device)
-        try:
-            with safe_open(path, framework="pt") as file:
-                # Copied into memory of torch's own: a mapped file is aligned otherwise.
-                tensors = {name: file.get_tensor(name).clone() for name in file.keys()}  # noqa: SIM118
-        except (OSError, SafetensorError) as error:
-            raise ProtocolError(
-                f"the adapter of device {device} at rest cannot be read back: {error}"
-            ) from None
-        path.unlink(missing_ok=True)
-        return tensors
-
-    def _path(self, device: str) -> Path:
-        assert self._folder is not None, "a file is named once there is one"
-        return self._folder / f"{device}.safetensors"
-
     def _count(self) -> None:
         self._stats.adapters_resting = len(self._asleep)
+
+
+class Rest(Protocol):
+    """Tensors that were put aside."""
+
+    def read(self) -> dict[str, Tensor]:
+        """All of them, each where it was. Raises OSError."""
+
+    def close(self) -> None:
+        """Forget them."""
+
+
+class InMemory:
+    """Copies in this machine's memory."""
+
+    def __init__(self, tensors: Mapping[str, Tensor]) -> None:
+        self._homes = {name: tensor.device for name, tensor in tensors.items()}
+        self._copies = {name: tensor.to("cpu", copy=True) for name, tensor in tensors.items()}
+
+    def read(self) -> dict[str, Tensor]:
+        """All of them, each where it was."""
+        return {name: self._copies[name].to(home) for name, home in self._homes.items()}
+
+    def close(self) -> None:
+        """Forget them."""
+        self._copies.clear()
+
+
+@dataclass(frozen=True, slots=True)
+class Form:
+    """What a tensor's bytes do not tell."""
+
+    shape: torch.Size
+    dtype: torch.dtype
+    home: torch.device
+
+
+class OnDisk:
+    """Their bytes, one tensor behind the other, in a file without a name.
+
+    Only this process can reach it, and it goes with it. Raises OSError.
+    """
+
+    def __init__(self, tensors: Mapping[str, Tensor], folder: Path) -> None:
+        folder.mkdir(parents=True, exist_ok=True)
+        self._forms = {name: Form(t.shape, t.dtype, t.device) for name, t in tensors.items()}
+        # Without a buffer nothing is left to be written when a file is closed on a full disk.
+        self._file: FileIO = tempfile.TemporaryFile(  # noqa: SIM115 - open while they rest
+            buffering=0, prefix="sfl-edge-", dir=folder
+        )
+        try:
+            for tensor in tensors.values():
+                self._write(_bytes_of(tensor))
+        except BaseException:
+            self._file.close()
+            raise
+
+    def read(self) -> dict[str, Tensor]:
+        """All of them, each where it was, in memory of torch's own. Raises OSError."""
+        self._file.seek(0)
+        tensors = {}
+        for name, form in self._forms.items():
+            tensor = torch.empty(form.shape, dtype=form.dtype)
+            self._read(_bytes_of(tensor))
+            tensors[name] = tensor.to(form.home)
+        return tensors
+
+    def close(self) -> None:
+        """Forget them; the disk has its room back."""
+        self._file.close()
+
+    def _write(self, data: memoryview) -> None:
+        while data:  # one call moves 2 GB at most
+            data = data[self._file.write(data) :]
+
+    def _read(self, data: memoryview) -> None:
+        while data:
+            if not (count := self._file.readinto(data)):
+                raise OSError(f"its file ends {len(data)} bytes too early")
+            data = data[count:]
+
+
+def _bytes_of(tensor: Tensor) -> memoryview:
+    """A tensor's bytes; its own where it lies whole in this machine's memory."""
+    flat = tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8)
+    return flat.numpy().data

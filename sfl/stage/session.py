@@ -289,11 +289,16 @@ def _wait_for(result: torch.Tensor) -> None:
         torch.cuda.current_stream(result.device).synchronize()
 
 
-def enter(*sessions: Session) -> None:
-    """Have the tensors of these sessions, of one edge, in memory."""
-    residence = sessions[0].residence
-    if residence is not None:
-        residence.enter(*sessions)
+def enter(session: Session) -> None:
+    """Have a session's tensors in memory. Raises ProtocolError where they cannot be read back."""
+    for error in enter_each([session]).values():
+        raise error
+
+
+def enter_each(sessions: Sequence[Session]) -> dict[str, ProtocolError]:
+    """Have those of several, of one edge, in memory at once; by device, those that cannot be."""
+    residence = sessions[0].residence if sessions else None
+    return {} if residence is None else residence.enter(*sessions)
 
 
 class VanillaSession(Session):
@@ -402,7 +407,8 @@ def handle_together(
     """Messages of one group through the base as one batch, each row with its device's LoRA.
 
     Losses, gradients and steps are each device's own, equal to those alone up to rounding: sums
-    run over other shapes. A message that breaks the contract fails alone.
+    run over other shapes. A message that breaks the contract fails alone, and so does a device
+    whose tensors cannot be read back.
     """
     results: list[list[Reply] | ProtocolError] = []
     sound: list[tuple[int, VanillaSession, TensorMessage, Labels]] = []
@@ -414,8 +420,12 @@ def handle_together(
             sound.append((number, session, message, session._labels(message)))
         except ProtocolError as error:
             results[number] = error
+    lost = enter_each([session for _, session, *_ in sound])
+    for number, session, *_ in sound:
+        if session.device in lost:
+            results[number] = lost[session.device]
+    sound = [item for item in sound if item[1].device not in lost]
     if sound:
-        enter(*(session for _, session, *_ in sound))
         answers = _train_together([item[1:] for item in sound])
         for (number, *_), replies in zip(sound, answers, strict=True):
             results[number] = replies
