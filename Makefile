@@ -46,7 +46,8 @@ check: install  ## ruff, mypy --strict, generated code up to date, imports point
 	@$(BIN)/python -m pytest -q tests/test_imports.py
 
 test: install  ## Run all tests
-	@$(BIN)/python -m pytest --durations=15
+# An environment that forbids it would have each process of the tests compile sfl anew.
+	@PYTHONDONTWRITEBYTECODE= $(BIN)/python -m pytest --durations=15
 
 test-compose: install  ## Build the images and run a fleet of containers, a device killed
 	@SFL_TEST_COMPOSE=1 $(BIN)/python -m pytest tests/test_compose.py

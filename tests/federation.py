@@ -72,16 +72,14 @@ _launchers: list[Launcher] = []
 
 
 def launch(config: Path, timeout: float = 300.0) -> subprocess.CompletedProcess[str]:
-    """`sfl run` without options, which spares itself the imports of the runs before.
-
-    An environment of a test's own reaches nodes from a process of its own alone.
-    """
+    """`sfl run` without options, which spares itself the imports of the runs before."""
     environment = _environment()
     environment.pop("PYTEST_CURRENT_TEST", None)
-    if not _launchers or not _launchers[0].alive():
+    # Nodes inherit the environment that their launcher began with.
+    if not _launchers or not _launchers[0].alive() or _launchers[0].environment != environment:
+        for launcher in _launchers:
+            launcher.close()
         _launchers[:] = [Launcher(ROOT, environment)]
-    if _launchers[0].environment != environment:
-        return sfl("run", config, timeout=timeout)
     return _launchers[0].run(["run", str(config)], timeout)
 
 
@@ -92,7 +90,7 @@ def run(
     timeout: float = 300.0,
     alone: bool = False,
 ) -> Outcome:
-    """`sfl run` on a configuration, to its end; `alone` as a user's, where memory is measured."""
+    """`sfl run` on a configuration, to its end; `alone` as a user's: with a nursery of its own."""
     config = write_config(folder, values)
     if alone or options:
         done = sfl("run", config, *options, timeout=timeout)

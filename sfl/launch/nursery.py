@@ -23,9 +23,11 @@ if PACKAGE in os.environ:
     # Nothing of what is imported goes away again: looking for garbage among it, now or in each
     # child later, only takes time, and copies the pages that children share.
     gc.disable()
-    leave_out_compiler()
-    for name in PRELOADED:
-        importlib.import_module(name)
-    import_modeling(os.environ[PACKAGE])
-    gc.freeze()
-    gc.enable()
+    try:
+        leave_out_compiler()
+        for name in PRELOADED:
+            importlib.import_module(name)
+        import_modeling(os.environ[PACKAGE])
+    finally:  # forkserver goes on without a module that cannot be imported
+        gc.freeze()
+        gc.enable()
