@@ -218,10 +218,11 @@ class EdgeServer:
         self.folder = open_model(self.config.model or settings.model.path)
         check_length(settings.model.max_length, self.folder.context_length)
         check_batching(self.folder, settings, self.config)
-        self._choice = fit_edge(self.folder, settings, self.config)
         form = settle(self.config, settings.model, self.threads, settings.aggregation.folds)
         self.stats.dtype, self.stats.quantised = form.dtype, form.quantised
         num_labels = len(settings.model.labels)
+        own = self.config.model_copy(update={"quantised": form.quantised})
+        self._choice = fit_edge(self.folder, settings, own)
         manifest = build_manifest(self.folder, settings.model.task, num_labels, settings.lora)
         plans = [self._plan(entry.name) for entry in settings.devices]
         span = Span(

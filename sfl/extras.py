@@ -9,7 +9,7 @@ from sfl.errors import ConfigError
 
 def require_bitsandbytes(field: str, quantised: str) -> None:
     """Raise ConfigError where `field` asks for a quantised base that nothing here can make."""
-    if quantised != "none" and importlib.util.find_spec("bitsandbytes") is None:
+    if quantised not in ("none", "auto") and importlib.util.find_spec("bitsandbytes") is None:
         raise ConfigError(
             field,
             quantised,

@@ -26,7 +26,7 @@ from sfl.codec import parse
 from sfl.config import EdgeConfig, RunSettings, load_run
 from sfl.config.size import read_size
 from sfl.errors import ConfigError
-from sfl.launch.run import _fastest_dtype, budgeted, resolved
+from sfl.launch.run import _asked, budgeted, resolved
 from sfl.metrics.stats import NodeStats
 from sfl.models.edge_budget import EdgeChoice, fit_edge, needs
 from sfl.models.folder import ModelFolder, TensorEntry, checkpoint_tensors, open_model
@@ -328,12 +328,12 @@ def test_an_open_precision_is_measured_where_the_edge_computes(
         return subprocess.CompletedProcess(command, 0, stdout="bfloat16\n", stderr="")
 
     monkeypatch.setattr("sfl.launch.run.subprocess.run", measure)
-    _fastest_dtype.cache_clear()
+    _asked.cache_clear()
     config = load_run(run_file(tmp_path, "2GB"))
     own = {"dtype": "auto", "device": ("cuda:1", "cuda:0"), "threads": 1}
     config = config.model_copy(update={"edge": config.edge.model_copy(update=own)})
     assert resolved(config).edge.dtype == "bfloat16"
-    _fastest_dtype.cache_clear()
+    _asked.cache_clear()
     assert [command[-2:] for command in commands] == [["1", "cuda:1"]]
 
 

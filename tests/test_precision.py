@@ -26,8 +26,9 @@ from torch import nn
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from sfl.adapters.lora import LoraBank
-from sfl.config import DeviceConfig, EdgeConfig, LoraSettings, ModelSettings
+from sfl.config import DeviceConfig, EdgeConfig, LoraSettings, ModelSettings, RunConfig
 from sfl.errors import ConfigError
+from sfl.launch.run import _asked, resolved
 from sfl.models.family import Task
 from sfl.models.folder import ModelFolder, open_model
 from sfl.models.quantised import QuantisedLinear, check_quantised
@@ -280,6 +281,72 @@ def test_kernels_that_fail_here_are_found_before_the_base_is_loaded(
     )
     with pytest.raises(ConfigError, match="off by"):
         check_quantised("device.quantised", quantised, torch.float32)
+
+
+@pytest.mark.parametrize("runs", ["nf4", "int8", "none"])
+def test_auto_falls_back_to_what_runs_here_and_says_why(
+    runs: Any, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def probe(quantised: str, dtype: torch.dtype, device: str) -> str:
+        assert (dtype, device) == (torch.bfloat16, "cpu")
+        return "" if quantised == runs else f"no kernel of {quantised}"
+
+    monkeypatch.setattr("sfl.models.quantised.require_bitsandbytes", lambda field, quantised: None)
+    monkeypatch.setattr("sfl.models.quantised._probe", probe)
+    model = ModelSettings(path="x", dtype="bfloat16")
+    assert settle(DeviceConfig(name="pi", quantised="auto"), model, 1).quantised == runs
+    warned = [record.getMessage() for record in caplog.records]
+    if runs == "nf4":
+        assert not warned
+    else:
+        assert f"device.quantised auto is {runs} here" in warned[0]
+        assert "no kernel of nf4" in warned[0]
+        assert ("no kernel of int8" in warned[0]) == (runs == "none")
+
+
+def test_auto_quantises_nothing_that_is_to_be_folded_into(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sfl.stage.base.first_that_runs", lambda *given: pytest.fail("was tried"))
+    own = EdgeConfig(quantised="auto")
+    assert settle(own, ModelSettings(path="x"), 1, folds=True).quantised == "none"
+
+
+@pytest.mark.parametrize(
+    ("code", "found", "why", "expected"),
+    [
+        (0, "nf4", "", ("nf4", "")),
+        (0, "none", "nf4: not installed", ("none", "nf4: not installed")),
+        (-4, "", "", ("none", "ended its process with -4")),
+    ],
+)
+def test_a_run_writes_down_what_auto_came_to(
+    code: int,
+    found: str,
+    why: str,
+    expected: tuple[str, str],
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    commands: list[list[str]] = []
+
+    def ask(command: list[str], **options: Any) -> subprocess.CompletedProcess[str]:
+        commands.append(command[-3:])
+        return subprocess.CompletedProcess(command, code, stdout=f"{found}\n", stderr=why)
+
+    monkeypatch.setattr("sfl.launch.run.subprocess.run", ask)
+    _asked.cache_clear()
+    content = {
+        "model": {"path": "m"},
+        "edge": {"quantised": "auto", "dtype": "bfloat16"},
+        "devices": [{"name": "a", "quantised": "auto"}, {"name": "b"}],
+    }
+    config = resolved(RunConfig.model_validate(content))
+    _asked.cache_clear()
+    assert commands == [["quantised", "bfloat16", "cpu"], ["quantised", "float32", "cpu"]]
+    kinds = (config.edge.quantised, *(entry.quantised for entry in config.devices))
+    assert kinds == (expected[0], expected[0], "none")
+    said = capsys.readouterr().err
+    assert expected[1] in said
+    assert ("edge.quantised auto is" in said) == (expected[0] != "nf4")
 
 
 # -- precision -------------------------------------------------------------------------------------

@@ -23,6 +23,12 @@ from sfl.config.size import Size
 Threads = PositiveInt | Literal["auto"]
 Dtype = Literal["float32", "bfloat16", "autocast", "auto"]
 Quantised = Literal["none", "nf4", "int8"]
+QuantisedSetting = Quantised | Literal["auto"]
+
+
+def certain(quantised: QuantisedSetting) -> Quantised:
+    """What a forecast counts with before anything was tried: `auto` may come to `none`."""
+    return "none" if quantised == "auto" else quantised
 
 
 class TlsSettings(Section):
@@ -172,9 +178,10 @@ class EdgeConfig(Section):
     device: str | tuple[str, ...] = "cpu"
     """Where the blocks are computed: `cpu`, `cuda:0`, or several as `["cuda:0", "cuda:1"]`, over
     which blocks are laid in ranges, by the memory that is free (docs/precision.md)."""
-    quantised: Quantised = "none"
+    quantised: QuantisedSetting = "none"
     """Hold the frozen linear layers of this node's blocks in `nf4` (4.5 bits a weight) or `int8`;
-    slower on a CPU, and it needs the extra `quantised` (docs/precision.md)."""
+    slower on a CPU, and it needs the extra `quantised` (docs/precision.md). `auto`: the first of
+    these that runs here, else `none`, with a warning that says why."""
     order: Literal["first_come", "longest_tail", "fair_share"] = "first_come"
     """Which waiting device the edge serves next: the first to come, the one that has most left to
     do itself, or the one served least. Changes no bit of the result."""
@@ -249,9 +256,10 @@ class LocalDevice(Section):
     """Torch threads; `auto`: the machine's cores, shared out under `sfl run`."""
     dtype: Dtype | None = None
     """Precision of this node, where it is not the run's `model.dtype`."""
-    quantised: Quantised = "none"
+    quantised: QuantisedSetting = "none"
     """Hold the frozen linear layers of this node's blocks in `nf4` (4.5 bits a weight) or `int8`;
-    slower on a CPU, and it needs the extra `quantised` (docs/precision.md)."""
+    slower on a CPU, and it needs the extra `quantised` (docs/precision.md). `auto`: the first of
+    these that runs here, else `none`, with a warning that says why."""
     memory: Size | None = None
     """Most memory this process may take, e.g. `450MB`. What it takes is foretold before anything is
     loaded; the embedding then stays on disk and blocks run again for their backward as far as is

@@ -317,7 +317,7 @@ GIVE_FLOAT32 = 'use "float32" or "autocast", not quantised, or strategy "flexlor
 
 def cannot_fold(own: EdgeConfig | LocalDevice) -> str | None:
     """The setting by which a node's base cannot take what a folding strategy adds, if any."""
-    if own.quantised != "none":
+    if own.quantised not in ("none", "auto"):  # auto never quantises what is to be folded into
         return "quantised"
     return None if own.dtype in FOLDING_DTYPES else "dtype"
 

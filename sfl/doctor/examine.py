@@ -10,7 +10,7 @@ from sfl import machine
 from sfl.board import board_root, read_board
 from sfl.certificates.own import own_certificate, own_in
 from sfl.config import DeviceConfig, EdgeConfig, LocalDevice, RunConfig
-from sfl.config.node import PauseSettings
+from sfl.config.node import PauseSettings, certain
 from sfl.doctor.edge import check_own_edge
 from sfl.doctor.files import (
     Config,
@@ -188,7 +188,9 @@ class _Examination:
             )
         if isinstance(self.config, DeviceConfig):
             own = self.config
-            load = replace(load, dtype=own.dtype or load.dtype, quantised=own.quantised)
+            load = replace(
+                load, dtype=own.dtype or load.dtype, quantised=certain(own.quantised)
+            )
         question = self.question
         return replace(
             load,

@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from dataclasses import asdict, dataclass, replace
 
 from sfl.config import LocalDevice, RunConfig
+from sfl.config.node import certain
 from sfl.config.run import DeviceEntry
 from sfl.config.size import read_size as bytes_of
 from sfl.doctor.report import Check, CutRow, Mark, size
@@ -162,7 +163,7 @@ def _plan(config: RunConfig, entry: DeviceEntry, folder: ModelFolder) -> SplitPl
 def _own_load(config: RunConfig, entry: DeviceEntry, load: Load, folder: ModelFolder) -> Load:
     """What the run asks of a device, at the batch, length and rank that were asked about."""
     dtype = entry.dtype or config.model.dtype
-    own = device_load(folder, config.settings, entry.name, dtype, entry.quantised)
+    own = device_load(folder, config.settings, entry.name, dtype, certain(entry.quantised))
     rank = entry.rank or load.rank
     return replace(own, batch_size=load.batch_size, length=load.length, rank=rank)
 

@@ -78,6 +78,11 @@ def resolved(config: RunConfig) -> RunConfig:
         edge_changes["dtype"] = _fastest_dtype(
             edge_changes.get("threads", config.edge.threads), config.edge.devices[0]
         )
+    folds = config.settings.aggregation.folds
+    if config.edge.quantised == "auto":
+        dtype = edge_changes.get("dtype", config.edge.dtype or config.model.dtype)
+        where = config.edge.devices[0]
+        edge_changes["quantised"] = "none" if folds else _quantised("edge", str(dtype), where)
     devices = []
     for entry in config.devices:
         changes: dict[str, object] = {} if _given(entry) else dict(quick)
@@ -86,6 +91,10 @@ def resolved(config: RunConfig) -> RunConfig:
         # With a budget of its own a device has the last word, and says so when it joins.
         if (entry.dtype or config.model.dtype) == "auto" and entry.memory is None:
             changes["dtype"] = _fastest_dtype(changes.get("threads", entry.threads))
+        if entry.quantised == "auto":
+            dtype = changes.get("dtype", entry.dtype or config.model.dtype)
+            name = f"devices.{entry.name}"
+            changes["quantised"] = "none" if folds else _quantised(name, str(dtype))
         if entry.model is None:
             changes["model"] = config.model.path
         devices.append(entry.model_copy(update=changes))
@@ -103,18 +112,36 @@ def budgeted(config: RunConfig) -> RunConfig:
     return config.model_copy(update={"edge": edge})
 
 
-@cache
 def _fastest_dtype(threads: object, device: str = "cpu") -> str:
     """What `auto` comes to on `device`, measured before anything else runs. Raises RunFailed.
 
     In a process of its own: this one never loads torch.
     """
-    quiet_environment()
-    command = [sys.executable, "-m", "sfl.stage.base", str(threads), device]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    done = _asked("dtype", str(threads), device)
     if done.returncode != 0:
         raise RunFailed(f"dtype auto could not be measured: {done.stderr.strip()[-300:]}")
     return done.stdout.strip()
+
+
+def _quantised(node: str, dtype: str, device: str = "cpu") -> str:
+    """What `quantised = "auto"` comes to, with a line for the user where that is not NF4.
+
+    Kernels that take their process with them are kernels that do not run.
+    """
+    done = _asked("quantised", dtype, device)
+    found, why = done.stdout.strip(), done.stderr.strip()[-300:]
+    if done.returncode != 0:
+        found, why = "none", why or f"bitsandbytes ended its process with {done.returncode}"
+    if why:
+        sys.stderr.write(f"{node}.quantised auto is {found} here: {why}\n")
+    return found
+
+
+@cache
+def _asked(question: str, given: str, device: str) -> subprocess.CompletedProcess[str]:
+    quiet_environment()
+    command = [sys.executable, "-m", "sfl.stage.base", question, given, device]
+    return subprocess.run(command, capture_output=True, text=True, check=False)
 
 
 def _given(settings: object) -> bool:

@@ -8,6 +8,7 @@ from itertools import product
 
 from sfl.config import EdgeConfig, RunSettings
 from sfl.config.codec import is_exact
+from sfl.config.node import certain
 from sfl.errors import ConfigError
 from sfl.models.folder import ModelFolder
 from sfl.models.footprint import EdgeDevice, EdgeForecast, Footprint, Load
@@ -155,7 +156,7 @@ def _forecast(folder: ModelFolder, settings: RunSettings, own: EdgeConfig) -> Ed
                 task=settings.model.task,
                 num_labels=len(settings.model.labels),
                 dtype=own.dtype or settings.model.dtype,
-                quantised=own.quantised,
+                quantised=certain(own.quantised),
                 target_modules=settings.lora.target_modules,
                 lora_dropout=settings.lora.dropout,
             ),

@@ -152,6 +152,22 @@ def check_quantised(
         )
 
 
+def first_that_runs(
+    field: str, dtype: torch.dtype, device: str = "cpu"
+) -> tuple[Quantised, str]:
+    """The first of NF4 and int8 that runs on `device`, else `none`; and why not those before it."""
+    problems: list[str] = []
+    choices: tuple[Quantised, ...] = ("nf4", "int8")
+    for quantised in choices:
+        try:
+            check_quantised(field, quantised, dtype, device)
+        except ConfigError as error:
+            problems.append(f"{quantised}: {error.problem}")
+        else:
+            return quantised, "; ".join(problems)
+    return "none", "; ".join(problems)
+
+
 def _probe(quantised: Quantised, dtype: torch.dtype, device: str) -> str:
     """What is wrong with the kernels here; empty: nothing."""
     draw = torch.Generator().manual_seed(0)

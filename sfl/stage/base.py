@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import logging
 import sys
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 
 import numpy as np
@@ -16,10 +17,12 @@ from sfl.config.node import Dtype, Quantised
 from sfl.config.run import GIVE_FLOAT32, NEEDS_FLOAT32, cannot_fold
 from sfl.errors import ConfigError
 from sfl.models.placement import lay_out
-from sfl.models.quantised import check_quantised
+from sfl.models.quantised import check_quantised, first_that_runs
 from sfl.models.span import SpanModel
 from sfl.stage.precision import fastest_dtype
 
+
+log = logging.getLogger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class BaseForm:
@@ -42,7 +45,7 @@ class BaseForm:
 def settle(
     own: EdgeConfig | LocalDevice, model: ModelSettings, threads: int, folds: bool = False
 ) -> BaseForm:
-    """A node's own settings, or the run's; `auto` measured with `threads`.
+    """A node's own settings, or the run's; `auto` measured with `threads`, or tried.
 
     Raises ConfigError where this machine does not have the device, where the quantisation that was
     asked for does not run there, and where the run `folds` sums into a base that cannot take them.
@@ -55,9 +58,16 @@ def settle(
     if isinstance(own, EdgeConfig):
         check_devices(own)
         device = own.devices[0]
-    form = BaseForm(decided(own.dtype or model.dtype, threads, device), own.quantised)
-    check_quantised(f"{section}.quantised", form.quantised, form.weights, device)
-    return form
+    form = BaseForm(decided(own.dtype or model.dtype, threads, device))
+    if own.quantised != "auto":
+        check_quantised(f"{section}.quantised", own.quantised, form.weights, device)
+        return replace(form, quantised=own.quantised)
+    if folds:
+        return form
+    found, why = first_that_runs(f"{section}.quantised", form.weights, device)
+    if why:
+        log.warning("%s.quantised auto is %s here: %s", section, found, why)
+    return replace(form, quantised=found)
 
 
 @cache
@@ -102,9 +112,17 @@ def check_devices(own: EdgeConfig) -> None:
 
 
 if __name__ == "__main__":
-    # What `auto` comes to with so many threads on a device: for a process without torch.
+    # For a process without torch, what `auto` comes to on a device: of dtype, with so many threads;
+    # of quantised, beside that dtype.
+    question, given, where = sys.argv[1:]
     try:
-        check_devices(EdgeConfig(device=sys.argv[2]))
+        check_devices(EdgeConfig(device=where))
     except ConfigError as missing:
         sys.exit(str(missing))
-    sys.stdout.write(f"{decided('auto', int(sys.argv[1]), sys.argv[2])}\n")
+    if question == "dtype":
+        sys.stdout.write(f"{decided('auto', int(given), where)}\n")
+    else:
+        weights = torch.bfloat16 if given == "bfloat16" else torch.float32
+        found, why = first_that_runs("quantised", weights, where)
+        sys.stdout.write(f"{found}\n")
+        sys.stderr.write(why)
