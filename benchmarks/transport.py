@@ -84,12 +84,14 @@ class EchoHost:
     def __init__(self, in_flight: int) -> None:
         from sfl.config import RunSettings
         from sfl.metrics.stats import NodeStats
+        from sfl.orders import ORDERS
         from sfl.stage.engine import Engine
         from sfl.transport.edge_service import EdgeService
+        from sfl.transport.places import Places
 
         self.stats = NodeStats("edge", "edge")
         self.engine = Engine(1)
-        self.room = asyncio.Semaphore(8)  # as edge.in_flight allows
+        self.places = Places(8, ORDERS["first_come"])  # as edge.in_flight allows
         self.settings = RunSettings.model_validate(settings(in_flight))
         self.service = EdgeService(cast(Any, self))
 

@@ -47,6 +47,7 @@ from sfl.transport.credentials import bind, new_server
 from sfl.transport.cut import check_codecs, remembers_samples
 from sfl.transport.edge_service import EdgeService
 from sfl.transport.files import SpanFiles
+from sfl.transport.places import Places
 from sfl.transport.wire import STACK
 from sfl.v1 import cloud_pb2, edge_pb2, tensor_pb2
 
@@ -72,7 +73,7 @@ class EdgeServer:
         self.engine = Engine(
             threads, ORDERS[config.order], together=config.batch_devices, phases=self.stats.phases
         )
-        self.room: asyncio.Semaphore
+        self.places: Places
         self.cloud = CloudLink(config.cloud, config.name, self.stats, insecure, own)
         self.service = EdgeService(self, config.cache_dir)
         self.settings: RunSettings
@@ -195,7 +196,7 @@ class EdgeServer:
         """Load the base and tell the cloud what an adapter of it consists of."""
         try:
             manifest, given = await self.engine.run(self._load_base)
-            self.room = asyncio.Semaphore(self._choice.in_flight)
+            self.places = Places(self._choice.in_flight, ORDERS[self.config.order])
         except SflError as error:
             self.cloud.post(cloud_pb2.EdgeReportMessage(failure=str(error)))
             return

@@ -18,6 +18,7 @@ from sfl.config import RunSettings
 from sfl.config.codec import RoleCodecs
 from sfl.errors import ProtocolError
 from sfl.metrics.stats import NodeStats, PhaseTimes
+from sfl.orders import ORDERS
 from sfl.report.step import LANES
 from sfl.stage.engine import Engine
 from sfl.stage.messages import GradientNorm, Key, Kind, Purpose, TensorMessage
@@ -28,6 +29,7 @@ from sfl.transport.device_stream import DeviceStream
 from sfl.transport.edge_service import EdgeService
 from sfl.transport.envelope import Frame
 from sfl.transport.frames import decode_tensor, encode_tensor
+from sfl.transport.places import Places
 from sfl.transport.urgency import CodecThread
 from sfl.transport.wire import EDGE_SESSION
 from sfl.v1 import edge_pb2, tensor_pb2
@@ -101,7 +103,7 @@ def opened(session: Session, engine: Engine, room: int = 8) -> DeviceStream:
         }
     )
     host: Any = SimpleNamespace(
-        stats=NodeStats("e", "edge"), engine=engine, room=asyncio.Semaphore(room)
+        stats=NodeStats("e", "edge"), engine=engine, places=Places(room, ORDERS["first_come"])
     )
     service = EdgeService(host)
     cut = Cut("edge", "d", 0, peer_compiled=True)

@@ -1,35 +1,47 @@
-"""`edge.in_flight`: how many activations lie decoded on an edge, over all of its devices."""
+"""`edge.in_flight`: how many activations lie decoded on an edge, over all of its devices; whose."""
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
 import threading
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import replace
 from typing import Any
 
+import pytest
 from test_engine import edge, messages
+from test_resting import edge as edge_of
 
+from sfl.config import CodecSettings
+from sfl.orders import ORDERS, Waiting
+from sfl.orders.places import Claim, next_place
 from sfl.stage.engine import Engine
-from sfl.stage.messages import Key, Purpose, TensorMessage
+from sfl.stage.messages import Key, Kind, Purpose, TensorMessage
 from sfl.stage.session import Session
 from sfl.transport.cut import Cut
 from sfl.transport.edge_service import EdgeService
+from sfl.transport.envelope import Frame
 from sfl.transport.frames import encode_tensor
-from sfl.transport.wire import WIRE_VERSION
+from sfl.transport.places import Places
+from sfl.transport.wire import EDGE_SESSION, WIRE_VERSION
 from sfl.v1 import edge_pb2
 
 ROOM = 2
+ROLES = ("activation", "hidden", "tail_gradient", "gradient")
 
 
 class Device:
-    """A device's end of a stream without a socket: two micro-batches, when it is told to."""
+    """A device's end of a stream without a socket: two micro-batches, when it is told to.
+
+    Hidden states it answers with gradients.
+    """
 
     def __init__(self, session: Session, sent: list[TensorMessage]) -> None:
         self.session, self._sent = session, sent
         self.go = asyncio.Event()
         self.heard: list[Any] = []
+        self._answers: asyncio.Queue[TensorMessage] = asyncio.Queue()
         self.stream: asyncio.Task[None]
 
     async def requests(self) -> AsyncIterator[Any]:
@@ -43,10 +55,18 @@ class Device:
         for message in self._sent:
             for frame in encode_tensor(message, cut.encode(message)):
                 yield frame
-        await asyncio.Event().wait()  # it stays
+        while True:  # it stays
+            message = await self._answers.get()
+            for frame in encode_tensor(message, cut.encode(message)):
+                yield frame
 
     async def write(self, message: Any) -> None:
         self.heard.append(message)
+        frame = EDGE_SESSION._codec(1)[1](EDGE_SESSION.response_bytes(message))
+        if isinstance(frame, Frame) and frame.header is not None and frame.kind == Kind.HIDDEN:
+            sent = self._sent[frame.header.micro_batch]
+            assert sent.rows is not None
+            self._answers.put_nowait(replace(sent, kind=Kind.GRADIENT, rows=sent.rows.flip(0)))
 
     async def abort(self, code: Any, details: str) -> None:
         raise AssertionError(f"{self.session.device}: {details}")
@@ -55,15 +75,15 @@ class Device:
 class Floor:
     """An edge whose compute thread stands behind a gate, and its devices."""
 
-    def __init__(self, count: int) -> None:
-        codec = {"activation": "none", "gradient": "none"}
-        names = [f"d{number}" for number in range(count)]
-        sessions = edge("llama", "causal_lm", names, codec=codec)
+    def __init__(
+        self, sessions: Sequence[Session], room: int = ROOM, order: str = "first_come"
+    ) -> None:
         self.stats = sessions[0].stats
-        self.engine = Engine(1)
-        self.room = asyncio.Semaphore(ROOM)
+        self.engine = Engine(1, ORDERS[order])
+        self.places = Places(room, ORDERS[order])
         self.service = EdgeService(self)  # type: ignore[arg-type]
         hidden = sessions[0].model.hidden_size
+        labelled = sessions[0].settings.run.topology == "vanilla"
         self.devices = {
             session.device: Device(
                 session,
@@ -71,6 +91,7 @@ class Floor:
                     replace(
                         messages("causal_lm", hidden, 3)[micro],
                         key=Key(Purpose.TRAINING, 1, 0, micro),
+                        labels=messages("causal_lm", hidden, 3)[micro].labels if labelled else None,
                         num_micro_batches=2,
                         normalizer=9,
                     )
@@ -79,6 +100,9 @@ class Floor:
             )
             for session in sessions
         }
+
+    async def loaded(self) -> None:
+        """The base is there."""
 
     async def admit(self, name: str) -> tuple[edge_pb2.Welcome, Session, Any]:
         session = self.devices[name].session
@@ -105,6 +129,30 @@ class Floor:
             self.service.streams[name].begin_round(start, mine, {})
             await until(lambda device=device: len(device.heard) > 1)  # type: ignore[misc]
 
+    async def busy(self, gate: threading.Event) -> asyncio.Task[bool]:
+        """Everything has arrived of one device after the other, while the thread had to do."""
+        held = asyncio.create_task(self.engine.run(gate.wait, 60.0))
+        for arrived, device in enumerate(self.devices.values(), 1):
+            device.go.set()
+            await until(lambda arrived=arrived: self.stats.queue_depth == 2 * arrived)  # type: ignore[misc]
+        await settled()
+        return held
+
+    async def close(self) -> None:
+        """End the streams that are left, and the threads."""
+        for device in self.devices.values():
+            device.stream.cancel()
+            with contextlib.suppress(asyncio.CancelledError, AssertionError):
+                await device.stream
+        self.engine.close()
+        self.service.close()
+
+
+def three() -> list[Session]:
+    """Sessions of d0, d1 and d2 over one base."""
+    codec = {"activation": "none", "gradient": "none"}
+    return [*edge("llama", "causal_lm", ("d0", "d1", "d2"), codec=codec)]
+
 
 async def until(condition: Callable[[], bool]) -> None:
     async with asyncio.timeout(60.0):
@@ -118,17 +166,165 @@ async def settled() -> None:
         await asyncio.sleep(0.002)
 
 
-def test_what_lies_decoded_over_all_devices_is_bounded_and_given_back() -> None:
+def claims(*held: int) -> list[Claim]:
+    """Of devices that arrived one after the other, each with a longer tail than the one before."""
+    return [Claim(Waiting(n, f"d{n}", float(n), 9.0 - n), count) for n, count in enumerate(held)]
+
+
+@pytest.mark.parametrize(
+    ("order", "held", "free", "without", "expected"),
+    [
+        ("first_come", (0, 0, 0), 1, 3, 0),
+        ("longest_tail", (0, 0, 0), 1, 3, 2),
+        ("fair_share", (0, 0, 0), 1, 3, 2),
+        ("longest_tail", (0, 0, 1), 1, 2, 1),  # one of its own before a second of anybody's
+        ("longest_tail", (0, 1, 3), 1, 1, 0),
+        ("longest_tail", (1, 1, 1), 1, 0, 2),
+        ("longest_tail", (1, 1, 1), 1, 1, None),  # that place is another's, who has yet to come
+        ("longest_tail", (1, 1, 1), 3, 2, 2),
+        ("longest_tail", (0, 0), 0, 2, None),
+        ("longest_tail", (1,), 1, 7, 0),  # one computed, one next: the thread does not wait
+        ("longest_tail", (2,), 6, 7, None),
+        ("longest_tail", (2,), 6, 5, 0),
+        ("longest_tail", (1,), 0, 1, None),
+        ("longest_tail", (), 4, 3, None),
+    ],
+)
+def test_who_gets_a_place(
+    order: str, held: tuple[int, ...], free: int, without: int, expected: int | None
+) -> None:
+    assert next_place(ORDERS[order], claims(*held), free, sum(held), without) == expected
+
+
+class Stream:
+    """Asks for places."""
+
+    def __init__(self, name: str, tail: float, log: list[str]) -> None:
+        self.name, self.tail, self._log = name, tail, log
+
+    def waiting(self, number: int) -> Waiting:
+        return Waiting(number, self.name, self.tail)
+
+    async def take(self, places: Places, micro: int) -> None:
+        await places.take(self)
+        self._log.append(f"{self.name}{micro}")
+
+
+def test_places_go_by_the_order_come_back_and_those_that_leave_are_forgotten() -> None:
+    async def scene() -> list[str]:
+        places, log = Places(2, ORDERS["longest_tail"]), list[str]()
+        low, mid, top = (Stream(name, n, log) for n, name in enumerate(("low", "mid", "top")))
+
+        def ask(stream: Stream, *micros: int) -> list[asyncio.Task[None]]:
+            return [asyncio.create_task(stream.take(places, micro)) for micro in micros]
+
+        tasks = ask(low, 0, 1, 2)
+        await settled()
+        assert log == ["low0", "low1"]  # nobody else is open
+        waiting = ask(mid, 0) + ask(top, 0, 1)
+        await settled()
+        places.give_back(low)
+        # Given one, and not awake yet: what comes behind it does not overtake.
+        await asyncio.sleep(0)
+        waiting += ask(top, 2)
+        await settled()
+        assert log[2:] == ["top0"]
+        waiting[2].cancel()  # top1
+        places.leave(low)
+        await settled()
+        assert tasks[2].cancelled() and log[3:] == ["mid0"]
+        places.give_back(mid)
+        await settled()
+        assert log[4:] == ["top2"]  # mid waits for nothing
+        places.give_back(low)  # it has left
+        places.leave(top)
+        places.leave(mid)
+        assert (places._free, places._taken, places._streams) == (2, 0, {})
+        await asyncio.gather(*tasks, *waiting, return_exceptions=True)
+        return log
+
+    assert asyncio.run(scene()) == ["low0", "low1", "top0", "mid0", "top2"]
+
+
+@pytest.mark.parametrize("order", ["first_come", "longest_tail", "fair_share"])
+@pytest.mark.parametrize("room", [8, 4, 2])
+def test_an_order_chooses_among_what_has_arrived_decoded_or_not(room: int, order: str) -> None:
+    """Of three devices the last to come has the longest tail, and was served least."""
+    served: list[str] = []
+
     async def scene() -> None:
-        floor, gate = Floor(3), threading.Event()
+        floor, gate = Floor(three(), room, order), threading.Event()
         try:
             await floor.open()
-            held = asyncio.create_task(floor.engine.run(gate.wait, 60.0))
-            for arrived, device in enumerate(floor.devices.values(), 1):
-                device.go.set()
-                await until(lambda arrived=arrived: floor.stats.queue_depth == 2 * arrived)  # type: ignore[misc]
-            await until(lambda: floor.decoded >= ROOM)
-            await settled()
+            for name, device in floor.devices.items():
+                last = name == "d2"
+                floor.service.streams[name]._turnaround = 100.0 if last else 0.1
+                device.session.served_seconds = 0.0 if last else 100.0
+                watch(device.session, served)
+            held = await floor.busy(gate)
+            assert floor.decoded == min(room, 6)
+            gate.set()
+            await held
+            await until(lambda: floor.stats.queue_depth == 0)
+        finally:
+            gate.set()
+            await floor.close()
+
+    asyncio.run(scene())
+    assert sorted(served) == ["d0", "d0", "d1", "d1", "d2", "d2"]
+    if order == "first_come":
+        assert served[0] == "d0" and served.index("d1") < served.index("d2")
+    else:
+        # With two places for three devices the first has both before the others come.
+        assert served[0] == ("d2" if room > 3 else "d0")
+        assert served.index("d2") < served.index("d1")
+
+
+def watch(session: Session, served: list[str]) -> None:
+    """Note when a session is served."""
+    handle = session.handle
+
+    def noted(message: Any) -> Any:
+        served.append(session.device)
+        return handle(message)
+
+    session.handle = noted  # type: ignore[method-assign]
+
+
+@pytest.mark.parametrize("topology", ["vanilla", "u_shaped"])
+def test_one_place_is_enough_for_two_devices_and_changes_no_bit(topology: str) -> None:
+    coded = CodecSettings.model_validate(dict.fromkeys(ROLES, "int8"))
+
+    async def scene(room: int, order: str) -> list[dict[str, Any]]:
+        sessions = edge_of(None, topology)[:2]
+        for session in sessions:
+            session.settings = session.settings.model_copy(update={"codec": coded})
+        floor, gate = Floor(sessions, room, order), threading.Event()
+        try:
+            await floor.open()
+            held = await floor.busy(gate)
+            gate.set()
+            await held
+            # In the U-shape a gradient comes while the other device's activations have the place.
+            await until(lambda: all(d.session.step == 1 for d in floor.devices.values()))
+            return [device.session.adapter.state() for device in floor.devices.values()]
+        finally:
+            gate.set()
+            await floor.close()
+
+    plain, one = (asyncio.run(scene(*way)) for way in ((8, "first_come"), (1, "longest_tail")))
+    for expected, found in zip(plain, one, strict=True):
+        assert all(expected[name].tobytes() == found[name].tobytes() for name in expected)
+    start = edge_of(None, topology)[0].adapter.state()
+    assert any(start[name].tobytes() != one[0][name].tobytes() for name in start)
+
+
+def test_what_lies_decoded_over_all_devices_is_bounded_and_given_back() -> None:
+    async def scene() -> None:
+        floor, gate = Floor(three()), threading.Event()
+        try:
+            await floor.open()
+            held = await floor.busy(gate)
             assert floor.decoded == ROOM  # of six that have arrived
             first, second, third = floor.devices.values()
             first.stream.cancel()  # both places were its own
@@ -142,17 +338,10 @@ def test_what_lies_decoded_over_all_devices_is_bounded_and_given_back() -> None:
             await until(lambda: floor.stats.queue_depth == 0)
             assert floor.decoded == 6
             assert (first.session.step, second.session.step, third.session.step) == (0, 1, 1)
-            assert not floor.room.locked()
-            for _ in range(ROOM):
-                await floor.room.acquire()
-            assert floor.room.locked()  # every place came back, and no more than there are
-            for device in (second, third):
-                device.stream.cancel()
-                with contextlib.suppress(asyncio.CancelledError, AssertionError):
-                    await device.stream
         finally:
             gate.set()
-            floor.engine.close()
-            floor.service.close()
+            await floor.close()
+        # Every place came back, and no more than there are.
+        assert (floor.places._free, floor.places._taken, floor.places._streams) == (ROOM, 0, {})
 
     asyncio.run(scene())

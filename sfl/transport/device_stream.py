@@ -34,6 +34,7 @@ from sfl.errors import LinkLost, ProtocolError, SflError
 from sfl.metrics.snapshot import NodeSnapshot
 from sfl.metrics.stats import NodeStats
 from sfl.metrics.timeline import spans_to_json
+from sfl.orders import Waiting
 from sfl.stage.engine import Engine
 from sfl.stage.messages import GradientNorm, Key, Kind, Purpose, RoundStart, TensorMessage
 from sfl.stage.session import Reply, Session
@@ -48,6 +49,7 @@ from sfl.transport.chunks import (
 from sfl.transport.cut import Cut
 from sfl.transport.envelope import Frame
 from sfl.transport.frames import decode_tensor, encode_tensor
+from sfl.transport.places import Places
 from sfl.transport.shaper import Shaper, shaper
 from sfl.transport.updates import UpdateSender, decode_update
 from sfl.transport.urgency import CodecThread
@@ -76,8 +78,8 @@ class Host(Protocol):
 
     stats: NodeStats
     engine: Engine
-    room: asyncio.Semaphore
-    """How many more activations may lie decoded on this edge, over all devices."""
+    places: Places
+    """For the activations that may lie decoded on this edge, over all devices."""
 
     async def admit(self, device: str) -> tuple[edge_pb2.Welcome, Session, RunSettings]:
         """Ask the cloud, make a session. Raises Refused."""
@@ -104,7 +106,7 @@ class Host(Protocol):
         """One of them, in chunks. Raises Refused."""
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, eq=False)
 class DeviceStream:
     """One device's open stream, its session, and what is under way for it."""
 
@@ -135,8 +137,6 @@ class DeviceStream:
     _number: Iterator[int] = field(default_factory=itertools.count)
     _began: dict[int, float] = field(default_factory=dict)
     """When the tensor of each kind that is arriving began to."""
-    _places: int = 0
-    """Activations of this stream that lie decoded, or are being."""
     _waiting: int = 0
     """Tensors of this stream that have arrived and are not computed with yet."""
     _decoding: set[asyncio.Future[TensorMessage]] = field(default_factory=set)
@@ -182,6 +182,7 @@ class DeviceStream:
 
     async def read(self, requests: AsyncIterator[edge_pb2.DeviceMessage | Frame]) -> None:
         """Take what the device sends, until it says goodbye."""
+        self.host.places.enter(self)
         tensors = TensorAssembly(self._tensor_limit())
         adapters = AdapterAssembly(ADAPTER_LIMIT)
         async for message in requests:
@@ -311,23 +312,21 @@ class DeviceStream:
         received: tuple[float, float],
         at_once: bool,
     ) -> TensorMessage:
-        """Decode off the loop, once there is room for another activation on this edge.
+        """Decode off the loop, once an activation has a place on this edge.
 
-        Room is given in the order of arrival, so the first of a device always has it before those
-        behind. Gradients need none: what they answer was let in.
+        The first of a device has its place before those behind. Gradients need none: what they
+        answer was let in, and they never wait for a place that only they can free.
         """
         if not at_once:
-            await self.host.room.acquire()
-            self._places += 1
+            await self.host.places.take(self)
         message = await self.decoder.submit(at_once, self._decode, header, payload)
         phases = self.host.stats.phases
         phases.share("receive", message.key, self.device, *received, lane="link-receiver")
         return message
 
-    def _give_place(self) -> None:
-        if self._places:
-            self._places -= 1
-            self.host.room.release()
+    def waiting(self, number: int) -> Waiting:
+        """What this edge's order goes by, of an activation that has arrived."""
+        return Waiting(number, self.device, self._tail_seconds(), self.session.served_seconds)
 
     def _served(self, count: int = 1) -> None:
         self._waiting -= count
@@ -344,8 +343,7 @@ class DeviceStream:
         for future in decoding:
             future.cancel()
         await asyncio.gather(*decoding, return_exceptions=True)
-        while self._places:
-            self._give_place()
+        self.host.places.leave(self)
         self._served(self._waiting)
 
     def _decode(self, header: tensor_pb2.TensorHeader, payload: Buffer) -> TensorMessage:
@@ -379,7 +377,7 @@ class DeviceStream:
             await self._compute(message)
         finally:
             if not at_once:
-                self._give_place()
+                self.host.places.give_back(self)
         self._served()
 
     async def _compute(self, message: TensorMessage | GradientNorm) -> None:
