@@ -186,7 +186,9 @@ class CloudAggregator:
     def _(self, command: Refuse) -> None:
         about = {"device": command.device}
         log.warning("device %s refused: %s", command.device, command.reason, extra=about)
-        admission = cloud_pb2.Admission(device=command.device, refusal=command.reason)
+        admission = cloud_pb2.Admission(
+            device=command.device, refusal=command.reason, in_use=command.in_use
+        )
         self.service.post(command.edge, cloud_pb2.CloudMessage(admission=admission))
 
     @_do.register

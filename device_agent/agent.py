@@ -14,7 +14,7 @@ from sfl.board import board_root
 from sfl.certificates.own import OwnCertificate
 from sfl.config import DeviceConfig
 from sfl.data import Dataset, load_tokenizer, prepare
-from sfl.errors import LinkLost, Refused
+from sfl.errors import LinkLost, NameInUse
 from sfl.logs import describe_node
 from sfl.metrics.memory import memory_use, working_bytes
 from sfl.metrics.prometheus import NodeCollector, serve_as_set
@@ -74,13 +74,12 @@ class DeviceAgent:
                     return
                 except LinkLost as error:
                     log.warning("%s; joining again", error)
-                except Refused as error:
-                    # After a broken link the edge may still hold the old stream for a moment.
+                except NameInUse as error:
+                    # After a broken link the old stream may still be held for a moment.
                     end_of_patience = end_of_patience or time.monotonic() + connect_timeout
-                    if "connected already" not in str(error) or (
-                        time.monotonic() > end_of_patience
-                    ):
+                    if time.monotonic() > end_of_patience:
                         raise
+                    log.info("%s; asking again", error)
                 finally:
                     link.close()
                 time.sleep(REJOIN_PAUSE)

@@ -17,7 +17,7 @@ from sfl.adapters.names import belongs_to
 from sfl.adapters.rank import truncated
 from sfl.certificates.own import OwnCertificate
 from sfl.config import EdgeConfig, RunSettings
-from sfl.errors import LinkLost, Refused, RunFailed, SflError
+from sfl.errors import LinkLost, NameInUse, Refused, RunFailed, SflError
 from sfl.files import writable_folder, write_atomic
 from sfl.logs import describe_node
 from sfl.metrics.prometheus import NodeCollector, serve_as_set
@@ -90,7 +90,7 @@ class EdgeServer:
             self._residence = Residence(config.resident_adapters, where, self.stats)
         self._sessions: dict[str, Session] = {}
         self._files: dict[tuple[Span, ...], SpanFiles] = {}
-        self._admissions: dict[str, asyncio.Future[str]] = {}
+        self._admissions: dict[str, asyncio.Future[cloud_pb2.Admission]] = {}
         self._devices: dict[str, NodeSnapshot] = {}
         self._adapter = AdapterAssembly(ADAPTER_LIMIT)
         self._start: cloud_pb2.EdgeRoundStart | None = None
@@ -123,6 +123,7 @@ class EdgeServer:
                 await self._follow_cloud(connect_timeout, address)
         finally:
             await server.stop(grace=1.0)
+            await self.service.drain()
             self.service.close()
             self.engine.close()
             if self._residence is not None:
@@ -270,7 +271,7 @@ class EdgeServer:
         admission = message.admission
         future = self._admissions.pop(admission.device, None)
         if future is not None and not future.done():
-            future.set_result(admission.refusal)
+            future.set_result(admission)
 
     def _on_start(self, message: cloud_pb2.CloudMessage) -> None:
         self._start = message.start
@@ -341,20 +342,22 @@ class EdgeServer:
 
     # -- what devices' streams ask for (transport.edge_service.Host) -------------------------------
 
-    async def admit(self, device: str) -> tuple[edge_pb2.Welcome, Session, RunSettings]:
-        """Ask the cloud, make a session. Raises Refused."""
+    async def loaded(self) -> None:
+        """Wait until there is a base."""
         await self._ready.wait()
-        if device in self._admissions:
-            raise Refused(f"a device named {device!r} is joining already")
-        answer: asyncio.Future[str] = asyncio.get_running_loop().create_future()
+
+    async def admit(self, device: str) -> tuple[edge_pb2.Welcome, Session, RunSettings]:
+        """Ask the cloud, make a session. Raises Refused where the cloud says no."""
+        answer: asyncio.Future[cloud_pb2.Admission] = asyncio.get_running_loop().create_future()
         self._admissions[device] = answer
         join = cloud_pb2.DeviceJoin(device=device)
         self.cloud.post(cloud_pb2.EdgeReportMessage(join=join))
         try:
-            if refusal := await answer:
-                raise Refused(refusal)
+            admission = await answer
         finally:
             self._admissions.pop(device, None)
+        if admission.refusal:
+            raise (NameInUse if admission.in_use else Refused)(admission.refusal)
         session = await self.engine.run(self._open_session, device)
         log.info("device %s joined", device, extra={"device": device})
         welcome = edge_pb2.Welcome(
@@ -368,8 +371,6 @@ class EdgeServer:
     def _open_session(self, device: str) -> Session:
         kind = SESSIONS[self.settings.run.topology]
         plan = self._plan(device)
-        if device in self._sessions:  # its stream broke before it was open
-            self._close_session(device)
         session = self._sessions[device] = kind(
             device,
             plan,
@@ -383,7 +384,9 @@ class EdgeServer:
         return session
 
     def _close_session(self, device: str) -> None:
-        self._sessions.pop(device).close()
+        session = self._sessions.pop(device, None)
+        if session is not None:  # None: it could not be made
+            session.close()
 
     def ready(self, device: str, ready: edge_pb2.DeviceReady) -> None:
         """The device has its span and its data."""
@@ -391,7 +394,7 @@ class EdgeServer:
         self.cloud.post(cloud_pb2.EdgeReportMessage(device_ready=message))
 
     async def left(self, device: str, reason: str) -> None:
-        """The device's stream is closed; its session is given back."""
+        """The device was admitted, and is gone; its session is given back, where it has one."""
         log.info("device %s left: %s", device, reason, extra={"device": device})
         left = cloud_pb2.DeviceLeft(device=device, reason=reason)
         self.cloud.post(cloud_pb2.EdgeReportMessage(left=left))

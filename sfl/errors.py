@@ -10,6 +10,7 @@ SflError                     anything this project raises on purpose (exit code 
 │   ├── PeerUnavailable      nobody answered until the timeout
 │   ├── LinkLost             a stream broke
 │   ├── Refused              the peer declined, and said why
+│   │   └── NameInUse        somebody of that name is connected: a moment may mend it
 │   └── ProtocolError        a message that breaks the contract; closes its own stream only
 └── RunFailed                the run as a whole did not reach its end
 """
@@ -63,6 +64,10 @@ class LinkLost(TransportError):
 
 class Refused(TransportError):
     """The peer answered, and declined."""
+
+
+class NameInUse(Refused):
+    """A node of that name is connected, or has not been given up yet; asking again may help."""
 
 
 class ProtocolError(TransportError):

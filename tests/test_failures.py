@@ -492,7 +492,7 @@ def test_bad_messages_close_their_own_stream_and_no_other(by_hand: Callable[...,
     bad = Client(nodes.edge_address, "d2")
     bad.hear("welcome")
     double = Client(nodes.edge_address, "d2").ending()
-    assert double[0] is grpc.StatusCode.FAILED_PRECONDITION
+    assert double[0] is grpc.StatusCode.ALREADY_EXISTS
     assert "connected already" in double[1]
     for number in range(2):
         nodes.device(number)

@@ -141,8 +141,9 @@ class Coordinator:
             reason = f"no device {event.device!r} in this run; known: {', '.join(known)}"
             return [Refuse(event.device, event.edge, reason)]
         if event.device in self.devices:
-            reason = f"a device named {event.device!r} is already connected"
-            return [Refuse(event.device, event.edge, reason)]
+            at = self.devices[event.device].edge
+            reason = f"a device named {event.device!r} is connected already, at edge {at}"
+            return [Refuse(event.device, event.edge, reason, in_use=True)]
         self.devices[event.device] = Device(event.edge)
         return [Welcome(event.device)]
 

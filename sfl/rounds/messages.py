@@ -123,11 +123,12 @@ class Welcome:
 
 @dataclass(frozen=True, slots=True)
 class Refuse:
-    """Turn a device away."""
+    """Turn a device away; where its name is `in_use`, it may ask again in a moment."""
 
     device: str
     edge: str
     reason: str
+    in_use: bool = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -13,7 +13,7 @@ from typing import Any, BinaryIO, Protocol
 import grpc
 import grpc.aio
 
-from sfl.errors import LinkLost, ProtocolError, Refused, SflError
+from sfl.errors import LinkLost, NameInUse, ProtocolError, SflError
 from sfl.metrics.snapshot import NodeKind, NodeSnapshot
 from sfl.transport.doorkeeper import expect
 from sfl.transport.group import run_together
@@ -244,5 +244,5 @@ class CloudService:
             )
         expect("edge", hello.edge)
         if hello.edge in self.streams:
-            raise Refused(f"an edge named {hello.edge!r} is connected already")
+            raise NameInUse(f"an edge named {hello.edge!r} is connected already")
         return EdgeStream(hello.edge, self._host)

@@ -81,14 +81,17 @@ class Host(Protocol):
     places: Places
     """For the activations that may lie decoded on this edge, over all devices."""
 
+    async def loaded(self) -> None:
+        """Wait until there is a base: nobody is admitted before."""
+
     async def admit(self, device: str) -> tuple[edge_pb2.Welcome, Session, RunSettings]:
-        """Ask the cloud, make a session. Raises Refused."""
+        """Ask the cloud, make a session. Raises Refused where the cloud says no."""
 
     def ready(self, device: str, ready: edge_pb2.DeviceReady) -> None:
         """The device has its span and its data."""
 
     async def left(self, device: str, reason: str) -> None:
-        """The device's stream is closed; its session is given back."""
+        """The device was admitted, and is gone; its session is given back, where it has one."""
 
     async def relay_adapter(self, header: tensor_pb2.AdapterHeader, payload: Buffer) -> None:
         """Pass a device's or the edge's part on to the cloud."""

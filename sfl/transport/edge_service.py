@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import logging
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Coroutine
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import grpc
 import grpc.aio
 
 from sfl.codec.kernel import kernel
-from sfl.errors import LinkLost, ProtocolError, Refused, SflError
+from sfl.config import RunSettings
+from sfl.errors import LinkLost, NameInUse, ProtocolError, Refused, SflError
+from sfl.stage.session import Session
 from sfl.transport.cut import Cut
 from sfl.transport.device_stream import Context, DeviceStream, Goodbye, Host
 from sfl.transport.doorkeeper import expect
@@ -30,9 +34,18 @@ from sfl.transport.wire import (
 )
 from sfl.v1 import edge_pb2
 
+log = logging.getLogger(__name__)
+
+T = TypeVar("T")
+Admission = tuple[edge_pb2.Welcome, Session, RunSettings]
+
 
 class EdgeService:
     """Serves devices; the host decides, this moves bytes.
+
+    gRPC cancels the coroutine that serves a call once the client has hung up. What is owed when a
+    device goes (its places, word to the cloud, its session's memory) is therefore a task of its
+    own, a parting; the name is free for a new stream once it is through.
 
     What delta coding remembers of samples lies under `cache_dir`.
     """
@@ -45,6 +58,8 @@ class EdgeService:
         self._encoder, self._decoder = CodecThread("codec-encoder"), CodecThread("codec-decoder")
         self.streams: dict[str, DeviceStream] = {}
         self._groups: dict[str, asyncio.Task[None]] = {}
+        self._admissions: dict[str, asyncio.Task[Admission]] = {}
+        self._partings: dict[str, asyncio.Task[Any]] = {}
         self._probes = ProbeService()
 
     def handler(self) -> grpc.GenericRpcHandler[Any, Any]:
@@ -56,6 +71,13 @@ class EdgeService:
             EDGE_PROBE: self._probes.serve,
         }
         return generic_handler(EDGE_SESSION.service, behaviours)
+
+    async def drain(self) -> None:
+        """End what is open, once no call can come any more, and wait until all is given back."""
+        for task in (*self._admissions.values(), *self._groups.values()):
+            task.cancel()
+        while self._admissions or self._groups or self._partings:
+            await asyncio.sleep(0.01)
 
     def close(self) -> None:
         """Stop the codec threads."""
@@ -73,7 +95,7 @@ class EdgeService:
         self, requests: AsyncIterator[edge_pb2.DeviceMessage], context: Context
     ) -> None:
         try:
-            stream = await self._open(requests, context)
+            stream = await self._open(await self._hello(requests), context)
         except SflError as error:
             await context.abort(status_of(error), str(error))
         group = asyncio.create_task(
@@ -88,29 +110,48 @@ class EdgeService:
         )
         self.streams[stream.device], self._groups[stream.device] = stream, group
         self._host.stats.connected = len(self.streams)
-        reason: SflError = LinkLost("the stream broke")
-        try:
-            await group
-        except SflError as error:
-            reason = error
-        except asyncio.CancelledError:
-            # Evicted, or the client hung up; either way the coroutines end before we go on.
-            group.cancel()
-            await asyncio.gather(group, return_exceptions=True)
-            reason = stream.ended or reason
-        await self._part(stream, reason)
+        with contextlib.suppress(asyncio.CancelledError):  # the client hung up
+            await asyncio.wait({group})
+        parting = self._part(stream.device, self._leave(stream, group))
+        await asyncio.wait({parting})
+        reason = parting.result()
         if not isinstance(reason, Goodbye):
             await context.abort(status_of(reason), str(reason))
 
-    async def _part(self, stream: DeviceStream, reason: SflError) -> None:
+    def _part(self, device: str, parting: Coroutine[Any, Any, T]) -> asyncio.Task[T]:
+        """Have a device's parting go on, whoever waits for it."""
+        task = self._partings[device] = asyncio.create_task(parting)
+
+        def over(task: asyncio.Task[T]) -> None:
+            del self._partings[device]
+            if not task.cancelled() and (error := task.exception()) is not None:
+                log.error("this is a bug in sfl", exc_info=error)
+
+        task.add_done_callback(over)
+        return task
+
+    async def _leave(self, stream: DeviceStream, group: asyncio.Task[None]) -> SflError:
+        """End a stream's coroutines, if they have not, and all it holds; returns why it ended."""
+        group.cancel()
+        (ended,) = await asyncio.gather(group, return_exceptions=True)
+        # Cancelled: evicted, or the client hung up.
+        gone = stream.ended or LinkLost("the stream broke")
+        reason = ended if isinstance(ended, SflError) else gone
         del self.streams[stream.device], self._groups[stream.device]
         self._host.stats.connected = len(self.streams)
-        await stream.abandon()
-        await self._host.left(stream.device, str(reason))
+        try:
+            await stream.abandon()
+        finally:
+            await self._host.left(stream.device, str(reason))
+        return reason
 
-    async def _open(
-        self, requests: AsyncIterator[edge_pb2.DeviceMessage], context: Context
-    ) -> DeviceStream:
+    async def _withdraw(self, device: str, admission: asyncio.Task[Admission]) -> None:
+        """Have a device that never came in leave again, if the cloud has admitted it."""
+        await asyncio.wait({admission})
+        if not admission.cancelled() and not isinstance(admission.exception(), Refused):
+            await self._host.left(device, "it was gone before it was let in")
+
+    async def _hello(self, requests: AsyncIterator[edge_pb2.DeviceMessage]) -> edge_pb2.DeviceHello:
         first = await anext(aiter(requests), None)
         if first is None or first.WhichOneof("body") != "hello":
             raise ProtocolError("a stream begins with a hello")
@@ -121,32 +162,50 @@ class EdgeService:
                 f"speaks {WIRE_VERSION}: install the same sfl on both"
             )
         expect("device", hello.device)
-        self._supersede(hello.device)
-        welcome, session, settings = await self._host.admit(hello.device)
-        welcome.compiled_codec = kernel().name == "compiled"
-        await context.write(edge_pb2.EdgeMessage(welcome=welcome))
-        seed = settings.run.seed
-        cut = Cut("edge", hello.device, seed, hello.compiled_codec, self.cache_dir)
-        return DeviceStream(
-            hello.device,
-            session,
-            settings,
-            self._host,
-            self._encoder,
-            self._decoder,
-            cut,
-            credits=welcome.credits,
-        )
+        return hello
+
+    async def _open(self, hello: edge_pb2.DeviceHello, context: Context) -> DeviceStream:
+        """Have a device admitted, and welcome it; whatever stops that, it then leaves again."""
+        device, stream = hello.device, None
+        await self._host.loaded()
+        while device in self._partings:
+            await asyncio.wait({self._partings[device]})
+        self._supersede(device)
+        admission = self._admissions[device] = asyncio.create_task(self._host.admit(device))
+        try:
+            await asyncio.wait({admission})
+            welcome, session, settings = admission.result()
+            welcome.compiled_codec = kernel().name == "compiled"
+            await context.write(edge_pb2.EdgeMessage(welcome=welcome))
+            seed = settings.run.seed
+            cut = Cut("edge", device, seed, hello.compiled_codec, self.cache_dir)
+            stream = DeviceStream(
+                device,
+                session,
+                settings,
+                self._host,
+                self._encoder,
+                self._decoder,
+                cut,
+                credits=welcome.credits,
+            )
+        finally:
+            if stream is None:
+                self._part(device, self._withdraw(device, admission))
+            del self._admissions[device]
+        return stream
 
     def _supersede(self, device: str) -> None:
         """A name that is in use is refused while its stream is alive, and taken over if not."""
+        if device in self._admissions:
+            raise NameInUse(f"a device named {device!r} is joining already; try again in a moment")
         old = self.streams.get(device)
         if old is None:
             return
         silent = time.monotonic() - old.last_heard
         if silent > 5 * old.settings.network.heartbeat_interval:
             self.evict(device, LinkLost("the device came back on a new stream"))
-        raise Refused(f"a device named {device!r} is connected already; try again in a moment")
+        raise NameInUse(f"a device named {device!r} is connected already; try again in a moment")
 
     async def _list_files(
         self, request: edge_pb2.FilesRequest, context: Context

@@ -8,6 +8,7 @@ import grpc
 
 from sfl.errors import (
     LinkLost,
+    NameInUse,
     PeerUnavailable,
     ProtocolError,
     Refused,
@@ -20,6 +21,7 @@ from sfl.errors import (
 STATUS_OF: dict[type[SflError], grpc.StatusCode] = {
     ProtocolError: grpc.StatusCode.INVALID_ARGUMENT,
     Refused: grpc.StatusCode.FAILED_PRECONDITION,
+    NameInUse: grpc.StatusCode.ALREADY_EXISTS,
     UserError: grpc.StatusCode.FAILED_PRECONDITION,  # dialling again would not mend it
     RunFailed: grpc.StatusCode.ABORTED,
     LinkLost: grpc.StatusCode.UNAVAILABLE,
@@ -29,6 +31,7 @@ STATUS_OF: dict[type[SflError], grpc.StatusCode] = {
 ERROR_OF: dict[grpc.StatusCode, type[SflError]] = {
     grpc.StatusCode.INVALID_ARGUMENT: ProtocolError,
     grpc.StatusCode.FAILED_PRECONDITION: Refused,
+    grpc.StatusCode.ALREADY_EXISTS: NameInUse,
     grpc.StatusCode.NOT_FOUND: Refused,
     grpc.StatusCode.UNIMPLEMENTED: ProtocolError,
     grpc.StatusCode.ABORTED: RunFailed,

@@ -79,12 +79,14 @@ class Settings(_message.Message):
     def __init__(self, settings: _Optional[str] = ..., run_id: _Optional[str] = ...) -> None: ...
 
 class Admission(_message.Message):
-    __slots__ = ("device", "refusal")
+    __slots__ = ("device", "refusal", "in_use")
     DEVICE_FIELD_NUMBER: _ClassVar[int]
     REFUSAL_FIELD_NUMBER: _ClassVar[int]
+    IN_USE_FIELD_NUMBER: _ClassVar[int]
     device: str
     refusal: str
-    def __init__(self, device: _Optional[str] = ..., refusal: _Optional[str] = ...) -> None: ...
+    in_use: bool
+    def __init__(self, device: _Optional[str] = ..., refusal: _Optional[str] = ..., in_use: _Optional[bool] = ...) -> None: ...
 
 class DeviceStart(_message.Message):
     __slots__ = ("device", "start")

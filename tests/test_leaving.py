@@ -1,0 +1,393 @@
+"""How devices leave an edge, wherever in their stay that is: the cloud is told, nothing is kept,
+and they can come back. Real sockets, the real edge and coordinator, and a compute thread that
+stands behind a gate.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import threading
+from collections.abc import AsyncIterator, Callable
+from typing import Any, cast
+
+import grpc
+import grpc.aio
+import pytest
+from test_engine import edge
+
+from device_agent import agent
+from edge_server.server import EdgeServer
+from sfl.config import DeviceConfig, EdgeConfig
+from sfl.config.node import MetricsSettings
+from sfl.errors import NameInUse, Refused
+from sfl.metrics.stats import NodeStats
+from sfl.models.edge_budget import EdgeChoice
+from sfl.models.folder import ModelFolder
+from sfl.orders import ORDERS
+from sfl.rounds import messages as rounds
+from sfl.rounds.coordinator import Coordinator
+from sfl.transport.credentials import new_server
+from sfl.transport.device_link import DeviceLink
+from sfl.transport.device_stream import DeviceStream
+from sfl.transport.edge_service import EdgeService
+from sfl.transport.places import Places
+from sfl.transport.wire import EDGE_SESSION, WIRE_VERSION
+from sfl.v1 import cloud_pb2, edge_pb2
+
+NAME = "attic"
+PATIENCE = 20.0
+QUIET = MetricsSettings(enabled=False)
+
+
+class Cloud:
+    """The real coordinator behind what an edge posts; while it is `mute`, answers wait."""
+
+    def __init__(self, house: House) -> None:
+        self.house = house
+        self.coordinator = Coordinator(house.settings, 0.0)
+        self.told: list[str] = []
+        self.answers: list[cloud_pb2.Admission] = []
+        self.mute = False
+
+    def post(self, message: cloud_pb2.EdgeReportMessage) -> None:
+        said = message.WhichOneof("body") or ""
+        self.told.append(said)
+        event: rounds.Event = (
+            rounds.DeviceJoined(message.join.device, "edge")
+            if said == "join"
+            else rounds.DeviceLost(message.left.device, message.left.reason)
+        )
+        for command in self.coordinator.handle(event, 0.0):
+            if isinstance(command, rounds.Welcome):
+                self.answers.append(cloud_pb2.Admission(device=command.device))
+            elif isinstance(command, rounds.Refuse):
+                self.answers.append(
+                    cloud_pb2.Admission(
+                        device=command.device, refusal=command.reason, in_use=command.in_use
+                    )
+                )
+        if not self.mute:
+            self.answer()
+
+    def answer(self) -> None:
+        self.mute = False
+        for admission in self.answers:
+            message = cloud_pb2.CloudMessage(admission=admission)
+            asyncio.get_running_loop().call_soon(self.house._on_admission, message)
+        self.answers.clear()
+
+    async def close(self) -> None:
+        """There is no connection."""
+
+
+class House(EdgeServer):
+    """An edge with a base over one device, whose cloud is here and whose thread can be held up."""
+
+    def __init__(self) -> None:
+        super().__init__(EdgeConfig(cloud="localhost:1"), 1, insecure=True)
+        (session,) = edge("llama", "causal_lm", [NAME])
+        session.close()
+        self.settings, self.model, self.bank = session.settings, session.model, session.bank
+        self.folder = cast(ModelFolder, session.plan)  # which knows the number of layers as well
+        self._choice = EdgeChoice((), in_flight=2, credits=2)
+        self.places = Places(2, ORDERS["first_come"])
+        self._ready.set()
+        self.gate = threading.Event()
+        self.calls = self.ended = 0
+        self.address = ""
+
+    @property
+    def kept(self) -> set[str]:
+        """Whose LoRA lies in this edge's memory."""
+        return {name for slot in self.bank._linear.values() for name in slot.pairs}
+
+    async def hold_up(self) -> None:
+        """Have the compute thread in a job until the gate opens."""
+        begun = threading.Event()
+
+        def job() -> None:
+            begun.set()
+            assert self.gate.wait(PATIENCE)
+
+        self.busy = asyncio.create_task(self.engine.run(job))
+        await until(begun.is_set)
+
+    async def let_go(self) -> None:
+        """Open the gate, and wait until the errands that stand before it are through."""
+        self.gate.set()
+        await self.busy
+        await self.engine.run(int)
+
+
+@pytest.fixture
+def watched(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Count the calls that gRPC has served to their end, or given up."""
+    serve = EdgeService._session
+
+    async def session(self: EdgeService, *args: Any) -> None:
+        house = cast(House, self._host)
+        house.calls += 1
+        try:
+            await serve(self, *args)
+        finally:
+            house.ended += 1
+
+    monkeypatch.setattr(EdgeService, "_session", session)
+
+
+@contextlib.asynccontextmanager
+async def opened() -> AsyncIterator[tuple[House, Cloud]]:
+    house = House()
+    await house.cloud.close()
+    cloud = Cloud(house)
+    house.cloud = cast(Any, cloud)
+    server = new_server(None)
+    server.add_generic_rpc_handlers((house.service.handler(),))
+    house.address = f"127.0.0.1:{server.add_insecure_port('127.0.0.1:0')}"
+    await server.start()
+    try:
+        yield house, cloud
+    finally:
+        house.gate.set()
+        await server.stop(0)
+        async with asyncio.timeout(PATIENCE):
+            await house.service.drain()
+        house.service.close()
+        house.engine.close()
+
+
+@contextlib.asynccontextmanager
+async def dialled(house: House) -> AsyncIterator[Any]:
+    """A device's stream by hand, its hello said."""
+    async with grpc.aio.insecure_channel(house.address) as channel:
+        call: Any = channel.stream_stream(
+            EDGE_SESSION.path,
+            request_serializer=lambda message: message.SerializeToString(),
+            response_deserializer=edge_pb2.EdgeMessage.FromString,
+        )()
+        await call.write(
+            edge_pb2.DeviceMessage(
+                hello=edge_pb2.DeviceHello(device=NAME, wire_version=WIRE_VERSION)
+            )
+        )
+        yield call
+
+
+async def until(condition: Callable[[], Any]) -> None:
+    async with asyncio.timeout(PATIENCE):
+        while not condition():
+            await asyncio.sleep(0.005)
+
+
+def played(scene: Callable[[House, Cloud], Any]) -> None:
+    async def play() -> None:
+        async with asyncio.timeout(3 * PATIENCE), opened() as (house, cloud):
+            await scene(house, cloud)
+
+    asyncio.run(play())
+
+
+@pytest.mark.usefixtures("watched")
+@pytest.mark.parametrize("at", ["base", "cloud", "session"])
+def test_who_hangs_up_before_it_is_let_in_can_come_back(at: str) -> None:
+    async def scene(house: House, cloud: Cloud) -> None:
+        if at == "base":
+            house._ready.clear()
+        cloud.mute = at == "cloud"
+        await house.hold_up()
+        async with dialled(house):
+            await until(lambda: house.calls)
+            if at != "base":
+                await until(lambda: cloud.told == ["join"])
+            if at == "session":
+                await until(lambda: house.engine._queue)
+        await until(lambda: house.ended == 1)  # gRPC has cancelled who served it
+        # It dials again at once, while the cloud and the compute thread are still at the first.
+        async with dialled(house) as call:
+            await until(lambda: house.calls == 2)
+            house._ready.set()
+            cloud.answer()
+            house.gate.set()
+            assert (await call.read()).WhichOneof("body") == "welcome"
+            await until(lambda: NAME in house.service.streams)
+            assert cloud.told == (["join"] if at == "base" else ["join", "left", "join"])
+            assert set(cloud.coordinator.devices) == set(house._sessions) == house.kept == {NAME}
+        await until(lambda: not house._sessions)
+        assert not cloud.coordinator.devices and not house.kept
+
+    played(scene)
+
+
+@pytest.mark.parametrize("fails", ["session", "welcome"])
+def test_who_is_admitted_and_cannot_come_in_leaves_again(
+    monkeypatch: pytest.MonkeyPatch, fails: str
+) -> None:
+    class Wire:
+        async def write(self, message: Any) -> None:
+            raise grpc.aio.UsageError("the RPC is finished")
+
+    async def requests() -> AsyncIterator[edge_pb2.DeviceMessage]:
+        hello = edge_pb2.DeviceHello(device=NAME, wire_version=WIRE_VERSION)
+        yield edge_pb2.DeviceMessage(hello=hello)
+
+    def no_memory(self: EdgeServer, device: str) -> Any:
+        raise MemoryError("no room")
+
+    async def scene(house: House, cloud: Cloud) -> None:
+        if fails == "session":
+            monkeypatch.setattr(EdgeServer, "_open_session", no_memory)
+        with pytest.raises(MemoryError if fails == "session" else grpc.aio.UsageError):
+            await house.service._session(requests(), cast(Any, Wire()))
+        await until(lambda: not house.service._partings)
+        assert cloud.told == ["join", "left"]
+        assert not cloud.coordinator.devices and not house._sessions and not house.kept
+
+    played(scene)
+
+
+@pytest.mark.usefixtures("watched")
+@pytest.mark.parametrize("goodbye", [True, False])
+def test_who_leaves_while_the_edge_computes_gives_its_memory_back(goodbye: bool) -> None:
+    async def scene(house: House, cloud: Cloud) -> None:
+        async with dialled(house) as call:
+            await call.read()
+            await until(lambda: NAME in house.service.streams)
+            await house.hold_up()
+            if goodbye:
+                await call.write(edge_pb2.DeviceMessage(goodbye="done"))
+            else:
+                await call.done_writing()
+            await until(lambda: house.engine._queue)  # its session is to be closed
+            assert house.kept == {NAME}
+        await until(lambda: house.ended == 1)
+        await house.let_go()
+        assert not house.kept and not house._sessions
+        assert cloud.told == ["join", "left"]
+
+    played(scene)
+
+
+@pytest.mark.usefixtures("watched")
+def test_the_cloud_is_told_of_who_hangs_up_in_the_middle_of_leaving(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    abandon = DeviceStream.abandon
+
+    async def scene(house: House, cloud: Cloud) -> None:
+        entered, go_on, done = asyncio.Event(), asyncio.Event(), asyncio.Event()
+
+        async def slowly(stream: DeviceStream) -> None:
+            entered.set()
+            await go_on.wait()
+            await abandon(stream)
+            done.set()
+
+        monkeypatch.setattr(DeviceStream, "abandon", slowly)
+        async with dialled(house) as call:
+            await call.read()
+            await until(lambda: house.places._streams)
+            await house.places.take(house.service.streams[NAME])
+            await call.write(edge_pb2.DeviceMessage(goodbye="done"))
+            await entered.wait()
+        await until(lambda: house.ended == 1)
+        go_on.set()
+        await until(lambda: not house._sessions)
+        assert done.is_set() and not house.kept
+        assert (house.places._free, house.places._streams) == (2, {})
+        assert cloud.told == ["join", "left"]
+
+    played(scene)
+
+
+@pytest.mark.usefixtures("watched")
+def test_who_comes_back_while_it_is_still_leaving_is_let_in_after_that() -> None:
+    async def scene(house: House, cloud: Cloud) -> None:
+        first, second = (
+            DeviceLink(house.address, NAME, NodeStats(NAME, "device"), True) for _ in range(2)
+        )
+        await asyncio.to_thread(first.join, PATIENCE)
+        await until(lambda: NAME in house.service.streams)
+        old = house._sessions[NAME]
+        await house.hold_up()
+        closing = asyncio.create_task(asyncio.to_thread(first.close))
+        await until(lambda: house.engine._queue)
+        joining = asyncio.create_task(asyncio.to_thread(second.join, PATIENCE))
+        await until(lambda: house.calls == 2)
+        house.gate.set()
+        assert (await joining).num_layers == house.folder.num_layers
+        assert cloud.told == ["join", "left", "join"]
+        assert house._sessions[NAME] is not old and house.kept == {NAME}
+        await closing
+        await asyncio.to_thread(second.close)
+        assert not house.kept
+
+    played(scene)
+
+
+@pytest.mark.parametrize("where", ["this edge", "another edge"])
+def test_a_device_asks_again_for_a_name_that_is_in_use(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, where: str
+) -> None:
+    monkeypatch.setattr(agent, "REJOIN_PAUSE", 0.01)
+    monkeypatch.setattr(agent.DeviceAgent, "_take_part", lambda self, link, joined: None)
+    caplog.set_level("INFO", "sfl.device")
+    elsewhere = rounds.DeviceJoined(NAME, "other")
+
+    async def scene(house: House, cloud: Cloud) -> None:
+        config = DeviceConfig(name=NAME, edge=house.address, metrics=QUIET)
+        holder = DeviceLink(house.address, NAME, NodeStats(NAME, "device"), True)
+        if where == "this edge":
+            await asyncio.to_thread(holder.join, PATIENCE)
+        else:
+            cloud.coordinator.handle(elsewhere, 0.0)
+        device = agent.DeviceAgent(config, insecure=True)
+        running = asyncio.create_task(asyncio.to_thread(device.run, PATIENCE))
+        await until(lambda: caplog.text.count("asking again") > 1 or running.done())
+        assert not running.done() and "connected already" in caplog.text
+        if where == "this edge":
+            await asyncio.to_thread(holder.close)
+        else:
+            assert "at edge other" in caplog.text and "left" not in cloud.told
+            cloud.coordinator.handle(rounds.DeviceLost(NAME, "gone"), 0.0)
+        await running
+        holder.close()
+
+    played(scene)
+
+
+def test_a_device_does_not_ask_again_where_that_helps_nothing() -> None:
+    async def scene(house: House, cloud: Cloud) -> None:
+        config = DeviceConfig(name="stranger", edge=house.address, metrics=QUIET)
+        device = agent.DeviceAgent(config, insecure=True)
+        with pytest.raises(Refused, match="known: attic") as caught:
+            await asyncio.to_thread(device.run, PATIENCE)
+        assert not isinstance(caught.value, NameInUse)
+        assert cloud.told == ["join"]  # who was never in does not leave
+
+    played(scene)
+
+
+@pytest.mark.usefixtures("watched")
+def test_an_edge_that_ends_waits_for_those_who_leave_and_for_no_answer_from_the_cloud() -> None:
+    async def scene(house: House, cloud: Cloud) -> None:
+        async with dialled(house) as call:
+            await call.read()
+            await until(lambda: NAME in house.service.streams)
+            await house.hold_up()
+            await call.write(edge_pb2.DeviceMessage(goodbye="done"))
+            await until(lambda: house.engine._queue)
+        await until(lambda: house.ended == 1)
+        draining = asyncio.create_task(house.service.drain())
+        await asyncio.sleep(0)
+        assert not draining.done() and house.kept
+        house.gate.set()
+        await draining
+        assert not house.kept
+        cloud.mute = True
+        async with dialled(house):
+            await until(lambda: cloud.told == ["join", "left", "join"])
+            await house.service.drain()
+        assert not house._sessions and not house._admissions
+
+    played(scene)
