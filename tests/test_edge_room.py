@@ -18,7 +18,7 @@ from sfl.orders import ORDERS, Waiting
 from sfl.orders.places import Claim, next_place
 from sfl.stage.engine import Engine
 from sfl.stage.messages import Key, Kind, Purpose, TensorMessage
-from sfl.stage.session import Session
+from sfl.stage.session import Session, handle_together
 from sfl.transport.cut import Cut
 from sfl.transport.edge_service import EdgeService
 from sfl.transport.envelope import Frame
@@ -76,10 +76,14 @@ class Floor:
     """An edge whose compute thread stands behind a gate, and its devices."""
 
     def __init__(
-        self, sessions: Sequence[Session], room: int = ROOM, order: str = "first_come"
+        self,
+        sessions: Sequence[Session],
+        room: int = ROOM,
+        order: str = "first_come",
+        together: int = 1,
     ) -> None:
         self.stats = sessions[0].stats
-        self.engine = Engine(1, ORDERS[order])
+        self.engine = Engine(1, ORDERS[order], together)
         self.places = Places(room, ORDERS[order])
         self.service = EdgeService(self)  # type: ignore[arg-type]
         hidden = sessions[0].model.hidden_size
@@ -278,6 +282,32 @@ def test_an_order_chooses_among_what_has_arrived_decoded_or_not(room: int, order
         # With two places for three devices the first has both before the others come.
         assert served[0] == ("d2" if room > 3 else "d0")
         assert served.index("d2") < served.index("d1")
+
+
+def test_what_waits_of_several_devices_goes_as_one_batch(monkeypatch: pytest.MonkeyPatch) -> None:
+    batches: list[list[str]] = []
+
+    def noted(tasks: Any) -> Any:
+        batches.append([session.device for session, _ in tasks])
+        return handle_together(tasks)
+
+    monkeypatch.setattr("sfl.stage.engine.handle_together", noted)
+
+    async def scene() -> None:
+        floor, gate = Floor(three(), room=4, together=3), threading.Event()
+        try:
+            await floor.open()
+            held = await floor.busy(gate)
+            gate.set()
+            await held
+            await until(lambda: floor.stats.queue_depth == 0)
+            assert [device.session.step for device in floor.devices.values()] == [1, 1, 1]
+        finally:
+            gate.set()
+            await floor.close()
+
+    asyncio.run(scene())
+    assert batches[0] == ["d0", "d1", "d2"]  # four places, and six that have come
 
 
 def watch(session: Session, served: list[str]) -> None:
