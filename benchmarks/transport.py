@@ -95,6 +95,9 @@ class EchoHost:
         self.settings = RunSettings.model_validate(settings(in_flight))
         self.service = EdgeService(cast(Any, self))
 
+    async def loaded(self) -> None:
+        """There is no base to wait for."""
+
     async def admit(self, device: str) -> tuple[Any, Any, Any]:
         """Everybody may come in."""
         from sfl.v1 import edge_pb2
