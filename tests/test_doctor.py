@@ -319,7 +319,7 @@ def test_what_fits_is_what_the_device_itself_decides() -> None:
     values["devices"][1] |= {"memory": 480_000_000}
     values["devices"][2] |= {"memory": 200_000_000}
     config = RunConfig.model_validate(values)
-    load = load_of(config, folder.context_length)
+    load = load_of(config, folder)
     rows = cut_rows(folder, load, config, 10**12, base, LocalDevice())
     checks = {
         check.name: check for check in check_devices(config, load, folder, rows, 10**12, base)
@@ -343,7 +343,7 @@ def test_the_sample_of_the_docs_is_what_the_command_prints() -> None:
     config = load_run(ROOT / "examples" / "quickstart" / "homes.toml")
     # A process as it was where the sample was printed: the rest of a footprint is no measurement.
     folder, room, base = open_model(config.model.path), 430_000_000, Base(300_000_000, True)
-    load = load_of(config, folder.context_length)
+    load = load_of(config, folder)
     rows = cut_rows(folder, load, config, room, base, LocalDevice())
     output = io.StringIO()
     console = Console(file=output, highlight=False, soft_wrap=True)  # as the command has it

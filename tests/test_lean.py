@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -43,17 +44,21 @@ def node(
 
 
 def step(
-    kind: str, task: Task, plan: SplitPlan, lengths: tuple[int, ...], way: str
+    kind: str, task: Task, plan: SplitPlan | None, lengths: tuple[int, ...], way: str
 ) -> tuple[torch.Tensor, dict[str, torch.Tensor], Any]:
-    """(loss, gradients, score) through the plan's spans with a fresh boundary at each cut."""
+    """(loss, gradients, score) through the plan's spans with a fresh boundary at each cut.
+
+    Without a plan through the whole model.
+    """
     folder, computation = opened(kind), COMPUTATIONS[way]
+    whole_model = [Span(0, folder.num_layers, embedding=True, head=True)]
     values = busy_values(manifest_of(folder, task, LORA))
     ids, sizes, labels = batch(lengths, task)
     whole = Batch(ids, sizes, labels, 0, int(sizes.sum()))
     packed_labels = pack_labels(labels, lengths)
     parameters: dict[str, torch.nn.Parameter] = {}
     hidden, cuts = torch.empty(0), []
-    for number, span in enumerate(spans(plan)):
+    for number, span in enumerate(spans(plan) if plan else whole_model):
         model, own = node(folder, span, task, values, computation.packed, LORA)
         parameters |= own
         if number:
@@ -79,13 +84,21 @@ def step(
     )
 
 
+@cache
+def lean_step(
+    kind: str, task: Task, plan: SplitPlan | None, lengths: tuple[int, ...]
+) -> tuple[torch.Tensor, dict[str, torch.Tensor], Any]:
+    """For tests that patch nothing."""
+    return step(kind, task, plan, lengths, "lean")
+
+
 @pytest.mark.parametrize("plan", PLANS, ids=plan_name)
 @pytest.mark.parametrize(("kind", "task"), CASES)
 def test_loss_gradients_and_score_equal_the_reference_to_rounding(
     kind: str, task: Task, plan: SplitPlan
 ) -> None:
     for lengths in (FULL, PADDED):
-        loss, gradients, score = step(kind, task, plan, lengths, "lean")
+        loss, gradients, score = lean_step(kind, task, plan, lengths)
         wanted_loss, wanted = reference(kind, task, lengths)
         assert float(loss) == pytest.approx(float(wanted_loss), rel=1e-5)
         assert gradients.keys() == wanted.keys()
@@ -97,6 +110,16 @@ def test_loss_gradients_and_score_equal_the_reference_to_rounding(
         assert score.num_targets == wanted_score.num_targets
         assert score.num_correct == wanted_score.num_correct
         assert score.num_examples == wanted_score.num_examples
+
+
+@pytest.mark.parametrize("plan", PLANS, ids=plan_name)
+@pytest.mark.parametrize(("kind", "task"), CASES)
+def test_split_equals_unsplit_bit_for_bit(kind: str, task: Task, plan: SplitPlan) -> None:
+    loss, gradients, score = lean_step(kind, task, plan, PADDED)
+    wanted_loss, wanted, wanted_score = lean_step(kind, task, None, PADDED)
+    assert torch.equal(loss, wanted_loss) and score == wanted_score
+    assert gradients.keys() == wanted.keys()
+    assert all(torch.equal(gradients[name], wanted[name]) for name in wanted)
 
 
 @pytest.mark.parametrize("kind", ["llama", "gpt2", "gemma2"])

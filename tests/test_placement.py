@@ -24,10 +24,11 @@ from sfl.adapters.names import belongs_to
 from sfl.config import EdgeConfig, ModelSettings, RunSettings, load_edge
 from sfl.errors import ConfigError
 from sfl.metrics.stats import NodeStats
+from sfl.models.footprint import logit_bytes, piece_rows
 from sfl.models.placement import Stretch, lay_out
 from sfl.models.span import SpanModel, build_span
 from sfl.plan import Span, SplitPlan
-from sfl.stage.base import settle
+from sfl.stage.base import lay_over_devices, settle
 from sfl.stage.messages import Kind, RoundStart, TensorMessage
 from sfl.stage.session import SESSIONS
 
@@ -49,6 +50,69 @@ def test_blocks_in_proportion_to_free_memory(
     span = Span(*blocks, embedding=False, head=True)
     found = lay_out(span, [f"cuda:{n}" for n in range(len(free))], free)
     assert [(stretch.first, stretch.last) for stretch in found] == expected
+
+
+@pytest.mark.parametrize(
+    ("free", "expected"),
+    [
+        ((1500, 1500), [("a", 0, 15), ("b", 15, 24)]),
+        ((1500, 560), [("a", 0, 24), ("b", 24, 24)]),  # room for the head and nothing else
+        ((2500, 500), [("a", 0, 24)]),  # not even for that
+        ((1500, 1500, 200), [("a", 0, 15), ("b", 15, 24)]),
+    ],
+)
+def test_a_head_takes_its_share_of_the_last_device(
+    free: tuple[int, ...], expected: list[tuple[str, int, int]]
+) -> None:
+    # 24 blocks of 60 and a head of 545, as Qwen2 0.5B has in MB.
+    span = Span(0, 24, embedding=False, head=True)
+    found = lay_out(span, "abc"[: len(free)], free, [60] * 24, 545)
+    assert [(s.device, s.first, s.last) for s in found] == expected
+    for stretch in found:
+        held = 60 * (stretch.last - stretch.first) + (545 if stretch is found[-1] else 0)
+        assert held <= free["abc".index(stretch.device)]
+
+
+def test_blocks_of_unequal_size_are_shared_out_by_bytes() -> None:
+    span = Span(3, 7, embedding=False, head=False)
+    found = lay_out(span, "ab", [10, 10], [5, 1, 2, 2])
+    assert [(s.first, s.last) for s in found] == [(3, 4), (4, 7)]
+
+
+@pytest.mark.parametrize(("packed", "head"), [(True, True), (True, False), (False, True)])
+def test_bytes_that_are_laid_out_are_those_of_the_weights(packed: bool, head: bool) -> None:
+    folder = opened("gpt2")
+    span = Span(1, folder.num_layers, embedding=False, head=head)
+    model = build_span(
+        folder, span, task="causal_lm", num_labels=0, dtype=torch.float32, packed=packed
+    )
+    blocks, after = model.held_bytes()
+    held = sum(p.nbytes for p in model.parameters()) + sum(b.nbytes for b in model.buffers())
+    assert len(blocks) == span.num_blocks and sum(blocks) + after == held
+    block = sum(p.nbytes for p in model.model.get_submodule("transformer.h.1").parameters())
+    assert blocks[0] == block
+    assert (after > 4 * folder.vocab_size * folder.hidden_size) == head
+
+
+def test_an_edge_lays_its_blocks_where_a_piece_of_the_logits_has_room(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    laid: list[Any] = []
+    folder = opened("gpt2")
+    model = edge_model("gpt2", "causal_lm", packed=True)[0]
+    blocks, after = model.held_bytes()
+    own = EdgeConfig(device=("cuda:0", "cuda:1"))
+    monkeypatch.setattr(model, "lay_over", laid.append)
+    # The second has room for all weights, but not for logits of a piece beside its head.
+    free = {"cuda:0": 1 << 40, "cuda:1": sum(blocks) + after}
+    monkeypatch.setattr("torch.cuda.mem_get_info", lambda device: (free[device], 0))
+    lay_over_devices(model, own)
+    work = logit_bytes(piece_rows(folder.vocab_size), folder.vocab_size, folder.hidden_size, False)
+    assert free["cuda:1"] < after + work
+    free["cuda:1"] = after + work
+    lay_over_devices(model, own)
+    where = [[(s.device, s.last - s.first) for s in stretches] for stretches in laid]
+    assert where == [[("cuda:0", 3)], [("cuda:0", 3), ("cuda:1", 0)]]
 
 
 @given(

@@ -23,7 +23,6 @@ from sfl.adapters.names import belongs_to
 from sfl.config import EdgeConfig, RunSettings
 from sfl.errors import ProtocolError
 from sfl.metrics.stats import NodeStats
-from sfl.models.edge_budget import EdgeChoice, needs
 from sfl.models.span import build_span
 from sfl.plan import SplitPlan
 from sfl.stage.messages import Key, Kind, Purpose, RoundStart, TensorMessage
@@ -301,20 +300,3 @@ def test_nothing_of_a_killed_edge_is_left(tmp_path: Path) -> None:
     ended = subprocess.run([sys.executable, "-c", KILLED, str(tmp_path / "rest")], check=False)
     assert ended.returncode == -signal.SIGKILL
     assert list((tmp_path / "rest").iterdir()) == []
-
-
-def test_a_budget_counts_only_those_in_memory() -> None:
-    folder = opened("llama")
-    settings = RunSettings.model_validate(
-        {
-            "model": {"path": "m", "max_length": 64},
-            "devices": [{"name": name, "cut_layer": n} for n, name in enumerate(NAMES[:2])],
-        }
-    )
-    every, one, more = (
-        needs(folder, settings, EdgeConfig(resident_adapters=n), EdgeChoice((), 8, 2))
-        for n in (None, 1, 9)
-    )
-    assert more == every
-    assert one.optimizer == 3 * one.adapter and every.adapter / 2 < one.adapter < every.adapter
-    assert (one.weights, one.activations) == (every.weights, every.activations)

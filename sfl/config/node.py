@@ -206,7 +206,9 @@ class EdgeConfig(Section):
     computing, the same bits. Or the names of the devices for which to do so."""
     resident_adapters: PositiveInt | None = None
     """Devices whose LoRA and optimizer stay in memory, the last used ones; those of the others rest
-    in files of `rest_dir` between their steps. Changes no bit. Default: all stay."""
+    in files of `rest_dir` between their steps. Who is amid a step stays, so it saves little where
+    a step is several messages: with micro-batches, `max_grad_norm` or topology `u_shaped`. Changes
+    no bit. Default: all stay."""
     rest_dir: Path = Path("~/.cache/sfl/resting")
     """Where they rest, in unnamed files that are gone when the edge ends, even killed."""
     cache_dir: Path = Path("~/.cache/sfl")

@@ -8,7 +8,7 @@ from sfl.config import EdgeConfig, RunConfig, RunSettings
 from sfl.config.run import DeviceEntry
 from sfl.doctor.report import Check, problem, size
 from sfl.errors import ConfigError, SflError
-from sfl.models.edge_budget import fit_edge, needs
+from sfl.models.edge_budget import fit_edge, needs, residents
 from sfl.models.folder import ModelFolder
 from sfl.models.footprint import Load
 from sfl.plan import SplitPlan
@@ -57,7 +57,7 @@ def check_edge(
     needed = needs(folder, settings, own, choice)
     room = room if own.memory is None else min(room, own.memory)
     cuts = [entry.cut_layer for entry in settings.devices]
-    each = (needed.adapter + needed.optimizer) // min(len(cuts), own.resident_adapters or len(cuts))
+    each = (needed.adapter + needed.optimizer) // residents(settings, own)
     how = f", blocks computed again for {len(choice.recompute)}" if choice.recompute else ""
     text = (
         f"{len(cuts)} device{'s' * (len(cuts) != 1)} (cut_layer {', '.join(map(str, cuts))}) need "

@@ -181,16 +181,14 @@ class _Examination:
     def _load(self, folder: ModelFolder, run: RunConfig | None) -> Load:
         """The run's load, or a usual one, with what the question says instead."""
         if run is not None:
-            load = load_of(run, folder.context_length)
+            load = load_of(run, folder)
         else:
             load = Load(
                 batch_size=8, length=min(512, folder.context_length), task=folder.family.tasks[0]
             )
         if isinstance(self.config, DeviceConfig):
             own = self.config
-            load = replace(
-                load, dtype=own.dtype or load.dtype, quantised=certain(own.quantised)
-            )
+            load = replace(load, dtype=own.dtype or load.dtype, quantised=certain(own.quantised))
         question = self.question
         return replace(
             load,

@@ -66,19 +66,11 @@ def read_size(field: str, text: str) -> int:
         raise ConfigError(field, text, "is not a size", "Write e.g. 512MB or 2GB.") from None
 
 
-def load_of(config: RunConfig, context_length: int) -> Load:
-    """What the run asks of a device."""
-    return Load(
-        batch_size=config.training.batch_size,
-        length=min(config.model.max_length, context_length),
-        rank=config.lora.rank,
-        task=config.model.task,
-        num_labels=len(config.model.labels),
-        dtype=config.model.dtype,
-        target_modules=config.lora.target_modules,
-        lora_dropout=config.lora.dropout,
-        lean=config.settings.computation == "lean",
-    )
+def load_of(config: RunConfig, folder: ModelFolder) -> Load:
+    """What the run asks of a device that has nothing of its own."""
+    name = config.devices[0].name
+    load = device_load(folder, config.settings, name, config.model.dtype, "none")
+    return replace(load, rank=config.lora.rank)
 
 
 def cut_rows(

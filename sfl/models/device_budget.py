@@ -21,8 +21,10 @@ def device_load(
     folder: ModelFolder, settings: RunSettings, name: str, dtype: Dtype, quantised: Quantised
 ) -> Load:
     """What the run asks of the device called `name`."""
+    training, most = settings.training, settings.network.credits
+    pieces = most if training.micro_batches == "auto" else training.micro_batches
     return Load(
-        batch_size=settings.training.batch_size,
+        batch_size=training.batch_size,
         length=min(settings.model.max_length, folder.context_length),
         rank=settings.rank(name),
         task=settings.model.task,
@@ -32,6 +34,8 @@ def device_load(
         target_modules=settings.lora.target_modules,
         lora_dropout=settings.lora.dropout,
         lean=settings.computation == "lean",
+        graphs=min(pieces, most, training.batch_size),
+        anchored=settings.aggregation.proximal > 0.0,
     )
 
 
@@ -115,7 +119,9 @@ def _what_fits(
     if length:
         found.append(f"model.max_length {length}")
     half = way.bfloat16 or load.dtype == "bfloat16"
-    if not half and fits(plan, replace(load, dtype="bfloat16")):
+    if load.dtype == "autocast" and not half and fits(plan, replace(load, dtype="float32")):
+        found.append('dtype "float32"')
+    elif not half and fits(plan, replace(load, dtype="bfloat16")):
         found.append('dtype "bfloat16"')
     if found:
         return f"It fits with {' or '.join(found)}."

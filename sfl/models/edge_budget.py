@@ -159,16 +159,49 @@ def _forecast(folder: ModelFolder, settings: RunSettings, own: EdgeConfig) -> Ed
                 quantised=certain(own.quantised),
                 target_modules=settings.lora.target_modules,
                 lora_dropout=settings.lora.dropout,
+                anchored=settings.aggregation.proximal > 0.0,
             ),
             graphs=micro if u_shaped else 0,
             coded_value_bytes=_coded_value_bytes(settings, entry.name),
         )
         for entry in settings.devices
     ]
-    # Only packed batches of whole training steps go together (sfl.stage.session).
-    together = own.batch_devices if lean and not u_shaped else 1
     return EdgeForecast(
-        folder, devices, lean=lean, together=together, residents=own.resident_adapters
+        folder,
+        devices,
+        lean=lean,
+        together=_together(settings, own),
+        residents=residents(settings, own),
+    )
+
+
+def _together(settings: RunSettings, own: EdgeConfig) -> int:
+    """Devices in one batch: only packed ones of whole training steps (sfl.stage.session)."""
+    whole = settings.computation == "lean" and settings.run.topology != "u_shaped"
+    return own.batch_devices if whole else 1
+
+
+def residents(settings: RunSettings, own: EdgeConfig) -> int:
+    """Devices whose LoRA and optimizer may be in this machine's memory at once.
+
+    Who is amid a step stays (`Session.idle`). Where a step is one message, nobody is between two
+    jobs; where it takes several, all may be, and no limit helps.
+    """
+    everybody, limit = len(settings.devices), own.resident_adapters
+    if limit is None or own.rest_in == "memory" or _waits_within_steps(settings):
+        return everybody
+    return min(everybody, max(limit, _together(settings, own)))
+
+
+def _waits_within_steps(settings: RunSettings) -> bool:
+    """Whether an edge waits for a device's next message before a step of it is done."""
+    training = settings.training
+    return (
+        settings.run.topology == "u_shaped"
+        or training.micro_batches != 1
+        or training.max_grad_norm is not None
+        # A device may cut its batches by itself, to stay within its memory.
+        or any(entry.micro_batches > 1 or entry.memory for entry in settings.devices)
     )
 
 

@@ -9,7 +9,9 @@ below 6 %. Two `sfl device` processes on stories260k (cut_layer 1 and 4, 4 x 128
 and 434 MB, against 421 and 438 MB. Under `sfl run` a device is forked from a process that has
 imported everything, and takes about 60 MB less. That is `computation = "reference"`; `lean` keeps
 less, so that the same totals were 7 % (GPT-2, 3 blocks; NF4 6 %, int8 5 %) and 16 % (Llama, 5
-blocks) too high. bfloat16 was looked at once (+3 %), accelerators never.
+blocks) too high. bfloat16 was looked at once (+3 %), accelerators never. Autocast's copies of
+weights were measured by GPT-2's shape, 6 blocks, 1 x 32 tokens; attention without padding, which
+joins the results of ragged batches, by what autograd keeps (tests/test_forecast.py).
 """
 
 from __future__ import annotations
@@ -48,7 +50,7 @@ RETURNED_WARM_UP_BYTES = 95_000_000
 8 x 128 tokens, and at cut 1 in halves and quarters: 513, 725, 463 and 463 MB measured, 1 to 9 %
 more foretold."""
 RETURNED_HEAP_FACTOR = 1.05
-"""Of `HEAP_FACTOR` there."""
+"""Of `HEAP_FACTOR` there; and everywhere of autocast's copies of weights."""
 RETURNED_WIDE_TRANSIENTS = 2
 """Of `WIDE_TRANSIENTS` there."""
 PIECEWISE_MLP_TENSORS = {"gpt2": 2}
@@ -59,6 +61,8 @@ PIECE_LOGITS = 1 << 22
 """Logits that `lean` computes at once, or `PIECE_ROWS` rows of them if those are more."""
 PIECE_ROWS = 64
 """Fewer rows would make the head's product slow."""
+AUTOCAST_BYTES = 2
+"""Of a value that autocast computes with."""
 ROW_COPIES = 4
 """Of the tensor at the cut: packed, coded, received, unpacked."""
 ADAPTER_COPIES = 2
@@ -70,6 +74,8 @@ their product; gelu_new's five steps; gelu's input and output."""
 LEAN_MLP_TENSORS = MLP_TENSORS | {"gpt2": 2}
 """The same under `lean`, which takes GPT-2's activation in one step."""
 ATTENTION_DROPOUT = ("attn_pdrop", "attention_dropout", "attention_probs_dropout_prob")
+ATTENTION_CAP = "attn_logit_softcapping"
+"""Gemma 2's: scores are then written down, before their cap and after their softmax."""
 HEADS = ("num_attention_heads", "n_head", "n_heads")
 
 QUANTISER_BYTES = 47_000_000
@@ -83,9 +89,10 @@ class Load:
     """What a device trains with. `length` is the longest sequence of a batch, in tokens.
 
     With empty `target_modules` the family's default counts. The batch is a whole optimizer
-    step's: its micro-batches are in flight together. With `lean` a device's logits are taken in
-    pieces. `autocast` and `auto` count as float32, which
-    they need at most.
+    step's: its micro-batches are in flight together, `graphs` of them at most. With `lean` logits
+    are taken in pieces and sequences are packed. `autocast` and `auto` count as float32, which they
+    need at most but for autocast's copies of weights. `anchored`: FedProx's copy of the adapter is
+    kept beside it.
     """
 
     batch_size: int
@@ -98,6 +105,13 @@ class Load:
     target_modules: tuple[str, ...] = ()
     lora_dropout: float = 0.0
     lean: bool = False
+    graphs: int = 1
+    anchored: bool = False
+
+    @property
+    def optimizer_copies(self) -> int:
+        """Of an adapter: its gradient, AdamW's two moments, FedProx's anchor."""
+        return 3 + self.anchored
 
     @property
     def tokens(self) -> int:
@@ -147,8 +161,9 @@ class Footprint:
     """Bytes of one device process, by what they are for.
 
     `base`: the process itself. `weights`: frozen tensors, at the load's dtype. `adapter`: LoRA and
-    head modules that are trained whole, float32. `optimizer`: their gradients and AdamW's two
-    moments. `activations`: what a step keeps and works with. `messages`: tensors on their way.
+    head modules that are trained whole, float32. `optimizer`: their gradients, AdamW's two moments
+    and FedProx's anchors. `activations`: what a step keeps and works with. `messages`: tensors on
+    their way.
     """
 
     base: int
@@ -176,6 +191,15 @@ def piece_rows(vocab_size: int) -> int:
     return max(PIECE_ROWS, PIECE_LOGITS // vocab_size)
 
 
+def logit_bytes(rows: int, vocab_size: int, hidden_size: int, autocast: bool) -> int:
+    """What a language model's head works with beside its weights: logits of so many rows.
+
+    Autocast has the head once more in its own dtype.
+    """
+    copied = AUTOCAST_BYTES * vocab_size * hidden_size if autocast else 0
+    return LOGIT_COPIES * 4 * rows * vocab_size + copied
+
+
 def device_footprint(
     folder: ModelFolder,
     spans: Iterable[Span],
@@ -189,11 +213,15 @@ def device_footprint(
 
     What a block keeps, in values a token: twice its norms' widths (input and output), four times
     the attention's width (q, k, v, result), `MLP_TENSORS` of the MLP's width, `rank` for each LoRA
-    and a row of the mask; three rows of scores a head where attention has dropout. Times
-    `HEAP_FACTOR`, and `WIDE_TRANSIENTS` once.
+    and a row of the mask, or where sequences are packed the results that are joined, whichever is
+    wider; three rows of scores a head where attention has dropout, two where it caps them. Times
+    `HEAP_FACTOR`, and `WIDE_TRANSIENTS` once. With autocast also a copy of each frozen matrix for
+    each graph.
     """
     spans = tuple(spans)
-    load = replace(load, batch_size=-(-load.batch_size // thrift.micro_batches))
+    if thrift.micro_batches > 1:
+        batch = -(-load.batch_size // thrift.micro_batches)
+        load = replace(load, batch_size=batch, graphs=1)
     if thrift.bfloat16:
         load = replace(load, dtype="bfloat16")
     layout = folder.family.layout(folder.config, load.task)
@@ -207,7 +235,7 @@ def device_footprint(
         weights=_held_bytes(parts, load)
         - (embedding_bytes(folder, load) if thrift.embedding_on_disk else 0),
         adapter=adapter,
-        optimizer=3 * adapter,
+        optimizer=load.optimizer_copies * adapter,
         activations=sum(part.activation_bytes(thrift) for part in parts),
         messages=ADAPTER_COPIES * adapter
         + (ROW_COPIES * 4 * load.tokens * folder.hidden_size if blocks else 0),
@@ -245,7 +273,7 @@ class EdgeForecast:
     Jobs run one after another, so activations are those of the largest; waiting graphs are held as
     well. Up to `together` devices of the same blocks are one job (`edge.batch_devices`), whose
     losses are taken one by one. `lean` holds a piece of the logits. Of all adapters only the
-    largest `residents` count, where the others rest in files.
+    largest `residents` count, where the others rest in files: as many as may be in memory at once.
     """
 
     def __init__(
@@ -258,11 +286,11 @@ class EdgeForecast:
         residents: int | None = None,
     ) -> None:
         self._devices = tuple(devices)
-        self._lean, self._together = lean, together
+        self._together = together
         layout = folder.family.layout(folder.config, self._devices[0].load.task)
         tensors = checkpoint_tensors(folder, layout)
         self._parts = {
-            device: _Part(folder, layout, tensors, device.middle, device.load)
+            device: _Part(folder, layout, tensors, device.middle, replace(device.load, lean=lean))
             for device in set(self._devices)
         }
         self._alike = Counter(device.middle for device in self._devices)
@@ -271,6 +299,7 @@ class EdgeForecast:
         self._quantised = load.quantised != "none"
         sizes = [4 * self._parts[device].trained_values() for device in self._devices]
         self._adapter = sum(sorted(sizes, reverse=True)[:residents])
+        self._optimizer = load.optimizer_copies * self._adapter
         self._adapter_message = max(sizes)
         self._rows = max(4 * d.load.tokens for d in self._devices) * folder.hidden_size
         coded = max(d.coded_value_bytes * d.load.tokens for d in self._devices)
@@ -298,7 +327,7 @@ class EdgeForecast:
             base=EDGE_BASE_BYTES + WARM_UP_BYTES + (QUANTISER_BYTES if self._quantised else 0),
             weights=self._weights,
             adapter=self._adapter,
-            optimizer=3 * self._adapter,
+            optimizer=self._optimizer,
             activations=max(jobs) + waiting,
             messages=(decoded + ROW_COPIES * widest) * self._rows
             + (arrived - decoded) * self._coded_rows
@@ -308,7 +337,7 @@ class EdgeForecast:
     def _graph(self, device: EdgeDevice, again: bool, together: int) -> int:
         key = (device, again, together)
         if key not in self._graphs:
-            self._graphs[key] = self._parts[device].edge_bytes(self._lean, again, together)
+            self._graphs[key] = self._parts[device].edge_bytes(again, together)
         return self._graphs[key]
 
 
@@ -344,27 +373,29 @@ class _Part:
             held = sum(kept)
             if thrift.recompute:
                 held = max(kept) + len(kept) * load.tokens * self.folder.hidden_size * 4
+            total += self._copied_bytes(thrift.recompute, thrift.returned)
             factor = RETURNED_HEAP_FACTOR if thrift.returned else HEAP_FACTOR
             copies = RETURNED_WIDE_TRANSIENTS if thrift.returned else WIDE_TRANSIENTS
             wide = copies * load.tokens * self._mlp_width() * load.item_bytes
             total += int(factor * held) + wide
             total += self._restored_bytes()
-        return total + self._logit_bytes(load.lean)
+        return total + self._logit_bytes()
 
-    def edge_bytes(self, lean: bool, recompute: bool, together: int) -> int:
+    def edge_bytes(self, recompute: bool, together: int) -> int:
         """The same on an edge, for a job of so many devices.
 
         It may compute blocks again and takes the loss in pieces.
         """
         load, tokens = self.load, together * self.load.tokens
-        mlp = (LEAN_MLP_TENSORS if lean else MLP_TENSORS)[self.folder.family.name]
+        mlp = (LEAN_MLP_TENSORS if load.lean else MLP_TENSORS)[self.folder.family.name]
         kept = [self._kept_bytes(block, mlp) for block in range(self.span.first, self.span.last)]
         held = together * sum(kept)
         if recompute:
             inputs = tokens * self.folder.hidden_size * load.item_bytes
             held = len(kept) * inputs + together * max(kept, default=0)
         wide = EDGE_WIDE_TRANSIENTS * tokens * self._mlp_width() * load.item_bytes
-        working = wide + self._restored_bytes() + self._logit_bytes(lean)
+        working = wide + self._restored_bytes() + self._logit_bytes()
+        working += self._copied_bytes(recompute, returned=False)
         return int(HEAP_FACTOR * held) + working
 
     def _restored_bytes(self) -> int:
@@ -374,13 +405,32 @@ class _Part:
         sizes = (prod(entry.shape) for entry in self.linear_layers())
         return max(sizes, default=0) * self.load.item_bytes
 
-    def _logit_bytes(self, lean: bool) -> int:
+    def _copied_bytes(self, recompute: bool, returned: bool) -> int:
+        """Copies of frozen matrices in bfloat16, which autocast makes in every forward anew.
+
+        Its cache is for what is trained. A quantised layer is restored as it is used instead. A
+        heap that is kept grows by one block's more: GPT-2's shape, 6 blocks, had 85 MB of them and
+        took 103 MB more than in float32; computed again, 14 and 29 MB.
+        """
+        if self.load.dtype != "autocast" or self.load.quantised != "none":
+            return 0
+        each = [
+            AUTOCAST_BYTES * sum(prod(e.shape) for _, e in self._in_block(n) if len(e.shape) == 2)
+            for n in range(self.span.first, self.span.last)
+        ]
+        # A device's tail does a micro-batch at once; its front waits for the gradients of several.
+        graphs = self.load.graphs if self.span.embedding else 1
+        largest = max(each, default=0)
+        copies = largest if recompute else graphs * sum(each)
+        return int(RETURNED_HEAP_FACTOR * (copies + (0 if returned else largest)))
+
+    def _logit_bytes(self) -> int:
         """A language model's logits, all of them or a piece."""
         if not self.span.head or self.load.task != "causal_lm":
             return 0
-        vocab = self.folder.vocab_size
-        rows = min(self.load.tokens, piece_rows(vocab)) if lean else self.load.tokens
-        return LOGIT_COPIES * 4 * rows * vocab
+        vocab, tokens = self.folder.vocab_size, self.load.tokens
+        rows = min(tokens, piece_rows(vocab)) if self.load.lean else tokens
+        return logit_bytes(rows, vocab, self.folder.hidden_size, self.load.dtype == "autocast")
 
     def _kept_bytes(self, block: int, mlp_tensors: int | None = None) -> int:
         """What autograd keeps of one block."""
@@ -388,11 +438,14 @@ class _Part:
         load, config = self.load, self.folder.config
         heads, width = _attention(config, self.folder.hidden_size)
         values = 2 * self._norm_widths(block, width // heads, width) + 4 * width
-        values += mlp_tensors * self._mlp_width() + load.length
+        values += mlp_tensors * self._mlp_width()
+        values += max(load.length, width) if load.lean else load.length
         if any(config.get(name) for name in ATTENTION_DROPOUT):
             values += 3 * heads * load.length + 2 * self.folder.hidden_size
         targets = list(self._targets(block))
         per_token = values * load.item_bytes + 4 * load.rank * len(targets)
+        if config.get(ATTENTION_CAP):
+            per_token += 2 * 4 * heads * load.length
         # A LoRA's input is kept anew where it is not the layer's own: cast, or dropped and masked.
         copied = 5 if load.lora_dropout else 4 if load.item_bytes != 4 else 0
         per_token += copied * sum(self.inputs(entry) for entry in targets)

@@ -104,6 +104,13 @@ class SpanModel(nn.Module):
                 # Each by itself: what stands above the blocks would take them along.
                 module._apply(lambda tensor: tensor.to(last), recurse=False)  # type: ignore[no-untyped-call]
 
+    def held_bytes(self) -> tuple[list[int], int]:
+        """Bytes of each block's weights, and of all others, which lie where the head does."""
+        indices = range(self.span.first, self.span.last)
+        paths = [f"{self.layout.blocks}.{index}" for index in indices]
+        blocks = [_tensor_bytes(self.model.get_submodule(path)) for path in paths]
+        return blocks, _tensor_bytes(self.model) - sum(blocks)
+
     def _ranges(self, first: int, last: int, hidden: Tensor) -> Iterator[tuple[str, int, int]]:
         """(device, first, last) of the blocks `first..last-1`."""
         if not self._stretches:
@@ -219,6 +226,10 @@ class SpanModel(nn.Module):
         torch.manual_seed(
             derive_seed(key.seed, key.device, key.round, key.step, key.micro_batch, part, "dropout")
         )
+
+
+def _tensor_bytes(module: nn.Module) -> int:
+    return sum(tensor.nbytes for tensor in (*module.parameters(), *module.buffers()))
 
 
 def make_padding(lengths: Tensor, like: Tensor) -> Padding:

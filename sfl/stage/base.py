@@ -16,13 +16,14 @@ from sfl.config import EdgeConfig, LocalDevice, ModelSettings, RunSettings
 from sfl.config.node import Dtype, Quantised
 from sfl.config.run import GIVE_FLOAT32, NEEDS_FLOAT32, cannot_fold
 from sfl.errors import ConfigError
+from sfl.models.footprint import logit_bytes, piece_rows
 from sfl.models.placement import lay_out
 from sfl.models.quantised import check_quantised, first_that_runs
 from sfl.models.span import SpanModel
 from sfl.stage.precision import fastest_dtype
 
-
 log = logging.getLogger(__name__)
+
 
 @dataclass(frozen=True, slots=True)
 class BaseForm:
@@ -88,11 +89,18 @@ def begin_adapter(
 
 
 def lay_over_devices(model: SpanModel, own: EdgeConfig) -> None:
-    """Move an edge's blocks to `edge.device`, by the memory that is free there now."""
+    """Move an edge's blocks to `edge.device`, by the memory that is free there now.
+
+    The last one keeps room for the head and for logits of a piece, the least that a loss takes.
+    """
     if own.devices == ("cpu",):
         return
     free = [torch.cuda.mem_get_info(device)[0] for device in own.devices]
-    model.lay_over(lay_out(model.span, own.devices, free))
+    blocks, after = model.held_bytes()
+    if model.span.head and model.task == "causal_lm":
+        rows = piece_rows(model.vocab_size)
+        after += logit_bytes(rows, model.vocab_size, model.hidden_size, model.autocast)
+    model.lay_over(lay_out(model.span, own.devices, free, blocks, after))
 
 
 def check_devices(own: EdgeConfig) -> None:
