@@ -221,10 +221,10 @@ class EdgeServer:
         check_length(settings.model.max_length, self.folder.context_length)
         check_batching(self.folder, settings, self.config)
         form = settle(self.config, settings.model, self.threads, settings.aggregation.folds)
-        self.stats.dtype, self.stats.quantised = form.dtype, form.quantised
-        num_labels = len(settings.model.labels)
         own = self.config.model_copy(update={"quantised": form.quantised})
         self._choice = fit_edge(self.folder, settings, own)
+        self.stats.dtype, self.stats.quantised = form.dtype, form.quantised
+        num_labels = len(settings.model.labels)
         manifest = build_manifest(self.folder, settings.model.task, num_labels, settings.lora)
         plans = [self._plan(entry.name) for entry in settings.devices]
         span = Span(

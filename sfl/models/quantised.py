@@ -152,9 +152,7 @@ def check_quantised(
         )
 
 
-def first_that_runs(
-    field: str, dtype: torch.dtype, device: str = "cpu"
-) -> tuple[Quantised, str]:
+def first_that_runs(field: str, dtype: torch.dtype, device: str = "cpu") -> tuple[Quantised, str]:
     """The first of NF4 and int8 that runs on `device`, else `none`; and why not those before it."""
     problems: list[str] = []
     choices: tuple[Quantised, ...] = ("nf4", "int8")
