@@ -161,14 +161,14 @@ def test_an_edge_s_job_has_its_copies_once_and_each_waiting_graph_its_own() -> N
 
 
 PROCESS = """
-import json, resource, sys
+import json, sys
 from sfl.process import quiet_environment, return_memory
 quiet_environment()
 returned = return_memory()
 import torch
 from sfl.adapters.lora import LoraBank
 from sfl.config import LoraSettings
-from sfl.metrics.memory import working_bytes
+from sfl.metrics.memory import memory_use, working_bytes
 from sfl.models.folder import open_model
 from sfl.models.modeling import import_modeling
 from sfl.models.span import build_span
@@ -188,7 +188,7 @@ for model.autocast in (False, True):
     output.sum().backward()
     adamw.step()
     adamw.zero_grad()
-peak = 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+peak = memory_use().peak_resident  # ru_maxrss begins with that of the process which forked
 print(json.dumps({"base": base, "held": held, "peak": peak, "returned": returned}))
 """
 
