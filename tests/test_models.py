@@ -124,21 +124,20 @@ def test_only_the_spans_bytes_are_held(tmp_path: Path) -> None:
     model = transformers.LlamaForCausalLM(config)
     model.save_pretrained(tmp_path)
     script = f"""
-import resource, torch
+import torch
 from transformers.models.llama import modeling_llama
+from sfl.metrics.memory import memory_use
 from sfl.models.folder import open_model
 from sfl.models.span import build_span
 from sfl.plan import Span
 folder = open_model({str(tmp_path)!r})
-def peak():
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 def build(first, last):
     span = Span(first, last, embedding=False, head=False)
     return build_span(folder, span, task="causal_lm", num_labels=0, dtype=torch.float32)
 one = build(0, 1)
-before = peak()
+before = memory_use().peak_resident
 two = build(1, 3)
-print(peak() - before, sum(p.nbytes for p in two.parameters()))
+print(memory_use().peak_resident - before, sum(p.nbytes for p in two.parameters()))
 """
     result = subprocess.run(
         [sys.executable, "-c", script], capture_output=True, text=True, check=True
