@@ -152,13 +152,13 @@ def check_quantised(
         )
 
 
-def first_that_runs(field: str, dtype: torch.dtype, device: str = "cpu") -> tuple[Quantised, str]:
+def first_that_runs(dtype: torch.dtype, device: str = "cpu") -> tuple[Quantised, str]:
     """The first of NF4 and int8 that runs on `device`, else `none`; and why not those before it."""
     problems: list[str] = []
     choices: tuple[Quantised, ...] = ("nf4", "int8")
     for quantised in choices:
         try:
-            check_quantised(field, quantised, dtype, device)
+            check_quantised("quantised", quantised, dtype, device)
         except ConfigError as error:
             problems.append(f"{quantised}: {error.problem}")
         else:

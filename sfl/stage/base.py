@@ -65,7 +65,7 @@ def settle(
         return replace(form, quantised=own.quantised)
     if folds:
         return form
-    found, why = first_that_runs(f"{section}.quantised", form.weights, device)
+    found, why = first_that_runs(form.weights, device)
     if why:
         log.warning("%s.quantised auto is %s here: %s", section, found, why)
     return replace(form, quantised=found)
@@ -131,6 +131,6 @@ if __name__ == "__main__":
         sys.stdout.write(f"{decided('auto', int(given), where)}\n")
     else:
         weights = torch.bfloat16 if given == "bfloat16" else torch.float32
-        found, why = first_that_runs("quantised", weights, where)
+        found, why = first_that_runs(weights, where)
         sys.stdout.write(f"{found}\n")
         sys.stderr.write(why)
