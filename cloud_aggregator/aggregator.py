@@ -82,6 +82,7 @@ class CloudAggregator:
         self.folder = folder
         self.idle_timeout = config.network.idle_timeout
         self.heartbeat_interval = config.network.heartbeat_interval
+        self.edges = config.edges
         self.stats = NodeStats("cloud", "cloud")
         self.stats.certificate_expiry = None if own is None else own.not_after
         self.spool = Spool(folder / "spool")

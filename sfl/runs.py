@@ -57,7 +57,8 @@ def find_run(run: str, output_dir: Path = Path("runs")) -> Path:
     """The folder of a run, by its path, its id, or the beginning of it. Raises ConfigError."""
     if (Path(run) / "summary.json").is_file():
         return Path(run)
-    found = sorted(p for p in output_dir.glob(f"{run}*") if (p / "config.toml").is_file())
+    runs = [path for path in sorted(output_dir.glob("*")) if path.name.startswith(run)]
+    found = [path for path in runs if (path / "config.toml").is_file()]
     if len(found) == 1 or (found and found[0].name == run):
         return found[0]
     known = ", ".join(sorted(p.name for p in output_dir.glob("*") if p.is_dir())[-5:]) or "none"

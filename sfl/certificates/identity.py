@@ -19,7 +19,7 @@ ROLES: tuple[Role, ...] = get_args(Role)
 SERVERS: tuple[Role, ...] = ("edge", "cloud")
 """Roles that others dial."""
 
-NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*")
+NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,99}")
 _URI = re.compile(r"sfl://([a-z]+)/(.*)")
 
 

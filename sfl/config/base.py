@@ -1,6 +1,16 @@
 """What every settings class shares: frozen, and no unknown key passes."""
 
-from pydantic import BaseModel, ConfigDict
+from typing import Annotated
+
+from pydantic import BaseModel, ConfigDict, Field
+
+MOST_CHARACTERS = 100
+NODE_NAME = r"^[A-Za-z0-9][A-Za-z0-9_.-]*$"
+NodeName = Annotated[str, Field(pattern=NODE_NAME, max_length=MOST_CHARACTERS)]
+"""A node's name. It becomes part of a path, so it is neither `..` nor longer than a file's name."""
+RUN_ID = r"^([A-Za-z0-9_][A-Za-z0-9_.-]*)?$"
+RunId = Annotated[str, Field(pattern=RUN_ID, max_length=MOST_CHARACTERS)]
+"""A run's id, or nothing; it becomes a folder of its own."""
 
 
 class Section(BaseModel):

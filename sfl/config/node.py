@@ -17,7 +17,7 @@ from pydantic import (
     model_validator,
 )
 
-from sfl.config.base import Section
+from sfl.config.base import NodeName, Section
 from sfl.config.size import Size
 
 Threads = PositiveInt | Literal["auto"]
@@ -163,7 +163,7 @@ class CloudNode(Section):
 class EdgeConfig(Section):
     """An edge server: one frozen base shared by all of its devices."""
 
-    name: str = Field(default="edge", pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$")
+    name: NodeName = "edge"
     """Name of this edge, unique in the run."""
     listen: str = "127.0.0.1:0"
     """`host:port` that devices dial; port 0 takes a free one."""
@@ -286,7 +286,7 @@ class LocalDevice(Section):
 class DeviceConfig(LocalDevice):
     """A device agent's own file."""
 
-    name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$")
+    name: NodeName
     """Name of this device, one of the run's `[[devices]]`."""
     edge: str = ""
     """`host:port` of its edge."""

@@ -15,7 +15,7 @@ from pydantic import (
     model_validator,
 )
 
-from sfl.config.base import Section
+from sfl.config.base import NodeName, RunId, Section
 from sfl.config.codec import AUTO_CODECS, CodecChange, CodecSettings, RoleCodecs, is_exact
 from sfl.config.node import CloudNode, Dtype, EdgeConfig, LocalDevice
 from sfl.plan import Topology
@@ -26,7 +26,7 @@ Fraction = Annotated[float, Field(ge=0.0, lt=1.0)]
 class RunSection(Section):
     """What is run, and for how long."""
 
-    id: str = Field(default="", pattern=r"^[A-Za-z0-9_.-]*$")
+    id: RunId = ""
     """Name of the run and of its folder; empty: date, time and a short random tail."""
     output_dir: Path = Path("runs")
     """Folder that the run's own folder is made in."""
@@ -42,6 +42,16 @@ class RunSection(Section):
     many as `aggregation.strategy` needs."""
     keep_round_adapters: bool = False
     """Keep the aggregated adapter of every round under `adapters/`."""
+    edges: tuple[NodeName, ...] = ()
+    """Names of the run's edges. The cloud refuses every other edge, whatever its certificate.
+    Default: the one of `[edge]`, by `edge.name`."""
+
+    @model_validator(mode="after")
+    def _edges_are_different(self) -> Self:
+        for name in self.edges:
+            if self.edges.count(name) > 1:
+                raise ValueError(f"edges: the name {name!r} stands twice")
+        return self
 
 
 class ModelSettings(Section):
@@ -273,7 +283,7 @@ class LinkSettings(Section):
 class DeviceEntry(LocalDevice):
     """One device of the run; the local part counts under `sfl run` only."""
 
-    name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$")
+    name: NodeName
     """Name of the device, unique in the run."""
     cut_layer: NonNegativeInt = 1
     """Transformer blocks at the front of the model that this device holds."""
@@ -528,6 +538,11 @@ class RunConfig(RunSettings):
         if self.aggregation.folds and (field := cannot_fold(self.edge)):
             raise ValueError(f"edge.{field}: {NEEDS_FLOAT32}; {GIVE_FLOAT32}")
         return self
+
+    @property
+    def edges(self) -> tuple[str, ...]:
+        """Names of the edges that may take part."""
+        return self.run.edges or (self.edge.name,)
 
     @property
     def settings(self) -> RunSettings:

@@ -166,6 +166,7 @@ def check(config: RunConfig, folder: ModelFolder) -> None:
     """
     folder.check_task(config.model.task)
     check_batching(folder, config.settings, config.edge)
+    check_names(config)
     check_certificates(config)
     require_bitsandbytes("edge.quantised", config.edge.quantised)
     for entry in config.devices:
@@ -184,6 +185,25 @@ def check(config: RunConfig, folder: ModelFolder) -> None:
                 "no training data",
                 "Name a file here, or one for all devices as data.train.",
             )
+
+
+def check_names(config: RunConfig) -> None:
+    """The edge that is started is of the run, and each node's files have a name of their own.
+
+    Raises ConfigError.
+    """
+    own = config.edge.name
+    if own not in config.edges:
+        raise ConfigError(
+            "run.edges", config.run.edges, f"edge.name is {own!r}", f"Add {own!r}, or leave it out."
+        )
+    for field, name, taken in (
+        ("edge.name", own, ("cloud",)),
+        *((f"devices.{e.name}.name", e.name, ("cloud", own)) for e in config.devices),
+    ):
+        if name in taken:
+            what = "the cloud" if name == "cloud" else "the edge"
+            raise ConfigError(field, name, f"{what} is called so", "Choose another name.")
 
 
 def check_certificates(config: RunConfig) -> None:

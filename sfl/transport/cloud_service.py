@@ -13,7 +13,7 @@ from typing import Any, BinaryIO, Protocol
 import grpc
 import grpc.aio
 
-from sfl.errors import LinkLost, NameInUse, ProtocolError, SflError
+from sfl.errors import LinkLost, NameInUse, ProtocolError, Refused, SflError
 from sfl.metrics.snapshot import NodeKind, NodeSnapshot
 from sfl.transport.doorkeeper import expect
 from sfl.transport.group import run_together
@@ -45,6 +45,8 @@ class Host(Protocol):
     idle_timeout: float
     heartbeat_interval: float
     spool: Spool
+    edges: tuple[str, ...]
+    """Names of the edges that may take part."""
 
     def settings(self) -> cloud_pb2.Settings:
         """What an edge is told first."""
@@ -243,6 +245,18 @@ class CloudService:
                 f"speaks {WIRE_VERSION}: install the same sfl on both"
             )
         expect("edge", hello.edge)
+        self._expect_named(hello.edge)
         if hello.edge in self.streams:
             raise NameInUse(f"an edge named {hello.edge!r} is connected already")
         return EdgeStream(hello.edge, self._host)
+
+    def _expect_named(self, edge: str) -> None:
+        """Refuse an edge that the run does not name, whatever its certificate. Raises Refused."""
+        if edge in self._host.edges:
+            return
+        reason = (
+            f"no edge {edge!r} in this run; known: {', '.join(self._host.edges)}; "
+            "name it in run.edges of the run's file, at the cloud"
+        )
+        log.warning("edge %r refused: %s", edge, reason)
+        raise Refused(reason)

@@ -6,6 +6,7 @@ import shutil
 from pathlib import Path
 from typing import BinaryIO
 
+from sfl.certificates.identity import NAME
 from sfl.errors import ProtocolError
 from sfl.rounds.messages import Side
 from sfl.v1 import tensor_pb2
@@ -52,7 +53,7 @@ class Spool:
 
     def _final(self, header: tensor_pb2.AdapterHeader) -> Path:
         # Both become parts of a path.
-        if header.side not in SIDES or "/" in header.device or header.device.startswith("."):
+        if header.side not in SIDES or NAME.fullmatch(header.device) is None:
             raise ProtocolError(f"no part {header.side!r} of device {header.device!r} is due")
         side: Side = "device" if header.side == "device" else "edge"
         return self.path(header.round, header.device, side)
