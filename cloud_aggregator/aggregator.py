@@ -352,7 +352,8 @@ class CloudAggregator:
             )
             for entry in settings.devices
         )
-        shared = settings.model_copy(update={"devices": devices})
+        data = settings.data.model_copy(update={"train": None, "eval": None})
+        shared = settings.model_copy(update={"devices": devices, "data": data})
         return cloud_pb2.Settings(settings=shared.model_dump_json(), run_id=self.run_id)
 
     def edge_ready(self, edge: str, ready: cloud_pb2.EdgeReady) -> None:

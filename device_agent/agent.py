@@ -10,11 +10,12 @@ from dataclasses import replace
 import torch
 
 from device_agent.board_watch import BoardWatch
+from device_agent.consent import Consent
 from sfl.board import board_root
 from sfl.certificates.own import OwnCertificate
 from sfl.config import DeviceConfig
 from sfl.data import Dataset, load_tokenizer, prepare
-from sfl.errors import LinkLost, NameInUse
+from sfl.errors import LinkLost, NameInUse, SflError
 from sfl.logs import describe_node
 from sfl.metrics.memory import memory_use, working_bytes
 from sfl.metrics.prometheus import NodeCollector, serve_as_set
@@ -49,6 +50,8 @@ class DeviceAgent:
         self.config = config
         self.returns_memory = returns_memory
         self.insecure = insecure
+        self.consent = Consent(config)
+        self.consent.check_sources()
         self.stats = NodeStats(config.name, "device")
         self.stats.certificate_expiry = None if own is None else own.not_after
         self._run_id = ""
@@ -65,7 +68,12 @@ class DeviceAgent:
                 self.board.rest()
                 self.manager.status(f"joining the edge at {self.config.edge}")
                 link = DeviceLink(
-                    self.config.edge, self.config.name, self.stats, self.insecure, self.own
+                    self.config.edge,
+                    self.config.name,
+                    self.stats,
+                    self.insecure,
+                    self.own,
+                    self.consent.check_codecs,
                 )
                 try:
                     joined = link.join(connect_timeout, self.config.cache_dir)
@@ -80,6 +88,9 @@ class DeviceAgent:
                     if time.monotonic() > end_of_patience:
                         raise
                     log.info("%s; asking again", error)
+                except SflError as error:
+                    link.close(str(error))  # so that the others know why
+                    raise
                 finally:
                     link.close()
                 time.sleep(REJOIN_PAUSE)
@@ -98,6 +109,7 @@ class DeviceAgent:
     def _take_part(self, link: DeviceLink, joined: Joined) -> None:
         """Load, say so, and run rounds until there are no more."""
         self._run_id = joined.run_id
+        joined = replace(joined, settings=self.consent.agreed(joined.settings))
         trainer, dataset = self._load(link, joined)
         link.ready(dataset)
         self.manager.status(f"run {joined.run_id}: waiting for its first round")

@@ -136,7 +136,8 @@ def test_the_shipped_model_and_data_are_what_is_trained() -> None:
     for section in ("lora", "training", "codec"):
         assert getattr(config, section) == getattr(shipped, section)
     assert config.model.model_copy(update={"path": shipped.model.path}) == shipped.model
-    files = [config.data.train, config.data.eval]
+    shared = load_device(CONFIG / "device.toml")
+    files = [shared.shared_train, shared.shared_eval]
     for name in ("device-pi", "device-small"):
         device = load_device(CONFIG / f"{name}.toml")
         files += [device.train, device.eval]

@@ -8,6 +8,7 @@ from sfl.config.codec import CodecSettings
 from sfl.config.load import dump_toml, load_device, load_edge, load_run, with_overrides
 from sfl.config.node import (
     CloudNode,
+    ConsentSettings,
     DeviceConfig,
     EdgeConfig,
     LocalDevice,
@@ -31,6 +32,7 @@ __all__ = [
     "AggregationSettings",
     "CloudNode",
     "CodecSettings",
+    "ConsentSettings",
     "DataSettings",
     "DeviceConfig",
     "DeviceEntry",

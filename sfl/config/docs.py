@@ -12,6 +12,7 @@ from pydantic_core import PydanticUndefined
 from sfl.config.codec import CodecChange, CodecSettings, ScheduledCodec
 from sfl.config.node import (
     CloudNode,
+    ConsentSettings,
     DeviceConfig,
     EdgeConfig,
     MetricsSettings,
@@ -52,6 +53,9 @@ sfl edge edge.toml                                                 # [edge]   li
 sfl device pi.toml                                                 # [device] name, edge = "EDGE:7001", train
 ```
 
+A path never comes from another machine: a device opens the files that its own file names, and no others. What else
+it agrees to says its `[device.consent]`. Where the machines have more than one edge, `run.edges` names them all.
+
 Each with its certificate, as a table `tls` (`[edge.tls]`) or a folder (`--certs DIR`), from `sfl ca issue`; see
 [security](security.md). Without, addresses other than loopback need `--insecure`.
 
@@ -75,6 +79,7 @@ SECTIONS: tuple[tuple[str, type[BaseModel]], ...] = (
     ("[cloud.tracing]", TracingSettings),
     ("[edge]", EdgeConfig),
     ("[device]", DeviceConfig),
+    ("[device.consent]", ConsentSettings),
     ("[device.pause], [devices.pause]", PauseSettings),
     ("[cloud.tls], [edge.tls], [device.tls]", TlsSettings),
     ("[cloud.metrics], [edge.metrics], [device.metrics]", MetricsSettings),

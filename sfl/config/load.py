@@ -46,7 +46,9 @@ def load_device(path: Path, overrides: Iterable[str] = ()) -> DeviceConfig:
     """Read a device's file: a `[device]` table."""
     table = with_overrides(_read(path), overrides)
     device = _section(table, "device", path)
-    _anchor_local(device, path.resolve().parent)
+    folder = path.resolve().parent
+    _anchor_local(device, folder)
+    _anchor_own(device, folder)
     return _validate(DeviceConfig, device, prefix="device.")
 
 
@@ -181,6 +183,19 @@ def _anchor_local(table: dict[str, Any], folder: Path) -> None:
     for key in ("train", "eval", "model"):
         _anchor(table, key, folder)
     _anchor_secrets(table, folder)
+
+
+def _anchor_own(table: dict[str, Any], folder: Path) -> None:
+    """Make absolute what stands in a device's own file only."""
+    for key in ("shared_train", "shared_eval"):
+        _anchor(table, key, folder)
+    consent = table.get("consent")
+    if isinstance(consent, dict) and isinstance(dirs := consent.get("data_dirs"), list):
+        consent["data_dirs"] = [_beside(folder, path) for path in dirs]
+
+
+def _beside(folder: Path, path: Any) -> Any:
+    return str(folder.resolve() / Path(path).expanduser()) if isinstance(path, str) else path
 
 
 def _anchor_secrets(table: Any, folder: Path) -> None:

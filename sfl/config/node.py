@@ -19,6 +19,7 @@ from pydantic import (
 
 from sfl.config.base import NodeName, Section
 from sfl.config.size import Size
+from sfl.plan import Topology
 
 Threads = PositiveInt | Literal["auto"]
 Dtype = Literal["float32", "bfloat16", "autocast", "auto"]
@@ -283,6 +284,22 @@ class LocalDevice(Section):
     """When the device rests: too hot, too little charge, outside hours, on a metered link."""
 
 
+class ConsentSettings(Section):
+    """What a device agrees to. It refuses a run that asks for anything else, and says why
+    (docs/security.md)."""
+
+    min_cut_layer: NonNegativeInt = 1
+    """Fewest blocks that this device holds itself. At 0 it sends embeddings, which are as good as
+    its text."""
+    topologies: tuple[Topology, ...] = ("vanilla", "u_shaped")
+    """Topologies it takes part in; `["u_shaped"]`: its labels never leave it."""
+    codecs: tuple[str, ...] = ()
+    """Codecs that it uses, as a run writes them, e.g. `["compact", "fp16", "none"]`; an adapter may
+    always travel whole. Empty: every codec."""
+    data_dirs: tuple[Path, ...] = ()
+    """Folders that its data files lie in; a file elsewhere is refused at the start. Empty: any."""
+
+
 class DeviceConfig(LocalDevice):
     """A device agent's own file."""
 
@@ -290,3 +307,10 @@ class DeviceConfig(LocalDevice):
     """Name of this device, one of the run's `[[devices]]`."""
     edge: str = ""
     """`host:port` of its edge."""
+    shared_train: Path | str | None = None
+    """A training file that holds the rows of all devices: this one takes its part of it, by the
+    run's `data.partition`. For where it has no `train`."""
+    shared_eval: Path | str | None = None
+    """The same for held-out data, for where it has no `eval`."""
+    consent: ConsentSettings = ConsentSettings()
+    """What this device agrees to."""

@@ -251,9 +251,11 @@ class DataSettings(Section):
     split: str = "train"
     """Split of a Hugging Face dataset."""
     train: Path | str | None = None
-    """One training file for all devices, shared out by `partition`."""
+    """One training file for all devices, shared out by `partition`. Under `sfl run` only: a device
+    on a machine of its own names the file itself, as `device.shared_train`."""
     eval: Path | str | None = None
-    """One held-out file for all devices, shared out like `train`."""
+    """One held-out file for all devices, shared out like `train`; elsewhere
+    `device.shared_eval`."""
     eval_fraction: Fraction = 0.1
     """Share of a device's examples held out where no eval file is given."""
     max_eval_examples: NonNegativeInt = 0

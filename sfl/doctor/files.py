@@ -7,6 +7,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from device_agent.consent import Consent
 from sfl.config import (
     DeviceConfig,
     EdgeConfig,
@@ -57,6 +58,8 @@ def check_config(path: Path, config: Config, model: ModelFolder | None) -> Check
             if model is not None:
                 check(bounded(config, model.context_length), model)
             text += f", {len(config.devices)} device{'s' * (len(config.devices) != 1)}"
+        if isinstance(config, DeviceConfig):
+            Consent(config).check_sources()
     except SflError as error:
         return problem("file", error)
     if isinstance(config, DeviceConfig) and not config.edge:
@@ -120,8 +123,13 @@ def open_local(name: str) -> ModelFolder:
 
 
 def _sources(prefix: str, local: LocalDevice) -> Iterator[tuple[str, Path | str]]:
-    for key, source in (("train", local.train), ("eval", local.eval)):
-        if source:
+    for key in (
+        "train",
+        "eval",
+        "shared_train",
+        "shared_eval",
+    ):  # the last two: a device's own file
+        if source := getattr(local, key, None):
             yield f"{prefix}.{key}", source
 
 

@@ -135,12 +135,21 @@ def edge_node(folder: Path, config: RunConfig, cloud_address: str) -> Node:
 
 
 def device_node(folder: Path, config: RunConfig, name: str, edge_address: str) -> Node:
-    """One device of a run; under `sfl run` the model's folder is at hand."""
+    """One device of a run; under `sfl run` the model's folder is at hand.
+
+    Whoever starts a run on one machine owns its device too: the paths and the cut of the run's file
+    are the device's own.
+    """
     entry = config.device(name)
     local = entry.model_dump(include={"name", *LocalDevice.model_fields})
-    device = DeviceConfig.model_validate(
-        {**local, "edge": edge_address, "model": entry.model or None}
-    )
+    own = {
+        "edge": edge_address,
+        "model": entry.model or None,
+        "shared_train": config.data.train,
+        "shared_eval": config.data.eval,
+        "consent": {"min_cut_layer": min(1, entry.cut_layer)},
+    }
+    device = DeviceConfig.model_validate({**local, **own})
     return _node("device", name, folder, _write(folder, "device", device), config)
 
 

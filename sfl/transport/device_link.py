@@ -21,12 +21,20 @@ from typing import Any
 import grpc
 
 from sfl.certificates.own import OwnCertificate
-from sfl.codec import Codec
+from sfl.codec import Codec, parse
 from sfl.codec.kernel import kernel
 from sfl.config import RunSettings
 from sfl.config.codec import RoleCodecs
 from sfl.data.example import Dataset
-from sfl.errors import LinkLost, PeerUnavailable, ProtocolError, Refused, RunFailed, SflError
+from sfl.errors import (
+    LinkLost,
+    PeerUnavailable,
+    ProtocolError,
+    Refused,
+    RunFailed,
+    SflError,
+    UserError,
+)
 from sfl.metrics.stats import NodeStats
 from sfl.metrics.timeline import spans_to_json
 from sfl.stage.messages import (
@@ -82,6 +90,13 @@ class Joined:
     """Micro-batches that may be in flight."""
 
 
+@dataclass(frozen=True, slots=True)
+class Declined:
+    """What the edge asked for, this device does not do; the stream itself is sound."""
+
+    error: UserError
+
+
 def wait_for_peer(
     channel: grpc.Channel,
     peer: str,
@@ -124,7 +139,10 @@ class DeviceLink:
         stats: NodeStats,
         insecure: bool,
         own: OwnCertificate | None = None,
+        agree: Callable[[RoleCodecs], None] = lambda codecs: None,
     ) -> None:
+        """`agree` raises UserError where this device does not use a round's codecs."""
+        self._agree = agree
         self._peer = f"edge at {address}"
         self._why = partial(why_refused, address, "edge", own)
         self._device = device
@@ -358,6 +376,12 @@ class DeviceLink:
 
     def _begin_round(self, codecs: RoleCodecs, round_: int) -> Codec:
         assert self._cut is not None
+        try:
+            self._agree(codecs)
+        except UserError as error:
+            # Not by ending this stream: the caller is to say goodbye, with the reason.
+            self._inbox.put(Declined(error))
+            return parse("none")
         self._cut.begin_round(codecs, round_)
         return self._cut.adapter_codec
 
@@ -378,6 +402,8 @@ class DeviceLink:
 
     def _take(self) -> Any:
         item = self._inbox.get()
+        if isinstance(item, Declined):
+            raise item.error
         if isinstance(item, Exception):
             self._closed.set()
             raise item
