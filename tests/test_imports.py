@@ -20,6 +20,7 @@ LEVELS = (
         "sfl.keys",
         "sfl.plan",
         "sfl.files",
+        "sfl.textfile",
         "sfl.buffers",
         "sfl.v1",
         "sfl.machine",

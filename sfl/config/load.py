@@ -17,6 +17,7 @@ from sfl.config.base import Section
 from sfl.config.node import DeviceConfig, EdgeConfig
 from sfl.config.run import RunConfig
 from sfl.errors import ConfigError
+from sfl.textfile import NotText, read_text
 
 S = TypeVar("S", bound=Section)
 
@@ -90,12 +91,19 @@ def _toml_value(text: str) -> Any:
 
 def _read(path: Path) -> dict[str, Any]:
     try:
-        return tomllib.loads(path.read_text(encoding="utf-8"))
+        return tomllib.loads(read_text(path))
     except (FileNotFoundError, IsADirectoryError):
         raise ConfigError(
             "config", str(path), "no such file", "Write one with `sfl init`."
         ) from None
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+    except OSError as error:
+        raise ConfigError(
+            "config", str(path), f"cannot be read: {error.strerror or error}", "Check the path."
+        ) from None
+    except NotText as error:
+        problem = f"not valid TOML: {error.problem}"
+        raise ConfigError("config", str(path), problem, error.fix) from None
+    except tomllib.TOMLDecodeError as error:
         raise ConfigError("config", str(path), f"not valid TOML: {error}", "Mend it.") from None
 
 

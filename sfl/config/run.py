@@ -248,6 +248,11 @@ class DataSettings(Section):
     """Field of the class name or number."""
     delimiter: str | None = None
     """Column separator of CSV files; default: comma, or tab for TSV."""
+    quoting: Literal["auto", "minimal", "none"] = "auto"
+    """`minimal`: a field of a CSV or TSV file may stand in double quotes. `none`: quotation marks
+    are text. `auto`: `minimal` for CSV, `none` for TSV, as corpora are published."""
+    columns: tuple[str, ...] = ()
+    """Names of the columns of CSV and TSV files without a header; empty: line 1 has the names."""
     split: str = "train"
     """Split of a Hugging Face dataset."""
     train: Path | str | None = None
@@ -269,6 +274,13 @@ class DataSettings(Section):
     """Concentration of the Dirichlet partition: small is skewed."""
     chat_template: bool = True
     """Apply the tokenizer's chat template to prompt/completion, where it has one."""
+
+    @model_validator(mode="after")
+    def _columns_are_named_once(self) -> Self:
+        for name in self.columns:
+            if not name or self.columns.count(name) > 1:
+                raise ValueError(f"columns: the name {name!r} is empty or stands twice")
+        return self
 
 
 class LinkSettings(Section):

@@ -16,10 +16,11 @@ and the template brings its own special tokens.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import Any
 
 from sfl.config import DataSettings, ModelSettings
 from sfl.data.example import UNSCORED, DataNotes, Example, Kind, Row
+from sfl.data.fields import advice, field_names, has_field, value_of
+from sfl.data.labels import class_of
 from sfl.data.tokenizer import Tokenizer
 from sfl.errors import DataError, ModelError
 
@@ -51,18 +52,20 @@ def kind_of(rows: Sequence[Row], model: ModelSettings, data: DataSettings) -> Ki
     """What the rows are, going by the task and the first row's fields. Raises DataError."""
     if model.task == "sequence_classification":
         return "label"
-    fields = rows[0].values if rows else {}
-    if data.prompt_field in fields or data.completion_field in fields:
+    if not rows:
+        return "text"
+    first, pair = rows[0], (data.prompt_field, data.completion_field)
+    if any(has_field(first, field) for field in pair):
         return "completion"
-    if data.text_field in fields or not rows:
+    if has_field(first, data.text_field):
         return "text"
     raise DataError(
         "data.prompt_field",
         data.prompt_field,
-        f"{rows[0].where} has neither {data.prompt_field!r} and {data.completion_field!r} nor "
-        f"{data.text_field!r} (it has: {', '.join(fields)})",
+        f"{first.where} has neither {data.prompt_field!r} and {data.completion_field!r} nor "
+        f"{data.text_field!r} (it has: {field_names(first)})",
         "Set data.prompt_field and data.completion_field, or data.text_field, to its names"
-        + _delimiter_hint(fields),
+        + advice(first, (*pair, data.text_field)),
     )
 
 
@@ -129,7 +132,7 @@ def _encode_labelled(
     room = max(model.max_length - len(tokenizer.prefix) - len(tokenizer.suffix), 0)
     classes = {name: number for number, name in enumerate(model.labels)}
     for chunk in _chunks(rows):
-        labels = [_class_of(row, classes, data.label_field) for row in chunk]
+        labels = [class_of(row, classes, data.label_field) for row in chunk]
         texts = [_text(row, data.text_field, "data.text_field") for row in chunk]
         for ids, label in zip(tokenizer.encode(texts), labels, strict=True):
             marked = (*tokenizer.prefix, *ids[:room], *tokenizer.suffix)
@@ -166,47 +169,33 @@ def _end_token(tokenizer: Tokenizer) -> int:
     return tokenizer.eos_id
 
 
-def _class_of(row: Row, classes: dict[str, int], field: str) -> int:
-    """The number of a row's class, given by name, or by number where no name is that number."""
-    value = _value(row, field, "data.label_field")
-    named = classes.get(str(value))
-    if named is not None:
-        return named
-    number = int(value) if isinstance(value, int) or str(value).isdecimal() else -1
-    if 0 <= number < len(classes):
-        return number
-    raise DataError(
-        "model.labels",
-        list(classes),
-        f"{row.where} has {field} {value!r}, which is none of the {len(classes)} classes",
-        "Add it to model.labels, or mend the row.",
-    )
-
-
 def _text(row: Row, field: str, setting: str) -> str:
-    value = _value(row, field, setting)
-    if isinstance(value, str):
-        return value
-    found = "empty (null)" if value is None else f"a {type(value).__name__}"
-    raise DataError(
-        setting, field, f"in {row.where} the field is {found}, not text", "Write it as a string."
-    )
+    value = value_of(row, field, setting)
+    if not isinstance(value, str):
+        raise DataError(
+            setting, field, f"in {row.where} the field is {_called(value)}, not text", _fix(value)
+        )
+    try:
+        value.encode()
+    except UnicodeEncodeError as error:
+        raise DataError(
+            setting,
+            field,
+            f"in {row.where} the field holds half a character "
+            f"({value[error.start]!r} at {error.start}), which no text can",
+            "Write the file again with whole characters.",
+        ) from None
+    return value
 
 
-def _value(row: Row, field: str, setting: str) -> Any:
-    if field in row.values:
-        return row.values[field]
-    raise DataError(
-        setting,
-        field,
-        f"{row.where} has no such field (it has: {', '.join(row.values)})",
-        f"Name the field so, or set {setting}" + _delimiter_hint(row.values),
-    )
+def _called(value: object) -> str:
+    return "empty (null)" if value is None else f"a {type(value).__name__}"
 
 
-def _delimiter_hint(fields: dict[str, object]) -> str:
-    one_column = len(fields) == 1 and any(mark in next(iter(fields)) for mark in ";\t|,")
-    return "; data.delimiter sets the separator of columns." if one_column else "."
+def _fix(value: object) -> str:
+    if isinstance(value, dict) and value:
+        return f"Name one of its own fields with a dot, e.g. ....{next(iter(value))}."
+    return "Write it as a string."
 
 
 def _chunks(rows: Sequence[Row]) -> Iterator[Sequence[Row]]:

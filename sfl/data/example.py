@@ -19,6 +19,8 @@ class Row:
     values: dict[str, Any]
     source: str
     place: str  # e.g. "line 3"
+    headed: bool = False
+    """Whether the file's first line was taken for the names of its fields."""
 
     @property
     def where(self) -> str:

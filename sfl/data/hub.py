@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from sfl.data.classes import name_classes, tell_something
 from sfl.errors import DataError
 
 _PROBE_SECONDS = 10.0
@@ -34,16 +35,13 @@ def read_dataset(
         ) from None
 
     classes = {
-        field: feature.names
-        for field, feature in dataset.features.items()
-        if isinstance(feature, datasets.ClassLabel)
+        column: feature.names
+        for column, feature in dataset.features.items()
+        if isinstance(feature, datasets.ClassLabel) and tell_something(feature.names)
     }
     for number, row in enumerate(dataset, 1):
-        values = dict(row)
-        for field, names in classes.items():
-            if values[field] is not None and values[field] >= 0:
-                values[field] = names[values[field]]
-        yield f"row {number}", values
+        place = f"row {number}"
+        yield place, name_classes(dict(row), classes, place)
 
 
 def _one_split(splits: Any, name: str, split: str) -> Any:

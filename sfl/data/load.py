@@ -1,10 +1,9 @@
-"""Reading rows from files: JSONL, CSV, TSV and text by the standard library, Parquet by pyarrow,
-Hugging Face datasets by `datasets`. The last two are imported only where they are read, since
-a small device should not pay 50 to 130 MB for them."""
+"""Reading rows from files: JSONL, CSV, TSV and text without more than the standard library,
+Parquet by pyarrow, Hugging Face datasets by `datasets`. The last two are imported only where they
+are read, since a small device should not pay 50 to 130 MB for them."""
 
 from __future__ import annotations
 
-import csv
 import json
 import re
 from collections.abc import Callable, Iterator
@@ -12,8 +11,11 @@ from pathlib import Path
 from typing import Any
 
 from sfl.config import DataSettings
+from sfl.data.columns import read_columns
 from sfl.data.example import Row
-from sfl.errors import ConfigError, DataError
+from sfl.data.malformed import Malformed
+from sfl.errors import DataError
+from sfl.textfile import NotText, not_utf8, open_text
 
 Record = tuple[str, dict[str, Any]]  # its place, as in "line 3"; its fields
 Reader = Callable[[Path, DataSettings], Iterator[Record]]
@@ -31,11 +33,9 @@ ENDINGS = {
     ".parquet": "parquet",
     ".pq": "parquet",
 }
+_HEADED = ("csv", "tsv")
+_JSON_SPACE = " \t\r\n"
 _HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
-
-
-class Malformed(Exception):
-    """A file breaks its format; becomes a DataError once the setting at fault is known."""
 
 
 def load_rows(source: str | Path, settings: DataSettings, field: str = "data.train") -> list[Row]:
@@ -55,17 +55,25 @@ def load_rows(source: str | Path, settings: DataSettings, field: str = "data.tra
             records = list(READERS[kind](path, settings))
     except Malformed as error:
         raise DataError(field, str(source), str(error), "Mend the file.") from None
-    except UnicodeDecodeError as error:
-        raise DataError(
-            field, str(source), f"not UTF-8 at byte {error.start}", "Save it as UTF-8."
-        ) from None
+    except NotText as error:
+        raise DataError(field, str(source), error.problem, error.fix) from None
+    except UnicodeDecodeError:
+        wrong = not_utf8(path)
+        raise DataError(field, str(source), wrong.problem, wrong.fix) from None
     except OSError as error:
         raise DataError(
             field, str(source), f"cannot be read: {error.strerror or error}", "Check the path."
         ) from None
     if not records:
-        raise DataError(field, str(source), "holds no rows", "Give a file with examples.")
-    return [Row(values, str(source), place) for place, values in records]
+        raise DataError(field, str(source), _no_rows(path, kind), "Give a file with examples.")
+    headed = kind in _HEADED and not settings.columns
+    return [Row(values, str(source), place, headed) for place, values in records]
+
+
+def _no_rows(path: Path, kind: str) -> str:
+    if kind in _HEADED and path.stat().st_size > 3:  # more than a byte order mark
+        return "holds no rows, only a header"
+    return "holds no rows"
 
 
 def _format(path: Path, settings: DataSettings, field: str) -> str:
@@ -91,29 +99,43 @@ def _format(path: Path, settings: DataSettings, field: str) -> str:
 
 def _read_jsonl(path: Path, settings: DataSettings) -> Iterator[Record]:
     """One object a line; or one array of objects, counted from 1."""
-    with path.open(encoding="utf-8-sig") as file:
+    with open_text(path) as file:
         if file.read(4096).lstrip().startswith("["):
             file.seek(0)
             yield from _read_json_array(file.read())
             return
         file.seek(0)
         for number, line in enumerate(file, 1):
-            if line.strip():
-                yield _record(_json(line, number), f"line {number}")
+            # Without its own end: an object that is cut off would break off in the line after.
+            if content := line.strip(_JSON_SPACE):
+                indent = len(line) - len(line.lstrip(_JSON_SPACE))
+                yield _record(_json(content, number, indent), f"line {number}")
 
 
 def _read_json_array(text: str) -> Iterator[Record]:
-    for number, value in enumerate(_json(text, 1), 1):
+    for number, value in enumerate(_json(text.rstrip(_JSON_SPACE), 1), 1):
         yield _record(value, f"entry {number}")
 
 
-def _json(text: str, line: int) -> Any:
+def _json(text: str, line: int, indent: int = 0) -> Any:
     try:
         return json.loads(text)
     except json.JSONDecodeError as error:
+        column = error.colno + (indent if error.lineno == 1 else 0)
         raise Malformed(
-            f"line {line + error.lineno - 1}, column {error.colno} is not valid JSON ({error.msg})"
+            f"line {line + error.lineno - 1}, column {column} is not valid JSON "
+            f"({error.msg}){_json_hint(text, line)}"
         ) from None
+    except (ValueError, RecursionError) as error:  # a number or a nesting beyond all bounds
+        raise Malformed(f"line {line} cannot be read as JSON ({error})") from None
+
+
+def _json_hint(text: str, line: int) -> str:
+    if "\0" in text:
+        return ": it holds NUL bytes, so the file is damaged"
+    if line == 1 and text == "{":
+        return "; give one object a line, or one array of objects"
+    return ""
 
 
 def _record(value: Any, place: str) -> Record:
@@ -123,65 +145,27 @@ def _record(value: Any, place: str) -> Record:
 
 
 def _read_csv(path: Path, settings: DataSettings) -> Iterator[Record]:
-    return _read_columns(path, settings.delimiter or ",")
+    quoted = settings.quoting != "none"
+    return read_columns(path, settings, settings.delimiter or ",", quoted)
 
 
 def _read_tsv(path: Path, settings: DataSettings) -> Iterator[Record]:
-    return _read_columns(path, settings.delimiter or "\t")
-
-
-def _read_columns(path: Path, delimiter: str) -> Iterator[Record]:
-    """A header line, then rows of as many columns; quoted by double quotes where needed."""
-    if len(delimiter) != 1:
-        raise ConfigError(
-            "data.delimiter", delimiter, "is not one character", 'Write e.g. ";" or "\\t".'
-        )
-    with path.open(encoding="utf-8-sig", newline="") as file:
-        reader = csv.reader(file, delimiter=delimiter, strict=True)
-        try:
-            header = next(reader, [])
-            if len(set(header)) != len(header):
-                raise Malformed(f"its header names a column twice: {', '.join(header)}")
-            start = reader.line_num + 1
-            for columns in reader:
-                if columns:
-                    yield f"line {start}", _columns(header, columns, start, delimiter)
-                start = reader.line_num + 1
-        except csv.Error as error:
-            raise Malformed(f"line {reader.line_num}: {error}") from None
-
-
-def _columns(header: list[str], columns: list[str], line: int, delimiter: str) -> dict[str, Any]:
-    if len(columns) != len(header):
-        raise Malformed(
-            f"line {line} has {len(columns)} columns split by {delimiter!r}, the header has "
-            f"{len(header)} (data.delimiter sets another separator)"
-        )
-    return dict(zip(header, columns, strict=True))
+    # As corpora are published (GLUE, SST): a quotation mark there is a part of the text.
+    quoted = settings.quoting == "minimal"
+    return read_columns(path, settings, settings.delimiter or "\t", quoted)
 
 
 def _read_text(path: Path, settings: DataSettings) -> Iterator[Record]:
-    with path.open(encoding="utf-8-sig") as file:
+    with open_text(path) as file:
         for number, line in enumerate(file, 1):
             if line.strip():
                 yield f"line {number}", {settings.text_field: line.rstrip("\n")}
 
 
 def _read_parquet(path: Path, settings: DataSettings) -> Iterator[Record]:
-    # pyarrow comes with `datasets`; reading by `datasets` itself would leave an Arrow copy of a
-    # device's private data in a cache folder.
-    import pyarrow
-    import pyarrow.parquet
+    from sfl.data.parquet import read_parquet
 
-    try:
-        with pyarrow.parquet.ParquetFile(path) as file:
-            number = 0
-            for batch in file.iter_batches():
-                for values in batch.to_pylist():
-                    number += 1
-                    yield f"row {number}", values
-    except pyarrow.ArrowInvalid as error:
-        raise Malformed(f"not a Parquet file: {error}") from None
+    return read_parquet(path)
 
 
 READERS: dict[str, Reader] = {

@@ -10,6 +10,7 @@ from collections.abc import Iterable, Sequence
 
 from sfl.config import DataSettings
 from sfl.data.example import Row
+from sfl.data.fields import as_text, is_missing, value_of
 from sfl.errors import ConfigError, DataError
 from sfl.keys import derive_seed
 
@@ -51,17 +52,23 @@ def partition_rows(
     return parts
 
 
-def field_values(rows: Sequence[Row], field: str) -> list[str]:
-    """The value of `data.partition_field` in each row, as text. Raises DataError."""
-    for row in rows:
-        if row.values.get(field) is None:
+def field_values(
+    rows: Sequence[Row], field: str, setting: str = "data.partition_field"
+) -> list[str]:
+    """The value of a field in each row, as text; `setting` is where the field's name came from.
+
+    Raises DataError.
+    """
+    values = [value_of(row, field, setting) for row in rows]
+    for row, value in zip(rows, values, strict=True):
+        if is_missing(value):
             raise DataError(
-                "data.partition_field",
+                setting,
                 field,
-                f"{row.where} has no such field (it has: {', '.join(row.values)})",
-                "Name a field that every row has.",
+                f"in {row.where} the field is empty (null)",
+                "Name a field that every row has, or give the row a value.",
             )
-    return [str(row.values[field]) for row in rows]
+    return [as_text(value) for value in values]
 
 
 def hold_out(
@@ -136,9 +143,11 @@ def _dirichlet(rows: Sequence[Row], settings: DataSettings, num_parts: int, seed
     The proportions depend on the class alone, so a held-out file is skewed as the training file
     is. Parts short of rows are filled up from the largest.
     """
+    named = bool(settings.partition_field)
     field = settings.partition_field or settings.label_field
+    setting = "data.partition_field" if named else "data.label_field"
     groups: dict[str, list[int]] = {}
-    for number, value in enumerate(field_values(rows, field)):
+    for number, value in enumerate(field_values(rows, field, setting)):
         groups.setdefault(value, []).append(number)
 
     owners = [0] * len(rows)

@@ -23,6 +23,7 @@ from sfl.errors import ModelError, SflError
 from sfl.launch.run import bounded, check
 from sfl.models.folder import ModelFolder, open_model
 from sfl.models.hub import cached
+from sfl.textfile import NotText, read_text
 from sfl.transport.cut import check_codecs
 
 Config = RunConfig | DeviceConfig | EdgeConfig
@@ -38,8 +39,8 @@ class NotHere(Exception):
 def load_config(path: Path, overrides: Iterable[str]) -> Config:
     """The file as what it is by its tables. Raises ConfigError."""
     try:
-        tables = tomllib.loads(path.read_text(encoding="utf-8")).keys()
-    except (OSError, ValueError):
+        tables = tomllib.loads(read_text(path)).keys()
+    except (OSError, ValueError, NotText):
         tables = {}.keys()  # load_run says what is wrong
     if tables == {"device"}:
         return load_device(path, overrides)
