@@ -24,7 +24,6 @@ from statistics import median
 from types import TracebackType
 from typing import Any, Self
 
-import grpc
 import numpy as np
 import tomli_w
 import torch
@@ -54,7 +53,6 @@ from sfl.stage.messages import (
 )
 from sfl.stage.session import VanillaSession, handle_together
 from sfl.transport.device_link import DeviceLink
-from sfl.transport.wire import OPTIONS
 
 PATIENCE = 180.0
 EXAMPLE = Example((1, 2), (-100, 2))
@@ -107,16 +105,6 @@ class LightRound:
     turns: list[tuple[float, float]] = field(default_factory=list)
 
 
-class OwnLink(DeviceLink):
-    """A link over a connection of its own: channels of one process to one address share theirs."""
-
-    def __init__(self, address: str, device: str) -> None:
-        super().__init__(address, device, NodeStats(device, "device"), insecure=False)
-        self._channel.close()
-        options = (*OPTIONS, ("grpc.use_local_subchannel_pool", 1))
-        self._channel = grpc.insecure_channel(address, options=options)
-
-
 class LightDevice:
     """Runs the rounds of one device; up to `in_flight` steps are sent before the first answer.
 
@@ -134,7 +122,7 @@ class LightDevice:
 
     def run(self, address: str) -> None:
         """Take part to the end of the run. Raises SflError."""
-        link = OwnLink(address, self.name)
+        link = DeviceLink(address, self.name, NodeStats(self.name, "device"), insecure=False)
         try:
             link.join(PATIENCE)
             link.ready(Dataset([EXAMPLE], [EXAMPLE], "text", DataNotes()))

@@ -39,8 +39,8 @@ from sfl.certificates.identity import Identity, Role, server_name
 from sfl.certificates.own import OwnCertificate, settings_in
 from sfl.errors import Refused
 from sfl.transport.credentials import open_channel
-from sfl.transport.device_link import wait_for_peer
 from sfl.transport.diagnosis import why_refused
+from sfl.transport.dialling import wait_for_peer
 from sfl.transport.wire import EDGE_LIST_FILES
 from sfl.v1 import edge_pb2
 

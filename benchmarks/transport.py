@@ -128,11 +128,11 @@ def serve(pipe: Connection, in_flight: int) -> None:
 
     async def run() -> None:
         host = EchoHost(in_flight)
-        from sfl.transport.wire import OPTIONS
+        from sfl.transport.wire import SERVER_OPTIONS
 
         ports, servers = [], []
         for handler in (host.service.handler(), bare_handler()):
-            server = grpc.aio.server(options=OPTIONS)
+            server = grpc.aio.server(options=SERVER_OPTIONS)
             server.add_generic_rpc_handlers((handler,))
             ports.append(server.add_insecure_port("127.0.0.1:0"))
             await server.start()
@@ -202,12 +202,12 @@ def ours(port: int, in_flight: int, seconds: float) -> list[float]:
 
 def bare(port: int, in_flight: int, seconds: float, method: str) -> list[float]:
     """The same with plain bytes."""
-    from sfl.transport.wire import OPTIONS
+    from sfl.transport.wire import CLIENT_OPTIONS
 
     pieces = [bytes(size) for size in MESSAGES]
     outbox: queue.SimpleQueue[bytes | None] = queue.SimpleQueue()
     requests: Iterator[bytes] = iter(outbox.get, None)
-    with grpc.insecure_channel(f"127.0.0.1:{port}", options=OPTIONS) as channel:
+    with grpc.insecure_channel(f"127.0.0.1:{port}", options=CLIENT_OPTIONS) as channel:
         stub: Any = channel.stream_stream(f"/bare/{method}", None, None)
         answers: Iterator[bytes] = stub(requests)
 

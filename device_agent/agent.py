@@ -11,11 +11,13 @@ import torch
 
 from device_agent.board_watch import BoardWatch
 from device_agent.consent import Consent
+from device_agent.goodbye import saying_goodbye
+from device_agent.rejoining import Patience
 from sfl.board import board_root
 from sfl.certificates.own import OwnCertificate
 from sfl.config import DeviceConfig
 from sfl.data import Dataset, load_tokenizer, prepare
-from sfl.errors import LinkLost, NameInUse, SflError
+from sfl.errors import LinkLost, NameInUse
 from sfl.logs import describe_node
 from sfl.metrics.memory import memory_use, working_bytes
 from sfl.metrics.prometheus import NodeCollector, serve_as_set
@@ -55,6 +57,7 @@ class DeviceAgent:
         self.stats = NodeStats(config.name, "device")
         self.stats.certificate_expiry = None if own is None else own.not_after
         self._run_id = ""
+        self._patience = Patience(config.connect_timeout)
         self.manager = notifier()
         self.board = BoardWatch(config.pause, self.stats, self.manager, board_root())
         describe_node(self._log_fields)
@@ -63,7 +66,7 @@ class DeviceAgent:
         """Take part until the run is over. Raises SflError where it ends badly."""
         with self._metrics(), self.board:
             self.manager.ready()
-            end_of_patience = None
+            patience = self._patience = Patience(connect_timeout)
             while True:
                 self.board.rest()
                 self.manager.status(f"joining the edge at {self.config.edge}")
@@ -74,25 +77,20 @@ class DeviceAgent:
                     self.insecure,
                     self.own,
                     self.consent.check_codecs,
+                    self.config.proxy,
                 )
                 try:
-                    joined = link.join(connect_timeout, self.config.cache_dir)
-                    end_of_patience = None
-                    self._take_part(link, joined)
+                    with saying_goodbye(link):
+                        joined = link.join(connect_timeout, self.config.cache_dir)
+                        patience.taken_in()
+                        self._take_part(link, joined)
                     return
                 except LinkLost as error:
+                    patience.spend(error, time.monotonic())
                     log.warning("%s; joining again", error)
                 except NameInUse as error:
-                    # After a broken link the old stream may still be held for a moment.
-                    end_of_patience = end_of_patience or time.monotonic() + connect_timeout
-                    if time.monotonic() > end_of_patience:
-                        raise
+                    patience.spend(error, time.monotonic())
                     log.info("%s; asking again", error)
-                except SflError as error:
-                    link.close(str(error))  # so that the others know why
-                    raise
-                finally:
-                    link.close()
                 time.sleep(REJOIN_PAUSE)
 
     def _log_fields(self) -> dict[str, object]:
@@ -116,13 +114,14 @@ class DeviceAgent:
         for order in link.orders(trainer.fold):
             self.manager.status(f"run {joined.run_id}: round {order.start.round}")
             link.deliver(trainer.run_round(order))
+            self._patience.round_done()
 
     def _load(self, link: DeviceLink, joined: Joined) -> tuple[Trainer, Dataset]:
         """This device's span, tokenizer and data; moments start afresh with every joining."""
         settings, name = joined.settings, self.config.name
         folds = settings.aggregation.folds
         form = settle(self.config, settings.model, torch.get_num_threads(), folds)
-        folder = self._folder(link)
+        folder = self._folder(link, settings.network.idle_timeout)
         entry = settings.device(name)
         plan = SplitPlan(
             joined.num_layers, entry.cut_layer, entry.tail_layers, settings.run.topology
@@ -163,12 +162,16 @@ class DeviceAgent:
         )
         return trainer, dataset
 
-    def _folder(self, link: DeviceLink) -> ModelFolder:
+    def _folder(self, link: DeviceLink, silence: float) -> ModelFolder:
         """The model's files: from this device's disk, or the span's own from the edge."""
         if self.config.model is not None:
             return open_model(self.config.model)
         cache = self.config.cache_dir
-        return open_model(str(fetch_model(link.channel, self.config.name, cache, self.stats)))
+        name = self.config.name
+        try:
+            return open_model(str(fetch_model(link.channel, name, cache, self.stats, silence)))
+        except LinkLost as error:
+            raise link.why(error) from None
 
     def _metrics(self) -> contextlib.AbstractContextManager[object]:
         metrics = self.config.metrics

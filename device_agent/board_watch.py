@@ -15,6 +15,7 @@ from sfl.config.node import PauseSettings
 from sfl.metrics.stats import NodeStats
 from sfl.notify import Notifier
 from sfl.pausing import Pause, blind_rules, decide
+from sfl.watched import start_watched
 
 log = logging.getLogger("sfl.device")
 
@@ -34,13 +35,14 @@ class BoardWatch:
         self._since = 0.0
         self._may_compute = threading.Event()
         self._over = threading.Event()
-        self._thread = threading.Thread(target=self._watch, name="board", daemon=True)
+        self._thread: threading.Thread | None = None
+        self._broken: Exception | None = None
 
     def __enter__(self) -> Self:
         board = self._look()
         for name in blind_rules(self.settings, board):
             log.warning("pause.%s: nothing on this machine answers it, so it does not hold", name)
-        self._thread.start()
+        self._thread = start_watched("board", self._watch, self._break)
         return self
 
     def __exit__(
@@ -50,13 +52,23 @@ class BoardWatch:
         trace: TracebackType | None,
     ) -> None:
         self._over.set()
-        self._thread.join()
+        if self._thread is not None:
+            self._thread.join()
         self.manager.stopping()
         self.manager.close()
 
     def rest(self) -> None:
-        """Return when the device may compute: at once, or when what it rests for is over."""
+        """Return when the device may compute: at once, or when what it rests for is over.
+
+        Raises what ended the watch, which nobody could wait for any more.
+        """
         self._may_compute.wait()
+        if self._broken is not None:
+            raise self._broken
+
+    def _break(self, error: Exception) -> None:
+        self._broken = error
+        self._may_compute.set()
 
     def _watch(self) -> None:
         """Look as often as the settings say, and feed the watchdog at least twice as asked."""

@@ -19,7 +19,7 @@ def problem(url: str, ca: Path) -> str | None:
     """What is wrong, if anything."""
     try:
         tls = ssl.create_default_context(cafile=ca) if url.startswith("https:") else None
-        with urllib.request.urlopen(url, timeout=8, context=tls) as answer:
+        with _opener(tls).open(url, timeout=8) as answer:
             answer.read()
     except urllib.error.HTTPError as error:
         # A node that asks for a password is there.
@@ -27,6 +27,12 @@ def problem(url: str, ca: Path) -> str | None:
     except OSError as error:
         return f"{url}: {error}"
     return None
+
+
+def _opener(tls: ssl.SSLContext | None) -> urllib.request.OpenerDirector:
+    """The node is here: no proxy of the environment stands between."""
+    direct = urllib.request.ProxyHandler({})
+    return urllib.request.build_opener(direct, urllib.request.HTTPSHandler(context=tls))
 
 
 if __name__ == "__main__":

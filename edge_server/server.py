@@ -74,7 +74,7 @@ class EdgeServer:
             threads, ORDERS[config.order], together=config.batch_devices, phases=self.stats.phases
         )
         self.places: Places
-        self.cloud = CloudLink(config.cloud, config.name, self.stats, insecure, own)
+        self.cloud = CloudLink(config.cloud, config.name, self.stats, insecure, own, config.proxy)
         self.service = EdgeService(self, config.cache_dir)
         self.settings: RunSettings
         self.run_id = ""

@@ -9,6 +9,7 @@ SflError                     anything this project raises on purpose (exit code 
 ├── TransportError           something between two processes
 │   ├── PeerUnavailable      nobody answered until the timeout
 │   ├── LinkLost             a stream broke
+│   │   └── Corrupted        bytes changed on the way
 │   ├── Refused              the peer declined, and said why
 │   │   └── NameInUse        somebody of that name is connected: a moment may mend it
 │   └── ProtocolError        a message that breaks the contract; closes its own stream only
@@ -60,6 +61,10 @@ class PeerUnavailable(TransportError):
 
 class LinkLost(TransportError):
     """An open stream to a peer broke."""
+
+
+class Corrupted(LinkLost):
+    """A message is not what its sender sent: its checksum does not fit. Sent again, it may be."""
 
 
 class Refused(TransportError):

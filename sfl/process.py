@@ -39,6 +39,10 @@ TLS_1_3 = {
 }
 
 
+class Terminated(KeyboardInterrupt):
+    """SIGTERM: it ends a process as Ctrl-C does, but a peer is told which of the two it was."""
+
+
 def quiet_environment() -> None:
     """Set what must be set before torch and grpc are imported; what the user has set stays."""
     for name, value in (QUIET_THREADS | TLS_1_3).items():
@@ -127,4 +131,4 @@ def _leave(reason: str, error_file: Path | None) -> None:
 
 
 def _interrupt(signum: int, frame: object) -> None:
-    raise KeyboardInterrupt
+    raise Terminated

@@ -38,8 +38,8 @@ from sfl.metrics.stats import NodeStats
 from sfl.transport import wire
 from sfl.transport.cloud_service import EdgeStream
 from sfl.transport.credentials import open_channel
-from sfl.transport.device_link import wait_for_peer
 from sfl.transport.diagnosis import why_refused
+from sfl.transport.dialling import wait_for_peer
 from sfl.transport.doorkeeper import MAY_CALL
 from sfl.transport.handshakes import explain
 from sfl.transport.probe import probe_edge

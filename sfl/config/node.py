@@ -219,6 +219,9 @@ class EdgeConfig(Section):
     """`memory`: they rest in this machine's memory instead, where `device` is CUDA."""
     connect_timeout: PositiveFloat = 60.0
     """Seconds to go on trying to reach the cloud; 15 under `sfl run`, unless given."""
+    proxy: bool = False
+    """Dial the cloud through the proxy that `grpc_proxy`, `https_proxy` or `http_proxy` names in
+    the environment. Without it these are not looked at."""
     tls: TlsSettings | None = None
     """The edge's certificate, shown to its devices and to the cloud."""
     metrics: MetricsSettings = MetricsSettings()
@@ -275,7 +278,11 @@ class LocalDevice(Section):
     """Where the token embedding is: in `memory`, or on `disk`, its rows read as they are used.
     `auto`: on disk from 16 MB on. Where a U-shaped device's head shares it, always in memory."""
     connect_timeout: PositiveFloat = 60.0
-    """Seconds to go on trying to reach the edge; 15 under `sfl run`, unless given."""
+    """Seconds to go on trying to reach the edge, and seconds that the edge may be silent before it
+    takes the device in; 15 under `sfl run`, unless given."""
+    proxy: bool = False
+    """Dial the edge through the proxy that `grpc_proxy`, `https_proxy` or `http_proxy` names in
+    the environment. Without it these are not looked at."""
     tls: TlsSettings | None = None
     """The device's certificate, which its edge knows it by."""
     metrics: MetricsSettings = MetricsSettings(enabled=False)

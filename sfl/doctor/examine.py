@@ -145,7 +145,8 @@ class _Examination:
             own = own_in(self.question.certs)
         elif isinstance(self.config, DeviceConfig):
             own = own_certificate("device", self.config.name, self.config.tls)
-        return probe_edge(address, self.question.insecure, own=own)
+        proxy = isinstance(self.config, DeviceConfig) and self.config.proxy
+        return probe_edge(address, self.question.insecure, own=own, proxy=proxy)
 
     def _link(self) -> Iterator[Check]:
         address = self.question.edge

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import logging
 import time
 from collections.abc import AsyncIterator
 from functools import partial
@@ -12,18 +11,15 @@ import grpc
 import grpc.aio
 
 from sfl.certificates.own import OwnCertificate
-from sfl.errors import LinkLost, PeerUnavailable, ProtocolError, Refused
+from sfl.errors import LinkLost, ProtocolError
 from sfl.metrics.snapshot import Role
 from sfl.metrics.stats import NodeStats
 from sfl.transport.credentials import open_aio_channel
-from sfl.transport.diagnosis import FIRST_LOOK, look_again, why_refused
+from sfl.transport.diagnosis import why_refused
+from sfl.transport.dialling import nothing_known, wait_for_peer_aio
 from sfl.transport.status import error_of
 from sfl.transport.wire import CLOUD_SESSION, WIRE_VERSION
 from sfl.v1 import cloud_pb2
-
-log = logging.getLogger(__name__)
-
-SAY_EVERY = 5.0  # seconds between two lines about what is waited for
 
 
 class CloudLink:
@@ -36,12 +32,14 @@ class CloudLink:
         stats: NodeStats,
         insecure: bool,
         own: OwnCertificate | None = None,
+        proxy: bool = False,
     ) -> None:
         self._peer = f"cloud at {address}"
-        self._why = partial(why_refused, address, "cloud", own)
+        # A look of our own does not go through a proxy, so there it tells nothing.
+        self._why = nothing_known if proxy else partial(why_refused, address, "cloud", own)
         self._edge = edge
         self._stats = stats
-        self._channel = open_aio_channel("edge.cloud", address, insecure, own, "cloud")
+        self._channel = open_aio_channel("edge.cloud", address, insecure, own, "cloud", proxy)
         self._outbox: asyncio.Queue[cloud_pb2.EdgeReportMessage | None] = asyncio.Queue()
         self.last_heard = time.monotonic()
 
@@ -50,20 +48,31 @@ class CloudLink:
 
         Raises PeerUnavailable, Refused, ProtocolError, LinkLost.
         """
-        await self._connect(connect_timeout)
+        await wait_for_peer_aio(self._channel, self._peer, connect_timeout, self._why)
         call = CLOUD_SESSION.stub(self._channel)(self._requests())
         hello = cloud_pb2.EdgeHello(edge=self._edge, wire_version=WIRE_VERSION)
         self.post(cloud_pb2.EdgeReportMessage(hello=hello))
+        messages = aiter(call)
         try:
-            async for message in call:
-                self.last_heard = time.monotonic()
-                role: Role = "adapter" if message.WhichOneof("body") == "adapter" else "control"
-                self._stats.bytes.add("down", role, message.ByteSize())
-                yield message
+            # The first word comes at once; whoever owes it for so long is not there any more.
+            yield self._heard(await asyncio.wait_for(anext(messages), connect_timeout))
+            async for message in messages:
+                yield self._heard(message)
+        except TimeoutError:
+            raise LinkLost(f"{self._peer}: not a word within {connect_timeout:g} s") from None
+        except StopAsyncIteration:
+            raise LinkLost(f"{self._peer} closed the stream") from None
         except grpc.aio.AioRpcError as error:
             raise error_of(error, self._peer) from None
         finally:
             call.cancel()
+
+    def _heard(self, message: cloud_pb2.CloudMessage) -> cloud_pb2.CloudMessage:
+        """Count a message; it also shows that the cloud lives."""
+        self.last_heard = time.monotonic()
+        role: Role = "adapter" if message.WhichOneof("body") == "adapter" else "control"
+        self._stats.bytes.add("down", role, message.ByteSize())
+        return message
 
     def post(self, message: cloud_pb2.EdgeReportMessage) -> None:
         """Queue one message for the cloud."""
@@ -83,22 +92,6 @@ class CloudLink:
         """Let queued messages go out, and hang up."""
         self._outbox.put_nowait(None)
         await self._channel.close(grace=2.0)
-
-    async def _connect(self, timeout: float) -> None:
-        end = time.monotonic() + timeout
-        pause, say = FIRST_LOOK, time.monotonic() + SAY_EVERY
-        while (left := end - time.monotonic()) > 0:
-            try:
-                await asyncio.wait_for(self._channel.channel_ready(), min(pause, left))
-                return
-            except TimeoutError:
-                if (reason := await asyncio.to_thread(self._why)) is not None:
-                    raise Refused(f"{self._peer}: {reason}") from None
-            pause = look_again(pause)
-            if time.monotonic() >= say:
-                say += SAY_EVERY
-                log.info("waiting for %s (%.0f s left)", self._peer, end - time.monotonic())
-        raise PeerUnavailable(f"{self._peer} did not answer within {timeout:g} s")
 
     async def _requests(self) -> AsyncIterator[cloud_pb2.EdgeReportMessage]:
         while (message := await self._outbox.get()) is not None:

@@ -18,7 +18,7 @@ from sfl.certificates.own import OwnCertificate
 from sfl.errors import ConfigError
 from sfl.transport.addresses import is_loopback, split_address
 from sfl.transport.doorkeeper import TLS_WANTED, Doorkeeper, OpenDoor
-from sfl.transport.wire import OPTIONS
+from sfl.transport.wire import SERVER_OPTIONS, client_options
 
 log = logging.getLogger(__name__)
 
@@ -47,8 +47,8 @@ def check_exposure(field: str, address: str, insecure: bool) -> None:
 def new_server(own: OwnCertificate | None = None) -> grpc.aio.Server:
     """A server without a port; with a certificate, behind a doorkeeper."""
     if own is not None:
-        return grpc.aio.server(options=OPTIONS, interceptors=(Doorkeeper(),))
-    server = grpc.aio.server(options=OPTIONS)
+        return grpc.aio.server(options=SERVER_OPTIONS, interceptors=(Doorkeeper(),))
+    server = grpc.aio.server(options=SERVER_OPTIONS)
     server.add_generic_rpc_handlers((OpenDoor(),))
     return server
 
@@ -87,13 +87,17 @@ def open_channel(
     insecure: bool,
     own: OwnCertificate | None = None,
     role: Role = "edge",
+    proxy: bool = False,
 ) -> grpc.Channel:
-    """A sync channel to a peer of that role; connects when first used."""
+    """A sync channel to a peer of that role; connects when first used.
+
+    `proxy`: through the proxy that the environment names, where it names one.
+    """
     if own is None:
         check_exposure(field, address, insecure)
-        return grpc.insecure_channel(address, options=OPTIONS)
+        return grpc.insecure_channel(address, options=client_options(proxy))
     return grpc.secure_channel(
-        address, _channel_credentials(own), options=_named(field, address, role)
+        address, _channel_credentials(own), options=_named(field, address, role, proxy)
     )
 
 
@@ -103,29 +107,30 @@ def open_aio_channel(
     insecure: bool,
     own: OwnCertificate | None = None,
     role: Role = "cloud",
+    proxy: bool = False,
 ) -> grpc.aio.Channel:
-    """An aio channel to a peer of that role; connects when first used."""
+    """An aio channel to a peer of that role; connects when first used. `proxy`: as above."""
     if own is None:
         check_exposure(field, address, insecure)
-        return grpc.aio.insecure_channel(address, options=OPTIONS)
+        return grpc.aio.insecure_channel(address, options=client_options(proxy))
     return grpc.aio.secure_channel(
-        address, _channel_credentials(own), options=_named(field, address, role)
+        address, _channel_credentials(own), options=_named(field, address, role, proxy)
     )
 
 
 def tell_of_tls(address: str) -> None:
     """Let a server without TLS write down that TLS was asked for; the call carries nothing."""
     with (
-        grpc.insecure_channel(address, options=OPTIONS) as channel,
+        grpc.insecure_channel(address, options=client_options()) as channel,
         contextlib.suppress(grpc.RpcError),
     ):
         channel.unary_unary(TLS_WANTED, None, None)(b"", timeout=TELL_TIMEOUT)
 
 
-def _named(field: str, address: str, role: Role) -> tuple[tuple[str, int | str], ...]:
+def _named(field: str, address: str, role: Role, proxy: bool) -> tuple[tuple[str, int | str], ...]:
     """Ask for the host as a node of that role."""
     host, _ = split_address(field, address)
-    return (*OPTIONS, ("grpc.ssl_target_name_override", server_name(role, host)))
+    return (*client_options(proxy), ("grpc.ssl_target_name_override", server_name(role, host)))
 
 
 def _server_credentials(own: OwnCertificate) -> grpc.ServerCredentials:

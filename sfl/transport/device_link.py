@@ -26,15 +26,7 @@ from sfl.codec.kernel import kernel
 from sfl.config import RunSettings
 from sfl.config.codec import RoleCodecs
 from sfl.data.example import Dataset
-from sfl.errors import (
-    LinkLost,
-    PeerUnavailable,
-    ProtocolError,
-    Refused,
-    RunFailed,
-    SflError,
-    UserError,
-)
+from sfl.errors import LinkLost, ProtocolError, RunFailed, UserError
 from sfl.metrics.stats import NodeStats
 from sfl.metrics.timeline import spans_to_json
 from sfl.stage.messages import (
@@ -60,7 +52,8 @@ from sfl.transport.chunks import (
 )
 from sfl.transport.credentials import open_channel
 from sfl.transport.cut import Cut
-from sfl.transport.diagnosis import FIRST_LOOK, look_again, why_refused
+from sfl.transport.diagnosis import why_refused
+from sfl.transport.dialling import nothing_known, wait_for_peer
 from sfl.transport.envelope import Frame
 from sfl.transport.frames import decode_tensor, encode_tensor, raw_bytes, to_score
 from sfl.transport.shaper import Shaper, shaper
@@ -69,13 +62,14 @@ from sfl.transport.updates import UpdateSender, Values, decode_update
 from sfl.transport.urgency import LAST, NORMAL, URGENT, Outbox
 from sfl.transport.wire import EDGE_SESSION, STACK, WIRE_VERSION, tensor_role, wire_bytes
 from sfl.v1 import edge_pb2, tensor_pb2
+from sfl.watched import start_watched
 
 log = logging.getLogger(__name__)
 
 Outgoing = edge_pb2.DeviceMessage | Frame
 
 TENSOR_LIMIT = 1 << 30
-SAY_EVERY = 5.0  # seconds between two lines about what is waited for
+GOODBYE = 5.0  # seconds that a goodbye may take to get through
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,38 +91,6 @@ class Declined:
     error: UserError
 
 
-def wait_for_peer(
-    channel: grpc.Channel,
-    peer: str,
-    timeout: float,
-    why: Callable[[], str | None] = lambda: None,
-) -> None:
-    """Wait until a channel is connected, with a line every 5 s.
-
-    `why` tells what stands in its way that waiting will not mend. Raises PeerUnavailable, Refused.
-    """
-    ready = grpc.channel_ready_future(channel)
-    end = time.monotonic() + timeout
-    pause, say = FIRST_LOOK, time.monotonic() + SAY_EVERY
-    try:
-        while True:
-            left = end - time.monotonic()
-            if left <= 0:
-                raise PeerUnavailable(f"{peer} did not answer within {timeout:g} s")
-            try:
-                ready.result(timeout=min(pause, left))
-                return
-            except grpc.FutureTimeoutError:
-                if (reason := why()) is not None:
-                    raise Refused(f"{peer}: {reason}") from None
-            pause = look_again(pause)
-            if time.monotonic() >= say:
-                say += SAY_EVERY
-                log.info("waiting for %s (%.0f s left)", peer, max(0.0, end - time.monotonic()))
-    finally:
-        ready.cancel()
-
-
 class DeviceLink:
     """A device's session with its edge over gRPC; also the `Link` that a Trainer uses."""
 
@@ -140,18 +102,25 @@ class DeviceLink:
         insecure: bool,
         own: OwnCertificate | None = None,
         agree: Callable[[RoleCodecs], None] = lambda codecs: None,
+        proxy: bool = False,
     ) -> None:
         """`agree` raises UserError where this device does not use a round's codecs."""
         self._agree = agree
         self._peer = f"edge at {address}"
-        self._why = partial(why_refused, address, "edge", own)
+        # A look of our own does not go through a proxy, so there it tells nothing.
+        self._why = nothing_known if proxy else partial(why_refused, address, "edge", own)
         self._device = device
         self._stats = stats
-        self._channel = open_channel("device.edge", address, insecure, own, "edge")
+        self._channel = open_channel("device.edge", address, insecure, own, "edge", proxy)
         self._outbox: Outbox[Outgoing | None] = Outbox()
         self._to_encode: Outbox[TensorMessage | None] = Outbox()
         self._inbox: queue.SimpleQueue[Any] = queue.SimpleQueue()
-        self._closed = threading.Event()
+        self._stop = threading.Event()
+        """Heartbeats end: the stream is over, or about to be."""
+        self._lost = False
+        self._hung_up = False
+        self._ended: Exception | None = None
+        self._threads: list[threading.Thread] = []
         self._last_heard = time.monotonic()
         self._cut: Cut | None = None
         self._updates: UpdateSender | None = None
@@ -168,9 +137,10 @@ class DeviceLink:
     def join(self, connect_timeout: float, cache_dir: Path | None = None) -> Joined:
         """Connect, say who this is, and wait to be taken in.
 
-        What delta coding remembers of samples lies under `cache_dir`.
+        What delta coding remembers of samples lies under `cache_dir`. An edge that is still
+        loading says so; one that is silent for `connect_timeout` is not there any more.
 
-        Raises PeerUnavailable, Refused, ProtocolError.
+        Raises PeerUnavailable, Refused, LinkLost, ProtocolError.
         """
         wait_for_peer(self._channel, self._peer, connect_timeout, self._why)
         self._call = EDGE_SESSION.stub(self._channel)(self._requests())
@@ -180,10 +150,9 @@ class DeviceLink:
             compiled_codec=kernel().name == "compiled",
         )
         self._post(edge_pb2.DeviceMessage(hello=hello))
-        threading.Thread(target=self._read, name="link-reader", daemon=True).start()
-        welcome = self._take()
-        if not isinstance(welcome, edge_pb2.Welcome):
-            raise ProtocolError(f"{self._peer}: a welcome was due")
+        self._last_heard = time.monotonic()
+        self._start("link-reader", self._read, self._over)
+        welcome = self._welcome(connect_timeout)
         settings = RunSettings.model_validate_json(welcome.settings)
         self._shaper = shaper(settings.device(self._device).link, "up")
         self._scaling = settings.scaling(self._device)
@@ -191,16 +160,39 @@ class DeviceLink:
             "device", self._device, settings.run.seed, welcome.compiled_codec, cache_dir
         )
         self._updates = UpdateSender(self._device, settings.run.seed, "up", feedback=True)
-        threading.Thread(target=self._encode, name="link-encoder", daemon=True).start()
-        beat = threading.Thread(
-            target=self._heartbeats,
-            args=(settings.network.heartbeat_interval, settings.network.idle_timeout),
-            name="link-heartbeat",
-            daemon=True,
-        )
-        beat.start()
+        self._start("link-encoder", self._encode, self._inbox.put)
+        network = settings.network
+        beat = partial(self._heartbeats, network.heartbeat_interval, network.idle_timeout)
+        self._start("link-heartbeat", beat, self._over)
         allowance = welcome.credits or settings.network.credits
         return Joined(welcome.run_id, welcome.num_layers, settings, allowance)
+
+    def why(self, error: Exception) -> Exception:
+        """Why the stream ended, where `error` came to a transfer beside it; else that error."""
+        return error if self._ended is None else self._ended
+
+    def _welcome(self, patience: float) -> edge_pb2.Welcome:
+        """Wait to be taken in."""
+        while True:
+            left = self._last_heard + patience - time.monotonic()
+            if left <= 0:
+                raise LinkLost(f"{self._peer}: not a byte for {patience:g} s")
+            try:
+                welcome = self._inbox.get(timeout=left)
+            except queue.Empty:
+                continue
+            if isinstance(welcome, Exception):
+                raise welcome
+            if isinstance(welcome, Finish) and not welcome.ok:
+                raise RunFailed(welcome.reason)
+            if not isinstance(welcome, edge_pb2.Welcome):
+                raise ProtocolError(f"{self._peer}: a welcome was due")
+            return welcome
+
+    def _start(
+        self, name: str, work: Callable[[], None], tell: Callable[[Exception], None]
+    ) -> None:
+        self._threads.append(start_watched(name, work, tell))
 
     def ready(self, dataset: Dataset) -> None:
         """Tell the edge that span and data are there."""
@@ -298,21 +290,28 @@ class DeviceLink:
             return item
         raise ProtocolError(f"{self._peer}: {type(item).__name__} was not due")
 
-    def close(self, reason: str = "") -> None:
-        """Say goodbye, let queued bytes go out, and hang up."""
-        if self._closed.is_set():
+    def close(self, reason: str = "done") -> None:
+        """Say goodbye where anybody hears it, let queued bytes go out, and hang up.
+
+        Threads and connection are gone afterwards, however the stream has ended.
+        """
+        if self._hung_up:
             return
-        self._post(edge_pb2.DeviceMessage(goodbye=reason or "done"), LAST)
-        self._closed.set()
+        self._hung_up = True
+        if not self._lost:
+            self._post(edge_pb2.DeviceMessage(goodbye=reason), LAST)
+        self._stop.set()
         self._outbox.put(None, LAST)
         self._to_encode.put(None, LAST)
         if self._call is not None:
             # The edge closes the stream once it has read everything.
-            end = time.monotonic() + 5.0
+            end = time.monotonic() + GOODBYE
             while self._call.is_active() and time.monotonic() < end:
                 time.sleep(0.02)
             self._call.cancel()
         self._channel.close()
+        for thread in self._threads:
+            thread.join(1.0)
 
     # -- threads ----------------------------------------------------------------------------------
 
@@ -342,7 +341,11 @@ class DeviceLink:
                 message = self._outbox.get()
             arrivals.put((0.0, None))
 
-        threading.Thread(target=pace, name="link-pacer", daemon=True).start()
+        def broken(error: Exception) -> None:
+            self._inbox.put(error)
+            arrivals.put((0.0, None))
+
+        self._start("link-pacer", pace, broken)
         while (item := arrivals.get())[1] is not None:
             time.sleep(max(0.0, item[0] - time.monotonic()))
             yield item[1]
@@ -355,11 +358,7 @@ class DeviceLink:
     def _encode(self) -> None:
         """Frames of what the caller sent, until the link is closed."""
         for message in iter(self._to_encode.get, None):
-            try:
-                self._put_frames(message)
-            except SflError as error:
-                self._inbox.put(error)
-                return
+            self._put_frames(message)
 
     def _put_frames(self, message: TensorMessage) -> None:
         assert self._cut is not None
@@ -405,31 +404,40 @@ class DeviceLink:
         if isinstance(item, Declined):
             raise item.error
         if isinstance(item, Exception):
-            self._closed.set()
             raise item
         return item
 
     def _read(self) -> None:
-        reader = _Reader(self._stats, self._inbox.put, self._begin_round, self._decode)
+        reader = _Reader(self._stats, self._arrived, self._begin_round, self._decode)
         try:
             for message in self._call:
                 self._last_heard = time.monotonic()
                 reader.take(message)
-            self._inbox.put(LinkLost(f"{self._peer} closed the stream"))
         except grpc.RpcError as error:
-            self._inbox.put(error_of(error, self._peer))
-        except SflError as error:
-            self._inbox.put(error)
-        finally:
-            self._closed.set()
+            self._lost = True
+            raise error_of(error, self._peer) from None
+        self._lost = True
+        raise LinkLost(f"{self._peer} closed the stream")
+
+    def _arrived(self, item: Any) -> None:
+        if isinstance(item, Finish) and not item.ok:
+            self._ended = self._ended or RunFailed(item.reason)
+        self._inbox.put(item)
+
+    def _over(self, error: Exception) -> None:
+        """The stream is of no more use; who waits for it, or for a transfer beside it, learns."""
+        self._ended = self._ended or error
+        self._stop.set()
+        self._inbox.put(error)
+        if self._lost:
+            self._channel.close()
 
     def _heartbeats(self, interval: float, idle_timeout: float) -> None:
-        while not self._closed.wait(interval):
+        while not self._stop.wait(interval):
             silent = time.monotonic() - self._last_heard
             if silent > idle_timeout:
-                self._inbox.put(LinkLost(f"{self._peer}: not a byte for {silent:.0f} s"))
-                self._call.cancel()
-                return
+                self._lost = True
+                raise LinkLost(f"{self._peer}: not a byte for {silent:.0f} s")
             beat = tensor_pb2.Heartbeat(snapshot=self._stats.snapshot().to_json())
             self._post(edge_pb2.DeviceMessage(heartbeat=beat))
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import socket
 import ssl
+import time
 from typing import Any
 
 from sfl.certificates.identity import Role, covers, identity_in, server_name
@@ -16,24 +17,19 @@ from sfl.certificates.own import NO_CHECK_TIME, OwnCertificate, time_problem, ur
 from sfl.transport.addresses import split_address
 from sfl.transport.credentials import tell_of_tls
 
-TIMEOUT = 1.0
+TIMEOUT = 10.0
+"""Seconds for each step of a look; a slow link's round trip is a second or two."""
 LISTEN = 0.4
-"""Seconds to wait for the server's first word after the handshake; a refusal comes at once."""
+"""Seconds to wait for the server's first word after the handshake, or twice what that took: a
+refusal comes at once, but it has to come."""
 UNSUITABLE_PURPOSE = 26
 """OpenSSL's X509_V_ERR_INVALID_PURPOSE."""
-FIRST_LOOK, GROWTH, LATEST_LOOK = 0.25, 1.5, 2.0
-"""Seconds a channel is given before the first look at it, and how looks become rarer."""
-
-
-def look_again(pause: float) -> float:
-    """The pause after this one."""
-    return min(LATEST_LOOK, pause * GROWTH)
 
 
 def why_refused(address: str, role: Role, own: OwnCertificate | None) -> str | None:
     """Why the server of this role will not talk to us over TLS; None where nothing is amiss.
 
-    Takes up to two seconds.
+    Takes a few round trips; on a link that swallows all, TIMEOUT for each.
     """
     host, port = split_address("address", address)
     try:
@@ -63,6 +59,7 @@ def _with(raw: socket.socket, address: str, role: Role, own: OwnCertificate) -> 
     context.load_verify_locations(own.ca)
     context.load_cert_chain(own.cert, own.key)
     context.set_alpn_protocols(["h2"])
+    began = time.monotonic()
     try:
         tls = context.wrap_socket(raw, server_hostname=server_name(role, host))
     except ssl.SSLCertVerificationError as error:
@@ -77,7 +74,9 @@ def _with(raw: socket.socket, address: str, role: Role, own: OwnCertificate) -> 
             return "it speaks no TLS, and this node asks for it; give it a certificate too"
         return f"no TLS 1.3 with it: {error.reason or error}"
     with tls:
-        return _content_problem(tls.getpeercert() or {}, host, role) or _reception(tls, own)
+        return _content_problem(tls.getpeercert() or {}, host, role) or _reception(
+            tls, own, max(LISTEN, 2 * (time.monotonic() - began))
+        )
 
 
 def _content_problem(content: dict[str, Any], host: str, role: Role) -> str | None:
@@ -95,9 +94,9 @@ def _content_problem(content: dict[str, Any], host: str, role: Role) -> str | No
     return f"its certificate is for {hosts}, not for {host}: issue it with --host {host}"
 
 
-def _reception(tls: ssl.SSLSocket, own: OwnCertificate) -> str | None:
+def _reception(tls: ssl.SSLSocket, own: OwnCertificate, listen: float) -> str | None:
     """In TLS 1.3 a server judges the client's certificate after the client thinks all is well."""
-    tls.settimeout(LISTEN)
+    tls.settimeout(listen)
     try:
         if tls.recv(1):
             return None

@@ -32,9 +32,12 @@ from sfl.transport.wire import (
     WIRE_VERSION,
     generic_handler,
 )
-from sfl.v1 import edge_pb2
+from sfl.v1 import edge_pb2, tensor_pb2
 
 log = logging.getLogger(__name__)
+
+BEAT = 1.0
+"""Seconds between two signs of life to a device that waits to be let in."""
 
 T = TypeVar("T")
 Admission = tuple[edge_pb2.Welcome, Session, RunSettings]
@@ -59,6 +62,8 @@ class EdgeService:
         self.streams: dict[str, DeviceStream] = {}
         self._groups: dict[str, asyncio.Task[None]] = {}
         self._admissions: dict[str, asyncio.Task[Admission]] = {}
+        self._asked: set[asyncio.Task[Admission]] = set()
+        """Admissions whose answer the cloud still owes, those of devices that are gone too."""
         self._partings: dict[str, asyncio.Task[Any]] = {}
         self._probes = ProbeService()
 
@@ -74,7 +79,7 @@ class EdgeService:
 
     async def drain(self) -> None:
         """End what is open, once no call can come any more, and wait until all is given back."""
-        for task in (*self._admissions.values(), *self._groups.values()):
+        for task in (*self._asked, *self._groups.values()):
             task.cancel()
         while self._admissions or self._groups or self._partings:
             await asyncio.sleep(0.01)
@@ -167,13 +172,20 @@ class EdgeService:
     async def _open(self, hello: edge_pb2.DeviceHello, context: Context) -> DeviceStream:
         """Have a device admitted, and welcome it; whatever stops that, it then leaves again."""
         device, stream = hello.device, None
-        await self._host.loaded()
+        loaded = asyncio.create_task(self._host.loaded())
+        try:
+            await _alive_until(loaded, context)
+            loaded.result()
+        finally:
+            loaded.cancel()
         while device in self._partings:
-            await asyncio.wait({self._partings[device]})
+            await _alive_until(self._partings[device], context)
         self._supersede(device)
         admission = self._admissions[device] = asyncio.create_task(self._host.admit(device))
+        self._asked.add(admission)
+        admission.add_done_callback(self._asked.discard)
         try:
-            await asyncio.wait({admission})
+            await _alive_until(admission, context)
             welcome, session, settings = admission.result()
             welcome.compiled_codec = kernel().name == "compiled"
             await context.write(edge_pb2.EdgeMessage(welcome=welcome))
@@ -226,3 +238,12 @@ class EdgeService:
                 yield edge_pb2.FileChunk(data=data)
         except SflError as error:
             await context.abort(status_of(error), str(error))
+
+
+async def _alive_until(task: asyncio.Task[Any], context: Context) -> None:
+    """Wait for a task, and let the device that waits for it hear that this edge lives."""
+    alive = edge_pb2.EdgeMessage(heartbeat=tensor_pb2.Heartbeat())
+    while not task.done():
+        done, _ = await asyncio.wait({task}, timeout=BEAT)
+        if not done:
+            await context.write(alive)

@@ -6,11 +6,15 @@ import hashlib
 import logging
 import re
 import shutil
+import threading
+import time
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import grpc
 
-from sfl.errors import ProtocolError
+from sfl.errors import LinkLost, ProtocolError
 from sfl.files import writable_folder
 from sfl.metrics.stats import NodeStats
 from sfl.transport.status import error_of
@@ -23,22 +27,32 @@ HASH = re.compile(r"[0-9a-f]{64}")
 FILE_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,127}")
 
 
-def fetch_model(channel: grpc.Channel, device: str, cache: Path, stats: NodeStats) -> Path:
+LIST_TIMEOUT = 600.0
+"""Seconds for the list of files: an edge may have to hash them all first."""
+
+
+def fetch_model(
+    channel: grpc.Channel, device: str, cache: Path, stats: NodeStats, silence: float
+) -> Path:
     """A folder with the files of this device's span; only what the cache lacks is transferred.
+
+    A file of which nothing comes for `silence` seconds is given up, and resumed by the next call.
 
     Raises ConfigError where the cache cannot be written, LinkLost, Refused, ProtocolError where
     bytes do not match their hash or an entry is not a plain file's.
     """
     cache = writable_folder(cache, "device.cache_dir")
     try:
-        listing = EDGE_LIST_FILES.stub(channel)(edge_pb2.FilesRequest(device=device))
+        listing = EDGE_LIST_FILES.stub(channel)(
+            edge_pb2.FilesRequest(device=device), timeout=LIST_TIMEOUT
+        )
         digest = hashlib.sha256("".join(f.sha256 for f in listing.files).encode()).hexdigest()
         folder = cache / "spans" / digest[:32]
         for entry in listing.files:
             _check_entry(entry)
         folder.mkdir(parents=True, exist_ok=True)
         for entry in listing.files:
-            _fetch(channel, device, entry, cache / "blobs", stats)
+            _fetch(channel, device, entry, cache / "blobs", stats, silence)
             _link(cache / "blobs" / entry.sha256, folder / entry.name)
     except grpc.RpcError as error:
         raise error_of(error, "edge") from None
@@ -54,7 +68,12 @@ def _check_entry(entry: edge_pb2.FileEntry) -> None:
 
 
 def _fetch(
-    channel: grpc.Channel, device: str, entry: edge_pb2.FileEntry, blobs: Path, stats: NodeStats
+    channel: grpc.Channel,
+    device: str,
+    entry: edge_pb2.FileEntry,
+    blobs: Path,
+    stats: NodeStats,
+    silence: float,
 ) -> None:
     """Bring one file's content into the cache under its hash."""
     blobs.mkdir(parents=True, exist_ok=True)
@@ -68,13 +87,39 @@ def _fetch(
     )
     request = edge_pb2.FileRequest(device=device, name=entry.name, offset=offset)
     with partial.open("ab") as file:
-        for chunk in EDGE_FETCH_FILE.stub(channel)(request):
+        for chunk in _in_time(EDGE_FETCH_FILE.stub(channel)(request), entry.name, silence):
             stats.bytes.add("down", "weights", chunk.ByteSize(), len(chunk.data))
             file.write(chunk.data)
     if _sha256(partial) != entry.sha256:
         partial.unlink()
         raise ProtocolError(f"{entry.name} from the edge does not match its hash; start again")
     partial.replace(final)
+
+
+def _in_time(call: Any, name: str, silence: float) -> Iterator[edge_pb2.FileChunk]:
+    """A file's chunks. Raises LinkLost where the next one takes longer than `silence` seconds."""
+    over, late = threading.Event(), threading.Event()
+    heard = time.monotonic()
+
+    def watch() -> None:
+        while not over.wait(min(1.0, silence / 4)):
+            if time.monotonic() - heard > silence:
+                late.set()
+                call.cancel()
+                return
+
+    threading.Thread(target=watch, name="fetch-watch", daemon=True).start()
+    try:
+        for chunk in call:
+            heard = time.monotonic()
+            yield chunk
+    except grpc.RpcError:
+        if late.is_set():
+            raise LinkLost(f"edge: nothing of {name} for {silence:g} s") from None
+        raise
+    finally:
+        over.set()
+        call.cancel()
 
 
 def _sha256(path: Path) -> str:

@@ -16,8 +16,8 @@ import grpc
 from sfl.certificates.own import OwnCertificate
 from sfl.errors import ProtocolError
 from sfl.transport.credentials import open_channel
-from sfl.transport.device_link import wait_for_peer
 from sfl.transport.diagnosis import why_refused
+from sfl.transport.dialling import nothing_known, wait_for_peer
 from sfl.transport.status import error_of
 from sfl.transport.wire import EDGE_PROBE
 from sfl.v1 import edge_pb2
@@ -49,14 +49,18 @@ class LinkSpeed:
 
 
 def probe_edge(
-    address: str, insecure: bool, connect_timeout: float = 5.0, own: OwnCertificate | None = None
+    address: str,
+    insecure: bool,
+    connect_timeout: float = 10.0,
+    own: OwnCertificate | None = None,
+    proxy: bool = False,
 ) -> LinkSpeed:
     """Measure the link to the edge at `host:port`.
 
     Raises ConfigError, PeerUnavailable, Refused, LinkLost; ProtocolError where it is no edge.
     """
-    channel = open_channel("--edge", address, insecure, own, "edge")
-    why = partial(why_refused, address, "edge", own)
+    channel = open_channel("--edge", address, insecure, own, "edge", proxy)
+    why = nothing_known if proxy else partial(why_refused, address, "edge", own)
     try:
         wait_for_peer(channel, f"edge at {address}", connect_timeout, why)
         conversation = _Conversation(channel)

@@ -7,6 +7,7 @@ from typing import Protocol
 import grpc
 
 from sfl.errors import (
+    Corrupted,
     LinkLost,
     NameInUse,
     PeerUnavailable,
@@ -24,6 +25,7 @@ STATUS_OF: dict[type[SflError], grpc.StatusCode] = {
     NameInUse: grpc.StatusCode.ALREADY_EXISTS,
     UserError: grpc.StatusCode.FAILED_PRECONDITION,  # dialling again would not mend it
     RunFailed: grpc.StatusCode.ABORTED,
+    Corrupted: grpc.StatusCode.DATA_LOSS,
     LinkLost: grpc.StatusCode.UNAVAILABLE,
     PeerUnavailable: grpc.StatusCode.UNAVAILABLE,
 }
@@ -35,6 +37,7 @@ ERROR_OF: dict[grpc.StatusCode, type[SflError]] = {
     grpc.StatusCode.NOT_FOUND: Refused,
     grpc.StatusCode.UNIMPLEMENTED: ProtocolError,
     grpc.StatusCode.ABORTED: RunFailed,
+    grpc.StatusCode.DATA_LOSS: Corrupted,
 }
 
 

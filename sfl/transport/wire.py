@@ -21,16 +21,48 @@ FRAME_BYTES = (1 << 20) - (1 << 12)
 STACK = "stack"
 """The `side` of an adapter that is no device's: what is to be added to the base, of `round`."""
 
-OPTIONS: tuple[tuple[str, int], ...] = (
+KEEPALIVE = 60.0
+"""Seconds of silence after which either end of a connection asks whether the other is there, and
+seconds for the answer. Any byte is one. A half-open connection is thus given up after two minutes
+at the latest, whatever waits on it; what sends heartbeats knows much earlier (`idle_timeout`)."""
+
+ATTEMPT = 20.0
+"""Seconds that one attempt to connect may take: three round trips with TLS, and a busy peer."""
+
+_BOTH: tuple[tuple[str, int], ...] = (
     ("grpc.max_receive_message_length", 8 << 20),
     ("grpc.max_send_message_length", 8 << 20),
+    ("grpc.keepalive_time_ms", int(KEEPALIVE * 1000)),
+    ("grpc.keepalive_timeout_ms", int(KEEPALIVE * 1000)),
+    ("grpc.keepalive_permit_without_calls", 1),
+    # A ping may wait behind megabytes on a slow link; what must come in time is any byte.
+    ("grpc.http2.ping_timeout_ms", int(10 * KEEPALIVE * 1000)),
+)
+
+SERVER_OPTIONS: tuple[tuple[str, int], ...] = (
+    *_BOTH,
     # Two servers must not share a port unnoticed, as SO_REUSEPORT would let them.
     ("grpc.so_reuseport", 0),
-    ("grpc.initial_reconnect_backoff_ms", 200),
-    ("grpc.min_reconnect_backoff_ms", 200),
-    ("grpc.max_reconnect_backoff_ms", 1000),
-    ("grpc.enable_retries", 0),
+    # Twice as often as a client of ours asks is no offence; it would be by gRPC's own five minutes.
+    ("grpc.http2.min_ping_interval_without_data_ms", int(KEEPALIVE * 500)),
 )
+
+CLIENT_OPTIONS: tuple[tuple[str, int], ...] = (
+    *_BOTH,
+    ("grpc.http2.max_pings_without_data", 0),
+    ("grpc.initial_reconnect_backoff_ms", 200),
+    ("grpc.max_reconnect_backoff_ms", 1000),
+    # In spite of its name the time-out of one attempt, not the pause before the next.
+    ("grpc.min_reconnect_backoff_ms", int(ATTEMPT * 1000)),
+    ("grpc.enable_retries", 0),
+    # Each channel has its own connection: a new one to an address must not share a dead one's.
+    ("grpc.use_local_subchannel_pool", 1),
+)
+
+
+def client_options(proxy: bool = False) -> tuple[tuple[str, int], ...]:
+    """Of a channel; `proxy`: it may go through the proxy that the environment names."""
+    return (*CLIENT_OPTIONS, ("grpc.enable_http_proxy", int(proxy)))
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,0 +1,36 @@
+"""Why a device leaves, in the words that its edge, and so the run's records, get."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+
+from sfl.errors import SflError
+from sfl.process import Terminated
+from sfl.transport.device_link import DeviceLink
+
+DONE = "done"
+
+
+@contextlib.contextmanager
+def saying_goodbye(link: DeviceLink) -> Iterator[None]:
+    """Close the link at the end, and say what ended it; "done" only where nothing did."""
+    reason = DONE
+    try:
+        yield
+    except BaseException as error:
+        reason = words(error)
+        raise
+    finally:
+        link.close(reason)
+
+
+def words(error: BaseException) -> str:
+    """What ended a device, in one line."""
+    if isinstance(error, Terminated):
+        return "SIGTERM"
+    if isinstance(error, KeyboardInterrupt):
+        return "interrupted"
+    if isinstance(error, SflError):
+        return str(error)
+    return f"{type(error).__name__}: {error} (a bug; the device's log has its traceback)"

@@ -1,0 +1,122 @@
+"""Dialling a peer: how long a node goes on, when it says so, and when it asks why nobody answers.
+
+gRPC makes the connection; here it is only waited for. A look at what stands in the way is a
+connection of its own, so it is taken only once gRPC's has failed, one at a time, and ever more
+rarely: a link that is merely slow costs its server nothing.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import threading
+import time
+from collections.abc import Callable
+from concurrent.futures import Future
+
+import grpc
+import grpc.aio
+
+from sfl.errors import PeerUnavailable, Refused
+
+log = logging.getLogger(__name__)
+
+SAY_EVERY = 5.0
+"""Seconds between two lines about what is waited for."""
+FIRST_LOOK, GROWTH, LATEST_LOOK = 0.25, 2.0, 10.0
+"""Seconds after a failure until the first look, and how looks become rarer."""
+GLANCE = 0.05
+"""Seconds between two glances at a look that is under way, or at a channel."""
+
+Why = Callable[[], str | None]
+
+
+def nothing_known() -> str | None:
+    """What there is to say of a peer that nobody can look at."""
+    return None
+
+
+class Dial:
+    """One attempt to reach a peer, from its beginning to `timeout`; the caller does the waiting.
+
+    `why` tells what stands in the way that waiting will not mend. It may take seconds, and runs on
+    a thread of its own.
+    """
+
+    def __init__(self, peer: str, timeout: float, why: Why = nothing_known) -> None:
+        self._peer, self._timeout, self._why = peer, timeout, why
+        now = time.monotonic()
+        self._end, self._say = now + timeout, now + SAY_EVERY
+        self._pause, self._next_look = FIRST_LOOK, now + FIRST_LOOK
+        self._look: Future[str | None] | None = None
+
+    def go_on(self, failed: bool) -> None:
+        """Say that it waits, and look why, where either is due; `failed`: gRPC has tried in vain.
+
+        Raises PeerUnavailable, Refused.
+        """
+        now = time.monotonic()
+        self._take_look()
+        if now >= self._end:
+            raise PeerUnavailable(f"{self._peer} did not answer within {self._timeout:g} s")
+        if failed and self._look is None and now >= self._next_look:
+            self._look = _on_own_thread(self._why)
+        if now >= self._say:
+            self._say += SAY_EVERY
+            log.info("waiting for %s (%.0f s left)", self._peer, self._end - now)
+
+    def _take_look(self) -> None:
+        if self._look is None or not self._look.done():
+            return
+        if (reason := self._look.result()) is not None:
+            raise Refused(f"{self._peer}: {reason}")
+        self._look = None
+        self._pause = min(LATEST_LOOK, self._pause * GROWTH)
+        self._next_look = time.monotonic() + self._pause
+
+
+def wait_for_peer(
+    channel: grpc.Channel, peer: str, timeout: float, why: Why = nothing_known
+) -> None:
+    """Wait until a channel is connected. Raises PeerUnavailable, Refused."""
+    dial = Dial(peer, timeout, why)
+    ready, failed = threading.Event(), threading.Event()
+
+    def seen(state: grpc.ChannelConnectivity) -> None:
+        if state is grpc.ChannelConnectivity.READY:
+            ready.set()
+        elif state is grpc.ChannelConnectivity.TRANSIENT_FAILURE:
+            failed.set()
+
+    channel.subscribe(seen, try_to_connect=True)
+    try:
+        while not ready.wait(GLANCE):
+            dial.go_on(failed.is_set())
+    finally:
+        channel.unsubscribe(seen)
+
+
+async def wait_for_peer_aio(
+    channel: grpc.aio.Channel, peer: str, timeout: float, why: Why = nothing_known
+) -> None:
+    """The same on an event loop."""
+    dial = Dial(peer, timeout, why)
+    failed = False
+    while (state := channel.get_state(try_to_connect=True)) is not grpc.ChannelConnectivity.READY:
+        failed = failed or state is grpc.ChannelConnectivity.TRANSIENT_FAILURE
+        dial.go_on(failed)
+        await asyncio.sleep(GLANCE)
+
+
+def _on_own_thread(why: Why) -> Future[str | None]:
+    """What a look finds, or raises; a process does not wait for it to end."""
+    found: Future[str | None] = Future()
+
+    def look() -> None:
+        try:
+            found.set_result(why())
+        except Exception as error:  # noqa: BLE001 - raised where it is taken
+            found.set_exception(error)
+
+    threading.Thread(target=look, name="link-look", daemon=True).start()
+    return found
