@@ -50,6 +50,7 @@ SAME_LEVEL = {
     ("sfl.files", "sfl.errors"),
     ("sfl.process", "sfl.machine"),
     ("sfl.adapters", "sfl.models"),
+    ("sfl.data", "sfl.models"),
     ("sfl.aggregation", "sfl.adapters"),
 }
 ROOMS = {

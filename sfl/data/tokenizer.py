@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from sfl.data.markers import Markers, settle_markers
+from sfl.data.marks import without_marks
 from sfl.errors import DataError, ModelError
+from sfl.models.jsonfile import read_object
+from sfl.models.vocabulary import beyond, check_files
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -28,29 +31,70 @@ _CLASSES = {
 }
 """By model type, the class that AutoTokenizer takes; only a short cut, other types go the long
 way through it. A test holds both to the same ids."""
+_PROBES = ("a", " a", "A", "1", ".")
 _SENTINEL = "\n"
 
 
 class Tokenizer:
-    """Text to ids and back.
+    """Text to ids and back, ids within the model's embedding.
 
-    `pad_id` is a valid id in any case: padding is masked by lengths, so where the tokenizer names
-    none it is the end token's, and the vocabulary never grows. `eos_id` is None for encoders
-    that have no such token. `prefix` and `suffix` are what the tokenizer puts around a text.
+    `markers` is what begins, ends and fills a sequence, for training, evaluation, generation and
+    export alike. `eos_id` is None for encoders that have no such token.
     """
 
-    def __init__(self, backend: PreTrainedTokenizerBase, eos_id: int | None = None) -> None:
+    def __init__(
+        self,
+        backend: PreTrainedTokenizerBase,
+        folder: Path,
+        config: Mapping[str, Any],
+    ) -> None:
         self._backend = backend
+        self._folder = folder
         self._same: dict[int, int] = {}  # one object an id: examples take a third of the memory
-        first = backend.eos_token_id if backend.eos_token_id is not None else eos_id
-        self.eos_id: int | None = first
-        named = (backend.pad_token_id, self.eos_id, backend.unk_token_id, 0)
-        self.pad_id: int = next(number for number in named if number is not None)
+        rows = config.get("vocab_size")
+        self._rows: int | None = rows if isinstance(rows, int) else None
+        self._check_vocabulary()
+        prefix, suffix = self._around()
+        self.markers: Markers = settle_markers(
+            prefix=prefix,
+            suffix=suffix,
+            named={name: getattr(backend, f"{name}_token_id") for name in ("eos", "pad", "unk")},
+            special=frozenset(backend.all_special_ids),
+            config=config,
+        )
         self.has_chat_template: bool = bool(backend.chat_template)
-        bare, marked = (self._ids(["a"], special=special)[0] for special in (False, True))
-        start = next(k for k in range(len(marked)) if marked[k : k + len(bare)] == bare)
-        self.prefix: tuple[int, ...] = tuple(marked[:start])
-        self.suffix: tuple[int, ...] = tuple(marked[start + len(bare) :])
+        for what, number in self.markers.used():
+            self._check_row(f"the token that {what}", number)
+
+    @property
+    def eos_id(self) -> int | None:
+        """The token that ends a completion or a text."""
+        return self.markers.eos_id
+
+    @property
+    def pad_id(self) -> int:
+        """A valid id in any case: padding is masked by lengths."""
+        return self.markers.pad_id
+
+    @property
+    def prefix(self) -> tuple[int, ...]:
+        """What the tokenizer puts before a text."""
+        return self.markers.prefix
+
+    @property
+    def suffix(self) -> tuple[int, ...]:
+        """What the tokenizer puts behind a text."""
+        return self.markers.suffix
+
+    @property
+    def pad_token(self) -> str:
+        """The token of `pad_id`, as the vocabulary has it."""
+        return str(self._backend.convert_ids_to_tokens(self.pad_id))
+
+    @property
+    def names_pad(self) -> bool:
+        """Whether the tokenizer's own files name `pad_id` as their pad token."""
+        return bool(self._backend.pad_token_id == self.pad_id)
 
     def __len__(self) -> int:
         """How many ids there are."""
@@ -126,7 +170,56 @@ class Tokenizer:
             verbose=False,  # lengths are counted where examples are made
         )
         same = self._same.setdefault
-        return [[same(number, number) for number in ids] for ids in encoded["input_ids"]]
+        found = [[same(number, number) for number in ids] for ids in encoded["input_ids"]]
+        if self._reaches_beyond:
+            self._check_row(
+                "a token of the text", max((n for ids in found for n in ids), default=0)
+            )
+        return found
+
+    @cached_property
+    def _reaches_beyond(self) -> bool:
+        """Whether some token has no row; then every text is looked at."""
+        added = max(self._backend.added_tokens_decoder, default=0)
+        return self._rows is not None and max(self._backend.vocab_size - 1, added) >= self._rows
+
+    def _check_row(self, what: str, number: int) -> None:
+        if self._rows is not None and number >= self._rows:
+            token = str(self._backend.convert_ids_to_tokens(number))
+            raise beyond(self._folder, f"{what}, {token!r},", number, self._rows)
+
+    def _check_vocabulary(self) -> None:
+        """Raise ModelError where the vocabulary is but markers, or ordinary tokens have no row."""
+        added = self._backend.added_tokens_decoder
+        count = int(self._backend.vocab_size)
+        if not set(range(count)) - set(added) - set(self._backend.all_special_ids):
+            raise self._broken("it knows no tokens but its markers; its vocabulary is missing")
+        highest = max(set(range(self._rows or 0, count)) - set(added), default=-1)
+        if self._rows is not None:
+            self._check_row("an ordinary token", highest)
+
+    def _around(self) -> tuple[tuple[int, ...], tuple[int, ...]]:
+        """What is put before and behind a text, seen at the first one that has tokens."""
+        for text in self._probes():
+            bare, marked = (self._ids([text], special=special)[0] for special in (False, True))
+            for start in range(len(marked) if bare else 0):
+                if marked[start : start + len(bare)] == bare:
+                    return tuple(marked[:start]), tuple(marked[start + len(bare) :])
+        raise self._broken("it makes no tokens of any text; is its vocabulary complete?")
+
+    def _probes(self) -> Iterator[str]:
+        """Texts that have tokens in most vocabularies, then those of the vocabulary itself."""
+        yield from _PROBES
+        for number in range(min(int(self._backend.vocab_size), 1000)):
+            yield self.decode([number])
+
+    def _broken(self, problem: str) -> ModelError:
+        return ModelError(
+            "model.path",
+            str(self._folder),
+            f"its tokenizer cannot be used: {problem}",
+            "Fetch all of its files again, or save a tokenizer with save_pretrained(folder).",
+        )
 
     def _template(self, messages: list[dict[str, str]], *, add_generation_prompt: bool) -> str:
         return str(
@@ -140,27 +233,34 @@ def load_tokenizer(folder: Path) -> Tokenizer:
     """The tokenizer of a model folder, with the ids that AutoTokenizer gives.
 
     Where the folder names a class known to be plain, that class is taken directly: half a second
-    and 60 MB, where AutoTokenizer brings torch and takes 3 s. Raises ModelError.
+    and 60 MB, where AutoTokenizer brings torch and takes 3 s. Raises ModelError, also where it
+    cannot belong to the model beside it.
     """
     if not folder.is_dir():
         raise ModelError("model.path", str(folder), "no such folder", "Check the path.")
-    config = _read_json(folder / "config.json")
-    declared = _read_json(folder / "tokenizer_config.json")
+    config = _read(folder / "config.json")
+    declared = _read(folder / "tokenizer_config.json")
+    check_files(folder, config)
     lean = _lean_class(folder, str(config.get("model_type", "")), declared)
+    with without_marks(folder) as clean:
+        return Tokenizer(_load(clean, folder, lean), folder, config)
+
+
+def _load(clean: Path, folder: Path, lean: str | None) -> PreTrainedTokenizerBase:
     import transformers
 
     loader = getattr(transformers, lean or "AutoTokenizer")
     try:
-        backend = loader.from_pretrained(str(folder), local_files_only=True)
-    except (OSError, ValueError, KeyError, ImportError) as error:
+        backend: PreTrainedTokenizerBase = loader.from_pretrained(str(clean), local_files_only=True)
+    except Exception as error:  # the tokenizers library raises plain ones
+        first = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise ModelError(
             "model.path",
             str(folder),
-            f"its tokenizer cannot be loaded: {str(error).strip().splitlines()[0]}",
+            f"its tokenizer cannot be loaded: {first}",
             "Save one beside the model with tokenizer.save_pretrained(folder).",
-        ) from None
-    eos = config.get("eos_token_id")
-    return Tokenizer(backend, eos[0] if isinstance(eos, list) else eos)
+        ) from error
+    return backend
 
 
 def _lean_class(folder: Path, model_type: str, declared: dict[str, Any]) -> str | None:
@@ -178,11 +278,5 @@ def _lean_class(folder: Path, model_type: str, declared: dict[str, Any]) -> str 
     return name
 
 
-def _read_json(path: Path) -> dict[str, Any]:
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        return {}
-    except ValueError as error:
-        raise ModelError("model.path", str(path), f"not JSON: {error}", "Fetch it again.") from None
-    return content if isinstance(content, dict) else {}
+def _read(path: Path) -> dict[str, Any]:
+    return read_object(path) if path.is_file() else {}

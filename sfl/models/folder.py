@@ -5,6 +5,8 @@ Knows headers only; no torch, no transformers, no weights in memory.
 
 from __future__ import annotations
 
+import dataclasses
+import itertools
 import json
 import re
 from collections.abc import Mapping
@@ -17,9 +19,9 @@ from sfl.errors import ConfigError, ModelError
 from sfl.models import FAMILIES
 from sfl.models.family import Family, Layout, Sizes, Task
 from sfl.models.hub import fetch_from_hub
+from sfl.models.jsonfile import FIELD, read_object, refuse_pointer
 from sfl.plan import Span
 
-FIELD = "model.path"
 DTYPE_BYTES = {"F64": 8, "F32": 4, "F16": 2, "BF16": 2, "I64": 8, "I32": 4, "U8": 1, "BOOL": 1}
 MAX_HEADER_BYTES = 100_000_000
 
@@ -188,14 +190,11 @@ def _is_path(name: str) -> bool:
 
 def _read_config(path: Path) -> dict[str, Any]:
     try:
-        config: dict[str, Any] = json.loads((path / "config.json").read_text(encoding="utf-8"))
+        return read_object(path / "config.json")
     except FileNotFoundError:
         raise ModelError(
             FIELD, str(path), "no config.json in it", "Give a Hugging Face model folder."
         ) from None
-    except (OSError, ValueError) as error:
-        raise _broken(path / "config.json", str(error)) from None
-    return config
 
 
 def _family(path: Path, config: Mapping[str, Any]) -> Family:
@@ -218,9 +217,15 @@ def _family(path: Path, config: Mapping[str, Any]) -> Family:
 
 def _sizes(path: Path, family: Family, config: Mapping[str, Any]) -> Sizes:
     try:
-        return family.sizes(config)
+        sizes = family.sizes(config)
     except KeyError as error:
         raise _broken(path / "config.json", f"it has no {error}") from None
+    except TypeError:
+        sizes = None
+    numbers = () if sizes is None else dataclasses.astuple(sizes)
+    if sizes is None or not all(type(number) is int and number > 0 for number in numbers):
+        raise _broken(path / "config.json", "its sizes are no positive whole numbers")
+    return sizes
 
 
 def _read_headers(path: Path, config: Mapping[str, Any]) -> dict[str, TensorEntry]:
@@ -228,10 +233,9 @@ def _read_headers(path: Path, config: Mapping[str, Any]) -> dict[str, TensorEntr
     index = path / "model.safetensors.index.json"
     if (path / "model.safetensors").is_file() or not index.is_file():
         return _read_header(_single_file(path, config))
-    try:
-        places: dict[str, str] = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
-    except (OSError, ValueError, KeyError) as error:
-        raise _broken(index, repr(error)) from None
+    places = read_object(index).get("weight_map")
+    if not isinstance(places, dict) or not all(isinstance(n, str) for n in places.values()):
+        raise _broken(index, "it has no weight_map of file names")
     shards = {name: _read_header(_shard(path, name)) for name in sorted(set(places.values()))}
     try:
         return {name: shards[file][name] for name, file in places.items()}
@@ -270,26 +274,42 @@ def _shard(path: Path, name: str) -> Path:
 def _read_header(file: Path) -> dict[str, TensorEntry]:
     """Tensors of one file: 8 bytes of length, then JSON with offsets behind it."""
     try:
+        size = file.stat().st_size
         with file.open("rb") as opened:
-            num_bytes = int.from_bytes(opened.read(8), "little")
+            first = opened.read(8)
+            refuse_pointer(file, first + opened.read(64))
+            num_bytes = int.from_bytes(first, "little")
             if not 2 <= num_bytes <= MAX_HEADER_BYTES:
                 raise _broken(file, "not a safetensors file")
+            if 8 + num_bytes > size:
+                raise _broken(file, "it ends within its header; is the file complete?")
+            opened.seek(8)
             header = json.loads(opened.read(num_bytes))
-        size = file.stat().st_size
         entries = {
             name: _entry(file, name, value, 8 + num_bytes)
             for name, value in header.items()
             if name != "__metadata__"
         }
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise _broken(file, f"not a safetensors file ({error!r})") from None
+    _check_places(file, entries, 8 + num_bytes, size)
+    return entries
+
+
+def _check_places(file: Path, entries: Mapping[str, TensorEntry], first: int, size: int) -> None:
+    """Raise ModelError unless the tensors fill the file, each with as many bytes as it takes."""
     for entry in entries.values():
         itemsize = DTYPE_BYTES.get(entry.dtype)
         if itemsize is None:
             raise _broken(file, f"{entry.name} has type {entry.dtype}, which is not supported")
-        if entry.nbytes != itemsize * prod(entry.shape) or entry.offset + entry.nbytes > size:
+        if min(entry.shape, default=0) < 0 or entry.nbytes != itemsize * prod(entry.shape):
             raise _broken(file, f"{entry.name} does not fit its place; is the file complete?")
-    return entries
+        if entry.offset < first or entry.offset + entry.nbytes > size:
+            raise _broken(file, f"{entry.name} does not fit its place; is the file complete?")
+    filled = sorted((entry for entry in entries.values()), key=lambda e: (e.offset, e.nbytes))
+    for before, after in itertools.pairwise(filled):
+        if before.offset + before.nbytes > after.offset:
+            raise _broken(file, f"{before.name} and {after.name} lie over each other")
 
 
 def _entry(file: Path, name: str, value: Mapping[str, Any], base: int) -> TensorEntry:

@@ -17,6 +17,7 @@ import grpc
 from sfl.errors import LinkLost, ProtocolError
 from sfl.files import writable_folder
 from sfl.metrics.stats import NodeStats
+from sfl.transport.files import is_served
 from sfl.transport.status import error_of
 from sfl.transport.wire import EDGE_FETCH_FILE, EDGE_LIST_FILES
 from sfl.v1 import edge_pb2
@@ -24,7 +25,6 @@ from sfl.v1 import edge_pb2
 log = logging.getLogger(__name__)
 
 HASH = re.compile(r"[0-9a-f]{64}")
-FILE_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,127}")
 
 
 LIST_TIMEOUT = 600.0
@@ -46,7 +46,9 @@ def fetch_model(
         listing = EDGE_LIST_FILES.stub(channel)(
             edge_pb2.FilesRequest(device=device), timeout=LIST_TIMEOUT
         )
-        digest = hashlib.sha256("".join(f.sha256 for f in listing.files).encode()).hexdigest()
+        digest = hashlib.sha256(
+            "".join(f.name + f.sha256 for f in listing.files).encode()
+        ).hexdigest()
         folder = cache / "spans" / digest[:32]
         for entry in listing.files:
             _check_entry(entry)
@@ -63,8 +65,8 @@ def _check_entry(entry: edge_pb2.FileEntry) -> None:
     """Hash and name become paths of this device's, so neither may lead out of the cache."""
     if not HASH.fullmatch(entry.sha256):
         raise ProtocolError(f"{entry.sha256!r:.80} from the edge is no SHA-256 in hex")
-    if not FILE_NAME.fullmatch(entry.name):
-        raise ProtocolError(f"{entry.name!r:.80} from the edge is no plain file name")
+    if not is_served(entry.name):
+        raise ProtocolError(f"{entry.name!r:.80} from the edge is no plain file name of a model's")
 
 
 def _fetch(
@@ -131,6 +133,7 @@ def _link(content: Path, target: Path) -> None:
     """Give cached content its name; a hard link where the file system has them."""
     if target.exists():
         return
+    target.parent.mkdir(exist_ok=True)
     try:
         target.hardlink_to(content)
     except FileExistsError:

@@ -15,23 +15,14 @@ from dataclasses import dataclass
 from sfl.errors import Refused
 from sfl.models.family import Task
 from sfl.models.folder import ModelFolder, TensorEntry, read_into, span_tensor_names
+from sfl.models.vocabulary import is_tokenizer_file, tokenizer_files
 from sfl.plan import Span
 from sfl.transport.wire import FRAME_BYTES
 from sfl.v1 import edge_pb2
 
 WEIGHTS = "model.safetensors"
-SMALL_FILES = (
-    "config.json",
-    "generation_config.json",
-    "tokenizer.json",
-    "tokenizer_config.json",
-    "special_tokens_map.json",
-    "added_tokens.json",
-    "chat_template.jinja",
-    "vocab.json",
-    "vocab.txt",
-    "merges.txt",
-)
+CONFIGS = ("config.json", "generation_config.json")
+"""Served beside the tokenizer's files. Nothing else of the folder leaves it."""
 
 Piece = Callable[[], bytes]
 
@@ -52,6 +43,11 @@ class Part:
         return bytes(buffer)
 
 
+def is_served(name: str) -> bool:
+    """Whether an edge may send a device a file of this name."""
+    return name in (WEIGHTS, *CONFIGS) or is_tokenizer_file(name)
+
+
 class SpanFiles:
     """The files of one device, listed with their hashes, readable from any offset."""
 
@@ -59,7 +55,7 @@ class SpanFiles:
         names = {name for span in spans for name in span_tensor_names(folder, span, task)}
         entries = [folder.tensors[name] for name in sorted(names)]
         self._files: dict[str, list[Part]] = {WEIGHTS: _weights(entries)}
-        for name in SMALL_FILES:
+        for name in (*CONFIGS, *tokenizer_files(folder.path)):
             path = folder.path / name
             if path.is_file():
                 content = path.read_bytes()

@@ -1,0 +1,50 @@
+"""The small JSON files of a model folder, as other people's programs have written them."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from sfl.errors import ModelError
+
+FIELD = "model.path"
+LFS = b"version https://git-lfs.github.com/spec/"
+
+
+def read_object(path: Path) -> dict[str, Any]:
+    """The JSON object in `path`, with or without a byte order mark.
+
+    Raises FileNotFoundError, and ModelError for what is not an object in UTF-8.
+    """
+    try:
+        data = path.read_bytes()
+    except FileNotFoundError:
+        raise
+    except OSError as error:
+        raise _broken(path, f"it cannot be read ({error.strerror})") from None
+    refuse_pointer(path, data)
+    try:
+        content = json.loads(data.decode("utf-8-sig"))
+    except UnicodeDecodeError:
+        raise ModelError(FIELD, str(path), "not UTF-8", "Save it as UTF-8.") from None
+    except (ValueError, RecursionError) as error:
+        raise _broken(path, f"not JSON: {error}") from None
+    if not isinstance(content, dict):
+        raise _broken(path, f"a JSON {type(content).__name__}, not an object")
+    return content
+
+
+def refuse_pointer(path: Path, beginning: bytes) -> None:
+    """Raise ModelError where `beginning` of the file is a Git LFS pointer's."""
+    if beginning.startswith(LFS):
+        raise ModelError(
+            FIELD,
+            str(path),
+            "a Git LFS pointer, which stands for the file and is not the file",
+            f"Run `git lfs pull` in {path.parent}, or fetch the model again.",
+        )
+
+
+def _broken(path: Path, problem: str) -> ModelError:
+    return ModelError(FIELD, str(path), problem, "Fetch the model again.")
