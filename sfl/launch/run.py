@@ -22,6 +22,7 @@ from sfl.launch.patience import SAY_EVERY
 from sfl.models.batching import check_batching
 from sfl.models.edge_budget import fit_edge
 from sfl.models.folder import ModelFolder, check_length, open_model
+from sfl.models.vocabulary import check_tokenizer
 from sfl.plan import SplitPlan
 from sfl.process import cores, quiet_environment
 from sfl.report.status import RunStatus
@@ -165,6 +166,7 @@ def check(config: RunConfig, folder: ModelFolder) -> None:
     Raises ConfigError.
     """
     folder.check_task(config.model.task)
+    check_tokenizer(folder.path, folder.config)
     check_batching(folder, config.settings, config.edge)
     check_names(config)
     check_certificates(config)

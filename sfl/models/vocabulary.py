@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import importlib.util
 import re
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -66,7 +66,7 @@ def tokenizer_files(folder: Path) -> list[str]:
     return sorted(name for name in inside if is_tokenizer_file(name))
 
 
-def check_tokenizer(folder: Path, config: dict[str, Any]) -> None:
+def check_tokenizer(folder: Path, config: Mapping[str, Any]) -> None:
     """Raise ModelError where the tokenizer of `folder` lacks a file, or goes beyond the model.
 
     Looks at what is on disk alone, so it is quick and may let a fault pass that loading finds.
@@ -80,7 +80,7 @@ def check_tokenizer(folder: Path, config: dict[str, Any]) -> None:
             raise beyond(folder / name, "an ordinary token", highest, rows)
 
 
-def check_files(folder: Path, config: dict[str, Any]) -> None:
+def check_files(folder: Path, config: Mapping[str, Any]) -> None:
     """Raise ModelError unless there is a vocabulary, whole, and what reads it is installed."""
     names = tokenizer_files(folder)
     for name in names:
@@ -88,7 +88,7 @@ def check_files(folder: Path, config: dict[str, Any]) -> None:
             refuse_pointer(folder / name, file.read(len(LFS)))
     if any(re.fullmatch(r"tokenizer[.\d]*\.json", name) for name in names):
         return
-    declared = {}
+    declared: dict[str, Any] = {}
     if "tokenizer_config.json" in names:
         declared = read_object(folder / "tokenizer_config.json")
     kind = class_of(declared, str(config.get("model_type", "")))
@@ -100,7 +100,7 @@ def check_files(folder: Path, config: dict[str, Any]) -> None:
         _require_sentencepiece(folder / pieces[0])
 
 
-def class_of(declared: dict[str, Any], model_type: str) -> str:
+def class_of(declared: Mapping[str, Any], model_type: str) -> str:
     """The tokenizer's class by tokenizer_config.json, else by the model's type; may be empty."""
     name = declared.get("tokenizer_class") or CLASSES.get(model_type, "")
     return str(name).removesuffix("Fast")
