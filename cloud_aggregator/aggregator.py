@@ -21,6 +21,8 @@ from sfl.adapters.initial import initial_adapter
 from sfl.adapters.manifest import AdapterManifest
 from sfl.aggregation import Contribution, make_strategy, verify
 from sfl.aggregation.contribution import Array
+from sfl.aggregation.examine import Examined, examine, not_finite
+from sfl.aggregation.shares import bounded
 from sfl.certificates.own import OwnCertificate
 from sfl.config import DeviceEntry, EdgeConfig, LocalDevice, RunConfig
 from sfl.config.node import Dtype, Quantised
@@ -38,6 +40,7 @@ from sfl.rounds import (
     Coordinator,
     DeviceJoined,
     DeviceLost,
+    DeviceOffended,
     DeviceReady,
     EdgeLost,
     EdgeReady,
@@ -54,6 +57,7 @@ from sfl.rounds import (
     StartRound,
     Tick,
     UpdateReceived,
+    UpdatesRefused,
     Welcome,
 )
 from sfl.runs import write_effective
@@ -303,7 +307,16 @@ class CloudAggregator:
         """Average what lies in the spool, off the loop, and keep the result."""
         began = time.time()
         try:
-            await asyncio.to_thread(self._average, command.round, command.contributions)
+            examined = await asyncio.to_thread(self._examine, command)
+            if (nearest := examined.verdict.nearest) is not None:
+                longest = "round %d: the longest update, of device %s, is %.3f of its bound"
+                log.info(longest, command.round, *nearest)
+            if refused := examined.verdict.refused:
+                self._happened(UpdatesRefused(command.round, refused))
+                return
+            for device, note in examined.verdict.notes.items():
+                self._do(Fault(command.round, device, note))
+            await asyncio.to_thread(self._average, command.round, examined)
         except SflError as error:
             self._do(FinishRun(False, f"round {command.round} could not be averaged: {error}"))
             return
@@ -312,13 +325,25 @@ class CloudAggregator:
             self._traces.add(self.records.timelines(command.round), began)
         self._happened(AdapterReady(command.round))
 
-    def _average(self, round_: int, weights: Mapping[str, int]) -> None:
+    def _examine(self, command: Aggregate) -> Examined:
+        """Look at a round's updates, each with the weight that it has."""
+        most = self.config.aggregation.max_weight_share
         contributions = [
-            self._contribution(round_, device, num_examples)
-            for device, num_examples in weights.items()
+            self._contribution(command.round, device, num_examples)
+            for device, num_examples in bounded(command.contributions, most).items()
         ]
+        progress = self.coordinator.progress
+        steps = {device: progress[device].steps.count for device in command.contributions}
+        return examine(
+            contributions, steps, self.strategy, self.adapter, self.config, command.round
+        )
+
+    def _average(self, round_: int, examined: Examined) -> None:
         with self.stats.phases.measure("step"):
-            self.adapter = self.strategy.aggregate(contributions, self.adapter)
+            merged = self.strategy.aggregate(examined.contributions, self.adapter)
+            if (name := not_finite(merged)) is not None:
+                raise ProtocolError(f"{name} of the merged adapter holds NaN or infinite values")
+            self.adapter = merged
             if folded := self.strategy.folded(self.adapter):
                 self.stacks.add(folded)
         self._save(f"adapters/round-{round_:04d}")
@@ -450,8 +475,7 @@ class CloudAggregator:
             if all(file.exists() for file in contribution.files):
                 verify(contribution, self.strategy.shapes(contribution, self.adapter))
         except ProtocolError as error:
-            self._do(Evict(device, str(error)))
-            self._happened(DeviceLost(device, str(error)))
+            self._happened(DeviceOffended(device, str(error)))
             return False
         return True
 

@@ -198,6 +198,8 @@ class RunRecords:
 
     def _device_state(self, device: str, coordinator: Coordinator) -> str:
         known = coordinator.devices.get(device)
+        if device in coordinator.strikes.out:
+            return "left out for good"
         if known is None:
             return "lost" if device in self._ready else "not here yet"
         if device not in coordinator.progress:

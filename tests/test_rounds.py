@@ -13,6 +13,7 @@ from sfl.rounds import (
     Coordinator,
     DeviceJoined,
     DeviceLost,
+    DeviceOffended,
     DeviceReady,
     EdgeLost,
     EdgeReady,
@@ -28,6 +29,7 @@ from sfl.rounds import (
     StartRound,
     Tick,
     UpdateReceived,
+    UpdatesRefused,
     Welcome,
 )
 
@@ -234,6 +236,177 @@ def test_edges_with_different_models_cannot_share_a_run() -> None:
     coordinator, _ = joined(settings())
     (end,) = coordinator.handle(EdgeReady("f", 6), 1.0)
     assert not end.ok
+
+
+# -- offences --------------------------------------------------------------------------------------
+
+
+def back(coordinator: Coordinator, device: str, now: float = 2.0) -> list[Any]:
+    """A device joins again."""
+    commands = coordinator.handle(DeviceJoined(device, "e"), now)
+    return commands + coordinator.handle(DeviceReady(device, 10), now)
+
+
+def test_an_update_that_is_refused_beside_the_others_is_left_out_and_the_rest_merged() -> None:
+    coordinator, _ = joined(settings())
+    for n in range(3):
+        deliver(coordinator, f"d{n}")
+    evict, fault, again = coordinator.handle(UpdatesRefused(1, {"d1": "too long"}), 2.0)
+    said = "too long (strike 1 of 3)"
+    assert evict == Evict("d1", said) and fault == Fault(1, "d1", said)
+    assert again == Aggregate(1, {"d0": 10, "d2": 10})
+    assert back(coordinator, "d1") == [Welcome("d1")]
+    (start,) = coordinator.handle(AdapterReady(1), 3.0)
+    assert set(start.devices) == {"d0", "d1", "d2"}
+
+
+def test_an_update_that_is_refused_as_it_comes_leaves_the_round_to_the_others() -> None:
+    coordinator, _ = joined(settings())
+    deliver(coordinator, "d0")
+    deliver(coordinator, "d2")
+    commands = coordinator.handle(DeviceOffended("d1", "not finite"), 2.0)
+    assert [type(command) for command in commands] == [Evict, Fault, Aggregate]
+    # What comes while others are merged stops nothing, and does not merge twice.
+    commands = coordinator.handle(DeviceOffended("d0", "twice"), 2.0)
+    assert [type(command) for command in commands] == [Evict, Fault]
+    assert coordinator.handle(UpdatesRefused(7, {"d2": "of another round"}), 2.0) == []
+
+
+def test_too_few_are_left_when_updates_are_refused() -> None:
+    coordinator, _ = joined(settings())
+    for n in range(3):
+        deliver(coordinator, f"d{n}")
+    *_, end = coordinator.handle(UpdatesRefused(1, {"d1": "a", "d2": "b"}), 2.0)
+    assert end == FinishRun(False, "round 1 closed with 1 of at least 2 devices")
+
+
+def test_after_so_many_strikes_a_device_is_out_for_good_and_told_why() -> None:
+    coordinator, _ = joined(settings(4, run={"rounds": 9, "min_devices": 2}))
+    for strike in range(1, 4):
+        for n in range(4):
+            deliver(coordinator, f"d{n}")
+        round_ = coordinator.round
+        evict, *_ = coordinator.handle(UpdatesRefused(round_, {"d1": "too long"}), 2.0)
+        commands = back(coordinator, "d1")
+        coordinator.handle(AdapterReady(round_), 3.0)
+        assert f"strike {strike} of 3" in evict.reason
+    (refusal,) = commands
+    assert refusal == Refuse("d1", "e", evict.reason)
+    assert evict.reason == "too long (strike 3 of 3); it is out of this run for good"
+    assert set(coordinator.progress) == {"d0", "d2", "d3"}
+
+
+@pytest.mark.parametrize("how", ["round_timeout", "idle_timeout"])
+def test_whoever_holds_up_round_after_round_is_out_too(how: str) -> None:
+    config = settings(4, run={"rounds": 9, "min_devices": 2}, network={"round_timeout": 10.0})
+    coordinator, _ = joined(config)
+    now = 0.0
+    for _ in range(3):
+        for n in range(3):
+            deliver(coordinator, f"d{n}")
+        now += 20.0
+        silence = DeviceLost("d3", "not a byte for 60 s", "silence")
+        commands = coordinator.handle(Tick() if how == "round_timeout" else silence, now)
+        assert isinstance(commands[-1], Aggregate)
+        (last,) = [command for command in commands if isinstance(command, Fault)]
+        answer = back(coordinator, "d3", now)
+        coordinator.handle(AdapterReady(coordinator.round), now)
+    assert "out of this run for good" in last.reason
+    assert isinstance(answer[0], Refuse)
+
+
+def test_silence_is_forgotten_after_rounds_that_were_seen_through() -> None:
+    config = settings(3, run={"rounds": 30, "min_devices": 2})
+    coordinator, _ = joined(config)
+    for _ in range(5):
+        coordinator.handle(DeviceLost("d2", "not a byte for 60 s", "silence"), 1.0)
+        back(coordinator, "d2", 1.0)
+        for _ in range(4):
+            for n in range(3):
+                deliver(coordinator, f"d{n}")
+            coordinator.handle(AdapterReady(coordinator.round), 2.0)
+    assert not coordinator.strikes.out
+
+
+def test_a_link_that_breaks_is_no_strike() -> None:
+    coordinator, _ = joined(settings(3))
+    for _ in range(9):
+        assert coordinator.handle(DeviceLost("d2", "killed"), 1.0) == [Fault(1, "d2", "killed")]
+        assert back(coordinator, "d2", 1.0) == [Welcome("d2")]
+
+
+@pytest.mark.parametrize(
+    ("number", "words"),
+    [
+        (0, "it has no training examples"),
+        (10_000_001, "aggregation.max_examples is 10000000"),
+        (1 << 40, "1099511627776 training examples"),
+        ((1 << 64) - 1, "aggregation.max_examples"),
+        (9_000_000, "4500000000 steps over the run"),
+    ],
+)
+def test_more_examples_than_a_run_can_count_are_refused_and_the_others_go_on(
+    number: int, words: str
+) -> None:
+    config = settings(3, run={"rounds": 2000}, training={"batch_size": 4})
+    coordinator = Coordinator(config, now=0.0)
+    coordinator.handle(EdgeReady("e", 4), 0.0)
+    for name in ("d0", "d1", "d2"):
+        coordinator.handle(DeviceJoined(name, "e"), 0.0)
+    evict, fault, _ = coordinator.handle(DeviceReady("d1", number), 0.0)
+    assert isinstance(evict, Evict) and words in evict.reason
+    assert fault == Fault(0, "d1", evict.reason)
+    assert coordinator.handle(DeviceJoined("d1", "e"), 0.0) == [Refuse("d1", "e", evict.reason)]
+    coordinator.handle(DeviceReady("d0", 10), 0.0)
+    (start,) = coordinator.handle(DeviceReady("d2", 10), 0.0)
+    assert isinstance(start, StartRound) and set(start.devices) == {"d0", "d2"}
+    assert max(steps.total for steps in start.devices.values()) < 1 << 32
+
+
+def test_a_run_that_cannot_have_enough_devices_any_more_ends_at_once() -> None:
+    coordinator = Coordinator(settings(2, run={"min_devices": 2}), now=0.0)
+    coordinator.handle(EdgeReady("e", 4), 0.0)
+    coordinator.handle(DeviceJoined("d0", "e"), 0.0)
+    *_, end = coordinator.handle(DeviceReady("d0", 1 << 40), 0.0)
+    assert not end.ok and "d0: it says it has 1099511627776 training examples" in end.reason
+
+
+@pytest.mark.parametrize(
+    "sections", [{"training": {"local_steps": 1 << 31}}, {"run": {"rounds": 1 << 40}}]
+)
+def test_settings_that_make_more_steps_than_can_be_counted_are_refused(
+    sections: dict[str, Any],
+) -> None:
+    with pytest.raises(ValueError, match="lower either"):
+        settings(3, **sections)
+
+
+def test_where_all_refuse_the_adapter_the_run_ends_with_that() -> None:
+    coordinator, _ = joined(settings())
+    reason = "activation of round 1, step 0: beyond 65504"
+    faults = coordinator.handle(DeviceLost("d0", reason, "adapter"), 1.0)
+    assert faults == [Fault(1, "d0", reason)]
+    *_, end = coordinator.handle(DeviceLost("d1", reason, "adapter"), 1.0)
+    assert not end.ok
+    assert f"the adapter of round 0 is refused by d0: {reason}; d1: {reason}" in end.reason
+
+
+def test_where_one_refuses_the_adapter_the_others_go_on() -> None:
+    coordinator, _ = joined(settings())
+    coordinator.handle(DeviceLost("d0", "beyond 65504", "adapter"), 1.0)
+    deliver(coordinator, "d1")
+    assert deliver(coordinator, "d2") == [Aggregate(1, {"d1": 10, "d2": 10})]
+    assert back(coordinator, "d0") == [Welcome("d0")]
+    (start,) = coordinator.handle(AdapterReady(1), 3.0)
+    assert set(start.devices) == {"d0", "d1", "d2"}
+
+
+def test_a_last_adapter_that_nobody_can_evaluate_is_no_good_end() -> None:
+    coordinator, _ = joined(settings(1, run={"rounds": 1}))
+    deliver(coordinator, "d0")
+    coordinator.handle(AdapterReady(1), 2.0)
+    *_, end = coordinator.handle(DeviceLost("d0", "beyond 65504", "adapter"), 3.0)
+    assert not end.ok and "the adapter of round 1 is refused by d0" in end.reason
 
 
 # -- what is "auto" is rehearsed ----------------------------------------------------------------

@@ -19,6 +19,19 @@ Shapes = Mapping[str, tuple[int, ...]]
 
 
 @dataclass(frozen=True, slots=True)
+class Shortened:
+    """A change that counts for `factor` of itself: `w_0 + factor (w - w_0)`, w_0 being `start`."""
+
+    start: Mapping[str, Array]
+    factor: float
+
+    def apply(self, name: str, values: Array) -> Array:
+        """The values of one tensor that count, float32."""
+        start = self.start[name].astype(np.float64)
+        return (start + self.factor * (values - start)).astype(np.float32)
+
+
+@dataclass(frozen=True, slots=True)
 class Contribution:
     """The files of one device's adapter: its own part, its edge's part, together complete.
 
@@ -31,6 +44,8 @@ class Contribution:
     files: tuple[Path, ...]
     rank: int | None = None
     scaling: float = 1.0
+    shortened: Shortened | None = None
+    """What is made of its values before they count; by default nothing."""
 
     def tensors(self, shapes: Shapes) -> Iterator[tuple[str, Array]]:
         """Every tensor of `shapes`, sorted by name, one in memory at a time.
@@ -46,7 +61,7 @@ class Contribution:
                 self._check(holders, shapes)
                 for name in sorted(shapes):
                     # In no variable: it would live on while others are read in step.
-                    yield name, self._finite(name, holders[name].get_tensor(name))
+                    yield name, self._counted(name, holders[name].get_tensor(name))
         except SafetensorError as error:
             raise self._error(f"not a valid safetensors file: {error}") from None
 
@@ -77,6 +92,10 @@ class Contribution:
                 raise self._error(f"{name} is {list(shape)}, not {list(expected)}")
             if entry.get_dtype() != "F32":
                 raise self._error(f"{name} is {entry.get_dtype()}, not F32")
+
+    def _counted(self, name: str, values: Array) -> Array:
+        values = self._finite(name, values)
+        return values if self.shortened is None else self.shortened.apply(name, values)
 
     def _finite(self, name: str, values: Array) -> Array:
         if not np.isfinite(values).all():

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from sfl.adapters.names import is_lora_a, is_lora_b, lora_b_of
-from sfl.adapters.rank import ProductSum, shapes_at_rank
+from sfl.adapters.rank import ProductSum, shapes_at_rank, truncated
 from sfl.aggregation.contribution import Array, Contribution, Shapes, ordered
 from sfl.aggregation.mean import mean_of
 from sfl.aggregation.strategy import Strategy
@@ -38,6 +38,12 @@ class FlexLora(Strategy):
         if contribution.rank is None:
             return {name: array.shape for name, array in current.items()}
         return shapes_at_rank(current, contribution.rank)
+
+    def start(
+        self, contribution: Contribution, current: Mapping[str, Array], seed: int, round_: int
+    ) -> Mapping[str, Array]:
+        """As many components as the device has."""
+        return current if contribution.rank is None else truncated(current, contribution.rank)
 
     def aggregate(
         self, contributions: Sequence[Contribution], current: Mapping[str, Array]

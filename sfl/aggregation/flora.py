@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from sfl.adapters.initial import fresh_lora
 from sfl.adapters.names import is_lora_a, is_lora_b
 from sfl.adapters.rank import shapes_at_rank
 from sfl.aggregation.contribution import Array, Contribution, Shapes, in_step, ordered
@@ -30,6 +31,13 @@ class Flora(Strategy):
     def shapes(self, contribution: Contribution, current: Mapping[str, Array]) -> Shapes:
         """The same layers at the device's own rank; `current` may be a stack of any."""
         return shapes_at_rank(current, contribution.rank or self.rank)
+
+    def start(
+        self, contribution: Contribution, current: Mapping[str, Array], seed: int, round_: int
+    ) -> Mapping[str, Array]:
+        """The round's fresh LoRA of the device's rank, beside the saved modules."""
+        fresh = fresh_lora(self.shapes(contribution, current), seed, round_)
+        return {name: fresh.get(name, array) for name, array in current.items()}
 
     def aggregate(
         self, contributions: Sequence[Contribution], current: Mapping[str, Array]

@@ -23,6 +23,12 @@ class Strategy(ABC):
         """What a device has to send, names and shapes; here the same as the global adapter."""
         return {name: array.shape for name, array in current.items()}
 
+    def start(
+        self, contribution: Contribution, current: Mapping[str, Array], seed: int, round_: int
+    ) -> Mapping[str, Array]:
+        """What the device began the round with, of all that it has to send."""
+        return {name: current[name] for name in self.shapes(contribution, current)}
+
     @abstractmethod
     def aggregate(
         self, contributions: Sequence[Contribution], current: Mapping[str, Array]

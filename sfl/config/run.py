@@ -22,6 +22,9 @@ from sfl.plan import Topology
 
 Fraction = Annotated[float, Field(ge=0.0, lt=1.0)]
 
+MOST_STEPS = (1 << 32) - 2
+"""Of one device over a run: what 32 bits count, and one more round that only evaluates."""
+
 
 class RunSection(Section):
     """What is run, and for how long."""
@@ -174,6 +177,21 @@ class AggregationSettings(Section):
     rank_partitioned: bool = False
     """`flexlora`: weigh each component among the devices whose rank reaches it, so that those of
     smaller rank do not shrink it (docs/aggregation.md)."""
+    max_update_norm: PositiveFloat | Literal["auto", "off"] = "auto"
+    """Longest change of the adapter that counts, as a Euclidean norm. `auto`: ten times the median
+    of this round's other devices, and never further than AdamW can go in the round's steps."""
+    large_updates: Literal["refuse", "clip"] = "refuse"
+    """What becomes of a longer one. `refuse`: the device is left out of the round, with a strike,
+    as long as enough others are left. `clip`: it counts, shortened to the bound."""
+    max_examples: PositiveInt = 10_000_000
+    """Most training examples that a device may say it has, which is its weight and makes its steps;
+    one that says more is not let in."""
+    max_weight_share: Annotated[float, Field(gt=0.0, le=1.0)] = 1.0
+    """Most of a round's weights that one device may have, whatever examples it says it has; 1: no
+    bound. The strategies that count every device once do not need it."""
+    strikes: PositiveInt = 3
+    """After so many offences a device is left out of the run for good: an update that is refused, a
+    message that breaks the contract, silence until a timeout (docs/aggregation.md)."""
 
     @model_validator(mode="after")
     def _options_are_read(self) -> Self:
@@ -391,6 +409,17 @@ class RunSettings(Section):
                     f'{place}: "auto" is for the run\'s codec.activation and codec.gradient; '
                     "name a codec here"
                 )
+        return self
+
+    @model_validator(mode="after")
+    def _steps_can_be_counted(self) -> Self:
+        rounds, steps = self.run.rounds, self.training.local_steps or 1
+        if rounds * steps > MOST_STEPS:
+            field = "training.local_steps" if steps > 1 else "run.rounds"
+            raise ValueError(
+                f"{field}: {rounds} rounds of {steps} steps are more than {MOST_STEPS}, the most "
+                "that a run counts; lower either"
+            )
         return self
 
     @model_validator(mode="after")

@@ -4,9 +4,11 @@ from sfl.rounds.coordinator import Coordinator, Phase
 from sfl.rounds.messages import (
     AdapterReady,
     Aggregate,
+    Cause,
     Command,
     DeviceJoined,
     DeviceLost,
+    DeviceOffended,
     DeviceReady,
     EdgeLost,
     EdgeReady,
@@ -24,16 +26,19 @@ from sfl.rounds.messages import (
     Steps,
     Tick,
     UpdateReceived,
+    UpdatesRefused,
     Welcome,
 )
 
 __all__ = [
     "AdapterReady",
     "Aggregate",
+    "Cause",
     "Command",
     "Coordinator",
     "DeviceJoined",
     "DeviceLost",
+    "DeviceOffended",
     "DeviceReady",
     "EdgeLost",
     "EdgeReady",
@@ -52,5 +57,6 @@ __all__ = [
     "Steps",
     "Tick",
     "UpdateReceived",
+    "UpdatesRefused",
     "Welcome",
 ]

@@ -18,9 +18,11 @@ from sfl.plan import SplitPlan
 from sfl.rounds.messages import (
     AdapterReady,
     Aggregate,
+    Cause,
     Command,
     DeviceJoined,
     DeviceLost,
+    DeviceOffended,
     DeviceReady,
     EdgeLost,
     EdgeReady,
@@ -38,9 +40,12 @@ from sfl.rounds.messages import (
     Steps,
     Tick,
     UpdateReceived,
+    UpdatesRefused,
     Welcome,
 )
 from sfl.rounds.rehearsal import Rehearsal
+from sfl.rounds.strikes import Strikes
+from sfl.rounds.work import cannot_take, steps_of
 
 
 class Phase(StrEnum):
@@ -94,6 +99,8 @@ class Coordinator:
         self.devices: dict[str, Device] = {}
         self.progress: dict[str, Progress] = {}
         self.num_layers: int | None = None
+        self.strikes = Strikes(settings.aggregation.strikes)
+        self._cannot_compute: dict[str, str] = {}  # with the open round's adapter, and why
         self._rehearsal: Rehearsal | None = None
         self._deadline = now + settings.network.join_timeout
         self._grace_ends = math.inf  # for those who are not there when enough are
@@ -140,6 +147,8 @@ class Coordinator:
         if event.device not in known:
             reason = f"no device {event.device!r} in this run; known: {', '.join(known)}"
             return [Refuse(event.device, event.edge, reason)]
+        if reason := self.strikes.out.get(event.device, ""):
+            return [Refuse(event.device, event.edge, reason)]
         if event.device in self.devices:
             at = self.devices[event.device].edge
             reason = f"a device named {event.device!r} is connected already, at edge {at}"
@@ -151,13 +160,16 @@ class Coordinator:
     def _(self, event: DeviceReady) -> list[Command]:
         if event.device not in self.devices:
             return []
+        if (problem := cannot_take(self.settings, event.num_examples)) is not None:
+            reason = self.strikes.put_out(event.device, problem)
+            return [*self._send_away(event.device, reason, "link"), *self._advance()]
         device = self.devices[event.device]
         device.num_examples, device.ready = event.num_examples, True
         return self._advance()
 
     @_on.register
     def _(self, event: DeviceLost) -> list[Command]:
-        return self._lose(event.device, event.reason) + self._advance()
+        return self._lose(event.device, event.reason, event.cause) + self._advance()
 
     @_on.register
     def _(self, event: UpdateReceived) -> list[Command]:
@@ -168,13 +180,24 @@ class Coordinator:
             reason = (
                 f"its {event.side} part ends at step {event.final_step}, not {progress.steps.count}"
             )
-            return [
-                Evict(event.device, reason),
-                *self._lose(event.device, reason),
-                *self._advance(),
-            ]
+            return [*self._send_away(event.device, reason, "offence"), *self._advance()]
         progress.final_steps[event.side] = event.final_step
         return self._advance()
+
+    @_on.register
+    def _(self, event: DeviceOffended) -> list[Command]:
+        if event.device not in self.devices:
+            return []
+        return [*self._send_away(event.device, event.reason, "offence"), *self._advance()]
+
+    @_on.register
+    def _(self, event: UpdatesRefused) -> list[Command]:
+        if self.phase is not Phase.AGGREGATING or event.round != self.round:
+            return []
+        commands: list[Command] = []
+        for name, reason in sorted(event.reasons.items()):
+            commands += self._send_away(name, reason, "offence")
+        return [*commands, *self._merge()]
 
     @_on.register
     def _(self, event: ReportReceived) -> list[Command]:
@@ -194,6 +217,8 @@ class Coordinator:
     def _(self, event: AdapterReady) -> list[Command]:
         if self.phase is not Phase.AGGREGATING:
             return []
+        for name in self.progress:
+            self.strikes.seen_through(name)
         self.phase = Phase.WAITING
         self._deadline = self._now + self.settings.network.join_timeout
         return self._advance()
@@ -206,13 +231,22 @@ class Coordinator:
     def _progress_of(self, device: str, round_: int) -> Progress | None:
         return self.progress.get(device) if round_ == self.round else None
 
-    def _lose(self, name: str, reason: str) -> list[Command]:
+    def _lose(self, name: str, reason: str, cause: Cause = "link") -> list[Command]:
         """Forget a device and, unless it had delivered everything, its part in the open round."""
         if self.devices.pop(name, None) is None:
             return []
+        if cause == "adapter":
+            self._cannot_compute[name] = reason
         if name in self.progress and not self.progress[name].done:
             del self.progress[name]
-        return [Fault(self.round, name, reason)]
+        return [Fault(self.round, name, self.strikes.note(name, cause, reason))]
+
+    def _send_away(self, name: str, reason: str, cause: Cause) -> list[Command]:
+        """Leave a device out of the open round, whatever it delivered, and close its stream."""
+        said = self.strikes.note(name, cause, reason)
+        self.progress.pop(name, None)
+        self.devices.pop(name, None)
+        return [Evict(name, said), Fault(self.round, name, said)]
 
     def _advance(self) -> list[Command]:
         """Do what the state allows: begin a round, close it, or give up."""
@@ -226,7 +260,10 @@ class Coordinator:
 
     def _while_waiting(self) -> list[Command]:
         ready = sorted(name for name, device in self.devices.items() if device.ready)
-        absent = [e.name for e in self.settings.devices if e.name not in ready]
+        out = self.strikes.out
+        absent = [e.name for e in self.settings.devices if e.name not in {*ready, *out}]
+        if len(ready) + len(absent) < self.settings.min_devices:
+            return self._finish(False, self._too_many_out())
         enough = len(ready) >= self.settings.min_devices
         self._grace_ends = self._grace(enough)
         late = self._now >= min(self._deadline, self._grace_ends)
@@ -247,6 +284,11 @@ class Coordinator:
                 "longer to read, raise network.join_timeout",
             )
         return [Report(f"waiting for {', '.join(absent)}")]
+
+    def _too_many_out(self) -> str:
+        """Why the run can't go on without those that are out for good."""
+        reasons = "; ".join(f"{name}: {why}" for name, why in sorted(self.strikes.out.items()))
+        return f"fewer than {self.settings.min_devices} devices are left: {reasons}"
 
     def _grace(self, enough: bool) -> float:
         """When waiting for the rest ends; it begins anew where somebody it counted on is lost."""
@@ -270,12 +312,12 @@ class Coordinator:
         reason = f"not done within round_timeout ({self.settings.network.round_timeout:g} s)"
         commands: list[Command] = []
         for name in rehearsal.late:
-            commands += [Evict(name, reason), *self._lose(name, reason)]
+            commands += self._send_away(name, reason, "silence")
         rehearsal.keep(self.devices)
         there = len(rehearsal.devices)
         if there < self.settings.min_devices:
             reason = f"{there} of at least {self.settings.min_devices} devices timed their steps"
-            return [*commands, *self._finish(False, reason)]
+            return [*commands, *self._finish(False, reason + self._who_cannot_compute())]
         if rehearsal.try_next():
             return [*commands, self._rehearse(rehearsal)]
         self._rehearsal = None
@@ -287,39 +329,46 @@ class Coordinator:
         training = self.round <= self.settings.run.rounds
         self.phase = Phase.ROUND if training else Phase.FINAL
         self._deadline = self._now + self.settings.network.round_timeout
-        steps = {name: self._steps(self.devices[name].num_examples, training) for name in ready}
-        self.progress = {
-            name: Progress(steps[name], self.devices[name].num_examples) for name in ready
-        }
+        self._cannot_compute = {}
+        settings, devices = self.settings, self.devices
+        steps = {n: steps_of(settings, devices[n].num_examples, self.round) for n in ready}
+        self.progress = {n: Progress(steps[n], devices[n].num_examples) for n in ready}
         return StartRound(self.round, steps)
-
-    def _steps(self, num_examples: int, training: bool) -> Steps:
-        """Steps of a device: the position in the run goes by the round, not by what it missed."""
-        options = self.settings.training
-        an_epoch = math.ceil(num_examples / options.batch_size)
-        count = options.local_steps or an_epoch * (options.local_epochs or 1)
-        total = count * self.settings.run.rounds
-        return Steps(count if training else 0, (self.round - 1) * count, total)
 
     def _while_training(self) -> list[Command]:
         left_out = self._leave_out_late()
-        if not all(progress.done for progress in self.progress.values()):
+        few = self._cannot_compute and len(self.progress) < self.settings.min_devices
+        if not few and not all(progress.done for progress in self.progress.values()):
             return left_out
+        return [*left_out, *self._merge()]
+
+    def _merge(self) -> list[Command]:
+        """Have what the round brought merged, if enough did."""
         trained = sorted(self.progress)
         if len(trained) < self.settings.min_devices:
             reason = (
                 f"round {self.round} closed with {len(trained)} of at least "
                 f"{self.settings.min_devices} devices"
             )
-            return [*left_out, *self._finish(False, reason)]
+            return self._finish(False, reason + self._who_cannot_compute())
         self.phase = Phase.AGGREGATING
-        weights = {name: self.progress[name].num_examples for name in trained}
-        return [*left_out, Aggregate(self.round, weights)]
+        return [Aggregate(self.round, {n: self.progress[n].num_examples for n in trained})]
+
+    def _who_cannot_compute(self) -> str:
+        """Who cannot do so with the round's adapter, to be put behind another reason."""
+        reasons = sorted(self._cannot_compute.items())
+        if not reasons:
+            return ""
+        whose = f"; the adapter of round {max(0, self.round - 1)} is refused by "
+        return whose + "; ".join(f"{name}: {reason}" for name, reason in reasons)
 
     def _while_evaluating(self) -> list[Command]:
         left_out = self._leave_out_late()
         if not all(progress.done for progress in self.progress.values()):
             return left_out
+        if self._cannot_compute and not self.progress:
+            reason = "nobody could evaluate the last adapter" + self._who_cannot_compute()
+            return [*left_out, *self._finish(False, reason)]
         return [*left_out, *self._finish(True, "every round closed")]
 
     def _leave_out_late(self) -> list[Command]:
@@ -329,7 +378,7 @@ class Coordinator:
         reason = f"not done within round_timeout ({self.settings.network.round_timeout:g} s)"
         commands: list[Command] = []
         for name in late:
-            commands += [Evict(name, reason), *self._lose(name, reason)]
+            commands += self._send_away(name, reason, "silence")
         return commands
 
     def _finish(self, ok: bool, reason: str) -> list[Command]:

@@ -8,6 +8,10 @@ from typing import Literal
 
 Side = Literal["device", "edge"]
 
+Cause = Literal["link", "silence", "offence", "adapter"]
+"""Why a device was lost: its link broke or it went; it was silent or late; it broke the contract;
+it cannot compute with the round's adapter."""
+
 
 @dataclass(frozen=True, slots=True)
 class EdgeReady:
@@ -47,6 +51,7 @@ class DeviceLost:
 
     device: str
     reason: str
+    cause: Cause = "link"
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,6 +62,22 @@ class UpdateReceived:
     side: Side
     round: int
     final_step: int
+
+
+@dataclass(frozen=True, slots=True)
+class DeviceOffended:
+    """What a device sent is nothing that it may send."""
+
+    device: str
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class UpdatesRefused:
+    """What is to be merged was looked at: what these devices sent does not count, and why."""
+
+    round: int
+    reasons: Mapping[str, str]
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,6 +119,8 @@ Event = (
     | DeviceReady
     | DeviceLost
     | UpdateReceived
+    | DeviceOffended
+    | UpdatesRefused
     | ReportReceived
     | Rehearsed
     | AdapterReady

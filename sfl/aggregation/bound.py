@@ -1,0 +1,135 @@
+"""How far a device may change the adapter in a round: decided from lengths, no values.
+
+An update is the change from what the device began the round with, its length the Euclidean norm
+over all values that it trained. Two things bound it where `aggregation.max_update_norm` is `auto`:
+
+    reach_k = steps_k (learning_rate sqrt(values_k) + (learning_rate weight_decay + 2^-23) |w_0|)
+    bound_k = min(4 reach_k, 10 median over j != k of length_j max(1, reach_k / reach_j))
+
+`reach` is where AdamW comes if every step moves every value by the learning rate, all one way;
+2^-23 is float32's rounding. A single step can be longer, but hardly a round of them, so that nobody
+honest is beyond four times that. The median counts with two or more others: of two devices nobody
+can say which is odd. It holds as long as the odd ones are fewer than half of the others.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from statistics import median
+
+from sfl.config import AggregationSettings, TrainingSettings
+
+BEYOND_REACH = 4.0
+BEYOND_OTHERS = 10.0
+_ROUNDING = 2.0**-23
+
+
+@dataclass(frozen=True, slots=True)
+class Length:
+    """How long one device's update is, over so many values that began with norm `start`."""
+
+    norm: float
+    start: float
+    values: int
+
+    def reach(self, steps: int, training: TrainingSettings) -> float:
+        """Where so many steps of AdamW come, each as long as the learning rate."""
+        rate = training.learning_rate
+        decay = (rate * training.weight_decay + _ROUNDING) * self.start
+        return steps * (rate * math.sqrt(self.values) + decay)
+
+
+@dataclass(frozen=True, slots=True)
+class Bound:
+    """How long an update may be, and what sets that."""
+
+    norm: float
+    why: str
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """What of a round's updates does not count as it is, and why."""
+
+    refused: Mapping[str, str] = field(default_factory=dict)
+    shortened: Mapping[str, float] = field(default_factory=dict)
+    """What factor each of these is to be scaled by."""
+    notes: Mapping[str, str] = field(default_factory=dict)
+    """What is said of those."""
+    nearest: tuple[str, float] | None = None
+    """Which device came nearest to its bound, and its length as a part of that."""
+
+
+def bounds(
+    lengths: Mapping[str, Length],
+    steps: Mapping[str, int],
+    options: AggregationSettings,
+    training: TrainingSettings,
+) -> dict[str, Bound]:
+    """The bound of each device; none where that is off."""
+    most = options.max_update_norm
+    if most == "off":
+        return {}
+    if most != "auto":
+        return dict.fromkeys(lengths, Bound(most, "aggregation.max_update_norm"))
+    reaches = {name: own.reach(steps[name], training) for name, own in lengths.items()}
+    return {name: _auto(name, lengths, reaches) for name in lengths}
+
+
+def _auto(name: str, lengths: Mapping[str, Length], reaches: Mapping[str, float]) -> Bound:
+    own = reaches[name]
+    furthest = Bound(
+        BEYOND_REACH * own, f"{BEYOND_REACH:g} times what its steps at the learning rate add up to"
+    )
+    others = [
+        length.norm * max(1.0, own / reaches[other] if reaches[other] else 1.0)
+        for other, length in lengths.items()
+        if other != name
+    ]
+    if len(others) < 2:
+        return furthest
+    usual = Bound(BEYOND_OTHERS * median(others), f"{BEYOND_OTHERS:g} times the other devices'")
+    return min(furthest, usual, key=lambda bound: bound.norm)
+
+
+def judge(
+    lengths: Mapping[str, Length],
+    steps: Mapping[str, int],
+    options: AggregationSettings,
+    training: TrainingSettings,
+    fewest: int,
+) -> Verdict:
+    """What to do about updates that are too long; `fewest` have to be left to be merged.
+
+    The longest are refused first. What cannot be, for want of others, is shortened to its bound, so
+    that nobody ends a run by being refused.
+    """
+    limits = bounds(lengths, steps, options, training)
+    if not limits:
+        return Verdict()
+    parts = {name: _part(lengths[name].norm, limit.norm) for name, limit in limits.items()}
+    nearest = max(sorted(parts), key=lambda name: parts[name])
+    excess = {name: part for name, part in parts.items() if part > 1.0}
+    worst = sorted(excess, key=lambda name: (-excess[name], name))
+    spare = max(0, len(lengths) - fewest) if options.large_updates == "refuse" else 0
+    said = {
+        name: f"its update has norm {lengths[name].norm:.4g}, more than {limits[name].norm:.4g} "
+        f"({limits[name].why})"
+        for name in worst
+    }
+    kept = worst[spare:]
+    return Verdict(
+        refused={name: said[name] for name in worst[:spare]},
+        shortened={name: 1.0 / excess[name] for name in kept},
+        notes={name: f"{said[name]}; it counts shortened to that" for name in kept},
+        nearest=(nearest, parts[nearest]),
+    )
+
+
+def _part(norm: float, bound: float) -> float:
+    """How much of its bound a length is; one that is not bounded from below is all or nothing."""
+    if bound:
+        return norm / bound
+    return math.inf if norm else 0.0
