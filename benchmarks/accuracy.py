@@ -116,7 +116,8 @@ def options(task: str, folder: Path) -> list[str]:
             f"model.path={str(minilm())!r}",
             f"data.train={str(EMOTION / 'train.txt')!r}",
             f"data.eval={str(EMOTION / 'test.txt')!r}",
-            "data.max_eval_examples=1000",
+            "evaluation.max_examples=1000",
+            "evaluation.full=false",
         ]
     split = "strict-" if task == "e2e-strict" else ""
     return [

@@ -92,7 +92,7 @@ def settings(model: str, cut: int, folder: Path) -> RunConfig:
         values["model"] = {"path": str(STORIES), "max_length": 128}
         values["data"] = {"train": str(folder / "train.jsonl")}
         values["training"]["batch_size"] = 16
-    values["data"]["max_eval_examples"] = 1
+    values["evaluation"] = {"max_examples": 1, "full": False}
     return RunConfig.model_validate(values)
 
 

@@ -138,7 +138,8 @@ def device_peak(
         "model": {"path": str(case.path), "max_length": case.length, "task": case.task, **labels},
         "training": {"batch_size": case.batch, "local_steps": STEPS},
         "codec": {"activation": "none", "gradient": "none"},
-        "data": {"eval_fraction": 0.05, "max_eval_examples": 1},
+        "data": {"eval_fraction": 0.05},
+        "evaluation": {"max_examples": 1, "full": False},
         "network": {"join_timeout": 900.0},  # a busy machine reads large models slowly
         "devices": [{"name": "d", "cut_layer": cut}],
     }

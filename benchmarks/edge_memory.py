@@ -141,7 +141,7 @@ class Edge:
             name, plan, model, bank, self.settings, self.stats, recompute=self.recompute
         )
         mine = {n: v for n, v in self.values.items() if belongs_to(n, plan.middle)}
-        session.begin_round(RoundStart(1, False, STEPS, 0, STEPS), mine)
+        session.begin_round(RoundStart(1, "none", STEPS, 0, STEPS), mine)
         return session
 
     def arrival(self, step: int) -> TensorMessage:

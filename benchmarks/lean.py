@@ -49,8 +49,8 @@ def settings(folder: Path, model: Path, devices: int, steps: int) -> dict[str, A
         "data": {
             "train": str(folder / "train.jsonl"),
             "eval": str(folder / "eval.jsonl"),
-            "max_eval_examples": 96,
         },
+        "evaluation": {"every": 1, "max_examples": 96, "full": False},
         "devices": [{"name": f"device-{n}", "cut_layer": 1} for n in range(devices)],
     }
 

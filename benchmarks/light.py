@@ -319,7 +319,7 @@ class BareEdge:
             stats = NodeStats("edge", "edge")  # one for each, so that phases are its own
             session = VanillaSession(name, plan, model, bank, settings, stats)
             mine = {n: v for n, v in values.items() if belongs_to(n, plan.middle)}
-            session.begin_round(RoundStart(1, False, steps, 0, steps), mine)
+            session.begin_round(RoundStart(1, "none", steps, 0, steps), mine)
             self.sessions[name] = session
 
     def step(self, names: Sequence[str], shape: Shape, step: int) -> float:

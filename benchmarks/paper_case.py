@@ -180,7 +180,7 @@ class Federation:
 
     def _round(self, party: Party, number: int, steps: int) -> RoundOutcome:
         first = (number - 1) * steps
-        start = RoundStart(number, steps == 0, steps, first, first + steps)
+        start = RoundStart(number, "none" if steps else "all", steps, first, first + steps)
         codecs = self.settings.codecs(party.session.device, number)
         for cut in party.cuts:
             cut.begin_round(codecs, number)
@@ -209,10 +209,10 @@ def config_of(given: argparse.Namespace) -> RunConfig:
                 "schedule": "constant",
             },
             "codec": {"activation": "none", "gradient": "none"},
+            "evaluation": {"max_examples": given.eval_examples, "full": False},
             "data": {
                 "train": str(DATA / "train.txt"),
                 "eval": str(DATA / "test.txt"),
-                "max_eval_examples": given.eval_examples,
                 "format": "csv",
                 "delimiter": ";",
                 "label_field": "label_name",

@@ -46,7 +46,7 @@ PEER_COMPILED = True  # both ends are this process
 
 @dataclass(slots=True)
 class Traffic:
-    """Bytes of training tensors in one direction, as frames, and at 4 bytes a value."""
+    """Bytes of tensors in one direction, as frames, and at 4 bytes a value."""
 
     wire: int = 0
     raw: int = 0
@@ -59,7 +59,7 @@ class SimulatedLink:
         self._session = session
         self._device, self._edge = device, edge
         self._replies: deque[Message] = deque()
-        self.up, self.down = Traffic(), Traffic()
+        self.up, self.down, self.evaluated = Traffic(), Traffic(), Traffic()
         self.seen: list[TensorMessage] | None = None
         """Where a list, it gets every training tensor before its coding."""
 
@@ -79,9 +79,10 @@ class SimulatedLink:
         if self.seen is not None and training and message.rows is not None:
             self.seen.append(message)
         frames = encode_tensor(message, sender.encode(message))
-        if training and message.rows is not None:
-            traffic.wire += sum(frame.wire_bytes for frame in frames)
-            traffic.raw += 4 * message.rows.numel()
+        if message.rows is not None:
+            counted = traffic if training else self.evaluated
+            counted.wire += sum(frame.wire_bytes for frame in frames)
+            counted.raw += 4 * message.rows.numel()
         payload = Chunks([piece for frame in frames for piece in frame.data.pieces])
         assert frames[0].header is not None
         arrived, packet = decode_tensor(frames[0].header, payload)
@@ -147,20 +148,30 @@ class Simulation:
     def train(self, steps: int) -> Outcome:
         """One round of `steps`, then two of evaluation only."""
         codecs = self.settings.codecs(self.device, 1)
-        self._round(1, steps, steps, codecs)
+        self.learn(steps)
+        after = self._round(2, 0, steps, codecs)
+        through_codec, _ = self.evaluate(codecs.activation)
+        return Outcome(after, through_codec, self.link.up, self.link.down)
+
+    def learn(self, steps: int) -> None:
+        """One round of `steps`, without a score."""
+        self._round(1, steps, steps, self.settings.codecs(self.device, 1))
         middle = self.session.end_round()
         self.adapter |= middle | self.trainer.stage.state()
-        after = self._round(2, 0, steps, codecs)
-        codecs = codecs.model_copy(update={"evaluation": codecs.activation})
-        through_codec = self._round(3, 0, steps, codecs)
-        return Outcome(after, through_codec, self.link.up, self.link.down)
+
+    def evaluate(self, codec: str) -> tuple[Score, Traffic]:
+        """The adapter's score through a codec of evaluations, and what that took."""
+        codecs = self.settings.codecs(self.device, 1).model_copy(update={"evaluation": codec})
+        self.link.evaluated = Traffic()
+        score = self._round(3, 0, 1, codecs)
+        return score, self.link.evaluated
 
     def _round(self, number: int, steps: int, total: int, codecs: RoleCodecs) -> Score:
         micro_batches = self.settings.training.micro_batches
         assert micro_batches != "auto", "nothing is timed here"
         start = RoundStart(
             number,
-            evaluate=steps == 0,
+            evaluate="none" if steps else "all",
             num_steps=steps,
             first_step=0,
             total_steps=total,

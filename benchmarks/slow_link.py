@@ -82,8 +82,8 @@ def train(folder: Path, name: str, variant: str, mbit: float, delay: float) -> R
         "data": {
             "train": str(folder / "train.jsonl"),
             "eval": str(folder / "eval.jsonl"),
-            "max_eval_examples": 48,
         },
+        "evaluation": {"every": 1, "max_examples": 48, "full": False},
         "devices": [
             {"name": "phone", "link": {"up_mbit": mbit, "down_mbit": mbit, "delay_ms": delay}}
         ],

@@ -101,8 +101,8 @@ def write_config(path: Path, case: Case, given: argparse.Namespace) -> None:
     values["data"] |= {
         "train": str(DATA / "train.txt"),
         "eval": str(DATA / "test.txt"),
-        "max_eval_examples": given.eval_examples,
     }
+    values["evaluation"] = {"every": 1, "max_examples": given.eval_examples, "full": False}
     values["devices"] = [
         {"name": name, "cut_layer": cut, "rank": rank}
         for (name, cut), rank in zip(DEVICES, case.ranks, strict=True)

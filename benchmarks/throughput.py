@@ -111,7 +111,8 @@ def federated(
             "micro_batches": micro_batches,
         },
         "codec": {"activation": codec, "gradient": codec},
-        "data": {"train": str(texts), "eval_fraction": 0.05, "max_eval_examples": 1},
+        "data": {"train": str(texts), "eval_fraction": 0.05},
+        "evaluation": {"max_examples": 1, "full": False},
         "devices": [{"name": f"device-{n}", "cut_layer": 1} for n in range(devices)],
     }
     path = folder / f"{name}.toml"

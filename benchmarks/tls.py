@@ -63,7 +63,8 @@ def write_config(folder: Path, options: argparse.Namespace) -> Path:
         "model": {"path": str(model), "max_length": LENGTH},
         "training": {"batch_size": BATCH, "local_steps": options.steps},
         "codec": {"activation": options.codec, "gradient": options.codec},
-        "data": {"train": str(texts), "eval_fraction": 0.05, "max_eval_examples": 1},
+        "data": {"train": str(texts), "eval_fraction": 0.05},
+        "evaluation": {"max_examples": 1, "full": False},
         "devices": [{"name": f"device-{n}", "cut_layer": 1} for n in range(options.devices)],
     }
     path.write_text(tomli_w.dumps(config))

@@ -65,7 +65,7 @@ from sfl.transport.chunks import adapter_bytes, adapter_frames, decode_adapter
 from sfl.transport.cloud_service import CloudService
 from sfl.transport.credentials import bind, new_server
 from sfl.transport.spool import Spool
-from sfl.transport.wire import STACK
+from sfl.transport.wire import EXTENTS, STACK
 from sfl.v1 import cloud_pb2, edge_pb2, tensor_pb2
 
 if TYPE_CHECKING:
@@ -231,7 +231,7 @@ class CloudAggregator:
             command.round,
             {
                 device: edge_pb2.RoundStart(
-                    evaluate=True,
+                    evaluate=EXTENTS[command.evaluate],
                     num_steps=steps.count,
                     first_step=steps.first,
                     total_steps=steps.total,

@@ -14,7 +14,7 @@ from sfl.files import write_atomic
 from sfl.metrics.snapshot import NodeKind, NodeSnapshot
 from sfl.metrics.timeline import spans_from_json, watched_step
 from sfl.report.html import write_report
-from sfl.report.records import NodeRecord, Record, RecordFile, RoundRecord
+from sfl.report.records import NodeRecord, Record, RecordFile, RoundRecord, SampleScore
 from sfl.report.status import DeviceStatus, RunPhase, RunStatus, ServerStatus
 from sfl.report.step import StepTimeline, ordered, since, timelines_to_json
 from sfl.report.summary import Fault, build_summary, evaluate
@@ -35,6 +35,15 @@ class Trained:
     steps: int
     tokens: int
     seconds: float
+
+
+def _sample(report: tensor_pb2.RoundReport, plain_text: bool) -> SampleScore | None:
+    """The part of a report's score that rounds are compared by, where that is not all of it."""
+    own = report.sample
+    if not own.num_examples or own.num_examples == report.evaluation.num_examples:
+        return None
+    correct = None if plain_text else own.num_correct
+    return SampleScore(own.loss_sum, own.num_targets, correct, own.num_examples)
 
 
 class RunRecords:
@@ -124,6 +133,7 @@ class RunRecords:
             tokens=trained.tokens if trained else 0,
             seconds=trained.seconds if trained else 0.0,
             snapshot=snapshot,
+            sample=_sample(report, plain_text),
         )
         self._evaluated.setdefault(evaluated, []).append(record)
         return record
@@ -218,7 +228,7 @@ class RunRecords:
         losses = {
             round_: loss
             for round_, records in self._evaluated.items()
-            if round_ > 0 and (loss := evaluate(records).loss) is not None
+            if round_ > 0 and (loss := evaluate(r.on_sample for r in records).loss) is not None
         }
         if losses and (best := min(losses, key=lambda r: (losses[r], r))) != self.best_round:
             self.best_round = best

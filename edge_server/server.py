@@ -202,8 +202,7 @@ class EdgeServer:
             self.cloud.post(cloud_pb2.EdgeReportMessage(failure=str(error)))
             return
         # Ahead of being ready, so that the cloud knows what changes arithmetic here.
-        beat = tensor_pb2.Heartbeat(snapshot=self.stats.snapshot().to_json())
-        self.cloud.post(cloud_pb2.EdgeReportMessage(heartbeat=beat))
+        self._beat()
         ready = cloud_pb2.EdgeReady(manifest=manifest.to_json(), address=address, given=given)
         self.cloud.post(cloud_pb2.EdgeReportMessage(ready=ready))
         self._ready.set()
@@ -260,10 +259,13 @@ class EdgeServer:
 
     async def _heartbeats(self, interval: float) -> None:
         while True:
-            devices = [snapshot.to_json() for snapshot in self._devices.values()]
-            beat = tensor_pb2.Heartbeat(snapshot=self.stats.snapshot().to_json(), devices=devices)
-            self.cloud.post(cloud_pb2.EdgeReportMessage(heartbeat=beat))
+            self._beat([snapshot.to_json() for snapshot in self._devices.values()])
             await asyncio.sleep(interval)
+
+    def _beat(self, devices: Sequence[str] = ()) -> None:
+        """Tell the cloud what this edge has counted, and what its devices have said."""
+        beat = tensor_pb2.Heartbeat(snapshot=self.stats.snapshot().to_json(), devices=devices)
+        self.cloud.post(cloud_pb2.EdgeReportMessage(heartbeat=beat))
 
     # -- what the cloud says -------------------------------------------------------------------
 
@@ -406,7 +408,11 @@ class EdgeServer:
             self.cloud.post(frame)
 
     def relay_report(self, report: tensor_pb2.RoundReport) -> None:
-        """Pass a report on to the cloud."""
+        """Pass a report on to the cloud, and what this edge has counted by then.
+
+        A summary would else have it as of the last heartbeat, and a short run's as next to nothing.
+        """
+        self._beat()
         self.cloud.post(cloud_pb2.EdgeReportMessage(report=report))
 
     def heard(self, device: str, snapshot: NodeSnapshot) -> None:

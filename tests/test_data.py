@@ -14,7 +14,14 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from sfl.config import DataSettings, DeviceEntry, ModelSettings, RunSection, RunSettings
+from sfl.config import (
+    DataSettings,
+    DeviceEntry,
+    EvaluationSettings,
+    ModelSettings,
+    RunSection,
+    RunSettings,
+)
 from sfl.data import (
     Dataset,
     Example,
@@ -769,17 +776,42 @@ def test_one_file_for_all_devices(tmp_path: Path, gpt2: Tokenizer) -> None:
     assert prepare(other.device("barn"), "barn", other, gpt2) != sets[1]
 
 
+def test_the_sample_of_evaluations_is_keyed_and_part_of_the_held_out(
+    tmp_path: Path, gpt2: Tokenizer
+) -> None:
+    path = write_jsonl(tmp_path / "all.jsonl", commands(30))
+    entry = DeviceEntry(name="barn", train=path, eval=path)
+    settings_ = run_settings()
+
+    def prepared(seed: int = 0, **evaluation: Any) -> Dataset:
+        changed = {
+            "run": RunSection(seed=seed),
+            "evaluation": EvaluationSettings(**evaluation),
+        }
+        return prepare(entry, "barn", settings_.model_copy(update=changed), gpt2)
+
+    dataset = prepared(max_examples=7)
+    assert len(dataset.sampled) == 7 and len(dataset.unsampled) == 23
+    assert {e.input_ids for e in dataset.sampled} < {e.input_ids for e in dataset.eval}
+    assert [e for e in dataset.eval if e in dataset.sampled] == dataset.sampled
+    assert prepared(max_examples=7).sampled == dataset.sampled
+    assert prepared(seed=1, max_examples=7).sampled != dataset.sampled
+    assert len(prepared(max_examples=7, full=False).eval) == 7
+    assert prepared(max_examples=0).sampled == dataset.eval
+    assert prepared(max_examples=99).unsampled == []
+
+
 def test_files_of_the_device_come_first(tmp_path: Path, gpt2: Tokenizer) -> None:
     own = write_jsonl(tmp_path / "own.jsonl", commands(5, "own"))
     held = write_jsonl(tmp_path / "held.jsonl", commands(4, "held"))
     shared = write_jsonl(tmp_path / "all.jsonl", commands(30))
-    settings_ = run_settings(train=shared, eval=shared, max_eval_examples=3)
+    settings_ = run_settings(train=shared, eval=shared)
     entry = DeviceEntry(name="barn", train=own, eval=held)
     dataset = prepare(entry, "barn", settings_, gpt2)
-    assert len(dataset.train) == 5 and len(dataset.eval) == 3
+    assert len(dataset.train) == 5 and len(dataset.eval) == 4
     assert all("held" in gpt2.decode(example.input_ids) for example in dataset.eval)
     dataset = prepare(DeviceEntry(name="barn", train=own), "barn", settings_, gpt2)
-    assert len(dataset.train) == 5 and len(dataset.eval) == 3
+    assert len(dataset.train) == 5 and len(dataset.eval) == 10
 
 
 def test_a_shared_held_out_file_is_dealt_as_the_training_file_is(

@@ -140,7 +140,7 @@ def test_what_a_device_was_served_counts_within_its_round() -> None:
         await engine.run(int)  # what was served is noted before the next job
         assert session.served_seconds > 0.0
         await engine.run(
-            session.begin_round, RoundStart(2, False, 5, 5, 10), session.adapter.state()
+            session.begin_round, RoundStart(2, "none", 5, 5, 10), session.adapter.state()
         )
         assert session.served_seconds == 0.0
         engine.close()
@@ -192,7 +192,7 @@ def edge(
         lora = LORA.model_copy(update={"rank": settings.rank(name)})
         values = busy_values(manifest_of(folder, task, lora), seed=number)  # type: ignore[arg-type]
         session.begin_round(
-            RoundStart(1, False, 5, 0, 5),
+            RoundStart(1, "none", 5, 0, 5),
             {n: v for n, v in values.items() if belongs_to(n, plan.middle)},
         )
         sessions.append(session)
@@ -489,7 +489,7 @@ def test_u_shaped_flights_that_run_again_give_the_same_bits(kind: str, computati
         session = UShapedSession(
             "attic", plan, model, bank, settings, NodeStats("e", "edge"), recompute=recompute
         )
-        start = RoundStart(1, False, 1, 0, 1)
+        start = RoundStart(1, "none", 1, 0, 1)
         session.begin_round(start, {n: v for n, v in values.items() if belongs_to(n, plan.middle)})
         seen = []
         own = messages("causal_lm", folder.hidden_size, 2)

@@ -205,7 +205,7 @@ def outcome(
     )
     values = busy_values(manifest_of(folder, task, LORA))  # type: ignore[arg-type]
     own = {n: v for n, v in values.items() if belongs_to(n, plan.middle)}
-    session.begin_round(RoundStart(1, False, 2, 0, 2), own)
+    session.begin_round(RoundStart(1, "none", 2, 0, 2), own)
     seen: list[Any] = []
     for message in messages(task, folder.hidden_size, 1):
         replies = session.handle(message)

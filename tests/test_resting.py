@@ -78,7 +78,7 @@ def edge(
         for name in NAMES
     ]
     for session in sessions:
-        session.begin_round(RoundStart(1, False, 3, 0, 3), own)
+        session.begin_round(RoundStart(1, "none", 3, 0, 3), own)
     return sessions
 
 

@@ -474,7 +474,7 @@ def test_codecs_are_tried_from_the_smallest_and_each_device_gets_its_own() -> No
     both = ("d0", "d1")
     assert commands == [Rehearse(both, (1, 2), "compact")]
     assert coordinator.handle(Rehearsed("d0", (2.0, 1.5)), 1.0) == []
-    assert coordinator.handle(Rehearsed("d1", (1.0, 1.0)), 1.0) == [Rehearse(both, (1, 2), "fp16")]
+    assert coordinator.handle(Rehearsed("d1", (1.0, 1.0)), 1.0) == [Rehearse(both, (1, 2), "bf16")]
     # d0's link is slow; on d1's nothing is gained by saving bytes.
     coordinator.handle(Rehearsed("d0", (8.0, 7.0)), 1.0)
     assert coordinator.handle(Rehearsed("d1", (0.9, 0.8)), 1.0) == [Rehearse(both, (1, 2), "none")]
@@ -485,7 +485,7 @@ def test_codecs_are_tried_from_the_smallest_and_each_device_gets_its_own() -> No
 
 
 def rehearsed_codecs(*timed: tuple[float, float | None], count: int = 1) -> Coordinator:
-    """After compact, fp16, ... took so many seconds a step and bits a value on d0."""
+    """After compact, bf16, ... took so many seconds a step and bits a value on d0."""
     codec = {"activation": "auto", "gradient": "auto"}
     training = {"local_steps": 5, "micro_batches": 3}
     coordinator, _ = joined(settings(count, codec=codec, training=training))
@@ -494,7 +494,7 @@ def rehearsed_codecs(*timed: tuple[float, float | None], count: int = 1) -> Coor
     return coordinator
 
 
-def test_that_fp16_did_not_pay_says_little_of_none() -> None:
+def test_that_bf16_did_not_pay_says_little_of_none() -> None:
     # As over 1 Gbit/s, where steps of one codec differ by several percent by themselves.
     coordinator = rehearsed_codecs((0.256, 1.7))
     (third,) = coordinator.handle(Rehearsed("d0", (0.280,), 16.0), 1.0)

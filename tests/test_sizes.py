@@ -39,7 +39,7 @@ def recorded(case: str, folder: Path) -> list[TensorMessage]:
             f"data.train={str(folder / 'train.jsonl')!r}",
             f"data.eval={str(folder / 'eval.jsonl')!r}",
         ]
-    options += ["data.max_eval_examples=1", *OPTIONS]
+    options += ["evaluation.max_examples=1", "evaluation.full=false", *OPTIONS]
     simulation = Simulation(alone(config, options))
     simulation.link.seen = []
     simulation.train(SEEN + NEXT)

@@ -45,11 +45,17 @@ class Cast:
         """Round to nearest even. Raises ProtocolError where a value is beyond the type's range."""
         narrow = values.to(self.wire)
         if not is_finite(narrow):
-            raise ProtocolError(
-                f"codec {self.name}: a value is NaN, infinite or beyond "
-                f"{torch.finfo(self.wire).max:g}, the largest that {self.name} holds"
-            )
+            raise ProtocolError(f"codec {self.name}: {self._misfit(values)}")
         return Quantised(b"", to_bytes(narrow))
+
+    def _misfit(self, values: Tensor) -> str:
+        if not is_finite(values):
+            return "a value is NaN or infinite"
+        largest = float(values.abs().max())
+        return (
+            f"a value of {largest:g} is beyond {torch.finfo(self.wire).max:g}, the largest that "
+            f"{self.name} holds; fine, compact and none hold any"
+        )
 
     def decode(self, read: Source, count: int, columns: int, dtype: torch.dtype) -> Tensor:
         """Widened to float32."""

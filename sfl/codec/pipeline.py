@@ -122,7 +122,7 @@ def parse(text: str, field: str = "codec", gradient: bool = False) -> Codec:
             field,
             text,
             f"not a codec: {error}",
-            "Write a preset (none, fp16, int8, compact, sft, extreme) or stages such as "
+            "Write a preset (none, fp16, int8, fine, compact, sft, extreme) or stages such as "
             "'topk(0.3) | stochastic(4) | zstd'; docs/compression.md lists them.",
         ) from None
 

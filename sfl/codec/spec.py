@@ -6,6 +6,7 @@ import re
 from dataclasses import dataclass
 
 PRESETS: dict[str, str] = {
+    "fine": "uniform(0.0625) | rans",
     "compact": "delta(bigram) | uniform(0.25, dither) | rans",
     "sft": "topk(0.3) | stochastic(4) | zstd",
     "extreme": "delta(bigram) | uniform(0.5, dither) | rans",

@@ -5,6 +5,7 @@
 """
 
 from sfl.config.codec import CodecSettings
+from sfl.config.evaluation import EvaluationSettings, Extent
 from sfl.config.load import dump_toml, load_device, load_edge, load_run, with_overrides
 from sfl.config.node import (
     CloudNode,
@@ -37,6 +38,8 @@ __all__ = [
     "DeviceConfig",
     "DeviceEntry",
     "EdgeConfig",
+    "EvaluationSettings",
+    "Extent",
     "LocalDevice",
     "LoraSettings",
     "MetricsSettings",

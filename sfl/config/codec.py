@@ -35,19 +35,25 @@ class ScheduledCodec(CodecChange):
     """The device it is for; default: all."""
 
 
-AUTO_CODECS = ("none", "fp16", "compact")
-"""What `codec.activation = "auto"` chooses from, the most exact first."""
+AUTO_CODECS = ("none", "bf16", "compact")
+"""What `codec.activation = "auto"` chooses from, the most exact first.
+
+Nobody is given `fp16` unasked: it ends the run of a model whose values exceed 65504.
+"""
+EVALUATION_CODEC = "fine"
+"""Evaluations where training is not exact: any finite value, and a loss that does not tell it from
+`none` (`benchmarks/evaluation_codec.py`)."""
 
 
 class CodecSettings(Section):
     """How tensors are compressed on the wire, by role and direction (docs/compression.md)."""
 
     activation: str = "compact"
-    """Hidden states from a device to its edge: a preset (`none`, `fp16`, `int8`, `compact`, `sft`,
-    `extreme`) or stages, e.g. `topk(0.3) | stochastic(4) | zstd`. `auto`, of both directions: every
-    device rehearses a few steps with `compact`, `fp16` and `none` over its real link before the
-    first round, and the most exact of those that are quick is written into the effective
-    configuration, for each device."""
+    """Hidden states from a device to its edge: a preset (`none`, `fp16`, `int8`, `fine`, `compact`,
+    `sft`, `extreme`) or stages, e.g. `topk(0.3) | stochastic(4) | zstd`. `auto`, of both
+    directions: every device rehearses a few steps with `compact`, `bf16` and `none` over its real
+    link before the first round, and the most exact of those that are quick is written into the
+    effective configuration, for each device."""
     gradient: str = "compact"
     """Their gradients, from the edge to the device."""
     hidden: str | None = None
@@ -56,7 +62,7 @@ class CodecSettings(Section):
     """U-shaped: their gradients, from the device to the edge; default: as `gradient`."""
     evaluation: str | None = None
     """Hidden states of evaluations, both ways; default: `none` where `activation` is `none`, else
-    `fp16`, so that what is reported is the adapter's quality and not the codec's."""
+    `fine`, so that what is reported is the adapter's quality and not the codec's."""
     adapter: str = "none"
     """Changes of the adapter between a device and its edge, both ways, with error feedback, e.g.
     `stochastic(4) | zstd`; a stream's first adapter travels whole."""

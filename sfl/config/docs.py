@@ -10,6 +10,7 @@ from pydantic.fields import FieldInfo
 from pydantic_core import PydanticUndefined
 
 from sfl.config.codec import CodecChange, CodecSettings, ScheduledCodec
+from sfl.config.evaluation import EvaluationSettings
 from sfl.config.node import (
     CloudNode,
     ConsentSettings,
@@ -71,6 +72,7 @@ SECTIONS: tuple[tuple[str, type[BaseModel]], ...] = (
     ("[codec]", CodecSettings),
     ("[[codec.schedule]]", ScheduledCodec),
     ("[data]", DataSettings),
+    ("[evaluation]", EvaluationSettings),
     ("[network]", NetworkSettings),
     ("[[devices]]", DeviceEntry),
     ("[devices.codec]", CodecChange),

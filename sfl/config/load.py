@@ -151,7 +151,13 @@ def _look_up(value: Any, dotted: str) -> Any:
     return value
 
 
+_MOVED = {"data.max_eval_examples": "evaluation.max_examples"}
+"""Keys of earlier versions, and where what they set stands now."""
+
+
 def _unknown_key(key: str, known: list[str], field: str, value: Any) -> ConfigError:
+    if field in _MOVED:
+        return ConfigError(field, value, "unknown key", f"It is {_MOVED[field]!r} now.")
     near = difflib.get_close_matches(key, known, n=1, cutoff=0.5)
     fix = f"Did you mean {near[0]!r}?" if near else f"Known: {', '.join(sorted(known))}."
     return ConfigError(field or key, value, "unknown key", fix)

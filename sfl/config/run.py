@@ -16,7 +16,15 @@ from pydantic import (
 )
 
 from sfl.config.base import NodeName, RunId, Section
-from sfl.config.codec import AUTO_CODECS, CodecChange, CodecSettings, RoleCodecs, is_exact
+from sfl.config.codec import (
+    AUTO_CODECS,
+    EVALUATION_CODEC,
+    CodecChange,
+    CodecSettings,
+    RoleCodecs,
+    is_exact,
+)
+from sfl.config.evaluation import EvaluationSettings
 from sfl.config.node import CloudNode, Dtype, EdgeConfig, LocalDevice
 from sfl.plan import Topology
 
@@ -281,8 +289,6 @@ class DataSettings(Section):
     `device.shared_eval`."""
     eval_fraction: Fraction = 0.1
     """Share of a device's examples held out where no eval file is given."""
-    max_eval_examples: NonNegativeInt = 0
-    """Evaluate on at most this many examples a device; 0: all."""
     partition: Literal["iid", "field", "dirichlet"] = "iid"
     """How one file is shared out: evenly, by a field's value, or by label with Dirichlet skew."""
     partition_field: str = ""
@@ -381,6 +387,8 @@ class RunSettings(Section):
     """Compression."""
     data: DataSettings = DataSettings()
     """Examples."""
+    evaluation: EvaluationSettings = EvaluationSettings()
+    """Held-out scores."""
     network: NetworkSettings = NetworkSettings()
     """Waits and bounds."""
     devices: tuple[DeviceEntry, ...] = Field(min_length=1)
@@ -522,7 +530,7 @@ class RunSettings(Section):
         defaults = {
             "hidden": chosen["activation"],
             "tail_gradient": chosen["gradient"],
-            "evaluation": "none" if exact else "fp16",
+            "evaluation": "none" if exact else EVALUATION_CODEC,
         }
         for role, default in defaults.items():
             chosen[role] = chosen[role] or default

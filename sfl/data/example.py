@@ -62,9 +62,27 @@ class DataNotes:
 
 @dataclass(frozen=True, slots=True)
 class Dataset:
-    """One device's examples; `eval` is empty only where `data.eval_fraction` is 0."""
+    """One device's examples; `eval` is empty only where `data.eval_fraction` is 0.
+
+    `sample` are the places in `eval` that every evaluation takes; None: all of them.
+    """
 
     train: list[Example]
     eval: list[Example]
     kind: Kind
     notes: DataNotes
+    sample: frozenset[int] | None = None
+
+    @property
+    def sampled(self) -> list[Example]:
+        """Held-out examples that every evaluation takes."""
+        return self._held_out(chosen=True)
+
+    @property
+    def unsampled(self) -> list[Example]:
+        """Held-out examples that only an evaluation of all takes."""
+        return self._held_out(chosen=False)
+
+    def _held_out(self, chosen: bool) -> list[Example]:
+        places = range(len(self.eval)) if self.sample is None else self.sample
+        return [e for place, e in enumerate(self.eval) if (place in places) is chosen]

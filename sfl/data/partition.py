@@ -7,12 +7,15 @@ from __future__ import annotations
 
 import random
 from collections.abc import Iterable, Sequence
+from typing import TypeVar
 
 from sfl.config import DataSettings
 from sfl.data.example import Row
 from sfl.data.fields import as_text, is_missing, value_of
 from sfl.errors import ConfigError, DataError
 from sfl.keys import derive_seed
+
+T = TypeVar("T")
 
 _LEAST = 2  # rows a part should have where there are enough: one to train on, one to hold out
 
@@ -97,7 +100,7 @@ def hold_out(
     )
 
 
-def sample(rows: Sequence[Row], most: int, seed: int, device: str) -> list[Row]:
+def sample(rows: Sequence[T], most: int, seed: int, device: str) -> list[T]:
     """At most `most` of the rows (all where it is 0), in the order of the file."""
     if not most or len(rows) <= most:
         return list(rows)

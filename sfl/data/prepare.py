@@ -23,12 +23,13 @@ def prepare(local: LocalDevice, name: str, settings: RunSettings, tokenizer: Tok
     rows are those of `local.eval`, else its part of `data.eval`, else `data.eval_fraction` of its
     training rows; none only where that is 0. Raises DataError.
     """
-    data, seed = settings.data, settings.run.seed
+    data, seed, due = settings.data, settings.run.seed, settings.evaluation
     train_rows, field = _train_rows(local, name, settings)
     eval_rows = _eval_rows(local, name, settings)
     if eval_rows is None:
         train_rows, eval_rows = hold_out(train_rows, data.eval_fraction, seed, name, field)
-    eval_rows = sample(eval_rows, data.max_eval_examples, seed, name)
+    if not due.full:
+        eval_rows = sample(eval_rows, due.max_examples, seed, name)
 
     model = settings.model
     train, notes = encode_rows(train_rows, tokenizer, model, data)
@@ -36,7 +37,9 @@ def prepare(local: LocalDevice, name: str, settings: RunSettings, tokenizer: Tok
     evaluation, eval_notes = encode_rows(eval_rows, tokenizer, model, data)
     if eval_rows:
         _check_left(evaluation, eval_rows, name, model.max_length)
-    return Dataset(train, evaluation, kind_of(train_rows, model, data), notes + eval_notes)
+    chosen = frozenset(sample(range(len(evaluation)), due.max_examples, seed, name))
+    kind = kind_of(train_rows, model, data)
+    return Dataset(train, evaluation, kind, notes + eval_notes, chosen)
 
 
 def _train_rows(local: LocalDevice, name: str, settings: RunSettings) -> tuple[list[Row], str]:

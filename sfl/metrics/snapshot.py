@@ -83,7 +83,9 @@ class NodeSnapshot:
     """A node's statistics at one moment; counters run since `started_at`.
 
     Times are Unix seconds, sizes bytes. `step` of `steps` is the progress in `round`;
-    `steps_total` and `tokens` run on over rounds. `seen_at` is when another node received it.
+    `steps_total` and `tokens` run on over rounds. `eval_*` are of the adapter of round
+    `eval_round`, the last that was evaluated (0: before training). `seen_at` is when another node
+    received it.
     `dtype` and `quantised` are what the node settled on for its base; empty before, and in a cloud.
     `micro_batches` is what a device cuts its batches into for its memory's sake; 0 elsewhere.
     `value_bits` is what its next activation is expected to take a value, by `Codec.bits`.
@@ -104,6 +106,7 @@ class NodeSnapshot:
     tokens: int = 0
     tokens_per_second: float = 0.0
     loss: float | None = None
+    eval_round: int | None = None
     eval_loss: float | None = None
     eval_accuracy: float | None = None
     queue_depth: int = 0
@@ -253,6 +256,10 @@ def _number_or_none(value: Any) -> float | None:
     return None if value is None else _number(value)
 
 
+def _count_or_none(value: Any) -> int | None:
+    return None if value is None else _count(value)
+
+
 def _counts(values: Mapping[str, Any], known: Sequence[K]) -> dict[K, int]:
     return {key: _count(values[key]) for key in known if key in values}
 
@@ -277,6 +284,7 @@ _PLAIN: dict[str, Callable[[Any], Any]] = {
     "tokens": _count,
     "tokens_per_second": _number,
     "loss": _number_or_none,
+    "eval_round": _count_or_none,
     "eval_loss": _number_or_none,
     "eval_accuracy": _number_or_none,
     "queue_depth": _count,

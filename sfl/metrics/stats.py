@@ -195,6 +195,7 @@ class NodeStats:
         self.nonfinite_losses = 0
         self.tokens = 0
         self.loss: float | None = None
+        self.eval_round: int | None = None
         self.eval_loss: float | None = None
         self.eval_accuracy: float | None = None
         self.queue_depth = 0
@@ -253,6 +254,7 @@ class NodeStats:
             tokens=self.tokens,
             tokens_per_second=self.tokens_per_second,
             loss=self.loss,
+            eval_round=self.eval_round,
             eval_loss=self.eval_loss,
             eval_accuracy=self.eval_accuracy,
             queue_depth=self.queue_depth,

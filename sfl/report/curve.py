@@ -27,14 +27,16 @@ def device_lines(
     rounds: Sequence[RoundRecord],
     value: Callable[[RoundRecord], float | None],
 ) -> list[Line]:
-    """A line a device that joined; a round without it, or without a value, is a gap."""
-    last = max((record.round for record in rounds), default=0)
+    """A line a device that joined, over the rounds in which some device has a value; one that it
+    lacks is a gap.
+    """
+    numbers = sorted({record.round for record in rounds if value(record) is not None})
     lines = []
     for index, device in enumerate(summary.devices):
         if not device.joined:
             continue
         known = {record.round: value(record) for record in rounds if record.device == device.name}
-        points = [(number, _number(known.get(number))) for number in range(last + 1)]
+        points = [(number, _number(known.get(number))) for number in numbers]
         lines.append(Line(device.name, series_style(index), points))
     return lines
 
@@ -42,7 +44,7 @@ def device_lines(
 def loss_curve(summary: RunSummary, records: Sequence[Record]) -> str:
     """Held-out loss per round and device as an SVG file, such as a README shows."""
     rounds = [record for record in records if isinstance(record, RoundRecord)]
-    lines = device_lines(summary, rounds, lambda record: record.eval_loss)
+    lines = device_lines(summary, rounds, lambda record: record.on_sample.eval_loss)
     title = "Held-out loss by round (nats a target)"
     names, legend_height = _legend(lines)
     top = _TITLE + legend_height + 6

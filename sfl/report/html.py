@@ -144,12 +144,12 @@ def _learning(summary: RunSummary, rounds: Sequence[RoundRecord]) -> Markup:
         ),
         _chart_card(
             f"Held-out loss (nats a {per})",
-            device_lines(summary, rounds, lambda record: record.eval_loss),
+            device_lines(summary, rounds, lambda record: record.on_sample.eval_loss),
         ),
     ]
     name = text.score_name(summary.task).capitalize()
     if any(record.eval_accuracy is not None for record in rounds):
-        lines = device_lines(summary, rounds, lambda record: record.eval_accuracy)
+        lines = device_lines(summary, rounds, lambda record: record.on_sample.eval_accuracy)
         chart = line_chart(f"{name} by round", lines, text.whole_percent, top=1.0)
         cards.append(element("div", element("h3", f"{name}, held out (%)"), chart, class_="card"))
     names = [(device.name, style) for style, device in _joined(summary)]
@@ -157,13 +157,28 @@ def _learning(summary: RunSummary, rounds: Sequence[RoundRecord]) -> Markup:
         "section",
         element("h2", "Learning"),
         element("p", "Round 0 is before training. Each further round ends in one average of all "
-                "devices' adapters, which every device then tries on its own held-out examples.",
-                class_="lead"),
+                f"devices' adapters. {_evaluations(rounds)}", class_="lead"),
         line_legend(names),
         element("div", *cards, class_="charts"),
         _round_table(summary, rounds),
         class_="section",
     )  # fmt: skip
+
+
+def _evaluations(rounds: Sequence[RoundRecord]) -> str:
+    """Which adapters the devices tried on their held-out examples, and on how many."""
+    tried = sorted({record.round for record in rounds if record.eval_targets})
+    last = max((record.round for record in rounds), default=0)
+    which = "each" if len(tried) == last + 1 else f"those of rounds {', '.join(map(str, tried))}"
+    said = f"Devices tried {which} on held-out examples of their own."
+    full = sum(r.eval_examples for r in rounds if r.round == 0)
+    part = sum(r.on_sample.eval_examples for r in rounds if r.round == 0)
+    if part == full:
+        return said
+    return (
+        f"{said} Rounds are compared by the same {part:,} examples each time; the scores above are "
+        f"over all {full:,}."
+    )
 
 
 def _chart_card(title: str, lines: Sequence[Line]) -> Markup:
@@ -178,7 +193,7 @@ def _round_table(summary: RunSummary, rounds: Sequence[RoundRecord]) -> Markup:
     rows = []
     for number in numbers:
         of_round = [record for record in rounds if record.round == number]
-        quality = evaluate(of_round)
+        quality = evaluate(record.on_sample for record in of_round)
         losses = [record.train_loss for record in of_round if record.train_loss is not None]
         mean = math.fsum(losses) / len(losses) if losses else None
         cells = [str(number), str(len(of_round)), text.loss(mean), text.loss(quality.loss)]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from types import TracebackType
 from typing import Self
 
@@ -84,12 +84,21 @@ def status_line(status: RunStatus) -> str:
     scored = [device for device in status.devices if device.eval_accuracy is not None]
     if scored:
         scores = ", ".join(f"{d.name} {text.percent(d.eval_accuracy)}" for d in scored)
-        parts.append(f"{text.score_name(status.task)} {scores}")
+        parts.append(f"{text.score_name(status.task)}{_of_adapter(scored)} {scores}")
     if known:
         up = sum(device.bytes_up for device in status.devices)
         down = sum(device.bytes_down for device in status.devices)
         parts.append(f"up {text.size(up)}, down {text.size(down)}")
     return "  |  ".join(parts)
+
+
+def _of_adapter(scored: Sequence[DeviceStatus]) -> str:
+    """Of which round's adapter scores are, where they are of one."""
+    rounds = {device.eval_round for device in scored}
+    number = rounds.pop()
+    if rounds or number is None:
+        return ""
+    return f" after round {number}" if number else " before training"
 
 
 def status_picture(status: RunStatus, seconds: float, width: int = 100) -> RenderableType:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -17,12 +17,23 @@ _WORK = ("num_examples", "steps", "tokens", "seconds")
 
 
 @dataclass(frozen=True, slots=True)
+class SampleScore:
+    """A score over the held-out examples that every evaluation takes, as `eval_*` have it."""
+
+    loss_sum: float
+    targets: int
+    correct: int | None
+    examples: int
+
+
+@dataclass(frozen=True, slots=True)
 class RoundRecord:
     """One device's part in one round, and its evaluation of the adapter that the round gave.
 
     Round 0 is the evaluation before any training: its `train_loss` is None and its work is 0.
     `eval_loss_sum` is in nats, summed over `eval_targets` scored tokens or labels; `eval_correct`
-    of `eval_examples` is None for plain text. `seconds` is the device's training time.
+    of `eval_examples` is None for plain text. `sample` is the part of it that rounds can be
+    compared by, None where that is all of it. `seconds` is the device's training time.
     """
 
     round: int
@@ -37,6 +48,22 @@ class RoundRecord:
     tokens: int
     seconds: float
     snapshot: NodeSnapshot
+    sample: SampleScore | None = None
+
+    @property
+    def on_sample(self) -> RoundRecord:
+        """This record with the score that rounds are compared by."""
+        if self.sample is None:
+            return self
+        own = self.sample
+        return replace(
+            self,
+            eval_loss_sum=own.loss_sum,
+            eval_targets=own.targets,
+            eval_correct=own.correct,
+            eval_examples=own.examples,
+            sample=None,
+        )
 
     @property
     def eval_loss(self) -> float | None:
@@ -116,6 +143,9 @@ def _to_dict(record: Record) -> dict[str, Any]:
     values = {name: _finite(getattr(record, name)) for name in (*_SCORES, *_WORK)}
     means = {"eval_loss": record.eval_loss, "eval_accuracy": record.eval_accuracy}
     shown = {name: _finite(value) for name, value in means.items()}
+    sample = None if record.sample is None else asdict(record.sample)
+    if sample is not None:
+        shown["sample"] = {name: _finite(value) for name, value in sample.items()}
     return head | {"node": record.device} | values | shown | {"snapshot": snapshot.to_dict()}
 
 
@@ -126,7 +156,12 @@ def _from_dict(values: dict[str, Any]) -> Record:
     numbers = {name: values[name] for name in (*_SCORES, *_WORK)}
     if numbers["eval_loss_sum"] is None:
         numbers["eval_loss_sum"] = math.nan  # JSON has no NaN
-    return RoundRecord(values["round"], values["node"], snapshot=snapshot, **numbers)
+    sample = None
+    if (own := values.get("sample")) is not None:
+        sample = SampleScore(**own)
+        if sample.loss_sum is None:
+            sample = replace(sample, loss_sum=math.nan)
+    return RoundRecord(values["round"], values["node"], snapshot=snapshot, sample=sample, **numbers)
 
 
 def _finite(value: Any) -> Any:

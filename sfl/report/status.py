@@ -27,7 +27,8 @@ RunPhase = Literal[
 class DeviceStatus:
     """One device as the live view shows it; sizes in bytes.
 
-    `state` is a word or two, such as "training", "waiting", "lost".
+    `state` is a word or two, such as "training", "waiting", "lost"; `eval_*` are of the adapter of
+    round `eval_round`.
     """
 
     name: str
@@ -35,6 +36,7 @@ class DeviceStatus:
     step: int = 0
     steps: int = 0
     loss: float | None = None
+    eval_round: int | None = None
     eval_loss: float | None = None
     eval_accuracy: float | None = None
     tokens_per_second: float = 0.0
@@ -52,6 +54,7 @@ class DeviceStatus:
             step=snapshot.step,
             steps=snapshot.steps,
             loss=snapshot.loss,
+            eval_round=snapshot.eval_round,
             eval_loss=snapshot.eval_loss,
             eval_accuracy=snapshot.eval_accuracy,
             tokens_per_second=snapshot.tokens_per_second,

@@ -1,7 +1,8 @@
 """Rounds: who takes part, when a round closes, what happens when somebody is lost.
 
-Round r (1..R) sends out the adapter of round r-1, evaluates it and trains; a last one, R+1, only
-evaluates. A device lost within a round is left out of it and may join again with the next.
+Round r (1..R) sends out the adapter of round r-1, evaluates it where that is due, and trains; a
+last one, R+1, only evaluates. A device lost within a round is left out of it and may join again
+with the next.
 """
 
 from __future__ import annotations
@@ -333,7 +334,8 @@ class Coordinator:
         settings, devices = self.settings, self.devices
         steps = {n: steps_of(settings, devices[n].num_examples, self.round) for n in ready}
         self.progress = {n: Progress(steps[n], devices[n].num_examples) for n in ready}
-        return StartRound(self.round, steps)
+        due = settings.evaluation.extent(self.round - 1, settings.run.rounds)
+        return StartRound(self.round, steps, due)
 
     def _while_training(self) -> list[Command]:
         left_out = self._leave_out_late()

@@ -6,6 +6,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Literal
 
+from sfl.config import Extent
+
 Side = Literal["device", "edge"]
 
 Cause = Literal["link", "silence", "offence", "adapter"]
@@ -160,6 +162,7 @@ class StartRound:
 
     round: int
     devices: Mapping[str, Steps]
+    evaluate: Extent = "all"
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,7 +10,7 @@ from sfl.config import RunSettings
 from sfl.config.codec import AUTO_CODECS
 from sfl.rounds.messages import Settle
 
-_EXACT_BITS = {"none": 32.0, "fp16": 16.0}
+_EXACT_BITS = {"none": 32.0, "bf16": 16.0}
 """What a value takes at most with codecs of which that is known beforehand."""
 
 _MOST_MICRO_BATCHES = 8

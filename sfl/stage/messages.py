@@ -10,6 +10,7 @@ import numpy as np
 import torch
 
 from sfl.codec import RowContext
+from sfl.config import Extent
 from sfl.metrics.timeline import Span
 from sfl.stage.loss import Score
 
@@ -88,7 +89,7 @@ class RoundStart:
     """
 
     round: int
-    evaluate: bool
+    evaluate: Extent
     num_steps: int
     first_step: int
     total_steps: int
@@ -121,7 +122,10 @@ class Finish:
 
 @dataclass(frozen=True, slots=True)
 class RoundOutcome:
-    """What a device did in a round: mean loss, tokens, seconds, and the evaluation before it."""
+    """What a device did in a round: mean loss, tokens, seconds, and the evaluation before it.
+
+    `sample` is the part of the evaluation over the examples that every evaluation takes.
+    """
 
     round: int
     num_steps: int
@@ -133,6 +137,7 @@ class RoundOutcome:
     values: Mapping[str, np.ndarray]
     spans: tuple[Span, ...] = ()
     rehearsal: tuple[float, ...] = ()
+    sample: Score = NO_SCORE
 
 
 Message = TensorMessage | GradientNorm | Stack | RoundOrder | Finish

@@ -18,7 +18,7 @@ import torch
 from sfl.codec import RowContext
 from sfl.config import RunSettings
 from sfl.data.batches import Batch, Sampler, collate, split_micro
-from sfl.data.example import Dataset
+from sfl.data.example import Dataset, Example
 from sfl.errors import ProtocolError
 from sfl.metrics.stats import Measurement, NodeStats
 from sfl.metrics.timeline import watched_step
@@ -141,8 +141,8 @@ class Trainer:
         self.stats.start_round(start.round, start.num_steps)
         self.rest()
         began = time.perf_counter()
-        score = self.evaluate(start) if start.evaluate else NO_SCORE
-        self._note_quality(score)
+        score, sample = self.evaluate(start)
+        self._note_quality(score, start.round - 1)
         evaluated = time.perf_counter()
         losses, tokens = [], 0
         self.stats.phases.timeline.watch(self.device, start.round, watched_step(start.num_steps))
@@ -166,6 +166,7 @@ class Trainer:
             evaluation_seconds=evaluated - began,
             values=self.stage.state(),
             spans=tuple(self.stats.phases.timeline.take(self.device)),
+            sample=sample,
         )
 
     def rehearse(self, start: RoundStart) -> RoundOutcome:
@@ -226,25 +227,39 @@ class Trainer:
         self._clip(start, step)
         return num_tokens
 
-    def evaluate(self, start: RoundStart) -> Score:
-        """Score the held-out split through the split model, in batches as large as training's."""
-        self.stage.train(False)
+    def evaluate(self, start: RoundStart) -> tuple[Score, Score]:
+        """Score held-out examples through the split model, in batches as large as training's.
+
+        The score over all that are due, and over those that every evaluation takes.
+        """
         self._score = NO_SCORE
+        if start.evaluate == "none":
+            return NO_SCORE, NO_SCORE
+        self.stage.train(False)
+        number = self._evaluate(start, self.dataset.sampled, 0)
+        sample = self._score
+        if start.evaluate == "all":
+            self._evaluate(start, self.dataset.unsampled, number)
+        return self._score, sample
+
+    def _evaluate(self, start: RoundStart, examples: list[Example], number: int) -> int:
+        """Add these examples' score, in batches numbered from `number` on; the next number."""
         size = -(-self.settings.training.batch_size // self._pieces(start))
-        examples = self.dataset.eval
-        for number, first in enumerate(range(0, len(examples), size)):
+        for first in range(0, len(examples), size):
             self._make_room(self.window.granted)
             key = Key(Purpose.EVALUATION, start.round, number, 0)
             with self.stats.phases.measure("collate", key, self.device):
                 batch = collate(examples[first : first + size], self.pad_id)
             with torch.no_grad():
                 self._launch(MicroBatch(key, 1, 0, batch))
+            number += 1
         self._land_all()
-        return self._score
+        return number
 
-    def _note_quality(self, score: Score) -> None:
+    def _note_quality(self, score: Score, adapter: int) -> None:
         """Show the evaluation in the statistics; plain text has no accuracy."""
         if score.num_targets:
+            self.stats.eval_round = adapter
             self.stats.eval_loss = score.loss_sum / score.num_targets
         if score.num_examples and self.dataset.kind != "text":
             self.stats.eval_accuracy = score.num_correct / score.num_examples

@@ -100,7 +100,8 @@ class Cut:
         """The packet of a message's rows. Raises ProtocolError, naming device and step."""
         if message.rows is None:
             return None
-        encoder = self._encoders[self._role(message)]
+        role = self._role(message)
+        encoder = self._encoders[role]
         seed = derive_seed(
             self._seed,
             self._device,
@@ -115,7 +116,8 @@ class Cut:
                 message.rows, seed & 0xFFFFFFFF, message.lengths, message.context
             )
         except ProtocolError as error:
-            raise ProtocolError(f"{self._device}, {_place(message)}: {error}") from None
+            place = f"{self._device}, {_place(message)}, codec.{role}"
+            raise ProtocolError(f"{place}: {error}") from None
         if encoder.mask is not None and _comes_back(message):
             self._masks[message.key] = encoder.mask
         return packet

@@ -56,6 +56,7 @@ from sfl.transport.diagnosis import why_refused
 from sfl.transport.dialling import nothing_known, wait_for_peer
 from sfl.transport.envelope import Frame
 from sfl.transport.frames import decode_tensor, encode_tensor, raw_bytes, to_score
+from sfl.transport.round_start import from_round_start
 from sfl.transport.shaper import Shaper, shaper
 from sfl.transport.status import error_of
 from sfl.transport.updates import UpdateSender, Values, decode_update
@@ -244,6 +245,7 @@ class DeviceLink:
             num_tokens=outcome.num_tokens,
             train_seconds=outcome.train_seconds,
             evaluation=to_score(outcome.evaluation),
+            sample=to_score(outcome.sample),
             evaluation_seconds=outcome.evaluation_seconds,
             spans=spans_to_json(list(outcome.spans)),
             rehearsal=outcome.rehearsal,
@@ -503,15 +505,7 @@ class _Reader:
         self._count(message, "control")
         start = message.start
         self._codec = self._begin_round(RoleCodecs.model_validate_json(start.codecs), start.round)
-        self._start = RoundStart(
-            start.round,
-            start.evaluate,
-            start.num_steps,
-            start.first_step,
-            start.total_steps,
-            start.micro_batches,
-            tuple(start.rehearse),
-        )
+        self._start = from_round_start(start)
 
     def _on_adapter(self, message: edge_pb2.EdgeMessage) -> None:
         self._count(message, "adapter")

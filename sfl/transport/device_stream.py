@@ -36,7 +36,7 @@ from sfl.metrics.stats import NodeStats
 from sfl.metrics.timeline import spans_to_json
 from sfl.orders import Waiting
 from sfl.stage.engine import Engine
-from sfl.stage.messages import GradientNorm, Key, Kind, Purpose, RoundStart, TensorMessage
+from sfl.stage.messages import GradientNorm, Key, Kind, Purpose, TensorMessage
 from sfl.stage.session import Reply, Session
 from sfl.transport.chunks import (
     ADAPTER_LIMIT,
@@ -50,6 +50,7 @@ from sfl.transport.cut import Cut
 from sfl.transport.envelope import Frame
 from sfl.transport.frames import decode_tensor, encode_tensor
 from sfl.transport.places import Places
+from sfl.transport.round_start import from_round_start
 from sfl.transport.shaper import Shaper, shaper
 from sfl.transport.updates import UpdateSender, decode_update
 from sfl.transport.urgency import CodecThread
@@ -472,15 +473,7 @@ class DeviceStream:
         mine: Mapping[str, np.ndarray],
         theirs: Mapping[str, np.ndarray],
     ) -> None:
-        order = RoundStart(
-            start.round,
-            start.evaluate,
-            start.num_steps,
-            start.first_step,
-            start.total_steps,
-            start.micro_batches,
-            tuple(start.rehearse),
-        )
+        order = from_round_start(start)
         self.in_flight = 0
         self._answered = None
         self.cut.begin_round(RoleCodecs.model_validate_json(start.codecs), start.round)

@@ -9,11 +9,12 @@ from typing import Any
 import grpc
 from google.protobuf.message import Message
 
+from sfl.config import Extent
 from sfl.metrics.snapshot import Role
 from sfl.transport.envelope import Envelope, Frame
 from sfl.v1 import cloud_pb2, edge_pb2, tensor_pb2
 
-WIRE_VERSION = 4
+WIRE_VERSION = 5
 
 FRAME_BYTES = (1 << 20) - (1 << 12)
 """Payload of a frame; with its envelope a message stays within gRPC's sweet spot of 1 MiB."""
@@ -147,6 +148,13 @@ def generic_handler(
     handlers = {method.name: method.handler(behaviour) for method, behaviour in behaviours.items()}
     return grpc.method_handlers_generic_handler(service, handlers)
 
+
+EXTENTS: dict[Extent, edge_pb2.Extent] = {
+    "none": edge_pb2.EXTENT_NONE,
+    "sample": edge_pb2.EXTENT_SAMPLE,
+    "all": edge_pb2.EXTENT_ALL,
+}
+"""How much a device evaluates, as the wire has it."""
 
 TRAINING_ROLES: dict[int, Role] = {
     tensor_pb2.TENSOR_KIND_ACTIVATION: "activation",

@@ -1,11 +1,21 @@
 from sfl.v1 import tensor_pb2 as _tensor_pb2
 from google.protobuf.internal import containers as _containers
+from google.protobuf.internal import enum_type_wrapper as _enum_type_wrapper
 from google.protobuf import descriptor as _descriptor
 from google.protobuf import message as _message
 from collections.abc import Iterable as _Iterable, Mapping as _Mapping
 from typing import ClassVar as _ClassVar, Optional as _Optional, Union as _Union
 
 DESCRIPTOR: _descriptor.FileDescriptor
+
+class Extent(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
+    __slots__ = ()
+    EXTENT_NONE: _ClassVar[Extent]
+    EXTENT_SAMPLE: _ClassVar[Extent]
+    EXTENT_ALL: _ClassVar[Extent]
+EXTENT_NONE: Extent
+EXTENT_SAMPLE: Extent
+EXTENT_ALL: Extent
 
 class DeviceHello(_message.Message):
     __slots__ = ("device", "wire_version", "compiled_codec")
@@ -88,14 +98,14 @@ class RoundStart(_message.Message):
     MICRO_BATCHES_FIELD_NUMBER: _ClassVar[int]
     REHEARSE_FIELD_NUMBER: _ClassVar[int]
     round: int
-    evaluate: bool
+    evaluate: Extent
     num_steps: int
     first_step: int
     total_steps: int
     codecs: str
     micro_batches: int
     rehearse: _containers.RepeatedScalarFieldContainer[int]
-    def __init__(self, round: _Optional[int] = ..., evaluate: _Optional[bool] = ..., num_steps: _Optional[int] = ..., first_step: _Optional[int] = ..., total_steps: _Optional[int] = ..., codecs: _Optional[str] = ..., micro_batches: _Optional[int] = ..., rehearse: _Optional[_Iterable[int]] = ...) -> None: ...
+    def __init__(self, round: _Optional[int] = ..., evaluate: _Optional[_Union[Extent, str]] = ..., num_steps: _Optional[int] = ..., first_step: _Optional[int] = ..., total_steps: _Optional[int] = ..., codecs: _Optional[str] = ..., micro_batches: _Optional[int] = ..., rehearse: _Optional[_Iterable[int]] = ...) -> None: ...
 
 class Finish(_message.Message):
     __slots__ = ("ok", "reason")

@@ -116,7 +116,7 @@ class AdapterFrame(_message.Message):
     def __init__(self, header: _Optional[_Union[AdapterHeader, _Mapping]] = ..., data: _Optional[bytes] = ..., last: _Optional[bool] = ...) -> None: ...
 
 class RoundReport(_message.Message):
-    __slots__ = ("round", "device", "num_steps", "train_loss", "num_tokens", "train_seconds", "evaluation", "snapshot", "evaluation_seconds", "spans", "edge_spans", "rehearsal")
+    __slots__ = ("round", "device", "num_steps", "train_loss", "num_tokens", "train_seconds", "evaluation", "snapshot", "evaluation_seconds", "spans", "edge_spans", "rehearsal", "sample")
     ROUND_FIELD_NUMBER: _ClassVar[int]
     DEVICE_FIELD_NUMBER: _ClassVar[int]
     NUM_STEPS_FIELD_NUMBER: _ClassVar[int]
@@ -129,6 +129,7 @@ class RoundReport(_message.Message):
     SPANS_FIELD_NUMBER: _ClassVar[int]
     EDGE_SPANS_FIELD_NUMBER: _ClassVar[int]
     REHEARSAL_FIELD_NUMBER: _ClassVar[int]
+    SAMPLE_FIELD_NUMBER: _ClassVar[int]
     round: int
     device: str
     num_steps: int
@@ -141,7 +142,8 @@ class RoundReport(_message.Message):
     spans: str
     edge_spans: str
     rehearsal: _containers.RepeatedScalarFieldContainer[float]
-    def __init__(self, round: _Optional[int] = ..., device: _Optional[str] = ..., num_steps: _Optional[int] = ..., train_loss: _Optional[float] = ..., num_tokens: _Optional[int] = ..., train_seconds: _Optional[float] = ..., evaluation: _Optional[_Union[Score, _Mapping]] = ..., snapshot: _Optional[str] = ..., evaluation_seconds: _Optional[float] = ..., spans: _Optional[str] = ..., edge_spans: _Optional[str] = ..., rehearsal: _Optional[_Iterable[float]] = ...) -> None: ...
+    sample: Score
+    def __init__(self, round: _Optional[int] = ..., device: _Optional[str] = ..., num_steps: _Optional[int] = ..., train_loss: _Optional[float] = ..., num_tokens: _Optional[int] = ..., train_seconds: _Optional[float] = ..., evaluation: _Optional[_Union[Score, _Mapping]] = ..., snapshot: _Optional[str] = ..., evaluation_seconds: _Optional[float] = ..., spans: _Optional[str] = ..., edge_spans: _Optional[str] = ..., rehearsal: _Optional[_Iterable[float]] = ..., sample: _Optional[_Union[Score, _Mapping]] = ...) -> None: ...
 
 class Heartbeat(_message.Message):
     __slots__ = ("snapshot", "devices")
