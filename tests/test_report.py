@@ -17,6 +17,7 @@ from rich.console import Console
 from sfl.errors import ProtocolError, UserError
 from sfl.files import write_atomic
 from sfl.metrics import NodeSnapshot
+from sfl.metrics.snapshot import ROLES
 from sfl.metrics.timeline import Span, spans_from_json, spans_to_json
 from sfl.report import text
 from sfl.report.charts import Bar, Line, Segment, bar_chart, line_chart, ticks
@@ -29,6 +30,7 @@ from sfl.report.records import NodeRecord, RecordFile, RoundRecord, read_records
 from sfl.report.status import DeviceStatus, RunStatus, ServerStatus
 from sfl.report.step import StepTimeline, timelines_to_json
 from sfl.report.summary import Fault, RunSummary, build_summary, evaluate
+from sfl.report.traffic import PURPOSES, by_purpose, traffic_table
 
 SUMMARY_KEYS = [
     "run_id",
@@ -240,8 +242,19 @@ def test_reduction_counts_activations_and_gradients_of_training_only() -> None:
     summary = build_summary(
         sample_settings(), "r", [], [snapshot], train_seconds=0.0, wall_seconds=0.0
     )
+    assert summary.bytes_in_all == 100 + 1000 + 7 + 300 + 5000
     assert (summary.training_bytes, summary.training_bytes_fp32) == (400, 1600)
     assert (summary.reduction_vs_fp32, summary.reduction_vs_fp16) == (4.0, 2.0)
+
+
+def test_every_byte_stands_under_one_purpose() -> None:
+    assert sorted(role for roles in PURPOSES.values() for role in roles) == sorted(ROLES)
+    summary = sample_summary()
+    parts = by_purpose(summary)
+    assert sum(up + down for up, down in parts.values()) == summary.bytes_in_all > 0
+    *rows, total = traffic_table(summary).splitlines()
+    assert len(rows) == 1 + len(PURPOSES) and "100.0%" in total
+    assert text.size(summary.bytes_in_all) in total
 
 
 def test_a_restarted_device_keeps_its_bytes_and_tokens() -> None:
@@ -423,6 +436,7 @@ def test_the_end_table_says_it_all(width: int) -> None:
     for part in (
         "2.0% to 91.3%",
         "2.5% → 95.0%",
+        "MB in all over device links: training",
         "2.7x less than fp32",
         "1.3x less than fp16",
         "edge 594 MB",
@@ -460,7 +474,7 @@ def test_the_report_is_well_formed_and_needs_nothing_else(tmp_path: Path, text_o
     assert not re.search(r"https?:|//[a-z]|@import|url\(", page)
     content = "".join(root.itertext())
     for part in (*HOMES, "Held-out loss", "Peak resident memory", "Where the time", "lost its link",
-                 'id = "sample"', "Training loss"):  # fmt: skip
+                 'id = "sample"', "Training loss", "Traffic in all"):  # fmt: skip
         assert part in content
     assert ("Exact match" in content) != text_only
 

@@ -11,6 +11,7 @@ from rich.text import Text
 
 from sfl.report import text
 from sfl.report.summary import DeviceSummary, RunSummary
+from sfl.report.traffic import by_purpose
 
 
 def final_table(summary: RunSummary, prompt: str = "...") -> RenderableType:
@@ -104,7 +105,7 @@ def _facts(summary: RunSummary) -> Table:
 
 
 def _fact_rows(summary: RunSummary) -> list[tuple[str, str]]:
-    rows = [("over the wire", wire_sentence(summary))]
+    rows = [("over the wire", total_sentence(summary)), ("compressed", wire_sentence(summary))]
     servers = [*summary.edges, summary.cloud]
     memory = ", ".join(f"{server.name} {text.size(server.peak_rss_bytes)}" for server in servers)
     largest = max((device.peak_rss_bytes for device in summary.devices), default=0)
@@ -121,6 +122,14 @@ def _fact_rows(summary: RunSummary) -> list[tuple[str, str]]:
     if summary.adapter is not None:
         rows.append(("adapter", f"{summary.adapter} (PEFT format)"))
     return rows
+
+
+def total_sentence(summary: RunSummary) -> str:
+    """How many bytes crossed the links of devices, and what for."""
+    parts = {purpose: up + down for purpose, (up, down) in by_purpose(summary).items()}
+    said = ", ".join(f"{purpose} {text.size(size)}" for purpose, size in parts.items() if size)
+    total = f"{text.size(summary.bytes_in_all)} in all over device links"
+    return f"{total}: {said}" if said else total
 
 
 def wire_sentence(summary: RunSummary) -> str:

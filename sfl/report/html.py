@@ -20,7 +20,7 @@ from sfl.report.charts import (
     series_style,
 )
 from sfl.report.curve import device_lines
-from sfl.report.final import wire_sentence
+from sfl.report.final import total_sentence, wire_sentence
 from sfl.report.markup import Markup, element, join
 from sfl.report.records import Record, RoundRecord
 from sfl.report.step import StepTimeline, timeline_card
@@ -110,10 +110,13 @@ def _tiles(summary: RunSummary) -> Markup:
         tiles.append(_tile(f"{name}, held out".capitalize(), change, whose))
     change = _change(summary.eval_loss_before, summary.eval_loss_after, text.loss)
     tiles.append(_tile("Loss, held out", change, whose))
+    if summary.bytes_in_all:
+        note = "over device links, both ways, whatever for"
+        tiles.append(_tile("Traffic in all", text.size(summary.bytes_in_all), note))
     if summary.training_bytes:
         fp32, fp16 = summary.reduction_vs_fp32, summary.reduction_vs_fp16
         note = f"{text.against(fp32, 'fp32')}, {text.against(fp16, 'fp16')}"
-        tiles.append(_tile("Training traffic", text.size(summary.training_bytes), note))
+        tiles.append(_tile("Of it in training", text.size(summary.training_bytes), note))
     if summary.train_seconds > 0:
         speed = text.rate(summary.tokens_trained / summary.train_seconds)
         note = f"tokens/s, {text.duration(summary.train_seconds)} of training"
@@ -304,7 +307,7 @@ def _bytes_card(summary: RunSummary) -> Markup:
     used = {segment.name for bar in bars for segment in bar.segments if segment.value}
     return element(
         "div",
-        element("h3", "Bytes on the wire by role"),
+        element("h3", f"Bytes on the wire by role, {total_sentence(summary)}"),
         bar_legend([(role, role) for role in ROLES if role in used]),
         bar_chart("Bytes by role", bars, text.size),
         element("p", "Serialised messages. ↑ is towards the cloud, ↓ comes from it; each link is "

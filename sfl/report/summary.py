@@ -145,7 +145,9 @@ class RunSummary:
     """A run as a whole. `failure` is None for a run that reached its end.
 
     `eval_*_before` and `_after` compare the same devices, before the first round and after the
-    last: losses weighted by targets, accuracy by examples and None for plain text.
+    last: losses weighted by targets, accuracy by examples and None for plain text. `bytes_in_all`
+    crossed the links of all devices, both ways, whatever for; `training_bytes` are the part of them
+    that compression is about.
     """
 
     run_id: str
@@ -168,6 +170,7 @@ class RunSummary:
     tokens_trained: int
     train_seconds: float
     wall_seconds: float
+    bytes_in_all: int
     training_bytes: int
     training_bytes_fp32: int
     reduction_vs_fp32: float | None
@@ -253,6 +256,7 @@ def build_summary(
         tokens_trained=sum(device.tokens_trained for device in devices),
         train_seconds=train_seconds,
         wall_seconds=wall_seconds,
+        bytes_in_all=sum(d.traffic.bytes_up + d.traffic.bytes_down for d in devices),
         training_bytes=traffic.wire,
         training_bytes_fp32=traffic.fp32,
         reduction_vs_fp32=traffic.reduction_vs_fp32,
