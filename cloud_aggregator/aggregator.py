@@ -14,6 +14,7 @@ from functools import singledispatchmethod
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_args
 
+from cloud_aggregator.beside import complete_adapters, resolvable_base
 from cloud_aggregator.records import RunRecords
 from cloud_aggregator.stacks import Node, Stacks
 from sfl.adapters.artifact import save_adapter
@@ -69,6 +70,7 @@ from sfl.transport.wire import EXTENTS, STACK
 from sfl.v1 import cloud_pb2, edge_pb2, tensor_pb2
 
 if TYPE_CHECKING:
+    from sfl.report.card import Base
     from sfl.report.traces import StepTraces
 
 log = logging.getLogger("sfl.cloud")
@@ -162,7 +164,8 @@ class CloudAggregator:
         await self.service.drain(10.0)
 
     def _finish_records(self, end: FinishRun) -> None:
-        self.records.close(end, self.stats.snapshot())
+        summary = self.records.close(end, self.stats.snapshot())
+        complete_adapters(self.folder, self.config, self._base_model(), summary)
         self.spool.drop_all()
         if not self.config.run.keep_round_adapters:
             self.stacks.drop()
@@ -354,11 +357,16 @@ class CloudAggregator:
         files = self.spool.files(round_, device)
         return Contribution(device, num_examples, files, rank, scaling)
 
+    def _base_model(self) -> Base:
+        peft = {} if self.manifest is None else self.manifest.peft_config
+        return resolvable_base(self.config, str(peft.get("base_model_name_or_path") or ""))
+
     def _save(self, name: str) -> None:
         """Keep the global adapter: where rounds were folded into the bases, all of them."""
         assert self.manifest is not None
         folded, rank = self.stacks.as_adapter()
-        config = {**self.manifest.peft_config, **rank}
+        base = {"base_model_name_or_path": self._base_model().name}
+        config = {**self.manifest.peft_config, **rank, **base}
         save_adapter(self.folder / name, self.adapter | folded, config)
 
     # -- what edges' streams tell (transport.cloud_service.Host) -----------------------------------

@@ -17,7 +17,7 @@ from sfl.report.html import write_report
 from sfl.report.records import NodeRecord, Record, RecordFile, RoundRecord, SampleScore
 from sfl.report.status import DeviceStatus, RunPhase, RunStatus, ServerStatus
 from sfl.report.step import StepTimeline, ordered, since, timelines_to_json
-from sfl.report.summary import Fault, build_summary, evaluate
+from sfl.report.summary import Fault, RunSummary, build_summary, evaluate
 from sfl.rounds import Coordinator, FinishRun, Phase, StartRound
 from sfl.rounds import Fault as FaultCommand
 from sfl.v1 import edge_pb2, tensor_pb2
@@ -255,7 +255,7 @@ class RunRecords:
 
     # -- at the end -----------------------------------------------------------------------------
 
-    def close(self, end: FinishRun, cloud: NodeSnapshot) -> None:
+    def close(self, end: FinishRun, cloud: NodeSnapshot) -> RunSummary:
         """Write the summary and the report, whichever way the run ended."""
         self.heard(cloud)
         self._write_pending()
@@ -288,6 +288,7 @@ class RunRecords:
             faults=tuple(str(fault) for fault in self._faults),
         )
         status.write(self.folder / "status.json")
+        return summary
 
     def _write_pending(self) -> None:
         """Rounds that were trained and never evaluated still get their line."""

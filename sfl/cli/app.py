@@ -34,6 +34,10 @@ app.command()(device)
 
 Run = Annotated[str, typer.Option("--run", help="A run: its id, the beginning of it, or its path.")]
 OutputDir = Annotated[Path, typer.Option(help="Folder that runs lie in.")]
+Model = Annotated[
+    str | None,
+    typer.Option(help="The run's base, where it lies elsewhere on this machine: folder, hub name."),
+]
 Best = Annotated[bool, typer.Option("--best", help="Use adapter_best/ instead of adapter/.")]
 
 
@@ -133,12 +137,13 @@ def evaluate(
     run: Run,
     data: Annotated[Path | None, typer.Option(help="A file; default: the devices' own.")] = None,
     best: Best = False,
+    model: Model = None,
     output_dir: OutputDir = Path("runs"),
 ) -> None:
     """Evaluate a run's adapter on held-out data, in one process, the adapter loaded by PEFT."""
     from sfl.cli.model import evaluate_run
 
-    evaluate_run(run, output_dir, data, best)
+    evaluate_run(run, output_dir, data, best, model)
 
 
 @app.command()
@@ -148,12 +153,13 @@ def generate(
     max_new_tokens: Annotated[int, typer.Option(min=1)] = 64,
     best: Best = False,
     base: Annotated[bool, typer.Option("--base", help="Leave the adapter out.")] = False,
+    model: Model = None,
     output_dir: OutputDir = Path("runs"),
 ) -> None:
     """Let a fine-tuned model answer a prompt (greedy), the adapter loaded by PEFT."""
     from sfl.cli.model import generate_text
 
-    generate_text(run, output_dir, prompt, max_new_tokens, best, base)
+    generate_text(run, output_dir, prompt, max_new_tokens, best, base, model)
 
 
 @app.command()
@@ -164,12 +170,13 @@ def export(
         bool, typer.Option("--merge", help="Merge into the base: a whole model folder.")
     ] = False,
     best: Best = False,
+    model: Model = None,
     output_dir: OutputDir = Path("runs"),
 ) -> None:
     """Write a run's adapter, or with --merge the whole fine-tuned model, to a folder."""
     from sfl.cli.model import export_run
 
-    export_run(run, output_dir, to, merge, best)
+    export_run(run, output_dir, to, merge, best, model)
 
 
 def _version(wanted: bool) -> None:

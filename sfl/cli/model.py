@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import shutil
-import warnings
-from collections.abc import Iterable
+import itertools
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,8 +11,11 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
+from sfl.cli.base import adapter_folder, load_adapter, load_base, open_base
 from sfl.config import RunConfig, load_run
 from sfl.errors import ConfigError
+from sfl.files import writable_folder
+from sfl.models import FAMILIES
 from sfl.report.text import loss as loss_text
 from sfl.report.text import percent, score_name
 from sfl.runs import find_run
@@ -21,19 +23,23 @@ from sfl.runs import find_run
 if TYPE_CHECKING:
     import torch
 
-    from sfl.data import Dataset, Tokenizer
+    from sfl.data import Dataset, Example, Tokenizer
+    from sfl.models.folder import ModelFolder
     from sfl.stage.loss import Score
 
 
-def evaluate_run(run: str, output_dir: Path, data: Path | None, best: bool) -> None:
+def evaluate_run(
+    run: str, output_dir: Path, data: Path | None, best: bool, model_path: str | None = None
+) -> None:
     """Print loss and exact match (or accuracy) per device, and over all of them."""
     from sfl.data import load_tokenizer
     from sfl.stage.loss import Score
 
     folder = find_run(run, output_dir)
     config = load_run(folder / "config.toml")
-    model = load_model(config, adapter_folder(folder, best))
-    tokenizer = load_tokenizer(_base(config))
+    adapter, opened = adapter_folder(folder, best), open_base(config, model_path)
+    tokenizer = load_tokenizer(opened.path)
+    model = load_model(config, adapter, opened)
     console = Console()
     table = Table(title=f"run {folder.name}, {'best' if best else 'last'} adapter")
     for heading in ("device", "examples", "loss", score_name(config.model.task)):
@@ -49,7 +55,13 @@ def evaluate_run(run: str, output_dir: Path, data: Path | None, best: bool) -> N
 
 
 def generate_text(
-    run: str, output_dir: Path, prompt: str, max_new_tokens: int, best: bool, base: bool
+    run: str,
+    output_dir: Path,
+    prompt: str,
+    max_new_tokens: int,
+    best: bool,
+    base: bool,
+    model_path: str | None = None,
 ) -> None:
     """Print the greedy continuation of one prompt."""
     import torch
@@ -60,9 +72,13 @@ def generate_text(
     config = load_run(folder / "config.toml")
     if config.model.task != "causal_lm":
         raise ConfigError("model.task", config.model.task, "has no text to generate", "Use eval.")
-    tokenizer = load_tokenizer(_base(config))
-    model = load_model(config, None if base else adapter_folder(folder, best))
-    ids = torch.tensor([prompt_ids(tokenizer, prompt, config.data)])
+    adapter, opened = None if base else adapter_folder(folder, best), open_base(config, model_path)
+    tokenizer = load_tokenizer(opened.path)
+    numbers = prompt_ids(tokenizer, prompt, config.data)
+    if not numbers:
+        raise ConfigError("prompt", prompt, "it has no token", "Write something.")
+    model = load_model(config, adapter, opened)
+    ids = torch.tensor([numbers])
     with torch.no_grad():
         answer = model.generate(
             input_ids=ids,
@@ -70,68 +86,42 @@ def generate_text(
             max_new_tokens=max_new_tokens,
             do_sample=False,
             pad_token_id=tokenizer.pad_id,
-            eos_token_id=tokenizer.eos_id,
+            eos_token_id=list(tokenizer.markers.stop_ids) or None,
         )
     # Decoded together with the prompt: some tokenizers lose a space at the seam otherwise.
     text = tokenizer.decode(answer[0].tolist())
     typer.echo(text.removeprefix(tokenizer.decode(ids[0].tolist())).strip())
 
 
-def export_run(run: str, output_dir: Path, to: Path, merge: bool, best: bool) -> None:
-    """Write the adapter, or the merged model with its tokenizer, to a folder."""
+def export_run(
+    run: str, output_dir: Path, to: Path, merge: bool, best: bool, model_path: str | None = None
+) -> None:
+    """Write the adapter, or the merged model, to a folder, with tokenizer and model card."""
+    from sfl.cli.export import write_adapter, write_merged
+
     folder = find_run(run, output_dir)
     adapter = adapter_folder(folder, best)
-    if to.exists() and any(to.iterdir()):
+    if to.exists() and (not to.is_dir() or any(to.iterdir())):
         raise ConfigError("to", str(to), "the folder is not empty", "Choose another.")
-    if not merge:
-        shutil.copytree(adapter, to, dirs_exist_ok=True)
-        typer.echo(f"adapter written to {to}")
-        return
+    writable_folder(to, "to")
     config = load_run(folder / "config.toml")
-    load_model(config, adapter).merge_and_unload().save_pretrained(to)
-    for name in (
-        "tokenizer.json",
-        "tokenizer_config.json",
-        "special_tokens_map.json",
-        "vocab.json",
-        "merges.txt",
-        "vocab.txt",
-        "chat_template.jinja",
-    ):
-        source = _base(config) / name
-        if source.is_file():
-            shutil.copyfile(source, to / name)
-    typer.echo(f"merged model written to {to}")
+    if merge:
+        opened = open_base(config, model_path)
+        write_merged(load_model(config, adapter, opened), opened.path, to)
+        typer.echo(f"merged model written to {to}")
+        return
+    write_adapter(adapter, config, model_path, to)
+    typer.echo(f"adapter written to {to}")
 
 
-def adapter_folder(folder: Path, best: bool) -> Path:
-    """A run's adapter. Raises ConfigError where it left none."""
-    adapter = folder / ("adapter_best" if best else "adapter")
-    if not (adapter / "adapter_config.json").is_file():
-        raise ConfigError("--run", folder.name, f"left no {adapter.name}/", "Choose another run.")
-    return adapter
-
-
-def load_model(config: RunConfig, adapter: Path | None) -> Any:
+def load_model(config: RunConfig, adapter: Path | None, base: ModelFolder | None = None) -> Any:
     """The base in one process, with the adapter on it where one is given; in eval mode."""
-    import torch
-    from peft import PeftModel
-    from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
-    from transformers.utils.logging import disable_progress_bar
+    from sfl.data import load_tokenizer
 
-    disable_progress_bar()
-    # PEFT asks transformers by an old name; nothing a user could mend.
-    warnings.filterwarnings("ignore", category=FutureWarning, module="transformers")
-    kwargs: dict[str, Any] = {
-        "dtype": torch.bfloat16 if config.model.dtype == "bfloat16" else torch.float32
-    }
-    loader = AutoModelForCausalLM
-    if config.model.task == "sequence_classification":
-        loader = AutoModelForSequenceClassification
-        kwargs |= {"num_labels": len(config.model.labels)}
-    model = loader.from_pretrained(_base(config), **kwargs)
+    folder = base or open_base(config, None)
+    model, missing = load_base(config, folder, load_tokenizer(folder.path))
     if adapter is not None:
-        model = PeftModel.from_pretrained(model, adapter)
+        model = load_adapter(model, adapter, missing)
     model.eval()
     return model
 
@@ -148,12 +138,26 @@ def evaluate_model(
 
     total, size = Score(0.0, 0, 0, 0), config.training.batch_size
     for first in range(0, len(dataset.eval), size):
-        batch = collate(dataset.eval[first : first + size], tokenizer.pad_id)
+        examples = dataset.eval[first : first + size]
+        batch = collate(examples, _padding(model, examples, tokenizer, config))
         mask = real_tokens(batch.lengths, batch.input_ids.shape[1]).long()
         with torch.no_grad():
             logits = model(input_ids=batch.input_ids, attention_mask=mask).logits
         total += evaluation_score(logits, batch.labels, config.model.task)
     return total
+
+
+def _padding(
+    model: Any, examples: Sequence[Example], tokenizer: Tokenizer, config: RunConfig
+) -> int:
+    """What fills the batch. transformers' decoders take a text's class from the last token that is
+    not the pad token, so there it is one that none of the texts has."""
+    if config.model.task == "causal_lm" or not FAMILIES[model.config.model_type].causal:
+        return tokenizer.pad_id
+    used = {number for example in examples for number in example.input_ids}
+    free = next(number for number in itertools.count() if number not in used)
+    model.config.pad_token_id = free if free < model.config.vocab_size else tokenizer.pad_id
+    return int(model.config.pad_token_id)
 
 
 def _datasets(
@@ -179,9 +183,3 @@ def _cells(name: str, score: Score, kind: str) -> tuple[str, str, str, str]:
         loss_text(mean),
         percent(None if kind == "text" else share),
     )
-
-
-def _base(config: RunConfig) -> Path:
-    from sfl.models.folder import open_model
-
-    return open_model(config.model.path).path

@@ -18,7 +18,7 @@ from typing import Any
 from sfl.errors import ConfigError, ModelError
 from sfl.models import FAMILIES
 from sfl.models.family import Family, Layout, Sizes, Task
-from sfl.models.hub import fetch_from_hub
+from sfl.models.hub import cached, fetch_from_hub
 from sfl.models.jsonfile import FIELD, read_object, refuse_pointer
 from sfl.plan import Span
 
@@ -113,6 +113,14 @@ def open_model(path_or_hub_name: str | Path, *, weights: bool = True) -> ModelFo
         sizes=_sizes(path, family, config),
         tensors=_read_headers(path, config) if weights else {},
     )
+
+
+def local_folder(name: str) -> Path | None:
+    """The folder of a model where this machine has it, by path or by hub name; asks nobody."""
+    path = Path(name).expanduser()
+    if path.is_dir():
+        return path
+    return None if _is_path(name) else cached(name)
 
 
 def check_length(max_length: int, context_length: int) -> None:

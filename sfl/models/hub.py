@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+from itertools import pairwise
 from pathlib import Path
 
 from sfl.errors import ModelError
@@ -64,3 +66,17 @@ def cached(name: str) -> Path | None:
         return Path(snapshot_download(name, local_files_only=True))
     except (OSError, ValueError):
         return None
+
+
+def hub_name(name: str) -> str | None:
+    """The model's name on the hub, given that name or its place in the hub's cache.
+
+    None for a folder of one's own. Asks nobody.
+    """
+    path = Path(name)
+    for part, below in pairwise(path.resolve().parts):
+        if part.startswith("models--") and below == "snapshots":
+            return part.removeprefix("models--").replace("--", "/")
+    if path.exists() or not re.fullmatch(r"(\w[\w.-]*/)?\w[\w.-]*", name, re.ASCII):
+        return None
+    return name

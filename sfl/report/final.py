@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import re
+import shlex
+from pathlib import Path
 
 from rich import box
 from rich.console import Group, RenderableType
@@ -12,6 +14,9 @@ from rich.text import Text
 from sfl.report import text
 from sfl.report.summary import DeviceSummary, RunSummary
 from sfl.report.traffic import by_purpose
+
+DEFAULT = "runs"
+"""Where commands look for runs."""
 
 
 def final_table(summary: RunSummary, prompt: str = "...") -> RenderableType:
@@ -147,7 +152,15 @@ def wire_sentence(summary: RunSummary) -> str:
 def _command(summary: RunSummary, prompt: str) -> Text:
     if summary.task == "causal_lm":
         words = re.sub(r'([\\"$`])', r"\\\1", text.printable(prompt))
-        line = f'sfl generate --run {summary.run_id} "{words}"'
+        line = f'sfl generate --run {summary.run_id}{_where(summary)} "{words}"'
     else:
-        line = f"sfl eval --run {summary.run_id}"
+        line = f"sfl eval --run {summary.run_id}{_where(summary)}"
     return Text(f"  {line}", style="bold", no_wrap=True, overflow="ignore")
+
+
+def _where(summary: RunSummary) -> str:
+    """The option that finds the run, unless it lies where the commands look by themselves."""
+    place = Path(summary.adapter or "").parent.parent
+    if summary.adapter is None or place.absolute() == Path(DEFAULT).absolute():
+        return ""
+    return f" --output-dir {shlex.quote(str(place))}"

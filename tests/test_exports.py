@@ -1,0 +1,167 @@
+"""What a run leaves for others: adapters and models that load, with tokenizer, card and classes."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import yaml
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, pipeline
+
+from sfl.cli.model import evaluate_model, load_model
+from sfl.config import load_run
+from sfl.data import load_tokenizer, prepare
+from sfl.models.hub import hub_name
+from tests.federation import Outcome, run, sfl, write_jsonl
+from tests.test_other_models import QUICKSTART, edit
+
+WORDS = ("lamp", "heater", "door", "kitchen", "now", "please")
+
+
+def decoder_without_padding(folder: Path) -> Path:
+    """A GPT-2 of random weights; neither its config nor its tokenizer names a pad token."""
+    torch.manual_seed(0)
+    config = AutoConfig.for_model(
+        "gpt2",
+        vocab_size=1280,
+        n_embd=32,
+        n_layer=3,
+        n_head=4,
+        n_positions=128,
+        bos_token_id=1,
+        eos_token_id=2,
+    )
+    AutoModelForCausalLM.from_config(config).save_pretrained(folder)
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        shutil.copy(QUICKSTART / name, folder)
+    edit(folder / "tokenizer_config.json", lambda content: content.pop("pad_token"))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def classified(tmp_path_factory: pytest.TempPathFactory) -> Outcome:
+    """A finished run over texts of unequal lengths."""
+    folder = tmp_path_factory.mktemp("classified")
+    rows = [
+        {"text": " ".join(WORDS[: 1 + number % 6]), "label": ("off", "on")[number % 2]}
+        for number in range(20)
+    ]
+    values: dict[str, Any] = {
+        "run": {"rounds": 1},
+        "model": {
+            "path": str(decoder_without_padding(folder / "models" / "gpt2")),
+            "task": "sequence_classification",
+            "labels": ["off", "on"],
+            "max_length": 64,
+        },
+        "lora": {"rank": 4},
+        "training": {"batch_size": 4, "local_steps": 2},
+        "data": {"eval_fraction": 0.4},
+        "devices": [
+            {"name": "a", "cut_layer": 1, "train": str(write_jsonl(folder / "a.jsonl", rows))}
+        ],
+    }
+    outcome = run(folder, values)
+    assert outcome.code == 0, outcome.output + outcome.logs()
+    return outcome
+
+
+def test_a_decoder_without_a_pad_token_is_evaluated_as_the_run_did(classified: Outcome) -> None:
+    config = load_run(classified.folder / "config.toml")
+    tokenizer = load_tokenizer(Path(config.model.path))
+    model = load_model(config, classified.folder / "adapter")
+    score = evaluate_model(
+        model, prepare(config.devices[0], "a", config, tokenizer), tokenizer, config
+    )
+    loss = score.loss_sum / score.num_targets
+    assert loss == pytest.approx(classified.summary["eval_loss_after"], rel=2e-3)
+    assert score.num_correct / score.num_examples == classified.summary["eval_accuracy_after"]
+
+
+def test_a_run_is_used_with_its_model_elsewhere(classified: Outcome, tmp_path: Path) -> None:
+    config = load_run(classified.folder / "config.toml")
+    moved = Path(config.model.path).rename(tmp_path / "elsewhere")
+    try:
+        lost = sfl("eval", "--run", classified.folder)
+        assert lost.returncode == 2
+        assert "no such folder" in lost.stderr and "--model PATH" in lost.stderr
+        found = sfl("eval", "--run", classified.folder, "--model", moved)
+        assert found.returncode == 0, found.stderr
+        assert f"{classified.summary['eval_loss_after']:.2f}" in found.stdout
+        wrong = sfl("eval", "--run", classified.folder, "--model", QUICKSTART)
+        assert wrong.returncode == 2
+        assert "does not fit the model" in wrong.stderr
+        assert "Traceback" not in wrong.stderr
+    finally:
+        moved.rename(config.model.path)
+
+
+def test_an_exported_classifier_knows_its_classes_and_takes_batches(
+    classified: Outcome, tmp_path: Path
+) -> None:
+    done = sfl("export", "--run", classified.folder, "--merge", tmp_path / "merged")
+    assert done.returncode == 0, done.stderr
+    assert done.stderr == ""
+    assert "MISSING" not in done.stdout
+    config = json.loads((tmp_path / "merged" / "config.json").read_text())
+    assert config["id2label"] == {"0": "off", "1": "on"}
+    assert config["label2id"] == {"off": 0, "on": 1}
+    assert config["pad_token_id"] == 2
+    classify = pipeline("text-classification", model=str(tmp_path / "merged"), device="cpu")
+    texts = ["lamp", "lamp heater door kitchen now please"]
+    together = classify(texts, batch_size=2)
+    for one, text in zip(together, texts, strict=True):
+        alone = classify(text)[0]
+        assert one["label"] == alone["label"] in ("off", "on")
+        assert one["score"] == pytest.approx(alone["score"], rel=1e-4)
+
+
+@pytest.mark.parametrize("name", ["adapter", "adapter_best", "exported"])
+def test_every_adapter_has_its_tokenizer_and_its_card(
+    classified: Outcome, tmp_path: Path, name: str
+) -> None:
+    folder = classified.folder / name
+    if name == "exported":
+        folder = tmp_path / "with spaces"
+        assert sfl("export", "--run", classified.folder, folder).returncode == 0
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    assert (
+        tokenizer("lamp on")["input_ids"]
+        == AutoTokenizer.from_pretrained(QUICKSTART)("lamp on")["input_ids"]
+    )
+    assert (tokenizer.pad_token is not None) == (name == "exported")
+    card = (folder / "README.md").read_text()
+    front = yaml.safe_load(re.match("---\n(.*?)\n---\n", card, re.DOTALL)[1])  # type: ignore[index]
+    assert front["library_name"] == "peft"
+    assert front["pipeline_tag"] == "text-classification"
+    assert "base_model" not in front  # a folder of this machine is nobody else's
+    base = json.loads((folder / "adapter_config.json").read_text())["base_model_name_or_path"]
+    assert base == load_run(classified.folder / "config.toml").model.path
+    for part in ("| a | 12 examples, 8 held out |", "off, on", "rank 4", "1 of 1", base):
+        assert part in card
+
+
+def test_the_hint_finds_a_run_that_lies_elsewhere(classified: Outcome) -> None:
+    assert f"sfl eval --run t --output-dir {classified.folder.parent}" in classified.output
+
+
+@pytest.mark.parametrize(
+    ("given", "name"),
+    [
+        ("org/model", "org/model"),
+        ("gpt2", "gpt2"),
+        ("/home/me/.cache/huggingface/hub/models--org--m-1/snapshots/0a1b", "org/m-1"),
+        ("/home/me/hub/models--gpt2/snapshots/0a1b", "gpt2"),
+        ("/home/me/models/org/model", None),
+        ("./org/model", None),
+        ("tests", None),
+        ("../a", None),
+    ],
+)
+def test_a_base_goes_by_its_name_on_the_hub(given: str, name: str | None) -> None:
+    assert hub_name(given) == name
