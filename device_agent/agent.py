@@ -27,6 +27,7 @@ from sfl.models.folder import ModelFolder, open_model
 from sfl.models.modeling import import_modeling
 from sfl.notify import notifier
 from sfl.plan import SplitPlan
+from sfl.process import trim_heap
 from sfl.stage.base import settle
 from sfl.stage.device import DeviceStage
 from sfl.stage.trainer import Trainer
@@ -115,6 +116,8 @@ class DeviceAgent:
             self.manager.status(f"run {joined.run_id}: round {order.start.round}")
             link.deliver(trainer.run_round(order))
             self._patience.round_done()
+            if self.config.heap == "keep":
+                trim_heap()
 
     def _load(self, link: DeviceLink, joined: Joined) -> tuple[Trainer, Dataset]:
         """This device's span, tokenizer and data; moments start afresh with every joining."""

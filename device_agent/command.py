@@ -12,7 +12,7 @@ from sfl.config import DeviceConfig, load_device
 from sfl.errors import ConfigError
 from sfl.logs import start_logging
 from sfl.options import Certs, Claim, ConfigFile, ErrorFile, Insecure, Logs, Overrides
-from sfl.process import cores, quiet_environment, return_memory, run_node
+from sfl.process import cores, keep_heap, quiet_environment, return_memory, run_node
 
 
 def device(
@@ -26,7 +26,6 @@ def device(
 ) -> None:
     """Start a device agent: the first blocks of the model, and the data that never leave it."""
     quiet_environment()
-    returned = return_memory()
     start_logging(log_format)
 
     def body() -> None:
@@ -37,21 +36,21 @@ def device(
             settings = load_device(config, [*(overrides or []), *named])
             folder = certs if claimed is None or insecure else claimed
             own = own_certificate("device", settings.name, settings.tls, folder)
-            _take_part(settings, insecure, returned, own)
+            _take_part(settings, insecure, own)
 
     raise typer.Exit(run_node(body, error_file))
 
 
-def _take_part(
-    settings: DeviceConfig, insecure: bool, returned: bool, own: OwnCertificate | None
-) -> None:
+def _take_part(settings: DeviceConfig, insecure: bool, own: OwnCertificate | None) -> None:
+    returned = settings.heap != "keep" and return_memory()
+    if settings.heap == "keep":
+        keep_heap()
     # Imported here: torch takes a second, and reads the environment when it is loaded.
-    import torch
-
     from sfl.models.modeling import leave_out_compiler
 
     leave_out_compiler()
     from device_agent.agent import DeviceAgent
+    from sfl.stage.threads import compute_here
 
-    torch.set_num_threads(cores() if settings.threads == "auto" else settings.threads)
+    compute_here(cores() if settings.threads == "auto" else settings.threads)
     DeviceAgent(settings, insecure, returned, own).run(settings.connect_timeout)

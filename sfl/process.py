@@ -21,10 +21,14 @@ log = logging.getLogger("sfl")
 # Options of glibc's mallopt, from malloc.h.
 _TRIM_THRESHOLD, _MMAP_THRESHOLD, _ARENA_MAX = -1, -3, -8
 
-QUIET_THREADS = {
-    # Waiting OpenMP threads that spin steal the cores of whoever works.
-    "OMP_WAIT_POLICY": "PASSIVE",
+SPIN = {
+    # Waiting OpenMP threads that spin for long steal the cores of whoever works, and threads that
+    # never spin sleep and wake at each of some thousand barriers a step. So: some microseconds.
+    "GOMP_SPINCOUNT": "10000",
     "KMP_BLOCKTIME": "0",
+}
+
+QUIET_THREADS = {
     "TOKENIZERS_PARALLELISM": "false",
     # numpy only sums adapters; without its own threads a process can be forked after imports.
     "OPENBLAS_NUM_THREADS": "1",
@@ -45,7 +49,8 @@ class Terminated(KeyboardInterrupt):
 
 def quiet_environment() -> None:
     """Set what must be set before torch and grpc are imported; what the user has set stays."""
-    for name, value in (QUIET_THREADS | TLS_1_3).items():
+    spin = {} if "OMP_WAIT_POLICY" in os.environ else SPIN
+    for name, value in (spin | QUIET_THREADS | TLS_1_3).items():
         os.environ.setdefault(name, value)
 
 
@@ -77,6 +82,13 @@ def return_memory() -> bool:
     if mallopt is None:
         return False
     return bool(mallopt(_MMAP_THRESHOLD, 1 << 20) and mallopt(_ARENA_MAX, 1))
+
+
+def trim_heap() -> None:
+    """Give what a kept heap does not use back to the system; for a pause, not for every step."""
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
+    if trim is not None:
+        trim(0)
 
 
 def cores() -> int:

@@ -425,5 +425,14 @@ class CompiledKernel:
         return None if failed else codes
 
 
+_process_threads: int | None = None
+
+
+def use_threads(threads: int) -> None:
+    """The kernel works with so many threads of its own, whichever thread calls it."""
+    global _process_threads
+    _process_threads = threads
+
+
 def _threads() -> ctypes.c_int32:
-    return ctypes.c_int32(torch.get_num_threads())
+    return ctypes.c_int32(_process_threads or torch.get_num_threads())

@@ -277,6 +277,10 @@ class LocalDevice(Section):
     embedding: Literal["auto", "disk", "memory"] = "auto"
     """Where the token embedding is: in `memory`, or on `disk`, its rows read as they are used.
     `auto`: on disk from 16 MB on. Where a U-shaped device's head shares it, always in memory."""
+    heap: Literal["auto", "keep", "return"] = "auto"
+    """`return`: freed tensors go back to the system at once, which is smaller. `keep`: they go back
+    when a round ends, which is faster. `auto`: `keep` under `sfl run` on a machine with memory to
+    spare and no `memory` here, else `return`. Changes no bit."""
     connect_timeout: PositiveFloat = 60.0
     """Seconds to go on trying to reach the edge, and seconds that the edge may be silent before it
     takes the device in; 15 under `sfl run`, unless given."""

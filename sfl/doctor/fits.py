@@ -49,11 +49,12 @@ def decided(
     Where it refuses, the footprint is without a budget.
     """
     open_dtype, refusal = load.dtype == "auto", None
+    returned = base.returned and own.heap != "keep"
     try:
-        thrift = fit_device(folder, plan, load, own, base.num_bytes, base.returned, open_dtype)
+        thrift = fit_device(folder, plan, load, own, base.num_bytes, returned, open_dtype)
     except ConfigError as error:
         free, refusal = own.model_copy(update={"memory": None}), error
-        thrift = fit_device(folder, plan, load, free, base.num_bytes, base.returned)
+        thrift = fit_device(folder, plan, load, free, base.num_bytes, returned)
     needed = device_footprint(folder, plan.device_spans, load, base.num_bytes, thrift)
     return needed, thrift, refusal
 

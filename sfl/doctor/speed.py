@@ -12,6 +12,7 @@ from sfl.codec.kernel import kernel
 from sfl.codec.pipeline import decode
 from sfl.doctor.report import Check
 from sfl.stage.precision import fastest_dtype
+from sfl.stage.threads import compute_here
 
 ROWS, WIDTH = 1024, 768
 SPECS = {"compiled": "stochastic(4) | rans", "torch": "stochastic(4) | zstd"}
@@ -39,7 +40,7 @@ def check_precision(threads: int, device: str = "cpu") -> Check:
 
 def check_codec(threads: int) -> Check:
     """The codec's kernel, and its speed on one tensor."""
-    torch.set_num_threads(threads)
+    compute_here(threads)
     compiled, spec = kernel().name == "compiled", SPECS[kernel().name]
     codec = parse(spec)
     rows = torch.randn(ROWS, WIDTH, generator=torch.Generator().manual_seed(0))

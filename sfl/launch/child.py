@@ -21,6 +21,7 @@ import typer
 
 from sfl.process import quiet_environment
 
+NICE = 10
 NURSERY = "sfl.launch.nursery"
 PACKAGE = "SFL_MODEL_PACKAGE"
 """Environment variable that tells the nursery which model's code to import."""
@@ -42,6 +43,9 @@ def run_child(kind: str, name: str, arguments: Sequence[str], log: Path) -> None
         os.dup2(nothing.fileno(), 0)
         os.dup2(output.fileno(), 1)
         os.dup2(output.fileno(), 2)
+    if kind == "device":
+        # On one machine all wait for the edge: its threads do not wait for a device's.
+        os.nice(NICE)
     threading.Thread(target=_end_with_parent, name="parent-watch", daemon=True).start()
     app = typer.Typer(pretty_exceptions_enable=False)
     app.command()(_command(kind))

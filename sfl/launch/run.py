@@ -11,6 +11,7 @@ from dataclasses import replace
 from functools import cache
 from pathlib import Path
 
+from sfl import machine
 from sfl.certificates.own import load_own
 from sfl.config import RunConfig
 from sfl.errors import ConfigError, RunFailed, SflError
@@ -29,6 +30,8 @@ from sfl.report.status import RunStatus
 from sfl.runs import open_run_folder
 
 CONNECT_TIMEOUT = 15.0
+KEPT_HEAP_BYTES = 2_000_000_000
+"""Free memory for each device from which on devices keep their heaps while they train."""
 LEAVE_TIMEOUT = 5.0
 STOP_TIMEOUT = 10.0
 POLL = 0.1
@@ -96,11 +99,22 @@ def resolved(config: RunConfig) -> RunConfig:
             dtype = changes.get("dtype", entry.dtype or config.model.dtype)
             name = f"devices.{entry.name}"
             changes["quantised"] = "none" if folds else _quantised(name, str(dtype))
+        if entry.heap == "auto" and entry.memory is None and _memory_to_spare(len(config.devices)):
+            changes["heap"] = "keep"
         if entry.model is None:
             changes["model"] = config.model.path
         devices.append(entry.model_copy(update=changes))
     edge = config.edge.model_copy(update=edge_changes)
     return config.model_copy(update={"edge": edge, "devices": tuple(devices)})
+
+
+def _memory_to_spare(num_devices: int) -> bool:
+    """Whether this machine has room for devices that keep what they could free."""
+    memory = machine.memory()
+    room = memory.available
+    if memory.limit is not None:
+        room = min(room, memory.limit - memory.limit_used)
+    return room >= num_devices * KEPT_HEAP_BYTES
 
 
 def budgeted(config: RunConfig) -> RunConfig:

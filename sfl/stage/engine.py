@@ -9,13 +9,12 @@ from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
 from typing import Any, ParamSpec, TypeVar
 
-import torch
-
 from sfl.errors import ProtocolError
 from sfl.metrics.stats import PhaseTimes
 from sfl.orders import ORDERS, Order, Waiting
 from sfl.stage.messages import GradientNorm, Kind, TensorMessage
 from sfl.stage.session import Reply, Session, handle_together
+from sfl.stage.threads import compute_here
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -109,8 +108,7 @@ class Engine:
     # -- on the compute thread ------------------------------------------------------------------
 
     def _work(self, threads: int) -> None:
-        # Set on the thread itself: OpenMP keeps the number per calling thread.
-        torch.set_num_threads(threads)
+        compute_here(threads)  # on the thread itself: OpenMP keeps the number per thread
         while True:
             idle = None
             with self._changed:

@@ -8,6 +8,8 @@ from typing import Literal
 
 import torch
 
+from sfl.stage.threads import compute_here
+
 TOKENS, WIDTH = 256, 768
 """Shape of the measured layer: rows of a small batch, width of a GPT-2 block."""
 SECONDS = 0.3
@@ -37,10 +39,10 @@ class Precision:
 def fastest_dtype(threads: int, device: str = "cpu") -> Precision:
     """Measure a frozen layer's forward and input gradient in both precisions; under a second.
 
-    Sets torch's thread number to `threads` for as long as it measures.
+    The calling thread computes with `threads` cores for as long as it measures.
     """
     before = torch.get_num_threads()
-    torch.set_num_threads(threads)
+    compute_here(threads)
     try:
         return Precision(
             device,
@@ -49,7 +51,7 @@ def fastest_dtype(threads: int, device: str = "cpu") -> Precision:
             _gflops(torch.bfloat16, device),
         )
     finally:
-        torch.set_num_threads(before)
+        compute_here(before)
 
 
 def _gflops(dtype: torch.dtype, device: str) -> float:
