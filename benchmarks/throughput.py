@@ -1,33 +1,68 @@
 """Tokens per second: single-process PEFT beside sfl with one and with three devices, in one run.
 
-    python benchmarks/throughput.py            # 2 minutes on 2 cores
-    python benchmarks/throughput.py --steps 40 --hidden 768
+    python benchmarks/throughput.py                         # 3 minutes on 2 cores
+    python benchmarks/throughput.py --devices 1 3 8 --turns 3
+    python benchmarks/throughput.py --checkouts ../before . # two versions in turn: A B A B
 
-The same random model, the same texts, the same cores, fp32 on CPU, no compression. Prints the
-tokens/s of each, the ratio, the malloc setting of each, and where the time goes; then how long it
-takes from launch to the first step, and what a round costs beyond its training.
+The same random model, the same texts, the same cores, fp32 on CPU, no compression. PEFT and sfl
+take turns, and each line has the median of its turns. Both are warm: PEFT's first round of steps
+and sfl's first round are not counted; `cold` is the ratio with sfl's first round and without
+PEFT's first three steps. Also printed: where the time goes, how often a node's threads slept to
+wait in a step, the time from launch to the first step, and what a round costs beyond its training.
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import os
+import platform
 import random
 import subprocess
 import sys
 import tempfile
 import time
+from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
+from statistics import median
 from typing import Any
 
+import psutil
 import tomli_w
 
 ROOT = Path(__file__).resolve().parents[1]
 TOKENIZER = ROOT / "examples" / "quickstart" / "model"
 LENGTH = 128
 BATCH = 8
+ROUNDS = 3
+
+
+CODED = ("activation", "gradient")
+
+
+@dataclass(frozen=True, slots=True)
+class Case:
+    """What is trained: a model's folder, a file of texts, steps of each round."""
+
+    model: Path
+    texts: Path
+    steps: int
+    micro_batches: int
+    codec: str
+
+
+@dataclass(frozen=True, slots=True)
+class Run:
+    """One run of sfl: tokens/s without and with its first round, seconds, sleeps a step by node."""
+
+    warm: float
+    cold: float
+    first_step: float
+    overhead: float
+    slept: dict[str, float]
+    summary: dict[str, Any]
 
 
 def make_model(folder: Path, hidden: int, layers: int, vocabulary: int) -> None:
@@ -64,7 +99,10 @@ def make_texts(path: Path, count: int) -> None:
 
 
 def single_process(model: Path, texts: Path, steps: int, threads: int) -> None:
-    """The reference, in a process of its own: a plain PEFT training loop; prints tokens/s."""
+    """The reference, in a process of its own: a plain PEFT training loop; prints tokens/s.
+
+    Two numbers: after a round of `steps` steps, and after three.
+    """
     import torch
     from peft import LoraConfig, get_peft_model
     from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -78,61 +116,98 @@ def single_process(model: Path, texts: Path, steps: int, threads: int) -> None:
     peft = get_peft_model(base, LoraConfig(r=8, lora_alpha=16, target_modules=targets))
     optimizer = torch.optim.AdamW([p for p in peft.parameters() if p.requires_grad], lr=1e-3)
     peft.train()
-    warmup, began = 3, 0.0
-    for step in range(warmup + steps):
-        if step == warmup:
-            began = time.perf_counter()
+    moments = []
+    for step in range(ROUNDS * steps):
+        moments.append(time.perf_counter())
         start = step * BATCH % (len(ids) - BATCH)
         batch = torch.tensor(ids[start : start + BATCH])
         loss = peft(input_ids=batch, attention_mask=torch.ones_like(batch), labels=batch).loss
         loss.backward()
         optimizer.step()
         optimizer.zero_grad()
-    print(steps * BATCH * LENGTH / (time.perf_counter() - began))
+    moments.append(time.perf_counter())
+    for skipped in (steps, min(3, steps)):
+        print((ROUNDS * steps - skipped) * BATCH * LENGTH / (moments[-1] - moments[skipped]))
 
 
-def federated(
-    folder: Path,
-    model: Path,
-    texts: Path,
-    steps: int,
-    devices: int,
-    micro_batches: int,
-    codec: str,
-) -> dict[str, Any]:
-    """One `sfl run`; its summary, with the seconds to the first step and a round's overhead."""
-    name = f"sfl-{devices}"
+def federated(folder: Path, case: Case, devices: int, checkout: Path) -> Run:
+    """One `sfl run` of a checkout's code with its own environment."""
+    name = f"sfl-{devices}-{len(list(folder.iterdir()))}"
     config = {
-        "run": {"id": name, "rounds": 3, "output_dir": str(folder)},
-        "model": {"path": str(model), "max_length": LENGTH},
+        "run": {"id": name, "rounds": ROUNDS, "output_dir": str(folder)},
+        "model": {"path": str(case.model), "max_length": LENGTH},
         "training": {
             "batch_size": BATCH,
-            "local_steps": steps,
-            "micro_batches": micro_batches,
+            "local_steps": case.steps,
+            "micro_batches": case.micro_batches,
         },
-        "codec": {"activation": codec, "gradient": codec},
-        "data": {"train": str(texts), "eval_fraction": 0.05},
-        "evaluation": {"max_examples": 1, "full": False},
+        "codec": {} if case.codec == "default" else dict.fromkeys(CODED, case.codec),
+        "data": {"train": str(case.texts), "eval_fraction": 0.01},
         "devices": [{"name": f"device-{n}", "cut_layer": 1} for n in range(devices)],
     }
     path = folder / f"{name}.toml"
     path.write_text(tomli_w.dumps(config))
+    python = checkout / ".venv" / "bin" / "python"
+    command = [str(python) if python.exists() else sys.executable, "-m", "sfl.cli", "run"]
     launched = datetime.now()
-    process = subprocess.run(
-        [sys.executable, "-m", "sfl.cli", "run", str(path)],
-        capture_output=True,
+    process = subprocess.Popen(
+        [*command, str(path)],
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
         text=True,
-        cwd=ROOT,
-        check=False,
+        cwd=checkout,
     )
+    slept = sleeps(process)
     if process.returncode != 0:
-        raise SystemExit(process.stderr)
-    summary: dict[str, Any] = json.loads((folder / name / "summary.json").read_text())
-    summary["first_step_seconds"] = _first_step(folder / name / "logs", launched)
-    summary["round_overhead_seconds"] = _overhead(folder / name / "metrics.jsonl")
-    seconds = max(device["train_seconds"] for device in summary["devices"])
-    summary["rate"] = summary["tokens_trained"] / seconds
-    return summary
+        assert process.stderr is not None
+        raise SystemExit(process.stderr.read())
+    return read_run(folder / name, case, launched, slept)
+
+
+def sleeps(launcher: subprocess.Popen[str]) -> dict[str, int]:
+    """How often the threads of each node had gone to sleep to wait, when it was last seen."""
+    seen: dict[str, int] = {}
+    while launcher.poll() is None:
+        for child in psutil.Process(launcher.pid).children(recursive=True):
+            with contextlib.suppress(psutil.Error, OSError):
+                words = " ".join(child.cmdline()).split()
+                if words[:1] == ["sfl"] and len(words) > 2:
+                    seen[f"{words[1]} {words[2]}"] = _voluntary(child.pid)
+        time.sleep(0.25)
+    return seen
+
+
+def _voluntary(pid: int) -> int:
+    statuses = (task / "status" for task in Path(f"/proc/{pid}/task").iterdir())
+    lines = (line for status in statuses for line in status.read_text().splitlines())
+    return sum(int(line.split()[1]) for line in lines if line.startswith("voluntary_ctxt"))
+
+
+def read_run(run: Path, case: Case, launched: datetime, slept: dict[str, int]) -> Run:
+    """What a run left as numbers."""
+    summary = json.loads((run / "summary.json").read_text())
+    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    trained = [line for line in lines if line["kind"] == "device" and line["steps"]]
+    devices = len(summary["devices"])
+    steps = {"edge": ROUNDS * case.steps * devices, "device": ROUNDS * case.steps}
+    return Run(
+        warm=_rate([line for line in trained if line["round"] > 1]),
+        cold=_rate(trained),
+        first_step=_first_step(run / "logs", launched),
+        overhead=_overhead(lines),
+        slept={
+            node: n / steps[kind] for node, n in slept.items() if (kind := node.split()[0]) in steps
+        },
+        summary=summary,
+    )
+
+
+def _rate(trained: list[dict[str, Any]]) -> float:
+    """Tokens a second over these rounds, in the time of the device that took the longest."""
+    seconds: dict[str, float] = {}
+    for line in trained:
+        seconds[line["node"]] = seconds.get(line["node"], 0.0) + line["seconds"]
+    return float(sum(line["tokens"] for line in trained) / max(seconds.values()))
 
 
 def _first_step(logs: Path, launched: datetime) -> float:
@@ -143,9 +218,8 @@ def _first_step(logs: Path, launched: datetime) -> float:
     return (first - launched).total_seconds()
 
 
-def _overhead(records: Path) -> float:
+def _overhead(lines: list[dict[str, Any]]) -> float:
     """Median over rounds of a round's time less the slowest device's training in it."""
-    lines = [json.loads(line) for line in records.read_text().splitlines()]
     rounds = {line["round"]: line["seconds"] for line in lines if line["kind"] == "cloud"}
     training = {
         number: max(
@@ -153,79 +227,108 @@ def _overhead(records: Path) -> float:
         )
         for number in rounds
     }
-    costs = sorted(rounds[number] - training[number] for number in rounds)
-    return float(costs[len(costs) // 2])
+    return float(median(rounds[number] - training[number] for number in rounds))
 
 
-def show(name: str, rate: float, reference: float, malloc: str) -> None:
-    """One line of the comparison."""
-    print(f"{name:32} {rate:9,.0f} tokens/s   {rate / reference:5.2f} of PEFT   malloc: {malloc}")
-
-
-def show_phases(summary: dict[str, Any]) -> None:
-    """Where the time goes, as shares of a node's accounted time."""
-    for node in (*summary["edges"], *summary["devices"]):
+def show(runs: list[Run], reference: list[tuple[float, float]], name: str) -> None:
+    """The lines of one way to train: medians over its turns."""
+    warm, cold = (median(turn[kind] for turn in reference) for kind in (0, 1))
+    rate, with_first = median(run.warm for run in runs), median(run.cold for run in runs)
+    last = runs[-1]
+    print(
+        f"{name:44} {rate:7,.0f} tokens/s  {rate / warm:5.2f} of PEFT "
+        f"(cold {with_first / cold:.2f})"
+    )
+    for node in (*last.summary["edges"], *last.summary["devices"][:1]):
         total = sum(node["phases"].values()) or 1.0
         shares = ", ".join(
-            f"{phase} {seconds / total:.0%}" for phase, seconds in node["phases"].items()
+            f"{phase} {seconds / total:.0%}"
+            for phase, seconds in node["phases"].items()
+            if seconds / total >= 0.005
         )
-        print(f"    {node['name']:12} {shares}")
+        print(f"    {node['name']:9} {shares}; {node['peak_rss_bytes'] / 1e6:,.0f} MB")
+    switches = {
+        kind: median(n for run in runs for node, n in run.slept.items() if node.startswith(kind))
+        for kind in ("edge", "device")
+    }
+    print(
+        f"    context switches a step: edge {switches['edge']:,.0f}, device "
+        f"{switches['device']:,.0f}; first step {median(run.first_step for run in runs):.1f} s "
+        f"after launch; a round costs {median(run.overhead for run in runs):.2f} s beyond its "
+        "training"
+    )
 
 
-def main() -> None:
-    """Run all three, one after another, and print the table."""
+def processor() -> str:
+    """This machine's processor, and whether it has AVX-512."""
+    text = Path("/proc/cpuinfo").read_text() if Path("/proc/cpuinfo").exists() else ""
+    names = [line.split(":", 1)[1].strip() for line in text.splitlines() if "model name" in line]
+    return f"{names[0] if names else platform.processor()}, AVX-512: {'avx512f' in text}"
+
+
+def arguments() -> argparse.Namespace:
+    """What is compared."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else "")
     parser.add_argument("--steps", type=int, default=8, help="steps a round, of three rounds")
+    parser.add_argument("--devices", type=int, nargs="+", default=[1, 3])
+    parser.add_argument("--turns", type=int, default=1, help="how often everything is run")
+    parser.add_argument("--checkouts", type=Path, nargs="+", default=[ROOT], help="versions of sfl")
     parser.add_argument("--hidden", type=int, default=384)
     parser.add_argument("--layers", type=int, default=12)
     parser.add_argument("--vocabulary", type=int, default=8192)
     parser.add_argument("--micro-batches", type=int, default=1)
-    parser.add_argument("--codec", default="none", help="of activations and gradients")
+    parser.add_argument("--codec", default="none", help="of what crosses; or: default")
     parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)))
     parser.add_argument("--reference", nargs=2, metavar=("MODEL", "TEXTS"), help=argparse.SUPPRESS)
-    options = parser.parse_args()
+    return parser.parse_args()
+
+
+def reference_rates(case: Case, threads: int) -> tuple[float, float]:
+    """PEFT's tokens/s, warm and cold, in a process of its own."""
+    command = [sys.executable, __file__, "--reference", str(case.model), str(case.texts)]
+    command += ["--steps", str(case.steps), "--threads", str(threads)]
+    said = subprocess.check_output(command, text=True, cwd=ROOT, stderr=subprocess.DEVNULL)
+    warm, cold = map(float, said.split()[-2:])
+    return warm, cold
+
+
+def main() -> None:
+    """Run all in turns, and print the table."""
+    options = arguments()
     if options.reference:
         model, texts = map(Path, options.reference)
         single_process(model, texts, options.steps, options.threads)
         return
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
-        model, texts = folder / "model", folder / "texts.jsonl"
-        make_model(model, options.hidden, options.layers, options.vocabulary)
-        make_texts(texts, 512)
-        print(
-            f"hidden {options.hidden}, {options.layers} layers, vocabulary {options.vocabulary}, "
-            f"batch {BATCH} x {LENGTH}, fp32, {options.threads} threads\n"
+        case = Case(
+            folder / "model",
+            folder / "texts.jsonl",
+            options.steps,
+            options.micro_batches,
+            options.codec,
         )
-        command = [
-            sys.executable,
-            __file__,
-            "--reference",
-            str(model),
-            str(texts),
-            "--steps",
-            str(options.steps),
-            "--threads",
-            str(options.threads),
-        ]
-        # Before and after, so that a drift of the machine's speed shows.
-        rates = [float(subprocess.check_output(command, text=True, cwd=ROOT))]
-        runs = [
-            federated(folder, model, texts, options.steps, n, options.micro_batches, options.codec)
-            for n in (1, 3)
-        ]
-        rates.append(float(subprocess.check_output(command, text=True, cwd=ROOT)))
-        reference = sum(rates) / 2
-        show("single-process PEFT", reference, reference, "glibc default")
-        print(f"    before {rates[0]:,.0f}, after {rates[1]:,.0f} tokens/s")
-        for count, summary in zip((1, 3), runs, strict=True):
-            devices = f"sfl, edge and {count} device{'s' if count > 1 else ''}"
-            show(devices, summary["rate"], reference, "edge keeps its heap")
-            show_phases(summary)
-            print(
-                f"    first step {summary['first_step_seconds']:.1f} s after launch; a round "
-                f"costs {summary['round_overhead_seconds']:.2f} s beyond its training"
-            )
+        make_model(case.model, options.hidden, options.layers, options.vocabulary)
+        make_texts(case.texts, 512)
+        print(
+            f"{processor()}; hidden {options.hidden}, {options.layers} layers, vocabulary "
+            f"{options.vocabulary}, batch {BATCH} x {LENGTH}, fp32, {options.threads} threads, "
+            f"codec {options.codec}\n",
+            flush=True,
+        )
+        reference = [reference_rates(case, options.threads)]
+        runs: dict[tuple[int, Path], list[Run]] = {}
+        for _ in range(options.turns):
+            for devices in options.devices:
+                for checkout in options.checkouts:
+                    run = federated(folder, case, devices, checkout.resolve())
+                    runs.setdefault((devices, checkout), []).append(run)
+                reference.append(reference_rates(case, options.threads))
+        print(f"{'single-process PEFT':44} {median(warm for warm, _ in reference):7,.0f} tokens/s")
+        print("    its turns: " + ", ".join(f"{warm:,.0f}" for warm, _ in reference))
+        for (devices, checkout), turns in runs.items():
+            which = f" ({checkout})" if len(options.checkouts) > 1 else ""
+            show(turns, reference, f"sfl, edge and {devices} device{'s'[: devices > 1]}{which}")
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""What the system counts of this process, without importing anything to find out."""
+"""How much memory this process holds, without importing anything to find out."""
 
 from __future__ import annotations
 
@@ -50,15 +50,6 @@ def working_bytes() -> int:
         return memory_use().resident
     mapped = _kibibytes(fields["RssFile"])
     return _kibibytes(fields["VmRSS"]) + max(0, LIBRARY_BYTES - mapped)
-
-
-def context_switches() -> int:
-    """How often a thread of this process has gone to sleep to wait; 0 where nobody counts it."""
-    try:
-        import resource  # POSIX only
-    except ImportError:
-        return 0
-    return resource.getrusage(resource.RUSAGE_SELF).ru_nvcsw
 
 
 def accelerator_bytes() -> int:

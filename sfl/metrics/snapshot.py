@@ -90,7 +90,6 @@ class NodeSnapshot:
     `micro_batches` is what a device cuts its batches into for its memory's sake; 0 elsewhere.
     `value_bits` is what its next activation is expected to take a value, by `Codec.bits`.
     `adapters_resting` of an edge's devices lie in files, `adapters_woken` have come back so far.
-    `context_switches` counts how often a thread of the process went to sleep to wait.
     `temperature` (degrees Celsius) to `power` (watts) are a device's sensors, as sfl.board.Board
     has them, yes and no as 1 and 0; None where there is none. `paused` is why it rests, or empty.
     """
@@ -133,7 +132,6 @@ class NodeSnapshot:
     paused: str = ""
     adapters_resting: int = 0
     adapters_woken: int = 0
-    context_switches: int = 0
     bytes: ByteTotals = field(default_factory=ByteTotals)
     phases: Mapping[Phase, PhaseTotals] = field(default_factory=dict)
 
@@ -203,7 +201,6 @@ def combine(snapshots: Iterable[NodeSnapshot]) -> NodeSnapshot:
         tokens=sum(life.tokens for life in lives),
         faults=sum(life.faults for life in lives),
         adapters_woken=sum(life.adapters_woken for life in lives),
-        context_switches=sum(life.context_switches for life in lives),
         peak_resident_bytes=max(snapshot.peak_resident_bytes for snapshot in ordered),
         accelerator_bytes=max(snapshot.accelerator_bytes for snapshot in ordered),
         bytes=sum((life.bytes for life in lives), ByteTotals()),
@@ -313,6 +310,5 @@ _PLAIN: dict[str, Callable[[Any], Any]] = {
     "paused": _word,
     "adapters_resting": _count,
     "adapters_woken": _count,
-    "context_switches": _count,
 }
 """How each plain field is read from a peer's JSON."""

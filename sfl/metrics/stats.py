@@ -14,7 +14,7 @@ from collections.abc import Callable
 from types import TracebackType
 
 from sfl.board import Board
-from sfl.metrics.memory import context_switches, memory_use
+from sfl.metrics.memory import memory_use
 from sfl.metrics.snapshot import (
     BUCKETS,
     KINDS,
@@ -280,7 +280,6 @@ class NodeStats:
             paused=self.paused,
             adapters_resting=self.adapters_resting,
             adapters_woken=self.adapters_woken,
-            context_switches=context_switches(),
             bytes=self.bytes.snapshot(),
             phases=self.phases.snapshot(),
         )

@@ -182,11 +182,6 @@ METRICS: tuple[Metric, ...] = (
         _value("adapters_woken"),
     ),
     Metric(
-        "sfl_context_switches_total", "counter", "", (), ALL,
-        "Times that a thread of the process went to sleep to wait.",
-        _value("context_switches"),
-    ),
-    Metric(
         "sfl_faults_total", "counter", "", (), ALL,
         "Links lost, messages refused and devices left out of a round, as seen by this node.",
         _value("faults"),
