@@ -28,7 +28,7 @@ from sfl.certificates.own import OwnCertificate
 from sfl.config import DeviceEntry, EdgeConfig, LocalDevice, RunConfig
 from sfl.config.node import Dtype, Quantised
 from sfl.errors import ProtocolError, RunFailed, SflError
-from sfl.extras import require_opentelemetry
+from sfl.extras import require_cryptography, require_opentelemetry
 from sfl.files import write_atomic
 from sfl.logs import describe_node
 from sfl.metrics.prometheus import NodeCollector, serve_as_set
@@ -65,11 +65,13 @@ from sfl.runs import write_effective
 from sfl.transport.chunks import adapter_bytes, adapter_frames, decode_adapter
 from sfl.transport.cloud_service import CloudService
 from sfl.transport.credentials import bind, new_server
+from sfl.transport.signed import SignatureCheck
 from sfl.transport.spool import Spool
 from sfl.transport.wire import EXTENTS, STACK
 from sfl.v1 import cloud_pb2, edge_pb2, tensor_pb2
 
 if TYPE_CHECKING:
+    from sfl.certificates.signing import Trust
     from sfl.report.card import Base
     from sfl.report.traces import StepTraces
 
@@ -89,6 +91,7 @@ class CloudAggregator:
         self.idle_timeout = config.network.idle_timeout
         self.heartbeat_interval = config.network.heartbeat_interval
         self.edges = config.edges
+        self._trust = _trust(own)
         self.stats = NodeStats("cloud", "cloud")
         self.stats.certificate_expiry = None if own is None else own.not_after
         self.spool = Spool(folder / "spool")
@@ -430,6 +433,20 @@ class CloudAggregator:
             self.config = self.records.config = config
             write_effective(config, self.folder)
 
+    def signatures(self, edge: str) -> SignatureCheck:
+        """What checks the signatures of an edge's devices."""
+        return SignatureCheck(self.run_id, edge, self._trust)
+
+    def not_joined(self, edge: str, device: str, reason: str) -> None:
+        """An edge says that a device joins, and the device did not say so: it is not let in."""
+        self._do(Refuse(device, edge, f"edge {edge}: {reason}"))
+
+    def not_signed(self, edge: str, device: str, reason: str) -> None:
+        """An edge says something of a device that the device did not say: the round goes on
+        without that device."""
+        self._do(Evict(device, f"edge {edge}: {reason}"))
+        self._happened(DeviceLost(device, f"edge {edge}: {reason}"))
+
     def edge_lost(self, edge: str, reason: str) -> None:
         """An edge's stream is closed."""
         if not self._over.done():
@@ -499,3 +516,13 @@ class CloudAggregator:
     def heard(self, snapshot: NodeSnapshot) -> None:
         """Statistics of an edge or of one of its devices."""
         self.records.heard(snapshot)
+
+
+def _trust(own: OwnCertificate | None) -> Trust | None:
+    """What devices' certificates are held against; None without TLS. Raises ConfigError."""
+    if own is None:
+        return None
+    require_cryptography("cloud.tls")
+    from sfl.certificates.signing import Trust  # an extra, only where it is needed
+
+    return Trust(own.ca.read_bytes())

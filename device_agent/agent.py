@@ -18,6 +18,7 @@ from sfl.certificates.own import OwnCertificate
 from sfl.config import DeviceConfig
 from sfl.data import Dataset, load_tokenizer, prepare
 from sfl.errors import LinkLost, NameInUse
+from sfl.extras import require_cryptography
 from sfl.logs import describe_node
 from sfl.metrics.memory import memory_use, working_bytes
 from sfl.metrics.prometheus import NodeCollector, serve_as_set
@@ -49,6 +50,8 @@ class DeviceAgent:
         returns_memory: bool = False,
         own: OwnCertificate | None = None,
     ) -> None:
+        if own is not None:
+            require_cryptography("device.tls")  # to sign what the cloud is told
         self.own = own
         self.config = config
         self.returns_memory = returns_memory

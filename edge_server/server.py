@@ -78,6 +78,7 @@ class EdgeServer:
         self.service = EdgeService(self, config.cache_dir)
         self.settings: RunSettings
         self.run_id = ""
+        self.challenge: edge_pb2.Challenge | None = None
         self.folder: ModelFolder
         self.model: SpanModel
         self.bank: LoraBank
@@ -146,6 +147,10 @@ class EdgeServer:
         messages = self.cloud.join(connect_timeout)
         settings = expect_settings(await anext(messages))
         self.run_id = settings.run_id
+        if settings.challenge:
+            self.challenge = edge_pb2.Challenge(
+                run_id=self.run_id, edge=self.config.name, nonce=settings.challenge
+            )
         self.settings = RunSettings.model_validate_json(settings.settings)
         network = self.settings.network
         beat = asyncio.create_task(self._heartbeats(network.heartbeat_interval))
@@ -348,11 +353,13 @@ class EdgeServer:
         """Wait until there is a base."""
         await self._ready.wait()
 
-    async def admit(self, device: str) -> tuple[edge_pb2.Welcome, Session, RunSettings]:
+    async def admit(
+        self, device: str, proof: edge_pb2.Proof
+    ) -> tuple[edge_pb2.Welcome, Session, RunSettings]:
         """Ask the cloud, make a session. Raises Refused where the cloud says no."""
         answer: asyncio.Future[cloud_pb2.Admission] = asyncio.get_running_loop().create_future()
         self._admissions[device] = answer
-        join = cloud_pb2.DeviceJoin(device=device)
+        join = cloud_pb2.DeviceJoin(device=device, proof=proof)
         self.cloud.post(cloud_pb2.EdgeReportMessage(join=join))
         try:
             admission = await answer

@@ -19,13 +19,13 @@ def require_bitsandbytes(field: str, quantised: str) -> None:
 
 
 def require_cryptography(field: str) -> None:
-    """Raise ConfigError where certificates are to be issued and nothing here can sign them."""
+    """Raise ConfigError where something is to be signed or checked and nothing here can."""
     if importlib.util.find_spec("cryptography") is None:
         raise ConfigError(
             field,
             True,
             "cryptography is not installed",
-            "Install it with `pip install 'sfl[certificates]'`; nodes themselves do without.",
+            "Install it with `pip install cryptography`; an edge alone does without.",
         )
 
 

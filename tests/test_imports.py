@@ -68,7 +68,7 @@ ROOMS = {
     "rich": ("sfl.cli", "sfl.report"),
     "datasets": ("sfl.data",),
     "opentelemetry": ("sfl.report.traces",),
-    "cryptography": ("sfl.certificates.authority",),
+    "cryptography": ("sfl.certificates.authority", "sfl.certificates.signing"),
 }
 PURE = (
     "sfl.errors",

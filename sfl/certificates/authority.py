@@ -1,6 +1,6 @@
 """A run's certificate authority: makes certificates, keeps what it issued.
 
-The only module that knows the package `cryptography`; nodes get by without it.
+With `signing` the only modules that know the package `cryptography`.
 """
 
 from __future__ import annotations
@@ -263,6 +263,11 @@ def identity_at(cert: Path) -> Identity | None:
         certificate = x509.load_pem_x509_certificate(cert.read_bytes())
     except (OSError, ValueError):
         return None
+    return identity_of(certificate)
+
+
+def identity_of(certificate: x509.Certificate) -> Identity | None:
+    """Whose a certificate is, if anybody's."""
     return identity_in(
         _alternatives(certificate).get_values_for_type(x509.UniformResourceIdentifier)
     )
@@ -270,8 +275,7 @@ def identity_at(cert: Path) -> Identity | None:
 
 def entry_of(certificate: x509.Certificate) -> Entry:
     """What a certificate says. Raises ConfigError where it is none of ours."""
-    names = _alternatives(certificate)
-    identity = identity_in(names.get_values_for_type(x509.UniformResourceIdentifier))
+    names, identity = _alternatives(certificate), identity_of(certificate)
     if identity is None:
         subject = certificate.subject.rfc4514_string()
         raise ConfigError("certificate", subject, "is no node's", "Leave only nodes' there.")

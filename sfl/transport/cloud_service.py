@@ -8,6 +8,7 @@ import logging
 import time
 from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, BinaryIO, Protocol
 
 import grpc
@@ -17,6 +18,7 @@ from sfl.errors import LinkLost, NameInUse, ProtocolError, Refused, SflError
 from sfl.metrics.snapshot import NodeKind, NodeSnapshot
 from sfl.transport.doorkeeper import expect
 from sfl.transport.group import run_together
+from sfl.transport.signed import NotSigned, SignatureCheck
 from sfl.transport.spool import Spool
 from sfl.transport.status import status_of
 from sfl.transport.wire import CLOUD_SESSION, WIRE_VERSION, generic_handler
@@ -48,8 +50,17 @@ class Host(Protocol):
     edges: tuple[str, ...]
     """Names of the edges that may take part."""
 
+    def signatures(self, edge: str) -> SignatureCheck:
+        """What checks the signatures of an edge's devices."""
+
     def settings(self) -> cloud_pb2.Settings:
         """What an edge is told first."""
+
+    def not_joined(self, edge: str, device: str, reason: str) -> None:
+        """An edge says that a device joins, and the device did not say so."""
+
+    def not_signed(self, edge: str, device: str, reason: str) -> None:
+        """An edge says something of a device that the device did not say."""
 
     def edge_ready(self, edge: str, ready: cloud_pb2.EdgeReady) -> None:
         """An edge has its base."""
@@ -90,6 +101,8 @@ class EdgeStream:
     part: tuple[tensor_pb2.AdapterHeader, BinaryIO] | None = None
     devices: set[str] = field(default_factory=set)
     """The devices that were admitted through this edge: the only ones it can speak for."""
+    signatures: SignatureCheck = field(default_factory=lambda: SignatureCheck("", "", None))
+    """What checks that they said so themselves; the default asks nobody."""
     _passing_over: bool = False
     """Whether an adapter of another edge's device is coming in, which is not kept."""
 
@@ -122,7 +135,7 @@ class EdgeStream:
         host = self.host
         takers: dict[str, Callable[[], None]] = {
             "ready": lambda: host.edge_ready(self.edge, message.ready),
-            "join": lambda: host.device_joined(self.edge, message.join.device),
+            "join": lambda: self._join(message.join),
             "device_ready": lambda: self._device_ready(message.device_ready),
             "left": lambda: host.device_left(message.left.device, message.left.reason),
             "adapter": lambda: self._spool(message.adapter),
@@ -139,7 +152,15 @@ class EdgeStream:
             log.warning("edge %s: %s of device %r, which is not its own", self.edge, body, device)
             self._passing_over = body == "adapter"
             return
-        takers[body]()
+        try:
+            takers[body]()
+        except NotSigned as error:
+            tell = host.not_joined if body == "join" else host.not_signed
+            tell(self.edge, error.device, str(error))
+
+    def _join(self, join: cloud_pb2.DeviceJoin) -> None:
+        self.signatures.join(join)
+        self.host.device_joined(self.edge, join.device)
 
     def _hear(self, beat: tensor_pb2.Heartbeat) -> None:
         """Pass on statistics of the edge itself and of those that it can speak for."""
@@ -151,10 +172,12 @@ class EdgeStream:
                 self.host.heard(snapshot)
 
     def _device_ready(self, message: cloud_pb2.DeviceIsReady) -> None:
+        self.signatures.ready(message.device, message.ready)
         self._statistics(message.ready.snapshot, "device", message.device)
         self.host.device_ready(message.device, message.ready)
 
     def _report(self, report: tensor_pb2.RoundReport) -> None:
+        self.signatures.report(report)
         self._statistics(report.snapshot, "device", report.device)
         self.host.reported(report)
 
@@ -181,7 +204,8 @@ class EdgeStream:
         file.write(frame.data)
         if frame.last:
             self.part = None
-            self.host.spool.close(header, file)
+            check = partial(self.signatures.update, header)
+            self.host.spool.close(header, file, check)
             self.host.update_received(header)
 
 
@@ -207,6 +231,7 @@ class CloudService:
         """From now on this edge speaks for the device, and no other."""
         for name, stream in self.streams.items():
             (stream.devices.add if name == edge else stream.devices.discard)(device)
+        self.streams[edge].signatures.admitted(device)
 
     async def drain(self, seconds: float) -> None:
         """Give edges a moment to take their last message and hang up."""
@@ -222,7 +247,9 @@ class CloudService:
         except SflError as error:
             await context.abort(status_of(error), str(error))
         self.streams[stream.edge] = stream
-        stream.post(cloud_pb2.CloudMessage(settings=self._host.settings()))
+        settings = self._host.settings()
+        settings.challenge = stream.signatures.challenge
+        stream.post(cloud_pb2.CloudMessage(settings=settings))
         reason: SflError = LinkLost("the stream broke")
         try:
             await run_together(stream.read(requests), stream.write(context), stream.beat())
@@ -248,7 +275,8 @@ class CloudService:
         self._expect_named(hello.edge)
         if hello.edge in self.streams:
             raise NameInUse(f"an edge named {hello.edge!r} is connected already")
-        return EdgeStream(hello.edge, self._host)
+        signatures = self._host.signatures(hello.edge)
+        return EdgeStream(hello.edge, self._host, signatures=signatures)
 
     def _expect_named(self, edge: str) -> None:
         """Refuse an edge that the run does not name, whatever its certificate. Raises Refused."""

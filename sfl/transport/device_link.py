@@ -58,6 +58,7 @@ from sfl.transport.envelope import Frame
 from sfl.transport.frames import decode_tensor, encode_tensor, raw_bytes, to_score
 from sfl.transport.round_start import from_round_start
 from sfl.transport.shaper import Shaper, shaper
+from sfl.transport.signed import DeviceSignatures
 from sfl.transport.status import error_of
 from sfl.transport.updates import UpdateSender, Values, decode_update
 from sfl.transport.urgency import LAST, NORMAL, URGENT, Outbox
@@ -107,6 +108,7 @@ class DeviceLink:
     ) -> None:
         """`agree` raises UserError where this device does not use a round's codecs."""
         self._agree = agree
+        self._signatures = DeviceSignatures(device, own)
         self._peer = f"edge at {address}"
         # A look of our own does not go through a proxy, so there it tells nothing.
         self._why = nothing_known if proxy else partial(why_refused, address, "edge", own)
@@ -186,6 +188,9 @@ class DeviceLink:
                 raise welcome
             if isinstance(welcome, Finish) and not welcome.ok:
                 raise RunFailed(welcome.reason)
+            if isinstance(welcome, edge_pb2.Challenge):
+                self._post(edge_pb2.DeviceMessage(proof=self._signatures.proof(welcome)))
+                continue
             if not isinstance(welcome, edge_pb2.Welcome):
                 raise ProtocolError(f"{self._peer}: a welcome was due")
             return welcome
@@ -205,6 +210,7 @@ class DeviceLink:
             example_kind=dataset.kind,
             snapshot=self._stats.snapshot().to_json(),
         )
+        self._signatures.ready(ready)
         self._post(edge_pb2.DeviceMessage(ready=ready))
 
     def orders(self, fold: Callable[[Stack], None] | None = None) -> Iterator[RoundOrder]:
@@ -251,6 +257,7 @@ class DeviceLink:
             rehearsal=outcome.rehearsal,
             snapshot=self._stats.snapshot().to_json(),
         )
+        self._signatures.report(report)
         self._post(edge_pb2.DeviceMessage(report=report))
 
     def _update(self, header: tensor_pb2.AdapterHeader, values: Values) -> Buffer:
@@ -258,10 +265,13 @@ class DeviceLink:
         assert self._cut is not None and self._updates is not None
         codec = self._cut.adapter_codec
         if codec.spec == "none" or not values:
+            self._signatures.update(header, values)
             return adapter_bytes(values)
         held = {name: self._held[name] for name in values}
         header.codec = codec.spec
-        return self._updates.encode(codec, values, held, header.round)[0]
+        payload, arrived = self._updates.encode(codec, values, held, header.round)
+        self._signatures.update(header, arrived)
+        return payload
 
     # -- Link -------------------------------------------------------------------------------------
 
@@ -472,6 +482,7 @@ class _Reader:
             return
         body = message.WhichOneof("body")
         take = {
+            "challenge": self._on_challenge,
             "welcome": self._on_welcome,
             "start": self._on_start,
             "adapter": self._on_adapter,
@@ -488,6 +499,10 @@ class _Reader:
 
     def _on_nothing(self, message: edge_pb2.EdgeMessage) -> None:
         self._count(message, "control")
+
+    def _on_challenge(self, message: edge_pb2.EdgeMessage) -> None:
+        self._count(message, "control")
+        self._put(message.challenge)
 
     def _on_welcome(self, message: edge_pb2.EdgeMessage) -> None:
         self._count(message, "control")

@@ -85,7 +85,12 @@ class Host(Protocol):
     async def loaded(self) -> None:
         """Wait until there is a base: nobody is admitted before."""
 
-    async def admit(self, device: str) -> tuple[edge_pb2.Welcome, Session, RunSettings]:
+    challenge: edge_pb2.Challenge | None
+    """What a device signs before it is let in, where the cloud asks for that."""
+
+    async def admit(
+        self, device: str, proof: edge_pb2.Proof
+    ) -> tuple[edge_pb2.Welcome, Session, RunSettings]:
         """Ask the cloud, make a session. Raises Refused where the cloud says no."""
 
     def ready(self, device: str, ready: edge_pb2.DeviceReady) -> None:

@@ -40,6 +40,8 @@ BEAT = 1.0
 """Seconds between two signs of life to a device that waits to be let in."""
 
 T = TypeVar("T")
+PROOF_TIMEOUT = 30.0
+"""Seconds that a device has for signing a challenge."""
 Admission = tuple[edge_pb2.Welcome, Session, RunSettings]
 
 
@@ -100,7 +102,7 @@ class EdgeService:
         self, requests: AsyncIterator[edge_pb2.DeviceMessage], context: Context
     ) -> None:
         try:
-            stream = await self._open(await self._hello(requests), context)
+            stream = await self._open(requests, context)
         except SflError as error:
             await context.abort(status_of(error), str(error))
         group = asyncio.create_task(
@@ -169,8 +171,26 @@ class EdgeService:
         expect("device", hello.device)
         return hello
 
-    async def _open(self, hello: edge_pb2.DeviceHello, context: Context) -> DeviceStream:
+    async def _proof(
+        self, requests: AsyncIterator[edge_pb2.DeviceMessage], context: Context
+    ) -> edge_pb2.Proof:
+        """The device's own word that it joins, where the cloud asks for it."""
+        if self._host.challenge is None:
+            return edge_pb2.Proof()
+        await context.write(edge_pb2.EdgeMessage(challenge=self._host.challenge))
+        try:
+            answer = await asyncio.wait_for(anext(aiter(requests), None), PROOF_TIMEOUT)
+        except TimeoutError:
+            raise LinkLost(f"no answer to a challenge within {PROOF_TIMEOUT:g} s") from None
+        if not isinstance(answer, edge_pb2.DeviceMessage) or answer.WhichOneof("body") != "proof":
+            raise ProtocolError("the answer to a challenge was due")
+        return answer.proof
+
+    async def _open(
+        self, requests: AsyncIterator[edge_pb2.DeviceMessage], context: Context
+    ) -> DeviceStream:
         """Have a device admitted, and welcome it; whatever stops that, it then leaves again."""
+        hello = await self._hello(requests)
         device, stream = hello.device, None
         loaded = asyncio.create_task(self._host.loaded())
         try:
@@ -178,10 +198,11 @@ class EdgeService:
             loaded.result()
         finally:
             loaded.cancel()
+        proof = await self._proof(requests, context)
         while device in self._partings:
             await _alive_until(self._partings[device], context)
         self._supersede(device)
-        admission = self._admissions[device] = asyncio.create_task(self._host.admit(device))
+        admission = self._admissions[device] = asyncio.create_task(self._host.admit(device, proof))
         self._asked.add(admission)
         admission.add_done_callback(self._asked.discard)
         try:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import BinaryIO
 
@@ -34,13 +35,22 @@ class Spool:
         path.parent.mkdir(parents=True, exist_ok=True)
         return path.with_suffix(".partial").open("wb")
 
-    def close(self, header: tensor_pb2.AdapterHeader, file: BinaryIO) -> None:
-        """Give a part its name, now that it is whole. Raises ProtocolError."""
+    def close(
+        self,
+        header: tensor_pb2.AdapterHeader,
+        file: BinaryIO,
+        check: Callable[[Path], None] = lambda path: None,
+    ) -> None:
+        """Give a part its name, now that it is whole; raises what `check` of it does.
+
+        What was there of that name stays until then. Raises ProtocolError.
+        """
         num_bytes = file.tell()
         file.close()
         path = self._final(header)
         if num_bytes != header.num_bytes:
             raise ProtocolError(f"{num_bytes} bytes came, {header.num_bytes} were announced")
+        check(path.with_suffix(".partial"))
         path.with_suffix(".partial").replace(path)
 
     def drop(self, round_: int) -> None:

@@ -27,10 +27,12 @@ class EdgeReady(_message.Message):
     def __init__(self, manifest: _Optional[str] = ..., address: _Optional[str] = ..., given: _Optional[bytes] = ...) -> None: ...
 
 class DeviceJoin(_message.Message):
-    __slots__ = ("device",)
+    __slots__ = ("device", "proof")
     DEVICE_FIELD_NUMBER: _ClassVar[int]
+    PROOF_FIELD_NUMBER: _ClassVar[int]
     device: str
-    def __init__(self, device: _Optional[str] = ...) -> None: ...
+    proof: _edge_pb2.Proof
+    def __init__(self, device: _Optional[str] = ..., proof: _Optional[_Union[_edge_pb2.Proof, _Mapping]] = ...) -> None: ...
 
 class DeviceIsReady(_message.Message):
     __slots__ = ("device", "ready")
@@ -71,12 +73,14 @@ class EdgeReportMessage(_message.Message):
     def __init__(self, hello: _Optional[_Union[EdgeHello, _Mapping]] = ..., ready: _Optional[_Union[EdgeReady, _Mapping]] = ..., join: _Optional[_Union[DeviceJoin, _Mapping]] = ..., device_ready: _Optional[_Union[DeviceIsReady, _Mapping]] = ..., left: _Optional[_Union[DeviceLeft, _Mapping]] = ..., adapter: _Optional[_Union[_tensor_pb2.AdapterFrame, _Mapping]] = ..., report: _Optional[_Union[_tensor_pb2.RoundReport, _Mapping]] = ..., heartbeat: _Optional[_Union[_tensor_pb2.Heartbeat, _Mapping]] = ..., failure: _Optional[str] = ...) -> None: ...
 
 class Settings(_message.Message):
-    __slots__ = ("settings", "run_id")
+    __slots__ = ("settings", "run_id", "challenge")
     SETTINGS_FIELD_NUMBER: _ClassVar[int]
     RUN_ID_FIELD_NUMBER: _ClassVar[int]
+    CHALLENGE_FIELD_NUMBER: _ClassVar[int]
     settings: str
     run_id: str
-    def __init__(self, settings: _Optional[str] = ..., run_id: _Optional[str] = ...) -> None: ...
+    challenge: bytes
+    def __init__(self, settings: _Optional[str] = ..., run_id: _Optional[str] = ..., challenge: _Optional[bytes] = ...) -> None: ...
 
 class Admission(_message.Message):
     __slots__ = ("device", "refusal", "in_use")

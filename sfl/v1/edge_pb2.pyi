@@ -28,20 +28,42 @@ class DeviceHello(_message.Message):
     def __init__(self, device: _Optional[str] = ..., wire_version: _Optional[int] = ..., compiled_codec: _Optional[bool] = ...) -> None: ...
 
 class DeviceReady(_message.Message):
-    __slots__ = ("num_examples", "num_eval_examples", "num_truncated", "num_dropped", "snapshot", "example_kind")
+    __slots__ = ("num_examples", "num_eval_examples", "num_truncated", "num_dropped", "snapshot", "example_kind", "signature")
     NUM_EXAMPLES_FIELD_NUMBER: _ClassVar[int]
     NUM_EVAL_EXAMPLES_FIELD_NUMBER: _ClassVar[int]
     NUM_TRUNCATED_FIELD_NUMBER: _ClassVar[int]
     NUM_DROPPED_FIELD_NUMBER: _ClassVar[int]
     SNAPSHOT_FIELD_NUMBER: _ClassVar[int]
     EXAMPLE_KIND_FIELD_NUMBER: _ClassVar[int]
+    SIGNATURE_FIELD_NUMBER: _ClassVar[int]
     num_examples: int
     num_eval_examples: int
     num_truncated: int
     num_dropped: int
     snapshot: str
     example_kind: str
-    def __init__(self, num_examples: _Optional[int] = ..., num_eval_examples: _Optional[int] = ..., num_truncated: _Optional[int] = ..., num_dropped: _Optional[int] = ..., snapshot: _Optional[str] = ..., example_kind: _Optional[str] = ...) -> None: ...
+    signature: _tensor_pb2.Signature
+    def __init__(self, num_examples: _Optional[int] = ..., num_eval_examples: _Optional[int] = ..., num_truncated: _Optional[int] = ..., num_dropped: _Optional[int] = ..., snapshot: _Optional[str] = ..., example_kind: _Optional[str] = ..., signature: _Optional[_Union[_tensor_pb2.Signature, _Mapping]] = ...) -> None: ...
+
+class Challenge(_message.Message):
+    __slots__ = ("run_id", "edge", "nonce")
+    RUN_ID_FIELD_NUMBER: _ClassVar[int]
+    EDGE_FIELD_NUMBER: _ClassVar[int]
+    NONCE_FIELD_NUMBER: _ClassVar[int]
+    run_id: str
+    edge: str
+    nonce: bytes
+    def __init__(self, run_id: _Optional[str] = ..., edge: _Optional[str] = ..., nonce: _Optional[bytes] = ...) -> None: ...
+
+class Proof(_message.Message):
+    __slots__ = ("certificate", "nonce", "signature")
+    CERTIFICATE_FIELD_NUMBER: _ClassVar[int]
+    NONCE_FIELD_NUMBER: _ClassVar[int]
+    SIGNATURE_FIELD_NUMBER: _ClassVar[int]
+    certificate: bytes
+    nonce: bytes
+    signature: bytes
+    def __init__(self, certificate: _Optional[bytes] = ..., nonce: _Optional[bytes] = ..., signature: _Optional[bytes] = ...) -> None: ...
 
 class GradientNorm(_message.Message):
     __slots__ = ("round", "step", "squared")
@@ -54,7 +76,7 @@ class GradientNorm(_message.Message):
     def __init__(self, round: _Optional[int] = ..., step: _Optional[int] = ..., squared: _Optional[float] = ...) -> None: ...
 
 class DeviceMessage(_message.Message):
-    __slots__ = ("hello", "ready", "tensor", "norm", "adapter", "report", "heartbeat", "goodbye")
+    __slots__ = ("hello", "ready", "tensor", "norm", "adapter", "report", "heartbeat", "goodbye", "proof")
     HELLO_FIELD_NUMBER: _ClassVar[int]
     READY_FIELD_NUMBER: _ClassVar[int]
     TENSOR_FIELD_NUMBER: _ClassVar[int]
@@ -63,6 +85,7 @@ class DeviceMessage(_message.Message):
     REPORT_FIELD_NUMBER: _ClassVar[int]
     HEARTBEAT_FIELD_NUMBER: _ClassVar[int]
     GOODBYE_FIELD_NUMBER: _ClassVar[int]
+    PROOF_FIELD_NUMBER: _ClassVar[int]
     hello: DeviceHello
     ready: DeviceReady
     tensor: _tensor_pb2.TensorFrame
@@ -71,7 +94,8 @@ class DeviceMessage(_message.Message):
     report: _tensor_pb2.RoundReport
     heartbeat: _tensor_pb2.Heartbeat
     goodbye: str
-    def __init__(self, hello: _Optional[_Union[DeviceHello, _Mapping]] = ..., ready: _Optional[_Union[DeviceReady, _Mapping]] = ..., tensor: _Optional[_Union[_tensor_pb2.TensorFrame, _Mapping]] = ..., norm: _Optional[_Union[GradientNorm, _Mapping]] = ..., adapter: _Optional[_Union[_tensor_pb2.AdapterFrame, _Mapping]] = ..., report: _Optional[_Union[_tensor_pb2.RoundReport, _Mapping]] = ..., heartbeat: _Optional[_Union[_tensor_pb2.Heartbeat, _Mapping]] = ..., goodbye: _Optional[str] = ...) -> None: ...
+    proof: Proof
+    def __init__(self, hello: _Optional[_Union[DeviceHello, _Mapping]] = ..., ready: _Optional[_Union[DeviceReady, _Mapping]] = ..., tensor: _Optional[_Union[_tensor_pb2.TensorFrame, _Mapping]] = ..., norm: _Optional[_Union[GradientNorm, _Mapping]] = ..., adapter: _Optional[_Union[_tensor_pb2.AdapterFrame, _Mapping]] = ..., report: _Optional[_Union[_tensor_pb2.RoundReport, _Mapping]] = ..., heartbeat: _Optional[_Union[_tensor_pb2.Heartbeat, _Mapping]] = ..., goodbye: _Optional[str] = ..., proof: _Optional[_Union[Proof, _Mapping]] = ...) -> None: ...
 
 class Welcome(_message.Message):
     __slots__ = ("settings", "run_id", "num_layers", "compiled_codec", "credits")
@@ -116,7 +140,7 @@ class Finish(_message.Message):
     def __init__(self, ok: _Optional[bool] = ..., reason: _Optional[str] = ...) -> None: ...
 
 class EdgeMessage(_message.Message):
-    __slots__ = ("welcome", "start", "adapter", "tensor", "norm", "heartbeat", "finish")
+    __slots__ = ("welcome", "start", "adapter", "tensor", "norm", "heartbeat", "finish", "challenge")
     WELCOME_FIELD_NUMBER: _ClassVar[int]
     START_FIELD_NUMBER: _ClassVar[int]
     ADAPTER_FIELD_NUMBER: _ClassVar[int]
@@ -124,6 +148,7 @@ class EdgeMessage(_message.Message):
     NORM_FIELD_NUMBER: _ClassVar[int]
     HEARTBEAT_FIELD_NUMBER: _ClassVar[int]
     FINISH_FIELD_NUMBER: _ClassVar[int]
+    CHALLENGE_FIELD_NUMBER: _ClassVar[int]
     welcome: Welcome
     start: RoundStart
     adapter: _tensor_pb2.AdapterFrame
@@ -131,7 +156,8 @@ class EdgeMessage(_message.Message):
     norm: GradientNorm
     heartbeat: _tensor_pb2.Heartbeat
     finish: Finish
-    def __init__(self, welcome: _Optional[_Union[Welcome, _Mapping]] = ..., start: _Optional[_Union[RoundStart, _Mapping]] = ..., adapter: _Optional[_Union[_tensor_pb2.AdapterFrame, _Mapping]] = ..., tensor: _Optional[_Union[_tensor_pb2.TensorFrame, _Mapping]] = ..., norm: _Optional[_Union[GradientNorm, _Mapping]] = ..., heartbeat: _Optional[_Union[_tensor_pb2.Heartbeat, _Mapping]] = ..., finish: _Optional[_Union[Finish, _Mapping]] = ...) -> None: ...
+    challenge: Challenge
+    def __init__(self, welcome: _Optional[_Union[Welcome, _Mapping]] = ..., start: _Optional[_Union[RoundStart, _Mapping]] = ..., adapter: _Optional[_Union[_tensor_pb2.AdapterFrame, _Mapping]] = ..., tensor: _Optional[_Union[_tensor_pb2.TensorFrame, _Mapping]] = ..., norm: _Optional[_Union[GradientNorm, _Mapping]] = ..., heartbeat: _Optional[_Union[_tensor_pb2.Heartbeat, _Mapping]] = ..., finish: _Optional[_Union[Finish, _Mapping]] = ..., challenge: _Optional[_Union[Challenge, _Mapping]] = ...) -> None: ...
 
 class FilesRequest(_message.Message):
     __slots__ = ("device",)

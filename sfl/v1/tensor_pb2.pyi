@@ -87,8 +87,16 @@ class TensorFrame(_message.Message):
     kind: TensorKind
     def __init__(self, header: _Optional[_Union[TensorHeader, _Mapping]] = ..., data: _Optional[bytes] = ..., last: _Optional[bool] = ..., kind: _Optional[_Union[TensorKind, str]] = ...) -> None: ...
 
+class Signature(_message.Message):
+    __slots__ = ("sequence", "value")
+    SEQUENCE_FIELD_NUMBER: _ClassVar[int]
+    VALUE_FIELD_NUMBER: _ClassVar[int]
+    sequence: int
+    value: bytes
+    def __init__(self, sequence: _Optional[int] = ..., value: _Optional[bytes] = ...) -> None: ...
+
 class AdapterHeader(_message.Message):
-    __slots__ = ("round", "final_step", "device", "side", "num_bytes", "codec", "scaling")
+    __slots__ = ("round", "final_step", "device", "side", "num_bytes", "codec", "scaling", "signature")
     ROUND_FIELD_NUMBER: _ClassVar[int]
     FINAL_STEP_FIELD_NUMBER: _ClassVar[int]
     DEVICE_FIELD_NUMBER: _ClassVar[int]
@@ -96,6 +104,7 @@ class AdapterHeader(_message.Message):
     NUM_BYTES_FIELD_NUMBER: _ClassVar[int]
     CODEC_FIELD_NUMBER: _ClassVar[int]
     SCALING_FIELD_NUMBER: _ClassVar[int]
+    SIGNATURE_FIELD_NUMBER: _ClassVar[int]
     round: int
     final_step: int
     device: str
@@ -103,7 +112,8 @@ class AdapterHeader(_message.Message):
     num_bytes: int
     codec: str
     scaling: float
-    def __init__(self, round: _Optional[int] = ..., final_step: _Optional[int] = ..., device: _Optional[str] = ..., side: _Optional[str] = ..., num_bytes: _Optional[int] = ..., codec: _Optional[str] = ..., scaling: _Optional[float] = ...) -> None: ...
+    signature: Signature
+    def __init__(self, round: _Optional[int] = ..., final_step: _Optional[int] = ..., device: _Optional[str] = ..., side: _Optional[str] = ..., num_bytes: _Optional[int] = ..., codec: _Optional[str] = ..., scaling: _Optional[float] = ..., signature: _Optional[_Union[Signature, _Mapping]] = ...) -> None: ...
 
 class AdapterFrame(_message.Message):
     __slots__ = ("header", "data", "last")
@@ -116,7 +126,7 @@ class AdapterFrame(_message.Message):
     def __init__(self, header: _Optional[_Union[AdapterHeader, _Mapping]] = ..., data: _Optional[bytes] = ..., last: _Optional[bool] = ...) -> None: ...
 
 class RoundReport(_message.Message):
-    __slots__ = ("round", "device", "num_steps", "train_loss", "num_tokens", "train_seconds", "evaluation", "snapshot", "evaluation_seconds", "spans", "edge_spans", "rehearsal", "sample")
+    __slots__ = ("round", "device", "num_steps", "train_loss", "num_tokens", "train_seconds", "evaluation", "snapshot", "evaluation_seconds", "spans", "edge_spans", "rehearsal", "sample", "signature")
     ROUND_FIELD_NUMBER: _ClassVar[int]
     DEVICE_FIELD_NUMBER: _ClassVar[int]
     NUM_STEPS_FIELD_NUMBER: _ClassVar[int]
@@ -130,6 +140,7 @@ class RoundReport(_message.Message):
     EDGE_SPANS_FIELD_NUMBER: _ClassVar[int]
     REHEARSAL_FIELD_NUMBER: _ClassVar[int]
     SAMPLE_FIELD_NUMBER: _ClassVar[int]
+    SIGNATURE_FIELD_NUMBER: _ClassVar[int]
     round: int
     device: str
     num_steps: int
@@ -143,7 +154,8 @@ class RoundReport(_message.Message):
     edge_spans: str
     rehearsal: _containers.RepeatedScalarFieldContainer[float]
     sample: Score
-    def __init__(self, round: _Optional[int] = ..., device: _Optional[str] = ..., num_steps: _Optional[int] = ..., train_loss: _Optional[float] = ..., num_tokens: _Optional[int] = ..., train_seconds: _Optional[float] = ..., evaluation: _Optional[_Union[Score, _Mapping]] = ..., snapshot: _Optional[str] = ..., evaluation_seconds: _Optional[float] = ..., spans: _Optional[str] = ..., edge_spans: _Optional[str] = ..., rehearsal: _Optional[_Iterable[float]] = ..., sample: _Optional[_Union[Score, _Mapping]] = ...) -> None: ...
+    signature: Signature
+    def __init__(self, round: _Optional[int] = ..., device: _Optional[str] = ..., num_steps: _Optional[int] = ..., train_loss: _Optional[float] = ..., num_tokens: _Optional[int] = ..., train_seconds: _Optional[float] = ..., evaluation: _Optional[_Union[Score, _Mapping]] = ..., snapshot: _Optional[str] = ..., evaluation_seconds: _Optional[float] = ..., spans: _Optional[str] = ..., edge_spans: _Optional[str] = ..., rehearsal: _Optional[_Iterable[float]] = ..., sample: _Optional[_Union[Score, _Mapping]] = ..., signature: _Optional[_Union[Signature, _Mapping]] = ...) -> None: ...
 
 class Heartbeat(_message.Message):
     __slots__ = ("snapshot", "devices")
