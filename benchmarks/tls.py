@@ -2,13 +2,14 @@
 
     python benchmarks/tls.py
     python benchmarks/tls.py --steps 40 --pairs 7 --codec compact
-    python benchmarks/tls.py --pairs 0     # the refusals alone
+    python benchmarks/tls.py --pairs 0     # the signatures and the refusals alone
 
 Pairs of runs of the same model, texts, seed and cores, one with `--tls` and one without; each pair
 in the other order than the one before, so that a drift of the machine's speed falls on both. The
 default codec is `none`, which sends the most bytes and so pays the most for TLS. Then the seconds
 from dialling an edge to the reason that a node is told, for every kind of node that is not let in,
-and what the edge's log says of it.
+and what the edge's log says of it. Between the two, what a device's signatures cost: of a join, a
+report and adapters of several sizes, signed by the device and checked by the cloud.
 """
 
 from __future__ import annotations
@@ -21,11 +22,13 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 from unittest import mock
 
 import grpc
+import numpy as np
 import tomli_w
 from cryptography import x509
 
@@ -37,12 +40,15 @@ from sfl.certificates import authority as authority_module
 from sfl.certificates.authority import Authority
 from sfl.certificates.identity import Identity, Role, server_name
 from sfl.certificates.own import OwnCertificate, settings_in
+from sfl.certificates.signing import Trust
 from sfl.errors import Refused
+from sfl.transport.chunks import adapter_bytes
 from sfl.transport.credentials import open_channel
 from sfl.transport.diagnosis import why_refused
 from sfl.transport.dialling import wait_for_peer
+from sfl.transport.signed import DeviceSignatures, SignatureCheck
 from sfl.transport.wire import EDGE_LIST_FILES
-from sfl.v1 import edge_pb2
+from sfl.v1 import cloud_pb2, edge_pb2, tensor_pb2
 
 HOST = "127.0.0.1"
 
@@ -102,6 +108,61 @@ def throughput(folder: Path, options: argparse.Namespace) -> None:
         f"{ratios[-1]:.3f}, median {statistics.median(ratios):.3f}"
     )
     print(f"{sent / 1e6:.1f} MB of activations and gradients a run")
+
+
+# -- signatures ------------------------------------------------------------------------------------
+
+
+def spent(work: Callable[[], object], least: float = 0.5) -> float:
+    """Seconds that a piece of work takes: the median over at least so long."""
+    times: list[float] = []
+    end = time.perf_counter() + least
+    while time.perf_counter() < end or len(times) < 3:
+        began = time.perf_counter()
+        work()
+        times.append(time.perf_counter() - began)
+    return statistics.median(times)
+
+
+def signatures(folder: Path) -> None:
+    """What is signed and checked, one after the other as in a run."""
+    authority = Authority.create()
+    device = DeviceSignatures("d", give(authority, folder / "signs", "device", "d"))
+    check = SignatureCheck("run", "edge", Trust(authority.cert_pem))
+    challenge = edge_pb2.Challenge(run_id="run", edge="edge", nonce=check.challenge)
+    print(f"\n{'device':>10}{'cloud':>10}  milliseconds, by the device to sign, the cloud to check")
+
+    def join() -> None:
+        check.join(cloud_pb2.DeviceJoin(device="d", proof=device.proof(challenge)))
+        check.admitted("d")
+
+    sign = spent(lambda: device.proof(challenge))
+    _row(sign, spent(join) - sign, "a join, with the certificate")
+    join()
+    report = tensor_pb2.RoundReport(round=1, device="d", snapshot="x" * 4000, spans="y" * 20_000)
+    sign = spent(lambda: device.report(report))
+
+    def reported() -> None:
+        device.report(report)
+        check.report(report)
+
+    _row(sign, spent(reported) - sign, "a report of 24 kB")
+    for size in (300_000, 10_000_000, 100_000_000):
+        values = {"a": np.zeros(size // 4, np.float32)}
+        file = folder / "part"
+        file.write_bytes(adapter_bytes(values))
+        header = tensor_pb2.AdapterHeader(round=1, device="d", side="device")
+        sign = spent(partial(device.update, header, values))
+
+        def updated(header: Any = header, values: Any = values, file: Path = file) -> None:
+            device.update(header, values)
+            check.update(header, file)
+
+        _row(sign, spent(updated) - sign, f"an update of {size / 1e6:g} MB")
+
+
+def _row(sign: float, check: float, what: str) -> None:
+    print(f"{1000 * sign:10.2f}{1000 * check:10.2f}  {what}")
 
 
 # -- refusals --------------------------------------------------------------------------------------
@@ -229,7 +290,7 @@ def refusals(folder: Path) -> None:
 
 
 def main() -> None:
-    """Both parts, one after the other."""
+    """All parts, one after the other."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else "")
     parser.add_argument("--pairs", type=int, default=5)
     parser.add_argument("--steps", type=int, default=20, help="steps a round, of two rounds")
@@ -241,6 +302,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as temporary:
         if options.pairs:
             throughput(Path(temporary), options)
+        signatures(Path(temporary))
         refusals(Path(temporary))
 
 
