@@ -98,7 +98,7 @@ class EchoHost:
     async def loaded(self) -> None:
         """There is no base to wait for."""
 
-    async def admit(self, device: str) -> tuple[Any, Any, Any]:
+    async def admit(self, device: str, proof: Any) -> tuple[Any, Any, Any]:
         """Everybody may come in."""
         from sfl.v1 import edge_pb2
 

@@ -78,7 +78,6 @@ class EdgeServer:
         self.service = EdgeService(self, config.cache_dir)
         self.settings: RunSettings
         self.run_id = ""
-        self.challenge: edge_pb2.Challenge | None = None
         self.folder: ModelFolder
         self.model: SpanModel
         self.bank: LoraBank
@@ -148,7 +147,7 @@ class EdgeServer:
         settings = expect_settings(await anext(messages))
         self.run_id = settings.run_id
         if settings.challenge:
-            self.challenge = edge_pb2.Challenge(
+            self.service.challenge = edge_pb2.Challenge(
                 run_id=self.run_id, edge=self.config.name, nonce=settings.challenge
             )
         self.settings = RunSettings.model_validate_json(settings.settings)

@@ -202,11 +202,13 @@ def test_what_a_device_agrees_to_by_default(folder: Path, run_config: RunConfig)
     consent = Consent(own_file(folder))
     for ask in ("run:topology:u_shaped", "codec:activation:extreme", "device:cut_layer:2"):
         consent.agreed(asked(run_config, ask))
-    presets = Consent(own_file(folder, consent={"codecs": ["compact", "fp16", "none"]}))
+    presets = Consent(own_file(folder, consent={"codecs": ["compact", "fine"]}))
     written_out = ["codec:gradient:uniform(2, dither) | rans", "codec:activation:compact"]
     presets.agreed(asked(run_config, *written_out))
     with pytest.raises(ConfigError, match=r"gradient as 'uniform\(4, dither\) \| rans'"):
-        presets.agreed(asked(run_config, "codec:gradient:uniform(4, dither) | rans"))
+        presets.agreed(
+            asked(run_config, "codec:gradient:uniform(4, dither) | rans", written_out[1])
+        )
     with pytest.raises(ConfigError, match=r"device\.consent\.codecs = 'fp17'"):
         Consent(own_file(folder, consent={"codecs": ["fp17"]}))
 

@@ -108,7 +108,7 @@ class Floor:
     async def loaded(self) -> None:
         """The base is there."""
 
-    async def admit(self, name: str) -> tuple[edge_pb2.Welcome, Session, Any]:
+    async def admit(self, name: str, proof: Any) -> tuple[edge_pb2.Welcome, Session, Any]:
         session = self.devices[name].session
         return edge_pb2.Welcome(), session, session.settings
 

@@ -305,7 +305,7 @@ class ConsentSettings(Section):
     topologies: tuple[Topology, ...] = ("vanilla", "u_shaped")
     """Topologies it takes part in; `["u_shaped"]`: its labels never leave it."""
     codecs: tuple[str, ...] = ()
-    """Codecs that it uses, as a run writes them, e.g. `["compact", "fp16", "none"]`; an adapter may
+    """Codecs that it uses, as a run writes them, e.g. `["compact", "fine"]`; an adapter may
     always travel whole. Empty: every codec."""
     data_dirs: tuple[Path, ...] = ()
     """Folders that its data files lie in; a file elsewhere is refused at the start. Empty: any."""

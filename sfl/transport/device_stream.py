@@ -85,9 +85,6 @@ class Host(Protocol):
     async def loaded(self) -> None:
         """Wait until there is a base: nobody is admitted before."""
 
-    challenge: edge_pb2.Challenge | None
-    """What a device signs before it is let in, where the cloud asks for that."""
-
     async def admit(
         self, device: str, proof: edge_pb2.Proof
     ) -> tuple[edge_pb2.Welcome, Session, RunSettings]:

@@ -58,6 +58,8 @@ class EdgeService:
     def __init__(self, host: Host, cache_dir: Path | None = None) -> None:
         self._host = host
         self.cache_dir = cache_dir
+        self.challenge: edge_pb2.Challenge | None = None
+        """What a device signs before it is let in, where the cloud asks for that."""
         # One thread for each direction: what is coded first is sent first, and a stream's memory of
         # what it sent is one thread's.
         self._encoder, self._decoder = CodecThread("codec-encoder"), CodecThread("codec-decoder")
@@ -175,9 +177,9 @@ class EdgeService:
         self, requests: AsyncIterator[edge_pb2.DeviceMessage], context: Context
     ) -> edge_pb2.Proof:
         """The device's own word that it joins, where the cloud asks for it."""
-        if self._host.challenge is None:
+        if self.challenge is None:
             return edge_pb2.Proof()
-        await context.write(edge_pb2.EdgeMessage(challenge=self._host.challenge))
+        await context.write(edge_pb2.EdgeMessage(challenge=self.challenge))
         try:
             answer = await asyncio.wait_for(anext(aiter(requests), None), PROOF_TIMEOUT)
         except TimeoutError:
