@@ -145,7 +145,7 @@ class DeviceAgent:
         log.info("%.0f MB before the model; %s", base / 1e6, thrift)
         tokenizer = load_tokenizer(folder.path)
         dataset = prepare(self.config, name, settings, tokenizer)
-        for line in dataset.notes.warnings(settings.model.max_length):
+        for line in dataset.warnings(settings.model.max_length):
             log.warning("%s", line)
         if plan.cut_layer == 0 and plan.tail is None:
             log.warning(

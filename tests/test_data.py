@@ -641,20 +641,59 @@ def test_without_a_start_token_a_completion_may_fill_the_context(gpt2: Tokenizer
     examples, notes = encode_rows(rows, gpt2, causal(2), DataSettings())
     assert len(examples[0].input_ids) == 2 and len(scored(examples[0])) == 1
     assert notes.warnings(2) == [
-        "1 examples were longer than 2 tokens and were cut, the prompt first, from its left"
+        "1 examples were longer than 2 tokens and were cut, the prompt first, from its left",
+        f"2 of {notes.tokens} tokens are trained on ({2 / notes.tokens:.1%})",
     ]
     _, notes = encode_rows(rows, gpt2, causal(1), DataSettings())
-    assert notes.dropped == 1 and len(notes.warnings(1)) == 2
+    assert notes.dropped == 1 and len(notes.warnings(1)) == 3
 
 
-def test_a_text_over_the_context_loses_its_end(gpt2: Tokenizer, bert: Tokenizer) -> None:
-    rows = rows_of({"text": "turn on the lamp in the kitchen please", "label": "a"})
-    [example], notes = encode_rows(rows, gpt2, causal(3), DataSettings())
-    assert list(example.input_ids) == gpt2.encode(["turn on the lamp"])[0][:3]
-    assert notes.truncated == 1
+LONG = "turn on the lamp in the kitchen please"
+
+
+@pytest.mark.parametrize("name", ["gpt2", "llama"])
+@pytest.mark.parametrize("blocks", ["each", "joined"])
+@pytest.mark.parametrize("length", [2, 3, 4, 7, 100])
+def test_a_long_text_is_cut_into_blocks(
+    name: str, blocks: str, length: int, request: pytest.FixtureRequest
+) -> None:
+    tokenizer: Tokenizer = request.getfixturevalue(name)
+    data = DataSettings(blocks=blocks)
+    rows = rows_of({"text": LONG}, {"text": "lamp"}, {"text": LONG})
+    examples, notes = encode_rows(rows, tokenizer, causal(length), data)
+    start, end = list(tokenizer.prefix), tokenizer.eos_id
+    texts = [[*start, *ids, end] for ids in tokenizer.encode([LONG, "lamp", LONG])]
+    whole = [number for ids in texts for number in ids]
+    assert notes.tokens == len(whole) and notes.truncated == 0
+    assert all(1 < len(example.input_ids) <= length for example in examples)
+    if start:  # every token of every text stands in one block, and is predicted there
+        assert all(list(example.input_ids[:1]) == start for example in examples)
+        assert notes.tokens_kept == notes.tokens and notes.dropped == 0
+        targets = [number for example in examples for number in scored(example)]
+        assert [n for n in targets if n not in start] == [n for n in whole if n not in start]
+    else:  # a token alone has nothing to be predicted from
+        kept = [number for example in examples for number in example.input_ids]
+        assert notes.tokens_kept == len(kept) == notes.tokens - notes.dropped
+        if not notes.dropped:
+            assert kept == whole
+    if blocks == "joined" and length == 100:
+        assert len(examples) == 1
+    if blocks == "each" and length == 100:
+        assert [list(example.input_ids) for example in examples] == texts
+
+
+def test_only_the_first_block_where_that_is_asked_for(gpt2: Tokenizer, bert: Tokenizer) -> None:
+    rows = rows_of({"text": LONG, "label": "a"})
+    data = DataSettings(blocks="first")
+    [example], notes = encode_rows(rows, gpt2, causal(3), data)
+    whole = [*gpt2.encode([LONG])[0], gpt2.eos_id]
+    assert list(example.input_ids) == whole[:3]
+    assert (notes.truncated, notes.tokens_kept, notes.tokens) == (1, 3, len(whole))
+    assert notes.warnings(3, "text")[0] == "1 texts were longer than 3 tokens and lost their end"
     [example], notes = encode_rows(rows, bert, classes("a", "b", max_length=5), DataSettings())
     assert len(example.input_ids) == 5 and notes.truncated == 1
     assert (example.input_ids[0], example.input_ids[-1]) == (*bert.prefix, *bert.suffix)
+    assert notes.tokens_kept == 5 and notes.tokens == len(bert.encode([LONG])[0]) + 2
 
 
 def test_chat_template_scores_the_answer_with_its_end_marker(tmp_path: Path) -> None:

@@ -163,12 +163,11 @@ def _padding(
 def _datasets(
     config: RunConfig, tokenizer: Tokenizer, data: Path | None
 ) -> Iterable[tuple[str, Dataset]]:
-    from sfl.data import prepare
+    from sfl.data import held_out_only, prepare
 
     devices = config.devices
     if data is not None:
-        entry = devices[0].model_copy(update={"train": data, "eval": data})
-        yield data.name, prepare(entry, entry.name, config, tokenizer)
+        yield data.name, held_out_only(data, config, tokenizer)
         return
     for entry in devices:
         yield entry.name, prepare(entry, entry.name, config, tokenizer)

@@ -253,7 +253,13 @@ class LocalDevice(Section):
     train: Path | str | None = None
     """Training data: a JSONL, CSV, TSV, text or Parquet file, or a Hugging Face dataset."""
     eval: Path | str | None = None
-    """Held-out data of this device; without it `data.eval_fraction` of `train` is held out."""
+    """Held-out data of this device; without it `eval_split` or `data.eval_fraction` of `train`."""
+    split: str | None = None
+    """Split of this device's own `train`, where it is not `data.split`."""
+    eval_split: str | None = None
+    """Split of this device's own `eval` or `train` to evaluate on."""
+    subset: str | None = None
+    """Subset of this device's own datasets, where it is not `data.subset`."""
     model: str | None = None
     """Model folder on this device; without it the span's weights come from the edge."""
     cache_dir: Path = Path("~/.cache/sfl")

@@ -280,7 +280,11 @@ class DataSettings(Section):
     columns: tuple[str, ...] = ()
     """Names of the columns of CSV and TSV files without a header; empty: line 1 has the names."""
     split: str = "train"
-    """Split of a Hugging Face dataset."""
+    """Split of a Hugging Face dataset to train on."""
+    eval_split: str = ""
+    """Split to evaluate on: of `eval`, or of what is trained on where no `eval` is named."""
+    subset: str = ""
+    """Subset (configuration) of a Hugging Face dataset that has several."""
     train: Path | str | None = None
     """One training file for all devices, shared out by `partition`. Under `sfl run` only: a device
     on a machine of its own names the file itself, as `device.shared_train`."""
@@ -296,6 +300,10 @@ class DataSettings(Section):
     out in turn) or `"dirichlet"` (default: the label) goes by."""
     dirichlet_alpha: PositiveFloat = 0.5
     """Concentration of the Dirichlet partition: small is skewed."""
+    blocks: Literal["each", "joined", "first"] = "each"
+    """How plain text is cut into blocks of `model.max_length` tokens. `each`: every text by itself,
+    nothing is lost. `joined`: texts one behind the other. `first`: the first block of each, the
+    rest is thrown away."""
     chat_template: bool = True
     """Apply the tokenizer's chat template to prompt/completion, where it has one."""
 

@@ -8,7 +8,7 @@ from sfl.data.encode import encode_rows, prompt_ids
 from sfl.data.example import DataNotes, Dataset, Example, Kind, Row
 from sfl.data.load import load_rows
 from sfl.data.partition import hold_out, partition_rows
-from sfl.data.prepare import prepare
+from sfl.data.prepare import held_out_only, prepare
 from sfl.data.tokenizer import Tokenizer, load_tokenizer
 
 __all__ = [
@@ -19,6 +19,7 @@ __all__ = [
     "Row",
     "Tokenizer",
     "encode_rows",
+    "held_out_only",
     "hold_out",
     "load_rows",
     "load_tokenizer",

@@ -16,8 +16,10 @@ and the template brings its own special tokens.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from typing import NamedTuple
 
 from sfl.config import DataSettings, ModelSettings
+from sfl.data.blocks import each, first, joined
 from sfl.data.example import UNSCORED, DataNotes, Example, Kind, Row
 from sfl.data.fields import advice, field_names, has_field, value_of
 from sfl.data.labels import class_of
@@ -27,25 +29,39 @@ from sfl.errors import DataError, ModelError
 _CHUNK = 1024  # rows tokenised at a time
 
 
+class Piece(NamedTuple):
+    """An example, and how many of its row's tokens stand in it and how many were cut off."""
+
+    example: Example
+    kept: int
+    lost: int = 0
+
+    @property
+    def cut(self) -> bool:
+        """Whether something was cut off."""
+        return self.lost > 0
+
+
 def encode_rows(
     rows: Sequence[Row], tokenizer: Tokenizer, model: ModelSettings, data: DataSettings
 ) -> tuple[list[Example], DataNotes]:
     """Examples of at most `model.max_length` tokens, in the order of `rows`, and what was cut.
 
-    A longer one loses its prompt first, from the left, then the end of its completion (a text
-    loses its end). One that is left with nothing to score is dropped. Raises DataError naming
-    file, row and field.
+    A longer one loses its prompt first, from the left, then the end of its completion. A text to
+    classify loses its end. Plain text is cut into blocks, as `data.blocks` says. One that is left
+    with nothing to score is dropped. Raises DataError naming file, row and field.
     """
     kind = kind_of(rows, model, data)
-    encoded = _ENCODERS[kind](rows, tokenizer, model, data)
-    examples, truncated, dropped = [], 0, 0
-    for example, cut in encoded:
-        truncated += cut
-        if all(label == UNSCORED for label in example.labels):
+    examples, truncated, dropped, tokens, tokens_kept = [], 0, 0, 0, 0
+    for piece in _ENCODERS[kind](rows, tokenizer, model, data):
+        truncated += piece.cut
+        tokens += piece.kept + piece.lost
+        if all(label == UNSCORED for label in piece.example.labels):
             dropped += 1
         else:
-            examples.append(example)
-    return examples, DataNotes(truncated, dropped)
+            examples.append(piece.example)
+            tokens_kept += piece.kept
+    return examples, DataNotes(truncated, dropped, 0, tokens, tokens_kept)
 
 
 def kind_of(rows: Sequence[Row], model: ModelSettings, data: DataSettings) -> Kind:
@@ -78,7 +94,7 @@ def prompt_ids(tokenizer: Tokenizer, prompt: str, data: DataSettings) -> list[in
 
 def _encode_completions(
     rows: Sequence[Row], tokenizer: Tokenizer, model: ModelSettings, data: DataSettings
-) -> Iterator[tuple[Example, bool]]:
+) -> Iterator[Piece]:
     eos = _end_token(tokenizer)
     by_template = data.chat_template and tokenizer.has_chat_template
     start = () if by_template else tokenizer.prefix
@@ -97,12 +113,10 @@ def _encode_completions(
             yield _fit([*start, *prompt], _ended(completion, eos), tokenizer, model.max_length)
 
 
-def _fit(
-    prompt: list[int], completion: list[int], tokenizer: Tokenizer, max_length: int
-) -> tuple[Example, bool]:
-    """The example within `max_length`, and whether it had to be cut."""
-    cut = len(prompt) + len(completion) > max_length
-    if cut:
+def _fit(prompt: list[int], completion: list[int], tokenizer: Tokenizer, max_length: int) -> Piece:
+    """The example within `max_length`."""
+    whole = len(prompt) + len(completion)
+    if whole > max_length:
         kept = len(tokenizer.prefix)
         if prompt[:kept] != list(tokenizer.prefix):
             kept = 0
@@ -111,24 +125,31 @@ def _fit(
         completion = completion[: max(max_length - kept, 0)]
     ids = (prompt + completion)[:max_length]
     labels = [UNSCORED] * len(prompt) + completion
-    return Example(tuple(ids), (UNSCORED, *labels[1 : len(ids)])), cut
+    return Piece(Example(tuple(ids), (UNSCORED, *labels[1 : len(ids)])), len(ids), whole - len(ids))
 
 
 def _encode_texts(
     rows: Sequence[Row], tokenizer: Tokenizer, model: ModelSettings, data: DataSettings
-) -> Iterator[tuple[Example, bool]]:
+) -> Iterator[Piece]:
+    cut = _BLOCKS[data.blocks]
+    for ids, own in cut(_documents(rows, tokenizer, data), [*tokenizer.prefix], model.max_length):
+        yield Piece(Example(tuple(ids), (UNSCORED, *ids[1:])), *own)
+
+
+def _documents(
+    rows: Sequence[Row], tokenizer: Tokenizer, data: DataSettings
+) -> Iterator[list[int]]:
+    """Each text with what begins and what ends one."""
     eos = _end_token(tokenizer)
     for chunk in _chunks(rows):
         texts = [_text(row, data.text_field, "data.text_field") for row in chunk]
         for text in tokenizer.encode(texts):
-            ids = _ended([*tokenizer.prefix, *text], eos)
-            kept = tuple(ids[: model.max_length])
-            yield Example(kept, (UNSCORED, *kept[1:])), len(ids) > len(kept)
+            yield _ended([*tokenizer.prefix, *text], eos)
 
 
 def _encode_labelled(
     rows: Sequence[Row], tokenizer: Tokenizer, model: ModelSettings, data: DataSettings
-) -> Iterator[tuple[Example, bool]]:
+) -> Iterator[Piece]:
     room = max(model.max_length - len(tokenizer.prefix) - len(tokenizer.suffix), 0)
     classes = {name: number for number, name in enumerate(model.labels)}
     for chunk in _chunks(rows):
@@ -137,9 +158,12 @@ def _encode_labelled(
         for ids, label in zip(tokenizer.encode(texts), labels, strict=True):
             marked = (*tokenizer.prefix, *ids[:room], *tokenizer.suffix)
             target = label if marked else UNSCORED  # no token, nothing to classify
-            yield Example(marked[: model.max_length], (target,)), len(ids) > room
+            kept = marked[: model.max_length]
+            lost = len(marked) - len(kept) + max(len(ids) - room, 0)
+            yield Piece(Example(kept, (target,)), len(kept), lost)
 
 
+_BLOCKS = {"each": each, "joined": joined, "first": first}
 _ENCODERS = {
     "completion": _encode_completions,
     "text": _encode_texts,

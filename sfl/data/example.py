@@ -39,25 +39,49 @@ class Example:
 
 @dataclass(frozen=True, slots=True)
 class DataNotes:
-    """What encoding had to leave out, counted in examples."""
+    """What encoding had to leave out, and what stands on both sides, counted in examples."""
 
     truncated: int = 0
     dropped: int = 0
+    repeated: int = 0
+    """Examples to evaluate on that are also trained on."""
+    tokens: int = 0
+    """Tokens of all rows to train on, as they would be without a bound on the length."""
+    tokens_kept: int = 0
+    """Those of them that stand in an example."""
 
     def __add__(self, other: DataNotes) -> DataNotes:
-        return DataNotes(self.truncated + other.truncated, self.dropped + other.dropped)
+        return DataNotes(
+            self.truncated + other.truncated,
+            self.dropped + other.dropped,
+            self.repeated + other.repeated,
+            self.tokens + other.tokens,
+            self.tokens_kept + other.tokens_kept,
+        )
 
-    def warnings(self, max_length: int) -> list[str]:
-        """One line for each thing that happened."""
+    def warnings(self, max_length: int, kind: str = "completion") -> list[str]:
+        """One line for each thing that happened to examples of that kind."""
         lines = []
         if self.truncated:
-            lines.append(
-                f"{self.truncated} examples were longer than {max_length} tokens and were cut, "
-                "the prompt first, from its left"
-            )
+            what, how = _CUT.get(kind, _CUT["text"])
+            lines.append(f"{self.truncated} {what} were longer than {max_length} tokens and {how}")
         if self.dropped:
             lines.append(f"{self.dropped} examples had no target left and were dropped")
+        if self.repeated:
+            lines.append(f"{self.repeated} of the held-out examples are also trained on")
+        if self.tokens_kept < self.tokens:
+            share = self.tokens_kept / self.tokens
+            lines.append(
+                f"{self.tokens_kept:,} of {self.tokens:,} tokens are trained on ({share:.1%})"
+            )
         return lines
+
+
+_CUT = {
+    "completion": ("examples", "were cut, the prompt first, from its left"),
+    "text": ("texts", "lost their end"),
+    "label": ("texts", "lost their end"),
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,3 +110,7 @@ class Dataset:
     def _held_out(self, chosen: bool) -> list[Example]:
         places = range(len(self.eval)) if self.sample is None else self.sample
         return [e for place, e in enumerate(self.eval) if (place in places) is chosen]
+
+    def warnings(self, max_length: int) -> list[str]:
+        """What a user should know about these examples, a line each."""
+        return self.notes.warnings(max_length, self.kind)

@@ -6,50 +6,136 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from sfl.config import DataSettings
 from sfl.data.classes import name_classes, tell_something
 from sfl.errors import DataError
+from sfl.textfile import NotText, refuse_pointer
 
 _PROBE_SECONDS = 10.0
+_MOST_FILES = 1000
+"""Files looked at for what is wrong with a folder."""
 
 
 def read_dataset(
-    name: str, path: Path, split: str, field: str
+    name: str, path: Path, settings: DataSettings, field: str
 ) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Places and fields of one split's rows, class numbers as names. Raises DataError."""
+    """Places and fields of the rows of `data.split` and `data.subset`, class numbers as names.
+
+    Raises DataError, naming the splits or the subsets that there are.
+    """
     import datasets
 
     datasets.disable_progress_bars()
-    try:
-        if not path.is_dir():
-            _find_on_hub(name, field)
-            dataset = datasets.load_dataset(name, split=split)
-        elif (path / "state.json").is_file():
-            dataset = datasets.load_from_disk(str(path))
-        elif (path / "dataset_dict.json").is_file():
-            dataset = _one_split(datasets.load_from_disk(str(path)), name, split)
-        else:
-            dataset = datasets.load_dataset(str(path), split=split)
-    except (OSError, ValueError, datasets.exceptions.DatasetsError) as error:
-        raise DataError(
-            field, name, f"not a dataset that can be read: {_first_line(error)}", "Check it."
-        ) from None
-
+    saved = _saved(path, settings.subset)
+    if saved is None and not path.is_dir():
+        _find_on_hub(name, field)
+    dataset = _from_disk(saved, name, settings, field) if saved else _load(name, settings, field)
     classes = {
         column: feature.names
         for column, feature in dataset.features.items()
         if isinstance(feature, datasets.ClassLabel) and tell_something(feature.names)
     }
-    for number, row in enumerate(dataset, 1):
-        place = f"row {number}"
-        yield place, name_classes(dict(row), classes, place)
-
-
-def _one_split(splits: Any, name: str, split: str) -> Any:
-    if split not in splits:
+    try:
+        for number, row in enumerate(dataset, 1):
+            place = f"row {number}"
+            yield place, name_classes(dict(row), classes, place)
+    except (ImportError, OSError) as error:  # pictures and sound need libraries of their own
         raise DataError(
-            "data.split", split, f"{name} has no such split", f"It has: {', '.join(splits)}."
-        )
-    return splits[split]
+            field, name, f"its rows cannot be read: {_first_line(error)}", "Give rows of text."
+        ) from None
+
+
+def _saved(path: Path, subset: str) -> Path | None:
+    """The folder that `save_to_disk` made: `path`, or the one in it that the subset names."""
+    inner = [path / subset] if subset and Path(subset).name == subset else []
+    for folder in [*inner, path]:
+        if (folder / "state.json").is_file() or (folder / "dataset_dict.json").is_file():
+            return folder
+    return None
+
+
+def _from_disk(folder: Path, name: str, settings: DataSettings, field: str) -> Any:
+    import datasets
+
+    try:
+        found: Any = datasets.load_from_disk(str(folder))
+    except (OSError, ValueError, KeyError, datasets.exceptions.DatasetsError) as error:
+        raise _unreadable(folder, name, field, error) from None
+    split = settings.split
+    if isinstance(found, datasets.DatasetDict):
+        if split not in found:
+            raise _no_such("split", name, split, list(found), field)
+        return found[split]
+    if split not in ("train", str(found.split)):
+        own = [] if found.split is None else [str(found.split)]
+        raise _no_such("split", name, split, own, field)
+    return found
+
+
+def _load(name: str, settings: DataSettings, field: str) -> Any:
+    import datasets
+
+    subset, split = settings.subset or None, settings.split
+    try:
+        return datasets.load_dataset(name, subset, split=split)
+    except (
+        OSError,
+        ValueError,
+        RuntimeError,
+        ImportError,
+        datasets.exceptions.DatasetsError,
+    ) as error:
+        _explain(name, settings, field)
+        raise _unreadable(Path(name).expanduser(), name, field, error) from None
+
+
+def _explain(name: str, settings: DataSettings, field: str) -> None:
+    """Raise DataError where the split or the subset is what is wrong."""
+    import datasets
+
+    subset = settings.subset
+    try:
+        subsets = datasets.get_dataset_config_names(name)
+        if subset and subset not in subsets:
+            raise _no_such("subset", name, subset, subsets, field)
+        if not subset and len(subsets) > 1 and "default" not in subsets:
+            raise DataError(
+                field,
+                name,
+                f"has more than one subset: {', '.join(subsets)}",
+                "Name one in data.subset.",
+            )
+        splits = datasets.get_dataset_split_names(name, subset or None)
+    except (OSError, ValueError, RuntimeError, datasets.exceptions.DatasetsError):
+        return  # the first error says more
+    if settings.split.partition("[")[0] not in splits:
+        raise _no_such("split", name, settings.split, splits, field)
+
+
+def _no_such(what: str, name: str, value: str, known: list[str], field: str) -> DataError:
+    has = ", ".join(known) or "one only, without a name"
+    also = " (training) or data.eval_split (evaluation)" if what == "split" else ""
+    return DataError(
+        field,
+        name,
+        f"has no such {what} as {value!r}; it has: {has}",
+        f"Name one in data.{what}{also}.",
+    )
+
+
+def _unreadable(path: Path, name: str, field: str, error: Exception) -> DataError:
+    """The error as a sentence; a folder whose files were never fetched says so."""
+    files = (file for file in path.rglob("*") if file.is_file()) if path.is_dir() else iter(())
+    for file, _ in zip(files, range(_MOST_FILES), strict=False):
+        try:
+            with file.open("rb") as opened:
+                refuse_pointer(opened.read(100))
+        except NotText as pointer:
+            return DataError(field, str(file), pointer.problem, pointer.fix)
+        except OSError:
+            continue
+    problem = f"not a dataset that can be read: {_first_line(error)}"
+    return DataError(field, name, problem, "Check it.")
 
 
 def _find_on_hub(name: str, field: str) -> None:

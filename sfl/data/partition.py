@@ -101,7 +101,7 @@ def hold_out(
 
 
 def sample(rows: Sequence[T], most: int, seed: int, device: str) -> list[T]:
-    """At most `most` of the rows (all where it is 0), in the order of the file."""
+    """At most `most` of the rows or examples (all where it is 0), in their order."""
     if not most or len(rows) <= most:
         return list(rows)
     chosen = sorted(_shuffled(len(rows), seed, device, "evaluation sample")[:most])

@@ -3,89 +3,93 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from sfl.config import LocalDevice, RunSettings
 from sfl.data.encode import encode_rows, kind_of
-from sfl.data.example import Dataset, Example, Row
+from sfl.data.example import Dataset, Example, Kind, Row
 from sfl.data.load import load_rows
 from sfl.data.partition import field_values, hold_out, partition_rows, sample
+from sfl.data.sources import Source, sources
 from sfl.data.tokenizer import Tokenizer
 from sfl.errors import DataError
-
-Source = Path | str
 
 
 def prepare(local: LocalDevice, name: str, settings: RunSettings, tokenizer: Tokenizer) -> Dataset:
     """The examples of device `name`, one of the run's, to train on and to evaluate on.
 
     Training rows are those of `local.train`, else the device's part of `data.train`. Held-out
-    rows are those of `local.eval`, else its part of `data.eval`, else `data.eval_fraction` of its
-    training rows; none only where that is 0. Raises DataError.
+    rows are those of `local.eval` or `local.eval_split`, else its part of `data.eval` or
+    `data.eval_split`, else `data.eval_fraction` of its training rows; none only where that is 0.
+    Raises DataError.
     """
-    data, seed, due = settings.data, settings.run.seed, settings.evaluation
-    train_rows, field = _train_rows(local, name, settings)
-    eval_rows = _eval_rows(local, name, settings)
-    if eval_rows is None:
-        train_rows, eval_rows = hold_out(train_rows, data.eval_fraction, seed, name, field)
+    data, model, due = settings.data, settings.model, settings.evaluation
+    seed = settings.run.seed
+    source, held_out = sources(local, name, settings)
+    train_rows = _rows(source, held_out, name, settings)
+    if held_out is not None:
+        eval_rows = _rows(held_out, source, name, settings)
+    else:
+        train_rows, eval_rows = hold_out(train_rows, data.eval_fraction, seed, name, source.field)
     if not due.full:
         eval_rows = sample(eval_rows, due.max_examples, seed, name)
 
-    model = settings.model
+    kind = kind_of(train_rows, model, data)
+    _check_kind(eval_rows, kind, settings)
     train, notes = encode_rows(train_rows, tokenizer, model, data)
     _check_left(train, train_rows, name, model.max_length)
     evaluation, eval_notes = encode_rows(eval_rows, tokenizer, model, data)
     if eval_rows:
         _check_left(evaluation, eval_rows, name, model.max_length)
     chosen = frozenset(sample(range(len(evaluation)), due.max_examples, seed, name))
-    kind = kind_of(train_rows, model, data)
-    return Dataset(train, evaluation, kind, notes + eval_notes, chosen)
+    more = replace(eval_notes, tokens=0, tokens_kept=0, repeated=_repeated(train, evaluation))
+    return Dataset(train, evaluation, kind, notes + more, chosen)
 
 
-def _train_rows(local: LocalDevice, name: str, settings: RunSettings) -> tuple[list[Row], str]:
-    """The rows, and the setting that they came from."""
-    if local.train is not None:
-        field = f"devices.{name}.train"
-        return load_rows(local.train, settings.data, field), field
-    if settings.data.train is None:
-        raise DataError(
-            f"devices.{name}.train",
-            None,
-            "the device has no training data",
-            "Set it, or data.train for all devices.",
-        )
-    rows = load_rows(settings.data.train, settings.data, "data.train")
-    return _part(rows, name, settings, "data.train"), "data.train"
+def held_out_only(source: Path | str, settings: RunSettings, tokenizer: Tokenizer) -> Dataset:
+    """All rows of one file, to evaluate on. Raises DataError."""
+    data, model = settings.data, settings.model
+    data = data.model_copy(update={"split": data.eval_split or data.split})
+    rows = load_rows(source, data, "--data")
+    evaluation, notes = encode_rows(rows, tokenizer, model, data)
+    _check_left(evaluation, rows, "--data", model.max_length)
+    return Dataset([], evaluation, kind_of(rows, model, data), notes)
 
 
-def _eval_rows(local: LocalDevice, name: str, settings: RunSettings) -> list[Row] | None:
-    """The rows of a held-out file, None where there is no such file."""
-    if local.eval is not None:
-        return load_rows(local.eval, settings.data, f"devices.{name}.eval")
-    if settings.data.eval is None:
-        return None
-    return _part(
-        load_rows(settings.data.eval, settings.data, "data.eval"), name, settings, "data.eval"
-    )
-
-
-def _part(rows: list[Row], name: str, settings: RunSettings, field: str) -> list[Row]:
+def _rows(source: Source, other: Source | None, name: str, settings: RunSettings) -> list[Row]:
+    """The device's rows of a source; `other` is the one for the other purpose."""
+    rows = load_rows(source.name, source.data, source.field)
+    if not source.shared:
+        return rows
     devices = [device.name for device in settings.devices]
-    parts = partition_rows(
-        rows, settings.data, devices, settings.run.seed, field, _values_elsewhere(settings, field)
-    )
+    elsewhere = _values_elsewhere(other, settings)
+    parts = partition_rows(rows, settings.data, devices, settings.run.seed, source.field, elsewhere)
     return parts[settings.device_index(name)]
 
 
-def _values_elsewhere(settings: RunSettings, field: str) -> Sequence[str]:
+def _values_elsewhere(other: Source | None, settings: RunSettings) -> Sequence[str]:
     """Values of the partition field in the other shared file, so that both are dealt alike."""
     data = settings.data
-    other, setting = (
-        (data.eval, "data.eval") if field == "data.train" else (data.train, "data.train")
-    )
-    if data.partition != "field" or other is None or not data.partition_field:
+    if data.partition != "field" or not data.partition_field or other is None or not other.shared:
         return ()
-    return field_values(load_rows(other, data, setting), data.partition_field)
+    return field_values(load_rows(other.name, other.data, other.field), data.partition_field)
+
+
+def _check_kind(rows: Sequence[Row], kind: Kind, settings: RunSettings) -> None:
+    if rows and (other := kind_of(rows, settings.model, settings.data)) != kind:
+        raise DataError(
+            "data.eval",
+            rows[0].source,
+            f"its rows are of the kind {other!r}, those to train on of the kind {kind!r}",
+            "Give both the same fields.",
+        )
+
+
+def _repeated(train: Sequence[Example], evaluation: Sequence[Example]) -> int:
+    """How many examples to evaluate on are also trained on, token by token."""
+    known = set(train)
+    return sum(example in known for example in evaluation)
 
 
 def _check_left(examples: list[Example], rows: list[Row], name: str, max_length: int) -> None:

@@ -1,0 +1,105 @@
+"""Which files a device's rows come from, and which part of them; never one part for both ends."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from sfl.config import DataSettings, LocalDevice, RunSettings
+from sfl.errors import DataError
+
+
+@dataclass(frozen=True, slots=True)
+class Source:
+    """A file or a dataset, as `data` reads it."""
+
+    name: Path | str
+    field: str
+    """The setting that it came from."""
+    data: DataSettings
+    shared: bool
+    """Whether it is one for all devices, of which this one has a part."""
+
+    @property
+    def is_dataset(self) -> bool:
+        """Whether it has splits: a folder, or a name on the hub."""
+        return self.data.format == "dataset" or not self._path.is_file()
+
+    def same_rows(self, other: Source) -> bool:
+        """Whether both are the same part of the same file or dataset."""
+        if self._path.resolve() != other._path.resolve() and str(self.name) != str(other.name):
+            return False
+        if not self.is_dataset:
+            return True
+        parts = ((source.data.split, source.data.subset) for source in (self, other))
+        return len(set(parts)) == 1
+
+    @property
+    def _path(self) -> Path:
+        return Path(self.name).expanduser()
+
+
+def sources(local: LocalDevice, name: str, settings: RunSettings) -> tuple[Source, Source | None]:
+    """What device `name` trains on, and what it is evaluated on where that is named apart.
+
+    Raises DataError where nothing is named, or the same rows are named twice.
+    """
+    train = _train(local, name, settings)
+    held_out = _eval(local, name, settings, train)
+    if held_out is not None and train.same_rows(held_out):
+        raise DataError(
+            held_out.field,
+            str(held_out.name),
+            f"these are the very rows of {train.field}"
+            + (f" (split {train.data.split!r})" if train.is_dataset else ""),
+            "Name another split in eval_split, or another file; without either, "
+            "data.eval_fraction of the training rows is held out.",
+        )
+    return train, held_out
+
+
+def _train(local: LocalDevice, name: str, settings: RunSettings) -> Source:
+    data = settings.data
+    if local.train is not None:
+        own = _part(data, local.split or data.split, local)
+        return Source(local.train, f"devices.{name}.train", own, shared=False)
+    if data.train is not None:
+        return Source(data.train, "data.train", data, shared=True)
+    raise DataError(
+        f"devices.{name}.train",
+        None,
+        "the device has no training data",
+        "Set it, or data.train for all devices.",
+    )
+
+
+def _eval(local: LocalDevice, name: str, settings: RunSettings, train: Source) -> Source | None:
+    data = settings.data
+    split = local.eval_split or data.eval_split
+    if local.eval is not None:
+        own = _part(data, split or local.split or data.split, local)
+        return Source(local.eval, f"devices.{name}.eval", own, shared=False)
+    if local.eval_split:
+        return _split_of(train, local.eval_split, f"devices.{name}.eval_split")
+    if data.eval is not None:
+        other = data.model_copy(update={"split": split or data.split})
+        return Source(data.eval, "data.eval", other, shared=True)
+    return _split_of(train, split, "data.eval_split") if split else None
+
+
+def _split_of(train: Source, split: str, field: str) -> Source:
+    """Another split of what is trained on."""
+    if not train.is_dataset:
+        raise DataError(
+            field,
+            split,
+            f"{train.field} is a file ({train.name}), which has no splits",
+            "Name a held-out file as eval, or leave it out.",
+        )
+    other = train.data.model_copy(update={"split": split})
+    return Source(train.name, field, other, train.shared)
+
+
+def _part(data: DataSettings, split: str, local: LocalDevice) -> DataSettings:
+    subset = data.subset if local.subset is None else local.subset
+    return data.model_copy(update={"split": split, "subset": subset})
