@@ -10,6 +10,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from sfl.config import RunConfig, dump_toml
+from sfl.data.example import DataNotes
 from sfl.files import write_atomic
 from sfl.metrics.snapshot import NodeKind, NodeSnapshot
 from sfl.metrics.timeline import spans_from_json, watched_step
@@ -58,6 +59,7 @@ class RunRecords:
         self._records: list[Record] = []
         self._snapshots: dict[NodeName, NodeSnapshot] = {}
         self._ready: dict[str, edge_pb2.DeviceReady] = {}
+        self._notes: dict[str, DataNotes] = {}
         self._trained: dict[tuple[str, int], Trained] = {}
         self._faults: list[Fault] = []
         self._timelines: dict[str, StepTimeline] = {}
@@ -80,12 +82,15 @@ class RunRecords:
     def device_ready(self, device: str, ready: edge_pb2.DeviceReady) -> None:
         """Note what a device brings."""
         self._ready[device] = ready
-        for count, what in (
-            (ready.num_truncated, "prompts were cut to the context"),
-            (ready.num_dropped, "examples had no target left and were dropped"),
-        ):
-            if count:
-                log.warning("device %s: %d %s", device, count, what, extra={"device": device})
+        self._notes[device] = DataNotes(
+            ready.num_truncated,
+            ready.num_dropped,
+            ready.num_repeated,
+            ready.num_tokens,
+            min(ready.num_tokens_kept, ready.num_tokens),
+        )
+        for line in self._notes[device].warnings(self.config.model.max_length, ready.example_kind):
+            log.warning("device %s: %s", device, line, extra={"device": device})
 
     def begin_round(self, command: StartRound) -> None:
         """A round begins: everybody in it has yet to report."""
@@ -273,6 +278,7 @@ class RunRecords:
             failure=None if end.ok else end.reason,
             adapter=str(self.folder / "adapter") if (self.folder / "adapter").is_dir() else None,
             best_round=self.best_round,
+            data=self._notes,
         )
         summary.write(self.folder / "summary.json")
         timelines = ordered(self._timelines)

@@ -14,6 +14,7 @@ import pytest
 from report_sample import HOMES, sample_records, sample_settings, sample_snapshot, sample_summary
 from rich.console import Console
 
+from sfl.data.example import DataNotes
 from sfl.errors import ProtocolError, UserError
 from sfl.files import write_atomic
 from sfl.metrics import NodeSnapshot
@@ -22,7 +23,7 @@ from sfl.metrics.timeline import Span, spans_from_json, spans_to_json
 from sfl.report import text
 from sfl.report.charts import Bar, Line, Segment, bar_chart, line_chart, ticks
 from sfl.report.curve import loss_curve
-from sfl.report.final import final_table
+from sfl.report.final import data_sentence, final_table
 from sfl.report.html import render_report, write_report
 from sfl.report.live import LiveView, run_share, status_picture
 from sfl.report.markup import Markup, element
@@ -597,3 +598,20 @@ def test_sizes_times_and_shares_read_well() -> None:
     assert text.against(1.0, "fp32") == "about as much as fp32"
     assert text.against(0.5, "fp16") == "2.0x more than fp16"
     assert [text.on_axis(text.size)(value) for value in (0, 2.5e6, 2e7)] == ["0", "2.5 MB", "20 MB"]
+
+
+def test_what_the_data_came_to_is_said() -> None:
+    notes = {
+        "home-maple": DataNotes(2, 1, 3, 1000, 900),
+        "home-birch": DataNotes(0, 0, 0, 200, 200),
+    }
+    settings = sample_settings()
+    summary = build_summary(
+        settings, "sample", sample_records(), [], train_seconds=1, wall_seconds=1, data=notes
+    )
+    sentence = data_sentence(summary)
+    assert sentence.startswith("1,100 of 1,200 tokens stand in training examples (91.7%), 2 ex")
+    assert "3 held-out examples are also trained on" in sentence
+    again = RunSummary.from_dict(json.loads(json.dumps(summary.to_dict())))
+    assert again.devices[0].data == notes[HOMES[0]]
+    assert DataNotes() in {device.data for device in again.devices}

@@ -11,6 +11,7 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
+from sfl.data.example import DataNotes
 from sfl.report import text
 from sfl.report.summary import DeviceSummary, RunSummary
 from sfl.report.traffic import by_purpose
@@ -110,7 +111,11 @@ def _facts(summary: RunSummary) -> Table:
 
 
 def _fact_rows(summary: RunSummary) -> list[tuple[str, str]]:
-    rows = [("over the wire", total_sentence(summary)), ("compressed", wire_sentence(summary))]
+    rows = [
+        ("data", data_sentence(summary)),
+        ("over the wire", total_sentence(summary)),
+        ("compressed", wire_sentence(summary)),
+    ]
     servers = [*summary.edges, summary.cloud]
     memory = ", ".join(f"{server.name} {text.size(server.peak_rss_bytes)}" for server in servers)
     largest = max((device.peak_rss_bytes for device in summary.devices), default=0)
@@ -135,6 +140,21 @@ def total_sentence(summary: RunSummary) -> str:
     said = ", ".join(f"{purpose} {text.size(size)}" for purpose, size in parts.items() if size)
     total = f"{text.size(summary.bytes_in_all)} in all over device links"
     return f"{total}: {said}" if said else total
+
+
+def data_sentence(summary: RunSummary) -> str:
+    """How much of the data is trained on, and what was left out of it."""
+    notes = sum((device.data for device in summary.devices), DataNotes())
+    if not notes.tokens:
+        return "–"
+    kept = f"{notes.tokens_kept:,} of {notes.tokens:,} tokens stand in training examples"
+    parts = [f"{kept} ({notes.tokens_kept / notes.tokens:.1%})"]
+    counts = (
+        (notes.truncated, "examples were cut"),
+        (notes.dropped, "had nothing left to score"),
+        (notes.repeated, "held-out examples are also trained on"),
+    )
+    return ", ".join([*parts, *(f"{count:,} {what}" for count, what in counts if count)])
 
 
 def wire_sentence(summary: RunSummary) -> str:

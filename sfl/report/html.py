@@ -20,7 +20,7 @@ from sfl.report.charts import (
     series_style,
 )
 from sfl.report.curve import device_lines
-from sfl.report.final import total_sentence, wire_sentence
+from sfl.report.final import data_sentence, total_sentence, wire_sentence
 from sfl.report.markup import Markup, element, join
 from sfl.report.records import Record, RoundRecord
 from sfl.report.step import StepTimeline, timeline_card
@@ -219,6 +219,7 @@ def _devices(summary: RunSummary) -> Markup:
         "section",
         element("h2", "Devices"),
         element("div", _table(headings, rows), class_="card scroll"),
+        element("p", f"Data: {data_sentence(summary)}.", class_="foot"),
     )
 
 

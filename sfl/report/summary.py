@@ -6,12 +6,14 @@ import dataclasses
 import json
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import sfl
 from sfl.config import DeviceEntry, RunSettings
+from sfl.data.example import DataNotes
 from sfl.files import write_atomic
 from sfl.metrics.snapshot import ByteTotals, NodeKind, NodeSnapshot, Role, combine
 from sfl.report.records import NodeRecord, Record, RoundRecord
@@ -19,6 +21,8 @@ from sfl.report.records import NodeRecord, Record, RoundRecord
 TRAINING_ROLES: tuple[Role, ...] = ("activation", "gradient")
 """The roles that compression is about; a claim of reduction counts no others."""
 NodeKey = tuple[NodeKind, str]
+
+_NOTHING = DataNotes()
 
 
 @dataclass(frozen=True, slots=True)
@@ -125,6 +129,7 @@ class DeviceSummary:
     dtype: str = ""
     quantised: str = ""
     joined: bool = True
+    data: DataNotes = _NOTHING
 
 
 @dataclass(frozen=True, slots=True)
@@ -193,7 +198,7 @@ class RunSummary:
         nested = {
             "faults": tuple(Fault(**fault) for fault in values["faults"]),
             "eval_devices": tuple(values["eval_devices"]),
-            "devices": tuple(DeviceSummary(**_with_traffic(d)) for d in values["devices"]),
+            "devices": tuple(DeviceSummary(**_with_notes(d)) for d in values["devices"]),
             "edges": tuple(ServerSummary(**_with_traffic(edge)) for edge in values["edges"]),
             "cloud": ServerSummary(**_with_traffic(values["cloud"])),
         }
@@ -221,6 +226,7 @@ def build_summary(
     failure: str | None = None,
     adapter: str | None = None,
     best_round: int | None = None,
+    data: Mapping[str, DataNotes] = MappingProxyType({}),
 ) -> RunSummary:
     """What the run came to.
 
@@ -232,7 +238,10 @@ def build_summary(
     rounds.sort(key=lambda record: record.round)
     nodes = _combined(records, snapshots)
     clouds = [node for node in nodes.values() if node.kind == "cloud"]
-    devices = tuple(_device(entry, settings, rounds, nodes) for entry in settings.devices)
+    devices = tuple(
+        replace(_device(entry, settings, rounds, nodes), data=data.get(entry.name, _NOTHING))
+        for entry in settings.devices
+    )
     before, after = _before_and_after(rounds)
     traffic = training_traffic(nodes.values())
     return RunSummary(
@@ -393,6 +402,11 @@ def _with_traffic(values: Mapping[str, Any]) -> dict[str, Any]:
     names = {field.name for field in dataclasses.fields(ByteSummary)}
     own = {name: value for name, value in values.items() if name not in names}
     return own | {"traffic": ByteSummary(**{name: values[name] for name in names})}
+
+
+def _with_notes(values: Mapping[str, Any]) -> dict[str, Any]:
+    """A device's values with what its data came to."""
+    return _with_traffic(values) | {"data": DataNotes(**values.get("data", {}))}
 
 
 def _plain(value: Any) -> Any:

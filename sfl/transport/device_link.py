@@ -207,6 +207,9 @@ class DeviceLink:
             num_eval_examples=len(dataset.eval),
             num_truncated=dataset.notes.truncated,
             num_dropped=dataset.notes.dropped,
+            num_repeated=dataset.notes.repeated,
+            num_tokens=dataset.notes.tokens,
+            num_tokens_kept=dataset.notes.tokens_kept,
             example_kind=dataset.kind,
             snapshot=self._stats.snapshot().to_json(),
         )

@@ -25,49 +25,49 @@ _sym_db = _symbol_database.Default()
 from sfl.v1 import tensor_pb2 as sfl_dot_v1_dot_tensor__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x11sfl/v1/edge.proto\x12\x06sfl.v1\x1a\x13sfl/v1/tensor.proto\"K\n\x0b\x44\x65viceHello\x12\x0e\n\x06\x64\x65vice\x18\x01 \x01(\t\x12\x14\n\x0cwire_version\x18\x02 \x01(\r\x12\x16\n\x0e\x63ompiled_codec\x18\x03 \x01(\x08\"\xb8\x01\n\x0b\x44\x65viceReady\x12\x14\n\x0cnum_examples\x18\x01 \x01(\x04\x12\x19\n\x11num_eval_examples\x18\x02 \x01(\x04\x12\x15\n\rnum_truncated\x18\x03 \x01(\x04\x12\x13\n\x0bnum_dropped\x18\x04 \x01(\x04\x12\x10\n\x08snapshot\x18\x05 \x01(\t\x12\x14\n\x0c\x65xample_kind\x18\x06 \x01(\t\x12$\n\tsignature\x18\x14 \x01(\x0b\x32\x11.sfl.v1.Signature\"8\n\tChallenge\x12\x0e\n\x06run_id\x18\x01 \x01(\t\x12\x0c\n\x04\x65\x64ge\x18\x02 \x01(\t\x12\r\n\x05nonce\x18\x03 \x01(\x0c\">\n\x05Proof\x12\x13\n\x0b\x63\x65rtificate\x18\x01 \x01(\x0c\x12\r\n\x05nonce\x18\x02 \x01(\x0c\x12\x11\n\tsignature\x18\x03 \x01(\x0c\"<\n\x0cGradientNorm\x12\r\n\x05round\x18\x01 \x01(\r\x12\x0c\n\x04step\x18\x02 \x01(\r\x12\x0f\n\x07squared\x18\x03 \x01(\x01\"\xdb\x02\n\rDeviceMessage\x12$\n\x05hello\x18\x01 \x01(\x0b\x32\x13.sfl.v1.DeviceHelloH\x00\x12$\n\x05ready\x18\x02 \x01(\x0b\x32\x13.sfl.v1.DeviceReadyH\x00\x12%\n\x06tensor\x18\x03 \x01(\x0b\x32\x13.sfl.v1.TensorFrameH\x00\x12$\n\x04norm\x18\x04 \x01(\x0b\x32\x14.sfl.v1.GradientNormH\x00\x12\'\n\x07\x61\x64\x61pter\x18\x05 \x01(\x0b\x32\x14.sfl.v1.AdapterFrameH\x00\x12%\n\x06report\x18\x06 \x01(\x0b\x32\x13.sfl.v1.RoundReportH\x00\x12&\n\theartbeat\x18\x07 \x01(\x0b\x32\x11.sfl.v1.HeartbeatH\x00\x12\x11\n\x07goodbye\x18\x08 \x01(\tH\x00\x12\x1e\n\x05proof\x18\x14 \x01(\x0b\x32\r.sfl.v1.ProofH\x00\x42\x06\n\x04\x62ody\"h\n\x07Welcome\x12\x10\n\x08settings\x18\x01 \x01(\t\x12\x0e\n\x06run_id\x18\x02 \x01(\t\x12\x12\n\nnum_layers\x18\x03 \x01(\r\x12\x16\n\x0e\x63ompiled_codec\x18\x04 \x01(\x08\x12\x0f\n\x07\x63redits\x18\x05 \x01(\r\"\xb2\x01\n\nRoundStart\x12\r\n\x05round\x18\x01 \x01(\r\x12 \n\x08\x65valuate\x18\x02 \x01(\x0e\x32\x0e.sfl.v1.Extent\x12\x11\n\tnum_steps\x18\x03 \x01(\r\x12\x12\n\nfirst_step\x18\x04 \x01(\r\x12\x13\n\x0btotal_steps\x18\x05 \x01(\r\x12\x0e\n\x06\x63odecs\x18\x06 \x01(\t\x12\x15\n\rmicro_batches\x18\x07 \x01(\r\x12\x10\n\x08rehearse\x18\x08 \x03(\r\"$\n\x06\x46inish\x12\n\n\x02ok\x18\x01 \x01(\x08\x12\x0e\n\x06reason\x18\x02 \x01(\t\"\xc6\x02\n\x0b\x45\x64geMessage\x12\"\n\x07welcome\x18\x01 \x01(\x0b\x32\x0f.sfl.v1.WelcomeH\x00\x12#\n\x05start\x18\x02 \x01(\x0b\x32\x12.sfl.v1.RoundStartH\x00\x12\'\n\x07\x61\x64\x61pter\x18\x03 \x01(\x0b\x32\x14.sfl.v1.AdapterFrameH\x00\x12%\n\x06tensor\x18\x04 \x01(\x0b\x32\x13.sfl.v1.TensorFrameH\x00\x12$\n\x04norm\x18\x05 \x01(\x0b\x32\x14.sfl.v1.GradientNormH\x00\x12&\n\theartbeat\x18\x06 \x01(\x0b\x32\x11.sfl.v1.HeartbeatH\x00\x12 \n\x06\x66inish\x18\x07 \x01(\x0b\x32\x0e.sfl.v1.FinishH\x00\x12&\n\tchallenge\x18\x14 \x01(\x0b\x32\x11.sfl.v1.ChallengeH\x00\x42\x06\n\x04\x62ody\"\x1e\n\x0c\x46ilesRequest\x12\x0e\n\x06\x64\x65vice\x18\x01 \x01(\t\"<\n\tFileEntry\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x11\n\tnum_bytes\x18\x02 \x01(\x04\x12\x0e\n\x06sha256\x18\x03 \x01(\t\",\n\x08\x46ileList\x12 \n\x05\x66iles\x18\x01 \x03(\x0b\x32\x11.sfl.v1.FileEntry\";\n\x0b\x46ileRequest\x12\x0e\n\x06\x64\x65vice\x18\x01 \x01(\t\x12\x0c\n\x04name\x18\x02 \x01(\t\x12\x0e\n\x06offset\x18\x03 \x01(\x04\"\x19\n\tFileChunk\x12\x0c\n\x04\x64\x61ta\x18\x01 \x01(\x0c\"4\n\x0cProbeRequest\x12\x0f\n\x07payload\x18\x01 \x01(\x0c\x12\x13\n\x0breply_bytes\x18\x02 \x01(\r\"5\n\nProbeReply\x12\x0f\n\x07payload\x18\x01 \x01(\x0c\x12\x16\n\x0ereceived_bytes\x18\x02 \x01(\x04*<\n\x06\x45xtent\x12\x0f\n\x0b\x45XTENT_NONE\x10\x00\x12\x11\n\rEXTENT_SAMPLE\x10\x01\x12\x0e\n\nEXTENT_ALL\x10\x02\x32\xe4\x01\n\x04\x45\x64ge\x12\x39\n\x07Session\x12\x15.sfl.v1.DeviceMessage\x1a\x13.sfl.v1.EdgeMessage(\x01\x30\x01\x12\x33\n\tListFiles\x12\x14.sfl.v1.FilesRequest\x1a\x10.sfl.v1.FileList\x12\x35\n\tFetchFile\x12\x13.sfl.v1.FileRequest\x1a\x11.sfl.v1.FileChunk0\x01\x12\x35\n\x05Probe\x12\x14.sfl.v1.ProbeRequest\x1a\x12.sfl.v1.ProbeReply(\x01\x30\x01\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x11sfl/v1/edge.proto\x12\x06sfl.v1\x1a\x13sfl/v1/tensor.proto\"K\n\x0b\x44\x65viceHello\x12\x0e\n\x06\x64\x65vice\x18\x01 \x01(\t\x12\x14\n\x0cwire_version\x18\x02 \x01(\r\x12\x16\n\x0e\x63ompiled_codec\x18\x03 \x01(\x08\"\xfb\x01\n\x0b\x44\x65viceReady\x12\x14\n\x0cnum_examples\x18\x01 \x01(\x04\x12\x19\n\x11num_eval_examples\x18\x02 \x01(\x04\x12\x15\n\rnum_truncated\x18\x03 \x01(\x04\x12\x13\n\x0bnum_dropped\x18\x04 \x01(\x04\x12\x10\n\x08snapshot\x18\x05 \x01(\t\x12\x14\n\x0c\x65xample_kind\x18\x06 \x01(\t\x12\x14\n\x0cnum_repeated\x18\x07 \x01(\x04\x12\x12\n\nnum_tokens\x18\x08 \x01(\x04\x12\x17\n\x0fnum_tokens_kept\x18\t \x01(\x04\x12$\n\tsignature\x18\x14 \x01(\x0b\x32\x11.sfl.v1.Signature\"8\n\tChallenge\x12\x0e\n\x06run_id\x18\x01 \x01(\t\x12\x0c\n\x04\x65\x64ge\x18\x02 \x01(\t\x12\r\n\x05nonce\x18\x03 \x01(\x0c\">\n\x05Proof\x12\x13\n\x0b\x63\x65rtificate\x18\x01 \x01(\x0c\x12\r\n\x05nonce\x18\x02 \x01(\x0c\x12\x11\n\tsignature\x18\x03 \x01(\x0c\"<\n\x0cGradientNorm\x12\r\n\x05round\x18\x01 \x01(\r\x12\x0c\n\x04step\x18\x02 \x01(\r\x12\x0f\n\x07squared\x18\x03 \x01(\x01\"\xdb\x02\n\rDeviceMessage\x12$\n\x05hello\x18\x01 \x01(\x0b\x32\x13.sfl.v1.DeviceHelloH\x00\x12$\n\x05ready\x18\x02 \x01(\x0b\x32\x13.sfl.v1.DeviceReadyH\x00\x12%\n\x06tensor\x18\x03 \x01(\x0b\x32\x13.sfl.v1.TensorFrameH\x00\x12$\n\x04norm\x18\x04 \x01(\x0b\x32\x14.sfl.v1.GradientNormH\x00\x12\'\n\x07\x61\x64\x61pter\x18\x05 \x01(\x0b\x32\x14.sfl.v1.AdapterFrameH\x00\x12%\n\x06report\x18\x06 \x01(\x0b\x32\x13.sfl.v1.RoundReportH\x00\x12&\n\theartbeat\x18\x07 \x01(\x0b\x32\x11.sfl.v1.HeartbeatH\x00\x12\x11\n\x07goodbye\x18\x08 \x01(\tH\x00\x12\x1e\n\x05proof\x18\x14 \x01(\x0b\x32\r.sfl.v1.ProofH\x00\x42\x06\n\x04\x62ody\"h\n\x07Welcome\x12\x10\n\x08settings\x18\x01 \x01(\t\x12\x0e\n\x06run_id\x18\x02 \x01(\t\x12\x12\n\nnum_layers\x18\x03 \x01(\r\x12\x16\n\x0e\x63ompiled_codec\x18\x04 \x01(\x08\x12\x0f\n\x07\x63redits\x18\x05 \x01(\r\"\xb2\x01\n\nRoundStart\x12\r\n\x05round\x18\x01 \x01(\r\x12 \n\x08\x65valuate\x18\x02 \x01(\x0e\x32\x0e.sfl.v1.Extent\x12\x11\n\tnum_steps\x18\x03 \x01(\r\x12\x12\n\nfirst_step\x18\x04 \x01(\r\x12\x13\n\x0btotal_steps\x18\x05 \x01(\r\x12\x0e\n\x06\x63odecs\x18\x06 \x01(\t\x12\x15\n\rmicro_batches\x18\x07 \x01(\r\x12\x10\n\x08rehearse\x18\x08 \x03(\r\"$\n\x06\x46inish\x12\n\n\x02ok\x18\x01 \x01(\x08\x12\x0e\n\x06reason\x18\x02 \x01(\t\"\xc6\x02\n\x0b\x45\x64geMessage\x12\"\n\x07welcome\x18\x01 \x01(\x0b\x32\x0f.sfl.v1.WelcomeH\x00\x12#\n\x05start\x18\x02 \x01(\x0b\x32\x12.sfl.v1.RoundStartH\x00\x12\'\n\x07\x61\x64\x61pter\x18\x03 \x01(\x0b\x32\x14.sfl.v1.AdapterFrameH\x00\x12%\n\x06tensor\x18\x04 \x01(\x0b\x32\x13.sfl.v1.TensorFrameH\x00\x12$\n\x04norm\x18\x05 \x01(\x0b\x32\x14.sfl.v1.GradientNormH\x00\x12&\n\theartbeat\x18\x06 \x01(\x0b\x32\x11.sfl.v1.HeartbeatH\x00\x12 \n\x06\x66inish\x18\x07 \x01(\x0b\x32\x0e.sfl.v1.FinishH\x00\x12&\n\tchallenge\x18\x14 \x01(\x0b\x32\x11.sfl.v1.ChallengeH\x00\x42\x06\n\x04\x62ody\"\x1e\n\x0c\x46ilesRequest\x12\x0e\n\x06\x64\x65vice\x18\x01 \x01(\t\"<\n\tFileEntry\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x11\n\tnum_bytes\x18\x02 \x01(\x04\x12\x0e\n\x06sha256\x18\x03 \x01(\t\",\n\x08\x46ileList\x12 \n\x05\x66iles\x18\x01 \x03(\x0b\x32\x11.sfl.v1.FileEntry\";\n\x0b\x46ileRequest\x12\x0e\n\x06\x64\x65vice\x18\x01 \x01(\t\x12\x0c\n\x04name\x18\x02 \x01(\t\x12\x0e\n\x06offset\x18\x03 \x01(\x04\"\x19\n\tFileChunk\x12\x0c\n\x04\x64\x61ta\x18\x01 \x01(\x0c\"4\n\x0cProbeRequest\x12\x0f\n\x07payload\x18\x01 \x01(\x0c\x12\x13\n\x0breply_bytes\x18\x02 \x01(\r\"5\n\nProbeReply\x12\x0f\n\x07payload\x18\x01 \x01(\x0c\x12\x16\n\x0ereceived_bytes\x18\x02 \x01(\x04*<\n\x06\x45xtent\x12\x0f\n\x0b\x45XTENT_NONE\x10\x00\x12\x11\n\rEXTENT_SAMPLE\x10\x01\x12\x0e\n\nEXTENT_ALL\x10\x02\x32\xe4\x01\n\x04\x45\x64ge\x12\x39\n\x07Session\x12\x15.sfl.v1.DeviceMessage\x1a\x13.sfl.v1.EdgeMessage(\x01\x30\x01\x12\x33\n\tListFiles\x12\x14.sfl.v1.FilesRequest\x1a\x10.sfl.v1.FileList\x12\x35\n\tFetchFile\x12\x13.sfl.v1.FileRequest\x1a\x11.sfl.v1.FileChunk0\x01\x12\x35\n\x05Probe\x12\x14.sfl.v1.ProbeRequest\x1a\x12.sfl.v1.ProbeReply(\x01\x30\x01\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'sfl.v1.edge_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_EXTENT']._serialized_start=1839
-  _globals['_EXTENT']._serialized_end=1899
+  _globals['_EXTENT']._serialized_start=1906
+  _globals['_EXTENT']._serialized_end=1966
   _globals['_DEVICEHELLO']._serialized_start=50
   _globals['_DEVICEHELLO']._serialized_end=125
   _globals['_DEVICEREADY']._serialized_start=128
-  _globals['_DEVICEREADY']._serialized_end=312
-  _globals['_CHALLENGE']._serialized_start=314
-  _globals['_CHALLENGE']._serialized_end=370
-  _globals['_PROOF']._serialized_start=372
-  _globals['_PROOF']._serialized_end=434
-  _globals['_GRADIENTNORM']._serialized_start=436
-  _globals['_GRADIENTNORM']._serialized_end=496
-  _globals['_DEVICEMESSAGE']._serialized_start=499
-  _globals['_DEVICEMESSAGE']._serialized_end=846
-  _globals['_WELCOME']._serialized_start=848
-  _globals['_WELCOME']._serialized_end=952
-  _globals['_ROUNDSTART']._serialized_start=955
-  _globals['_ROUNDSTART']._serialized_end=1133
-  _globals['_FINISH']._serialized_start=1135
-  _globals['_FINISH']._serialized_end=1171
-  _globals['_EDGEMESSAGE']._serialized_start=1174
-  _globals['_EDGEMESSAGE']._serialized_end=1500
-  _globals['_FILESREQUEST']._serialized_start=1502
-  _globals['_FILESREQUEST']._serialized_end=1532
-  _globals['_FILEENTRY']._serialized_start=1534
-  _globals['_FILEENTRY']._serialized_end=1594
-  _globals['_FILELIST']._serialized_start=1596
-  _globals['_FILELIST']._serialized_end=1640
-  _globals['_FILEREQUEST']._serialized_start=1642
-  _globals['_FILEREQUEST']._serialized_end=1701
-  _globals['_FILECHUNK']._serialized_start=1703
-  _globals['_FILECHUNK']._serialized_end=1728
-  _globals['_PROBEREQUEST']._serialized_start=1730
-  _globals['_PROBEREQUEST']._serialized_end=1782
-  _globals['_PROBEREPLY']._serialized_start=1784
-  _globals['_PROBEREPLY']._serialized_end=1837
-  _globals['_EDGE']._serialized_start=1902
-  _globals['_EDGE']._serialized_end=2130
+  _globals['_DEVICEREADY']._serialized_end=379
+  _globals['_CHALLENGE']._serialized_start=381
+  _globals['_CHALLENGE']._serialized_end=437
+  _globals['_PROOF']._serialized_start=439
+  _globals['_PROOF']._serialized_end=501
+  _globals['_GRADIENTNORM']._serialized_start=503
+  _globals['_GRADIENTNORM']._serialized_end=563
+  _globals['_DEVICEMESSAGE']._serialized_start=566
+  _globals['_DEVICEMESSAGE']._serialized_end=913
+  _globals['_WELCOME']._serialized_start=915
+  _globals['_WELCOME']._serialized_end=1019
+  _globals['_ROUNDSTART']._serialized_start=1022
+  _globals['_ROUNDSTART']._serialized_end=1200
+  _globals['_FINISH']._serialized_start=1202
+  _globals['_FINISH']._serialized_end=1238
+  _globals['_EDGEMESSAGE']._serialized_start=1241
+  _globals['_EDGEMESSAGE']._serialized_end=1567
+  _globals['_FILESREQUEST']._serialized_start=1569
+  _globals['_FILESREQUEST']._serialized_end=1599
+  _globals['_FILEENTRY']._serialized_start=1601
+  _globals['_FILEENTRY']._serialized_end=1661
+  _globals['_FILELIST']._serialized_start=1663
+  _globals['_FILELIST']._serialized_end=1707
+  _globals['_FILEREQUEST']._serialized_start=1709
+  _globals['_FILEREQUEST']._serialized_end=1768
+  _globals['_FILECHUNK']._serialized_start=1770
+  _globals['_FILECHUNK']._serialized_end=1795
+  _globals['_PROBEREQUEST']._serialized_start=1797
+  _globals['_PROBEREQUEST']._serialized_end=1849
+  _globals['_PROBEREPLY']._serialized_start=1851
+  _globals['_PROBEREPLY']._serialized_end=1904
+  _globals['_EDGE']._serialized_start=1969
+  _globals['_EDGE']._serialized_end=2197
 # @@protoc_insertion_point(module_scope)
