@@ -32,6 +32,7 @@ from sfl.transport.device_link import DeviceLink
 from sfl.transport.device_stream import DeviceStream
 from sfl.transport.edge_service import EdgeService
 from sfl.transport.places import Places
+from sfl.transport.seal import seal
 from sfl.transport.wire import EDGE_SESSION, WIRE_VERSION
 from sfl.v1 import cloud_pb2, edge_pb2
 
@@ -163,7 +164,7 @@ async def dialled(house: House) -> AsyncIterator[Any]:
     async with grpc.aio.insecure_channel(house.address) as channel:
         call: Any = channel.stream_stream(
             EDGE_SESSION.path,
-            request_serializer=lambda message: message.SerializeToString(),
+            request_serializer=lambda message: seal(message.SerializeToString()),
             response_deserializer=edge_pb2.EdgeMessage.FromString,
         )()
         await call.write(

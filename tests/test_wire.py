@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from google.protobuf.message import DecodeError
 
 from sfl.codec import RowContext, decode, parse
 from sfl.config import TrainingSettings
 from sfl.config.codec import RoleCodecs
 from sfl.config.run import LinkSettings
-from sfl.errors import ConfigError, LinkLost, ProtocolError, Refused, RunFailed, SflError
+from sfl.errors import ConfigError, Corrupted, LinkLost, ProtocolError, Refused, RunFailed, SflError
 from sfl.stage.layout import pack_labels, pack_rows, unpack_labels, unpack_rows
 from sfl.stage.loss import Score
 from sfl.stage.messages import Key, Kind, Purpose, TensorMessage
@@ -30,10 +30,11 @@ from sfl.transport.credentials import check_exposure, split_address
 from sfl.transport.cut import Cut
 from sfl.transport.envelope import Envelope, Frame
 from sfl.transport.frames import decode_tensor, encode_tensor, raw_bytes
+from sfl.transport.seal import Unreadable, seal, sound
 from sfl.transport.shaper import shaper
 from sfl.transport.status import error_of, status_of
-from sfl.transport.wire import FRAME_BYTES
-from sfl.v1 import edge_pb2, tensor_pb2
+from sfl.transport.wire import FRAME_BYTES, wire_bytes
+from sfl.v1 import cloud_pb2, edge_pb2, tensor_pb2
 
 
 def message(rows: torch.Tensor, lengths: tuple[int, ...]) -> TensorMessage:
@@ -88,9 +89,10 @@ def test_a_frame_is_the_protobuf_message_it_says_it_is(tokens: int) -> None:
         data = envelope.serialize(frame)
         assert len(data) == frame.wire_bytes
         by_protobuf = edge_pb2.DeviceMessage.FromString(data)
+        by_protobuf.ClearField("checksum")
         assert by_protobuf == edge_pb2.DeviceMessage(tensor=frame.message())
         # And what protobuf itself writes, its fields in another order, reads as the same frame.
-        for theirs in (data, by_protobuf.SerializeToString()):
+        for theirs in (data, seal(by_protobuf.SerializeToString())):
             back = envelope.parse(theirs)
             assert isinstance(back, Frame)
             assert (back.header, back.last, back.kind) == (frame.header, frame.last, frame.kind)
@@ -105,7 +107,7 @@ def test_other_messages_and_unknown_fields_go_through_protobuf() -> None:
     inner = frame.message().SerializeToString() + b"\x98\x06\x01"  # field 99 of a later version
     assert len(inner) < 128 + 128 * 128
     outer = b"\x1a" + bytes((len(inner) & 127 | 128, len(inner) >> 7)) + inner
-    back = envelope.parse(outer)
+    back = envelope.parse(seal(outer))
     assert (
         isinstance(back, Frame)
         and bytes(back.data) == bytes(frame.data)
@@ -116,8 +118,65 @@ def test_other_messages_and_unknown_fields_go_through_protobuf() -> None:
 @pytest.mark.parametrize("data", [b"\x1a", b"\x1a\x05\x12\x09", b"\x1a\x02\x0a\x7f", b"\x1a\xff"])
 def test_bytes_that_are_no_message_are_refused(data: bytes) -> None:
     envelope = Envelope(edge_pb2.DeviceMessage, edge_pb2.DeviceMessage.TENSOR_FIELD_NUMBER)
-    with pytest.raises(DecodeError):
-        envelope.parse(data)
+    with pytest.raises(ProtocolError, match="is no protobuf"):
+        sound(envelope.parse(seal(data)))
+
+
+ENVELOPES = {
+    "device": Envelope(edge_pb2.DeviceMessage, edge_pb2.DeviceMessage.TENSOR_FIELD_NUMBER),
+    "edge": Envelope(cloud_pb2.EdgeReportMessage),
+    "file": Envelope(edge_pb2.FileChunk),
+}
+
+
+def one_of(kind: str) -> Any:
+    if kind == "file":
+        return "file", edge_pb2.FileChunk(data=b"weights" * 9)
+    if kind in ("labels", "score"):
+        rows = torch.randn(4, 8) if kind == "labels" else None
+        what = Kind.ACTIVATION if kind == "labels" else Kind.SCORE
+        key = Key(Purpose.EVALUATION, 1, 0, 0)
+        (frame,) = frames_of(
+            TensorMessage(what, key, 1, (3, 1), rows=rows, labels=np.array([1, 2, 3, 4], np.int32))
+        )
+        return "device", frame
+    header = tensor_pb2.AdapterHeader(round=1, device="d", side="edge", num_bytes=9, scaling=2.0)
+    adapter = tensor_pb2.AdapterFrame(header=header, data=b"123456789", last=True)
+    bodies: dict[str, Any] = {
+        "norm": edge_pb2.DeviceMessage(norm=edge_pb2.GradientNorm(round=1, step=2, squared=3.0)),
+        "report": cloud_pb2.EdgeReportMessage(report=tensor_pb2.RoundReport(round=1, device="d")),
+        "adapter": cloud_pb2.EdgeReportMessage(adapter=adapter),
+        "hello": edge_pb2.DeviceMessage(hello=edge_pb2.DeviceHello(device="d", wire_version=5)),
+    }
+    return "device" if kind in ("norm", "hello") else "edge", bodies[kind]
+
+
+@pytest.mark.parametrize("kind", ["file", "labels", "score", "norm", "report", "adapter", "hello"])
+def test_no_bit_of_a_message_flips_unnoticed(kind: str) -> None:
+    name, sent = one_of(kind)
+    envelope: Any = ENVELOPES[name]
+    data = envelope.serialize(sent)
+    assert len(data) == wire_bytes(sent)
+    sound(envelope.parse(data))
+    for bit in range(8 * len(data)):
+        flipped = bytearray(data)
+        flipped[bit // 8] ^= 1 << bit % 8
+        back = envelope.parse(bytes(flipped))
+        if kind == "hello" and not isinstance(back, Unreadable):
+            assert back.hello == sent.hello  # only what says that there is a checksum was hit
+            continue
+        with pytest.raises(Corrupted, match="bytes changed on the way"):
+            sound(back)
+    for cut in range(len(data)):
+        assert isinstance(envelope.parse(data[:cut]), Unreadable) or kind == "hello"
+
+
+def test_a_hello_of_an_older_sfl_is_understood() -> None:
+    old = edge_pb2.DeviceMessage(hello=edge_pb2.DeviceHello(device="d", wire_version=4))
+    back = ENVELOPES["device"].parse(old.SerializeToString())
+    assert back == old
+    other = edge_pb2.DeviceMessage(goodbye="done").SerializeToString()
+    assert isinstance(ENVELOPES["device"].parse(other), Unreadable)
 
 
 def test_a_message_without_a_payload_survives_too() -> None:

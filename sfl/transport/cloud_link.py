@@ -17,8 +17,9 @@ from sfl.metrics.stats import NodeStats
 from sfl.transport.credentials import open_aio_channel
 from sfl.transport.diagnosis import why_refused
 from sfl.transport.dialling import nothing_known, wait_for_peer_aio
+from sfl.transport.seal import Unreadable, sound
 from sfl.transport.status import error_of
-from sfl.transport.wire import CLOUD_SESSION, WIRE_VERSION
+from sfl.transport.wire import CLOUD_SESSION, WIRE_VERSION, wire_bytes
 from sfl.v1 import cloud_pb2
 
 
@@ -67,17 +68,18 @@ class CloudLink:
         finally:
             call.cancel()
 
-    def _heard(self, message: cloud_pb2.CloudMessage) -> cloud_pb2.CloudMessage:
-        """Count a message; it also shows that the cloud lives."""
+    def _heard(self, message: cloud_pb2.CloudMessage | Unreadable) -> cloud_pb2.CloudMessage:
+        """Count a message; it also shows that the cloud lives. Raises Corrupted, ProtocolError."""
+        message = sound(message, self._peer)
         self.last_heard = time.monotonic()
         role: Role = "adapter" if message.WhichOneof("body") == "adapter" else "control"
-        self._stats.bytes.add("down", role, message.ByteSize())
+        self._stats.bytes.add("down", role, wire_bytes(message))
         return message
 
     def post(self, message: cloud_pb2.EdgeReportMessage) -> None:
         """Queue one message for the cloud."""
         role: Role = "adapter" if message.WhichOneof("body") == "adapter" else "control"
-        self._stats.bytes.add("up", role, message.ByteSize())
+        self._stats.bytes.add("up", role, wire_bytes(message))
         self._outbox.put_nowait(message)
 
     async def watch(self, interval: float, idle_timeout: float) -> None:

@@ -57,6 +57,7 @@ from sfl.transport.dialling import nothing_known, wait_for_peer
 from sfl.transport.envelope import Frame
 from sfl.transport.frames import decode_tensor, encode_tensor, raw_bytes, to_score
 from sfl.transport.round_start import from_round_start
+from sfl.transport.seal import sound
 from sfl.transport.shaper import Shaper, shaper
 from sfl.transport.signed import DeviceSignatures
 from sfl.transport.status import error_of
@@ -410,7 +411,7 @@ class DeviceLink:
     def _post(self, message: edge_pb2.DeviceMessage, urgency: int = NORMAL) -> None:
         body = message.WhichOneof("body")
         role = "adapter" if body == "adapter" else "control"
-        self._stats.bytes.add("up", role, message.ByteSize())  # type: ignore[arg-type]
+        self._stats.bytes.add("up", role, wire_bytes(message))  # type: ignore[arg-type]
         urgent = body in ("norm", "heartbeat", "hello")
         self._outbox.put(message, URGENT if urgent else urgency)
 
@@ -427,7 +428,7 @@ class DeviceLink:
         try:
             for message in self._call:
                 self._last_heard = time.monotonic()
-                reader.take(message)
+                reader.take(sound(message, self._peer))
         except grpc.RpcError as error:
             self._lost = True
             raise error_of(error, self._peer) from None

@@ -1,4 +1,4 @@
-"""A tensor's frame as bytes of its protobuf message, without copying its data on the way.
+"""Messages as bytes, each with its checksum; a tensor's frame without copying its data on the way.
 
 On the wire it is an ordinary `TensorFrame` within a `DeviceMessage` or an `EdgeMessage`, and any
 protobuf library reads it. Python's own copies the data four times out and three times in, which is
@@ -14,7 +14,9 @@ from typing import Generic, TypeVar
 from google.protobuf.message import DecodeError, Message
 
 from sfl.buffers import Chunks
+from sfl.errors import Corrupted, ProtocolError
 from sfl.metrics.timeline import Place
+from sfl.transport.seal import SEAL_BYTES, Unreadable, has_seal, seal, unsealed
 from sfl.v1 import tensor_pb2
 
 M = TypeVar("M", bound=Message)
@@ -39,7 +41,7 @@ class Frame:
 
     def __post_init__(self) -> None:
         if not self.wire_bytes:
-            self.wire_bytes = len(self.prefix(1)) + len(self.data)
+            self.wire_bytes = len(self.prefix(1)) + len(self.data) + SEAL_BYTES
 
     def prefix(self, field: int) -> bytes:
         """What comes before the data, where the message has its frame in `field`."""
@@ -69,34 +71,58 @@ class Frame:
 
 @dataclass(frozen=True, slots=True)
 class Envelope(Generic[M]):
-    """How one direction's messages become bytes: `field` is where its type holds a frame."""
+    """How one direction's messages become bytes: `field` is where its type holds a frame, if so."""
 
     kind: type[M]
-    field: int
+    field: int = 0
 
     def serialize(self, message: M | Frame | bytes) -> bytes:
         """The message's bytes, as they are where a thread has made them; a frame's only copy."""
         if isinstance(message, bytes):
             return message
         if isinstance(message, Frame):
-            return b"".join((message.prefix(self.field), *message.data.pieces))
-        return message.SerializeToString()
+            return seal(message.prefix(self.field), *message.data.pieces)
+        return seal(message.SerializeToString())
 
-    def parse(self, data: bytes) -> M | Frame:
-        """The message, or the frame in it as a view of its bytes. Raises DecodeError."""
-        if data[:1] == bytes((self.field << 3 | 2,)):
-            frame = _frame(memoryview(data))
+    def parse(self, data: bytes) -> M | Frame | Unreadable:
+        """The message, or the frame in it as a view of its bytes; or what is wrong with it.
+
+        gRPC would end a call that a parser raises in, without the reason.
+        """
+        try:
+            if not has_seal(data) and (old := self._hello(data)) is not None:
+                return old
+            return self._read(unsealed(data), len(data))
+        except Corrupted as error:
+            return Unreadable(error)
+        except (DecodeError, ValueError) as error:
+            return Unreadable(
+                ProtocolError(f"a message of {len(data)} bytes is no protobuf: {error}")
+            )
+
+    def _read(self, body: memoryview, wire_bytes: int) -> M | Frame:
+        if self.field and body[:1] == bytes((self.field << 3 | 2,)):
+            frame = _frame(body, wire_bytes)
             if frame is not None:
                 return frame
-        message = self.kind.FromString(data)
-        if message.WhichOneof("body") == "tensor":
+        message = self.kind.FromString(body)  # type: ignore[arg-type]
+        if self.field and message.WhichOneof("body") == "tensor":
             whole: tensor_pb2.TensorFrame = message.tensor  # type: ignore[attr-defined]
             header = whole.header if whole.HasField("header") else None
-            return Frame(header, Chunks([whole.data]), whole.last, whole.kind, len(data))
+            return Frame(header, Chunks([whole.data]), whole.last, whole.kind, wire_bytes)
         return message
 
+    def _hello(self, data: bytes) -> M | None:
+        """A hello of an sfl that knew no checksums, which is to be told that it is too old."""
+        try:
+            message = self.kind.FromString(data)
+        except DecodeError:
+            return None
+        hello = getattr(message, "hello", None)
+        return message if hello is not None and message.WhichOneof("body") == "hello" else None
 
-def _frame(data: memoryview) -> Frame | None:
+
+def _frame(data: memoryview, wire_bytes: int) -> Frame | None:
     """The frame that a message consists of; None for protobuf to say what is wrong, or unusual."""
     try:
         size, at = _read_varint(data, 1)
@@ -122,7 +148,7 @@ def _frame(data: memoryview) -> Frame | None:
                 return None
     except (IndexError, DecodeError):
         return None
-    return Frame(header, Chunks([body]), last, kind, len(data))
+    return Frame(header, Chunks([body]), last, kind, wire_bytes)
 
 
 def _varint(value: int) -> bytes:

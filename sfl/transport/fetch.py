@@ -14,12 +14,13 @@ from typing import Any
 
 import grpc
 
-from sfl.errors import LinkLost, ProtocolError
+from sfl.errors import Corrupted, LinkLost, ProtocolError
 from sfl.files import writable_folder
 from sfl.metrics.stats import NodeStats
 from sfl.transport.files import is_served
+from sfl.transport.seal import sound
 from sfl.transport.status import error_of
-from sfl.transport.wire import EDGE_FETCH_FILE, EDGE_LIST_FILES
+from sfl.transport.wire import EDGE_FETCH_FILE, EDGE_LIST_FILES, wire_bytes
 from sfl.v1 import edge_pb2
 
 log = logging.getLogger(__name__)
@@ -38,14 +39,13 @@ def fetch_model(
 
     A file of which nothing comes for `silence` seconds is given up, and resumed by the next call.
 
-    Raises ConfigError where the cache cannot be written, LinkLost, Refused, ProtocolError where
-    bytes do not match their hash or an entry is not a plain file's.
+    Raises ConfigError where the cache cannot be written, LinkLost, Corrupted where bytes do not
+    match their hash, Refused, ProtocolError where an entry is not a plain file's.
     """
     cache = writable_folder(cache, "device.cache_dir")
     try:
-        listing = EDGE_LIST_FILES.stub(channel)(
-            edge_pb2.FilesRequest(device=device), timeout=LIST_TIMEOUT
-        )
+        request = edge_pb2.FilesRequest(device=device)
+        listing = sound(EDGE_LIST_FILES.stub(channel)(request, timeout=LIST_TIMEOUT), "edge")
         digest = hashlib.sha256(
             "".join(f.name + f.sha256 for f in listing.files).encode()
         ).hexdigest()
@@ -90,11 +90,11 @@ def _fetch(
     request = edge_pb2.FileRequest(device=device, name=entry.name, offset=offset)
     with partial.open("ab") as file:
         for chunk in _in_time(EDGE_FETCH_FILE.stub(channel)(request), entry.name, silence):
-            stats.bytes.add("down", "weights", chunk.ByteSize(), len(chunk.data))
+            stats.bytes.add("down", "weights", wire_bytes(chunk), len(chunk.data))
             file.write(chunk.data)
     if _sha256(partial) != entry.sha256:
         partial.unlink()
-        raise ProtocolError(f"{entry.name} from the edge does not match its hash; start again")
+        raise Corrupted(f"{entry.name} from the edge does not match its hash")
     partial.replace(final)
 
 
@@ -114,7 +114,7 @@ def _in_time(call: Any, name: str, silence: float) -> Iterator[edge_pb2.FileChun
     try:
         for chunk in call:
             heard = time.monotonic()
-            yield chunk
+            yield sound(chunk, "edge")
     except grpc.RpcError:
         if late.is_set():
             raise LinkLost(f"edge: nothing of {name} for {silence:g} s") from None

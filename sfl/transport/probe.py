@@ -18,6 +18,7 @@ from sfl.errors import ProtocolError
 from sfl.transport.credentials import open_channel
 from sfl.transport.diagnosis import why_refused
 from sfl.transport.dialling import nothing_known, wait_for_peer
+from sfl.transport.seal import sound
 from sfl.transport.status import error_of
 from sfl.transport.wire import EDGE_PROBE
 from sfl.v1 import edge_pb2
@@ -96,7 +97,7 @@ class _Conversation:
         reply: edge_pb2.ProbeReply | None = next(self._call, None)
         if reply is None:
             raise ProtocolError("the edge ended the link test early")
-        return reply
+        return sound(reply)
 
     def close(self) -> None:
         self._out.put(None)

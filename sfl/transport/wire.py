@@ -2,19 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass
+from inspect import isasyncgenfunction, iscoroutinefunction
 from typing import Any
 
 import grpc
+import grpc.aio
 from google.protobuf.message import Message
 
 from sfl.config import Extent
+from sfl.errors import SflError
 from sfl.metrics.snapshot import Role
 from sfl.transport.envelope import Envelope, Frame
+from sfl.transport.seal import SEAL_BYTES, sound
+from sfl.transport.status import status_of
 from sfl.v1 import cloud_pb2, edge_pb2, tensor_pb2
 
 WIRE_VERSION = 5
+
+Context = grpc.aio.ServicerContext[Any, Any]
 
 FRAME_BYTES = (1 << 20) - (1 << 12)
 """Payload of a frame; with its envelope a message stays within gRPC's sweet spot of 1 MiB."""
@@ -90,7 +97,7 @@ class Method:
             (False, True): grpc.unary_stream_rpc_method_handler,
             (False, False): grpc.unary_unary_rpc_method_handler,
         }[self.streams]
-        return make(behaviour, self._codec(0)[1], self._codec(1)[0])
+        return make(self._sound(behaviour), self._codec(0)[1], self._codec(1)[0])
 
     def response_bytes(self, response: Any) -> bytes:
         """A response as it travels, for a thread that is not the event loop's."""
@@ -99,13 +106,45 @@ class Method:
     def _codec(self, direction: int) -> tuple[Callable[..., bytes], Callable[[bytes], Any]]:
         """Serialiser and parser of requests (0) or responses (1)."""
         kind, field = (self.request, self.response)[direction], self.tensor_fields[direction]
-        if field:
-            envelope = Envelope(kind, field)
-            return envelope.serialize, envelope.parse
-        return kind.SerializeToString, kind.FromString
+        envelope = Envelope(kind, field)
+        return envelope.serialize, envelope.parse
+
+    def _sound(self, behaviour: Callable[..., Any]) -> Callable[..., Any]:
+        """The behaviour, which only sound requests reach."""
+        if not (iscoroutinefunction(behaviour) or isasyncgenfunction(behaviour)):
+            return self._sound_on_threads(behaviour)
+        if self.streams[0]:
+
+            async def session(requests: AsyncIterator[Any], context: Context) -> None:
+                await behaviour(_sound_requests(requests), context)
+
+            return session
+        if self.streams[1]:
+
+            async def stream(request: Any, context: Context) -> AsyncIterator[Any]:
+                await _refuse_unsound(request, context)
+                async for response in behaviour(request, context):
+                    yield response
+
+            return stream
+
+        async def answer(request: Any, context: Context) -> Any:
+            await _refuse_unsound(request, context)
+            return await behaviour(request, context)
+
+        return answer
+
+    def _sound_on_threads(self, behaviour: Callable[..., Any]) -> Callable[..., Any]:
+        """The same for a server without an event loop."""
+        if self.streams[0]:
+            return lambda requests, context: behaviour(map(sound, requests), context)
+        return lambda request, context: behaviour(sound(request), context)
 
     def stub(self, channel: Any) -> Callable[..., Any]:
-        """A client's callable of this method, on a sync or an aio channel."""
+        """A client's callable of this method, on a sync or an aio channel.
+
+        What it answers is to go through `sound`.
+        """
         make = {
             (True, True): channel.stream_stream,
             (False, True): channel.unary_stream,
@@ -117,6 +156,18 @@ class Method:
             response_deserializer=self._codec(1)[1],
         )
         return stub
+
+
+async def _sound_requests(requests: AsyncIterator[Any]) -> AsyncIterator[Any]:
+    async for request in requests:
+        yield sound(request)
+
+
+async def _refuse_unsound(request: Any, context: Context) -> None:
+    try:
+        sound(request)
+    except SflError as error:
+        await context.abort(status_of(error), str(error))
 
 
 EDGE_SESSION = Method(
@@ -165,7 +216,7 @@ TRAINING_ROLES: dict[int, Role] = {
 
 def wire_bytes(message: Message | Frame) -> int:
     """Bytes of a message on the wire."""
-    return message.wire_bytes if isinstance(message, Frame) else message.ByteSize()
+    return message.wire_bytes if isinstance(message, Frame) else message.ByteSize() + SEAL_BYTES
 
 
 def tensor_role(header: tensor_pb2.TensorHeader) -> Role:

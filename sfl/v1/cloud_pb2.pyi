@@ -51,7 +51,7 @@ class DeviceLeft(_message.Message):
     def __init__(self, device: _Optional[str] = ..., reason: _Optional[str] = ...) -> None: ...
 
 class EdgeReportMessage(_message.Message):
-    __slots__ = ("hello", "ready", "join", "device_ready", "left", "adapter", "report", "heartbeat", "failure")
+    __slots__ = ("hello", "ready", "join", "device_ready", "left", "adapter", "report", "heartbeat", "failure", "checksum")
     HELLO_FIELD_NUMBER: _ClassVar[int]
     READY_FIELD_NUMBER: _ClassVar[int]
     JOIN_FIELD_NUMBER: _ClassVar[int]
@@ -61,6 +61,7 @@ class EdgeReportMessage(_message.Message):
     REPORT_FIELD_NUMBER: _ClassVar[int]
     HEARTBEAT_FIELD_NUMBER: _ClassVar[int]
     FAILURE_FIELD_NUMBER: _ClassVar[int]
+    CHECKSUM_FIELD_NUMBER: _ClassVar[int]
     hello: EdgeHello
     ready: EdgeReady
     join: DeviceJoin
@@ -70,7 +71,8 @@ class EdgeReportMessage(_message.Message):
     report: _tensor_pb2.RoundReport
     heartbeat: _tensor_pb2.Heartbeat
     failure: str
-    def __init__(self, hello: _Optional[_Union[EdgeHello, _Mapping]] = ..., ready: _Optional[_Union[EdgeReady, _Mapping]] = ..., join: _Optional[_Union[DeviceJoin, _Mapping]] = ..., device_ready: _Optional[_Union[DeviceIsReady, _Mapping]] = ..., left: _Optional[_Union[DeviceLeft, _Mapping]] = ..., adapter: _Optional[_Union[_tensor_pb2.AdapterFrame, _Mapping]] = ..., report: _Optional[_Union[_tensor_pb2.RoundReport, _Mapping]] = ..., heartbeat: _Optional[_Union[_tensor_pb2.Heartbeat, _Mapping]] = ..., failure: _Optional[str] = ...) -> None: ...
+    checksum: int
+    def __init__(self, hello: _Optional[_Union[EdgeHello, _Mapping]] = ..., ready: _Optional[_Union[EdgeReady, _Mapping]] = ..., join: _Optional[_Union[DeviceJoin, _Mapping]] = ..., device_ready: _Optional[_Union[DeviceIsReady, _Mapping]] = ..., left: _Optional[_Union[DeviceLeft, _Mapping]] = ..., adapter: _Optional[_Union[_tensor_pb2.AdapterFrame, _Mapping]] = ..., report: _Optional[_Union[_tensor_pb2.RoundReport, _Mapping]] = ..., heartbeat: _Optional[_Union[_tensor_pb2.Heartbeat, _Mapping]] = ..., failure: _Optional[str] = ..., checksum: _Optional[int] = ...) -> None: ...
 
 class Settings(_message.Message):
     __slots__ = ("settings", "run_id", "challenge")
@@ -117,7 +119,7 @@ class Evict(_message.Message):
     def __init__(self, device: _Optional[str] = ..., reason: _Optional[str] = ...) -> None: ...
 
 class CloudMessage(_message.Message):
-    __slots__ = ("settings", "admission", "start", "adapter", "evict", "heartbeat", "finish")
+    __slots__ = ("settings", "admission", "start", "adapter", "evict", "heartbeat", "finish", "checksum")
     SETTINGS_FIELD_NUMBER: _ClassVar[int]
     ADMISSION_FIELD_NUMBER: _ClassVar[int]
     START_FIELD_NUMBER: _ClassVar[int]
@@ -125,6 +127,7 @@ class CloudMessage(_message.Message):
     EVICT_FIELD_NUMBER: _ClassVar[int]
     HEARTBEAT_FIELD_NUMBER: _ClassVar[int]
     FINISH_FIELD_NUMBER: _ClassVar[int]
+    CHECKSUM_FIELD_NUMBER: _ClassVar[int]
     settings: Settings
     admission: Admission
     start: EdgeRoundStart
@@ -132,4 +135,5 @@ class CloudMessage(_message.Message):
     evict: Evict
     heartbeat: _tensor_pb2.Heartbeat
     finish: _edge_pb2.Finish
-    def __init__(self, settings: _Optional[_Union[Settings, _Mapping]] = ..., admission: _Optional[_Union[Admission, _Mapping]] = ..., start: _Optional[_Union[EdgeRoundStart, _Mapping]] = ..., adapter: _Optional[_Union[_tensor_pb2.AdapterFrame, _Mapping]] = ..., evict: _Optional[_Union[Evict, _Mapping]] = ..., heartbeat: _Optional[_Union[_tensor_pb2.Heartbeat, _Mapping]] = ..., finish: _Optional[_Union[_edge_pb2.Finish, _Mapping]] = ...) -> None: ...
+    checksum: int
+    def __init__(self, settings: _Optional[_Union[Settings, _Mapping]] = ..., admission: _Optional[_Union[Admission, _Mapping]] = ..., start: _Optional[_Union[EdgeRoundStart, _Mapping]] = ..., adapter: _Optional[_Union[_tensor_pb2.AdapterFrame, _Mapping]] = ..., evict: _Optional[_Union[Evict, _Mapping]] = ..., heartbeat: _Optional[_Union[_tensor_pb2.Heartbeat, _Mapping]] = ..., finish: _Optional[_Union[_edge_pb2.Finish, _Mapping]] = ..., checksum: _Optional[int] = ...) -> None: ...

@@ -82,7 +82,7 @@ class GradientNorm(_message.Message):
     def __init__(self, round: _Optional[int] = ..., step: _Optional[int] = ..., squared: _Optional[float] = ...) -> None: ...
 
 class DeviceMessage(_message.Message):
-    __slots__ = ("hello", "ready", "tensor", "norm", "adapter", "report", "heartbeat", "goodbye", "proof")
+    __slots__ = ("hello", "ready", "tensor", "norm", "adapter", "report", "heartbeat", "goodbye", "proof", "checksum")
     HELLO_FIELD_NUMBER: _ClassVar[int]
     READY_FIELD_NUMBER: _ClassVar[int]
     TENSOR_FIELD_NUMBER: _ClassVar[int]
@@ -92,6 +92,7 @@ class DeviceMessage(_message.Message):
     HEARTBEAT_FIELD_NUMBER: _ClassVar[int]
     GOODBYE_FIELD_NUMBER: _ClassVar[int]
     PROOF_FIELD_NUMBER: _ClassVar[int]
+    CHECKSUM_FIELD_NUMBER: _ClassVar[int]
     hello: DeviceHello
     ready: DeviceReady
     tensor: _tensor_pb2.TensorFrame
@@ -101,7 +102,8 @@ class DeviceMessage(_message.Message):
     heartbeat: _tensor_pb2.Heartbeat
     goodbye: str
     proof: Proof
-    def __init__(self, hello: _Optional[_Union[DeviceHello, _Mapping]] = ..., ready: _Optional[_Union[DeviceReady, _Mapping]] = ..., tensor: _Optional[_Union[_tensor_pb2.TensorFrame, _Mapping]] = ..., norm: _Optional[_Union[GradientNorm, _Mapping]] = ..., adapter: _Optional[_Union[_tensor_pb2.AdapterFrame, _Mapping]] = ..., report: _Optional[_Union[_tensor_pb2.RoundReport, _Mapping]] = ..., heartbeat: _Optional[_Union[_tensor_pb2.Heartbeat, _Mapping]] = ..., goodbye: _Optional[str] = ..., proof: _Optional[_Union[Proof, _Mapping]] = ...) -> None: ...
+    checksum: int
+    def __init__(self, hello: _Optional[_Union[DeviceHello, _Mapping]] = ..., ready: _Optional[_Union[DeviceReady, _Mapping]] = ..., tensor: _Optional[_Union[_tensor_pb2.TensorFrame, _Mapping]] = ..., norm: _Optional[_Union[GradientNorm, _Mapping]] = ..., adapter: _Optional[_Union[_tensor_pb2.AdapterFrame, _Mapping]] = ..., report: _Optional[_Union[_tensor_pb2.RoundReport, _Mapping]] = ..., heartbeat: _Optional[_Union[_tensor_pb2.Heartbeat, _Mapping]] = ..., goodbye: _Optional[str] = ..., proof: _Optional[_Union[Proof, _Mapping]] = ..., checksum: _Optional[int] = ...) -> None: ...
 
 class Welcome(_message.Message):
     __slots__ = ("settings", "run_id", "num_layers", "compiled_codec", "credits")
@@ -146,7 +148,7 @@ class Finish(_message.Message):
     def __init__(self, ok: _Optional[bool] = ..., reason: _Optional[str] = ...) -> None: ...
 
 class EdgeMessage(_message.Message):
-    __slots__ = ("welcome", "start", "adapter", "tensor", "norm", "heartbeat", "finish", "challenge")
+    __slots__ = ("welcome", "start", "adapter", "tensor", "norm", "heartbeat", "finish", "challenge", "checksum")
     WELCOME_FIELD_NUMBER: _ClassVar[int]
     START_FIELD_NUMBER: _ClassVar[int]
     ADAPTER_FIELD_NUMBER: _ClassVar[int]
@@ -155,6 +157,7 @@ class EdgeMessage(_message.Message):
     HEARTBEAT_FIELD_NUMBER: _ClassVar[int]
     FINISH_FIELD_NUMBER: _ClassVar[int]
     CHALLENGE_FIELD_NUMBER: _ClassVar[int]
+    CHECKSUM_FIELD_NUMBER: _ClassVar[int]
     welcome: Welcome
     start: RoundStart
     adapter: _tensor_pb2.AdapterFrame
@@ -163,13 +166,16 @@ class EdgeMessage(_message.Message):
     heartbeat: _tensor_pb2.Heartbeat
     finish: Finish
     challenge: Challenge
-    def __init__(self, welcome: _Optional[_Union[Welcome, _Mapping]] = ..., start: _Optional[_Union[RoundStart, _Mapping]] = ..., adapter: _Optional[_Union[_tensor_pb2.AdapterFrame, _Mapping]] = ..., tensor: _Optional[_Union[_tensor_pb2.TensorFrame, _Mapping]] = ..., norm: _Optional[_Union[GradientNorm, _Mapping]] = ..., heartbeat: _Optional[_Union[_tensor_pb2.Heartbeat, _Mapping]] = ..., finish: _Optional[_Union[Finish, _Mapping]] = ..., challenge: _Optional[_Union[Challenge, _Mapping]] = ...) -> None: ...
+    checksum: int
+    def __init__(self, welcome: _Optional[_Union[Welcome, _Mapping]] = ..., start: _Optional[_Union[RoundStart, _Mapping]] = ..., adapter: _Optional[_Union[_tensor_pb2.AdapterFrame, _Mapping]] = ..., tensor: _Optional[_Union[_tensor_pb2.TensorFrame, _Mapping]] = ..., norm: _Optional[_Union[GradientNorm, _Mapping]] = ..., heartbeat: _Optional[_Union[_tensor_pb2.Heartbeat, _Mapping]] = ..., finish: _Optional[_Union[Finish, _Mapping]] = ..., challenge: _Optional[_Union[Challenge, _Mapping]] = ..., checksum: _Optional[int] = ...) -> None: ...
 
 class FilesRequest(_message.Message):
-    __slots__ = ("device",)
+    __slots__ = ("device", "checksum")
     DEVICE_FIELD_NUMBER: _ClassVar[int]
+    CHECKSUM_FIELD_NUMBER: _ClassVar[int]
     device: str
-    def __init__(self, device: _Optional[str] = ...) -> None: ...
+    checksum: int
+    def __init__(self, device: _Optional[str] = ..., checksum: _Optional[int] = ...) -> None: ...
 
 class FileEntry(_message.Message):
     __slots__ = ("name", "num_bytes", "sha256")
@@ -182,39 +188,49 @@ class FileEntry(_message.Message):
     def __init__(self, name: _Optional[str] = ..., num_bytes: _Optional[int] = ..., sha256: _Optional[str] = ...) -> None: ...
 
 class FileList(_message.Message):
-    __slots__ = ("files",)
+    __slots__ = ("files", "checksum")
     FILES_FIELD_NUMBER: _ClassVar[int]
+    CHECKSUM_FIELD_NUMBER: _ClassVar[int]
     files: _containers.RepeatedCompositeFieldContainer[FileEntry]
-    def __init__(self, files: _Optional[_Iterable[_Union[FileEntry, _Mapping]]] = ...) -> None: ...
+    checksum: int
+    def __init__(self, files: _Optional[_Iterable[_Union[FileEntry, _Mapping]]] = ..., checksum: _Optional[int] = ...) -> None: ...
 
 class FileRequest(_message.Message):
-    __slots__ = ("device", "name", "offset")
+    __slots__ = ("device", "name", "offset", "checksum")
     DEVICE_FIELD_NUMBER: _ClassVar[int]
     NAME_FIELD_NUMBER: _ClassVar[int]
     OFFSET_FIELD_NUMBER: _ClassVar[int]
+    CHECKSUM_FIELD_NUMBER: _ClassVar[int]
     device: str
     name: str
     offset: int
-    def __init__(self, device: _Optional[str] = ..., name: _Optional[str] = ..., offset: _Optional[int] = ...) -> None: ...
+    checksum: int
+    def __init__(self, device: _Optional[str] = ..., name: _Optional[str] = ..., offset: _Optional[int] = ..., checksum: _Optional[int] = ...) -> None: ...
 
 class FileChunk(_message.Message):
-    __slots__ = ("data",)
+    __slots__ = ("data", "checksum")
     DATA_FIELD_NUMBER: _ClassVar[int]
+    CHECKSUM_FIELD_NUMBER: _ClassVar[int]
     data: bytes
-    def __init__(self, data: _Optional[bytes] = ...) -> None: ...
+    checksum: int
+    def __init__(self, data: _Optional[bytes] = ..., checksum: _Optional[int] = ...) -> None: ...
 
 class ProbeRequest(_message.Message):
-    __slots__ = ("payload", "reply_bytes")
+    __slots__ = ("payload", "reply_bytes", "checksum")
     PAYLOAD_FIELD_NUMBER: _ClassVar[int]
     REPLY_BYTES_FIELD_NUMBER: _ClassVar[int]
+    CHECKSUM_FIELD_NUMBER: _ClassVar[int]
     payload: bytes
     reply_bytes: int
-    def __init__(self, payload: _Optional[bytes] = ..., reply_bytes: _Optional[int] = ...) -> None: ...
+    checksum: int
+    def __init__(self, payload: _Optional[bytes] = ..., reply_bytes: _Optional[int] = ..., checksum: _Optional[int] = ...) -> None: ...
 
 class ProbeReply(_message.Message):
-    __slots__ = ("payload", "received_bytes")
+    __slots__ = ("payload", "received_bytes", "checksum")
     PAYLOAD_FIELD_NUMBER: _ClassVar[int]
     RECEIVED_BYTES_FIELD_NUMBER: _ClassVar[int]
+    CHECKSUM_FIELD_NUMBER: _ClassVar[int]
     payload: bytes
     received_bytes: int
-    def __init__(self, payload: _Optional[bytes] = ..., received_bytes: _Optional[int] = ...) -> None: ...
+    checksum: int
+    def __init__(self, payload: _Optional[bytes] = ..., received_bytes: _Optional[int] = ..., checksum: _Optional[int] = ...) -> None: ...
