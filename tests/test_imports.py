@@ -38,7 +38,7 @@ LEVELS = (
     ("sfl.transport",),
     ("device_agent", "edge_server", "cloud_aggregator"),
     ("sfl.launch",),
-    ("sfl.doctor",),
+    ("sfl.doctor", "sfl.privacy"),
     ("sfl.cli",),
 )
 SAME_LEVEL = {

@@ -124,6 +124,24 @@ def doctor(
     raise typer.Exit(examine_and_show(question, format_))
 
 
+@app.command()
+def privacy(
+    config: ConfigFile,
+    overrides: Overrides = None,
+    cuts: Annotated[
+        str | None, typer.Option(help="Cut layers to try, as 0,1,2; default: the file's.")
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="For programs.")] = False,
+) -> None:
+    """Measure what an edge can read of a run's own texts from the activations it is sent."""
+    from sfl.process import quiet_environment
+
+    quiet_environment()
+    from sfl.cli.privacy import measure_and_show, read_cuts
+
+    measure_and_show(config, overrides or [], read_cuts(cuts) if cuts is not None else (), as_json)
+
+
 @config_app.command("show")
 def config_show(config: ConfigFile, overrides: Overrides = None) -> None:
     """Print the effective settings: every default and every `auto` filled in."""

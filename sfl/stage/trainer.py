@@ -68,7 +68,7 @@ class Flight:
     output: torch.Tensor
 
 
-def _row_context(micro: MicroBatch) -> RowContext | None:
+def row_context(micro: MicroBatch) -> RowContext | None:
     """What a codec may know the rows of a training batch by."""
     if micro.key.purpose is Purpose.EVALUATION:
         return None
@@ -295,7 +295,7 @@ class Trainer:
         with self.stats.phases.measure("collate", micro.key, self.device):
             lengths = tuple(batch.lengths.tolist())
             labels = pack_labels(batch.labels, lengths) if self.stage.tail is None else None
-            context = _row_context(micro)
+            context = row_context(micro)
         with self.stats.phases.measure("forward", micro.key, self.device):
             front = self.stage.front.model
             embedded = front.embed(self.computation.tokens(batch), batch.lengths, key=key)
