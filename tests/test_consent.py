@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
+import json
+import shutil
 import threading
 from collections.abc import Iterator
 from concurrent import futures
@@ -17,7 +20,8 @@ from sfl.certificates.authority import Authority
 from sfl.certificates.own import load_own, settings_in
 from sfl.config import DeviceConfig, MetricsSettings, RunConfig, RunSettings, load_device, load_run
 from sfl.config.codec import RoleCodecs
-from sfl.errors import ConfigError
+from sfl.data import load_tokenizer
+from sfl.errors import ConfigError, ModelError
 from sfl.launch.node import device_node
 from sfl.transport.chunks import adapter_frames
 from sfl.transport.wire import EDGE_SESSION, WIRE_VERSION, generic_handler
@@ -189,6 +193,22 @@ def test_an_edge_does_not_change_the_codec_in_mid_run(
     reason = declined(folder, edge, consent={"codecs": ["none"]})
     assert "the run codes gradient as 'topk(0.3) | stochastic(4)'" in reason
     assert edge.said("ready") and not edge.said("adapter") and not edge.said("report")
+
+
+def test_code_never_comes_from_a_peer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nor is anybody asked at the terminal whether to run it."""
+    monkeypatch.setattr("builtins.input", lambda *_: pytest.fail("asked"))
+    for named in ({}, {"tokenizer_class": "StrangeTokenizer"}):
+        model = tmp_path / f"model{len(named)}"
+        shutil.copytree(tiny("llama"), model)
+        code = {"auto_map": {"AutoTokenizer": ["some/where--tokens.Strange", None]}, **named}
+        file = model / "tokenizer_config.json"
+        file.write_text(json.dumps(json.loads(file.read_text()) | code))
+        config = model / "config.json"
+        strange = json.loads(config.read_text()) | {"model_type": "strange"}
+        config.write_text(json.dumps(strange))
+        with contextlib.suppress(ModelError):
+            load_tokenizer(model)
 
 
 # -- the settings ----------------------------------------------------------------------------------

@@ -250,8 +250,12 @@ def _load(clean: Path, folder: Path, lean: str | None) -> PreTrainedTokenizerBas
     import transformers
 
     loader = getattr(transformers, lean or "AutoTokenizer")
+    # Without a word on it the automatic class asks at the terminal whether to run a folder's code.
+    never = {} if lean else {"trust_remote_code": False}
     try:
-        backend: PreTrainedTokenizerBase = loader.from_pretrained(str(clean), local_files_only=True)
+        backend: PreTrainedTokenizerBase = loader.from_pretrained(
+            str(clean), local_files_only=True, **never
+        )
     except Exception as error:  # the tokenizers library raises plain ones
         first = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise ModelError(
