@@ -37,6 +37,7 @@ from sfl.metrics.stats import NodeStats
 from sfl.rounds import (
     AdapterReady,
     Aggregate,
+    Cause,
     Command,
     Coordinator,
     DeviceJoined,
@@ -399,9 +400,11 @@ class CloudAggregator:
             self._take_effect(self.config.model_copy(update={"edge": own}))
         manifest = AdapterManifest.from_json(ready.manifest)
         if self.manifest is None:
-            self.manifest = manifest
             given = decode_adapter(ready.given)
-            self.adapter = initial_adapter(manifest, self.config.run.seed, given)
+            first = initial_adapter(manifest, self.config.run.seed, given)
+            if (name := not_finite(first)) is not None:
+                raise ProtocolError(f"edge {edge}: the checkpoint's {name} is not finite")
+            self.manifest, self.adapter = manifest, first
             self._save("adapters/round-0000")
         elif manifest.parameters != self.manifest.parameters:
             raise ProtocolError(f"edge {edge} has another model than the first edge")
@@ -474,9 +477,9 @@ class CloudAggregator:
         self.records.device_ready(device, ready)
         self._happened(DeviceReady(device, ready.num_examples))
 
-    def device_left(self, device: str, reason: str) -> None:
+    def device_left(self, device: str, reason: str, cause: Cause) -> None:
         """A device's stream is closed."""
-        self._happened(DeviceLost(device, reason))
+        self._happened(DeviceLost(device, reason, cause))
 
     def update_received(self, header: tensor_pb2.AdapterHeader) -> None:
         """One side's part of an update lies in the spool."""

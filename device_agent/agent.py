@@ -17,7 +17,7 @@ from sfl.board import board_root
 from sfl.certificates.own import OwnCertificate
 from sfl.config import DeviceConfig
 from sfl.data import Dataset, load_tokenizer, prepare
-from sfl.errors import LinkLost, NameInUse
+from sfl.errors import AdapterRefused, LinkLost, NameInUse, PeerUnavailable
 from sfl.extras import require_cryptography
 from sfl.logs import describe_node
 from sfl.metrics.memory import memory_use, working_bytes
@@ -95,6 +95,11 @@ class DeviceAgent:
                 except NameInUse as error:
                     patience.spend(error, time.monotonic())
                     log.info("%s; asking again", error)
+                except AdapterRefused as error:
+                    patience.refuse(error)
+                    log.warning("%s; joining again, for the next round's adapter", error)
+                except PeerUnavailable as error:
+                    raise patience.why(error) from None
                 time.sleep(REJOIN_PAUSE)
 
     def _log_fields(self) -> dict[str, object]:

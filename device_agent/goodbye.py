@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Iterator
 
-from sfl.errors import SflError
+from sfl.errors import AdapterRefused, SflError
 from sfl.process import Terminated
 from sfl.transport.device_link import DeviceLink
 
@@ -15,14 +15,14 @@ DONE = "done"
 @contextlib.contextmanager
 def saying_goodbye(link: DeviceLink) -> Iterator[None]:
     """Close the link at the end, and say what ended it; "done" only where nothing did."""
-    reason = DONE
+    reason, refused = DONE, False
     try:
         yield
     except BaseException as error:
-        reason = words(error)
+        reason, refused = words(error), isinstance(error, AdapterRefused)
         raise
     finally:
-        link.close(reason)
+        link.close(reason, refused)
 
 
 def words(error: BaseException) -> str:

@@ -2,7 +2,14 @@
 
 from __future__ import annotations
 
-from sfl.errors import Corrupted, LinkLost, NameInUse, SflError
+from sfl.errors import (
+    AdapterRefused,
+    Corrupted,
+    LinkLost,
+    NameInUse,
+    PeerUnavailable,
+    SflError,
+)
 
 MOST_VAIN = 3
 """Links in a row that break before the edge has taken the device in."""
@@ -17,14 +24,23 @@ class Patience:
         self._connect_timeout = connect_timeout
         self._vain = self._corrupt = 0
         self._name_in_use_until: float | None = None
+        self._refused: AdapterRefused | None = None
 
     def taken_in(self) -> None:
         """The edge has welcomed the device."""
-        self._vain, self._name_in_use_until = 0, None
+        self._vain, self._name_in_use_until, self._refused = 0, None, None
 
     def round_done(self) -> None:
         """The device has done its part of a round."""
         self._corrupt = 0
+
+    def refuse(self, error: AdapterRefused) -> None:
+        """The device could not compute with a round's adapter, and waits for another one."""
+        self._refused = error
+
+    def why(self, error: PeerUnavailable) -> SflError:
+        """What is told where nobody is there any more: most likely the run ended over that."""
+        return self._refused or error
 
     def spend(self, error: LinkLost | NameInUse, now: float) -> None:
         """Return where dialling again may help after this error, else raise it."""

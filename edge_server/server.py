@@ -34,6 +34,7 @@ from sfl.stage.computation import COMPUTATIONS
 from sfl.stage.engine import Engine
 from sfl.stage.resting import Residence
 from sfl.stage.session import SESSIONS, Session
+from sfl.transport.blame import blamed
 from sfl.transport.chunks import (
     ADAPTER_LIMIT,
     AdapterAssembly,
@@ -401,10 +402,10 @@ class EdgeServer:
         message = cloud_pb2.DeviceIsReady(device=device, ready=ready)
         self.cloud.post(cloud_pb2.EdgeReportMessage(device_ready=message))
 
-    async def left(self, device: str, reason: str) -> None:
+    async def left(self, device: str, reason: SflError) -> None:
         """The device was admitted, and is gone; its session is given back, where it has one."""
         log.info("device %s left: %s", device, reason, extra={"device": device})
-        left = cloud_pb2.DeviceLeft(device=device, reason=reason)
+        left = cloud_pb2.DeviceLeft(device=device, reason=str(reason), cause=blamed(reason))
         self.cloud.post(cloud_pb2.EdgeReportMessage(left=left))
         await self.engine.run(self._close_session, device)
 

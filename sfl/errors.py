@@ -9,10 +9,12 @@ SflError                     anything this project raises on purpose (exit code 
 ├── TransportError           something between two processes
 │   ├── PeerUnavailable      nobody answered until the timeout
 │   ├── LinkLost             a stream broke
+│   │   ├── FellSilent       nothing came for too long
 │   │   └── Corrupted        bytes changed on the way
 │   ├── Refused              the peer declined, and said why
 │   │   └── NameInUse        somebody of that name is connected: a moment may mend it
 │   └── ProtocolError        a message that breaks the contract; closes its own stream only
+│       └── AdapterRefused   what comes of the round's adapter is nothing to compute with
 └── RunFailed                the run as a whole did not reach its end
 """
 
@@ -63,6 +65,10 @@ class LinkLost(TransportError):
     """An open stream to a peer broke."""
 
 
+class FellSilent(LinkLost):
+    """Nothing came from a peer for as long as that may be."""
+
+
 class Corrupted(LinkLost):
     """A message is not what its sender sent: its checksum does not fit. Sent again, it may be."""
 
@@ -77,6 +83,13 @@ class NameInUse(Refused):
 
 class ProtocolError(TransportError):
     """A message broke the wire contract: version, shape, dtype, step or non-finite values."""
+
+
+class AdapterRefused(ProtocolError):
+    """The round's adapter, or what comes of it, holds values that nobody can compute with.
+
+    They are NaN, infinite, or beyond what a codec holds. A device leaves its round with that.
+    """
 
 
 class RunFailed(SflError):

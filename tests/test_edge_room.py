@@ -112,7 +112,7 @@ class Floor:
         session = self.devices[name].session
         return edge_pb2.Welcome(), session, session.settings
 
-    async def left(self, name: str, reason: str) -> None:
+    async def left(self, name: str, reason: Exception) -> None:
         """Nothing is kept here."""
 
     @property

@@ -361,7 +361,9 @@ class Coordinator:
         reasons = sorted(self._cannot_compute.items())
         if not reasons:
             return ""
-        whose = f"; the adapter of round {max(0, self.round - 1)} is refused by "
+        whose = (
+            f"; nobody can compute with what comes of round {max(0, self.round - 1)}'s adapter: "
+        )
         return whose + "; ".join(f"{name}: {reason}" for name, reason in reasons)
 
     def _while_evaluating(self) -> list[Command]:

@@ -11,7 +11,7 @@ from collections.abc import Iterable, Mapping
 import torch
 
 from sfl.config import AggregationSettings, TrainingSettings
-from sfl.errors import ProtocolError
+from sfl.errors import AdapterRefused
 
 
 def learning_rate_factor(settings: TrainingSettings, step: int, total_steps: int) -> float:
@@ -125,9 +125,9 @@ class Optimizer:
         self._global = [anchor for anchor in anchors if anchor is not None]
 
     def check_finite(self) -> None:
-        """Raise ProtocolError where training has diverged: a parameter is NaN or infinite."""
+        """Raise AdapterRefused where training has diverged: a parameter is NaN or infinite."""
         if not all(bool(torch.isfinite(p).all()) for p in self._parameters):
-            raise ProtocolError(
+            raise AdapterRefused(
                 "the adapter is no longer finite: training diverged; "
                 "lower training.learning_rate or set training.max_grad_norm"
             )

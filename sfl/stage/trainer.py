@@ -8,6 +8,7 @@ gradients do not depend on timing.
 from __future__ import annotations
 
 import logging
+import math
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
@@ -19,7 +20,7 @@ from sfl.codec import RowContext
 from sfl.config import RunSettings
 from sfl.data.batches import Batch, Sampler, collate, split_micro
 from sfl.data.example import Dataset, Example
-from sfl.errors import ProtocolError
+from sfl.errors import AdapterRefused, ProtocolError
 from sfl.metrics.stats import Measurement, NodeStats
 from sfl.metrics.timeline import watched_step
 from sfl.models.span import ForwardKey, SpanModel
@@ -83,6 +84,22 @@ def row_context(micro: MicroBatch) -> RowContext | None:
     return RowContext(*(column[real].numpy().astype(np.int64) for column in columns))
 
 
+def _expect_finite(order: RoundOrder) -> None:
+    """Raise AdapterRefused where the round's adapter holds what nobody can compute with."""
+    for name, values in order.values.items():
+        if not np.isfinite(values).all():
+            raise AdapterRefused(f"adapter of round {order.start.round}: {name} is not finite")
+
+
+def _expect_loss(loss: float, device: str, key: Key) -> None:
+    """Raise AdapterRefused where a loss is NaN or infinite."""
+    if not math.isfinite(loss):
+        raise AdapterRefused(
+            f"{device}, {key.purpose.name.lower()} of round {key.round}, step {key.step}: the loss "
+            f"is {loss}"
+        )
+
+
 class Trainer:
     """Runs rounds on one device over a link; topology is in which answers its edge sends.
 
@@ -134,6 +151,7 @@ class Trainer:
     def run_round(self, order: RoundOrder) -> RoundOutcome:
         """Evaluate the global adapter, train from it, and tell what came of it."""
         start = order.start
+        _expect_finite(order)
         self.stage.load(order.values, start.round)
         self.optimizer.begin_round()
         if start.rehearse:
@@ -338,6 +356,7 @@ class Trainer:
         """The gradient is back: run it through the front blocks."""
         flight = self._flights.pop(message.key)
         self._loss += message.loss
+        _expect_loss(self._loss, self.device, message.key)
         if message.rows is None:
             return
         with self.stats.phases.measure("backward", flight.micro.key, self.device):
@@ -367,6 +386,7 @@ class Trainer:
         with self.stats.phases.measure("backward", flight.micro.key, self.device):
             loss.backward()  # type: ignore[no-untyped-call]
             self._loss += float(loss.detach())
+            _expect_loss(self._loss, self.device, micro.key)
             assert boundary.grad is not None
             rows = self.computation.rows(boundary.grad, flight.lengths)
         self.link.send(
@@ -386,10 +406,12 @@ class Trainer:
                 output = self._through_tail(self._boundary(message, flight), flight)
             labels = pack_labels(flight.micro.batch.labels, flight.lengths)
             self._score += self.computation.score(self._tail, output, flight.lengths, labels)
+        _expect_loss(self._score.loss_sum, self.device, message.key)
 
     def _note_score(self, message: TensorMessage) -> None:
         del self._flights[message.key]
         self._score += message.score
+        _expect_loss(self._score.loss_sum, self.device, message.key)
 
     @property
     def _tail(self) -> SpanModel:

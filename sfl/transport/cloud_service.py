@@ -16,6 +16,8 @@ import grpc.aio
 
 from sfl.errors import LinkLost, NameInUse, ProtocolError, Refused, SflError
 from sfl.metrics.snapshot import NodeKind, NodeSnapshot
+from sfl.rounds.messages import Cause
+from sfl.transport.blame import cause_told
 from sfl.transport.doorkeeper import expect
 from sfl.transport.group import run_together
 from sfl.transport.signed import NotSigned, SignatureCheck
@@ -77,7 +79,7 @@ class Host(Protocol):
     def device_ready(self, device: str, ready: edge_pb2.DeviceReady) -> None:
         """A device has its span and its data."""
 
-    def device_left(self, device: str, reason: str) -> None:
+    def device_left(self, device: str, reason: str, cause: Cause) -> None:
         """A device's stream is closed."""
 
     def update_received(self, header: tensor_pb2.AdapterHeader) -> None:
@@ -137,7 +139,7 @@ class EdgeStream:
             "ready": lambda: host.edge_ready(self.edge, message.ready),
             "join": lambda: self._join(message.join),
             "device_ready": lambda: self._device_ready(message.device_ready),
-            "left": lambda: host.device_left(message.left.device, message.left.reason),
+            "left": lambda: self._left(message.left),
             "adapter": lambda: self._spool(message.adapter),
             "report": lambda: self._report(message.report),
             "heartbeat": lambda: self._hear(message.heartbeat),
@@ -161,6 +163,9 @@ class EdgeStream:
     def _join(self, join: cloud_pb2.DeviceJoin) -> None:
         self.signatures.join(join)
         self.host.device_joined(self.edge, join.device)
+
+    def _left(self, left: cloud_pb2.DeviceLeft) -> None:
+        self.host.device_left(left.device, left.reason, cause_told(left.cause))
 
     def _hear(self, beat: tensor_pb2.Heartbeat) -> None:
         """Pass on statistics of the edge itself and of those that it can speak for."""

@@ -11,10 +11,11 @@ from pathlib import Path
 
 from sfl.codec import Codec, Decoder, Encoder, Packet, parse
 from sfl.codec.kernel import kernel
+from sfl.codec.packet import is_finite
 from sfl.codec.topk import Mask
 from sfl.config import RunSettings
 from sfl.config.codec import RoleCodecs
-from sfl.errors import ProtocolError
+from sfl.errors import AdapterRefused, ProtocolError
 from sfl.keys import derive_seed
 from sfl.stage.messages import Key, Kind, Purpose, TensorMessage
 
@@ -97,7 +98,10 @@ class Cut:
         return self._encoders["adapter"].codec
 
     def encode(self, message: TensorMessage) -> Packet | None:
-        """The packet of a message's rows. Raises ProtocolError, naming device and step."""
+        """The packet of a message's rows.
+
+        Raises AdapterRefused, naming device and step, where they are none to send.
+        """
         if message.rows is None:
             return None
         role = self._role(message)
@@ -112,12 +116,14 @@ class Cut:
             message.key.purpose.name,
         )
         try:
+            if encoder.codec.exact and not is_finite(message.rows):
+                raise ProtocolError("the tensor holds NaN or infinite values")
             packet = encoder.encode(
                 message.rows, seed & 0xFFFFFFFF, message.lengths, message.context
             )
         except ProtocolError as error:
             place = f"{self._device}, {_place(message)}, codec.{role}"
-            raise ProtocolError(f"{place}: {error}") from None
+            raise AdapterRefused(f"{place}: {error}") from None
         if encoder.mask is not None and _comes_back(message):
             self._masks[message.key] = encoder.mask
         return packet

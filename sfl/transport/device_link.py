@@ -306,8 +306,10 @@ class DeviceLink:
             return item
         raise ProtocolError(f"{self._peer}: {type(item).__name__} was not due")
 
-    def close(self, reason: str = "done") -> None:
+    def close(self, reason: str = "done", cannot_compute: bool = False) -> None:
         """Say goodbye where anybody hears it, let queued bytes go out, and hang up.
+
+        `cannot_compute`: this device leaves for what comes of the round's adapter.
 
         Threads and connection are gone afterwards, however the stream has ended.
         """
@@ -315,7 +317,8 @@ class DeviceLink:
             return
         self._hung_up = True
         if not self._lost:
-            self._post(edge_pb2.DeviceMessage(goodbye=reason), LAST)
+            goodbye = edge_pb2.DeviceMessage(goodbye=reason, cannot_compute=cannot_compute)
+            self._post(goodbye, LAST)
         self._stop.set()
         self._outbox.put(None, LAST)
         self._to_encode.put(None, LAST)

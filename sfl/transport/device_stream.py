@@ -30,7 +30,7 @@ import numpy as np
 from sfl.adapters.names import belongs_to, is_lora_a
 from sfl.config import RunSettings
 from sfl.config.codec import RoleCodecs
-from sfl.errors import LinkLost, ProtocolError, SflError
+from sfl.errors import AdapterRefused, FellSilent, LinkLost, ProtocolError, SflError
 from sfl.metrics.snapshot import NodeSnapshot
 from sfl.metrics.stats import NodeStats
 from sfl.metrics.timeline import spans_to_json
@@ -93,7 +93,7 @@ class Host(Protocol):
     def ready(self, device: str, ready: edge_pb2.DeviceReady) -> None:
         """The device has its span and its data."""
 
-    async def left(self, device: str, reason: str) -> None:
+    async def left(self, device: str, reason: SflError) -> None:
         """The device was admitted, and is gone; its session is given back, where it has one."""
 
     async def relay_adapter(self, header: tensor_pb2.AdapterHeader, payload: Buffer) -> None:
@@ -197,7 +197,8 @@ class DeviceStream:
                 self._take_tensor(message, tensors)
                 continue
             if message.WhichOneof("body") == "goodbye":
-                raise Goodbye(message.goodbye)
+                kind = AdapterRefused if message.cannot_compute else Goodbye
+                raise kind(message.goodbye)
             self._take(message, adapters)
         raise LinkLost("the device closed the stream")
 
@@ -253,7 +254,7 @@ class DeviceStream:
             await asyncio.sleep(network.heartbeat_interval)
             silent = time.monotonic() - self.last_heard
             if silent > network.idle_timeout:
-                raise LinkLost(f"not a byte for {silent:.0f} s")
+                raise FellSilent(f"not a byte for {silent:.0f} s")
             self.post(alive)
 
     # -- messages ---------------------------------------------------------------------------------

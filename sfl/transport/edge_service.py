@@ -151,14 +151,14 @@ class EdgeService:
         try:
             await stream.abandon()
         finally:
-            await self._host.left(stream.device, str(reason))
+            await self._host.left(stream.device, reason)
         return reason
 
     async def _withdraw(self, device: str, admission: asyncio.Task[Admission]) -> None:
         """Have a device that never came in leave again, if the cloud has admitted it."""
         await asyncio.wait({admission})
         if not admission.cancelled() and not isinstance(admission.exception(), Refused):
-            await self._host.left(device, "it was gone before it was let in")
+            await self._host.left(device, LinkLost("it was gone before it was let in"))
 
     async def _hello(self, requests: AsyncIterator[edge_pb2.DeviceMessage]) -> edge_pb2.DeviceHello:
         first = await anext(aiter(requests), None)

@@ -7,6 +7,7 @@ from typing import Protocol
 import grpc
 
 from sfl.errors import (
+    AdapterRefused,
     Corrupted,
     LinkLost,
     NameInUse,
@@ -21,6 +22,7 @@ from sfl.errors import (
 
 STATUS_OF: dict[type[SflError], grpc.StatusCode] = {
     ProtocolError: grpc.StatusCode.INVALID_ARGUMENT,
+    AdapterRefused: grpc.StatusCode.OUT_OF_RANGE,
     Refused: grpc.StatusCode.FAILED_PRECONDITION,
     NameInUse: grpc.StatusCode.ALREADY_EXISTS,
     UserError: grpc.StatusCode.FAILED_PRECONDITION,  # dialling again would not mend it
@@ -32,6 +34,7 @@ STATUS_OF: dict[type[SflError], grpc.StatusCode] = {
 
 ERROR_OF: dict[grpc.StatusCode, type[SflError]] = {
     grpc.StatusCode.INVALID_ARGUMENT: ProtocolError,
+    grpc.StatusCode.OUT_OF_RANGE: AdapterRefused,
     grpc.StatusCode.FAILED_PRECONDITION: Refused,
     grpc.StatusCode.ALREADY_EXISTS: NameInUse,
     grpc.StatusCode.NOT_FOUND: Refused,

@@ -16,6 +16,7 @@ import numpy.typing as npt
 import torch
 
 from sfl.codec import Codec, Packet, decode
+from sfl.errors import AdapterRefused, ProtocolError
 from sfl.keys import derive_seed
 from sfl.transport.chunks import Buffer
 
@@ -36,7 +37,10 @@ class UpdateSender:
     def encode(
         self, codec: Codec, values: Values, reference: Values, round_: int
     ) -> tuple[Buffer, dict[str, np.ndarray]]:
-        """(payload, the values as they come out at the receiver). Raises ProtocolError."""
+        """(payload, the values as they come out at the receiver).
+
+        Raises AdapterRefused where the codec cannot hold the change.
+        """
         flat = _flat(values)
         if not codec.exact:
             flat -= _flat(reference)
@@ -44,7 +48,10 @@ class UpdateSender:
                 flat += self._owed
         rows = torch.from_numpy(_padded(flat))
         key = derive_seed(self._seed, round_) & 0xFFFFFFFF
-        packet = codec.encode(rows, key, (len(rows),))
+        try:
+            packet = codec.encode(rows, key, (len(rows),))
+        except ProtocolError as error:
+            raise AdapterRefused(f"adapter of round {round_}: {error}") from None
         arrived = decode(packet).reshape(-1).numpy()[: flat.size]
         if self._feedback and not codec.exact:
             self._owed = flat - arrived

@@ -1,12 +1,24 @@
 from sfl.v1 import edge_pb2 as _edge_pb2
 from sfl.v1 import tensor_pb2 as _tensor_pb2
 from google.protobuf.internal import containers as _containers
+from google.protobuf.internal import enum_type_wrapper as _enum_type_wrapper
 from google.protobuf import descriptor as _descriptor
 from google.protobuf import message as _message
 from collections.abc import Iterable as _Iterable, Mapping as _Mapping
 from typing import ClassVar as _ClassVar, Optional as _Optional, Union as _Union
 
 DESCRIPTOR: _descriptor.FileDescriptor
+
+class Cause(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
+    __slots__ = ()
+    CAUSE_LINK: _ClassVar[Cause]
+    CAUSE_SILENCE: _ClassVar[Cause]
+    CAUSE_OFFENCE: _ClassVar[Cause]
+    CAUSE_ADAPTER: _ClassVar[Cause]
+CAUSE_LINK: Cause
+CAUSE_SILENCE: Cause
+CAUSE_OFFENCE: Cause
+CAUSE_ADAPTER: Cause
 
 class EdgeHello(_message.Message):
     __slots__ = ("edge", "wire_version")
@@ -43,12 +55,14 @@ class DeviceIsReady(_message.Message):
     def __init__(self, device: _Optional[str] = ..., ready: _Optional[_Union[_edge_pb2.DeviceReady, _Mapping]] = ...) -> None: ...
 
 class DeviceLeft(_message.Message):
-    __slots__ = ("device", "reason")
+    __slots__ = ("device", "reason", "cause")
     DEVICE_FIELD_NUMBER: _ClassVar[int]
     REASON_FIELD_NUMBER: _ClassVar[int]
+    CAUSE_FIELD_NUMBER: _ClassVar[int]
     device: str
     reason: str
-    def __init__(self, device: _Optional[str] = ..., reason: _Optional[str] = ...) -> None: ...
+    cause: Cause
+    def __init__(self, device: _Optional[str] = ..., reason: _Optional[str] = ..., cause: _Optional[_Union[Cause, str]] = ...) -> None: ...
 
 class EdgeReportMessage(_message.Message):
     __slots__ = ("hello", "ready", "join", "device_ready", "left", "adapter", "report", "heartbeat", "failure", "checksum")

@@ -1,0 +1,37 @@
+"""Why a device was lost, as its edge tells the cloud: whether that is the device's own fault."""
+
+from __future__ import annotations
+
+from sfl.errors import AdapterRefused, FellSilent, ProtocolError, SflError
+from sfl.rounds.messages import Cause
+from sfl.v1 import cloud_pb2
+
+_ON_THE_WIRE: dict[Cause, cloud_pb2.Cause] = {
+    "link": cloud_pb2.CAUSE_LINK,
+    "silence": cloud_pb2.CAUSE_SILENCE,
+    "offence": cloud_pb2.CAUSE_OFFENCE,
+    "adapter": cloud_pb2.CAUSE_ADAPTER,
+}
+_OF_THE_WIRE = {number: cause for cause, number in _ON_THE_WIRE.items()}
+
+
+def blamed(error: SflError) -> cloud_pb2.Cause:
+    """What the error that ended a device's stream says of the device."""
+    return _ON_THE_WIRE[_cause(error)]
+
+
+def cause_told(number: int) -> Cause:
+    """What an edge said; what it cannot say is no strike."""
+    return _OF_THE_WIRE.get(number, "link")  # type: ignore[call-overload, no-any-return]
+
+
+def _cause(error: SflError) -> Cause:
+    match error:
+        case AdapterRefused():
+            return "adapter"
+        case ProtocolError():
+            return "offence"
+        case FellSilent():
+            return "silence"
+        case _:
+            return "link"
