@@ -1,0 +1,80 @@
+"""A device of a run that lies: for the benchmarks and tests of what protects the others.
+
+    python benchmarks/hostile_device.py device.toml --values 1000
+    python benchmarks/hostile_device.py device.toml --examples 9223372036854775808 --values 0.5
+
+It joins, trains and reports as any other, with a certificate of its own where the run asks for one;
+but it says that it has so many examples, and each value of its part of the adapter is plus or minus
+the number given, or is moved by it with `--moved`, by a coin.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from sfl.process import quiet_environment
+
+
+def lying(options: argparse.Namespace) -> type:
+    """A link that puts lies into what it sends."""
+    import numpy as np
+
+    from sfl.stage.messages import RoundOutcome
+    from sfl.transport.device_link import DeviceLink
+    from sfl.v1 import edge_pb2
+
+    coin = np.random.default_rng(options.seed)
+
+    def lie(values: np.ndarray) -> np.ndarray:
+        signs = coin.choice(np.array([-1.0, 1.0]), values.shape)
+        told = options.values * signs + (values if options.moved else 0.0)
+        return np.asarray(told, np.float32)
+
+    class LyingLink(DeviceLink):
+        def deliver(self, outcome: RoundOutcome) -> None:
+            if options.values is not None and outcome.round >= options.from_round:
+                told = {name: lie(values) for name, values in outcome.values.items()}
+                outcome = replace(outcome, values=told)
+            super().deliver(outcome)
+
+        def _post(self, message: edge_pb2.DeviceMessage, *urgency: Any) -> None:
+            if message.WhichOneof("body") == "ready" and options.examples is not None:
+                message.ready.num_examples = options.examples
+            super()._post(message, *urgency)
+
+    return LyingLink
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
+    parser.add_argument("config", type=Path)
+    parser.add_argument("--examples", type=int)
+    parser.add_argument("--values", type=float)
+    parser.add_argument("--moved", action="store_true")
+    parser.add_argument("--from-round", type=int, default=1)
+    parser.add_argument("--seed", type=int, default=0)
+    options = parser.parse_args()
+    quiet_environment()
+
+    import device_agent.agent
+    from device_agent.command import _take_part
+    from sfl.config import load_device
+    from sfl.logs import start_logging
+    from sfl.process import run_node
+
+    start_logging("text")
+    device_agent.agent.DeviceLink = lying(options)  # type: ignore[misc]
+    settings = load_device(options.config, [])
+    code = run_node(lambda: _take_part(settings, False, False, None))
+    os._exit(code)
+
+
+if __name__ == "__main__":
+    main()
