@@ -11,7 +11,6 @@ the number given, or is moved by it with `--moved`, by a coin.
 from __future__ import annotations
 
 import argparse
-import os
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -63,17 +62,16 @@ def main() -> None:
     options = parser.parse_args()
     quiet_environment()
 
-    import device_agent.agent
-    from device_agent.command import _take_part
-    from sfl.config import load_device
-    from sfl.logs import start_logging
-    from sfl.process import run_node
+    import typer
 
-    start_logging("text")
-    device_agent.agent.DeviceLink = lying(options)  # type: ignore[misc]
-    settings = load_device(options.config, [])
-    code = run_node(lambda: _take_part(settings, False, False, None))
-    os._exit(code)
+    import device_agent.agent
+    from device_agent.command import device
+
+    setattr(device_agent.agent, "DeviceLink", lying(options))  # noqa: B010 - its own is imported
+    try:
+        device(options.config)
+    except typer.Exit as end:
+        raise SystemExit(end.exit_code) from None
 
 
 if __name__ == "__main__":
