@@ -10,6 +10,7 @@ from sfl.certificates.claim import claim_identity
 from sfl.certificates.own import OwnCertificate, own_certificate
 from sfl.config import DeviceConfig, load_device
 from sfl.errors import ConfigError
+from sfl.files import writable_folder
 from sfl.logs import start_logging
 from sfl.options import Certs, Claim, ConfigFile, ErrorFile, Insecure, Logs, Overrides
 from sfl.process import cores, keep_heap, quiet_environment, return_memory, run_node
@@ -36,6 +37,8 @@ def device(
             settings = load_device(config, [*(overrides or []), *named])
             folder = certs if claimed is None or insecure else claimed
             own = own_certificate("device", settings.name, settings.tls, folder)
+            if settings.model is None:  # what comes from the edge is kept there
+                writable_folder(settings.cache_dir, "device.cache_dir")
             _take_part(settings, insecure, own)
 
     raise typer.Exit(run_node(body, error_file))

@@ -4,12 +4,12 @@ in, before it has read or sent anything. No path of another machine is ever open
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from pathlib import Path
 
 from sfl.codec import parse
 from sfl.config import DeviceConfig, RunSettings
 from sfl.config.codec import AUTO_CODECS, RoleCodecs
 from sfl.errors import ConfigError
+from sfl.paths import expanded
 
 SOURCES = ("train", "eval", "shared_train", "shared_eval")
 """Settings that name a device's data."""
@@ -26,12 +26,13 @@ class Consent:
 
     def check_sources(self) -> None:
         """Raise ConfigError where a data file lies outside `consent.data_dirs`."""
-        folders = [folder.expanduser().resolve() for folder in self._rules.data_dirs]
+        rule = "device.consent.data_dirs"
+        folders = [expanded(folder, rule).resolve() for folder in self._rules.data_dirs]
         for field in SOURCES:
             source = getattr(self._config, field)
             if source is None or not folders:
                 continue
-            path = Path(source).expanduser().resolve()  # where a link really leads
+            path = expanded(source, f"device.{field}").resolve()  # where a link really leads
             if not any(path.is_relative_to(folder) for folder in folders):
                 listed = ", ".join(map(str, self._rules.data_dirs))
                 raise ConfigError(

@@ -7,6 +7,7 @@ import tempfile
 from pathlib import Path
 
 from sfl.errors import ConfigError
+from sfl.paths import expanded
 
 
 def writable_folder(path: Path, field: str, *, private: bool = False) -> Path:
@@ -14,7 +15,7 @@ def writable_folder(path: Path, field: str, *, private: bool = False) -> Path:
 
     With `private` a new one is its owner's alone. Raises ConfigError where nothing can be written.
     """
-    folder = path.expanduser()
+    folder = expanded(path, field)
     try:
         folder.mkdir(parents=True, exist_ok=True, mode=0o700 if private else 0o777)
         with tempfile.TemporaryFile(dir=folder):
@@ -31,11 +32,12 @@ def writable_folder(path: Path, field: str, *, private: bool = False) -> Path:
 def write_atomic(path: Path, content: str | bytes, *, durable: bool = True) -> None:
     """Replace `path` by `content` in one step; a reader sees the old file or the new one.
 
-    Makes missing folders. Text is written as UTF-8. With `durable` the data are on the disk when
-    this returns; without (a live view's file) a power cut may lose them, never tear them.
+    Makes missing folders. Text is written as UTF-8, what cannot be is escaped. With `durable` the
+    data are on the disk when this returns; without (a live view's file) a power cut may lose them,
+    never tear them.
     One process writes a given path. Raises OSError, and leaves no temporary file behind.
     """
-    data = content.encode() if isinstance(content, str) else content
+    data = content.encode(errors="backslashreplace") if isinstance(content, str) else content
     path.parent.mkdir(parents=True, exist_ok=True)
     aside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:

@@ -71,7 +71,7 @@ def memory() -> Memory:
 
 def free_disk(folder: Path) -> int:
     """Bytes free where `folder` lies, or will lie."""
-    place = folder.expanduser().absolute()
+    place = folder.absolute()
     while not place.exists():
         place = place.parent
     return shutil.disk_usage(place).free

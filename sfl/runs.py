@@ -10,6 +10,7 @@ from pathlib import Path
 from sfl.config import RunConfig, dump_toml, load_run
 from sfl.errors import ConfigError
 from sfl.files import writable_folder, write_atomic
+from sfl.paths import require_utf8
 
 EFFECTIVE_HEADER = """\
 # The settings of run {run_id} as they took effect, every default and every `auto` filled in.
@@ -25,7 +26,9 @@ def new_run_id() -> str:
 def open_run_folder(config: RunConfig) -> Path:
     """Make `output_dir/id` and write the effective settings into it. Raises ConfigError."""
     run_id = config.run.id or new_run_id()
-    folder = writable_folder(config.run.output_dir, "run.output_dir").resolve() / run_id
+    output_dir = writable_folder(config.run.output_dir, "run.output_dir").resolve()
+    require_utf8(str(output_dir), "run.output_dir")
+    folder = output_dir / run_id
     if (folder / "metrics.jsonl").exists():
         raise ConfigError("run.id", run_id, "a run of that name exists", "Choose another, or none.")
     folder.mkdir(parents=True, exist_ok=True)
@@ -36,7 +39,7 @@ def open_run_folder(config: RunConfig) -> Path:
 def write_effective(config: RunConfig, folder: Path) -> None:
     """Write the settings as they take effect, without the run's id, so that they run again."""
     decided = {
-        "run": config.run.model_copy(update={"id": ""}),
+        "run": config.run.model_copy(update={"id": "", "output_dir": folder.absolute().parent}),
         "training": config.training.model_copy(update={"computation": config.computation}),
     }
     anonymous = config.model_copy(update=decided)

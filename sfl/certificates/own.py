@@ -16,6 +16,7 @@ from typing import Any
 from sfl.certificates.identity import Identity, Role, identity_in
 from sfl.config.node import TlsSettings
 from sfl.errors import ConfigError, NotYetValid
+from sfl.paths import expanded
 
 log = logging.getLogger(__name__)
 
@@ -79,7 +80,7 @@ def load_own(field: str, tls: TlsSettings, role: Role | None, name: str | None) 
 
     Raises ConfigError that names the field, the file and the fix.
     """
-    files = {key: getattr(tls, key).expanduser() for key in ("ca", "cert", "key")}
+    files = {key: expanded(getattr(tls, key), f"{field}.{key}") for key in ("ca", "cert", "key")}
     for key, path in files.items():
         _check_readable(f"{field}.{key}", path)
     if files["key"].stat().st_mode & 0o077:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 import sys
 from pathlib import Path
@@ -214,6 +215,10 @@ def common(
 
 def main() -> None:
     """Entry point: a user's mistake is one line and an exit code, not a traceback."""
+    for stream in (sys.stdout, sys.stderr):
+        # A file's name need not be UTF-8, nor the terminal.
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
     try:
         app()
     except SflError as error:

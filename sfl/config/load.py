@@ -17,6 +17,7 @@ from sfl.config.base import Section
 from sfl.config.node import DeviceConfig, EdgeConfig
 from sfl.config.run import RunConfig
 from sfl.errors import ConfigError
+from sfl.paths import require_utf8
 from sfl.textfile import NotText, read_text
 
 S = TypeVar("S", bound=Section)
@@ -29,14 +30,18 @@ def load_run(path: Path, overrides: Iterable[str] = ()) -> RunConfig:
 
     Relative paths in the file are relative to the file. Raises ConfigError.
     """
-    table = with_overrides(_read(path), overrides)
+    table = _read(path)
+    _anchor_folders(table, path.resolve().parent)
+    table = with_overrides(table, overrides)
     _anchor_paths(table, path.resolve().parent)
     return _validate(RunConfig, table)
 
 
 def load_edge(path: Path, overrides: Iterable[str] = ()) -> EdgeConfig:
     """Read an edge's file: an `[edge]` table."""
-    table = with_overrides(_read(path), overrides)
+    table = _read(path)
+    _anchor_folders(table, path.resolve().parent)
+    table = with_overrides(table, overrides)
     edge = _section(table, "edge", path)
     _anchor(edge, "model", path.resolve().parent)
     _anchor_secrets(edge, path.resolve().parent)
@@ -45,7 +50,9 @@ def load_edge(path: Path, overrides: Iterable[str] = ()) -> EdgeConfig:
 
 def load_device(path: Path, overrides: Iterable[str] = ()) -> DeviceConfig:
     """Read a device's file: a `[device]` table."""
-    table = with_overrides(_read(path), overrides)
+    table = _read(path)
+    _anchor_folders(table, path.resolve().parent)
+    table = with_overrides(table, overrides)
     device = _section(table, "device", path)
     folder = path.resolve().parent
     _anchor_local(device, folder)
@@ -118,10 +125,24 @@ def _section(table: dict[str, Any], name: str, path: Path) -> dict[str, Any]:
 
 
 def _validate(kind: type[S], table: Mapping[str, Any], prefix: str = "") -> S:
+    _require_utf8(table, prefix)
     try:
         return kind.model_validate(table)
     except ValidationError as error:
         raise _as_config_error(kind, error, prefix) from None
+
+
+def _require_utf8(value: Any, field: str) -> None:
+    """Raise ConfigError for a text, at any depth, that no file could hold."""
+    if isinstance(value, str):
+        require_utf8(value, field.strip("."))
+    elif isinstance(value, Mapping):
+        for key, item in value.items():
+            _require_utf8(item, f"{field.rstrip('.')}.{key}")
+    elif isinstance(value, list):
+        for number, item in enumerate(value):
+            named = item.get("name", number) if isinstance(item, Mapping) else number
+            _require_utf8(item, f"{field}.{named}")
 
 
 def _as_config_error(kind: type[BaseModel], error: ValidationError, prefix: str) -> ConfigError:
@@ -181,6 +202,16 @@ def _model_in(annotation: Any) -> type[BaseModel] | None:
     return None
 
 
+def _anchor_folders(table: dict[str, Any], folder: Path) -> None:
+    """Make absolute, in a file as it was read, the folders that are written to."""
+    sections = [table.get(name) for name in ("run", "edge", "device")]
+    devices = table.get("devices")
+    for section in [*sections, *(devices if isinstance(devices, list) else [])]:
+        for key in ("output_dir", "cache_dir", "rest_dir"):
+            if isinstance(section, dict) and key in section:
+                section[key] = _beside(folder, section[key])
+
+
 def _anchor_paths(table: dict[str, Any], folder: Path) -> None:
     for section, key in (("model", "path"), ("data", "train"), ("data", "eval"), ("edge", "model")):
         if isinstance(table.get(section), dict):
@@ -209,7 +240,12 @@ def _anchor_own(table: dict[str, Any], folder: Path) -> None:
 
 
 def _beside(folder: Path, path: Any) -> Any:
-    return str(folder.resolve() / Path(path).expanduser()) if isinstance(path, str) else path
+    """Absolute, by the file it stands in; `~` is for whoever uses the path."""
+    return str(folder.resolve() / path) if _is_relative(path) else path
+
+
+def _is_relative(path: Any) -> bool:
+    return isinstance(path, str) and path != "" and path[0] != "~" and not Path(path).is_absolute()
 
 
 def _anchor_secrets(table: Any, folder: Path) -> None:
@@ -217,14 +253,14 @@ def _anchor_secrets(table: Any, folder: Path) -> None:
     for name in ("tls", "metrics"):
         section = table.get(name) if isinstance(table, dict) else None
         for key in ("ca", "cert", "key", "password_file"):
-            if isinstance(section, dict) and isinstance(section.get(key), str):
-                section[key] = str(folder.resolve() / Path(section[key]).expanduser())
+            if isinstance(section, dict) and key in section:
+                section[key] = _beside(folder, section[key])
 
 
 def _anchor(table: dict[str, Any], key: str, folder: Path) -> None:
     """Make a relative path absolute where it exists beside the file; a hub name stays as it is."""
     value = table.get(key)
-    if isinstance(value, str) and value and not Path(value).expanduser().is_absolute():
+    if isinstance(value, str) and value and _is_relative(value):
         beside = folder / value
         if beside.exists() or value.startswith(".") or Path(value).suffix in DATA_SUFFIXES:
             table[key] = str(beside.resolve())

@@ -15,6 +15,7 @@ from sfl.data.columns import read_columns
 from sfl.data.example import Row
 from sfl.data.malformed import Malformed
 from sfl.errors import DataError
+from sfl.paths import expanded
 from sfl.textfile import NotText, not_utf8, open_text
 
 Record = tuple[str, dict[str, Any]]  # its place, as in "line 3"; its fields
@@ -44,7 +45,7 @@ def load_rows(source: str | Path, settings: DataSettings, field: str = "data.tra
     A text file gives a row of `settings.text_field` for every line that is not empty. `field` is
     the setting that `source` came from. Raises DataError naming it, the file and the line.
     """
-    path = Path(source).expanduser()
+    path = expanded(source, field)
     kind = _format(path, settings, field)
     try:
         if kind == "dataset":

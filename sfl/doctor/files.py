@@ -23,6 +23,7 @@ from sfl.errors import ModelError, SflError
 from sfl.launch.run import bounded, check
 from sfl.models.folder import ModelFolder, open_model
 from sfl.models.hub import cached
+from sfl.paths import expanded
 from sfl.textfile import NotText, read_text
 from sfl.transport.cut import check_codecs
 
@@ -73,7 +74,7 @@ def check_data(config: RunConfig | DeviceConfig) -> Iterator[Check]:
     if isinstance(config, DeviceConfig):
         # How its fields are called, the run says; so only its being there is looked at.
         for field, source in _sources("device", config):
-            if _is_file(source) and not Path(source).expanduser().exists():
+            if _is_file(source) and not expanded(source, field).exists():
                 fix = "Correct the path; it is relative to the file."
                 yield Check("data", "problem", f"{field} = {str(source)!r}: no such file", fix)
         return
@@ -111,7 +112,7 @@ def model_name(config: Config | None) -> str | None:
 
 def open_local(name: str) -> ModelFolder:
     """Open a model without asking the hub. Raises ModelError, NotHere."""
-    path = Path(name).expanduser()
+    path = expanded(name, "model.path")
     if path.is_dir() or name.startswith((".", "/", "~")) or name.count("/") > 1:
         return open_model(name)
     folder = cached(name)
@@ -135,5 +136,5 @@ def _sources(prefix: str, local: LocalDevice) -> Iterator[tuple[str, Path | str]
 
 
 def _is_file(source: Path | str) -> bool:
-    path = Path(source).expanduser()
+    path = expanded(source, "data")
     return path.is_file() or path.suffix in ENDINGS

@@ -11,6 +11,8 @@ from sfl import machine
 from sfl.board import Board
 from sfl.config.node import PauseSettings
 from sfl.doctor.report import Check, size
+from sfl.errors import ConfigError
+from sfl.paths import expanded
 from sfl.pausing import blind_rules, decide
 
 LITTLE_MEMORY = 500_000_000
@@ -59,14 +61,18 @@ def check_memory(found: machine.Memory) -> Check:
 
 def check_disk(cache: Path) -> Check:
     """Room for what a device fetches from its edge."""
-    free = machine.free_disk(cache)
+    try:
+        place = expanded(cache, "cache_dir")
+    except ConfigError as error:
+        return Check("cache", "warning", f"{cache}: {error.problem}", error.fix)
+    free = machine.free_disk(place)
     short = free < LITTLE_DISK
     return Check(
         "cache",
         "warning" if short else "ok",
         f"{size(free)} free for {cache}",
         "Free some, or set the device's cache_dir to another disk." if short else "",
-        {"path": str(cache.expanduser()), "free_bytes": free},
+        {"path": str(place), "free_bytes": free},
     )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import signal
 import threading
 import time
@@ -119,7 +120,7 @@ def cloud_node(folder: Path, config: RunConfig) -> Node:
         "--set",
         f"run.id={folder.name!r}",
         "--set",
-        f"run.output_dir={str(folder.parent)!r}",
+        f"run.output_dir={json.dumps(str(folder.parent), ensure_ascii=False)}",
     ]
     node = _node("cloud", "cloud", folder, folder / "config.toml", config)
     node.options = (*options, *node.options, "--address-file", str(node.address_file))

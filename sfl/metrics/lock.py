@@ -18,6 +18,7 @@ from wsgiref.simple_server import WSGIRequestHandler, WSGIServer
 
 from sfl.config.node import MetricsSettings
 from sfl.errors import ConfigError
+from sfl.paths import expanded
 
 log = logging.getLogger(__name__)
 
@@ -40,10 +41,12 @@ class Lock:
         """What the settings ask for. Raises ConfigError."""
         tls, username, digest = None, "", b""
         if settings.cert is not None and settings.key is not None:
-            tls = _context(settings.cert.expanduser(), settings.key.expanduser())
+            tls = _context(
+                expanded(settings.cert, "metrics.cert"), expanded(settings.key, "metrics.key")
+            )
         if settings.username is not None and settings.password_file is not None:
             username = settings.username
-            digest = _digest(_password(settings.password_file.expanduser()))
+            digest = _digest(_password(expanded(settings.password_file, "metrics.password_file")))
             if tls is None and settings.host not in ("127.0.0.1", "::1", "localhost"):
                 log.warning(
                     "metrics.host = %s: the password travels unencrypted; add metrics.cert and key",

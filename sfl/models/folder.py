@@ -20,6 +20,7 @@ from sfl.models import FAMILIES
 from sfl.models.family import Family, Layout, Sizes, Task
 from sfl.models.hub import cached, fetch_from_hub
 from sfl.models.jsonfile import FIELD, read_object, refuse_pointer
+from sfl.paths import expanded, require_utf8
 from sfl.plan import Span
 
 DTYPE_BYTES = {"F64": 8, "F32": 4, "F16": 2, "BF16": 2, "I64": 8, "I32": 4, "U8": 1, "BOOL": 1}
@@ -93,7 +94,8 @@ def open_model(path_or_hub_name: str | Path, *, weights: bool = True) -> ModelFo
     ModelError: no such model, no safetensors, an unknown family, a broken file.
     """
     name = str(path_or_hub_name)
-    path = Path(name).expanduser()
+    require_utf8(name, FIELD)
+    path = expanded(name, FIELD)
     if not path.is_dir():
         if _is_path(name):
             raise ModelError(
@@ -117,7 +119,8 @@ def open_model(path_or_hub_name: str | Path, *, weights: bool = True) -> ModelFo
 
 def local_folder(name: str) -> Path | None:
     """The folder of a model where this machine has it, by path or by hub name; asks nobody."""
-    path = Path(name).expanduser()
+    require_utf8(name, FIELD)
+    path = expanded(name, FIELD)
     if path.is_dir():
         return path
     return None if _is_path(name) else cached(name)
