@@ -99,7 +99,9 @@ def test_what_an_edge_lists_leads_nowhere_out_of_the_cache(
         edge_pb2.FileEntry(name="config.json", sha256="b" * 64),
         edge_pb2.FileEntry(name=name, sha256=digest),
     ]
-    listing = SimpleNamespace(stub=lambda channel: lambda asked: edge_pb2.FileList(files=entries))
+    listing = SimpleNamespace(
+        stub=lambda channel: lambda asked, **_: edge_pb2.FileList(files=entries)
+    )
     monkeypatch.setattr(fetch, "EDGE_LIST_FILES", listing)
     with pytest.raises(ProtocolError, match="from the edge is no"):
         fetch_model(cast(Any, None), "pi", tmp_path / "cache", NodeStats("pi", "device"))

@@ -107,7 +107,7 @@ def test_a_folder_on_the_command_line_is_relative_to_where_it_is_typed(tmp_path:
     path = written(tmp_path / "run.toml", RUN)
     assert load_run(path, ["run.output_dir=elsewhere"]).run.output_dir == Path("elsewhere")
     plain = load_run(written(tmp_path / "b.toml", RUN.replace('output_dir = "out"', "")))
-    assert plain.run.output_dir == Path("runs")
+    assert plain.run.output_dir == Path.cwd() / "runs"
 
 
 def test_the_effective_settings_repeat_a_run_into_the_same_place(

@@ -15,7 +15,7 @@ from pydantic import BaseModel, ValidationError
 
 from sfl.config.base import Section
 from sfl.config.node import DeviceConfig, EdgeConfig
-from sfl.config.run import RunConfig
+from sfl.config.run import RunConfig, RunSection
 from sfl.errors import ConfigError
 from sfl.paths import require_utf8
 from sfl.textfile import NotText, read_text
@@ -32,6 +32,8 @@ def load_run(path: Path, overrides: Iterable[str] = ()) -> RunConfig:
     """
     table = _read(path)
     _anchor_folders(table, path.resolve().parent)
+    if isinstance(run := table.setdefault("run", {}), dict):
+        run.setdefault("output_dir", str(RunSection().output_dir.absolute()))
     table = with_overrides(table, overrides)
     _anchor_paths(table, path.resolve().parent)
     return _validate(RunConfig, table)
@@ -203,7 +205,10 @@ def _model_in(annotation: Any) -> type[BaseModel] | None:
 
 
 def _anchor_folders(table: dict[str, Any], folder: Path) -> None:
-    """Make absolute, in a file as it was read, the folders that are written to."""
+    """Make absolute, in a file as it was read, the folders that are written to.
+
+    A run that names none lies where the command is typed.
+    """
     sections = [table.get(name) for name in ("run", "edge", "device")]
     devices = table.get("devices")
     for section in [*sections, *(devices if isinstance(devices, list) else [])]:

@@ -33,7 +33,7 @@ LIST_TIMEOUT = 600.0
 
 
 def fetch_model(
-    channel: grpc.Channel, device: str, cache: Path, stats: NodeStats, silence: float
+    channel: grpc.Channel, device: str, cache: Path, stats: NodeStats, silence: float = 60.0
 ) -> Path:
     """A folder with the files of this device's span; only what the cache lacks is transferred.
 
