@@ -24,12 +24,13 @@ from sfl.aggregation import Contribution, make_strategy, verify
 from sfl.aggregation.contribution import Array
 from sfl.aggregation.examine import Examined, examine, not_finite
 from sfl.aggregation.shares import bounded
+from sfl.causes import cause_of
 from sfl.certificates.own import OwnCertificate
 from sfl.config import DeviceEntry, EdgeConfig, LocalDevice, RunConfig
 from sfl.config.node import Dtype, Quantised
 from sfl.errors import ProtocolError, RunFailed, SflError
 from sfl.extras import require_cryptography, require_opentelemetry
-from sfl.files import write_atomic
+from sfl.files import on_disk, write_atomic
 from sfl.logs import describe_node
 from sfl.metrics.prometheus import NodeCollector, serve_as_set
 from sfl.metrics.snapshot import NodeKind, NodeSnapshot
@@ -62,10 +63,11 @@ from sfl.rounds import (
     UpdatesRefused,
     Welcome,
 )
-from sfl.runs import write_effective
+from sfl.runs import stop_reason, write_effective
 from sfl.transport.chunks import adapter_bytes, adapter_frames, decode_adapter
 from sfl.transport.cloud_service import CloudService
 from sfl.transport.credentials import bind, new_server
+from sfl.transport.group import aside, watched
 from sfl.transport.signed import SignatureCheck
 from sfl.transport.spool import Spool
 from sfl.transport.wire import EXTENTS, STACK
@@ -106,6 +108,8 @@ class CloudAggregator:
         self._traces = self._step_traces()
         self._over: asyncio.Future[FinishRun] = asyncio.get_running_loop().create_future()
         self._aggregation: asyncio.Task[None] | None = None
+        self._failed_edges: set[str] = set()  # those whose stream is still to be closed
+        self._gone_edges: set[str] = set()
         describe_node(self._log_fields)
 
     # -- life -------------------------------------------------------------------------------------
@@ -120,15 +124,22 @@ class CloudAggregator:
         if address_file is not None:
             write_atomic(address_file, address)
         log.info("cloud of run %s listens on %s", self.run_id, address)
-        ticking = asyncio.create_task(self._tick())
-        end = FinishRun(False, "interrupted")
+        ticking = watched(self._tick(), self.failed)
+        end = FinishRun(False, "")
         try:
             with self._metrics():
                 end = await self._over
                 await self._dismiss(end)
+        except asyncio.CancelledError:
+            end = FinishRun(False, stop_reason(self.folder))
+            await self._dismiss(end, 3.0)  # whoever stops a process does not wait for long
+            raise
+        except Exception as error:
+            end = FinishRun(False, str(cause_of(error)))
+            raise
         finally:
             ticking.cancel()
-            self._finish_records(end)
+            end = self._finish_records(end)
             if self._traces is not None:
                 await asyncio.to_thread(self._traces.close)
             await server.stop(grace=1.0)
@@ -161,18 +172,25 @@ class CloudAggregator:
             self._show()
             await asyncio.sleep(TICK)
 
-    async def _dismiss(self, end: FinishRun) -> None:
+    async def _dismiss(self, end: FinishRun, seconds: float = 10.0) -> None:
         finish = edge_pb2.Finish(ok=end.ok, reason=end.reason)
         for edge in list(self.service.streams):
             self.service.post(edge, cloud_pb2.CloudMessage(finish=finish))
-        await self.service.drain(10.0)
+        await self.service.drain(seconds)
 
-    def _finish_records(self, end: FinishRun) -> None:
-        summary = self.records.close(end, self.stats.snapshot())
-        complete_adapters(self.folder, self.config, self._base_model(), summary)
+    def _finish_records(self, end: FinishRun) -> FinishRun:
+        """Leave the run's folder as it stays; a run that cannot be told of has not ended well."""
         self.spool.drop_all()
         if not self.config.run.keep_round_adapters:
             self.stacks.drop()
+        problem = self.records.close(end, self.coordinator, self.stats.snapshot())
+        if problem is not None and end.ok:
+            end = FinishRun(False, str(problem))
+            self.records.close(end, self.coordinator, self.stats.snapshot())
+        if self.records.summary is not None:
+            base = self._base_model()
+            complete_adapters(self.folder, self.config, base, self.records.summary)
+        return end
 
     def _show(self) -> None:
         self.records.show(self.coordinator, self.stats.snapshot())
@@ -180,9 +198,18 @@ class CloudAggregator:
     # -- the coordinator --------------------------------------------------------------------------
 
     def _happened(self, event: Event) -> None:
-        """Tell the coordinator, and do what it says."""
-        for command in self.coordinator.handle(event, time.monotonic()):
-            self._do(command)
+        """Tell the coordinator, and do what it says; what cannot be done ends the run."""
+        if self._over.done():
+            return
+        try:
+            for command in self.coordinator.handle(event, time.monotonic()):
+                self._do(command)
+        except Exception as error:  # noqa: BLE001 - no peer's fault, and half done
+            self.failed(cause_of(error))
+
+    def failed(self, error: SflError) -> None:
+        """What this process cannot get over ends the run."""
+        self._do(FinishRun(False, str(error)))
 
     @singledispatchmethod
     def _do(self, command: Command) -> None:
@@ -284,7 +311,7 @@ class CloudAggregator:
 
     @_do.register
     def _(self, command: Aggregate) -> None:
-        self._aggregation = asyncio.create_task(self._aggregate(command))
+        self._aggregation = watched(self._aggregate(command), self.failed)
 
     @_do.register
     def _(self, command: Evict) -> None:
@@ -314,7 +341,7 @@ class CloudAggregator:
         """Average what lies in the spool, off the loop, and keep the result."""
         began = time.time()
         try:
-            examined = await asyncio.to_thread(self._examine, command)
+            examined = await aside(self._examine, command)
             if (nearest := examined.verdict.nearest) is not None:
                 longest = "round %d: the longest update, of device %s, is %.3f of its bound"
                 log.info(longest, command.round, *nearest)
@@ -323,9 +350,10 @@ class CloudAggregator:
                 return
             for device, note in examined.verdict.notes.items():
                 self._do(Fault(command.round, device, note))
-            await asyncio.to_thread(self._average, command.round, examined)
-        except SflError as error:
-            self._do(FinishRun(False, f"round {command.round} could not be averaged: {error}"))
+            await aside(self._average, command.round, examined)
+        except Exception as error:  # noqa: BLE001 - ends the run, with its reason
+            reason = f"round {command.round} could not be averaged: {cause_of(error)}"
+            self._do(FinishRun(False, reason))
             return
         self.records.end_round(command.round, self.stats.snapshot())
         if self._traces is not None:
@@ -341,12 +369,13 @@ class CloudAggregator:
         ]
         progress = self.coordinator.progress
         steps = {device: progress[device].steps.count for device in command.contributions}
-        return examine(
-            contributions, steps, self.strategy, self.adapter, self.config, command.round
-        )
+        with on_disk(self.folder):
+            return examine(
+                contributions, steps, self.strategy, self.adapter, self.config, command.round
+            )
 
     def _average(self, round_: int, examined: Examined) -> None:
-        with self.stats.phases.measure("step"):
+        with self.stats.phases.measure("step"), on_disk(self.folder):
             merged = self.strategy.aggregate(examined.contributions, self.adapter)
             if (name := not_finite(merged)) is not None:
                 raise ProtocolError(f"{name} of the merged adapter holds NaN or infinite values")
@@ -368,7 +397,8 @@ class CloudAggregator:
     def _save(self, name: str) -> None:
         """Keep the global adapter: where rounds were folded into the bases, all of them."""
         assert self.manifest is not None
-        folded, rank = self.stacks.as_adapter()
+        with on_disk(self.folder):
+            folded, rank = self.stacks.as_adapter()
         base = {"base_model_name_or_path": self._base_model().name}
         config = {**self.manifest.peft_config, **rank, **base}
         save_adapter(self.folder / name, self.adapter | folded, config)
@@ -408,6 +438,7 @@ class CloudAggregator:
             self._save("adapters/round-0000")
         elif manifest.parameters != self.manifest.parameters:
             raise ProtocolError(f"edge {edge} has another model than the first edge")
+        self._gone_edges.discard(edge)
         self.stacks.joined(("edge", edge))
         self._happened(EdgeReady(edge, manifest.num_layers))
 
@@ -452,15 +483,31 @@ class CloudAggregator:
 
     def edge_lost(self, edge: str, reason: str) -> None:
         """An edge's stream is closed."""
-        if not self._over.done():
-            self._happened(EdgeLost(edge, reason))
+        if edge in self._failed_edges:
+            self._failed_edges.discard(edge)  # which was told when it said so
+            return
+        others = self._others(edge)
+        had = any(device.edge == edge for device in self.coordinator.devices.values())
+        self._happened(EdgeLost(edge, reason, final=had and not others))
 
     def edge_failed(self, edge: str, reason: str) -> None:
-        """An edge can't go on: neither can the run."""
-        self._do(FinishRun(False, reason))
+        """An edge can't go on; the run does, as long as enough devices have another one."""
+        if edge in self._failed_edges:
+            return
+        self._failed_edges.add(edge)
+        finish = edge_pb2.Finish(ok=False, reason=reason)
+        self.service.post(edge, cloud_pb2.CloudMessage(finish=finish))
+        self._happened(EdgeLost(edge, reason, final=not self._others(edge)))
+
+    def _others(self, edge: str) -> set[str]:
+        """The run's edges beside this one, which is gone: those that are here or may still come."""
+        self._gone_edges.add(edge)
+        return set(self.edges) - self._gone_edges
 
     def device_joined(self, edge: str, device: str) -> None:
         """A device asks to take part."""
+        if edge in self._failed_edges:
+            return
         self.stacks.joined(("device", device))
         self._happened(DeviceJoined(device, edge))
 

@@ -6,6 +6,7 @@ import logging
 from pathlib import Path
 
 from sfl.config import RunConfig
+from sfl.errors import DiskError
 from sfl.files import write_atomic
 from sfl.models.folder import local_folder
 from sfl.models.hub import hub_name
@@ -38,5 +39,5 @@ def complete_adapters(folder: Path, config: RunConfig, base: Base, summary: RunS
                 copy_tokenizer(model, adapter)
             card = model_card(summary, config.settings, base, best=name == "adapter_best")
             write_atomic(adapter / "README.md", card)
-        except OSError as error:
+        except (OSError, DiskError) as error:
             log.warning("%s has no tokenizer or no card: %s", adapter, error)

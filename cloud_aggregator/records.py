@@ -3,22 +3,27 @@
 from __future__ import annotations
 
 import logging
+import os
 import shutil
+import socket
 import time
-from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
+from typing import assert_never
 
-from sfl.config import RunConfig, dump_toml
+from sfl.causes import cause_of
+from sfl.config import RunConfig
 from sfl.data.example import DataNotes
-from sfl.files import write_atomic
+from sfl.errors import SflError
+from sfl.files import Reserve, on_disk
 from sfl.metrics.snapshot import NodeKind, NodeSnapshot
 from sfl.metrics.timeline import spans_from_json, watched_step
-from sfl.report.html import write_report
+from sfl.report.conclusion import RESERVE, write_conclusion
 from sfl.report.records import NodeRecord, Record, RecordFile, RoundRecord, SampleScore
 from sfl.report.status import DeviceStatus, RunPhase, RunStatus, ServerStatus
-from sfl.report.step import StepTimeline, ordered, since, timelines_to_json
-from sfl.report.summary import Fault, RunSummary, build_summary, evaluate
+from sfl.report.step import StepTimeline, ordered, since
+from sfl.report.summary import Fault, RunSummary, best_round, build_summary
 from sfl.rounds import Coordinator, FinishRun, Phase, StartRound
 from sfl.rounds import Fault as FaultCommand
 from sfl.v1 import edge_pb2, tensor_pb2
@@ -47,6 +52,25 @@ def _sample(report: tensor_pb2.RoundReport, plain_text: bool) -> SampleScore | N
     return SampleScore(own.loss_sum, own.num_targets, correct, own.num_examples)
 
 
+def shown_phase(phase: Phase) -> RunPhase:
+    """A coordinator's phase as the status calls it."""
+    match phase:
+        case Phase.WAITING:
+            return "waiting for devices"
+        case Phase.REHEARSAL:
+            return "timing steps"
+        case Phase.ROUND:
+            return "training"
+        case Phase.FINAL:
+            return "evaluating"
+        case Phase.AGGREGATING:
+            return "aggregating"
+        case Phase.OVER:
+            return "finished"
+        case unknown:
+            assert_never(unknown)
+
+
 class RunRecords:
     """`metrics.jsonl`, `status.json`, `summary.json`, `report.html` and the kept adapters."""
 
@@ -55,6 +79,8 @@ class RunRecords:
         self.folder = folder
         self.message = ""
         self.best_round: int | None = None
+        self.summary: RunSummary | None = None
+        self._reserve = Reserve(folder / RESERVE)
         self._file = RecordFile(folder / "metrics.jsonl")
         self._records: list[Record] = []
         self._snapshots: dict[NodeName, NodeSnapshot] = {}
@@ -66,6 +92,7 @@ class RunRecords:
         self._evaluated: dict[int, list[RoundRecord]] = {}
         self._participants: tuple[str, ...] = ()
         self._reported: set[str] = set()
+        self._sequence = 0
         self._round_began = self._began = time.monotonic()
         self._training_seconds = 0.0
 
@@ -163,26 +190,16 @@ class RunRecords:
         self._faults.append(Fault(fault.round, fault.device or "edge", fault.reason))
 
     def show(self, coordinator: Coordinator, cloud: NodeSnapshot) -> None:
-        """Write the status that the live view reads."""
-        phase = self._phase(coordinator)
+        """Write the status that the live view reads. Raises DiskError."""
         devices = tuple(self._device_status(e.name, coordinator) for e in self.config.devices)
-        edges = tuple(
-            ServerStatus.from_snapshot(snapshot)
-            for (kind, _), snapshot in sorted(self._snapshots.items())
-            if kind == "edge"
-        )
-        self._write_status(phase, coordinator.round, devices, edges, cloud)
+        self._write_status(shown_phase(coordinator.phase), coordinator.round, devices, cloud)
 
     def _write_status(
-        self,
-        phase: RunPhase,
-        round_: int,
-        devices: tuple[DeviceStatus, ...],
-        edges: tuple[ServerStatus, ...],
-        cloud: NodeSnapshot,
+        self, phase: RunPhase, round_: int, devices: tuple[DeviceStatus, ...], cloud: NodeSnapshot
     ) -> None:
         rounds = self.config.run.rounds
-        self._status = RunStatus(
+        self._sequence += 1
+        RunStatus(
             run_id=self.folder.name,
             phase=phase,
             round=min(round_, rounds),
@@ -190,22 +207,26 @@ class RunRecords:
             task=self.config.model.task,
             message=self.message,
             devices=devices,
-            edges=edges,
+            edges=tuple(
+                ServerStatus.from_snapshot(snapshot)
+                for (kind, _), snapshot in sorted(self._snapshots.items())
+                if kind == "edge"
+            ),
             cloud=ServerStatus.from_snapshot(cloud),
             faults=tuple(str(fault) for fault in self._faults),
             updated_at=time.time(),
-        )
-        self._status.write(self.folder / "status.json")
+            sequence=self._sequence,
+            pid=os.getpid(),
+            host=socket.gethostname(),
+        ).write(self.folder / "status.json")
 
-    def _phase(self, coordinator: Coordinator) -> RunPhase:
-        phases: Mapping[Phase, RunPhase] = {
-            Phase.WAITING: "waiting for devices",
-            Phase.ROUND: "training",
-            Phase.FINAL: "evaluating",
-            Phase.AGGREGATING: "aggregating",
-            Phase.OVER: "finished",
-        }
-        return phases[coordinator.phase]
+    def _last_word(self, end: FinishRun, coordinator: Coordinator, cloud: NodeSnapshot) -> None:
+        """The status that stays: nobody trains any more."""
+        self.message = end.reason
+        shown = (self._device_status(entry.name, coordinator) for entry in self.config.devices)
+        devices = tuple(device.at_end(end.ok) for device in shown)
+        phase: RunPhase = "finished" if end.ok else "failed"
+        self._write_status(phase, coordinator.round, devices, cloud)
 
     def _device_status(self, device: str, coordinator: Coordinator) -> DeviceStatus:
         snapshot = self._snapshots.get(("device", device), NodeSnapshot(device, "device"))
@@ -230,12 +251,9 @@ class RunRecords:
 
     def _choose_best(self) -> None:
         """The adapter with the least held-out loss, among those already evaluated."""
-        losses = {
-            round_: loss
-            for round_, records in self._evaluated.items()
-            if round_ > 0 and (loss := evaluate(r.on_sample for r in records).loss) is not None
-        }
-        if losses and (best := min(losses, key=lambda r: (losses[r], r))) != self.best_round:
+        records = (record for own in self._evaluated.values() for record in own)
+        best = best_round(records)
+        if best is not None and best != self.best_round:
             self.best_round = best
             self._replace("adapter_best", best)
         self._prune()
@@ -246,27 +264,55 @@ class RunRecords:
         if not source.is_dir():
             return
         aside, target = self.folder / f".{name}.new", self.folder / name
-        shutil.rmtree(aside, ignore_errors=True)
-        shutil.copytree(source, aside)
-        shutil.rmtree(target, ignore_errors=True)
-        aside.rename(target)
+        with on_disk(self.folder):
+            shutil.rmtree(aside, ignore_errors=True)
+            aside.mkdir()
+            for file in source.iterdir():
+                shutil.copyfile(file, aside / file.name)
+            shutil.rmtree(target, ignore_errors=True)
+            aside.rename(target)
 
     def _prune(self) -> None:
         """Keep only the adapters that may still turn out best, unless all are wanted."""
         if self.config.run.keep_round_adapters:
             return
         for folder in sorted((self.folder / "adapters").glob("round-*"))[:-1]:
-            shutil.rmtree(folder)
+            with on_disk(self.folder):
+                shutil.rmtree(folder)
 
     # -- at the end -----------------------------------------------------------------------------
 
-    def close(self, end: FinishRun, cloud: NodeSnapshot) -> RunSummary:
-        """Write the summary and the report, whichever way the run ended."""
+    def close(
+        self, end: FinishRun, coordinator: Coordinator, cloud: NodeSnapshot
+    ) -> SflError | None:
+        """Write the summary, the report and the last status, as far as that can be done.
+
+        Returns what kept any of it from being written.
+        """
         self.heard(cloud)
-        self._write_pending()
-        self._choose_best()
+        self._reserve.give_back()
+        problems: list[SflError] = []
+        for step in (
+            self._write_pending,
+            self._choose_best,
+            self._drop_adapters,
+            partial(self._last_word, end, coordinator, cloud),
+            partial(self._summarise, end),
+            self._file.close,
+        ):
+            try:
+                step()
+            except Exception as error:  # noqa: BLE001 - the next may still be written
+                problems.append(cause_of(error))
+        for problem in problems:
+            log.error("%s", problem)
+        return problems[0] if problems else None
+
+    def _drop_adapters(self) -> None:
         if not self.config.run.keep_round_adapters:
             shutil.rmtree(self.folder / "adapters", ignore_errors=True)
+
+    def _summarise(self, end: FinishRun) -> None:
         summary = build_summary(
             self.config.settings,
             self.folder.name,
@@ -280,21 +326,8 @@ class RunRecords:
             best_round=self.best_round,
             data=self._notes,
         )
-        summary.write(self.folder / "summary.json")
-        timelines = ordered(self._timelines)
-        write_atomic(self.folder / "timeline.json", timelines_to_json(timelines))
-        config = dump_toml(self.config)
-        write_report(self.folder / "report.html", summary, self._records, config, timelines)
-        self._file.close()
-        self.message = end.reason
-        status = replace(
-            self._status,
-            phase="finished" if end.ok else "failed",
-            message=end.reason,
-            faults=tuple(str(fault) for fault in self._faults),
-        )
-        status.write(self.folder / "status.json")
-        return summary
+        self.summary = summary
+        write_conclusion(self.folder, summary, self._records, self.config, self._timelines)
 
     def _write_pending(self) -> None:
         """Rounds that were trained and never evaluated still get their line."""
@@ -321,5 +354,3 @@ class RunRecords:
     def _write(self, record: Record) -> None:
         self._records.append(record)
         self._file.append(record)
-
-    _status = RunStatus("", "waiting for devices", 0, 0)

@@ -29,7 +29,7 @@ class Stacks:
         self._held: dict[Node, int] = {}
 
     def add(self, values: Mapping[str, Array]) -> None:
-        """Keep what the latest round gave. Raises OSError."""
+        """Keep what the latest round gave. Raises DiskError."""
         path = self._folder / f"round-{len(self._files) + 1:04d}.safetensors"
         write_atomic(path, safetensors.numpy.save(dict(values)))
         self._files.append(path)

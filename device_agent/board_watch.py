@@ -85,7 +85,11 @@ class BoardWatch:
 
     def _look(self) -> Board:
         """Read, decide, and tell what changed."""
-        board = read_board(self.root, self.settings.metered)
+        try:
+            board = read_board(self.root, self.settings.metered)
+        except Exception as error:  # noqa: BLE001 - no sensor ends a device, or its rests
+            log.warning("the board's sensors cannot be read: %s", error)
+            board = self.stats.board
         self.stats.board = board
         was = self._pause
         self._pause = decide(self.settings, board, datetime.now().time(), was)

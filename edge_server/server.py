@@ -15,9 +15,10 @@ from sfl.adapters.lora import LoraBank, build_manifest, given_values
 from sfl.adapters.manifest import AdapterManifest
 from sfl.adapters.names import belongs_to
 from sfl.adapters.rank import truncated
+from sfl.causes import cause_of
 from sfl.certificates.own import OwnCertificate
 from sfl.config import EdgeConfig, RunSettings
-from sfl.errors import LinkLost, NameInUse, Refused, RunFailed, SflError
+from sfl.errors import LinkLost, NameInUse, ProtocolError, Refused, RunFailed, SflError
 from sfl.files import writable_folder, write_atomic
 from sfl.logs import describe_node
 from sfl.metrics.prometheus import NodeCollector, serve_as_set
@@ -145,7 +146,10 @@ class EdgeServer:
     async def _follow_cloud(self, connect_timeout: float, address: str) -> None:
         """Do what the cloud says until it says that the run is over."""
         messages = self.cloud.join(connect_timeout)
-        settings = expect_settings(await anext(messages))
+        first = await anext(messages, None)
+        if first is None:
+            raise LinkLost("the cloud closed the stream before it said a word")
+        settings = expect_settings(first)
         self.run_id = settings.run_id
         if settings.challenge:
             self.service.challenge = edge_pb2.Challenge(
@@ -163,9 +167,10 @@ class EdgeServer:
             for task in (follow, watch, beat):
                 if task.done():
                     task.result()
-        except SflError as error:
-            await self._dismiss(False, str(error))
-            raise
+        except Exception as error:  # noqa: BLE001 - devices are told first, then it is raised
+            cause = cause_of(error)
+            await self._dismiss(False, str(cause))
+            raise cause from None
         finally:
             for task in (follow, watch, beat):
                 task.cancel()
@@ -181,6 +186,8 @@ class EdgeServer:
                     if not message.finish.ok:
                         raise RunFailed(message.finish.reason)
                     return
+                if body not in self._on_cloud:
+                    raise ProtocolError(f"{body or 'an empty message'} from the cloud was not due")
                 if (under_way := self._on_cloud[body](message)) is not None:
                     await under_way
                 if loading.done():
@@ -203,8 +210,8 @@ class EdgeServer:
         try:
             manifest, given = await self.engine.run(self._load_base)
             self.places = Places(self._choice.in_flight, ORDERS[self.config.order])
-        except SflError as error:
-            self.cloud.post(cloud_pb2.EdgeReportMessage(failure=str(error)))
+        except Exception as error:  # noqa: BLE001 - whatever it is, the cloud is to know
+            self.cloud.post(cloud_pb2.EdgeReportMessage(failure=str(cause_of(error))))
             return
         # Ahead of being ready, so that the cloud knows what changes arithmetic here.
         self._beat()
@@ -312,8 +319,8 @@ class EdgeServer:
     async def _fold(self, stack: dict[str, np.ndarray]) -> None:
         try:
             await self.engine.run(self.bank.fold, stack)
-        except SflError as error:
-            self.cloud.post(cloud_pb2.EdgeReportMessage(failure=str(error)))
+        except Exception as error:
+            self.cloud.post(cloud_pb2.EdgeReportMessage(failure=str(cause_of(error))))
             raise
 
     async def _begin_round(self, start: cloud_pb2.EdgeRoundStart, payload: Buffer) -> None:

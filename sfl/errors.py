@@ -15,7 +15,9 @@ SflError                     anything this project raises on purpose (exit code 
 │   │   └── NameInUse        somebody of that name is connected: a moment may mend it
 │   └── ProtocolError        a message that breaks the contract; closes its own stream only
 │       └── AdapterRefused   what comes of the round's adapter is nothing to compute with
+├── DiskError                a folder cannot be written or read: full, read-only, gone
 └── RunFailed                the run as a whole did not reach its end
+    └── OutOfMemory          a node had too little memory for its work
 """
 
 
@@ -94,3 +96,11 @@ class AdapterRefused(ProtocolError):
 
 class RunFailed(SflError):
     """A round closed with fewer than `min_devices`, or a node of the run failed."""
+
+
+class OutOfMemory(RunFailed):
+    """A node had too little memory for what it was to do."""
+
+
+class DiskError(SflError):
+    """A folder that this node writes to is full, read-only, gone, or may not be written."""

@@ -2,12 +2,28 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 
+from sfl.causes import disk_error
 from sfl.errors import ConfigError
 from sfl.paths import expanded
+
+
+@contextlib.contextmanager
+def on_disk(folder: Path, setting: str = "") -> Iterator[None]:
+    """Work on files in `folder`; what the system says of them is raised as one of ours.
+
+    The one place where that is done; `setting` is where the folder was named. Raises DiskError,
+    OutOfMemory.
+    """
+    try:
+        yield
+    except OSError as error:
+        raise disk_error(folder, error, setting) from None
 
 
 def writable_folder(path: Path, field: str, *, private: bool = False) -> Path:
@@ -35,23 +51,25 @@ def write_atomic(path: Path, content: str | bytes, *, durable: bool = True) -> N
     Makes missing folders. Text is written as UTF-8, what cannot be is escaped. With `durable` the
     data are on the disk when this returns; without (a live view's file) a power cut may lose them,
     never tear them.
-    One process writes a given path. Raises OSError, and leaves no temporary file behind.
+    One process writes a given path. Raises DiskError, and leaves no temporary file behind.
     """
     data = content.encode(errors="backslashreplace") if isinstance(content, str) else content
-    path.parent.mkdir(parents=True, exist_ok=True)
     aside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        with aside.open("wb") as file:
-            file.write(data)
-            file.flush()
-            if durable:
-                os.fsync(file.fileno())
-        aside.replace(path)
-    except OSError:
-        aside.unlink(missing_ok=True)
-        raise
-    if durable:
-        _sync_folder(path.parent)
+    with on_disk(path.parent):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            with aside.open("wb") as file:
+                file.write(data)
+                file.flush()
+                if durable:
+                    os.fsync(file.fileno())
+            aside.replace(path)
+        except OSError:
+            with contextlib.suppress(OSError):
+                aside.unlink(missing_ok=True)
+            raise
+        if durable:
+            _sync_folder(path.parent)
 
 
 def _sync_folder(folder: Path) -> None:
@@ -63,3 +81,19 @@ def _sync_folder(folder: Path) -> None:
         os.fsync(handle)
     finally:
         os.close(handle)
+
+
+class Reserve:
+    """Room on a disk that is held back, so that how a run ended can still be told on a full one."""
+
+    def __init__(self, path: Path, size: int = 1 << 18) -> None:
+        """Take `size` bytes. Raises DiskError."""
+        self._path = path
+        with on_disk(path.parent):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_bytes(os.urandom(size))  # which no file system can compress
+
+    def give_back(self) -> None:
+        """Leave the room to whoever writes next."""
+        with contextlib.suppress(OSError):
+            self._path.unlink(missing_ok=True)

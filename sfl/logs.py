@@ -48,7 +48,8 @@ class JsonLines(logging.Formatter):
 
 
 def start_logging(log_format: LogFormat = "text", level: str = "INFO") -> None:
-    """Log to stderr, one line an event."""
+    """Log to stderr, one line an event; a disk that takes no more lines stops nothing."""
+    logging.raiseExceptions = False
     handler = logging.StreamHandler(sys.stderr)
     if log_format == "json":
         handler.setFormatter(JsonLines())

@@ -6,6 +6,7 @@ Imported before torch, since OpenMP reads its settings when torch is loaded.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import ctypes
 import logging
 import os
@@ -14,6 +15,7 @@ from collections.abc import Callable, Coroutine
 from pathlib import Path
 
 from sfl import machine
+from sfl.causes import foreseen
 from sfl.errors import SflError
 
 log = logging.getLogger("sfl")
@@ -111,6 +113,9 @@ def run_node(body: Callable[[], None], error_file: Path | None = None) -> int:
         _leave(str(error), error_file)
         return error.exit_code
     except Exception as error:
+        if (known := foreseen(error)) is not None:
+            _leave(str(known), error_file)
+            return known.exit_code
         log.exception("this is a bug in sfl")
         _leave(f"{type(error).__name__}: {error} (a bug; the log has its traceback)", error_file)
         return 70
@@ -139,7 +144,8 @@ def run_loop(serve: Coroutine[object, object, None]) -> None:
 def _leave(reason: str, error_file: Path | None) -> None:
     log.error("%s", reason)
     if error_file is not None:
-        error_file.write_text(reason + "\n", encoding="utf-8")
+        with contextlib.suppress(OSError):  # its disk may be what ended this node
+            error_file.write_text(reason + "\n", encoding="utf-8")
 
 
 def _interrupt(signum: int, frame: object) -> None:

@@ -12,6 +12,9 @@ from sfl.errors import ConfigError
 from sfl.files import writable_folder, write_atomic
 from sfl.paths import require_utf8
 
+INTERRUPTED = "interrupted"
+STOP = Path("nodes") / "cloud.stop"
+
 EFFECTIVE_HEADER = """\
 # The settings of run {run_id} as they took effect, every default and every `auto` filled in.
 # `sfl run` on this file repeats the run: on the same CPU it gives the same adapter, bit for bit.
@@ -45,6 +48,19 @@ def write_effective(config: RunConfig, folder: Path) -> None:
     anonymous = config.model_copy(update=decided)
     header = EFFECTIVE_HEADER.format(run_id=folder.name)
     write_atomic(folder / "config.toml", header + dump_toml(anonymous))
+
+
+def stop_because(folder: Path, reason: str) -> None:
+    """Leave word for a run's cloud, before it is stopped from outside. Raises DiskError."""
+    write_atomic(folder / STOP, reason)
+
+
+def stop_reason(folder: Path) -> str:
+    """Why a cloud that is stopped from outside is stopped, by the word of whoever does it."""
+    try:
+        return (folder / STOP).read_text(encoding="utf-8").strip() or INTERRUPTED
+    except OSError:
+        return INTERRUPTED
 
 
 def load_for_cloud(path: Path, overrides: Iterable[str], insecure: bool) -> RunConfig:

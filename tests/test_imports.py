@@ -17,6 +17,7 @@ LEVELS = (
     (
         "sfl",
         "sfl.errors",
+        "sfl.causes",
         "sfl.keys",
         "sfl.plan",
         "sfl.files",
@@ -46,6 +47,9 @@ SAME_LEVEL = {
     ("sfl.config", "sfl.plan"),
     ("sfl.plan", "sfl.errors"),
     ("sfl.process", "sfl.errors"),
+    ("sfl.process", "sfl.causes"),
+    ("sfl.causes", "sfl.errors"),
+    ("sfl.files", "sfl.causes"),
     ("sfl.extras", "sfl.errors"),
     ("sfl.watched", "sfl.errors"),
     ("sfl.files", "sfl.errors"),

@@ -191,6 +191,43 @@ sys.stdout.write(f"{use.resident} {use.peak_resident} {use.accelerator}")
     assert memory_use().resident <= memory_use().peak_resident
 
 
+def test_a_snapshot_needs_no_file() -> None:
+    """A node that has run out of file descriptors goes on, and its heartbeats with it."""
+    code = """
+import contextlib, os, resource, sys
+from pathlib import Path
+from sfl.metrics.stats import NodeStats
+stats = NodeStats("n", "edge")
+known = stats.snapshot().resident_bytes
+resource.setrlimit(resource.RLIMIT_NOFILE, (64, 64))
+with contextlib.suppress(OSError):
+    while True:
+        os.open("/dev/null", os.O_RDONLY)
+snapshot = stats.snapshot()
+stats.snapshot().to_json()
+NodeStats("new", "cloud").snapshot().to_json()
+sys.stdout.write(f"{known} {snapshot.resident_bytes}")
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    known, shown = map(int, done.stdout.split())
+    assert shown == known > 0
+
+
+@pytest.mark.parametrize("error", [OSError(24, "Too many open files"), RuntimeError("CUDA error")])
+def test_a_snapshot_survives_what_cannot_be_measured(
+    monkeypatch: pytest.MonkeyPatch, error: Exception
+) -> None:
+    stats = NodeStats("n", "device")
+    known = stats.snapshot()
+
+    def broken() -> None:
+        raise error
+
+    monkeypatch.setattr("sfl.metrics.stats.memory_use", broken)
+    assert stats.snapshot().resident_bytes == known.resident_bytes
+
+
 def test_memory_is_known_without_proc(monkeypatch: pytest.MonkeyPatch) -> None:
     expected = memory_use()
     monkeypatch.setattr("sfl.metrics.memory._STATUS", Path("/nowhere/status"))

@@ -15,7 +15,7 @@ from report_sample import HOMES, sample_records, sample_settings, sample_snapsho
 from rich.console import Console
 
 from sfl.data.example import DataNotes
-from sfl.errors import ProtocolError, UserError
+from sfl.errors import DiskError, ProtocolError, UserError
 from sfl.files import write_atomic
 from sfl.metrics import NodeSnapshot
 from sfl.metrics.snapshot import ROLES
@@ -89,7 +89,7 @@ def test_a_write_is_whole_and_leaves_nothing_beside_it(tmp_path: Path) -> None:
     assert path.read_bytes() == b"second"
     assert [entry.name for entry in path.parent.iterdir()] == ["file.json"]
     (path.parent / "folder").mkdir()
-    with pytest.raises(OSError):
+    with pytest.raises(DiskError, match=str(path.parent)):
         write_atomic(path.parent / "folder", "a file cannot replace a folder")
     assert sorted(entry.name for entry in path.parent.iterdir()) == ["file.json", "folder"]
 

@@ -140,7 +140,7 @@ def test_a_round_with_too_few_devices_ends_the_run() -> None:
     coordinator.handle(DeviceLost("d1", "killed"), 1.0)
     (end,) = deliver(coordinator, "d2")
     assert not end.ok
-    assert "1 of at least 2" in end.reason
+    assert end.reason == ("round 1 closed with 1 of at least 2 devices; d0: killed; d1: killed")
 
 
 def test_late_devices_are_left_out_at_the_deadline() -> None:
@@ -214,7 +214,78 @@ def test_a_lost_edge_takes_its_devices_along() -> None:
     coordinator, _ = joined(settings())
     commands = coordinator.handle(EdgeLost("e", "killed"), 1.0)
     assert [c.device for c in commands if isinstance(c, Fault)] == ["", "d0", "d1", "d2"]
-    assert isinstance(commands[-1], FinishRun)
+    # The edge is the reason, not each of its devices.
+    assert commands[-1] == FinishRun(
+        False, "round 1 closed with 0 of at least 2 devices; edge e: killed"
+    )
+
+
+def test_the_only_edge_lost_while_devices_join_is_not_waited_for() -> None:
+    coordinator = Coordinator(settings(), now=0.0)
+    coordinator.handle(EdgeReady("e", 4), 0.0)
+    coordinator.handle(DeviceJoined("d0", "e"), 0.0)
+    *_, end = coordinator.handle(EdgeLost("e", "killed", final=True), 1.0)
+    assert end == FinishRun(False, "no edge is left; edge e: killed")
+
+
+def test_where_another_edge_may_come_its_loss_is_the_reason_in_the_end() -> None:
+    coordinator = Coordinator(settings(network={"join_timeout": 30.0}), now=0.0)
+    coordinator.handle(EdgeReady("e", 4), 0.0)
+    assert not any(
+        isinstance(command, FinishRun) for command in coordinator.handle(EdgeLost("e", "cut"), 1.0)
+    )
+    (end,) = coordinator.handle(Tick(), 30.0)
+    assert end.reason.endswith("missing: d0, d1, d2; edge e: cut")  # and no advice to wait longer
+
+
+def test_who_came_back_is_no_reason() -> None:
+    coordinator, _ = joined(settings())
+    coordinator.handle(DeviceLost("d0", "cut"), 1.0)
+    coordinator.handle(DeviceJoined("d0", "e"), 1.0)
+    coordinator.handle(DeviceLost("d1", "killed"), 1.0)
+    (end,) = deliver(coordinator, "d2")
+    assert end.reason.endswith("devices; d1: killed")
+
+
+def test_averaging_has_a_deadline() -> None:
+    coordinator, _ = joined(settings(network={"round_timeout": 10.0}))
+    for device in ("d0", "d1", "d2"):
+        commands = deliver(coordinator, device)
+    assert isinstance(commands[-1], Aggregate)
+    assert coordinator.handle(Tick(), 10.0) == []
+    (end,) = coordinator.handle(Tick(), 11.0)
+    assert end == FinishRun(False, "round 1 was not averaged within round_timeout (10 s)")
+
+
+def evaluating(count: int = 3) -> Coordinator:
+    """A run whose rounds are closed, and whose last adapter is being evaluated."""
+    coordinator, _ = joined(settings(count))
+    for _ in range(2):
+        for number in range(count):
+            deliver(coordinator, f"d{number}")
+        coordinator.handle(AdapterReady(coordinator.round), 1.0)
+    assert coordinator.phase is Phase.FINAL
+    return coordinator
+
+
+def test_a_last_adapter_that_nobody_evaluated_is_no_success() -> None:
+    *_, end = evaluating().handle(EdgeLost("e", "killed", final=True), 2.0)
+    assert end == FinishRun(
+        False,
+        "every round closed, but 0 of at least 2 devices evaluated the last adapter; "
+        "edge e: killed",
+    )
+
+
+@pytest.mark.parametrize(("lost", "ok"), [(("d0",), True), (("d0", "d1"), False)])
+def test_the_last_evaluation_counts_its_devices_too(lost: tuple[str, ...], ok: bool) -> None:
+    coordinator = evaluating()
+    for device in lost:
+        coordinator.handle(DeviceLost(device, "killed"), 2.0)
+    left = [f"d{number}" for number in range(3) if f"d{number}" not in lost]
+    for device in left:
+        *_, end = coordinator.handle(ReportReceived(device, 3), 2.0) or [None]
+    assert isinstance(end, FinishRun) and end.ok is ok, end
 
 
 @pytest.mark.parametrize(("device", "words"), [("x", "known: d0, d1, d2"), ("d0", "already")])
@@ -277,7 +348,8 @@ def test_too_few_are_left_when_updates_are_refused() -> None:
     for n in range(3):
         deliver(coordinator, f"d{n}")
     *_, end = coordinator.handle(UpdatesRefused(1, {"d1": "a", "d2": "b"}), 2.0)
-    assert end == FinishRun(False, "round 1 closed with 1 of at least 2 devices")
+    refused = "d1: a (strike 1 of 3); d2: b (strike 1 of 3)"
+    assert end == FinishRun(False, f"round 1 closed with 1 of at least 2 devices; {refused}")
 
 
 def test_after_so_many_strikes_a_device_is_out_for_good_and_told_why() -> None:
@@ -465,7 +537,8 @@ def test_too_few_in_rehearsal_end_the_run() -> None:
     coordinator.handle(Rehearsed("d0", (3.0, 2.0, 1.0)), 1.0)
     coordinator.handle(DeviceLost("d1", "gone"), 1.0)
     *_, end = coordinator.handle(DeviceLost("d2", "gone"), 1.0)
-    assert end == FinishRun(False, "1 of at least 2 devices timed their steps")
+    lost = "d1: gone; d2: gone"
+    assert end == FinishRun(False, f"1 of at least 2 devices timed their steps; {lost}")
 
 
 def test_codecs_are_tried_from_the_smallest_and_each_device_gets_its_own() -> None:

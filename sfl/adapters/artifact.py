@@ -22,7 +22,7 @@ CONFIG = "adapter_config.json"
 def save_adapter(
     folder: Path, values: Mapping[str, npt.NDArray[Any]], peft_config: Mapping[str, Any]
 ) -> None:
-    """Write both files, each in one step; PEFT loads the folder. Raises OSError."""
+    """Write both files, each in one step; PEFT loads the folder. Raises DiskError."""
     arrays = {name: np.ascontiguousarray(values[name], np.float32) for name in sorted(values)}
     config = json.dumps(dict(peft_config), indent=2, sort_keys=True) + "\n"
     write_atomic(folder / CONFIG, config)

@@ -75,6 +75,11 @@ class Node:
         assert self.process is not None
         return self.process.exitcode
 
+    @property
+    def running(self) -> bool:
+        """Whether it was started and has not ended."""
+        return self.process is not None and self.process.is_alive()
+
     def failure(self) -> str:
         """Why it ended, in its own words where it left any."""
         if self.error_file.exists():
@@ -101,7 +106,7 @@ class Node:
 
     def ask_to_stop(self) -> None:
         """Send SIGTERM, if it still runs."""
-        if self.process is not None and self.process.is_alive():
+        if self.process is not None and self.running:
             self.process.terminate()
 
     def await_end(self, deadline: float) -> None:

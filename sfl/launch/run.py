@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import math
 import shutil
 import subprocess
 import sys
@@ -26,14 +28,16 @@ from sfl.models.folder import ModelFolder, check_length, open_model
 from sfl.models.vocabulary import check_tokenizer
 from sfl.plan import SplitPlan
 from sfl.process import cores, quiet_environment
+from sfl.report.conclusion import conclude
 from sfl.report.status import RunStatus
-from sfl.runs import open_run_folder
+from sfl.runs import INTERRUPTED, open_run_folder, stop_because
 
 CONNECT_TIMEOUT = 15.0
 KEPT_HEAP_BYTES = 2_000_000_000
 """Free memory for each device from which on devices keep their heaps while they train."""
 LEAVE_TIMEOUT = 5.0
 STOP_TIMEOUT = 10.0
+VERDICT = 5.0  # seconds in which the cloud makes something of a node that was lost
 POLL = 0.1
 
 Watch = Callable[[RunStatus], None]
@@ -55,16 +59,22 @@ def run_on_this_machine(
     folder = open_run_folder(config)
     started(folder)
     nodes: list[Node] = []
+    began, reason = time.monotonic(), INTERRUPTED
     try:
         if tls:
             issue_for_run(config, folder)
         _start(config, folder, nodes, watch)
         _await_end(config, folder, nodes, watch)
         _let_end(nodes)
+    except SflError as error:
+        reason = str(error)
+        raise
     finally:
-        _stop(nodes)
+        _stop(nodes, folder, reason)
         if tls:
             shutil.rmtree(folder / CERTIFICATES, ignore_errors=True)
+        with contextlib.suppress(SflError):  # the disk is full: then it is the reason, too
+            conclude(folder, config, reason, time.monotonic() - began)
     return folder
 
 
@@ -253,14 +263,19 @@ def _start(config: RunConfig, folder: Path, nodes: list[Node], watch: Watch) -> 
 def _await_end(config: RunConfig, folder: Path, nodes: list[Node], watch: Watch) -> None:
     """Watch until the cloud has ended. Raises RunFailed or what a node's mistake was."""
     cloud, edge, *devices = nodes
-    seen, began = 0.0, time.monotonic()
+    seen, began = 0, time.monotonic()
+    given_up = math.inf
     while cloud.exit_code() is None:
         status = RunStatus.read(folder / "status.json")
-        if status is not None and status.updated_at > seen:
-            seen = status.updated_at
+        if status is not None and status.sequence != seen:
+            seen = status.sequence
             watch(with_wait(status, time.monotonic() - began))
         _raise_mistakes(nodes)
-        _raise_lost(config, edge, devices)
+        if (lost := _lost(config, edge, devices)) is not None:
+            # The cloud sees it too; what it makes of it stands in all that it leaves behind.
+            given_up = min(given_up, time.monotonic() + VERDICT)
+            if time.monotonic() > given_up:
+                raise RunFailed(lost)
         time.sleep(POLL)
     final = RunStatus.read(folder / "status.json")
     if final is not None:
@@ -268,7 +283,16 @@ def _await_end(config: RunConfig, folder: Path, nodes: list[Node], watch: Watch)
     if cloud.exit_code() != 0:
         # What the cloud says of the run speaks for itself; its own death needs its name.
         died = "" if cloud.error_file.exists() else "cloud: "
-        raise RunFailed(f"{died}{cloud.failure()}")
+        raise RunFailed(f"{died}{cloud.failure()}{_killed([edge, *devices])}")
+
+
+def _killed(nodes: list[Node]) -> str:
+    """Who could not say itself why it ended, as the end of a sentence."""
+    return "".join(
+        f"; {node.kind} {node.name}: {node.failure()}"
+        for node in nodes
+        if node.exit_code() not in (None, 0) and not node.error_file.exists()
+    )
 
 
 def with_wait(status: RunStatus, seconds: float) -> RunStatus:
@@ -287,15 +311,16 @@ def _raise_mistakes(nodes: list[Node]) -> None:
             raise Mistake(f"{node.kind} {node.name}: {node.failure()}")
 
 
-def _raise_lost(config: RunConfig, edge: Node, devices: list[Node]) -> None:
-    """Nothing is restarted, so a run that cannot reach its end is over."""
+def _lost(config: RunConfig, edge: Node, devices: list[Node]) -> str | None:
+    """Nothing is restarted, so a run that cannot reach its end is over; why it cannot."""
     if edge.exit_code() not in (None, 0):
-        raise RunFailed(f"edge {edge.name}: {edge.failure()}")
+        return f"edge {edge.name}: {edge.failure()}"
     ended = [device for device in devices if device.exit_code() not in (None, 0)]
     left = len(devices) - len(ended)
-    if left < config.min_devices:
-        reasons = "; ".join(f"device {device.name}: {device.failure()}" for device in ended)
-        raise RunFailed(f"{left} of at least {config.min_devices} devices are left; {reasons}")
+    if left >= config.min_devices:
+        return None
+    reasons = "; ".join(f"device {device.name}: {device.failure()}" for device in ended)
+    return f"{left} of at least {config.min_devices} devices are left; {reasons}"
 
 
 def _let_end(nodes: list[Node]) -> None:
@@ -305,9 +330,14 @@ def _let_end(nodes: list[Node]) -> None:
         time.sleep(POLL)
 
 
-def _stop(nodes: list[Node]) -> None:
-    """Devices, then the edge, then the cloud; nothing outlives this."""
+def _stop(nodes: list[Node], folder: Path, reason: str) -> None:
+    """The cloud first, which tells everybody why; then who is left. Nothing outlives this."""
     deadline = time.monotonic() + STOP_TIMEOUT
+    if nodes and nodes[0].running:
+        with contextlib.suppress(SflError):  # its disk is full
+            stop_because(folder, reason)
+        nodes[0].ask_to_stop()
+        _let_end(nodes)
     for node in reversed(nodes):
         node.ask_to_stop()
     for node in reversed(nodes):

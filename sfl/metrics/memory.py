@@ -29,8 +29,14 @@ class MemoryUse:
     limit_used: int
 
 
+UNKNOWN = MemoryUse(0, 0, 0, 0, 0)
+
+
 def memory_use() -> MemoryUse:
-    """Memory of this process now, and its highest resident size since it started."""
+    """Memory of this process now, and its highest resident size since it started.
+
+    Raises OSError and others where the system does not tell.
+    """
     resident, peak = _from_proc(_STATUS) or _portable()
     lent = machine.memory()
     if lent.limit is None:

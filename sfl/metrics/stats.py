@@ -7,6 +7,7 @@ One thread writes the plain fields of a NodeStats; bytes and phases may be writt
 from __future__ import annotations
 
 import bisect
+import logging
 import math
 import threading
 import time
@@ -14,7 +15,7 @@ from collections.abc import Callable
 from types import TracebackType
 
 from sfl.board import Board
-from sfl.metrics.memory import memory_use
+from sfl.metrics.memory import UNKNOWN, MemoryUse, memory_use
 from sfl.metrics.snapshot import (
     BUCKETS,
     KINDS,
@@ -46,6 +47,8 @@ __all__ = [
     "PhaseTotals",
     "Role",
 ]
+
+log = logging.getLogger(__name__)
 
 _RATE_STEPS = 16  # tokens/s is taken over the round's last so many steps
 
@@ -214,6 +217,7 @@ class NodeStats:
         self.bytes = ByteCount()
         self.phases = PhaseTimes()
         self._clock = clock
+        self._memory = UNKNOWN
         self._recent: tuple[tuple[float, int], ...] = ()  # (when, tokens) of the last steps
 
     def start_round(self, round_number: int, steps: int) -> None:
@@ -239,9 +243,20 @@ class NodeStats:
         seconds = recent[-1][0] - recent[0][0]
         return sum(tokens for _, tokens in recent[1:]) / seconds if seconds > 0 else 0.0
 
+    def _memory_use(self) -> MemoryUse:
+        """This process's memory, or what was last known of it: no node ends for a statistic.
+
+        Without a free file descriptor nothing of it can be read, and a GPU that failed tells none.
+        """
+        try:
+            self._memory = memory_use()
+        except Exception as error:  # noqa: BLE001 - whatever keeps it from being known
+            log.debug("memory is not known: %s", error)
+        return self._memory
+
     def snapshot(self) -> NodeSnapshot:
         """Everything at one moment, with this process's memory."""
-        memory, board = memory_use(), self.board
+        memory, board = self._memory_use(), self.board
         return NodeSnapshot(
             name=self.name,
             kind=self.kind,

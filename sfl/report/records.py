@@ -10,6 +10,7 @@ from types import TracebackType
 from typing import Any, Self
 
 from sfl.errors import ProtocolError, UserError
+from sfl.files import on_disk
 from sfl.metrics.snapshot import NodeSnapshot
 
 _SCORES = ("train_loss", "eval_loss_sum", "eval_targets", "eval_correct", "eval_examples")
@@ -94,13 +95,18 @@ class RecordFile:
     """`metrics.jsonl`, appended to as the run goes; a context, or `close` it."""
 
     def __init__(self, path: Path) -> None:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        self._file = path.open("a", encoding="utf-8")
+        self._folder = path.parent
+        with on_disk(self._folder):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            # Without a buffer nothing is left to be written when it is closed on a full disk.
+            self._file = path.open("ab", buffering=0)
 
     def append(self, record: Record) -> None:
-        """Write one line, and hand it to the system before returning."""
-        self._file.write(json.dumps(_to_dict(record), allow_nan=False) + "\n")
-        self._file.flush()
+        """Write one line, and hand it to the system before returning. Raises DiskError."""
+        line = json.dumps(_to_dict(record), allow_nan=False).encode() + b"\n"
+        with on_disk(self._folder):
+            while line:  # a disk that is nearly full takes a part
+                line = line[self._file.write(line) :]
 
     def close(self) -> None:
         """Close the file."""

@@ -5,6 +5,8 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
+import os
+import socket
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -15,6 +17,7 @@ from sfl.metrics.snapshot import NodeSnapshot
 RunPhase = Literal[
     "starting",
     "waiting for devices",
+    "timing steps",
     "evaluating",
     "training",
     "aggregating",
@@ -23,12 +26,16 @@ RunPhase = Literal[
 ]
 
 
+STALE_AFTER = 30.0
+"""Seconds without a new status after which a cloud on another machine counts as gone."""
+
+
 @dataclass(frozen=True, slots=True)
 class DeviceStatus:
     """One device as the live view shows it; sizes in bytes.
 
-    `state` is a word or two, such as "training", "waiting", "lost"; `eval_*` are of the adapter of
-    round `eval_round`.
+    `state` is a word or two, such as "training", "waiting", "lost"; once the run has ended one of
+    "done", "stopped", "lost", "never joined". `eval_*` are of the adapter of round `eval_round`.
     """
 
     name: str
@@ -64,6 +71,12 @@ class DeviceStatus:
             peak_resident_bytes=snapshot.peak_resident_bytes,
         )
 
+    def at_end(self, ok: bool) -> DeviceStatus:
+        """As it stays once the run has ended, well or not: nobody trains any more."""
+        ended = {"lost": "lost", "not here yet": "never joined"}
+        state = ended.get(self.state, "done" if ok else "stopped")
+        return dataclasses.replace(self, state=state)
+
 
 @dataclass(frozen=True, slots=True)
 class ServerStatus:
@@ -95,6 +108,28 @@ class RunStatus:
     faults: tuple[str, ...] = ()
     updated_at: float = 0.0
     """Unix seconds at which it was written."""
+    sequence: int = 0
+    """Grows by one with every writing, whatever the clock does."""
+    pid: int = 0
+    """The cloud's process, on `host`."""
+    host: str = ""
+
+    @property
+    def over(self) -> bool:
+        """Whether the run has ended, by its own word."""
+        return self.phase in ("finished", "failed")
+
+    def abandoned(self, now: float) -> bool:
+        """Whether it speaks of a run that is none any more: its cloud is gone without a word.
+
+        A cloud writes twice a second. On its own machine its process is looked for, elsewhere
+        `now` (Unix seconds) may be `STALE_AFTER` seconds later.
+        """
+        if self.over or self.phase == "starting":
+            return False
+        if self.host == socket.gethostname() and self.pid:
+            return not _alive(self.pid)
+        return now - self.updated_at > STALE_AFTER
 
     def write(self, path: Path) -> None:
         """Replace `path` by this status; a reader sees the old one or this one, whole."""
@@ -103,10 +138,10 @@ class RunStatus:
 
     @classmethod
     def read(cls, path: Path) -> RunStatus | None:
-        """The status in `path`; None where the run has written none yet."""
+        """The status in `path`; None where the run has written none yet, or its disk is gone."""
         try:
             values = json.loads(path.read_text(encoding="utf-8"))
-        except FileNotFoundError:
+        except OSError:
             return None
         return cls.from_dict(values)
 
@@ -120,6 +155,16 @@ class RunStatus:
             "faults": tuple(values["faults"]),
         }
         return cls(**(values | nested))
+
+
+def _alive(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:  # somebody else's
+        return True
+    return True
 
 
 def _without_nan(value: Any) -> Any:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -35,6 +36,13 @@ class Fault:
 
     def __str__(self) -> str:
         return f"round {self.round}, {self.node}: {self.problem}"
+
+    @classmethod
+    def parse(cls, text: str) -> Fault:
+        """The inverse of `str`; what was never a fault's becomes one of round 0."""
+        if (found := re.fullmatch(r"round (\d+), ([^:]*): (.*)", text, re.DOTALL)) is None:
+            return cls(0, "", text)
+        return cls(int(found[1]), found[2], found[3])
 
 
 @dataclass(frozen=True, slots=True)
@@ -290,6 +298,21 @@ def evaluate(records: Iterable[RoundRecord], devices: Iterable[str] | None = Non
     targets = sum(record.eval_targets for record in scored)
     loss = math.fsum(record.eval_loss_sum for record in scored) / targets
     return Evaluation(loss, _accuracy(scored), tuple(record.device for record in scored))
+
+
+def best_round(records: Iterable[RoundRecord]) -> int | None:
+    """The round whose adapter has the least held-out loss, the earliest of equals.
+
+    By the part of each score that rounds can be compared by.
+    """
+    rounds: dict[int, list[RoundRecord]] = {}
+    for record in records:
+        if record.round > 0:
+            rounds.setdefault(record.round, []).append(record.on_sample)
+    losses = {
+        round_: loss for round_, own in rounds.items() if (loss := evaluate(own).loss) is not None
+    }
+    return min(losses, key=lambda r: (losses[r], r), default=None)
 
 
 def _accuracy(scored: Sequence[RoundRecord]) -> float | None:

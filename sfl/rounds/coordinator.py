@@ -8,10 +8,10 @@ with the next.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from enum import StrEnum
 from functools import singledispatchmethod
+from typing import assert_never
 
 from sfl.config import RunSettings
 from sfl.errors import ConfigError
@@ -103,6 +103,8 @@ class Coordinator:
         self.strikes = Strikes(settings.aggregation.strikes)
         self._cannot_compute: dict[str, str] = {}  # with the open round's adapter, and why
         self._rehearsal: Rehearsal | None = None
+        self._losses: dict[str, str] = {}  # why who is not there now was lost
+        self._no_edge = False  # no device can come any more
         self._deadline = now + settings.network.join_timeout
         self._grace_ends = math.inf  # for those who are not there when enough are
         self._now = now
@@ -125,6 +127,8 @@ class Coordinator:
                 f"{self.num_layers}: all edges need the same model",
             )
         self.num_layers = event.num_layers
+        self._no_edge = False
+        self._losses.pop(f"edge {event.edge}", None)
         try:
             for entry in self.settings.devices:
                 SplitPlan(
@@ -140,6 +144,9 @@ class Coordinator:
         commands: list[Command] = [Fault(self.round, "", f"edge {event.edge}: {event.reason}")]
         for name in sorted(lost):
             commands += self._lose(name, f"its edge {event.edge} was lost")
+            del self._losses[name]  # for the edge's reason
+        self._losses[f"edge {event.edge}"] = event.reason
+        self._no_edge = event.final
         return commands + self._advance()
 
     @_on.register
@@ -155,6 +162,7 @@ class Coordinator:
             reason = f"a device named {event.device!r} is connected already, at edge {at}"
             return [Refuse(event.device, event.edge, reason, in_use=True)]
         self.devices[event.device] = Device(event.edge)
+        self._losses.pop(event.device, None)
         return [Welcome(event.device)]
 
     @_on.register
@@ -240,24 +248,38 @@ class Coordinator:
             self._cannot_compute[name] = reason
         if name in self.progress and not self.progress[name].done:
             del self.progress[name]
-        return [Fault(self.round, name, self.strikes.note(name, cause, reason))]
+        self._losses[name] = said = self.strikes.note(name, cause, reason)
+        return [Fault(self.round, name, said)]
 
     def _send_away(self, name: str, reason: str, cause: Cause) -> list[Command]:
         """Leave a device out of the open round, whatever it delivered, and close its stream."""
-        said = self.strikes.note(name, cause, reason)
+        self._losses[name] = said = self.strikes.note(name, cause, reason)
         self.progress.pop(name, None)
         self.devices.pop(name, None)
         return [Evict(name, said), Fault(self.round, name, said)]
 
+    def _because(self) -> str:
+        """Who is missing, and why, as the end of a sentence."""
+        lost = self._losses.items()
+        return "".join(f"; {who}: {why}" for who, why in lost if who not in self._cannot_compute)
+
     def _advance(self) -> list[Command]:
         """Do what the state allows: begin a round, close it, or give up."""
-        step: dict[Phase, Callable[[], list[Command]]] = {
-            Phase.WAITING: self._while_waiting,
-            Phase.REHEARSAL: self._while_rehearsing,
-            Phase.ROUND: self._while_training,
-            Phase.FINAL: self._while_evaluating,
-        }
-        return step.get(self.phase, list)()
+        match self.phase:
+            case Phase.WAITING:
+                return self._while_waiting()
+            case Phase.REHEARSAL:
+                return self._while_rehearsing()
+            case Phase.ROUND:
+                return self._while_training()
+            case Phase.FINAL:
+                return self._while_evaluating()
+            case Phase.AGGREGATING:
+                return self._while_aggregating()
+            case Phase.OVER:
+                return []
+            case unknown:
+                assert_never(unknown)
 
     def _while_waiting(self) -> list[Command]:
         ready = sorted(name for name, device in self.devices.items() if device.ready)
@@ -276,13 +298,16 @@ class Coordinator:
                 self._rehearsal = rehearsal
                 return [*missed, self._rehearse(rehearsal)]
             return [*missed, self._start(ready)]
+        if self._no_edge:
+            return self._finish(False, f"no edge is left{self._because()}")
         if late:
             waited = self.settings.network.join_timeout
+            slow = "; where a model takes longer to read, raise network.join_timeout"
             return self._finish(
                 False,
                 f"{len(ready)} of at least {self.settings.min_devices} devices were "
-                f"ready after {waited:g} s; missing: {', '.join(absent)}; where a model takes "
-                "longer to read, raise network.join_timeout",
+                f"ready after {waited:g} s; missing: {', '.join(absent)}"
+                f"{self._because() or slow}",
             )
         return [Report(f"waiting for {', '.join(absent)}")]
 
@@ -317,7 +342,8 @@ class Coordinator:
         rehearsal.keep(self.devices)
         there = len(rehearsal.devices)
         if there < self.settings.min_devices:
-            reason = f"{there} of at least {self.settings.min_devices} devices timed their steps"
+            least = self.settings.min_devices
+            reason = f"{there} of at least {least} devices timed their steps{self._because()}"
             return [*commands, *self._finish(False, reason + self._who_cannot_compute())]
         if rehearsal.try_next():
             return [*commands, self._rehearse(rehearsal)]
@@ -350,10 +376,11 @@ class Coordinator:
         if len(trained) < self.settings.min_devices:
             reason = (
                 f"round {self.round} closed with {len(trained)} of at least "
-                f"{self.settings.min_devices} devices"
+                f"{self.settings.min_devices} devices{self._because()}"
             )
             return self._finish(False, reason + self._who_cannot_compute())
         self.phase = Phase.AGGREGATING
+        self._deadline = self._now + self.settings.network.round_timeout
         return [Aggregate(self.round, {n: self.progress[n].num_examples for n in trained})]
 
     def _who_cannot_compute(self) -> str:
@@ -370,10 +397,25 @@ class Coordinator:
         left_out = self._leave_out_late()
         if not all(progress.done for progress in self.progress.values()):
             return left_out
-        if self._cannot_compute and not self.progress:
+        evaluated, least = len(self.progress), self.settings.min_devices
+        if self._cannot_compute and not evaluated:
             reason = "nobody could evaluate the last adapter" + self._who_cannot_compute()
             return [*left_out, *self._finish(False, reason)]
+        if evaluated < least:
+            reason = (
+                f"every round closed, but {evaluated} of at least {least} devices evaluated "
+                f"the last adapter{self._because()}{self._who_cannot_compute()}"
+            )
+            return [*left_out, *self._finish(False, reason)]
         return [*left_out, *self._finish(True, "every round closed")]
+
+    def _while_aggregating(self) -> list[Command]:
+        """Averaging ends with an event of its own; a disk that never answers ends the run."""
+        if self._now < self._deadline:
+            return []
+        waited = self.settings.network.round_timeout
+        reason = f"round {self.round} was not averaged within round_timeout ({waited:g} s)"
+        return self._finish(False, reason)
 
     def _leave_out_late(self) -> list[Command]:
         if self._now < self._deadline:

@@ -25,10 +25,14 @@ class EdgeReady:
 
 @dataclass(frozen=True, slots=True)
 class EdgeLost:
-    """An edge's stream broke."""
+    """An edge's stream broke, or it said that it can't go on.
+
+    `final`: no other edge is connected, and what ended this one will not mend itself.
+    """
 
     edge: str
     reason: str
+    final: bool = False
 
 
 @dataclass(frozen=True, slots=True)

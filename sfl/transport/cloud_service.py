@@ -14,8 +14,10 @@ from typing import Any, BinaryIO, Protocol
 import grpc
 import grpc.aio
 
-from sfl.errors import LinkLost, NameInUse, ProtocolError, Refused, SflError
+from sfl.errors import DiskError, LinkLost, NameInUse, ProtocolError, Refused, SflError
+from sfl.files import on_disk
 from sfl.metrics.snapshot import NodeKind, NodeSnapshot
+from sfl.metrics.stats import NodeStats
 from sfl.rounds.messages import Cause
 from sfl.transport.blame import cause_told
 from sfl.transport.doorkeeper import expect
@@ -46,6 +48,7 @@ def _device_of(message: cloud_pb2.EdgeReportMessage) -> str | None:
 class Host(Protocol):
     """What the cloud's shell does for an edge's stream."""
 
+    stats: NodeStats
     idle_timeout: float
     heartbeat_interval: float
     spool: Spool
@@ -72,6 +75,9 @@ class Host(Protocol):
 
     def edge_failed(self, edge: str, reason: str) -> None:
         """An edge can't go on."""
+
+    def failed(self, error: SflError) -> None:
+        """The cloud itself can't go on."""
 
     def device_joined(self, edge: str, device: str) -> None:
         """A device asks to take part."""
@@ -202,15 +208,18 @@ class EdgeStream:
             return
         self._passing_over = False
         if frame.HasField("header"):
-            self.part = (frame.header, self.host.spool.open(frame.header))
+            with on_disk(self.host.spool.folder):
+                self.part = (frame.header, self.host.spool.open(frame.header))
         if self.part is None:
             raise ProtocolError("an adapter frame without a header before it")
         header, file = self.part
-        file.write(frame.data)
+        with on_disk(self.host.spool.folder):
+            file.write(frame.data)
+            if frame.last:
+                self.part = None
+                check = partial(self.signatures.update, header)
+                self.host.spool.close(header, file, check)
         if frame.last:
-            self.part = None
-            check = partial(self.signatures.update, header)
-            self.host.spool.close(header, file, check)
             self.host.update_received(header)
 
 
@@ -252,6 +261,7 @@ class CloudService:
         except SflError as error:
             await context.abort(status_of(error), str(error))
         self.streams[stream.edge] = stream
+        self._host.stats.connected = len(self.streams)
         settings = self._host.settings()
         settings.challenge = stream.signatures.challenge
         stream.post(cloud_pb2.CloudMessage(settings=settings))
@@ -260,10 +270,13 @@ class CloudService:
             await run_together(stream.read(requests), stream.write(context), stream.beat())
         except SflError as error:
             reason = error
+            if isinstance(error, DiskError):  # the cloud's own: no edge's fault
+                self._host.failed(error)
             with contextlib.suppress(grpc.aio.AbortError):
                 await context.abort(status_of(error), str(error))
         finally:
             del self.streams[stream.edge]
+            self._host.stats.connected = len(self.streams)
             self._host.edge_lost(stream.edge, str(reason))
 
     async def _open(self, requests: AsyncIterator[cloud_pb2.EdgeReportMessage]) -> EdgeStream:

@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import asyncio
-import logging
-from collections.abc import Coroutine
-from typing import Any, NoReturn
+import contextlib
+import threading
+from collections.abc import Callable, Coroutine
+from typing import Any, NoReturn, ParamSpec, TypeVar
 
 import grpc
 import grpc.aio
 
-from sfl.errors import LinkLost, RunFailed, SflError
+from sfl.causes import cause_of
+from sfl.errors import LinkLost, SflError
 
-log = logging.getLogger(__name__)
+P = ParamSpec("P")
+R = TypeVar("R")
 
 
 async def run_together(*coroutines: Coroutine[Any, Any, None]) -> NoReturn:
@@ -35,9 +38,45 @@ async def run_together(*coroutines: Coroutine[Any, Any, None]) -> NoReturn:
 def _as_ours(error: BaseException | None) -> SflError:
     if error is None:
         return LinkLost("the stream ended")
-    if isinstance(error, SflError):
-        return error
     if isinstance(error, grpc.RpcError | grpc.aio.UsageError):
         return LinkLost(f"the stream broke: {error}")
-    log.error("this is a bug in sfl", exc_info=error)
-    return RunFailed(f"{type(error).__name__}: {error} (a bug; the log has more)")
+    return cause_of(error)
+
+
+def watched(
+    coroutine: Coroutine[Any, Any, None], failed: Callable[[SflError], None]
+) -> asyncio.Task[None]:
+    """A task that nobody awaits; `failed` is told what ends it, unless it is cancelled."""
+    task = asyncio.create_task(coroutine)
+
+    def ended(task: asyncio.Task[None]) -> None:
+        if not task.cancelled() and (error := task.exception()) is not None:
+            failed(_as_ours(error))
+
+    task.add_done_callback(ended)
+    return task
+
+
+async def aside(job: Callable[P, R], *args: P.args, **kwargs: P.kwargs) -> R:
+    """Run a job on a thread of its own, which keeps no process alive that is to end.
+
+    For what may hang, as a disk far away does: a pool's threads are waited for at exit.
+    """
+    loop = asyncio.get_running_loop()
+    future: asyncio.Future[R] = loop.create_future()
+
+    def settle(set_: Callable[[Any], None], value: object) -> None:
+        if not future.done():
+            set_(value)
+
+    def run() -> None:
+        try:
+            value: object = job(*args, **kwargs)
+            set_: Callable[[Any], None] = future.set_result
+        except Exception as error:  # noqa: BLE001 - raised where it is awaited
+            value, set_ = error, future.set_exception
+        with contextlib.suppress(RuntimeError):  # the loop is closed: nobody waits any more
+            loop.call_soon_threadsafe(settle, set_, value)
+
+    threading.Thread(target=run, name="aside", daemon=True).start()
+    return await future

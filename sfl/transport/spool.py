@@ -19,11 +19,11 @@ class Spool:
     """A folder of safetensors files, whole or not there."""
 
     def __init__(self, folder: Path) -> None:
-        self._folder = folder
+        self.folder = folder
 
     def path(self, round_: int, device: str, side: Side) -> Path:
         """Where one side's part of a device's update lies."""
-        return self._folder / f"round-{round_:04d}" / f"{device}.{side}.safetensors"
+        return self.folder / f"round-{round_:04d}" / f"{device}.{side}.safetensors"
 
     def files(self, round_: int, device: str) -> tuple[Path, ...]:
         """Both parts of a device's update."""
@@ -55,11 +55,11 @@ class Spool:
 
     def drop(self, round_: int) -> None:
         """Remove a round's files."""
-        shutil.rmtree(self._folder / f"round-{round_:04d}", ignore_errors=True)
+        shutil.rmtree(self.folder / f"round-{round_:04d}", ignore_errors=True)
 
     def drop_all(self) -> None:
         """Remove the spool."""
-        shutil.rmtree(self._folder, ignore_errors=True)
+        shutil.rmtree(self.folder, ignore_errors=True)
 
     def _final(self, header: tensor_pb2.AdapterHeader) -> Path:
         # Both become parts of a path.

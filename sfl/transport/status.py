@@ -9,6 +9,7 @@ import grpc
 from sfl.errors import (
     AdapterRefused,
     Corrupted,
+    DiskError,
     LinkLost,
     NameInUse,
     PeerUnavailable,
@@ -28,6 +29,7 @@ STATUS_OF: dict[type[SflError], grpc.StatusCode] = {
     UserError: grpc.StatusCode.FAILED_PRECONDITION,  # dialling again would not mend it
     RunFailed: grpc.StatusCode.ABORTED,
     Corrupted: grpc.StatusCode.DATA_LOSS,
+    DiskError: grpc.StatusCode.ABORTED,
     LinkLost: grpc.StatusCode.UNAVAILABLE,
     PeerUnavailable: grpc.StatusCode.UNAVAILABLE,
 }

@@ -1,0 +1,387 @@
+"""A fault of the cloud's own ends its run with a reason; an edge's fault ends that edge's part."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import errno
+import json
+import shutil
+import subprocess
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+from unittest.mock import MagicMock
+
+import grpc.aio
+import pytest
+from safetensors import SafetensorError
+
+from cloud_aggregator.aggregator import CloudAggregator
+from cloud_aggregator.records import shown_phase
+from edge_server.server import EdgeServer
+from sfl.causes import cause_of, foreseen
+from sfl.config import EdgeConfig, load_run
+from sfl.errors import DiskError, OutOfMemory, ProtocolError, RunFailed
+from sfl.report.status import RunStatus
+from sfl.rounds import Aggregate, FinishRun, Phase, Tick
+from sfl.runs import open_run_folder
+from sfl.transport.cloud_service import EdgeStream
+from sfl.transport.wire import CLOUD_SESSION, WIRE_VERSION
+from sfl.v1 import cloud_pb2
+from tests.federation import Outcome, launch, write_config
+from tests.test_failures import fleet, left_running, until
+
+# -- what an exception comes to --------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("error", "kind", "words"),
+    [
+        (
+            OSError(errno.ENOSPC, "No space left on device", "/a/b"),
+            DiskError,
+            "/a: its disk is full",
+        ),
+        (OSError(errno.EDQUOT, "Disk quota exceeded"), DiskError, "quota"),
+        (
+            OSError(errno.EROFS, "Read-only file system", "/a/b"),
+            DiskError,
+            "/a: its disk is read-only",
+        ),
+        (FileNotFoundError(errno.ENOENT, "No such file", "/a/b"), DiskError, "/a: it is gone"),
+        (OSError(errno.EMFILE, "Too many open files"), DiskError, "ulimit -n"),
+        (OSError(errno.ENOMEM, "Cannot allocate memory"), OutOfMemory, "out of memory"),
+        (MemoryError(), OutOfMemory, "out of memory"),
+        (
+            RuntimeError("DefaultCPUAllocator: can't allocate memory: 8 bytes"),
+            OutOfMemory,
+            "memory",
+        ),
+        (RuntimeError("CUDA out of memory. Tried to allocate"), OutOfMemory, "CUDA"),
+        (RuntimeError("std::bad_alloc"), OutOfMemory, "bad_alloc"),
+        (RuntimeError("can't start new thread"), OutOfMemory, "thread"),
+        (SafetensorError("No space left on device (os error 28)"), DiskError, "its disk is full"),
+        (SafetensorError("Cannot allocate memory (os error 12)"), OutOfMemory, "out of memory"),
+    ],
+)
+def test_disk_and_memory_are_named(error: Exception, kind: type[Exception], words: str) -> None:
+    known = foreseen(error)
+    assert type(known) is kind and words in str(known), known
+    assert "bug" not in str(known)
+
+
+@pytest.mark.parametrize(
+    "error", [KeyError("x"), ConnectionResetError(errno.ECONNRESET, "reset"), RuntimeError("no")]
+)
+def test_anything_else_is_a_bug(error: Exception, caplog: pytest.LogCaptureFixture) -> None:
+    assert foreseen(error) is None
+    assert "a bug" in str(cause_of(error))
+    assert caplog.records[0].exc_info is not None
+
+
+# -- enumerations that must agree ------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("phase", list(Phase))
+def test_every_phase_can_be_shown(phase: Phase) -> None:
+    assert shown_phase(phase)
+
+
+def bodies(message: Any) -> set[str]:
+    return {field.name for field in message.DESCRIPTOR.oneofs_by_name["body"].fields}
+
+
+@pytest.mark.parametrize("body", sorted(bodies(cloud_pb2.EdgeReportMessage) - {"hello"}))
+def test_the_cloud_takes_every_message_that_the_wire_knows(body: str) -> None:
+    message = cloud_pb2.EdgeReportMessage()
+    if body == "failure":
+        message.failure = "x"
+    else:
+        getattr(message, body).SetInParent()
+    try:
+        EdgeStream("e", MagicMock())._take(message)
+    except ProtocolError as error:
+        assert "was not due" not in str(error), error
+
+
+def test_an_edge_takes_every_message_that_the_wire_knows() -> None:
+    async def known() -> set[str]:
+        edge = EdgeServer(EdgeConfig(cloud="127.0.0.1:1"), 1, insecure=True)
+        try:
+            return set(edge._on_cloud)
+        finally:
+            edge.engine.close()
+            edge.service.close()
+            await edge.cloud.close()
+
+    # Settings come first and once, a finish is the last.
+    assert asyncio.run(known()) == bodies(cloud_pb2.CloudMessage) - {"settings", "finish"}
+
+
+# -- the cloud, with edges that a test speaks for --------------------------------------------------
+
+
+class SpokenEdge:
+    """An edge's end of its stream with the cloud."""
+
+    def __init__(self, address: str, name: str) -> None:
+        self.channel = grpc.aio.insecure_channel(address)
+        self.call = CLOUD_SESSION.stub(self.channel)()
+        self.name = name
+
+    async def join(self) -> None:
+        hello = cloud_pb2.EdgeHello(edge=self.name, wire_version=WIRE_VERSION)
+        await self.say(hello=hello)
+        first = await self.call.read()
+        assert first.WhichOneof("body") == "settings"
+
+    async def say(self, **body: Any) -> None:
+        await self.call.write(cloud_pb2.EdgeReportMessage(**body))
+
+    async def hears(self, body: str) -> cloud_pb2.CloudMessage:
+        while True:
+            message: cloud_pb2.CloudMessage = await asyncio.wait_for(self.call.read(), 60)
+            if message.WhichOneof("body") == body:
+                return message
+
+    async def close(self) -> None:
+        self.call.cancel()
+        await self.channel.close()
+
+
+def cloud_alone(
+    folder: Path, story: Callable[[CloudAggregator, str], Any], **sections: Any
+) -> tuple[str, CloudAggregator]:
+    """Serve a run in this process while `story` is played; why it failed, and the cloud."""
+    config = load_run(write_config(folder, fleet(folder, 2, **sections)), [])
+
+    async def play() -> tuple[str, CloudAggregator]:
+        cloud = CloudAggregator(config, open_run_folder(config))
+        address = folder / "address"
+        serving = asyncio.create_task(cloud.run(address))
+        while not address.exists():
+            await asyncio.sleep(0.01)
+        await story(cloud, address.read_text())
+        with pytest.raises(RunFailed) as failed:
+            await asyncio.wait_for(serving, 60)
+        return str(failed.value), cloud
+
+    return asyncio.run(play())
+
+
+def written(folder: Path) -> tuple[dict[str, Any], RunStatus]:
+    """The summary and the last status; the report is there too."""
+    assert "failed" in (folder / "runs" / "t" / "report.html").read_text()
+    status = RunStatus.read(folder / "runs" / "t" / "status.json")
+    assert status is not None and status.phase == "failed"
+    return json.loads((folder / "runs" / "t" / "summary.json").read_text()), status
+
+
+def test_a_clock_that_breaks_ends_the_run_with_a_reason(tmp_path: Path) -> None:
+    async def story(cloud: CloudAggregator, address: str) -> None:
+        def broken(*_: object) -> None:
+            raise KeyError("a phase nobody knows")
+
+        cloud.records.show = broken  # type: ignore[method-assign]
+
+    reason, _ = cloud_alone(tmp_path, story)
+    assert "a phase nobody knows" in reason and "a bug" in reason
+    summary, status = written(tmp_path)
+    assert summary["failure"] == status.message == reason
+    assert {device.state for device in status.devices} == {"never joined"}
+
+
+@pytest.mark.parametrize(
+    ("error", "words"),
+    [
+        (OSError(errno.ENOSPC, "No space left on device"), "its disk is full"),
+        (MemoryError(), "out of memory"),
+        (ZeroDivisionError("weights"), "ZeroDivisionError: weights (a bug"),
+    ],
+)
+def test_averaging_that_breaks_ends_the_run_with_a_reason(
+    tmp_path: Path, error: Exception, words: str
+) -> None:
+    async def story(cloud: CloudAggregator, address: str) -> None:
+        cloud._examine = MagicMock(side_effect=error)  # type: ignore[method-assign]
+        cloud._do(Aggregate(1, {"d0": 4}))
+
+    reason, _ = cloud_alone(tmp_path, story)
+    assert reason.startswith("round 1 could not be averaged: ") and words in reason
+    summary, _ = written(tmp_path)
+    assert summary["failure"] == reason
+
+
+def test_what_the_coordinator_wants_and_nobody_can_do_ends_the_run(tmp_path: Path) -> None:
+    async def story(cloud: CloudAggregator, address: str) -> None:
+        cloud.coordinator.handle = lambda event, now: [object()]  # type: ignore[method-assign]
+        cloud._happened(Tick())
+
+    reason, _ = cloud_alone(tmp_path, story)
+    assert "TypeError" in reason
+    written(tmp_path)
+
+
+def test_averaging_that_never_ends_does_not_keep_the_process(tmp_path: Path) -> None:
+    done = threading.Event()
+
+    async def story(cloud: CloudAggregator, address: str) -> None:
+        cloud._examine = lambda command: done.wait()  # type: ignore
+        cloud._do(Aggregate(1, {"d0": 4}))
+        await asyncio.sleep(0)
+        cloud._do(FinishRun(False, "not averaged in time"))
+
+    try:
+        reason, _ = cloud_alone(tmp_path, story)  # whose loop waits for its pool's threads
+    finally:
+        done.set()
+    assert reason == "not averaged in time"
+
+
+def test_an_edge_that_fails_ends_its_own_part_alone(tmp_path: Path) -> None:
+    async def story(cloud: CloudAggregator, address: str) -> None:
+        one, other = SpokenEdge(address, "one"), SpokenEdge(address, "other")
+        await one.join()
+        await other.join()
+        assert cloud.stats.snapshot().connected == 2
+        await one.say(failure="no CUDA device")
+        assert (await one.hears("finish")).finish.reason == "no CUDA device"
+        await one.say(join=cloud_pb2.DeviceJoin(device="d0"))  # which nobody heeds any more
+        await one.close()
+        await other.hears("heartbeat")
+        assert not cloud._over.done() and not cloud.coordinator.devices
+        await other.say(failure="no memory")
+        assert "no memory" in (await other.hears("finish")).finish.reason
+        await other.close()
+
+    both = {"edges": ["one", "other"]}
+    reason, cloud = cloud_alone(tmp_path, story, run=both, edge={"name": "one"})
+    assert reason == "no edge is left; edge one: no CUDA device; edge other: no memory"
+    summary, _ = written(tmp_path)
+    assert [fault["problem"] for fault in summary["faults"]] == [
+        "edge one: no CUDA device",
+        "edge other: no memory",
+    ]
+    assert cloud.stats.snapshot().connected == 0
+
+
+# -- the disk --------------------------------------------------------------------------------------
+
+
+@contextmanager
+def small_disk(where: Path, options: str) -> Iterator[None]:
+    """A file system of its own over a folder."""
+    command = ["mount", "-t", "tmpfs", "-o", options, "tmpfs", str(where)]
+    if shutil.which("mount") is None or subprocess.run(command, capture_output=True).returncode:
+        pytest.skip("no file system may be mounted here")
+    try:
+        yield
+    finally:
+        subprocess.run(["umount", "-l", str(where)], check=True)
+
+
+def fill(folder: Path) -> None:
+    """Leave no byte on a disk."""
+    with (folder / "filler").open("wb", buffering=0) as file:
+        try:
+            while True:
+                file.write(bytes(4096))
+        except OSError as error:
+            assert error.errno == errno.ENOSPC
+
+
+class Disturbed:
+    """`sfl run`, while a test does something to its folder."""
+
+    def __init__(self, folder: Path, values: dict[str, Any]) -> None:
+        self.folder = Path(values["run"]["output_dir"]) / "t"
+        self._done: list[subprocess.CompletedProcess[str]] = []
+        config = write_config(folder, values)
+        self._thread = threading.Thread(target=lambda: self._done.append(launch(config)))
+        self._thread.start()
+
+    def trains(self) -> bool:
+        status = RunStatus.read(self.folder / "status.json")
+        return status is not None and any(device.step > 1 for device in status.devices)
+
+    def outcome(self) -> Outcome:
+        self._thread.join()
+        done = self._done[0]
+        return Outcome(done.returncode, done.stdout + done.stderr, self.folder)
+
+
+def disturbed(folder: Path, runs: Path, strike: Callable[[Path], Any]) -> Outcome:
+    values = fleet(folder, 2, run={"output_dir": str(runs)}, training={"local_steps": 150})
+    run = Disturbed(folder, values)
+    try:
+        until(run.trains, "a step of round 1")
+        strike(run.folder)
+    finally:
+        outcome = run.outcome()
+    logs = "".join(log.read_text() for log in (runs / "t" / "logs").glob("*.log"))
+    assert "Traceback" not in outcome.output + logs and "a bug" not in outcome.output + logs
+    assert not left_running(folder)
+    return outcome
+
+
+def assert_told(outcome: Outcome, *words: str) -> None:
+    """One line, exit 1, and a summary, a status and a report that say the same."""
+    assert outcome.code == 1, outcome.output
+    (line,) = [line for line in outcome.output.splitlines() if line.startswith("error: ")]
+    status = RunStatus.read(outcome.folder / "status.json")
+    assert status is not None and status.phase == "failed"
+    assert {device.state for device in status.devices} <= {"stopped", "lost"}
+    for said in (line, outcome.summary["failure"], status.message):
+        for word in words:
+            assert word in said, said
+    assert (outcome.folder / "report.html").exists()
+
+
+def test_a_disk_that_is_full_when_a_round_is_averaged_ends_the_run(tmp_path: Path) -> None:
+    runs = tmp_path / "runs"
+    with contextlib.ExitStack() as disks:
+
+        def strike(folder: Path) -> None:
+            disks.enter_context(small_disk(folder / "adapters", "size=4k"))
+
+        outcome = disturbed(tmp_path, runs, strike)
+    place = str(runs / "t" / "adapters" / "round-000")
+    assert_told(outcome, "could not be averaged", place, "its disk is full")
+
+
+def test_a_disk_that_fills_up_while_a_run_trains_ends_it(tmp_path: Path) -> None:
+    runs = tmp_path / "runs"
+    runs.mkdir()
+    with small_disk(runs, "size=8m"):
+        outcome = disturbed(tmp_path, runs, lambda folder: fill(runs))
+        assert_told(outcome, str(runs / "t"), "its disk is full", "Make room there")
+
+
+def test_a_disk_that_turns_read_only_ends_the_run(tmp_path: Path) -> None:
+    runs = tmp_path / "runs"
+    with contextlib.ExitStack() as disks:
+
+        def strike(folder: Path) -> None:
+            (folder / "spool").mkdir(exist_ok=True)
+            disks.enter_context(small_disk(folder / "spool", "ro"))
+
+        outcome = disturbed(tmp_path, runs, strike)
+    assert_told(outcome, str(runs / "t" / "spool"), "its disk is read-only")
+
+
+# -- a run whose steps are timed first -------------------------------------------------------------
+
+
+def test_the_cloud_goes_on_while_steps_are_timed(tmp_path: Path) -> None:
+    values = fleet(tmp_path, 2, training={"micro_batches": "auto", "local_steps": 1})
+    for entry in values["devices"]:
+        entry["link"] = {"delay_ms": 100.0}  # so that it takes longer than a look at the clock
+    done = launch(write_config(tmp_path, values))
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "round 0/3  timing steps" in done.stdout
+    status = RunStatus.read(tmp_path / "runs" / "t" / "status.json")
+    assert status is not None and (status.phase, status.round) == ("finished", 3)
+    assert [device.state for device in status.devices] == ["done", "done"]
