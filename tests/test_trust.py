@@ -15,15 +15,17 @@ import pytest
 import tomli_w
 from cryptography.hazmat.primitives.asymmetric import rsa
 
+from sfl.adapters.lora import build_manifest, given_values
 from sfl.certificates import authority as authority_module
 from sfl.certificates.authority import Authority
 from sfl.certificates.identity import NAME, Role, identity_in
 from sfl.certificates.own import OwnCertificate, load_own, settings_in
 from sfl.certificates.signing import Trust
-from sfl.config import load_run
+from sfl.config import RunConfig, load_run
 from sfl.errors import ConfigError, ProtocolError
 from sfl.launch.run import check_names
 from sfl.metrics.stats import NodeStats
+from sfl.models.folder import open_model
 from sfl.runs import find_run
 from sfl.transport.chunks import adapter_bytes, adapter_frames
 from sfl.transport.credentials import open_channel
@@ -412,6 +414,15 @@ class Liar:
         for frame in adapter_frames(header, payload):
             self.say(adapter=frame)
 
+    def ready(self, settings: RunConfig) -> None:
+        """Say that there is a base, as an edge does before any device can come."""
+        stats = NodeStats(self.name, "edge").snapshot().to_json()
+        self.say(heartbeat=tensor_pb2.Heartbeat(snapshot=stats))
+        folder = open_model(settings.model.path)
+        manifest = build_manifest(folder, "causal_lm", 0, settings.lora)
+        given = adapter_bytes(given_values(folder, manifest))
+        self.say(ready=cloud_pb2.EdgeReady(manifest=manifest.to_json(), address="-", given=given))
+
     def challenge(self) -> edge_pb2.Challenge:
         nonce, run_id = self.settings.challenge, self.settings.run_id
         return edge_pb2.Challenge(run_id=run_id, edge=self.name, nonce=nonce)
@@ -436,6 +447,7 @@ def test_a_lying_edge_costs_its_own_devices_only(tmp_path: Path) -> None:
     try:
         until(lambda: "base loaded" in nodes.log("edge"), "the honest edge")
         liar = Liar(nodes, "south")
+        liar.ready(load_run(nodes.config))
         public = DeviceSignatures("d0", nodes.own("device", "d0")).proof(edge_pb2.Challenge())
         for proof in (None, edge_pb2.Proof(certificate=public.certificate, signature=b"x")):
             liar.say(join=cloud_pb2.DeviceJoin(device="d0", proof=proof))
