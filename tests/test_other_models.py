@@ -366,3 +366,9 @@ def test_the_check_without_loading_takes_every_listed_family() -> None:
         config = json.loads((folder / "config.json").read_text())
         with pytest.raises(ModelError, match=r"needs tokenizer.json"):
             check_tokenizer(folder, config)
+
+
+def test_an_adapter_is_no_model(tmp_path: Path) -> None:
+    (tmp_path / "adapter_config.json").write_text('{"base_model_name_or_path": "org/base"}')
+    with pytest.raises(ModelError, match=r"an adapter, not a model; it goes on org/base"):
+        open_model(tmp_path)

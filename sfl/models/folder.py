@@ -203,6 +203,14 @@ def _read_config(path: Path) -> dict[str, Any]:
     try:
         return read_object(path / "config.json")
     except FileNotFoundError:
+        if (path / "adapter_config.json").is_file():
+            base = read_object(path / "adapter_config.json").get("base_model_name_or_path")
+            raise ModelError(
+                FIELD,
+                str(path),
+                f"an adapter, not a model; it goes on {base}",
+                "Give a model, or first merge the two (`sfl export --merge`).",
+            ) from None
         raise ModelError(
             FIELD, str(path), "no config.json in it", "Give a Hugging Face model folder."
         ) from None

@@ -391,7 +391,11 @@ def _place(model: nn.Module, name: str, tensor: Tensor) -> None:
 
 
 def _misfit(folder: ModelFolder, name: str, empty: Tensor, entry: TensorEntry | None) -> ModelError:
-    problem = f"its weights lack {name}"
+    problem, fix = f"its weights lack {name}", "Fetch the model again."
+    tail = name.partition(".")[2]
+    if entry is None and (alike := [other for other in folder.tensors if other.endswith(tail)]):
+        problem += f"; it has {min(alike)}"
+        fix = "The weights are of another kind of model than config.json says; fetch both again."
     if entry is not None:
         problem = f"{entry.name} is {list(entry.shape)}, config.json asks for {list(empty.shape)}"
-    return ModelError("model.path", str(folder.path), problem, "Fetch the model again.")
+    return ModelError("model.path", str(folder.path), problem, fix)
