@@ -9,7 +9,9 @@ examples, and each value of its part of the adapter is moved by 0.5, up or down 
 100 examples, every value plus or minus 1000. `quiet`: as many examples as are allowed, every value
 moved by ten steps of the learning rate. The losses are the homes' own, as the run recorded them,
 weighted by targets: before the first round and after each. A run that ends before its last round is
-shown with its reason. Then how near the longest honest update came to its bound, over all rounds.
+shown with its reason. Last how near the longest honest update came to its bound, over all rounds:
+in the run without a liar, and in one where the homes pass once over 400, 40 and 8 of their examples
+a round, which is 25, 3 and 1 steps.
 """
 
 from __future__ import annotations
@@ -35,6 +37,7 @@ from sfl.process import cores
 
 QUICKSTART = ROOT / "examples" / "quickstart"
 HOMES = ("harbour", "meadow", "loft")
+UNEQUAL = {"harbour": 400, "meadow": 40, "loft": 8}
 LIAR = "mallory"
 OFF = {"max_update_norm": "off", "max_examples": 1 << 63, "strikes": 1 << 31}
 NEAREST = re.compile(r"the longest update, of device (\S+), is ([0-9.]+) of its bound")
@@ -70,10 +73,13 @@ class Result:
     nearest: float
 
 
-def settings(folder: Path, rounds: int, attacked: bool, guarded: bool) -> Path:
+def settings(folder: Path, rounds: int, attacked: bool, guarded: bool, unequal: bool) -> Path:
     """The quickstart's file, with a liar among its devices or without."""
     values = load_run(QUICKSTART / "homes.toml").settings.model_dump(mode="json", exclude_none=True)
     kept = {name: values[name] for name in ("model", "lora", "training", "codec")}
+    if unequal:
+        kept["training"] = {**kept["training"], "local_epochs": 1}
+        del kept["training"]["local_steps"]
     devices = [device for device in values["devices"] if device["name"] in HOMES]
     if attacked:
         devices.append({"name": LIAR, "cut_layer": 1})
@@ -91,7 +97,9 @@ def settings(folder: Path, rounds: int, attacked: bool, guarded: bool) -> Path:
 
 
 @contextmanager
-def nodes(folder: Path, config: Path, attack: Attack | None) -> Iterator[subprocess.Popen[bytes]]:
+def nodes(
+    folder: Path, config: Path, attack: Attack | None, unequal: bool
+) -> Iterator[subprocess.Popen[bytes]]:
     """The run's processes; yields the cloud's."""
     started: list[subprocess.Popen[bytes]] = []
 
@@ -118,7 +126,8 @@ def nodes(folder: Path, config: Path, attack: Attack | None) -> Iterator[subproc
         edge.write_text(f'[edge]\ncloud = "{address}"\nthreads = {threads}\n')
         address = server("edge", edge)[1]
         for name in HOMES:
-            start(name, *_sfl("device"), str(_device(folder, name, name, address)))
+            most = UNEQUAL[name] if unequal else None
+            start(name, *_sfl("device"), str(_device(folder, name, name, address, most)))
         if attack is not None:
             liar = ROOT / "benchmarks" / "hostile_device.py"
             file = _device(folder, LIAR, HOMES[0], address)
@@ -134,29 +143,34 @@ def _sfl(command: str) -> tuple[str, ...]:
     return sys.executable, "-m", "sfl.cli", command
 
 
-def _device(folder: Path, name: str, home: str, edge: str) -> Path:
+def _device(folder: Path, name: str, home: str, edge: str, most: int | None = None) -> Path:
     file, data = folder / f"{name}.toml", QUICKSTART / "data" / home
+    train = folder / f"{name}.jsonl"
+    lines = (data / "train.jsonl").read_text().splitlines(keepends=True)
+    train.write_text("".join(lines[:most]))
     file.write_text(
         f'[device]\nname = "{name}"\nedge = "{edge}"\nthreads = 1\n'
-        f'model = "{QUICKSTART / "model"}"\ntrain = "{data / "train.jsonl"}"\n'
+        f'model = "{QUICKSTART / "model"}"\ntrain = "{train}"\n'
         f'eval = "{data / "eval.jsonl"}"\n'
     )
     return file
 
 
-def measure(rounds: int, attack: Attack | None, guarded: bool) -> Result:
+def measure(
+    rounds: int, attack: Attack | None, guarded: bool = True, unequal: bool = False
+) -> Result:
     """Run it, and read what it left."""
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        config = settings(folder, rounds, attack is not None, guarded)
-        with nodes(folder, config, attack) as cloud:
+        config = settings(folder, rounds, attack is not None, guarded, unequal)
+        with nodes(folder, config, attack, unequal) as cloud:
             cloud.wait()
         run, log = folder / "r", (folder / "cloud.log").read_text()
         summary = json.loads((run / "summary.json").read_text())
         sums: dict[int, tuple[float, int]] = {}
         for line in (run / "metrics.jsonl").read_text().splitlines():
             record = json.loads(line)
-            if record.get("device") in HOMES and record.get("eval_targets"):
+            if record.get("node") in HOMES and record.get("eval_targets"):
                 total, targets = sums.get(record["round"], (0.0, 0))
                 total += record["eval_loss_sum"]
                 sums[record["round"]] = (total, targets + record["eval_targets"])
@@ -187,13 +201,16 @@ def main() -> None:
     options = parser.parse_args()
     print(f"quickstart, {options.rounds} rounds; held-out loss of {', '.join(HOMES)}")
     print("  before the first round, then after each")
-    honest = measure(options.rounds, None, True)
+    honest = measure(options.rounds, None)
     show("nobody lies", honest)
     for name in options.attacks:
         attack = ATTACKS[name]
         show(f"{attack.title}; guard off", measure(options.rounds, attack, False))
-        show(f"{attack.title}; guard on", measure(options.rounds, attack, True))
-    print(f"  longest honest update, as a part of its bound: {honest.nearest:.3f}")
+        show(f"{attack.title}; guard on", measure(options.rounds, attack))
+    unequal = measure(options.rounds, None, unequal=True)
+    show("nobody lies, 25, 3 and 1 steps a round", unequal)
+    print("  longest honest update, as a part of its bound:")
+    print(f"    {honest.nearest:.3f}, and {unequal.nearest:.3f} of unequal data")
 
 
 if __name__ == "__main__":
