@@ -1,0 +1,140 @@
+"""Values that nobody can compute with: who says so, of what, and whose fault it is."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import grpc
+import numpy as np
+import pytest
+import torch
+
+from device_agent.goodbye import saying_goodbye
+from device_agent.rejoining import Patience
+from sfl.config.codec import RoleCodecs
+from sfl.errors import (
+    AdapterRefused,
+    Corrupted,
+    FellSilent,
+    LinkLost,
+    PeerUnavailable,
+    ProtocolError,
+    RunFailed,
+    SflError,
+)
+from sfl.rounds.messages import Cause
+from sfl.stage.messages import Key, Kind, Purpose, RoundOrder, RoundStart, TensorMessage
+from sfl.stage.trainer import _expect_finite, _expect_loss
+from sfl.transport.blame import blamed, cause_told
+from sfl.transport.cut import Cut
+from sfl.transport.status import error_of, status_of
+
+CODECS = ["none", "fp16", "int8", "uniform(0.25) | rans", "none | zstd"]
+
+
+def rows(value: float) -> TensorMessage:
+    values = torch.zeros(4, 8)
+    values[2, 3] = value
+    return TensorMessage(
+        Kind.ACTIVATION, Key(Purpose.TRAINING, 7, 3, 0), 1, (4,), values, np.ones(4, np.int32)
+    )
+
+
+def cut(codec: str) -> Cut:
+    ours = Cut("device", "d0", 0, True)
+    roles = dict.fromkeys(RoleCodecs.model_fields, codec) | {"adapter": "none"}
+    ours.begin_round(RoleCodecs(**roles), 7)
+    return ours
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), float("-inf")])
+@pytest.mark.parametrize("codec", CODECS)
+def test_what_is_not_finite_is_not_sent_whatever_the_codec(codec: str, value: float) -> None:
+    with pytest.raises(AdapterRefused, match=r"d0, activation of round 7, step 3.*codec.*NaN"):
+        cut(codec).encode(rows(value))
+
+
+def test_what_a_codec_cannot_hold_is_not_sent() -> None:
+    with pytest.raises(AdapterRefused, match=r"round 7, step 3.*65504"):
+        cut("fp16").encode(rows(65520.0))
+    assert cut("fp16").encode(rows(65504.0)) is not None
+
+
+def test_an_adapter_that_is_not_finite_is_refused_by_the_tensors_name() -> None:
+    start = RoundStart(9, "none", 1, 0, 1, 1)
+    good = {"a.lora_A.weight": np.ones((2, 2), np.float32)}
+    _expect_finite(RoundOrder(start, good))
+    bad = good | {"b.lora_B.weight": np.array([1.0, np.inf], np.float32)}
+    with pytest.raises(AdapterRefused, match=r"round 9: b.lora_B.weight is not finite"):
+        _expect_finite(RoundOrder(start, bad))
+
+
+def test_a_loss_that_is_not_finite_is_refused_with_its_place() -> None:
+    key = Key(Purpose.EVALUATION, 4, 2, 0)
+    _expect_loss(3.0, "d0", key)
+    with pytest.raises(AdapterRefused, match="d0, evaluation of round 4, step 2: the loss is nan"):
+        _expect_loss(float("nan"), "d0", key)
+
+
+@pytest.mark.parametrize(
+    ("error", "cause"),
+    [
+        (AdapterRefused("a"), "adapter"),
+        (ProtocolError("a"), "offence"),
+        (FellSilent("a"), "silence"),
+        (LinkLost("a"), "link"),
+        (Corrupted("a"), "link"),
+        (RunFailed("a"), "link"),
+    ],
+)
+def test_an_edge_tells_whose_fault_it_was(error: SflError, cause: Cause) -> None:
+    assert cause_told(blamed(error)) == cause
+
+
+def test_a_cause_that_does_not_exist_is_no_strike() -> None:
+    assert cause_told(77) == "link"
+
+
+class Call:
+    """A failed call."""
+
+    def __init__(self, error: SflError) -> None:
+        self._error = error
+
+    def code(self) -> grpc.StatusCode:
+        return status_of(self._error)
+
+    def details(self) -> str:
+        return str(self._error)
+
+
+def test_what_an_edge_found_is_the_devices_to_refuse() -> None:
+    found = error_of(Call(AdapterRefused("gradient of round 2")), "edge at e")
+    assert isinstance(found, AdapterRefused) and str(found) == "edge at e: gradient of round 2"
+
+
+class Link:
+    """Notes how it was closed."""
+
+    closed: tuple[Any, ...] = ()
+
+    def close(self, *arguments: Any) -> None:
+        self.closed = arguments
+
+
+@pytest.mark.parametrize(("error", "refused"), [(AdapterRefused, True), (ProtocolError, False)])
+def test_a_goodbye_says_that_it_was_the_adapter(error: type[SflError], refused: bool) -> None:
+    link = Link()
+    with pytest.raises(error), saying_goodbye(link):  # type: ignore[arg-type]
+        raise error("why")
+    assert link.closed == ("why", refused)
+
+
+def test_where_the_run_ended_over_it_that_is_what_the_device_says() -> None:
+    gone, refused = PeerUnavailable("nobody answered"), AdapterRefused("beyond 65504")
+    patience = Patience(10.0)
+    assert patience.why(gone) is gone
+    patience.refuse(refused)
+    assert patience.why(gone) is refused
+    patience.taken_in()
+    assert patience.why(gone) is gone
