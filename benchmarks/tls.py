@@ -124,6 +124,23 @@ def spent(work: Callable[[], object], least: float = 0.5) -> float:
     return statistics.median(times)
 
 
+LOADING = """
+import time, psutil
+import sfl.transport.device_link
+before, began = psutil.Process().memory_info().rss, time.perf_counter()
+import sfl.certificates.signing
+seconds = time.perf_counter() - began
+print(f"{(psutil.Process().memory_info().rss - before) / 1e6:.1f} MB, {seconds:.2f} s")
+"""
+
+
+def loading() -> str:
+    """What the package takes in a device that has everything else: memory and seconds."""
+    command = [sys.executable, "-c", LOADING]
+    done = subprocess.run(command, capture_output=True, text=True, check=True, cwd=ROOT)
+    return done.stdout.strip()
+
+
 def signatures(folder: Path) -> None:
     """What is signed and checked, one after the other as in a run."""
     authority = Authority.create()
@@ -159,6 +176,7 @@ def signatures(folder: Path) -> None:
             check.update(header, file)
 
         _row(sign, spent(updated) - sign, f"an update of {size / 1e6:g} MB")
+    print(f"\nloading the package that signs, once a device: {loading()}")
 
 
 def _row(sign: float, check: float, what: str) -> None:
