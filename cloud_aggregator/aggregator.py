@@ -26,7 +26,7 @@ from sfl.aggregation.examine import Examined, examine, not_finite
 from sfl.aggregation.shares import bounded
 from sfl.causes import cause_of
 from sfl.certificates.own import OwnCertificate
-from sfl.config import DeviceEntry, EdgeConfig, LocalDevice, RunConfig
+from sfl.config import DeviceEntry, EdgeConfig, LocalDevice, RunConfig, RunSettings
 from sfl.config.node import Dtype, Quantised
 from sfl.errors import ProtocolError, RunFailed, SflError
 from sfl.extras import require_cryptography, require_opentelemetry
@@ -66,6 +66,7 @@ from sfl.rounds import (
 from sfl.runs import stop_reason, write_effective
 from sfl.transport.chunks import adapter_bytes, adapter_frames, decode_adapter
 from sfl.transport.cloud_service import CloudService
+from sfl.transport.contract import adapter_limit
 from sfl.transport.credentials import bind, new_server
 from sfl.transport.group import aside, watched
 from sfl.transport.signed import SignatureCheck
@@ -423,6 +424,17 @@ class CloudAggregator:
         shared = settings.model_copy(update={"devices": devices, "data": data})
         return cloud_pb2.Settings(settings=shared.model_dump_json(), run_id=self.run_id)
 
+    @property
+    def run_settings(self) -> RunSettings:
+        """What every node knows of the run."""
+        return self.config.settings
+
+    @property
+    def adapter_limit(self) -> int:
+        """Most bytes of one part of an update."""
+        manifest = self.manifest
+        return 0 if manifest is None else adapter_limit(p.shape for p in manifest.parameters)
+
     def edge_ready(self, edge: str, ready: cloud_pb2.EdgeReady) -> None:
         """The first edge says what an adapter consists of; all others must agree."""
         if edge == self.config.edge.name or self.manifest is None:
@@ -524,6 +536,10 @@ class CloudAggregator:
         self.records.device_ready(device, ready)
         self._happened(DeviceReady(device, ready.num_examples))
 
+    def device_broke(self, device: str, reason: str) -> None:
+        """A device broke the contract, and is left out."""
+        self._happened(DeviceOffended(device, reason))
+
     def device_left(self, device: str, reason: str, cause: Cause) -> None:
         """A device's stream is closed."""
         self._happened(DeviceLost(device, reason, cause))
@@ -550,7 +566,7 @@ class CloudAggregator:
             if all(file.exists() for file in contribution.files):
                 verify(contribution, self.strategy.shapes(contribution, self.adapter))
         except ProtocolError as error:
-            self._happened(DeviceOffended(device, str(error)))
+            self.device_broke(device, str(error))
             return False
         return True
 

@@ -35,9 +35,9 @@ from sfl.stage.computation import COMPUTATIONS
 from sfl.stage.engine import Engine
 from sfl.stage.resting import Residence
 from sfl.stage.session import SESSIONS, Session
+from sfl.transport import contract
 from sfl.transport.blame import blamed
 from sfl.transport.chunks import (
-    ADAPTER_LIMIT,
     AdapterAssembly,
     Buffer,
     adapter_bytes,
@@ -94,7 +94,8 @@ class EdgeServer:
         self._files: dict[tuple[Span, ...], SpanFiles] = {}
         self._admissions: dict[str, asyncio.Future[cloud_pb2.Admission]] = {}
         self._devices: dict[str, NodeSnapshot] = {}
-        self._adapter = AdapterAssembly(ADAPTER_LIMIT)
+        self._adapter = AdapterAssembly(0)  # until it is known what an adapter consists of
+        self.adapter_limit = 0
         self._start: cloud_pb2.EdgeRoundStart | None = None
         self._stacks = 0  # rounds whose sums are in the base
         self._folded: asyncio.Task[None] | None = None
@@ -155,7 +156,7 @@ class EdgeServer:
             self.service.challenge = edge_pb2.Challenge(
                 run_id=self.run_id, edge=self.config.name, nonce=settings.challenge
             )
-        self.settings = RunSettings.model_validate_json(settings.settings)
+        self.settings = contract.run_settings(settings.settings)
         network = self.settings.network
         beat = asyncio.create_task(self._heartbeats(network.heartbeat_interval))
         watch = asyncio.create_task(
@@ -182,9 +183,10 @@ class EdgeServer:
             async for message in messages:
                 body = message.WhichOneof("body") or ""
                 if body == "finish":
-                    await self._dismiss(message.finish.ok, message.finish.reason)
+                    reason = contract.reason(message.finish.reason)
+                    await self._dismiss(message.finish.ok, reason)
                     if not message.finish.ok:
-                        raise RunFailed(message.finish.reason)
+                        raise RunFailed(reason)
                     return
                 if body not in self._on_cloud:
                     raise ProtocolError(f"{body or 'an empty message'} from the cloud was not due")
@@ -209,6 +211,10 @@ class EdgeServer:
         """Load the base and tell the cloud what an adapter of it consists of."""
         try:
             manifest, given = await self.engine.run(self._load_base)
+            shapes = [parameter.shape for parameter in manifest.parameters]
+            self.adapter_limit = contract.adapter_limit(shapes)
+            # What folds is a sum: as many ranks as there are devices.
+            self._adapter.limit = contract.adapter_limit(shapes, len(self.settings.devices))
             self.places = Places(self._choice.in_flight, ORDERS[self.config.order])
         except Exception as error:  # noqa: BLE001 - whatever it is, the cloud is to know
             self.cloud.post(cloud_pb2.EdgeReportMessage(failure=str(cause_of(error))))
@@ -352,7 +358,7 @@ class EdgeServer:
 
     def _on_evict(self, message: cloud_pb2.CloudMessage) -> None:
         # Not a refusal: the device may join again with the next round.
-        self.service.evict(message.evict.device, LinkLost(message.evict.reason))
+        self.service.evict(message.evict.device, LinkLost(contract.reason(message.evict.reason)))
 
     # -- what devices' streams ask for (transport.edge_service.Host) -------------------------------
 
@@ -373,7 +379,7 @@ class EdgeServer:
         finally:
             self._admissions.pop(device, None)
         if admission.refusal:
-            raise (NameInUse if admission.in_use else Refused)(admission.refusal)
+            raise (NameInUse if admission.in_use else Refused)(contract.reason(admission.refusal))
         session = await self.engine.run(self._open_session, device)
         log.info("device %s joined", device, extra={"device": device})
         welcome = edge_pb2.Welcome(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-Raw = bytes | memoryview
+Raw = bytes | bytearray | memoryview
 
 
 class Chunks:

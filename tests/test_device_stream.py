@@ -98,12 +98,16 @@ def opened(session: Session, engine: Engine, room: int = 8) -> DeviceStream:
         {
             "model": {"path": "m", "max_length": 16384},
             "run": {"topology": "u_shaped"},
+            "training": {"batch_size": 16},
             "network": {"credits": 8},
             "devices": [{"name": "d", "tail_layers": 1}],
         }
     )
     host: Any = SimpleNamespace(
-        stats=NodeStats("e", "edge"), engine=engine, places=Places(room, ORDERS["first_come"])
+        stats=NodeStats("e", "edge"),
+        engine=engine,
+        places=Places(room, ORDERS["first_come"]),
+        adapter_limit=1 << 20,
     )
     service = EdgeService(host)
     cut = Cut("edge", "d", 0, peer_compiled=True)
@@ -111,6 +115,19 @@ def opened(session: Session, engine: Engine, room: int = 8) -> DeviceStream:
     return DeviceStream(
         "d", cast(Any, session), settings, host, service._encoder, service._decoder, cut
     )
+
+
+def welcomed(reader: _Reader) -> None:
+    """Told of the run, and of what its span asks for."""
+    run = {
+        "model": {"path": "m", "max_length": 16384},
+        "training": {"batch_size": 16},
+        "devices": [{"name": "d"}],
+    }
+    settings = RunSettings.model_validate(run).model_dump_json()
+    welcome = edge_pb2.Welcome(settings=settings, run_id="r", num_layers=3)
+    reader.take(edge_pb2.EdgeMessage(welcome=welcome))
+    reader.expect([(2, 3)], HIDDEN)
 
 
 async def arrive(stream: DeviceStream, messages: Sequence[TensorMessage]) -> None:
@@ -310,11 +327,12 @@ def test_a_device_times_tensors_whose_frames_alternate_each_by_itself() -> None:
     cut.begin_round(CODECS, 1)
     put: list[Any] = []
     decode: Any = lambda header, payload: decode_tensor(header, payload)[0]  # noqa: E731
-    reader = _Reader(stats, put.append, lambda codecs, round_: cut.adapter_codec, decode)
+    reader = _Reader(stats, put.append, lambda codecs, round_: cut.adapter_codec, decode, "d")
+    welcomed(reader)
     for frame in interleaved():
         clock.now += 1.0
         reader.take(frame)
-    assert [message.kind for message in put] == [Kind.ACTIVATION, Kind.GRADIENT]
+    assert [message.kind for message in put[1:]] == [Kind.ACTIVATION, Kind.GRADIENT]
     assert arrivals(stats, "d") == {1: ("receive", 3.0), 0: ("receive", 3.0)}
 
 
@@ -322,8 +340,11 @@ def test_a_device_times_tensors_whose_frames_alternate_each_by_itself() -> None:
 def test_a_device_keeps_its_adapter_only_where_changes_of_it_are_coded(codec: str) -> None:
     put: list[Any] = []
     decode: Any = None  # no tensor comes
-    reader = _Reader(NodeStats("d", "device"), put.append, lambda *round_: parse(codec), decode)
-    start = edge_pb2.RoundStart(round=1, codecs=CODECS.model_dump_json())
+    stats = NodeStats("d", "device")
+    reader = _Reader(stats, put.append, lambda *round_: parse(codec), decode, "d")
+    welcomed(reader)
+    codecs = CODECS.model_dump_json()
+    start = edge_pb2.RoundStart(round=1, micro_batches=1, codecs=codecs)
     reader.take(edge_pb2.EdgeMessage(start=start))
     payload = adapter_bytes({"a": np.ones((2, 3), np.float32)})
     for frame in adapter_frames(tensor_pb2.AdapterHeader(round=1), payload):

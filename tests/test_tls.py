@@ -30,7 +30,7 @@ from sfl.certificates.bundle import Wanted, issue_all
 from sfl.certificates.identity import Identity, Role, covers, identity_in, server_name
 from sfl.certificates.own import OwnCertificate, load_own, own_certificate, own_in, settings_in
 from sfl.cli.ca import ca_app
-from sfl.config import MetricsSettings, load_device, load_edge, load_run
+from sfl.config import MetricsSettings, RunSettings, load_device, load_edge, load_run
 from sfl.errors import ConfigError, ProtocolError, Refused
 from sfl.metrics.prometheus import NodeCollector, serve_as_set
 from sfl.metrics.snapshot import NodeKind, NodeSnapshot
@@ -643,6 +643,11 @@ def test_after_all_of_that_and_more_of_it_the_run_ends_well(
 class Deaf:
     """A cloud's shell that notes what it is told."""
 
+    heartbeat_interval = 1.0
+    run_settings = RunSettings.model_validate(
+        {"model": {"path": "m"}, "devices": [{"name": "mine"}]}
+    )
+
     def __init__(self) -> None:
         self.told: list[str] = []
 
@@ -655,7 +660,8 @@ class Deaf:
 
 def test_an_edge_speaks_for_its_own_devices_only(caplog: pytest.LogCaptureFixture) -> None:
     host: Any = Deaf()
-    stream = EdgeStream("e", host, devices={"mine"})
+    stream = EdgeStream("e", host)
+    stream.admitted("mine")
     header = tensor_pb2.AdapterHeader(round=1, device="theirs", side="device")
     for message in (
         cloud_pb2.EdgeReportMessage(left=cloud_pb2.DeviceLeft(device="theirs")),
@@ -676,27 +682,21 @@ def test_an_edge_tells_statistics_of_its_own_devices_only() -> None:
         return NodeSnapshot(name, kind).to_json()
 
     host: Any = Deaf()
-    stream = EdgeStream("e", host, devices={"mine"})
+    stream = EdgeStream("e", host)
+    stream.admitted("mine")
     others = [told("device", "theirs"), told("edge", "mine"), told("cloud", "cloud")]
     beat = tensor_pb2.Heartbeat(
         snapshot=told("edge", "e"), devices=[*others, told("device", "mine")]
     )
     stream._take(cloud_pb2.EdgeReportMessage(heartbeat=beat))
     assert host.told == ["edge e", "device mine"]
-    for forged in (
-        cloud_pb2.EdgeReportMessage(heartbeat=tensor_pb2.Heartbeat(snapshot=told("edge", "other"))),
-        cloud_pb2.EdgeReportMessage(
-            report=tensor_pb2.RoundReport(device="mine", snapshot=told("device", "theirs"))
-        ),
-        cloud_pb2.EdgeReportMessage(
-            device_ready=cloud_pb2.DeviceIsReady(
-                device="mine", ready=edge_pb2.DeviceReady(snapshot=told("edge", "e"))
-            )
-        ),
-    ):
-        with pytest.raises(ProtocolError, match="in place of"):
-            stream._take(forged)
-    assert host.told == ["edge e", "device mine"]
+    forged = tensor_pb2.Heartbeat(snapshot=told("edge", "other"))
+    with pytest.raises(ProtocolError, match="in place of"):
+        stream._take(cloud_pb2.EdgeReportMessage(heartbeat=forged))
+    ready = edge_pb2.DeviceReady(num_examples=8, snapshot=told("edge", "e"))
+    about = cloud_pb2.DeviceIsReady(device="mine", ready=ready)
+    stream._take(cloud_pb2.EdgeReportMessage(device_ready=about))
+    assert host.told == ["edge e", "device mine", "device_broke"]
 
 
 # -- /metrics --------------------------------------------------------------------------------------

@@ -3,11 +3,17 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
 from sfl.errors import ProtocolError
+from sfl.text import plain
+
+_MOST_VALUES = 1 << 32
+_MOST_DIMENSIONS = 8
+_LONGEST_NAME = 512
 
 Init = Literal["kaiming", "zeros", "normal", "ones", "given"]
 
@@ -51,12 +57,26 @@ class AdapterManifest:
         try:
             content = json.loads(text)
             parameters = tuple(_spec(*fields) for fields in content["parameters"])
-            return cls(parameters, int(content["num_layers"]), dict(content["peft_config"]))
-        except (ValueError, KeyError, TypeError) as error:
-            raise ProtocolError(f"malformed adapter manifest: {error!r}") from None
+            if sum(math.prod(spec.shape) for spec in parameters) > _MOST_VALUES:
+                raise ValueError("more values than an adapter has")
+            num_layers = _size(content["num_layers"], 1 << 16)
+            return cls(parameters, num_layers, dict(content["peft_config"]))
+        except (ValueError, KeyError, TypeError, OverflowError, RecursionError) as error:
+            raise ProtocolError(f"malformed adapter manifest: {plain(repr(error))}") from None
 
 
-def _spec(name: str, shape: list[int], init: Init, fan_in: int) -> ParameterSpec:
+def _spec(name: Any, shape: Any, init: Any, fan_in: Any) -> ParameterSpec:
     if init not in get_args(Init):
-        raise ValueError(f"unknown init {init!r}")
-    return ParameterSpec(str(name), tuple(int(size) for size in shape), init, int(fan_in))
+        raise ValueError(f"unknown init {init!r:.40}")
+    if not isinstance(name, str) or not 0 < len(name) <= _LONGEST_NAME or plain(name) != name:
+        raise ValueError(f"{name!r:.40} is no name of a parameter")
+    if not isinstance(shape, list) or len(shape) > _MOST_DIMENSIONS:
+        raise ValueError(f"{shape!r:.40} is no shape")
+    sizes = tuple(_size(size, _MOST_VALUES) for size in shape)
+    return ParameterSpec(name, sizes, init, _size(fan_in, _MOST_VALUES))
+
+
+def _size(value: Any, most: int) -> int:
+    if type(value) is not int or not 1 <= value <= most:
+        raise ValueError(f"{value!r:.40} is no size")
+    return value

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal, Self, TypeVar, get_args
 
 from sfl.errors import ProtocolError
+from sfl.text import plain
 
 NodeKind = Literal["device", "edge", "cloud"]
 Direction = Literal["up", "down"]  # up is towards the cloud, whichever end counts
@@ -27,6 +28,8 @@ BUCKETS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.
 
 _LONGEST_NAME = 128
 _LONGEST_WORD = 16
+_LONGEST_JSON = 1 << 16
+_LARGEST = 1e15  # of any number: more than any date, rate or loss
 K = TypeVar("K", bound=str)
 
 
@@ -156,7 +159,7 @@ class NodeSnapshot:
         Keys that this version does not know are left out.
         """
         try:
-            plain = {name: read(values[name]) for name, read in _PLAIN.items() if name in values}
+            fields = {name: read(values[name]) for name, read in _PLAIN.items() if name in values}
             counts = values.get("bytes", {})
             parts = {part: _counts(counts.get(part, {}), ROLES) for part in _BYTE_PARTS}
             phases = {
@@ -164,9 +167,11 @@ class NodeSnapshot:
                 for phase in PHASES
                 if phase in values.get("phases", {})
             }
-            return cls(**plain, bytes=ByteTotals(**parts), phases=phases)
-        except (AttributeError, KeyError, TypeError, ValueError) as error:
-            raise ProtocolError(f"statistics of a node are malformed: {error}") from None
+            return cls(**fields, bytes=ByteTotals(**parts), phases=phases)
+        except (AttributeError, KeyError, TypeError, ValueError, OverflowError) as error:
+            raise ProtocolError(
+                f"statistics of a node are malformed: {plain(str(error))}"
+            ) from None
 
     def to_json(self) -> str:
         """One line of JSON."""
@@ -175,6 +180,10 @@ class NodeSnapshot:
     @classmethod
     def from_json(cls, text: str) -> Self:
         """Read what `to_json` wrote; raises ProtocolError."""
+        if len(text) > _LONGEST_JSON:
+            raise ProtocolError(
+                f"statistics of a node are {len(text)} characters; {_LONGEST_JSON} are allowed"
+            )
         try:
             values = json.loads(text)
         except (ValueError, RecursionError):
@@ -223,13 +232,13 @@ def _finite(value: Any) -> Any:
 
 
 def _name(value: Any) -> str:
-    if not isinstance(value, str) or not 0 < len(value) <= _LONGEST_NAME:
-        raise ValueError("a node's name is text of 1 to 128 characters")
+    if not isinstance(value, str) or not 0 < len(value) <= _LONGEST_NAME or plain(value) != value:
+        raise ValueError("a node's name is plain text of 1 to 128 characters")
     return value
 
 
 def _word(value: Any) -> str:
-    if not isinstance(value, str) or len(value) > _LONGEST_WORD:
+    if not isinstance(value, str) or len(value) > _LONGEST_WORD or plain(value) != value:
         raise ValueError(f"{value!r:.40} is no word")
     return value
 
@@ -247,8 +256,8 @@ def _count(value: Any) -> int:
 
 
 def _number(value: Any) -> float:
-    if type(value) not in (int, float) or not math.isfinite(value):
-        raise ValueError(f"{value!r:.40} is no finite number")
+    if type(value) not in (int, float) or not abs(value) <= _LARGEST:  # NaN fails as well
+        raise ValueError(f"{value!r:.40} is no number within {_LARGEST:g}")
     return float(value)
 
 
@@ -260,6 +269,17 @@ def _count_or_none(value: Any) -> int | None:
     return None if value is None else _count(value)
 
 
+def _amount(value: Any) -> float:
+    number = _number(value)
+    if number < 0:
+        raise ValueError(f"{value!r:.40} is below 0")
+    return number
+
+
+def _amount_or_none(value: Any) -> float | None:
+    return None if value is None else _amount(value)
+
+
 def _counts(values: Mapping[str, Any], known: Sequence[K]) -> dict[K, int]:
     return {key: _count(values[key]) for key in known if key in values}
 
@@ -267,26 +287,26 @@ def _counts(values: Mapping[str, Any], known: Sequence[K]) -> dict[K, int]:
 def _phase_totals(count: Any, seconds: Any, buckets: Any) -> PhaseTotals:
     if len(buckets) != len(BUCKETS) + 1:
         raise ValueError(f"a histogram has {len(BUCKETS) + 1} buckets")
-    return PhaseTotals(_count(count), _number(seconds), tuple(map(_count, buckets)))
+    return PhaseTotals(_count(count), _amount(seconds), tuple(map(_count, buckets)))
 
 
 _BYTE_PARTS = ("up", "down", "up_raw", "down_raw")
 _PLAIN: dict[str, Callable[[Any], Any]] = {
     "name": _name,
     "kind": _kind,
-    "started_at": _number,
-    "seen_at": _number_or_none,
+    "started_at": _amount,
+    "seen_at": _amount_or_none,
     "round": _count,
     "step": _count,
     "steps": _count,
     "steps_total": _count,
     "nonfinite_losses": _count,
     "tokens": _count,
-    "tokens_per_second": _number,
-    "loss": _number_or_none,
+    "tokens_per_second": _amount,
+    "loss": _amount_or_none,
     "eval_round": _count_or_none,
-    "eval_loss": _number_or_none,
-    "eval_accuracy": _number_or_none,
+    "eval_loss": _amount_or_none,
+    "eval_accuracy": _amount_or_none,
     "queue_depth": _count,
     "window": _count,
     "connected": _count,
@@ -296,16 +316,16 @@ _PLAIN: dict[str, Callable[[Any], Any]] = {
     "accelerator_bytes": _count,
     "memory_limit_bytes": _count,
     "memory_limit_used_bytes": _count,
-    "certificate_expiry": _number_or_none,
+    "certificate_expiry": _amount_or_none,
     "dtype": _word,
     "quantised": _word,
     "micro_batches": _count,
-    "value_bits": _number_or_none,
+    "value_bits": _amount_or_none,
     "temperature": _number_or_none,
-    "throttled": _number_or_none,
-    "undervoltage": _number_or_none,
-    "charge": _number_or_none,
-    "on_battery": _number_or_none,
+    "throttled": _amount_or_none,
+    "undervoltage": _amount_or_none,
+    "charge": _amount_or_none,
+    "on_battery": _amount_or_none,
     "power": _number_or_none,
     "paused": _word,
     "adapters_resting": _count,

@@ -6,13 +6,17 @@ import json
 import threading
 import time
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 from sfl.errors import ProtocolError
 from sfl.metrics.snapshot import PHASES, Phase
+from sfl.text import plain
 
 TRAINING = 1  # the purpose of a training step, as on the wire
 _MOST = 4096
+_LONGEST = 1 << 20  # characters, of all as JSON
+_LONGEST_LANE = 32
+_LATEST = 1e11  # seconds since 1970
 
 
 class Place(Protocol):
@@ -97,12 +101,26 @@ def spans_to_json(spans: list[Span]) -> str:
 def spans_from_json(text: str) -> list[Span]:
     """What `spans_to_json` wrote; raises ProtocolError."""
     try:
-        spans = [
-            Span(phase, str(lane)[:32], int(micro), float(begin), float(end))
-            for phase, lane, micro, begin, end in json.loads(text or "[]")[:_MOST]
-        ]
-    except (ValueError, TypeError, RecursionError):
-        raise ProtocolError("the spans of a step are malformed") from None
-    if not all(span.phase in PHASES and span.begin <= span.end for span in spans):
-        raise ProtocolError("the spans of a step are malformed")
-    return spans
+        if len(text) > _LONGEST:
+            raise ValueError(f"{len(text)} characters")
+        rows = json.loads(text or "[]")
+        if not isinstance(rows, list) or len(rows) > _MOST:
+            raise ValueError(f"no list of at most {_MOST}")
+        return [_span(*row) for row in rows]
+    except (ValueError, TypeError, RecursionError, OverflowError) as error:
+        raise ProtocolError(f"the spans of a step are malformed: {plain(str(error))}") from None
+
+
+def _span(phase: Any, lane: Any, micro: Any, begin: Any, end: Any) -> Span:
+    """One of a peer's. Raises ValueError, TypeError, OverflowError."""
+    if phase not in PHASES:
+        raise ValueError(f"{phase!r:.40} is no phase")
+    if not isinstance(lane, str) or plain(lane) != lane:
+        raise ValueError(f"{lane!r:.40} is no lane")
+    if type(micro) is not int or not 0 <= micro < 1 << 31:
+        raise ValueError(f"{micro!r:.40} is no micro-batch")
+    if not all(type(moment) in (int, float) for moment in (begin, end)):
+        raise ValueError(f"{begin!r:.40} to {end!r:.40} is no time")
+    if not 0 <= begin <= end <= _LATEST:
+        raise ValueError(f"{begin!r:.40} to {end!r:.40} is no time")
+    return Span(phase, lane[:_LONGEST_LANE], micro, float(begin), float(end))

@@ -60,6 +60,11 @@ class DeviceStage:
         """Every trainable tensor of this device."""
         return [p for part in self.parts for p in part.adapter.trained.values()]
 
+    @property
+    def shapes(self) -> list[tuple[int, ...]]:
+        """Of every tensor of the adapter that a round sends this device."""
+        return [tuple(p.shape) for part in self.parts for p in part.adapter.parameters.values()]
+
     def load(self, values: Mapping[str, np.ndarray], round_: int) -> None:
         """Begin a round with this device's part of the global adapter, in place."""
         for part in self.parts:

@@ -100,6 +100,26 @@ def _expect_loss(loss: float, device: str, key: Key) -> None:
         )
 
 
+def _check_answer(message: TensorMessage, flight: Flight) -> None:
+    """Raise ProtocolError where an edge's answer does not fit what it answers."""
+    purpose = message.key.purpose
+    if (purpose, message.kind) not in _ANSWERS:
+        raise ProtocolError(
+            f"a {message.kind.name.lower()} came as an answer in {purpose.name.lower()}"
+        )
+    due = (sum(flight.lengths), flight.output.shape[-1])
+    if message.rows is not None and tuple(message.rows.shape) != due:
+        raise ProtocolError(f"an answer is {list(message.rows.shape)}, and {list(due)} was due")
+
+
+_ANSWERS = {
+    (Purpose.TRAINING, Kind.HIDDEN),
+    (Purpose.TRAINING, Kind.GRADIENT),
+    (Purpose.EVALUATION, Kind.HIDDEN),
+    (Purpose.EVALUATION, Kind.SCORE),
+}
+
+
 class Trainer:
     """Runs rounds on one device over a link; topology is in which answers its edge sends.
 
@@ -344,6 +364,7 @@ class Trainer:
         message = self.link.receive()
         if not isinstance(message, TensorMessage) or message.key not in self._flights:
             raise ProtocolError("the edge answered with something that was not asked for")
+        _check_answer(message, self._flights[message.key])
         began = self.stats.phases.now()
         in_flight = len(self._flights)
         self._answers[message.kind](message)

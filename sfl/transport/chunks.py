@@ -10,13 +10,13 @@ import numpy as np
 import safetensors
 import safetensors.numpy
 
-from sfl.buffers import Chunks
+from sfl.buffers import Chunks, Raw
 from sfl.errors import ProtocolError
 from sfl.transport.envelope import Frame
 from sfl.transport.wire import FRAME_BYTES
 from sfl.v1 import tensor_pb2
 
-Buffer = bytes | memoryview | Chunks
+Buffer = Raw | Chunks
 
 
 def adapter_bytes(values: Mapping[str, np.ndarray]) -> bytes:
@@ -47,6 +47,11 @@ Header = TypeVar("Header", tensor_pb2.TensorHeader, tensor_pb2.AdapterHeader)
 
 AnyFrame = Frame | tensor_pb2.AdapterFrame
 
+_MOST_AROUND = 1 << 14
+"""Bytes of a message beside its data that a view of it may keep alive."""
+_CRUMB = 1 << 16
+"""Bytes of data below which they are copied behind those before."""
+
 
 @dataclass(slots=True)
 class Assembly(Generic[Header]):
@@ -54,7 +59,7 @@ class Assembly(Generic[Header]):
 
     limit: int
     header: Header | None = None
-    pieces: list[bytes | memoryview] = field(default_factory=list)
+    pieces: list[Raw] = field(default_factory=list)
     size: int = 0
 
     def add(self, frame: AnyFrame) -> tuple[Header, Buffer] | None:
@@ -66,17 +71,36 @@ class Assembly(Generic[Header]):
             self._begin(cast(Header, begun))
         if self.header is None:
             raise ProtocolError("a frame without a header before it")
-        self.pieces += frame.data.pieces if isinstance(frame, Frame) else [frame.data]
         self.size += len(frame.data)
         if self.size > self.header.num_bytes:
             raise ProtocolError(f"more than the announced {self.header.num_bytes} bytes")
+        self._keep(frame)
         if not frame.last:
             return None
-        header, payload = self.header, Chunks(self.pieces)  # all where gRPC put them
+        header, payload = self.header, Chunks(self.pieces)  # most of it where gRPC put it
         self.header, self.pieces, self.size = None, [], 0
         if len(payload) != header.num_bytes:
             raise ProtocolError(f"{len(payload)} bytes came, {header.num_bytes} were announced")
         return header, payload
+
+    def _keep(self, frame: AnyFrame) -> None:
+        """Hold a frame's data, and of its message no more than that.
+
+        A view of it keeps the whole message; and where a payload comes in crumbs, an object for
+        each would take many times as much as they do.
+        """
+        data: Chunks = frame.data if isinstance(frame, Frame) else Chunks([frame.data])
+        around = frame.wire_bytes - len(data) if isinstance(frame, Frame) else 0
+        alone = frame.last and not self.pieces
+        if around <= _MOST_AROUND and (alone or len(data) >= _CRUMB):
+            self.pieces += data.pieces
+            return
+        if not self.pieces or not isinstance(self.pieces[-1], bytearray):
+            self.pieces.append(bytearray())
+        crumbs = self.pieces[-1]
+        assert isinstance(crumbs, bytearray)
+        for piece in data.pieces:
+            crumbs += piece
 
     def _begin(self, header: Header) -> None:
         if self.header is not None:
@@ -92,11 +116,14 @@ def _header(frame: AnyFrame) -> tensor_pb2.TensorHeader | tensor_pb2.AdapterHead
     return None
 
 
+_KINDS = frozenset(tensor_pb2.TensorKind.values()) - {tensor_pb2.TENSOR_KIND_UNSPECIFIED}
+
+
 class TensorAssembly:
     """Tensors of a stream: frames of one kind are in order, kinds may alternate."""
 
     def __init__(self, limit: int) -> None:
-        self._limit = limit
+        self.limit = limit
         self._kinds: dict[int, Assembly[tensor_pb2.TensorHeader]] = {}
 
     def header(self, frame: Frame) -> tensor_pb2.TensorHeader | None:
@@ -110,16 +137,17 @@ class TensorAssembly:
         """As Assembly's."""
         if frame.header is not None and frame.header.kind != frame.kind:
             raise ProtocolError("a frame and its header are of two kinds")
-        if frame.kind not in self._kinds and len(self._kinds) > 8:
+        if frame.kind not in _KINDS:
             raise ProtocolError(f"kind {frame.kind} of a tensor does not exist")
-        assembly = self._kinds.setdefault(frame.kind, Assembly(self._limit))
+        assembly = self._kinds.setdefault(frame.kind, Assembly(self.limit))
+        assembly.limit = self.limit
         return assembly.add(frame)
 
 
 AdapterAssembly = Assembly[tensor_pb2.AdapterHeader]
 
 ADAPTER_LIMIT = 4 << 30
-"""Most bytes that an adapter may announce."""
+"""Most bytes that a sum of rounds may announce, where it is not known yet what one consists of."""
 
 
 def pieces(payload: Buffer, header_bytes: int = 0) -> Iterator[tuple[bool, Chunks, bool]]:

@@ -9,26 +9,31 @@ import time
 from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Any, BinaryIO, Protocol
+from typing import Any, Protocol
 
 import grpc
 import grpc.aio
 
+from sfl.config import RunSettings
 from sfl.errors import DiskError, LinkLost, NameInUse, ProtocolError, Refused, SflError
 from sfl.files import on_disk
-from sfl.metrics.snapshot import NodeKind, NodeSnapshot
+from sfl.logs import Sparing
+from sfl.metrics.snapshot import NodeSnapshot
 from sfl.metrics.stats import NodeStats
 from sfl.rounds.messages import Cause
+from sfl.transport import contract
 from sfl.transport.blame import cause_told
+from sfl.transport.contract import DeviceContract
 from sfl.transport.doorkeeper import expect
-from sfl.transport.group import run_together
+from sfl.transport.group import first_message, run_together
 from sfl.transport.signed import NotSigned, SignatureCheck
-from sfl.transport.spool import Spool
+from sfl.transport.spool import Part, Spool
 from sfl.transport.status import status_of
 from sfl.transport.wire import CLOUD_SESSION, WIRE_VERSION, generic_handler
 from sfl.v1 import cloud_pb2, edge_pb2, tensor_pb2
 
 log = logging.getLogger(__name__)
+sparing = Sparing(log)
 
 Context = grpc.aio.ServicerContext[Any, Any]
 
@@ -57,6 +62,14 @@ class Host(Protocol):
 
     def signatures(self, edge: str) -> SignatureCheck:
         """What checks the signatures of an edge's devices."""
+
+    @property
+    def run_settings(self) -> RunSettings:
+        """What every node knows of the run."""
+
+    @property
+    def adapter_limit(self) -> int:
+        """Most bytes of one part of an update."""
 
     def settings(self) -> cloud_pb2.Settings:
         """What an edge is told first."""
@@ -88,6 +101,9 @@ class Host(Protocol):
     def device_left(self, device: str, reason: str, cause: Cause) -> None:
         """A device's stream is closed."""
 
+    def device_broke(self, device: str, reason: str) -> None:
+        """A device broke the contract, and is left out."""
+
     def update_received(self, header: tensor_pb2.AdapterHeader) -> None:
         """One side's part of an update lies in the spool."""
 
@@ -106,23 +122,38 @@ class EdgeStream:
     host: Host
     outbox: asyncio.Queue[cloud_pb2.CloudMessage] = field(default_factory=asyncio.Queue)
     last_heard: float = field(default_factory=time.monotonic)
-    part: tuple[tensor_pb2.AdapterHeader, BinaryIO] | None = None
-    devices: set[str] = field(default_factory=set)
+    part: Part | None = None
+    devices: dict[str, DeviceContract] = field(default_factory=dict)
     """The devices that were admitted through this edge: the only ones it can speak for."""
     signatures: SignatureCheck = field(default_factory=lambda: SignatureCheck("", "", None))
     """What checks that they said so themselves; the default asks nobody."""
+    is_ready: bool = False
     _passing_over: bool = False
-    """Whether an adapter of another edge's device is coming in, which is not kept."""
+    """Whether an adapter is coming in that is not kept."""
+    _pace: contract.Pace = field(init=False)
+
+    def __post_init__(self) -> None:
+        self._pace = contract.Pace(self.host.heartbeat_interval)
+
+    def admitted(self, device: str) -> None:
+        """From now on this edge speaks for the device."""
+        self.devices[device] = DeviceContract(device, self.host.run_settings)
 
     def post(self, message: cloud_pb2.CloudMessage) -> None:
         """Queue one message for the edge."""
+        for entry in message.start.devices:
+            if entry.device in self.devices:
+                self.devices[entry.device].begin(entry.start)
         self.outbox.put_nowait(message)
 
     async def read(self, requests: AsyncIterator[cloud_pb2.EdgeReportMessage]) -> None:
         """Take what the edge sends."""
-        async for message in requests:
-            self.last_heard = time.monotonic()
-            self._take(message)
+        try:
+            async for message in requests:
+                self.last_heard = time.monotonic()
+                self._take(message)
+        finally:
+            self._drop_part()
         raise LinkLost("the edge closed the stream")
 
     async def write(self, context: Context) -> None:
@@ -140,16 +171,15 @@ class EdgeStream:
             self.post(cloud_pb2.CloudMessage(heartbeat=tensor_pb2.Heartbeat()))
 
     def _take(self, message: cloud_pb2.EdgeReportMessage) -> None:
-        host = self.host
         takers: dict[str, Callable[[], None]] = {
-            "ready": lambda: host.edge_ready(self.edge, message.ready),
+            "ready": lambda: self._ready(message.ready),
             "join": lambda: self._join(message.join),
             "device_ready": lambda: self._device_ready(message.device_ready),
             "left": lambda: self._left(message.left),
             "adapter": lambda: self._spool(message.adapter),
             "report": lambda: self._report(message.report),
             "heartbeat": lambda: self._hear(message.heartbeat),
-            "failure": lambda: host.edge_failed(self.edge, message.failure),
+            "failure": lambda: self._failed(message.failure),
         }
         body = message.WhichOneof("body") or ""
         if body not in takers:
@@ -157,25 +187,54 @@ class EdgeStream:
         device = _device_of(message) if body in SPOKEN_FOR else None
         if device is not None and device not in self.devices:
             # May also come late, of a device that another edge has since: no reason to hang up.
-            log.warning("edge %s: %s of device %r, which is not its own", self.edge, body, device)
+            sparing.warning(
+                body, "edge %s: %s of device %r, which is not its own", self.edge, body, device
+            )
             self._passing_over = body == "adapter"
             return
+        if device is None and body == "adapter" and self.part is not None:
+            device = self.part.header.device
         try:
             takers[body]()
         except NotSigned as error:
-            tell = host.not_joined if body == "join" else host.not_signed
+            self._drop_part()
+            tell = self.host.not_joined if body == "join" else self.host.not_signed
             tell(self.edge, error.device, str(error))
+        except ProtocolError as error:
+            if device is None:
+                raise
+            self._break_with(device, str(error))
+
+    def _break_with(self, device: str, reason: str) -> None:
+        """What is wrong with one device's own words costs that device, and nobody else."""
+        self._drop_part()
+        self._passing_over = True
+        self.devices.pop(device, None)
+        self.host.device_broke(device, reason)
+
+    def _ready(self, message: cloud_pb2.EdgeReady) -> None:
+        if self.is_ready:
+            raise ProtocolError("ready was said twice")
+        self.host.edge_ready(self.edge, message)
+        self.is_ready = True
 
     def _join(self, join: cloud_pb2.DeviceJoin) -> None:
+        if not self.is_ready:
+            raise ProtocolError("a device came before the edge was ready")
+        contract.name("device", join.device)
         self.signatures.join(join)
         self.host.device_joined(self.edge, join.device)
 
     def _left(self, left: cloud_pb2.DeviceLeft) -> None:
-        self.host.device_left(left.device, left.reason, cause_told(left.cause))
+        self.host.device_left(left.device, contract.reason(left.reason), cause_told(left.cause))
+
+    def _failed(self, words: str) -> None:
+        self.host.edge_failed(self.edge, contract.reason(words))
 
     def _hear(self, beat: tensor_pb2.Heartbeat) -> None:
         """Pass on statistics of the edge itself and of those that it can speak for."""
-        self.host.heard(self._statistics(beat.snapshot, "edge", self.edge))
+        self._pace.take("heartbeat", self.last_heard)
+        self.host.heard(contract.statistics(beat.snapshot, "edge", self.edge))
         for text in beat.devices:
             snapshot = NodeSnapshot.from_json(text)
             # A device may not be admitted yet, or another edge may have it since.
@@ -184,23 +243,13 @@ class EdgeStream:
 
     def _device_ready(self, message: cloud_pb2.DeviceIsReady) -> None:
         self.signatures.ready(message.device, message.ready)
-        self._statistics(message.ready.snapshot, "device", message.device)
+        self.devices[message.device].ready(message.ready)
         self.host.device_ready(message.device, message.ready)
 
     def _report(self, report: tensor_pb2.RoundReport) -> None:
         self.signatures.report(report)
-        self._statistics(report.snapshot, "device", report.device)
+        self.devices[report.device].report(report)
         self.host.reported(report)
-
-    def _statistics(self, text: str, kind: NodeKind, name: str) -> NodeSnapshot:
-        """The statistics of that node and no other. Raises ProtocolError."""
-        snapshot = NodeSnapshot.from_json(text)
-        if (snapshot.kind, snapshot.name) != (kind, name):
-            raise ProtocolError(
-                f"edge {self.edge!r}: statistics of {snapshot.kind} {snapshot.name!r} in place of "
-                f"{kind} {name!r}"
-            )
-        return snapshot
 
     def _spool(self, frame: tensor_pb2.AdapterFrame) -> None:
         """Write a frame to disk; an update never lies in memory as a whole."""
@@ -208,19 +257,28 @@ class EdgeStream:
             return
         self._passing_over = False
         if frame.HasField("header"):
-            with on_disk(self.host.spool.folder):
-                self.part = (frame.header, self.host.spool.open(frame.header))
+            self._begin_part(frame.header)
         if self.part is None:
             raise ProtocolError("an adapter frame without a header before it")
-        header, file = self.part
         with on_disk(self.host.spool.folder):
-            file.write(frame.data)
-            if frame.last:
-                self.part = None
-                check = partial(self.signatures.update, header)
-                self.host.spool.close(header, file, check)
-        if frame.last:
-            self.host.update_received(header)
+            self.part.write(frame.data)
+            if not frame.last:
+                return
+            part, self.part = self.part, None
+            part.close(partial(self.signatures.update, part.header))
+        self.host.update_received(part.header)
+
+    def _begin_part(self, header: tensor_pb2.AdapterHeader) -> None:
+        if self.part is not None:
+            raise ProtocolError("a new adapter began before the last frame of the one before")
+        self.devices[header.device].part(header, header.side, self.host.adapter_limit)
+        with on_disk(self.host.spool.folder):
+            self.part = self.host.spool.begin(header)
+
+    def _drop_part(self) -> None:
+        if self.part is not None:
+            self.part.drop()
+            self.part = None
 
 
 class CloudService:
@@ -243,8 +301,9 @@ class CloudService:
 
     def _hand_over(self, device: str, edge: str) -> None:
         """From now on this edge speaks for the device, and no other."""
-        for name, stream in self.streams.items():
-            (stream.devices.add if name == edge else stream.devices.discard)(device)
+        for stream in self.streams.values():
+            stream.devices.pop(device, None)
+        self.streams[edge].admitted(device)
         self.streams[edge].signatures.admitted(device)
 
     async def drain(self, seconds: float) -> None:
@@ -280,10 +339,8 @@ class CloudService:
             self._host.edge_lost(stream.edge, str(reason))
 
     async def _open(self, requests: AsyncIterator[cloud_pb2.EdgeReportMessage]) -> EdgeStream:
-        first = await anext(aiter(requests), None)
-        if first is None or first.WhichOneof("body") != "hello":
-            raise ProtocolError("a stream begins with a hello")
-        hello = first.hello
+        hello = (await first_message(requests, "hello")).hello
+        contract.name("edge", hello.edge)
         if hello.wire_version != WIRE_VERSION:
             raise ProtocolError(
                 f"edge {hello.edge!r} speaks wire version {hello.wire_version}, this cloud "

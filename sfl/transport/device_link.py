@@ -12,7 +12,7 @@ import logging
 import queue
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -41,6 +41,7 @@ from sfl.stage.messages import (
     Stack,
     TensorMessage,
 )
+from sfl.transport import checked, contract
 from sfl.transport.chunks import (
     ADAPTER_LIMIT,
     AdapterAssembly,
@@ -56,14 +57,19 @@ from sfl.transport.diagnosis import why_refused
 from sfl.transport.dialling import nothing_known, wait_for_peer
 from sfl.transport.envelope import Frame
 from sfl.transport.frames import decode_tensor, encode_tensor, raw_bytes, to_score
-from sfl.transport.round_start import from_round_start
 from sfl.transport.seal import sound
 from sfl.transport.shaper import Shaper, shaper
 from sfl.transport.signed import DeviceSignatures
 from sfl.transport.status import error_of
 from sfl.transport.updates import UpdateSender, Values, decode_update
 from sfl.transport.urgency import LAST, NORMAL, URGENT, Outbox
-from sfl.transport.wire import EDGE_SESSION, STACK, WIRE_VERSION, tensor_role, wire_bytes
+from sfl.transport.wire import (
+    EDGE_SESSION,
+    STACK,
+    WIRE_VERSION,
+    tensor_role,
+    wire_bytes,
+)
 from sfl.v1 import edge_pb2, tensor_pb2
 from sfl.watched import start_watched
 
@@ -71,7 +77,6 @@ log = logging.getLogger(__name__)
 
 Outgoing = edge_pb2.DeviceMessage | Frame
 
-TENSOR_LIMIT = 1 << 30
 GOODBYE = 5.0  # seconds that a goodbye may take to get through
 
 
@@ -132,6 +137,7 @@ class DeviceLink:
         self._scaling = 0.0
         self._shaper: Shaper | None = None
         self._call: Any = None
+        self._reader = _Reader(stats, self._inbox.put, self._begin_round, self._decode, device)
 
     @property
     def channel(self) -> grpc.Channel:
@@ -157,7 +163,7 @@ class DeviceLink:
         self._last_heard = time.monotonic()
         self._start("link-reader", self._read, self._over)
         welcome = self._welcome(connect_timeout)
-        settings = RunSettings.model_validate_json(welcome.settings)
+        settings = contract.welcome(welcome, self._device)
         self._shaper = shaper(settings.device(self._device).link, "up")
         self._scaling = settings.scaling(self._device)
         self._cut = Cut(
@@ -200,6 +206,10 @@ class DeviceLink:
         self, name: str, work: Callable[[], None], tell: Callable[[Exception], None]
     ) -> None:
         self._threads.append(start_watched(name, work, tell))
+
+    def expect(self, shapes: Sequence[Sequence[int]], hidden: int) -> None:
+        """From now on take adapters of these parameters, and tensors `hidden` wide, at most."""
+        self._reader.expect(shapes, hidden)
 
     def ready(self, dataset: Dataset) -> None:
         """Tell the edge that span and data are there."""
@@ -295,7 +305,7 @@ class DeviceLink:
         begin = phases.now()
         item = self._take()
         if isinstance(item, edge_pb2.GradientNorm):
-            item = GradientNorm(item.round, item.step, item.squared)
+            item = checked.gradient_norm(item)
         if isinstance(item, TensorMessage | GradientNorm):
             phases.span("wait", item.key, self._device, begin)
             return item
@@ -406,6 +416,7 @@ class DeviceLink:
     def _decode(self, header: tensor_pb2.TensorHeader, payload: Buffer) -> TensorMessage:
         assert self._cut is not None
         message, packet = decode_tensor(header, payload)
+        checked.tensor(message, self._reader.settings)
         if packet is None:
             return message
         with self._stats.phases.measure("decode", message.key, self._device):
@@ -427,11 +438,10 @@ class DeviceLink:
         return item
 
     def _read(self) -> None:
-        reader = _Reader(self._stats, self._arrived, self._begin_round, self._decode)
         try:
             for message in self._call:
                 self._last_heard = time.monotonic()
-                reader.take(sound(message, self._peer))
+                self._reader.take(sound(message, self._peer))
         except grpc.RpcError as error:
             self._lost = True
             raise error_of(error, self._peer) from None
@@ -470,17 +480,35 @@ class _Reader:
         put: Callable[[Any], None],
         begin_round: Callable[[RoleCodecs, int], Codec],
         decode: Callable[[tensor_pb2.TensorHeader, Buffer], TensorMessage],
+        device: str,
     ) -> None:
         self._stats = stats
         self._put = put
         self._begin_round = begin_round
         self._decode = decode
-        self._tensor = TensorAssembly(TENSOR_LIMIT)
-        self._adapter = AdapterAssembly(ADAPTER_LIMIT)
+        self._device = device
+        self._settings: RunSettings | None = None
+        self._tensor = TensorAssembly(0)  # until this device has its span: none is due before
+        self._adapter = AdapterAssembly(0)
         self._start: RoundStart | None = None
         self._codec: Codec | None = None
         self._held: Values = {}
         self._began: dict[int, float] = {}
+
+    @property
+    def settings(self) -> RunSettings:
+        """The run's, from the welcome on. Raises ProtocolError before."""
+        if self._settings is None:
+            raise ProtocolError("the edge spoke of a round before it said welcome")
+        return self._settings
+
+    def expect(self, shapes: Sequence[Sequence[int]], hidden: int) -> None:
+        """What the device's span asks for: the parameters of its adapter, the width of tensors."""
+        training, model = self.settings.training, self.settings.model
+        values = training.batch_size * model.max_length * hidden
+        self._tensor.limit = 4 * values + (1 << 16)
+        if not self.settings.aggregation.folds:
+            self._adapter.limit = contract.adapter_limit(shapes)
 
     def take(self, message: edge_pb2.EdgeMessage | Frame) -> None:
         """Count a message, and pass on what it completes."""
@@ -513,6 +541,11 @@ class _Reader:
 
     def _on_welcome(self, message: edge_pb2.EdgeMessage) -> None:
         self._count(message, "control")
+        if self._settings is not None:
+            raise ProtocolError("the edge said welcome twice")
+        self._settings = contract.welcome(message.welcome, self._device)
+        if self._settings.aggregation.folds:
+            self._adapter.limit = ADAPTER_LIMIT  # sums of earlier rounds may come ahead of the span
         self._put(message.welcome)
 
     def _on_norm(self, message: edge_pb2.EdgeMessage) -> None:
@@ -521,13 +554,14 @@ class _Reader:
 
     def _on_finish(self, message: edge_pb2.EdgeMessage) -> None:
         self._count(message, "control")
-        self._put(Finish(message.finish.ok, message.finish.reason))
+        self._put(Finish(message.finish.ok, contract.reason(message.finish.reason)))
 
     def _on_start(self, message: edge_pb2.EdgeMessage) -> None:
         self._count(message, "control")
         start = message.start
-        self._codec = self._begin_round(RoleCodecs.model_validate_json(start.codecs), start.round)
-        self._start = from_round_start(start)
+        order = checked.round_start(start, self.settings)
+        self._codec = self._begin_round(contract.role_codecs(start.codecs), start.round)
+        self._start = order
 
     def _on_adapter(self, message: edge_pb2.EdgeMessage) -> None:
         self._count(message, "adapter")

@@ -18,7 +18,7 @@ from __future__ import annotations
 import asyncio
 import itertools
 import time
-from collections.abc import AsyncIterator, Awaitable, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Coroutine, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, Protocol
@@ -29,7 +29,6 @@ import numpy as np
 
 from sfl.adapters.names import belongs_to, is_lora_a
 from sfl.config import RunSettings
-from sfl.config.codec import RoleCodecs
 from sfl.errors import AdapterRefused, FellSilent, LinkLost, ProtocolError, SflError
 from sfl.metrics.snapshot import NodeSnapshot
 from sfl.metrics.stats import NodeStats
@@ -38,19 +37,19 @@ from sfl.orders import Waiting
 from sfl.stage.engine import Engine
 from sfl.stage.messages import GradientNorm, Key, Kind, Purpose, TensorMessage
 from sfl.stage.session import Reply, Session
+from sfl.transport import checked, contract
 from sfl.transport.chunks import (
-    ADAPTER_LIMIT,
     AdapterAssembly,
     Buffer,
     TensorAssembly,
     adapter_bytes,
     adapter_frames,
 )
+from sfl.transport.contract import DeviceContract
 from sfl.transport.cut import Cut
 from sfl.transport.envelope import Frame
 from sfl.transport.frames import decode_tensor, encode_tensor
 from sfl.transport.places import Places
-from sfl.transport.round_start import from_round_start
 from sfl.transport.shaper import Shaper, shaper
 from sfl.transport.updates import UpdateSender, decode_update
 from sfl.transport.urgency import CodecThread
@@ -58,6 +57,9 @@ from sfl.transport.wire import EDGE_SESSION, STACK, wire_bytes
 from sfl.v1 import edge_pb2, tensor_pb2
 
 Context = grpc.aio.ServicerContext[Any, Any]
+
+MOST_JOBS = 16
+"""What may wait beside a device's tensors: the parts of a round's end and begin, and norms."""
 
 CUT_DTYPES = ("float32", "bfloat16")
 """What hidden states may come in; a device's own dtype may be another than the edge's."""
@@ -81,6 +83,8 @@ class Host(Protocol):
     engine: Engine
     places: Places
     """For the activations that may lie decoded on this edge, over all devices."""
+    adapter_limit: int
+    """Most bytes of an adapter of this run."""
 
     async def loaded(self) -> None:
         """Wait until there is a base: nobody is admitted before."""
@@ -136,6 +140,8 @@ class DeviceStream:
     stacks: int = 0
     """How many rounds' sums the device has been sent for its base."""
     _updates: UpdateSender = field(init=False)
+    _contract: DeviceContract = field(init=False)
+    _beats: contract.Pace = field(init=False)
     in_flight: int = 0
     _answered: float | None = None
     _turnaround: float = 0.0
@@ -151,7 +157,16 @@ class DeviceStream:
         seed = self.settings.run.seed
         self.credits = self.credits or self.settings.network.credits
         self._updates = UpdateSender(self.device, seed, "down", feedback=False)
+        self._contract = DeviceContract(self.device, self.settings)
+        self._beats = contract.Pace(self.settings.network.heartbeat_interval)
         self.shaper = shaper(self.settings.device(self.device).link, "down")
+
+    def _queue_job(self, job: Coroutine[Any, Any, None]) -> None:
+        """Queue what the device asked for, unless it asks faster than it is served."""
+        if self.jobs.qsize() > 2 * self.credits + MOST_JOBS:
+            job.close()
+            raise ProtocolError(f"{self.jobs.qsize()} messages wait to be served")
+        self.jobs.put_nowait(job)
 
     def _queue_out(self, item: Outgoing | BaseException, urgent: bool = False) -> None:
         self.outbox.put_nowait(Queued(not urgent, next(self._number), item))
@@ -190,7 +205,7 @@ class DeviceStream:
         """Take what the device sends, until it says goodbye."""
         self.host.places.enter(self)
         tensors = TensorAssembly(self._tensor_limit())
-        adapters = AdapterAssembly(ADAPTER_LIMIT)
+        adapters = AdapterAssembly(self.host.adapter_limit)
         async for message in requests:
             self.last_heard = time.monotonic()
             if isinstance(message, Frame):
@@ -198,7 +213,7 @@ class DeviceStream:
                 continue
             if message.WhichOneof("body") == "goodbye":
                 kind = AdapterRefused if message.cannot_compute else Goodbye
-                raise kind(message.goodbye)
+                raise kind(contract.reason(message.goodbye))
             self._take(message, adapters)
         raise LinkLost("the device closed the stream")
 
@@ -264,28 +279,27 @@ class DeviceStream:
         if body == "adapter":
             self._take_adapter(message.adapter, adapters)
         elif body == "norm":
-            norm = message.norm
-            self.jobs.put_nowait(self._compute(GradientNorm(norm.round, norm.step, norm.squared)))
+            self._queue_job(self._compute(checked.gradient_norm(message.norm)))
         elif body == "heartbeat":
-            self._hear(message.heartbeat.snapshot)
+            self._beats.take("heartbeat", self.last_heard)
+            self._hear(self._contract.statistics(message.heartbeat.snapshot))
         elif body == "report":
-            report = message.report
-            report.device = self.device
-            spans = self.host.stats.phases.timeline.take(self.device)
-            report.edge_spans = spans_to_json(spans)
-            self._hear(report.snapshot)
-            self.host.relay_report(report)
+            self._take_report(message.report)
         elif body == "ready":
-            self._hear(message.ready.snapshot)
+            self._hear(self._contract.ready(message.ready))
             self.host.ready(self.device, message.ready)
         else:
             raise ProtocolError(f"{body or 'an empty message'} was not due")
 
-    def _hear(self, snapshot: str) -> None:
-        heard = NodeSnapshot.from_json(snapshot)
-        if (heard.name, heard.kind) != (self.device, "device"):
-            raise ProtocolError(f"statistics of {heard.kind} {heard.name!r} came from here")
-        self.host.heard(self.device, heard)
+    def _take_report(self, report: tensor_pb2.RoundReport) -> None:
+        report.device = self.device
+        spans = self.host.stats.phases.timeline.take(self.device)
+        report.edge_spans = spans_to_json(spans)
+        self._hear(self._contract.report(report))
+        self.host.relay_report(report)
+
+    def _hear(self, snapshot: NodeSnapshot) -> None:
+        self.host.heard(self.device, snapshot)
 
     def _take_tensor(self, frame: Frame, tensors: TensorAssembly) -> None:
         now = self.host.stats.phases.now()
@@ -303,6 +317,11 @@ class DeviceStream:
                     f"{self.in_flight} micro-batches in flight, {self.credits} are allowed "
                     "(network.credits, edge.credits)"
                 )
+        if self._waiting >= 2 * self.credits:
+            raise ProtocolError(
+                f"{self._waiting} tensors wait, and each of {self.credits} micro-batches in flight "
+                "has two at most"
+            )
         self._waiting += 1
         self.host.stats.queue_depth += 1
         urgent = whole[0].kind == tensor_pb2.TENSOR_KIND_GRADIENT
@@ -356,6 +375,7 @@ class DeviceStream:
     def _decode(self, header: tensor_pb2.TensorHeader, payload: Buffer) -> TensorMessage:
         """Decode and validate before the queue."""
         message, packet = decode_tensor(header, payload)
+        checked.tensor(message, self.settings)
         most = self.settings.training.batch_size * self.settings.model.max_length
         if sum(message.lengths) > most:
             raise ProtocolError(
@@ -435,6 +455,8 @@ class DeviceStream:
 
     def _take_adapter(self, frame: tensor_pb2.AdapterFrame, adapters: AdapterAssembly) -> None:
         """Relay the device's part once it is whole, and read off the edge's own."""
+        if frame.HasField("header"):
+            self._contract.part(frame.header, "device", self.host.adapter_limit)
         whole = adapters.add(frame)
         if whole is None:
             return
@@ -476,11 +498,12 @@ class DeviceStream:
         mine: Mapping[str, np.ndarray],
         theirs: Mapping[str, np.ndarray],
     ) -> None:
-        order = from_round_start(start)
+        order = checked.round_start(start, self.settings)
         self.in_flight = 0
         self._answered = None
-        self.cut.begin_round(RoleCodecs.model_validate_json(start.codecs), start.round)
+        self.cut.begin_round(contract.role_codecs(start.codecs), start.round)
         await self.host.engine.run(self.session.begin_round, order, mine)
+        self._contract.begin(start)
         self.post(edge_pb2.EdgeMessage(start=start))
         for frame in await self._global_part(start.round, theirs):
             self._queue_out(frame)

@@ -17,10 +17,11 @@ from sfl.codec.kernel import kernel
 from sfl.config import RunSettings
 from sfl.errors import LinkLost, NameInUse, ProtocolError, Refused, SflError
 from sfl.stage.session import Session
+from sfl.transport import contract
 from sfl.transport.cut import Cut
 from sfl.transport.device_stream import Context, DeviceStream, Goodbye, Host
 from sfl.transport.doorkeeper import expect
-from sfl.transport.group import run_together
+from sfl.transport.group import first_message, run_together
 from sfl.transport.probe_service import ProbeService
 from sfl.transport.status import status_of
 from sfl.transport.urgency import CodecThread
@@ -161,10 +162,8 @@ class EdgeService:
             await self._host.left(device, LinkLost("it was gone before it was let in"))
 
     async def _hello(self, requests: AsyncIterator[edge_pb2.DeviceMessage]) -> edge_pb2.DeviceHello:
-        first = await anext(aiter(requests), None)
-        if first is None or first.WhichOneof("body") != "hello":
-            raise ProtocolError("a stream begins with a hello")
-        hello = first.hello
+        hello = (await first_message(requests, "hello")).hello
+        contract.name("device", hello.device)
         if hello.wire_version != WIRE_VERSION:
             raise ProtocolError(
                 f"device {hello.device!r} speaks wire version {hello.wire_version}, this edge "

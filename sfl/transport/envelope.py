@@ -59,6 +59,10 @@ class Frame:
             inner += _varint(len(self.data))
         return bytes((field << 3 | 2,)) + _varint(len(inner) + len(self.data)) + bytes(inner)
 
+    def WhichOneof(self, group: str) -> str:  # noqa: N802 - as protobuf's own messages have it
+        """The body of the message that it travels in."""
+        return "tensor"
+
     def message(self) -> tensor_pb2.TensorFrame:
         """The same as protobuf's own object."""
         return tensor_pb2.TensorFrame(
@@ -107,9 +111,7 @@ class Envelope(Generic[M]):
                 return frame
         message = self.kind.FromString(body)  # type: ignore[arg-type]
         if self.field and message.WhichOneof("body") == "tensor":
-            whole: tensor_pb2.TensorFrame = message.tensor  # type: ignore[attr-defined]
-            header = whole.header if whole.HasField("header") else None
-            return Frame(header, Chunks([whole.data]), whole.last, whole.kind, wire_bytes)
+            return _whole(message.tensor, wire_bytes)  # type: ignore[attr-defined]
         return message
 
     def _hello(self, data: bytes) -> M | None:
@@ -120,6 +122,15 @@ class Envelope(Generic[M]):
             return None
         hello = getattr(message, "hello", None)
         return message if hello is not None and message.WhichOneof("body") == "hello" else None
+
+
+def _whole(frame: tensor_pb2.TensorFrame, size: int) -> Frame:
+    """A frame as protobuf read it, its header a copy: a part of a message keeps all of it."""
+    header = None
+    if frame.HasField("header"):
+        header = tensor_pb2.TensorHeader()
+        header.CopyFrom(frame.header)
+    return Frame(header, Chunks([frame.data]), frame.last, frame.kind, size)
 
 
 def _frame(data: memoryview, wire_bytes: int) -> Frame | None:
@@ -134,7 +145,7 @@ def _frame(data: memoryview, wire_bytes: int) -> Frame | None:
             value, at = _read_varint(data, at + 1)
             if tag in (_HEADER, _DATA):
                 piece, at = data[at : at + value], at + value
-                if len(piece) != value:
+                if len(piece) != value or (tag == _DATA and len(body)):
                     return None
                 if tag == _HEADER:
                     header = tensor_pb2.TensorHeader.FromString(bytes(piece))

@@ -14,7 +14,7 @@ from typing import Any
 
 import grpc
 
-from sfl.errors import Corrupted, LinkLost, ProtocolError
+from sfl.errors import ConfigError, Corrupted, LinkLost, ProtocolError
 from sfl.files import writable_folder
 from sfl.metrics.stats import NodeStats
 from sfl.transport.files import is_served
@@ -26,6 +26,7 @@ from sfl.v1 import edge_pb2
 log = logging.getLogger(__name__)
 
 HASH = re.compile(r"[0-9a-f]{64}")
+MOST_FILES = 64
 
 
 LIST_TIMEOUT = 600.0
@@ -46,12 +47,11 @@ def fetch_model(
     try:
         request = edge_pb2.FilesRequest(device=device)
         listing = sound(EDGE_LIST_FILES.stub(channel)(request, timeout=LIST_TIMEOUT), "edge")
+        _check_listing(listing, cache)
         digest = hashlib.sha256(
             "".join(f.name + f.sha256 for f in listing.files).encode()
         ).hexdigest()
         folder = cache / "spans" / digest[:32]
-        for entry in listing.files:
-            _check_entry(entry)
         folder.mkdir(parents=True, exist_ok=True)
         for entry in listing.files:
             _fetch(channel, device, entry, cache / "blobs", stats, silence)
@@ -59,6 +59,25 @@ def fetch_model(
     except grpc.RpcError as error:
         raise error_of(error, "edge") from None
     return folder
+
+
+def _check_listing(listing: edge_pb2.FileList, cache: Path) -> None:
+    """Refuse what is no model's span, or more than this device has room for."""
+    if len(listing.files) > MOST_FILES:
+        raise ProtocolError(f"{len(listing.files)} files from the edge; {MOST_FILES} are allowed")
+    for entry in listing.files:
+        _check_entry(entry)
+    there = {entry.sha256: entry.num_bytes for entry in listing.files}
+    wanted = sum(size for sha256, size in there.items() if not (cache / "blobs" / sha256).exists())
+    free = shutil.disk_usage(cache).free
+    if wanted > free:
+        raise ConfigError(
+            "device.cache_dir",
+            str(cache),
+            f"has {free / 1e6:.0f} MB free, and the model's files from the edge take "
+            f"{wanted / 1e6:.0f} MB",
+            "Make room, or name a folder on a larger disk.",
+        )
 
 
 def _check_entry(entry: edge_pb2.FileEntry) -> None:
@@ -89,9 +108,19 @@ def _fetch(
     )
     request = edge_pb2.FileRequest(device=device, name=entry.name, offset=offset)
     with partial.open("ab") as file:
-        for chunk in _in_time(EDGE_FETCH_FILE.stub(channel)(request), entry.name, silence):
+        call = EDGE_FETCH_FILE.stub(channel)(request)
+        for chunk in _in_time(call, entry.name, silence):
             stats.bytes.add("down", "weights", wire_bytes(chunk), len(chunk.data))
+            offset += len(chunk.data)
+            if offset > entry.num_bytes:
+                call.cancel()
+                break
             file.write(chunk.data)
+    if offset > entry.num_bytes:
+        partial.unlink()
+        raise ProtocolError(
+            f"{entry.name} from the edge is longer than the {entry.num_bytes} bytes it announced"
+        )
     if _sha256(partial) != entry.sha256:
         partial.unlink()
         raise Corrupted(f"{entry.name} from the edge does not match its hash")

@@ -5,17 +5,46 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import threading
-from collections.abc import Callable, Coroutine
-from typing import Any, NoReturn, ParamSpec, TypeVar
+from collections.abc import AsyncIterator, Callable, Coroutine
+from typing import Any, NoReturn, ParamSpec, Protocol, TypeVar
 
 import grpc
 import grpc.aio
 
 from sfl.causes import cause_of
-from sfl.errors import LinkLost, SflError
+from sfl.errors import LinkLost, ProtocolError, SflError
 
 P = ParamSpec("P")
 R = TypeVar("R")
+
+
+class Spoken(Protocol):
+    """A message with one of several bodies."""
+
+    def WhichOneof(self, group: Any, /) -> str | None:  # noqa: N802 - protobuf's name
+        """The name of the body it has."""
+
+
+M = TypeVar("M", bound=Spoken)
+
+
+HELLO_SECONDS = 20.0
+"""What a peer may take to say who it is, once its call is open."""
+
+
+async def first_message(requests: AsyncIterator[M], body: str) -> M:
+    """What a stream begins with. Raises ProtocolError where that does not come, or something else.
+
+    Several peers whose first message never comes would hold what their streams take.
+    """
+    try:
+        async with asyncio.timeout(HELLO_SECONDS):
+            first = await anext(aiter(requests), None)
+    except TimeoutError:
+        raise ProtocolError(f"no {body} came within {HELLO_SECONDS:g} s") from None
+    if first is None or first.WhichOneof("body") != body:
+        raise ProtocolError(f"a stream begins with a {body}")
+    return first
 
 
 async def run_together(*coroutines: Coroutine[Any, Any, None]) -> NoReturn:

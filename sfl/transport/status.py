@@ -20,6 +20,10 @@ from sfl.errors import (
     TransportError,
     UserError,
 )
+from sfl.text import plain
+
+LONGEST_DETAILS = 2000
+"""Characters of a status's text that are kept: it may name every key that a file lacks."""
 
 STATUS_OF: dict[type[SflError], grpc.StatusCode] = {
     ProtocolError: grpc.StatusCode.INVALID_ARGUMENT,
@@ -43,6 +47,7 @@ ERROR_OF: dict[grpc.StatusCode, type[SflError]] = {
     grpc.StatusCode.UNIMPLEMENTED: ProtocolError,
     grpc.StatusCode.ABORTED: RunFailed,
     grpc.StatusCode.DATA_LOSS: Corrupted,
+    grpc.StatusCode.RESOURCE_EXHAUSTED: Refused,
 }
 
 
@@ -66,6 +71,6 @@ def status_of(error: SflError) -> grpc.StatusCode:
 
 def error_of(failure: Failure, peer: str) -> SflError:
     """What a client raises when a call to `peer` failed; anything unforeseen is a lost link."""
-    text = failure.details() or failure.code().name
+    text = plain(failure.details() or failure.code().name, LONGEST_DETAILS)
     kind = ERROR_OF.get(failure.code(), LinkLost)
     return kind(f"{peer}: {text}" if issubclass(kind, TransportError) else text)
