@@ -71,7 +71,7 @@ def test_a_name_that_becomes_a_path_leads_nowhere(tmp_path: Path, name: str) -> 
     assert identity_in([f"sfl://device/{name}"]) is None
     header = tensor_pb2.AdapterHeader(round=1, device=name, side="device")
     with pytest.raises(ProtocolError, match="no part 'device' of device"):
-        Spool(tmp_path / "spool").open(header)
+        Spool(tmp_path / "spool").begin(header)
     assert not (tmp_path / "spool").exists()
 
 
@@ -371,13 +371,13 @@ def test_an_update_that_is_refused_leaves_the_one_before_it(tmp_path: Path) -> N
     spool = Spool(tmp_path)
     header = tensor_pb2.AdapterHeader(round=1, device="d0", side="device", num_bytes=1)
     for content in (b"a", b"b"):
-        file = spool.open(header)
-        file.write(content)
+        part = spool.begin(header)
+        part.write(content)
         if content == b"a":
-            spool.close(header, file)
+            part.close()
             continue
         with pytest.raises(NotSigned):
-            spool.close(header, file, forged)
+            part.close(forged)
     assert spool.path(1, "d0", "device").read_bytes() == b"a"
 
 

@@ -219,8 +219,6 @@ class EdgeStream:
         self.is_ready = True
 
     def _join(self, join: cloud_pb2.DeviceJoin) -> None:
-        if not self.is_ready:
-            raise ProtocolError("a device came before the edge was ready")
         contract.name("device", join.device)
         self.signatures.join(join)
         self.host.device_joined(self.edge, join.device)
@@ -243,6 +241,8 @@ class EdgeStream:
 
     def _device_ready(self, message: cloud_pb2.DeviceIsReady) -> None:
         self.signatures.ready(message.device, message.ready)
+        if not self.host.adapter_limit:
+            raise ProtocolError("a device was ready before any edge was")
         self.devices[message.device].ready(message.ready)
         self.host.device_ready(message.device, message.ready)
 

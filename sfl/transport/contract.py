@@ -57,7 +57,8 @@ class DeviceContract:
         """It has its span and its data; returns its statistics."""
         if self._ready is not None:
             raise ProtocolError("ready was said twice")
-        whole("num_examples", message.num_examples, 1, MOST_COUNT)
+        # Its upper bound is a setting of the run's, and the coordinator's to hold.
+        whole("num_examples", message.num_examples, 1, (1 << 64) - 1)
         for field in ("num_eval_examples", "num_truncated", "num_dropped"):
             whole(field, getattr(message, field), 0, MOST_COUNT)
         if message.example_kind not in _EXAMPLE_KINDS:
