@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any, get_args
 from cloud_aggregator.beside import complete_adapters, resolvable_base
 from cloud_aggregator.records import RunRecords
 from cloud_aggregator.stacks import Node, Stacks
+from cloud_aggregator.text_form import unlike, with_text_form
 from sfl.adapters.artifact import save_adapter
 from sfl.adapters.initial import initial_adapter
 from sfl.adapters.manifest import AdapterManifest
@@ -532,7 +533,12 @@ class CloudAggregator:
             else entry
             for entry in self.config.devices
         )
-        self._take_effect(self.config.model_copy(update={"devices": entries}))
+        config = with_text_form(self.config.model_copy(update={"devices": entries}), ready)
+        self._take_effect(config)
+        if reason := unlike(config, ready):
+            self._do(Evict(device, reason))
+            self._happened(DeviceLost(device, reason))
+            return
         self.records.device_ready(device, ready)
         self._happened(DeviceReady(device, ready.num_examples))
 

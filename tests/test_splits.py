@@ -143,7 +143,7 @@ def test_the_same_rows_elsewhere_are_counted(folders: Path, tmp_path: Path) -> N
 def test_both_ends_are_of_one_kind(tmp_path: Path) -> None:
     (tmp_path / "a.jsonl").write_text('{"prompt": "a", "completion": "b"}\n')
     (tmp_path / "b.jsonl").write_text('{"text": "a"}\n')
-    with pytest.raises(DataError, match=r"of the kind 'text'.* of the kind 'completion'"):
+    with pytest.raises(DataError, match=r"laid out as 'text'.* as 'completion'"):
         dataset({"train": tmp_path / "a.jsonl", "eval": tmp_path / "b.jsonl"})
 
 

@@ -264,6 +264,13 @@ class DataSettings(Section):
 
     format: Literal["auto", "jsonl", "csv", "tsv", "text", "parquet", "dataset"] = "auto"
     """File format; `auto` goes by the file's ending."""
+    layout: Literal["auto", "completion", "text", "messages", "instruction"] = "auto"
+    """How a row of a causal task is laid out. `completion`: a prompt and its completion. `text`:
+    plain text. `messages`: a conversation, also as ShareGPT's `conversations`. `instruction`:
+    Alpaca's instruction, input and output. `auto`: by the fields of the first row; the effective
+    configuration says which."""
+    messages_field: str = "messages"
+    """Field of a conversation: a list of messages with `role` and `content`."""
     prompt_field: str = "prompt"
     """Field of the prompt."""
     completion_field: str = "completion"
@@ -305,7 +312,11 @@ class DataSettings(Section):
     nothing is lost. `joined`: texts one behind the other. `first`: the first block of each, the
     rest is thrown away."""
     chat_template: bool = True
-    """Apply the tokenizer's chat template to prompt/completion, where it has one."""
+    """Apply the tokenizer's chat template to prompts, instructions and conversations, where it has
+    one. The effective configuration says whether it was applied."""
+
+    chat_template_digest: str = ""
+    """Written by the run: which chat template was applied. A node that has another is refused."""
 
     @model_validator(mode="after")
     def _columns_are_named_once(self) -> Self:

@@ -11,20 +11,36 @@ the completion, as tokenizers have their words (`"x = "` + `"yes"` is taken as `
 so the ids decode to prompt + completion as written. With a chat template the prompt is the
 user's turn up to where the assistant's text begins, the completion the rest with its end marker,
 and the template brings its own special tokens.
+
+A conversation is one example, scored on every answer of the assistant with its end marker. Without
+a chat template it is written `User: ...`, `Assistant: ...`, a line each, and every answer has the
+end token; an instruction is then put as Alpaca's prompt.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from typing import NamedTuple
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from itertools import islice
+from typing import NamedTuple, TypeVar
 
 from sfl.config import DataSettings, ModelSettings
 from sfl.data.blocks import each, first, joined
-from sfl.data.example import UNSCORED, DataNotes, Example, Kind, Row
-from sfl.data.fields import advice, field_names, has_field, value_of
+from sfl.data.conversation import (
+    Script,
+    instruction_of,
+    instruction_prompt,
+    plain,
+    scripts,
+    turns_of,
+)
+from sfl.data.example import UNSCORED, DataNotes, Example, Row
+from sfl.data.fields import text_of
 from sfl.data.labels import class_of
+from sfl.data.layout import Layout, layout_of
 from sfl.data.tokenizer import Tokenizer
 from sfl.errors import DataError, ModelError
+
+T = TypeVar("T")
 
 _CHUNK = 1024  # rows tokenised at a time
 
@@ -51,9 +67,9 @@ def encode_rows(
     classify loses its end. Plain text is cut into blocks, as `data.blocks` says. One that is left
     with nothing to score is dropped. Raises DataError naming file, row and field.
     """
-    kind = kind_of(rows, model, data)
+    layout = layout_of(rows, model, data)
     examples, truncated, dropped, tokens, tokens_kept = [], 0, 0, 0, 0
-    for piece in _ENCODERS[kind](rows, tokenizer, model, data):
+    for piece in _ENCODERS[layout](rows, tokenizer, model, data):
         truncated += piece.cut
         tokens += piece.kept + piece.lost
         if all(label == UNSCORED for label in piece.example.labels):
@@ -64,57 +80,133 @@ def encode_rows(
     return examples, DataNotes(truncated, dropped, 0, tokens, tokens_kept)
 
 
-def kind_of(rows: Sequence[Row], model: ModelSettings, data: DataSettings) -> Kind:
-    """What the rows are, going by the task and the first row's fields. Raises DataError."""
-    if model.task == "sequence_classification":
-        return "label"
-    if not rows:
-        return "text"
-    first, pair = rows[0], (data.prompt_field, data.completion_field)
-    if any(has_field(first, field) for field in pair):
-        return "completion"
-    if has_field(first, data.text_field):
-        return "text"
-    raise DataError(
-        "data.prompt_field",
-        data.prompt_field,
-        f"{first.where} has neither {data.prompt_field!r} and {data.completion_field!r} nor "
-        f"{data.text_field!r} (it has: {field_names(first)})",
-        "Set data.prompt_field and data.completion_field, or data.text_field, to its names"
-        + advice(first, (*pair, data.text_field)),
-    )
-
-
 def prompt_ids(tokenizer: Tokenizer, prompt: str, data: DataSettings) -> list[int]:
     """The ids that generation goes on from: those that training put before a completion."""
-    if data.chat_template and tokenizer.has_chat_template:
+    if applies_template(tokenizer, data):
         return tokenizer.encode([tokenizer.chat(prompt, "")[0]])[0]
+    if data.layout == "messages":
+        prompt = plain([{"role": "user", "content": prompt}], True)
+    elif data.layout == "instruction":
+        prompt = instruction_prompt(prompt)
     return [*tokenizer.prefix, *tokenizer.encode([_move_space(prompt, "")[0]])[0]]
+
+
+def applies_template(tokenizer: Tokenizer, data: DataSettings) -> bool:
+    """Whether prompts, instructions and conversations go through the tokenizer's template.
+
+    Raises DataError where the run was made with another template.
+    """
+    if not (data.chat_template and tokenizer.has_chat_template):
+        return False
+    own = tokenizer.chat_template_digest
+    if data.chat_template_digest not in ("", own):
+        raise DataError(
+            "data.chat_template_digest",
+            data.chat_template_digest,
+            f"this node's tokenizer has another chat template ({own})",
+            "Use the run's tokenizer, or leave the setting out.",
+        )
+    return True
 
 
 def _encode_completions(
     rows: Sequence[Row], tokenizer: Tokenizer, model: ModelSettings, data: DataSettings
 ) -> Iterator[Piece]:
+    pairs = (
+        (
+            text_of(row, data.prompt_field, "data.prompt_field"),
+            text_of(row, data.completion_field, "data.completion_field"),
+        )
+        for row in rows
+    )
+    join = tokenizer.chat if applies_template(tokenizer, data) else _move_space
+    return _encode_pairs((join(*pair) for pair in pairs), tokenizer, model, data)
+
+
+def _encode_instructions(
+    rows: Sequence[Row], tokenizer: Tokenizer, model: ModelSettings, data: DataSettings
+) -> Iterator[Piece]:
+    def join(row: Row) -> tuple[str, str]:
+        instruction, given, answer = instruction_of(row)
+        if applies_template(tokenizer, data):
+            return tokenizer.chat(f"{instruction}\n\n{given}" if given else instruction, answer)
+        return _move_space(instruction_prompt(instruction, given), answer)
+
+    return _encode_pairs(map(join, rows), tokenizer, model, data)
+
+
+def _encode_pairs(
+    pairs: Iterable[tuple[str, str]],
+    tokenizer: Tokenizer,
+    model: ModelSettings,
+    data: DataSettings,
+) -> Iterator[Piece]:
     eos = _end_token(tokenizer)
-    by_template = data.chat_template and tokenizer.has_chat_template
-    start = () if by_template else tokenizer.prefix
-    join = tokenizer.chat if by_template else _move_space
-    for chunk in _chunks(rows):
-        pairs = [
-            join(
-                _text(row, data.prompt_field, "data.prompt_field"),
-                _text(row, data.completion_field, "data.completion_field"),
-            )
-            for row in chunk
-        ]
-        prompts = tokenizer.encode([prompt for prompt, _ in pairs])
-        completions = tokenizer.continuations(pairs)
+    start = () if applies_template(tokenizer, data) else tokenizer.prefix
+    for chunk in _chunks(pairs):
+        prompts = tokenizer.encode([prompt for prompt, _ in chunk])
+        completions = tokenizer.continuations(chunk)
         for prompt, completion in zip(prompts, completions, strict=True):
-            yield _fit([*start, *prompt], _ended(completion, eos), tokenizer, model.max_length)
+            ended = _ended(completion, eos)
+            yield _fit([*start, *prompt], ended, ended, tokenizer, model.max_length)
 
 
-def _fit(prompt: list[int], completion: list[int], tokenizer: Tokenizer, max_length: int) -> Piece:
-    """The example within `max_length`."""
+def _encode_conversations(
+    rows: Sequence[Row], tokenizer: Tokenizer, model: ModelSettings, data: DataSettings
+) -> Iterator[Piece]:
+    eos, by_template = _end_token(tokenizer), applies_template(tokenizer, data)
+    start = () if by_template else tokenizer.prefix
+    for chunk in _chunks(script for row in rows for script in _scripts(row, tokenizer, data)):
+        for ids, labels in _joined(chunk, tokenizer, None if by_template else eos):
+            begin = next((k for k, label in enumerate(labels) if label != UNSCORED), len(ids))
+            if begin < len(ids) and ids[-1] != eos:
+                ids, labels = [*ids, eos], [*labels, eos]
+            prompt = [*start, *ids[:begin]]
+            yield _fit(prompt, ids[begin:], labels[begin:], tokenizer, model.max_length)
+
+
+def _scripts(row: Row, tokenizer: Tokenizer, data: DataSettings) -> list[Script]:
+    turns, first_scored = turns_of(row, data)
+    if not applies_template(tokenizer, data):
+        return scripts(turns, first_scored, plain)
+    try:
+        return scripts(turns, first_scored, tokenizer.render)
+    except DataError as error:
+        raise DataError(
+            error.field, error.value, f"in {row.where} {error.problem}", error.fix
+        ) from None
+
+
+def _joined(
+    chunk: Sequence[Script], tokenizer: Tokenizer, eos: int | None
+) -> Iterator[tuple[list[int], list[int]]]:
+    """Ids and labels of each script; an answer ends with `eos` where that is given."""
+    pairs = [
+        (script[k - 1][0] if k else "", text)
+        for script in chunk
+        for k, (text, _) in enumerate(script)
+    ]
+    pieces = iter(tokenizer.continuations(pairs))
+    for script in chunk:
+        ids: list[int] = []
+        labels: list[int] = []
+        for _, scored in script:
+            piece = next(pieces)
+            if scored and eos is not None:
+                piece = _ended(piece, eos)
+            ids += piece
+            labels += piece if scored else [UNSCORED] * len(piece)
+        yield ids, labels
+
+
+def _fit(
+    prompt: list[int],
+    completion: list[int],
+    targets: list[int],
+    tokenizer: Tokenizer,
+    max_length: int,
+) -> Piece:
+    """The example within `max_length`; `targets` are the labels of the completion."""
     whole = len(prompt) + len(completion)
     if whole > max_length:
         kept = len(tokenizer.prefix)
@@ -124,7 +216,7 @@ def _fit(prompt: list[int], completion: list[int], tokenizer: Tokenizer, max_len
         prompt = prompt[:kept] + prompt[max(len(prompt) - room, kept) :]
         completion = completion[: max(max_length - kept, 0)]
     ids = (prompt + completion)[:max_length]
-    labels = [UNSCORED] * len(prompt) + completion
+    labels = [UNSCORED] * len(prompt) + targets
     return Piece(Example(tuple(ids), (UNSCORED, *labels[1 : len(ids)])), len(ids), whole - len(ids))
 
 
@@ -142,7 +234,7 @@ def _documents(
     """Each text with what begins and what ends one."""
     eos = _end_token(tokenizer)
     for chunk in _chunks(rows):
-        texts = [_text(row, data.text_field, "data.text_field") for row in chunk]
+        texts = [text_of(row, data.text_field, "data.text_field") for row in chunk]
         for text in tokenizer.encode(texts):
             yield _ended([*tokenizer.prefix, *text], eos)
 
@@ -154,7 +246,7 @@ def _encode_labelled(
     classes = {name: number for number, name in enumerate(model.labels)}
     for chunk in _chunks(rows):
         labels = [class_of(row, classes, data.label_field) for row in chunk]
-        texts = [_text(row, data.text_field, "data.text_field") for row in chunk]
+        texts = [text_of(row, data.text_field, "data.text_field") for row in chunk]
         for ids, label in zip(tokenizer.encode(texts), labels, strict=True):
             marked = (*tokenizer.prefix, *ids[:room], *tokenizer.suffix)
             target = label if marked else UNSCORED  # no token, nothing to classify
@@ -164,8 +256,10 @@ def _encode_labelled(
 
 
 _BLOCKS = {"each": each, "joined": joined, "first": first}
-_ENCODERS = {
+_ENCODERS: Mapping[Layout, Callable[..., Iterator[Piece]]] = {
     "completion": _encode_completions,
+    "messages": _encode_conversations,
+    "instruction": _encode_instructions,
     "text": _encode_texts,
     "label": _encode_labelled,
 }
@@ -193,35 +287,7 @@ def _end_token(tokenizer: Tokenizer) -> int:
     return tokenizer.eos_id
 
 
-def _text(row: Row, field: str, setting: str) -> str:
-    value = value_of(row, field, setting)
-    if not isinstance(value, str):
-        raise DataError(
-            setting, field, f"in {row.where} the field is {_called(value)}, not text", _fix(value)
-        )
-    try:
-        value.encode()
-    except UnicodeEncodeError as error:
-        raise DataError(
-            setting,
-            field,
-            f"in {row.where} the field holds half a character "
-            f"({value[error.start]!r} at {error.start}), which no text can",
-            "Write the file again with whole characters.",
-        ) from None
-    return value
-
-
-def _called(value: object) -> str:
-    return "empty (null)" if value is None else f"a {type(value).__name__}"
-
-
-def _fix(value: object) -> str:
-    if isinstance(value, dict) and value:
-        return f"Name one of its own fields with a dot, e.g. ....{next(iter(value))}."
-    return "Write it as a string."
-
-
-def _chunks(rows: Sequence[Row]) -> Iterator[Sequence[Row]]:
-    for start in range(0, len(rows), _CHUNK):
-        yield rows[start : start + _CHUNK]
+def _chunks(rows: Iterable[T]) -> Iterator[list[T]]:
+    remaining = iter(rows)
+    while chunk := list(islice(remaining, _CHUNK)):
+        yield chunk

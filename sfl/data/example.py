@@ -97,6 +97,10 @@ class Dataset:
     kind: Kind
     notes: DataNotes
     sample: frozenset[int] | None = None
+    layout: str = ""
+    """How the rows were laid out (`data.layout`, or `label`)."""
+    chat_template: str = ""
+    """Digest of the chat template that was applied; empty: none was."""
 
     @property
     def sampled(self) -> list[Example]:

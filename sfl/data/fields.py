@@ -32,6 +32,47 @@ def value_of(row: Row, field: str, setting: str) -> Any:
     return value
 
 
+def text_of(row: Row, field: str, setting: str) -> str:
+    """The text in a field. Raises DataError for anything else, and for text that is none."""
+    value = value_of(row, field, setting)
+    if not isinstance(value, str):
+        raise DataError(
+            setting,
+            field,
+            f"in {row.where} the field is {called(value)}, not text",
+            _fix(row, field, value),
+        )
+    try:
+        value.encode()
+    except UnicodeEncodeError as error:
+        raise DataError(
+            setting,
+            field,
+            f"in {row.where} the field holds half a character "
+            f"({value[error.start]!r} at {error.start}), which no text can",
+            "Write the file again with whole characters.",
+        ) from None
+    return value
+
+
+def called(value: object) -> str:
+    """What a value is, for a message."""
+    if value is None:
+        return "empty (null)"
+    name = type(value).__name__
+    return f"{'an' if name[0] in 'aeiou' else 'a'} {name}"
+
+
+def _fix(row: Row, field: str, value: object) -> str:
+    if isinstance(value, dict) and value:
+        return f"Name a field within it, e.g. {field}.{next(iter(value))}."
+    if value is None:
+        return "Leave the row out, or write a string."
+    if any(key in row.values for key in ("chosen", "rejected")):
+        return "These are preference pairs, which nothing here learns from."
+    return "Write it as a string."
+
+
 def field_names(row: Row) -> str:
     """The names of the row's fields, for a message."""
     return ", ".join(map(_shown, row.values))

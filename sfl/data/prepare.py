@@ -6,9 +6,10 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from sfl.config import LocalDevice, RunSettings
-from sfl.data.encode import encode_rows, kind_of
-from sfl.data.example import Dataset, Example, Kind, Row
+from sfl.config import DataSettings, LocalDevice, RunSettings
+from sfl.data.encode import applies_template, encode_rows
+from sfl.data.example import Dataset, Example, Row
+from sfl.data.layout import KINDS, Layout, kind_of, layout_of
 from sfl.data.load import load_rows
 from sfl.data.partition import field_values, hold_out, partition_rows, sample
 from sfl.data.sources import Source, sources
@@ -35,8 +36,9 @@ def prepare(local: LocalDevice, name: str, settings: RunSettings, tokenizer: Tok
     if not due.full:
         eval_rows = sample(eval_rows, due.max_examples, seed, name)
 
-    kind = kind_of(train_rows, model, data)
-    _check_kind(eval_rows, kind, settings)
+    layout = layout_of(train_rows, model, data)
+    _check_layout(eval_rows, layout, settings)
+    template = _template(layout, tokenizer, data)
     train, notes = encode_rows(train_rows, tokenizer, model, data)
     _check_left(train, train_rows, name, model.max_length)
     evaluation, eval_notes = encode_rows(eval_rows, tokenizer, model, data)
@@ -44,13 +46,13 @@ def prepare(local: LocalDevice, name: str, settings: RunSettings, tokenizer: Tok
         _check_left(evaluation, eval_rows, name, model.max_length)
     chosen = frozenset(sample(range(len(evaluation)), due.max_examples, seed, name))
     more = replace(eval_notes, tokens=0, tokens_kept=0, repeated=_repeated(train, evaluation))
-    return Dataset(train, evaluation, kind, notes + more, chosen)
+    return Dataset(train, evaluation, KINDS[layout], notes + more, chosen, layout, template)
 
 
 def held_out_only(source: Path | str, settings: RunSettings, tokenizer: Tokenizer) -> Dataset:
     """All rows of one file, to evaluate on. Raises DataError."""
     data, model = settings.data, settings.model
-    data = data.model_copy(update={"split": data.eval_split or data.split})
+    data = data.model_copy(update={"split": data.eval_split or data.split, "layout": "auto"})
     rows = load_rows(source, data, "--data")
     evaluation, notes = encode_rows(rows, tokenizer, model, data)
     _check_left(evaluation, rows, "--data", model.max_length)
@@ -76,14 +78,21 @@ def _values_elsewhere(other: Source | None, settings: RunSettings) -> Sequence[s
     return field_values(load_rows(other.name, other.data, other.field), data.partition_field)
 
 
-def _check_kind(rows: Sequence[Row], kind: Kind, settings: RunSettings) -> None:
-    if rows and (other := kind_of(rows, settings.model, settings.data)) != kind:
+def _check_layout(rows: Sequence[Row], layout: Layout, settings: RunSettings) -> None:
+    if rows and (other := layout_of(rows, settings.model, settings.data)) != layout:
         raise DataError(
             "data.eval",
             rows[0].source,
-            f"its rows are of the kind {other!r}, those to train on of the kind {kind!r}",
+            f"its rows are laid out as {other!r}, those to train on as {layout!r}",
             "Give both the same fields.",
         )
+
+
+def _template(layout: Layout, tokenizer: Tokenizer, data: DataSettings) -> str:
+    """Digest of the chat template that is applied; empty where none is."""
+    if layout in ("text", "label") or not applies_template(tokenizer, data):
+        return ""
+    return tokenizer.chat_template_digest
 
 
 def _repeated(train: Sequence[Example], evaluation: Sequence[Example]) -> int:

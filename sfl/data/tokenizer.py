@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 from collections.abc import Iterator, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
@@ -127,24 +129,39 @@ class Tokenizer:
 
         Raises DataError where the template refuses the two messages.
         """
-        # jinja2 compiles templates; only a tokenizer that has one needs it.
-        import jinja2
-
         messages = [{"role": "user", "content": user}]
-        try:
-            prompt = self._template(messages, add_generation_prompt=True)
-            messages.append({"role": "assistant", "content": assistant})
-            whole = self._template(messages, add_generation_prompt=False)
-        except jinja2.TemplateError as error:
-            raise DataError(
-                "data.chat_template",
-                True,
-                f"the tokenizer's chat template refuses a prompt and its answer: {error}",
-                "Set it to false.",
-            ) from None
+        prompt = self.render(messages, True)
+        messages.append({"role": "assistant", "content": assistant})
+        whole = self.render(messages, False)
         if not whole.startswith(prompt):
             return prompt, assistant
         return prompt, whole[len(prompt) :].rstrip("\n")
+
+    def render(self, messages: list[dict[str, str]], answer: bool) -> str:
+        """The messages by the chat template, with what begins an answer where that is asked for.
+
+        Raises DataError where the template refuses them.
+        """
+        # jinja2 compiles templates; only a tokenizer that has one needs it.
+        import jinja2
+
+        try:
+            return self._template(messages, add_generation_prompt=answer)
+        except jinja2.TemplateError as error:
+            roles = ", ".join(message["role"] for message in messages)
+            raise DataError(
+                "data.chat_template",
+                True,
+                f"the tokenizer's chat template refuses these messages ({roles}): {error}",
+                "Order them as it wants them, or set it to false.",
+            ) from None
+
+    @cached_property
+    def chat_template_digest(self) -> str:
+        """What tells one chat template from another; empty where there is none."""
+        template = self._backend.chat_template
+        text = template if isinstance(template, str) else json.dumps(template, sort_keys=True)
+        return hashlib.sha256(text.encode()).hexdigest()[:16] if self.has_chat_template else ""
 
     def decode(self, ids: Sequence[int]) -> str:
         """Text without special tokens."""

@@ -221,6 +221,8 @@ class DeviceLink:
             num_repeated=dataset.notes.repeated,
             num_tokens=dataset.notes.tokens,
             num_tokens_kept=dataset.notes.tokens_kept,
+            layout=dataset.layout,
+            chat_template=dataset.chat_template,
             example_kind=dataset.kind,
             snapshot=self._stats.snapshot().to_json(),
         )

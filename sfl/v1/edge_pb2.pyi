@@ -28,7 +28,7 @@ class DeviceHello(_message.Message):
     def __init__(self, device: _Optional[str] = ..., wire_version: _Optional[int] = ..., compiled_codec: _Optional[bool] = ...) -> None: ...
 
 class DeviceReady(_message.Message):
-    __slots__ = ("num_examples", "num_eval_examples", "num_truncated", "num_dropped", "snapshot", "example_kind", "num_repeated", "num_tokens", "num_tokens_kept", "signature")
+    __slots__ = ("num_examples", "num_eval_examples", "num_truncated", "num_dropped", "snapshot", "example_kind", "num_repeated", "num_tokens", "num_tokens_kept", "layout", "chat_template", "signature")
     NUM_EXAMPLES_FIELD_NUMBER: _ClassVar[int]
     NUM_EVAL_EXAMPLES_FIELD_NUMBER: _ClassVar[int]
     NUM_TRUNCATED_FIELD_NUMBER: _ClassVar[int]
@@ -38,6 +38,8 @@ class DeviceReady(_message.Message):
     NUM_REPEATED_FIELD_NUMBER: _ClassVar[int]
     NUM_TOKENS_FIELD_NUMBER: _ClassVar[int]
     NUM_TOKENS_KEPT_FIELD_NUMBER: _ClassVar[int]
+    LAYOUT_FIELD_NUMBER: _ClassVar[int]
+    CHAT_TEMPLATE_FIELD_NUMBER: _ClassVar[int]
     SIGNATURE_FIELD_NUMBER: _ClassVar[int]
     num_examples: int
     num_eval_examples: int
@@ -48,8 +50,10 @@ class DeviceReady(_message.Message):
     num_repeated: int
     num_tokens: int
     num_tokens_kept: int
+    layout: str
+    chat_template: str
     signature: _tensor_pb2.Signature
-    def __init__(self, num_examples: _Optional[int] = ..., num_eval_examples: _Optional[int] = ..., num_truncated: _Optional[int] = ..., num_dropped: _Optional[int] = ..., snapshot: _Optional[str] = ..., example_kind: _Optional[str] = ..., num_repeated: _Optional[int] = ..., num_tokens: _Optional[int] = ..., num_tokens_kept: _Optional[int] = ..., signature: _Optional[_Union[_tensor_pb2.Signature, _Mapping]] = ...) -> None: ...
+    def __init__(self, num_examples: _Optional[int] = ..., num_eval_examples: _Optional[int] = ..., num_truncated: _Optional[int] = ..., num_dropped: _Optional[int] = ..., snapshot: _Optional[str] = ..., example_kind: _Optional[str] = ..., num_repeated: _Optional[int] = ..., num_tokens: _Optional[int] = ..., num_tokens_kept: _Optional[int] = ..., layout: _Optional[str] = ..., chat_template: _Optional[str] = ..., signature: _Optional[_Union[_tensor_pb2.Signature, _Mapping]] = ...) -> None: ...
 
 class Challenge(_message.Message):
     __slots__ = ("run_id", "edge", "nonce")
