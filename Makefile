@@ -8,7 +8,7 @@ COMPOSE  = $(shell docker compose version >/dev/null 2>&1 && echo docker compose
 CONTAINERS = $(COMPOSE) -f docker/compose.yml $(WITH:%=-f docker/%.yml)
 DEVICES ?= 1
 
-.PHONY: install proto format check test test-compose demo up logs down bench clean
+.PHONY: install proto format check test fuzz test-compose demo up logs down bench clean
 .DEFAULT_GOAL := help
 
 help:  ## Say what each target does
@@ -48,6 +48,16 @@ check: install  ## ruff, mypy --strict, generated code up to date, imports point
 test: install  ## Run all tests
 # An environment that forbids it would have each process of the tests compile sfl anew.
 	@PYTHONDONTWRITEBYTECODE= $(BIN)/python -m pytest --durations=15
+
+INPUTS ?= 100000
+fuzz: install  ## Feed decoders inputs that no honest peer sends, also under ASan; INPUTS=1000000
+	@for kind in packets numbers; do \
+	   $(BIN)/python -m tests.fuzz $$kind --inputs $(INPUTS) --sanitize || exit 1; \
+	   SFL_KERNEL=torch $(BIN)/python -m tests.fuzz $$kind --inputs $$(( $(INPUTS) / 10 )) || exit 1; \
+	 done
+	@for kind in frames messages; do \
+	   $(BIN)/python -m tests.fuzz $$kind --inputs $(INPUTS) || exit 1; \
+	 done
 
 test-compose: install  ## Build the images and run a fleet of containers, a device killed
 	@SFL_TEST_COMPOSE=1 $(BIN)/python -m pytest tests/test_compose.py

@@ -71,16 +71,19 @@ def passes(path: Path) -> Iterator[tuple[str, str]]:
         assert not bad
         yield f"quantise_blocks {levels} {block} {key}", digest(scales, codes)
         back = np.empty(COUNT, np.float32)
-        library.sfl_dequantise_blocks(
-            at(codes), at(scales), n, ctypes.c_int64(block), form[2], at(back), THREADS
+        num_scales = ctypes.c_int64(scales.size)
+        misfit = library.sfl_dequantise_blocks(
+            at(codes), at(scales), num_scales, *form, at(back), THREADS
         )
+        assert not misfit
         yield f"dequantise_blocks {levels} {block} {key}", digest(back)
         bits = (2 * levels).bit_length()
         packed = np.empty((COUNT * bits + 7) // 8, np.uint8)
         library.sfl_pack_bits(at(codes), n, ctypes.c_int32(bits), at(packed), THREADS)
         yield f"pack_bits {bits}", digest(packed)
         unpacked = np.empty(COUNT, np.uint8)
-        library.sfl_unpack_bits(at(packed), n, ctypes.c_int32(bits), at(unpacked), THREADS)
+        size = ctypes.c_int64(packed.size)
+        library.sfl_unpack_bits(at(packed), size, n, ctypes.c_int32(bits), at(unpacked), THREADS)
         assert np.array_equal(unpacked, codes)
     for key in (None, 9):
         seed = (ctypes.c_int32(key is not None), ctypes.c_uint32(key or 0))
@@ -100,7 +103,8 @@ def _radix(library: Any, codes: Any) -> Iterator[tuple[str, str]]:
     packed, unpacked = np.empty(-(-COUNT // 5), np.uint8), np.empty(COUNT, np.uint8)
     library.sfl_pack_radix(_at(codes), *form, _at(packed), THREADS)
     yield "pack_radix 3 5", digest(packed)
-    library.sfl_unpack_radix(_at(packed), *form, _at(unpacked), THREADS)
+    size = ctypes.c_int64(packed.size)
+    library.sfl_unpack_radix(_at(packed), size, *form, _at(unpacked), THREADS)
     assert np.array_equal(unpacked, codes)
 
 
@@ -115,8 +119,9 @@ def _sparse(library: Any, x: Any) -> Iterator[tuple[str, str]]:
     assert 11000 <= count <= kept.size
     yield "sparsify", digest(mask, kept[:count])
     whole = np.empty(COUNT, np.float32)
+    size = ctypes.c_int64(mask.size)
     library.sfl_expand(
-        _at(mask), _at(kept), ctypes.c_int64(count), ctypes.c_int64(COUNT), _at(whole)
+        _at(mask), size, _at(kept), ctypes.c_int64(count), ctypes.c_int64(COUNT), _at(whole)
     )
     assert np.array_equal(whole != 0, np.unpackbits(mask, count=COUNT, bitorder="little") == 1)
     yield "expand", digest(whole)

@@ -12,7 +12,7 @@
 #include <stdlib.h>
 #include <string.h>
 
-#define ABI 3
+#define ABI 4
 #define MAX_THREADS 16
 #define GRAIN (1 << 16) /* values below which a second thread costs more than it brings */
 
@@ -30,6 +30,23 @@
 #endif
 
 int sfl_abi(void) { return ABI; }
+
+/* What decodes trusts no length: each function is told how much there is, looks before it reads,
+ * and returns MISFIT where that is not what the others make due. */
+#define MISFIT 2
+#define LARGEST ((int64_t)1 << 40) /* values of a tensor; products of lengths stay within 63 bits */
+
+static int all_below(const uint8_t *codes, int64_t n, int32_t bound) {
+    int low = 1;
+    for (int64_t i = 0; i < n; i++) low &= codes[i] < bound;
+    return low;
+}
+
+static int all_within(const int64_t *slots, int64_t n, int64_t size) {
+    int within = 1;
+    for (int64_t i = 0; i < n; i++) within &= slots[i] >= 0 && slots[i] < size;
+    return within;
+}
 
 /* ---- threads ---------------------------------------------------------------------------- */
 
@@ -191,10 +208,12 @@ CLONES static void dequantise_blocks(void *context, int64_t begin, int64_t end) 
     }
 }
 
-void sfl_dequantise_blocks(const uint8_t *codes, const uint16_t *scales, int64_t n, int64_t block,
-                           int32_t levels, float *values, int32_t threads) {
+int sfl_dequantise_blocks(const uint8_t *codes, const uint16_t *scales, int64_t num_scales, int64_t n,
+                          int64_t block, int32_t levels, float *values, int32_t threads) {
+    if (n < 0 || n > LARGEST || block < 1 || num_scales != n / block + (n % block != 0)) return MISFIT;
     Unblocks job = {codes, scales, block, levels, values};
     spread(n, block, GRAIN, threads, dequantise_blocks, &job);
+    return 0;
 }
 
 /* ---- one step for the whole tensor ------------------------------------------------------------- */
@@ -356,9 +375,12 @@ CLONES static void unpack_bits(void *context, int64_t begin, int64_t end) {
     }
 }
 
-void sfl_unpack_bits(const uint8_t *in, int64_t n, int32_t bits, uint8_t *codes, int32_t threads) {
+int sfl_unpack_bits(const uint8_t *in, int64_t size, int64_t n, int32_t bits, uint8_t *codes,
+                    int32_t threads) {
+    if (n < 0 || n > LARGEST || bits < 1 || bits > 8 || size != (n * bits + 7) / 8) return MISFIT;
     Pack job = {in, codes, n, bits};
     spread(n, 8, GRAIN, threads, unpack_bits, &job);
+    return 0;
 }
 
 typedef struct {
@@ -418,8 +440,10 @@ static void unpack_radix(void *context, int64_t begin, int64_t end) {
     }
 }
 
-void sfl_unpack_radix(const uint8_t *in, int64_t n, int32_t levels, int32_t group, uint8_t *codes,
-                      int32_t threads) {
+int sfl_unpack_radix(const uint8_t *in, int64_t size, int64_t n, int32_t levels, int32_t group,
+                     uint8_t *codes, int32_t threads) {
+    if (n < 0 || n > LARGEST || levels < 1 || group < 1 || group > 8) return MISFIT;
+    if (size != n / group + (n % group != 0)) return MISFIT;
     _Alignas(8) uint8_t table[256 * 8];
     for (int32_t byte = 0; byte < 256; byte++) {
         int32_t value = byte;
@@ -430,6 +454,7 @@ void sfl_unpack_radix(const uint8_t *in, int64_t n, int32_t levels, int32_t grou
     }
     Radix job = {in, codes, n, levels, group, table};
     spread((n + group - 1) / group, 64, GRAIN, threads, unpack_radix, &job);
+    return 0;
 }
 
 /* ---- sparsification -------------------------------------------------------------------------------- */
@@ -718,8 +743,17 @@ __attribute__((target("avx2,popcnt"))) static int64_t expand_avx2(const uint8_t 
 }
 #endif
 
+static int64_t ones_of(const uint8_t *mask, int64_t n) {
+    int64_t ones = 0;
+    for (int64_t i = 0; i < n / 8; i++) ones += __builtin_popcount(mask[i]);
+    if (n % 8) ones += __builtin_popcount(mask[n / 8] & ((1u << (n % 8)) - 1));
+    return ones;
+}
+
 /* The inverse: `count` kept values where the mask has ones, zeros elsewhere. */
-void sfl_expand(const uint8_t *mask, const float *kept, int64_t count, int64_t n, float *out) {
+int sfl_expand(const uint8_t *mask, int64_t size, const float *kept, int64_t count, int64_t n,
+               float *out) {
+    if (n < 0 || n > LARGEST || size != (n + 7) / 8 || ones_of(mask, n) != count) return MISFIT;
     int64_t taken = 0, i = 0;
 #ifdef AVX2
     if (__builtin_cpu_supports("avx2")) taken = expand_avx2(mask, kept, count, n, out, &i);
@@ -729,19 +763,27 @@ void sfl_expand(const uint8_t *mask, const float *kept, int64_t count, int64_t n
         out[i] = keep ? kept[taken] : 0.0f;
         taken += keep;
     }
+    return 0;
 }
 
 /* ---- rows that both ends remember, in bf16 ------------------------------------------------------ */
 
 #define BF16_MAX 0x1.fep+127f
 
-CLONES void sfl_gather_rows(const uint16_t *table, const int64_t *slots, int64_t n, int64_t hidden,
-                            float *out) {
+CLONES static void gather_rows(const uint16_t *table, const int64_t *slots, int64_t n,
+                               int64_t hidden, float *out) {
     for (int64_t i = 0; i < n; i++) {
         const uint16_t *restrict row = table + slots[i] * hidden;
         Bits *restrict bits = (Bits *)(out + i * hidden);
         for (int64_t c = 0; c < hidden; c++) bits[c] = (uint32_t)row[c] << 16;
     }
+}
+
+int sfl_gather_rows(const uint16_t *table, int64_t size, const int64_t *slots, int64_t n,
+                    int64_t hidden, float *out) {
+    if (!all_within(slots, n, size)) return MISFIT;
+    gather_rows(table, slots, n, hidden, out);
+    return 0;
 }
 
 CLONES static void move_row(uint16_t *restrict row, const float *restrict sums, int64_t hidden,
@@ -765,6 +807,7 @@ CLONES static void add_row(float *restrict sums, const float *restrict values, i
 /* Each slot moves towards the mean of its rows, summed in their order. */
 int sfl_move_rows(uint16_t *table, float *written, int64_t size, int64_t hidden,
                   const int64_t *slots, const float *values, int64_t n, float floor) {
+    if (!all_within(slots, n, size)) return MISFIT;
     int32_t *place = calloc((size_t)size, sizeof *place); /* of each slot among those seen, from 1 */
     float *sums = calloc((size_t)(n * hidden), sizeof *sums);
     float *times = calloc((size_t)n, sizeof *times);
@@ -1013,11 +1056,24 @@ static void decode_segments(void *context, int64_t first, int64_t last) {
     }
 }
 
-/* Returns 0, -1 out of memory, 1 where the words are not what an encoder made. */
-int sfl_rans_decode(const uint16_t *words, const int64_t *word_start, int64_t rows, int64_t columns,
-                    const uint8_t *context_of, int32_t by_row, int32_t contexts,
-                    const uint16_t *frequencies, int32_t lanes, int32_t segments, uint8_t *codes,
-                    int32_t threads) {
+/* Whether each segment's words lie behind the last one's, and end with all there are. */
+static int in_order(const int64_t *word_start, int32_t segments, int64_t num_words) {
+    if (word_start[0] != 0 || word_start[segments] != num_words) return 0;
+    for (int32_t s = 0; s < segments; s++)
+        if (word_start[s + 1] < word_start[s] || word_start[s + 1] > num_words) return 0;
+    return 1;
+}
+
+/* Returns 0, -1 out of memory, 1 where the words are not what an encoder made, MISFIT. */
+int sfl_rans_decode(const uint16_t *words, int64_t num_words, const int64_t *word_start, int64_t rows,
+                    int64_t columns, const uint8_t *context_of, int64_t num_contexts_of,
+                    int32_t by_row, int32_t contexts, const uint16_t *frequencies, int32_t lanes,
+                    int32_t segments, uint8_t *codes, int32_t threads) {
+    if (rows < 0 || columns < 1 || rows > LARGEST / columns || contexts < 1) return MISFIT;
+    if ((lanes != 2 && lanes != 8 && lanes != 32) || segments < 1) return MISFIT;
+    if (num_contexts_of != (by_row ? rows : columns)) return MISFIT;
+    if (!all_below(context_of, num_contexts_of, contexts)) return MISFIT;
+    if (!in_order(word_start, segments, num_words)) return MISFIT;
     uint32_t *slots = malloc((size_t)contexts * PROB * sizeof *slots);
     if (!slots) return -1;
     for (int32_t k = 0; k < contexts; k++) {

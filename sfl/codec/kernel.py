@@ -1,8 +1,9 @@
 """The codec's fast passes: compiled where the wheel has them, else torch; the same bytes from both.
 
-`kernel()` picks once. The compiled core is `_kernel.c`; SFL_KERNEL=torch forces the other one.
+`kernel()` picks once. The compiled core is `_kernel.c`; SFL_KERNEL=torch forces the other one, and
+SFL_KERNEL=PATH.so another build of the core.
 Values on an accelerator are torch's in any case: `kernel_for(values)`.
-All arrays are contiguous; `threads` is torch's own number on the calling thread.
+All arrays are contiguous. The compiled core has threads of its own, as many as `use_threads` says.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ import logging
 import os
 from functools import cache
 from pathlib import Path
-from typing import Protocol
+from typing import Protocol, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -21,10 +22,12 @@ import torch
 from torch import Tensor
 
 from sfl.codec.torch_kernel import TorchKernel
+from sfl.errors import ProtocolError
 
 log = logging.getLogger(__name__)
 
-ABI = 3
+ABI = 4
+MISFIT = 2  # what the compiled kernel returns where its arguments do not fit each other
 Bytes = npt.NDArray[np.uint8]
 Words = npt.NDArray[np.uint16]
 Longs = npt.NDArray[np.int64]
@@ -129,7 +132,7 @@ def kernel() -> Kernel:
     """The kernel of this process."""
     wanted = os.environ.get("SFL_KERNEL", "compiled")
     if wanted != "torch":
-        library = _library()
+        library = _library(wanted)
         if library is not None:
             return CompiledKernel(library)
         log.info("no compiled codec kernel in this installation; torch does its work")
@@ -144,10 +147,11 @@ def kernel_for(values: Tensor) -> Kernel:
     return kernel() if values.is_cpu else _ELSEWHERE
 
 
-def _library() -> ctypes.CDLL | None:
-    """The compiled core beside this file, where the build had a compiler."""
-    for suffix in importlib.machinery.EXTENSION_SUFFIXES:
-        path = Path(__file__).with_name(f"_kernel{suffix}")
+def _library(wanted: str) -> ctypes.CDLL | None:
+    """The compiled core beside this file, where the build had a compiler; or another build of it."""
+    beside = [f"_kernel{suffix}" for suffix in importlib.machinery.EXTENSION_SUFFIXES]
+    for name in [wanted] if wanted.endswith(".so") else beside:
+        path = Path(__file__).parent / name  # an absolute path stays what it is
         if not path.exists():
             continue
         try:
@@ -204,16 +208,17 @@ class CompiledKernel:
     def dequantise_blocks(self, codes: Bytes, scales: Words, block: int, levels: int) -> Tensor:
         """Values."""
         values = torch.empty(codes.size)
-        self._c.sfl_dequantise_blocks(
+        misfit = self._c.sfl_dequantise_blocks(
             _at(codes),
             _at(scales),
+            _long(scales.size),
             _long(codes.size),
             _long(block),
             _int(levels),
             _of(values),
             _threads(),
         )
-        return values
+        return _fitting(values, misfit)
 
     def quantise_grid(self, values: Tensor, inverse: float, key: int | None) -> Bytes | None:
         """Codes."""
@@ -256,8 +261,10 @@ class CompiledKernel:
         if bits == 8:
             return packed
         codes = np.empty(count, np.uint8)
-        self._c.sfl_unpack_bits(_at(packed), _long(count), _int(bits), _at(codes), _threads())
-        return codes
+        misfit = self._c.sfl_unpack_bits(
+            _at(packed), _long(packed.size), _long(count), _int(bits), _at(codes), _threads()
+        )
+        return _fitting(codes, misfit)
 
     def pack_radix(self, codes: Bytes, levels: int, group: int) -> Bytes:
         """Packed."""
@@ -274,10 +281,16 @@ class CompiledKernel:
         if group == 1:
             return packed
         codes = np.empty(count, np.uint8)
-        self._c.sfl_unpack_radix(
-            _at(packed), _long(count), _int(levels), _int(group), _at(codes), _threads()
+        misfit = self._c.sfl_unpack_radix(
+            _at(packed),
+            _long(packed.size),
+            _long(count),
+            _int(levels),
+            _int(group),
+            _at(codes),
+            _threads(),
         )
-        return codes
+        return _fitting(codes, misfit)
 
     def sparsify(self, values: Tensor, starts: Longs, keep: Longs) -> tuple[Bytes, Tensor]:
         """Mask and survivors."""
@@ -304,16 +317,28 @@ class CompiledKernel:
     def expand(self, mask: Bytes, kept: Tensor, count: int) -> Tensor:
         """All values."""
         values = torch.empty(count)
-        self._c.sfl_expand(_at(mask), _of(kept), _long(kept.numel()), _long(count), _of(values))
-        return values
+        misfit = self._c.sfl_expand(
+            _at(mask),
+            _long(mask.size),
+            _of(kept),
+            _long(kept.numel()),
+            _long(count),
+            _of(values),
+        )
+        return _fitting(values, misfit)
 
     def gather_rows(self, table: Words, slots: Longs) -> Tensor:
         """Rows."""
         rows = torch.empty(slots.size, table.shape[1])
-        self._c.sfl_gather_rows(
-            _at(table), _at(slots), _long(slots.size), _long(table.shape[1]), _of(rows)
+        misfit = self._c.sfl_gather_rows(
+            _at(table),
+            _long(len(table)),
+            _at(slots),
+            _long(slots.size),
+            _long(table.shape[1]),
+            _of(rows),
         )
-        return rows
+        return _fitting(rows, misfit)
 
     def move_rows(
         self, table: Words, written: Floats, slots: Longs, values: Tensor, floor: float
@@ -329,6 +354,7 @@ class CompiledKernel:
             _long(slots.size),
             ctypes.c_float(floor),
         )
+        _fitting(None, failed)
         if failed:
             raise MemoryError("remembering rows")
 
@@ -408,10 +434,12 @@ class CompiledKernel:
         codes = np.empty(count, np.uint8)
         failed = self._c.sfl_rans_decode(
             _at(words),
+            _long(words.size),
             _at(word_start),
             _long(count // columns),
             _long(columns),
             _at(context_of),
+            _long(context_of.size),
             _int(by_row),
             _int(len(frequencies)),
             _at(frequencies),
@@ -422,7 +450,18 @@ class CompiledKernel:
         )
         if failed < 0:
             raise MemoryError("entropy decoding")
+        _fitting(None, failed)
         return None if failed else codes
+
+
+T = TypeVar("T")
+
+
+def _fitting(made: T, status: int) -> T:
+    """What the kernel made, where its arguments fitted each other. Raises ProtocolError."""
+    if status == MISFIT:
+        raise ProtocolError("lengths in a packet do not fit each other")
+    return made
 
 
 _process_threads: int | None = None

@@ -185,7 +185,7 @@ def decompress_symbols(data: bytes | memoryview, form: Form) -> Bytes:
     starts = np.zeros(segments + 1, np.int64)
     for segment in range(segments):
         used, at = read_varint(view, at)
-        starts[segment + 1] = starts[segment] + used
+        starts[segment + 1] = starts[segment] + min(used, len(view))  # more than there are anyway
     if len(view) - at != 2 * int(starts[-1]):
         raise ProtocolError("codec rans: words are missing")
     words = np.frombuffer(bytes(view[at:]), "<u2").astype(np.uint16, copy=False)

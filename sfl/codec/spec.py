@@ -76,7 +76,7 @@ def _written(argument: Argument) -> str:
 
 def whole(value: Argument, low: int, high: int) -> int:
     """An argument that is a whole number within bounds. Raises ValueError."""
-    if isinstance(value, str) or value != int(value) or not low <= value <= high:
+    if isinstance(value, str) or not low <= value <= high or value != int(value):
         raise ValueError(f"{_written(value)} is not a whole number from {low} to {high}")
     return int(value)
 
