@@ -147,7 +147,7 @@ def kernel_for(values: Tensor) -> Kernel:
     return kernel() if values.is_cpu else _ELSEWHERE
 
 
-def _library(wanted: str) -> ctypes.CDLL | None:
+def _library(wanted: str = "compiled") -> ctypes.CDLL | None:
     """The compiled core beside this file, where the build had a compiler; or another build of it."""
     beside = [f"_kernel{suffix}" for suffix in importlib.machinery.EXTENSION_SUFFIXES]
     for name in [wanted] if wanted.endswith(".so") else beside:
