@@ -82,7 +82,7 @@ def compile_kernel(folder: Path, *flags: str) -> Path | None:
 @contextlib.contextmanager
 def kernel_of(library: ctypes.CDLL | None) -> Iterator[None]:
     """Code with this library, or with torch."""
-    with mock.patch.object(kernels, "_library", lambda: library):
+    with mock.patch.object(kernels, "_library", lambda wanted: library):
         kernels.kernel.cache_clear()
         yield
     kernels.kernel.cache_clear()

@@ -148,7 +148,7 @@ def kernel_for(values: Tensor) -> Kernel:
 
 
 def _library(wanted: str = "compiled") -> ctypes.CDLL | None:
-    """The compiled core beside this file, where the build had a compiler; or another build of it."""
+    """The compiled core beside this file, where the build had a compiler; or another build."""
     beside = [f"_kernel{suffix}" for suffix in importlib.machinery.EXTENSION_SUFFIXES]
     for name in [wanted] if wanted.endswith(".so") else beside:
         path = Path(__file__).parent / name  # an absolute path stays what it is
