@@ -35,7 +35,7 @@ CANDIDATES = (
     "int(6) | rans",
     "int(5) | rans",
     "uniform(0.03) | rans",
-    "uniform(0.0625) | rans",
+    "fine",
     "uniform(0.125) | rans",
     "uniform(0.25) | rans",
     "uniform(0.25, dither) | rans",
@@ -45,7 +45,9 @@ CANDIDATES = (
 
 def quickstart(options: list[str]) -> tuple[Simulation, int]:
     """The first home alone, and its steps."""
-    return Simulation(alone(ROOT / "examples" / "quickstart" / "homes.toml", options)), 200
+    compact = ["codec.activation='compact'", "codec.gradient='compact'"]
+    config = ROOT / "examples" / "quickstart" / "homes.toml"
+    return Simulation(alone(config, [*compact, *options])), 200
 
 
 def stories(folder: Path, options: list[str]) -> tuple[Simulation, int]:
