@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from sfl.privacy import Finding, Findings
 
 HEADINGS = (
+    "device",
     "cut",
     "codec",
     "guess",
@@ -33,7 +34,7 @@ HEADINGS = (
     "MLP",
     "words",
     "whole",
-    "random only",
+    "random",
 )
 
 
@@ -76,16 +77,17 @@ def measure_and_show(
 
 
 def _table(findings: Findings) -> Table:
-    first = findings.findings[0]
-    of = f"{first.tokens:,} in {first.sequences} sequences"
+    most = max(finding.sequences for finding in findings.findings)
     table = Table(
-        title=f"Tokens that an edge names right, of {of}",
+        title=f"Tokens that an edge names right, in up to {most} sequences of a device",
         title_justify="left",
         box=None,
         padding=(0, 1),
     )
     for heading in HEADINGS:
-        table.add_column(heading, justify="left" if heading == "codec" else "right", no_wrap=True)
+        table.add_column(
+            heading, justify="left" if heading in ("device", "codec") else "right", no_wrap=True
+        )
     for finding in findings.findings:
         table.add_row(*_cells(finding))
     return table
@@ -102,7 +104,8 @@ def _cells(finding: Finding) -> tuple[str, ...]:
         finding.whole,
         finding.random_only,
     )
-    return (str(finding.cut_layer), escape(finding.codec), *map(percent, shares))
+    place = (escape(finding.device), str(finding.cut_layer), escape(finding.codec))
+    return (*place, *map(percent, shares))
 
 
 def sentences(findings: Findings) -> list[str]:
