@@ -7,11 +7,12 @@ The quickstart's three homes train; a fourth device, `mallory`, has a certificat
 takes part from the first round on (benchmarks/hostile_device.py). `weight`: it says it has 2^63
 examples, and each value of its part of the adapter is moved by 0.5, up or down by a coin. `values`:
 100 examples, every value plus or minus 1000. `quiet`: as many examples as are allowed, every value
-moved by ten steps of the learning rate. The losses are the homes' own, as the run recorded them,
-weighted by targets: before the first round and after each. A run that ends before its last round is
-shown with its reason. Last how near the longest honest update came to its bound, over all rounds:
-in the run without a liar, and in one where the homes pass once over 400, 40 and 8 of their examples
-a round, which is 25, 3 and 1 steps.
+moved by ten steps of the learning rate; this one also with `aggregation.max_weight_share`.
+
+The losses are the homes' own, as the run recorded them, weighted by targets: before the first round
+and after each. A run that ends before its last round is shown with its reason. Last how near the
+longest honest update came to its bound, over all rounds: in the run without a liar, and in one in
+which the homes pass once over 400, 40 and 8 of their examples a round, which is 25, 3 and 1 steps.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ import re
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -73,7 +74,9 @@ class Result:
     nearest: float
 
 
-def settings(folder: Path, rounds: int, attacked: bool, guarded: bool, unequal: bool) -> Path:
+def settings(
+    folder: Path, rounds: int, attacked: bool, aggregation: Mapping[str, object], unequal: bool
+) -> Path:
     """The quickstart's file, with a liar among its devices or without."""
     values = load_run(QUICKSTART / "homes.toml").settings.model_dump(mode="json", exclude_none=True)
     kept = {name: values[name] for name in ("model", "lora", "training", "codec")}
@@ -87,7 +90,7 @@ def settings(folder: Path, rounds: int, attacked: bool, guarded: bool, unequal: 
     evaluation = {"every": 1}
     own = {
         "run": run,
-        "aggregation": {} if guarded else OFF,
+        "aggregation": dict(aggregation),
         "evaluation": evaluation,
         "devices": [{k: d[k] for k in ("name", "cut_layer")} for d in devices],
     }
@@ -157,12 +160,15 @@ def _device(folder: Path, name: str, home: str, edge: str, most: int | None = No
 
 
 def measure(
-    rounds: int, attack: Attack | None, guarded: bool = True, unequal: bool = False
+    rounds: int,
+    attack: Attack | None,
+    aggregation: Mapping[str, object] | None = None,
+    unequal: bool = False,
 ) -> Result:
     """Run it, and read what it left."""
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        config = settings(folder, rounds, attack is not None, guarded, unequal)
+        config = settings(folder, rounds, attack is not None, aggregation or {}, unequal)
         with nodes(folder, config, attack, unequal) as cloud:
             cloud.wait()
         run, log = folder / "r", (folder / "cloud.log").read_text()
@@ -205,8 +211,13 @@ def main() -> None:
     show("nobody lies", honest)
     for name in options.attacks:
         attack = ATTACKS[name]
-        show(f"{attack.title}; guard off", measure(options.rounds, attack, False))
+        show(f"{attack.title}; guard off", measure(options.rounds, attack, OFF))
         show(f"{attack.title}; guard on", measure(options.rounds, attack))
+        if name == "quiet":
+            for share in (0.3, 0.25):
+                bounded = {"max_weight_share": share}
+                title = f"{attack.title}; shares of {share:g}"
+                show(title, measure(options.rounds, attack, bounded))
     unequal = measure(options.rounds, None, unequal=True)
     show("nobody lies, 25, 3 and 1 steps a round", unequal)
     print("  longest honest update, as a part of its bound:")

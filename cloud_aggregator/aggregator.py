@@ -82,6 +82,8 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("sfl.cloud")
 
+HEAVY = 0.9  # share of an average that a user is told of
+
 TICK = 0.5  # seconds between two looks at deadlines, and between two writes of the status
 
 
@@ -103,6 +105,7 @@ class CloudAggregator:
         self.service = CloudService(self)
         self.coordinator = Coordinator(config.settings, time.monotonic())
         self.records = RunRecords(config, folder)
+        self._heavy: set[str] = set()  # devices that were warned of
         self.strategy = make_strategy(config.aggregation, config.lora)
         self.manifest: AdapterManifest | None = None
         self.adapter: dict[str, Array] = {}
@@ -369,11 +372,28 @@ class CloudAggregator:
             self._contribution(command.round, device, num_examples)
             for device, num_examples in bounded(command.contributions, most).items()
         ]
+        self._warn_of_weights(command.contributions)
         progress = self.coordinator.progress
-        steps = {device: progress[device].steps.count for device in command.contributions}
+        steps = {device: progress[device].steps for device in command.contributions}
         with on_disk(self.folder):
             return examine(
                 contributions, steps, self.strategy, self.adapter, self.config, command.round
+            )
+
+    def _warn_of_weights(self, examples: Mapping[str, int]) -> None:
+        """Say once of a device that it is nearly all of the average, by its own word."""
+        device, number = max(examples.items(), key=lambda item: item[1])
+        share = number / sum(examples.values())
+        bounded_at = self.config.aggregation.max_weight_share
+        if len(examples) > 2 and min(share, bounded_at) > HEAVY and device not in self._heavy:
+            self._heavy.add(device)
+            log.warning(
+                "device %s is %.1f%% of the average: it says it has %d training examples; "
+                "aggregation.max_weight_share bounds that",
+                device,
+                100 * share,
+                number,
+                extra={"device": device},
             )
 
     def _average(self, round_: int, examined: Examined) -> None:

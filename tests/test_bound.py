@@ -17,9 +17,10 @@ from sfl.aggregation.bound import Length, Verdict, judge
 from sfl.aggregation.examine import Examined, examine, length_of, not_finite
 from sfl.aggregation.shares import bounded
 from sfl.config import AggregationSettings, RunSettings, TrainingSettings
+from sfl.rounds import Steps
+from sfl.rounds.work import Walk, learning_rate_factor, walk
 from tests.test_strategies import Adapter, adapter, same_bits, spool, strategy
 
-TRAINING = TrainingSettings(learning_rate=0.01)
 VALUES = 10_000  # whose root is 100: so many steps at 0.01 have a reach of as much
 
 
@@ -31,7 +32,8 @@ def judged(
 ) -> Verdict:
     lengths = {name: Length(norm, 0.0, VALUES) for name, norm in norms.items()}
     own = dict.fromkeys(norms, steps) if isinstance(steps, int) else steps
-    return judge(lengths, own, AggregationSettings(**options), TRAINING, fewest)
+    walks = {name: Walk(count, 0.01 * count) for name, count in own.items()}
+    return judge(lengths, walks, AggregationSettings(**options), 0.0, fewest)
 
 
 def test_what_is_far_beyond_the_others_is_refused_and_the_reason_has_both_numbers() -> None:
@@ -53,7 +55,7 @@ def test_one_or_two_devices_are_held_to_what_their_steps_can_reach_alone(count: 
     assert not judged(dict(list(norms.items())[:count])).refused
     far = judged({"a": 40.1, **({"b": 1.0} if count == 2 else {})}, fewest=0)
     assert set(far.refused) == {"a"}
-    assert "4 times what its steps at the learning rate add up to" in far.refused["a"]
+    assert "4 times as far as its steps can lead" in far.refused["a"]
 
 
 def test_more_steps_go_further_and_fewer_are_not_held_against_a_device() -> None:
@@ -61,6 +63,29 @@ def test_more_steps_go_further_and_fewer_are_not_held_against_a_device() -> None
     assert not judged({"a": 1.0, "b": 90.0, "c": 1.0}, {"a": 10, "b": 1000, "c": 10}).refused
     assert not judged({"a": 9.0, "b": 1.0, "c": 9.0}, {"a": 1000, "b": 1, "c": 1000}).refused
     assert judged({"a": 1.0, "b": 90.0, "c": 1.0}, 1000).refused
+
+
+def test_devices_whose_steps_cannot_move_anything_are_no_measure() -> None:
+    # The first step of a warmup has a learning rate of zero; a device with more data goes on.
+    training = TrainingSettings(learning_rate=0.01, warmup_steps=10)
+    walks = {name: walk(training, Steps(1, 0, 4)) for name in ("b", "c")}
+    walks["a"] = walk(training, Steps(25, 0, 100))
+    lengths = {name: Length(0.0, 0.0, VALUES) for name in ("b", "c")}
+    lengths["a"] = Length(0.9 * walks["a"].rates * 100, 0.0, VALUES)
+    assert not judge(lengths, walks, AggregationSettings(), 0.0, 1).refused
+
+
+@pytest.mark.parametrize("schedule", ["linear", "cosine", "constant"])
+@pytest.mark.parametrize(("count", "first"), [(1, 0), (7, 3), (20, 80), (4000, 8000)])
+def test_a_walk_adds_up_the_learning_rates_of_its_steps(
+    schedule: Any, count: int, first: int
+) -> None:
+    total = 5 * count
+    training = TrainingSettings(learning_rate=0.02, warmup_steps=5, schedule=schedule)
+    found = walk(training, Steps(count, first % total, total))
+    steps = range(first % total, first % total + count)
+    wanted = sum(0.02 * learning_rate_factor(training, step, total) for step in steps)
+    assert found.steps == count and found.rates == pytest.approx(wanted, rel=0.02)
 
 
 def test_no_steps_that_move_anything_bound_nothing_that_did_not_move() -> None:
@@ -134,7 +159,7 @@ def examined(folder: Path, far: float, count: int = 5, **aggregation: Any) -> Ex
         moved = {name: array + step for name, array in current.items()}
         contributions.append(spool(folder, f"d{number}", moved, 5))
     rule = strategy(config.aggregation.strategy)
-    steps = {one.device: 20 for one in contributions}
+    steps = {one.device: Steps(20, 0, 10**6) for one in contributions}
     return examine(contributions, steps, rule, current, config, 1)
 
 

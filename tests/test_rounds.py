@@ -324,7 +324,7 @@ def test_an_update_that_is_refused_beside_the_others_is_left_out_and_the_rest_me
         deliver(coordinator, f"d{n}")
     evict, fault, again = coordinator.handle(UpdatesRefused(1, {"d1": "too long"}), 2.0)
     said = "too long (strike 1 of 3)"
-    assert evict == Evict("d1", said) and fault == Fault(1, "d1", said)
+    assert evict == Evict("d1", "too long") and fault == Fault(1, "d1", said)
     assert again == Aggregate(1, {"d0": 10, "d2": 10})
     assert back(coordinator, "d1") == [Welcome("d1")]
     (start,) = coordinator.handle(AdapterReady(1), 3.0)
@@ -358,13 +358,13 @@ def test_after_so_many_strikes_a_device_is_out_for_good_and_told_why() -> None:
         for n in range(4):
             deliver(coordinator, f"d{n}")
         round_ = coordinator.round
-        evict, *_ = coordinator.handle(UpdatesRefused(round_, {"d1": "too long"}), 2.0)
+        _, fault, *_ = coordinator.handle(UpdatesRefused(round_, {"d1": "too long"}), 2.0)
         commands = back(coordinator, "d1")
         coordinator.handle(AdapterReady(round_), 3.0)
-        assert f"strike {strike} of 3" in evict.reason
+        assert f"strike {strike} of 3" in fault.reason
     (refusal,) = commands
-    assert refusal == Refuse("d1", "e", evict.reason)
-    assert evict.reason == "too long (strike 3 of 3); it is out of this run for good"
+    assert refusal == Refuse("d1", "e", fault.reason)
+    assert fault.reason == "too long (strike 3 of 3); it is out of this run for good"
     assert set(coordinator.progress) == {"d0", "d2", "d3"}
 
 

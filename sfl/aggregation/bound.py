@@ -3,13 +3,15 @@
 An update is the change from what the device began the round with, its length the Euclidean norm
 over all values that it trained. Two things bound it where `aggregation.max_update_norm` is `auto`:
 
-    reach_k = steps_k (learning_rate sqrt(values_k) + (learning_rate weight_decay + 2^-23) |w_0|)
+    reach_k = rates_k sqrt(values_k) + (rates_k weight_decay + 2^-23 steps_k) |w_0|
     bound_k = min(4 reach_k, 10 median over j != k of length_j max(1, reach_k / reach_j))
 
-`reach` is where AdamW comes if every step moves every value by the learning rate, all one way;
-2^-23 is float32's rounding. A single step can be longer, but hardly a round of them, so that nobody
-honest is beyond four times that. The median counts with two or more others: of two devices nobody
-can say which is odd. It holds as long as the odd ones are fewer than half of the others.
+`rates_k` is the sum of the learning rates of the device's steps, so `reach` is where AdamW comes if
+every step moves every value by its learning rate, all one way; 2^-23 is float32's rounding. One step
+can be longer, but hardly a round of them, so that nobody honest is beyond four times that. The
+median counts with two or more others that can have moved (in a warmup's first step nobody does): of
+two devices nobody can say which is odd. It holds as long as the odd ones are fewer than half of the
+others.
 """
 
 from __future__ import annotations
@@ -19,7 +21,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from statistics import median
 
-from sfl.config import AggregationSettings, TrainingSettings
+from sfl.config import AggregationSettings
+from sfl.rounds.work import Walk
 
 BEYOND_REACH = 4.0
 BEYOND_OTHERS = 10.0
@@ -34,11 +37,10 @@ class Length:
     start: float
     values: int
 
-    def reach(self, steps: int, training: TrainingSettings) -> float:
-        """Where so many steps of AdamW come, each as long as the learning rate."""
-        rate = training.learning_rate
-        decay = (rate * training.weight_decay + _ROUNDING) * self.start
-        return steps * (rate * math.sqrt(self.values) + decay)
+    def reach(self, walk: Walk, weight_decay: float) -> float:
+        """Where AdamW comes with every step as long as its learning rate, all one way."""
+        drift = (walk.rates * weight_decay + walk.steps * _ROUNDING) * self.start
+        return walk.rates * math.sqrt(self.values) + drift
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,9 +66,9 @@ class Verdict:
 
 def bounds(
     lengths: Mapping[str, Length],
-    steps: Mapping[str, int],
+    walks: Mapping[str, Walk],
     options: AggregationSettings,
-    training: TrainingSettings,
+    weight_decay: float,
 ) -> dict[str, Bound]:
     """The bound of each device; none where that is off."""
     most = options.max_update_norm
@@ -74,19 +76,16 @@ def bounds(
         return {}
     if most != "auto":
         return dict.fromkeys(lengths, Bound(most, "aggregation.max_update_norm"))
-    reaches = {name: own.reach(steps[name], training) for name, own in lengths.items()}
-    return {name: _auto(name, lengths, reaches) for name in lengths}
+    reaches = {name: own.reach(walks[name], weight_decay) for name, own in lengths.items()}
+    moved = {name: own.norm for name, own in lengths.items() if walks[name].rates}
+    return {name: _auto(name, moved, reaches) for name in lengths}
 
 
-def _auto(name: str, lengths: Mapping[str, Length], reaches: Mapping[str, float]) -> Bound:
+def _auto(name: str, moved: Mapping[str, float], reaches: Mapping[str, float]) -> Bound:
     own = reaches[name]
-    furthest = Bound(
-        BEYOND_REACH * own, f"{BEYOND_REACH:g} times what its steps at the learning rate add up to"
-    )
+    furthest = Bound(BEYOND_REACH * own, f"{BEYOND_REACH:g} times as far as its steps can lead")
     others = [
-        length.norm * max(1.0, own / reaches[other] if reaches[other] else 1.0)
-        for other, length in lengths.items()
-        if other != name
+        norm * max(1.0, own / reaches[other]) for other, norm in moved.items() if other != name
     ]
     if len(others) < 2:
         return furthest
@@ -96,9 +95,9 @@ def _auto(name: str, lengths: Mapping[str, Length], reaches: Mapping[str, float]
 
 def judge(
     lengths: Mapping[str, Length],
-    steps: Mapping[str, int],
+    walks: Mapping[str, Walk],
     options: AggregationSettings,
-    training: TrainingSettings,
+    weight_decay: float,
     fewest: int,
 ) -> Verdict:
     """What to do about updates that are too long; `fewest` have to be left to be merged.
@@ -106,7 +105,7 @@ def judge(
     The longest are refused first. What cannot be, for want of others, is shortened to its bound, so
     that nobody ends a run by being refused.
     """
-    limits = bounds(lengths, steps, options, training)
+    limits = bounds(lengths, walks, options, weight_decay)
     if not limits:
         return Verdict()
     parts = {name: _part(lengths[name].norm, limit.norm) for name, limit in limits.items()}

@@ -12,6 +12,8 @@ from sfl.aggregation.bound import Length, Verdict, judge
 from sfl.aggregation.contribution import Array, Contribution, Shortened, ordered
 from sfl.aggregation.strategy import Strategy
 from sfl.config import RunSettings
+from sfl.rounds import Steps
+from sfl.rounds.work import walk
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,7 +42,7 @@ def length_of(contribution: Contribution, start: Mapping[str, Array]) -> Length:
 
 def examine(
     contributions: Sequence[Contribution],
-    steps: Mapping[str, int],
+    steps: Mapping[str, Steps],
     strategy: Strategy,
     current: Mapping[str, Array],
     settings: RunSettings,
@@ -55,7 +57,9 @@ def examine(
     lengths = {
         one.device: length_of(one, strategy.start(one, current, seed, round_)) for one in devices
     }
-    verdict = judge(lengths, steps, options, settings.training, settings.min_devices)
+    walks = {name: walk(settings.training, own) for name, own in steps.items()}
+    decay = settings.training.weight_decay
+    verdict = judge(lengths, walks, options, decay, settings.min_devices)
     counted = [
         replace(
             one,

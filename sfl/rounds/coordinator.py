@@ -195,7 +195,7 @@ class Coordinator:
 
     @_on.register
     def _(self, event: DeviceOffended) -> list[Command]:
-        if event.device not in self.devices:
+        if event.device not in {*self.devices, *self.progress}:
             return []
         return [*self._send_away(event.device, event.reason, "offence"), *self._advance()]
 
@@ -256,7 +256,7 @@ class Coordinator:
         self._losses[name] = said = self.strikes.note(name, cause, reason)
         self.progress.pop(name, None)
         self.devices.pop(name, None)
-        return [Evict(name, said), Fault(self.round, name, said)]
+        return [Evict(name, reason), Fault(self.round, name, said)]
 
     def _because(self) -> str:
         """Who is missing, and why, as the end of a sentence."""

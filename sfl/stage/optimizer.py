@@ -12,19 +12,9 @@ import torch
 
 from sfl.config import AggregationSettings, TrainingSettings
 from sfl.errors import AdapterRefused
+from sfl.rounds.work import learning_rate_factor
 
-
-def learning_rate_factor(settings: TrainingSettings, step: int, total_steps: int) -> float:
-    """Share of the peak learning rate at `step` (from 0) of `total_steps`, as in transformers."""
-    warmup = settings.warmup_steps
-    if step < warmup:
-        return step / max(1, warmup)
-    progress = (step - warmup) / max(1, total_steps - warmup)
-    if settings.schedule == "linear":
-        return max(0.0, float(total_steps - step) / float(max(1, total_steps - warmup)))
-    if settings.schedule == "cosine":
-        return max(0.0, 0.5 * (1.0 + math.cos(math.pi * progress)))
-    return 1.0
+__all__ = ["Optimizer", "learning_rate_factor"]
 
 
 class Optimizer:
