@@ -7,8 +7,8 @@ over all values that it trained. Two things bound it where `aggregation.max_upda
     bound_k = min(4 reach_k, 10 median over j != k of length_j max(1, reach_k / reach_j))
 
 `rates_k` is the sum of the learning rates of the device's steps, so `reach` is where AdamW comes if
-every step moves every value by its learning rate, all one way; 2^-23 is float32's rounding. One step
-can be longer, but hardly a round of them, so that nobody honest is beyond four times that. The
+every step moves every value by its learning rate, all one way; 2^-23 is float32's rounding. One
+step can be longer, but hardly a round of them, so that nobody honest is beyond four times that. The
 median counts with two or more others that can have moved (in a warmup's first step nobody does): of
 two devices nobody can say which is odd. It holds as long as the odd ones are fewer than half of the
 others.
