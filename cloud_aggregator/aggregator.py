@@ -69,6 +69,7 @@ from sfl.transport.chunks import adapter_bytes, adapter_frames, decode_adapter
 from sfl.transport.cloud_service import CloudService
 from sfl.transport.contract import adapter_limit
 from sfl.transport.credentials import bind, new_server
+from sfl.transport.door import Door
 from sfl.transport.group import aside, watched
 from sfl.transport.signed import SignatureCheck
 from sfl.transport.spool import Spool
@@ -121,7 +122,8 @@ class CloudAggregator:
 
     async def run(self, address_file: Path | None) -> None:
         """Serve one run to its end. Raises RunFailed where it ends badly."""
-        server = new_server(self.own)
+        door = Door()
+        server = new_server(self.own, door)
         server.add_generic_rpc_handlers((self.service.handler(),))
         insecure = self.config.network.insecure
         address = bind(server, "cloud.listen", self.config.cloud.listen, insecure, self.own)
@@ -132,7 +134,7 @@ class CloudAggregator:
         ticking = watched(self._tick(), self.failed)
         end = FinishRun(False, "")
         try:
-            with self._metrics():
+            with door.watched(address), self._metrics():
                 end = await self._over
                 await self._dismiss(end)
         except asyncio.CancelledError:

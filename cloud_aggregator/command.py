@@ -5,6 +5,7 @@ from __future__ import annotations
 import typer
 
 from sfl.logs import start_logging
+from sfl.machine import allow_open_files
 from sfl.options import AddressFile, Certs, ConfigFile, ErrorFile, Insecure, Logs, Overrides
 from sfl.process import quiet_environment, run_loop, run_node
 
@@ -21,6 +22,7 @@ def cloud(
     """Start the cloud: it owns the run's settings, keeps its rounds and averages its adapters."""
     quiet_environment()
     start_logging(log_format)
+    allow_open_files()
 
     def body() -> None:
         # Imported here so that `--help` answers at once.

@@ -7,6 +7,7 @@ import typer
 from sfl.certificates.own import own_certificate
 from sfl.config import load_edge
 from sfl.logs import start_logging
+from sfl.machine import allow_open_files
 from sfl.options import AddressFile, Certs, ConfigFile, ErrorFile, Insecure, Logs, Overrides
 from sfl.process import cores, keep_heap, quiet_environment, run_loop, run_node
 
@@ -24,6 +25,7 @@ def edge(
     quiet_environment()
     keep_heap()
     start_logging(log_format)
+    allow_open_files()
 
     def body() -> None:
         settings = load_edge(config, overrides or [])

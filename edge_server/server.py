@@ -47,6 +47,7 @@ from sfl.transport.chunks import (
 from sfl.transport.cloud_link import CloudLink, expect_settings
 from sfl.transport.credentials import bind, new_server
 from sfl.transport.cut import check_codecs, remembers_samples
+from sfl.transport.door import Door
 from sfl.transport.edge_service import EdgeService
 from sfl.transport.files import SpanFiles
 from sfl.transport.places import Places
@@ -113,7 +114,8 @@ class EdgeServer:
 
     async def run(self, connect_timeout: float, address_file: Path | None) -> None:
         """Serve one run to its end. Raises SflError where it ends badly."""
-        server = new_server(self.own)
+        door = Door()
+        server = new_server(self.own, door)
         server.add_generic_rpc_handlers((self.service.handler(),))
         # The port is open before the model is loaded, so that devices need not wait to dial.
         address = bind(server, "edge.listen", self.config.listen, self.insecure, self.own)
@@ -122,7 +124,7 @@ class EdgeServer:
             write_atomic(address_file, address)
         log.info("edge %s listens on %s", self.config.name, address)
         try:
-            with self._metrics():
+            with door.watched(address), self._metrics():
                 await self._follow_cloud(connect_timeout, address)
         finally:
             await server.stop(grace=1.0)

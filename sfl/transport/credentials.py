@@ -17,6 +17,7 @@ from sfl.certificates.identity import Role, server_name
 from sfl.certificates.own import OwnCertificate
 from sfl.errors import ConfigError
 from sfl.transport.addresses import is_loopback, split_address
+from sfl.transport.door import Door, door_options
 from sfl.transport.doorkeeper import TLS_WANTED, Doorkeeper, OpenDoor
 from sfl.transport.wire import SERVER_OPTIONS, client_options
 
@@ -44,11 +45,12 @@ def check_exposure(field: str, address: str, insecure: bool) -> None:
     )
 
 
-def new_server(own: OwnCertificate | None = None) -> grpc.aio.Server:
-    """A server without a port; with a certificate, behind a doorkeeper."""
+def new_server(own: OwnCertificate | None = None, door: Door | None = None) -> grpc.aio.Server:
+    """A server without a port, its callers counted; with a certificate, behind a doorkeeper."""
+    options, door = (*SERVER_OPTIONS, *door_options()), door or Door()
     if own is not None:
-        return grpc.aio.server(options=SERVER_OPTIONS, interceptors=(Doorkeeper(),))
-    server = grpc.aio.server(options=SERVER_OPTIONS)
+        return grpc.aio.server(options=options, interceptors=(Doorkeeper(), door))
+    server = grpc.aio.server(options=options, interceptors=(door,))
     server.add_generic_rpc_handlers((OpenDoor(),))
     return server
 

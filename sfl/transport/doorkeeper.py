@@ -19,6 +19,7 @@ import grpc.aio
 
 from sfl.certificates.identity import ROLES, Identity, Role, identity_in
 from sfl.errors import Refused
+from sfl.logs import Sparing
 from sfl.transport.status import status_of
 from sfl.transport.wire import (
     CLOUD_SESSION,
@@ -29,6 +30,7 @@ from sfl.transport.wire import (
 )
 
 log = logging.getLogger(__name__)
+sparing = Sparing(log)
 
 Context = grpc.aio.ServicerContext[Any, Any]
 Handler: TypeAlias = "grpc.RpcMethodHandler[Any, Any]"
@@ -57,6 +59,12 @@ class Caller:
 _CALLER: ContextVar[Caller | None] = ContextVar("caller", default=None)
 
 
+def caller_name() -> str | None:
+    """Who makes the call at hand, by its certificate; None without TLS."""
+    caller = _CALLER.get()
+    return None if caller is None else str(caller.identity)
+
+
 def expect(role: Role, name: str) -> None:
     """Refuse a call whose certificate is not `name`'s; without TLS anybody may say anything.
 
@@ -65,7 +73,14 @@ def expect(role: Role, name: str) -> None:
     caller = _CALLER.get()
     if caller is None or caller.identity == Identity(role, name):
         return
-    log.warning("%s refused: %s says it is %s %r", caller.address, caller.identity, role, name)
+    sparing.warning(
+        str(caller.identity),
+        "%s refused: %s says it is %s %r",
+        caller.address,
+        caller.identity,
+        role,
+        name,
+    )
     raise Refused(
         f"the certificate is of {caller.identity}, and does not stand for {role} {name!r}: "
         "a node's name is the one in its certificate"
@@ -103,7 +118,7 @@ class Doorkeeper(grpc.aio.ServerInterceptor):  # type: ignore[type-arg]
         reason = self.refusal(identity, method, version)
         address = context.peer()
         if reason is not None or identity is None:
-            log.warning("%s refused at %s: %s", address, method, reason)
+            sparing.warning(reason or "", "%s refused at %s: %s", address, method, reason)
             await context.abort(status_of(Refused()), reason or "")
             raise AssertionError("abort raises")
         _CALLER.set(Caller(identity, address))
@@ -146,7 +161,8 @@ class OpenDoor(grpc.GenericRpcHandler):  # type: ignore[type-arg]
 
 
 async def _note(request: bytes, context: Context) -> bytes:
-    log.warning(
+    sparing.warning(
+        "tls",
         "%s did not come in: it asks for TLS, and this node has no certificate; give it one "
         "([tls], or --certs)",
         context.peer(),

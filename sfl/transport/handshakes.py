@@ -15,7 +15,10 @@ import sys
 import threading
 from collections.abc import Iterator
 
+from sfl.logs import Sparing
+
 log = logging.getLogger(__name__)
+sparing = Sparing(log)
 
 STDERR = 2
 FAILED = re.compile(r"Handshake failed with error .*OPENSSL_internal:(\w+)(?:: (.*))?$")
@@ -95,7 +98,7 @@ def _read(reading: int, beyond: int) -> None:
         for line in lines:
             reason = explain(line.decode(errors="replace"))
             if reason is not None:
-                log.warning("%s", reason)
+                sparing.warning(reason, "%s", reason)
             else:
                 with contextlib.suppress(OSError):  # its disk is full, or its reader gone
                     os.write(beyond, line)
