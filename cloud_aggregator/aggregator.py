@@ -36,6 +36,7 @@ from sfl.logs import describe_node
 from sfl.metrics.prometheus import NodeCollector, serve_as_set
 from sfl.metrics.snapshot import NodeKind, NodeSnapshot
 from sfl.metrics.stats import NodeStats
+from sfl.report.conclusion import what_stays
 from sfl.rounds import (
     AdapterReady,
     Aggregate,
@@ -147,6 +148,7 @@ class CloudAggregator:
         finally:
             ticking.cancel()
             end = self._finish_records(end)
+            self._say_the_end(end)
             if self._traces is not None:
                 await asyncio.to_thread(self._traces.close)
             await server.stop(grace=1.0)
@@ -184,6 +186,12 @@ class CloudAggregator:
         for edge in list(self.service.streams):
             self.service.post(edge, cloud_pb2.CloudMessage(finish=finish))
         await self.service.drain(seconds)
+
+    def _say_the_end(self, end: FinishRun) -> None:
+        how = "finished" if end.ok else "failed"
+        log.info("run %s %s: %s", self.run_id, how, end.reason)
+        for name, what in what_stays(self.folder):
+            log.info("%s: %s", what, self.folder / name)
 
     def _finish_records(self, end: FinishRun) -> FinishRun:
         """Leave the run's folder as it stays; a run that cannot be told of has not ended well."""

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import tempfile
+import weakref
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -97,3 +99,39 @@ class Reserve:
         """Leave the room to whoever writes next."""
         with contextlib.suppress(OSError):
             self._path.unlink(missing_ok=True)
+
+
+class Room:
+    """A mapped file's room on its disk, taken before it is touched.
+
+    Where a disk has none left, a page of a file with holes ends the process by a signal (SIGBUS);
+    taken beforehand, it is an error like any other.
+    """
+
+    STEP = 1 << 22
+
+    def __init__(self, file: int, folder: Path, setting: str = "") -> None:
+        """Of an open file, by its descriptor, that lies in `folder`."""
+        self._file = os.dup(file)
+        weakref.finalize(self, os.close, self._file)
+        self._folder, self._setting = folder, setting
+        self._taken = 0
+
+    def grow(self, end: int) -> None:
+        """Have all room up to `end`, in bytes. Raises DiskError."""
+        if end > self._taken:
+            size = os.fstat(self._file).st_size
+            upto = min(size, -(-end // self.STEP) * self.STEP)
+            self.take(self._taken, upto - self._taken)
+            self._taken = upto
+
+    def take(self, start: int, count: int) -> None:
+        """Have room for `count` bytes from `start` on. Raises DiskError."""
+        if not hasattr(os, "posix_fallocate"):
+            return  # macOS
+        with on_disk(self._folder, self._setting):
+            try:
+                os.posix_fallocate(self._file, start, count)
+            except OSError as error:
+                if error.errno not in (errno.EOPNOTSUPP, errno.EINVAL):
+                    raise

@@ -5,13 +5,19 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import errno
+import hashlib
 import json
 import shutil
+import socket
+import ssl
+import struct
 import subprocess
+import sys
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 from unittest.mock import MagicMock
 
@@ -23,16 +29,23 @@ from cloud_aggregator.aggregator import CloudAggregator
 from cloud_aggregator.records import shown_phase
 from edge_server.server import EdgeServer
 from sfl.causes import cause_of, foreseen
+from sfl.certificates.authority import Authority
 from sfl.config import EdgeConfig, load_run
+from sfl.config.node import MetricsSettings
 from sfl.errors import DiskError, OutOfMemory, ProtocolError, RunFailed
+from sfl.metrics.prometheus import NodeCollector, serve_as_set
+from sfl.metrics.stats import NodeStats
 from sfl.report.status import RunStatus
 from sfl.rounds import Aggregate, FinishRun, Phase, Tick
 from sfl.runs import open_run_folder
+from sfl.stage.engine import Engine
 from sfl.transport.cloud_service import EdgeStream
+from sfl.transport.fetch import fetch_model
 from sfl.transport.wire import CLOUD_SESSION, WIRE_VERSION
-from sfl.v1 import cloud_pb2
+from sfl.v1 import cloud_pb2, edge_pb2
 from tests.federation import Outcome, launch, write_config
 from tests.test_failures import fleet, left_running, until
+from tests.test_tls import give
 
 # -- what an exception comes to --------------------------------------------------------------------
 
@@ -385,3 +398,104 @@ def test_the_cloud_goes_on_while_steps_are_timed(tmp_path: Path) -> None:
     status = RunStatus.read(tmp_path / "runs" / "t" / "status.json")
     assert status is not None and (status.phase, status.round) == ("finished", 3)
     assert [device.state for device in status.devices] == ["done", "done"]
+
+
+# -- what nodes keep on their own disks ------------------------------------------------------------
+
+
+def test_a_table_on_a_full_disk_is_an_error_and_no_signal(tmp_path: Path) -> None:
+    """Its pages are touched only where the disk has room for them."""
+    code = """
+import sys
+import numpy as np, torch
+from pathlib import Path
+from sfl.codec.memory import make_delta
+from sfl.codec.spec import Argument
+from sfl.errors import DiskError
+table = make_delta(("sample",)).table(512, Path(sys.argv[1]), "device.cache_dir")
+fresh = np.zeros(0, np.int64)
+try:
+    for first in range(0, 1 << 17, 1024):
+        slots = np.arange(first, first + 1024)
+        table.predict(slots)
+        table.write(slots, torch.ones(1024, 512), slots)
+except DiskError as error:
+    print(first, error)
+    assert float(table.predict(np.arange(8)).sum()) == 8 * 512  # what it has stays whole
+"""
+    with small_disk(tmp_path, "size=16m"):
+        command = [sys.executable, "-c", code, str(tmp_path)]
+        done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 0, (done.returncode, done.stderr)
+    assert f"{tmp_path} (device.cache_dir): its disk is full" in done.stdout
+    assert int(done.stdout.split()[0]) > 4096
+
+
+def test_a_cache_on_a_full_disk_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    content = bytes(3_000_000)
+    entry = edge_pb2.FileEntry(
+        name="model.safetensors", sha256=hashlib.sha256(content).hexdigest(), num_bytes=len(content)
+    )
+
+    class Chunks(list[Any]):
+        def cancel(self) -> None:
+            """As a call has it."""
+
+    def listing(channel: object) -> Any:
+        return lambda request, timeout: edge_pb2.FileList(files=[entry])
+
+    def chunks(channel: object) -> Any:
+        return lambda request: Chunks([edge_pb2.FileChunk(data=content)])
+
+    monkeypatch.setattr("sfl.transport.fetch.EDGE_LIST_FILES", SimpleNamespace(stub=listing))
+    monkeypatch.setattr("sfl.transport.fetch.EDGE_FETCH_FILE", SimpleNamespace(stub=chunks))
+    monkeypatch.setattr("sfl.transport.fetch.sound", lambda message, peer: message)
+    with small_disk(tmp_path, "size=1m"), pytest.raises(DiskError) as raised:
+        fetch_model(MagicMock(), "d0", tmp_path, NodeStats("d0", "device"))
+    assert f"{tmp_path} (device.cache_dir): its disk is full" in str(raised.value)
+
+
+def test_a_compute_thread_that_dies_leaves_nobody_waiting() -> None:
+    async def story() -> None:
+        engine = Engine(1)
+        engine._choose = MagicMock(side_effect=KeyError("an order"))  # type: ignore[method-assign]
+        with pytest.raises(RunFailed, match="an order"):
+            await asyncio.wait_for(engine.run(int), 60)
+        with pytest.raises(RunFailed, match="compute thread has ended"):
+            await asyncio.wait_for(engine.run(int), 60)
+        engine.close()
+
+    asyncio.run(story())
+
+
+def _answering() -> bool:
+    return any("process_request_thread" in thread.name for thread in threading.enumerate())
+
+
+def test_a_scraper_that_hangs_up_leaves_no_traceback(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    asked, gone, answered = threading.Event(), threading.Event(), threading.Event()
+
+    class Slow(NodeCollector):
+        def collect(self) -> Iterator[Any]:
+            asked.set()
+            gone.wait(60)
+            yield from super().collect()
+            answered.set()
+
+    folder = give(Authority.create(), tmp_path / "e", "edge", "e", "127.0.0.1")
+    values = MetricsSettings(cert=folder / "e.pem", key=folder / "e.key")
+    trust = ssl.create_default_context(cafile=str(folder / "ca.pem"))
+    with serve_as_set(values, Slow(NodeStats("e", "edge"))) as node:
+        # Reset, so that what is written to it fails; TLS words that in errors of its own.
+        raw = socket.create_connection(("127.0.0.1", node.port))
+        raw.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+        client = trust.wrap_socket(raw, server_hostname="127.0.0.1")
+        client.sendall(b"GET /metrics HTTP/1.0\r\n\r\n")
+        assert asked.wait(60)
+        client.close()
+        gone.set()
+        assert answered.wait(60)
+        until(lambda: not _answering(), "the end of the answer")
+    assert "Traceback" not in capfd.readouterr().err

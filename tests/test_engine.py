@@ -22,7 +22,7 @@ from tiny_models import LABELS, batch, busy_values, manifest_of, opened
 from sfl.adapters.lora import LoraBank
 from sfl.adapters.names import belongs_to
 from sfl.config import EdgeConfig, RunSettings
-from sfl.errors import ConfigError, ProtocolError
+from sfl.errors import ConfigError, ProtocolError, RunFailed
 from sfl.metrics.stats import NodeStats
 from sfl.models.batching import check_batching
 from sfl.models.span import SpanModel, build_span
@@ -122,7 +122,7 @@ def test_errors_come_back_and_cancelled_jobs_are_dropped() -> None:
             await waiting
         await engine.run(int)
         engine.close()
-        with pytest.raises(RuntimeError, match="ended"):
+        with pytest.raises(RunFailed, match="ended"):
             await engine.run(int)
 
     asyncio.run(scene())

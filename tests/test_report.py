@@ -201,7 +201,22 @@ def test_before_and_after_compare_the_same_devices() -> None:
     assert summary.rounds == 6
     by_name = {device.name: device for device in summary.devices}
     assert by_name[HOMES[1]].rounds == 4  # it missed rounds 3 and 6
-    assert by_name[HOMES[1]].eval_loss == rounds[-5].eval_loss  # its last, of round 5
+    assert by_name[HOMES[1]].eval_loss is None  # that of round 5 is another adapter's
+
+
+def test_an_adapter_that_nobody_evaluated_has_no_score() -> None:
+    records = [
+        record
+        for record in sample_records()
+        if not (isinstance(record, RoundRecord) and record.round == 6)
+    ]
+    summary = build_summary(
+        sample_settings(), "r", records, [], train_seconds=1.0, wall_seconds=2.0, failure="lost"
+    )
+    assert summary.rounds == 6
+    assert summary.eval_loss_after is summary.eval_accuracy_after is None
+    assert summary.eval_loss_before is not None
+    assert {device.eval_loss for device in summary.devices} == {None}
 
 
 def test_a_round_that_was_never_evaluated_or_closed_is_not_the_end() -> None:

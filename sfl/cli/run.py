@@ -13,6 +13,7 @@ from rich.logging import RichHandler
 from sfl.config import RunConfig, load_run
 from sfl.errors import SflError
 from sfl.launch import run_on_this_machine
+from sfl.report.conclusion import what_stays
 from sfl.report.final import final_table
 from sfl.report.live import LiveView
 from sfl.report.summary import RunSummary
@@ -38,12 +39,21 @@ def run_and_show(path: Path, overrides: Iterable[str], insecure: bool, tls: bool
             run_on_this_machine(config, view.update, started, tls)
     except KeyboardInterrupt:
         errors.print("interrupted: everything is stopped")
+        _say_what_stays(console, folder)
         return 130
     except SflError as error:
         errors.print(f"error: {error}", style="red", markup=False, highlight=False, soft_wrap=True)
+        _say_what_stays(console, folder)
         return error.exit_code
     console.print(final_table(RunSummary.read(folder[0] / "summary.json")))
     return 0
+
+
+def _say_what_stays(console: Console, folder: list[Path]) -> None:
+    """Where a run that did not reach its end has left what there is of it."""
+    for where in folder:
+        for name, what in what_stays(where):
+            console.print(f"{what}: {where / name}", markup=False, highlight=False, soft_wrap=True)
 
 
 def _load(path: Path, overrides: Iterable[str], insecure: bool) -> RunConfig:

@@ -24,7 +24,7 @@ from sfl.codec.kernel import kernel
 from sfl.codec.sections import Reader, Writer
 from sfl.codec.spec import Argument, at_most, whole, word
 from sfl.errors import ProtocolError
-from sfl.files import writable_folder
+from sfl.files import Room, on_disk, writable_folder
 
 KINDS = ("bigram", "token", "sample")
 _SLOTS = {"bigram": 1 << 14, "token": 1 << 13, "sample": 1 << 17}
@@ -68,6 +68,7 @@ class Table:
     setting: str = ""
     rows: Words = field(init=False)
     written: Floats = field(init=False)
+    _room: Room | None = field(init=False, default=None)
 
     def __post_init__(self) -> None:
         shape = (self.stage.slots + 1, self.hidden)  # the last row stays zero: nothing known
@@ -75,8 +76,11 @@ class Table:
             folder = self.folder
             if folder is not None:
                 folder = writable_folder(folder, self.setting)
-            with tempfile.TemporaryFile(dir=folder) as file:
+            where = folder or Path(tempfile.gettempdir())
+            with on_disk(where, self.setting), tempfile.TemporaryFile(dir=where) as file:
                 file.truncate(2 * shape[0] * shape[1])
+                self._room = Room(file.fileno(), where, self.setting)
+                self._room.take(2 * self.nothing * self.hidden, 2 * self.hidden)
                 self.rows = np.memmap(file, np.uint16, "r+", shape=shape)
         else:
             self.rows = np.zeros(shape, np.uint16)
@@ -88,7 +92,8 @@ class Table:
         return self.stage.slots
 
     def predict(self, slots: Longs) -> Tensor:
-        """`[n, H]` in float32."""
+        """`[n, H]` in float32. Raises DiskError."""
+        self._reach(slots)
         return kernel().gather_rows(self.rows, slots)
 
     def known(self, slots: Longs, fresh: Longs) -> Longs:
@@ -98,10 +103,20 @@ class Table:
         return np.where(new[slots], self.nothing, slots)
 
     def write(self, slots: Longs, values: Tensor, fresh: Longs) -> None:
-        """Move each slot towards the mean of its rows; `fresh` ones forget what they were."""
+        """Move each slot towards the mean of its rows; `fresh` ones forget what they were.
+
+        Raises DiskError.
+        """
+        self._reach(slots)
         self.written[fresh] = 0.0
         floor = 1.0 if self.stage.kind == "sample" else _FLOOR
         kernel().move_rows(self.rows, self.written, slots, values, floor)
+
+    def _reach(self, slots: Longs) -> None:
+        """Have room on the disk for these rows, before any of them is touched."""
+        if self._room is not None:
+            rows = int(slots[slots < self.nothing].max(initial=-1)) + 1
+            self._room.grow(min(rows, self.nothing) * 2 * self.hidden)
 
 
 class Directory:

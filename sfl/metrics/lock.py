@@ -9,12 +9,13 @@ import hmac
 import logging
 import socket
 import ssl
+import sys
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 from socketserver import ThreadingMixIn
 from typing import Any
-from wsgiref.simple_server import WSGIRequestHandler, WSGIServer
+from wsgiref.simple_server import ServerHandler, WSGIRequestHandler, WSGIServer
 
 from sfl.config.node import MetricsSettings
 from sfl.errors import ConfigError
@@ -89,6 +90,7 @@ class Lock:
 
 
 OPEN = Lock()
+_LONGEST_LINE = 65536
 
 
 class _Server(ThreadingMixIn, WSGIServer):
@@ -114,7 +116,41 @@ class _Server(ThreadingMixIn, WSGIServer):
         log.debug("metrics: a request of %s broke", client_address[0], exc_info=True)
 
 
+class _Answer(ServerHandler):
+    """One answer; a client that hangs up in the middle is no news, and no traceback."""
+
+    http_version = "1.1"
+
+    def log_exception(self, exc_info: Any) -> None:
+        error = exc_info[1]
+        if isinstance(error, OSError):
+            log.debug("metrics: a client hung up: %s", error)
+        else:
+            log.error("metrics: this is a bug in sfl", exc_info=exc_info)
+
+    def error_output(self, environ: Any, start_response: Any) -> list[bytes]:
+        if isinstance(sys.exc_info()[1], OSError):
+            return []  # nobody is there to read it
+        return super().error_output(environ, start_response)
+
+
 class _Quiet(WSGIRequestHandler):
+    def handle(self) -> None:
+        """As the base class does, with an answer of our own."""
+        self.raw_requestline = self.rfile.readline(_LONGEST_LINE + 1)
+        if len(self.raw_requestline) > _LONGEST_LINE:
+            self.requestline = self.request_version = self.command = ""
+            self.send_error(414)
+            return
+        if not self.parse_request():
+            return
+        output: Any = self.wfile
+        answer = _Answer(
+            self.rfile, output, self.get_stderr(), self.get_environ(), multithread=False
+        )
+        answer.request_handler = self  # type: ignore[attr-defined]
+        answer.run(self.server.get_app())  # type: ignore[attr-defined]
+
     def log_message(self, format: str, *args: Any) -> None:  # noqa: A002 - the base class's name
         """Scrapes are no news."""
 

@@ -39,6 +39,15 @@ def write_conclusion(
     write_atomic(folder / "timeline.json", timelines_to_json(steps))
 
 
+def what_stays(folder: Path) -> list[tuple[str, str]]:
+    """(name in a run's folder, what it is) of what somebody may want of a run, however it ended."""
+    named = (
+        ("adapter", "adapter of the last round that closed"),
+        ("report.html", "report"),
+    )
+    return [(name, what) for name, what in named if (folder / name).exists()]
+
+
 def conclude(folder: Path, config: RunConfig, reason: str, wall_seconds: float) -> None:
     """In the place of a cloud that left no summary: from what it wrote while it ran.
 

@@ -108,7 +108,8 @@ class ByteSummary:
 
 @dataclass(frozen=True, slots=True)
 class DeviceSummary:
-    """One device over the whole run; losses and accuracy are its last ones, `*_before` its first.
+    """One device over the whole run; losses and accuracy are of the run's adapter, `*_before` the
+    first ones; None where it did not evaluate that.
 
     `rounds` counts those that its part was taken into; `phases` are seconds by phase; `dtype` and
     `quantised` are what it settled on for its base. Where `joined` is false the run never heard
@@ -244,13 +245,14 @@ def build_summary(
     """
     rounds = [record for record in records if isinstance(record, RoundRecord)]
     rounds.sort(key=lambda record: record.round)
+    last = max(_closed(records), default=0)
     nodes = _combined(records, snapshots)
     clouds = [node for node in nodes.values() if node.kind == "cloud"]
     devices = tuple(
-        replace(_device(entry, settings, rounds, nodes), data=data.get(entry.name, _NOTHING))
+        replace(_device(entry, settings, rounds, nodes, last), data=data.get(entry.name, _NOTHING))
         for entry in settings.devices
     )
-    before, after = _before_and_after(rounds)
+    before, after = _before_and_after(rounds, last)
     traffic = training_traffic(nodes.values())
     return RunSummary(
         run_id=run_id,
@@ -350,12 +352,12 @@ def _combined(
     return {key: combine(taken[key]) for key in sorted(taken)}
 
 
-def _before_and_after(rounds: Sequence[RoundRecord]) -> tuple[Evaluation, Evaluation]:
-    """The evaluations of round 0 and of the last that has one, over the devices in both.
+def _before_and_after(rounds: Sequence[RoundRecord], last: int) -> tuple[Evaluation, Evaluation]:
+    """The evaluations of round 0 and of `last`, whose adapter it is, over the devices in both.
 
-    Where no device is in both, each is over the devices that it has.
+    Where no device is in both, each is over the devices that it has: an adapter that nobody has
+    evaluated has no score, and not an older one's.
     """
-    last = max((record.round for record in rounds if record.eval_targets), default=0)
     first = [record for record in rounds if record.round == 0]
     final = [record for record in rounds if record.round == last]
     both = set(evaluate(first).devices) & set(evaluate(final).devices)
@@ -368,12 +370,13 @@ def _device(
     settings: RunSettings,
     rounds: Sequence[RoundRecord],
     nodes: Mapping[NodeKey, NodeSnapshot],
+    closed: int,
 ) -> DeviceSummary:
     own = [record for record in rounds if record.device == entry.name]
     trained = [record for record in own if record.steps]
     scored = [record for record in own if record.eval_targets]
     first = next((record for record in scored if record.round == 0), None)
-    last = scored[-1] if scored else None
+    last = next((record for record in scored if record.round == closed), None)
     tokens = sum(record.tokens for record in trained)
     seconds = math.fsum(record.seconds for record in trained)
     heard = nodes.get(("device", entry.name))

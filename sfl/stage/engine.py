@@ -9,7 +9,8 @@ from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
 from typing import Any, ParamSpec, TypeVar
 
-from sfl.errors import ProtocolError
+from sfl.causes import cause_of
+from sfl.errors import RunFailed, SflError
 from sfl.metrics.stats import PhaseTimes
 from sfl.orders import ORDERS, Order, Waiting
 from sfl.stage.messages import GradientNorm, Kind, TensorMessage
@@ -99,7 +100,7 @@ class Engine:
         future: asyncio.Future[Any] = loop.create_future()
         with self._changed:
             if self._closed:
-                raise RuntimeError("the compute thread has ended")
+                raise RunFailed("the compute thread has ended")
             self._number += 1
             self._queue.append(Work(job, future, loop, self._number, task))
             self._changed.notify()
@@ -108,6 +109,18 @@ class Engine:
     # -- on the compute thread ------------------------------------------------------------------
 
     def _work(self, threads: int) -> None:
+        """Serve until closed; what ends this thread ends everybody's waiting for it."""
+        try:
+            self._serve(threads)
+        except Exception as error:  # noqa: BLE001 - raised where each job is awaited
+            cause = cause_of(error)
+            with self._changed:
+                self._closed = True
+                for work in self._queue:
+                    _post(work, None, cause)
+                self._queue.clear()
+
+    def _serve(self, threads: int) -> None:
         compute_here(threads)  # on the thread itself: OpenMP keeps the number per thread
         while True:
             idle = None
@@ -174,7 +187,7 @@ class Engine:
                     _post(work, None, error)
                 return
             for work, result in zip(chosen, results, strict=True):
-                if isinstance(result, ProtocolError):
+                if isinstance(result, SflError):
                     _post(work, None, result)
                 else:
                     _post(work, result, None)

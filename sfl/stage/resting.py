@@ -17,7 +17,8 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from sfl.errors import ProtocolError
+from sfl.causes import disk_error
+from sfl.errors import DiskError, SflError
 from sfl.metrics.stats import NodeStats
 
 log = logging.getLogger("sfl.edge")
@@ -71,7 +72,7 @@ class Residence:
         self._awake: dict[str, Sleeper] = {}  # the last used last
         self._asleep: dict[str, Rest] = {}
 
-    def enter(self, *sessions: Sleeper) -> dict[str, ProtocolError]:
+    def enter(self, *sessions: Sleeper) -> dict[str, SflError]:
         """Have these in memory, others aside; by device, those that cannot be read back."""
         needed = {session.device: session for session in sessions}
         if self._limit is not None:
@@ -83,7 +84,7 @@ class Residence:
             try:
                 if device in self._asleep:
                     self._fetch(session)
-            except ProtocolError as error:
+            except SflError as error:
                 lost[device] = error
             else:
                 self._awake.pop(device, None)
@@ -113,7 +114,8 @@ class Residence:
                 rest = OnDisk(tensors, self._where.expanduser())
             except OSError as error:
                 # Somebody else's job must not fail for it, and nothing is lost.
-                log.warning("adapters stay in memory: %s cannot be written: %s", self._where, error)
+                cause = disk_error(self._where, error, "edge.rest_dir")
+                log.warning("adapters stay in memory: %s", cause)
                 self._limit = None
                 return
         del tensors
@@ -127,8 +129,9 @@ class Residence:
         try:
             tensors = rest.read()
         except OSError as error:
-            raise ProtocolError(
-                f"the adapter of device {session.device} at rest cannot be read back: {error}"
+            cause = disk_error(self._where or "memory", error, "edge.rest_dir")
+            raise DiskError(
+                f"the adapter of device {session.device} at rest cannot be read back: {cause}"
             ) from None
         session.take_back(tensors)
         self._asleep.pop(session.device).close()

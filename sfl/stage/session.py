@@ -16,7 +16,7 @@ import torch
 
 from sfl.adapters.lora import LoraBank
 from sfl.config import RunSettings
-from sfl.errors import ProtocolError
+from sfl.errors import ProtocolError, SflError
 from sfl.metrics.stats import Measurement, NodeStats, Phase
 from sfl.metrics.timeline import watched_step
 from sfl.models.span import ForwardKey, SpanModel
@@ -290,12 +290,12 @@ def _wait_for(result: torch.Tensor) -> None:
 
 
 def enter(session: Session) -> None:
-    """Have a session's tensors in memory. Raises ProtocolError where they cannot be read back."""
+    """Have a session's tensors in memory. Raises DiskError where they cannot be read back."""
     for error in enter_each([session]).values():
         raise error
 
 
-def enter_each(sessions: Sequence[Session]) -> dict[str, ProtocolError]:
+def enter_each(sessions: Sequence[Session]) -> dict[str, SflError]:
     """Have those of several, of one edge, in memory at once; by device, those that cannot be."""
     residence = sessions[0].residence if sessions else None
     return {} if residence is None else residence.enter(*sessions)
@@ -403,14 +403,14 @@ class UShapedSession(Session):
 
 def handle_together(
     tasks: Sequence[tuple[Session, TensorMessage | GradientNorm]],
-) -> list[list[Reply] | ProtocolError]:
+) -> list[list[Reply] | SflError]:
     """Messages of one group through the base as one batch, each row with its device's LoRA.
 
     Losses, gradients and steps are each device's own, equal to those alone up to rounding: sums
     run over other shapes. A message that breaks the contract fails alone, and so does a device
     whose tensors cannot be read back.
     """
-    results: list[list[Reply] | ProtocolError] = []
+    results: list[list[Reply] | SflError] = []
     sound: list[tuple[int, VanillaSession, TensorMessage, Labels]] = []
     for number, (session, message) in enumerate(tasks):
         assert isinstance(session, VanillaSession) and isinstance(message, TensorMessage)

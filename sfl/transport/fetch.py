@@ -15,7 +15,7 @@ from typing import Any
 import grpc
 
 from sfl.errors import ConfigError, Corrupted, LinkLost, ProtocolError
-from sfl.files import writable_folder
+from sfl.files import on_disk, writable_folder
 from sfl.metrics.stats import NodeStats
 from sfl.transport.files import is_served
 from sfl.transport.seal import sound
@@ -40,8 +40,9 @@ def fetch_model(
 
     A file of which nothing comes for `silence` seconds is given up, and resumed by the next call.
 
-    Raises ConfigError where the cache cannot be written, LinkLost, Corrupted where bytes do not
-    match their hash, Refused, ProtocolError where an entry is not a plain file's.
+    Raises ConfigError where the cache cannot be written, DiskError where it no longer can,
+    LinkLost, Corrupted where bytes do not match their hash, Refused, ProtocolError where an entry
+    is not a plain file's.
     """
     cache = writable_folder(cache, "device.cache_dir")
     try:
@@ -52,10 +53,11 @@ def fetch_model(
             "".join(f.name + f.sha256 for f in listing.files).encode()
         ).hexdigest()
         folder = cache / "spans" / digest[:32]
-        folder.mkdir(parents=True, exist_ok=True)
-        for entry in listing.files:
-            _fetch(channel, device, entry, cache / "blobs", stats, silence)
-            _link(cache / "blobs" / entry.sha256, folder / entry.name)
+        with on_disk(cache, "device.cache_dir"):
+            folder.mkdir(parents=True, exist_ok=True)
+            for entry in listing.files:
+                _fetch(channel, device, entry, cache / "blobs", stats, silence)
+                _link(cache / "blobs" / entry.sha256, folder / entry.name)
     except grpc.RpcError as error:
         raise error_of(error, "edge") from None
     return folder
