@@ -445,12 +445,13 @@ def test_a_cache_on_a_full_disk_is_named(tmp_path: Path, monkeypatch: pytest.Mon
         return lambda request, timeout: edge_pb2.FileList(files=[entry])
 
     def chunks(channel: object) -> Any:
+        fill(tmp_path)  # it had room enough when it was looked at
         return lambda request: Chunks([edge_pb2.FileChunk(data=content)])
 
     monkeypatch.setattr("sfl.transport.fetch.EDGE_LIST_FILES", SimpleNamespace(stub=listing))
     monkeypatch.setattr("sfl.transport.fetch.EDGE_FETCH_FILE", SimpleNamespace(stub=chunks))
     monkeypatch.setattr("sfl.transport.fetch.sound", lambda message, peer: message)
-    with small_disk(tmp_path, "size=1m"), pytest.raises(DiskError) as raised:
+    with small_disk(tmp_path, "size=8m"), pytest.raises(DiskError) as raised:
         fetch_model(MagicMock(), "d0", tmp_path, NodeStats("d0", "device"))
     assert f"{tmp_path} (device.cache_dir): its disk is full" in str(raised.value)
 
