@@ -77,13 +77,18 @@ def _no_rows(path: Path, kind: str) -> str:
     return "holds no rows"
 
 
+def may_be_on_hub(path: Path) -> bool:
+    """Whether `path`, where nothing lies, may be the name of a dataset."""
+    return path.suffix.lower() not in ENDINGS and bool(_HUB_NAME.fullmatch(str(path)))
+
+
 def _format(path: Path, settings: DataSettings, field: str) -> str:
     """The format to read `path` as; DataError where there is nothing to read."""
     ending = ENDINGS.get(path.suffix.lower())
     if settings.format == "dataset" or path.is_dir():
         return "dataset"
     if not path.is_file():
-        if ending is None and settings.format == "auto" and _HUB_NAME.fullmatch(str(path)):
+        if settings.format == "auto" and may_be_on_hub(path):
             return "dataset"
         raise DataError(field, str(path), "no such file", "Check the path.")
     if settings.format != "auto":

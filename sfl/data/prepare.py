@@ -65,12 +65,12 @@ def _rows(source: Source, other: Source | None, name: str, settings: RunSettings
     if not source.shared:
         return rows
     devices = [device.name for device in settings.devices]
-    elsewhere = _values_elsewhere(other, settings)
+    elsewhere = values_elsewhere(other, settings)
     parts = partition_rows(rows, settings.data, devices, settings.run.seed, source.field, elsewhere)
     return parts[settings.device_index(name)]
 
 
-def _values_elsewhere(other: Source | None, settings: RunSettings) -> Sequence[str]:
+def values_elsewhere(other: Source | None, settings: RunSettings) -> Sequence[str]:
     """Values of the partition field in the other shared file, so that both are dealt alike."""
     data = settings.data
     if data.partition != "field" or not data.partition_field or other is None or not other.shared:

@@ -6,7 +6,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from sfl.config import DataSettings, LocalDevice, RunSettings
+from sfl.data.load import may_be_on_hub
 from sfl.errors import DataError
+from sfl.paths import expanded
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,6 +27,12 @@ class Source:
         """Whether it has splits: a folder, or a name on the hub."""
         return self.data.format == "dataset" or not self._path.is_file()
 
+    @property
+    def is_here(self) -> bool:
+        """Whether it lies, or should lie, on this machine; else it is a name on the hub."""
+        plainly = str(self.name).startswith(".") or not may_be_on_hub(self._path)
+        return plainly or self._path.exists()
+
     def same_rows(self, other: Source) -> bool:
         """Whether both are the same part of the same file or dataset."""
         if self._path.resolve() != other._path.resolve() and str(self.name) != str(other.name):
@@ -36,7 +44,7 @@ class Source:
 
     @property
     def _path(self) -> Path:
-        return Path(self.name).expanduser()
+        return expanded(self.name, self.field)
 
 
 def sources(local: LocalDevice, name: str, settings: RunSettings) -> tuple[Source, Source | None]:

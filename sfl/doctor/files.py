@@ -17,7 +17,8 @@ from sfl.config import (
     load_edge,
     load_run,
 )
-from sfl.data.load import ENDINGS, load_rows
+from sfl.data.examine import Examiner
+from sfl.data.load import ENDINGS
 from sfl.doctor.report import Check, problem
 from sfl.errors import ModelError, SflError
 from sfl.launch.run import bounded, check
@@ -78,28 +79,24 @@ def check_data(config: RunConfig | DeviceConfig) -> Iterator[Check]:
                 fix = "Correct the path; it is relative to the file."
                 yield Check("data", "problem", f"{field} = {str(source)!r}: no such file", fix)
         return
-    data = config.data
-    sources = {field: s for field, s in (("data.train", data.train), ("data.eval", data.eval)) if s}
+    examiner, said = Examiner(config.settings), set()
     for entry in config.devices:
-        sources |= dict(_sources(f"devices.{entry.name}", entry))
-    rows, read, sound = 0, set(), True
-    for field, source in sources.items():
-        if str(source) in read or not _is_file(source):
-            continue
-        read.add(str(source))
+        if entry.train is None and config.data.train is None:
+            continue  # its own file, on its own machine, names its data
         try:
-            rows += len(load_rows(source, data, field))
+            examiner.look_at(entry)
         except SflError as error:
-            sound = False
-            yield problem("data", error)
-    if not sound:
+            if str(error) not in said:
+                yield problem("data", error)
+            said.add(str(error))
+    if said:
         return
-    figures = {"files": len(read), "rows": rows}
+    files, rows = examiner.files, examiner.rows
     yield Check(
         "data",
         "ok",
-        f"{rows:,} row{'s' * (rows != 1)} in {len(read)} file{'s' * (len(read) != 1)}",
-        figures=figures,
+        f"{rows:,} row{'s' * (rows != 1)} in {files} file{'s' * (files != 1)}",
+        figures={"files": files, "rows": rows},
     )
 
 

@@ -16,6 +16,7 @@ from pathlib import Path
 from sfl import machine
 from sfl.certificates.own import load_own
 from sfl.config import RunConfig
+from sfl.data.examine import examine
 from sfl.errors import ConfigError, RunFailed, SflError
 from sfl.extras import require_bitsandbytes
 from sfl.launch.certificates import CERTIFICATES, issue_for_run
@@ -55,6 +56,7 @@ def run_on_this_machine(
     model = open_model(config.model.path, weights=False)
     config = budgeted(resolved(bounded(config, model.context_length)))
     check(config, model)
+    examine(config.settings)
     prepare_nursery(model.family.layout(model.config, config.model.task).package)
     folder = open_run_folder(config)
     started(folder)

@@ -1,0 +1,115 @@
+"""A look at the data before anything is started: all that needs no tokenizer and no model."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+
+from sfl.config import DeviceEntry, RunSettings
+from sfl.data.conversation import instruction_of, turns_of
+from sfl.data.example import Row
+from sfl.data.fields import text_of
+from sfl.data.labels import class_of
+from sfl.data.layout import Layout, layout_of
+from sfl.data.load import load_rows
+from sfl.data.partition import hold_out, partition_rows
+from sfl.data.prepare import values_elsewhere
+from sfl.data.sources import Source, sources
+from sfl.errors import DataError
+
+Check = Callable[[Row, RunSettings], object]
+
+
+@dataclass(slots=True)
+class Examiner:
+    """Reads every source of a run that lies on this machine once, and keeps none of its rows."""
+
+    settings: RunSettings
+    rows: int = field(default=0, init=False)
+    _found: dict[tuple[str, ...], Layout] = field(default_factory=dict, init=False)
+    _first: tuple[str, Layout] | None = field(default=None, init=False)
+
+    @property
+    def files(self) -> int:
+        """How many sources were read."""
+        return len(self._found)
+
+    def look_at(self, entry: DeviceEntry) -> None:
+        """Read what a device reads; names on the hub are left alone. Raises DataError for files,
+        fields, labels, splits and parts that the device itself would stop at."""
+        train, held_out = sources(entry, entry.name, self.settings)
+        self._look(train, held_out, entry.name)
+        if held_out is not None:
+            self._look(held_out, train, entry.name)
+
+    def _look(self, source: Source, other: Source | None, device: str) -> None:
+        key = (str(source.name), source.data.split, source.data.subset, str(source.shared))
+        if not source.is_here or key in self._found:
+            return
+        rows = load_rows(source.name, source.data, source.field)
+        model = self.settings.model
+        layout = layout_of(rows, model, source.data)
+        for row in rows:
+            _CHECKS[layout](row, self.settings)
+        self._check_parts(rows, source, other, device)
+        self._check_alike(source, layout)
+        self._found[key] = layout
+        self.rows += len(rows)
+
+    def _check_parts(
+        self, rows: list[Row], source: Source, other: Source | None, device: str
+    ) -> None:
+        settings, parts = self.settings, {device: rows}
+        if source.shared:
+            names = [entry.name for entry in settings.devices]
+            elsewhere = values_elsewhere(other, settings)
+            seed, data = settings.run.seed, settings.data
+            shared = partition_rows(rows, data, names, seed, source.field, elsewhere)
+            parts = dict(zip(names, shared, strict=True))
+        if other is None:  # a part of these rows is held out
+            for name, part in parts.items():
+                fraction = settings.data.eval_fraction
+                hold_out(part, fraction, settings.run.seed, name, source.field)
+
+    def _check_alike(self, source: Source, layout: Layout) -> None:
+        first = self._first = self._first or (source.field, layout)
+        if layout != first[1]:
+            raise DataError(
+                source.field,
+                str(source.name),
+                f"its rows are laid out as {layout!r}, those of {first[0]} as {first[1]!r}",
+                "Give all of them the same fields, or set data.layout.",
+            )
+
+
+def _check_completion(row: Row, settings: RunSettings) -> None:
+    data = settings.data
+    text_of(row, data.prompt_field, "data.prompt_field")
+    text_of(row, data.completion_field, "data.completion_field")
+
+
+def _check_text(row: Row, settings: RunSettings) -> None:
+    text_of(row, settings.data.text_field, "data.text_field")
+
+
+def _check_label(row: Row, settings: RunSettings) -> None:
+    classes = {name: number for number, name in enumerate(settings.model.labels)}
+    class_of(row, classes, settings.data.label_field)
+    _check_text(row, settings)
+
+
+_CHECKS: Mapping[Layout, Check] = {
+    "completion": _check_completion,
+    "text": _check_text,
+    "label": _check_label,
+    "messages": lambda row, settings: turns_of(row, settings.data),
+    "instruction": lambda row, settings: instruction_of(row),
+}
+
+
+def examine(settings: RunSettings) -> Examiner:
+    """Look at the data of all devices of a run on this machine. Raises DataError."""
+    examiner = Examiner(settings)
+    for entry in settings.devices:
+        examiner.look_at(entry)
+    return examiner
