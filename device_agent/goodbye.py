@@ -5,7 +5,8 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Iterator
 
-from sfl.errors import AdapterRefused, SflError
+from sfl.causes import foreseen
+from sfl.errors import AdapterRefused
 from sfl.process import Terminated
 from sfl.transport.device_link import DeviceLink
 
@@ -31,6 +32,7 @@ def words(error: BaseException) -> str:
         return "SIGTERM"
     if isinstance(error, KeyboardInterrupt):
         return "interrupted"
-    if isinstance(error, SflError):
-        return str(error)
+    known = foreseen(error)
+    if known is not None:
+        return str(known)
     return f"{type(error).__name__}: {error} (a bug; the device's log has its traceback)"

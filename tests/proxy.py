@@ -1,0 +1,135 @@
+"""A TCP proxy on loopback that delays, swallows, cuts, or flips a bit."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import socket
+import struct
+import threading
+from types import TracebackType
+from typing import Literal, Self
+
+Way = Literal["up", "down"]
+CUT_OFF = struct.pack("ii", 1, 0)
+
+
+class Proxy:
+    """Between clients and `target`; what it does to bytes may change while it runs.
+
+    `trip` is a round trip in seconds: a connection waits for one, as for TCP's own, and what it
+    carries for half of one each way, in order, however much of it there is.
+    """
+
+    def __init__(self, target: str, trip: float = 0.0) -> None:
+        host, port = target.rsplit(":", 1)
+        self.target, self.trip = (host, int(port)), trip
+        self.swallows = False
+        """Half-open: connections stay, and nothing gets through any more."""
+        self.connections = 0
+        self.flipped = 0
+        self.passed: dict[Way, int] = {"up": 0, "down": 0}
+        self._flips: dict[Way, list[int]] = {"up": [], "down": []}
+        self._writers: set[asyncio.StreamWriter] = set()
+        self._loop = asyncio.new_event_loop()
+        self._up = threading.Event()
+        self._thread = threading.Thread(target=self._run, daemon=True)
+        self.address = ""
+
+    def __enter__(self) -> Self:
+        self._thread.start()
+        assert self._up.wait(10)
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self._loop.call_soon_threadsafe(self._stop.set)
+        self._thread.join(10)
+
+    def cut(self) -> None:
+        """Reset every connection."""
+        self._loop.call_soon_threadsafe(self._cut)
+
+    def flip(self, way: Way, size: int = 2000) -> None:
+        """Flip a bit in the middle of the next piece of at least `size` bytes."""
+        self._flips[way].append(size)
+
+    def _cut(self) -> None:
+        for writer in list(self._writers):
+            raw = writer.get_extra_info("socket")
+            if raw is not None:
+                raw.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, CUT_OFF)
+            writer.transport.abort()
+
+    def _run(self) -> None:
+        asyncio.set_event_loop(self._loop)
+        self._loop.run_until_complete(self._serve())
+
+    async def _serve(self) -> None:
+        self._stop = asyncio.Event()
+        server = await asyncio.start_server(self._connect, "127.0.0.1", 0)
+        self.address = f"127.0.0.1:{server.sockets[0].getsockname()[1]}"
+        self._up.set()
+        await self._stop.wait()
+        server.close()
+        self._cut()
+
+    async def _connect(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        self.connections += 1
+        await asyncio.sleep(self.trip)
+        try:
+            far_reader, far_writer = await asyncio.open_connection(*self.target)
+        except OSError:
+            writer.transport.abort()
+            return
+        for one in (writer, far_writer):
+            one.get_extra_info("socket").setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            self._writers.add(one)
+        with contextlib.suppress(OSError):
+            await asyncio.gather(
+                self._carry("up", reader, far_writer), self._carry("down", far_reader, writer)
+            )
+        self._writers -= {writer, far_writer}
+
+    async def _carry(
+        self, way: Way, reader: asyncio.StreamReader, writer: asyncio.StreamWriter
+    ) -> None:
+        """Read at once, write half a round trip later."""
+        line: asyncio.Queue[tuple[float, bytes]] = asyncio.Queue()
+        out = asyncio.create_task(self._deliver(line, writer))
+        try:
+            while data := await reader.read(1 << 16):
+                line.put_nowait((self._loop.time() + self.trip / 2, self._changed(way, data)))
+            line.put_nowait((self._loop.time() + self.trip / 2, b""))
+            await out
+        finally:
+            out.cancel()
+            writer.close()
+
+    def _changed(self, way: Way, data: bytes) -> bytes:
+        self.passed[way] += len(data)
+        flips = self._flips[way]
+        if not flips or len(data) < flips[0]:
+            return data
+        flips.pop(0)
+        self.flipped += 1
+        changed = bytearray(data)
+        changed[len(data) // 2] ^= 16
+        return bytes(changed)
+
+    async def _deliver(
+        self, line: asyncio.Queue[tuple[float, bytes]], writer: asyncio.StreamWriter
+    ) -> None:
+        while True:
+            arrives, data = await line.get()
+            await asyncio.sleep(max(0.0, arrives - self._loop.time()))
+            while self.swallows:
+                await asyncio.sleep(0.05)
+            if not data:
+                return
+            writer.write(data)
+            await writer.drain()
