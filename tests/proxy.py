@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import socket
 import struct
 import threading
@@ -31,7 +30,8 @@ class Proxy:
         self.passed: dict[Way, int] = {"up": 0, "down": 0}
         self._flips: dict[Way, list[int]] = {"up": [], "down": []}
         self._writers: set[asyncio.StreamWriter] = set()
-        self._loop = asyncio.new_event_loop()
+        self._loop: asyncio.AbstractEventLoop
+        self._stop: asyncio.Event
         self._up = threading.Event()
         self._thread = threading.Thread(target=self._run, daemon=True)
         self.address = ""
@@ -66,34 +66,35 @@ class Proxy:
             writer.transport.abort()
 
     def _run(self) -> None:
-        asyncio.set_event_loop(self._loop)
-        self._loop.run_until_complete(self._serve())
+        asyncio.run(self._serve())
 
     async def _serve(self) -> None:
-        self._stop = asyncio.Event()
+        self._loop, self._stop = asyncio.get_running_loop(), asyncio.Event()
         server = await asyncio.start_server(self._connect, "127.0.0.1", 0)
         self.address = f"127.0.0.1:{server.sockets[0].getsockname()[1]}"
         self._up.set()
         await self._stop.wait()
         server.close()
-        self._cut()
 
     async def _connect(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         self.connections += 1
-        await asyncio.sleep(self.trip)
+        self._writers.add(writer)
+        far_writer = writer
         try:
+            await asyncio.sleep(self.trip)
             far_reader, far_writer = await asyncio.open_connection(*self.target)
-        except OSError:
-            writer.transport.abort()
-            return
-        for one in (writer, far_writer):
-            one.get_extra_info("socket").setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-            self._writers.add(one)
-        with contextlib.suppress(OSError):
+            self._writers.add(far_writer)
+            for one in (writer, far_writer):
+                one.get_extra_info("socket").setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
             await asyncio.gather(
                 self._carry("up", reader, far_writer), self._carry("down", far_reader, writer)
             )
-        self._writers -= {writer, far_writer}
+        except OSError:
+            pass  # cut, by us or by an end
+        finally:
+            for one in (writer, far_writer):
+                one.transport.abort()
+                self._writers.discard(one)
 
     async def _carry(
         self, way: Way, reader: asyncio.StreamReader, writer: asyncio.StreamWriter

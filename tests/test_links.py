@@ -184,7 +184,7 @@ def test_a_file_of_which_nothing_comes_any_more_is_given_up_and_resumed(tmp_path
     data, stuck = os.urandom(1 << 12), threading.Event()
 
     entry = edge_pb2.FileEntry(
-        name="a.bin", num_bytes=8192, sha256=hashlib.sha256(data * 2).hexdigest()
+        name="model.safetensors", num_bytes=8192, sha256=hashlib.sha256(data * 2).hexdigest()
     )
     asked: list[int] = []
 
@@ -205,10 +205,10 @@ def test_a_file_of_which_nothing_comes_any_more_is_given_up_and_resumed(tmp_path
     try:
         with open_channel("edge", address, False) as channel:
             stats = NodeStats("d", "device")
-            with pytest.raises(LinkLost, match=r"nothing of a\.bin for 1 s"):
+            with pytest.raises(LinkLost, match=r"nothing of model\.safetensors for 1 s"):
                 fetch_model(channel, "d", tmp_path, stats, 1.0)
             folder = fetch_model(channel, "d", tmp_path, stats, PATIENCE)
-        assert (folder / "a.bin").read_bytes() == data * 2
+        assert (folder / "model.safetensors").read_bytes() == data * 2
         assert asked == [0, len(data)]
     finally:
         stuck.set()
