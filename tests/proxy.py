@@ -75,6 +75,10 @@ class Proxy:
         self._up.set()
         await self._stop.wait()
         server.close()
+        self.swallows = False
+        while self._writers:
+            self._cut()
+            await asyncio.sleep(0.01)
 
     async def _connect(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         self.connections += 1
