@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import queue
+import random
 import subprocess
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -18,11 +19,11 @@ from cryptography.hazmat.primitives.asymmetric import rsa
 from sfl.adapters.lora import build_manifest, given_values
 from sfl.certificates import authority as authority_module
 from sfl.certificates.authority import Authority
-from sfl.certificates.identity import NAME, Role, identity_in
+from sfl.certificates.identity import NAME, Identity, Role, identity_in
 from sfl.certificates.own import OwnCertificate, load_own, settings_in
 from sfl.certificates.signing import Trust
 from sfl.config import RunConfig, load_run
-from sfl.errors import ConfigError, ProtocolError
+from sfl.errors import ConfigError, ProtocolError, Refused
 from sfl.launch.run import check_names
 from sfl.metrics.stats import NodeStats
 from sfl.models.folder import open_model
@@ -278,10 +279,29 @@ def test_a_join_that_the_device_did_not_say_is_none(pair: Pair) -> None:
         join = cloud_pb2.DeviceJoin(device="d0", proof=good.proof)
         join.proof.certificate = certificate
         refused(join, "certificate")
+    with pytest.MonkeyPatch.context() as patch:  # the cloud remembers each, so none is long
+        patch.setattr("secrets.token_bytes", lambda count: b"x" * 1000)
+        pair.device = DeviceSignatures("d0", pair.own("d0"))
+        refused(pair.asked(), "its number has not 16 bytes")
     pair.check.join(good)
     refused(good, "it was said before")
     with pytest.raises(NotSigned, match="has not joined through this edge"):
         pair.check.ready("d0", edge_pb2.DeviceReady())  # asked, and not let in
+
+
+@pytest.mark.filterwarnings("ignore:Parsed a serial number")
+def test_bytes_that_were_a_certificate_are_refused_and_nothing_else(pair: Pair) -> None:
+    """Changed by a hostile edge, anywhere: a refusal, whatever the package calls it."""
+    good, rng, refused = pair.asked().proof.certificate, random.Random(0), 0
+    for _ in range(4000):
+        certificate = bytearray(good)
+        for _ in range(rng.randint(1, 4)):
+            certificate[rng.randrange(len(good))] ^= rng.randrange(1, 256)
+        try:
+            pair.trust.key_of(bytes(certificate), Identity("device", "d0"))
+        except Refused:
+            refused += 1
+    assert refused > 3990
 
 
 def test_a_certificate_out_of_time_signs_nothing(

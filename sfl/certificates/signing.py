@@ -63,12 +63,13 @@ class Trust:
             raise Refused("it came without its certificate")
         try:
             found = x509.load_der_x509_certificate(certificate)
+            issued = any(_issued(found, authority) for authority in self._authorities)
             holder, key = identity_of(found), found.public_key()
-        except ValueError:
-            raise Refused("what came is no certificate") from None
+        except Exception as error:  # the package has many kinds for what is none, without a root
+            raise Refused("what came is no certificate") from error
         if holder != identity:
             raise Refused(f"the certificate is of {holder or 'no node'}")
-        if not any(_issued(found, authority) for authority in self._authorities):
+        if not issued:
             raise Refused("its certificate was not issued by this run's CA")
         if not found.not_valid_before_utc <= dt.datetime.now(dt.UTC) <= found.not_valid_after_utc:
             raise Refused("its certificate is not valid today")

@@ -33,6 +33,9 @@ if TYPE_CHECKING:
 DOMAIN = "sfl/1 device"
 """First part of each statement: the key signs TLS handshakes as well."""
 
+NONCE_BYTES = 16
+"""Of the number that a device uses once; the cloud remembers each."""
+
 Part = str | bytes | int | float
 
 
@@ -136,7 +139,11 @@ class DeviceSignatures:
 
         self._signer = self._signer or Signer(self._own)
         self._joining = Joining(
-            challenge.run_id, challenge.edge, challenge.nonce, self._device, secrets.token_bytes(16)
+            challenge.run_id,
+            challenge.edge,
+            challenge.nonce,
+            self._device,
+            secrets.token_bytes(NONCE_BYTES),
         )
         return edge_pb2.Proof(
             certificate=self._signer.certificate,
@@ -196,6 +203,8 @@ class SignatureCheck:
             raise NotSigned(device, "join", str(error)) from None
         joining = Joining(self._run_id, self._edge, self.challenge, device, proof.nonce)
         self._hold(device, "join", key, joining.statement("join"), proof.signature)
+        if len(proof.nonce) != NONCE_BYTES:
+            raise NotSigned(device, "join", f"its number has not {NONCE_BYTES} bytes")
         if proof.nonce in self._used:
             raise NotSigned(device, "join", "it was said before")
         self._used.add(proof.nonce)
