@@ -195,9 +195,12 @@ def test_a_file_without_a_header(tmp_path: Path) -> None:
         partition_rows(taken, DataSettings(partition="dirichlet"), ["a"], 0)
     with pytest.raises(DataError, match=r"line 1 has 2 columns.*data.columns names 3"):
         load_rows(path, DataSettings(columns=("a", "b", "c")))
-    path = written(tmp_path, "headed.tsv", "Text\tlabel\nleft over\t0\n")
-    with pytest.raises(DataError, match="line 1 is a header"):
-        load_rows(path, DataSettings(columns=("text", "label")))
+    for header in ("Text\tlabel", "sentence\tLabel "):
+        path = written(tmp_path, "headed.tsv", f"{header}\nleft over\t0\nx\tlabel\n")
+        with pytest.raises(DataError, match="line 1 is a header"):
+            load_rows(path, DataSettings(columns=("text", "label")))
+    path = written(tmp_path, "later.tsv", "left over\t0\nx\tlabel\n")
+    assert len(load_rows(path, DataSettings(columns=("text", "label")))) == 2
     with pytest.raises(ConfigError, match=r"data.columns"):
         load_run(
             written(tmp_path, "r.toml", '[model]\npath = "m"\n[[devices]]\nname = "a"\n'),
@@ -348,3 +351,14 @@ def test_fields_within_fields(tmp_path: Path) -> None:
     for name in ("a.x", "g.x", "a.b.c.d", ".", "a."):
         with pytest.raises(UserError, match="has no such field"):
             field_values(rows, name)
+
+
+def test_an_adapters_own_files_may_have_a_byte_order_mark(tmp_path: Path) -> None:
+    import numpy as np
+
+    from sfl.adapters.artifact import load_adapter, save_adapter
+
+    save_adapter(tmp_path, {"a": np.zeros(2, np.float32)}, {"r": 4})
+    config = tmp_path / "adapter_config.json"
+    config.write_bytes(b"\xef\xbb\xbf" + config.read_bytes())
+    assert load_adapter(tmp_path)[1] == {"r": 4}

@@ -32,7 +32,7 @@ def save_adapter(
 def load_adapter(folder: Path) -> tuple[dict[str, npt.NDArray[Any]], dict[str, Any]]:
     """(values by PEFT's names, adapter_config.json). Raises ModelError."""
     try:
-        config: dict[str, Any] = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
+        config: dict[str, Any] = json.loads((folder / CONFIG).read_text(encoding="utf-8-sig"))
         return safetensors.numpy.load_file(folder / WEIGHTS), config
     except (OSError, ValueError, SafetensorError) as error:
         raise ModelError(

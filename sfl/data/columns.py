@@ -36,7 +36,11 @@ def read_columns(
         if not names:
             names = next(records, (1, []))[1]
             _check_header(names, quoted)
+        opened = not settings.columns
         for line, fields in records:
+            if not opened:
+                _check_no_header(names, fields, line)
+                opened = True
             _check_record(names, fields, line, settings, delimiter, quoted)
             yield f"line {line}", dict(zip(names, fields, strict=True))
 
@@ -77,11 +81,16 @@ def _check_record(
             f"line {line} has {len(fields)} columns split by {delimiter!r}, {whose} "
             f"{len(names)} ({hint})"
         )
-    if given and [text.strip().casefold() for text in fields] == [n.casefold() for n in names]:
-        raise Malformed(
-            f"line {line} is a header, which data.columns says the file lacks; "
-            "leave data.columns out"
-        )
+
+
+def _check_no_header(names: Sequence[str], fields: Sequence[str], line: int) -> None:
+    """Raise Malformed where the first record holds a column's own name after all."""
+    for name, text in zip(names, fields, strict=False):
+        if text.strip().casefold() == name.casefold():
+            raise Malformed(
+                f"line {line} is a header ({text.strip()!r}), which data.columns says the file "
+                "lacks; leave data.columns out"
+            )
 
 
 @dataclass(slots=True)

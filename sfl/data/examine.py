@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from functools import lru_cache
 
 from sfl.config import DeviceEntry, RunSettings
 from sfl.data.conversation import instruction_of, turns_of
@@ -93,9 +94,13 @@ def _check_text(row: Row, settings: RunSettings) -> None:
 
 
 def _check_label(row: Row, settings: RunSettings) -> None:
-    classes = {name: number for number, name in enumerate(settings.model.labels)}
-    class_of(row, classes, settings.data.label_field)
+    class_of(row, _classes(settings.model.labels), settings.data.label_field)
     _check_text(row, settings)
+
+
+@lru_cache(maxsize=8)
+def _classes(labels: tuple[str, ...]) -> Mapping[str, int]:
+    return {name: number for number, name in enumerate(labels)}
 
 
 _CHECKS: Mapping[Layout, Check] = {

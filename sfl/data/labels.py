@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 import re
 from collections.abc import Mapping
+from functools import lru_cache
 from typing import Any
 
 from sfl.data.example import Row
@@ -42,9 +43,15 @@ def _number(value: Any, text: str, classes: Mapping[str, int]) -> int | None:
     """The class number that a value is, None where it is none or may mean something else."""
     if isinstance(value, bool) or not isinstance(value, int | float | str):
         return None
-    if not _NUMBER.fullmatch(text) or any(_NUMBER.fullmatch(name) for name in classes):
+    if not _NUMBER.fullmatch(text) or _numbered(tuple(classes)):
         return None
     return int(text.partition(".")[0])
+
+
+@lru_cache(maxsize=8)
+def _numbered(names: tuple[str, ...]) -> bool:
+    """Whether some class is called by a number."""
+    return any(_NUMBER.fullmatch(name) for name in names)
 
 
 def _fix(value: Any, text: str, number: int | None, classes: Mapping[str, int]) -> str:

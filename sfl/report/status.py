@@ -140,7 +140,7 @@ class RunStatus:
     def read(cls, path: Path) -> RunStatus | None:
         """The status in `path`; None where the run has written none yet, or its disk is gone."""
         try:
-            values = json.loads(path.read_text(encoding="utf-8"))
+            values = json.loads(path.read_text(encoding="utf-8-sig"))
         except OSError:
             return None
         return cls.from_dict(values)

@@ -220,7 +220,7 @@ class RunSummary:
     @classmethod
     def read(cls, path: Path) -> RunSummary:
         """The summary in `path`; raises OSError where there is none."""
-        return cls.from_dict(json.loads(path.read_text(encoding="utf-8")))
+        return cls.from_dict(json.loads(path.read_text(encoding="utf-8-sig")))
 
 
 def build_summary(
