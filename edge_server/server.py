@@ -18,7 +18,7 @@ from sfl.adapters.rank import truncated
 from sfl.causes import cause_of
 from sfl.certificates.own import OwnCertificate
 from sfl.config import EdgeConfig, RunSettings
-from sfl.errors import LinkLost, NameInUse, ProtocolError, Refused, RunFailed, SflError
+from sfl.errors import LinkLost, ModelError, NameInUse, ProtocolError, Refused, RunFailed, SflError
 from sfl.files import writable_folder, write_atomic
 from sfl.logs import describe_node
 from sfl.metrics.prometheus import NodeCollector, serve_as_set
@@ -28,6 +28,7 @@ from sfl.models.batching import check_batching
 from sfl.models.edge_budget import EdgeChoice, fit_edge
 from sfl.models.folder import ModelFolder, check_length, open_model
 from sfl.models.span import SpanModel, build_span
+from sfl.models.vocabulary import check_files
 from sfl.orders import ORDERS
 from sfl.plan import Span, SplitPlan
 from sfl.stage.base import lay_over_devices, settle
@@ -227,6 +228,13 @@ class EdgeServer:
         self.cloud.post(cloud_pb2.EdgeReportMessage(ready=ready))
         self._ready.set()
 
+    def _warn_of_tokenizer(self) -> None:
+        """Devices without a folder of their own get the tokenizer from here, and look at it."""
+        try:
+            check_files(self.folder.path, self.folder.config)
+        except ModelError as error:
+            log.warning("devices without a model folder of their own will be refused: %s", error)
+
     def _load_base(self) -> tuple[AdapterManifest, bytes]:
         """On the compute thread: blocks from the smallest cut on.
 
@@ -238,6 +246,7 @@ class EdgeServer:
             writable_folder(self.config.cache_dir, "edge.cache_dir")
         self.folder = open_model(self.config.model or settings.model.path)
         check_length(settings.model.max_length, self.folder.context_length)
+        self._warn_of_tokenizer()
         check_batching(self.folder, settings, self.config)
         form = settle(self.config, settings.model, self.threads, settings.aggregation.folds)
         own = self.config.model_copy(update={"quantised": form.quantised})

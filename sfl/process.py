@@ -145,7 +145,7 @@ def _leave(reason: str, error_file: Path | None) -> None:
     log.error("%s", reason)
     if error_file is not None:
         with contextlib.suppress(OSError):  # its disk may be what ended this node
-            error_file.write_text(reason + "\n", encoding="utf-8")
+            error_file.write_text(reason + "\n", encoding="utf-8", errors="backslashreplace")
 
 
 def _interrupt(signum: int, frame: object) -> None:

@@ -21,7 +21,7 @@ from sfl.plan import Span
 from sfl.transport.fetch import _check_entry
 from sfl.transport.files import SpanFiles
 from sfl.v1 import edge_pb2
-from tests.federation import ROOT, SHARED
+from tests.federation import ROOT, SHARED, sfl, write_config, write_jsonl
 from tests.tiny_models import model_folder
 
 QUICKSTART = ROOT / "examples" / "quickstart" / "model"
@@ -372,3 +372,28 @@ def test_an_adapter_is_no_model(tmp_path: Path) -> None:
     (tmp_path / "adapter_config.json").write_text('{"base_model_name_or_path": "org/base"}')
     with pytest.raises(ModelError, match=r"an adapter, not a model; it goes on org/base"):
         open_model(tmp_path)
+
+
+# -- before anything starts -----------------------------------------------------------------------
+
+
+def test_a_run_whose_tokenizer_does_not_fit_starts_nothing(folder: Path, tmp_path: Path) -> None:
+    rows = [{"prompt": "lamp", "completion": " on"}] * 8
+    values: dict[str, Any] = {
+        "model": {"path": str(folder)},
+        "devices": [{"name": "a", "train": str(write_jsonl(tmp_path / "a.jsonl", rows))}],
+    }
+    config = write_config(tmp_path, values)
+    edit(folder / "config.json", lambda content: content.update(vocab_size=1000))
+    done = sfl("run", config)
+    assert done.returncode == 2
+    assert "the id 1279, and the model's embedding has 1000 rows" in done.stderr
+    edit(folder / "config.json", lambda content: content.update(vocab_size=ROWS))
+    (folder / "tokenizer.json").unlink()
+    done = sfl(
+        "run", config, "--set", f"devices.a.model={folder}", "--set", f"model.path={QUICKSTART}"
+    )
+    assert done.returncode == 2
+    assert "needs tokenizer.json" in done.stderr
+    assert "Traceback" not in done.stderr
+    assert not (tmp_path / "runs").exists()

@@ -65,6 +65,7 @@ def load_base(config: RunConfig, base: ModelFolder, tokenizer: Tokenizer) -> tup
             config=own,
             dtype=dtype,
             output_loading_info=True,
+            trust_remote_code=False,
             ignore_mismatched_sizes=True,  # a head for other classes than the run's
         )
     finally:

@@ -170,6 +170,10 @@ def _datasets(
         yield data.name, held_out_only(data, config, tokenizer)
         return
     for entry in devices:
+        if entry.train is None and config.data.train is None:
+            raise ConfigError(
+                "--data", None, f"the data of device {entry.name} are not here", "Name a file here."
+            )
         yield entry.name, prepare(entry, entry.name, config, tokenizer)
 
 

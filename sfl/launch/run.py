@@ -25,7 +25,8 @@ from sfl.launch.node import Node, cloud_node, device_node, edge_node
 from sfl.launch.patience import SAY_EVERY
 from sfl.models.batching import check_batching
 from sfl.models.edge_budget import fit_edge
-from sfl.models.folder import ModelFolder, check_length, open_model
+from sfl.models.folder import ModelFolder, check_length, local_folder, open_model
+from sfl.models.hub import hub_name
 from sfl.models.vocabulary import check_tokenizer
 from sfl.plan import SplitPlan
 from sfl.process import cores, quiet_environment
@@ -192,7 +193,7 @@ def check(config: RunConfig, folder: ModelFolder) -> None:
     Raises ConfigError.
     """
     folder.check_task(config.model.task)
-    check_tokenizer(folder.path, folder.config)
+    _check_models(config, folder)
     check_batching(folder, config.settings, config.edge)
     check_names(config)
     check_certificates(config)
@@ -232,6 +233,18 @@ def check_names(config: RunConfig) -> None:
         if name in taken:
             what = "the cloud" if name == "cloud" else "the edge"
             raise ConfigError(field, name, f"{what} is called so", "Choose another name.")
+
+
+def _check_models(config: RunConfig, folder: ModelFolder) -> None:
+    """Weights, by their headers, and tokenizer: of the run's model, the edge's, each device's."""
+    check_tokenizer(folder.path, folder.config)
+    own = {entry.model for entry in config.devices} | {config.model.path, config.edge.model}
+    for name in sorted(name for name in own if name is not None):
+        if (path := local_folder(name)) is None:
+            continue  # on the hub, and not here yet: the nodes fetch it
+        opened = open_model(path, weights=hub_name(name) is None)
+        if name != folder.name and name != config.edge.model:
+            check_tokenizer(opened.path, opened.config)
 
 
 def check_certificates(config: RunConfig) -> None:
