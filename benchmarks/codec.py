@@ -39,7 +39,7 @@ from benchmarks.emotion import DATA as EMOTION
 from benchmarks.emotion import minilm
 from benchmarks.runs import ROOT, needed
 from benchmarks.simulation import Simulation
-from benchmarks.throughput import make_texts
+from benchmarks.throughput import full_length, make_texts
 from sfl.codec import Codec, Decoder, Encoder, parse
 from sfl.codec.kernel import kernel
 from sfl.codec.packet import Quantised, Quantiser, Source, Symbols
@@ -87,7 +87,7 @@ def settings(model: str, cut: int, folder: Path) -> RunConfig:
         values["training"]["batch_size"] = 32
     elif model == "gpt2":
         values["model"] = {"path": str(gpt2(folder)), "max_length": 128}
-        values["data"] = {"train": str(folder / "texts.jsonl")}
+        values["data"] = {"train": str(folder / "texts.jsonl"), **full_length()}
     else:
         values["model"] = {"path": str(STORIES), "max_length": 128}
         values["data"] = {"train": str(folder / "train.jsonl")}

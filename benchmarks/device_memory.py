@@ -30,7 +30,7 @@ from typing import Any
 
 import tomli_w
 
-from benchmarks.throughput import LENGTH, TOKENIZER, make_texts
+from benchmarks.throughput import LENGTH, TOKENIZER, full_length, make_texts
 from sfl.metrics.memory import memory_use
 from sfl.models.folder import open_model
 from sfl.process import quiet_environment, return_memory
@@ -138,7 +138,7 @@ def device_peak(
         "model": {"path": str(case.path), "max_length": case.length, "task": case.task, **labels},
         "training": {"batch_size": case.batch, "local_steps": STEPS},
         "codec": {"activation": "none", "gradient": "none"},
-        "data": {"eval_fraction": 0.05},
+        "data": {"eval_fraction": 0.05, **full_length()},
         "evaluation": {"max_examples": 1, "full": False},
         "network": {"join_timeout": 900.0},  # a busy machine reads large models slowly
         "devices": [{"name": "d", "cut_layer": cut}],

@@ -38,7 +38,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from benchmarks.light import LightDevice, Pace, Played, Served, Shape, bare, play
 from benchmarks.runs import run
 from benchmarks.schedule import Job, at_speed, best, least, predict
-from benchmarks.throughput import make_model, make_texts
+from benchmarks.throughput import full_length, make_model, make_texts
 from sfl.orders import ORDERS
 from sfl.process import quiet_environment
 
@@ -138,7 +138,11 @@ def real(folder: Path, model: Path, shape: Shape, given: argparse.Namespace) -> 
     make_texts(folder / "texts.jsonl", 400)
     cuts = {name: cut for name, (cut, _, _) in REAL.items()}
     values = settings(model, shape, given.steps, given.rounds, given.mbit, cuts)
-    values["data"] = {"train": str(folder / "texts.jsonl"), "eval_fraction": 0.02}
+    values["data"] = {
+        "train": str(folder / "texts.jsonl"),
+        "eval_fraction": 0.02,
+        **full_length(),
+    }
     for entry in values["devices"]:
         _, threads, mbit = REAL[entry["name"]]
         entry |= {"threads": threads, "link": {"up_mbit": mbit, "down_mbit": mbit}}

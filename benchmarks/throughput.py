@@ -98,6 +98,12 @@ def make_texts(path: Path, count: int) -> None:
     path.write_text("".join(lines))
 
 
+def full_length(checkout: Path = ROOT) -> dict[str, str]:
+    """The `[data]` that takes LENGTH tokens of each text; versions before `blocks` did no other."""
+    knows = "blocks:" in (checkout / "sfl" / "config" / "run.py").read_text()
+    return {"blocks": "first"} if knows else {}
+
+
 def single_process(model: Path, texts: Path, steps: int, threads: int) -> None:
     """The reference, in a process of its own: a plain PEFT training loop; prints tokens/s.
 
@@ -142,7 +148,7 @@ def federated(folder: Path, case: Case, devices: int, checkout: Path) -> Run:
             "micro_batches": case.micro_batches,
         },
         "codec": {} if case.codec == "default" else dict.fromkeys(CODED, case.codec),
-        "data": {"train": str(case.texts), "eval_fraction": 0.01},
+        "data": {"train": str(case.texts), "eval_fraction": 0.01, **full_length(checkout)},
         "devices": [{"name": f"device-{n}", "cut_layer": 1} for n in range(devices)],
     }
     path = folder / f"{name}.toml"

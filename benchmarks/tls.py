@@ -35,7 +35,7 @@ from cryptography import x509
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from benchmarks.runs import ROOT, run
-from benchmarks.throughput import BATCH, LENGTH, make_model, make_texts
+from benchmarks.throughput import BATCH, LENGTH, full_length, make_model, make_texts
 from sfl.certificates import authority as authority_module
 from sfl.certificates.authority import Authority
 from sfl.certificates.identity import Identity, Role, server_name
@@ -69,7 +69,7 @@ def write_config(folder: Path, options: argparse.Namespace) -> Path:
         "model": {"path": str(model), "max_length": LENGTH},
         "training": {"batch_size": BATCH, "local_steps": options.steps},
         "codec": {"activation": options.codec, "gradient": options.codec},
-        "data": {"train": str(texts), "eval_fraction": 0.05},
+        "data": {"train": str(texts), "eval_fraction": 0.05, **full_length()},
         "evaluation": {"max_examples": 1, "full": False},
         "devices": [{"name": f"device-{n}", "cut_layer": 1} for n in range(options.devices)],
     }

@@ -256,7 +256,7 @@ def busy_run(folder: Path, memory: int) -> dict[str, Any]:
         "run": {"rounds": 1},
         "model": {"path": str(STORIES), "max_length": 128},
         "training": {"batch_size": 96, "local_steps": 2},
-        "data": {"eval_fraction": 0.05},
+        "data": {"eval_fraction": 0.05, "blocks": "first"},
         "evaluation": {"max_examples": 1, "full": False},
         "codec": {"activation": "none", "gradient": "none"},
         "devices": [

@@ -348,7 +348,7 @@ def test_a_budget_is_kept_by_computing_again_for_one_of_two_devices(tmp_path: Pa
         "run": {"rounds": 1},
         "model": {"path": str(STORIES), "max_length": 128},
         "training": {"batch_size": 96, "local_steps": 2, "micro_batches": 1},
-        "data": {"eval_fraction": 0.02},
+        "data": {"eval_fraction": 0.02, "blocks": "first"},
         "evaluation": {"max_examples": 1, "full": False},
         "codec": {"activation": "none", "gradient": "none"},
         "devices": [
