@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 from safetensors.numpy import load_file
 
-from tests.federation import ROOT
+from tests.federation import ROOT, run
 from tests.test_failures import PATIENCE, ByHand, fleet
 
 LIAR = ROOT / "benchmarks" / "hostile_device.py"
@@ -131,3 +131,19 @@ def test_an_adapter_that_nobody_can_compute_with_ends_the_run_with_that_and_no_d
             assert "Traceback" not in nodes.log(f"d{number}")
     finally:
         nodes.stop()
+
+
+def test_a_merged_adapter_that_is_not_finite_is_not_handed_out(tmp_path: Path) -> None:
+    values = fleet(
+        tmp_path,
+        2,
+        run={"rounds": 2},
+        training={"local_steps": 2},
+        aggregation={"strategy": "fedavgm", "server_learning_rate": 1e300},
+    )
+    outcome = run(tmp_path, values)
+    assert outcome.code == 1, outcome.output
+    failure = outcome.summary["failure"]
+    assert "round 1 could not be averaged: base_model.model" in failure
+    assert "of the merged adapter holds NaN or infinite values" in failure
+    assert outcome.summary["rounds"] == 0

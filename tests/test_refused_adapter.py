@@ -11,6 +11,7 @@ import torch
 
 from device_agent.goodbye import saying_goodbye
 from device_agent.rejoining import Patience
+from sfl.config import AggregationSettings, TrainingSettings
 from sfl.config.codec import RoleCodecs
 from sfl.errors import (
     AdapterRefused,
@@ -24,6 +25,7 @@ from sfl.errors import (
 )
 from sfl.rounds.messages import Cause
 from sfl.stage.messages import Key, Kind, Purpose, RoundOrder, RoundStart, TensorMessage
+from sfl.stage.optimizer import Optimizer
 from sfl.stage.trainer import _expect_finite, _expect_loss
 from sfl.transport.blame import blamed, cause_told
 from sfl.transport.cut import Cut
@@ -138,3 +140,13 @@ def test_where_the_run_ended_over_it_that_is_what_the_device_says() -> None:
     assert patience.why(gone) is refused
     patience.taken_in()
     assert patience.why(gone) is gone
+
+
+def test_a_gradient_norm_that_is_not_finite_is_nothing_to_exchange() -> None:
+    weight = torch.nn.Parameter(torch.ones(2))
+    optimizer = Optimizer([weight], TrainingSettings(), AggregationSettings())
+    weight.grad = torch.tensor([3.0, 4.0])
+    assert optimizer.squared_norm() == 25.0
+    weight.grad[1] = torch.nan
+    with pytest.raises(AdapterRefused, match="squared norm of the gradients is nan"):
+        optimizer.squared_norm()

@@ -4,7 +4,7 @@ An update is the change from what the device began the round with, its length th
 over all values that it trained. Two things bound it where `aggregation.max_update_norm` is `auto`:
 
     reach_k = rates_k sqrt(values_k) + (rates_k weight_decay + 2^-23 steps_k) |w_0|
-    bound_k = min(4 reach_k, 10 median over j != k of length_j max(1, reach_k / reach_j))
+    bound_k = min(4 reach_k, 5 median over j != k of length_j max(1, reach_k / reach_j))
 
 `rates_k` is the sum of the learning rates of the device's steps, so `reach` is where AdamW comes if
 every step moves every value by its learning rate, all one way; 2^-23 is float32's rounding. One
@@ -25,7 +25,7 @@ from sfl.config import AggregationSettings
 from sfl.rounds.work import Walk
 
 BEYOND_REACH = 4.0
-BEYOND_OTHERS = 10.0
+BEYOND_OTHERS = 5.0
 _ROUNDING = 2.0**-23
 
 

@@ -186,7 +186,7 @@ class AggregationSettings(Section):
     """`flexlora`: weigh each component among the devices whose rank reaches it, so that those of
     smaller rank do not shrink it (docs/aggregation.md)."""
     max_update_norm: PositiveFloat | Literal["auto", "off"] = "auto"
-    """Longest change of the adapter that counts, as a Euclidean norm. `auto`: ten times the median
+    """Longest change of the adapter that counts, as a Euclidean norm. `auto`: five times the median
     of this round's other devices, and never further than AdamW can go in the round's steps."""
     large_updates: Literal["refuse", "clip"] = "refuse"
     """What becomes of a longer one. `refuse`: the device is left out of the round, with a strike,

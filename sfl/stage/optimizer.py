@@ -61,9 +61,12 @@ class Optimizer:
                 parameter.grad.add_(parameter.detach() - anchor, alpha=mu)
 
     def squared_norm(self) -> float:
-        """Squared L2 norm of this side's gradients, in float64."""
+        """Squared L2 norm of this side's gradients, in float64. Raises AdapterRefused."""
         gradients = [p.grad for p in self._parameters if p.grad is not None]
-        return sum(float(g.double().square().sum()) for g in gradients)
+        squared = sum(float(g.double().square().sum()) for g in gradients)
+        if not math.isfinite(squared):
+            raise AdapterRefused(f"the squared norm of the gradients is {squared}")
+        return squared
 
     def clip(self, squared_norm_of_both: float) -> None:
         """Scale gradients so that the norm over both sides is at most `max_grad_norm`."""
