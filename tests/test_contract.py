@@ -128,6 +128,13 @@ IN_A_ROUND: list[tuple[str, Attack, str]] = [
         reports(evaluation=tensor_pb2.Score(num_examples=2, num_correct=3)),
         "num_correct = 3: 0 to 2",
     ),
+    (
+        "sample",
+        reports(
+            evaluation=tensor_pb2.Score(num_examples=1), sample=tensor_pb2.Score(num_examples=2)
+        ),
+        "num_examples of a score = 2: 0 to 1",
+    ),
     ("no statistics", reports(snapshot="nothing"), "statistics of a node are not JSON"),
     ("statistics nested deep", reports(snapshot=DEEP[:60000]), "are not JSON"),
     ("statistics long", reports(snapshot=DEEP), "65536 are allowed"),

@@ -280,7 +280,7 @@ class ByHand:
         file.write_text(
             f'[device]\nname = "{name}"\nedge = "{self.edge_address}"\nthreads = 1\n'
             f'train = "{self.folder / f"{name}.jsonl"}"\ncache_dir = "{self.folder / "cache"}"\n'
-            "connect_timeout = 10\n"
+            "connect_timeout = 10\nconsent = {min_cut_layer = 0}\n"
         )
         return self.start("device", file, name)
 

@@ -391,6 +391,7 @@ def test_devices_that_come_late_or_miss_a_round_are_in_step_afterwards(tmp_path:
         lora={"rank": 8, "alpha": 8},
         aggregation={"strategy": "flora"},
         network={"join_grace": 0.5, "idle_timeout": 300.0},
+        evaluation={"every": 1},
     )
     values["model"]["path"] = str(tiny("gpt2"))  # whose weights lie the other way round
     for entry, cut, rank in zip(values["devices"], (1, 2, 0), (2, 4, 8), strict=True):

@@ -94,7 +94,9 @@ class DeviceContract:
         number("train_loss", report.train_loss, 0)
         tokens = report.num_steps * batch_tokens(self._settings)
         whole("num_tokens", report.num_tokens, 0, tokens)
-        score(report.evaluation, ready.num_eval_examples, self._settings.model.max_length)
+        longest = self._settings.model.max_length
+        score(report.evaluation, ready.num_eval_examples, longest)
+        score(report.sample, report.evaluation.num_examples, longest)
         for spans in (report.spans, report.edge_spans):
             spans_from_json(spans)
         snapshot = self.statistics(report.snapshot)
