@@ -25,7 +25,7 @@ from sfl.report.charts import Bar, Line, Segment, bar_chart, line_chart, ticks
 from sfl.report.curve import loss_curve
 from sfl.report.final import data_sentence, final_table
 from sfl.report.html import render_report, write_report
-from sfl.report.live import LiveView, run_share, status_picture
+from sfl.report.live import LiveView, run_share, status_line, status_picture
 from sfl.report.markup import Markup, element
 from sfl.report.records import NodeRecord, RecordFile, RoundRecord, read_records
 from sfl.report.status import DeviceStatus, RunStatus, ServerStatus
@@ -428,6 +428,16 @@ def test_without_a_terminal_only_changes_are_told() -> None:
     ]
     assert [line[: len(start)] for line, start in zip(lines, starts, strict=True)] == starts
     assert "\x1b" not in output.getvalue()
+
+
+def test_scores_are_said_to_be_of_the_round_they_were_taken_of() -> None:
+    status = sample_status()
+    assert "after round" not in status_line(status)
+    for number, words in ((0, "before training"), (2, "after round 2")):
+        devices = tuple(dataclasses.replace(d, eval_round=number) for d in status.devices)
+        shown = dataclasses.replace(status, devices=devices)
+        assert f"exact match {words} " in status_line(shown)
+        assert f"exact match, r{number}" in terminal(status_picture(shown, 1.0, 120), 120)
 
 
 def test_on_a_terminal_the_view_redraws_itself_and_goes() -> None:

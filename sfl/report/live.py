@@ -140,6 +140,9 @@ def _nodes(status: RunStatus, narrow: bool) -> Table:
     scored = any(device.eval_accuracy is not None for device in status.devices)
     quality = text.score_name(status.task) if scored else "held-out loss"
     quality, speed = (quality.split()[0], "tok/s") if narrow else (quality, "tokens/s")
+    rounds = {d.eval_round for d in status.devices if d.eval_round is not None}
+    if len(rounds) == 1:  # of which round's adapter: not every one is evaluated
+        quality += f", r{rounds.pop()}"
     headings = ["step", "loss", quality, speed, "up", "down", "memory", "peak"]
     table = Table(box=box.SIMPLE_HEAD, padding=(0, 1), pad_edge=False, collapse_padding=narrow)
     table.add_column("")
