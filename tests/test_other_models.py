@@ -389,6 +389,12 @@ def test_a_run_whose_tokenizer_does_not_fit_starts_nothing(folder: Path, tmp_pat
     assert done.returncode == 2
     assert "the id 1279, and the model's embedding has 1000 rows" in done.stderr
     edit(folder / "config.json", lambda content: content.update(vocab_size=ROWS))
+    whole = (folder / "model.safetensors").read_bytes()
+    (folder / "model.safetensors").write_bytes(whole[:100_000])
+    done = sfl("run", config)
+    assert done.returncode == 2
+    assert "is the file complete" in done.stderr
+    (folder / "model.safetensors").write_bytes(whole)
     (folder / "tokenizer.json").unlink()
     done = sfl(
         "run", config, "--set", f"devices.a.model={folder}", "--set", f"model.path={QUICKSTART}"
