@@ -2,7 +2,9 @@
 
 import csv
 import datetime
+import io
 import json
+import random
 import threading
 from pathlib import Path
 from typing import Any
@@ -184,6 +186,25 @@ def test_csv_reads_as_the_standard_library_reads_it(tmp_path: Path) -> None:
     with path.open("w", newline="", encoding="utf-8") as file:
         csv.writer(file).writerows([["one", "two"], *rows])
     assert [list(row.values()) for row in values(path)] == rows
+
+
+def test_any_csv_is_read_or_refused_as_the_standard_library_does(tmp_path: Path) -> None:
+    chance = random.Random(0)
+    sound = 0
+    for _ in range(3000):
+        text = "".join(chance.choices('ab",\n\r \t', k=chance.randint(1, 14)))
+        path = written(tmp_path, "a.csv", "c\n" + text)
+        try:
+            wanted = [row for row in csv.reader(io.StringIO(text, newline=""), strict=True) if row]
+        except csv.Error:
+            wanted = None
+        if wanted and all(len(row) == 1 for row in wanted):
+            assert [[row["c"]] for row in values(path)] == wanted
+            sound += 1
+        else:  # broken, empty, or more columns than the header has
+            with pytest.raises(DataError):
+                values(path)
+    assert sound > 500
 
 
 def test_a_file_without_a_header(tmp_path: Path) -> None:
