@@ -209,6 +209,17 @@ def test_a_lone_sentencepiece_model_works_or_says_what_to_install(
     assert "tiktoken" not in str(error.value)
 
 
+@pytest.mark.skipif(
+    importlib.util.find_spec("sentencepiece") is None, reason="sentencepiece is not installed"
+)
+def test_a_broken_sentencepiece_model_is_not_taken_for_tiktoken_s(folder: Path) -> None:
+    (folder / "tokenizer.json").unlink()
+    (folder / "tokenizer.model").write_bytes(b"no vocabulary at all")
+    (folder / "tokenizer_config.json").write_text('{"tokenizer_class": "LlamaTokenizer"}')
+    with pytest.raises(ModelError, match="no SentencePiece vocabulary; is it complete"):
+        load_tokenizer(folder)
+
+
 # -- all of a tokenizer's files, and nothing else -------------------------------------------------
 
 KEPT = [
