@@ -171,6 +171,9 @@ class EdgeServer:
             for task in (follow, watch, beat):
                 if task.done():
                     task.result()
+        except asyncio.CancelledError:
+            await self._dismiss_all(follow)
+            raise
         except Exception as error:  # noqa: BLE001 - devices are told first, then it is raised
             cause = cause_of(error)
             await self._dismiss(False, str(cause))
@@ -203,12 +206,23 @@ class EdgeServer:
 
     async def _dismiss(self, ok: bool, reason: str) -> None:
         """Tell every device that the run is over, and give them a moment to say goodbye."""
+        self.service.finish(Refused("the run is over") if ok else RunFailed(reason))
         for stream in list(self.service.streams.values()):
             stream.finish(ok, reason)
         for _ in range(100):
             if not self.service.streams:
                 return
             await asyncio.sleep(0.05)
+
+    @property
+    def _stopped(self) -> str:
+        return f"edge {self.config.name} was stopped"
+
+    async def _dismiss_all(self, follow: asyncio.Task[None]) -> None:
+        """Tell cloud and devices that this edge is stopped; whoever does that waits a moment."""
+        self.cloud.post(cloud_pb2.EdgeReportMessage(failure="it was stopped"))
+        await self._dismiss(False, self._stopped)
+        await asyncio.wait({follow}, timeout=1.0)  # the cloud's answer: it has heard
 
     async def _load(self, address: str) -> None:
         """Load the base and tell the cloud what an adapter of it consists of."""

@@ -1,6 +1,6 @@
 """`python -m sfl.cli`: the same as `sfl`."""
 
-from sfl.cli.app import main
+from sfl.cli import main
 
 if __name__ == "__main__":
     main()

@@ -8,11 +8,12 @@ thread, no channel, no tensor.
 
 from __future__ import annotations
 
+import contextlib
 import multiprocessing
 import os
 import signal
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from multiprocessing import forkserver
 from pathlib import Path
 
@@ -32,12 +33,31 @@ def prepare_nursery(model_package: str) -> None:
     quiet_environment()
     os.environ[PACKAGE] = model_package
     multiprocessing.set_forkserver_preload([NURSERY])
-    forkserver.ensure_running()  # it imports while the cloud starts
+    with deaf_children():
+        forkserver.ensure_running()  # it imports while the cloud starts
+
+
+@contextlib.contextmanager
+def deaf_children() -> Iterator[None]:
+    """Processes that are started in here hear no Ctrl-C: the launcher tells them when to end."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+def _hear_again() -> None:
+    """Of one's own session; what came of the terminal's before that is forgotten."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def run_child(kind: str, name: str, arguments: Sequence[str], log: Path) -> None:
     """Run a node's command here, its output in `log`; ends when the launcher is gone."""
     os.setsid()
+    _hear_again()
     setproctitle.setproctitle(f"sfl {kind} {name} {' '.join(arguments)}")
     with log.open("wb") as output, Path(os.devnull).open("rb") as nothing:
         os.dup2(nothing.fileno(), 0)

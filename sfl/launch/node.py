@@ -18,7 +18,7 @@ from sfl.config.base import Section
 from sfl.errors import RunFailed
 from sfl.files import write_atomic
 from sfl.launch.certificates import CERTIFICATES
-from sfl.launch.child import run_child
+from sfl.launch.child import deaf_children, run_child
 from sfl.launch.patience import Patience, Say, cpu_seconds
 
 
@@ -44,8 +44,9 @@ class Node:
         process = kind(
             target=run_child, args=(self.kind, self.name, arguments, self.log), name=self.name
         )
-        process.start()
-        self.process = process  # only one that has started can be waited for
+        with deaf_children():
+            process.start()
+            self.process = process  # only one that has started can be waited for
 
     def fork(self, say: Say) -> None:
         """Start the process once the nursery has imported what it needs. Raises RunFailed."""

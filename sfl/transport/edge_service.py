@@ -70,6 +70,8 @@ class EdgeService:
         self._asked: set[asyncio.Task[Admission]] = set()
         """Admissions whose answer the cloud still owes, those of devices that are gone too."""
         self._partings: dict[str, asyncio.Task[Any]] = {}
+        self._openings: set[asyncio.Task[DeviceStream]] = set()
+        self._over: SflError | None = None
         self._probes = ProbeService()
 
     def handler(self) -> grpc.GenericRpcHandler[Any, Any]:
@@ -94,6 +96,12 @@ class EdgeService:
         self._encoder.close()
         self._decoder.close()
 
+    def finish(self, error: SflError) -> None:
+        """From now on nobody comes in; who waits for that is told why."""
+        self._over = error
+        for opening in self._openings:
+            opening.cancel()
+
     def evict(self, device: str, error: SflError) -> None:
         """Close a device's stream with a status that says why."""
         stream, group = self.streams.get(device), self._groups.get(device)
@@ -105,7 +113,7 @@ class EdgeService:
         self, requests: AsyncIterator[edge_pb2.DeviceMessage], context: Context
     ) -> None:
         try:
-            stream = await self._open(requests, context)
+            stream = await self._opened(requests, context)
         except SflError as error:
             await context.abort(status_of(error), str(error))
         group = asyncio.create_task(
@@ -127,6 +135,22 @@ class EdgeService:
         reason = parting.result()
         if not isinstance(reason, Goodbye):
             await context.abort(status_of(reason), str(reason))
+
+    async def _opened(
+        self, requests: AsyncIterator[edge_pb2.DeviceMessage], context: Context
+    ) -> DeviceStream:
+        """A new stream. Raises why the run is over, where that comes first."""
+        if self._over is not None:
+            raise self._over
+        opening = asyncio.create_task(self._open(requests, context))
+        self._openings.add(opening)
+        opening.add_done_callback(self._openings.discard)
+        try:
+            return await opening
+        except asyncio.CancelledError:
+            if self._over is not None and opening.cancelled():
+                raise self._over from None
+            raise
 
     def _part(self, device: str, parting: Coroutine[Any, Any, T]) -> asyncio.Task[T]:
         """Have a device's parting go on, whoever waits for it."""
