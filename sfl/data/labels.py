@@ -34,7 +34,7 @@ def class_of(row: Row, classes: Mapping[str, int], field: str) -> int:
         "data.label_field",
         field,
         f"{row.where} has {field} {value!r}, which is none of the {len(classes)} classes of "
-        f"model.labels ({_few(classes)})",
+        f"model.labels, {_few(classes)}",
         _fix(value, text, number, classes),
     )
 
@@ -72,4 +72,4 @@ def _fix(value: Any, text: str, number: int | None, classes: Mapping[str, int]) 
 
 def _few(classes: Mapping[str, int]) -> str:
     names = list(classes)
-    return ", ".join(names[:6]) + (f" and {len(names) - 6} more" if len(names) > 6 else "")
+    return f"{names[:6]}" + (f" and {len(names) - 6} more" if len(names) > 6 else "")
