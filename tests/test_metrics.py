@@ -5,9 +5,11 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
+import socket
 import subprocess
 import sys
 import threading
+import time
 import types
 import urllib.request
 from collections.abc import Callable, Iterable
@@ -24,6 +26,7 @@ from sfl import machine
 from sfl.board import Board
 from sfl.errors import ConfigError, ProtocolError
 from sfl.metrics import NodeSnapshot, NodeStats, combine, memory_use
+from sfl.metrics.clients import MOST, Clients
 from sfl.metrics.docs import markdown
 from sfl.metrics.memory import accelerator_bytes
 from sfl.metrics.prometheus import NodeCollector, serve
@@ -402,3 +405,47 @@ def test_a_snapshot_is_small_enough_for_a_heartbeat() -> None:
     full = dataclasses.replace(snapshot, phases={p: PhaseTotals(2**40, 1e9) for p in PHASES})
     assert len(full.to_json()) < 3000
     assert json.loads(full.to_json())["name"] == "home"
+
+
+def test_slow_clients_take_a_bounded_number_of_threads_and_nobodys_scrape() -> None:
+    stats = NodeStats("e", "edge")
+    server = serve("127.0.0.1", 0, NodeCollector(stats))
+    idle = []
+    try:
+        for _ in range(200):
+            own = socket.create_connection(("127.0.0.1", server.port), timeout=10)
+            own.sendall(b"GET /me")
+            idle.append(own)
+        serving = [t for t in threading.enumerate() if "process_request_thread" in t.name]
+        assert len(serving) <= 2 * MOST
+        assert "sfl_resident_memory_bytes" in scrape(server.port)
+        closed = [own for own in idle if _is_closed(own)]
+        assert len(closed) >= len(idle) - 2 * MOST
+    finally:
+        for own in idle:
+            own.close()
+        server.close()
+
+
+def _is_closed(own: socket.socket) -> bool:
+    own.setblocking(False)
+    try:
+        return own.recv(1) == b""
+    except BlockingIOError:
+        return False
+    except OSError:
+        return True
+
+
+def test_a_client_has_so_long_however_slowly_it_sends() -> None:
+    clients = Clients(most=2, seconds=0.0)
+    one, other = socket.socketpair()
+    assert clients.enter(one)
+    time.sleep(0.01)
+    clients.end_late()
+    assert other.recv(1) == b""
+    assert clients.enter(other)
+    clients.leave(one)
+    clients.leave(other)
+    one.close()
+    other.close()

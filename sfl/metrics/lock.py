@@ -19,14 +19,14 @@ from wsgiref.simple_server import ServerHandler, WSGIRequestHandler, WSGIServer
 
 from sfl.config.node import MetricsSettings
 from sfl.errors import ConfigError
+from sfl.logs import Sparing
+from sfl.metrics.clients import SECONDS, Clients
 from sfl.paths import expanded
 
 log = logging.getLogger(__name__)
+sparing = Sparing(log)
 
 App = Callable[[dict[str, Any], Callable[..., Any]], Iterable[bytes]]
-
-TIMEOUT = 10.0
-"""Seconds a client may take for its handshake or its request."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,8 +100,25 @@ class _Server(ThreadingMixIn, WSGIServer):
     block_on_close = False
     tls: ssl.SSLContext | None = None
 
+    def __init__(self, *arguments: Any, **options: Any) -> None:
+        self.clients = Clients()
+        super().__init__(*arguments, **options)
+
+    def verify_request(self, request: Any, client_address: Any) -> bool:
+        """Whether there is a thread for one more."""
+        return self.clients.enter(request)
+
+    def close_request(self, request: Any) -> None:
+        """Its thread is free again."""
+        self.clients.leave(request)
+        super().close_request(request)
+
+    def service_actions(self) -> None:
+        """Twice a second, and after each client."""
+        self.clients.end_late()
+
     def finish_request(self, request: Any, client_address: Any) -> None:
-        request.settimeout(TIMEOUT)
+        request.settimeout(SECONDS)
         if self.tls is None:
             super().finish_request(request, client_address)
             return
@@ -110,7 +127,8 @@ class _Server(ThreadingMixIn, WSGIServer):
             with self.tls.wrap_socket(request, server_side=True) as wrapped:
                 super().finish_request(wrapped, client_address)
         except OSError as error:
-            log.warning("metrics: %s refused: %s", client_address[0], error)
+            host = client_address[0]
+            sparing.warning(host, "metrics: %s refused: %s", host, error)
 
     def handle_error(self, request: Any, client_address: Any) -> None:
         log.debug("metrics: a request of %s broke", client_address[0], exc_info=True)
