@@ -12,14 +12,18 @@ from pathlib import Path
 from typing import Any
 
 import grpc
+import psutil
 import pytest
 
+from sfl.buffers import Chunks
 from sfl.config import RunSettings
 from sfl.data.example import DataNotes, Dataset
 from sfl.errors import ConfigError, ProtocolError, RunFailed, SflError
 from sfl.metrics.stats import NodeStats
 from sfl.stage.messages import Kind
+from sfl.transport.chunks import TensorAssembly
 from sfl.transport.device_link import DeviceLink
+from sfl.transport.envelope import Frame, _varint
 from sfl.transport.fetch import fetch_model
 from sfl.transport.seal import seal
 from sfl.transport.wire import EDGE_FETCH_FILE, EDGE_LIST_FILES
@@ -251,6 +255,49 @@ def test_a_goodbye_forges_no_line(early: None, edge: Alone, in_a_round: list[Dev
     until(lambda: any("FORGED" in fault for fault in edge.status()["faults"]), "the fault")
     assert all("\n" not in fault and "\x1b" not in fault for fault in edge.status()["faults"])
     peer.close()
+
+
+def large(data: bytes, padding: int, crumbs: int = 0) -> bytes:
+    """A message that holds a frame of `data`, and far more bytes around it."""
+    frame = tensor_pb2.TensorFrame(data=data, kind=1).SerializeToString()  # type: ignore[arg-type]
+    if crumbs:
+        frame = frame + (b"\x12\x01x" * crumbs) + b"\x12\x00"
+    else:
+        frame = b"\x12" + _varint(padding) + bytes(padding) + frame + b"\x12\x00"
+    return b"\x1a" + _varint(len(frame)) + frame
+
+
+def test_what_a_stream_holds_is_what_it_counts(
+    early: None, edge: Alone, in_a_round: list[Device]
+) -> None:
+    """Frames that count nothing: their messages are not kept alive by a view of them."""
+    process = psutil.Process(edge.edge.pid)
+    for number, (count, padding, crumbs) in enumerate(((120, 7 << 20, 0), (4, 0, 1 << 20))):
+        peer = in_a_round[len(IN_A_ROUND) + 1 + number]
+        header = tensor_pb2.TensorHeader(kind=1, num_bytes=1024)  # type: ignore[arg-type]
+        peer.say(tensor=tensor_pb2.TensorFrame(header=header, kind=header.kind))
+        before = process.memory_info().rss
+        message = large(b"", padding, crumbs)
+        for _ in range(count):
+            peer.say_bytes(message)
+        peer.say_bytes(b"")
+        code, details = peer.ending()
+        assert code is grpc.StatusCode.INVALID_ARGUMENT and "empty message" in details
+        assert process.memory_info().rss - before < 200 << 20
+
+
+@pytest.mark.parametrize("size", [1, 100, 1 << 16])
+def test_a_payload_in_crumbs_comes_out_whole(size: int) -> None:
+    payload = bytes(range(256)) * 1024
+    header = tensor_pb2.TensorHeader(kind=1, num_bytes=len(payload))  # type: ignore[arg-type]
+    assembly = TensorAssembly(len(payload))
+    for at in range(0, len(payload), size):
+        data = payload[at : at + size]
+        last = at + size >= len(payload)
+        whole = assembly.add(Frame(header if at == 0 else None, Chunks([data]), last, 1))
+        assert (whole is not None) == last
+    assert whole is not None and bytes(whole[1]) == payload
+    assert len(whole[1].pieces) <= 1 + len(payload) // (1 << 16)
 
 
 def test_none_of_it_is_a_bug_and_the_rest_goes_on(

@@ -13,7 +13,8 @@ from typing import Any
 
 import pytest
 
-from sfl.logs import JsonLines, describe_node, start_logging
+from sfl.logs import JsonLines, TextLines, describe_node, start_logging
+from sfl.text import plain
 from tests.federation import ROOT, run, write_jsonl
 
 QUICKSTART = ROOT / "examples" / "quickstart"
@@ -117,3 +118,34 @@ def test_every_node_of_a_run_writes_json(tmp_path: Path) -> None:
     assert (joined["run"], joined["device"]) == ("t", "a")
     (first,) = (line for line in device if line["message"] == "first step taken")
     assert [first[name] for name in ("run", "round", "step", "device")] == ["t", 1, 1, "a"]
+
+
+FORGED = "gone\n2026-11-26 12:00:00,000 ERROR   sfl.cloud: FORGED\x1b[31m \u202e\u2028\ud800"
+
+
+def test_what_a_peer_says_is_no_line_of_the_log() -> None:
+    line = TextLines().format(record("it left: %s", FORGED))
+    assert line.isprintable()
+    assert line.endswith(r"FORGED\x1b[31m \u202e\u2028\ud800")
+    values = JsonLines()
+    written = values.format(record("it left: %s", FORGED))
+    assert written.isprintable()
+    assert json.loads(written)["message"] == f"it left: {FORGED}"
+
+
+def test_a_traceback_passes_for_no_line_of_the_log() -> None:
+    try:
+        raise ValueError(FORGED)
+    except ValueError:
+        made = logging.LogRecord("sfl.test", logging.ERROR, __file__, 1, "b", (), sys.exc_info())
+    first, *rest = TextLines().format(made).split("\n")
+    assert first.endswith("sfl.test: b")
+    assert rest and all(line.startswith("  | ") and line.isprintable() for line in rest)
+
+
+def test_long_words_are_cut_and_counted() -> None:
+    assert plain("x" * 600) == "x" * 500 + "... (and 100 more characters)"
+    assert plain("Größe: 3 µs – gut") == "Größe: 3 µs – gut"
+    line = TextLines().format(record("x" * 100_000))
+    assert len(line) < 9000 and "more characters" in line
+    assert len(json.loads(JsonLines().format(record("x" * 100_000)))["message"]) < 9000
