@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import socket
+import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -72,14 +73,19 @@ def test_idle_connections_and_bad_handshakes_end_nothing(few_files: None, tmp_pa
     try:
         devices = [nodes.device(number) for number in range(2)]
         until(lambda: nodes.log("edge").count("joined") == 2, "two devices")
+        began = time.monotonic()
         idle = [Idle(nodes.address(node), 400) for node in ("edge", "cloud")]
         for one in idle:
             until(lambda one=one: one.open() <= door.SILENT, "the end of most connections")
+        left, seconds = sum(one.open() for one in idle), time.monotonic() - began
+        sys.stdout.write(f"{left} of 800 idle connections open after {seconds:.1f} s\n")
         devices.append(nodes.device(2))  # there is room for who has something to say
         host, _, port = nodes.edge_address.rpartition(":")
         for _ in range(250):
             with socket.create_connection((host, int(port)), timeout=10) as own:
                 own.sendall(b"GET / HTTP/1.1\r\n\r\n" * 20)
+        told = nodes.log("edge").count("somebody did not come in")
+        sys.stdout.write(f"{told} lines of log for 250 bad handshakes\n")
         outcome = nodes.outcome()
         assert outcome.code == 0, outcome.output + nodes.log("edge")
         assert outcome.summary["faults"] == []
