@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import socket
 import struct
 import threading
@@ -61,7 +62,7 @@ class Proxy:
     def _cut(self) -> None:
         for writer in list(self._writers):
             raw = writer.get_extra_info("socket")
-            if raw is not None:
+            with contextlib.suppress(OSError):  # it is closed already
                 raw.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, CUT_OFF)
             writer.transport.abort()
 
