@@ -40,11 +40,17 @@ _MEMORY = re.compile(
 )
 
 
+_LESS = (
+    "Lower training.batch_size or model.max_length, raise micro_batches, or give this node more "
+    "memory (docs/memory.md)."
+)
+
+
 def disk_error(folder: str | Path, error: OSError, setting: str = "") -> SflError:
     """What the system said of a file in `folder`; `setting` is where the folder was named."""
     code = error.errno
     if code == errno.ENOMEM:
-        return OutOfMemory(f"out of memory: {error.strerror}")
+        return OutOfMemory(f"out of memory: {error.strerror}. {_LESS}")
     said = error.strerror or str(error)
     problem, fix = _DISK.get(code or 0, ("it cannot be written or read", "Use another folder."))
     named = f"{folder} ({setting})" if setting else str(folder)
@@ -56,7 +62,7 @@ def foreseen(error: BaseException) -> SflError | None:
     if isinstance(error, SflError):
         return error
     if isinstance(error, MemoryError):
-        return OutOfMemory("out of memory" + (f": {error}" if str(error) else ""))
+        return OutOfMemory("out of memory" + (f": {error}" if str(error) else "") + f". {_LESS}")
     if isinstance(error, OSError):
         return _of_system(error)
     text = str(error)
@@ -64,7 +70,7 @@ def foreseen(error: BaseException) -> SflError | None:
         code = int(told[1])
         return _of_system(OSError(code, os.strerror(code)))
     if isinstance(error, RuntimeError) and _MEMORY.search(text):
-        return OutOfMemory(f"out of memory: {text.strip().splitlines()[0]:.200}")
+        return OutOfMemory(f"out of memory: {text.strip().splitlines()[0]:.200}. {_LESS}")
     return None
 
 
@@ -79,7 +85,7 @@ def cause_of(error: BaseException) -> SflError:
 
 def _of_system(error: OSError) -> SflError | None:
     if error.errno == errno.ENOMEM:
-        return OutOfMemory(f"out of memory: {error.strerror}")
+        return OutOfMemory(f"out of memory: {error.strerror}. {_LESS}")
     if error.errno not in _DISK:
         return None
     if error.filename is not None:

@@ -23,13 +23,21 @@ from sfl.certificates.own import OwnCertificate, load_own
 from sfl.errors import Corrupted, LinkLost, NameInUse, PeerUnavailable, Refused, RunFailed
 from sfl.metrics.stats import NodeStats
 from sfl.process import Terminated
+from sfl.transport.cloud_link import CloudLink
 from sfl.transport.credentials import open_aio_channel, open_channel
 from sfl.transport.device_link import DeviceLink
 from sfl.transport.diagnosis import why_refused
 from sfl.transport.dialling import wait_for_peer, wait_for_peer_aio
 from sfl.transport.fetch import fetch_model
-from sfl.transport.wire import EDGE_FETCH_FILE, EDGE_LIST_FILES, generic_handler
-from sfl.v1 import edge_pb2
+from sfl.transport.wire import (
+    CLOUD_SESSION,
+    EDGE_FETCH_FILE,
+    EDGE_LIST_FILES,
+    SERVER_OPTIONS,
+    client_options,
+    generic_handler,
+)
+from sfl.v1 import cloud_pb2, edge_pb2
 from tests.proxy import Proxy
 from tests.test_failures import PATIENCE, ByHand, fleet, until
 from tests.test_leaving import NAME, Cloud, House, dialled, played
@@ -106,6 +114,34 @@ def test_a_proxy_of_the_environment_is_not_asked_unless_told(
     channel = open_channel("edge", address, False, own, "edge", proxy=True)
     with channel, pytest.raises(PeerUnavailable):
         wait_for_peer(channel, "it", 1.0)
+
+
+def test_a_half_open_connection_without_heartbeats_is_given_up_too() -> None:
+    def quick(options: tuple[tuple[str, int], ...]) -> list[tuple[str, int]]:
+        """A second in place of each minute."""
+        scaled = ("keepalive_time", "keepalive_timeout", "ping_timeout", "ping_interval")
+        return [(n, v // 60 if any(word in n for word in scaled) else v) for n, v in options]
+
+    stuck = threading.Event()
+    serving = grpc.server(futures.ThreadPoolExecutor(1), options=quick(SERVER_OPTIONS))
+    listing: Any = lambda request, context: stuck.wait(PATIENCE) and edge_pb2.FileList()  # noqa: E731
+    serving.add_generic_rpc_handlers((generic_handler("sfl.v1.Edge", {EDGE_LIST_FILES: listing}),))
+    address = f"127.0.0.1:{serving.add_insecure_port('127.0.0.1:0')}"
+    serving.start()
+    try:
+        with Proxy(address) as proxy:
+            channel = grpc.insecure_channel(proxy.address, options=quick(client_options()))
+            wait_for_peer(channel, "it", PATIENCE)
+            call: Any = EDGE_LIST_FILES.stub(channel)
+            answer = call.future(edge_pb2.FilesRequest(device="d"), timeout=PATIENCE)
+            proxy.swallows = True
+            with pytest.raises(grpc.RpcError) as caught:
+                answer.result()
+            assert caught.value.code() is grpc.StatusCode.UNAVAILABLE
+            channel.close()
+    finally:
+        stuck.set()
+        serving.stop(None)
 
 
 # -- a device's link -------------------------------------------------------------------------------
@@ -226,6 +262,33 @@ def test_an_edge_ends_while_the_cloud_owes_it_an_answer() -> None:
     played(scene)
 
 
+def test_an_edge_does_not_wait_for_a_cloud_that_says_nothing() -> None:
+    stuck = threading.Event()
+
+    def session(requests: Any, context: Any) -> Iterator[cloud_pb2.CloudMessage]:
+        stuck.wait(PATIENCE)
+        yield from ()
+
+    serving = grpc.server(futures.ThreadPoolExecutor(1))
+    serving.add_generic_rpc_handlers((generic_handler("sfl.v1.Cloud", {CLOUD_SESSION: session}),))
+    address = f"127.0.0.1:{serving.add_insecure_port('127.0.0.1:0')}"
+    serving.start()
+
+    async def join() -> None:
+        link = CloudLink(address, "edge", NodeStats("edge", "edge"), insecure=False)
+        try:
+            await anext(link.join(1.0))
+        finally:
+            await link.close()
+
+    try:
+        with pytest.raises(LinkLost, match="not a word within 1 s"):
+            asyncio.run(join())
+    finally:
+        stuck.set()
+        serving.stop(None)
+
+
 # -- no thread ends unseen -------------------------------------------------------------------------
 
 
@@ -329,7 +392,7 @@ def test_a_run_over_bad_links(tmp_path: Path) -> None:
     """Flipped bits are named and cost a round, not the run; a device says that it got SIGTERM."""
     values = fleet(
         tmp_path,
-        run={"rounds": 5},
+        run={"rounds": 5, "min_devices": 1},
         codec={"activation": "none", "gradient": "none"},
         network={"idle_timeout": 8, "heartbeat_interval": 0.5},
     )

@@ -30,9 +30,10 @@ STACK = "stack"
 """The `side` of an adapter that is no device's: what is to be added to the base, of `round`."""
 
 KEEPALIVE = 60.0
-"""Seconds of silence after which either end of a connection asks whether the other is there, and
-seconds for the answer. Any byte is one. A half-open connection is thus given up after two minutes
-at the latest, whatever waits on it; what sends heartbeats knows much earlier (`idle_timeout`)."""
+"""Seconds of silence after which either end of a connection asks whether the other is there. Twice
+as long it waits for the answer, which may stand behind megabytes on a slow link. A half-open
+connection is thus given up after three minutes, whatever waits on it; what sends heartbeats knows
+much earlier (`idle_timeout`)."""
 
 ATTEMPT = 20.0
 """Seconds that one attempt to connect may take: three round trips with TLS, and a busy peer."""
@@ -41,10 +42,9 @@ _BOTH: tuple[tuple[str, int], ...] = (
     ("grpc.max_receive_message_length", 8 << 20),
     ("grpc.max_send_message_length", 8 << 20),
     ("grpc.keepalive_time_ms", int(KEEPALIVE * 1000)),
-    ("grpc.keepalive_timeout_ms", int(KEEPALIVE * 1000)),
+    ("grpc.keepalive_timeout_ms", int(2 * KEEPALIVE * 1000)),
     ("grpc.keepalive_permit_without_calls", 1),
-    # A ping may wait behind megabytes on a slow link; what must come in time is any byte.
-    ("grpc.http2.ping_timeout_ms", int(10 * KEEPALIVE * 1000)),
+    ("grpc.http2.ping_timeout_ms", int(2 * KEEPALIVE * 1000)),
 )
 
 SERVER_OPTIONS: tuple[tuple[str, int], ...] = (
