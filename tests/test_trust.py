@@ -24,7 +24,7 @@ from sfl.certificates.own import OwnCertificate, load_own, settings_in
 from sfl.certificates.signing import Trust
 from sfl.config import RunConfig, load_run
 from sfl.errors import ConfigError, ProtocolError, Refused
-from sfl.launch.run import check_names
+from sfl.launch.preflight import check_names
 from sfl.metrics.stats import NodeStats
 from sfl.models.folder import open_model
 from sfl.runs import find_run

@@ -7,6 +7,7 @@ Encoder and Decoder; a codec itself is a value.
 
 from __future__ import annotations
 
+import difflib
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
@@ -38,7 +39,7 @@ from sfl.codec.packet import (
 )
 from sfl.codec.sections import Loopback, Reader, Writer
 from sfl.codec.sizes import SizeStats
-from sfl.codec.spec import Argument, Call, expand, read_calls
+from sfl.codec.spec import PRESETS, Argument, Call, expand, read_calls
 from sfl.codec.topk import Mask, TopK, make_topk
 from sfl.codec.uniform import make_uniform
 from sfl.errors import ConfigError, ProtocolError
@@ -118,11 +119,13 @@ def parse(text: str, field: str = "codec", gradient: bool = False) -> Codec:
     try:
         return _assemble(read_calls(expand(text, gradient)))
     except ValueError as error:
+        near = difflib.get_close_matches(text, [*PRESETS, *QUANTISERS], 1)
         raise ConfigError(
             field,
             text,
             f"not a codec: {error}",
-            "Write a preset (none, fp16, int8, fine, compact, sft, extreme) or stages such as "
+            (f"Did you mean {near[0]!r}? " if near else "")
+            + "Write a preset (none, fp16, int8, fine, compact, sft, extreme) or stages such as "
             "'topk(0.3) | stochastic(4) | zstd'; docs/compression.md lists them.",
         ) from None
 

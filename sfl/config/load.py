@@ -2,20 +2,18 @@
 
 from __future__ import annotations
 
-import difflib
 import tomllib
-import types
-import typing
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
 import tomli_w
-from pydantic import BaseModel, ValidationError
+from pydantic import ValidationError
 
 from sfl.config.base import Section
 from sfl.config.node import DeviceConfig, EdgeConfig
 from sfl.config.run import RunConfig, RunSection
+from sfl.config.wording import as_config_error, did_you_mean, unknown_key
 from sfl.errors import ConfigError
 from sfl.paths import require_utf8
 from sfl.textfile import NotText, read_text
@@ -77,6 +75,9 @@ def with_overrides(table: dict[str, Any], overrides: Iterable[str]) -> dict[str,
         target: Any = table
         for step in parents:
             target = _step_into(target, step, dotted)
+        if not isinstance(target, dict):
+            target = _step_into(target, last, dotted)  # says what is wrong
+            raise ConfigError("--set", dotted, "is a table, not a value", "Name a key within it.")
         target[last] = _toml_value(text.strip())
     return table
 
@@ -86,8 +87,11 @@ def _step_into(target: Any, step: str, dotted: str) -> Any:
         for position, entry in enumerate(target):
             if step in (str(position), entry.get("name")):
                 return entry
-        names = ", ".join(str(entry.get("name")) for entry in target)
-        raise ConfigError("--set", dotted, f"no entry {step!r}", f"Known entries: {names}.")
+        names = [str(entry.get("name")) for entry in target]
+        fix = f"{did_you_mean(step, names)}Known entries: {', '.join(names)}."
+        raise ConfigError("--set", dotted, f"no entry {step!r}", fix)
+    if not isinstance(target, dict):
+        raise ConfigError("--set", dotted, f"{step!r} lies within {target!r}, a value", "Cut it.")
     return target.setdefault(step, {})
 
 
@@ -119,7 +123,7 @@ def _read(path: Path) -> dict[str, Any]:
 def _section(table: dict[str, Any], name: str, path: Path) -> dict[str, Any]:
     for key in table:
         if key != name:
-            raise _unknown_key(key, [name], "", table[key])
+            raise unknown_key(key, [name], "", table[key])
     section = table.get(name)
     if not isinstance(section, dict):
         raise ConfigError(name, str(path), "the table is missing", f"Start it with [{name}].")
@@ -131,7 +135,7 @@ def _validate(kind: type[S], table: Mapping[str, Any], prefix: str = "") -> S:
     try:
         return kind.model_validate(table)
     except ValidationError as error:
-        raise _as_config_error(kind, error, prefix) from None
+        raise as_config_error(kind, error, table, prefix) from None
 
 
 def _require_utf8(value: Any, field: str) -> None:
@@ -145,63 +149,6 @@ def _require_utf8(value: Any, field: str) -> None:
         for number, item in enumerate(value):
             named = item.get("name", number) if isinstance(item, Mapping) else number
             _require_utf8(item, f"{field}.{named}")
-
-
-def _as_config_error(kind: type[BaseModel], error: ValidationError, prefix: str) -> ConfigError:
-    first = error.errors()[0]
-    where = first["loc"]
-    field = prefix + ".".join(str(part) for part in where)
-    if first["type"] == "extra_forbidden":
-        return _unknown_key(str(where[-1]), _keys_at(kind, where[:-1]), field, first["input"])
-    if first["type"] == "missing":
-        return ConfigError(field, None, "is required", f"Add `{where[-1]} = ...`.")
-    message = first["msg"].removeprefix("Value error, ")
-    if first["type"] == "value_error" and ": " in message:
-        name, message = message.split(": ", 1)
-        field = f"{field.rstrip('.')}.{name}" if field else name
-        value = _look_up(first["input"], name)
-    else:
-        value = first["input"]
-    return ConfigError(field, value, message, "See docs/configuration.md.")
-
-
-def _look_up(value: Any, dotted: str) -> Any:
-    for part in dotted.split("."):
-        if isinstance(value, list):
-            value = next((entry for entry in value if entry.get("name") == part), None)
-        else:
-            value = value.get(part) if isinstance(value, Mapping) else None
-    return value
-
-
-_MOVED = {"data.max_eval_examples": "evaluation.max_examples"}
-"""Keys of earlier versions, and where what they set stands now."""
-
-
-def _unknown_key(key: str, known: list[str], field: str, value: Any) -> ConfigError:
-    if field in _MOVED:
-        return ConfigError(field, value, "unknown key", f"It is {_MOVED[field]!r} now.")
-    near = difflib.get_close_matches(key, known, n=1, cutoff=0.5)
-    fix = f"Did you mean {near[0]!r}?" if near else f"Known: {', '.join(sorted(known))}."
-    return ConfigError(field or key, value, "unknown key", fix)
-
-
-def _keys_at(kind: type[BaseModel], where: tuple[int | str, ...]) -> list[str]:
-    model: type[BaseModel] = kind
-    for part in where:
-        if isinstance(part, str) and part in model.model_fields:
-            model = _model_in(model.model_fields[part].annotation) or model
-    return list(model.model_fields)
-
-
-def _model_in(annotation: Any) -> type[BaseModel] | None:
-    if isinstance(annotation, type) and not isinstance(annotation, types.GenericAlias):
-        return annotation if issubclass(annotation, BaseModel) else None
-    for argument in typing.get_args(annotation):
-        found = _model_in(argument)
-        if found is not None:
-            return found
-    return None
 
 
 def _anchor_folders(table: dict[str, Any], folder: Path) -> None:

@@ -21,7 +21,8 @@ from sfl.data.examine import Examiner
 from sfl.data.load import ENDINGS
 from sfl.doctor.report import Check, problem
 from sfl.errors import ModelError, SflError
-from sfl.launch.run import bounded, check
+from sfl.launch.preflight import check_budgets, check_settings
+from sfl.launch.run import bounded
 from sfl.models.folder import ModelFolder, open_model
 from sfl.models.hub import cached
 from sfl.paths import expanded
@@ -59,7 +60,8 @@ def check_config(path: Path, config: Config, model: ModelFolder | None) -> Check
         if isinstance(config, RunConfig):
             check_codecs(config)
             if model is not None:
-                check(bounded(config, model.context_length), model)
+                check_settings(bounded(config, model.context_length), model)
+                check_budgets(config, model)
             text += f", {len(config.devices)} device{'s' * (len(config.devices) != 1)}"
         if isinstance(config, DeviceConfig):
             Consent(config).check_sources()

@@ -14,21 +14,15 @@ from functools import cache
 from pathlib import Path
 
 from sfl import machine
-from sfl.certificates.own import load_own
 from sfl.config import RunConfig
-from sfl.data.examine import examine
 from sfl.errors import ConfigError, RunFailed, SflError
-from sfl.extras import require_bitsandbytes
 from sfl.launch.certificates import CERTIFICATES, issue_for_run
 from sfl.launch.child import prepare_nursery
 from sfl.launch.node import Node, cloud_node, device_node, edge_node
 from sfl.launch.patience import SAY_EVERY
-from sfl.models.batching import check_batching
+from sfl.launch.preflight import check_before_start
 from sfl.models.edge_budget import fit_edge
-from sfl.models.folder import ModelFolder, check_length, local_folder, open_model
-from sfl.models.hub import hub_name
-from sfl.models.vocabulary import check_tokenizer
-from sfl.plan import SplitPlan
+from sfl.models.folder import check_length, local_folder, open_model
 from sfl.process import cores, quiet_environment
 from sfl.report.conclusion import conclude
 from sfl.report.status import RunStatus
@@ -54,10 +48,14 @@ def run_on_this_machine(
     a CA that is made for this run, and gone after it. Raises ConfigError, DataError,
     ModelError before or soon after the start, RunFailed where the run did not reach its end.
     """
-    model = open_model(config.model.path, weights=False)
-    config = budgeted(resolved(bounded(config, model.context_length)))
-    check(config, model)
-    examine(config.settings)
+
+    def say(message: str) -> None:
+        watch(RunStatus(config.run.id, "starting", 0, config.run.rounds, message=message))
+
+    model = open_model(config.model.path, weights=local_folder(config.model.path) is not None)
+    config = bounded(config, model.context_length)
+    check_before_start(config, model, say)
+    config = budgeted(resolved(config))
     prepare_nursery(model.family.layout(model.config, config.model.task).package)
     folder = open_run_folder(config)
     started(folder)
@@ -184,78 +182,6 @@ def bounded(config: RunConfig, context_length: int) -> RunConfig:
     length = min(config.model.max_length, context_length)
     model = config.model.model_copy(update={"max_length": length})
     return config.model_copy(update={"model": model})
-
-
-def check(config: RunConfig, folder: ModelFolder) -> None:
-    """What can be known before anything starts: every cut fits the model, every device has data,
-    the edge can batch as it was told, and what settings need is installed.
-
-    Raises ConfigError.
-    """
-    folder.check_task(config.model.task)
-    _check_models(config, folder)
-    check_batching(folder, config.settings, config.edge)
-    check_names(config)
-    check_certificates(config)
-    require_bitsandbytes("edge.quantised", config.edge.quantised)
-    for entry in config.devices:
-        try:
-            SplitPlan(folder.num_layers, entry.cut_layer, entry.tail_layers, config.run.topology)
-        except ConfigError as error:
-            raise ConfigError(
-                f"devices.{entry.name}.{error.field}", error.value, error.problem, error.fix
-            ) from None
-        require_bitsandbytes(f"devices.{entry.name}.quantised", entry.quantised)
-        source = entry.train or config.data.train
-        if source is None:
-            raise ConfigError(
-                f"devices.{entry.name}.train",
-                None,
-                "no training data",
-                "Name a file here, or one for all devices as data.train.",
-            )
-
-
-def check_names(config: RunConfig) -> None:
-    """The edge that is started is of the run, and each node's files have a name of their own.
-
-    Raises ConfigError.
-    """
-    own = config.edge.name
-    if own not in config.edges:
-        raise ConfigError(
-            "run.edges", config.run.edges, f"edge.name is {own!r}", f"Add {own!r}, or leave it out."
-        )
-    for field, name, taken in (
-        ("edge.name", own, ("cloud",)),
-        *((f"devices.{e.name}.name", e.name, ("cloud", own)) for e in config.devices),
-    ):
-        if name in taken:
-            what = "the cloud" if name == "cloud" else "the edge"
-            raise ConfigError(field, name, f"{what} is called so", "Choose another name.")
-
-
-def _check_models(config: RunConfig, folder: ModelFolder) -> None:
-    """Weights, by their headers, and tokenizer: of the run's model, the edge's, each device's."""
-    check_tokenizer(folder.path, folder.config)
-    own = {entry.model for entry in config.devices} | {config.model.path, config.edge.model}
-    for name in sorted(name for name in own if name is not None):
-        if (path := local_folder(name)) is None:
-            continue  # on the hub, and not here yet: the nodes fetch it
-        opened = open_model(path, weights=hub_name(name) is None)
-        if name != folder.name and name != config.edge.model:
-            check_tokenizer(opened.path, opened.config)
-
-
-def check_certificates(config: RunConfig) -> None:
-    """Every certificate that the file names is in order. Raises ConfigError."""
-    if config.cloud.tls is not None:
-        load_own("cloud.tls", config.cloud.tls, "cloud", None)
-    if config.edge.tls is not None:
-        load_own("edge.tls", config.edge.tls, "edge", config.edge.name)
-    for entry in config.devices:
-        if entry.tls is not None:
-            load_own(f"devices.{entry.name}.tls", entry.tls, "device", entry.name)
 
 
 def _start(config: RunConfig, folder: Path, nodes: list[Node], watch: Watch) -> None:

@@ -1,0 +1,43 @@
+"""The linear layers of a model's blocks by the headers of its checkpoint, without reading it."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Sequence
+
+from sfl.errors import ConfigError
+from sfl.models.family import Task
+from sfl.models.folder import ModelFolder, checkpoint_tensors
+
+FIELD = "lora.target_modules"
+
+
+def linear_names(folder: ModelFolder, task: Task) -> set[str]:
+    """Paths of the modules within blocks whose weight is a matrix."""
+    layout = folder.family.layout(folder.config, task)
+    return {
+        name.removesuffix(".weight")
+        for name, entry in checkpoint_tensors(folder, layout).items()
+        if name.startswith(f"{layout.blocks}.")
+        and name.endswith(".weight")
+        and len(entry.shape) == 2
+    }
+
+
+def check_target_names(folder: ModelFolder, task: Task, names: Sequence[str]) -> None:
+    """Raise ConfigError, naming what exists, for a name that is the end of no layer's path.
+
+    A model whose weights are not here yet is taken on trust.
+    """
+    layers = linear_names(folder, task) if folder.tensors and names else set()
+    known = sorted({name.rpartition(".")[2] for name in layers})
+    for wanted in names if layers else ():
+        if not any(name == wanted or name.endswith(f".{wanted}") for name in layers):
+            near = difflib.get_close_matches(wanted, known, 1)
+            hint = f"Did you mean {near[0]!r}? " if near else ""
+            raise ConfigError(
+                FIELD,
+                wanted,
+                "no linear layer of the model's blocks is called so",
+                f"{hint}Choose from {', '.join(known)}.",
+            )
