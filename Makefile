@@ -8,7 +8,7 @@ COMPOSE  = $(shell docker compose version >/dev/null 2>&1 && echo docker compose
 CONTAINERS = $(COMPOSE) -f docker/compose.yml $(WITH:%=-f docker/%.yml)
 DEVICES ?= 1
 
-.PHONY: install proto format check test fuzz test-compose demo up logs down bench clean
+.PHONY: install proto format check test fuzz test-compose demo up logs down purge bench clean
 .DEFAULT_GOAL := help
 
 help:  ## Say what each target does
@@ -63,6 +63,7 @@ test-compose: install  ## Build the images and run a fleet of containers, a devi
 	@SFL_TEST_COMPOSE=1 $(BIN)/python -m pytest tests/test_compose.py
 
 up:  ## Start a run in containers; DEVICES=8 for more of them
+	@$(PYTHON) docker/keep_env.py
 	@$(CONTAINERS) up -d --build --scale device=$(DEVICES)
 
 logs:  ## Follow what the containers say
@@ -72,6 +73,9 @@ logs:  ## Follow what the containers say
 down:  ## Stop and remove the containers; runs and certificates stay
 	@$(CONTAINERS) rm --stop --force -v
 	@$(CONTAINERS) down
+
+purge: down  ## Remove what `down` leaves: runs, certificates, metrics, caches, images
+	@$(CONTAINERS) down --volumes --remove-orphans --rmi local
 
 demo: install  ## Fine-tune the shipped model over three homes, in five processes
 	@$(BIN)/sfl run examples/quickstart/homes.toml

@@ -24,13 +24,9 @@ from sfl.config import AggregationSettings, LoraSettings
 STRATEGIES: dict[str, Callable[[AggregationSettings, LoraSettings], Strategy]] = {
     "fedavg": lambda options, lora: FedAvg(),
     "fedprox": lambda options, lora: FedProx(),
-    "fedavgm": lambda options, lora: FedAvgM(options.server_learning_rate or 1.0, options.momentum),
-    "fedadam": lambda options, lora: FedAdam(
-        options.server_learning_rate or 0.002, options.betas, options.tau
-    ),
-    "fedyogi": lambda options, lora: FedYogi(
-        options.server_learning_rate or 0.002, options.betas, options.tau
-    ),
+    "fedavgm": lambda options, lora: FedAvgM(_step(options), options.momentum),
+    "fedadam": lambda options, lora: FedAdam(_step(options), options.betas, options.tau),
+    "fedyogi": lambda options, lora: FedYogi(_step(options), options.betas, options.tau),
     "ffa_lora": lambda options, lora: FfaLora(),
     "flexlora": lambda options, lora: FlexLora(lora.alpha / lora.rank, options.rank_partitioned),
     "flora": lambda options, lora: Flora(lora.rank),
@@ -39,6 +35,12 @@ STRATEGIES: dict[str, Callable[[AggregationSettings, LoraSettings], Strategy]] =
     "krum": lambda options, lora: Krum(options.byzantine),
     "multi_krum": lambda options, lora: MultiKrum(options.byzantine, options.selected),
 }
+
+
+def _step(options: AggregationSettings) -> float:
+    step = options.server_step
+    assert step is not None, "the strategy has one"
+    return step
 
 
 def make_strategy(options: AggregationSettings, lora: LoraSettings) -> Strategy:

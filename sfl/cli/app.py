@@ -144,11 +144,15 @@ def privacy(
 
 
 @config_app.command("show")
-def config_show(config: ConfigFile, overrides: Overrides = None) -> None:
+def config_show(
+    config: ConfigFile,
+    overrides: Overrides = None,
+    as_json: Annotated[bool, typer.Option("--json", help="For programs.")] = False,
+) -> None:
     """Print the effective settings: every default and every `auto` filled in."""
     from sfl.cli.init import show_config
 
-    show_config(config, overrides or [])
+    show_config(config, overrides or [], as_json)
 
 
 @app.command("eval")

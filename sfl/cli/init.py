@@ -8,7 +8,7 @@ from pathlib import Path
 import typer
 
 from sfl.config import dump_toml, load_run
-from sfl.errors import ConfigError
+from sfl.errors import ConfigError, ModelError
 
 TEMPLATE = """\
 # A run of sfl. Every setting, its default and its meaning: docs/configuration.md
@@ -80,8 +80,20 @@ def write_config(path: Path, force: bool) -> None:
     typer.echo(f"wrote {path}: set model.path and the devices' data, then `sfl run {path}`")
 
 
-def show_config(path: Path, overrides: Iterable[str]) -> None:
-    """Print what takes effect."""
-    from sfl.launch.run import resolved
+def show_config(path: Path, overrides: Iterable[str], as_json: bool) -> None:
+    """Print what takes effect, as TOML that `sfl run` reads or as JSON."""
+    from sfl.config.effective import in_full
+    from sfl.launch.run import bounded, resolved
+    from sfl.models.folder import open_model
 
-    typer.echo(dump_toml(resolved(load_run(path, overrides))), nl=False)
+    config = load_run(path, overrides)
+    targets: tuple[str, ...] = ()
+    try:
+        folder = open_model(config.model.path, weights=False)
+    except ModelError as error:
+        typer.secho(f"without what the model decides: {error}", err=True, fg="yellow")
+    else:
+        config = bounded(config, folder.context_length)
+        targets = folder.family.targets(folder.model_type)
+    full = in_full(resolved(config), targets)
+    typer.echo(full.model_dump_json(indent=2) + "\n" if as_json else dump_toml(full), nl=False)

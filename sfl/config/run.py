@@ -220,6 +220,11 @@ class AggregationSettings(Section):
         return 3 if self.strategy in ("median", "trimmed_mean") else 1
 
     @property
+    def server_step(self) -> float | None:
+        """`server_learning_rate` or its default; None where the strategy has none."""
+        return self.server_learning_rate or _SERVER_STEPS.get(self.strategy)
+
+    @property
     def freezes_a(self) -> bool:
         """Whether every A keeps its first values, and stays where it is."""
         return self.strategy == "ffa_lora"
@@ -246,6 +251,7 @@ class AggregationSettings(Section):
 
 
 _MIXES_RANKS = ("flexlora", "flora")
+_SERVER_STEPS = {"fedavgm": 1.0, "fedadam": 0.002, "fedyogi": 0.002}
 _READERS = {
     "mu": ("fedprox",),
     "server_learning_rate": ("fedavgm", "fedadam", "fedyogi"),
@@ -349,6 +355,8 @@ class DeviceEntry(LocalDevice):
     rank: PositiveInt | None = None
     """LoRA rank of this device, at most `lora.rank`, its default; a smaller one takes a strategy
     that averages unequal ranks."""
+    optional: bool = False
+    """The run does not miss this device where it never comes; a place kept for one more."""
     codec: CodecChange = CodecChange()
     """Codecs of this device that differ from the run's."""
     link: LinkSettings = LinkSettings()

@@ -43,9 +43,9 @@ _KINDS = {
 """By the first word of pydantic's error type, where a value is of another type."""
 
 _BOUNDS = {
-    "greater_than": ("gt", "must be above"),
+    "greater_than": ("gt", "must be greater than"),
     "greater_than_equal": ("ge", "must be at least"),
-    "less_than": ("lt", "must be below"),
+    "less_than": ("lt", "must be less than"),
     "less_than_equal": ("le", "must be at most"),
 }
 
@@ -102,12 +102,14 @@ def _in_words(error: ErrorDetails) -> tuple[str, str]:
     kind, context = error["type"], error.get("ctx", {})
     if kind == "literal_error":
         known = re.findall(r"'([^']*)'", str(context["expected"]))
-        return f"is none of {', '.join(known)}", did_you_mean(error["input"], known).strip() or SEE
+        return f"is none of {', '.join(map(repr, known))}", did_you_mean(
+            error["input"], known
+        ).strip() or SEE
     if kind == "string_pattern_mismatch":
         return PATTERNS.get(context["pattern"], error["msg"]), "Write it otherwise."
     if kind in _BOUNDS:
         name, words = _BOUNDS[kind]
-        return f"{words} {context[name]}", SEE
+        return f"{words} {context[name]:g}", SEE
     word = kind.partition("_")[0]
     if word in _KINDS and ("type" in kind or "parsing" in kind or kind == "int_from_float"):
         return _KINDS[word], "Put it in quotes." if word == "string" else SEE

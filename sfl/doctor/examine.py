@@ -169,6 +169,10 @@ class _Examination:
             load = self._load(folder, run)
             self.tell("measuring a device's process")
             base = measure_base(folder.family.layout(folder.config, load.task).package)
+            if not base.measured:
+                text = f"could not be measured, {size(base.num_bytes)} are assumed"
+                fix = "Ask again when the machine has less to do."
+                yield Check("process", "warning", f"a device's process without a model {text}", fix)
             self.rows = cut_rows(folder, load, run, room, base, self._local)
             yield check_cuts(folder, load, self.rows, room)
         except SflError as error:

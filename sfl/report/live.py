@@ -19,6 +19,9 @@ from sfl.report.status import DeviceStatus, RunStatus, ServerStatus
 
 _STYLES = {"finished": "bold green", "failed": "bold red"}
 _WIDE = 96  # letters that the whole table needs
+_FRAME = 4  # lines of a table beside its rows, and one to spare
+_BADNESS = ("lost", "failed", "not here yet", "never joined", "loading", "paused", "ready")
+"""States of a device from the worst on; all others are better than these."""
 _BUSY = ("training", "evaluating", "aggregating")
 
 
@@ -58,7 +61,7 @@ class LiveView:
         """Show `status` in the place of what was shown before, or say what changed."""
         if self._live is not None:
             seconds = self._clock() - self._started
-            picture = status_picture(status, seconds, self._console.width)
+            picture = status_picture(status, seconds, self._console.width, self._console.height)
             self._live.update(picture, refresh=True)
             return
         for fault in status.faults[self._faults :]:
@@ -101,14 +104,35 @@ def _of_adapter(scored: Sequence[DeviceStatus]) -> str:
     return f" after round {number}" if number else " before training"
 
 
-def status_picture(status: RunStatus, seconds: float, width: int = 100) -> RenderableType:
-    """A status as a picture for a terminal `width` letters wide, `seconds` after the view began."""
+def status_picture(
+    status: RunStatus, seconds: float, width: int = 100, height: int = 1000
+) -> RenderableType:
+    """A status as a picture for a terminal of `width` letters and `height` lines.
+
+    `seconds` is the time since the view began. Where there are more devices than lines, faults,
+    edges and the cloud come first, then the devices that are worst off.
+    """
     parts: list[RenderableType] = [_progress(status, seconds)]
     if status.message:
         parts.append(Text(text.printable(status.message), style="dim"))
-    parts.append(_nodes(status, narrow=width < _WIDE))
-    parts += [Text(f"  ! {text.printable(fault)}", style="yellow") for fault in status.faults[-3:]]
-    return Group(*parts)
+    faults = [Text(f"  ! {text.printable(f)}", style="yellow") for f in status.faults[-3:]]
+    servers = [*status.edges, status.cloud]
+    room = height - len(parts) - len(faults) - len(servers) - _FRAME
+    if len(status.devices) <= room:
+        return Group(*parts, _nodes(status, status.devices, width < _WIDE), *faults)
+    shown = worst_first(status.devices)[: max(1, room - 1)]
+    more = Text(f"+{len(status.devices) - len(shown)} more", style="dim")
+    return Group(*parts, *faults, _nodes(status, shown, width < _WIDE, servers_first=True), more)
+
+
+def worst_first(devices: Sequence[DeviceStatus]) -> list[DeviceStatus]:
+    """Those that are lost, then those that are not there yet, then those the furthest behind."""
+    return sorted(devices, key=lambda d: (_badness(d.state), d.step / d.steps if d.steps else 0.0))
+
+
+def _badness(state: str) -> int:
+    word = state.partition(":")[0]
+    return _BADNESS.index(word) if word in _BADNESS else len(_BADNESS)
 
 
 def run_share(status: RunStatus) -> float:
@@ -135,8 +159,13 @@ def _progress(status: RunStatus, seconds: float) -> Table:
     return line
 
 
-def _nodes(status: RunStatus, narrow: bool) -> Table:
-    """The processes, a row each; a narrow table leaves the peak of memory out."""
+def _nodes(
+    status: RunStatus,
+    devices: Sequence[DeviceStatus],
+    narrow: bool,
+    servers_first: bool = False,
+) -> Table:
+    """These devices and all servers, a row each; a narrow table leaves the peak of memory out."""
     scored = any(device.eval_accuracy is not None for device in status.devices)
     quality = text.score_name(status.task) if scored else "held-out loss"
     quality, speed = (quality.split()[0], "tok/s") if narrow else (quality, "tokens/s")
@@ -149,10 +178,11 @@ def _nodes(status: RunStatus, narrow: bool) -> Table:
     table.add_column("state")
     for heading in headings[:-1] if narrow else headings:
         table.add_column(heading, justify="right")
-    for device in status.devices:
-        table.add_row(*_device_cells(device, scored)[: len(table.columns)])
-    for server in (*status.edges, status.cloud):
-        table.add_row(*_server_cells(server)[: len(table.columns)], style="dim")
+    num_columns = len(table.columns)
+    rows = [(_device_cells(device, scored)[:num_columns], "") for device in devices]
+    servers = [(_server_cells(s)[:num_columns], "dim") for s in (*status.edges, status.cloud)]
+    for cells, style in [*servers, *rows] if servers_first else [*rows, *servers]:
+        table.add_row(*cells, style=style)
     return table
 
 

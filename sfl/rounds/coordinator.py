@@ -293,7 +293,11 @@ class Coordinator:
         # The first round waits for everybody; later ones go on with whoever is there.
         if not absent or (enough and (late or self.round > 0)):
             first = self.round == 0
-            missed = [Fault(1, name, "did not join in time") for name in absent] if first else []
+            missed = [
+                Fault(1, name, "did not join in time")
+                for name in absent
+                if first and not self.settings.device(name).optional
+            ]
             if first and (rehearsal := Rehearsal.for_run(self.settings, ready)):
                 self._rehearsal = rehearsal
                 return [*missed, self._rehearse(rehearsal)]

@@ -1,0 +1,217 @@
+"""What can be known before the start is said before the start, by `sfl run` and by `sfl doctor`."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from rich.console import Console
+
+from sfl.codec.spec import PRESETS
+from sfl.config import RunConfig, load_run
+from sfl.config.base import NODE_NAME, RUN_ID
+from sfl.config.effective import in_full
+from sfl.config.wording import PATTERNS
+from sfl.errors import ConfigError, SflError, UserError
+from sfl.launch.preflight import KNOWN_CODECS, check_before_start
+from sfl.launch.run import resolved
+from sfl.models.folder import open_model
+from sfl.report.live import status_picture, worst_first
+from sfl.report.status import DeviceStatus, RunStatus, ServerStatus
+from tests.federation import ROOT, sfl, write_config, write_jsonl
+
+MODEL = ROOT / "examples" / "quickstart" / "model"
+ROWS = [{"prompt": f"light {n} on", "completion": f"on {n}"} for n in range(12)]
+LABELLED = [{"text": f"light {n}", "label": "on" if n % 2 else "off"} for n in range(12)]
+
+
+def written(folder: Path, rows: list[dict[str, Any]] | None = None, /, **sections: Any) -> Path:
+    train = write_jsonl(folder / "train.jsonl", ROWS if rows is None else rows)
+    values: dict[str, Any] = {
+        "model": {"path": str(MODEL), "max_length": 48},
+        "devices": [{"name": "a", "train": str(train)}, {"name": "b", "train": str(train)}],
+    }
+    return write_config(folder, {**values, **sections})
+
+
+def refused(path: Path, *overrides: str) -> SflError:
+    config = load_run(path, overrides)
+    with pytest.raises(UserError) as caught:
+        check_before_start(config, open_model(config.model.path), lambda what: None)
+    return caught.value
+
+
+def test_a_run_in_order_passes(tmp_path: Path) -> None:
+    config = load_run(written(tmp_path))
+    check_before_start(config, open_model(config.model.path), lambda what: None)
+
+
+@pytest.mark.parametrize(
+    ("override", "words"),
+    [
+        ("data.prompt_field=promt", ("line 1 has no such field", "did you mean 'prompt'")),
+        ("lora.target_modules=['q_proj', 'vproj']", ("'vproj'", "Did you mean 'v_proj'?")),
+        ("codec.activation=compct", ("codec.activation = 'compct'", "Did you mean 'compact'?")),
+        ("codec.gradient=topk(2) | fp16", ("codec.gradient", "topk(2)")),
+        ("devices.b.cut_layer=9", ("devices.b.cut_layer = 9",)),
+        ("devices.b.memory=1MB", ("devices.b.memory", "MB at least")),
+        ("devices.a.train=nowhere.jsonl", ("devices.a.train", "nowhere.jsonl")),
+        ("data.partition_field=home", ()),
+        ("data.columns=['x', 'y']", ()),
+    ],
+)
+def test_a_mistake_is_named_before_anything_starts(
+    tmp_path: Path, override: str, words: tuple[str, ...]
+) -> None:
+    path = written(tmp_path)
+    if not words:  # settings that nothing of this run reads
+        config = load_run(path, [override])
+        check_before_start(config, open_model(config.model.path), lambda what: None)
+        return
+    error = str(refused(path, override))
+    assert "\n" not in error and all(word in error for word in words), error
+
+
+def test_the_rows_of_a_shared_file_are_looked_at_as_they_are_shared_out(tmp_path: Path) -> None:
+    path = written(tmp_path)
+    shared = f"data.train={str(tmp_path / 'train.jsonl')!r}"
+    bare = ["devices=[{name='a'}, {name='b'}]", shared]
+    config = load_run(path, bare)
+    check_before_start(config, open_model(config.model.path), lambda what: None)
+    error = refused(path, *bare, "data.partition=field", "data.partition_field=home")
+    assert "has no such field" in str(error)
+    few = refused(written(tmp_path / "few", ROWS[:1]), *bare[:1], "data.train='few/train.jsonl'")
+    assert "few" in str(few)
+
+
+def test_a_label_that_is_no_class_is_found(tmp_path: Path) -> None:
+    task = {"path": str(MODEL), "task": "sequence_classification", "labels": ["off", "on"]}
+    rows = [*LABELLED, {"text": "lamp", "label": "dimm"}]
+    error = str(refused(written(tmp_path, rows, model={**task, "labels": ["off", "on", "dim"]})))
+    assert "line 13 has label 'dimm'" in error and "Did you mean 'dim'?" in error
+
+
+def test_nothing_is_started_and_no_folder_made(tmp_path: Path) -> None:
+    path = written(tmp_path, [*ROWS, {"prompt": "x"}])
+    done = sfl("run", path)
+    assert done.returncode == 2
+    assert "line 13 has no such field" in done.stderr and "Traceback" not in done.stderr
+    assert not (tmp_path / "runs" / "t").exists()
+
+
+def test_settings_that_are_codecs_unlooked_at_are_codecs() -> None:
+    assert set(PRESETS) < KNOWN_CODECS
+
+
+# -- errors in words ---------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("override", "words"),
+    [
+        ("run.topology=vanila", ("is none of 'vanilla', 'u_shaped'", "Did you mean 'vanilla'?")),
+        ("learning_rate=3", ("Did you mean 'training.learning_rate'?",)),
+        ("training.rank=3", ("Did you mean 'lora.rank'?",)),
+        ("devices.b.cut_layr=3", ("devices.b.cut_layr = 3", "Did you mean 'cut_layer'?")),
+        ("devices.b.cut_layer=-1", ("devices.b.cut_layer = -1: must be at least 0",)),
+        ("devices.bb.cut_layer=1", ("no entry 'bb'", "Did you mean 'b'?")),
+        ("devices.b=1", ("is a table, not a value",)),
+        ("run.id.x=3", ("run.id", "is not text")),
+        ("run.rounds.x.y=3", ("'y' lies within",)),
+        ("run.id=a b", ("a run's name has letters",)),
+        ("training.batch_size=many", ("is not a whole number",)),
+        ("training.learning_rate=fast", ("is not a number",)),
+        ("edge.order=first", ("Did you mean 'first_come'?",)),
+    ],
+)
+def test_a_setting_is_wrong_in_words(tmp_path: Path, override: str, words: tuple[str, ...]) -> None:
+    path = written(tmp_path, run={"rounds": 2})
+    overrides = (
+        ["run.rounds={x=1}", override] if override.startswith("run.rounds.x") else [override]
+    )
+    with pytest.raises(ConfigError) as caught:
+        load_run(path, [*first, override])
+    assert all(word in str(caught.value) for word in words), str(caught.value)
+    assert "pattern" not in str(caught.value) and "Input should" not in str(caught.value)
+
+
+def test_every_pattern_of_a_setting_is_a_sentence() -> None:
+    schema = json.dumps(RunConfig.model_json_schema())
+    found = set(json.loads(f"[{','.join(_patterns(json.loads(schema)))}]"))
+    assert found == set(PATTERNS) >= {RUN_ID, NODE_NAME}
+
+
+def _patterns(value: Any) -> set[str]:
+    if isinstance(value, dict):
+        own = {json.dumps(value["pattern"])} if isinstance(value.get("pattern"), str) else set()
+        return own.union(*map(_patterns, value.values()))
+    return set().union(*map(_patterns, value)) if isinstance(value, list) else set()
+
+
+# -- settings in full --------------------------------------------------------------------------
+
+
+def test_defaults_that_follow_from_others_are_shown(tmp_path: Path) -> None:
+    config = load_run(written(tmp_path, aggregation={"strategy": "fedadam"}))
+    full = in_full(resolved(config), ("q_proj",))
+    assert full.run.min_devices == config.min_devices and full.run.edges == ("edge",)
+    assert full.training.local_epochs == 1 and full.training.computation == "lean"
+    assert full.aggregation.server_learning_rate == 0.002
+    assert full.lora.target_modules == ("q_proj",)
+    assert (full.codec.hidden, full.codec.evaluation) == ("compact", "fine")
+    assert {entry.rank for entry in full.devices} == {config.lora.rank}
+    for entry in config.devices:  # saying them changes nothing
+        assert full.codecs(entry.name, 1) == config.codecs(entry.name, 1)
+        assert full.scaling(entry.name) == config.scaling(entry.name)
+
+
+def test_config_show_prints_what_runs_and_json(tmp_path: Path) -> None:
+    path = written(tmp_path)
+    shown = sfl("config", "show", path)
+    again = tmp_path / "again.toml"
+    again.write_text(shown.stdout)
+    assert sfl("config", "show", again).stdout == shown.stdout
+    values = json.loads(sfl("config", "show", path, "--json").stdout)
+    assert values["model"]["max_length"] == 48
+    assert "q_proj" in values["lora"]["target_modules"]
+
+
+# -- more devices than lines -------------------------------------------------------------------
+
+
+def test_a_low_terminal_shows_faults_and_servers_first_then_the_worst() -> None:
+    devices = [DeviceStatus(f"d{n:02}", "training", step=n, steps=30) for n in range(30)] + [
+        DeviceStatus("gone", "lost"),
+        DeviceStatus("slow", "not here yet"),
+    ]
+    status = RunStatus(
+        "r",
+        "training",
+        1,
+        3,
+        devices=tuple(devices),
+        edges=(ServerStatus("edge"),),
+        cloud=ServerStatus("cloud"),
+        faults=("round 1, gone: the stream broke",),
+    )
+    console = Console(width=120, height=20, force_terminal=True, record=True, quiet=True)
+    console.print(status_picture(status, 5.0, 120, 20))
+    lines = console.export_text().rstrip().splitlines()
+    assert len(lines) <= 20
+    order = [next(i for i, line in enumerate(lines) if word in line) for word in
+             ("gone: the stream", "edge", "cloud", "gone  ", "slow", "d00", "more")]  # fmt: skip
+    assert order == sorted(order)
+    shown = sum(device.name in line.split()[:1] for line in lines for device in devices)
+    assert f"+{len(devices) - shown} more" in lines[-1]
+
+
+def test_whoever_is_furthest_behind_is_worse() -> None:
+    devices = [
+        DeviceStatus("ahead", "training", step=9, steps=10),
+        DeviceStatus("behind", "training", step=1, steps=10),
+        DeviceStatus("rests", "paused: too hot", step=5, steps=10),
+        DeviceStatus("lost", "lost"),
+    ]
+    assert [d.name for d in worst_first(devices)] == ["lost", "rests", "behind", "ahead"]
