@@ -46,7 +46,7 @@ def test_every_shipped_example_is_a_valid_run(name: str) -> None:
     [
         ("run.roundz=3", ("run.roundz = 3", "unknown key", "'rounds'")),
         ("training.learning_rate=-1", ("training.learning_rate = -1", "greater than 0")),
-        ("run.rounds=many", ("run.rounds = 'many'", "integer")),
+        ("run.rounds=many", ("run.rounds = 'many'", "not a whole number")),
         ("devices.a.cut=1", ("cut = 1", "unknown key", "'cut_layer'")),
         ("devices.z.cut_layer=1", ("no entry 'z'", "Known entries: a, b")),
         ("run.min_devices=3", ("run.min_devices = 3", "number of devices (2)")),
