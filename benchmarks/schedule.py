@@ -12,8 +12,9 @@ from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from itertools import permutations
+from typing import cast
 
-from sfl.orders import ORDERS, Waiting
+from sfl.orders import ORDERS, Order, Waiting
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,7 +72,8 @@ def predict(jobs: Sequence[Job], order: str, steps: int) -> dict[str, float]:
             Waiting(came, jobs[device].name, (steps - step) * jobs[device].own, served[str(device)])
             for came, device, step in queue
         ]
-        _, device, step = queue.pop(ORDERS[order].choose(waiting))
+        chosen = cast(Order, ORDERS.get(order))  # by a name that came as text
+        _, device, step = queue.pop(chosen.choose(waiting))
         job = jobs[device]
         now += job.serve
         served[str(device)] += job.serve

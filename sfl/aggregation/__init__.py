@@ -1,9 +1,11 @@
 """Merging the adapters of a round: pure functions of files, numpy only.
 
-A further strategy is one file, one line in `STRATEGIES` and its name in `AggregationSettings`.
+A further strategy is one file, a line in `STRATEGIES` and in its type, and its name in
+`AggregationSettings`.
 """
 
 from collections.abc import Callable
+from typing import TypedDict
 
 from sfl.aggregation.contribution import Contribution, verify
 from sfl.aggregation.fedadam import FedAdam
@@ -21,7 +23,27 @@ from sfl.aggregation.strategy import Strategy
 from sfl.aggregation.trimmed_mean import TrimmedMean
 from sfl.config import AggregationSettings, LoraSettings
 
-STRATEGIES: dict[str, Callable[[AggregationSettings, LoraSettings], Strategy]] = {
+Make = Callable[[AggregationSettings, LoraSettings], Strategy]
+
+
+class Strategies(TypedDict):
+    """One for each `aggregation.strategy`; the type checker holds the two together."""
+
+    fedavg: Make
+    fedprox: Make
+    fedavgm: Make
+    fedadam: Make
+    fedyogi: Make
+    ffa_lora: Make
+    flexlora: Make
+    flora: Make
+    median: Make
+    trimmed_mean: Make
+    krum: Make
+    multi_krum: Make
+
+
+STRATEGIES: Strategies = {
     "fedavg": lambda options, lora: FedAvg(),
     "fedprox": lambda options, lora: FedProx(),
     "fedavgm": lambda options, lora: FedAvgM(_step(options), options.momentum),

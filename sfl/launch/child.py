@@ -14,7 +14,7 @@ import os
 import signal
 import threading
 from collections.abc import Callable, Iterator, Sequence
-from multiprocessing import forkserver
+from multiprocessing import forkserver, resource_tracker
 from pathlib import Path
 
 import setproctitle
@@ -40,6 +40,7 @@ def prepare_nursery(model_package: str) -> None:
 @contextlib.contextmanager
 def deaf_children() -> Iterator[None]:
     """Processes that are started in here hear no Ctrl-C: the launcher tells them when to end."""
+    resource_tracker.ensure_running()  # it blocks SIGINT for its own start, and then unblocks it
     before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
     try:
         yield

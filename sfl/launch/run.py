@@ -267,7 +267,7 @@ def _lost(config: RunConfig, edge: Node, devices: list[Node]) -> str | None:
 def _let_end(nodes: list[Node]) -> None:
     """Everybody has been told that the run is over: let them leave by themselves."""
     deadline = time.monotonic() + LEAVE_TIMEOUT
-    while time.monotonic() < deadline and any(node.exit_code() is None for node in nodes):
+    while time.monotonic() < deadline and any(node.running for node in nodes):
         time.sleep(POLL)
 
 

@@ -1,15 +1,28 @@
 """Which waiting job an edge takes next: pure decisions over what is known of each.
 
-A further order is one file, and one line in `ORDERS`.
+A further order is one file, a line in `ORDERS` and in its type, and its name in `edge.order`.
 """
+
+from typing import TypedDict
 
 from sfl.orders.fair_share import FairShare
 from sfl.orders.first_come import FirstCome
 from sfl.orders.longest_tail import LongestTail
 from sfl.orders.waiting import Order, Waiting
 
-ORDERS: dict[str, Order] = {
-    order.name: order for order in (FirstCome(), LongestTail(), FairShare())
+
+class Orders(TypedDict):
+    """One for each name that `edge.order` can have; the type checker holds the two together."""
+
+    first_come: Order
+    longest_tail: Order
+    fair_share: Order
+
+
+ORDERS: Orders = {
+    "first_come": FirstCome(),
+    "longest_tail": LongestTail(),
+    "fair_share": FairShare(),
 }
 
 __all__ = ["ORDERS", "FairShare", "FirstCome", "LongestTail", "Order", "Waiting"]

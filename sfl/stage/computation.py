@@ -7,7 +7,7 @@ logits at every position. `lean` leaves out what counts for nothing, and differs
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Protocol
+from typing import Protocol, TypedDict
 
 import numpy as np
 import numpy.typing as npt
@@ -56,4 +56,11 @@ class Computation(Protocol):
         """Head and score, without gradients."""
 
 
-COMPUTATIONS: dict[str, Computation] = {"reference": Reference(), "lean": Lean()}
+class Computations(TypedDict):
+    """One for each way that `training.computation` comes to."""
+
+    reference: Computation
+    lean: Computation
+
+
+COMPUTATIONS: Computations = {"reference": Reference(), "lean": Lean()}

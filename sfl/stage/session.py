@@ -10,6 +10,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from typing import TypedDict
 
 import numpy as np
 import torch
@@ -495,4 +496,11 @@ def _shared(
             phases.share(phase, message.key, session.device, begin, end, len(items))
 
 
-SESSIONS: dict[str, type[Session]] = {"vanilla": VanillaSession, "u_shaped": UShapedSession}
+class Sessions(TypedDict):
+    """One class for each `run.topology`."""
+
+    vanilla: type[Session]
+    u_shaped: type[Session]
+
+
+SESSIONS: Sessions = {"vanilla": VanillaSession, "u_shaped": UShapedSession}
