@@ -198,6 +198,20 @@ def test_a_device_waits_for_an_edge_that_lives_and_no_longer() -> None:
     played(scene)
 
 
+def test_who_waits_to_be_let_in_learns_why_the_run_ended() -> None:
+    async def scene(house: House, cloud: Cloud) -> None:
+        cloud.mute = True
+        link = link_to(house.address)
+        joining = asyncio.create_task(asyncio.to_thread(link.join, PATIENCE))
+        await until_aio(lambda: cloud.told == ["join"])
+        house.service.finish(RunFailed("round 2 closed with 0 devices"))
+        with pytest.raises(RunFailed, match="round 2 closed with 0 devices"):
+            await joining
+        await asyncio.to_thread(link.close)
+
+    played(scene)
+
+
 def test_a_half_open_link_ends_what_waits_beside_the_stream_too() -> None:
     async def scene(house: House, cloud: Cloud) -> None:
         impatient(house)
