@@ -66,7 +66,7 @@ def few_files(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
 
 def test_idle_connections_and_bad_handshakes_end_nothing(few_files: None, tmp_path: Path) -> None:
-    values = fleet(tmp_path, 3, run={"rounds": 2, "min_devices": 3}, training={"local_steps": 30})
+    values = fleet(tmp_path, 3, run={"rounds": 1, "min_devices": 3}, training={"local_steps": 5})
     values["network"] = {**values.get("network", {}), "join_timeout": 900}
     nodes = Guarded(tmp_path, values)
     idle: list[Idle] = []
