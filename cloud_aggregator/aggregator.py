@@ -60,6 +60,7 @@ from sfl.rounds import (
     ReportReceived,
     Settle,
     StartRound,
+    Steps,
     Tick,
     UpdateReceived,
     UpdatesRefused,
@@ -327,7 +328,10 @@ class CloudAggregator:
 
     @_do.register
     def _(self, command: Aggregate) -> None:
-        self._aggregation = watched(self._aggregate(command), self.failed)
+        # Looked up now: whoever offends while a round is averaged is forgotten meanwhile.
+        progress = self.coordinator.progress
+        steps = {device: progress[device].steps for device in command.contributions}
+        self._aggregation = watched(self._aggregate(command, steps), self.failed)
 
     @_do.register
     def _(self, command: Evict) -> None:
@@ -353,11 +357,11 @@ class CloudAggregator:
         if not self._over.done():
             self._over.set_result(command)
 
-    async def _aggregate(self, command: Aggregate) -> None:
+    async def _aggregate(self, command: Aggregate, steps: Mapping[str, Steps]) -> None:
         """Average what lies in the spool, off the loop, and keep the result."""
         began = time.time()
         try:
-            examined = await aside(self._examine, command)
+            examined = await aside(self._examine, command, steps)
             if (nearest := examined.verdict.nearest) is not None:
                 longest = "round %d: the longest update, of device %s, is %.3f of its bound"
                 log.info(longest, command.round, *nearest)
@@ -376,7 +380,7 @@ class CloudAggregator:
             self._traces.add(self.records.timelines(command.round), began)
         self._happened(AdapterReady(command.round))
 
-    def _examine(self, command: Aggregate) -> Examined:
+    def _examine(self, command: Aggregate, steps: Mapping[str, Steps]) -> Examined:
         """Look at a round's updates, each with the weight that it has."""
         most = self.config.aggregation.max_weight_share
         contributions = [
@@ -384,8 +388,6 @@ class CloudAggregator:
             for device, num_examples in bounded(command.contributions, most).items()
         ]
         self._warn_of_weights(command.contributions)
-        progress = self.coordinator.progress
-        steps = {device: progress[device].steps for device in command.contributions}
         with on_disk(self.folder):
             return examine(
                 contributions, steps, self.strategy, self.adapter, self.config, command.round

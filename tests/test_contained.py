@@ -36,13 +36,14 @@ from sfl.errors import DiskError, OutOfMemory, ProtocolError, RunFailed
 from sfl.metrics.prometheus import NodeCollector, serve_as_set
 from sfl.metrics.stats import NodeStats
 from sfl.report.status import RunStatus
-from sfl.rounds import Aggregate, FinishRun, Phase, Tick
+from sfl.rounds import Aggregate, FinishRun, Phase, Steps, Tick
+from sfl.rounds.coordinator import Progress
 from sfl.runs import open_run_folder
 from sfl.stage.engine import Engine
 from sfl.transport.cloud_service import EdgeStream
 from sfl.transport.fetch import fetch_model
 from sfl.transport.wire import CLOUD_SESSION, WIRE_VERSION
-from sfl.v1 import cloud_pb2, edge_pb2
+from sfl.v1 import cloud_pb2, edge_pb2, tensor_pb2
 from tests.federation import Outcome, launch, write_config
 from tests.test_failures import fleet, left_running, until
 from tests.test_tls import give
@@ -193,6 +194,12 @@ def written(folder: Path) -> tuple[dict[str, Any], RunStatus]:
     return json.loads((folder / "runs" / "t" / "summary.json").read_text()), status
 
 
+def averaged(cloud: CloudAggregator) -> None:
+    """Have the cloud average a round that one device was in."""
+    cloud.coordinator.progress = {"d0": Progress(Steps(3, 0, 3), 4)}
+    cloud._do(Aggregate(1, {"d0": 4}))
+
+
 def test_a_clock_that_breaks_ends_the_run_with_a_reason(tmp_path: Path) -> None:
     async def story(cloud: CloudAggregator, address: str) -> None:
         def broken(*_: object) -> None:
@@ -220,7 +227,7 @@ def test_averaging_that_breaks_ends_the_run_with_a_reason(
 ) -> None:
     async def story(cloud: CloudAggregator, address: str) -> None:
         cloud._examine = MagicMock(side_effect=error)  # type: ignore[method-assign]
-        cloud._do(Aggregate(1, {"d0": 4}))
+        averaged(cloud)
 
     reason, _ = cloud_alone(tmp_path, story)
     assert reason.startswith("round 1 could not be averaged: ") and words in reason
@@ -238,12 +245,21 @@ def test_what_the_coordinator_wants_and_nobody_can_do_ends_the_run(tmp_path: Pat
     written(tmp_path)
 
 
+def test_who_offends_while_a_round_is_averaged_is_no_bug(tmp_path: Path) -> None:
+    async def story(cloud: CloudAggregator, address: str) -> None:
+        averaged(cloud)
+        cloud.coordinator.progress.clear()  # as an offence does, before the averaging begins
+
+    reason, _ = cloud_alone(tmp_path, story)
+    assert "KeyError" not in reason and "d0.device.safetensors" in reason
+
+
 def test_averaging_that_never_ends_does_not_keep_the_process(tmp_path: Path) -> None:
     done = threading.Event()
 
     async def story(cloud: CloudAggregator, address: str) -> None:
-        cloud._examine = lambda command: done.wait()  # type: ignore
-        cloud._do(Aggregate(1, {"d0": 4}))
+        cloud._examine = lambda command, steps: done.wait()  # type: ignore
+        averaged(cloud)
         await asyncio.sleep(0)
         cloud._do(FinishRun(False, "not averaged in time"))
 
@@ -279,6 +295,22 @@ def test_an_edge_that_fails_ends_its_own_part_alone(tmp_path: Path) -> None:
         "edge other: no memory",
     ]
     assert cloud.stats.snapshot().connected == 0
+
+
+def test_a_bug_over_one_devices_words_costs_that_device_and_not_its_edge() -> None:
+    host = MagicMock()
+    stream = EdgeStream("e", host)
+    stream.devices = {"d0": MagicMock(), "d1": MagicMock()}
+    stream.devices["d0"].report.side_effect = IndexError("a length nobody foresaw")
+    for device in ("d0", "d1"):
+        said = tensor_pb2.RoundReport(device=device)
+        stream._take(cloud_pb2.EdgeReportMessage(report=said))
+    (broken,) = host.device_broke.call_args_list
+    assert broken.args[0] == "d0" and "a length nobody foresaw" in broken.args[1]
+    assert host.reported.call_args.args[0].device == "d1"
+    stream.devices["d1"].report.side_effect = OSError(errno.ENOSPC, "No space left on device")
+    with pytest.raises(OSError):  # the cloud's own
+        stream._take(cloud_pb2.EdgeReportMessage(report=tensor_pb2.RoundReport(device="d1")))
 
 
 # -- the disk --------------------------------------------------------------------------------------

@@ -205,6 +205,10 @@ def early(edge: Alone) -> None:
         (lambda peer: peer.ready(num_examples=0), "num_examples = 0"),
         (lambda peer: peer.ready(example_kind="odd\n"), r"example_kind = 'odd\n'"),
         (lambda peer: peer.ready(num_eval_examples=2**40), "num_eval_examples = "),
+        (lambda peer: peer.ready(num_repeated=2**40), "num_repeated = "),
+        (lambda peer: peer.ready(num_tokens=2**63), "num_tokens = "),
+        (lambda peer: peer.ready(layout="x" * (7 << 20)), "layout = 'xxx"),
+        (lambda peer: peer.ready(chat_template="\x1b[31m" * 3), "it is no digest"),
     ]
     for number, (what, words) in enumerate(attacks):
         peer = Device(edge.edge_address, f"d{number}").join()

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import copy
+import json
+import math
 import queue
 import random
+import struct
 import subprocess
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -316,6 +319,14 @@ def test_a_certificate_out_of_time_signs_nothing(
             pair.check.join(pair.asked())
 
 
+def header_of(shape: list[int]) -> bytes:
+    """A safetensors file of one tensor, of that shape, with at most one value."""
+    size = 4 * math.prod(shape)
+    entry = {"a": {"dtype": "F32", "shape": shape, "data_offsets": [0, size]}}
+    header = json.dumps(entry).encode()
+    return struct.pack("<Q", len(header)) + header + bytes(size)
+
+
 def test_an_edge_cannot_change_or_repeat_what_a_device_said(pair: Pair) -> None:
     pair.join()
     whole = pair.spooled(VALUES)
@@ -345,8 +356,10 @@ def test_an_edge_cannot_change_or_repeat_what_a_device_said(pair: Pair) -> None:
     ):
         refused(second, pair.spooled(values), "does not fit")
     refused(second, pair.spooled({**VALUES, "b": VALUES["b"].astype(np.float16)}), "not F32")
-    (pair.folder / "part").write_bytes(b"rubbish")
-    refused(second, pair.folder / "part", "is not signed by it")
+    shapes = ([1] * 100, [0, 2**62])  # which a header may hold, and no array of numpy's has
+    for content in (b"", b"rubbish", *(header_of(shape) for shape in shapes)):
+        (pair.folder / "part").write_bytes(content)
+        refused(second, pair.folder / "part", "is not signed by it")
     pair.check.update(second, pair.spooled(VALUES))
 
     report = tensor_pb2.RoundReport(round=1, device="d0", num_steps=3)

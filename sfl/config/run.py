@@ -28,6 +28,8 @@ from sfl.config.evaluation import EvaluationSettings
 from sfl.config.node import CloudNode, Dtype, EdgeConfig, LocalDevice
 from sfl.plan import Topology
 
+Task = Literal["causal_lm", "sequence_classification"]
+
 Fraction = Annotated[float, Field(ge=0.0, lt=1.0)]
 
 MOST_STEPS = (1 << 32) - 2
@@ -70,7 +72,7 @@ class ModelSettings(Section):
 
     path: str
     """A Hugging Face folder, or a name on the hub; safetensors only."""
-    task: Literal["causal_lm", "sequence_classification"] = "causal_lm"
+    task: Task = "causal_lm"
     """What the head does."""
     labels: tuple[str, ...] = ()
     """Class names, in order, for `sequence_classification`."""

@@ -14,6 +14,7 @@ from typing import Any, Protocol
 import grpc
 import grpc.aio
 
+from sfl.causes import cause_of, foreseen
 from sfl.config import RunSettings
 from sfl.errors import DiskError, LinkLost, NameInUse, ProtocolError, Refused, SflError
 from sfl.files import on_disk
@@ -200,10 +201,12 @@ class EdgeStream:
             self._drop_part()
             tell = self.host.not_joined if body == "join" else self.host.not_signed
             tell(self.edge, error.device, str(error))
-        except ProtocolError as error:
-            if device is None:
+        except Exception as error:
+            foreign = isinstance(error, ProtocolError) or foreseen(error) is None
+            if device is None or not foreign:
                 raise
-            self._break_with(device, str(error))
+            # What nobody foresaw is a bug, and still of that device's words alone.
+            self._break_with(device, str(cause_of(error)))
 
     def _break_with(self, device: str, reason: str) -> None:
         """What is wrong with one device's own words costs that device, and nobody else."""

@@ -7,15 +7,18 @@ that nobody behind has to. No clock, socket or file here.
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Iterable, Sequence
-from typing import get_args
+from typing import assert_never, get_args
 
 from pydantic import ValidationError
 
 from sfl.certificates.identity import NAME
 from sfl.config import RunSettings
 from sfl.config.codec import RoleCodecs
+from sfl.config.run import Task
 from sfl.data.example import Kind as ExampleKind
+from sfl.data.layout import Layout
 from sfl.errors import ProtocolError
 from sfl.metrics.snapshot import NodeKind, NodeSnapshot
 from sfl.metrics.timeline import spans_from_json
@@ -25,7 +28,19 @@ from sfl.v1 import edge_pb2, tensor_pb2
 MOST_COUNT = (1 << 31) - 1
 """Of examples, steps and rounds: what fits every field of the wire they go into."""
 MOST_NUMBER = 1e15
-_EXAMPLE_KINDS = ("", *get_args(ExampleKind))  # "": not said
+MOST_TOKENS = 1 << 53
+DIGEST = re.compile("[0-9a-f]{0,64}")  # nothing: none was applied
+
+
+def kinds_of(task: Task) -> tuple[ExampleKind, ...]:
+    """What examples of a task may be."""
+    match task:
+        case "causal_lm":
+            return ("completion", "text")
+        case "sequence_classification":
+            return ("label",)
+        case unknown:
+            assert_never(unknown)
 
 
 class DeviceContract:
@@ -59,13 +74,14 @@ class DeviceContract:
             raise ProtocolError("ready was said twice")
         # Its upper bound is a setting of the run's, and the coordinator's to hold.
         whole("num_examples", message.num_examples, 1, (1 << 64) - 1)
-        for field in ("num_eval_examples", "num_truncated", "num_dropped"):
+        for field in ("num_eval_examples", "num_truncated", "num_dropped", "num_repeated"):
             whole(field, getattr(message, field), 0, MOST_COUNT)
-        if message.example_kind not in _EXAMPLE_KINDS:
-            known = ", ".join(_EXAMPLE_KINDS[1:])
-            raise ProtocolError(
-                f"example_kind = {message.example_kind!r:.80}: it is one of {known}"
-            )
+        for field in ("num_tokens", "num_tokens_kept"):
+            whole(field, getattr(message, field), 0, MOST_TOKENS)
+        one_of("example_kind", message.example_kind, kinds_of(self._settings.model.task))
+        one_of("layout", message.layout, get_args(Layout))
+        if not DIGEST.fullmatch(message.chat_template):
+            raise ProtocolError(f"chat_template = {message.chat_template!r:.80}: it is no digest")
         snapshot = self.statistics(message.snapshot)
         self._ready = message
         return snapshot
@@ -126,6 +142,12 @@ class Pace:
         self._last = now
         if self._left < 0:
             raise ProtocolError(f"more than {self._rate:g} {what}s a second")
+
+
+def one_of(field: str, value: str, known: Sequence[str]) -> None:
+    """Raise ProtocolError unless a word is one of those that are known, or not said."""
+    if value and value not in known:
+        raise ProtocolError(f"{field} = {value!r:.80}: it is one of {', '.join(known)}")
 
 
 def reason(text: str) -> str:

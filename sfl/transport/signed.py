@@ -80,8 +80,11 @@ def values_digest(values: Mapping[str, np.ndarray]) -> bytes:
 
 def file_digest(path: Path) -> bytes:
     """The digest of a safetensors file, one tensor in memory at a time. Raises SafetensorError."""
-    with safe_open(path, framework="numpy") as file:
-        return digest((name, _float32(file, name)) for name in sorted(file.keys()))
+    try:
+        with safe_open(path, framework="numpy") as file:
+            return digest((name, _float32(file, name)) for name in sorted(file.keys()))
+    except ValueError as error:  # a shape that safetensors takes and numpy does not
+        raise SafetensorError(str(error)) from None
 
 
 def _float32(file: Any, name: str) -> np.ndarray:

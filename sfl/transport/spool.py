@@ -7,7 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from sfl.certificates.identity import NAME
-from sfl.errors import ProtocolError, SflError
+from sfl.errors import ProtocolError
 from sfl.rounds.messages import Side
 from sfl.v1 import tensor_pb2
 
@@ -78,7 +78,7 @@ class Part:
             raise ProtocolError(f"{self._size} bytes came, {self.header.num_bytes} were announced")
         try:
             check(self._partial)
-        except SflError:
+        except Exception:
             self.drop()
             raise
         self._partial.replace(self._path)
