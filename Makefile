@@ -58,6 +58,9 @@ fuzz: install  ## Feed decoders inputs that no honest peer sends, also under ASa
 	@for kind in frames messages; do \
 	   $(BIN)/python -m tests.fuzz $$kind --inputs $(INPUTS) || exit 1; \
 	 done
+	@for kind in edge cloud device; do \
+	   $(BIN)/python -m tests.fuzz $$kind --inputs $$(( $(INPUTS) / 50 )) || exit 1; \
+	 done
 
 test-compose: install  ## Build the images and run a fleet of containers, a device killed
 	@SFL_TEST_COMPOSE=1 $(BIN)/python -m pytest tests/test_compose.py

@@ -7,6 +7,7 @@ import os
 import shutil
 import socket
 import time
+from collections import Counter
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -29,6 +30,9 @@ from sfl.rounds import Fault as FaultCommand
 from sfl.v1 import edge_pb2, tensor_pb2
 
 log = logging.getLogger("sfl.cloud")
+
+MOST_FAULTS = 100
+"""Of one node that status and summary tell: one that comes and goes all day fills neither."""
 
 NodeName = tuple[str, str]  # kind and name
 
@@ -88,6 +92,7 @@ class RunRecords:
         self._notes: dict[str, DataNotes] = {}
         self._trained: dict[tuple[str, int], Trained] = {}
         self._faults: list[Fault] = []
+        self._faults_of: Counter[str] = Counter()
         self._timelines: dict[str, StepTimeline] = {}
         self._evaluated: dict[int, list[RoundRecord]] = {}
         self._participants: tuple[str, ...] = ()
@@ -186,8 +191,14 @@ class RunRecords:
         self._choose_best()
 
     def add_fault(self, fault: FaultCommand) -> None:
-        """Keep what went wrong."""
-        self._faults.append(Fault(fault.round, fault.device or "edge", fault.reason))
+        """Keep what went wrong; of one node not more than the first so many."""
+        node = fault.device or "edge"
+        self._faults_of[node] += 1
+        more = self._faults_of[node] - MOST_FAULTS
+        if more <= 0:
+            self._faults.append(Fault(fault.round, node, fault.reason))
+        elif more == 1:
+            self._faults.append(Fault(fault.round, node, "its further faults are in the log only"))
 
     def show(self, coordinator: Coordinator, cloud: NodeSnapshot) -> None:
         """Write the status that the live view reads. Raises DiskError."""

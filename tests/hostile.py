@@ -37,12 +37,12 @@ def snapshot(name: str, kind: NodeKind = "device") -> str:
 class Peer:
     """One stream to a server; `say` a message, or `say_bytes` that may be none."""
 
-    def __init__(self, method: Method, channel: grpc.Channel) -> None:
+    def __init__(self, method: Method, channel: grpc.Channel, timeout: float | None = None) -> None:
         self._method = method
         self._channel = channel
         self._out: queue.SimpleQueue[Raw | None] = queue.SimpleQueue()
         self.call: Any = channel.stream_stream(method.path, None, method._codec(1)[1])(
-            iter(self._out.get, None)
+            iter(self._out.get, None), timeout=timeout
         )
 
     def say(self, **body: Any) -> None:

@@ -26,22 +26,23 @@ import pytest
 from safetensors import SafetensorError
 
 from cloud_aggregator.aggregator import CloudAggregator
-from cloud_aggregator.records import shown_phase
+from cloud_aggregator.records import MOST_FAULTS, RunRecords, shown_phase
 from edge_server.server import EdgeServer
 from sfl.causes import cause_of, foreseen
 from sfl.certificates.authority import Authority
 from sfl.config import EdgeConfig, load_run
 from sfl.config.node import MetricsSettings
-from sfl.errors import DiskError, OutOfMemory, ProtocolError, RunFailed
+from sfl.errors import DiskError, LinkLost, OutOfMemory, ProtocolError, RunFailed
 from sfl.metrics.prometheus import NodeCollector, serve_as_set
 from sfl.metrics.stats import NodeStats
 from sfl.report.status import RunStatus
-from sfl.rounds import Aggregate, FinishRun, Phase, Steps, Tick
+from sfl.rounds import Aggregate, Fault, FinishRun, Phase, Steps, Tick
 from sfl.rounds.coordinator import Progress
 from sfl.runs import open_run_folder
 from sfl.stage.engine import Engine
 from sfl.transport.cloud_service import EdgeStream
 from sfl.transport.fetch import fetch_model
+from sfl.transport.group import GONE, run_together
 from sfl.transport.wire import CLOUD_SESSION, WIRE_VERSION
 from sfl.v1 import cloud_pb2, edge_pb2, tensor_pb2
 from tests.federation import Outcome, launch, write_config
@@ -532,3 +533,26 @@ def test_a_scraper_that_hangs_up_leaves_no_traceback(
         assert answered.wait(60)
         until(lambda: not _answering(), "the end of the answer")
     assert "Traceback" not in capfd.readouterr().err
+
+
+@pytest.mark.parametrize("kind", GONE)
+def test_a_write_to_a_peer_that_has_just_hung_up_is_a_lost_link(
+    kind: type[Exception], caplog: pytest.LogCaptureFixture
+) -> None:
+    async def write() -> None:
+        raise kind("Failed 'execute_batch'")
+
+    with pytest.raises(LinkLost, match="the stream broke"):
+        asyncio.run(run_together(write()))
+    assert not caplog.records
+
+
+def test_a_node_that_comes_and_goes_all_day_does_not_fill_the_status(tmp_path: Path) -> None:
+    config = load_run(write_config(tmp_path, fleet(tmp_path, 2)), [])
+    records = RunRecords(config, open_run_folder(config))
+    for round_ in range(10_000):
+        records.add_fault(Fault(round_, "d0", "the stream broke"))
+    records.add_fault(Fault(10_000, "d1", "its own"))
+    assert [fault.node for fault in records._faults] == ["d0"] * (MOST_FAULTS + 1) + ["d1"]
+    records._file.close()
+    assert records._faults[MOST_FAULTS].problem == "its further faults are in the log only"

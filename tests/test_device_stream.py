@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import threading
 import weakref
 from collections.abc import Sequence
@@ -410,3 +411,28 @@ def test_an_idle_compute_thread_waits_for_the_device_whose_job_ends_it() -> None
     waits = [span for span in stats.phases.timeline.take("d") if span.phase == "wait"]
     assert [(LANES[span.lane], span.micro_batch) for span in waits] == [("compute", 3)]
     assert stats.phases.snapshot()["wait"].count >= 2
+
+
+def test_a_tensor_that_nobody_waits_for_any_more_may_be_undecodable(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The stream is over for another reason, and that one is told."""
+    said: list[str] = []
+
+    def fails(*_: object) -> None:
+        raise ProtocolError("the mask of rows is not one")
+
+    async def scene() -> None:
+        loop = asyncio.get_running_loop()
+        loop.set_exception_handler(lambda _, context: said.append(context["message"]))
+        engine = Engine(1)
+        stream = opened(Session(), engine)
+        monkeypatch.setattr(DeviceStream, "_decode", fails)
+        await arrive(stream, [tensor(Kind.ACTIVATION, 1)])
+        await until(lambda: not stream._decoding)
+        await stream.abandon()
+        closed(stream, engine)
+
+    asyncio.run(scene())
+    gc.collect()
+    assert said == []

@@ -10,10 +10,12 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
 import sfl.codec
 from sfl.codec.kernel import MISFIT, kernel
-from sfl.codec.pipeline import decode
+from sfl.codec.memory import RowContext
+from sfl.codec.pipeline import Decoder, Encoder, decode, parse
 from sfl.errors import ProtocolError
 from tests.fuzz import packets
 from tests.fuzz.packets import SEGMENTS, SPECS
@@ -48,6 +50,27 @@ def test_every_number_of_a_packet_at_its_extremes(spec: str) -> None:
 def test_mutated_packets_are_refused_or_decode() -> None:
     taken = [*packets.fuzz(1500, seed=3), *packets.fuzz_numbers(500, seed=4)]
     assert 0 < sum(taken) < len(taken)
+
+
+@pytest.mark.parametrize("spec", ["int(3, 16) | zstd", "int8", "stochastic(8) | rans"])
+def test_a_scale_at_the_end_of_float32_gives_finite_values(spec: str) -> None:
+    """A scale is rounded up, so that L of the largest one are more than float32 holds."""
+    rows = torch.tensor([[3.4e38, -3.4e38, 1e38, 0.0] * 8])
+    decoded = decode(packets.Case(spec, rows).packet())
+    assert bool(decoded.isfinite().all())
+    assert decoded[0, 0] > 3e38 and decoded[0, 1] < -3e38
+
+
+def test_rows_that_add_up_to_infinity_are_refused() -> None:
+    """What came is added to what is remembered: here of another sender's packet."""
+    large, small = torch.full((3, 16), 3e38), torch.ones(3, 16)
+    known = RowContext(*(np.arange(3) for _ in range(4)))
+    one, other = (Encoder(parse("delta(token, 64) | int8")) for _ in range(2))
+    other.encode(small, 7, (3,), known)
+    decoder = Decoder()
+    assert bool(decoder.decode(one.encode(large, 7, (3,), known)).isfinite().all())
+    with pytest.raises(ProtocolError, match="codec delta: a value is NaN or infinite"):
+        decoder.decode(other.encode(large, 7, (3,), known))
 
 
 def _library() -> Any:

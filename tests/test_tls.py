@@ -17,7 +17,7 @@ import urllib.request
 from collections.abc import Callable, Iterator
 from concurrent import futures
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import grpc
 import pytest
@@ -771,3 +771,19 @@ def test_help_says_what_a_ca_can_do() -> None:
         done = CliRunner().invoke(ca_app, [*command, "--help"])
         assert done.exit_code == 0
         assert "Usage" in done.stdout
+
+
+def test_an_edge_says_how_it_is_with_every_report_however_short_the_rounds_are() -> None:
+    """Of many devices and short rounds that is often, and no flood."""
+    host = Deaf()
+    stream = EdgeStream("e", cast("Any", host))
+    stream.devices["mine"] = cast("Any", Deaf())
+    beat = tensor_pb2.Heartbeat(snapshot=NodeSnapshot("e", "edge").to_json())
+    report = tensor_pb2.RoundReport(device="mine")
+    for _ in range(1000):
+        stream._take(cloud_pb2.EdgeReportMessage(heartbeat=beat))
+        stream._take(cloud_pb2.EdgeReportMessage(report=report))
+    assert host.told.count("reported") == 1000
+    with pytest.raises(ProtocolError, match="heartbeats a second"):
+        for _ in range(1000):
+            stream._take(cloud_pb2.EdgeReportMessage(heartbeat=beat))

@@ -21,6 +21,9 @@ from sfl.errors import ProtocolError
 
 BLOCK = 64
 _SCALE_BITS = 16
+_HUGE = 0x7C00
+"""2^121 as bf16: 127 times any scale below it is a finite float32."""
+_LARGEST = torch.finfo(torch.float32).max
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,7 +62,10 @@ class Blocks:
         if scales.size and int(scales.max()) >= 0x7F80:
             raise ProtocolError(f"codec {self.name}: a scale is not a finite positive number")
         codes = read.symbols(Form(count, columns, 2 * self.levels + 1, self.levels))
-        return kernel().dequantise_blocks(codes, scales, block, self.levels)
+        values = kernel().dequantise_blocks(codes, scales, block, self.levels)
+        if scales.size and int(scales.max()) >= _HUGE:  # L of them may be beyond float32
+            values.clamp_(-_LARGEST, _LARGEST)
+        return values
 
     def fixed_bits(self, count: int, columns: int, dtype: torch.dtype) -> float | None:
         """Codes and scales."""

@@ -36,6 +36,7 @@ from sfl.codec.packet import (
     Packet,
     Quantised,
     Quantiser,
+    is_finite,
 )
 from sfl.codec.sections import Loopback, Reader, Writer
 from sfl.codec.sizes import SizeStats
@@ -395,6 +396,8 @@ class Decoder:
         values = values.view(rows, hidden)
         if predicted is not None and update is not None and self._delta is not None:
             values += predicted
+            if not is_finite(values):  # as two finite numbers may add up to
+                raise ProtocolError("codec delta: a value is NaN or infinite")
             update.apply(self._delta.table, values)
         return values
 

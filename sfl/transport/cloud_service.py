@@ -252,6 +252,7 @@ class EdgeStream:
     def _report(self, report: tensor_pb2.RoundReport) -> None:
         self.signatures.report(report)
         self.devices[report.device].report(report)
+        self._pace.grant()  # an edge says how it is with every report
         self.host.reported(report)
 
     def _spool(self, frame: tensor_pb2.AdapterFrame) -> None:

@@ -143,6 +143,10 @@ class Pace:
         if self._left < 0:
             raise ProtocolError(f"more than {self._rate:g} {what}s a second")
 
+    def grant(self) -> None:
+        """One more may be said: it goes with something that is bounded otherwise."""
+        self._left = min(self._burst, self._left + 1.0)
+
 
 def one_of(field: str, value: str, known: Sequence[str]) -> None:
     """Raise ProtocolError unless a word is one of those that are known, or not said."""

@@ -327,9 +327,15 @@ class DeviceStream:
         urgent = whole[0].kind == tensor_pb2.TENSOR_KIND_GRADIENT
         decoded = asyncio.ensure_future(self._decode_in_turn(*whole, (begin, now), at_once=urgent))
         self._decoding.add(decoded)
-        decoded.add_done_callback(self._decoding.discard)
+        decoded.add_done_callback(self._decoded)
         lane = self.gradients if urgent else self.jobs
         lane.put_nowait(self._compute_when(decoded, at_once=urgent))
+
+    def _decoded(self, task: asyncio.Future[TensorMessage]) -> None:
+        """Whoever waits for it gets it; once the stream is over nobody does, error or not."""
+        self._decoding.discard(task)
+        if not task.cancelled():
+            task.exception()
 
     async def _decode_in_turn(
         self,

@@ -21,7 +21,7 @@ from sfl.transport import contract
 from sfl.transport.cut import Cut
 from sfl.transport.device_stream import Context, DeviceStream, Goodbye, Host
 from sfl.transport.doorkeeper import expect
-from sfl.transport.group import first_message, run_together
+from sfl.transport.group import GONE, first_message, run_together
 from sfl.transport.probe_service import ProbeService
 from sfl.transport.status import status_of
 from sfl.transport.urgency import CodecThread
@@ -116,6 +116,8 @@ class EdgeService:
             stream = await self._opened(requests, context)
         except SflError as error:
             await context.abort(status_of(error), str(error))
+        except GONE:  # it hung up, and is told nothing any more
+            return
         group = asyncio.create_task(
             run_together(
                 stream.read(requests),

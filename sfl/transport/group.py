@@ -14,6 +14,9 @@ import grpc.aio
 from sfl.causes import cause_of
 from sfl.errors import LinkLost, ProtocolError, SflError
 
+GONE = (grpc.aio.UsageError, grpc.aio.InternalError)
+"""What gRPC raises where a message is written to a peer that has just hung up."""
+
 P = ParamSpec("P")
 R = TypeVar("R")
 
@@ -67,7 +70,7 @@ async def run_together(*coroutines: Coroutine[Any, Any, None]) -> NoReturn:
 def _as_ours(error: BaseException | None) -> SflError:
     if error is None:
         return LinkLost("the stream ended")
-    if isinstance(error, grpc.RpcError | grpc.aio.UsageError):
+    if isinstance(error, (grpc.RpcError, *GONE)):
         return LinkLost(f"the stream broke: {error}")
     return cause_of(error)
 

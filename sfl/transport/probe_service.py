@@ -13,6 +13,7 @@ from typing import Any
 import grpc.aio
 
 from sfl.errors import Refused, SflError
+from sfl.transport.group import GONE
 from sfl.transport.status import status_of
 from sfl.v1 import edge_pb2
 
@@ -45,6 +46,8 @@ class ProbeService:
                 self._open -= 1
         except SflError as error:
             await context.abort(status_of(error), str(error))
+        except GONE:  # it hung up
+            return
 
     async def _answer(
         self, requests: AsyncIterator[edge_pb2.ProbeRequest], context: Context

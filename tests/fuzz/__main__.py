@@ -1,5 +1,7 @@
 """`python -m tests.fuzz packets --inputs 100000 --seed 1 [--sanitize]`: counts, and what it took.
 
+`edge`, `cloud` and `device` are live: messages to a real node under TLS (live.py, device.py).
+
 Every kind of input is a function of a number of inputs and a seed. `--sanitize` builds the
 compiled kernel with AddressSanitizer and UBSan first; the first finding ends the process.
 """
@@ -16,6 +18,8 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
+OFFLINE = ("packets", "numbers", "frames", "messages")
+LIVE = ("edge", "cloud", "device")
 FLAT = 120_000_000  # bytes that may come on top once a tenth of the inputs is through
 SANITIZED = ("-fsanitize=address,undefined", "-fno-sanitize-recover=all", "-fno-omit-frame-pointer")
 
@@ -35,13 +39,15 @@ def kinds() -> dict[str, Callable[[int, int], Iterator[bool]]]:
 def main() -> None:
     """Feed the inputs, say how many were taken and refused, and that memory stayed flat."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("kind", choices=("packets", "numbers", "frames", "messages"))
+    parser.add_argument("kind", choices=(*OFFLINE, *LIVE))
     parser.add_argument("--inputs", type=int, default=10_000)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--sanitize", action="store_true")
     options = parser.parse_args()
     if options.sanitize:
         sys.exit(sanitized([a for a in sys.argv[1:] if a != "--sanitize"]))
+    if options.kind in LIVE:
+        sys.exit(lively(options.kind, options.inputs, options.seed))
     from sfl.codec.kernel import kernel
     from sfl.metrics.memory import memory_use
 
@@ -59,6 +65,19 @@ def main() -> None:
     )
     if grown > FLAT:
         sys.exit(f"memory grew by {grown / 1e6:.0f} MB")
+
+
+def lively(kind: str, inputs: int, seed: int) -> int:
+    """Attack a live node; say what was sent, and what went wrong."""
+    from tests.fuzz import device, live
+
+    if kind == "device":
+        line, problems = device.live(inputs, seed)
+    else:
+        with live.arena() as nodes:
+            line, problems = live.live(kind, inputs, seed, nodes)
+    sys.stdout.write("\n".join([line, *problems]) + "\n")
+    return len(problems) > 0
 
 
 def sanitized(arguments: list[str]) -> int:
