@@ -7,6 +7,7 @@ import gc
 import threading
 import weakref
 from collections.abc import Sequence
+from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any, cast
 
@@ -233,6 +234,63 @@ def test_a_gradient_overtakes_between_the_frames_of_a_tensor() -> None:
         (hidden, False),
         "finish",
     ]
+
+
+def test_a_device_that_takes_no_answers_gets_no_more() -> None:
+    """Answers of a whole round, or evaluation, would wait in this edge's memory."""
+
+    class Vanilla(Session):
+        def handle(self, message: TensorMessage) -> list[TensorMessage]:
+            self.served.append((message.kind, message.key.micro_batch))
+            return [tensor(Kind.GRADIENT, message.key.micro_batch)]
+
+    async def scene() -> int:
+        engine, session = Engine(1), Vanilla()
+        stream = opened(session, engine)
+        working = asyncio.create_task(stream.work())
+        writing = asyncio.create_task(stream.write(cast(Any, Wire(0))))
+        sender = Cut("device", "d", 0, peer_compiled=True)
+        sender.begin_round(CODECS, 1)
+
+        async def requests() -> Any:
+            for micro in range(9 * stream.credits):
+                message = replace(tensor(Kind.ACTIVATION, micro), num_micro_batches=16)
+                message = replace(message, key=Key(Purpose.TRAINING, 1, 0, micro % 16))
+                for frame in encode_tensor(message, sender.encode(message)):
+                    yield frame
+                await until(lambda done=micro + 1: len(session.served) == done)
+            await asyncio.Event().wait()
+
+        try:
+            with pytest.raises(ProtocolError, match="answers are not taken"):
+                async with asyncio.timeout(20.0):
+                    await stream.read(requests())
+        finally:
+            for task in (working, writing):
+                task.cancel()
+            await asyncio.gather(working, writing, return_exceptions=True)
+            closed(stream, engine)
+        return stream._unsent
+
+    assert asyncio.run(scene()) == 2 * 8 + 1
+
+
+def test_answers_that_are_taken_count_no_more() -> None:
+    async def scene() -> int:
+        engine = Engine(1)
+        stream = opened(Session(), engine)
+        wire = Wire(100)
+        writer = asyncio.create_task(stream.write(cast(Any, wire)))
+        stream._send([tensor(Kind.HIDDEN, 1, tokens=3 * 4096), tensor(Kind.GRADIENT, 0)])
+        stream._send([GradientNorm(1, 0, 1.0)])
+        before = stream._unsent
+        await until(lambda: len(wire.written) == 6)
+        await asyncio.sleep(0)
+        writer.cancel()
+        closed(stream, engine)
+        return before - 2 + stream._unsent
+
+    assert asyncio.run(scene()) == 0
 
 
 def test_what_cannot_be_coded_ends_the_stream() -> None:

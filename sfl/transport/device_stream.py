@@ -71,6 +71,8 @@ class Ready:
 
     data: bytes
     place: Key | None = None
+    answers: bool = False
+    """Whether a device's tensor is answered once this is out: the last frame of one."""
 
 
 Outgoing = edge_pb2.EdgeMessage | Ready
@@ -151,6 +153,8 @@ class DeviceStream:
     """When the tensor of each kind that is arriving began to."""
     _waiting: int = 0
     """Tensors of this stream that have arrived and are not computed with yet."""
+    _unsent: int = 0
+    """Answers to this device's tensors that it has not taken off the link yet."""
     _decoding: set[asyncio.Future[TensorMessage]] = field(default_factory=set)
 
     def __post_init__(self) -> None:
@@ -241,7 +245,7 @@ class DeviceStream:
     async def _write(self, message: Outgoing, context: Context) -> None:
         begin = self.host.stats.phases.now()
         if self.shaper is None:
-            await context.write(_for_grpc(message))
+            await self._put(message, context)
         else:
             await self._pace(message, self.shaper)
         if isinstance(message, Ready) and message.place is not None:
@@ -259,7 +263,11 @@ class DeviceStream:
         while True:
             arrives, message = await self.arrivals.get()
             await asyncio.sleep(arrives - time.monotonic())
-            await context.write(_for_grpc(message))
+            await self._put(message, context)
+
+    async def _put(self, message: Outgoing, context: Context) -> None:
+        await context.write(_for_grpc(message))
+        self._unsent -= isinstance(message, Ready) and message.answers
 
     async def beat(self) -> None:
         """Heartbeats out; too long a silence ends the stream."""
@@ -270,7 +278,8 @@ class DeviceStream:
             silent = time.monotonic() - self.last_heard
             if silent > network.idle_timeout:
                 raise FellSilent(f"not a byte for {silent:.0f} s")
-            self.post(alive)
+            if self.outbox.qsize() + self.arrivals.qsize() < MOST_JOBS:  # else it hears of those
+                self.post(alive)
 
     # -- messages ---------------------------------------------------------------------------------
 
@@ -317,6 +326,11 @@ class DeviceStream:
                     f"{self.in_flight} micro-batches in flight, {self.credits} are allowed "
                     "(network.credits, edge.credits)"
                 )
+        if self._unsent > 2 * self.credits:
+            raise ProtocolError(
+                f"{self._unsent} answers are not taken, and {self.credits} micro-batches may be in "
+                "flight (network.credits, edge.credits)"
+            )
         if self._waiting >= 2 * self.credits:
             raise ProtocolError(
                 f"{self._waiting} tensors wait, and each of {self.credits} micro-batches in flight "
@@ -424,6 +438,7 @@ class DeviceStream:
             self.in_flight -= _lands(reply)
             # A norm stays behind the gradient that it comes with.
             urgent = isinstance(reply, GradientNorm) or reply.kind is Kind.GRADIENT
+            self._unsent += not isinstance(reply, GradientNorm)
             coded = self.encoder.submit(urgent, self._encode, reply)
             coded.add_done_callback(partial(self._coded, urgent))
 
@@ -457,7 +472,10 @@ class DeviceStream:
             return [Ready(EDGE_SESSION.response_bytes(edge_pb2.EdgeMessage(norm=norm)))]
         with self.host.stats.phases.measure("encode", reply.key, self.device):
             frames = encode_tensor(reply, self.cut.encode(reply))
-            return [Ready(EDGE_SESSION.response_bytes(frame), reply.key) for frame in frames]
+            return [
+                Ready(EDGE_SESSION.response_bytes(frame), reply.key, frame.last)
+                for frame in frames
+            ]
 
     def _take_adapter(self, frame: tensor_pb2.AdapterFrame, adapters: AdapterAssembly) -> None:
         """Relay the device's part once it is whole, and read off the edge's own."""
