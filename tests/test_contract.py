@@ -18,7 +18,7 @@ import pytest
 from sfl.buffers import Chunks
 from sfl.config import RunSettings
 from sfl.data.example import DataNotes, Dataset
-from sfl.errors import ConfigError, ProtocolError, RunFailed, SflError
+from sfl.errors import ConfigError, LinkLost, ProtocolError, RunFailed, SflError
 from sfl.metrics.stats import NodeStats
 from sfl.stage.messages import Kind
 from sfl.transport.chunks import TensorAssembly
@@ -499,6 +499,45 @@ EDGES: list[tuple[str, list[edge_pb2.EdgeMessage | bytes], type[SflError], str]]
         r"gone\n2026-11-26",
     ),
 ]
+
+
+def at_once(*messages: edge_pb2.EdgeMessage) -> Callable[[Iterator[Any]], Iterator[bytes]]:
+    def session(requests: Iterator[Any]) -> Iterator[bytes]:
+        next(requests)
+        yield from (message.SerializeToString() for message in messages)
+        for _ in requests:
+            pass
+
+    return session
+
+
+def test_an_edge_that_sends_without_end_fills_no_device() -> None:
+    """While it loads, or computes, a device takes nothing: what comes meanwhile would pile up."""
+    norm = edge_pb2.EdgeMessage(norm=edge_pb2.GradientNorm(round=1))
+    with edge_server(at_once(welcome(), *[norm] * 1000)) as address:
+        link = DeviceLink(address, "d", NodeStats("d", "device"), insecure=False)
+        try:
+            link.join(PATIENCE)
+            until(lambda: link._ended is not None, "the end of the stream")
+            assert link._inbox.qsize() <= 20
+            with pytest.raises(ProtocolError, match="more came than was asked for"):
+                for _ in range(20):
+                    link.receive()
+        finally:
+            link.close()
+
+
+def test_a_run_that_fails_while_a_device_fetches_is_its_reason() -> None:
+    finish = edge_pb2.EdgeMessage(finish=edge_pb2.Finish(ok=False, reason="no CUDA device"))
+    with edge_server(at_once(welcome(), finish)) as address:
+        link = DeviceLink(address, "d", NodeStats("d", "device"), insecure=False)
+        try:
+            link.join(PATIENCE)
+            until(lambda: link._ended is not None, "the end of the run")
+            told = link.why(LinkLost("the transfer beside it broke"))
+            assert isinstance(told, RunFailed) and str(told) == "no CUDA device"
+        finally:
+            link.close()
 
 
 @pytest.mark.parametrize("number", range(len(EDGES)), ids=[name for name, _, _, _ in EDGES])

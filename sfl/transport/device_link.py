@@ -77,6 +77,8 @@ log = logging.getLogger(__name__)
 
 Outgoing = edge_pb2.DeviceMessage | Frame
 
+FEW_WAITING = 8
+"""Messages for the caller that may wait beside its tensors' answers and what folds."""
 GOODBYE = 5.0  # seconds that a goodbye may take to get through
 
 
@@ -137,7 +139,7 @@ class DeviceLink:
         self._scaling = 0.0
         self._shaper: Shaper | None = None
         self._call: Any = None
-        self._reader = _Reader(stats, self._inbox.put, self._begin_round, self._decode, device)
+        self._reader = _Reader(stats, self._arrived, self._begin_round, self._decode, device)
 
     @property
     def channel(self) -> grpc.Channel:
@@ -451,6 +453,9 @@ class DeviceLink:
         raise LinkLost(f"{self._peer} closed the stream")
 
     def _arrived(self, item: Any) -> None:
+        """Keep it for the caller, unless that is more than an edge ever owes it."""
+        if self._inbox.qsize() >= self._reader.most_waiting:
+            raise ProtocolError(f"{self._peer}: more came than was asked for")
         if isinstance(item, Finish) and not item.ok:
             self._ended = self._ended or RunFailed(item.reason)
         self._inbox.put(item)
@@ -503,6 +508,14 @@ class _Reader:
         if self._settings is None:
             raise ProtocolError("the edge spoke of a round before it said welcome")
         return self._settings
+
+    @property
+    def most_waiting(self) -> int:
+        """Messages that may wait for the device: answers, a round, sums of the rounds before."""
+        if self._settings is None:
+            return FEW_WAITING
+        folds, rounds = self._settings.aggregation.folds, self._settings.run.rounds
+        return FEW_WAITING + 2 * self._settings.network.credits + folds * rounds
 
     def expect(self, shapes: Sequence[Sequence[int]], hidden: int) -> None:
         """What the device's span asks for: the parameters of its adapter, the width of tensors."""

@@ -473,8 +473,7 @@ class DeviceStream:
         with self.host.stats.phases.measure("encode", reply.key, self.device):
             frames = encode_tensor(reply, self.cut.encode(reply))
             return [
-                Ready(EDGE_SESSION.response_bytes(frame), reply.key, frame.last)
-                for frame in frames
+                Ready(EDGE_SESSION.response_bytes(frame), reply.key, frame.last) for frame in frames
             ]
 
     def _take_adapter(self, frame: tensor_pb2.AdapterFrame, adapters: AdapterAssembly) -> None:
