@@ -298,7 +298,7 @@ def test_the_others_go_on_and_the_cloud_says_why_a_device_declined(tmp_path: Pat
     values["data"]["eval"] = str(tmp_path / "nowhere.txt")  # a path of the cloud's, not sent on
     nodes = ByHand(tmp_path, values)
     try:
-        declining = nodes.device(2)
+        declining = nodes.device(2, least_cut=1)
         assert declining.wait(PATIENCE) == 2
         until(lambda: nodes.status().get("faults"), "the fault")
         for number in range(2):

@@ -117,7 +117,7 @@ def test_the_cloud_takes_every_message_that_the_wire_knows(body: str) -> None:
     else:
         getattr(message, body).SetInParent()
     try:
-        EdgeStream("e", MagicMock())._take(message)
+        EdgeStream("e", MagicMock(heartbeat_interval=1.0))._take(message)
     except ProtocolError as error:
         assert "was not due" not in str(error), error
 

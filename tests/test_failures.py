@@ -274,13 +274,13 @@ class ByHand:
         """Further options of a node; none here."""
         return []
 
-    def device(self, number: int) -> subprocess.Popen[bytes]:
+    def device(self, number: int, least_cut: int = 0) -> subprocess.Popen[bytes]:
         name = self.values["devices"][number]["name"]
         file = self.folder / f"{name}.toml"
         file.write_text(
             f'[device]\nname = "{name}"\nedge = "{self.edge_address}"\nthreads = 1\n'
             f'train = "{self.folder / f"{name}.jsonl"}"\ncache_dir = "{self.folder / "cache"}"\n'
-            "connect_timeout = 10\nconsent = {min_cut_layer = 0}\n"
+            f"connect_timeout = 10\nconsent = {{min_cut_layer = {least_cut}}}\n"
         )
         return self.start("device", file, name)
 
