@@ -32,7 +32,7 @@ from sfl.config.node import Dtype, Quantised
 from sfl.errors import ProtocolError, RunFailed, SflError
 from sfl.extras import require_cryptography, require_opentelemetry
 from sfl.files import on_disk, write_atomic
-from sfl.logs import describe_node
+from sfl.logs import Sparing, describe_node
 from sfl.metrics.prometheus import NodeCollector, serve_as_set
 from sfl.metrics.snapshot import NodeKind, NodeSnapshot
 from sfl.metrics.stats import NodeStats
@@ -84,6 +84,7 @@ if TYPE_CHECKING:
     from sfl.report.traces import StepTraces
 
 log = logging.getLogger("sfl.cloud")
+sparing = Sparing(log)
 
 HEAVY = 0.9  # share of an average that a user is told of
 
@@ -241,7 +242,8 @@ class CloudAggregator:
     @_do.register
     def _(self, command: Refuse) -> None:
         about = {"device": command.device}
-        log.warning("device %s refused: %s", command.device, command.reason, extra=about)
+        refused = "device %s refused: %s"
+        sparing.warning(command.device, refused, command.device, command.reason, extra=about)
         admission = cloud_pb2.Admission(
             device=command.device, refusal=command.reason, in_use=command.in_use
         )
@@ -342,7 +344,8 @@ class CloudAggregator:
     @_do.register
     def _(self, command: Fault) -> None:
         place, about = command.device or "edge", {"round": command.round, "device": command.device}
-        log.warning("round %d, %s: %s", command.round, place, command.reason, extra=about)
+        fault = "round %d, %s: %s"
+        sparing.warning(place, fault, command.round, place, command.reason, extra=about)
         self.stats.faults += 1
         self.records.add_fault(command)
 

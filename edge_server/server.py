@@ -57,6 +57,10 @@ from sfl.v1 import cloud_pb2, edge_pb2, tensor_pb2
 
 log = logging.getLogger("sfl.edge")
 
+JOINING = 4.0, 60
+"""Twice in so many seconds a device may join in the long run, and so often at once. All names that
+the run does not know count as one."""
+
 
 class EdgeServer:
     """Relays between the cloud and its devices, and computes the blocks in between."""
@@ -102,6 +106,7 @@ class EdgeServer:
         self._stacks = 0  # rounds whose sums are in the base
         self._folded: asyncio.Task[None] | None = None
         self._ready = asyncio.Event()
+        self._joins: dict[str, contract.Pace] = {}
         describe_node(self._log_fields)
         self._on_cloud: dict[str, Callable[[cloud_pb2.CloudMessage], Awaitable[None] | None]] = {
             "admission": self._on_admission,
@@ -395,6 +400,7 @@ class EdgeServer:
         self, device: str, proof: edge_pb2.Proof
     ) -> tuple[edge_pb2.Welcome, Session, RunSettings]:
         """Ask the cloud, make a session. Raises Refused where the cloud says no."""
+        self._take_pace(device)
         answer: asyncio.Future[cloud_pb2.Admission] = asyncio.get_running_loop().create_future()
         self._admissions[device] = answer
         join = cloud_pb2.DeviceJoin(device=device, proof=proof)
@@ -414,6 +420,18 @@ class EdgeServer:
             credits=self._choice.credits,
         )
         return welcome, session, self.settings
+
+    def _take_pace(self, device: str) -> None:
+        """Have a device that joins without end wait: each time costs cloud and edge work and lines.
+
+        Raises NameInUse.
+        """
+        known = any(entry.name == device for entry in self.settings.devices)
+        pace = self._joins.setdefault(device if known else "", contract.Pace(*JOINING))
+        try:
+            pace.take("join", time.monotonic())
+        except ProtocolError as error:
+            raise NameInUse(f"device {device!r}: {error}; try again in a moment") from None
 
     def _open_session(self, device: str) -> Session:
         kind = SESSIONS[self.settings.run.topology]

@@ -124,15 +124,17 @@ class Sparing:
         self._lock = threading.Lock()
         self._kinds: dict[str, tuple[float, int, int]] = {}
 
-    def warning(self, kind: str, text: str, *values: object) -> None:
-        """Write a line of that kind, unless there were enough; texts are as for a logger."""
+    def warning(
+        self, kind: str, text: str, *values: object, extra: Mapping[str, object] | None = None
+    ) -> None:
+        """Write a line of that kind, unless there were enough; all else is as for a logger."""
         with self._lock:
             untold = self._note(kind, time.monotonic())
         if untold is None:
             return
         if untold:
             text, values = f"{text} (and %d more like it before)", (*values, untold)
-        self._log.warning(text, *values)
+        self._log.warning(text, *values, extra=extra)
 
     def _note(self, kind: str, now: float) -> int | None:
         """How many were left out before this one; None where it is left out too."""

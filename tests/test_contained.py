@@ -25,14 +25,15 @@ import grpc.aio
 import pytest
 from safetensors import SafetensorError
 
+import edge_server.server
 from cloud_aggregator.aggregator import CloudAggregator
 from cloud_aggregator.records import MOST_FAULTS, RunRecords, shown_phase
-from edge_server.server import EdgeServer
+from edge_server.server import JOINING, EdgeServer
 from sfl.causes import cause_of, foreseen
 from sfl.certificates.authority import Authority
-from sfl.config import EdgeConfig, load_run
+from sfl.config import EdgeConfig, RunSettings, load_run
 from sfl.config.node import MetricsSettings
-from sfl.errors import DiskError, LinkLost, OutOfMemory, ProtocolError, RunFailed
+from sfl.errors import DiskError, LinkLost, NameInUse, OutOfMemory, ProtocolError, RunFailed
 from sfl.metrics.prometheus import NodeCollector, serve_as_set
 from sfl.metrics.stats import NodeStats
 from sfl.report.status import RunStatus
@@ -134,6 +135,36 @@ def test_an_edge_takes_every_message_that_the_wire_knows() -> None:
 
     # Settings come first and once, a finish is the last.
     assert asyncio.run(known()) == bodies(cloud_pb2.CloudMessage) - {"settings", "finish"}
+
+
+def test_a_device_that_joins_without_end_waits(monkeypatch: pytest.MonkeyPatch) -> None:
+    def times(edge: EdgeServer, *names: str) -> int:
+        """How often these may join, in turns."""
+        for count, name in enumerate(names * 1000):
+            try:
+                edge._take_pace(name)
+            except NameInUse as error:
+                assert "joins a second; try again in a moment" in str(error)
+                return count
+        raise AssertionError("without end")
+
+    async def scene() -> tuple[int, int, int]:
+        edge = EdgeServer(EdgeConfig(cloud="127.0.0.1:1"), 1, insecure=True)
+        devices = [{"name": "d0"}, {"name": "d1"}]
+        edge.settings = RunSettings.model_validate({"model": {"path": "m"}, "devices": devices})
+        monkeypatch.setattr(edge_server.server.time, "monotonic", lambda: 7.0)
+        try:
+            strangers = times(edge, *(f"x{number}" for number in range(1000)))
+            assert len(edge._joins) == 1
+            return times(edge, "d0"), times(edge, "d1"), strangers
+        finally:
+            edge.engine.close()
+            edge.service.close()
+            monkeypatch.undo()
+            await edge.cloud.close()
+
+    most = JOINING[1]
+    assert asyncio.run(scene()) == (most, most, most)
 
 
 # -- the cloud, with edges that a test speaks for --------------------------------------------------
@@ -299,7 +330,7 @@ def test_an_edge_that_fails_ends_its_own_part_alone(tmp_path: Path) -> None:
 
 
 def test_a_bug_over_one_devices_words_costs_that_device_and_not_its_edge() -> None:
-    host = MagicMock()
+    host = MagicMock(heartbeat_interval=1.0)
     stream = EdgeStream("e", host)
     stream.devices = {"d0": MagicMock(), "d1": MagicMock()}
     stream.devices["d0"].report.side_effect = IndexError("a length nobody foresaw")

@@ -365,5 +365,5 @@ class CloudService:
             f"no edge {edge!r} in this run; known: {', '.join(self._host.edges)}; "
             "name it in run.edges of the run's file, at the cloud"
         )
-        log.warning("edge %r refused: %s", edge, reason)
+        sparing.warning("edge", "edge %r refused: %s", edge, reason)
         raise Refused(reason)
