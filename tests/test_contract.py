@@ -17,6 +17,7 @@ import pytest
 
 from sfl.buffers import Chunks
 from sfl.config import RunSettings
+from sfl.config.codec import RoleCodecs
 from sfl.data.example import DataNotes, Dataset
 from sfl.errors import ConfigError, LinkLost, ProtocolError, RunFailed, SflError
 from sfl.metrics.stats import NodeStats
@@ -557,6 +558,16 @@ def test_what_an_edge_may_not_say_is_a_clear_end_for_its_device(number: int) -> 
             assert "\n" not in str(caught.value) and len(str(caught.value)) < 2100
         finally:
             link.close()
+
+
+def test_a_round_that_overtakes_the_welcome_is_the_edges_fault() -> None:
+    """The reader's thread may be at it before the thread that joins has seen the welcome."""
+    link = DeviceLink("127.0.0.1:1", "d", NodeStats("d", "device"), insecure=False)
+    header, codecs = tensor_pb2.TensorHeader(), RoleCodecs.model_construct()
+    for early in (lambda: link._begin_round(codecs, 1), lambda: link._decode(header, b"")):
+        with pytest.raises(ProtocolError, match="before this device was ready"):
+            early()
+    link.close()
 
 
 def listing(*sizes: int, names: str = "vocab.txt") -> bytes:

@@ -406,25 +406,31 @@ class DeviceLink:
             self._outbox.put(frame, _urgency(message.kind))
             raw = 0
 
+    def _joined(self) -> Cut:
+        """Raises ProtocolError where an edge's welcome is not even taken yet."""
+        if self._cut is None:
+            raise ProtocolError("the edge spoke of a round before this device was ready")
+        return self._cut
+
     def _begin_round(self, codecs: RoleCodecs, round_: int) -> Codec:
-        assert self._cut is not None
+        cut = self._joined()
         try:
             self._agree(codecs)
         except UserError as error:
             # Not by ending this stream: the caller is to say goodbye, with the reason.
             self._inbox.put(Declined(error))
             return parse("none")
-        self._cut.begin_round(codecs, round_)
-        return self._cut.adapter_codec
+        cut.begin_round(codecs, round_)
+        return cut.adapter_codec
 
     def _decode(self, header: tensor_pb2.TensorHeader, payload: Buffer) -> TensorMessage:
-        assert self._cut is not None
+        cut = self._joined()
         message, packet = decode_tensor(header, payload)
         checked.tensor(message, self._reader.settings)
         if packet is None:
             return message
         with self._stats.phases.measure("decode", message.key, self._device):
-            return self._cut.decode(packet, message, None)
+            return cut.decode(packet, message, None)
 
     def _post(self, message: edge_pb2.DeviceMessage, urgency: int = NORMAL) -> None:
         body = message.WhichOneof("body")

@@ -11,6 +11,7 @@ import faulthandler
 import random
 import tempfile
 import time
+import traceback
 from collections import Counter
 from collections.abc import Iterator
 from concurrent import futures
@@ -183,7 +184,7 @@ def _joined(agent: DeviceAgent, problems: list[str]) -> str:
     except SflError as error:
         return type(error).__name__
     except Exception as error:  # noqa: BLE001 - that is what is looked for
-        problems.append(repr(error))
+        problems.append(traceback.format_exc())
         return repr(error)
     return "well"
 
