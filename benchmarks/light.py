@@ -105,6 +105,14 @@ class LightRound:
     turns: list[tuple[float, float]] = field(default_factory=list)
 
 
+def device_shapes(settings: RunSettings, name: str) -> list[tuple[int, ...]]:
+    """Shapes of the adapter's parameters that a device trains."""
+    folder, task = open_model(settings.model.path), settings.model.task
+    manifest = build_manifest(folder, task, len(settings.model.labels), settings.lora)
+    plan = SplitPlan(folder.num_layers, settings.device(name).cut_layer, 0, "vanilla")
+    return [p.shape for p in manifest.parameters if belongs_to(p.name, plan.front)]
+
+
 class LightDevice:
     """Runs the rounds of one device; up to `in_flight` steps are sent before the first answer.
 
@@ -124,7 +132,8 @@ class LightDevice:
         """Take part to the end of the run. Raises SflError."""
         link = DeviceLink(address, self.name, NodeStats(self.name, "device"), insecure=False)
         try:
-            link.join(PATIENCE)
+            settings = link.join(PATIENCE).settings
+            link.expect(device_shapes(settings, self.name), self._shape.hidden)
             link.ready(Dataset([EXAMPLE], [EXAMPLE], "text", DataNotes()))
             for order in link.orders():
                 link.deliver(self._round(link, order))

@@ -38,6 +38,8 @@ ROWS, HIDDEN = 8 * 128, 768
 SIZE = 4 * ROWS * HIDDEN
 MESSAGES = [FRAME_BYTES] * (SIZE // FRAME_BYTES) + [SIZE % FRAME_BYTES]
 """Sizes of a tensor's messages, as ours are."""
+ENDLESS = 1 << 20
+"""Steps of a round."""
 LABELS = {
     "sfl": "sfl",
     "whole": "bare, whole tensors",
@@ -81,6 +83,8 @@ class EchoSession:
 class EchoHost:
     """An edge without model, cloud or files."""
 
+    adapter_limit = 0  # none is sent
+
     def __init__(self, in_flight: int) -> None:
         from sfl.config import RunSettings
         from sfl.metrics.stats import NodeStats
@@ -111,7 +115,9 @@ class EchoHost:
         from sfl.v1 import edge_pb2
 
         codecs = self.settings.codecs(device, 1).model_dump_json()
-        start = edge_pb2.RoundStart(round=1, num_steps=1 << 20, codecs=codecs, micro_batches=1)
+        start = edge_pb2.RoundStart(
+            round=1, num_steps=ENDLESS, total_steps=ENDLESS, codecs=codecs, micro_batches=1
+        )
         self.service.streams[device].begin_round(start, {}, {})
 
     async def left(self, device: str, reason: str) -> None:
@@ -173,14 +179,15 @@ def ours(port: int, in_flight: int, seconds: float) -> list[float]:
     """Seconds of each exchange of one tensor, at so many in flight; the last one is their sum."""
     import torch
 
-    from sfl.data.example import DataNotes, Dataset
+    from sfl.data.example import DataNotes, Dataset, Example
     from sfl.metrics.stats import NodeStats
     from sfl.stage.messages import Key, Kind, Purpose, TensorMessage
     from sfl.transport.device_link import DeviceLink
 
     link = DeviceLink(f"127.0.0.1:{port}", "device", NodeStats("device", "device"), False)
     link.join(10.0)
-    link.ready(Dataset([], [], "text", DataNotes()))
+    link.expect([], HIDDEN)
+    link.ready(Dataset([Example((1, 2), (-100, 2))], [], "text", DataNotes()))
     next(link.orders())
     rows = torch.randn(ROWS, HIDDEN)
 
