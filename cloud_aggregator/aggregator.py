@@ -485,7 +485,10 @@ class CloudAggregator:
                 raise ProtocolError(f"edge {edge}: the checkpoint's {name} is not finite")
             self.manifest, self.adapter = manifest, first
             self._save("adapters/round-0000")
-        elif manifest.parameters != self.manifest.parameters:
+        elif (manifest.parameters, manifest.num_layers) != (
+            self.manifest.parameters,
+            self.manifest.num_layers,
+        ):
             raise ProtocolError(f"edge {edge} has another model than the first edge")
         self._gone_edges.discard(edge)
         self.stacks.joined(("edge", edge))

@@ -5,8 +5,8 @@ from __future__ import annotations
 import logging
 from pathlib import Path
 
+from sfl.causes import cause_of
 from sfl.config import RunConfig
-from sfl.errors import DiskError
 from sfl.files import write_atomic
 from sfl.models.folder import local_folder
 from sfl.models.hub import hub_name
@@ -39,5 +39,5 @@ def complete_adapters(folder: Path, config: RunConfig, base: Base, summary: RunS
                 copy_tokenizer(model, adapter)
             card = model_card(summary, config.settings, base, best=name == "adapter_best")
             write_atomic(adapter / "README.md", card)
-        except (OSError, DiskError) as error:
-            log.warning("%s has no tokenizer or no card: %s", adapter, error)
+        except Exception as error:  # noqa: BLE001 - the run has ended, and how is still to be told
+            log.warning("%s has no tokenizer or no card: %s", adapter, cause_of(error))

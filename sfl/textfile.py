@@ -29,7 +29,8 @@ _KINDS = (
     (b"%PDF-", "PDF"),
     (b"SQLite format 3\x00", "SQLite"),
 )
-_POINTER = b"version https://git-lfs.github.com/spec/"
+POINTER = b"version https://git-lfs.github.com/spec/"
+"""What a file of Git LFS begins with, which stands for another."""
 _TYPOGRAPHIC = (
     "\u2018\u2019\u201c\u201d\u2013\u2014\u2026\u20ac\u2022\u00a0\u00ab\u00bb\u00b0\u00a3"
 )
@@ -77,7 +78,7 @@ def check_head(path: Path) -> None:
 
 def refuse_pointer(head: bytes) -> None:
     """Raise NotText where a file that begins so is only Git LFS's note of the real one."""
-    if head.startswith(_POINTER):
+    if head.startswith(POINTER):
         raise NotText(
             "is a Git LFS pointer: the file itself was not fetched",
             "Fetch it with `git lfs pull`.",

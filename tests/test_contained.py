@@ -41,6 +41,7 @@ from sfl.rounds import Aggregate, Fault, FinishRun, Phase, Steps, Tick
 from sfl.rounds.coordinator import Progress
 from sfl.runs import open_run_folder
 from sfl.stage.engine import Engine
+from sfl.transport.chunks import adapter_bytes
 from sfl.transport.cloud_service import EdgeStream
 from sfl.transport.fetch import fetch_model
 from sfl.transport.group import GONE, run_together
@@ -327,6 +328,30 @@ def test_an_edge_that_fails_ends_its_own_part_alone(tmp_path: Path) -> None:
         "edge other: no memory",
     ]
     assert cloud.stats.snapshot().connected == 0
+
+
+def test_an_edge_with_other_blocks_ends_its_own_part_alone(tmp_path: Path) -> None:
+    """What it says of them may be all that differs; the first edge's run goes on."""
+
+    async def story(cloud: CloudAggregator, address: str) -> None:
+        one, other = SpokenEdge(address, "one"), SpokenEdge(address, "other")
+        for edge, blocks in ((one, 4), (other, 5)):
+            await edge.join()
+            values = {"parameters": [["a", [2], "zeros", 2]], "num_layers": blocks}
+            manifest = json.dumps({**values, "peft_config": {}})
+            await edge.say(ready=cloud_pb2.EdgeReady(manifest=manifest, given=adapter_bytes({})))
+            await edge.hears("heartbeat") if edge is one else None
+        code = await asyncio.wait_for(other.call.code(), 60)
+        assert code is grpc.StatusCode.INVALID_ARGUMENT
+        assert "another model than the first edge" in await other.call.details()
+        await one.hears("heartbeat")
+        assert not cloud._over.done()
+        cloud._do(FinishRun(False, "enough"))
+        await one.close()
+        await other.close()
+
+    reason, _ = cloud_alone(tmp_path, story, run={"edges": ["one", "other"]}, edge={"name": "one"})
+    assert reason == "enough"
 
 
 def test_a_bug_over_one_devices_words_costs_that_device_and_not_its_edge() -> None:

@@ -23,7 +23,7 @@ from sfl.errors import ConfigError, LinkLost, ProtocolError, RunFailed, SflError
 from sfl.metrics.stats import NodeStats
 from sfl.stage.messages import Kind
 from sfl.transport.chunks import TensorAssembly
-from sfl.transport.device_link import DeviceLink
+from sfl.transport.device_link import DeviceLink, _Reader
 from sfl.transport.envelope import Frame, _varint
 from sfl.transport.fetch import fetch_model
 from sfl.transport.seal import seal
@@ -500,6 +500,18 @@ EDGES: list[tuple[str, list[edge_pb2.EdgeMessage | bytes], type[SflError], str]]
         r"gone\n2026-11-26",
     ),
 ]
+
+
+def test_what_folds_is_bounded_by_the_span_too() -> None:
+    values = {"model": {"path": "m"}, "devices": [{"name": "d"}, {"name": "e"}]}
+    settings = RunSettings.model_validate({**values, "aggregation": {"strategy": "flora"}})
+    reader = _Reader(NodeStats("d", "device"), lambda item: None, None, None, "d")  # type: ignore
+    reader.take(welcome(settings=settings.model_dump_json()))
+    reader.expect([(8, 64), (64, 8)], 64)
+    with pytest.raises(ProtocolError, match="bytes announced"):
+        reader.take(adapter(side="stack", num_bytes=1 << 20))
+    header = tensor_pb2.AdapterHeader(side="stack", num_bytes=2 * 4 * 1024)  # of both devices
+    reader.take(edge_pb2.EdgeMessage(adapter=tensor_pb2.AdapterFrame(header=header)))
 
 
 def at_once(*messages: edge_pb2.EdgeMessage) -> Callable[[Iterator[Any]], Iterator[bytes]]:

@@ -7,9 +7,9 @@ from pathlib import Path
 from typing import Any
 
 from sfl.errors import ModelError
+from sfl.textfile import POINTER
 
 FIELD = "model.path"
-LFS = b"version https://git-lfs.github.com/spec/"
 
 
 def read_object(path: Path) -> dict[str, Any]:
@@ -37,7 +37,7 @@ def read_object(path: Path) -> dict[str, Any]:
 
 def refuse_pointer(path: Path, beginning: bytes) -> None:
     """Raise ModelError where `beginning` of the file is a Git LFS pointer's."""
-    if beginning.startswith(LFS):
+    if beginning.startswith(POINTER):
         raise ModelError(
             FIELD,
             str(path),

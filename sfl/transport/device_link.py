@@ -528,8 +528,11 @@ class _Reader:
         training, model = self.settings.training, self.settings.model
         values = training.batch_size * model.max_length * hidden
         self._tensor.limit = 4 * values + (1 << 16)
-        if not self.settings.aggregation.folds:
-            self._adapter.limit = contract.adapter_limit(shapes)
+        times = 1.0
+        if self.settings.aggregation.folds:  # a sum has the ranks of all devices
+            ranks = [self.settings.rank(entry.name) for entry in self.settings.devices]
+            times = sum(ranks) / self.settings.rank(self._device)
+        self._adapter.limit = contract.adapter_limit(shapes, times)
 
     def take(self, message: edge_pb2.EdgeMessage | Frame) -> None:
         """Count a message, and pass on what it completes."""

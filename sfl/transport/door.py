@@ -75,8 +75,12 @@ class Door(grpc.aio.ServerInterceptor):  # type: ignore[type-arg]
 
         def watch() -> None:
             while not over.wait(LOOK):
-                with contextlib.suppress(OSError):  # out of files: gRPC's bounds free some
+                try:
                     self.look(own_connections(port), time.monotonic())
+                except OSError:  # out of files: gRPC's bounds free some
+                    continue
+                except Exception as error:  # noqa: BLE001 - the next look may see them again
+                    sparing.warning("door", "connections are not looked at: %r", error)
 
         thread = threading.Thread(target=watch, name="door", daemon=True)
         if OWN_FILES.is_dir():
