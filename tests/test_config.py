@@ -45,6 +45,13 @@ def test_every_shipped_example_is_a_valid_run(name: str) -> None:
     ("override", "words"),
     [
         ("run.roundz=3", ("run.roundz = 3", "unknown key", "'rounds'")),
+        ("training.learning_rate=nan", ("training.learning_rate = nan", "not a finite number")),
+        ("network.round_timeout=inf", ("network.round_timeout = inf", "not a finite number")),
+        (
+            "aggregation.max_update_norm=x",
+            ("aggregation.max_update_norm = 'x'", "is not a number, nor 'auto'"),
+        ),
+        ("training.micro_batches=x", ("training.micro_batches = 'x'", "number, nor 'auto'")),
         ("training.learning_rate=-1", ("training.learning_rate = -1", "greater than 0")),
         ("run.rounds=many", ("run.rounds = 'many'", "not a whole number")),
         ("devices.a.cut=1", ("cut = 1", "unknown key", "'cut_layer'")),

@@ -768,6 +768,7 @@ def test_a_label_outside_the_classes_names_row_and_classes(bert: Tokenizer, labe
         ([{"prompt": "x", "completion": None}], {}, r"line 1 the field is empty \(null\)"),
         ([{"prompt": "x", "completion": {"a": 1}}], {}, "line 1 the field is a dict, not text"),
         ([{"text;label": "x;y"}], {}, "data.delimiter"),
+        ([{"prompt;completion": "x;y"}], {}, "data.delimiter"),
     ],
 )
 def test_a_missing_field_names_file_row_and_fix(

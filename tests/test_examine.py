@@ -55,6 +55,12 @@ def test_sound_data_are_counted(tmp_path: Path) -> None:
         (lines(*[PAIR] * 8), {"data": {"eval": "@/a.jsonl"}}, "the very rows of data.train"),
         (lines(*[PAIR] * 8), {"data": {"partition": "dirichlet"}}, "data.label_field = 'label'"),
         (lines(*[{"messages": "x"}] * 8), {}, "not a list of messages"),
+        (
+            lines(*[{"messages": [{"role": "user", "content": "x"}]}] * 8),
+            {},
+            "none of its 8 rows has anything to score. A conversation needs an answer",
+        ),
+        (lines(*[{"messages": []}] * 8), {}, "has anything to score"),
         (lines(*[PAIR] * 8), {"data": {"eval": "./nowhere"}}, "no such file"),
         (lines(*[PAIR] * 8), {"data": {"eval_split": "test"}}, "has no splits"),
     ],

@@ -23,7 +23,7 @@ from sfl.metrics.timeline import Span, spans_from_json, spans_to_json
 from sfl.report import text
 from sfl.report.charts import Bar, Line, Segment, bar_chart, line_chart, ticks
 from sfl.report.curve import loss_curve
-from sfl.report.final import data_sentence, final_table
+from sfl.report.final import data_sentence, final_table, print_final
 from sfl.report.html import render_report, write_report
 from sfl.report.live import LiveView, run_share, status_line, status_picture
 from sfl.report.markup import Markup, element
@@ -376,6 +376,13 @@ def terminal(renderable: object, width: int = 100) -> str:
     output = io.StringIO()
     Console(file=output, width=width, force_terminal=True, color_system=None).print(renderable)
     return output.getvalue()
+
+
+def test_the_command_to_copy_is_whole_however_long() -> None:
+    summary = dataclasses.replace(sample_summary(), adapter=f"/{'far/' * 40}runs/r/adapter")
+    output = io.StringIO()
+    print_final(Console(file=output, width=80), summary)
+    assert f'--output-dir /{"far/" * 40}runs "..."' in output.getvalue()
 
 
 def test_status_reads_back(tmp_path: Path) -> None:

@@ -14,7 +14,7 @@ from sfl.config import RunConfig, load_run
 from sfl.errors import SflError
 from sfl.launch import run_on_this_machine
 from sfl.report.conclusion import what_stays
-from sfl.report.final import final_table
+from sfl.report.final import print_final
 from sfl.report.live import LiveView
 from sfl.report.summary import RunSummary
 
@@ -45,7 +45,7 @@ def run_and_show(path: Path, overrides: Iterable[str], insecure: bool, tls: bool
         errors.print(f"error: {error}", style="red", markup=False, highlight=False, soft_wrap=True)
         _say_what_stays(console, folder)
         return error.exit_code
-    console.print(final_table(RunSummary.read(folder[0] / "summary.json")))
+    print_final(console, RunSummary.read(folder[0] / "summary.json"))
     return 0
 
 

@@ -16,4 +16,10 @@ RunId = Annotated[str, Field(pattern=RUN_ID, max_length=MOST_CHARACTERS)]
 class Section(BaseModel):
     """One table of a config file; unknown keys are errors, values are frozen once read."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
+    model_config = ConfigDict(
+        extra="forbid",
+        frozen=True,
+        use_attribute_docstrings=True,
+        # Settings travel as JSON, which has neither; and no setting means anything with one.
+        allow_inf_nan=False,
+    )

@@ -31,7 +31,6 @@ PATTERNS = {
 _KINDS = {
     "int": "is not a whole number",
     "float": "is not a number",
-    "finite": "is not a number",
     "bool": "is neither true nor false",
     "string": "is not text",
     "path": "is not a path",
@@ -65,7 +64,17 @@ def as_config_error(
     message = first["msg"].removeprefix("Value error, ")
     if first["type"] == "value_error":
         return _by_our_own_rule(first, field, message)
-    return ConfigError(field, first["input"], *_in_words(first))
+    wrong, fix = _in_words(first)
+    return ConfigError(field, first["input"], wrong + _or_words(error.errors()), fix)
+
+
+def _or_words(errors: list[ErrorDetails]) -> str:
+    """The words that may stand in place of the number that the first error asks for."""
+    where = errors[0]["loc"][:-1]
+    for other in errors[1:]:
+        if other["type"] == "literal_error" and other["loc"][:-1] == where:
+            return f", nor {other['ctx']['expected']}"
+    return ""
 
 
 def unknown_key(
@@ -110,6 +119,8 @@ def _in_words(error: ErrorDetails) -> tuple[str, str]:
     if kind in _BOUNDS:
         name, words = _BOUNDS[kind]
         return f"{words} {context[name]:g}", SEE
+    if kind == "finite_number":
+        return "is not a finite number", SEE
     word = kind.partition("_")[0]
     if word in _KINDS and ("type" in kind or "parsing" in kind or kind == "int_from_float"):
         return _KINDS[word], "Put it in quotes." if word == "string" else SEE
@@ -128,6 +139,8 @@ def _by_our_own_rule(error: ErrorDetails, field: str, message: str) -> ConfigErr
 def _steps(where: tuple[int | str, ...], table: Any) -> Iterator[str]:
     """The parts of a field's name; an entry of a list goes by its own name where it has one."""
     for step in where:
+        if isinstance(table, str | int | float):
+            return  # pydantic's name of one of the types that the value may have
         try:
             table = table[step]
         except (LookupError, TypeError):

@@ -56,6 +56,22 @@ def turns_of(row: Row, data: DataSettings) -> tuple[Turns, int]:
     )
 
 
+def has_answer(row: Row, data: DataSettings) -> bool:
+    """Whether a conversation has a turn that the loss is taken over. Raises DataError."""
+    return bool(_answers(*turns_of(row, data)))
+
+
+def nothing_to_score(rows: Sequence[Row], of: str = "") -> DataError:
+    """What is wrong with rows of which not one has anything to score, however long."""
+    return DataError(
+        "data",
+        rows[0].source,
+        f"none of its {len(rows)} rows{of} has anything to score",
+        "A conversation needs an answer: a turn of the assistant after another's. A text needs "
+        "words.",
+    )
+
+
 def instruction_of(row: Row) -> tuple[str, str, str]:
     """Instruction, further input (mostly empty) and answer, as Alpaca and Dolly name them."""
     setting = "data.layout"

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from functools import lru_cache
 
 from sfl.config import DeviceEntry, RunSettings
-from sfl.data.conversation import instruction_of, turns_of
+from sfl.data.conversation import has_answer, instruction_of, nothing_to_score, turns_of
 from sfl.data.example import Row
 from sfl.data.fields import text_of
 from sfl.data.labels import class_of
@@ -52,6 +52,8 @@ class Examiner:
         layout = layout_of(rows, model, source.data)
         for row in rows:
             _CHECKS[layout](row, self.settings)
+        if layout == "messages" and not any(has_answer(row, source.data) for row in rows):
+            raise nothing_to_score(rows)
         self._check_parts(rows, source, other, device)
         self._check_alike(source, layout)
         self._found[key] = layout

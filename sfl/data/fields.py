@@ -81,13 +81,13 @@ def field_names(row: Row) -> str:
 def advice(row: Row, wanted: Iterable[str]) -> str:
     """What else may be the cause where none of the fields `wanted` is there; ends the sentence."""
     names = [str(name) for name in row.values]
+    if len(names) == 1 and any(mark in names[0] for mark in ";\t|,"):
+        return "; data.delimiter sets the separator of columns."
     for field in wanted:
         near = difflib.get_close_matches(field.casefold(), [n.strip().casefold() for n in names], 1)
         if near:
             found = next(name for name in names if name.strip().casefold() == near[0])
             return f"; did you mean {found!r}?"
-    if len(names) == 1 and any(mark in names[0] for mark in ";\t|,"):
-        return "; data.delimiter sets the separator of columns."
     if row.headed:
         return (
             ". Line 1 of the file was taken for its header; if it is none, name the columns in "

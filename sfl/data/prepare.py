@@ -7,8 +7,9 @@ from dataclasses import replace
 from pathlib import Path
 
 from sfl.config import DataSettings, LocalDevice, RunSettings
+from sfl.data.conversation import nothing_to_score
 from sfl.data.encode import applies_template, encode_rows
-from sfl.data.example import Dataset, Example, Row
+from sfl.data.example import DataNotes, Dataset, Example, Row
 from sfl.data.layout import KINDS, Layout, kind_of, layout_of
 from sfl.data.load import load_rows
 from sfl.data.partition import field_values, hold_out, partition_rows, sample
@@ -40,10 +41,10 @@ def prepare(local: LocalDevice, name: str, settings: RunSettings, tokenizer: Tok
     _check_layout(eval_rows, layout, settings)
     template = _template(layout, tokenizer, data)
     train, notes = encode_rows(train_rows, tokenizer, model, data)
-    _check_left(train, train_rows, name, model.max_length)
+    _check_left(train, notes, train_rows, name, model.max_length)
     evaluation, eval_notes = encode_rows(eval_rows, tokenizer, model, data)
     if eval_rows:
-        _check_left(evaluation, eval_rows, name, model.max_length)
+        _check_left(evaluation, eval_notes, eval_rows, name, model.max_length)
     chosen = frozenset(sample(range(len(evaluation)), due.max_examples, seed, name))
     more = replace(eval_notes, tokens=0, tokens_kept=0, repeated=_repeated(train, evaluation))
     return Dataset(train, evaluation, KINDS[layout], notes + more, chosen, layout, template)
@@ -55,7 +56,7 @@ def held_out_only(source: Path | str, settings: RunSettings, tokenizer: Tokenize
     data = data.model_copy(update={"split": data.eval_split or data.split, "layout": "auto"})
     rows = load_rows(source, data, "--data")
     evaluation, notes = encode_rows(rows, tokenizer, model, data)
-    _check_left(evaluation, rows, "--data", model.max_length)
+    _check_left(evaluation, notes, rows, "--data", model.max_length)
     return Dataset([], evaluation, kind_of(rows, model, data), notes)
 
 
@@ -101,12 +102,18 @@ def _repeated(train: Sequence[Example], evaluation: Sequence[Example]) -> int:
     return sum(example in known for example in evaluation)
 
 
-def _check_left(examples: list[Example], rows: list[Row], name: str, max_length: int) -> None:
-    if not examples:
-        raise DataError(
-            "model.max_length",
-            max_length,
-            f"none of the {len(rows)} rows of {rows[0].source} for device {name} has a target "
-            "within it",
-            "Raise it.",
-        )
+def _check_left(
+    examples: list[Example], notes: DataNotes, rows: list[Row], name: str, max_length: int
+) -> None:
+    """Raise DataError where rows come to no example at all, for what they lack or for the bound."""
+    if examples:
+        return
+    if not notes.truncated:
+        raise nothing_to_score(rows, f" for device {name}")
+    raise DataError(
+        "model.max_length",
+        max_length,
+        f"none of the {len(rows)} rows of {rows[0].source} for device {name} has a target "
+        "within it",
+        "Raise it.",
+    )

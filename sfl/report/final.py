@@ -7,7 +7,7 @@ import shlex
 from pathlib import Path
 
 from rich import box
-from rich.console import Group, RenderableType
+from rich.console import Console, Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
@@ -18,6 +18,11 @@ from sfl.report.traffic import by_purpose
 
 DEFAULT = "runs"
 """Where commands look for runs."""
+
+
+def print_final(console: Console, summary: RunSummary) -> None:
+    """Print the final table; the command at its end whole, to be copied, however long it is."""
+    console.print(final_table(summary), crop=False)
 
 
 def final_table(summary: RunSummary, prompt: str = "...") -> RenderableType:
