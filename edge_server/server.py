@@ -57,7 +57,7 @@ from sfl.v1 import cloud_pb2, edge_pb2, tensor_pb2
 
 log = logging.getLogger("sfl.edge")
 
-JOINING = 4.0, 60
+JOINING = 1.0, 600
 """Twice in so many seconds a device may join in the long run, and so often at once. All names that
 the run does not know count as one."""
 
