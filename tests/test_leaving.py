@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import itertools
 import threading
 from collections.abc import AsyncIterator, Callable
 from typing import Any, cast
@@ -27,6 +28,7 @@ from sfl.models.folder import ModelFolder
 from sfl.orders import ORDERS
 from sfl.rounds import messages as rounds
 from sfl.rounds.coordinator import Coordinator
+from sfl.transport import edge_service
 from sfl.transport.credentials import new_server
 from sfl.transport.device_link import DeviceLink
 from sfl.transport.device_stream import DeviceStream
@@ -238,12 +240,53 @@ def test_who_is_admitted_and_cannot_come_in_leaves_again(
     async def scene(house: House, cloud: Cloud) -> None:
         if fails == "session":
             monkeypatch.setattr(EdgeServer, "_open_session", no_memory)
-        with pytest.raises(MemoryError if fails == "session" else grpc.aio.UsageError):
+        # Who has hung up is told nothing any more, and there is no fault in that.
+        no_fault = contextlib.nullcontext()
+        with pytest.raises(MemoryError) if fails == "session" else no_fault:
             await house.service._session(requests(), cast(Any, Wire()))
         await until(lambda: not house.service._partings)
         assert cloud.told == ["join", "left"]
         assert not cloud.coordinator.devices and not house._sessions and not house.kept
 
+    played(scene)
+
+
+@pytest.mark.parametrize("turns", range(8))
+def test_who_comes_back_in_the_very_moment_its_leaving_ends_comes_in(
+    monkeypatch: pytest.MonkeyPatch, turns: int
+) -> None:
+    waited, wait = itertools.count(1), edge_service._alive_until
+
+    async def counted(task: asyncio.Task[Any], context: Any) -> None:
+        assert next(waited) < 100, "the loop stands still"
+        await wait(task, context)
+
+    class Wire:
+        async def write(self, message: Any) -> None:
+            asked.set()
+
+    async def scene(house: House, cloud: Cloud) -> None:
+        async def requests() -> AsyncIterator[edge_pb2.DeviceMessage]:
+            hello = edge_pb2.DeviceHello(device=NAME, wire_version=WIRE_VERSION)
+            yield edge_pb2.DeviceMessage(hello=hello)
+            await proven.wait()
+            yield edge_pb2.DeviceMessage(proof=edge_pb2.Proof())
+
+        async def leaving() -> None:
+            proven.set()
+            for _ in range(turns):
+                await asyncio.sleep(0)
+
+        house.service.challenge = edge_pb2.Challenge(nonce=bytes(32))
+        opening = asyncio.create_task(house.service._open(requests(), cast(Any, Wire())))
+        await asked.wait()
+        await asyncio.sleep(0.01)  # it waits for the proof
+        house.service._part(NAME, leaving())
+        assert (await opening).device == NAME
+        assert cloud.told == ["join"] and not house.service._partings
+
+    monkeypatch.setattr(edge_service, "_alive_until", counted)
+    asked, proven = asyncio.Event(), asyncio.Event()
     played(scene)
 
 

@@ -159,7 +159,8 @@ class EdgeService:
         task = self._partings[device] = asyncio.create_task(parting)
 
         def over(task: asyncio.Task[T]) -> None:
-            del self._partings[device]
+            if self._partings.get(device) is task:
+                del self._partings[device]
             if not task.cancelled() and (error := task.exception()) is not None:
                 log.error("this is a bug in sfl", exc_info=error)
 
@@ -226,8 +227,10 @@ class EdgeService:
         finally:
             loaded.cancel()
         proof = await self._proof(requests, context)
-        while device in self._partings:
-            await _alive_until(self._partings[device], context)
+        # One that is done is still there until its callback has had its turn on the loop, which
+        # waiting for what is done would never give it.
+        while (parting := self._partings.get(device)) is not None and not parting.done():
+            await _alive_until(parting, context)
         self._supersede(device)
         admission = self._admissions[device] = asyncio.create_task(self._host.admit(device, proof))
         self._asked.add(admission)
