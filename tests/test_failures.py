@@ -573,8 +573,9 @@ def test_long_sequences_are_cut_and_counted(tmp_path: Path) -> None:
     outcome = run(tmp_path, values)
     assert outcome.code == 0, outcome.output
     log = outcome.logs()
-    assert "5 examples were longer than 24 tokens and were cut" in log
-    assert "device a: 5 prompts were cut to the context" in log
+    cut = "5 examples were longer than 24 tokens and were cut, the prompt first, from its left"
+    assert f"sfl.device: {cut}" in log
+    assert f"sfl.cloud: device a: {cut}" in log
 
 
 # -- (e) interrupted, (f) killed ------------------------------------------------------------------
