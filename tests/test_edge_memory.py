@@ -276,6 +276,7 @@ def test_the_choice_is_in_the_effective_settings(tmp_path: Path) -> None:
 
 
 def test_a_run_that_does_not_fit_is_refused_before_it_starts(tmp_path: Path) -> None:
+    tiny("llama")  # writes its tokenizer, too
     done = subprocess.run(
         [sys.executable, "-m", "sfl.cli", "run", str(run_file(tmp_path, "100MB"))],
         capture_output=True,
