@@ -12,7 +12,7 @@ from typing import Any
 from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
-from sfl.config.base import NODE_NAME, RUN_ID
+from sfl.config.base import MOST_CHARACTERS, NODE_NAME, RUN_ID
 from sfl.errors import ConfigError
 
 MOVED = {"data.max_eval_examples": "evaluation.max_examples"}
@@ -146,7 +146,8 @@ def _steps(where: tuple[int | str, ...], table: Any) -> Iterator[str]:
         except (LookupError, TypeError):
             table = None
         name = table.get("name") if isinstance(step, int) and isinstance(table, Mapping) else None
-        yield name if isinstance(name, str) and name else str(step)
+        known = isinstance(name, str) and len(name) <= MOST_CHARACTERS
+        yield str(name) if known and re.search(NODE_NAME, str(name)) else str(step)
 
 
 def _look_up(value: Any, dotted: str) -> Any:
