@@ -130,7 +130,9 @@ class Floor:
             device.stream = asyncio.create_task(session)
             await until(lambda name=name: name in self.service.streams)  # type: ignore[misc]
             codecs = device.session.settings.codecs(name, 1).model_dump_json()
-            start = edge_pb2.RoundStart(round=1, num_steps=5, total_steps=5, codecs=codecs)
+            start = edge_pb2.RoundStart(
+                round=1, num_steps=5, total_steps=5, codecs=codecs, micro_batches=2
+            )
             mine = device.session.adapter.state()
             self.service.streams[name].begin_round(start, mine, {})
             await until(lambda device=device: len(device.heard) > 1)  # type: ignore[misc]
