@@ -18,7 +18,7 @@ import tomli_w
 import torch
 from test_engine import messages
 from test_placement import edge_model
-from tiny_models import model_folder, opened
+from tiny_models import opened
 
 from edge_server.server import EdgeServer
 from sfl.adapters.lora import LoraBank
@@ -254,7 +254,7 @@ def run_file(folder: Path, memory: str) -> Path:
     path, data = folder / "run.toml", folder / "train.jsonl"
     data.write_text('{"text": "one two three four five"}\n' * 12)
     content = {
-        "model": {"path": str(model_folder("llama")), "max_length": 64},
+        "model": {"path": str(tiny("llama")), "max_length": 64},
         "edge": {"memory": memory},
         "data": {"train": str(data)},
         "devices": [{"name": "attic"}],
@@ -276,7 +276,6 @@ def test_the_choice_is_in_the_effective_settings(tmp_path: Path) -> None:
 
 
 def test_a_run_that_does_not_fit_is_refused_before_it_starts(tmp_path: Path) -> None:
-    tiny("llama")  # writes its tokenizer, too
     done = subprocess.run(
         [sys.executable, "-m", "sfl.cli", "run", str(run_file(tmp_path, "100MB"))],
         capture_output=True,
