@@ -8,7 +8,8 @@ The same random model, the same texts, the same cores, fp32 on CPU, no compressi
 take turns, and each line has the median of its turns. Both are warm: PEFT's first round of steps
 and sfl's first round are not counted; `cold` is the ratio with sfl's first round and without
 PEFT's first three steps. Also printed: where the time goes, how often a node's threads slept to
-wait in a step, the time from launch to the first step, and what a round costs beyond its training.
+wait in a step, the time from launch to the first step, what a round costs beyond its training, and
+what its evaluation adds.
 """
 
 from __future__ import annotations
@@ -55,12 +56,16 @@ class Case:
 
 @dataclass(frozen=True, slots=True)
 class Run:
-    """One run of sfl: tokens/s without and with its first round, seconds, sleeps a step by node."""
+    """One run of sfl: tokens/s without and with its first round, seconds, sleeps a step by node.
+
+    `overhead` is of the rounds that evaluate nothing, `evaluating` what evaluating adds to it.
+    """
 
     warm: float
     cold: float
     first_step: float
     overhead: float
+    evaluating: float
     slept: dict[str, float]
     summary: dict[str, Any]
 
@@ -179,7 +184,7 @@ def sleeps(launcher: subprocess.Popen[str]) -> dict[str, int]:
                 words = " ".join(child.cmdline()).split()
                 if words[:1] == ["sfl"] and len(words) > 2:
                     seen[f"{words[1]} {words[2]}"] = _voluntary(child.pid)
-        time.sleep(0.25)
+        time.sleep(1)
     return seen
 
 
@@ -200,7 +205,8 @@ def read_run(run: Path, case: Case, launched: datetime, slept: dict[str, int]) -
         warm=_rate([line for line in trained if line["round"] > 1]),
         cold=_rate(trained),
         first_step=_first_step(run / "logs", launched),
-        overhead=_overhead(lines),
+        overhead=(overhead := _overhead(lines, evaluating=False)),
+        evaluating=_overhead(lines, evaluating=True) - overhead,
         slept={
             node: n / steps[kind] for node, n in slept.items() if (kind := node.split()[0]) in steps
         },
@@ -224,16 +230,23 @@ def _first_step(logs: Path, launched: datetime) -> float:
     return (first - launched).total_seconds()
 
 
-def _overhead(lines: list[dict[str, Any]]) -> float:
-    """Median over rounds of a round's time less the slowest device's training in it."""
+def _overhead(lines: list[dict[str, Any]], evaluating: bool) -> float:
+    """Median over rounds of a round's time less the slowest device's training in it.
+
+    Of the rounds that begin with an evaluation, or of the others; a version that evaluates in every
+    round has none of those, and its figure is that of all.
+    """
+    # An adapter is evaluated at the beginning of the round after the one that made it.
+    scored = {1 + line["round"] for line in lines if line.get("eval_examples")}
     rounds = {line["round"]: line["seconds"] for line in lines if line["kind"] == "cloud"}
+    wanted = {number for number in rounds if (number in scored) is evaluating} or set(rounds)
     training = {
         number: max(
             line["seconds"] for line in lines if (line["kind"], line["round"]) == ("device", number)
         )
         for number in rounds
     }
-    return float(median(rounds[number] - training[number] for number in rounds))
+    return float(median(rounds[number] - training[number] for number in wanted))
 
 
 def show(runs: list[Run], reference: list[tuple[float, float]], name: str) -> None:
@@ -261,7 +274,7 @@ def show(runs: list[Run], reference: list[tuple[float, float]], name: str) -> No
         f"    context switches a step: edge {switches['edge']:,.0f}, device "
         f"{switches['device']:,.0f}; first step {median(run.first_step for run in runs):.1f} s "
         f"after launch; a round costs {median(run.overhead for run in runs):.2f} s beyond its "
-        "training"
+        f"training, and {median(run.evaluating for run in runs):.2f} s where it evaluates"
     )
 
 

@@ -25,8 +25,9 @@ _TRIM_THRESHOLD, _MMAP_THRESHOLD, _ARENA_MAX = -1, -3, -8
 
 SPIN = {
     # Waiting OpenMP threads that spin for long steal the cores of whoever works, and threads that
-    # never spin sleep and wake at each of some thousand barriers a step. So: some microseconds.
-    "GOMP_SPINCOUNT": "2000",
+    # never spin sleep and wake at each of some thousand barriers a step. So: a fraction of a
+    # millisecond.
+    "GOMP_SPINCOUNT": "4000",
     "KMP_BLOCKTIME": "0",
 }
 

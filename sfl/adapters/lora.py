@@ -105,8 +105,14 @@ class LoraLinear(nn.Module):
             low = (functional.linear(inputs, a) * scaling).flatten(0, -2)
             return torch.addmm(result.flatten(0, -2), low, b.t()).view_as(result)
         with _own_precision(x):
-            update = functional.linear(functional.linear(inputs, a), b) * scaling
-        return (result + update).to(result.dtype)
+            low = functional.linear(inputs, a)
+            if _is_power_of_two(scaling):
+                # It changes exponents only: the same bits, multiplied where it is `rank` wide.
+                update = functional.linear(low * scaling, b)
+            else:
+                update = functional.linear(low, b) * scaling
+        # In place: a third tensor as wide would be memory that no cache holds yet.
+        return update.add_(result).to(result.dtype)
 
 
 class SavedModule(nn.Module):
@@ -128,6 +134,10 @@ class SavedModule(nn.Module):
             return torch.func.functional_call(  # type: ignore[no-any-return]
                 self.base_layer, copy, (x.to(dtype),)
             )
+
+
+def _is_power_of_two(value: float) -> bool:
+    return abs(math.frexp(value)[0]) == 0.5
 
 
 def _own_precision(like: Tensor) -> AbstractContextManager[object]:
