@@ -25,6 +25,7 @@ from sfl.metrics.prometheus import NodeCollector, serve_as_set
 from sfl.metrics.snapshot import NodeSnapshot
 from sfl.metrics.stats import NodeStats
 from sfl.models.batching import check_batching
+from sfl.models.classes import check_class_order
 from sfl.models.edge_budget import EdgeChoice, fit_edge
 from sfl.models.folder import ModelFolder, check_length, open_model
 from sfl.models.span import SpanModel, build_span
@@ -266,6 +267,7 @@ class EdgeServer:
         self.folder = open_model(self.config.model or settings.model.path)
         check_length(settings.model.max_length, self.folder.context_length)
         self._warn_of_tokenizer()
+        check_class_order(self.folder, settings.model.labels)
         check_batching(self.folder, settings, self.config)
         form = settle(self.config, settings.model, self.threads, settings.aggregation.folds)
         own = self.config.model_copy(update={"quantised": form.quantised})

@@ -10,7 +10,7 @@ from pathlib import Path
 from sfl.config import RunConfig, dump_toml, load_run
 from sfl.errors import ConfigError
 from sfl.files import writable_folder, write_atomic
-from sfl.paths import require_utf8
+from sfl.paths import is_there, require_utf8
 
 INTERRUPTED = "interrupted"
 STOP = Path("nodes") / "cloud.stop"
@@ -74,7 +74,7 @@ def load_for_cloud(path: Path, overrides: Iterable[str], insecure: bool) -> RunC
 
 def find_run(run: str, output_dir: Path = Path("runs")) -> Path:
     """The folder of a run, by its path, its id, or the beginning of it. Raises ConfigError."""
-    if (Path(run) / "summary.json").is_file():
+    if is_there(Path(run) / "summary.json"):
         return Path(run)
     runs = [path for path in sorted(output_dir.glob("*")) if path.name.startswith(run)]
     found = [path for path in runs if (path / "config.toml").is_file()]

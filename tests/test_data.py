@@ -272,6 +272,8 @@ def test_a_folder_of_files_is_a_dataset(tmp_path: Path, monkeypatch: pytest.Monk
         ("a.jsonl", b"", {}, "holds no rows"),
         ("a.txt", b"ok\n\xff\xfe\n", {}, "not UTF-8 at byte 3"),
         ("a.parquet", b"nonsense", {}, "not a Parquet file"),
+        ("a.jsonl", b'["a"]\n["b"]\n', {}, "line 2, column 1 .*one object a line, or one array"),
+        ("a.jsonl.gz", b"\x1f\x8b\x08", {}, "is a gzip file, not text. Unpack it"),
         ("a.dat", b"x", {}, "format does not show from the ending.*data.format"),
         ("a.csv", b"a\n", {"delimiter": "||"}, "data.delimiter = '||': is not one character"),
     ],

@@ -13,9 +13,11 @@ import torch
 import yaml
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, pipeline
 
-from sfl.cli.model import evaluate_model, load_model
+from sfl.cli.base import open_base
+from sfl.cli.model import evaluate_model, load_model, room_for_answer
 from sfl.config import load_run
 from sfl.data import load_tokenizer, prepare
+from sfl.errors import ConfigError
 from sfl.models.hub import hub_name
 from tests.federation import Outcome, run, sfl, write_jsonl
 from tests.test_other_models import QUICKSTART, edit
@@ -119,6 +121,22 @@ def test_an_exported_classifier_knows_its_classes_and_takes_batches(
         alone = classify(text)[0]
         assert one["label"] == alone["label"] in ("off", "on")
         assert one["score"] == pytest.approx(alone["score"], rel=1e-4)
+
+
+def test_a_base_too_small_for_the_run_is_refused(classified: Outcome, tmp_path: Path) -> None:
+    config = load_run(classified.folder / "config.toml")
+    small = shutil.copytree(config.model.path, tmp_path / "small")
+    edit(small / "config.json", lambda content: content.update(n_positions=32))
+    with pytest.raises(ConfigError, match=r"max_length = 64: the model's context is 32"):
+        open_base(config, str(small))
+
+
+def test_an_answer_ends_where_the_context_does() -> None:
+    assert room_for_answer("lamp", 60, 64) == 4
+    with pytest.raises(ConfigError, match=r"has 64 tokens, and the model's context is 64"):
+        room_for_answer("lamp", 64, 64)
+    with pytest.raises(ConfigError, match="no token"):
+        room_for_answer("", 0, 64)
 
 
 @pytest.mark.parametrize("name", ["adapter", "adapter_best", "exported"])

@@ -17,7 +17,7 @@ from sfl.doctor.hardware import check_disk
 from sfl.errors import ConfigError, SflError
 from sfl.files import writable_folder, write_atomic
 from sfl.models.folder import open_model
-from sfl.runs import open_run_folder
+from sfl.runs import find_run, open_run_folder
 from tests.federation import ROOT, SFL
 
 ODD = os.fsdecode(b"caf\xe9")  # Latin-1, as old disks and archives have it
@@ -156,6 +156,15 @@ def test_a_device_without_a_home_says_so_before_it_joins(tmp_path: Path) -> None
     assert "Traceback" not in done.stderr and "bug" not in done.stderr
 
 
+def test_a_link_to_itself_is_named(tmp_path: Path) -> None:
+    (tmp_path / "a.jsonl").symlink_to("a.jsonl")
+    config = load_run(written(tmp_path / "run.toml", RUN))
+    with pytest.raises(ConfigError, match=r"devices.a.train = .*Too many levels"):
+        load_rows(str(config.devices[0].train), DataSettings(), "devices.a.train")
+    with pytest.raises(ConfigError, match=r"'a.jsonl.*no such run"):
+        find_run("a.jsonl" * 50, tmp_path)
+
+
 # -- other encodings ------------------------------------------------------------------------------
 
 
@@ -209,6 +218,11 @@ def test_a_command_s_own_paths_may_be_any(tmp_path: Path) -> None:
     )
     assert (done.returncode, "Traceback" in done.stderr) == (2, False)
     assert "no such run" in done.stderr
+    done = subprocess.run(
+        [*SFL, "generate", ODD, "--run", "x"], capture_output=True, text=True, check=False, cwd=ROOT
+    )
+    assert (done.returncode, "Traceback" in done.stderr) == (2, False)
+    assert "prompt = 'caf\\udce9': it is not UTF-8" in done.stderr
 
 
 def test_a_path_with_quotes_reaches_the_cloud(tmp_path: Path) -> None:

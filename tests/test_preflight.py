@@ -4,18 +4,21 @@ from __future__ import annotations
 
 import io
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from rich.console import Console
+from safetensors.torch import load_file, save_file
 
 from sfl.codec.spec import PRESETS
 from sfl.config import RunConfig, load_run
 from sfl.config.base import NODE_NAME, RUN_ID
 from sfl.config.effective import in_full
 from sfl.config.wording import PATTERNS
-from sfl.errors import ConfigError, SflError, UserError
+from sfl.errors import ConfigError, ModelError, SflError, UserError
 from sfl.launch.preflight import KNOWN_CODECS, check_before_start
 from sfl.launch.run import resolved
 from sfl.models.folder import open_model
@@ -25,6 +28,7 @@ from tests.federation import ROOT, sfl, write_config, write_jsonl
 
 MODEL = ROOT / "examples" / "quickstart" / "model"
 ROWS = [{"prompt": f"light {n} on", "completion": f"on {n}"} for n in range(12)]
+LONG = "x" * 300
 LABELLED = [{"text": f"light {n}", "label": "on" if n % 2 else "off"} for n in range(12)]
 
 
@@ -59,6 +63,10 @@ def test_a_run_in_order_passes(tmp_path: Path) -> None:
         ("devices.b.cut_layer=9", ("devices.b.cut_layer = 9",)),
         ("devices.b.memory=1MB", ("devices.b.memory", "MB at least")),
         ("devices.a.train=nowhere.jsonl", ("devices.a.train", "nowhere.jsonl")),
+        ("devices.a.train=~nobody-is-so/a.jsonl", ("devices.a.train", "no home directory")),
+        (f"devices.a.train={LONG}.jsonl", ("devices.a.train", "File name too long")),
+        (f"devices.a.eval={LONG}", ("devices.a.eval", "File name too long")),
+        (f"model.path={LONG}", ("model.path", "File name too long")),
         ("data.partition_field=home", ()),
         ("data.columns=['x', 'y']", ()),
     ],
@@ -94,6 +102,40 @@ def test_a_label_that_is_no_class_is_found(tmp_path: Path) -> None:
     assert "line 13 has label 'dimm'" in error and "Did you mean 'dim'?" in error
 
 
+def test_weights_that_are_not_what_the_config_says_are_found(tmp_path: Path) -> None:
+    folder = shutil.copytree(MODEL, tmp_path / "model")
+    path = written(tmp_path, model={"path": str(folder)})
+    tensors = load_file(folder / "model.safetensors")
+    rows = tensors["model.embed_tokens.weight"]
+    for wrong, words in (
+        ({"model.embed_tokens.weight": rows[:-8].contiguous()}, "is [1272, 128], config.json asks"),
+        ({"model.layers.2.mlp.up_proj.weight": None}, "lack model.layers.2.mlp.up_proj.weight"),
+    ):
+        changed = {name: value for name, value in {**tensors, **wrong}.items() if value is not None}
+        save_file(changed, folder / "model.safetensors")
+        error = refused(path)
+        assert isinstance(error, ModelError) and words in str(error)
+
+
+@pytest.mark.parametrize("labels", [["on", "off"], ["Off ", "ON"], ["no", "yes"]])
+def test_a_head_s_classes_keep_their_order(tmp_path: Path, labels: list[str]) -> None:
+    folder = shutil.copytree(MODEL, tmp_path / "model")
+    tensors = load_file(folder / "model.safetensors")
+    head = {"score.weight": torch.zeros(2, 128)}
+    content = json.loads((folder / "config.json").read_text())
+    content["id2label"] = {"0": "off", "1": "on"}
+    (folder / "config.json").write_text(json.dumps(content))
+    rows = [{"text": f"light {n}", "label": n % 2} for n in range(12)]
+    model = {"path": str(folder), "task": "sequence_classification", "labels": labels}
+    config = load_run(written(tmp_path, rows, model=model))
+    check_before_start(config, open_model(folder), lambda what: None)  # it has no head
+    save_file({**tensors, **head}, folder / "model.safetensors")
+    if labels == ["on", "off"]:
+        assert "another order" in str(refused(tmp_path / "run.toml"))
+    else:
+        check_before_start(config, open_model(folder), lambda what: None)
+
+
 def test_nothing_is_started_and_no_folder_made(tmp_path: Path) -> None:
     path = written(tmp_path, [*ROWS, {"prompt": "x"}])
     done = sfl("run", path)
@@ -119,6 +161,7 @@ def test_settings_that_are_codecs_unlooked_at_are_codecs() -> None:
         ("devices.b.cut_layer=-1", ("devices.b.cut_layer = -1: must be at least 0",)),
         ("devices.bb.cut_layer=1", ("no entry 'bb'", "Did you mean 'b'?")),
         ("devices.b=1", ("is a table, not a value",)),
+        ("run.edges.0=x", ("['edge'] has no tables. Set the whole list.",)),
         ("run.id.x=3", ("'x' lies within 't', a value",)),
         ("run.rounds.x.y=3", ("'y' lies within",)),
         ("run.id=a b", ("a run's name has letters",)),
@@ -128,7 +171,7 @@ def test_settings_that_are_codecs_unlooked_at_are_codecs() -> None:
     ],
 )
 def test_a_setting_is_wrong_in_words(tmp_path: Path, override: str, words: tuple[str, ...]) -> None:
-    path = written(tmp_path, run={"rounds": 2})
+    path = written(tmp_path, run={"rounds": 2, "edges": ["edge"]})
     first = ["run.rounds={x=1}"] if override.startswith("run.rounds.x") else []
     with pytest.raises(ConfigError) as caught:
         load_run(path, [*first, override])

@@ -8,16 +8,22 @@ from typing import TYPE_CHECKING, Any
 
 from sfl.config import ModelSettings, RunConfig
 from sfl.errors import ConfigError, ModelError
-from sfl.models.folder import ModelFolder, open_model
+from sfl.models.folder import ModelFolder, check_length, open_model
 
 if TYPE_CHECKING:
     from sfl.data import Tokenizer
 
 
 def open_base(config: RunConfig, given: str | None) -> ModelFolder:
-    """The run's base model, or the folder or hub name `given` for it. Raises ModelError."""
+    """The run's base model, or the folder or hub name `given` for it.
+
+    Raises ModelError, and ConfigError where that is too small a model for the run.
+    """
     if given is not None:
-        return open_model(given)
+        folder = open_model(given)
+        folder.check_task(config.model.task)
+        check_length(config.model.max_length, folder.context_length)
+        return folder
     try:
         return open_model(config.model.path)
     except ModelError as error:

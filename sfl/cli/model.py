@@ -16,6 +16,7 @@ from sfl.config import RunConfig, load_run
 from sfl.errors import ConfigError
 from sfl.files import writable_folder
 from sfl.models import FAMILIES
+from sfl.paths import is_utf8
 from sfl.report.text import loss as loss_text
 from sfl.report.text import percent, score_name
 from sfl.runs import find_run
@@ -68,6 +69,8 @@ def generate_text(
 
     from sfl.data import load_tokenizer, prompt_ids
 
+    if not is_utf8(prompt):
+        raise ConfigError("prompt", prompt, "it is not UTF-8", "Write it in a terminal of UTF-8.")
     folder = find_run(run, output_dir)
     config = load_run(folder / "config.toml")
     if config.model.task != "causal_lm":
@@ -75,15 +78,14 @@ def generate_text(
     adapter, opened = None if base else adapter_folder(folder, best), open_base(config, model_path)
     tokenizer = load_tokenizer(opened.path)
     numbers = prompt_ids(tokenizer, prompt, config.data)
-    if not numbers:
-        raise ConfigError("prompt", prompt, "it has no token", "Write something.")
+    room = room_for_answer(prompt, len(numbers), opened.context_length)
     model = load_model(config, adapter, opened)
     ids = torch.tensor([numbers])
     with torch.no_grad():
         answer = model.generate(
             input_ids=ids,
             attention_mask=torch.ones_like(ids),
-            max_new_tokens=max_new_tokens,
+            max_new_tokens=min(max_new_tokens, room),
             do_sample=False,
             pad_token_id=tokenizer.pad_id,
             eos_token_id=list(tokenizer.markers.stop_ids) or None,
@@ -91,6 +93,20 @@ def generate_text(
     # Decoded together with the prompt: some tokenizers lose a space at the seam otherwise.
     text = tokenizer.decode(answer[0].tolist())
     typer.echo(text.removeprefix(tokenizer.decode(ids[0].tolist())).strip())
+
+
+def room_for_answer(prompt: str, num_tokens: int, context_length: int) -> int:
+    """How many tokens may follow the prompt's. Raises ConfigError where it is none, or too long."""
+    if not num_tokens:
+        raise ConfigError("prompt", prompt, "it has no token", "Write something.")
+    if num_tokens >= context_length:
+        raise ConfigError(
+            "prompt",
+            f"{prompt[:20]}...",
+            f"it has {num_tokens} tokens, and the model's context is {context_length}",
+            "Write a shorter one: the answer has to fit too.",
+        )
+    return context_length - num_tokens
 
 
 def export_run(

@@ -15,7 +15,7 @@ from sfl.config.node import DeviceConfig, EdgeConfig
 from sfl.config.run import RunConfig, RunSection
 from sfl.config.wording import as_config_error, did_you_mean, unknown_key
 from sfl.errors import ConfigError
-from sfl.paths import require_utf8
+from sfl.paths import is_there, require_utf8
 from sfl.textfile import NotText, read_text
 
 S = TypeVar("S", bound=Section)
@@ -84,10 +84,13 @@ def with_overrides(table: dict[str, Any], overrides: Iterable[str]) -> dict[str,
 
 def _step_into(target: Any, step: str, dotted: str) -> Any:
     if isinstance(target, list):
-        for position, entry in enumerate(target):
+        tables = [entry for entry in target if isinstance(entry, dict)]
+        for position, entry in enumerate(tables):
             if step in (str(position), entry.get("name")):
                 return entry
-        names = [str(entry.get("name")) for entry in target]
+        if not tables:
+            raise ConfigError("--set", dotted, f"{target} has no tables", "Set the whole list.")
+        names = [str(entry.get("name")) for entry in tables]
         fix = f"{did_you_mean(step, names)}Known entries: {', '.join(names)}."
         raise ConfigError("--set", dotted, f"no entry {step!r}", fix)
     if not isinstance(target, dict):
@@ -214,8 +217,8 @@ def _anchor(table: dict[str, Any], key: str, folder: Path) -> None:
     value = table.get(key)
     if isinstance(value, str) and value and _is_relative(value):
         beside = folder / value
-        if beside.exists() or value.startswith(".") or Path(value).suffix in DATA_SUFFIXES:
-            table[key] = str(beside.resolve())
+        if is_there(beside) or value.startswith(".") or Path(value).suffix in DATA_SUFFIXES:
+            table[key] = str(beside.resolve() if is_there(beside) else beside.absolute())
 
 
 def _without_none(value: Any) -> Any:

@@ -153,7 +153,8 @@ def _steps(where: tuple[int | str, ...], table: Any) -> Iterator[str]:
 def _look_up(value: Any, dotted: str) -> Any:
     for part in dotted.split("."):
         if isinstance(value, list):
-            value = next((entry for entry in value if entry.get("name") == part), None)
+            tables = (entry for entry in value if isinstance(entry, Mapping))
+            value = next((entry for entry in tables if entry.get("name") == part), None)
         else:
             value = value.get(part) if isinstance(value, Mapping) else None
     return value

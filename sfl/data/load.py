@@ -16,7 +16,7 @@ from sfl.data.example import Row
 from sfl.data.malformed import Malformed
 from sfl.errors import DataError
 from sfl.paths import expanded
-from sfl.textfile import NotText, not_utf8, open_text
+from sfl.textfile import NotText, check_head, not_utf8, open_text
 
 Record = tuple[str, dict[str, Any]]  # its place, as in "line 3"; its fields
 Reader = Callable[[Path, DataSettings], Iterator[Record]]
@@ -46,8 +46,8 @@ def load_rows(source: str | Path, settings: DataSettings, field: str = "data.tra
     the setting that `source` came from. Raises DataError naming it, the file and the line.
     """
     path = expanded(source, field)
-    kind = _format(path, settings, field)
     try:
+        kind = _format(path, settings, field)
         if kind == "dataset":
             from sfl.data.hub import read_dataset
 
@@ -94,6 +94,7 @@ def _format(path: Path, settings: DataSettings, field: str) -> str:
     if settings.format != "auto":
         return settings.format
     if ending is None:
+        check_head(path)  # one that is packed needs no other ending
         raise DataError(
             field,
             str(path),
@@ -130,16 +131,16 @@ def _json(text: str, line: int, indent: int = 0) -> Any:
         column = error.colno + (indent if error.lineno == 1 else 0)
         raise Malformed(
             f"line {line + error.lineno - 1}, column {column} is not valid JSON "
-            f"({error.msg}){_json_hint(text, line)}"
+            f"({error.msg}){_json_hint(text, line, error)}"
         ) from None
     except (ValueError, RecursionError) as error:  # a number or a nesting beyond all bounds
         raise Malformed(f"line {line} cannot be read as JSON ({error})") from None
 
 
-def _json_hint(text: str, line: int) -> str:
+def _json_hint(text: str, line: int, error: json.JSONDecodeError) -> str:
     if "\0" in text:
         return ": it holds NUL bytes, so the file is damaged"
-    if line == 1 and text == "{":
+    if error.msg == "Extra data" or (line == 1 and text == "{"):
         return "; give one object a line, or one array of objects"
     return ""
 

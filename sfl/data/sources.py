@@ -25,17 +25,17 @@ class Source:
     @property
     def is_dataset(self) -> bool:
         """Whether it has splits: a folder, or a name on the hub."""
-        return self.data.format == "dataset" or not self._path.is_file()
+        return self.data.format == "dataset" or not self.path.is_file()
 
     @property
     def is_here(self) -> bool:
         """Whether it lies, or should lie, on this machine; else it is a name on the hub."""
-        plainly = str(self.name).startswith(".") or not may_be_on_hub(self._path)
-        return plainly or self._path.exists()
+        plainly = str(self.name).startswith(".") or not may_be_on_hub(self.path)
+        return plainly or self.path.exists()
 
     def same_rows(self, other: Source) -> bool:
         """Whether both are the same part of the same file or dataset."""
-        if self._path.resolve() != other._path.resolve() and str(self.name) != str(other.name):
+        if self.path.resolve() != other.path.resolve() and str(self.name) != str(other.name):
             return False
         if not self.is_dataset:
             return True
@@ -43,7 +43,8 @@ class Source:
         return len(set(parts)) == 1
 
     @property
-    def _path(self) -> Path:
+    def path(self) -> Path:
+        """Where it lies, if it does. Raises ConfigError for a home that nobody has."""
         return expanded(self.name, self.field)
 
 

@@ -6,7 +6,6 @@ Settings first, then the model, then what each device is given: in seconds, and 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from pathlib import Path
 
 from sfl.certificates.own import load_own
 from sfl.config import DeviceEntry, RunConfig
@@ -15,6 +14,8 @@ from sfl.data.sources import sources
 from sfl.errors import ConfigError
 from sfl.extras import require_bitsandbytes
 from sfl.models.batching import check_batching
+from sfl.models.classes import check_class_order
+from sfl.models.complete import check_weights
 from sfl.models.device_budget import device_load, fit_device
 from sfl.models.folder import ModelFolder, local_folder, open_model
 from sfl.models.hub import hub_name
@@ -44,7 +45,7 @@ def check_before_start(config: RunConfig, folder: ModelFolder, say: Say) -> None
 def _data_bytes(config: RunConfig) -> int:
     """What the files of the run's data come to, each counted once."""
     found = [sources(entry, entry.name, config.settings) for entry in config.devices]
-    paths = {Path(s.name).expanduser() for pair in found for s in pair if s is not None}
+    paths = {source.path for pair in found for source in pair if source is not None}
     return sum(path.stat().st_size for path in paths if path.is_file())
 
 
@@ -87,6 +88,7 @@ def check_settings(config: RunConfig, folder: ModelFolder) -> None:
     """
     folder.check_task(config.model.task)
     _check_models(config, folder)
+    check_class_order(folder, config.model.labels)
     check_batching(folder, config.settings, config.edge)
     check_names(config)
     check_certificates(config)
@@ -128,6 +130,7 @@ def check_names(config: RunConfig) -> None:
 def _check_models(config: RunConfig, folder: ModelFolder) -> None:
     """Weights, by their headers, and tokenizer: of the run's model, the edge's, each device's."""
     check_tokenizer(folder.path, folder.config)
+    check_weights(folder, config.model.task)
     own = {entry.model for entry in config.devices} | {config.model.path, config.edge.model}
     for name in sorted(name for name in own if name is not None):
         if (path := local_folder(name)) is None:
