@@ -11,7 +11,8 @@ from collections.abc import Mapping
 
 from sfl.errors import ModelError
 from sfl.models.family import Layout, Task
-from sfl.models.folder import FIELD, ModelFolder, TensorEntry, checkpoint_tensors
+from sfl.models.folder import ModelFolder, TensorEntry, checkpoint_tensors
+from sfl.models.jsonfile import FIELD
 
 EMBEDDINGS = ("embed_tokens.weight", "wte.weight", "word_embeddings.weight")
 
@@ -51,10 +52,10 @@ def _check_blocks(folder: ModelFolder, layout: Layout, entries: Mapping[str, Ten
         if name.startswith(f"{layout.blocks}.") and dot and int(number) < folder.num_layers:
             blocks[int(number)][inner] = entry.shape
     usual = Counter(inner for block in blocks for inner in block)
-    for number, block in enumerate(blocks):
+    for index, block in enumerate(blocks):
         for inner, count in usual.items():
             if inner not in block and 2 * count > folder.num_layers:
-                raise _lacking(folder, f"{layout.blocks}.{number}.{inner}")
+                raise _lacking(folder, f"{layout.blocks}.{index}.{inner}")
     if not usual:
         raise _lacking(folder, f"{layout.blocks}.0")
 
