@@ -37,7 +37,8 @@ def complete_adapters(folder: Path, config: RunConfig, base: Base, summary: RunS
         try:
             if model is not None:
                 copy_tokenizer(model, adapter)
-            card = model_card(summary, config.settings, base, best=name == "adapter_best")
+            best, here = name == "adapter_best", model is not None
+            card = model_card(summary, config.settings, base, best=best, tokenizer=here)
             write_atomic(adapter / "README.md", card)
         except Exception as error:  # noqa: BLE001 - the run has ended, and how is still to be told
             log.warning("%s has no tokenizer or no card: %s", adapter, cause_of(error))

@@ -19,6 +19,8 @@ from sfl.config import load_run
 from sfl.data import load_tokenizer, prepare
 from sfl.errors import ConfigError
 from sfl.models.hub import hub_name
+from sfl.report.card import Base, merged_card, model_card
+from sfl.report.summary import RunSummary
 from tests.federation import Outcome, run, sfl, write_jsonl
 from tests.test_other_models import QUICKSTART, edit
 
@@ -114,6 +116,14 @@ def test_an_exported_classifier_knows_its_classes_and_takes_batches(
     assert config["id2label"] == {"0": "off", "1": "on"}
     assert config["label2id"] == {"off": 0, "on": 1}
     assert config["pad_token_id"] == 2
+    card = (tmp_path / "merged" / "README.md").read_text()
+    front = front_of(card)
+    assert front["library_name"] == "transformers"
+    assert front["pipeline_tag"] == "text-classification"
+    assert "# Model of run t\n" in card and "merged into it" in card
+    for part in ("| a | 12 examples, 8 held out |", "off, on", "rank 4", "1 of 1"):
+        assert part in card
+    assert "PeftModel" not in card
     classify = pipeline("text-classification", model=str(tmp_path / "merged"), device="cpu")
     texts = ["lamp", "lamp heater door kitchen now please"]
     together = classify(texts, batch_size=2)
@@ -154,7 +164,8 @@ def test_every_adapter_has_its_tokenizer_and_its_card(
     )
     assert (tokenizer.pad_token is not None) == (name == "exported")
     card = (folder / "README.md").read_text()
-    front = yaml.safe_load(re.match("---\n(.*?)\n---\n", card, re.DOTALL)[1])  # type: ignore[index]
+    front = front_of(card)
+    assert "tokenizer = AutoTokenizer.from_pretrained(FOLDER)" in card
     assert front["library_name"] == "peft"
     assert front["pipeline_tag"] == "text-classification"
     assert "base_model" not in front  # a folder of this machine is nobody else's
@@ -162,6 +173,25 @@ def test_every_adapter_has_its_tokenizer_and_its_card(
     assert base == load_run(classified.folder / "config.toml").model.path
     for part in ("| a | 12 examples, 8 held out |", "off, on", "rank 4", "1 of 1", base):
         assert part in card
+
+
+def front_of(card: str) -> dict[str, Any]:
+    """The YAML in front of a card."""
+    values: dict[str, Any] = yaml.safe_load(re.match("---\n(.*?)\n---\n", card, re.DOTALL)[1])  # type: ignore[index]
+    return values
+
+
+def test_a_card_without_a_tokenizer_beside_it_says_where_to_get_it(classified: Outcome) -> None:
+    config = load_run(classified.folder / "config.toml")
+    summary = RunSummary.read(classified.folder / "summary.json")
+    base = Base("org/model", on_hub=True)
+    card = model_card(summary, config.settings, base, tokenizer=False)
+    assert "tokenizer = AutoTokenizer.from_pretrained('org/model')" in card
+    assert "This folder has no tokenizer" in card
+    assert front_of(card)["base_model_relation"] == "adapter"
+    merged = front_of(merged_card(summary, config.settings, base))
+    assert (merged["base_model"], merged["base_model_relation"]) == ("org/model", "finetune")
+    assert "base_model:finetune:org/model" in merged["tags"]
 
 
 def test_the_hint_finds_a_run_that_lies_elsewhere(classified: Outcome) -> None:

@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from cloud_aggregator.beside import resolvable_base
 from sfl.config import RunConfig
 from sfl.files import write_atomic
 from sfl.models.folder import local_folder
 from sfl.models.jsonfile import read_object
 from sfl.models.tokenizer_copy import copy_tokenizer
+from sfl.report.card import merged_card, model_card
+from sfl.report.summary import RunSummary
 
 
 def write_adapter(adapter: Path, config: RunConfig, model_path: str | None, to: Path) -> None:
@@ -21,13 +25,27 @@ def write_adapter(adapter: Path, config: RunConfig, model_path: str | None, to: 
     if base is not None:
         copy_tokenizer(base, to)
         _name_padding(base, to)
+        _write_card(model_card, adapter, config, to)  # the cloud may have had no tokenizer
 
 
-def write_merged(model: Any, base: Path, to: Path) -> None:
+def write_merged(model: Any, adapter: Path, config: RunConfig, base: Path, to: Path) -> None:
     """The adapter merged into its base, as transformers saves it."""
     model.merge_and_unload().save_pretrained(to)
     copy_tokenizer(base, to)
     _name_padding(base, to)
+    _write_card(merged_card, adapter, config, to)
+
+
+def _write_card(card: Callable[..., str], adapter: Path, config: RunConfig, to: Path) -> None:
+    """Say in README.md what it is, where the run has a summary."""
+    path = adapter.parent / "summary.json"
+    if not path.is_file():
+        return
+    of_edge = read_object(adapter / "adapter_config.json").get("base_model_name_or_path")
+    base = resolvable_base(config, str(of_edge or ""))
+    best = adapter.name == "adapter_best"
+    summary = RunSummary.read(path)
+    write_atomic(to / "README.md", card(summary, config.settings, base, best=best))
 
 
 def _name_padding(base: Path, to: Path) -> None:

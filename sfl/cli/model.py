@@ -123,7 +123,7 @@ def export_run(
     config = load_run(folder / "config.toml")
     if merge:
         opened = open_base(config, model_path)
-        write_merged(load_model(config, adapter, opened), opened.path, to)
+        write_merged(load_model(config, adapter, opened), adapter, config, opened.path, to)
         typer.echo(f"merged model written to {to}")
         return
     write_adapter(adapter, config, model_path, to)

@@ -1,4 +1,4 @@
-"""The model card of an adapter: README.md as hubs show it, made from a run's summary."""
+"""The model card of an adapter or a merged model: README.md as hubs show it, from a summary."""
 
 from __future__ import annotations
 
@@ -25,30 +25,60 @@ class Base:
 
 
 def model_card(
+    summary: RunSummary,
+    settings: RunSettings,
+    base: Base,
+    *,
+    best: bool = False,
+    tokenizer: bool = True,
+) -> str:
+    """An adapter's: Markdown with the hub's YAML in front; base, data, rounds, scores, how to load.
+
+    `tokenizer`: whether the folder has one.
+    """
+    about = f"A LoRA adapter for {_named(base)}"
+    parts = [
+        _front("peft", "adapter", settings, base),
+        *_story("LoRA adapter", about, summary, settings, base, best),
+        _adapter_usage(settings, base, tokenizer),
+    ]
+    return "\n".join(parts)
+
+
+def merged_card(
     summary: RunSummary, settings: RunSettings, base: Base, *, best: bool = False
 ) -> str:
-    """Markdown with the hub's YAML in front: base, data, rounds, scores, how to load."""
+    """The same of a model that the adapter was merged into; the folder has its tokenizer."""
+    about = f"{_named(base)} with the LoRA adapter of the run merged into it"
     parts = [
-        _front(settings, base),
-        f"# LoRA adapter of run {text.printable(summary.run_id)}\n",
-        f"A LoRA adapter for {_named(base)}, trained by split-federated learning with "
-        f"sfl {summary.sfl_version}.\n",
+        _front("transformers", "finetune", settings, base),
+        *_story("Model", about, summary, settings, base, best),
+        _merged_usage(settings),
+    ]
+    return "\n".join(parts)
+
+
+def _story(
+    what: str, about: str, summary: RunSummary, settings: RunSettings, base: Base, best: bool
+) -> list[str]:
+    """What it is, and how it came about."""
+    return [
+        f"# {what} of run {text.printable(summary.run_id)}\n",
+        f"{about}, trained by split-federated learning with sfl {summary.sfl_version}.\n",
         "## Training\n",
         _table(_facts(summary, settings, base, best)),
         "## Data\n",
         _table([(device.name, _rows(device)) for device in summary.devices], ("device", "rows")),
         "## Use\n",
-        _usage(settings, base),
     ]
-    return "\n".join(parts)
 
 
-def _front(settings: RunSettings, base: Base) -> str:
-    lines = ["---", "library_name: peft", f"pipeline_tag: {_PIPELINES[settings.model.task]}"]
+def _front(library: str, relation: str, settings: RunSettings, base: Base) -> str:
+    lines = ["---", f"library_name: {library}", f"pipeline_tag: {_PIPELINES[settings.model.task]}"]
     tags = ["lora", "peft", "sfl", "transformers"]
     if base.on_hub:
-        lines.append(f"base_model: {json.dumps(base.name)}")
-        tags.insert(0, f"base_model:adapter:{base.name}")
+        lines += [f"base_model: {json.dumps(base.name)}", f"base_model_relation: {relation}"]
+        tags.insert(0, f"base_model:{relation}:{base.name}")
     lines += ["tags:", *(f"- {json.dumps(tag)}" for tag in tags), "---", ""]
     return "\n".join(lines)
 
@@ -95,7 +125,7 @@ def _table(rows: list[tuple[str, str]], heading: tuple[str, str] = ("", "")) -> 
     return "\n".join([*lines, ""])
 
 
-def _usage(settings: RunSettings, base: Base) -> str:
+def _adapter_usage(settings: RunSettings, base: Base, tokenizer: bool) -> str:
     kind = _CLASSES[settings.model.task]
     more = f", id2label={dict(enumerate(settings.model.labels))}" if settings.model.labels else ""
     lines = [
@@ -105,12 +135,28 @@ def _usage(settings: RunSettings, base: Base) -> str:
         "",
         f"base = {kind}.from_pretrained({base.name!r}{more})",
         "model = PeftModel.from_pretrained(base, FOLDER)  # the folder of this file",
+        f"tokenizer = AutoTokenizer.from_pretrained({'FOLDER' if tokenizer else repr(base.name)})",
+        "```",
+        "",
+    ]
+    if not tokenizer:
+        lines += ["This folder has no tokenizer: the base's is the one that was trained with.", ""]
+    if not base.on_hub:
+        lines += ["The base is a folder on the machine of the run; put yours in its place.", ""]
+    return "\n".join(lines)
+
+
+def _merged_usage(settings: RunSettings) -> str:
+    kind = _CLASSES[settings.model.task]
+    lines = [
+        "```python",
+        f"from transformers import AutoTokenizer, {kind}",
+        "",
+        f"model = {kind}.from_pretrained(FOLDER)  # the folder of this file",
         "tokenizer = AutoTokenizer.from_pretrained(FOLDER)",
         "```",
         "",
     ]
-    if not base.on_hub:
-        lines += ["The base is a folder on the machine of the run; put yours in its place.", ""]
     return "\n".join(lines)
 
 
