@@ -54,13 +54,15 @@ class Recorder:
 
     def __init__(self, device: str, log: list[str], gate: threading.Event) -> None:
         self.device, self.log, self.gate = device, log, gate
+        self.begun = threading.Event()
         self.served_seconds = 0.0
 
     def group(self, message: Any) -> None:
         return None
 
     def handle(self, message: Any) -> list[Any]:
-        self.gate.wait(10.0)
+        self.begun.set()
+        self.gate.wait(60.0)
         self.log.append(self.device)
         if message == "bad":
             raise ProtocolError("no")
@@ -90,9 +92,11 @@ def test_the_compute_thread_serves_in_order_and_errands_go_first(
             for device, tail in tails.items():
                 session: Any = Recorder(device, log, gate)
                 waits.append(asyncio.create_task(engine.serve(session, "m", tail)))  # type: ignore[arg-type]
-                await asyncio.sleep(0.05)  # the first is under way, the others wait
+                if device == "first":
+                    await asyncio.to_thread(session.begun.wait, 60.0)
             errand = asyncio.create_task(engine.run(log.append, "errand"))
-            await asyncio.sleep(0.05)
+            await asyncio.sleep(0)  # all others wait
+            assert len(engine._queue) == len(tails)
             gate.set()
             assert await asyncio.gather(*waits) == [[device] for device in tails]
             await errand
@@ -112,11 +116,12 @@ def test_errors_come_back_and_cancelled_jobs_are_dropped() -> None:
         first: Any = Recorder("first", log, gate)
         gone: Any = Recorder("gone", log, gate)
         waiting = asyncio.create_task(engine.serve(first, "bad"))  # type: ignore[arg-type]
-        await asyncio.sleep(0.05)
+        await asyncio.to_thread(first.begun.wait, 60.0)
         dropped = asyncio.create_task(engine.serve(gone, "m"))  # type: ignore[arg-type]
-        await asyncio.sleep(0.05)
+        await asyncio.sleep(0)
+        assert len(engine._queue) == 1
         dropped.cancel()
-        await asyncio.sleep(0.05)
+        await asyncio.sleep(0)
         gate.set()
         with pytest.raises(ProtocolError, match="no"):
             await waiting

@@ -434,7 +434,7 @@ def test_a_hub_name_without_network_fails_within_seconds(tmp_path: Path) -> None
     result = open_elsewhere(
         "nobody/nothing", HF_HOME=str(tmp_path), HF_ENDPOINT="http://127.0.0.1:9"
     )
-    assert time.monotonic() - started < 10
+    assert time.monotonic() - started < 30
     assert result.returncode == 1
     assert result.stderr.startswith("model.path = 'nobody/nothing': no such folder, and the hub")
     assert "HF_HUB_OFFLINE" in result.stderr
@@ -461,7 +461,7 @@ def test_a_hub_that_never_answers(tmp_path: Path) -> None:
         result = open_elsewhere(
             "me/tiny", HF_HOME=str(tmp_path), HF_ENDPOINT=f"http://127.0.0.1:{port}"
         )
-    assert time.monotonic() - started < 6
+    assert time.monotonic() - started < 30
     assert "no such folder, and the hub" in result.stderr
 
 

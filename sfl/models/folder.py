@@ -19,7 +19,7 @@ from sfl.errors import ConfigError, ModelError
 from sfl.models import FAMILIES
 from sfl.models.family import Family, Layout, Sizes, Task
 from sfl.models.hub import cached, fetch_from_hub
-from sfl.models.jsonfile import FIELD, read_object, refuse_pointer
+from sfl.models.jsonfile import FIELD, check_fetched, read_object
 from sfl.paths import expanded, require_utf8
 from sfl.plan import Span
 
@@ -296,7 +296,7 @@ def _read_header(file: Path) -> dict[str, TensorEntry]:
         size = file.stat().st_size
         with file.open("rb") as opened:
             first = opened.read(8)
-            refuse_pointer(file, first + opened.read(64))
+            check_fetched(file, first + opened.read(64))
             num_bytes = int.from_bytes(first, "little")
             if not 2 <= num_bytes <= MAX_HEADER_BYTES:
                 raise _broken(file, "not a safetensors file")

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from sfl.errors import ModelError
-from sfl.textfile import POINTER
+from sfl.textfile import NotText, refuse_pointer
 
 FIELD = "model.path"
 
@@ -23,7 +23,7 @@ def read_object(path: Path) -> dict[str, Any]:
         raise
     except OSError as error:
         raise _broken(path, f"it cannot be read ({error.strerror})") from None
-    refuse_pointer(path, data)
+    check_fetched(path, data)
     try:
         content = json.loads(data.decode("utf-8-sig"))
     except UnicodeDecodeError:
@@ -35,15 +35,13 @@ def read_object(path: Path) -> dict[str, Any]:
     return content
 
 
-def refuse_pointer(path: Path, beginning: bytes) -> None:
+def check_fetched(path: Path, beginning: bytes) -> None:
     """Raise ModelError where `beginning` of the file is a Git LFS pointer's."""
-    if beginning.startswith(POINTER):
-        raise ModelError(
-            FIELD,
-            str(path),
-            "a Git LFS pointer, which stands for the file and is not the file",
-            f"Run `git lfs pull` in {path.parent}, or fetch the model again.",
-        )
+    try:
+        refuse_pointer(beginning)
+    except NotText as found:
+        fix = f"Run `git lfs pull` in {path.parent}, or fetch the model again."
+        raise ModelError(FIELD, str(path), found.problem, fix) from None
 
 
 def _broken(path: Path, problem: str) -> ModelError:

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from sfl.errors import ModelError
-from sfl.models.jsonfile import FIELD, read_object, refuse_pointer
+from sfl.models.jsonfile import FIELD, check_fetched, read_object
 from sfl.textfile import POINTER
 
 FILE = re.compile(
@@ -86,7 +86,7 @@ def check_files(folder: Path, config: Mapping[str, Any]) -> None:
     names = tokenizer_files(folder)
     for name in names:
         with (folder / name).open("rb") as file:
-            refuse_pointer(folder / name, file.read(len(POINTER)))
+            check_fetched(folder / name, file.read(len(POINTER)))
     if any(re.fullmatch(r"tokenizer[.\d]*\.json", name) for name in names):
         return
     declared: dict[str, Any] = {}
