@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import textwrap
 from typing import Any, Literal, get_args, get_origin
 
 from pydantic import BaseModel
@@ -38,29 +39,34 @@ INTRO = """\
 
 <!-- Written by `python -m sfl.config.docs`; a test holds it to the settings types. -->
 
-One TOML file describes a run. `sfl init` writes a commented one, `sfl config show FILE` prints it with every default
-and every `auto` filled in, `--set section.key=value` overrides one setting (`--set devices.NAME.cut_layer=2` one
-device's). An unknown key is an error that names the nearest known one. Relative paths are relative to the file.
+One TOML file describes a run. `sfl init` writes a commented one, `sfl config show FILE` prints it
+with every default and every `auto` filled in, `--set section.key=value` overrides one setting
+(`--set devices.NAME.cut_layer=2` one device's). An unknown key is an error that names the nearest
+known one. Relative paths are relative to the file.
 
-The **cloud owns the run's settings** (`[run]` to `[[devices]]`) and sends them to every node. What is local to a node
-stands in that node's own file: `sfl edge FILE` reads a table `[edge]`, `sfl device FILE` a table `[device]`. Under
-`sfl run` one file holds everything, and each entry of `[[devices]]` also has the local keys of its device.
+The **cloud owns the run's settings** (`[run]` to `[[devices]]`) and sends them to every node. What
+is local to a node stands in that node's own file: `sfl edge FILE` reads a table `[edge]`,
+`sfl device FILE` a table `[device]`. Under `sfl run` one file holds everything, and each entry of
+`[[devices]]` also has the local keys of its device.
 
 The same run laid over three machines:
 
 ```
-sfl cloud run.toml  --set cloud.listen=0.0.0.0:7000                # run.toml: everything but the nodes
-sfl edge edge.toml                                                 # [edge]   listen, cloud = "CLOUD:7000"
-sfl device pi.toml                                                 # [device] name, edge = "EDGE:7001", train
+sfl cloud run.toml --set cloud.listen=0.0.0.0:7000   # run.toml: everything but the nodes
+sfl edge edge.toml                                   # [edge]: listen, cloud = "CLOUD:7000"
+sfl device pi.toml                                   # [device]: name, edge = "EDGE:7001", train
 ```
 
-A path never comes from another machine: a device opens the files that its own file names, and no others. What else
-it agrees to says its `[device.consent]`. Where the machines have more than one edge, `run.edges` names them all.
+A path never comes from another machine: a device opens the files that its own file names, and no
+others. What else it agrees to says its `[device.consent]`. Where the machines have more than one
+edge, `run.edges` names them all.
 
-Each with its certificate, as a table `tls` (`[edge.tls]`) or a folder (`--certs DIR`), from `sfl ca issue`; see
-[security](security.md). Without, addresses other than loopback need `--insecure`.
+Each with its certificate, as a table `tls` (`[edge.tls]`) or a folder (`--certs DIR`), from
+`sfl ca issue`; see [security](security.md). Without, addresses other than loopback need
+`--insecure`.
 
-Every run writes the settings that took effect to `runs/ID/config.toml`; `sfl run` on that file repeats the run.
+Every run writes the settings that took effect to `runs/ID/config.toml`; `sfl run` on that file
+repeats the run.
 """
 
 SECTIONS: tuple[tuple[str, type[BaseModel]], ...] = (
@@ -95,7 +101,7 @@ def document() -> str:
 
 
 def _section(title: str, kind: type[BaseModel]) -> str:
-    summary = " ".join((kind.__doc__ or "").split())
+    summary = textwrap.fill(" ".join((kind.__doc__ or "").split()), 100, break_on_hyphens=False)
     rows = "\n".join(_row(name, field) for name, field in kind.model_fields.items())
     return f"## `{title}`\n\n{summary}\n\n| key | type | default | meaning |\n|---|---|---|---|\n{rows}\n"
 

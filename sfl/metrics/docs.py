@@ -73,11 +73,12 @@ _TAIL = """
 
 - `device`: name of the device; empty for an edge or the cloud.
 - `direction`: `up` (towards the cloud) or `down`.
-- `role`: {roles}. `activation` and `gradient` are training only; what
-  crosses the cut while evaluating is `evaluation`, heartbeats and other small messages are
-  `control`.
+- `role`: {roles}.
+  `activation` and `gradient` are training only; what crosses the cut while evaluating is
+  `evaluation`, heartbeats and other small messages are `control`.
 - `phase`: {phases}.
-  Histogram buckets end at {buckets} s.
+  Histogram buckets end at {buckets}
+  seconds.
 
 ## Useful queries
 
