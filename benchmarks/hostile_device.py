@@ -6,12 +6,17 @@
 It joins, trains and reports as any other, with a certificate of its own where the run asks for one;
 but it says that it has so many examples, and each value of its part of the adapter is plus or minus
 the number given, or is moved by it with `--moved`, by a coin.
+
+    python benchmarks/hostile_device.py device.toml --holds 2 --until FILE
+
+That one tells no lies, but has its part of round 2 ready only once FILE is there.
 """
 
 from __future__ import annotations
 
 import argparse
 import sys
+import time
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -41,6 +46,8 @@ def lying(options: argparse.Namespace) -> type:
             if options.values is not None and outcome.round >= options.from_round:
                 told = {name: lie(values) for name, values in outcome.values.items()}
                 outcome = replace(outcome, values=told)
+            while outcome.round == options.holds and not options.until.exists():
+                time.sleep(0.05)
             super().deliver(outcome)
 
         def _post(self, message: edge_pb2.DeviceMessage, *urgency: Any) -> None:
@@ -59,6 +66,8 @@ def main() -> None:
     parser.add_argument("--moved", action="store_true")
     parser.add_argument("--from-round", type=int, default=1)
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--holds", type=int)
+    parser.add_argument("--until", type=Path)
     options = parser.parse_args()
     quiet_environment()
 

@@ -114,7 +114,6 @@ class CloudAggregator:
         self.manifest: AdapterManifest | None = None
         self.adapter: dict[str, Array] = {}
         self.stacks = Stacks(folder / "stacks")
-        self._unlike: dict[str, str] = {}  # why a device was left out, until it hears so
         self._traces = self._step_traces()
         self._over: asyncio.Future[FinishRun] = asyncio.get_running_loop().create_future()
         self._aggregation: asyncio.Task[None] | None = None
@@ -337,7 +336,7 @@ class CloudAggregator:
 
     @_do.register
     def _(self, command: Evict) -> None:
-        evict = cloud_pb2.Evict(device=command.device, reason=command.reason)
+        evict = cloud_pb2.Evict(device=command.device, reason=command.reason, final=command.final)
         for edge in self.service.streams:
             self.service.post(edge, cloud_pb2.CloudMessage(evict=evict))
 
@@ -560,10 +559,6 @@ class CloudAggregator:
         """A device asks to take part."""
         if edge in self._failed_edges:
             return
-        if reason := self._unlike.pop(device, ""):
-            # It was just left out: told so it ends. Started again with other data it may join.
-            self._do(Refuse(device, edge, reason))
-            return
         self.stacks.joined(("device", device))
         self._happened(DeviceJoined(device, edge))
 
@@ -579,8 +574,8 @@ class CloudAggregator:
         config = with_text_form(self.config.model_copy(update={"devices": entries}), ready)
         self._take_effect(config)
         if reason := unlike(config, ready):
-            self._unlike[device] = reason
-            self._do(Evict(device, reason))
+            # Started again with other data it may join.
+            self._do(Evict(device, reason, final=True))
             self._happened(DeviceLost(device, reason))
             return
         self.records.device_ready(device, ready)

@@ -389,8 +389,11 @@ class EdgeServer:
         return mine, {name: array for name, array in values.items() if name not in mine}
 
     def _on_evict(self, message: cloud_pb2.CloudMessage) -> None:
-        # Not a refusal: the device may join again with the next round.
-        self.service.evict(message.evict.device, LinkLost(contract.reason(message.evict.reason)))
+        evict = message.evict
+        if evict.final:
+            self.service.turn_away(evict.device, Refused(contract.reason(evict.reason)))
+        else:  # it may join again with the next round
+            self.service.evict(evict.device, LinkLost(contract.reason(evict.reason)))
 
     # -- what devices' streams ask for (transport.edge_service.Host) -------------------------------
 

@@ -380,7 +380,7 @@ def test_a_hot_device_rests_before_it_joins_and_between_steps_and_comes_back(
         2,
         run={"rounds": 3, "min_devices": 1},
         training={"local_steps": 8},
-        network={"round_timeout": 20.0, "join_timeout": 600.0},
+        network={"round_timeout": 12.0, "join_timeout": 600.0, "heartbeat_interval": 0.25},
     )
     for entry in values["devices"]:  # rounds take seconds, and heat comes in the middle of one
         entry["link"] = {"delay_ms": 150.0}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import socket
 import sys
 import time
@@ -178,14 +179,16 @@ def test_a_caller_has_so_many_calls_and_no_more() -> None:
     asyncio.run(_served(in_time))
 
 
-def test_few_lines_are_written_of_many_alike(caplog: pytest.LogCaptureFixture) -> None:
-    import logging
-
-    sparing = Sparing(logging.getLogger("sfl.test"), burst=3, seconds=0.2)
+def test_few_lines_are_written_of_many_alike(
+    caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now = 7.0
+    monkeypatch.setattr("sfl.logs.time", SimpleNamespace(monotonic=lambda: now))
+    sparing = Sparing(logging.getLogger("sfl.test"), burst=3, seconds=10.0)
     for number in range(50):
         sparing.warning("a", "line %d", number)
     sparing.warning("b", "another")
     assert [r.getMessage() for r in caplog.records] == ["line 0", "line 1", "line 2", "another"]
-    time.sleep(0.25)
+    now += 10.0
     sparing.warning("a", "line %d", 50)
     assert caplog.records[-1].getMessage() == "line 50 (and 47 more like it before)"

@@ -137,12 +137,16 @@ class Floor:
             self.service.streams[name].begin_round(start, mine, {})
             await until(lambda device=device: len(device.heard) > 1)  # type: ignore[misc]
 
-    async def busy(self, gate: threading.Event) -> asyncio.Task[bool]:
-        """Everything has arrived of one device after the other, while the thread had to do."""
+    async def busy(self, gate: threading.Event, decoded: int) -> asyncio.Task[bool]:
+        """Everything has arrived of one device after the other, while the thread had to do.
+
+        So many activations are decoded, if no more are.
+        """
         held = asyncio.create_task(self.engine.run(gate.wait, 60.0))
         for arrived, device in enumerate(self.devices.values(), 1):
             device.go.set()
             await until(lambda arrived=arrived: self.stats.queue_depth == 2 * arrived)  # type: ignore[misc]
+        await until(lambda: self.decoded >= decoded)
         await settled()
         return held
 
@@ -152,6 +156,7 @@ class Floor:
             device.stream.cancel()
             with contextlib.suppress(asyncio.CancelledError, AssertionError):
                 await device.stream
+        await self.service.drain()
         self.engine.close()
         self.service.close()
 
@@ -269,7 +274,7 @@ def test_an_order_chooses_among_what_has_arrived_decoded_or_not(room: int, order
                 floor.service.streams[name]._turnaround = 100.0 if last else 0.1
                 device.session.served_seconds = 0.0 if last else 100.0
                 watch(device.session, served)
-            held = await floor.busy(gate)
+            held = await floor.busy(gate, min(room, 6))
             assert floor.decoded == min(room, 6)
             gate.set()
             await held
@@ -301,7 +306,7 @@ def test_what_waits_of_several_devices_goes_as_one_batch(monkeypatch: pytest.Mon
         floor, gate = Floor(three(), room=4, together=3), threading.Event()
         try:
             await floor.open()
-            held = await floor.busy(gate)
+            held = await floor.busy(gate, 4)
             gate.set()
             await held
             await until(lambda: floor.stats.queue_depth == 0)
@@ -336,7 +341,7 @@ def test_one_place_is_enough_for_two_devices_and_changes_no_bit(topology: str) -
         floor, gate = Floor(sessions, room, order), threading.Event()
         try:
             await floor.open()
-            held = await floor.busy(gate)
+            held = await floor.busy(gate, 1)
             gate.set()
             await held
             # In the U-shape a gradient comes while the other device's activations have the place.
@@ -358,7 +363,7 @@ def test_what_lies_decoded_over_all_devices_is_bounded_and_given_back() -> None:
         floor, gate = Floor(three()), threading.Event()
         try:
             await floor.open()
-            held = await floor.busy(gate)
+            held = await floor.busy(gate, ROOM)
             assert floor.decoded == ROOM  # of six that have arrived
             first, second, third = floor.devices.values()
             first.stream.cancel()  # both places were its own

@@ -16,17 +16,17 @@ import pytest
 from safetensors.numpy import load_file
 
 from tests.federation import ROOT, run
-from tests.test_failures import PATIENCE, ByHand, fleet
+from tests.test_failures import PATIENCE, ByHand, fleet, until
 
 LIAR = ROOT / "benchmarks" / "hostile_device.py"
-ROUNDS = 24
+ROUNDS = 3
 
 
 class Attacked(ByHand):
     """A run of two honest devices, with liars beside them."""
 
-    def lie(self, number: int, *options: str) -> subprocess.Popen[bytes]:
-        """Start a device that does not tell the truth."""
+    def start_as(self, number: int, *options: str) -> subprocess.Popen[bytes]:
+        """Start a device that lies, or holds back, as the options say."""
         name = self.values["devices"][number]["name"]
         file = self.folder / f"{name}.toml"
         file.write_text(
@@ -40,6 +40,12 @@ class Attacked(ByHand):
             )
         self.processes.append(process)
         return process
+
+    def is_back(self, name: str) -> bool:
+        """Whether a device with a fault is ready again, by one and the same status."""
+        status = self.status()
+        states = {device["name"]: device["state"] for device in status.get("devices", [])}
+        return any(name in fault for fault in status.get("faults", [])) and states[name] == "ready"
 
     def adapter(self) -> dict[str, bytes]:
         """The adapter that the run left, bit for bit."""
@@ -86,11 +92,15 @@ def test_liars_are_left_out_with_the_reason_and_the_others_adapter_is_theirs_alo
     tmp_path: Path, honest: dict[str, bytes]
 ) -> None:
     nodes = attacked(tmp_path / "run", 4, ROUNDS, strikes=2)
+    back = tmp_path / "back"
     try:
-        for number in range(2):
-            nodes.device(number)
-        heavy = nodes.lie(2, "--examples", str(1 << 63), "--values", "0.5")
-        large = nodes.lie(3, "--examples", "100", "--values", "1000")
+        nodes.device(0)
+        nodes.start_as(1, "--holds", "2", "--until", str(back))
+        heavy = nodes.start_as(2, "--examples", str(1 << 63), "--values", "0.5")
+        large = nodes.start_as(3, "--examples", "100", "--values", "1000")
+        # Round 2 ends once d3 is back: its second strike is the last round's, and the run ends.
+        until(lambda: nodes.is_back("d3"), "the liar again")
+        back.touch()
         outcome = nodes.outcome()
         assert outcome.code == 0, outcome.output
         assert outcome.summary["rounds"] == ROUNDS
@@ -104,6 +114,7 @@ def test_liars_are_left_out_with_the_reason_and_the_others_adapter_is_theirs_alo
         for process, name, reason in ((heavy, "d2", said), (large, "d3", last)):
             assert process.wait(PATIENCE) == 1
             assert reason in nodes.log(name), "it is told why"
+            assert "joining again" not in nodes.log("d2")
         assert nodes.adapter() == honest
     finally:
         nodes.stop()
@@ -116,7 +127,7 @@ def test_an_adapter_that_nobody_can_compute_with_ends_the_run_with_that_and_no_d
     nodes = attacked(tmp_path / "run", 3, 3, codec, max_update_norm="off")
     try:
         devices = [nodes.device(number) for number in range(2)]
-        nodes.lie(2, "--examples", "100", "--values", "1000")
+        nodes.start_as(2, "--examples", "100", "--values", "1000")
         outcome = nodes.outcome()
         assert outcome.code == 1, outcome.output
         failure, faults = outcome.summary["failure"], outcome.summary["faults"]

@@ -267,8 +267,6 @@ def test_who_comes_back_in_the_very_moment_its_leaving_ends_comes_in(
 
     async def scene(house: House, cloud: Cloud) -> None:
         async def requests() -> AsyncIterator[edge_pb2.DeviceMessage]:
-            hello = edge_pb2.DeviceHello(device=NAME, wire_version=WIRE_VERSION)
-            yield edge_pb2.DeviceMessage(hello=hello)
             await proven.wait()
             yield edge_pb2.DeviceMessage(proof=edge_pb2.Proof())
 
@@ -278,7 +276,8 @@ def test_who_comes_back_in_the_very_moment_its_leaving_ends_comes_in(
                 await asyncio.sleep(0)
 
         house.service.challenge = edge_pb2.Challenge(nonce=bytes(32))
-        opening = asyncio.create_task(house.service._open(requests(), cast(Any, Wire())))
+        hello = edge_pb2.DeviceHello(device=NAME, wire_version=WIRE_VERSION)
+        opening = asyncio.create_task(house.service._open(hello, requests(), cast(Any, Wire())))
         await asked.wait()
         await asyncio.sleep(0.01)  # it waits for the proof
         house.service._part(NAME, leaving())
@@ -364,6 +363,7 @@ def test_who_comes_back_while_it_is_still_leaving_is_let_in_after_that() -> None
         assert house._sessions[NAME] is not old and house.kept == {NAME}
         await closing
         await asyncio.to_thread(second.close)
+        await until(lambda: not house._sessions)
         assert not house.kept
 
     played(scene)
@@ -408,6 +408,57 @@ def test_a_device_does_not_ask_again_where_that_helps_nothing() -> None:
             await asyncio.to_thread(device.run, PATIENCE)
         assert not isinstance(caught.value, NameInUse)
         assert cloud.told == ["join"]  # who was never in does not leave
+
+    played(scene)
+
+
+def test_who_is_out_for_good_is_told_why_though_the_run_ends_with_that(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Told at once, while the compute thread is busy; and so is who asks when all is over."""
+
+    def stay(self: agent.DeviceAgent, link: DeviceLink, joined: Any) -> None:
+        for _ in link.orders():
+            raise AssertionError("no round was due")
+
+    async def scene(house: House, cloud: Cloud) -> None:
+        config = DeviceConfig(name=NAME, edge=house.address, metrics=QUIET)
+        device = agent.DeviceAgent(config, insecure=True)
+        running = asyncio.create_task(asyncio.to_thread(device.run, PATIENCE))
+        await until(lambda: NAME in house.service.streams)
+        await house.hold_up()
+        out = cloud_pb2.Evict(device=NAME, reason="strike 2 of 2; out for good", final=True)
+        house._on_evict(cloud_pb2.CloudMessage(evict=out))
+        await house._dismiss(True, "every round closed")
+        assert NAME in house._sessions  # the thread is still at its job
+        with pytest.raises(Refused, match="strike 2 of 2; out for good"):
+            await running
+        for name, why in ((NAME, "strike 2 of 2; out for good"), ("other", "the run is over")):
+            late = DeviceLink(house.address, name, NodeStats(name, "device"), True)
+            with pytest.raises(Refused, match=why):
+                await asyncio.to_thread(late.join, PATIENCE)
+            await asyncio.to_thread(late.close)
+
+    monkeypatch.setattr(agent, "REJOIN_PAUSE", 0.01)
+    monkeypatch.setattr(agent.DeviceAgent, "_take_part", stay)
+    played(scene)
+
+
+def test_who_may_come_back_is_not_told_an_old_reason() -> None:
+    async def scene(house: House, cloud: Cloud) -> None:
+        for ends, why in ((False, "its rows are laid out otherwise"), (True, "the run is over")):
+            async with dialled(house) as call:
+                assert (await call.read()).WhichOneof("body") == "welcome"
+                await until(lambda: NAME in house.service.streams)
+                if not ends:
+                    out = cloud_pb2.Evict(device=NAME, reason=why, final=True)
+                    house._on_evict(cloud_pb2.CloudMessage(evict=out))
+                    assert await call.code() is grpc.StatusCode.FAILED_PRECONDITION
+                    assert await call.details() == why
+        await until(lambda: not house._sessions)
+        house.service.finish(Refused(why))
+        async with dialled(house) as call:
+            assert await call.details() == why
 
     played(scene)
 

@@ -23,6 +23,7 @@ from sfl.certificates.own import OwnCertificate, load_own
 from sfl.errors import Corrupted, LinkLost, NameInUse, PeerUnavailable, Refused, RunFailed
 from sfl.metrics.stats import NodeStats
 from sfl.process import Terminated
+from sfl.transport import device_link, edge_service
 from sfl.transport.cloud_link import CloudLink
 from sfl.transport.credentials import open_aio_channel, open_channel
 from sfl.transport.device_link import DeviceLink
@@ -151,8 +152,8 @@ def link_to(address: str) -> DeviceLink:
     return DeviceLink(address, NAME, NodeStats(NAME, "device"), insecure=False)
 
 
-def impatient(house: House) -> None:
-    network = {"idle_timeout": 1.0, "heartbeat_interval": 0.2}
+def impatient(house: House, idle_timeout: float = 1.0) -> None:
+    network = {"idle_timeout": idle_timeout, "heartbeat_interval": 0.2}
     house.settings = house.settings.model_copy(
         update={"network": house.settings.network.model_copy(update=network)}
     )
@@ -180,14 +181,19 @@ def test_a_broken_link_leaves_no_thread_and_no_connection() -> None:
     played(scene)
 
 
-def test_a_device_waits_for_an_edge_that_lives_and_no_longer() -> None:
+def test_a_device_waits_for_an_edge_that_lives_and_no_longer(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(edge_service, "BEAT", 0.1)
+    monkeypatch.setattr(device_link, "GOODBYE", 0.2)  # nobody hears it
+
     async def scene(house: House, cloud: Cloud) -> None:
         cloud.mute = True
         with Proxy(house.address) as proxy:
             link = link_to(proxy.address)
             joining = asyncio.create_task(asyncio.to_thread(link.join, 2.5))
             await until_aio(lambda: cloud.told == ["join"])
-            await asyncio.sleep(4)
+            await asyncio.sleep(3)
             assert not joining.done()  # the edge says that it lives
             proxy.swallows = True
             with pytest.raises(LinkLost, match=r"not a byte for 2\.5 s"):
@@ -315,7 +321,7 @@ def test_what_ends_a_thread_of_the_link_reaches_who_waits(
     monkeypatch: pytest.MonkeyPatch, place: str
 ) -> None:
     async def scene(house: House, cloud: Cloud) -> None:
-        impatient(house)
+        impatient(house, PATIENCE)
         link = link_to(house.address)
         await asyncio.to_thread(link.join, PATIENCE)
         if place == "encoder":

@@ -324,7 +324,7 @@ def test_an_update_that_is_refused_beside_the_others_is_left_out_and_the_rest_me
         deliver(coordinator, f"d{n}")
     evict, fault, again = coordinator.handle(UpdatesRefused(1, {"d1": "too long"}), 2.0)
     said = "too long (strike 1 of 3)"
-    assert evict == Evict("d1", "too long") and fault == Fault(1, "d1", said)
+    assert evict == Evict("d1", said) and fault == Fault(1, "d1", said)
     assert again == Aggregate(1, {"d0": 10, "d2": 10})
     assert back(coordinator, "d1") == [Welcome("d1")]
     (start,) = coordinator.handle(AdapterReady(1), 3.0)
@@ -358,7 +358,9 @@ def test_after_so_many_strikes_a_device_is_out_for_good_and_told_why() -> None:
         for n in range(4):
             deliver(coordinator, f"d{n}")
         round_ = coordinator.round
-        _, fault, *_ = coordinator.handle(UpdatesRefused(round_, {"d1": "too long"}), 2.0)
+        evict, fault, *_ = coordinator.handle(UpdatesRefused(round_, {"d1": "too long"}), 2.0)
+        # Told now, and for good with the last: nobody knows whether it will ask once more in time.
+        assert evict == Evict("d1", fault.reason, final=strike == 3)
         commands = back(coordinator, "d1")
         coordinator.handle(AdapterReady(round_), 3.0)
         assert f"strike {strike} of 3" in fault.reason
@@ -381,9 +383,11 @@ def test_whoever_holds_up_round_after_round_is_out_too(how: str) -> None:
         commands = coordinator.handle(Tick() if how == "round_timeout" else silence, now)
         assert isinstance(commands[-1], Aggregate)
         (last,) = [command for command in commands if isinstance(command, Fault)]
+        told = [c for c in commands if isinstance(c, Evict) and c.final]
         answer = back(coordinator, "d3", now)
         coordinator.handle(AdapterReady(coordinator.round), now)
     assert "out of this run for good" in last.reason
+    assert told == [Evict("d3", last.reason, final=True)]
     assert isinstance(answer[0], Refuse)
 
 
@@ -426,7 +430,7 @@ def test_more_examples_than_a_run_can_count_are_refused_and_the_others_go_on(
     for name in ("d0", "d1", "d2"):
         coordinator.handle(DeviceJoined(name, "e"), 0.0)
     evict, fault, _ = coordinator.handle(DeviceReady("d1", number), 0.0)
-    assert isinstance(evict, Evict) and words in evict.reason
+    assert isinstance(evict, Evict) and evict.final and words in evict.reason
     assert fault == Fault(0, "d1", evict.reason)
     assert coordinator.handle(DeviceJoined("d1", "e"), 0.0) == [Refuse("d1", "e", evict.reason)]
     coordinator.handle(DeviceReady("d0", 10), 0.0)

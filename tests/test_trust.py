@@ -508,10 +508,11 @@ def test_a_lying_edge_costs_its_own_devices_only(tmp_path: Path) -> None:
         header.round = 1
         liar.send(header, adapter_bytes(forged_part))
         assert "its update is not signed by it" in liar.hear("evict").reason
+        assert liar.hear("finish").ok
+        liar.close()  # a cloud waits for its edges to hang up
         outcome = nodes.outcome()
         assert outcome.code == 0, outcome.output + nodes.log("edge")
         assert all(process.wait(PATIENCE) == 0 for process in devices)
-        liar.close()
     finally:
         nodes.stop()
     summary = outcome.summary

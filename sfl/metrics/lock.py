@@ -98,6 +98,7 @@ class _Server(ThreadingMixIn, WSGIServer):
 
     daemon_threads = True
     block_on_close = False
+    request_queue_size = 128  # a flood fills the base class's five: a scrape then dials for seconds
     tls: ssl.SSLContext | None = None
 
     def __init__(self, *arguments: Any, **options: Any) -> None:

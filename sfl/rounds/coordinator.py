@@ -249,14 +249,19 @@ class Coordinator:
         if name in self.progress and not self.progress[name].done:
             del self.progress[name]
         self._losses[name] = said = self.strikes.note(name, cause, reason)
-        return [Fault(self.round, name, said)]
+        told = [self._evict(name, said)] if name in self.strikes.out else []
+        return [*told, Fault(self.round, name, said)]
 
     def _send_away(self, name: str, reason: str, cause: Cause) -> list[Command]:
         """Leave a device out of the open round, whatever it delivered, and close its stream."""
         self._losses[name] = said = self.strikes.note(name, cause, reason)
         self.progress.pop(name, None)
         self.devices.pop(name, None)
-        return [Evict(name, reason), Fault(self.round, name, said)]
+        return [self._evict(name, said), Fault(self.round, name, said)]
+
+    def _evict(self, name: str, said: str) -> Evict:
+        """Tell a device why it is left out now: when it comes back the run may be over."""
+        return Evict(name, said, final=name in self.strikes.out)
 
     def _because(self) -> str:
         """Who is missing, and why, as the end of a sentence."""

@@ -204,10 +204,11 @@ class Aggregate:
 
 @dataclass(frozen=True, slots=True)
 class Evict:
-    """Close a device's stream."""
+    """Close a device's stream; `final`: and do not have it dial again."""
 
     device: str
     reason: str
+    final: bool = False
 
 
 @dataclass(frozen=True, slots=True)

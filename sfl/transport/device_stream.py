@@ -196,8 +196,12 @@ class DeviceStream:
             self.jobs.put_nowait(self._fold(round_, theirs, folded))
 
     def finish(self, ok: bool, reason: str) -> None:
-        """Tell the device that the run is over; it then closes the stream."""
-        self.post(edge_pb2.EdgeMessage(finish=edge_pb2.Finish(ok=ok, reason=reason)))
+        """Tell the device that the run is over; it then closes the stream.
+
+        One whose stream is being closed is told why that is, and nothing else.
+        """
+        if self.ended is None:
+            self.post(edge_pb2.EdgeMessage(finish=edge_pb2.Finish(ok=ok, reason=reason)))
 
     def post(self, message: edge_pb2.EdgeMessage) -> None:
         """Queue one message for the device."""

@@ -8,7 +8,7 @@ import logging
 import time
 from collections.abc import AsyncIterator, Callable, Coroutine
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import grpc
 import grpc.aio
@@ -40,7 +40,6 @@ log = logging.getLogger(__name__)
 BEAT = 1.0
 """Seconds between two signs of life to a device that waits to be let in."""
 
-T = TypeVar("T")
 PROOF_TIMEOUT = 30.0
 """Seconds that a device has for signing a challenge."""
 Admission = tuple[edge_pb2.Welcome, Session, RunSettings]
@@ -69,9 +68,11 @@ class EdgeService:
         self._admissions: dict[str, asyncio.Task[Admission]] = {}
         self._asked: set[asyncio.Task[Admission]] = set()
         """Admissions whose answer the cloud still owes, those of devices that are gone too."""
-        self._partings: dict[str, asyncio.Task[Any]] = {}
+        self._partings: dict[str, asyncio.Task[None]] = {}
         self._openings: set[asyncio.Task[DeviceStream]] = set()
         self._over: SflError | None = None
+        self._turned_away: dict[str, SflError] = {}
+        """Why devices were, for those that ask when the run is over and the cloud is gone."""
         self._probes = ProbeService()
 
     def handler(self) -> grpc.GenericRpcHandler[Any, Any]:
@@ -101,6 +102,11 @@ class EdgeService:
         self._over = error
         for opening in self._openings:
             opening.cancel()
+
+    def turn_away(self, device: str, reason: SflError) -> None:
+        """Close a device's stream, if it has one; once the run is over it still hears why."""
+        self._turned_away[device] = reason
+        self.evict(device, reason)
 
     def evict(self, device: str, error: SflError) -> None:
         """Close a device's stream with a status that says why."""
@@ -132,55 +138,59 @@ class EdgeService:
         self._host.stats.connected = len(self.streams)
         with contextlib.suppress(asyncio.CancelledError):  # the client hung up
             await asyncio.wait({group})
-        parting = self._part(stream.device, self._leave(stream, group))
-        await asyncio.wait({parting})
-        reason = parting.result()
-        if not isinstance(reason, Goodbye):
-            await context.abort(status_of(reason), str(reason))
+        reason: asyncio.Future[SflError] = asyncio.get_running_loop().create_future()
+        self._part(stream.device, self._leave(stream, group, reason))
+        # Not for what is given back: the compute thread may be busy until the server has stopped.
+        ended = await reason
+        if not isinstance(ended, Goodbye):
+            await context.abort(status_of(ended), str(ended))
 
     async def _opened(
         self, requests: AsyncIterator[edge_pb2.DeviceMessage], context: Context
     ) -> DeviceStream:
         """A new stream. Raises why the run is over, where that comes first."""
+        hello = await self._hello(requests)
         if self._over is not None:
-            raise self._over
-        opening = asyncio.create_task(self._open(requests, context))
+            raise self._turned_away.get(hello.device, self._over)
+        opening = asyncio.create_task(self._open(hello, requests, context))
         self._openings.add(opening)
         opening.add_done_callback(self._openings.discard)
         try:
             return await opening
         except asyncio.CancelledError:
             if self._over is not None and opening.cancelled():
-                raise self._over from None
+                raise self._turned_away.get(hello.device, self._over) from None
             raise
 
-    def _part(self, device: str, parting: Coroutine[Any, Any, T]) -> asyncio.Task[T]:
+    def _part(self, device: str, parting: Coroutine[Any, Any, None]) -> None:
         """Have a device's parting go on, whoever waits for it."""
         task = self._partings[device] = asyncio.create_task(parting)
 
-        def over(task: asyncio.Task[T]) -> None:
+        def over(task: asyncio.Task[None]) -> None:
             if self._partings.get(device) is task:
                 del self._partings[device]
             if not task.cancelled() and (error := task.exception()) is not None:
                 log.error("this is a bug in sfl", exc_info=error)
 
         task.add_done_callback(over)
-        return task
 
-    async def _leave(self, stream: DeviceStream, group: asyncio.Task[None]) -> SflError:
-        """End a stream's coroutines, if they have not, and all it holds; returns why it ended."""
+    async def _leave(
+        self, stream: DeviceStream, group: asyncio.Task[None], why: asyncio.Future[SflError]
+    ) -> None:
+        """End a stream's coroutines, if they have not, say why it ended, and end all it holds."""
         group.cancel()
         (ended,) = await asyncio.gather(group, return_exceptions=True)
         # Cancelled: evicted, or the client hung up.
         gone = stream.ended or LinkLost("the stream broke")
         reason = ended if isinstance(ended, SflError) else gone
+        if not why.done():  # else gRPC has given up on the call
+            why.set_result(reason)
         del self.streams[stream.device], self._groups[stream.device]
         self._host.stats.connected = len(self.streams)
         try:
             await stream.abandon()
         finally:
             await self._host.left(stream.device, reason)
-        return reason
 
     async def _withdraw(self, device: str, admission: asyncio.Task[Admission]) -> None:
         """Have a device that never came in leave again, if the cloud has admitted it."""
@@ -215,10 +225,12 @@ class EdgeService:
         return answer.proof
 
     async def _open(
-        self, requests: AsyncIterator[edge_pb2.DeviceMessage], context: Context
+        self,
+        hello: edge_pb2.DeviceHello,
+        requests: AsyncIterator[edge_pb2.DeviceMessage],
+        context: Context,
     ) -> DeviceStream:
         """Have a device admitted, and welcome it; whatever stops that, it then leaves again."""
-        hello = await self._hello(requests)
         device, stream = hello.device, None
         loaded = asyncio.create_task(self._host.loaded())
         try:
@@ -240,6 +252,7 @@ class EdgeService:
             welcome, session, settings = admission.result()
             welcome.compiled_codec = kernel().name == "compiled"
             await context.write(edge_pb2.EdgeMessage(welcome=welcome))
+            self._turned_away.pop(device, None)
             seed = settings.run.seed
             cut = Cut("edge", device, seed, hello.compiled_codec, self.cache_dir)
             stream = DeviceStream(

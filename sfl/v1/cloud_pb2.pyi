@@ -125,12 +125,14 @@ class EdgeRoundStart(_message.Message):
     def __init__(self, round: _Optional[int] = ..., devices: _Optional[_Iterable[_Union[DeviceStart, _Mapping]]] = ...) -> None: ...
 
 class Evict(_message.Message):
-    __slots__ = ("device", "reason")
+    __slots__ = ("device", "reason", "final")
     DEVICE_FIELD_NUMBER: _ClassVar[int]
     REASON_FIELD_NUMBER: _ClassVar[int]
+    FINAL_FIELD_NUMBER: _ClassVar[int]
     device: str
     reason: str
-    def __init__(self, device: _Optional[str] = ..., reason: _Optional[str] = ...) -> None: ...
+    final: bool
+    def __init__(self, device: _Optional[str] = ..., reason: _Optional[str] = ..., final: _Optional[bool] = ...) -> None: ...
 
 class CloudMessage(_message.Message):
     __slots__ = ("settings", "admission", "start", "adapter", "evict", "heartbeat", "finish", "checksum")

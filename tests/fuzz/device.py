@@ -17,6 +17,7 @@ from collections.abc import Iterator
 from concurrent import futures
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import grpc
 
@@ -143,8 +144,14 @@ class HostileEdge:
 
 def live(inputs: int, seed: int) -> tuple[str, list[str]]:
     """So many messages; a line of counts, and what is wrong."""
-    device_agent.agent.REJOIN_PAUSE = 0.0
-    device_link.GOODBYE = 0.1  # this edge hears none
+    with (
+        patch.object(device_agent.agent, "REJOIN_PAUSE", 0.0),
+        patch.object(device_link, "GOODBYE", 0.1),  # this edge hears none
+    ):
+        return _live(inputs, seed)
+
+
+def _live(inputs: int, seed: int) -> tuple[str, list[str]]:
     began, endings, problems, early = time.monotonic(), Counter[str](), [], None
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
