@@ -33,6 +33,8 @@ from typing import Any
 import psutil
 import tomli_w
 
+from sfl.doctor.hardware import waiting
+
 ROOT = Path(__file__).resolve().parents[1]
 TOKENIZER = ROOT / "examples" / "quickstart" / "model"
 LENGTH = 128
@@ -332,7 +334,7 @@ def main() -> None:
         print(
             f"{processor()}; hidden {options.hidden}, {options.layers} layers, vocabulary "
             f"{options.vocabulary}, batch {BATCH} x {LENGTH}, fp32, {options.threads} threads, "
-            f"codec {options.codec}\n",
+            f"codec {options.codec}; sfl's {waiting()}, PEFT's as torch has them\n",
             flush=True,
         )
         reference = [reference_rates(case, options.threads)]

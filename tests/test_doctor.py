@@ -26,6 +26,7 @@ from sfl.cli.doctor import _print
 from sfl.config import EdgeConfig, LocalDevice, RunConfig, RunSettings, load_run
 from sfl.doctor.edge import check_own_edge
 from sfl.doctor.fits import Base, check_devices, cut_rows, load_of, measure_base, read_size
+from sfl.doctor.hardware import check_cores
 from sfl.doctor.quantised import check_bitsandbytes
 from sfl.errors import ConfigError, PeerUnavailable, ProtocolError, Refused
 from sfl.machine import Cores, Memory, cpu_quota, memory_limit
@@ -569,3 +570,11 @@ def test_addresses_that_are_no_edge(serve: Callable[[dict[Any, Any]], str]) -> N
         probe_edge("127.0.0.1", insecure=False)
     with pytest.raises(ConfigError, match="not loopback"):
         probe_edge("192.0.2.1:7", insecure=False)
+
+
+def test_doctor_says_how_threads_wait(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("OMP_WAIT_POLICY", raising=False)
+    monkeypatch.setenv("GOMP_SPINCOUNT", "77")
+    assert "spin: GOMP_SPINCOUNT=77" in check_cores().text
+    monkeypatch.setenv("OMP_WAIT_POLICY", "PASSIVE")
+    assert "waiting threads: OMP_WAIT_POLICY=PASSIVE" in check_cores().text

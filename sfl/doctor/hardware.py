@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from dataclasses import asdict
 from datetime import time
@@ -14,10 +15,12 @@ from sfl.doctor.report import Check, size
 from sfl.errors import ConfigError
 from sfl.paths import expanded
 from sfl.pausing import blind_rules, decide
+from sfl.process import SPIN
 
 LITTLE_MEMORY = 500_000_000
 """Less than a device's process with a small model takes."""
 LITTLE_DISK = 1_000_000_000
+SPUN = "GOMP_SPINCOUNT"
 HOT = 80.0
 """Degrees Celsius; boards begin to slow down at 80 to 85."""
 
@@ -30,7 +33,7 @@ def check_cores() -> Check:
         "cores",
         "ok",
         f'{cores.usable} usable ({cores.affinity} by affinity, {quota}); threads = "auto" takes '
-        f"{cores.usable}",
+        f"{cores.usable}; {waiting()}",
         figures={
             "usable_cores": cores.usable,
             "affinity_cores": cores.affinity,
@@ -38,6 +41,14 @@ def check_cores() -> Check:
             "torch_threads": cores.usable,
         },
     )
+
+
+def waiting() -> str:
+    """How threads of a computation wait for each other: it decides how well nodes share cores."""
+    policy = os.environ.get("OMP_WAIT_POLICY")
+    if policy is not None:  # the user's own, which nodes leave as it is
+        return f"waiting threads: OMP_WAIT_POLICY={policy}"
+    return f"waiting threads spin: GOMP_SPINCOUNT={os.environ.get(SPUN, SPIN[SPUN])}"
 
 
 def check_memory(found: machine.Memory) -> Check:
