@@ -15,11 +15,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_args
 
 from cloud_aggregator.beside import complete_adapters, resolvable_base
+from cloud_aggregator.models_said import ModelsSaid
 from cloud_aggregator.records import RunRecords
 from cloud_aggregator.stacks import Node, Stacks
 from cloud_aggregator.text_form import unlike, with_text_form
 from sfl.adapters.artifact import save_adapter
-from sfl.adapters.initial import initial_adapter
 from sfl.adapters.manifest import AdapterManifest
 from sfl.aggregation import Contribution, make_strategy, verify
 from sfl.aggregation.contribution import Array
@@ -54,6 +54,7 @@ from sfl.rounds import (
     Fault,
     FinishRun,
     Refuse,
+    RefuseEdge,
     Rehearse,
     Rehearsed,
     Report,
@@ -64,10 +65,11 @@ from sfl.rounds import (
     Tick,
     UpdateReceived,
     UpdatesRefused,
+    UseModel,
     Welcome,
 )
 from sfl.runs import stop_reason, write_effective
-from sfl.transport.chunks import adapter_bytes, adapter_frames, decode_adapter
+from sfl.transport.chunks import adapter_bytes, adapter_frames
 from sfl.transport.cloud_service import CloudService
 from sfl.transport.contract import adapter_limit
 from sfl.transport.credentials import bind, new_server
@@ -111,6 +113,7 @@ class CloudAggregator:
         self.records = RunRecords(config, folder)
         self._heavy: set[str] = set()  # devices that were warned of
         self.strategy = make_strategy(config.aggregation, config.lora)
+        self.models = ModelsSaid(config)
         self.manifest: AdapterManifest | None = None
         self.adapter: dict[str, Array] = {}
         self.stacks = Stacks(folder / "stacks")
@@ -247,6 +250,18 @@ class CloudAggregator:
             device=command.device, refusal=command.reason, in_use=command.in_use
         )
         self.service.post(command.edge, cloud_pb2.CloudMessage(admission=admission))
+
+    @_do.register
+    def _(self, command: UseModel) -> None:
+        self.manifest, self.adapter = self.models.use(command.model, self.config.run.seed)
+        self._save("adapters/round-0000")
+
+    @_do.register
+    def _(self, command: RefuseEdge) -> None:
+        self._failed_edges.add(command.edge)
+        self._gone_edges.add(command.edge)
+        finish = edge_pb2.Finish(ok=False, reason=command.reason)
+        self.service.post(command.edge, cloud_pb2.CloudMessage(finish=finish))
 
     @_do.register
     def _(self, command: Rehearse) -> None:
@@ -472,26 +487,14 @@ class CloudAggregator:
         return 0 if manifest is None else adapter_limit(p.shape for p in manifest.parameters)
 
     def edge_ready(self, edge: str, ready: cloud_pb2.EdgeReady) -> None:
-        """The first edge says what an adapter consists of; all others must agree."""
+        """An edge says what an adapter consists of; the coordinator knows whose word stands."""
+        digest, num_layers = self.models.hear(edge, ready)
         if edge == self.config.edge.name or self.manifest is None:
             own = self.config.edge.model_copy(update=self._base(self.config.edge, "edge", edge))
             self._take_effect(self.config.model_copy(update={"edge": own}))
-        manifest = AdapterManifest.from_json(ready.manifest)
-        if self.manifest is None:
-            given = decode_adapter(ready.given)
-            first = initial_adapter(manifest, self.config.run.seed, given)
-            if (name := not_finite(first)) is not None:
-                raise ProtocolError(f"edge {edge}: the checkpoint's {name} is not finite")
-            self.manifest, self.adapter = manifest, first
-            self._save("adapters/round-0000")
-        elif (manifest.parameters, manifest.num_layers) != (
-            self.manifest.parameters,
-            self.manifest.num_layers,
-        ):
-            raise ProtocolError(f"edge {edge} has another model than the first edge")
         self._gone_edges.discard(edge)
         self.stacks.joined(("edge", edge))
-        self._happened(EdgeReady(edge, manifest.num_layers))
+        self._happened(EdgeReady(edge, num_layers, digest))
 
     def _base(self, own: EdgeConfig | LocalDevice, kind: NodeKind, name: str) -> dict[str, str]:
         """What the node `name` does with its base, as far as the settings say something else."""

@@ -12,8 +12,11 @@ import grpc
 
 from sfl.adapters.manifest import AdapterManifest, ParameterSpec
 from sfl.certificates.own import OwnCertificate
+from sfl.config import RunSettings
 from sfl.metrics.snapshot import NodeKind
 from sfl.metrics.stats import NodeStats
+from sfl.models.folder import open_model
+from sfl.transport.chunks import adapter_bytes
 from sfl.transport.credentials import open_channel
 from sfl.transport.seal import seal
 from sfl.transport.wire import (
@@ -116,17 +119,29 @@ class Edge(Peer):
         super().__init__(CLOUD_SESSION, open_channel("edge.cloud", address, False, own, "cloud"))
         self.name = name
 
-    def join(self, manifest: str = MANIFEST.to_json()) -> Edge:
-        """As far as having a base."""
+    def join(self, manifest: str | None = None) -> Edge:
+        """As far as having a base: the run's, unless `manifest` says something else."""
         self.say(hello=cloud_pb2.EdgeHello(edge=self.name, wire_version=WIRE_VERSION))
-        self.hear("settings")
-        self.say(ready=cloud_pb2.EdgeReady(manifest=manifest, given=GIVEN))
+        settings = RunSettings.model_validate_json(self.hear("settings").settings)
+        ready = base_of(settings) if manifest is None else None
+        self.say(ready=ready or cloud_pb2.EdgeReady(manifest=manifest, given=GIVEN))
         return self
 
     def bring(self, device: str) -> None:
         """Have a device admitted."""
         self.say(join=cloud_pb2.DeviceJoin(device=device))
         self.hear("admission")
+
+
+def base_of(settings: RunSettings) -> cloud_pb2.EdgeReady:
+    """What an honest edge says of the run's model."""
+    from sfl.adapters.lora import build_manifest, given_values
+
+    folder = open_model(settings.model.path)
+    labels = len(settings.model.labels)
+    manifest = build_manifest(folder, settings.model.task, labels, settings.lora)
+    given = adapter_bytes(given_values(folder, manifest))
+    return cloud_pb2.EdgeReady(manifest=manifest.to_json(), address="-", given=given)
 
 
 def _no_tensors() -> bytes:

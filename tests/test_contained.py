@@ -15,11 +15,11 @@ import subprocess
 import sys
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
-from unittest.mock import MagicMock
+from unittest.mock import MagicMock, patch
 
 import grpc.aio
 import pytest
@@ -41,13 +41,13 @@ from sfl.rounds import Aggregate, Fault, FinishRun, Phase, Steps, Tick
 from sfl.rounds.coordinator import Progress
 from sfl.runs import open_run_folder
 from sfl.stage.engine import Engine
-from sfl.transport.chunks import adapter_bytes
 from sfl.transport.cloud_service import EdgeStream
 from sfl.transport.fetch import fetch_model
 from sfl.transport.group import GONE, run_together
 from sfl.transport.wire import CLOUD_SESSION, WIRE_VERSION
 from sfl.v1 import cloud_pb2, edge_pb2, tensor_pb2
 from tests.federation import Outcome, launch, write_config
+from tests.hostile import base_of
 from tests.test_failures import fleet, left_running, until
 from tests.test_tls import give
 
@@ -330,28 +330,48 @@ def test_an_edge_that_fails_ends_its_own_part_alone(tmp_path: Path) -> None:
     assert cloud.stats.snapshot().connected == 0
 
 
-def test_an_edge_with_other_blocks_ends_its_own_part_alone(tmp_path: Path) -> None:
-    """What it says of them may be all that differs; the first edge's run goes on."""
+@pytest.mark.parametrize("first", ["liar", "honest"])
+@pytest.mark.parametrize("known", [True, False], ids=["model-at-cloud", "no-model-at-cloud"])
+def test_an_edge_with_another_model_ends_its_own_part_alone(
+    tmp_path: Path, first: str, known: bool
+) -> None:
+    """Whoever comes first: the cloud's own model decides, else what most edges say."""
+    heard: list[str] = []
 
     async def story(cloud: CloudAggregator, address: str) -> None:
-        one, other = SpokenEdge(address, "one"), SpokenEdge(address, "other")
-        for edge, blocks in ((one, 4), (other, 5)):
+        names = ("liar", "one", "two") if first == "liar" else ("one", "liar", "two")
+        edges = {name: SpokenEdge(address, name) for name in names}
+        honest = base_of(load_run(tmp_path / "run.toml", []).settings)
+        for name, edge in edges.items():
             await edge.join()
-            values = {"parameters": [["a", [2], "zeros", 2]], "num_layers": blocks}
-            manifest = json.dumps({**values, "peft_config": {}})
-            await edge.say(ready=cloud_pb2.EdgeReady(manifest=manifest, given=adapter_bytes({})))
-            await edge.hears("heartbeat") if edge is one else None
-        code = await asyncio.wait_for(other.call.code(), 60)
-        assert code is grpc.StatusCode.INVALID_ARGUMENT
-        assert "another model than the first edge" in await other.call.details()
-        await one.hears("heartbeat")
-        assert not cloud._over.done()
+            said = json.loads(honest.manifest)
+            if name == "liar":
+                said["num_layers"] = 5
+            ready = cloud_pb2.EdgeReady(manifest=json.dumps(said), given=honest.given)
+            await edge.say(ready=ready)
+            await edge.hears("heartbeat") if (name, known) != ("liar", True) else None
+        if known:
+            code = await asyncio.wait_for(edges["liar"].call.code(), 60)
+            assert code is grpc.StatusCode.INVALID_ARGUMENT
+            heard.append(await edges["liar"].call.details())
+        else:
+            heard.append((await edges["liar"].hears("finish")).finish.reason)
+        await edges["one"].hears("heartbeat")
+        assert not cloud._over.done() and cloud.coordinator.num_layers == 3
+        assert cloud.manifest is not None and cloud.adapter
         cloud._do(FinishRun(False, "enough"))
-        await one.close()
-        await other.close()
+        for edge in edges.values():
+            await edge.close()
 
-    reason, _ = cloud_alone(tmp_path, story, run={"edges": ["one", "other"]}, edge={"name": "one"})
+    sections: dict[str, Any] = {"run": {"edges": ["liar", "one", "two"]}, "edge": {"name": "one"}}
+    if not known:
+        aside = patch("cloud_aggregator.models_said.local_folder", return_value=None)
+    else:
+        aside = nullcontext()
+    with aside:
+        reason, _ = cloud_alone(tmp_path, story, **sections)
     assert reason == "enough"
+    assert ("num_layers = 5 of its model" if known else "another model than most") in heard[0]
 
 
 def test_a_bug_over_one_devices_words_costs_that_device_and_not_its_edge() -> None:

@@ -22,6 +22,7 @@ from sfl.rounds import (
     FinishRun,
     Phase,
     Refuse,
+    RefuseEdge,
     Rehearse,
     Rehearsed,
     ReportReceived,
@@ -30,6 +31,7 @@ from sfl.rounds import (
     Tick,
     UpdateReceived,
     UpdatesRefused,
+    UseModel,
     Welcome,
 )
 
@@ -46,7 +48,7 @@ def settings(count: int = 3, **sections: Any) -> RunSettings:
 
 def joined(config: RunSettings, num_examples: int = 10) -> tuple[Coordinator, list[Any]]:
     coordinator = Coordinator(config, now=0.0)
-    assert coordinator.handle(EdgeReady("e", 4), 0.0) == []
+    assert coordinator.handle(EdgeReady("e", 4), 0.0) == [UseModel("")]
     commands: list[Any] = []
     for entry in config.devices:
         assert coordinator.handle(DeviceJoined(entry.name, "e"), 0.0) == [Welcome(entry.name)]
@@ -303,10 +305,62 @@ def test_a_cut_beyond_the_model_ends_the_run_with_its_name() -> None:
     assert end.reason.startswith("devices.a.cut_layer = 9")
 
 
-def test_edges_with_different_models_cannot_share_a_run() -> None:
+def test_an_edge_with_another_model_costs_its_own_part() -> None:
     coordinator, _ = joined(settings())
-    (end,) = coordinator.handle(EdgeReady("f", 6), 1.0)
-    assert not end.ok
+    refused, fault = coordinator.handle(EdgeReady("f", 6), 1.0)
+    assert isinstance(refused, RefuseEdge) and refused.edge == "f"
+    assert "another model than most" in refused.reason and fault.reason.startswith("edge f: ")
+    assert coordinator.phase is Phase.ROUND and coordinator.num_layers == 4
+
+
+THREE = {"rounds": 2, "edges": ["e", "f", "g"]}
+
+
+def at_edges(
+    coordinator: Coordinator, models: dict[str, tuple[int, str]], devices: dict[str, str]
+) -> list[Any]:
+    """Edges are ready in this order, then devices at them; all that comes of it."""
+    commands = []
+    for edge, model in models.items():
+        commands += coordinator.handle(EdgeReady(edge, *model), 0.0)
+    for device, edge in devices.items():
+        commands += coordinator.handle(DeviceJoined(device, edge), 0.0)
+    for device in devices:
+        commands += coordinator.handle(DeviceReady(device, 10), 0.0)
+    return commands
+
+
+@pytest.mark.parametrize("lie", [(1, "x"), (4, "x"), (60000, "x")])
+@pytest.mark.parametrize("first", [True, False])
+def test_one_lying_edge_of_three_decides_nothing(lie: tuple[int, str], first: bool) -> None:
+    honest = {"f": (4, "m"), "g": (4, "m")}
+    models = {"e": lie, **honest} if first else {**honest, "e": lie}
+    coordinator = Coordinator(settings(run=THREE), 0.0)
+    commands = at_edges(coordinator, models, {"d0": "f", "d1": "g", "d2": "f"})
+    assert [c.model for c in commands if isinstance(c, UseModel)] == ["m"]
+    assert [c.edge for c in commands if isinstance(c, RefuseEdge)] == ["e"]
+    assert isinstance(commands[-1], StartRound) and len(commands[-1].devices) == 3
+
+
+def test_where_no_model_has_a_majority_of_all_edges_the_start_decides() -> None:
+    config = settings(run={"rounds": 2, "edges": ["e", "f"], "min_devices": 2})
+    coordinator = Coordinator(config, 0.0)
+    commands = at_edges(
+        coordinator, {"e": (4, "x"), "f": (4, "m")}, {"d0": "e", "d1": "f", "d2": "f"}
+    )
+    # As many edges say the one as the other; what more devices stand on is used.
+    use, refused = [c for c in commands if isinstance(c, UseModel | RefuseEdge)]
+    assert use == UseModel("m") and refused.edge == "e"
+    start = coordinator.handle(Tick(), 1000.0)[-1]
+    assert isinstance(start, StartRound) and sorted(start.devices) == ["d1", "d2"]
+
+
+def test_an_edge_that_is_gone_has_no_say() -> None:
+    coordinator = Coordinator(settings(run=THREE), 0.0)
+    coordinator.handle(EdgeReady("e", 1, "x"), 0.0)
+    coordinator.handle(EdgeLost("e", "cut"), 0.0)
+    assert coordinator.handle(EdgeReady("f", 4, "m"), 0.0) == []
+    assert coordinator.handle(EdgeReady("g", 4, "m"), 0.0) == [UseModel("m")]
 
 
 # -- offences --------------------------------------------------------------------------------------

@@ -36,6 +36,16 @@ def initial_adapter(
     }
 
 
+def check_given(manifest: AdapterManifest, given: Values) -> None:
+    """Raise ProtocolError unless `given` are the finite values that a manifest says it gives."""
+    wanted = {spec.name: spec for spec in manifest.parameters if spec.init == "given"}
+    if odd := sorted(set(given).difference(wanted)):
+        raise ProtocolError(f"{odd[0]} came along, and is none of the checkpoint's that were due")
+    for name, spec in wanted.items():
+        if not np.isfinite(_given(spec, given)).all():
+            raise ProtocolError(f"the checkpoint's {name} is not finite")
+
+
 def fresh_lora(
     shapes: Mapping[str, tuple[int, ...]], seed: int, round_: int
 ) -> dict[str, npt.NDArray[np.float32]]:

@@ -59,6 +59,8 @@ class AdapterManifest:
             parameters = tuple(_spec(*fields) for fields in content["parameters"])
             if sum(math.prod(spec.shape) for spec in parameters) > _MOST_VALUES:
                 raise ValueError("more values than an adapter has")
+            if len({spec.name for spec in parameters}) != len(parameters):
+                raise ValueError("a parameter is named twice")
             num_layers = _size(content["num_layers"], 1 << 16)
             return cls(parameters, num_layers, dict(content["peft_config"]))
         except (ValueError, KeyError, TypeError, OverflowError, RecursionError) as error:

@@ -199,6 +199,9 @@ class AggregationSettings(Section):
     max_weight_share: Annotated[float, Field(gt=0.0, le=1.0)] = 1.0
     """Most of a round's weights that one device may have, whatever examples it says it has; 1: no
     bound. The strategies that count every device once do not need it."""
+    max_parameters: PositiveInt = 1 << 28
+    """Most values that an adapter may have where the cloud has no copy of the model to ask; edges
+    that say more are refused. The cloud keeps 4 bytes of each."""
     strikes: PositiveInt = 3
     """After so many offences a device is left out of the run for good: an update that is refused, a
     message that breaks the contract, silence until a timeout (docs/aggregation.md)."""

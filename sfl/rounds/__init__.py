@@ -17,6 +17,7 @@ from sfl.rounds.messages import (
     Fault,
     FinishRun,
     Refuse,
+    RefuseEdge,
     Rehearse,
     Rehearsed,
     Report,
@@ -27,6 +28,7 @@ from sfl.rounds.messages import (
     Tick,
     UpdateReceived,
     UpdatesRefused,
+    UseModel,
     Welcome,
 )
 
@@ -48,6 +50,7 @@ __all__ = [
     "FinishRun",
     "Phase",
     "Refuse",
+    "RefuseEdge",
     "Rehearse",
     "Rehearsed",
     "Report",
@@ -58,5 +61,6 @@ __all__ = [
     "Tick",
     "UpdateReceived",
     "UpdatesRefused",
+    "UseModel",
     "Welcome",
 ]

@@ -16,6 +16,7 @@ from typing import assert_never
 from sfl.config import RunSettings
 from sfl.errors import ConfigError
 from sfl.plan import SplitPlan
+from sfl.rounds.agreement import Agreement
 from sfl.rounds.messages import (
     AdapterReady,
     Aggregate,
@@ -32,6 +33,7 @@ from sfl.rounds.messages import (
     Fault,
     FinishRun,
     Refuse,
+    RefuseEdge,
     Rehearse,
     Rehearsed,
     Report,
@@ -42,11 +44,17 @@ from sfl.rounds.messages import (
     Tick,
     UpdateReceived,
     UpdatesRefused,
+    UseModel,
     Welcome,
 )
 from sfl.rounds.rehearsal import Rehearsal
 from sfl.rounds.strikes import Strikes
 from sfl.rounds.work import cannot_take, steps_of
+
+OTHER_MODEL = (
+    "it has another model than most of the run's edges: give all edges the same model, and the "
+    "cloud as well, which then decides"
+)
 
 
 class Phase(StrEnum):
@@ -100,6 +108,7 @@ class Coordinator:
         self.devices: dict[str, Device] = {}
         self.progress: dict[str, Progress] = {}
         self.num_layers: int | None = None
+        self.models = Agreement[tuple[int, str]](max(1, len(settings.run.edges)))
         self.strikes = Strikes(settings.aggregation.strikes)
         self._cannot_compute: dict[str, str] = {}  # with the open round's adapter, and why
         self._rehearsal: Rehearsal | None = None
@@ -120,34 +129,15 @@ class Coordinator:
 
     @_on.register
     def _(self, event: EdgeReady) -> list[Command]:
-        if self.num_layers not in (None, event.num_layers):
-            return self._finish(
-                False,
-                f"edge {event.edge} has {event.num_layers} blocks, another one "
-                f"{self.num_layers}: all edges need the same model",
-            )
-        self.num_layers = event.num_layers
         self._no_edge = False
         self._losses.pop(f"edge {event.edge}", None)
-        try:
-            for entry in self.settings.devices:
-                SplitPlan(
-                    event.num_layers, entry.cut_layer, entry.tail_layers, self.settings.run.topology
-                )
-        except ConfigError as error:
-            return self._finish(False, f"devices.{entry.name}.{error}")
-        return []
+        self.models.say(event.edge, (event.num_layers, event.model))
+        return self._agree()
 
     @_on.register
     def _(self, event: EdgeLost) -> list[Command]:
-        lost = [name for name, device in self.devices.items() if device.edge == event.edge]
-        commands: list[Command] = [Fault(self.round, "", f"edge {event.edge}: {event.reason}")]
-        for name in sorted(lost):
-            commands += self._lose(name, f"its edge {event.edge} was lost")
-            del self._losses[name]  # for the edge's reason
-        self._losses[f"edge {event.edge}"] = event.reason
         self._no_edge = event.final
-        return commands + self._advance()
+        return self._lose_edge(event.edge, event.reason) + self._advance()
 
     @_on.register
     def _(self, event: DeviceJoined) -> list[Command]:
@@ -240,6 +230,41 @@ class Coordinator:
     def _progress_of(self, device: str, round_: int) -> Progress | None:
         return self.progress.get(device) if round_ == self.round else None
 
+    def _agree(self) -> list[Command]:
+        """Use the model that was chosen, if one was, and go on without the edges of another."""
+        if self.models.chosen is None:
+            return []
+        commands: list[Command] = []
+        num_layers, model = self.models.chosen
+        if self.num_layers is None:
+            self.num_layers = num_layers
+            if (problem := self._cannot_be_cut(num_layers)) is not None:
+                return self._finish(False, problem)
+            commands.append(UseModel(model))
+        for edge in self.models.others:
+            commands += [RefuseEdge(edge, OTHER_MODEL), *self._lose_edge(edge, OTHER_MODEL)]
+        return commands
+
+    def _cannot_be_cut(self, num_layers: int) -> str | None:
+        """Why a model of so many blocks cannot be cut as the settings say."""
+        topology = self.settings.run.topology
+        for entry in self.settings.devices:
+            try:
+                SplitPlan(num_layers, entry.cut_layer, entry.tail_layers, topology)
+            except ConfigError as error:
+                return f"devices.{entry.name}.{error}"
+        return None
+
+    def _lose_edge(self, edge: str, reason: str) -> list[Command]:
+        """Forget an edge and its devices."""
+        self.models.forget(edge)
+        commands: list[Command] = [Fault(self.round, "", f"edge {edge}: {reason}")]
+        for name in sorted(n for n, device in self.devices.items() if device.edge == edge):
+            commands += self._lose(name, f"its edge {edge} was lost")
+            del self._losses[name]  # for the edge's reason
+        self._losses[f"edge {edge}"] = reason
+        return commands
+
     def _lose(self, name: str, reason: str, cause: Cause = "link") -> list[Command]:
         """Forget a device and, unless it had delivered everything, its part in the open round."""
         if self.devices.pop(name, None) is None:
@@ -297,6 +322,10 @@ class Coordinator:
         late = self._now >= min(self._deadline, self._grace_ends)
         # The first round waits for everybody; later ones go on with whoever is there.
         if not absent or (enough and (late or self.round > 0)):
+            if self.models.chosen is None:
+                self.models.settle([self.devices[name].edge for name in ready])
+                if commands := self._agree():
+                    return commands + self._advance()  # some devices may have gone with their edge
             first = self.round == 0
             missed = [
                 Fault(1, name, "did not join in time")

@@ -17,10 +17,11 @@ it cannot compute with the round's adapter."""
 
 @dataclass(frozen=True, slots=True)
 class EdgeReady:
-    """An edge has its base model."""
+    """An edge has its base model: of so many blocks, and in all of one digest, `model`."""
 
     edge: str
     num_layers: int
+    model: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -161,6 +162,21 @@ class Refuse:
 
 
 @dataclass(frozen=True, slots=True)
+class UseModel:
+    """The run's model is the one of that digest."""
+
+    model: str
+
+
+@dataclass(frozen=True, slots=True)
+class RefuseEdge:
+    """Close an edge's stream: its part in the run is over."""
+
+    edge: str
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
 class StartRound:
     """Send the global adapter of round - 1, evaluate it, and train; zero steps: only evaluate."""
 
@@ -238,6 +254,8 @@ class FinishRun:
 Command = (
     Welcome
     | Refuse
+    | UseModel
+    | RefuseEdge
     | Rehearse
     | Settle
     | StartRound

@@ -244,8 +244,8 @@ class EdgeStream:
 
     def _device_ready(self, message: cloud_pb2.DeviceIsReady) -> None:
         self.signatures.ready(message.device, message.ready)
-        if not self.host.adapter_limit:
-            raise ProtocolError("a device was ready before any edge was")
+        if not self.is_ready:
+            raise ProtocolError("a device was ready before its edge was")
         self.devices[message.device].ready(message.ready)
         self.host.device_ready(message.device, message.ready)
 
