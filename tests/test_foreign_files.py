@@ -13,6 +13,7 @@ import pytest
 
 from sfl.config import DataSettings, load_device, load_run
 from sfl.data import Row, load_rows
+from sfl.data.classes import class_names, name_classes
 from sfl.data.labels import class_of
 from sfl.data.partition import field_values, partition_rows
 from sfl.errors import ConfigError, DataError, UserError
@@ -276,6 +277,32 @@ def test_parquet_is_read_by_the_class_names_that_it_declares(tmp_path: Path) -> 
     path = parquet(tmp_path / "c.parquet", [{"text": "x", "label": 2}], ["on", "off"])
     with pytest.raises(DataError, match="row 1 has label 2, but the file names 2 classes"):
         load_rows(path, DataSettings())
+
+
+def test_class_names_hold_for_columns_with_gaps_and_within_fields(tmp_path: Path) -> None:
+    rows = [{"text": "x", "label": number} for number in (0.0, 1.0, None)]
+    path = parquet(tmp_path / "a.parquet", rows, ["on", "off"])
+    assert [row["label"] for row in values(path)] == ["on", "off", None]
+    label = {"names": ["on", "off"], "_type": "ClassLabel"}
+    assert class_names({"answer": {"label": label}, "n": {"_type": "Value"}, "odd": 3}) == {
+        "answer.label": ["on", "off"]
+    }
+    row = {"answer": {"label": 1}}
+    assert name_classes(row, {"answer.label": ["on", "off"], "gone.label": ["a"]}, "row 1") == {
+        "answer": {"label": "off"}
+    }
+
+
+def test_a_damaged_page_of_parquet_is_one_sentence(tmp_path: Path) -> None:
+    path = parquet(tmp_path / "a.parquet", [{"text": "x", "label": 1}] * 3, None)
+    whole = path.read_bytes()
+    for place in (4, 8, len(whole) - 9):
+        data = bytearray(whole)
+        data[place] ^= 0xFF
+        path.write_bytes(data)
+        with pytest.raises(DataError, match="not a Parquet file that can be read") as caught:
+            load_rows(path, DataSettings())
+        assert "\n" not in str(caught.value)
 
 
 @pytest.mark.parametrize("metadata", [b"", b"[]", b"{}", b'{"info": 3}', b'{"info": {"features"'])

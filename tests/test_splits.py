@@ -153,3 +153,89 @@ def test_files_that_were_never_fetched_are_named(tmp_path: Path) -> None:
     (tmp_path / "d" / "train.parquet").write_text(pointer)
     with pytest.raises(DataError, match=r"train.parquet.*Git LFS pointer"):
         read(tmp_path / "d")
+
+
+# -- folders of plain files -----------------------------------------------------------------------
+
+
+@pytest.fixture
+def no_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder for data; what `datasets` keeps goes elsewhere."""
+    import datasets
+
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
+    (tmp_path / "files").mkdir()
+    return tmp_path / "files"
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "data"),
+    [
+        ("train.tsv", 'text\tlabel\n"say he\ton\nlamp\toff\nnow"\toff\n', {}),
+        ("train.tsv", "lamp\ton\ndoor\toff\n", {"columns": ["text", "label"]}),
+        ("train.csv", "text;label\na;on\nb;off\n", {"delimiter": ";"}),
+        ("train.csv", "text,label\n007,NA\n1.0,null\n,\n", {}),
+        ("train.jsonl", '{"text": "2024-01-01"}\n{"text": "2024-01-02"}\n', {}),
+        ("train.jsonl", '{"text": "a"}\n{"text": "b", "x": 1}\n{"text": "c", "x": "y"}\n', {}),
+        ("train.txt", "lamp\n\n  door\n", {}),
+    ],
+)
+def test_a_file_is_read_alike_by_itself_and_in_a_folder(
+    no_cache: Path, name: str, content: str, data: dict[str, Any]
+) -> None:
+    (no_cache / name).write_text(content)
+    alone = load_rows(no_cache / name, DataSettings(**data))
+    inside = load_rows(no_cache, DataSettings(**data))
+    assert [row.values for row in inside] == [row.values for row in alone]
+    assert inside[0].where == f"{no_cache}, {name}, {alone[0].place}"
+    assert [row.headed for row in inside] == [row.headed for row in alone]
+    assert not list(no_cache.parent.glob("cache/**/*.arrow"))  # no copy of private rows
+
+
+def test_parts_of_splits_of_files(no_cache: Path) -> None:
+    for split, part in (("train", rows(4, "a")), ("test", rows(2, "b"))):
+        lines = ["text", *(row["text"] for row in part), ""]
+        (no_cache / f"{split}.csv").write_text("\n".join(lines))
+    assert read(no_cache, split="train[1:3]+test") == [
+        "a lamp 1",
+        "a lamp 2",
+        "b lamp 0",
+        "b lamp 1",
+    ]
+    for wrong in ("dev", "train[", "trains[:1]"):
+        with pytest.raises(DataError, match=r"no such split as .*; it has: (train, test|test, tr)"):
+            read(no_cache, split=wrong)
+
+
+def test_a_file_of_a_folder_that_is_broken_is_named(no_cache: Path) -> None:
+    for content, words in (
+        (b'{"text": "a"}\n{"text": }\n', r"train.jsonl: line 2, column 10 is not valid JSON"),
+        (b'{"text": "caf\xe9"}\n', r"train.jsonl: not UTF-8 at byte 13, in line 1"),
+        ("lamp".encode("utf-16"), r"train.jsonl: is UTF-16"),
+    ):
+        (no_cache / "train.jsonl").write_bytes(content)
+        with pytest.raises(DataError, match=words):
+            read(no_cache)
+
+
+def test_a_folder_that_says_how_it_is_read_is_read_so(no_cache: Path) -> None:
+    feature = "{name: label, dtype: {class_label: {names: {'0': 'on', '1': 'off'}}}}"
+    features = f"[{{name: text, dtype: string}}, {feature}]"
+    (no_cache / "README.md").write_text(f"---\ndataset_info: {{features: {features}}}\n---\n")
+    (no_cache / "train.csv").write_text("text,label\na,1\nb,0\n")
+    assert [row.values["label"] for row in load_rows(no_cache, DataSettings())] == ["off", "on"]
+    data_files = "[{config_name: default, data_files: train.csv, sep: '|'}]"
+    (no_cache / "README.md").write_text(f"---\nconfigs: {data_files}\n---\n")
+    (no_cache / "train.csv").write_text("text|label\na|on\n")
+    assert load_rows(no_cache, DataSettings())[0].values == {"text": "a", "label": "on"}
+
+
+@pytest.mark.parametrize("note", ["dataset_dict.json", "state.json"])
+@pytest.mark.parametrize("content", ["[]", "{}", "{"])
+def test_damaged_notes_of_a_saved_dataset_are_one_sentence(
+    tmp_path: Path, note: str, content: str
+) -> None:
+    for name in (note, "dataset_info.json"):
+        (tmp_path / name).write_text(content)
+    with pytest.raises(DataError, match="not a dataset that can be read"):
+        read(tmp_path)

@@ -7,7 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from sfl.config import DataSettings
-from sfl.data.classes import name_classes, tell_something
+from sfl.data.classes import class_names, name_classes
+from sfl.data.plain import NoSuchSplit, read_plain
 from sfl.errors import DataError
 from sfl.textfile import NotText, refuse_pointer
 
@@ -18,10 +19,11 @@ _MOST_FILES = 1000
 
 def read_dataset(
     name: str, path: Path, settings: DataSettings, field: str
-) -> Iterator[tuple[str, dict[str, Any]]]:
+) -> tuple[list[tuple[str, dict[str, Any]]], str]:
     """Places and fields of the rows of `data.split` and `data.subset`, class numbers as names.
 
-    Raises DataError, naming the splits or the subsets that there are.
+    Also says of which format its files are, or "dataset". Raises DataError, naming the splits or
+    the subsets that there are, Malformed and NotText.
     """
     import datasets
 
@@ -29,12 +31,19 @@ def read_dataset(
     saved = _saved(path, settings.subset)
     if saved is None and not path.is_dir():
         _find_on_hub(name, field)
+    try:
+        plain = read_plain(path, settings) if saved is None else None
+    except NoSuchSplit as error:
+        raise _no_such("split", name, settings.split, error.known, field) from None
+    return plain or (list(_rows(name, saved, settings, field)), "dataset")
+
+
+def _rows(
+    name: str, saved: Path | None, settings: DataSettings, field: str
+) -> Iterator[tuple[str, dict[str, Any]]]:
+
     dataset = _from_disk(saved, name, settings, field) if saved else _load(name, settings, field)
-    classes = {
-        column: feature.names
-        for column, feature in dataset.features.items()
-        if isinstance(feature, datasets.ClassLabel) and tell_something(feature.names)
-    }
+    classes = class_names(dataset.features.to_dict())
     try:
         for number, row in enumerate(dataset, 1):
             place = f"row {number}"
@@ -59,7 +68,10 @@ def _from_disk(folder: Path, name: str, settings: DataSettings, field: str) -> A
 
     try:
         found: Any = datasets.load_from_disk(str(folder))
-    except (OSError, ValueError, KeyError, datasets.exceptions.DatasetsError) as error:
+    except (LookupError, TypeError, AttributeError):
+        damaged = ValueError("dataset_info.json, state.json or dataset_dict.json is damaged")
+        raise _unreadable(folder, name, field, damaged) from None
+    except (OSError, ValueError, datasets.exceptions.DatasetsError) as error:
         raise _unreadable(folder, name, field, error) from None
     split = settings.split
     if isinstance(found, datasets.DatasetDict):

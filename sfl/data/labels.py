@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 import re
 from collections.abc import Mapping
+from decimal import Decimal
 from functools import lru_cache
 from typing import Any
 
@@ -41,7 +42,7 @@ def class_of(row: Row, classes: Mapping[str, int], field: str) -> int:
 
 def _number(value: Any, text: str, classes: Mapping[str, int]) -> int | None:
     """The class number that a value is, None where it is none or may mean something else."""
-    if isinstance(value, bool) or not isinstance(value, int | float | str):
+    if isinstance(value, bool) or not isinstance(value, int | float | str | Decimal):
         return None
     if not _NUMBER.fullmatch(text) or _numbered(tuple(classes)):
         return None

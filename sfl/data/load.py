@@ -51,7 +51,7 @@ def load_rows(source: str | Path, settings: DataSettings, field: str = "data.tra
         if kind == "dataset":
             from sfl.data.hub import read_dataset
 
-            records = list(read_dataset(str(source), path, settings, field))
+            records, kind = read_dataset(str(source), path, settings, field)
         else:
             records = list(READERS[kind](path, settings))
     except Malformed as error:

@@ -11,7 +11,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from sfl.data.classes import name_classes, tell_something
+from sfl.data.classes import class_names, name_classes
 from sfl.data.malformed import Malformed
 from sfl.textfile import refuse_pointer
 
@@ -26,7 +26,7 @@ def read_parquet(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
     number = 0
     try:
         with pyarrow.parquet.ParquetFile(path) as file:
-            classes = class_names(file.schema_arrow.metadata or {})
+            classes = declared_classes(file.schema_arrow.metadata or {})
             for batch in file.iter_batches():
                 for values in batch.to_pylist():
                     number += 1
@@ -34,24 +34,19 @@ def read_parquet(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
                     yield place, name_classes(values, classes, place)
     except UnicodeDecodeError:
         raise Malformed(f"row {number + 1} or one soon after has text that is not UTF-8") from None
-    except (pyarrow.ArrowException, ValueError, OverflowError) as error:
-        found = str(error).strip().splitlines()[0]
+    except (pyarrow.ArrowException, ValueError, OverflowError, OSError) as error:
+        if isinstance(error, OSError) and error.errno is not None:
+            raise  # the system's; pyarrow's own, of damaged pages, has no number
+        found = str(error).strip().splitlines()[0].rstrip(".")
         if number:
             raise Malformed(f"after row {number} it cannot be read: {found}") from None
         raise Malformed(f"not a Parquet file that can be read: {found}") from None
 
 
-def class_names(metadata: Mapping[bytes, bytes]) -> dict[str, list[str]]:
-    """Class names by column, as `datasets` declares them under the key `huggingface`."""
+def declared_classes(metadata: Mapping[bytes, bytes]) -> dict[str, list[str]]:
+    """Class names by field, as `datasets` declares them under the key `huggingface`."""
     try:
         declared = json.loads(metadata.get(b"huggingface", b"{}"))
-        features = declared.get("info", {}).get("features", {})
-        return {
-            column: [str(name) for name in feature["names"]]
-            for column, feature in features.items()
-            if isinstance(feature, dict)
-            and feature.get("_type") == "ClassLabel"
-            and tell_something(feature["names"])
-        }
+        return class_names(declared.get("info", {}).get("features", {}))
     except (ValueError, AttributeError, KeyError, TypeError):
         return {}  # another program's metadata under that key

@@ -1,0 +1,117 @@
+"""A folder of data files, read file by file as each is read when it is named itself.
+
+`datasets` finds out which files make up which split. Its own readers would take quotation marks,
+missing values, numbers and dates for more than text, and leave an Arrow copy of private rows in a
+cache folder.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from sfl.config import DataSettings
+from sfl.data.load import ENDINGS, READERS, Record
+from sfl.data.malformed import Malformed
+from sfl.textfile import NotText, not_utf8
+
+_PLACES = {"name", "version", "data_dir", "data_files", "description", "sep"}
+"""What a folder's configuration says by itself; the rest is for `datasets` to make sense of."""
+
+
+class NoSuchSplit(Exception):
+    """A folder has no such split; `known` are those that it has."""
+
+    def __init__(self, known: list[str]) -> None:
+        self.known = known
+        super().__init__(*known)
+
+
+def read_plain(path: Path, settings: DataSettings) -> tuple[list[Record], str] | None:
+    """Rows of `data.split`, and the format of their files; None where `datasets` has to read them.
+
+    Raises NoSuchSplit, Malformed and NotText naming the file.
+    """
+    files = _files(path, settings.subset)
+    if files is None:
+        return None
+    parts = _parts(settings.split, files, settings)
+    kinds = {_kind(file) for name, _, _ in parts for file in files[name]}
+    records: list[Record] = []
+    for name, first, last in parts:
+        records += _rows(files[name], settings)[first:last]
+    return records, min(kinds, default="text")
+
+
+def _files(path: Path, subset: str) -> dict[str, list[Path]] | None:
+    """The files of each split, where all of them are plain."""
+    import datasets
+    from datasets.info import DatasetInfosDict
+
+    if not path.is_dir():
+        return None
+    with contextlib.suppress(OSError, ValueError, TypeError, KeyError):
+        if any(info.features for info in DatasetInfosDict.from_directory(str(path)).values()):
+            return None  # its README declares what its columns are
+    try:
+        config: Any = datasets.load_dataset_builder(str(path), subset or None).config
+    except (OSError, ValueError, RuntimeError, TypeError, datasets.exceptions.DatasetsError):
+        return None  # reading it says what is wrong
+    found = {
+        str(split): [Path(file) for file in files]
+        for split, files in (config.data_files or {}).items()
+    }
+    kinds = {_kind(file) for files in found.values() for file in files}
+    plain = found and kinds.issubset(READERS)
+    return found if plain and _is_usual(config, kinds) else None
+
+
+def _is_usual(config: Any, kinds: set[str]) -> bool:
+    """Whether the folder sets nothing on how its files are read."""
+    usual = type(config)()
+    names = {field.name for field in dataclasses.fields(config)} - _PLACES
+    separator = getattr(config, "sep", None)
+    return separator in (None, "\t" if "tsv" in kinds else ",") and all(
+        getattr(config, name) == getattr(usual, name) for name in names
+    )
+
+
+def _kind(file: Path) -> str:
+    return ENDINGS.get(file.suffix.lower(), "")
+
+
+def _parts(
+    split: str, files: Mapping[str, list[Path]], settings: DataSettings
+) -> list[tuple[str, int | None, int | None]]:
+    """Splits, and the rows of each; a part of a split is written as `train[:10%]`."""
+    if split in files:
+        return [(split, None, None)]
+    import datasets
+
+    sizes = {n: len(_rows(f, settings)) for n, f in files.items() if n in split}
+    try:
+        asked = datasets.ReadInstruction.from_spec(split).to_absolute(sizes)
+    except (ValueError, AssertionError):
+        raise NoSuchSplit(list(files)) from None
+    return [(part.splitname, part.from_, part.to) for part in asked]
+
+
+def _rows(files: list[Path], settings: DataSettings) -> list[Record]:
+    return [record for file in files for record in _of_file(file, settings)]
+
+
+def _of_file(file: Path, settings: DataSettings) -> list[Record]:
+    """The rows of one file, their places with its name."""
+    try:
+        rows = list(READERS[_kind(file)](file, settings))
+    except Malformed as error:
+        raise Malformed(f"{file.name}: {error}") from None
+    except NotText as error:
+        raise NotText(f"{file.name}: {error.problem}", error.fix) from None
+    except UnicodeDecodeError:
+        wrong = not_utf8(file)
+        raise NotText(f"{file.name}: {wrong.problem}", wrong.fix) from None
+    return [(f"{file.name}, {place}", values) for place, values in rows]
