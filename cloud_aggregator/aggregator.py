@@ -69,6 +69,7 @@ from sfl.rounds import (
     Welcome,
 )
 from sfl.runs import stop_reason, write_effective
+from sfl.transport import contract
 from sfl.transport.chunks import adapter_bytes, adapter_frames
 from sfl.transport.cloud_service import CloudService
 from sfl.transport.contract import adapter_limit
@@ -245,7 +246,10 @@ class CloudAggregator:
     def _(self, command: Refuse) -> None:
         about = {"device": command.device}
         refused = "device %s refused: %s"
-        sparing.warning(command.device, refused, command.device, command.reason, extra=about)
+        # Names that the run does not know are one kind: whoever asks may invent any number.
+        known = any(entry.name == command.device for entry in self.config.devices)
+        kind = command.device if known else ""
+        sparing.warning(kind, refused, command.device, command.reason, extra=about)
         admission = cloud_pb2.Admission(
             device=command.device, refusal=command.reason, in_use=command.in_use
         )
@@ -532,8 +536,9 @@ class CloudAggregator:
     def not_signed(self, edge: str, device: str, reason: str) -> None:
         """An edge says something of a device that the device did not say: the round goes on
         without that device."""
-        self._do(Evict(device, f"edge {edge}: {reason}"))
-        self._happened(DeviceLost(device, f"edge {edge}: {reason}"))
+        why = contract.reason(f"edge {edge}: {reason}")
+        self._do(Evict(device, why))
+        self._happened(DeviceLost(device, why))
 
     def edge_lost(self, edge: str, reason: str) -> None:
         """An edge's stream is closed."""
@@ -586,7 +591,8 @@ class CloudAggregator:
 
     def device_broke(self, device: str, reason: str) -> None:
         """A device broke the contract, and is left out."""
-        self._happened(DeviceOffended(device, reason))
+        # Cut: it may repeat what the device sent, as a tensor's name does.
+        self._happened(DeviceOffended(device, contract.reason(reason)))
 
     def device_left(self, device: str, reason: str, cause: Cause) -> None:
         """A device's stream is closed."""

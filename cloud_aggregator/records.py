@@ -22,7 +22,7 @@ from sfl.metrics.snapshot import NodeKind, NodeSnapshot
 from sfl.metrics.timeline import spans_from_json, watched_step
 from sfl.report.conclusion import RESERVE, write_conclusion
 from sfl.report.records import NodeRecord, Record, RecordFile, RoundRecord, SampleScore
-from sfl.report.status import DeviceStatus, RunPhase, RunStatus, ServerStatus
+from sfl.report.status import LEFT_OUT, DeviceStatus, RunPhase, RunStatus, ServerStatus
 from sfl.report.step import StepTimeline, ordered, since
 from sfl.report.summary import Fault, RunSummary, best_round, build_summary
 from sfl.rounds import Coordinator, FinishRun, Phase, StartRound
@@ -246,7 +246,7 @@ class RunRecords:
     def _device_state(self, device: str, coordinator: Coordinator) -> str:
         known = coordinator.devices.get(device)
         if device in coordinator.strikes.out:
-            return "left out for good"
+            return LEFT_OUT
         if known is None:
             return "lost" if device in self._ready else "not here yet"
         if device not in coordinator.progress:

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from sfl.causes import foreseen
 from sfl.errors import AdapterRefused
 from sfl.process import Terminated
+from sfl.text import plain
 from sfl.transport.device_link import DeviceLink
 
 DONE = "done"
@@ -34,5 +35,5 @@ def words(error: BaseException) -> str:
         return "interrupted"
     known = foreseen(error)
     if known is not None:
-        return str(known)
+        return plain(str(known))  # it may repeat a whole row
     return f"{type(error).__name__}: {error} (a bug; the device's log has its traceback)"

@@ -465,8 +465,10 @@ class EdgeServer:
 
     async def left(self, device: str, reason: SflError) -> None:
         """The device was admitted, and is gone; its session is given back, where it has one."""
-        log.info("device %s left: %s", device, reason, extra={"device": device})
-        left = cloud_pb2.DeviceLeft(device=device, reason=str(reason), cause=blamed(reason))
+        # Cut: it may repeat the device's own words, and a message to the cloud has a bound.
+        why = contract.reason(str(reason))
+        log.info("device %s left: %s", device, why, extra={"device": device})
+        left = cloud_pb2.DeviceLeft(device=device, reason=why, cause=blamed(reason))
         self.cloud.post(cloud_pb2.EdgeReportMessage(left=left))
         await self.engine.run(self._close_session, device)
 

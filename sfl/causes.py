@@ -26,6 +26,7 @@ _DISK = {
     errno.ENODEV: ("its disk is gone", "Leave it mounted while a run goes on."),
     errno.ENXIO: ("its disk is gone", "Leave it mounted while a run goes on."),
     errno.ESTALE: ("its disk is gone", "Leave it mounted while a run goes on."),
+    errno.ENAMETOOLONG: ("a name in it is too long", "Shorten it."),
     errno.EMFILE: ("this process has too many files open", "Raise `ulimit -n`."),
     errno.ENFILE: ("this machine has too many files open", "Raise fs.file-max."),
 }

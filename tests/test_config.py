@@ -46,6 +46,17 @@ def test_every_shipped_example_is_a_valid_run(name: str) -> None:
     [
         ("run.roundz=3", ("run.roundz = 3", "unknown key", "'rounds'")),
         ("training.learning_rate=nan", ("training.learning_rate = nan", "not a finite number")),
+        ("network.round_timeout=1e10", ("network.round_timeout = 10000000000.0", "at most 1e+09")),
+        ("network.join_grace=1e300", ("network.join_grace = 1e+300", "at most 1e+09")),
+        ("edge.connect_timeout=1e10", ("edge.connect_timeout = 10000000000.0", "at most 1e+09")),
+        (
+            "devices.a.pause.check_interval=1e10",
+            ("check_interval = 10000000000.0", "at most 1e+09"),
+        ),
+        (
+            "network.heartbeat_interval=60",
+            ("network.idle_timeout", "every 60 s (heartbeat_interval)"),
+        ),
         ("network.round_timeout=inf", ("network.round_timeout = inf", "not a finite number")),
         (
             "aggregation.max_update_norm=x",

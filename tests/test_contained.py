@@ -14,12 +14,12 @@ import struct
 import subprocess
 import sys
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
-from unittest.mock import MagicMock, patch
+from unittest.mock import AsyncMock, MagicMock, patch
 
 import grpc.aio
 import pytest
@@ -38,10 +38,11 @@ from sfl.metrics.prometheus import NodeCollector, serve_as_set
 from sfl.metrics.stats import NodeStats
 from sfl.report.status import RunStatus
 from sfl.rounds import Aggregate, Fault, FinishRun, Phase, Steps, Tick
-from sfl.rounds.coordinator import Progress
+from sfl.rounds.coordinator import Device, Progress
 from sfl.runs import open_run_folder
 from sfl.stage.engine import Engine
 from sfl.transport.cloud_service import EdgeStream
+from sfl.transport.edge_service import EdgeService
 from sfl.transport.fetch import fetch_model
 from sfl.transport.group import GONE, run_together
 from sfl.transport.wire import CLOUD_SESSION, WIRE_VERSION
@@ -69,6 +70,7 @@ from tests.test_tls import give
             "/a: its disk is read-only",
         ),
         (FileNotFoundError(errno.ENOENT, "No such file", "/a/b"), DiskError, "/a: it is gone"),
+        (OSError(errno.ENAMETOOLONG, "File name too long", "/a/b"), DiskError, "/a: a name in it"),
         (OSError(errno.EMFILE, "Too many open files"), DiskError, "ulimit -n"),
         (OSError(errno.ENOMEM, "Cannot allocate memory"), OutOfMemory, "out of memory"),
         (MemoryError(), OutOfMemory, "out of memory"),
@@ -632,3 +634,39 @@ def test_a_node_that_comes_and_goes_all_day_does_not_fill_the_status(tmp_path: P
     assert [fault.node for fault in records._faults] == ["d0"] * (MOST_FAULTS + 1) + ["d1"]
     records._file.close()
     assert records._faults[MOST_FAULTS].problem == "its further faults are in the log only"
+
+
+def test_what_is_said_of_a_device_is_cut_and_few_lines_tell_of_strangers(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A tensor's name may fill a message: repeated as it is, it ends the links of all edges."""
+
+    async def story(cloud: CloudAggregator, address: str) -> None:
+        for name in ("d0", "d1"):
+            cloud.coordinator.devices[name] = Device("edge", 4, True)
+        cloud.device_broke("d0", "x" * 9_000_000)
+        cloud.not_signed("edge", "d1", "y" * 9_000_000)
+        for number in range(100):
+            cloud.device_joined("edge", f"stranger{number}")
+        cloud._do(FinishRun(False, "enough"))
+
+    _, cloud = cloud_alone(tmp_path, story)
+    assert {fault.node for fault in cloud.records._faults} >= {"d0", "d1"}
+    assert max(len(fault.problem) for fault in cloud.records._faults) < 1000
+    assert sum("no device 'stranger" in record.getMessage() for record in caplog.records) == 5
+
+
+def test_a_proof_is_no_larger_than_one() -> None:
+    async def answers() -> AsyncIterator[edge_pb2.DeviceMessage]:
+        yield edge_pb2.DeviceMessage(proof=edge_pb2.Proof(certificate=bytes(1 << 20)))
+
+    async def asked() -> None:
+        service = EdgeService(MagicMock())
+        service.challenge = edge_pb2.Challenge()
+        try:
+            await service._proof(answers(), AsyncMock())
+        finally:
+            service.close()
+
+    with pytest.raises(ProtocolError, match="a proof takes 10485"):
+        asyncio.run(asked())

@@ -107,6 +107,22 @@ def flood(peer: Device) -> None:
         peer.say(heartbeat=tensor_pb2.Heartbeat(snapshot=snapshot(peer.name)))
 
 
+def filled(message: Any) -> Any:
+    """The message made as large as an edge takes by a field that nobody knows, which is passed on:
+    with the device's name beside it, no cloud takes it."""
+    size = (8 << 20) - 18 - 7 - message.ByteSize()
+    message.MergeFromString(_varint(15000 << 3 | 2) + _varint(size) + bytes(size))
+    return message
+
+
+def full_report(peer: Device) -> None:
+    peer.say(report=filled(report(peer.name)))
+
+
+def full_ready(peer: Device) -> None:
+    peer.say(ready=filled(edge_pb2.DeviceReady(num_examples=8, snapshot=snapshot(peer.name))))
+
+
 def norms(peer: Device) -> None:
     peer.say(norm=edge_pb2.GradientNorm(round=1, step=0, squared=math.nan))
 
@@ -167,6 +183,13 @@ IN_A_ROUND: list[tuple[str, Attack, str]] = [
     ("of another round", adapters({"round": 4_000_000_000}), "round = 4000000000 of an adapter"),
     ("twice", adapters({}, {}), "the device's part of round 1 came twice"),
     ("scaling", adapters({"scaling": math.nan}), "scaling of an adapter = nan"),
+    ("a report that fills a message", full_report, "a report takes 83885"),
+    (
+        "a signature of 7 MiB",
+        adapters({"signature": tensor_pb2.Signature(value=bytes(7 << 20))}),
+        "the header of an adapter takes 73",
+    ),
+    ("a codec that is longer in words", tensors(codec="\x01" * 3_000_000), r"codec '\x01\x01"),
 ]
 
 
@@ -208,8 +231,9 @@ def early(edge: Alone) -> None:
         (lambda peer: peer.ready(num_eval_examples=2**40), "num_eval_examples = "),
         (lambda peer: peer.ready(num_repeated=2**40), "num_repeated = "),
         (lambda peer: peer.ready(num_tokens=2**63), "num_tokens = "),
-        (lambda peer: peer.ready(layout="x" * (7 << 20)), "layout = 'xxx"),
+        (lambda peer: peer.ready(layout="x" * (3 << 20)), "layout = 'xxx"),
         (lambda peer: peer.ready(chat_template="\x1b[31m" * 3), "it is no digest"),
+        (full_ready, "ready takes 8388590"),
     ]
     for number, (what, words) in enumerate(attacks):
         peer = Device(edge.edge_address, f"d{number}").join()
@@ -590,6 +614,12 @@ def listing(*sizes: int, names: str = "vocab.txt") -> bytes:
     return edge_pb2.FileList(files=files).SerializeToString()
 
 
+def twice(*sizes: int) -> bytes:
+    """Files of one hash, of which only the last one's size fits the disk."""
+    files = [edge_pb2.FileEntry(name="vocab.txt", num_bytes=s, sha256="0" * 64) for s in sizes]
+    return edge_pb2.FileList(files=files).SerializeToString()
+
+
 @pytest.mark.parametrize(
     ("files", "kind", "words"),
     [
@@ -598,6 +628,7 @@ def listing(*sizes: int, names: str = "vocab.txt") -> bytes:
         (listing(1, names="../x"), ProtocolError, "no plain file name"),
         (listing(2**60), ConfigError, "MB free, and the model's files from the edge take"),
         (listing(10), ProtocolError, "is longer than the 10 bytes it announced"),
+        (twice(2**60, 1), ProtocolError, "has the hash of a file of another size"),
     ],
 )
 def test_a_fetch_is_no_more_than_was_announced(

@@ -733,6 +733,23 @@ def test_chat_template_of_the_llama_2_kind(tmp_path: Path) -> None:
     assert example.input_ids[-1] == tokenizer.eos_id and example.input_ids[-2] != tokenizer.eos_id
 
 
+@pytest.mark.parametrize(
+    ("template", "words"),
+    [
+        ("{{ messages[0]['content'] + 1 }}", "can only concatenate str"),
+        ("{{ 1 // 0 }}", "by zero"),
+        ({"rag": "{{ messages }}"}, "multiple chat templates"),
+        ("{{ raise_exception('a\x1b[2J\n2026-11-26 ERROR forged') }}", r"a\\x1b\[2J\\n2026"),
+    ],
+)
+def test_a_chat_template_that_breaks_is_no_bug_and_forges_no_line(
+    tmp_path: Path, template: Any, words: str
+) -> None:
+    folder = save_tokenizer(tmp_path, "GPT2Tokenizer", "gpt2", chat_template=template)
+    with pytest.raises(DataError, match=f"data.chat_template.*{words}"):
+        load_tokenizer(folder).chat("u", "a")
+
+
 def test_a_chat_template_that_refuses_says_so(tmp_path: Path) -> None:
     template = "{{ raise_exception('no users here') }}"
     folder = save_tokenizer(tmp_path, "GPT2Tokenizer", "gpt2", chat_template=template)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import re
 import shutil
@@ -13,15 +14,18 @@ import torch
 import yaml
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, pipeline
 
+import sfl.cli.app
 from sfl.cli.base import open_base
+from sfl.cli.export import write_adapter
 from sfl.cli.model import evaluate_model, load_model, room_for_answer
 from sfl.config import load_run
 from sfl.data import load_tokenizer, prepare
-from sfl.errors import ConfigError
+from sfl.errors import ConfigError, DiskError
 from sfl.models.hub import hub_name
 from sfl.report.card import Base, merged_card, model_card
 from sfl.report.summary import RunSummary
-from tests.federation import Outcome, run, sfl, write_jsonl
+from tests.federation import Outcome, run, write_jsonl
+from tests.federation import sfl as sfl_command
 from tests.test_other_models import QUICKSTART, edit
 
 WORDS = ("lamp", "heater", "door", "kitchen", "now", "please")
@@ -91,13 +95,13 @@ def test_a_run_is_used_with_its_model_elsewhere(classified: Outcome, tmp_path: P
     config = load_run(classified.folder / "config.toml")
     moved = Path(config.model.path).rename(tmp_path / "elsewhere")
     try:
-        lost = sfl("eval", "--run", classified.folder)
+        lost = sfl_command("eval", "--run", classified.folder)
         assert lost.returncode == 2
         assert "no such folder" in lost.stderr and "--model PATH" in lost.stderr
-        found = sfl("eval", "--run", classified.folder, "--model", moved)
+        found = sfl_command("eval", "--run", classified.folder, "--model", moved)
         assert found.returncode == 0, found.stderr
         assert f"{classified.summary['eval_loss_after']:.2f}" in found.stdout
-        wrong = sfl("eval", "--run", classified.folder, "--model", QUICKSTART)
+        wrong = sfl_command("eval", "--run", classified.folder, "--model", QUICKSTART)
         assert wrong.returncode == 2
         assert "does not fit the model" in wrong.stderr
         assert "Traceback" not in wrong.stderr
@@ -108,7 +112,7 @@ def test_a_run_is_used_with_its_model_elsewhere(classified: Outcome, tmp_path: P
 def test_an_exported_classifier_knows_its_classes_and_takes_batches(
     classified: Outcome, tmp_path: Path
 ) -> None:
-    done = sfl("export", "--run", classified.folder, "--merge", tmp_path / "merged")
+    done = sfl_command("export", "--run", classified.folder, "--merge", tmp_path / "merged")
     assert done.returncode == 0, done.stderr
     assert done.stderr == ""
     assert "MISSING" not in done.stdout
@@ -156,7 +160,7 @@ def test_every_adapter_has_its_tokenizer_and_its_card(
     folder = classified.folder / name
     if name == "exported":
         folder = tmp_path / "with spaces"
-        assert sfl("export", "--run", classified.folder, folder).returncode == 0
+        assert sfl_command("export", "--run", classified.folder, folder).returncode == 0
     tokenizer = AutoTokenizer.from_pretrained(folder)
     assert (
         tokenizer("lamp on")["input_ids"]
@@ -213,3 +217,52 @@ def test_the_hint_finds_a_run_that_lies_elsewhere(classified: Outcome) -> None:
 )
 def test_a_base_goes_by_its_name_on_the_hub(given: str, name: str | None) -> None:
     assert hub_name(given) == name
+
+
+@pytest.mark.parametrize(
+    ("error", "code", "words"),
+    [
+        (OSError(errno.ENOSPC, "No space left on device", "/out/a"), 1, "/out: its disk is full"),
+        (OSError(errno.EROFS, "Read-only file system", "/out/a"), 1, "/out: its disk is read-only"),
+        (MemoryError(), 1, "out of memory"),
+    ],
+)
+def test_a_command_s_full_disk_is_one_line(
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    error: Exception,
+    code: int,
+    words: str,
+) -> None:
+    def fails() -> None:
+        raise error
+
+    monkeypatch.setattr(sfl.cli.app, "app", fails)
+    with pytest.raises(SystemExit) as ended:
+        sfl.cli.app.main()
+    assert ended.value.code == code
+    assert f"error: {words}" in capsys.readouterr().err
+    monkeypatch.setattr(sfl.cli.app, "app", lambda: {}["a bug"])
+    with pytest.raises(KeyError):
+        sfl.cli.app.main()
+
+
+def test_an_adapter_is_copied_with_its_folders_or_the_full_disk_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "adapter" / "additional_chat_templates").mkdir(parents=True)
+    for name in ("adapter_model.safetensors", "additional_chat_templates/rag.jinja"):
+        (tmp_path / "adapter" / name).write_text(name)
+    text = f'[model]\npath = "{tmp_path / "gone"}"\n[[devices]]\nname = "a"\n'
+    (tmp_path / "run.toml").write_text(text)
+    config, to = load_run(tmp_path / "run.toml"), tmp_path / "to"
+    to.mkdir()
+    write_adapter(tmp_path / "adapter", config, None, to)
+    assert (to / "additional_chat_templates" / "rag.jinja").read_text().endswith("rag.jinja")
+
+    def full(*arguments: Any) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(shutil, "copyfile", full)
+    with pytest.raises(DiskError, match=f"{to}: its disk is full"):
+        write_adapter(tmp_path / "adapter", config, None, to)

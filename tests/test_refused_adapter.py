@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import grpc
@@ -11,7 +12,7 @@ import torch
 
 from device_agent.goodbye import saying_goodbye
 from device_agent.rejoining import Patience
-from sfl.config import AggregationSettings, TrainingSettings
+from sfl.config import AggregationSettings, RunSettings, TrainingSettings
 from sfl.config.codec import RoleCodecs
 from sfl.errors import (
     AdapterRefused,
@@ -24,11 +25,14 @@ from sfl.errors import (
     SflError,
 )
 from sfl.rounds.messages import Cause
+from sfl.stage.loss import Score
 from sfl.stage.messages import Key, Kind, Purpose, RoundOrder, RoundStart, TensorMessage
 from sfl.stage.optimizer import Optimizer
 from sfl.stage.trainer import _expect_finite, _expect_loss
+from sfl.transport import checked
 from sfl.transport.blame import blamed, cause_told
 from sfl.transport.cut import Cut
+from sfl.transport.frames import decode_tensor, encode_tensor
 from sfl.transport.status import error_of, status_of
 
 CODECS = ["none", "fp16", "int8", "uniform(0.25) | rans", "none | zstd"]
@@ -76,6 +80,23 @@ def test_a_loss_that_is_not_finite_is_refused_with_its_place() -> None:
     _expect_loss(3.0, "d0", key)
     with pytest.raises(AdapterRefused, match="d0, evaluation of round 4, step 2: the loss is nan"):
         _expect_loss(float("nan"), "d0", key)
+
+
+@pytest.mark.parametrize("loss", [float("nan"), float("inf")])
+def test_a_score_that_is_not_finite_is_the_adapters_fault_and_not_the_edges(loss: float) -> None:
+    """A vanilla edge scores for its device: one that ends over it never joins again."""
+    key = Key(Purpose.EVALUATION, 4, 2, 0)
+    message = TensorMessage(Kind.SCORE, key, 1, (4,), score=Score(loss, 3, 0, 1))
+    settings = RunSettings(model={"path": "m"}, devices=[{"name": "d0"}])  # type: ignore[arg-type]
+    (frame,) = encode_tensor(message, None)
+    assert frame.header is not None
+    arrived, _ = decode_tensor(frame.header, b"")
+    checked.tensor(arrived, settings)
+    with pytest.raises(AdapterRefused, match=r"d0, evaluation of round 4, step 2: the loss is"):
+        _expect_loss(arrived.score.loss_sum, "d0", arrived.key)
+    wrong = replace(arrived, score=Score(-1.0, 3, 0, 1))
+    with pytest.raises(ProtocolError, match="loss_sum = -1"):
+        checked.tensor(wrong, settings)
 
 
 @pytest.mark.parametrize(

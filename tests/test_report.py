@@ -21,14 +21,15 @@ from sfl.metrics import NodeSnapshot
 from sfl.metrics.snapshot import ROLES
 from sfl.metrics.timeline import Span, spans_from_json, spans_to_json
 from sfl.report import text
+from sfl.report.card import Base, model_card
 from sfl.report.charts import Bar, Line, Segment, bar_chart, line_chart, ticks
 from sfl.report.curve import loss_curve
 from sfl.report.final import data_sentence, final_table, print_final
 from sfl.report.html import render_report, write_report
-from sfl.report.live import LiveView, run_share, status_line, status_picture
+from sfl.report.live import LiveView, run_share, status_line, status_picture, worst_first
 from sfl.report.markup import Markup, element
 from sfl.report.records import NodeRecord, RecordFile, RoundRecord, read_records
-from sfl.report.status import DeviceStatus, RunStatus, ServerStatus
+from sfl.report.status import LEFT_OUT, DeviceStatus, RunStatus, ServerStatus
 from sfl.report.step import StepTimeline, timelines_to_json
 from sfl.report.summary import Fault, RunSummary, build_summary, evaluate
 from sfl.report.traffic import PURPOSES, by_purpose, traffic_table
@@ -609,6 +610,42 @@ def test_ticks_are_round_and_cover_the_values() -> None:
         assert marks[0] == 0
         assert marks[-1] >= high * 0.999
         assert 2 <= len(marks) <= 6
+
+
+@pytest.mark.parametrize("high", [5e-324, 1e-323, 1e-310, 1e-301, 9e9, 1e15, 1e30])
+def test_no_number_of_a_device_is_too_small_or_too_large_to_draw(high: float) -> None:
+    own = (Span("forward", "a", 0, 0.0, min(high, 9e9)),)
+    records, summary = sample_records(), sample_summary()
+    page = render_report(summary, records, CONFIG, [StepTimeline("mallory", 1, own, ())])
+    assert "mallory, round 1" in page
+    assert bar_chart("b", [Bar("a", [Segment("s", "c1", high)], "0")], str)
+    assert line_chart("l", [Line("a", "c1", [(3, high)])], str)
+
+
+def test_no_span_is_beyond_what_a_trace_can_hold() -> None:
+    with pytest.raises(ProtocolError, match="is no time"):
+        spans_from_json('[["forward","a",0,0.0,1e10]]')
+    (span,) = spans_from_json('[["forward","a",0,0.0,9e9]]')
+    assert round(span.end * 1e9) < 1 << 63  # OTLP's nanoseconds, and a batch is all devices'
+
+
+def test_who_is_left_out_for_good_stays_so_in_the_last_status() -> None:
+    out = DeviceStatus("a", LEFT_OUT)
+    assert [out.at_end(ok).state for ok in (True, False)] == [LEFT_OUT, LEFT_OUT]
+    others = [DeviceStatus("b", "training", step=1, steps=2), DeviceStatus("c", "lost")]
+    assert [device.name for device in worst_first([*others, out])] == ["a", "c", "b"]
+
+
+def test_a_card_of_an_earlier_adapter_does_not_pass_the_last_ones_score_off_as_its_own() -> None:
+    base, settings = Base("org/model", True), sample_settings()
+    summary = dataclasses.replace(sample_summary(), best_round=2)
+    assert summary.rounds > 2
+    last, best = (model_card(summary, settings, base, best=best) for best in (False, True))
+    assert "held-out loss, before and after" in last
+    assert "held-out loss, before and after" not in best
+    assert "held-out loss, before, and of the run's last adapter" in best
+    same = dataclasses.replace(summary, best_round=summary.rounds)
+    assert "held-out loss, before and after" in model_card(same, settings, base, best=True)
 
 
 def test_a_chart_without_values_says_so() -> None:

@@ -7,6 +7,7 @@ import pytest
 
 from sfl.config import DataSettings, DeviceEntry, ModelSettings, RunSettings
 from sfl.data import Dataset, load_rows, load_tokenizer, prepare
+from sfl.data.hub import _saved
 from sfl.errors import DataError
 
 MODEL = Path(__file__).parents[1] / "examples" / "quickstart" / "model"
@@ -239,3 +240,11 @@ def test_damaged_notes_of_a_saved_dataset_are_one_sentence(
         (tmp_path / name).write_text(content)
     with pytest.raises(DataError, match="not a dataset that can be read"):
         read(tmp_path)
+
+
+@pytest.mark.parametrize("subset", [".", "..", "../both", "a/b"])
+def test_a_subset_is_no_way_out_of_its_folder(folders: Path, subset: str) -> None:
+    """It comes with the run's settings, and a path never comes from another machine."""
+    own = folders / "both" / "en" / "train"
+    assert _saved(own, subset) == own
+    assert _saved(folders / "both", "en") == folders / "both" / "en"

@@ -14,8 +14,8 @@ import sfl
 from cloud_aggregator.command import cloud
 from device_agent.command import device
 from edge_server.command import edge
+from sfl.causes import foreseen
 from sfl.cli.ca import ca_app
-from sfl.errors import SflError
 from sfl.logs import ENVIRONMENT
 from sfl.options import Certs, ConfigFile, Insecure, Logs, Overrides
 
@@ -218,15 +218,18 @@ def common(
 
 
 def main() -> None:
-    """Entry point: a user's mistake is one line and an exit code, not a traceback."""
+    """Entry point: a user's mistake, a full disk or too little memory is one line and an exit code,
+    not a traceback."""
     for stream in (sys.stdout, sys.stderr):
         # A file's name need not be UTF-8, nor the terminal.
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")
     try:
         app()
-    except SflError as error:
-        typer.secho(f"error: {error}", fg="red", err=True)
-        sys.exit(error.exit_code)
     except KeyboardInterrupt:
         sys.exit(130)
+    except Exception as error:
+        if (known := foreseen(error)) is None:  # a bug: with its traceback
+            raise
+        typer.secho(f"error: {known}", fg="red", err=True)
+        sys.exit(known.exit_code)

@@ -10,7 +10,7 @@ from typing import Any
 
 from cloud_aggregator.beside import resolvable_base
 from sfl.config import RunConfig
-from sfl.files import write_atomic
+from sfl.files import on_disk, write_atomic
 from sfl.models.folder import local_folder
 from sfl.models.jsonfile import read_object
 from sfl.models.tokenizer_copy import copy_tokenizer
@@ -20,7 +20,10 @@ from sfl.report.summary import RunSummary
 
 def write_adapter(adapter: Path, config: RunConfig, model_path: str | None, to: Path) -> None:
     """A copy of the run's adapter, with the tokenizer of the model where that is here."""
-    shutil.copytree(adapter, to, dirs_exist_ok=True)
+    with on_disk(to):
+        for path in sorted(adapter.rglob("*")):
+            target = to / path.relative_to(adapter)
+            target.mkdir(exist_ok=True) if path.is_dir() else shutil.copyfile(path, target)
     base = local_folder(model_path or config.model.path)
     if base is not None:
         copy_tokenizer(base, to)
@@ -30,7 +33,8 @@ def write_adapter(adapter: Path, config: RunConfig, model_path: str | None, to: 
 
 def write_merged(model: Any, adapter: Path, config: RunConfig, base: Path, to: Path) -> None:
     """The adapter merged into its base, as transformers saves it."""
-    model.merge_and_unload().save_pretrained(to)
+    with on_disk(to):
+        model.merge_and_unload().save_pretrained(to)
     copy_tokenizer(base, to)
     _name_padding(base, to)
     _write_card(merged_card, adapter, config, to)

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import typer
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from sfl.cli.base import adapter_folder, load_adapter, load_base, open_base
@@ -197,7 +198,7 @@ def _cells(name: str, score: Score, kind: str) -> tuple[str, str, str, str]:
     mean = score.loss_sum / score.num_targets if score.num_targets else None
     share = score.num_correct / score.num_examples if score.num_examples else None
     return (
-        name,
+        escape(name),
         f"{score.num_examples:,}",
         loss_text(mean),
         percent(None if kind == "text" else share),

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from rich.console import Console
 from rich.logging import RichHandler
+from rich.markup import escape
 
 from sfl.config import RunConfig, load_run
 from sfl.errors import SflError
@@ -31,7 +32,7 @@ def run_and_show(path: Path, overrides: Iterable[str], insecure: bool, tls: bool
 
     def started(where: Path) -> None:
         folder.append(where)
-        console.print(f"run [bold]{where.name}[/] -> {where}")
+        console.print(f"run [bold]{where.name}[/] -> {escape(str(where))}")
 
     try:
         config = _load(path, overrides, insecure)

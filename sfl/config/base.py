@@ -2,7 +2,7 @@
 
 from typing import Annotated
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, PositiveFloat
 
 MOST_CHARACTERS = 100
 NODE_NAME = r"^[A-Za-z0-9][A-Za-z0-9_.-]*$"
@@ -11,6 +11,10 @@ NodeName = Annotated[str, Field(pattern=NODE_NAME, max_length=MOST_CHARACTERS)]
 RUN_ID = r"^([A-Za-z0-9_][A-Za-z0-9_.-]*)?$"
 RunId = Annotated[str, Field(pattern=RUN_ID, max_length=MOST_CHARACTERS)]
 """A run's id, or nothing; it becomes a folder of its own."""
+
+
+Seconds = Annotated[PositiveFloat, Field(le=1e9)]
+"""A wait: at most thirty years, beyond which systems cannot count one."""
 
 
 class Section(BaseModel):

@@ -12,12 +12,11 @@ from pydantic import (
     AfterValidator,
     Field,
     NonNegativeInt,
-    PositiveFloat,
     PositiveInt,
     model_validator,
 )
 
-from sfl.config.base import NodeName, Section
+from sfl.config.base import NodeName, Seconds, Section
 from sfl.config.size import Size
 from sfl.plan import Topology
 
@@ -120,7 +119,7 @@ class PauseSettings(Section):
     """Rest while NetworkManager calls the link of the default route metered."""
     metered_interfaces: tuple[str, ...] = ()
     """Rest while the default route goes through one of these, as `["wwan*", "usb0"]`."""
-    check_interval: PositiveFloat = 5.0
+    check_interval: Seconds = 5.0
     """Seconds between two looks at sensors and clock."""
 
     @model_validator(mode="after")
@@ -217,7 +216,7 @@ class EdgeConfig(Section):
     their stream; a disk with room, as it is a row for each token."""
     rest_in: Literal["disk", "memory"] = "disk"
     """`memory`: they rest in this machine's memory instead, where `device` is CUDA."""
-    connect_timeout: PositiveFloat = 60.0
+    connect_timeout: Seconds = 60.0
     """Seconds to go on trying to reach the cloud; 15 under `sfl run`, unless given."""
     proxy: bool = False
     """Dial the cloud through the proxy that `grpc_proxy`, `https_proxy` or `http_proxy` names in
@@ -287,7 +286,7 @@ class LocalDevice(Section):
     """`return`: freed tensors go back to the system at once, which is smaller. `keep`: they go back
     when a round ends, which is faster. `auto`: `keep` under `sfl run` on a machine with memory to
     spare and no `memory` here, else `return`. Changes no bit."""
-    connect_timeout: PositiveFloat = 60.0
+    connect_timeout: Seconds = 60.0
     """Seconds to go on trying to reach the edge, and seconds that the edge may be silent before it
     takes the device in; 15 under `sfl run`, unless given."""
     proxy: bool = False

@@ -15,7 +15,7 @@ from pydantic import (
     model_validator,
 )
 
-from sfl.config.base import NodeName, RunId, Section
+from sfl.config.base import NodeName, RunId, Seconds, Section
 from sfl.config.codec import (
     AUTO_CODECS,
     EVALUATION_CODEC,
@@ -371,22 +371,31 @@ class DeviceEntry(LocalDevice):
 class NetworkSettings(Section):
     """Waits and bounds of the links; none of them changes a bit of the result."""
 
-    idle_timeout: PositiveFloat = 60.0
+    idle_timeout: Seconds = 60.0
     """Seconds without a byte after which a peer counts as lost; heartbeats refresh it."""
-    heartbeat_interval: PositiveFloat = 1.0
+    heartbeat_interval: Seconds = 1.0
     """Seconds between a node's heartbeats."""
-    join_timeout: PositiveFloat = 120.0
+    join_timeout: Seconds = 120.0
     """Seconds the cloud waits for all devices before the first round."""
-    join_grace: PositiveFloat | None = None
+    join_grace: Seconds | None = None
     """Seconds the cloud waits for the rest once `min_devices` are ready; default: until
     `join_timeout`. Whoever comes later joins with the next round."""
-    round_timeout: PositiveFloat = 3600.0
+    round_timeout: Seconds = 3600.0
     """Seconds a round may take; devices that are not done then are left out of it."""
     credits: PositiveInt = 4
     """Micro-batches of one device that may be in flight at once. In training a device uses no more
     of them than keep it, its link and its edge busy. Changes no bit."""
     insecure: bool = False
     """Allow addresses other than loopback without TLS."""
+
+    @model_validator(mode="after")
+    def _heartbeats_come_in_time(self) -> Self:
+        if self.heartbeat_interval >= self.idle_timeout:
+            raise ValueError(
+                f"idle_timeout: heartbeats come every {self.heartbeat_interval:g} s "
+                "(heartbeat_interval), so that every peer would count as lost; use more than that"
+            )
+        return self
 
 
 FOLDING_DTYPES: tuple[Dtype | None, ...] = ("float32", "autocast", None)

@@ -49,8 +49,8 @@ def _check_header(names: Sequence[str], quoted: bool) -> None:
     for name in names:
         if name and names.count(name) > 1:
             raise Malformed(
-                f"its header names a column twice: {name!r}; if the file has no header, name its "
-                "columns in data.columns"
+                f"its header names a column twice: {name!r:.100}; if the file has no header, name "
+                "its columns in data.columns"
             )
     if not quoted and names and all(_in_quotes(name) for name in names):
         raise Malformed(

@@ -56,7 +56,9 @@ def _rows(
 
 def _saved(path: Path, subset: str) -> Path | None:
     """The folder that `save_to_disk` made: `path`, or the one in it that the subset names."""
-    inner = [path / subset] if subset and Path(subset).name == subset else []
+    # The name may be another machine's: a folder within this one, and none that lies elsewhere.
+    plainly = subset not in ("", ".", "..") and Path(subset).name == subset
+    inner = [path / subset] if plainly else []
     for folder in [*inner, path]:
         if (folder / "state.json").is_file() or (folder / "dataset_dict.json").is_file():
             return folder

@@ -34,7 +34,7 @@ def class_of(row: Row, classes: Mapping[str, int], field: str) -> int:
     raise DataError(
         "data.label_field",
         field,
-        f"{row.where} has {field} {value!r}, which is none of the {len(classes)} classes of "
+        f"{row.where} has {field} {value!r:.200}, which is none of the {len(classes)} classes of "
         f"model.labels, {_few(classes)}",
         _fix(value, text, number, classes),
     )

@@ -14,6 +14,7 @@ from sfl.data.marks import without_marks
 from sfl.errors import DataError, ModelError
 from sfl.models.jsonfile import read_object
 from sfl.models.vocabulary import beyond, check_files
+from sfl.text import plain
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -142,17 +143,15 @@ class Tokenizer:
 
         Raises DataError where the template refuses them.
         """
-        # jinja2 compiles templates; only a tokenizer that has one needs it.
-        import jinja2
-
         try:
             return self._template(messages, add_generation_prompt=answer)
-        except jinja2.TemplateError as error:
+        except Exception as error:  # noqa: BLE001 - a program of others, which may raise anything
             roles = ", ".join(message["role"] for message in messages)
+            said = plain(str(error)) or type(error).__name__
             raise DataError(
                 "data.chat_template",
                 True,
-                f"the tokenizer's chat template refuses these messages ({roles}): {error}",
+                f"the tokenizer's chat template refuses these messages ({roles}): {said}",
                 "Order them as it wants them, or set it to false.",
             ) from None
 
@@ -281,7 +280,7 @@ def _load(clean: Path, folder: Path, lean: str | None) -> PreTrainedTokenizerBas
         raise ModelError(
             "model.path",
             str(folder),
-            f"its tokenizer cannot be loaded: {first}",
+            f"its tokenizer cannot be loaded: {plain(first)}",
             "Save one beside the model with tokenizer.save_pretrained(folder).",
         ) from error
     return backend

@@ -16,7 +16,7 @@ TRAINING = 1  # the purpose of a training step, as on the wire
 _MOST = 4096
 _LONGEST = 1 << 20  # characters, of all as JSON
 _LONGEST_LANE = 32
-_LATEST = 1e11  # seconds since 1970
+_LATEST = 9e9  # seconds since 1970, whose nanoseconds 64 bits still hold (in traces)
 
 
 class Place(Protocol):

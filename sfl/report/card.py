@@ -88,6 +88,9 @@ def _facts(
 ) -> list[tuple[str, str]]:
     lora, strategy = settings.lora, settings.aggregation.strategy
     before, after = text.loss(summary.eval_loss_before), text.loss(summary.eval_loss_after)
+    # Scores are of the run's last adapter; beside an earlier one they say so.
+    other = best and summary.best_round not in (None, summary.rounds)
+    when = "before, and of the run's last adapter" if other else "before and after"
     rows = [
         ("base", _named(base)),
         ("task", settings.model.task),
@@ -98,14 +101,14 @@ def _facts(
         ("aggregation", strategy),
         ("codec", f"activations {summary.codec_activation}, gradients {summary.codec_gradient}"),
         ("tokens trained on", f"{summary.tokens_trained:,}"),
-        ("held-out loss, before and after", f"{before} → {after}"),
+        (f"held-out loss, {when}", f"{before} → {after}"),
     ]
     if summary.eval_accuracy_after is not None:
         change = [
             text.percent(s) for s in (summary.eval_accuracy_before, summary.eval_accuracy_after)
         ]
         name = text.score_name(summary.task)
-        rows.append((f"{name} on held-out examples, before and after", " → ".join(change)))
+        rows.append((f"{name} on held-out examples, {when}", " → ".join(change)))
     if settings.model.labels:
         rows.append(("classes", ", ".join(settings.model.labels)))
     if best and summary.best_round is not None:

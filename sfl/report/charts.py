@@ -17,6 +17,9 @@ NUM_COLOURS = 8
 WIDTH, HEIGHT = 380.0, 232.0
 """The drawing's own units; one is about a pixel on the page."""
 
+_NOTHING = 1e-300
+"""What is no wider has no round numbers that a float could hold."""
+
 _LEFT, _RIGHT, _TOP, _BOTTOM = 46.0, 12.0, 10.0, 40.0
 
 
@@ -54,7 +57,7 @@ def series_style(index: int) -> str:
 
 def ticks(low: float, high: float, most: int) -> list[float]:
     """Round numbers from `low`'s side to at least `high`, `most` intervals at the most."""
-    if not high > low:
+    if not high - low > _NOTHING:
         high = low + 1.0
     rough = (high - low) / most
     power = 10.0 ** math.floor(math.log10(rough))

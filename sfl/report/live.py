@@ -15,12 +15,15 @@ from rich.table import Table
 from rich.text import Text
 
 from sfl.report import text
-from sfl.report.status import DeviceStatus, RunStatus, ServerStatus
+from sfl.report.status import LEFT_OUT, DeviceStatus, RunStatus, ServerStatus
 
 _STYLES = {"finished": "bold green", "failed": "bold red"}
 _WIDE = 96  # letters that the whole table needs
 _FRAME = 4  # lines of a table beside its rows, and one to spare
-_BADNESS = ("lost", "failed", "not here yet", "never joined", "loading", "paused", "ready")
+_BADNESS = (
+    *(LEFT_OUT, "lost", "failed", "not here yet", "never joined"),
+    *("loading", "paused", "ready"),
+)
 """States of a device from the worst on; all others are better than these."""
 _BUSY = ("training", "evaluating", "aggregating")
 
@@ -188,7 +191,7 @@ def _nodes(
 
 def _device_cells(device: DeviceStatus, scored: bool) -> list[Text]:
     quality = text.percent(device.eval_accuracy) if scored else text.loss(device.eval_loss)
-    lost = device.state in ("lost", "failed")
+    lost = device.state in (LEFT_OUT, "lost", "failed")
     return [
         Text(device.name, style="bold"),
         Text(text.printable(device.state), style="red" if lost else ""),

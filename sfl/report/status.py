@@ -26,6 +26,8 @@ RunPhase = Literal[
 ]
 
 
+LEFT_OUT = "left out for good"
+"""The state of a device that is not let in again in this run."""
 STALE_AFTER = 30.0
 """Seconds without a new status after which a cloud on another machine counts as gone."""
 
@@ -35,7 +37,8 @@ class DeviceStatus:
     """One device as the live view shows it; sizes in bytes.
 
     `state` is a word or two, such as "training", "waiting", "lost"; once the run has ended one of
-    "done", "stopped", "lost", "never joined". `eval_*` are of the adapter of round `eval_round`.
+    "done", "stopped", "lost", "never joined", "left out for good". `eval_*` are of the adapter of
+    round `eval_round`.
     """
 
     name: str
@@ -73,7 +76,7 @@ class DeviceStatus:
 
     def at_end(self, ok: bool) -> DeviceStatus:
         """As it stays once the run has ended, well or not: nobody trains any more."""
-        ended = {"lost": "lost", "not here yet": "never joined"}
+        ended = {"lost": "lost", "not here yet": "never joined", LEFT_OUT: LEFT_OUT}
         state = ended.get(self.state, "done" if ok else "stopped")
         return dataclasses.replace(self, state=state)
 

@@ -29,9 +29,11 @@ def tensor(message: TensorMessage, settings: RunSettings) -> None:
     whole("num_micro_batches", message.num_micro_batches, 1, most)
     whole("normalizer", message.normalizer, 0, batch_tokens(settings))
     found, longest = message.score, settings.model.max_length
+    # A loss that is none comes of the adapter, not of the peer: who asked for it refuses that.
+    loss_sum = found.loss_sum if math.isfinite(found.loss_sum) else 0.0
     score(
         tensor_pb2.Score(
-            loss_sum=found.loss_sum,
+            loss_sum=loss_sum,
             num_targets=found.num_targets,
             num_correct=found.num_correct,
             num_examples=found.num_examples,

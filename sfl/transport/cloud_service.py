@@ -223,6 +223,7 @@ class EdgeStream:
 
     def _join(self, join: cloud_pb2.DeviceJoin) -> None:
         contract.name("device", join.device)
+        contract.sized("a proof", join.proof, contract.MOST_BESIDE)
         self.signatures.join(join)
         self.host.device_joined(self.edge, join.device)
 

@@ -11,6 +11,7 @@ import re
 from collections.abc import Iterable, Sequence
 from typing import assert_never, get_args
 
+from google.protobuf.message import Message
 from pydantic import ValidationError
 
 from sfl.certificates.identity import NAME
@@ -30,6 +31,13 @@ MOST_COUNT = (1 << 31) - 1
 MOST_NUMBER = 1e15
 MOST_TOKENS = 1 << 53
 DIGEST = re.compile("[0-9a-f]{0,64}")  # nothing: none was applied
+
+
+MOST_SAID = 4 << 20
+"""Bytes of what is passed on: with what is put around it, it stays within what gRPC sends, so that
+no device's words end the link of its edge. What this version does not know of counts as well."""
+MOST_BESIDE = 1 << 16
+"""Bytes of a proof, and of an adapter's header."""
 
 
 def kinds_of(task: Task) -> tuple[ExampleKind, ...]:
@@ -72,6 +80,7 @@ class DeviceContract:
         """It has its span and its data; returns its statistics."""
         if self._ready is not None:
             raise ProtocolError("ready was said twice")
+        sized("ready", message, MOST_SAID)
         # Its upper bound is a setting of the run's, and the coordinator's to hold.
         whole("num_examples", message.num_examples, 1, (1 << 64) - 1)
         for field in ("num_eval_examples", "num_truncated", "num_dropped", "num_repeated"):
@@ -88,6 +97,7 @@ class DeviceContract:
 
     def part(self, header: tensor_pb2.AdapterHeader, side: str, most: int) -> None:
         """One side's part of its update begins, of at most so many bytes."""
+        sized("the header of an adapter", header, MOST_BESIDE)
         if not self._start.num_steps or side not in ("device", "edge"):
             raise ProtocolError(f"no adapter of side {side!r:.40} is due")
         self._of_round("an adapter", header.round)
@@ -102,6 +112,7 @@ class DeviceContract:
         ready, start = self._ready, self._start
         if ready is None or not self._report_due:
             raise ProtocolError("a report came that was not due")
+        sized("a report", report, MOST_SAID)
         self._of_round("a report", report.round)
         _same("num_steps of a report", report.num_steps, start.num_steps)
         _same("timings in a report", len(report.rehearsal), len(start.rehearse))
@@ -157,6 +168,12 @@ def one_of(field: str, value: str, known: Sequence[str]) -> None:
 def reason(text: str) -> str:
     """Why a peer does something, in its words: one line, of a bounded length."""
     return plain(text) or "it gave no reason"
+
+
+def sized(what: str, message: Message, most: int) -> None:
+    """Raise ProtocolError where a message takes more than so many bytes, known fields or not."""
+    if (size := message.ByteSize()) > most:
+        raise ProtocolError(f"{what} takes {size} bytes; {most} are allowed")
 
 
 def name(kind: str, text: str) -> str:

@@ -17,13 +17,14 @@ from sfl.codec.kernel import kernel
 from sfl.config import RunSettings
 from sfl.errors import LinkLost, NameInUse, ProtocolError, Refused, SflError
 from sfl.stage.session import Session
+from sfl.text import plain
 from sfl.transport import contract
 from sfl.transport.cut import Cut
 from sfl.transport.device_stream import Context, DeviceStream, Goodbye, Host
 from sfl.transport.doorkeeper import expect
 from sfl.transport.group import GONE, first_message, run_together
 from sfl.transport.probe_service import ProbeService
-from sfl.transport.status import status_of
+from sfl.transport.status import LONGEST_DETAILS, status_of
 from sfl.transport.urgency import CodecThread
 from sfl.transport.wire import (
     EDGE_FETCH_FILE,
@@ -143,7 +144,7 @@ class EdgeService:
         # Not for what is given back: the compute thread may be busy until the server has stopped.
         ended = await reason
         if not isinstance(ended, Goodbye):
-            await context.abort(status_of(ended), str(ended))
+            await context.abort(status_of(ended), plain(str(ended), LONGEST_DETAILS))
 
     async def _opened(
         self, requests: AsyncIterator[edge_pb2.DeviceMessage], context: Context
@@ -222,6 +223,7 @@ class EdgeService:
             raise LinkLost(f"no answer to a challenge within {PROOF_TIMEOUT:g} s") from None
         if not isinstance(answer, edge_pb2.DeviceMessage) or answer.WhichOneof("body") != "proof":
             raise ProtocolError("the answer to a challenge was due")
+        contract.sized("a proof", answer.proof, contract.MOST_BESIDE)
         return answer.proof
 
     async def _open(

@@ -67,9 +67,13 @@ def _check_listing(listing: edge_pb2.FileList, cache: Path) -> None:
     """Refuse what is no model's span, or more than this device has room for."""
     if len(listing.files) > MOST_FILES:
         raise ProtocolError(f"{len(listing.files)} files from the edge; {MOST_FILES} are allowed")
+    there: dict[str, int] = {}
     for entry in listing.files:
         _check_entry(entry)
-    there = {entry.sha256: entry.num_bytes for entry in listing.files}
+        if there.setdefault(entry.sha256, entry.num_bytes) != entry.num_bytes:
+            raise ProtocolError(
+                f"{entry.name} from the edge has the hash of a file of another size"
+            )
     wanted = sum(size for sha256, size in there.items() if not (cache / "blobs" / sha256).exists())
     free = shutil.disk_usage(cache).free
     if wanted > free:
