@@ -181,7 +181,7 @@ IN_A_ROUND: list[tuple[str, Attack, str]] = [
     ("length", tensors(lengths=[2**32 - 1] * 2), "does not fit"),
     ("an adapter too large", adapters({"num_bytes": 700 << 20}), "num_bytes of an adapter"),
     ("of another round", adapters({"round": 4_000_000_000}), "round = 4000000000 of an adapter"),
-    ("twice", adapters({}, {}), "the device's part of round 1 came twice"),
+    ("twice", adapters({"num_bytes": 100}, {}), "the device's part of round 1 came twice"),
     ("scaling", adapters({"scaling": math.nan}), "scaling of an adapter = nan"),
     ("a report that fills a message", full_report, "a report takes 83885"),
     (
