@@ -28,6 +28,7 @@ def cloud(
         # Imported here so that `--help` answers at once.
         from cloud_aggregator.aggregator import CloudAggregator
         from sfl.certificates.own import own_certificate
+        from sfl.report.conclusion import concluded
         from sfl.runs import load_for_cloud, open_run_folder
         from sfl.transport.handshakes import explained_handshakes
 
@@ -38,7 +39,7 @@ def cloud(
         async def serve() -> None:
             await CloudAggregator(settings, folder, own).run(address_file)
 
-        with explained_handshakes():
+        with explained_handshakes(), concluded(folder, settings):
             run_loop(serve())
 
     raise typer.Exit(run_node(body, error_file))

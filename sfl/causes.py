@@ -75,13 +75,23 @@ def foreseen(error: BaseException) -> SflError | None:
     return None
 
 
+def in_words(error: BaseException) -> str:
+    """An exception as the reason of an end, for those who do not handle it themselves."""
+    known = foreseen(error)
+    return str(known) if known is not None else _bug(error)
+
+
 def cause_of(error: BaseException) -> SflError:
     """An exception as one of ours; what nobody foresaw is logged with its traceback."""
     known = foreseen(error)
     if known is not None:
         return known
     log.error("this is a bug in sfl", exc_info=error)
-    return RunFailed(f"{type(error).__name__}: {error} (a bug; the log has more)")
+    return RunFailed(_bug(error))
+
+
+def _bug(error: BaseException) -> str:
+    return f"{type(error).__name__}: {error} (a bug; the log has more)"
 
 
 def _of_system(error: OSError) -> SflError | None:

@@ -1,10 +1,22 @@
-"""Paths as people give them: `~` where nobody has a home, names that are not UTF-8 or too long."""
+"""Paths as people give them: `~` where nobody has a home, names that are not UTF-8 or too long, and
+what lies there instead of a file."""
 
 from __future__ import annotations
 
+import stat
 from pathlib import Path
+from typing import Literal
 
 from sfl.errors import ConfigError
+
+_KINDS = (
+    (stat.S_ISREG, "a file"),
+    (stat.S_ISDIR, "a folder"),
+    (stat.S_ISFIFO, "a named pipe (FIFO)"),
+    (stat.S_ISSOCK, "a socket"),
+    (stat.S_ISCHR, "a character device"),
+    (stat.S_ISBLK, "a block device"),
+)
 
 
 def expanded(path: Path | str, field: str) -> Path:
@@ -43,6 +55,29 @@ def _out_of_reach(path: Path) -> str | None:
     except ValueError as error:  # a NUL byte
         return str(error)
     return None
+
+
+def amiss(path: Path, wanted: Literal["file", "folder"]) -> str:
+    """What is wrong with `path` where a `wanted` should lie, to be put behind its name.
+
+    E.g. `no such file`, `is a socket, not a file`; empty where one lies there. Opens nothing: a
+    pipe would keep whoever does.
+    """
+    if (why := _out_of_reach(path)) is not None:
+        return f"cannot be reached ({why})"
+    try:
+        mode = path.stat().st_mode
+    except OSError:
+        if path.is_symlink():
+            return f"is a link to {str(path.readlink())!r}, where nothing is"
+        return f"no such {wanted}"
+    found = next((words for is_one, words in _KINDS if is_one(mode)), "something else")
+    return "" if found == f"a {wanted}" else f"is {found}, not a {wanted}"
+
+
+def nothing_there(path: Path) -> bool:
+    """Whether nothing at all lies at `path`, not even a link."""
+    return amiss(path, "file") == "no such file"
 
 
 def is_utf8(text: str) -> bool:

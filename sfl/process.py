@@ -11,7 +11,8 @@ import ctypes
 import logging
 import os
 import signal
-from collections.abc import Callable, Coroutine
+import threading
+from collections.abc import Callable, Coroutine, Iterator
 from pathlib import Path
 
 from sfl import machine
@@ -140,6 +141,31 @@ def run_loop(serve: Coroutine[object, object, None]) -> None:
         asyncio.run(main())
     except asyncio.CancelledError:
         raise KeyboardInterrupt from None
+
+
+@contextlib.contextmanager
+def undisturbed(*, hear_later: bool) -> Iterator[None]:
+    """Neither Ctrl-C nor SIGTERM strikes in here, which must therefore end by itself, and soon.
+
+    With `hear_later` they strike behind it; else they are forgotten, as is right where one of them
+    is why this is done.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield  # they strike in the main thread only
+        return
+    heard: list[int] = []
+    # A handler, and not SIG_IGN, which processes that are started meanwhile would inherit.
+    before = {
+        number: signal.signal(number, lambda number, frame: heard.append(number))
+        for number in (signal.SIGINT, signal.SIGTERM)
+    }
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+    if hear_later and heard:
+        signal.raise_signal(heard[0])
 
 
 def _leave(reason: str, error_file: Path | None) -> None:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import secrets
+import shutil
 import time
 from collections.abc import Iterable
 from pathlib import Path
 
 from sfl.config import RunConfig, dump_toml, load_run
-from sfl.errors import ConfigError
-from sfl.files import writable_folder, write_atomic
+from sfl.errors import ConfigError, DiskError
+from sfl.files import on_disk, writable_folder, write_atomic
 from sfl.paths import is_there, require_utf8
 
 INTERRUPTED = "interrupted"
@@ -34,9 +35,26 @@ def open_run_folder(config: RunConfig) -> Path:
     folder = output_dir / run_id
     if (folder / "metrics.jsonl").exists():
         raise ConfigError("run.id", run_id, "a run of that name exists", "Choose another, or none.")
-    folder.mkdir(parents=True, exist_ok=True)
-    write_effective(config, folder)
+    _clear(folder)
+    new = not folder.exists()
+    try:
+        write_effective(config, folder)
+    except DiskError:
+        if new:
+            shutil.rmtree(folder, ignore_errors=True)
+        raise
     return folder
+
+
+def _clear(folder: Path) -> None:
+    """Drop what a run of that name left which ended before its cloud was up."""
+    if not (folder / "summary.json").exists():
+        return
+    with on_disk(folder, "run.output_dir"):
+        for name in ("logs", "nodes"):
+            shutil.rmtree(folder / name, ignore_errors=True)
+        for name in ("summary.json", "report.html", "timeline.json"):
+            (folder / name).unlink(missing_ok=True)
 
 
 def write_effective(config: RunConfig, folder: Path) -> None:

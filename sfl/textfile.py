@@ -7,6 +7,8 @@ import codecs
 from pathlib import Path
 from typing import TextIO
 
+from sfl.paths import amiss, nothing_there
+
 _HEAD = 4096
 _CHUNK = 1 << 20
 _BEFORE = 200
@@ -64,7 +66,10 @@ def open_text(path: Path, newline: str | None = None) -> TextIO:
 
 
 def check_head(path: Path) -> None:
-    """Raise NotText where the first bytes are those of another encoding or kind of file."""
+    """Raise NotText where the first bytes are those of another encoding or kind of file, or where
+    no file lies there: a pipe would be waited for, and could be read only once."""
+    if not nothing_there(path) and (wrong := amiss(path, "file")):
+        raise NotText(wrong, "Name a file.")
     with path.open("rb") as file:
         head = file.read(_HEAD)
     refuse_pointer(head)

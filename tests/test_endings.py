@@ -4,18 +4,26 @@ from __future__ import annotations
 
 import os
 import signal
+import socket
 import subprocess
+import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 
+from sfl import runs
+from sfl.config import load_run
+from sfl.errors import DiskError
+from sfl.process import undisturbed
 from sfl.report.conclusion import conclude
 from sfl.report.status import DeviceStatus, RunStatus
 from sfl.report.summary import Fault, RunSummary
-from tests.federation import ROOT, SFL, write_config
+from sfl.runs import open_run_folder
+from tests.federation import ROOT, SFL, sfl, write_config
 from tests.test_failures import PATIENCE, ByHand, by_hand, fleet, launched, left_running, until
 from tests.test_failures import node_process as node
 
@@ -91,8 +99,18 @@ def test_ctrl_c_says_where_the_adapter_is(tmp_path: Path) -> None:
         assert "interrupted" in log.read_text()
 
 
-@pytest.mark.parametrize("moment", ["config.toml", "nodes/cloud.address", "nodes/edge.address"])
-def test_ctrl_c_during_the_start_is_no_traceback(tmp_path: Path, moment: str) -> None:
+@pytest.mark.parametrize(
+    ("moment", "number"),
+    [
+        ("config.toml", signal.SIGINT),
+        ("config.toml", signal.SIGTERM),
+        ("nodes/cloud.address", signal.SIGINT),
+        ("nodes/edge.address", signal.SIGTERM),
+    ],
+)
+def test_a_run_stopped_during_its_start_leaves_a_summary_and_no_process(
+    tmp_path: Path, moment: str, number: signal.Signals
+) -> None:
     process = subprocess.Popen(
         [*SFL, "run", str(write_config(tmp_path, fleet(tmp_path, 2)))],
         stdout=subprocess.PIPE,
@@ -104,11 +122,96 @@ def test_ctrl_c_during_the_start_is_no_traceback(tmp_path: Path, moment: str) ->
         preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
     until((folder_of(tmp_path) / moment).exists, moment)
-    os.killpg(process.pid, signal.SIGINT)  # as a terminal does: to all that it started
+    started = psutil.Process(process.pid).children(recursive=True)
+    nursery = [child for child in started if "forkserver" in " ".join(child.cmdline())]
+    assert nursery
+    if number == signal.SIGINT:
+        os.killpg(process.pid, number)  # as a terminal does: to all that it started
+    else:
+        process.send_signal(number)
     output, _ = process.communicate(timeout=PATIENCE)
     assert process.returncode == 130, output
-    assert "Traceback" not in output and "interrupted" in output
+    assert "Traceback" not in output and "interrupted: everything is stopped" in output
+    assert not any(child.is_running() for child in nursery)  # also amid its imports
     assert not left_running(tmp_path)
+    summary = RunSummary.read(folder_of(tmp_path) / "summary.json")
+    assert summary.failure == "interrupted"
+    assert (folder_of(tmp_path) / "report.html").exists()
+
+
+def test_a_run_that_never_began_leaves_its_name_to_another(tmp_path: Path) -> None:
+    config = load_run(write_config(tmp_path, fleet(tmp_path, 1)))
+    folder = open_run_folder(config)
+    (folder / "nodes").mkdir()
+    (folder / "nodes" / "cloud.address").write_text("127.0.0.1:1")
+    (folder / "mine.txt").write_text("not sfl's")
+    conclude(folder, config, "cloud: exit code 3", 1.5)
+    summary = RunSummary.read(folder / "summary.json")
+    assert (summary.failure, summary.rounds, summary.wall_seconds) == ("cloud: exit code 3", 0, 1.5)
+    assert "cloud: exit code 3" in (folder / "report.html").read_text()
+    assert open_run_folder(config) == folder
+    left = {path.name for path in folder.iterdir()}
+    assert left == {"config.toml", "mine.txt"}  # no address that nobody listens on
+
+
+def test_no_folder_is_left_where_nothing_can_be_written_into_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(path: Path, content: str) -> None:
+        path.parent.mkdir(parents=True)
+        raise DiskError(f"{path.parent}: its disk is full")
+
+    monkeypatch.setattr(runs, "write_atomic", full)
+    config = load_run(write_config(tmp_path, fleet(tmp_path, 1)))
+    with pytest.raises(DiskError):
+        open_run_folder(config)
+    assert not folder_of(tmp_path).exists()
+
+
+def test_a_cloud_that_cannot_listen_leaves_a_summary(tmp_path: Path) -> None:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        listen = f"127.0.0.1:{taken.getsockname()[1]}"
+        path = write_config(tmp_path, fleet(tmp_path, 1, cloud={"listen": listen}))
+        done = sfl("cloud", path)
+    assert done.returncode == 2, done.stderr
+    summary = RunSummary.read(folder_of(tmp_path) / "summary.json")
+    assert summary.failure is not None and "cloud.listen" in summary.failure
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("moment", ["import", "command"])
+def test_what_ends_a_command_early_is_one_line(number: signal.Signals, moment: str) -> None:
+    """Before a command has said what a signal does: amid its imports, and amid its own."""
+    struck = f"lambda *ignored: os.kill(os.getpid(), {int(number)})"
+    where = {
+        "import": f"sys.modules['sfl.cli.app'] = types.SimpleNamespace(main={struck})",
+        "command": f"import sfl.cli.init; sfl.cli.init.show_config = {struck}",
+    }
+    code = f"import os, signal, sys, types; {where[moment]}; from sfl.cli import main; main()"
+    done = subprocess.run(
+        [sys.executable, "-c", code, "config", "show", "x.toml"],
+        capture_output=True,
+        text=True,
+        timeout=PATIENCE,
+        cwd=ROOT,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
+    )
+    assert (done.returncode, done.stderr) == (130, "interrupted\n")
+
+
+def test_what_must_be_done_is_done_whoever_interrupts() -> None:
+    done = []
+    with pytest.raises(KeyboardInterrupt):
+        with undisturbed(hear_later=True):
+            signal.raise_signal(signal.SIGINT)
+            done.append("opened")
+        done.append("never")
+    with undisturbed(hear_later=False):
+        signal.raise_signal(signal.SIGINT)
+        signal.raise_signal(signal.SIGTERM)
+        done.append("stopped")
+    assert done == ["opened", "stopped"]
 
 
 def test_who_waits_at_an_edge_that_is_stopped_learns_why(by_hand: Callable[..., ByHand]) -> None:

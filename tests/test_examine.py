@@ -6,8 +6,12 @@ from typing import Any
 
 import pytest
 
-from sfl.config import RunConfig
+from sfl.config import DataSettings, RunConfig
+from sfl.data import targets
 from sfl.data.examine import examine
+from sfl.data.load import load_rows
+from sfl.data.sources import sources
+from sfl.data.unread import check_all_read
 from sfl.errors import DataError
 from sfl.launch import run as launch
 
@@ -89,3 +93,122 @@ def test_all_devices_have_one_layout(tmp_path: Path) -> None:
     run = config(tmp_path, lines(*[PAIR] * 8), devices=devices)
     with pytest.raises(DataError, match=r"laid out as 'text', those of data.train as 'completion'"):
         examine(run.settings)
+
+
+def dataset(folder: Path) -> str:
+    """A folder of a file a split, which is a dataset."""
+    for split in ("train", "test"):
+        (folder / "set").mkdir(exist_ok=True)
+        (folder / "set" / f"{split}.jsonl").write_text(lines(*[PAIR | {"prompt": split}] * 8))
+    return str(folder / "set")
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("a.jsonl", lines(*[PAIR] * 8)),
+        ("a.csv", "prompt,completion\n" + "a,b\n" * 8),
+        ("a.txt", "a text\n" * 8),
+    ],
+)
+@pytest.mark.parametrize(
+    ("setting", "value", "match"),
+    [
+        (
+            "split",
+            "tran",
+            r"data.split = 'tran': nothing reads it: .*Did you mean 'train'",
+        ),
+        ("subset", "x", r"data.subset = 'x': nothing reads it: .* is not a dataset. Leave it out"),
+        ("eval_split", "test", r"data.eval_split = 'test': nothing reads it: data.eval "),
+        ("delimiter", ";", r"data.delimiter = ';': nothing reads it: .* is not a CSV or TSV file"),
+        ("quoting", "none", "data.quoting = 'none': nothing reads it"),
+        (
+            "columns",
+            ["prompt", "completion"],
+            r"data.columns = \['prompt', 'compl.*nothing reads",
+        ),
+    ],
+)
+def test_a_setting_that_nothing_reads_is_refused(
+    tmp_path: Path, name: str, content: str, setting: str, value: Any, match: str
+) -> None:
+    data: dict[str, Any] = {setting: value}
+    if setting == "eval_split":
+        (tmp_path / f"eval{name}").write_text(content)
+        data["eval"] = str(tmp_path / f"eval{name}")
+    run = config(tmp_path, content, name, data=data)
+    if name == "a.csv" and setting in ("delimiter", "quoting", "columns"):
+        check_all_read(run.settings)
+        return
+    with pytest.raises(DataError, match=match):
+        examine(run.settings)
+
+
+def test_a_setting_that_one_of_several_sources_reads_is_let_be(tmp_path: Path) -> None:
+    devices = [{"name": "a", "train": dataset(tmp_path)}, {"name": "b"}]
+    run = config(tmp_path, lines(*[PAIR] * 8), devices=devices, data={"split": "test"})
+    assert examine(run.settings).rows == 16
+    # And where the data of one device are named on its own machine, nothing is known.
+    run = config(tmp_path, "", devices=[{"name": "a"}], data={"split": "tran", "train": None})
+    check_all_read(run.settings)
+
+
+def test_a_folder_has_no_file_format(tmp_path: Path) -> None:
+    data = {"train": dataset(tmp_path), "format": "csv"}
+    with pytest.raises(DataError, match=r"data.format = 'csv': .* is not a file"):
+        examine(config(tmp_path, "", data=data).settings)
+
+
+@pytest.mark.parametrize("key", ["split", "subset"])
+@pytest.mark.parametrize("own", [True, False])
+def test_a_devices_own_setting_that_nothing_reads_is_refused(
+    tmp_path: Path, key: str, own: bool
+) -> None:
+    train = {"train": str(tmp_path / "a.jsonl")} if own else {}
+    run = config(tmp_path, lines(*[PAIR] * 8), devices=[{"name": "a", key: "tran", **train}])
+    why = "devices.a.train is a file" if own else "it has no data file of its own"
+    with pytest.raises(DataError, match=rf"devices.a.{key} = 'tran': nothing reads it: {why}"):
+        sources(run.device("a"), "a", run.settings)
+
+
+def test_a_mistyped_split_of_a_dataset_has_its_nearest_named(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=r"no such split as 'tset'.*Did you mean 'test'\?"):
+        load_rows(dataset(tmp_path), DataSettings(split="tset"))
+
+
+CHAT = {"messages": [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]}
+ALPACA = {"instruction": "say it", "output": "it"}
+
+
+@pytest.mark.parametrize("row", [PAIR, ALPACA, CHAT, {"text": "a text of some words"}])
+def test_rows_that_leave_no_target_are_found_before_the_start(
+    tmp_path: Path, row: dict[str, Any]
+) -> None:
+    """The model's tokenizer puts one token before a text: of two there is one to score."""
+    for length, fits in ((1, False), (2, True)):
+        sections = {"model": {"max_length": length}}
+        run = config(tmp_path, lines(*[row] * 8), **sections)
+        if fits:
+            examine(run.settings, MODEL)
+            continue
+        with pytest.raises(DataError, match=r"max_length = 1: none of the \d rows .* device a"):
+            examine(run.settings, MODEL)
+
+
+def test_no_tokenizer_is_loaded_where_any_text_leaves_a_target(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(targets, "load_tokenizer", None)
+    examine(config(tmp_path, lines(*[PAIR] * 8)).settings, MODEL)
+
+
+def test_what_would_take_long_to_encode_is_left_to_the_device(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = config(tmp_path, lines(*[PAIR] * 8), model={"max_length": 1})
+    monkeypatch.setattr(targets, "MOST_ROWS", 0)
+    examine(run.settings, MODEL)
+    monkeypatch.setattr(targets, "MOST_ROWS", 1000)
+    monkeypatch.setattr(targets, "MOST_CHARACTERS", 1)
+    examine(run.settings, MODEL)

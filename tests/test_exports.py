@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import json
+import os
 import re
 import shutil
 from pathlib import Path
@@ -15,12 +16,13 @@ import yaml
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, pipeline
 
 import sfl.cli.app
+from sfl.cli.app import app
 from sfl.cli.base import open_base
 from sfl.cli.export import write_adapter
 from sfl.cli.model import evaluate_model, load_model, room_for_answer
-from sfl.config import load_run
-from sfl.data import load_tokenizer, prepare
-from sfl.errors import ConfigError, DiskError
+from sfl.config import RunConfig, load_run
+from sfl.data import held_out_only, load_tokenizer, prepare
+from sfl.errors import ConfigError, DataError, DiskError, ModelError, UserError
 from sfl.models.hub import hub_name
 from sfl.report.card import Base, merged_card, model_card
 from sfl.report.summary import RunSummary
@@ -107,6 +109,55 @@ def test_a_run_is_used_with_its_model_elsewhere(classified: Outcome, tmp_path: P
         assert "Traceback" not in wrong.stderr
     finally:
         moved.rename(config.model.path)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["--data", "gone.jsonl"], "--data = 'gone.jsonl': no such file"),
+        (["--data", "@/pipe"], "is a named pipe (FIFO), not a file"),
+        (["--data", "@/text.jsonl"], "it does not fit the run, where data.label_field is 'label'"),
+        (["--data", "@/class.jsonl"], "has label 'dim'"),
+        (["--data", "@/text.jsonl", "--model", "@/nowhere"], "--model = '@/nowhere': no such fol"),
+        (["--data", "@/text.jsonl", "--model", "@/pipe"], "--model = '@/pipe': is a named pipe"),
+        (["--data", "@/text.jsonl", "--model", "@"], "--model = '@/config.json'"),
+    ],
+)
+def test_an_error_names_the_option_that_was_given(
+    classified: Outcome,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    arguments: list[str],
+    words: str,
+) -> None:
+    write_jsonl(tmp_path / "text.jsonl", [{"text": "lamp"}] * 3)
+    write_jsonl(tmp_path / "class.jsonl", [{"text": "lamp", "label": "dim"}] * 3)
+    os.mkfifo(tmp_path / "pipe")
+    (tmp_path / "config.json").write_text("{")
+    given = [argument.replace("@", str(tmp_path)) for argument in arguments]
+    with pytest.raises(UserError) as caught:
+        app(["eval", "--run", str(classified.folder), *given], standalone_mode=False)
+    named = next(option for option in ("--model", "--data") if option in given)
+    assert caught.value.field == named
+    assert words.replace("@", str(tmp_path)) in str(caught.value)
+    assert "device" not in str(caught.value) and "data.label_field." not in caught.value.fix
+
+
+def test_a_mistyped_model_is_not_passed_over_by_export(classified: Outcome, tmp_path: Path) -> None:
+    given = ["--run", str(classified.folder), "--model", str(tmp_path / "nowhere")]
+    with pytest.raises(ModelError, match=r"--model = '.*nowhere': no such folder"):
+        app(["export", *given, str(tmp_path / "out")], standalone_mode=False)
+
+
+def test_rows_without_a_target_are_those_of_the_option(tmp_path: Path) -> None:
+    write_jsonl(tmp_path / "a.jsonl", [{"prompt": "lamp", "completion": "on"}] * 3)
+    values = {"model": {"path": str(QUICKSTART), "max_length": 1}, "devices": [{"name": "a"}]}
+    config = RunConfig.model_validate(values)
+    with pytest.raises(DataError) as caught:
+        held_out_only(tmp_path / "a.jsonl", config, load_tokenizer(QUICKSTART), "--data")
+    assert caught.value.field == "--data"
+    assert "where model.max_length is 1: none of the 3 rows of" in caught.value.problem
+    assert "device" not in str(caught.value)
 
 
 def test_an_exported_classifier_knows_its_classes_and_takes_batches(

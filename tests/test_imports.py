@@ -59,6 +59,7 @@ SAME_LEVEL = {
     ("sfl.logs", "sfl.text"),
     ("sfl.process", "sfl.machine"),
     ("sfl.adapters", "sfl.models"),
+    ("sfl.textfile", "sfl.paths"),
     ("sfl.data", "sfl.models"),
     ("sfl.aggregation", "sfl.adapters"),
 }

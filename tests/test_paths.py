@@ -5,7 +5,9 @@ from __future__ import annotations
 import json
 import os
 import pwd
+import socket
 import subprocess
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -14,9 +16,10 @@ from device_agent.consent import Consent
 from sfl.config import DataSettings, load_device, load_edge, load_run
 from sfl.data import load_rows
 from sfl.doctor.hardware import check_disk
-from sfl.errors import ConfigError, SflError
+from sfl.errors import ConfigError, DataError, ModelError, SflError, UserError
 from sfl.files import writable_folder, write_atomic
 from sfl.models.folder import open_model
+from sfl.paths import amiss
 from sfl.runs import find_run, open_run_folder
 from tests.federation import ROOT, SFL
 
@@ -234,3 +237,61 @@ def test_a_path_with_quotes_reaches_the_cloud(tmp_path: Path) -> None:
     options = cloud_node(odd / "t", load_run(tmp_path / "run.toml")).options
     given = next(part for part in options if part.startswith("run.output_dir="))
     assert load_run(tmp_path / "run.toml", [given]).run.output_dir == odd
+
+
+# -- what is no file -------------------------------------------------------------------------------
+
+
+@pytest.fixture(params=["pipe", "socket", "device", "folder", "link", "loop"])
+def no_file(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[tuple[Path, str]]:
+    """Something that is no file, and the words for it."""
+    path = tmp_path / "rows.jsonl"
+    with socket.socket(socket.AF_UNIX) as listener:
+        match request.param:
+            case "pipe":
+                os.mkfifo(path)
+                yield path, "is a named pipe (FIFO), not a file"
+            case "socket":
+                listener.bind(str(path))
+                yield path, "is a socket, not a file"
+            case "device":
+                yield Path(os.devnull), "is a character device, not a file"
+            case "folder":
+                path.mkdir()
+                yield path, "is a folder, not a file"
+            case "link":
+                path.symlink_to("gone.jsonl")
+                yield path, "is a link to 'gone.jsonl', where nothing is"
+            case _:
+                path.symlink_to(path)
+                yield path, "cannot be reached (Too many levels of symbolic links)"
+
+
+def test_what_is_no_file_is_named_as_what_it_is(no_file: tuple[Path, str]) -> None:
+    path, words = no_file
+    assert amiss(path, "file") == words
+    with pytest.raises(ConfigError) as config:
+        load_run(path)
+    assert config.value.problem == words
+    if "folder" not in words:  # a folder is a dataset
+        with pytest.raises(UserError) as rows:
+            load_rows(path, DataSettings(), "data.train")
+        assert (rows.value.field, rows.value.problem) == ("data.train", words)
+        with pytest.raises(UserError) as model:
+            open_model(path)
+        assert model.value.problem == amiss(path, "folder") != "no such folder"
+
+
+def test_a_model_folder_with_a_pipe_in_it_is_not_waited_for(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "config.json")
+    with pytest.raises(ModelError, match=r"config.json.*is a named pipe \(FIFO\), not a file"):
+        open_model(tmp_path)
+
+
+def test_a_pipe_beside_the_settings_is_named(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "rows")  # which could be a dataset's name on the hub
+    done = written(tmp_path / "d.toml", '[device]\nname = "a"\ntrain = "rows"\n')
+    config = load_device(done)
+    assert config.train == str(tmp_path / "rows")
+    with pytest.raises(DataError, match=r"is a named pipe \(FIFO\), not a file. Rows are read"):
+        load_rows(str(config.train), DataSettings())

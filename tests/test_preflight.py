@@ -8,6 +8,7 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+import huggingface_hub
 import pytest
 import torch
 from rich.console import Console
@@ -18,7 +19,9 @@ from sfl.config import RunConfig, load_run
 from sfl.config.base import NODE_NAME, RUN_ID
 from sfl.config.effective import in_full
 from sfl.config.wording import PATTERNS
-from sfl.errors import ConfigError, ModelError, SflError, UserError
+from sfl.doctor.files import check_data
+from sfl.errors import ConfigError, DataError, ModelError, SflError, UserError
+from sfl.launch.nearby import perhaps_meant, pointed
 from sfl.launch.preflight import KNOWN_CODECS, check_before_start
 from sfl.launch.run import resolved
 from sfl.models.folder import open_model
@@ -68,7 +71,10 @@ def test_a_run_in_order_passes(tmp_path: Path) -> None:
         (f"devices.a.eval={LONG}", ("devices.a.eval", "File name too long")),
         (f"model.path={LONG}", ("model.path", "File name too long")),
         ("data.partition_field=home", ()),
-        ("data.columns=['x', 'y']", ()),
+        ("data.columns=['x', 'y']", ("data.columns = ['x', 'y']", "not a CSV or TSV file")),
+        ("data.split=tran", ("data.split = 'tran'", "Did you mean 'train'?")),
+        ("devices.a.split=tran", ("devices.a.split = 'tran'", "which has no splits")),
+        ("model.max_length=1", ("model.max_length = 1", "has a target within it. Raise it.")),
     ],
 )
 def test_a_mistake_is_named_before_anything_starts(
@@ -258,3 +264,68 @@ def test_whoever_is_furthest_behind_is_worse() -> None:
         DeviceStatus("lost", "lost"),
     ]
     assert [d.name for d in worst_first(devices)] == ["lost", "rests", "behind", "ahead"]
+
+
+# -- a mistyped path that may be a name on the hub -------------------------------------------------
+
+
+def lying(folder: Path) -> Path:
+    (folder / "model" / "qwen").mkdir(parents=True)
+    (folder / "homes").mkdir()
+    (folder / "a.jsonl").write_text("")
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("name", "near"),
+    [
+        ("modle/qwen", "model/qwen"),
+        ("model/qwne", "model/qwen"),
+        ("hoems", "homes"),
+        ("./hoems", "homes"),
+        ("a.jsnol", "a.jsonl"),
+        ("Qwen/Qwen2-0.5B", None),
+        ("stories", None),
+        ("~nobody/x", None),
+    ],
+)
+def test_what_was_perhaps_meant_is_named(tmp_path: Path, name: str, near: str | None) -> None:
+    folders = [tmp_path / "empty", lying(tmp_path)]
+    hint = f"Did you mean {near!r}? " if near else ""
+    assert perhaps_meant(name, folders) == hint
+    error = ModelError("model.path", name, "no such folder", "Look.")
+    assert str(pointed(error, folders)) == f"model.path = {name!r}: no such folder. {hint}Look."
+    other = DataError("data.label_field", name, "no such field", "Look.")
+    assert pointed(other, folders) is other
+
+
+def test_an_absolute_path_has_its_nearest(tmp_path: Path) -> None:
+    meant = lying(tmp_path) / "model" / "qwen"
+    assert perhaps_meant(str(tmp_path / "modl" / "qwen"), [Path("/")]).endswith(
+        f"{str(meant.relative_to('/'))!r}? "
+    )
+
+
+@pytest.mark.parametrize("field", ["edge.model", "devices.a.model", "data.train", "devices.b.eval"])
+def test_names_on_the_hub_are_asked_for_before_the_start(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, field: str
+) -> None:
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
+    monkeypatch.setenv("HF_DATASETS_CACHE", str(tmp_path))
+    path = written(tmp_path, devices=[{"name": "a"}, {"name": "b"}])
+    train = f"data.train={str(tmp_path / 'train.jsonl')!r}"
+    error = refused(path, train, f"{field}=nobody/nothing")
+    assert isinstance(error, UserError) and error.field == field
+    assert "no such f" in error.problem
+
+
+def test_doctor_says_what_it_takes_a_name_for(tmp_path: Path) -> None:
+    lying(tmp_path)
+    config = load_run(written(tmp_path), ["devices.a.train=hoems"])
+    warning, fine = check_data(config, None, [tmp_path])
+    assert (warning.mark, fine.mark) == ("warning", "ok")
+    assert "devices.a.train = 'hoems': no such file or folder, so it is taken" in warning.text
+    assert warning.fix.startswith("Did you mean 'homes'?")
+    done = sfl("doctor", "--model", "exampels/quickstart/model", "--memory", "9GB")
+    assert "--model = 'exampels/quickstart/model'" in done.stdout, done.stdout
+    assert "Did you mean 'examples/quickstart/model'?" in done.stdout

@@ -1,16 +1,26 @@
 """The `sfl` command."""
 
+import signal
 import sys
+
+INTERRUPTED = "interrupted"
 
 
 def main() -> None:
-    """Entry point; Ctrl-C is no traceback, not even while the commands are being imported."""
+    """Entry point; Ctrl-C and SIGTERM are one line, also while the commands are being imported."""
+    signal.signal(signal.SIGTERM, interrupt)
     try:
         from sfl.cli.app import main as run
 
         run()
     except KeyboardInterrupt:
+        sys.stderr.write(f"{INTERRUPTED}\n")
         sys.exit(130)
 
 
-__all__ = ["main"]
+def interrupt(signum: int, frame: object) -> None:
+    """What SIGTERM does until a command says otherwise: the same as Ctrl-C."""
+    raise KeyboardInterrupt
+
+
+__all__ = ["INTERRUPTED", "interrupt", "main"]

@@ -6,21 +6,37 @@ import io
 import os
 import sys
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import typer
+from typer.core import TyperGroup
 
 import sfl
 from cloud_aggregator.command import cloud
 from device_agent.command import device
 from edge_server.command import edge
 from sfl.causes import foreseen
+from sfl.cli import INTERRUPTED
 from sfl.cli.ca import ca_app
 from sfl.logs import ENVIRONMENT
 from sfl.options import Certs, ConfigFile, Insecure, Logs, Overrides
 
+
+class Commands(TyperGroup):
+    """All commands; what ends one from outside, and it did not tell itself, is one line."""
+
+    def invoke(self, ctx: Any) -> Any:
+        """Run the command that was asked for."""
+        try:
+            return super().invoke(ctx)
+        except KeyboardInterrupt:
+            typer.echo(INTERRUPTED, err=True)
+            raise typer.Exit(130) from None
+
+
 app = typer.Typer(
     name="sfl",
+    cls=Commands,
     help="Split-federated LoRA fine-tuning over device, edge and cloud.",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
@@ -164,9 +180,11 @@ def evaluate(
     output_dir: OutputDir = Path("runs"),
 ) -> None:
     """Evaluate a run's adapter on held-out data, in one process, the adapter loaded by PEFT."""
+    from sfl.cli.base import model_by_option
     from sfl.cli.model import evaluate_run
 
-    evaluate_run(run, output_dir, data, best, model)
+    with model_by_option(model):
+        evaluate_run(run, output_dir, data, best, model)
 
 
 @app.command()
@@ -180,9 +198,11 @@ def generate(
     output_dir: OutputDir = Path("runs"),
 ) -> None:
     """Let a fine-tuned model answer a prompt (greedy), the adapter loaded by PEFT."""
+    from sfl.cli.base import model_by_option
     from sfl.cli.model import generate_text
 
-    generate_text(run, output_dir, prompt, max_new_tokens, best, base, model)
+    with model_by_option(model):
+        generate_text(run, output_dir, prompt, max_new_tokens, best, base, model)
 
 
 @app.command()
@@ -197,9 +217,11 @@ def export(
     output_dir: OutputDir = Path("runs"),
 ) -> None:
     """Write a run's adapter, or with --merge the whole fine-tuned model, to a folder."""
+    from sfl.cli.base import model_by_option
     from sfl.cli.model import export_run
 
-    export_run(run, output_dir, to, merge, best, model)
+    with model_by_option(model):
+        export_run(run, output_dir, to, merge, best, model)
 
 
 def _version(wanted: bool) -> None:
@@ -226,10 +248,10 @@ def main() -> None:
             stream.reconfigure(errors="backslashreplace")
     try:
         app()
-    except KeyboardInterrupt:
-        sys.exit(130)
     except Exception as error:
         if (known := foreseen(error)) is None:  # a bug: with its traceback
             raise
-        typer.secho(f"error: {known}", fg="red", err=True)
+        from sfl.launch.nearby import pointed
+
+        typer.secho(f"error: {pointed(known, [Path.cwd()])}", fg="red", err=True)
         sys.exit(known.exit_code)

@@ -2,16 +2,30 @@
 
 from __future__ import annotations
 
+import contextlib
 import warnings
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sfl.config import ModelSettings, RunConfig
 from sfl.errors import ConfigError, ModelError
 from sfl.models.folder import ModelFolder, check_length, open_model
+from sfl.models.jsonfile import FIELD
 
 if TYPE_CHECKING:
     from sfl.data import Tokenizer
+
+
+@contextlib.contextmanager
+def model_by_option(given: str | None) -> Iterator[None]:
+    """Let errors about the model name `--model`, where that is what `given` came from."""
+    try:
+        yield
+    except ModelError as error:
+        if given is None or error.field != FIELD:
+            raise
+        raise ModelError("--model", error.value, error.problem, error.fix) from None
 
 
 def open_base(config: RunConfig, given: str | None) -> ModelFolder:

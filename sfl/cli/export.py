@@ -11,7 +11,7 @@ from typing import Any
 from cloud_aggregator.beside import resolvable_base
 from sfl.config import RunConfig
 from sfl.files import on_disk, write_atomic
-from sfl.models.folder import local_folder
+from sfl.models.folder import local_folder, open_model
 from sfl.models.jsonfile import read_object
 from sfl.models.tokenizer_copy import copy_tokenizer
 from sfl.report.card import merged_card, model_card
@@ -20,11 +20,14 @@ from sfl.report.summary import RunSummary
 
 def write_adapter(adapter: Path, config: RunConfig, model_path: str | None, to: Path) -> None:
     """A copy of the run's adapter, with the tokenizer of the model where that is here."""
+    if model_path is None:
+        base = local_folder(config.model.path)
+    else:  # one that was named is not passed over
+        base = open_model(model_path, weights=False).path
     with on_disk(to):
         for path in sorted(adapter.rglob("*")):
             target = to / path.relative_to(adapter)
             target.mkdir(exist_ok=True) if path.is_dir() else shutil.copyfile(path, target)
-    base = local_folder(model_path or config.model.path)
     if base is not None:
         copy_tokenizer(base, to)
         _name_padding(base, to)

@@ -184,7 +184,7 @@ def _datasets(
 
     devices = config.devices
     if data is not None:
-        yield data.name, held_out_only(data, config, tokenizer)
+        yield data.name, held_out_only(data, config, tokenizer, "--data")
         return
     for entry in devices:
         if entry.train is None and config.data.train is None:

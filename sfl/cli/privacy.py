@@ -15,6 +15,7 @@ from rich.table import Table
 
 import sfl
 from sfl.config import load_run
+from sfl.data.unread import check_all_read
 from sfl.errors import ConfigError
 from sfl.launch.run import bounded
 from sfl.models.folder import open_model
@@ -52,6 +53,7 @@ def measure_and_show(
     """Attack every cut and codec of a run's file; print what was read."""
     settings = load_run(config, overrides)
     settings = bounded(settings, open_model(settings.model.path, weights=False).context_length)
+    check_all_read(settings.settings)
     errors = Console(stderr=True)
     with errors.status("loading torch and transformers ..."):
         from sfl.privacy import measure, plan

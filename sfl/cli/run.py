@@ -11,9 +11,11 @@ from rich.console import Console
 from rich.logging import RichHandler
 from rich.markup import escape
 
+from sfl.cli import interrupt
 from sfl.config import RunConfig, load_run
 from sfl.errors import SflError
 from sfl.launch import run_on_this_machine
+from sfl.launch.nearby import pointed
 from sfl.report.conclusion import what_stays
 from sfl.report.final import print_final
 from sfl.report.live import LiveView
@@ -27,7 +29,7 @@ def run_and_show(path: Path, overrides: Iterable[str], insecure: bool, tls: bool
     logging.basicConfig(
         level="WARNING", format="%(message)s", handlers=[RichHandler(console=errors)]
     )
-    signal.signal(signal.SIGTERM, _interrupt)
+    signal.signal(signal.SIGTERM, interrupt)
     folder: list[Path] = []
 
     def started(where: Path) -> None:
@@ -43,7 +45,8 @@ def run_and_show(path: Path, overrides: Iterable[str], insecure: bool, tls: bool
         _say_what_stays(console, folder)
         return 130
     except SflError as error:
-        errors.print(f"error: {error}", style="red", markup=False, highlight=False, soft_wrap=True)
+        said = pointed(error, [path.resolve().parent, Path.cwd()])
+        errors.print(f"error: {said}", style="red", markup=False, highlight=False, soft_wrap=True)
         _say_what_stays(console, folder)
         return error.exit_code
     print_final(console, RunSummary.read(folder[0] / "summary.json"))
@@ -63,7 +66,3 @@ def _load(path: Path, overrides: Iterable[str], insecure: bool) -> RunConfig:
         return config
     network = config.network.model_copy(update={"insecure": True})
     return config.model_copy(update={"network": network})
-
-
-def _interrupt(signum: int, frame: object) -> None:
-    raise KeyboardInterrupt

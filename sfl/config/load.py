@@ -15,7 +15,7 @@ from sfl.config.node import DeviceConfig, EdgeConfig
 from sfl.config.run import RunConfig, RunSection
 from sfl.config.wording import as_config_error, did_you_mean, unknown_key
 from sfl.errors import ConfigError
-from sfl.paths import is_there, require_utf8
+from sfl.paths import amiss, is_there, nothing_there, require_utf8
 from sfl.textfile import NotText, read_text
 
 S = TypeVar("S", bound=Section)
@@ -106,12 +106,11 @@ def _toml_value(text: str) -> Any:
 
 
 def _read(path: Path) -> dict[str, Any]:
+    if wrong := amiss(path, "file"):
+        fix = "Write one with `sfl init`." if nothing_there(path) else "Name a file."
+        raise ConfigError("config", str(path), wrong, fix)
     try:
         return tomllib.loads(read_text(path))
-    except (FileNotFoundError, IsADirectoryError):
-        raise ConfigError(
-            "config", str(path), "no such file", "Write one with `sfl init`."
-        ) from None
     except OSError as error:
         raise ConfigError(
             "config", str(path), f"cannot be read: {error.strerror or error}", "Check the path."

@@ -1,10 +1,12 @@
-"""A look at the data before anything is started: all that needs no tokenizer and no model."""
+"""A look at the data before anything is started: all that needs no model, and a tokenizer only
+where rows may leave nothing to learn from."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import lru_cache
+from pathlib import Path
 
 from sfl.config import DeviceEntry, RunSettings
 from sfl.data.conversation import has_answer, instruction_of, nothing_to_score, turns_of
@@ -16,7 +18,10 @@ from sfl.data.load import load_rows
 from sfl.data.partition import hold_out, partition_rows
 from sfl.data.prepare import values_elsewhere
 from sfl.data.sources import Source, sources
+from sfl.data.targets import TargetCheck
+from sfl.data.unread import check_all_read
 from sfl.errors import DataError
+from sfl.models.folder import local_folder
 
 Check = Callable[[Row, RunSettings], object]
 
@@ -26,9 +31,15 @@ class Examiner:
     """Reads every source of a run that lies on this machine once, and keeps none of its rows."""
 
     settings: RunSettings
+    model: Path | None = None
+    """Folder of the run's model, where it is here; without it no row is held against a length."""
     rows: int = field(default=0, init=False)
     _found: dict[tuple[str, ...], Layout] = field(default_factory=dict, init=False)
     _first: tuple[str, Layout] | None = field(default=None, init=False)
+    _targets: TargetCheck = field(init=False)
+
+    def __post_init__(self) -> None:
+        self._targets = TargetCheck(self.settings.model, self.settings.data)
 
     @property
     def files(self) -> int:
@@ -54,13 +65,13 @@ class Examiner:
             _CHECKS[layout](row, self.settings)
         if layout == "messages" and not any(has_answer(row, source.data) for row in rows):
             raise nothing_to_score(rows)
-        self._check_parts(rows, source, other, device)
+        self._check_parts(rows, layout, source, other, device)
         self._check_alike(source, layout)
         self._found[key] = layout
         self.rows += len(rows)
 
     def _check_parts(
-        self, rows: list[Row], source: Source, other: Source | None, device: str
+        self, rows: list[Row], layout: Layout, source: Source, other: Source | None, device: str
     ) -> None:
         settings, parts = self.settings, {device: rows}
         if source.shared:
@@ -69,10 +80,21 @@ class Examiner:
             seed, data = settings.run.seed, settings.data
             shared = partition_rows(rows, data, names, seed, source.field, elsewhere)
             parts = dict(zip(names, shared, strict=True))
-        if other is None:  # a part of these rows is held out
-            for name, part in parts.items():
-                fraction = settings.data.eval_fraction
-                hold_out(part, fraction, settings.run.seed, name, source.field)
+        for name, part in parts.items():
+            ends: tuple[list[Row], ...] = (part,)
+            if other is None:  # a part of these rows is held out
+                fraction, seed = settings.data.eval_fraction, settings.run.seed
+                ends = hold_out(part, fraction, seed, name, source.field)
+            for end in ends:
+                self._check_targets(end, layout, name)
+
+    def _check_targets(self, rows: list[Row], layout: Layout, device: str) -> None:
+        if self.model is None:
+            return
+        own = self.settings.device(device).model
+        folder = self.model if own is None else local_folder(own)
+        if folder is not None:  # else it is on the hub, and not here yet
+            self._targets.look(rows, layout, f" for device {device}", folder)
 
     def _check_alike(self, source: Source, layout: Layout) -> None:
         first = self._first = self._first or (source.field, layout)
@@ -114,9 +136,10 @@ _CHECKS: Mapping[Layout, Check] = {
 }
 
 
-def examine(settings: RunSettings) -> Examiner:
+def examine(settings: RunSettings, model: Path | None = None) -> Examiner:
     """Look at the data of all devices of a run on this machine. Raises DataError."""
-    examiner = Examiner(settings)
+    examiner = Examiner(settings, model)
     for entry in settings.devices:
         examiner.look_at(entry)
+    check_all_read(settings)
     return examiner

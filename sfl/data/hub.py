@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from sfl.config import DataSettings
+from sfl.config.wording import did_you_mean
 from sfl.data.classes import class_names, name_classes
 from sfl.data.plain import NoSuchSplit, read_plain
 from sfl.errors import DataError
@@ -30,7 +32,7 @@ def read_dataset(
     datasets.disable_progress_bars()
     saved = _saved(path, settings.subset)
     if saved is None and not path.is_dir():
-        _find_on_hub(name, field)
+        find_on_hub(name, field)
     try:
         plain = read_plain(path, settings) if saved is None else None
     except NoSuchSplit as error:
@@ -133,7 +135,7 @@ def _no_such(what: str, name: str, value: str, known: list[str], field: str) -> 
         field,
         name,
         f"has no such {what} as {value!r}; it has: {has}",
-        f"Name one in data.{what}{also}.",
+        f"{did_you_mean(value, known)}Name one in data.{what}{also}.",
     )
 
 
@@ -152,13 +154,14 @@ def _unreadable(path: Path, name: str, field: str, error: Exception) -> DataErro
     return DataError(field, name, problem, "Check it.")
 
 
-def _find_on_hub(name: str, field: str) -> None:
+def find_on_hub(name: str, field: str) -> None:
     """Ask the hub once: `load_dataset` itself would try for 23 s before it says no."""
     from huggingface_hub import HfApi, constants
     from huggingface_hub.errors import HTTPError  # type: ignore[attr-defined]
 
-    if constants.HF_HUB_OFFLINE:
-        return  # only the cache counts
+    if constants.HF_HUB_OFFLINE:  # only the cache counts
+        _find_in_cache(name, field, Path(constants.HF_HOME), Path(constants.HF_HUB_CACHE))
+        return
     try:
         HfApi().dataset_info(name, timeout=_PROBE_SECONDS)
     except (HTTPError, OSError, ValueError) as error:
@@ -169,6 +172,20 @@ def _find_on_hub(name: str, field: str) -> None:
             f"({_first_line(error)})",
             "Check the path; HF_HUB_OFFLINE=1 takes a copy from the cache.",
         ) from None
+
+
+def _find_in_cache(name: str, field: str, home: Path, hub: Path) -> None:
+    prepared = Path(os.environ.get("HF_DATASETS_CACHE", home / "datasets"))
+    places = (prepared / name.replace("/", "___"), hub / f"datasets--{name.replace('/', '--')}")
+    # `datasets` makes names of its own kinds lower case.
+    if not any(place.exists() or place.with_name(place.name.lower()).exists() for place in places):
+        raise DataError(
+            field,
+            name,
+            "no such file or folder, and the cache has no dataset of that name (HF_HUB_OFFLINE is "
+            "set, so the hub is not asked)",
+            "Check the path.",
+        )
 
 
 def _first_line(error: Exception) -> str:

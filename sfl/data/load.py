@@ -15,7 +15,7 @@ from sfl.data.columns import read_columns
 from sfl.data.example import Row
 from sfl.data.malformed import Malformed
 from sfl.errors import DataError
-from sfl.paths import expanded
+from sfl.paths import amiss, expanded, nothing_there
 from sfl.textfile import NotText, check_head, not_utf8, open_text
 
 Record = tuple[str, dict[str, Any]]  # its place, as in "line 3"; its fields
@@ -77,6 +77,17 @@ def _no_rows(path: Path, kind: str) -> str:
     return "holds no rows"
 
 
+def require_readable(path: Path, field: str) -> None:
+    """Raise DataError where something lies at `path` that is neither a file nor a folder."""
+    wrong = amiss(path, "file")
+    if not wrong or nothing_there(path) or not amiss(path, "folder"):
+        return
+    fix = "Check the path."
+    if "pipe" in wrong:
+        fix = "Rows are read more than once: write what it gives into a file, and name that."
+    raise DataError(field, str(path), wrong, fix)
+
+
 def may_be_on_hub(path: Path) -> bool:
     """Whether `path`, where nothing lies, may be the name of a dataset."""
     return path.suffix.lower() not in ENDINGS and bool(_HUB_NAME.fullmatch(str(path)))
@@ -85,6 +96,7 @@ def may_be_on_hub(path: Path) -> bool:
 def _format(path: Path, settings: DataSettings, field: str) -> str:
     """The format to read `path` as; DataError where there is nothing to read."""
     ending = ENDINGS.get(path.suffix.lower())
+    require_readable(path, field)
     if settings.format == "dataset" or path.is_dir():
         return "dataset"
     if not path.is_file():

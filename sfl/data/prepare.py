@@ -7,15 +7,15 @@ from dataclasses import replace
 from pathlib import Path
 
 from sfl.config import DataSettings, LocalDevice, RunSettings
-from sfl.data.conversation import nothing_to_score
 from sfl.data.encode import applies_template, encode_rows
-from sfl.data.example import DataNotes, Dataset, Example, Row
+from sfl.data.example import Dataset, Example, Row
 from sfl.data.layout import KINDS, Layout, kind_of, layout_of
 from sfl.data.load import load_rows
 from sfl.data.partition import field_values, hold_out, partition_rows, sample
 from sfl.data.sources import Source, sources
+from sfl.data.targets import check_left
 from sfl.data.tokenizer import Tokenizer
-from sfl.errors import DataError
+from sfl.errors import ConfigError, DataError, UserError
 
 
 def prepare(local: LocalDevice, name: str, settings: RunSettings, tokenizer: Tokenizer) -> Dataset:
@@ -41,23 +41,40 @@ def prepare(local: LocalDevice, name: str, settings: RunSettings, tokenizer: Tok
     _check_layout(eval_rows, layout, settings)
     template = _template(layout, tokenizer, data)
     train, notes = encode_rows(train_rows, tokenizer, model, data)
-    _check_left(train, notes, train_rows, name, model.max_length)
+    of = f" for device {name}"
+    check_left(train, notes.truncated, train_rows, of, model.max_length)
     evaluation, eval_notes = encode_rows(eval_rows, tokenizer, model, data)
     if eval_rows:
-        _check_left(evaluation, eval_notes, eval_rows, name, model.max_length)
+        check_left(evaluation, eval_notes.truncated, eval_rows, of, model.max_length)
     chosen = frozenset(sample(range(len(evaluation)), due.max_examples, seed, name))
     more = replace(eval_notes, tokens=0, tokens_kept=0, repeated=_repeated(train, evaluation))
     return Dataset(train, evaluation, KINDS[layout], notes + more, chosen, layout, template)
 
 
-def held_out_only(source: Path | str, settings: RunSettings, tokenizer: Tokenizer) -> Dataset:
-    """All rows of one file, to evaluate on. Raises DataError."""
+def held_out_only(
+    source: Path | str, settings: RunSettings, tokenizer: Tokenizer, option: str
+) -> Dataset:
+    """All rows of one file, to evaluate on; `option` is what named it. Raises DataError."""
     data, model = settings.data, settings.model
     data = data.model_copy(update={"split": data.eval_split or data.split, "layout": "auto"})
-    rows = load_rows(source, data, "--data")
-    evaluation, notes = encode_rows(rows, tokenizer, model, data)
-    _check_left(evaluation, notes, rows, "--data", model.max_length)
-    return Dataset([], evaluation, kind_of(rows, model, data), notes)
+    try:
+        rows = load_rows(source, data, option)
+        evaluation, notes = encode_rows(rows, tokenizer, model, data)
+        check_left(evaluation, notes.truncated, rows, "", model.max_length)
+        kind = kind_of(rows, model, data)
+    except (DataError, ConfigError) as error:
+        raise _of_option(error, option, str(source)) from None
+    return Dataset([], evaluation, kind, notes)
+
+
+def _of_option(error: UserError, option: str, source: str) -> UserError:
+    """The error as one of the option that somebody gave, who did not write the run's settings."""
+    if error.field == option:
+        return error
+    problem = error.problem
+    if error.field != "data":
+        problem = f"it does not fit the run, where {error.field} is {error.value!r}: {problem}"
+    return DataError(option, source, problem, "Name a file like those that the run was made with.")
 
 
 def _rows(source: Source, other: Source | None, name: str, settings: RunSettings) -> list[Row]:
@@ -100,20 +117,3 @@ def _repeated(train: Sequence[Example], evaluation: Sequence[Example]) -> int:
     """How many examples to evaluate on are also trained on, token by token."""
     known = set(train)
     return sum(example in known for example in evaluation)
-
-
-def _check_left(
-    examples: list[Example], notes: DataNotes, rows: list[Row], name: str, max_length: int
-) -> None:
-    """Raise DataError where rows come to no example at all, for what they lack or for the bound."""
-    if examples:
-        return
-    if not notes.truncated:
-        raise nothing_to_score(rows, f" for device {name}")
-    raise DataError(
-        "model.max_length",
-        max_length,
-        f"none of the {len(rows)} rows of {rows[0].source} for device {name} has a target "
-        "within it",
-        "Raise it.",
-    )

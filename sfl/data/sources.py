@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import os
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from sfl.config import DataSettings, LocalDevice, RunSettings
-from sfl.data.load import may_be_on_hub
+from sfl.data.load import ENDINGS, may_be_on_hub, require_readable
 from sfl.errors import DataError
-from sfl.paths import expanded
+from sfl.paths import amiss, expanded, nothing_there
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,17 +27,27 @@ class Source:
     @property
     def is_dataset(self) -> bool:
         """Whether it has splits: a folder, or a name on the hub."""
-        return self.data.format == "dataset" or not self.path.is_file()
+        return self.data.format == "dataset" or bool(amiss(self.path, "file"))
+
+    @property
+    def format(self) -> str:
+        """`data.format`, or what it is by its ending; empty where a file's says nothing."""
+        if not amiss(self.path, "folder"):
+            return "dataset"
+        if self.data.format != "auto":
+            return self.data.format
+        return ENDINGS.get(self.path.suffix.lower(), "dataset" if self.is_dataset else "")
 
     @property
     def is_here(self) -> bool:
         """Whether it lies, or should lie, on this machine; else it is a name on the hub."""
         plainly = str(self.name).startswith(".") or not may_be_on_hub(self.path)
-        return plainly or self.path.exists()
+        return plainly or not nothing_there(self.path)
 
     def same_rows(self, other: Source) -> bool:
         """Whether both are the same part of the same file or dataset."""
-        if self.path.resolve() != other.path.resolve() and str(self.name) != str(other.name):
+        places = {os.path.realpath(source.path) for source in (self, other)}
+        if len(places) > 1 and str(self.name) != str(other.name):
             return False
         if not self.is_dataset:
             return True
@@ -55,6 +67,7 @@ def sources(local: LocalDevice, name: str, settings: RunSettings) -> tuple[Sourc
     """
     train = _train(local, name, settings)
     held_out = _eval(local, name, settings, train)
+    check_own(local, f"devices.{name}", [train] if held_out is None else [train, held_out])
     if held_out is not None and train.same_rows(held_out):
         raise DataError(
             held_out.field,
@@ -65,6 +78,35 @@ def sources(local: LocalDevice, name: str, settings: RunSettings) -> tuple[Sourc
             "data.eval_fraction of the training rows is held out.",
         )
     return train, held_out
+
+
+def require_there(source: Source) -> None:
+    """Raise DataError where a source lies here, by its name, and nothing to read does."""
+    path = expanded(source.name, source.field)
+    require_readable(path, source.field)
+    if source.is_here and amiss(path, "folder") and (wrong := amiss(path, "file")):
+        fix = "Correct the path; it is relative to the file."
+        raise DataError(source.field, str(source.name), wrong, fix)
+
+
+def check_own(local: LocalDevice, prefix: str, found: Sequence[Source]) -> None:
+    """Raise DataError for a split or subset of a device's own that none of its own data has.
+
+    `found` is what it trains on, then what it is evaluated on where that is named apart.
+    """
+    own = [source for source in found if not source.shared]
+    for key in ("split", "subset", "eval_split"):
+        value = getattr(local, key)
+        # A split to evaluate on may also be one of the data that all devices share.
+        read = own if key != "eval_split" else found[-1:]
+        if value and not any(source.is_dataset for source in read):
+            what = f"{read[0].field} is a file ({read[0].name})" if read else "it has no data file"
+            raise DataError(
+                f"{prefix}.{key}",
+                value,
+                f"nothing reads it: {what}{', which has no splits' if read else ' of its own'}",
+                "Leave it out, or name a dataset.",
+            )
 
 
 def _train(local: LocalDevice, name: str, settings: RunSettings) -> Source:

@@ -14,6 +14,7 @@ from sfl.data.marks import without_marks
 from sfl.errors import DataError, ModelError
 from sfl.models.jsonfile import read_object
 from sfl.models.vocabulary import beyond, check_files
+from sfl.paths import amiss
 from sfl.text import plain
 
 if TYPE_CHECKING:
@@ -253,7 +254,7 @@ def load_tokenizer(folder: Path) -> Tokenizer:
     cannot belong to the model beside it.
     """
     if not folder.is_dir():
-        raise ModelError("model.path", str(folder), "no such folder", "Check the path.")
+        raise ModelError("model.path", str(folder), amiss(folder, "folder"), "Check the path.")
     config = _read(folder / "config.json")
     declared = _read(folder / "tokenizer_config.json")
     check_files(folder, config)

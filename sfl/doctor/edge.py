@@ -44,13 +44,21 @@ def settings_of(folder: ModelFolder, load: Load, cuts: tuple[int, ...]) -> RunSe
 
 
 def check_edge(
-    settings: RunSettings, own: EdgeConfig, load: Load, folder: ModelFolder, room: int
+    settings: RunSettings,
+    own: EdgeConfig,
+    load: Load,
+    folder: ModelFolder,
+    room: int,
+    option: str = "",
 ) -> Check:
-    """The edge of these settings, at the load's batch; within `edge.memory`, or `room` bytes."""
+    """The edge of these settings, at the load's batch; within `edge.memory`, or `room` bytes.
+
+    `option` is what the cuts came from, where it was not the file.
+    """
     settings = _at(settings, load)
     try:
         for entry in settings.devices:
-            _plan(settings, folder, entry)
+            _plan(settings, folder, entry, option)
         choice = fit_edge(folder, settings, own)
     except SflError as error:
         return problem("edge", error)
@@ -94,7 +102,8 @@ def check_own_edge(
     """A run's edge with the run's devices, or an edge's own file with devices of these cuts."""
     if isinstance(config, RunConfig):
         return check_edge(config.settings, config.edge, load, folder, room)
-    return check_edge(settings_of(folder, load, cuts or ASSUMED), config, load, folder, room)
+    settings = settings_of(folder, load, cuts or ASSUMED)
+    return check_edge(settings, config, load, folder, room, "--cuts" if cuts else "")
 
 
 def _at(settings: RunSettings, load: Load) -> RunSettings:
@@ -105,7 +114,11 @@ def _at(settings: RunSettings, load: Load) -> RunSettings:
     return settings.model_copy(update={"training": training, "model": model, "lora": lora})
 
 
-def _plan(settings: RunSettings, folder: ModelFolder, entry: DeviceEntry) -> SplitPlan:
+def _plan(settings: RunSettings, folder: ModelFolder, entry: DeviceEntry, option: str) -> SplitPlan:
     """Raises ConfigError for a cut that the model does not have."""
     topology = settings.run.topology
-    return SplitPlan(folder.num_layers, entry.cut_layer, entry.tail_layers, topology)
+    try:
+        return SplitPlan(folder.num_layers, entry.cut_layer, entry.tail_layers, topology)
+    except ConfigError as error:
+        field = option or f"devices.{entry.name}.{error.field}"
+        raise ConfigError(field, error.value, error.problem, error.fix) from None

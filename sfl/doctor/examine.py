@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from datetime import datetime
+from pathlib import Path
 
 from sfl import machine
 from sfl.board import board_root, read_board
@@ -34,8 +35,9 @@ from sfl.doctor.quantised import check_bitsandbytes
 from sfl.doctor.question import Question
 from sfl.doctor.report import Check, CutRow, Report, problem, size
 from sfl.doctor.speed import check_codec, check_precision
-from sfl.errors import SflError
-from sfl.models.folder import ModelFolder
+from sfl.errors import ModelError, SflError
+from sfl.launch.nearby import perhaps_meant, pointed
+from sfl.models.folder import ModelFolder, check_length
 from sfl.models.footprint import Load
 from sfl.transport.probe import LinkSpeed, probe_edge
 
@@ -109,21 +111,36 @@ class _Examination:
         yield check_config(self.question.file, self.config, model)
         if not isinstance(self.config, EdgeConfig):
             self.tell("reading the data")
-            yield from check_data(self.config)
+            yield from check_data(self.config, model, self._folders)
 
     def _open_model(self) -> tuple[ModelFolder | None, list[Check]]:
         """The model; or why there is none."""
-        name = self.question.model or model_name(self.config)
+        field, name = model_name(self.config)
+        if self.question.model is not None:
+            field, name = "--model", self.question.model
         if name is None:
             return None, []
         try:
             folder = open_local(name)
         except NotHere:
-            text = f"{name} is not on this machine yet, so what fits is not known"
-            return None, [Check("model", "warning", text, "A run fetches it from the hub.")]
+            text = (
+                f"{field} = {name!r}: no such folder, so it is taken for a model's name on the "
+                "hub; it was not fetched yet, and what fits is not known"
+            )
+            fix = perhaps_meant(name, self._folders) + "A run fetches it from the hub."
+            return None, [Check("model", "warning", text, fix)]
+        except ModelError as error:
+            named = ModelError(field, error.value, error.problem, error.fix)
+            return None, [problem("model", pointed(named, self._folders))]
         except SflError as error:
             return None, [problem("model", error)]
         return folder, []
+
+    @property
+    def _folders(self) -> list[Path]:
+        """Where a relative path may lead from."""
+        file = self.question.file
+        return [Path.cwd()] if file is None else [file.resolve().parent, Path.cwd()]
 
     def _speeds(self) -> Iterator[Check]:
         accelerator = check_accelerator()
@@ -195,6 +212,8 @@ class _Examination:
             own = self.config
             load = replace(load, dtype=own.dtype or load.dtype, quantised=certain(own.quantised))
         question = self.question
+        if question.length is not None:
+            check_length(question.length, folder.context_length, "--max-length")
         return replace(
             load,
             batch_size=question.batch_size or load.batch_size,

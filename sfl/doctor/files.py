@@ -3,24 +3,28 @@
 from __future__ import annotations
 
 import tomllib
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
+from typing import assert_never
 
-from device_agent.consent import Consent
+from device_agent.consent import SOURCES, Consent
 from sfl.config import (
+    DataSettings,
     DeviceConfig,
     EdgeConfig,
-    LocalDevice,
     RunConfig,
     load_device,
     load_edge,
     load_run,
 )
 from sfl.data.examine import Examiner
-from sfl.data.load import ENDINGS
+from sfl.data.sources import Source, check_own, require_there, sources
+from sfl.data.unread import check_all_read
 from sfl.doctor.report import Check, problem
 from sfl.errors import ModelError, SflError
+from sfl.launch.nearby import perhaps_meant, pointed
 from sfl.launch.preflight import check_budgets, check_settings
 from sfl.launch.run import bounded
 from sfl.models.folder import ModelFolder, open_model
@@ -72,25 +76,30 @@ def check_config(path: Path, config: Config, model: ModelFolder | None) -> Check
     return Check("file", "ok", text, figures={"kind": kind})
 
 
-def check_data(config: RunConfig | DeviceConfig) -> Iterator[Check]:
-    """Every data file that lies on this machine, read once; names on the hub are left alone."""
+def check_data(
+    config: RunConfig | DeviceConfig, model: ModelFolder | None, folders: Sequence[Path]
+) -> Iterator[Check]:
+    """Every data file that lies on this machine, read once; names on the hub are left alone.
+
+    A relative path may lead from one of the `folders`.
+    """
     if isinstance(config, DeviceConfig):
-        # How its fields are called, the run says; so only its being there is looked at.
-        for field, source in _sources("device", config):
-            if _is_file(source) and not expanded(source, field).exists():
-                fix = "Correct the path; it is relative to the file."
-                yield Check("data", "problem", f"{field} = {str(source)!r}: no such file", fix)
+        yield from _check_own_data(config, folders)
         return
-    examiner, said = Examiner(config.settings), set()
-    for entry in config.devices:
-        if entry.train is None and config.data.train is None:
-            continue  # its own file, on its own machine, names its data
+    examiner = Examiner(config.settings, None if model is None else model.path)
+    # Without data here, a device's own file, on its own machine, names them.
+    entries = [e for e in config.devices if e.train is not None or config.data.train is not None]
+    looks = [partial(examiner.look_at, entry) for entry in entries]
+    said = set()
+    for look in (*looks, partial(check_all_read, config.settings)):
         try:
-            examiner.look_at(entry)
+            look()
         except SflError as error:
             if str(error) not in said:
-                yield problem("data", error)
+                yield problem("data", pointed(error, folders))
             said.add(str(error))
+    pairs = [] if said else [sources(e, e.name, config.settings) for e in entries]
+    yield from _on_hub([s for pair in pairs for s in pair if s is not None], folders)
     if said:
         return
     files, rows = examiner.files, examiner.rows
@@ -102,11 +111,46 @@ def check_data(config: RunConfig | DeviceConfig) -> Iterator[Check]:
     )
 
 
-def model_name(config: Config | None) -> str | None:
-    """The model that a file names."""
-    if isinstance(config, RunConfig):
-        return config.model.path
-    return config.model if config is not None else None
+def _on_hub(found: Iterable[Source], folders: Sequence[Path]) -> Iterator[Check]:
+    """What is taken for a dataset's name on the hub, where it may be a mistyped path."""
+    for name, source in {str(source.name): source for source in found}.items():
+        if not source.is_here and (near := perhaps_meant(name, folders)):
+            text = f"{source.field} = {name!r}: no such file or folder, so it is taken for a"
+            fix = f"{near}Else it is fetched when a run begins."
+            yield Check("data", "warning", f"{text} dataset's name on the hub", fix)
+
+
+def _check_own_data(config: DeviceConfig, folders: Sequence[Path]) -> Iterator[Check]:
+    """Of a device's own file. How fields are called, the run says; so they are only looked for."""
+    found = {
+        key: Source(named, f"device.{key}", DataSettings(), shared=key.startswith("shared"))
+        for key in SOURCES
+        if (named := getattr(config, key)) is not None
+    }
+    trained_on = found.get("train", found.get("shared_train"))
+    read = [source for source in (trained_on, found.get("eval")) if source is not None]
+    looks = [partial(require_there, source) for source in found.values()]
+    for look in (*looks, partial(check_own, config, "device", read)):
+        try:
+            look()
+        except SflError as error:
+            yield problem("data", pointed(error, folders))
+    yield from _on_hub(found.values(), folders)
+
+
+def model_name(config: Config | None) -> tuple[str, str | None]:
+    """The setting of a file that names a model, and the model."""
+    match config:
+        case RunConfig():
+            return "model.path", config.model.path
+        case DeviceConfig():
+            return "device.model", config.model
+        case EdgeConfig():
+            return "edge.model", config.model
+        case None:
+            return "--model", None
+        case _:
+            assert_never(config)
 
 
 def open_local(name: str) -> ModelFolder:
@@ -121,19 +165,3 @@ def open_local(name: str) -> ModelFolder:
         return open_model(str(folder))
     except ModelError:
         raise NotHere(name) from None  # its configuration only
-
-
-def _sources(prefix: str, local: LocalDevice) -> Iterator[tuple[str, Path | str]]:
-    for key in (
-        "train",
-        "eval",
-        "shared_train",
-        "shared_eval",
-    ):  # the last two: a device's own file
-        if source := getattr(local, key, None):
-            yield f"{prefix}.{key}", source
-
-
-def _is_file(source: Path | str) -> bool:
-    path = expanded(source, "data")
-    return path.is_file() or path.suffix in ENDINGS

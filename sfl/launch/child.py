@@ -16,7 +16,9 @@ import threading
 from collections.abc import Callable, Iterator, Sequence
 from multiprocessing import forkserver, resource_tracker
 from pathlib import Path
+from typing import Any
 
+import psutil
 import setproctitle
 import typer
 
@@ -35,6 +37,27 @@ def prepare_nursery(model_package: str) -> None:
     multiprocessing.set_forkserver_preload([NURSERY])
     with deaf_children():
         forkserver.ensure_running()  # it imports while the cloud starts
+
+
+def end_nursery() -> None:
+    """End what `prepare_nursery` started, also amid its imports, and wait for it.
+
+    It has done nothing but import, so it is killed; once its forks have ended.
+    """
+    nursery: Any = forkserver._forkserver
+    pid = nursery._forkserver_pid
+    if pid is None or not _is_child(pid):
+        return
+    os.kill(pid, signal.SIGKILL)
+    nursery._stop()
+
+
+def _is_child(pid: int) -> bool:
+    """Whether the process is one that this one started, and waits for."""
+    try:
+        return psutil.Process(pid).ppid() == os.getpid()
+    except psutil.NoSuchProcess:
+        return False
 
 
 @contextlib.contextmanager

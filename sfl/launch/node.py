@@ -20,6 +20,7 @@ from sfl.files import write_atomic
 from sfl.launch.certificates import CERTIFICATES
 from sfl.launch.child import deaf_children, run_child
 from sfl.launch.patience import Patience, Say, cpu_seconds
+from sfl.process import undisturbed
 
 
 @dataclass(slots=True)
@@ -44,7 +45,8 @@ class Node:
         process = kind(
             target=run_child, args=(self.kind, self.name, arguments, self.log), name=self.name
         )
-        with deaf_children():
+        # Struck halfway, it would wait for what it is to do, or be somebody whom nobody stops.
+        with undisturbed(hear_later=True), deaf_children():
             process.start()
             self.process = process  # only one that has started can be waited for
 

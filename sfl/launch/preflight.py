@@ -11,7 +11,7 @@ from sfl.certificates.own import load_own
 from sfl.config import DeviceEntry, RunConfig
 from sfl.data.examine import examine
 from sfl.data.sources import sources
-from sfl.errors import ConfigError
+from sfl.errors import ConfigError, ModelError
 from sfl.extras import require_bitsandbytes
 from sfl.models.batching import check_batching
 from sfl.models.classes import check_class_order
@@ -36,10 +36,12 @@ Say = Callable[[str], None]
 def check_before_start(config: RunConfig, folder: ModelFolder, say: Say) -> None:
     """All of it; `say` hears what takes a while. Raises ConfigError, ModelError, DataError."""
     check_settings(config, folder)
+    _check_own_models(config)
     check_budgets(config, folder)
+    _check_hub_data(config)
     if _data_bytes(config) > LARGE:
         say("looking at the data")
-    examine(config.settings)
+    examine(config.settings, folder.path)
 
 
 def _data_bytes(config: RunConfig) -> int:
@@ -138,6 +140,33 @@ def _check_models(config: RunConfig, folder: ModelFolder) -> None:
         opened = open_model(path, weights=hub_name(name) is None)
         if name != folder.name and name != config.edge.model:
             check_tokenizer(opened.path, opened.config)
+
+
+def _check_own_models(config: RunConfig) -> None:
+    """What a node names as its own model and is not here is on the hub, for the node to fetch.
+
+    Raises ModelError, naming the setting.
+    """
+    named = {"edge.model": config.edge.model}
+    named |= {f"devices.{entry.name}.model": entry.model for entry in config.devices}
+    for field, name in named.items():
+        if name is None or name == config.model.path or local_folder(name) is not None:
+            continue
+        try:
+            open_model(name, weights=False)
+        except ModelError as error:
+            raise ModelError(field, error.value, error.problem, error.fix) from None
+
+
+def _check_hub_data(config: RunConfig) -> None:
+    """Names of data that are not here are datasets of the hub. Raises DataError."""
+    found = [sources(entry, entry.name, config.settings) for entry in config.devices]
+    names = {str(s.name): s for pair in found for s in pair if s is not None and not s.is_here}
+    if names:
+        from sfl.data.hub import find_on_hub
+
+        for name, source in names.items():
+            find_on_hub(name, source.field)
 
 
 def check_certificates(config: RunConfig) -> None:

@@ -14,16 +14,17 @@ from functools import cache
 from pathlib import Path
 
 from sfl import machine
+from sfl.causes import in_words
 from sfl.config import RunConfig
 from sfl.errors import ConfigError, RunFailed, SflError
 from sfl.launch.certificates import CERTIFICATES, issue_for_run
-from sfl.launch.child import prepare_nursery
+from sfl.launch.child import end_nursery, prepare_nursery
 from sfl.launch.node import Node, cloud_node, device_node, edge_node
 from sfl.launch.patience import SAY_EVERY
 from sfl.launch.preflight import check_before_start
 from sfl.models.edge_budget import fit_edge
 from sfl.models.folder import check_length, local_folder, open_model
-from sfl.process import cores, quiet_environment
+from sfl.process import cores, quiet_environment, undisturbed
 from sfl.report.conclusion import conclude
 from sfl.report.status import RunStatus
 from sfl.runs import INTERRUPTED, open_run_folder, stop_because
@@ -56,26 +57,39 @@ def run_on_this_machine(
     config = bounded(config, model.context_length)
     check_before_start(config, model, say)
     config = budgeted(resolved(config))
-    prepare_nursery(model.family.layout(model.config, config.model.task).package)
-    folder = open_run_folder(config)
-    started(folder)
+    try:
+        prepare_nursery(model.family.layout(model.config, config.model.task).package)
+        return _run(config, watch, started, tls)
+    finally:
+        with undisturbed(hear_later=False):
+            end_nursery()
+
+
+def _run(config: RunConfig, watch: Watch, started: Callable[[Path], None], tls: bool) -> Path:
+    """From the run's folder to its summary, without which no folder is left."""
     nodes: list[Node] = []
     began, reason = time.monotonic(), INTERRUPTED
+    folder: Path | None = None
     try:
+        with undisturbed(hear_later=True):
+            folder = open_run_folder(config)
+        started(folder)
         if tls:
             issue_for_run(config, folder)
         _start(config, folder, nodes, watch)
         _await_end(config, folder, nodes, watch)
         _let_end(nodes)
-    except SflError as error:
-        reason = str(error)
+    except Exception as error:
+        reason = in_words(error)
         raise
     finally:
-        _stop(nodes, folder, reason)
-        if tls:
-            shutil.rmtree(folder / CERTIFICATES, ignore_errors=True)
-        with contextlib.suppress(SflError):  # the disk is full: then it is the reason, too
-            conclude(folder, config, reason, time.monotonic() - began)
+        if folder is not None:
+            with undisturbed(hear_later=False):
+                _stop(nodes, folder, reason)
+                if tls:
+                    shutil.rmtree(folder / CERTIFICATES, ignore_errors=True)
+                with contextlib.suppress(SflError):  # the disk is full: then it is the reason, too
+                    conclude(folder, config, reason, time.monotonic() - began)
     return folder
 
 

@@ -20,7 +20,7 @@ from sfl.models import FAMILIES
 from sfl.models.family import Family, Layout, Sizes, Task
 from sfl.models.hub import cached, fetch_from_hub
 from sfl.models.jsonfile import FIELD, check_fetched, read_object
-from sfl.paths import expanded, require_utf8
+from sfl.paths import amiss, expanded, require_utf8
 from sfl.plan import Span
 
 DTYPE_BYTES = {"F64": 8, "F32": 4, "F16": 2, "BF16": 2, "I64": 8, "I32": 4, "U8": 1, "BOOL": 1}
@@ -101,7 +101,7 @@ def open_model(path_or_hub_name: str | Path, *, weights: bool = True) -> ModelFo
             raise ModelError(
                 FIELD,
                 name,
-                "no such folder",
+                amiss(path, "folder"),
                 "Give a Hugging Face folder, or a model's name on the hub.",
             )
         path = fetch_from_hub(name, weights=weights)
@@ -126,11 +126,11 @@ def local_folder(name: str) -> Path | None:
     return None if _is_path(name) else cached(name)
 
 
-def check_length(max_length: int, context_length: int) -> None:
+def check_length(max_length: int, context_length: int, field: str = "model.max_length") -> None:
     """Raise ConfigError where sequences may be longer than the model's context."""
     if max_length > context_length:
         raise ConfigError(
-            "model.max_length",
+            field,
             max_length,
             f"the model's context is {context_length} tokens",
             f"Choose at most {context_length}.",

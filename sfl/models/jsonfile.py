@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from sfl.errors import ModelError
+from sfl.paths import amiss, nothing_there
 from sfl.textfile import NotText, refuse_pointer
 
 FIELD = "model.path"
@@ -17,6 +18,8 @@ def read_object(path: Path) -> dict[str, Any]:
 
     Raises FileNotFoundError, and ModelError for what is not an object in UTF-8.
     """
+    if (wrong := amiss(path, "file")) and not nothing_there(path):
+        raise _broken(path, wrong)  # to read a pipe would be to wait for it
     try:
         data = path.read_bytes()
     except FileNotFoundError:

@@ -15,8 +15,10 @@ from sfl.config import RunConfig
 from sfl.config.codec import AUTO_CODECS, is_exact
 from sfl.data import Dataset, Tokenizer, load_tokenizer, prepare
 from sfl.data.example import Example
+from sfl.errors import ConfigError
 from sfl.keys import derive_seed
 from sfl.models.folder import ModelFolder, open_model
+from sfl.plan import SplitPlan
 from sfl.privacy import attacks
 from sfl.privacy.crossing import Front, Rows
 
@@ -103,6 +105,11 @@ def plan(config: RunConfig, cuts: Sequence[int] = ()) -> Plan:
     layers = list(cuts) or [device.cut_layer for device in devices]
     cases: dict[tuple[int, str], Case] = {}
     for device, layer in zip(devices, layers, strict=True):
+        try:
+            SplitPlan(folder.num_layers, layer, device.tail_layers, config.run.topology)
+        except ConfigError as error:
+            field = "--cuts" if cuts else f"devices.{device.name}.{error.field}"
+            raise ConfigError(field, error.value, error.problem, error.fix) from None
         chosen = config.codecs(device.name, 1, AUTO_CODECS[-1]).activation
         for codec in dict.fromkeys(("none", "none" if is_exact(chosen) else chosen)):
             cases.setdefault((layer, codec), Case(device.name, layer, codec))

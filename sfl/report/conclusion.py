@@ -7,9 +7,10 @@ import dataclasses
 import math
 import shutil
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
+from sfl.causes import in_words
 from sfl.config import RunConfig, dump_toml
 from sfl.errors import SflError
 from sfl.files import write_atomic
@@ -18,6 +19,7 @@ from sfl.report.records import NodeRecord, Record, RoundRecord, read_records
 from sfl.report.status import RunStatus
 from sfl.report.step import StepTimeline, ordered, timelines_to_json
 from sfl.report.summary import Fault, RunSummary, best_round, build_summary
+from sfl.runs import stop_reason
 
 RESERVE = ".reserve"
 """Room held back for these files, in a run's folder."""
@@ -49,18 +51,18 @@ def what_stays(folder: Path) -> list[tuple[str, str]]:
 
 
 def conclude(folder: Path, config: RunConfig, reason: str, wall_seconds: float) -> None:
-    """In the place of a cloud that left no summary: from what it wrote while it ran.
+    """In the place of a cloud that left no summary: from what it wrote while it ran, if anything.
 
-    Nothing where there is one, or where the cloud had written nothing yet. Raises DiskError.
+    Nothing where there is one. Raises DiskError.
     """
-    metrics = folder / "metrics.jsonl"
-    if (folder / "summary.json").exists() or not metrics.exists():
+    if (folder / "summary.json").exists():
         return
     (folder / RESERVE).unlink(missing_ok=True)
     status = RunStatus.read(folder / "status.json")
     records: list[Record] = []
-    with contextlib.suppress(SflError):  # a line that cannot be read hides no failure
-        records = read_records(metrics)
+    # A line that cannot be read hides no failure, nor does a cloud that had not written any.
+    with contextlib.suppress(SflError, FileNotFoundError):
+        records = read_records(folder / "metrics.jsonl")
     closed = [record for record in records if isinstance(record, NodeRecord)]
     closed = [record for record in closed if record.snapshot.kind == "cloud"]
     last = max((record.round for record in closed), default=0)
@@ -85,6 +87,20 @@ def conclude(folder: Path, config: RunConfig, reason: str, wall_seconds: float) 
     if status is not None:
         _last_word(status, reason).write(folder / "status.json")
     write_conclusion(folder, summary, records, config, {})
+
+
+@contextlib.contextmanager
+def concluded(folder: Path, config: RunConfig) -> Iterator[None]:
+    """Whatever ends this leaves a summary, with its reason: also before a cloud writes its own."""
+    began, reason = time.monotonic(), None
+    try:
+        yield
+    except Exception as error:
+        reason = in_words(error)
+        raise
+    finally:
+        with contextlib.suppress(SflError):  # the disk is full: then it is the reason, too
+            conclude(folder, config, reason or stop_reason(folder), time.monotonic() - began)
 
 
 def _last_word(status: RunStatus, reason: str) -> RunStatus:
