@@ -11,11 +11,15 @@ from typing import Any
 
 import pytest
 from safetensors.numpy import load_file, save_file
+from transformers import AutoTokenizer
 
 import sfl.models.vocabulary as vocabulary
+from sfl.cli.base import load_base
+from sfl.config import load_run
 from sfl.data import load_tokenizer
 from sfl.errors import ModelError, ProtocolError
 from sfl.models.folder import open_model
+from sfl.models.tokenizer_copy import copy_tokenizer
 from sfl.models.vocabulary import check_tokenizer, is_tokenizer_file, tokenizer_files
 from sfl.plan import Span
 from sfl.transport.fetch import _check_entry
@@ -45,8 +49,6 @@ def folder(tmp_path: Path) -> Path:
 
 def add_token(folder: Path, token: str, *, special: bool = True, **names: str) -> int:
     """Give the tokenizer one more token, behind the embedding's last row."""
-    from transformers import AutoTokenizer
-
     backend = AutoTokenizer.from_pretrained(folder)
     if names:
         backend.add_special_tokens(names)
@@ -288,6 +290,25 @@ def test_a_byte_order_mark_changes_nothing(folder: Path, name: str) -> None:
     tokenizer, plain = load_tokenizer(folder), load_tokenizer(QUICKSTART)
     assert tokenizer.encode(["lamp on"]) == plain.encode(["lamp on"])
     assert tokenizer.markers == plain.markers
+
+
+def test_no_byte_order_mark_reaches_transformers(folder: Path, tmp_path: Path) -> None:
+    templates = folder / "additional_chat_templates"
+    templates.mkdir()
+    (templates / "tool.jinja").write_text("{{ messages }}")
+    for path in (*folder.glob("*.json"), templates / "tool.jinja"):
+        path.write_bytes(BOM + path.read_bytes())
+    values: dict[str, Any] = {"model": {"path": str(folder)}, "devices": [{"name": "a"}]}
+    config = load_run(write_config(tmp_path, values))
+    model, missing = load_base(config, open_model(folder), load_tokenizer(folder))
+    assert (missing, model.name_or_path) == (set(), str(folder))
+    (tmp_path / "out").mkdir()
+    assert "additional_chat_templates/tool.jinja" in copy_tokenizer(folder, tmp_path / "out")
+    theirs = AutoTokenizer.from_pretrained(tmp_path / "out")
+    assert (
+        theirs("lamp on")["input_ids"]
+        == AutoTokenizer.from_pretrained(QUICKSTART)("lamp on")["input_ids"]
+    )
 
 
 def test_a_config_in_another_encoding_is_named(folder: Path) -> None:

@@ -12,6 +12,7 @@ from sfl.config import ModelSettings, RunConfig
 from sfl.errors import ConfigError, ModelError
 from sfl.models.folder import ModelFolder, check_length, open_model
 from sfl.models.jsonfile import FIELD
+from sfl.models.marks import without_marks
 
 if TYPE_CHECKING:
     from sfl.data import Tokenizer
@@ -80,16 +81,18 @@ def load_base(config: RunConfig, base: ModelFolder, tokenizer: Tokenizer) -> tup
     # It reports the head as missing, which the adapter brings; what else is, is looked at here.
     transformers.logging.set_verbosity_error()
     try:
-        model, found = loader.from_pretrained(
-            base.path,
-            config=own,
-            dtype=dtype,
-            output_loading_info=True,
-            trust_remote_code=False,
-            ignore_mismatched_sizes=True,  # a head for other classes than the run's
-        )
+        with without_marks(base.path) as clean:
+            model, found = loader.from_pretrained(
+                clean,
+                config=own,
+                dtype=dtype,
+                output_loading_info=True,
+                trust_remote_code=False,
+                ignore_mismatched_sizes=True,  # a head for other classes than the run's
+            )
     finally:
         transformers.logging.set_verbosity(before)
+    model.name_or_path = model.config.name_or_path = str(base.path)
     mismatched = (key if isinstance(key, str) else key[0] for key in found["mismatched_keys"])
     return model, {*found["missing_keys"], *mismatched}
 

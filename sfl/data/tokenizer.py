@@ -10,9 +10,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sfl.data.markers import Markers, settle_markers
-from sfl.data.marks import without_marks
 from sfl.errors import DataError, ModelError
 from sfl.models.jsonfile import read_object
+from sfl.models.marks import without_marks
 from sfl.models.vocabulary import beyond, check_files
 from sfl.paths import amiss
 from sfl.text import plain
