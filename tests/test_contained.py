@@ -376,6 +376,34 @@ def test_an_edge_with_another_model_ends_its_own_part_alone(
     assert ("num_layers = 5 of its model" if known else "another model than most") in heard[0]
 
 
+def test_a_device_whose_rows_are_laid_out_otherwise_is_turned_away_and_may_come_with_others(
+    tmp_path: Path,
+) -> None:
+    async def story(cloud: CloudAggregator, address: str) -> None:
+        edge = SpokenEdge(address, "edge")
+        await edge.join()
+        values = {"parameters": [["a", [2], "zeros", 2]], "num_layers": 4, "peft_config": {}}
+        ready = cloud_pb2.EdgeReady(manifest=json.dumps(values), given=adapter_bytes({}))
+        await edge.say(ready=ready)
+        for name, layout in (("d0", "completion"), ("d1", "messages"), ("d1", "completion")):
+            await edge.say(join=cloud_pb2.DeviceJoin(device=name))
+            assert (await edge.hears("admission")).admission.refusal == ""
+            snapshot = NodeStats(name, "device").snapshot().to_json()
+            said = edge_pb2.DeviceReady(num_examples=8, snapshot=snapshot, layout=layout)
+            await edge.say(device_ready=cloud_pb2.DeviceIsReady(device=name, ready=said))
+            if layout == "messages":
+                evict = (await edge.hears("evict")).evict
+                assert evict.device == "d1" and evict.final
+                assert "its rows are laid out as 'messages', the run's as 'comp" in evict.reason
+        start = (await edge.hears("start")).start
+        assert {entry.device for entry in start.devices} == {"d0", "d1"}
+        cloud._do(FinishRun(False, "enough"))
+        await edge.close()
+
+    reason, _ = cloud_alone(tmp_path, story)
+    assert reason == "enough"
+
+
 def test_a_bug_over_one_devices_words_costs_that_device_and_not_its_edge() -> None:
     host = MagicMock(heartbeat_interval=1.0)
     stream = EdgeStream("e", host)

@@ -414,8 +414,10 @@ def test_a_run_over_bad_links(tmp_path: Path) -> None:
         tmp_path,
         run={"rounds": 5, "min_devices": 1},
         codec={"activation": "none", "gradient": "none"},
+        training={"local_steps": 30},
         network={"idle_timeout": 8, "heartbeat_interval": 0.5},
     )
+    values["devices"][2]["link"] = {"delay_ms": 20.0}  # the run outlasts the others' comings back
     nodes = OverProxies(tmp_path, values)
     try:
         with Proxy(nodes.edge_address) as proxy:
