@@ -382,9 +382,7 @@ def test_a_device_whose_rows_are_laid_out_otherwise_is_turned_away_and_may_come_
     async def story(cloud: CloudAggregator, address: str) -> None:
         edge = SpokenEdge(address, "edge")
         await edge.join()
-        values = {"parameters": [["a", [2], "zeros", 2]], "num_layers": 4, "peft_config": {}}
-        ready = cloud_pb2.EdgeReady(manifest=json.dumps(values), given=adapter_bytes({}))
-        await edge.say(ready=ready)
+        await edge.say(ready=base_of(load_run(tmp_path / "run.toml", []).settings))
         for name, layout in (("d0", "completion"), ("d1", "messages"), ("d1", "completion")):
             await edge.say(join=cloud_pb2.DeviceJoin(device=name))
             assert (await edge.hears("admission")).admission.refusal == ""
