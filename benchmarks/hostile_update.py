@@ -5,7 +5,8 @@
 
 The quickstart's three homes train; a fourth device, `mallory`, has a certificate like theirs and
 takes part from the first round on (benchmarks/hostile_device.py). `weight`: it says it has 2^63
-examples, and each value of its part of the adapter is moved by 0.5, up or down by a coin. `values`:
+examples, and each value of its part of the adapter is moved by 0.5, up or down by a coin. `far`:
+the same with as many examples as a home, also with `large_updates = "refuse"`. `values`:
 100 examples, every value plus or minus 1000. `quiet`: as many examples as are allowed, every value
 moved by ten steps of the learning rate; this one also with `aggregation.max_weight_share`.
 
@@ -55,6 +56,9 @@ class Attack:
 ATTACKS = {
     "weight": Attack(
         "2^63 examples, moved by 0.5", ("--examples", str(1 << 63), "--values", "0.5", "--moved")
+    ),
+    "far": Attack(
+        "400 examples, moved by 0.5", ("--examples", "400", "--values", "0.5", "--moved")
     ),
     "values": Attack("100 examples, values +-1000", ("--examples", "100", "--values", "1000")),
     "quiet": Attack(
@@ -213,6 +217,9 @@ def main() -> None:
         attack = ATTACKS[name]
         show(f"{attack.title}; guard off", measure(options.rounds, attack, OFF))
         show(f"{attack.title}; guard on", measure(options.rounds, attack))
+        if name == "far":
+            refused = measure(options.rounds, attack, {"large_updates": "refuse"})
+            show(f"{attack.title}; refused", refused)
         if name == "quiet":
             for share in (0.3, 0.25):
                 bounded = {"max_weight_share": share}

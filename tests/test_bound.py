@@ -37,16 +37,34 @@ def judged(
 
 
 def test_what_is_far_beyond_the_others_is_refused_and_the_reason_has_both_numbers() -> None:
-    verdict = judged({"a": 1.0, "b": 2.0, "mallory": 7.6})
+    verdict = judged({"a": 1.0, "b": 2.0, "mallory": 7.6}, large_updates="refuse")
     assert set(verdict.refused) == {"mallory"} and not verdict.shortened
     assert "norm 7.6, more than 7.5 (5 times the other devices')" in verdict.refused["mallory"]
-    assert not judged({"a": 1.0, "b": 2.0, "mallory": 7.4}).refused
+    assert not judged({"a": 1.0, "b": 2.0, "mallory": 7.4}, large_updates="refuse").refused
+
+
+def test_an_honest_device_that_comes_late_counts_shortened_and_is_no_offender() -> None:
+    # Lengths as they were: two homes had trained for rounds when two others joined.
+    norms = {"pi": 0.17, "small": 0.18, "late-0": 5.2, "late-1": 5.5}
+    verdict = judged(norms, 20)
+    assert not verdict.refused and set(verdict.shortened) == {"late-0", "late-1"}
+    assert verdict.shortened["late-0"] * 5.2 == pytest.approx(5 * 0.18)
+    said = "norm 5.2, more than 0.9 (5 times the other devices'); it counts shortened to 0.9"
+    assert said in verdict.notes["late-0"]
+
+
+def test_what_no_steps_can_lead_to_is_refused_and_said_with_that_bound() -> None:
+    verdict = judged({"a": 1.0, "b": 2.0, "mallory": 41.0})
+    assert set(verdict.refused) == {"mallory"}
+    said = "norm 41, more than 40 (4 times as far as its steps can lead)"
+    assert said in verdict.refused["mallory"]
 
 
 @pytest.mark.parametrize("others", [0.0, 1e-9, 1e9])
 def test_one_liar_of_three_cannot_have_an_honest_device_refused(others: float) -> None:
-    verdict = judged({"a": 1.0, "b": 1.5, "mallory": others})
-    assert set(verdict.refused) <= {"mallory"}
+    for rule in ("auto", "refuse"):
+        verdict = judged({"a": 1.0, "b": 1.5, "mallory": others}, large_updates=rule)
+        assert set(verdict.refused) | set(verdict.shortened) <= {"mallory"}
 
 
 @pytest.mark.parametrize("count", [1, 2])
@@ -62,7 +80,7 @@ def test_more_steps_go_further_and_fewer_are_not_held_against_a_device() -> None
     # b has a hundred times the data of the others, and comes as much further.
     assert not judged({"a": 1.0, "b": 90.0, "c": 1.0}, {"a": 10, "b": 1000, "c": 10}).refused
     assert not judged({"a": 9.0, "b": 1.0, "c": 9.0}, {"a": 1000, "b": 1, "c": 1000}).refused
-    assert judged({"a": 1.0, "b": 90.0, "c": 1.0}, 1000).refused
+    assert judged({"a": 1.0, "b": 90.0, "c": 1.0}, 1000).shortened
 
 
 def test_devices_whose_steps_cannot_move_anything_are_no_measure() -> None:
@@ -94,8 +112,8 @@ def test_no_steps_that_move_anything_bound_nothing_that_did_not_move() -> None:
 
 def test_the_longest_go_first_and_who_cannot_be_spared_is_shortened() -> None:
     norms = {"a": 1.0, "b": 1.0, "c": 1.0, "m": 15.0, "n": 10.0}
-    assert set(judged(norms, fewest=3).refused) == {"m", "n"}
-    some = judged(norms, fewest=4)
+    assert set(judged(norms, fewest=3, large_updates="refuse").refused) == {"m", "n"}
+    some = judged(norms, fewest=4, large_updates="refuse")
     assert set(some.refused) == {"m"}
     assert some.shortened == pytest.approx({"n": 0.5})
     assert "counts shortened" in some.notes["n"]
@@ -112,7 +130,7 @@ def test_a_number_bounds_every_device_and_off_none() -> None:
 
 def test_the_bound_is_in_the_effective_settings() -> None:
     values = AggregationSettings().model_dump()
-    assert values["max_update_norm"] == "auto" and values["large_updates"] == "refuse"
+    assert values["max_update_norm"] == "auto" and values["large_updates"] == "auto"
 
 
 # -- lengths, for every strategy -------------------------------------------------------------------

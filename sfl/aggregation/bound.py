@@ -12,6 +12,9 @@ step can be longer, but hardly a round of them, so that nobody honest is beyond 
 median counts with two or more others that can have moved (in a warmup's first step nobody does): of
 two devices nobody can say which is odd. It holds as long as the odd ones are fewer than half of the
 others.
+
+An honest device can be beyond the second: one that comes late, with data that the others never saw,
+moves ten times as far as they do by then. So, unless told otherwise, only the first is an offence.
 """
 
 from __future__ import annotations
@@ -45,10 +48,20 @@ class Length:
 
 @dataclass(frozen=True, slots=True)
 class Bound:
-    """How long an update may be, and what sets that."""
+    """How long an update may be, and what sets that; none beyond `honest` was come by honestly."""
 
     norm: float
     why: str
+    honest: float
+    honest_why: str
+
+    def said(self, norm: float) -> str:
+        """What is wrong with an update of this length."""
+        if norm > self.honest:
+            return (
+                f"its update has norm {norm:.4g}, more than {self.honest:.4g} ({self.honest_why})"
+            )
+        return f"its update has norm {norm:.4g}, more than {self.norm:.4g} ({self.why})"
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,7 +88,8 @@ def bounds(
     if most == "off":
         return {}
     if most != "auto":
-        return dict.fromkeys(lengths, Bound(most, "aggregation.max_update_norm"))
+        why = "aggregation.max_update_norm"
+        return dict.fromkeys(lengths, Bound(most, why, most, why))
     reaches = {name: own.reach(walks[name], weight_decay) for name, own in lengths.items()}
     moved = {name: own.norm for name, own in lengths.items() if walks[name].rates}
     return {name: _auto(name, moved, reaches) for name in lengths}
@@ -83,13 +97,16 @@ def bounds(
 
 def _auto(name: str, moved: Mapping[str, float], reaches: Mapping[str, float]) -> Bound:
     own = reaches[name]
-    furthest = Bound(BEYOND_REACH * own, f"{BEYOND_REACH:g} times as far as its steps can lead")
+    reach, why = BEYOND_REACH * own, f"{BEYOND_REACH:g} times as far as its steps can lead"
+    furthest = Bound(reach, why, reach, why)
     others = [
         norm * max(1.0, own / reaches[other]) for other, norm in moved.items() if other != name
     ]
     if len(others) < 2:
         return furthest
-    usual = Bound(BEYOND_OTHERS * median(others), f"{BEYOND_OTHERS:g} times the other devices'")
+    usual = Bound(
+        BEYOND_OTHERS * median(others), f"{BEYOND_OTHERS:g} times the other devices'", reach, why
+    )
     return min(furthest, usual, key=lambda bound: bound.norm)
 
 
@@ -112,17 +129,20 @@ def judge(
     nearest = max(sorted(parts), key=lambda name: parts[name])
     excess = {name: part for name, part in parts.items() if part > 1.0}
     worst = sorted(excess, key=lambda name: (-excess[name], name))
-    spare = max(0, len(lengths) - fewest) if options.large_updates == "refuse" else 0
-    said = {
-        name: f"its update has norm {lengths[name].norm:.4g}, more than {limits[name].norm:.4g} "
-        f"({limits[name].why})"
-        for name in worst
-    }
-    kept = worst[spare:]
+    offends = {
+        "refuse": worst,
+        "auto": [name for name in worst if lengths[name].norm > limits[name].honest],
+        "clip": [],
+    }[options.large_updates]
+    refused = offends[: max(0, len(lengths) - fewest)]
+    said = {name: limits[name].said(lengths[name].norm) for name in worst}
+    kept = [name for name in worst if name not in refused]
     return Verdict(
-        refused={name: said[name] for name in worst[:spare]},
+        refused={name: said[name] for name in refused},
         shortened={name: 1.0 / excess[name] for name in kept},
-        notes={name: f"{said[name]}; it counts shortened to that" for name in kept},
+        notes={
+            name: f"{said[name]}; it counts shortened to {limits[name].norm:.4g}" for name in kept
+        },
         nearest=(nearest, parts[nearest]),
     )
 

@@ -190,9 +190,11 @@ class AggregationSettings(Section):
     max_update_norm: PositiveFloat | Literal["auto", "off"] = "auto"
     """Longest change of the adapter that counts, as a Euclidean norm. `auto`: five times the median
     of this round's other devices, and never further than AdamW can go in the round's steps."""
-    large_updates: Literal["refuse", "clip"] = "refuse"
+    large_updates: Literal["auto", "refuse", "clip"] = "auto"
     """What becomes of a longer one. `refuse`: the device is left out of the round, with a strike,
-    as long as enough others are left. `clip`: it counts, shortened to the bound."""
+    as long as enough others are left. `clip`: it counts, shortened to the bound. `auto`: `refuse`
+    for what is beyond a number of yours or further than AdamW can go, else `clip`: an honest device
+    with data that the others never saw also moves much further than they do."""
     max_examples: PositiveInt = 10_000_000
     """Most training examples that a device may say it has, which is its weight and makes its steps;
     one that says more is not let in."""
