@@ -77,8 +77,8 @@ _TAIL = """
   `activation` and `gradient` are training only; what crosses the cut while evaluating is
   `evaluation`, heartbeats and other small messages are `control`.
 - `phase`: {phases}.
-  Histogram buckets end at {buckets}
-  seconds.
+  Histogram buckets end, in seconds, at
+  {buckets}.
 
 ## Useful queries
 
