@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 import os
 import pwd
@@ -9,6 +10,7 @@ import socket
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -139,6 +141,30 @@ def test_a_path_in_nobody_s_home_names_its_setting(tmp_path: Path) -> None:
     consented = '[device]\nname = "a"\ntrain = "~/a.jsonl"\nconsent = { data_dirs = ["/d"] }\n'
     with pytest.raises(ConfigError, match=r"device.train = '~/a.jsonl'.*no home"):
         Consent(load_device(written(tmp_path / "d.toml", consented))).check_sources()
+
+
+@pytest.mark.usefixtures("nobody")
+def test_nothing_is_kept_in_a_folder_called_tilde(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import datasets
+    import huggingface_hub
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", "~/.cache/huggingface/datasets")
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", "~/.cache/huggingface/hub")
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", False)
+    found = SimpleNamespace(sha="0" * 40)
+    for name in ("model_info", "dataset_info"):
+        monkeypatch.setattr(huggingface_hub.HfApi, name, lambda *args, **more: found)
+    (tmp_path / "packed").mkdir()
+    (tmp_path / "packed" / "train.jsonl.gz").write_bytes(gzip.compress(b'{"text": "lamp"}\n'))
+    assert load_rows(tmp_path / "packed", DataSettings())[0].values == {"text": "lamp"}
+    with pytest.raises(DataError, match=r"'org/data'.*on the hub.*no home.*HF_HOME"):
+        load_rows("org/data", DataSettings())
+    with pytest.raises(ModelError, match=r"'org/model'.*on the hub.*no home.*HF_HOME"):
+        open_model("org/model")
+    assert not (tmp_path / "~").exists()
 
 
 def test_a_device_without_a_home_says_so_before_it_joins(tmp_path: Path) -> None:

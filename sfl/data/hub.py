@@ -9,9 +9,11 @@ from typing import Any
 
 from sfl.config import DataSettings
 from sfl.config.wording import did_you_mean
+from sfl.data.cache import has_cache, own_cache
 from sfl.data.classes import class_names, name_classes
 from sfl.data.plain import NoSuchSplit, read_plain
 from sfl.errors import DataError
+from sfl.models.hub import HF_HOME, NO_HOME
 from sfl.textfile import NotText, refuse_pointer
 
 _PROBE_SECONDS = 10.0
@@ -43,8 +45,15 @@ def read_dataset(
 def _rows(
     name: str, saved: Path | None, settings: DataSettings, field: str
 ) -> Iterator[tuple[str, dict[str, Any]]]:
+    if saved:
+        yield from _named(_from_disk(saved, name, settings, field), name, field)
+        return
+    with own_cache() as cache:
+        yield from _named(_load(name, settings, field, cache), name, field)
 
-    dataset = _from_disk(saved, name, settings, field) if saved else _load(name, settings, field)
+
+def _named(dataset: Any, name: str, field: str) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Places and fields of all rows, class numbers as names."""
     classes = class_names(dataset.features.to_dict())
     try:
         for number, row in enumerate(dataset, 1):
@@ -88,12 +97,12 @@ def _from_disk(folder: Path, name: str, settings: DataSettings, field: str) -> A
     return found
 
 
-def _load(name: str, settings: DataSettings, field: str) -> Any:
+def _load(name: str, settings: DataSettings, field: str, cache: str | None) -> Any:
     import datasets
 
     subset, split = settings.subset or None, settings.split
     try:
-        return datasets.load_dataset(name, subset, split=split)
+        return datasets.load_dataset(name, subset, split=split, cache_dir=cache)
     except (
         OSError,
         ValueError,
@@ -172,6 +181,8 @@ def find_on_hub(name: str, field: str) -> None:
             f"({_first_line(error)})",
             "Check the path; HF_HUB_OFFLINE=1 takes a copy from the cache.",
         ) from None
+    if not has_cache():
+        raise DataError(field, name, f"is on the hub, and {NO_HOME}", HF_HOME)
 
 
 def _find_in_cache(name: str, field: str, home: Path, hub: Path) -> None:

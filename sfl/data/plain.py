@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from sfl.config import DataSettings
+from sfl.data.cache import own_cache
 from sfl.data.load import ENDINGS, READERS, Record
 from sfl.data.malformed import Malformed
 from sfl.textfile import NotText, not_utf8
@@ -57,9 +58,11 @@ def _files(path: Path, subset: str) -> dict[str, list[Path]] | None:
         if any(info.features for info in DatasetInfosDict.from_directory(str(path)).values()):
             return None  # its README declares what its columns are
     try:
-        config: Any = datasets.load_dataset_builder(str(path), subset or None).config
+        with own_cache() as cache:
+            builder = datasets.load_dataset_builder(str(path), subset or None, cache_dir=cache)
     except (OSError, ValueError, RuntimeError, TypeError, datasets.exceptions.DatasetsError):
         return None  # reading it says what is wrong
+    config: Any = builder.config
     found = {
         str(split): [Path(file) for file in files]
         for split, files in (config.data_files or {}).items()

@@ -12,6 +12,8 @@ TIMEOUT = 5.0
 """Seconds to wait for the hub's answer before the cache is all there is."""
 CONFIGURATION = ["*.json", "tokenizer*", "*.model", "*.txt", "*.jinja"]
 WEIGHTS = ["*.safetensors"]
+NO_HOME = "this user has no home directory to keep it in"
+HF_HOME = "Set HF_HOME to a folder that can be written to."
 
 
 def fetch_from_hub(name: str, *, weights: bool = True) -> Path:
@@ -21,7 +23,7 @@ def fetch_from_hub(name: str, *, weights: bool = True) -> Path:
     within seconds where the hub does not answer and the cache has nothing.
     """
     # Only runs that name a hub model pay for the client.
-    from huggingface_hub import HfApi, snapshot_download
+    from huggingface_hub import HfApi, constants, snapshot_download
     from huggingface_hub.errors import HTTPError  # type: ignore[attr-defined]
 
     reason = ""
@@ -35,6 +37,8 @@ def fetch_from_hub(name: str, *, weights: bool = True) -> Path:
                 name, allow_patterns=patterns, ignore_patterns=["*/*"], local_files_only=True
             )
         else:
+            if str(constants.HF_HUB_CACHE).startswith("~"):  # a folder of that name, here
+                raise ModelError("model.path", name, f"is on the hub, and {NO_HOME}", HF_HOME)
             folder = snapshot_download(
                 name,
                 revision=revision,
