@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 from dataclasses import replace
 from pathlib import Path
@@ -10,12 +11,14 @@ from typing import Any
 import pytest
 import tomli_w
 import torch
+from rich.console import Console
 
-from sfl.cli.privacy import read_cuts, sentences
+from sfl.cli.privacy import read_cuts, sentences, show
 from sfl.config import load_run
 from sfl.errors import ConfigError
-from sfl.privacy import attacks, experiment, measure, plan
+from sfl.privacy import Finding, Findings, attacks, experiment, measure, plan
 from sfl.privacy.crossing import Rows
+from sfl.report.text import percent
 from tests.federation import sfl
 from tests.test_federation import completions, device, tiny
 
@@ -122,9 +125,21 @@ def test_the_command_prints_json_and_a_wrong_cut_is_named(tmp_path: Path) -> Non
     (finding,) = json.loads(done.stdout)["findings"]
     assert finding["mlp"] > 0.95 and finding["codec"] == "none"
     done = sfl("privacy", path, "--cuts", "9")
-    assert done.returncode == 2 and "cut_layer = 9" in done.stderr
+    assert done.returncode == 2 and "--cuts = 9" in done.stderr
     with pytest.raises(ConfigError, match="Write 0,1,2"):
         read_cuts("1,x")
+
+
+def test_every_number_is_whole_however_narrow_the_terminal() -> None:
+    shares = (0.136, 0.991, 0.992, 0.993, 0.994, 0.995, 0.996, 0.997)
+    finding = Finding("harbour", 1, "uniform(0.25, dither) | rans", 100, 1000, *shares)
+    found = Findings("m", "vanilla", "causal_lm", 0, True, (finding,))
+    console = Console(file=io.StringIO(), width=40, highlight=False)
+    show(found, console)
+    written_out = console.file.getvalue()  # type: ignore[attr-defined]
+    assert "…" not in written_out
+    (row,) = [line for line in written_out.splitlines() if "harbour" in line]
+    assert finding.codec in row and row.split()[-8:] == [percent(share) for share in shares]
 
 
 def test_random_strings_begin_as_the_victims_do(tmp_path: Path) -> None:

@@ -72,8 +72,15 @@ def measure_and_show(
     if as_json:
         typer.echo(json.dumps({"sfl": sfl.__version__, **findings.to_dict()}, indent=2))
         return
-    console = Console(highlight=False)
-    console.print(_table(findings))
+    show(findings, Console(highlight=False))
+
+
+def show(findings: Findings, console: Console) -> None:
+    """The table at its full width, whatever the terminal's: a number is whole or is none."""
+    table = _table(findings)
+    whole = console.measure(table, options=console.options.update_width(1000)).maximum
+    console.width = max(console.width, whole)
+    console.print(table)
     for line in sentences(findings):
         console.print(line, soft_wrap=True)
 
