@@ -45,6 +45,7 @@ from sfl.rounds import (
     Coordinator,
     DeviceJoined,
     DeviceLost,
+    DeviceMoved,
     DeviceOffended,
     DeviceReady,
     EdgeLost,
@@ -636,6 +637,8 @@ class CloudAggregator:
     def heard(self, snapshot: NodeSnapshot) -> None:
         """Statistics of an edge or of one of its devices."""
         self.records.heard(snapshot)
+        if snapshot.kind == "device":
+            self._happened(DeviceMoved(snapshot.name, snapshot.moved, bool(snapshot.paused)))
 
 
 def _trust(own: OwnCertificate | None) -> Trust | None:

@@ -7,6 +7,7 @@ import contextlib
 import logging
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -309,8 +310,13 @@ class EdgeServer:
 
     async def _heartbeats(self, interval: float) -> None:
         while True:
-            self._beat([snapshot.to_json() for snapshot in self._devices.values()])
+            self._beat([self._as_seen(one).to_json() for one in self._devices.values()])
             await asyncio.sleep(interval)
+
+    def _as_seen(self, snapshot: NodeSnapshot) -> NodeSnapshot:
+        """A device's statistics, with what this edge itself has seen of it."""
+        stream = self.service.streams.get(snapshot.name)
+        return replace(snapshot, moved=0 if stream is None else stream.moved)
 
     def _beat(self, devices: Sequence[str] = ()) -> None:
         """Tell the cloud what this edge has counted, and what its devices have said."""

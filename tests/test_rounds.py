@@ -13,6 +13,7 @@ from sfl.rounds import (
     Coordinator,
     DeviceJoined,
     DeviceLost,
+    DeviceMoved,
     DeviceOffended,
     DeviceReady,
     EdgeLost,
@@ -154,6 +155,77 @@ def test_late_devices_are_left_out_at_the_deadline() -> None:
     commands = coordinator.handle(Tick(), 10.0)
     assert [type(command) for command in commands] == [Evict, Fault, Aggregate]
     assert commands[-1].contributions == {"d0": 10, "d1": 10}
+
+
+def holding(now: float, **network: Any) -> Coordinator:
+    """A round of three whose third device holds it: the others took `now` seconds."""
+    coordinator, _ = joined(settings(network={"round_timeout": 3600.0, **network}))
+    for device in ("d0", "d1"):
+        for side in ("device", "edge"):
+            coordinator.handle(UpdateReceived(device, side, 1, 5), now)  # type: ignore[arg-type]
+        assert coordinator.handle(ReportReceived(device, 1), now) == []
+    return coordinator
+
+
+def beats(coordinator: Coordinator, until: float, moves: bool, resting: bool = False) -> list[Any]:
+    """Heartbeats of d2 each second; what comes of them, and of the clock."""
+    for second in range(int(coordinator._now) + 1, int(until) + 1):
+        count = second if moves else 7
+        coordinator.handle(DeviceMoved("d2", count, resting), float(second))
+        if commands := coordinator.handle(Tick(), float(second)):
+            return commands
+    return []
+
+
+def test_who_only_beats_is_left_out_when_the_others_are_done() -> None:
+    coordinator = holding(5.0)
+    assert beats(coordinator, 299, moves=False) == []
+    evict, fault, aggregate = beats(coordinator, 320, moves=False)
+    assert evict.device == "d2" and aggregate.contributions == {"d0": 10, "d1": 10}
+    assert fault.reason.startswith("nothing moved for 300 s while 2 of 3 devices finished")
+    assert "strike 1 of 3" in fault.reason
+
+
+@pytest.mark.parametrize(
+    ("took", "network", "patience"),
+    [
+        (100.0, {}, 1000.0),  # ten times what the others took
+        (5.0, {"straggler_seconds": 900.0}, 900.0),
+        (100.0, {"straggler_factor": 20.0}, 2000.0),
+        (5.0, {"straggler_factor": "off"}, 3590.0),
+    ],
+)
+def test_how_long_it_is_waited_for(took: float, network: dict[str, Any], patience: float) -> None:
+    coordinator = holding(took, **network)
+    assert beats(coordinator, took + patience, moves=False) == []
+    left_out = beats(coordinator, took + patience + 2, moves=False)
+    assert bool(left_out) is ("straggler_factor" not in network or patience == 2000.0)
+
+
+def test_a_slow_device_that_moves_is_waited_for_and_one_that_stops_is_not() -> None:
+    coordinator = holding(1.0)
+    assert beats(coordinator, 3000, moves=True) == []
+    assert beats(coordinator, 3299, moves=False)[:1] == []
+    *_, aggregate = beats(coordinator, 3310, moves=False)
+    assert isinstance(aggregate, Aggregate)
+
+
+def test_half_of_a_round_and_enough_devices_have_to_be_done_first() -> None:
+    config = settings(4, run={"rounds": 2, "min_devices": 1}, network={"round_timeout": 3600.0})
+    coordinator, _ = joined(config)
+    deliver(coordinator, "d0")
+    assert coordinator.handle(Tick(), 3599.0) == []
+    # With as many as it takes for a round left, nobody of them is left out before the deadline.
+    coordinator, _ = joined(settings(run={"rounds": 2, "min_devices": 3}))
+    for device in ("d0", "d1"):
+        deliver(coordinator, device)
+    assert coordinator.handle(Tick(), 3599.0) == []
+
+
+def test_a_device_that_rests_is_left_out_too_and_it_is_no_strike() -> None:
+    coordinator = holding(1.0)
+    _, fault, _ = beats(coordinator, 400, moves=False, resting=True)
+    assert "strike" not in fault.reason
 
 
 def test_a_grace_ends_the_wait_for_the_rest_once_enough_are_there() -> None:

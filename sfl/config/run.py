@@ -384,6 +384,12 @@ class NetworkSettings(Section):
     `join_timeout`. Whoever comes later joins with the next round."""
     round_timeout: Seconds = 3600.0
     """Seconds a round may take; devices that are not done then are left out of it."""
+    straggler_factor: Annotated[float, Field(ge=1.0)] | Literal["off"] = 10.0
+    """Once half of a round's devices, and enough, are done: a device of which nothing moves for
+    this many times what the median of those took is left out. A slow device that sends or takes
+    something in that time is waited for. `off`: until `round_timeout`."""
+    straggler_seconds: PositiveFloat = 300.0
+    """The same, at least so many seconds: longer than a device needs between two micro-batches."""
     credits: PositiveInt = 4
     """Micro-batches of one device that may be in flight at once. In training a device uses no more
     of them than keep it, its link and its edge busy. Changes no bit."""

@@ -95,6 +95,7 @@ class NodeSnapshot:
     `adapters_resting` of an edge's devices lie in files, `adapters_woken` have come back so far.
     `temperature` (degrees Celsius) to `power` (watts) are a device's sensors, as sfl.board.Board
     has them, yes and no as 1 and 0; None where there is none. `paused` is why it rests, or empty.
+    `moved` of a device is its edge's count of messages from and to it, heartbeats apart.
     """
 
     name: str
@@ -135,6 +136,7 @@ class NodeSnapshot:
     paused: str = ""
     adapters_resting: int = 0
     adapters_woken: int = 0
+    moved: int = 0
     bytes: ByteTotals = field(default_factory=ByteTotals)
     phases: Mapping[Phase, PhaseTotals] = field(default_factory=dict)
 
@@ -330,5 +332,6 @@ _PLAIN: dict[str, Callable[[Any], Any]] = {
     "paused": _word,
     "adapters_resting": _count,
     "adapters_woken": _count,
+    "moved": _count,
 }
 """How each plain field is read from a peer's JSON."""

@@ -24,6 +24,7 @@ from sfl.rounds.messages import (
     Command,
     DeviceJoined,
     DeviceLost,
+    DeviceMoved,
     DeviceOffended,
     DeviceReady,
     EdgeLost,
@@ -48,6 +49,7 @@ from sfl.rounds.messages import (
     Welcome,
 )
 from sfl.rounds.rehearsal import Rehearsal
+from sfl.rounds.stragglers import Stragglers
 from sfl.rounds.strikes import Strikes
 from sfl.rounds.work import cannot_take, steps_of
 
@@ -110,6 +112,7 @@ class Coordinator:
         self.num_layers: int | None = None
         self.models = Agreement[tuple[int, str]](max(1, len(settings.run.edges)))
         self.strikes = Strikes(settings.aggregation.strikes)
+        self.stragglers = Stragglers(settings.network, settings.min_devices)
         self._cannot_compute: dict[str, str] = {}  # with the open round's adapter, and why
         self._rehearsal: Rehearsal | None = None
         self._losses: dict[str, str] = {}  # why who is not there now was lost
@@ -207,6 +210,11 @@ class Coordinator:
         return self._advance()
 
     @_on.register
+    def _(self, event: DeviceMoved) -> list[Command]:
+        self.stragglers.moved(event.device, event.count, event.resting, self._now)
+        return []
+
+    @_on.register
     def _(self, event: Rehearsed) -> list[Command]:
         if self._rehearsal is not None:
             self._rehearsal.note(event.device, event.seconds, event.value_bits)
@@ -225,7 +233,7 @@ class Coordinator:
     @_on.register
     def _(self, event: Tick) -> list[Command]:
         due = self._now >= min(self._deadline, self._grace_ends)
-        return self._advance() if due else []
+        return self._advance() if due or self.phase in (Phase.ROUND, Phase.FINAL) else []
 
     def _progress_of(self, device: str, round_: int) -> Progress | None:
         return self.progress.get(device) if round_ == self.round else None
@@ -395,6 +403,7 @@ class Coordinator:
         self.phase = Phase.ROUND if training else Phase.FINAL
         self._deadline = self._now + self.settings.network.round_timeout
         self._cannot_compute = {}
+        self.stragglers.begin(self._now)
         settings, devices = self.settings, self.devices
         steps = {n: steps_of(settings, devices[n].num_examples, self.round) for n in ready}
         self.progress = {n: Progress(steps[n], devices[n].num_examples) for n in ready}
@@ -456,13 +465,16 @@ class Coordinator:
         return self._finish(False, reason)
 
     def _leave_out_late(self) -> list[Command]:
-        if self._now < self._deadline:
-            return []
-        late = sorted(name for name, progress in self.progress.items() if not progress.done)
-        reason = f"not done within round_timeout ({self.settings.network.round_timeout:g} s)"
+        done = [name for name, progress in self.progress.items() if progress.done]
+        rest = sorted(set(self.progress).difference(done))
+        late = self.stragglers.late(done, rest, self._now)
+        if over := self._now >= self._deadline:
+            waited = self.settings.network.round_timeout
+            late = dict.fromkeys(rest, f"not done within round_timeout ({waited:g} s)")
         commands: list[Command] = []
-        for name in late:
-            commands += self._send_away(name, reason, "silence")
+        for name, reason in late.items():
+            excused = self.stragglers.rests(name) and not over
+            commands += self._send_away(name, reason, "link" if excused else "silence")
         return commands
 
     def _finish(self, ok: bool, reason: str) -> list[Command]:

@@ -96,6 +96,18 @@ class ReportReceived:
 
 
 @dataclass(frozen=True, slots=True)
+class DeviceMoved:
+    """So many frames has its edge seen of a device, or written to it, heartbeats apart.
+
+    `resting`: the device says that it rests.
+    """
+
+    device: str
+    count: int
+    resting: bool = False
+
+
+@dataclass(frozen=True, slots=True)
 class Rehearsed:
     """A device has timed steps: seconds a step, for each number of micro-batches.
 
@@ -129,6 +141,7 @@ Event = (
     | DeviceOffended
     | UpdatesRefused
     | ReportReceived
+    | DeviceMoved
     | Rehearsed
     | AdapterReady
     | Tick

@@ -27,6 +27,7 @@ from sfl.transport.blame import cause_told
 from sfl.transport.contract import DeviceContract
 from sfl.transport.doorkeeper import expect
 from sfl.transport.group import first_message, run_together
+from sfl.transport.outbox import Outbox
 from sfl.transport.signed import NotSigned, SignatureCheck
 from sfl.transport.spool import Part, Spool
 from sfl.transport.status import status_of
@@ -121,7 +122,7 @@ class EdgeStream:
 
     edge: str
     host: Host
-    outbox: asyncio.Queue[cloud_pb2.CloudMessage] = field(default_factory=asyncio.Queue)
+    outbox: Outbox = field(init=False)
     last_heard: float = field(default_factory=time.monotonic)
     part: Part | None = None
     devices: dict[str, DeviceContract] = field(default_factory=dict)
@@ -135,6 +136,7 @@ class EdgeStream:
 
     def __post_init__(self) -> None:
         self._pace = contract.Pace(self.host.heartbeat_interval)
+        self.outbox = Outbox(len(self.host.run_settings.devices))
 
     def admitted(self, device: str) -> None:
         """From now on this edge speaks for the device."""
@@ -145,7 +147,7 @@ class EdgeStream:
         for entry in message.start.devices:
             if entry.device in self.devices:
                 self.devices[entry.device].begin(entry.start)
-        self.outbox.put_nowait(message)
+        self.outbox.put(message)
 
     async def read(self, requests: AsyncIterator[cloud_pb2.EdgeReportMessage]) -> None:
         """Take what the edge sends."""
@@ -169,7 +171,8 @@ class EdgeStream:
             silent = time.monotonic() - self.last_heard
             if silent > self.host.idle_timeout:
                 raise LinkLost(f"not a byte for {silent:.0f} s")
-            self.post(cloud_pb2.CloudMessage(heartbeat=tensor_pb2.Heartbeat()))
+            if not self.outbox:  # else it hears of those
+                self.post(cloud_pb2.CloudMessage(heartbeat=tensor_pb2.Heartbeat()))
 
     def _take(self, message: cloud_pb2.EdgeReportMessage) -> None:
         takers: dict[str, Callable[[], None]] = {
@@ -331,17 +334,20 @@ class CloudService:
         stream.post(cloud_pb2.CloudMessage(settings=settings))
         reason: SflError = LinkLost("the stream broke")
         try:
-            await run_together(stream.read(requests), stream.write(context), stream.beat())
+            await run_together(
+                stream.read(requests), stream.write(context), stream.beat(), stream.outbox.watch()
+            )
         except SflError as error:
             reason = error
             if isinstance(error, DiskError):  # the cloud's own: no edge's fault
                 self._host.failed(error)
-            with contextlib.suppress(grpc.aio.AbortError):
-                await context.abort(status_of(error), str(error))
         finally:
             del self.streams[stream.edge]
             self._host.stats.connected = len(self.streams)
             self._host.edge_lost(stream.edge, str(reason))
+        # Last, since an edge that reads nothing does not take this either.
+        with contextlib.suppress(grpc.aio.AbortError):
+            await context.abort(status_of(reason), str(reason))
 
     async def _open(self, requests: AsyncIterator[cloud_pb2.EdgeReportMessage]) -> EdgeStream:
         hello = (await first_message(requests, "hello")).hello

@@ -153,6 +153,8 @@ class DeviceStream:
     """When the tensor of each kind that is arriving began to."""
     _waiting: int = 0
     """Tensors of this stream that have arrived and are not computed with yet."""
+    moved: int = 0
+    """Messages from the device, and to it as the link took them, heartbeats apart."""
     _unsent: int = 0
     """Answers to this device's tensors that it has not taken off the link yet."""
     _decoding: set[asyncio.Future[TensorMessage]] = field(default_factory=set)
@@ -216,6 +218,7 @@ class DeviceStream:
         adapters = AdapterAssembly(self.host.adapter_limit)
         async for message in requests:
             self.last_heard = time.monotonic()
+            self.moved += not _is_heartbeat(message)
             if isinstance(message, Frame):
                 self._take_tensor(message, tensors)
                 continue
@@ -271,6 +274,7 @@ class DeviceStream:
 
     async def _put(self, message: Outgoing, context: Context) -> None:
         await context.write(_for_grpc(message))
+        self.moved += not _is_heartbeat(message)
         self._unsent -= isinstance(message, Ready) and message.answers
 
     async def beat(self) -> None:
@@ -584,6 +588,11 @@ def _lands(reply: Reply) -> bool:
     if isinstance(reply, GradientNorm):
         return False
     return reply.kind is not Kind.HIDDEN or reply.key.purpose is Purpose.EVALUATION
+
+
+def _is_heartbeat(message: object) -> bool:
+    told = isinstance(message, edge_pb2.DeviceMessage | edge_pb2.EdgeMessage)
+    return told and message.WhichOneof("body") == "heartbeat"  # type: ignore[attr-defined]
 
 
 def _for_grpc(message: Outgoing) -> edge_pb2.EdgeMessage | bytes:
