@@ -21,7 +21,8 @@ class Outbox:
     """Messages to one edge, in order.
 
     Adapters have a bound of their own, whatever their size: when a round begins, the one before it
-    may wait with the sums that go ahead of it, and nothing older. Once a bound is passed nothing is kept, and `watch` says so.
+    may wait with the sums that go ahead of it, and nothing older. Once a bound is passed nothing is
+    kept, and `watch` says so.
     """
 
     def __init__(self, num_devices: int = 0) -> None:
