@@ -352,6 +352,8 @@ class EdgeServer:
             self._folded = asyncio.create_task(self._fold(stack))
         assert self._folded is not None, "the cloud begins with the first"
         for device, stream in self.service.streams.items():
+            if not stream.is_ready:
+                continue  # the cloud sends all of them again with its first round
             spans = self._plan(device).device_spans
             theirs = {
                 name: array

@@ -531,6 +531,8 @@ def test_what_folds_is_bounded_by_the_span_too() -> None:
     settings = RunSettings.model_validate({**values, "aggregation": {"strategy": "flora"}})
     reader = _Reader(NodeStats("d", "device"), lambda item: None, None, None, "d")  # type: ignore
     reader.take(welcome(settings=settings.model_dump_json()))
+    with pytest.raises(ProtocolError, match="1048576 bytes announced, 0 are allowed"):
+        reader.take(adapter(side="stack", num_bytes=1 << 20))  # nor is any due before
     reader.expect([(8, 64), (64, 8)], 64)
     with pytest.raises(ProtocolError, match="bytes announced"):
         reader.take(adapter(side="stack", num_bytes=1 << 20))

@@ -19,7 +19,6 @@ from sfl.orders.places import Claim, next_place
 from sfl.stage.engine import Engine
 from sfl.stage.messages import Key, Kind, Purpose, TensorMessage
 from sfl.stage.session import Session, handle_together
-from sfl.transport.chunks import ADAPTER_LIMIT
 from sfl.transport.cut import Cut
 from sfl.transport.edge_service import EdgeService
 from sfl.transport.envelope import Frame
@@ -84,7 +83,7 @@ class Floor:
         together: int = 1,
     ) -> None:
         self.stats = sessions[0].stats
-        self.adapter_limit = ADAPTER_LIMIT
+        self.adapter_limit = 4 << 30
         self.engine = Engine(1, ORDERS[order], together)
         self.places = Places(room, ORDERS[order])
         self.service = EdgeService(self)  # type: ignore[arg-type]

@@ -87,6 +87,20 @@ def test_a_file_without_a_header_starts_nothing(tmp_path: Path) -> None:
     assert examine(run.settings).rows == 8
 
 
+@pytest.mark.parametrize("first", ["a", "b"])
+def test_a_file_that_one_device_holds_out_and_another_trains_on_is_checked_for_both(
+    tmp_path: Path, first: str
+) -> None:
+    (tmp_path / "t.jsonl").write_text(lines(*[PAIR] * 8))
+    one = str(tmp_path / "a.jsonl")
+    held = {"name": "a", "train": str(tmp_path / "t.jsonl"), "eval": one}
+    alone = {"name": "b", "train": one}
+    devices = [held, alone] if first == "a" else [alone, held]
+    found = config(tmp_path, lines(PAIR), devices=devices, data={"train": None})
+    with pytest.raises(DataError, match="none of which can be held out"):
+        examine(found.settings)  # b has a single row
+
+
 def test_all_devices_have_one_layout(tmp_path: Path) -> None:
     (tmp_path / "b.jsonl").write_text(lines(*[{"text": "x"}] * 4))
     devices = [{"name": "a"}, {"name": "b", "train": str(tmp_path / "b.jsonl")}]

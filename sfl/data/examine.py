@@ -28,13 +28,17 @@ Check = Callable[[Row, RunSettings], object]
 
 @dataclass(slots=True)
 class Examiner:
-    """Reads every source of a run that lies on this machine once, and keeps none of its rows."""
+    """Reads every source of a run that lies on this machine, and keeps none of its rows.
+
+    Once for its rows, and once more for each other use that devices make of it.
+    """
 
     settings: RunSettings
     model: Path | None = None
     """Folder of the run's model, where it is here; without it no row is held against a length."""
     rows: int = field(default=0, init=False)
     _found: dict[tuple[str, ...], Layout] = field(default_factory=dict, init=False)
+    _used: set[tuple[object, ...]] = field(default_factory=set, init=False)
     _first: tuple[str, Layout] | None = field(default=None, init=False)
     _targets: TargetCheck = field(init=False)
 
@@ -55,20 +59,27 @@ class Examiner:
             self._look(held_out, train, entry.name)
 
     def _look(self, source: Source, other: Source | None, device: str) -> None:
-        key = (str(source.name), source.data.split, source.data.subset, str(source.shared))
-        if not source.is_here or key in self._found:
+        key = _key(source)
+        # Held out elsewhere or not, and with which tokenizer: of one file each use is checked.
+        use = key, other and _key(other), self.settings.device(device).model
+        if not source.is_here or use in self._used:
             return
         rows = load_rows(source.name, source.data, source.field)
-        model = self.settings.model
-        layout = layout_of(rows, model, source.data)
+        layout = layout_of(rows, self.settings.model, source.data)
+        if key not in self._found:
+            self._check_rows(rows, layout, source)
+        self._check_parts(rows, layout, source, other, device)
+        if key not in self._found:
+            self._check_alike(source, layout)
+            self._found[key] = layout
+            self.rows += len(rows)
+        self._used.add(use)
+
+    def _check_rows(self, rows: list[Row], layout: Layout, source: Source) -> None:
         for row in rows:
             _CHECKS[layout](row, self.settings)
         if layout == "messages" and not any(has_answer(row, source.data) for row in rows):
             raise nothing_to_score(rows)
-        self._check_parts(rows, layout, source, other, device)
-        self._check_alike(source, layout)
-        self._found[key] = layout
-        self.rows += len(rows)
 
     def _check_parts(
         self, rows: list[Row], layout: Layout, source: Source, other: Source | None, device: str
@@ -105,6 +116,10 @@ class Examiner:
                 f"its rows are laid out as {layout!r}, those of {first[0]} as {first[1]!r}",
                 "Give all of them the same fields, or set data.layout.",
             )
+
+
+def _key(source: Source) -> tuple[str, ...]:
+    return str(source.name), source.data.split, source.data.subset, str(source.shared)
 
 
 def _check_completion(row: Row, settings: RunSettings) -> None:

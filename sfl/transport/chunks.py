@@ -146,9 +146,6 @@ class TensorAssembly:
 
 AdapterAssembly = Assembly[tensor_pb2.AdapterHeader]
 
-ADAPTER_LIMIT = 4 << 30
-"""Most bytes that a sum of rounds may announce, where it is not known yet what one consists of."""
-
 
 def pieces(payload: Buffer, header_bytes: int = 0) -> Iterator[tuple[bool, Chunks, bool]]:
     """(first, data, last) of each frame; an empty payload is one empty frame. Slices `payload`.

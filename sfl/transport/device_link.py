@@ -43,7 +43,6 @@ from sfl.stage.messages import (
 )
 from sfl.transport import checked, contract
 from sfl.transport.chunks import (
-    ADAPTER_LIMIT,
     AdapterAssembly,
     Buffer,
     TensorAssembly,
@@ -568,8 +567,6 @@ class _Reader:
         if self._settings is not None:
             raise ProtocolError("the edge said welcome twice")
         self._settings = contract.welcome(message.welcome, self._device)
-        if self._settings.aggregation.folds:
-            self._adapter.limit = ADAPTER_LIMIT  # sums of earlier rounds may come ahead of the span
         self._put(message.welcome)
 
     def _on_norm(self, message: edge_pb2.EdgeMessage) -> None:

@@ -139,6 +139,8 @@ class DeviceStream:
     last_heard: float = field(default_factory=time.monotonic)
     held: Mapping[str, np.ndarray] = field(default_factory=dict)
     """The adapter values that the device has, as they arrived there; where they are coded only."""
+    is_ready: bool = False
+    """Whether the device has its span; before, no adapter and no sum is due."""
     stacks: int = 0
     """How many rounds' sums the device has been sent for its base."""
     _updates: UpdateSender = field(init=False)
@@ -304,6 +306,7 @@ class DeviceStream:
             self._take_report(message.report)
         elif body == "ready":
             self._hear(self._contract.ready(message.ready))
+            self.is_ready = True
             self.host.ready(self.device, message.ready)
         else:
             raise ProtocolError(f"{body or 'an empty message'} was not due")
