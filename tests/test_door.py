@@ -108,6 +108,31 @@ def test_only_old_and_silent_ones_of_an_address_with_too_many_are_closed() -> No
     assert door._too_many(silent, door.SILENT_SECONDS + 1.0) == ["a 0", "a 1"]
 
 
+def test_a_connection_whose_calls_have_ended_says_nothing_any_more(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """One refused call on each would else keep every place of an edge taken for good."""
+    closed: list[str] = []
+    monkeypatch.setattr(door, "hang_up", lambda descriptor, peer: closed.append(peer))
+    connections = {f"10.0.0.9 {number}": number for number in range(door.SILENT + 5)}
+
+    def caller(number: int) -> Any:
+        return SimpleNamespace(peer=lambda: f"ipv4:10.0.0.9:{number}")
+
+    async def act() -> None:
+        own = door.Door()
+        async with own._call(caller(0)):
+            for number in range(1, len(connections)):
+                async with own._call(caller(number)):
+                    pass
+            own.look(connections, 0.0)
+            assert not closed
+            own.look(connections, door.SILENT_SECONDS)
+        assert len(closed) == 4 and "10.0.0.9 0" not in closed
+
+    asyncio.run(act())
+
+
 def test_a_connection_of_ones_own_is_hung_up_and_no_other() -> None:
     with socket.create_server(("127.0.0.1", 0)) as listener:
         port = listener.getsockname()[1]

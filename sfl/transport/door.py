@@ -1,7 +1,7 @@
 """How many may stand at a server's door, known or not: connections, and calls of one caller.
 
 gRPC itself bounds connections in all and the time of a handshake; it shows Python neither a
-connection that makes no call nor its address. So a thread looks at this process's own sockets
+connection that has no call open nor its address. So a thread looks at this process's own sockets
 twice a second, and hangs up on those of an address that has too many that say nothing. Bytes do
 not pass here: what this costs does not grow with what is sent.
 """
@@ -40,7 +40,7 @@ RESERVED_FILES = 96
 CALLS = 16
 """Open at once, of one caller: a session, its transfers, and a few that are ending."""
 SILENT = 64
-"""Connections of one address that have made no call, beyond which the oldest are closed."""
+"""Connections of one address without an open call, beyond which the oldest are closed."""
 SILENT_SECONDS = 2.0
 """How old those are at least: nodes that start together on one machine come all at once."""
 LOOK = 0.5
@@ -59,13 +59,14 @@ def door_options() -> tuple[tuple[str, int], ...]:
 
 
 class Door(grpc.aio.ServerInterceptor):  # type: ignore[type-arg]
-    """Counts the calls of each caller, and knows which connections have made one."""
+    """Counts the calls of each caller, and knows which connections have one open."""
 
     def __init__(self) -> None:
         self._calls: Counter[str] = Counter()
-        self._known: set[str] = set()
+        self._open: Counter[str] = Counter()
+        """Calls of each connection: one whose calls have ended says nothing any more."""
         self._silent: dict[str, float] = {}
-        """When each connection that has made no call was first seen."""
+        """Since when each connection that has no call open is known to have none."""
 
     @contextlib.contextmanager
     def watched(self, address: str) -> Iterator[None]:
@@ -92,8 +93,7 @@ class Door(grpc.aio.ServerInterceptor):  # type: ignore[type-arg]
 
     def look(self, connections: dict[str, int], now: float) -> None:
         """Hang up on what is too much, of connections by peer, with a descriptor of each."""
-        self._known &= connections.keys()
-        silent = connections.keys() - self._known
+        silent = connections.keys() - self._open.keys()
         self._silent = {peer: self._silent.get(peer, now) for peer in silent}
         for peer in _too_many(self._silent, now):
             hang_up(connections[peer], peer)
@@ -110,19 +110,13 @@ class Door(grpc.aio.ServerInterceptor):  # type: ignore[type-arg]
     @contextlib.asynccontextmanager
     async def _call(self, context: Context) -> AsyncIterator[None]:
         peer = _peer(context.peer())
-        self._known.add(peer)
         caller = caller_name() or peer
         if self._calls[caller] >= CALLS:
             sparing.warning(caller, "%s has %d calls open: no more are taken", caller, CALLS)
             reason = f"{caller} has {CALLS} calls open already"
             await context.abort(status_of(Refused()), reason)
-        self._calls[caller] += 1
-        try:
+        with _one_more(self._calls, caller), _one_more(self._open, peer):
             yield
-        finally:
-            self._calls[caller] -= 1
-            if not self._calls[caller]:
-                del self._calls[caller]
 
     def _counted(self, handler: Any) -> Handler:
         kind = f"{_side(handler.request_streaming)}_{_side(handler.response_streaming)}"
@@ -141,6 +135,18 @@ class Door(grpc.aio.ServerInterceptor):  # type: ignore[type-arg]
         make = getattr(grpc, f"{kind}_rpc_method_handler")
         made: Handler = make(counted, handler.request_deserializer, handler.response_serializer)
         return made
+
+
+@contextlib.contextmanager
+def _one_more(counts: Counter[str], name: str) -> Iterator[None]:
+    """Count one for as long as this lasts; what comes to none is forgotten."""
+    counts[name] += 1
+    try:
+        yield
+    finally:
+        counts[name] -= 1
+        if not counts[name]:
+            del counts[name]
 
 
 def _side(streams: bool) -> str:
