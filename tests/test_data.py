@@ -733,6 +733,17 @@ def test_chat_template_of_the_llama_2_kind(tmp_path: Path) -> None:
     assert example.input_ids[-1] == tokenizer.eos_id and example.input_ids[-2] != tokenizer.eos_id
 
 
+@pytest.mark.parametrize(("key", "value"), [("model_max_length", "long"), ("model_max_length", "")])
+def test_settings_that_a_tokenizer_stumbles_over_are_no_bug(
+    tmp_path: Path, key: str, value: Any
+) -> None:
+    folder = save_tokenizer(tmp_path, "GPT2Tokenizer", "gpt2")
+    content = json.loads((folder / "tokenizer_config.json").read_text())
+    (folder / "tokenizer_config.json").write_text(json.dumps({**content, key: value}))
+    with pytest.raises(ModelError, match=r"its tokenizer cannot be (used|loaded)"):
+        load_tokenizer(folder)
+
+
 @pytest.mark.parametrize(
     ("template", "words"),
     [

@@ -309,6 +309,9 @@ def test_broken_config(tmp_path: Path) -> None:
         ({"quantization_config": {}}, "quantised"),
         ({"hidden_size": None}, None),
         ({"num_attention_heads": "many"}, "transformers does not accept it"),
+        ({"num_attention_heads": 0}, "transformers does not accept it"),
+        ({"intermediate_size": -1}, "transformers does not accept it"),
+        ({"dtype": []}, "transformers does not accept it"),
     ],
 )
 def test_a_config_that_cannot_run(
@@ -322,6 +325,19 @@ def test_a_config_that_cannot_run(
     (folder / "config.json").write_text(json.dumps(config), encoding="utf-8")
     with pytest.raises(ModelError, match=match):
         build(open_model(folder), WHOLE, "causal_lm")
+
+
+@pytest.mark.parametrize("pad", [-1, 10**9, "vocab_size"])
+def test_a_pad_id_beyond_the_embedding_builds_the_same_model(
+    pad: int | str, tmp_path: Path
+) -> None:
+    """As a token leaves it that was added to the tokenizer alone: lengths mask padding."""
+    folder = copied("llama", tmp_path / "model")
+    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    config["pad_token_id"] = config.get(pad, pad)
+    (folder / "config.json").write_text(json.dumps(config), encoding="utf-8")
+    assert "pad_token_id" not in open_model(folder).config
+    build(open_model(folder), WHOLE, "causal_lm")
 
 
 def test_variants_that_cannot_run(tmp_path: Path) -> None:

@@ -9,6 +9,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from sfl.causes import foreseen
 from sfl.data.markers import Markers, settle_markers
 from sfl.errors import DataError, ModelError
 from sfl.models.jsonfile import read_object
@@ -231,12 +232,7 @@ class Tokenizer:
             yield self.decode([number])
 
     def _broken(self, problem: str) -> ModelError:
-        return ModelError(
-            "model.path",
-            str(self._folder),
-            f"its tokenizer cannot be used: {problem}",
-            "Fetch all of its files again, or save a tokenizer with save_pretrained(folder).",
-        )
+        return _broken(self._folder, problem)
 
     def _template(self, messages: list[dict[str, str]], *, add_generation_prompt: bool) -> str:
         return str(
@@ -244,6 +240,15 @@ class Tokenizer:
                 messages, tokenize=False, add_generation_prompt=add_generation_prompt
             )
         )
+
+
+def _broken(folder: Path, problem: str) -> ModelError:
+    return ModelError(
+        "model.path",
+        str(folder),
+        f"its tokenizer cannot be used: {problem}",
+        "Fetch all of its files again, or save a tokenizer with save_pretrained(folder).",
+    )
 
 
 def load_tokenizer(folder: Path) -> Tokenizer:
@@ -259,8 +264,14 @@ def load_tokenizer(folder: Path) -> Tokenizer:
     declared = _read(folder / "tokenizer_config.json")
     check_files(folder, config)
     lean = _lean_class(folder, str(config.get("model_type", "")), declared)
-    with without_marks(folder) as clean:
-        return Tokenizer(_load(clean, folder, lean), folder, config)
+    try:
+        with without_marks(folder) as clean:
+            return Tokenizer(_load(clean, folder, lean), folder, config)
+    except Exception as error:
+        if foreseen(error) is not None:
+            raise
+        # Whatever its settings hold, transformers takes them, and stumbles over them at work.
+        raise _broken(folder, plain(str(error)) or type(error).__name__) from error
 
 
 def _load(clean: Path, folder: Path, lean: str | None) -> PreTrainedTokenizerBase:

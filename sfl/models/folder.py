@@ -105,7 +105,7 @@ def open_model(path_or_hub_name: str | Path, *, weights: bool = True) -> ModelFo
                 "Give a Hugging Face folder, or a model's name on the hub.",
             )
         path = fetch_from_hub(name, weights=weights)
-    config = _read_config(path)
+    config = _with_pad_in_range(_read_config(path))
     family = _family(path, config)
     return ModelFolder(
         name=name,
@@ -214,6 +214,15 @@ def _read_config(path: Path) -> dict[str, Any]:
         raise ModelError(
             FIELD, str(path), "no config.json in it", "Give a Hugging Face model folder."
         ) from None
+
+
+def _with_pad_in_range(config: dict[str, Any]) -> dict[str, Any]:
+    """Without a pad id that the embedding has no row for, as a token leaves it that was added to
+    the tokenizer alone: lengths mask padding here, and transformers builds no such model."""
+    pad, rows = config.get("pad_token_id"), config.get("vocab_size")
+    if isinstance(pad, int) and isinstance(rows, int) and not 0 <= pad < rows:
+        return {key: value for key, value in config.items() if key != "pad_token_id"}
+    return config
 
 
 def _family(path: Path, config: Mapping[str, Any]) -> Family:

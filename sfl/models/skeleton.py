@@ -6,10 +6,10 @@ import importlib
 from typing import Any
 
 import torch
-from huggingface_hub.errors import StrictDataclassError
 from torch import nn
 from torch.overrides import TorchFunctionMode
 
+from sfl.causes import foreseen
 from sfl.errors import ModelError
 from sfl.models.family import Layout, Task
 from sfl.models.folder import ModelFolder
@@ -37,7 +37,10 @@ def build_skeleton(
         # On the meta device nothing is initialised; to try takes time, and imports sympy.
         with torch.device("meta"), initialization.no_init_weights(), _RealRanges():
             model: nn.Module = getattr(modeling, layout.model_class)(config)
-    except (StrictDataclassError, TypeError, ValueError, KeyError, AttributeError) as error:
+    except Exception as error:
+        if foreseen(error) is not None:
+            raise
+        # transformers and torch raise all sorts over sizes that do not fit each other.
         problem = " ".join(str(error).split()) or type(error).__name__
         raise ModelError(
             "model.path",
