@@ -161,7 +161,7 @@ def _train(
         return first, float(loss_now()), seconds
 
 
-def _alone(command: list[str]) -> dict[str, Any] | str:
+def in_its_own_process(command: list[str]) -> dict[str, Any] | str:
     """What a form's own process found; or why it cannot be had on this machine."""
     done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=ROOT)
     if done.returncode == 0:
@@ -184,7 +184,7 @@ def _random_model(folder: Path, options: argparse.Namespace) -> dict[str, str]:
     reference, missing = None, dict[str, str]()
     for form in ORDER:
         command = [sys.executable, __file__, *values, "--alone", form, str(model), str(texts)]
-        found = _alone(command)
+        found = in_its_own_process(command)
         if isinstance(found, str):
             missing[form] = found
             print(f"{form:10} left out: {found}", flush=True)

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import io
 import json
+import os
 import shutil
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +16,9 @@ import torch
 from rich.console import Console
 from safetensors.torch import load_file, save_file
 
+from benchmarks.precision import in_its_own_process
 from sfl.codec.spec import PRESETS
-from sfl.config import RunConfig, load_run
+from sfl.config import DeviceConfig, RunConfig, load_run
 from sfl.config.base import NODE_NAME, RUN_ID
 from sfl.config.effective import in_full
 from sfl.config.wording import PATTERNS
@@ -329,3 +332,26 @@ def test_doctor_says_what_it_takes_a_name_for(tmp_path: Path) -> None:
     done = sfl("doctor", "--model", "exampels/quickstart/model", "--memory", "9GB")
     assert "--model = 'exampels/quickstart/model'" in done.stdout, done.stdout
     assert "Did you mean 'examples/quickstart/model'?" in done.stdout
+
+
+def test_doctor_looks_at_a_devices_own_data(tmp_path: Path) -> None:
+    lying(tmp_path)
+    os.mkfifo(tmp_path / "pipe")
+    own = {"name": "a", "train": str(tmp_path / "a.jsonl"), "split": "tran"}
+    (check,) = check_data(DeviceConfig.model_validate(own), None, [tmp_path])
+    assert check.text.startswith("device.split = 'tran': nothing reads it: device.train is a file")
+    own = {"name": "a", "train": str(tmp_path / "homes"), "split": "x", "eval_split": "y"}
+    assert not list(check_data(DeviceConfig.model_validate(own), None, [tmp_path]))
+    own = {"name": "a", "shared_train": str(tmp_path / "pipe"), "eval": str(tmp_path / "b.jsonl")}
+    gone, pipe = check_data(DeviceConfig.model_validate(own), None, [tmp_path])
+    assert "device.eval" in gone.text and "no such file" in gone.text
+    assert gone.fix.startswith("Did you mean ") and "a.jsonl" in gone.fix
+    assert "device.shared_train" in pipe.text and "is a named pipe (FIFO), not a file" in pipe.text
+
+
+def test_a_form_that_a_machine_lacks_is_left_out_of_the_benchmark() -> None:
+    command = [sys.executable, "-c", "import sys; print('{}'); sys.exit('no such kernels')"]
+    assert in_its_own_process(command) == "no such kernels"
+    killed = [sys.executable, "-c", "import os; os.kill(os.getpid(), 9)"]
+    assert in_its_own_process(killed) == "its process ended with -9"
+    assert in_its_own_process([sys.executable, "-c", "print('{}')"]) == {}
