@@ -733,13 +733,35 @@ def test_chat_template_of_the_llama_2_kind(tmp_path: Path) -> None:
     assert example.input_ids[-1] == tokenizer.eos_id and example.input_ids[-2] != tokenizer.eos_id
 
 
-@pytest.mark.parametrize(("key", "value"), [("model_max_length", "long"), ("model_max_length", "")])
+PANIC = {
+    "type": "TemplateProcessing",
+    "single": [
+        {"SpecialToken": {"id": "<s>", "type_id": 0}},
+        {"Sequence": {"id": "A", "type_id": 0}},
+    ],
+    "pair": [{"Sequence": {"id": "A", "type_id": 0}}, {"Sequence": {"id": "B", "type_id": 1}}],
+    "special_tokens": {},
+}
+"""Names a token that it does not have: the tokenizers library panics, by no Exception."""
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("model_max_length", "long"),
+        ("model_max_length", ""),
+        ("added_tokens", 1),
+        ("added_tokens", True),
+        ("added_tokens", [{"id": [1]}]),
+        ("post_processor", PANIC),
+    ],
+)
 def test_settings_that_a_tokenizer_stumbles_over_are_no_bug(
     tmp_path: Path, key: str, value: Any
 ) -> None:
     folder = save_tokenizer(tmp_path, "GPT2Tokenizer", "gpt2")
-    content = json.loads((folder / "tokenizer_config.json").read_text())
-    (folder / "tokenizer_config.json").write_text(json.dumps({**content, key: value}))
+    path = folder / ("tokenizer_config.json" if key == "model_max_length" else "tokenizer.json")
+    path.write_text(json.dumps({**json.loads(path.read_text()), key: value}))
     with pytest.raises(ModelError, match=r"its tokenizer cannot be (used|loaded)"):
         load_tokenizer(folder)
 

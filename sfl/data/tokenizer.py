@@ -267,7 +267,9 @@ def load_tokenizer(folder: Path) -> Tokenizer:
     try:
         with without_marks(folder) as clean:
             return Tokenizer(_load(clean, folder, lean), folder, config)
-    except Exception as error:
+    except (KeyboardInterrupt, SystemExit):
+        raise
+    except BaseException as error:  # a panic of the library's Rust is no Exception
         if foreseen(error) is not None:
             raise
         # Whatever its settings hold, transformers takes them, and stumbles over them at work.

@@ -149,10 +149,11 @@ def _ordinary_ids(path: Path) -> Iterable[int]:
     content = read_object(path)
     if path.name == "vocab.json":
         more = path.with_name("added_tokens.json")
-        added = set(read_object(more).values()) if more.is_file() else set()
+        added = set(_numbers(read_object(more))) if more.is_file() else set()
         return (number for number in _numbers(content) if number not in added)
     listed = content.get("added_tokens")
-    added = {t.get("id") for t in listed or () if isinstance(t, dict)}
+    tokens = listed if isinstance(listed, list) else ()
+    added = set(_numbers({k: t.get("id") for k, t in enumerate(tokens) if isinstance(t, dict)}))
     model = content.get("model")
     vocabulary = model.get("vocab") if isinstance(model, dict) else None
     return (number for number in _numbers(vocabulary) if number not in added)
