@@ -20,6 +20,7 @@ from sfl.config.base import NodeName, Seconds, Section
 from sfl.config.size import Size
 from sfl.plan import Topology
 
+Port = Annotated[int, Field(ge=0, le=65535)]
 Threads = PositiveInt | Literal["auto"]
 Dtype = Literal["float32", "bfloat16", "autocast", "auto"]
 Quantised = Literal["none", "nf4", "int8"]
@@ -50,7 +51,7 @@ class MetricsSettings(Section):
     """Serve `/metrics` at all."""
     host: str = "127.0.0.1"
     """Address to bind: loopback, or a LAN address to let a Prometheus elsewhere scrape."""
-    port: NonNegativeInt = 0
+    port: Port = 0
     """TCP port; 0 takes a free one and logs it."""
     cert: Path | None = None
     """Serve over TLS with this certificate; with `key`."""

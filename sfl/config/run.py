@@ -87,6 +87,8 @@ class ModelSettings(Section):
     def _labels_fit_task(self) -> Self:
         if self.task == "sequence_classification" and len(self.labels) < 2:
             raise ValueError("labels: list at least two class names for sequence_classification")
+        if self.task != "sequence_classification" and self.labels:
+            raise ValueError(f"labels: task {self.task!r} has no classes; set task, or leave them")
         if len(set(self.labels)) != len(self.labels):
             raise ValueError("labels: a class name stands twice")
         return self

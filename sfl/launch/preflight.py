@@ -19,7 +19,7 @@ from sfl.models.complete import check_weights
 from sfl.models.device_budget import device_load, fit_device
 from sfl.models.folder import ModelFolder, local_folder, open_model
 from sfl.models.hub import hub_name
-from sfl.models.layers import check_target_names
+from sfl.models.layers import check_rank, check_target_names
 from sfl.models.vocabulary import check_tokenizer
 from sfl.plan import SplitPlan
 
@@ -104,6 +104,7 @@ def check_settings(config: RunConfig, folder: ModelFolder) -> None:
             ) from None
         require_bitsandbytes(f"devices.{entry.name}.quantised", entry.quantised)
     check_target_names(folder, config.model.task, config.lora.target_modules)
+    check_rank(folder, config.model.task, config.lora.rank)
     if not all(spec in KNOWN_CODECS for spec in _codecs(config)):
         from sfl.transport.cut import check_codecs  # with torch, a second and 200 MB
 

@@ -41,3 +41,22 @@ def check_target_names(folder: ModelFolder, task: Task, names: Sequence[str]) ->
                 "no linear layer of the model's blocks is called so",
                 f"{hint}Choose from {', '.join(known)}.",
             )
+
+
+def check_rank(folder: ModelFolder, task: Task, rank: int) -> None:
+    """Raise ConfigError where the rank is more than any layer of the model's blocks could have.
+
+    An adapter of such a rank costs memory, and can be no other than a smaller one.
+    """
+    layout = folder.family.layout(folder.config, task)
+    entries = checkpoint_tensors(folder, layout)
+    widest = max(
+        (min(entries[f"{name}.weight"].shape) for name in linear_names(folder, task)), default=rank
+    )
+    if rank > widest:
+        raise ConfigError(
+            "lora.rank",
+            rank,
+            f"no linear layer of {layout.blocks} has a rank of more than {widest}",
+            f"Choose at most {widest}; 4 to 64 are usual.",
+        )
