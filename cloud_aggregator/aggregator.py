@@ -18,7 +18,7 @@ from cloud_aggregator.beside import complete_adapters, resolvable_base
 from cloud_aggregator.models_said import ModelsSaid
 from cloud_aggregator.records import RunRecords
 from cloud_aggregator.stacks import Node, Stacks
-from cloud_aggregator.text_form import unlike, with_text_form
+from cloud_aggregator.text_form import text_form, unlike, with_text_form
 from sfl.adapters.artifact import save_adapter
 from sfl.adapters.manifest import AdapterManifest
 from sfl.aggregation import Contribution, make_strategy, verify
@@ -67,6 +67,7 @@ from sfl.rounds import (
     UpdateReceived,
     UpdatesRefused,
     UseModel,
+    UseTextForm,
     Welcome,
 )
 from sfl.runs import stop_reason, write_effective
@@ -260,6 +261,12 @@ class CloudAggregator:
     def _(self, command: UseModel) -> None:
         self.manifest, self.adapter = self.models.use(command.model, self.config.run.seed)
         self._save("adapters/round-0000")
+
+    @_do.register
+    def _(self, command: UseTextForm) -> None:
+        form = command.form
+        said = edge_pb2.DeviceReady(layout=form.layout, chat_template=form.chat_template)
+        self._take_effect(with_text_form(self.config, said))
 
     @_do.register
     def _(self, command: RefuseEdge) -> None:
@@ -580,15 +587,15 @@ class CloudAggregator:
             else entry
             for entry in self.config.devices
         )
-        config = with_text_form(self.config.model_copy(update={"devices": entries}), ready)
-        self._take_effect(config)
-        if reason := unlike(config, ready):
+        self._take_effect(self.config.model_copy(update={"devices": entries}))
+        # What the settings leave open the coordinator settles, by what most devices say.
+        if reason := unlike(with_text_form(self.config, ready), ready):
             # Started again with other data it may join.
             self._do(Evict(device, reason, final=True))
             self._happened(DeviceLost(device, reason))
             return
         self.records.device_ready(device, ready)
-        self._happened(DeviceReady(device, ready.num_examples))
+        self._happened(DeviceReady(device, ready.num_examples, text_form(ready)))
 
     def device_broke(self, device: str, reason: str) -> None:
         """A device broke the contract, and is left out."""

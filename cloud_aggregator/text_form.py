@@ -1,4 +1,4 @@
-"""How rows become text, fixed for the run by the first device that has read its own."""
+"""How rows become text, fixed for the run by what most of its devices say before it begins."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ from typing import get_args
 
 from sfl.config import RunConfig
 from sfl.data.layout import Layout
+from sfl.rounds import TextForm
 from sfl.v1 import edge_pb2
 
 PLAIN = ("text", "label")
@@ -24,17 +25,22 @@ def with_text_form(config: RunConfig, ready: edge_pb2.DeviceReady) -> RunConfig:
     return config.model_copy(update={"data": data.model_copy(update=changes)})
 
 
+def text_form(ready: edge_pb2.DeviceReady) -> TextForm | None:
+    """What a device has to say of it; None where its examples can have but one form."""
+    if ready.layout not in get_args(Layout) or ready.layout == "label":
+        return None
+    return TextForm(ready.layout, "" if ready.layout in PLAIN else ready.chat_template[:64])
+
+
 def unlike(config: RunConfig, ready: edge_pb2.DeviceReady) -> str:
     """Why a device's examples are not made as the run's are; empty where they are."""
     data = config.data
     if not ready.layout or ready.layout == "label" or data.layout == "auto":
         return ""
+    runs = TextForm(data.layout)
     if ready.layout != data.layout:
-        return (
-            f"its rows are laid out as {ready.layout!r}, the run's as {data.layout!r} "
-            "(data.layout): give all devices the same fields"
-        )
+        return TextForm(ready.layout).unlike(runs)
     applied = data.chat_template_digest if data.chat_template else ""
     if ready.layout not in PLAIN and ready.chat_template != applied:
-        return "its tokenizer has another chat template than the run's (data.chat_template)"
+        return TextForm(data.layout, ready.chat_template).unlike(runs)
     return ""

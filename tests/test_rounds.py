@@ -29,10 +29,12 @@ from sfl.rounds import (
     ReportReceived,
     Settle,
     StartRound,
+    TextForm,
     Tick,
     UpdateReceived,
     UpdatesRefused,
     UseModel,
+    UseTextForm,
     Welcome,
 )
 
@@ -425,6 +427,27 @@ def test_where_no_model_has_a_majority_of_all_edges_the_start_decides() -> None:
     assert use == UseModel("m") and refused.edge == "e"
     start = coordinator.handle(Tick(), 1000.0)[-1]
     assert isinstance(start, StartRound) and sorted(start.devices) == ["d1", "d2"]
+
+
+@pytest.mark.parametrize("odd", [0, 1, 2])
+def test_the_odd_one_of_three_forms_of_text_costs_itself_whoever_is_first(odd: int) -> None:
+    coordinator = Coordinator(settings(run={"rounds": 2, "min_devices": 2}), 0.0)
+    coordinator.handle(EdgeReady("e", 4), 0.0)
+    commands = []
+    for n in range(3):
+        coordinator.handle(DeviceJoined(f"d{n}", "e"), 0.0)
+        form = TextForm("messages" if n == odd else "completion")
+        commands += coordinator.handle(DeviceReady(f"d{n}", 10, form), 0.0)
+    assert [c.form.layout for c in commands if isinstance(c, UseTextForm)] == ["completion"]
+    (evict,) = [c for c in commands if isinstance(c, Evict)]
+    assert evict.device == f"d{odd}" and evict.final
+    assert evict.reason.startswith("its rows are laid out as 'messages', the run's as 'completion'")
+    start = coordinator.handle(Tick(), 1000.0)[-1]
+    assert isinstance(start, StartRound) and f"d{odd}" not in start.devices
+    # One that comes later with the odd form is told so as well, and the round goes on.
+    coordinator.handle(DeviceJoined(f"d{odd}", "e"), 1001.0)
+    late = coordinator.handle(DeviceReady(f"d{odd}", 10, TextForm("text")), 1001.0)
+    assert isinstance(late[0], Evict) and coordinator.phase is Phase.ROUND
 
 
 def test_an_edge_that_is_gone_has_no_say() -> None:

@@ -26,10 +26,12 @@ from sfl.rounds.messages import (
     Settle,
     StartRound,
     Steps,
+    TextForm,
     Tick,
     UpdateReceived,
     UpdatesRefused,
     UseModel,
+    UseTextForm,
     Welcome,
 )
 
@@ -60,9 +62,11 @@ __all__ = [
     "Settle",
     "StartRound",
     "Steps",
+    "TextForm",
     "Tick",
     "UpdateReceived",
     "UpdatesRefused",
     "UseModel",
+    "UseTextForm",
     "Welcome",
 ]

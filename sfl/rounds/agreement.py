@@ -29,6 +29,10 @@ class Agreement(Generic[T]):
             (most, count), *_ = Counter(self._said.values()).most_common(1)
             self.chosen = most if 2 * count > self.num_peers else None
 
+    def said(self, peer: str) -> T:
+        """What a peer says that is here."""
+        return self._said[peer]
+
     def forget(self, peer: str) -> None:
         """It is gone, and with it what it said."""
         self._said.pop(peer, None)

@@ -42,10 +42,12 @@ from sfl.rounds.messages import (
     Side,
     StartRound,
     Steps,
+    TextForm,
     Tick,
     UpdateReceived,
     UpdatesRefused,
     UseModel,
+    UseTextForm,
     Welcome,
 )
 from sfl.rounds.rehearsal import Rehearsal
@@ -111,6 +113,8 @@ class Coordinator:
         self.progress: dict[str, Progress] = {}
         self.num_layers: int | None = None
         self.models = Agreement[tuple[int, str]](max(1, len(settings.run.edges)))
+        self.forms = Agreement[TextForm](len(settings.devices))
+        self._form_used = False
         self.strikes = Strikes(settings.aggregation.strikes)
         self.stragglers = Stragglers(settings.network, settings.min_devices)
         self._cannot_compute: dict[str, str] = {}  # with the open round's adapter, and why
@@ -167,7 +171,9 @@ class Coordinator:
             return [*self._send_away(event.device, reason, "link"), *self._advance()]
         device = self.devices[event.device]
         device.num_examples, device.ready = event.num_examples, True
-        return self._advance()
+        if event.form is not None:
+            self.forms.say(event.device, event.form)
+        return self._one_form() + self._advance()
 
     @_on.register
     def _(self, event: DeviceLost) -> list[Command]:
@@ -253,6 +259,18 @@ class Coordinator:
             commands += [RefuseEdge(edge, OTHER_MODEL), *self._lose_edge(edge, OTHER_MODEL)]
         return commands
 
+    def _one_form(self) -> list[Command]:
+        """Have all rows become text as was chosen, if it was; whose do not is told so and ends."""
+        if (chosen := self.forms.chosen) is None:
+            return []
+        commands: list[Command] = [] if self._form_used else [UseTextForm(chosen)]
+        self._form_used = True
+        for name in self.forms.others:
+            reason = self.forms.said(name).unlike(chosen)
+            # Started again with other data it may join.
+            commands += [Evict(name, reason, final=True), *self._lose(name, reason)]
+        return commands
+
     def _cannot_be_cut(self, num_layers: int) -> str | None:
         """Why a model of so many blocks cannot be cut as the settings say."""
         topology = self.settings.run.topology
@@ -275,6 +293,7 @@ class Coordinator:
 
     def _lose(self, name: str, reason: str, cause: Cause = "link") -> list[Command]:
         """Forget a device and, unless it had delivered everything, its part in the open round."""
+        self.forms.forget(name)
         if self.devices.pop(name, None) is None:
             return []
         if cause == "adapter":
@@ -290,6 +309,7 @@ class Coordinator:
         self._losses[name] = said = self.strikes.note(name, cause, reason)
         self.progress.pop(name, None)
         self.devices.pop(name, None)
+        self.forms.forget(name)
         return [self._evict(name, said), Fault(self.round, name, said)]
 
     def _evict(self, name: str, said: str) -> Evict:
@@ -334,6 +354,9 @@ class Coordinator:
                 self.models.settle([self.devices[name].edge for name in ready])
                 if commands := self._agree():
                     return commands + self._advance()  # some devices may have gone with their edge
+            self.forms.settle()
+            if commands := self._one_form():
+                return commands + self._advance()
             first = self.round == 0
             missed = [
                 Fault(1, name, "did not join in time")

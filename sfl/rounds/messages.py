@@ -45,11 +45,29 @@ class DeviceJoined:
 
 
 @dataclass(frozen=True, slots=True)
+class TextForm:
+    """How a device's rows become text; no template (a digest) where none is applied."""
+
+    layout: str
+    chat_template: str = ""
+
+    def unlike(self, runs: TextForm) -> str:
+        """Why examples made so are not the run's."""
+        if self.layout != runs.layout:
+            return (
+                f"its rows are laid out as {self.layout!r}, the run's as {runs.layout!r} "
+                "(data.layout): give all devices the same fields"
+            )
+        return "its tokenizer has another chat template than the run's (data.chat_template)"
+
+
+@dataclass(frozen=True, slots=True)
 class DeviceReady:
-    """A device has its span and its data."""
+    """A device has its span and its data; `form` where those can have one of several."""
 
     device: str
     num_examples: int
+    form: TextForm | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -182,6 +200,13 @@ class UseModel:
 
 
 @dataclass(frozen=True, slots=True)
+class UseTextForm:
+    """The rows of all devices become text in this way."""
+
+    form: TextForm
+
+
+@dataclass(frozen=True, slots=True)
 class RefuseEdge:
     """Close an edge's stream: its part in the run is over."""
 
@@ -268,6 +293,7 @@ Command = (
     Welcome
     | Refuse
     | UseModel
+    | UseTextForm
     | RefuseEdge
     | Rehearse
     | Settle
