@@ -169,7 +169,7 @@ def test_an_edge_that_does_not_fit_or_cannot_be(tmp_path: Path) -> None:
     tight = check_own_edge(EdgeConfig(memory=10**8), load, folder, (1,), 10**12)
     assert tight.mark == "problem" and "edge.memory" in tight.text
     deep = check_own_edge(EdgeConfig(), load, folder, (99,), 10**12)
-    assert deep.mark == "problem" and "cut_layer" in deep.text
+    assert deep.mark == "problem" and "--cuts = 99" in deep.text
 
 
 def test_a_device_file_with_nobody_at_its_edge(tmp_path: Path) -> None:
