@@ -229,6 +229,10 @@ def early(edge: Alone) -> None:
         (lambda peer: peer.ready(num_examples=0), "num_examples = 0"),
         (lambda peer: peer.ready(example_kind="odd\n"), r"example_kind = 'odd\n'"),
         (lambda peer: peer.ready(num_eval_examples=2**40), "num_eval_examples = "),
+        (
+            lambda peer: peer.ready(num_eval_examples=10_000_001),
+            "num_eval_examples = 10000001: 0 to",
+        ),
         (lambda peer: peer.ready(num_repeated=2**40), "num_repeated = "),
         (lambda peer: peer.ready(num_tokens=2**63), "num_tokens = "),
         (lambda peer: peer.ready(layout="x" * (3 << 20)), "layout = 'xxx"),

@@ -198,7 +198,7 @@ class EdgeConfig(Section):
     in_flight: PositiveInt = 8
     """Activations that may lie decoded on this edge at once, over all devices; others wait as the
     bytes they came in."""
-    credits: PositiveInt | None = None
+    credits: Annotated[int, Field(gt=0, le=4096)] | None = None
     """Micro-batches of one device that may be in flight at once at this edge, where fewer than
     `network.credits`; the edge tells its devices. Changes no bit."""
     recompute: bool | tuple[str, ...] = False

@@ -199,7 +199,7 @@ class AggregationSettings(Section):
     with data that the others never saw also moves much further than they do."""
     max_examples: PositiveInt = 10_000_000
     """Most training examples that a device may say it has, which is its weight and makes its steps;
-    one that says more is not let in."""
+    one that says more is not let in. It may hold out as many more."""
     max_weight_share: Annotated[float, Field(gt=0.0, le=1.0)] = 1.0
     """Most of a round's weights that one device may have, whatever examples it says it has; 1: no
     bound. The strategies that count every device once do not need it."""
@@ -392,7 +392,7 @@ class NetworkSettings(Section):
     something in that time is waited for. `off`: until `round_timeout`."""
     straggler_seconds: PositiveFloat = 300.0
     """The same, at least so many seconds: longer than a device needs between two micro-batches."""
-    credits: PositiveInt = 4
+    credits: Annotated[int, Field(gt=0, le=4096)] = 4
     """Micro-batches of one device that may be in flight at once. In training a device uses no more
     of them than keep it, its link and its edge busy. Changes no bit."""
     insecure: bool = False

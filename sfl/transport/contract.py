@@ -83,7 +83,10 @@ class DeviceContract:
         sized("ready", message, MOST_SAID)
         # Its upper bound is a setting of the run's, and the coordinator's to hold.
         whole("num_examples", message.num_examples, 1, (1 << 64) - 1)
-        for field in ("num_eval_examples", "num_truncated", "num_dropped", "num_repeated"):
+        # Held-out examples weigh in the run's score as the others do in its average.
+        most = min(MOST_COUNT, self._settings.aggregation.max_examples)
+        whole("num_eval_examples", message.num_eval_examples, 0, most)
+        for field in ("num_truncated", "num_dropped", "num_repeated"):
             whole(field, getattr(message, field), 0, MOST_COUNT)
         for field in ("num_tokens", "num_tokens_kept"):
             whole(field, getattr(message, field), 0, MOST_TOKENS)
