@@ -202,15 +202,20 @@ def test_what_ends_a_command_early_is_one_line(number: signal.Signals, moment: s
 
 def test_what_must_be_done_is_done_whoever_interrupts() -> None:
     done = []
-    with pytest.raises(KeyboardInterrupt):
-        with undisturbed(hear_later=True):
+    # A shell's background job, as these tests may be, is born with Ctrl-C ignored.
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            with undisturbed(hear_later=True):
+                signal.raise_signal(signal.SIGINT)
+                done.append("opened")
+            done.append("never")
+        with undisturbed(hear_later=False):
             signal.raise_signal(signal.SIGINT)
-            done.append("opened")
-        done.append("never")
-    with undisturbed(hear_later=False):
-        signal.raise_signal(signal.SIGINT)
-        signal.raise_signal(signal.SIGTERM)
-        done.append("stopped")
+            signal.raise_signal(signal.SIGTERM)
+            done.append("stopped")
+    finally:
+        signal.signal(signal.SIGINT, before)
     assert done == ["opened", "stopped"]
 
 
