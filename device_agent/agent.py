@@ -96,6 +96,7 @@ class DeviceAgent:
                     patience.spend(error, time.monotonic())
                     log.info("%s; asking again", error)
                 except AdapterRefused as error:
+                    self.stats.nonfinite_losses += 1  # the step did not come to its own count
                     patience.refuse(error)
                     log.warning("%s; joining again, for the next round's adapter", error)
                 except PeerUnavailable as error:

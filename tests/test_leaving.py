@@ -21,7 +21,7 @@ from device_agent import agent
 from edge_server.server import EdgeServer
 from sfl.config import DeviceConfig, EdgeConfig
 from sfl.config.node import MetricsSettings
-from sfl.errors import NameInUse, Refused
+from sfl.errors import AdapterRefused, NameInUse, Refused
 from sfl.metrics.stats import NodeStats
 from sfl.models.edge_budget import EdgeChoice
 from sfl.models.folder import ModelFolder
@@ -396,6 +396,25 @@ def test_a_device_asks_again_for_a_name_that_is_in_use(
             cloud.coordinator.handle(rounds.DeviceLost(NAME, "gone"), 0.0)
         await running
         holder.close()
+
+    played(scene)
+
+
+def test_a_device_counts_what_it_could_not_compute_with(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(agent, "REJOIN_PAUSE", 0.01)
+    ends = iter((AdapterRefused("the loss is nan"), AdapterRefused("the loss is inf"), None))
+
+    def take_part(self: agent.DeviceAgent, link: DeviceLink, joined: Any) -> None:
+        if (end := next(ends)) is not None:
+            raise end
+
+    monkeypatch.setattr(agent.DeviceAgent, "_take_part", take_part)
+
+    async def scene(house: House, cloud: Cloud) -> None:
+        config = DeviceConfig(name=NAME, edge=house.address, metrics=QUIET)
+        device = agent.DeviceAgent(config, insecure=True)
+        await asyncio.to_thread(device.run, PATIENCE)
+        assert device.stats.snapshot().nonfinite_losses == 2
 
     played(scene)
 

@@ -668,19 +668,6 @@ def another_run(
 
 
 @needs_prometheus
-def test_a_learning_rate_that_breaks_the_loss_fires(
-    server: Server, live_run: LiveRun, tmp_path: Path
-) -> None:
-    values = {
-        # No block of its own: a device that has one would refuse to send what overflows.
-        "training": {"batch_size": 4, "local_steps": 5000, "learning_rate": 1e30},
-        "devices": [local_device(tmp_path, "hot", "harbour", cut_layer=0)],
-    }
-    with another_run(server, live_run, tmp_path, values, "edge"):
-        fires(server, "SflLossNotFinite", "hot")
-
-
-@needs_prometheus
 def test_an_edge_that_does_not_keep_up_fires(
     server: Server, live_run: LiveRun, tmp_path: Path
 ) -> None:

@@ -111,7 +111,7 @@ METRICS: tuple[Metric, ...] = (
     ),
     Metric(
         "sfl_nonfinite_losses_total", "counter", "", (), DEVICE,
-        "Optimizer steps whose loss was infinite or not a number.",
+        "Steps and evaluations that ended in values that are infinite or not a number.",
         _value("nonfinite_losses"),
     ),
     Metric(
