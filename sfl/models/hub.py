@@ -10,7 +10,7 @@ from sfl.errors import ModelError
 
 TIMEOUT = 5.0
 """Seconds to wait for the hub's answer before the cache is all there is."""
-CONFIGURATION = ["*.json", "tokenizer*", "*.model", "*.txt", "*.jinja"]
+CONFIGURATION = ["*.json", "tokenizer*", "*.model", "*.txt", "*.jinja", "*.bpe", "*.codes"]
 WEIGHTS = ["*.safetensors"]
 NO_HOME = "this user has no home directory to keep it in"
 HF_HOME = "Set HF_HOME to a folder that can be written to."
