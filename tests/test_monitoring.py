@@ -668,6 +668,24 @@ def another_run(
 
 
 @needs_prometheus
+def test_a_learning_rate_that_breaks_the_loss_fires(
+    server: Server, live_run: LiveRun, tmp_path: Path
+) -> None:
+    values = {
+        # The hot one cannot compute from its second step on, leaves the round and waits for the
+        # next, while the other is still busy with its first: else the run would be over.
+        "training": {"batch_size": 4, "local_steps": 5000, "learning_rate": 1e30},
+        "run": {"rounds": 1, "min_devices": 1},
+        "devices": [
+            local_device(tmp_path, "hot", "harbour", cut_layer=0),
+            local_device(tmp_path, "slow", "loft", cut_layer=0, **SLOW),
+        ],
+    }
+    with another_run(server, live_run, tmp_path, values, "edge"):
+        fires(server, "SflLossNotFinite", "hot")
+
+
+@needs_prometheus
 def test_an_edge_that_does_not_keep_up_fires(
     server: Server, live_run: LiveRun, tmp_path: Path
 ) -> None:
