@@ -264,9 +264,7 @@ class CloudAggregator:
 
     @_do.register
     def _(self, command: UseTextForm) -> None:
-        form = command.form
-        said = edge_pb2.DeviceReady(layout=form.layout, chat_template=form.chat_template)
-        self._take_effect(with_text_form(self.config, said))
+        self._take_effect(with_text_form(self.config, command.form))
 
     @_do.register
     def _(self, command: RefuseEdge) -> None:
@@ -589,13 +587,14 @@ class CloudAggregator:
         )
         self._take_effect(self.config.model_copy(update={"devices": entries}))
         # What the settings leave open the coordinator settles, by what most devices say.
-        if reason := unlike(with_text_form(self.config, ready), ready):
+        form = text_form(ready)
+        if reason := unlike(with_text_form(self.config, form), form):
             # Started again with other data it may join.
             self._do(Evict(device, reason, final=True))
             self._happened(DeviceLost(device, reason))
             return
         self.records.device_ready(device, ready)
-        self._happened(DeviceReady(device, ready.num_examples, text_form(ready)))
+        self._happened(DeviceReady(device, ready.num_examples, form))
 
     def device_broke(self, device: str, reason: str) -> None:
         """A device broke the contract, and is left out."""

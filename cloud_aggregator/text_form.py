@@ -9,38 +9,34 @@ from sfl.data.layout import Layout
 from sfl.rounds import TextForm
 from sfl.v1 import edge_pb2
 
-PLAIN = ("text", "label")
-"""Layouts that no chat template is applied to."""
-
-
-def with_text_form(config: RunConfig, ready: edge_pb2.DeviceReady) -> RunConfig:
-    """The settings with a device's layout of rows and its chat template, where they were open."""
-    if ready.layout not in get_args(Layout) or ready.layout == "label":
-        return config
-    data = config.data
-    changes: dict[str, object] = {"layout": ready.layout} if data.layout == "auto" else {}
-    if data.chat_template and not data.chat_template_digest and ready.layout not in PLAIN:
-        changes["chat_template"] = bool(ready.chat_template)
-        changes["chat_template_digest"] = ready.chat_template[:64]
-    return config.model_copy(update={"data": data.model_copy(update=changes)})
+PLAIN = "text"
+"""The layout that no chat template is applied to."""
 
 
 def text_form(ready: edge_pb2.DeviceReady) -> TextForm | None:
     """What a device has to say of it; None where its examples can have but one form."""
     if ready.layout not in get_args(Layout) or ready.layout == "label":
         return None
-    return TextForm(ready.layout, "" if ready.layout in PLAIN else ready.chat_template[:64])
+    return TextForm(ready.layout, "" if ready.layout == PLAIN else ready.chat_template[:64])
 
 
-def unlike(config: RunConfig, ready: edge_pb2.DeviceReady) -> str:
+def with_text_form(config: RunConfig, form: TextForm | None) -> RunConfig:
+    """The settings with a device's layout of rows and its chat template, where they were open."""
+    if form is None:
+        return config
+    data = config.data
+    changes: dict[str, object] = {"layout": form.layout} if data.layout == "auto" else {}
+    if data.chat_template and not data.chat_template_digest and form.layout != PLAIN:
+        changes["chat_template"] = bool(form.chat_template)
+        changes["chat_template_digest"] = form.chat_template
+    return config.model_copy(update={"data": data.model_copy(update=changes)})
+
+
+def unlike(config: RunConfig, form: TextForm | None) -> str:
     """Why a device's examples are not made as the run's are; empty where they are."""
     data = config.data
-    if not ready.layout or ready.layout == "label" or data.layout == "auto":
+    if form is None or data.layout == "auto":
         return ""
-    runs = TextForm(data.layout)
-    if ready.layout != data.layout:
-        return TextForm(ready.layout).unlike(runs)
-    applied = data.chat_template_digest if data.chat_template else ""
-    if ready.layout not in PLAIN and ready.chat_template != applied:
-        return TextForm(data.layout, ready.chat_template).unlike(runs)
-    return ""
+    applied = data.chat_template_digest if data.chat_template and data.layout != PLAIN else ""
+    runs = TextForm(data.layout, applied)
+    return "" if form == runs else form.unlike(runs)

@@ -127,6 +127,15 @@ def test_weights_that_are_not_what_the_config_says_are_found(tmp_path: Path) -> 
         assert isinstance(error, ModelError) and words in str(error)
 
 
+def test_tensors_that_are_of_no_block_are_let_be(tmp_path: Path) -> None:
+    folder = shutil.copytree(MODEL, tmp_path / "model")
+    tensors = load_file(folder / "model.safetensors")
+    more = {f"model.layers.{name}": torch.zeros(2) for name in ("extra.weight", "²", "0", "99.x")}
+    save_file({**tensors, **more}, folder / "model.safetensors")
+    config = load_run(written(tmp_path, model={"path": str(folder)}))
+    check_before_start(config, open_model(folder), lambda what: None)
+
+
 @pytest.mark.parametrize("labels", [["on", "off"], ["Off ", "ON"], ["no", "yes"]])
 def test_a_head_s_classes_keep_their_order(tmp_path: Path, labels: list[str]) -> None:
     folder = shutil.copytree(MODEL, tmp_path / "model")

@@ -13,7 +13,7 @@ from sfl.adapters.names import is_lora_a, is_lora_b, lora_names, saved_name
 from sfl.config import RunSettings
 from sfl.errors import ProtocolError
 from sfl.models.folder import ModelFolder, checkpoint_tensors
-from sfl.models.layers import linear_names
+from sfl.models.layers import ends_in, linear_names
 
 MOST_SAVED = 16
 """Parameters of head modules that are trained whole."""
@@ -79,7 +79,7 @@ def _pairs(settings: RunSettings, folder: ModelFolder) -> Iterator[tuple[str, Se
     layout = folder.family.layout(folder.config, settings.model.task)
     entries = checkpoint_tensors(folder, layout)
     for name in linear_names(folder, settings.model.task):
-        if any(name == end or name.endswith(f".{end}") for end in ends):
+        if ends_in(name, ends):
             yield name, entries[f"{name}.weight"].shape
 
 

@@ -11,6 +11,7 @@ from transformers.pytorch_utils import Conv1D
 
 from sfl.errors import ConfigError
 from sfl.models.family import Layout
+from sfl.models.layers import ends_in
 from sfl.models.quantised import QuantisedLinear
 
 FIELD = "lora.target_modules"
@@ -31,7 +32,7 @@ def find_targets(model: nn.Module, layout: Layout, names: Sequence[str]) -> list
     return [
         target
         for name, module in model.named_modules()
-        if name.startswith(f"{layout.blocks}.") and _matches(name, names)
+        if name.startswith(f"{layout.blocks}.") and ends_in(name, names)
         if (target := _target(name, module)) is not None
     ]
 
@@ -44,7 +45,7 @@ def check_targets(model: nn.Module, layout: Layout, names: Sequence[str]) -> Non
         if name.startswith(f"{layout.blocks}.") and _target(name, module) is not None
     }
     for wanted in names:
-        if not any(_matches(name, [wanted]) for name in linear):
+        if not any(ends_in(name, [wanted]) for name in linear):
             known = sorted({name.rpartition(".")[2] for name in linear})
             raise ConfigError(
                 FIELD,
@@ -60,7 +61,7 @@ def peft_selector(model: nn.Module, layout: Layout, names: Sequence[str]) -> lis
     A list where names suffice; where they match outside of the blocks too (BERT's `dense` is in
     the pooler as well), the regular expression of their full paths.
     """
-    everywhere = [name for name, _ in model.named_modules() if _matches(name, names)]
+    everywhere = [name for name, _ in model.named_modules() if ends_in(name, names)]
     if len(everywhere) == len(find_targets(model, layout, names)):
         return sorted(names)
     ends = "|".join(re.escape(name) for name in sorted(names))
@@ -70,10 +71,6 @@ def peft_selector(model: nn.Module, layout: Layout, names: Sequence[str]) -> lis
 def uses_transposed_weights(targets: Iterable[Target]) -> bool:
     """Whether the layers store [in, out], which PEFT calls fan_in_fan_out."""
     return any(isinstance(target.module, Conv1D) for target in targets)
-
-
-def _matches(name: str, ends: Sequence[str]) -> bool:
-    return any(name == end or name.endswith(f".{end}") for end in ends)
 
 
 def _target(name: str, module: nn.Module) -> Target | None:

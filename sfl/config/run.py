@@ -390,7 +390,7 @@ class NetworkSettings(Section):
     """Once half of a round's devices, and enough, are done: a device of which nothing moves for
     this many times what the median of those took is left out. A slow device that sends or takes
     something in that time is waited for. `off`: until `round_timeout`."""
-    straggler_seconds: PositiveFloat = 300.0
+    straggler_seconds: Seconds = 300.0
     """The same, at least so many seconds: longer than a device needs between two micro-batches."""
     credits: Annotated[int, Field(gt=0, le=4096)] = 4
     """Micro-batches of one device that may be in flight at once. In training a device uses no more

@@ -39,11 +39,15 @@ def read_plain(path: Path, settings: DataSettings) -> tuple[list[Record], str] |
     files = _files(path, settings.subset)
     if files is None:
         return None
-    parts = _parts(settings.split, files, settings)
+    split = settings.split
+    # A part of a split, or several, is written as `train[:10%]+test`.
+    named = [split] if split in files else [name for name in files if name in split]
+    rows = {
+        name: [row for file in files[name] for row in _of_file(file, settings)] for name in named
+    }
+    parts = _parts(split, rows, list(files))
     kinds = {_kind(file) for name, _, _ in parts for file in files[name]}
-    records: list[Record] = []
-    for name, first, last in parts:
-        records += _rows(files[name], settings)[first:last]
+    records = [row for name, first, last in parts for row in rows[name][first:last]]
     return records, min(kinds, default="text")
 
 
@@ -87,23 +91,19 @@ def _kind(file: Path) -> str:
 
 
 def _parts(
-    split: str, files: Mapping[str, list[Path]], settings: DataSettings
+    split: str, rows: Mapping[str, list[Record]], known: list[str]
 ) -> list[tuple[str, int | None, int | None]]:
-    """Splits, and the rows of each; a part of a split is written as `train[:10%]`."""
-    if split in files:
+    """Splits, and which of their rows, from one to before another."""
+    if split in rows:
         return [(split, None, None)]
     import datasets
 
-    sizes = {n: len(_rows(f, settings)) for n, f in files.items() if n in split}
+    sizes = {name: len(found) for name, found in rows.items()}
     try:
         asked = datasets.ReadInstruction.from_spec(split).to_absolute(sizes)
     except (ValueError, AssertionError):
-        raise NoSuchSplit(list(files)) from None
+        raise NoSuchSplit(known) from None
     return [(part.splitname, part.from_, part.to) for part in asked]
-
-
-def _rows(files: list[Path], settings: DataSettings) -> list[Record]:
-    return [record for file in files for record in _of_file(file, settings)]
 
 
 def _of_file(file: Path, settings: DataSettings) -> list[Record]:

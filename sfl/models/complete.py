@@ -48,8 +48,10 @@ def _check_embedding(
 def _check_blocks(folder: ModelFolder, layout: Layout, entries: Mapping[str, TensorEntry]) -> None:
     blocks: list[dict[str, tuple[int, ...]]] = [{} for _ in range(folder.num_layers)]
     for name, entry in entries.items():
-        number, dot, inner = name.removeprefix(f"{layout.blocks}.").partition(".")
-        if name.startswith(f"{layout.blocks}.") and dot and int(number) < folder.num_layers:
+        if not name.startswith(f"{layout.blocks}."):
+            continue
+        number, _, inner = name.removeprefix(f"{layout.blocks}.").partition(".")
+        if inner and number.isdecimal() and int(number) < folder.num_layers:
             blocks[int(number)][inner] = entry.shape
     usual = Counter(inner for block in blocks for inner in block)
     for index, block in enumerate(blocks):

@@ -24,6 +24,11 @@ def linear_names(folder: ModelFolder, task: Task) -> set[str]:
     }
 
 
+def ends_in(name: str, ends: Sequence[str]) -> bool:
+    """Whether a module's path ends in one of `ends`, as PEFT matches `target_modules`."""
+    return any(name == end or name.endswith(f".{end}") for end in ends)
+
+
 def check_target_names(folder: ModelFolder, task: Task, names: Sequence[str]) -> None:
     """Raise ConfigError, naming what exists, for a name that is the end of no layer's path.
 
@@ -32,7 +37,7 @@ def check_target_names(folder: ModelFolder, task: Task, names: Sequence[str]) ->
     layers = linear_names(folder, task) if folder.tensors and names else set()
     known = sorted({name.rpartition(".")[2] for name in layers})
     for wanted in names if layers else ():
-        if not any(name == wanted or name.endswith(f".{wanted}") for name in layers):
+        if not any(ends_in(name, [wanted]) for name in layers):
             near = difflib.get_close_matches(wanted, known, 1)
             hint = f"Did you mean {near[0]!r}? " if near else ""
             raise ConfigError(
