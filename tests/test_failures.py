@@ -319,8 +319,12 @@ class ByHand:
 def by_hand(tmp_path: Path) -> Iterator[Callable[..., ByHand]]:
     started: list[ByHand] = []
 
-    def start(**sections: Any) -> ByHand:
-        started.append(ByHand(tmp_path, fleet(tmp_path, **sections)))
+    def start(slow: str = "", **sections: Any) -> ByHand:
+        values = fleet(tmp_path, **sections)
+        for entry in values["devices"]:
+            if entry["name"] == slow:  # so that it is in the middle of a round for seconds
+                entry["link"] = {"delay_ms": 40}
+        started.append(ByHand(tmp_path, values))
         return started[-1]
 
     yield start
@@ -350,7 +354,7 @@ def test_an_edge_started_by_hand_refuses_a_run_that_it_cannot_batch(tmp_path: Pa
 def test_a_killed_device_is_left_out_and_joins_again_with_weights_from_its_edge(
     by_hand: Callable[..., ByHand],
 ) -> None:
-    nodes = by_hand(training={"local_steps": 60}, network={"idle_timeout": 300.0})
+    nodes = by_hand("d1", training={"local_steps": 60}, network={"idle_timeout": 300.0})
     devices = [nodes.device(number) for number in range(3)]
     until(
         lambda: (
