@@ -36,7 +36,7 @@ format: install  ## Format and sort imports
 check: install  ## ruff, mypy --strict, generated code up to date, imports point one way
 	@$(BIN)/ruff check .
 	@$(BIN)/ruff format --check --quiet .
-	@$(BIN)/mypy sfl device_agent edge_server cloud_aggregator benchmarks examples
+	@$(BIN)/mypy sfl device_agent edge_server cloud_aggregator benchmarks examples tools
 	@cd examples/quickstart && MYPYPATH=. ../../$(BIN)/mypy --explicit-package-bases --config-file ../../pyproject.toml *.py
 	@tmp=$$(mktemp -d) && trap 'rm -rf "$$tmp"' EXIT \
 	  && $(BIN)/python -m grpc_tools.protoc -I proto --python_out=$$tmp --pyi_out=$$tmp $(PROTOS:%=proto/sfl/v1/%.proto) \

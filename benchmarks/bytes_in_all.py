@@ -20,8 +20,8 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from benchmarks.runs import ROOT
+from sfl.cli.launch import run as launching
 from sfl.config import load_run
-from sfl.launch import run as launching
 from sfl.report import text
 from sfl.report.summary import RunSummary
 from sfl.report.traffic import traffic_table

@@ -34,10 +34,10 @@ import sfl.codec.kernel as kernels
 from benchmarks.runs import ROOT
 from sfl.codec import Codec, Decoder, Encoder, RowContext, parse
 from sfl.stage.messages import Key, Kind, Purpose, TensorMessage
-from sfl.transport.chunks import TensorAssembly
-from sfl.transport.envelope import Envelope, Frame
-from sfl.transport.frames import decode_tensor, encode_tensor
-from sfl.transport.wire import EDGE_SESSION
+from sfl.transport.frames.chunks import TensorAssembly
+from sfl.transport.frames.envelope import Envelope, Frame
+from sfl.transport.frames.tensors import decode_tensor, encode_tensor
+from sfl.transport.frames.wire import EDGE_SESSION
 from sfl.v1 import edge_pb2
 
 SEQUENCES, LENGTH, HIDDEN = 8, 128, 768

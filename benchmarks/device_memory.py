@@ -7,7 +7,7 @@
 Every figure is the highest resident size of a fresh process, fp32 on CPU, the same examples and
 the same LoRA targets on both sides. A device, its edge and its cloud are three real processes over
 loopback. glibc: PEFT is measured with its default, and once more with what a device sets
-(`sfl.process.return_memory`); each ratio says which.
+(`sfl.node.process.return_memory`); each ratio says which.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ import tomli_w
 from benchmarks.throughput import LENGTH, TOKENIZER, full_length, make_texts
 from sfl.metrics.memory import memory_use
 from sfl.models.folder import open_model
-from sfl.process import quiet_environment, return_memory
+from sfl.node.process import quiet_environment, return_memory
 
 ROOT = Path(__file__).resolve().parents[1]
 STORIES = ROOT.parent / "shared" / "models" / "stories260k"

@@ -46,11 +46,11 @@ from sfl.adapters.initial import initial_adapter
 from sfl.adapters.lora import LoraBank, build_manifest, given_values
 from sfl.adapters.names import belongs_to
 from sfl.config import RunSettings
-from sfl.machine import memory
 from sfl.metrics.memory import memory_use
 from sfl.metrics.stats import NodeStats
 from sfl.models.folder import open_model
 from sfl.models.span import SpanModel, build_span
+from sfl.node.machine import memory
 from sfl.plan import Span, SplitPlan
 from sfl.stage.messages import Key, Kind, Purpose, RoundStart, TensorMessage
 from sfl.stage.session import VanillaSession

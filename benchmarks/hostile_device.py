@@ -23,7 +23,7 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from sfl.process import quiet_environment
+from sfl.node.process import quiet_environment
 
 
 def lying(options: argparse.Namespace) -> type:
@@ -31,7 +31,7 @@ def lying(options: argparse.Namespace) -> type:
     import numpy as np
 
     from sfl.stage.messages import RoundOutcome
-    from sfl.transport.device_link import DeviceLink
+    from sfl.transport.device.link import DeviceLink
     from sfl.v1 import edge_pb2
 
     coin = np.random.default_rng(options.seed)

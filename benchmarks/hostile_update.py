@@ -35,7 +35,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from benchmarks.runs import ROOT
 from sfl.config import load_run
-from sfl.process import cores
+from sfl.node.process import cores
 
 QUICKSTART = ROOT / "examples" / "quickstart"
 HOMES = ("harbour", "meadow", "loft")

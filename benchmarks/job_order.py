@@ -39,8 +39,8 @@ from benchmarks.light import LightDevice, Pace, Played, Served, Shape, bare, pla
 from benchmarks.runs import run
 from benchmarks.schedule import Job, at_speed, best, least, predict
 from benchmarks.throughput import full_length, make_model, make_texts
-from sfl.orders import ORDERS
-from sfl.process import quiet_environment
+from sfl.node.process import quiet_environment
+from sfl.stage.orders import ORDERS
 
 DEVICES = {
     "nano": (1, 0.472),

@@ -32,7 +32,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from benchmarks.runs import ROOT, SHARED, needed, run
 from benchmarks.throughput import make_model
 from examples.e2e.prepare import main as prepare
-from sfl.process import keep_heap
+from sfl.node.process import keep_heap
 
 STORIES = SHARED / "models" / "stories260k"
 TEXT = SHARED / "data" / "e2e" / "valid.txt"

@@ -37,8 +37,8 @@ from sfl.data.example import DataNotes, Dataset, Example
 from sfl.metrics.stats import NodeStats
 from sfl.models.folder import open_model
 from sfl.models.span import build_span
+from sfl.node.process import keep_heap, quiet_environment
 from sfl.plan import Span, SplitPlan
-from sfl.process import keep_heap, quiet_environment
 from sfl.report.summary import RunSummary
 from sfl.stage.computation import COMPUTATIONS
 from sfl.stage.loss import Score
@@ -52,7 +52,7 @@ from sfl.stage.messages import (
     TensorMessage,
 )
 from sfl.stage.session import VanillaSession, handle_together
-from sfl.transport.device_link import DeviceLink
+from sfl.transport.device.link import DeviceLink
 
 PATIENCE = 180.0
 EXAMPLE = Example((1, 2), (-100, 2))

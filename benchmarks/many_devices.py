@@ -29,7 +29,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from benchmarks.light import LightDevice, Played, Shape, bare, each, percentile, play
 from benchmarks.throughput import make_model
-from sfl.process import quiet_environment
+from sfl.node.process import quiet_environment
 
 MB = 1e6
 

@@ -60,14 +60,14 @@ from sfl.data import load_tokenizer, prepare
 from sfl.metrics.stats import NodeStats
 from sfl.models.folder import open_model
 from sfl.models.span import build_span
+from sfl.node.process import quiet_environment
 from sfl.plan import Span, SplitPlan
-from sfl.process import quiet_environment
 from sfl.stage.device import DeviceStage
 from sfl.stage.messages import NO_SCORE, RoundOrder, RoundOutcome, RoundStart
 from sfl.stage.optimizer import Optimizer
 from sfl.stage.session import VanillaSession
 from sfl.stage.trainer import Trainer
-from sfl.transport.cut import Cut
+from sfl.transport.device.cut import Cut
 
 Values = Mapping[str, np.ndarray]
 

@@ -86,8 +86,8 @@ def train_alone(form: str, model: Path, texts: Path, options: argparse.Namespace
     from sfl.models.folder import open_model
     from sfl.models.quantised import check_quantised
     from sfl.models.span import build_span
+    from sfl.node.process import keep_heap
     from sfl.plan import Span
-    from sfl.process import keep_heap
     from sfl.stage.base import BaseForm
 
     keep_heap()

@@ -16,13 +16,13 @@ import torch
 from sfl.adapters.initial import initial_adapter
 from sfl.adapters.lora import LoraBank, build_manifest, given_values
 from sfl.adapters.names import belongs_to
-from sfl.buffers import Chunks
 from sfl.config import RunConfig, load_run
 from sfl.config.codec import RoleCodecs
 from sfl.data import load_tokenizer, prepare
 from sfl.metrics.stats import NodeStats
 from sfl.models.folder import open_model
 from sfl.models.span import build_span
+from sfl.node.buffers import Chunks
 from sfl.plan import SplitPlan
 from sfl.stage.base import settle
 from sfl.stage.computation import COMPUTATIONS
@@ -38,8 +38,8 @@ from sfl.stage.messages import (
 )
 from sfl.stage.session import SESSIONS, Reply, Session
 from sfl.stage.trainer import Trainer
-from sfl.transport.cut import Cut
-from sfl.transport.frames import decode_tensor, encode_tensor
+from sfl.transport.device.cut import Cut
+from sfl.transport.frames.tensors import decode_tensor, encode_tensor
 
 PEER_COMPILED = True  # both ends are this process
 

@@ -21,7 +21,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from sfl.process import quiet_environment
+from sfl.node.process import quiet_environment
 
 TRIPS = (0.0, 0.1, 0.3, 0.5, 0.8, 2.0)
 PATIENCE = 60.0
@@ -30,8 +30,8 @@ PATIENCE = 60.0
 @contextmanager
 def server(own: object) -> Iterator[str]:
     """An edge's door without services; yields its address."""
-    from sfl.certificates.own import OwnCertificate
-    from sfl.transport.credentials import bind, new_server
+    from sfl.node.certificates.own import OwnCertificate
+    from sfl.transport.security.credentials import bind, new_server
 
     assert isinstance(own, OwnCertificate)
     ready, over = threading.Event(), threading.Event()
@@ -60,13 +60,13 @@ def server(own: object) -> Iterator[str]:
 def main() -> None:
     """Print the table."""
     quiet_environment()
-    from sfl.certificates.authority import Authority
-    from sfl.certificates.identity import Identity
-    from sfl.certificates.own import OwnCertificate, load_own
     from sfl.config.node import TlsSettings
-    from sfl.transport.credentials import open_aio_channel, open_channel
-    from sfl.transport.diagnosis import why_refused
+    from sfl.node.certificates.authority import Authority
+    from sfl.node.certificates.identity import Identity
+    from sfl.node.certificates.own import OwnCertificate, load_own
     from sfl.transport.dialling import wait_for_peer, wait_for_peer_aio
+    from sfl.transport.security.credentials import open_aio_channel, open_channel
+    from sfl.transport.security.diagnosis import why_refused
     from tests.proxy import Proxy
 
     def issued(authority: Authority, folder: Path, role: str, *hosts: str) -> OwnCertificate:

@@ -33,7 +33,7 @@ from typing import Any
 import psutil
 import tomli_w
 
-from sfl.doctor.hardware import waiting
+from sfl.cli.doctor.hardware import waiting
 
 ROOT = Path(__file__).resolve().parents[1]
 TOKENIZER = ROOT / "examples" / "quickstart" / "model"

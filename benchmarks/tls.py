@@ -36,18 +36,18 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from benchmarks.runs import ROOT, run
 from benchmarks.throughput import BATCH, LENGTH, full_length, make_model, make_texts
-from sfl.certificates import authority as authority_module
-from sfl.certificates.authority import Authority
-from sfl.certificates.identity import Identity, Role, server_name
-from sfl.certificates.own import OwnCertificate, settings_in
-from sfl.certificates.signing import Trust
 from sfl.errors import Refused
-from sfl.transport.chunks import adapter_bytes
-from sfl.transport.credentials import open_channel
-from sfl.transport.diagnosis import why_refused
+from sfl.node.certificates import authority as authority_module
+from sfl.node.certificates.authority import Authority
+from sfl.node.certificates.identity import Identity, Role, server_name
+from sfl.node.certificates.own import OwnCertificate, settings_in
+from sfl.node.certificates.signing import Trust
 from sfl.transport.dialling import wait_for_peer
-from sfl.transport.signed import DeviceSignatures, SignatureCheck
-from sfl.transport.wire import EDGE_LIST_FILES
+from sfl.transport.frames.chunks import adapter_bytes
+from sfl.transport.frames.wire import EDGE_LIST_FILES
+from sfl.transport.security.credentials import open_channel
+from sfl.transport.security.diagnosis import why_refused
+from sfl.transport.security.signed import DeviceSignatures, SignatureCheck
 from sfl.v1 import cloud_pb2, edge_pb2, tensor_pb2
 
 HOST = "127.0.0.1"
@@ -126,9 +126,9 @@ def spent(work: Callable[[], object], least: float = 0.5) -> float:
 
 LOADING = """
 import time, psutil
-import sfl.transport.device_link
+import sfl.transport.device.link
 before, began = psutil.Process().memory_info().rss, time.perf_counter()
-import sfl.certificates.signing
+import sfl.node.certificates.signing
 seconds = time.perf_counter() - began
 print(f"{(psutil.Process().memory_info().rss - before) / 1e6:.1f} MB, {seconds:.2f} s")
 """

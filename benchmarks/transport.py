@@ -31,8 +31,8 @@ import grpc.aio
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from sfl.process import keep_heap, quiet_environment
-from sfl.transport.wire import FRAME_BYTES
+from sfl.node.process import keep_heap, quiet_environment
+from sfl.transport.frames.wire import FRAME_BYTES
 
 ROWS, HIDDEN = 8 * 128, 768
 SIZE = 4 * ROWS * HIDDEN
@@ -88,10 +88,10 @@ class EchoHost:
     def __init__(self, in_flight: int) -> None:
         from sfl.config import RunSettings
         from sfl.metrics.stats import NodeStats
-        from sfl.orders import ORDERS
         from sfl.stage.engine import Engine
-        from sfl.transport.edge_service import EdgeService
-        from sfl.transport.places import Places
+        from sfl.stage.orders import ORDERS
+        from sfl.transport.device.places import Places
+        from sfl.transport.device.service import EdgeService
 
         self.stats = NodeStats("edge", "edge")
         self.engine = Engine(1)
@@ -134,7 +134,7 @@ def serve(pipe: Connection, in_flight: int) -> None:
 
     async def run() -> None:
         host = EchoHost(in_flight)
-        from sfl.transport.wire import SERVER_OPTIONS
+        from sfl.transport.frames.wire import SERVER_OPTIONS
 
         ports, servers = [], []
         for handler in (host.service.handler(), bare_handler()):
@@ -182,7 +182,7 @@ def ours(port: int, in_flight: int, seconds: float) -> list[float]:
     from sfl.data.example import DataNotes, Dataset, Example
     from sfl.metrics.stats import NodeStats
     from sfl.stage.messages import Key, Kind, Purpose, TensorMessage
-    from sfl.transport.device_link import DeviceLink
+    from sfl.transport.device.link import DeviceLink
 
     link = DeviceLink(f"127.0.0.1:{port}", "device", NodeStats("device", "device"), False)
     link.join(10.0)
@@ -209,7 +209,7 @@ def ours(port: int, in_flight: int, seconds: float) -> list[float]:
 
 def bare(port: int, in_flight: int, seconds: float, method: str) -> list[float]:
     """The same with plain bytes."""
-    from sfl.transport.wire import CLIENT_OPTIONS
+    from sfl.transport.frames.wire import CLIENT_OPTIONS
 
     pieces = [bytes(size) for size in MESSAGES]
     outbox: queue.SimpleQueue[bytes | None] = queue.SimpleQueue()

@@ -25,18 +25,19 @@ from sfl.aggregation import Contribution, make_strategy, verify
 from sfl.aggregation.contribution import Array
 from sfl.aggregation.examine import Examined, examine, not_finite
 from sfl.aggregation.shares import bounded
-from sfl.causes import cause_of
-from sfl.certificates.own import OwnCertificate
 from sfl.config import DeviceEntry, EdgeConfig, LocalDevice, RunConfig, RunSettings
 from sfl.config.node import Dtype, Quantised
 from sfl.errors import ProtocolError, RunFailed, SflError
-from sfl.extras import require_cryptography, require_opentelemetry
-from sfl.files import on_disk, write_atomic
-from sfl.logs import Sparing, describe_node
 from sfl.metrics.prometheus import NodeCollector, serve_as_set
 from sfl.metrics.snapshot import NodeKind, NodeSnapshot
 from sfl.metrics.stats import NodeStats
+from sfl.node.causes import cause_of
+from sfl.node.certificates.own import OwnCertificate
+from sfl.node.extras import require_cryptography, require_opentelemetry
+from sfl.node.files import on_disk, write_atomic
+from sfl.node.logs import Sparing, describe_node
 from sfl.report.conclusion import what_stays
+from sfl.report.runs import stop_reason, write_effective
 from sfl.rounds import (
     AdapterReady,
     Aggregate,
@@ -70,21 +71,20 @@ from sfl.rounds import (
     UseTextForm,
     Welcome,
 )
-from sfl.runs import stop_reason, write_effective
-from sfl.transport import contract
-from sfl.transport.chunks import adapter_bytes, adapter_frames
-from sfl.transport.cloud_service import CloudService
-from sfl.transport.contract import adapter_limit
-from sfl.transport.credentials import bind, new_server
-from sfl.transport.door import Door
+from sfl.transport.cloud.service import CloudService
+from sfl.transport.cloud.spool import Spool
+from sfl.transport.frames import contract
+from sfl.transport.frames.chunks import adapter_bytes, adapter_frames
+from sfl.transport.frames.contract import adapter_limit
+from sfl.transport.frames.wire import EXTENTS, STACK
 from sfl.transport.group import aside, watched
-from sfl.transport.signed import SignatureCheck
-from sfl.transport.spool import Spool
-from sfl.transport.wire import EXTENTS, STACK
+from sfl.transport.security.credentials import bind, new_server
+from sfl.transport.security.door import Door
+from sfl.transport.security.signed import SignatureCheck
 from sfl.v1 import cloud_pb2, edge_pb2, tensor_pb2
 
 if TYPE_CHECKING:
-    from sfl.certificates.signing import Trust
+    from sfl.node.certificates.signing import Trust
     from sfl.report.card import Base
     from sfl.report.traces import StepTraces
 
@@ -652,6 +652,6 @@ def _trust(own: OwnCertificate | None) -> Trust | None:
     if own is None:
         return None
     require_cryptography("cloud.tls")
-    from sfl.certificates.signing import Trust  # an extra, only where it is needed
+    from sfl.node.certificates.signing import Trust  # an extra, only where it is needed
 
     return Trust(own.ca.read_bytes())

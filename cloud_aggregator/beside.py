@@ -5,12 +5,12 @@ from __future__ import annotations
 import logging
 from pathlib import Path
 
-from sfl.causes import cause_of
 from sfl.config import RunConfig
-from sfl.files import write_atomic
 from sfl.models.folder import local_folder
 from sfl.models.hub import hub_name
 from sfl.models.tokenizer_copy import copy_tokenizer
+from sfl.node.causes import cause_of
+from sfl.node.files import write_atomic
 from sfl.report.card import Base, model_card
 from sfl.report.summary import RunSummary
 

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import typer
 
-from sfl.logs import start_logging
-from sfl.machine import allow_open_files
-from sfl.options import AddressFile, Certs, ConfigFile, ErrorFile, Insecure, Logs, Overrides
-from sfl.process import quiet_environment, run_loop, run_node
+from sfl.node.logs import start_logging
+from sfl.node.machine import allow_open_files
+from sfl.node.options import AddressFile, Certs, ConfigFile, ErrorFile, Insecure, Logs, Overrides
+from sfl.node.process import quiet_environment, run_loop, run_node
 
 
 def cloud(
@@ -27,10 +27,10 @@ def cloud(
     def body() -> None:
         # Imported here so that `--help` answers at once.
         from cloud_aggregator.aggregator import CloudAggregator
-        from sfl.certificates.own import own_certificate
+        from sfl.node.certificates.own import own_certificate
         from sfl.report.conclusion import concluded
-        from sfl.runs import load_for_cloud, open_run_folder
-        from sfl.transport.handshakes import explained_handshakes
+        from sfl.report.runs import load_for_cloud, open_run_folder
+        from sfl.transport.security.handshakes import explained_handshakes
 
         settings = load_for_cloud(config, overrides or [], insecure)
         own = own_certificate("cloud", None, settings.cloud.tls, certs)

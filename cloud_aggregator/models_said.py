@@ -9,11 +9,11 @@ from sfl.adapters.expected import check_manifest
 from sfl.adapters.initial import check_given, initial_adapter
 from sfl.adapters.manifest import AdapterManifest
 from sfl.aggregation.contribution import Array
-from sfl.causes import cause_of
 from sfl.config import RunConfig, RunSettings
 from sfl.models.folder import ModelFolder, local_folder, open_model
-from sfl.transport.chunks import decode_adapter
-from sfl.transport.signed import values_digest
+from sfl.node.causes import cause_of
+from sfl.transport.frames.chunks import decode_adapter
+from sfl.transport.security.signed import values_digest
 from sfl.v1 import cloud_pb2
 
 log = logging.getLogger("sfl.cloud")

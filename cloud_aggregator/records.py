@@ -13,13 +13,13 @@ from functools import partial
 from pathlib import Path
 from typing import assert_never
 
-from sfl.causes import cause_of
 from sfl.config import RunConfig
 from sfl.data.example import DataNotes
 from sfl.errors import SflError
-from sfl.files import Reserve, on_disk
 from sfl.metrics.snapshot import NodeKind, NodeSnapshot
 from sfl.metrics.timeline import spans_from_json, watched_step
+from sfl.node.causes import cause_of
+from sfl.node.files import Reserve, on_disk
 from sfl.report.conclusion import RESERVE, write_conclusion
 from sfl.report.records import NodeRecord, Record, RecordFile, RoundRecord, SampleScore
 from sfl.report.status import LEFT_OUT, DeviceStatus, RunPhase, RunStatus, ServerStatus

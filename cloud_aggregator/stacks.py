@@ -11,8 +11,8 @@ import safetensors.numpy
 from sfl.adapters.names import is_lora_a
 from sfl.adapters.stacks import as_one_adapter
 from sfl.aggregation.contribution import Array
-from sfl.files import write_atomic
 from sfl.metrics.snapshot import NodeKind
+from sfl.node.files import write_atomic
 
 Node = tuple[NodeKind, str]
 

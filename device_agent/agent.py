@@ -13,27 +13,27 @@ from device_agent.board_watch import BoardWatch
 from device_agent.consent import Consent
 from device_agent.goodbye import saying_goodbye
 from device_agent.rejoining import Patience
-from sfl.board import board_root
-from sfl.certificates.own import OwnCertificate
 from sfl.config import DeviceConfig
 from sfl.data import Dataset, load_tokenizer, prepare
 from sfl.errors import AdapterRefused, LinkLost, NameInUse, PeerUnavailable
-from sfl.extras import require_cryptography
-from sfl.logs import describe_node
 from sfl.metrics.memory import memory_use, working_bytes
 from sfl.metrics.prometheus import NodeCollector, serve_as_set
 from sfl.metrics.stats import NodeStats
-from sfl.models.device_budget import device_load, fit_device
 from sfl.models.folder import ModelFolder, open_model
+from sfl.models.memory.device_budget import device_load, fit_device
 from sfl.models.modeling import import_modeling
-from sfl.notify import notifier
+from sfl.node.board import board_root
+from sfl.node.certificates.own import OwnCertificate
+from sfl.node.extras import require_cryptography
+from sfl.node.logs import describe_node
+from sfl.node.notify import notifier
+from sfl.node.process import trim_heap
 from sfl.plan import SplitPlan
-from sfl.process import trim_heap
 from sfl.stage.base import settle
 from sfl.stage.device import DeviceStage
 from sfl.stage.trainer import Trainer
-from sfl.transport.device_link import DeviceLink, Joined
-from sfl.transport.fetch import fetch_model
+from sfl.transport.bulk.fetch import fetch_model
+from sfl.transport.device.link import DeviceLink, Joined
 
 log = logging.getLogger("sfl.device")
 

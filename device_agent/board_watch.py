@@ -10,12 +10,12 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
-from sfl.board import Board, read_board
 from sfl.config.node import PauseSettings
 from sfl.metrics.stats import NodeStats
-from sfl.notify import Notifier
-from sfl.pausing import Pause, blind_rules, decide
-from sfl.watched import start_watched
+from sfl.node.board import Board, read_board
+from sfl.node.notify import Notifier
+from sfl.node.pausing import Pause, blind_rules, decide
+from sfl.node.watched import start_watched
 
 log = logging.getLogger("sfl.device")
 

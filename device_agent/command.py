@@ -6,14 +6,14 @@ import contextlib
 
 import typer
 
-from sfl.certificates.claim import claim_identity
-from sfl.certificates.own import OwnCertificate, own_certificate
 from sfl.config import DeviceConfig, load_device
 from sfl.errors import ConfigError
-from sfl.files import writable_folder
-from sfl.logs import start_logging
-from sfl.options import Certs, Claim, ConfigFile, ErrorFile, Insecure, Logs, Overrides
-from sfl.process import cores, keep_heap, quiet_environment, return_memory, run_node
+from sfl.node.certificates.claim import claim_identity
+from sfl.node.certificates.own import OwnCertificate, own_certificate
+from sfl.node.files import writable_folder
+from sfl.node.logs import start_logging
+from sfl.node.options import Certs, Claim, ConfigFile, ErrorFile, Insecure, Logs, Overrides
+from sfl.node.process import cores, keep_heap, quiet_environment, return_memory, run_node
 
 
 def device(

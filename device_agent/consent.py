@@ -9,7 +9,7 @@ from sfl.codec import parse
 from sfl.config import DeviceConfig, RunSettings
 from sfl.config.codec import AUTO_CODECS, RoleCodecs
 from sfl.errors import ConfigError
-from sfl.paths import expanded
+from sfl.node.paths import expanded
 
 SOURCES = ("train", "eval", "shared_train", "shared_eval")
 """Settings that name a device's data."""

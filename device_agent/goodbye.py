@@ -5,11 +5,11 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Iterator
 
-from sfl.causes import foreseen
 from sfl.errors import AdapterRefused
-from sfl.process import Terminated
-from sfl.text import plain
-from sfl.transport.device_link import DeviceLink
+from sfl.node.causes import foreseen
+from sfl.node.process import Terminated
+from sfl.node.text import plain
+from sfl.transport.device.link import DeviceLink
 
 DONE = "done"
 

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import typer
 
-from sfl.certificates.own import own_certificate
 from sfl.config import load_edge
-from sfl.logs import start_logging
-from sfl.machine import allow_open_files
-from sfl.options import AddressFile, Certs, ConfigFile, ErrorFile, Insecure, Logs, Overrides
-from sfl.process import cores, keep_heap, quiet_environment, run_loop, run_node
+from sfl.node.certificates.own import own_certificate
+from sfl.node.logs import start_logging
+from sfl.node.machine import allow_open_files
+from sfl.node.options import AddressFile, Certs, ConfigFile, ErrorFile, Insecure, Logs, Overrides
+from sfl.node.process import cores, keep_heap, quiet_environment, run_loop, run_node
 
 
 def edge(
@@ -32,7 +32,7 @@ def edge(
         own = own_certificate("edge", settings.name, settings.tls, certs)
         # Imported here: torch takes a second, and reads the environment when it is loaded.
         from edge_server.server import EdgeServer
-        from sfl.transport.handshakes import explained_handshakes
+        from sfl.transport.security.handshakes import explained_handshakes
 
         threads = cores() if settings.threads == "auto" else settings.threads
 

@@ -16,45 +16,45 @@ from sfl.adapters.lora import LoraBank, build_manifest, given_values
 from sfl.adapters.manifest import AdapterManifest
 from sfl.adapters.names import belongs_to
 from sfl.adapters.rank import truncated
-from sfl.causes import cause_of
-from sfl.certificates.own import OwnCertificate
 from sfl.config import EdgeConfig, RunSettings
 from sfl.errors import LinkLost, ModelError, NameInUse, ProtocolError, Refused, RunFailed, SflError
-from sfl.files import writable_folder, write_atomic
-from sfl.logs import describe_node
 from sfl.metrics.prometheus import NodeCollector, serve_as_set
 from sfl.metrics.snapshot import NodeSnapshot
 from sfl.metrics.stats import NodeStats
-from sfl.models.batching import check_batching
 from sfl.models.classes import check_class_order
-from sfl.models.edge_budget import EdgeChoice, fit_edge
 from sfl.models.folder import ModelFolder, check_length, open_model
+from sfl.models.memory.batching import check_batching
+from sfl.models.memory.edge_budget import EdgeChoice, fit_edge
 from sfl.models.span import SpanModel, build_span
 from sfl.models.vocabulary import check_files
-from sfl.orders import ORDERS
+from sfl.node.causes import cause_of
+from sfl.node.certificates.own import OwnCertificate
+from sfl.node.files import writable_folder, write_atomic
+from sfl.node.logs import describe_node
 from sfl.plan import Span, SplitPlan
 from sfl.stage.base import lay_over_devices, settle
 from sfl.stage.computation import COMPUTATIONS
 from sfl.stage.engine import Engine
+from sfl.stage.orders import ORDERS
 from sfl.stage.resting import Residence
 from sfl.stage.session import SESSIONS, Session
-from sfl.transport import contract
-from sfl.transport.blame import blamed
-from sfl.transport.chunks import (
+from sfl.transport.bulk.files import SpanFiles
+from sfl.transport.cloud.blame import blamed
+from sfl.transport.cloud.link import CloudLink, expect_settings
+from sfl.transport.device.cut import check_codecs, remembers_samples
+from sfl.transport.device.places import Places
+from sfl.transport.device.service import EdgeService
+from sfl.transport.frames import contract
+from sfl.transport.frames.chunks import (
     AdapterAssembly,
     Buffer,
     adapter_bytes,
     adapter_frames,
     decode_adapter,
 )
-from sfl.transport.cloud_link import CloudLink, expect_settings
-from sfl.transport.credentials import bind, new_server
-from sfl.transport.cut import check_codecs, remembers_samples
-from sfl.transport.door import Door
-from sfl.transport.edge_service import EdgeService
-from sfl.transport.files import SpanFiles
-from sfl.transport.places import Places
-from sfl.transport.wire import STACK
+from sfl.transport.frames.wire import STACK
+from sfl.transport.security.credentials import bind, new_server
+from sfl.transport.security.door import Door
 from sfl.v1 import cloud_pb2, edge_pb2, tensor_pb2
 
 log = logging.getLogger("sfl.edge")

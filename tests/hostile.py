@@ -11,15 +11,14 @@ from typing import Any
 import grpc
 
 from sfl.adapters.manifest import AdapterManifest, ParameterSpec
-from sfl.certificates.own import OwnCertificate
 from sfl.config import RunSettings
 from sfl.metrics.snapshot import NodeKind
 from sfl.metrics.stats import NodeStats
 from sfl.models.folder import open_model
-from sfl.transport.chunks import adapter_bytes
-from sfl.transport.credentials import open_channel
-from sfl.transport.seal import seal
-from sfl.transport.wire import (
+from sfl.node.certificates.own import OwnCertificate
+from sfl.transport.frames.chunks import adapter_bytes
+from sfl.transport.frames.seal import seal
+from sfl.transport.frames.wire import (
     CLOUD_SESSION,
     EDGE_FETCH_FILE,
     EDGE_LIST_FILES,
@@ -27,6 +26,7 @@ from sfl.transport.wire import (
     WIRE_VERSION,
     Method,
 )
+from sfl.transport.security.credentials import open_channel
 from sfl.v1 import cloud_pb2, edge_pb2
 
 Raw = bytes

@@ -82,8 +82,8 @@ def serve() -> None:
     It ends with its standard input, and kills the command that it may be at then.
     """
     import sfl.cli.run  # noqa: F401  # with the whole command line
-    from sfl.launch.child import PACKAGE
-    from sfl.process import quiet_environment
+    from sfl.cli.launch.child import PACKAGE
+    from sfl.node.process import quiet_environment
 
     answers = os.fdopen(os.dup(1), "w")
     for number, path in enumerate(sys.argv[1:], 1):

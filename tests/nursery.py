@@ -8,7 +8,7 @@ from __future__ import annotations
 import importlib
 import os
 
-from sfl.launch.child import NURSERY, PACKAGE
+from sfl.cli.launch.child import NURSERY, PACKAGE
 from sfl.models.modeling import import_modeling, leave_out_compiler
 
 if PACKAGE in os.environ:

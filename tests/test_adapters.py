@@ -34,7 +34,7 @@ from sfl.adapters.manifest import AdapterManifest, ParameterSpec
 from sfl.adapters.names import belongs_to, block_of
 from sfl.config import LoraSettings
 from sfl.errors import ConfigError, ModelError, ProtocolError
-from sfl.models.family import Task
+from sfl.models.families.family import Task
 from sfl.models.folder import ModelFolder, open_model
 from sfl.models.span import build_span
 from sfl.plan import Span, SplitPlan

@@ -20,16 +20,16 @@ from typing import Any
 import pytest
 from fake_board import FakeBoard, whole_board
 
-from sfl.board import Board, read_board
-from sfl.certificates.identity import Identity
-from sfl.certificates.own import own_certificate
+from sfl.cli.doctor.hardware import check_board, check_pause
 from sfl.config import load_device
 from sfl.config.node import PauseSettings
-from sfl.doctor.hardware import check_board, check_pause
 from sfl.errors import ConfigError
 from sfl.metrics import NodeSnapshot, NodeStats
-from sfl.notify import notifier
-from sfl.pausing import REASONS, Pause, decide
+from sfl.node.board import Board, read_board
+from sfl.node.certificates.identity import Identity
+from sfl.node.certificates.own import own_certificate
+from sfl.node.notify import notifier
+from sfl.node.pausing import REASONS, Pause, decide
 from tests.federation import ROOT
 from tests.test_failures import PATIENCE, ByHand, fleet, until
 
@@ -651,7 +651,7 @@ def unit_settings(unit: Path = UNIT) -> dict[str, list[str]]:
 def stopped() -> int:
     """How a node ends that is told to stop."""
     script = (
-        "import os, signal\nfrom sfl.process import run_node\n"
+        "import os, signal\nfrom sfl.node.process import run_node\n"
         "raise SystemExit(run_node(lambda: os.kill(os.getpid(), signal.SIGTERM)))"
     )
     return subprocess.run([sys.executable, "-c", script], check=False, timeout=60).returncode
@@ -659,7 +659,7 @@ def stopped() -> int:
 
 def certificate(folder: Path, name: str) -> Path:
     """A device's folder, as `sfl ca issue` writes it."""
-    made = pytest.importorskip("sfl.certificates.authority", exc_type=ImportError)
+    made = pytest.importorskip("sfl.node.certificates.authority", exc_type=ImportError)
     authority = made.Authority.create()
     authority.write(authority.issue(Identity("device", name)), folder)
     return folder

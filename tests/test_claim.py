@@ -11,17 +11,17 @@ from pathlib import Path
 
 import pytest
 
-from sfl.certificates.authority import Authority
-from sfl.certificates.bundle import Wanted, issue_all
-from sfl.certificates.claim import claim_identity
-from sfl.certificates.identity import Identity
 from sfl.errors import ConfigError
+from sfl.node.certificates.authority import Authority
+from sfl.node.certificates.bundle import Wanted, issue_all
+from sfl.node.certificates.claim import claim_identity
+from sfl.node.certificates.identity import Identity
 from tests.federation import ROOT, sfl
 
 REPLICA = """
 import sys, time
 from pathlib import Path
-from sfl.certificates.claim import claim_identity
+from sfl.node.certificates.claim import claim_identity
 with claim_identity(Path(sys.argv[1])) as folder:
     print(folder.name, flush=True)
     time.sleep(600)

@@ -28,12 +28,12 @@ import safetensors.numpy
 import typer.main
 import yaml
 
-from sfl.certificates.authority import Authority
-from sfl.certificates.identity import Identity
 from sfl.cli.app import app
 from sfl.config import MetricsSettings, load_device, load_edge, load_run
 from sfl.metrics.prometheus import NodeCollector, serve_as_set
 from sfl.metrics.stats import NodeStats
+from sfl.node.certificates.authority import Authority
+from sfl.node.certificates.identity import Identity
 from sfl.report.summary import RunSummary
 from tests.federation import ROOT
 

@@ -6,11 +6,11 @@ from pathlib import Path
 
 import pytest
 
+from sfl.cli.launch.run import resolved
 from sfl.config import dump_toml, load_device, load_edge, load_run
-from sfl.config.docs import document
 from sfl.errors import ConfigError
-from sfl.launch.run import resolved
-from sfl.process import cores
+from sfl.node.process import cores
+from tools.configuration_page import document
 
 ROOT = Path(__file__).resolve().parents[1]
 MINIMAL = '[model]\npath = "m"\n[[devices]]\nname = "a"\n[[devices]]\nname = "b"\n'
@@ -24,7 +24,7 @@ def written(folder: Path, text: str = MINIMAL) -> Path:
 
 def test_the_documentation_is_in_step_with_the_settings() -> None:
     page = (ROOT / "docs" / "configuration.md").read_text(encoding="utf-8")
-    assert page == document(), "run: python -m sfl.config.docs > docs/configuration.md"
+    assert page == document(), "run: python -m tools.configuration_page > docs/configuration.md"
 
 
 def test_the_template_of_init_is_a_valid_run(tmp_path: Path) -> None:

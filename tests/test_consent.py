@@ -16,15 +16,15 @@ import pytest
 
 from device_agent.agent import DeviceAgent
 from device_agent.consent import Consent
-from sfl.certificates.authority import Authority
-from sfl.certificates.own import load_own, settings_in
+from sfl.cli.launch.node import device_node
 from sfl.config import DeviceConfig, MetricsSettings, RunConfig, RunSettings, load_device, load_run
 from sfl.config.codec import RoleCodecs
 from sfl.data import load_tokenizer
 from sfl.errors import ConfigError, ModelError
-from sfl.launch.node import device_node
-from sfl.transport.chunks import adapter_frames
-from sfl.transport.wire import EDGE_SESSION, WIRE_VERSION, generic_handler
+from sfl.node.certificates.authority import Authority
+from sfl.node.certificates.own import load_own, settings_in
+from sfl.transport.frames.chunks import adapter_frames
+from sfl.transport.frames.wire import EDGE_SESSION, WIRE_VERSION, generic_handler
 from sfl.v1 import edge_pb2, tensor_pb2
 from tests.federation import run, sfl, write_config, write_jsonl
 from tests.test_failures import PATIENCE, ByHand, fleet, until

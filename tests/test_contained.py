@@ -29,23 +29,23 @@ import edge_server.server
 from cloud_aggregator.aggregator import CloudAggregator
 from cloud_aggregator.records import MOST_FAULTS, RunRecords, shown_phase
 from edge_server.server import JOINING, EdgeServer
-from sfl.causes import cause_of, foreseen
-from sfl.certificates.authority import Authority
 from sfl.config import EdgeConfig, RunSettings, load_run
 from sfl.config.node import MetricsSettings
 from sfl.errors import DiskError, LinkLost, NameInUse, OutOfMemory, ProtocolError, RunFailed
 from sfl.metrics.prometheus import NodeCollector, serve_as_set
 from sfl.metrics.stats import NodeStats
+from sfl.node.causes import cause_of, foreseen
+from sfl.node.certificates.authority import Authority
+from sfl.report.runs import open_run_folder
 from sfl.report.status import RunStatus
 from sfl.rounds import Aggregate, Fault, FinishRun, Phase, Steps, Tick
 from sfl.rounds.coordinator import Device, Progress
-from sfl.runs import open_run_folder
 from sfl.stage.engine import Engine
-from sfl.transport.cloud_service import EdgeStream
-from sfl.transport.edge_service import EdgeService
-from sfl.transport.fetch import fetch_model
+from sfl.transport.bulk.fetch import fetch_model
+from sfl.transport.cloud.service import EdgeStream
+from sfl.transport.device.service import EdgeService
+from sfl.transport.frames.wire import CLOUD_SESSION, WIRE_VERSION
 from sfl.transport.group import GONE, run_together
-from sfl.transport.wire import CLOUD_SESSION, WIRE_VERSION
 from sfl.v1 import cloud_pb2, edge_pb2, tensor_pb2
 from tests.federation import Outcome, launch, write_config
 from tests.hostile import base_of
@@ -585,9 +585,9 @@ def test_a_cache_on_a_full_disk_is_named(tmp_path: Path, monkeypatch: pytest.Mon
         fill(tmp_path)  # it had room enough when it was looked at
         return lambda request: Chunks([edge_pb2.FileChunk(data=content)])
 
-    monkeypatch.setattr("sfl.transport.fetch.EDGE_LIST_FILES", SimpleNamespace(stub=listing))
-    monkeypatch.setattr("sfl.transport.fetch.EDGE_FETCH_FILE", SimpleNamespace(stub=chunks))
-    monkeypatch.setattr("sfl.transport.fetch.sound", lambda message, peer: message)
+    monkeypatch.setattr("sfl.transport.bulk.fetch.EDGE_LIST_FILES", SimpleNamespace(stub=listing))
+    monkeypatch.setattr("sfl.transport.bulk.fetch.EDGE_FETCH_FILE", SimpleNamespace(stub=chunks))
+    monkeypatch.setattr("sfl.transport.bulk.fetch.sound", lambda message, peer: message)
     with small_disk(tmp_path, "size=8m"), pytest.raises(DiskError) as raised:
         fetch_model(MagicMock(), "d0", tmp_path, NodeStats("d0", "device"))
     assert f"{tmp_path} (device.cache_dir): its disk is full" in str(raised.value)

@@ -15,19 +15,19 @@ import grpc
 import psutil
 import pytest
 
-from sfl.buffers import Chunks
 from sfl.config import RunSettings
 from sfl.config.codec import RoleCodecs
 from sfl.data.example import DataNotes, Dataset
 from sfl.errors import ConfigError, LinkLost, ProtocolError, RunFailed, SflError
 from sfl.metrics.stats import NodeStats
+from sfl.node.buffers import Chunks
 from sfl.stage.messages import Kind
-from sfl.transport.chunks import TensorAssembly
-from sfl.transport.device_link import DeviceLink, _Reader
-from sfl.transport.envelope import Frame, _varint
-from sfl.transport.fetch import fetch_model
-from sfl.transport.seal import seal
-from sfl.transport.wire import EDGE_FETCH_FILE, EDGE_LIST_FILES
+from sfl.transport.bulk.fetch import fetch_model
+from sfl.transport.device.link import DeviceLink, _Reader
+from sfl.transport.frames.chunks import TensorAssembly
+from sfl.transport.frames.envelope import Frame, _varint
+from sfl.transport.frames.seal import seal
+from sfl.transport.frames.wire import EDGE_FETCH_FILE, EDGE_LIST_FILES
 from sfl.v1 import cloud_pb2, edge_pb2, tensor_pb2
 from tests.federation import write_config
 from tests.hostile import MANIFEST, Device, Edge, edge_server, snapshot

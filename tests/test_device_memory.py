@@ -29,10 +29,10 @@ from transformers.activations import ACT2FN
 
 from sfl.config import LocalDevice, load_device
 from sfl.errors import ConfigError
-from sfl.models.device_budget import fit_device
-from sfl.models.family import Task
+from sfl.models.families.family import Task
 from sfl.models.folder import ModelFolder, open_model
-from sfl.models.footprint import Load, Thrift, device_footprint
+from sfl.models.memory.device_budget import fit_device
+from sfl.models.memory.footprint import Load, Thrift, device_footprint
 from sfl.models.piecewise import Piecewise
 from sfl.models.span import build_span
 from sfl.plan import Span, SplitPlan

@@ -20,20 +20,20 @@ from sfl.config import RunSettings
 from sfl.config.codec import RoleCodecs
 from sfl.errors import ProtocolError
 from sfl.metrics.stats import NodeStats, PhaseTimes
-from sfl.orders import ORDERS
 from sfl.report.step import LANES
 from sfl.stage.engine import Engine
 from sfl.stage.messages import GradientNorm, Key, Kind, Purpose, TensorMessage
-from sfl.transport.chunks import TensorAssembly, adapter_bytes, adapter_frames
-from sfl.transport.cut import Cut
-from sfl.transport.device_link import _Reader
-from sfl.transport.device_stream import DeviceStream
-from sfl.transport.edge_service import EdgeService
-from sfl.transport.envelope import Frame
-from sfl.transport.frames import decode_tensor, encode_tensor
-from sfl.transport.places import Places
-from sfl.transport.urgency import CodecThread
-from sfl.transport.wire import EDGE_SESSION
+from sfl.stage.orders import ORDERS
+from sfl.transport.device.cut import Cut
+from sfl.transport.device.link import _Reader
+from sfl.transport.device.places import Places
+from sfl.transport.device.service import EdgeService
+from sfl.transport.device.stream import DeviceStream
+from sfl.transport.device.urgency import CodecThread
+from sfl.transport.frames.chunks import TensorAssembly, adapter_bytes, adapter_frames
+from sfl.transport.frames.envelope import Frame
+from sfl.transport.frames.tensors import decode_tensor, encode_tensor
+from sfl.transport.frames.wire import EDGE_SESSION
 from sfl.v1 import edge_pb2, tensor_pb2
 
 HIDDEN = 64

@@ -22,17 +22,16 @@ import pytest
 import torch
 from rich.console import Console
 
-from sfl.cli.doctor import _print
+from sfl.cli.doctor.command import _print
+from sfl.cli.doctor.edge import check_own_edge
+from sfl.cli.doctor.fits import Base, check_devices, cut_rows, load_of, measure_base, read_size
+from sfl.cli.doctor.hardware import check_cores
+from sfl.cli.doctor.quantised import check_bitsandbytes
 from sfl.config import EdgeConfig, LocalDevice, RunConfig, RunSettings, load_run
-from sfl.doctor.edge import check_own_edge
-from sfl.doctor.fits import Base, check_devices, cut_rows, load_of, measure_base, read_size
-from sfl.doctor.hardware import check_cores
-from sfl.doctor.quantised import check_bitsandbytes
 from sfl.errors import ConfigError, PeerUnavailable, ProtocolError, Refused
-from sfl.machine import Cores, Memory, cpu_quota, memory_limit
-from sfl.models.device_budget import device_load, fit_device
 from sfl.models.folder import open_model
-from sfl.models.footprint import (
+from sfl.models.memory.device_budget import device_load, fit_device
+from sfl.models.memory.footprint import (
     BASE_BYTES,
     EdgeDevice,
     EdgeForecast,
@@ -40,12 +39,13 @@ from sfl.models.footprint import (
     device_footprint,
 )
 from sfl.models.span import build_span
+from sfl.node.machine import Cores, Memory, cpu_quota, memory_limit
 from sfl.plan import SplitPlan
 from sfl.stage.device import DeviceStage
 from sfl.stage.precision import Precision, fastest_dtype
-from sfl.transport import probe_service
-from sfl.transport.probe import probe_edge
-from sfl.transport.wire import EDGE_PROBE, generic_handler
+from sfl.transport.bulk import probe_service
+from sfl.transport.bulk.probe import probe_edge
+from sfl.transport.frames.wire import EDGE_PROBE, generic_handler
 from sfl.v1 import edge_pb2
 from tests.federation import ROOT, SFL, sfl, write_config, write_jsonl
 from tests.test_federation import STORIES, completions, device, settings, tiny

@@ -16,12 +16,13 @@ import grpc
 import grpc.aio
 import pytest
 
-from sfl.logs import Sparing
 from sfl.metrics.stats import NodeStats
-from sfl.transport import door, group
-from sfl.transport.credentials import new_server
-from sfl.transport.edge_service import EdgeService
-from sfl.transport.wire import EDGE_SESSION
+from sfl.node.logs import Sparing
+from sfl.transport import group
+from sfl.transport.device.service import EdgeService
+from sfl.transport.frames.wire import EDGE_SESSION
+from sfl.transport.security import door
+from sfl.transport.security.credentials import new_server
 from tests import test_failures
 from tests.federation import SFL
 from tests.test_failures import PATIENCE, fleet, until
@@ -208,7 +209,7 @@ def test_few_lines_are_written_of_many_alike(
     caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     now = 7.0
-    monkeypatch.setattr("sfl.logs.time", SimpleNamespace(monotonic=lambda: now))
+    monkeypatch.setattr("sfl.node.logs.time", SimpleNamespace(monotonic=lambda: now))
     sparing = Sparing(logging.getLogger("sfl.test"), burst=3, seconds=10.0)
     for number in range(50):
         sparing.warning("a", "line %d", number)

@@ -22,19 +22,19 @@ from tiny_models import opened
 
 from edge_server.server import EdgeServer
 from sfl.adapters.lora import LoraBank
+from sfl.cli.launch.run import _asked, budgeted, resolved
 from sfl.codec import parse
 from sfl.config import EdgeConfig, RunSettings, load_run
 from sfl.config.size import read_size
 from sfl.errors import ConfigError
-from sfl.launch.run import _asked, budgeted, resolved
 from sfl.metrics.stats import NodeStats
-from sfl.models.edge_budget import EdgeChoice, fit_edge, needs
 from sfl.models.folder import ModelFolder, TensorEntry, checkpoint_tensors, open_model
-from sfl.models.footprint import QUANTISER_BYTES
+from sfl.models.memory.edge_budget import EdgeChoice, fit_edge, needs
+from sfl.models.memory.footprint import QUANTISER_BYTES
 from sfl.plan import SplitPlan
 from sfl.stage.lean import _pieces
 from sfl.stage.session import VanillaSession
-from sfl.transport.device_stream import DeviceStream
+from sfl.transport.device.stream import DeviceStream
 from tests.federation import run, write_jsonl
 from tests.test_federation import STORIES, adapter, assert_same_bits, completions, device, tiny
 from tests.test_federation import settings as small_run
@@ -231,7 +231,7 @@ def test_a_piece_of_the_logits_is_foretold_as_it_is_taken(
     (first, *_) = _pieces(model, 256 * 64)  # type: ignore[arg-type]
     piece = (first.stop - first.start) * vocab
     with_logits = needs(wide, run, EdgeConfig(), EdgeChoice((), 8, 4)).activations
-    monkeypatch.setattr("sfl.models.footprint.LOGIT_COPIES", 0)
+    monkeypatch.setattr("sfl.models.memory.footprint.LOGIT_COPIES", 0)
     without = needs(wide, run, EdgeConfig(), EdgeChoice((), 8, 4)).activations
     assert with_logits - without == 3 * 4 * piece
 
@@ -327,7 +327,7 @@ def test_an_open_precision_is_measured_where_the_edge_computes(
         commands.append(command)
         return subprocess.CompletedProcess(command, 0, stdout="bfloat16\n", stderr="")
 
-    monkeypatch.setattr("sfl.launch.run.subprocess.run", measure)
+    monkeypatch.setattr("sfl.cli.launch.run.subprocess.run", measure)
     _asked.cache_clear()
     config = load_run(run_file(tmp_path, "2GB"))
     own = {"dtype": "auto", "device": ("cuda:1", "cuda:0"), "threads": 1}

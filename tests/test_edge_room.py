@@ -14,17 +14,17 @@ from test_engine import edge, messages
 from test_resting import edge as edge_of
 
 from sfl.config import CodecSettings
-from sfl.orders import ORDERS, Waiting
-from sfl.orders.places import Claim, next_place
 from sfl.stage.engine import Engine
 from sfl.stage.messages import Key, Kind, Purpose, TensorMessage
+from sfl.stage.orders import ORDERS, Waiting
+from sfl.stage.orders.places import Claim, next_place
 from sfl.stage.session import Session, handle_together
-from sfl.transport.cut import Cut
-from sfl.transport.edge_service import EdgeService
-from sfl.transport.envelope import Frame
-from sfl.transport.frames import encode_tensor
-from sfl.transport.places import Places
-from sfl.transport.wire import EDGE_SESSION, WIRE_VERSION
+from sfl.transport.device.cut import Cut
+from sfl.transport.device.places import Places
+from sfl.transport.device.service import EdgeService
+from sfl.transport.frames.envelope import Frame
+from sfl.transport.frames.tensors import encode_tensor
+from sfl.transport.frames.wire import EDGE_SESSION, WIRE_VERSION
 from sfl.v1 import edge_pb2
 
 ROOM = 2

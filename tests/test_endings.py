@@ -15,14 +15,14 @@ from typing import Any
 import psutil
 import pytest
 
-from sfl import runs
 from sfl.config import load_run
 from sfl.errors import DiskError
-from sfl.process import undisturbed
+from sfl.node.process import undisturbed
+from sfl.report import runs
 from sfl.report.conclusion import conclude
+from sfl.report.runs import open_run_folder
 from sfl.report.status import DeviceStatus, RunStatus
 from sfl.report.summary import Fault, RunSummary
-from sfl.runs import open_run_folder
 from tests.federation import ROOT, SFL, sfl, write_config
 from tests.test_failures import PATIENCE, ByHand, by_hand, fleet, launched, left_running, until
 from tests.test_failures import node_process as node
@@ -294,7 +294,7 @@ def test_no_device_trains_once_its_run_has_ended(ok: bool) -> None:
 def test_a_clock_that_is_set_back_does_not_freeze_the_view(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from sfl.launch import run as launch_run
+    from sfl.cli.launch import run as launch_run
 
     shown: list[int] = []
     status = status_of(updated_at=1000.0, sequence=1)

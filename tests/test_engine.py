@@ -24,13 +24,13 @@ from sfl.adapters.names import belongs_to
 from sfl.config import EdgeConfig, RunSettings
 from sfl.errors import ConfigError, ProtocolError, RunFailed
 from sfl.metrics.stats import NodeStats
-from sfl.models.batching import check_batching
+from sfl.models.memory.batching import check_batching
 from sfl.models.span import SpanModel, build_span
-from sfl.orders import ORDERS, Waiting
 from sfl.plan import Span, SplitPlan
 from sfl.report.step import LANES
 from sfl.stage.engine import Engine
 from sfl.stage.messages import GradientNorm, Key, Kind, Purpose, RoundStart, TensorMessage
+from sfl.stage.orders import ORDERS, Waiting
 from sfl.stage.session import UShapedSession, VanillaSession, handle_together
 
 QUEUE = [

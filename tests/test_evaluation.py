@@ -17,9 +17,9 @@ from sfl.config.codec import AUTO_CODECS, RoleCodecs
 from sfl.errors import ConfigError, ProtocolError
 from sfl.report.records import RoundRecord, SampleScore, read_records
 from sfl.stage.messages import Key, Kind, Purpose, TensorMessage
-from sfl.transport.cut import Cut
-from sfl.transport.round_start import from_round_start
-from sfl.transport.wire import EXTENTS
+from sfl.transport.device.cut import Cut
+from sfl.transport.device.round_start import from_round_start
+from sfl.transport.frames.wire import EXTENTS
 from sfl.v1 import edge_pb2
 from tests.federation import run
 from tests.test_federation import completions, device, finished, settings, tiny

@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 
+from sfl.cli.launch import run as launch
 from sfl.config import DataSettings, RunConfig
 from sfl.data import targets
 from sfl.data.examine import examine
@@ -13,7 +14,6 @@ from sfl.data.load import load_rows
 from sfl.data.sources import sources
 from sfl.data.unread import check_all_read
 from sfl.errors import DataError
-from sfl.launch import run as launch
 
 MODEL = Path(__file__).parents[1] / "examples" / "quickstart" / "model"
 

@@ -13,7 +13,7 @@ from sfl.adapters.initial import check_given
 from sfl.adapters.manifest import AdapterManifest, ParameterSpec
 from sfl.config import RunSettings
 from sfl.errors import ProtocolError
-from sfl.models.family import Task
+from sfl.models.families.family import Task
 from sfl.models.layers import linear_names
 
 Lie = Callable[[AdapterManifest], AdapterManifest]

@@ -29,8 +29,8 @@ import torch
 
 from sfl.codec import parse
 from sfl.stage.messages import Key, Kind, Purpose, TensorMessage
-from sfl.transport.frames import encode_tensor
-from sfl.transport.wire import EDGE_SESSION, WIRE_VERSION
+from sfl.transport.frames.tensors import encode_tensor
+from sfl.transport.frames.wire import EDGE_SESSION, WIRE_VERSION
 from sfl.v1 import edge_pb2
 from tests.federation import ROOT, SFL, Outcome, launch, run, sfl, write_config, write_jsonl
 from tests.test_federation import completions, device, settings, tiny

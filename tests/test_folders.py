@@ -18,12 +18,12 @@ from sfl.codec import RowContext
 from sfl.config import EdgeConfig, RunSettings
 from sfl.config.codec import RoleCodecs
 from sfl.errors import ConfigError, ModelError, ProtocolError
-from sfl.files import writable_folder
 from sfl.metrics.stats import NodeStats
+from sfl.node.files import writable_folder
 from sfl.stage.messages import Key, Kind, Purpose, TensorMessage
-from sfl.transport import fetch
-from sfl.transport.cut import Cut
-from sfl.transport.fetch import fetch_model
+from sfl.transport.bulk import fetch
+from sfl.transport.bulk.fetch import fetch_model
+from sfl.transport.device.cut import Cut
 from sfl.v1 import edge_pb2
 from tests.federation import ROOT, sfl
 

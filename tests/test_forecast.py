@@ -18,10 +18,10 @@ from tiny_models import LABELS, opened
 from sfl.adapters.lora import LoraBank
 from sfl.config import EdgeConfig, LoraSettings, RunSettings
 from sfl.metrics.stats import NodeStats
-from sfl.models.device_budget import device_load
-from sfl.models.edge_budget import EdgeChoice, needs
 from sfl.models.folder import ModelFolder
-from sfl.models.footprint import Load, Thrift, device_footprint
+from sfl.models.memory.device_budget import device_load
+from sfl.models.memory.edge_budget import EdgeChoice, needs
+from sfl.models.memory.footprint import Load, Thrift, device_footprint
 from sfl.models.span import build_span
 from sfl.plan import Span, SplitPlan
 from sfl.stage.device import DeviceStage
@@ -162,7 +162,7 @@ def test_an_edge_s_job_has_its_copies_once_and_each_waiting_graph_its_own() -> N
 
 PROCESS = """
 import json, sys
-from sfl.process import quiet_environment, return_memory
+from sfl.node.process import quiet_environment, return_memory
 quiet_environment()
 returned = return_memory()
 import torch

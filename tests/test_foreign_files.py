@@ -17,7 +17,7 @@ from sfl.data.classes import class_names, name_classes
 from sfl.data.labels import class_of
 from sfl.data.partition import field_values, partition_rows
 from sfl.errors import ConfigError, DataError, UserError
-from sfl.textfile import NotText, read_text
+from sfl.node.textfile import NotText, read_text
 
 CLASSES = {"off": 0, "on": 1}
 

@@ -13,10 +13,10 @@ from typing import cast
 import pytest
 from rich.console import Console
 
+from sfl.cli.launch.node import Node
+from sfl.cli.launch.patience import Patience, cpu_seconds
+from sfl.cli.launch.run import with_wait
 from sfl.errors import RunFailed
-from sfl.launch.node import Node
-from sfl.launch.patience import Patience, cpu_seconds
-from sfl.launch.run import with_wait
 from sfl.report.live import LiveView
 from sfl.report.status import RunStatus
 
@@ -37,7 +37,7 @@ class Clock:
 @pytest.fixture
 def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
     clock = Clock()
-    monkeypatch.setattr("sfl.launch.node.time", clock)
+    monkeypatch.setattr("sfl.cli.launch.node.time", clock)
     return clock
 
 
@@ -66,7 +66,7 @@ def test_a_process_at_work_is_waited_for_and_talked_about(
             node.address_file.write_text("127.0.0.1:7001\n")
         return clock.now
 
-    monkeypatch.setattr("sfl.launch.node.cpu_seconds", busy)
+    monkeypatch.setattr("sfl.cli.launch.node.cpu_seconds", busy)
     said: list[str] = []
     assert node.await_address(said.append) == "127.0.0.1:7001"
     assert said[:2] == ["edge edge starts, 5 s", "edge edge starts, 10 s"]

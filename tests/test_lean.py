@@ -17,7 +17,7 @@ from sfl.adapters.lora import LoraBank
 from sfl.adapters.names import belongs_to
 from sfl.config import LoraSettings, RunSettings
 from sfl.data.batches import Batch
-from sfl.models.family import Task
+from sfl.models.families.family import Task
 from sfl.models.folder import ModelFolder
 from sfl.models.packed import Packing
 from sfl.models.span import SpanModel, build_span

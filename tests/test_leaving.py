@@ -23,19 +23,19 @@ from sfl.config import DeviceConfig, EdgeConfig
 from sfl.config.node import MetricsSettings
 from sfl.errors import AdapterRefused, NameInUse, Refused
 from sfl.metrics.stats import NodeStats
-from sfl.models.edge_budget import EdgeChoice
 from sfl.models.folder import ModelFolder
-from sfl.orders import ORDERS
+from sfl.models.memory.edge_budget import EdgeChoice
 from sfl.rounds import messages as rounds
 from sfl.rounds.coordinator import Coordinator
-from sfl.transport import edge_service
-from sfl.transport.credentials import new_server
-from sfl.transport.device_link import DeviceLink
-from sfl.transport.device_stream import DeviceStream
-from sfl.transport.edge_service import EdgeService
-from sfl.transport.places import Places
-from sfl.transport.seal import seal
-from sfl.transport.wire import EDGE_SESSION, WIRE_VERSION
+from sfl.stage.orders import ORDERS
+from sfl.transport.device import service as edge_service
+from sfl.transport.device.link import DeviceLink
+from sfl.transport.device.places import Places
+from sfl.transport.device.service import EdgeService
+from sfl.transport.device.stream import DeviceStream
+from sfl.transport.frames.seal import seal
+from sfl.transport.frames.wire import EDGE_SESSION, WIRE_VERSION
+from sfl.transport.security.credentials import new_server
 from sfl.v1 import cloud_pb2, edge_pb2
 
 NAME = "attic"

@@ -18,19 +18,18 @@ import torch
 
 from device_agent.goodbye import saying_goodbye, words
 from device_agent.rejoining import MOST_CORRUPT, MOST_VAIN, Patience
-from sfl.certificates.authority import Authority
-from sfl.certificates.own import OwnCertificate, load_own
 from sfl.errors import Corrupted, LinkLost, NameInUse, PeerUnavailable, Refused, RunFailed
 from sfl.metrics.stats import NodeStats
-from sfl.process import Terminated
-from sfl.transport import device_link, edge_service
-from sfl.transport.cloud_link import CloudLink
-from sfl.transport.credentials import open_aio_channel, open_channel
-from sfl.transport.device_link import DeviceLink
-from sfl.transport.diagnosis import why_refused
+from sfl.node.certificates.authority import Authority
+from sfl.node.certificates.own import OwnCertificate, load_own
+from sfl.node.process import Terminated
+from sfl.transport.bulk.fetch import fetch_model
+from sfl.transport.cloud.link import CloudLink
+from sfl.transport.device import link as device_link
+from sfl.transport.device import service as edge_service
+from sfl.transport.device.link import DeviceLink
 from sfl.transport.dialling import wait_for_peer, wait_for_peer_aio
-from sfl.transport.fetch import fetch_model
-from sfl.transport.wire import (
+from sfl.transport.frames.wire import (
     CLOUD_SESSION,
     EDGE_FETCH_FILE,
     EDGE_LIST_FILES,
@@ -38,6 +37,8 @@ from sfl.transport.wire import (
     client_options,
     generic_handler,
 )
+from sfl.transport.security.credentials import open_aio_channel, open_channel
+from sfl.transport.security.diagnosis import why_refused
 from sfl.v1 import cloud_pb2, edge_pb2
 from tests.proxy import Proxy
 from tests.test_failures import PATIENCE, ByHand, fleet, until
@@ -328,7 +329,7 @@ def test_what_ends_a_thread_of_the_link_reaches_who_waits(
             monkeypatch.setattr(DeviceLink, "_put_frames", broken)
             link._to_encode.put(torch.zeros(1))  # type: ignore[arg-type]
         elif place == "reader":
-            monkeypatch.setattr("sfl.transport.device_link._Reader._on_nothing", broken)
+            monkeypatch.setattr("sfl.transport.device.link._Reader._on_nothing", broken)
         else:
             monkeypatch.setattr(NodeStats, "snapshot", broken)
         with pytest.raises(ValueError, match="a fault of our own"):

@@ -13,8 +13,8 @@ from typing import Any
 
 import pytest
 
-from sfl.logs import JsonLines, TextLines, describe_node, start_logging
-from sfl.text import plain
+from sfl.node.logs import JsonLines, TextLines, describe_node, start_logging
+from sfl.node.text import plain
 from tests.federation import ROOT, run, write_jsonl
 
 QUICKSTART = ROOT / "examples" / "quickstart"

@@ -22,17 +22,17 @@ from prometheus_client.openmetrics import parser as openmetrics
 from report_sample import sample_snapshot
 
 import sfl
-from sfl import machine
-from sfl.board import Board
 from sfl.errors import ConfigError, ProtocolError
 from sfl.metrics import NodeSnapshot, NodeStats, combine, memory_use
 from sfl.metrics.clients import MOST, Clients
-from sfl.metrics.docs import markdown
 from sfl.metrics.memory import accelerator_bytes
 from sfl.metrics.prometheus import NodeCollector, serve
 from sfl.metrics.snapshot import BUCKETS, PHASES, ROLES, PhaseTotals
 from sfl.metrics.stats import ByteCount, PhaseTimes
 from sfl.metrics.table import METRICS
+from sfl.node import machine
+from sfl.node.board import Board
+from tools.metrics_page import markdown
 
 ROOT = Path(__file__).parent.parent
 
@@ -116,7 +116,7 @@ def test_the_memory_limit_is_the_cgroups_or_the_machines(
     monkeypatch: pytest.MonkeyPatch, limit: int | None, expected: tuple[int, int]
 ) -> None:
     lent = machine.Memory(total=100, available=70, limit=limit, limit_used=20 if limit else 0)
-    monkeypatch.setattr("sfl.machine.memory", lambda: lent)
+    monkeypatch.setattr("sfl.node.machine.memory", lambda: lent)
     use = memory_use()
     assert (use.limit, use.limit_used) == expected
 
@@ -395,7 +395,7 @@ def test_a_port_in_use_names_the_field_and_the_fix() -> None:
 
 def test_the_document_is_in_step_with_the_table() -> None:
     written = (ROOT / "docs" / "metrics.md").read_text(encoding="utf-8")
-    assert written == markdown(), "run: python -m sfl.metrics.docs > docs/metrics.md"
+    assert written == markdown(), "run: python -m tools.metrics_page > docs/metrics.md"
     for metric in METRICS:
         assert f"`{metric.name}`" in written
 

@@ -18,8 +18,8 @@ import transformers
 from tiny_models import CASES, CONFIGS, ENCODERS, LABELS, LAYERS, base_model, model_folder, opened
 
 from sfl.errors import ConfigError, ModelError
-from sfl.models import FAMILIES
-from sfl.models.family import Task
+from sfl.models.families import FAMILIES
+from sfl.models.families.family import Task
 from sfl.models.folder import ModelFolder, open_model, read_into, span_tensor_names
 from sfl.models.span import SpanModel, build_span
 from sfl.models.weights import read_tensor

@@ -24,13 +24,13 @@ import yaml
 from fake_board import whole_board
 from pydantic import BaseModel, Field
 
-from sfl.certificates.authority import Authority
-from sfl.certificates.identity import Identity, Role
-from sfl.machine import memory_limit
-from sfl.metrics import dashboards
-from sfl.metrics.dashboards import DASHBOARDS, RECORDS, metrics_in, render
 from sfl.metrics.table import METRICS
+from sfl.node.certificates.authority import Authority
+from sfl.node.certificates.identity import Identity, Role
+from sfl.node.machine import memory_limit
 from tests.federation import ROOT, SFL, write_config, write_jsonl
+from tools import dashboards
+from tools.dashboards import DASHBOARDS, RECORDS, metrics_in, render
 
 PROMETHEUS = ROOT / "docker" / "prometheus"
 GRAFANA = ROOT / "docker" / "grafana"
@@ -173,7 +173,7 @@ def committed() -> dict[str, str]:
 def test_the_committed_dashboards_are_what_the_script_makes(tmp_path: Path) -> None:
     dashboards.write(tmp_path)
     made = {path.name: path.read_text("utf-8") for path in tmp_path.iterdir()}
-    assert committed() == made, "run: python -m sfl.metrics.dashboards docker/grafana/dashboards"
+    assert committed() == made, "run: python -m tools.dashboards docker/grafana/dashboards"
 
 
 @pytest.mark.parametrize("text", committed().values(), ids=committed())

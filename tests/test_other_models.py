@@ -22,8 +22,8 @@ from sfl.models.folder import open_model
 from sfl.models.tokenizer_copy import copy_tokenizer
 from sfl.models.vocabulary import check_tokenizer, is_tokenizer_file, tokenizer_files
 from sfl.plan import Span
-from sfl.transport.fetch import _check_entry
-from sfl.transport.files import SpanFiles
+from sfl.transport.bulk.fetch import _check_entry
+from sfl.transport.bulk.files import SpanFiles
 from sfl.v1 import edge_pb2
 from tests.federation import ROOT, SHARED, sfl, write_config, write_jsonl
 from tests.tiny_models import model_folder

@@ -12,7 +12,7 @@ import pytest
 
 from sfl.errors import ProtocolError
 from sfl.rounds import FinishRun
-from sfl.transport.outbox import A_DEVICE, MOST_BYTES, MOST_MESSAGES, Outbox
+from sfl.transport.cloud.outbox import A_DEVICE, MOST_BYTES, MOST_MESSAGES, Outbox
 from sfl.v1 import cloud_pb2, tensor_pb2
 from tests.test_contained import SpokenEdge, cloud_alone
 

@@ -15,14 +15,14 @@ from types import SimpleNamespace
 import pytest
 
 from device_agent.consent import Consent
+from sfl.cli.doctor.hardware import check_disk
 from sfl.config import DataSettings, load_device, load_edge, load_run
 from sfl.data import load_rows
-from sfl.doctor.hardware import check_disk
 from sfl.errors import ConfigError, DataError, ModelError, SflError, UserError
-from sfl.files import writable_folder, write_atomic
 from sfl.models.folder import open_model
-from sfl.paths import amiss
-from sfl.runs import find_run, open_run_folder
+from sfl.node.files import writable_folder, write_atomic
+from sfl.node.paths import amiss
+from sfl.report.runs import find_run, open_run_folder
 from tests.federation import ROOT, SFL
 
 ODD = os.fsdecode(b"caf\xe9")  # Latin-1, as old disks and archives have it
@@ -258,7 +258,7 @@ def test_a_path_with_quotes_reaches_the_cloud(tmp_path: Path) -> None:
     odd = tmp_path / 'it\'s "a\\b" é'
     text = f"run.output_dir={json.dumps(str(odd), ensure_ascii=False)}"
     assert load_run(written(tmp_path / "run.toml", RUN), [text]).run.output_dir == odd
-    from sfl.launch.node import cloud_node
+    from sfl.cli.launch.node import cloud_node
 
     options = cloud_node(odd / "t", load_run(tmp_path / "run.toml")).options
     given = next(part for part in options if part.startswith("run.output_dir="))

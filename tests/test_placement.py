@@ -24,7 +24,7 @@ from sfl.adapters.names import belongs_to
 from sfl.config import EdgeConfig, ModelSettings, RunSettings, load_edge
 from sfl.errors import ConfigError
 from sfl.metrics.stats import NodeStats
-from sfl.models.footprint import logit_bytes, piece_rows
+from sfl.models.memory.footprint import logit_bytes, piece_rows
 from sfl.models.placement import Stretch, lay_out
 from sfl.models.span import SpanModel, build_span
 from sfl.plan import Span, SplitPlan

@@ -26,10 +26,10 @@ from torch import nn
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from sfl.adapters.lora import LoraBank
+from sfl.cli.launch.run import _asked, resolved
 from sfl.config import DeviceConfig, EdgeConfig, LoraSettings, ModelSettings, RunConfig
 from sfl.errors import ConfigError
-from sfl.launch.run import _asked, resolved
-from sfl.models.family import Task
+from sfl.models.families.family import Task
 from sfl.models.folder import ModelFolder, open_model
 from sfl.models.quantised import QuantisedLinear, check_quantised
 from sfl.models.span import SpanModel, build_span
@@ -254,7 +254,7 @@ print(memory_use().peak_resident - before, held)
 
 
 def test_without_bitsandbytes_it_says_how_to_get_it(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("sfl.extras.importlib.util.find_spec", lambda name: None)
+    monkeypatch.setattr("sfl.node.extras.importlib.util.find_spec", lambda name: None)
     with pytest.raises(ConfigError) as caught:
         settle(EdgeConfig(quantised="nf4"), ModelSettings(path="x"), 1)
     assert "edge.quantised" in str(caught.value)
@@ -332,7 +332,7 @@ def test_a_run_writes_down_what_auto_came_to(
         commands.append(command[-3:])
         return subprocess.CompletedProcess(command, code, stdout=f"{found}\n", stderr=why)
 
-    monkeypatch.setattr("sfl.launch.run.subprocess.run", ask)
+    monkeypatch.setattr("sfl.cli.launch.run.subprocess.run", ask)
     _asked.cache_clear()
     content = {
         "model": {"path": "m"},

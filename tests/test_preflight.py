@@ -17,16 +17,16 @@ from rich.console import Console
 from safetensors.torch import load_file, save_file
 
 from benchmarks.precision import in_its_own_process
+from sfl.cli.doctor.files import check_data
+from sfl.cli.launch.nearby import perhaps_meant, pointed
+from sfl.cli.launch.preflight import KNOWN_CODECS, check_before_start
+from sfl.cli.launch.run import resolved
 from sfl.codec.spec import PRESETS
 from sfl.config import DeviceConfig, RunConfig, load_run
 from sfl.config.base import NODE_NAME, RUN_ID
 from sfl.config.effective import in_full
 from sfl.config.wording import PATTERNS
-from sfl.doctor.files import check_data
 from sfl.errors import ConfigError, DataError, ModelError, SflError, UserError
-from sfl.launch.nearby import perhaps_meant, pointed
-from sfl.launch.preflight import KNOWN_CODECS, check_before_start
-from sfl.launch.run import resolved
 from sfl.models.folder import open_model
 from sfl.report.live import status_picture, worst_first
 from sfl.report.status import DeviceStatus, RunStatus, ServerStatus

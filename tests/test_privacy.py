@@ -13,11 +13,11 @@ import tomli_w
 import torch
 from rich.console import Console
 
-from sfl.cli.privacy import read_cuts, sentences, show
+from sfl.cli.privacy import Finding, Findings, attacks, experiment, measure, plan
+from sfl.cli.privacy.command import read_cuts, sentences, show
+from sfl.cli.privacy.crossing import Rows
 from sfl.config import load_run
 from sfl.errors import ConfigError
-from sfl.privacy import Finding, Findings, attacks, experiment, measure, plan
-from sfl.privacy.crossing import Rows
 from sfl.report.text import percent
 from tests.federation import sfl
 from tests.test_federation import completions, device, tiny

@@ -29,10 +29,10 @@ from sfl.stage.loss import Score
 from sfl.stage.messages import Key, Kind, Purpose, RoundOrder, RoundStart, TensorMessage
 from sfl.stage.optimizer import Optimizer
 from sfl.stage.trainer import _expect_finite, _expect_loss
-from sfl.transport import checked
-from sfl.transport.blame import blamed, cause_told
-from sfl.transport.cut import Cut
-from sfl.transport.frames import decode_tensor, encode_tensor
+from sfl.transport.cloud.blame import blamed, cause_told
+from sfl.transport.device import checked
+from sfl.transport.device.cut import Cut
+from sfl.transport.frames.tensors import decode_tensor, encode_tensor
 from sfl.transport.status import error_of, status_of
 
 CODECS = ["none", "fp16", "int8", "uniform(0.25) | rans", "none | zstd"]

@@ -16,10 +16,10 @@ from rich.console import Console
 
 from sfl.data.example import DataNotes
 from sfl.errors import DiskError, ProtocolError, UserError
-from sfl.files import write_atomic
 from sfl.metrics import NodeSnapshot
 from sfl.metrics.snapshot import ROLES
 from sfl.metrics.timeline import Span, spans_from_json, spans_to_json
+from sfl.node.files import write_atomic
 from sfl.report import text
 from sfl.report.card import Base, model_card
 from sfl.report.charts import Bar, Line, Segment, bar_chart, line_chart, ticks

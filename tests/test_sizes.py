@@ -14,7 +14,7 @@ from examples.e2e.prepare import read, strict_split, write
 from sfl.codec import Encoder, parse
 from sfl.config.codec import RoleCodecs
 from sfl.stage.messages import Key, Kind, Purpose, TensorMessage
-from sfl.transport.cut import Cut
+from sfl.transport.device.cut import Cut
 
 ROOT = Path(__file__).resolve().parents[1]
 STORIES = ROOT.parent / "shared/models/stories260k"

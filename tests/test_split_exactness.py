@@ -35,7 +35,7 @@ from sfl.adapters.lora import Adapter, LoraBank
 from sfl.adapters.names import belongs_to
 from sfl.config import LoraSettings
 from sfl.keys import derive_seed
-from sfl.models.family import Task
+from sfl.models.families.family import Task
 from sfl.models.folder import ModelFolder, open_model
 from sfl.models.span import ForwardKey, SpanModel, build_span
 from sfl.plan import Span, SplitPlan

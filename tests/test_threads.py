@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from sfl.process import SPIN, quiet_environment
+from sfl.node.process import SPIN, quiet_environment
 from tests.federation import ROOT, run
 from tests.test_federation import completions, device, settings
 

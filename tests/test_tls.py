@@ -24,25 +24,25 @@ import pytest
 from cryptography.hazmat.primitives import serialization
 from typer.testing import CliRunner
 
-from sfl.certificates import authority as authority_module
-from sfl.certificates.authority import Authority, read_pair
-from sfl.certificates.bundle import Wanted, issue_all
-from sfl.certificates.identity import Identity, Role, covers, identity_in, server_name
-from sfl.certificates.own import OwnCertificate, load_own, own_certificate, own_in, settings_in
 from sfl.cli.ca import ca_app
 from sfl.config import MetricsSettings, RunSettings, load_device, load_edge, load_run
 from sfl.errors import ConfigError, ProtocolError, Refused
 from sfl.metrics.prometheus import NodeCollector, serve_as_set
 from sfl.metrics.snapshot import NodeKind, NodeSnapshot
 from sfl.metrics.stats import NodeStats
-from sfl.transport import wire
-from sfl.transport.cloud_service import EdgeStream
-from sfl.transport.credentials import open_channel
-from sfl.transport.diagnosis import why_refused
+from sfl.node.certificates import authority as authority_module
+from sfl.node.certificates.authority import Authority, read_pair
+from sfl.node.certificates.bundle import Wanted, issue_all
+from sfl.node.certificates.identity import Identity, Role, covers, identity_in, server_name
+from sfl.node.certificates.own import OwnCertificate, load_own, own_certificate, own_in, settings_in
+from sfl.transport.bulk.probe import probe_edge
+from sfl.transport.cloud.service import EdgeStream
 from sfl.transport.dialling import wait_for_peer
-from sfl.transport.doorkeeper import MAY_CALL
-from sfl.transport.handshakes import explain
-from sfl.transport.probe import probe_edge
+from sfl.transport.frames import wire
+from sfl.transport.security.credentials import open_channel
+from sfl.transport.security.diagnosis import why_refused
+from sfl.transport.security.doorkeeper import MAY_CALL
+from sfl.transport.security.handshakes import explain
 from sfl.v1 import cloud_pb2, edge_pb2, tensor_pb2
 from tests.federation import ROOT, SFL, run, sfl, write_config
 from tests.test_failures import PATIENCE, ByHand, fleet, until
@@ -383,7 +383,10 @@ def test_certificates_that_tls_itself_refuses(
     logged(guarded, "edge", "did not come in: it showed no certificate; give it one")
     # Each as a line of the log, and nothing as gRPC wrote it.
     assert "Handshake failed" not in guarded.log("edge")
-    assert guarded.log("edge").count("WARNING sfl.transport.handshakes: somebody did not") >= 5
+    assert (
+        guarded.log("edge").count("WARNING sfl.transport.security.handshakes: somebody did not")
+        >= 5
+    )
 
 
 GRPC_SAYS = (
@@ -412,8 +415,8 @@ def test_what_else_goes_to_standard_error_gets_there() -> None:
     """Native lines, lines of the log, a child's, and a crash's."""
     code = (
         "import logging, os, sys\n"
-        "from sfl.logs import start_logging\n"
-        "from sfl.transport.handshakes import explained_handshakes\n"
+        "from sfl.node.logs import start_logging\n"
+        "from sfl.transport.security.handshakes import explained_handshakes\n"
         "start_logging('json')\n"
         "with explained_handshakes():\n"
         f"    os.write(2, {GRPC_SAYS.format('WRONG_VERSION_NUMBER', 'x').encode()!r} + b'\\n')\n"

@@ -15,8 +15,8 @@ from typing import Any
 import pytest
 
 from sfl.errors import ConfigError
-from sfl.extras import require_opentelemetry
 from sfl.metrics.timeline import Span
+from sfl.node.extras import require_opentelemetry
 from sfl.report.step import StepTimeline
 from tests.federation import ROOT, run, write_jsonl
 

@@ -20,22 +20,22 @@ import tomli_w
 from cryptography.hazmat.primitives.asymmetric import rsa
 
 from sfl.adapters.lora import build_manifest, given_values
-from sfl.certificates import authority as authority_module
-from sfl.certificates.authority import Authority
-from sfl.certificates.identity import NAME, Identity, Role, identity_in
-from sfl.certificates.own import OwnCertificate, load_own, settings_in
-from sfl.certificates.signing import Trust
+from sfl.cli.launch.preflight import check_names
 from sfl.config import RunConfig, load_run
 from sfl.errors import ConfigError, ProtocolError, Refused
-from sfl.launch.preflight import check_names
 from sfl.metrics.stats import NodeStats
 from sfl.models.folder import open_model
-from sfl.runs import find_run
-from sfl.transport.chunks import adapter_bytes, adapter_frames
-from sfl.transport.credentials import open_channel
-from sfl.transport.signed import DeviceSignatures, NotSigned, SignatureCheck, statement
-from sfl.transport.spool import Spool
-from sfl.transport.wire import CLOUD_SESSION, WIRE_VERSION
+from sfl.node.certificates import authority as authority_module
+from sfl.node.certificates.authority import Authority
+from sfl.node.certificates.identity import NAME, Identity, Role, identity_in
+from sfl.node.certificates.own import OwnCertificate, load_own, settings_in
+from sfl.node.certificates.signing import Trust
+from sfl.report.runs import find_run
+from sfl.transport.cloud.spool import Spool
+from sfl.transport.frames.chunks import adapter_bytes, adapter_frames
+from sfl.transport.frames.wire import CLOUD_SESSION, WIRE_VERSION
+from sfl.transport.security.credentials import open_channel
+from sfl.transport.security.signed import DeviceSignatures, NotSigned, SignatureCheck, statement
 from sfl.v1 import cloud_pb2, edge_pb2, tensor_pb2
 from tests.federation import ROOT, SFL, run, sfl, write_config
 from tests.test_failures import PATIENCE, fleet, until

@@ -7,7 +7,7 @@ import pytest
 
 from sfl.codec import parse
 from sfl.errors import ProtocolError
-from sfl.transport.updates import UpdateSender, decode_update
+from sfl.transport.device.updates import UpdateSender, decode_update
 
 SHAPES = {"b.lora_B": (6, 4), "a.lora_A": (4, 33), "bias": (7,)}
 COARSE = "int(4) | zstd"

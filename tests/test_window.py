@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from sfl.report.records import RoundRecord, read_records
-from sfl.window import Window
+from sfl.stage.window import Window
 from tests.federation import run
 from tests.test_federation import adapter, assert_same_bits, completions, device, finished, tiny
 from tests.test_federation import settings as small_run

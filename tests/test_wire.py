@@ -18,7 +18,9 @@ from sfl.stage.layout import pack_labels, pack_rows, unpack_labels, unpack_rows
 from sfl.stage.loss import Score
 from sfl.stage.messages import Key, Kind, Purpose, TensorMessage
 from sfl.stage.optimizer import learning_rate_factor
-from sfl.transport.chunks import (
+from sfl.transport.device.cut import Cut
+from sfl.transport.device.shaper import shaper
+from sfl.transport.frames.chunks import (
     AdapterAssembly,
     TensorAssembly,
     adapter_bytes,
@@ -26,14 +28,12 @@ from sfl.transport.chunks import (
     decode_adapter,
     pieces,
 )
-from sfl.transport.credentials import check_exposure, split_address
-from sfl.transport.cut import Cut
-from sfl.transport.envelope import Envelope, Frame
-from sfl.transport.frames import decode_tensor, encode_tensor, raw_bytes
-from sfl.transport.seal import Unreadable, seal, sound
-from sfl.transport.shaper import shaper
+from sfl.transport.frames.envelope import Envelope, Frame
+from sfl.transport.frames.seal import Unreadable, seal, sound
+from sfl.transport.frames.tensors import decode_tensor, encode_tensor, raw_bytes
+from sfl.transport.frames.wire import FRAME_BYTES, wire_bytes
+from sfl.transport.security.credentials import check_exposure, split_address
 from sfl.transport.status import error_of, status_of
-from sfl.transport.wire import FRAME_BYTES, wire_bytes
 from sfl.v1 import cloud_pb2, edge_pb2, tensor_pb2
 
 

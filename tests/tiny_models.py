@@ -20,7 +20,7 @@ from sfl.adapters.initial import initial_adapter
 from sfl.adapters.lora import build_manifest
 from sfl.adapters.manifest import AdapterManifest
 from sfl.config import LoraSettings
-from sfl.models.family import Task
+from sfl.models.families.family import Task
 from sfl.models.folder import ModelFolder, open_model
 
 transformers.logging.set_verbosity_error()

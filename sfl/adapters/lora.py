@@ -32,7 +32,7 @@ from sfl.adapters.targets import (
 )
 from sfl.config import LoraSettings
 from sfl.errors import ProtocolError
-from sfl.models.family import Task
+from sfl.models.families.family import Task
 from sfl.models.folder import ModelFolder, checkpoint_tensors
 from sfl.models.skeleton import build_skeleton
 from sfl.models.span import SpanModel, fits, saved_modules

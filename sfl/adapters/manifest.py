@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
 from sfl.errors import ProtocolError
-from sfl.text import plain
+from sfl.node.text import plain
 
 _MOST_VALUES = 1 << 32
 _MOST_DIMENSIONS = 8

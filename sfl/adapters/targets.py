@@ -10,7 +10,7 @@ from torch import nn
 from transformers.pytorch_utils import Conv1D
 
 from sfl.errors import ConfigError
-from sfl.models.family import Layout
+from sfl.models.families.family import Layout
 from sfl.models.layers import ends_in
 from sfl.models.quantised import QuantisedLinear
 

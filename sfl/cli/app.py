@@ -15,11 +15,11 @@ import sfl
 from cloud_aggregator.command import cloud
 from device_agent.command import device
 from edge_server.command import edge
-from sfl.causes import foreseen
 from sfl.cli import INTERRUPTED
 from sfl.cli.ca import ca_app
-from sfl.logs import ENVIRONMENT
-from sfl.options import Certs, ConfigFile, Insecure, Logs, Overrides
+from sfl.node.causes import foreseen
+from sfl.node.logs import ENVIRONMENT
+from sfl.node.options import Certs, ConfigFile, Insecure, Logs, Overrides
 
 
 class Commands(TyperGroup):
@@ -117,13 +117,13 @@ def doctor(
     certs: Certs = None,
 ) -> None:
     """Say what this machine can do: cores, memory, speeds, the link, cut layers that fit."""
-    from sfl.process import quiet_environment
+    from sfl.node.process import quiet_environment
 
     quiet_environment()
-    from sfl.cli.doctor import examine_and_show
-    from sfl.doctor.edge import read_cuts
-    from sfl.doctor.fits import read_size
-    from sfl.doctor.question import Question
+    from sfl.cli.doctor.command import examine_and_show
+    from sfl.cli.doctor.edge import read_cuts
+    from sfl.cli.doctor.fits import read_size
+    from sfl.cli.doctor.question import Question
 
     question = Question(
         file=config,
@@ -151,10 +151,10 @@ def privacy(
     as_json: Annotated[bool, typer.Option("--json", help="For programs.")] = False,
 ) -> None:
     """Measure what an edge can read of a run's own texts from the activations it is sent."""
-    from sfl.process import quiet_environment
+    from sfl.node.process import quiet_environment
 
     quiet_environment()
-    from sfl.cli.privacy import measure_and_show, read_cuts
+    from sfl.cli.privacy.command import measure_and_show, read_cuts
 
     measure_and_show(config, overrides or [], read_cuts(cuts) if cuts is not None else (), as_json)
 
@@ -251,7 +251,7 @@ def main() -> None:
     except Exception as error:
         if (known := foreseen(error)) is None:  # a bug: with its traceback
             raise
-        from sfl.launch.nearby import pointed
+        from sfl.cli.launch.nearby import pointed
 
         typer.secho(f"error: {pointed(known, [Path.cwd()])}", fg="red", err=True)
         sys.exit(known.exit_code)

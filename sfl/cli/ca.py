@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import typer
 
 if TYPE_CHECKING:
-    from sfl.certificates.authority import Authority
+    from sfl.node.certificates.authority import Authority
 
 ca_app = typer.Typer(
     help="Certificates for nodes (docs/security.md): mutual TLS on every link.",
@@ -56,7 +56,7 @@ def issue(
     ] = None,
 ) -> None:
     """Issue a node's certificate, with a new key; again for the same node: renew it."""
-    from sfl.certificates.identity import Identity
+    from sfl.node.certificates.identity import Identity
 
     authority = _authority().open(folder)
     issued = authority.issue(Identity(role, name), hosts or (), days)
@@ -106,9 +106,9 @@ def bundle(
     Every node gets a folder of its own, and an edge and the cloud also their loopback addresses.
     """
     authority, _ = _authority().init(folder)
-    from sfl.certificates.authority import LOOPBACK
-    from sfl.certificates.bundle import Wanted, issue_all
-    from sfl.certificates.identity import Identity
+    from sfl.node.certificates.authority import LOOPBACK
+    from sfl.node.certificates.bundle import Wanted, issue_all
+    from sfl.node.certificates.identity import Identity
 
     wanted = [Wanted(Identity("cloud", "cloud"), (*_split(cloud), *LOOPBACK))]
     for text in edge or ["edge"]:
@@ -129,16 +129,16 @@ def bundle(
 
 def _authority() -> type[Authority]:
     """The CA's class; its package is an extra, and is imported only here. Raises ConfigError."""
-    from sfl.extras import require_cryptography
+    from sfl.node.extras import require_cryptography
 
     require_cryptography("sfl ca")
-    from sfl.certificates.authority import Authority
+    from sfl.node.certificates.authority import Authority
 
     return Authority
 
 
 def _print_authority(authority: Authority, what: str) -> None:
-    from sfl.certificates.authority import fingerprint
+    from sfl.node.certificates.authority import fingerprint
 
     certificate = authority.certificate
     typer.echo(f"{what} {certificate.subject.rfc4514_string()} in {authority.folder}")

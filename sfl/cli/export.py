@@ -10,10 +10,10 @@ from typing import Any
 
 from cloud_aggregator.beside import resolvable_base
 from sfl.config import RunConfig
-from sfl.files import on_disk, write_atomic
 from sfl.models.folder import local_folder, open_model
 from sfl.models.jsonfile import read_object
 from sfl.models.tokenizer_copy import copy_tokenizer
+from sfl.node.files import on_disk, write_atomic
 from sfl.report.card import merged_card, model_card
 from sfl.report.summary import RunSummary
 

@@ -82,8 +82,8 @@ def write_config(path: Path, force: bool) -> None:
 
 def show_config(path: Path, overrides: Iterable[str], as_json: bool) -> None:
     """Print what takes effect, as TOML that `sfl run` reads or as JSON."""
+    from sfl.cli.launch.run import bounded, resolved
     from sfl.config.effective import in_full
-    from sfl.launch.run import bounded, resolved
     from sfl.models.folder import open_model
 
     config = load_run(path, overrides)

@@ -15,12 +15,12 @@ from rich.table import Table
 from sfl.cli.base import adapter_folder, load_adapter, load_base, open_base
 from sfl.config import RunConfig, load_run
 from sfl.errors import ConfigError
-from sfl.files import writable_folder
-from sfl.models import FAMILIES
-from sfl.paths import is_utf8
+from sfl.models.families import FAMILIES
+from sfl.node.files import writable_folder
+from sfl.node.paths import is_utf8
+from sfl.report.runs import find_run
 from sfl.report.text import loss as loss_text
 from sfl.report.text import percent, score_name
-from sfl.runs import find_run
 
 if TYPE_CHECKING:
     import torch

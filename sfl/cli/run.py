@@ -12,10 +12,10 @@ from rich.logging import RichHandler
 from rich.markup import escape
 
 from sfl.cli import interrupt
+from sfl.cli.launch import run_on_this_machine
+from sfl.cli.launch.nearby import pointed
 from sfl.config import RunConfig, load_run
 from sfl.errors import SflError
-from sfl.launch import run_on_this_machine
-from sfl.launch.nearby import pointed
 from sfl.report.conclusion import what_stays
 from sfl.report.final import print_final
 from sfl.report.live import LiveView

@@ -24,7 +24,7 @@ from sfl.codec.kernel import kernel
 from sfl.codec.sections import Reader, Writer
 from sfl.codec.spec import Argument, at_most, whole, word
 from sfl.errors import ProtocolError
-from sfl.files import Room, on_disk, writable_folder
+from sfl.node.files import Room, on_disk, writable_folder
 
 KINDS = ("bigram", "token", "sample")
 _SLOTS = {"bigram": 1 << 14, "token": 1 << 13, "sample": 1 << 17}

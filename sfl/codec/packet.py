@@ -13,8 +13,8 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from sfl.buffers import Chunks, Raw
 from sfl.errors import ProtocolError
+from sfl.node.buffers import Chunks, Raw
 
 MAX_TENSOR_BYTES = 1 << 30
 """Largest tensor that `decode` makes, in bytes; a claim of more is refused before allocating."""

@@ -14,12 +14,12 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from sfl.buffers import Raw
 from sfl.codec.kernel import kernel
 from sfl.codec.packet import Bytes, Form, Symbols, read_varint, varint
 from sfl.codec.spec import Argument, at_most
 from sfl.codec.zstd import Zstd
 from sfl.errors import ProtocolError
+from sfl.node.buffers import Raw
 
 RANS = 3
 _PROB = 1 << 12

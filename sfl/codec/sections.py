@@ -10,7 +10,6 @@ from typing import TypeVar
 
 import numpy as np
 
-from sfl.buffers import Chunks, Raw
 from sfl.codec import rans, zstd
 from sfl.codec.kernel import kernel
 from sfl.codec.packet import (
@@ -24,6 +23,7 @@ from sfl.codec.packet import (
     varint,
 )
 from sfl.errors import ProtocolError
+from sfl.node.buffers import Chunks, Raw
 
 PLAIN = 0
 _JOINED = 1 << 16  # bytes up to which a copy costs nothing

@@ -8,11 +8,11 @@ from dataclasses import dataclass
 import numpy as np
 import zstandard
 
-from sfl.buffers import Raw
 from sfl.codec.kernel import kernel
 from sfl.codec.packet import Bytes, Form, Symbols
 from sfl.codec.spec import Argument, at_most, whole
 from sfl.errors import ProtocolError
+from sfl.node.buffers import Raw
 
 ZSTD_BYTES = 1
 ZSTD_SYMBOLS = 2

@@ -15,8 +15,8 @@ from sfl.config.node import DeviceConfig, EdgeConfig
 from sfl.config.run import RunConfig, RunSection
 from sfl.config.wording import as_config_error, did_you_mean, unknown_key
 from sfl.errors import ConfigError
-from sfl.paths import amiss, is_there, nothing_there, require_utf8
-from sfl.textfile import NotText, read_text
+from sfl.node.paths import amiss, is_there, nothing_there, require_utf8
+from sfl.node.textfile import NotText, read_text
 
 S = TypeVar("S", bound=Section)
 

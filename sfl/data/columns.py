@@ -14,7 +14,7 @@ from typing import Any
 from sfl.config import DataSettings
 from sfl.data.malformed import Malformed
 from sfl.errors import ConfigError
-from sfl.textfile import open_text
+from sfl.node.textfile import open_text
 
 _NO_QUOTES = 'data.quoting = "none" reads quotation marks as text'
 

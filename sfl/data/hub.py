@@ -14,7 +14,7 @@ from sfl.data.classes import class_names, name_classes
 from sfl.data.plain import NoSuchSplit, read_plain
 from sfl.errors import DataError
 from sfl.models.hub import HF_HOME, NO_HOME
-from sfl.textfile import NotText, refuse_pointer
+from sfl.node.textfile import NotText, refuse_pointer
 
 _PROBE_SECONDS = 10.0
 _MOST_FILES = 1000

@@ -15,8 +15,8 @@ from sfl.data.columns import read_columns
 from sfl.data.example import Row
 from sfl.data.malformed import Malformed
 from sfl.errors import DataError
-from sfl.paths import amiss, expanded, nothing_there
-from sfl.textfile import NotText, check_head, not_utf8, open_text
+from sfl.node.paths import amiss, expanded, nothing_there
+from sfl.node.textfile import NotText, check_head, not_utf8, open_text
 
 Record = tuple[str, dict[str, Any]]  # its place, as in "line 3"; its fields
 Reader = Callable[[Path, DataSettings], Iterator[Record]]

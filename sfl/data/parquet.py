@@ -13,7 +13,7 @@ from typing import Any
 
 from sfl.data.classes import class_names, name_classes
 from sfl.data.malformed import Malformed
-from sfl.textfile import refuse_pointer
+from sfl.node.textfile import refuse_pointer
 
 
 def read_parquet(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:

@@ -17,7 +17,7 @@ from sfl.config import DataSettings
 from sfl.data.cache import own_cache
 from sfl.data.load import ENDINGS, READERS, Record
 from sfl.data.malformed import Malformed
-from sfl.textfile import NotText, not_utf8
+from sfl.node.textfile import NotText, not_utf8
 
 _PLACES = {"name", "version", "data_dir", "data_files", "description", "sep"}
 """What a folder's configuration says by itself; the rest is for `datasets` to make sense of."""

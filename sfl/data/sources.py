@@ -10,7 +10,7 @@ from pathlib import Path
 from sfl.config import DataSettings, LocalDevice, RunSettings
 from sfl.data.load import ENDINGS, may_be_on_hub, require_readable
 from sfl.errors import DataError
-from sfl.paths import amiss, expanded, nothing_there
+from sfl.node.paths import amiss, expanded, nothing_there
 
 
 @dataclass(frozen=True, slots=True)

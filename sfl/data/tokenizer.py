@@ -9,14 +9,14 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from sfl.causes import foreseen
 from sfl.data.markers import Markers, settle_markers
 from sfl.errors import DataError, ModelError
 from sfl.models.jsonfile import read_object
 from sfl.models.marks import without_marks
 from sfl.models.vocabulary import beyond, check_files
-from sfl.paths import amiss
-from sfl.text import plain
+from sfl.node.causes import foreseen
+from sfl.node.paths import amiss
+from sfl.node.text import plain
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase

@@ -19,9 +19,9 @@ from wsgiref.simple_server import ServerHandler, WSGIRequestHandler, WSGIServer
 
 from sfl.config.node import MetricsSettings
 from sfl.errors import ConfigError
-from sfl.logs import Sparing
 from sfl.metrics.clients import SECONDS, Clients
-from sfl.paths import expanded
+from sfl.node.logs import Sparing
+from sfl.node.paths import expanded
 
 log = logging.getLogger(__name__)
 sparing = Sparing(log)

@@ -6,7 +6,7 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
-from sfl import machine
+from sfl.node import machine
 
 _STATUS = Path("/proc/self/status")
 LIBRARY_BYTES = 62_000_000

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal, Self, TypeVar, get_args
 
 from sfl.errors import ProtocolError
-from sfl.text import plain
+from sfl.node.text import plain
 
 NodeKind = Literal["device", "edge", "cloud"]
 Direction = Literal["up", "down"]  # up is towards the cloud, whichever end counts
@@ -93,7 +93,7 @@ class NodeSnapshot:
     `micro_batches` is what a device cuts its batches into for its memory's sake; 0 elsewhere.
     `value_bits` is what its next activation is expected to take a value, by `Codec.bits`.
     `adapters_resting` of an edge's devices lie in files, `adapters_woken` have come back so far.
-    `temperature` (degrees Celsius) to `power` (watts) are a device's sensors, as sfl.board.Board
+    `temperature` (degrees Celsius) to `power` (watts) are a device's sensors, as `node.board.Board`
     has them, yes and no as 1 and 0; None where there is none. `paused` is why it rests, or empty.
     `moved` of a device is its edge's count of messages from and to it, heartbeats apart.
     """

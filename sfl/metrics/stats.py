@@ -14,7 +14,6 @@ import time
 from collections.abc import Callable
 from types import TracebackType
 
-from sfl.board import Board
 from sfl.metrics.memory import UNKNOWN, MemoryUse, memory_use
 from sfl.metrics.snapshot import (
     BUCKETS,
@@ -30,6 +29,7 @@ from sfl.metrics.snapshot import (
     Role,
 )
 from sfl.metrics.timeline import Place, Timeline
+from sfl.node.board import Board
 
 __all__ = [
     "BUCKETS",

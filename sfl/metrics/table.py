@@ -11,7 +11,7 @@ from typing import Literal
 
 import sfl
 from sfl.metrics.snapshot import KINDS, ROLES, ByteTotals, NodeKind, NodeSnapshot, PhaseTotals, Role
-from sfl.pausing import REASONS
+from sfl.node.pausing import REASONS
 
 MetricType = Literal["counter", "gauge", "histogram", "info"]
 Value = float | PhaseTotals

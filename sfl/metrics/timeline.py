@@ -10,7 +10,7 @@ from typing import Any, Protocol
 
 from sfl.errors import ProtocolError
 from sfl.metrics.snapshot import PHASES, Phase
-from sfl.text import plain
+from sfl.node.text import plain
 
 TRAINING = 1  # the purpose of a training step, as on the wire
 _MOST = 4096

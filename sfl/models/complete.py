@@ -10,7 +10,7 @@ from collections import Counter
 from collections.abc import Mapping
 
 from sfl.errors import ModelError
-from sfl.models.family import Layout, Task
+from sfl.models.families.family import Layout, Task
 from sfl.models.folder import ModelFolder, TensorEntry, checkpoint_tensors
 from sfl.models.jsonfile import FIELD
 

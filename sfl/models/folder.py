@@ -16,11 +16,11 @@ from pathlib import Path
 from typing import Any
 
 from sfl.errors import ConfigError, ModelError
-from sfl.models import FAMILIES
-from sfl.models.family import Family, Layout, Sizes, Task
+from sfl.models.families import FAMILIES
+from sfl.models.families.family import Family, Layout, Sizes, Task
 from sfl.models.hub import cached, fetch_from_hub
 from sfl.models.jsonfile import FIELD, check_fetched, read_object
-from sfl.paths import amiss, expanded, require_utf8
+from sfl.node.paths import amiss, expanded, require_utf8
 from sfl.plan import Span
 
 DTYPE_BYTES = {"F64": 8, "F32": 4, "F16": 2, "BF16": 2, "I64": 8, "I32": 4, "U8": 1, "BOOL": 1}

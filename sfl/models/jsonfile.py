@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from sfl.errors import ModelError
-from sfl.paths import amiss, nothing_there
-from sfl.textfile import NotText, refuse_pointer
+from sfl.node.paths import amiss, nothing_there
+from sfl.node.textfile import NotText, refuse_pointer
 
 FIELD = "model.path"
 

@@ -6,7 +6,7 @@ import difflib
 from collections.abc import Sequence
 
 from sfl.errors import ConfigError
-from sfl.models.family import Task
+from sfl.models.families.family import Task
 from sfl.models.folder import ModelFolder, checkpoint_tensors
 
 FIELD = "lora.target_modules"

@@ -19,9 +19,9 @@ from transformers.pytorch_utils import Conv1D
 
 from sfl.config.node import Quantised
 from sfl.errors import ConfigError
-from sfl.extras import require_bitsandbytes
 from sfl.models.folder import TensorEntry
 from sfl.models.weights import read_tensor
+from sfl.node.extras import require_bitsandbytes
 
 BLOCK = 64
 """Weights that share a scale in NF4: 4.5 bits each, the scale counted in."""

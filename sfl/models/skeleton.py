@@ -9,11 +9,11 @@ import torch
 from torch import nn
 from torch.overrides import TorchFunctionMode
 
-from sfl.causes import foreseen
 from sfl.errors import ModelError
-from sfl.models.family import Layout, Task
+from sfl.models.families.family import Layout, Task
 from sfl.models.folder import ModelFolder
 from sfl.models.modeling import import_modeling
+from sfl.node.causes import foreseen
 
 
 def build_skeleton(

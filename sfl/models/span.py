@@ -18,7 +18,7 @@ from torch.utils.checkpoint import checkpoint
 from sfl.config.node import Quantised
 from sfl.errors import ModelError
 from sfl.keys import derive_seed
-from sfl.models.family import Family, Layout, Padding, Task
+from sfl.models.families.family import Family, Layout, Padding, Task
 from sfl.models.folder import ModelFolder, TensorEntry, belongs_to_span, checkpoint_tensors
 from sfl.models.fused import fuse_activations
 from sfl.models.packed import accept_packed, packed_positions, packing_of

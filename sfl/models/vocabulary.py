@@ -14,7 +14,7 @@ from typing import Any
 
 from sfl.errors import ModelError
 from sfl.models.jsonfile import FIELD, check_fetched, read_object
-from sfl.textfile import POINTER
+from sfl.node.textfile import POINTER
 
 FILE = re.compile(
     r"tokenizer[\w.-]*\.json|tokenizer\.model(\.v\d+)?|"

@@ -10,16 +10,16 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
-from sfl.causes import in_words
 from sfl.config import RunConfig, dump_toml
 from sfl.errors import SflError
-from sfl.files import write_atomic
+from sfl.node.causes import in_words
+from sfl.node.files import write_atomic
 from sfl.report.html import write_report
 from sfl.report.records import NodeRecord, Record, RoundRecord, read_records
+from sfl.report.runs import stop_reason
 from sfl.report.status import RunStatus
 from sfl.report.step import StepTimeline, ordered, timelines_to_json
 from sfl.report.summary import Fault, RunSummary, best_round, build_summary
-from sfl.runs import stop_reason
 
 RESERVE = ".reserve"
 """Room held back for these files, in a run's folder."""

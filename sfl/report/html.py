@@ -6,8 +6,8 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
-from sfl.files import write_atomic
 from sfl.metrics.snapshot import PHASES, ROLES, Role
+from sfl.node.files import write_atomic
 from sfl.report import text
 from sfl.report.charts import (
     Bar,

@@ -10,8 +10,8 @@ from types import TracebackType
 from typing import Any, Self
 
 from sfl.errors import ProtocolError, UserError
-from sfl.files import on_disk
 from sfl.metrics.snapshot import NodeSnapshot
+from sfl.node.files import on_disk
 
 _SCORES = ("train_loss", "eval_loss_sum", "eval_targets", "eval_correct", "eval_examples")
 _WORK = ("num_examples", "steps", "tokens", "seconds")

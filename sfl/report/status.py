@@ -11,8 +11,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from sfl.files import write_atomic
 from sfl.metrics.snapshot import NodeSnapshot
+from sfl.node.files import write_atomic
 
 RunPhase = Literal[
     "starting",

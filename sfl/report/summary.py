@@ -15,8 +15,8 @@ from typing import Any
 import sfl
 from sfl.config import DeviceEntry, RunSettings
 from sfl.data.example import DataNotes
-from sfl.files import write_atomic
 from sfl.metrics.snapshot import ByteTotals, NodeKind, NodeSnapshot, Role, combine
+from sfl.node.files import write_atomic
 from sfl.report.records import NodeRecord, Record, RoundRecord
 
 TRAINING_ROLES: tuple[Role, ...] = ("activation", "gradient")

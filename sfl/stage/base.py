@@ -16,7 +16,7 @@ from sfl.config import EdgeConfig, LocalDevice, ModelSettings, RunSettings
 from sfl.config.node import Dtype, Quantised
 from sfl.config.run import GIVE_FLOAT32, NEEDS_FLOAT32, cannot_fold
 from sfl.errors import ConfigError
-from sfl.models.footprint import logit_bytes, piece_rows
+from sfl.models.memory.footprint import logit_bytes, piece_rows
 from sfl.models.placement import lay_out
 from sfl.models.quantised import check_quantised, first_that_runs
 from sfl.models.span import SpanModel

@@ -12,7 +12,7 @@ from sfl.adapters.lora import Adapter, LoraBank
 from sfl.adapters.names import belongs_to
 from sfl.config import RunSettings
 from sfl.models.folder import ModelFolder
-from sfl.models.footprint import NOTHING_SAVED, Thrift
+from sfl.models.memory.footprint import NOTHING_SAVED, Thrift
 from sfl.models.piecewise import compute_in_pieces
 from sfl.models.span import SpanModel, build_span
 from sfl.plan import Span, SplitPlan

@@ -9,11 +9,11 @@ from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
 from typing import Any, ParamSpec, TypeVar
 
-from sfl.causes import cause_of
 from sfl.errors import RunFailed, SflError
 from sfl.metrics.stats import PhaseTimes
-from sfl.orders import ORDERS, Order, Waiting
+from sfl.node.causes import cause_of
 from sfl.stage.messages import GradientNorm, Kind, TensorMessage
+from sfl.stage.orders import ORDERS, Order, Waiting
 from sfl.stage.session import Reply, Session, handle_together
 from sfl.stage.threads import compute_here
 

@@ -17,7 +17,7 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy
 
 from sfl.data.batches import Batch
-from sfl.models.footprint import piece_rows
+from sfl.models.memory.footprint import piece_rows
 from sfl.models.span import ForwardKey, SpanModel
 from sfl.stage.layout import IGNORED, real_tokens
 from sfl.stage.loss import Score, evaluation_score, training_loss

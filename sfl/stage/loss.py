@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 
-from sfl.models.family import Task
+from sfl.models.families.family import Task
 
 IGNORED = -100
 

@@ -17,9 +17,9 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from sfl.causes import disk_error
 from sfl.errors import DiskError, SflError
 from sfl.metrics.stats import NodeStats
+from sfl.node.causes import disk_error
 
 log = logging.getLogger("sfl.edge")
 

@@ -1,7 +1,7 @@
 """The device's side of a round: launch micro-batches, land their gradients, step.
 
 Several micro-batches are in flight at once, as many as keep device, link and edge busy and as the
-edge's credits allow (`sfl.window`). They land in the order they were launched, so the sums of
+edge's credits allow (`sfl.stage.window`). They land in the order they were launched, so the sums of
 gradients do not depend on timing.
 """
 
@@ -42,7 +42,7 @@ from sfl.stage.messages import (
     TensorMessage,
 )
 from sfl.stage.optimizer import Optimizer
-from sfl.window import Window
+from sfl.stage.window import Window
 
 log = logging.getLogger(__name__)
 

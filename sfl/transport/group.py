@@ -11,8 +11,8 @@ from typing import Any, NoReturn, ParamSpec, Protocol, TypeVar
 import grpc
 import grpc.aio
 
-from sfl.causes import cause_of
 from sfl.errors import LinkLost, ProtocolError, SflError
+from sfl.node.causes import cause_of
 
 GONE = (grpc.aio.UsageError, grpc.aio.InternalError)
 """What gRPC raises where a message is written to a peer that has just hung up."""

@@ -20,7 +20,7 @@ from sfl.errors import (
     TransportError,
     UserError,
 )
-from sfl.text import plain
+from sfl.node.text import plain
 
 LONGEST_DETAILS = 2000
 """Characters of a status's text that are kept: it may name every key that a file lacks."""

@@ -23,15 +23,15 @@ import grpc
 
 import device_agent.agent
 from device_agent.agent import DeviceAgent
-from sfl.certificates.authority import Authority
-from sfl.certificates.own import load_own, settings_in
 from sfl.config import DeviceConfig, MetricsSettings, RunSettings, load_run
 from sfl.errors import SflError
 from sfl.metrics.memory import memory_use
-from sfl.transport import device_link
-from sfl.transport.chunks import adapter_frames
-from sfl.transport.seal import seal
-from sfl.transport.wire import EDGE_SESSION
+from sfl.node.certificates.authority import Authority
+from sfl.node.certificates.own import load_own, settings_in
+from sfl.transport.device import link as device_link
+from sfl.transport.frames.chunks import adapter_frames
+from sfl.transport.frames.seal import seal
+from sfl.transport.frames.wire import EDGE_SESSION
 from sfl.v1 import edge_pb2, tensor_pb2
 from tests.federation import write_config
 from tests.fuzz.messages import whole_messages

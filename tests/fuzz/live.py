@@ -26,13 +26,13 @@ import psutil
 from google.protobuf.message import Message
 
 from sfl.adapters.lora import build_manifest, given_values
-from sfl.certificates.own import OwnCertificate, load_own, settings_in
 from sfl.config import load_run
 from sfl.models.folder import open_model
-from sfl.transport.chunks import adapter_bytes
-from sfl.transport.credentials import open_channel
-from sfl.transport.signed import DeviceSignatures
-from sfl.transport.wire import CLOUD_SESSION, EDGE_SESSION, WIRE_VERSION, Method
+from sfl.node.certificates.own import OwnCertificate, load_own, settings_in
+from sfl.transport.frames.chunks import adapter_bytes
+from sfl.transport.frames.wire import CLOUD_SESSION, EDGE_SESSION, WIRE_VERSION, Method
+from sfl.transport.security.credentials import open_channel
+from sfl.transport.security.signed import DeviceSignatures
 from sfl.v1 import cloud_pb2, edge_pb2, tensor_pb2
 from tests.fuzz.messages import whole_messages
 from tests.fuzz.mutate import mutated

@@ -13,9 +13,9 @@ from sfl.errors import ProtocolError
 from sfl.metrics.snapshot import NodeSnapshot
 from sfl.metrics.timeline import spans_from_json
 from sfl.stage.messages import Key, Kind, Purpose, TensorMessage
-from sfl.transport.chunks import Assembly, adapter_bytes, adapter_frames, decode_adapter
-from sfl.transport.envelope import Envelope, Frame
-from sfl.transport.frames import decode_tensor, encode_tensor
+from sfl.transport.frames.chunks import Assembly, adapter_bytes, adapter_frames, decode_adapter
+from sfl.transport.frames.envelope import Envelope, Frame
+from sfl.transport.frames.tensors import decode_tensor, encode_tensor
 from sfl.v1 import cloud_pb2, edge_pb2, tensor_pb2
 from tests.fuzz import packets
 from tests.fuzz.mutate import mutated

@@ -1,0 +1,124 @@
+"""What an edge would take for its devices, whatever machine they are on."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+
+from sfl.cli.doctor.report import Check, problem, size
+from sfl.config import EdgeConfig, RunConfig, RunSettings
+from sfl.config.run import DeviceEntry
+from sfl.errors import ConfigError, SflError
+from sfl.models.folder import ModelFolder
+from sfl.models.memory.edge_budget import fit_edge, needs, residents
+from sfl.models.memory.footprint import Load
+from sfl.plan import SplitPlan
+
+ASSUMED = (1,)
+"""Cuts of an edge's devices where nothing says."""
+
+
+def read_cuts(field: str, text: str) -> tuple[int, ...]:
+    """`1,1,2`: the cut layer of each device. Raises ConfigError."""
+    parts = [part.strip() for part in text.split(",")]
+    if not all(part.isdecimal() for part in parts):
+        raise ConfigError(field, text, "is no list of cut layers", "Write e.g. 1,1,2.")
+    return tuple(int(part) for part in parts)
+
+
+def settings_of(folder: ModelFolder, load: Load, cuts: tuple[int, ...]) -> RunSettings:
+    """A run of devices with these cuts, for an edge's file, which knows neither."""
+    labels = [str(number) for number in range(max(2, load.num_labels))]
+    return RunSettings.model_validate(
+        {
+            "model": {
+                "path": str(folder.path),
+                "task": load.task,
+                "labels": labels if load.task == "sequence_classification" else [],
+                "max_length": load.length,
+            },
+            "lora": {"rank": load.rank},
+            "training": {"batch_size": load.batch_size},
+            "devices": [{"name": f"d{n}", "cut_layer": cut} for n, cut in enumerate(cuts)],
+        }
+    )
+
+
+def check_edge(
+    settings: RunSettings,
+    own: EdgeConfig,
+    load: Load,
+    folder: ModelFolder,
+    room: int,
+    option: str = "",
+) -> Check:
+    """The edge of these settings, at the load's batch; within `edge.memory`, or `room` bytes.
+
+    `option` is what the cuts came from, where it was not the file.
+    """
+    settings = _at(settings, load)
+    try:
+        for entry in settings.devices:
+            _plan(settings, folder, entry, option)
+        choice = fit_edge(folder, settings, own)
+    except SflError as error:
+        return problem("edge", error)
+    needed = needs(folder, settings, own, choice)
+    room = room if own.memory is None else min(room, own.memory)
+    cuts = [entry.cut_layer for entry in settings.devices]
+    each = (needed.adapter + needed.optimizer) // residents(settings, own)
+    how = f", blocks computed again for {len(choice.recompute)}" if choice.recompute else ""
+    text = (
+        f"{len(cuts)} device{'s' * (len(cuts) != 1)} (cut_layer {', '.join(map(str, cuts))}) need "
+        f"{size(needed.total)} of {size(room)} on an edge: process {size(needed.base)}, weights "
+        f"{size(needed.weights)}, adapters and optimizers {size(needed.adapter + needed.optimizer)}"
+        f" ({size(each)} a device in memory), one job {size(needed.activations)}, messages "
+        f"{size(needed.messages)}{how}"
+    )
+    figures = {f"{name}_bytes": value for name, value in asdict(needed).items()}
+    figures |= {
+        "total_bytes": needed.total,
+        "room_bytes": room,
+        "cut_layers": cuts,
+        "in_flight": choice.in_flight,
+        "credits": choice.credits,
+        "recompute": list(choice.recompute),
+    }
+    if needed.total <= room:
+        return Check("edge", "ok", text, figures=figures)
+    fix = (
+        f"Set edge.memory = {size(room).replace(' ', '')!r} to see what would do, or lower "
+        "training.batch_size, model.max_length or edge.resident_adapters."
+    )
+    return Check("edge", "problem", text, fix, figures)
+
+
+def check_own_edge(
+    config: RunConfig | EdgeConfig,
+    load: Load,
+    folder: ModelFolder,
+    cuts: tuple[int, ...],
+    room: int,
+) -> Check:
+    """A run's edge with the run's devices, or an edge's own file with devices of these cuts."""
+    if isinstance(config, RunConfig):
+        return check_edge(config.settings, config.edge, load, folder, room)
+    settings = settings_of(folder, load, cuts or ASSUMED)
+    return check_edge(settings, config, load, folder, room, "--cuts" if cuts else "")
+
+
+def _at(settings: RunSettings, load: Load) -> RunSettings:
+    """With the load's batch, length and rank, where the question gave others than the file."""
+    training = settings.training.model_copy(update={"batch_size": load.batch_size})
+    model = settings.model.model_copy(update={"max_length": load.length})
+    lora = settings.lora.model_copy(update={"rank": load.rank})
+    return settings.model_copy(update={"training": training, "model": model, "lora": lora})
+
+
+def _plan(settings: RunSettings, folder: ModelFolder, entry: DeviceEntry, option: str) -> SplitPlan:
+    """Raises ConfigError for a cut that the model does not have."""
+    topology = settings.run.topology
+    try:
+        return SplitPlan(folder.num_layers, entry.cut_layer, entry.tail_layers, topology)
+    except ConfigError as error:
+        field = option or f"devices.{entry.name}.{error.field}"
+        raise ConfigError(field, error.value, error.problem, error.fix) from None

@@ -1,0 +1,181 @@
+"""What can be known before anything starts: the same for `sfl run` and for `sfl doctor FILE`.
+
+Settings first, then the model, then what each device is given: in seconds, and without torch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+
+from sfl.config import DeviceEntry, RunConfig
+from sfl.data.examine import examine
+from sfl.data.sources import sources
+from sfl.errors import ConfigError, ModelError
+from sfl.models.classes import check_class_order
+from sfl.models.complete import check_weights
+from sfl.models.folder import ModelFolder, local_folder, open_model
+from sfl.models.hub import hub_name
+from sfl.models.layers import check_rank, check_target_names
+from sfl.models.memory.batching import check_batching
+from sfl.models.memory.device_budget import device_load, fit_device
+from sfl.models.vocabulary import check_tokenizer
+from sfl.node.certificates.own import load_own
+from sfl.node.extras import require_bitsandbytes
+from sfl.plan import SplitPlan
+
+KNOWN_CODECS = {
+    *("none", "fp16", "bf16", "int8"),
+    *("fine", "compact", "sft", "extreme", "auto", None),
+}
+"""Settings that are codecs without a look at them, which would take torch."""
+
+LARGE = 20_000_000  # bytes that take a second or more to read
+Say = Callable[[str], None]
+
+
+def check_before_start(config: RunConfig, folder: ModelFolder, say: Say) -> None:
+    """All of it; `say` hears what takes a while. Raises ConfigError, ModelError, DataError."""
+    check_settings(config, folder)
+    _check_own_models(config)
+    check_budgets(config, folder)
+    _check_hub_data(config)
+    if _data_bytes(config) > LARGE:
+        say("looking at the data")
+    examine(config.settings, folder.path)
+
+
+def _data_bytes(config: RunConfig) -> int:
+    """What the files of the run's data come to, each counted once."""
+    found = [sources(entry, entry.name, config.settings) for entry in config.devices]
+    paths = {source.path for pair in found for source in pair if source is not None}
+    return sum(path.stat().st_size for path in paths if path.is_file())
+
+
+def check_budgets(config: RunConfig, folder: ModelFolder) -> None:
+    """No device has a budget that its part of the model alone exceeds. Raises ConfigError.
+
+    What its process takes by itself is known to the device alone, and left out.
+    """
+    if not folder.tensors:  # a model that is still to be fetched
+        return
+    for entry in config.devices:
+        if entry.memory is not None:
+            _check_budget(config, folder, entry)
+
+
+def _check_budget(config: RunConfig, folder: ModelFolder, entry: DeviceEntry) -> None:
+    plan = SplitPlan(folder.num_layers, entry.cut_layer, entry.tail_layers, config.run.topology)
+    dtype = entry.dtype or config.model.dtype
+    quantised = "nf4" if entry.quantised == "auto" else entry.quantised
+    load = device_load(folder, config.settings, entry.name, dtype, quantised)
+    try:
+        fit_device(folder, plan, load, entry, 0, returned=True, open_dtype=dtype == "auto")
+    except ConfigError as error:
+        field = f"devices.{entry.name}.memory"
+        raise ConfigError(field, error.value, error.problem, error.fix) from None
+
+
+def _codecs(config: RunConfig) -> Iterator[str | None]:
+    changes = [config.codec, *(d.codec for d in config.devices), *config.codec.schedule]
+    for change in changes:
+        yield from change.model_dump(
+            include={"activation", "gradient", "hidden", "tail_gradient", "evaluation", "adapter"}
+        ).values()
+
+
+def check_settings(config: RunConfig, folder: ModelFolder) -> None:
+    """The settings by themselves and against the model: cuts, codecs, layers, what is installed.
+
+    Raises ConfigError, ModelError.
+    """
+    folder.check_task(config.model.task)
+    _check_models(config, folder)
+    check_class_order(folder, config.model.labels)
+    check_batching(folder, config.settings, config.edge)
+    check_names(config)
+    check_certificates(config)
+    require_bitsandbytes("edge.quantised", config.edge.quantised)
+    for entry in config.devices:
+        try:
+            SplitPlan(folder.num_layers, entry.cut_layer, entry.tail_layers, config.run.topology)
+        except ConfigError as error:
+            raise ConfigError(
+                f"devices.{entry.name}.{error.field}", error.value, error.problem, error.fix
+            ) from None
+        require_bitsandbytes(f"devices.{entry.name}.quantised", entry.quantised)
+    check_target_names(folder, config.model.task, config.lora.target_modules)
+    check_rank(folder, config.model.task, config.lora.rank)
+    if not all(spec in KNOWN_CODECS for spec in _codecs(config)):
+        from sfl.transport.device.cut import check_codecs  # with torch, a second and 200 MB
+
+        check_codecs(config)
+
+
+def check_names(config: RunConfig) -> None:
+    """The edge that is started is of the run, and each node's files have a name of their own.
+
+    Raises ConfigError.
+    """
+    own = config.edge.name
+    if own not in config.edges:
+        raise ConfigError(
+            "run.edges", config.run.edges, f"edge.name is {own!r}", f"Add {own!r}, or leave it out."
+        )
+    for field, name, taken in (
+        ("edge.name", own, ("cloud",)),
+        *((f"devices.{e.name}.name", e.name, ("cloud", own)) for e in config.devices),
+    ):
+        if name in taken:
+            what = "the cloud" if name == "cloud" else "the edge"
+            raise ConfigError(field, name, f"{what} is called so", "Choose another name.")
+
+
+def _check_models(config: RunConfig, folder: ModelFolder) -> None:
+    """Weights, by their headers, and tokenizer: of the run's model, the edge's, each device's."""
+    check_tokenizer(folder.path, folder.config)
+    check_weights(folder, config.model.task)
+    own = {entry.model for entry in config.devices} | {config.model.path, config.edge.model}
+    for name in sorted(name for name in own if name is not None):
+        if (path := local_folder(name)) is None:
+            continue  # on the hub, and not here yet: the nodes fetch it
+        opened = open_model(path, weights=hub_name(name) is None)
+        if name != folder.name and name != config.edge.model:
+            check_tokenizer(opened.path, opened.config)
+
+
+def _check_own_models(config: RunConfig) -> None:
+    """What a node names as its own model and is not here is on the hub, for the node to fetch.
+
+    Raises ModelError, naming the setting.
+    """
+    named = {"edge.model": config.edge.model}
+    named |= {f"devices.{entry.name}.model": entry.model for entry in config.devices}
+    for field, name in named.items():
+        if name is None or name == config.model.path or local_folder(name) is not None:
+            continue
+        try:
+            open_model(name, weights=False)
+        except ModelError as error:
+            raise ModelError(field, error.value, error.problem, error.fix) from None
+
+
+def _check_hub_data(config: RunConfig) -> None:
+    """Names of data that are not here are datasets of the hub. Raises DataError."""
+    found = [sources(entry, entry.name, config.settings) for entry in config.devices]
+    names = {str(s.name): s for pair in found for s in pair if s is not None and not s.is_here}
+    if names:
+        from sfl.data.hub import find_on_hub
+
+        for name, source in names.items():
+            find_on_hub(name, source.field)
+
+
+def check_certificates(config: RunConfig) -> None:
+    """Every certificate that the file names is in order. Raises ConfigError."""
+    if config.cloud.tls is not None:
+        load_own("cloud.tls", config.cloud.tls, "cloud", None)
+    if config.edge.tls is not None:
+        load_own("edge.tls", config.edge.tls, "edge", config.edge.name)
+    for entry in config.devices:
+        if entry.tls is not None:
+            load_own(f"devices.{entry.name}.tls", entry.tls, "device", entry.name)

@@ -1,0 +1,305 @@
+"""The order of things: check, start, watch, stop. It restarts nothing."""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from functools import cache
+from pathlib import Path
+
+from sfl.cli.launch.certificates import CERTIFICATES, issue_for_run
+from sfl.cli.launch.child import end_nursery, prepare_nursery
+from sfl.cli.launch.node import Node, cloud_node, device_node, edge_node
+from sfl.cli.launch.patience import SAY_EVERY
+from sfl.cli.launch.preflight import check_before_start
+from sfl.config import RunConfig
+from sfl.errors import ConfigError, RunFailed, SflError
+from sfl.models.folder import check_length, local_folder, open_model
+from sfl.models.memory.edge_budget import fit_edge
+from sfl.node import machine
+from sfl.node.causes import in_words
+from sfl.node.process import cores, quiet_environment, undisturbed
+from sfl.report.conclusion import conclude
+from sfl.report.runs import INTERRUPTED, open_run_folder, stop_because
+from sfl.report.status import RunStatus
+
+CONNECT_TIMEOUT = 15.0
+KEPT_HEAP_BYTES = 2_000_000_000
+"""Free memory for each device from which on devices keep their heaps while they train."""
+LEAVE_TIMEOUT = 5.0
+STOP_TIMEOUT = 10.0
+VERDICT = 5.0  # seconds in which the cloud makes something of a node that was lost
+POLL = 0.1
+
+Watch = Callable[[RunStatus], None]
+
+
+def run_on_this_machine(
+    config: RunConfig, watch: Watch, started: Callable[[Path], None], tls: bool = False
+) -> Path:
+    """Run everything to its end, and return the run's folder.
+
+    `started` is told the folder, `watch` each new status. With `tls` the nodes get certificates of
+    a CA that is made for this run, and gone after it. Raises ConfigError, DataError,
+    ModelError before or soon after the start, RunFailed where the run did not reach its end.
+    """
+
+    def say(message: str) -> None:
+        watch(RunStatus(config.run.id, "starting", 0, config.run.rounds, message=message))
+
+    model = open_model(config.model.path, weights=local_folder(config.model.path) is not None)
+    config = bounded(config, model.context_length)
+    check_before_start(config, model, say)
+    config = budgeted(resolved(config))
+    try:
+        prepare_nursery(model.family.layout(model.config, config.model.task).package)
+        return _run(config, watch, started, tls)
+    finally:
+        with undisturbed(hear_later=False):
+            end_nursery()
+
+
+def _run(config: RunConfig, watch: Watch, started: Callable[[Path], None], tls: bool) -> Path:
+    """From the run's folder to its summary, without which no folder is left."""
+    nodes: list[Node] = []
+    began, reason = time.monotonic(), INTERRUPTED
+    folder: Path | None = None
+    try:
+        with undisturbed(hear_later=True):
+            folder = open_run_folder(config)
+        started(folder)
+        if tls:
+            issue_for_run(config, folder)
+        _start(config, folder, nodes, watch)
+        _await_end(config, folder, nodes, watch)
+        _let_end(nodes)
+    except Exception as error:
+        reason = in_words(error)
+        raise
+    finally:
+        if folder is not None:
+            with undisturbed(hear_later=False):
+                _stop(nodes, folder, reason)
+                if tls:
+                    shutil.rmtree(folder / CERTIFICATES, ignore_errors=True)
+                with contextlib.suppress(SflError):  # the disk is full: then it is the reason, too
+                    conclude(folder, config, reason, time.monotonic() - began)
+    return folder
+
+
+def resolved(config: RunConfig) -> RunConfig:
+    """Every `auto` filled in, as it takes effect on this machine.
+
+    The edge may use all cores, a device its share of them: they work in turns more than side by
+    side, and waiting threads sleep.
+    """
+    quick = {"connect_timeout": CONNECT_TIMEOUT}
+    edge_changes: dict[str, object] = {} if _given(config.edge) else dict(quick)
+    if config.edge.threads == "auto":
+        edge_changes["threads"] = cores()
+    if (config.edge.dtype or config.model.dtype) == "auto":
+        edge_changes["dtype"] = _fastest_dtype(
+            edge_changes.get("threads", config.edge.threads), config.edge.devices[0]
+        )
+    folds = config.settings.aggregation.folds
+    if config.edge.quantised == "auto":
+        dtype = edge_changes.get("dtype", config.edge.dtype or config.model.dtype)
+        where = config.edge.devices[0]
+        edge_changes["quantised"] = "none" if folds else _quantised("edge", str(dtype), where)
+    devices = []
+    for entry in config.devices:
+        changes: dict[str, object] = {} if _given(entry) else dict(quick)
+        if entry.threads == "auto":
+            changes["threads"] = max(1, cores() // len(config.devices))
+        # With a budget of its own a device has the last word, and says so when it joins.
+        if (entry.dtype or config.model.dtype) == "auto" and entry.memory is None:
+            changes["dtype"] = _fastest_dtype(changes.get("threads", entry.threads))
+        if entry.quantised == "auto":
+            dtype = changes.get("dtype", entry.dtype or config.model.dtype)
+            name = f"devices.{entry.name}"
+            changes["quantised"] = "none" if folds else _quantised(name, str(dtype))
+        if entry.heap == "auto" and entry.memory is None and _memory_to_spare(len(config.devices)):
+            changes["heap"] = "keep"
+        if entry.model is None:
+            changes["model"] = config.model.path
+        devices.append(entry.model_copy(update=changes))
+    edge = config.edge.model_copy(update=edge_changes)
+    return config.model_copy(update={"edge": edge, "devices": tuple(devices)})
+
+
+def _memory_to_spare(num_devices: int) -> bool:
+    """Whether this machine has room for devices that keep what they could free."""
+    memory = machine.memory()
+    room = memory.available
+    if memory.limit is not None:
+        room = min(room, memory.limit - memory.limit_used)
+    return room >= num_devices * KEPT_HEAP_BYTES
+
+
+def budgeted(config: RunConfig) -> RunConfig:
+    """What the edge will do to stay within its memory, as settings. Raises ConfigError."""
+    if config.edge.memory is None:
+        return config
+    folder = open_model(config.edge.model or config.model.path)
+    choice = fit_edge(folder, config.settings, config.edge)
+    edge = config.edge.model_copy(update=choice.changes(config.settings))
+    return config.model_copy(update={"edge": edge})
+
+
+def _fastest_dtype(threads: object, device: str = "cpu") -> str:
+    """What `auto` comes to on `device`, measured before anything else runs. Raises RunFailed.
+
+    In a process of its own: this one never loads torch.
+    """
+    done = _asked("dtype", str(threads), device)
+    if done.returncode != 0:
+        raise RunFailed(f"dtype auto could not be measured: {done.stderr.strip()[-300:]}")
+    return done.stdout.strip()
+
+
+def _quantised(node: str, dtype: str, device: str = "cpu") -> str:
+    """What `quantised = "auto"` comes to, with a line for the user where that is not NF4.
+
+    Kernels that take their process with them are kernels that do not run.
+    """
+    done = _asked("quantised", dtype, device)
+    found, why = done.stdout.strip(), done.stderr.strip()[-300:]
+    if done.returncode != 0:
+        found, why = "none", why or f"bitsandbytes ended its process with {done.returncode}"
+    if why:
+        sys.stderr.write(f"{node}.quantised auto is {found} here: {why}\n")
+    return found
+
+
+@cache
+def _asked(question: str, given: str, device: str) -> subprocess.CompletedProcess[str]:
+    quiet_environment()
+    command = [sys.executable, "-m", "sfl.stage.base", question, given, device]
+    return subprocess.run(command, capture_output=True, text=True, check=False)
+
+
+def _given(settings: object) -> bool:
+    return "connect_timeout" in getattr(settings, "model_fields_set", set())
+
+
+def bounded(config: RunConfig, context_length: int) -> RunConfig:
+    """`max_length` within the model's context. Raises ConfigError where more was asked for."""
+    if "max_length" in config.model.model_fields_set:
+        check_length(config.model.max_length, context_length)
+        return config
+    length = min(config.model.max_length, context_length)
+    model = config.model.model_copy(update={"max_length": length})
+    return config.model_copy(update={"model": model})
+
+
+def _start(config: RunConfig, folder: Path, nodes: list[Node], watch: Watch) -> None:
+    def say(message: str) -> None:
+        watch(RunStatus(folder.name, "starting", 0, config.run.rounds, message=message))
+
+    cloud = cloud_node(folder, config)
+    nodes.append(cloud)
+    cloud.start()
+    edge = edge_node(folder, config, cloud.await_address(say))
+    nodes.append(edge)
+    edge.fork(say)
+    edge_address = edge.await_address(say)
+    for entry in config.devices:
+        device = device_node(folder, config, entry.name, edge_address)
+        nodes.append(device)
+        device.start()
+
+
+def _await_end(config: RunConfig, folder: Path, nodes: list[Node], watch: Watch) -> None:
+    """Watch until the cloud has ended. Raises RunFailed or what a node's mistake was."""
+    cloud, edge, *devices = nodes
+    seen, began = 0, time.monotonic()
+    given_up = math.inf
+    while cloud.exit_code() is None:
+        status = RunStatus.read(folder / "status.json")
+        if status is not None and status.sequence != seen:
+            seen = status.sequence
+            watch(with_wait(status, time.monotonic() - began))
+        _raise_mistakes(nodes)
+        if (lost := _lost(config, edge, devices)) is not None:
+            # The cloud sees it too; what it makes of it stands in all that it leaves behind.
+            given_up = min(given_up, time.monotonic() + VERDICT)
+            if time.monotonic() > given_up:
+                raise RunFailed(lost)
+        time.sleep(POLL)
+    final = RunStatus.read(folder / "status.json")
+    if final is not None:
+        watch(final)
+    if cloud.exit_code() != 0:
+        # What the cloud says of the run speaks for itself; its own death needs its name.
+        died = "" if cloud.error_file.exists() else "cloud: "
+        raise RunFailed(f"{died}{cloud.failure()}{_killed([edge, *devices])}")
+
+
+def _killed(nodes: list[Node]) -> str:
+    """Who could not say itself why it ended, as the end of a sentence."""
+    return "".join(
+        f"; {node.kind} {node.name}: {node.failure()}"
+        for node in nodes
+        if node.exit_code() not in (None, 0) and not node.error_file.exists()
+    )
+
+
+def with_wait(status: RunStatus, seconds: float) -> RunStatus:
+    """The status with what the first round waits for, and for how long, once that is a while."""
+    if status.phase != "waiting for devices" or status.round > 0 or seconds < SAY_EVERY:
+        return status
+    who = status.message or "edge and devices read model and data"
+    waited = seconds // SAY_EVERY * SAY_EVERY
+    return replace(status, message=f"{who}, {waited:.0f} s")
+
+
+def _raise_mistakes(nodes: list[Node]) -> None:
+    """A mistake in configuration or data ends the run at once, whichever node found it."""
+    for node in nodes:
+        if node.exit_code() == ConfigError.exit_code:
+            raise Mistake(f"{node.kind} {node.name}: {node.failure()}")
+
+
+def _lost(config: RunConfig, edge: Node, devices: list[Node]) -> str | None:
+    """Nothing is restarted, so a run that cannot reach its end is over; why it cannot."""
+    if edge.exit_code() not in (None, 0):
+        return f"edge {edge.name}: {edge.failure()}"
+    ended = [device for device in devices if device.exit_code() not in (None, 0)]
+    left = len(devices) - len(ended)
+    if left >= config.min_devices:
+        return None
+    reasons = "; ".join(f"device {device.name}: {device.failure()}" for device in ended)
+    return f"{left} of at least {config.min_devices} devices are left; {reasons}"
+
+
+def _let_end(nodes: list[Node]) -> None:
+    """Everybody has been told that the run is over: let them leave by themselves."""
+    deadline = time.monotonic() + LEAVE_TIMEOUT
+    while time.monotonic() < deadline and any(node.running for node in nodes):
+        time.sleep(POLL)
+
+
+def _stop(nodes: list[Node], folder: Path, reason: str) -> None:
+    """The cloud first, which tells everybody why; then who is left. Nothing outlives this."""
+    deadline = time.monotonic() + STOP_TIMEOUT
+    if nodes and nodes[0].running:
+        with contextlib.suppress(SflError):  # its disk is full
+            stop_because(folder, reason)
+        nodes[0].ask_to_stop()
+        _let_end(nodes)
+    for node in reversed(nodes):
+        node.ask_to_stop()
+    for node in reversed(nodes):
+        node.await_end(deadline)
+
+
+class Mistake(SflError):
+    """A user's mistake that a node found; its text is the node's own."""
+
+    exit_code = ConfigError.exit_code

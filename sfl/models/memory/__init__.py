@@ -1,0 +1,1 @@
+"""What a span needs in memory, and what fits: computed from headers, without torch."""

@@ -1,0 +1,216 @@
+"""What an edge does to stay within its memory: decided once, from headers and settings alone."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from itertools import product
+
+from sfl.config import EdgeConfig, RunSettings
+from sfl.config.codec import is_exact
+from sfl.config.node import certain
+from sfl.errors import ConfigError
+from sfl.models.folder import ModelFolder
+from sfl.models.memory.footprint import EdgeDevice, EdgeForecast, Footprint, Load
+from sfl.plan import SplitPlan
+
+
+@dataclass(frozen=True, slots=True)
+class EdgeChoice:
+    """For which devices blocks are computed again, how many activations may lie decoded over all
+    devices, and how many micro-batches of one may be in flight.
+    """
+
+    recompute: tuple[str, ...]
+    in_flight: int
+    credits: int
+
+    def __str__(self) -> str:
+        """What is done, in words."""
+        again = f"computed again for {', '.join(self.recompute)}" if self.recompute else "kept"
+        return (
+            f"graphs are {again} (recompute), up to {self.in_flight} activations lie decoded "
+            f"(in_flight), up to {self.credits} of one device are in flight (credits)"
+        )
+
+    def changes(self, settings: RunSettings) -> dict[str, object]:
+        """The same as settings of an edge."""
+        everybody = len(self.recompute) == len(settings.devices)
+        return {
+            "recompute": everybody or self.recompute or False,
+            "in_flight": self.in_flight,
+            "credits": self.credits,
+        }
+
+
+def fit_edge(folder: ModelFolder, settings: RunSettings, own: EdgeConfig) -> EdgeChoice:
+    """The quickest way to stay within `edge.memory`.
+
+    Graphs are kept if they fit with fewer activations decoded, or fewer in flight but two of each
+    device; else blocks are computed again for as few devices as will do, those first that leave
+    most blocks to the edge. One in flight at a time comes last: device, link and edge then take
+    turns. Without a budget the settings themselves. Raises ConfigError, with the memory it would
+    take, where nothing fits, and for a name in `edge.recompute` that no device has.
+    """
+    given = _given(settings, own)
+    most = min(own.credits or settings.network.credits, settings.network.credits)
+    if own.memory is None:
+        return EdgeChoice(given, own.in_flight, most)
+    forecast, room = _forecast(folder, settings, own), own.memory
+
+    def fits(again: tuple[str, ...], in_flight: int, allowance: int) -> bool:
+        flags = _flags(settings, again)
+        needed = forecast.footprint(in_flight=in_flight, allowance=allowance, recompute=flags)
+        return needed.total <= room
+
+    sets = list(_sets(folder, settings, given))
+    for fewest in (min(2, most), 1):
+        for again in sets:
+            if not fits(again, 1, fewest):
+                continue
+            ways = product(range(most, fewest - 1, -1), range(own.in_flight, 0, -1))
+            return next(
+                EdgeChoice(again, in_flight, allowance)
+                for allowance, in_flight in ways
+                if fits(again, in_flight, allowance)
+            )
+    needed = needs(folder, settings, own, EdgeChoice(sets[-1], 1, 1))
+    raise ConfigError(
+        "edge.memory",
+        f"{own.memory / 1e6:,.0f} MB",
+        f"this run takes {needed.total / 1e6:,.0f} MB at least ({_parts(needed)})",
+        "Give more, hold fewer blocks on the edge (cut_layer), or use smaller batches (batch_size, "
+        "micro_batches), a smaller model.max_length, edge.dtype or edge.quantised.",
+    )
+
+
+def needs(
+    folder: ModelFolder, settings: RunSettings, own: EdgeConfig, choice: EdgeChoice
+) -> Footprint:
+    """What the edge takes, by parts."""
+    forecast = _forecast(folder, settings, own)
+    again = _flags(settings, choice.recompute)
+    return forecast.footprint(in_flight=choice.in_flight, allowance=choice.credits, recompute=again)
+
+
+def _given(settings: RunSettings, own: EdgeConfig) -> tuple[str, ...]:
+    """Devices whose blocks the settings have computed again."""
+    names = tuple(entry.name for entry in settings.devices)
+    if isinstance(own.recompute, bool):
+        return names if own.recompute else ()
+    for name in own.recompute:
+        if name not in names:
+            raise ConfigError(
+                "edge.recompute", name, "no device has this name", f"Known: {', '.join(names)}."
+            )
+    return tuple(name for name in names if name in own.recompute)
+
+
+def _sets(
+    folder: ModelFolder, settings: RunSettings, given: tuple[str, ...]
+) -> Iterator[tuple[str, ...]]:
+    """Ever more devices whose blocks are computed again, from what is given."""
+    names = [entry.name for entry in settings.devices]
+    deepest = sorted(names, key=lambda name: -_plan(folder, settings, name).middle.num_blocks)
+    chosen = set(given)
+    yield given
+    for name in deepest:
+        if name not in chosen:
+            chosen.add(name)
+            yield tuple(other for other in names if other in chosen)
+
+
+def _flags(settings: RunSettings, recompute: tuple[str, ...]) -> list[bool]:
+    return [entry.name in recompute for entry in settings.devices]
+
+
+def _plan(folder: ModelFolder, settings: RunSettings, name: str) -> SplitPlan:
+    entry, topology = settings.device(name), settings.run.topology
+    return SplitPlan(folder.num_layers, entry.cut_layer, entry.tail_layers, topology)
+
+
+def _coded_value_bytes(settings: RunSettings, device: str) -> int:
+    """Of a hidden state as it arrives, at most: a codec that is not exact takes 16 bits or less.
+
+    Evaluations, which may be coded otherwise, count too.
+    """
+    if (settings.device(device).dtype or settings.model.dtype) == "bfloat16":
+        return 2
+    rounds = {1, *(step.from_round for step in settings.codec.schedule)}
+    codecs = [settings.codecs(device, number, auto="none") for number in rounds]
+    exact = any(is_exact(spec) for own in codecs for spec in (own.activation, own.evaluation))
+    return 4 if exact else 2
+
+
+def _forecast(folder: ModelFolder, settings: RunSettings, own: EdgeConfig) -> EdgeForecast:
+    training, u_shaped = settings.training, settings.run.topology == "u_shaped"
+    micro = 1 if training.micro_batches == "auto" else training.micro_batches
+    lean = settings.computation == "lean"
+    devices = [
+        EdgeDevice(
+            _plan(folder, settings, entry.name).middle,
+            Load(
+                batch_size=-(-training.batch_size // micro),
+                length=min(settings.model.max_length, folder.context_length),
+                rank=settings.rank(entry.name),
+                task=settings.model.task,
+                num_labels=len(settings.model.labels),
+                dtype=own.dtype or settings.model.dtype,
+                quantised=certain(own.quantised),
+                target_modules=settings.lora.target_modules,
+                lora_dropout=settings.lora.dropout,
+                anchored=settings.aggregation.proximal > 0.0,
+            ),
+            graphs=micro if u_shaped else 0,
+            coded_value_bytes=_coded_value_bytes(settings, entry.name),
+        )
+        for entry in settings.devices
+    ]
+    return EdgeForecast(
+        folder,
+        devices,
+        lean=lean,
+        together=_together(settings, own),
+        residents=residents(settings, own),
+    )
+
+
+def _together(settings: RunSettings, own: EdgeConfig) -> int:
+    """Devices in one batch: only packed ones of whole training steps (sfl.stage.session)."""
+    whole = settings.computation == "lean" and settings.run.topology != "u_shaped"
+    return own.batch_devices if whole else 1
+
+
+def residents(settings: RunSettings, own: EdgeConfig) -> int:
+    """Devices whose LoRA and optimizer may be in this machine's memory at once.
+
+    Who is amid a step stays (`Session.idle`). Where a step is one message, nobody is between two
+    jobs; where it takes several, all may be, and no limit helps.
+    """
+    everybody, limit = len(settings.devices), own.resident_adapters
+    if limit is None or own.rest_in == "memory" or _waits_within_steps(settings):
+        return everybody
+    return min(everybody, max(limit, _together(settings, own)))
+
+
+def _waits_within_steps(settings: RunSettings) -> bool:
+    """Whether an edge waits for a device's next message before a step of it is done."""
+    training = settings.training
+    return (
+        settings.run.topology == "u_shaped"
+        or training.micro_batches != 1
+        or training.max_grad_norm is not None
+        # A device may cut its batches by itself, to stay within its memory.
+        or any(entry.micro_batches > 1 or entry.memory for entry in settings.devices)
+    )
+
+
+def _parts(footprint: Footprint) -> str:
+    named = {
+        "process": footprint.base,
+        "weights": footprint.weights,
+        "adapters and optimizers": footprint.adapter + footprint.optimizer,
+        "one job": footprint.activations,
+        "messages": footprint.messages,
+    }
+    return ", ".join(f"{name} {size / 1e6:,.0f}" for name, size in named.items())

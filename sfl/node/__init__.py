@@ -1,0 +1,1 @@
+"""A process on its machine: how it starts, speaks, rests and ends; its files and certificates."""

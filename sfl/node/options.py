@@ -1,0 +1,45 @@
+"""Command-line options that several commands share."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from sfl.node.logs import ENVIRONMENT, LogFormat
+
+ConfigFile = Annotated[Path, typer.Argument(help="A TOML file; `sfl init` writes one.")]
+Overrides = Annotated[
+    list[str] | None,
+    typer.Option("--set", metavar="SECTION.KEY=VALUE", help="Override a setting; repeatable."),
+]
+Insecure = Annotated[
+    bool,
+    typer.Option("--insecure", help="Allow addresses other than loopback without TLS."),
+]
+Certs = Annotated[
+    Path | None,
+    typer.Option(
+        metavar="DIR", help="Folder with ca.pem, NAME.pem and NAME.key, instead of the file's tls."
+    ),
+]
+Claim = Annotated[
+    Path | None,
+    typer.Option(
+        metavar="DIR",
+        help="Be whichever DIR/NAME nobody else is: its name and, unless --insecure, its "
+        "certificate. For replicas of a container on one machine.",
+    ),
+]
+Logs = Annotated[
+    LogFormat,
+    typer.Option("--log-format", envvar=ENVIRONMENT, help="Lines for people, or JSON."),
+]
+AddressFile = Annotated[
+    Path | None,
+    typer.Option(help="Write the address that was really bound to this file.", hidden=True),
+]
+ErrorFile = Annotated[
+    Path | None, typer.Option(help="Write the reason of a failure to this file.", hidden=True)
+]

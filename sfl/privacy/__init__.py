@@ -1,5 +1,0 @@
-"""How much of a device's text its edge can read from what crosses the cut, by attacks that try."""
-
-from sfl.privacy.experiment import Finding, Findings, Plan, measure, plan
-
-__all__ = ["Finding", "Findings", "Plan", "measure", "plan"]

@@ -1,0 +1,1 @@
+"""Files and probes: what travels beside the stream of a device."""

@@ -1,0 +1,177 @@
+"""Weights and tokenizer from the edge: hashed, cached by content, resumed after a break."""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import re
+import shutil
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import grpc
+
+from sfl.errors import ConfigError, Corrupted, LinkLost, ProtocolError
+from sfl.metrics.stats import NodeStats
+from sfl.node.files import on_disk, writable_folder
+from sfl.transport.bulk.files import is_served
+from sfl.transport.frames.seal import sound
+from sfl.transport.frames.wire import EDGE_FETCH_FILE, EDGE_LIST_FILES, wire_bytes
+from sfl.transport.status import error_of
+from sfl.v1 import edge_pb2
+
+log = logging.getLogger(__name__)
+
+HASH = re.compile(r"[0-9a-f]{64}")
+MOST_FILES = 64
+
+
+LIST_TIMEOUT = 600.0
+"""Seconds for the list of files: an edge may have to hash them all first."""
+
+
+def fetch_model(
+    channel: grpc.Channel, device: str, cache: Path, stats: NodeStats, silence: float = 60.0
+) -> Path:
+    """A folder with the files of this device's span; only what the cache lacks is transferred.
+
+    A file of which nothing comes for `silence` seconds is given up, and resumed by the next call.
+
+    Raises ConfigError where the cache cannot be written, DiskError where it no longer can,
+    LinkLost, Corrupted where bytes do not match their hash, Refused, ProtocolError where an entry
+    is not a plain file's.
+    """
+    cache = writable_folder(cache, "device.cache_dir")
+    try:
+        request = edge_pb2.FilesRequest(device=device)
+        listing = sound(EDGE_LIST_FILES.stub(channel)(request, timeout=LIST_TIMEOUT), "edge")
+        _check_listing(listing, cache)
+        digest = hashlib.sha256(
+            "".join(f.name + f.sha256 for f in listing.files).encode()
+        ).hexdigest()
+        folder = cache / "spans" / digest[:32]
+        with on_disk(cache, "device.cache_dir"):
+            folder.mkdir(parents=True, exist_ok=True)
+            for entry in listing.files:
+                _fetch(channel, device, entry, cache / "blobs", stats, silence)
+                _link(cache / "blobs" / entry.sha256, folder / entry.name)
+    except grpc.RpcError as error:
+        raise error_of(error, "edge") from None
+    return folder
+
+
+def _check_listing(listing: edge_pb2.FileList, cache: Path) -> None:
+    """Refuse what is no model's span, or more than this device has room for."""
+    if len(listing.files) > MOST_FILES:
+        raise ProtocolError(f"{len(listing.files)} files from the edge; {MOST_FILES} are allowed")
+    there: dict[str, int] = {}
+    for entry in listing.files:
+        _check_entry(entry)
+        if there.setdefault(entry.sha256, entry.num_bytes) != entry.num_bytes:
+            raise ProtocolError(
+                f"{entry.name} from the edge has the hash of a file of another size"
+            )
+    wanted = sum(size for sha256, size in there.items() if not (cache / "blobs" / sha256).exists())
+    free = shutil.disk_usage(cache).free
+    if wanted > free:
+        raise ConfigError(
+            "device.cache_dir",
+            str(cache),
+            f"has {free / 1e6:.0f} MB free, and the model's files from the edge take "
+            f"{wanted / 1e6:.0f} MB",
+            "Make room, or name a folder on a larger disk.",
+        )
+
+
+def _check_entry(entry: edge_pb2.FileEntry) -> None:
+    """Hash and name become paths of this device's, so neither may lead out of the cache."""
+    if not HASH.fullmatch(entry.sha256):
+        raise ProtocolError(f"{entry.sha256!r:.80} from the edge is no SHA-256 in hex")
+    if not is_served(entry.name):
+        raise ProtocolError(f"{entry.name!r:.80} from the edge is no plain file name of a model's")
+
+
+def _fetch(
+    channel: grpc.Channel,
+    device: str,
+    entry: edge_pb2.FileEntry,
+    blobs: Path,
+    stats: NodeStats,
+    silence: float,
+) -> None:
+    """Bring one file's content into the cache under its hash."""
+    blobs.mkdir(parents=True, exist_ok=True)
+    final = blobs / entry.sha256
+    if final.exists():
+        return
+    partial = blobs / f"{entry.sha256}.{device}.partial"
+    offset = partial.stat().st_size if partial.exists() else 0
+    log.info(
+        "fetching %s (%.1f MB, %.1f MB at hand)", entry.name, entry.num_bytes / 1e6, offset / 1e6
+    )
+    request = edge_pb2.FileRequest(device=device, name=entry.name, offset=offset)
+    with partial.open("ab") as file:
+        call = EDGE_FETCH_FILE.stub(channel)(request)
+        for chunk in _in_time(call, entry.name, silence):
+            stats.bytes.add("down", "weights", wire_bytes(chunk), len(chunk.data))
+            offset += len(chunk.data)
+            if offset > entry.num_bytes:
+                call.cancel()
+                break
+            file.write(chunk.data)
+    if offset > entry.num_bytes:
+        partial.unlink()
+        raise ProtocolError(
+            f"{entry.name} from the edge is longer than the {entry.num_bytes} bytes it announced"
+        )
+    if _sha256(partial) != entry.sha256:
+        partial.unlink()
+        raise Corrupted(f"{entry.name} from the edge does not match its hash")
+    partial.replace(final)
+
+
+def _in_time(call: Any, name: str, silence: float) -> Iterator[edge_pb2.FileChunk]:
+    """A file's chunks. Raises LinkLost where the next one takes longer than `silence` seconds."""
+    over, late = threading.Event(), threading.Event()
+    heard = time.monotonic()
+
+    def watch() -> None:
+        while not over.wait(min(1.0, silence / 4)):
+            if time.monotonic() - heard > silence:
+                late.set()
+                call.cancel()
+                return
+
+    threading.Thread(target=watch, name="fetch-watch", daemon=True).start()
+    try:
+        for chunk in call:
+            heard = time.monotonic()
+            yield sound(chunk, "edge")
+    except grpc.RpcError:
+        if late.is_set():
+            raise LinkLost(f"edge: nothing of {name} for {silence:g} s") from None
+        raise
+    finally:
+        over.set()
+        call.cancel()
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _link(content: Path, target: Path) -> None:
+    """Give cached content its name; a hard link where the file system has them."""
+    if target.exists():
+        return
+    target.parent.mkdir(exist_ok=True)
+    try:
+        target.hardlink_to(content)
+    except FileExistsError:
+        return  # another device of this machine was quicker
+    except OSError:
+        shutil.copyfile(content, target)

@@ -1,0 +1,1 @@
+"""The hop between an edge and the cloud: both ends of its stream."""

@@ -1,0 +1,89 @@
+"""Updates on disk between their arrival and the aggregation, one file a device and side."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+from sfl.errors import ProtocolError
+from sfl.node.certificates.identity import NAME
+from sfl.rounds.messages import Side
+from sfl.v1 import tensor_pb2
+
+SIDES: tuple[Side, ...] = ("device", "edge")
+
+
+class Spool:
+    """A folder of safetensors files, whole or not there."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    def path(self, round_: int, device: str, side: Side) -> Path:
+        """Where one side's part of a device's update lies."""
+        return self.folder / f"round-{round_:04d}" / f"{device}.{side}.safetensors"
+
+    def files(self, round_: int, device: str) -> tuple[Path, ...]:
+        """Both parts of a device's update."""
+        return tuple(self.path(round_, device, side) for side in SIDES)
+
+    def begin(self, header: tensor_pb2.AdapterHeader) -> Part:
+        """A part to be written as it comes. Raises ProtocolError."""
+        path = self._final(header)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        return Part(header, path)
+
+    def drop(self, round_: int) -> None:
+        """Remove a round's files."""
+        shutil.rmtree(self.folder / f"round-{round_:04d}", ignore_errors=True)
+
+    def drop_all(self) -> None:
+        """Remove the spool."""
+        shutil.rmtree(self.folder, ignore_errors=True)
+
+    def _final(self, header: tensor_pb2.AdapterHeader) -> Path:
+        # Both become parts of a path.
+        if header.side not in SIDES or NAME.fullmatch(header.device) is None:
+            raise ProtocolError(f"no part {header.side!r} of device {header.device!r} is due")
+        side: Side = "device" if header.side == "device" else "edge"
+        return self.path(header.round, header.device, side)
+
+
+class Part:
+    """One side's part of an update on its way to disk: never more of it than was announced."""
+
+    def __init__(self, header: tensor_pb2.AdapterHeader, path: Path) -> None:
+        self.header = header
+        self._path = path
+        self._partial = path.with_suffix(".partial")
+        self._file = self._partial.open("wb")
+        self._size = 0
+
+    def write(self, data: bytes) -> None:
+        """Take a frame's data. Raises ProtocolError where that is too much."""
+        self._size += len(data)
+        if self._size > self.header.num_bytes:
+            raise ProtocolError(f"more than the announced {self.header.num_bytes} bytes came")
+        self._file.write(data)
+
+    def close(self, check: Callable[[Path], None] = lambda path: None) -> None:
+        """Give the part its name, now that it is whole; raises what `check` of it does.
+
+        What was there of that name stays until then. Raises ProtocolError.
+        """
+        self._file.close()
+        if self._size != self.header.num_bytes:
+            self.drop()
+            raise ProtocolError(f"{self._size} bytes came, {self.header.num_bytes} were announced")
+        try:
+            check(self._partial)
+        except Exception:
+            self.drop()
+            raise
+        self._partial.replace(self._path)
+
+    def drop(self) -> None:
+        """Leave nothing of a part that will not be whole."""
+        self._file.close()
+        self._partial.unlink(missing_ok=True)

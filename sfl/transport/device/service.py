@@ -1,0 +1,315 @@
+"""The edge's door for devices: who may come in, and what becomes of a stream that ends."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import time
+from collections.abc import AsyncIterator, Callable, Coroutine
+from pathlib import Path
+from typing import Any
+
+import grpc
+import grpc.aio
+
+from sfl.codec.kernel import kernel
+from sfl.config import RunSettings
+from sfl.errors import LinkLost, NameInUse, ProtocolError, Refused, SflError
+from sfl.node.text import plain
+from sfl.stage.session import Session
+from sfl.transport.bulk.probe_service import ProbeService
+from sfl.transport.device.cut import Cut
+from sfl.transport.device.stream import Context, DeviceStream, Goodbye, Host
+from sfl.transport.device.urgency import CodecThread
+from sfl.transport.frames import contract
+from sfl.transport.frames.wire import (
+    EDGE_FETCH_FILE,
+    EDGE_LIST_FILES,
+    EDGE_PROBE,
+    EDGE_SESSION,
+    WIRE_VERSION,
+    generic_handler,
+)
+from sfl.transport.group import GONE, first_message, run_together
+from sfl.transport.security.doorkeeper import expect
+from sfl.transport.status import LONGEST_DETAILS, status_of
+from sfl.v1 import edge_pb2, tensor_pb2
+
+log = logging.getLogger(__name__)
+
+BEAT = 1.0
+"""Seconds between two signs of life to a device that waits to be let in."""
+
+PROOF_TIMEOUT = 30.0
+"""Seconds that a device has for signing a challenge."""
+Admission = tuple[edge_pb2.Welcome, Session, RunSettings]
+
+
+class EdgeService:
+    """Serves devices; the host decides, this moves bytes.
+
+    gRPC cancels the coroutine that serves a call once the client has hung up. What is owed when a
+    device goes (its places, word to the cloud, its session's memory) is therefore a task of its
+    own, a parting; the name is free for a new stream once it is through.
+
+    What delta coding remembers of samples lies under `cache_dir`.
+    """
+
+    def __init__(self, host: Host, cache_dir: Path | None = None) -> None:
+        self._host = host
+        self.cache_dir = cache_dir
+        self.challenge: edge_pb2.Challenge | None = None
+        """What a device signs before it is let in, where the cloud asks for that."""
+        # One thread for each direction: what is coded first is sent first, and a stream's memory of
+        # what it sent is one thread's.
+        self._encoder, self._decoder = CodecThread("codec-encoder"), CodecThread("codec-decoder")
+        self.streams: dict[str, DeviceStream] = {}
+        self._groups: dict[str, asyncio.Task[None]] = {}
+        self._admissions: dict[str, asyncio.Task[Admission]] = {}
+        self._asked: set[asyncio.Task[Admission]] = set()
+        """Admissions whose answer the cloud still owes, those of devices that are gone too."""
+        self._partings: dict[str, asyncio.Task[None]] = {}
+        self._openings: set[asyncio.Task[DeviceStream]] = set()
+        self._over: SflError | None = None
+        self._turned_away: dict[str, SflError] = {}
+        """Why devices were, for those that ask when the run is over and the cloud is gone."""
+        self._probes = ProbeService()
+
+    def handler(self) -> grpc.GenericRpcHandler[Any, Any]:
+        """The service, for `server.add_generic_rpc_handlers`."""
+        behaviours: dict[Any, Callable[..., Any]] = {
+            EDGE_SESSION: self._session,
+            EDGE_LIST_FILES: self._list_files,
+            EDGE_FETCH_FILE: self._fetch_file,
+            EDGE_PROBE: self._probes.serve,
+        }
+        return generic_handler(EDGE_SESSION.service, behaviours)
+
+    async def drain(self) -> None:
+        """End what is open, once no call can come any more, and wait until all is given back."""
+        for task in (*self._asked, *self._groups.values()):
+            task.cancel()
+        while self._admissions or self._groups or self._partings:
+            await asyncio.sleep(0.01)
+
+    def close(self) -> None:
+        """Stop the codec threads."""
+        self._encoder.close()
+        self._decoder.close()
+
+    def finish(self, error: SflError) -> None:
+        """From now on nobody comes in; who waits for that is told why."""
+        self._over = error
+        for opening in self._openings:
+            opening.cancel()
+
+    def turn_away(self, device: str, reason: SflError) -> None:
+        """Close a device's stream, if it has one; once the run is over it still hears why."""
+        self._turned_away[device] = reason
+        self.evict(device, reason)
+
+    def evict(self, device: str, error: SflError) -> None:
+        """Close a device's stream with a status that says why."""
+        stream, group = self.streams.get(device), self._groups.get(device)
+        if stream is not None and group is not None:
+            stream.ended = error
+            group.cancel()
+
+    async def _session(
+        self, requests: AsyncIterator[edge_pb2.DeviceMessage], context: Context
+    ) -> None:
+        try:
+            stream = await self._opened(requests, context)
+        except SflError as error:
+            await context.abort(status_of(error), str(error))
+        except GONE:  # it hung up, and is told nothing any more
+            return
+        group = asyncio.create_task(
+            run_together(
+                stream.read(requests),
+                stream.work(),
+                stream.land(),
+                stream.write(context),
+                stream.deliver(context),
+                stream.beat(),
+            )
+        )
+        self.streams[stream.device], self._groups[stream.device] = stream, group
+        self._host.stats.connected = len(self.streams)
+        with contextlib.suppress(asyncio.CancelledError):  # the client hung up
+            await asyncio.wait({group})
+        reason: asyncio.Future[SflError] = asyncio.get_running_loop().create_future()
+        self._part(stream.device, self._leave(stream, group, reason))
+        # Not for what is given back: the compute thread may be busy until the server has stopped.
+        ended = await reason
+        if not isinstance(ended, Goodbye):
+            await context.abort(status_of(ended), plain(str(ended), LONGEST_DETAILS))
+
+    async def _opened(
+        self, requests: AsyncIterator[edge_pb2.DeviceMessage], context: Context
+    ) -> DeviceStream:
+        """A new stream. Raises why the run is over, where that comes first."""
+        hello = await self._hello(requests)
+        if self._over is not None:
+            raise self._turned_away.get(hello.device, self._over)
+        opening = asyncio.create_task(self._open(hello, requests, context))
+        self._openings.add(opening)
+        opening.add_done_callback(self._openings.discard)
+        try:
+            return await opening
+        except asyncio.CancelledError:
+            if self._over is not None and opening.cancelled():
+                raise self._turned_away.get(hello.device, self._over) from None
+            raise
+
+    def _part(self, device: str, parting: Coroutine[Any, Any, None]) -> None:
+        """Have a device's parting go on, whoever waits for it."""
+        task = self._partings[device] = asyncio.create_task(parting)
+
+        def over(task: asyncio.Task[None]) -> None:
+            if self._partings.get(device) is task:
+                del self._partings[device]
+            if not task.cancelled() and (error := task.exception()) is not None:
+                log.error("this is a bug in sfl", exc_info=error)
+
+        task.add_done_callback(over)
+
+    async def _leave(
+        self, stream: DeviceStream, group: asyncio.Task[None], why: asyncio.Future[SflError]
+    ) -> None:
+        """End a stream's coroutines, if they have not, say why it ended, and end all it holds."""
+        group.cancel()
+        (ended,) = await asyncio.gather(group, return_exceptions=True)
+        # Cancelled: evicted, or the client hung up.
+        gone = stream.ended or LinkLost("the stream broke")
+        reason = ended if isinstance(ended, SflError) else gone
+        if not why.done():  # else gRPC has given up on the call
+            why.set_result(reason)
+        del self.streams[stream.device], self._groups[stream.device]
+        self._host.stats.connected = len(self.streams)
+        try:
+            await stream.abandon()
+        finally:
+            await self._host.left(stream.device, reason)
+
+    async def _withdraw(self, device: str, admission: asyncio.Task[Admission]) -> None:
+        """Have a device that never came in leave again, if the cloud has admitted it."""
+        await asyncio.wait({admission})
+        if not admission.cancelled() and not isinstance(admission.exception(), Refused):
+            await self._host.left(device, LinkLost("it was gone before it was let in"))
+
+    async def _hello(self, requests: AsyncIterator[edge_pb2.DeviceMessage]) -> edge_pb2.DeviceHello:
+        hello = (await first_message(requests, "hello")).hello
+        contract.name("device", hello.device)
+        if hello.wire_version != WIRE_VERSION:
+            raise ProtocolError(
+                f"device {hello.device!r} speaks wire version {hello.wire_version}, this edge "
+                f"speaks {WIRE_VERSION}: install the same sfl on both"
+            )
+        expect("device", hello.device)
+        return hello
+
+    async def _proof(
+        self, requests: AsyncIterator[edge_pb2.DeviceMessage], context: Context
+    ) -> edge_pb2.Proof:
+        """The device's own word that it joins, where the cloud asks for it."""
+        if self.challenge is None:
+            return edge_pb2.Proof()
+        await context.write(edge_pb2.EdgeMessage(challenge=self.challenge))
+        try:
+            answer = await asyncio.wait_for(anext(aiter(requests), None), PROOF_TIMEOUT)
+        except TimeoutError:
+            raise LinkLost(f"no answer to a challenge within {PROOF_TIMEOUT:g} s") from None
+        if not isinstance(answer, edge_pb2.DeviceMessage) or answer.WhichOneof("body") != "proof":
+            raise ProtocolError("the answer to a challenge was due")
+        contract.sized("a proof", answer.proof, contract.MOST_BESIDE)
+        return answer.proof
+
+    async def _open(
+        self,
+        hello: edge_pb2.DeviceHello,
+        requests: AsyncIterator[edge_pb2.DeviceMessage],
+        context: Context,
+    ) -> DeviceStream:
+        """Have a device admitted, and welcome it; whatever stops that, it then leaves again."""
+        device, stream = hello.device, None
+        loaded = asyncio.create_task(self._host.loaded())
+        try:
+            await _alive_until(loaded, context)
+            loaded.result()
+        finally:
+            loaded.cancel()
+        proof = await self._proof(requests, context)
+        # One that is done is still there until its callback has had its turn on the loop, which
+        # waiting for what is done would never give it.
+        while (parting := self._partings.get(device)) is not None and not parting.done():
+            await _alive_until(parting, context)
+        self._supersede(device)
+        admission = self._admissions[device] = asyncio.create_task(self._host.admit(device, proof))
+        self._asked.add(admission)
+        admission.add_done_callback(self._asked.discard)
+        try:
+            await _alive_until(admission, context)
+            welcome, session, settings = admission.result()
+            welcome.compiled_codec = kernel().name == "compiled"
+            await context.write(edge_pb2.EdgeMessage(welcome=welcome))
+            self._turned_away.pop(device, None)
+            seed = settings.run.seed
+            cut = Cut("edge", device, seed, hello.compiled_codec, self.cache_dir)
+            stream = DeviceStream(
+                device,
+                session,
+                settings,
+                self._host,
+                self._encoder,
+                self._decoder,
+                cut,
+                credits=welcome.credits,
+            )
+        finally:
+            if stream is None:
+                self._part(device, self._withdraw(device, admission))
+            del self._admissions[device]
+        return stream
+
+    def _supersede(self, device: str) -> None:
+        """A name that is in use is refused while its stream is alive, and taken over if not."""
+        if device in self._admissions:
+            raise NameInUse(f"a device named {device!r} is joining already; try again in a moment")
+        old = self.streams.get(device)
+        if old is None:
+            return
+        silent = time.monotonic() - old.last_heard
+        if silent > 5 * old.settings.network.heartbeat_interval:
+            self.evict(device, LinkLost("the device came back on a new stream"))
+        raise NameInUse(f"a device named {device!r} is connected already; try again in a moment")
+
+    async def _list_files(
+        self, request: edge_pb2.FilesRequest, context: Context
+    ) -> edge_pb2.FileList:
+        try:
+            expect("device", request.device)
+            return await self._host.files(request.device)
+        except SflError as error:
+            await context.abort(status_of(error), str(error))
+            raise
+
+    async def _fetch_file(
+        self, request: edge_pb2.FileRequest, context: Context
+    ) -> AsyncIterator[edge_pb2.FileChunk]:
+        try:
+            expect("device", request.device)
+            async for data in self._host.read_file(request):
+                yield edge_pb2.FileChunk(data=data)
+        except SflError as error:
+            await context.abort(status_of(error), str(error))
+
+
+async def _alive_until(task: asyncio.Task[Any], context: Context) -> None:
+    """Wait for a task, and let the device that waits for it hear that this edge lives."""
+    alive = edge_pb2.EdgeMessage(heartbeat=tensor_pb2.Heartbeat())
+    while not task.done():
+        done, _ = await asyncio.wait({task}, timeout=BEAT)
+        if not done:
+            await context.write(alive)

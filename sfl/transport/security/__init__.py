@@ -1,0 +1,1 @@
+"""Who a peer is: certificates, signatures, doors, and why a handshake failed."""

@@ -1,0 +1,1 @@
+"""Scripts that write pages and dashboards, and measure the house."""

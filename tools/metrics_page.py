@@ -1,0 +1,120 @@
+"""`docs/metrics.md`, written from the table of metrics: `python -m tools.metrics_page`."""
+
+from __future__ import annotations
+
+import sys
+
+from sfl.metrics.snapshot import BUCKETS, PHASES, ROLES
+from sfl.metrics.table import METRICS, Metric
+
+_HEAD = """\
+<!-- Written by `python -m tools.metrics_page > docs/metrics.md`; a test holds it in step. -->
+
+# Metrics
+
+Every node serves `/metrics` in Prometheus's text format (and OpenMetrics, when asked for).
+Where it listens is local to the node, under `metrics` in its file: `enabled`, `host`, `port`
+(0 takes a free port and logs it). The cloud and the edges serve on loopback by default; devices
+are off by default.
+
+## Which nodes to scrape
+
+Scrape the **cloud** and every **edge**. A device behind a home router cannot be reached, so it
+sends its statistics with its heartbeat and its edge shows them with a `device` label.
+
+A device's own endpoint (`[device.metrics]`, `enabled = true`; `host` is loopback or a LAN address)
+shows the *same series under the same names and the same `device` label*. So choose one of the two
+for each device:
+
+- **its edge** (the default) needs no way in to the device; values are as old as the last heartbeat,
+  `time() - sfl_last_heartbeat_timestamp_seconds` says how old;
+- **the device itself** gives fresh values, and fails visibly (`up == 0`) when the device is gone.
+
+If you scrape both, every sum over devices counts twice. To scrape devices and edges in one
+Prometheus, drop the edge's copy with the `metric_relabel_configs` shown below.
+
+Nothing else counts twice:
+
+- A link's bytes are counted by the end that opens it: a device counts its link to its edge, an edge
+  its link to the cloud, the cloud none. `up` is towards the cloud, `down` comes from it.
+- Steps, tokens and losses are counted by devices only, so `sum(sfl_tokens_total)` is the run's.
+- Series of an edge or the cloud itself have an empty `device` label, which Prometheus treats as
+  none: `{device!=""}` selects devices, `{device=""}` the servers.
+- Counters start at 0 when a process starts (`sfl_start_time_seconds`); `rate` and `increase` see
+  through that.
+
+```yaml
+scrape_configs:
+  - job_name: sfl
+    scrape_interval: 5s
+    static_configs:
+      - targets: ["cloud.example:9400", "edge-1.example:9400"]
+
+  # Only for devices that a Prometheus in their own network scrapes directly; then add to the job
+  # above:
+  #   metric_relabel_configs:
+  #     - source_labels: [device]
+  #       regex: "home-a|home-b"
+  #       action: drop
+  - job_name: sfl-devices
+    static_configs:
+      - targets: ["home-a.lan:9400", "home-b.lan:9400"]
+```
+
+## The metrics
+
+Sizes are in bytes and durations in seconds. All metrics have the label `device`; "labels" lists
+what comes beside it. "Nodes" says whose series they are; an edge also shows its devices'.
+
+"""
+
+_TAIL = """
+## Labels
+
+- `device`: name of the device; empty for an edge or the cloud.
+- `direction`: `up` (towards the cloud) or `down`.
+- `role`: {roles}.
+  `activation` and `gradient` are training only; what crosses the cut while evaluating is
+  `evaluation`, heartbeats and other small messages are `control`.
+- `phase`: {phases}.
+  Histogram buckets end, in seconds, at
+  {buckets}.
+
+## Useful queries
+
+| question | query |
+| --- | --- |
+| tokens a second, per device | `sum by (device) (rate(sfl_tokens_total[1m]))` |
+| how many times smaller than float32 | `sum(sfl_wire_raw_bytes_total{{role=~"activation\\|gradient"}}) / sum(sfl_wire_bytes_total{{role=~"activation\\|gradient"}})` |
+| 95% of waits are shorter than | `histogram_quantile(0.95, sum by (device, le) (rate(sfl_step_phase_seconds_bucket{{phase="wait"}}[5m])))` |
+| silent for ten seconds | `time() - sfl_last_heartbeat_timestamp_seconds > 10` |
+"""  # noqa: E501
+
+
+def markdown() -> str:
+    """The whole of docs/metrics.md."""
+    head = "| metric | type | unit | labels | nodes | what it says |\n"
+    rule = "| --- | --- | --- | --- | --- | --- |\n"
+    tail = _TAIL.format(
+        roles=", ".join(f"`{role}`" for role in ROLES),
+        phases=", ".join(f"`{phase}`" for phase in PHASES),
+        buckets=", ".join(f"{bound:g}" for bound in BUCKETS),
+    )
+    return _HEAD + head + rule + "".join(_row(metric) for metric in METRICS) + tail
+
+
+def _row(metric: Metric) -> str:
+    labels = ", ".join(f"`{label}`" for label in metric.labels)
+    cells = (
+        f"`{metric.name}`",
+        metric.type,
+        metric.unit,
+        labels,
+        ", ".join(metric.nodes),
+        metric.help,
+    )
+    return "| " + " | ".join(cells) + " |\n"
+
+
+if __name__ == "__main__":
+    sys.stdout.write(markdown())
