@@ -1,7 +1,8 @@
 """The pure scheduling model of an edge: one machine, jobs with known arrivals and tails.
 
-A device's step is forward, link up, the edge, link down, backward; the next follows at once. Orders
-are the edge's own (`sfl/stage/orders`), told the tails an edge would have measured. With one step it is
+A device's step is forward, link up, the edge, link down, backward; the next follows at once.
+Orders are the edge's own (`sfl/stage/orders`), told the tails an edge would have measured. With one
+step it is
 `1 | r_j, q_j | Cmax`, scheduling with release and delivery times.
 """
 
