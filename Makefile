@@ -33,7 +33,7 @@ proto: install  ## Generate sfl/v1 from proto/sfl/v1
 format: install  ## Format and sort imports
 	@$(BIN)/ruff check --quiet --fix . ; $(BIN)/ruff format --quiet .
 
-check: install  ## ruff, mypy --strict, generated code up to date, imports point one way
+check: install  ## ruff, mypy --strict, generated code up to date, imports one way, docs readable
 	@$(BIN)/ruff check .
 	@$(BIN)/ruff format --check --quiet .
 	@$(BIN)/mypy sfl device_agent edge_server cloud_aggregator benchmarks examples tools
@@ -44,6 +44,7 @@ check: install  ## ruff, mypy --strict, generated code up to date, imports point
 	       diff -u sfl/v1/$${name}_pb2.$$kind $$tmp/sfl/v1/$${name}_pb2.$$kind || { echo "run: make proto"; exit 1; }; \
 	     done; done
 	@$(BIN)/python -m pytest -q tests/test_imports.py
+	@$(BIN)/python -m tools.prose
 
 test: install  ## Run all tests
 # An environment that forbids it would have each process of the tests compile sfl anew.
