@@ -8,7 +8,7 @@ COMPOSE  = $(shell docker compose version >/dev/null 2>&1 && echo docker compose
 CONTAINERS = $(COMPOSE) -f docker/compose.yml $(WITH:%=-f docker/%.yml)
 DEVICES ?= 1
 
-.PHONY: install proto format check test fuzz test-compose demo up logs down purge bench clean
+.PHONY: install proto format check house test fuzz test-compose demo up logs down purge bench clean
 .DEFAULT_GOAL := help
 
 help:  ## Say what each target does
@@ -86,6 +86,9 @@ demo: install  ## Fine-tune the shipped model over three homes, in five processe
 
 bench: install  ## Single-process PEFT beside sfl, in one run
 	@$(BIN)/python benchmarks/throughput.py
+
+house: install  ## Measure the house: entries, arrows, sizes of files, functions and classes
+	@$(BIN)/python -m tools.house
 
 clean:  ## Remove what was installed and built, not runs/
 	rm -rf $(VENV) build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache
