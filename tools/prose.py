@@ -37,7 +37,6 @@ NOT_REWRITTEN = frozenset(
         "docs/doctor.md",
         "docs/edge.md",
         "docs/memory.md",
-        "docs/monitoring.md",
         "docs/precision.md",
         "docs/privacy.md",
         "docs/reliability.md",
