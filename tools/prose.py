@@ -38,7 +38,6 @@ NOT_REWRITTEN = frozenset(
         "docs/edge.md",
         "docs/memory.md",
         "docs/precision.md",
-        "docs/privacy.md",
         "docs/reliability.md",
         "docs/security.md",
     }
