@@ -67,7 +67,7 @@ from sfl.stage.messages import NO_SCORE, RoundOrder, RoundOutcome, RoundStart
 from sfl.stage.optimizer import Optimizer
 from sfl.stage.session import VanillaSession
 from sfl.stage.trainer import Trainer
-from sfl.transport.device.cut import Cut
+from sfl.transport.device.stream_codecs import StreamCodecs
 
 Values = Mapping[str, np.ndarray]
 
@@ -91,7 +91,7 @@ class Party:
     stage: DeviceStage
     trainer: Trainer
     link: SimulatedLink
-    cuts: tuple[Cut, Cut]
+    cuts: tuple[StreamCodecs, StreamCodecs]
     num_examples: int
 
     def adapters(self) -> list[tuple[Optimizer, Adapter]]:
@@ -130,8 +130,8 @@ class Federation:
             stats = NodeStats("edge", "edge")
             session = VanillaSession(name, plan, model, bank, self.settings, stats)
             cuts = (
-                Cut("device", name, seed, PEER_COMPILED),
-                Cut("edge", name, seed, PEER_COMPILED),
+                StreamCodecs("device", name, seed, PEER_COMPILED),
+                StreamCodecs("edge", name, seed, PEER_COMPILED),
             )
             link = SimulatedLink(session, *cuts)
             data = prepare(entry, name, self.settings, tokenizer)

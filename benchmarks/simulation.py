@@ -38,7 +38,7 @@ from sfl.stage.messages import (
 )
 from sfl.stage.session import SESSIONS, Reply, Session
 from sfl.stage.trainer import Trainer
-from sfl.transport.device.cut import Cut
+from sfl.transport.device.stream_codecs import StreamCodecs
 from sfl.transport.frames.tensors import decode_tensor, encode_tensor
 
 PEER_COMPILED = True  # both ends are this process
@@ -55,7 +55,7 @@ class Traffic:
 class SimulatedLink:
     """Hands each message to a session as its frames would bring it, and back likewise."""
 
-    def __init__(self, session: Session, device: Cut, edge: Cut) -> None:
+    def __init__(self, session: Session, device: StreamCodecs, edge: StreamCodecs) -> None:
         self._session = session
         self._device, self._edge = device, edge
         self._replies: deque[Message] = deque()
@@ -72,7 +72,9 @@ class SimulatedLink:
         """The oldest reply that was not taken yet."""
         return self._replies.popleft()
 
-    def _carry(self, message: Reply, sender: Cut, receiver: Cut, traffic: Traffic) -> Reply:
+    def _carry(
+        self, message: Reply, sender: StreamCodecs, receiver: StreamCodecs, traffic: Traffic
+    ) -> Reply:
         if isinstance(message, GradientNorm):
             return message
         training = message.key.purpose is Purpose.TRAINING
@@ -129,7 +131,7 @@ class Simulation:
         kind = SESSIONS[self.settings.run.topology]
         self.session = kind(name, plan, model, bank, self.settings, NodeStats("edge", "edge"))
         seed = self.settings.run.seed
-        self.cuts = [Cut(side, name, seed, PEER_COMPILED) for side in ("device", "edge")]
+        self.cuts = [StreamCodecs(side, name, seed, PEER_COMPILED) for side in ("device", "edge")]
         self.link = SimulatedLink(self.session, *self.cuts)
         tokenizer = load_tokenizer(folder.path)
         data = prepare(config.devices[0], name, self.settings, tokenizer)

@@ -90,12 +90,12 @@ class EchoHost:
         from sfl.metrics.stats import NodeStats
         from sfl.stage.engine import Engine
         from sfl.stage.orders import ORDERS
-        from sfl.transport.device.places import Places
+        from sfl.transport.device.decode_slots import DecodeSlots
         from sfl.transport.device.service import EdgeService
 
         self.stats = NodeStats("edge", "edge")
         self.engine = Engine(1)
-        self.places = Places(8, ORDERS["first_come"])  # as edge.in_flight allows
+        self.slots = DecodeSlots(8, ORDERS["first_come"])  # as edge.in_flight allows
         self.settings = RunSettings.model_validate(settings(in_flight))
         self.service = EdgeService(cast(Any, self))
 

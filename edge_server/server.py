@@ -41,9 +41,9 @@ from sfl.stage.session import SESSIONS, Session
 from sfl.transport.bulk.files import SpanFiles
 from sfl.transport.cloud.blame import blamed
 from sfl.transport.cloud.link import CloudLink, expect_settings
-from sfl.transport.device.cut import check_codecs, remembers_samples
-from sfl.transport.device.places import Places
+from sfl.transport.device.decode_slots import DecodeSlots
 from sfl.transport.device.service import EdgeService
+from sfl.transport.device.stream_codecs import check_codecs, remembers_samples
 from sfl.transport.frames import contract
 from sfl.transport.frames.chunks import (
     AdapterAssembly,
@@ -83,7 +83,7 @@ class EdgeServer:
         self.engine = Engine(
             threads, ORDERS[config.order], together=config.batch_devices, phases=self.stats.phases
         )
-        self.places: Places
+        self.slots: DecodeSlots
         self.cloud = CloudLink(config.cloud, config.name, self.stats, insecure, own, config.proxy)
         self.service = EdgeService(self, config.cache_dir)
         self.settings: RunSettings
@@ -239,7 +239,7 @@ class EdgeServer:
             self.adapter_limit = contract.adapter_limit(shapes)
             # What folds is a sum: as many ranks as there are devices.
             self._adapter.limit = contract.adapter_limit(shapes, len(self.settings.devices))
-            self.places = Places(self._choice.in_flight, ORDERS[self.config.order])
+            self.slots = DecodeSlots(self._choice.in_flight, ORDERS[self.config.order])
         except Exception as error:  # noqa: BLE001 - whatever it is, the cloud is to know
             self.cloud.post(cloud_pb2.EdgeReportMessage(failure=str(cause_of(error))))
             return

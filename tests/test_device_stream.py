@@ -24,11 +24,11 @@ from sfl.report.step import LANES
 from sfl.stage.engine import Engine
 from sfl.stage.messages import GradientNorm, Key, Kind, Purpose, TensorMessage
 from sfl.stage.orders import ORDERS
-from sfl.transport.device.cut import Cut
+from sfl.transport.device.decode_slots import DecodeSlots
 from sfl.transport.device.link import _Reader
-from sfl.transport.device.places import Places
 from sfl.transport.device.service import EdgeService
 from sfl.transport.device.stream import DeviceStream
+from sfl.transport.device.stream_codecs import StreamCodecs
 from sfl.transport.device.urgency import CodecThread
 from sfl.transport.frames.chunks import TensorAssembly, adapter_bytes, adapter_frames
 from sfl.transport.frames.envelope import Frame
@@ -108,11 +108,11 @@ def opened(session: Session, engine: Engine, room: int = 8) -> DeviceStream:
     host: Any = SimpleNamespace(
         stats=NodeStats("e", "edge"),
         engine=engine,
-        places=Places(room, ORDERS["first_come"]),
+        slots=DecodeSlots(room, ORDERS["first_come"]),
         adapter_limit=1 << 20,
     )
     service = EdgeService(host)
-    cut = Cut("edge", "d", 0, peer_compiled=True)
+    cut = StreamCodecs("edge", "d", 0, peer_compiled=True)
     cut.begin_round(CODECS, 1)
     return DeviceStream(
         "d", cast(Any, session), settings, host, service._encoder, service._decoder, cut
@@ -134,7 +134,7 @@ def welcomed(reader: _Reader) -> None:
 
 async def arrive(stream: DeviceStream, messages: Sequence[TensorMessage]) -> None:
     """What a device sends, read by the stream."""
-    sender = Cut("device", "d", 0, peer_compiled=True)
+    sender = StreamCodecs("device", "d", 0, peer_compiled=True)
     sender.begin_round(CODECS, 1)
 
     async def requests() -> Any:
@@ -249,7 +249,7 @@ def test_a_device_that_takes_no_answers_gets_no_more() -> None:
         stream = opened(session, engine)
         working = asyncio.create_task(stream.work())
         writing = asyncio.create_task(stream.write(cast(Any, Wire(0))))
-        sender = Cut("device", "d", 0, peer_compiled=True)
+        sender = StreamCodecs("device", "d", 0, peer_compiled=True)
         sender.begin_round(CODECS, 1)
 
         async def requests() -> Any:
@@ -382,7 +382,7 @@ def watched(clock: Clock) -> NodeStats:
 def test_a_device_times_tensors_whose_frames_alternate_each_by_itself() -> None:
     clock = Clock()
     stats = watched(clock)
-    cut = Cut("device", "d", 0, peer_compiled=True)
+    cut = StreamCodecs("device", "d", 0, peer_compiled=True)
     cut.begin_round(CODECS, 1)
     put: list[Any] = []
     decode: Any = lambda header, payload: decode_tensor(header, payload)[0]  # noqa: E731

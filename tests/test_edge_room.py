@@ -19,9 +19,9 @@ from sfl.stage.messages import Key, Kind, Purpose, TensorMessage
 from sfl.stage.orders import ORDERS, Waiting
 from sfl.stage.orders.places import Claim, next_place
 from sfl.stage.session import Session, handle_together
-from sfl.transport.device.cut import Cut
-from sfl.transport.device.places import Places
+from sfl.transport.device.decode_slots import DecodeSlots
 from sfl.transport.device.service import EdgeService
+from sfl.transport.device.stream_codecs import StreamCodecs
 from sfl.transport.frames.envelope import Frame
 from sfl.transport.frames.tensors import encode_tensor
 from sfl.transport.frames.wire import EDGE_SESSION, WIRE_VERSION
@@ -50,7 +50,7 @@ class Device:
             hello=edge_pb2.DeviceHello(device=name, wire_version=WIRE_VERSION)
         )
         await self.go.wait()
-        cut = Cut("device", name, settings.run.seed, peer_compiled=True)
+        cut = StreamCodecs("device", name, settings.run.seed, peer_compiled=True)
         cut.begin_round(settings.codecs(name, 1), 1)
         for message in self._sent:
             for frame in encode_tensor(message, cut.encode(message)):
@@ -85,7 +85,7 @@ class Floor:
         self.stats = sessions[0].stats
         self.adapter_limit = 4 << 30
         self.engine = Engine(1, ORDERS[order], together)
-        self.places = Places(room, ORDERS[order])
+        self.slots = DecodeSlots(room, ORDERS[order])
         self.service = EdgeService(self)  # type: ignore[arg-type]
         hidden = sessions[0].model.hidden_size
         labelled = sessions[0].settings.run.topology == "vanilla"
@@ -209,7 +209,7 @@ def test_who_gets_a_place(
 
 
 class Stream:
-    """Asks for places."""
+    """Asks for slots."""
 
     def __init__(self, name: str, tail: float, log: list[str]) -> None:
         self.name, self.tail, self._log = name, tail, log
@@ -217,41 +217,41 @@ class Stream:
     def waiting(self, number: int) -> Waiting:
         return Waiting(number, self.name, self.tail)
 
-    async def take(self, places: Places, micro: int) -> None:
-        await places.take(self)
+    async def take(self, slots: DecodeSlots, micro: int) -> None:
+        await slots.take(self)
         self._log.append(f"{self.name}{micro}")
 
 
 def test_places_go_by_the_order_come_back_and_those_that_leave_are_forgotten() -> None:
     async def scene() -> list[str]:
-        places, log = Places(2, ORDERS["longest_tail"]), list[str]()
+        slots, log = DecodeSlots(2, ORDERS["longest_tail"]), list[str]()
         low, mid, top = (Stream(name, n, log) for n, name in enumerate(("low", "mid", "top")))
 
         def ask(stream: Stream, *micros: int) -> list[asyncio.Task[None]]:
-            return [asyncio.create_task(stream.take(places, micro)) for micro in micros]
+            return [asyncio.create_task(stream.take(slots, micro)) for micro in micros]
 
         tasks = ask(low, 0, 1, 2)
         await settled()
         assert log == ["low0", "low1"]  # nobody else is open
         waiting = ask(mid, 0) + ask(top, 0, 1)
         await settled()
-        places.give_back(low)
+        slots.give_back(low)
         # Given one, and not awake yet: what comes behind it does not overtake.
         await asyncio.sleep(0)
         waiting += ask(top, 2)
         await settled()
         assert log[2:] == ["top0"]
         waiting[2].cancel()  # top1
-        places.leave(low)
+        slots.leave(low)
         await settled()
         assert tasks[2].cancelled() and log[3:] == ["mid0"]
-        places.give_back(mid)
+        slots.give_back(mid)
         await settled()
         assert log[4:] == ["top2"]  # mid waits for nothing
-        places.give_back(low)  # it has left
-        places.leave(top)
-        places.leave(mid)
-        assert (places._free, places._taken, places._streams) == (2, 0, {})
+        slots.give_back(low)  # it has left
+        slots.leave(top)
+        slots.leave(mid)
+        assert (slots._free, slots._taken, slots._streams) == (2, 0, {})
         await asyncio.gather(*tasks, *waiting, return_exceptions=True)
         return log
 
@@ -380,6 +380,6 @@ def test_what_lies_decoded_over_all_devices_is_bounded_and_given_back() -> None:
             gate.set()
             await floor.close()
         # Every place came back, and no more than there are.
-        assert (floor.places._free, floor.places._taken, floor.places._streams) == (ROOM, 0, {})
+        assert (floor.slots._free, floor.slots._taken, floor.slots._streams) == (ROOM, 0, {})
 
     asyncio.run(scene())

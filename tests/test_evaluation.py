@@ -17,8 +17,8 @@ from sfl.config.codec import AUTO_CODECS, RoleCodecs
 from sfl.errors import ConfigError, ProtocolError
 from sfl.report.records import RoundRecord, SampleScore, read_records
 from sfl.stage.messages import Key, Kind, Purpose, TensorMessage
-from sfl.transport.device.cut import Cut
 from sfl.transport.device.round_start import from_round_start
+from sfl.transport.device.stream_codecs import StreamCodecs
 from sfl.transport.frames.wire import EXTENTS
 from sfl.v1 import edge_pb2
 from tests.federation import run
@@ -94,7 +94,7 @@ def test_a_value_too_large_for_a_codec_names_the_setting_and_a_way_out() -> None
         activation="compact", gradient="none", hidden="none", tail_gradient="none",
         evaluation="fp16",
     )  # fmt: skip
-    end = Cut("device", "d", 0, True)
+    end = StreamCodecs("device", "d", 0, True)
     end.begin_round(own, 1)
     key = Key(Purpose.EVALUATION, 1, 0, 0)
     message = TensorMessage(Kind.ACTIVATION, key, 1, (2,), torch.full((2, 4), 7e4))

@@ -23,7 +23,7 @@ from sfl.node.files import writable_folder
 from sfl.stage.messages import Key, Kind, Purpose, TensorMessage
 from sfl.transport.bulk import fetch
 from sfl.transport.bulk.fetch import fetch_model
-from sfl.transport.device.cut import Cut
+from sfl.transport.device.stream_codecs import StreamCodecs
 from sfl.v1 import edge_pb2
 from tests.federation import ROOT, sfl
 
@@ -115,10 +115,10 @@ def activation() -> TensorMessage:
     return TensorMessage(Kind.ACTIVATION, key, 1, (2,), rows, context=context)
 
 
-def ends(device: Path, edge: Path) -> tuple[Cut, Cut]:
+def ends(device: Path, edge: Path) -> tuple[StreamCodecs, StreamCodecs]:
     roles = dict.fromkeys(RoleCodecs.model_fields, "none")
     codecs = RoleCodecs(**roles | {"activation": "delta(sample, 64) | int(4)"})
-    cuts = Cut("device", "pi", 0, True, device), Cut("edge", "pi", 0, True, edge)
+    cuts = StreamCodecs("device", "pi", 0, True, device), StreamCodecs("edge", "pi", 0, True, edge)
     for cut in cuts:
         cut.begin_round(codecs, 1)
     return cuts

@@ -29,8 +29,8 @@ from sfl.rounds import messages as rounds
 from sfl.rounds.coordinator import Coordinator
 from sfl.stage.orders import ORDERS
 from sfl.transport.device import service as edge_service
+from sfl.transport.device.decode_slots import DecodeSlots
 from sfl.transport.device.link import DeviceLink
-from sfl.transport.device.places import Places
 from sfl.transport.device.service import EdgeService
 from sfl.transport.device.stream import DeviceStream
 from sfl.transport.frames.seal import seal
@@ -94,7 +94,7 @@ class House(EdgeServer):
         self.settings, self.model, self.bank = session.settings, session.model, session.bank
         self.folder = cast(ModelFolder, session.plan)  # which knows the number of layers as well
         self._choice = EdgeChoice((), in_flight=2, credits=2)
-        self.places = Places(2, ORDERS["first_come"])
+        self.slots = DecodeSlots(2, ORDERS["first_come"])
         self._ready.set()
         self.gate = threading.Event()
         self.calls = self.ended = 0
@@ -329,15 +329,15 @@ def test_the_cloud_is_told_of_who_hangs_up_in_the_middle_of_leaving(
         monkeypatch.setattr(DeviceStream, "abandon", slowly)
         async with dialled(house) as call:
             await call.read()
-            await until(lambda: house.places._streams)
-            await house.places.take(house.service.streams[NAME])
+            await until(lambda: house.slots._streams)
+            await house.slots.take(house.service.streams[NAME])
             await call.write(edge_pb2.DeviceMessage(goodbye="done"))
             await entered.wait()
         await until(lambda: house.ended == 1)
         go_on.set()
         await until(lambda: not house._sessions)
         assert done.is_set() and not house.kept
-        assert (house.places._free, house.places._streams) == (2, {})
+        assert (house.slots._free, house.slots._streams) == (2, {})
         assert cloud.told == ["join", "left"]
 
     played(scene)

@@ -31,7 +31,7 @@ from sfl.stage.optimizer import Optimizer
 from sfl.stage.trainer import _expect_finite, _expect_loss
 from sfl.transport.cloud.blame import blamed, cause_told
 from sfl.transport.device import checked
-from sfl.transport.device.cut import Cut
+from sfl.transport.device.stream_codecs import StreamCodecs
 from sfl.transport.frames.tensors import decode_tensor, encode_tensor
 from sfl.transport.status import error_of, status_of
 
@@ -46,8 +46,8 @@ def rows(value: float) -> TensorMessage:
     )
 
 
-def cut(codec: str) -> Cut:
-    ours = Cut("device", "d0", 0, True)
+def cut(codec: str) -> StreamCodecs:
+    ours = StreamCodecs("device", "d0", 0, True)
     roles = dict.fromkeys(RoleCodecs.model_fields, codec) | {"adapter": "none"}
     ours.begin_round(RoleCodecs(**roles), 7)
     return ours

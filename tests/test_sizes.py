@@ -14,7 +14,7 @@ from examples.e2e.prepare import read, strict_split, write
 from sfl.codec import Encoder, parse
 from sfl.config.codec import RoleCodecs
 from sfl.stage.messages import Key, Kind, Purpose, TensorMessage
-from sfl.transport.device.cut import Cut
+from sfl.transport.device.stream_codecs import StreamCodecs
 
 ROOT = Path(__file__).resolve().parents[1]
 STORIES = ROOT.parent / "shared/models/stories260k"
@@ -81,7 +81,7 @@ def test_sizes_are_predicted(case: str, spec: str, kind: Kind, folder: Path) -> 
 
 def test_a_device_knows_what_its_next_activation_will_take() -> None:
     roles = dict.fromkeys(RoleCodecs.model_fields, "none") | {"activation": "int(4) | zstd"}
-    cut = Cut("device", "pi", 0, True)
+    cut = StreamCodecs("device", "pi", 0, True)
     cut.begin_round(RoleCodecs(**roles), 1)
     torch.manual_seed(0)
     messages = []

@@ -18,8 +18,8 @@ from sfl.stage.layout import pack_labels, pack_rows, unpack_labels, unpack_rows
 from sfl.stage.loss import Score
 from sfl.stage.messages import Key, Kind, Purpose, TensorMessage
 from sfl.stage.optimizer import learning_rate_factor
-from sfl.transport.device.cut import Cut
 from sfl.transport.device.shaper import shaper
+from sfl.transport.device.stream_codecs import StreamCodecs
 from sfl.transport.frames.chunks import (
     AdapterAssembly,
     TensorAssembly,
@@ -208,7 +208,7 @@ def test_a_header_that_does_not_fit_is_refused(change: dict[str, object], words:
         decode_tensor(header, frame.data)
 
 
-def cuts(codec: str, gradient: str = "none") -> tuple[Cut, Cut]:
+def cuts(codec: str, gradient: str = "none") -> tuple[StreamCodecs, StreamCodecs]:
     """Both ends of one stream."""
     roles = RoleCodecs(
         activation=codec,
@@ -217,7 +217,7 @@ def cuts(codec: str, gradient: str = "none") -> tuple[Cut, Cut]:
         tail_gradient=gradient,
         evaluation="fp16",
     )
-    ends = Cut("device", "d", 0, True), Cut("edge", "d", 0, True)
+    ends = StreamCodecs("device", "d", 0, True), StreamCodecs("edge", "d", 0, True)
     for end in ends:
         end.begin_round(roles, 2)
     return ends

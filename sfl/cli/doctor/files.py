@@ -31,7 +31,7 @@ from sfl.models.folder import ModelFolder, open_model
 from sfl.models.hub import cached
 from sfl.node.paths import expanded
 from sfl.node.textfile import NotText, read_text
-from sfl.transport.device.cut import check_codecs
+from sfl.transport.device.stream_codecs import check_codecs
 
 Config = RunConfig | DeviceConfig | EdgeConfig
 

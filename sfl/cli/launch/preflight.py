@@ -106,7 +106,9 @@ def check_settings(config: RunConfig, folder: ModelFolder) -> None:
     check_target_names(folder, config.model.task, config.lora.target_modules)
     check_rank(folder, config.model.task, config.lora.rank)
     if not all(spec in KNOWN_CODECS for spec in _codecs(config)):
-        from sfl.transport.device.cut import check_codecs  # with torch, a second and 200 MB
+        from sfl.transport.device.stream_codecs import (
+            check_codecs,
+        )  # with torch, a second and 200 MB
 
         check_codecs(config)
 

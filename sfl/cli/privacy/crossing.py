@@ -17,7 +17,7 @@ from sfl.plan import SplitPlan
 from sfl.stage.layout import pack_rows
 from sfl.stage.messages import Key, Kind, Purpose, TensorMessage
 from sfl.stage.trainer import MicroBatch, row_context
-from sfl.transport.device.cut import Cut
+from sfl.transport.device.stream_codecs import StreamCodecs
 
 BATCH = 16
 
@@ -81,7 +81,7 @@ class Front:
         """What the edge holds of these, each batch through `codec` and back. Raises ConfigError."""
         codecs = self._settings.codecs(self._device, 1, "none")
         codecs = codecs.model_copy(update={"activation": codec})
-        ends = [Cut(side, self._device, self._settings.run.seed, True) for side in _SIDES]
+        ends = [StreamCodecs(side, self._device, self._settings.run.seed, True) for side in _SIDES]
         for end in ends:
             end.begin_round(codecs, 1)
         values: list[Tensor] = []
@@ -113,7 +113,11 @@ _SIDES = ("device", "edge")
 
 
 def _carried(
-    micro: MicroBatch, rows: Tensor, lengths: tuple[int, ...], device: Cut, edge: Cut
+    micro: MicroBatch,
+    rows: Tensor,
+    lengths: tuple[int, ...],
+    device: StreamCodecs,
+    edge: StreamCodecs,
 ) -> Tensor:
     """The rows as they come out at the edge."""
     message = TensorMessage(

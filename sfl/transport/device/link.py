@@ -43,8 +43,8 @@ from sfl.stage.messages import (
     TensorMessage,
 )
 from sfl.transport.device import checked
-from sfl.transport.device.cut import Cut
 from sfl.transport.device.shaper import Shaper, shaper
+from sfl.transport.device.stream_codecs import StreamCodecs
 from sfl.transport.device.updates import UpdateSender, Values, decode_update
 from sfl.transport.device.urgency import LAST, NORMAL, URGENT, Outbox
 from sfl.transport.dialling import nothing_known, wait_for_peer
@@ -133,7 +133,7 @@ class DeviceLink:
         self._ended: Exception | None = None
         self._threads: list[threading.Thread] = []
         self._last_heard = time.monotonic()
-        self._cut: Cut | None = None
+        self._cut: StreamCodecs | None = None
         self._updates: UpdateSender | None = None
         self._held: Values = {}
         self._scaling = 0.0
@@ -168,7 +168,7 @@ class DeviceLink:
         settings = contract.welcome(welcome, self._device)
         self._shaper = shaper(settings.device(self._device).link, "up")
         self._scaling = settings.scaling(self._device)
-        self._cut = Cut(
+        self._cut = StreamCodecs(
             "device", self._device, settings.run.seed, welcome.compiled_codec, cache_dir
         )
         self._updates = UpdateSender(self._device, settings.run.seed, "up", feedback=True)
@@ -406,7 +406,7 @@ class DeviceLink:
             self._outbox.put(frame, _urgency(message.kind))
             raw = 0
 
-    def _joined(self) -> Cut:
+    def _joined(self) -> StreamCodecs:
         """Raises ProtocolError where an edge's welcome is not even taken yet."""
         if self._cut is None:
             raise ProtocolError("the edge spoke of a round before this device was ready")

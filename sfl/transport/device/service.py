@@ -19,8 +19,8 @@ from sfl.errors import LinkLost, NameInUse, ProtocolError, Refused, SflError
 from sfl.node.text import plain
 from sfl.stage.session import Session
 from sfl.transport.bulk.probe_service import ProbeService
-from sfl.transport.device.cut import Cut
 from sfl.transport.device.stream import Context, DeviceStream, Goodbye, Host
+from sfl.transport.device.stream_codecs import StreamCodecs
 from sfl.transport.device.urgency import CodecThread
 from sfl.transport.frames import contract
 from sfl.transport.frames.wire import (
@@ -50,7 +50,7 @@ class EdgeService:
     """Serves devices; the host decides, this moves bytes.
 
     gRPC cancels the coroutine that serves a call once the client has hung up. What is owed when a
-    device goes (its places, word to the cloud, its session's memory) is therefore a task of its
+    device goes (its slots, word to the cloud, its session's memory) is therefore a task of its
     own, a parting; the name is free for a new stream once it is through.
 
     What delta coding remembers of samples lies under `cache_dir`.
@@ -256,7 +256,7 @@ class EdgeService:
             await context.write(edge_pb2.EdgeMessage(welcome=welcome))
             self._turned_away.pop(device, None)
             seed = settings.run.seed
-            cut = Cut("edge", device, seed, hello.compiled_codec, self.cache_dir)
+            cut = StreamCodecs("edge", device, seed, hello.compiled_codec, self.cache_dir)
             stream = DeviceStream(
                 device,
                 session,

@@ -38,9 +38,9 @@ from sfl.stage.messages import GradientNorm, Key, Kind, Purpose, TensorMessage
 from sfl.stage.orders import Waiting
 from sfl.stage.session import Reply, Session
 from sfl.transport.device import checked
-from sfl.transport.device.cut import Cut
-from sfl.transport.device.places import Places
+from sfl.transport.device.decode_slots import DecodeSlots
 from sfl.transport.device.shaper import Shaper, shaper
+from sfl.transport.device.stream_codecs import StreamCodecs
 from sfl.transport.device.updates import UpdateSender, decode_update
 from sfl.transport.device.urgency import CodecThread
 from sfl.transport.frames import contract
@@ -84,7 +84,7 @@ class Host(Protocol):
 
     stats: NodeStats
     engine: Engine
-    places: Places
+    slots: DecodeSlots
     """For the activations that may lie decoded on this edge, over all devices."""
     adapter_limit: int
     """Most bytes of an adapter of this run."""
@@ -129,7 +129,7 @@ class DeviceStream:
     host: Host
     encoder: CodecThread
     decoder: CodecThread
-    cut: Cut
+    cut: StreamCodecs
     jobs: asyncio.Queue[Awaitable[None]] = field(default_factory=asyncio.Queue)
     gradients: asyncio.Queue[Awaitable[None]] = field(default_factory=asyncio.Queue)
     outbox: asyncio.PriorityQueue[Queued] = field(default_factory=asyncio.PriorityQueue)
@@ -216,7 +216,7 @@ class DeviceStream:
 
     async def read(self, requests: AsyncIterator[edge_pb2.DeviceMessage | Frame]) -> None:
         """Take what the device sends, until it says goodbye."""
-        self.host.places.enter(self)
+        self.host.slots.enter(self)
         tensors = TensorAssembly(self._tensor_limit())
         adapters = AdapterAssembly(self.host.adapter_limit)
         async for message in requests:
@@ -376,7 +376,7 @@ class DeviceStream:
         answer was let in, and they never wait for a place that only they can free.
         """
         if not at_once:
-            await self.host.places.take(self)
+            await self.host.slots.take(self)
         message = await self.decoder.submit(at_once, self._decode, header, payload)
         phases = self.host.stats.phases
         phases.share("receive", message.key, self.device, *received, lane="link-receiver")
@@ -401,7 +401,7 @@ class DeviceStream:
         for future in decoding:
             future.cancel()
         await asyncio.gather(*decoding, return_exceptions=True)
-        self.host.places.leave(self)
+        self.host.slots.leave(self)
         self._served(self._waiting)
 
     def _decode(self, header: tensor_pb2.TensorHeader, payload: Buffer) -> TensorMessage:
@@ -436,7 +436,7 @@ class DeviceStream:
             await self._compute(message)
         finally:
             if not at_once:
-                self.host.places.give_back(self)
+                self.host.slots.give_back(self)
         self._served()
 
     async def _compute(self, message: TensorMessage | GradientNorm) -> None:

@@ -1,4 +1,4 @@
-"""Places for decoded activations on one edge, given out in the run's order of devices."""
+"""Slots for decoded activations on one edge, given out in the run's order of devices."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from sfl.stage.orders.places import Claim, next_place
 
 
 class Claimant(Protocol):
-    """A stream whose activations need places."""
+    """A stream whose activations need slots."""
 
     def waiting(self, number: int) -> Waiting:
         """What an order goes by, of its activation that was the `number`th to arrive."""
@@ -22,16 +22,16 @@ class Claimant(Protocol):
 
 @dataclass(slots=True)
 class Held:
-    """A stream's places, and its activations that wait for one, in the order they came."""
+    """A stream's slots, and its activations that wait for one, in the order they came."""
 
-    places: int = 0
+    slots: int = 0
     queue: deque[tuple[int, asyncio.Future[None]]] = field(default_factory=deque)
 
 
-class Places:
+class DecodeSlots:
     """At most `count` activations lie decoded, over all streams; who is next is `next_place`'s.
 
-    Within a stream places are given in the order they were asked for. To be used on one event loop.
+    Within a stream slots are given in the order they were asked for. To be used on one event loop.
     """
 
     def __init__(self, count: int, order: Order) -> None:
@@ -42,7 +42,7 @@ class Places:
         self._streams: dict[Claimant, Held] = {}
 
     def enter(self, stream: Claimant) -> None:
-        """A stream is open: from now on a place is kept for it while it holds none."""
+        """A stream is open: from now on a slot is kept for it while it holds none."""
         self._streams.setdefault(stream, Held())
 
     def leave(self, stream: Claimant) -> None:
@@ -50,10 +50,10 @@ class Places:
         held = self._streams.pop(stream, Held())
         for _, future in held.queue:
             future.cancel()
-        self._put_back(held.places)
+        self._put_back(held.slots)
 
     async def take(self, stream: Claimant) -> None:
-        """Wait for a place. Whoever is cancelled meanwhile may have been given one: it leaves."""
+        """Wait for a slot. Whoever is cancelled meanwhile may have been given one: it leaves."""
         self.enter(stream)
         loop = asyncio.get_running_loop()
         future: asyncio.Future[None] = loop.create_future()
@@ -63,10 +63,10 @@ class Places:
         await future
 
     def give_back(self, stream: Claimant) -> None:
-        """One of a stream's places is free again; nothing where it has left."""
+        """One of the slots of a stream is free again; nothing where it has left."""
         held = self._streams.get(stream)
-        if held is not None and held.places:
-            held.places -= 1
+        if held is not None and held.slots:
+            held.slots -= 1
             self._put_back(1)
 
     def _put_back(self, count: int) -> None:
@@ -75,7 +75,7 @@ class Places:
         asyncio.get_running_loop().call_soon(self._give)
 
     def _give(self) -> None:
-        """Give out places for as long as somebody is to have one."""
+        """Give out slots for as long as somebody is to have one."""
         while True:
             claims = []
             for stream, held in self._streams.items():
@@ -83,8 +83,8 @@ class Places:
                     held.queue.popleft()
                 if held.queue:
                     number, _ = held.queue[0]
-                    claims.append((held, Claim(stream.waiting(number), held.places)))
-            without = sum(not held.places for held in self._streams.values())
+                    claims.append((held, Claim(stream.waiting(number), held.slots)))
+            without = sum(not held.slots for held in self._streams.values())
             chosen = next_place(
                 self._order, [claim for _, claim in claims], self._free, self._taken, without
             )
@@ -92,7 +92,7 @@ class Places:
                 return
             held, _ = claims[chosen]
             _, future = held.queue.popleft()
-            held.places += 1
+            held.slots += 1
             self._free -= 1
             self._taken += 1
             future.set_result(None)

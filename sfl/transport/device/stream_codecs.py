@@ -53,7 +53,7 @@ def remembers_samples(settings: RunSettings) -> bool:
     )
 
 
-class Cut:
+class StreamCodecs:
     """Encoders and decoders of one end of one stream; one thread may encode, one may decode.
 
     What delta coding remembers of samples lies in `folder`, the side's `cache_dir`.
