@@ -30,7 +30,6 @@ MAX_LINE = 100
 NOT_REWRITTEN = frozenset(
     {
         "README.md",
-        "docs/aggregation.md",
         "docs/architecture.md",
         "docs/data.md",
         "docs/doctor.md",
