@@ -33,7 +33,6 @@ NOT_REWRITTEN = frozenset(
         "docs/architecture.md",
         "docs/data.md",
         "docs/doctor.md",
-        "docs/precision.md",
         "docs/reliability.md",
         "docs/security.md",
     }
