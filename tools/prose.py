@@ -31,7 +31,6 @@ NOT_REWRITTEN = frozenset(
     {
         "README.md",
         "docs/architecture.md",
-        "docs/data.md",
         "docs/doctor.md",
         "docs/reliability.md",
         "docs/security.md",
