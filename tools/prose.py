@@ -32,7 +32,6 @@ NOT_REWRITTEN = frozenset(
         "README.md",
         "docs/architecture.md",
         "docs/doctor.md",
-        "docs/reliability.md",
         "docs/security.md",
     }
 )
