@@ -32,7 +32,6 @@ NOT_REWRITTEN = frozenset(
         "README.md",
         "docs/architecture.md",
         "docs/doctor.md",
-        "docs/security.md",
     }
 )
 """Pages to be rewritten: measured, not enforced. Whoever has rewritten one deletes its line."""
