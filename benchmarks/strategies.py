@@ -82,7 +82,7 @@ def cases(only: Iterable[str]) -> list[Case]:
     found = []
     for name in only or known:
         found.append(Case(name, EQUAL))
-        if AggregationSettings.model_validate({"strategy": name}).mixes_ranks:
+        if AggregationSettings.model_validate({"strategy": name}).traits.mixes_ranks:
             found.append(Case(name, MIXED))
         if name == "flexlora":
             found.append(Case(name, MIXED, rank_partitioned=True))

@@ -21,10 +21,10 @@ from cloud_aggregator.stacks import Node, Stacks
 from cloud_aggregator.text_form import text_form, unlike, with_text_form
 from sfl.adapters.artifact import save_adapter
 from sfl.adapters.manifest import AdapterManifest
-from sfl.aggregation import Contribution, make_strategy, verify
-from sfl.aggregation.contribution import Array
+from sfl.aggregation.contribution import Array, Contribution, verify
 from sfl.aggregation.examine import Examined, examine, not_finite
 from sfl.aggregation.shares import bounded
+from sfl.aggregation.strategy import make_strategy
 from sfl.config import DeviceEntry, EdgeConfig, LocalDevice, RunConfig, RunSettings
 from sfl.config.node import Dtype, Quantised
 from sfl.errors import ProtocolError, RunFailed, SflError

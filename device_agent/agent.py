@@ -132,7 +132,7 @@ class DeviceAgent:
     def _load(self, link: DeviceLink, joined: Joined) -> tuple[Trainer, Dataset]:
         """This device's span, tokenizer and data; moments start afresh with every joining."""
         settings, name = joined.settings, self.config.name
-        folds = settings.aggregation.folds
+        folds = settings.aggregation.traits.folds
         form = settle(self.config, settings.model, torch.get_num_threads(), folds)
         folder = self._folder(link, settings.network.idle_timeout)
         entry = settings.device(name)

@@ -270,7 +270,7 @@ class EdgeServer:
         self._warn_of_tokenizer()
         check_class_order(self.folder, settings.model.labels)
         check_batching(self.folder, settings, self.config)
-        form = settle(self.config, settings.model, self.threads, settings.aggregation.folds)
+        form = settle(self.config, settings.model, self.threads, settings.aggregation.traits.folds)
         own = self.config.model_copy(update={"quantised": form.quantised})
         self._choice = fit_edge(self.folder, settings, own)
         self.stats.dtype, self.stats.quantised = form.dtype, form.quantised

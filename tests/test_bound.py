@@ -12,10 +12,10 @@ import pytest
 
 from sfl.adapters.initial import fresh_lora
 from sfl.adapters.rank import truncated
-from sfl.aggregation import STRATEGIES
 from sfl.aggregation.bound import Length, Verdict, judge
 from sfl.aggregation.examine import Examined, examine, length_of, not_finite
 from sfl.aggregation.shares import bounded
+from sfl.aggregation.traits import STRATEGIES
 from sfl.config import AggregationSettings, RunSettings, TrainingSettings
 from sfl.rounds import Steps
 from sfl.rounds.work import Walk, learning_rate_factor, walk

@@ -26,7 +26,7 @@ from sfl.adapters.names import PREFIX, is_lora_a, is_lora_b, lora_b_of, lora_nam
 from sfl.adapters.rank import shapes_at_rank
 from sfl.adapters.stacks import as_one_adapter
 from sfl.adapters.targets import Target
-from sfl.aggregation import verify
+from sfl.aggregation.contribution import verify
 from sfl.cli.model import evaluate_model, load_model
 from sfl.config import DeviceConfig, EdgeConfig, ModelSettings, load_run
 from sfl.data import load_tokenizer, prepare

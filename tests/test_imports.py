@@ -14,7 +14,7 @@ ROOT = Path(__file__).resolve().parents[1]
 
 # A module may import from its own level (within its own package) and from any lower one.
 LEVELS = (
-    ("sfl", "sfl.errors", "sfl.keys", "sfl.plan", "sfl.v1", "sfl.node"),
+    ("sfl", "sfl.errors", "sfl.keys", "sfl.plan", "sfl.v1", "sfl.node", "sfl.aggregation.traits"),
     ("sfl.config", "sfl.node.options"),
     (
         "sfl.rounds",
@@ -58,6 +58,7 @@ PURE = (
     "sfl.errors",
     "sfl.keys",
     "sfl.plan",
+    "sfl.aggregation.traits",
     "sfl.config",
     "sfl.rounds",
     "sfl.stage.orders",

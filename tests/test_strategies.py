@@ -7,20 +7,25 @@ import tracemalloc
 from collections.abc import Callable, Mapping, Sequence
 from itertools import pairwise
 from pathlib import Path
-from typing import Any, get_args
+from pkgutil import resolve_name
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from pydantic import ValidationError
 from safetensors.numpy import load, save, save_file
 
 from sfl.adapters.names import is_lora_a, lora_b_of, lora_names
 from sfl.adapters.rank import ProductSum, shapes_at_rank, truncated
-from sfl.aggregation import STRATEGIES, Contribution, Strategy, make_strategy, verify
+from sfl.aggregation.contribution import Contribution, verify
 from sfl.aggregation.krum import krum_scores
+from sfl.aggregation.strategy import Strategy, make_strategy
+from sfl.aggregation.traits import STRATEGIES
 from sfl.config import AggregationSettings, LoraSettings
+from sfl.config.base import OneOf
 from sfl.errors import ProtocolError
 
 Array = npt.NDArray[Any]
@@ -116,8 +121,11 @@ def same_bits(left: Adapter, right: Adapter) -> bool:
 
 
 def test_settings_and_strategies_name_the_same() -> None:
-    annotation = AggregationSettings.model_fields["strategy"].annotation
-    assert sorted(get_args(annotation)) == NAMES
+    (checked,) = AggregationSettings.model_fields["strategy"].metadata
+    assert isinstance(checked, OneOf) and sorted(checked.table) == NAMES
+    assert [AggregationSettings(strategy=name).strategy for name in NAMES] == NAMES
+    with pytest.raises(ValidationError, match="'fedadam', 'fedyogi'"):
+        AggregationSettings(strategy="fedsgd")
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -558,3 +566,22 @@ def test_equal_scores_go_to_the_first_name(tmp_path: Path) -> None:
     assert np.array_equal(krum_scores(np.zeros((5, 5)), 1), np.zeros(5))
     server: Any = strategy("krum")
     assert server.nearest(parts[::-1], adapter(50))[0].device == "d0"
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_every_line_of_the_table_is_a_strategy_that_reads_what_it_says(name: str) -> None:
+    traits = STRATEGIES[name]
+    options = AggregationSettings.model_fields
+    assert set(traits.reads) <= options.keys()
+    assert issubclass(resolve_name(traits.implementation), Strategy)
+    assert (traits.server_step is not None) == ("server_learning_rate" in traits.reads)
+    assert bool(traits.fewest_more) == ("byzantine" in traits.reads)
+    own = strategy(name)
+    current = adapter(0)
+    assert bool(own.folded(current)) == traits.folds
+
+
+def test_settings_name_no_strategy() -> None:
+    source = (Path(__file__).parents[1] / "sfl" / "config" / "run.py").read_text(encoding="utf-8")
+    found = [name for name in NAMES if f'strategy == "{name}"' in source]
+    assert found == []

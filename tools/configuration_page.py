@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import sys
 import textwrap
+from collections.abc import Iterable
 from typing import Any, Literal, get_args, get_origin
 
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 from pydantic_core import PydanticUndefined
 
+from sfl.config.base import OneOf
 from sfl.config.codec import CodecChange, CodecSettings, ScheduledCodec
 from sfl.config.evaluation import EvaluationSettings
 from sfl.config.node import (
@@ -108,12 +110,21 @@ def _section(title: str, kind: type[BaseModel]) -> str:
 
 def _row(name: str, field: FieldInfo) -> str:
     meaning = " ".join((field.description or "").split()).replace("|", "\\|")
-    return f"| `{name}` | {_type(field.annotation)} | {_default(field)} | {meaning} |"
+    return f"| `{name}` | {_kind(field)} | {_default(field)} | {meaning} |"
+
+
+def _kind(field: FieldInfo) -> str:
+    tables = [one.table for one in field.metadata if isinstance(one, OneOf)]
+    return _names(tables[0]) if tables else _type(field.annotation)
+
+
+def _names(names: Iterable[str]) -> str:
+    return ", ".join(f'`"{name}"`' for name in names)
 
 
 def _type(annotation: Any) -> str:
     if get_origin(annotation) is Literal:
-        return ", ".join(f'`"{value}"`' for value in get_args(annotation))
+        return _names(get_args(annotation))
     if isinstance(annotation, type) and issubclass(annotation, BaseModel):
         return "table"
     arguments = [a for a in get_args(annotation) if a not in (type(None), ...)]

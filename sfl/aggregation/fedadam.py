@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Self
 
 import numpy as np
 
 from sfl.aggregation.contribution import Array, Contribution
 from sfl.aggregation.mean import in_float32, weighted_mean
-from sfl.aggregation.strategy import Strategy
+from sfl.aggregation.strategy import Strategy, server_step
+from sfl.config import AggregationSettings, LoraSettings
 
 
 @dataclass
@@ -24,6 +26,11 @@ class FedAdam(Strategy):
     learning_rate: float
     betas: tuple[float, float]
     tau: float
+
+    @classmethod
+    def of(cls, options: AggregationSettings, lora: LoraSettings) -> Self:
+        """As a run's settings have it."""
+        return cls(server_step(options), options.betas, options.tau)
 
     def aggregate(
         self, contributions: Sequence[Contribution], current: Mapping[str, Array]

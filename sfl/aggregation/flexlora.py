@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Self
 
 import numpy as np
 
@@ -12,6 +13,7 @@ from sfl.adapters.rank import ProductSum, shapes_at_rank, truncated
 from sfl.aggregation.contribution import Array, Contribution, Shapes, ordered
 from sfl.aggregation.mean import mean_of
 from sfl.aggregation.strategy import Strategy
+from sfl.config import AggregationSettings, LoraSettings
 
 
 @dataclass
@@ -32,6 +34,11 @@ class FlexLora(Strategy):
 
     scaling: float
     rank_partitioned: bool = False
+
+    @classmethod
+    def of(cls, options: AggregationSettings, lora: LoraSettings) -> Self:
+        """As a run's settings have it."""
+        return cls(lora.alpha / lora.rank, options.rank_partitioned)
 
     def shapes(self, contribution: Contribution, current: Mapping[str, Array]) -> Shapes:
         """The global adapter's at the device's own rank."""

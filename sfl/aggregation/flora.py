@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Self
 
 import numpy as np
 
@@ -13,6 +14,7 @@ from sfl.adapters.rank import shapes_at_rank
 from sfl.aggregation.contribution import Array, Contribution, Shapes, in_step, ordered
 from sfl.aggregation.mean import mean_of
 from sfl.aggregation.strategy import Strategy
+from sfl.config import AggregationSettings, LoraSettings
 
 
 @dataclass
@@ -27,6 +29,11 @@ class Flora(Strategy):
     """
 
     rank: int
+
+    @classmethod
+    def of(cls, options: AggregationSettings, lora: LoraSettings) -> Self:
+        """As a run's settings have it."""
+        return cls(lora.rank)
 
     def shapes(self, contribution: Contribution, current: Mapping[str, Array]) -> Shapes:
         """The same layers at the device's own rank; `current` may be a stack of any."""

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Self
 
 import numpy as np
 
 from sfl.aggregation.contribution import Array, Contribution, in_step, ordered
 from sfl.aggregation.strategy import Strategy
+from sfl.config import AggregationSettings, LoraSettings
 from sfl.errors import ProtocolError
 
 
@@ -22,6 +24,11 @@ class Krum(Strategy):
     """
 
     byzantine: int
+
+    @classmethod
+    def of(cls, options: AggregationSettings, lora: LoraSettings) -> Self:
+        """As a run's settings have it."""
+        return cls(options.byzantine)
 
     def aggregate(
         self, contributions: Sequence[Contribution], current: Mapping[str, Array]

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import Self
 
 from sfl.aggregation.contribution import Array, Contribution
 from sfl.aggregation.krum import Krum
 from sfl.aggregation.mean import in_float32, weighted_mean
+from sfl.config import AggregationSettings, LoraSettings
 
 
 @dataclass
@@ -18,6 +20,11 @@ class MultiKrum(Krum):
     """
 
     selected: int | None
+
+    @classmethod
+    def of(cls, options: AggregationSettings, lora: LoraSettings) -> Self:
+        """As a run's settings have it."""
+        return cls(options.byzantine, options.selected)
 
     def aggregate(
         self, contributions: Sequence[Contribution], current: Mapping[str, Array]

@@ -5,8 +5,12 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from pkgutil import resolve_name
+from typing import Self
 
 from sfl.aggregation.contribution import Array, Contribution, Shapes
+from sfl.aggregation.traits import STRATEGIES
+from sfl.config import AggregationSettings, LoraSettings
 
 
 @dataclass
@@ -18,6 +22,11 @@ class Strategy(ABC):
     """
 
     state: dict[str, Array] = field(default_factory=dict, kw_only=True)
+
+    @classmethod
+    def of(cls, options: AggregationSettings, lora: LoraSettings) -> Self:
+        """As a run's settings have it; here none of them counts."""
+        return cls()
 
     def shapes(self, contribution: Contribution, current: Mapping[str, Array]) -> Shapes:
         """What a device has to send, names and shapes; here the same as the global adapter."""
@@ -45,3 +54,16 @@ class Strategy(ABC):
         Of most strategies nothing.
         """
         return {}
+
+
+def server_step(options: AggregationSettings) -> float:
+    """The cloud's step, for a strategy whose traits have a default of it."""
+    step = options.server_step
+    assert step is not None, "the strategy has one"
+    return step
+
+
+def make_strategy(options: AggregationSettings, lora: LoraSettings) -> Strategy:
+    """The strategy of a run's settings, remembering nothing yet."""
+    kind: type[Strategy] = resolve_name(STRATEGIES[options.strategy].implementation)
+    return kind.of(options, lora)

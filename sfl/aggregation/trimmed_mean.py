@@ -5,11 +5,13 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Self
 
 import numpy as np
 
 from sfl.aggregation.contribution import Array, Contribution, in_step, ordered
 from sfl.aggregation.strategy import Strategy
+from sfl.config import AggregationSettings, LoraSettings
 
 
 @dataclass
@@ -21,6 +23,11 @@ class TrimmedMean(Strategy):
     """
 
     fraction: float
+
+    @classmethod
+    def of(cls, options: AggregationSettings, lora: LoraSettings) -> Self:
+        """As a run's settings have it."""
+        return cls(options.trim_fraction)
 
     def aggregate(
         self, contributions: Sequence[Contribution], current: Mapping[str, Array]

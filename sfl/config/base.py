@@ -1,8 +1,11 @@
 """What every settings class shares: frozen, and no unknown key passes."""
 
-from typing import Annotated
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Annotated, Any
 
-from pydantic import BaseModel, ConfigDict, Field, PositiveFloat
+from pydantic import BaseModel, ConfigDict, Field, GetCoreSchemaHandler, PositiveFloat
+from pydantic_core import CoreSchema, PydanticCustomError, core_schema
 
 MOST_CHARACTERS = 100
 NODE_NAME = r"^[A-Za-z0-9][A-Za-z0-9_.-]*$"
@@ -15,6 +18,27 @@ RunId = Annotated[str, Field(pattern=RUN_ID, max_length=MOST_CHARACTERS)]
 
 Seconds = Annotated[PositiveFloat, Field(le=1e9)]
 """A wait: at most thirty years, beyond which systems cannot count one."""
+
+
+@dataclass(frozen=True)
+class OneOf:
+    """A name that a table has; any other is refused as a Literal's would be, with all of them."""
+
+    table: Mapping[str, object]
+
+    def __get_pydantic_core_schema__(
+        self, source: Any, handler: GetCoreSchemaHandler
+    ) -> CoreSchema:
+        """After the value is known to be text."""
+        return core_schema.no_info_after_validator_function(self._known, handler(source))
+
+    def _known(self, name: str) -> str:
+        if name not in self.table:
+            expected = ", ".join(map(repr, self.table))
+            raise PydanticCustomError(
+                "literal_error", "Input should be one of {expected}", {"expected": expected}
+            )
+        return name
 
 
 class Section(BaseModel):

@@ -15,7 +15,8 @@ from pydantic import (
     model_validator,
 )
 
-from sfl.config.base import NodeName, RunId, Seconds, Section
+from sfl.aggregation.traits import STRATEGIES, Traits
+from sfl.config.base import NodeName, OneOf, RunId, Seconds, Section
 from sfl.config.codec import (
     AUTO_CODECS,
     EVALUATION_CODEC,
@@ -155,20 +156,7 @@ class TrainingSettings(Section):
 class AggregationSettings(Section):
     """How the adapters of a round become the next global one (docs/aggregation.md)."""
 
-    strategy: Literal[
-        "fedavg",
-        "fedprox",
-        "fedavgm",
-        "fedadam",
-        "fedyogi",
-        "ffa_lora",
-        "flexlora",
-        "flora",
-        "median",
-        "trimmed_mean",
-        "krum",
-        "multi_krum",
-    ] = "fedavg"
+    strategy: Annotated[str, OneOf(STRATEGIES)] = "fedavg"
     """The rule; `flexlora` and `flora` take devices of unequal ranks."""
     mu: NonNegativeFloat = 0.01
     """`fedprox`: weight of the pull back to the round's global adapter."""
@@ -212,9 +200,10 @@ class AggregationSettings(Section):
 
     @model_validator(mode="after")
     def _options_are_read(self) -> Self:
-        for name, readers in _READERS.items():
-            default = type(self).model_fields[name].default
-            if self.strategy not in readers and getattr(self, name) != default:
+        for name, field in type(self).model_fields.items():
+            readers = [kind for kind, traits in STRATEGIES.items() if name in traits.reads]
+            ours = not readers or name in self.traits.reads
+            if not ours and getattr(self, name) != field.default:
                 raise ValueError(
                     f"{name}: strategy {self.strategy!r} does not read it; leave it out, or use "
                     f"{' or '.join(readers)}"
@@ -222,56 +211,24 @@ class AggregationSettings(Section):
         return self
 
     @property
+    def traits(self) -> Traits:
+        """What the strategy asks of settings and nodes."""
+        return STRATEGIES[self.strategy]
+
+    @property
     def fewest_devices(self) -> int:
         """Fewest adapters that the strategy keeps its promise with."""
-        if self.strategy in ("krum", "multi_krum"):
-            return 2 * self.byzantine + 3
-        return 3 if self.strategy in ("median", "trimmed_mean") else 1
+        return self.traits.fewest + self.traits.fewest_more * self.byzantine
 
     @property
     def server_step(self) -> float | None:
         """`server_learning_rate` or its default; None where the strategy has none."""
-        return self.server_learning_rate or _SERVER_STEPS.get(self.strategy)
-
-    @property
-    def freezes_a(self) -> bool:
-        """Whether every A keeps its first values, and stays where it is."""
-        return self.strategy == "ffa_lora"
-
-    @property
-    def mixes_ranks(self) -> bool:
-        """Whether devices may have unequal ranks."""
-        return self.strategy in _MIXES_RANKS
-
-    @property
-    def changes_basis(self) -> bool:
-        """Whether components are others after a round, so that moments lose their meaning."""
-        return self.strategy in _MIXES_RANKS
-
-    @property
-    def folds(self) -> bool:
-        """Whether a round's sum goes into every base for good, and LoRA starts afresh over it."""
-        return self.strategy == "flora"
+        return self.server_learning_rate or self.traits.server_step
 
     @property
     def proximal(self) -> float:
         """Weight of the devices' and the edge's proximal term."""
-        return self.mu if self.strategy == "fedprox" else 0.0
-
-
-_MIXES_RANKS = ("flexlora", "flora")
-_SERVER_STEPS = {"fedavgm": 1.0, "fedadam": 0.002, "fedyogi": 0.002}
-_READERS = {
-    "mu": ("fedprox",),
-    "server_learning_rate": ("fedavgm", "fedadam", "fedyogi"),
-    "momentum": ("fedavgm",),
-    "betas": ("fedadam", "fedyogi"),
-    "tau": ("fedadam", "fedyogi"),
-    "trim_fraction": ("trimmed_mean",),
-    "byzantine": ("krum", "multi_krum"),
-    "selected": ("multi_krum",),
-    "rank_partitioned": ("flexlora",),
-}
+        return self.mu if self.traits.proximal else 0.0
 
 
 class DataSettings(Section):
@@ -488,16 +445,17 @@ class RunSettings(Section):
             rank, field = device.rank or most, f"devices.{device.name}.rank"
             if rank > most:
                 raise ValueError(f"{field}: at most lora.rank ({most}); raise that, or lower this")
-            if rank < most and not self.aggregation.mixes_ranks:
+            if rank < most and not self.aggregation.traits.mixes_ranks:
+                able = [name for name, traits in STRATEGIES.items() if traits.mixes_ranks]
                 raise ValueError(
                     f"{field}: {strategy} cannot average unequal ranks; use lora.rank ({most}), or "
-                    f"aggregation.strategy = {' or '.join(map(repr, _MIXES_RANKS))}"
+                    f"aggregation.strategy = {' or '.join(map(repr, able))}"
                 )
         return self
 
     @model_validator(mode="after")
     def _bases_can_be_changed(self) -> Self:
-        if not self.aggregation.folds:
+        if not self.aggregation.traits.folds:
             return self
         if self.model.dtype not in FOLDING_DTYPES:
             raise ValueError(f"model.dtype: {NEEDS_FLOAT32}; {GIVE_FLOAT32}")
@@ -522,7 +480,7 @@ class RunSettings(Section):
         options, count = self.aggregation, len(self.devices)
         needed = options.fewest_devices
         if needed > count:
-            lower = ", or lower aggregation.byzantine" if "krum" in options.strategy else ""
+            lower = ", or lower aggregation.byzantine" if options.traits.fewest_more else ""
             raise ValueError(
                 f"aggregation.strategy: needs {needed} devices, the run has {count}; "
                 f"add some, or choose another strategy{lower}"
@@ -637,7 +595,7 @@ class RunConfig(RunSettings):
 
     @model_validator(mode="after")
     def _edge_can_be_changed(self) -> Self:
-        if self.aggregation.folds and (field := cannot_fold(self.edge)):
+        if self.aggregation.traits.folds and (field := cannot_fold(self.edge)):
             raise ValueError(f"edge.{field}: {NEEDS_FLOAT32}; {GIVE_FLOAT32}")
         return self
 

@@ -82,7 +82,7 @@ def begin_adapter(
 ) -> None:
     """Load what a round begins with: all of it from `values`, or LoRA made anew over what was
     folded into the base. Raises ProtocolError where values do not fit."""
-    if settings.aggregation.folds:
+    if settings.aggregation.traits.folds:
         adapter.start_afresh(values, settings.run.seed, round_)
     else:
         adapter.load(values)

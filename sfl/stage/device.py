@@ -109,7 +109,7 @@ def _build(
     if thrift.returned:
         compute_in_pieces(model.model)
     bank = LoraBank(model, settings.lora, settings.lora.target_modules)
-    rank, frozen = settings.rank(device), settings.aggregation.freezes_a
+    rank, frozen = settings.rank(device), settings.aggregation.traits.freezes_a
     adapter = bank.add(device, span, rank, freeze_a=frozen)
     bank.activate(adapter)
     return Part(span, model, bank, adapter)

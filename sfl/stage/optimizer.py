@@ -44,7 +44,7 @@ class Optimizer:
         """The parameters hold the round's global adapter now."""
         if self._aggregation.proximal:
             self._global = [p.detach().clone() for p in self._parameters]
-        if self._aggregation.changes_basis and self._adamw is not None:
+        if self._aggregation.traits.changes_basis and self._adamw is not None:
             # Moments belong to components that the adapter no longer has.
             self._adamw.state.clear()
 

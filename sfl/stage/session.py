@@ -78,7 +78,7 @@ class Session(ABC):
         self.computation = COMPUTATIONS[settings.computation]
         aggregation = settings.aggregation
         self.adapter = bank.add(
-            device, plan.middle, settings.rank(device), freeze_a=aggregation.freezes_a
+            device, plan.middle, settings.rank(device), freeze_a=aggregation.traits.freezes_a
         )
         self.optimizer = Optimizer(self.adapter.trained.values(), settings.training, aggregation)
         self.start: RoundStart | None = None

@@ -107,7 +107,7 @@ def resolved(config: RunConfig) -> RunConfig:
         edge_changes["dtype"] = _fastest_dtype(
             edge_changes.get("threads", config.edge.threads), config.edge.devices[0]
         )
-    folds = config.settings.aggregation.folds
+    folds = config.settings.aggregation.traits.folds
     if config.edge.quantised == "auto":
         dtype = edge_changes.get("dtype", config.edge.dtype or config.model.dtype)
         where = config.edge.devices[0]

@@ -520,7 +520,7 @@ class _Reader:
         """Messages that may wait for the device: answers, a round, sums of the rounds before."""
         if self._settings is None:
             return FEW_WAITING
-        folds, rounds = self._settings.aggregation.folds, self._settings.run.rounds
+        folds, rounds = self._settings.aggregation.traits.folds, self._settings.run.rounds
         return FEW_WAITING + 2 * self._settings.network.credits + folds * rounds
 
     def expect(self, shapes: Sequence[Sequence[int]], hidden: int) -> None:
@@ -529,7 +529,7 @@ class _Reader:
         values = training.batch_size * model.max_length * hidden
         self._tensor.limit = 4 * values + (1 << 16)
         times = 1.0
-        if self.settings.aggregation.folds:  # a sum has the ranks of all devices
+        if self.settings.aggregation.traits.folds:  # a sum has the ranks of all devices
             ranks = [self.settings.rank(entry.name) for entry in self.settings.devices]
             times = sum(ranks) / self.settings.rank(self._device)
         self._adapter.limit = contract.adapter_limit(shapes, times)

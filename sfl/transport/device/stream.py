@@ -506,7 +506,7 @@ class DeviceStream:
             codec, own = self.cut.adapter_codec, self.session.plan.device_spans
             if header.codec != codec.spec:
                 raise ProtocolError(f"{self.device}: an adapter in {header.codec!r} was not due")
-            frozen = self.settings.aggregation.freezes_a
+            frozen = self.settings.aggregation.traits.freezes_a
             held = {
                 name: array
                 for name, array in self.held.items()
