@@ -100,7 +100,7 @@ def doctor(
     ] = None,
     memory: Annotated[
         str | None,
-        typer.Option(help="Memory to fit a device into, as 512MB; default: all at hand."),
+        typer.Option(help="Memory to fit a device into, as 512MB; default: all that is available."),
     ] = None,
     batch_size: Annotated[int | None, typer.Option(min=1, help="Instead of the file's.")] = None,
     max_length: Annotated[int | None, typer.Option(min=1, help="Instead of the file's.")] = None,

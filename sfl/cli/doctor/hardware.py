@@ -58,7 +58,7 @@ def check_memory(found: machine.Memory) -> Check:
     return Check(
         "memory",
         "warning" if short else "ok",
-        f"{size(found.at_hand)} at hand ({size(found.total)} in all, {size(found.available)} "
+        f"{size(found.at_hand)} usable ({size(found.total)} in all, {size(found.available)} "
         f"available, {limit})",
         "Close other programs, or raise the limit: a device needs about 0.5 GB." if short else "",
         {
