@@ -29,7 +29,6 @@ MAX_LINE = 100
 
 NOT_REWRITTEN = frozenset(
     {
-        "README.md",
         "docs/architecture.md",
     }
 )
