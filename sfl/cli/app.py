@@ -50,10 +50,10 @@ app.command()(edge)
 app.command()(device)
 
 Run = Annotated[str, typer.Option("--run", help="A run: its id, the beginning of it, or its path.")]
-OutputDir = Annotated[Path, typer.Option(help="Folder that runs lie in.")]
+OutputDir = Annotated[Path, typer.Option(help="Folder with the runs.")]
 Model = Annotated[
     str | None,
-    typer.Option(help="The run's base, where it lies elsewhere on this machine: folder, hub name."),
+    typer.Option(help="The run's base, if it is elsewhere on this machine: folder or hub name."),
 ]
 Best = Annotated[bool, typer.Option("--best", help="Use adapter_best/ instead of adapter/.")]
 
@@ -191,7 +191,7 @@ def evaluate(
 def generate(
     prompt: Annotated[str, typer.Argument(help="What to answer.")],
     run: Run,
-    max_new_tokens: Annotated[int, typer.Option(min=1)] = 64,
+    max_new_tokens: Annotated[int, typer.Option(min=1, help="Tokens to generate at most.")] = 64,
     best: Best = False,
     base: Annotated[bool, typer.Option("--base", help="Leave the adapter out.")] = False,
     model: Model = None,

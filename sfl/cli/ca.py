@@ -47,7 +47,9 @@ def init(
 @ca_app.command()
 def issue(
     name: Annotated[str, typer.Argument(help="The node's name, as in its configuration.")],
-    role: Annotated[Literal["device", "edge", "cloud", "operator"], typer.Option()],
+    role: Annotated[
+        Literal["device", "edge", "cloud", "operator"], typer.Option(help="What the node is.")
+    ],
     hosts: Hosts = None,
     days: Days = 365,
     folder: Dir = HERE,
