@@ -68,7 +68,7 @@ fuzz: install  ## Feed decoders inputs that no honest peer sends, also under ASa
 	 done
 
 test-compose: install  ## Build the images and run a fleet of containers, a device killed
-	@SFL_TEST_COMPOSE=1 $(BIN)/python -m pytest tests/test_compose.py
+	@SFL_TEST_COMPOSE=1 $(BIN)/python -m pytest tests/docker/test_compose.py
 
 up:  ## Start a run in containers; DEVICES=8 for more of them
 	@$(PYTHON) docker/keep_env.py

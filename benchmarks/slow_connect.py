@@ -67,7 +67,7 @@ def main() -> None:
     from sfl.transport.dialling import wait_for_peer, wait_for_peer_aio
     from sfl.transport.security.credentials import open_aio_channel, open_channel
     from sfl.transport.security.diagnosis import why_refused
-    from tests.proxy import Proxy
+    from tests.house.proxy import Proxy
 
     def issued(authority: Authority, folder: Path, role: str, *hosts: str) -> OwnCertificate:
         identity = Identity(role, role)  # type: ignore[arg-type]

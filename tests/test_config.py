@@ -10,9 +10,9 @@ from sfl.cli.launch.run import resolved
 from sfl.config import dump_toml, load_device, load_edge, load_run
 from sfl.errors import ConfigError
 from sfl.node.process import cores
+from tests.house.paths import ROOT
 from tools.configuration_page import document
 
-ROOT = Path(__file__).resolve().parents[1]
 MINIMAL = '[model]\npath = "m"\n[[devices]]\nname = "a"\n[[devices]]\nname = "b"\n'
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).resolve().parents[1]
+from tests.house.paths import ROOT
 
 # A module may import from its own level (within its own package) and from any lower one.
 LEVELS = (

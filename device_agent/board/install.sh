@@ -261,7 +261,7 @@ install_service() {
   [ $before = no ] || changed=yes
 }
 
-# Sourced, it only defines what is above: tests/test_boards.py.
+# Sourced, it only defines what is above: tests/node/test_boards.py.
 [ "${BASH_SOURCE[0]}" = "$0" ] || return 0
 
 check

@@ -1,6 +1,7 @@
 """The words that the pre-training corpus is made of, by kind.
 
-None of them is a word of a room or a device of the homes: `tests/test_quickstart_data.py` checks.
+None of them is a word of a room or a device of the homes:
+`tests/data/test_quickstart_data.py` checks.
 """
 
 

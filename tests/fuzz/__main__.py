@@ -17,7 +17,8 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parents[2]
+from tests.house.paths import ROOT
+
 OFFLINE = ("packets", "numbers", "frames", "messages")
 LIVE = ("edge", "cloud", "device")
 FLAT = 120_000_000  # bytes that may come on top once a tenth of the inputs is through

@@ -33,12 +33,11 @@ from sfl.transport.frames.chunks import adapter_frames
 from sfl.transport.frames.seal import seal
 from sfl.transport.frames.wire import EDGE_SESSION
 from sfl.v1 import edge_pb2, tensor_pb2
-from tests.federation import write_config
 from tests.fuzz.messages import whole_messages
 from tests.fuzz.mutate import mutated
-from tests.test_failures import fleet
-from tests.test_federation import tiny
-from tests.test_tls import give, read_folder
+from tests.house.federation import write_config
+from tests.house.fleets import fleet, tiny
+from tests.house.tls import give, read_folder
 
 FLAT = 120_000_000
 HUNG = 90.0

@@ -36,9 +36,10 @@ from sfl.transport.security.signed import DeviceSignatures
 from sfl.v1 import cloud_pb2, edge_pb2, tensor_pb2
 from tests.fuzz.messages import whole_messages
 from tests.fuzz.mutate import mutated
-from tests.hostile import Peer, snapshot
-from tests.test_failures import fleet, until
-from tests.test_tls import Guarded
+from tests.house.fleets import fleet
+from tests.house.hostile import Peer, snapshot
+from tests.house.tls import Guarded
+from tests.house.waiting import until
 
 FLAT = {"cloud": 60_000_000, "edge": 150_000_000}
 """Bytes that may come on top once a tenth of the messages is through."""

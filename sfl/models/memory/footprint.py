@@ -11,7 +11,7 @@ imported everything, and takes about 60 MB less. That is `computation = "referen
 less, so that the same totals were 7 % (GPT-2, 3 blocks; NF4 6 %, int8 5 %) and 16 % (Llama, 5
 blocks) too high. bfloat16 was looked at once (+3 %), accelerators never. Autocast's copies of
 weights were measured by GPT-2's shape, 6 blocks, 1 x 32 tokens; attention without padding, which
-joins the results of ragged batches, by what autograd keeps (tests/test_forecast.py).
+joins the results of ragged batches, by what autograd keeps (tests/models/test_forecast.py).
 """
 
 from __future__ import annotations

@@ -1,0 +1,1 @@
+"""Tests, by package; what they share is in `tests.house`."""

@@ -1,0 +1,117 @@
+"""What waits at the cloud for an edge that does not read."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+from pathlib import Path
+
+import grpc
+import pytest
+
+from sfl.errors import ProtocolError
+from sfl.rounds import FinishRun
+from sfl.transport.cloud.outbox import A_DEVICE, MOST_BYTES, MOST_MESSAGES, Outbox
+from sfl.v1 import cloud_pb2, tensor_pb2
+from tests.house.cloud import SpokenEdge, cloud_alone
+
+RUNNER = asyncio.Runner()
+START = cloud_pb2.CloudMessage(start=cloud_pb2.EdgeRoundStart(round=1))
+PIECE = cloud_pb2.CloudMessage(adapter=tensor_pb2.AdapterFrame(data=bytes(1 << 20)))
+
+
+def refusal(text: str = "no") -> cloud_pb2.CloudMessage:
+    return cloud_pb2.CloudMessage(admission=cloud_pb2.Admission(device="x", refusal=text))
+
+
+def is_full(outbox: Outbox) -> bool:
+    async def watched() -> None:
+        await asyncio.wait_for(outbox.watch(), 0.01)
+
+    try:
+        RUNNER.run(watched())
+    except TimeoutError:
+        return False
+    except ProtocolError as error:
+        assert "does not read what it is sent" in str(error)
+        assert not len(outbox), "nothing of it is kept"
+        return True
+
+
+def taken(outbox: Outbox, count: int) -> None:
+    async def take() -> None:
+        for _ in range(count):
+            await outbox.get()
+
+    RUNNER.run(take())
+
+
+@pytest.mark.parametrize("devices", [0, 3])
+def test_messages_are_counted(devices: int) -> None:
+    outbox = Outbox(devices)
+    for _ in range(MOST_MESSAGES + A_DEVICE * devices):
+        outbox.put(refusal())
+    assert not is_full(outbox)
+    taken(outbox, 1)
+    outbox.put(refusal())
+    assert not is_full(outbox)
+    outbox.put(refusal())
+    assert is_full(outbox)
+    outbox.put(refusal())
+    assert not len(outbox)
+
+
+def test_their_bytes_are_counted() -> None:
+    outbox = Outbox()
+    for _ in range(MOST_BYTES >> 20):
+        outbox.put(refusal("x" * (1 << 20)))
+    assert is_full(outbox)
+
+
+def test_adapters_and_sums_of_any_size_may_wait_for_two_rounds_and_not_three() -> None:
+    outbox = Outbox()
+    for round_ in range(3):
+        for _ in range(100):  # more bytes than other messages may have
+            outbox.put(PIECE)  # sums that it lacks
+        outbox.put(START)
+        if round_ < 2:
+            assert not is_full(outbox)
+            outbox.put(PIECE)
+    assert is_full(outbox)
+
+
+def test_an_edge_that_reads_late_and_in_time_is_no_offender() -> None:
+    outbox = Outbox()
+    for _ in range(20):
+        outbox.put(START)
+        for _ in range(5):
+            outbox.put(PIECE)
+        taken(outbox, 6 if len(outbox) > 6 else 0)  # always a round behind
+        assert not is_full(outbox)
+
+
+def test_an_edge_that_does_not_read_ends_its_own_part(tmp_path: Path) -> None:
+    async def story(cloud: object, address: str) -> None:
+        deaf, other = SpokenEdge(address, "deaf"), SpokenEdge(address, "other")
+        await deaf.join()
+        await other.join()
+        for _ in range(100_000):  # each is answered, and it takes no answer
+            with contextlib.suppress(grpc.aio.AioRpcError, asyncio.InvalidStateError):
+                await deaf.say(join=cloud_pb2.DeviceJoin(device="n" * 100))
+            if "deaf" not in cloud.service.streams:  # type: ignore[attr-defined]
+                break
+        else:
+            raise AssertionError("it was never given up")
+        await other.hears("heartbeat")
+        cloud._do(FinishRun(False, "enough"))  # type: ignore[attr-defined]
+        await deaf.close()
+        await other.close()
+
+    reason, _ = cloud_alone(
+        tmp_path, story, run={"edges": ["deaf", "other"]}, edge={"name": "other"}
+    )
+    assert reason == "enough"
+    summary = json.loads((tmp_path / "runs" / "t" / "summary.json").read_text())
+    (fault,) = summary["faults"]
+    assert fault["problem"].startswith("edge deaf: it does not read what it is sent: 4129 messages")

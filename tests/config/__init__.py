@@ -1,0 +1,1 @@
+"""Settings and the paths in them."""

@@ -1,0 +1,346 @@
+"""How devices leave an edge, wherever in their stay that is: the cloud is told, nothing is kept,
+and they can come back. Real sockets, the real edge and coordinator, and a compute thread that
+stands behind a gate.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import itertools
+from collections.abc import AsyncIterator
+from typing import Any, cast
+
+import grpc
+import grpc.aio
+import pytest
+
+from device_agent import agent
+from edge_server.server import EdgeServer
+from sfl.config import DeviceConfig
+from sfl.errors import AdapterRefused, NameInUse, Refused
+from sfl.metrics.stats import NodeStats
+from sfl.rounds import messages as rounds
+from sfl.transport.device import service as edge_service
+from sfl.transport.device.link import DeviceLink
+from sfl.transport.device.stream import DeviceStream
+from sfl.transport.frames.wire import WIRE_VERSION
+from sfl.v1 import cloud_pb2, edge_pb2
+from tests.house.edge import NAME, PATIENCE, QUIET, Cloud, House, dialled, played
+from tests.house.waiting import until_async
+
+
+@pytest.mark.usefixtures("watched")
+@pytest.mark.parametrize("at", ["base", "cloud", "session"])
+def test_who_hangs_up_before_it_is_let_in_can_come_back(at: str) -> None:
+    async def scene(house: House, cloud: Cloud) -> None:
+        if at == "base":
+            house._ready.clear()
+        cloud.mute = at == "cloud"
+        await house.hold_up()
+        async with dialled(house):
+            await until_async(lambda: house.calls)
+            if at != "base":
+                await until_async(lambda: cloud.told == ["join"])
+            if at == "session":
+                await until_async(lambda: house.engine._queue)
+        await until_async(lambda: house.ended == 1)  # gRPC has cancelled who served it
+        # It dials again at once, while the cloud and the compute thread are still at the first.
+        async with dialled(house) as call:
+            await until_async(lambda: house.calls == 2)
+            house._ready.set()
+            cloud.answer()
+            house.gate.set()
+            assert (await call.read()).WhichOneof("body") == "welcome"
+            await until_async(lambda: NAME in house.service.streams)
+            assert cloud.told == (["join"] if at == "base" else ["join", "left", "join"])
+            assert set(cloud.coordinator.devices) == set(house._sessions) == house.kept == {NAME}
+        await until_async(lambda: not house._sessions)
+        assert not cloud.coordinator.devices and not house.kept
+
+    played(scene)
+
+
+@pytest.mark.parametrize("fails", ["session", "welcome"])
+def test_who_is_admitted_and_cannot_come_in_leaves_again(
+    monkeypatch: pytest.MonkeyPatch, fails: str
+) -> None:
+    class Wire:
+        async def write(self, message: Any) -> None:
+            raise grpc.aio.UsageError("the RPC is finished")
+
+    async def requests() -> AsyncIterator[edge_pb2.DeviceMessage]:
+        hello = edge_pb2.DeviceHello(device=NAME, wire_version=WIRE_VERSION)
+        yield edge_pb2.DeviceMessage(hello=hello)
+
+    def no_memory(self: EdgeServer, device: str) -> Any:
+        raise MemoryError("no room")
+
+    async def scene(house: House, cloud: Cloud) -> None:
+        if fails == "session":
+            monkeypatch.setattr(EdgeServer, "_open_session", no_memory)
+        # Who has hung up is told nothing any more, and there is no fault in that.
+        no_fault = contextlib.nullcontext()
+        with pytest.raises(MemoryError) if fails == "session" else no_fault:
+            await house.service._session(requests(), cast(Any, Wire()))
+        await until_async(lambda: not house.service._partings)
+        assert cloud.told == ["join", "left"]
+        assert not cloud.coordinator.devices and not house._sessions and not house.kept
+
+    played(scene)
+
+
+@pytest.mark.parametrize("turns", range(8))
+def test_who_comes_back_in_the_very_moment_its_leaving_ends_comes_in(
+    monkeypatch: pytest.MonkeyPatch, turns: int
+) -> None:
+    waited, wait = itertools.count(1), edge_service._alive_until
+
+    async def counted(task: asyncio.Task[Any], context: Any) -> None:
+        assert next(waited) < 100, "the loop stands still"
+        await wait(task, context)
+
+    class Wire:
+        async def write(self, message: Any) -> None:
+            asked.set()
+
+    async def scene(house: House, cloud: Cloud) -> None:
+        async def requests() -> AsyncIterator[edge_pb2.DeviceMessage]:
+            await proven.wait()
+            yield edge_pb2.DeviceMessage(proof=edge_pb2.Proof())
+
+        async def leaving() -> None:
+            proven.set()
+            for _ in range(turns):
+                await asyncio.sleep(0)
+
+        house.service.challenge = edge_pb2.Challenge(nonce=bytes(32))
+        hello = edge_pb2.DeviceHello(device=NAME, wire_version=WIRE_VERSION)
+        opening = asyncio.create_task(house.service._open(hello, requests(), cast(Any, Wire())))
+        await asked.wait()
+        await asyncio.sleep(0.01)  # it waits for the proof
+        house.service._part(NAME, leaving())
+        assert (await opening).device == NAME
+        assert cloud.told == ["join"] and not house.service._partings
+
+    monkeypatch.setattr(edge_service, "_alive_until", counted)
+    asked, proven = asyncio.Event(), asyncio.Event()
+    played(scene)
+
+
+@pytest.mark.usefixtures("watched")
+@pytest.mark.parametrize("goodbye", [True, False])
+def test_who_leaves_while_the_edge_computes_gives_its_memory_back(goodbye: bool) -> None:
+    async def scene(house: House, cloud: Cloud) -> None:
+        async with dialled(house) as call:
+            await call.read()
+            await until_async(lambda: NAME in house.service.streams)
+            await house.hold_up()
+            if goodbye:
+                await call.write(edge_pb2.DeviceMessage(goodbye="done"))
+            else:
+                await call.done_writing()
+            await until_async(lambda: house.engine._queue)  # its session is to be closed
+            assert house.kept == {NAME}
+        await until_async(lambda: house.ended == 1)
+        await house.let_go()
+        assert not house.kept and not house._sessions
+        assert cloud.told == ["join", "left"]
+
+    played(scene)
+
+
+@pytest.mark.usefixtures("watched")
+def test_the_cloud_is_told_of_who_hangs_up_in_the_middle_of_leaving(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    abandon = DeviceStream.abandon
+
+    async def scene(house: House, cloud: Cloud) -> None:
+        entered, go_on, done = asyncio.Event(), asyncio.Event(), asyncio.Event()
+
+        async def slowly(stream: DeviceStream) -> None:
+            entered.set()
+            await go_on.wait()
+            await abandon(stream)
+            done.set()
+
+        monkeypatch.setattr(DeviceStream, "abandon", slowly)
+        async with dialled(house) as call:
+            await call.read()
+            await until_async(lambda: house.slots._streams)
+            await house.slots.take(house.service.streams[NAME])
+            await call.write(edge_pb2.DeviceMessage(goodbye="done"))
+            await entered.wait()
+        await until_async(lambda: house.ended == 1)
+        go_on.set()
+        await until_async(lambda: not house._sessions)
+        assert done.is_set() and not house.kept
+        assert (house.slots._free, house.slots._streams) == (2, {})
+        assert cloud.told == ["join", "left"]
+
+    played(scene)
+
+
+@pytest.mark.usefixtures("watched")
+def test_who_comes_back_while_it_is_still_leaving_is_let_in_after_that() -> None:
+    async def scene(house: House, cloud: Cloud) -> None:
+        first, second = (
+            DeviceLink(house.address, NAME, NodeStats(NAME, "device"), True) for _ in range(2)
+        )
+        await asyncio.to_thread(first.join, PATIENCE)
+        await until_async(lambda: NAME in house.service.streams)
+        old = house._sessions[NAME]
+        await house.hold_up()
+        closing = asyncio.create_task(asyncio.to_thread(first.close))
+        await until_async(lambda: house.engine._queue)
+        joining = asyncio.create_task(asyncio.to_thread(second.join, PATIENCE))
+        await until_async(lambda: house.calls == 2)
+        house.gate.set()
+        assert (await joining).num_layers == house.folder.num_layers
+        assert cloud.told == ["join", "left", "join"]
+        assert house._sessions[NAME] is not old and house.kept == {NAME}
+        await closing
+        await asyncio.to_thread(second.close)
+        await until_async(lambda: not house._sessions)
+        assert not house.kept
+
+    played(scene)
+
+
+@pytest.mark.parametrize("where", ["this edge", "another edge"])
+def test_a_device_asks_again_for_a_name_that_is_in_use(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, where: str
+) -> None:
+    monkeypatch.setattr(agent, "REJOIN_PAUSE", 0.01)
+    monkeypatch.setattr(agent.DeviceAgent, "_take_part", lambda self, link, joined: None)
+    caplog.set_level("INFO", "sfl.device")
+    elsewhere = rounds.DeviceJoined(NAME, "other")
+
+    async def scene(house: House, cloud: Cloud) -> None:
+        config = DeviceConfig(name=NAME, edge=house.address, metrics=QUIET)
+        holder = DeviceLink(house.address, NAME, NodeStats(NAME, "device"), True)
+        if where == "this edge":
+            await asyncio.to_thread(holder.join, PATIENCE)
+        else:
+            cloud.coordinator.handle(elsewhere, 0.0)
+        device = agent.DeviceAgent(config, insecure=True)
+        running = asyncio.create_task(asyncio.to_thread(device.run, PATIENCE))
+        await until_async(lambda: caplog.text.count("asking again") > 1 or running.done())
+        assert not running.done() and "connected already" in caplog.text
+        if where == "this edge":
+            await asyncio.to_thread(holder.close)
+        else:
+            assert "at edge other" in caplog.text and "left" not in cloud.told
+            cloud.coordinator.handle(rounds.DeviceLost(NAME, "gone"), 0.0)
+        await running
+        holder.close()
+
+    played(scene)
+
+
+def test_a_device_counts_what_it_could_not_compute_with(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(agent, "REJOIN_PAUSE", 0.01)
+    ends = iter((AdapterRefused("the loss is nan"), AdapterRefused("the loss is inf"), None))
+
+    def take_part(self: agent.DeviceAgent, link: DeviceLink, joined: Any) -> None:
+        if (end := next(ends)) is not None:
+            raise end
+
+    monkeypatch.setattr(agent.DeviceAgent, "_take_part", take_part)
+
+    async def scene(house: House, cloud: Cloud) -> None:
+        config = DeviceConfig(name=NAME, edge=house.address, metrics=QUIET)
+        device = agent.DeviceAgent(config, insecure=True)
+        await asyncio.to_thread(device.run, PATIENCE)
+        assert device.stats.snapshot().nonfinite_losses == 2
+
+    played(scene)
+
+
+def test_a_device_does_not_ask_again_where_that_helps_nothing() -> None:
+    async def scene(house: House, cloud: Cloud) -> None:
+        config = DeviceConfig(name="stranger", edge=house.address, metrics=QUIET)
+        device = agent.DeviceAgent(config, insecure=True)
+        with pytest.raises(Refused, match="known: attic") as caught:
+            await asyncio.to_thread(device.run, PATIENCE)
+        assert not isinstance(caught.value, NameInUse)
+        assert cloud.told == ["join"]  # who was never in does not leave
+
+    played(scene)
+
+
+def test_who_is_out_for_good_is_told_why_though_the_run_ends_with_that(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Told at once, while the compute thread is busy; and so is who asks when all is over."""
+
+    def stay(self: agent.DeviceAgent, link: DeviceLink, joined: Any) -> None:
+        for _ in link.orders():
+            raise AssertionError("no round was due")
+
+    async def scene(house: House, cloud: Cloud) -> None:
+        config = DeviceConfig(name=NAME, edge=house.address, metrics=QUIET)
+        device = agent.DeviceAgent(config, insecure=True)
+        running = asyncio.create_task(asyncio.to_thread(device.run, PATIENCE))
+        await until_async(lambda: NAME in house.service.streams)
+        await house.hold_up()
+        out = cloud_pb2.Evict(device=NAME, reason="strike 2 of 2; out for good", final=True)
+        house._on_evict(cloud_pb2.CloudMessage(evict=out))
+        await house._dismiss(True, "every round closed")
+        assert NAME in house._sessions  # the thread is still at its job
+        with pytest.raises(Refused, match="strike 2 of 2; out for good"):
+            await running
+        for name, why in ((NAME, "strike 2 of 2; out for good"), ("other", "the run is over")):
+            late = DeviceLink(house.address, name, NodeStats(name, "device"), True)
+            with pytest.raises(Refused, match=why):
+                await asyncio.to_thread(late.join, PATIENCE)
+            await asyncio.to_thread(late.close)
+
+    monkeypatch.setattr(agent, "REJOIN_PAUSE", 0.01)
+    monkeypatch.setattr(agent.DeviceAgent, "_take_part", stay)
+    played(scene)
+
+
+def test_who_may_come_back_is_not_told_an_old_reason() -> None:
+    async def scene(house: House, cloud: Cloud) -> None:
+        for ends, why in ((False, "its rows are laid out otherwise"), (True, "the run is over")):
+            async with dialled(house) as call:
+                assert (await call.read()).WhichOneof("body") == "welcome"
+                await until_async(lambda: NAME in house.service.streams)
+                if not ends:
+                    out = cloud_pb2.Evict(device=NAME, reason=why, final=True)
+                    house._on_evict(cloud_pb2.CloudMessage(evict=out))
+                    assert await call.code() is grpc.StatusCode.FAILED_PRECONDITION
+                    assert await call.details() == why
+        await until_async(lambda: not house._sessions)
+        house.service.finish(Refused(why))
+        async with dialled(house) as call:
+            assert await call.details() == why
+
+    played(scene)
+
+
+@pytest.mark.usefixtures("watched")
+def test_an_edge_that_ends_waits_for_those_who_leave_and_for_no_answer_from_the_cloud() -> None:
+    async def scene(house: House, cloud: Cloud) -> None:
+        async with dialled(house) as call:
+            await call.read()
+            await until_async(lambda: NAME in house.service.streams)
+            await house.hold_up()
+            await call.write(edge_pb2.DeviceMessage(goodbye="done"))
+            await until_async(lambda: house.engine._queue)
+        await until_async(lambda: house.ended == 1)
+        draining = asyncio.create_task(house.service.drain())
+        await asyncio.sleep(0)
+        assert not draining.done() and house.kept
+        house.gate.set()
+        await draining
+        assert not house.kept
+        cloud.mute = True
+        async with dialled(house):
+            await until_async(lambda: cloud.told == ["join", "left", "join"])
+            await house.service.drain()
+        assert not house._sessions and not house._admissions
+
+    played(scene)

@@ -1,0 +1,139 @@
+"""Nodes as processes: started by hand, found, and gone."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import signal
+import subprocess
+import urllib.request
+from pathlib import Path
+from typing import Any
+
+import psutil
+
+from tests.house.federation import SFL, Outcome, write_config
+from tests.house.paths import ROOT
+from tests.house.waiting import PATIENCE, until
+
+
+def left_running(folder: Path) -> list[str]:
+    """Command lines of processes that know this folder."""
+    found = []
+    for process in psutil.process_iter(["cmdline"]):
+        line = " ".join(process.info["cmdline"] or [])
+        if str(folder) in line and process.pid != os.getpid():
+            found.append(line)
+    return found
+
+
+class ByHand:
+    """Nodes started one by one, as they are on several machines."""
+
+    edge_lines = ""
+    """Further lines of the edge's file."""
+
+    def __init__(self, folder: Path, values: dict[str, Any]) -> None:
+        self.folder = folder
+        self.values = values
+        self.processes: list[subprocess.Popen[bytes]] = []
+        self.config = write_config(folder, values)
+        self.cloud = self.start("cloud", self.config)
+        cloud = self.address("cloud")
+        self.edge_file = folder / "edge.toml"
+        self.edge_file.write_text(f'[edge]\ncloud = "{cloud}"\nthreads = 1\n{self.edge_lines}')
+        self.edge = self.start("edge", self.edge_file)
+        self.edge_address = self.address("edge")
+
+    def start(self, kind: str, file: Path, name: str = "") -> subprocess.Popen[bytes]:
+        command = [*SFL, kind, str(file), *self.options(name or kind)]
+        if kind != "device":
+            command += ["--address-file", str(self.folder / f"{kind}.address")]
+        with (self.folder / f"{name or kind}.log").open("ab") as log:
+            process = subprocess.Popen(
+                command,
+                stdout=log,
+                stderr=log,
+                cwd=ROOT,
+                env={**os.environ, "HF_HUB_OFFLINE": "1", **self.environment(name or kind)},
+            )
+        self.processes.append(process)
+        return process
+
+    def environment(self, name: str) -> dict[str, str]:
+        """Further environment of a node; none here."""
+        return {}
+
+    def options(self, name: str) -> list[str]:
+        """Further options of a node; none here."""
+        return []
+
+    def device(self, number: int, least_cut: int = 0) -> subprocess.Popen[bytes]:
+        name = self.values["devices"][number]["name"]
+        file = self.folder / f"{name}.toml"
+        file.write_text(
+            f'[device]\nname = "{name}"\nedge = "{self.edge_address}"\nthreads = 1\n'
+            f'train = "{self.folder / f"{name}.jsonl"}"\ncache_dir = "{self.folder / "cache"}"\n'
+            f"connect_timeout = 10\nconsent = {{min_cut_layer = {least_cut}}}\n"
+        )
+        return self.start("device", file, name)
+
+    def address(self, kind: str) -> str:
+        path = self.folder / f"{kind}.address"
+        until(path.exists, f"address of the {kind}")
+        return path.read_text().strip()
+
+    def log(self, name: str) -> str:
+        return (self.folder / f"{name}.log").read_text()
+
+    def metrics(self, name: str) -> str:
+        """What Prometheus would scrape from a node."""
+        url = re.search(r"metrics at (http://\S+)", self.log(name))
+        assert url is not None
+        with urllib.request.urlopen(url[1], timeout=10) as answer:
+            text: str = answer.read().decode()
+        return text
+
+    def status(self) -> dict[str, Any]:
+        path = self.folder / "runs" / "t" / "status.json"
+        values: dict[str, Any] = json.loads(path.read_text()) if path.exists() else {}
+        return values
+
+    def outcome(self) -> Outcome:
+        code = self.cloud.wait(PATIENCE)
+        return Outcome(code, self.log("cloud"), self.folder / "runs" / "t")
+
+    def stop(self) -> None:
+        for process in self.processes:
+            process.kill()
+            process.wait()
+
+
+def launched(folder: Path, values: dict[str, Any]) -> subprocess.Popen[str]:
+    process = subprocess.Popen(
+        [*SFL, "run", str(write_config(folder, values))],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        cwd=ROOT,
+        env={**os.environ, "COLUMNS": "200", "HF_HUB_OFFLINE": "1"},
+        # A shell's background jobs ignore SIGINT, and so would all that they start.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+    )
+    until(lambda: _training(folder), "the first steps")
+    return process
+
+
+def _training(folder: Path) -> bool:
+    path = folder / "runs" / "t" / "status.json"
+    return path.exists() and any(d["step"] > 2 for d in json.loads(path.read_text())["devices"])
+
+
+def node_process(folder: Path, name: str) -> psutil.Process:
+    """A node of the run, by its command line."""
+    for process in psutil.process_iter(["cmdline"]):
+        line = " ".join(process.info["cmdline"] or [])
+        if line.startswith("sfl ") and f"/{name}.error" in line and str(folder) in line:
+            return process
+    raise AssertionError(f"{name} is not running")

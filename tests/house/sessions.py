@@ -1,0 +1,149 @@
+"""Sessions of an edge without an edge, and messages for them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from itertools import pairwise
+from types import MappingProxyType
+from typing import Any
+
+import numpy as np
+import torch
+
+from sfl.adapters.lora import LoraBank
+from sfl.adapters.names import belongs_to
+from sfl.config import RunSettings
+from sfl.metrics.stats import NodeStats
+from sfl.models.placement import Stretch
+from sfl.models.span import SpanModel, build_span
+from sfl.plan import Span, SplitPlan
+from sfl.stage.messages import Key, Kind, Purpose, RoundStart, TensorMessage
+from sfl.stage.session import SESSIONS, VanillaSession
+from tests.house.splits import LORA
+from tests.house.tiny_models import LABELS, batch, busy_values, manifest_of, opened
+
+
+def edge_model(kind: str, task: str, packed: bool) -> tuple[SpanModel, SplitPlan]:
+    folder = opened(kind)
+    plan = SplitPlan(folder.num_layers, 0, 0, "vanilla")
+    model = build_span(
+        folder,
+        plan.middle,
+        task=task,  # type: ignore[arg-type]
+        num_labels=LABELS,
+        dtype=torch.float32,
+        packed=packed,
+    )
+    return model, plan
+
+
+def outcome(
+    kind: str, topology: str, computation: str, task: str, over: bool = False, device: str = "cpu"
+) -> list[Any]:
+    """Replies, and the adapter, of a step of one device; `over` lays the CPU over it in ranges."""
+    folder = opened(kind)
+    settings = RunSettings.model_validate(
+        {
+            "run": {"topology": topology},
+            "model": {
+                "path": "m",
+                "task": task,
+                "labels": [str(n) for n in range(LABELS)] if task != "causal_lm" else [],
+            },
+            "lora": {"rank": LORA.rank, "alpha": LORA.alpha},
+            "training": {"computation": computation},
+            "devices": [{"name": "attic"}],
+        }
+    )
+    model, _ = edge_model(kind, task, computation == "lean")
+    plan = SplitPlan(folder.num_layers, 1, 0, topology)  # type: ignore[arg-type]
+    if over:
+        # Ranges that do not begin where the device's do.
+        edges = [0, 2, *range(3, folder.num_layers + 1)]
+        model.lay_over([Stretch("cpu", a, b) for a, b in pairwise(edges)])
+    if device != "cpu":
+        model.lay_over([Stretch(device, 0, folder.num_layers)])
+    bank = LoraBank(model, settings.lora, settings.lora.target_modules)
+    session = SESSIONS[topology](
+        "attic", plan, model, bank, settings, NodeStats("e", "edge"), recompute=over
+    )
+    values = busy_values(manifest_of(folder, task, LORA))  # type: ignore[arg-type]
+    own = {n: v for n, v in values.items() if belongs_to(n, plan.middle)}
+    session.begin_round(RoundStart(1, "none", 2, 0, 2), own)
+    seen: list[Any] = []
+    for message in messages(task, folder.hidden_size, 1):
+        replies = session.handle(message)
+        if topology == "u_shaped":
+            (hidden,) = replies
+            assert isinstance(hidden, TensorMessage) and hidden.rows is not None
+            gradient = TensorMessage(
+                Kind.GRADIENT, message.key, 1, message.lengths, hidden.rows.flip(0).clone(), None
+            )
+            replies = [hidden, *session.handle(gradient)]
+        seen += [(r.rows, r.loss) for r in replies if isinstance(r, TensorMessage)]
+    return [seen, session.adapter.state()]
+
+
+def edge(
+    kind: str,
+    task: str,
+    names: Sequence[str],
+    entries: Mapping[str, dict[str, Any]] = MappingProxyType({}),
+    **sections: dict[str, Any],
+) -> list[VanillaSession]:
+    """Sessions over one base, each with values of its own, in an open round.
+
+    `entries` add to a device's settings, `sections` to the run's.
+    """
+    folder = opened(kind)
+    settings = RunSettings.model_validate(
+        {
+            **sections,
+            "model": {
+                "path": "m",
+                "task": task,
+                "labels": [str(n) for n in range(LABELS)] if task != "causal_lm" else [],
+            },
+            "lora": {"rank": LORA.rank, "alpha": LORA.alpha},
+            "training": {"computation": "lean", **sections.get("training", {})},
+            "devices": [{"name": name, **entries.get(name, {})} for name in names],
+        }
+    )
+    plans = [SplitPlan(folder.num_layers, e.cut_layer, 0, "vanilla") for e in settings.devices]
+    model: SpanModel = build_span(
+        folder,
+        Span(1, folder.num_layers, embedding=False, head=True),
+        task=task,
+        num_labels=LABELS,
+        dtype=torch.float32,
+        packed=True,  # type: ignore[arg-type]
+    )
+    bank = LoraBank(model, settings.lora, settings.lora.target_modules)
+    stats, sessions = NodeStats("edge", "edge"), []
+    for number, (name, plan) in enumerate(zip(names, plans, strict=True)):
+        session = VanillaSession(name, plan, model, bank, settings, stats)
+        lora = LORA.model_copy(update={"rank": settings.rank(name)})
+        values = busy_values(manifest_of(folder, task, lora), seed=number)  # type: ignore[arg-type]
+        session.begin_round(
+            RoundStart(1, "none", 5, 0, 5),
+            {n: v for n, v in values.items() if belongs_to(n, plan.middle)},
+        )
+        sessions.append(session)
+    return sessions
+
+
+def messages(task: str, hidden: int, count: int) -> list[TensorMessage]:
+    """Activations of ragged batches with labels."""
+    made = []
+    for number in range(count):
+        lengths = ((5, 3), (7, 2, 4), (1, 6))[number]
+        _, _, labels = batch(lengths, task, seed=number)  # type: ignore[arg-type]
+        packed = (
+            np.concatenate([row[:n].numpy() for row, n in zip(labels, lengths, strict=True)])
+            if task == "causal_lm"
+            else labels.numpy()
+        )
+        rows = torch.randn(sum(lengths), hidden, generator=torch.Generator().manual_seed(number))
+        key = Key(Purpose.TRAINING, 1, 0, 0)
+        made.append(TensorMessage(Kind.ACTIVATION, key, 1, lengths, rows, packed.astype(np.int32)))
+    return made

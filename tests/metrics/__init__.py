@@ -1,0 +1,1 @@
+"""Statistics and who reads them."""

@@ -1,0 +1,1 @@
+"""Model folders, spans, precision, memory."""

@@ -1,0 +1,163 @@
+"""A device that lies about its examples or its update: what becomes of it, and of the others.
+
+Real processes and sockets. Whatever the liar sends, the honest devices' run goes on, and where
+nothing of the liar's counted the adapter is what it is without it, bit for bit.
+"""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from safetensors.numpy import load_file
+
+from tests.house.federation import run
+from tests.house.fleets import fleet
+from tests.house.nodes import ByHand
+from tests.house.paths import ROOT
+from tests.house.waiting import PATIENCE, until
+
+LIAR = ROOT / "benchmarks" / "hostile_device.py"
+ROUNDS = 3
+
+
+class Attacked(ByHand):
+    """A run of two honest devices, with liars beside them."""
+
+    def start_as(self, number: int, *options: str) -> subprocess.Popen[bytes]:
+        """Start a device that lies, or holds back, as the options say."""
+        name = self.values["devices"][number]["name"]
+        file = self.folder / f"{name}.toml"
+        file.write_text(
+            f'[device]\nname = "{name}"\nedge = "{self.edge_address}"\nthreads = 1\n'
+            f'train = "{self.folder / f"{name}.jsonl"}"\ncache_dir = "{self.folder / "cache"}"\n'
+            "connect_timeout = 10\n"
+        )
+        with (self.folder / f"{name}.log").open("ab") as log:
+            process = subprocess.Popen(
+                [sys.executable, str(LIAR), str(file), *options], stdout=log, stderr=log, cwd=ROOT
+            )
+        self.processes.append(process)
+        return process
+
+    def is_back(self, name: str) -> bool:
+        """Whether a device with a fault is ready again, by one and the same status."""
+        status = self.status()
+        states = {device["name"]: device["state"] for device in status.get("devices", [])}
+        return any(name in fault for fault in status.get("faults", [])) and states[name] == "ready"
+
+    def adapter(self) -> dict[str, bytes]:
+        """The adapter that the run left, bit for bit."""
+        values = load_file(self.folder / "runs" / "t" / "adapter" / "adapter_model.safetensors")
+        return {name: array.tobytes() for name, array in values.items()}
+
+    def said_of(self, name: str) -> list[str]:
+        """The faults of one device."""
+        return [f["problem"] for f in self.outcome().summary["faults"] if f["node"] == name]
+
+
+def attacked(
+    folder: Path, count: int, rounds: int, codec: dict[str, Any] | None = None, **aggregation: Any
+) -> Attacked:
+    folder.mkdir()
+    values = fleet(
+        folder,
+        count,
+        run={"rounds": rounds, "min_devices": 2},
+        training={"local_steps": 2},
+        network={"join_timeout": 90.0},
+        aggregation=aggregation,
+        codec=codec or {},
+    )
+    return Attacked(folder, values)
+
+
+@pytest.fixture(scope="module")
+def honest(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, bytes]]:
+    """What two devices come to by themselves."""
+    nodes = attacked(tmp_path_factory.mktemp("honest") / "run", 2, ROUNDS)
+    try:
+        for number in range(2):
+            nodes.device(number)
+        outcome = nodes.outcome()
+        assert outcome.code == 0, outcome.output
+        assert outcome.summary["faults"] == []
+        yield nodes.adapter()
+    finally:
+        nodes.stop()
+
+
+def test_liars_are_left_out_with_the_reason_and_the_others_adapter_is_theirs_alone(
+    tmp_path: Path, honest: dict[str, bytes]
+) -> None:
+    nodes = attacked(tmp_path / "run", 4, ROUNDS, strikes=2)
+    back = tmp_path / "back"
+    try:
+        nodes.device(0)
+        nodes.start_as(1, "--holds", "2", "--until", str(back))
+        heavy = nodes.start_as(2, "--examples", str(1 << 63), "--values", "0.5")
+        large = nodes.start_as(3, "--examples", "100", "--values", "1000")
+        # Round 2 ends once d3 is back: its second strike is the last round's, and the run ends.
+        until(lambda: nodes.is_back("d3"), "the liar again")
+        back.touch()
+        outcome = nodes.outcome()
+        assert outcome.code == 0, outcome.output
+        assert outcome.summary["rounds"] == ROUNDS
+        assert {fault["node"] for fault in outcome.summary["faults"]} == {"d2", "d3"}
+        (said,) = nodes.said_of("d2")
+        assert "it says it has 9223372036854775808 training examples" in said
+        assert "aggregation.max_examples is 10000000" in said and "for good" in said
+        first, last = nodes.said_of("d3")
+        assert "its update has norm" in first and "strike 1 of 2" in first
+        assert "strike 2 of 2" in last and "out of this run for good" in last
+        for process, name, reason in ((heavy, "d2", said), (large, "d3", last)):
+            assert process.wait(PATIENCE) == 1
+            assert reason in nodes.log(name), "it is told why"
+            assert "joining again" not in nodes.log("d2")
+        assert nodes.adapter() == honest
+    finally:
+        nodes.stop()
+
+
+def test_an_adapter_that_nobody_can_compute_with_ends_the_run_with_that_and_no_device_crashes(
+    tmp_path: Path,
+) -> None:
+    codec = {"activation": "fp16", "gradient": "fp16"}
+    nodes = attacked(tmp_path / "run", 3, 3, codec, max_update_norm="off")
+    try:
+        devices = [nodes.device(number) for number in range(2)]
+        nodes.start_as(2, "--examples", "100", "--values", "1000")
+        outcome = nodes.outcome()
+        assert outcome.code == 1, outcome.output
+        failure, faults = outcome.summary["failure"], outcome.summary["faults"]
+        assert "nobody can compute with what comes of round 1's adapter" in failure
+        assert faults and {fault["round"] for fault in faults} == {2}
+        for fault in faults:
+            assert "of round 2, step 0" in fault["problem"] and "65504" in fault["problem"]
+            assert fault["problem"] in failure
+        for number, process in enumerate(devices):
+            assert process.wait(PATIENCE) == 1
+            assert "round 2" in nodes.log(f"d{number}").splitlines()[-1]
+            assert "Traceback" not in nodes.log(f"d{number}")
+    finally:
+        nodes.stop()
+
+
+def test_a_merged_adapter_that_is_not_finite_is_not_handed_out(tmp_path: Path) -> None:
+    values = fleet(
+        tmp_path,
+        2,
+        run={"rounds": 2},
+        training={"local_steps": 2},
+        aggregation={"strategy": "fedavgm", "server_learning_rate": 1e300},
+    )
+    outcome = run(tmp_path, values)
+    assert outcome.code == 1, outcome.output
+    failure = outcome.summary["failure"]
+    assert "round 1 could not be averaged: base_model.model" in failure
+    assert "of the merged adapter holds NaN or infinite values" in failure
+    assert outcome.summary["rounds"] == 0

@@ -1,0 +1,1 @@
+"""What crosses a hop, and how it is secured."""

@@ -1,0 +1,482 @@
+"""An edge's end of a device's stream: what overtakes what, and which thread makes bytes."""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import threading
+import weakref
+from collections.abc import Sequence
+from dataclasses import replace
+from types import SimpleNamespace
+from typing import Any, cast
+
+import numpy as np
+import pytest
+import torch
+
+from sfl.codec import Packet, parse
+from sfl.config import RunSettings
+from sfl.config.codec import RoleCodecs
+from sfl.errors import ProtocolError
+from sfl.metrics.stats import NodeStats, PhaseTimes
+from sfl.report.step import LANES
+from sfl.stage.engine import Engine
+from sfl.stage.messages import GradientNorm, Key, Kind, Purpose, TensorMessage
+from sfl.stage.orders import ORDERS
+from sfl.transport.device.decode_slots import DecodeSlots
+from sfl.transport.device.link import _Reader
+from sfl.transport.device.service import EdgeService
+from sfl.transport.device.stream import DeviceStream
+from sfl.transport.device.stream_codecs import StreamCodecs
+from sfl.transport.device.urgency import CodecThread
+from sfl.transport.frames.chunks import TensorAssembly, adapter_bytes, adapter_frames
+from sfl.transport.frames.envelope import Frame
+from sfl.transport.frames.tensors import decode_tensor, encode_tensor
+from sfl.transport.frames.wire import EDGE_SESSION
+from sfl.v1 import edge_pb2, tensor_pb2
+from tests.house.clock import Clock
+from tests.house.waiting import until_async
+
+HIDDEN = 64
+CODECS = RoleCodecs.model_validate(
+    {
+        "gradient": "int8",
+        **dict.fromkeys(("activation", "hidden", "tail_gradient", "evaluation"), "none"),
+    }
+)
+
+
+def tensor(kind: Kind, micro: int, tokens: int = 8) -> TensorMessage:
+    key = Key(Purpose.TRAINING, 1, 0, micro)
+    return TensorMessage(kind, key, 9, (tokens,), torch.full((tokens, HIDDEN), float(micro)))
+
+
+class Session:
+    """Answers activations with hidden states and gradients with gradients, behind a gate."""
+
+    model = SimpleNamespace(hidden_size=HIDDEN)
+    device = "d"
+    start = None
+    step = 0
+    served_seconds = 0.0
+
+    def __init__(self) -> None:
+        self.gate = threading.Event()
+        self.served: list[tuple[Kind, int]] = []
+
+    def handle(self, message: TensorMessage) -> list[TensorMessage]:
+        assert self.gate.wait(20.0)
+        self.served.append((message.kind, message.key.micro_batch))
+        answer = Kind.GRADIENT if message.kind is Kind.GRADIENT else Kind.HIDDEN
+        return [tensor(answer, message.key.micro_batch)]
+
+
+class Wire:
+    """Stands for gRPC's end: takes one message at a time, and what the handler's code makes."""
+
+    def __init__(self, takes: int) -> None:
+        self.room = asyncio.Semaphore(takes)
+        self.written: list[Any] = []
+
+    async def write(self, message: Any) -> None:
+        await self.room.acquire()
+        self.written.append(message)
+
+    def kinds(self) -> list[tuple[Kind, bool] | str]:
+        """Kind of each frame and whether it is a first one; of other messages their name."""
+        parse = EDGE_SESSION._codec(1)[1]
+        kinds: list[tuple[Kind, bool] | str] = []
+        for written in self.written:
+            message = parse(EDGE_SESSION.response_bytes(written))
+            if isinstance(message, Frame):
+                kinds.append((Kind(message.kind), message.header is not None))
+            else:
+                kinds.append(str(message.WhichOneof("body")))
+        return kinds
+
+
+def opened(session: Session, engine: Engine, room: int = 8) -> DeviceStream:
+    """A stream of that session in an open round, its threads those of a real service."""
+    settings = RunSettings.model_validate(
+        {
+            "model": {"path": "m", "max_length": 16384},
+            "run": {"topology": "u_shaped"},
+            "training": {"batch_size": 16},
+            "network": {"credits": 8},
+            "devices": [{"name": "d", "tail_layers": 1}],
+        }
+    )
+    host: Any = SimpleNamespace(
+        stats=NodeStats("e", "edge"),
+        engine=engine,
+        slots=DecodeSlots(room, ORDERS["first_come"]),
+        adapter_limit=1 << 20,
+    )
+    service = EdgeService(host)
+    cut = StreamCodecs("edge", "d", 0, peer_compiled=True)
+    cut.begin_round(CODECS, 1)
+    return DeviceStream(
+        "d", cast(Any, session), settings, host, service._encoder, service._decoder, cut
+    )
+
+
+def welcomed(reader: _Reader) -> None:
+    """Told of the run, and of what its span asks for."""
+    run = {
+        "model": {"path": "m", "max_length": 16384},
+        "training": {"batch_size": 16},
+        "devices": [{"name": "d"}],
+    }
+    settings = RunSettings.model_validate(run).model_dump_json()
+    welcome = edge_pb2.Welcome(settings=settings, run_id="r", num_layers=3)
+    reader.take(edge_pb2.EdgeMessage(welcome=welcome))
+    reader.expect([(2, 3)], HIDDEN)
+
+
+async def arrive(stream: DeviceStream, messages: Sequence[TensorMessage]) -> None:
+    """What a device sends, read by the stream."""
+    sender = StreamCodecs("device", "d", 0, peer_compiled=True)
+    sender.begin_round(CODECS, 1)
+
+    async def requests() -> Any:
+        for message in messages:
+            for frame in encode_tensor(message, sender.encode(message)):
+                yield frame
+        await asyncio.Event().wait()
+
+    task = asyncio.create_task(stream.read(requests()))
+    while stream._waiting < len(messages) and not task.done():
+        await asyncio.sleep(0)
+    task.cancel()
+
+
+def closed(stream: DeviceStream, engine: Engine) -> None:
+    engine.close()
+    stream.encoder.close()
+    stream.decoder.close()
+
+
+def test_a_gradient_overtakes_the_activations_that_wait_for_the_compute_thread() -> None:
+    session = Session()
+
+    async def scene() -> None:
+        engine = Engine(1)
+        stream = opened(session, engine)
+        workers = [asyncio.create_task(work) for work in (stream.work(), stream.land())]
+        blocker = asyncio.create_task(engine.run(session.gate.wait, 20.0))
+        await arrive(
+            stream,
+            [tensor(Kind.ACTIVATION, 1), tensor(Kind.ACTIVATION, 2), tensor(Kind.GRADIENT, 0)],
+        )
+        await until_async(lambda: len(engine._queue) == 2)  # an activation, a gradient behind it
+        session.gate.set()
+        await until_async(lambda: len(session.served) == 3)
+        await blocker
+        for worker in workers:
+            worker.cancel()
+        closed(stream, engine)
+
+    asyncio.run(scene())
+    assert session.served == [(Kind.GRADIENT, 0), (Kind.ACTIVATION, 1), (Kind.ACTIVATION, 2)]
+
+
+def test_a_gradient_needs_no_room_that_activations_have_taken() -> None:
+    session = Session()
+    session.gate.set()
+
+    async def scene() -> None:
+        engine = Engine(1)
+        stream = opened(session, engine, room=0)
+        workers = [asyncio.create_task(work) for work in (stream.work(), stream.land())]
+        await arrive(stream, [tensor(Kind.ACTIVATION, 1), tensor(Kind.GRADIENT, 0)])
+        await until_async(lambda: session.served)
+        for worker in workers:
+            worker.cancel()
+        await stream.abandon()
+        closed(stream, engine)
+
+    asyncio.run(scene())
+    assert session.served == [(Kind.GRADIENT, 0)]
+
+
+def test_a_gradient_overtakes_between_the_frames_of_a_tensor() -> None:
+    async def scene() -> list[tuple[Kind, bool] | str]:
+        engine = Engine(1)
+        stream = opened(Session(), engine)
+        wire = Wire(1)
+        writer = asyncio.create_task(stream.write(cast(Any, wire)))
+        long = tensor(Kind.HIDDEN, 1, tokens=3 * 4096)  # 3 MiB: four frames
+        stream._send([long])
+        await until_async(lambda: wire.written)  # the first is out, the second waits for the link
+        stream._send([tensor(Kind.GRADIENT, 0), GradientNorm(1, 0, 1.0)])
+        stream.post(edge_pb2.EdgeMessage(finish=edge_pb2.Finish(ok=True)))
+        await until_async(lambda: stream.outbox.qsize() == 5)
+        for _ in range(7):
+            wire.room.release()
+        await until_async(lambda: len(wire.written) == 7)
+        assert all(isinstance(message, bytes) for message in wire.written[:-1])
+        writer.cancel()
+        closed(stream, engine)
+        return wire.kinds()
+
+    hidden, gradient = Kind.HIDDEN, Kind.GRADIENT
+    assert asyncio.run(scene()) == [
+        (hidden, True),
+        (hidden, False),  # was with gRPC already
+        (gradient, True),
+        "norm",
+        (hidden, False),
+        (hidden, False),
+        "finish",
+    ]
+
+
+def test_a_device_that_takes_no_answers_gets_no_more() -> None:
+    """Answers of a whole round, or evaluation, would wait in this edge's memory."""
+
+    class Vanilla(Session):
+        def handle(self, message: TensorMessage) -> list[TensorMessage]:
+            self.served.append((message.kind, message.key.micro_batch))
+            return [tensor(Kind.GRADIENT, message.key.micro_batch)]
+
+    async def scene() -> int:
+        engine, session = Engine(1), Vanilla()
+        stream = opened(session, engine)
+        working = asyncio.create_task(stream.work())
+        writing = asyncio.create_task(stream.write(cast(Any, Wire(0))))
+        sender = StreamCodecs("device", "d", 0, peer_compiled=True)
+        sender.begin_round(CODECS, 1)
+
+        async def requests() -> Any:
+            for micro in range(9 * stream.credits):
+                message = replace(tensor(Kind.ACTIVATION, micro), num_micro_batches=16)
+                message = replace(message, key=Key(Purpose.TRAINING, 1, 0, micro % 16))
+                for frame in encode_tensor(message, sender.encode(message)):
+                    yield frame
+                await until_async(lambda done=micro + 1: len(session.served) == done)
+            await asyncio.Event().wait()
+
+        try:
+            with pytest.raises(ProtocolError, match="answers are not taken"):
+                async with asyncio.timeout(20.0):
+                    await stream.read(requests())
+        finally:
+            for task in (working, writing):
+                task.cancel()
+            await asyncio.gather(working, writing, return_exceptions=True)
+            closed(stream, engine)
+        return stream._unsent
+
+    assert asyncio.run(scene()) == 2 * 8 + 1
+
+
+def test_answers_that_are_taken_count_no_more() -> None:
+    async def scene() -> int:
+        engine = Engine(1)
+        stream = opened(Session(), engine)
+        wire = Wire(100)
+        writer = asyncio.create_task(stream.write(cast(Any, wire)))
+        stream._send([tensor(Kind.HIDDEN, 1, tokens=3 * 4096), tensor(Kind.GRADIENT, 0)])
+        stream._send([GradientNorm(1, 0, 1.0)])
+        before = stream._unsent
+        await until_async(lambda: len(wire.written) == 6)
+        await asyncio.sleep(0)
+        writer.cancel()
+        closed(stream, engine)
+        return before - 2 + stream._unsent
+
+    assert asyncio.run(scene()) == 0
+
+
+def test_what_cannot_be_coded_ends_the_stream() -> None:
+    async def scene() -> None:
+        engine = Engine(1)
+        stream = opened(Session(), engine)
+        bad = tensor(Kind.GRADIENT, 2)
+        assert bad.rows is not None
+        bad.rows[1, 1] = float("nan")
+        stream._send([tensor(Kind.HIDDEN, 1), bad])
+        try:
+            async with asyncio.timeout(20.0):
+                await stream.write(cast(Any, Wire(9)))
+        finally:
+            closed(stream, engine)
+
+    with pytest.raises(ProtocolError, match="micro-batch 2"):
+        asyncio.run(scene())
+
+
+def test_urgent_jobs_overtake_those_that_a_codec_thread_has_not_begun() -> None:
+    log: list[str] = []
+    gate = threading.Event()
+
+    async def scene() -> None:
+        thread = CodecThread("codec-encoder")
+        name = thread.submit(False, lambda: threading.current_thread().name)
+        assert LANES[await name] == "encode"
+        running = thread.submit(False, gate.wait, 20.0)
+        jobs = [
+            thread.submit(job == "gradient", log.append, job)
+            for job in ("first", "second", "gradient")
+        ]
+        gone = thread.submit(False, log.append, "gone")
+        gone.cancel()
+        failing = thread.submit(False, int, "x")
+        await asyncio.sleep(0)  # a cancellation is passed on by the loop
+        gate.set()
+        await asyncio.gather(running, *jobs)
+        with pytest.raises(ValueError, match="invalid literal"):
+            await failing
+        thread.close()
+
+    asyncio.run(scene())
+    assert log == ["gradient", "first", "second"]
+
+
+# -- how long a tensor took to arrive --------------------------------------------------------------
+
+
+def interleaved() -> list[Frame]:
+    """An activation's and a gradient's frames in turn: at seconds 1, 3, 4 and 2, 5."""
+    first = encode_tensor(tensor(Kind.ACTIVATION, 1, tokens=8192), plain(8192))
+    second = encode_tensor(tensor(Kind.GRADIENT, 0, tokens=4100), plain(4100))
+    assert (len(first), len(second)) == (3, 2)
+    return [first[0], second[0], first[1], first[2], second[1]]
+
+
+def plain(tokens: int) -> Packet:
+    return parse("none").encode(torch.ones(tokens, HIDDEN))
+
+
+def arrivals(stats: NodeStats, device: str) -> dict[int, tuple[str, float]]:
+    """Lane and seconds of each micro-batch's way in."""
+    return {
+        span.micro_batch: (LANES[span.lane], round(span.end - span.begin, 3))
+        for span in stats.phases.timeline.take(device)
+        if span.phase == "receive"
+    }
+
+
+def watched(clock: Clock) -> NodeStats:
+    stats = NodeStats("d", "device")
+    stats.phases = PhaseTimes(clock)
+    stats.phases.timeline.watch("d", 1, 0)
+    return stats
+
+
+def test_a_device_times_tensors_whose_frames_alternate_each_by_itself() -> None:
+    clock = Clock()
+    stats = watched(clock)
+    cut = StreamCodecs("device", "d", 0, peer_compiled=True)
+    cut.begin_round(CODECS, 1)
+    put: list[Any] = []
+    decode: Any = lambda header, payload: decode_tensor(header, payload)[0]  # noqa: E731
+    reader = _Reader(stats, put.append, lambda codecs, round_: cut.adapter_codec, decode, "d")
+    welcomed(reader)
+    for frame in interleaved():
+        clock.now += 1.0
+        reader.take(frame)
+    assert [message.kind for message in put[1:]] == [Kind.ACTIVATION, Kind.GRADIENT]
+    assert arrivals(stats, "d") == {1: ("receive", 3.0), 0: ("receive", 3.0)}
+
+
+@pytest.mark.parametrize("codec", ["none", "stochastic(4) | zstd"])
+def test_a_device_keeps_its_adapter_only_where_changes_of_it_are_coded(codec: str) -> None:
+    put: list[Any] = []
+    decode: Any = None  # no tensor comes
+    stats = NodeStats("d", "device")
+    reader = _Reader(stats, put.append, lambda *round_: parse(codec), decode, "d")
+    welcomed(reader)
+    codecs = CODECS.model_dump_json()
+    start = edge_pb2.RoundStart(round=1, micro_batches=1, codecs=codecs)
+    reader.take(edge_pb2.EdgeMessage(start=start))
+    payload = adapter_bytes({"a": np.ones((2, 3), np.float32)})
+    for frame in adapter_frames(tensor_pb2.AdapterHeader(round=1), payload):
+        reader.take(edge_pb2.EdgeMessage(adapter=frame))
+    values = weakref.ref(put.pop().values["a"])
+    assert (values() is None) == (codec == "none")
+
+
+def test_an_edge_times_tensors_whose_frames_alternate_each_by_itself() -> None:
+    clock = Clock()
+
+    async def scene() -> dict[int, tuple[str, float]]:
+        engine = Engine(1)
+        stream = opened(Session(), engine)
+        stream.host.stats = watched(clock)
+        tensors = TensorAssembly(1 << 24)
+        for frame in interleaved():
+            clock.now += 1.0
+            stream._take_tensor(frame, tensors)
+        await asyncio.gather(*stream._decoding)
+        await stream.abandon()
+        closed(stream, engine)
+        return arrivals(stream.host.stats, "d")
+
+    assert asyncio.run(scene()) == {1: ("receive", 3.0), 0: ("receive", 3.0)}
+
+
+def test_what_is_sent_is_of_its_own_micro_batch() -> None:
+    async def scene() -> list[tuple[str, int]]:
+        engine = Engine(1)
+        stream = opened(Session(), engine)
+        stream.host.stats.phases.timeline.watch("d", 1, 0)
+        wire = Wire(9)
+        writer = asyncio.create_task(stream.write(cast(Any, wire)))
+        stream._send([tensor(Kind.HIDDEN, 1), tensor(Kind.HIDDEN, 2)])
+        await until_async(lambda: len(wire.written) == 2)
+        await asyncio.sleep(0)
+        writer.cancel()
+        closed(stream, engine)
+        spans = stream.host.stats.phases.timeline.take("d")
+        return [(LANES[span.lane], span.micro_batch) for span in spans if span.phase == "send"]
+
+    assert asyncio.run(scene()) == [("send", 1), ("send", 2)]
+
+
+def test_an_idle_compute_thread_waits_for_the_device_whose_job_ends_it() -> None:
+    session = Session()
+    session.gate.set()
+    stats = NodeStats("e", "edge")
+    stats.phases.timeline.watch("d", 1, 0)
+
+    async def scene() -> None:
+        engine = Engine(1, phases=stats.phases)
+        await engine.run(int)
+        while "wait" not in stats.phases.snapshot():  # an errand that found the thread idle
+            await asyncio.sleep(0.02)
+            await engine.run(int)
+        await asyncio.sleep(0.2)
+        await engine.serve(cast(Any, session), tensor(Kind.ACTIVATION, 3))
+        engine.close()
+
+    asyncio.run(scene())
+    waits = [span for span in stats.phases.timeline.take("d") if span.phase == "wait"]
+    assert [(LANES[span.lane], span.micro_batch) for span in waits] == [("compute", 3)]
+    assert stats.phases.snapshot()["wait"].count >= 2
+
+
+def test_a_tensor_that_nobody_waits_for_any_more_may_be_undecodable(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The stream is over for another reason, and that one is told."""
+    said: list[str] = []
+
+    def fails(*_: object) -> None:
+        raise ProtocolError("the mask of rows is not one")
+
+    async def scene() -> None:
+        loop = asyncio.get_running_loop()
+        loop.set_exception_handler(lambda _, context: said.append(context["message"]))
+        engine = Engine(1)
+        stream = opened(Session(), engine)
+        monkeypatch.setattr(DeviceStream, "_decode", fails)
+        await arrive(stream, [tensor(Kind.ACTIVATION, 1)])
+        await until_async(lambda: not stream._decoding)
+        await stream.abandon()
+        closed(stream, engine)
+
+    asyncio.run(scene())
+    gc.collect()
+    assert said == []
