@@ -6,6 +6,7 @@ import ast
 import subprocess
 import sys
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -68,15 +69,25 @@ PURE = (
 IMPURE = {"torch", "numpy", "grpc", "time", "random", "socket", "asyncio", "transformers"}
 
 
-def modules() -> Iterator[tuple[str, Path]]:
-    for package in ("sfl", "device_agent", "edge_server", "cloud_aggregator"):
+def named(*packages: str) -> Iterator[tuple[str, Path]]:
+    for package in packages:
         for path in sorted((ROOT / package).rglob("*.py")):
             if not path.stem.endswith("_pb2"):
                 name = ".".join(path.relative_to(ROOT).with_suffix("").parts)
                 yield name.removesuffix(".__init__"), path
 
 
-def imports(path: Path) -> Iterator[str]:
+MODULES = dict(named("sfl", "device_agent", "edge_server", "cloud_aggregator"))
+TESTS = dict(named("tests"))
+
+
+@cache
+def imports(module: str) -> tuple[str, ...]:
+    """What a module imports, wherever in it; each file is parsed once."""
+    return tuple(_imports((MODULES | TESTS)[module]))
+
+
+def _imports(path: Path) -> Iterator[str]:
     for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
         if isinstance(node, ast.Import):
             yield from (alias.name for alias in node.names)
@@ -95,11 +106,11 @@ def room(module: str) -> tuple[int, str] | None:
     return best
 
 
-@pytest.mark.parametrize(("module", "path"), list(modules()), ids=lambda value: str(value))
-def test_arrows_run_downward_only(module: str, path: Path) -> None:
+@pytest.mark.parametrize("module", MODULES)
+def test_arrows_run_downward_only(module: str) -> None:
     here = room(module)
     assert here is not None, f"{module} has no place in the house: add it to LEVELS"
-    for imported in imports(path):
+    for imported in imports(module):
         there = room(imported) or ((0, "sfl") if imported in ("sfl.__version__",) else None)
         if there is None or there[1] in (here[1], "sfl"):
             continue
@@ -107,19 +118,28 @@ def test_arrows_run_downward_only(module: str, path: Path) -> None:
         assert there[0] < here[0] or pair in SAME_LEVEL, f"{module} imports {imported}"
 
 
-@pytest.mark.parametrize(("module", "path"), list(modules()), ids=lambda value: str(value))
-def test_each_library_stays_in_its_room(module: str, path: Path) -> None:
-    for imported in imports(path):
+@pytest.mark.parametrize("module", MODULES)
+def test_each_library_stays_in_its_room(module: str) -> None:
+    for imported in imports(module):
         for library, rooms in ROOMS.items():
             if imported == library or imported.startswith(library + "."):
                 assert module.startswith(rooms), f"{module} imports {imported}"
 
 
-@pytest.mark.parametrize(("module", "path"), list(modules()), ids=lambda value: str(value))
-def test_decisions_are_pure(module: str, path: Path) -> None:
+@pytest.mark.parametrize("module", MODULES)
+def test_decisions_are_pure(module: str) -> None:
     if module.startswith(PURE):
-        roots = {name.split(".")[0] for name in imports(path)}
+        roots = {name.split(".")[0] for name in imports(module)}
         assert not roots & IMPURE, f"{module} imports {roots & IMPURE}"
+
+
+@pytest.mark.parametrize("module", TESTS)
+def test_what_tests_share_is_in_the_house(module: str) -> None:
+    for imported in imports(module):
+        parts = imported.split(".")
+        assert parts[0] not in ("house", "conftest") and not parts[0].startswith("test_"), imported
+        if parts[0] == "tests":
+            assert parts[1] in ("house", "fuzz"), f"{module} imports {imported}: see tests/house"
 
 
 @pytest.mark.parametrize(
