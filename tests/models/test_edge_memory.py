@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import random
 import subprocess
 import sys
@@ -20,18 +19,18 @@ import torch
 from edge_server.server import EdgeServer
 from sfl.adapters.lora import LoraBank
 from sfl.cli.launch.run import _asked, budgeted, resolved
-from sfl.codec import parse
 from sfl.config import EdgeConfig, RunSettings, load_run
+from sfl.config.codec import RoleCodecs
 from sfl.config.size import read_size
 from sfl.errors import ConfigError
-from sfl.metrics.stats import NodeStats
+from sfl.metrics.stats import NodeStats, PhaseTimes
 from sfl.models.folder import ModelFolder, TensorEntry, checkpoint_tensors, open_model
 from sfl.models.memory.edge_budget import EdgeChoice, fit_edge, needs
 from sfl.models.memory.footprint import QUANTISER_BYTES
 from sfl.plan import SplitPlan
 from sfl.stage.lean import _pieces
 from sfl.stage.session import VanillaSession
-from sfl.transport.device.stream import DeviceStream
+from sfl.transport.device.end import EdgeEnd
 from tests.house.federation import run
 from tests.house.files import write_jsonl
 from tests.house.fleets import completions, device, tiny
@@ -312,10 +311,11 @@ CUTS = {"attic": 1, "porch": 1, "shed": 2}
 
 @pytest.mark.parametrize("spec", ["none", "int8"])
 def test_a_device_s_part_is_kept_only_where_it_will_be_coded_against(spec: str) -> None:
-    stream: Any = SimpleNamespace(cut=SimpleNamespace(adapter_codec=parse(spec)), held={})
+    end = EdgeEnd("attic", settings(), PhaseTimes(), peer_compiled=True)
+    end.begin_round(RoleCodecs.model_validate(dict.fromkeys(RoleCodecs.model_fields, spec)), 1)
     values = {"a": np.ones((2, 3), np.float32)}
-    assert asyncio.run(DeviceStream._global_part(stream, 1, values))
-    assert stream.held == ({} if spec == "none" else values)
+    assert list(end.round_frames(values, 1))
+    assert end.changes.held == ({} if spec == "none" else values)
 
 
 def test_an_open_precision_is_measured_where_the_edge_computes(

@@ -25,12 +25,13 @@ from sfl.stage.engine import Engine
 from sfl.stage.messages import GradientNorm, Key, Kind, Purpose, TensorMessage
 from sfl.stage.orders import ORDERS
 from sfl.transport.device.decode_slots import DecodeSlots
+from sfl.transport.device.end import EdgeEnd
 from sfl.transport.device.link import _Reader
 from sfl.transport.device.service import EdgeService
 from sfl.transport.device.stream import DeviceStream
 from sfl.transport.device.stream_codecs import StreamCodecs
 from sfl.transport.device.urgency import CodecThread
-from sfl.transport.frames.chunks import TensorAssembly, adapter_bytes, adapter_frames
+from sfl.transport.frames.chunks import adapter_bytes, adapter_frames
 from sfl.transport.frames.envelope import Frame
 from sfl.transport.frames.tensors import decode_tensor, encode_tensor
 from sfl.transport.frames.wire import EDGE_SESSION
@@ -114,10 +115,11 @@ def opened(session: Session, engine: Engine, room: int = 8) -> DeviceStream:
         adapter_limit=1 << 20,
     )
     service = EdgeService(host)
-    cut = StreamCodecs("edge", "d", 0, peer_compiled=True)
-    cut.begin_round(CODECS, 1)
+    end = EdgeEnd("d", settings, host.stats.phases, peer_compiled=True)
+    end.allow(HIDDEN, host.adapter_limit)
+    end.begin_round(CODECS, 1)
     return DeviceStream(
-        "d", cast(Any, session), settings, host, service._encoder, service._decoder, cut
+        "d", cast(Any, session), settings, host, service._encoder, service._decoder, end
     )
 
 
@@ -146,7 +148,7 @@ async def arrive(stream: DeviceStream, messages: Sequence[TensorMessage]) -> Non
         await asyncio.Event().wait()
 
     task = asyncio.create_task(stream.read(requests()))
-    while stream._waiting < len(messages) and not task.done():
+    while stream.end.credits.waiting < len(messages) and not task.done():
         await asyncio.sleep(0)
     task.cancel()
 
@@ -249,7 +251,7 @@ def test_a_device_that_takes_no_answers_gets_no_more() -> None:
         sender.begin_round(CODECS, 1)
 
         async def requests() -> Any:
-            for micro in range(9 * stream.credits):
+            for micro in range(9 * stream.end.credits.count):
                 message = replace(tensor(Kind.ACTIVATION, micro), num_micro_batches=16)
                 message = replace(message, key=Key(Purpose.TRAINING, 1, 0, micro % 16))
                 for frame in encode_tensor(message, sender.encode(message)):
@@ -266,7 +268,7 @@ def test_a_device_that_takes_no_answers_gets_no_more() -> None:
                 task.cancel()
             await asyncio.gather(working, writing, return_exceptions=True)
             closed(stream, engine)
-        return stream._unsent
+        return stream.end.credits.unsent
 
     assert asyncio.run(scene()) == 2 * 8 + 1
 
@@ -279,12 +281,12 @@ def test_answers_that_are_taken_count_no_more() -> None:
         writer = asyncio.create_task(stream.write(cast(Any, wire)))
         stream._send([tensor(Kind.HIDDEN, 1, tokens=3 * 4096), tensor(Kind.GRADIENT, 0)])
         stream._send([GradientNorm(1, 0, 1.0)])
-        before = stream._unsent
+        before = stream.end.credits.unsent
         await until_async(lambda: len(wire.written) == 6)
         await asyncio.sleep(0)
         writer.cancel()
         closed(stream, engine)
-        return before - 2 + stream._unsent
+        return before - 2 + stream.end.credits.unsent
 
     assert asyncio.run(scene()) == 0
 
@@ -405,10 +407,10 @@ def test_an_edge_times_tensors_whose_frames_alternate_each_by_itself() -> None:
         engine = Engine(1)
         stream = opened(Session(), engine)
         stream.host.stats = watched(clock)
-        tensors = TensorAssembly(1 << 24)
+        stream.end.phases = stream.host.stats.phases
         for frame in interleaved():
             clock.now += 1.0
-            stream._take_tensor(frame, tensors)
+            stream._take_tensor(frame)
         await asyncio.gather(*stream._decoding)
         await stream.abandon()
         closed(stream, engine)
@@ -471,7 +473,7 @@ def test_a_tensor_that_nobody_waits_for_any_more_may_be_undecodable(
         loop.set_exception_handler(lambda _, context: said.append(context["message"]))
         engine = Engine(1)
         stream = opened(Session(), engine)
-        monkeypatch.setattr(DeviceStream, "_decode", fails)
+        monkeypatch.setattr(EdgeEnd, "decode", fails)
         await arrive(stream, [tensor(Kind.ACTIVATION, 1)])
         await until_async(lambda: not stream._decoding)
         await stream.abandon()

@@ -6,8 +6,10 @@ Beside `contract`, which the cloud uses too and which knows no torch.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 from sfl.config import RunSettings
+from sfl.errors import ProtocolError
 from sfl.stage.messages import GradientNorm, RoundStart, TensorMessage
 from sfl.transport.device.round_start import from_round_start
 from sfl.transport.frames.contract import MOST_COUNT, batch_tokens, number, score, whole
@@ -26,6 +28,7 @@ def tensor(message: TensorMessage, settings: RunSettings) -> None:
     """What a tensor's header says, beside what its codec looks at."""
     most = settings.training.batch_size
     whole("sequences of a tensor", len(message.lengths), 1, most)
+    _lengths(message.lengths, settings)
     whole("num_micro_batches", message.num_micro_batches, 1, most)
     whole("normalizer", message.normalizer, 0, batch_tokens(settings))
     found, longest = message.score, settings.model.max_length
@@ -41,6 +44,18 @@ def tensor(message: TensorMessage, settings: RunSettings) -> None:
         len(message.lengths),
         longest,
     )
+
+
+def _lengths(lengths: Sequence[int], settings: RunSettings) -> None:
+    tokens, most = sum(lengths), batch_tokens(settings)
+    if tokens > most:
+        raise ProtocolError(
+            f"{tokens} tokens in a micro-batch; training.batch_size times model.max_length is "
+            f"{most}"
+        )
+    longest = settings.model.max_length
+    if max(lengths) > longest:
+        raise ProtocolError(f"a sequence of {max(lengths)} tokens, model.max_length is {longest}")
 
 
 def round_start(said: edge_pb2.RoundStart, settings: RunSettings) -> RoundStart:

@@ -19,8 +19,8 @@ from sfl.errors import LinkLost, NameInUse, ProtocolError, Refused, SflError
 from sfl.node.text import plain
 from sfl.stage.session import Session
 from sfl.transport.bulk.probe_service import ProbeService
+from sfl.transport.device.end import EdgeEnd
 from sfl.transport.device.stream import Context, DeviceStream, Goodbye, Host
-from sfl.transport.device.stream_codecs import StreamCodecs
 from sfl.transport.device.urgency import CodecThread
 from sfl.transport.frames import contract
 from sfl.transport.frames.wire import (
@@ -255,8 +255,11 @@ class EdgeService:
             welcome.compiled_codec = kernel().name == "compiled"
             await context.write(edge_pb2.EdgeMessage(welcome=welcome))
             self._turned_away.pop(device, None)
-            seed = settings.run.seed
-            cut = StreamCodecs("edge", device, seed, hello.compiled_codec, self.cache_dir)
+            phases = self._host.stats.phases
+            end = EdgeEnd(
+                device, settings, phases, hello.compiled_codec, self.cache_dir, welcome.credits
+            )
+            end.allow(session.model.hidden_size, self._host.adapter_limit)
             stream = DeviceStream(
                 device,
                 session,
@@ -264,8 +267,7 @@ class EdgeService:
                 self._host,
                 self._encoder,
                 self._decoder,
-                cut,
-                credits=welcome.credits,
+                end,
             )
         finally:
             if stream is None:

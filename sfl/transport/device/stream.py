@@ -18,7 +18,15 @@ from __future__ import annotations
 import asyncio
 import itertools
 import time
-from collections.abc import AsyncIterator, Awaitable, Coroutine, Iterator, Mapping, Sequence
+from collections.abc import (
+    AsyncIterator,
+    Awaitable,
+    Callable,
+    Coroutine,
+    Iterator,
+    Mapping,
+    Sequence,
+)
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, Protocol
@@ -34,36 +42,28 @@ from sfl.metrics.snapshot import NodeSnapshot
 from sfl.metrics.stats import NodeStats
 from sfl.metrics.timeline import spans_to_json
 from sfl.stage.engine import Engine
-from sfl.stage.messages import GradientNorm, Key, Kind, Purpose, TensorMessage
+from sfl.stage.messages import GradientNorm, Key, Kind, TensorMessage
 from sfl.stage.orders import Waiting
 from sfl.stage.session import Reply, Session
 from sfl.transport.device import checked
 from sfl.transport.device.decode_slots import DecodeSlots
+from sfl.transport.device.end import Arrival, EdgeEnd
 from sfl.transport.device.shaper import Shaper, shaper
-from sfl.transport.device.stream_codecs import StreamCodecs
-from sfl.transport.device.updates import UpdateSender, decode_update
 from sfl.transport.device.urgency import CodecThread
 from sfl.transport.frames import contract
 from sfl.transport.frames.chunks import (
-    AdapterAssembly,
     Buffer,
-    TensorAssembly,
     adapter_bytes,
-    adapter_frames,
 )
 from sfl.transport.frames.contract import DeviceContract
 from sfl.transport.frames.envelope import Frame
-from sfl.transport.frames.tensors import decode_tensor, encode_tensor
-from sfl.transport.frames.wire import EDGE_SESSION, STACK, wire_bytes
+from sfl.transport.frames.wire import EDGE_SESSION, wire_bytes
 from sfl.v1 import edge_pb2, tensor_pb2
 
 Context = grpc.aio.ServicerContext[Any, Any]
 
 MOST_JOBS = 16
 """What may wait beside a device's tensors: the parts of a round's end and begin, and norms."""
-
-CUT_DTYPES = ("float32", "bfloat16")
-"""What hidden states may come in; a device's own dtype may be another than the edge's."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -129,50 +129,35 @@ class DeviceStream:
     host: Host
     encoder: CodecThread
     decoder: CodecThread
-    cut: StreamCodecs
+    end: EdgeEnd
     jobs: asyncio.Queue[Awaitable[None]] = field(default_factory=asyncio.Queue)
     gradients: asyncio.Queue[Awaitable[None]] = field(default_factory=asyncio.Queue)
     outbox: asyncio.PriorityQueue[Queued] = field(default_factory=asyncio.PriorityQueue)
     arrivals: asyncio.Queue[tuple[float, Outgoing]] = field(default_factory=asyncio.Queue)
     shaper: Shaper | None = None
-    credits: int = 0
-    """Micro-batches that may be in flight; 0: `network.credits`."""
     last_heard: float = field(default_factory=time.monotonic)
-    held: Mapping[str, np.ndarray] = field(default_factory=dict)
-    """The adapter values that the device has, as they arrived there; where they are coded only."""
     is_ready: bool = False
     """Whether the device has its span; before, no adapter and no sum is due."""
     stacks: int = 0
     """How many rounds' sums the device has been sent for its base."""
-    _updates: UpdateSender = field(init=False)
     _contract: DeviceContract = field(init=False)
     _beats: contract.Pace = field(init=False)
-    in_flight: int = 0
     _answered: float | None = None
     _turnaround: float = 0.0
     ended: SflError | None = None
     _number: Iterator[int] = field(default_factory=itertools.count)
-    _began: dict[int, float] = field(default_factory=dict)
-    """When the tensor of each kind that is arriving began to."""
-    _waiting: int = 0
-    """Tensors of this stream that have arrived and are not computed with yet."""
     moved: int = 0
     """Messages from the device, and to it as the link took them, heartbeats apart."""
-    _unsent: int = 0
-    """Answers to this device's tensors that it has not taken off the link yet."""
     _decoding: set[asyncio.Future[TensorMessage]] = field(default_factory=set)
 
     def __post_init__(self) -> None:
-        seed = self.settings.run.seed
-        self.credits = self.credits or self.settings.network.credits
-        self._updates = UpdateSender(self.device, seed, "down", feedback=False)
         self._contract = DeviceContract(self.device, self.settings)
         self._beats = contract.Pace(self.settings.network.heartbeat_interval)
         self.shaper = shaper(self.settings.device(self.device).link, "down")
 
     def _queue_job(self, job: Coroutine[Any, Any, None]) -> None:
         """Queue what the device asked for, unless it asks faster than it is served."""
-        if self.jobs.qsize() > 2 * self.credits + MOST_JOBS:
+        if self.jobs.qsize() > 2 * self.end.credits.count + MOST_JOBS:
             job.close()
             raise ProtocolError(f"{self.jobs.qsize()} messages wait to be served")
         self.jobs.put_nowait(job)
@@ -217,18 +202,16 @@ class DeviceStream:
     async def read(self, requests: AsyncIterator[edge_pb2.DeviceMessage | Frame]) -> None:
         """Take what the device sends, until it says goodbye."""
         self.host.slots.enter(self)
-        tensors = TensorAssembly(self._tensor_limit())
-        adapters = AdapterAssembly(self.host.adapter_limit)
         async for message in requests:
             self.last_heard = time.monotonic()
             self.moved += not _is_heartbeat(message)
             if isinstance(message, Frame):
-                self._take_tensor(message, tensors)
+                self._take_tensor(message)
                 continue
             if message.WhichOneof("body") == "goodbye":
                 kind = AdapterRefused if message.cannot_compute else Goodbye
                 raise kind(contract.reason(message.goodbye))
-            self._take(message, adapters)
+            self._take(message)
         raise LinkLost("the device closed the stream")
 
     async def work(self) -> None:
@@ -278,7 +261,8 @@ class DeviceStream:
     async def _put(self, message: Outgoing, context: Context) -> None:
         await context.write(_for_grpc(message))
         self.moved += not _is_heartbeat(message)
-        self._unsent -= isinstance(message, Ready) and message.answers
+        if isinstance(message, Ready) and message.answers:
+            self.end.credits.sent()
 
     async def beat(self) -> None:
         """Heartbeats out; too long a silence ends the stream."""
@@ -294,10 +278,10 @@ class DeviceStream:
 
     # -- messages ---------------------------------------------------------------------------------
 
-    def _take(self, message: edge_pb2.DeviceMessage, adapters: AdapterAssembly) -> None:
+    def _take(self, message: edge_pb2.DeviceMessage) -> None:
         body = message.WhichOneof("body")
         if body == "adapter":
-            self._take_adapter(message.adapter, adapters)
+            self._take_adapter(message.adapter)
         elif body == "norm":
             self._queue_job(self._compute(checked.gradient_norm(message.norm)))
         elif body == "heartbeat":
@@ -322,36 +306,15 @@ class DeviceStream:
     def _hear(self, snapshot: NodeSnapshot) -> None:
         self.host.heard(self.device, snapshot)
 
-    def _take_tensor(self, frame: Frame, tensors: TensorAssembly) -> None:
-        now = self.host.stats.phases.now()
-        if frame.header is not None:
-            self._began[frame.kind] = now
-        whole = tensors.add(frame)
-        if whole is None:
+    def _take_tensor(self, frame: Frame) -> None:
+        arrival = self.end.take_frame(frame, self.host.stats.phases.now())
+        if arrival is None:
             return
-        begin = self._began[frame.kind]
-        if whole[0].kind == tensor_pb2.TENSOR_KIND_ACTIVATION:
+        if arrival.header.kind == tensor_pb2.TENSOR_KIND_ACTIVATION:
             self._note_turnaround()
-            self.in_flight += 1
-            if self.in_flight > self.credits:
-                raise ProtocolError(
-                    f"{self.in_flight} micro-batches in flight, {self.credits} are allowed "
-                    "(network.credits, edge.credits)"
-                )
-        if self._unsent > 2 * self.credits:
-            raise ProtocolError(
-                f"{self._unsent} answers are not taken, and {self.credits} micro-batches may be in "
-                "flight (network.credits, edge.credits)"
-            )
-        if self._waiting >= 2 * self.credits:
-            raise ProtocolError(
-                f"{self._waiting} tensors wait, and each of {self.credits} micro-batches in flight "
-                "has two at most"
-            )
-        self._waiting += 1
         self.host.stats.queue_depth += 1
-        urgent = whole[0].kind == tensor_pb2.TENSOR_KIND_GRADIENT
-        decoded = asyncio.ensure_future(self._decode_in_turn(*whole, (begin, now), at_once=urgent))
+        urgent = arrival.header.kind == tensor_pb2.TENSOR_KIND_GRADIENT
+        decoded = asyncio.ensure_future(self._decode_in_turn(arrival, at_once=urgent))
         self._decoding.add(decoded)
         decoded.add_done_callback(self._decoded)
         lane = self.gradients if urgent else self.jobs
@@ -363,32 +326,23 @@ class DeviceStream:
         if not task.cancelled():
             task.exception()
 
-    async def _decode_in_turn(
-        self,
-        header: tensor_pb2.TensorHeader,
-        payload: Buffer,
-        received: tuple[float, float],
-        at_once: bool,
-    ) -> TensorMessage:
-        """Decode off the loop, once an activation has a place on this edge.
+    async def _decode_in_turn(self, arrival: Arrival, at_once: bool) -> TensorMessage:
+        """Decode off the loop, once an activation has a slot on this edge.
 
-        The first of a device has its place before those behind. Gradients need none: what they
-        answer was let in, and they never wait for a place that only they can free.
+        The first of a device has its slot before those behind. Gradients need none: what they
+        answer was let in, and they never wait for a slot that only they can free.
         """
         if not at_once:
             await self.host.slots.take(self)
-        message = await self.decoder.submit(at_once, self._decode, header, payload)
-        phases = self.host.stats.phases
-        phases.share("receive", message.key, self.device, *received, lane="link-receiver")
-        return message
+        return await self.decoder.submit(at_once, self.end.decode, arrival)
 
     def waiting(self, number: int) -> Waiting:
         """What this edge's order goes by, of an activation that has arrived."""
         return Waiting(number, self.device, self._tail_seconds(), self.session.served_seconds)
 
-    def _served(self, count: int = 1) -> None:
-        self._waiting -= count
-        self.host.stats.queue_depth -= count
+    def _served(self) -> None:
+        self.end.credits.computed()
+        self.host.stats.queue_depth -= 1
 
     async def abandon(self) -> None:
         """Give back what a stream that has ended still holds."""
@@ -402,33 +356,8 @@ class DeviceStream:
             future.cancel()
         await asyncio.gather(*decoding, return_exceptions=True)
         self.host.slots.leave(self)
-        self._served(self._waiting)
-
-    def _decode(self, header: tensor_pb2.TensorHeader, payload: Buffer) -> TensorMessage:
-        """Decode and validate before the queue."""
-        message, packet = decode_tensor(header, payload)
-        checked.tensor(message, self.settings)
-        most = self.settings.training.batch_size * self.settings.model.max_length
-        if sum(message.lengths) > most:
-            raise ProtocolError(
-                f"{sum(message.lengths)} tokens in a micro-batch; training.batch_size times "
-                f"model.max_length is {most}"
-            )
-        if packet is not None:
-            with self.host.stats.phases.measure("decode", message.key, self.device):
-                message = self.cut.decode(packet, message, self.session.model.hidden_size)
-        if max(message.lengths) > self.settings.model.max_length:
-            raise ProtocolError(
-                f"a sequence of {max(message.lengths)} tokens, model.max_length is "
-                f"{self.settings.model.max_length}"
-            )
-        if message.rows is None:
-            raise ProtocolError(f"a {message.kind.name} tensor came without its values")
-        if header.dtype not in CUT_DTYPES:
-            raise ProtocolError(
-                f"dtype {header.dtype} came; hidden states are {' or '.join(CUT_DTYPES)}"
-            )
-        return message
+        while self.end.credits.waiting:
+            self._served()
 
     async def _compute_when(self, decoded: Awaitable[TensorMessage], at_once: bool) -> None:
         message = await decoded
@@ -446,11 +375,10 @@ class DeviceStream:
 
     def _send(self, replies: Sequence[Reply]) -> None:
         """Have answers coded off the loop, then sent."""
+        self.end.answered(replies)
         for reply in replies:
-            self.in_flight -= _lands(reply)
             # A norm stays behind the gradient that it comes with.
             urgent = isinstance(reply, GradientNorm) or reply.kind is Kind.GRADIENT
-            self._unsent += not isinstance(reply, GradientNorm)
             coded = self.encoder.submit(urgent, self._encode, reply)
             coded.add_done_callback(partial(self._coded, urgent))
 
@@ -472,7 +400,7 @@ class DeviceStream:
 
     def _note_turnaround(self) -> None:
         """From an answer that nothing followed to the next activation: link and device alone."""
-        if self._answered is None or self.in_flight:
+        if self._answered is None or self.end.credits.in_flight:
             return
         seconds = time.monotonic() - self._answered
         self._turnaround += (seconds - self._turnaround) * (0.3 if self._turnaround else 1.0)
@@ -482,17 +410,16 @@ class DeviceStream:
         if isinstance(reply, GradientNorm):
             norm = edge_pb2.GradientNorm(round=reply.round, step=reply.step, squared=reply.squared)
             return [Ready(EDGE_SESSION.response_bytes(edge_pb2.EdgeMessage(norm=norm)))]
-        with self.host.stats.phases.measure("encode", reply.key, self.device):
-            frames = encode_tensor(reply, self.cut.encode(reply))
-            return [
-                Ready(EDGE_SESSION.response_bytes(frame), reply.key, frame.last) for frame in frames
-            ]
+        return [
+            Ready(EDGE_SESSION.response_bytes(frame), reply.key, frame.last)
+            for frame in self.end.encode(reply)
+        ]
 
-    def _take_adapter(self, frame: tensor_pb2.AdapterFrame, adapters: AdapterAssembly) -> None:
+    def _take_adapter(self, frame: tensor_pb2.AdapterFrame) -> None:
         """Relay the device's part once it is whole, and read off the edge's own."""
         if frame.HasField("header"):
             self._contract.part(frame.header, "device", self.host.adapter_limit)
-        whole = adapters.add(frame)
+        whole = self.end.take_adapter(frame)
         if whole is None:
             return
         header, payload = whole
@@ -503,18 +430,16 @@ class DeviceStream:
     async def _relay(self, header: tensor_pb2.AdapterHeader, payload: Buffer) -> None:
         """Pass the device's part on, whole again where it came as a change."""
         if header.codec:
-            codec, own = self.cut.adapter_codec, self.session.plan.device_spans
-            if header.codec != codec.spec:
-                raise ProtocolError(f"{self.device}: an adapter in {header.codec!r} was not due")
-            frozen = self.settings.aggregation.traits.freezes_a
-            held = {
-                name: array
-                for name, array in self.held.items()
-                if any(belongs_to(name, span) for span in own) and not (frozen and is_lora_a(name))
-            }
-            values = await self.decoder.submit(False, decode_update, codec, payload, held)
-            header.codec, payload = "", await asyncio.to_thread(adapter_bytes, values)
+            payload = await self.decoder.submit(
+                False, self.end.whole_update, header.codec, payload, self._trains
+            )
+            header.codec = ""
         await self.host.relay_adapter(header, payload)
+
+    def _trains(self, name: str) -> bool:
+        """Whether the device trains a parameter of that name."""
+        own = any(belongs_to(name, span) for span in self.session.plan.device_spans)
+        return own and not (self.settings.aggregation.traits.freezes_a and is_lora_a(name))
 
     async def _send_own_part(self, round_: int) -> None:
         values = await self.host.engine.run(self.session.end_round)
@@ -534,9 +459,8 @@ class DeviceStream:
         theirs: Mapping[str, np.ndarray],
     ) -> None:
         order = checked.round_start(start, self.settings)
-        self.in_flight = 0
         self._answered = None
-        self.cut.begin_round(contract.role_codecs(start.codecs), start.round)
+        self.end.begin_round(contract.role_codecs(start.codecs), start.round)
         await self.host.engine.run(self.session.begin_round, order, mine)
         self._contract.begin(start)
         self.post(edge_pb2.EdgeMessage(start=start))
@@ -547,28 +471,14 @@ class DeviceStream:
         self, round_: int, theirs: Mapping[str, np.ndarray], folded: asyncio.Task[None]
     ) -> None:
         await asyncio.shield(folded)  # it is the other devices' too
-        header = tensor_pb2.AdapterHeader(round=round_, side=STACK)
-        for frame in await asyncio.to_thread(_adapter_ready, header, theirs):
+        for frame in await asyncio.to_thread(_ready, self.end.stack_frames, theirs, round_):
             self._queue_out(frame)
 
     async def _global_part(self, round_: int, values: Mapping[str, np.ndarray]) -> list[Ready]:
         """The device's part of the global adapter: whole, or as what the device lacks of it."""
-        header, codec = tensor_pb2.AdapterHeader(round=round_), self.cut.adapter_codec
-        coded = codec.spec != "none"
-        if not coded or not values or values.keys() != self.held.keys():
-            self.held = values if coded else {}
-            return await asyncio.to_thread(_adapter_ready, header, values)
-        header.codec = codec.spec
-        payload, self.held = await self.encoder.submit(
-            False, self._updates.encode, codec, values, self.held, round_
-        )
-        return await asyncio.to_thread(_adapter_ready, header, payload)
-
-    def _tensor_limit(self) -> int:
-        """Most bytes a tensor may announce: a full batch in fp32, and some room for headers."""
-        training, model = self.settings.training, self.settings.model
-        values = training.batch_size * model.max_length * self.session.model.hidden_size
-        return 4 * values + (1 << 16)
+        if self.end.codecs.adapter_codec.spec == "none":
+            return await asyncio.to_thread(_ready, self.end.round_frames, values, round_)
+        return await self.encoder.submit(False, _ready, self.end.round_frames, values, round_)
 
 
 @dataclass(frozen=True, slots=True, order=True)
@@ -587,13 +497,6 @@ class Goodbye(SflError):
     """The device left on purpose."""
 
 
-def _lands(reply: Reply) -> bool:
-    """Whether a reply is the last of its micro-batch: only hidden states ask for more."""
-    if isinstance(reply, GradientNorm):
-        return False
-    return reply.kind is not Kind.HIDDEN or reply.key.purpose is Purpose.EVALUATION
-
-
 def _is_heartbeat(message: object) -> bool:
     told = isinstance(message, edge_pb2.DeviceMessage | edge_pb2.EdgeMessage)
     return told and message.WhichOneof("body") == "heartbeat"  # type: ignore[attr-defined]
@@ -603,12 +506,13 @@ def _for_grpc(message: Outgoing) -> edge_pb2.EdgeMessage | bytes:
     return message.data if isinstance(message, Ready) else message
 
 
-def _adapter_ready(
-    header: tensor_pb2.AdapterHeader, adapter: Mapping[str, np.ndarray] | Buffer
+def _ready(
+    frames: Callable[[Mapping[str, np.ndarray], int], Iterator[tensor_pb2.AdapterFrame]],
+    values: Mapping[str, np.ndarray],
+    round_: int,
 ) -> list[Ready]:
-    """Values, or their payload, as frames in bytes."""
-    payload = adapter_bytes(adapter) if isinstance(adapter, Mapping) else adapter
+    """An adapter's frames in bytes."""
     return [
         Ready(EDGE_SESSION.response_bytes(edge_pb2.EdgeMessage(adapter=frame)))
-        for frame in adapter_frames(header, payload)
+        for frame in frames(values, round_)
     ]

@@ -94,8 +94,9 @@ class StreamCodecs:
 
     @property
     def adapter_codec(self) -> Codec:
-        """The round's codec of adapters, both ways."""
-        return self._encoders["adapter"].codec
+        """The round's codec of adapters, both ways; none before the first round."""
+        encoder = self._encoders.get("adapter")
+        return parse("none") if encoder is None else encoder.codec
 
     def encode(self, message: TensorMessage) -> Packet | None:
         """The packet of a message's rows.

@@ -9,7 +9,8 @@ what really arrived; up, the device adds what it still owes to its next update (
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
@@ -18,7 +19,7 @@ import torch
 from sfl.codec import Codec, Packet, decode
 from sfl.errors import AdapterRefused, ProtocolError
 from sfl.keys import derive_seed
-from sfl.transport.frames.chunks import Buffer
+from sfl.transport.frames.chunks import Buffer, adapter_bytes, decode_adapter
 
 ROW = 64  # values of a row that a codec sees; an adapter is one long vector
 
@@ -64,6 +65,77 @@ def decode_update(codec: Codec, payload: Buffer, reference: Values) -> dict[str,
     packet = Packet(codec.spec, "float32", (-(-size // ROW), ROW), payload)
     flat = decode(packet).reshape(-1).numpy()[:size]
     return _named(flat, reference, {} if codec.exact else reference)
+
+
+@dataclass(frozen=True, slots=True)
+class Part:
+    """An adapter's values on their way: `codec` is empty where the payload has them whole.
+
+    `arrived` is what the receiver will have.
+    """
+
+    payload: Buffer
+    codec: str
+    arrived: Values
+
+
+class AdapterChanges:
+    """One end's adapters as changes: `held` is what the device has, to the bit as it arrived there.
+
+    Both ends keep it, from round to round, where adapters are coded. A round's adapter moves it; a
+    device's update is a change of it, and leaves it where it is.
+    """
+
+    def __init__(self, side: str, device: str, seed: int) -> None:
+        self.held: Values = {}
+        self._device = device
+        sends_up = side == "device"
+        self._sender = UpdateSender(device, seed, "up" if sends_up else "down", feedback=sends_up)
+
+    def send_round(self, codec: Codec, values: Values, round_: int) -> Part:
+        """The adapter of a round for the device: whole, or as what it lacks of it."""
+        coded = codec.spec != "none"
+        if not coded or not values or values.keys() != self.held.keys():
+            self.held = values if coded else {}
+            return Part(adapter_bytes(values), "", values)
+        payload, self.held = self._sender.encode(codec, values, self.held, round_)
+        return Part(payload, codec.spec, self.held)
+
+    def take_round(self, codec: Codec, payload: Buffer, coded_as: str) -> Values:
+        """The same at the device, `coded_as` what came with it. Raises ProtocolError."""
+        if not coded_as:
+            values: Values = decode_adapter(payload)
+        elif coded_as != codec.spec or not self.held:
+            raise self._not_due(coded_as)
+        else:
+            values = decode_update(codec, payload, self.held)
+        self.held = values if codec.spec != "none" else {}
+        return values
+
+    def send_update(self, codec: Codec, values: Values, round_: int) -> Part:
+        """What a device trained: whole, or as what changed since the round began."""
+        if codec.spec == "none" or not values:
+            return Part(adapter_bytes(values), "", values)
+        held = {name: self.held[name] for name in values}
+        payload, arrived = self._sender.encode(codec, values, held, round_)
+        return Part(payload, codec.spec, arrived)
+
+    def take_update(
+        self, codec: Codec, payload: Buffer, coded_as: str, trains: Callable[[str], bool]
+    ) -> Buffer:
+        """The same at the edge, as a whole adapter's bytes; `trains` tells a device's names.
+
+        Raises ProtocolError.
+        """
+        if not coded_as:
+            return payload
+        if coded_as != codec.spec:
+            raise self._not_due(coded_as)
+        held = {name: array for name, array in self.held.items() if trains(name)}
+        return adapter_bytes(decode_update(codec, payload, held))
+
+    def _not_due(self, coded_as: str) -> ProtocolError:
+        return ProtocolError(f"{self._device}: an adapter in codec {coded_as!r} was not due")
 
 
 def _flat(values: Values) -> Array:

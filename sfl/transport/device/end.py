@@ -1,0 +1,235 @@
+"""The two ends of a device's stream without I/O: values become frames, and frames values.
+
+No socket, no thread and no clock in here: who drives an end says when a frame came. One thread may
+encode, one decode and one take frames. The two ends of a stream hold the same codecs, the same
+memory of what was sent, and the same adapter; what one sends, the other takes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+
+from sfl.config import RunSettings
+from sfl.config.codec import RoleCodecs
+from sfl.errors import ProtocolError
+from sfl.metrics.stats import PhaseTimes
+from sfl.stage.messages import GradientNorm, RoundOrder, RoundStart, Stack, TensorMessage
+from sfl.transport.device import checked
+from sfl.transport.device.credits import Credits
+from sfl.transport.device.stream_codecs import StreamCodecs
+from sfl.transport.device.updates import AdapterChanges, Part
+from sfl.transport.frames import contract
+from sfl.transport.frames.chunks import (
+    AdapterAssembly,
+    Buffer,
+    TensorAssembly,
+    adapter_bytes,
+    adapter_frames,
+    decode_adapter,
+)
+from sfl.transport.frames.envelope import Frame
+from sfl.transport.frames.tensors import decode_tensor, encode_tensor
+from sfl.transport.frames.wire import STACK
+from sfl.v1 import tensor_pb2
+
+Side = Literal["device", "edge"]
+
+CUT_DTYPES = ("float32", "bfloat16")
+"""What hidden states may come in; a device's own dtype may be another than the edge's."""
+
+
+@dataclass(frozen=True, slots=True)
+class Arrival:
+    """A tensor's bytes, whole: its first frame came at `began`, its last at `ended`, in seconds."""
+
+    header: tensor_pb2.TensorHeader
+    payload: Buffer
+    began: float
+    ended: float
+
+
+class End:
+    """What both ends of a stream do alike: tensors out, tensors in, adapters put together."""
+
+    def __init__(
+        self,
+        side: Side,
+        device: str,
+        settings: RunSettings,
+        phases: PhaseTimes,
+        peer_compiled: bool,
+        folder: Path | None = None,
+    ) -> None:
+        """`phases` times what is coded; what is remembered of samples lies under `folder`."""
+        seed = settings.run.seed
+        self.device = device
+        self.settings = settings
+        self.phases = phases
+        self.codecs = StreamCodecs(side, device, seed, peer_compiled, folder)
+        self.changes = AdapterChanges(side, device, seed)
+        self._hidden = 0
+        self._tensors = TensorAssembly(0)  # none is due before both sides know how wide
+        self._adapter = AdapterAssembly(0)
+        self._began: dict[int, float] = {}
+
+    def allow(self, hidden: int, adapter_bytes: int) -> None:
+        """From now on take tensors `hidden` wide, of a full batch at most, and adapters."""
+        self._hidden = hidden
+        self._tensors.limit = 4 * contract.batch_tokens(self.settings) * hidden + (1 << 16)
+        self._adapter.limit = adapter_bytes
+
+    def encode(self, message: TensorMessage) -> list[Frame]:
+        """A tensor as frames. Raises AdapterRefused where its values are none to send."""
+        with self.phases.measure("encode", message.key, self.device):
+            return encode_tensor(message, self.codecs.encode(message))
+
+    def header_of(self, frame: Frame) -> tensor_pb2.TensorHeader | None:
+        """The header of the tensor that a frame is of, if it came."""
+        return self._tensors.header(frame)
+
+    def take_frame(self, frame: Frame, now: float) -> Arrival | None:
+        """Keep a frame that came at `now`; the tensor that it ends. Raises ProtocolError."""
+        if frame.header is not None:
+            self._began[frame.kind] = now
+        whole = self._tensors.add(frame)
+        return None if whole is None else Arrival(*whole, self._began[frame.kind], now)
+
+    def decode(self, arrival: Arrival) -> TensorMessage:
+        """The tensor, validated. Raises ProtocolError."""
+        message, packet = decode_tensor(arrival.header, arrival.payload)
+        checked.tensor(message, self.settings)
+        if packet is not None:
+            _expect_dtype(packet.dtype)
+            with self.phases.measure("decode", message.key, self.device):
+                message = self.codecs.decode(packet, message, self._hidden)
+        began, ended = arrival.began, arrival.ended
+        self.phases.share("receive", message.key, self.device, began, ended, lane="link-receiver")
+        return message
+
+
+class DeviceEnd(End):
+    """The device's: it takes rounds and sums, and sends what it trained."""
+
+    def __init__(
+        self,
+        device: str,
+        settings: RunSettings,
+        phases: PhaseTimes,
+        peer_compiled: bool,
+        folder: Path | None = None,
+    ) -> None:
+        super().__init__("device", device, settings, phases, peer_compiled, folder)
+        self._start: RoundStart | None = None
+
+    @property
+    def most_waiting(self) -> int:
+        """Answers, and sums of the rounds before, that an edge may owe a device at once."""
+        folds, rounds = self.settings.aggregation.traits.folds, self.settings.run.rounds
+        return 2 * self.settings.network.credits + folds * rounds
+
+    def expect(self, shapes: Sequence[Sequence[int]], hidden: int) -> None:
+        """What the device's span asks for: the parameters of its adapter, the width of tensors."""
+        times = 1.0
+        if self.settings.aggregation.traits.folds:  # a sum has the ranks of all devices
+            ranks = [self.settings.rank(entry.name) for entry in self.settings.devices]
+            times = sum(ranks) / self.settings.rank(self.device)
+        self.allow(hidden, contract.adapter_limit(shapes, times))
+
+    def begin_round(self, start: RoundStart, codecs: RoleCodecs | None) -> None:
+        """A round is announced; without `codecs` those of the one before stay."""
+        if codecs is not None:
+            self.codecs.begin_round(codecs, start.round)
+        self._start = start
+
+    def take_adapter(self, frame: tensor_pb2.AdapterFrame) -> RoundOrder | Stack | None:
+        """Keep a frame; the round, or the sum, that it completes. Raises ProtocolError."""
+        whole = self._adapter.add(frame)
+        if whole is None:
+            return None
+        header, payload = whole
+        if header.side == STACK:
+            return Stack(decode_adapter(payload))
+        if self._start is None:
+            raise ProtocolError("an adapter came before its round was announced")
+        codec = self.codecs.adapter_codec
+        return RoundOrder(self._start, self.changes.take_round(codec, payload, header.codec))
+
+    def update(self, values: Mapping[str, np.ndarray], round_: int) -> Part:
+        """What this device trained in a round. Raises AdapterRefused."""
+        return self.changes.send_update(self.codecs.adapter_codec, values, round_)
+
+
+class EdgeEnd(End):
+    """The edge's: it sends rounds and sums, takes updates, and holds a device to its credits."""
+
+    def __init__(
+        self,
+        device: str,
+        settings: RunSettings,
+        phases: PhaseTimes,
+        peer_compiled: bool,
+        folder: Path | None = None,
+        credits_: int = 0,
+    ) -> None:
+        """`credits_`: micro-batches that may be in flight; 0: `network.credits`."""
+        super().__init__("edge", device, settings, phases, peer_compiled, folder)
+        self.credits = Credits(credits_ or settings.network.credits)
+
+    def begin_round(self, codecs: RoleCodecs, round_: int) -> None:
+        """A round begins; the device is told after this."""
+        self.credits.begin_round()
+        self.codecs.begin_round(codecs, round_)
+
+    def take_frame(self, frame: Frame, now: float) -> Arrival | None:
+        """As of any end, within the device's credits."""
+        arrival = super().take_frame(frame, now)
+        if arrival is not None:
+            self.credits.arrived(arrival.header.kind)
+        return arrival
+
+    def decode(self, arrival: Arrival) -> TensorMessage:
+        """As of any end; a device sends nothing without values."""
+        message = super().decode(arrival)
+        if message.rows is None:
+            raise ProtocolError(f"a {message.kind.name} tensor came without its values")
+        return message
+
+    def answered(self, answers: Sequence[TensorMessage | GradientNorm]) -> None:
+        """These go to the device next."""
+        for answer in answers:
+            self.credits.answered(answer)
+
+    def round_frames(
+        self, values: Mapping[str, np.ndarray], round_: int
+    ) -> Iterator[tensor_pb2.AdapterFrame]:
+        """The device's part of the adapter that a round begins with."""
+        part = self.changes.send_round(self.codecs.adapter_codec, values, round_)
+        header = tensor_pb2.AdapterHeader(round=round_, codec=part.codec)
+        return adapter_frames(header, part.payload)
+
+    def stack_frames(
+        self, values: Mapping[str, np.ndarray], round_: int
+    ) -> Iterator[tensor_pb2.AdapterFrame]:
+        """What the device is to add to its base, of `round_`."""
+        header = tensor_pb2.AdapterHeader(round=round_, side=STACK)
+        return adapter_frames(header, adapter_bytes(values))
+
+    def take_adapter(
+        self, frame: tensor_pb2.AdapterFrame
+    ) -> tuple[tensor_pb2.AdapterHeader, Buffer] | None:
+        """Keep a frame of an update; header and payload with the last. Raises ProtocolError."""
+        return self._adapter.add(frame)
+
+    def whole_update(self, coded_as: str, payload: Buffer, trains: Callable[[str], bool]) -> Buffer:
+        """An update as a whole adapter's bytes; `trains` tells which names are the device's."""
+        return self.changes.take_update(self.codecs.adapter_codec, payload, coded_as, trains)
+
+
+def _expect_dtype(dtype: str) -> None:
+    if dtype not in CUT_DTYPES:
+        raise ProtocolError(f"dtype {dtype} came; hidden states are {' or '.join(CUT_DTYPES)}")
