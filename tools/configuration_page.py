@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import sys
 import textwrap
 from collections.abc import Iterable
@@ -41,17 +42,30 @@ INTRO = """\
 
 <!-- Written by `python -m tools.configuration_page`; a test holds it to the settings types. -->
 
-One TOML file describes a run. `sfl init` writes a commented one, `sfl config show FILE` prints it
-with every default and every `auto` filled in, `--set section.key=value` overrides one setting
-(`--set devices.NAME.cut_layer=2` one device's). An unknown key is an error that names the nearest
-known one. Relative paths are relative to the file.
+One TOML file describes a run. An unknown key is an error that names the nearest known one. Relative
+paths are relative to the file.
 
-The **cloud owns the run's settings** (`[run]` to `[[devices]]`) and sends them to every node. What
-is local to a node stands in that node's own file: `sfl edge FILE` reads a table `[edge]`,
-`sfl device FILE` a table `[device]`. Under `sfl run` one file holds everything, and each entry of
-`[[devices]]` also has the local keys of its device.
+| to | use |
+|---|---|
+| get a commented file | `sfl init` |
+| print the file with every default and every `auto` filled in | `sfl config show FILE` |
+| override one setting | `--set section.key=value` |
+| override one device's setting | `--set devices.NAME.cut_layer=2` |
+| repeat a run with the settings that took effect | `sfl run runs/ID/config.toml` |
 
-The same run laid over three machines:
+## Which file has which settings?
+
+The **cloud owns the run's settings** (`[run]` to `[[devices]]`) and sends them to every node. A
+node's own file has what is local to the node.
+
+| command | its file has |
+|---|---|
+| `sfl run FILE` | everything; each entry of `[[devices]]` also has the local keys of its device |
+| `sfl cloud FILE` | everything but the nodes |
+| `sfl edge FILE` | a table `[edge]` |
+| `sfl device FILE` | a table `[device]` |
+
+The same run on three machines:
 
 ```
 sfl cloud run.toml --set cloud.listen=0.0.0.0:7000   # run.toml: everything but the nodes
@@ -59,17 +73,20 @@ sfl edge edge.toml                                   # [edge]: listen, cloud = "
 sfl device pi.toml                                   # [device]: name, edge = "EDGE:7001", train
 ```
 
-A path never comes from another machine: a device opens the files that its own file names, and no
-others. What else it agrees to says its `[device.consent]`. Where the machines have more than one
-edge, `run.edges` names them all.
-
-Each with its certificate, as a table `tls` (`[edge.tls]`) or a folder (`--certs DIR`), from
-`sfl ca issue`; see [security](security.md). Without, addresses other than loopback need
-`--insecure`.
-
-Every run writes the settings that took effect to `runs/ID/config.toml`; `sfl run` on that file
-repeats the run.
+- A path never comes from another machine. A device opens only the files that its own file names.
+  `[device.consent]` says what else it agrees to.
+- With more than one edge, `run.edges` names them all.
+- Each node has its certificate from `sfl ca issue`: as a table `tls` (`[edge.tls]`), or as a folder
+  (`--certs DIR`). See [security](security.md). Without certificates, addresses other than loopback
+  need `--insecure`.
 """
+
+MOST_IN_A_CELL = 200
+"""Characters of a table's cell; what is longer has its first sentence there, the rest below."""
+
+_SENTENCE_END = re.compile(r"(?<=[.:]) (?=[A-Z`])|(?<=\.\)) ")
+_CODE = re.compile(r"`[^`]+`")
+_PAGE = re.compile(r"\bdocs/(\w+)\.md\b")
 
 SECTIONS: tuple[tuple[str, type[BaseModel]], ...] = (
     ("[run]", RunSection),
@@ -103,14 +120,44 @@ def document() -> str:
 
 
 def _section(title: str, kind: type[BaseModel]) -> str:
-    summary = textwrap.fill(" ".join((kind.__doc__ or "").split()), 100, break_on_hyphens=False)
-    rows = "\n".join(_row(name, field) for name, field in kind.model_fields.items())
-    return f"## `{title}`\n\n{summary}\n\n| key | type | default | meaning |\n|---|---|---|---|\n{rows}\n"
+    fields = kind.model_fields.items()
+    rows = "\n".join(_row(name, field) for name, field in fields)
+    table = f"| key | type | default | meaning |\n|---|---|---|---|\n{rows}\n"
+    more = [_item(name, rest) for name, field in fields if (rest := _meaning(field)[1])]
+    details = ["More about these keys:\n", *more, ""] if more else []
+    return "\n".join(
+        [f"## `{title}`\n", f"{_filled(_linked(kind.__doc__ or ''))}\n", table, *details]
+    )
 
 
 def _row(name: str, field: FieldInfo) -> str:
-    meaning = " ".join((field.description or "").split()).replace("|", "\\|")
+    meaning = _meaning(field)[0].replace("|", "\\|")
     return f"| `{name}` | {_kind(field)} | {_default(field)} | {meaning} |"
+
+
+def _meaning(field: FieldInfo) -> tuple[str, str]:
+    """What a key means: for its cell, and what is too long for one."""
+    whole = _linked(" ".join((field.description or "").split()))
+    if len(whole) <= MOST_IN_A_CELL:
+        return whole, ""
+    first, *rest = _SENTENCE_END.split(whole)
+    return f"{first} See below.", " ".join(rest)
+
+
+def _item(name: str, text: str) -> str:
+    return _filled(f"- **`{name}`**: {text}", "  ")
+
+
+def _linked(text: str) -> str:
+    """`docs/NAME.md` as a link to that page."""
+    return _PAGE.sub(r"[\1](\1.md)", text)
+
+
+def _filled(text: str, indent: str = "") -> str:
+    """Lines of at most 100 characters; inline code stays on one."""
+    whole = _CODE.sub(lambda code: code[0].replace(" ", "\0"), " ".join(text.split()))
+    filled = textwrap.fill(whole, 100, subsequent_indent=indent, break_on_hyphens=False)
+    return filled.replace("\0", " ")
 
 
 def _kind(field: FieldInfo) -> str:

@@ -10,7 +10,7 @@ from sfl.config.base import Section
 
 
 class CodecChange(Section):
-    """Codecs that differ from the run's: for one device, or from a round on."""
+    """Codecs that differ from the run's, for one device or from a round on."""
 
     activation: str | None = None
     """Hidden states from a device to its edge."""
@@ -23,7 +23,7 @@ class CodecChange(Section):
     evaluation: str | None = None
     """Hidden states of evaluations, both ways."""
     adapter: str | None = None
-    """What changed in the adapter, both ways."""
+    """Changes of the adapter, both ways."""
 
 
 class ScheduledCodec(CodecChange):
@@ -32,7 +32,7 @@ class ScheduledCodec(CodecChange):
     from_round: PositiveInt
     """First round of the change."""
     device: str | None = None
-    """The device it is for; default: all."""
+    """The device that it applies to. Default: all."""
 
 
 AUTO_CODECS = ("none", "bf16", "compact")
@@ -49,25 +49,25 @@ class CodecSettings(Section):
     """How tensors are compressed on the wire, by role and direction (docs/compression.md)."""
 
     activation: str = "compact"
-    """Hidden states from a device to its edge: a preset (`none`, `fp16`, `int8`, `fine`, `compact`,
-    `sft`, `extreme`) or stages, e.g. `topk(0.3) | stochastic(4) | zstd`. `auto`, of both
-    directions: every device rehearses a few steps with `compact`, `bf16` and `none` over its real
-    link before the first round, and the most exact of those that are quick is written into the
-    effective configuration, for each device."""
+    """Hidden states from a device to its edge. A preset (`none`, `fp16`, `int8`, `fine`, `compact`,
+    `sft`, `extreme`), or stages such as `topk(0.3) | stochastic(4) | zstd`. `auto` is for
+    `activation` and `gradient` together: before the first round every device rehearses a few steps
+    with `compact`, `bf16` and `none` over its real link. It gets the most exact of those that are
+    fast. The effective configuration records the choice for each device."""
     gradient: str = "compact"
     """Their gradients, from the edge to the device."""
     hidden: str | None = None
-    """U-shaped: hidden states from the edge back to the device; default: as `activation`."""
+    """U-shaped: hidden states from the edge back to the device. Default: as `activation`."""
     tail_gradient: str | None = None
-    """U-shaped: their gradients, from the device to the edge; default: as `gradient`."""
+    """U-shaped: their gradients, from the device to the edge. Default: as `gradient`."""
     evaluation: str | None = None
-    """Hidden states of evaluations, both ways; default: `none` where `activation` is `none`, else
-    `fine`, so that what is reported is the adapter's quality and not the codec's."""
+    """Hidden states of evaluations, both ways. Default: `none` where `activation` is `none`,
+    otherwise `fine`. The result is then the adapter's quality and not the codec's."""
     adapter: str = "none"
     """Changes of the adapter between a device and its edge, both ways, with error feedback, e.g.
-    `stochastic(4) | zstd`; a stream's first adapter travels whole."""
+    `stochastic(4) | zstd`. A stream's first adapter is sent in full."""
     schedule: tuple[ScheduledCodec, ...] = ()
-    """Changes between rounds, later ones winning."""
+    """Changes between rounds. Later ones win."""
 
     @model_validator(mode="after")
     def _auto_is_of_both_directions(self) -> Self:

@@ -13,16 +13,16 @@ Extent = Literal["none", "sample", "all"]
 
 
 class EvaluationSettings(Section):
-    """When adapters are tried on held-out examples, and on how many of them."""
+    """When adapters are evaluated on held-out examples, and on how many of them."""
 
     every: PositiveInt = 2
-    """Rounds from one evaluation to the next. The adapter before training and the one that the run
-    leaves are always evaluated."""
+    """Rounds from one evaluation to the next. The adapter before training and the run's final
+    adapter are always evaluated."""
     max_examples: NonNegativeInt = 32
-    """Held-out examples of a device that evaluations between rounds take, the same ones each time;
-    0: all."""
+    """Most held-out examples of a device in evaluations between rounds, the same ones each time. 0:
+    all."""
     full: bool = True
-    """Take all held-out examples before training and at the end; false: never more than
+    """Use all held-out examples before training and at the end. false: never more than
     `max_examples`."""
 
     def extent(self, adapter: int, rounds: int) -> Extent:

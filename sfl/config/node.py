@@ -37,30 +37,30 @@ class TlsSettings(Section):
     the node is TLS 1.3 with certificates on both ends."""
 
     ca: Path
-    """The CA's certificate; peers must have theirs from it."""
+    """The CA's certificate. Peers must have theirs from it."""
     cert: Path
     """The node's certificate, with its role and name."""
     key: Path
-    """Its private key; nobody but the node's user should be able to read the file."""
+    """Its private key. Only the node's user should be able to read the file."""
 
 
 class MetricsSettings(Section):
     """Where a node serves `/metrics` for Prometheus."""
 
     enabled: bool = True
-    """Serve `/metrics` at all."""
+    """Whether to serve `/metrics`."""
     host: str = "127.0.0.1"
-    """Address to bind: loopback, or a LAN address to let a Prometheus elsewhere scrape."""
+    """Address to bind: loopback, or a LAN address for a Prometheus on another machine."""
     port: Port = 0
-    """TCP port; 0 takes a free one and logs it."""
+    """TCP port. 0 takes a free one and logs it."""
     cert: Path | None = None
-    """Serve over TLS with this certificate; with `key`."""
+    """Serve over TLS with this certificate. Needs `key`."""
     key: Path | None = None
     """Its private key."""
     username: str | None = None
-    """Ask for this name and a password (HTTP basic auth); with `password_file`."""
+    """Ask for this name and a password (HTTP basic auth). Needs `password_file`."""
     password_file: Path | None = None
-    """File with the password, so that it stands in no setting and no process list."""
+    """File with the password, so that it is in no setting and no process list."""
 
     @model_validator(mode="after")
     def _in_pairs(self) -> Self:
@@ -71,11 +71,11 @@ class MetricsSettings(Section):
 
 
 class TracingSettings(Section):
-    """Where the cloud sends the timeline of a step of each round, as OpenTelemetry traces."""
+    """Where the cloud sends the timeline of one step of each round, as OpenTelemetry traces."""
 
     endpoint: str = Field(default="", pattern=r"^(https?://.+)?$")
-    """A collector's address for OTLP over HTTP, as `http://127.0.0.1:4318/v1/traces`; empty: none
-    is sent. Needs the extra `otel` (docs/monitoring.md)."""
+    """A collector's address for OTLP over HTTP, such as `http://127.0.0.1:4318/v1/traces`. Empty:
+    no traces are sent. Needs the extra `otel` (docs/monitoring.md)."""
 
 
 def read_hours(text: str) -> tuple[time, time]:
@@ -103,25 +103,26 @@ Percent = Annotated[float, Field(gt=0.0, le=100.0)]
 
 
 class PauseSettings(Section):
-    """When a device rests, between two steps and before it joins (docs/boards.md). It stays
-    connected meanwhile; a round that does not wait so long goes on without it."""
+    """When a device pauses, between two steps and before it joins (docs/boards.md). It stays
+    connected meanwhile. A round that does not wait that long goes on without it."""
 
     above_celsius: Celsius | None = None
-    """Rest while the hottest sensor reads more than this."""
+    """Pause while the hottest sensor reads more than this."""
     cool_celsius: Celsius | None = None
-    """Once hot, go on at this; default: 5 below `above_celsius`."""
+    """Temperature at which a hot device continues. Default: 5 below `above_celsius`."""
     below_percent: Percent | None = None
-    """Rest while the battery has less than this, on a charger or not."""
+    """Pause while the battery has less than this, on a charger or not."""
     charged_percent: Percent | None = None
-    """Once low, go on at this; default: 5 above `below_percent`, at most 100."""
+    """Charge at which a device with a low battery continues. Default: 5 above `below_percent`, at
+    most 100."""
     hours: tuple[Hours, ...] = ()
-    """Train in these spans of local time only, as `["22:00-06:00"]`; empty: always."""
+    """Train only in these hours of local time, e.g. `["22:00-06:00"]`. Empty: always."""
     metered: bool = False
-    """Rest while NetworkManager calls the link of the default route metered."""
+    """Pause while NetworkManager calls the link of the default route metered."""
     metered_interfaces: tuple[str, ...] = ()
-    """Rest while the default route goes through one of these, as `["wwan*", "usb0"]`."""
+    """Pause while the default route goes through one of these, e.g. `["wwan*", "usb0"]`."""
     check_interval: Seconds = 5.0
-    """Seconds between two looks at sensors and clock."""
+    """Seconds between two checks of sensors and clock."""
 
     @model_validator(mode="after")
     def _apart(self) -> Self:
@@ -152,7 +153,7 @@ class CloudNode(Section):
     """The cloud process."""
 
     listen: str = "127.0.0.1:0"
-    """`host:port` that edges dial; port 0 takes a free one."""
+    """`host:port` that edges connect to. Port 0 takes a free one."""
     tls: TlsSettings | None = None
     """The cloud's certificate."""
     metrics: MetricsSettings = MetricsSettings()
@@ -167,65 +168,66 @@ class EdgeConfig(Section):
     name: NodeName = "edge"
     """Name of this edge, unique in the run."""
     listen: str = "127.0.0.1:0"
-    """`host:port` that devices dial; port 0 takes a free one."""
+    """`host:port` that devices connect to. Port 0 takes a free one."""
     cloud: str = ""
     """`host:port` of the cloud."""
     model: str | None = None
-    """Model folder or hub name on this machine; the run's `model.path` where it is not given."""
+    """Model folder or hub name on this machine. Default: the run's `model.path`."""
     threads: Threads = "auto"
-    """Torch threads of the compute thread; `auto`: all cores. Changes bits, so it is recorded."""
+    """Torch threads of the compute thread. `auto`: all cores. It changes bits, so it is
+    recorded."""
     dtype: Dtype | None = None
-    """Precision of this node, where it is not the run's `model.dtype`."""
+    """Precision of this node, if it is not the run's `model.dtype`."""
     device: str | tuple[str, ...] = "cpu"
-    """Where the blocks are computed: `cpu`, `cuda:0`, or several as `["cuda:0", "cuda:1"]`, over
-    which blocks are laid in ranges, by the memory that is free (docs/precision.md)."""
+    """Where the blocks are computed: `cpu`, `cuda:0`, or several as `["cuda:0", "cuda:1"]`. Several
+    share the blocks in ranges, by the memory that is free (docs/precision.md)."""
     quantised: QuantisedSetting = "none"
-    """Hold the frozen linear layers of this node's blocks in `nf4` (4.5 bits a weight) or `int8`;
-    slower on a CPU, and it needs the extra `quantised` (docs/precision.md). `auto`: the first of
-    these that runs here, else `none`, with a warning that says why."""
+    """Hold the frozen linear layers of this node's blocks in `nf4` (4.5 bits a weight) or `int8`.
+    It is slower on a CPU, and needs the extra `quantised` (docs/precision.md). `auto`: the first of
+    these that runs here, otherwise `none`, with a warning that says why."""
     order: Literal["first_come", "longest_tail", "fair_share"] = "first_come"
-    """Which waiting device the edge serves next: the first to come, the one that has most left to
-    do itself, or the one served least. Changes no bit of the result."""
+    """Which waiting device the edge serves next: the first to come, the one that has most of its
+    own work left, or the one served least. Changes no bit of the result (docs/edge.md)."""
     batch_devices: PositiveInt = 1
-    """Compute waiting jobs of up to so many devices, with the same cut and like lengths, as one
-    batch, each row with its own device's LoRA. What is waiting depends on timing, so more than 1
-    gives up repeating a run bit for bit. Refused, by `sfl run` and by an edge that learns of the
-    run, in topology `u_shaped`, with computation `reference` and where anything draws dropout."""
+    """Most devices whose waiting jobs are computed as one batch. The jobs have the same cut and
+    similar lengths, and each row has its own device's LoRA. With more than 1 a run no longer
+    repeats bit for bit, because which jobs wait depends on timing. Refused in topology `u_shaped`,
+    with computation `reference` and with dropout (docs/edge.md)."""
     memory: Size | None = None
-    """Most memory this process may take, e.g. `4GB`. `in_flight` and `credits` are lowered, and
-    `recompute` switched on for as many devices as it takes, to stay within it; where that does not
-    do, the run is refused before it starts."""
+    """Most memory that this process may take, such as `4GB`. To stay within it, the edge lowers
+    `in_flight` and `credits`, and switches `recompute` on for as many devices as needed. A run that
+    still does not fit is refused before it starts (docs/memory.md)."""
     in_flight: PositiveInt = 8
-    """Activations that may lie decoded on this edge at once, over all devices; others wait as the
-    bytes they came in."""
+    """Most decoded activations on this edge at once, over all devices. Others wait as bytes."""
     credits: Annotated[int, Field(gt=0, le=4096)] | None = None
-    """Micro-batches of one device that may be in flight at once at this edge, where fewer than
-    `network.credits`; the edge tells its devices. Changes no bit."""
+    """Micro-batches of one device that may be in flight at once at this edge, if fewer than
+    `network.credits`. The edge tells its devices. Changes no bit."""
     recompute: bool | tuple[str, ...] = False
-    """Keep a block's input instead of all that its backward needs, and run it again then; U-shaped,
-    between the two halves of a step, only the input of all blocks. Less memory, a third more
-    computing, the same bits. Or the names of the devices for which to do so."""
+    """Keep only a block's input, and run the block again for its backward. U-shaped: keep only the
+    input of all blocks between the two halves of a step. It takes less memory and a third more
+    computing, and changes no bit. `true`, or the names of the devices to do it for."""
     resident_adapters: PositiveInt | None = None
-    """Devices whose LoRA and optimizer stay in memory, the last used ones; those of the others rest
-    in files of `rest_dir` between their steps. Who is amid a step stays, so it saves little where
-    a step is several messages: with micro-batches, `max_grad_norm` or topology `u_shaped`. Changes
-    no bit. Default: all stay."""
+    """Most devices whose LoRA and optimizer state stay in memory: the last used ones. Those of the
+    others are swapped to files in `rest_dir` between their steps. A device in the middle of a step
+    stays, so it saves little where a step is several messages: with micro-batches, `max_grad_norm`
+    or topology `u_shaped`. Changes no bit. Default: all stay."""
     rest_dir: Path = Path("~/.cache/sfl/resting")
-    """Where they rest, in unnamed files that are gone when the edge ends, even killed."""
+    """Folder of the swapped adapters. The files have no name, and are gone when the edge ends, even
+    if it is killed."""
     cache_dir: Path = Path("~/.cache/sfl")
-    """Where what `delta(sample)` remembers of devices' examples lies, in unnamed files that go with
-    their stream; a disk with room, as it is a row for each token."""
+    """Folder for what `delta(sample)` remembers of devices' examples. The files have no name, and
+    are gone with their stream. Use a disk with space: it is a row for each token."""
     rest_in: Literal["disk", "memory"] = "disk"
-    """`memory`: they rest in this machine's memory instead, where `device` is CUDA."""
+    """Where adapters are swapped to. `memory`: to this machine's memory, if `device` is CUDA."""
     connect_timeout: Seconds = 60.0
-    """Seconds to go on trying to reach the cloud; 15 under `sfl run`, unless given."""
+    """Seconds to keep trying to reach the cloud. 15 under `sfl run`, unless given."""
     proxy: bool = False
-    """Dial the cloud through the proxy that `grpc_proxy`, `https_proxy` or `http_proxy` names in
-    the environment. Without it these are not looked at."""
+    """Connect to the cloud through the proxy that `grpc_proxy`, `https_proxy` or `http_proxy` names
+    in the environment. Without it these variables are ignored."""
     tls: TlsSettings | None = None
     """The edge's certificate, shown to its devices and to the cloud."""
     metrics: MetricsSettings = MetricsSettings()
-    """Prometheus endpoint of the edge; it also shows its devices' series."""
+    """Prometheus endpoint of the edge. It also shows its devices' series."""
 
     @model_validator(mode="after")
     def _devices_make_sense(self) -> Self:
@@ -253,52 +255,55 @@ class LocalDevice(Section):
     train: Path | str | None = None
     """Training data: a JSONL, CSV, TSV, text or Parquet file, or a Hugging Face dataset."""
     eval: Path | str | None = None
-    """Held-out data of this device; without it `eval_split` or `data.eval_fraction` of `train`."""
+    """Held-out data of this device. Default: `eval_split`, or `data.eval_fraction` of `train`."""
     split: str | None = None
-    """Split of this device's own `train`, where it is not `data.split`."""
+    """Split of this device's own `train`, if it is not `data.split`."""
     eval_split: str | None = None
     """Split of this device's own `eval` or `train` to evaluate on."""
     subset: str | None = None
-    """Subset of this device's own datasets, where it is not `data.subset`."""
+    """Subset of this device's own datasets, if it is not `data.subset`."""
     model: str | None = None
-    """Model folder on this device; without it the span's weights come from the edge."""
+    """Model folder on this device. Without it the edge sends the weights of this device's
+    blocks."""
     cache_dir: Path = Path("~/.cache/sfl")
     """Where weights and the tokenizer received from an edge are kept, by content hash."""
     threads: Threads = "auto"
-    """Torch threads; `auto`: the machine's cores, shared out under `sfl run`."""
+    """Torch threads. `auto`: the machine's cores, divided among the nodes under `sfl run`."""
     dtype: Dtype | None = None
-    """Precision of this node, where it is not the run's `model.dtype`."""
+    """Precision of this node, if it is not the run's `model.dtype`."""
     quantised: QuantisedSetting = "none"
-    """Hold the frozen linear layers of this node's blocks in `nf4` (4.5 bits a weight) or `int8`;
-    slower on a CPU, and it needs the extra `quantised` (docs/precision.md). `auto`: the first of
-    these that runs here, else `none`, with a warning that says why."""
+    """Hold the frozen linear layers of this node's blocks in `nf4` (4.5 bits a weight) or `int8`.
+    It is slower on a CPU, and needs the extra `quantised` (docs/precision.md). `auto`: the first of
+    these that runs here, otherwise `none`, with a warning that says why."""
     memory: Size | None = None
-    """Most memory this process may take, e.g. `450MB`. What it takes is foretold before anything is
-    loaded; the embedding then stays on disk and blocks run again for their backward as far as is
-    needed, which changes no bit; then batches are cut into `micro_batches`; last, where dtype is
-    `auto`, bfloat16 is taken. Where that does not do, the device refuses to join."""
+    """Most memory that this process may take, such as `450MB`. It is forecast before anything is
+    loaded. As far as needed, the embedding then stays on disk and blocks run again for their
+    backward, which changes no bit. Next, batches are cut into `micro_batches`. Last, if dtype is
+    `auto`, bfloat16 is used. If that is not enough, the device refuses to join (docs/memory.md)."""
     micro_batches: PositiveInt = 1
-    """More than 1: cut a batch into at least so many pieces and hold one at a time, which equals
-    the run's `micro_batches` to rounding. Raised where `memory` needs it, and then recorded."""
+    """More than 1: cut a batch into at least this many pieces, and hold one at a time. The result
+    equals the run's `micro_batches` to rounding. The number is raised where `memory` needs it, and
+    then recorded."""
     embedding: Literal["auto", "disk", "memory"] = "auto"
-    """Where the token embedding is: in `memory`, or on `disk`, its rows read as they are used.
-    `auto`: on disk from 16 MB on. Where a U-shaped device's head shares it, always in memory."""
+    """Where the token embedding is: in `memory`, or on `disk`, from which rows are read when they
+    are used. `auto`: on disk from 16 MB on. If a U-shaped device's head shares it, it is always in
+    memory."""
     heap: Literal["auto", "keep", "return"] = "auto"
-    """`return`: freed tensors go back to the system at once, which is smaller. `keep`: they go back
-    when a round ends, which is faster. `auto`: `keep` under `sfl run` on a machine with memory to
-    spare and no `memory` here, else `return`. Changes no bit."""
+    """When freed tensors go back to the system. `return`: at once, which is smaller. `keep`: when a
+    round ends, which is faster. `auto`: `keep` under `sfl run` on a machine with memory to spare
+    and no `memory` here, otherwise `return`. Changes no bit."""
     connect_timeout: Seconds = 60.0
-    """Seconds to go on trying to reach the edge, and seconds that the edge may be silent before it
-    takes the device in; 15 under `sfl run`, unless given."""
+    """Seconds to keep trying to reach the edge, and seconds that the edge may be silent before it
+    admits the device. 15 under `sfl run`, unless given."""
     proxy: bool = False
-    """Dial the edge through the proxy that `grpc_proxy`, `https_proxy` or `http_proxy` names in
-    the environment. Without it these are not looked at."""
+    """Connect to the edge through the proxy that `grpc_proxy`, `https_proxy` or `http_proxy` names
+    in the environment. Without it these variables are ignored."""
     tls: TlsSettings | None = None
-    """The device's certificate, which its edge knows it by."""
+    """The device's certificate, by which its edge knows it."""
     metrics: MetricsSettings = MetricsSettings(enabled=False)
-    """Prometheus endpoint of the device: off, since its edge shows its series."""
+    """Prometheus endpoint of the device. Off, because its edge shows its series."""
     pause: PauseSettings = PauseSettings()
-    """When the device rests: too hot, too little charge, outside hours, on a metered link."""
+    """When the device pauses: too hot, battery low, outside hours, on a metered link."""
 
 
 class ConsentSettings(Section):
@@ -306,15 +311,16 @@ class ConsentSettings(Section):
     (docs/security.md)."""
 
     min_cut_layer: NonNegativeInt = 1
-    """Fewest blocks that this device holds itself. At 0 it sends embeddings, which are as good as
-    its text."""
+    """Fewest blocks that this device holds itself. At 0 it sends embeddings, which reveal its
+    text."""
     topologies: tuple[Topology, ...] = ("vanilla", "u_shaped")
-    """Topologies it takes part in; `["u_shaped"]`: its labels never leave it."""
+    """Topologies in which it takes part. With `["u_shaped"]` its labels never leave it."""
     codecs: tuple[str, ...] = ()
-    """Codecs that it uses, as a run writes them, e.g. `["compact", "fine"]`; an adapter may
-    always travel whole. Empty: every codec."""
+    """Codecs that it uses, as a run writes them, e.g. `["compact", "fine"]`. An adapter may always
+    be sent in full. Empty: every codec."""
     data_dirs: tuple[Path, ...] = ()
-    """Folders that its data files lie in; a file elsewhere is refused at the start. Empty: any."""
+    """Folders in which its data files must be. A file elsewhere is refused at the start. Empty: any
+    folder."""
 
 
 class DeviceConfig(LocalDevice):
@@ -325,9 +331,9 @@ class DeviceConfig(LocalDevice):
     edge: str = ""
     """`host:port` of its edge."""
     shared_train: Path | str | None = None
-    """A training file that holds the rows of all devices: this one takes its part of it, by the
-    run's `data.partition`. For where it has no `train`."""
+    """A training file with the rows of all devices, if the device has no `train`. This device takes
+    its part of it, by the run's `data.partition`."""
     shared_eval: Path | str | None = None
-    """The same for held-out data, for where it has no `eval`."""
+    """The same for held-out data, if the device has no `eval`."""
     consent: ConsentSettings = ConsentSettings()
     """What this device agrees to."""

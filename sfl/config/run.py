@@ -41,24 +41,24 @@ class RunSection(Section):
     """What is run, and for how long."""
 
     id: RunId = ""
-    """Name of the run and of its folder; empty: date, time and a short random tail."""
+    """Name of the run and of its folder. Empty: date, time and a short random suffix."""
     output_dir: Path = Path("runs")
-    """Folder that the run's own folder is made in."""
+    """Folder in which the run's own folder is made."""
     seed: NonNegativeInt = 0
     """Seed that every keyed random choice derives from."""
     topology: Topology = "vanilla"
-    """`vanilla`: labels and loss at the edge. `u_shaped`: the device also holds the end of the
+    """`vanilla`: labels and loss are at the edge. `u_shaped`: the device also holds the end of the
     model, so labels and logits never leave it."""
     rounds: PositiveInt = 4
-    """Rounds: each trains `local_steps` on every device and ends in one aggregation."""
+    """Number of rounds. Each trains `local_steps` on every device and ends in one aggregation."""
     min_devices: PositiveInt | None = None
-    """Fewest devices a round may close with; default: all but one (one, where there is one), or as
-    many as `aggregation.strategy` needs."""
+    """Fewest devices with which a round may close. Default: all but one (one, if there is one), or
+    as many as `aggregation.strategy` needs."""
     keep_round_adapters: bool = False
     """Keep the aggregated adapter of every round under `adapters/`."""
     edges: tuple[NodeName, ...] = ()
     """Names of the run's edges. The cloud refuses every other edge, whatever its certificate.
-    Default: the one of `[edge]`, by `edge.name`."""
+    Default: the edge of `[edge]`, by `edge.name`."""
 
     @model_validator(mode="after")
     def _edges_are_different(self) -> Self:
@@ -74,15 +74,16 @@ class ModelSettings(Section):
     path: str
     """A Hugging Face folder, or a name on the hub; safetensors only."""
     task: Task = "causal_lm"
-    """What the head does."""
+    """What the head computes."""
     labels: tuple[str, ...] = ()
     """Class names, in order, for `sequence_classification`."""
     max_length: PositiveInt = 512
-    """Longest sequence in tokens, at most the model's context, which bounds the default."""
+    """Longest sequence in tokens. The model's context is the upper bound."""
     dtype: Dtype = "float32"
-    """Precision of the frozen weights and of the arithmetic; LoRA stays in float32. `autocast`:
+    """Precision of the frozen weights and of the arithmetic. LoRA stays in float32. `autocast`:
     products in bfloat16 over float32 weights. `auto`: each node measures float32 against bfloat16
-    once, takes bfloat16 where it is clearly faster, and the effective configuration says which."""
+    once, and takes bfloat16 where it is clearly faster. The effective configuration records the
+    choice."""
 
     @model_validator(mode="after")
     def _labels_fit_task(self) -> Self:
@@ -99,32 +100,34 @@ class LoraSettings(Section):
     """The adapter: LoRA (Hu et al., 2106.09685) on both sides of the cut."""
 
     rank: PositiveInt = 8
-    """Rank r of the global adapter; a device may have a smaller one (`devices.rank`)."""
+    """Rank r of the global adapter. A device may have a smaller one (`devices.rank`)."""
     alpha: PositiveFloat = 16.0
-    """The update is scaled by alpha / r, r being the rank of the adapter at hand."""
+    """The update is scaled by alpha / r. Here r is the rank of the adapter itself: a device's own,
+    or the global one."""
     dropout: Fraction = 0.0
     """Dropout on the input of A, drawn from keyed generators."""
     target_modules: tuple[str, ...] = ()
-    """Names of the linear layers that get LoRA; empty: the family's default."""
+    """Names of the linear layers that get LoRA. Empty: the family's default."""
 
 
 class TrainingSettings(Section):
-    """Local optimisation: AdamW on device and edge alike, moments kept over rounds."""
+    """Local optimisation. Device and edge use AdamW, and keep its moments over rounds."""
 
     batch_size: PositiveInt = 8
     """Sequences of one optimizer step."""
     computation: Literal["auto", "reference", "lean"] = "auto"
-    """`reference` computes what an unsplit transformers loop does, bit for bit: padded batches,
-    logits at every position. `lean` computes only what counts, which is faster, smaller, and equal
-    to rounding. `auto`: reference where no codec of the run changes a bit, else lean."""
+    """How a batch is computed. `reference`: the same as an unsplit transformers loop, bit for bit,
+    with padded batches and logits at every position. `lean`: only what counts is computed. It is
+    faster and smaller, and equal to rounding. `auto`: `reference` where no codec of the run changes
+    a bit, otherwise `lean`."""
     micro_batches: PositiveInt | Literal["auto"] = 1
-    """Micro-batches a step is cut into; more than one lets device, link and edge overlap. `auto`:
-    every device rehearses a few steps with 1, 2, 4, ... of them before the first round, and what
-    suits the slowest is written into the effective configuration."""
+    """Micro-batches of one step. With more than one, device, link and edge work at the same time.
+    `auto`: before the first round every device rehearses a few steps with 1, 2, 4, ... of them. The
+    number that suits the slowest device is written into the effective configuration."""
     local_steps: PositiveInt | None = None
-    """Optimizer steps a round; exclusive with `local_epochs`."""
+    """Optimizer steps in a round. Use this or `local_epochs`, not both."""
     local_epochs: PositiveInt | None = None
-    """Passes over a device's data a round; the default is one."""
+    """Passes over a device's data in a round. Default: one."""
     learning_rate: PositiveFloat = 1e-3
     """Peak learning rate."""
     weight_decay: NonNegativeFloat = 0.0
@@ -134,11 +137,11 @@ class TrainingSettings(Section):
     eps: PositiveFloat = 1e-8
     """AdamW's epsilon."""
     schedule: Literal["linear", "cosine", "constant"] = "linear"
-    """Shape of the learning rate over all of the run's steps, after the warmup."""
+    """Shape of the learning rate over all steps of the run, after the warmup."""
     warmup_steps: NonNegativeInt = 0
     """Steps over which the learning rate rises linearly from 0."""
     max_grad_norm: PositiveFloat | None = None
-    """Clip the gradient's norm over device and edge together; off by default."""
+    """Clip the gradient's norm over device and edge together. Off by default."""
 
     @model_validator(mode="after")
     def _one_length(self) -> Self:
@@ -154,49 +157,53 @@ class TrainingSettings(Section):
 
 
 class AggregationSettings(Section):
-    """How the adapters of a round become the next global one (docs/aggregation.md)."""
+    """How the adapters of a round become the next global adapter (docs/aggregation.md)."""
 
     strategy: Annotated[str, OneOf(STRATEGIES)] = "fedavg"
-    """The rule; `flexlora` and `flora` take devices of unequal ranks."""
+    """The rule. `flexlora` and `flora` accept devices of different ranks."""
     mu: NonNegativeFloat = 0.01
     """`fedprox`: weight of the pull back to the round's global adapter."""
     server_learning_rate: PositiveFloat | None = None
-    """`fedavgm` (default: 1), `fedadam` and `fedyogi` (default: 0.002): the cloud's step."""
+    """The cloud's step, for `fedavgm` (default 1), `fedadam` and `fedyogi` (default 0.002)."""
     momentum: Fraction = 0.9
-    """`fedavgm`: share of the last step that is taken again."""
+    """`fedavgm`: share of the last step that is applied again."""
     betas: tuple[Fraction, Fraction] = (0.9, 0.99)
     """`fedadam`, `fedyogi`: decay rates of the cloud's two moments."""
     tau: PositiveFloat = 1e-3
-    """`fedadam`, `fedyogi`: added to the root of the second moment; small adapts more."""
+    """`fedadam`, `fedyogi`: added to the root of the second moment. A small value adapts more."""
     trim_fraction: Annotated[float, Field(gt=0.0, lt=0.5)] = 0.2
-    """`trimmed_mean`: share of the devices left out at each end, rounded up."""
+    """`trimmed_mean`: share of the devices that are left out at each end, rounded up."""
     byzantine: NonNegativeInt = 1
-    """`krum`, `multi_krum`: devices that may send anything; needs 2 x this + 3 devices."""
+    """`krum`, `multi_krum`: number of devices that may send anything. Needs 2 x this + 3
+    devices."""
     selected: PositiveInt | None = None
-    """`multi_krum`: devices averaged; default: those that took part, less `byzantine` + 2."""
+    """`multi_krum`: number of devices that are averaged. Default: those that took part, less
+    `byzantine` + 2."""
     rank_partitioned: bool = False
-    """`flexlora`: weigh each component among the devices whose rank reaches it, so that those of
-    smaller rank do not shrink it (docs/aggregation.md)."""
+    """`flexlora`: weigh each component only among the devices whose rank reaches it. Devices of
+    smaller rank then do not shrink it (docs/aggregation.md)."""
     max_update_norm: PositiveFloat | Literal["auto", "off"] = "auto"
     """Longest change of the adapter that counts, as a Euclidean norm. `auto`: five times the median
-    of this round's other devices, and never further than AdamW can go in the round's steps."""
+    of this round's other devices, but at most as far as AdamW can go in the round's steps. `off`:
+    nothing is measured."""
     large_updates: Literal["auto", "refuse", "clip"] = "auto"
-    """What becomes of a longer one. `refuse`: the device is left out of the round, with a strike,
-    as long as enough others are left. `clip`: it counts, shortened to the bound. `auto`: `refuse`
-    for what is beyond a number of yours or further than AdamW can go, else `clip`: an honest device
-    with data that the others never saw also moves much further than they do."""
+    """What happens to an update beyond `max_update_norm`. `refuse`: the device is left out of the
+    round, with a strike, as long as enough others remain. `clip`: the update counts, shortened to
+    the bound. `auto`: `refuse` for an update beyond your own number or further than AdamW can go,
+    otherwise `clip`. An honest device with data that the others never saw also moves much further
+    than they do."""
     max_examples: PositiveInt = 10_000_000
-    """Most training examples that a device may say it has, which is its weight and makes its steps;
-    one that says more is not let in. It may hold out as many more."""
+    """Most training examples that a device may claim. The number is its weight, and decides its
+    steps. A device that claims more is refused at the door. It may hold out as many again."""
     max_weight_share: Annotated[float, Field(gt=0.0, le=1.0)] = 1.0
-    """Most of a round's weights that one device may have, whatever examples it says it has; 1: no
-    bound. The strategies that count every device once do not need it."""
+    """Largest share of a round's weights for one device, whatever number of examples it claims. 1:
+    no bound. Strategies that count every device once do not need it."""
     max_parameters: PositiveInt = 1 << 28
-    """Most values that an adapter may have where the cloud has no copy of the model to ask; edges
-    that say more are refused. The cloud keeps 4 bytes of each."""
+    """Most values in an adapter, where the cloud has no copy of the model to check. Edges that
+    state more are refused. The cloud keeps 4 bytes of each value."""
     strikes: PositiveInt = 3
-    """After so many offences a device is left out of the run for good: an update that is refused, a
-    message that breaks the contract, silence until a timeout (docs/aggregation.md)."""
+    """Number of offences after which a device is out of the run for good. An offence is a refused
+    update, a message that breaks the contract, or silence until a timeout (docs/aggregation.md)."""
 
     @model_validator(mode="after")
     def _options_are_read(self) -> Self:
@@ -232,63 +239,64 @@ class AggregationSettings(Section):
 
 
 class DataSettings(Section):
-    """What an example is, and how one file is shared out."""
+    """What an example is, and how one file is split among devices (docs/data.md)."""
 
     format: Literal["auto", "jsonl", "csv", "tsv", "text", "parquet", "dataset"] = "auto"
-    """File format; `auto` goes by the file's ending."""
+    """File format. `auto` goes by the file's ending."""
     layout: Literal["auto", "completion", "text", "messages", "instruction"] = "auto"
     """How a row of a causal task is laid out. `completion`: a prompt and its completion. `text`:
     plain text. `messages`: a conversation, also as ShareGPT's `conversations`. `instruction`:
-    Alpaca's instruction, input and output. `auto`: by the fields of the first row; the effective
-    configuration says which."""
+    Alpaca's instruction, input and output. `auto`: by the fields of the first row. The effective
+    configuration records the choice."""
     messages_field: str = "messages"
     """Field of a conversation: a list of messages with `role` and `content`."""
     prompt_field: str = "prompt"
     """Field of the prompt."""
     completion_field: str = "completion"
-    """Field of the completion, the only part the loss is taken over."""
+    """Field of the completion. Only this part is in the loss."""
     text_field: str = "text"
     """Field of plain text, or of the text to classify."""
     label_field: str = "label"
     """Field of the class name or number."""
     delimiter: str | None = None
-    """Column separator of CSV files; default: comma, or tab for TSV."""
+    """Column separator of CSV and TSV files. Default: comma, or tab for TSV."""
     quoting: Literal["auto", "minimal", "none"] = "auto"
-    """`minimal`: a field of a CSV or TSV file may stand in double quotes. `none`: quotation marks
-    are text. `auto`: `minimal` for CSV, `none` for TSV, as corpora are published."""
+    """`minimal`: a field of a CSV or TSV file may be in double quotes. `none`: quotation marks are
+    text. `auto`: `minimal` for CSV, `none` for TSV, as corpora are published."""
     columns: tuple[str, ...] = ()
-    """Names of the columns of CSV and TSV files without a header; empty: line 1 has the names."""
+    """Names of the columns of CSV and TSV files without a header. Empty: line 1 has the names."""
     split: str = "train"
     """Split of a Hugging Face dataset to train on."""
     eval_split: str = ""
-    """Split to evaluate on: of `eval`, or of what is trained on where no `eval` is named."""
+    """Split to evaluate on: of `eval`, or of the training dataset if no `eval` is named."""
     subset: str = ""
     """Subset (configuration) of a Hugging Face dataset that has several."""
     train: Path | str | None = None
-    """One training file for all devices, shared out by `partition`. Under `sfl run` only: a device
-    on a machine of its own names the file itself, as `device.shared_train`."""
+    """One training file for all devices, split by `partition`. Under `sfl run` only. A device on a
+    machine of its own names the file itself, as `device.shared_train`."""
     eval: Path | str | None = None
-    """One held-out file for all devices, shared out like `train`; elsewhere
+    """One held-out file for all devices, split like `train`. Under `sfl run` only. Elsewhere use
     `device.shared_eval`."""
     eval_fraction: Fraction = 0.1
-    """Share of a device's examples held out where no eval file is given."""
+    """Share of a device's examples that is held out if no eval file is given."""
     partition: Literal["iid", "field", "dirichlet"] = "iid"
-    """How one file is shared out: evenly, by a field's value, or by label with Dirichlet skew."""
+    """How one file is split: evenly, by a field's value, or by label with Dirichlet skew."""
     partition_field: str = ""
-    """Field that `partition = "field"` (its value is the device's name, or the values are dealt
-    out in turn) or `"dirichlet"` (default: the label) goes by."""
+    """Field for `partition`. `field`: the value is a device's name, or the values are assigned to
+    devices in turn. `dirichlet`: default is the label."""
     dirichlet_alpha: PositiveFloat = 0.5
-    """Concentration of the Dirichlet partition: small is skewed."""
+    """Concentration of the Dirichlet partition. A small value is skewed."""
     blocks: Literal["each", "joined", "first"] = "each"
     """How plain text is cut into blocks of `model.max_length` tokens. `each`: every text by itself,
-    nothing is lost. `joined`: texts one behind the other. `first`: the first block of each, the
-    rest is thrown away."""
+    nothing is lost. `joined`: texts one after another. `first`: the first block of each text, the
+    remainder is dropped."""
     chat_template: bool = True
-    """Apply the tokenizer's chat template to prompts, instructions and conversations, where it has
-    one. The effective configuration says whether it was applied."""
+    """Apply the tokenizer's chat template, if it has one, to prompts, instructions and
+    conversations. The effective configuration records whether it was applied."""
 
     chat_template_digest: str = ""
-    """Written by the run: which chat template was applied. A node that has another is refused."""
+    """Written by the run: the chat template that was applied. A node that has another is
+    refused."""
 
     @model_validator(mode="after")
     def _columns_are_named_once(self) -> Self:
@@ -299,18 +307,19 @@ class DataSettings(Section):
 
 
 class LinkSettings(Section):
-    """A bound on a device's link, kept by the transport itself (a token bucket and a delay)."""
+    """A limit of a device's link, inside the transport itself (a token bucket and a delay)."""
 
     up_mbit: NonNegativeFloat = 0.0
-    """Megabits a second from the device to its edge; 0: as fast as it goes."""
+    """Megabits a second from the device to its edge. 0: no limit."""
     down_mbit: NonNegativeFloat = 0.0
-    """Megabits a second from the edge to the device; 0: as fast as it goes."""
+    """Megabits a second from the edge to the device. 0: no limit."""
     delay_ms: NonNegativeFloat = 0.0
     """Milliseconds added to each message, each way."""
 
 
 class DeviceEntry(LocalDevice):
-    """One device of the run; the local part counts under `sfl run` only."""
+    """One device of the run. The keys that are local to the device are read under `sfl run`
+    only."""
 
     name: NodeName
     """Name of the device, unique in the run."""
@@ -319,10 +328,10 @@ class DeviceEntry(LocalDevice):
     tail_layers: NonNegativeInt = 0
     """Blocks at the end that this device holds (U-shaped only)."""
     rank: PositiveInt | None = None
-    """LoRA rank of this device, at most `lora.rank`, its default; a smaller one takes a strategy
-    that averages unequal ranks."""
+    """LoRA rank of this device. Default and upper bound: `lora.rank`. A smaller one needs a
+    strategy that accepts different ranks."""
     optional: bool = False
-    """The run does not miss this device where it never comes; a place kept for one more."""
+    """It is no fault if this device never comes. Use it to reserve an entry for one more device."""
     codec: CodecChange = CodecChange()
     """Codecs of this device that differ from the run's."""
     link: LinkSettings = LinkSettings()
@@ -330,28 +339,30 @@ class DeviceEntry(LocalDevice):
 
 
 class NetworkSettings(Section):
-    """Waits and bounds of the links; none of them changes a bit of the result."""
+    """Timeouts and limits of the links. None of them changes a bit of the result."""
 
     idle_timeout: Seconds = 60.0
-    """Seconds without a byte after which a peer counts as lost; heartbeats refresh it."""
+    """Seconds without a byte after which a peer counts as lost. Heartbeats reset it."""
     heartbeat_interval: Seconds = 1.0
     """Seconds between a node's heartbeats."""
     join_timeout: Seconds = 120.0
     """Seconds the cloud waits for all devices before the first round."""
     join_grace: Seconds | None = None
-    """Seconds the cloud waits for the rest once `min_devices` are ready; default: until
-    `join_timeout`. Whoever comes later joins with the next round."""
+    """Seconds the cloud waits for the other devices once `min_devices` are ready. Default: until
+    `join_timeout`. A device that comes later joins with the next round."""
     round_timeout: Seconds = 3600.0
-    """Seconds a round may take; devices that are not done then are left out of it."""
+    """Seconds a round may take. Devices that are not done by then are left out of it."""
     straggler_factor: Annotated[float, Field(ge=1.0)] | Literal["off"] = 10.0
-    """Once half of a round's devices, and enough, are done: a device of which nothing moves for
-    this many times what the median of those took is left out. A slow device that sends or takes
-    something in that time is waited for. `off`: until `round_timeout`."""
+    """When to leave out a silent device. It applies once half of a round's devices, and enough of
+    them, are done. A device is left out if nothing of it moves for this many times their median
+    time. A slow device that sends or receives something in that time is waited for. `off`: wait
+    until `round_timeout`."""
     straggler_seconds: Seconds = 300.0
-    """The same, at least so many seconds: longer than a device needs between two micro-batches."""
+    """The shortest such wait, in seconds. It is longer than a device needs between two
+    micro-batches."""
     credits: Annotated[int, Field(gt=0, le=4096)] = 4
-    """Micro-batches of one device that may be in flight at once. In training a device uses no more
-    of them than keep it, its link and its edge busy. Changes no bit."""
+    """Micro-batches of one device that may be in flight at once. In training a device uses only as
+    many as keep itself, its link and its edge busy. Changes no bit."""
     insecure: bool = False
     """Allow addresses other than loopback without TLS."""
 
