@@ -53,7 +53,7 @@ from sfl.models.span import SpanModel, build_span
 from sfl.node.machine import memory
 from sfl.plan import Span, SplitPlan
 from sfl.stage.messages import Key, Kind, Purpose, RoundStart, TensorMessage
-from sfl.stage.session import VanillaSession
+from sfl.stage.training import VanillaSession
 
 ROOT = Path(__file__).resolve().parents[1]
 T = TypeVar("T")

@@ -51,7 +51,8 @@ from sfl.stage.messages import (
     RoundStart,
     TensorMessage,
 )
-from sfl.stage.session import VanillaSession, handle_together
+from sfl.stage.training import VanillaSession
+from sfl.stage.training.vanilla import VanillaGroup
 from sfl.transport.device.link import DeviceLink
 
 PATIENCE = 180.0
@@ -339,7 +340,7 @@ class BareEdge:
         if len(tasks) == 1:
             tasks[0][0].handle(tasks[0][1])
         else:
-            results = handle_together(tasks)
+            results = VanillaGroup(self.sessions[names[0]].plan.middle, 0).run(tasks)
             assert all(isinstance(result, list) for result in results)
         return time.perf_counter() - began
 

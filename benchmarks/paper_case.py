@@ -65,8 +65,8 @@ from sfl.plan import Span, SplitPlan
 from sfl.stage.device import DeviceStage
 from sfl.stage.messages import NO_SCORE, RoundOrder, RoundOutcome, RoundStart
 from sfl.stage.optimizer import Optimizer
-from sfl.stage.session import VanillaSession
 from sfl.stage.trainer import Trainer
+from sfl.stage.training import VanillaSession
 from sfl.transport.device.stream_codecs import StreamCodecs
 
 Values = Mapping[str, np.ndarray]

@@ -36,8 +36,9 @@ from sfl.stage.messages import (
     RoundStart,
     TensorMessage,
 )
-from sfl.stage.session import SESSIONS, Reply, Session
+from sfl.stage.session import Reply
 from sfl.stage.trainer import Trainer
+from sfl.stage.training import SESSIONS, TrainingSession
 from sfl.transport.device.stream_codecs import StreamCodecs
 from sfl.transport.frames.tensors import decode_tensor, encode_tensor
 
@@ -55,7 +56,7 @@ class Traffic:
 class SimulatedLink:
     """Hands each message to a session as its frames would bring it, and back likewise."""
 
-    def __init__(self, session: Session, device: StreamCodecs, edge: StreamCodecs) -> None:
+    def __init__(self, session: TrainingSession, device: StreamCodecs, edge: StreamCodecs) -> None:
         self._session = session
         self._device, self._edge = device, edge
         self._replies: deque[Message] = deque()

@@ -37,7 +37,7 @@ from sfl.stage.computation import COMPUTATIONS
 from sfl.stage.engine import Engine
 from sfl.stage.orders import ORDERS
 from sfl.stage.resting import Residence
-from sfl.stage.session import SESSIONS, Session
+from sfl.stage.training import SESSIONS, TrainingSession
 from sfl.transport.bulk.files import SpanFiles
 from sfl.transport.cloud.blame import blamed
 from sfl.transport.cloud.link import CloudLink, expect_settings
@@ -98,7 +98,7 @@ class EdgeServer:
             if config.rest_in == "disk":
                 where = writable_folder(config.rest_dir, "edge.rest_dir")
             self._residence = Residence(config.resident_adapters, where, self.stats)
-        self._sessions: dict[str, Session] = {}
+        self._sessions: dict[str, TrainingSession] = {}
         self._files: dict[tuple[Span, ...], SpanFiles] = {}
         self._admissions: dict[str, asyncio.Future[cloud_pb2.Admission]] = {}
         self._devices: dict[str, NodeSnapshot] = {}
@@ -411,7 +411,7 @@ class EdgeServer:
 
     async def admit(
         self, device: str, proof: edge_pb2.Proof
-    ) -> tuple[edge_pb2.Welcome, Session, RunSettings]:
+    ) -> tuple[edge_pb2.Welcome, TrainingSession, RunSettings]:
         """Ask the cloud, make a session. Raises Refused where the cloud says no."""
         self._take_pace(device)
         answer: asyncio.Future[cloud_pb2.Admission] = asyncio.get_running_loop().create_future()
@@ -446,7 +446,7 @@ class EdgeServer:
         except ProtocolError as error:
             raise NameInUse(f"device {device!r}: {error}; try again in a moment") from None
 
-    def _open_session(self, device: str) -> Session:
+    def _open_session(self, device: str) -> TrainingSession:
         kind = SESSIONS[self.settings.run.topology]
         plan = self._plan(device)
         session = self._sessions[device] = kind(

@@ -17,6 +17,7 @@ from sfl.data.batches import Batch
 from sfl.models.span import ForwardKey, SpanModel
 from sfl.stage.lean import Lean
 from sfl.stage.loss import Score
+from sfl.stage.messages import Key, Purpose
 from sfl.stage.reference import Reference
 
 Labels = npt.NDArray[np.int32]
@@ -64,3 +65,10 @@ class Computations(TypedDict):
 
 
 COMPUTATIONS: Computations = {"reference": Reference(), "lean": Lean()}
+
+
+def forward_key(seed: int, device: str, key: Key) -> ForwardKey | None:
+    """What a micro-batch's dropout is keyed by, on whichever side; None in evaluation."""
+    if key.purpose is Purpose.EVALUATION:
+        return None
+    return ForwardKey(seed, device, key.round, key.step, key.micro_batch)

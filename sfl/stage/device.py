@@ -56,9 +56,9 @@ class DeviceStage:
         self.parts = [self.front] if self.tail is None else [self.front, self.tail]
 
     @property
-    def parameters(self) -> list[torch.nn.Parameter]:
-        """Every trainable tensor of this device."""
-        return [p for part in self.parts for p in part.adapter.trained.values()]
+    def parameters(self) -> dict[str, torch.nn.Parameter]:
+        """Every trainable tensor of this device, by PEFT's names."""
+        return {name: p for part in self.parts for name, p in part.adapter.trained.items()}
 
     @property
     def shapes(self) -> list[tuple[int, ...]]:

@@ -5,16 +5,16 @@ from __future__ import annotations
 import asyncio
 import threading
 import time
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, ParamSpec, TypeVar
 
-from sfl.errors import RunFailed, SflError
+from sfl.errors import RunFailed
 from sfl.metrics.stats import PhaseTimes
 from sfl.node.causes import cause_of
-from sfl.stage.messages import GradientNorm, Kind, TensorMessage
+from sfl.stage.messages import Kind, TensorMessage
 from sfl.stage.orders import ORDERS, Order, Waiting
-from sfl.stage.session import Reply, Session, handle_together
+from sfl.stage.session import Group, Reply, Request, Session
 from sfl.stage.threads import compute_here
 
 P = ParamSpec("P")
@@ -37,9 +37,9 @@ class Task:
     """One message for one session; tasks of one `group` may go through the base together."""
 
     session: Session
-    message: TensorMessage | GradientNorm
+    message: Request
     tail_seconds: float
-    group: Hashable
+    group: Group | None
 
 
 class Engine:
@@ -77,7 +77,7 @@ class Engine:
         return result
 
     async def serve(
-        self, session: Session, message: TensorMessage | GradientNorm, tail_seconds: float = 0.0
+        self, session: Session, message: Request, tail_seconds: float = 0.0
     ) -> list[Reply]:
         """Queue a device's message and wait for the replies."""
         group = session.group(message) if self._together > 1 else None
@@ -178,27 +178,22 @@ class Engine:
 
     def _do(self, chosen: Sequence[Work]) -> None:
         """Run the jobs and hand each its result, or what it raised."""
-        if len(chosen) > 1:
-            tasks = [work.task for work in chosen if work.task is not None]
-            try:
-                results = handle_together([(task.session, task.message) for task in tasks])
-            except Exception as error:  # noqa: BLE001 - raised where each is awaited
-                for work in chosen:
-                    _post(work, None, error)
-                return
-            for work, result in zip(chosen, results, strict=True):
-                if isinstance(result, SflError):
-                    _post(work, None, result)
-                else:
-                    _post(work, result, None)
-            return
-        (work,) = chosen
         try:
-            result = work.job()
-        except Exception as error:  # noqa: BLE001 - raised where it is awaited
-            _post(work, None, error)
-        else:
-            _post(work, result, None)
+            results = self._results(chosen)
+        except Exception as error:  # noqa: BLE001 - raised where each is awaited
+            results = [error] * len(chosen)
+        for work, result in zip(chosen, results, strict=True):
+            if isinstance(result, Exception):
+                _post(work, None, result)
+            else:
+                _post(work, result, None)
+
+    def _results(self, chosen: Sequence[Work]) -> Sequence[Any]:
+        """What each job gives, or the error that is its own."""
+        tasks = [work.task for work in chosen if work.task is not None]
+        if len(chosen) > 1 and (group := tasks[0].group) is not None:
+            return group.run([(task.session, task.message) for task in tasks])
+        return [work.job() for work in chosen]
 
 
 def _most_urgent(tasks: Sequence[Task], chosen: int) -> int:

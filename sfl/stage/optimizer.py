@@ -6,7 +6,7 @@ The update is elementwise, so two sides that step the same step number do what o
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 
 import torch
 
@@ -16,19 +16,26 @@ from sfl.rounds.work import learning_rate_factor
 
 __all__ = ["Optimizer", "learning_rate_factor"]
 
+_ANCHOR = "anchor"
+
 
 class Optimizer:
-    """AdamW (1711.05101) whose moments live as long as the session that owns it."""
+    """AdamW (1711.05101) whose moments live as long as the session that owns it.
+
+    What it remembers goes by the parameters' names (PEFT's), never by their order: a block that
+    moves to another side takes its moments along.
+    """
 
     def __init__(
         self,
-        parameters: Iterable[torch.nn.Parameter],
+        parameters: Mapping[str, torch.nn.Parameter],
         settings: TrainingSettings,
         aggregation: AggregationSettings,
     ) -> None:
         self._settings = settings
         self._aggregation = aggregation
-        self._parameters = list(parameters)
+        self._names = tuple(parameters)
+        self._parameters = list(parameters.values())
         self._global: list[torch.Tensor] = []
         self._adamw = None
         if self._parameters:
@@ -39,6 +46,11 @@ class Optimizer:
                 eps=settings.eps,
                 weight_decay=settings.weight_decay,
             )
+
+    @property
+    def clips(self) -> bool:
+        """Whether both sides exchange norms before they step."""
+        return self._settings.max_grad_norm is not None
 
     def begin_round(self) -> None:
         """The parameters hold the round's global adapter now."""
@@ -93,11 +105,12 @@ class Optimizer:
             parameter.grad = None
 
     def held(self) -> dict[str, torch.Tensor]:
-        """All that it remembers, by name and number of the parameter; no gradients."""
-        tensors = {f"{n}.anchor": anchor for n, anchor in enumerate(self._global)}
+        """All that it remembers, as `NAME:exp_avg` and the like; no gradients."""
+        anchors = zip(self._names, self._global, strict=bool(self._global))
+        tensors = {f"{name}:{_ANCHOR}": anchor for name, anchor in anchors}
         state = {} if self._adamw is None else self._adamw.state
-        for n, parameter in enumerate(self._parameters):
-            tensors |= {f"{n}.{key}": value for key, value in state.get(parameter, {}).items()}
+        for name, parameter in zip(self._names, self._parameters, strict=True):
+            tensors |= {f"{name}:{key}": value for key, value in state.get(parameter, {}).items()}
         return tensors
 
     def let_go(self) -> None:
@@ -107,14 +120,15 @@ class Optimizer:
             self._adamw.state.clear()
 
     def take_back(self, tensors: Mapping[str, torch.Tensor]) -> None:
-        """Remember again what `held` had."""
-        for name, tensor in tensors.items():
-            number, _, key = name.partition(".")
-            if key == "anchor":
-                continue
-            assert self._adamw is not None
-            self._adamw.state[self._parameters[int(number)]][key] = tensor
-        anchors = [tensors.get(f"{n}.anchor") for n in range(len(self._parameters))]
+        """Remember what `held` had, here or of another side; what is not of these parameters stays
+        where it is."""
+        own = dict(zip(self._names, self._parameters, strict=True))
+        for called, tensor in tensors.items():
+            name, _, key = called.rpartition(":")
+            if key != _ANCHOR and name in own:
+                assert self._adamw is not None
+                self._adamw.state[own[name]][key] = tensor
+        anchors = [tensors.get(f"{name}:{_ANCHOR}") for name in self._names]
         self._global = [anchor for anchor in anchors if anchor is not None]
 
     def check_finite(self) -> None:

@@ -165,7 +165,7 @@ def test_where_the_run_ended_over_it_that_is_what_the_device_says() -> None:
 
 def test_a_gradient_norm_that_is_not_finite_is_nothing_to_exchange() -> None:
     weight = torch.nn.Parameter(torch.ones(2))
-    optimizer = Optimizer([weight], TrainingSettings(), AggregationSettings())
+    optimizer = Optimizer({"w": weight}, TrainingSettings(), AggregationSettings())
     weight.grad = torch.tensor([3.0, 4.0])
     assert optimizer.squared_norm() == 25.0
     weight.grad[1] = torch.nan

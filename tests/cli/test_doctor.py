@@ -270,7 +270,7 @@ def test_weights_and_adapters_are_foretold_to_the_byte(kind: str, task: Any, top
     plan = SplitPlan(folder.num_layers, 2, 0, topology)
     foretold = device_footprint(folder, plan.device_spans, Load(4, 24, 3, task, 3))
     stage = DeviceStage("a", plan, folder, run)
-    adapter = sum(p.numel() for p in stage.parameters) * 4
+    adapter = sum(p.numel() for p in stage.parameters.values()) * 4
     frozen = {
         tensor.data_ptr(): tensor.numel() * 4
         for part in stage.parts

@@ -83,7 +83,7 @@ class House(EdgeServer):
         super().__init__(EdgeConfig(cloud="localhost:1"), 1, insecure=True)
         (session,) = edge("llama", "causal_lm", [NAME])
         session.close()
-        self.settings, self.model, self.bank = session.settings, session.model, session.bank
+        self.settings, self.model, self.bank = session.settings, session.model, session.blocks.bank
         self.folder = cast(ModelFolder, session.plan)  # which knows the number of layers as well
         self._choice = EdgeChoice((), in_flight=2, credits=2)
         self.slots = DecodeSlots(2, ORDERS["first_come"])

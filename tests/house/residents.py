@@ -14,7 +14,7 @@ from sfl.models.span import build_span
 from sfl.plan import SplitPlan
 from sfl.stage.messages import Key, Kind, Purpose, RoundStart, TensorMessage
 from sfl.stage.resting import Residence
-from sfl.stage.session import SESSIONS, Session
+from sfl.stage.training import SESSIONS, TrainingSession
 from tests.house.sessions import messages
 from tests.house.splits import LORA
 from tests.house.tiny_models import busy_values, manifest_of, opened
@@ -24,7 +24,7 @@ NAMES = ("attic", "barn", "cellar")
 
 def edge(
     residence: Residence | None, topology: str = "vanilla", strategy: str = "fedprox"
-) -> list[Session]:
+) -> list[TrainingSession]:
     """Sessions of all names over one base, in an open round."""
     folder = opened("llama")
     settings = RunSettings.model_validate(

@@ -29,7 +29,7 @@ from sfl.models.memory.edge_budget import EdgeChoice, fit_edge, needs
 from sfl.models.memory.footprint import QUANTISER_BYTES
 from sfl.plan import SplitPlan
 from sfl.stage.lean import _pieces
-from sfl.stage.session import VanillaSession
+from sfl.stage.training import VanillaSession
 from sfl.transport.device.end import EdgeEnd
 from tests.house.federation import run
 from tests.house.files import write_jsonl

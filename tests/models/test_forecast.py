@@ -25,10 +25,11 @@ from sfl.stage.device import DeviceStage
 from sfl.stage.messages import GradientNorm, Kind, TensorMessage
 from sfl.stage.optimizer import Optimizer
 from sfl.stage.resting import Residence
-from sfl.stage.session import Session, handle_together
+from sfl.stage.training import TrainingSession
 from tests.house.residents import edge, message
 from tests.house.sessions import edge_model
 from tests.house.tiny_models import LABELS, opened
+from tests.house.together import handle_together
 
 # -- what autograd keeps ---------------------------------------------------------------------------
 
@@ -232,9 +233,9 @@ def test_a_device_s_adapter_and_optimizer_are_foretold(strategy: str) -> None:
     stage = DeviceStage("attic", plan, folder, settings)
     optimizer = Optimizer(stage.parameters, settings.training, settings.aggregation)
     optimizer.begin_round()
-    for parameter in stage.parameters:
+    for parameter in stage.parameters.values():
         parameter.grad = torch.ones_like(parameter)
-    gradients = sum(p.grad.nbytes for p in stage.parameters if p.grad is not None)
+    gradients = sum(p.grad.nbytes for p in stage.parameters.values() if p.grad is not None)
     optimizer.step(0, 1)
     rows = {name: tensor for name, tensor in optimizer.held().items() if tensor.ndim}
     held = sum(tensor.nbytes for tensor in rows.values()) + gradients
@@ -246,19 +247,19 @@ def test_a_device_s_adapter_and_optimizer_are_foretold(strategy: str) -> None:
     assert held == footprint.optimizer if strategy != "ffa_lora" else held < footprint.optimizer
 
 
-def in_memory(sessions: list[Session]) -> int:
+def in_memory(sessions: list[TrainingSession]) -> int:
     """Bytes of adapters, moments, anchors and gradients; AdamW's counters left out."""
     held = sum(t.nbytes for session in sessions for t in session.held().values() if t.ndim)
     parameters = [p for session in sessions for p in session.adapter.parameters.values()]
     return held + sum(p.grad.nbytes for p in parameters if p.grad is not None)
 
 
-def steps(sessions: list[Session], settings: RunSettings, batch: int) -> int:
+def steps(sessions: list[TrainingSession], settings: RunSettings, batch: int) -> int:
     """Two steps of every device, side by side: the most that was in memory after a message."""
     most, topology = 0, settings.run.topology
     pieces = 2 if settings.training.micro_batches == 2 else 1
 
-    def handle(session: Session, sent: TensorMessage | GradientNorm) -> Any:
+    def handle(session: TrainingSession, sent: TensorMessage | GradientNorm) -> Any:
         nonlocal most
         replies = session.handle(sent)
         most = max(most, in_memory(sessions))

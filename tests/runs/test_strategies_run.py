@@ -208,7 +208,7 @@ def test_moments_end_with_the_round_where_components_rotate() -> None:
     for strategy, kept in (("fedavg", True), ("flexlora", False), ("flora", False)):
         weight = torch.nn.Parameter(torch.ones(3))
         options = AggregationSettings(strategy=strategy)
-        optimizer = Optimizer([weight], TrainingSettings(), options)
+        optimizer = Optimizer({"w": weight}, TrainingSettings(), options)
         optimizer.begin_round()
         weight.grad = torch.ones(3)
         optimizer.step(0, 10)

@@ -28,10 +28,12 @@ from sfl.report.step import LANES
 from sfl.stage.engine import Engine
 from sfl.stage.messages import GradientNorm, Key, Kind, Purpose, RoundStart, TensorMessage
 from sfl.stage.orders import ORDERS, Waiting
-from sfl.stage.session import UShapedSession, VanillaSession, handle_together
+from sfl.stage.training import UShapedSession, VanillaSession
+from sfl.stage.training.vanilla import VanillaGroup
 from tests.house.sessions import edge, messages
 from tests.house.splits import LORA
 from tests.house.tiny_models import busy_values, manifest_of, opened
+from tests.house.together import handle_together
 
 QUEUE = [
     Waiting(4, "late", tail_seconds=9.0, served_seconds=0.5),
@@ -328,7 +330,7 @@ def test_jobs_that_wait_are_batched_with_their_like_in_the_orders_order(
         return handle_together(tasks)
 
     monkeypatch.setattr(VanillaSession, "handle", handle)
-    monkeypatch.setattr("sfl.stage.engine.handle_together", together_)
+    monkeypatch.setattr(VanillaGroup, "run", lambda group, tasks: together_(tasks))
     found = asyncio.run(served_behind_a_gate(order, together, sessions, sent))
     assert computed == expected
     for one, reply in zip(wanted, found, strict=True):  # everybody has an answer of its own
@@ -379,7 +381,7 @@ def test_what_a_batch_raises_is_raised_where_it_is_awaited(monkeypatch: pytest.M
     def breaks(tasks: Any) -> Any:
         raise RuntimeError(f"{len(tasks)} at once")
 
-    monkeypatch.setattr("sfl.stage.engine.handle_together", breaks)
+    monkeypatch.setattr(VanillaGroup, "run", lambda group, tasks: breaks(tasks))
     sent = [replace(message, key=Key(Purpose.TRAINING, 1, 1, 0)) for message in sent[::2]]
     found = asyncio.run(served_behind_a_gate("first_come", 2, sessions[::2], sent))
     assert [str(error) for error in found] == ["2 at once"] * 2
@@ -464,9 +466,9 @@ def test_a_device_that_leaves_gives_everything_back() -> None:
         for value in state.values()
     ]
     assert held and moments
-    bank = leaves.bank
+    bank = leaves.blocks.bank
     leaves.close()
     del leaves
     gc.collect()
     assert not [reference for reference in (*held, *moments) if reference() is not None]
-    assert bank is stays.bank and stays.adapter.parameters
+    assert bank is stays.blocks.bank and stays.adapter.parameters

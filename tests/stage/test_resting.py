@@ -20,8 +20,9 @@ from sfl.errors import DiskError
 from sfl.metrics.stats import NodeStats
 from sfl.stage.messages import Kind, TensorMessage
 from sfl.stage.resting import OnDisk, Residence, surplus
-from sfl.stage.session import Session, handle_together
+from sfl.stage.training import TrainingSession
 from tests.house.residents import edge, message
+from tests.house.together import handle_together
 
 
 @pytest.mark.parametrize(
@@ -64,7 +65,7 @@ def tear(residence: Residence, device: str) -> None:
     rest._file.truncate(1000)
 
 
-def train(sessions: Sequence[Session], topology: str) -> list[dict[str, np.ndarray]]:
+def train(sessions: Sequence[TrainingSession], topology: str) -> list[dict[str, np.ndarray]]:
     """Three steps of each, by turns."""
     for step in range(3):
         for seed, session in enumerate(sessions):

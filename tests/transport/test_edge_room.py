@@ -16,7 +16,8 @@ from sfl.stage.engine import Engine
 from sfl.stage.messages import Key, Kind, Purpose, TensorMessage
 from sfl.stage.orders import ORDERS, Waiting
 from sfl.stage.orders.places import Claim, next_place
-from sfl.stage.session import Session, handle_together
+from sfl.stage.training import TrainingSession as Session
+from sfl.stage.training.vanilla import VanillaGroup
 from sfl.transport.device.decode_slots import DecodeSlots
 from sfl.transport.device.service import EdgeService
 from sfl.transport.device.stream_codecs import StreamCodecs
@@ -26,6 +27,7 @@ from sfl.transport.frames.wire import EDGE_SESSION, WIRE_VERSION
 from sfl.v1 import edge_pb2
 from tests.house.residents import edge as edge_of
 from tests.house.sessions import edge, messages
+from tests.house.together import handle_together
 from tests.house.waiting import until_async
 
 ROOM = 2
@@ -294,7 +296,7 @@ def test_what_waits_of_several_devices_goes_as_one_batch(monkeypatch: pytest.Mon
         batches.append([session.device for session, _ in tasks])
         return handle_together(tasks)
 
-    monkeypatch.setattr("sfl.stage.engine.handle_together", noted)
+    monkeypatch.setattr(VanillaGroup, "run", lambda group, tasks: noted(tasks))
 
     async def scene() -> None:
         floor, gate = Floor(three(), room=4, together=3), threading.Event()

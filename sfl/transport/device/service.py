@@ -17,7 +17,7 @@ from sfl.codec.kernel import kernel
 from sfl.config import RunSettings
 from sfl.errors import LinkLost, NameInUse, ProtocolError, Refused, SflError
 from sfl.node.text import plain
-from sfl.stage.session import Session
+from sfl.stage.training import TrainingSession
 from sfl.transport.bulk.probe_service import ProbeService
 from sfl.transport.device.end import EdgeEnd
 from sfl.transport.device.stream import Context, DeviceStream, Goodbye, Host
@@ -43,7 +43,7 @@ BEAT = 1.0
 
 PROOF_TIMEOUT = 30.0
 """Seconds that a device has for signing a challenge."""
-Admission = tuple[edge_pb2.Welcome, Session, RunSettings]
+Admission = tuple[edge_pb2.Welcome, TrainingSession, RunSettings]
 
 
 class EdgeService:

@@ -44,7 +44,8 @@ from sfl.metrics.timeline import spans_to_json
 from sfl.stage.engine import Engine
 from sfl.stage.messages import GradientNorm, Key, Kind, TensorMessage
 from sfl.stage.orders import Waiting
-from sfl.stage.session import Reply, Session
+from sfl.stage.session import Reply
+from sfl.stage.training import TrainingSession
 from sfl.transport.device import checked
 from sfl.transport.device.decode_slots import DecodeSlots
 from sfl.transport.device.end import Arrival, EdgeEnd
@@ -94,7 +95,7 @@ class Host(Protocol):
 
     async def admit(
         self, device: str, proof: edge_pb2.Proof
-    ) -> tuple[edge_pb2.Welcome, Session, RunSettings]:
+    ) -> tuple[edge_pb2.Welcome, TrainingSession, RunSettings]:
         """Ask the cloud, make a session. Raises Refused where the cloud says no."""
 
     def ready(self, device: str, ready: edge_pb2.DeviceReady) -> None:
@@ -124,7 +125,7 @@ class DeviceStream:
     """One device's open stream, its session, and what is under way for it."""
 
     device: str
-    session: Session
+    session: TrainingSession
     settings: RunSettings
     host: Host
     encoder: CodecThread

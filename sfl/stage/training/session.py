@@ -1,0 +1,214 @@
+"""What an edge remembers about a device that trains, and the work it does for it.
+
+All of this runs on the edge's one compute thread.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from sfl.adapters.lora import Adapter, LoraBank
+from sfl.config import RunSettings
+from sfl.errors import ProtocolError, SflError
+from sfl.metrics.stats import NodeStats
+from sfl.metrics.timeline import watched_step
+from sfl.models.span import SpanModel
+from sfl.plan import SplitPlan
+from sfl.stage.computation import COMPUTATIONS
+from sfl.stage.messages import GradientNorm, Key, Kind, Purpose, RoundStart, TensorMessage
+from sfl.stage.optimizer import Optimizer
+from sfl.stage.resting import Residence
+from sfl.stage.session import Group, Reply, Request
+from sfl.stage.training.blocks import Blocks
+from sfl.stage.training.stepper import Stepper
+from sfl.stage.training.trained import Trained
+
+Handlers = dict[tuple[Purpose, Kind], Callable[[TensorMessage], list[Reply]]]
+
+
+@dataclass(frozen=True, slots=True)
+class Flight:
+    """A micro-batch whose gradient is still to come, with the graph between its two ends.
+
+    Without a graph the forward is computed again from the message when the gradient comes.
+    """
+
+    message: TensorMessage
+    graph: tuple[torch.Tensor, torch.Tensor] | None
+
+
+class TrainingSession(ABC):
+    """One device's adapter, optimizer and open round over the shared base.
+
+    With `recompute` blocks keep their input only and run again for their backward, and no graph
+    waits for a gradient that has yet to come: the input of all blocks does. With a `residence` its
+    tensors may rest in a file while it has nothing to do.
+    """
+
+    def __init__(
+        self,
+        device: str,
+        plan: SplitPlan,
+        model: SpanModel,
+        bank: LoraBank,
+        settings: RunSettings,
+        stats: NodeStats,
+        recompute: bool = False,
+        residence: Residence | None = None,
+    ) -> None:
+        self.device = device
+        self.plan = plan
+        self.settings = settings
+        self.stats = stats
+        self.residence = residence
+        """What decides whether its tensors are in memory, if anything does."""
+        frozen = settings.aggregation.traits.freezes_a
+        adapter = bank.add(device, plan.middle, settings.rank(device), freeze_a=frozen)
+        self.trained = Trained(adapter, settings)
+        self.blocks = Blocks(
+            device,
+            plan.middle,
+            model,
+            bank,
+            adapter,
+            COMPUTATIONS[settings.computation],
+            stats,
+            settings.run.seed,
+            recompute,
+            wants_gradient=plan.cut_layer > 0,
+        )
+        self.stepper = Stepper(device, self.trained.optimizer, stats)
+        self.start: RoundStart | None = None
+        self.served_seconds = 0.0
+        self._flights: dict[Key, Flight] = {}
+        enter(self)
+
+    @property
+    def model(self) -> SpanModel:
+        """The shared base."""
+        return self.blocks.model
+
+    @property
+    def adapter(self) -> Adapter:
+        """This side's part of the device's adapter."""
+        return self.trained.adapter
+
+    @property
+    def optimizer(self) -> Optimizer:
+        """AdamW over that part."""
+        return self.trained.optimizer
+
+    @property
+    def step(self) -> int:
+        """Steps taken in the open round."""
+        return self.stepper.step
+
+    # -- a round ---------------------------------------------------------------------------
+
+    def begin_round(self, start: RoundStart, values: Mapping[str, np.ndarray]) -> None:
+        """Take the global adapter's part; the optimizer's moments stay where they mean the same."""
+        enter(self)
+        self.trained.begin_round(values, start.round)
+        self.start = start
+        self.stats.phases.timeline.watch(self.device, start.round, watched_step(start.num_steps))
+        self.stepper.begin_round()
+        # Shallow cuts ask for more in every round; carried over, that debt would never be paid.
+        self.served_seconds = 0.0
+        self._flights.clear()
+
+    def end_round(self) -> dict[str, np.ndarray]:
+        """This side's part of the adapter. Raises ProtocolError unless every step was taken."""
+        enter(self)
+        due = self._open.num_steps
+        if self.step != due:
+            raise ProtocolError(f"round ends at step {self.step} of {due}")
+        return self.trained.state()
+
+    def close(self) -> None:
+        """Give everything back: graphs, optimizer, adapter, and the file where they rest."""
+        self._flights.clear()
+        if self.residence is not None:
+            self.residence.leave(self.device)
+        self.blocks.bank.remove(self.device)
+
+    @property
+    def _open(self) -> RoundStart:
+        if self.start is None:
+            raise ProtocolError("no round is open")
+        return self.start
+
+    # -- at rest (sfl.stage.resting.Sleeper) -------------------------------------------------------
+
+    @property
+    def idle(self) -> bool:
+        """Whether no gradient is there or to come: between two steps, or between rounds."""
+        waits = bool(self._flights) or self.stepper.waits_for_norm
+        return not waits and not self.trained.has_gradients
+
+    def held(self) -> dict[str, torch.Tensor]:
+        """Adapter, moments and anchors."""
+        return self.trained.held()
+
+    def let_go(self) -> None:
+        """Give up their memory."""
+        self.trained.let_go()
+
+    def take_back(self, tensors: Mapping[str, torch.Tensor]) -> None:
+        """Have them again."""
+        self.trained.take_back(tensors)
+
+    # -- messages ----------------------------------------------------------------------------
+
+    def handle(self, message: Request) -> list[Reply]:
+        """Do the work a message asks for; the replies are in order. Raises ProtocolError."""
+        enter(self)
+        if isinstance(message, GradientNorm):
+            self.stepper.take_norm(self._open, message)
+            return []
+        self.check(message)
+        return self._handlers()[message.key.purpose, message.kind](message)
+
+    def group(self, message: Request) -> Group | None:
+        """What messages must share to go through the base as one batch; None where none may."""
+        return None
+
+    @abstractmethod
+    def _handlers(self) -> Handlers:
+        """What this topology does for each kind of tensor."""
+
+    def check(self, message: TensorMessage) -> None:
+        """Raise ProtocolError where a tensor is not due."""
+        start, key = self.start, message.key
+        if start is None or key.round != start.round:
+            raise ProtocolError(f"round {key.round} is not open")
+        if (key.purpose, message.kind) not in self._handlers():
+            raise ProtocolError(
+                f"a {message.kind.name} tensor has no meaning in topology "
+                f"{self.settings.run.topology}"
+            )
+        if key.purpose is Purpose.TRAINING and key.step != self.step:
+            raise ProtocolError(f"step {key.step} arrived, step {self.step} was due")
+        endless = bool(start.rehearse)
+        if key.purpose is Purpose.TRAINING and self.step >= start.num_steps and not endless:
+            raise ProtocolError(f"step {key.step} is beyond the round's {start.num_steps}")
+
+    def after_backward(self, message: TensorMessage) -> Sequence[Reply]:
+        """Count a micro-batch whose gradients are there; what follows its answer."""
+        return self.stepper.after_backward(self._open, message.num_micro_batches)
+
+
+def enter(session: TrainingSession) -> None:
+    """Have a session's tensors in memory. Raises DiskError where they cannot be read back."""
+    for error in enter_each([session]).values():
+        raise error
+
+
+def enter_each(sessions: Sequence[TrainingSession]) -> dict[str, SflError]:
+    """Have those of several, of one edge, in memory at once; by device, those that cannot be."""
+    residence = sessions[0].residence if sessions else None
+    return {} if residence is None else residence.enter(*sessions)
