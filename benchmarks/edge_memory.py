@@ -176,21 +176,21 @@ def splitfed(edge: Edge) -> list[VanillaSession]:
         graphs = []
         for session in sessions:
             message = edge.arrival(step)
-            boundary, output = session._forward(message)
+            boundary, output = session.blocks.forward(message)
             assert message.labels is not None
-            loss = session.computation.loss(
+            loss = session.blocks.computation.loss(
                 session.model,
                 output,
                 message.lengths,
                 message.labels,
                 None,
-                session.forward_key(message.key),
+                session.blocks.forward_key(message.key),
             )
             graphs.append((message, boundary, loss))
         for session, (message, boundary, loss) in zip(sessions, graphs, strict=True):
             loss.backward()  # type: ignore[no-untyped-call]
             assert boundary.grad is not None
-            session._after_backward(message)
+            session.after_backward(message)
         del graphs, message, boundary, output, loss
     return sessions
 
