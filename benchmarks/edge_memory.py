@@ -52,7 +52,8 @@ from sfl.models.folder import open_model
 from sfl.models.span import SpanModel, build_span
 from sfl.node.machine import memory
 from sfl.plan import Span, SplitPlan
-from sfl.stage.messages import Key, Kind, Purpose, RoundStart, TensorMessage
+from sfl.rounds.values import RoundStart
+from sfl.stage.messages import Key, Kind, Purpose, TensorMessage
 from sfl.stage.training import VanillaSession
 
 ROOT = Path(__file__).resolve().parents[1]

@@ -21,7 +21,7 @@ import torch
 
 from benchmarks.runs import ROOT, SHARED
 from benchmarks.simulation import Simulation, Traffic, alone
-from sfl.stage.loss import Score
+from sfl.rounds.values import Score
 
 STORIES = SHARED / "models" / "stories260k"
 TEXT = SHARED / "data" / "e2e" / "valid.txt"

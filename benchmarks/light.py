@@ -40,17 +40,9 @@ from sfl.models.span import build_span
 from sfl.node.process import keep_heap, quiet_environment
 from sfl.plan import Span, SplitPlan
 from sfl.report.summary import RunSummary
+from sfl.rounds.values import RoundStart, Score
 from sfl.stage.computation import COMPUTATIONS
-from sfl.stage.loss import Score
-from sfl.stage.messages import (
-    Key,
-    Kind,
-    Purpose,
-    RoundOrder,
-    RoundOutcome,
-    RoundStart,
-    TensorMessage,
-)
+from sfl.stage.messages import Key, Kind, Purpose, RoundOrder, RoundOutcome, TensorMessage
 from sfl.stage.training import VanillaSession
 from sfl.stage.training.vanilla import VanillaGroup
 from sfl.transport.device.link import DeviceLink

@@ -62,8 +62,9 @@ from sfl.models.folder import open_model
 from sfl.models.span import build_span
 from sfl.node.process import quiet_environment
 from sfl.plan import Span, SplitPlan
+from sfl.rounds.values import NO_SCORE, RoundStart
 from sfl.stage.device import DeviceStage
-from sfl.stage.messages import NO_SCORE, RoundOrder, RoundOutcome, RoundStart
+from sfl.stage.messages import RoundOrder, RoundOutcome
 from sfl.stage.optimizer import Optimizer
 from sfl.stage.trainer import Trainer
 from sfl.stage.training import VanillaSession

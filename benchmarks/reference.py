@@ -14,8 +14,8 @@ from sfl.cli.model import evaluate_model, load_model
 from sfl.config import RunConfig
 from sfl.data import Dataset, load_tokenizer, prepare
 from sfl.data.batches import collate
+from sfl.rounds.values import Score
 from sfl.stage.layout import real_tokens
-from sfl.stage.loss import Score
 
 
 def pooled(config: RunConfig) -> Dataset:

@@ -24,18 +24,11 @@ from sfl.models.folder import open_model
 from sfl.models.span import build_span
 from sfl.node.buffers import Chunks
 from sfl.plan import SplitPlan
+from sfl.rounds.values import RoundStart, Score
 from sfl.stage.base import settle
 from sfl.stage.computation import COMPUTATIONS
 from sfl.stage.device import DeviceStage
-from sfl.stage.loss import Score
-from sfl.stage.messages import (
-    GradientNorm,
-    Message,
-    Purpose,
-    RoundOrder,
-    RoundStart,
-    TensorMessage,
-)
+from sfl.stage.messages import GradientNorm, Message, Purpose, RoundOrder, TensorMessage
 from sfl.stage.session import Reply
 from sfl.stage.trainer import Trainer
 from sfl.stage.training import SESSIONS, TrainingSession

@@ -32,6 +32,7 @@ import grpc.aio
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from sfl.node.process import keep_heap, quiet_environment
+from sfl.rounds.values import DeviceWelcome, RoundStart
 from sfl.transport.frames.wire import FRAME_BYTES
 
 ROWS, HIDDEN = 8 * 128, 768
@@ -102,22 +103,14 @@ class EchoHost:
     async def loaded(self) -> None:
         """There is no base to wait for."""
 
-    async def admit(self, device: str, proof: Any) -> tuple[Any, Any, Any]:
+    async def admit(self, device: str, proof: Any) -> tuple[Any, Any]:
         """Everybody may come in."""
-        from sfl.v1 import edge_pb2
-
-        text = self.settings.model_dump_json()
-        welcome = edge_pb2.Welcome(settings=text, run_id="echo", num_layers=1)
-        return welcome, EchoSession(), self.settings
+        return DeviceWelcome(self.settings, "echo", num_layers=1), EchoSession()
 
     def ready(self, device: str, ready: Any) -> None:
         """Open a round without end."""
-        from sfl.v1 import edge_pb2
-
-        codecs = self.settings.codecs(device, 1).model_dump_json()
-        start = edge_pb2.RoundStart(
-            round=1, num_steps=ENDLESS, total_steps=ENDLESS, codecs=codecs, micro_batches=1
-        )
+        codecs = self.settings.codecs(device, 1)
+        start = RoundStart(1, "none", ENDLESS, 0, ENDLESS, codecs=codecs)
         self.service.streams[device].begin_round(start, {}, {})
 
     async def left(self, device: str, reason: str) -> None:

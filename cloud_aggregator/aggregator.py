@@ -9,7 +9,8 @@ import asyncio
 import contextlib
 import logging
 import time
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
+from dataclasses import replace
 from functools import singledispatchmethod
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_args
@@ -41,7 +42,6 @@ from sfl.report.runs import stop_reason, write_effective
 from sfl.rounds import (
     AdapterReady,
     Aggregate,
-    Cause,
     Command,
     Coordinator,
     DeviceJoined,
@@ -71,17 +71,26 @@ from sfl.rounds import (
     UseTextForm,
     Welcome,
 )
+from sfl.rounds.values import (
+    Admission,
+    DeviceFacts,
+    EdgeFacts,
+    EdgeOrders,
+    EdgeWelcome,
+    RoundReport,
+    RoundStart,
+    UpdateHeader,
+)
 from sfl.transport.cloud.service import CloudService
 from sfl.transport.cloud.spool import Spool
+from sfl.transport.cloud.words import GlobalPart
 from sfl.transport.frames import contract
-from sfl.transport.frames.chunks import adapter_bytes, adapter_frames
+from sfl.transport.frames.chunks import adapter_bytes
 from sfl.transport.frames.contract import adapter_limit
-from sfl.transport.frames.wire import EXTENTS, STACK
 from sfl.transport.group import aside, watched
 from sfl.transport.security.credentials import bind, new_server
 from sfl.transport.security.door import Door
 from sfl.transport.security.signed import SignatureCheck
-from sfl.v1 import cloud_pb2, edge_pb2, tensor_pb2
 
 if TYPE_CHECKING:
     from sfl.node.certificates.signing import Trust
@@ -190,9 +199,8 @@ class CloudAggregator:
             await asyncio.sleep(TICK)
 
     async def _dismiss(self, end: FinishRun, seconds: float = 10.0) -> None:
-        finish = edge_pb2.Finish(ok=end.ok, reason=end.reason)
         for edge in list(self.service.streams):
-            self.service.post(edge, cloud_pb2.CloudMessage(finish=finish))
+            self.service.post(edge, end)
         await self.service.drain(seconds)
 
     def _say_the_end(self, end: FinishRun) -> None:
@@ -241,8 +249,7 @@ class CloudAggregator:
     @_do.register
     def _(self, command: Welcome) -> None:
         edge = self.coordinator.devices[command.device].edge
-        admission = cloud_pb2.Admission(device=command.device)
-        self.service.post(edge, cloud_pb2.CloudMessage(admission=admission))
+        self.service.post(edge, Admission(command.device))
 
     @_do.register
     def _(self, command: Refuse) -> None:
@@ -252,10 +259,8 @@ class CloudAggregator:
         known = any(entry.name == command.device for entry in self.config.devices)
         kind = command.device if known else ""
         sparing.warning(kind, refused, command.device, command.reason, extra=about)
-        admission = cloud_pb2.Admission(
-            device=command.device, refusal=command.reason, in_use=command.in_use
-        )
-        self.service.post(command.edge, cloud_pb2.CloudMessage(admission=admission))
+        admission = Admission(command.device, command.reason, command.in_use)
+        self.service.post(command.edge, admission)
 
     @_do.register
     def _(self, command: UseModel) -> None:
@@ -270,16 +275,15 @@ class CloudAggregator:
     def _(self, command: RefuseEdge) -> None:
         self._failed_edges.add(command.edge)
         self._gone_edges.add(command.edge)
-        finish = edge_pb2.Finish(ok=False, reason=command.reason)
-        self.service.post(command.edge, cloud_pb2.CloudMessage(finish=finish))
+        self.service.post(command.edge, FinishRun(False, command.reason))
 
     @_do.register
     def _(self, command: Rehearse) -> None:
         tried = ", ".join(map(str, command.counts))
         coded = f", codec {command.codec}" if command.codec else ""
         self._do(Report(f"timing steps of {tried} micro-batches{coded}"))
-        start = edge_pb2.RoundStart(rehearse=command.counts)
-        self._send_round(0, dict.fromkeys(command.devices, start), command.codec)
+        start = RoundStart(0, "none", 0, 0, 0, 0, command.counts)
+        self._send_round(dict.fromkeys(command.devices, start), command.codec)
 
     @_do.register
     def _(self, command: Settle) -> None:
@@ -305,52 +309,42 @@ class CloudAggregator:
         micro_batches = self.config.training.micro_batches
         assert micro_batches != "auto"
         self._send_round(
-            command.round,
             {
-                device: edge_pb2.RoundStart(
-                    evaluate=EXTENTS[command.evaluate],
-                    num_steps=steps.count,
-                    first_step=steps.first,
-                    total_steps=steps.total,
-                    micro_batches=micro_batches,
+                device: RoundStart(
+                    command.round,
+                    command.evaluate,
+                    steps.count,
+                    steps.first,
+                    steps.total,
+                    micro_batches,
                 )
                 for device, steps in command.devices.items()
-            },
+            }
         )
 
-    def _send_round(
-        self, round_: int, orders: Mapping[str, edge_pb2.RoundStart], codec: str = ""
-    ) -> None:
+    def _send_round(self, starts: Mapping[str, RoundStart], codec: str = "") -> None:
         """Tell each edge what its own devices are to do, and with which adapter.
 
         `codec` is what a rehearsal tries where none is chosen yet.
         """
-        starts: dict[str, cloud_pb2.EdgeRoundStart] = {}
-        for device, order in orders.items():
-            own = edge_pb2.RoundStart()
-            own.CopyFrom(order)
-            own.round = round_
-            own.codecs = self.config.codecs(device, max(1, round_), codec).model_dump_json()
+        edges: dict[str, dict[str, RoundStart]] = {}
+        for device, start in starts.items():
+            codecs = self.config.codecs(device, max(1, start.round), codec)
             edge = self.coordinator.devices[device].edge
-            start = starts.setdefault(edge, cloud_pb2.EdgeRoundStart(round=round_))
-            start.devices.append(cloud_pb2.DeviceStart(device=device, start=own))
+            edges.setdefault(edge, {})[device] = replace(start, codecs=codecs)
         folded = self.strategy.folded(self.adapter)
         payload = adapter_bytes({n: a for n, a in self.adapter.items() if n not in folded})
-        for edge, start in starts.items():
-            self._send_stacks(edge, [entry.device for entry in start.devices])
-            self.service.post(edge, cloud_pb2.CloudMessage(start=start))
-            self._send_adapter(edge, tensor_pb2.AdapterHeader(round=round_), payload)
+        for edge, own in edges.items():
+            (round_,) = {start.round for start in own.values()}
+            self._send_stacks(edge, own)
+            self.service.post(edge, EdgeOrders(round_, own))
+            self.service.post(edge, GlobalPart(round_, payload))
 
-    def _send_stacks(self, edge: str, devices: list[str]) -> None:
+    def _send_stacks(self, edge: str, devices: Iterable[str]) -> None:
         """What an edge or one of these devices lacks for its base, oldest first."""
         nodes: list[Node] = [("edge", edge), *(("device", device) for device in devices)]
         for number, payload in self.stacks.lacking(nodes):
-            header = tensor_pb2.AdapterHeader(round=number, side=STACK)
-            self._send_adapter(edge, header, payload)
-
-    def _send_adapter(self, edge: str, header: tensor_pb2.AdapterHeader, payload: bytes) -> None:
-        for frame in adapter_frames(header, payload):
-            self.service.post(edge, cloud_pb2.CloudMessage(adapter=frame))
+            self.service.post(edge, GlobalPart(number, payload, stack=True))
 
     @_do.register
     def _(self, command: Aggregate) -> None:
@@ -361,9 +355,8 @@ class CloudAggregator:
 
     @_do.register
     def _(self, command: Evict) -> None:
-        evict = cloud_pb2.Evict(device=command.device, reason=command.reason, final=command.final)
         for edge in self.service.streams:
-            self.service.post(edge, cloud_pb2.CloudMessage(evict=evict))
+            self.service.post(edge, command)
 
     @_do.register
     def _(self, command: Fault) -> None:
@@ -467,7 +460,7 @@ class CloudAggregator:
 
     # -- what edges' streams tell (transport.cloud_service.Host) -----------------------------------
 
-    def settings(self) -> cloud_pb2.Settings:
+    def welcome(self) -> EdgeWelcome:
         """What an edge is told first: no path or address that is local to another node."""
         settings = self.config.settings
         devices = tuple(
@@ -483,7 +476,7 @@ class CloudAggregator:
         )
         data = settings.data.model_copy(update={"train": None, "eval": None})
         shared = settings.model_copy(update={"devices": devices, "data": data})
-        return cloud_pb2.Settings(settings=shared.model_dump_json(), run_id=self.run_id)
+        return EdgeWelcome(shared, self.run_id)
 
     @property
     def run_settings(self) -> RunSettings:
@@ -496,9 +489,9 @@ class CloudAggregator:
         manifest = self.manifest
         return 0 if manifest is None else adapter_limit(p.shape for p in manifest.parameters)
 
-    def edge_ready(self, edge: str, ready: cloud_pb2.EdgeReady) -> None:
+    def edge_ready(self, edge: str, facts: EdgeFacts) -> None:
         """An edge says what an adapter consists of; the coordinator knows whose word stands."""
-        digest, num_layers = self.models.hear(edge, ready)
+        digest, num_layers = self.models.hear(edge, facts)
         if edge == self.config.edge.name or self.manifest is None:
             own = self.config.edge.model_copy(update=self._base(self.config.edge, "edge", edge))
             self._take_effect(self.config.model_copy(update={"edge": own}))
@@ -560,8 +553,7 @@ class CloudAggregator:
         if edge in self._failed_edges:
             return
         self._failed_edges.add(edge)
-        finish = edge_pb2.Finish(ok=False, reason=reason)
-        self.service.post(edge, cloud_pb2.CloudMessage(finish=finish))
+        self.service.post(edge, FinishRun(False, reason))
         self._happened(EdgeLost(edge, reason, final=not self._others(edge)))
 
     def _others(self, edge: str) -> set[str]:
@@ -576,9 +568,9 @@ class CloudAggregator:
         self.stacks.joined(("device", device))
         self._happened(DeviceJoined(device, edge))
 
-    def device_ready(self, device: str, ready: edge_pb2.DeviceReady) -> None:
+    def device_ready(self, device: str, facts: DeviceFacts) -> None:
         """A device has its span and its data."""
-        self.records.heard(NodeSnapshot.from_json(ready.snapshot).seen(device, time.time()))
+        self.records.heard(NodeSnapshot.from_json(facts.snapshot).seen(device, time.time()))
         entries = tuple(
             entry.model_copy(update=self._base(entry, "device", device) | self._pieces(entry))
             if entry.name == device
@@ -587,31 +579,31 @@ class CloudAggregator:
         )
         self._take_effect(self.config.model_copy(update={"devices": entries}))
         # What the settings leave open the coordinator settles, by what most devices say.
-        form = text_form(ready)
+        form = text_form(facts)
         if reason := unlike(with_text_form(self.config, form), form):
             # Started again with other data it may join.
             self._do(Evict(device, reason, final=True))
             self._happened(DeviceLost(device, reason))
             return
-        self.records.device_ready(device, ready)
-        self._happened(DeviceReady(device, ready.num_examples, form))
+        self.records.device_ready(device, facts)
+        self._happened(DeviceReady(device, facts.num_examples, form))
 
     def device_broke(self, device: str, reason: str) -> None:
         """A device broke the contract, and is left out."""
         # Cut: it may repeat what the device sent, as a tensor's name does.
         self._happened(DeviceOffended(device, contract.reason(reason)))
 
-    def device_left(self, device: str, reason: str, cause: Cause) -> None:
+    def device_left(self, lost: DeviceLost) -> None:
         """A device's stream is closed."""
-        self._happened(DeviceLost(device, reason, cause))
+        self._happened(lost)
 
-    def update_received(self, header: tensor_pb2.AdapterHeader) -> None:
+    def update_received(self, header: UpdateHeader) -> None:
         """One side's part of an update lies in the spool."""
         side: Any = header.side
         if self._is_sound(header):
             self._happened(UpdateReceived(header.device, side, header.round, header.final_step))
 
-    def _is_sound(self, header: tensor_pb2.AdapterHeader) -> bool:
+    def _is_sound(self, header: UpdateHeader) -> bool:
         """Leave a device out whose two parts together are no adapter of this run."""
         device = header.device
         progress = self.coordinator.progress.get(device)
@@ -631,7 +623,7 @@ class CloudAggregator:
             return False
         return True
 
-    def reported(self, report: tensor_pb2.RoundReport) -> None:
+    def reported(self, report: RoundReport) -> None:
         """A device tells how its round, or its rehearsal, went."""
         if report.rehearsal:
             bits = NodeSnapshot.from_json(report.snapshot).value_bits

@@ -12,9 +12,9 @@ from sfl.aggregation.contribution import Array
 from sfl.config import RunConfig, RunSettings
 from sfl.models.folder import ModelFolder, local_folder, open_model
 from sfl.node.causes import cause_of
+from sfl.rounds.values import EdgeFacts
 from sfl.transport.frames.chunks import decode_adapter
 from sfl.transport.security.signed import values_digest
-from sfl.v1 import cloud_pb2
 
 log = logging.getLogger("sfl.cloud")
 
@@ -28,12 +28,12 @@ class ModelsSaid:
         self._said: dict[str, tuple[str, AdapterManifest, dict[str, Array]]] = {}  # by edge
         self._chosen = False
 
-    def hear(self, edge: str, ready: cloud_pb2.EdgeReady) -> tuple[str, int]:
+    def hear(self, edge: str, facts: EdgeFacts) -> tuple[str, int]:
         """(digest, blocks) of what an edge has. Raises ProtocolError for what cannot be the run's:
         held against this cloud's own copy of the model, where it has one."""
-        manifest = AdapterManifest.from_json(ready.manifest)
+        manifest = AdapterManifest.from_json(facts.manifest)
         check_manifest(manifest, self._settings, self._own)
-        given = decode_adapter(ready.given)
+        given = decode_adapter(facts.given)
         check_given(manifest, given)
         digest = _digest(manifest, given)
         if not self._chosen:

@@ -27,7 +27,7 @@ from sfl.report.step import StepTimeline, ordered, since
 from sfl.report.summary import Fault, RunSummary, best_round, build_summary
 from sfl.rounds import Coordinator, FinishRun, Phase, StartRound
 from sfl.rounds import Fault as FaultCommand
-from sfl.v1 import edge_pb2, tensor_pb2
+from sfl.rounds.values import DeviceFacts, RoundReport
 
 log = logging.getLogger("sfl.cloud")
 
@@ -47,7 +47,7 @@ class Trained:
     seconds: float
 
 
-def _sample(report: tensor_pb2.RoundReport, plain_text: bool) -> SampleScore | None:
+def _sample(report: RoundReport, plain_text: bool) -> SampleScore | None:
     """The part of a report's score that rounds are compared by, where that is not all of it."""
     own = report.sample
     if not own.num_examples or own.num_examples == report.evaluation.num_examples:
@@ -88,7 +88,7 @@ class RunRecords:
         self._file = RecordFile(folder / "metrics.jsonl")
         self._records: list[Record] = []
         self._snapshots: dict[NodeName, NodeSnapshot] = {}
-        self._ready: dict[str, edge_pb2.DeviceReady] = {}
+        self._ready: dict[str, DeviceFacts] = {}
         self._notes: dict[str, DataNotes] = {}
         self._trained: dict[tuple[str, int], Trained] = {}
         self._faults: list[Fault] = []
@@ -111,7 +111,7 @@ class RunRecords:
         """A node's latest statistics."""
         return self._snapshots.get((kind, name), NodeSnapshot(name, kind))
 
-    def device_ready(self, device: str, ready: edge_pb2.DeviceReady) -> None:
+    def device_ready(self, device: str, ready: DeviceFacts) -> None:
         """Note what a device brings."""
         self._ready[device] = ready
         self._notes[device] = DataNotes(
@@ -131,7 +131,7 @@ class RunRecords:
         self._round_began = time.monotonic()
         self.message = ""
 
-    def reported(self, report: tensor_pb2.RoundReport) -> None:
+    def reported(self, report: RoundReport) -> None:
         """Join a report's evaluation with the training of the round before."""
         snapshot = NodeSnapshot.from_json(report.snapshot)
         self.heard(snapshot)
@@ -150,9 +150,7 @@ class RunRecords:
             )
         self._write(self._evaluation_record(report, snapshot))
 
-    def _evaluation_record(
-        self, report: tensor_pb2.RoundReport, snapshot: NodeSnapshot
-    ) -> RoundRecord:
+    def _evaluation_record(self, report: RoundReport, snapshot: NodeSnapshot) -> RoundRecord:
         evaluated = report.round - 1
         trained = self._trained.pop((report.device, evaluated), None)
         ready, score = self._ready[report.device], report.evaluation

@@ -7,17 +7,17 @@ from typing import get_args
 from sfl.config import RunConfig
 from sfl.data.layout import Layout
 from sfl.rounds import TextForm
-from sfl.v1 import edge_pb2
+from sfl.rounds.values import DeviceFacts
 
 PLAIN = "text"
 """The layout that no chat template is applied to."""
 
 
-def text_form(ready: edge_pb2.DeviceReady) -> TextForm | None:
+def text_form(facts: DeviceFacts) -> TextForm | None:
     """What a device has to say of it; None where its examples can have but one form."""
-    if ready.layout not in get_args(Layout) or ready.layout == "label":
+    if facts.layout not in get_args(Layout) or facts.layout == "label":
         return None
-    return TextForm(ready.layout, "" if ready.layout == PLAIN else ready.chat_template[:64])
+    return TextForm(facts.layout, "" if facts.layout == PLAIN else facts.chat_template[:64])
 
 
 def with_text_form(config: RunConfig, form: TextForm | None) -> RunConfig:

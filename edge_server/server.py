@@ -6,9 +6,10 @@ import asyncio
 import contextlib
 import logging
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import assert_never
 
 import numpy as np
 
@@ -32,30 +33,47 @@ from sfl.node.certificates.own import OwnCertificate
 from sfl.node.files import writable_folder, write_atomic
 from sfl.node.logs import describe_node
 from sfl.plan import Span, SplitPlan
+from sfl.rounds.messages import DeviceLost, Evict, FinishRun
+from sfl.rounds.values import (
+    Admission,
+    Challenge,
+    DeviceFacts,
+    DeviceWelcome,
+    EdgeFacts,
+    EdgeOrders,
+    EdgeWelcome,
+    Proof,
+    RoundReport,
+    UpdateHeader,
+)
 from sfl.stage.base import lay_over_devices, settle
 from sfl.stage.computation import COMPUTATIONS
 from sfl.stage.engine import Engine
 from sfl.stage.orders import ORDERS
 from sfl.stage.resting import Residence
 from sfl.stage.training import SESSIONS, TrainingSession
-from sfl.transport.bulk.files import SpanFiles
+from sfl.transport.bulk.files import FileEntry, SpanFiles
 from sfl.transport.cloud.blame import blamed
-from sfl.transport.cloud.link import CloudLink, expect_settings
+from sfl.transport.cloud.link import CloudLink
+from sfl.transport.cloud.words import (
+    Beat,
+    CloudWord,
+    DeviceIsReady,
+    DeviceJoin,
+    EdgeFailed,
+    GlobalPart,
+)
 from sfl.transport.device.decode_slots import DecodeSlots
 from sfl.transport.device.service import EdgeService
 from sfl.transport.device.stream_codecs import check_codecs, remembers_samples
 from sfl.transport.frames import contract
 from sfl.transport.frames.chunks import (
-    AdapterAssembly,
     Buffer,
     adapter_bytes,
-    adapter_frames,
     decode_adapter,
 )
-from sfl.transport.frames.wire import STACK
 from sfl.transport.security.credentials import bind, new_server
 from sfl.transport.security.door import Door
-from sfl.v1 import cloud_pb2, edge_pb2, tensor_pb2
 
 log = logging.getLogger("sfl.edge")
 
@@ -100,23 +118,15 @@ class EdgeServer:
             self._residence = Residence(config.resident_adapters, where, self.stats)
         self._sessions: dict[str, TrainingSession] = {}
         self._files: dict[tuple[Span, ...], SpanFiles] = {}
-        self._admissions: dict[str, asyncio.Future[cloud_pb2.Admission]] = {}
+        self._admissions: dict[str, asyncio.Future[Admission]] = {}
         self._devices: dict[str, NodeSnapshot] = {}
-        self._adapter = AdapterAssembly(0)  # until it is known what an adapter consists of
         self.adapter_limit = 0
-        self._start: cloud_pb2.EdgeRoundStart | None = None
+        self._orders: EdgeOrders | None = None
         self._stacks = 0  # rounds whose sums are in the base
         self._folded: asyncio.Task[None] | None = None
         self._ready = asyncio.Event()
         self._joins: dict[str, contract.Pace] = {}
         describe_node(self._log_fields)
-        self._on_cloud: dict[str, Callable[[cloud_pb2.CloudMessage], Awaitable[None] | None]] = {
-            "admission": self._on_admission,
-            "start": self._on_start,
-            "adapter": self._on_adapter,
-            "evict": self._on_evict,
-            "heartbeat": lambda message: None,
-        }
 
     # -- life -----------------------------------------------------------------------------------
 
@@ -156,23 +166,21 @@ class EdgeServer:
 
     async def _follow_cloud(self, connect_timeout: float, address: str) -> None:
         """Do what the cloud says until it says that the run is over."""
-        messages = self.cloud.join(connect_timeout)
-        first = await anext(messages, None)
+        words = self.cloud.join(connect_timeout)
+        first = await anext(words, None)
         if first is None:
             raise LinkLost("the cloud closed the stream before it said a word")
-        settings = expect_settings(first)
-        self.run_id = settings.run_id
-        if settings.challenge:
-            self.service.challenge = edge_pb2.Challenge(
-                run_id=self.run_id, edge=self.config.name, nonce=settings.challenge
-            )
-        self.settings = contract.run_settings(settings.settings)
+        if not isinstance(first, EdgeWelcome):
+            raise ProtocolError("the cloud begins with the run's settings")
+        self.run_id, self.settings = first.run_id, first.settings
+        if first.challenge:
+            self.service.challenge = Challenge(self.run_id, self.config.name, first.challenge)
         network = self.settings.network
         beat = asyncio.create_task(self._heartbeats(network.heartbeat_interval))
         watch = asyncio.create_task(
             self.cloud.watch(network.heartbeat_interval, network.idle_timeout)
         )
-        follow = asyncio.create_task(self._follow(messages, address))
+        follow = asyncio.create_task(self._follow(words, address))
         try:
             await asyncio.wait({follow, watch, beat}, return_when=asyncio.FIRST_COMPLETED)
             for task in (follow, watch, beat):
@@ -190,21 +198,16 @@ class EdgeServer:
                 task.cancel()
             await asyncio.gather(follow, watch, beat, return_exceptions=True)
 
-    async def _follow(self, messages: AsyncIterator[cloud_pb2.CloudMessage], address: str) -> None:
+    async def _follow(self, words: AsyncIterator[CloudWord], address: str) -> None:
         loading = asyncio.create_task(self._load(address))
         try:
-            async for message in messages:
-                body = message.WhichOneof("body") or ""
-                if body == "finish":
-                    reason = contract.reason(message.finish.reason)
-                    await self._dismiss(message.finish.ok, reason)
-                    if not message.finish.ok:
-                        raise RunFailed(reason)
+            async for word in words:
+                if isinstance(word, FinishRun):
+                    await self._dismiss(word.ok, word.reason)
+                    if not word.ok:
+                        raise RunFailed(word.reason)
                     return
-                if body not in self._on_cloud:
-                    raise ProtocolError(f"{body or 'an empty message'} from the cloud was not due")
-                if (under_way := self._on_cloud[body](message)) is not None:
-                    await under_way
+                await self._hear(word)
                 if loading.done():
                     loading.result()
         finally:
@@ -227,7 +230,7 @@ class EdgeServer:
 
     async def _dismiss_all(self, follow: asyncio.Task[None]) -> None:
         """Tell cloud and devices that this edge is stopped; whoever does that waits a moment."""
-        self.cloud.post(cloud_pb2.EdgeReportMessage(failure="it was stopped"))
+        self.cloud.post(EdgeFailed("it was stopped"))
         await self._dismiss(False, self._stopped)
         await asyncio.wait({follow}, timeout=1.0)  # the cloud's answer: it has heard
 
@@ -238,15 +241,14 @@ class EdgeServer:
             shapes = [parameter.shape for parameter in manifest.parameters]
             self.adapter_limit = contract.adapter_limit(shapes)
             # What folds is a sum: as many ranks as there are devices.
-            self._adapter.limit = contract.adapter_limit(shapes, len(self.settings.devices))
+            self.cloud.expect(contract.adapter_limit(shapes, len(self.settings.devices)))
             self.slots = DecodeSlots(self._choice.in_flight, ORDERS[self.config.order])
         except Exception as error:  # noqa: BLE001 - whatever it is, the cloud is to know
-            self.cloud.post(cloud_pb2.EdgeReportMessage(failure=str(cause_of(error))))
+            self.cloud.post(EdgeFailed(str(cause_of(error))))
             return
         # Ahead of being ready, so that the cloud knows what changes arithmetic here.
         self._beat()
-        ready = cloud_pb2.EdgeReady(manifest=manifest.to_json(), address=address, given=given)
-        self.cloud.post(cloud_pb2.EdgeReportMessage(ready=ready))
+        self.cloud.post(EdgeFacts(manifest.to_json(), address, given))
         self._ready.set()
 
     def _warn_of_tokenizer(self) -> None:
@@ -320,30 +322,36 @@ class EdgeServer:
 
     def _beat(self, devices: Sequence[str] = ()) -> None:
         """Tell the cloud what this edge has counted, and what its devices have said."""
-        beat = tensor_pb2.Heartbeat(snapshot=self.stats.snapshot().to_json(), devices=devices)
-        self.cloud.post(cloud_pb2.EdgeReportMessage(heartbeat=beat))
+        self.cloud.post(Beat(self.stats.snapshot().to_json(), devices))
 
     # -- what the cloud says -------------------------------------------------------------------
 
-    def _on_admission(self, message: cloud_pb2.CloudMessage) -> None:
-        admission = message.admission
+    async def _hear(self, word: EdgeWelcome | Admission | EdgeOrders | GlobalPart | Evict) -> None:
+        match word:
+            case EdgeWelcome():
+                raise ProtocolError("settings from the cloud was not due")
+            case Admission():
+                self._on_admission(word)
+            case EdgeOrders():
+                self._orders = word
+                self.stats.start_round(word.round, 0)
+            case GlobalPart():
+                await self._on_adapter(word)
+            case Evict():
+                self._on_evict(word)
+            case unknown:
+                assert_never(unknown)
+
+    def _on_admission(self, admission: Admission) -> None:
         future = self._admissions.pop(admission.device, None)
         if future is not None and not future.done():
             future.set_result(admission)
 
-    def _on_start(self, message: cloud_pb2.CloudMessage) -> None:
-        self._start = message.start
-        self.stats.start_round(message.start.round, 0)
-
-    async def _on_adapter(self, message: cloud_pb2.CloudMessage) -> None:
-        whole = self._adapter.add(message.adapter)
-        if whole is None:
-            return
-        header, payload = whole
-        if header.side == STACK:
-            self._pass_on(header.round, await asyncio.to_thread(decode_adapter, payload))
-        elif self._start is not None:
-            await self._begin_round(self._start, payload)
+    async def _on_adapter(self, part: GlobalPart) -> None:
+        if part.stack:
+            self._pass_on(part.round, await asyncio.to_thread(decode_adapter, part.payload))
+        elif self._orders is not None:
+            await self._begin_round(self._orders, part.payload)
 
     def _pass_on(self, round_: int, stack: dict[str, np.ndarray]) -> None:
         """What a round gave goes into the base once, for all devices, and on to those without."""
@@ -366,19 +374,19 @@ class EdgeServer:
         try:
             await self.engine.run(self.bank.fold, stack)
         except Exception as error:
-            self.cloud.post(cloud_pb2.EdgeReportMessage(failure=str(cause_of(error))))
+            self.cloud.post(EdgeFailed(str(cause_of(error))))
             raise
 
-    async def _begin_round(self, start: cloud_pb2.EdgeRoundStart, payload: Buffer) -> None:
+    async def _begin_round(self, orders: EdgeOrders, payload: Buffer) -> None:
         streams = dict(self.service.streams)
-        names = [entry.device for entry in start.devices if entry.device in streams]
+        names = [device for device in orders.devices if device in streams]
         shares = await asyncio.to_thread(self._shares, payload, names)
-        for entry in start.devices:
-            stream = self.service.streams.get(entry.device)
+        for device, start in orders.devices.items():
+            stream = self.service.streams.get(device)
             # Who came meanwhile is in no round yet.
-            if stream is not None and stream is streams.get(entry.device):
+            if stream is not None and stream is streams.get(device):
                 assert stream.stacks == self._stacks, "the cloud sends what is lacking first"
-                stream.begin_round(entry.start, *shares[entry.device])
+                stream.begin_round(start, *shares[device])
 
     def _shares(
         self, payload: Buffer, devices: Sequence[str]
@@ -396,12 +404,11 @@ class EdgeServer:
         mine = {name: array for name, array in values.items() if belongs_to(name, middle)}
         return mine, {name: array for name, array in values.items() if name not in mine}
 
-    def _on_evict(self, message: cloud_pb2.CloudMessage) -> None:
-        evict = message.evict
+    def _on_evict(self, evict: Evict) -> None:
         if evict.final:
-            self.service.turn_away(evict.device, Refused(contract.reason(evict.reason)))
+            self.service.turn_away(evict.device, Refused(evict.reason))
         else:  # it may join again with the next round
-            self.service.evict(evict.device, LinkLost(contract.reason(evict.reason)))
+            self.service.evict(evict.device, LinkLost(evict.reason))
 
     # -- what devices' streams ask for (transport.edge_service.Host) -------------------------------
 
@@ -409,30 +416,22 @@ class EdgeServer:
         """Wait until there is a base."""
         await self._ready.wait()
 
-    async def admit(
-        self, device: str, proof: edge_pb2.Proof
-    ) -> tuple[edge_pb2.Welcome, TrainingSession, RunSettings]:
+    async def admit(self, device: str, proof: Proof) -> tuple[DeviceWelcome, TrainingSession]:
         """Ask the cloud, make a session. Raises Refused where the cloud says no."""
         self._take_pace(device)
-        answer: asyncio.Future[cloud_pb2.Admission] = asyncio.get_running_loop().create_future()
+        answer: asyncio.Future[Admission] = asyncio.get_running_loop().create_future()
         self._admissions[device] = answer
-        join = cloud_pb2.DeviceJoin(device=device, proof=proof)
-        self.cloud.post(cloud_pb2.EdgeReportMessage(join=join))
+        self.cloud.post(DeviceJoin(device, proof))
         try:
             admission = await answer
         finally:
             self._admissions.pop(device, None)
         if admission.refusal:
-            raise (NameInUse if admission.in_use else Refused)(contract.reason(admission.refusal))
+            raise (NameInUse if admission.in_use else Refused)(admission.refusal)
         session = await self.engine.run(self._open_session, device)
         log.info("device %s joined", device, extra={"device": device})
-        welcome = edge_pb2.Welcome(
-            settings=self.settings.model_dump_json(),
-            run_id=self.run_id,
-            num_layers=self.folder.num_layers,
-            credits=self._choice.credits,
-        )
-        return welcome, session, self.settings
+        layers, allowed = self.folder.num_layers, self._choice.credits
+        return DeviceWelcome(self.settings, self.run_id, layers, allowed), session
 
     def _take_pace(self, device: str) -> None:
         """Have a device that joins without end wait: each time costs cloud and edge work and lines.
@@ -466,46 +465,43 @@ class EdgeServer:
         if session is not None:  # None: it could not be made
             session.close()
 
-    def ready(self, device: str, ready: edge_pb2.DeviceReady) -> None:
+    def ready(self, device: str, facts: DeviceFacts) -> None:
         """The device has its span and its data."""
-        message = cloud_pb2.DeviceIsReady(device=device, ready=ready)
-        self.cloud.post(cloud_pb2.EdgeReportMessage(device_ready=message))
+        self.cloud.post(DeviceIsReady(device, facts))
 
     async def left(self, device: str, reason: SflError) -> None:
         """The device was admitted, and is gone; its session is given back, where it has one."""
         # Cut: it may repeat the device's own words, and a message to the cloud has a bound.
         why = contract.reason(str(reason))
         log.info("device %s left: %s", device, why, extra={"device": device})
-        left = cloud_pb2.DeviceLeft(device=device, reason=why, cause=blamed(reason))
-        self.cloud.post(cloud_pb2.EdgeReportMessage(left=left))
+        self.cloud.post(DeviceLost(device, why, blamed(reason)))
         await self.engine.run(self._close_session, device)
 
-    async def relay_adapter(self, header: tensor_pb2.AdapterHeader, payload: Buffer) -> None:
-        """Pass a part on to the cloud; all of its frames in one go, so that none mix."""
-        for frame in await asyncio.to_thread(_reports, header, payload):
-            self.cloud.post(frame)
+    async def relay_adapter(self, header: UpdateHeader, payload: Buffer) -> None:
+        """Pass a part on to the cloud."""
+        await self.cloud.send_update(header, payload)
 
-    def relay_report(self, report: tensor_pb2.RoundReport) -> None:
+    def relay_report(self, report: RoundReport) -> None:
         """Pass a report on to the cloud, and what this edge has counted by then.
 
         A summary would else have it as of the last heartbeat, and a short run's as next to nothing.
         """
         self._beat()
-        self.cloud.post(cloud_pb2.EdgeReportMessage(report=report))
+        self.cloud.post(report)
 
     def heard(self, device: str, snapshot: NodeSnapshot) -> None:
         """Keep a device's latest statistics."""
         self._devices[device] = snapshot.seen(device, time.time())
 
-    async def files(self, device: str) -> edge_pb2.FileList:
+    async def files(self, device: str) -> Sequence[FileEntry]:
         """The files of a device's span. Raises Refused."""
         files = await asyncio.to_thread(self._span_files, device)
         return await asyncio.to_thread(files.listing)
 
-    async def read_file(self, request: edge_pb2.FileRequest) -> AsyncIterator[bytes]:
-        """One of them, in chunks. Raises Refused."""
-        files = await asyncio.to_thread(self._span_files, request.device)
-        for piece in files.pieces(request.name, request.offset):
+    async def read_file(self, device: str, name: str, offset: int) -> AsyncIterator[bytes]:
+        """One of them from `offset` on, in chunks. Raises Refused."""
+        files = await asyncio.to_thread(self._span_files, device)
+        for piece in files.pieces(name, offset):
             yield await asyncio.to_thread(piece)
 
     def _span_files(self, device: str) -> SpanFiles:
@@ -515,9 +511,3 @@ class EdgeServer:
         if spans not in self._files:
             self._files[spans] = SpanFiles(self.folder, spans, self.settings.model.task)
         return self._files[spans]
-
-
-def _reports(
-    header: tensor_pb2.AdapterHeader, payload: Buffer
-) -> list[cloud_pb2.EdgeReportMessage]:
-    return [cloud_pb2.EdgeReportMessage(adapter=frame) for frame in adapter_frames(header, payload)]

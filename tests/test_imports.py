@@ -42,6 +42,7 @@ SAME_LEVEL = {
 ROOMS = {
     "grpc": ("sfl.transport", "edge_server", "cloud_aggregator"),
     "google.protobuf": ("sfl.transport", "sfl.v1"),
+    "sfl.v1": ("sfl.transport", "sfl.v1"),
     "prometheus_client": ("sfl.metrics",),
     "typer": (
         "sfl.cli",

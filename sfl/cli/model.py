@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
     from sfl.data import Dataset, Example, Tokenizer
     from sfl.models.folder import ModelFolder
-    from sfl.stage.loss import Score
+    from sfl.rounds.values import Score
 
 
 def evaluate_run(
@@ -35,7 +35,7 @@ def evaluate_run(
 ) -> None:
     """Print loss and exact match (or accuracy) per device, and over all of them."""
     from sfl.data import load_tokenizer
-    from sfl.stage.loss import Score
+    from sfl.rounds.values import Score
 
     folder = find_run(run, output_dir)
     config = load_run(folder / "config.toml")
@@ -150,8 +150,9 @@ def evaluate_model(
     import torch
 
     from sfl.data.batches import collate
+    from sfl.rounds.values import Score
     from sfl.stage.layout import real_tokens
-    from sfl.stage.loss import Score, evaluation_score
+    from sfl.stage.loss import evaluation_score
 
     total, size = Score(0.0, 0, 0, 0), config.training.batch_size
     for first in range(0, len(dataset.eval), size):

@@ -15,8 +15,8 @@ from torch import Tensor
 
 from sfl.data.batches import Batch
 from sfl.models.span import ForwardKey, SpanModel
+from sfl.rounds.values import Score
 from sfl.stage.lean import Lean
-from sfl.stage.loss import Score
 from sfl.stage.messages import Key, Purpose
 from sfl.stage.reference import Reference
 

@@ -19,8 +19,9 @@ from torch.nn.functional import cross_entropy
 from sfl.data.batches import Batch
 from sfl.models.memory.footprint import piece_rows
 from sfl.models.span import ForwardKey, SpanModel
+from sfl.rounds.values import Score
 from sfl.stage.layout import IGNORED, real_tokens
-from sfl.stage.loss import Score, evaluation_score, training_loss
+from sfl.stage.loss import evaluation_score, training_loss
 
 
 class Lean:

@@ -2,37 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import torch
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 
 from sfl.models.families.family import Task
+from sfl.rounds.values import Score
 
 IGNORED = -100
-
-
-@dataclass(frozen=True, slots=True)
-class Score:
-    """Sums over examples; means are taken where they are reported.
-
-    `loss_sum` over `num_targets` scored targets, in nats. `num_correct` of `num_examples`: every
-    target of the example is the argmax (causal), or the class is.
-    """
-
-    loss_sum: float
-    num_targets: int
-    num_correct: int
-    num_examples: int
-
-    def __add__(self, other: Score) -> Score:
-        return Score(
-            self.loss_sum + other.loss_sum,
-            self.num_targets + other.num_targets,
-            self.num_correct + other.num_correct,
-            self.num_examples + other.num_examples,
-        )
 
 
 def training_loss(

@@ -10,11 +10,8 @@ import numpy as np
 import torch
 
 from sfl.codec import RowContext
-from sfl.config import Extent
 from sfl.metrics.timeline import Span
-from sfl.stage.loss import Score
-
-NO_SCORE = Score(0.0, 0, 0, 0)
+from sfl.rounds.values import NO_SCORE, RoundStart, Score
 
 
 class Kind(IntEnum):
@@ -79,22 +76,6 @@ class GradientNorm:
     def key(self) -> Key:
         """The step it ends, as that of its first micro-batch."""
         return Key(Purpose.TRAINING, self.round, self.step, 0)
-
-
-@dataclass(frozen=True, slots=True)
-class RoundStart:
-    """What a device does in a round; zero steps: only evaluate.
-
-    `rehearse` asks for steps of so many micro-batches each, timed and then forgotten.
-    """
-
-    round: int
-    evaluate: Extent
-    num_steps: int
-    first_step: int
-    total_steps: int
-    micro_batches: int = 1
-    rehearse: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,8 +11,9 @@ from torch import Tensor
 
 from sfl.data.batches import Batch
 from sfl.models.span import ForwardKey, SpanModel
+from sfl.rounds.values import Score
 from sfl.stage.layout import pack_rows, unpack_labels, unpack_rows
-from sfl.stage.loss import Score, evaluation_score, training_loss
+from sfl.stage.loss import evaluation_score, training_loss
 
 
 class Reference:

@@ -24,20 +24,18 @@ from sfl.errors import AdapterRefused, ProtocolError
 from sfl.metrics.stats import Measurement, NodeStats
 from sfl.metrics.timeline import watched_step
 from sfl.models.span import ForwardKey, SpanModel
+from sfl.rounds.values import NO_SCORE, RoundStart, Score
 from sfl.stage.computation import COMPUTATIONS
 from sfl.stage.device import DeviceStage
 from sfl.stage.layout import pack_labels, real_tokens
 from sfl.stage.link import Link
-from sfl.stage.loss import Score
 from sfl.stage.messages import (
-    NO_SCORE,
     GradientNorm,
     Key,
     Kind,
     Purpose,
     RoundOrder,
     RoundOutcome,
-    RoundStart,
     Stack,
     TensorMessage,
 )

@@ -33,8 +33,8 @@ from sfl.data import load_tokenizer, prepare
 from sfl.data.batches import Sampler, collate
 from sfl.errors import ConfigError, ProtocolError
 from sfl.report.records import RoundRecord, read_records
+from sfl.rounds.values import Score
 from sfl.stage.base import settle
-from sfl.stage.loss import Score
 from sfl.stage.optimizer import learning_rate_factor
 from tests.house.adapters import (
     ALPHA,

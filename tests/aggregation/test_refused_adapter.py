@@ -25,11 +25,11 @@ from sfl.errors import (
     SflError,
 )
 from sfl.rounds.messages import Cause
-from sfl.stage.loss import Score
-from sfl.stage.messages import Key, Kind, Purpose, RoundOrder, RoundStart, TensorMessage
+from sfl.rounds.values import RoundStart, Score
+from sfl.stage.messages import Key, Kind, Purpose, RoundOrder, TensorMessage
 from sfl.stage.optimizer import Optimizer
 from sfl.stage.trainer import _expect_finite, _expect_loss
-from sfl.transport.cloud.blame import blamed, cause_told
+from sfl.transport.cloud.blame import blamed, cause_told, on_the_wire
 from sfl.transport.device import checked
 from sfl.transport.device.stream_codecs import StreamCodecs
 from sfl.transport.frames.tensors import decode_tensor, encode_tensor
@@ -111,7 +111,7 @@ def test_a_score_that_is_not_finite_is_the_adapters_fault_and_not_the_edges(loss
     ],
 )
 def test_an_edge_tells_whose_fault_it_was(error: SflError, cause: Cause) -> None:
-    assert cause_told(blamed(error)) == cause
+    assert cause_told(on_the_wire(blamed(error))) == blamed(error) == cause
 
 
 def test_a_cause_that_does_not_exist_is_no_strike() -> None:

@@ -11,7 +11,7 @@ from sfl.config import DataSettings, DeviceEntry, ModelSettings, RunConfig, RunS
 from sfl.data import Example, Tokenizer, encode_rows, load_tokenizer, prepare, prompt_ids
 from sfl.data.conversation import instruction_prompt
 from sfl.errors import DataError
-from sfl.v1 import edge_pb2
+from sfl.rounds.values import DeviceFacts
 from tests.house.paths import MODEL
 from tests.house.rows import CHATML, causal, rows_of, save_tokenizer, scored
 
@@ -239,7 +239,7 @@ def run(**data: Any) -> RunConfig:
 
 
 def test_the_first_device_fixes_how_rows_become_text() -> None:
-    ready = text_form(edge_pb2.DeviceReady(layout="messages", chat_template="ab12"))
+    ready = text_form(DeviceFacts(8, layout="messages", chat_template="ab12"))
     config = with_text_form(run(), ready)
     data = config.data
     assert (data.layout, data.chat_template, data.chat_template_digest) == (
@@ -248,23 +248,23 @@ def test_the_first_device_fixes_how_rows_become_text() -> None:
         "ab12",
     )
     assert with_text_form(config, ready) == config and unlike(config, ready) == ""
-    other = text_form(edge_pb2.DeviceReady(layout="completion", chat_template="ab12"))
+    other = text_form(DeviceFacts(8, layout="completion", chat_template="ab12"))
     assert "'completion'" in unlike(with_text_form(config, other), other)
-    other = text_form(edge_pb2.DeviceReady(layout="messages", chat_template=""))
+    other = text_form(DeviceFacts(8, layout="messages", chat_template=""))
     assert "another chat template" in unlike(with_text_form(config, other), other)
 
 
 def test_no_template_is_fixed_as_well() -> None:
-    ready = text_form(edge_pb2.DeviceReady(layout="completion"))
+    ready = text_form(DeviceFacts(8, layout="completion"))
     config = with_text_form(run(), ready)
     assert config.data.chat_template is False and unlike(config, ready) == ""
-    other = text_form(edge_pb2.DeviceReady(layout="completion", chat_template="ab12"))
+    other = text_form(DeviceFacts(8, layout="completion", chat_template="ab12"))
     assert "another chat template" in unlike(with_text_form(config, other), other)
-    text = text_form(edge_pb2.DeviceReady(layout="text"))
+    text = text_form(DeviceFacts(8, layout="text"))
     config = with_text_form(run(), text)
     assert config.data.layout == "text" and unlike(config, text) == ""
     for layout in ("label", "", "nonsense"):
-        assert with_text_form(run(), text_form(edge_pb2.DeviceReady(layout=layout))) == run()
+        assert with_text_form(run(), text_form(DeviceFacts(8, layout=layout))) == run()
 
 
 def test_a_node_with_another_template_is_refused(tmp_path: Path, chatml: Tokenizer) -> None:

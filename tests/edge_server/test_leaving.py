@@ -21,11 +21,12 @@ from sfl.config import DeviceConfig
 from sfl.errors import AdapterRefused, NameInUse, Refused
 from sfl.metrics.stats import NodeStats
 from sfl.rounds import messages as rounds
+from sfl.rounds.values import Challenge
 from sfl.transport.device import service as edge_service
 from sfl.transport.device.link import DeviceLink
 from sfl.transport.device.stream import DeviceStream
 from sfl.transport.frames.wire import WIRE_VERSION
-from sfl.v1 import cloud_pb2, edge_pb2
+from sfl.v1 import edge_pb2
 from tests.house.edge import NAME, PATIENCE, QUIET, Cloud, House, dialled, played
 from tests.house.waiting import until_async
 
@@ -114,7 +115,7 @@ def test_who_comes_back_in_the_very_moment_its_leaving_ends_comes_in(
             for _ in range(turns):
                 await asyncio.sleep(0)
 
-        house.service.challenge = edge_pb2.Challenge(nonce=bytes(32))
+        house.service.challenge = Challenge("", "", bytes(32))
         hello = edge_pb2.DeviceHello(device=NAME, wire_version=WIRE_VERSION)
         opening = asyncio.create_task(house.service._open(hello, requests(), cast(Any, Wire())))
         await asked.wait()
@@ -285,8 +286,8 @@ def test_who_is_out_for_good_is_told_why_though_the_run_ends_with_that(
         running = asyncio.create_task(asyncio.to_thread(device.run, PATIENCE))
         await until_async(lambda: NAME in house.service.streams)
         await house.hold_up()
-        out = cloud_pb2.Evict(device=NAME, reason="strike 2 of 2; out for good", final=True)
-        house._on_evict(cloud_pb2.CloudMessage(evict=out))
+        out = rounds.Evict(NAME, "strike 2 of 2; out for good", final=True)
+        house._on_evict(out)
         await house._dismiss(True, "every round closed")
         assert NAME in house._sessions  # the thread is still at its job
         with pytest.raises(Refused, match="strike 2 of 2; out for good"):
@@ -309,8 +310,8 @@ def test_who_may_come_back_is_not_told_an_old_reason() -> None:
                 assert (await call.read()).WhichOneof("body") == "welcome"
                 await until_async(lambda: NAME in house.service.streams)
                 if not ends:
-                    out = cloud_pb2.Evict(device=NAME, reason=why, final=True)
-                    house._on_evict(cloud_pb2.CloudMessage(evict=out))
+                    out = rounds.Evict(NAME, why, final=True)
+                    house._on_evict(out)
                     assert await call.code() is grpc.StatusCode.FAILED_PRECONDITION
                     assert await call.details() == why
         await until_async(lambda: not house._sessions)

@@ -17,12 +17,14 @@ from sfl.models.folder import ModelFolder
 from sfl.models.memory.edge_budget import EdgeChoice
 from sfl.rounds import messages as rounds
 from sfl.rounds.coordinator import Coordinator
+from sfl.rounds.values import Admission
 from sfl.stage.orders import ORDERS
+from sfl.transport.cloud.words import DeviceJoin, EdgeWord, to_edge_report
 from sfl.transport.device.decode_slots import DecodeSlots
 from sfl.transport.frames.seal import seal
 from sfl.transport.frames.wire import EDGE_SESSION, WIRE_VERSION
 from sfl.transport.security.credentials import new_server
-from sfl.v1 import cloud_pb2, edge_pb2
+from sfl.v1 import edge_pb2
 from tests.house.sessions import edge
 from tests.house.waiting import until_async
 
@@ -42,34 +44,29 @@ class Cloud:
         self.house = house
         self.coordinator = Coordinator(house.settings, 0.0)
         self.told: list[str] = []
-        self.answers: list[cloud_pb2.Admission] = []
+        self.answers: list[Admission] = []
         self.mute = False
 
-    def post(self, message: cloud_pb2.EdgeReportMessage) -> None:
-        said = message.WhichOneof("body") or ""
-        self.told.append(said)
-        event: rounds.Event = (
-            rounds.DeviceJoined(message.join.device, "edge")
-            if said == "join"
-            else rounds.DeviceLost(message.left.device, message.left.reason)
-        )
+    def post(self, word: EdgeWord) -> None:
+        self.told.append(to_edge_report(word).WhichOneof("body") or "")
+        event: rounds.Event
+        if isinstance(word, DeviceJoin):
+            event = rounds.DeviceJoined(word.device, "edge")
+        else:
+            assert isinstance(word, rounds.DeviceLost)
+            event = word
         for command in self.coordinator.handle(event, 0.0):
             if isinstance(command, rounds.Welcome):
-                self.answers.append(cloud_pb2.Admission(device=command.device))
+                self.answers.append(Admission(command.device))
             elif isinstance(command, rounds.Refuse):
-                self.answers.append(
-                    cloud_pb2.Admission(
-                        device=command.device, refusal=command.reason, in_use=command.in_use
-                    )
-                )
+                self.answers.append(Admission(command.device, command.reason, command.in_use))
         if not self.mute:
             self.answer()
 
     def answer(self) -> None:
         self.mute = False
         for admission in self.answers:
-            message = cloud_pb2.CloudMessage(admission=admission)
-            asyncio.get_running_loop().call_soon(self.house._on_admission, message)
+            asyncio.get_running_loop().call_soon(self.house._on_admission, admission)
         self.answers.clear()
 
     async def close(self) -> None:

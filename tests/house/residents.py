@@ -12,7 +12,8 @@ from sfl.config import RunSettings
 from sfl.metrics.stats import NodeStats
 from sfl.models.span import build_span
 from sfl.plan import SplitPlan
-from sfl.stage.messages import Key, Kind, Purpose, RoundStart, TensorMessage
+from sfl.rounds.values import RoundStart
+from sfl.stage.messages import Key, Kind, Purpose, TensorMessage
 from sfl.stage.resting import Residence
 from sfl.stage.training import SESSIONS, TrainingSession
 from tests.house.sessions import messages

@@ -17,7 +17,8 @@ from sfl.metrics.stats import NodeStats
 from sfl.models.placement import Stretch
 from sfl.models.span import SpanModel, build_span
 from sfl.plan import Span, SplitPlan
-from sfl.stage.messages import Key, Kind, Purpose, RoundStart, TensorMessage
+from sfl.rounds.values import RoundStart
+from sfl.stage.messages import Key, Kind, Purpose, TensorMessage
 from sfl.stage.training import SESSIONS, VanillaSession
 from tests.house.splits import LORA
 from tests.house.tiny_models import LABELS, batch, busy_values, manifest_of, opened

@@ -23,7 +23,8 @@ from sfl.models.folder import ModelFolder, open_model, read_into, span_tensor_na
 from sfl.models.span import SpanModel, build_span
 from sfl.models.weights import read_tensor
 from sfl.plan import Span, SplitPlan
-from sfl.stage.loss import Score, evaluation_score, training_loss
+from sfl.rounds.values import Score
+from sfl.stage.loss import evaluation_score, training_loss
 from tests.house.tiny_models import (
     CASES,
     CONFIGS,

@@ -16,10 +16,10 @@ from sfl.config import EvaluationSettings, RunSettings, load_run
 from sfl.config.codec import AUTO_CODECS, RoleCodecs
 from sfl.errors import ConfigError, ProtocolError
 from sfl.report.records import RoundRecord, SampleScore, read_records
+from sfl.rounds.values import UNCODED
 from sfl.stage.messages import Key, Kind, Purpose, TensorMessage
-from sfl.transport.device.round_start import from_round_start
 from sfl.transport.device.stream_codecs import StreamCodecs
-from sfl.transport.frames.wire import EXTENTS
+from sfl.transport.frames.words import EXTENTS, from_round_start
 from sfl.v1 import edge_pb2
 from tests.house.federation import finished, run
 from tests.house.fleets import completions, device, settings, tiny
@@ -42,7 +42,9 @@ def test_which_adapters_are_evaluated(every: int, rounds: int, due: list[str]) -
 def test_an_extent_survives_the_wire_and_an_unknown_one_is_refused() -> None:
     for extent, number in EXTENTS.items():
         wire = edge_pb2.RoundStart.FromString(
-            edge_pb2.RoundStart(round=2, evaluate=number).SerializeToString()
+            edge_pb2.RoundStart(
+                round=2, evaluate=number, codecs=UNCODED.model_dump_json()
+            ).SerializeToString()
         )
         assert from_round_start(wire).evaluate == extent
     strange = edge_pb2.RoundStart.FromString(b"\x08\x02\x10\x07")

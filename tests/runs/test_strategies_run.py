@@ -18,8 +18,8 @@ from sfl.adapters.rank import truncated
 from sfl.config import AggregationSettings, TrainingSettings, load_run
 from sfl.rounds.coordinator import Progress
 from sfl.rounds.messages import Steps
+from sfl.rounds.values import UpdateHeader
 from sfl.stage.optimizer import Optimizer
-from sfl.v1 import tensor_pb2
 from tests.house.federation import Outcome, finished, run, write_config
 from tests.house.fleets import (
     CLASSES,
@@ -114,7 +114,7 @@ def test_an_update_that_is_scaled_otherwise_is_left_out(tmp_path: Path) -> None:
         cloud.coordinator.progress["a"] = Progress(Steps(4, 0, 8), 5)
         said: list[str] = []
         cloud._do = lambda command: said.append(getattr(command, "reason", ""))  # type: ignore[assignment,method-assign]
-        header = tensor_pb2.AdapterHeader(round=1, device="a", side="edge", scaling=scaling)
+        header = UpdateHeader(round=1, device="a", side="edge", scaling=scaling)
         cloud.update_received(header)
         cloud.records._file.close()
         return said

@@ -25,8 +25,9 @@ from sfl.models.memory.batching import check_batching
 from sfl.models.span import build_span
 from sfl.plan import SplitPlan
 from sfl.report.step import LANES
+from sfl.rounds.values import RoundStart
 from sfl.stage.engine import Engine
-from sfl.stage.messages import GradientNorm, Key, Kind, Purpose, RoundStart, TensorMessage
+from sfl.stage.messages import GradientNorm, Key, Kind, Purpose, TensorMessage
 from sfl.stage.orders import ORDERS, Waiting
 from sfl.stage.training import UShapedSession, VanillaSession
 from sfl.stage.training.vanilla import VanillaGroup

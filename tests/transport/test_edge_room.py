@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 
 from sfl.config import CodecSettings
+from sfl.rounds.values import DeviceWelcome, RoundStart
 from sfl.stage.engine import Engine
 from sfl.stage.messages import Key, Kind, Purpose, TensorMessage
 from sfl.stage.orders import ORDERS, Waiting
@@ -112,9 +113,9 @@ class Floor:
     async def loaded(self) -> None:
         """The base is there."""
 
-    async def admit(self, name: str, proof: Any) -> tuple[edge_pb2.Welcome, Session, Any]:
+    async def admit(self, name: str, proof: Any) -> tuple[DeviceWelcome, Session]:
         session = self.devices[name].session
-        return edge_pb2.Welcome(), session, session.settings
+        return DeviceWelcome(session.settings, "r", 3), session
 
     async def left(self, name: str, reason: Exception) -> None:
         """Nothing is kept here."""
@@ -131,10 +132,8 @@ class Floor:
             session: Any = self.service._session(device.requests(), device)  # type: ignore[arg-type]
             device.stream = asyncio.create_task(session)
             await until_async(lambda name=name: name in self.service.streams)  # type: ignore[misc]
-            codecs = device.session.settings.codecs(name, 1).model_dump_json()
-            start = edge_pb2.RoundStart(
-                round=1, num_steps=5, total_steps=5, codecs=codecs, micro_batches=2
-            )
+            codecs = device.session.settings.codecs(name, 1)
+            start = RoundStart(1, "none", 5, 0, 5, micro_batches=2, codecs=codecs)
             mine = device.session.adapter.state()
             self.service.streams[name].begin_round(start, mine, {})
             await until_async(lambda device=device: len(device.heard) > 1)  # type: ignore[misc]

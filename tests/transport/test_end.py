@@ -14,16 +14,8 @@ from sfl.config import RunSettings
 from sfl.config.codec import RoleCodecs
 from sfl.errors import AdapterRefused, ProtocolError
 from sfl.metrics.stats import PhaseTimes
-from sfl.stage.messages import (
-    GradientNorm,
-    Key,
-    Kind,
-    Purpose,
-    RoundOrder,
-    RoundStart,
-    Stack,
-    TensorMessage,
-)
+from sfl.rounds.values import RoundStart
+from sfl.stage.messages import GradientNorm, Key, Kind, Purpose, RoundOrder, Stack, TensorMessage
 from sfl.transport.device.end import DeviceEnd, EdgeEnd, End
 from sfl.transport.frames.chunks import adapter_bytes, adapter_frames, decode_adapter
 from sfl.transport.frames.envelope import Frame

@@ -14,8 +14,8 @@ from sfl.config import TrainingSettings
 from sfl.config.codec import RoleCodecs
 from sfl.config.run import LinkSettings
 from sfl.errors import ConfigError, Corrupted, LinkLost, ProtocolError, Refused, RunFailed, SflError
+from sfl.rounds.values import Score
 from sfl.stage.layout import pack_labels, pack_rows, unpack_labels, unpack_rows
-from sfl.stage.loss import Score
 from sfl.stage.messages import Key, Kind, Purpose, TensorMessage
 from sfl.stage.optimizer import learning_rate_factor
 from sfl.transport.device.shaper import shaper

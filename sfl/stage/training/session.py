@@ -19,8 +19,9 @@ from sfl.metrics.stats import NodeStats
 from sfl.metrics.timeline import watched_step
 from sfl.models.span import SpanModel
 from sfl.plan import SplitPlan
+from sfl.rounds.values import RoundStart
 from sfl.stage.computation import COMPUTATIONS
-from sfl.stage.messages import GradientNorm, Key, Kind, Purpose, RoundStart, TensorMessage
+from sfl.stage.messages import GradientNorm, Key, Kind, Purpose, TensorMessage
 from sfl.stage.optimizer import Optimizer
 from sfl.stage.resting import Residence
 from sfl.stage.session import Group, Reply, Request

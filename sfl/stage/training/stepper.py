@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from sfl.errors import ProtocolError
 from sfl.metrics.stats import Measurement, NodeStats
-from sfl.stage.messages import GradientNorm, Key, Purpose, RoundStart
+from sfl.rounds.values import RoundStart
+from sfl.stage.messages import GradientNorm, Key, Purpose
 from sfl.stage.optimizer import Optimizer
 
 

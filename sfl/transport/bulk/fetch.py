@@ -8,7 +8,7 @@ import re
 import shutil
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +17,7 @@ import grpc
 from sfl.errors import ConfigError, Corrupted, LinkLost, ProtocolError
 from sfl.metrics.stats import NodeStats
 from sfl.node.files import on_disk, writable_folder
-from sfl.transport.bulk.files import is_served
+from sfl.transport.bulk.files import FileEntry, from_listing, is_served
 from sfl.transport.frames.seal import sound
 from sfl.transport.frames.wire import EDGE_FETCH_FILE, EDGE_LIST_FILES, wire_bytes
 from sfl.transport.status import error_of
@@ -47,15 +47,15 @@ def fetch_model(
     cache = writable_folder(cache, "device.cache_dir")
     try:
         request = edge_pb2.FilesRequest(device=device)
-        listing = sound(EDGE_LIST_FILES.stub(channel)(request, timeout=LIST_TIMEOUT), "edge")
-        _check_listing(listing, cache)
-        digest = hashlib.sha256(
-            "".join(f.name + f.sha256 for f in listing.files).encode()
-        ).hexdigest()
+        files = from_listing(
+            sound(EDGE_LIST_FILES.stub(channel)(request, timeout=LIST_TIMEOUT), "edge")
+        )
+        _check_listing(files, cache)
+        digest = hashlib.sha256("".join(f.name + f.sha256 for f in files).encode()).hexdigest()
         folder = cache / "spans" / digest[:32]
         with on_disk(cache, "device.cache_dir"):
             folder.mkdir(parents=True, exist_ok=True)
-            for entry in listing.files:
+            for entry in files:
                 _fetch(channel, device, entry, cache / "blobs", stats, silence)
                 _link(cache / "blobs" / entry.sha256, folder / entry.name)
     except grpc.RpcError as error:
@@ -63,12 +63,12 @@ def fetch_model(
     return folder
 
 
-def _check_listing(listing: edge_pb2.FileList, cache: Path) -> None:
+def _check_listing(files: Sequence[FileEntry], cache: Path) -> None:
     """Refuse what is no model's span, or more than this device has room for."""
-    if len(listing.files) > MOST_FILES:
-        raise ProtocolError(f"{len(listing.files)} files from the edge; {MOST_FILES} are allowed")
+    if len(files) > MOST_FILES:
+        raise ProtocolError(f"{len(files)} files from the edge; {MOST_FILES} are allowed")
     there: dict[str, int] = {}
-    for entry in listing.files:
+    for entry in files:
         _check_entry(entry)
         if there.setdefault(entry.sha256, entry.num_bytes) != entry.num_bytes:
             raise ProtocolError(
@@ -86,7 +86,7 @@ def _check_listing(listing: edge_pb2.FileList, cache: Path) -> None:
         )
 
 
-def _check_entry(entry: edge_pb2.FileEntry) -> None:
+def _check_entry(entry: FileEntry) -> None:
     """Hash and name become paths of this device's, so neither may lead out of the cache."""
     if not HASH.fullmatch(entry.sha256):
         raise ProtocolError(f"{entry.sha256!r:.80} from the edge is no SHA-256 in hex")
@@ -97,7 +97,7 @@ def _check_entry(entry: edge_pb2.FileEntry) -> None:
 def _fetch(
     channel: grpc.Channel,
     device: str,
-    entry: edge_pb2.FileEntry,
+    entry: FileEntry,
     blobs: Path,
     stats: NodeStats,
     silence: float,

@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import threading
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 from sfl.errors import Refused
@@ -25,6 +25,29 @@ CONFIGS = ("config.json", "generation_config.json")
 """Served beside the tokenizer's files. Nothing else of the folder leaves it."""
 
 Piece = Callable[[], bytes]
+
+
+@dataclass(frozen=True, slots=True)
+class FileEntry:
+    """A file that a device may fetch; its SHA-256 in hex."""
+
+    name: str
+    num_bytes: int
+    sha256: str
+
+
+def to_listing(files: Iterable[FileEntry]) -> edge_pb2.FileList:
+    """A list of files as the wire has it."""
+    entries = [
+        edge_pb2.FileEntry(name=file.name, num_bytes=file.num_bytes, sha256=file.sha256)
+        for file in files
+    ]
+    return edge_pb2.FileList(files=entries)
+
+
+def from_listing(said: edge_pb2.FileList) -> tuple[FileEntry, ...]:
+    """A list of files from the wire."""
+    return tuple(FileEntry(file.name, file.num_bytes, file.sha256) for file in said.files)
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,14 +83,14 @@ class SpanFiles:
             if path.is_file():
                 content = path.read_bytes()
                 self._files[name] = [Part(len(content), content)]
-        self._listing: edge_pb2.FileList | None = None
+        self._listing: tuple[FileEntry, ...] | None = None
         self._lock = threading.Lock()
 
-    def listing(self) -> edge_pb2.FileList:
+    def listing(self) -> Sequence[FileEntry]:
         """Names, sizes and hashes; reads every byte once, the first time."""
         with self._lock:
             if self._listing is None:
-                self._listing = edge_pb2.FileList(files=[self._entry(n) for n in self._files])
+                self._listing = tuple(self._entry(name) for name in self._files)
             return self._listing
 
     def pieces(self, name: str, offset: int) -> Iterator[Piece]:
@@ -81,13 +104,13 @@ class SpanFiles:
             for start in range(skipped, part.num_bytes, FRAME_BYTES):
                 yield _piece(part, start, min(FRAME_BYTES, part.num_bytes - start))
 
-    def _entry(self, name: str) -> edge_pb2.FileEntry:
+    def _entry(self, name: str) -> FileEntry:
         digest, size = hashlib.sha256(), 0
         for piece in self.pieces(name, 0):
             data = piece()
             digest.update(data)
             size += len(data)
-        return edge_pb2.FileEntry(name=name, num_bytes=size, sha256=digest.hexdigest())
+        return FileEntry(name, size, digest.hexdigest())
 
 
 def _piece(part: Part, start: int, count: int) -> Piece:

@@ -15,9 +15,9 @@ _ON_THE_WIRE: dict[Cause, cloud_pb2.Cause] = {
 _OF_THE_WIRE = {number: cause for cause, number in _ON_THE_WIRE.items()}
 
 
-def blamed(error: SflError) -> cloud_pb2.Cause:
-    """What the error that ended a device's stream says of the device."""
-    return _ON_THE_WIRE[_cause(error)]
+def on_the_wire(cause: Cause) -> cloud_pb2.Cause:
+    """A cause as the wire has it."""
+    return _ON_THE_WIRE[cause]
 
 
 def cause_told(number: int) -> Cause:
@@ -25,7 +25,8 @@ def cause_told(number: int) -> Cause:
     return _OF_THE_WIRE.get(number, "link")  # type: ignore[call-overload, no-any-return]
 
 
-def _cause(error: SflError) -> Cause:
+def blamed(error: SflError) -> Cause:
+    """What the error that ended a device's stream says of the device."""
     match error:
         case AdapterRefused():
             return "adapter"

@@ -10,13 +10,23 @@ from functools import partial
 import grpc
 import grpc.aio
 
-from sfl.errors import LinkLost, ProtocolError
+from sfl.errors import LinkLost
 from sfl.metrics.snapshot import Role
 from sfl.metrics.stats import NodeStats
 from sfl.node.certificates.own import OwnCertificate
+from sfl.rounds.values import UpdateHeader
+from sfl.transport.cloud.words import (
+    CloudWord,
+    EdgeWord,
+    GlobalPart,
+    from_cloud_message,
+    to_edge_report,
+)
 from sfl.transport.dialling import nothing_known, wait_for_peer_aio
+from sfl.transport.frames.chunks import AdapterAssembly, Buffer, adapter_frames
 from sfl.transport.frames.seal import Unreadable, sound
-from sfl.transport.frames.wire import CLOUD_SESSION, WIRE_VERSION, wire_bytes
+from sfl.transport.frames.wire import CLOUD_SESSION, STACK, WIRE_VERSION, wire_bytes
+from sfl.transport.frames.words import to_update_header
 from sfl.transport.security.credentials import open_aio_channel
 from sfl.transport.security.diagnosis import why_refused
 from sfl.transport.status import error_of
@@ -42,9 +52,14 @@ class CloudLink:
         self._stats = stats
         self._channel = open_aio_channel("edge.cloud", address, insecure, own, "cloud", proxy)
         self._outbox: asyncio.Queue[cloud_pb2.EdgeReportMessage | None] = asyncio.Queue()
+        self._adapter = AdapterAssembly(0)  # until it is known what an adapter consists of
         self.last_heard = time.monotonic()
 
-    async def join(self, connect_timeout: float) -> AsyncIterator[cloud_pb2.CloudMessage]:
+    def expect(self, most_bytes: int) -> None:
+        """From now on take adapters of so many bytes at most."""
+        self._adapter.limit = most_bytes
+
+    async def join(self, connect_timeout: float) -> AsyncIterator[CloudWord]:
         """Connect and say who this is; yields what the cloud says, its settings first.
 
         Raises PeerUnavailable, Refused, ProtocolError, LinkLost.
@@ -52,13 +67,16 @@ class CloudLink:
         await wait_for_peer_aio(self._channel, self._peer, connect_timeout, self._why)
         call = CLOUD_SESSION.stub(self._channel)(self._requests())
         hello = cloud_pb2.EdgeHello(edge=self._edge, wire_version=WIRE_VERSION)
-        self.post(cloud_pb2.EdgeReportMessage(hello=hello))
+        self._post(cloud_pb2.EdgeReportMessage(hello=hello))
         messages = aiter(call)
         try:
             # The first word comes at once; whoever owes it for so long is not there any more.
-            yield self._heard(await asyncio.wait_for(anext(messages), connect_timeout))
+            first = self._heard(await asyncio.wait_for(anext(messages), connect_timeout))
+            if (word := self._word(first)) is not None:
+                yield word
             async for message in messages:
-                yield self._heard(message)
+                if (word := self._word(self._heard(message))) is not None:
+                    yield word
         except TimeoutError:
             raise LinkLost(f"{self._peer}: not a word within {connect_timeout:g} s") from None
         except StopAsyncIteration:
@@ -76,8 +94,30 @@ class CloudLink:
         self._stats.bytes.add("down", role, wire_bytes(message))
         return message
 
-    def post(self, message: cloud_pb2.EdgeReportMessage) -> None:
-        """Queue one message for the cloud."""
+    def _word(self, message: cloud_pb2.CloudMessage) -> CloudWord | None:
+        """What the cloud tells; None for a heartbeat, and for a frame that ends no adapter."""
+        match message.WhichOneof("body"):
+            case "heartbeat":
+                return None
+            case "adapter":
+                whole = self._adapter.add(message.adapter)
+                if whole is None:
+                    return None
+                header, payload = whole
+                return GlobalPart(header.round, payload, header.side == STACK)
+            case _:
+                return from_cloud_message(message)
+
+    def post(self, word: EdgeWord) -> None:
+        """Queue what the cloud is told."""
+        self._post(to_edge_report(word))
+
+    async def send_update(self, header: UpdateHeader, payload: Buffer) -> None:
+        """Queue a part of an update; all of its frames in one go, so that none mix."""
+        for message in await asyncio.to_thread(_frames, header, payload):
+            self._post(message)
+
+    def _post(self, message: cloud_pb2.EdgeReportMessage) -> None:
         role: Role = "adapter" if message.WhichOneof("body") == "adapter" else "control"
         self._stats.bytes.add("up", role, wire_bytes(message))
         self._outbox.put_nowait(message)
@@ -100,8 +140,6 @@ class CloudLink:
             yield message
 
 
-def expect_settings(message: cloud_pb2.CloudMessage) -> cloud_pb2.Settings:
-    """The first thing a cloud says. Raises ProtocolError."""
-    if message.WhichOneof("body") != "settings":
-        raise ProtocolError("the cloud begins with the run's settings")
-    return message.settings
+def _frames(header: UpdateHeader, payload: Buffer) -> list[cloud_pb2.EdgeReportMessage]:
+    frames = adapter_frames(to_update_header(header), payload)
+    return [cloud_pb2.EdgeReportMessage(adapter=frame) for frame in frames]

@@ -7,7 +7,7 @@ import contextlib
 import logging
 import time
 from collections.abc import AsyncIterator, Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any, Protocol
 
@@ -21,18 +21,27 @@ from sfl.metrics.stats import NodeStats
 from sfl.node.causes import cause_of, foreseen
 from sfl.node.files import on_disk
 from sfl.node.logs import Sparing
-from sfl.rounds.messages import Cause
-from sfl.transport.cloud.blame import cause_told
+from sfl.rounds.messages import DeviceLost
+from sfl.rounds.values import (
+    Admission,
+    DeviceFacts,
+    EdgeFacts,
+    EdgeOrders,
+    EdgeWelcome,
+    RoundReport,
+    UpdateHeader,
+)
 from sfl.transport.cloud.outbox import Outbox
 from sfl.transport.cloud.spool import Part, Spool
-from sfl.transport.frames import contract
+from sfl.transport.cloud.words import CloudWord, from_edge_facts, from_left, to_cloud_messages
+from sfl.transport.frames import contract, words
 from sfl.transport.frames.contract import DeviceContract
 from sfl.transport.frames.wire import CLOUD_SESSION, WIRE_VERSION, generic_handler
 from sfl.transport.group import first_message, run_together
 from sfl.transport.security.doorkeeper import expect
 from sfl.transport.security.signed import NotSigned, SignatureCheck
 from sfl.transport.status import status_of
-from sfl.v1 import cloud_pb2, edge_pb2, tensor_pb2
+from sfl.v1 import cloud_pb2, tensor_pb2
 
 log = logging.getLogger(__name__)
 sparing = Sparing(log)
@@ -73,8 +82,8 @@ class Host(Protocol):
     def adapter_limit(self) -> int:
         """Most bytes of one part of an update."""
 
-    def settings(self) -> cloud_pb2.Settings:
-        """What an edge is told first."""
+    def welcome(self) -> EdgeWelcome:
+        """What an edge is told first; its challenge is the stream's."""
 
     def not_joined(self, edge: str, device: str, reason: str) -> None:
         """An edge says that a device joins, and the device did not say so."""
@@ -82,7 +91,7 @@ class Host(Protocol):
     def not_signed(self, edge: str, device: str, reason: str) -> None:
         """An edge says something of a device that the device did not say."""
 
-    def edge_ready(self, edge: str, ready: cloud_pb2.EdgeReady) -> None:
+    def edge_ready(self, edge: str, facts: EdgeFacts) -> None:
         """An edge has its base."""
 
     def edge_lost(self, edge: str, reason: str) -> None:
@@ -97,19 +106,19 @@ class Host(Protocol):
     def device_joined(self, edge: str, device: str) -> None:
         """A device asks to take part."""
 
-    def device_ready(self, device: str, ready: edge_pb2.DeviceReady) -> None:
+    def device_ready(self, device: str, facts: DeviceFacts) -> None:
         """A device has its span and its data."""
 
-    def device_left(self, device: str, reason: str, cause: Cause) -> None:
+    def device_left(self, lost: DeviceLost) -> None:
         """A device's stream is closed."""
 
     def device_broke(self, device: str, reason: str) -> None:
         """A device broke the contract, and is left out."""
 
-    def update_received(self, header: tensor_pb2.AdapterHeader) -> None:
+    def update_received(self, header: UpdateHeader) -> None:
         """One side's part of an update lies in the spool."""
 
-    def reported(self, report: tensor_pb2.RoundReport) -> None:
+    def reported(self, report: RoundReport) -> None:
         """A device tells how its round went."""
 
     def heard(self, snapshot: NodeSnapshot) -> None:
@@ -142,12 +151,14 @@ class EdgeStream:
         """From now on this edge speaks for the device."""
         self.devices[device] = DeviceContract(device, self.host.run_settings)
 
-    def post(self, message: cloud_pb2.CloudMessage) -> None:
-        """Queue one message for the edge."""
-        for entry in message.start.devices:
-            if entry.device in self.devices:
-                self.devices[entry.device].begin(entry.start)
-        self.outbox.put(message)
+    def post(self, word: CloudWord) -> None:
+        """Queue what the edge is told."""
+        if isinstance(word, EdgeOrders):
+            for device, start in word.devices.items():
+                if device in self.devices:
+                    self.devices[device].begin(start)
+        for message in to_cloud_messages(word):
+            self.outbox.put(message)
 
     async def read(self, requests: AsyncIterator[cloud_pb2.EdgeReportMessage]) -> None:
         """Take what the edge sends."""
@@ -172,7 +183,7 @@ class EdgeStream:
             if silent > self.host.idle_timeout:
                 raise LinkLost(f"not a byte for {silent:.0f} s")
             if not self.outbox:  # else it hears of those
-                self.post(cloud_pb2.CloudMessage(heartbeat=tensor_pb2.Heartbeat()))
+                self.outbox.put(cloud_pb2.CloudMessage(heartbeat=tensor_pb2.Heartbeat()))
 
     def _take(self, message: cloud_pb2.EdgeReportMessage) -> None:
         takers: dict[str, Callable[[], None]] = {
@@ -221,7 +232,7 @@ class EdgeStream:
     def _ready(self, message: cloud_pb2.EdgeReady) -> None:
         if self.is_ready:
             raise ProtocolError("ready was said twice")
-        self.host.edge_ready(self.edge, message)
+        self.host.edge_ready(self.edge, from_edge_facts(message))
         self.is_ready = True
 
     def _join(self, join: cloud_pb2.DeviceJoin) -> None:
@@ -231,7 +242,7 @@ class EdgeStream:
         self.host.device_joined(self.edge, join.device)
 
     def _left(self, left: cloud_pb2.DeviceLeft) -> None:
-        self.host.device_left(left.device, contract.reason(left.reason), cause_told(left.cause))
+        self.host.device_left(from_left(left))
 
     def _failed(self, words: str) -> None:
         self.host.edge_failed(self.edge, contract.reason(words))
@@ -251,13 +262,13 @@ class EdgeStream:
         if not self.is_ready:
             raise ProtocolError("a device was ready before its edge was")
         self.devices[message.device].ready(message.ready)
-        self.host.device_ready(message.device, message.ready)
+        self.host.device_ready(message.device, words.from_device_facts(message.ready))
 
     def _report(self, report: tensor_pb2.RoundReport) -> None:
         self.signatures.report(report)
         self.devices[report.device].report(report)
         self._pace.grant()  # an edge says how it is with every report
-        self.host.reported(report)
+        self.host.reported(words.from_report(report))
 
     def _spool(self, frame: tensor_pb2.AdapterFrame) -> None:
         """Write a frame to disk; an update never lies in memory as a whole."""
@@ -274,7 +285,7 @@ class EdgeStream:
                 return
             part, self.part = self.part, None
             part.close(partial(self.signatures.update, part.header))
-        self.host.update_received(part.header)
+        self.host.update_received(words.from_update_header(part.header))
 
     def _begin_part(self, header: tensor_pb2.AdapterHeader) -> None:
         if self.part is not None:
@@ -300,12 +311,12 @@ class CloudService:
         """The service, for `server.add_generic_rpc_handlers`."""
         return generic_handler(CLOUD_SESSION.service, {CLOUD_SESSION: self._session})
 
-    def post(self, edge: str, message: cloud_pb2.CloudMessage) -> None:
-        """Queue a message for an edge, if it is there."""
+    def post(self, edge: str, word: CloudWord) -> None:
+        """Queue what an edge is told, if it is there."""
         if edge in self.streams:
-            if message.WhichOneof("body") == "admission" and not message.admission.refusal:
-                self._hand_over(message.admission.device, edge)
-            self.streams[edge].post(message)
+            if isinstance(word, Admission) and not word.refusal:
+                self._hand_over(word.device, edge)
+            self.streams[edge].post(word)
 
     def _hand_over(self, device: str, edge: str) -> None:
         """From now on this edge speaks for the device, and no other."""
@@ -329,9 +340,7 @@ class CloudService:
             await context.abort(status_of(error), str(error))
         self.streams[stream.edge] = stream
         self._host.stats.connected = len(self.streams)
-        settings = self._host.settings()
-        settings.challenge = stream.signatures.challenge
-        stream.post(cloud_pb2.CloudMessage(settings=settings))
+        stream.post(replace(self._host.welcome(), challenge=stream.signatures.challenge))
         reason: SflError = LinkLost("the stream broke")
         try:
             await run_together(

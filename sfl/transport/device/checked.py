@@ -10,8 +10,8 @@ from collections.abc import Sequence
 
 from sfl.config import RunSettings
 from sfl.errors import ProtocolError
-from sfl.stage.messages import GradientNorm, RoundStart, TensorMessage
-from sfl.transport.device.round_start import from_round_start
+from sfl.rounds.values import RoundStart
+from sfl.stage.messages import GradientNorm, TensorMessage
 from sfl.transport.frames.contract import MOST_COUNT, batch_tokens, number, score, whole
 from sfl.v1 import edge_pb2, tensor_pb2
 
@@ -58,7 +58,7 @@ def _lengths(lengths: Sequence[int], settings: RunSettings) -> None:
         raise ProtocolError(f"a sequence of {max(lengths)} tokens, model.max_length is {longest}")
 
 
-def round_start(said: edge_pb2.RoundStart, settings: RunSettings) -> RoundStart:
+def round_start(said: RoundStart, settings: RunSettings) -> RoundStart:
     """What a device is to do in a round."""
     batch = settings.training.batch_size
     whole("round", said.round, 0, settings.run.rounds + 1)
@@ -69,4 +69,4 @@ def round_start(said: edge_pb2.RoundStart, settings: RunSettings) -> RoundStart:
     whole("counts to rehearse", len(said.rehearse), 0, _MOST_REHEARSED)
     for count in said.rehearse:
         whole("micro_batches to rehearse", count, 1, batch)
-    return from_round_start(said)
+    return said

@@ -18,7 +18,8 @@ from sfl.config import RunSettings
 from sfl.config.codec import RoleCodecs
 from sfl.errors import ProtocolError
 from sfl.metrics.stats import PhaseTimes
-from sfl.stage.messages import GradientNorm, RoundOrder, RoundStart, Stack, TensorMessage
+from sfl.rounds.values import RoundStart
+from sfl.stage.messages import GradientNorm, RoundOrder, Stack, TensorMessage
 from sfl.transport.device import checked
 from sfl.transport.device.credits import Credits
 from sfl.transport.device.stream_codecs import StreamCodecs

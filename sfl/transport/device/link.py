@@ -30,6 +30,7 @@ from sfl.metrics.stats import NodeStats
 from sfl.metrics.timeline import spans_to_json
 from sfl.node.certificates.own import OwnCertificate
 from sfl.node.watched import start_watched
+from sfl.rounds.values import RoundStart
 from sfl.stage.messages import (
     Finish,
     GradientNorm,
@@ -38,7 +39,6 @@ from sfl.stage.messages import (
     Purpose,
     RoundOrder,
     RoundOutcome,
-    RoundStart,
     Stack,
     TensorMessage,
 )
@@ -59,7 +59,7 @@ from sfl.transport.frames.chunks import (
 )
 from sfl.transport.frames.envelope import Frame
 from sfl.transport.frames.seal import sound
-from sfl.transport.frames.tensors import decode_tensor, encode_tensor, raw_bytes, to_score
+from sfl.transport.frames.tensors import decode_tensor, encode_tensor, raw_bytes
 from sfl.transport.frames.wire import (
     EDGE_SESSION,
     STACK,
@@ -67,6 +67,7 @@ from sfl.transport.frames.wire import (
     tensor_role,
     wire_bytes,
 )
+from sfl.transport.frames.words import from_round_start, to_score
 from sfl.transport.security.credentials import open_channel
 from sfl.transport.security.diagnosis import why_refused
 from sfl.transport.security.signed import DeviceSignatures
@@ -580,10 +581,9 @@ class _Reader:
 
     def _on_start(self, message: edge_pb2.EdgeMessage) -> None:
         self._count(message, "control")
-        start = message.start
-        order = checked.round_start(start, self.settings)
-        self._codec = self._begin_round(contract.role_codecs(start.codecs), start.round)
-        self._start = order
+        start = checked.round_start(from_round_start(message.start), self.settings)
+        self._codec = self._begin_round(start.codecs, start.round)
+        self._start = start
 
     def _on_adapter(self, message: edge_pb2.EdgeMessage) -> None:
         self._count(message, "adapter")

@@ -7,6 +7,7 @@ import contextlib
 import logging
 import time
 from collections.abc import AsyncIterator, Callable, Coroutine
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,15 +15,16 @@ import grpc
 import grpc.aio
 
 from sfl.codec.kernel import kernel
-from sfl.config import RunSettings
 from sfl.errors import LinkLost, NameInUse, ProtocolError, Refused, SflError
 from sfl.node.text import plain
+from sfl.rounds.values import Challenge, DeviceWelcome, Proof
 from sfl.stage.training import TrainingSession
+from sfl.transport.bulk.files import to_listing
 from sfl.transport.bulk.probe_service import ProbeService
 from sfl.transport.device.end import EdgeEnd
 from sfl.transport.device.stream import Context, DeviceStream, Goodbye, Host
 from sfl.transport.device.urgency import CodecThread
-from sfl.transport.frames import contract
+from sfl.transport.frames import contract, words
 from sfl.transport.frames.wire import (
     EDGE_FETCH_FILE,
     EDGE_LIST_FILES,
@@ -43,7 +45,7 @@ BEAT = 1.0
 
 PROOF_TIMEOUT = 30.0
 """Seconds that a device has for signing a challenge."""
-Admission = tuple[edge_pb2.Welcome, TrainingSession, RunSettings]
+Admission = tuple[DeviceWelcome, TrainingSession]
 
 
 class EdgeService:
@@ -59,7 +61,7 @@ class EdgeService:
     def __init__(self, host: Host, cache_dir: Path | None = None) -> None:
         self._host = host
         self.cache_dir = cache_dir
-        self.challenge: edge_pb2.Challenge | None = None
+        self.challenge: Challenge | None = None
         """What a device signs before it is let in, where the cloud asks for that."""
         # One thread for each direction: what is coded first is sent first, and a stream's memory of
         # what it sent is one thread's.
@@ -212,11 +214,12 @@ class EdgeService:
 
     async def _proof(
         self, requests: AsyncIterator[edge_pb2.DeviceMessage], context: Context
-    ) -> edge_pb2.Proof:
+    ) -> Proof:
         """The device's own word that it joins, where the cloud asks for it."""
         if self.challenge is None:
-            return edge_pb2.Proof()
-        await context.write(edge_pb2.EdgeMessage(challenge=self.challenge))
+            return Proof()
+        asked = words.to_challenge(self.challenge)
+        await context.write(edge_pb2.EdgeMessage(challenge=asked))
         try:
             answer = await asyncio.wait_for(anext(aiter(requests), None), PROOF_TIMEOUT)
         except TimeoutError:
@@ -224,7 +227,7 @@ class EdgeService:
         if not isinstance(answer, edge_pb2.DeviceMessage) or answer.WhichOneof("body") != "proof":
             raise ProtocolError("the answer to a challenge was due")
         contract.sized("a proof", answer.proof, contract.MOST_BESIDE)
-        return answer.proof
+        return words.from_proof(answer.proof)
 
     async def _open(
         self,
@@ -251,11 +254,12 @@ class EdgeService:
         admission.add_done_callback(self._asked.discard)
         try:
             await _alive_until(admission, context)
-            welcome, session, settings = admission.result()
-            welcome.compiled_codec = kernel().name == "compiled"
-            await context.write(edge_pb2.EdgeMessage(welcome=welcome))
+            welcome, session = admission.result()
+            welcome = replace(welcome, compiled_codec=kernel().name == "compiled")
+            await context.write(edge_pb2.EdgeMessage(welcome=words.to_welcome(welcome)))
             self._turned_away.pop(device, None)
             phases = self._host.stats.phases
+            settings = welcome.settings
             end = EdgeEnd(
                 device, settings, phases, hello.compiled_codec, self.cache_dir, welcome.credits
             )
@@ -292,7 +296,7 @@ class EdgeService:
     ) -> edge_pb2.FileList:
         try:
             expect("device", request.device)
-            return await self._host.files(request.device)
+            return to_listing(await self._host.files(request.device))
         except SflError as error:
             await context.abort(status_of(error), str(error))
             raise
@@ -302,7 +306,8 @@ class EdgeService:
     ) -> AsyncIterator[edge_pb2.FileChunk]:
         try:
             expect("device", request.device)
-            async for data in self._host.read_file(request):
+            pieces = self._host.read_file(request.device, request.name, request.offset)
+            async for data in pieces:
                 yield edge_pb2.FileChunk(data=data)
         except SflError as error:
             await context.abort(status_of(error), str(error))

@@ -41,17 +41,26 @@ from sfl.errors import AdapterRefused, FellSilent, LinkLost, ProtocolError, SflE
 from sfl.metrics.snapshot import NodeSnapshot
 from sfl.metrics.stats import NodeStats
 from sfl.metrics.timeline import spans_to_json
+from sfl.rounds.values import (
+    DeviceFacts,
+    DeviceWelcome,
+    Proof,
+    RoundReport,
+    RoundStart,
+    UpdateHeader,
+)
 from sfl.stage.engine import Engine
 from sfl.stage.messages import GradientNorm, Key, Kind, TensorMessage
 from sfl.stage.orders import Waiting
 from sfl.stage.session import Reply
 from sfl.stage.training import TrainingSession
+from sfl.transport.bulk.files import FileEntry
 from sfl.transport.device import checked
 from sfl.transport.device.decode_slots import DecodeSlots
 from sfl.transport.device.end import Arrival, EdgeEnd
 from sfl.transport.device.shaper import Shaper, shaper
 from sfl.transport.device.urgency import CodecThread
-from sfl.transport.frames import contract
+from sfl.transport.frames import contract, words
 from sfl.transport.frames.chunks import (
     Buffer,
     adapter_bytes,
@@ -93,31 +102,29 @@ class Host(Protocol):
     async def loaded(self) -> None:
         """Wait until there is a base: nobody is admitted before."""
 
-    async def admit(
-        self, device: str, proof: edge_pb2.Proof
-    ) -> tuple[edge_pb2.Welcome, TrainingSession, RunSettings]:
+    async def admit(self, device: str, proof: Proof) -> tuple[DeviceWelcome, TrainingSession]:
         """Ask the cloud, make a session. Raises Refused where the cloud says no."""
 
-    def ready(self, device: str, ready: edge_pb2.DeviceReady) -> None:
+    def ready(self, device: str, facts: DeviceFacts) -> None:
         """The device has its span and its data."""
 
     async def left(self, device: str, reason: SflError) -> None:
         """The device was admitted, and is gone; its session is given back, where it has one."""
 
-    async def relay_adapter(self, header: tensor_pb2.AdapterHeader, payload: Buffer) -> None:
+    async def relay_adapter(self, header: UpdateHeader, payload: Buffer) -> None:
         """Pass a device's or the edge's part on to the cloud."""
 
-    def relay_report(self, report: tensor_pb2.RoundReport) -> None:
+    def relay_report(self, report: RoundReport) -> None:
         """Pass a report on to the cloud."""
 
     def heard(self, device: str, snapshot: NodeSnapshot) -> None:
         """Keep a device's latest statistics."""
 
-    async def files(self, device: str) -> edge_pb2.FileList:
+    async def files(self, device: str) -> Sequence[FileEntry]:
         """The files of a device's span. Raises Refused."""
 
-    def read_file(self, request: edge_pb2.FileRequest) -> AsyncIterator[bytes]:
-        """One of them, in chunks. Raises Refused."""
+    def read_file(self, device: str, name: str, offset: int) -> AsyncIterator[bytes]:
+        """One of them from `offset` on, in chunks. Raises Refused."""
 
 
 @dataclass(slots=True, eq=False)
@@ -170,7 +177,7 @@ class DeviceStream:
 
     def begin_round(
         self,
-        start: edge_pb2.RoundStart,
+        start: RoundStart,
         mine: Mapping[str, np.ndarray],
         theirs: Mapping[str, np.ndarray],
     ) -> None:
@@ -293,7 +300,7 @@ class DeviceStream:
         elif body == "ready":
             self._hear(self._contract.ready(message.ready))
             self.is_ready = True
-            self.host.ready(self.device, message.ready)
+            self.host.ready(self.device, words.from_device_facts(message.ready))
         else:
             raise ProtocolError(f"{body or 'an empty message'} was not due")
 
@@ -302,7 +309,7 @@ class DeviceStream:
         spans = self.host.stats.phases.timeline.take(self.device)
         report.edge_spans = spans_to_json(spans)
         self._hear(self._contract.report(report))
-        self.host.relay_report(report)
+        self.host.relay_report(words.from_report(report))
 
     def _hear(self, snapshot: NodeSnapshot) -> None:
         self.host.heard(self.device, snapshot)
@@ -435,7 +442,7 @@ class DeviceStream:
                 False, self.end.whole_update, header.codec, payload, self._trains
             )
             header.codec = ""
-        await self.host.relay_adapter(header, payload)
+        await self.host.relay_adapter(words.from_update_header(header), payload)
 
     def _trains(self, name: str) -> bool:
         """Whether the device trains a parameter of that name."""
@@ -444,7 +451,7 @@ class DeviceStream:
 
     async def _send_own_part(self, round_: int) -> None:
         values = await self.host.engine.run(self.session.end_round)
-        header = tensor_pb2.AdapterHeader(
+        header = UpdateHeader(
             round=round_,
             final_step=self.session.step,
             device=self.device,
@@ -455,16 +462,16 @@ class DeviceStream:
 
     async def _begin_round(
         self,
-        start: edge_pb2.RoundStart,
+        start: RoundStart,
         mine: Mapping[str, np.ndarray],
         theirs: Mapping[str, np.ndarray],
     ) -> None:
         order = checked.round_start(start, self.settings)
         self._answered = None
-        self.end.begin_round(contract.role_codecs(start.codecs), start.round)
+        self.end.begin_round(start.codecs, start.round)
         await self.host.engine.run(self.session.begin_round, order, mine)
         self._contract.begin(start)
-        self.post(edge_pb2.EdgeMessage(start=start))
+        self.post(edge_pb2.EdgeMessage(start=words.to_round_start(start)))
         for frame in await self._global_part(start.round, theirs):
             self._queue_out(frame)
 

@@ -24,6 +24,7 @@ from sfl.metrics.snapshot import NodeKind, NodeSnapshot
 from sfl.metrics.timeline import spans_from_json
 from sfl.node.certificates.identity import NAME
 from sfl.node.text import plain
+from sfl.rounds.values import RoundStart
 from sfl.v1 import edge_pb2, tensor_pb2
 
 MOST_COUNT = (1 << 31) - 1
@@ -38,6 +39,8 @@ MOST_SAID = 4 << 20
 no device's words end the link of its edge. What this version does not know of counts as well."""
 MOST_BESIDE = 1 << 16
 """Bytes of a proof, and of an adapter's header."""
+
+NOTHING_DUE = RoundStart(0, "none", 0, 0, 0, 0)
 
 
 def kinds_of(task: Task) -> tuple[ExampleKind, ...]:
@@ -62,11 +65,11 @@ class DeviceContract:
         self._device = device
         self._settings = settings
         self._ready: edge_pb2.DeviceReady | None = None
-        self._start = edge_pb2.RoundStart()
+        self._start = NOTHING_DUE
         self._sides: set[str] = set()
         self._report_due = False
 
-    def begin(self, start: edge_pb2.RoundStart) -> None:
+    def begin(self, start: RoundStart) -> None:
         """The device is told of a round, or of steps to rehearse."""
         self._start = start
         self._sides.clear()

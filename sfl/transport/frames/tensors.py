@@ -15,11 +15,12 @@ from sfl.codec import Packet
 from sfl.codec.integers import num_labels, pack_labels, unpack_labels
 from sfl.errors import ProtocolError
 from sfl.node.buffers import Chunks
+from sfl.rounds.values import NO_SCORE
 from sfl.stage.layout import IGNORED
-from sfl.stage.loss import Score
-from sfl.stage.messages import NO_SCORE, Key, Kind, Purpose, TensorMessage
+from sfl.stage.messages import Key, Kind, Purpose, TensorMessage
 from sfl.transport.frames.chunks import Buffer, pieces
 from sfl.transport.frames.envelope import Frame
+from sfl.transport.frames.words import from_score, to_score
 from sfl.v1 import tensor_pb2
 
 
@@ -99,18 +100,3 @@ def _labels(data: bytes, lengths: tuple[int, ...]) -> npt.NDArray[np.int32]:
 def raw_bytes(header: tensor_pb2.TensorHeader) -> int:
     """Four bytes a value of the tensor's real tokens."""
     return 4 * int(np.prod(header.shape, dtype=np.int64)) if header.codec else 0
-
-
-def to_score(score: Score) -> tensor_pb2.Score:
-    """A score as the wire has it."""
-    return tensor_pb2.Score(
-        loss_sum=score.loss_sum,
-        num_targets=score.num_targets,
-        num_correct=score.num_correct,
-        num_examples=score.num_examples,
-    )
-
-
-def from_score(score: tensor_pb2.Score) -> Score:
-    """A score from the wire."""
-    return Score(score.loss_sum, score.num_targets, score.num_correct, score.num_examples)

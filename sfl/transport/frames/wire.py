@@ -11,7 +11,6 @@ import grpc
 import grpc.aio
 from google.protobuf.message import Message
 
-from sfl.config import Extent
 from sfl.errors import SflError
 from sfl.metrics.snapshot import Role
 from sfl.transport.frames.envelope import Envelope, Frame
@@ -199,13 +198,6 @@ def generic_handler(
     handlers = {method.name: method.handler(behaviour) for method, behaviour in behaviours.items()}
     return grpc.method_handlers_generic_handler(service, handlers)
 
-
-EXTENTS: dict[Extent, edge_pb2.Extent] = {
-    "none": edge_pb2.EXTENT_NONE,
-    "sample": edge_pb2.EXTENT_SAMPLE,
-    "all": edge_pb2.EXTENT_ALL,
-}
-"""How much a device evaluates, as the wire has it."""
 
 TRAINING_ROLES: dict[int, Role] = {
     tensor_pb2.TENSOR_KIND_ACTIVATION: "activation",

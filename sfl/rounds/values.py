@@ -1,0 +1,201 @@
+"""What devices, edges and the cloud tell each other of a run, as values.
+
+The wire's own form of each is the transport's business (`sfl.transport.frames.words`). Texts in
+JSON stay as they were said, because a device signs them. No torch and no numpy here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from sfl.config import Extent, RunSettings
+from sfl.config.codec import RoleCodecs
+
+
+@dataclass(frozen=True, slots=True)
+class Score:
+    """Sums over examples; means are taken where they are reported.
+
+    `loss_sum` over `num_targets` scored targets, in nats. `num_correct` of `num_examples`: every
+    target of the example is the argmax (causal), or the class is.
+    """
+
+    loss_sum: float
+    num_targets: int
+    num_correct: int
+    num_examples: int
+
+    def __add__(self, other: Score) -> Score:
+        return Score(
+            self.loss_sum + other.loss_sum,
+            self.num_targets + other.num_targets,
+            self.num_correct + other.num_correct,
+            self.num_examples + other.num_examples,
+        )
+
+
+NO_SCORE = Score(0.0, 0, 0, 0)
+
+UNCODED = RoleCodecs(
+    activation="none", gradient="none", hidden="none", tail_gradient="none", evaluation="none"
+)
+
+
+@dataclass(frozen=True, slots=True)
+class RoundStart:
+    """What a device does in a round; zero steps: only evaluate.
+
+    `rehearse` asks for steps of so many micro-batches each, timed and then forgotten. `codecs` are
+    the round's.
+    """
+
+    round: int
+    evaluate: Extent
+    num_steps: int
+    first_step: int
+    total_steps: int
+    micro_batches: int = 1
+    rehearse: tuple[int, ...] = ()
+    codecs: RoleCodecs = UNCODED
+
+
+@dataclass(frozen=True, slots=True)
+class Challenge:
+    """What a device signs before it is let in: the cloud made it for this edge of this run."""
+
+    run_id: str
+    edge: str
+    nonce: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Proof:
+    """A device's answer to a challenge; empty without TLS. `certificate` in DER."""
+
+    certificate: bytes = b""
+    nonce: bytes = b""
+    signature: bytes = b""
+
+
+@dataclass(frozen=True, slots=True)
+class Signature:
+    """A device's own, over what its edge passes on; `sequence` counts what it has signed."""
+
+    sequence: int
+    value: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class DeviceFacts:
+    """What a device brings: its examples, how its rows become text, its statistics as JSON."""
+
+    num_examples: int
+    num_eval_examples: int = 0
+    num_truncated: int = 0
+    num_dropped: int = 0
+    num_repeated: int = 0
+    num_tokens: int = 0
+    num_tokens_kept: int = 0
+    example_kind: str = ""
+    layout: str = ""
+    chat_template: str = ""
+    snapshot: str = ""
+    signature: Signature | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class EdgeFacts:
+    """What an edge brings: its adapter's manifest as JSON, and where devices dial it.
+
+    `given` are the values that its checkpoint holds of an adapter, as a safetensors file.
+    """
+
+    manifest: str
+    address: str = ""
+    given: bytes = b""
+
+
+@dataclass(frozen=True, slots=True)
+class RoundReport:
+    """What one device did in one round, or how long the steps of a rehearsal took it.
+
+    `train_loss` is the mean over the round's steps; seconds are the device's. `snapshot`, `spans`
+    and `edge_spans` are JSON.
+    """
+
+    round: int
+    device: str
+    num_steps: int = 0
+    train_loss: float = 0.0
+    num_tokens: int = 0
+    train_seconds: float = 0.0
+    evaluation: Score = NO_SCORE
+    sample: Score = NO_SCORE
+    evaluation_seconds: float = 0.0
+    snapshot: str = ""
+    spans: str = ""
+    edge_spans: str = ""
+    rehearsal: tuple[float, ...] = ()
+    signature: Signature | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class UpdateHeader:
+    """One side's part of a device's update, all but its values.
+
+    `final_step` are the steps taken in the round when it was read off; its B A are multiplied by
+    `scaling`.
+    """
+
+    round: int
+    device: str
+    side: str
+    final_step: int = 0
+    scaling: float = 0.0
+    num_bytes: int = 0
+    signature: Signature | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Admission:
+    """The cloud's answer to a device that joins; `refusal` is empty where it is let in.
+
+    `in_use`: it is refused for its name, which may be free in a moment.
+    """
+
+    device: str
+    refusal: str = ""
+    in_use: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class EdgeOrders:
+    """A round for an edge: what each of its devices does."""
+
+    round: int
+    devices: Mapping[str, RoundStart]
+
+
+@dataclass(frozen=True, slots=True)
+class EdgeWelcome:
+    """What the cloud tells an edge first; `challenge` is empty without TLS."""
+
+    settings: RunSettings
+    run_id: str
+    challenge: bytes = b""
+
+
+@dataclass(frozen=True, slots=True)
+class DeviceWelcome:
+    """What an edge tells a device that it takes in.
+
+    `credits` are the micro-batches that it may have in flight, 0 for `network.credits`.
+    `compiled_codec`: the edge has it.
+    """
+
+    settings: RunSettings
+    run_id: str
+    num_layers: int
+    credits: int = 0
+    compiled_codec: bool = False

@@ -1,0 +1,225 @@
+"""What an edge and the cloud tell each other, as values and as the wire's messages.
+
+Adapters are apart: they travel in frames (`chunks`), so one value is several messages.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import assert_never
+
+from sfl.errors import ProtocolError
+from sfl.rounds.messages import DeviceLost, Evict, FinishRun
+from sfl.rounds.values import (
+    Admission,
+    DeviceFacts,
+    EdgeFacts,
+    EdgeOrders,
+    EdgeWelcome,
+    Proof,
+    RoundReport,
+)
+from sfl.transport.cloud.blame import cause_told, on_the_wire
+from sfl.transport.frames import contract, words
+from sfl.transport.frames.chunks import Buffer, adapter_frames
+from sfl.transport.frames.wire import STACK
+from sfl.v1 import cloud_pb2, edge_pb2, tensor_pb2
+
+
+@dataclass(frozen=True, slots=True)
+class DeviceJoin:
+    """A device asks to take part."""
+
+    device: str
+    proof: Proof
+
+
+@dataclass(frozen=True, slots=True)
+class DeviceIsReady:
+    """A device has its span and its data."""
+
+    device: str
+    facts: DeviceFacts
+
+
+@dataclass(frozen=True, slots=True)
+class Beat:
+    """Statistics of an edge and of its devices, as JSON."""
+
+    snapshot: str
+    devices: Sequence[str] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class EdgeFailed:
+    """An edge can't go on."""
+
+    reason: str
+
+
+EdgeWord = DeviceJoin | EdgeFacts | DeviceIsReady | DeviceLost | RoundReport | Beat | EdgeFailed
+"""What an edge tells the cloud, beside its hello and parts of updates."""
+
+
+@dataclass(frozen=True, slots=True)
+class GlobalPart:
+    """The adapter that a round begins with, as a safetensors file.
+
+    `stack`: it is what `round` gave, to be added to the base for good.
+    """
+
+    round: int
+    payload: Buffer
+    stack: bool = False
+
+
+CloudWord = EdgeWelcome | Admission | EdgeOrders | GlobalPart | Evict | FinishRun
+"""What the cloud tells an edge, beside that it is alive."""
+
+
+def to_edge_report(word: EdgeWord) -> cloud_pb2.EdgeReportMessage:
+    """What an edge tells, as the wire has it."""
+    match word:
+        case DeviceJoin():
+            join = cloud_pb2.DeviceJoin(device=word.device, proof=words.to_proof(word.proof))
+            return cloud_pb2.EdgeReportMessage(join=join)
+        case EdgeFacts():
+            return cloud_pb2.EdgeReportMessage(ready=to_edge_facts(word))
+        case DeviceIsReady():
+            ready = words.to_device_facts(word.facts)
+            said = cloud_pb2.DeviceIsReady(device=word.device, ready=ready)
+            return cloud_pb2.EdgeReportMessage(device_ready=said)
+        case DeviceLost():
+            return cloud_pb2.EdgeReportMessage(left=to_left(word))
+        case RoundReport():
+            return cloud_pb2.EdgeReportMessage(report=words.to_report(word))
+        case Beat():
+            beat = tensor_pb2.Heartbeat(snapshot=word.snapshot, devices=word.devices)
+            return cloud_pb2.EdgeReportMessage(heartbeat=beat)
+        case EdgeFailed():
+            return cloud_pb2.EdgeReportMessage(failure=word.reason)
+        case unknown:
+            assert_never(unknown)
+
+
+def to_edge_facts(facts: EdgeFacts) -> cloud_pb2.EdgeReady:
+    """What an edge brings as the wire has it."""
+    return cloud_pb2.EdgeReady(manifest=facts.manifest, address=facts.address, given=facts.given)
+
+
+def from_edge_facts(said: cloud_pb2.EdgeReady) -> EdgeFacts:
+    """What an edge brings from the wire."""
+    return EdgeFacts(said.manifest, said.address, said.given)
+
+
+def to_left(lost: DeviceLost) -> cloud_pb2.DeviceLeft:
+    """A device that is gone as the wire has it."""
+    return cloud_pb2.DeviceLeft(
+        device=lost.device, reason=lost.reason, cause=on_the_wire(lost.cause)
+    )
+
+
+def from_left(said: cloud_pb2.DeviceLeft) -> DeviceLost:
+    """A device that is gone from the wire."""
+    return DeviceLost(said.device, contract.reason(said.reason), cause_told(said.cause))
+
+
+def to_cloud_messages(word: CloudWord) -> Iterator[cloud_pb2.CloudMessage]:
+    """What the cloud tells, as the wire has it: one message, or an adapter's frames."""
+    if isinstance(word, GlobalPart):
+        header = tensor_pb2.AdapterHeader(round=word.round, side=STACK if word.stack else "")
+        for frame in adapter_frames(header, word.payload):
+            yield cloud_pb2.CloudMessage(adapter=frame)
+    else:
+        yield _to_cloud_message(word)
+
+
+def _to_cloud_message(
+    word: EdgeWelcome | Admission | EdgeOrders | Evict | FinishRun,
+) -> cloud_pb2.CloudMessage:
+    match word:
+        case EdgeWelcome():
+            return cloud_pb2.CloudMessage(settings=to_edge_welcome(word))
+        case Admission():
+            return cloud_pb2.CloudMessage(admission=to_admission(word))
+        case EdgeOrders():
+            return cloud_pb2.CloudMessage(start=to_orders(word))
+        case Evict():
+            return cloud_pb2.CloudMessage(evict=to_evict(word))
+        case FinishRun():
+            finish = edge_pb2.Finish(ok=word.ok, reason=word.reason)
+            return cloud_pb2.CloudMessage(finish=finish)
+        case unknown:
+            assert_never(unknown)
+
+
+def from_cloud_message(
+    message: cloud_pb2.CloudMessage,
+) -> EdgeWelcome | Admission | EdgeOrders | Evict | FinishRun:
+    """What the cloud tells from the wire, all but adapters and heartbeats. Raises ProtocolError."""
+    match message.WhichOneof("body"):
+        case "settings":
+            return from_edge_welcome(message.settings)
+        case "admission":
+            return from_admission(message.admission)
+        case "start":
+            return from_orders(message.start)
+        case "evict":
+            return from_evict(message.evict)
+        case "finish":
+            return FinishRun(message.finish.ok, contract.reason(message.finish.reason))
+        case other:
+            raise ProtocolError(f"{other or 'an empty message'} from the cloud was not due")
+
+
+def to_edge_welcome(welcome: EdgeWelcome) -> cloud_pb2.Settings:
+    """What an edge is told first as the wire has it."""
+    return cloud_pb2.Settings(
+        settings=welcome.settings.model_dump_json(),
+        run_id=welcome.run_id,
+        challenge=welcome.challenge,
+    )
+
+
+def from_edge_welcome(said: cloud_pb2.Settings) -> EdgeWelcome:
+    """What an edge is told first from the wire. Raises ProtocolError."""
+    return EdgeWelcome(contract.run_settings(said.settings), said.run_id, said.challenge)
+
+
+def to_admission(admission: Admission) -> cloud_pb2.Admission:
+    """The answer to a device that joins as the wire has it."""
+    return cloud_pb2.Admission(
+        device=admission.device, refusal=admission.refusal, in_use=admission.in_use
+    )
+
+
+def from_admission(said: cloud_pb2.Admission) -> Admission:
+    """The answer to a device that joins from the wire."""
+    refusal = contract.reason(said.refusal) if said.refusal else ""
+    return Admission(said.device, refusal, said.in_use)
+
+
+def to_orders(orders: EdgeOrders) -> cloud_pb2.EdgeRoundStart:
+    """A round for an edge as the wire has it."""
+    devices = [
+        cloud_pb2.DeviceStart(device=device, start=words.to_round_start(start))
+        for device, start in orders.devices.items()
+    ]
+    return cloud_pb2.EdgeRoundStart(round=orders.round, devices=devices)
+
+
+def from_orders(said: cloud_pb2.EdgeRoundStart) -> EdgeOrders:
+    """A round for an edge from the wire. Raises ProtocolError."""
+    starts = {entry.device: words.from_round_start(entry.start) for entry in said.devices}
+    return EdgeOrders(said.round, starts)
+
+
+def to_evict(evict: Evict) -> cloud_pb2.Evict:
+    """Whose stream is to be closed as the wire has it."""
+    return cloud_pb2.Evict(device=evict.device, reason=evict.reason, final=evict.final)
+
+
+def from_evict(said: cloud_pb2.Evict) -> Evict:
+    """Whose stream is to be closed from the wire."""
+    return Evict(said.device, contract.reason(said.reason), said.final)

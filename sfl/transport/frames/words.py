@@ -1,0 +1,237 @@
+"""What nodes tell each other: values to the wire's messages and back, one pure function each way.
+
+Generated types go no further than this package's neighbours; whoever stands outside the transport
+speaks `sfl.rounds.values`. What came is held against the contract elsewhere (`contract`,
+`checked`); here a message is only refused where it is no value at all.
+"""
+
+from __future__ import annotations
+
+from sfl.config import Extent
+from sfl.errors import ProtocolError
+from sfl.rounds.values import (
+    Challenge,
+    DeviceFacts,
+    DeviceWelcome,
+    Proof,
+    RoundReport,
+    RoundStart,
+    Score,
+    Signature,
+    UpdateHeader,
+)
+from sfl.transport.frames import contract
+from sfl.v1 import edge_pb2, tensor_pb2
+
+EXTENTS: dict[Extent, edge_pb2.Extent] = {
+    "none": edge_pb2.EXTENT_NONE,
+    "sample": edge_pb2.EXTENT_SAMPLE,
+    "all": edge_pb2.EXTENT_ALL,
+}
+_EXTENT_OF: dict[int, Extent] = {number: extent for extent, number in EXTENTS.items()}
+
+
+def to_score(score: Score) -> tensor_pb2.Score:
+    """A score as the wire has it."""
+    return tensor_pb2.Score(
+        loss_sum=score.loss_sum,
+        num_targets=score.num_targets,
+        num_correct=score.num_correct,
+        num_examples=score.num_examples,
+    )
+
+
+def from_score(said: tensor_pb2.Score) -> Score:
+    """A score from the wire."""
+    return Score(said.loss_sum, said.num_targets, said.num_correct, said.num_examples)
+
+
+def to_signature(signature: Signature | None) -> tensor_pb2.Signature | None:
+    """A signature, where there is one."""
+    if signature is None:
+        return None
+    return tensor_pb2.Signature(sequence=signature.sequence, value=signature.value)
+
+
+def from_signature(
+    said: edge_pb2.DeviceReady | tensor_pb2.RoundReport | tensor_pb2.AdapterHeader,
+) -> Signature | None:
+    """The signature of what was said, where there is one."""
+    if not said.HasField("signature"):
+        return None
+    return Signature(said.signature.sequence, said.signature.value)
+
+
+def to_challenge(challenge: Challenge) -> edge_pb2.Challenge:
+    """A challenge as the wire has it."""
+    return edge_pb2.Challenge(run_id=challenge.run_id, edge=challenge.edge, nonce=challenge.nonce)
+
+
+def from_challenge(said: edge_pb2.Challenge) -> Challenge:
+    """A challenge from the wire."""
+    return Challenge(said.run_id, said.edge, said.nonce)
+
+
+def to_proof(proof: Proof) -> edge_pb2.Proof:
+    """The answer to a challenge as the wire has it."""
+    return edge_pb2.Proof(
+        certificate=proof.certificate, nonce=proof.nonce, signature=proof.signature
+    )
+
+
+def from_proof(said: edge_pb2.Proof) -> Proof:
+    """The answer to a challenge from the wire."""
+    return Proof(said.certificate, said.nonce, said.signature)
+
+
+def to_welcome(welcome: DeviceWelcome) -> edge_pb2.Welcome:
+    """A device's welcome as the wire has it."""
+    return edge_pb2.Welcome(
+        settings=welcome.settings.model_dump_json(),
+        run_id=welcome.run_id,
+        num_layers=welcome.num_layers,
+        compiled_codec=welcome.compiled_codec,
+        credits=welcome.credits,
+    )
+
+
+def from_welcome(said: edge_pb2.Welcome, device: str) -> DeviceWelcome:
+    """A device's welcome from the wire. Raises ProtocolError where it is not that device's."""
+    settings = contract.welcome(said, device)
+    return DeviceWelcome(settings, said.run_id, said.num_layers, said.credits, said.compiled_codec)
+
+
+def to_device_facts(facts: DeviceFacts) -> edge_pb2.DeviceReady:
+    """What a device brings as the wire has it."""
+    return edge_pb2.DeviceReady(
+        num_examples=facts.num_examples,
+        num_eval_examples=facts.num_eval_examples,
+        num_truncated=facts.num_truncated,
+        num_dropped=facts.num_dropped,
+        num_repeated=facts.num_repeated,
+        num_tokens=facts.num_tokens,
+        num_tokens_kept=facts.num_tokens_kept,
+        example_kind=facts.example_kind,
+        layout=facts.layout,
+        chat_template=facts.chat_template,
+        snapshot=facts.snapshot,
+        signature=to_signature(facts.signature),
+    )
+
+
+def from_device_facts(said: edge_pb2.DeviceReady) -> DeviceFacts:
+    """What a device brings from the wire."""
+    return DeviceFacts(
+        num_examples=said.num_examples,
+        num_eval_examples=said.num_eval_examples,
+        num_truncated=said.num_truncated,
+        num_dropped=said.num_dropped,
+        num_repeated=said.num_repeated,
+        num_tokens=said.num_tokens,
+        num_tokens_kept=said.num_tokens_kept,
+        example_kind=said.example_kind,
+        layout=said.layout,
+        chat_template=said.chat_template,
+        snapshot=said.snapshot,
+        signature=from_signature(said),
+    )
+
+
+def to_report(report: RoundReport) -> tensor_pb2.RoundReport:
+    """A report as the wire has it."""
+    return tensor_pb2.RoundReport(
+        round=report.round,
+        device=report.device,
+        num_steps=report.num_steps,
+        train_loss=report.train_loss,
+        num_tokens=report.num_tokens,
+        train_seconds=report.train_seconds,
+        evaluation=to_score(report.evaluation),
+        sample=to_score(report.sample),
+        evaluation_seconds=report.evaluation_seconds,
+        snapshot=report.snapshot,
+        spans=report.spans,
+        edge_spans=report.edge_spans,
+        rehearsal=report.rehearsal,
+        signature=to_signature(report.signature),
+    )
+
+
+def from_report(said: tensor_pb2.RoundReport) -> RoundReport:
+    """A report from the wire."""
+    return RoundReport(
+        round=said.round,
+        device=said.device,
+        num_steps=said.num_steps,
+        train_loss=said.train_loss,
+        num_tokens=said.num_tokens,
+        train_seconds=said.train_seconds,
+        evaluation=from_score(said.evaluation),
+        sample=from_score(said.sample),
+        evaluation_seconds=said.evaluation_seconds,
+        snapshot=said.snapshot,
+        spans=said.spans,
+        edge_spans=said.edge_spans,
+        rehearsal=tuple(said.rehearsal),
+        signature=from_signature(said),
+    )
+
+
+def to_update_header(header: UpdateHeader) -> tensor_pb2.AdapterHeader:
+    """The header of a part of an update as the wire has it."""
+    return tensor_pb2.AdapterHeader(
+        round=header.round,
+        device=header.device,
+        side=header.side,
+        final_step=header.final_step,
+        scaling=header.scaling,
+        num_bytes=header.num_bytes,
+        signature=to_signature(header.signature),
+    )
+
+
+def from_update_header(said: tensor_pb2.AdapterHeader) -> UpdateHeader:
+    """The header of a part of an update from the wire."""
+    return UpdateHeader(
+        round=said.round,
+        device=said.device,
+        side=said.side,
+        final_step=said.final_step,
+        scaling=said.scaling,
+        num_bytes=said.num_bytes,
+        signature=from_signature(said),
+    )
+
+
+def to_round_start(start: RoundStart) -> edge_pb2.RoundStart:
+    """What a device is to do in a round as the wire has it."""
+    return edge_pb2.RoundStart(
+        round=start.round,
+        evaluate=EXTENTS[start.evaluate],
+        num_steps=start.num_steps,
+        first_step=start.first_step,
+        total_steps=start.total_steps,
+        codecs=start.codecs.model_dump_json(),
+        micro_batches=start.micro_batches,
+        rehearse=start.rehearse,
+    )
+
+
+def from_round_start(said: edge_pb2.RoundStart) -> RoundStart:
+    """What a device is to do in a round from the wire.
+
+    Raises ProtocolError for an extent that nobody knows, and for what are no codecs.
+    """
+    extent = _EXTENT_OF.get(said.evaluate)
+    if extent is None:
+        raise ProtocolError(f"round {said.round}: evaluation {said.evaluate} is not known")
+    return RoundStart(
+        said.round,
+        extent,
+        said.num_steps,
+        said.first_step,
+        said.total_steps,
+        said.micro_batches,
+        tuple(said.rehearse),
+        contract.role_codecs(said.codecs),
+    )

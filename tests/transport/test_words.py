@@ -1,0 +1,238 @@
+"""Values cross the wire and come back as they were: one pair of functions for each message."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from sfl.config import RunSettings
+from sfl.config.codec import RoleCodecs
+from sfl.errors import ProtocolError
+from sfl.rounds.messages import DeviceLost, Evict, FinishRun
+from sfl.rounds.values import (
+    Admission,
+    Challenge,
+    DeviceFacts,
+    DeviceWelcome,
+    EdgeFacts,
+    EdgeOrders,
+    EdgeWelcome,
+    Proof,
+    RoundReport,
+    RoundStart,
+    Score,
+    Signature,
+    UpdateHeader,
+)
+from sfl.transport.bulk.files import FileEntry, from_listing, to_listing
+from sfl.transport.cloud import words as hop
+from sfl.transport.cloud.words import Beat, DeviceIsReady, DeviceJoin, EdgeFailed, GlobalPart
+from sfl.transport.frames import words
+from sfl.transport.frames.chunks import AdapterAssembly
+from sfl.v1 import cloud_pb2, edge_pb2
+
+RUN = RunSettings.model_validate({"model": {"path": "m"}, "devices": [{"name": "d"}]})
+
+small = st.integers(0, 2**31 - 1)
+large = st.integers(0, 2**64 - 1)
+number = st.floats(allow_nan=False)
+data = st.binary(max_size=40)
+text = st.text(st.characters(codec="utf-8"), max_size=20)
+line = st.text("abc é", min_size=1).map(str.strip).filter(bool)  # a reason is one line
+score = st.builds(Score, number, large, large, large)
+signature = st.none() | st.builds(Signature, large, data)
+start = st.builds(
+    RoundStart,
+    round=small,
+    evaluate=st.sampled_from(["none", "sample", "all"]),
+    num_steps=small,
+    first_step=small,
+    total_steps=small,
+    micro_batches=small,
+    rehearse=st.lists(small, max_size=4).map(tuple),
+    codecs=st.builds(
+        RoleCodecs,
+        activation=text,
+        gradient=text,
+        hidden=text,
+        tail_gradient=text,
+        evaluation=text,
+        adapter=text,
+    ),
+)
+facts = st.builds(
+    DeviceFacts, large, large, large, large, large, large, large, text, text, text, text, signature
+)
+report = st.builds(
+    RoundReport,
+    small,
+    text,
+    small,
+    number,
+    large,
+    number,
+    score,
+    score,
+    number,
+    text,
+    text,
+    text,
+    st.lists(number, max_size=4).map(tuple),
+    signature,
+)
+proof = st.builds(Proof, data, data, data)
+listing = st.lists(st.builds(FileEntry, text, large, text), max_size=4).map(tuple)
+
+PAIRS: list[tuple[str, st.SearchStrategy[Any], Callable[[Any], Any], Callable[[Any], Any]]] = [
+    ("score", score, words.to_score, words.from_score),
+    ("challenge", st.builds(Challenge, text, text, data), words.to_challenge, words.from_challenge),
+    ("proof", proof, words.to_proof, words.from_proof),
+    (
+        "welcome",
+        st.builds(
+            DeviceWelcome,
+            st.just(RUN),
+            st.sampled_from(["", "r-1"]),
+            st.integers(1, 99),
+            st.integers(0, RUN.network.credits),
+            st.booleans(),
+        ),
+        words.to_welcome,
+        lambda said: words.from_welcome(said, "d"),
+    ),
+    ("device facts", facts, words.to_device_facts, words.from_device_facts),
+    ("report", report, words.to_report, words.from_report),
+    (
+        "update header",
+        st.builds(UpdateHeader, small, text, text, small, number, large, signature),
+        words.to_update_header,
+        words.from_update_header,
+    ),
+    ("round start", start, words.to_round_start, words.from_round_start),
+    (
+        "edge facts",
+        st.builds(EdgeFacts, text, text, data),
+        hop.to_edge_facts,
+        hop.from_edge_facts,
+    ),
+    (
+        "left",
+        st.builds(
+            DeviceLost, text, line, st.sampled_from(["link", "silence", "offence", "adapter"])
+        ),
+        hop.to_left,
+        hop.from_left,
+    ),
+    (
+        "edge welcome",
+        st.builds(EdgeWelcome, st.just(RUN), text, data),
+        hop.to_edge_welcome,
+        hop.from_edge_welcome,
+    ),
+    (
+        "admission",
+        st.builds(Admission, text, st.just("") | line, st.booleans()),
+        hop.to_admission,
+        hop.from_admission,
+    ),
+    (
+        "orders",
+        st.builds(EdgeOrders, small, st.dictionaries(text, start, max_size=3)),
+        hop.to_orders,
+        hop.from_orders,
+    ),
+    ("evict", st.builds(Evict, text, line, st.booleans()), hop.to_evict, hop.from_evict),
+    ("listing", listing, to_listing, from_listing),
+]
+
+
+@pytest.mark.parametrize(
+    ("value", "to", "back"), [pair[1:] for pair in PAIRS], ids=[pair[0] for pair in PAIRS]
+)
+@given(drawn=st.data())
+@settings(max_examples=50, deadline=None, suppress_health_check=list(HealthCheck))
+def test_a_value_comes_back_as_it_was(
+    value: st.SearchStrategy[Any],
+    to: Callable[[Any], Any],
+    back: Callable[[Any], Any],
+    drawn: st.DataObject,
+) -> None:
+    said = drawn.draw(value)
+    message = to(said)
+    assert back(type(message).FromString(message.SerializeToString())) == said
+
+
+@given(drawn=st.data())
+@settings(max_examples=50, deadline=None)
+def test_what_a_device_signed_is_passed_on_to_the_byte(drawn: st.DataObject) -> None:
+    for value, to, back in (
+        (facts, words.to_device_facts, words.from_device_facts),
+        (report, words.to_report, words.from_report),
+    ):
+        said = to(drawn.draw(value))
+        data = said.SerializeToString(deterministic=True)
+        again = to(back(type(said).FromString(data)))
+        assert again.SerializeToString(deterministic=True) == data
+
+
+@pytest.mark.parametrize(
+    ("word", "body"),
+    [
+        (DeviceJoin("d", Proof()), "join"),
+        (EdgeFacts("{}"), "ready"),
+        (DeviceIsReady("d", DeviceFacts(1)), "device_ready"),
+        (DeviceLost("d", "why"), "left"),
+        (RoundReport(1, "d"), "report"),
+        (Beat("{}", ["{}"]), "heartbeat"),
+        (EdgeFailed("why"), "failure"),
+    ],
+)
+def test_each_word_of_an_edge_has_its_message(word: hop.EdgeWord, body: str) -> None:
+    message = hop.to_edge_report(word)
+    assert message.WhichOneof("body") == body
+    bodies = cloud_pb2.EdgeReportMessage.DESCRIPTOR.oneofs_by_name["body"].fields
+    assert {field.name for field in bodies} == {
+        "hello", "join", "ready", "device_ready", "left", "adapter", "report", "heartbeat",
+        "failure",
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    "word",
+    [
+        EdgeWelcome(RUN, "r", b"x"),
+        Admission("d", "no", in_use=True),
+        EdgeOrders(2, {"d": RoundStart(2, "all", 3, 4, 5, 6)}),
+        Evict("d", "why", final=True),
+        FinishRun(ok=False, reason="why"),
+    ],
+)
+def test_what_the_cloud_tells_comes_back_as_it_was(word: hop.CloudWord) -> None:
+    (message,) = hop.to_cloud_messages(word)
+    again = cloud_pb2.CloudMessage.FromString(message.SerializeToString())
+    assert hop.from_cloud_message(again) == word
+
+
+@pytest.mark.parametrize("stack", [False, True])
+def test_an_adapter_of_the_clouds_comes_back_whole(stack: bool) -> None:
+    payload = bytes(range(256)) * (1 << 13)
+    assembly, whole = AdapterAssembly(len(payload)), None
+    for message in hop.to_cloud_messages(GlobalPart(7, payload, stack)):
+        assert whole is None
+        whole = assembly.add(message.adapter)
+    assert whole is not None
+    assert (whole[0].round, whole[0].side) == (7, "stack" if stack else "")
+    assert bytes(whole[1]) == payload
+
+
+def test_what_is_no_value_is_refused() -> None:
+    with pytest.raises(ProtocolError, match="codecs of a round"):
+        words.from_round_start(edge_pb2.RoundStart(codecs="{}"))
+    with pytest.raises(ProtocolError, match="an empty message from the cloud was not due"):
+        hop.from_cloud_message(cloud_pb2.CloudMessage())
+    with pytest.raises(ProtocolError, match="the run's settings"):
+        hop.from_edge_welcome(cloud_pb2.Settings(settings="{}"))
