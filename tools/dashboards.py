@@ -202,7 +202,7 @@ EDGES = Dashboard(
         Panel(
             "Adapters in files",
             (
-                Query(f"sfl_resting_adapters{{{_EDGE}}}", "at rest {{instance}}"),
+                Query(f"sfl_resting_adapters{{{_EDGE}}}", "swapped out {{instance}}"),
                 Query(f"rate(sfl_woken_adapters_total{{{_EDGE}}}{_RATE})", "read a second"),
             ),
             note="With edge.resident_adapters; more of them in memory read less.",
@@ -282,11 +282,11 @@ ONE_DEVICE = Dashboard(
         _panel("Faults", f"sfl_faults_total{{{_DEVICES}}}", "{{device}}"),
         _panel(
             "Temperature", f"sfl_temperature_celsius{{{_DEVICES}}}", "{{device}}", "celsius",
-            note="Its `pause.above_celsius` can have it rest.",
+            note="Its `pause.above_celsius` pauses it.",
         ),
         _panel(
             "Paused", f"sfl_paused{{{_DEVICES}}}", "{{reason}}",
-            note="1 while it rests for this reason.",
+            note="Its `pause` settings.",
         ),
         Panel(
             "Held down",

@@ -12,36 +12,38 @@ _HEAD = """\
 
 # Metrics
 
-Every node serves `/metrics` in Prometheus's text format (and OpenMetrics, when asked for).
-Where it listens is local to the node, under `metrics` in its file: `enabled`, `host`, `port`
-(0 takes a free port and logs it). The cloud and the edges serve on loopback by default; devices
-are off by default.
+Every node can serve `/metrics` in Prometheus's text format, or in OpenMetrics if the client asks
+for it. The table `metrics` in the node's own file says where: `enabled`, `host`, `port` (0 takes a
+free port and logs it). By default the cloud and the edges serve on loopback, and devices do not.
 
 ## Which nodes to scrape
 
-Scrape the **cloud** and every **edge**. A device behind a home router cannot be reached, so it
-sends its statistics with its heartbeat and its edge shows them with a `device` label.
+Scrape the **cloud** and every **edge**. A device behind a home router cannot be reached. It sends
+its statistics with its heartbeat, and its edge shows them with a `device` label.
 
-A device's own endpoint (`[device.metrics]`, `enabled = true`; `host` is loopback or a LAN address)
-shows the *same series under the same names and the same `device` label*. So choose one of the two
-for each device:
+A device can also have an endpoint of its own (`[device.metrics]`, `enabled = true`; `host` is
+loopback or a LAN address). It shows the *same series under the same names and the same `device`
+label*. Choose one of the two for each device:
 
-- **its edge** (the default) needs no way in to the device; values are as old as the last heartbeat,
-  `time() - sfl_last_heartbeat_timestamp_seconds` says how old;
-- **the device itself** gives fresh values, and fails visibly (`up == 0`) when the device is gone.
+| scrape | what you get |
+| --- | --- |
+| **its edge** (default) | values as old as the last heartbeat; the device needs no open port |
+| **the device itself** | fresh values, and a visible failure (`up == 0`) when the device is gone |
+
+`time() - sfl_last_heartbeat_timestamp_seconds` shows how old an edge's values of a device are.
 
 If you scrape both, every sum over devices counts twice. To scrape devices and edges in one
-Prometheus, drop the edge's copy with the `metric_relabel_configs` shown below.
+Prometheus, drop the edge's copy with the `metric_relabel_configs` below.
 
 Nothing else counts twice:
 
-- A link's bytes are counted by the end that opens it: a device counts its link to its edge, an edge
-  its link to the cloud, the cloud none. `up` is towards the cloud, `down` comes from it.
-- Steps, tokens and losses are counted by devices only, so `sum(sfl_tokens_total)` is the run's.
-- Series of an edge or the cloud itself have an empty `device` label, which Prometheus treats as
-  none: `{device!=""}` selects devices, `{device=""}` the servers.
-- Counters start at 0 when a process starts (`sfl_start_time_seconds`); `rate` and `increase` see
-  through that.
+- The end that opens a link counts its bytes. A device counts its link to its edge, an edge its link
+  to the cloud, and the cloud none. `up` is towards the cloud, `down` comes from it.
+- Only devices count steps, tokens and losses, so `sum(sfl_tokens_total)` is the run's.
+- Series of an edge or the cloud itself have an empty `device` label, which Prometheus treats as no
+  label. `{device!=""}` selects devices, and `{device=""}` the servers.
+- Counters start at 0 when a process starts (`sfl_start_time_seconds`). `rate` and `increase` handle
+  that.
 
 ```yaml
 scrape_configs:
@@ -63,8 +65,9 @@ scrape_configs:
 
 ## The metrics
 
-Sizes are in bytes and durations in seconds. All metrics have the label `device`; "labels" lists
-what comes beside it. "Nodes" says whose series they are; an edge also shows its devices'.
+Sizes are in bytes, and durations in seconds. All metrics have the label `device`; the column
+"labels" lists the others. The column "nodes" says whose series they are. An edge also shows its
+devices' series.
 
 """
 
@@ -74,17 +77,31 @@ _TAIL = """
 - `device`: name of the device; empty for an edge or the cloud.
 - `direction`: `up` (towards the cloud) or `down`.
 - `role`: {roles}.
-  `activation` and `gradient` are training only; what crosses the cut while evaluating is
-  `evaluation`, heartbeats and other small messages are `control`.
+  `activation` and `gradient` are of training only. What crosses the cut in evaluations is
+  `evaluation`. Heartbeats and other small messages are `control`.
 - `phase`: {phases}.
-  Histogram buckets end, in seconds, at
-  {buckets}.
+  The next section explains them.
+
+## Phases of a step
+
+| phase | what it measures |
+| --- | --- |
+| `collate` | a micro-batch is put together |
+| `forward`, `backward` | the node's own blocks |
+| `encode`, `decode` | the codec |
+| `send` | one frame, until gRPC has written it or the shaped link is free |
+| `wait` | the compute thread waits for a peer's message |
+| `receive` | a tensor, from its first frame to its last; near 0 if it is one frame |
+| `step` | gradients are gathered, clipped and applied |
+
+Histogram buckets end, in seconds, at
+{buckets}.
 
 ## Useful queries
 
 | question | query |
 | --- | --- |
-| tokens a second, per device | `sum by (device) (rate(sfl_tokens_total[1m]))` |
+| tokens/s of each device | `sum by (device) (rate(sfl_tokens_total[1m]))` |
 | how many times smaller than float32 | `sum(sfl_wire_raw_bytes_total{{role=~"activation\\|gradient"}}) / sum(sfl_wire_bytes_total{{role=~"activation\\|gradient"}})` |
 | 95% of waits are shorter than | `histogram_quantile(0.95, sum by (device, le) (rate(sfl_step_phase_seconds_bucket{{phase="wait"}}[5m])))` |
 | silent for ten seconds | `time() - sfl_last_heartbeat_timestamp_seconds > 10` |

@@ -81,22 +81,22 @@ def _build(snapshot: NodeSnapshot) -> list[Sample]:
 METRICS: tuple[Metric, ...] = (
     Metric(
         "sfl_build_info", "info", "", ("version", "kind"), ALL,
-        "Version of sfl that this process runs, and its kind of node; always 1.",
+        "Version of sfl that this process runs, and its kind of node. Always 1.",
         _build,
     ),
     Metric(
         "sfl_start_time_seconds", "gauge", "seconds", (), ALL,
-        "Unix time at which the process started; its counters begin there.",
+        "Unix time at which the process started. Its counters begin there.",
         _value("started_at"),
     ),
     Metric(
         "sfl_last_heartbeat_timestamp_seconds", "gauge", "seconds", (), DEVICE,
-        "Unix time at which the edge last received this device's statistics; only at the edge.",
+        "Unix time at which the edge last received this device's statistics. Only at the edge.",
         _value("seen_at"),
     ),
     Metric(
         "sfl_round", "gauge", "", (), ALL,
-        "Round the node works on, or finished last; 0 before the first.",
+        "Round that the node works on, or finished last. 0 before the first.",
         _value("round"),
     ),
     Metric(
@@ -111,7 +111,7 @@ METRICS: tuple[Metric, ...] = (
     ),
     Metric(
         "sfl_nonfinite_losses_total", "counter", "", (), DEVICE,
-        "Steps and evaluations that ended in values that are infinite or not a number.",
+        "Steps and evaluations whose values were infinite or not a number.",
         _value("nonfinite_losses"),
     ),
     Metric(
@@ -121,7 +121,7 @@ METRICS: tuple[Metric, ...] = (
     ),
     Metric(
         "sfl_loss", "gauge", "", (), DEVICE,
-        "Training loss of the last optimizer step, mean over scored tokens or examples.",
+        "Training loss of the last optimizer step: the mean over scored tokens or examples.",
         _value("loss"),
     ),
     Metric(
@@ -136,49 +136,44 @@ METRICS: tuple[Metric, ...] = (
     ),
     Metric(
         "sfl_step_phase_seconds", "histogram", "seconds", ("phase",), COMPUTING,
-        "Time of one piece of work: collate (a micro-batch is put together), forward, encode, send "
-        "(a frame, until gRPC has written it or the shaped link is free), wait (the compute "
-        "thread, for a peer's message), receive (a tensor, from its first frame to its last: near "
-        "0 where it is one), decode, backward, step (gradients gathered, clipped, applied). Of a "
-        "batch over devices: its share.",
+        "Time of one piece of work, by phase. Of a batch over devices: the device's share.",
         _phases,
     ),
     Metric(
         "sfl_wire_bytes_total", "counter", "bytes", ("direction", "role"), DIALLING,
-        "Serialised message bytes on the node's link towards the cloud (up) and back (down).",
+        "Serialised message bytes on the node's link, towards the cloud (up) and back (down).",
         _bytes(lambda totals: (totals.up, totals.down)),
     ),
     Metric(
         "sfl_wire_raw_bytes_total", "counter", "bytes", ("direction", "role"), DIALLING,
-        "What the tensors in those messages would be uncompressed: 4 bytes a value of the real "
-        "tokens.",
+        "Size of the tensors in those messages without compression: 4 bytes a value, real tokens "
+        "only.",
         _bytes(lambda totals: (totals.up_raw, totals.down_raw)),
     ),
     Metric(
         "sfl_queue_depth", "gauge", "", (), COMPUTING,
-        "Micro-batches waiting: at an edge arrived and not answered, at a device sent and not "
-        "answered.",
+        "Micro-batches without an answer: arrived at an edge, or sent by a device.",
         _value("queue_depth"),
     ),
     Metric(
         "sfl_window", "gauge", "", (), DEVICE,
-        "Micro-batches that a device keeps in flight in training: what keeps its link and its edge "
+        "Micro-batches that a device keeps in flight in training. They keep its link and its edge "
         "busy, within the edge's credits.",
         _value("window"),
     ),
     Metric(
         "sfl_connected_nodes", "gauge", "", (), SERVING,
-        "Nodes below that are connected: an edge's devices, the cloud's edges.",
+        "Connected nodes: an edge's devices, or the cloud's edges.",
         _value("connected"),
     ),
     Metric(
         "sfl_resting_adapters", "gauge", "", (), EDGE,
-        "Devices whose LoRA and optimizer state rest in a file (`edge.resident_adapters`).",
+        "Devices whose LoRA and optimizer state are swapped to a file (`edge.resident_adapters`).",
         _value("adapters_resting"),
     ),
     Metric(
         "sfl_woken_adapters_total", "counter", "", (), EDGE,
-        "Times that such a state was read back for a step or a round.",
+        "How often such a state was read back for a step or a round.",
         _value("adapters_woken"),
     ),
     Metric(
@@ -198,61 +193,61 @@ METRICS: tuple[Metric, ...] = (
     ),
     Metric(
         "sfl_accelerator_memory_bytes", "gauge", "bytes", (), ALL,
-        "Memory that torch holds on CUDA devices; 0 without one.",
+        "Memory that torch holds on CUDA devices. 0 without one.",
         _value("accelerator_bytes"),
     ),
     Metric(
         "sfl_memory_limit_bytes", "gauge", "bytes", (), ALL,
-        "Memory the process may have before the kernel kills: its cgroup's limit, else the "
+        "Memory at which the kernel kills the process: its cgroup's limit, otherwise the "
         "machine's.",
         _value("memory_limit_bytes"),
     ),
     Metric(
         "sfl_memory_limit_used_bytes", "gauge", "bytes", (), ALL,
-        "What counts against that limit now, of this process and of all others under it.",
+        "Memory that counts against that limit now, of this process and all others under it.",
         _value("memory_limit_used_bytes"),
     ),
     Metric(
         "sfl_certificate_expiry_timestamp_seconds", "gauge", "seconds", (), ALL,
-        "Unix time at which the node's own certificate (its `tls`) ends; nothing without one.",
+        "Unix time at which the node's own certificate (its `tls`) expires. Absent without one.",
         _value("certificate_expiry"),
     ),
     Metric(
         "sfl_paused", "gauge", "", ("reason",), DEVICE,
-        "1 while the device rests for this reason (its `pause`), else 0: heat, charge, hours, "
-        "metered.",
+        "1 while the device pauses for this reason (its `pause`), otherwise 0: heat, charge, "
+        "hours, metered.",
         _paused,
     ),
     Metric(
         "sfl_temperature_celsius", "gauge", "celsius", (), DEVICE,
-        "Temperature of the board's hottest thermal zone; nothing without one.",
+        "Temperature of the board's hottest thermal zone. Absent without one.",
         _value("temperature"),
     ),
     Metric(
         "sfl_throttled", "gauge", "", (), DEVICE,
-        "1 while the board holds its clocks down, because of heat or power, else 0; nothing where "
-        "it does not tell.",
+        "1 while the board lowers its clocks because of heat or power, otherwise 0. Absent where "
+        "it does not report that.",
         _value("throttled"),
     ),
     Metric(
         "sfl_undervoltage", "gauge", "", (), DEVICE,
-        "1 while the board's power supply gives too little, else 0; nothing where it does not "
-        "tell.",
+        "1 while the board's supply voltage is too low, otherwise 0. Absent where it does not "
+        "report that.",
         _value("undervoltage"),
     ),
     Metric(
         "sfl_battery_charge_ratio", "gauge", "ratio", (), DEVICE,
-        "Charge of the device's battery, 0 to 1; nothing without one.",
+        "Charge of the device's battery, 0 to 1. Absent without one.",
         _value("charge"),
     ),
     Metric(
         "sfl_on_battery", "gauge", "", (), DEVICE,
-        "1 while the device's battery is being emptied, else 0; nothing without one.",
+        "1 while the device's battery is discharging, otherwise 0. Absent without one.",
         _value("on_battery"),
     ),
     Metric(
         "sfl_power_watts", "gauge", "watts", (), DEVICE,
-        "What the board takes in, where it measures that (Jetson).",
+        "Power that the board draws, where it measures that (Jetson).",
         _value("power"),
     ),
 )  # fmt: skip
