@@ -28,7 +28,8 @@ from sfl.rounds.messages import Cause
 from sfl.rounds.values import RoundStart, Score
 from sfl.stage.messages import Key, Kind, Purpose, RoundOrder, TensorMessage
 from sfl.stage.optimizer import Optimizer
-from sfl.stage.trainer import _expect_finite, _expect_loss
+from sfl.stage.pipeline import expect_loss
+from sfl.stage.trainer import expect_finite
 from sfl.transport.cloud.blame import blamed, cause_told, on_the_wire
 from sfl.transport.device import checked
 from sfl.transport.device.stream_codecs import StreamCodecs
@@ -69,17 +70,17 @@ def test_what_a_codec_cannot_hold_is_not_sent() -> None:
 def test_an_adapter_that_is_not_finite_is_refused_by_the_tensors_name() -> None:
     start = RoundStart(9, "none", 1, 0, 1, 1)
     good = {"a.lora_A.weight": np.ones((2, 2), np.float32)}
-    _expect_finite(RoundOrder(start, good))
+    expect_finite(RoundOrder(start, good))
     bad = good | {"b.lora_B.weight": np.array([1.0, np.inf], np.float32)}
     with pytest.raises(AdapterRefused, match=r"round 9: b.lora_B.weight is not finite"):
-        _expect_finite(RoundOrder(start, bad))
+        expect_finite(RoundOrder(start, bad))
 
 
 def test_a_loss_that_is_not_finite_is_refused_with_its_place() -> None:
     key = Key(Purpose.EVALUATION, 4, 2, 0)
-    _expect_loss(3.0, "d0", key)
+    expect_loss(3.0, "d0", key)
     with pytest.raises(AdapterRefused, match="d0, evaluation of round 4, step 2: the loss is nan"):
-        _expect_loss(float("nan"), "d0", key)
+        expect_loss(float("nan"), "d0", key)
 
 
 @pytest.mark.parametrize("loss", [float("nan"), float("inf")])
@@ -93,7 +94,7 @@ def test_a_score_that_is_not_finite_is_the_adapters_fault_and_not_the_edges(loss
     arrived, _ = decode_tensor(frame.header, b"")
     checked.tensor(arrived, settings)
     with pytest.raises(AdapterRefused, match=r"d0, evaluation of round 4, step 2: the loss is"):
-        _expect_loss(arrived.score.loss_sum, "d0", arrived.key)
+        expect_loss(arrived.score.loss_sum, "d0", arrived.key)
     wrong = replace(arrived, score=Score(-1.0, 3, 0, 1))
     with pytest.raises(ProtocolError, match="loss_sum = -1"):
         checked.tensor(wrong, settings)

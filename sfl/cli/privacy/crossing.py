@@ -16,7 +16,7 @@ from sfl.models.span import SpanModel, build_span
 from sfl.plan import SplitPlan
 from sfl.stage.layout import pack_rows
 from sfl.stage.messages import Key, Kind, Purpose, TensorMessage
-from sfl.stage.trainer import MicroBatch, row_context
+from sfl.stage.micro import MicroBatch, row_context
 from sfl.transport.device.stream_codecs import StreamCodecs
 
 BATCH = 16
