@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import ast
 import re
+from collections.abc import Iterator
 from pathlib import Path
 
 from tools import cli_page, wire_page
@@ -38,3 +40,31 @@ def test_every_field_of_proto_is_on_the_page() -> None:
         assert blocks
         assert not [name for name in blocks if f"### {name}\n" not in page]
         assert not [name for name in fields if f"| `{name}` |" not in page]
+
+
+def test_troubleshooting_quotes_real_messages() -> None:
+    """Each heading is a part of a message in the code; NAME, N and the like stand for values."""
+    page = (ROOT / "docs" / "troubleshooting.md").read_text()
+    headings = re.findall(r"^### (.*)$", page, re.MULTILINE)
+    quoted = [words for heading in headings for words in re.findall(r"`([^`]+)`", heading)]
+    said = "\n".join(texts())
+    assert len(quoted) > 40
+    assert not [words for words in quoted if not all(part in said for part in parts(words))]
+
+
+def parts(words: str) -> list[str]:
+    """The words of a message between its values."""
+    split = re.split(r"'?\b(?:NAME|TYPE|DIR|N|M|A|B)\b'?|\.\.\.|\. ", words)
+    return [part.strip(" .,()") for part in split]
+
+
+def texts() -> Iterator[str]:
+    """Every text in the code, with a blank for each value in it."""
+    for package in ("sfl", "device_agent", "edge_server", "cloud_aggregator"):
+        for path in sorted((ROOT / package).rglob("*.py")):
+            for node in ast.walk(ast.parse(path.read_text())):
+                if isinstance(node, ast.Constant) and isinstance(node.value, str):
+                    yield node.value
+                elif isinstance(node, ast.JoinedStr):
+                    values = (getattr(part, "value", "") for part in node.values)
+                    yield "".join(value if isinstance(value, str) else "" for value in values)

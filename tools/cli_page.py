@@ -35,6 +35,7 @@ settings.
 `sfl doctor` exits with 1 where it found a problem, and with 0 where it found warnings only.
 
 Every error is one line. It names the field or the peer, says what is wrong, and says what to do.
+[Troubleshooting](../troubleshooting.md) lists them.
 """
 
 SHELL = ("install_completion", "show_completion")
