@@ -1,4 +1,4 @@
-"""How long the sentences and lines of README.md and docs/ are, beside what we aim at.
+"""How long sentences and lines of README.md, CONTRIBUTING.md and docs/ are, beside our aims.
 
     python -m tools.prose                  # a line for each page, and all of them together
     python -m tools.prose --worst docs/edge.md    # that page's longest sentences and lines
@@ -130,8 +130,8 @@ def read(path: Path, root: Path = ROOT) -> Page:
 
 
 def pages(root: Path = ROOT) -> list[Page]:
-    """README.md and every page of docs/ that is written by hand."""
-    paths = [root / "README.md", *sorted((root / "docs").rglob("*.md"))]
+    """README.md, CONTRIBUTING.md and every page of docs/ that is written by hand."""
+    paths = [root / "README.md", root / "CONTRIBUTING.md", *sorted((root / "docs").rglob("*.md"))]
     return [read(path, root) for path in paths if GENERATED not in path.read_text()[:500]]
 
 
