@@ -431,7 +431,7 @@ def test_tls_to_a_plaintext_port_is_said_on_both_sides(guarded: Guarded, tmp_pat
     try:
         until(address.exists, "the address of the edge")
         said = refusal(address.read_text(), "edge", guarded.own("device", "d0"))
-        assert "speaks no TLS" in said
+        assert "does not use TLS" in said
         wanted = "it asks for TLS, and this node has no certificate"
         until(lambda: wanted in (tmp_path / "log").read_text(), "a line in the edge's log")
     finally:
