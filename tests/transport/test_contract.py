@@ -633,7 +633,7 @@ def twice(*sizes: int) -> bytes:
     [
         (b"\xff\xff", ProtocolError, "is not protobuf"),
         (listing(*[1] * 1000), ProtocolError, "1000 files from the edge"),
-        (listing(1, names="../x"), ProtocolError, "no plain file name"),
+        (listing(1, names="../x"), ProtocolError, "not a plain file name"),
         (listing(2**60), ConfigError, "MB free, and the model's files from the edge take"),
         (listing(10), ProtocolError, "is longer than the 10 bytes it announced"),
         (twice(2**60, 1), ProtocolError, "has the hash of a file of another size"),
