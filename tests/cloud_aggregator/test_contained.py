@@ -143,7 +143,7 @@ def test_an_edge_takes_every_message_that_the_wire_knows(body: str) -> None:
         try:
             link._word(message)
         except ProtocolError as error:
-            assert "was not due" not in str(error), error
+            assert "was not expected" not in str(error), error
         finally:
             await link.close()
 
