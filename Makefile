@@ -50,9 +50,19 @@ check: install  ## ruff, mypy --strict, generated code up to date, imports one w
 docs: install  ## Build the docs site into site/, with every link checked
 	@NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict --quiet --clean
 
-test: install  ## Run all tests
+# Workers beside each other: pytest-xdist, a module's half at a time (tests/conftest.py).
+BESIDE = --dist loadgroup --no-loadscope-reorder -n
+CORES := $(shell getconf _NPROCESSORS_ONLN)
 # An environment that forbids it would have each process of the tests compile sfl anew.
-	@PYTHONDONTWRITEBYTECODE= $(BIN)/python -m pytest --durations=15
+PYTEST = PYTHONDONTWRITEBYTECODE= $(BIN)/python -m pytest -q
+
+quick: install  ## Run the tests that start no process, in about a minute
+	@$(PYTEST) -m "not process and not alone" $(BESIDE) $(CORES)
+
+# Processes wait for each other much of the time: one worker more than there are cores.
+test: install  ## Run all tests; TESTS=tests/runs for some
+	@$(PYTEST) -m "not alone" $(BESIDE) $$(( $(CORES) + 1 )) --durations=15 $(TESTS)
+	@$(PYTEST) -m alone --durations=5 $(TESTS) || test $$? = 5  # 5: there are none among TESTS
 
 INPUTS ?= 100000
 fuzz: install  ## Feed decoders inputs that no honest peer sends, also under ASan; INPUTS=1000000

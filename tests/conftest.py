@@ -1,11 +1,55 @@
-"""Fixtures of all tests."""
+"""Which tests run beside which, and fixtures of all tests.
+
+A test that starts a process, or takes seconds, is marked `process`: `make quick` leaves it out.
+One that measures the machine, or seconds on it, is marked `alone`: `make test` runs it by itself.
+"""
 
 from __future__ import annotations
 
+import subprocess
+import sys
 import warnings
+from collections import Counter
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Workers take a module's half at a time: long ones first, quick ones fill the gaps."""
+    if not hasattr(config, "workerinput"):  # not a worker of pytest-xdist
+        return
+    halves = {item: (_is_process(item), item.nodeid.partition("::")[0]) for item in items}
+    sizes = Counter(halves.values())
+    for item, (process, module) in halves.items():
+        item.add_marker(pytest.mark.xdist_group(f"{module}{'*' if process else ''}"))
+    items.sort(key=lambda item: (not halves[item][0], -sizes[halves[item]], halves[item][1]))
+
+
+def pytest_collection_finish() -> None:
+    """One core a test process: workers stand side by side, and models are tiny."""
+    if torch := sys.modules.get("torch"):
+        torch.set_num_threads(1)
+
+
+def _is_process(item: pytest.Item) -> bool:
+    return any(item.get_closest_marker(name) for name in ("process", "alone"))
+
+
+@pytest.fixture(autouse=True)
+def no_process_unless_marked(
+    request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Who starts a process says so."""
+    if _is_process(request.node):
+        return
+
+    def refused(self: Any, args: Any, *rest: Any, **options: Any) -> None:
+        raise AssertionError(f"{args} is started: mark the test with pytest.mark.process")
+
+    monkeypatch.setattr(subprocess.Popen, "__init__", refused)
 
 
 @pytest.fixture

@@ -143,6 +143,7 @@ def test_what_tests_share_is_in_the_house(module: str) -> None:
             assert parts[1] in ("house", "fuzz"), f"{module} imports {imported}: see tests/house"
 
 
+@pytest.mark.process
 @pytest.mark.parametrize(
     ("module", "absent"),
     [

@@ -173,6 +173,7 @@ def test_no_examples_and_broken_files_are_refused(tmp_path: Path) -> None:
         verify(Contribution("home", 1, (path,)), SHAPES)
 
 
+@pytest.mark.process
 def test_aggregation_needs_no_torch() -> None:
     code = "import sys, sfl.aggregation.strategy; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

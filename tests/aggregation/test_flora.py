@@ -334,6 +334,7 @@ CASES = [("llama", "u_shaped", 3, 32), ("bert", "vanilla", 2, 28)]
 """Model, topology, rounds, and the last adapter's rank: 14 a round, at most the full one."""
 
 
+@pytest.mark.process
 @pytest.mark.parametrize(("kind", "topology", "rounds", "rank"), CASES)
 def test_devices_of_unequal_ranks_train_over_the_sum_of_all_rounds(
     tmp_path: Path, kind: str, topology: str, rounds: int, rank: int
@@ -382,6 +383,7 @@ def test_devices_of_unequal_ranks_train_over_the_sum_of_all_rounds(
     )
 
 
+@pytest.mark.process
 def test_devices_that_come_late_or_miss_a_round_are_in_step_afterwards(tmp_path: Path) -> None:
     # The slow one holds the round open, asleep, while another one comes or goes.
     values = fleet(

@@ -40,6 +40,7 @@ from tests.house.adapters import (
     strategy,
     update,
 )
+from tests.house.paths import ROOT
 
 NAMES = sorted(STRATEGIES)
 ONE_SHAPE = [name for name in NAMES if name != "flora"]  # which gives stacks: test_flora.py
@@ -545,6 +546,6 @@ def test_every_line_of_the_table_is_a_strategy_that_reads_what_it_says(name: str
 
 
 def test_settings_name_no_strategy() -> None:
-    source = (Path(__file__).parents[1] / "sfl" / "config" / "run.py").read_text(encoding="utf-8")
+    source = (ROOT / "sfl" / "config" / "run.py").read_text(encoding="utf-8")
     found = [name for name in NAMES if f'strategy == "{name}"' in source]
     assert found == []

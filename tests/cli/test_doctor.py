@@ -67,6 +67,7 @@ def doctor(*arguments: str | Path) -> tuple[int, dict[str, Any], dict[str, Any]]
 # -- the machine, a model, a file ------------------------------------------------------------------
 
 
+@pytest.mark.process
 def test_a_sound_machine(tmp_path: Path) -> None:
     code, report, checks = doctor("--model", STORIES, "--memory", "100GB")
     assert report["ok"] == (code == 0) == all(c["mark"] != "problem" for c in report["checks"])
@@ -94,6 +95,7 @@ def run_file(folder: Path, *cuts: int) -> Path:
     return write_config(folder, values)
 
 
+@pytest.mark.process
 def test_a_run_that_does_not_fit_says_what_would(tmp_path: Path) -> None:
     path = run_file(tmp_path, 0, 2)
     _, report, _ = doctor(path, "--set", "training.batch_size=512")
@@ -111,6 +113,7 @@ def test_a_run_that_does_not_fit_says_what_would(tmp_path: Path) -> None:
     assert checks["edge"]["figures"]["cut_layers"] == [0, 2]
 
 
+@pytest.mark.process
 def test_text_marks_every_line_and_gives_fixes(tmp_path: Path) -> None:
     done = sfl("doctor", run_file(tmp_path, 1), "--memory", "50MB")
     assert done.returncode == 1
@@ -120,6 +123,7 @@ def test_text_marks_every_line_and_gives_fixes(tmp_path: Path) -> None:
     assert "Traceback" not in done.stderr
 
 
+@pytest.mark.process
 @pytest.mark.parametrize(
     ("write", "words"),
     [
@@ -143,6 +147,7 @@ def test_what_is_wrong_with_a_file(
     assert "Traceback" not in done.stderr
 
 
+@pytest.mark.process
 def test_an_edge_with_devices_of_given_cuts(tmp_path: Path) -> None:
     path = tmp_path / "edge.toml"
     path.write_text(f'[edge]\nmodel = "{tiny("llama")}"\n')
@@ -174,6 +179,7 @@ def test_an_edge_that_does_not_fit_or_cannot_be(tmp_path: Path) -> None:
     assert deep.mark == "problem" and "--cuts = 99" in deep.text
 
 
+@pytest.mark.process
 def test_a_device_file_with_nobody_at_its_edge(tmp_path: Path) -> None:
     path = tmp_path / "device.toml"
     data = write_jsonl(tmp_path / "a.jsonl", [{"prompt": "w1", "completion": "w2"}])
@@ -186,12 +192,13 @@ def test_a_device_file_with_nobody_at_its_edge(tmp_path: Path) -> None:
     assert checks["link"]["fix"]
 
 
+@pytest.mark.process
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
         (["--memory", "12XB"], "--memory = '12XB': is not a size"),
         (["--format", "yaml"], "yaml"),
-        (["--cuts", "1,b"], "--cuts = '1,b': is not a list of cut layers"),
+        (["--cuts", "1,b"], "--cuts = '1,b': is no list of cut layers"),
     ],
 )
 def test_bad_options_end_at_once(arguments: list[str], words: str) -> None:
@@ -356,6 +363,7 @@ def test_the_sample_of_the_docs_is_what_the_command_prints() -> None:
     assert "\n".join(("```", *lines, "```")) in (ROOT / "docs" / "doctor.md").read_text()
 
 
+@pytest.mark.process
 def test_the_process_is_measured_as_a_device_has_it() -> None:
     base = measure_base("llama")
     # A process that also holds transformers' compiler takes 60 MB more.
@@ -389,6 +397,7 @@ FAKES = {
 }
 
 
+@pytest.mark.process
 @pytest.mark.parametrize("how", FAKES)
 def test_a_bitsandbytes_that_fails(
     how: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -402,6 +411,7 @@ def test_a_bitsandbytes_that_fails(
     assert check.fix
 
 
+@pytest.mark.process
 def test_a_crashing_bitsandbytes_is_reported_and_not_suffered(tmp_path: Path) -> None:
     (tmp_path / "bitsandbytes.py").write_text("import os\nos.abort()\n")
     done = subprocess.run(
@@ -441,6 +451,7 @@ def edge_address(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     process.wait()
 
 
+@pytest.mark.process
 def test_doctor_measures_the_link(edge_address: str) -> None:
     _, _, checks = doctor("--edge", edge_address)
     link = checks["link"]
@@ -457,6 +468,7 @@ def ask(address: str, *requests: edge_pb2.ProbeRequest) -> list[edge_pb2.ProbeRe
         return list(EDGE_PROBE.stub(channel)(iter(requests)))
 
 
+@pytest.mark.process
 def test_an_edge_answers_within_bounds_and_no_further(edge_address: str) -> None:
     replies = ask(
         edge_address,
@@ -480,6 +492,7 @@ def test_an_edge_answers_within_bounds_and_no_further(edge_address: str) -> None
     assert ask(edge_address, edge_pb2.ProbeRequest(reply_bytes=1))[0].payload == b"\x00"
 
 
+@pytest.mark.process
 def test_a_third_link_test_waits_its_turn(edge_address: str) -> None:
     with grpc.insecure_channel(edge_address) as channel:
         held = []

@@ -73,6 +73,7 @@ def test_a_process_at_work_is_waited_for_and_talked_about(
     assert len(said) == 60
 
 
+@pytest.mark.process
 def test_a_process_that_does_nothing_is_given_up_with_its_log(
     tmp_path: Path, clock: Clock, idle: subprocess.Popen[bytes]
 ) -> None:
@@ -108,6 +109,7 @@ def test_where_nothing_can_be_forked_the_run_ends(
         edge_of(tmp_path, 1).fork(lambda line: None)
 
 
+@pytest.mark.process
 def test_work_is_cpu_time(idle: subprocess.Popen[bytes]) -> None:
     busy = ["sh", "-c", "while :; do :; done"]
     with subprocess.Popen(busy) as process:

@@ -156,6 +156,7 @@ def test_a_head_s_classes_keep_their_order(tmp_path: Path, labels: list[str]) ->
         check_before_start(config, open_model(folder), lambda what: None)
 
 
+@pytest.mark.process
 def test_nothing_is_started_and_no_folder_made(tmp_path: Path) -> None:
     path = written(tmp_path, [*ROWS, {"prompt": "x"}])
     done = sfl("run", path)
@@ -231,6 +232,7 @@ def test_defaults_that_follow_from_others_are_shown(tmp_path: Path) -> None:
         assert full.scaling(entry.name) == config.scaling(entry.name)
 
 
+@pytest.mark.process
 def test_config_show_prints_what_runs_and_json(tmp_path: Path) -> None:
     path = written(tmp_path)
     shown = sfl("config", "show", path)
@@ -335,12 +337,13 @@ def test_names_on_the_hub_are_asked_for_before_the_start(
     assert "no such f" in error.problem
 
 
+@pytest.mark.process
 def test_doctor_says_what_it_takes_a_name_for(tmp_path: Path) -> None:
     lying(tmp_path)
     config = load_run(written(tmp_path), ["devices.a.train=hoems"])
     warning, fine = check_data(config, None, [tmp_path])
     assert (warning.mark, fine.mark) == ("warning", "ok")
-    assert "devices.a.train = 'hoems': no such file or folder, so it is read" in warning.text
+    assert "devices.a.train = 'hoems': no such file or folder, so it is taken" in warning.text
     assert warning.fix.startswith("Did you mean 'homes'?")
     done = sfl("doctor", "--model", "exampels/quickstart/model", "--memory", "9GB")
     assert "--model = 'exampels/quickstart/model'" in done.stdout, done.stdout
@@ -362,6 +365,7 @@ def test_doctor_looks_at_a_devices_own_data(tmp_path: Path) -> None:
     assert "device.shared_train" in pipe.text and "is a named pipe (FIFO), not a file" in pipe.text
 
 
+@pytest.mark.process
 def test_a_form_that_a_machine_lacks_is_left_out_of_the_benchmark() -> None:
     command = [sys.executable, "-c", "import sys; print('{}'); sys.exit('no such kernels')"]
     assert in_its_own_process(command) == "no such kernels"

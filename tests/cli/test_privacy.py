@@ -117,6 +117,7 @@ def test_one_device_alone_is_attacked_with_text_of_its_own(tmp_path: Path) -> No
     assert "of the same device" in sentences(found)[0]
 
 
+@pytest.mark.process
 def test_the_command_prints_json_and_a_wrong_cut_is_named(tmp_path: Path) -> None:
     path = written(tmp_path)
     done = sfl("privacy", path, "--json", "--cuts", "0", "--set", "codec.activation=none",

@@ -73,11 +73,7 @@ from tests.house.waiting import until
             DiskError,
             "/a: its disk is read-only",
         ),
-        (
-            FileNotFoundError(errno.ENOENT, "No such file", "/a/b"),
-            DiskError,
-            "/a: it has disappeared",
-        ),
+        (FileNotFoundError(errno.ENOENT, "No such file", "/a/b"), DiskError, "/a: it is gone"),
         (OSError(errno.ENAMETOOLONG, "File name too long", "/a/b"), DiskError, "/a: a name in it"),
         (OSError(errno.EMFILE, "Too many open files"), DiskError, "ulimit -n"),
         (OSError(errno.ENOMEM, "Cannot allocate memory"), OutOfMemory, "out of memory"),
@@ -131,7 +127,7 @@ def test_the_cloud_takes_every_message_that_the_wire_knows(body: str) -> None:
     try:
         EdgeStream("e", MagicMock(heartbeat_interval=1.0))._take(message)
     except ProtocolError as error:
-        assert "was not expected" not in str(error), error
+        assert "was not due" not in str(error), error
 
 
 @pytest.mark.parametrize("body", sorted(bodies(cloud_pb2.CloudMessage)))
@@ -143,7 +139,7 @@ def test_an_edge_takes_every_message_that_the_wire_knows(body: str) -> None:
         try:
             link._word(message)
         except ProtocolError as error:
-            assert "was not expected" not in str(error), error
+            assert "was not due" not in str(error), error
         finally:
             await link.close()
 
@@ -452,6 +448,7 @@ def assert_told(outcome: Outcome, *words: str) -> None:
     assert (outcome.folder / "report.html").exists()
 
 
+@pytest.mark.process
 def test_a_disk_that_is_full_when_a_round_is_averaged_ends_the_run(tmp_path: Path) -> None:
     runs = tmp_path / "runs"
     with contextlib.ExitStack() as disks:
@@ -464,6 +461,7 @@ def test_a_disk_that_is_full_when_a_round_is_averaged_ends_the_run(tmp_path: Pat
     assert_told(outcome, "could not be averaged", place, "its disk is full")
 
 
+@pytest.mark.process
 def test_a_disk_that_fills_up_while_a_run_trains_ends_it(tmp_path: Path) -> None:
     runs = tmp_path / "runs"
     runs.mkdir()
@@ -472,6 +470,7 @@ def test_a_disk_that_fills_up_while_a_run_trains_ends_it(tmp_path: Path) -> None
         assert_told(outcome, str(runs / "t"), "its disk is full", "Make room there")
 
 
+@pytest.mark.process
 def test_a_disk_that_turns_read_only_ends_the_run(tmp_path: Path) -> None:
     runs = tmp_path / "runs"
     with contextlib.ExitStack() as disks:
@@ -487,6 +486,7 @@ def test_a_disk_that_turns_read_only_ends_the_run(tmp_path: Path) -> None:
 # -- a run whose steps are timed first -------------------------------------------------------------
 
 
+@pytest.mark.process
 def test_the_cloud_goes_on_while_steps_are_timed(tmp_path: Path) -> None:
     values = fleet(tmp_path, 2, training={"micro_batches": "auto", "local_steps": 1})
     for entry in values["devices"]:
@@ -502,6 +502,7 @@ def test_the_cloud_goes_on_while_steps_are_timed(tmp_path: Path) -> None:
 # -- what nodes keep on their own disks ------------------------------------------------------------
 
 
+@pytest.mark.process
 def test_a_table_on_a_full_disk_is_an_error_and_no_signal(tmp_path: Path) -> None:
     """Its pages are touched only where the disk has room for them."""
     code = """

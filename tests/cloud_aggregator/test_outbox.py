@@ -91,6 +91,7 @@ def test_an_edge_that_reads_late_and_in_time_is_no_offender() -> None:
         assert not is_full(outbox)
 
 
+@pytest.mark.process
 def test_an_edge_that_does_not_read_ends_its_own_part(tmp_path: Path) -> None:
     async def story(cloud: object, address: str) -> None:
         deaf, other = SpokenEdge(address, "deaf"), SpokenEdge(address, "other")

@@ -49,6 +49,7 @@ def blocked(tmp_path: Path) -> Path:
 HOMES = str(QUICKSTART / "homes.toml")
 
 
+@pytest.mark.process
 @pytest.mark.parametrize(
     ("arguments", "field"),
     [
@@ -68,6 +69,7 @@ def test_a_command_says_which_and_what_to_do(
     assert "Traceback" not in done.stderr and "bug" not in done.stderr
 
 
+@pytest.mark.process
 def test_keys_need_a_folder_too(blocked: Path, tmp_path: Path) -> None:
     assert sfl("ca", "init", "--dir", tmp_path / "ca").returncode == 0
     issue = ("ca", "issue", "pi", "--role", "device", "--dir", tmp_path / "ca")

@@ -168,6 +168,7 @@ def test_nothing_is_kept_in_a_folder_called_tilde(
     assert not (tmp_path / "~").exists()
 
 
+@pytest.mark.process
 def test_a_device_without_a_home_says_so_before_it_joins(tmp_path: Path) -> None:
     path = written(tmp_path / "d.toml", '[device]\nname = "a"\nedge = "127.0.0.1:9"\n')
     strange = ["unshare", "-U", "--map-user=12345", "--map-group=12345", "--", "env", "-u", "HOME"]
@@ -238,6 +239,7 @@ def test_what_cannot_be_written_is_escaped(tmp_path: Path) -> None:
     assert (tmp_path / ODD / "a.txt").read_text() == "x"
 
 
+@pytest.mark.process
 def test_a_command_s_own_paths_may_be_any(tmp_path: Path) -> None:
     done = subprocess.run(
         [*SFL, "eval", "--run", ODD, "--output-dir", str(tmp_path / ODD)],
@@ -288,7 +290,7 @@ def no_file(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[tuple[Pa
                 yield path, "is a folder, not a file"
             case "link":
                 path.symlink_to("gone.jsonl")
-                yield path, "is a link to 'gone.jsonl', which does not exist"
+                yield path, "is a link to 'gone.jsonl', where nothing is"
             case _:
                 path.symlink_to(path)
                 yield path, "cannot be reached (Too many levels of symbolic links)"

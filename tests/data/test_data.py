@@ -405,6 +405,7 @@ def test_no_torch_to_load_a_plain_tokenizer(
     assert _lean_class(folder, model_type, declared) == class_name
 
 
+@pytest.mark.process
 def test_tokenising_needs_no_torch_and_reading_no_datasets(tmp_path: Path) -> None:
     folder = save_tokenizer(tmp_path, "LlamaTokenizer", "llama")
     path = write_jsonl(tmp_path / "a.jsonl", [{"prompt": "a", "completion": "b"}])

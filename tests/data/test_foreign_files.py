@@ -84,6 +84,7 @@ def test_an_lfs_pointer_in_place_of_parquet_is_named(tmp_path: Path) -> None:
         load_rows(path, DataSettings())
 
 
+@pytest.mark.process
 @pytest.mark.parametrize("ahead", [0, 5, 8191, 8192, 94_904, (1 << 20) - 1, (1 << 20) + 1])
 @pytest.mark.parametrize("end", ["\n", "\r\n", "\r"])
 def test_a_bad_byte_is_named_at_its_true_place(tmp_path: Path, ahead: int, end: str) -> None:
@@ -189,6 +190,7 @@ def test_csv_reads_as_the_standard_library_reads_it(tmp_path: Path) -> None:
     assert [list(row.values()) for row in values(path)] == rows
 
 
+@pytest.mark.process
 def test_any_csv_is_read_or_refused_as_the_standard_library_does(tmp_path: Path) -> None:
     chance = random.Random(0)
     sound = 0
@@ -344,12 +346,12 @@ def test_labels_whose_meaning_is_certain(value: Any, expected: int) -> None:
         (None, "no label"),
         (float("nan"), "no label"),
         (True, "Write the name of the class"),
-        (0.5, "fix the row"),
+        (0.5, "mend the row"),
         (2, "Numbers count from 0 to 1"),
         ("2", "Numbers count from 0 to 1"),
         ("On ", "Did you mean 'on'"),
         ("of", "Did you mean 'off'"),
-        ("", "fix the row"),
+        ("", "mend the row"),
         (["on"], "one class"),
     ],
 )

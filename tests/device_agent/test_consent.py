@@ -139,6 +139,7 @@ def declined(folder: Path, edge: HostileEdge, **own: Any) -> str:
     return str(caught.value)
 
 
+@pytest.mark.process
 @pytest.mark.parametrize(
     ("ask", "own", "words"),
     [
@@ -166,6 +167,7 @@ def test_a_device_declines_what_its_own_file_does_not_allow(
     assert not edge.said("ready")  # nothing of its data was read
 
 
+@pytest.mark.process
 @pytest.mark.parametrize("key", ["train", "eval"])
 def test_a_path_never_comes_from_a_peer(
     folder: Path, tmp_path: Path, run_config: RunConfig, key: str, monkeypatch: pytest.MonkeyPatch
@@ -188,6 +190,7 @@ def test_a_path_never_comes_from_a_peer(
     assert SECRET not in "".join(map(str, edge.heard))
 
 
+@pytest.mark.process
 def test_an_edge_does_not_change_the_codec_in_mid_run(
     folder: Path, tmp_path: Path, run_config: RunConfig
 ) -> None:
@@ -220,6 +223,7 @@ def own_file(folder: Path, **values: Any) -> DeviceConfig:
     return DeviceConfig(name="d0", **{"train": folder / "own.jsonl", **values})
 
 
+@pytest.mark.process
 def test_what_a_device_agrees_to_by_default(folder: Path, run_config: RunConfig) -> None:
     consent = Consent(own_file(folder))
     for ask in ("run:topology:u_shaped", "codec:activation:extreme", "device:cut_layer:2"):
@@ -235,6 +239,7 @@ def test_what_a_device_agrees_to_by_default(folder: Path, run_config: RunConfig)
         Consent(own_file(folder, consent={"codecs": ["fp17"]}))
 
 
+@pytest.mark.process
 def test_a_shared_file_is_the_devices_own_and_shared_out(
     folder: Path, run_config: RunConfig
 ) -> None:
@@ -244,6 +249,7 @@ def test_a_shared_file_is_the_devices_own_and_shared_out(
     assert (data.train, data.eval) == (folder / "own.jsonl", None)
 
 
+@pytest.mark.process
 @pytest.mark.parametrize("key", ["train", "eval", "shared_train", "shared_eval"])
 def test_data_lie_in_the_folders_that_a_device_reads_from(tmp_path: Path, key: str) -> None:
     (tmp_path / "data").mkdir()
@@ -279,6 +285,7 @@ def test_data_lie_in_the_folders_that_a_device_reads_from(tmp_path: Path, key: s
 # -- runs ------------------------------------------------------------------------------------------
 
 
+@pytest.mark.process
 def test_on_one_machine_the_runs_file_is_the_devices_own(tmp_path: Path) -> None:
     values = fleet(tmp_path, 2, run={"rounds": 1}, training={"local_steps": 2})
     values["data"]["train"] = str(completions(tmp_path / "all.jsonl", 1, 30))
@@ -293,6 +300,7 @@ def test_on_one_machine_the_runs_file_is_the_devices_own(tmp_path: Path) -> None
     assert str(load_device(node.config).shared_train) == str(tmp_path / "all.jsonl")
 
 
+@pytest.mark.process
 def test_the_others_go_on_and_the_cloud_says_why_a_device_declined(tmp_path: Path) -> None:
     values = fleet(tmp_path, 3, run={"rounds": 1, "min_devices": 2})
     values["network"] = {**values.get("network", {}), "join_timeout": 900, "join_grace": 1.0}

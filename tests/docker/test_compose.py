@@ -185,6 +185,7 @@ def test_what_the_images_copy_exists_and_is_let_through() -> None:
     assert let_through[1] == "*"
 
 
+@pytest.mark.process
 def test_torch_is_cleaned_whatever_the_bases_python(tmp_path: Path) -> None:
     """The stage's own command in a real shell; pip is a stand-in that lays files out."""
     found = re.search(r"^FROM builder AS torch\n.*?^RUN (.+?[^\\])\n", DOCKERFILE, re.M | re.S)
@@ -278,6 +279,7 @@ def test_prometheus_scrapes_the_same_with_and_without_tls() -> None:
     assert tls == plain
 
 
+@pytest.mark.process
 @pytest.mark.skipif(shutil.which("docker-compose") is None, reason="docker-compose is not there")
 @pytest.mark.parametrize("overlay", [None, *OVERLAYS], ids=lambda path: path and path.stem)
 def test_docker_compose_takes_the_files(overlay: Path | None) -> None:
@@ -291,6 +293,7 @@ def test_docker_compose_takes_the_files(overlay: Path | None) -> None:
     assert done.returncode == 0, done.stderr
 
 
+@pytest.mark.process
 @pytest.mark.skipif(shutil.which("docker-compose") is None, reason="docker-compose is not there")
 @pytest.mark.parametrize("overlays", [(), OVERLAYS[:1]], ids=["TLS", "insecure"])
 def test_every_node_logs_as_it_is_told(overlays: tuple[Path, ...]) -> None:
@@ -323,6 +326,7 @@ def health(url: str) -> subprocess.CompletedProcess[str]:
     )
 
 
+@pytest.mark.process
 def test_a_node_that_answers_is_healthy_and_another_is_not() -> None:
     settings = MetricsSettings(port=0)
     with serve_as_set(settings, NodeCollector(NodeStats("pi", "device"))) as server:
@@ -388,6 +392,7 @@ def test_a_key_in_a_layer_is_found(mode: str) -> None:
     assert private_keys(packed({**saved, "2/layer.tar": layer})) == (4, ["srv/d", "e.key"])
 
 
+@pytest.mark.process
 def test_what_a_ca_makes_in_a_checkout_is_not_taken_along(tmp_path: Path) -> None:
     if shutil.which("git") is None:
         pytest.skip("git is not installed")
@@ -569,6 +574,7 @@ def fleet(images: None, tmp_path: Path) -> Iterator[Fleet]:
     assert docker("volume", "ls", "-q", "--filter", f"name={PROJECT}_") == ""
 
 
+@pytest.mark.process
 @needs_engine
 def test_a_run_in_containers_goes_on_when_a_device_is_killed(fleet: Fleet, tmp_path: Path) -> None:
     fleet("up", "-d", "--scale", "device=2")
@@ -631,6 +637,7 @@ def test_a_run_in_containers_goes_on_when_a_device_is_killed(fleet: Fleet, tmp_p
     assert json.loads((run / "adapter" / "adapter_config.json").read_text())["peft_type"] == "LORA"
 
 
+@pytest.mark.process
 @needs_engine
 def test_no_image_holds_a_private_key(images: None) -> None:
     names = {
@@ -644,6 +651,7 @@ def test_no_image_holds_a_private_key(images: None) -> None:
     assert found == []
 
 
+@pytest.mark.process
 @needs_engine
 def test_without_tls_every_node_is_scraped_too(images: None, tmp_path: Path) -> None:
     """One short round, with the user's own configuration."""

@@ -8,7 +8,11 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 from tests.house.paths import ROOT
+
+pytestmark = pytest.mark.process
 
 
 def test_variables_of_a_shell_are_kept_for_the_next(tmp_path: Path) -> None:

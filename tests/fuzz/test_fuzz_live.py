@@ -17,6 +17,7 @@ def nodes() -> Iterator[Arena]:
         yield nodes
 
 
+@pytest.mark.process
 @pytest.mark.parametrize("kind", ["edge", "cloud"])
 def test_whatever_a_peer_with_a_certificate_says_the_others_run_goes_on(
     nodes: Arena, kind: str

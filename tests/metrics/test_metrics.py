@@ -165,6 +165,7 @@ def test_a_restarted_node_counts_all_of_its_lives() -> None:
         combine([])
 
 
+@pytest.mark.process
 def test_the_memory_of_this_process_and_its_peak() -> None:
     code = """
 import sys
@@ -184,6 +185,7 @@ sys.stdout.write(f"{use.resident} {use.peak_resident} {use.accelerator}")
     assert memory_use().resident <= memory_use().peak_resident
 
 
+@pytest.mark.process
 def test_a_snapshot_needs_no_file() -> None:
     """A node that has run out of file descriptors goes on, and its heartbeats with it."""
     code = """

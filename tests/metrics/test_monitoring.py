@@ -72,6 +72,7 @@ def promtool(*arguments: str | Path) -> str:
 # -- rules -----------------------------------------------------------------------------------------
 
 
+@pytest.mark.process
 @needs_promtool
 def test_promtool_finds_the_configuration_and_the_rules_sound() -> None:
     assert "2 rule files found" in promtool("check", "config", PROMETHEUS / "prometheus.yml")
@@ -80,6 +81,7 @@ def test_promtool_finds_the_configuration_and_the_rules_sound() -> None:
     promtool("check", "rules", *RULES)
 
 
+@pytest.mark.process
 @needs_promtool
 def test_each_alert_fires_when_it_should_and_only_then() -> None:
     files = sorted((PROMETHEUS / "tests").glob("*.yml"))
@@ -523,6 +525,7 @@ def shown() -> list[str]:
     ]
 
 
+@pytest.mark.process
 def test_secrets_are_in_no_log_no_metric_and_no_process_list(live_run: LiveRun) -> None:
     for name in ("cloud", "edge", "a", "c"):
         metrics_address(live_run.folder / "logs" / f"{name}.log")
@@ -543,6 +546,7 @@ def test_secrets_are_in_no_log_no_metric_and_no_process_list(live_run: LiveRun) 
         assert not any(secret in line for secret in (PASSWORD, "PRIVATE KEY", *keys))
 
 
+@pytest.mark.process
 @needs_prometheus
 def test_every_node_is_scraped_with_tls_and_without(server: Server) -> None:
     until(lambda: not server.unhealthy(), "healthy targets", server.unhealthy)
@@ -556,6 +560,7 @@ def test_every_node_is_scraped_with_tls_and_without(server: Server) -> None:
     until(lambda: len(server.series("scrape_samples_scraped > 5")) == 4, "series from each of them")
 
 
+@pytest.mark.process
 @needs_prometheus
 def test_dashboards_and_rules_are_answered_from_a_live_run(server: Server) -> None:
     until(lambda: len(server.series("sfl_steps_total > 2")) == 3, "steps of all devices")
@@ -593,18 +598,21 @@ def fires(server: Server, alert: str, device: str = "") -> None:
     until(lambda: (alert, device) in server.firing(), alert, server.firing)
 
 
+@pytest.mark.process
 @needs_prometheus
 def test_certificates_of_ten_days_fire(server: Server) -> None:
     for device in ("", "a", "b", "c"):
         fires(server, "SflCertificateExpiring", device)
 
 
+@pytest.mark.process
 @needs_prometheus
 def test_a_slow_link_fires_for_its_device(server: Server) -> None:
     fires(server, "SflLinkSaturated", "c")
     assert ("SflLinkSaturated", "a") not in server.firing()
 
 
+@pytest.mark.process
 @needs_prometheus
 def test_a_tight_memory_limit_fires(server: Server, live_run: LiveRun) -> None:
     limit = live_run.group.limit
@@ -623,6 +631,7 @@ def test_a_tight_memory_limit_fires(server: Server, live_run: LiveRun) -> None:
         limit.write_text(unlimited)
 
 
+@pytest.mark.process
 @needs_prometheus
 def test_a_killed_device_raises_its_alert_and_no_other_device(
     server: Server, live_run: LiveRun
@@ -635,6 +644,7 @@ def test_a_killed_device_raises_its_alert_and_no_other_device(
     assert server.series('ALERTS{alertname=~"Sfl.+", alertstate="firing"}')  # the fleet's panel
 
 
+@pytest.mark.process
 @needs_prometheus
 def test_a_round_whose_devices_stand_still_is_stuck(server: Server, live_run: LiveRun) -> None:
     assert "SflRoundStuck" not in {alert for alert, _ in server.firing()}
@@ -668,6 +678,7 @@ def another_run(
         ended(process)
 
 
+@pytest.mark.process
 @needs_prometheus
 def test_a_learning_rate_that_breaks_the_loss_fires(
     server: Server, live_run: LiveRun, tmp_path: Path
@@ -686,6 +697,7 @@ def test_a_learning_rate_that_breaks_the_loss_fires(
         fires(server, "SflLossNotFinite", "hot")
 
 
+@pytest.mark.process
 @needs_prometheus
 def test_an_edge_that_does_not_keep_up_fires(
     server: Server, live_run: LiveRun, tmp_path: Path
@@ -704,6 +716,7 @@ def test_an_edge_that_does_not_keep_up_fires(
         fires(server, "SflQueueGrowing")
 
 
+@pytest.mark.process
 @needs_prometheus
 def test_a_dead_edge_cannot_be_scraped(server: Server, live_run: LiveRun) -> None:
     until(lambda: ("SflTargetDown", "") not in server.firing(), "an end of SflTargetDown")

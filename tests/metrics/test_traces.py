@@ -131,6 +131,7 @@ def settings(folder: Path, endpoint: str) -> dict[str, Any]:
     }
 
 
+@pytest.mark.process
 def test_a_run_sends_a_trace_for_each_device_and_round(
     tmp_path: Path, collector: Collector
 ) -> None:
@@ -156,11 +157,13 @@ def test_a_run_sends_a_trace_for_each_device_and_round(
     assert nodes == expected
 
 
+@pytest.mark.process
 def test_a_collector_that_is_not_there_does_not_stop_a_run(tmp_path: Path) -> None:
     outcome = run(tmp_path, settings(tmp_path, "http://127.0.0.1:9/v1/traces"))
     assert outcome.code == 0, outcome.output + outcome.logs()
 
 
+@pytest.mark.process
 def test_nothing_is_imported_where_it_is_not_asked_for() -> None:
     code = "import sys, cloud_aggregator.aggregator; print('opentelemetry' in sys.modules)"
     done = subprocess.run(

@@ -265,6 +265,7 @@ def busy_run(folder: Path, memory: int) -> dict[str, Any]:
     }
 
 
+@pytest.mark.process
 def test_a_device_without_room_refuses_to_join(tmp_path: Path) -> None:
     outcome = run(tmp_path, busy_run(tmp_path, 200_000_000), alone=True)
     assert outcome.code != 0
@@ -274,6 +275,7 @@ def test_a_device_without_room_refuses_to_join(tmp_path: Path) -> None:
     assert "Traceback" not in outcome.output + outcome.logs()
 
 
+@pytest.mark.process
 def test_a_budget_is_kept(tmp_path: Path) -> None:
     # Whole batches do not fit, halves do in a forked process; one of its own takes smaller ones.
     budget = total(4, base=300_000_000, micro_batches=2, **SAVED)

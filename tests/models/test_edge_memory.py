@@ -340,6 +340,7 @@ def test_an_open_precision_is_measured_where_the_edge_computes(
 # -- real runs -------------------------------------------------------------------------------------
 
 
+@pytest.mark.process
 def test_a_budget_is_kept_by_computing_again_for_one_of_two_devices(tmp_path: Path) -> None:
     text = " ".join(random.Random(0).choices(["once", "upon", "time", "cat", "sun"], k=150))
     texts = write_jsonl(tmp_path / "texts.jsonl", [{"text": text}] * 100)
@@ -371,6 +372,7 @@ def test_a_budget_is_kept_by_computing_again_for_one_of_two_devices(tmp_path: Pa
     assert kept > budget + 150_000_000
 
 
+@pytest.mark.process
 def test_fewer_credits_reach_the_device_and_change_no_bit(tmp_path: Path) -> None:
     found = []
     for number, own in enumerate(({}, {"credits": 1})):

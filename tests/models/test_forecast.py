@@ -194,6 +194,7 @@ print(json.dumps({"base": base, "held": held, "peak": peak, "returned": returned
 """
 
 
+@pytest.mark.process
 def test_a_process_under_autocast_takes_what_is_foretold() -> None:
     # Two blocks whose copies are 55 MB, and next to nothing else.
     shape = json.dumps({"hidden_size": 512, "intermediate_size": 8192, "num_hidden_layers": 2})

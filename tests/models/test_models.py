@@ -121,6 +121,7 @@ def test_only_the_spans_bytes_are_read() -> None:
         assert size < sum(entry.nbytes for entry in folder.tensors.values())
 
 
+@pytest.mark.process
 def test_only_the_spans_bytes_are_held(tmp_path: Path) -> None:
     """In a process of its own, with a model large enough to see: 64 MB, of which a block is 4."""
     config = transformers.LlamaConfig(
@@ -364,6 +365,7 @@ def test_variants_that_cannot_run(tmp_path: Path) -> None:
         refused(folder, "which is not supported")
 
 
+@pytest.mark.process
 def test_pickled_weights_are_refused_with_the_conversion_to_run(tmp_path: Path) -> None:
     folder = copied("gpt2", tmp_path / "model")
     wanted = safetensors.torch.load_file(folder / "model.safetensors")
@@ -455,6 +457,7 @@ def open_elsewhere(name: str, **environment: str) -> subprocess.CompletedProcess
     )
 
 
+@pytest.mark.process
 def test_a_hub_name_without_network_fails_within_seconds(tmp_path: Path) -> None:
     started = time.monotonic()
     result = open_elsewhere(
@@ -466,6 +469,7 @@ def test_a_hub_name_without_network_fails_within_seconds(tmp_path: Path) -> None
     assert "HF_HUB_OFFLINE" in result.stderr
 
 
+@pytest.mark.process
 def test_a_hub_name_offline_comes_from_the_cache(tmp_path: Path) -> None:
     snapshot = tmp_path / "hub/models--me--tiny/snapshots/abc"
     shutil.copytree(model_folder("llama"), snapshot)
@@ -478,6 +482,7 @@ def test_a_hub_name_offline_comes_from_the_cache(tmp_path: Path) -> None:
     assert "no such folder" in open_elsewhere("me/other", **offline).stderr
 
 
+@pytest.mark.process
 def test_a_hub_that_never_answers(tmp_path: Path) -> None:
     import socket
 
@@ -491,6 +496,7 @@ def test_a_hub_that_never_answers(tmp_path: Path) -> None:
     assert "no such folder, and the hub" in result.stderr
 
 
+@pytest.mark.process
 def test_validation_needs_no_torch() -> None:
     code = (
         "import sys, sfl.models.folder, sfl.adapters.initial, sfl.adapters.artifact\n"
@@ -501,6 +507,7 @@ def test_validation_needs_no_torch() -> None:
     subprocess.run([sys.executable, "-c", code], check=True)
 
 
+@pytest.mark.process
 def test_a_span_needs_no_peft() -> None:
     code = (
         "import sys, torch; import sfl.adapters.lora\n"

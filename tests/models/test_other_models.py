@@ -261,7 +261,7 @@ def test_a_device_gets_every_file_of_the_tokenizer_and_no_other(folder: Path) ->
 @pytest.mark.parametrize("name", NEVER)
 def test_a_device_takes_no_other_file(name: str) -> None:
     assert not is_tokenizer_file(name)
-    with pytest.raises(ProtocolError, match="not a plain file name"):
+    with pytest.raises(ProtocolError, match="no plain file name"):
         _check_entry(edge_pb2.FileEntry(name=name, num_bytes=1, sha256="0" * 64))
 
 
@@ -285,6 +285,7 @@ def test_a_byte_order_mark_changes_nothing(folder: Path, name: str) -> None:
     assert tokenizer.markers == plain.markers
 
 
+@pytest.mark.process
 def test_no_byte_order_mark_reaches_transformers(folder: Path, tmp_path: Path) -> None:
     templates = folder / "additional_chat_templates"
     templates.mkdir()
@@ -402,6 +403,7 @@ def test_an_adapter_is_no_model(tmp_path: Path) -> None:
 # -- before anything starts -----------------------------------------------------------------------
 
 
+@pytest.mark.process
 def test_a_run_whose_tokenizer_does_not_fit_starts_nothing(folder: Path, tmp_path: Path) -> None:
     rows = [{"prompt": "lamp", "completion": " on"}] * 8
     values: dict[str, Any] = {

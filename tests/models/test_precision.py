@@ -203,6 +203,7 @@ def test_bfloat16_goes_in_and_comes_out() -> None:
     assert (output.dtype, wide.grad.dtype) == (torch.bfloat16, torch.float32)
 
 
+@pytest.mark.process
 @needs_bitsandbytes
 def test_one_layer_is_held_unquantised_at_a_time(tmp_path: Path) -> None:
     """In a process of its own: 8 blocks of 17 MB in float32, of which the largest layer is 6 MB."""
@@ -426,6 +427,7 @@ def values(tmp_path: Path, **sections: Any) -> dict[str, Any]:
     }
 
 
+@pytest.mark.process
 @needs_bitsandbytes
 @pytest.mark.parametrize("topology", ["vanilla", "u_shaped"])
 def test_an_nf4_edge_trains_with_an_unquantised_device(topology: str, tmp_path: Path) -> None:
@@ -441,6 +443,7 @@ def test_an_nf4_edge_trains_with_an_unquantised_device(topology: str, tmp_path: 
     )
 
 
+@pytest.mark.process
 def test_auto_is_in_the_effective_config(tmp_path: Path) -> None:
     config = values(tmp_path, run={"rounds": 1})
     config["model"]["dtype"] = "auto"
@@ -455,6 +458,7 @@ def test_auto_is_in_the_effective_config(tmp_path: Path) -> None:
     assert outcome.summary["devices"][0]["dtype"] == "autocast"
 
 
+@pytest.mark.process
 @needs_bitsandbytes
 def test_nodes_started_by_hand_say_what_they_settled_on(tmp_path: Path) -> None:
     """Their own files are unknown to the cloud; its effective config tells all the same."""

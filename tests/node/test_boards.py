@@ -67,6 +67,7 @@ def test_every_sensor_is_read(tmp_path: Path) -> None:
     assert (seen.temperature, seen.charge, seen.on_battery) == (51.0, 0.2, True)
 
 
+@pytest.mark.process
 @pytest.mark.parametrize(
     ("bits", "throttled", "before", "undervoltage", "undervoltage_before"),
     [
@@ -98,6 +99,7 @@ def test_bits_of_a_raspberry_pi(
     assert (seen.undervoltage, seen.undervoltage_before) == (undervoltage, undervoltage_before)
 
 
+@pytest.mark.process
 def test_a_program_that_fails_is_a_sensor_that_is_not_there(tmp_path: Path) -> None:
     board = FakeBoard(tmp_path)
     board.program("vcgencmd", "echo VCHI initialization failed; exit 255")
@@ -120,6 +122,7 @@ def test_where_there_is_no_firmware_the_kernel_is_asked(tmp_path: Path) -> None:
     assert read_board(tmp_path).undervoltage is True
 
 
+@pytest.mark.process
 @pytest.mark.parametrize(
     ("answer", "metered"),
     [("yes", True), ("yes (guessed)", True), ("no (guessed)", False), ("unknown", None)],
@@ -146,7 +149,7 @@ def test_the_default_route_may_be_ipv6_s(tmp_path: Path) -> None:
     board.put("proc/net/ipv6_route", "")
     alone = check_pause(named, read_board(tmp_path), NOON)
     assert alone.mark == "warning"
-    assert "pause.metered_interfaces has no effect" in alone.text
+    assert "pause.metered_interfaces does not hold" in alone.text
 
 
 def test_sensors_travel_with_a_snapshot() -> None:
@@ -162,17 +165,17 @@ def test_sensors_travel_with_a_snapshot() -> None:
 def test_doctor_names_what_is_wrong_and_what_mends_it() -> None:
     well = check_board(Board(51.0, False, False, False, False, 0.5, True, 6.25))
     assert (well.mark, well.fix) == ("ok", "")
-    assert well.text == "51 °C; battery at 50%, in use; takes 6.2 W; clocks not throttled"
+    assert well.text == "51 °C; battery at 50%, in use; takes 6.2 W; clocks not held down"
     assert check_board(Board()).text == "no sensors"
     bad = check_board(Board(84.0, True, True, False, True))
     assert bad.mark == "warning"
-    assert "84 °C; hot; the power supply was too weak since the start" in bad.text
-    assert "clocks are throttled" in bad.text
+    assert "84 °C; hot; the power supply gave too little since the start" in bad.text
+    assert "clocks are held down" in bad.text
     assert "pause.above_celsius" in bad.fix and "power supply" in bad.fix
     rules = PauseSettings(above_celsius=80, metered=True)
     resting = check_pause(rules, Board(84.0), NOON)
-    assert resting.mark == "warning" and "would pause now: 84 °C, above 80" in resting.text
-    assert "pause.metered has no effect" in resting.text
+    assert resting.mark == "warning" and "would rest now: 84 °C, above 80" in resting.text
+    assert "pause.metered does not hold" in resting.text
     assert check_pause(PauseSettings(above_celsius=85), Board(84.0), NOON).mark == "ok"
 
 
@@ -374,6 +377,7 @@ class Nodes(ByHand):
         return {d["name"]: int(d["step"]) for d in self.status()["devices"]}[name]
 
 
+@pytest.mark.process
 def test_a_hot_device_rests_before_it_joins_and_between_steps_and_comes_back(
     tmp_path: Path,
 ) -> None:
@@ -397,7 +401,7 @@ def test_a_hot_device_rests_before_it_joins_and_between_steps_and_comes_back(
             until(lambda: "STOPPING=1" in told, "the last word to the manager")
         finally:
             nodes.stop()
-    assert told[:2] == ["STATUS=paused: 90 °C, above 80; continues at 75", "READY=1"]
+    assert told[:2] == ["STATUS=paused: 90 °C, above 80; goes on at 75", "READY=1"]
     assert "WATCHDOG=1" in told
     assert any(line.startswith("STATUS=run t: round ") for line in told)
     assert told[-1] == "STOPPING=1"
@@ -408,7 +412,7 @@ def hot_life(nodes: Nodes) -> None:
     nodes.heat("d0", 90)
     nodes.heat("d1", 50)
     devices = [nodes.device(0), nodes.device(1)]
-    until(lambda: "paused (heat): 90 °C, above 80; continues at 75" in nodes.log("d0"), "a rest")
+    until(lambda: "paused (heat): 90 °C, above 80; goes on at 75" in nodes.log("d0"), "a rest")
     until(lambda: nodes.state("d1") == "ready", "the other device")
     assert nodes.state("d0") == "not here yet"
     nodes.heat("d1", 90)  # so that the first round is not over before d0 is hot again
@@ -462,6 +466,7 @@ def name_of(requirement: str) -> str:
     return re.split(r"[<>=!\[]", requirement)[0].replace("_", "-").lower()
 
 
+@pytest.mark.process
 @pytest.mark.parametrize("script", SCRIPTS, ids=lambda path: path.name)
 def test_scripts_are_sound(script: Path) -> None:
     subprocess.run(["bash", "-n", script], check=True, capture_output=True)
@@ -469,6 +474,7 @@ def test_scripts_are_sound(script: Path) -> None:
     assert "set -euo pipefail" in script.read_text()
 
 
+@pytest.mark.process
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
@@ -523,6 +529,7 @@ def sourced(
 CONFIGURE = "check; write_config; tell_what_is_missing"
 
 
+@pytest.mark.process
 @pytest.mark.skipif(shutil.which("apt-get") is None, reason="needs apt-get")
 def test_certificates_end_an_insecure_installation(tmp_path: Path) -> None:
     new = ["--name", "pi", "--edge", "edge.lan:7001"]
@@ -556,6 +563,7 @@ def test_certificates_end_an_insecure_installation(tmp_path: Path) -> None:
     assert "does not name" in not_ours.stderr
 
 
+@pytest.mark.process
 def test_a_venv_of_another_python_is_made_anew(tmp_path: Path) -> None:
     make, venv = "make_venv", tmp_path / "opt/venv"
     program = tmp_path / "python"  # without pip, which takes seconds
@@ -585,6 +593,7 @@ install_sfl
 """
 
 
+@pytest.mark.process
 def test_torch_s_own_index_is_asked_for_torch_alone(tmp_path: Path) -> None:
     index = ["--torch-index", "http://index.invalid", "--torch", "9.9"]
     sourced(tmp_path, RECORD, "--python", sys.executable, *index)
@@ -598,6 +607,7 @@ def test_torch_s_own_index_is_asked_for_torch_alone(tmp_path: Path) -> None:
     assert "--no-deps" not in first and "--index-url" not in first
 
 
+@pytest.mark.process
 def test_an_edge_on_the_board_itself_needs_no_certificate(tmp_path: Path) -> None:
     for edge in ("127.0.0.1:7001", "localhost:7001", "[::1]:7001"):
         (tmp_path / "etc").mkdir(exist_ok=True)
@@ -682,6 +692,7 @@ def test_a_clock_that_is_not_set_does_not_keep_a_device_down(
     assert str(late.value.exit_code) in unit_settings()["RestartPreventExitStatus"]
 
 
+@pytest.mark.process
 def test_the_unit_is_watched_bounded_and_locked_in() -> None:
     settings = unit_settings()
     assert settings["Type"] == ["notify"]
@@ -707,6 +718,7 @@ def test_nothing_closes_a_jetson_s_devices() -> None:
     assert settings["CapabilityBoundingSet"] == [""]  # so the clock cannot be set
 
 
+@pytest.mark.process
 @pytest.mark.skipif(
     shutil.which("systemd-analyze") is None, reason="systemd-analyze is not installed"
 )
@@ -732,6 +744,7 @@ STATE = (
 )
 
 
+@pytest.mark.process
 def test_pins_without_a_wheel_for_the_board_are_named(tmp_path: Path) -> None:
     tags = {"pure": "py3-none-any", "native": "cp311-cp311-manylinux_2_28_aarch64"}
     elsewhere = {
@@ -761,6 +774,7 @@ def test_pins_without_a_wheel_for_the_board_are_named(tmp_path: Path) -> None:
     assert done.returncode == 1
 
 
+@pytest.mark.process
 @pytest.mark.skipif(
     os.environ.get(ASKED) != "1",
     reason=f"takes minutes and a Docker engine: {ASKED}=1, options in SFL_TEST_DOCKER_OPTIONS",

@@ -62,6 +62,7 @@ def start(pool: Path) -> Iterator[Start]:
         replica.communicate()
 
 
+@pytest.mark.process
 def test_each_process_gets_another_and_a_killed_one_leaves_its_own(
     pool: Path, start: Start
 ) -> None:
@@ -108,6 +109,7 @@ def test_an_empty_pool_is_said_so(tmp_path: Path, exists: bool) -> None:
         pass
 
 
+@pytest.mark.process
 def test_a_device_goes_by_what_it_claimed(pool: Path, tmp_path: Path) -> None:
     config = tmp_path / "device.toml"
     config.write_text('[device]\nname = "any"\nedge = "127.0.0.1:1"\n')
@@ -127,6 +129,7 @@ def test_a_device_goes_by_what_it_claimed(pool: Path, tmp_path: Path) -> None:
     assert "all 3 identities are taken" in done.stderr
 
 
+@pytest.mark.process
 def test_locks_are_let_go_of_by_children(pool: Path) -> None:
     with claim_identity(pool):
         child = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE)

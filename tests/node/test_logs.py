@@ -90,6 +90,7 @@ def test_the_node_is_asked_with_every_line(capsys: pytest.CaptureFixture[str]) -
     assert [line["round"] for line in lines] == [1, 2]
 
 
+@pytest.mark.process
 def test_every_node_of_a_run_writes_json(tmp_path: Path) -> None:
     data = (QUICKSTART / "data" / "loft" / "train.jsonl").read_text().splitlines()[:8]
     train = write_jsonl(tmp_path / "train.jsonl", [json.loads(line) for line in data])

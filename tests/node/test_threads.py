@@ -38,6 +38,7 @@ def teams(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return noted
 
 
+@pytest.mark.process
 @needs_compiler
 def test_one_thread_of_a_node_opens_teams(teams: Path, tmp_path: Path) -> None:
     long = "the harbour lamp hums while the loft heater waits " * 12
@@ -85,6 +86,7 @@ print(found)
 """
 
 
+@pytest.mark.process
 def test_a_thread_that_does_not_compute_has_one_core() -> None:
     """The codec's own threads are no team, and stay."""
     done = subprocess.run([sys.executable, "-c", COMPUTES], capture_output=True, text=True)

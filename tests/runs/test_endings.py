@@ -50,6 +50,7 @@ def closed(folder: Path, rounds: int = 1) -> Callable[[], bool]:
     return reached
 
 
+@pytest.mark.process
 def test_a_killed_cloud_leaves_a_summary_all_the_same(tmp_path: Path) -> None:
     process = launched(tmp_path, fleet(tmp_path, run={"rounds": 1000}))
     until(closed(tmp_path), "a round that closed")
@@ -70,6 +71,7 @@ def test_a_killed_cloud_leaves_a_summary_all_the_same(tmp_path: Path) -> None:
     assert not left_running(tmp_path)
 
 
+@pytest.mark.process
 def test_too_few_devices_are_the_reason_everywhere(tmp_path: Path) -> None:
     process = launched(tmp_path, fleet(tmp_path, training={"local_steps": 5000}))
     for name in ("d0", "d1"):
@@ -86,6 +88,7 @@ def test_too_few_devices_are_the_reason_everywhere(tmp_path: Path) -> None:
     assert "device d0: killed by SIGKILL" in errors
 
 
+@pytest.mark.process
 def test_ctrl_c_says_where_the_adapter_is(tmp_path: Path) -> None:
     process = launched(tmp_path, fleet(tmp_path, run={"rounds": 1000}))
     until(closed(tmp_path), "a round that closed")
@@ -100,6 +103,7 @@ def test_ctrl_c_says_where_the_adapter_is(tmp_path: Path) -> None:
         assert "interrupted" in log.read_text()
 
 
+@pytest.mark.process
 @pytest.mark.parametrize(
     ("moment", "number"),
     [
@@ -140,6 +144,7 @@ def test_a_run_stopped_during_its_start_leaves_a_summary_and_no_process(
     assert (folder_of(tmp_path) / "report.html").exists()
 
 
+@pytest.mark.process
 def test_a_run_that_never_began_leaves_its_name_to_another(tmp_path: Path) -> None:
     config = load_run(write_config(tmp_path, fleet(tmp_path, 1)))
     folder = open_run_folder(config)
@@ -155,6 +160,7 @@ def test_a_run_that_never_began_leaves_its_name_to_another(tmp_path: Path) -> No
     assert left == {"config.toml", "mine.txt"}  # no address that nobody listens on
 
 
+@pytest.mark.process
 def test_no_folder_is_left_where_nothing_can_be_written_into_it(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -169,6 +175,7 @@ def test_no_folder_is_left_where_nothing_can_be_written_into_it(
     assert not folder_of(tmp_path).exists()
 
 
+@pytest.mark.process
 def test_a_cloud_that_cannot_listen_leaves_a_summary(tmp_path: Path) -> None:
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
@@ -180,6 +187,7 @@ def test_a_cloud_that_cannot_listen_leaves_a_summary(tmp_path: Path) -> None:
     assert summary.failure is not None and "cloud.listen" in summary.failure
 
 
+@pytest.mark.process
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 @pytest.mark.parametrize("moment", ["import", "command"])
 def test_what_ends_a_command_early_is_one_line(number: signal.Signals, moment: str) -> None:
@@ -220,6 +228,7 @@ def test_what_must_be_done_is_done_whoever_interrupts() -> None:
     assert done == ["opened", "stopped"]
 
 
+@pytest.mark.process
 def test_who_waits_at_an_edge_that_is_stopped_learns_why(by_hand: Callable[..., ByHand]) -> None:
     nodes = by_hand(count=1, run={"min_devices": 1}, training={"local_steps": 5000})
     device = nodes.device(0)
@@ -236,6 +245,7 @@ def test_who_waits_at_an_edge_that_is_stopped_learns_why(by_hand: Callable[..., 
     assert str(outcome.folder / "report.html") in outcome.output
 
 
+@pytest.mark.process
 def test_a_cloud_that_is_stopped_tells_everybody(by_hand: Callable[..., ByHand]) -> None:
     nodes = by_hand(count=1, run={"min_devices": 1}, training={"local_steps": 5000})
     device = nodes.device(0)
@@ -256,6 +266,7 @@ def status_of(**values: Any) -> RunStatus:
     return RunStatus("r", "training", 1, 3, **values)
 
 
+@pytest.mark.process
 def test_a_status_without_its_cloud_is_told_by_its_process(tmp_path: Path) -> None:
     import socket
 

@@ -131,6 +131,7 @@ def scored(records: list[RoundRecord], device: str) -> dict[int, tuple[int, int]
     }
 
 
+@pytest.mark.process
 def test_a_run_evaluates_when_it_is_due_and_says_so(tmp_path: Path) -> None:
     values: dict[str, Any] = settings(large_gemma(tmp_path))
     del values["codec"]  # the defaults take whatever a family's values are

@@ -82,6 +82,7 @@ def classified(tmp_path_factory: pytest.TempPathFactory) -> Outcome:
     return outcome
 
 
+@pytest.mark.process
 def test_a_decoder_without_a_pad_token_is_evaluated_as_the_run_did(classified: Outcome) -> None:
     config = load_run(classified.folder / "config.toml")
     tokenizer = load_tokenizer(Path(config.model.path))
@@ -94,6 +95,7 @@ def test_a_decoder_without_a_pad_token_is_evaluated_as_the_run_did(classified: O
     assert score.num_correct / score.num_examples == classified.summary["eval_accuracy_after"]
 
 
+@pytest.mark.process
 def test_a_run_is_used_with_its_model_elsewhere(classified: Outcome, tmp_path: Path) -> None:
     config = load_run(classified.folder / "config.toml")
     moved = Path(config.model.path).rename(tmp_path / "elsewhere")
@@ -112,6 +114,7 @@ def test_a_run_is_used_with_its_model_elsewhere(classified: Outcome, tmp_path: P
         moved.rename(config.model.path)
 
 
+@pytest.mark.process
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
@@ -144,6 +147,7 @@ def test_an_error_names_the_option_that_was_given(
     assert "device" not in str(caught.value) and "data.label_field." not in caught.value.fix
 
 
+@pytest.mark.process
 def test_a_mistyped_model_is_not_passed_over_by_export(classified: Outcome, tmp_path: Path) -> None:
     given = ["--run", str(classified.folder), "--model", str(tmp_path / "nowhere")]
     with pytest.raises(ModelError, match=r"--model = '.*nowhere': no such folder"):
@@ -161,6 +165,7 @@ def test_rows_without_a_target_are_those_of_the_option(tmp_path: Path) -> None:
     assert "device" not in str(caught.value)
 
 
+@pytest.mark.process
 def test_an_exported_classifier_knows_its_classes_and_takes_batches(
     classified: Outcome, tmp_path: Path
 ) -> None:
@@ -189,6 +194,7 @@ def test_an_exported_classifier_knows_its_classes_and_takes_batches(
         assert one["score"] == pytest.approx(alone["score"], rel=1e-4)
 
 
+@pytest.mark.process
 def test_a_base_too_small_for_the_run_is_refused(classified: Outcome, tmp_path: Path) -> None:
     config = load_run(classified.folder / "config.toml")
     small = shutil.copytree(config.model.path, tmp_path / "small")
@@ -205,6 +211,7 @@ def test_an_answer_ends_where_the_context_does() -> None:
         room_for_answer("", 0, 64)
 
 
+@pytest.mark.process
 @pytest.mark.parametrize("name", ["adapter", "adapter_best", "exported"])
 def test_every_adapter_has_its_tokenizer_and_its_card(
     classified: Outcome, tmp_path: Path, name: str
@@ -237,6 +244,7 @@ def front_of(card: str) -> dict[str, Any]:
     return values
 
 
+@pytest.mark.process
 def test_a_card_without_a_tokenizer_beside_it_says_where_to_get_it(classified: Outcome) -> None:
     config = load_run(classified.folder / "config.toml")
     summary = RunSummary.read(classified.folder / "summary.json")
@@ -250,6 +258,7 @@ def test_a_card_without_a_tokenizer_beside_it_says_where_to_get_it(classified: O
     assert "base_model:finetune:org/model" in merged["tags"]
 
 
+@pytest.mark.process
 def test_the_hint_finds_a_run_that_lies_elsewhere(classified: Outcome) -> None:
     assert f"sfl eval --run t --output-dir {classified.folder.parent}" in classified.output
 

@@ -35,6 +35,8 @@ from tests.house.nodes import ByHand, launched, left_running, node_process
 from tests.house.paths import ROOT
 from tests.house.waiting import PATIENCE, until
 
+pytestmark = pytest.mark.process
+
 # -- (a) configuration and data --------------------------------------------------------------------
 
 

@@ -29,7 +29,7 @@ from tests.house.fleets import CLASSES, classified, completions, device, sentenc
 from tests.house.paths import MODEL, STORIES
 from tests.house.reference import adapter, adapter_traffic, assert_same_bits, reference
 
-pytestmark = pytest.mark.usefixtures("quiet_peft")
+pytestmark = [pytest.mark.usefixtures("quiet_peft"), pytest.mark.process]
 
 
 # -- the reference --------------------------------------------------------------------------------

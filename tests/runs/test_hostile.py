@@ -21,6 +21,8 @@ from tests.house.nodes import ByHand
 from tests.house.paths import ROOT
 from tests.house.waiting import PATIENCE, until
 
+pytestmark = pytest.mark.process
+
 LIAR = ROOT / "benchmarks" / "hostile_device.py"
 ROUNDS = 3
 

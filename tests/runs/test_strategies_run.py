@@ -60,6 +60,7 @@ def update(values: dict[str, np.ndarray], a: str, scaling: float) -> np.ndarray:
     return scaling * product
 
 
+@pytest.mark.process
 @pytest.mark.parametrize("topology", ["vanilla", "u_shaped"])
 def test_devices_of_unequal_ranks_average_to_what_their_products_do(
     tmp_path: Path, topology: str
@@ -94,6 +95,7 @@ def test_devices_of_unequal_ranks_average_to_what_their_products_do(
     assert summary["eval_loss_after"] < summary["eval_loss_before"]
 
 
+@pytest.mark.process
 def test_one_device_under_flexlora_trains_like_plain_training_for_a_round(tmp_path: Path) -> None:
     data = completions(tmp_path / "train.jsonl", 1)
     values = settings(tiny("llama"), run={"rounds": 1}, aggregation={"strategy": "flexlora"})
@@ -104,6 +106,7 @@ def test_one_device_under_flexlora_trains_like_plain_training_for_a_round(tmp_pa
         np.testing.assert_allclose(update(found, a, 2.0), update(wanted, a, 2.0), atol=1e-6)
 
 
+@pytest.mark.process
 def test_an_update_that_is_scaled_otherwise_is_left_out(tmp_path: Path) -> None:
     values = settings(tiny("llama"), aggregation={"strategy": "flexlora"})
     values["devices"] = [device("a", tmp_path / "none.jsonl", 1, rank=2)]
@@ -127,6 +130,7 @@ def test_an_update_that_is_scaled_otherwise_is_left_out(tmp_path: Path) -> None:
 # -- FFA-LoRA --------------------------------------------------------------------------------------
 
 
+@pytest.mark.process
 @pytest.mark.parametrize("codec", ["none", "int8 | zstd"])
 def test_a_frozen_a_never_moves_and_never_travels_up(tmp_path: Path, codec: str) -> None:
     outcomes = {}
@@ -184,6 +188,7 @@ def proximal(folder: Path, mu: float, topology: str, **training: Any) -> Outcome
     return finished(run(folder, values))
 
 
+@pytest.mark.process
 @pytest.mark.parametrize("topology", ["vanilla", "u_shaped"])
 def test_a_split_proximal_run_equals_the_unsplit_one_bit_for_bit(
     tmp_path: Path, topology: str
@@ -196,6 +201,7 @@ def test_a_split_proximal_run_equals_the_unsplit_one_bit_for_bit(
     assert any(not np.array_equal(found[name], plain[name]) for name in found)
 
 
+@pytest.mark.process
 def test_the_proximal_term_is_clipped_with_the_rest(tmp_path: Path) -> None:
     outcome = proximal(tmp_path, 5.0, "vanilla", max_grad_norm=0.5, micro_batches=2)
     config = load_run(outcome.folder / "config.toml")

@@ -250,6 +250,7 @@ os.kill(os.getpid(), signal.SIGKILL)
 """
 
 
+@pytest.mark.process
 def test_nothing_of_a_killed_edge_is_left(tmp_path: Path) -> None:
     ended = subprocess.run([sys.executable, "-c", KILLED, str(tmp_path / "rest")], check=False)
     assert ended.returncode == -signal.SIGKILL

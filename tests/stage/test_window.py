@@ -112,6 +112,7 @@ def test_a_step_that_tells_nothing_changes_nothing(count: int) -> None:
     assert window.size == GRANTED
 
 
+@pytest.mark.process
 def test_a_device_s_window_is_told_and_changes_no_bit(tmp_path: Path) -> None:
     found = []
     for number, delay in enumerate((0.0, 250.0)):

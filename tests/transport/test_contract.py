@@ -135,12 +135,12 @@ IN_A_ROUND: list[tuple[str, Attack, str]] = [
     ("spans not a list", reports(spans='{"a": 1}'), "the spans of a step are malformed"),
     ("spans without end", reports(spans=f'[["forward","a",0,1,{HUGE}]]'), "spans of a step"),
     ("another round", reports(round=3), "round = 3 of a report, and round 1 is open"),
-    ("other steps", reports(num_steps=2), "num_steps of a report = 2, and 40 was expected"),
+    ("other steps", reports(num_steps=2), "num_steps of a report = 2, and 40 was due"),
     ("loss NaN", reports(train_loss=math.nan), "train_loss = nan"),
     ("loss below 0", reports(train_loss=-1.0), "train_loss = -1.0"),
     ("tokens", reports(num_tokens=2**63), "num_tokens = 9223372036854775808"),
     ("seconds", reports(train_seconds=math.inf), "seconds of a report = inf"),
-    ("timings", reports(rehearsal=[1.0]), "timings in a report = 1, and 0 was expected"),
+    ("timings", reports(rehearsal=[1.0]), "timings in a report = 1, and 0 was due"),
     (
         "examples of a score",
         reports(evaluation=tensor_pb2.Score(num_examples=3)),
@@ -170,11 +170,11 @@ IN_A_ROUND: list[tuple[str, Attack, str]] = [
     ("a flood", flood, "heartbeats a second"),
     ("ready twice", twice_ready, "ready was said twice"),
     ("a norm NaN", norms, "squared norm of a gradient = nan"),
-    ("no protobuf", bytes_of(b"\xff\xff\xff"), "a message of 12 bytes is not protobuf"),
-    ("not UTF-8", bytes_of(b"\x42\x02\xff\xfe"), "is not protobuf"),
-    ("empty", bytes_of(b""), "an empty message was not expected"),
-    ("of another version", bytes_of(b"\xfa\x07\x01x"), "an empty message was not expected"),
-    ("hello again", lambda peer: peer.hello() and None, "hello was not expected"),
+    ("no protobuf", bytes_of(b"\xff\xff\xff"), "a message of 12 bytes is no protobuf"),
+    ("not UTF-8", bytes_of(b"\x42\x02\xff\xfe"), "is no protobuf"),
+    ("empty", bytes_of(b""), "an empty message was not due"),
+    ("of another version", bytes_of(b"\xfa\x07\x01x"), "an empty message was not due"),
+    ("hello again", lambda peer: peer.hello() and None, "hello was not due"),
     ("a kind of tensor", tensors(kind=9), "kind 9 of a tensor does not exist"),
     ("a purpose", tensors(purpose=7), "7 is not a valid Purpose"),
     ("normalizer", tensors(normalizer=2**32 - 1), "normalizer = 4294967295"),
@@ -226,8 +226,8 @@ def in_a_round(edge: Alone) -> list[Device]:
 def early(edge: Alone) -> None:
     """What needs a name that no round has yet, before all names are in one."""
     attacks: list[tuple[Attack, str]] = [
-        (reports(), "a report came that was not expected"),
-        (adapters({}), "no adapter of side 'device' is expected"),
+        (reports(), "a report came that was not due"),
+        (adapters({}), "no adapter of side 'device' is due"),
         (lambda peer: peer.ready(num_examples=0), "num_examples = 0"),
         (lambda peer: peer.ready(example_kind="odd\n"), r"example_kind = 'odd\n'"),
         (lambda peer: peer.ready(num_eval_examples=2**40), "num_eval_examples = "),
@@ -238,7 +238,7 @@ def early(edge: Alone) -> None:
         (lambda peer: peer.ready(num_repeated=2**40), "num_repeated = "),
         (lambda peer: peer.ready(num_tokens=2**63), "num_tokens = "),
         (lambda peer: peer.ready(layout="x" * (3 << 20)), "layout = 'xxx"),
-        (lambda peer: peer.ready(chat_template="\x1b[31m" * 3), "it is not a digest"),
+        (lambda peer: peer.ready(chat_template="\x1b[31m" * 3), "it is no digest"),
         (full_ready, "ready takes 8388590"),
     ]
     for number, (what, words) in enumerate(attacks):
@@ -248,7 +248,7 @@ def early(edge: Alone) -> None:
         assert (code, words in details) == (grpc.StatusCode.INVALID_ARGUMENT, True), details
     for first, words in (
         (lambda peer: peer.say(tensor=activation()), "a stream begins with a hello"),
-        (bytes_of(b"\xff\xff"), "is not protobuf"),
+        (bytes_of(b"\xff\xff"), "is no protobuf"),
         (bytes_of(b""), "a stream begins with a hello"),
     ):
         peer = Device(edge.edge_address, "d0")
@@ -261,11 +261,12 @@ def early(edge: Alone) -> None:
         with pytest.raises(grpc.RpcError) as caught:
             answer = make(method.path)(seal(b"\xff\xff"), timeout=PATIENCE)
             list(answer)
-        assert "is not protobuf" in caught.value.details()
+        assert "is no protobuf" in caught.value.details()
     channel.close()
     until(lambda: edge.status(), "the status")
 
 
+@pytest.mark.process
 @pytest.mark.parametrize("number", range(len(IN_A_ROUND)), ids=[name for name, _, _ in IN_A_ROUND])
 def test_what_a_device_may_not_say_ends_its_own_stream(
     early: None, edge: Alone, in_a_round: list[Device], number: int
@@ -279,6 +280,7 @@ def test_what_a_device_may_not_say_ends_its_own_stream(
     assert edge.edge.poll() is None and edge.cloud.poll() is None
 
 
+@pytest.mark.process
 def test_a_goodbye_forges_no_line(early: None, edge: Alone, in_a_round: list[Device]) -> None:
     peer = in_a_round[len(IN_A_ROUND)]
     peer.say(goodbye=FORGED)
@@ -302,6 +304,7 @@ def large(data: bytes, padding: int, crumbs: int = 0) -> bytes:
     return b"\x1a" + _varint(len(frame)) + frame
 
 
+@pytest.mark.process
 def test_what_a_stream_holds_is_what_it_counts(
     early: None, edge: Alone, in_a_round: list[Device]
 ) -> None:
@@ -335,6 +338,7 @@ def test_a_payload_in_crumbs_comes_out_whole(size: int) -> None:
     assert len(whole[1].pieces) <= 1 + len(payload) // (1 << 16)
 
 
+@pytest.mark.process
 def test_none_of_it_is_a_bug_and_the_rest_goes_on(
     early: None, edge: Alone, in_a_round: list[Device]
 ) -> None:
@@ -389,11 +393,12 @@ SPOKEN: list[tuple[str, dict[str, Any], str]] = [
     ("adapter", {"num_bytes": 200 << 20}, "num_bytes of an adapter = 209715200"),
     ("adapter", {"num_bytes": 3}, "more than the announced 3 bytes came"),
     ("adapter", {"num_bytes": 5}, "4 bytes came, 5 were announced"),
-    ("adapter", {"side": "../../x"}, "no adapter of side '../../x' is expected"),
+    ("adapter", {"side": "../../x"}, "no adapter of side '../../x' is due"),
     ("adapter", {"side": "edge", "scaling": math.inf}, "scaling of an adapter = inf"),
 ]
 
 
+@pytest.mark.process
 def test_what_is_wrong_with_one_device_costs_that_device_and_not_its_edge(tmp_path: Path) -> None:
     values = fleet(tmp_path, len(SPOKEN) + 1, run={"rounds": 1, "edges": ["e1", "e2"]})
     values["network"] = {**values.get("network", {}), "join_timeout": 900}
@@ -431,7 +436,7 @@ def test_what_is_wrong_with_one_device_costs_that_device_and_not_its_edge(tmp_pa
         assert not any(".partial" in name for name in spooled)
         # And what is wrong with an edge's own words ends that edge's stream alone.
         for first, words in (
-            (b"\xff\xff\xff", "is not protobuf"),
+            (b"\xff\xff\xff", "is no protobuf"),
             (b"", "a stream begins with a hello"),
         ):
             other = Edge(nodes.cloud_address, "e2")
@@ -492,7 +497,7 @@ def from_edge(**fields: Any) -> edge_pb2.EdgeMessage:
 
 
 EDGES: list[tuple[str, list[edge_pb2.EdgeMessage | bytes], type[SflError], str]] = [
-    ("no protobuf", [b"\xff\xff"], ProtocolError, "a message of 11 bytes is not protobuf"),
+    ("no protobuf", [b"\xff\xff"], ProtocolError, "a message of 11 bytes is no protobuf"),
     ("empty", [b""], ProtocolError, "an empty message"),
     ("no settings", [welcome(settings="{")], ProtocolError, "the run's settings"),
     ("nested deep", [welcome(settings=DEEP)], ProtocolError, "the run's settings"),
@@ -565,7 +570,7 @@ def test_an_edge_that_sends_without_end_fills_no_device() -> None:
             link.join(PATIENCE)
             until(lambda: link._ended is not None, "the end of the stream")
             assert link._inbox.qsize() <= 20
-            with pytest.raises(ProtocolError, match="more came than was requested"):
+            with pytest.raises(ProtocolError, match="more came than was asked for"):
                 for _ in range(20):
                     link.receive()
         finally:
@@ -604,6 +609,7 @@ def test_what_an_edge_may_not_say_is_a_clear_end_for_its_device(number: int) -> 
             link.close()
 
 
+@pytest.mark.process
 def test_a_round_that_overtakes_the_welcome_is_the_edges_fault() -> None:
     """The reader's thread may be at it before the thread that joins has seen the welcome."""
     link = DeviceLink("127.0.0.1:1", "d", NodeStats("d", "device"), insecure=False)
@@ -631,9 +637,9 @@ def twice(*sizes: int) -> bytes:
 @pytest.mark.parametrize(
     ("files", "kind", "words"),
     [
-        (b"\xff\xff", ProtocolError, "is not protobuf"),
+        (b"\xff\xff", ProtocolError, "is no protobuf"),
         (listing(*[1] * 1000), ProtocolError, "1000 files from the edge"),
-        (listing(1, names="../x"), ProtocolError, "not a plain file name"),
+        (listing(1, names="../x"), ProtocolError, "no plain file name"),
         (listing(2**60), ConfigError, "MB free, and the model's files from the edge take"),
         (listing(10), ProtocolError, "is longer than the 10 bytes it announced"),
         (twice(2**60, 1), ProtocolError, "has the hash of a file of another size"),

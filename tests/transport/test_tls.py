@@ -66,6 +66,7 @@ def mode(path: Path) -> int:
 # -- the CA ----------------------------------------------------------------------------------------
 
 
+@pytest.mark.process
 def test_the_ca_is_made_once_and_its_keys_are_private(tmp_path: Path) -> None:
     ca = tmp_path / "ca"
     for said in ("made a CA", "unchanged"):
@@ -90,6 +91,7 @@ def test_the_ca_is_made_once_and_its_keys_are_private(tmp_path: Path) -> None:
     assert "PRIVATE" not in shown.stdout + done.stdout
 
 
+@pytest.mark.process
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
@@ -127,6 +129,7 @@ def test_what_cannot_be_issued(tmp_path: Path) -> None:
         Authority.init(tmp_path / "ca")
 
 
+@pytest.mark.process
 def test_a_bundle_issues_what_is_lacking_and_nothing_else(
     tmp_path: Path, dated: Callable[[Where], None]
 ) -> None:
@@ -232,6 +235,7 @@ def test_what_is_wrong_with_a_certificate_is_said_before_anything_is_dialled(
         own_in(tmp_path)
 
 
+@pytest.mark.process
 def test_paths_of_certificates_are_relative_to_the_file(tmp_path: Path) -> None:
     tls = 'tls = { ca = "c/ca.pem", cert = "c/n.pem", key = "/k" }\n'
     metrics = 'metrics = { username = "u", password_file = "p" }\n'
@@ -256,6 +260,7 @@ def test_paths_of_certificates_are_relative_to_the_file(tmp_path: Path) -> None:
 # -- a whole run -----------------------------------------------------------------------------------
 
 
+@pytest.mark.process
 def test_a_run_gives_the_same_adapter_with_tls_and_without(tmp_path: Path) -> None:
     adapters = []
     for name, options in (("plain", ()), ("tls", ("--tls",))):
@@ -309,6 +314,7 @@ def logged(nodes: Guarded, name: str, words: str) -> None:
     until(lambda: words in nodes.log(name), f"{words!r} in the log of the {name}")
 
 
+@pytest.mark.process
 def test_certificates_that_tls_itself_refuses(
     guarded: Guarded, tmp_path: Path, dated: Callable[[Where], None]
 ) -> None:
@@ -317,19 +323,17 @@ def test_certificates_that_tls_itself_refuses(
     assert "not issued by the CA" in refusal(address, "edge", stranger)
     # One that takes our CA's word for the edge, and shows a certificate of its own CA.
     (stranger.ca).write_bytes(guarded.authority.cert_pem)
-    assert "it rejects the certificate" in refusal(address, "edge", stranger)
+    assert "it does not take the certificate" in refusal(address, "edge", stranger)
     logged(guarded, "edge", "certificate is not of this node's CA: one of the two has another")
     said_of = {"has expired": "has expired, by this", "not yet valid": "is not valid yet, by this"}
     for where, words in ((PAST, "has expired"), (FUTURE, "not yet valid")):
         dated(where)
         folder = give(guarded.authority, tmp_path / words, "device", "d0")
         said = refusal(address, "edge", unchecked(folder, "device", "d0"))
-        assert "it rejects the certificate" in said and "log" in said
+        assert "it does not take the certificate" in said and "log" in said
         logged(guarded, "edge", f"its certificate {said_of[words]}")
-    assert "accepts TLS only" in refusal(address, "edge", None)
-    logged(
-        guarded, "edge", "a connection was refused: it does not use TLS, and this node requires it"
-    )
+    assert "speaks TLS only" in refusal(address, "edge", None)
+    logged(guarded, "edge", "did not come in: it speaks no TLS, and this node nothing else")
     channel = grpc.secure_channel(
         address,
         grpc.ssl_channel_credentials(guarded.authority.cert_pem),
@@ -338,7 +342,7 @@ def test_certificates_that_tls_itself_refuses(
     with pytest.raises(grpc.RpcError):
         wire.EDGE_LIST_FILES.stub(channel)(edge_pb2.FilesRequest(device="d0"), timeout=30)
     channel.close()
-    logged(guarded, "edge", "a connection was refused: it sent no certificate; give it one")
+    logged(guarded, "edge", "did not come in: it showed no certificate; give it one")
     # Each as a line of the log, and nothing as gRPC wrote it.
     assert "Handshake failed" not in guarded.log("edge")
     assert (
@@ -356,7 +360,7 @@ GRPC_SAYS = (
 @pytest.mark.parametrize(
     ("line", "said"),
     [
-        (GRPC_SAYS.format("HTTP_REQUEST", "x"), "it does not use TLS"),
+        (GRPC_SAYS.format("HTTP_REQUEST", "x"), "it speaks no TLS"),
         (GRPC_SAYS.format("EXCESSIVE_MESSAGE_SIZE", "x"), "(EXCESSIVE_MESSAGE_SIZE)"),
         (GRPC_SAYS.format("CERTIFICATE_VERIFY_FAILED", "odd"), "is not taken (odd)"),
         ("E1 x.cc:3238] No match found for server name: a.edge.sfl", "asked for a.edge.sfl, which"),
@@ -369,6 +373,7 @@ def test_a_line_of_grpc_is_explained_or_left_as_it_is(line: str, said: str | Non
     assert reason is None if said is None else said in str(reason)
 
 
+@pytest.mark.process
 def test_what_else_goes_to_standard_error_gets_there() -> None:
     """Native lines, lines of the log, a child's, and a crash's."""
     code = (
@@ -398,6 +403,7 @@ def test_what_else_goes_to_standard_error_gets_there() -> None:
     assert [line["message"][:16] for line in lines] == ["somebody did not", "later"]
 
 
+@pytest.mark.process
 def test_servers_that_a_client_refuses(
     guarded: Guarded, tmp_path: Path, dated: Callable[[Where], None]
 ) -> None:
@@ -408,7 +414,7 @@ def test_servers_that_a_client_refuses(
     port = guarded.edge_address.rpartition(":")[2]
     elsewhere = refusal(f"localhost:{port}", "edge", own)
     assert "is for 127.0.0.1, not for localhost" in elsewhere and "--host localhost" in elsewhere
-    logged(guarded, "edge", "a client asked for localhost.edge.sfl, which is not in")
+    logged(guarded, "edge", "somebody asked for localhost.edge.sfl, which is not in")
     for where, words in ((PAST, "expired on"), (FUTURE, "is not valid before")):
         dated(where)
         folder = give(guarded.authority, tmp_path / words, "edge", "old", "127.0.0.1")
@@ -422,6 +428,7 @@ def test_servers_that_a_client_refuses(
         assert why_refused(silent_address, "edge", own) is None
 
 
+@pytest.mark.process
 def test_tls_to_a_plaintext_port_is_said_on_both_sides(guarded: Guarded, tmp_path: Path) -> None:
     file, address = tmp_path / "edge.toml", tmp_path / "address"
     file.write_text('[edge]\ncloud = "127.0.0.1:1"\nconnect_timeout = 600\n')
@@ -431,7 +438,7 @@ def test_tls_to_a_plaintext_port_is_said_on_both_sides(guarded: Guarded, tmp_pat
     try:
         until(address.exists, "the address of the edge")
         said = refusal(address.read_text(), "edge", guarded.own("device", "d0"))
-        assert "does not use TLS" in said
+        assert "speaks no TLS" in said
         wanted = "it asks for TLS, and this node has no certificate"
         until(lambda: wanted in (tmp_path / "log").read_text(), "a line in the edge's log")
     finally:
@@ -439,6 +446,7 @@ def test_tls_to_a_plaintext_port_is_said_on_both_sides(guarded: Guarded, tmp_pat
         process.wait()
 
 
+@pytest.mark.process
 def test_a_new_ca_beside_the_old_one(guarded: Guarded, tmp_path: Path) -> None:
     new = Authority.create("new")
     own = guarded.own("device", "d0")
@@ -455,6 +463,7 @@ def test_a_new_ca_beside_the_old_one(guarded: Guarded, tmp_path: Path) -> None:
         channel.close()
 
 
+@pytest.mark.process
 def test_a_name_is_the_certificates(guarded: Guarded) -> None:
     d0, edge = guarded.own("device", "d0"), guarded.edge_address
     hello = edge_pb2.DeviceMessage(
@@ -477,6 +486,7 @@ def test_a_name_is_the_certificates(guarded: Guarded) -> None:
     logged(guarded, "cloud", "edge 'e2' says it is edge 'edge'")
 
 
+@pytest.mark.process
 def test_a_role_opens_its_own_doors_only(guarded: Guarded) -> None:
     device_, operator = guarded.own("device", "d0"), guarded.own("operator", "ops")
     second, edge = guarded.own("edge", "e2"), guarded.edge_address
@@ -499,6 +509,7 @@ def test_every_method_has_its_roles() -> None:
     assert {method.path for method in methods} == set(MAY_CALL)
 
 
+@pytest.mark.process
 def test_tls_1_2_is_refused(guarded: Guarded) -> None:
     host, _, port = guarded.edge_address.rpartition(":")
     own = guarded.own("device", "d0")
@@ -515,6 +526,7 @@ def test_tls_1_2_is_refused(guarded: Guarded) -> None:
         pass
 
 
+@pytest.mark.process
 @pytest.mark.parametrize("how", ["plain", "stranger", "expired"])
 def test_a_node_that_is_refused_ends_with_a_reason(
     guarded: Guarded, tmp_path: Path, dated: Callable[[Where], None], how: str
@@ -529,7 +541,7 @@ def test_a_node_that_is_refused_ends_with_a_reason(
         options = ["--certs", str(give(authority, tmp_path / "c", "device", "d0"))]
     done = sfl("device", file, *options, timeout=PATIENCE)
     code, words = {
-        "plain": (1, f"edge at {guarded.edge_address}: it accepts TLS only"),
+        "plain": (1, f"edge at {guarded.edge_address}: it speaks TLS only"),
         "stranger": (1, "its certificate was not issued by the CA in"),
         "expired": (2, "device.tls.cert"),
     }[how]
@@ -540,6 +552,7 @@ def test_a_node_that_is_refused_ends_with_a_reason(
         assert "expired on" in done.stderr
 
 
+@pytest.mark.process
 def test_after_all_of_that_and_more_of_it_the_run_ends_well(
     guarded: Guarded, tmp_path: Path
 ) -> None:
@@ -551,7 +564,7 @@ def test_after_all_of_that_and_more_of_it_the_run_ends_well(
     address = guarded.edge_address
     stranger = unchecked(give(Authority.create(), tmp_path, "device", "d0"), "device", "d0")
     assert "not issued by the CA" in refusal(address, "edge", stranger)
-    assert "accepts TLS only" in refusal(address, "edge", None)
+    assert "speaks TLS only" in refusal(address, "edge", None)
     ask = edge_pb2.FilesRequest(device="d1")
     said = ending(wire.EDGE_LIST_FILES, address, "edge", guarded.own("device", "d0"), ask)
     assert "does not stand for device 'd1'" in said

@@ -138,6 +138,7 @@ def edge_hello(name: str) -> cloud_pb2.EdgeReportMessage:
     return cloud_pb2.EdgeReportMessage(hello=hello)
 
 
+@pytest.mark.process
 def test_another_edge_of_the_same_ca_is_refused(cloud: Trusting) -> None:
     address = cloud.address("cloud")
     said = ending(CLOUD_SESSION, address, "cloud", cloud.own("edge", "edge2"), edge_hello("edge2"))
@@ -163,6 +164,7 @@ def dialled(
     return CLOUD_SESSION.stub(channel)(iter(messages), timeout=60), channel
 
 
+@pytest.mark.process
 def test_edges_are_named_without_tls_too(tmp_path: Path) -> None:
     file = write_config(tmp_path, fleet(tmp_path, 2))
     where = tmp_path / "address"
@@ -280,7 +282,7 @@ def test_a_join_that_the_device_did_not_say_is_none(pair: Pair) -> None:
         pair.device = DeviceSignatures("d0", pair.own("d0"))
         refused(pair.asked(), "its number has not 16 bytes")
     pair.check.join(good)
-    refused(good, "it was sent before")
+    refused(good, "it was said before")
     with pytest.raises(NotSigned, match="has not joined through this edge"):
         pair.check.ready("d0", edge_pb2.DeviceReady())  # asked, and not let in
 
@@ -330,7 +332,7 @@ def test_an_edge_cannot_change_or_repeat_what_a_device_said(pair: Pair) -> None:
         with pytest.raises(NotSigned, match=words):
             pair.check.update(header, file)
 
-    refused(first, whole, "it was sent before")
+    refused(first, whole, "it was said before")
     for field, value in (("round", 3), ("final_step", 4), ("scaling", 1.0), ("device", "d1")):
         changed = copy.deepcopy(second)
         setattr(changed, field, value)
@@ -459,6 +461,7 @@ class Liar:
         self._channel.close()
 
 
+@pytest.mark.process
 def test_a_lying_edge_costs_its_own_devices_only(tmp_path: Path) -> None:
     """`south` invents a join and an update of d0, who never dialled it, and repeats what d2, who
     did, has signed for another round."""
@@ -518,6 +521,7 @@ def test_a_lying_edge_costs_its_own_devices_only(tmp_path: Path) -> None:
     assert "Traceback" not in nodes.log("cloud") + nodes.log("edge")
 
 
+@pytest.mark.process
 @pytest.mark.parametrize("adapter", ["none", "stochastic(4) | zstd"])
 def test_coded_adapters_and_rehearsals_are_signed_too(tmp_path: Path, adapter: str) -> None:
     values = fleet(

@@ -40,7 +40,7 @@ def check_before_start(config: RunConfig, folder: ModelFolder, say: Say) -> None
     check_budgets(config, folder)
     _check_hub_data(config)
     if _data_bytes(config) > LARGE:
-        say("checking the data")
+        say("looking at the data")
     examine(config.settings, folder.path)
 
 
@@ -129,7 +129,7 @@ def check_names(config: RunConfig) -> None:
     ):
         if name in taken:
             what = "the cloud" if name == "cloud" else "the edge"
-            raise ConfigError(field, name, f"{what} has this name", "Choose another name.")
+            raise ConfigError(field, name, f"{what} is called so", "Choose another name.")
 
 
 def _check_models(config: RunConfig, folder: ModelFolder) -> None:

@@ -202,7 +202,7 @@ class DeviceLink:
                 self._post(edge_pb2.DeviceMessage(proof=self._signatures.proof(welcome)))
                 continue
             if not isinstance(welcome, edge_pb2.Welcome):
-                raise ProtocolError(f"{self._peer}: a welcome was expected")
+                raise ProtocolError(f"{self._peer}: a welcome was due")
             return welcome
 
     def _start(
@@ -319,7 +319,7 @@ class DeviceLink:
             raise RunFailed(item.reason)
         if isinstance(item, Stack | RoundOrder | Finish):
             return item
-        raise ProtocolError(f"{self._peer}: {type(item).__name__} was not expected")
+        raise ProtocolError(f"{self._peer}: {type(item).__name__} was not due")
 
     def close(self, reason: str = "done", cannot_compute: bool = False) -> None:
         """Say goodbye where anybody hears it, let queued bytes go out, and hang up.
@@ -462,7 +462,7 @@ class DeviceLink:
     def _arrived(self, item: Any) -> None:
         """Keep it for the caller, unless that is more than an edge ever owes it."""
         if self._inbox.qsize() >= self._reader.most_waiting:
-            raise ProtocolError(f"{self._peer}: more came than was requested")
+            raise ProtocolError(f"{self._peer}: more came than was asked for")
         if isinstance(item, Finish) and not item.ok:
             self._ended = self._ended or RunFailed(item.reason)
         self._inbox.put(item)
@@ -605,7 +605,7 @@ class _Reader:
         if not header.codec:
             return decode_adapter(payload)
         if self._codec is None or header.codec != self._codec.spec or not self._held:
-            raise ProtocolError(f"an adapter in codec {header.codec!r} was not expected")
+            raise ProtocolError(f"an adapter in codec {header.codec!r} was not due")
         return decode_update(self._codec, payload, self._held)
 
     def _on_tensor(self, frame: Frame) -> None:

@@ -302,7 +302,7 @@ class DeviceStream:
             self.is_ready = True
             self.host.ready(self.device, words.from_device_facts(message.ready))
         else:
-            raise ProtocolError(f"{body or 'an empty message'} was not expected")
+            raise ProtocolError(f"{body or 'an empty message'} was not due")
 
     def _take_report(self, report: tensor_pb2.RoundReport) -> None:
         report.device = self.device
