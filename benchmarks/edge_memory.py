@@ -51,7 +51,7 @@ from sfl.metrics.stats import NodeStats
 from sfl.models.folder import open_model
 from sfl.models.span import SpanModel, build_span
 from sfl.node.machine import memory
-from sfl.plan import Span, SplitPlan
+from sfl.plan import Plan, Span
 from sfl.rounds.values import RoundStart
 from sfl.stage.messages import Key, Kind, Purpose, TensorMessage
 from sfl.stage.training import VanillaSession
@@ -137,7 +137,7 @@ class Edge:
 
     def session(self, name: str, model: SpanModel, bank: LoraBank) -> VanillaSession:
         """A device's session in an open round."""
-        plan = SplitPlan(self.folder.num_layers, self.cut(name), 0, "vanilla")
+        plan = Plan.split(self.folder.num_layers, self.cut(name), 0, "vanilla")
         session = VanillaSession(
             name, plan, model, bank, self.settings, self.stats, recompute=self.recompute
         )

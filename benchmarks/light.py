@@ -38,7 +38,7 @@ from sfl.metrics.stats import NodeStats
 from sfl.models.folder import open_model
 from sfl.models.span import build_span
 from sfl.node.process import keep_heap, quiet_environment
-from sfl.plan import Span, SplitPlan
+from sfl.plan import Span
 from sfl.report.summary import RunSummary
 from sfl.rounds.values import RoundStart, Score
 from sfl.stage.computation import COMPUTATIONS
@@ -102,7 +102,7 @@ def device_shapes(settings: RunSettings, name: str) -> list[tuple[int, ...]]:
     """Shapes of the adapter's parameters that a device trains."""
     folder, task = open_model(settings.model.path), settings.model.task
     manifest = build_manifest(folder, task, len(settings.model.labels), settings.lora)
-    plan = SplitPlan(folder.num_layers, settings.device(name).cut_layer, 0, "vanilla")
+    plan = settings.plan(name, folder.num_layers)
     return [p.shape for p in manifest.parameters if belongs_to(p.name, plan.front)]
 
 
@@ -301,8 +301,7 @@ class BareEdge:
         folder, task = open_model(settings.model.path), settings.model.task
         labels = len(settings.model.labels)
         plans = {
-            entry.name: SplitPlan(folder.num_layers, entry.cut_layer, 0, "vanilla")
-            for entry in settings.devices
+            entry.name: settings.plan(entry.name, folder.num_layers) for entry in settings.devices
         }
         first = min(plan.middle.first for plan in plans.values())
         model = build_span(

@@ -61,7 +61,7 @@ from sfl.metrics.stats import NodeStats
 from sfl.models.folder import open_model
 from sfl.models.span import build_span
 from sfl.node.process import quiet_environment
-from sfl.plan import Span, SplitPlan
+from sfl.plan import Plan, Span
 from sfl.rounds.values import NO_SCORE, RoundStart
 from sfl.stage.device import DeviceStage
 from sfl.stage.messages import RoundOrder, RoundOutcome
@@ -108,7 +108,7 @@ class Federation:
         self.settings = config.settings
         folder, task = open_model(config.model.path), config.model.task
         plans = {
-            entry.name: SplitPlan(folder.num_layers, entry.cut_layer, 0, "vanilla")
+            entry.name: Plan.split(folder.num_layers, entry.cut_layer, 0, "vanilla")
             for entry in config.devices
         }
         first = min(plan.middle.first for plan in plans.values())

@@ -23,7 +23,6 @@ from sfl.metrics.stats import NodeStats
 from sfl.models.folder import open_model
 from sfl.models.span import build_span
 from sfl.node.buffers import Chunks
-from sfl.plan import SplitPlan
 from sfl.rounds.values import RoundStart, Score
 from sfl.stage.base import settle
 from sfl.stage.computation import COMPUTATIONS
@@ -103,10 +102,7 @@ class Simulation:
         name = config.devices[0].name
         self.device = name
         folder = open_model(self.settings.model.path)
-        entry = self.settings.device(name)
-        plan = SplitPlan(
-            folder.num_layers, entry.cut_layer, entry.tail_layers, self.settings.run.topology
-        )
+        plan = self.settings.plan(name, folder.num_layers)
         task, num_labels = self.settings.model.task, len(self.settings.model.labels)
         threads = torch.get_num_threads()
         edge = settle(config.edge, self.settings.model, threads)

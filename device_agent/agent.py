@@ -28,7 +28,6 @@ from sfl.node.extras import require_cryptography
 from sfl.node.logs import describe_node
 from sfl.node.notify import notifier
 from sfl.node.process import trim_heap
-from sfl.plan import SplitPlan
 from sfl.stage.base import settle
 from sfl.stage.device import DeviceStage
 from sfl.stage.trainer import Trainer
@@ -135,10 +134,7 @@ class DeviceAgent:
         folds = settings.aggregation.traits.folds
         form = settle(self.config, settings.model, torch.get_num_threads(), folds)
         folder = self._folder(link, settings.network.idle_timeout)
-        entry = settings.device(name)
-        plan = SplitPlan(
-            joined.num_layers, entry.cut_layer, entry.tail_layers, settings.run.topology
-        )
+        plan = settings.plan(name, joined.num_layers)
         import_modeling(folder.family.layout(folder.config, settings.model.task).package)
         # What this process is by itself is measured, what it will take on top foretold.
         base = working_bytes()

@@ -32,7 +32,7 @@ from sfl.node.causes import cause_of
 from sfl.node.certificates.own import OwnCertificate
 from sfl.node.files import writable_folder, write_atomic
 from sfl.node.logs import describe_node
-from sfl.plan import Span, SplitPlan
+from sfl.plan import Plan, Span
 from sfl.rounds.messages import DeviceLost, Evict, FinishRun
 from sfl.rounds.values import (
     Admission,
@@ -301,14 +301,8 @@ class EdgeServer:
         log.info("%s", self._choice)
         return manifest, adapter_bytes(given_values(self.folder, manifest))
 
-    def _plan(self, device: str) -> SplitPlan:
-        entry = self.settings.device(device)
-        return SplitPlan(
-            self.folder.num_layers,
-            entry.cut_layer,
-            entry.tail_layers,
-            self.settings.run.topology,
-        )
+    def _plan(self, device: str) -> Plan:
+        return self.settings.plan(device, self.folder.num_layers)
 
     async def _heartbeats(self, interval: float) -> None:
         while True:

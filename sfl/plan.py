@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import itertools
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, Self
 
 from sfl.errors import ConfigError
 
 Topology = Literal["vanilla", "u_shaped"]
+
+Holder = Literal["device", "edge"]
+"""Who holds a span of one device's model."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,64 +36,110 @@ class Span:
 
 
 @dataclass(frozen=True, slots=True)
-class SplitPlan:
-    """Where one device's model is cut.
+class Held:
+    """A span and who holds it."""
 
-    `cut_layer` front blocks (0..L-1) lie on the device. With `u_shaped` the last `tail_layers`
-    blocks and the head lie there too, so labels and logits never leave it. At least one block is
-    the edge's.
+    span: Span
+    holder: Holder
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """Where one device's model is cut: its spans in the model's order, each with its holder.
+
+    The spans follow each other without a gap, from the embedding to the head. Activations go along
+    them towards the loss, gradients back.
     """
 
-    num_layers: int
-    cut_layer: int
-    tail_layers: int
-    topology: Topology
+    spans: tuple[Held, ...]
 
     def __post_init__(self) -> None:
-        most = self.num_layers - 1
-        if not 0 <= self.cut_layer <= most:
-            raise ConfigError(
-                "cut_layer",
-                self.cut_layer,
-                f"the model has {self.num_layers} blocks",
-                f"Choose 0 to {most}, so that the edge keeps at least one block.",
-            )
-        if self.tail_layers and self.topology == "vanilla":
-            raise ConfigError(
-                "tail_layers",
-                self.tail_layers,
-                "in the vanilla topology the edge holds the end",
-                'Set it to 0, or run.topology to "u_shaped".',
-            )
-        if not 0 <= self.tail_layers <= most - self.cut_layer:
-            raise ConfigError(
-                "tail_layers",
-                self.tail_layers,
-                f"with cut_layer {self.cut_layer} of {self.num_layers} blocks none is left "
-                "for the edge",
-                f"Choose 0 to {most - self.cut_layer}.",
-            )
+        spans = [held.span for held in self.spans]
+        assert spans[0].embedding and spans[0].first == 0 and spans[-1].head
+        assert all(one.last == other.first for one, other in itertools.pairwise(spans))
+
+    @classmethod
+    def split(cls, num_layers: int, cut_layer: int, tail_layers: int, topology: Topology) -> Self:
+        """`cut_layer` front blocks on the device, the rest on the edge.
+
+        With `u_shaped` the last `tail_layers` blocks and the head are the device's too, so labels
+        and logits never leave it. At least one block is the edge's. Raises ConfigError.
+        """
+        _check(num_layers, cut_layer, tail_layers, topology)
+        last, vanilla = num_layers - tail_layers, topology == "vanilla"
+        front = Held(Span(0, cut_layer, embedding=True, head=False), "device")
+        middle = Held(Span(cut_layer, last, embedding=False, head=vanilla), "edge")
+        tail = Held(Span(last, num_layers, embedding=False, head=True), "device")
+        return cls((front, middle) if vanilla else (front, middle, tail))
+
+    def at(self, cut_layer: int) -> Plan:
+        """The same with another first cut. Raises ConfigError."""
+        topology: Topology = "vanilla" if self.tail is None else "u_shaped"
+        tail_layers = 0 if self.tail is None else self.tail.num_blocks
+        return Plan.split(self.num_layers, cut_layer, tail_layers, topology)
+
+    @property
+    def holders(self) -> tuple[Holder, ...]:
+        """Everybody who holds a part of the model, and of its adapter; the first one first."""
+        return tuple(dict.fromkeys(held.holder for held in self.spans))
+
+    def of(self, holder: Holder) -> tuple[Span, ...]:
+        """What somebody holds, in the model's order."""
+        return tuple(held.span for held in self.spans if held.holder == holder)
+
+    @property
+    def num_layers(self) -> int:
+        """Blocks of the whole model."""
+        return self.spans[-1].span.last
+
+    @property
+    def cut_layer(self) -> int:
+        """Blocks before the first cut."""
+        return self.spans[0].span.last
 
     @property
     def front(self) -> Span:
         """The device's first blocks, with the embedding."""
-        return Span(0, self.cut_layer, embedding=True, head=False)
+        return self.spans[0].span
 
     @property
     def middle(self) -> Span:
-        """The edge's blocks; with the head when the topology is vanilla."""
-        last = self.num_layers - self.tail_layers
-        return Span(self.cut_layer, last, embedding=False, head=self.topology == "vanilla")
+        """The edge's blocks; with the head in the vanilla topology."""
+        (span,) = self.of("edge")
+        return span
 
     @property
     def tail(self) -> Span | None:
         """The device's last blocks and the head, or None in the vanilla topology."""
-        if self.topology == "vanilla":
-            return None
-        first = self.num_layers - self.tail_layers
-        return Span(first, self.num_layers, embedding=False, head=True)
+        last = self.spans[-1]
+        return last.span if last.holder == "device" else None
 
     @property
     def device_spans(self) -> tuple[Span, ...]:
-        """Everything that lies on the device."""
-        return (self.front,) if self.tail is None else (self.front, self.tail)
+        """Everything that the device holds."""
+        return self.of("device")
+
+
+def _check(num_layers: int, cut_layer: int, tail_layers: int, topology: Topology) -> None:
+    most = num_layers - 1
+    if not 0 <= cut_layer <= most:
+        raise ConfigError(
+            "cut_layer",
+            cut_layer,
+            f"the model has {num_layers} blocks",
+            f"Choose 0 to {most}, so that the edge keeps at least one block.",
+        )
+    if tail_layers and topology == "vanilla":
+        raise ConfigError(
+            "tail_layers",
+            tail_layers,
+            "in the vanilla topology the edge holds the end",
+            'Set it to 0, or run.topology to "u_shaped".',
+        )
+    if not 0 <= tail_layers <= most - cut_layer:
+        raise ConfigError(
+            "tail_layers",
+            tail_layers,
+            f"with cut_layer {cut_layer} of {num_layers} blocks none is left for the edge",
+            f"Choose 0 to {most - cut_layer}.",
+        )

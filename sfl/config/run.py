@@ -27,7 +27,8 @@ from sfl.config.codec import (
 )
 from sfl.config.evaluation import EvaluationSettings
 from sfl.config.node import CloudNode, Dtype, EdgeConfig, LocalDevice
-from sfl.plan import Topology
+from sfl.errors import ConfigError
+from sfl.plan import Plan, Topology
 
 Task = Literal["causal_lm", "sequence_classification"]
 
@@ -528,6 +529,19 @@ class RunSettings(Section):
             if entry.name == name:
                 return entry
         raise KeyError(name)
+
+    def plan(self, device: str, num_layers: int, cut_layer: int | None = None) -> Plan:
+        """How a model of so many blocks is cut for a device, at its own cut or another.
+
+        Raises ConfigError, which names the device's field.
+        """
+        entry = self.device(device)
+        cut = entry.cut_layer if cut_layer is None else cut_layer
+        try:
+            return Plan.split(num_layers, cut, entry.tail_layers, self.run.topology)
+        except ConfigError as error:
+            field = f"devices.{device}.{error.field}"
+            raise ConfigError(field, error.value, error.problem, error.fix) from None
 
     def codecs(self, device: str, round_: int, auto: str = "") -> RoleCodecs:
         """What a device's tensors are coded with in a round; the last word that fits counts.

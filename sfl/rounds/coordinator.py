@@ -15,7 +15,6 @@ from typing import assert_never
 
 from sfl.config import RunSettings
 from sfl.errors import ConfigError
-from sfl.plan import SplitPlan
 from sfl.rounds.agreement import Agreement
 from sfl.rounds.messages import (
     AdapterReady,
@@ -273,12 +272,11 @@ class Coordinator:
 
     def _cannot_be_cut(self, num_layers: int) -> str | None:
         """Why a model of so many blocks cannot be cut as the settings say."""
-        topology = self.settings.run.topology
         for entry in self.settings.devices:
             try:
-                SplitPlan(num_layers, entry.cut_layer, entry.tail_layers, topology)
+                self.settings.plan(entry.name, num_layers)
             except ConfigError as error:
-                return f"devices.{entry.name}.{error}"
+                return str(error)
         return None
 
     def _lose_edge(self, edge: str, reason: str) -> list[Command]:

@@ -15,7 +15,7 @@ from sfl.models.folder import ModelFolder
 from sfl.models.memory.footprint import NOTHING_SAVED, Thrift
 from sfl.models.piecewise import compute_in_pieces
 from sfl.models.span import SpanModel, build_span
-from sfl.plan import Span, SplitPlan
+from sfl.plan import Plan, Span
 from sfl.stage.base import BaseForm, begin_adapter
 from sfl.stage.computation import COMPUTATIONS
 
@@ -36,7 +36,7 @@ class DeviceStage:
     def __init__(
         self,
         device: str,
-        plan: SplitPlan,
+        plan: Plan,
         folder: ModelFolder,
         settings: RunSettings,
         form: BaseForm | None = None,

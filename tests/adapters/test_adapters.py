@@ -23,7 +23,7 @@ from sfl.errors import ConfigError, ModelError, ProtocolError
 from sfl.models.families.family import Task
 from sfl.models.folder import ModelFolder, open_model
 from sfl.models.span import build_span
-from sfl.plan import Span, SplitPlan
+from sfl.plan import Plan, Span
 from tests.house.tiny_models import (
     CASES,
     CONFIGS,
@@ -181,7 +181,7 @@ def test_the_config_is_plain_json() -> None:
 @pytest.mark.parametrize(("kind", "task"), CASES)
 def test_parts_of_a_plan_make_the_adapter(kind: str, task: Task) -> None:
     names = [p.name for p in manifest_of(opened(kind), task, LORA).parameters]
-    for plan in (SplitPlan(LAYERS, 1, 1, "u_shaped"), SplitPlan(LAYERS, 2, 0, "vanilla")):
+    for plan in (Plan.split(LAYERS, 1, 1, "u_shaped"), Plan.split(LAYERS, 2, 0, "vanilla")):
         parts = [plan.front, plan.middle, *([plan.tail] if plan.tail else [])]
         assert [sum(belongs_to(name, span) for span in parts) for name in names] == [1] * len(names)
         head = next(span for span in parts if span.head)

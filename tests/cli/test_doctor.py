@@ -40,7 +40,7 @@ from sfl.models.memory.footprint import (
 )
 from sfl.models.span import build_span
 from sfl.node.machine import Cores, Memory, cpu_quota, memory_limit
-from sfl.plan import SplitPlan
+from sfl.plan import Plan
 from sfl.stage.device import DeviceStage
 from sfl.stage.precision import Precision, fastest_dtype
 from sfl.transport.bulk import probe_service
@@ -160,7 +160,7 @@ def test_an_edge_with_devices_of_given_cuts(tmp_path: Path) -> None:
     assert figures["total_bytes"] == sum(figures[f"{part}_bytes"] for part in parts)
     folder = open_model(str(tiny("llama")))
     load = Load(batch_size=8, length=min(512, folder.context_length))
-    cuts = [SplitPlan(folder.num_layers, cut, 0, "vanilla").middle for cut in (1, 1, 2)]
+    cuts = [Plan.split(folder.num_layers, cut, 0, "vanilla").middle for cut in (1, 1, 2)]
     forecast = EdgeForecast(
         folder, [EdgeDevice(cut, load, coded_value_bytes=2) for cut in cuts], lean=True
     )
@@ -274,7 +274,7 @@ def test_weights_and_adapters_are_foretold_to_the_byte(kind: str, task: Any, top
             "devices": [{"name": "a", "cut_layer": 2}],
         }
     )
-    plan = SplitPlan(folder.num_layers, 2, 0, topology)
+    plan = Plan.split(folder.num_layers, 2, 0, topology)
     foretold = device_footprint(folder, plan.device_spans, Load(4, 24, 3, task, 3))
     stage = DeviceStage("a", plan, folder, run)
     adapter = sum(p.numel() for p in stage.parameters.values()) * 4
@@ -296,7 +296,7 @@ def test_weights_and_adapters_are_foretold_to_the_byte(kind: str, task: Any, top
 def test_a_quantised_base_is_foretold(quantised: Any) -> None:
     pytest.importorskip("bitsandbytes")
     folder = opened("llama")
-    span = SplitPlan(folder.num_layers, 2, 0, "vanilla").front
+    span = Plan.split(folder.num_layers, 2, 0, "vanilla").front
     model = build_span(
         folder, span, task="causal_lm", num_labels=0, dtype=torch.float32, quantised=quantised
     )
@@ -310,7 +310,7 @@ def test_more_tokens_and_more_blocks_need_more() -> None:
     folder = open_model(STORIES)
 
     def total(cut: int, batch: int, length: int, topology: Any = "vanilla") -> int:
-        spans = SplitPlan(folder.num_layers, cut, 0, topology).device_spans
+        spans = Plan.split(folder.num_layers, cut, 0, topology).device_spans
         return device_footprint(folder, spans, Load(batch, length)).total
 
     assert total(1, 4, 64) < total(1, 8, 64) < total(2, 8, 64) < total(2, 8, 128)
@@ -335,7 +335,7 @@ def test_what_fits_is_what_the_device_itself_decides() -> None:
         check.name: check for check in check_devices(config, load, folder, rows, 10**12, base)
     }
     for entry in config.devices[:2]:
-        plan = SplitPlan(folder.num_layers, 4, 0, "vanilla")
+        plan = Plan.split(folder.num_layers, 4, 0, "vanilla")
         own = device_load(folder, config.settings, entry.name, "float32", "none")
         way = fit_device(folder, plan, own, entry, base.num_bytes, base.returned)
         found = checks[f"device {entry.name}"]

@@ -11,7 +11,7 @@ from sfl.adapters.names import belongs_to
 from sfl.config import RunSettings
 from sfl.metrics.stats import NodeStats
 from sfl.models.span import build_span
-from sfl.plan import SplitPlan
+from sfl.plan import Plan
 from sfl.rounds.values import RoundStart
 from sfl.stage.messages import Key, Kind, Purpose, TensorMessage
 from sfl.stage.resting import Residence
@@ -38,7 +38,7 @@ def edge(
             "devices": [{"name": name} for name in NAMES],
         }
     )
-    plan = SplitPlan(folder.num_layers, 1, 0, topology)  # type: ignore[arg-type]
+    plan = Plan.split(folder.num_layers, 1, 0, topology)  # type: ignore[arg-type]
     model = build_span(
         folder, plan.middle, task="causal_lm", num_labels=0, dtype=torch.float32, packed=True
     )

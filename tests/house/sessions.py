@@ -16,7 +16,7 @@ from sfl.config import RunSettings
 from sfl.metrics.stats import NodeStats
 from sfl.models.placement import Stretch
 from sfl.models.span import SpanModel, build_span
-from sfl.plan import Span, SplitPlan
+from sfl.plan import Plan, Span
 from sfl.rounds.values import RoundStart
 from sfl.stage.messages import Key, Kind, Purpose, TensorMessage
 from sfl.stage.training import SESSIONS, VanillaSession
@@ -24,9 +24,9 @@ from tests.house.splits import LORA
 from tests.house.tiny_models import LABELS, batch, busy_values, manifest_of, opened
 
 
-def edge_model(kind: str, task: str, packed: bool) -> tuple[SpanModel, SplitPlan]:
+def edge_model(kind: str, task: str, packed: bool) -> tuple[SpanModel, Plan]:
     folder = opened(kind)
-    plan = SplitPlan(folder.num_layers, 0, 0, "vanilla")
+    plan = Plan.split(folder.num_layers, 0, 0, "vanilla")
     model = build_span(
         folder,
         plan.middle,
@@ -57,7 +57,7 @@ def outcome(
         }
     )
     model, _ = edge_model(kind, task, computation == "lean")
-    plan = SplitPlan(folder.num_layers, 1, 0, topology)  # type: ignore[arg-type]
+    plan = Plan.split(folder.num_layers, 1, 0, topology)  # type: ignore[arg-type]
     if over:
         # Ranges that do not begin where the device's do.
         edges = [0, 2, *range(3, folder.num_layers + 1)]
@@ -110,7 +110,7 @@ def edge(
             "devices": [{"name": name, **entries.get(name, {})} for name in names],
         }
     )
-    plans = [SplitPlan(folder.num_layers, e.cut_layer, 0, "vanilla") for e in settings.devices]
+    plans = [Plan.split(folder.num_layers, e.cut_layer, 0, "vanilla") for e in settings.devices]
     model: SpanModel = build_span(
         folder,
         Span(1, folder.num_layers, embedding=False, head=True),

@@ -17,7 +17,7 @@ from sfl.config import LoraSettings
 from sfl.models.families.family import Task
 from sfl.models.folder import ModelFolder
 from sfl.models.span import ForwardKey, SpanModel, build_span
-from sfl.plan import Span, SplitPlan
+from sfl.plan import Plan, Span
 from sfl.stage.loss import training_loss
 from tests.house.tiny_models import (
     LABELS,
@@ -31,13 +31,13 @@ from tests.house.tiny_models import (
 )
 
 PLANS = [
-    SplitPlan(LAYERS, 0, 0, "vanilla"),
-    SplitPlan(LAYERS, 1, 0, "vanilla"),
-    SplitPlan(LAYERS, 2, 0, "vanilla"),
-    SplitPlan(LAYERS, 0, 1, "u_shaped"),
-    SplitPlan(LAYERS, 1, 0, "u_shaped"),
-    SplitPlan(LAYERS, 1, 1, "u_shaped"),
-    SplitPlan(LAYERS, 2, 0, "u_shaped"),
+    Plan.split(LAYERS, 0, 0, "vanilla"),
+    Plan.split(LAYERS, 1, 0, "vanilla"),
+    Plan.split(LAYERS, 2, 0, "vanilla"),
+    Plan.split(LAYERS, 0, 1, "u_shaped"),
+    Plan.split(LAYERS, 1, 0, "u_shaped"),
+    Plan.split(LAYERS, 1, 1, "u_shaped"),
+    Plan.split(LAYERS, 2, 0, "u_shaped"),
 ]
 
 
@@ -50,7 +50,7 @@ LORA = LoraSettings(rank=4, alpha=8.0)
 KEY = ForwardKey(seed=11, device="kitchen", round=2, step=5, micro_batch=1)
 
 
-def plan_name(plan: SplitPlan) -> str:
+def plan_name(plan: Plan) -> str:
     return f"{plan.topology}-{plan.cut_layer}-{plan.tail_layers}"
 
 
@@ -117,7 +117,7 @@ class Split:
         return found
 
 
-def spans(plan: SplitPlan) -> list[Span]:
+def spans(plan: Plan) -> list[Span]:
     return [span for span in (plan.front, plan.middle, plan.tail) if span is not None]
 
 
@@ -137,7 +137,7 @@ def make_node(
 
 def make_split(
     folder: ModelFolder,
-    plan: SplitPlan,
+    plan: Plan,
     task: Task,
     lora: LoraSettings,
     values: Mapping[str, np.ndarray],

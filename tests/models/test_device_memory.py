@@ -21,7 +21,7 @@ from sfl.models.memory.device_budget import fit_device
 from sfl.models.memory.footprint import Load, Thrift, device_footprint
 from sfl.models.piecewise import Piecewise
 from sfl.models.span import build_span
-from sfl.plan import Span, SplitPlan
+from sfl.plan import Plan, Span
 from tests.house.federation import run
 from tests.house.files import write_jsonl
 from tests.house.paths import STORIES
@@ -158,9 +158,9 @@ LONG = Load(batch_size=96, length=128)
 PROCESS = 320_000_000
 
 
-def stories(cut: int) -> tuple[ModelFolder, SplitPlan]:
+def stories(cut: int) -> tuple[ModelFolder, Plan]:
     folder = open_model(STORIES)
-    return folder, SplitPlan(folder.num_layers, cut, 0, "vanilla")
+    return folder, Plan.split(folder.num_layers, cut, 0, "vanilla")
 
 
 def total(cut: int, load: Load = LONG, base: int = PROCESS, **thrift: Any) -> int:
@@ -235,7 +235,7 @@ def test_a_refusal_names_what_would_fit() -> None:
 
 def test_a_head_that_shares_the_embedding_keeps_it_in_memory() -> None:
     folder = opened("llama")
-    plan = SplitPlan(folder.num_layers, 1, 0, "u_shaped")
+    plan = Plan.split(folder.num_layers, 1, 0, "u_shaped")
     own = LocalDevice(embedding="disk")
     assert not fit_device(folder, plan, LONG, own, PROCESS, returned=False).embedding_on_disk
 

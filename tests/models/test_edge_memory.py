@@ -27,7 +27,7 @@ from sfl.metrics.stats import NodeStats, PhaseTimes
 from sfl.models.folder import ModelFolder, TensorEntry, checkpoint_tensors, open_model
 from sfl.models.memory.edge_budget import EdgeChoice, fit_edge, needs
 from sfl.models.memory.footprint import QUANTISER_BYTES
-from sfl.plan import SplitPlan
+from sfl.plan import Plan
 from sfl.stage.lean import _pieces
 from sfl.stage.training import VanillaSession
 from sfl.transport.device.end import EdgeEnd
@@ -159,7 +159,7 @@ def test_one_base_computes_again_for_one_device_and_not_for_the_other() -> None:
     run = settings(devices=[{"name": n} for n in ("attic", "porch")])
     folder, model = opened("llama"), edge_model("llama", "causal_lm", packed=True)[0]
     bank = LoraBank(model, run.lora, run.lora.target_modules)
-    plan = SplitPlan(folder.num_layers, 0, 0, "vanilla")
+    plan = Plan.split(folder.num_layers, 0, 0, "vanilla")
     (message,) = messages("causal_lm", folder.hidden_size, 1)
     again, live = (
         VanillaSession(name, plan, model, bank, run, NodeStats("e", "edge"), recompute=recompute)
@@ -294,7 +294,7 @@ def test_a_run_that_does_not_fit_is_refused_before_it_starts(tmp_path: Path) -> 
 
 def test_devices_of_one_cut_share_the_files_they_are_served(tmp_path: Path) -> None:
     folder = opened("llama")
-    plans = {name: SplitPlan(folder.num_layers, cut, 0, "vanilla") for name, cut in CUTS.items()}
+    plans = {name: Plan.split(folder.num_layers, cut, 0, "vanilla") for name, cut in CUTS.items()}
     server: Any = SimpleNamespace(
         service=SimpleNamespace(streams=plans),
         folder=folder,

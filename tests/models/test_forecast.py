@@ -20,7 +20,7 @@ from sfl.models.memory.device_budget import device_load
 from sfl.models.memory.edge_budget import EdgeChoice, needs
 from sfl.models.memory.footprint import Load, Thrift, device_footprint
 from sfl.models.span import build_span
-from sfl.plan import Span, SplitPlan
+from sfl.plan import Plan, Span
 from sfl.stage.device import DeviceStage
 from sfl.stage.messages import GradientNorm, Kind, TensorMessage
 from sfl.stage.optimizer import Optimizer
@@ -230,7 +230,7 @@ def test_a_device_s_adapter_and_optimizer_are_foretold(strategy: str) -> None:
         }
     )
     folder = opened("llama")
-    plan = SplitPlan(folder.num_layers, 2, 0, "vanilla")
+    plan = Plan.split(folder.num_layers, 2, 0, "vanilla")
     stage = DeviceStage("attic", plan, folder, settings)
     optimizer = Optimizer(stage.parameters, settings.training, settings.aggregation)
     optimizer.begin_round()

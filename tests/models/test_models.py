@@ -22,7 +22,7 @@ from sfl.models.families.family import Task
 from sfl.models.folder import ModelFolder, open_model, read_into, span_tensor_names
 from sfl.models.span import SpanModel, build_span
 from sfl.models.weights import read_tensor
-from sfl.plan import Span, SplitPlan
+from sfl.plan import Plan, Span
 from sfl.rounds.values import Score
 from sfl.stage.loss import evaluation_score, training_loss
 from tests.house.tiny_models import (
@@ -36,7 +36,7 @@ from tests.house.tiny_models import (
     opened,
 )
 
-PLAN = SplitPlan(LAYERS, 1, 1, "u_shaped")
+PLAN = Plan.split(LAYERS, 1, 1, "u_shaped")
 SPANS = {"front": PLAN.front, "middle": PLAN.middle, "tail": PLAN.tail}
 WHOLE = Span(0, LAYERS, embedding=True, head=True)
 CLASSIFY: Task = "sequence_classification"

@@ -24,7 +24,7 @@ from sfl.models.families.family import Task
 from sfl.models.folder import ModelFolder, open_model
 from sfl.models.quantised import QuantisedLinear, check_quantised
 from sfl.models.span import SpanModel, build_span
-from sfl.plan import Span, SplitPlan
+from sfl.plan import Plan, Span
 from sfl.stage.base import BaseForm, decided, settle
 from sfl.stage.loss import training_loss
 from tests.house.federation import SFL, run, write_config
@@ -33,7 +33,7 @@ from tests.house.paths import ROOT, STORIES
 from tests.house.tiny_models import CASES, LABELS, LAYERS, batch, busy_values, manifest_of, opened
 
 LORA = LoraSettings(rank=4, alpha=8.0)
-PLANS = [SplitPlan(LAYERS, 1, 0, "vanilla"), SplitPlan(LAYERS, 1, 1, "u_shaped")]
+PLANS = [Plan.split(LAYERS, 1, 0, "vanilla"), Plan.split(LAYERS, 1, 1, "u_shaped")]
 TOLERANCE = 1e-5
 """Relative difference of loss and gradients from those of the restored weights, in float32."""
 
@@ -68,7 +68,7 @@ def restored(model: SpanModel) -> SpanModel:
 
 
 def step(
-    models: list[SpanModel], plan: SplitPlan, folder: ModelFolder, task: Task, size: int = 61
+    models: list[SpanModel], plan: Plan, folder: ModelFolder, task: Task, size: int = 61
 ) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
     """(loss, gradients of LoRA and of each boundary) through spans that lie apart."""
     values = busy_values(manifest_of(folder, task, LORA))
@@ -118,7 +118,7 @@ def assert_close(found: dict[str, torch.Tensor], wanted: dict[str, torch.Tensor]
 @pytest.mark.parametrize("plan", PLANS, ids=["vanilla", "u_shaped"])
 @pytest.mark.parametrize(("kind", "task"), CASES)
 def test_it_computes_what_its_restored_weights_do(
-    kind: str, task: Task, plan: SplitPlan, quantised: Any
+    kind: str, task: Task, plan: Plan, quantised: Any
 ) -> None:
     """Every family (GPT-2's transposed layers too), every side, both topologies."""
     folder = opened(kind)
@@ -152,7 +152,7 @@ def test_a_real_model_stays_close_to_itself(quantised: Any) -> None:
     if not (STORIES / "config.json").is_file():
         pytest.skip(f"{STORIES} is not here")
     folder = open_model(STORIES)
-    plan = SplitPlan(folder.num_layers, 1, 1, "u_shaped")
+    plan = Plan.split(folder.num_layers, 1, 1, "u_shaped")
     spans = [s for s in (plan.front, plan.middle, plan.tail) if s is not None]
     models = [build(folder, span, "causal_lm", BaseForm(quantised=quantised)) for span in spans]
     plain = [restored(model) for model in models]

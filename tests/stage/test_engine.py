@@ -23,7 +23,7 @@ from sfl.errors import ConfigError, ProtocolError, RunFailed
 from sfl.metrics.stats import NodeStats
 from sfl.models.memory.batching import check_batching
 from sfl.models.span import build_span
-from sfl.plan import SplitPlan
+from sfl.plan import Plan
 from sfl.report.step import LANES
 from sfl.rounds.values import RoundStart
 from sfl.stage.engine import Engine
@@ -415,7 +415,7 @@ def test_u_shaped_flights_that_run_again_give_the_same_bits(kind: str, computati
             "devices": [{"name": "attic"}],
         }
     )
-    plan = SplitPlan(folder.num_layers, 1, 0, "u_shaped")
+    plan = Plan.split(folder.num_layers, 1, 0, "u_shaped")
     values = busy_values(manifest_of(folder, "causal_lm", LORA))
     outcomes = []
     for recompute in (False, True):

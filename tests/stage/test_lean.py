@@ -19,7 +19,7 @@ from sfl.models.families.family import Task
 from sfl.models.folder import ModelFolder
 from sfl.models.packed import Packing
 from sfl.models.span import SpanModel, build_span
-from sfl.plan import Span, SplitPlan
+from sfl.plan import Plan, Span
 from sfl.stage import lean
 from sfl.stage.computation import COMPUTATIONS
 from sfl.stage.layout import pack_labels
@@ -44,7 +44,7 @@ def node(
 
 
 def step(
-    kind: str, task: Task, plan: SplitPlan | None, lengths: tuple[int, ...], way: str
+    kind: str, task: Task, plan: Plan | None, lengths: tuple[int, ...], way: str
 ) -> tuple[torch.Tensor, dict[str, torch.Tensor], Any]:
     """(loss, gradients, score) through the plan's spans with a fresh boundary at each cut.
 
@@ -86,7 +86,7 @@ def step(
 
 @cache
 def lean_step(
-    kind: str, task: Task, plan: SplitPlan | None, lengths: tuple[int, ...]
+    kind: str, task: Task, plan: Plan | None, lengths: tuple[int, ...]
 ) -> tuple[torch.Tensor, dict[str, torch.Tensor], Any]:
     """For tests that patch nothing."""
     return step(kind, task, plan, lengths, "lean")
@@ -95,7 +95,7 @@ def lean_step(
 @pytest.mark.parametrize("plan", PLANS, ids=plan_name)
 @pytest.mark.parametrize(("kind", "task"), CASES)
 def test_loss_gradients_and_score_equal_the_reference_to_rounding(
-    kind: str, task: Task, plan: SplitPlan
+    kind: str, task: Task, plan: Plan
 ) -> None:
     for lengths in (FULL, PADDED):
         loss, gradients, score = lean_step(kind, task, plan, lengths)
@@ -114,7 +114,7 @@ def test_loss_gradients_and_score_equal_the_reference_to_rounding(
 
 @pytest.mark.parametrize("plan", PLANS, ids=plan_name)
 @pytest.mark.parametrize(("kind", "task"), CASES)
-def test_split_equals_unsplit_bit_for_bit(kind: str, task: Task, plan: SplitPlan) -> None:
+def test_split_equals_unsplit_bit_for_bit(kind: str, task: Task, plan: Plan) -> None:
     loss, gradients, score = lean_step(kind, task, plan, PADDED)
     wanted_loss, wanted, wanted_score = lean_step(kind, task, None, PADDED)
     assert torch.equal(loss, wanted_loss) and score == wanted_score

@@ -20,7 +20,7 @@ from sfl.keys import derive_seed
 from sfl.models.families.family import Task
 from sfl.models.folder import open_model
 from sfl.models.span import build_span
-from sfl.plan import Span, SplitPlan
+from sfl.plan import Plan, Span
 from sfl.stage.loss import training_loss
 from tests.house.paths import MODEL, STORIES
 from tests.house.splits import (
@@ -56,9 +56,7 @@ from tests.house.tiny_models import (
 
 @pytest.mark.parametrize("plan", PLANS, ids=plan_name)
 @pytest.mark.parametrize(("kind", "task"), CASES)
-def test_loss_and_every_gradient_equal_the_unsplit_model(
-    kind: str, task: Task, plan: SplitPlan
-) -> None:
+def test_loss_and_every_gradient_equal_the_unsplit_model(kind: str, task: Task, plan: Plan) -> None:
     folder = opened(kind)
     values = busy_values(manifest_of(folder, task, LORA))
     for lengths in (FULL, PADDED):
@@ -155,7 +153,7 @@ def test_interleaved_devices_do_not_disturb_each_other(
     folder = opened(kind)
     manifest = manifest_of(folder, task, LORA)
     cuts = [(0, 0), (1, 0), (2, 0)] if topology == "vanilla" else [(0, 1), (1, 1), (2, 0)]
-    plans = [SplitPlan(LAYERS, cut, tail, topology) for cut, tail in cuts]
+    plans = [Plan.split(LAYERS, cut, tail, topology) for cut, tail in cuts]
     values = [busy_values(manifest, seed) for seed in range(3)]
     batches = [batch((9, 6 - seed, 4), task, seed) for seed in range(3)]
     edge = build_span(
@@ -218,8 +216,8 @@ def test_real_weights(path: Path) -> None:
     ids, lengths, labels = batch((24, 17, 9), "causal_lm")
     wanted_loss, wanted = reference_step(model, ids, lengths, labels)
     for plan in (
-        SplitPlan(folder.num_layers, 1, 0, "vanilla"),
-        SplitPlan(folder.num_layers, folder.num_layers - 2, 1, "u_shaped"),
+        Plan.split(folder.num_layers, 1, 0, "vanilla"),
+        Plan.split(folder.num_layers, folder.num_layers - 2, 1, "u_shaped"),
     ):
         split = make_split(folder, plan, "causal_lm", LORA, values)
         assert torch.equal(split_step(split, ids, lengths, labels), wanted_loss)

@@ -11,7 +11,6 @@ from sfl.errors import ConfigError, SflError
 from sfl.models.folder import ModelFolder
 from sfl.models.memory.edge_budget import fit_edge, needs, residents
 from sfl.models.memory.footprint import Load
-from sfl.plan import SplitPlan
 
 ASSUMED = (1,)
 """Cuts of an edge's devices where nothing says."""
@@ -58,7 +57,7 @@ def check_edge(
     settings = _at(settings, load)
     try:
         for entry in settings.devices:
-            _plan(settings, folder, entry, option)
+            _check_cut(settings, folder, entry, option)
         choice = fit_edge(folder, settings, own)
     except SflError as error:
         return problem("edge", error)
@@ -114,11 +113,9 @@ def _at(settings: RunSettings, load: Load) -> RunSettings:
     return settings.model_copy(update={"training": training, "model": model, "lora": lora})
 
 
-def _plan(settings: RunSettings, folder: ModelFolder, entry: DeviceEntry, option: str) -> SplitPlan:
-    """Raises ConfigError for a cut that the model does not have."""
-    topology = settings.run.topology
+def _check_cut(settings: RunSettings, folder: ModelFolder, entry: DeviceEntry, option: str) -> None:
+    """Raises ConfigError for a cut that the model does not have, by the option that gave it."""
     try:
-        return SplitPlan(folder.num_layers, entry.cut_layer, entry.tail_layers, topology)
+        settings.plan(entry.name, folder.num_layers)
     except ConfigError as error:
-        field = option or f"devices.{entry.name}.{error.field}"
-        raise ConfigError(field, error.value, error.problem, error.fix) from None
+        raise ConfigError(option or error.field, error.value, error.problem, error.fix) from None

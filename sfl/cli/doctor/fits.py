@@ -17,7 +17,7 @@ from sfl.errors import ConfigError, SflError
 from sfl.models.folder import ModelFolder
 from sfl.models.memory.device_budget import device_load, fit_device
 from sfl.models.memory.footprint import BASE_BYTES, Footprint, Load, Thrift, device_footprint
-from sfl.plan import SplitPlan
+from sfl.plan import Plan
 
 TIMEOUT = 120.0
 
@@ -46,7 +46,7 @@ def measure_base(package: str) -> Base:
 
 
 def decided(
-    folder: ModelFolder, plan: SplitPlan, load: Load, own: LocalDevice, base: Base
+    folder: ModelFolder, plan: Plan, load: Load, own: LocalDevice, base: Base
 ) -> tuple[Footprint, Thrift, ConfigError | None]:
     """What a device of these settings would take and do to take less, and why it would refuse.
 
@@ -91,7 +91,7 @@ def cut_rows(
     tail = 0 if config is None else max(entry.tail_layers for entry in config.devices)
     rows = []
     for cut in range(folder.num_layers - tail):
-        plan = SplitPlan(folder.num_layers, cut, tail, topology)
+        plan = Plan.split(folder.num_layers, cut, tail, topology)
         footprint, _, refusal = decided(folder, plan, load, own, base)
         rows.append(CutRow(cut, footprint, refusal is None and footprint.total <= room))
     return rows
@@ -127,7 +127,7 @@ def check_devices(
     for entry in config.devices:
         own = _own_load(config, entry, load, folder)
         try:
-            plan = _plan(config, entry, folder)
+            plan = config.plan(entry.name, folder.num_layers)
         except SflError:
             continue  # said where the file was checked
         needed, thrift, refusal = decided(folder, plan, own, entry, base)
@@ -149,12 +149,6 @@ def check_devices(
             "Start them on machines of their own: sfl cloud, sfl edge, sfl device.",
             {"devices_bytes": together},
         )
-
-
-def _plan(config: RunConfig, entry: DeviceEntry, folder: ModelFolder) -> SplitPlan:
-    """Raises ConfigError for a cut that the model does not have."""
-    topology = config.run.topology
-    return SplitPlan(folder.num_layers, entry.cut_layer, entry.tail_layers, topology)
 
 
 def _own_load(config: RunConfig, entry: DeviceEntry, load: Load, folder: ModelFolder) -> Load:

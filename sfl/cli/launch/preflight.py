@@ -21,7 +21,6 @@ from sfl.models.memory.device_budget import device_load, fit_device
 from sfl.models.vocabulary import check_tokenizer
 from sfl.node.certificates.own import load_own
 from sfl.node.extras import require_bitsandbytes
-from sfl.plan import SplitPlan
 
 KNOWN_CODECS = {
     *("none", "fp16", "bf16", "int8"),
@@ -64,7 +63,7 @@ def check_budgets(config: RunConfig, folder: ModelFolder) -> None:
 
 
 def _check_budget(config: RunConfig, folder: ModelFolder, entry: DeviceEntry) -> None:
-    plan = SplitPlan(folder.num_layers, entry.cut_layer, entry.tail_layers, config.run.topology)
+    plan = config.plan(entry.name, folder.num_layers)
     dtype = entry.dtype or config.model.dtype
     quantised = "nf4" if entry.quantised == "auto" else entry.quantised
     load = device_load(folder, config.settings, entry.name, dtype, quantised)
@@ -96,12 +95,7 @@ def check_settings(config: RunConfig, folder: ModelFolder) -> None:
     check_certificates(config)
     require_bitsandbytes("edge.quantised", config.edge.quantised)
     for entry in config.devices:
-        try:
-            SplitPlan(folder.num_layers, entry.cut_layer, entry.tail_layers, config.run.topology)
-        except ConfigError as error:
-            raise ConfigError(
-                f"devices.{entry.name}.{error.field}", error.value, error.problem, error.fix
-            ) from None
+        config.plan(entry.name, folder.num_layers)
         require_bitsandbytes(f"devices.{entry.name}.quantised", entry.quantised)
     check_target_names(folder, config.model.task, config.lora.target_modules)
     check_rank(folder, config.model.task, config.lora.rank)

@@ -13,7 +13,6 @@ from sfl.data.batches import Batch, collate
 from sfl.data.example import Example
 from sfl.models.folder import ModelFolder
 from sfl.models.span import SpanModel, build_span
-from sfl.plan import SplitPlan
 from sfl.stage.layout import pack_rows
 from sfl.stage.messages import Key, Kind, Purpose, TensorMessage
 from sfl.stage.micro import MicroBatch, row_context
@@ -53,8 +52,7 @@ class Front:
     """
 
     def __init__(self, folder: ModelFolder, settings: RunSettings, device: str, cut: int) -> None:
-        entry = settings.device(device)
-        plan = SplitPlan(folder.num_layers, cut, entry.tail_layers, settings.run.topology)
+        plan = settings.plan(device, folder.num_layers, cut)
         self._settings, self._device = settings, device
         self._model: SpanModel = build_span(
             folder,

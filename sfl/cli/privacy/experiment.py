@@ -20,7 +20,6 @@ from sfl.data.example import Example
 from sfl.errors import ConfigError
 from sfl.keys import derive_seed
 from sfl.models.folder import ModelFolder, open_model
-from sfl.plan import SplitPlan
 
 VICTIMS = 100
 """Sequences of a device that are attacked, at most."""
@@ -69,7 +68,7 @@ class Finding:
 
 
 @dataclass(frozen=True, slots=True)
-class Plan:
+class Experiment:
     """What is to be measured. `from_others` says whether the attacker has text like the victim's:
     of the run's other devices, else of the same device."""
 
@@ -95,7 +94,7 @@ class Findings:
         return dataclasses.asdict(self)
 
 
-def plan(config: RunConfig, cuts: Sequence[int] = ()) -> Plan:
+def plan(config: RunConfig, cuts: Sequence[int] = ()) -> Experiment:
     """Every cut and codec of the run, once; or `cuts` with the first device's codecs.
 
     Each cut is also tried without a codec. Raises ConfigError, ModelError.
@@ -106,18 +105,18 @@ def plan(config: RunConfig, cuts: Sequence[int] = ()) -> Plan:
     cases: dict[tuple[int, str], Case] = {}
     for device, layer in zip(devices, layers, strict=True):
         try:
-            SplitPlan(folder.num_layers, layer, device.tail_layers, config.run.topology)
+            config.plan(device.name, folder.num_layers, layer)
         except ConfigError as error:
-            field = "--cuts" if cuts else f"devices.{device.name}.{error.field}"
+            field = "--cuts" if cuts else error.field
             raise ConfigError(field, error.value, error.problem, error.fix) from None
         chosen = config.codecs(device.name, 1, AUTO_CODECS[-1]).activation
         for codec in dict.fromkeys(("none", "none" if is_exact(chosen) else chosen)):
             cases.setdefault((layer, codec), Case(device.name, layer, codec))
     order = tuple(cases[key] for key in sorted(cases, key=lambda key: key[0]))
-    return Plan(config, folder, order, len(config.devices) > 1)
+    return Experiment(config, folder, order, len(config.devices) > 1)
 
 
-def measure(plan: Plan, tell: Tell = lambda what, done, total: None) -> Findings:
+def measure(plan: Experiment, tell: Tell = lambda what, done, total: None) -> Findings:
     """Attack every case. Raises ConfigError, DataError, ModelError."""
     config = plan.config
     text = Text(config, load_tokenizer(plan.folder.path))
@@ -180,7 +179,7 @@ class Text:
         return self._datasets[device]
 
 
-def _attack(plan: Plan, case: Case, text: Text, progress: Callable[[int], None]) -> Finding:
+def _attack(plan: Experiment, case: Case, text: Text, progress: Callable[[int], None]) -> Finding:
     front = Front(plan.folder, plan.config.settings, case.device, case.cut_layer)
     seed = plan.config.run.seed
     pad = text.tokenizer.pad_id

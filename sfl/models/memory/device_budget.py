@@ -11,7 +11,7 @@ from sfl.config.node import Dtype, Quantised
 from sfl.errors import ConfigError
 from sfl.models.folder import ModelFolder
 from sfl.models.memory.footprint import Footprint, Load, Thrift, device_footprint, embedding_bytes
-from sfl.plan import SplitPlan
+from sfl.plan import Plan
 
 WORTH_A_DISK = 16_000_000
 """An embedding of so many bytes stays on disk even where nobody asked for less memory."""
@@ -41,7 +41,7 @@ def device_load(
 
 def fit_device(
     folder: ModelFolder,
-    plan: SplitPlan,
+    plan: Plan,
     load: Load,
     own: LocalDevice,
     base_bytes: int,
@@ -76,7 +76,7 @@ def fit_device(
 
 
 def _ways(
-    folder: ModelFolder, plan: SplitPlan, load: Load, own: LocalDevice, returned: bool
+    folder: ModelFolder, plan: Plan, load: Load, own: LocalDevice, returned: bool
 ) -> Iterator[Thrift]:
     """What changes no bit first, from the cheapest on in time; then smaller pieces of a batch."""
     way = Thrift(returned=returned, micro_batches=own.micro_batches)
@@ -97,21 +97,21 @@ def _ways(
 
 
 def _needs(
-    folder: ModelFolder, plan: SplitPlan, load: Load, base_bytes: int, thrift: Thrift
+    folder: ModelFolder, plan: Plan, load: Load, base_bytes: int, thrift: Thrift
 ) -> Footprint:
     return device_footprint(folder, plan.device_spans, load, base_bytes, thrift)
 
 
 def _what_fits(
-    folder: ModelFolder, plan: SplitPlan, load: Load, room: int, base_bytes: int, way: Thrift
+    folder: ModelFolder, plan: Plan, load: Load, room: int, base_bytes: int, way: Thrift
 ) -> str:
     """The least change of each single setting that would do."""
 
-    def fits(plan: SplitPlan, load: Load) -> bool:
+    def fits(plan: Plan, load: Load) -> bool:
         return _needs(folder, plan, load, base_bytes, way).total <= room
 
     found = []
-    cuts = (replace(plan, cut_layer=cut) for cut in range(plan.cut_layer - 1, -1, -1))
+    cuts = (plan.at(cut) for cut in range(plan.cut_layer - 1, -1, -1))
     if cut := next((cut for cut in cuts if fits(cut, load)), None):
         found.append(f"cut_layer {cut.cut_layer}")
     shorter = range(1, load.length)

@@ -12,7 +12,6 @@ from sfl.config.node import certain
 from sfl.errors import ConfigError
 from sfl.models.folder import ModelFolder
 from sfl.models.memory.footprint import EdgeDevice, EdgeForecast, Footprint, Load
-from sfl.plan import SplitPlan
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,7 +110,9 @@ def _sets(
 ) -> Iterator[tuple[str, ...]]:
     """Ever more devices whose blocks are computed again, from what is given."""
     names = [entry.name for entry in settings.devices]
-    deepest = sorted(names, key=lambda name: -_plan(folder, settings, name).middle.num_blocks)
+    deepest = sorted(
+        names, key=lambda name: -settings.plan(name, folder.num_layers).middle.num_blocks
+    )
     chosen = set(given)
     yield given
     for name in deepest:
@@ -122,11 +123,6 @@ def _sets(
 
 def _flags(settings: RunSettings, recompute: tuple[str, ...]) -> list[bool]:
     return [entry.name in recompute for entry in settings.devices]
-
-
-def _plan(folder: ModelFolder, settings: RunSettings, name: str) -> SplitPlan:
-    entry, topology = settings.device(name), settings.run.topology
-    return SplitPlan(folder.num_layers, entry.cut_layer, entry.tail_layers, topology)
 
 
 def _coded_value_bytes(settings: RunSettings, device: str) -> int:
@@ -148,7 +144,7 @@ def _forecast(folder: ModelFolder, settings: RunSettings, own: EdgeConfig) -> Ed
     lean = settings.computation == "lean"
     devices = [
         EdgeDevice(
-            _plan(folder, settings, entry.name).middle,
+            settings.plan(entry.name, folder.num_layers).middle,
             Load(
                 batch_size=-(-training.batch_size // micro),
                 length=min(settings.model.max_length, folder.context_length),

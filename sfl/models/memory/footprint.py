@@ -207,7 +207,7 @@ def device_footprint(
     base_bytes: int = BASE_BYTES,
     thrift: Thrift = NOTHING_SAVED,
 ) -> Footprint:
-    """Peak memory of a device that holds `spans` (`SplitPlan.device_spans`) and trains with `load`.
+    """Peak memory of a device that holds `spans` (`Plan.device_spans`) and trains with `load`.
 
     `base_bytes` is the resident size of a process that has imported what a device needs.
 

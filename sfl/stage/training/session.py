@@ -18,7 +18,7 @@ from sfl.errors import ProtocolError, SflError
 from sfl.metrics.stats import NodeStats
 from sfl.metrics.timeline import watched_step
 from sfl.models.span import SpanModel
-from sfl.plan import SplitPlan
+from sfl.plan import Plan
 from sfl.rounds.values import RoundStart
 from sfl.stage.computation import COMPUTATIONS
 from sfl.stage.messages import GradientNorm, Key, Kind, Purpose, TensorMessage
@@ -54,7 +54,7 @@ class TrainingSession(ABC):
     def __init__(
         self,
         device: str,
-        plan: SplitPlan,
+        plan: Plan,
         model: SpanModel,
         bank: LoraBank,
         settings: RunSettings,
