@@ -51,7 +51,8 @@ KEY = ForwardKey(seed=11, device="kitchen", round=2, step=5, micro_batch=1)
 
 
 def plan_name(plan: Plan) -> str:
-    return f"{plan.topology}-{plan.cut_layer}-{plan.tail_layers}"
+    tail = "vanilla" if plan.tail is None else f"u_shaped-{plan.tail.num_blocks}"
+    return f"{tail}-{plan.cut_layer}"
 
 
 @dataclass
