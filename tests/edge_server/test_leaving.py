@@ -24,7 +24,7 @@ from sfl.rounds import messages as rounds
 from sfl.rounds.values import Challenge
 from sfl.transport.device import service as edge_service
 from sfl.transport.device.link import DeviceLink
-from sfl.transport.device.stream import DeviceStream
+from sfl.transport.device.training import Training
 from sfl.transport.frames.wire import WIRE_VERSION
 from sfl.v1 import edge_pb2
 from tests.house.edge import NAME, PATIENCE, QUIET, Cloud, House, dialled, played
@@ -155,22 +155,22 @@ def test_who_leaves_while_the_edge_computes_gives_its_memory_back(goodbye: bool)
 def test_the_cloud_is_told_of_who_hangs_up_in_the_middle_of_leaving(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    abandon = DeviceStream.abandon
+    abandon = Training.abandon
 
     async def scene(house: House, cloud: Cloud) -> None:
         entered, go_on, done = asyncio.Event(), asyncio.Event(), asyncio.Event()
 
-        async def slowly(stream: DeviceStream) -> None:
+        async def slowly(stream: Training) -> None:
             entered.set()
             await go_on.wait()
             await abandon(stream)
             done.set()
 
-        monkeypatch.setattr(DeviceStream, "abandon", slowly)
+        monkeypatch.setattr(Training, "abandon", slowly)
         async with dialled(house) as call:
             await call.read()
             await until_async(lambda: house.slots._streams)
-            await house.slots.take(house.service.streams[NAME])
+            await house.slots.take(house.service.streams[NAME].tensors)
             await call.write(edge_pb2.DeviceMessage(goodbye="done"))
             await entered.wait()
         await until_async(lambda: house.ended == 1)

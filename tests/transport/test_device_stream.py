@@ -28,8 +28,8 @@ from sfl.transport.device.decode_slots import DecodeSlots
 from sfl.transport.device.end import EdgeEnd
 from sfl.transport.device.link import _Reader
 from sfl.transport.device.service import EdgeService
-from sfl.transport.device.stream import DeviceStream
 from sfl.transport.device.stream_codecs import StreamCodecs
+from sfl.transport.device.training import Training
 from sfl.transport.device.urgency import CodecThread
 from sfl.transport.frames.chunks import adapter_bytes, adapter_frames
 from sfl.transport.frames.envelope import Frame
@@ -97,7 +97,7 @@ class Wire:
         return kinds
 
 
-def opened(session: Session, engine: Engine, room: int = 8) -> DeviceStream:
+def opened(session: Session, engine: Engine, room: int = 8) -> Training:
     """A stream of that session in an open round, its threads those of a real service."""
     settings = RunSettings.model_validate(
         {
@@ -118,9 +118,7 @@ def opened(session: Session, engine: Engine, room: int = 8) -> DeviceStream:
     end = EdgeEnd("d", settings, host.stats.phases, peer_compiled=True)
     end.allow(HIDDEN, host.adapter_limit)
     end.begin_round(CODECS, 1)
-    return DeviceStream(
-        "d", cast(Any, session), settings, host, service._encoder, service._decoder, end
-    )
+    return Training("d", cast(Any, session), settings, host, service.coders, end)
 
 
 def welcomed(reader: _Reader) -> None:
@@ -136,7 +134,7 @@ def welcomed(reader: _Reader) -> None:
     reader.expect([(2, 3)], HIDDEN)
 
 
-async def arrive(stream: DeviceStream, messages: Sequence[TensorMessage]) -> None:
+async def arrive(stream: Training, messages: Sequence[TensorMessage]) -> None:
     """What a device sends, read by the stream."""
     sender = StreamCodecs("device", "d", 0, peer_compiled=True)
     sender.begin_round(CODECS, 1)
@@ -153,10 +151,10 @@ async def arrive(stream: DeviceStream, messages: Sequence[TensorMessage]) -> Non
     task.cancel()
 
 
-def closed(stream: DeviceStream, engine: Engine) -> None:
+def closed(stream: Training, engine: Engine) -> None:
     engine.close()
-    stream.encoder.close()
-    stream.decoder.close()
+    for thread in stream.tensors.coders:
+        thread.close()
 
 
 def test_a_gradient_overtakes_the_activations_that_wait_for_the_compute_thread() -> None:
@@ -165,7 +163,7 @@ def test_a_gradient_overtakes_the_activations_that_wait_for_the_compute_thread()
     async def scene() -> None:
         engine = Engine(1)
         stream = opened(session, engine)
-        workers = [asyncio.create_task(work) for work in (stream.work(), stream.land())]
+        workers = [asyncio.create_task(work) for work in (stream.jobs.work(), stream.jobs.land())]
         blocker = asyncio.create_task(engine.run(session.gate.wait, 20.0))
         await arrive(
             stream,
@@ -190,7 +188,7 @@ def test_a_gradient_needs_no_room_that_activations_have_taken() -> None:
     async def scene() -> None:
         engine = Engine(1)
         stream = opened(session, engine, room=0)
-        workers = [asyncio.create_task(work) for work in (stream.work(), stream.land())]
+        workers = [asyncio.create_task(work) for work in (stream.jobs.work(), stream.jobs.land())]
         await arrive(stream, [tensor(Kind.ACTIVATION, 1), tensor(Kind.GRADIENT, 0)])
         await until_async(lambda: session.served)
         for worker in workers:
@@ -207,13 +205,13 @@ def test_a_gradient_overtakes_between_the_frames_of_a_tensor() -> None:
         engine = Engine(1)
         stream = opened(Session(), engine)
         wire = Wire(1)
-        writer = asyncio.create_task(stream.write(cast(Any, wire)))
+        writer = asyncio.create_task(stream.stream.write(cast(Any, wire)))
         long = tensor(Kind.HIDDEN, 1, tokens=3 * 4096)  # 3 MiB: four frames
-        stream._send([long])
+        stream.tensors.send([long])
         await until_async(lambda: wire.written)  # the first is out, the second waits for the link
-        stream._send([tensor(Kind.GRADIENT, 0), GradientNorm(1, 0, 1.0)])
-        stream.post(edge_pb2.EdgeMessage(finish=edge_pb2.Finish(ok=True)))
-        await until_async(lambda: stream.outbox.qsize() == 5)
+        stream.tensors.send([tensor(Kind.GRADIENT, 0), GradientNorm(1, 0, 1.0)])
+        stream.stream.post(edge_pb2.EdgeMessage(finish=edge_pb2.Finish(ok=True)))
+        await until_async(lambda: stream.stream._outbox.qsize() == 5)
         for _ in range(7):
             wire.room.release()
         await until_async(lambda: len(wire.written) == 7)
@@ -245,8 +243,8 @@ def test_a_device_that_takes_no_answers_gets_no_more() -> None:
     async def scene() -> int:
         engine, session = Engine(1), Vanilla()
         stream = opened(session, engine)
-        working = asyncio.create_task(stream.work())
-        writing = asyncio.create_task(stream.write(cast(Any, Wire(0))))
+        working = asyncio.create_task(stream.jobs.work())
+        writing = asyncio.create_task(stream.stream.write(cast(Any, Wire(0))))
         sender = StreamCodecs("device", "d", 0, peer_compiled=True)
         sender.begin_round(CODECS, 1)
 
@@ -278,9 +276,9 @@ def test_answers_that_are_taken_count_no_more() -> None:
         engine = Engine(1)
         stream = opened(Session(), engine)
         wire = Wire(100)
-        writer = asyncio.create_task(stream.write(cast(Any, wire)))
-        stream._send([tensor(Kind.HIDDEN, 1, tokens=3 * 4096), tensor(Kind.GRADIENT, 0)])
-        stream._send([GradientNorm(1, 0, 1.0)])
+        writer = asyncio.create_task(stream.stream.write(cast(Any, wire)))
+        stream.tensors.send([tensor(Kind.HIDDEN, 1, tokens=3 * 4096), tensor(Kind.GRADIENT, 0)])
+        stream.tensors.send([GradientNorm(1, 0, 1.0)])
         before = stream.end.credits.unsent
         await until_async(lambda: len(wire.written) == 6)
         await asyncio.sleep(0)
@@ -298,10 +296,10 @@ def test_what_cannot_be_coded_ends_the_stream() -> None:
         bad = tensor(Kind.GRADIENT, 2)
         assert bad.rows is not None
         bad.rows[1, 1] = float("nan")
-        stream._send([tensor(Kind.HIDDEN, 1), bad])
+        stream.tensors.send([tensor(Kind.HIDDEN, 1), bad])
         try:
             async with asyncio.timeout(20.0):
-                await stream.write(cast(Any, Wire(9)))
+                await stream.stream.write(cast(Any, Wire(9)))
         finally:
             closed(stream, engine)
 
@@ -406,15 +404,15 @@ def test_an_edge_times_tensors_whose_frames_alternate_each_by_itself() -> None:
     async def scene() -> dict[int, tuple[str, float]]:
         engine = Engine(1)
         stream = opened(Session(), engine)
-        stream.host.stats = watched(clock)
-        stream.end.phases = stream.host.stats.phases
+        stream.tensors.floor.stats = watched(clock)
+        stream.end.phases = stream.tensors.floor.stats.phases
         for frame in interleaved():
             clock.now += 1.0
-            stream._take_tensor(frame)
-        await asyncio.gather(*stream._decoding)
+            stream.tensors.take(frame, stream.jobs)
+        await asyncio.gather(*stream.tensors._decoding)
         await stream.abandon()
         closed(stream, engine)
-        return arrivals(stream.host.stats, "d")
+        return arrivals(stream.tensors.floor.stats, "d")
 
     assert asyncio.run(scene()) == {1: ("receive", 3.0), 0: ("receive", 3.0)}
 
@@ -423,15 +421,15 @@ def test_what_is_sent_is_of_its_own_micro_batch() -> None:
     async def scene() -> list[tuple[str, int]]:
         engine = Engine(1)
         stream = opened(Session(), engine)
-        stream.host.stats.phases.timeline.watch("d", 1, 0)
+        stream.tensors.floor.stats.phases.timeline.watch("d", 1, 0)
         wire = Wire(9)
-        writer = asyncio.create_task(stream.write(cast(Any, wire)))
-        stream._send([tensor(Kind.HIDDEN, 1), tensor(Kind.HIDDEN, 2)])
+        writer = asyncio.create_task(stream.stream.write(cast(Any, wire)))
+        stream.tensors.send([tensor(Kind.HIDDEN, 1), tensor(Kind.HIDDEN, 2)])
         await until_async(lambda: len(wire.written) == 2)
         await asyncio.sleep(0)
         writer.cancel()
         closed(stream, engine)
-        spans = stream.host.stats.phases.timeline.take("d")
+        spans = stream.tensors.floor.stats.phases.timeline.take("d")
         return [(LANES[span.lane], span.micro_batch) for span in spans if span.phase == "send"]
 
     assert asyncio.run(scene()) == [("send", 1), ("send", 2)]
@@ -475,7 +473,7 @@ def test_a_tensor_that_nobody_waits_for_any_more_may_be_undecodable(
         stream = opened(Session(), engine)
         monkeypatch.setattr(EdgeEnd, "decode", fails)
         await arrive(stream, [tensor(Kind.ACTIVATION, 1)])
-        await until_async(lambda: not stream._decoding)
+        await until_async(lambda: not stream.tensors._decoding)
         await stream.abandon()
         closed(stream, engine)
 

@@ -266,7 +266,7 @@ def test_an_order_chooses_among_what_has_arrived_decoded_or_not(room: int, order
             await floor.open()
             for name, device in floor.devices.items():
                 last = name == "d2"
-                floor.service.streams[name]._turnaround = 100.0 if last else 0.1
+                floor.service.streams[name].tensors.turnaround._seconds = 100.0 if last else 0.1
                 device.session.served_seconds = 0.0 if last else 100.0
                 watch(device.session, served)
             held = await floor.busy(gate, min(room, 6))

@@ -27,9 +27,9 @@ class Credits:
         """Nothing of the round before is in flight any more."""
         self.in_flight = 0
 
-    def arrived(self, kind: int) -> None:
+    def arrived(self, kind: Kind) -> None:
         """A whole tensor of that kind has come."""
-        if kind == Kind.ACTIVATION:
+        if kind is Kind.ACTIVATION:
             self.in_flight += 1
             if self.in_flight > self.count:
                 raise ProtocolError(

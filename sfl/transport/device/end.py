@@ -19,7 +19,7 @@ from sfl.config.codec import RoleCodecs
 from sfl.errors import ProtocolError
 from sfl.metrics.stats import PhaseTimes
 from sfl.rounds.values import RoundStart
-from sfl.stage.messages import GradientNorm, RoundOrder, Stack, TensorMessage
+from sfl.stage.messages import GradientNorm, Kind, RoundOrder, Stack, TensorMessage
 from sfl.transport.device import checked
 from sfl.transport.device.credits import Credits
 from sfl.transport.device.stream_codecs import StreamCodecs
@@ -52,6 +52,11 @@ class Arrival:
     payload: Buffer
     began: float
     ended: float
+
+    @property
+    def kind(self) -> Kind:
+        """What the tensor is."""
+        return Kind(self.header.kind)
 
 
 class End:
@@ -190,7 +195,7 @@ class EdgeEnd(End):
         """As of any end, within the device's credits."""
         arrival = super().take_frame(frame, now)
         if arrival is not None:
-            self.credits.arrived(arrival.header.kind)
+            self.credits.arrived(arrival.kind)
         return arrival
 
     def decode(self, arrival: Arrival) -> TensorMessage:

@@ -22,7 +22,9 @@ from sfl.stage.training import TrainingSession
 from sfl.transport.bulk.files import to_listing
 from sfl.transport.bulk.probe_service import ProbeService
 from sfl.transport.device.end import EdgeEnd
-from sfl.transport.device.stream import Context, DeviceStream, Goodbye, Host
+from sfl.transport.device.stream import Context
+from sfl.transport.device.tensor_work import Coders
+from sfl.transport.device.training import ALIVE, Goodbye, Host, Training
 from sfl.transport.device.urgency import CodecThread
 from sfl.transport.frames import contract, words
 from sfl.transport.frames.wire import (
@@ -36,7 +38,7 @@ from sfl.transport.frames.wire import (
 from sfl.transport.group import GONE, first_message, run_together
 from sfl.transport.security.doorkeeper import expect
 from sfl.transport.status import LONGEST_DETAILS, status_of
-from sfl.v1 import edge_pb2, tensor_pb2
+from sfl.v1 import edge_pb2
 
 log = logging.getLogger(__name__)
 
@@ -63,16 +65,14 @@ class EdgeService:
         self.cache_dir = cache_dir
         self.challenge: Challenge | None = None
         """What a device signs before it is let in, where the cloud asks for that."""
-        # One thread for each direction: what is coded first is sent first, and a stream's memory of
-        # what it sent is one thread's.
-        self._encoder, self._decoder = CodecThread("codec-encoder"), CodecThread("codec-decoder")
-        self.streams: dict[str, DeviceStream] = {}
+        self.coders = Coders(CodecThread("codec-encoder"), CodecThread("codec-decoder"))
+        self.streams: dict[str, Training] = {}
         self._groups: dict[str, asyncio.Task[None]] = {}
         self._admissions: dict[str, asyncio.Task[Admission]] = {}
         self._asked: set[asyncio.Task[Admission]] = set()
         """Admissions whose answer the cloud still owes, those of devices that are gone too."""
         self._partings: dict[str, asyncio.Task[None]] = {}
-        self._openings: set[asyncio.Task[DeviceStream]] = set()
+        self._openings: set[asyncio.Task[Training]] = set()
         self._over: SflError | None = None
         self._turned_away: dict[str, SflError] = {}
         """Why devices were, for those that ask when the run is over and the cloud is gone."""
@@ -97,8 +97,8 @@ class EdgeService:
 
     def close(self) -> None:
         """Stop the codec threads."""
-        self._encoder.close()
-        self._decoder.close()
+        for thread in self.coders:
+            thread.close()
 
     def finish(self, error: SflError) -> None:
         """From now on nobody comes in; who waits for that is told why."""
@@ -127,16 +127,7 @@ class EdgeService:
             await context.abort(status_of(error), str(error))
         except GONE:  # it hung up, and is told nothing any more
             return
-        group = asyncio.create_task(
-            run_together(
-                stream.read(requests),
-                stream.work(),
-                stream.land(),
-                stream.write(context),
-                stream.deliver(context),
-                stream.beat(),
-            )
-        )
+        group = asyncio.create_task(run_together(*stream.coroutines(requests, context)))
         self.streams[stream.device], self._groups[stream.device] = stream, group
         self._host.stats.connected = len(self.streams)
         with contextlib.suppress(asyncio.CancelledError):  # the client hung up
@@ -150,7 +141,7 @@ class EdgeService:
 
     async def _opened(
         self, requests: AsyncIterator[edge_pb2.DeviceMessage], context: Context
-    ) -> DeviceStream:
+    ) -> Training:
         """A new stream. Raises why the run is over, where that comes first."""
         hello = await self._hello(requests)
         if self._over is not None:
@@ -178,7 +169,7 @@ class EdgeService:
         task.add_done_callback(over)
 
     async def _leave(
-        self, stream: DeviceStream, group: asyncio.Task[None], why: asyncio.Future[SflError]
+        self, stream: Training, group: asyncio.Task[None], why: asyncio.Future[SflError]
     ) -> None:
         """End a stream's coroutines, if they have not, say why it ended, and end all it holds."""
         group.cancel()
@@ -234,7 +225,7 @@ class EdgeService:
         hello: edge_pb2.DeviceHello,
         requests: AsyncIterator[edge_pb2.DeviceMessage],
         context: Context,
-    ) -> DeviceStream:
+    ) -> Training:
         """Have a device admitted, and welcome it; whatever stops that, it then leaves again."""
         device, stream = hello.device, None
         loaded = asyncio.create_task(self._host.loaded())
@@ -264,15 +255,7 @@ class EdgeService:
                 device, settings, phases, hello.compiled_codec, self.cache_dir, welcome.credits
             )
             end.allow(session.model.hidden_size, self._host.adapter_limit)
-            stream = DeviceStream(
-                device,
-                session,
-                settings,
-                self._host,
-                self._encoder,
-                self._decoder,
-                end,
-            )
+            stream = Training(device, session, settings, self._host, self.coders, end)
         finally:
             if stream is None:
                 self._part(device, self._withdraw(device, admission))
@@ -315,8 +298,7 @@ class EdgeService:
 
 async def _alive_until(task: asyncio.Task[Any], context: Context) -> None:
     """Wait for a task, and let the device that waits for it hear that this edge lives."""
-    alive = edge_pb2.EdgeMessage(heartbeat=tensor_pb2.Heartbeat())
     while not task.done():
         done, _ = await asyncio.wait({task}, timeout=BEAT)
         if not done:
-            await context.write(alive)
+            await context.write(ALIVE)

@@ -1,0 +1,97 @@
+"""A device's adapters at its edge: a round's to the device, what it trained on to the cloud."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Iterator, Mapping
+from typing import Protocol
+
+import numpy as np
+
+from sfl.adapters.names import belongs_to, is_lora_a
+from sfl.rounds.values import UpdateHeader
+from sfl.stage.engine import Engine
+from sfl.stage.training import TrainingSession
+from sfl.transport.device.end import EdgeEnd
+from sfl.transport.device.stream import Ready, Stream
+from sfl.transport.device.tensor_work import Coders
+from sfl.transport.frames import words
+from sfl.transport.frames.chunks import Buffer, adapter_bytes
+from sfl.transport.frames.wire import EDGE_SESSION
+from sfl.v1 import edge_pb2, tensor_pb2
+
+Frames = Callable[[Mapping[str, np.ndarray], int], Iterator[tensor_pb2.AdapterFrame]]
+
+
+class Cloud(Protocol):
+    """Where parts of an adapter go."""
+
+    engine: Engine
+
+    async def relay_adapter(self, header: UpdateHeader, payload: Buffer) -> None:
+        """Pass a device's or the edge's part on to the cloud."""
+
+
+class AdapterWork:
+    """Sends adapters to one device, and relays what becomes of them."""
+
+    def __init__(
+        self, session: TrainingSession, cloud: Cloud, end: EdgeEnd, coders: Coders, stream: Stream
+    ) -> None:
+        self.session = session
+        self.cloud = cloud
+        self.end = end
+        self.coders = coders
+        self.stream = stream
+
+    async def send_round(self, values: Mapping[str, np.ndarray], round_: int) -> None:
+        """The device's part of the global adapter: whole, or as what the device lacks of it."""
+        frames = self.end.round_frames
+        if self.end.codecs.adapter_codec.spec == "none":
+            ready = await asyncio.to_thread(_ready, frames, values, round_)
+        else:
+            ready = await self.coders.encoder.submit(False, _ready, frames, values, round_)
+        self._post(ready)
+
+    async def send_stack(self, values: Mapping[str, np.ndarray], round_: int) -> None:
+        """What the device is to add to its base."""
+        self._post(await asyncio.to_thread(_ready, self.end.stack_frames, values, round_))
+
+    def _post(self, frames: list[Ready]) -> None:
+        for frame in frames:
+            self.stream.post(frame)
+
+    async def relay(self, header: tensor_pb2.AdapterHeader, payload: Buffer) -> None:
+        """Pass the device's part on, whole again where it came as a change."""
+        if header.codec:
+            payload = await self.coders.decoder.submit(
+                False, self.end.whole_update, header.codec, payload, self._trains
+            )
+            header.codec = ""
+        await self.cloud.relay_adapter(words.from_update_header(header), payload)
+
+    def _trains(self, name: str) -> bool:
+        """Whether the device trains a parameter of that name."""
+        own = any(belongs_to(name, span) for span in self.session.plan.device_spans)
+        frozen = self.end.settings.aggregation.traits.freezes_a
+        return own and not (frozen and is_lora_a(name))
+
+    async def send_own(self, round_: int) -> None:
+        """Pass on the edge's part of the same session."""
+        values = await self.cloud.engine.run(self.session.end_round)
+        header = UpdateHeader(
+            round=round_,
+            final_step=self.session.step,
+            device=self.end.device,
+            side="edge",
+            scaling=self.end.settings.scaling(self.end.device),
+        )
+        await self.cloud.relay_adapter(header, await asyncio.to_thread(adapter_bytes, values))
+
+
+def _ready(frames: Frames, values: Mapping[str, np.ndarray], round_: int) -> list[Ready]:
+    """An adapter's frames in bytes."""
+    return [
+        Ready(EDGE_SESSION.response_bytes(edge_pb2.EdgeMessage(adapter=frame)))
+        for frame in frames(values, round_)
+    ]
