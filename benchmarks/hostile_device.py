@@ -19,7 +19,6 @@ import sys
 import time
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
@@ -30,6 +29,7 @@ def lying(options: argparse.Namespace) -> type:
     """A link that puts lies into what it sends."""
     import numpy as np
 
+    from sfl.data.example import Dataset
     from sfl.stage.messages import RoundOutcome
     from sfl.transport.device.link import DeviceLink
     from sfl.v1 import edge_pb2
@@ -50,10 +50,11 @@ def lying(options: argparse.Namespace) -> type:
                 time.sleep(0.05)
             super().deliver(outcome)
 
-        def _post(self, message: edge_pb2.DeviceMessage, *urgency: Any) -> None:
-            if message.WhichOneof("body") == "ready" and options.examples is not None:
-                message.ready.num_examples = options.examples
-            super()._post(message, *urgency)
+        def facts(self, dataset: Dataset) -> edge_pb2.DeviceReady:
+            facts = super().facts(dataset)
+            if options.examples is not None:
+                facts.num_examples = options.examples
+            return facts
 
     return LyingLink
 

@@ -45,7 +45,9 @@ from sfl.stage.computation import COMPUTATIONS
 from sfl.stage.messages import Key, Kind, Purpose, RoundOrder, RoundOutcome, TensorMessage
 from sfl.stage.training import VanillaSession
 from sfl.stage.training.vanilla import VanillaGroup
+from sfl.transport.device.line import dial
 from sfl.transport.device.link import DeviceLink
+from sfl.transport.security.signed import DeviceSignatures
 
 PATIENCE = 180.0
 EXAMPLE = Example((1, 2), (-100, 2))
@@ -123,15 +125,16 @@ class LightDevice:
 
     def run(self, address: str) -> None:
         """Take part to the end of the run. Raises SflError."""
-        link = DeviceLink(address, self.name, NodeStats(self.name, "device"), insecure=False)
+        line = dial(address, NodeStats(self.name, "device"), PATIENCE, insecure=False)
         try:
-            settings = link.join(PATIENCE).settings
+            link = DeviceLink.join(line, DeviceSignatures(self.name), PATIENCE)
+            settings = link.joined.settings
             link.expect(device_shapes(settings, self.name), self._shape.hidden)
             link.ready(Dataset([EXAMPLE], [EXAMPLE], "text", DataNotes()))
             for order in link.orders():
                 link.deliver(self._round(link, order))
         finally:
-            link.close()
+            line.close()
 
     def _round(self, link: DeviceLink, order: RoundOrder) -> RoundOutcome:
         start, own = order.start, LightRound(time.perf_counter())

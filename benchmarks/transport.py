@@ -175,10 +175,12 @@ def ours(port: int, in_flight: int, seconds: float) -> list[float]:
     from sfl.data.example import DataNotes, Dataset, Example
     from sfl.metrics.stats import NodeStats
     from sfl.stage.messages import Key, Kind, Purpose, TensorMessage
+    from sfl.transport.device.line import dial
     from sfl.transport.device.link import DeviceLink
+    from sfl.transport.security.signed import DeviceSignatures
 
-    link = DeviceLink(f"127.0.0.1:{port}", "device", NodeStats("device", "device"), False)
-    link.join(10.0)
+    line = dial(f"127.0.0.1:{port}", NodeStats("device", "device"), 10.0, insecure=False)
+    link = DeviceLink.join(line, DeviceSignatures("device"), 10.0)
     link.expect([], HIDDEN)
     link.ready(Dataset([Example((1, 2), (-100, 2))], [], "text", DataNotes()))
     next(link.orders())

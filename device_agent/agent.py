@@ -32,7 +32,9 @@ from sfl.stage.base import settle
 from sfl.stage.device import DeviceStage
 from sfl.stage.trainer import Trainer
 from sfl.transport.bulk.fetch import fetch_model
+from sfl.transport.device.line import Line, dial
 from sfl.transport.device.link import DeviceLink, Joined
+from sfl.transport.security.signed import DeviceSignatures
 
 log = logging.getLogger("sfl.device")
 
@@ -73,20 +75,12 @@ class DeviceAgent:
             while True:
                 self.board.rest()
                 self.manager.status(f"joining the edge at {self.config.edge}")
-                link = DeviceLink(
-                    self.config.edge,
-                    self.config.name,
-                    self.stats,
-                    self.insecure,
-                    self.own,
-                    self.consent.check_codecs,
-                    self.config.proxy,
-                )
                 try:
-                    with saying_goodbye(link):
-                        joined = link.join(connect_timeout, self.config.cache_dir)
+                    line = self._dial(connect_timeout)
+                    with saying_goodbye(line):
+                        link = self._join(line, connect_timeout)
                         patience.taken_in()
-                        self._take_part(link, joined)
+                        self._take_part(link)
                     return
                 except LinkLost as error:
                     patience.spend(error, time.monotonic())
@@ -102,6 +96,15 @@ class DeviceAgent:
                     raise patience.why(error) from None
                 time.sleep(REJOIN_PAUSE)
 
+    def _dial(self, patience: float) -> Line:
+        config = self.config
+        return dial(config.edge, self.stats, patience, self.insecure, self.own, config.proxy)
+
+    def _join(self, line: Line, patience: float) -> DeviceLink:
+        signatures = DeviceSignatures(self.config.name, self.own)
+        agree = self.consent.check_codecs
+        return DeviceLink.join(line, signatures, patience, self.config.cache_dir, agree)
+
     def _log_fields(self) -> dict[str, object]:
         stats, name = self.stats, self.config.name
         return {
@@ -113,8 +116,9 @@ class DeviceAgent:
             "device": name,
         }
 
-    def _take_part(self, link: DeviceLink, joined: Joined) -> None:
+    def _take_part(self, link: DeviceLink) -> None:
         """Load, say so, and run rounds until there are no more."""
+        joined = link.joined
         self._run_id = joined.run_id
         joined = replace(joined, settings=self.consent.agreed(joined.settings))
         trainer, dataset = self._load(link, joined)

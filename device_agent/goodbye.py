@@ -9,14 +9,14 @@ from sfl.errors import AdapterRefused
 from sfl.node.causes import foreseen
 from sfl.node.process import Terminated
 from sfl.node.text import plain
-from sfl.transport.device.link import DeviceLink
+from sfl.transport.device.line import Line
 
 DONE = "done"
 
 
 @contextlib.contextmanager
-def saying_goodbye(link: DeviceLink) -> Iterator[None]:
-    """Close the link at the end, and say what ended it; "done" only where nothing did."""
+def saying_goodbye(line: Line) -> Iterator[None]:
+    """Close the line at the end, and say what ended it; "done" only where nothing did."""
     reason, refused = DONE, False
     try:
         yield
@@ -24,7 +24,7 @@ def saying_goodbye(link: DeviceLink) -> Iterator[None]:
         reason, refused = words(error), isinstance(error, AdapterRefused)
         raise
     finally:
-        link.close(reason, refused)
+        line.close(reason, refused)
 
 
 def words(error: BaseException) -> str:

@@ -19,7 +19,6 @@ from device_agent import agent
 from edge_server.server import EdgeServer
 from sfl.config import DeviceConfig
 from sfl.errors import AdapterRefused, NameInUse, Refused
-from sfl.metrics.stats import NodeStats
 from sfl.rounds import messages as rounds
 from sfl.rounds.values import Challenge
 from sfl.transport.device import service as edge_service
@@ -28,6 +27,7 @@ from sfl.transport.device.training import Training
 from sfl.transport.frames.wire import WIRE_VERSION
 from sfl.v1 import edge_pb2
 from tests.house.edge import NAME, PATIENCE, QUIET, Cloud, House, dialled, played
+from tests.house.links import joined
 from tests.house.waiting import until_async
 
 
@@ -186,19 +186,17 @@ def test_the_cloud_is_told_of_who_hangs_up_in_the_middle_of_leaving(
 @pytest.mark.usefixtures("watched")
 def test_who_comes_back_while_it_is_still_leaving_is_let_in_after_that() -> None:
     async def scene(house: House, cloud: Cloud) -> None:
-        first, second = (
-            DeviceLink(house.address, NAME, NodeStats(NAME, "device"), True) for _ in range(2)
-        )
-        await asyncio.to_thread(first.join, PATIENCE)
+        first = await asyncio.to_thread(joined, house.address, NAME, PATIENCE)
         await until_async(lambda: NAME in house.service.streams)
         old = house._sessions[NAME]
         await house.hold_up()
         closing = asyncio.create_task(asyncio.to_thread(first.close))
         await until_async(lambda: house.engine._queue)
-        joining = asyncio.create_task(asyncio.to_thread(second.join, PATIENCE))
+        joining = asyncio.create_task(asyncio.to_thread(joined, house.address, NAME, PATIENCE))
         await until_async(lambda: house.calls == 2)
         house.gate.set()
-        assert (await joining).num_layers == house.folder.num_layers
+        second = await joining
+        assert second.joined.num_layers == house.folder.num_layers
         assert cloud.told == ["join", "left", "join"]
         assert house._sessions[NAME] is not old and house.kept == {NAME}
         await closing
@@ -214,15 +212,14 @@ def test_a_device_asks_again_for_a_name_that_is_in_use(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, where: str
 ) -> None:
     monkeypatch.setattr(agent, "REJOIN_PAUSE", 0.01)
-    monkeypatch.setattr(agent.DeviceAgent, "_take_part", lambda self, link, joined: None)
+    monkeypatch.setattr(agent.DeviceAgent, "_take_part", lambda self, link: None)
     caplog.set_level("INFO", "sfl.device")
     elsewhere = rounds.DeviceJoined(NAME, "other")
 
     async def scene(house: House, cloud: Cloud) -> None:
         config = DeviceConfig(name=NAME, edge=house.address, metrics=QUIET)
-        holder = DeviceLink(house.address, NAME, NodeStats(NAME, "device"), True)
         if where == "this edge":
-            await asyncio.to_thread(holder.join, PATIENCE)
+            holder = await asyncio.to_thread(joined, house.address, NAME, PATIENCE)
         else:
             cloud.coordinator.handle(elsewhere, 0.0)
         device = agent.DeviceAgent(config, insecure=True)
@@ -235,7 +232,6 @@ def test_a_device_asks_again_for_a_name_that_is_in_use(
             assert "at edge other" in caplog.text and "left" not in cloud.told
             cloud.coordinator.handle(rounds.DeviceLost(NAME, "gone"), 0.0)
         await running
-        holder.close()
 
     played(scene)
 
@@ -244,7 +240,7 @@ def test_a_device_counts_what_it_could_not_compute_with(monkeypatch: pytest.Monk
     monkeypatch.setattr(agent, "REJOIN_PAUSE", 0.01)
     ends = iter((AdapterRefused("the loss is nan"), AdapterRefused("the loss is inf"), None))
 
-    def take_part(self: agent.DeviceAgent, link: DeviceLink, joined: Any) -> None:
+    def take_part(self: agent.DeviceAgent, link: DeviceLink) -> None:
         if (end := next(ends)) is not None:
             raise end
 
@@ -276,7 +272,7 @@ def test_who_is_out_for_good_is_told_why_though_the_run_ends_with_that(
 ) -> None:
     """Told at once, while the compute thread is busy; and so is who asks when all is over."""
 
-    def stay(self: agent.DeviceAgent, link: DeviceLink, joined: Any) -> None:
+    def stay(self: agent.DeviceAgent, link: DeviceLink) -> None:
         for _ in link.orders():
             raise AssertionError("no round was due")
 
@@ -293,10 +289,8 @@ def test_who_is_out_for_good_is_told_why_though_the_run_ends_with_that(
         with pytest.raises(Refused, match="strike 2 of 2; out for good"):
             await running
         for name, why in ((NAME, "strike 2 of 2; out for good"), ("other", "the run is over")):
-            late = DeviceLink(house.address, name, NodeStats(name, "device"), True)
             with pytest.raises(Refused, match=why):
-                await asyncio.to_thread(late.join, PATIENCE)
-            await asyncio.to_thread(late.close)
+                await asyncio.to_thread(joined, house.address, name, PATIENCE)
 
     monkeypatch.setattr(agent, "REJOIN_PAUSE", 0.01)
     monkeypatch.setattr(agent.DeviceAgent, "_take_part", stay)

@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Callable, Iterator
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -16,14 +17,14 @@ import psutil
 import pytest
 
 from sfl.config import RunSettings
-from sfl.config.codec import RoleCodecs
 from sfl.data.example import DataNotes, Dataset
 from sfl.errors import ConfigError, LinkLost, ProtocolError, RunFailed, SflError
 from sfl.metrics.stats import NodeStats
 from sfl.node.buffers import Chunks
 from sfl.stage.messages import Kind
 from sfl.transport.bulk.fetch import fetch_model
-from sfl.transport.device.link import DeviceLink, _Reader
+from sfl.transport.device.end import DeviceEnd
+from sfl.transport.device.link import Reader
 from sfl.transport.frames.chunks import TensorAssembly
 from sfl.transport.frames.envelope import Frame, _varint
 from sfl.transport.frames.seal import seal
@@ -32,6 +33,7 @@ from sfl.v1 import cloud_pb2, edge_pb2, tensor_pb2
 from tests.house.federation import write_config
 from tests.house.fleets import fleet
 from tests.house.hostile import MANIFEST, Device, Edge, edge_server, snapshot
+from tests.house.links import joined
 from tests.house.nodes import ByHand
 from tests.house.waiting import PATIENCE, until
 
@@ -540,11 +542,12 @@ EDGES: list[tuple[str, list[edge_pb2.EdgeMessage | bytes], type[SflError], str]]
 def test_what_folds_is_bounded_by_the_span_too() -> None:
     values = {"model": {"path": "m"}, "devices": [{"name": "d"}, {"name": "e"}]}
     settings = RunSettings.model_validate({**values, "aggregation": {"strategy": "flora"}})
-    reader = _Reader(NodeStats("d", "device"), lambda item: None, None, None, "d")  # type: ignore
-    reader.take(welcome(settings=settings.model_dump_json()))
+    stats = NodeStats("d", "device")
+    end = DeviceEnd("d", settings, stats.phases, peer_compiled=True)
+    reader = Reader(end, stats, lambda item: None)
     with pytest.raises(ProtocolError, match="1048576 bytes announced, 0 are allowed"):
         reader.take(adapter(side="stack", num_bytes=1 << 20))  # nor is any due before
-    reader.expect([(8, 64), (64, 8)], 64)
+    end.expect([(8, 64), (64, 8)], 64)
     with pytest.raises(ProtocolError, match="bytes announced"):
         reader.take(adapter(side="stack", num_bytes=1 << 20))
     header = tensor_pb2.AdapterHeader(side="stack", num_bytes=2 * 4 * 1024)  # of both devices
@@ -565,11 +568,10 @@ def test_an_edge_that_sends_without_end_fills_no_device() -> None:
     """While it loads, or computes, a device takes nothing: what comes meanwhile would pile up."""
     norm = edge_pb2.EdgeMessage(norm=edge_pb2.GradientNorm(round=1))
     with edge_server(at_once(welcome(), *[norm] * 1000)) as address:
-        link = DeviceLink(address, "d", NodeStats("d", "device"), insecure=False)
+        link = joined(address, "d", PATIENCE)
         try:
-            link.join(PATIENCE)
-            until(lambda: link._ended is not None, "the end of the stream")
-            assert link._inbox.qsize() <= 20
+            until(lambda: link.line._ended is not None, "the end of the stream")
+            assert link.line._inbox.qsize() <= 20
             with pytest.raises(ProtocolError, match="more came than was asked for"):
                 for _ in range(20):
                     link.receive()
@@ -580,10 +582,9 @@ def test_an_edge_that_sends_without_end_fills_no_device() -> None:
 def test_a_run_that_fails_while_a_device_fetches_is_its_reason() -> None:
     finish = edge_pb2.EdgeMessage(finish=edge_pb2.Finish(ok=False, reason="no CUDA device"))
     with edge_server(at_once(welcome(), finish)) as address:
-        link = DeviceLink(address, "d", NodeStats("d", "device"), insecure=False)
+        link = joined(address, "d", PATIENCE)
         try:
-            link.join(PATIENCE)
-            until(lambda: link._ended is not None, "the end of the run")
+            until(lambda: link.line._ended is not None, "the end of the run")
             told = link.why(LinkLost("the transfer beside it broke"))
             assert isinstance(told, RunFailed) and str(told) == "no CUDA device"
         finally:
@@ -594,30 +595,34 @@ def test_a_run_that_fails_while_a_device_fetches_is_its_reason() -> None:
 def test_what_an_edge_may_not_say_is_a_clear_end_for_its_device(number: int) -> None:
     _, messages, kind, words = EDGES[number]
     with edge_server(edge_says(*messages)) as address:
-        link = DeviceLink(address, "d", NodeStats("d", "device"), insecure=False)
-        try:
-            with pytest.raises(kind) as caught:
-                link.join(PATIENCE)
-                link.expect([(2, 2)], 32)
-                for _ in range(3):
-                    link.ready(Dataset([], [], "text", DataNotes()))
-                for _ in link.orders():
-                    pass
-            assert words in str(caught.value)
-            assert "\n" not in str(caught.value) and len(str(caught.value)) < 2100
-        finally:
-            link.close()
+        with pytest.raises(kind) as caught, closing(joined(address, "d", PATIENCE)) as link:
+            link.expect([(2, 2)], 32)
+            for _ in range(3):
+                link.ready(Dataset([], [], "text", DataNotes()))
+            for _ in link.orders():
+                pass
+        assert words in str(caught.value)
+        assert "\n" not in str(caught.value) and len(str(caught.value)) < 2100
 
 
 @pytest.mark.process
 def test_a_round_that_overtakes_the_welcome_is_the_edges_fault() -> None:
-    """The reader's thread may be at it before the thread that joins has seen the welcome."""
-    link = DeviceLink("127.0.0.1:1", "d", NodeStats("d", "device"), insecure=False)
-    header, codecs = tensor_pb2.TensorHeader(), RoleCodecs.model_construct()
-    for early in (lambda: link._begin_round(codecs, 1), lambda: link._decode(header, b"")):
-        with pytest.raises(ProtocolError, match="before this device was ready"):
-            early()
-    link.close()
+    norm = edge_pb2.EdgeMessage(norm=edge_pb2.GradientNorm(round=1))
+    for early in (start(), from_edge(), adapter(), norm):
+        with (
+            edge_server(at_once(early, welcome())) as address,
+            pytest.raises(ProtocolError, match="spoke of a round before it said welcome"),
+        ):
+            joined(address, "d", PATIENCE)
+
+
+def test_a_round_may_be_announced_in_one_breath_with_the_welcome() -> None:
+    """The thread that joins may still be at the welcome."""
+    finish = edge_pb2.EdgeMessage(finish=edge_pb2.Finish(ok=True))
+    with edge_server(at_once(welcome(), start(), finish)) as address:
+        for _ in range(20):
+            with closing(joined(address, "d", PATIENCE)) as link:
+                assert list(link.orders()) == []
 
 
 def listing(*sizes: int, names: str = "vocab.txt") -> bytes:

@@ -25,15 +25,15 @@ from sfl.stage.engine import Engine
 from sfl.stage.messages import GradientNorm, Key, Kind, Purpose, TensorMessage
 from sfl.stage.orders import ORDERS
 from sfl.transport.device.decode_slots import DecodeSlots
-from sfl.transport.device.end import EdgeEnd
-from sfl.transport.device.link import _Reader
+from sfl.transport.device.end import DeviceEnd, EdgeEnd
+from sfl.transport.device.link import Reader
 from sfl.transport.device.service import EdgeService
 from sfl.transport.device.stream_codecs import StreamCodecs
 from sfl.transport.device.training import Training
 from sfl.transport.device.urgency import CodecThread
 from sfl.transport.frames.chunks import adapter_bytes, adapter_frames
 from sfl.transport.frames.envelope import Frame
-from sfl.transport.frames.tensors import decode_tensor, encode_tensor
+from sfl.transport.frames.tensors import encode_tensor
 from sfl.transport.frames.wire import EDGE_SESSION
 from sfl.v1 import edge_pb2, tensor_pb2
 from tests.house.clock import Clock
@@ -121,17 +121,20 @@ def opened(session: Session, engine: Engine, room: int = 8) -> Training:
     return Training("d", cast(Any, session), settings, host, service.coders, end)
 
 
-def welcomed(reader: _Reader) -> None:
-    """Told of the run, and of what its span asks for."""
+def reading(stats: NodeStats, put: list[Any], codecs: RoleCodecs) -> Reader:
+    """What a device reads with, told of the run, of its first round, and what its span asks for."""
     run = {
         "model": {"path": "m", "max_length": 16384},
         "training": {"batch_size": 16},
         "devices": [{"name": "d"}],
     }
-    settings = RunSettings.model_validate(run).model_dump_json()
-    welcome = edge_pb2.Welcome(settings=settings, run_id="r", num_layers=3)
-    reader.take(edge_pb2.EdgeMessage(welcome=welcome))
-    reader.expect([(2, 3)], HIDDEN)
+    settings = RunSettings.model_validate(run)
+    end = DeviceEnd("d", settings, stats.phases, peer_compiled=True)
+    end.expect([(2, 3)], HIDDEN)
+    reader = Reader(end, stats, put.append)
+    start = edge_pb2.RoundStart(round=1, micro_batches=1, codecs=codecs.model_dump_json())
+    reader.take(edge_pb2.EdgeMessage(start=start))
+    return reader
 
 
 async def arrive(stream: Training, messages: Sequence[TensorMessage]) -> None:
@@ -337,9 +340,9 @@ def test_urgent_jobs_overtake_those_that_a_codec_thread_has_not_begun() -> None:
 # -- how long a tensor took to arrive --------------------------------------------------------------
 
 
-def interleaved() -> list[Frame]:
-    """An activation's and a gradient's frames in turn: at seconds 1, 3, 4 and 2, 5."""
-    first = encode_tensor(tensor(Kind.ACTIVATION, 1, tokens=8192), plain(8192))
+def interleaved(kind: Kind = Kind.ACTIVATION) -> list[Frame]:
+    """A tensor's and a gradient's frames in turn: at seconds 1, 3, 4 and 2, 5."""
+    first = encode_tensor(tensor(kind, 1, tokens=8192), plain(8192))
     second = encode_tensor(tensor(Kind.GRADIENT, 0, tokens=4100), plain(4100))
     assert (len(first), len(second)) == (3, 2)
     return [first[0], second[0], first[1], first[2], second[1]]
@@ -368,29 +371,20 @@ def watched(clock: Clock) -> NodeStats:
 def test_a_device_times_tensors_whose_frames_alternate_each_by_itself() -> None:
     clock = Clock()
     stats = watched(clock)
-    cut = StreamCodecs("device", "d", 0, peer_compiled=True)
-    cut.begin_round(CODECS, 1)
     put: list[Any] = []
-    decode: Any = lambda header, payload: decode_tensor(header, payload)[0]  # noqa: E731
-    reader = _Reader(stats, put.append, lambda codecs, round_: cut.adapter_codec, decode, "d")
-    welcomed(reader)
-    for frame in interleaved():
+    reader = reading(stats, put, CODECS.model_copy(update={"gradient": "none"}))
+    for frame in interleaved(Kind.HIDDEN):
         clock.now += 1.0
         reader.take(frame)
-    assert [message.kind for message in put[1:]] == [Kind.ACTIVATION, Kind.GRADIENT]
+    assert [message.kind for message in put] == [Kind.HIDDEN, Kind.GRADIENT]
     assert arrivals(stats, "d") == {1: ("receive", 3.0), 0: ("receive", 3.0)}
 
 
 @pytest.mark.parametrize("codec", ["none", "stochastic(4) | zstd"])
 def test_a_device_keeps_its_adapter_only_where_changes_of_it_are_coded(codec: str) -> None:
     put: list[Any] = []
-    decode: Any = None  # no tensor comes
-    stats = NodeStats("d", "device")
-    reader = _Reader(stats, put.append, lambda *round_: parse(codec), decode, "d")
-    welcomed(reader)
-    codecs = CODECS.model_dump_json()
-    start = edge_pb2.RoundStart(round=1, micro_batches=1, codecs=codecs)
-    reader.take(edge_pb2.EdgeMessage(start=start))
+    codecs = CODECS.model_copy(update={"adapter": codec})
+    reader = reading(NodeStats("d", "device"), put, codecs)
     payload = adapter_bytes({"a": np.ones((2, 3), np.float32)})
     for frame in adapter_frames(tensor_pb2.AdapterHeader(round=1), payload):
         reader.take(edge_pb2.EdgeMessage(adapter=frame))

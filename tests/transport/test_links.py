@@ -25,7 +25,7 @@ from sfl.node.certificates.own import OwnCertificate, load_own, settings_in
 from sfl.node.process import Terminated
 from sfl.transport.bulk.fetch import fetch_model
 from sfl.transport.cloud.link import CloudLink
-from sfl.transport.device import link as device_link
+from sfl.transport.device import line as device_line
 from sfl.transport.device import service as edge_service
 from sfl.transport.device.link import DeviceLink
 from sfl.transport.dialling import wait_for_peer, wait_for_peer_aio
@@ -42,6 +42,7 @@ from sfl.transport.security.diagnosis import why_refused
 from sfl.v1 import cloud_pb2, edge_pb2
 from tests.house.edge import NAME, Cloud, House, dialled, played
 from tests.house.fleets import fleet
+from tests.house.links import joined
 from tests.house.nodes import ByHand
 from tests.house.proxy import Proxy
 from tests.house.tls import give, read_folder, server
@@ -150,10 +151,6 @@ def test_a_half_open_connection_without_heartbeats_is_given_up_too() -> None:
 # -- a device's link -------------------------------------------------------------------------------
 
 
-def link_to(address: str) -> DeviceLink:
-    return DeviceLink(address, NAME, NodeStats(NAME, "device"), insecure=False)
-
-
 def impatient(house: House, idle_timeout: float = 1.0) -> None:
     network = {"idle_timeout": idle_timeout, "heartbeat_interval": 0.2}
     house.settings = house.settings.model_copy(
@@ -169,8 +166,7 @@ def test_a_broken_link_leaves_no_thread_and_no_connection() -> None:
     async def scene(house: House, cloud: Cloud) -> None:
         with Proxy(house.address) as proxy:
             for number in range(4):
-                link = link_to(proxy.address)
-                await asyncio.to_thread(link.join, PATIENCE)
+                link = await asyncio.to_thread(joined, proxy.address, NAME, PATIENCE)
                 assert len(threads()) == 3
                 proxy.cut()
                 with pytest.raises(LinkLost):
@@ -187,20 +183,18 @@ def test_a_device_waits_for_an_edge_that_lives_and_no_longer(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(edge_service, "BEAT", 0.1)
-    monkeypatch.setattr(device_link, "GOODBYE", 0.2)  # nobody hears it
+    monkeypatch.setattr(device_line, "GOODBYE", 0.2)  # nobody hears it
 
     async def scene(house: House, cloud: Cloud) -> None:
         cloud.mute = True
         with Proxy(house.address) as proxy:
-            link = link_to(proxy.address)
-            joining = asyncio.create_task(asyncio.to_thread(link.join, 2.5))
+            joining = asyncio.create_task(asyncio.to_thread(joined, proxy.address, NAME, 2.5))
             await until_async(lambda: cloud.told == ["join"])
             await asyncio.sleep(3)
             assert not joining.done()  # the edge says that it lives
             proxy.swallows = True
             with pytest.raises(LinkLost, match=r"not a byte for 2\.5 s"):
                 await joining
-            await asyncio.to_thread(link.close, "gone")
             assert not threads()
 
     played(scene)
@@ -209,13 +203,12 @@ def test_a_device_waits_for_an_edge_that_lives_and_no_longer(
 def test_who_waits_to_be_let_in_learns_why_the_run_ended() -> None:
     async def scene(house: House, cloud: Cloud) -> None:
         cloud.mute = True
-        link = link_to(house.address)
-        joining = asyncio.create_task(asyncio.to_thread(link.join, PATIENCE))
+        joining = asyncio.create_task(asyncio.to_thread(joined, house.address, NAME, PATIENCE))
         await until_async(lambda: cloud.told == ["join"])
         house.service.finish(RunFailed("round 2 closed with 0 devices"))
         with pytest.raises(RunFailed, match="round 2 closed with 0 devices"):
             await joining
-        await asyncio.to_thread(link.close)
+        assert not threads()
 
     played(scene)
 
@@ -224,8 +217,7 @@ def test_a_half_open_link_ends_what_waits_beside_the_stream_too() -> None:
     async def scene(house: House, cloud: Cloud) -> None:
         impatient(house)
         with Proxy(house.address) as proxy:
-            link = link_to(proxy.address)
-            await asyncio.to_thread(link.join, PATIENCE)
+            link = await asyncio.to_thread(joined, proxy.address, NAME, PATIENCE)
             proxy.swallows = True
             request = edge_pb2.FilesRequest(device=NAME)
             with pytest.raises(grpc.RpcError) as caught:
@@ -324,13 +316,12 @@ def test_what_ends_a_thread_of_the_link_reaches_who_waits(
 ) -> None:
     async def scene(house: House, cloud: Cloud) -> None:
         impatient(house, PATIENCE)
-        link = link_to(house.address)
-        await asyncio.to_thread(link.join, PATIENCE)
+        link = await asyncio.to_thread(joined, house.address, NAME, PATIENCE)
         if place == "encoder":
-            monkeypatch.setattr(DeviceLink, "_put_frames", broken)
+            monkeypatch.setattr(DeviceLink, "_post_frames", broken)
             link._to_encode.put(torch.zeros(1))  # type: ignore[arg-type]
         elif place == "reader":
-            monkeypatch.setattr("sfl.transport.device.link._Reader._on_nothing", broken)
+            monkeypatch.setattr("sfl.transport.device.link.Reader._on_heartbeat", broken)
         else:
             monkeypatch.setattr(NodeStats, "snapshot", broken)
         with pytest.raises(ValueError, match="a fault of our own"):

@@ -1,36 +1,30 @@
-"""A device's one connection: out to its edge, one long-lived stream.
+"""A device's link to its edge once it is taken in: values in, values out.
 
-The caller only computes: an encoder thread makes frames of what it sends, gRPC's own thread writes
-them, and a reader takes and decodes what comes. Gradients overtake activations in both queues
-out. A heartbeat thread tells the edge that this device lives, and watches the idle timeout. Where
-the link is to be slower than it is, a pacer stands between the queue and gRPC.
+The caller only computes: an encoder thread makes frames of what it sends, and the line's reader
+takes and decodes what comes. Gradients overtake activations in both queues out. A heartbeat thread
+tells the edge that this device lives, and watches the idle timeout.
 """
 
 from __future__ import annotations
 
-import logging
 import queue
-import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Self
 
 import grpc
 
-from sfl.codec import Codec, parse
 from sfl.codec.kernel import kernel
 from sfl.config import RunSettings
 from sfl.config.codec import RoleCodecs
 from sfl.data.example import Dataset
 from sfl.errors import LinkLost, ProtocolError, RunFailed, UserError
+from sfl.metrics.snapshot import Role
 from sfl.metrics.stats import NodeStats
 from sfl.metrics.timeline import spans_to_json
-from sfl.node.certificates.own import OwnCertificate
-from sfl.node.watched import start_watched
-from sfl.rounds.values import RoundStart
 from sfl.stage.messages import (
     Finish,
     GradientNorm,
@@ -43,44 +37,21 @@ from sfl.stage.messages import (
     TensorMessage,
 )
 from sfl.transport.device import checked
-from sfl.transport.device.shaper import Shaper, shaper
-from sfl.transport.device.stream_codecs import StreamCodecs
-from sfl.transport.device.updates import UpdateSender, Values, decode_update
+from sfl.transport.device.end import DeviceEnd
+from sfl.transport.device.line import Incoming, Line
+from sfl.transport.device.shaper import shaper
 from sfl.transport.device.urgency import LAST, NORMAL, URGENT, Outbox
-from sfl.transport.dialling import nothing_known, wait_for_peer
 from sfl.transport.frames import contract
-from sfl.transport.frames.chunks import (
-    AdapterAssembly,
-    Buffer,
-    TensorAssembly,
-    adapter_bytes,
-    adapter_frames,
-    decode_adapter,
-)
+from sfl.transport.frames.chunks import adapter_frames
 from sfl.transport.frames.envelope import Frame
-from sfl.transport.frames.seal import sound
-from sfl.transport.frames.tensors import decode_tensor, encode_tensor, raw_bytes
-from sfl.transport.frames.wire import (
-    EDGE_SESSION,
-    STACK,
-    WIRE_VERSION,
-    tensor_role,
-    wire_bytes,
-)
+from sfl.transport.frames.tensors import raw_bytes
+from sfl.transport.frames.wire import WIRE_VERSION, tensor_role, wire_bytes
 from sfl.transport.frames.words import from_round_start, to_score
-from sfl.transport.security.credentials import open_channel
-from sfl.transport.security.diagnosis import why_refused
 from sfl.transport.security.signed import DeviceSignatures
-from sfl.transport.status import error_of
 from sfl.v1 import edge_pb2, tensor_pb2
-
-log = logging.getLogger(__name__)
-
-Outgoing = edge_pb2.DeviceMessage | Frame
 
 FEW_WAITING = 8
 """Messages for the caller that may wait beside its tensors' answers and what folds."""
-GOODBYE = 5.0  # seconds that a goodbye may take to get through
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,120 +74,89 @@ class Declined:
 
 
 class DeviceLink:
-    """A device's session with its edge over gRPC; also the `Link` that a Trainer uses."""
+    """A device that its edge has taken in; also the `Link` that a Trainer uses."""
 
     def __init__(
         self,
-        address: str,
-        device: str,
-        stats: NodeStats,
-        insecure: bool,
-        own: OwnCertificate | None = None,
-        agree: Callable[[RoleCodecs], None] = lambda codecs: None,
-        proxy: bool = False,
+        line: Line,
+        joined: Joined,
+        end: DeviceEnd,
+        signatures: DeviceSignatures,
+        agree: Callable[[RoleCodecs], None],
     ) -> None:
         """`agree` raises UserError where this device does not use a round's codecs."""
-        self._agree = agree
-        self._signatures = DeviceSignatures(device, own)
-        self._peer = f"edge at {address}"
-        # A look of our own does not go through a proxy, so there it tells nothing.
-        self._why = nothing_known if proxy else partial(why_refused, address, "edge", own)
-        self._device = device
-        self._stats = stats
-        self._channel = open_channel("device.edge", address, insecure, own, "edge", proxy)
-        self._outbox: Outbox[Outgoing | None] = Outbox()
+        self.line = line
+        self.joined = joined
+        self._end = end
+        self._signatures = signatures
+        self._stats = line.stats
         self._to_encode: Outbox[TensorMessage | None] = Outbox()
-        self._inbox: queue.SimpleQueue[Any] = queue.SimpleQueue()
-        self._stop = threading.Event()
-        """Heartbeats end: the stream is over, or about to be."""
-        self._lost = False
-        self._hung_up = False
-        self._ended: Exception | None = None
-        self._threads: list[threading.Thread] = []
-        self._last_heard = time.monotonic()
-        self._cut: StreamCodecs | None = None
-        self._updates: UpdateSender | None = None
-        self._held: Values = {}
-        self._scaling = 0.0
-        self._shaper: Shaper | None = None
-        self._call: Any = None
-        self._reader = _Reader(stats, self._arrived, self._begin_round, self._decode, device)
+        settings = joined.settings
+        line.shaper = shaper(settings.device(end.device).link, "up")
+        stop = partial(self._to_encode.put, None, LAST)
+        line.start("link-encoder", self._encode, line.tell, stop)
+        network = settings.network
+        beat = partial(self._heartbeats, network.heartbeat_interval, network.idle_timeout)
+        line.start("link-heartbeat", beat, line.over)
+        line.read(Reader(end, line.stats, self._keep, agree).take)
+
+    @classmethod
+    def join(
+        cls,
+        line: Line,
+        signatures: DeviceSignatures,
+        patience: float,
+        cache_dir: Path | None = None,
+        agree: Callable[[RoleCodecs], None] = lambda codecs: None,
+    ) -> Self:
+        """Say who this is, and wait to be taken in.
+
+        What delta coding remembers of samples lies under `cache_dir`. An edge that is still
+        loading says so; one that is silent for `patience` seconds is not there any more.
+
+        Raises Refused, LinkLost, ProtocolError, RunFailed.
+        """
+        device = line.stats.name
+        hello = edge_pb2.DeviceHello(
+            device=device, wire_version=WIRE_VERSION, compiled_codec=kernel().name == "compiled"
+        )
+        line.post(edge_pb2.DeviceMessage(hello=hello))
+        greeting = line.read(Greeting(line).take)
+        welcome = _welcome(line, signatures, patience)
+        greeting.join()
+        settings = contract.welcome(welcome, device)
+        allowance = welcome.credits or settings.network.credits
+        joined = Joined(welcome.run_id, welcome.num_layers, settings, allowance)
+        phases = line.stats.phases
+        end = DeviceEnd(device, settings, phases, welcome.compiled_codec, cache_dir)
+        return cls(line, joined, end, signatures, agree)
 
     @property
     def channel(self) -> grpc.Channel:
         """The connection, for bulk transfers beside the stream."""
-        return self._channel
-
-    def join(self, connect_timeout: float, cache_dir: Path | None = None) -> Joined:
-        """Connect, say who this is, and wait to be taken in.
-
-        What delta coding remembers of samples lies under `cache_dir`. An edge that is still
-        loading says so; one that is silent for `connect_timeout` is not there any more.
-
-        Raises PeerUnavailable, Refused, LinkLost, ProtocolError.
-        """
-        wait_for_peer(self._channel, self._peer, connect_timeout, self._why)
-        self._call = EDGE_SESSION.stub(self._channel)(self._requests())
-        hello = edge_pb2.DeviceHello(
-            device=self._device,
-            wire_version=WIRE_VERSION,
-            compiled_codec=kernel().name == "compiled",
-        )
-        self._post(edge_pb2.DeviceMessage(hello=hello))
-        self._last_heard = time.monotonic()
-        self._start("link-reader", self._read, self._over)
-        welcome = self._welcome(connect_timeout)
-        settings = contract.welcome(welcome, self._device)
-        self._shaper = shaper(settings.device(self._device).link, "up")
-        self._scaling = settings.scaling(self._device)
-        self._cut = StreamCodecs(
-            "device", self._device, settings.run.seed, welcome.compiled_codec, cache_dir
-        )
-        self._updates = UpdateSender(self._device, settings.run.seed, "up", feedback=True)
-        self._start("link-encoder", self._encode, self._inbox.put)
-        network = settings.network
-        beat = partial(self._heartbeats, network.heartbeat_interval, network.idle_timeout)
-        self._start("link-heartbeat", beat, self._over)
-        allowance = welcome.credits or settings.network.credits
-        return Joined(welcome.run_id, welcome.num_layers, settings, allowance)
+        return self.line.channel
 
     def why(self, error: Exception) -> Exception:
         """Why the stream ended, where `error` came to a transfer beside it; else that error."""
-        return error if self._ended is None else self._ended
+        return self.line.why(error)
 
-    def _welcome(self, patience: float) -> edge_pb2.Welcome:
-        """Wait to be taken in."""
-        while True:
-            left = self._last_heard + patience - time.monotonic()
-            if left <= 0:
-                raise LinkLost(f"{self._peer}: not a byte for {patience:g} s")
-            try:
-                welcome = self._inbox.get(timeout=left)
-            except queue.Empty:
-                continue
-            if isinstance(welcome, Exception):
-                raise welcome
-            if isinstance(welcome, Finish) and not welcome.ok:
-                raise RunFailed(welcome.reason)
-            if isinstance(welcome, edge_pb2.Challenge):
-                self._post(edge_pb2.DeviceMessage(proof=self._signatures.proof(welcome)))
-                continue
-            if not isinstance(welcome, edge_pb2.Welcome):
-                raise ProtocolError(f"{self._peer}: a welcome was due")
-            return welcome
-
-    def _start(
-        self, name: str, work: Callable[[], None], tell: Callable[[Exception], None]
-    ) -> None:
-        self._threads.append(start_watched(name, work, tell))
+    def close(self, reason: str = "done", cannot_compute: bool = False) -> None:
+        """As the line's."""
+        self.line.close(reason, cannot_compute)
 
     def expect(self, shapes: Sequence[Sequence[int]], hidden: int) -> None:
         """From now on take adapters of these parameters, and tensors `hidden` wide, at most."""
-        self._reader.expect(shapes, hidden)
+        self._end.expect(shapes, hidden)
 
     def ready(self, dataset: Dataset) -> None:
         """Tell the edge that span and data are there."""
-        ready = edge_pb2.DeviceReady(
+        ready = self.facts(dataset)
+        self._signatures.ready(ready)
+        self.line.post(edge_pb2.DeviceMessage(ready=ready))
+
+    def facts(self, dataset: Dataset) -> edge_pb2.DeviceReady:
+        """What this device has, in numbers."""
+        return edge_pb2.DeviceReady(
             num_examples=len(dataset.train),
             num_eval_examples=len(dataset.eval),
             num_truncated=dataset.notes.truncated,
@@ -229,8 +169,6 @@ class DeviceLink:
             example_kind=dataset.kind,
             snapshot=self._stats.snapshot().to_json(),
         )
-        self._signatures.ready(ready)
-        self._post(edge_pb2.DeviceMessage(ready=ready))
 
     def orders(self, fold: Callable[[Stack], None] | None = None) -> Iterator[RoundOrder]:
         """The rounds to run, until the run is over. Raises RunFailed where it ends badly.
@@ -246,25 +184,15 @@ class DeviceLink:
                 continue
             if not isinstance(message, RoundOrder):
                 raise ProtocolError("a tensor came between two rounds")
-            assert self._cut is not None
-            self._held = message.values if self._cut.adapter_codec.spec != "none" else {}
             yield message
 
     def deliver(self, outcome: RoundOutcome) -> None:
         """Send this device's part of the adapter, and the report of its round."""
         if outcome.num_steps:
-            header = tensor_pb2.AdapterHeader(
-                round=outcome.round,
-                final_step=outcome.num_steps,
-                device=self._device,
-                side="device",
-                scaling=self._scaling,
-            )
-            for frame in adapter_frames(header, self._update(header, outcome.values)):
-                self._post(edge_pb2.DeviceMessage(adapter=frame))
+            self._deliver_update(outcome)
         report = tensor_pb2.RoundReport(
             round=outcome.round,
-            device=self._device,
+            device=self._end.device,
             num_steps=outcome.num_steps,
             train_loss=outcome.train_loss,
             num_tokens=outcome.num_tokens,
@@ -277,20 +205,22 @@ class DeviceLink:
             snapshot=self._stats.snapshot().to_json(),
         )
         self._signatures.report(report)
-        self._post(edge_pb2.DeviceMessage(report=report))
+        self.line.post(edge_pb2.DeviceMessage(report=report))
 
-    def _update(self, header: tensor_pb2.AdapterHeader, values: Values) -> Buffer:
+    def _deliver_update(self, outcome: RoundOutcome) -> None:
         """This device's part: whole, or coded as what changed since the round began."""
-        assert self._cut is not None and self._updates is not None
-        codec = self._cut.adapter_codec
-        if codec.spec == "none" or not values:
-            self._signatures.update(header, values)
-            return adapter_bytes(values)
-        held = {name: self._held[name] for name in values}
-        header.codec = codec.spec
-        payload, arrived = self._updates.encode(codec, values, held, header.round)
-        self._signatures.update(header, arrived)
-        return payload
+        part = self._end.update(outcome.values, outcome.round)
+        header = tensor_pb2.AdapterHeader(
+            round=outcome.round,
+            final_step=outcome.num_steps,
+            device=self._end.device,
+            side="device",
+            scaling=self._end.settings.scaling(self._end.device),
+            codec=part.codec,
+        )
+        self._signatures.update(header, part.arrived)
+        for frame in adapter_frames(header, part.payload):
+            self.line.post(edge_pb2.DeviceMessage(adapter=frame))
 
     # -- Link -------------------------------------------------------------------------------------
 
@@ -300,7 +230,7 @@ class DeviceLink:
             norm = edge_pb2.GradientNorm(
                 round=message.round, step=message.step, squared=message.squared
             )
-            self._post(edge_pb2.DeviceMessage(norm=norm))
+            self.line.post(edge_pb2.DeviceMessage(norm=norm))
             return
         self._to_encode.put(message, _urgency(message.kind))
 
@@ -308,321 +238,168 @@ class DeviceLink:
         """Wait for the next message. Raises LinkLost, ProtocolError, RunFailed."""
         phases = self._stats.phases
         begin = phases.now()
-        item = self._take()
-        if isinstance(item, edge_pb2.GradientNorm):
-            item = checked.gradient_norm(item)
+        item = self.line.wait()
+        if isinstance(item, Declined):
+            raise item.error
         if isinstance(item, TensorMessage | GradientNorm):
-            phases.span("wait", item.key, self._device, begin)
+            phases.span("wait", item.key, self._end.device, begin)
             return item
         phases.observe("wait", phases.now() - begin)
         if isinstance(item, Finish) and not item.ok:
             raise RunFailed(item.reason)
         if isinstance(item, Stack | RoundOrder | Finish):
             return item
-        raise ProtocolError(f"{self._peer}: {type(item).__name__} was not due")
-
-    def close(self, reason: str = "done", cannot_compute: bool = False) -> None:
-        """Say goodbye where anybody hears it, let queued bytes go out, and hang up.
-
-        `cannot_compute`: this device leaves for what comes of the round's adapter.
-
-        Threads and connection are gone afterwards, however the stream has ended.
-        """
-        if self._hung_up:
-            return
-        self._hung_up = True
-        if not self._lost:
-            goodbye = edge_pb2.DeviceMessage(goodbye=reason, cannot_compute=cannot_compute)
-            self._post(goodbye, LAST)
-        self._stop.set()
-        self._outbox.put(None, LAST)
-        self._to_encode.put(None, LAST)
-        if self._call is not None:
-            # The edge closes the stream once it has read everything.
-            end = time.monotonic() + GOODBYE
-            while self._call.is_active() and time.monotonic() < end:
-                time.sleep(0.02)
-            self._call.cancel()
-        self._channel.close()
-        for thread in self._threads:
-            thread.join(1.0)
+        raise ProtocolError(f"{self.line.peer}: {type(item).__name__} was not due")
 
     # -- threads ----------------------------------------------------------------------------------
-
-    def _requests(self) -> Iterator[Outgoing]:
-        """What gRPC writes, at the link's pace once that is known."""
-        while (message := self._outbox.get()) is not None:
-            if self._shaper is not None:
-                yield from self._paced(message, self._shaper)
-                return
-            begin = self._stats.phases.now()
-            yield message  # and come back when gRPC has written it
-            self._sent(message, begin)
-
-    def _paced(self, first: Outgoing, shaper: Shaper) -> Iterator[Outgoing]:
-        """Messages when they would arrive; a pacer takes them when the link is free."""
-        arrivals: queue.SimpleQueue[tuple[float, Outgoing | None]]
-        arrivals = queue.SimpleQueue()
-
-        def pace() -> None:
-            message: Outgoing | None = first
-            while message is not None:
-                free, arrives = shaper.admit(time.monotonic(), wire_bytes(message))
-                begin = self._stats.phases.now()
-                arrivals.put((arrives, message))
-                time.sleep(max(0.0, free - time.monotonic()))
-                self._sent(message, begin)
-                message = self._outbox.get()
-            arrivals.put((0.0, None))
-
-        def broken(error: Exception) -> None:
-            self._inbox.put(error)
-            arrivals.put((0.0, None))
-
-        self._start("link-pacer", pace, broken)
-        while (item := arrivals.get())[1] is not None:
-            time.sleep(max(0.0, item[0] - time.monotonic()))
-            yield item[1]
-
-    def _sent(self, message: Outgoing, begin: float) -> None:
-        """Count how long a tensor's frame took to leave."""
-        if isinstance(message, Frame) and message.place is not None:
-            self._stats.phases.span("send", message.place, self._device, begin, "link-writer")
 
     def _encode(self) -> None:
         """Frames of what the caller sent, until the link is closed."""
         for message in iter(self._to_encode.get, None):
-            self._put_frames(message)
+            self._post_frames(message)
 
-    def _put_frames(self, message: TensorMessage) -> None:
-        assert self._cut is not None
-        with self._stats.phases.measure("encode", message.key, self._device):
-            frames = encode_tensor(message, self._cut.encode(message))
+    def _post_frames(self, message: TensorMessage) -> None:
+        frames = self._end.encode(message)
         if message.kind is Kind.ACTIVATION and message.key.purpose is Purpose.TRAINING:
-            self._stats.value_bits = self._cut.value_bits(message)
+            self._stats.value_bits = self._end.codecs.value_bits(message)
         assert frames[0].header is not None
         role, raw = tensor_role(frames[0].header), raw_bytes(frames[0].header)
         for frame in frames:
             self._stats.bytes.add("up", role, frame.wire_bytes, raw)
-            self._outbox.put(frame, _urgency(message.kind))
+            self.line.post_frame(frame, _urgency(message.kind))
             raw = 0
 
-    def _joined(self) -> StreamCodecs:
-        """Raises ProtocolError where an edge's welcome is not even taken yet."""
-        if self._cut is None:
-            raise ProtocolError("the edge spoke of a round before this device was ready")
-        return self._cut
-
-    def _begin_round(self, codecs: RoleCodecs, round_: int) -> Codec:
-        cut = self._joined()
-        try:
-            self._agree(codecs)
-        except UserError as error:
-            # Not by ending this stream: the caller is to say goodbye, with the reason.
-            self._inbox.put(Declined(error))
-            return parse("none")
-        cut.begin_round(codecs, round_)
-        return cut.adapter_codec
-
-    def _decode(self, header: tensor_pb2.TensorHeader, payload: Buffer) -> TensorMessage:
-        cut = self._joined()
-        message, packet = decode_tensor(header, payload)
-        checked.tensor(message, self._reader.settings)
-        if packet is None:
-            return message
-        with self._stats.phases.measure("decode", message.key, self._device):
-            return cut.decode(packet, message, None)
-
-    def _post(self, message: edge_pb2.DeviceMessage, urgency: int = NORMAL) -> None:
-        body = message.WhichOneof("body")
-        role = "adapter" if body == "adapter" else "control"
-        self._stats.bytes.add("up", role, wire_bytes(message))  # type: ignore[arg-type]
-        urgent = body in ("norm", "heartbeat", "hello")
-        self._outbox.put(message, URGENT if urgent else urgency)
-
-    def _take(self) -> Any:
-        item = self._inbox.get()
-        if isinstance(item, Declined):
-            raise item.error
-        if isinstance(item, Exception):
-            raise item
-        return item
-
-    def _read(self) -> None:
-        try:
-            for message in self._call:
-                self._last_heard = time.monotonic()
-                self._reader.take(sound(message, self._peer))
-        except grpc.RpcError as error:
-            self._lost = True
-            raise error_of(error, self._peer) from None
-        self._lost = True
-        raise LinkLost(f"{self._peer} closed the stream")
-
-    def _arrived(self, item: Any) -> None:
-        """Keep it for the caller, unless that is more than an edge ever owes it."""
-        if self._inbox.qsize() >= self._reader.most_waiting:
-            raise ProtocolError(f"{self._peer}: more came than was asked for")
-        if isinstance(item, Finish) and not item.ok:
-            self._ended = self._ended or RunFailed(item.reason)
-        self._inbox.put(item)
-
-    def _over(self, error: Exception) -> None:
-        """The stream is of no more use; who waits for it, or for a transfer beside it, learns."""
-        self._ended = self._ended or error
-        self._stop.set()
-        self._inbox.put(error)
-        if self._lost:
-            self._channel.close()
-
     def _heartbeats(self, interval: float, idle_timeout: float) -> None:
-        while not self._stop.wait(interval):
-            silent = time.monotonic() - self._last_heard
-            if silent > idle_timeout:
-                self._lost = True
-                raise LinkLost(f"{self._peer}: not a byte for {silent:.0f} s")
+        while not self.line.stopped.wait(interval):
+            self.line.expect_bytes(idle_timeout)
             beat = tensor_pb2.Heartbeat(snapshot=self._stats.snapshot().to_json())
-            self._post(edge_pb2.DeviceMessage(heartbeat=beat))
+            self.line.post(edge_pb2.DeviceMessage(heartbeat=beat))
+
+    def _keep(self, item: object) -> None:
+        self.line.keep(item, FEW_WAITING + self._end.most_waiting)
 
 
-class _Reader:
+class Greeting:
+    """What an edge may say before it takes a device in."""
+
+    def __init__(self, line: Line) -> None:
+        self._line = line
+
+    def take(self, message: Incoming) -> bool:
+        """Pass it on to who waits; whether more is to come before the welcome."""
+        body = message.WhichOneof("body")
+        if isinstance(message, Frame) or body in ("start", "adapter", "norm"):
+            raise ProtocolError("the edge spoke of a round before it said welcome")
+        self._line.stats.bytes.add("down", "control", wire_bytes(message))
+        if body == "welcome":
+            self._line.keep(message.welcome, FEW_WAITING)
+            return False
+        if body == "challenge":
+            self._line.keep(message.challenge, FEW_WAITING)
+        elif body == "finish":
+            self._line.keep(_finish(message.finish), FEW_WAITING)
+        elif body != "heartbeat":
+            raise ProtocolError("an empty message, or one of another wire version")
+        return True
+
+
+def _welcome(line: Line, signatures: DeviceSignatures, patience: float) -> edge_pb2.Welcome:
+    """Wait to be taken in."""
+    while True:
+        left = line.last_heard + patience - time.monotonic()
+        if left <= 0:
+            raise LinkLost(f"{line.peer}: not a byte for {patience:g} s")
+        try:
+            said = line.wait(left)
+        except queue.Empty:
+            continue
+        if isinstance(said, Finish) and not said.ok:
+            raise RunFailed(said.reason)
+        if isinstance(said, edge_pb2.Challenge):
+            line.post(edge_pb2.DeviceMessage(proof=signatures.proof(said)))
+            continue
+        if not isinstance(said, edge_pb2.Welcome):
+            raise ProtocolError(f"{line.peer}: a welcome was due")
+        return said
+
+
+class Reader:
     """Turns an edge's messages into what the device's main thread waits for."""
 
     def __init__(
         self,
+        end: DeviceEnd,
         stats: NodeStats,
-        put: Callable[[Any], None],
-        begin_round: Callable[[RoleCodecs, int], Codec],
-        decode: Callable[[tensor_pb2.TensorHeader, Buffer], TensorMessage],
-        device: str,
+        put: Callable[[object], None],
+        agree: Callable[[RoleCodecs], None] = lambda codecs: None,
     ) -> None:
+        self._end = end
         self._stats = stats
         self._put = put
-        self._begin_round = begin_round
-        self._decode = decode
-        self._device = device
-        self._settings: RunSettings | None = None
-        self._tensor = TensorAssembly(0)  # until this device has its span: none is due before
-        self._adapter = AdapterAssembly(0)
-        self._start: RoundStart | None = None
-        self._codec: Codec | None = None
-        self._held: Values = {}
-        self._began: dict[int, float] = {}
+        self._agree = agree
 
-    @property
-    def settings(self) -> RunSettings:
-        """The run's, from the welcome on. Raises ProtocolError before."""
-        if self._settings is None:
-            raise ProtocolError("the edge spoke of a round before it said welcome")
-        return self._settings
-
-    @property
-    def most_waiting(self) -> int:
-        """Messages that may wait for the device: answers, a round, sums of the rounds before."""
-        if self._settings is None:
-            return FEW_WAITING
-        folds, rounds = self._settings.aggregation.traits.folds, self._settings.run.rounds
-        return FEW_WAITING + 2 * self._settings.network.credits + folds * rounds
-
-    def expect(self, shapes: Sequence[Sequence[int]], hidden: int) -> None:
-        """What the device's span asks for: the parameters of its adapter, the width of tensors."""
-        training, model = self.settings.training, self.settings.model
-        values = training.batch_size * model.max_length * hidden
-        self._tensor.limit = 4 * values + (1 << 16)
-        times = 1.0
-        if self.settings.aggregation.traits.folds:  # a sum has the ranks of all devices
-            ranks = [self.settings.rank(entry.name) for entry in self.settings.devices]
-            times = sum(ranks) / self.settings.rank(self._device)
-        self._adapter.limit = contract.adapter_limit(shapes, times)
-
-    def take(self, message: edge_pb2.EdgeMessage | Frame) -> None:
+    def take(self, message: Incoming) -> bool:
         """Count a message, and pass on what it completes."""
         if isinstance(message, Frame):
             self._on_tensor(message)
-            return
+            return True
         body = message.WhichOneof("body")
         take = {
-            "challenge": self._on_challenge,
-            "welcome": self._on_welcome,
             "start": self._on_start,
             "adapter": self._on_adapter,
             "norm": self._on_norm,
-            "heartbeat": self._on_nothing,
+            "heartbeat": self._on_heartbeat,
             "finish": self._on_finish,
         }.get(body or "")
+        if body in ("welcome", "challenge"):
+            raise ProtocolError(f"the edge said {body} twice")
         if take is None:
             raise ProtocolError("an empty message, or one of another wire version")
+        self._count(message, "adapter" if body == "adapter" else "control")
         take(message)
+        return True
 
-    def _count(self, message: edge_pb2.EdgeMessage | Frame, role: Any, raw: int = 0) -> None:
+    def _count(self, message: Incoming, role: Role, raw: int = 0) -> None:
         self._stats.bytes.add("down", role, wire_bytes(message), raw)
 
-    def _on_nothing(self, message: edge_pb2.EdgeMessage) -> None:
-        self._count(message, "control")
-
-    def _on_challenge(self, message: edge_pb2.EdgeMessage) -> None:
-        self._count(message, "control")
-        self._put(message.challenge)
-
-    def _on_welcome(self, message: edge_pb2.EdgeMessage) -> None:
-        self._count(message, "control")
-        if self._settings is not None:
-            raise ProtocolError("the edge said welcome twice")
-        self._settings = contract.welcome(message.welcome, self._device)
-        self._put(message.welcome)
+    def _on_heartbeat(self, message: edge_pb2.EdgeMessage) -> None:
+        """It has been heard."""
 
     def _on_norm(self, message: edge_pb2.EdgeMessage) -> None:
-        self._count(message, "control")
-        self._put(message.norm)
+        self._put(checked.gradient_norm(message.norm))
 
     def _on_finish(self, message: edge_pb2.EdgeMessage) -> None:
-        self._count(message, "control")
-        self._put(Finish(message.finish.ok, contract.reason(message.finish.reason)))
+        self._put(_finish(message.finish))
 
     def _on_start(self, message: edge_pb2.EdgeMessage) -> None:
-        self._count(message, "control")
-        start = checked.round_start(from_round_start(message.start), self.settings)
-        self._codec = self._begin_round(start.codecs, start.round)
-        self._start = start
+        start = checked.round_start(from_round_start(message.start), self._end.settings)
+        try:
+            self._agree(start.codecs)
+        except UserError as error:
+            # Not by ending this stream: the caller is to say goodbye, with the reason.
+            self._put(Declined(error))
+            self._end.begin_round(start, None)
+        else:
+            self._end.begin_round(start, start.codecs)
 
     def _on_adapter(self, message: edge_pb2.EdgeMessage) -> None:
-        self._count(message, "adapter")
-        whole = self._adapter.add(message.adapter)
-        if whole is None:
-            return
-        if whole[0].side == STACK:
-            self._put(Stack(decode_adapter(whole[1])))
-            return
-        if self._start is None:
-            raise ProtocolError("an adapter came before its round was announced")
-        values = self._values(*whole)
-        # What the next change is added to; where none is coded the edge keeps nothing either.
-        coded = self._codec is not None and self._codec.spec != "none"
-        self._held = values if coded else {}
-        self._put(RoundOrder(self._start, values))
-
-    def _values(self, header: tensor_pb2.AdapterHeader, payload: Buffer) -> Values:
-        if not header.codec:
-            return decode_adapter(payload)
-        if self._codec is None or header.codec != self._codec.spec or not self._held:
-            raise ProtocolError(f"an adapter in codec {header.codec!r} was not due")
-        return decode_update(self._codec, payload, self._held)
+        whole = self._end.take_adapter(message.adapter)
+        if whole is not None:
+            self._put(whole)
 
     def _on_tensor(self, frame: Frame) -> None:
-        header = self._tensor.header(frame)
-        first = frame.header is not None
+        header = self._end.header_of(frame)
         if header is not None:
-            self._count(frame, tensor_role(header), raw_bytes(header) if first else 0)
-        phases = self._stats.phases
-        if first:
-            self._began[frame.kind] = phases.now()
-        whole = self._tensor.add(frame)
-        if whole is not None:
-            begin, end = self._began[frame.kind], phases.now()
-            message = self._decode(*whole)
-            device = self._stats.name
-            phases.share("receive", message.key, device, begin, end, lane="link-receiver")
-            self._put(replace(message, arrived=phases.now()))
+            raw = raw_bytes(header) if frame.header is not None else 0
+            self._count(frame, tensor_role(header), raw)
+        arrival = self._end.take_frame(frame, self._stats.phases.now())
+        if arrival is not None:
+            message = self._end.decode(arrival)
+            self._put(replace(message, arrived=self._stats.phases.now()))
+
+
+def _finish(said: edge_pb2.Finish) -> Finish:
+    return Finish(said.ok, contract.reason(said.reason))
 
 
 def _urgency(kind: Kind) -> int:

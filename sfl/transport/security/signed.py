@@ -126,7 +126,7 @@ class Joining:
 class DeviceSignatures:
     """The device's end. Where it has no certificate, or nobody asks, it signs nothing."""
 
-    def __init__(self, device: str, own: OwnCertificate | None) -> None:
+    def __init__(self, device: str, own: OwnCertificate | None = None) -> None:
         self._device = device
         self._own = own
         self._signer: Signer | None = None
