@@ -41,7 +41,9 @@ class BoardWatch:
     def __enter__(self) -> Self:
         board = self._look()
         for name in blind_rules(self.settings, board):
-            log.warning("pause.%s: nothing on this machine answers it, so it does not hold", name)
+            log.warning(
+                "pause.%s: nothing on this machine can answer it, so it has no effect", name
+            )
         self._thread = start_watched("board", self._watch, self._break)
         return self
 
@@ -110,6 +112,6 @@ class BoardWatch:
 
     def _go_on(self, was: Pause | None) -> None:
         if was is not None:
-            log.warning("goes on after %.0f s of rest", time.monotonic() - self._since)
+            log.warning("continues after a pause of %.0f s", time.monotonic() - self._since)
             self.manager.status("goes on")
         self._may_compute.set()

@@ -25,13 +25,15 @@ def device(
     claim: Claim = None,
     error_file: ErrorFile = None,
 ) -> None:
-    """Start a device agent: the first blocks of the model, and the data that never leave it."""
+    """Start a device agent. It holds the model's first blocks; its data never leaves it."""
     quiet_environment()
     start_logging(log_format)
 
     def body() -> None:
         if certs is not None and claim is not None:
-            raise ConfigError("--certs", str(certs), "goes against --claim", "Give one of the two.")
+            raise ConfigError(
+                "--certs", str(certs), "cannot be used with --claim", "Give one of the two."
+            )
         with contextlib.nullcontext() if claim is None else claim_identity(claim) as claimed:
             named = [] if claimed is None else [f'device.name="{claimed.name}"']
             settings = load_device(config, [*(overrides or []), *named])

@@ -38,7 +38,7 @@ class Consent:
                 raise ConfigError(
                     f"device.{field}",
                     str(source),
-                    f"lies in none of the folders of device.consent.data_dirs ({listed})",
+                    f"is in none of the folders of device.consent.data_dirs ({listed})",
                     "Move it there, or add its folder.",
                 )
 

@@ -21,7 +21,7 @@ def edge(
     address_file: AddressFile = None,
     error_file: ErrorFile = None,
 ) -> None:
-    """Start an edge server: the frozen base, shared by its devices, one LoRA for each."""
+    """Start an edge server. Its devices share the frozen base; each has a LoRA of its own."""
     quiet_environment()
     keep_heap()
     start_logging(log_format)

@@ -169,7 +169,7 @@ class EdgeServer:
         words = self.cloud.join(connect_timeout)
         first = await anext(words, None)
         if first is None:
-            raise LinkLost("the cloud closed the stream before it said a word")
+            raise LinkLost("the cloud closed the stream without a message")
         if not isinstance(first, EdgeWelcome):
             raise ProtocolError("the cloud begins with the run's settings")
         self.run_id, self.settings = first.run_id, first.settings
@@ -323,7 +323,7 @@ class EdgeServer:
     async def _hear(self, word: EdgeWelcome | Admission | EdgeOrders | GlobalPart | Evict) -> None:
         match word:
             case EdgeWelcome():
-                raise ProtocolError("settings from the cloud was not due")
+                raise ProtocolError("settings from the cloud was not expected")
             case Admission():
                 self._on_admission(word)
             case EdgeOrders():

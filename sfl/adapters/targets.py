@@ -50,7 +50,7 @@ def check_targets(model: nn.Module, layout: Layout, names: Sequence[str]) -> Non
             raise ConfigError(
                 FIELD,
                 wanted,
-                "no linear layer of the model's blocks is called so",
+                "no linear layer of the model's blocks has this name",
                 f"Choose from {', '.join(known)}.",
             )
 

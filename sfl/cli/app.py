@@ -65,10 +65,10 @@ def run(
     insecure: Insecure = False,
     log_format: Logs = "text",
     tls: Annotated[
-        bool, typer.Option("--tls", help="Mutual TLS, by a CA made for this run alone.")
+        bool, typer.Option("--tls", help="Mutual TLS, with a CA made for this run.")
     ] = False,
 ) -> None:
-    """Run everything on this machine: cloud, edge and devices, each a process of its own."""
+    """Run cloud, edge and devices on this machine, each in a process of its own."""
     from sfl.cli.run import run_and_show
 
     os.environ[ENVIRONMENT] = log_format  # for the nodes' logs
@@ -93,7 +93,7 @@ def doctor(
     ] = None,
     model: Annotated[
         str | None,
-        typer.Option(help="Say which cut layers of this model fit; default: the file's."),
+        typer.Option(help="Show which cut layers of this model fit; default: the file's."),
     ] = None,
     edge: Annotated[
         str | None, typer.Option(help="Test the link to HOST:PORT; default: a device file's edge.")
@@ -102,21 +102,26 @@ def doctor(
         str | None,
         typer.Option(help="Memory to fit a device into, as 512MB; default: all that is available."),
     ] = None,
-    batch_size: Annotated[int | None, typer.Option(min=1, help="Instead of the file's.")] = None,
-    max_length: Annotated[int | None, typer.Option(min=1, help="Instead of the file's.")] = None,
-    rank: Annotated[int | None, typer.Option(min=1, help="Instead of the file's.")] = None,
+    batch_size: Annotated[
+        int | None, typer.Option(min=1, help="Use this, not the file's value.")
+    ] = None,
+    max_length: Annotated[
+        int | None, typer.Option(min=1, help="Use this, not the file's value.")
+    ] = None,
+    rank: Annotated[int | None, typer.Option(min=1, help="Use this, not the file's value.")] = None,
     cuts: Annotated[
         str | None,
         typer.Option(help="With an edge's file: its devices by their cut layers, as 1,1,2."),
     ] = None,
     format_: Annotated[
-        Literal["text", "json"], typer.Option("--format", help="For people or for programs.")
+        Literal["text", "json"],
+        typer.Option("--format", help="Text for people, or JSON for programs."),
     ] = "text",
     overrides: Overrides = None,
     insecure: Insecure = False,
     certs: Certs = None,
 ) -> None:
-    """Say what this machine can do: cores, memory, speeds, the link, cut layers that fit."""
+    """Check this machine: cores, memory, speeds, the link, and which cut layers fit."""
     from sfl.node.process import quiet_environment
 
     quiet_environment()
@@ -148,9 +153,9 @@ def privacy(
     cuts: Annotated[
         str | None, typer.Option(help="Cut layers to try, as 0,1,2; default: the file's.")
     ] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="For programs.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON for programs.")] = False,
 ) -> None:
-    """Measure what an edge can read of a run's own texts from the activations it is sent."""
+    """Measure what an edge can read of a run's texts from the activations it receives."""
     from sfl.node.process import quiet_environment
 
     quiet_environment()
@@ -163,9 +168,9 @@ def privacy(
 def config_show(
     config: ConfigFile,
     overrides: Overrides = None,
-    as_json: Annotated[bool, typer.Option("--json", help="For programs.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON for programs.")] = False,
 ) -> None:
-    """Print the effective settings: every default and every `auto` filled in."""
+    """Print the effective settings, with every default and every `auto` filled in."""
     from sfl.cli.init import show_config
 
     show_config(config, overrides or [], as_json)
@@ -174,12 +179,14 @@ def config_show(
 @app.command("eval")
 def evaluate(
     run: Run,
-    data: Annotated[Path | None, typer.Option(help="A file; default: the devices' own.")] = None,
+    data: Annotated[
+        Path | None, typer.Option(help="A data file; default: the devices' own.")
+    ] = None,
     best: Best = False,
     model: Model = None,
     output_dir: OutputDir = Path("runs"),
 ) -> None:
-    """Evaluate a run's adapter on held-out data, in one process, the adapter loaded by PEFT."""
+    """Evaluate a run's adapter on held-out data, in one process. PEFT loads the adapter."""
     from sfl.cli.base import model_by_option
     from sfl.cli.model import evaluate_run
 
@@ -189,15 +196,15 @@ def evaluate(
 
 @app.command()
 def generate(
-    prompt: Annotated[str, typer.Argument(help="What to answer.")],
+    prompt: Annotated[str, typer.Argument(help="The prompt to answer.")],
     run: Run,
     max_new_tokens: Annotated[int, typer.Option(min=1, help="Tokens to generate at most.")] = 64,
     best: Best = False,
-    base: Annotated[bool, typer.Option("--base", help="Leave the adapter out.")] = False,
+    base: Annotated[bool, typer.Option("--base", help="Use the base without the adapter.")] = False,
     model: Model = None,
     output_dir: OutputDir = Path("runs"),
 ) -> None:
-    """Let a fine-tuned model answer a prompt (greedy), the adapter loaded by PEFT."""
+    """Answer a prompt with a fine-tuned model (greedy). PEFT loads the adapter."""
     from sfl.cli.base import model_by_option
     from sfl.cli.model import generate_text
 
@@ -233,7 +240,7 @@ def _version(wanted: bool) -> None:
 @app.callback()
 def common(
     version: Annotated[
-        bool, typer.Option("--version", callback=_version, is_eager=True, help="Say the version.")
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Show the version.")
     ] = False,
 ) -> None:
     """Split-federated LoRA fine-tuning over device, edge and cloud."""

@@ -46,7 +46,7 @@ def open_base(config: RunConfig, given: str | None) -> ModelFolder:
             error.field,
             error.value,
             error.problem,
-            f"{error.fix} Where the run's model lies elsewhere on this machine: --model PATH.",
+            f"{error.fix} If the run's model is elsewhere on this machine: --model PATH.",
         ) from None
 
 

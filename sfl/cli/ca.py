@@ -16,7 +16,7 @@ ca_app = typer.Typer(
 )
 
 Dir = Annotated[
-    Path, typer.Option("--dir", metavar="DIR", help="Folder of the CA; its key stays in there.")
+    Path, typer.Option("--dir", metavar="DIR", help="Folder of the CA; its key stays there.")
 ]
 Days = Annotated[int, typer.Option(min=1, help="Days the certificate is valid.")]
 Hosts = Annotated[
@@ -34,10 +34,10 @@ HERE = Path("ca")
 @ca_app.command()
 def init(
     folder: Dir = HERE,
-    name: Annotated[str, typer.Option(help="What the CA calls itself.")] = "sfl",
+    name: Annotated[str, typer.Option(help="The name of the CA.")] = "sfl",
     days: Annotated[int, typer.Option(min=1, help="Days the CA is valid.")] = 3650,
 ) -> None:
-    """Make a CA in a folder; one that is there stays as it is."""
+    """Make a CA in a folder. An existing CA stays as it is."""
     authority, new = _authority().init(folder, name, days)
     _print_authority(authority, "made a CA" if new else "there is a CA already, unchanged:")
     if new:
@@ -57,7 +57,7 @@ def issue(
         Path | None, typer.Option(metavar="DIR", help="Where to write; default: DIR/nodes/NAME.")
     ] = None,
 ) -> None:
-    """Issue a node's certificate, with a new key; again for the same node: renew it."""
+    """Issue a node's certificate with a new key. Use it again for the same node to renew."""
     from sfl.node.certificates.identity import Identity
 
     authority = _authority().open(folder)
@@ -94,9 +94,11 @@ def bundle(
         typer.Option(metavar="NAME[=HOST,...]", help="An edge; default: edge. Repeatable."),
     ] = None,
     cloud: Annotated[
-        str, typer.Option(metavar="HOST,...", help="Where the cloud is dialled.")
+        str, typer.Option(metavar="HOST,...", help="Hosts at which edges dial the cloud.")
     ] = "cloud",
-    operator: Annotated[str, typer.Option(metavar="NAME", help="An operator, too.")] = "",
+    operator: Annotated[
+        str, typer.Option(metavar="NAME", help="Also issue one for an operator.")
+    ] = "",
     days: Days = 365,
     folder: Dir = HERE,
     out: Annotated[

@@ -71,7 +71,7 @@ def generate_text(
     from sfl.data import load_tokenizer, prompt_ids
 
     if not is_utf8(prompt):
-        raise ConfigError("prompt", prompt, "it is not UTF-8", "Write it in a terminal of UTF-8.")
+        raise ConfigError("prompt", prompt, "it is not UTF-8", "Use a terminal with UTF-8.")
     folder = find_run(run, output_dir)
     config = load_run(folder / "config.toml")
     if config.model.task != "causal_lm":
@@ -190,7 +190,10 @@ def _datasets(
     for entry in devices:
         if entry.train is None and config.data.train is None:
             raise ConfigError(
-                "--data", None, f"the data of device {entry.name} are not here", "Name a file here."
+                "--data",
+                None,
+                f"the data of device {entry.name} is not on this machine",
+                "Name a file on this machine.",
             )
         yield entry.name, prepare(entry, entry.name, config, tokenizer)
 

@@ -417,7 +417,7 @@ def _checked_shape(
     packet: Packet, wanted: tuple[int, int] | None, dtype: torch.dtype
 ) -> tuple[int, int]:
     if wanted is not None and packet.shape != wanted:
-        raise ProtocolError(f"shape {list(packet.shape)} where {list(wanted)} is due")
+        raise ProtocolError(f"shape {list(packet.shape)} where {list(wanted)} is expected")
     if len(packet.shape) != 2 or min(packet.shape) < 1:
         raise ProtocolError(
             f"shape {list(packet.shape)} is not [rows, hidden] with at least one of each"

@@ -93,7 +93,7 @@ class Reader:
         method, data = self._section()
         body = self._body(method, data, most)
         if exactly and len(body) != most:
-            raise ProtocolError(f"{len(body)} bytes in a section where {most} are due")
+            raise ProtocolError(f"{len(body)} bytes in a section where {most} are expected")
         return bytes(body)
 
     def view(self, count: int) -> Raw | Chunks:
@@ -101,14 +101,14 @@ class Reader:
         method, data = self._section()
         body = data if method == PLAIN else self._body(method, data, count)
         if len(body) != count:
-            raise ProtocolError(f"{len(body)} bytes in a section where {count} are due")
+            raise ProtocolError(f"{len(body)} bytes in a section where {count} are expected")
         return body
 
     def _body(self, method: int, data: Chunks, most: int) -> Raw:
         whole = data.whole()
         body = whole if method == PLAIN else _coder(BYTE_CODERS, method)(whole, most)
         if len(body) > most:
-            raise ProtocolError(f"{len(body)} bytes in a section where {most} are due")
+            raise ProtocolError(f"{len(body)} bytes in a section where {most} are expected")
         return body
 
     def symbols(self, form: Form) -> Bytes:

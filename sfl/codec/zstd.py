@@ -78,7 +78,7 @@ def decompress_bytes(data: bytes | memoryview, most: int) -> bytes:
         declared = zstandard.get_frame_parameters(data).content_size
         if declared > most:
             raise ProtocolError(
-                f"codec zstd: the frame declares {declared} bytes, at most {most} are due"
+                f"codec zstd: the frame declares {declared} bytes, at most {most} are expected"
             )
         return _decompressor().decompress(data, max_output_size=most, allow_extra_data=False)
     except zstandard.ZstdError as error:
@@ -91,7 +91,7 @@ def decompress_symbols(data: bytes | memoryview, form: Form) -> Bytes:
     size = -(-form.count // group)
     packed = decompress_bytes(data, size)
     if len(packed) != size:
-        raise ProtocolError(f"codec zstd: {len(packed)} bytes of symbols where {size} are due")
+        raise ProtocolError(f"codec zstd: {len(packed)} bytes of symbols where {size} are expected")
     array = np.frombuffer(packed, np.uint8)
     return kernel().unpack_radix(array, form.count, form.levels, group)
 

@@ -119,7 +119,7 @@ def _read(path: Path) -> dict[str, Any]:
         problem = f"not valid TOML: {error.problem}"
         raise ConfigError("config", str(path), problem, error.fix) from None
     except tomllib.TOMLDecodeError as error:
-        raise ConfigError("config", str(path), f"not valid TOML: {error}", "Mend it.") from None
+        raise ConfigError("config", str(path), f"not valid TOML: {error}", "Fix it.") from None
 
 
 def _section(table: dict[str, Any], name: str, path: Path) -> dict[str, Any]:

@@ -104,7 +104,7 @@ def applies_template(tokenizer: Tokenizer, data: DataSettings) -> bool:
             "data.chat_template_digest",
             data.chat_template_digest,
             f"this node's tokenizer has another chat template ({own})",
-            "Use the run's tokenizer, or leave the setting out.",
+            "Use the run's tokenizer, or remove the setting.",
         )
     return True
 

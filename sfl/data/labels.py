@@ -67,8 +67,8 @@ def _fix(value: Any, text: str, number: int | None, classes: Mapping[str, int]) 
     folded = {name.strip().casefold(): name for name in classes}
     near = difflib.get_close_matches(text.strip().casefold(), list(folded), 1)
     if near:
-        return f"Did you mean {folded[near[0]]!r}? Mend the row, or add the name to model.labels."
-    return "Add it to model.labels, or mend the row."
+        return f"Did you mean {folded[near[0]]!r}? Fix the row, or add the name to model.labels."
+    return "Add it to model.labels, or fix the row."
 
 
 def _few(classes: Mapping[str, int]) -> str:

@@ -55,7 +55,7 @@ def load_rows(source: str | Path, settings: DataSettings, field: str = "data.tra
         else:
             records = list(READERS[kind](path, settings))
     except Malformed as error:
-        raise DataError(field, str(source), str(error), "Mend the file.") from None
+        raise DataError(field, str(source), str(error), "Fix the file.") from None
     except NotText as error:
         raise DataError(field, str(source), error.problem, error.fix) from None
     except UnicodeDecodeError:

@@ -212,7 +212,7 @@ def _check_readable(name: str, path: Path) -> None:
         path.open("rb").close()
     except OSError as error:
         raise ConfigError(
-            name, str(path), f"cannot be read: {error.strerror}", "Mend the path or its mode."
+            name, str(path), f"cannot be read: {error.strerror}", "Fix the path or its mode."
         ) from None
 
 

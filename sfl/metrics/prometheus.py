@@ -125,7 +125,7 @@ def _bind_error(host: str, port: int, error: OSError | OverflowError) -> ConfigE
         return ConfigError("metrics.port", port, "is in use", "Choose another, or 0 for any.")
     if code == errno.EADDRNOTAVAIL:
         return ConfigError(
-            "metrics.host", host, "is no address of this machine", 'Use "127.0.0.1".'
+            "metrics.host", host, "is not an address of this machine", 'Use "127.0.0.1".'
         )
     return ConfigError("metrics.port", port, f"cannot be bound: {error}", "Choose another, or 0.")
 

@@ -43,7 +43,7 @@ def check_target_names(folder: ModelFolder, task: Task, names: Sequence[str]) ->
             raise ConfigError(
                 FIELD,
                 wanted,
-                "no linear layer of the model's blocks is called so",
+                "no linear layer of the model's blocks has this name",
                 f"{hint}Choose from {', '.join(known)}.",
             )
 

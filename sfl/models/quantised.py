@@ -148,7 +148,7 @@ def check_quantised(
             field,
             quantised,
             f"bitsandbytes does not run on this {device} ({problem})",
-            f"Try {'int8' if quantised == 'nf4' else 'nf4'}, or leave the setting out.",
+            f"Try {'int8' if quantised == 'nf4' else 'nf4'}, or remove the setting.",
         )
 
 

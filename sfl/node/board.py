@@ -30,7 +30,7 @@ FIRMWARE = "sys/devices/platform/soc/soc:firmware/get_throttled"
 class Board:
     """A board's sensors at one moment; None where it has no such sensor.
 
-    `temperature` is the hottest zone's, in degrees Celsius. `throttled`: clocks are held down, by
+    `temperature` is the hottest zone's, in degrees Celsius. `throttled`: clocks are throttled, by
     heat or power. `undervoltage`: the supply gives too little. `throttled_before` and
     `undervoltage_before`: so it was since the board started. `charge` of the battery is 0 to 1,
     of several the least; `on_battery`: it is being emptied. `power` is the whole board's, in watts.

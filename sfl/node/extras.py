@@ -14,7 +14,7 @@ def require_bitsandbytes(field: str, quantised: str) -> None:
             field,
             quantised,
             "bitsandbytes is not installed",
-            "Install it with `pip install 'sfl[quantised]'`, or leave the setting out.",
+            "Install it with `pip install 'sfl[quantised]'`, or remove the setting.",
         )
 
 
@@ -25,7 +25,7 @@ def require_cryptography(field: str) -> None:
             field,
             True,
             "cryptography is not installed",
-            "Install it with `pip install cryptography`; an edge alone does without.",
+            "Install it with `pip install cryptography`; an edge does not need it.",
         )
 
 
@@ -38,5 +38,5 @@ def require_opentelemetry(field: str, endpoint: str) -> None:
             field,
             endpoint,
             "OpenTelemetry is not installed",
-            "Install it with `pip install 'sfl[otel]'`, or leave the setting out.",
+            "Install it with `pip install 'sfl[otel]'`, or remove the setting.",
         )

@@ -43,7 +43,7 @@ def writable_folder(path: Path, field: str, *, private: bool = False) -> Path:
             field,
             str(path),
             f"nothing can be written there ({error.strerror})",
-            "Name a folder that is yours to write to, on a disk with room.",
+            "Name a folder that you can write to, on a disk with space.",
         ) from None
 
 

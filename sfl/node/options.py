@@ -28,17 +28,17 @@ Claim = Annotated[
     Path | None,
     typer.Option(
         metavar="DIR",
-        help="Be whichever DIR/NAME nobody else is: its name and, unless --insecure, its "
-        "certificate. For replicas of a container on one machine.",
+        help="Take the first free DIR/NAME: its name and, without --insecure, its certificate. "
+        "For replicas of a container on one machine.",
     ),
 ]
 Logs = Annotated[
     LogFormat,
-    typer.Option("--log-format", envvar=ENVIRONMENT, help="Lines for people, or JSON."),
+    typer.Option("--log-format", envvar=ENVIRONMENT, help="Text for people, or JSON."),
 ]
 AddressFile = Annotated[
     Path | None,
-    typer.Option(help="Write the address that was really bound to this file.", hidden=True),
+    typer.Option(help="Write the address that was bound to this file.", hidden=True),
 ]
 ErrorFile = Annotated[
     Path | None, typer.Option(help="Write the reason of a failure to this file.", hidden=True)

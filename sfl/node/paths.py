@@ -69,7 +69,7 @@ def amiss(path: Path, wanted: Literal["file", "folder"]) -> str:
         mode = path.stat().st_mode
     except OSError:
         if path.is_symlink():
-            return f"is a link to {str(path.readlink())!r}, where nothing is"
+            return f"is a link to {str(path.readlink())!r}, which does not exist"
         return f"no such {wanted}"
     found = next((words for is_one, words in _KINDS if is_one(mode)), "something else")
     return "" if found == f"a {wanted}" else f"is {found}, not a {wanted}"
@@ -91,6 +91,6 @@ def require_utf8(text: str, field: str) -> None:
         raise ConfigError(
             field,
             text,
-            "not UTF-8, as the settings, reports and messages that name it are",
+            "not UTF-8; settings, reports and messages that name it must be",
             "Rename it, or reach it by a link with another name.",
         )

@@ -55,7 +55,7 @@ def _heat(rules: PauseSettings, board: Board, was: Pause | None) -> Pause | None
     if board.temperature <= bound:
         return None
     text = f"{board.temperature:.0f} °C, above {rules.above_celsius:g}"
-    return Pause("heat", f"{text}; goes on at {rules.cools_to:g}")
+    return Pause("heat", f"{text}; continues at {rules.cools_to:g}")
 
 
 def _charge(rules: PauseSettings, board: Board, was: Pause | None) -> Pause | None:
@@ -67,7 +67,7 @@ def _charge(rules: PauseSettings, board: Board, was: Pause | None) -> Pause | No
     if percent >= bound:
         return None
     text = f"battery at {percent:.0f}%, below {rules.below_percent:g}%"
-    return Pause("charge", f"{text}; goes on at {rules.charges_to:g}%")
+    return Pause("charge", f"{text}; continues at {rules.charges_to:g}%")
 
 
 def _metered(rules: PauseSettings, board: Board) -> Pause | None:

@@ -51,7 +51,9 @@ def _check_answer(message: TensorMessage, flight: Flight) -> None:
         )
     due = (sum(flight.lengths), flight.output.shape[-1])
     if message.rows is not None and tuple(message.rows.shape) != due:
-        raise ProtocolError(f"an answer is {list(message.rows.shape)}, and {list(due)} was due")
+        raise ProtocolError(
+            f"an answer is {list(message.rows.shape)}, and {list(due)} was expected"
+        )
 
 
 _ANSWERS = {

@@ -221,6 +221,6 @@ class Trainer:
         self.link.send(GradientNorm(start.round, step, own))
         other = self.link.receive()
         if not isinstance(other, GradientNorm) or other.step != step:
-            raise ProtocolError(f"the edge's gradient norm of step {step} was due")
+            raise ProtocolError(f"the edge's gradient norm of step {step} was expected")
         with self._stepping(start, step):  # the edge adds in the same order: the device's first
             self.optimizer.clip(own + other.squared)

@@ -198,7 +198,7 @@ def test_a_device_file_with_nobody_at_its_edge(tmp_path: Path) -> None:
     [
         (["--memory", "12XB"], "--memory = '12XB': is not a size"),
         (["--format", "yaml"], "yaml"),
-        (["--cuts", "1,b"], "--cuts = '1,b': is no list of cut layers"),
+        (["--cuts", "1,b"], "--cuts = '1,b': is not a list of cut layers"),
     ],
 )
 def test_bad_options_end_at_once(arguments: list[str], words: str) -> None:

@@ -343,7 +343,7 @@ def test_doctor_says_what_it_takes_a_name_for(tmp_path: Path) -> None:
     config = load_run(written(tmp_path), ["devices.a.train=hoems"])
     warning, fine = check_data(config, None, [tmp_path])
     assert (warning.mark, fine.mark) == ("warning", "ok")
-    assert "devices.a.train = 'hoems': no such file or folder, so it is taken" in warning.text
+    assert "devices.a.train = 'hoems': no such file or folder, so it is read" in warning.text
     assert warning.fix.startswith("Did you mean 'homes'?")
     done = sfl("doctor", "--model", "exampels/quickstart/model", "--memory", "9GB")
     assert "--model = 'exampels/quickstart/model'" in done.stdout, done.stdout

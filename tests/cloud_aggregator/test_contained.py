@@ -73,7 +73,11 @@ from tests.house.waiting import until
             DiskError,
             "/a: its disk is read-only",
         ),
-        (FileNotFoundError(errno.ENOENT, "No such file", "/a/b"), DiskError, "/a: it is gone"),
+        (
+            FileNotFoundError(errno.ENOENT, "No such file", "/a/b"),
+            DiskError,
+            "/a: it has disappeared",
+        ),
         (OSError(errno.ENAMETOOLONG, "File name too long", "/a/b"), DiskError, "/a: a name in it"),
         (OSError(errno.EMFILE, "Too many open files"), DiskError, "ulimit -n"),
         (OSError(errno.ENOMEM, "Cannot allocate memory"), OutOfMemory, "out of memory"),
@@ -127,7 +131,7 @@ def test_the_cloud_takes_every_message_that_the_wire_knows(body: str) -> None:
     try:
         EdgeStream("e", MagicMock(heartbeat_interval=1.0))._take(message)
     except ProtocolError as error:
-        assert "was not due" not in str(error), error
+        assert "was not expected" not in str(error), error
 
 
 @pytest.mark.parametrize("body", sorted(bodies(cloud_pb2.CloudMessage)))
@@ -139,7 +143,7 @@ def test_an_edge_takes_every_message_that_the_wire_knows(body: str) -> None:
         try:
             link._word(message)
         except ProtocolError as error:
-            assert "was not due" not in str(error), error
+            assert "was not expected" not in str(error), error
         finally:
             await link.close()
 

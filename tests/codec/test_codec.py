@@ -596,7 +596,10 @@ GOOD = parse("int8").encode(torch.ones(2, 3))
     [
         (replace(GOOD, codec="rot13"), "unknown codec 'rot13'"),
         (replace(GOOD, dtype="float64"), "dtype 'float64'"),
-        (replace(GOOD, dtype="bfloat16", codec="none"), "4 bytes in a section where 12 are due"),
+        (
+            replace(GOOD, dtype="bfloat16", codec="none"),
+            "4 bytes in a section where 12 are expected",
+        ),
         (replace(GOOD, shape=(2, 4)), "6 bytes for 8 codes of 8 bits"),
         (replace(GOOD, shape=(6,)), "not \\[rows, hidden\\]"),
         (replace(GOOD, shape=(-2, -3)), "not \\[rows, hidden\\]"),
@@ -615,7 +618,7 @@ def test_a_bad_packet_says_why(packet: Packet, match: str) -> None:
 
 
 def test_another_shape_than_due_is_refused() -> None:
-    with pytest.raises(ProtocolError, match=r"\[2, 3\] where \[3, 2\] is due"):
+    with pytest.raises(ProtocolError, match=r"\[2, 3\] where \[3, 2\] is expected"):
         decode(GOOD, shape=(3, 2))
 
 

@@ -290,7 +290,7 @@ def no_file(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[tuple[Pa
                 yield path, "is a folder, not a file"
             case "link":
                 path.symlink_to("gone.jsonl")
-                yield path, "is a link to 'gone.jsonl', where nothing is"
+                yield path, "is a link to 'gone.jsonl', which does not exist"
             case _:
                 path.symlink_to(path)
                 yield path, "cannot be reached (Too many levels of symbolic links)"

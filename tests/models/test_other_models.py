@@ -261,7 +261,7 @@ def test_a_device_gets_every_file_of_the_tokenizer_and_no_other(folder: Path) ->
 @pytest.mark.parametrize("name", NEVER)
 def test_a_device_takes_no_other_file(name: str) -> None:
     assert not is_tokenizer_file(name)
-    with pytest.raises(ProtocolError, match="no plain file name"):
+    with pytest.raises(ProtocolError, match="not a plain file name"):
         _check_entry(edge_pb2.FileEntry(name=name, num_bytes=1, sha256="0" * 64))
 
 

@@ -149,7 +149,7 @@ def test_the_default_route_may_be_ipv6_s(tmp_path: Path) -> None:
     board.put("proc/net/ipv6_route", "")
     alone = check_pause(named, read_board(tmp_path), NOON)
     assert alone.mark == "warning"
-    assert "pause.metered_interfaces does not hold" in alone.text
+    assert "pause.metered_interfaces has no effect" in alone.text
 
 
 def test_sensors_travel_with_a_snapshot() -> None:
@@ -165,17 +165,17 @@ def test_sensors_travel_with_a_snapshot() -> None:
 def test_doctor_names_what_is_wrong_and_what_mends_it() -> None:
     well = check_board(Board(51.0, False, False, False, False, 0.5, True, 6.25))
     assert (well.mark, well.fix) == ("ok", "")
-    assert well.text == "51 °C; battery at 50%, in use; takes 6.2 W; clocks not held down"
+    assert well.text == "51 °C; battery at 50%, in use; takes 6.2 W; clocks not throttled"
     assert check_board(Board()).text == "no sensors"
     bad = check_board(Board(84.0, True, True, False, True))
     assert bad.mark == "warning"
-    assert "84 °C; hot; the power supply gave too little since the start" in bad.text
-    assert "clocks are held down" in bad.text
+    assert "84 °C; hot; the power supply was too weak since the start" in bad.text
+    assert "clocks are throttled" in bad.text
     assert "pause.above_celsius" in bad.fix and "power supply" in bad.fix
     rules = PauseSettings(above_celsius=80, metered=True)
     resting = check_pause(rules, Board(84.0), NOON)
-    assert resting.mark == "warning" and "would rest now: 84 °C, above 80" in resting.text
-    assert "pause.metered does not hold" in resting.text
+    assert resting.mark == "warning" and "would pause now: 84 °C, above 80" in resting.text
+    assert "pause.metered has no effect" in resting.text
     assert check_pause(PauseSettings(above_celsius=85), Board(84.0), NOON).mark == "ok"
 
 
@@ -401,7 +401,7 @@ def test_a_hot_device_rests_before_it_joins_and_between_steps_and_comes_back(
             until(lambda: "STOPPING=1" in told, "the last word to the manager")
         finally:
             nodes.stop()
-    assert told[:2] == ["STATUS=paused: 90 °C, above 80; goes on at 75", "READY=1"]
+    assert told[:2] == ["STATUS=paused: 90 °C, above 80; continues at 75", "READY=1"]
     assert "WATCHDOG=1" in told
     assert any(line.startswith("STATUS=run t: round ") for line in told)
     assert told[-1] == "STOPPING=1"
@@ -412,7 +412,7 @@ def hot_life(nodes: Nodes) -> None:
     nodes.heat("d0", 90)
     nodes.heat("d1", 50)
     devices = [nodes.device(0), nodes.device(1)]
-    until(lambda: "paused (heat): 90 °C, above 80; goes on at 75" in nodes.log("d0"), "a rest")
+    until(lambda: "paused (heat): 90 °C, above 80; continues at 75" in nodes.log("d0"), "a rest")
     until(lambda: nodes.state("d1") == "ready", "the other device")
     assert nodes.state("d0") == "not here yet"
     nodes.heat("d1", 90)  # so that the first round is not over before d0 is hot again

@@ -188,7 +188,7 @@ def test_neither_end_takes_tensors_of_another_width_codec_or_length(side: str) -
             assert arrival is not None
             receiver.decode(arrival)
     sender.codecs.begin_round(codecs("int8"), 1)
-    with pytest.raises(ProtocolError, match="codec 'int8' was not due"):
+    with pytest.raises(ProtocolError, match="codec 'int8' was not expected"):
         carried(tensor(kind), sender, receiver)
 
 
@@ -257,7 +257,7 @@ def test_answers_that_nobody_takes_and_tensors_that_wait_are_bounded() -> None:
     for _ in range(4):
         edge.credits.computed()
     edge.answered([tensor(Kind.GRADIENT)] * 5)
-    with pytest.raises(ProtocolError, match="5 answers are not taken, and 2 micro-batches"):
+    with pytest.raises(ProtocolError, match="5 answers are not read, and 2 micro-batches"):
         carried(tensor(Kind.GRADIENT), device, edge)
     edge.credits.sent()
     carried(tensor(Kind.GRADIENT), device, edge)
@@ -340,13 +340,13 @@ def test_adapters_out_of_turn_end_it() -> None:
         given(frames, device)
     device.begin_round(start(), codecs(adapter="int8"))
     change = list(edge.round_frames(values(2), 2))
-    with pytest.raises(ProtocolError, match="codec 'int8' was not due"):
+    with pytest.raises(ProtocolError, match="codec 'int8' was not expected"):
         given(change, device)  # nothing is held yet
     header = tensor_pb2.AdapterHeader(round=1, codec="nf4")
     given(frames, device)
-    with pytest.raises(ProtocolError, match="codec 'nf4' was not due"):
+    with pytest.raises(ProtocolError, match="codec 'nf4' was not expected"):
         given(adapter_frames(header, b""), device)
-    with pytest.raises(ProtocolError, match="d: an adapter in codec 'nf4' was not due"):
+    with pytest.raises(ProtocolError, match="d: an adapter in codec 'nf4' was not expected"):
         edge.whole_update("nf4", b"", lambda name: True)
 
 

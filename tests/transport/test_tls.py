@@ -323,17 +323,19 @@ def test_certificates_that_tls_itself_refuses(
     assert "not issued by the CA" in refusal(address, "edge", stranger)
     # One that takes our CA's word for the edge, and shows a certificate of its own CA.
     (stranger.ca).write_bytes(guarded.authority.cert_pem)
-    assert "it does not take the certificate" in refusal(address, "edge", stranger)
+    assert "it rejects the certificate" in refusal(address, "edge", stranger)
     logged(guarded, "edge", "certificate is not of this node's CA: one of the two has another")
     said_of = {"has expired": "has expired, by this", "not yet valid": "is not valid yet, by this"}
     for where, words in ((PAST, "has expired"), (FUTURE, "not yet valid")):
         dated(where)
         folder = give(guarded.authority, tmp_path / words, "device", "d0")
         said = refusal(address, "edge", unchecked(folder, "device", "d0"))
-        assert "it does not take the certificate" in said and "log" in said
+        assert "it rejects the certificate" in said and "log" in said
         logged(guarded, "edge", f"its certificate {said_of[words]}")
-    assert "speaks TLS only" in refusal(address, "edge", None)
-    logged(guarded, "edge", "did not come in: it speaks no TLS, and this node nothing else")
+    assert "accepts TLS only" in refusal(address, "edge", None)
+    logged(
+        guarded, "edge", "a connection was refused: it does not use TLS, and this node requires it"
+    )
     channel = grpc.secure_channel(
         address,
         grpc.ssl_channel_credentials(guarded.authority.cert_pem),
@@ -342,7 +344,7 @@ def test_certificates_that_tls_itself_refuses(
     with pytest.raises(grpc.RpcError):
         wire.EDGE_LIST_FILES.stub(channel)(edge_pb2.FilesRequest(device="d0"), timeout=30)
     channel.close()
-    logged(guarded, "edge", "did not come in: it showed no certificate; give it one")
+    logged(guarded, "edge", "a connection was refused: it sent no certificate; give it one")
     # Each as a line of the log, and nothing as gRPC wrote it.
     assert "Handshake failed" not in guarded.log("edge")
     assert (
@@ -360,7 +362,7 @@ GRPC_SAYS = (
 @pytest.mark.parametrize(
     ("line", "said"),
     [
-        (GRPC_SAYS.format("HTTP_REQUEST", "x"), "it speaks no TLS"),
+        (GRPC_SAYS.format("HTTP_REQUEST", "x"), "it does not use TLS"),
         (GRPC_SAYS.format("EXCESSIVE_MESSAGE_SIZE", "x"), "(EXCESSIVE_MESSAGE_SIZE)"),
         (GRPC_SAYS.format("CERTIFICATE_VERIFY_FAILED", "odd"), "is not taken (odd)"),
         ("E1 x.cc:3238] No match found for server name: a.edge.sfl", "asked for a.edge.sfl, which"),
@@ -414,7 +416,7 @@ def test_servers_that_a_client_refuses(
     port = guarded.edge_address.rpartition(":")[2]
     elsewhere = refusal(f"localhost:{port}", "edge", own)
     assert "is for 127.0.0.1, not for localhost" in elsewhere and "--host localhost" in elsewhere
-    logged(guarded, "edge", "somebody asked for localhost.edge.sfl, which is not in")
+    logged(guarded, "edge", "a client asked for localhost.edge.sfl, which is not in")
     for where, words in ((PAST, "expired on"), (FUTURE, "is not valid before")):
         dated(where)
         folder = give(guarded.authority, tmp_path / words, "edge", "old", "127.0.0.1")
@@ -438,7 +440,7 @@ def test_tls_to_a_plaintext_port_is_said_on_both_sides(guarded: Guarded, tmp_pat
     try:
         until(address.exists, "the address of the edge")
         said = refusal(address.read_text(), "edge", guarded.own("device", "d0"))
-        assert "speaks no TLS" in said
+        assert "does not use TLS" in said
         wanted = "it asks for TLS, and this node has no certificate"
         until(lambda: wanted in (tmp_path / "log").read_text(), "a line in the edge's log")
     finally:
@@ -541,7 +543,7 @@ def test_a_node_that_is_refused_ends_with_a_reason(
         options = ["--certs", str(give(authority, tmp_path / "c", "device", "d0"))]
     done = sfl("device", file, *options, timeout=PATIENCE)
     code, words = {
-        "plain": (1, f"edge at {guarded.edge_address}: it speaks TLS only"),
+        "plain": (1, f"edge at {guarded.edge_address}: it accepts TLS only"),
         "stranger": (1, "its certificate was not issued by the CA in"),
         "expired": (2, "device.tls.cert"),
     }[how]
@@ -564,7 +566,7 @@ def test_after_all_of_that_and_more_of_it_the_run_ends_well(
     address = guarded.edge_address
     stranger = unchecked(give(Authority.create(), tmp_path, "device", "d0"), "device", "d0")
     assert "not issued by the CA" in refusal(address, "edge", stranger)
-    assert "speaks TLS only" in refusal(address, "edge", None)
+    assert "accepts TLS only" in refusal(address, "edge", None)
     ask = edge_pb2.FilesRequest(device="d1")
     said = ending(wire.EDGE_LIST_FILES, address, "edge", guarded.own("device", "d0"), ask)
     assert "does not stand for device 'd1'" in said

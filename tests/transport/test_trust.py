@@ -282,7 +282,7 @@ def test_a_join_that_the_device_did_not_say_is_none(pair: Pair) -> None:
         pair.device = DeviceSignatures("d0", pair.own("d0"))
         refused(pair.asked(), "its number has not 16 bytes")
     pair.check.join(good)
-    refused(good, "it was said before")
+    refused(good, "it was sent before")
     with pytest.raises(NotSigned, match="has not joined through this edge"):
         pair.check.ready("d0", edge_pb2.DeviceReady())  # asked, and not let in
 
@@ -332,7 +332,7 @@ def test_an_edge_cannot_change_or_repeat_what_a_device_said(pair: Pair) -> None:
         with pytest.raises(NotSigned, match=words):
             pair.check.update(header, file)
 
-    refused(first, whole, "it was said before")
+    refused(first, whole, "it was sent before")
     for field, value in (("round", 3), ("final_step", 4), ("scaling", 1.0), ("device", "d1")):
         changed = copy.deepcopy(second)
         setattr(changed, field, value)

@@ -118,7 +118,7 @@ def test_other_messages_and_unknown_fields_go_through_protobuf() -> None:
 @pytest.mark.parametrize("data", [b"\x1a", b"\x1a\x05\x12\x09", b"\x1a\x02\x0a\x7f", b"\x1a\xff"])
 def test_bytes_that_are_no_message_are_refused(data: bytes) -> None:
     envelope = Envelope(edge_pb2.DeviceMessage, edge_pb2.DeviceMessage.TENSOR_FIELD_NUMBER)
-    with pytest.raises(ProtocolError, match="is no protobuf"):
+    with pytest.raises(ProtocolError, match="is not protobuf"):
         sound(envelope.parse(seal(data)))
 
 
@@ -291,7 +291,7 @@ def test_a_codec_that_is_not_due_is_refused_before_it_may_allocate() -> None:
     sent = message(torch.randn(4, 8), (3, 1))
     for spec in ("none", "delta(sample, 16777216) | int8"):
         packet = replace(parse("int8").encode(torch.ones(4, 8)), codec=spec)
-        with pytest.raises(ProtocolError, match="was not due"):
+        with pytest.raises(ProtocolError, match="was not expected"):
             edge.decode(packet, sent, 8)
 
 

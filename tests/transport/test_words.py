@@ -232,7 +232,7 @@ def test_an_adapter_of_the_clouds_comes_back_whole(stack: bool) -> None:
 def test_what_is_no_value_is_refused() -> None:
     with pytest.raises(ProtocolError, match="codecs of a round"):
         words.from_round_start(edge_pb2.RoundStart(codecs="{}"))
-    with pytest.raises(ProtocolError, match="an empty message from the cloud was not due"):
+    with pytest.raises(ProtocolError, match="an empty message from the cloud was not expected"):
         hop.from_cloud_message(cloud_pb2.CloudMessage())
     with pytest.raises(ProtocolError, match="the run's settings"):
         hop.from_edge_welcome(cloud_pb2.Settings(settings="{}"))

@@ -20,7 +20,7 @@ def read_cuts(field: str, text: str) -> tuple[int, ...]:
     """`1,1,2`: the cut layer of each device. Raises ConfigError."""
     parts = [part.strip() for part in text.split(",")]
     if not all(part.isdecimal() for part in parts):
-        raise ConfigError(field, text, "is no list of cut layers", "Write e.g. 1,1,2.")
+        raise ConfigError(field, text, "is not a list of cut layers", "Write e.g. 1,1,2.")
     return tuple(int(part) for part in parts)
 
 
@@ -85,7 +85,7 @@ def check_edge(
     if needed.total <= room:
         return Check("edge", "ok", text, figures=figures)
     fix = (
-        f"Set edge.memory = {size(room).replace(' ', '')!r} to see what would do, or lower "
+        f"Set edge.memory = {size(room).replace(' ', '')!r} to see what fits, or lower "
         "training.batch_size, model.max_length or edge.resident_adapters."
     )
     return Check("edge", "problem", text, fix, figures)

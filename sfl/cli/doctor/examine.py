@@ -124,7 +124,7 @@ class _Examination:
             folder = open_local(name)
         except NotHere:
             text = (
-                f"{field} = {name!r}: no such folder, so it is taken for a model's name on the "
+                f"{field} = {name!r}: no such folder, so it is read as a model's name on the "
                 "hub; it was not fetched yet, and what fits is not known"
             )
             fix = perhaps_meant(name, self._folders) + "A run fetches it from the hub."
@@ -188,7 +188,7 @@ class _Examination:
             base = measure_base(folder.family.layout(folder.config, load.task).package)
             if not base.measured:
                 text = f"could not be measured, {size(base.num_bytes)} are assumed"
-                fix = "Ask again when the machine has less to do."
+                fix = "Try again when the machine is less busy."
                 yield Check("process", "warning", f"a device's process without a model {text}", fix)
             self.rows = cut_rows(folder, load, run, room, base, self._local)
             yield check_cuts(folder, load, self.rows, room)

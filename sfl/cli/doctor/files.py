@@ -72,7 +72,7 @@ def check_config(path: Path, config: Config, model: ModelFolder | None) -> Check
     except SflError as error:
         return problem("file", error)
     if isinstance(config, DeviceConfig) and not config.edge:
-        return Check("file", "warning", f"{text}, that names no edge", 'Add edge = "HOST:PORT".')
+        return Check("file", "warning", f"{text}, which names no edge", 'Add edge = "HOST:PORT".')
     return Check("file", "ok", text, figures={"kind": kind})
 
 
@@ -115,7 +115,7 @@ def _on_hub(found: Iterable[Source], folders: Sequence[Path]) -> Iterator[Check]
     """What is taken for a dataset's name on the hub, where it may be a mistyped path."""
     for name, source in {str(source.name): source for source in found}.items():
         if not source.is_here and (near := perhaps_meant(name, folders)):
-            text = f"{source.field} = {name!r}: no such file or folder, so it is taken for a"
+            text = f"{source.field} = {name!r}: no such file or folder, so it is read as a"
             fix = f"{near}Else it is fetched when a run begins."
             yield Check("data", "warning", f"{text} dataset's name on the hub", fix)
 

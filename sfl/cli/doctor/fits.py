@@ -145,8 +145,8 @@ def check_devices(
         yield Check(
             "sfl run",
             "warning",
-            f"the devices need {size(together)} side by side, there are {size(room)}",
-            "Start them on machines of their own: sfl cloud, sfl edge, sfl device.",
+            f"the devices need {size(together)} together, and there are {size(room)}",
+            "Start them on separate machines: sfl cloud, sfl edge, sfl device.",
             {"devices_bytes": together},
         )
 

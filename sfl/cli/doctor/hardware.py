@@ -115,12 +115,12 @@ def check_board(board: Board) -> Check:
 def check_pause(rules: PauseSettings, board: Board, clock: time) -> Check:
     """Whether a device would rest now, and which of its rules nothing here answers."""
     blind, pause = blind_rules(rules, board), decide(rules, board, clock, None)
-    parts = [f"would rest now: {pause.text}"] if pause is not None else []
-    parts += [f"pause.{name} does not hold: nothing here answers it" for name in blind]
+    parts = [f"would pause now: {pause.text}"] if pause is not None else []
+    parts += [f"pause.{name} has no effect: nothing here can answer it" for name in blind]
     return Check(
         "pause",
         "warning" if parts else "ok",
-        "; ".join(parts) or "would not rest now",
+        "; ".join(parts) or "would not pause now",
         figures={"paused": "" if pause is None else pause.reason, "blind": blind},
     )
 
@@ -133,20 +133,20 @@ def _readings(board: Board) -> Iterator[str]:
     if board.power is not None:
         yield f"takes {board.power:.1f} W"
     if board.throttled is False and not board.throttled_before:
-        yield "clocks not held down"
+        yield "clocks not throttled"
 
 
 def _complaints(board: Board) -> Iterator[tuple[str, str]]:
     """What is wrong, and what to do about it."""
-    cool = "Cool the board, or let the device rest: pause.above_celsius."
+    cool = "Cool the board, or let the device pause: pause.above_celsius."
     supply = "Use a stronger power supply and a short cable."
     if board.temperature is not None and board.temperature >= HOT:
         yield "hot", cool
     if board.undervoltage:
-        yield "the power supply gives too little", supply
+        yield "the power supply is too weak", supply
     elif board.undervoltage_before:
-        yield "the power supply gave too little since the start", supply
+        yield "the power supply was too weak since the start", supply
     if board.throttled:
-        yield "clocks are held down", cool
+        yield "clocks are throttled", cool
     elif board.throttled_before:
-        yield "clocks were held down since the start", cool
+        yield "clocks were throttled since the start", cool

@@ -71,7 +71,7 @@ class Node:
             patience.look(cpu_seconds(nursery), time.monotonic())
         if errors:
             reason = "the process that edge and devices are forked from died"
-            raise RunFailed(f"{what}: {reason}; what it said, if anything, stands above")
+            raise RunFailed(f"{what}: {reason}; its output, if any, is above")
 
     def exit_code(self) -> int | None:
         """Exit code, None while it runs; negative: the signal that killed it."""

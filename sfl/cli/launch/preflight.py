@@ -39,7 +39,7 @@ def check_before_start(config: RunConfig, folder: ModelFolder, say: Say) -> None
     check_budgets(config, folder)
     _check_hub_data(config)
     if _data_bytes(config) > LARGE:
-        say("looking at the data")
+        say("checking the data")
     examine(config.settings, folder.path)
 
 
@@ -123,7 +123,7 @@ def check_names(config: RunConfig) -> None:
     ):
         if name in taken:
             what = "the cloud" if name == "cloud" else "the edge"
-            raise ConfigError(field, name, f"{what} is called so", "Choose another name.")
+            raise ConfigError(field, name, f"{what} has this name", "Choose another name.")
 
 
 def _check_models(config: RunConfig, folder: ModelFolder) -> None:

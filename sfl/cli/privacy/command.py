@@ -43,7 +43,7 @@ def read_cuts(text: str) -> tuple[int, ...]:
     """Cut layers as `0,1,2`. Raises ConfigError."""
     parts = [part.strip() for part in text.split(",")]
     if not all(part.isdecimal() for part in parts):
-        raise ConfigError("--cuts", text, "is no list of cut layers", "Write 0,1,2.")
+        raise ConfigError("--cuts", text, "is not a list of cut layers", "Write 0,1,2.")
     return tuple(int(part) for part in parts)
 
 
@@ -128,11 +128,11 @@ def sentences(findings: Findings) -> list[str]:
     causal = findings.task == "causal_lm"
     if findings.topology == "vanilla":
         what = "completions" if causal else "classes"
-        lines.append(f"Besides, {what} cross as labels, as they are: run.topology is vanilla.")
+        lines.append(f"Besides, {what} are sent as labels: run.topology is vanilla.")
     elif causal:
         lines.append(
-            "Labels stay on the device, but completions are part of the input, and read with it."
+            "Labels stay on the device, but completions are part of the input, and are read there."
         )
     else:
-        lines.append("Labels stay on the device. Their gradients tell of them: docs/privacy.md.")
+        lines.append("Labels stay on the device. Their gradients hint at them: docs/privacy.md.")
     return lines

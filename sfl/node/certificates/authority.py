@@ -222,7 +222,10 @@ class Authority:
     def _check(self, identity: Identity, days: int) -> None:
         if not NAME.fullmatch(identity.name):
             raise ConfigError(
-                "NAME", identity.name, "is no name of a node", "Use letters, digits, _, . and -."
+                "NAME",
+                identity.name,
+                "is not a valid name of a node",
+                "Use letters, digits, _, . and -.",
             )
         left = (self.certificate.not_valid_after_utc - dt.datetime.now(dt.UTC)).days
         if not 0 < days <= left:
@@ -278,7 +281,9 @@ def entry_of(certificate: x509.Certificate) -> Entry:
     names, identity = _alternatives(certificate), identity_of(certificate)
     if identity is None:
         subject = certificate.subject.rfc4514_string()
-        raise ConfigError("certificate", subject, "is no node's", "Leave only nodes' there.")
+        raise ConfigError(
+            "certificate", subject, "is not a node's", "Keep only certificates of nodes there."
+        )
     hosts = [
         name
         for name in names.get_values_for_type(x509.DNSName)
@@ -304,7 +309,7 @@ def _alternatives(certificate: x509.Certificate) -> x509.SubjectAlternativeName:
 
 def _hosts(identity: Identity, hosts: tuple[str, ...]) -> tuple[str, ...]:
     if identity.role == "operator" and hosts:
-        raise ConfigError("--host", hosts[0], "nobody dials an operator", "Leave it out.")
+        raise ConfigError("--host", hosts[0], "an operator is not dialled", "Leave it out.")
     for host in hosts:
         _check_host(host)
     return hosts or (LOOPBACK if identity.role in SERVERS else ())
@@ -317,7 +322,10 @@ def _check_host(host: str) -> None:
         labels = host.removeprefix("*.").split(".")
         if not all(_is_label(label) for label in labels):
             raise ConfigError(
-                "--host", host, "is no host name or IP address", "Without port and scheme."
+                "--host",
+                host,
+                "is not a host name or IP address",
+                "Write it without port and scheme.",
             ) from None
 
 

@@ -59,7 +59,7 @@ def _order(folder: Path) -> tuple[str, int, str]:
 def _lock(handle: int) -> bool:
     """Take the folder, if it is free."""
     if sys.platform == "win32":
-        raise ConfigError("--claim", "", "is not to be had on Windows", "Give device.name.")
+        raise ConfigError("--claim", "", "is not available on Windows", "Give device.name.")
     import fcntl
 
     try:

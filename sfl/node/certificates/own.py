@@ -69,7 +69,7 @@ def own_in(folder: Path) -> OwnCertificate:
         raise ConfigError(
             "--certs",
             str(folder),
-            f"has {len(names)} keys, one is wanted",
+            f"has {len(names)} keys; expected one",
             "Use a folder that `sfl ca issue` wrote.",
         )
     return load_own("--certs", settings_in(folder, names[0]), None, None)
@@ -95,7 +95,7 @@ def load_own(field: str, tls: TlsSettings, role: Role | None, name: str | None) 
     identity = identity_in(uris(content))
     if identity is None:
         raise ConfigError(
-            cert, shown, "says of no role and name (a URI sfl://ROLE/NAME)", _issue(role, name)
+            cert, shown, "names no role and name (no URI sfl://ROLE/NAME)", _issue(role, name)
         )
     if role not in (None, identity.role) or name not in (None, identity.name):
         raise ConfigError(
@@ -145,7 +145,7 @@ def _check_readable(field: str, path: Path) -> None:
         with path.open("rb"):
             return
     except FileNotFoundError:
-        problem, fix = "no such file", "Make it with `sfl ca issue`, or mend the path."
+        problem, fix = "no such file", "Make it with `sfl ca issue`, or fix the path."
     except OSError as error:
         problem, fix = f"cannot be read: {error.strerror}", "Let this user read it."
     raise ConfigError(field, str(path), problem, fix)
@@ -200,7 +200,7 @@ def _load_pair(context: ssl.SSLContext, field: str, files: dict[str, Path]) -> N
         raise ConfigError(
             f"{field}.cert",
             str(files["cert"]),
-            f"this and {files['key']} are no certificate and key in PEM",
+            f"this and {files['key']} are not a certificate and key in PEM",
             "Issue them again with `sfl ca issue`.",
         ) from None
 

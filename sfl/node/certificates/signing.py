@@ -66,7 +66,7 @@ class Trust:
             issued = any(_issued(found, authority) for authority in self._authorities)
             holder, key = identity_of(found), found.public_key()
         except Exception as error:  # the package has many kinds for what is none, without a root
-            raise Refused("what came is no certificate") from error
+            raise Refused("it sent something that is not a certificate") from error
         if holder != identity:
             raise Refused(f"the certificate is of {holder or 'no node'}")
         if not issued:

@@ -193,7 +193,7 @@ class TrainingSession(ABC):
                 f"{self.settings.run.topology}"
             )
         if key.purpose is Purpose.TRAINING and key.step != self.step:
-            raise ProtocolError(f"step {key.step} arrived, step {self.step} was due")
+            raise ProtocolError(f"step {key.step} arrived, step {self.step} was expected")
         endless = bool(start.rehearse)
         if key.purpose is Purpose.TRAINING and self.step >= start.num_steps and not endless:
             raise ProtocolError(f"step {key.step} is beyond the round's {start.num_steps}")

@@ -47,7 +47,7 @@ class Stepper:
     def take_norm(self, start: RoundStart, message: GradientNorm) -> None:
         """The device's norm is here: step. Raises ProtocolError where none was due."""
         if self._own_norm is None or message.step != self.step:
-            raise ProtocolError(f"a gradient norm of step {message.step} was not due")
+            raise ProtocolError(f"a gradient norm of step {message.step} was not expected")
         # Both sides must add in the same order: the device's first.
         squared = message.squared + self._own_norm
         self._own_norm = None

@@ -89,9 +89,9 @@ def _check_listing(files: Sequence[FileEntry], cache: Path) -> None:
 def _check_entry(entry: FileEntry) -> None:
     """Hash and name become paths of this device's, so neither may lead out of the cache."""
     if not HASH.fullmatch(entry.sha256):
-        raise ProtocolError(f"{entry.sha256!r:.80} from the edge is no SHA-256 in hex")
+        raise ProtocolError(f"{entry.sha256!r:.80} from the edge is not a SHA-256 in hex")
     if not is_served(entry.name):
-        raise ProtocolError(f"{entry.name!r:.80} from the edge is no plain file name of a model's")
+        raise ProtocolError(f"{entry.name!r:.80} from the edge is not a plain file name of a model")
 
 
 def _fetch(
@@ -110,7 +110,10 @@ def _fetch(
     partial = blobs / f"{entry.sha256}.{device}.partial"
     offset = partial.stat().st_size if partial.exists() else 0
     log.info(
-        "fetching %s (%.1f MB, %.1f MB at hand)", entry.name, entry.num_bytes / 1e6, offset / 1e6
+        "fetching %s (%.1f MB, %.1f MB already here)",
+        entry.name,
+        entry.num_bytes / 1e6,
+        offset / 1e6,
     )
     request = edge_pb2.FileRequest(device=device, name=entry.name, offset=offset)
     with partial.open("ab") as file:

@@ -72,7 +72,7 @@ def probe_edge(
     except grpc.RpcError as error:
         if error.code() is grpc.StatusCode.UNIMPLEMENTED:
             raise ProtocolError(
-                f"{address} answers, but has no link test: no edge, or an older sfl"
+                f"{address} answers, but has no link test: it is not an edge, or has an older sfl"
             ) from None
         if error.code() is grpc.StatusCode.DEADLINE_EXCEEDED:
             raise ProtocolError(

@@ -78,7 +78,7 @@ class CloudLink:
                 if (word := self._word(self._heard(message))) is not None:
                     yield word
         except TimeoutError:
-            raise LinkLost(f"{self._peer}: not a word within {connect_timeout:g} s") from None
+            raise LinkLost(f"{self._peer}: no message within {connect_timeout:g} s") from None
         except StopAsyncIteration:
             raise LinkLost(f"{self._peer} closed the stream") from None
         except grpc.aio.AioRpcError as error:

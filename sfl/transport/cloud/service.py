@@ -198,7 +198,7 @@ class EdgeStream:
         }
         body = message.WhichOneof("body") or ""
         if body not in takers:
-            raise ProtocolError(f"{body or 'an empty message'} was not due")
+            raise ProtocolError(f"{body or 'an empty message'} was not expected")
         device = _device_of(message) if body in SPOKEN_FOR else None
         if device is not None and device not in self.devices:
             # May also come late, of a device that another edge has since: no reason to hang up.

@@ -45,7 +45,7 @@ class Spool:
     def _final(self, header: tensor_pb2.AdapterHeader) -> Path:
         # Both become parts of a path.
         if header.side not in SIDES or NAME.fullmatch(header.device) is None:
-            raise ProtocolError(f"no part {header.side!r} of device {header.device!r} is due")
+            raise ProtocolError(f"no part {header.side!r} of device {header.device!r} is expected")
         side: Side = "device" if header.side == "device" else "edge"
         return self.path(header.round, header.device, side)
 

@@ -170,7 +170,7 @@ def from_cloud_message(
         case "finish":
             return FinishRun(message.finish.ok, contract.reason(message.finish.reason))
         case other:
-            raise ProtocolError(f"{other or 'an empty message'} from the cloud was not due")
+            raise ProtocolError(f"{other or 'an empty message'} from the cloud was not expected")
 
 
 def to_edge_welcome(welcome: EdgeWelcome) -> cloud_pb2.Settings:

@@ -37,7 +37,7 @@ class Credits:
                 )
         if self.unsent > 2 * self.count:
             raise ProtocolError(
-                f"{self.unsent} answers are not taken, and {self.count} micro-batches may be in "
+                f"{self.unsent} answers are not read, and {self.count} micro-batches may be in "
                 f"flight {SETTINGS}"
             )
         if self.waiting >= 2 * self.count:

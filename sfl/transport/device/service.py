@@ -190,7 +190,7 @@ class EdgeService:
         """Have a device that never came in leave again, if the cloud has admitted it."""
         await asyncio.wait({admission})
         if not admission.cancelled() and not isinstance(admission.exception(), Refused):
-            await self._host.left(device, LinkLost("it was gone before it was let in"))
+            await self._host.left(device, LinkLost("it left before it was admitted"))
 
     async def _hello(self, requests: AsyncIterator[edge_pb2.DeviceMessage]) -> edge_pb2.DeviceHello:
         hello = (await first_message(requests, "hello")).hello
@@ -216,7 +216,7 @@ class EdgeService:
         except TimeoutError:
             raise LinkLost(f"no answer to a challenge within {PROOF_TIMEOUT:g} s") from None
         if not isinstance(answer, edge_pb2.DeviceMessage) or answer.WhichOneof("body") != "proof":
-            raise ProtocolError("the answer to a challenge was due")
+            raise ProtocolError("the answer to a challenge was expected")
         contract.sized("a proof", answer.proof, contract.MOST_BESIDE)
         return words.from_proof(answer.proof)
 

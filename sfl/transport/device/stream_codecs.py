@@ -144,7 +144,7 @@ class StreamCodecs:
         # The other end has the same codecs; one that is not due may ask for any amount of memory.
         if role not in self._encoders or packet.codec != self._encoders[role].codec.spec:
             raise ProtocolError(
-                f"{self._device}, {_place(message)}: codec {packet.codec!r} was not due"
+                f"{self._device}, {_place(message)}: codec {packet.codec!r} was not expected"
             )
         decoder = self._decoders.setdefault((message.kind, evaluation), Decoder(*self._cache))
         due = (packet.shape[0], packet.shape[1] if hidden is None else hidden)

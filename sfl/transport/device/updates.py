@@ -135,7 +135,7 @@ class AdapterChanges:
         return adapter_bytes(decode_update(codec, payload, held))
 
     def _not_due(self, coded_as: str) -> ProtocolError:
-        return ProtocolError(f"{self._device}: an adapter in codec {coded_as!r} was not due")
+        return ProtocolError(f"{self._device}: an adapter in codec {coded_as!r} was not expected")
 
 
 def _flat(values: Values) -> Array:

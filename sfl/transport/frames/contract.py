@@ -96,7 +96,9 @@ class DeviceContract:
         one_of("example_kind", message.example_kind, kinds_of(self._settings.model.task))
         one_of("layout", message.layout, get_args(Layout))
         if not DIGEST.fullmatch(message.chat_template):
-            raise ProtocolError(f"chat_template = {message.chat_template!r:.80}: it is no digest")
+            raise ProtocolError(
+                f"chat_template = {message.chat_template!r:.80}: it is not a digest"
+            )
         snapshot = self.statistics(message.snapshot)
         self._ready = message
         return snapshot
@@ -105,7 +107,7 @@ class DeviceContract:
         """One side's part of its update begins, of at most so many bytes."""
         sized("the header of an adapter", header, MOST_BESIDE)
         if not self._start.num_steps or side not in ("device", "edge"):
-            raise ProtocolError(f"no adapter of side {side!r:.40} is due")
+            raise ProtocolError(f"no adapter of side {side!r:.40} is expected")
         self._of_round("an adapter", header.round)
         if side in self._sides:
             raise ProtocolError(f"the {side}'s part of round {header.round} came twice")
@@ -117,7 +119,7 @@ class DeviceContract:
         """How its round, or its rehearsal, went; returns its statistics."""
         ready, start = self._ready, self._start
         if ready is None or not self._report_due:
-            raise ProtocolError("a report came that was not due")
+            raise ProtocolError("a report came that was not expected")
         sized("a report", report, MOST_SAID)
         self._of_round("a report", report.round)
         _same("num_steps of a report", report.num_steps, start.num_steps)
@@ -168,7 +170,7 @@ class Pace:
 def one_of(field: str, value: str, known: Sequence[str]) -> None:
     """Raise ProtocolError unless a word is one of those that are known, or not said."""
     if value and value not in known:
-        raise ProtocolError(f"{field} = {value!r:.80}: it is one of {', '.join(known)}")
+        raise ProtocolError(f"{field} = {value!r:.80}: it must be one of {', '.join(known)}")
 
 
 def reason(text: str) -> str:
@@ -254,7 +256,7 @@ def whole(field: str, value: int, least: int, most: int) -> None:
 
 def _same(field: str, value: int, wanted: int) -> None:
     if value != wanted:
-        raise ProtocolError(f"{field} = {value}, and {wanted} was due")
+        raise ProtocolError(f"{field} = {value}, and {wanted} was expected")
 
 
 def number(field: str, value: float, least: float, most: float = MOST_NUMBER) -> None:

@@ -101,7 +101,7 @@ class Envelope(Generic[M]):
             return Unreadable(error)
         except (DecodeError, ValueError) as error:
             return Unreadable(
-                ProtocolError(f"a message of {len(data)} bytes is no protobuf: {error}")
+                ProtocolError(f"a message of {len(data)} bytes is not protobuf: {error}")
             )
 
     def _read(self, body: memoryview, wire_bytes: int) -> M | Frame:

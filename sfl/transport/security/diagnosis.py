@@ -47,7 +47,7 @@ def _without(raw: socket.socket, host: str) -> str | None:
         context.wrap_socket(raw, server_hostname=host).close()
     except ssl.SSLError:
         return None
-    return "it speaks TLS only, and this node has no certificate; give it one ([tls], or --certs)"
+    return "it accepts TLS only, and this node has no certificate; give it one ([tls], or --certs)"
 
 
 def _with(raw: socket.socket, address: str, role: Role, own: OwnCertificate) -> str | None:
@@ -65,13 +65,13 @@ def _with(raw: socket.socket, address: str, role: Role, own: OwnCertificate) -> 
     except ssl.SSLCertVerificationError as error:
         if error.verify_code == UNSUITABLE_PURPOSE:
             return "its certificate is not a server's: something else answers there"
-        return f"its certificate was not issued by the CA in {own.ca}: one of the two has another"
+        return f"its certificate was not issued by the CA in {own.ca}: the two have different CAs"
     except (ssl.SSLEOFError, ssl.SSLZeroReturnError):
         return None
     except ssl.SSLError as error:
         if error.reason in ("WRONG_VERSION_NUMBER", "RECORD_LAYER_FAILURE", "HTTP_REQUEST"):
             tell_of_tls(address)
-            return "it speaks no TLS, and this node asks for it; give it a certificate too"
+            return "it does not use TLS, and this node requires it; give it a certificate too"
         return f"no TLS 1.3 with it: {error.reason or error}"
     with tls:
         return _content_problem(tls.getpeercert() or {}, host, role) or _reception(
@@ -105,6 +105,6 @@ def _reception(tls: ssl.SSLSocket, own: OwnCertificate, listen: float) -> str | 
     except OSError:
         pass  # cut off, with or without an alert
     return (
-        f"it does not take the certificate {own.cert}: it trusts another CA, or one of the "
+        f"it rejects the certificate {own.cert}: it trusts another CA, or one of the "
         "clocks is wrong; its log has the reason"
     )

@@ -81,7 +81,7 @@ class Door(grpc.aio.ServerInterceptor):  # type: ignore[type-arg]
                 except OSError:  # out of files: gRPC's bounds free some
                     continue
                 except Exception as error:  # noqa: BLE001 - the next look may see them again
-                    sparing.warning("door", "connections are not looked at: %r", error)
+                    sparing.warning("door", "connections cannot be checked: %r", error)
 
         thread = threading.Thread(target=watch, name="door", daemon=True)
         if OWN_FILES.is_dir():
@@ -112,7 +112,7 @@ class Door(grpc.aio.ServerInterceptor):  # type: ignore[type-arg]
         peer = _peer(context.peer())
         caller = caller_name() or peer
         if self._calls[caller] >= CALLS:
-            sparing.warning(caller, "%s has %d calls open: no more are taken", caller, CALLS)
+            sparing.warning(caller, "%s has %d calls open: no more are accepted", caller, CALLS)
             reason = f"{caller} has {CALLS} calls open already"
             await context.abort(status_of(Refused()), reason)
         with _one_more(self._calls, caller), _one_more(self._open, peer):
@@ -170,7 +170,7 @@ def _too_many(silent: dict[str, float], now: float) -> list[str]:
         old = [peer for peer in extra if now - silent[peer] >= SILENT_SECONDS]
         if old:
             sparing.warning(
-                host, "%s: %d connections that say nothing; closed %d", host, len(peers), len(old)
+                host, "%s: %d silent connections; closed %d", host, len(peers), len(old)
             )
         chosen += old
     return chosen

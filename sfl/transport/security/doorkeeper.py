@@ -102,9 +102,9 @@ class Doorkeeper(grpc.aio.ServerInterceptor):  # type: ignore[type-arg]
     def refusal(self, identity: Identity | None, method: str, version: str) -> str | None:
         """Why a caller may not call a method; None where it may."""
         if version != "TLSv1.3":
-            return f"the connection speaks {version or 'no TLS'}, and TLS 1.3 is wanted"
+            return f"the connection speaks {version or 'no TLS'}, and TLS 1.3 is required"
         if identity is None:
-            return "the certificate says of no role and name (a URI sfl://ROLE/NAME)"
+            return "the certificate names no role and name (no URI sfl://ROLE/NAME)"
         allowed = MAY_CALL.get(method, frozenset())
         if identity.role not in allowed:
             wanted = ", ".join(sorted(allowed)) or "nobody"
@@ -163,7 +163,7 @@ class OpenDoor(grpc.GenericRpcHandler):  # type: ignore[type-arg]
 async def _note(request: bytes, context: Context) -> bytes:
     sparing.warning(
         "tls",
-        "%s did not come in: it asks for TLS, and this node has no certificate; give it one "
+        "%s was refused: it asks for TLS, and this node has no certificate; give it one "
         "([tls], or --certs)",
         context.peer(),
     )

@@ -23,15 +23,15 @@ sparing = Sparing(log)
 STDERR = 2
 FAILED = re.compile(r"Handshake failed with error .*OPENSSL_internal:(\w+)(?:: (.*))?$")
 OTHER_NAME = re.compile(r"No match found for server name: (\S+)$")
-NO_TLS = "it speaks no TLS, and this node nothing else; give it a certificate ([tls], or --certs)"
+NO_TLS = "it does not use TLS, and this node requires it; give it a certificate ([tls], or --certs)"
 ANOTHER_CA = "its certificate is not of this node's CA: one of the two has another ca.pem"
-UNKNOWN = "it broke TLS off; it may not know the CA of this node's certificate"
+UNKNOWN = "it ended the TLS handshake; it may not know the CA of this node's certificate"
 BY_CODE = {
     "WRONG_VERSION_NUMBER": NO_TLS,
     "HTTP_REQUEST": NO_TLS,
-    "PEER_DID_NOT_RETURN_A_CERTIFICATE": "it showed no certificate; give it one (--certs)",
-    "NO_SHARED_CIPHER": "it does not speak TLS 1.3",
-    "UNSUPPORTED_PROTOCOL": "it does not speak TLS 1.3",
+    "PEER_DID_NOT_RETURN_A_CERTIFICATE": "it sent no certificate; give it one (--certs)",
+    "NO_SHARED_CIPHER": "it does not use TLS 1.3",
+    "UNSUPPORTED_PROTOCOL": "it does not use TLS 1.3",
     "TLSV1_ALERT_UNKNOWN_CA": "it does not know the CA of this node's certificate",
 }
 BY_TEXT = {
@@ -48,16 +48,16 @@ LEAVE = 1.0
 def explain(line: str) -> str | None:
     """What a line of gRPC's says of a handshake that failed, or will; None where it does not."""
     if (other := OTHER_NAME.search(line.rstrip())) is not None:
-        return f"somebody asked for {other[1]}, which is not in this node's certificate"
+        return f"a client asked for {other[1]}, which is not in this node's certificate"
     found = FAILED.search(line.rstrip())
     if found is None:
         return None
     code, text = found[1], found[2] or ""
     if code == "CERTIFICATE_VERIFY_FAILED":
-        why, said = BY_TEXT.get(text, "its certificate is not taken"), text
+        why, said = BY_TEXT.get(text, "its certificate is rejected"), text
     else:
         why, said = BY_CODE.get(code, UNKNOWN), code
-    return f"somebody did not come in: {why} ({said})"
+    return f"a connection was refused: {why} ({said})"
 
 
 @contextlib.contextmanager

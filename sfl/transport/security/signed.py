@@ -209,7 +209,7 @@ class SignatureCheck:
         if len(proof.nonce) != NONCE_BYTES:
             raise NotSigned(device, "join", f"its number has not {NONCE_BYTES} bytes")
         if proof.nonce in self._used:
-            raise NotSigned(device, "join", "it was said before")
+            raise NotSigned(device, "join", "it was sent before")
         self._used.add(proof.nonce)
         self._asking[device] = _Joined(joining, key)
 
@@ -245,7 +245,7 @@ class SignatureCheck:
         said = joined.joining.statement(kind, signature.sequence, *parts)
         self._hold(device, kind, joined.key, said, signature.value)
         if signature.sequence <= joined.last.get(kind, 0):
-            raise NotSigned(device, kind, "it was said before")
+            raise NotSigned(device, kind, "it was sent before")
         joined.last[kind] = signature.sequence
 
     def _hold(self, device: str, kind: str, key: PublicKey, said: bytes, signature: bytes) -> None:
