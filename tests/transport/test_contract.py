@@ -137,12 +137,12 @@ IN_A_ROUND: list[tuple[str, Attack, str]] = [
     ("spans not a list", reports(spans='{"a": 1}'), "the spans of a step are malformed"),
     ("spans without end", reports(spans=f'[["forward","a",0,1,{HUGE}]]'), "spans of a step"),
     ("another round", reports(round=3), "round = 3 of a report, and round 1 is open"),
-    ("other steps", reports(num_steps=2), "num_steps of a report = 2, and 40 was due"),
+    ("other steps", reports(num_steps=2), "num_steps of a report = 2, and 40 was expected"),
     ("loss NaN", reports(train_loss=math.nan), "train_loss = nan"),
     ("loss below 0", reports(train_loss=-1.0), "train_loss = -1.0"),
     ("tokens", reports(num_tokens=2**63), "num_tokens = 9223372036854775808"),
     ("seconds", reports(train_seconds=math.inf), "seconds of a report = inf"),
-    ("timings", reports(rehearsal=[1.0]), "timings in a report = 1, and 0 was due"),
+    ("timings", reports(rehearsal=[1.0]), "timings in a report = 1, and 0 was expected"),
     (
         "examples of a score",
         reports(evaluation=tensor_pb2.Score(num_examples=3)),
@@ -172,11 +172,11 @@ IN_A_ROUND: list[tuple[str, Attack, str]] = [
     ("a flood", flood, "heartbeats a second"),
     ("ready twice", twice_ready, "ready was said twice"),
     ("a norm NaN", norms, "squared norm of a gradient = nan"),
-    ("no protobuf", bytes_of(b"\xff\xff\xff"), "a message of 12 bytes is no protobuf"),
-    ("not UTF-8", bytes_of(b"\x42\x02\xff\xfe"), "is no protobuf"),
-    ("empty", bytes_of(b""), "an empty message was not due"),
-    ("of another version", bytes_of(b"\xfa\x07\x01x"), "an empty message was not due"),
-    ("hello again", lambda peer: peer.hello() and None, "hello was not due"),
+    ("no protobuf", bytes_of(b"\xff\xff\xff"), "a message of 12 bytes is not protobuf"),
+    ("not UTF-8", bytes_of(b"\x42\x02\xff\xfe"), "is not protobuf"),
+    ("empty", bytes_of(b""), "an empty message was not expected"),
+    ("of another version", bytes_of(b"\xfa\x07\x01x"), "an empty message was not expected"),
+    ("hello again", lambda peer: peer.hello() and None, "hello was not expected"),
     ("a kind of tensor", tensors(kind=9), "kind 9 of a tensor does not exist"),
     ("a purpose", tensors(purpose=7), "7 is not a valid Purpose"),
     ("normalizer", tensors(normalizer=2**32 - 1), "normalizer = 4294967295"),
@@ -228,8 +228,8 @@ def in_a_round(edge: Alone) -> list[Device]:
 def early(edge: Alone) -> None:
     """What needs a name that no round has yet, before all names are in one."""
     attacks: list[tuple[Attack, str]] = [
-        (reports(), "a report came that was not due"),
-        (adapters({}), "no adapter of side 'device' is due"),
+        (reports(), "a report came that was not expected"),
+        (adapters({}), "no adapter of side 'device' is expected"),
         (lambda peer: peer.ready(num_examples=0), "num_examples = 0"),
         (lambda peer: peer.ready(example_kind="odd\n"), r"example_kind = 'odd\n'"),
         (lambda peer: peer.ready(num_eval_examples=2**40), "num_eval_examples = "),
@@ -240,7 +240,7 @@ def early(edge: Alone) -> None:
         (lambda peer: peer.ready(num_repeated=2**40), "num_repeated = "),
         (lambda peer: peer.ready(num_tokens=2**63), "num_tokens = "),
         (lambda peer: peer.ready(layout="x" * (3 << 20)), "layout = 'xxx"),
-        (lambda peer: peer.ready(chat_template="\x1b[31m" * 3), "it is no digest"),
+        (lambda peer: peer.ready(chat_template="\x1b[31m" * 3), "it is not a digest"),
         (full_ready, "ready takes 8388590"),
     ]
     for number, (what, words) in enumerate(attacks):
@@ -250,7 +250,7 @@ def early(edge: Alone) -> None:
         assert (code, words in details) == (grpc.StatusCode.INVALID_ARGUMENT, True), details
     for first, words in (
         (lambda peer: peer.say(tensor=activation()), "a stream begins with a hello"),
-        (bytes_of(b"\xff\xff"), "is no protobuf"),
+        (bytes_of(b"\xff\xff"), "is not protobuf"),
         (bytes_of(b""), "a stream begins with a hello"),
     ):
         peer = Device(edge.edge_address, "d0")
@@ -263,7 +263,7 @@ def early(edge: Alone) -> None:
         with pytest.raises(grpc.RpcError) as caught:
             answer = make(method.path)(seal(b"\xff\xff"), timeout=PATIENCE)
             list(answer)
-        assert "is no protobuf" in caught.value.details()
+        assert "is not protobuf" in caught.value.details()
     channel.close()
     until(lambda: edge.status(), "the status")
 
@@ -395,7 +395,7 @@ SPOKEN: list[tuple[str, dict[str, Any], str]] = [
     ("adapter", {"num_bytes": 200 << 20}, "num_bytes of an adapter = 209715200"),
     ("adapter", {"num_bytes": 3}, "more than the announced 3 bytes came"),
     ("adapter", {"num_bytes": 5}, "4 bytes came, 5 were announced"),
-    ("adapter", {"side": "../../x"}, "no adapter of side '../../x' is due"),
+    ("adapter", {"side": "../../x"}, "no adapter of side '../../x' is expected"),
     ("adapter", {"side": "edge", "scaling": math.inf}, "scaling of an adapter = inf"),
 ]
 
@@ -438,7 +438,7 @@ def test_what_is_wrong_with_one_device_costs_that_device_and_not_its_edge(tmp_pa
         assert not any(".partial" in name for name in spooled)
         # And what is wrong with an edge's own words ends that edge's stream alone.
         for first, words in (
-            (b"\xff\xff\xff", "is no protobuf"),
+            (b"\xff\xff\xff", "is not protobuf"),
             (b"", "a stream begins with a hello"),
         ):
             other = Edge(nodes.cloud_address, "e2")
@@ -499,7 +499,7 @@ def from_edge(**fields: Any) -> edge_pb2.EdgeMessage:
 
 
 EDGES: list[tuple[str, list[edge_pb2.EdgeMessage | bytes], type[SflError], str]] = [
-    ("no protobuf", [b"\xff\xff"], ProtocolError, "a message of 11 bytes is no protobuf"),
+    ("no protobuf", [b"\xff\xff"], ProtocolError, "a message of 11 bytes is not protobuf"),
     ("empty", [b""], ProtocolError, "an empty message"),
     ("no settings", [welcome(settings="{")], ProtocolError, "the run's settings"),
     ("nested deep", [welcome(settings=DEEP)], ProtocolError, "the run's settings"),
@@ -572,7 +572,7 @@ def test_an_edge_that_sends_without_end_fills_no_device() -> None:
         try:
             until(lambda: link.line._ended is not None, "the end of the stream")
             assert link.line._inbox.qsize() <= 20
-            with pytest.raises(ProtocolError, match="more came than was asked for"):
+            with pytest.raises(ProtocolError, match="more came than was requested"):
                 for _ in range(20):
                     link.receive()
         finally:
@@ -642,9 +642,9 @@ def twice(*sizes: int) -> bytes:
 @pytest.mark.parametrize(
     ("files", "kind", "words"),
     [
-        (b"\xff\xff", ProtocolError, "is no protobuf"),
+        (b"\xff\xff", ProtocolError, "is not protobuf"),
         (listing(*[1] * 1000), ProtocolError, "1000 files from the edge"),
-        (listing(1, names="../x"), ProtocolError, "no plain file name"),
+        (listing(1, names="../x"), ProtocolError, "not a plain file name"),
         (listing(2**60), ConfigError, "MB free, and the model's files from the edge take"),
         (listing(10), ProtocolError, "is longer than the 10 bytes it announced"),
         (twice(2**60, 1), ProtocolError, "has the hash of a file of another size"),

@@ -158,7 +158,7 @@ class Line:
     def keep(self, item: object, most: int) -> None:
         """Keep what came for the caller, unless so much waits that an edge never owes it."""
         if self._inbox.qsize() >= most:
-            raise ProtocolError(f"{self.peer}: more came than was asked for")
+            raise ProtocolError(f"{self.peer}: more came than was requested")
         if isinstance(item, Finish) and not item.ok:
             self._ended = self._ended or RunFailed(item.reason)
         self._inbox.put(item)

@@ -249,7 +249,7 @@ class DeviceLink:
             raise RunFailed(item.reason)
         if isinstance(item, Stack | RoundOrder | Finish):
             return item
-        raise ProtocolError(f"{self.line.peer}: {type(item).__name__} was not due")
+        raise ProtocolError(f"{self.line.peer}: {type(item).__name__} was not expected")
 
     # -- threads ----------------------------------------------------------------------------------
 
@@ -319,7 +319,7 @@ def _welcome(line: Line, signatures: DeviceSignatures, patience: float) -> edge_
             line.post(edge_pb2.DeviceMessage(proof=signatures.proof(said)))
             continue
         if not isinstance(said, edge_pb2.Welcome):
-            raise ProtocolError(f"{line.peer}: a welcome was due")
+            raise ProtocolError(f"{line.peer}: a welcome was expected")
         return said
 
 

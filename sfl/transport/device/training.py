@@ -209,7 +209,7 @@ class Training:
             self.is_ready = True
             self.host.ready(self.device, words.from_device_facts(message.ready))
         else:
-            raise ProtocolError(f"{body or 'an empty message'} was not due")
+            raise ProtocolError(f"{body or 'an empty message'} was not expected")
 
     def _take_report(self, report: tensor_pb2.RoundReport) -> None:
         report.device = self.device
