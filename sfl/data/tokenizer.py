@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from sfl.data.markers import Markers, settle_markers
 from sfl.errors import DataError, ModelError
+from sfl.models.families import FAMILIES
 from sfl.models.jsonfile import read_object
 from sfl.models.marks import without_marks
 from sfl.models.vocabulary import beyond, check_files
@@ -22,20 +23,6 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 _GENERIC = ("TokenizersBackend", "PreTrainedTokenizer")
-_CLASSES = {
-    "bert": "BertTokenizer",
-    "roberta": "RobertaTokenizer",
-    "gpt2": "GPT2Tokenizer",
-    "llama": "LlamaTokenizer",
-    "qwen2": "Qwen2Tokenizer",
-    "qwen3": "Qwen2Tokenizer",
-    "gemma": "GemmaTokenizer",
-    "gemma2": "GemmaTokenizer",
-    "gemma3": "GemmaTokenizer",
-    "gemma3_text": "GemmaTokenizer",
-}
-"""By model type, the class that AutoTokenizer takes; only a short cut, other types go the long
-way through it. A test holds both to the same ids."""
 _PROBES = ("a", " a", "A", "1", ".")
 _SENTINEL = "\n"
 
@@ -301,14 +288,17 @@ def _load(clean: Path, folder: Path, lean: str | None) -> PreTrainedTokenizerBas
 
 
 def _lean_class(folder: Path, model_type: str, declared: dict[str, Any]) -> str | None:
-    """The class to load without AutoTokenizer, None where only that knows."""
+    """The class to load without AutoTokenizer, None where only that knows; a test holds both to
+    the same ids."""
     path = folder / "tokenizer.json"
     if not path.is_file() or "auto_map" in declared:
         return None
     name = str(declared.get("tokenizer_class", "")).removesuffix("Fast")
-    if name in _GENERIC and model_type != "qwen2":  # AutoTokenizer mistrusts qwen2's
+    family = FAMILIES.get(model_type)
+    own = family.tokenizer(model_type) if family else None
+    if name in _GENERIC and (own is None or own.trusted):
         return "TokenizersBackend"
-    if name != _CLASSES.get(model_type):
+    if own is None or not own.direct or name != own.name:
         return None
     if name == "LlamaTokenizer" and '"ByteLevel"' in path.read_text(encoding="utf-8"):
         return None  # a Llama 3 under Llama 2's name

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from sfl.errors import ModelError
+from sfl.models.families import FAMILIES
 from sfl.models.jsonfile import FIELD, check_fetched, read_object
 from sfl.node.textfile import POINTER
 
@@ -40,20 +41,6 @@ NEEDS = {
     "GemmaTokenizer": ("tokenizer.model",),
 }
 """By class, the files that do in place of tokenizer.json."""
-CLASSES = {
-    "bert": "BertTokenizer",
-    "distilbert": "BertTokenizer",
-    "roberta": "RobertaTokenizer",
-    "gpt2": "GPT2Tokenizer",
-    "llama": "LlamaTokenizer",
-    "mistral": "LlamaTokenizer",
-    "qwen2": "Qwen2Tokenizer",
-    "qwen3": "Qwen2Tokenizer",
-    "gemma": "GemmaTokenizer",
-    "gemma2": "GemmaTokenizer",
-    "gemma3_text": "GemmaTokenizer",
-}
-"""By model type, the class where tokenizer_config.json names none."""
 
 
 def is_tokenizer_file(name: str) -> bool:
@@ -103,8 +90,10 @@ def check_files(folder: Path, config: Mapping[str, Any]) -> None:
 
 def class_of(declared: Mapping[str, Any], model_type: str) -> str:
     """The tokenizer's class by tokenizer_config.json, else by the model's type; may be empty."""
-    name = declared.get("tokenizer_class") or CLASSES.get(model_type, "")
-    return str(name).removesuffix("Fast")
+    named = declared.get("tokenizer_class")
+    family = FAMILIES.get(model_type)
+    own = family.tokenizer(model_type).name if family else ""
+    return str(named or own).removesuffix("Fast")
 
 
 def beyond(path: Path, what: str, number: int, rows: int) -> ModelError:

@@ -38,7 +38,7 @@ from sfl.codec.rans import frequencies_of
 from sfl.codec.torch_kernel import TorchKernel, uniform
 from sfl.codec.zstd import group_of
 from sfl.errors import ConfigError, ProtocolError
-from tests.house import kernel_bytes
+from tests.house import kernel_bytes, packet_bytes
 
 BITS = range(2, 9)
 LOSSY = [
@@ -60,6 +60,11 @@ DTYPES = [torch.float32, torch.bfloat16, torch.float16]
 pure = settings(
     deadline=None, derandomize=True, max_examples=40, suppress_health_check=[HealthCheck.too_slow]
 )
+
+
+@pytest.mark.parametrize("spec", packet_bytes.SPECS)
+def test_packets_keep_every_byte(spec: str) -> None:
+    assert packet_bytes.digest(spec) == packet_bytes.DIGESTS[spec]
 
 
 def bits(values: torch.Tensor) -> bytes:

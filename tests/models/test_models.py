@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -21,6 +22,7 @@ from sfl.models.families import FAMILIES
 from sfl.models.families.family import Task
 from sfl.models.folder import ModelFolder, open_model, read_into, span_tensor_names
 from sfl.models.span import SpanModel, build_span
+from sfl.models.vocabulary import NEEDS
 from sfl.models.weights import read_tensor
 from sfl.plan import Plan, Span
 from sfl.rounds.values import Score
@@ -36,7 +38,12 @@ from tests.house.tiny_models import (
     opened,
 )
 
+<<<<<<< HEAD
 PLAN = Plan.split(LAYERS, 1, 1, "u_shaped")
+=======
+ROOT = Path(__file__).resolve().parents[1]
+PLAN = SplitPlan(LAYERS, 1, 1, "u_shaped")
+>>>>>>> b8cee45 (A family's facts stand with the family; packets' bytes are held by digests)
 SPANS = {"front": PLAN.front, "middle": PLAN.middle, "tail": PLAN.tail}
 WHOLE = Span(0, LAYERS, embedding=True, head=True)
 CLASSIFY: Task = "sequence_classification"
@@ -523,6 +530,28 @@ def test_a_span_needs_no_peft() -> None:
 
 def test_every_listed_type_has_a_family() -> None:
     assert set(FAMILIES) == set(CONFIGS)
+
+
+def test_facts_about_a_family_stand_in_its_file() -> None:
+    names = {*FAMILIES, *(family.name for family in FAMILIES.values())}
+    named = re.compile(rf"[\"'](?:{'|'.join(names)})[\"']")
+    found = [
+        f"{path.name}: {line.strip()}"
+        for package in ("models", "data", "adapters", "stage", "transport", "config")
+        for path in (ROOT / "sfl" / package).rglob("*.py")
+        if path.parent.name != "families"
+        for line in path.read_text(encoding="utf-8").splitlines()
+        if named.search(line)
+    ]
+    assert found == []
+
+
+@pytest.mark.parametrize("kind", CONFIGS)
+def test_a_model_type_has_its_tokenizer_and_its_memory(kind: str) -> None:
+    family = FAMILIES[kind]
+    assert family.tokenizer(kind).name in NEEDS
+    assert 0 < family.mlp_tensors_fused <= family.mlp_tensors
+    assert family.transposed == (kind == "gpt2")
 
 
 # -- loss ------------------------------------------------------------------------------------------

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from sfl.models.families.family import Layout, Padding, Sizes, Task
+from sfl.models.families.family import Layout, Padding, Sizes, Task, TokenizerClass
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -16,6 +16,11 @@ BLOCKS = {
     "distilbert": "distilbert.transformer.layer",
 }
 STEMS = {"bert": "Bert", "roberta": "Roberta", "distilbert": "DistilBert"}
+TOKENIZERS = {
+    "bert": TokenizerClass("BertTokenizer"),
+    "roberta": TokenizerClass("RobertaTokenizer"),
+    "distilbert": TokenizerClass("BertTokenizer", direct=False),
+}
 
 
 class BertLike:
@@ -25,6 +30,8 @@ class BertLike:
     model_types = tuple(BLOCKS)
     tasks: tuple[Task, ...] = ("sequence_classification",)
     causal = False
+    transposed = False
+    mlp_tensors = mlp_tensors_fused = 2  # gelu's input and output
 
     def sizes(self, config: Mapping[str, Any]) -> Sizes:
         """Sizes from config.json; RoBERTa's positions begin behind its pad id."""
@@ -55,6 +62,7 @@ class BertLike:
             embedding=(f"{kind}.embeddings",),
             head=(*pooler, *saved),
             saved=saved,
+            saved_dense=0 if kind == "bert" else 1,
             saved_if_missing=pooler,
             ignored=r"\.embeddings\.(position|token_type)_ids",
         )
@@ -64,6 +72,10 @@ class BertLike:
         if model_type == "distilbert":
             return ("q_lin", "k_lin", "v_lin", "out_lin", "lin1", "lin2")
         return ("query", "key", "value", "dense")
+
+    def tokenizer(self, model_type: str) -> TokenizerClass:
+        """WordPiece, or RoBERTa's byte-level BPE."""
+        return TOKENIZERS[model_type]
 
     def drops(self, config: Mapping[str, Any]) -> bool:
         """Dropout of embeddings, attention, MLP and head."""

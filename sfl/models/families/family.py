@@ -35,7 +35,8 @@ class Layout:
     `base` is the base model's attribute. `saved` are head modules that are always trained whole;
     `saved_if_missing` are trained whole where the checkpoint lacks them. `tied` is the head's
     tensor and the one it shares its values with. `ignored` are checkpoint tensors (a regular
-    expression on their end) that the class does not have.
+    expression on their end) that the class does not have. `saved_dense` counts the square layers
+    [H, H] within the `saved` modules, beside the layer that ends in the classes.
     """
 
     package: str
@@ -46,9 +47,23 @@ class Layout:
     embedding: tuple[str, ...]
     head: tuple[str, ...]
     saved: tuple[str, ...] = ()
+    saved_dense: int = 0
     saved_if_missing: tuple[str, ...] = ()
     tied: tuple[str, str] | None = None
     ignored: str = r"(?!)"
+
+
+@dataclass(frozen=True, slots=True)
+class TokenizerClass:
+    """transformers' tokenizer class of a model type, which counts where its folder names none.
+
+    `direct`: AutoTokenizer takes it too, so that it can be loaded without AutoTokenizer, which is
+    slow. `trusted`: AutoTokenizer also believes a folder that names a class of no model.
+    """
+
+    name: str
+    direct: bool = True
+    trusted: bool = True
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,10 +103,22 @@ class Family(Protocol):
     """One file per family."""
 
     name: str
-    model_types: tuple[str, ...]
+
+    @property
+    def model_types(self) -> tuple[str, ...]:
+        """Of config.json."""
+
     tasks: tuple[Task, ...]
     causal: bool
     """Whether no token looks at a later one; a classifier then reads the last, else the first."""
+    transposed: bool
+    """Whether linear layers are stored [in, out], as transformers' Conv1D does."""
+    mlp_tensors: int
+    """Tensors of the MLP's width that one block keeps for its backward: of a gated MLP gate, silu,
+    up and their product; of an activation function the input and output of each of its steps."""
+    mlp_tensors_fused: int
+    """The same where an activation function keeps its input only: computed in one step
+    (`sfl.models.fused`) or in pieces (`sfl.models.piecewise`)."""
 
     def sizes(self, config: Mapping[str, Any]) -> Sizes:
         """Sizes from config.json. Raises KeyError for an entry that is missing."""
@@ -104,6 +131,9 @@ class Family(Protocol):
 
     def targets(self, model_type: str) -> tuple[str, ...]:
         """All linear layers of a block's attention and MLP."""
+
+    def tokenizer(self, model_type: str) -> TokenizerClass:
+        """The tokenizer of a model type."""
 
     def drops(self, config: Mapping[str, Any]) -> bool:
         """Whether config.json switches any dropout on; what it lacks is as transformers has it."""

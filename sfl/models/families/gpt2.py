@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from sfl.models.families.family import Layout, Padding, Sizes, Task
+from sfl.models.families.family import Layout, Padding, Sizes, Task, TokenizerClass
 from sfl.models.families.llama import last_token
 
 if TYPE_CHECKING:
@@ -19,6 +19,9 @@ class Gpt2:
     model_types: tuple[str, ...] = ("gpt2",)
     tasks: tuple[Task, ...] = ("causal_lm", "sequence_classification")
     causal = True
+    transposed = True
+    mlp_tensors = 5  # the steps of gelu_new
+    mlp_tensors_fused = 2
 
     def sizes(self, config: Mapping[str, Any]) -> Sizes:
         """Sizes from config.json."""
@@ -54,6 +57,10 @@ class Gpt2:
     def targets(self, model_type: str) -> tuple[str, ...]:
         """Attention in and out (`c_proj` is the MLP's output too), MLP in."""
         return ("c_attn", "c_proj", "c_fc")
+
+    def tokenizer(self, model_type: str) -> TokenizerClass:
+        """Byte-level BPE."""
+        return TokenizerClass("GPT2Tokenizer")
 
     def drops(self, config: Mapping[str, Any]) -> bool:
         """Embedding, attention and residual dropout."""

@@ -4,49 +4,37 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
-from sfl.models.families.family import Layout, Padding, Sizes, Task
+from sfl.models.families.family import Layout, Padding, Sizes, Task, TokenizerClass
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
 
+_LLAMA = TokenizerClass("LlamaTokenizer")
+_QWEN = TokenizerClass("Qwen2Tokenizer")
+_GEMMA = TokenizerClass("GemmaTokenizer")
+
+
 @dataclass(frozen=True, slots=True)
 class Variant:
-    """What differs from type to type: names in transformers, and what its forward looks at."""
+    """What differs from type to type: names in transformers, and what its forward looks at.
+
+    The class of its config.json and of its classifier begin with `stem` where nothing else is said.
+    """
 
     package: str
     stem: str
-    config_class: str
-    classifier: str
+    tokenizer: TokenizerClass = _LLAMA
+    config_class: str = ""
+    classifier: str = ""
     tied: bool = False
     layer_types: bool = False
     """Whether each block's attention is full or sliding by `config.layer_types`."""
+    sliding: bool = False
+    """Whether all of it slides where `config.sliding_window` says how far."""
     rope_per_type: bool = False
-
-
-def _variant(package: str, stem: str, **more: Any) -> Variant:
-    return Variant(package, stem, f"{stem}Config", f"{stem}ForSequenceClassification", **more)
-
-
-VARIANTS: dict[str, Variant] = {
-    "llama": _variant("llama", "Llama"),
-    "mistral": _variant("mistral", "Mistral"),
-    "qwen2": _variant("qwen2", "Qwen2", layer_types=True),
-    "qwen3": _variant("qwen3", "Qwen3", layer_types=True),
-    "gemma": _variant("gemma", "Gemma", tied=True),
-    "gemma2": _variant("gemma2", "Gemma2", tied=True, layer_types=True),
-    "gemma3_text": Variant(
-        "gemma3",
-        "Gemma3",
-        "Gemma3TextConfig",
-        "Gemma3TextForSequenceClassification",
-        tied=True,
-        layer_types=True,
-        rope_per_type=True,
-    ),
-}
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,9 +51,38 @@ class LlamaLike:
     """Rotary positions, RMS norms, gated MLP."""
 
     name = "llama"
-    model_types = tuple(VARIANTS)
+    variants: ClassVar[Mapping[str, Variant]] = {
+        "llama": Variant("llama", "Llama"),
+        "mistral": Variant(
+            "mistral", "Mistral", TokenizerClass("LlamaTokenizer", direct=False), sliding=True
+        ),
+        "qwen2": Variant(
+            "qwen2", "Qwen2", TokenizerClass("Qwen2Tokenizer", trusted=False), layer_types=True
+        ),
+        "qwen3": Variant("qwen3", "Qwen3", _QWEN, layer_types=True),
+        "gemma": Variant("gemma", "Gemma", _GEMMA, tied=True),
+        "gemma2": Variant("gemma2", "Gemma2", _GEMMA, tied=True, layer_types=True),
+        "gemma3_text": Variant(
+            "gemma3",
+            "Gemma3",
+            _GEMMA,
+            config_class="Gemma3TextConfig",
+            classifier="Gemma3TextForSequenceClassification",
+            tied=True,
+            layer_types=True,
+            rope_per_type=True,
+        ),
+    }
+    """By model type. A family of another package may be these blocks under types of its own."""
     tasks: tuple[Task, ...] = ("causal_lm", "sequence_classification")
     causal = True
+    transposed = False
+    mlp_tensors = mlp_tensors_fused = 4  # gate, silu, up and their product
+
+    @property
+    def model_types(self) -> tuple[str, ...]:
+        """Of config.json."""
+        return tuple(self.variants)
 
     def sizes(self, config: Mapping[str, Any]) -> Sizes:
         """Sizes from config.json."""
@@ -84,14 +101,15 @@ class LlamaLike:
 
     def layout(self, config: Mapping[str, Any], task: Task) -> Layout:
         """Names of the parts."""
-        variant = VARIANTS[config["model_type"]]
+        variant = self.variants[config["model_type"]]
         causal = task == "causal_lm"
         tied = causal and config.get("tie_word_embeddings", variant.tied)
         end = "lm_head" if causal else "score"
+        classifier = variant.classifier or f"{variant.stem}ForSequenceClassification"
         return Layout(
             package=variant.package,
-            config_class=variant.config_class,
-            model_class=f"{variant.stem}ForCausalLM" if causal else variant.classifier,
+            config_class=variant.config_class or f"{variant.stem}Config",
+            model_class=f"{variant.stem}ForCausalLM" if causal else classifier,
             base="model",
             blocks="model.layers",
             embedding=("model.embed_tokens",),
@@ -104,6 +122,10 @@ class LlamaLike:
     def targets(self, model_type: str) -> tuple[str, ...]:
         """The seven projections."""
         return ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
+
+    def tokenizer(self, model_type: str) -> TokenizerClass:
+        """The variant's."""
+        return self.variants[model_type].tokenizer
 
     def drops(self, config: Mapping[str, Any]) -> bool:
         """Dropout on attention weights is the only one."""
@@ -125,12 +147,14 @@ class LlamaLike:
             "sliding_attention": create_sliding_window_causal_mask,
         }
         config: Any = model.config
-        kinds = _kinds(config)
+        variant = self.variants[config.model_type]
+        kinds = _kinds(config, variant)
         masks = {
             kind: padding.mask(makers[kind], config, hidden, past_key_values=None)
             for kind in sorted(set(kinds))
         }
-        return Context(kinds, masks, _rotary(model, hidden, padding, kinds), padding.positions)
+        rotary = _rotary(model, hidden, padding, kinds, variant)
+        return Context(kinds, masks, rotary, padding.positions)
 
     def block(self, block: nn.Module, index: int, hidden: Tensor, context: Context) -> Tensor:
         """[B, T, H] -> [B, T, H]."""
@@ -165,21 +189,20 @@ def last_token(logits: Tensor, padding: Padding) -> Tensor:
     return logits[rows, padding.lengths - 1]
 
 
-def _kinds(config: Any) -> tuple[str, ...]:
-    if VARIANTS[config.model_type].layer_types:
+def _kinds(config: Any, variant: Variant) -> tuple[str, ...]:
+    if variant.layer_types:
         return tuple(config.layer_types)
-    sliding = config.model_type == "mistral" and config.sliding_window is not None
+    sliding = variant.sliding and config.sliding_window is not None
     kind = "sliding_attention" if sliding else "full_attention"
     return tuple(kind for _ in range(config.num_hidden_layers))
 
 
 def _rotary(
-    model: nn.Module, hidden: Tensor, padding: Padding, kinds: tuple[str, ...]
+    model: nn.Module, hidden: Tensor, padding: Padding, kinds: tuple[str, ...], variant: Variant
 ) -> dict[str, tuple[Tensor, Tensor]]:
     base: Any = model.model
-    config: Any = model.config
     positions = padding.positions
-    if VARIANTS[config.model_type].rope_per_type:
+    if variant.rope_per_type:
         return {kind: base.rotary_emb(hidden, positions, kind) for kind in sorted(set(kinds))}
     shared = base.rotary_emb(hidden, position_ids=positions)
     return dict.fromkeys(kinds, shared)

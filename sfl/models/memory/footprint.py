@@ -53,8 +53,6 @@ RETURNED_HEAP_FACTOR = 1.05
 """Of `HEAP_FACTOR` there; and everywhere of autocast's copies of weights."""
 RETURNED_WIDE_TRANSIENTS = 2
 """Of `WIDE_TRANSIENTS` there."""
-PIECEWISE_MLP_TENSORS = {"gpt2": 2}
-"""Of `MLP_TENSORS`, where activation functions keep their input only (`sfl.models.piecewise`)."""
 LOGIT_COPIES = 3
 """Logits, their log-softmax and their gradient."""
 PIECE_LOGITS = 1 << 22
@@ -68,11 +66,6 @@ ROW_COPIES = 4
 ADAPTER_COPIES = 2
 """Of an adapter on its way: as arrays, and as bytes."""
 
-MLP_TENSORS = {"llama": 4, "gpt2": 5, "bert": 2}
-"""Tensors of the MLP's width that one block keeps for its backward, by family: gate, silu, up and
-their product; gelu_new's five steps; gelu's input and output."""
-LEAN_MLP_TENSORS = MLP_TENSORS | {"gpt2": 2}
-"""The same under `lean`, which takes GPT-2's activation in one step."""
 ATTENTION_DROPOUT = ("attn_pdrop", "attention_dropout", "attention_probs_dropout_prob")
 ATTENTION_CAP = "attn_logit_softcapping"
 """Gemma 2's: scores are then written down, before their cap and after their softmax."""
@@ -212,11 +205,11 @@ def device_footprint(
     `base_bytes` is the resident size of a process that has imported what a device needs.
 
     What a block keeps, in values a token: twice its norms' widths (input and output), four times
-    the attention's width (q, k, v, result), `MLP_TENSORS` of the MLP's width, `rank` for each LoRA
-    and a row of the mask, or where sequences are packed the results that are joined, whichever is
-    wider; three rows of scores a head where attention has dropout, two where it caps them. Times
-    `HEAP_FACTOR`, and `WIDE_TRANSIENTS` once. With autocast also a copy of each frozen matrix for
-    each graph.
+    the attention's width (q, k, v, result), the family's `mlp_tensors` of the MLP's width, `rank`
+    for each LoRA and a row of the mask, or where sequences are packed the results that are joined,
+    whichever is wider; three rows of scores a head where attention has dropout, two where it caps
+    them. Times `HEAP_FACTOR`, and `WIDE_TRANSIENTS` once. With autocast also a copy of each frozen
+    matrix for each graph.
     """
     spans = tuple(spans)
     if thrift.micro_batches > 1:
@@ -366,7 +359,7 @@ class _Part:
         """Peak of a step beside weights, adapter and moments."""
         load, total = self.load, 0
         if self.span.num_blocks:
-            mlp = PIECEWISE_MLP_TENSORS.get(self.folder.family.name) if thrift.returned else None
+            mlp = self._mlp_tensors(fused=thrift.returned)
             kept = [
                 self._kept_bytes(block, mlp) for block in range(self.span.first, self.span.last)
             ]
@@ -387,7 +380,7 @@ class _Part:
         It may compute blocks again and takes the loss in pieces.
         """
         load, tokens = self.load, together * self.load.tokens
-        mlp = (LEAN_MLP_TENSORS if load.lean else MLP_TENSORS)[self.folder.family.name]
+        mlp = self._mlp_tensors(fused=load.lean)
         kept = [self._kept_bytes(block, mlp) for block in range(self.span.first, self.span.last)]
         held = together * sum(kept)
         if recompute:
@@ -432,9 +425,12 @@ class _Part:
         rows = min(tokens, piece_rows(vocab)) if self.load.lean else tokens
         return logit_bytes(rows, vocab, self.folder.hidden_size, self.load.dtype == "autocast")
 
-    def _kept_bytes(self, block: int, mlp_tensors: int | None = None) -> int:
+    def _mlp_tensors(self, fused: bool) -> int:
+        family = self.folder.family
+        return family.mlp_tensors_fused if fused else family.mlp_tensors
+
+    def _kept_bytes(self, block: int, mlp_tensors: int) -> int:
         """What autograd keeps of one block."""
-        mlp_tensors = mlp_tensors or MLP_TENSORS[self.folder.family.name]
         load, config = self.load, self.folder.config
         heads, width = _attention(config, self.folder.hidden_size)
         values = 2 * self._norm_widths(block, width // heads, width) + 4 * width
@@ -469,8 +465,8 @@ class _Part:
                 yield entry
 
     def inputs(self, entry: TensorEntry) -> int:
-        """Features that go into a linear layer; GPT-2 stores [in, out], all others [out, in]."""
-        return entry.shape[0 if self.folder.family.name == "gpt2" else 1]
+        """Features that go into a linear layer."""
+        return entry.shape[0 if self.folder.family.transposed else 1]
 
     def _mlp_width(self) -> int:
         """The widest side of a block's matrices, which is the MLP's."""
@@ -493,8 +489,7 @@ class _Part:
         if not self.layout.saved:
             return 0
         hidden = self.folder.hidden_size
-        dense = len(self.layout.saved) - 1 + (self.folder.model_type == "roberta")
-        dense += sum(
+        dense = self.layout.saved_dense + sum(
             not any(name.startswith(f"{module}.") for name in self.entries)
             for module in self.layout.saved_if_missing
         )
