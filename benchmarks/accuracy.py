@@ -233,7 +233,7 @@ def plot(path: Path, points: dict[str, dict[str, tuple[float, float]]]) -> None:
     """The frontier of each task: bytes left of fp32 against what they cost."""
     import matplotlib as mpl
 
-    from sfl.codec import PRESETS
+    from sfl.codec.spec import PRESETS
 
     mpl.use("svg")
     mpl.rcParams["svg.hashsalt"] = "sfl"

@@ -40,9 +40,9 @@ from benchmarks.emotion import minilm
 from benchmarks.runs import ROOT, needed
 from benchmarks.simulation import Simulation
 from benchmarks.throughput import full_length, make_texts
-from sfl.codec import Codec, Decoder, Encoder, parse
 from sfl.codec.kernel import kernel
 from sfl.codec.packet import Quantised, Quantiser, Source, Symbols
+from sfl.codec.pipeline import Codec, Decoder, Encoder, parse
 from sfl.config import RunConfig
 from sfl.stage.messages import Kind, TensorMessage
 

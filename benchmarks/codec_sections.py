@@ -19,8 +19,8 @@ import numpy as np
 import torch
 import zstandard
 
-from sfl.codec import Encoder, parse
 from sfl.codec.packet import Symbols
+from sfl.codec.pipeline import Encoder, parse
 from sfl.codec.rans import Rans
 from sfl.stage.messages import TensorMessage
 

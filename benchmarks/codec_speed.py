@@ -32,7 +32,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import sfl.codec.kernel as kernels
 from benchmarks.runs import ROOT
-from sfl.codec import Codec, Decoder, Encoder, RowContext, parse
+from sfl.codec.pipeline import Codec, Decoder, Encoder, parse
+from sfl.codec.transform import RowContext
 from sfl.stage.messages import Key, Kind, Purpose, TensorMessage
 from sfl.transport.frames.chunks import TensorAssembly
 from sfl.transport.frames.envelope import Envelope, Frame

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 
-from sfl.codec import parse
+from sfl.codec.pipeline import parse
 from sfl.config import DeviceConfig, RunSettings
 from sfl.config.codec import AUTO_CODECS, RoleCodecs
 from sfl.errors import ConfigError

@@ -15,7 +15,17 @@ from tests.house.paths import ROOT
 
 # A module may import from its own level (within its own package) and from any lower one.
 LEVELS = (
-    ("sfl", "sfl.errors", "sfl.keys", "sfl.plan", "sfl.v1", "sfl.node", "sfl.aggregation.traits"),
+    (
+        "sfl",
+        "sfl.errors",
+        "sfl.keys",
+        "sfl.plan",
+        "sfl.v1",
+        "sfl.node",
+        "sfl.aggregation.traits",
+        "sfl.codec.spec",
+        "sfl.codec.stages",
+    ),
     ("sfl.config", "sfl.node.options"),
     (
         "sfl.rounds",
@@ -61,6 +71,8 @@ PURE = (
     "sfl.keys",
     "sfl.plan",
     "sfl.aggregation.traits",
+    "sfl.codec.spec",
+    "sfl.codec.stages",
     "sfl.config",
     "sfl.rounds",
     "sfl.stage.orders",

@@ -12,7 +12,7 @@ codec. `sample` lies in an unnamed file on disk, since it holds a row for each t
 from __future__ import annotations
 
 import tempfile
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -21,8 +21,10 @@ from torch import Tensor
 
 from sfl.codec.integers import pack_integers, unpack_integers
 from sfl.codec.kernel import kernel
+from sfl.codec.packet import is_finite
 from sfl.codec.sections import Reader, Writer
 from sfl.codec.spec import Argument, at_most, whole, word
+from sfl.codec.transform import Back, Longs, RowContext, Shape, Signal, Transform
 from sfl.errors import ProtocolError
 from sfl.node.files import Room, on_disk, writable_folder
 
@@ -30,32 +32,33 @@ KINDS = ("bigram", "token", "sample")
 _SLOTS = {"bigram": 1 << 14, "token": 1 << 13, "sample": 1 << 17}
 _FLOOR = 0.1  # least weight of a new row in its slot's running mean
 
-Longs = npt.NDArray[np.int64]
 Words = npt.NDArray[np.uint16]
 Floats = npt.NDArray[np.float32]
 
 
-@dataclass(frozen=True, slots=True)
-class RowContext:
-    """What a sender knows of its rows: token, the one before, example and position. Never sent."""
-
-    tokens: Longs
-    previous: Longs
-    examples: Longs
-    positions: Longs
-
-
-@dataclass(frozen=True, slots=True)
-class Delta:
+@dataclass(frozen=True)
+class Delta(Transform):
     """The stage as written; its tables belong to a stream's two ends."""
 
     name: str
     kind: str
     slots: int
+    needs_context = True
+    on_cpu = True
+    echoes = True
 
-    def table(self, hidden: int, folder: Path | None = None, setting: str = "") -> Table:
-        """One end's memory, empty; `setting` is what errors call the folder by."""
-        return Table(self, hidden, folder, setting)
+    @property
+    def on_disk(self) -> bool:  # type: ignore[override]
+        """Rows of samples are."""
+        return self.kind == "sample"
+
+    def sender(self, hidden: int, folder: Path | None, setting: str) -> DeltaSender:
+        """With an empty table."""
+        return DeltaSender(Table(self, hidden, folder, setting))
+
+    def receiver(self, hidden: int, folder: Path | None, setting: str) -> DeltaReceiver:
+        """With an empty table."""
+        return DeltaReceiver(Table(self, hidden, folder, setting))
 
 
 @dataclass(slots=True)
@@ -186,7 +189,21 @@ class DeltaSender:
         self._coarse = Directory(0, coarse) if coarse else None
         self._fine = Directory(coarse, slots - coarse)
 
-    def predict(self, context: RowContext, write: Writer) -> tuple[Tensor, Update]:
+    def encode(self, signal: Signal, write: Writer) -> tuple[Signal, Back]:
+        """What differs from the predictions. Both ends write the rows as they arrive."""
+        if signal.context is None:
+            raise ProtocolError("codec delta: only a device's activations can be predicted")
+        predicted, update = self._predict(signal.context, write)
+
+        def back(arrived: Tensor) -> Tensor:
+            rows = arrived.view(predicted.shape) + predicted
+            update.apply(self.table, rows)
+            return rows
+
+        # A step is measured on what is sent, not on what was easy to predict.
+        return replace(signal, values=signal.values - predicted), back
+
+    def _predict(self, context: RowContext, write: Writer) -> tuple[Tensor, Update]:
         """Predictions of a packet's rows, and what both ends do once they have the rows."""
         fine, fresh = self._fine.look_up(_keys(self.table.stage.kind, context))
         source = self.table.known(fine, fresh)
@@ -208,8 +225,21 @@ class DeltaReceiver:
     def __init__(self, table: Table) -> None:
         self.table = table
 
-    def predict(self, read: Reader, rows: int) -> tuple[Tensor, Update]:
-        """The same predictions. Raises ProtocolError."""
+    def decode(self, shape: Shape, read: Reader) -> tuple[Shape, Back]:
+        """The same predictions, added to what arrives. Raises ProtocolError."""
+        predicted, update = self._predict(read, shape[0])
+
+        def back(values: Tensor) -> Tensor:
+            values = values.view(shape)
+            values += predicted
+            if not is_finite(values):  # as two finite numbers may add up to
+                raise ProtocolError("codec delta: a value is NaN or infinite")
+            update.apply(self.table, values)
+            return values
+
+        return shape, back
+
+    def _predict(self, read: Reader, rows: int) -> tuple[Tensor, Update]:
         source = np.full(rows, self.table.nothing, np.int64)
         writes = []
         for _ in range(2 if self.table.stage.kind == "bigram" else 1):

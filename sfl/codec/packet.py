@@ -117,6 +117,10 @@ class Lossless(Protocol):
     def name(self) -> str:
         """As written in a specification."""
 
+    @property
+    def needs_kernel(self) -> bool:
+        """Whether it is quick in C alone."""
+
     def compress(self, body: Raw | Symbols) -> tuple[int, Raw] | None:
         """(method, bytes), or None where plain bytes are no longer."""
 

@@ -1,65 +1,34 @@
 """From a specification to a codec, from a codec to a stream's two ends, and back to tensors.
 
-A specification is `[delta |] [topk |] quantiser [| lossless]`. Rows that are exactly zero never
-travel. What a stream remembers (delta's rows, the masks that gradients wait for) lies in its
-Encoder and Decoder; a codec itself is a value.
+A specification is `[transform |] .. quantiser [| coder]`, each a stage of `stages.STAGES`. Rows
+that are exactly zero never travel. What a stream remembers (delta's rows, the masks that gradients
+wait for) is held by its Encoder and Decoder; a codec itself is a value.
 """
 
 from __future__ import annotations
 
 import difflib
-from collections.abc import Callable, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from typing import TypeVar
+from pkgutil import resolve_name
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from sfl.codec import rans, zstd
-from sfl.codec.blocks import make_int, make_int8, make_stochastic
-from sfl.codec.cast import make_bf16, make_fp16, make_none
-from sfl.codec.memory import (
-    Delta,
-    DeltaReceiver,
-    DeltaSender,
-    RowContext,
-    make_delta,
-)
-from sfl.codec.packet import (
-    DTYPES,
-    MAX_TENSOR_BYTES,
-    Lossless,
-    Packet,
-    Quantised,
-    Quantiser,
-    is_finite,
-)
+from sfl.codec import zstd
+from sfl.codec.packet import DTYPES, MAX_TENSOR_BYTES, Lossless, Packet, Quantiser
 from sfl.codec.sections import Loopback, Reader, Writer
 from sfl.codec.sizes import SizeStats
-from sfl.codec.spec import PRESETS, Argument, Call, expand, read_calls
-from sfl.codec.topk import Mask, TopK, make_topk
-from sfl.codec.uniform import make_uniform
+from sfl.codec.spec import PRESETS, Call, expand, read_calls
+from sfl.codec.stages import STAGES, Kind, names
+from sfl.codec.topk import Mask
+from sfl.codec.transform import Receiver, RowContext, Sender, Signal, Transform
 from sfl.errors import ConfigError, ProtocolError
-
-QUANTISERS: dict[str, Callable[[tuple[Argument, ...]], Quantiser]] = {
-    "none": make_none,
-    "fp16": make_fp16,
-    "bf16": make_bf16,
-    "int8": make_int8,
-    "int": make_int,
-    "stochastic": make_stochastic,
-    "uniform": make_uniform,
-}
-SPARSIFIERS: dict[str, Callable[[tuple[Argument, ...]], TopK]] = {"topk": make_topk}
-PREDICTORS: dict[str, Callable[[tuple[Argument, ...]], Delta]] = {"delta": make_delta}
-LOSSLESS: dict[str, Callable[[tuple[Argument, ...]], Lossless]] = {
-    "zstd": zstd.make_zstd,
-    "rans": rans.make_rans,
-}
 
 _NAMES: dict[torch.dtype, str] = {dtype: name for name, dtype in DTYPES.items()}
 _GLANCE = 8  # values of a row that are looked at first
@@ -68,23 +37,40 @@ _ALL_ROWS, _SOME_ROWS = b"\x00", b"\x01"
 
 @dataclass(frozen=True, slots=True)
 class Codec:
-    """The stages of one role in one direction."""
+    """The stages of one role in one direction, in the order in which a sender takes them.
+
+    `transforms` change values, `quantiser` makes sections of them, `coder` makes those shorter.
+    """
 
     quantiser: Quantiser
-    lossless: Lossless | None = None
-    topk: TopK | None = None
-    delta: Delta | None = None
+    coder: Lossless | None = None
+    transforms: tuple[Transform, ...] = ()
 
     @property
     def spec(self) -> str:
         """The specification that `parse` reads back to this codec."""
-        stages = (self.delta, self.topk, self.quantiser, self.lossless)
-        return " | ".join(stage.name for stage in stages if stage is not None)
+        coders = () if self.coder is None else (self.coder,)
+        return " | ".join(stage.name for stage in (*self.transforms, self.quantiser, *coders))
 
     @property
     def exact(self) -> bool:
         """Whether every bit comes back."""
-        return self.quantiser.exact and self.topk is None and self.delta is None
+        return self.quantiser.exact and all(stage.exact for stage in self.transforms)
+
+    @property
+    def on_cpu(self) -> bool:
+        """Whether a sender takes values that are in the CPU's memory alone."""
+        return any(stage.on_cpu for stage in self.transforms)
+
+    @property
+    def echoes(self) -> bool:
+        """Whether a sender has to see what arrives."""
+        return any(stage.echoes for stage in self.transforms)
+
+    @property
+    def on_disk(self) -> bool:
+        """Whether either end keeps rows in a file."""
+        return any(stage.on_disk for stage in self.transforms)
 
     def bits(self, shape: tuple[int, int], stats: SizeStats, ahead: int = 1) -> float:
         """Bits that a tensor of `shape` is expected to take, by those before; the next but so many.
@@ -97,15 +83,16 @@ class Codec:
         fixed = self.quantiser.fixed_bits(rows * hidden, hidden, torch.float32)
         return 32.0 * rows * hidden if fixed is None else fixed
 
-    def without_delta(self) -> Codec:
+    def without_context(self) -> Codec:
         """The same for tensors whose sender knows no rows by name."""
-        return Codec(self.quantiser, self.lossless, self.topk)
+        kept = tuple(stage for stage in self.transforms if not stage.needs_context)
+        return Codec(self.quantiser, self.coder, kept)
 
     def for_peer(self, compiled: bool) -> Codec:
         """The same values in bytes that a peer without the compiled kernel reads in good time."""
-        if self.lossless is None or self.lossless.name != "rans" or compiled:
+        if self.coder is None or not self.coder.needs_kernel or compiled:
             return self
-        return Codec(self.quantiser, zstd.Zstd(), self.topk, self.delta)
+        return Codec(self.quantiser, zstd.Zstd(), self.transforms)
 
     def encode(self, rows: Tensor, key: int = 0, groups: Sequence[int] = ()) -> Packet:
         """`[rows, H]` as a packet, remembering nothing: only for codecs without `delta`."""
@@ -120,7 +107,7 @@ def parse(text: str, field: str = "codec", gradient: bool = False) -> Codec:
     try:
         return _assemble(read_calls(expand(text, gradient)))
     except ValueError as error:
-        near = difflib.get_close_matches(text, [*PRESETS, *QUANTISERS], 1)
+        near = difflib.get_close_matches(text, [*PRESETS, *names("quantiser")], 1)
         raise ConfigError(
             field,
             text,
@@ -132,41 +119,49 @@ def parse(text: str, field: str = "codec", gradient: bool = False) -> Codec:
 
 
 def _assemble(calls: list[Call]) -> Codec:
-    if calls and calls[0].name in LOSSLESS:
+    if calls and calls[0].name in names("coder"):
         calls = [Call("none"), *calls]
     waiting = list(calls)
-    delta = _next(waiting, PREDICTORS)
-    topk = _next(waiting, SPARSIFIERS)
-    quantiser = _next(waiting, QUANTISERS)
-    lossless = _next(waiting, LOSSLESS)
+    transforms = tuple(_transforms(waiting))
+    quantiser: Quantiser | None = _next(waiting, "quantiser")
+    coder: Lossless | None = _next(waiting, "coder")
     if waiting:
         raise ValueError(_misplaced(waiting[0].name))
     if quantiser is None:
-        raise ValueError(f"a quantiser is missing: one of {', '.join(QUANTISERS)}")
-    if quantiser.exact and (topk is not None or delta is not None):
-        raise ValueError("topk and delta need a quantiser other than none, e.g. fp16")
-    return Codec(quantiser, lossless, topk, delta)
+        raise ValueError(f"a quantiser is missing: one of {', '.join(names('quantiser'))}")
+    if quantiser.exact and not all(stage.exact for stage in transforms):
+        raise ValueError("topk, delta and their like need a quantiser other than none, e.g. fp16")
+    return Codec(quantiser, coder, transforms)
 
 
-T = TypeVar("T")
+def _transforms(waiting: list[Call]) -> Iterator[Transform]:
+    """Take all that stand in front: none twice, and none behind one that leaves no rows."""
+    taken: set[str] = set()
+    rows = True
+    while waiting and rows and waiting[0].name not in taken:
+        taken.add(waiting[0].name)
+        stage: Transform | None = _next(waiting, "transform")
+        if stage is None:
+            return
+        rows = stage.keeps_rows
+        yield stage
 
 
-def _next(waiting: list[Call], known: dict[str, Callable[[tuple[Argument, ...]], T]]) -> T | None:
-    """Take the next stage where it is one of the known."""
-    if not waiting or waiting[0].name not in known:
+def _next(waiting: list[Call], kind: Kind) -> Any:
+    """Take the next stage where it is of this kind, else None."""
+    if not waiting or waiting[0].name not in names(kind):
         return None
     call = waiting.pop(0)
     try:
-        return known[call.name](call.arguments)
+        return resolve_name(STAGES[call.name].make)(call.arguments)
     except ValueError as error:
         raise ValueError(f"{call}: {error}") from None
 
 
 def _misplaced(name: str) -> str:
-    stages = [*PREDICTORS, *SPARSIFIERS, *QUANTISERS, *LOSSLESS]
-    if name in stages:
+    if name in STAGES:
         return f"{name} stands twice or out of order ([delta |] [topk |] quantiser [| lossless])"
-    return f"no stage is called {name!r}, the stages are {', '.join(stages)}"
+    return f"no stage is called {name!r}, the stages are {', '.join(STAGES)}"
 
 
 # -- the two ends of a stream ------------------------------------------------------------------
@@ -182,7 +177,7 @@ class Encoder:
         self.codec = codec
         self._spec = codec.spec
         self._folder, self._setting = folder, setting
-        self._delta: DeltaSender | None = None
+        self._stages: tuple[Sender, ...] = ()  # made for the first rows that are sent
         self.mask: Mask | None = None
         """Which values of the last packet travelled; None without topk."""
         self.sizes = SizeStats()
@@ -212,68 +207,49 @@ class Encoder:
         )
         if not rows.numel():
             raise ProtocolError(f"a tensor of {list(rows.shape)} has nothing to send")
-        values = rows.detach() if self.codec.delta is None else rows.detach().cpu()
+        values = rows.detach().cpu() if self.codec.on_cpu else rows.detach()
         values = values if self.codec.exact else values.float()
-        write = Writer(self.codec.lossless)
+        write = Writer(self.codec.coder)
         kept = _nonzero_rows(values, self.codec.exact)
         if kept is not None:
             values, kept = values[kept], kept.cpu()
         write.add(_ALL_ROWS if kept is None else _SOME_ROWS + np.packbits(kept.numpy()).tobytes())
         self.mask = None
         if len(values):
-            self._write(values.contiguous(), key, groups or (len(rows),), context, kept, write)
+            values = values.contiguous()
+            signal = Signal(values, values, groups or (len(rows),), context)
+            signal = self._write(signal if kept is None else _sent(signal, kept), key, write)
+            if signal.mask is not None:
+                self.mask = Mask(signal.mask, len(rows), rows.shape[1], kept)
         payload = write.payload()
         self.sizes.observe(len(rows), len(values), rows.shape[1], len(payload))
         return Packet(self._spec, _NAMES[rows.dtype], tuple(rows.shape), payload)
 
-    def _write(
-        self,
-        values: Tensor,
-        key: int,
-        groups: Sequence[int],
-        context: RowContext | None,
-        kept: Tensor | None,
-        write: Writer,
-    ) -> None:
-        predicted, update, residual = None, None, values
-        if self.codec.delta is not None:
-            if context is None:
-                raise ProtocolError("codec delta: only a device's activations can be predicted")
-            predicted, update = self._sender(values).predict(_select(context, kept), write)
-            residual = values - predicted
-        flat, columns, mask = residual.reshape(-1), values.shape[1], None
-        if self.codec.topk is not None:
-            flat, mask = self.codec.topk.encode(residual, _kept_groups(groups, kept), write)
-            columns = 1
-            rows = len(values) if kept is None else len(kept)
-            self.mask = Mask(mask, rows, values.shape[1], kept)
-        # A step is measured on what is sent, not on what was easy to predict.
-        scale_of = values if mask is None else flat[:, None]
-        coded = self.codec.quantiser.encode(flat, columns, scale_of, key)
+    def _write(self, signal: Signal, key: int, write: Writer) -> Signal:
+        """Write the sections of every stage; the last signal."""
+        if len(self._stages) != len(self.codec.transforms):
+            hidden = signal.values.shape[1]
+            self._stages = tuple(
+                stage.sender(hidden, self._folder, self._setting) for stage in self.codec.transforms
+            )
+        backs = []
+        for stage in self._stages:
+            signal, back = stage.encode(signal, write)
+            backs.append(back)
+        count, columns = signal.values.shape
+        coded = self.codec.quantiser.encode(
+            signal.values.reshape(-1), columns, signal.scale_of, key
+        )
         if coded.side:
             write.add(coded.side)
         write.add(coded.body)
-        if update is not None and predicted is not None:
-            # What the receiver will hold; delta's tables must not differ by a bit.
-            arrived = self._arrived(coded, flat, mask, columns, values.numel())
-            update.apply(self._sender(values).table, arrived.view(values.shape) + predicted)
-
-    def _arrived(
-        self, coded: Quantised, flat: Tensor, mask: np.ndarray | None, columns: int, count: int
-    ) -> Tensor:
-        """The residual as it comes out at the receiver, `[count]`."""
-        source = Loopback(coded)
-        arrived = self.codec.quantiser.decode(source, flat.numel(), columns, torch.float32)
-        if mask is None or self.codec.topk is None:
-            return arrived
-        return self.codec.topk.expand(mask, arrived, count)
-
-    def _sender(self, values: Tensor) -> DeltaSender:
-        assert self.codec.delta is not None
-        if self._delta is None:
-            table = self.codec.delta.table(values.shape[1], self._folder, self._setting)
-            self._delta = DeltaSender(table)
-        return self._delta
+        if self.codec.echoes:
+            # What the receiver will hold; what both ends remember must not differ by a bit.
+            source = Loopback(coded)
+            arrived = self.codec.quantiser.decode(source, count * columns, columns, torch.float32)
+            for back in reversed(backs):
+                arrived = back(arrived)
+        return signal
 
 
 def _beside(rows: Tensor) -> AbstractContextManager[object]:
@@ -302,23 +278,12 @@ def _nonzero_rows(values: Tensor, exact: bool) -> Tensor | None:
     return None if bool(nonzero.all()) else nonzero
 
 
-def _select(context: RowContext, kept: Tensor | None) -> RowContext:
-    if kept is None:
-        return context
-    rows = kept.numpy()
-    return RowContext(
-        context.tokens[rows],
-        context.previous[rows],
-        context.examples[rows],
-        context.positions[rows],
-    )
-
-
-def _kept_groups(groups: Sequence[int], kept: Tensor | None) -> list[int]:
-    """Rows left of each group; empty groups are gone."""
-    if kept is None:
-        return list(groups)
-    return [left for own in torch.split(kept, list(groups)) if (left := int(own.sum()))]
+def _sent(signal: Signal, kept: Tensor) -> Signal:
+    """The same of the rows that travel; empty groups are gone."""
+    parts = torch.split(kept, list(signal.groups))
+    groups = [left for own in parts if (left := int(own.sum()))]
+    context = None if signal.context is None else signal.context.of(kept.numpy())
+    return Signal(signal.values, signal.scale_of, groups, context)
 
 
 class Decoder:
@@ -331,7 +296,7 @@ class Decoder:
         self._folder, self._setting = folder, setting
         self._spec = ""
         self._codec: Codec | None = None
-        self._delta: DeltaReceiver | None = None
+        self._stages: tuple[Receiver, ...] = ()  # made for the first rows that come
 
     def decode(self, packet: Packet, shape: tuple[int, int] | None = None) -> Tensor:
         """The packet's tensor `[rows, hidden]`, in fresh memory that torch allocated.
@@ -364,42 +329,33 @@ class Decoder:
         return narrow
 
     def _codec_of(self, spec: str) -> Codec:
-        """The codec of a packet; delta's rows are forgotten where it changes."""
+        """The codec of a packet; what stages remember is forgotten where it changes."""
         if spec != self._spec or self._codec is None:
             try:
                 self._codec, self._spec = parse(spec), spec
             except ConfigError:
                 raise ProtocolError(f"unknown codec {spec!r}") from None
-            self._delta = None
+            self._stages = ()
         return self._codec
 
     def _read(
         self, read: Reader, codec: Codec, rows: int, hidden: int, dtype: torch.dtype
     ) -> Tensor:
-        predicted, update = None, None
-        if codec.delta is not None:
-            if self._delta is None:
-                table = codec.delta.table(hidden, self._folder, self._setting)
-                self._delta = DeltaReceiver(table)
-            predicted, update = self._delta.predict(read, rows)
-        mask, count, columns = None, rows * hidden, hidden
-        if codec.topk is not None:
-            mask, count = codec.topk.decode_mask(read, count)
-            columns = 1
-        values = (
-            codec.quantiser.decode(read, count, columns, dtype)
-            if count
-            else torch.empty(0, dtype=dtype)
-        )
-        if codec.topk is not None and mask is not None:
-            values = codec.topk.expand(mask, values, rows * hidden)
-        values = values.view(rows, hidden)
-        if predicted is not None and update is not None and self._delta is not None:
-            values += predicted
-            if not is_finite(values):  # as two finite numbers may add up to
-                raise ProtocolError("codec delta: a value is NaN or infinite")
-            update.apply(self._delta.table, values)
-        return values
+        if len(self._stages) != len(codec.transforms):
+            self._stages = tuple(
+                stage.receiver(hidden, self._folder, self._setting) for stage in codec.transforms
+            )
+        backs, due = [], (rows, hidden)
+        for stage in self._stages:
+            due, back = stage.decode(due, read)
+            backs.append(back)
+        count, columns = due[0] * due[1], due[1]
+        values = torch.empty(0, dtype=dtype)
+        if count:
+            values = codec.quantiser.decode(read, count, columns, dtype)
+        for back in reversed(backs):
+            values = back(values)
+        return values.view(rows, hidden)
 
 
 def _read_rows(read: Reader, rows: int) -> Tensor | None:

@@ -46,6 +46,7 @@ class Rans:
     """Symbols by rANS, plain bytes by zstd."""
 
     name: str = "rans"
+    needs_kernel: bool = True
 
     def compress(self, body: Raw | Symbols) -> tuple[int, Raw] | None:
         """The shortest of what was tried, None where plain is no longer."""

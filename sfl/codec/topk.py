@@ -10,8 +10,9 @@ entropy coding of each bit win nothing worth their time (benchmarks/codec.py).
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -20,6 +21,7 @@ from torch import Tensor
 from sfl.codec.kernel import kernel, kernel_for
 from sfl.codec.sections import Reader, Writer
 from sfl.codec.spec import Argument, at_most, number, word
+from sfl.codec.transform import Back, Shape, Signal, Transform
 from sfl.errors import ProtocolError
 
 
@@ -44,36 +46,52 @@ class Mask:
         return whole
 
 
-@dataclass(frozen=True, slots=True)
-class TopK:
-    """Keeps a share of each group of rows; a group is a sequence or a single row."""
+@dataclass(frozen=True)
+class TopK(Transform):
+    """Keeps a share of each group of rows; a group is a sequence or a single row.
+
+    It remembers nothing, so that it is both of its ends itself.
+    """
 
     name: str
     share: float
     by_row: bool
+    keeps_rows = False
 
-    def encode(
-        self, rows: Tensor, groups: Sequence[int], write: Writer
-    ) -> tuple[Tensor, np.ndarray]:
-        """(survivors flat, mask bits) of `[rows, H]`; `groups` are numbers of rows."""
+    def sender(self, hidden: int, folder: Path | None, setting: str) -> TopK:
+        """Itself."""
+        return self
+
+    def receiver(self, hidden: int, folder: Path | None, setting: str) -> TopK:
+        """Itself."""
+        return self
+
+    def encode(self, signal: Signal, write: Writer) -> tuple[Signal, Back]:
+        """The survivors, `[n, 1]`; writes the mask."""
+        rows = signal.values
         hidden = rows.shape[1]
-        sizes = np.asarray([1] * len(rows) if self.by_row else groups, np.int64) * hidden
+        sizes = np.asarray([1] * len(rows) if self.by_row else signal.groups, np.int64) * hidden
         starts = np.concatenate([np.zeros(1, np.int64), np.cumsum(sizes)])
         keep = np.asarray([math.ceil(self.share * size) for size in sizes.tolist()], np.int64)
         mask, kept = kernel_for(rows).sparsify(rows.reshape(-1), starts, keep)
         write.add(mask.data)
-        return kept, mask
+        kept = kept[:, None]
+        back = partial(_expanded, mask=mask, count=rows.numel())
+        return Signal(kept, kept, (len(kept),), signal.context, mask), back
 
-    def decode_mask(self, read: Reader, count: int) -> tuple[np.ndarray, int]:
-        """(mask bits, how many ones) of `count` values."""
+    def decode(self, shape: Shape, read: Reader) -> tuple[Shape, Back]:
+        """As many values as the mask has ones."""
+        count = shape[0] * shape[1]
         mask = np.frombuffer(read.bytes((count + 7) // 8), np.uint8)
         if count % 8 and mask[-1] >> count % 8:
             raise ProtocolError("a mask has ones behind its last value")
-        return mask, int(np.bitwise_count(mask).sum())
+        ones = int(np.bitwise_count(mask).sum())
+        return (ones, 1), partial(_expanded, mask=mask, count=count)
 
-    def expand(self, mask: np.ndarray, kept: Tensor, count: int) -> Tensor:
-        """All `count` values."""
-        return kernel().expand(mask, kept, count)
+
+def _expanded(kept: Tensor, *, mask: np.ndarray, count: int) -> Tensor:
+    """All `count` values."""
+    return kernel().expand(mask, kept, count)
 
 
 def make_topk(arguments: tuple[Argument, ...]) -> TopK:

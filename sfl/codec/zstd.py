@@ -29,6 +29,7 @@ class Zstd:
 
     name: str = "zstd"
     level: int = 1
+    needs_kernel: bool = False
 
     def compress(self, body: Raw | Symbols) -> tuple[int, Raw] | None:
         """The frame, where it is shorter than the plain section."""

@@ -96,8 +96,3 @@ class RoleCodecs(Section):
     """Both ways."""
     adapter: str = "none"
     """Both ways."""
-
-
-def is_exact(codec: str) -> bool:
-    """Whether a codec's first stage leaves every bit as it was."""
-    return codec.split("|")[0].strip() in ("none", "zstd", "rans")

@@ -16,6 +16,7 @@ from pydantic import (
 )
 
 from sfl.aggregation.traits import STRATEGIES, Traits
+from sfl.codec.stages import is_exact
 from sfl.config.base import NodeName, OneOf, RunId, Seconds, Section
 from sfl.config.codec import (
     AUTO_CODECS,
@@ -23,7 +24,6 @@ from sfl.config.codec import (
     CodecChange,
     CodecSettings,
     RoleCodecs,
-    is_exact,
 )
 from sfl.config.evaluation import EvaluationSettings
 from sfl.config.node import CloudNode, Dtype, EdgeConfig, LocalDevice

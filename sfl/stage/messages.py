@@ -9,7 +9,7 @@ from enum import IntEnum
 import numpy as np
 import torch
 
-from sfl.codec import RowContext
+from sfl.codec.transform import RowContext
 from sfl.metrics.timeline import Span
 from sfl.rounds.values import NO_SCORE, RoundStart, Score
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from sfl.codec import RowContext
+from sfl.codec.transform import RowContext
 from sfl.config import RunSettings
 from sfl.data.batches import Batch, Sampler, collate, split_micro
 from sfl.data.example import Dataset, Example

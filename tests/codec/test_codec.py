@@ -20,22 +20,15 @@ from hypothesis import strategies as st
 
 import sfl.codec
 from benchmarks.codec_speed import compile_kernel
-from sfl.codec import (
-    GRADIENT_PRESETS,
-    PRESETS,
-    Decoder,
-    Encoder,
-    Packet,
-    RowContext,
-    decode,
-    parse,
-)
 from sfl.codec.integers import pack_integers, pack_labels, unpack_integers, unpack_labels
 from sfl.codec.kernel import Kernel, kernel
 from sfl.codec.memory import Directory
-from sfl.codec.packet import symbol_bits
+from sfl.codec.packet import Packet, symbol_bits
+from sfl.codec.pipeline import Decoder, Encoder, decode, parse
 from sfl.codec.rans import frequencies_of
+from sfl.codec.spec import GRADIENT_PRESETS, PRESETS
 from sfl.codec.torch_kernel import TorchKernel, uniform
+from sfl.codec.transform import RowContext
 from sfl.codec.zstd import group_of
 from sfl.errors import ConfigError, ProtocolError
 from tests.house import kernel_bytes, packet_bytes
@@ -477,7 +470,7 @@ def test_every_preset_parses_and_comes_back() -> None:
         for name, spec in presets.items():
             codec = parse(name, gradient=gradient)
             assert codec.spec == spec
-            packet = codec.without_delta().encode(normal(64, 32), 1, (64,))
+            packet = codec.without_context().encode(normal(64, 32), 1, (64,))
             assert len(packet.payload) < 0.25 * packet.raw_bytes
             assert decode(packet).shape == (64, 32)
 

@@ -14,8 +14,8 @@ import torch
 
 import sfl.codec
 from sfl.codec.kernel import MISFIT, kernel
-from sfl.codec.memory import RowContext
 from sfl.codec.pipeline import Decoder, Encoder, decode, parse
+from sfl.codec.transform import RowContext
 from sfl.errors import ProtocolError
 from tests.fuzz import packets
 from tests.fuzz.packets import SEGMENTS, SPECS

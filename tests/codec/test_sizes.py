@@ -11,7 +11,7 @@ import torch
 
 from benchmarks.simulation import Simulation, alone
 from examples.e2e.prepare import read, strict_split, write
-from sfl.codec import Encoder, parse
+from sfl.codec.pipeline import Encoder, parse
 from sfl.config.codec import RoleCodecs
 from sfl.stage.messages import Key, Kind, Purpose, TensorMessage
 from sfl.transport.device.stream_codecs import StreamCodecs

@@ -14,7 +14,7 @@ import pytest
 import torch
 
 from edge_server.server import EdgeServer
-from sfl.codec import RowContext
+from sfl.codec.transform import RowContext
 from sfl.config import EdgeConfig, RunSettings
 from sfl.config.codec import RoleCodecs
 from sfl.errors import ConfigError, ModelError, ProtocolError

@@ -12,9 +12,9 @@ import numpy as np
 import torch
 
 from sfl.codec import integers, rans, sections
-from sfl.codec.memory import RowContext
 from sfl.codec.packet import DTYPES, Packet
 from sfl.codec.pipeline import Decoder, Encoder, parse
+from sfl.codec.transform import RowContext
 from sfl.errors import ProtocolError
 from tests.fuzz.mutate import EXTREMES, mutated, varint, written_as
 

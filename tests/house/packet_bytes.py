@@ -14,7 +14,9 @@ from collections.abc import Iterator
 import numpy as np
 import torch
 
-from sfl.codec import Decoder, Encoder, Packet, RowContext, parse
+from sfl.codec.packet import Packet
+from sfl.codec.pipeline import Decoder, Encoder, parse
+from sfl.codec.transform import RowContext
 from tests.house.kernel_bytes import values
 
 STAGES = (

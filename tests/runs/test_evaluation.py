@@ -11,7 +11,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from sfl.codec import decode, parse
+from sfl.codec.pipeline import decode, parse
 from sfl.config import EvaluationSettings, RunSettings, load_run
 from sfl.config.codec import AUTO_CODECS, RoleCodecs
 from sfl.errors import ConfigError, ProtocolError
@@ -79,7 +79,7 @@ def test_no_codec_that_is_chosen_for_a_user_has_a_largest_value(largest: float) 
     rows = torch.randn(6, 64, generator=torch.Generator().manual_seed(0))
     rows[2, 5] = largest
     for spec in chosen:
-        codec = parse(spec).without_delta()
+        codec = parse(spec).without_context()
         arrived = decode(codec.encode(rows))
         assert arrived[2, 5] == pytest.approx(largest, rel=0.01), spec
 

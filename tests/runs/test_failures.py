@@ -23,7 +23,7 @@ import grpc
 import pytest
 import torch
 
-from sfl.codec import parse
+from sfl.codec.pipeline import parse
 from sfl.stage.messages import Key, Kind, Purpose, TensorMessage
 from sfl.transport.frames.tensors import encode_tensor
 from sfl.transport.frames.wire import EDGE_SESSION, WIRE_VERSION

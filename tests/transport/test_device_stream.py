@@ -15,7 +15,8 @@ import numpy as np
 import pytest
 import torch
 
-from sfl.codec import Packet, parse
+from sfl.codec.packet import Packet
+from sfl.codec.pipeline import parse
 from sfl.config import RunSettings
 from sfl.config.codec import RoleCodecs
 from sfl.errors import ProtocolError

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from sfl.codec import RowContext
+from sfl.codec.transform import RowContext
 from sfl.config import RunSettings
 from sfl.config.codec import RoleCodecs
 from sfl.errors import AdapterRefused, ProtocolError

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from sfl.codec import parse
+from sfl.codec.pipeline import parse
 from sfl.errors import ProtocolError
 from sfl.transport.device.updates import UpdateSender, decode_update
 
@@ -27,7 +27,7 @@ def assert_same(found: dict[str, np.ndarray], wanted: dict[str, np.ndarray]) -> 
 
 @pytest.mark.parametrize("spec", ["none | zstd", "int8", COARSE, "topk(0.1) | fp16", "compact"])
 def test_the_sender_knows_to_the_bit_what_the_receiver_has(spec: str) -> None:
-    codec = parse(spec).without_delta()
+    codec = parse(spec).without_context()
     sender = UpdateSender("kitchen", 1, "up", feedback=True)
     reference, target = values(1), values(2)
     for round_ in range(3):

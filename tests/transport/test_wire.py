@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 import torch
 
-from sfl.codec import RowContext, decode, parse
+from sfl.codec.pipeline import decode, parse
+from sfl.codec.transform import RowContext
 from sfl.config import TrainingSettings
 from sfl.config.codec import RoleCodecs
 from sfl.config.run import LinkSettings

@@ -8,9 +8,8 @@ from collections.abc import Callable
 import torch
 
 from sfl.cli.doctor.report import Check
-from sfl.codec import parse
 from sfl.codec.kernel import kernel
-from sfl.codec.pipeline import decode
+from sfl.codec.pipeline import decode, parse
 from sfl.stage.precision import fastest_dtype
 from sfl.stage.threads import compute_here
 

@@ -13,8 +13,9 @@ from torch import Tensor
 
 from sfl.cli.privacy import attacks
 from sfl.cli.privacy.crossing import Front, Rows
+from sfl.codec.stages import is_exact
 from sfl.config import RunConfig
-from sfl.config.codec import AUTO_CODECS, is_exact
+from sfl.config.codec import AUTO_CODECS
 from sfl.data import Dataset, Tokenizer, load_tokenizer, prepare
 from sfl.data.example import Example
 from sfl.errors import ConfigError

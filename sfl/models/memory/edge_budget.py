@@ -6,8 +6,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import product
 
+from sfl.codec.stages import is_exact
 from sfl.config import EdgeConfig, RunSettings
-from sfl.config.codec import is_exact
 from sfl.config.node import certain
 from sfl.errors import ConfigError
 from sfl.models.folder import ModelFolder

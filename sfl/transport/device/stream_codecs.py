@@ -9,9 +9,9 @@ from __future__ import annotations
 from dataclasses import replace
 from pathlib import Path
 
-from sfl.codec import Codec, Decoder, Encoder, Packet, parse
 from sfl.codec.kernel import kernel
-from sfl.codec.packet import is_finite
+from sfl.codec.packet import Packet, is_finite
+from sfl.codec.pipeline import Codec, Decoder, Encoder, parse
 from sfl.codec.topk import Mask
 from sfl.config import RunSettings
 from sfl.config.codec import RoleCodecs
@@ -46,8 +46,7 @@ def remembers_samples(settings: RunSettings) -> bool:
     """Whether some device's activations are coded by what their examples' were an epoch ago."""
     rounds = {1, *(change.from_round for change in settings.codec.schedule)}
     return any(
-        (delta := parse(settings.codecs(entry.name, round_).activation).delta) is not None
-        and delta.kind == "sample"
+        parse(settings.codecs(entry.name, round_).activation).on_disk
         for entry in settings.devices
         for round_ in rounds
     )
@@ -89,7 +88,7 @@ class StreamCodecs:
 
     def _encoder(self, role: str, codec: Codec) -> Encoder:
         if role != "activation":  # no other sender knows its rows by name
-            codec = codec.without_delta()
+            codec = codec.without_context()
         return Encoder(codec.for_peer(self._compiled), *self._cache)
 
     @property

@@ -16,7 +16,8 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from sfl.codec import Codec, Packet, decode
+from sfl.codec.packet import Packet
+from sfl.codec.pipeline import Codec, decode
 from sfl.errors import AdapterRefused, ProtocolError
 from sfl.keys import derive_seed
 from sfl.transport.frames.chunks import Buffer, adapter_bytes, decode_adapter

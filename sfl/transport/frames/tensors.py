@@ -11,8 +11,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from sfl.codec import Packet
 from sfl.codec.integers import num_labels, pack_labels, unpack_labels
+from sfl.codec.packet import Packet
 from sfl.errors import ProtocolError
 from sfl.node.buffers import Chunks
 from sfl.rounds.values import NO_SCORE
