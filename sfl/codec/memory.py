@@ -52,13 +52,17 @@ class Delta(Transform):
         """Rows of samples are."""
         return self.kind == "sample"
 
+    def table(self, hidden: int, folder: Path | None = None, setting: str = "") -> Table:
+        """One end's memory, empty; `setting` is what errors call the folder by."""
+        return Table(self, hidden, folder, setting)
+
     def sender(self, hidden: int, folder: Path | None, setting: str) -> DeltaSender:
         """With an empty table."""
-        return DeltaSender(Table(self, hidden, folder, setting))
+        return DeltaSender(self.table(hidden, folder, setting))
 
     def receiver(self, hidden: int, folder: Path | None, setting: str) -> DeltaReceiver:
         """With an empty table."""
-        return DeltaReceiver(Table(self, hidden, folder, setting))
+        return DeltaReceiver(self.table(hidden, folder, setting))
 
 
 @dataclass(slots=True)

@@ -177,7 +177,8 @@ class Encoder:
         self.codec = codec
         self._spec = codec.spec
         self._folder, self._setting = folder, setting
-        self._stages: tuple[Sender, ...] = ()  # made for the first rows that are sent
+        self.stages: tuple[Sender, ...] = ()
+        """The transforms' ends, made for the first rows that are sent."""
         self.mask: Mask | None = None
         """Which values of the last packet travelled; None without topk."""
         self.sizes = SizeStats()
@@ -227,13 +228,13 @@ class Encoder:
 
     def _write(self, signal: Signal, key: int, write: Writer) -> Signal:
         """Write the sections of every stage; the last signal."""
-        if len(self._stages) != len(self.codec.transforms):
+        if len(self.stages) != len(self.codec.transforms):
             hidden = signal.values.shape[1]
-            self._stages = tuple(
+            self.stages = tuple(
                 stage.sender(hidden, self._folder, self._setting) for stage in self.codec.transforms
             )
         backs = []
-        for stage in self._stages:
+        for stage in self.stages:
             signal, back = stage.encode(signal, write)
             backs.append(back)
         count, columns = signal.values.shape
@@ -296,7 +297,8 @@ class Decoder:
         self._folder, self._setting = folder, setting
         self._spec = ""
         self._codec: Codec | None = None
-        self._stages: tuple[Receiver, ...] = ()  # made for the first rows that come
+        self.stages: tuple[Receiver, ...] = ()
+        """The transforms' ends, made for the first rows that come."""
 
     def decode(self, packet: Packet, shape: tuple[int, int] | None = None) -> Tensor:
         """The packet's tensor `[rows, hidden]`, in fresh memory that torch allocated.
@@ -335,18 +337,18 @@ class Decoder:
                 self._codec, self._spec = parse(spec), spec
             except ConfigError:
                 raise ProtocolError(f"unknown codec {spec!r}") from None
-            self._stages = ()
+            self.stages = ()
         return self._codec
 
     def _read(
         self, read: Reader, codec: Codec, rows: int, hidden: int, dtype: torch.dtype
     ) -> Tensor:
-        if len(self._stages) != len(codec.transforms):
-            self._stages = tuple(
+        if len(self.stages) != len(codec.transforms):
+            self.stages = tuple(
                 stage.receiver(hidden, self._folder, self._setting) for stage in codec.transforms
             )
         backs, due = [], (rows, hidden)
-        for stage in self._stages:
+        for stage in self.stages:
             due, back = stage.decode(due, read)
             backs.append(back)
         count, columns = due[0] * due[1], due[1]

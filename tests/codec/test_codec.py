@@ -22,11 +22,12 @@ import sfl.codec
 from benchmarks.codec_speed import compile_kernel
 from sfl.codec.integers import pack_integers, pack_labels, unpack_integers, unpack_labels
 from sfl.codec.kernel import Kernel, kernel
-from sfl.codec.memory import Directory
+from sfl.codec.memory import DeltaReceiver, DeltaSender, Directory
 from sfl.codec.packet import Packet, symbol_bits
 from sfl.codec.pipeline import Decoder, Encoder, decode, parse
 from sfl.codec.rans import frequencies_of
 from sfl.codec.spec import GRADIENT_PRESETS, PRESETS
+from sfl.codec.stages import STAGES, is_exact
 from sfl.codec.torch_kernel import TorchKernel, uniform
 from sfl.codec.transform import RowContext
 from sfl.codec.zstd import group_of
@@ -388,8 +389,9 @@ def test_delta_gets_cheaper_and_both_ends_agree(kind: str) -> None:
         assert float((back - rows).abs().max()) < 0.1
     if "64" not in kind:  # too few slots: always somebody else's
         assert sizes[-1] < 0.75 * sizes[0]
-    assert encoder._delta is not None and decoder._delta is not None
-    mine, theirs = encoder._delta.table, decoder._delta.table
+    (sender,), (receiver,) = encoder.stages, decoder.stages
+    assert isinstance(sender, DeltaSender) and isinstance(receiver, DeltaReceiver)
+    mine, theirs = sender.table, receiver.table
     assert np.array_equal(mine.rows, theirs.rows) and np.array_equal(mine.written, theirs.written)
 
 
@@ -761,3 +763,16 @@ def test_without_avx_the_kernel_gives_the_same_bytes(tmp_path: Path) -> None:
         code = subprocess.run([disassemble, "-d", library], capture_output=True, text=True).stdout
         assert "%xmm" in code and "%ymm" not in code  # nothing beyond the baseline is in it
     assert dict(kernel_bytes.passes(library)) == kernel_bytes.DIGESTS
+
+
+def test_settings_know_of_each_stage_what_it_says_itself() -> None:
+    written = {"topk": "topk(0.3) | fp16", "delta": "delta | fp16", "int": "int(4)"}
+    written |= {"stochastic": "stochastic(4)", "uniform": "uniform(0.5)"}
+    for name, stage in STAGES.items():
+        codec = parse(written.get(name, name))
+        assert is_exact(codec.spec) == codec.exact == stage.exact
+        made = (*codec.transforms, codec.quantiser, codec.coder)
+        assert any(one is not None and one.name.startswith(name) for one in made)
+    for preset, spec in (PRESETS | {"none | zstd": "none | zstd", "rans": "none | rans"}).items():
+        assert is_exact(preset) == parse(spec).exact
+    assert not is_exact("auto") and not is_exact("no codec | at all")

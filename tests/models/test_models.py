@@ -27,6 +27,7 @@ from sfl.models.weights import read_tensor
 from sfl.plan import Plan, Span
 from sfl.rounds.values import Score
 from sfl.stage.loss import evaluation_score, training_loss
+from tests.house.paths import ROOT
 from tests.house.tiny_models import (
     CASES,
     CONFIGS,
@@ -38,12 +39,7 @@ from tests.house.tiny_models import (
     opened,
 )
 
-<<<<<<< HEAD
 PLAN = Plan.split(LAYERS, 1, 1, "u_shaped")
-=======
-ROOT = Path(__file__).resolve().parents[1]
-PLAN = SplitPlan(LAYERS, 1, 1, "u_shaped")
->>>>>>> b8cee45 (A family's facts stand with the family; packets' bytes are held by digests)
 SPANS = {"front": PLAN.front, "middle": PLAN.middle, "tail": PLAN.tail}
 WHOLE = Span(0, LAYERS, embedding=True, head=True)
 CLASSIFY: Task = "sequence_classification"

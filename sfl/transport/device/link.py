@@ -18,7 +18,6 @@ from typing import Self
 import grpc
 
 from sfl.codec.kernel import kernel
-from sfl.codec.pipeline import Codec, parse
 from sfl.config import RunSettings
 from sfl.config.codec import RoleCodecs
 from sfl.data.example import Dataset
