@@ -13,9 +13,8 @@ from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from itertools import permutations
-from typing import cast
 
-from sfl.stage.orders import ORDERS, Order, Waiting
+from sfl.stage.orders import ORDERS, Waiting
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,7 +72,7 @@ def predict(jobs: Sequence[Job], order: str, steps: int) -> dict[str, float]:
             Waiting(came, jobs[device].name, (steps - step) * jobs[device].own, served[str(device)])
             for came, device, step in queue
         ]
-        chosen = cast(Order, ORDERS.get(order))  # by a name that came as text
+        chosen = ORDERS[order]
         _, device, step = queue.pop(chosen.choose(waiting))
         job = jobs[device]
         now += job.serve

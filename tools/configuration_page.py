@@ -162,7 +162,7 @@ def _filled(text: str, indent: str = "") -> str:
 
 def _kind(field: FieldInfo) -> str:
     tables = [one.table for one in field.metadata if isinstance(one, OneOf)]
-    return _names(tables[0]) if tables else _type(field.annotation)
+    return _names(tables[0].built_in) if tables else _type(field.annotation)
 
 
 def _names(names: Iterable[str]) -> str:

@@ -5,7 +5,6 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from pkgutil import resolve_name
 from typing import Self
 
 from sfl.aggregation.contribution import Array, Contribution, Shapes
@@ -65,5 +64,6 @@ def server_step(options: AggregationSettings) -> float:
 
 def make_strategy(options: AggregationSettings, lora: LoraSettings) -> Strategy:
     """The strategy of a run's settings, remembering nothing yet."""
-    kind: type[Strategy] = resolve_name(STRATEGIES[options.strategy].implementation)
+    name = options.strategy
+    kind: type[Strategy] = STRATEGIES.implementation(name, STRATEGIES[name].implementation)
     return kind.of(options, lora)

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
+
+from sfl.node.plugins import Registry
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,7 +35,7 @@ class Traits:
 _HERE = "sfl.aggregation"
 _ADAPTIVE = ("server_learning_rate", "betas", "tau")
 
-STRATEGIES: Mapping[str, Traits] = {
+_BUILT_IN = {
     "fedavg": Traits(f"{_HERE}.fedavg:FedAvg"),
     "fedprox": Traits(f"{_HERE}.fedprox:FedProx", reads=("mu",), proximal=True),
     "fedavgm": Traits(
@@ -60,4 +61,7 @@ STRATEGIES: Mapping[str, Traits] = {
         fewest_more=2,
     ),
 }
-"""By the name in `aggregation.strategy`. A further strategy is one file, and one line here."""
+"""A further strategy is one file, and one line here."""
+
+STRATEGIES = Registry("sfl.strategies", Traits, _BUILT_IN)
+"""By the name in `aggregation.strategy`; packages may bring more."""

@@ -84,6 +84,8 @@ def show_config(path: Path, overrides: Iterable[str], as_json: bool) -> None:
     """Print what takes effect, as TOML that `sfl run` reads or as JSON."""
     from sfl.cli.launch.run import bounded, resolved
     from sfl.config.effective import in_full
+    from sfl.config.plugins import with_packages
+    from sfl.models.families import FAMILIES
     from sfl.models.folder import open_model
 
     config = load_run(path, overrides)
@@ -94,6 +96,7 @@ def show_config(path: Path, overrides: Iterable[str], as_json: bool) -> None:
         typer.secho(f"without what the model decides: {error}", err=True, fg="yellow")
     else:
         config = bounded(config, folder.context_length)
+        config = with_packages(config, FAMILIES.package(folder.model_type))
         targets = folder.family.targets(folder.model_type)
     full = in_full(resolved(config), targets)
     typer.echo(full.model_dump_json(indent=2) + "\n" if as_json else dump_toml(full), nl=False)

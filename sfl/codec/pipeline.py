@@ -13,7 +13,6 @@ from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from pkgutil import resolve_name
 from typing import Any
 
 import numpy as np
@@ -119,7 +118,7 @@ def parse(text: str, field: str = "codec", gradient: bool = False) -> Codec:
 
 
 def _assemble(calls: list[Call]) -> Codec:
-    if calls and calls[0].name in names("coder"):
+    if calls and _is(calls[0], "coder"):
         calls = [Call("none"), *calls]
     waiting = list(calls)
     transforms = tuple(_transforms(waiting))
@@ -149,13 +148,17 @@ def _transforms(waiting: list[Call]) -> Iterator[Transform]:
 
 def _next(waiting: list[Call], kind: Kind) -> Any:
     """Take the next stage where it is of this kind, else None."""
-    if not waiting or waiting[0].name not in names(kind):
+    if not waiting or not _is(waiting[0], kind):
         return None
     call = waiting.pop(0)
     try:
-        return resolve_name(STAGES[call.name].make)(call.arguments)
+        return STAGES.implementation(call.name, STAGES[call.name].make)(call.arguments)
     except ValueError as error:
         raise ValueError(f"{call}: {error}") from None
+
+
+def _is(call: Call, kind: Kind) -> bool:
+    return call.name in STAGES and STAGES[call.name].kind == kind
 
 
 def _misplaced(name: str) -> str:

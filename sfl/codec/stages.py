@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Literal
 
 from sfl.codec.spec import expand, read_calls
+from sfl.node.plugins import Registry
 
 Kind = Literal["transform", "quantiser", "coder"]
 """In the order in which they stand: values to values, values to symbols or bytes, either to fewer
@@ -25,7 +25,7 @@ class Stage:
 
 _HERE = "sfl.codec"
 
-STAGES: Mapping[str, Stage] = {
+_BUILT_IN = {
     "delta": Stage("transform", f"{_HERE}.memory:make_delta"),
     "topk": Stage("transform", f"{_HERE}.topk:make_topk"),
     "none": Stage("quantiser", f"{_HERE}.cast:make_none", exact=True),
@@ -40,10 +40,13 @@ STAGES: Mapping[str, Stage] = {
 }
 """A further stage is one file, and one line here."""
 
+STAGES = Registry("sfl.codecs", Stage, _BUILT_IN)
+"""By the name in a codec's setting; packages may bring more."""
 
-def names(*kinds: Kind) -> Iterator[str]:
-    """What stages of these kinds are called; without any, all."""
-    return (name for name, stage in STAGES.items() if not kinds or stage.kind in kinds)
+
+def names(kind: Kind) -> list[str]:
+    """What the stages of a kind are called that are built in."""
+    return [name for name, stage in _BUILT_IN.items() if stage.kind == kind]
 
 
 def is_exact(codec: str) -> bool:

@@ -1,11 +1,12 @@
 """What every settings class shares: frozen, and no unknown key passes."""
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Field, GetCoreSchemaHandler, PositiveFloat
 from pydantic_core import CoreSchema, PydanticCustomError, core_schema
+
+from sfl.node.plugins import Registry
 
 MOST_CHARACTERS = 100
 NODE_NAME = r"^[A-Za-z0-9][A-Za-z0-9_.-]*$"
@@ -14,6 +15,10 @@ NodeName = Annotated[str, Field(pattern=NODE_NAME, max_length=MOST_CHARACTERS)]
 RUN_ID = r"^([A-Za-z0-9_][A-Za-z0-9_.-]*)?$"
 RunId = Annotated[str, Field(pattern=RUN_ID, max_length=MOST_CHARACTERS)]
 """A run's id, or nothing; it becomes a folder of its own."""
+
+PACKAGE = r"^[A-Za-z0-9][A-Za-z0-9._-]*==[A-Za-z0-9][A-Za-z0-9.+!_-]*$"
+PackageVersion = Annotated[str, Field(pattern=PACKAGE, max_length=MOST_CHARACTERS)]
+"""An installed package with its version, as `name==version`."""
 
 
 Seconds = Annotated[PositiveFloat, Field(le=1e9)]
@@ -24,7 +29,7 @@ Seconds = Annotated[PositiveFloat, Field(le=1e9)]
 class OneOf:
     """A name that a table has; any other is refused as a Literal's would be, with all of them."""
 
-    table: Mapping[str, object]
+    table: Registry[Any]
 
     def __get_pydantic_core_schema__(
         self, source: Any, handler: GetCoreSchemaHandler

@@ -12,6 +12,7 @@ from pydantic import ValidationError
 
 from sfl.config.base import Section
 from sfl.config.node import DeviceConfig, EdgeConfig
+from sfl.config.plugins import require_installed, with_packages
 from sfl.config.run import RunConfig, RunSection
 from sfl.config.wording import as_config_error, did_you_mean, unknown_key
 from sfl.errors import ConfigError
@@ -34,7 +35,8 @@ def load_run(path: Path, overrides: Iterable[str] = ()) -> RunConfig:
         run.setdefault("output_dir", str(RunSection().output_dir.absolute()))
     table = with_overrides(table, overrides)
     _anchor_paths(table, path.resolve().parent)
-    return _validate(RunConfig, table)
+    require_installed(table)
+    return with_packages(_validate(RunConfig, table))
 
 
 def load_edge(path: Path, overrides: Iterable[str] = ()) -> EdgeConfig:

@@ -16,9 +16,10 @@ from pydantic import (
     model_validator,
 )
 
-from sfl.config.base import NodeName, Seconds, Section
+from sfl.config.base import NodeName, OneOf, Seconds, Section
 from sfl.config.size import Size
 from sfl.plan import Topology
+from sfl.stage.orders import ORDERS
 
 Port = Annotated[int, Field(ge=0, le=65535)]
 Threads = PositiveInt | Literal["auto"]
@@ -185,7 +186,7 @@ class EdgeConfig(Section):
     """Hold the frozen linear layers of this node's blocks in `nf4` (4.5 bits a weight) or `int8`.
     It is slower on a CPU, and needs the extra `quantised` (docs/precision.md). `auto`: the first of
     these that runs here, otherwise `none`, with a warning that says why."""
-    order: Literal["first_come", "longest_tail", "fair_share"] = "first_come"
+    order: Annotated[str, OneOf(ORDERS)] = "first_come"
     """Which waiting device the edge serves next: the first to come, the one that has most of its
     own work left, or the one served least. Changes no bit of the result (docs/edge.md)."""
     batch_devices: PositiveInt = 1

@@ -17,7 +17,7 @@ from pydantic import (
 
 from sfl.aggregation.traits import STRATEGIES, Traits
 from sfl.codec.stages import is_exact
-from sfl.config.base import NodeName, OneOf, RunId, Seconds, Section
+from sfl.config.base import NodeName, OneOf, PackageVersion, RunId, Seconds, Section
 from sfl.config.codec import (
     AUTO_CODECS,
     EVALUATION_CODEC,
@@ -60,6 +60,10 @@ class RunSection(Section):
     edges: tuple[NodeName, ...] = ()
     """Names of the run's edges. The cloud refuses every other edge, whatever its certificate.
     Default: the edge of `[edge]`, by `edge.name`."""
+
+    plugins: tuple[PackageVersion, ...] = ()
+    """Written by the run: the packages whose plug-ins it uses, each as `name==version`. A node that
+    has another version, or none, ends (docs/plugins.md)."""
 
     @model_validator(mode="after")
     def _edges_are_different(self) -> Self:
@@ -209,7 +213,8 @@ class AggregationSettings(Section):
     @model_validator(mode="after")
     def _options_are_read(self) -> Self:
         for name, field in type(self).model_fields.items():
-            readers = [kind for kind, traits in STRATEGIES.items() if name in traits.reads]
+            built_in = STRATEGIES.built_in.items()
+            readers = [kind for kind, traits in built_in if name in traits.reads]
             ours = not readers or name in self.traits.reads
             if not ours and getattr(self, name) != field.default:
                 raise ValueError(
@@ -458,7 +463,8 @@ class RunSettings(Section):
             if rank > most:
                 raise ValueError(f"{field}: at most lora.rank ({most}); raise that, or lower this")
             if rank < most and not self.aggregation.traits.mixes_ranks:
-                able = [name for name, traits in STRATEGIES.items() if traits.mixes_ranks]
+                built_in = STRATEGIES.built_in.items()
+                able = [name for name, traits in built_in if traits.mixes_ranks]
                 raise ValueError(
                     f"{field}: {strategy} cannot average unequal ranks; use lora.rank ({most}), or "
                     f"aggregation.strategy = {' or '.join(map(repr, able))}"

@@ -161,7 +161,7 @@ class RunSummary:
     `eval_*_before` and `_after` compare the same devices, before the first round and after the
     last: losses weighted by targets, accuracy by examples and None for plain text. `bytes_in_all`
     crossed the links of all devices, both ways, whatever for; `training_bytes` are the part of them
-    that compression is about.
+    that compression is about. `plugins` are packages of others, with their versions.
     """
 
     run_id: str
@@ -193,6 +193,7 @@ class RunSummary:
     devices: tuple[DeviceSummary, ...]
     edges: tuple[ServerSummary, ...]
     cloud: ServerSummary
+    plugins: tuple[str, ...] = ()
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values for JSON; the keys of a node's traffic stand beside its other keys."""
@@ -207,6 +208,7 @@ class RunSummary:
         nested = {
             "faults": tuple(Fault(**fault) for fault in values["faults"]),
             "eval_devices": tuple(values["eval_devices"]),
+            "plugins": tuple(values.get("plugins", ())),
             "devices": tuple(DeviceSummary(**_with_notes(d)) for d in values["devices"]),
             "edges": tuple(ServerSummary(**_with_traffic(edge)) for edge in values["edges"]),
             "cloud": ServerSummary(**_with_traffic(values["cloud"])),
@@ -284,6 +286,7 @@ def build_summary(
         devices=devices,
         edges=tuple(_server(node) for node in nodes.values() if node.kind == "edge"),
         cloud=_server(clouds[0] if clouds else NodeSnapshot("cloud", "cloud")),
+        plugins=settings.run.plugins,
     )
 
 

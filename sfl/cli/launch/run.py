@@ -19,7 +19,9 @@ from sfl.cli.launch.node import Node, cloud_node, device_node, edge_node
 from sfl.cli.launch.patience import SAY_EVERY
 from sfl.cli.launch.preflight import check_before_start
 from sfl.config import RunConfig
+from sfl.config.plugins import with_packages
 from sfl.errors import ConfigError, RunFailed, SflError
+from sfl.models.families import FAMILIES
 from sfl.models.folder import check_length, local_folder, open_model
 from sfl.models.memory.edge_budget import fit_edge
 from sfl.node import machine
@@ -55,6 +57,7 @@ def run_on_this_machine(
 
     model = open_model(config.model.path, weights=local_folder(config.model.path) is not None)
     config = bounded(config, model.context_length)
+    config = with_packages(config, FAMILIES.package(model.model_type))
     check_before_start(config, model, say)
     config = budgeted(resolved(config))
     try:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal, Protocol
+from typing import TYPE_CHECKING, Any, Literal, Protocol, runtime_checkable
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -99,6 +99,7 @@ class Padding:
         return PackedMask(mask, packing)
 
 
+@runtime_checkable
 class Family(Protocol):
     """One file per family."""
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 
 @dataclass(frozen=True, slots=True)
@@ -19,6 +19,7 @@ class Waiting:
     served_seconds: float = 0.0
 
 
+@runtime_checkable
 class Order(Protocol):
     """A policy; it never lets the edge idle while something waits."""
 

@@ -16,6 +16,7 @@ from pydantic import ValidationError
 
 from sfl.config import RunSettings
 from sfl.config.codec import RoleCodecs
+from sfl.config.plugins import require_same
 from sfl.config.run import Task
 from sfl.data.example import Kind as ExampleKind
 from sfl.data.layout import Layout
@@ -210,7 +211,11 @@ def score(said: tensor_pb2.Score, most_examples: int, longest: int) -> None:
 
 
 def run_settings(text: str) -> RunSettings:
-    """The run's settings, as the cloud tells them."""
+    """The run's settings, as the cloud tells them.
+
+    Raises ConfigError where this machine lacks a plug-in package that the run uses.
+    """
+    require_same(text)
     try:
         return RunSettings.model_validate_json(text)
     except ValidationError as error:
