@@ -15,6 +15,7 @@ from tests.house.federation import SFL, run, sfl, write_config
 from tests.house.paths import MODEL, QUICKSTART, ROOT
 from tests.house.waiting import until
 
+pytestmark = pytest.mark.process
 PACKAGE = "sfl-example-plugin==0.1"
 
 
