@@ -545,7 +545,7 @@ class CloudAggregator:
             self._failed_edges.discard(edge)  # which was told when it said so
             return
         others = self._others(edge)
-        had = any(device.edge == edge for device in self.coordinator.devices.values())
+        had = bool(self.coordinator.state.roster.at(edge))
         self._happened(EdgeLost(edge, reason, final=had and not others))
 
     def edge_failed(self, edge: str, reason: str) -> None:

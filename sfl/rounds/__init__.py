@@ -1,6 +1,6 @@
 """The life of a run as a pure state machine: events in, commands out; no clock, no socket."""
 
-from sfl.rounds.coordinator import Coordinator, Phase
+from sfl.rounds.coordinator import Coordinator
 from sfl.rounds.messages import (
     AdapterReady,
     Aggregate,
@@ -34,6 +34,10 @@ from sfl.rounds.messages import (
     UseTextForm,
     Welcome,
 )
+from sfl.rounds.open_round import OpenRound, Progress
+from sfl.rounds.roster import Device, Roster
+from sfl.rounds.state import Phase, RunState
+from sfl.rounds.step import step
 
 __all__ = [
     "AdapterReady",
@@ -41,6 +45,7 @@ __all__ = [
     "Cause",
     "Command",
     "Coordinator",
+    "Device",
     "DeviceJoined",
     "DeviceLost",
     "DeviceMoved",
@@ -52,13 +57,17 @@ __all__ = [
     "Evict",
     "Fault",
     "FinishRun",
+    "OpenRound",
     "Phase",
+    "Progress",
     "Refuse",
     "RefuseEdge",
     "Rehearse",
     "Rehearsed",
     "Report",
     "ReportReceived",
+    "Roster",
+    "RunState",
     "Settle",
     "StartRound",
     "Steps",
@@ -69,4 +78,5 @@ __all__ = [
     "UseModel",
     "UseTextForm",
     "Welcome",
+    "step",
 ]

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Collection
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Generic, TypeVar
+
+from sfl.rounds.ordered import Ordered
 
 T = TypeVar("T")
 
 
-@dataclass(slots=True)
+@dataclass(frozen=True, slots=True)
 class Agreement(Generic[T]):
     """What each peer says, until one of it is `chosen`; then that stands for the rest of the run.
 
@@ -20,37 +22,48 @@ class Agreement(Generic[T]):
 
     num_peers: int
     chosen: T | None = None
-    _said: dict[str, T] = field(default_factory=dict)
+    said: Ordered[str, T] = field(default_factory=Ordered)
+    sayers: Ordered[T, Ordered[str, bool]] = field(default_factory=Ordered)
+    """Who says each of what is said."""
 
-    def say(self, peer: str, what: T) -> None:
+    def say(self, peer: str, what: T) -> Agreement[T]:
         """A peer says it, the last time counts."""
-        self._said[peer] = what
-        if self.chosen is None:
-            (most, count), *_ = Counter(self._said.values()).most_common(1)
-            self.chosen = most if 2 * count > self.num_peers else None
+        others = self._without(peer)
+        same = others.get(what, Ordered[str, bool]()).put(peer, True)
+        chosen = self.chosen
+        if chosen is None and 2 * len(same) > self.num_peers:
+            chosen = what
+        return Agreement(self.num_peers, chosen, self.said.put(peer, what), others.put(what, same))
 
-    def said(self, peer: str) -> T:
-        """What a peer says that is here."""
-        return self._said[peer]
-
-    def forget(self, peer: str) -> None:
+    def forget(self, peer: str) -> Agreement[T]:
         """It is gone, and with it what it said."""
-        self._said.pop(peer, None)
+        if peer not in self.said:
+            return self
+        return replace(self, said=self.said.without(peer), sayers=self._without(peer))
 
-    def settle(self, weights: Collection[str] = ()) -> None:
+    def _without(self, peer: str) -> Ordered[T, Ordered[str, bool]]:
+        if peer not in self.said:
+            return self.sayers
+        what = self.said[peer]
+        left = self.sayers[what].without(peer)
+        return self.sayers.put(what, left) if left else self.sayers.without(what)
+
+    def settle(self, weights: Collection[str] = ()) -> Agreement[T]:
         """Choose what most of those that are here say. Of equals, what most of `weights` name
         (one entry for each that a peer stands for), then what was said first."""
-        if self.chosen is not None or not self._said:
-            return
-        peers, stood_for = Counter(self._said.values()), Counter[T]()
+        if self.chosen is not None or not self.said:
+            return self
+        peers, stood_for = Counter(self.said.values()), Counter[T]()
         for peer in weights:
-            if peer in self._said:
-                stood_for[self._said[peer]] += 1
-        self.chosen = max(peers, key=lambda what: (peers[what], stood_for[what]))
+            if peer in self.said:
+                stood_for[self.said[peer]] += 1
+        chosen = max(peers, key=lambda what: (peers[what], stood_for[what]))
+        return replace(self, chosen=chosen)
 
     @property
     def others(self) -> list[str]:
         """Peers that say something else than what was chosen, by name."""
         if self.chosen is None:
             return []
-        return sorted(peer for peer, what in self._said.items() if what != self.chosen)
+        odd = (peers for what, peers in self.sayers.items() if what != self.chosen)
+        return sorted(peer for peers in odd for peer in peers)

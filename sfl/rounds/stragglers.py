@@ -2,58 +2,77 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Collection, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from statistics import median
 
 from sfl.config.run import NetworkSettings
+from sfl.rounds.ordered import Ordered
 
 
-@dataclass(slots=True)
+@dataclass(frozen=True, slots=True)
+class Moved:
+    """So many frames an edge has counted with a device, and since when; it may say it rests."""
+
+    count: int
+    since: float
+    resting: bool
+
+
+@dataclass(frozen=True, slots=True)
 class Stragglers:
     """Times of one round, in seconds. A slow device moves something now and then, and is waited
-    for; one that moves nothing is not, once half of the round and `least` devices are done."""
+    for; one that moves nothing is not, once half of the round and as many as it needs are done."""
 
-    network: NetworkSettings
-    least: int
-    _began: float = 0.0
-    _took: dict[str, float] = field(default_factory=dict)
-    _moved: dict[str, tuple[int, float]] = field(default_factory=dict)
-    _resting: set[str] = field(default_factory=set)
+    began: float = 0.0
+    look_at: float = 0.0
+    """Nobody can be late before, so that not every event looks at every device."""
+    took: Ordered[str, float] = field(default_factory=Ordered)
+    moved: Ordered[str, Moved] = field(default_factory=Ordered)
 
-    def begin(self, now: float) -> None:
+    @classmethod
+    def begin(cls, now: float, network: NetworkSettings) -> Stragglers:
         """A round begins."""
-        self._began = now
-        for kept in (self._took, self._moved, self._resting):
-            kept.clear()
+        return cls(now, now + network.straggler_seconds)
 
-    def moved(self, device: str, count: int, resting: bool, now: float) -> None:
+    def heard(self, device: str, count: int, resting: bool, now: float) -> Stragglers:
         """Its edge has counted so many frames with a device so far; it may say that it rests."""
-        if self._moved.get(device, (-1, 0.0))[0] != count:
-            self._moved[device] = count, now
-        (self._resting.add if resting else self._resting.discard)(device)
+        before = self.moved.get(device)
+        since = before.since if before is not None and before.count == count else now
+        after = Moved(count, since, resting)
+        return self if after == before else replace(self, moved=self.moved.put(device, after))
+
+    def done(self, device: str, now: float) -> Stragglers:
+        """A device has delivered everything."""
+        return replace(self, took=self.took.put(device, now - self.began))
+
+    def without(self, device: str, network: NetworkSettings) -> Stragglers:
+        """A device that had delivered everything does not count."""
+        look_at = self.began + network.straggler_seconds
+        return replace(self, look_at=look_at, took=self.took.without(device))
 
     def rests(self, device: str) -> bool:
         """Whether a device says that it rests: no offence."""
-        return device in self._resting
+        return device in self.moved and self.moved[device].resting
 
-    def late(self, done: Collection[str], rest: Collection[str], now: float) -> Mapping[str, str]:
+    def late(
+        self, rest: Collection[str], now: float, network: NetworkSettings
+    ) -> tuple[Stragglers, Mapping[str, str]]:
         """Why those of the rest are left out that move nothing."""
-        for name in done:
-            self._took.setdefault(name, now - self._began)
-        patience = self._patience(done, rest)
-        return {
-            name: f"nothing moved for {silent:.0f} s while {len(done)} of "
-            f"{len(done) + len(rest)} devices finished the round (network.straggler_seconds, "
+        factor, done = network.straggler_factor, len(self.took)
+        if factor == "off":
+            return self, {}
+        patience = max(network.straggler_seconds, factor * median(self.took.values()))
+        since = {name: self._since(name) for name in rest}
+        late = {
+            name: f"nothing moved for {now - moved:.0f} s while {done} of "
+            f"{done + len(rest)} devices finished the round (network.straggler_seconds, "
             "network.straggler_factor)"
-            for name in rest
-            if (silent := now - self._moved.get(name, (0, self._began))[1]) >= patience
+            for name, moved in since.items()
+            if now - moved >= patience
         }
+        waited = [moved for name, moved in since.items() if name not in late]
+        return replace(self, look_at=min(waited, default=now) + patience), late
 
-    def _patience(self, done: Collection[str], rest: Collection[str]) -> float:
-        factor = self.network.straggler_factor
-        if factor == "off" or len(done) < max(1, self.least, len(rest)):
-            return math.inf
-        took = median(self._took[name] for name in done)
-        return max(self.network.straggler_seconds, factor * took)
+    def _since(self, device: str) -> float:
+        return self.moved[device].since if device in self.moved else self.began

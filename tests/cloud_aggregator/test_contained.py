@@ -16,6 +16,7 @@ import sys
 import threading
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import contextmanager, nullcontext
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -38,8 +39,8 @@ from sfl.node.causes import cause_of, foreseen
 from sfl.node.certificates.authority import Authority
 from sfl.report.runs import open_run_folder
 from sfl.report.status import RunStatus
-from sfl.rounds import Aggregate, Fault, FinishRun, Phase, Steps, Tick
-from sfl.rounds.coordinator import Device, Progress
+from sfl.rounds import Aggregate, Fault, FinishRun, OpenRound, Phase, Progress, Steps, Tick
+from sfl.rounds.ordered import Ordered
 from sfl.rounds.values import Challenge
 from sfl.stage.engine import Engine
 from sfl.transport.bulk.fetch import fetch_model
@@ -191,9 +192,15 @@ def written(folder: Path) -> tuple[dict[str, Any], RunStatus]:
     return json.loads((folder / "runs" / "t" / "summary.json").read_text()), status
 
 
+def in_round(cloud: CloudAggregator, **progress: Progress) -> None:
+    """Have these devices be in the open round, so far."""
+    opened = OpenRound(Ordered.of(progress.items()))
+    cloud.coordinator.state = replace(cloud.coordinator.state, open=opened)
+
+
 def averaged(cloud: CloudAggregator) -> None:
     """Have the cloud average a round that one device was in."""
-    cloud.coordinator.progress = {"d0": Progress(Steps(3, 0, 3), 4)}
+    in_round(cloud, d0=Progress(Steps(3, 0, 3), 4))
     cloud._do(Aggregate(1, {"d0": 4}))
 
 
@@ -245,7 +252,7 @@ def test_what_the_coordinator_wants_and_nobody_can_do_ends_the_run(tmp_path: Pat
 def test_who_offends_while_a_round_is_averaged_is_no_bug(tmp_path: Path) -> None:
     async def story(cloud: CloudAggregator, address: str) -> None:
         averaged(cloud)
-        cloud.coordinator.progress.clear()  # as an offence does, before the averaging begins
+        in_round(cloud)  # as an offence does, before the averaging begins
 
     reason, _ = cloud_alone(tmp_path, story)
     assert "KeyError" not in reason and "d0.device.safetensors" in reason
@@ -635,8 +642,10 @@ def test_what_is_said_of_a_device_is_cut_and_few_lines_tell_of_strangers(
     """A tensor's name may fill a message: repeated as it is, it ends the links of all edges."""
 
     async def story(cloud: CloudAggregator, address: str) -> None:
+        roster = cloud.coordinator.state.roster
         for name in ("d0", "d1"):
-            cloud.coordinator.devices[name] = Device("edge", 4, True)
+            roster = roster.join(name, "edge").make_ready(name, 4)
+        cloud.coordinator.state = replace(cloud.coordinator.state, roster=roster)
         cloud.device_broke("d0", "x" * 9_000_000)
         cloud.not_signed("edge", "d1", "y" * 9_000_000)
         for number in range(100):

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import sys
+from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from sfl.config import RunSettings
+from sfl.report.journal import SqliteJournal
 from sfl.rounds import (
     AdapterReady,
     Aggregate,
@@ -27,6 +31,7 @@ from sfl.rounds import (
     Rehearse,
     Rehearsed,
     ReportReceived,
+    RunState,
     Settle,
     StartRound,
     TextForm,
@@ -36,7 +41,34 @@ from sfl.rounds import (
     UseModel,
     UseTextForm,
     Welcome,
+    step,
 )
+from sfl.rounds.journal import Journal, MemoryJournal
+from tests.house.rebuilt import NeverMarked, Rebuilt
+
+
+@pytest.fixture(autouse=True, params=["as it is", "in memory", "from the first event", "SQLite"])
+def rebuilt(
+    request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> Iterator[None]:
+    """Every scenario once more with a cloud that is killed before each event, and goes on from its
+    journal."""
+    if request.param == "as it is":
+        yield
+        return
+    journals: list[Journal] = []
+
+    def forgetful(config: RunSettings, now: float = 0.0) -> Coordinator:
+        folder = tmp_path / str(len(journals))
+        folder.mkdir()
+        make = {"in memory": MemoryJournal, "from the first event": NeverMarked}.get(request.param)
+        journals.append(SqliteJournal(folder) if make is None else make())
+        return Rebuilt(config, now, journals[-1])
+
+    monkeypatch.setattr(sys.modules[__name__], "Coordinator", forgetful)
+    yield
+    for journal in journals:
+        journal.close()
 
 
 def settings(count: int = 3, **sections: Any) -> RunSettings:
@@ -171,7 +203,7 @@ def holding(now: float, **network: Any) -> Coordinator:
 
 def beats(coordinator: Coordinator, until: float, moves: bool, resting: bool = False) -> list[Any]:
     """Heartbeats of d2 each second; what comes of them, and of the clock."""
-    for second in range(int(coordinator._now) + 1, int(until) + 1):
+    for second in range(int(coordinator.state.now) + 1, int(until) + 1):
         count = second if moves else 7
         coordinator.handle(DeviceMoved("d2", count, resting), float(second))
         if commands := coordinator.handle(Tick(), float(second)):
@@ -762,3 +794,38 @@ def test_what_was_chosen_stands_in_the_settings() -> None:
     assert got == {"d0": "none", "d1": "compact", "d2": "none"}
     assert after.codecs("d1", 1).gradient == "compact"
     assert RunSettings.model_validate(after.model_dump()) == after
+
+
+# -- a run of many devices ------------------------------------------------------------------------
+
+
+def test_of_many_devices_messages_name_a_few() -> None:
+    config = settings(2000, network={"join_timeout": 30.0})
+    coordinator = Coordinator(config, now=0.0)
+    said: list[str] = []
+    for entry in config.devices[:1995]:
+        coordinator.handle(DeviceJoined(entry.name, "e"), 0.0)
+        (report,) = coordinator.handle(DeviceReady(entry.name, 10), 0.0)
+        said.append(report.text)
+    assert said[0] == "waiting for 1999 of 2000 devices"
+    assert said[-1] == "waiting for d1995, d1996, d1997, d1998, d1999"
+    (refused,) = coordinator.handle(DeviceJoined("x", "e"), 0.0)
+    assert refused.reason.endswith("d9 and 1990 more")
+    (end,) = Coordinator(config, now=0.0).handle(Tick(), 30.0)
+    assert "missing: d0, " in end.reason and "1990 more" in end.reason and len(end.reason) < 300
+
+
+def test_a_step_leaves_the_state_before_it_as_it_was() -> None:
+    config = settings()
+    states = [RunState.begin(config)]
+    events: list[Any] = [EdgeReady("e", 4)]
+    for entry in config.devices:
+        events += [DeviceJoined(entry.name, "e"), DeviceReady(entry.name, 10)]
+    events += [DeviceMoved("d0", 1), UpdateReceived("d0", "edge", 1, 5), DeviceLost("d1", "cut")]
+    for event in events:
+        states.append(step(states[-1], event, 1.0, config)[0])
+    # From any of them the run goes on in the same way, whatever was tried from it meanwhile.
+    again = [
+        step(state, event, 1.0, config)[0] for state, event in zip(states, events, strict=False)
+    ]
+    assert again == states[1:]

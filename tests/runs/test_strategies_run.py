@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,8 +16,8 @@ from cloud_aggregator.aggregator import CloudAggregator
 from sfl.adapters.names import is_lora_a, lora_b_of
 from sfl.adapters.rank import truncated
 from sfl.config import AggregationSettings, TrainingSettings, load_run
-from sfl.rounds.coordinator import Progress
-from sfl.rounds.messages import Steps
+from sfl.rounds import OpenRound, Progress, Steps
+from sfl.rounds.ordered import Ordered
 from sfl.rounds.values import UpdateHeader
 from sfl.stage.optimizer import Optimizer
 from tests.house.federation import Outcome, finished, run, write_config
@@ -114,7 +114,8 @@ def test_an_update_that_is_scaled_otherwise_is_left_out(tmp_path: Path) -> None:
 
     async def receive(scaling: float) -> list[str]:
         cloud = CloudAggregator(config, tmp_path)
-        cloud.coordinator.progress["a"] = Progress(Steps(4, 0, 8), 5)
+        opened = OpenRound(Ordered.of([("a", Progress(Steps(4, 0, 8), 5))]))
+        cloud.coordinator.state = replace(cloud.coordinator.state, open=opened)
         said: list[str] = []
         cloud._do = lambda command: said.append(getattr(command, "reason", ""))  # type: ignore[assignment,method-assign]
         header = UpdateHeader(round=1, device="a", side="edge", scaling=scaling)

@@ -1,0 +1,137 @@
+"""Edges and devices come and go."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from itertools import islice
+
+from sfl.config import RunSettings
+from sfl.errors import ConfigError
+from sfl.rounds.messages import (
+    DeviceJoined,
+    DeviceReady,
+    EdgeReady,
+    Evict,
+    Fault,
+    Refuse,
+    RefuseEdge,
+    UseModel,
+    UseTextForm,
+    Welcome,
+)
+from sfl.rounds.turn import NAMED, Turn
+from sfl.rounds.work import cannot_take
+
+OTHER_MODEL = (
+    "it has another model than most of the run's edges: give all edges the same model, and the "
+    "cloud as well, which then decides"
+)
+
+
+def edge_ready(turn: Turn, event: EdgeReady) -> None:
+    """An edge is here, and has a say in what the model is."""
+    state = turn.state
+    models = state.models.say(event.edge, (event.num_layers, event.model))
+    losses = state.losses.without(f"edge {event.edge}")
+    turn.state = replace(state, models=models, losses=losses, no_edge=False)
+    one_model(turn)
+
+
+def lose_edge(turn: Turn, edge: str, reason: str) -> None:
+    """Forget an edge and its devices."""
+    turn.state = replace(turn.state, models=turn.state.models.forget(edge))
+    turn.do(Fault(turn.state.round, "", f"edge {edge}: {reason}"))
+    names = turn.state.roster.at(edge)
+    for name in names:
+        turn.lose(name, f"its edge {edge} was lost")
+    losses = turn.state.losses
+    for name in names:
+        losses = losses.without(name)  # for the edge's reason
+    turn.state = replace(turn.state, losses=losses.put(f"edge {edge}", reason))
+
+
+def one_model(turn: Turn) -> None:
+    """Use the model that was chosen, if one was, and go on without the edges of another."""
+    if (chosen := turn.state.models.chosen) is None:
+        return
+    num_layers, model = chosen
+    if turn.state.num_layers is None:
+        turn.state = replace(turn.state, num_layers=num_layers)
+        if (problem := _cannot_be_cut(turn.settings, num_layers)) is not None:
+            turn.finish(False, problem)
+            return
+        turn.do(UseModel(model))
+    for edge in turn.state.models.others:
+        turn.do(RefuseEdge(edge, OTHER_MODEL))
+        lose_edge(turn, edge, OTHER_MODEL)
+
+
+def _cannot_be_cut(settings: RunSettings, num_layers: int) -> str | None:
+    """Why a model of so many blocks cannot be cut as the settings say."""
+    first: dict[tuple[int, int], str] = {}  # device of each cut: the others are cut as it is
+    for entry in settings.devices:
+        first.setdefault((entry.cut_layer, entry.tail_layers), entry.name)
+    for name in first.values():
+        try:
+            settings.plan(name, num_layers)
+        except ConfigError as error:
+            return str(error)
+    return None
+
+
+def device_joined(turn: Turn, event: DeviceJoined) -> None:
+    """A device asks to take part: admit it, or say why not."""
+    reason, in_use = _refusal(turn, event.device)
+    if reason:
+        turn.do(Refuse(event.device, event.edge, reason, in_use))
+        return
+    state = turn.state
+    roster, losses = state.roster.join(event.device, event.edge), state.losses.without(event.device)
+    turn.state = replace(state, roster=roster, losses=losses)
+    turn.do(Welcome(event.device))
+
+
+def _refusal(turn: Turn, device: str) -> tuple[str, bool]:
+    """(why a device is not let in, whether its name is in use); no reason where it is."""
+    roster, out = turn.state.roster, turn.state.strikes.out
+    if device in out:
+        return out[device], False
+    if not roster.knows(device):
+        return f"no device {device!r} in this run; known: {_known(turn.settings)}", False
+    if device in roster.devices:
+        at = roster.devices[device].edge
+        return f"a device named {device!r} is connected already, at edge {at}", True
+    return "", False
+
+
+def _known(settings: RunSettings) -> str:
+    names = [entry.name for entry in islice(settings.devices, NAMED)]
+    more = len(settings.devices) - len(names)
+    return ", ".join(names) + (f" and {more} more" if more else "")
+
+
+def device_ready(turn: Turn, event: DeviceReady) -> None:
+    """A device has its span and its data, if those can take part."""
+    if (problem := cannot_take(turn.settings, event.num_examples)) is not None:
+        turn.put_out(event.device, problem)
+        return
+    state = turn.state
+    roster = state.roster.make_ready(event.device, event.num_examples)
+    forms = state.forms if event.form is None else state.forms.say(event.device, event.form)
+    turn.state = replace(state, roster=roster, forms=forms)
+    one_form(turn)
+
+
+def one_form(turn: Turn) -> None:
+    """Have all rows become text as was chosen, if it was; whose do not is told so and ends."""
+    forms = turn.state.forms
+    if forms.chosen is None:
+        return
+    if not turn.state.form_used:
+        turn.state = replace(turn.state, form_used=True)
+        turn.do(UseTextForm(forms.chosen))
+    for name in forms.others:
+        reason = forms.said[name].unlike(forms.chosen)
+        # Started again with other data it may join.
+        turn.do(Evict(name, reason, final=True))
+        turn.lose(name, reason)

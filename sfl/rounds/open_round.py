@@ -1,0 +1,83 @@
+"""What the devices of a round have delivered so far."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+
+from sfl.config.run import NetworkSettings
+from sfl.rounds.messages import Side, Steps
+from sfl.rounds.ordered import Ordered
+from sfl.rounds.stragglers import Stragglers
+
+
+@dataclass(frozen=True, slots=True)
+class Progress:
+    """What a participant has delivered in the open round."""
+
+    steps: Steps
+    num_examples: int
+    final_steps: Mapping[Side, int] = field(default_factory=dict)
+    reported: bool = False
+
+    @property
+    def trained(self) -> bool:
+        """Both parts are in, and carry the same final step."""
+        both = set(self.final_steps) == {"device", "edge"}
+        return both and set(self.final_steps.values()) == {self.steps.count}
+
+    @property
+    def done(self) -> bool:
+        """Nothing more is to come in this round."""
+        return self.reported and (self.steps.count == 0 or self.trained)
+
+
+@dataclass(frozen=True, slots=True)
+class OpenRound:
+    """Everybody in it, and how far each is."""
+
+    progress: Ordered[str, Progress] = field(default_factory=Ordered)
+    stragglers: Stragglers = field(default_factory=Stragglers)
+    cannot_compute: Ordered[str, str] = field(default_factory=Ordered)
+    """Who left since it can't compute with the round's adapter, and why."""
+
+    @property
+    def num_done(self) -> int:
+        """How many have delivered everything."""
+        return len(self.stragglers.took)
+
+    @property
+    def all_done(self) -> bool:
+        """Whether nothing more is to come."""
+        return self.num_done == len(self.progress)
+
+    @property
+    def rest(self) -> list[str]:
+        """Those of which something is still to come, by name."""
+        return sorted(name for name, progress in self.progress.items() if not progress.done)
+
+    def part(self, device: str, side: Side, final_step: int, now: float) -> OpenRound:
+        """One side's part of a participant's update is there."""
+        before = self.progress[device]
+        final_steps = {**before.final_steps, side: final_step}
+        return self._with(device, before, replace(before, final_steps=final_steps), now)
+
+    def report(self, device: str, now: float) -> OpenRound:
+        """A participant's report is there."""
+        before = self.progress[device]
+        return self._with(device, before, replace(before, reported=True), now)
+
+    def _with(self, device: str, before: Progress, after: Progress, now: float) -> OpenRound:
+        stragglers = self.stragglers
+        if after.done and not before.done:
+            stragglers = stragglers.done(device, now)
+        return replace(self, progress=self.progress.put(device, after), stragglers=stragglers)
+
+    def without(self, device: str, network: NetworkSettings) -> OpenRound:
+        """A device is left out, whatever it delivered."""
+        if device not in self.progress:
+            return self
+        stragglers = self.stragglers
+        if self.progress[device].done:
+            stragglers = stragglers.without(device, network)
+        return replace(self, progress=self.progress.without(device), stragglers=stragglers)

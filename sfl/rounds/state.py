@@ -1,0 +1,77 @@
+"""All that a run's decisions go by, as one value."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, fields
+from enum import StrEnum
+
+from sfl.config import RunSettings
+from sfl.rounds.agreement import Agreement
+from sfl.rounds.messages import TextForm
+from sfl.rounds.open_round import OpenRound
+from sfl.rounds.ordered import Ordered
+from sfl.rounds.rehearsal import Rehearsal
+from sfl.rounds.roster import Roster
+from sfl.rounds.strikes import Strikes
+
+
+class Phase(StrEnum):
+    """Where a run is."""
+
+    WAITING = "waiting for devices"
+    REHEARSAL = "timing steps"
+    ROUND = "training"
+    FINAL = "evaluating"
+    AGGREGATING = "aggregating"
+    OVER = "over"
+
+
+@dataclass(frozen=True, slots=True)
+class RunState:
+    """Where a run is. Times are seconds on the run's own clock, which counts while the cloud runs
+    and stands still while it is away: what is left until a deadline outlives a restart."""
+
+    now: float
+    deadline: float
+    roster: Roster
+    models: Agreement[tuple[int, str]]
+    """What edges say that the model is: blocks and digest."""
+    forms: Agreement[TextForm]
+    strikes: Strikes
+    phase: Phase = Phase.WAITING
+    round: int = 0
+    open: OpenRound = field(default_factory=OpenRound)
+    rehearsal: Rehearsal | None = None
+    grace_ends: float | None = None
+    """For those who are not there when enough are."""
+    num_layers: int | None = None
+    form_used: bool = False
+    losses: Ordered[str, str] = field(default_factory=Ordered)
+    """Why who is not there now was lost."""
+    no_edge: bool = False
+    """No device can come any more."""
+
+    @classmethod
+    def begin(cls, settings: RunSettings, now: float = 0.0) -> RunState:
+        """Of a run that begins now."""
+        return cls(
+            now,
+            now + settings.network.join_timeout,
+            Roster.of(entry.name for entry in settings.devices),
+            Agreement(max(1, len(settings.run.edges))),
+            Agreement(len(settings.devices)),
+            Strikes(settings.aggregation.strikes),
+        )
+
+    @property
+    def time_left(self) -> float:
+        """Seconds until the nearest deadline; none are left after it."""
+        ends = self.deadline if self.grace_ends is None else min(self.deadline, self.grace_ends)
+        return max(0.0, ends - self.now)
+
+    def differs_in_time_only(self, other: RunState) -> bool:
+        """Whether nothing has happened between two states of one run. Looks at no device."""
+        return all(getattr(self, name) is getattr(other, name) for name in _ALL_BUT_NOW)
+
+
+_ALL_BUT_NOW = tuple(own.name for own in fields(RunState) if own.name != "now")

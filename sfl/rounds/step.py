@@ -1,0 +1,161 @@
+"""What a run does next: one event in, the state after it and what is to be done out."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from functools import singledispatch
+from typing import assert_never
+
+from sfl.config import RunSettings
+from sfl.rounds.membership import device_joined, device_ready, edge_ready, lose_edge
+from sfl.rounds.messages import (
+    AdapterReady,
+    Command,
+    DeviceJoined,
+    DeviceLost,
+    DeviceMoved,
+    DeviceOffended,
+    DeviceReady,
+    EdgeLost,
+    EdgeReady,
+    Event,
+    Rehearsed,
+    ReportReceived,
+    Tick,
+    UpdateReceived,
+    UpdatesRefused,
+)
+from sfl.rounds.state import Phase, RunState
+from sfl.rounds.training import (
+    adapter_ready,
+    reported,
+    update_received,
+    updates_refused,
+    while_aggregating,
+    while_evaluating,
+    while_training,
+)
+from sfl.rounds.turn import Turn
+from sfl.rounds.waiting import while_rehearsing, while_waiting
+
+
+def step(
+    state: RunState, event: Event, now: float, settings: RunSettings
+) -> tuple[RunState, list[Command]]:
+    """Take one event at `now`, in seconds on the run's own clock.
+
+    Pure. Costs O(log n) for n devices, and O(n log n) where a round begins or closes.
+    """
+    turn = Turn(replace(state, now=now), settings)
+    if state.phase is not Phase.OVER:
+        take(event, turn)
+    return turn.state, turn.commands
+
+
+@singledispatch
+def take(event: Event, turn: Turn) -> None:
+    """What an event means."""
+    raise TypeError(event)
+
+
+@take.register
+def _(event: EdgeReady, turn: Turn) -> None:
+    edge_ready(turn, event)
+
+
+@take.register
+def _(event: EdgeLost, turn: Turn) -> None:
+    turn.state = replace(turn.state, no_edge=event.final)
+    lose_edge(turn, event.edge, event.reason)
+    advance(turn)
+
+
+@take.register
+def _(event: DeviceJoined, turn: Turn) -> None:
+    device_joined(turn, event)
+
+
+@take.register
+def _(event: DeviceReady, turn: Turn) -> None:
+    if event.device in turn.state.roster.devices:
+        device_ready(turn, event)
+        advance(turn)
+
+
+@take.register
+def _(event: DeviceLost, turn: Turn) -> None:
+    turn.lose(event.device, event.reason, event.cause)
+    advance(turn)
+
+
+@take.register
+def _(event: UpdateReceived, turn: Turn) -> None:
+    if update_received(turn, event):
+        advance(turn)
+
+
+@take.register
+def _(event: DeviceOffended, turn: Turn) -> None:
+    if event.device in turn.state.roster.devices or event.device in turn.state.open.progress:
+        turn.send_away(event.device, event.reason, "offence")
+        advance(turn)
+
+
+@take.register
+def _(event: UpdatesRefused, turn: Turn) -> None:
+    updates_refused(turn, event)
+
+
+@take.register
+def _(event: ReportReceived, turn: Turn) -> None:
+    if reported(turn, event.device, event.round):
+        advance(turn)
+
+
+@take.register
+def _(event: DeviceMoved, turn: Turn) -> None:
+    state = turn.state
+    if event.device in state.roster.devices:
+        before = state.open.stragglers
+        after = before.heard(event.device, event.count, event.resting, state.now)
+        if after is not before:
+            turn.state = replace(state, open=replace(state.open, stragglers=after))
+
+
+@take.register
+def _(event: Rehearsed, turn: Turn) -> None:
+    if (rehearsal := turn.state.rehearsal) is not None:
+        rehearsal = rehearsal.note(event.device, event.seconds, event.value_bits)
+        turn.state = replace(turn.state, rehearsal=rehearsal)
+    advance(turn)
+
+
+@take.register
+def _(event: AdapterReady, turn: Turn) -> None:
+    if adapter_ready(turn):
+        advance(turn)
+
+
+@take.register
+def _(event: Tick, turn: Turn) -> None:
+    if turn.state.time_left == 0 or turn.state.phase in (Phase.ROUND, Phase.FINAL):
+        advance(turn)
+
+
+def advance(turn: Turn) -> None:
+    """Do what the state allows: begin a round, close it, or give up."""
+    match turn.state.phase:
+        case Phase.WAITING:
+            while_waiting(turn)
+        case Phase.REHEARSAL:
+            while_rehearsing(turn)
+        case Phase.ROUND:
+            while_training(turn)
+        case Phase.FINAL:
+            while_evaluating(turn)
+        case Phase.AGGREGATING:
+            while_aggregating(turn)
+        case Phase.OVER:
+            pass
+        case unknown:
+            assert_never(unknown)

@@ -1,0 +1,103 @@
+"""One step of a run in the making, and what every part of it needs."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass, field, replace
+
+from sfl.config import RunSettings
+from sfl.rounds.messages import Cause, Command, Evict, Fault, FinishRun
+from sfl.rounds.state import Phase, RunState
+
+NAMED = 10
+"""Names that a message lists at most."""
+
+
+@dataclass(slots=True)
+class Turn:
+    """The state so far, and what is to be done, in order; gone when the step is."""
+
+    state: RunState
+    settings: RunSettings
+    commands: list[Command] = field(default_factory=list)
+
+    def do(self, *commands: Command) -> None:
+        """Have this done."""
+        self.commands += commands
+
+    def finish(self, ok: bool, reason: str) -> None:
+        """The run is over."""
+        self.state = replace(self.state, phase=Phase.OVER)
+        self.do(FinishRun(ok, reason))
+
+    def lose(self, name: str, reason: str, cause: Cause = "link") -> None:
+        """Forget a device and, unless it had delivered everything, its part in the open round."""
+        if name not in self.state.roster.devices:
+            return
+        open_round = self.state.open
+        if cause == "adapter":
+            cannot = open_round.cannot_compute.put(name, reason)
+            open_round = replace(open_round, cannot_compute=cannot)
+        if name in open_round.progress and not open_round.progress[name].done:
+            open_round = open_round.without(name, self.settings.network)
+        self.state = replace(self.state, open=open_round)
+        said = self._gone(name, cause, reason)
+        if name in self.state.strikes.out:
+            self._evict(name, said)
+        self.do(Fault(self.state.round, name, said))
+
+    def send_away(self, name: str, reason: str, cause: Cause) -> None:
+        """Leave a device out of the open round, whatever it delivered, and close its stream."""
+        left = self.state.open.without(name, self.settings.network)
+        self.state = replace(self.state, open=left)
+        said = self._gone(name, cause, reason)
+        self._evict(name, said)
+        self.do(Fault(self.state.round, name, said))
+
+    def put_out(self, name: str, reason: str) -> None:
+        """Send a device away for good, for what is no offence."""
+        strikes, said = self.state.strikes.put_out(name, reason)
+        self.state = replace(self.state, strikes=strikes)
+        self.send_away(name, said, "link")
+
+    def _gone(self, name: str, cause: Cause, reason: str) -> str:
+        """A device is not here any more; `reason` with what that means for it."""
+        state = self.state
+        strikes, said = state.strikes.note(name, cause, reason)
+        roster = state.roster.leave(name)
+        self.state = replace(
+            state,
+            strikes=strikes,
+            roster=roster.put_out(name) if name in strikes.out else roster,
+            forms=state.forms.forget(name),
+            losses=state.losses.put(name, said),
+            rehearsal=None if state.rehearsal is None else state.rehearsal.without(name),
+        )
+        return said
+
+    def _evict(self, name: str, said: str) -> None:
+        """Tell a device why it is left out now: when it comes back the run may be over."""
+        self.do(Evict(name, said, final=name in self.state.strikes.out))
+
+    @property
+    def because(self) -> str:
+        """Who is missing, and why, as the end of a sentence."""
+        cannot = self.state.open.cannot_compute
+        lost = [f"{who}: {why}" for who, why in self.state.losses.items() if who not in cannot]
+        return "".join(f"; {reason}" for reason in shortened(lost))
+
+    @property
+    def who_cannot_compute(self) -> str:
+        """Who cannot do so with the round's adapter, to be put behind another reason."""
+        if not (reasons := sorted(self.state.open.cannot_compute.items())):
+            return ""
+        sent = max(0, self.state.round - 1)
+        whose = f"; nobody can compute with what comes of round {sent}'s adapter: "
+        return whose + "; ".join(shortened([f"{name}: {reason}" for name, reason in reasons]))
+
+
+def shortened(texts: Iterable[str], more: int | None = None) -> list[str]:
+    """The first few, and how many more there are."""
+    texts = list(texts)
+    left = len(texts) - NAMED
+    return texts if left <= 0 else [*texts[:NAMED], f"{left} more"]

@@ -1,0 +1,165 @@
+"""Before a round: who is waited for, and how long."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from sfl.config import RunSettings
+from sfl.rounds.membership import one_form, one_model
+from sfl.rounds.messages import Fault, Rehearse, Report, StartRound
+from sfl.rounds.open_round import OpenRound, Progress
+from sfl.rounds.ordered import Ordered
+from sfl.rounds.rehearsal import Rehearsal
+from sfl.rounds.roster import Roster
+from sfl.rounds.state import Phase, RunState
+from sfl.rounds.stragglers import Stragglers
+from sfl.rounds.turn import NAMED, Turn, shortened
+from sfl.rounds.work import steps_of
+
+
+def while_waiting(turn: Turn) -> None:
+    """Begin once everybody is there, or enough are and have waited; or give up."""
+    settings, roster = turn.settings, turn.state.roster
+    if roster.num_ready + len(roster.missing) < settings.min_devices:
+        turn.finish(False, _too_many_out(turn))
+        return
+    enough = roster.num_ready >= settings.min_devices
+    turn.state = replace(turn.state, grace_ends=_grace(turn.state, settings, enough))
+    late = turn.state.time_left == 0
+    # The first round waits for everybody; later ones go on with whoever is there.
+    if not roster.missing or (enough and (late or turn.state.round > 0)):
+        _begin(turn)
+    elif turn.state.no_edge:
+        turn.finish(False, f"no edge is left{turn.because}")
+    elif late:
+        turn.finish(False, _not_enough(turn))
+    else:
+        turn.do(Report(_waited_for(settings, roster)))
+
+
+def _waited_for(settings: RunSettings, roster: Roster) -> str:
+    """Names while they are few: a thousand that join would be a thousand long lists."""
+    missing = len(roster.missing)
+    if missing <= NAMED:
+        return f"waiting for {', '.join(roster.first_missing(NAMED))}"
+    return f"waiting for {missing} of {len(settings.devices)} devices"
+
+
+def _not_enough(turn: Turn) -> str:
+    """Why the run ends where too few came in time."""
+    settings, roster = turn.settings, turn.state.roster
+    names = shortened(roster.first_missing(len(roster.missing)))
+    slow = "; where a model takes longer to read, raise network.join_timeout"
+    return (
+        f"{roster.num_ready} of at least {settings.min_devices} devices were "
+        f"ready after {settings.network.join_timeout:g} s; missing: {', '.join(names)}"
+        f"{turn.because or slow}"
+    )
+
+
+def _too_many_out(turn: Turn) -> str:
+    """Why the run can't go on without those that are out for good."""
+    out = sorted(turn.state.strikes.out.items())
+    reasons = "; ".join(shortened([f"{name}: {why}" for name, why in out]))
+    return f"fewer than {turn.settings.min_devices} devices are left: {reasons}"
+
+
+def _grace(state: RunState, settings: RunSettings, enough: bool) -> float | None:
+    """When waiting for the rest ends; it begins anew where somebody it counted on is lost."""
+    grace = settings.network.join_grace
+    if grace is None or not enough or state.round > 0:
+        return None
+    ends = state.now + grace
+    return ends if state.grace_ends is None else min(state.grace_ends, ends)
+
+
+def _begin(turn: Turn) -> None:
+    """Settle what is still open, then rehearse or start; some may have to go first."""
+    said = len(turn.commands)
+    _settle_model(turn)
+    if len(turn.commands) == said:
+        turn.state = replace(turn.state, forms=turn.state.forms.settle())
+        one_form(turn)
+    if len(turn.commands) == said:
+        _rehearse_or_start(turn)
+    elif turn.state.phase is Phase.WAITING:
+        while_waiting(turn)
+
+
+def _settle_model(turn: Turn) -> None:
+    if turn.state.models.chosen is not None:
+        return
+    roster = turn.state.roster
+    edges = [roster.devices[name].edge for name in roster.ready]
+    turn.state = replace(turn.state, models=turn.state.models.settle(edges))
+    one_model(turn)
+
+
+def _rehearse_or_start(turn: Turn) -> None:
+    ready, first = turn.state.roster.ready, turn.state.round == 0
+    if first:
+        turn.do(*_missed(turn))
+    if first and (rehearsal := Rehearsal.for_run(turn.settings, ready)):
+        rehearse(turn, rehearsal)
+    else:
+        start(turn, ready)
+
+
+def _missed(turn: Turn) -> list[Fault]:
+    missing = turn.state.roster.missing
+    return [
+        Fault(1, entry.name, "did not join in time")
+        for entry in turn.settings.devices
+        if entry.name in missing and not entry.optional
+    ]
+
+
+def rehearse(turn: Turn, rehearsal: Rehearsal) -> None:
+    """Have devices time steps."""
+    state, timeout = turn.state, turn.settings.network.round_timeout
+    deadline = state.now + timeout
+    turn.state = replace(state, phase=Phase.REHEARSAL, rehearsal=rehearsal, deadline=deadline)
+    turn.do(Rehearse(rehearsal.devices, rehearsal.counts, rehearsal.codec))
+
+
+def while_rehearsing(turn: Turn) -> None:
+    """Once every device that is still there has timed its steps: choose, and begin."""
+    if _timing(turn).waiting and turn.state.now < turn.state.deadline:
+        return
+    timeout = turn.settings.network.round_timeout
+    for name in _timing(turn).waiting:
+        turn.send_away(name, f"not done within round_timeout ({timeout:g} s)", "silence")
+    rehearsal, least = _timing(turn), turn.settings.min_devices
+    if (there := len(rehearsal.timed)) < least:
+        few = f"{there} of at least {least} devices timed their steps"
+        turn.finish(False, few + turn.because + turn.who_cannot_compute)
+    elif (further := rehearsal.try_next()) is not None:
+        rehearse(turn, further)
+    else:
+        turn.state = replace(turn.state, rehearsal=None)
+        turn.do(rehearsal.choose())
+        start(turn, list(rehearsal.devices))
+
+
+def _timing(turn: Turn) -> Rehearsal:
+    assert turn.state.rehearsal is not None
+    return turn.state.rehearsal
+
+
+def start(turn: Turn, ready: list[str]) -> None:
+    """The next round begins, with these devices."""
+    settings, state = turn.settings, turn.state
+    round_ = state.round + 1
+    examples = {name: state.roster.devices[name].num_examples for name in ready}
+    steps = {name: steps_of(settings, number, round_) for name, number in examples.items()}
+    progress = Ordered.of((name, Progress(steps[name], examples[name])) for name in ready)
+    turn.state = replace(
+        state,
+        phase=Phase.ROUND if round_ <= settings.run.rounds else Phase.FINAL,
+        round=round_,
+        deadline=state.now + settings.network.round_timeout,
+        grace_ends=None,
+        open=OpenRound(progress, Stragglers.begin(state.now, settings.network)),
+    )
+    due = settings.evaluation.extent(round_ - 1, settings.run.rounds)
+    turn.do(StartRound(round_, steps, due))

@@ -1,0 +1,44 @@
+"""A coordinator that forgets everything before every event."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from sfl.config import RunSettings
+from sfl.rounds import Command, Coordinator, Event, RunState
+from sfl.rounds.journal import Journal, MemoryJournal
+from sfl.rounds.plain import state_from_json, to_json
+
+ALWAYS, THEN_EVERY = 60, 997
+"""So many first events, then every so many: a rebuilding takes all events since the last mark."""
+
+MOST_DEVICES = 10
+"""With more, writing and reading the whole state for every event takes too long for a test."""
+
+
+class NeverMarked(MemoryJournal):
+    """All of a run is replayed, from its first event."""
+
+    def mark(self, state: RunState) -> None:
+        """Not kept."""
+
+
+class Rebuilt(Coordinator):
+    """As a cloud is that is killed between any two events, and starts again from its journal."""
+
+    def __init__(self, settings: RunSettings, now: float = 0.0, journal: Journal | None = None):
+        super().__init__(settings, now, journal)
+        self._handled = 0
+
+    def handle(self, event: Event, now: float) -> list[Command]:
+        """Take one event, with no memory but the journal."""
+        self._handled += 1
+        if len(self.settings.devices) > MOST_DEVICES:
+            pass
+        elif self._handled <= ALWAYS or self._handled % THEN_EVERY == 0:
+            rebuilt = self.journal.latest().state(self.settings)
+            assert replace(rebuilt, now=self.state.now) == self.state
+            self.state = rebuilt
+        else:
+            self.state = state_from_json(to_json(self.state))
+        return super().handle(event, now)

@@ -1,0 +1,178 @@
+"""Journals, in memory and in a file: what was kept is there again, and a run goes on from it."""
+
+from __future__ import annotations
+
+import errno
+import os
+import sqlite3
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from sfl.config import RunSettings
+from sfl.errors import DiskError
+from sfl.report.journal import NAME, SqliteJournal
+from sfl.rounds import (
+    Coordinator,
+    DeviceJoined,
+    DeviceMoved,
+    DeviceReady,
+    EdgeReady,
+    FinishRun,
+    Phase,
+    StartRound,
+    Tick,
+)
+from sfl.rounds.journal import Entry, Journal, MemoryJournal
+
+SETTINGS = RunSettings.model_validate(
+    {
+        "model": {"path": "m"},
+        "run": {"rounds": 2},
+        "training": {"local_steps": 5, "batch_size": 4},
+        "network": {"round_timeout": 50.0, "join_timeout": 30.0},
+        "devices": [{"name": f"d{n}", "cut_layer": 1} for n in range(2)],
+    }
+)
+Reopen = Callable[[], Journal]
+
+
+@pytest.fixture(params=["memory", "SQLite"])
+def reopen(request: pytest.FixtureRequest, tmp_path: Path) -> Reopen:
+    """Gives the journal, and the same one each time."""
+    if request.param == "memory":
+        journal = MemoryJournal()
+        return lambda: journal
+    return lambda: SqliteJournal(tmp_path)
+
+
+def test_what_was_kept_is_there_again(reopen: Reopen) -> None:
+    entries = [Entry(0.1, EdgeReady("e", 4)), Entry(1 / 3, DeviceJoined("d0", "e"))]
+    journal = reopen()
+    for entry in entries:
+        journal.append(entry)
+    journal.tell_time(7.25)
+    journal.close()
+    again = reopen()
+    assert list(again.entries()) == entries
+    assert again.latest().entries == tuple(entries) and again.latest().now == 7.25
+    again.close()
+
+
+def test_an_empty_journal_is_a_run_that_begins(reopen: Reopen) -> None:
+    journal = reopen()
+    assert journal.latest().state(SETTINGS) == Coordinator(SETTINGS).state
+    journal.close()
+
+
+def test_a_mark_stands_for_all_before_it(reopen: Reopen) -> None:
+    journal = reopen()
+    coordinator = Coordinator(SETTINGS, journal=journal)
+    coordinator.handle(EdgeReady("e", 4), 0.5)
+    coordinator.handle(DeviceMoved("d0", 1), 0.5)
+    for name in ("d0", "d1"):
+        coordinator.handle(DeviceJoined(name, "e"), 1.0)
+        coordinator.handle(DeviceMoved(name, 1), 1.0)
+        commands = coordinator.handle(DeviceReady(name, 10), 1.0)
+    assert isinstance(commands[-1], StartRound)
+    latest = journal.latest()
+    assert latest.marked == coordinator.state and not latest.entries
+    # The events stay, for whoever wants to tell of them; heartbeats do not.
+    kinds = [type(entry.event) for entry in journal.entries()]
+    assert kinds == [EdgeReady, *[DeviceJoined, DeviceReady] * 2]
+    coordinator.handle(DeviceMoved("d0", 9), 2.0)
+    assert [entry.event for entry in journal.latest().entries] == [DeviceMoved("d0", 9)]
+    assert journal.latest().state(SETTINGS) == coordinator.state
+    journal.close()
+
+
+def test_what_changes_nothing_costs_no_entry(reopen: Reopen) -> None:
+    journal = reopen()
+    coordinator = Coordinator(SETTINGS, journal=journal)
+    for second in range(20):
+        coordinator.handle(Tick(), float(second))
+        coordinator.handle(DeviceMoved("d0", 3), float(second))
+    assert not list(journal.entries()) and journal.latest().now == 19.0
+    journal.close()
+
+
+@pytest.mark.parametrize("phase", [Phase.WAITING, Phase.ROUND])
+def test_after_an_hour_away_deadlines_stand_where_they_stood(reopen: Reopen, phase: Phase) -> None:
+    journal = reopen()
+    coordinator = Coordinator(SETTINGS, journal=journal)
+    coordinator.handle(EdgeReady("e", 4), 0.0)
+    for name in ("d0", "d1") if phase is Phase.ROUND else ():
+        coordinator.handle(DeviceJoined(name, "e"), 1.0)
+        coordinator.handle(DeviceReady(name, 10), 1.0)
+    coordinator.handle(Tick(), 21.0)
+    assert coordinator.phase is phase
+    left = coordinator.state.time_left
+    assert left == (30.0 if phase is Phase.ROUND else 9.0)
+    journal.close()
+    # The run's own clock stood still meanwhile: it goes on at 21 s.
+    journal = reopen()
+    later = Coordinator(SETTINGS, journal=journal)
+    later.state = journal.latest().state(SETTINGS)
+    assert later.state == coordinator.state and later.state.time_left == left
+    assert later.handle(Tick(), 21.0 + left - 0.5) == []
+    *_, end = later.handle(Tick(), 21.0 + left)
+    assert isinstance(end, FinishRun)
+    journal.close()
+
+
+def test_what_was_committed_outlives_a_kill(tmp_path: Path) -> None:
+    code = (
+        "import os, sys; from pathlib import Path; from sfl.rounds import *\n"
+        "from sfl.report.journal import SqliteJournal; from sfl.rounds.journal import Entry\n"
+        "journal = SqliteJournal(Path(sys.argv[1]))\n"
+        "journal.append(Entry(1.5, DeviceJoined('d0', 'e'))); journal.commit()\n"
+        "journal.append(Entry(2.5, DeviceJoined('d1', 'e'))); os._exit(9)"
+    )
+    assert subprocess.run([sys.executable, "-c", code, tmp_path], check=False).returncode == 9
+    journal = SqliteJournal(tmp_path)
+    assert list(journal.entries()) == [Entry(1.5, DeviceJoined("d0", "e"))]
+    journal.close()
+
+
+def full(journal: SqliteJournal) -> None:
+    """As a full disk has it: the file may not grow any more."""
+    pages = journal._file.execute("PRAGMA page_count").fetchone()[0]
+    journal._file.execute(f"PRAGMA max_page_count = {pages}")
+
+
+def test_a_full_disk_is_told(tmp_path: Path) -> None:
+    coordinator = Coordinator(SETTINGS, journal=SqliteJournal(tmp_path))
+    journal: Any = coordinator.journal
+    full(journal)
+    with pytest.raises(DiskError, match=r"its disk is full.*Make room there") as caught:
+        for number in range(10_000):
+            coordinator.handle(DeviceJoined("x" * 1000, f"e{number}"), 1.0)
+    assert str(tmp_path) in str(caught.value)
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may write everywhere")
+def test_a_folder_that_may_not_be_written_is_told(tmp_path: Path) -> None:
+    tmp_path.chmod(0o500)
+    with pytest.raises(DiskError):
+        SqliteJournal(tmp_path)
+
+
+def test_what_is_no_disk_is_a_bug(tmp_path: Path) -> None:
+    journal = SqliteJournal(tmp_path)
+    with sqlite3.connect(tmp_path / NAME) as other:
+        other.execute("DROP TABLE clock")
+    with pytest.raises(sqlite3.OperationalError, match="no such table"):
+        journal.tell_time(1.0)
+
+
+def test_the_words_of_a_failing_disk(tmp_path: Path) -> None:
+    journal = SqliteJournal(tmp_path)
+    error = sqlite3.OperationalError("disk I/O error")
+    error.sqlite_errorcode = sqlite3.SQLITE_IOERR | 1 << 8
+    with pytest.raises(DiskError, match="its disk fails"), journal._on_disk():
+        raise error
+    assert errno.EIO
