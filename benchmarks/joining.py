@@ -2,22 +2,26 @@
 
     python benchmarks/joining.py                 # a few seconds
     python benchmarks/joining.py 100 400 1600
+    python benchmarks/joining.py --journal       # with the journal that the cloud keeps, in a file
 
 `join`: an edge and every device are there and ready, until round 1 starts. `round`: all parts and
-reports of round 1, each after a heartbeat and a tick, until it is to be merged. No socket, no file,
-no model: only what is decided.
+reports of round 1, each after a heartbeat and a tick, until it is to be merged. No socket, no
+model; without `--journal` no file: only what is decided.
 """
 
 from __future__ import annotations
 
+import argparse
 import sys
+import tempfile
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from sfl.config import RunSettings
+from sfl.report.journal import SqliteJournal
 from sfl.rounds import (
     Aggregate,
     Coordinator,
@@ -31,6 +35,7 @@ from sfl.rounds import (
     Tick,
     UpdateReceived,
 )
+from sfl.rounds.journal import Journal, MemoryJournal
 
 
 def joining(names: list[str]) -> Iterable[Event]:
@@ -69,20 +74,30 @@ def settings(names: Iterable[str]) -> RunSettings:
     return RunSettings.model_validate({**values, "devices": devices})
 
 
-def main(numbers: list[int]) -> None:
+def main(numbers: list[int], to_file: bool) -> None:
     """Print a line for each number of devices."""
     print("devices   join s  us/event   round s  us/event")
     for number in numbers:
         names = [f"d{place:05d}" for place in range(number)]
-        coordinator = Coordinator(settings(names), 0.0)
-        parts: tuple[tuple[Callable[[list[str]], Iterable[Event]], type], ...]
-        parts = ((joining, StartRound), (training, Aggregate))
-        line = f"{number:7d}"
-        for events, ends_with in parts:
-            seconds, count = cost(coordinator, events(names), ends_with)
-            line += f"  {seconds:7.3f}  {1e6 * seconds / count:8.1f}"
-        print(line, flush=True)
+        with tempfile.TemporaryDirectory() as folder:
+            journal = SqliteJournal(Path(folder)) if to_file else MemoryJournal()
+            print(f"{number:7d}{measured(names, journal)}", flush=True)
+            journal.close()
+
+
+def measured(names: list[str], journal: Journal) -> str:
+    """Seconds of both parts, and microseconds an event."""
+    coordinator = Coordinator(settings(names), journal=journal)
+    line = ""
+    for events, ends_with in ((joining(names), StartRound), (training(names), Aggregate)):
+        seconds, count = cost(coordinator, events, ends_with)
+        line += f"  {seconds:7.3f}  {1e6 * seconds / count:8.1f}"
+    return line
 
 
 if __name__ == "__main__":
-    main([int(text) for text in sys.argv[1:]] or [100, 1000, 10_000])
+    parser = argparse.ArgumentParser(description="What the coordinator costs by devices.")
+    parser.add_argument("numbers", nargs="*", type=int, default=[100, 1000, 10_000])
+    parser.add_argument("--journal", action="store_true")
+    options = parser.parse_args()
+    main(options.numbers, options.journal)

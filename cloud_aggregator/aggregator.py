@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_args
 
 from cloud_aggregator.beside import complete_adapters, resolvable_base
+from cloud_aggregator.clock import RunClock
 from cloud_aggregator.models_said import ModelsSaid
 from cloud_aggregator.records import RunRecords
 from cloud_aggregator.stacks import Node, Stacks
@@ -28,7 +29,7 @@ from sfl.aggregation.shares import bounded
 from sfl.aggregation.strategy import make_strategy
 from sfl.config import DeviceEntry, EdgeConfig, LocalDevice, RunConfig, RunSettings
 from sfl.config.node import Dtype, Quantised
-from sfl.errors import ProtocolError, RunFailed, SflError
+from sfl.errors import DiskError, ProtocolError, RunFailed, SflError
 from sfl.metrics.prometheus import NodeCollector, serve_as_set
 from sfl.metrics.snapshot import NodeKind, NodeSnapshot
 from sfl.metrics.stats import NodeStats
@@ -38,6 +39,7 @@ from sfl.node.extras import require_cryptography, require_opentelemetry
 from sfl.node.files import on_disk, write_atomic
 from sfl.node.logs import Sparing, describe_node
 from sfl.report.conclusion import what_stays
+from sfl.report.journal import SqliteJournal
 from sfl.report.runs import stop_reason, write_effective
 from sfl.rounds import (
     AdapterReady,
@@ -121,8 +123,10 @@ class CloudAggregator:
         self.stats.certificate_expiry = None if own is None else own.not_after
         self.spool = Spool(folder / "spool")
         self.service = CloudService(self)
-        self.coordinator = Coordinator(config.settings, time.monotonic())
         self.records = RunRecords(config, folder)
+        self.journal = SqliteJournal(folder)
+        self.coordinator = Coordinator(config.settings, journal=self.journal)
+        self._clock = RunClock()
         self._heavy: set[str] = set()  # devices that were warned of
         self.strategy = make_strategy(config.aggregation, config.lora)
         self.models = ModelsSaid(config)
@@ -218,6 +222,8 @@ class CloudAggregator:
         if problem is not None and end.ok:
             end = FinishRun(False, str(problem))
             self.records.close(end, self.coordinator, self.stats.snapshot())
+        with contextlib.suppress(DiskError):  # what could not be kept has ended the run before
+            self.journal.close()
         if self.records.summary is not None:
             base = self._base_model()
             complete_adapters(self.folder, self.config, base, self.records.summary)
@@ -233,7 +239,7 @@ class CloudAggregator:
         if self._over.done():
             return
         try:
-            for command in self.coordinator.handle(event, time.monotonic()):
+            for command in self.coordinator.handle(event, self._clock.now()):
                 self._do(command)
         except Exception as error:  # noqa: BLE001 - no peer's fault, and half done
             self.failed(cause_of(error))

@@ -31,10 +31,10 @@ class Coordinator:
         """
         before = self.state
         self.state, commands = step(before, event, now, self.settings)
-        if commands or not self.state.differs_in_time_only(before):
-            self.journal.append(Entry(now, event))
+        if self.state.differs_in_time_only(before):
+            self.journal.tell_time(now)  # a stranger that asks all day fills no disk
         else:
-            self.journal.tell_time(now)
+            self.journal.append(Entry(now, event))
         if any(isinstance(command, StartRound) for command in commands):
             self.journal.mark(self.state)
         elif commands or isinstance(event, Tick):

@@ -39,7 +39,17 @@ from sfl.node.causes import cause_of, foreseen
 from sfl.node.certificates.authority import Authority
 from sfl.report.runs import open_run_folder
 from sfl.report.status import RunStatus
-from sfl.rounds import Aggregate, Fault, FinishRun, OpenRound, Phase, Progress, Steps, Tick
+from sfl.rounds import (
+    Aggregate,
+    EdgeLost,
+    Fault,
+    FinishRun,
+    OpenRound,
+    Phase,
+    Progress,
+    Steps,
+    Tick,
+)
 from sfl.rounds.ordered import Ordered
 from sfl.rounds.values import Challenge
 from sfl.stage.engine import Engine
@@ -54,6 +64,7 @@ from tests.house.federation import Outcome, launch, write_config
 from tests.house.fleets import fleet
 from tests.house.hostile import base_of
 from tests.house.nodes import left_running
+from tests.house.rebuilt import fill_up
 from tests.house.tls import give
 from tests.house.waiting import until
 
@@ -235,6 +246,18 @@ def test_averaging_that_breaks_ends_the_run_with_a_reason(
 
     reason, _ = cloud_alone(tmp_path, story)
     assert reason.startswith("round 1 could not be averaged: ") and words in reason
+    summary, _ = written(tmp_path)
+    assert summary["failure"] == reason
+
+
+def test_a_journal_that_cannot_be_written_ends_the_run_with_a_reason(tmp_path: Path) -> None:
+    async def story(cloud: CloudAggregator, address: str) -> None:
+        fill_up(cloud.journal)
+        for number in range(1000):
+            cloud._happened(EdgeLost(f"edge{number}", "cut" * 100))
+
+    reason, cloud = cloud_alone(tmp_path, story)
+    assert reason.startswith(str(cloud.folder)) and "its disk is full" in reason
     summary, _ = written(tmp_path)
     assert summary["failure"] == reason
 

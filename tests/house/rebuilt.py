@@ -1,10 +1,11 @@
-"""A coordinator that forgets everything before every event."""
+"""Journals that go wrong, and a coordinator that forgets everything before every event."""
 
 from __future__ import annotations
 
 from dataclasses import replace
 
 from sfl.config import RunSettings
+from sfl.report.journal import SqliteJournal
 from sfl.rounds import Command, Coordinator, Event, RunState
 from sfl.rounds.journal import Journal, MemoryJournal
 from sfl.rounds.plain import state_from_json, to_json
@@ -14,6 +15,12 @@ ALWAYS, THEN_EVERY = 60, 997
 
 MOST_DEVICES = 10
 """With more, writing and reading the whole state for every event takes too long for a test."""
+
+
+def fill_up(journal: SqliteJournal) -> None:
+    """As a full disk has it: its file may not grow any more."""
+    pages = journal._file.execute("PRAGMA page_count").fetchone()[0]
+    journal._file.execute(f"PRAGMA max_page_count = {pages}")
 
 
 class NeverMarked(MemoryJournal):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import os
 import sqlite3
 import subprocess
@@ -21,6 +20,7 @@ from sfl.rounds import (
     DeviceJoined,
     DeviceMoved,
     DeviceReady,
+    EdgeLost,
     EdgeReady,
     FinishRun,
     Phase,
@@ -28,6 +28,7 @@ from sfl.rounds import (
     Tick,
 )
 from sfl.rounds.journal import Entry, Journal, MemoryJournal
+from tests.house.rebuilt import fill_up
 
 SETTINGS = RunSettings.model_validate(
     {
@@ -96,6 +97,7 @@ def test_what_changes_nothing_costs_no_entry(reopen: Reopen) -> None:
     for second in range(20):
         coordinator.handle(Tick(), float(second))
         coordinator.handle(DeviceMoved("d0", 3), float(second))
+        coordinator.handle(DeviceJoined(f"stranger {second}", "e"), float(second))
     assert not list(journal.entries()) and journal.latest().now == 19.0
     journal.close()
 
@@ -138,19 +140,13 @@ def test_what_was_committed_outlives_a_kill(tmp_path: Path) -> None:
     journal.close()
 
 
-def full(journal: SqliteJournal) -> None:
-    """As a full disk has it: the file may not grow any more."""
-    pages = journal._file.execute("PRAGMA page_count").fetchone()[0]
-    journal._file.execute(f"PRAGMA max_page_count = {pages}")
-
-
 def test_a_full_disk_is_told(tmp_path: Path) -> None:
     coordinator = Coordinator(SETTINGS, journal=SqliteJournal(tmp_path))
     journal: Any = coordinator.journal
-    full(journal)
+    fill_up(journal)
     with pytest.raises(DiskError, match=r"its disk is full.*Make room there") as caught:
         for number in range(10_000):
-            coordinator.handle(DeviceJoined("x" * 1000, f"e{number}"), 1.0)
+            coordinator.handle(EdgeLost(f"e{number}", "x" * 1000), 1.0)
     assert str(tmp_path) in str(caught.value)
 
 
@@ -175,4 +171,3 @@ def test_the_words_of_a_failing_disk(tmp_path: Path) -> None:
     error.sqlite_errorcode = sqlite3.SQLITE_IOERR | 1 << 8
     with pytest.raises(DiskError, match="its disk fails"), journal._on_disk():
         raise error
-    assert errno.EIO
