@@ -68,7 +68,7 @@ def test_every_shipped_example_is_a_valid_run(name: str) -> None:
         ("devices.a.cut=1", ("cut = 1", "unknown key", "'cut_layer'")),
         ("devices.z.cut_layer=1", ("no entry 'z'", "Known entries: a, b")),
         ("run.min_devices=3", ("run.min_devices = 3", "number of devices (2)")),
-        ("devices.b.name=a", ("devices", "stands twice")),
+        ("devices.b.name=a", ("devices", "is given twice")),
         ("nonsense", ("--set = 'nonsense'", "section.key=value")),
         ("model.task=sequence_classification", ("model.labels", "at least two")),
         ("devices.a.rank=4", ("devices.a.rank = 4", "lora.rank (8)", "'flexlora'")),

@@ -41,7 +41,7 @@ def init(
     authority, new = _authority().init(folder, name, days)
     _print_authority(authority, "made a CA" if new else "there is a CA already, unchanged:")
     if new:
-        typer.echo(f"keep {folder / 'ca.key'} to yourself: whoever has it can be any node")
+        typer.echo(f"keep {folder / 'ca.key'} to yourself: anyone who has it can be any node")
 
 
 @ca_app.command()

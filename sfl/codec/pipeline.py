@@ -163,7 +163,7 @@ def _is(call: Call, kind: Kind) -> bool:
 
 def _misplaced(name: str) -> str:
     if name in STAGES:
-        return f"{name} stands twice or out of order ([delta |] [topk |] quantiser [| lossless])"
+        return f"{name} is given twice or out of order ([delta |] [topk |] quantiser [| lossless])"
     return f"no stage is called {name!r}, the stages are {', '.join(STAGES)}"
 
 

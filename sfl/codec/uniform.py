@@ -92,7 +92,7 @@ class Uniform:
         places = np.cumsum(np.frombuffer(escapes, "<u4", count).astype(np.int64))
         far = np.frombuffer(escapes, "<f4", count, 4 * count)
         if int(places[-1]) >= values.numel() or not bool(np.isfinite(far).all()):
-            raise ProtocolError(f"codec {self.name}: an escape lies outside the tensor")
+            raise ProtocolError(f"codec {self.name}: an escape is outside the tensor")
         values.numpy()[places] = far
 
     def fixed_bits(self, count: int, columns: int, dtype: torch.dtype) -> float | None:

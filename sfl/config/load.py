@@ -96,7 +96,7 @@ def _step_into(target: Any, step: str, dotted: str) -> Any:
         fix = f"{did_you_mean(step, names)}Known entries: {', '.join(names)}."
         raise ConfigError("--set", dotted, f"no entry {step!r}", fix)
     if not isinstance(target, dict):
-        raise ConfigError("--set", dotted, f"{step!r} lies within {target!r}, a value", "Cut it.")
+        raise ConfigError("--set", dotted, f"{step!r} is inside {target!r}, a value", "Cut it.")
     return target.setdefault(step, {})
 
 

@@ -236,7 +236,7 @@ class EdgeConfig(Section):
             if re.fullmatch(r"cpu|cuda:\d+", device) is None:
                 raise ValueError(f"device: {device!r} is none; use cpu, cuda or cuda:NUMBER")
             if self.devices.count(device) > 1:
-                raise ValueError(f"device: {device} stands twice")
+                raise ValueError(f"device: {device} is given twice")
         if self.rest_in == "memory" and self.devices == ("cpu",):
             raise ValueError('rest_in: on the CPU this frees nothing; leave it at "disk"')
         if not self.devices or "cpu" in self.devices[1:] + self.devices[:-1]:

@@ -69,7 +69,7 @@ class RunSection(Section):
     def _edges_are_different(self) -> Self:
         for name in self.edges:
             if self.edges.count(name) > 1:
-                raise ValueError(f"edges: the name {name!r} stands twice")
+                raise ValueError(f"edges: the name {name!r} is given twice")
         return self
 
 
@@ -97,7 +97,7 @@ class ModelSettings(Section):
         if self.task != "sequence_classification" and self.labels:
             raise ValueError(f"labels: task {self.task!r} has no classes; set task, or leave them")
         if len(set(self.labels)) != len(self.labels):
-            raise ValueError("labels: a class name stands twice")
+            raise ValueError("labels: a class name is given twice")
         return self
 
 
@@ -308,7 +308,7 @@ class DataSettings(Section):
     def _columns_are_named_once(self) -> Self:
         for name in self.columns:
             if not name or self.columns.count(name) > 1:
-                raise ValueError(f"columns: the name {name!r} is empty or stands twice")
+                raise ValueError(f"columns: the name {name!r} is empty or is given twice")
         return self
 
 
@@ -424,7 +424,7 @@ class RunSettings(Section):
         names = [device.name for device in self.devices]
         for name in names:
             if names.count(name) > 1:
-                raise ValueError(f"devices: the name {name!r} stands twice")
+                raise ValueError(f"devices: the name {name!r} is given twice")
         if self.run.min_devices is not None and self.run.min_devices > len(names):
             raise ValueError(f"run.min_devices: at most the number of devices ({len(names)})")
         for change in self.codec.schedule:

@@ -337,7 +337,7 @@ def _check_places(file: Path, entries: Mapping[str, TensorEntry], first: int, si
     filled = sorted((entry for entry in entries.values()), key=lambda e: (e.offset, e.nbytes))
     for before, after in itertools.pairwise(filled):
         if before.offset + before.nbytes > after.offset:
-            raise _broken(file, f"{before.name} and {after.name} lie over each other")
+            raise _broken(file, f"{before.name} and {after.name} overlap")
 
 
 def _entry(file: Path, name: str, value: Mapping[str, Any], base: int) -> TensorEntry:

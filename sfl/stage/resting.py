@@ -131,7 +131,7 @@ class Residence:
         except OSError as error:
             cause = disk_error(self._where or "memory", error, "edge.rest_dir")
             raise DiskError(
-                f"the adapter of device {session.device} at rest cannot be read back: {cause}"
+                f"the swapped adapter of device {session.device} cannot be read back: {cause}"
             ) from None
         session.take_back(tensors)
         self._asleep.pop(session.device).close()

@@ -538,8 +538,8 @@ def test_specifications(text: str, spec: str) -> None:
     [
         ("", "not a stage"),
         ("int4", "no stage is called 'int4'"),
-        ("zstd | int8", "int8 stands twice or out of order"),
-        ("int8 | zstd | zstd", "zstd stands twice or out of order"),
+        ("zstd | int8", "int8 is given twice or out of order"),
+        ("int8 | zstd | zstd", "zstd is given twice or out of order"),
         ("int8 |", "not a stage"),
         ("topk(0.3)", "a quantiser is missing"),
         ("topk(0.3) | none", "need a quantiser other than none"),

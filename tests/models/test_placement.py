@@ -130,7 +130,7 @@ def test_every_block_lies_once_and_in_order(first: int, count: int, free: list[i
     ("device", "words"),
     [
         ('"gpu"', "edge.device = 'gpu': 'gpu' is none; use cpu"),
-        ('["cuda:0", "cuda"]', "cuda:0 stands twice"),
+        ('["cuda:0", "cuda"]', "cuda:0 is given twice"),
         ('["cpu", "cuda:0"]', "CUDA devices, not both"),
         ("[]", "one or more CUDA"),
         ("3", "edge.device"),

@@ -203,7 +203,7 @@ def test_what_cannot_be_read_back_ends_that_device_only(tmp_path: Path) -> None:
     residence = residing(tmp_path, 1)
     attic, barn, _ = edge(residence)
     tear(residence, "attic")
-    with pytest.raises(DiskError, match="device attic at rest cannot be read back"):
+    with pytest.raises(DiskError, match="device attic cannot be read back"):
         attic.handle(message("vanilla", 0, 0, attic.model.hidden_size))
     barn.handle(message("vanilla", 1, 0, barn.model.hidden_size))
     attic.close()
@@ -221,7 +221,7 @@ def test_of_a_batch_only_the_device_that_cannot_be_read_back_fails(tmp_path: Pat
             tear(residence, "attic")
             lost, *answers = handle_together(tasks)
             assert isinstance(lost, DiskError)  # which is no strike against the device
-            assert "device attic at rest cannot be read back" in str(lost)
+            assert "device attic cannot be read back" in str(lost)
         else:
             answers = handle_together(tasks[1:])
         assert all(isinstance(answer, list) and answer for answer in answers)

@@ -94,7 +94,7 @@ def test_the_files_of_two_nodes_never_meet(tmp_path: Path) -> None:
         with pytest.raises(ConfigError) as caught:
             check_names(load_run(run_file(tmp_path, **values)))
         assert caught.value.field == field
-    with pytest.raises(ConfigError, match="'a' stands twice"):
+    with pytest.raises(ConfigError, match="'a' is given twice"):
         load_run(run_file(tmp_path, run={"edges": ["a", "b", "a"]}))
 
 

@@ -113,7 +113,7 @@ def check_board(board: Board) -> Check:
 
 
 def check_pause(rules: PauseSettings, board: Board, clock: time) -> Check:
-    """Whether a device would rest now, and which of its rules nothing here answers."""
+    """Whether a device would pause now, and which of its rules nothing here answers."""
     blind, pause = blind_rules(rules, board), decide(rules, board, clock, None)
     parts = [f"would pause now: {pause.text}"] if pause is not None else []
     parts += [f"pause.{name} has no effect: nothing here can answer it" for name in blind]

@@ -28,7 +28,7 @@ class EdgeChoice:
         """What is done, in words."""
         again = f"computed again for {', '.join(self.recompute)}" if self.recompute else "kept"
         return (
-            f"graphs are {again} (recompute), up to {self.in_flight} activations lie decoded "
+            f"graphs are {again} (recompute), up to {self.in_flight} activations are decoded "
             f"(in_flight), up to {self.credits} of one device are in flight (credits)"
         )
 

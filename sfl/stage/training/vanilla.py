@@ -48,7 +48,7 @@ class VanillaSession(TrainingSession):
         if packed is None or packed.shape != (count,):
             raise ProtocolError(f"{count} labels were due")
         if not np.all((packed < classes) & ((packed >= 0) | (packed == -100))):
-            raise ProtocolError(f"a label lies outside of 0..{classes - 1}")
+            raise ProtocolError(f"a label is outside of 0..{classes - 1}")
         return packed
 
     def _train(self, message: TensorMessage) -> list[Reply]:
