@@ -115,9 +115,9 @@ def gpt2(folder: Path) -> Path:
 def tensors(config: RunConfig) -> list[TensorMessage]:
     """Everything that crosses the cut in some steps."""
     simulation = Simulation(config)
-    simulation.link.seen = []
+    simulation.watched.seen = []
     simulation.train(STEPS)
-    return simulation.link.seen
+    return simulation.watched.seen
 
 
 @dataclass(slots=True)

@@ -51,11 +51,10 @@ from benchmarks.job_order import DEVICES, measure, settings
 from benchmarks.light import Served, Shape, bare
 from benchmarks.runs import needed
 from benchmarks.schedule import Job, at_speed, predict, sequential, splitfed
-from benchmarks.simulation import PEER_COMPILED, SimulatedLink
+from benchmarks.simulation import linked, uncoded
 from sfl.adapters.initial import initial_adapter
 from sfl.adapters.lora import Adapter, LoraBank, build_manifest, given_values
-from sfl.adapters.names import belongs_to
-from sfl.config import RunConfig
+from sfl.config import Extent, RunConfig
 from sfl.data import load_tokenizer, prepare
 from sfl.metrics.stats import NodeStats
 from sfl.models.folder import open_model
@@ -64,11 +63,11 @@ from sfl.node.process import quiet_environment
 from sfl.plan import Plan, Span
 from sfl.rounds.values import NO_SCORE, RoundStart
 from sfl.stage.device import DeviceStage
-from sfl.stage.messages import RoundOrder, RoundOutcome
+from sfl.stage.messages import RoundOutcome
 from sfl.stage.optimizer import Optimizer
 from sfl.stage.trainer import Trainer
 from sfl.stage.training import VanillaSession
-from sfl.transport.device.stream_codecs import StreamCodecs
+from sfl.transport.device.inproc import InProcessLink
 
 Values = Mapping[str, np.ndarray]
 
@@ -91,8 +90,7 @@ class Party:
     session: VanillaSession
     stage: DeviceStage
     trainer: Trainer
-    link: SimulatedLink
-    cuts: tuple[StreamCodecs, StreamCodecs]
+    link: InProcessLink
     num_examples: int
 
     def adapters(self) -> list[tuple[Optimizer, Adapter]]:
@@ -130,16 +128,12 @@ class Federation:
             name, plan = entry.name, plans[entry.name]
             stats = NodeStats("edge", "edge")
             session = VanillaSession(name, plan, model, bank, self.settings, stats)
-            cuts = (
-                StreamCodecs("device", name, seed, PEER_COMPILED),
-                StreamCodecs("edge", name, seed, PEER_COMPILED),
-            )
-            link = SimulatedLink(session, *cuts)
             data = prepare(entry, name, self.settings, tokenizer)
             stage = DeviceStage(name, plan, folder, self.settings)
+            link = linked(session, stage)
             own = NodeStats(name, "device")
             trainer = Trainer(name, stage, data, tokenizer.pad_id, self.settings, link, own)
-            self.parties[name] = Party(session, stage, trainer, link, cuts, len(data.train))
+            self.parties[name] = Party(session, stage, trainer, link, len(data.train))
         self._moments: dict[str, dict[str, torch.Tensor]] = {}
         self.tokens = self.steps = 0
 
@@ -181,15 +175,10 @@ class Federation:
 
     def _round(self, party: Party, number: int, steps: int) -> RoundOutcome:
         first = (number - 1) * steps
-        start = RoundStart(number, "none" if steps else "all", steps, first, first + steps)
-        codecs = self.settings.codecs(party.session.device, number)
-        for cut in party.cuts:
-            cut.begin_round(codecs, number)
-        middle = party.session.plan.middle
-        mine = {name: value for name, value in self.adapter.items() if belongs_to(name, middle)}
-        theirs = {name: value for name, value in self.adapter.items() if name not in mine}
-        party.session.begin_round(start, mine)
-        return party.trainer.run_round(RoundOrder(start, theirs))
+        codecs = uncoded(self.settings.codecs(party.session.device, number))
+        extent: Extent = "none" if steps else "all"
+        start = RoundStart(number, extent, steps, first, first + steps, codecs=codecs)
+        return party.trainer.run_round(party.link.begin_round(start, self.adapter))
 
 
 def config_of(given: argparse.Namespace) -> RunConfig:

@@ -1,13 +1,12 @@
 """One device and its edge in one process, through the real codecs and frames: no sockets.
 
-Tensors become packets and packets frames exactly as between processes, so results and bytes are
-those of a real run; only gRPC's own framing and time are missing.
+Tensors pass both ends of a stream (`sfl.transport.device.inproc`), so results and bytes are those
+of a real run; only gRPC's own framing and time are missing.
 """
 
 from __future__ import annotations
 
-from collections import deque
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,24 +14,22 @@ import torch
 
 from sfl.adapters.initial import initial_adapter
 from sfl.adapters.lora import LoraBank, build_manifest, given_values
-from sfl.adapters.names import belongs_to
 from sfl.config import RunConfig, load_run
 from sfl.config.codec import RoleCodecs
 from sfl.data import load_tokenizer, prepare
 from sfl.metrics.stats import NodeStats
 from sfl.models.folder import open_model
 from sfl.models.span import build_span
-from sfl.node.buffers import Chunks
 from sfl.rounds.values import RoundStart, Score
 from sfl.stage.base import settle
 from sfl.stage.computation import COMPUTATIONS
 from sfl.stage.device import DeviceStage
-from sfl.stage.messages import GradientNorm, Message, Purpose, RoundOrder, TensorMessage
-from sfl.stage.session import Reply
+from sfl.stage.messages import Purpose, TensorMessage
 from sfl.stage.trainer import Trainer
 from sfl.stage.training import SESSIONS, TrainingSession
-from sfl.transport.device.stream_codecs import StreamCodecs
-from sfl.transport.frames.tensors import decode_tensor, encode_tensor
+from sfl.transport.device.end import DeviceEnd, EdgeEnd, End
+from sfl.transport.device.inproc import InProcessLink
+from sfl.transport.frames.envelope import Frame
 
 PEER_COMPILED = True  # both ends are this process
 
@@ -45,43 +42,41 @@ class Traffic:
     raw: int = 0
 
 
-class SimulatedLink:
-    """Hands each message to a session as its frames would bring it, and back likewise."""
+class Watched:
+    """What passes a link without sockets: bytes in both directions, and the tensors, if asked."""
 
-    def __init__(self, session: TrainingSession, device: StreamCodecs, edge: StreamCodecs) -> None:
-        self._session = session
-        self._device, self._edge = device, edge
-        self._replies: deque[Message] = deque()
+    def __init__(self) -> None:
         self.up, self.down, self.evaluated = Traffic(), Traffic(), Traffic()
         self.seen: list[TensorMessage] | None = None
         """Where a list, it gets every training tensor before its coding."""
 
-    def send(self, message: TensorMessage | GradientNorm) -> None:
-        """Have the session do the work at once."""
-        for reply in self._session.handle(self._carry(message, self._device, self._edge, self.up)):
-            self._replies.append(self._carry(reply, self._edge, self._device, self.down))
-
-    def receive(self) -> Message:
-        """The oldest reply that was not taken yet."""
-        return self._replies.popleft()
-
-    def _carry(
-        self, message: Reply, sender: StreamCodecs, receiver: StreamCodecs, traffic: Traffic
-    ) -> Reply:
-        if isinstance(message, GradientNorm):
-            return message
+    def __call__(self, sender: End, message: TensorMessage, frames: Sequence[Frame]) -> None:
+        if message.rows is None:
+            return
         training = message.key.purpose is Purpose.TRAINING
-        if self.seen is not None and training and message.rows is not None:
+        if training and self.seen is not None:
             self.seen.append(message)
-        frames = encode_tensor(message, sender.encode(message))
-        if message.rows is not None:
-            counted = traffic if training else self.evaluated
-            counted.wire += sum(frame.wire_bytes for frame in frames)
-            counted.raw += 4 * message.rows.numel()
-        payload = Chunks([piece for frame in frames for piece in frame.data.pieces])
-        assert frames[0].header is not None
-        arrived, packet = decode_tensor(frames[0].header, payload)
-        return arrived if packet is None else receiver.decode(packet, arrived, None)
+        way = self.up if isinstance(sender, DeviceEnd) else self.down
+        counted = way if training else self.evaluated
+        counted.wire += sum(frame.wire_bytes for frame in frames)
+        counted.raw += 4 * message.rows.numel()
+
+
+def linked(
+    session: TrainingSession, stage: DeviceStage, watch: Watched | None = None
+) -> InProcessLink:
+    """A device's link to its session, through the codecs of both ends."""
+    device, hidden, phases = session.device, session.model.hidden_size, session.stats.phases
+    ours = DeviceEnd(device, session.settings, NodeStats(device, "device").phases, PEER_COMPILED)
+    ours.expect(stage.shapes, hidden)
+    edge = EdgeEnd(device, session.settings, phases, PEER_COMPILED)
+    edge.allow(hidden, 0)  # updates are taken from the stage itself
+    return InProcessLink(ours, edge, session, watch or Watched())
+
+
+def uncoded(codecs: RoleCodecs) -> RoleCodecs:
+    """The same, with adapters as they are: only tensors are measured here."""
+    return codecs.model_copy(update={"adapter": "none"})
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,14 +115,14 @@ class Simulation:
         bank = LoraBank(model, self.settings.lora, self.settings.lora.target_modules)
         kind = SESSIONS[self.settings.run.topology]
         self.session = kind(name, plan, model, bank, self.settings, NodeStats("edge", "edge"))
-        seed = self.settings.run.seed
-        self.cuts = [StreamCodecs(side, name, seed, PEER_COMPILED) for side in ("device", "edge")]
-        self.link = SimulatedLink(self.session, *self.cuts)
+        stage = DeviceStage(name, plan, folder, self.settings, device)
+        self.watched = Watched()
+        self.link = linked(self.session, stage, self.watched)
         tokenizer = load_tokenizer(folder.path)
         data = prepare(config.devices[0], name, self.settings, tokenizer)
         self.trainer = Trainer(
             name,
-            DeviceStage(name, plan, folder, self.settings, device),
+            stage,
             data,
             tokenizer.pad_id,
             self.settings,
@@ -135,7 +130,9 @@ class Simulation:
             NodeStats(name, "device"),
         )
         manifest = build_manifest(folder, task, num_labels, self.settings.lora)
-        self.adapter = initial_adapter(manifest, seed, given_values(folder, manifest))
+        self.adapter = initial_adapter(
+            manifest, self.settings.run.seed, given_values(folder, manifest)
+        )
 
     def train(self, steps: int) -> Outcome:
         """One round of `steps`, then two of evaluation only."""
@@ -143,7 +140,7 @@ class Simulation:
         self.learn(steps)
         after = self._round(2, 0, steps, codecs)
         through_codec, _ = self.evaluate(codecs.activation)
-        return Outcome(after, through_codec, self.link.up, self.link.down)
+        return Outcome(after, through_codec, self.watched.up, self.watched.down)
 
     def learn(self, steps: int) -> None:
         """One round of `steps`, without a score."""
@@ -154,9 +151,9 @@ class Simulation:
     def evaluate(self, codec: str) -> tuple[Score, Traffic]:
         """The adapter's score through a codec of evaluations, and what that took."""
         codecs = self.settings.codecs(self.device, 1).model_copy(update={"evaluation": codec})
-        self.link.evaluated = Traffic()
+        self.watched.evaluated = Traffic()
         score = self._round(3, 0, 1, codecs)
-        return score, self.link.evaluated
+        return score, self.watched.evaluated
 
     def _round(self, number: int, steps: int, total: int, codecs: RoleCodecs) -> Score:
         micro_batches = self.settings.training.micro_batches
@@ -168,14 +165,9 @@ class Simulation:
             first_step=0,
             total_steps=total,
             micro_batches=micro_batches,
+            codecs=uncoded(codecs),
         )
-        for cut in self.cuts:
-            cut.begin_round(codecs, number)
-        middle = self.session.plan.middle
-        mine = {name: value for name, value in self.adapter.items() if belongs_to(name, middle)}
-        theirs = {name: value for name, value in self.adapter.items() if name not in mine}
-        self.session.begin_round(start, mine)
-        return self.trainer.run_round(RoundOrder(start, theirs)).evaluation
+        return self.trainer.run_round(self.link.begin_round(start, self.adapter)).evaluation
 
 
 def alone(config: Path, options: Iterable[str]) -> RunConfig:

@@ -40,9 +40,9 @@ def recorded(case: str, folder: Path) -> list[TensorMessage]:
         ]
     options += ["evaluation.max_examples=1", "evaluation.full=false", *OPTIONS]
     simulation = Simulation(alone(config, options))
-    simulation.link.seen = []
+    simulation.watched.seen = []
     simulation.train(SEEN + NEXT)
-    return simulation.link.seen
+    return simulation.watched.seen
 
 
 @pytest.fixture(scope="module")

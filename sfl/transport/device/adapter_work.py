@@ -8,11 +8,10 @@ from typing import Protocol
 
 import numpy as np
 
-from sfl.adapters.names import belongs_to, is_lora_a
 from sfl.rounds.values import UpdateHeader
 from sfl.stage.engine import Engine
 from sfl.stage.training import TrainingSession
-from sfl.transport.device.end import EdgeEnd
+from sfl.transport.device.end import EdgeEnd, trained_by
 from sfl.transport.device.stream import Ready, Stream
 from sfl.transport.device.tensor_work import Coders
 from sfl.transport.frames import words
@@ -64,17 +63,12 @@ class AdapterWork:
     async def relay(self, header: tensor_pb2.AdapterHeader, payload: Buffer) -> None:
         """Pass the device's part on, whole again where it came as a change."""
         if header.codec:
+            trains = trained_by(self.session.plan.device_spans, self.end.settings)
             payload = await self.coders.decoder.submit(
-                False, self.end.whole_update, header.codec, payload, self._trains
+                False, self.end.whole_update, header.codec, payload, trains
             )
             header.codec = ""
         await self.cloud.relay_adapter(words.from_update_header(header), payload)
-
-    def _trains(self, name: str) -> bool:
-        """Whether the device trains a parameter of that name."""
-        own = any(belongs_to(name, span) for span in self.session.plan.device_spans)
-        frozen = self.end.settings.aggregation.traits.freezes_a
-        return own and not (frozen and is_lora_a(name))
 
     async def send_own(self, round_: int) -> None:
         """Pass on the edge's part of the same session."""

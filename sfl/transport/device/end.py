@@ -7,17 +7,19 @@ memory of what was sent, and the same adapter; what one sends, the other takes.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
 import numpy as np
 
+from sfl.adapters.names import belongs_to, is_lora_a
 from sfl.config import RunSettings
 from sfl.config.codec import RoleCodecs
 from sfl.errors import ProtocolError
 from sfl.metrics.stats import PhaseTimes
+from sfl.plan import Span
 from sfl.rounds.values import RoundStart
 from sfl.stage.messages import GradientNorm, Kind, RoundOrder, Stack, TensorMessage
 from sfl.transport.device import checked
@@ -234,6 +236,14 @@ class EdgeEnd(End):
     def whole_update(self, coded_as: str, payload: Buffer, trains: Callable[[str], bool]) -> Buffer:
         """An update as a whole adapter's bytes; `trains` tells which names are the device's."""
         return self.changes.take_update(self.codecs.adapter_codec, payload, coded_as, trains)
+
+
+def trained_by(spans: Iterable[Span], settings: RunSettings) -> Callable[[str], bool]:
+    """Which parameters, by name, a device of these spans trains."""
+    own, frozen = tuple(spans), settings.aggregation.traits.freezes_a
+    return lambda name: (
+        any(belongs_to(name, span) for span in own) and not (frozen and is_lora_a(name))
+    )
 
 
 def _expect_dtype(dtype: str) -> None:

@@ -102,6 +102,11 @@ class Method:
         """A response as it travels, for a thread that is not the event loop's."""
         return self._codec(1)[0](response)
 
+    def carried(self, message: Any, direction: int) -> Any:
+        """A request (0) or a response (1) as it comes out at the other end of a connection."""
+        serialize, parse = self._codec(direction)
+        return sound(parse(serialize(message)), self.path)
+
     def _codec(self, direction: int) -> tuple[Callable[..., bytes], Callable[[bytes], Any]]:
         """Serialiser and parser of requests (0) or responses (1)."""
         kind, field = (self.request, self.response)[direction], self.tensor_fields[direction]

@@ -1,0 +1,105 @@
+"""A device and its edge in one process: a `Link` over two ends, without sockets and threads.
+
+Every message becomes the bytes that a socket would carry, and is read from them at the other end. A
+session does its work when a message is sent; what it answers waits to be received.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+
+import numpy as np
+
+from sfl.adapters.names import belongs_to
+from sfl.errors import ProtocolError
+from sfl.rounds.values import RoundStart
+from sfl.stage.messages import GradientNorm, Message, RoundOrder, RoundOutcome, TensorMessage
+from sfl.stage.training import TrainingSession
+from sfl.transport.device.end import DeviceEnd, EdgeEnd, End, trained_by
+from sfl.transport.frames.chunks import decode_adapter
+from sfl.transport.frames.envelope import Frame
+from sfl.transport.frames.wire import EDGE_SESSION
+from sfl.v1 import edge_pb2
+
+Watch = Callable[[End, TensorMessage, Sequence[Frame]], None]
+
+UP, DOWN = 0, 1
+
+
+class InProcessLink:
+    """What a device's trainer sends goes to its session at once, through both ends' codecs.
+
+    `watch` sees each tensor, with its frames, as the end that is given sends it.
+    """
+
+    def __init__(
+        self,
+        device: DeviceEnd,
+        edge: EdgeEnd,
+        session: TrainingSession,
+        watch: Watch = lambda sender, message, frames: None,
+    ) -> None:
+        self.device = device
+        self.edge = edge
+        self.session = session
+        self._watch = watch
+        self._answers: deque[Message] = deque()
+
+    def begin_round(self, start: RoundStart, values: Mapping[str, np.ndarray]) -> RoundOrder:
+        """Give both sides their parts of the global adapter; the order is the device's."""
+        middle = self.session.plan.middle
+        mine = {name: value for name, value in values.items() if belongs_to(name, middle)}
+        theirs = {name: value for name, value in values.items() if name not in mine}
+        self.edge.begin_round(start.codecs, start.round)
+        self.session.begin_round(start, mine)
+        self.device.begin_round(start, start.codecs)
+        for frame in self.edge.round_frames(theirs, start.round):
+            message = EDGE_SESSION.carried(edge_pb2.EdgeMessage(adapter=frame), DOWN)
+            order = self.device.take_adapter(message.adapter)
+        assert isinstance(order, RoundOrder)
+        return order
+
+    def end_round(self, outcome: RoundOutcome) -> dict[str, np.ndarray]:
+        """The whole adapter after a round, as the cloud would get it from the edge."""
+        part = self.device.update(outcome.values, outcome.round)
+        trains = trained_by(self.session.plan.device_spans, self.edge.settings)
+        payload = self.edge.whole_update(part.codec, part.payload, trains)
+        return {**self.session.end_round(), **decode_adapter(payload)}
+
+    # -- Link -------------------------------------------------------------------------------------
+
+    def send(self, message: TensorMessage | GradientNorm) -> None:
+        """Have the session do what the message asks for. Raises SflError."""
+        if isinstance(message, TensorMessage):
+            message = self._carry(message, self.device, self.edge, UP)
+            self.edge.credits.computed()
+        answers = self.session.handle(message)
+        self.edge.answered(answers)
+        for answer in answers:
+            self._answers.append(self._answered(answer))
+
+    def receive(self) -> Message:
+        """The oldest answer that was not taken yet. Raises ProtocolError where there is none."""
+        if not self._answers:
+            raise ProtocolError("nothing was asked that is not answered")
+        return self._answers.popleft()
+
+    def _answered(self, answer: TensorMessage | GradientNorm) -> Message:
+        if isinstance(answer, GradientNorm):
+            return answer
+        arrived = self._carry(answer, self.edge, self.device, DOWN)
+        self.edge.credits.sent()
+        return replace(arrived, arrived=self.device.phases.now())
+
+    def _carry(
+        self, message: TensorMessage, sender: End, receiver: End, direction: int
+    ) -> TensorMessage:
+        frames = sender.encode(message)
+        self._watch(sender, message, frames)
+        for frame in frames:
+            arrived = EDGE_SESSION.carried(frame, direction)
+            arrival = receiver.take_frame(arrived, receiver.phases.now())
+        assert arrival is not None
+        return receiver.decode(arrival)

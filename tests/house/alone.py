@@ -1,0 +1,252 @@
+"""One device and its edge in this process, in three ways: over ends, over gRPC, and not split."""
+
+from __future__ import annotations
+
+import asyncio
+import queue
+import threading
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+import torch
+from peft.utils import get_peft_model_state_dict
+from transformers.optimization import get_scheduler
+
+from sfl.adapters.lora import LoraBank
+from sfl.adapters.names import belongs_to
+from sfl.config import RunSettings
+from sfl.data.batches import Sampler, collate
+from sfl.data.example import DataNotes, Dataset, Example
+from sfl.metrics.stats import NodeStats
+from sfl.models.span import build_span
+from sfl.plan import SplitPlan
+from sfl.rounds.values import (
+    DeviceFacts,
+    DeviceWelcome,
+    Proof,
+    RoundReport,
+    RoundStart,
+    UpdateHeader,
+)
+from sfl.stage.device import DeviceStage
+from sfl.stage.engine import Engine
+from sfl.stage.layout import real_tokens
+from sfl.stage.link import Link
+from sfl.stage.orders import ORDERS
+from sfl.stage.trainer import Trainer
+from sfl.stage.training import SESSIONS, TrainingSession
+from sfl.transport.device.decode_slots import DecodeSlots
+from sfl.transport.device.end import DeviceEnd, EdgeEnd
+from sfl.transport.device.inproc import InProcessLink
+from sfl.transport.device.service import EdgeService
+from sfl.transport.frames.chunks import decode_adapter
+from sfl.transport.frames.contract import adapter_limit
+from sfl.transport.security.credentials import new_server
+from tests.house.links import joined
+from tests.house.splits import LORA
+from tests.house.tiny_models import PAD, busy_values, manifest_of, opened, peft_model
+
+NAME, STEPS, ROUNDS = "kitchen", 3, 3
+PATIENCE = 60.0
+
+Values = Mapping[str, np.ndarray]
+
+
+class Alone:
+    """A run of one device with random examples; all that is drawn is drawn again each time."""
+
+    def __init__(self, topology: str, codec: Mapping[str, str], **training: Any) -> None:
+        self.folder = opened("llama")
+        self.settings = RunSettings.model_validate(
+            {
+                "run": {"topology": topology},
+                "model": {"path": "m", "max_length": 24},
+                "lora": {"rank": LORA.rank, "alpha": LORA.alpha},
+                "codec": codec,
+                "training": {"batch_size": 4, "learning_rate": 1e-2, **training},
+                "devices": [{"name": NAME, "cut_layer": 1, "tail_layers": topology != "vanilla"}],
+            }
+        )
+        entry = self.settings.devices[0]
+        layers = self.folder.num_layers
+        self.plan = SplitPlan(
+            layers, entry.cut_layer, entry.tail_layers, self.settings.run.topology
+        )
+        self.manifest = manifest_of(self.folder, "causal_lm", LORA)
+        self.first = busy_values(self.manifest)
+        random = np.random.default_rng(5)
+        lengths = random.integers(6, 20, 13)
+        rows = [tuple(map(int, random.integers(3, 60, length))) for length in lengths]
+        examples = [Example(ids, (-100, -100, *ids[2:])) for ids in rows]
+        self.data = Dataset(examples, examples[:2], "completion", DataNotes())
+
+    def start(self, round_: int) -> RoundStart:
+        codecs = self.settings.codecs(NAME, round_)
+        return RoundStart(
+            round_, "none", STEPS, (round_ - 1) * STEPS, ROUNDS * STEPS, codecs=codecs
+        )
+
+    def session(self) -> TrainingSession:
+        packed = self.settings.computation == "lean"
+        middle, dtype = self.plan.middle, torch.float32
+        model = build_span(
+            self.folder, middle, task="causal_lm", num_labels=2, dtype=dtype, packed=packed
+        )
+        bank = LoraBank(model, self.settings.lora, self.settings.lora.target_modules)
+        kind = SESSIONS[self.settings.run.topology]
+        return kind(NAME, self.plan, model, bank, self.settings, NodeStats("edge", "edge"))
+
+    def trainer(self, link: Link, stage: DeviceStage) -> Trainer:
+        stats = NodeStats(NAME, "device")
+        return Trainer(NAME, stage, self.data, PAD, self.settings, link, stats)
+
+    def stage(self) -> DeviceStage:
+        return DeviceStage(NAME, self.plan, self.folder, self.settings)
+
+    # -- three ways -------------------------------------------------------------------------------
+
+    def ends(self, stage: DeviceStage) -> InProcessLink:
+        """Both ends, and a session behind one of them."""
+        session = self.session()
+        hidden = session.model.hidden_size
+        device = DeviceEnd(NAME, self.settings, NodeStats(NAME, "device").phases, True)
+        device.expect(stage.shapes, hidden)
+        edge = EdgeEnd(NAME, self.settings, session.stats.phases, True)
+        edge.allow(hidden, 1 << 24)
+        return InProcessLink(device, edge, session)
+
+    def over_ends(self) -> dict[str, np.ndarray]:
+        """The adapter after all rounds, without a socket."""
+        stage = self.stage()
+        link = self.ends(stage)
+        trainer = self.trainer(link, stage)
+        values: dict[str, np.ndarray] = self.first
+        for round_ in range(1, ROUNDS + 1):
+            order = link.begin_round(self.start(round_), values)
+            values = link.end_round(trainer.run_round(order))
+        return values
+
+    def over_grpc(self) -> dict[str, np.ndarray]:
+        """The same over a stream to this machine."""
+        edge = OneEdge(self)
+        with edge.serving() as address:
+            link = joined(address, NAME, PATIENCE)
+            try:
+                stage = self.stage()
+                link.expect(stage.shapes, edge.session.model.hidden_size)
+                trainer = self.trainer(link, stage)
+                link.ready(self.data)
+                edge.is_ready.wait(PATIENCE)
+                orders, values = link.orders(), self.first
+                for round_ in range(1, ROUNDS + 1):
+                    edge.begin_round(self.start(round_), values)
+                    link.deliver(trainer.run_round(next(orders)))
+                    values = edge.end_round()
+            finally:
+                link.close()
+        return values
+
+    def unsplit(self) -> dict[str, np.ndarray]:
+        """Plain PEFT training on the same batches."""
+        options = self.settings.training
+        model: Any = peft_model(self.folder, "causal_lm", self.manifest, self.first)
+        sampler = Sampler(len(self.data.train), options.batch_size, self.settings.run.seed, NAME)
+        trained = [p for p in model.parameters() if p.requires_grad]
+        optimizer = torch.optim.AdamW(trained, lr=options.learning_rate, weight_decay=0.0)
+        schedule = get_scheduler(options.schedule, optimizer, 0, ROUNDS * STEPS)
+        for step in range(ROUNDS * STEPS):
+            batch = collate([self.data.train[i] for i in sampler.indices(step)], PAD)
+            mask = real_tokens(batch.lengths, batch.input_ids.shape[1]).long()
+            model(
+                input_ids=batch.input_ids, attention_mask=mask, labels=batch.labels
+            ).loss.backward()
+            if options.max_grad_norm is not None:
+                torch.nn.utils.clip_grad_norm_(trained, options.max_grad_norm)
+            optimizer.step()
+            schedule.step()
+            optimizer.zero_grad()
+        return {name: value.numpy() for name, value in get_peft_model_state_dict(model).items()}
+
+
+class OneEdge:
+    """An edge for one device, whose cloud is here: what `EdgeService` asks of a shell."""
+
+    def __init__(self, run: Alone) -> None:
+        self.run = run
+        self.session = run.session()
+        self.stats = self.session.stats
+        self.engine = Engine(torch.get_num_threads())
+        self.slots = DecodeSlots(2, ORDERS["first_come"])
+        self.adapter_limit = adapter_limit(p.shape for p in run.manifest.parameters)
+        self.service = EdgeService(self)  # type: ignore[arg-type]
+        self.is_ready = threading.Event()
+        self.parts: queue.Queue[dict[str, np.ndarray]] = queue.Queue()
+        self.reports: queue.Queue[RoundReport] = queue.Queue()
+        self._loop = asyncio.new_event_loop()
+
+    @contextmanager
+    def serving(self) -> Iterator[str]:
+        """Its address, while it is up."""
+        thread = threading.Thread(target=self._loop.run_forever)
+        thread.start()
+        server: Any = self._do(self._started())
+        try:
+            yield self.address
+        finally:
+            self._do(self._stopped(server))
+            self._loop.call_soon_threadsafe(self._loop.stop)
+            thread.join()
+            self._loop.close()
+
+    def begin_round(self, start: RoundStart, values: Values) -> None:
+        middle = self.run.plan.middle
+        mine = {name: value for name, value in values.items() if belongs_to(name, middle)}
+        theirs = {name: value for name, value in values.items() if name not in mine}
+        stream = self.service.streams[NAME]
+        self._loop.call_soon_threadsafe(stream.begin_round, start, mine, theirs)
+
+    def end_round(self) -> dict[str, np.ndarray]:
+        """Both parts of the adapter, once the round is over."""
+        self.reports.get(timeout=PATIENCE)
+        return self.parts.get(timeout=PATIENCE) | self.parts.get(timeout=PATIENCE)
+
+    def _do(self, coroutine: Any) -> Any:
+        return asyncio.run_coroutine_threadsafe(coroutine, self._loop).result(PATIENCE)
+
+    async def _started(self) -> Any:
+        server = new_server(None)
+        server.add_generic_rpc_handlers((self.service.handler(),))
+        self.address = f"127.0.0.1:{server.add_insecure_port('127.0.0.1:0')}"
+        await server.start()
+        return server
+
+    async def _stopped(self, server: Any) -> None:
+        await server.stop(0)
+        await self.service.drain()
+        self.service.close()
+        self.engine.close()
+
+    # -- what the service asks for ----------------------------------------------------------------
+
+    async def loaded(self) -> None:
+        """The base is there."""
+
+    async def admit(self, device: str, proof: Proof) -> tuple[DeviceWelcome, TrainingSession]:
+        return DeviceWelcome(self.run.settings, "alone", self.run.folder.num_layers), self.session
+
+    def ready(self, device: str, facts: DeviceFacts) -> None:
+        self.is_ready.set()
+
+    async def left(self, device: str, reason: Exception) -> None:
+        """Nothing is kept."""
+
+    async def relay_adapter(self, header: UpdateHeader, payload: Any) -> None:
+        self.parts.put(decode_adapter(payload))
+
+    def relay_report(self, report: RoundReport) -> None:
+        self.reports.put(report)
+
+    def heard(self, device: str, snapshot: Any) -> None:
+        """Nobody asks."""
