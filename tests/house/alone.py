@@ -21,7 +21,6 @@ from sfl.data.batches import Sampler, collate
 from sfl.data.example import DataNotes, Dataset, Example
 from sfl.metrics.stats import NodeStats
 from sfl.models.span import build_span
-from sfl.plan import SplitPlan
 from sfl.rounds.values import (
     DeviceFacts,
     DeviceWelcome,
@@ -69,11 +68,7 @@ class Alone:
                 "devices": [{"name": NAME, "cut_layer": 1, "tail_layers": topology != "vanilla"}],
             }
         )
-        entry = self.settings.devices[0]
-        layers = self.folder.num_layers
-        self.plan = SplitPlan(
-            layers, entry.cut_layer, entry.tail_layers, self.settings.run.topology
-        )
+        self.plan = self.settings.plan(NAME, self.folder.num_layers)
         self.manifest = manifest_of(self.folder, "causal_lm", LORA)
         self.first = busy_values(self.manifest)
         random = np.random.default_rng(5)
