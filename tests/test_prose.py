@@ -78,8 +78,3 @@ def test_limits() -> None:
 def test_the_docs_keep_to_the_limits(capsys: pytest.CaptureFixture[str]) -> None:
     """Every page that was rewritten; what is broken stands in the output."""
     assert prose.main([]) == 0, capsys.readouterr().out
-
-
-def test_pages_to_be_rewritten_exist() -> None:
-    """A page that was moved or deleted leaves the list."""
-    assert not [name for name in prose.NOT_REWRITTEN if not (Path(prose.ROOT) / name).is_file()]

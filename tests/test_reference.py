@@ -7,7 +7,7 @@ import re
 from collections.abc import Iterator
 from pathlib import Path
 
-from tools import cli_page, wire_page
+from tools import cli_page, modules_page, wire_page
 
 ROOT = Path(wire_page.__file__).parent.parent
 REFERENCE = ROOT / "docs" / "reference"
@@ -28,6 +28,24 @@ def test_the_page_of_the_wire_is_what_proto_says() -> None:
     """Written anew where a message, a limit or the version changes."""
     page = (REFERENCE / "wire.md").read_text()
     assert page == wire_page.document(), "run: python -m tools.wire_page > docs/reference/wire.md"
+
+
+def test_the_page_of_modules_is_what_they_say_of_themselves() -> None:
+    """Written anew where a module comes, goes, or says something else in its first line."""
+    page = (REFERENCE / "modules.md").read_text()
+    assert page == modules_page.document(), (
+        "run: python -m tools.modules_page > docs/reference/modules.md"
+    )
+    assert "|  |\n" not in page.replace("| module | |\n", "")  # each says what it is
+
+
+def test_files_that_the_docs_name_are_there() -> None:
+    """Of the code, by their path from the top."""
+    named = re.compile(r"`((?:sfl|device_agent|edge_server|cloud_aggregator|tools|tests)/[\w./]+)`")
+    pages = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *(ROOT / "docs").rglob("*.md")]
+    found = {(page.name, path) for page in pages for path in named.findall(page.read_text())}
+    assert len(found) > 40
+    assert not sorted(pair for pair in found if not (ROOT / pair[1]).exists())
 
 
 def test_every_field_of_proto_is_on_the_page() -> None:
