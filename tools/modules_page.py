@@ -1,4 +1,4 @@
-"""`docs/reference/modules.md`, from the modules' own first lines: `python -m tools.modules_page`."""
+"""`docs/reference/modules.md`, from each module's first line: `python -m tools.modules_page`."""
 
 from __future__ import annotations
 
