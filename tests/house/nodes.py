@@ -14,8 +14,12 @@ from typing import Any
 import psutil
 
 from tests.house.federation import SFL, Outcome, write_config
+from tests.house.forks import Fork, fork
 from tests.house.paths import ROOT
 from tests.house.waiting import PATIENCE, until
+
+Process = subprocess.Popen[bytes] | Fork
+PLAIN = list(SFL)
 
 
 def left_running(folder: Path) -> list[str]:
@@ -37,7 +41,7 @@ class ByHand:
     def __init__(self, folder: Path, values: dict[str, Any]) -> None:
         self.folder = folder
         self.values = values
-        self.processes: list[subprocess.Popen[bytes]] = []
+        self.processes: list[Process] = []
         self.config = write_config(folder, values)
         self.cloud = self.start("cloud", self.config)
         cloud = self.address("cloud")
@@ -46,18 +50,20 @@ class ByHand:
         self.edge = self.start("edge", self.edge_file)
         self.edge_address = self.address("edge")
 
-    def start(self, kind: str, file: Path, name: str = "") -> subprocess.Popen[bytes]:
-        command = [*SFL, kind, str(file), *self.options(name or kind)]
+    def start(self, kind: str, file: Path, name: str = "") -> Process:
+        command = [kind, str(file), *self.options(name or kind)]
         if kind != "device":
             command += ["--address-file", str(self.folder / f"{kind}.address")]
-        with (self.folder / f"{name or kind}.log").open("ab") as log:
-            process = subprocess.Popen(
-                command,
-                stdout=log,
-                stderr=log,
-                cwd=ROOT,
-                env={**os.environ, "HF_HUB_OFFLINE": "1", **self.environment(name or kind)},
-            )
+        log, more = self.folder / f"{name or kind}.log", self.environment(name or kind)
+        environment = {**os.environ, "HF_HUB_OFFLINE": "1", **more}
+        process: Process
+        if more or SFL != PLAIN:  # what a node reads while it imports, or is wrapped in
+            with log.open("ab") as said:
+                process = subprocess.Popen(
+                    [*SFL, *command], stdout=said, stderr=said, cwd=ROOT, env=environment
+                )
+        else:
+            process = fork(command, environment, log)
         self.processes.append(process)
         return process
 
@@ -69,7 +75,7 @@ class ByHand:
         """Further options of a node; none here."""
         return []
 
-    def device(self, number: int, least_cut: int = 0) -> subprocess.Popen[bytes]:
+    def device(self, number: int, least_cut: int = 0) -> Process:
         name = self.values["devices"][number]["name"]
         file = self.folder / f"{name}.toml"
         file.write_text(
