@@ -40,7 +40,7 @@ def check_given(manifest: AdapterManifest, given: Values) -> None:
     """Raise ProtocolError unless `given` are the finite values that a manifest says it gives."""
     wanted = {spec.name: spec for spec in manifest.parameters if spec.init == "given"}
     if odd := sorted(set(given).difference(wanted)):
-        raise ProtocolError(f"{odd[0]} came along, and is none of the checkpoint's that were due")
+        raise ProtocolError(f"{odd[0]} was sent, and the checkpoint has no such tensor")
     for name, spec in wanted.items():
         if not np.isfinite(_given(spec, given)).all():
             raise ProtocolError(f"the checkpoint's {name} is not finite")
@@ -66,7 +66,7 @@ def fresh_lora(
 def _given(spec: ParameterSpec, given: Values) -> npt.NDArray[np.float32]:
     value = given.get(spec.name)
     if value is None or value.shape != spec.shape:
-        raise ProtocolError(f"the checkpoint's {spec.name} {list(spec.shape)} did not come along")
+        raise ProtocolError(f"the checkpoint's {spec.name} {list(spec.shape)} was not sent")
     return np.ascontiguousarray(value, dtype=np.float32)
 
 

@@ -71,14 +71,14 @@ def _spec(name: Any, shape: Any, init: Any, fan_in: Any) -> ParameterSpec:
     if init not in get_args(Init):
         raise ValueError(f"unknown init {init!r:.40}")
     if not isinstance(name, str) or not 0 < len(name) <= _LONGEST_NAME or plain(name) != name:
-        raise ValueError(f"{name!r:.40} is no name of a parameter")
+        raise ValueError(f"{name!r:.40} is not a name of a parameter")
     if not isinstance(shape, list) or len(shape) > _MOST_DIMENSIONS:
-        raise ValueError(f"{shape!r:.40} is no shape")
+        raise ValueError(f"{shape!r:.40} is not a shape")
     sizes = tuple(_size(size, _MOST_VALUES) for size in shape)
     return ParameterSpec(name, sizes, init, _size(fan_in, _MOST_VALUES))
 
 
 def _size(value: Any, most: int) -> int:
     if type(value) is not int or not 1 <= value <= most:
-        raise ValueError(f"{value!r:.40} is no size")
+        raise ValueError(f"{value!r:.40} is not a size")
     return value

@@ -129,10 +129,10 @@ class PauseSettings(Section):
     def _apart(self) -> Self:
         hot, cool = self.above_celsius, self.cool_celsius
         if cool is not None and (hot is None or cool >= hot):
-            raise ValueError("cool_celsius: goes with an above_celsius that is higher")
+            raise ValueError("cool_celsius: needs an above_celsius that is higher")
         low, charged = self.below_percent, self.charged_percent
         if charged is not None and (low is None or charged < low):
-            raise ValueError("charged_percent: goes with a below_percent that is not higher")
+            raise ValueError("charged_percent: needs a below_percent that is not higher")
         return self
 
     @property
@@ -234,7 +234,9 @@ class EdgeConfig(Section):
     def _devices_make_sense(self) -> Self:
         for device in self.devices:
             if re.fullmatch(r"cpu|cuda:\d+", device) is None:
-                raise ValueError(f"device: {device!r} is none; use cpu, cuda or cuda:NUMBER")
+                raise ValueError(
+                    f"device: {device!r} is not a device; use cpu, cuda or cuda:NUMBER"
+                )
             if self.devices.count(device) > 1:
                 raise ValueError(f"device: {device} is given twice")
         if self.rest_in == "memory" and self.devices == ("cpu",):

@@ -72,7 +72,7 @@ class DataNotes:
         if self.tokens_kept < self.tokens:
             share = self.tokens_kept / self.tokens
             lines.append(
-                f"{self.tokens_kept:,} of {self.tokens:,} tokens stand in training examples "
+                f"{self.tokens_kept:,} of {self.tokens:,} tokens are in training examples "
                 f"({share:.1%})"
             )
         return lines

@@ -277,7 +277,7 @@ def _load(clean: Path, folder: Path, lean: str | None) -> PreTrainedTokenizerBas
         first = (str(error).strip() or type(error).__name__).splitlines()[0]
         if "tiktoken" in first and not (folder / "tiktoken.model").exists():
             # What transformers tries next with whatever sentencepiece could not read.
-            first = "its *.model file is no SentencePiece vocabulary; is it complete?"
+            first = "its *.model file is not a SentencePiece vocabulary; is it complete?"
         raise ModelError(
             "model.path",
             str(folder),

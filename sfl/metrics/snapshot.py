@@ -241,7 +241,7 @@ def _name(value: Any) -> str:
 
 def _word(value: Any) -> str:
     if not isinstance(value, str) or len(value) > _LONGEST_WORD or plain(value) != value:
-        raise ValueError(f"{value!r:.40} is no word")
+        raise ValueError(f"{value!r:.40} is not a word")
     return value
 
 
@@ -253,13 +253,13 @@ def _kind(value: Any) -> NodeKind:
 
 def _count(value: Any) -> int:
     if type(value) is not int or not 0 <= value < 2**63:
-        raise ValueError(f"{value!r:.40} is no count")
+        raise ValueError(f"{value!r:.40} is not a count")
     return value
 
 
 def _number(value: Any) -> float:
     if type(value) not in (int, float) or not abs(value) <= _LARGEST:  # NaN fails as well
-        raise ValueError(f"{value!r:.40} is no number within {_LARGEST:g}")
+        raise ValueError(f"{value!r:.40} is not a number within {_LARGEST:g}")
     return float(value)
 
 

@@ -114,13 +114,13 @@ def spans_from_json(text: str) -> list[Span]:
 def _span(phase: Any, lane: Any, micro: Any, begin: Any, end: Any) -> Span:
     """One of a peer's. Raises ValueError, TypeError, OverflowError."""
     if phase not in PHASES:
-        raise ValueError(f"{phase!r:.40} is no phase")
+        raise ValueError(f"{phase!r:.40} is not a phase")
     if not isinstance(lane, str) or plain(lane) != lane:
-        raise ValueError(f"{lane!r:.40} is no lane")
+        raise ValueError(f"{lane!r:.40} is not a lane")
     if type(micro) is not int or not 0 <= micro < 1 << 31:
-        raise ValueError(f"{micro!r:.40} is no micro-batch")
+        raise ValueError(f"{micro!r:.40} is not a micro-batch")
     if not all(type(moment) in (int, float) for moment in (begin, end)):
-        raise ValueError(f"{begin!r:.40} to {end!r:.40} is no time")
+        raise ValueError(f"{begin!r:.40} to {end!r:.40} is not a time")
     if not 0 <= begin <= end <= _LATEST:
-        raise ValueError(f"{begin!r:.40} to {end!r:.40} is no time")
+        raise ValueError(f"{begin!r:.40} to {end!r:.40} is not a time")
     return Span(phase, lane[:_LONGEST_LANE], micro, float(begin), float(end))

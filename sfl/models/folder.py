@@ -208,7 +208,7 @@ def _read_config(path: Path) -> dict[str, Any]:
             raise ModelError(
                 FIELD,
                 str(path),
-                f"an adapter, not a model; it goes on {base}",
+                f"an adapter, not a model; its base is {base}",
                 "Give a model, or first merge the two (`sfl export --merge`).",
             ) from None
         raise ModelError(
@@ -252,7 +252,7 @@ def _sizes(path: Path, family: Family, config: Mapping[str, Any]) -> Sizes:
         sizes = None
     numbers = () if sizes is None else dataclasses.astuple(sizes)
     if sizes is None or not all(type(number) is int and number > 0 for number in numbers):
-        raise _broken(path / "config.json", "its sizes are no positive whole numbers")
+        raise _broken(path / "config.json", "its sizes are not positive whole numbers")
     return sizes
 
 

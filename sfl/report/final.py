@@ -152,7 +152,7 @@ def data_sentence(summary: RunSummary) -> str:
     notes = sum((device.data for device in summary.devices), DataNotes())
     if not notes.tokens:
         return "–"
-    kept = f"{notes.tokens_kept:,} of {notes.tokens:,} tokens stand in training examples"
+    kept = f"{notes.tokens_kept:,} of {notes.tokens:,} tokens are in training examples"
     parts = [f"{kept} ({notes.tokens_kept / notes.tokens:.1%})"]
     counts = (
         (notes.truncated, "examples were cut"),

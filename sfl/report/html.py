@@ -62,7 +62,7 @@ def render_report(
         timeline_card(timelines),
         _faults(summary),
         _config(config),
-        element("footer", f"Written by sfl {summary.sfl_version}; the same numbers stand in "
+        element("footer", f"Written by sfl {summary.sfl_version}; the same numbers are in "
                 "summary.json and metrics.jsonl."),
     )  # fmt: skip
     head = element(

@@ -98,7 +98,7 @@ def while_evaluating(turn: Turn) -> None:
         return
     evaluated = len(open_round.progress)
     if open_round.cannot_compute and not evaluated:
-        turn.finish(False, "nobody could evaluate the last adapter" + turn.who_cannot_compute)
+        turn.finish(False, "no device could evaluate the last adapter" + turn.who_cannot_compute)
     elif evaluated < least:
         few = f"{evaluated} of at least {least} devices evaluated the last adapter"
         why = turn.because + turn.who_cannot_compute

@@ -92,7 +92,7 @@ class Turn:
         if not (reasons := sorted(self.state.open.cannot_compute.items())):
             return ""
         sent = max(0, self.state.round - 1)
-        whose = f"; nobody can compute with what comes of round {sent}'s adapter: "
+        whose = f"; no device can compute with the result of round {sent}'s adapter: "
         return whose + "; ".join(shortened([f"{name}: {reason}" for name, reason in reasons]))
 
 

@@ -279,7 +279,7 @@ def test_head_weights_of_the_checkpoint_are_taken_over(kind: str, tmp_path: Path
         assert torch.equal(
             our_logits(folder, CLASSIFY, values, ids, lengths), theirs(input_ids=ids).logits
         )
-    with pytest.raises(ProtocolError, match="did not come along"):
+    with pytest.raises(ProtocolError, match="was not sent"):
         initial_adapter(manifest, 1)
 
 

@@ -556,7 +556,7 @@ def test_without_a_start_token_a_completion_may_fill_the_context(gpt2: Tokenizer
     assert len(examples[0].input_ids) == 2 and len(scored(examples[0])) == 1
     assert notes.warnings(2) == [
         "1 examples were longer than 2 tokens and were cut, the prompt first, from its left",
-        f"2 of {notes.tokens} tokens stand in training examples ({2 / notes.tokens:.1%})",
+        f"2 of {notes.tokens} tokens are in training examples ({2 / notes.tokens:.1%})",
     ]
     _, notes = encode_rows(rows, gpt2, causal(1), DataSettings())
     assert notes.dropped == 1 and len(notes.warnings(1)) == 3

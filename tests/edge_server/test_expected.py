@@ -86,9 +86,9 @@ def test_given_values_are_those_that_were_announced_and_finite() -> None:
     manifest = AdapterManifest((ParameterSpec("a", (2,), "given", 1),), 3, {})
     check_given(manifest, {"a": np.ones(2, np.float32)})
     for given, words in (
-        ({}, "did not come along"),
+        ({}, "was not sent"),
         ({"a": np.array([1.0, np.nan], np.float32)}, "not finite"),
-        ({"a": np.ones(2, np.float32), "b": np.ones(1, np.float32)}, "b came along"),
+        ({"a": np.ones(2, np.float32), "b": np.ones(1, np.float32)}, "b was sent"),
     ):
         with pytest.raises(ProtocolError, match=words):
             check_given(manifest, given)

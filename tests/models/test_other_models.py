@@ -211,7 +211,7 @@ def test_a_broken_sentencepiece_model_is_not_taken_for_tiktoken_s(folder: Path) 
     (folder / "tokenizer.json").unlink()
     (folder / "tokenizer.model").write_bytes(b"no vocabulary at all")
     (folder / "tokenizer_config.json").write_text('{"tokenizer_class": "LlamaTokenizer"}')
-    with pytest.raises(ModelError, match="no SentencePiece vocabulary; is it complete"):
+    with pytest.raises(ModelError, match="not a SentencePiece vocabulary; is it complete"):
         load_tokenizer(folder)
 
 
@@ -315,7 +315,7 @@ def test_a_config_in_another_encoding_is_named(folder: Path) -> None:
 @pytest.mark.parametrize("sizes", [{"num_hidden_layers": "4"}, {"vocab_size": -1}])
 def test_sizes_that_are_none_are_named(folder: Path, sizes: dict[str, Any]) -> None:
     edit(folder / "config.json", lambda content: content.update(sizes))
-    with pytest.raises(ModelError, match="no positive whole numbers"):
+    with pytest.raises(ModelError, match="not positive whole numbers"):
         open_model(folder)
 
 
@@ -396,7 +396,7 @@ def test_the_check_without_loading_takes_every_listed_family(tmp_path: Path) -> 
 
 def test_an_adapter_is_no_model(tmp_path: Path) -> None:
     (tmp_path / "adapter_config.json").write_text('{"base_model_name_or_path": "org/base"}')
-    with pytest.raises(ModelError, match=r"an adapter, not a model; it goes on org/base"):
+    with pytest.raises(ModelError, match=r"an adapter, not a model; its base is org/base"):
         open_model(tmp_path)
 
 

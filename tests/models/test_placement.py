@@ -129,7 +129,7 @@ def test_every_block_lies_once_and_in_order(first: int, count: int, free: list[i
 @pytest.mark.parametrize(
     ("device", "words"),
     [
-        ('"gpu"', "edge.device = 'gpu': 'gpu' is none; use cpu"),
+        ('"gpu"', "edge.device = 'gpu': 'gpu' is not a device; use cpu"),
         ('["cuda:0", "cuda"]', "cuda:0 is given twice"),
         ('["cpu", "cuda:0"]', "CUDA devices, not both"),
         ("[]", "one or more CUDA"),

@@ -629,7 +629,7 @@ def test_no_number_of_a_device_is_too_small_or_too_large_to_draw(high: float) ->
 
 
 def test_no_span_is_beyond_what_a_trace_can_hold() -> None:
-    with pytest.raises(ProtocolError, match="is no time"):
+    with pytest.raises(ProtocolError, match="is not a time"):
         spans_from_json('[["forward","a",0,0.0,1e10]]')
     (span,) = spans_from_json('[["forward","a",0,0.0,9e9]]')
     assert round(span.end * 1e9) < 1 << 63  # OTLP's nanoseconds, and a batch is all devices'
@@ -685,7 +685,7 @@ def test_what_the_data_came_to_is_said() -> None:
         settings, "sample", sample_records(), [], train_seconds=1, wall_seconds=1, data=notes
     )
     sentence = data_sentence(summary)
-    assert sentence.startswith("1,100 of 1,200 tokens stand in training examples (91.7%), 2 ex")
+    assert sentence.startswith("1,100 of 1,200 tokens are in training examples (91.7%), 2 ex")
     assert "3 held-out examples are also trained on" in sentence
     again = RunSummary.from_dict(json.loads(json.dumps(summary.to_dict())))
     assert again.devices[0].data == notes[HOMES[0]]

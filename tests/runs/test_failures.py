@@ -339,7 +339,7 @@ BAD_TENSORS: list[tuple[str, Callable[[], list[Any]], str]] = [
     (
         "labels",
         lambda: activation(torch.zeros(4, 32), (4,), labels=torch.full((4,), 999).int().numpy()),
-        "label lies",
+        "label is outside",
     ),
     ("frame", lambda: activation(torch.ones(3000, 32), (3000,))[-1:], "bytes announced"),
 ]

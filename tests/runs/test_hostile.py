@@ -136,7 +136,7 @@ def test_an_adapter_that_nobody_can_compute_with_ends_the_run_with_that_and_no_d
         outcome = nodes.outcome()
         assert outcome.code == 1, outcome.output
         failure, faults = outcome.summary["failure"], outcome.summary["faults"]
-        assert "nobody can compute with what comes of round 1's adapter" in failure
+        assert "no device can compute with the result of round 1's adapter" in failure
         assert faults and {fault["round"] for fault in faults} == {2}
         for fault in faults:
             assert "of round 2, step 0" in fault["problem"] and "65504" in fault["problem"]

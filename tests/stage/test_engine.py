@@ -377,7 +377,7 @@ def test_what_a_batch_raises_is_raised_where_it_is_awaited(monkeypatch: pytest.M
     sent[1].labels[0] = 10**6
     first, second, third = asyncio.run(served_behind_a_gate("first_come", 3, sessions, sent))
     assert isinstance(first, list) and isinstance(third, list)
-    assert isinstance(second, ProtocolError) and "label lies" in str(second)
+    assert isinstance(second, ProtocolError) and "label is outside" in str(second)
 
     def breaks(tasks: Any) -> Any:
         raise RuntimeError(f"{len(tasks)} at once")

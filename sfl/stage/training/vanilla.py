@@ -46,7 +46,7 @@ class VanillaSession(TrainingSession):
         classes = len(self.settings.model.labels) or self.model.vocab_size
         packed = message.labels
         if packed is None or packed.shape != (count,):
-            raise ProtocolError(f"{count} labels were due")
+            raise ProtocolError(f"{count} labels were expected")
         if not np.all((packed < classes) & ((packed >= 0) | (packed == -100))):
             raise ProtocolError(f"a label is outside of 0..{classes - 1}")
         return packed
