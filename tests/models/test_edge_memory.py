@@ -174,7 +174,7 @@ def test_one_base_computes_again_for_one_device_and_not_for_the_other() -> None:
             return tensor
 
         with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
-            session._forward(message)
+            session.blocks.forward(message)
         kept.append(sum(sizes))
     assert kept[0] == kept[2] < kept[1] / 4
 
@@ -274,6 +274,7 @@ def test_the_choice_is_in_the_effective_settings(tmp_path: Path) -> None:
     assert budgeted(narrow).edge == narrow.edge  # deciding again changes nothing
 
 
+@pytest.mark.process
 def test_a_run_that_does_not_fit_is_refused_before_it_starts(tmp_path: Path) -> None:
     done = subprocess.run(
         [sys.executable, "-m", "sfl.cli", "run", str(run_file(tmp_path, "100MB"))],
