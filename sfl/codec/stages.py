@@ -51,6 +51,8 @@ def names(kind: Kind) -> list[str]:
 
 def is_exact(codec: str) -> bool:
     """Whether every stage of a setting leaves every bit as it was; not where it is no codec."""
+    if codec == "auto":  # a setting without stages: no package is asked for one of that name
+        return False
     try:
         calls = read_calls(expand(codec))
     except ValueError:

@@ -43,7 +43,8 @@ def _used(config: RunConfig) -> Iterator[Package | None]:
 
 def _specs(changes: Iterable[Any]) -> Iterator[str]:
     for change in changes:
-        yield from filter(None, (getattr(change, role) for role in CodecChange.model_fields))
+        specs = {getattr(change, role) for role in CodecChange.model_fields}
+        yield from specs - {None, "auto"}
 
 
 def require_installed(table: object) -> None:
