@@ -63,18 +63,18 @@ class DeviceAgent:
         self.stats.certificate_expiry = None if own is None else own.not_after
         self._run_id = ""
         self._patience = Patience(config.connect_timeout)
-        self.manager = notifier()
-        self.board = BoardWatch(config.pause, self.stats, self.manager, board_root())
+        self.service = notifier()
+        self.board = BoardWatch(config.pause, self.stats, self.service, board_root())
         describe_node(self._log_fields)
 
     def run(self, connect_timeout: float) -> None:
         """Take part until the run is over. Raises SflError where it ends badly."""
         with self._metrics(), self.board:
-            self.manager.ready()
+            self.service.ready()
             patience = self._patience = Patience(connect_timeout)
             while True:
                 self.board.rest()
-                self.manager.status(f"joining the edge at {self.config.edge}")
+                self.service.status(f"joining the edge at {self.config.edge}")
                 try:
                     line = self._dial(connect_timeout)
                     with saying_goodbye(line):
@@ -124,9 +124,9 @@ class DeviceAgent:
         trainer, dataset = self._load(link, joined)
         link.expect(trainer.stage.shapes, trainer.stage.front.model.hidden_size)
         link.ready(dataset)
-        self.manager.status(f"run {joined.run_id}: waiting for its first round")
+        self.service.status(f"run {joined.run_id}: waiting for its first round")
         for order in link.orders(trainer.fold):
-            self.manager.status(f"run {joined.run_id}: round {order.start.round}")
+            self.service.status(f"run {joined.run_id}: round {order.start.round}")
             link.deliver(trainer.run_round(order))
             self._patience.round_done()
             if self.config.heap == "keep":

@@ -28,9 +28,9 @@ class BoardWatch:
     """
 
     def __init__(
-        self, settings: PauseSettings, stats: NodeStats, manager: Notifier, root: Path
+        self, settings: PauseSettings, stats: NodeStats, service: Notifier, root: Path
     ) -> None:
-        self.settings, self.stats, self.manager, self.root = settings, stats, manager, root
+        self.settings, self.stats, self.service, self.root = settings, stats, service, root
         self._pause: Pause | None = None
         self._since = 0.0
         self._may_compute = threading.Event()
@@ -56,8 +56,8 @@ class BoardWatch:
         self._over.set()
         if self._thread is not None:
             self._thread.join()
-        self.manager.stopping()
-        self.manager.close()
+        self.service.stopping()
+        self.service.close()
 
     def rest(self) -> None:
         """Return when the device may compute: at once, or when what it rests for is over.
@@ -74,13 +74,13 @@ class BoardWatch:
 
     def _watch(self) -> None:
         """Look as often as the settings say, and feed the watchdog at least twice as asked."""
-        watchdog = self.manager.watchdog
+        watchdog = self.service.watchdog
         tick = self.settings.check_interval
         if watchdog is not None:
             tick = min(tick, watchdog / 2)
         next_look = time.monotonic() + self.settings.check_interval
         while not self._over.wait(tick):
-            self.manager.alive()
+            self.service.alive()
             if time.monotonic() >= next_look:
                 self._look()
                 next_look = time.monotonic() + self.settings.check_interval
@@ -104,7 +104,7 @@ class BoardWatch:
 
     def _stop(self, pause: Pause, was: Pause | None) -> None:
         self._may_compute.clear()
-        self.manager.status(f"paused: {pause.text}")
+        self.service.status(f"paused: {pause.text}")
         if was is None:
             self._since = time.monotonic()
         if was is None or was.reason != pause.reason:
@@ -113,5 +113,5 @@ class BoardWatch:
     def _go_on(self, was: Pause | None) -> None:
         if was is not None:
             log.warning("continues after a pause of %.0f s", time.monotonic() - self._since)
-            self.manager.status("goes on")
+            self.service.status("goes on")
         self._may_compute.set()

@@ -28,7 +28,7 @@ from sfl.metrics.snapshot import (
     PhaseTotals,
     Role,
 )
-from sfl.metrics.timeline import Place, Timeline
+from sfl.metrics.timeline import TimedKey, Timeline
 from sfl.node.board import Board
 
 __all__ = [
@@ -93,21 +93,23 @@ class PhaseTimes:
         self._buckets = {phase: [0] * (len(BUCKETS) + 1) for phase in PHASES}
         self.timeline = Timeline()
 
-    def measure(self, phase: Phase, place: Place | None = None, device: str = "") -> Measurement:
+    def measure(self, phase: Phase, key: TimedKey | None = None, device: str = "") -> Measurement:
         """A context that observes how long its body took, whether or not it raised.
 
-        With `place`, what was done for `device` also goes to the timeline.
+        With `key`, what was done for `device` also goes to the timeline.
         """
-        return Measurement(self, phase, self._clock, place, device)
+        return Measurement(self, phase, self._clock, key, device)
 
-    def span(self, phase: Phase, place: Place, device: str, begin: float, lane: str = "") -> None:
+    def interval(
+        self, phase: Phase, key: TimedKey, device: str, begin: float, lane: str = ""
+    ) -> None:
         """Observe work that began at `begin` and ends now, in seconds of this object's clock."""
-        self.share(phase, place, device, begin, self._clock(), 1, lane)
+        self.share(phase, key, device, begin, self._clock(), 1, lane)
 
     def share(
         self,
         phase: Phase,
-        place: Place,
+        key: TimedKey,
         device: str,
         begin: float,
         end: float,
@@ -119,7 +121,7 @@ class PhaseTimes:
         Its timeline has all of it; the seconds are shared out, so that their sum stays the time.
         """
         self.observe(phase, (end - begin) / among)
-        self.timeline.add(device, place, phase, begin, end, lane)
+        self.timeline.add(device, key, phase, begin, end, lane)
 
     def now(self) -> float:
         """Seconds of this object's clock."""
@@ -145,18 +147,18 @@ class PhaseTimes:
 class Measurement:
     """One running measurement of a phase; made by PhaseTimes.measure, used once."""
 
-    __slots__ = ("_clock", "_device", "_phase", "_place", "_started", "_times")
+    __slots__ = ("_clock", "_device", "_key", "_phase", "_started", "_times")
 
     def __init__(
         self,
         times: PhaseTimes,
         phase: Phase,
         clock: Callable[[], float],
-        place: Place | None,
+        key: TimedKey | None,
         device: str,
     ) -> None:
         self._times, self._phase, self._clock = times, phase, clock
-        self._place, self._device = place, device
+        self._key, self._device = key, device
         self._started = 0.0
 
     def __enter__(self) -> None:
@@ -168,8 +170,8 @@ class Measurement:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        if self._place is not None:
-            self._times.span(self._phase, self._place, self._device, self._started)
+        if self._key is not None:
+            self._times.interval(self._phase, self._key, self._device, self._started)
         else:
             self._times.observe(self._phase, self._clock() - self._started)
 

@@ -19,7 +19,7 @@ _LONGEST_LANE = 32
 _LATEST = 9e9  # seconds since 1970, whose nanoseconds 64 bits still hold (in traces)
 
 
-class Place(Protocol):
+class TimedKey(Protocol):
     """Which micro-batch some work is for."""
 
     @property
@@ -40,7 +40,7 @@ class Place(Protocol):
 
 
 @dataclass(frozen=True, slots=True)
-class Span:
+class Interval:
     """One piece of work; times are Unix seconds."""
 
     phase: Phase
@@ -56,7 +56,7 @@ class Timeline:
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._watched: dict[str, tuple[int, int]] = {}
-        self._spans: dict[str, list[Span]] = {}
+        self._spans: dict[str, list[Interval]] = {}
         self._epoch = time.time() - time.perf_counter()
 
     def watch(self, device: str, round_: int, step: int) -> None:
@@ -65,22 +65,28 @@ class Timeline:
             self._watched[device], self._spans[device] = (round_, step), []
 
     def add(
-        self, device: str, place: Place, phase: Phase, begin: float, end: float, lane: str = ""
+        self,
+        device: str,
+        key: TimedKey,
+        phase: Phase,
+        begin: float,
+        end: float,
+        lane: str = "",
     ) -> None:
         """Keep one piece of work if its step is watched; times of `time.perf_counter`.
 
         Its lane is the calling thread's, unless it is named.
         """
-        if self._watched.get(device) != (place.round, place.step) or place.purpose != TRAINING:
+        if self._watched.get(device) != (key.round, key.step) or key.purpose != TRAINING:
             return
         lane = lane or threading.current_thread().name
-        span = Span(phase, lane, place.micro_batch, begin + self._epoch, end + self._epoch)
+        span = Interval(phase, lane, key.micro_batch, begin + self._epoch, end + self._epoch)
         with self._lock:
             spans = self._spans[device]
             if len(spans) < _MOST:
                 spans.append(span)
 
-    def take(self, device: str) -> list[Span]:
+    def take(self, device: str) -> list[Interval]:
         """What was kept, in order of beginning; then it is forgotten."""
         with self._lock:
             self._watched.pop(device, None)
@@ -92,13 +98,13 @@ def watched_step(num_steps: int) -> int:
     return num_steps // 2
 
 
-def spans_to_json(spans: list[Span]) -> str:
+def spans_to_json(spans: list[Interval]) -> str:
     """One line of JSON."""
     rows = [[s.phase, s.lane, s.micro_batch, round(s.begin, 6), round(s.end, 6)] for s in spans]
     return json.dumps(rows, separators=(",", ":"))
 
 
-def spans_from_json(text: str) -> list[Span]:
+def spans_from_json(text: str) -> list[Interval]:
     """What `spans_to_json` wrote; raises ProtocolError."""
     try:
         if len(text) > _LONGEST:
@@ -111,7 +117,7 @@ def spans_from_json(text: str) -> list[Span]:
         raise ProtocolError(f"the spans of a step are malformed: {plain(str(error))}") from None
 
 
-def _span(phase: Any, lane: Any, micro: Any, begin: Any, end: Any) -> Span:
+def _span(phase: Any, lane: Any, micro: Any, begin: Any, end: Any) -> Interval:
     """One of a peer's. Raises ValueError, TypeError, OverflowError."""
     if phase not in PHASES:
         raise ValueError(f"{phase!r:.40} is not a phase")
@@ -123,4 +129,4 @@ def _span(phase: Any, lane: Any, micro: Any, begin: Any, end: Any) -> Span:
         raise ValueError(f"{begin!r:.40} to {end!r:.40} is not a time")
     if not 0 <= begin <= end <= _LATEST:
         raise ValueError(f"{begin!r:.40} to {end!r:.40} is not a time")
-    return Span(phase, lane[:_LONGEST_LANE], micro, float(begin), float(end))
+    return Interval(phase, lane[:_LONGEST_LANE], micro, float(begin), float(end))

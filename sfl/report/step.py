@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from sfl.metrics.snapshot import PHASES
-from sfl.metrics.timeline import Span
+from sfl.metrics.timeline import Interval
 from sfl.report import text
 from sfl.report.charts import Bar, Segment, bar_chart, bar_legend
 from sfl.report.markup import Markup, element, join
@@ -31,8 +31,8 @@ class StepTimeline:
 
     device: str
     round: int
-    own: tuple[Span, ...]
-    edge: tuple[Span, ...]
+    own: tuple[Interval, ...]
+    edge: tuple[Interval, ...]
     step: int = 0
 
 
@@ -82,7 +82,7 @@ def timeline_card(timelines: Sequence[StepTimeline]) -> Markup:
 
 def _picture(timeline: StepTimeline) -> Markup:
     zero = min(span.begin for span in (*timeline.own, *timeline.edge))
-    rows: dict[str, list[Span]] = {}
+    rows: dict[str, list[Interval]] = {}
     for node, spans in (("device", timeline.own), ("edge", timeline.edge)):
         for span in spans:
             rows.setdefault(f"{node}: {LANES.get(span.lane, 'send')}", []).append(span)
@@ -91,7 +91,7 @@ def _picture(timeline: StepTimeline) -> Markup:
     return join([element("h4", label), bar_chart(label, bars, text.duration)])
 
 
-def _segments(spans: Sequence[Span], zero: float) -> list[Segment]:
+def _segments(spans: Sequence[Interval], zero: float) -> list[Segment]:
     """Work and the gaps between, from the step's beginning on."""
     segments, at = [], zero
     for span in sorted(spans, key=lambda span: span.begin):
@@ -105,11 +105,11 @@ def _segments(spans: Sequence[Span], zero: float) -> list[Segment]:
     return segments
 
 
-def _busy(spans: Sequence[Span]) -> str:
+def _busy(spans: Sequence[Interval]) -> str:
     return text.duration(sum(span.end - span.begin for span in spans if span.phase != "wait"))
 
 
-def since(edge: Sequence[Span], own: Sequence[Span]) -> tuple[Span, ...]:
+def since(edge: Sequence[Interval], own: Sequence[Interval]) -> tuple[Interval, ...]:
     """An edge's spans, their waits cut to what lies within the device's own step.
 
     The compute thread may have been idle long before the step began.

@@ -19,7 +19,7 @@ from opentelemetry.trace import SpanContext, TraceFlags
 
 import sfl
 from sfl.metrics.snapshot import NodeKind
-from sfl.metrics.timeline import Span
+from sfl.metrics.timeline import Interval
 from sfl.report.step import StepTimeline
 
 PATIENCE = 3.0
@@ -76,7 +76,7 @@ class StepTraces:
         parent: SpanContext,
         node: tuple[NodeKind, str],
         number: int,
-        span: Span,
+        span: Interval,
     ) -> ReadableSpan:
         context = self._context(step, node[0], number)
         more: dict[str, str | int] = {"sfl.micro_batch": span.micro_batch, "thread.name": span.lane}

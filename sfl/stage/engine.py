@@ -147,7 +147,7 @@ class Engine:
         if task is None:
             self._phases.observe("wait", time.perf_counter() - begin)
         else:
-            self._phases.span("wait", task.message.key, task.session.device, begin)
+            self._phases.interval("wait", task.message.key, task.session.device, begin)
 
     def _still_wanted(self) -> bool:
         """Drop the jobs of streams that have ended; whether any is left."""

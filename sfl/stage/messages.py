@@ -10,7 +10,7 @@ import numpy as np
 import torch
 
 from sfl.codec.transform import RowContext
-from sfl.metrics.timeline import Span
+from sfl.metrics.timeline import Interval
 from sfl.rounds.values import NO_SCORE, RoundStart, Score
 
 
@@ -116,7 +116,7 @@ class RoundOutcome:
     evaluation: Score
     evaluation_seconds: float
     values: Mapping[str, np.ndarray]
-    spans: tuple[Span, ...] = ()
+    spans: tuple[Interval, ...] = ()
     rehearsal: tuple[float, ...] = ()
     sample: Score = NO_SCORE
 

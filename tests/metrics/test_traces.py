@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 
 from sfl.errors import ConfigError
-from sfl.metrics.timeline import Span
+from sfl.metrics.timeline import Interval
 from sfl.node.extras import require_opentelemetry
 from sfl.report.step import StepTimeline
 from tests.house.federation import run
@@ -39,10 +39,10 @@ def test_a_step_is_one_trace_of_all_three_nodes() -> None:
     exporter = InMemorySpanExporter()
     traces = StepTraces("r", "edge", exporter)
     own = (
-        Span("forward", "MainThread", 0, 100.0, 100.5),
-        Span("wait", "MainThread", 0, 100.5, 102),
+        Interval("forward", "MainThread", 0, 100.0, 100.5),
+        Interval("wait", "MainThread", 0, 100.5, 102),
     )
-    edge = (Span("forward", "compute", 0, 100.75, 101.5),)
+    edge = (Interval("forward", "compute", 0, 100.75, 101.5),)
     steps = [StepTimeline("a", 2, own, edge, 5), StepTimeline("b", 2, own, edge, 5)]
     traces.add([*steps, StepTimeline("silent", 2, (), (), 5)], began=103.0)
     traces.close()

@@ -17,7 +17,7 @@ from sfl.data.example import DataNotes
 from sfl.errors import DiskError, ProtocolError, UserError
 from sfl.metrics import NodeSnapshot
 from sfl.metrics.snapshot import ROLES
-from sfl.metrics.timeline import Span, spans_from_json, spans_to_json
+from sfl.metrics.timeline import Interval, spans_from_json, spans_to_json
 from sfl.node.files import write_atomic
 from sfl.report import text
 from sfl.report.card import Base, model_card
@@ -521,11 +521,11 @@ def test_the_report_is_well_formed_and_needs_nothing_else(tmp_path: Path, text_o
 
 def test_the_timeline_of_a_step_shows_work_and_gaps() -> None:
     spans = (
-        Span("forward", "MainThread", 0, 10.0, 10.2),
-        Span("wait", "MainThread", 0, 10.3, 10.5),
-        Span("encode", "link-encoder", 0, 10.2, 10.25),
+        Interval("forward", "MainThread", 0, 10.0, 10.2),
+        Interval("wait", "MainThread", 0, 10.3, 10.5),
+        Interval("encode", "link-encoder", 0, 10.2, 10.25),
     )
-    edge = (Span("backward", "compute", 0, 10.3, 10.45),)
+    edge = (Interval("backward", "compute", 0, 10.3, 10.45),)
     assert list(spans_from_json(spans_to_json(list(spans)))) == list(spans)
     with pytest.raises(ProtocolError):
         spans_from_json('[["dance","x",0,1,2]]')
@@ -620,7 +620,7 @@ def test_ticks_are_round_and_cover_the_values() -> None:
 
 @pytest.mark.parametrize("high", [5e-324, 1e-323, 1e-310, 1e-301, 9e9, 1e15, 1e30])
 def test_no_number_of_a_device_is_too_small_or_too_large_to_draw(high: float) -> None:
-    own = (Span("forward", "a", 0, 0.0, min(high, 9e9)),)
+    own = (Interval("forward", "a", 0, 0.0, min(high, 9e9)),)
     records, summary = sample_records(), sample_summary()
     page = render_report(summary, records, CONFIG, [StepTimeline("mallory", 1, own, ())])
     assert "mallory, round 1" in page

@@ -133,9 +133,9 @@ class Line:
 
     def _sent(self, message: Outgoing, begin: float) -> None:
         """Count how long a tensor's frame took to leave."""
-        if isinstance(message, Frame) and message.place is not None:
+        if isinstance(message, Frame) and message.key is not None:
             phases = self.stats.phases
-            phases.span("send", message.place, self.stats.name, begin, "link-writer")
+            phases.interval("send", message.key, self.stats.name, begin, "link-writer")
 
     # -- in ---------------------------------------------------------------------------------------
 

@@ -242,7 +242,7 @@ class DeviceLink:
         if isinstance(item, Declined):
             raise item.error
         if isinstance(item, TensorMessage | GradientNorm):
-            phases.span("wait", item.key, self._end.device, begin)
+            phases.interval("wait", item.key, self._end.device, begin)
             return item
         phases.observe("wait", phases.now() - begin)
         if isinstance(item, Finish) and not item.ok:

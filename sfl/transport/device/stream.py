@@ -38,7 +38,7 @@ class Ready:
     """A message's bytes as gRPC takes them, and whose tensor's they are, if any's."""
 
     data: bytes
-    place: Key | None = None
+    key: Key | None = None
     sent: Callable[[], None] | None = None
     """Called once gRPC has taken it."""
 
@@ -106,8 +106,8 @@ class Stream:
             await self._put(message, context)
         else:
             await self._pace(message, self._shaper)
-        if isinstance(message, Ready) and message.place is not None:
-            self.phases.span("send", message.place, self.peer, begin, "link-writer")
+        if isinstance(message, Ready) and message.key is not None:
+            self.phases.interval("send", message.key, self.peer, begin, "link-writer")
 
     async def _pace(self, message: Outgoing, shaper: Shaper) -> None:
         size = len(message.data) if isinstance(message, Ready) else wire_bytes(message)

@@ -14,7 +14,7 @@ from typing import Generic, TypeVar
 from google.protobuf.message import DecodeError, Message
 
 from sfl.errors import Corrupted, ProtocolError
-from sfl.metrics.timeline import Place
+from sfl.metrics.timeline import TimedKey
 from sfl.node.buffers import Chunks
 from sfl.transport.frames.seal import SEAL_BYTES, Unreadable, has_seal, seal, unsealed
 from sfl.v1 import tensor_pb2
@@ -28,7 +28,7 @@ _HEADER, _DATA, _LAST, _KIND = 0x0A, 0x12, 0x18, 0x20  # tags of TensorFrame's f
 class Frame:
     """A TensorFrame; `data` are views, of the payload on the way out, of the message on the way in.
 
-    `wire_bytes` is the size of the whole message it travels in, `place` what its tensor is of,
+    `wire_bytes` is the size of the whole message it travels in, `key` what its tensor is of,
     known where it is sent.
     """
 
@@ -37,7 +37,7 @@ class Frame:
     last: bool
     kind: int
     wire_bytes: int = 0
-    place: Place | None = None
+    key: TimedKey | None = None
 
     def __post_init__(self) -> None:
         if not self.wire_bytes:

@@ -42,12 +42,12 @@ def encode_tensor(message: TensorMessage, packet: Packet | None) -> list[Frame]:
     if message.score != NO_SCORE:
         header.score.CopyFrom(to_score(message.score))
     if packet is None:
-        return [Frame(header, Chunks([]), True, kind, place=message.key)]
+        return [Frame(header, Chunks([]), True, kind, key=message.key)]
     header.codec, header.dtype = packet.codec, packet.dtype
     header.shape.extend(packet.shape)
     header.num_bytes = len(packet.payload)
     return [
-        Frame(header if first else None, data, last, kind, place=message.key)
+        Frame(header if first else None, data, last, kind, key=message.key)
         for first, data, last in pieces(packet.payload, header.ByteSize())
     ]
 
