@@ -252,7 +252,7 @@ def test_a_device_gets_every_file_of_the_tokenizer_and_no_other(folder: Path) ->
         (folder / name).write_text("x")
     opened = open_model(folder)
     listing = SpanFiles(opened, [Span(0, 1, embedding=True, head=False)], "causal_lm").listing()
-    names = {entry.name for entry in listing.files}
+    names = {entry.name for entry in listing}
     assert names >= {*KEPT, "config.json", "tokenizer.json", "tokenizer_config.json"}
     assert not names & set(NEVER)
     assert tokenizer_files(folder) == sorted({*KEPT, "tokenizer.json", "tokenizer_config.json"})
