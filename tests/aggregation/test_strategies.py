@@ -409,6 +409,7 @@ def test_sums_of_products_equal_dense_ones(
     np.testing.assert_allclose(b @ a, best_of_rank(dense, rank), atol=1e-6 * scale + 1e-12)
 
 
+@pytest.mark.process
 def test_memory_does_not_grow_with_devices_of_unequal_ranks(tmp_path: Path) -> None:
     layer, size = "m.layers.0.q", 256
     a, b = lora_names(layer)

@@ -58,6 +58,7 @@ def read(known: Rows, target: Rows, embedded: torch.Tensor, width: int) -> float
     return float((inverter.tokens(target.values) == target.tokens).float().mean())
 
 
+@pytest.mark.process
 @pytest.mark.parametrize("width", [0, attacks.WIDTH])
 def test_an_inverter_reads_what_lies_open_and_nothing_else(width: int) -> None:
     (known, embedded), (target, _) = rows(800, 16, 1, 0.1), rows(400, 16, 2, 0.1)
@@ -91,6 +92,7 @@ def test_every_cut_and_codec_of_a_run_is_attacked_once(tmp_path: Path) -> None:
     assert {c.codec for c in plan(automatic).cases} == {"none", "compact"}
 
 
+@pytest.mark.process
 @pytest.mark.usefixtures("quick")
 def test_a_run_is_measured_and_the_same_again(tmp_path: Path) -> None:
     config = load_run(written(tmp_path))

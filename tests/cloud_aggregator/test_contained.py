@@ -565,6 +565,7 @@ except DiskError as error:
     assert int(done.stdout.split()[0]) > 4096
 
 
+@pytest.mark.process
 def test_a_cache_on_a_full_disk_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     content = bytes(3_000_000)
     entry = edge_pb2.FileEntry(

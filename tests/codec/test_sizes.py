@@ -56,6 +56,7 @@ CASES = [("quickstart", spec) for spec in STEADY]
 CASES += [("stories260k", spec) for spec in (*STEADY, "compact", "extreme")]
 
 
+@pytest.mark.process
 @pytest.mark.parametrize("kind", [Kind.ACTIVATION, Kind.GRADIENT])
 @pytest.mark.parametrize(("case", "spec"), CASES)
 def test_sizes_are_predicted(case: str, spec: str, kind: Kind, folder: Path) -> None:

@@ -68,6 +68,7 @@ def test_no_made_up_word_can_be_a_word_of_the_homes():
     assert all(plain.fullmatch(word) or set("xqz") & set(word) for word in made)
 
 
+@pytest.mark.process
 def test_a_sample_of_the_corpus_has_nothing_of_the_homes():
     text = "\n".join(islice(corpus.documents(seed=1), 30_000)).lower()
     assert len(text) > 2_000_000

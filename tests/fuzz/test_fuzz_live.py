@@ -26,6 +26,7 @@ def test_whatever_a_peer_with_a_certificate_says_the_others_run_goes_on(
     assert not problems, line
 
 
+@pytest.mark.process
 def test_whatever_an_edge_says_its_device_ends_with_a_reason() -> None:
     line, problems = device.live(100, 5)
     assert not problems, line

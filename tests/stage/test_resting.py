@@ -136,6 +136,7 @@ def tensor_bytes() -> int:
     return sum(storages.values())
 
 
+@pytest.mark.process
 def test_the_memory_of_those_at_rest_comes_back(tmp_path: Path) -> None:
     residence = residing(tmp_path, 3)
     sessions = edge(residence)

@@ -79,6 +79,7 @@ def connected(address: str, own: OwnCertificate, on_a_loop: bool) -> None:
         wait_for_peer(channel, "it", PATIENCE, why)
 
 
+@pytest.mark.process
 def test_a_slow_link_is_connected_over_at_once(guarded: tuple[str, OwnCertificate]) -> None:
     """One attempt may take several round trips, and nobody looks why it takes so long."""
     address, own = guarded
