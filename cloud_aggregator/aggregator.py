@@ -239,7 +239,9 @@ class CloudAggregator:
         if self._over.done():
             return
         try:
-            for command in self.coordinator.handle(event, self._clock.now()):
+            commands = self.coordinator.handle(event, self._clock.now())
+            self.records.take(event)
+            for command in commands:
                 self._do(command)
         except Exception as error:  # noqa: BLE001 - no peer's fault, and half done
             self.failed(cause_of(error))
@@ -305,7 +307,7 @@ class CloudAggregator:
 
     @_do.register
     def _(self, command: StartRound) -> None:
-        self.records.begin_round(command)
+        self.records.begin_round()
         self.stats.start_round(command.round, 0)
         rounds, devices = self.config.run.rounds, ", ".join(command.devices)
         if command.round > rounds:
@@ -403,7 +405,7 @@ class CloudAggregator:
             return
         self.records.end_round(command.round, self.stats.snapshot())
         if self._traces is not None:
-            self._traces.add(self.records.timelines(command.round), began)
+            self._traces.add(self.records.rounds.timelines(command.round), began)
         self._happened(AdapterReady(command.round))
 
     def _examine(self, command: Aggregate, steps: Mapping[str, Steps]) -> Examined:
@@ -577,13 +579,7 @@ class CloudAggregator:
     def device_ready(self, device: str, facts: DeviceFacts) -> None:
         """A device has its span and its data."""
         self.records.heard(NodeSnapshot.from_json(facts.snapshot).seen(device, time.time()))
-        entries = tuple(
-            entry.model_copy(update=self._base(entry, "device", device) | self._pieces(entry))
-            if entry.name == device
-            else entry
-            for entry in self.config.devices
-        )
-        self._take_effect(self.config.model_copy(update={"devices": entries}))
+        self._note_effective(device)
         # What the settings leave open the coordinator settles, by what most devices say.
         form = text_form(facts)
         if reason := unlike(with_text_form(self.config, form), form):
@@ -591,8 +587,17 @@ class CloudAggregator:
             self._do(Evict(device, reason, final=True))
             self._happened(DeviceLost(device, reason))
             return
-        self.records.device_ready(device, facts)
-        self._happened(DeviceReady(device, facts.num_examples, form))
+        self._happened(DeviceReady(device, facts.num_examples, form, facts))
+
+    def _note_effective(self, device: str) -> None:
+        """What a device does otherwise than its settings say stands in the effective ones."""
+        places = [place for place, own in enumerate(self.config.devices) if own.name == device]
+        for place in places:
+            entry = self.config.devices[place]
+            if found := self._base(entry, "device", device) | self._pieces(entry):
+                entries = list(self.config.devices)
+                entries[place] = entry.model_copy(update=found)
+                self._take_effect(self.config.model_copy(update={"devices": tuple(entries)}))
 
     def device_broke(self, device: str, reason: str) -> None:
         """A device broke the contract, and is left out."""
@@ -635,8 +640,7 @@ class CloudAggregator:
             bits = NodeSnapshot.from_json(report.snapshot).value_bits
             self._happened(Rehearsed(report.device, tuple(report.rehearsal), bits))
             return
-        self.records.reported(report)
-        self._happened(ReportReceived(report.device, report.round))
+        self._happened(ReportReceived(report.device, report.round, report))
 
     def heard(self, snapshot: NodeSnapshot) -> None:
         """Statistics of an edge or of one of its devices."""

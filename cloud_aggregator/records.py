@@ -8,26 +8,23 @@ import shutil
 import socket
 import time
 from collections import Counter
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import assert_never
 
 from sfl.config import RunConfig
-from sfl.data.example import DataNotes
 from sfl.errors import SflError
 from sfl.metrics.snapshot import NodeKind, NodeSnapshot
-from sfl.metrics.timeline import spans_from_json, watched_step
 from sfl.node.causes import cause_of
 from sfl.node.files import Reserve, on_disk
 from sfl.report.conclusion import RESERVE, write_conclusion
-from sfl.report.records import NodeRecord, Record, RecordFile, RoundRecord, SampleScore
+from sfl.report.projection import DeviceRounds, data_notes
+from sfl.report.records import NodeRecord, Record, RecordFile
 from sfl.report.status import LEFT_OUT, DeviceStatus, RunPhase, RunStatus, ServerStatus
-from sfl.report.step import StepTimeline, ordered, since
-from sfl.report.summary import Fault, RunSummary, best_round, build_summary
-from sfl.rounds import Coordinator, FinishRun, Phase, StartRound
+from sfl.report.summary import Fault, RunSummary, build_summary
+from sfl.rounds import Coordinator, DeviceReady, Event, FinishRun, Phase
 from sfl.rounds import Fault as FaultCommand
-from sfl.rounds.values import DeviceFacts, RoundReport
+from sfl.rounds.values import DeviceFacts
 
 log = logging.getLogger("sfl.cloud")
 
@@ -35,25 +32,6 @@ MOST_FAULTS = 100
 """Of one node that status and summary tell: one that comes and goes all day fills neither."""
 
 NodeName = tuple[str, str]  # kind and name
-
-
-@dataclass(frozen=True, slots=True)
-class Trained:
-    """The training half of a device's round; its evaluation comes with the next round."""
-
-    loss: float
-    steps: int
-    tokens: int
-    seconds: float
-
-
-def _sample(report: RoundReport, plain_text: bool) -> SampleScore | None:
-    """The part of a report's score that rounds are compared by, where that is not all of it."""
-    own = report.sample
-    if not own.num_examples or own.num_examples == report.evaluation.num_examples:
-        return None
-    correct = None if plain_text else own.num_correct
-    return SampleScore(own.loss_sum, own.num_targets, correct, own.num_examples)
 
 
 def shown_phase(phase: Phase) -> RunPhase:
@@ -88,15 +66,9 @@ class RunRecords:
         self._file = RecordFile(folder / "metrics.jsonl")
         self._records: list[Record] = []
         self._snapshots: dict[NodeName, NodeSnapshot] = {}
-        self._ready: dict[str, DeviceFacts] = {}
-        self._notes: dict[str, DataNotes] = {}
-        self._trained: dict[tuple[str, int], Trained] = {}
         self._faults: list[Fault] = []
         self._faults_of: Counter[str] = Counter()
-        self._timelines: dict[str, StepTimeline] = {}
-        self._evaluated: dict[int, list[RoundRecord]] = {}
-        self._participants: tuple[str, ...] = ()
-        self._reported: set[str] = set()
+        self.rounds = DeviceRounds()
         self._sequence = 0
         self._round_began = self._began = time.monotonic()
         self._training_seconds = 0.0
@@ -111,71 +83,23 @@ class RunRecords:
         """A node's latest statistics."""
         return self._snapshots.get((kind, name), NodeSnapshot(name, kind))
 
-    def device_ready(self, device: str, ready: DeviceFacts) -> None:
-        """Note what a device brings."""
-        self._ready[device] = ready
-        self._notes[device] = DataNotes(
-            ready.num_truncated,
-            ready.num_dropped,
-            ready.num_repeated,
-            ready.num_tokens,
-            min(ready.num_tokens_kept, ready.num_tokens),
-        )
-        for line in self._notes[device].warnings(self.config.model.max_length, ready.example_kind):
+    def take(self, event: Event) -> None:
+        """Write down what an event tells of a device. Raises DiskError."""
+        if (record := self.rounds.take(event)) is not None:
+            self.heard(record.snapshot)
+            self._write(record)
+        elif isinstance(event, DeviceReady) and event.facts is not None:
+            self._warn_of_data(event.device, event.facts)
+
+    def _warn_of_data(self, device: str, facts: DeviceFacts) -> None:
+        max_length = self.config.model.max_length
+        for line in data_notes(facts).warnings(max_length, facts.example_kind):
             log.warning("device %s: %s", device, line, extra={"device": device})
 
-    def begin_round(self, command: StartRound) -> None:
-        """A round begins: everybody in it has yet to report."""
-        self._participants = tuple(command.devices)
-        self._reported = set()
+    def begin_round(self) -> None:
+        """A round begins."""
         self._round_began = time.monotonic()
         self.message = ""
-
-    def reported(self, report: RoundReport) -> None:
-        """Join a report's evaluation with the training of the round before."""
-        snapshot = NodeSnapshot.from_json(report.snapshot)
-        self.heard(snapshot)
-        self._reported.add(report.device)
-        if report.num_steps:
-            self._trained[report.device, report.round] = Trained(
-                report.train_loss, report.num_steps, report.num_tokens, report.train_seconds
-            )
-            own = tuple(spans_from_json(report.spans))
-            self._timelines[report.device] = StepTimeline(
-                report.device,
-                report.round,
-                own,
-                since(spans_from_json(report.edge_spans), own),
-                watched_step(report.num_steps),
-            )
-        self._write(self._evaluation_record(report, snapshot))
-
-    def _evaluation_record(self, report: RoundReport, snapshot: NodeSnapshot) -> RoundRecord:
-        evaluated = report.round - 1
-        trained = self._trained.pop((report.device, evaluated), None)
-        ready, score = self._ready[report.device], report.evaluation
-        plain_text = ready.example_kind == "text"
-        record = RoundRecord(
-            round=evaluated,
-            device=report.device,
-            train_loss=trained.loss if trained else None,
-            eval_loss_sum=score.loss_sum,
-            eval_targets=score.num_targets,
-            eval_correct=None if plain_text else score.num_correct,
-            eval_examples=score.num_examples,
-            num_examples=ready.num_examples,
-            steps=trained.steps if trained else 0,
-            tokens=trained.tokens if trained else 0,
-            seconds=trained.seconds if trained else 0.0,
-            snapshot=snapshot,
-            sample=_sample(report, plain_text),
-        )
-        self._evaluated.setdefault(evaluated, []).append(record)
-        return record
-
-    def timelines(self, round_: int) -> list[StepTimeline]:
-        """The steps that were watched in a round."""
-        return [step for step in ordered(self._timelines) if step.round == round_]
 
     def end_round(self, round_: int, cloud: NodeSnapshot) -> None:
         """A round's adapter is there: keep it, and a line for each server."""
@@ -246,10 +170,10 @@ class RunRecords:
         if device in coordinator.strikes.out:
             return LEFT_OUT
         if known is None:
-            return "lost" if device in self._ready else "not here yet"
-        if device not in coordinator.progress:
+            return "lost" if device in self.rounds.facts else "not here yet"
+        if (progress := coordinator.progress.get(device)) is None:
             return "ready" if known.ready else "loading"
-        if device in self._reported:
+        if progress.reported:
             return "done"
         snapshot = self._snapshots.get(("device", device))
         if snapshot is not None and snapshot.paused:
@@ -260,8 +184,7 @@ class RunRecords:
 
     def _choose_best(self) -> None:
         """The adapter with the least held-out loss, among those already evaluated."""
-        records = (record for own in self._evaluated.values() for record in own)
-        best = best_round(records)
+        best = self.rounds.best_round()
         if best is not None and best != self.best_round:
             self.best_round = best
             self._replace("adapter_best", best)
@@ -333,32 +256,16 @@ class RunRecords:
             failure=None if end.ok else end.reason,
             adapter=str(self.folder / "adapter") if (self.folder / "adapter").is_dir() else None,
             best_round=self.best_round,
-            data=self._notes,
+            data=self.rounds.notes,
         )
         self.summary = summary
-        write_conclusion(self.folder, summary, self._records, self.config, self._timelines)
+        write_conclusion(self.folder, summary, self._records, self.config, self.rounds.steps)
 
     def _write_pending(self) -> None:
         """Rounds that were trained and never evaluated still get their line."""
-        for (device, round_), trained in sorted(self._trained.items()):
-            snapshot = self._snapshots["device", device]
-            self._write(
-                RoundRecord(
-                    round_,
-                    device,
-                    trained.loss,
-                    0.0,
-                    0,
-                    None,
-                    0,
-                    self._ready[device].num_examples,
-                    trained.steps,
-                    trained.tokens,
-                    trained.seconds,
-                    snapshot,
-                )
-            )
-        self._trained.clear()
+        latest = {name: own for (kind, name), own in self._snapshots.items() if kind == "device"}
+        for record in self.rounds.unevaluated(latest):
+            self._write(record)
 
     def _write(self, record: Record) -> None:
         self._records.append(record)

@@ -6,12 +6,15 @@ from collections.abc import Mapping
 
 from sfl.config import RunSettings
 from sfl.rounds.journal import Entry, Journal, MemoryJournal
-from sfl.rounds.messages import Command, Event, StartRound, Tick
+from sfl.rounds.messages import Command, DeviceReady, Event, ReportReceived, StartRound, Tick
 from sfl.rounds.open_round import Progress
 from sfl.rounds.roster import Device
 from sfl.rounds.state import Phase, RunState
 from sfl.rounds.step import step
 from sfl.rounds.strikes import Strikes
+
+TELLING = (DeviceReady, ReportReceived)
+"""Events that records are made of, also where they come too late for a round."""
 
 
 class Coordinator:
@@ -31,7 +34,7 @@ class Coordinator:
         """
         before = self.state
         self.state, commands = step(before, event, now, self.settings)
-        if self.state.differs_in_time_only(before):
+        if self.state.differs_in_time_only(before) and not isinstance(event, TELLING):
             self.journal.tell_time(now)  # a stranger that asks all day fills no disk
         else:
             self.journal.append(Entry(now, event))

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from sfl.config import Extent
+from sfl.rounds.values import DeviceFacts, RoundReport
 
 Side = Literal["device", "edge"]
 
@@ -68,6 +69,7 @@ class DeviceReady:
     device: str
     num_examples: int
     form: TextForm | None = None
+    facts: DeviceFacts | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,6 +113,7 @@ class ReportReceived:
 
     device: str
     round: int
+    report: RoundReport | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -15,6 +15,8 @@ from sfl.codec.pipeline import decode, parse
 from sfl.config import EvaluationSettings, RunSettings, load_run
 from sfl.config.codec import AUTO_CODECS, RoleCodecs
 from sfl.errors import ConfigError, ProtocolError
+from sfl.report.journal import SqliteJournal
+from sfl.report.projection import told
 from sfl.report.records import RoundRecord, SampleScore, read_records
 from sfl.rounds.values import UNCODED
 from sfl.stage.messages import Key, Kind, Purpose, TensorMessage
@@ -159,6 +161,10 @@ def test_a_run_evaluates_when_it_is_due_and_says_so(tmp_path: Path) -> None:
     report = (outcome.folder / "report.html").read_text()
     assert "those of rounds 0, 2, 4, 5" in report and "same 6 examples" in report
     assert "all 12" in report
+    # The journal's events alone tell the same, in the same order.
+    journal = SqliteJournal(outcome.folder)
+    assert told(entry.event for entry in journal.entries()) == records
+    journal.close()
 
 
 def test_a_sample_that_is_not_finite_reads_back(tmp_path: Path) -> None:
