@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 
 from sfl.config import RunSettings
@@ -96,8 +96,7 @@ class Turn:
         return whose + "; ".join(shortened([f"{name}: {reason}" for name, reason in reasons]))
 
 
-def shortened(texts: Iterable[str], more: int | None = None) -> list[str]:
+def shortened(texts: Sequence[str]) -> list[str]:
     """The first few, and how many more there are."""
-    texts = list(texts)
     left = len(texts) - NAMED
-    return texts if left <= 0 else [*texts[:NAMED], f"{left} more"]
+    return [*texts[:NAMED], f"{left} more"] if left > 0 else list(texts)
