@@ -126,6 +126,7 @@ def test_after_an_hour_away_deadlines_stand_where_they_stood(reopen: Reopen, pha
     journal.close()
 
 
+@pytest.mark.process
 def test_what_was_committed_outlives_a_kill(tmp_path: Path) -> None:
     code = (
         "import os, sys; from pathlib import Path; from sfl.rounds import *\n"
