@@ -645,7 +645,7 @@ def test_where_all_refuse_the_adapter_the_run_ends_with_that() -> None:
     assert faults == [Fault(1, "d0", reason)]
     *_, end = coordinator.handle(DeviceLost("d1", reason, "adapter"), 1.0)
     assert not end.ok
-    assert f"what comes of round 0's adapter: d0: {reason}; d1: {reason}" in end.reason
+    assert f"the result of round 0's adapter: d0: {reason}; d1: {reason}" in end.reason
 
 
 def test_where_one_refuses_the_adapter_the_others_go_on() -> None:
@@ -663,7 +663,7 @@ def test_a_last_adapter_that_nobody_can_evaluate_is_no_good_end() -> None:
     deliver(coordinator, "d0")
     coordinator.handle(AdapterReady(1), 2.0)
     *_, end = coordinator.handle(DeviceLost("d0", "beyond 65504", "adapter"), 3.0)
-    assert not end.ok and "what comes of round 1's adapter: d0: beyond 65504" in end.reason
+    assert not end.ok and "the result of round 1's adapter: d0: beyond 65504" in end.reason
 
 
 # -- what is "auto" is rehearsed ----------------------------------------------------------------
