@@ -11,9 +11,13 @@ import argparse
 import ast
 import re
 import statistics
+import subprocess
+import time
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+
+from tools import prose
 
 SHELLS = ("device_agent", "edge_server", "cloud_aggregator")
 Function = ast.FunctionDef | ast.AsyncFunctionDef
@@ -167,6 +171,11 @@ def _test_cases(root: Path) -> int:
     )
 
 
+def _words(root: Path) -> str:
+    found = prose.measure(prose.together(prose.pages(root)))
+    return f"{found.median:g} / {found.p90:g} / {found.above_40:.1%} / {found.longest_line}"
+
+
 def _largest(house: list[Module]) -> str:
     return "; ".join(
         f"{one.name.rsplit('.', 1)[1]} {one.lines}/{one.fields}" for one in classes(house)[:4]
@@ -185,6 +194,9 @@ ROWS: dict[str, Callable[[Path, list[Module]], object]] = {
     "uses of _pb2 outside transport": lambda root, house: generated_outside_transport(house),
     "places that build a plan": lambda root, house: plan_builders(house),
     "test functions": lambda root, house: _test_cases(root),
+    "words a sentence of the docs, median / p90 / above 40 / longest line": (
+        lambda root, house: _words(root)
+    ),
 }
 
 
@@ -202,11 +214,23 @@ def table(roots: list[Path]) -> str:
     )
 
 
+def seconds_of(root: Path, target: str) -> str:
+    """How long `make TARGET` takes in a checkout, and whether it passed."""
+    began = time.monotonic()
+    code = subprocess.run(["make", "-C", str(root), target], capture_output=True).returncode
+    return f"{time.monotonic() - began:.0f} s{'' if code == 0 else ', FAILED'}"
+
+
 def main() -> None:
     """Print the table of the checkouts named, or of this one."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("checkouts", nargs="*", type=Path, default=[Path()])
-    print(table(parser.parse_args().checkouts))
+    parser.add_argument("--times", action="store_true", help="also run make quick and make test")
+    arguments = parser.parse_args()
+    print(table(arguments.checkouts))
+    for root in arguments.checkouts if arguments.times else []:
+        for target in ("quick", "test"):
+            print(f"make {target} in {root}: {seconds_of(root, target)}", flush=True)
 
 
 if __name__ == "__main__":
