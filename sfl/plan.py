@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import itertools
 from dataclasses import dataclass
-from typing import Literal, Self
+from typing import Literal, Self, get_args
 
 from sfl.errors import ConfigError
 
 Topology = Literal["vanilla", "u_shaped"]
 
 Holder = Literal["device", "edge"]
-"""Who holds a span of one device's model."""
+"""Who holds a span of one device's model, and so a part of its adapter."""
+
+HOLDERS: tuple[Holder, ...] = get_args(Holder)
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,9 +7,8 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from sfl.config import Extent
+from sfl.plan import Holder
 from sfl.rounds.values import DeviceFacts, RoundReport
-
-Side = Literal["device", "edge"]
 
 Cause = Literal["link", "silence", "offence", "adapter"]
 """Why a device was lost: its link broke or it went; it was silent or late; it broke the contract;
@@ -86,7 +85,7 @@ class UpdateReceived:
     """One side's part of a device's update lies in the spool."""
 
     device: str
-    side: Side
+    side: Holder
     round: int
     final_step: int
 

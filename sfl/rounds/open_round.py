@@ -6,7 +6,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 
 from sfl.config.run import NetworkSettings
-from sfl.rounds.messages import Side, Steps
+from sfl.plan import HOLDERS, Holder
+from sfl.rounds.messages import Steps
 from sfl.rounds.ordered import Ordered
 from sfl.rounds.stragglers import Stragglers
 
@@ -17,14 +18,14 @@ class Progress:
 
     steps: Steps
     num_examples: int
-    final_steps: Mapping[Side, int] = field(default_factory=dict)
+    final_steps: Mapping[Holder, int] = field(default_factory=dict)
     reported: bool = False
 
     @property
     def trained(self) -> bool:
-        """Both parts are in, and carry the same final step."""
-        both = set(self.final_steps) == {"device", "edge"}
-        return both and set(self.final_steps.values()) == {self.steps.count}
+        """Every holder's part is in, and all carry the same final step."""
+        whole = self.final_steps.keys() == set(HOLDERS)
+        return whole and set(self.final_steps.values()) == {self.steps.count}
 
     @property
     def done(self) -> bool:
@@ -56,7 +57,7 @@ class OpenRound:
         """Those of which something is still to come, by name."""
         return sorted(name for name, progress in self.progress.items() if not progress.done)
 
-    def part(self, device: str, side: Side, final_step: int, now: float) -> OpenRound:
+    def part(self, device: str, side: Holder, final_step: int, now: float) -> OpenRound:
         """One side's part of a participant's update is there."""
         before = self.progress[device]
         final_steps = {**before.final_steps, side: final_step}

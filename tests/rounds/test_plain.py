@@ -10,9 +10,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from sfl.plan import HOLDERS, Holder
 from sfl.rounds import Event, Progress, RunState, Tick, UpdatesRefused
 from sfl.rounds.agreement import Agreement
-from sfl.rounds.messages import Side
 from sfl.rounds.ordered import Ordered
 from sfl.rounds.plain import NotReadable, event_from_json, state_from_json, to_json
 
@@ -49,8 +49,8 @@ st.register_type_strategy(Ordered, ordered)
 st.register_type_strategy(Agreement, agreement)
 TEXTS = st.dictionaries(st.text(), st.text())
 st.register_type_strategy(UpdatesRefused, st.builds(UpdatesRefused, st.integers(), TEXTS))
-STEPS: st.SearchStrategy[dict[Side, int]]
-STEPS = st.dictionaries(st.sampled_from(get_args(Side)), st.integers())
+STEPS: st.SearchStrategy[dict[Holder, int]]
+STEPS = st.dictionaries(st.sampled_from(HOLDERS), st.integers())
 PARTS = st.builds(Progress, final_steps=STEPS)
 st.register_type_strategy(Progress, PARTS)
 

@@ -8,10 +8,8 @@ from pathlib import Path
 
 from sfl.errors import ProtocolError
 from sfl.node.certificates.identity import NAME
-from sfl.rounds.messages import Side
+from sfl.plan import HOLDERS, Holder
 from sfl.v1 import tensor_pb2
-
-SIDES: tuple[Side, ...] = ("device", "edge")
 
 
 class Spool:
@@ -20,13 +18,13 @@ class Spool:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
 
-    def path(self, round_: int, device: str, side: Side) -> Path:
+    def path(self, round_: int, device: str, side: Holder) -> Path:
         """Where one side's part of a device's update lies."""
         return self.folder / f"round-{round_:04d}" / f"{device}.{side}.safetensors"
 
     def files(self, round_: int, device: str) -> tuple[Path, ...]:
         """Both parts of a device's update."""
-        return tuple(self.path(round_, device, side) for side in SIDES)
+        return tuple(self.path(round_, device, side) for side in HOLDERS)
 
     def begin(self, header: tensor_pb2.AdapterHeader) -> Part:
         """A part to be written as it comes. Raises ProtocolError."""
@@ -44,9 +42,9 @@ class Spool:
 
     def _final(self, header: tensor_pb2.AdapterHeader) -> Path:
         # Both become parts of a path.
-        if header.side not in SIDES or NAME.fullmatch(header.device) is None:
+        if header.side not in HOLDERS or NAME.fullmatch(header.device) is None:
             raise ProtocolError(f"no part {header.side!r} of device {header.device!r} is expected")
-        side: Side = "device" if header.side == "device" else "edge"
+        side: Holder = "device" if header.side == "device" else "edge"
         return self.path(header.round, header.device, side)
 
 

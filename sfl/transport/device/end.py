@@ -10,7 +10,6 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
 
 import numpy as np
 
@@ -19,7 +18,7 @@ from sfl.config import RunSettings
 from sfl.config.codec import RoleCodecs
 from sfl.errors import ProtocolError
 from sfl.metrics.stats import PhaseTimes
-from sfl.plan import Span
+from sfl.plan import Holder, Span
 from sfl.rounds.values import RoundStart
 from sfl.stage.messages import GradientNorm, Kind, RoundOrder, Stack, TensorMessage
 from sfl.transport.device import checked
@@ -39,8 +38,6 @@ from sfl.transport.frames.envelope import Frame
 from sfl.transport.frames.tensors import decode_tensor, encode_tensor
 from sfl.transport.frames.wire import STACK
 from sfl.v1 import tensor_pb2
-
-Side = Literal["device", "edge"]
 
 CUT_DTYPES = ("float32", "bfloat16")
 """What hidden states may come in; a device's own dtype may be another than the edge's."""
@@ -66,7 +63,7 @@ class End:
 
     def __init__(
         self,
-        side: Side,
+        side: Holder,
         device: str,
         settings: RunSettings,
         phases: PhaseTimes,
