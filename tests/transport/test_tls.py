@@ -184,7 +184,7 @@ def spoilt(folder: Path, authority: Authority, dates: Callable[[Where], None]) -
     other = Authority.create("other")
     for path, content, field, words in (
         (key, None, "device.tls.key", "no such file"),
-        (cert, b"nonsense", "device.tls.cert", "no certificate and key in PEM"),
+        (cert, b"nonsense", "device.tls.cert", "not a certificate and key in PEM"),
         (ca, b"nonsense", "device.tls.ca", "holds no certificate"),
         (ca, other.cert_pem, "device.tls.cert", "was not issued by the CA"),
         (
@@ -348,7 +348,7 @@ def test_certificates_that_tls_itself_refuses(
     # Each as a line of the log, and nothing as gRPC wrote it.
     assert "Handshake failed" not in guarded.log("edge")
     assert (
-        guarded.log("edge").count("WARNING sfl.transport.security.handshakes: somebody did not")
+        guarded.log("edge").count("WARNING sfl.transport.security.handshakes: a connection was")
         >= 5
     )
 
@@ -364,7 +364,7 @@ GRPC_SAYS = (
     [
         (GRPC_SAYS.format("HTTP_REQUEST", "x"), "it does not use TLS"),
         (GRPC_SAYS.format("EXCESSIVE_MESSAGE_SIZE", "x"), "(EXCESSIVE_MESSAGE_SIZE)"),
-        (GRPC_SAYS.format("CERTIFICATE_VERIFY_FAILED", "odd"), "is not taken (odd)"),
+        (GRPC_SAYS.format("CERTIFICATE_VERIFY_FAILED", "odd"), "is rejected (odd)"),
         ("E1 x.cc:3238] No match found for server name: a.edge.sfl", "asked for a.edge.sfl, which"),
         ("E0000 chttp2_transport.cc:1] something else failed", None),
         ("Fatal Python error: Segmentation fault", None),
@@ -402,7 +402,7 @@ def test_what_else_goes_to_standard_error_gets_there() -> None:
         assert words in done.stderr
     assert "Fatal Python error: Segmentation fault" in done.stderr
     lines = [json.loads(line) for line in done.stderr.splitlines() if line.startswith("{")]
-    assert [line["message"][:16] for line in lines] == ["somebody did not", "later"]
+    assert [line["message"][:16] for line in lines] == ["a connection was", "later"]
 
 
 @pytest.mark.process
