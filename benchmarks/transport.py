@@ -98,10 +98,9 @@ class EchoHost:
         self.engine = Engine(1)
         self.slots = DecodeSlots(8, ORDERS["first_come"])  # as edge.in_flight allows
         self.settings = RunSettings.model_validate(settings(in_flight))
-        self.service = EdgeService(cast(Any, self))
-
-    async def loaded(self) -> None:
-        """There is no base to wait for."""
+        opened: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
+        opened.set_result(self)
+        self.service = EdgeService(self.stats, opened)
 
     async def admit(self, device: str, proof: Any) -> tuple[Any, Any]:
         """Everybody may come in."""

@@ -26,11 +26,10 @@ import grpc.aio
 import pytest
 from safetensors import SafetensorError
 
-import edge_server.server
 from cloud_aggregator.aggregator import CloudAggregator
 from cloud_aggregator.records import MOST_FAULTS, RunRecords, shown_phase
-from edge_server.server import JOINING, EdgeServer
-from sfl.config import EdgeConfig, RunSettings, load_run
+from edge_server.host import JOINING, JoinPace
+from sfl.config import RunSettings, load_run
 from sfl.config.node import MetricsSettings
 from sfl.errors import DiskError, LinkLost, NameInUse, OutOfMemory, ProtocolError, RunFailed
 from sfl.metrics.prometheus import NodeCollector, serve_as_set
@@ -66,7 +65,7 @@ from tests.house.hostile import base_of
 from tests.house.nodes import left_running
 from tests.house.rebuilt import fill_up
 from tests.house.tls import give
-from tests.house.waiting import until
+from tests.house.waiting import at_hand, until
 
 # -- what an exception comes to --------------------------------------------------------------------
 
@@ -162,34 +161,23 @@ def test_an_edge_takes_every_message_that_the_wire_knows(body: str) -> None:
     asyncio.run(taken())
 
 
-def test_a_device_that_joins_without_end_waits(monkeypatch: pytest.MonkeyPatch) -> None:
-    def times(edge: EdgeServer, *names: str) -> int:
-        """How often these may join, in turns."""
+def test_a_device_that_joins_without_end_waits() -> None:
+    def times(pace: JoinPace, *names: str) -> int:
+        """How often these may join, in turns, all at one time."""
         for count, name in enumerate(names * 1000):
             try:
-                edge._take_pace(name)
+                pace.take(name, 7.0)
             except NameInUse as error:
                 assert "joins a second; try again in a moment" in str(error)
                 return count
         raise AssertionError("without end")
 
-    async def scene() -> tuple[int, int, int]:
-        edge = EdgeServer(EdgeConfig(cloud="127.0.0.1:1"), 1, insecure=True)
-        devices = [{"name": "d0"}, {"name": "d1"}]
-        edge.settings = RunSettings.model_validate({"model": {"path": "m"}, "devices": devices})
-        monkeypatch.setattr(edge_server.server.time, "monotonic", lambda: 7.0)
-        try:
-            strangers = times(edge, *(f"x{number}" for number in range(1000)))
-            assert len(edge._joins) == 1
-            return times(edge, "d0"), times(edge, "d1"), strangers
-        finally:
-            edge.engine.close()
-            edge.service.close()
-            monkeypatch.undo()
-            await edge.cloud.close()
-
+    devices = [{"name": "d0"}, {"name": "d1"}]
+    pace = JoinPace(RunSettings.model_validate({"model": {"path": "m"}, "devices": devices}))
+    strangers = times(pace, *(f"x{number}" for number in range(1000)))
+    assert len(pace._paces) == 1
     most = JOINING[1]
-    assert asyncio.run(scene()) == (most, most, most)
+    assert (times(pace, "d0"), times(pace, "d1"), strangers) == (most, most, most)
 
 
 # -- the cloud, with edges that a test speaks for --------------------------------------------------
@@ -687,7 +675,7 @@ def test_a_proof_is_no_larger_than_one() -> None:
         yield edge_pb2.DeviceMessage(proof=edge_pb2.Proof(certificate=bytes(1 << 20)))
 
     async def asked() -> None:
-        service = EdgeService(MagicMock())
+        service = EdgeService(NodeStats("e", "edge"), at_hand(MagicMock()))
         service.challenge = Challenge("", "", b"")
         try:
             await service._proof(answers(), AsyncMock())

@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 import torch
 
+from edge_server.base import load_base
 from edge_server.server import EdgeServer
 from sfl.codec.transform import RowContext
 from sfl.config import EdgeConfig, RunSettings
@@ -143,32 +144,32 @@ def test_what_delta_remembers_of_samples_needs_one_at_both_ends(
 @pytest.mark.parametrize("when", ["always", "later"])
 def test_an_edge_finds_out_before_it_loads(blocked: Path, tmp_path: Path, when: str) -> None:
     config = EdgeConfig(cloud="localhost:1", cache_dir=blocked)
-    server = EdgeServer(config, 1, False)
+    stats = NodeStats("edge", "edge")
     sample = {"activation": "delta(sample) | int(4)"}
     codec = sample if when == "always" else {"schedule": [{"from_round": 2, **sample}]}
     run: dict[str, Any] = {"model": {"path": str(tmp_path)}, "devices": [{"name": "pi"}]}
-    server.settings = RunSettings.model_validate(run | {"codec": codec})
     with pytest.raises(ConfigError, match=r"^edge\.cache_dir = "):
-        server._load_base()
+        load_base(config, RunSettings.model_validate(run | {"codec": codec}), 1, stats)
     # Who remembers no samples needs no folder: then the missing model is what is wrong.
-    server.settings = RunSettings.model_validate(run)
     with pytest.raises(ModelError, match=r"^model\.path = "):
-        server._load_base()
-    server.engine.close()
-    server.service.close()
+        load_base(config, RunSettings.model_validate(run), 1, stats)
 
 
 def test_what_delta_remembers_of_samples_lies_in_the_edges_folder(tmp_path: Path) -> None:
+    async def cache_dir() -> Path | None:
+        server = EdgeServer(config, 1, False)
+        server.engine.close()
+        server.service.close()
+        await server.cloud.close()
+        return server.service.cache_dir
+
     config = EdgeConfig(cloud="localhost:1", cache_dir=tmp_path / "made")
-    server = EdgeServer(config, 1, False)
-    device, edge = ends(tmp_path / "other", server.service.cache_dir)
+    device, edge = ends(tmp_path / "other", asyncio.run(cache_dir()))
     packet = device.encode(activation())
     assert packet is not None
     edge.decode(packet, activation(), None)
     # The file has no name; the folder it lies in was made for it.
     assert (tmp_path / "made").is_dir() and list((tmp_path / "made").iterdir()) == []
-    server.engine.close()
-    server.service.close()
 
 
 def test_an_edge_is_told_before_it_loads(blocked: Path) -> None:

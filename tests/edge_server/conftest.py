@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, cast
+from typing import Any
 
 import pytest
 
@@ -16,7 +16,7 @@ def watched(monkeypatch: pytest.MonkeyPatch) -> None:
     serve = EdgeService._session
 
     async def session(self: EdgeService, *args: Any) -> None:
-        house = cast(House, self._host)
+        house = House.of[self]
         house.calls += 1
         try:
             await serve(self, *args)

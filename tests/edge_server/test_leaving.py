@@ -16,7 +16,7 @@ import grpc.aio
 import pytest
 
 from device_agent import agent
-from edge_server.server import EdgeServer
+from edge_server.floor import Floor
 from sfl.config import DeviceConfig
 from sfl.errors import AdapterRefused, NameInUse, Refused
 from sfl.rounds import messages as rounds
@@ -35,8 +35,6 @@ from tests.house.waiting import until_async
 @pytest.mark.parametrize("at", ["base", "cloud", "session"])
 def test_who_hangs_up_before_it_is_let_in_can_come_back(at: str) -> None:
     async def scene(house: House, cloud: Cloud) -> None:
-        if at == "base":
-            house._ready.clear()
         cloud.mute = at == "cloud"
         await house.hold_up()
         async with dialled(house):
@@ -49,17 +47,18 @@ def test_who_hangs_up_before_it_is_let_in_can_come_back(at: str) -> None:
         # It dials again at once, while the cloud and the compute thread are still at the first.
         async with dialled(house) as call:
             await until_async(lambda: house.calls == 2)
-            house._ready.set()
+            if at == "base":
+                house.load()
             cloud.answer()
             house.gate.set()
             assert (await call.read()).WhichOneof("body") == "welcome"
             await until_async(lambda: NAME in house.service.streams)
             assert cloud.told == (["join"] if at == "base" else ["join", "left", "join"])
-            assert set(cloud.coordinator.devices) == set(house._sessions) == house.kept == {NAME}
-        await until_async(lambda: not house._sessions)
+            assert set(cloud.coordinator.devices) == set(house.sessions) == house.kept == {NAME}
+        await until_async(lambda: not house.sessions)
         assert not cloud.coordinator.devices and not house.kept
 
-    played(scene)
+    played(scene, loaded=at != "base")
 
 
 @pytest.mark.parametrize("fails", ["session", "welcome"])
@@ -74,19 +73,19 @@ def test_who_is_admitted_and_cannot_come_in_leaves_again(
         hello = edge_pb2.DeviceHello(device=NAME, wire_version=WIRE_VERSION)
         yield edge_pb2.DeviceMessage(hello=hello)
 
-    def no_memory(self: EdgeServer, device: str) -> Any:
+    def no_memory(self: Floor, device: str) -> Any:
         raise MemoryError("no room")
 
     async def scene(house: House, cloud: Cloud) -> None:
         if fails == "session":
-            monkeypatch.setattr(EdgeServer, "_open_session", no_memory)
+            monkeypatch.setattr(Floor, "_open", no_memory)
         # Who has hung up is told nothing any more, and there is no fault in that.
         no_fault = contextlib.nullcontext()
         with pytest.raises(MemoryError) if fails == "session" else no_fault:
             await house.service._session(requests(), cast(Any, Wire()))
         await until_async(lambda: not house.service._partings)
         assert cloud.told == ["join", "left"]
-        assert not cloud.coordinator.devices and not house._sessions and not house.kept
+        assert not cloud.coordinator.devices and not house.sessions and not house.kept
 
     played(scene)
 
@@ -145,7 +144,7 @@ def test_who_leaves_while_the_edge_computes_gives_its_memory_back(goodbye: bool)
             assert house.kept == {NAME}
         await until_async(lambda: house.ended == 1)
         await house.let_go()
-        assert not house.kept and not house._sessions
+        assert not house.kept and not house.sessions
         assert cloud.told == ["join", "left"]
 
     played(scene)
@@ -175,7 +174,7 @@ def test_the_cloud_is_told_of_who_hangs_up_in_the_middle_of_leaving(
             await entered.wait()
         await until_async(lambda: house.ended == 1)
         go_on.set()
-        await until_async(lambda: not house._sessions)
+        await until_async(lambda: not house.sessions)
         assert done.is_set() and not house.kept
         assert (house.slots._free, house.slots._streams) == (2, {})
         assert cloud.told == ["join", "left"]
@@ -188,7 +187,7 @@ def test_who_comes_back_while_it_is_still_leaving_is_let_in_after_that() -> None
     async def scene(house: House, cloud: Cloud) -> None:
         first = await asyncio.to_thread(joined, house.address, NAME, PATIENCE)
         await until_async(lambda: NAME in house.service.streams)
-        old = house._sessions[NAME]
+        old = house.sessions[NAME]
         await house.hold_up()
         closing = asyncio.create_task(asyncio.to_thread(first.close))
         await until_async(lambda: house.engine._queue)
@@ -196,12 +195,12 @@ def test_who_comes_back_while_it_is_still_leaving_is_let_in_after_that() -> None
         await until_async(lambda: house.calls == 2)
         house.gate.set()
         second = await joining
-        assert second.joined.num_layers == house.folder.num_layers
+        assert second.joined.num_layers == house.base.folder.num_layers
         assert cloud.told == ["join", "left", "join"]
-        assert house._sessions[NAME] is not old and house.kept == {NAME}
+        assert house.sessions[NAME] is not old and house.kept == {NAME}
         await closing
         await asyncio.to_thread(second.close)
-        await until_async(lambda: not house._sessions)
+        await until_async(lambda: not house.sessions)
         assert not house.kept
 
     played(scene)
@@ -283,9 +282,9 @@ def test_who_is_out_for_good_is_told_why_though_the_run_ends_with_that(
         await until_async(lambda: NAME in house.service.streams)
         await house.hold_up()
         out = rounds.Evict(NAME, "strike 2 of 2; out for good", final=True)
-        house._on_evict(out)
-        await house._dismiss(True, "every round closed")
-        assert NAME in house._sessions  # the thread is still at its job
+        await house.follower.hear(out)
+        await house.follower.dismiss(True, "every round closed")
+        assert NAME in house.sessions  # the thread is still at its job
         with pytest.raises(Refused, match="strike 2 of 2; out for good"):
             await running
         for name, why in ((NAME, "strike 2 of 2; out for good"), ("other", "the run is over")):
@@ -305,10 +304,10 @@ def test_who_may_come_back_is_not_told_an_old_reason() -> None:
                 await until_async(lambda: NAME in house.service.streams)
                 if not ends:
                     out = rounds.Evict(NAME, why, final=True)
-                    house._on_evict(out)
+                    await house.follower.hear(out)
                     assert await call.code() is grpc.StatusCode.FAILED_PRECONDITION
                     assert await call.details() == why
-        await until_async(lambda: not house._sessions)
+        await until_async(lambda: not house.sessions)
         house.service.finish(Refused(why))
         async with dialled(house) as call:
             assert await call.details() == why
@@ -336,6 +335,6 @@ def test_an_edge_that_ends_waits_for_those_who_leave_and_for_no_answer_from_the_
         async with dialled(house):
             await until_async(lambda: cloud.told == ["join", "left", "join"])
             await house.service.drain()
-        assert not house._sessions and not house._admissions
+        assert not house.sessions and not house.host._admissions
 
     played(scene)

@@ -6,21 +6,31 @@ import asyncio
 import contextlib
 import threading
 from collections.abc import AsyncIterator, Callable
-from typing import Any, cast
+from typing import Any, ClassVar, cast
+from weakref import WeakKeyDictionary
 
 import grpc.aio
 
-from edge_server.server import EdgeServer
-from sfl.config import EdgeConfig
+from edge_server.base import Base
+from edge_server.beats import Beats
+from edge_server.floor import Floor
+from edge_server.follower import Follower
+from edge_server.host import DeviceHost
+from sfl.adapters.manifest import AdapterManifest
+from sfl.config import RunSettings
 from sfl.config.node import MetricsSettings
+from sfl.metrics.stats import NodeStats
 from sfl.models.folder import ModelFolder
 from sfl.models.memory.edge_budget import EdgeChoice
 from sfl.rounds import messages as rounds
 from sfl.rounds.coordinator import Coordinator
 from sfl.rounds.values import Admission
+from sfl.stage.engine import Engine
 from sfl.stage.orders import ORDERS
+from sfl.stage.training import TrainingSession
 from sfl.transport.cloud.words import DeviceJoin, EdgeWord, to_edge_report
 from sfl.transport.device.decode_slots import DecodeSlots
+from sfl.transport.device.service import EdgeService
 from sfl.transport.frames.seal import seal
 from sfl.transport.frames.wire import EDGE_SESSION, WIRE_VERSION
 from sfl.transport.security.credentials import new_server
@@ -66,33 +76,61 @@ class Cloud:
     def answer(self) -> None:
         self.mute = False
         for admission in self.answers:
-            asyncio.get_running_loop().call_soon(self.house._on_admission, admission)
+            asyncio.get_running_loop().call_soon(self.house.host.answer, admission)
         self.answers.clear()
 
-    async def close(self) -> None:
-        """There is no connection."""
 
-
-class House(EdgeServer):
+class House:
     """An edge with a base over one device, whose cloud is here and whose thread can be held up."""
 
-    def __init__(self) -> None:
-        super().__init__(EdgeConfig(cloud="localhost:1"), 1, insecure=True)
+    of: ClassVar[WeakKeyDictionary[EdgeService, House]] = WeakKeyDictionary()
+
+    def __init__(self, loaded: bool = True) -> None:
+        """Not `loaded`: devices wait for `load`."""
+        self.stats = NodeStats("edge", "edge")
+        self.engine = Engine(1, ORDERS["first_come"], phases=self.stats.phases)
         (session,) = edge("llama", "causal_lm", [NAME])
         session.close()
-        self.settings, self.model, self.bank = session.settings, session.model, session.blocks.bank
-        self.folder = cast(ModelFolder, session.plan)  # which knows the number of layers as well
-        self._choice = EdgeChoice((), in_flight=2, credits=2)
+        self.base = Base(
+            session.settings,
+            cast(ModelFolder, session.plan),  # which knows the number of layers as well
+            session.model,
+            session.blocks.bank,
+            EdgeChoice((), in_flight=2, credits=2),
+            AdapterManifest((), session.plan.num_layers, {}),
+        )
         self.slots = DecodeSlots(2, ORDERS["first_come"])
-        self._ready.set()
+        self.cloud = Cloud(self)
+        self.opened: asyncio.Future[DeviceHost] = asyncio.get_running_loop().create_future()
+        self.service = EdgeService(self.stats, self.opened)
+        self.follower = Follower(self.service, self.opened, self.cloud, self.stats)
+        self.floor = Floor(self.base, self.engine, self.slots, self.stats)
+        cloud = cast(Any, self.cloud)
+        beats = Beats(self.stats, cloud, self.service)
+        self.host = DeviceHost(self.floor, cloud, beats, self.stats, "r")
+        if loaded:
+            self.load()
         self.gate = threading.Event()
         self.calls = self.ended = 0
         self.address = ""
+        House.of[self.service] = self
+
+    @property
+    def settings(self) -> RunSettings:
+        return self.base.settings
+
+    @property
+    def sessions(self) -> dict[str, TrainingSession]:
+        return self.floor.sessions
 
     @property
     def kept(self) -> set[str]:
         """Whose LoRA lies in this edge's memory."""
-        return {name for slot in self.bank._linear.values() for name in slot.pairs}
+        return {name for slot in self.base.bank._linear.values() for name in slot.pairs}
+
+    def load(self) -> None:
+        """From now on there is a base."""
+        self.opened.set_result(self.host)
 
     async def hold_up(self) -> None:
         """Have the compute thread in a job until_async the gate opens."""
@@ -113,11 +151,9 @@ class House(EdgeServer):
 
 
 @contextlib.asynccontextmanager
-async def opened() -> AsyncIterator[tuple[House, Cloud]]:
-    house = House()
-    await house.cloud.close()
-    cloud = Cloud(house)
-    house.cloud = cast(Any, cloud)
+async def opened(loaded: bool = True) -> AsyncIterator[tuple[House, Cloud]]:
+    house = House(loaded)
+    cloud = house.cloud
     server = new_server(None)
     server.add_generic_rpc_handlers((house.service.handler(),))
     house.address = f"127.0.0.1:{server.add_insecure_port('127.0.0.1:0')}"
@@ -150,9 +186,9 @@ async def dialled(house: House) -> AsyncIterator[Any]:
         yield call
 
 
-def played(scene: Callable[[House, Cloud], Any]) -> None:
+def played(scene: Callable[[House, Cloud], Any], loaded: bool = True) -> None:
     async def play() -> None:
-        async with asyncio.timeout(3 * PATIENCE), opened() as (house, cloud):
+        async with asyncio.timeout(3 * PATIENCE), opened(loaded) as (house, cloud):
             await scene(house, cloud)
 
     asyncio.run(play())

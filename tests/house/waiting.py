@@ -5,7 +5,8 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Callable
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, cast
 
 PATIENCE = 120.0
 
@@ -25,3 +26,8 @@ async def until_async(condition: Callable[[], Any]) -> None:
     async with asyncio.timeout(60.0):
         while not condition():
             await asyncio.sleep(0.002)
+
+
+def at_hand(value: Any) -> asyncio.Future[Any]:
+    """What stands for a future that is done, inside a loop or outside of one."""
+    return cast(Any, SimpleNamespace(done=lambda: True, result=lambda: value))

@@ -16,7 +16,7 @@ import pytest
 import tomli_w
 import torch
 
-from edge_server.server import EdgeServer
+from edge_server.floor import Floor
 from sfl.adapters.lora import LoraBank
 from sfl.cli.launch.run import _asked, budgeted, resolved
 from sfl.config import EdgeConfig, RunSettings, load_run
@@ -296,14 +296,10 @@ def test_a_run_that_does_not_fit_is_refused_before_it_starts(tmp_path: Path) -> 
 def test_devices_of_one_cut_share_the_files_they_are_served(tmp_path: Path) -> None:
     folder = opened("llama")
     plans = {name: Plan.split(folder.num_layers, cut, 0, "vanilla") for name, cut in CUTS.items()}
-    server: Any = SimpleNamespace(
-        service=SimpleNamespace(streams=plans),
-        folder=folder,
-        settings=settings(),
-        _plan=plans.__getitem__,
-        _files={},
-    )
-    attic, porch, shed = (EdgeServer._span_files(server, name) for name in CUTS)
+    base: Any = SimpleNamespace(folder=folder, settings=settings(), plan=plans.__getitem__)
+    nothing: Any = None
+    floor = Floor(base, nothing, nothing, NodeStats("edge", "edge"))
+    attic, porch, shed = (floor.files(name) for name in CUTS)
     assert attic is porch is not shed
 
 

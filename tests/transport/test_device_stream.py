@@ -38,7 +38,7 @@ from sfl.transport.frames.tensors import encode_tensor
 from sfl.transport.frames.wire import EDGE_SESSION
 from sfl.v1 import edge_pb2, tensor_pb2
 from tests.house.clock import Clock
-from tests.house.waiting import until_async
+from tests.house.waiting import at_hand, until_async
 
 HIDDEN = 64
 CODECS = RoleCodecs.model_validate(
@@ -115,7 +115,7 @@ def opened(session: Session, engine: Engine, room: int = 8) -> Training:
         slots=DecodeSlots(room, ORDERS["first_come"]),
         adapter_limit=1 << 20,
     )
-    service = EdgeService(host)
+    service = EdgeService(host.stats, at_hand(host))
     end = EdgeEnd("d", settings, host.stats.phases, peer_compiled=True)
     end.allow(HIDDEN, host.adapter_limit)
     end.begin_round(CODECS, 1)

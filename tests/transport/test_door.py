@@ -27,7 +27,7 @@ from tests.house import nodes
 from tests.house.federation import SFL
 from tests.house.fleets import fleet
 from tests.house.tls import Guarded
-from tests.house.waiting import PATIENCE, until
+from tests.house.waiting import PATIENCE, at_hand, until
 
 FILES = 256
 """Open files that edge and cloud may have, the hard limit included."""
@@ -156,7 +156,7 @@ def test_a_connection_of_ones_own_is_hung_up_and_no_other() -> None:
 
 async def _served(act: Any) -> None:
     host: Any = SimpleNamespace(stats=NodeStats("e", "edge"))
-    service = EdgeService(host)
+    service = EdgeService(host.stats, at_hand(host))
     server = new_server()
     server.add_generic_rpc_handlers((service.handler(),))
     port = server.add_insecure_port("127.0.0.1:0")

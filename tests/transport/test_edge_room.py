@@ -29,7 +29,7 @@ from sfl.v1 import edge_pb2
 from tests.house.residents import edge as edge_of
 from tests.house.sessions import edge, messages
 from tests.house.together import handle_together
-from tests.house.waiting import until_async
+from tests.house.waiting import at_hand, until_async
 
 ROOM = 2
 ROLES = ("activation", "hidden", "tail_gradient", "gradient")
@@ -90,7 +90,7 @@ class Floor:
         self.adapter_limit = 4 << 30
         self.engine = Engine(1, ORDERS[order], together)
         self.slots = DecodeSlots(room, ORDERS[order])
-        self.service = EdgeService(self)  # type: ignore[arg-type]
+        self.service = EdgeService(self.stats, at_hand(self))
         hidden = sessions[0].model.hidden_size
         labelled = sessions[0].settings.run.topology == "vanilla"
         self.devices = {
@@ -109,9 +109,6 @@ class Floor:
             )
             for session in sessions
         }
-
-    async def loaded(self) -> None:
-        """The base is there."""
 
     async def admit(self, name: str, proof: Any) -> tuple[DeviceWelcome, Session]:
         session = self.devices[name].session

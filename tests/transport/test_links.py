@@ -9,6 +9,7 @@ import signal
 import threading
 from collections.abc import Iterator
 from concurrent import futures
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -154,9 +155,10 @@ def test_a_half_open_connection_without_heartbeats_is_given_up_too() -> None:
 
 def impatient(house: House, idle_timeout: float = 1.0) -> None:
     network = {"idle_timeout": idle_timeout, "heartbeat_interval": 0.2}
-    house.settings = house.settings.model_copy(
+    settings = house.settings.model_copy(
         update={"network": house.settings.network.model_copy(update=network)}
     )
+    house.base = house.floor.base = replace(house.base, settings=settings)
 
 
 def threads() -> set[threading.Thread]:
@@ -175,7 +177,7 @@ def test_a_broken_link_leaves_no_thread_and_no_connection() -> None:
                 await asyncio.to_thread(link.close)
                 assert not threads()
                 assert proxy.connections == number + 1  # each dials anew
-                await until_async(lambda: not house.service.streams and not house._sessions)
+                await until_async(lambda: not house.service.streams and not house.sessions)
 
     played(scene)
 

@@ -16,6 +16,7 @@ import grpc.aio
 
 from sfl.codec.kernel import kernel
 from sfl.errors import LinkLost, NameInUse, ProtocolError, Refused, SflError
+from sfl.metrics.stats import NodeStats
 from sfl.node.text import plain
 from sfl.rounds.values import Challenge, DeviceWelcome, Proof
 from sfl.stage.training import TrainingSession
@@ -60,8 +61,12 @@ class EdgeService:
     What delta coding remembers of samples lies under `cache_dir`.
     """
 
-    def __init__(self, host: Host, cache_dir: Path | None = None) -> None:
-        self._host = host
+    def __init__(
+        self, stats: NodeStats, opened: asyncio.Future[Any], cache_dir: Path | None = None
+    ) -> None:
+        """`opened` is a Host once there is a base: nobody is admitted before."""
+        self._stats = stats
+        self._host = opened
         self.cache_dir = cache_dir
         self.challenge: Challenge | None = None
         """What a device signs before it is let in, where the cloud asks for that."""
@@ -129,7 +134,7 @@ class EdgeService:
             return
         group = asyncio.create_task(run_together(*stream.coroutines(requests, context)))
         self.streams[stream.device], self._groups[stream.device] = stream, group
-        self._host.stats.connected = len(self.streams)
+        self._stats.connected = len(self.streams)
         with contextlib.suppress(asyncio.CancelledError):  # the client hung up
             await asyncio.wait({group})
         reason: asyncio.Future[SflError] = asyncio.get_running_loop().create_future()
@@ -180,17 +185,17 @@ class EdgeService:
         if not why.done():  # else gRPC has given up on the call
             why.set_result(reason)
         del self.streams[stream.device], self._groups[stream.device]
-        self._host.stats.connected = len(self.streams)
+        self._stats.connected = len(self.streams)
         try:
             await stream.abandon()
         finally:
-            await self._host.left(stream.device, reason)
+            await stream.host.left(stream.device, reason)
 
-    async def _withdraw(self, device: str, admission: asyncio.Task[Admission]) -> None:
+    async def _withdraw(self, host: Host, device: str, admission: asyncio.Task[Admission]) -> None:
         """Have a device that never came in leave again, if the cloud has admitted it."""
         await asyncio.wait({admission})
         if not admission.cancelled() and not isinstance(admission.exception(), Refused):
-            await self._host.left(device, LinkLost("it left before it was admitted"))
+            await host.left(device, LinkLost("it left before it was admitted"))
 
     async def _hello(self, requests: AsyncIterator[edge_pb2.DeviceMessage]) -> edge_pb2.DeviceHello:
         hello = (await first_message(requests, "hello")).hello
@@ -228,19 +233,15 @@ class EdgeService:
     ) -> Training:
         """Have a device admitted, and welcome it; whatever stops that, it then leaves again."""
         device, stream = hello.device, None
-        loaded = asyncio.create_task(self._host.loaded())
-        try:
-            await _alive_until(loaded, context)
-            loaded.result()
-        finally:
-            loaded.cancel()
+        await _alive_until(self._host, context)
+        host: Host = self._host.result()
         proof = await self._proof(requests, context)
         # One that is done is still there until its callback has had its turn on the loop, which
         # waiting for what is done would never give it.
         while (parting := self._partings.get(device)) is not None and not parting.done():
             await _alive_until(parting, context)
         self._supersede(device)
-        admission = self._admissions[device] = asyncio.create_task(self._host.admit(device, proof))
+        admission = self._admissions[device] = asyncio.create_task(host.admit(device, proof))
         self._asked.add(admission)
         admission.add_done_callback(self._asked.discard)
         try:
@@ -249,16 +250,16 @@ class EdgeService:
             welcome = replace(welcome, compiled_codec=kernel().name == "compiled")
             await context.write(edge_pb2.EdgeMessage(welcome=words.to_welcome(welcome)))
             self._turned_away.pop(device, None)
-            phases = self._host.stats.phases
+            phases = self._stats.phases
             settings = welcome.settings
             end = EdgeEnd(
                 device, settings, phases, hello.compiled_codec, self.cache_dir, welcome.credits
             )
-            end.allow(session.model.hidden_size, self._host.adapter_limit)
-            stream = Training(device, session, settings, self._host, self.coders, end)
+            end.allow(session.model.hidden_size, host.adapter_limit)
+            stream = Training(device, session, settings, host, self.coders, end)
         finally:
             if stream is None:
-                self._part(device, self._withdraw(device, admission))
+                self._part(device, self._withdraw(host, device, admission))
             del self._admissions[device]
         return stream
 
@@ -274,12 +275,18 @@ class EdgeService:
             self.evict(device, LinkLost("the device came back on a new stream"))
         raise NameInUse(f"a device named {device!r} is connected already; try again in a moment")
 
+    def _host_of(self, device: str) -> Host:
+        """What serves a device that has joined. Raises Refused for any other."""
+        if device not in self.streams:
+            raise Refused(f"device {device!r} has not joined")
+        return self.streams[device].host
+
     async def _list_files(
         self, request: edge_pb2.FilesRequest, context: Context
     ) -> edge_pb2.FileList:
         try:
             expect("device", request.device)
-            return to_listing(await self._host.files(request.device))
+            return to_listing(await self._host_of(request.device).files(request.device))
         except SflError as error:
             await context.abort(status_of(error), str(error))
             raise
@@ -289,15 +296,16 @@ class EdgeService:
     ) -> AsyncIterator[edge_pb2.FileChunk]:
         try:
             expect("device", request.device)
-            pieces = self._host.read_file(request.device, request.name, request.offset)
+            host = self._host_of(request.device)
+            pieces = host.read_file(request.device, request.name, request.offset)
             async for data in pieces:
                 yield edge_pb2.FileChunk(data=data)
         except SflError as error:
             await context.abort(status_of(error), str(error))
 
 
-async def _alive_until(task: asyncio.Task[Any], context: Context) -> None:
-    """Wait for a task, and let the device that waits for it hear that this edge lives."""
+async def _alive_until(task: asyncio.Future[Any], context: Context) -> None:
+    """Wait for it, and let the device that waits for it hear that this edge lives."""
     while not task.done():
         done, _ = await asyncio.wait({task}, timeout=BEAT)
         if not done:

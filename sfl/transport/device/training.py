@@ -56,7 +56,7 @@ ALIVE = edge_pb2.EdgeMessage(heartbeat=tensor_pb2.Heartbeat())
 
 
 class Host(Protocol):
-    """What the edge's shell does for a device's stream."""
+    """What the edge does for a device's stream once its base is loaded."""
 
     stats: NodeStats
     engine: Engine
@@ -64,9 +64,6 @@ class Host(Protocol):
     """For the activations that may lie decoded on this edge, over all devices."""
     adapter_limit: int
     """Most bytes of an adapter of this run."""
-
-    async def loaded(self) -> None:
-        """Wait until there is a base: nobody is admitted before."""
 
     async def admit(self, device: str, proof: Proof) -> tuple[DeviceWelcome, TrainingSession]:
         """Ask the cloud, make a session. Raises Refused where the cloud says no."""

@@ -1,0 +1,151 @@
+"""An edge's frozen base: a value once it is loaded, the same for all devices."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from sfl.adapters.lora import LoraBank, build_manifest, given_values
+from sfl.adapters.manifest import AdapterManifest
+from sfl.adapters.names import belongs_to
+from sfl.adapters.rank import truncated
+from sfl.config import EdgeConfig, RunSettings
+from sfl.errors import ModelError
+from sfl.metrics.stats import NodeStats
+from sfl.models.classes import check_class_order
+from sfl.models.folder import ModelFolder, check_length, open_model
+from sfl.models.memory.batching import check_batching
+from sfl.models.memory.edge_budget import EdgeChoice, fit_edge
+from sfl.models.span import SpanModel, build_span
+from sfl.models.vocabulary import check_files
+from sfl.node.files import writable_folder
+from sfl.plan import Plan, Span
+from sfl.stage.base import lay_over_devices, settle
+from sfl.stage.computation import COMPUTATIONS
+from sfl.transport.device.stream_codecs import check_codecs, remembers_samples
+from sfl.transport.frames import contract
+from sfl.transport.frames.chunks import Buffer, adapter_bytes, decode_adapter
+
+log = logging.getLogger("sfl.edge")
+
+Values = dict[str, np.ndarray]
+
+
+@dataclass(frozen=True, slots=True)
+class Base:
+    """The blocks that this edge computes, over all its devices' cuts, and their adapters' names."""
+
+    settings: RunSettings
+    folder: ModelFolder
+    model: SpanModel
+    bank: LoraBank
+    choice: EdgeChoice
+    """What fits into this edge's memory."""
+    manifest: AdapterManifest
+    """What an adapter of the whole model consists of."""
+    given: bytes = b""
+    """Values of it that the checkpoint holds, as a safetensors file."""
+
+    def plan(self, device: str) -> Plan:
+        """Who computes what with a device."""
+        return self.settings.plan(device, self.folder.num_layers)
+
+    @property
+    def adapter_limit(self) -> int:
+        """Most bytes of an adapter of this run."""
+        return contract.adapter_limit(p.shape for p in self.manifest.parameters)
+
+    @property
+    def global_limit(self) -> int:
+        """Most bytes of what the cloud sends: what folds is a sum, of the ranks of all devices."""
+        shapes = [parameter.shape for parameter in self.manifest.parameters]
+        return contract.adapter_limit(shapes, len(self.settings.devices))
+
+    def shares(self, payload: Buffer, devices: Sequence[str]) -> dict[str, tuple[Values, Values]]:
+        """The global adapter, at each device's rank, as the edge's part and the device's.
+
+        A large one's ranks take a while.
+        """
+        values = decode_adapter(payload)
+        return {device: self._share(device, values) for device in devices}
+
+    def _share(self, device: str, values: Values) -> tuple[Values, Values]:
+        middle = self.plan(device).middle
+        values = truncated(values, self.settings.rank(device))
+        mine = {name: array for name, array in values.items() if belongs_to(name, middle)}
+        return mine, {name: array for name, array in values.items() if name not in mine}
+
+    def of_device(self, device: str, values: Mapping[str, np.ndarray]) -> Values:
+        """The part of an adapter's values that belongs to a device's own blocks."""
+        spans = self.plan(device).device_spans
+        return {
+            name: array
+            for name, array in values.items()
+            if any(belongs_to(name, span) for span in spans)
+        }
+
+
+def load_base(config: EdgeConfig, settings: RunSettings, threads: int, stats: NodeStats) -> Base:
+    """Load the blocks from the smallest cut on; for the compute thread. Raises SflError.
+
+    What was settled of their form goes into `stats`.
+    """
+    folder = _checked_folder(config, settings)
+    form = settle(config, settings.model, threads, settings.aggregation.traits.folds)
+    own = config.model_copy(update={"quantised": form.quantised})
+    choice = fit_edge(folder, settings, own)
+    stats.dtype, stats.quantised = form.dtype, form.quantised
+    num_labels = len(settings.model.labels)
+    manifest = build_manifest(folder, settings.model.task, num_labels, settings.lora)
+    span = _span(settings, folder)
+    model = build_span(
+        folder,
+        span,
+        task=settings.model.task,
+        num_labels=num_labels,
+        dtype=form.weights,
+        packed=COMPUTATIONS[settings.computation].packed,
+        autocast=form.autocast,
+        quantised=form.quantised,
+    )
+    lay_over_devices(model, config)
+    bank = LoraBank(model, settings.lora, settings.lora.target_modules)
+    log.info("base loaded: blocks %d to %d of %s", span.first, span.last - 1, folder.path)
+    log.info("%s", choice)
+    given = adapter_bytes(given_values(folder, manifest))
+    return Base(settings, folder, model, bank, choice, manifest, given)
+
+
+def _checked_folder(config: EdgeConfig, settings: RunSettings) -> ModelFolder:
+    """The model's folder, which this run can use."""
+    check_codecs(settings)
+    if remembers_samples(settings):
+        writable_folder(config.cache_dir, "edge.cache_dir")
+    folder = open_model(config.model or settings.model.path)
+    check_length(settings.model.max_length, folder.context_length)
+    _warn_of_tokenizer(folder)
+    check_class_order(folder, settings.model.labels)
+    check_batching(folder, settings, config)
+    return folder
+
+
+def _warn_of_tokenizer(folder: ModelFolder) -> None:
+    """Devices without a folder of their own get the tokenizer from here, and look at it."""
+    try:
+        check_files(folder.path, folder.config)
+    except ModelError as error:
+        log.warning("devices without a model folder of their own will be refused: %s", error)
+
+
+def _span(settings: RunSettings, folder: ModelFolder) -> Span:
+    """All blocks that any of the devices leaves to its edge."""
+    plans = [settings.plan(entry.name, folder.num_layers) for entry in settings.devices]
+    return Span(
+        min(plan.middle.first for plan in plans),
+        max(plan.middle.last for plan in plans),
+        embedding=False,
+        head=any(plan.middle.head for plan in plans),
+    )

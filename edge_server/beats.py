@@ -1,0 +1,54 @@
+"""What an edge tells the cloud of itself and its devices, again and again."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Protocol
+
+from sfl.metrics.snapshot import NodeSnapshot
+from sfl.metrics.stats import NodeStats
+from sfl.transport.cloud.words import Beat, EdgeWord
+from sfl.transport.device.service import EdgeService
+
+
+class Cloud(Protocol):
+    """Where what an edge says goes."""
+
+    def post(self, word: EdgeWord) -> None:
+        """Queue what the cloud is told."""
+
+
+class Beats:
+    """Keeps the latest statistics of each device, and sends them with the edge's own."""
+
+    def __init__(self, stats: NodeStats, cloud: Cloud, service: EdgeService) -> None:
+        self._stats = stats
+        self._cloud = cloud
+        self._service = service
+        self._devices: dict[str, NodeSnapshot] = {}
+
+    def heard(self, device: str, snapshot: NodeSnapshot) -> None:
+        """Keep a device's latest statistics."""
+        self._devices[device] = snapshot.seen(device, time.time())
+
+    def devices(self) -> list[NodeSnapshot]:
+        """What devices have said last."""
+        return list(self._devices.values())
+
+    async def run(self, interval: float) -> None:
+        """Send all of it every so many seconds, without end."""
+        while True:
+            self.send([self._as_seen(one).to_json() for one in self._devices.values()])
+            await asyncio.sleep(interval)
+
+    def send(self, devices: Sequence[str] = ()) -> None:
+        """Tell the cloud what this edge has counted, and what its devices have said."""
+        self._cloud.post(Beat(self._stats.snapshot().to_json(), devices))
+
+    def _as_seen(self, snapshot: NodeSnapshot) -> NodeSnapshot:
+        """A device's statistics, with what this edge itself has seen of it."""
+        stream = self._service.streams.get(snapshot.name)
+        return replace(snapshot, moved=0 if stream is None else stream.moved)

@@ -1,0 +1,128 @@
+"""What an edge does because the cloud says so."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from typing import assert_never
+
+import numpy as np
+
+from edge_server.beats import Cloud
+from edge_server.floor import Floor
+from edge_server.host import DeviceHost
+from sfl.errors import LinkLost, ProtocolError, Refused, RunFailed
+from sfl.metrics.stats import NodeStats
+from sfl.node.causes import cause_of
+from sfl.rounds.messages import Evict, FinishRun
+from sfl.rounds.values import Admission, EdgeOrders, EdgeWelcome
+from sfl.transport.cloud.words import CloudWord, EdgeFailed, GlobalPart
+from sfl.transport.device.service import EdgeService
+from sfl.transport.frames.chunks import Buffer, decode_adapter
+
+
+class Follower:
+    """Follows the cloud's stream: rounds, sums for the base, who is let in, who is to go."""
+
+    def __init__(
+        self,
+        service: EdgeService,
+        opened: asyncio.Future[DeviceHost],
+        cloud: Cloud,
+        stats: NodeStats,
+    ) -> None:
+        """`opened` is done once there is a base."""
+        self._service = service
+        self._opened = opened
+        self._cloud = cloud
+        self._stats = stats
+        self._orders: EdgeOrders | None = None
+        self._stacks = 0  # rounds whose sums are in the base
+        self._folded: asyncio.Task[None] | None = None
+
+    async def follow(self, words: AsyncIterator[CloudWord]) -> None:
+        """Do what the cloud says until it says that the run is over. Raises RunFailed."""
+        async for word in words:
+            if isinstance(word, FinishRun):
+                await self.dismiss(word.ok, word.reason)
+                if not word.ok:
+                    raise RunFailed(word.reason)
+                return
+            await self.hear(word)
+        raise LinkLost("the cloud closed the stream before the run was over")
+
+    async def dismiss(self, ok: bool, reason: str) -> None:
+        """Tell every device that the run is over, and give them a moment to say goodbye."""
+        self._service.finish(Refused("the run is over") if ok else RunFailed(reason))
+        for stream in list(self._service.streams.values()):
+            stream.finish(ok, reason)
+        for _ in range(100):
+            if not self._service.streams:
+                return
+            await asyncio.sleep(0.05)
+
+    async def hear(self, word: EdgeWelcome | Admission | EdgeOrders | GlobalPart | Evict) -> None:
+        """Do what one word asks for. Raises ProtocolError where it was not due."""
+        match word:
+            case EdgeWelcome():
+                raise ProtocolError("settings from the cloud was not expected")
+            case Admission():
+                self._host().answer(word)
+            case EdgeOrders():
+                self._orders = word
+                self._stats.start_round(word.round, 0)
+            case GlobalPart():
+                await self._take(word)
+            case Evict():
+                self._evict(word)
+            case unknown:
+                assert_never(unknown)
+
+    def _host(self) -> DeviceHost:
+        if not self._opened.done():
+            raise ProtocolError("the cloud spoke of devices before this edge was ready")
+        return self._opened.result()
+
+    def _evict(self, evict: Evict) -> None:
+        if evict.final:
+            self._service.turn_away(evict.device, Refused(evict.reason))
+        else:  # it may join again with the next round
+            self._service.evict(evict.device, LinkLost(evict.reason))
+
+    # -- adapters ---------------------------------------------------------------------------------
+
+    async def _take(self, part: GlobalPart) -> None:
+        floor = self._host().floor
+        if part.stack:
+            values = await asyncio.to_thread(decode_adapter, part.payload)
+            self._pass_on(floor, part.round, values)
+        elif self._orders is not None:
+            await self._begin_round(floor, self._orders, part.payload)
+
+    def _pass_on(self, floor: Floor, round_: int, stack: dict[str, np.ndarray]) -> None:
+        """What a round gave goes into the base once, for all devices, and on to those without."""
+        if round_ == self._stacks + 1:
+            self._stacks = round_
+            self._folded = asyncio.create_task(self._fold(floor, stack))
+        assert self._folded is not None, "the cloud begins with the first"
+        for device, stream in self._service.streams.items():
+            if stream.is_ready:  # else the cloud sends all of them again with its first round
+                stream.fold(round_, floor.base.of_device(device, stack), self._folded)
+
+    async def _fold(self, floor: Floor, stack: dict[str, np.ndarray]) -> None:
+        try:
+            await floor.fold(stack)
+        except Exception as error:
+            self._cloud.post(EdgeFailed(str(cause_of(error))))
+            raise
+
+    async def _begin_round(self, floor: Floor, orders: EdgeOrders, payload: Buffer) -> None:
+        streams = dict(self._service.streams)
+        names = [device for device in orders.devices if device in streams]
+        shares = await asyncio.to_thread(floor.base.shares, payload, names)
+        for device, start in orders.devices.items():
+            stream = self._service.streams.get(device)
+            # Who came meanwhile is in no round yet.
+            if stream is not None and stream is streams.get(device):
+                assert stream.stacks == self._stacks, "the cloud sends what is lacking first"
+                stream.begin_round(start, *shares[device])

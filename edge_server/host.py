@@ -1,0 +1,135 @@
+"""What an edge does for its devices' streams once its base is loaded."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import AsyncIterator, Sequence
+
+from edge_server.beats import Beats
+from edge_server.floor import Floor
+from sfl.config import RunSettings
+from sfl.errors import NameInUse, ProtocolError, Refused, SflError
+from sfl.metrics.snapshot import NodeSnapshot
+from sfl.metrics.stats import NodeStats
+from sfl.rounds.messages import DeviceLost
+from sfl.rounds.values import (
+    Admission,
+    DeviceFacts,
+    DeviceWelcome,
+    Proof,
+    RoundReport,
+    UpdateHeader,
+)
+from sfl.stage.training import TrainingSession
+from sfl.transport.bulk.files import FileEntry
+from sfl.transport.cloud.blame import blamed
+from sfl.transport.cloud.link import CloudLink
+from sfl.transport.cloud.words import DeviceIsReady, DeviceJoin
+from sfl.transport.frames import contract
+from sfl.transport.frames.chunks import Buffer
+
+log = logging.getLogger("sfl.edge")
+
+JOINING = 1.0, 600
+"""Twice in so many seconds a device may join in the long run, and so often at once. All names that
+the run does not know count as one."""
+
+
+class JoinPace:
+    """How often each device may join: each time costs cloud and edge work and lines."""
+
+    def __init__(self, settings: RunSettings) -> None:
+        self._known = {entry.name for entry in settings.devices}
+        self._paces: dict[str, contract.Pace] = {}
+
+    def take(self, device: str, now: float) -> None:
+        """A device joins at `now` seconds. Raises NameInUse where that is too often."""
+        name = device if device in self._known else ""
+        pace = self._paces.setdefault(name, contract.Pace(*JOINING))
+        try:
+            pace.take("join", now)
+        except ProtocolError as error:
+            raise NameInUse(f"device {device!r}: {error}; try again in a moment") from None
+
+
+class DeviceHost:
+    """Admits devices where the cloud says so, and passes on what they say."""
+
+    def __init__(
+        self, floor: Floor, cloud: CloudLink, beats: Beats, stats: NodeStats, run_id: str
+    ) -> None:
+        self.floor = floor
+        self.stats = stats
+        self.engine = floor.engine
+        self.slots = floor.slots
+        self.adapter_limit = floor.base.adapter_limit
+        self._cloud = cloud
+        self._beats = beats
+        self._run_id = run_id
+        self._joins = JoinPace(floor.base.settings)
+        self._admissions: dict[str, asyncio.Future[Admission]] = {}
+
+    async def admit(self, device: str, proof: Proof) -> tuple[DeviceWelcome, TrainingSession]:
+        """Ask the cloud, make a session. Raises Refused where the cloud says no."""
+        self._joins.take(device, time.monotonic())
+        answer: asyncio.Future[Admission] = asyncio.get_running_loop().create_future()
+        self._admissions[device] = answer
+        self._cloud.post(DeviceJoin(device, proof))
+        try:
+            admission = await answer
+        finally:
+            self._admissions.pop(device, None)
+        if admission.refusal:
+            raise (NameInUse if admission.in_use else Refused)(admission.refusal)
+        session = await self.floor.open(device)
+        log.info("device %s joined", device, extra={"device": device})
+        base = self.floor.base
+        layers, allowed = base.folder.num_layers, base.choice.credits
+        return DeviceWelcome(base.settings, self._run_id, layers, allowed), session
+
+    def answer(self, admission: Admission) -> None:
+        """The cloud has said whether a device is let in."""
+        future = self._admissions.pop(admission.device, None)
+        if future is not None and not future.done():
+            future.set_result(admission)
+
+    def ready(self, device: str, facts: DeviceFacts) -> None:
+        """The device has its span and its data."""
+        self._cloud.post(DeviceIsReady(device, facts))
+
+    async def left(self, device: str, reason: SflError) -> None:
+        """The device was admitted, and is gone; its session is given back, where it has one."""
+        # Cut: it may repeat the device's own words, and a message to the cloud has a bound.
+        why = contract.reason(str(reason))
+        log.info("device %s left: %s", device, why, extra={"device": device})
+        self._cloud.post(DeviceLost(device, why, blamed(reason)))
+        await self.floor.close(device)
+
+    async def relay_adapter(self, header: UpdateHeader, payload: Buffer) -> None:
+        """Pass a part on to the cloud."""
+        await self._cloud.send_update(header, payload)
+
+    def relay_report(self, report: RoundReport) -> None:
+        """Pass a report on to the cloud, and what this edge has counted by then.
+
+        A summary would else have it as of the last heartbeat, and a short run's as next to nothing.
+        """
+        self._beats.send()
+        self._cloud.post(report)
+
+    def heard(self, device: str, snapshot: NodeSnapshot) -> None:
+        """Keep a device's latest statistics."""
+        self._beats.heard(device, snapshot)
+
+    async def files(self, device: str) -> Sequence[FileEntry]:
+        """The files of a device's span."""
+        files = await asyncio.to_thread(self.floor.files, device)
+        return await asyncio.to_thread(files.listing)
+
+    async def read_file(self, device: str, name: str, offset: int) -> AsyncIterator[bytes]:
+        """One of them from `offset` on, in chunks. Raises Refused."""
+        files = await asyncio.to_thread(self.floor.files, device)
+        for piece in files.pieces(name, offset):
+            yield await asyncio.to_thread(piece)
