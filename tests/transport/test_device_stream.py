@@ -262,7 +262,7 @@ def test_a_device_that_takes_no_answers_gets_no_more() -> None:
             await asyncio.Event().wait()
 
         try:
-            with pytest.raises(ProtocolError, match="answers are not taken"):
+            with pytest.raises(ProtocolError, match="answers are not read"):
                 async with asyncio.timeout(20.0):
                     await stream.read(requests())
         finally:
