@@ -104,7 +104,7 @@ def test_a_run_is_measured_and_the_same_again(tmp_path: Path) -> None:
     assert all(0.0 <= f.whole <= 1.0 and f.sequences == 27 for f in found.findings)
     assert heard == [(number, 4 * 3 * 60) for number in range(1, 4 * 3 * 60 + 1)]
     assert measure(plan(config, (0,))).findings == found.findings[:2]
-    assert "as labels, as they are" in " ".join(sentences(found))
+    assert "are sent as labels" in " ".join(sentences(found))
     hidden = replace(found, topology="u_shaped")
     assert "read with it" in " ".join(sentences(hidden))
 
