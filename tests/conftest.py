@@ -6,6 +6,7 @@ One that measures the machine, or seconds on it, is marked `alone`: `make test` 
 
 from __future__ import annotations
 
+import signal
 import subprocess
 import sys
 import warnings
@@ -14,6 +15,15 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
+
+
+def pytest_configure() -> None:
+    """A shell's background jobs ignore Ctrl-C, and so would all that they start.
+
+    Not in the child before its exec (`preexec_fn`): gRPC's threads do not outlive a fork.
+    """
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.hookimpl(tryfirst=True)

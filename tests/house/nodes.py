@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import re
-import signal
 import subprocess
 import urllib.request
 from pathlib import Path
@@ -124,8 +123,6 @@ def launched(folder: Path, values: dict[str, Any]) -> subprocess.Popen[str]:
         text=True,
         cwd=ROOT,
         env={**os.environ, "COLUMNS": "200", "HF_HUB_OFFLINE": "1"},
-        # A shell's background jobs ignore SIGINT, and so would all that they start.
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
     until(lambda: _training(folder), "the first steps")
     return process

@@ -317,10 +317,13 @@ class MemoryGroup:
                     return
                 folder.rmdir()
 
-    def enter(self) -> None:
-        """Put the process that calls this into the group."""
-        if self.limit is not None:
-            self.limit.with_name("cgroup.procs").write_text(str(os.getpid()))
+    @property
+    def entered(self) -> list[str]:
+        """What a command is begun with, to be run in the group."""
+        if self.limit is None:
+            return []
+        procs = self.limit.with_name("cgroup.procs")
+        return ["sh", "-c", f'echo $$ > {procs} && exec "$@"', "sh"]
 
     def close(self) -> None:
         if self.limit is not None:
@@ -372,12 +375,11 @@ def start_run(folder: Path, values: dict[str, Any], group: MemoryGroup) -> subpr
     board = whole_board(folder / "board")
     with (folder / "output").open("wb") as output:
         return subprocess.Popen(
-            [*SFL, "run", str(write_config(folder, values))],
+            [*group.entered, *SFL, "run", str(write_config(folder, values))],
             stdout=output,
             stderr=output,
             cwd=ROOT,
             env={**os.environ, "HF_HUB_OFFLINE": "1", "SFL_BOARD_ROOT": str(board.root)},
-            preexec_fn=group.enter,
         )
 
 

@@ -124,7 +124,6 @@ def test_a_run_stopped_during_its_start_leaves_a_summary_and_no_process(
         cwd=ROOT,
         env={**os.environ, "HF_HUB_OFFLINE": "1"},
         start_new_session=True,
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
     until((folder_of(tmp_path) / moment).exists, moment)
     started = psutil.Process(process.pid).children(recursive=True)
@@ -204,7 +203,6 @@ def test_what_ends_a_command_early_is_one_line(number: signal.Signals, moment: s
         text=True,
         timeout=PATIENCE,
         cwd=ROOT,
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
     )
     assert (done.returncode, done.stderr) == (130, "interrupted\n")
 
