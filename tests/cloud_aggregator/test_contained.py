@@ -27,7 +27,9 @@ import pytest
 from safetensors import SafetensorError
 
 from cloud_aggregator.aggregator import CloudAggregator
-from cloud_aggregator.records import MOST_FAULTS, RunRecords, shown_phase
+from cloud_aggregator.effective import EffectiveConfig
+from cloud_aggregator.records import MOST_FAULTS, RunRecords
+from cloud_aggregator.status_file import shown_phase
 from edge_server.host import JOINING, JoinPace
 from sfl.config import RunSettings, load_run
 from sfl.config.node import MetricsSettings
@@ -200,7 +202,7 @@ def in_round(cloud: CloudAggregator, **progress: Progress) -> None:
 def averaged(cloud: CloudAggregator) -> None:
     """Have the cloud average a round that one device was in."""
     in_round(cloud, d0=Progress(Steps(3, 0, 3), 4))
-    cloud._do(Aggregate(1, {"d0": 4}))
+    cloud.driver.do(Aggregate(1, {"d0": 4}))
 
 
 def test_a_clock_that_breaks_ends_the_run_with_a_reason(tmp_path: Path) -> None:
@@ -229,7 +231,7 @@ def test_averaging_that_breaks_ends_the_run_with_a_reason(
     tmp_path: Path, error: Exception, words: str
 ) -> None:
     async def story(cloud: CloudAggregator, address: str) -> None:
-        cloud._examine = MagicMock(side_effect=error)  # type: ignore[method-assign]
+        cloud.averaging.examine = MagicMock(side_effect=error)  # type: ignore[method-assign]
         averaged(cloud)
 
     reason, _ = cloud_alone(tmp_path, story)
@@ -242,7 +244,7 @@ def test_a_journal_that_cannot_be_written_ends_the_run_with_a_reason(tmp_path: P
     async def story(cloud: CloudAggregator, address: str) -> None:
         fill_up(cloud.journal)
         for number in range(1000):
-            cloud._happened(EdgeLost(f"edge{number}", "cut" * 100))
+            cloud.driver.happened(EdgeLost(f"edge{number}", "cut" * 100))
 
     reason, cloud = cloud_alone(tmp_path, story)
     assert reason.startswith(str(cloud.folder)) and "its disk is full" in reason
@@ -253,7 +255,7 @@ def test_a_journal_that_cannot_be_written_ends_the_run_with_a_reason(tmp_path: P
 def test_what_the_coordinator_wants_and_nobody_can_do_ends_the_run(tmp_path: Path) -> None:
     async def story(cloud: CloudAggregator, address: str) -> None:
         cloud.coordinator.handle = lambda event, now: [object()]  # type: ignore[method-assign]
-        cloud._happened(Tick())
+        cloud.driver.happened(Tick())
 
     reason, _ = cloud_alone(tmp_path, story)
     assert "TypeError" in reason
@@ -273,10 +275,10 @@ def test_averaging_that_never_ends_does_not_keep_the_process(tmp_path: Path) -> 
     done = threading.Event()
 
     async def story(cloud: CloudAggregator, address: str) -> None:
-        cloud._examine = lambda command, steps: done.wait()  # type: ignore
+        cloud.averaging.examine = lambda command, steps: done.wait()  # type: ignore
         averaged(cloud)
         await asyncio.sleep(0)
-        cloud._do(FinishRun(False, "not averaged in time"))
+        cloud.driver.do(FinishRun(False, "not averaged in time"))
 
     try:
         reason, _ = cloud_alone(tmp_path, story)  # whose loop waits for its pool's threads
@@ -296,7 +298,7 @@ def test_an_edge_that_fails_ends_its_own_part_alone(tmp_path: Path) -> None:
         await one.say(join=cloud_pb2.DeviceJoin(device="d0"))  # which nobody heeds any more
         await one.close()
         await other.hears("heartbeat")
-        assert not cloud._over.done() and not cloud.coordinator.devices
+        assert not cloud.driver.over.done() and not cloud.coordinator.devices
         await other.say(failure="no memory")
         assert "no memory" in (await other.hears("finish")).finish.reason
         await other.close()
@@ -339,9 +341,9 @@ def test_an_edge_with_another_model_ends_its_own_part_alone(
         else:
             heard.append((await edges["liar"].hears("finish")).finish.reason)
         await edges["one"].hears("heartbeat")
-        assert not cloud._over.done() and cloud.coordinator.num_layers == 3
-        assert cloud.manifest is not None and cloud.adapter
-        cloud._do(FinishRun(False, "enough"))
+        assert not cloud.driver.over.done() and cloud.coordinator.num_layers == 3
+        assert cloud.adapter.manifest is not None and cloud.adapter.values
+        cloud.driver.do(FinishRun(False, "enough"))
         for edge in edges.values():
             await edge.close()
 
@@ -375,7 +377,7 @@ def test_a_device_whose_rows_are_laid_out_otherwise_is_turned_away_and_may_come_
                 assert "its rows are laid out as 'messages', the run's as 'comp" in evict.reason
         start = (await edge.hears("start")).start
         assert {entry.device for entry in start.devices} == {"d0", "d1"}
-        cloud._do(FinishRun(False, "enough"))
+        cloud.driver.do(FinishRun(False, "enough"))
         await edge.close()
 
     reason, _ = cloud_alone(tmp_path, story)
@@ -639,7 +641,8 @@ def test_a_write_to_a_peer_that_has_just_hung_up_is_a_lost_link(
 
 def test_a_node_that_comes_and_goes_all_day_does_not_fill_the_status(tmp_path: Path) -> None:
     config = load_run(write_config(tmp_path, fleet(tmp_path, 2)), [])
-    records = RunRecords(config, open_run_folder(config))
+    folder = open_run_folder(config)
+    records = RunRecords(EffectiveConfig(config, folder), folder)
     for round_ in range(10_000):
         records.add_fault(Fault(round_, "d0", "the stream broke"))
     records.add_fault(Fault(10_000, "d1", "its own"))
@@ -658,11 +661,11 @@ def test_what_is_said_of_a_device_is_cut_and_few_lines_tell_of_strangers(
         for name in ("d0", "d1"):
             roster = roster.join(name, "edge").make_ready(name, 4)
         cloud.coordinator.state = replace(cloud.coordinator.state, roster=roster)
-        cloud.device_broke("d0", "x" * 9_000_000)
-        cloud.not_signed("edge", "d1", "y" * 9_000_000)
+        cloud.host.device_broke("d0", "x" * 9_000_000)
+        cloud.host.not_signed("edge", "d1", "y" * 9_000_000)
         for number in range(100):
-            cloud.device_joined("edge", f"stranger{number}")
-        cloud._do(FinishRun(False, "enough"))
+            cloud.host.device_joined("edge", f"stranger{number}")
+        cloud.driver.do(FinishRun(False, "enough"))
 
     _, cloud = cloud_alone(tmp_path, story)
     assert {fault.node for fault in cloud.records._faults} >= {"d0", "d1"}

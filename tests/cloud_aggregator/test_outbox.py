@@ -105,7 +105,7 @@ def test_an_edge_that_does_not_read_ends_its_own_part(tmp_path: Path) -> None:
         else:
             raise AssertionError("it was never given up")
         await other.hears("heartbeat")
-        cloud._do(FinishRun(False, "enough"))  # type: ignore[attr-defined]
+        cloud.driver.do(FinishRun(False, "enough"))  # type: ignore[attr-defined]
         await deaf.close()
         await other.close()
 

@@ -117,9 +117,9 @@ def test_an_update_that_is_scaled_otherwise_is_left_out(tmp_path: Path) -> None:
         opened = OpenRound(Ordered.of([("a", Progress(Steps(4, 0, 8), 5))]))
         cloud.coordinator.state = replace(cloud.coordinator.state, open=opened)
         said: list[str] = []
-        cloud._do = lambda command: said.append(getattr(command, "reason", ""))  # type: ignore[assignment,method-assign]
+        cloud.driver.do = lambda command: said.append(getattr(command, "reason", ""))  # type: ignore[assignment,method-assign]
         header = UpdateHeader(round=1, device="a", side="edge", scaling=scaling)
-        cloud.update_received(header)
+        cloud.host.update_received(header)
         cloud.records._file.close()
         return said
 

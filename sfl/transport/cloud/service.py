@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 import logging
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any, Protocol
@@ -303,13 +303,17 @@ class EdgeStream:
 class CloudService:
     """Serves edges; the host decides, this moves bytes."""
 
-    def __init__(self, host: Host) -> None:
-        self._host = host
+    def __init__(self, stats: NodeStats) -> None:
+        self._stats = stats
         self.streams: dict[str, EdgeStream] = {}
 
-    def handler(self) -> grpc.GenericRpcHandler[Any, Any]:
-        """The service, for `server.add_generic_rpc_handlers`."""
-        return generic_handler(CLOUD_SESSION.service, {CLOUD_SESSION: self._session})
+    def handler(self, host: Host) -> grpc.GenericRpcHandler[Any, Any]:
+        """The service, for `server.add_generic_rpc_handlers`; `host` hears what edges tell."""
+
+        async def session(requests: AsyncIterator[Any], context: Context) -> None:
+            await self._session(host, requests, context)
+
+        return generic_handler(CLOUD_SESSION.service, {CLOUD_SESSION: session})
 
     def post(self, edge: str, word: CloudWord) -> None:
         """Queue what an edge is told, if it is there."""
@@ -332,15 +336,15 @@ class CloudService:
             await asyncio.sleep(0.02)
 
     async def _session(
-        self, requests: AsyncIterator[cloud_pb2.EdgeReportMessage], context: Context
+        self, host: Host, requests: AsyncIterator[cloud_pb2.EdgeReportMessage], context: Context
     ) -> None:
         try:
-            stream = await self._open(requests)
+            stream = await self._open(host, requests)
         except SflError as error:
             await context.abort(status_of(error), str(error))
         self.streams[stream.edge] = stream
-        self._host.stats.connected = len(self.streams)
-        stream.post(replace(self._host.welcome(), challenge=stream.signatures.challenge))
+        self._stats.connected = len(self.streams)
+        stream.post(replace(host.welcome(), challenge=stream.signatures.challenge))
         reason: SflError = LinkLost("the stream broke")
         try:
             await run_together(
@@ -349,16 +353,18 @@ class CloudService:
         except SflError as error:
             reason = error
             if isinstance(error, DiskError):  # the cloud's own: no edge's fault
-                self._host.failed(error)
+                host.failed(error)
         finally:
             del self.streams[stream.edge]
-            self._host.stats.connected = len(self.streams)
-            self._host.edge_lost(stream.edge, str(reason))
+            self._stats.connected = len(self.streams)
+            host.edge_lost(stream.edge, str(reason))
         # Last, since an edge that reads nothing does not take this either.
         with contextlib.suppress(grpc.aio.AbortError):
             await context.abort(status_of(reason), str(reason))
 
-    async def _open(self, requests: AsyncIterator[cloud_pb2.EdgeReportMessage]) -> EdgeStream:
+    async def _open(
+        self, host: Host, requests: AsyncIterator[cloud_pb2.EdgeReportMessage]
+    ) -> EdgeStream:
         hello = (await first_message(requests, "hello")).hello
         contract.name("edge", hello.edge)
         if hello.wire_version != WIRE_VERSION:
@@ -367,19 +373,19 @@ class CloudService:
                 f"speaks {WIRE_VERSION}: install the same sfl on both"
             )
         expect("edge", hello.edge)
-        self._expect_named(hello.edge)
+        _expect_named(hello.edge, host.edges)
         if hello.edge in self.streams:
             raise NameInUse(f"an edge named {hello.edge!r} is connected already")
-        signatures = self._host.signatures(hello.edge)
-        return EdgeStream(hello.edge, self._host, signatures=signatures)
+        return EdgeStream(hello.edge, host, signatures=host.signatures(hello.edge))
 
-    def _expect_named(self, edge: str) -> None:
-        """Refuse an edge that the run does not name, whatever its certificate. Raises Refused."""
-        if edge in self._host.edges:
-            return
-        reason = (
-            f"no edge {edge!r} in this run; known: {', '.join(self._host.edges)}; "
-            "name it in run.edges of the run's file, at the cloud"
-        )
-        sparing.warning("edge", "edge %r refused: %s", edge, reason)
-        raise Refused(reason)
+
+def _expect_named(edge: str, known: Sequence[str]) -> None:
+    """Refuse an edge that the run does not name, whatever its certificate. Raises Refused."""
+    if edge in known:
+        return
+    reason = (
+        f"no edge {edge!r} in this run; known: {', '.join(known)}; "
+        "name it in run.edges of the run's file, at the cloud"
+    )
+    sparing.warning("edge", "edge %r refused: %s", edge, reason)
+    raise Refused(reason)

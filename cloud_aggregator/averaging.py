@@ -1,0 +1,151 @@
+"""The global adapter: what a run begins with, and what its rounds make of it."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+from pathlib import Path
+
+from cloud_aggregator.beside import resolvable_base
+from cloud_aggregator.effective import EffectiveConfig
+from cloud_aggregator.stacks import Stacks
+from sfl.adapters.artifact import save_adapter
+from sfl.adapters.manifest import AdapterManifest
+from sfl.aggregation.contribution import Array, Contribution, verify
+from sfl.aggregation.examine import Examined, examine, not_finite
+from sfl.aggregation.shares import bounded
+from sfl.aggregation.strategy import make_strategy
+from sfl.errors import ProtocolError
+from sfl.metrics.stats import NodeStats
+from sfl.node.files import on_disk
+from sfl.report.card import Base
+from sfl.rounds import Aggregate, Steps
+from sfl.rounds.values import UpdateHeader
+from sfl.transport.cloud.spool import Spool
+from sfl.transport.frames.chunks import adapter_bytes
+from sfl.transport.frames.contract import adapter_limit
+
+log = logging.getLogger("sfl.cloud")
+
+HEAVY = 0.9  # share of an average that a user is told of
+
+
+class GlobalAdapter:
+    """The adapter's values, and the sums that went into the bases, on disk round by round."""
+
+    def __init__(self, config: EffectiveConfig, folder: Path) -> None:
+        self.values: dict[str, Array] = {}
+        self.manifest: AdapterManifest | None = None
+        self.stacks = Stacks(folder / "stacks")
+        self._config = config
+        self._folder = folder
+
+    def begin(self, manifest: AdapterManifest, values: dict[str, Array]) -> None:
+        """The adapter that the run begins with. Raises DiskError."""
+        self.manifest, self.values = manifest, values
+        self.save(0)
+
+    @property
+    def limit(self) -> int:
+        """Most bytes of one part of an update."""
+        manifest = self.manifest
+        return 0 if manifest is None else adapter_limit(p.shape for p in manifest.parameters)
+
+    def base_model(self) -> Base:
+        """The base as others can find it."""
+        peft = {} if self.manifest is None else self.manifest.peft_config
+        name = str(peft.get("base_model_name_or_path") or "")
+        return resolvable_base(self._config.current, name)
+
+    def save(self, round_: int) -> None:
+        """Keep a round's adapter: where rounds were folded into the bases, all of them."""
+        assert self.manifest is not None
+        with on_disk(self._folder):
+            folded, rank = self.stacks.as_adapter()
+        base = {"base_model_name_or_path": self.base_model().name}
+        config = {**self.manifest.peft_config, **rank, **base}
+        save_adapter(self._folder / f"adapters/round-{round_:04d}", self.values | folded, config)
+
+
+class Averaging:
+    """Looks at what came, and merges it; slow, and so for a thread of its own."""
+
+    def __init__(
+        self, config: EffectiveConfig, folder: Path, adapter: GlobalAdapter, stats: NodeStats
+    ) -> None:
+        settings = config.current
+        self.spool = Spool(folder / "spool")
+        self._strategy = make_strategy(settings.aggregation, settings.lora)
+        self._config = config
+        self._folder = folder
+        self._adapter = adapter
+        self._stats = stats
+        self._heavy: set[str] = set()  # devices that were warned of
+
+    def payload(self) -> bytes:
+        """What devices get of the adapter, as a safetensors file."""
+        values = self._adapter.values
+        folded = self._strategy.folded(values)
+        return adapter_bytes({name: a for name, a in values.items() if name not in folded})
+
+    def check(self, header: UpdateHeader, num_examples: int) -> None:
+        """Hold a part against this run, with the other one where that is here.
+
+        Raises ProtocolError where they are no adapter of it.
+        """
+        contribution = self._contribution(header.round, header.device, num_examples)
+        if header.scaling != contribution.scaling:
+            raise ProtocolError(
+                f"adapter of device {header.device}: scaled by {header.scaling:g}; alpha / rank is "
+                f"{contribution.scaling:g}"
+            )
+        if all(file.exists() for file in contribution.files):
+            verify(contribution, self._strategy.shapes(contribution, self._adapter.values))
+
+    def examine(self, command: Aggregate, steps: Mapping[str, Steps]) -> Examined:
+        """Look at a round's updates, each with the weight that it has."""
+        config = self._config.current
+        most = config.aggregation.max_weight_share
+        contributions = [
+            self._contribution(command.round, device, num_examples)
+            for device, num_examples in bounded(command.contributions, most).items()
+        ]
+        self._warn_of_weights(command.contributions, most)
+        with on_disk(self._folder):
+            values = self._adapter.values
+            return examine(contributions, steps, self._strategy, values, config, command.round)
+
+    def average(self, round_: int, examined: Examined) -> None:
+        """Merge what was found sound, and keep it. Raises ProtocolError, DiskError."""
+        adapter = self._adapter
+        with self._stats.phases.measure("step"), on_disk(self._folder):
+            merged = self._strategy.aggregate(examined.contributions, adapter.values)
+            if (name := not_finite(merged)) is not None:
+                raise ProtocolError(f"{name} of the merged adapter holds NaN or infinite values")
+            adapter.values = merged
+            if folded := self._strategy.folded(merged):
+                adapter.stacks.add(folded)
+        adapter.save(round_)
+        self.spool.drop(round_)
+
+    def _contribution(self, round_: int, device: str, num_examples: int) -> Contribution:
+        config = self._config.current
+        files = self.spool.files(round_, device)
+        return Contribution(
+            device, num_examples, files, config.rank(device), config.scaling(device)
+        )
+
+    def _warn_of_weights(self, examples: Mapping[str, int], most: float) -> None:
+        """Say once of a device that it is nearly all of the average, by its own word."""
+        device, number = max(examples.items(), key=lambda item: item[1])
+        share = number / sum(examples.values())
+        if len(examples) > 2 and min(share, most) > HEAVY and device not in self._heavy:
+            self._heavy.add(device)
+            log.warning(
+                "device %s is %.1f%% of the average: it says it has %d training examples; "
+                "aggregation.max_weight_share bounds that",
+                device,
+                100 * share,
+                number,
+                extra={"device": device},
+            )

@@ -1,0 +1,110 @@
+"""Feeds the coordinator with what happens, and has done what it says."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import Mapping
+from typing import TYPE_CHECKING
+
+from cloud_aggregator.averaging import Averaging
+from cloud_aggregator.clock import RunClock
+from cloud_aggregator.effects import Effects
+from cloud_aggregator.records import RunRecords
+from sfl.errors import SflError
+from sfl.metrics.stats import NodeStats
+from sfl.node.causes import cause_of
+from sfl.rounds import (
+    AdapterReady,
+    Aggregate,
+    Command,
+    Coordinator,
+    Event,
+    Fault,
+    FinishRun,
+    Steps,
+    UpdatesRefused,
+)
+from sfl.transport.group import aside, watched
+
+if TYPE_CHECKING:
+    from sfl.report.traces import StepTraces
+
+log = logging.getLogger("sfl.cloud")
+
+
+class Driver:
+    """Events in, commands done; `over` is why the run has ended. For a running event loop."""
+
+    def __init__(
+        self,
+        coordinator: Coordinator,
+        effects: Effects,
+        averaging: Averaging,
+        records: RunRecords,
+        stats: NodeStats,
+        traces: StepTraces | None,
+    ) -> None:
+        self.over: asyncio.Future[FinishRun] = asyncio.get_running_loop().create_future()
+        self._coordinator = coordinator
+        self._effects = effects
+        self._averaging = averaging
+        self._records = records
+        self._stats = stats
+        self._traces = traces
+        self._clock = RunClock()
+        self._aggregation: asyncio.Task[None] | None = None
+
+    def happened(self, event: Event) -> None:
+        """Tell the coordinator, and do what it says; what cannot be done ends the run."""
+        if self.over.done():
+            return
+        try:
+            commands = self._coordinator.handle(event, self._clock.now())
+            self._records.take(event)
+            for command in commands:
+                self.do(command)
+        except Exception as error:  # noqa: BLE001 - no peer's fault, and half done
+            self.failed(cause_of(error))
+
+    def failed(self, error: SflError) -> None:
+        """What this process cannot get over ends the run."""
+        self.do(FinishRun(False, str(error)))
+
+    def do(self, command: Command) -> None:
+        """Do one command. Raises what keeps it from being done."""
+        match command:
+            case FinishRun():
+                if not self.over.done():
+                    self.over.set_result(command)
+            case Aggregate():
+                # Looked up now: whoever offends while a round is averaged is forgotten meanwhile.
+                progress = self._coordinator.progress
+                steps = {device: progress[device].steps for device in command.contributions}
+                self._aggregation = watched(self._aggregate(command, steps), self.failed)
+            case _:
+                self._effects.do(command)
+
+    async def _aggregate(self, command: Aggregate, steps: Mapping[str, Steps]) -> None:
+        """Average what is in the spool, off the loop, and keep the result."""
+        began = time.time()
+        try:
+            examined = await aside(self._averaging.examine, command, steps)
+            if (nearest := examined.verdict.nearest) is not None:
+                longest = "round %d: the longest update, of device %s, is %.3f of its bound"
+                log.info(longest, command.round, *nearest)
+            if refused := examined.verdict.refused:
+                self.happened(UpdatesRefused(command.round, refused))
+                return
+            for device, note in examined.verdict.notes.items():
+                self.do(Fault(command.round, device, note))
+            await aside(self._averaging.average, command.round, examined)
+        except Exception as error:  # noqa: BLE001 - ends the run, with its reason
+            reason = f"round {command.round} could not be averaged: {cause_of(error)}"
+            self.do(FinishRun(False, reason))
+            return
+        self._records.end_round(command.round, self._stats.snapshot())
+        if self._traces is not None:
+            self._traces.add(self._records.rounds.timelines(command.round), began)
+        self.happened(AdapterReady(command.round))

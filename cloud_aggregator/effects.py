@@ -1,0 +1,143 @@
+"""What the coordinator wants done, all but what ends in an event of its own."""
+
+from __future__ import annotations
+
+import logging
+from functools import singledispatchmethod
+
+from cloud_aggregator.averaging import GlobalAdapter
+from cloud_aggregator.dispatch import Dispatch
+from cloud_aggregator.edge_names import EdgeNames
+from cloud_aggregator.effective import EffectiveConfig
+from cloud_aggregator.models_said import ModelsSaid
+from cloud_aggregator.records import RunRecords
+from sfl.metrics.stats import NodeStats
+from sfl.node.logs import Sparing
+from sfl.rounds import (
+    Command,
+    Coordinator,
+    Evict,
+    Fault,
+    FinishRun,
+    Refuse,
+    RefuseEdge,
+    Rehearse,
+    Report,
+    Settle,
+    StartRound,
+    UseModel,
+    UseTextForm,
+    Welcome,
+)
+from sfl.rounds.values import Admission
+from sfl.transport.cloud.service import CloudService
+
+log = logging.getLogger("sfl.cloud")
+sparing = Sparing(log)
+
+
+class Effects:
+    """Does commands: words to edges, lines of the log, records, settings."""
+
+    def __init__(
+        self,
+        config: EffectiveConfig,
+        coordinator: Coordinator,
+        service: CloudService,
+        records: RunRecords,
+        stats: NodeStats,
+        *,
+        models: ModelsSaid,
+        adapter: GlobalAdapter,
+        dispatch: Dispatch,
+        edges: EdgeNames,
+    ) -> None:
+        self._config = config
+        self._coordinator = coordinator
+        self._service = service
+        self._records = records
+        self._stats = stats
+        self._models = models
+        self._adapter = adapter
+        self._dispatch = dispatch
+        self._edges = edges
+
+    @singledispatchmethod
+    def do(self, command: Command) -> None:
+        """Do one command. Raises what keeps it from being done."""
+        raise TypeError(command)
+
+    @do.register
+    def _(self, command: Welcome) -> None:
+        edge = self._coordinator.devices[command.device].edge
+        self._service.post(edge, Admission(command.device))
+
+    @do.register
+    def _(self, command: Refuse) -> None:
+        about = {"device": command.device}
+        refused = "device %s refused: %s"
+        # Names that the run does not know are one kind: whoever asks may invent any number.
+        known = any(entry.name == command.device for entry in self._config.current.devices)
+        kind = command.device if known else ""
+        sparing.warning(kind, refused, command.device, command.reason, extra=about)
+        admission = Admission(command.device, command.reason, command.in_use)
+        self._service.post(command.edge, admission)
+
+    @do.register
+    def _(self, command: UseModel) -> None:
+        self._adapter.begin(*self._models.use(command.model, self._config.current.run.seed))
+
+    @do.register
+    def _(self, command: UseTextForm) -> None:
+        self._config.use_text_form(command.form)
+
+    @do.register
+    def _(self, command: RefuseEdge) -> None:
+        self._edges.refused(command.edge)
+        self._service.post(command.edge, FinishRun(False, command.reason))
+
+    @do.register
+    def _(self, command: Rehearse) -> None:
+        tried = ", ".join(map(str, command.counts))
+        coded = f", codec {command.codec}" if command.codec else ""
+        self.do(Report(f"timing steps of {tried} micro-batches{coded}"))
+        self._dispatch.rehearse(command)
+
+    @do.register
+    def _(self, command: Settle) -> None:
+        self._config.settle(command)
+        times = ", ".join(f"{n}: {1000 * s:.0f} ms" for n, s in command.seconds.items())
+        self.do(Report(f"micro-batches a step: {command.micro_batches} (tried {times})"))
+        if command.codecs:
+            chosen = ", ".join(f"{name}: {codec}" for name, codec in command.codecs.items())
+            self.do(Report(f"codec: {chosen}"))
+
+    @do.register
+    def _(self, command: StartRound) -> None:
+        self._records.begin_round()
+        self._stats.start_round(command.round, 0)
+        rounds, devices = self._config.current.run.rounds, ", ".join(command.devices)
+        if command.round > rounds:
+            log.info("evaluating the last adapter: %s", devices)
+        else:
+            log.info("round %d of %d: %s", command.round, rounds, devices)
+        self._dispatch.start(command)
+
+    @do.register
+    def _(self, command: Evict) -> None:
+        for edge in self._service.streams:
+            self._service.post(edge, command)
+
+    @do.register
+    def _(self, command: Fault) -> None:
+        place, about = command.device or "edge", {"round": command.round, "device": command.device}
+        fault = "round %d, %s: %s"
+        sparing.warning(place, fault, command.round, place, command.reason, extra=about)
+        self._stats.faults += 1
+        self._records.add_fault(command)
+
+    @do.register
+    def _(self, command: Report) -> None:
+        if self._records.message != command.text:
+            log.info("%s", command.text)
+        self._records.message = command.text

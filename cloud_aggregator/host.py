@@ -1,0 +1,220 @@
+"""What edges' streams tell the cloud, as events for the coordinator (`CloudService`'s host)."""
+
+from __future__ import annotations
+
+import time
+from typing import TYPE_CHECKING, Any
+
+from cloud_aggregator.averaging import Averaging, GlobalAdapter
+from cloud_aggregator.driver import Driver
+from cloud_aggregator.edge_names import EdgeNames
+from cloud_aggregator.effective import EffectiveConfig
+from cloud_aggregator.models_said import ModelsSaid
+from cloud_aggregator.records import RunRecords
+from cloud_aggregator.text_form import text_form, unlike, with_text_form
+from sfl.config import RunSettings
+from sfl.errors import ProtocolError, SflError
+from sfl.metrics.snapshot import NodeSnapshot
+from sfl.metrics.stats import NodeStats
+from sfl.rounds import (
+    Coordinator,
+    DeviceJoined,
+    DeviceLost,
+    DeviceMoved,
+    DeviceOffended,
+    DeviceReady,
+    EdgeLost,
+    EdgeReady,
+    Evict,
+    Refuse,
+    RefuseEdge,
+    Rehearsed,
+    ReportReceived,
+    UpdateReceived,
+)
+from sfl.rounds.values import DeviceFacts, EdgeFacts, EdgeWelcome, RoundReport, UpdateHeader
+from sfl.transport.frames import contract
+from sfl.transport.security.signed import SignatureCheck
+
+if TYPE_CHECKING:
+    from sfl.node.certificates.signing import Trust
+
+
+class EdgeHost:
+    """Hears edges: what they say of themselves, and of their devices."""
+
+    def __init__(
+        self,
+        config: EffectiveConfig,
+        coordinator: Coordinator,
+        driver: Driver,
+        records: RunRecords,
+        stats: NodeStats,
+        *,
+        run_id: str,
+        models: ModelsSaid,
+        adapter: GlobalAdapter,
+        averaging: Averaging,
+        edges: EdgeNames,
+        trust: Trust | None,
+    ) -> None:
+        self.stats = stats
+        self.spool = averaging.spool
+        self.edges = edges.all
+        network = config.current.network
+        self.idle_timeout = network.idle_timeout
+        self.heartbeat_interval = network.heartbeat_interval
+        self._config = config
+        self._coordinator = coordinator
+        self._driver = driver
+        self._records = records
+        self._run_id = run_id
+        self._models = models
+        self._adapter = adapter
+        self._averaging = averaging
+        self._names = edges
+        self._trust = trust
+
+    # -- what streams ask -------------------------------------------------------------------------
+
+    def welcome(self) -> EdgeWelcome:
+        """What an edge is told first: no path or address that is local to another node."""
+        settings = self._config.current.settings
+        devices = tuple(
+            type(entry)(
+                name=entry.name,
+                cut_layer=entry.cut_layer,
+                tail_layers=entry.tail_layers,
+                rank=entry.rank,
+                codec=entry.codec,
+                link=entry.link,
+            )
+            for entry in settings.devices
+        )
+        data = settings.data.model_copy(update={"train": None, "eval": None})
+        shared = settings.model_copy(update={"devices": devices, "data": data})
+        return EdgeWelcome(shared, self._run_id)
+
+    @property
+    def run_settings(self) -> RunSettings:
+        """What every node knows of the run."""
+        return self._config.current.settings
+
+    @property
+    def adapter_limit(self) -> int:
+        """Most bytes of one part of an update."""
+        return self._adapter.limit
+
+    def signatures(self, edge: str) -> SignatureCheck:
+        """What checks the signatures of an edge's devices."""
+        return SignatureCheck(self._run_id, edge, self._trust)
+
+    # -- edges ------------------------------------------------------------------------------------
+
+    def edge_ready(self, edge: str, facts: EdgeFacts) -> None:
+        """An edge says what an adapter consists of; the coordinator knows whose word stands."""
+        digest, num_layers = self._models.hear(edge, facts)
+        if edge == self._config.current.edge.name or self._adapter.manifest is None:
+            self._config.edge_said(self._records.snapshot("edge", edge))
+        self._names.here(edge)
+        self._adapter.stacks.joined(("edge", edge))
+        self._driver.happened(EdgeReady(edge, num_layers, digest))
+
+    def edge_lost(self, edge: str, reason: str) -> None:
+        """An edge's stream is closed."""
+        if self._names.closed(edge):
+            return  # which was told when it said so
+        last = self._names.lost(edge)
+        had = bool(self._coordinator.state.roster.at(edge))
+        self._driver.happened(EdgeLost(edge, reason, final=had and last))
+
+    def edge_failed(self, edge: str, reason: str) -> None:
+        """An edge can't go on; the run does, as long as enough devices have another one."""
+        if self._names.is_failed(edge):
+            return
+        last = self._names.failed(edge)
+        self._driver.do(RefuseEdge(edge, reason))
+        self._driver.happened(EdgeLost(edge, reason, final=last))
+
+    def failed(self, error: SflError) -> None:
+        """The cloud itself can't go on."""
+        self._driver.failed(error)
+
+    def heard(self, snapshot: NodeSnapshot) -> None:
+        """Statistics of an edge or of one of its devices."""
+        self._records.heard(snapshot)
+        if snapshot.kind == "device":
+            moved = DeviceMoved(snapshot.name, snapshot.moved, bool(snapshot.paused))
+            self._driver.happened(moved)
+
+    # -- devices ----------------------------------------------------------------------------------
+
+    def device_joined(self, edge: str, device: str) -> None:
+        """A device asks to take part."""
+        if self._names.is_failed(edge):
+            return
+        self._adapter.stacks.joined(("device", device))
+        self._driver.happened(DeviceJoined(device, edge))
+
+    def not_joined(self, edge: str, device: str, reason: str) -> None:
+        """An edge says that a device joins, and the device did not say so: it is not let in."""
+        self._driver.do(Refuse(device, edge, f"edge {edge}: {reason}"))
+
+    def device_ready(self, device: str, facts: DeviceFacts) -> None:
+        """A device has its span and its data."""
+        self._records.heard(NodeSnapshot.from_json(facts.snapshot).seen(device, time.time()))
+        self._config.device_said(self._records.snapshot("device", device))
+        # What the settings leave open the coordinator settles, by what most devices say.
+        form = text_form(facts)
+        if reason := unlike(with_text_form(self._config.current, form), form):
+            # Started again with other data it may join.
+            self._out(Evict(device, reason, final=True))
+            return
+        self._driver.happened(DeviceReady(device, facts.num_examples, form, facts))
+
+    def device_left(self, lost: DeviceLost) -> None:
+        """A device's stream is closed."""
+        self._driver.happened(lost)
+
+    def device_broke(self, device: str, reason: str) -> None:
+        """A device broke the contract, and is left out."""
+        # Cut: it may repeat what the device sent, as a tensor's name does.
+        self._driver.happened(DeviceOffended(device, contract.reason(reason)))
+
+    def not_signed(self, edge: str, device: str, reason: str) -> None:
+        """An edge says something of a device that the device did not say: the round goes on
+        without that device."""
+        self._out(Evict(device, contract.reason(f"edge {edge}: {reason}")))
+
+    def _out(self, evict: Evict) -> None:
+        self._driver.do(evict)
+        self._driver.happened(DeviceLost(evict.device, evict.reason))
+
+    # -- rounds -----------------------------------------------------------------------------------
+
+    def update_received(self, header: UpdateHeader) -> None:
+        """One side's part of an update is in the spool."""
+        side: Any = header.side
+        if self._is_sound(header):
+            event = UpdateReceived(header.device, side, header.round, header.final_step)
+            self._driver.happened(event)
+
+    def _is_sound(self, header: UpdateHeader) -> bool:
+        """Leave a device out whose two parts together are no adapter of this run."""
+        progress = self._coordinator.progress.get(header.device)
+        if progress is None:
+            return True
+        try:
+            self._averaging.check(header, progress.num_examples)
+        except ProtocolError as error:
+            self.device_broke(header.device, str(error))
+            return False
+        return True
+
+    def reported(self, report: RoundReport) -> None:
+        """A device tells how its round, or its rehearsal, went."""
+        if report.rehearsal:
+            bits = NodeSnapshot.from_json(report.snapshot).value_bits
+            self._driver.happened(Rehearsed(report.device, report.rehearsal, bits))
+            return
+        self._driver.happened(ReportReceived(report.device, report.round, report))
