@@ -148,14 +148,14 @@ class EdgeServer:
                 load_base, self.config, welcome.settings, self.threads, self.stats
             )
             host = self._host(base)
+            self.cloud.expect(base.global_limit)
+            # Ahead of being ready, so that the cloud knows what changes arithmetic here.
+            self.beats.send()
+            self.cloud.post(EdgeFacts(base.manifest.to_json(), address, base.given))
         except Exception as error:  # noqa: BLE001 - whatever it is, the cloud is to know
             self.cloud.post(EdgeFailed(str(cause_of(error))))
-            return
-        self.cloud.expect(base.global_limit)
-        # Ahead of being ready, so that the cloud knows what changes arithmetic here.
-        self.beats.send()
-        self.cloud.post(EdgeFacts(base.manifest.to_json(), address, base.given))
-        self._opened.set_result(host)
+        else:
+            self._opened.set_result(host)
 
     def _host(self, base: Base) -> DeviceHost:
         slots = DecodeSlots(base.choice.in_flight, ORDERS[self.config.order])
