@@ -12,7 +12,7 @@ from typing import Any
 from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
-from sfl.config.base import MOST_CHARACTERS, NODE_NAME, RUN_ID
+from sfl.config.base import MOST_CHARACTERS, NODE_NAME, PACKAGE, RUN_ID
 from sfl.errors import ConfigError
 
 MOVED = {"data.max_eval_examples": "evaluation.max_examples"}
@@ -24,6 +24,7 @@ NAMES = "letters, digits, '_', '.' and '-' only, and a letter or a digit first"
 PATTERNS = {
     RUN_ID: ("a run's name has letters, digits, '_', '.' and '-' only, and no '.' or '-' first"),
     NODE_NAME: f"a name has {NAMES}",
+    PACKAGE: "a plug-in is named with its version, as name==1.0",
     r"^(https?://.+)?$": "an address begins with http:// or https://",
 }
 """What each regular expression of a setting asks for."""

@@ -106,7 +106,7 @@ def test_a_run_is_measured_and_the_same_again(tmp_path: Path) -> None:
     assert measure(plan(config, (0,))).findings == found.findings[:2]
     assert "are sent as labels" in " ".join(sentences(found))
     hidden = replace(found, topology="u_shaped")
-    assert "read with it" in " ".join(sentences(hidden))
+    assert "are read there" in " ".join(sentences(hidden))
 
 
 @pytest.mark.usefixtures("quick")

@@ -28,7 +28,7 @@ from sfl.errors import SflError
 from sfl.metrics.memory import memory_use
 from sfl.node.certificates.authority import Authority
 from sfl.node.certificates.own import load_own, settings_in
-from sfl.transport.device import link as device_link
+from sfl.transport.device import line as device_line
 from sfl.transport.frames.chunks import adapter_frames
 from sfl.transport.frames.seal import seal
 from sfl.transport.frames.wire import EDGE_SESSION
@@ -145,7 +145,7 @@ def live(inputs: int, seed: int) -> tuple[str, list[str]]:
     """So many messages; a line of counts, and what is wrong."""
     with (
         patch.object(device_agent.agent, "REJOIN_PAUSE", 0.0),
-        patch.object(device_link, "GOODBYE", 0.1),  # this edge hears none
+        patch.object(device_line, "GOODBYE", 0.1),  # this edge hears none
     ):
         return _live(inputs, seed)
 

@@ -175,11 +175,13 @@ class OneEdge:
         self.engine = Engine(torch.get_num_threads())
         self.slots = DecodeSlots(2, ORDERS["first_come"])
         self.adapter_limit = adapter_limit(p.shape for p in run.manifest.parameters)
-        self.service = EdgeService(self)  # type: ignore[arg-type]
+        self._loop = asyncio.new_event_loop()
+        opened: asyncio.Future[Any] = self._loop.create_future()
+        opened.set_result(self)
+        self.service = EdgeService(self.stats, opened)
         self.is_ready = threading.Event()
         self.parts: queue.Queue[dict[str, np.ndarray]] = queue.Queue()
         self.reports: queue.Queue[RoundReport] = queue.Queue()
-        self._loop = asyncio.new_event_loop()
 
     @contextmanager
     def serving(self) -> Iterator[str]:
@@ -224,9 +226,6 @@ class OneEdge:
         self.engine.close()
 
     # -- what the service asks for ----------------------------------------------------------------
-
-    async def loaded(self) -> None:
-        """The base is there."""
 
     async def admit(self, device: str, proof: Proof) -> tuple[DeviceWelcome, TrainingSession]:
         return DeviceWelcome(self.run.settings, "alone", self.run.folder.num_layers), self.session

@@ -90,7 +90,8 @@ class ByHand:
         return path.read_text().strip()
 
     def log(self, name: str) -> str:
-        return (self.folder / f"{name}.log").read_text()
+        path = self.folder / f"{name}.log"
+        return path.read_text() if path.exists() else ""  # a node makes it when it begins
 
     def metrics(self, name: str) -> str:
         """What Prometheus would scrape from a node."""
