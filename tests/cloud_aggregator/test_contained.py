@@ -314,6 +314,7 @@ def test_an_edge_that_fails_ends_its_own_part_alone(tmp_path: Path) -> None:
     assert cloud.stats.snapshot().connected == 0
 
 
+@pytest.mark.process
 @pytest.mark.parametrize("first", ["liar", "honest"])
 @pytest.mark.parametrize("known", [True, False], ids=["model-at-cloud", "no-model-at-cloud"])
 def test_an_edge_with_another_model_ends_its_own_part_alone(

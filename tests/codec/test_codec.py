@@ -141,6 +141,7 @@ def test_the_error_stays_within_its_bound(spec: str, rows: torch.Tensor, key: in
     assert float(error.max()) <= (max(largest / levels, 2.0**-120) * whole) * (1 + 1 / 120)
 
 
+@pytest.mark.process
 @pytest.mark.parametrize(
     "spec",
     [*(f"stochastic({b})" for b in BITS), "uniform(2, stochastic)", "uniform(2, dither)"],

@@ -92,6 +92,7 @@ def lean_step(
     return step(kind, task, plan, lengths, "lean")
 
 
+@pytest.mark.process
 @pytest.mark.parametrize("plan", PLANS, ids=plan_name)
 @pytest.mark.parametrize(("kind", "task"), CASES)
 def test_loss_gradients_and_score_equal_the_reference_to_rounding(

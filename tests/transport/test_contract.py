@@ -564,6 +564,7 @@ def at_once(*messages: edge_pb2.EdgeMessage) -> Callable[[Iterator[Any]], Iterat
     return session
 
 
+@pytest.mark.process
 def test_an_edge_that_sends_without_end_fills_no_device() -> None:
     """While it loads, or computes, a device takes nothing: what comes meanwhile would pile up."""
     norm = edge_pb2.EdgeMessage(norm=edge_pb2.GradientNorm(round=1))

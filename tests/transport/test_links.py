@@ -182,6 +182,7 @@ def test_a_broken_link_leaves_no_thread_and_no_connection() -> None:
     played(scene)
 
 
+@pytest.mark.process
 def test_a_device_waits_for_an_edge_that_lives_and_no_longer(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
