@@ -30,9 +30,9 @@ def lying(options: argparse.Namespace) -> type:
     import numpy as np
 
     from sfl.data.example import Dataset
+    from sfl.rounds.values import DeviceFacts
     from sfl.stage.messages import RoundOutcome
     from sfl.transport.device.link import DeviceLink
-    from sfl.v1 import edge_pb2
 
     coin = np.random.default_rng(options.seed)
 
@@ -50,10 +50,10 @@ def lying(options: argparse.Namespace) -> type:
                 time.sleep(0.05)
             super().deliver(outcome)
 
-        def facts(self, dataset: Dataset) -> edge_pb2.DeviceReady:
+        def facts(self, dataset: Dataset) -> DeviceFacts:
             facts = super().facts(dataset)
             if options.examples is not None:
-                facts.num_examples = options.examples
+                facts = replace(facts, num_examples=options.examples)
             return facts
 
     return LyingLink

@@ -25,6 +25,7 @@ from sfl.errors import LinkLost, ProtocolError, RunFailed, UserError
 from sfl.metrics.snapshot import Role
 from sfl.metrics.stats import NodeStats
 from sfl.metrics.timeline import spans_to_json
+from sfl.rounds.values import DeviceFacts, RoundReport
 from sfl.stage.messages import (
     Finish,
     GradientNorm,
@@ -46,7 +47,12 @@ from sfl.transport.frames.chunks import adapter_frames
 from sfl.transport.frames.envelope import Frame
 from sfl.transport.frames.tensors import raw_bytes
 from sfl.transport.frames.wire import WIRE_VERSION, tensor_role, wire_bytes
-from sfl.transport.frames.words import from_round_start, to_score
+from sfl.transport.frames.words import (
+    from_round_start,
+    from_welcome,
+    to_device_facts,
+    to_report,
+)
 from sfl.transport.security.signed import DeviceSignatures
 from sfl.v1 import edge_pb2, tensor_pb2
 
@@ -122,9 +128,10 @@ class DeviceLink:
         )
         line.post(edge_pb2.DeviceMessage(hello=hello))
         greeting = line.read(Greeting(line).take)
-        welcome = _welcome(line, signatures, patience)
+        said = _welcome(line, signatures, patience)
         greeting.join()
-        settings = contract.welcome(welcome, device)
+        welcome = from_welcome(said, device)
+        settings = welcome.settings
         allowance = welcome.credits or settings.network.credits
         joined = Joined(welcome.run_id, welcome.num_layers, settings, allowance)
         phases = line.stats.phases
@@ -150,13 +157,13 @@ class DeviceLink:
 
     def ready(self, dataset: Dataset) -> None:
         """Tell the edge that span and data are there."""
-        ready = self.facts(dataset)
+        ready = to_device_facts(self.facts(dataset))
         self._signatures.ready(ready)
         self.line.post(edge_pb2.DeviceMessage(ready=ready))
 
-    def facts(self, dataset: Dataset) -> edge_pb2.DeviceReady:
+    def facts(self, dataset: Dataset) -> DeviceFacts:
         """What this device has, in numbers."""
-        return edge_pb2.DeviceReady(
+        return DeviceFacts(
             num_examples=len(dataset.train),
             num_eval_examples=len(dataset.eval),
             num_truncated=dataset.notes.truncated,
@@ -190,20 +197,21 @@ class DeviceLink:
         """Send this device's part of the adapter, and the report of its round."""
         if outcome.num_steps:
             self._deliver_update(outcome)
-        report = tensor_pb2.RoundReport(
+        told = RoundReport(
             round=outcome.round,
             device=self._end.device,
             num_steps=outcome.num_steps,
             train_loss=outcome.train_loss,
             num_tokens=outcome.num_tokens,
             train_seconds=outcome.train_seconds,
-            evaluation=to_score(outcome.evaluation),
-            sample=to_score(outcome.sample),
+            evaluation=outcome.evaluation,
+            sample=outcome.sample,
             evaluation_seconds=outcome.evaluation_seconds,
             spans=spans_to_json(list(outcome.spans)),
             rehearsal=outcome.rehearsal,
             snapshot=self._stats.snapshot().to_json(),
         )
+        report = to_report(told)
         self._signatures.report(report)
         self.line.post(edge_pb2.DeviceMessage(report=report))
 
