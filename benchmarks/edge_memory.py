@@ -191,7 +191,7 @@ def splitfed(edge: Edge) -> list[VanillaSession]:
         for session, (message, boundary, loss) in zip(sessions, graphs, strict=True):
             loss.backward()  # type: ignore[no-untyped-call]
             assert boundary.grad is not None
-            session.after_backward(message)
+            session.returned(message)
         del graphs, message, boundary, output, loss
     return sessions
 

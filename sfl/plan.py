@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 from dataclasses import dataclass
+from enum import Enum
 from typing import Literal, Self, get_args
 
 from sfl.errors import ConfigError
@@ -45,6 +46,29 @@ class Held:
     holder: Holder
 
 
+class Toward(Enum):
+    """Which way along a plan's spans a message goes."""
+
+    LOSS = "loss"
+    INPUT = "input"
+
+
+@dataclass(frozen=True, slots=True)
+class Hop:
+    """Between two spans that follow each other: activations go to `after`, gradients to `before`.
+
+    So what somebody sends to a neighbour, and which way it goes, tells which hop it crosses.
+    """
+
+    before: Holder
+    after: Holder
+
+    @classmethod
+    def crossed(cls, sender: Holder, receiver: Holder, toward: Toward) -> Self:
+        """The hop of what goes from `sender` to `receiver`."""
+        return cls(sender, receiver) if toward is Toward.LOSS else cls(receiver, sender)
+
+
 @dataclass(frozen=True, slots=True)
 class Plan:
     """Where one device's model is cut: its spans in the model's order, each with its holder.
@@ -84,6 +108,11 @@ class Plan:
     def holders(self) -> tuple[Holder, ...]:
         """Everybody who holds a part of the model, and of its adapter; the first one first."""
         return tuple(dict.fromkeys(held.holder for held in self.spans))
+
+    @property
+    def hops(self) -> tuple[Hop, ...]:
+        """Where tensors cross from one span to the next, in the model's order."""
+        return tuple(Hop(one.holder, other.holder) for one, other in itertools.pairwise(self.spans))
 
     def of(self, holder: Holder) -> tuple[Span, ...]:
         """What somebody holds, in the model's order."""

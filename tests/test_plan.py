@@ -5,8 +5,9 @@ from __future__ import annotations
 import pytest
 
 from sfl.config import RunSettings
+from sfl.config.codec import CODED_BY, RoleCodecs
 from sfl.errors import ConfigError
-from sfl.plan import Held, Plan, Span, Topology
+from sfl.plan import Held, Hop, Plan, Span, Topology, Toward
 
 
 @pytest.mark.parametrize(
@@ -59,3 +60,19 @@ def test_settings_build_plans_and_name_the_device_whose_cut_the_model_lacks() ->
     assert settings.plan("attic", 6, cut_layer=1).cut_layer == 1
     with pytest.raises(ConfigError, match=r"devices\.attic\.cut_layer = 4"):
         settings.plan("attic", 4)
+
+
+@pytest.mark.parametrize("topology", ["vanilla", "u_shaped"])
+def test_every_hop_has_a_codec_either_way(topology: Topology) -> None:
+    plan = Plan.split(6, 2, 0, topology)
+    assert len(plan.hops) == len(plan.spans) - 1
+    settings = [CODED_BY[hop, toward] for hop in plan.hops for toward in Toward]
+    assert len(set(settings)) == len(settings)
+    assert set(settings) <= set(RoleCodecs.model_fields)
+
+
+@pytest.mark.parametrize("toward", list(Toward))
+def test_sender_and_direction_tell_the_hop(toward: Toward) -> None:
+    for hop in Plan.split(6, 2, 0, "u_shaped").hops:
+        ends = (hop.before, hop.after) if toward is Toward.LOSS else (hop.after, hop.before)
+        assert Hop.crossed(*ends, toward) == hop

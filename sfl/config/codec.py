@@ -7,6 +7,7 @@ from typing import Self
 from pydantic import PositiveInt, model_validator
 
 from sfl.config.base import Section
+from sfl.plan import Hop, Toward
 
 
 class CodecChange(Section):
@@ -79,6 +80,16 @@ class CodecSettings(Section):
     def is_auto(self) -> bool:
         """Whether rehearsed steps are still to choose."""
         return self.activation == "auto"
+
+
+UP, DOWN = Hop("device", "edge"), Hop("edge", "device")
+CODED_BY: dict[tuple[Hop, Toward], str] = {
+    (UP, Toward.LOSS): "activation",
+    (UP, Toward.INPUT): "gradient",
+    (DOWN, Toward.LOSS): "hidden",
+    (DOWN, Toward.INPUT): "tail_gradient",
+}
+"""Which setting codes what crosses a hop in training, forward and backward."""
 
 
 class RoleCodecs(Section):

@@ -12,9 +12,9 @@ from typing import Any, ParamSpec, TypeVar
 from sfl.errors import RunFailed
 from sfl.metrics.stats import PhaseTimes
 from sfl.node.causes import cause_of
-from sfl.stage.messages import Kind, TensorMessage
+from sfl.stage.messages import Kind, Outgoing, TensorMessage
 from sfl.stage.orders import ORDERS, Order, Waiting
-from sfl.stage.session import Group, Reply, Request, Session
+from sfl.stage.session import Group, Request, Session
 from sfl.stage.threads import compute_here
 
 P = ParamSpec("P")
@@ -78,12 +78,12 @@ class Engine:
 
     async def serve(
         self, session: Session, message: Request, tail_seconds: float = 0.0
-    ) -> list[Reply]:
-        """Queue a device's message and wait for the replies."""
+    ) -> list[Outgoing]:
+        """Queue a device's message and wait for what is to be sent then."""
         group = session.group(message) if self._together > 1 else None
         task = Task(session, message, tail_seconds, group)
-        replies: list[Reply] = await self._put(lambda: session.handle(message), task)
-        return replies
+        outgoing: list[Outgoing] = await self._put(lambda: session.handle(message), task)
+        return outgoing
 
     def close(self) -> None:
         """Let the running job end, drop what waits."""

@@ -11,6 +11,7 @@ import torch
 
 from sfl.codec.transform import RowContext
 from sfl.metrics.timeline import Interval
+from sfl.plan import Toward
 from sfl.rounds.values import NO_SCORE, RoundStart, Score
 
 
@@ -18,9 +19,13 @@ class Kind(IntEnum):
     """What a tensor is; the numbers are the wire's."""
 
     ACTIVATION = 1
-    HIDDEN = 2
     GRADIENT = 3
     SCORE = 4
+
+    @property
+    def toward(self) -> Toward:
+        """Activations go towards the loss; gradients and scores come back from it."""
+        return Toward.LOSS if self is Kind.ACTIVATION else Toward.INPUT
 
 
 class Purpose(IntEnum):
@@ -76,6 +81,17 @@ class GradientNorm:
     def key(self) -> Key:
         """The step it ends, as that of its first micro-batch."""
         return Key(Purpose.TRAINING, self.round, self.step, 0)
+
+
+@dataclass(frozen=True, slots=True)
+class Outgoing:
+    """What a stage sends, and to which neighbour: the next one towards the loss, or the input.
+
+    A device that holds both ends of the model is an edge's neighbour either way.
+    """
+
+    toward: Toward
+    message: TensorMessage | GradientNorm
 
 
 @dataclass(frozen=True, slots=True)

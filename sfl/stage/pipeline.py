@@ -57,9 +57,9 @@ def _check_answer(message: TensorMessage, flight: Flight) -> None:
 
 
 _ANSWERS = {
-    (Purpose.TRAINING, Kind.HIDDEN),
+    (Purpose.TRAINING, Kind.ACTIVATION),
     (Purpose.TRAINING, Kind.GRADIENT),
-    (Purpose.EVALUATION, Kind.HIDDEN),
+    (Purpose.EVALUATION, Kind.ACTIVATION),
     (Purpose.EVALUATION, Kind.SCORE),
 }
 
@@ -91,7 +91,7 @@ class Pipeline:
         self._flights: dict[Key, Flight] = {}
         self._answers = {
             Kind.GRADIENT: self._land,
-            Kind.HIDDEN: self._finish_locally,
+            Kind.ACTIVATION: self._finish_locally,
             Kind.SCORE: self._note_score,
         }
 

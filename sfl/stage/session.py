@@ -9,11 +9,10 @@ from collections.abc import Sequence
 from typing import Protocol
 
 from sfl.errors import SflError
-from sfl.stage.messages import GradientNorm, TensorMessage
+from sfl.stage.messages import GradientNorm, Outgoing, TensorMessage
 from sfl.stage.resting import Sleeper
 
 Request = TensorMessage | GradientNorm
-Reply = TensorMessage | GradientNorm
 
 
 class Session(Sleeper, Protocol):
@@ -25,8 +24,11 @@ class Session(Sleeper, Protocol):
     served_seconds: float
     """Compute time it has had in this round: what a job order may go by."""
 
-    def handle(self, message: Request) -> list[Reply]:
-        """Do the work a message asks for; the replies are in order. Raises SflError."""
+    def handle(self, message: Request) -> list[Outgoing]:
+        """Do the work a message asks for; what to send then, in order. Raises SflError.
+
+        Each says to which neighbour it goes, whoever asked.
+        """
 
     def group(self, message: Request) -> Group | None:
         """What the message could be computed together with; None: with nothing."""
@@ -35,7 +37,7 @@ class Session(Sleeper, Protocol):
 class Group(Protocol):
     """Messages of equal groups may go through the base as one batch; a group is hashable."""
 
-    def run(self, tasks: Sequence[tuple[Session, Request]]) -> list[list[Reply] | SflError]:
+    def run(self, tasks: Sequence[tuple[Session, Request]]) -> list[list[Outgoing] | SflError]:
         """Do the work of several messages of this group at once.
 
         Returns what `handle` would for each, or the error that is this message's alone.

@@ -11,7 +11,6 @@ class TensorKind(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     __slots__ = ()
     TENSOR_KIND_UNSPECIFIED: _ClassVar[TensorKind]
     TENSOR_KIND_ACTIVATION: _ClassVar[TensorKind]
-    TENSOR_KIND_HIDDEN: _ClassVar[TensorKind]
     TENSOR_KIND_GRADIENT: _ClassVar[TensorKind]
     TENSOR_KIND_SCORE: _ClassVar[TensorKind]
 
@@ -22,7 +21,6 @@ class Purpose(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     PURPOSE_EVALUATION: _ClassVar[Purpose]
 TENSOR_KIND_UNSPECIFIED: TensorKind
 TENSOR_KIND_ACTIVATION: TensorKind
-TENSOR_KIND_HIDDEN: TensorKind
 TENSOR_KIND_GRADIENT: TensorKind
 TENSOR_KIND_SCORE: TensorKind
 PURPOSE_UNSPECIFIED: Purpose

@@ -73,14 +73,14 @@ def outcome(
     session.begin_round(RoundStart(1, "none", 2, 0, 2), own)
     seen: list[Any] = []
     for message in messages(task, folder.hidden_size, 1):
-        replies = session.handle(message)
+        replies = [out.message for out in session.handle(message)]
         if topology == "u_shaped":
             (hidden,) = replies
             assert isinstance(hidden, TensorMessage) and hidden.rows is not None
             gradient = TensorMessage(
                 Kind.GRADIENT, message.key, 1, message.lengths, hidden.rows.flip(0).clone(), None
             )
-            replies = [hidden, *session.handle(gradient)]
+            replies = [hidden, *(out.message for out in session.handle(gradient))]
         seen += [(r.rows, r.loss) for r in replies if isinstance(r, TensorMessage)]
     return [seen, session.adapter.state()]
 

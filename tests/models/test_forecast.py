@@ -262,7 +262,7 @@ def steps(sessions: list[TrainingSession], settings: RunSettings, batch: int) ->
 
     def handle(session: TrainingSession, sent: TensorMessage | GradientNorm) -> Any:
         nonlocal most
-        replies = session.handle(sent)
+        replies = [out.message for out in session.handle(sent)]
         most = max(most, in_memory(sessions))
         return replies
 

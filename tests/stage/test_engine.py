@@ -19,7 +19,7 @@ import torch
 from sfl.adapters.lora import LoraBank
 from sfl.adapters.names import belongs_to
 from sfl.config import EdgeConfig, RunSettings
-from sfl.errors import ConfigError, ProtocolError, RunFailed
+from sfl.errors import ConfigError, ProtocolError, RunFailed, SflError
 from sfl.metrics.stats import NodeStats
 from sfl.models.memory.batching import check_batching
 from sfl.models.span import build_span
@@ -27,7 +27,7 @@ from sfl.plan import Plan
 from sfl.report.step import LANES
 from sfl.rounds.values import RoundStart
 from sfl.stage.engine import Engine
-from sfl.stage.messages import GradientNorm, Key, Kind, Purpose, TensorMessage
+from sfl.stage.messages import GradientNorm, Key, Kind, Outgoing, Purpose, TensorMessage
 from sfl.stage.orders import ORDERS, Waiting
 from sfl.stage.training import UShapedSession, VanillaSession
 from sfl.stage.training.vanilla import VanillaGroup
@@ -35,6 +35,13 @@ from tests.house.sessions import edge, messages
 from tests.house.splits import LORA
 from tests.house.tiny_models import busy_values, manifest_of, opened
 from tests.house.together import handle_together
+
+
+def sent_by(outgoing: list[Outgoing] | SflError) -> list[Any]:
+    """The messages alone, or what was raised in their place."""
+    assert not isinstance(outgoing, SflError)
+    return [out.message for out in outgoing]
+
 
 QUEUE = [
     Waiting(4, "late", tail_seconds=9.0, served_seconds=0.5),
@@ -203,9 +210,11 @@ def test_a_batch_over_devices_equals_each_alone(
     for own in steps(task, alone[0].model.hidden_size, 3, micro_batches):
         groups = {session.group(sent) for session, sent in zip(together, own, strict=True)}
         assert len(groups) == 1 and None not in groups
-        wanted = [session.handle(sent) for session, sent in zip(alone, own, strict=True)]
+        wanted = [sent_by(session.handle(sent)) for session, sent in zip(alone, own, strict=True)]
         copies = [replace(sent, rows=own[n].rows.detach().clone()) for n, sent in enumerate(own)]
-        found = handle_together(list(zip(together, copies, strict=True)))
+        found = [
+            sent_by(each) for each in handle_together(list(zip(together, copies, strict=True)))
+        ]
         for one, other in zip(wanted, found, strict=True):
             assert not isinstance(other, ProtocolError) and len(other) == len(one)
             mine, theirs = one[0], other[0]
@@ -315,7 +324,7 @@ def test_jobs_that_wait_are_batched_with_their_like_in_the_orders_order(
     cuts = {"entry": {"cut_layer": 2}}
     alone, sessions = (edge("llama", "causal_lm", names, cuts) for _ in range(2))
     sent = [messages("causal_lm", sessions[0].model.hidden_size, 3)[n % 3] for n in range(5)]
-    wanted = [session.handle(message)[0] for session, message in zip(alone, sent, strict=True)]
+    wanted = [session.handle(m)[0].message for session, m in zip(alone, sent, strict=True)]
     for served, session in enumerate(reversed(sessions)):
         session.served_seconds = 100.0 * served
     before = {session.device: session.served_seconds for session in sessions}
@@ -336,8 +345,8 @@ def test_jobs_that_wait_are_batched_with_their_like_in_the_orders_order(
     assert computed == expected
     for one, reply in zip(wanted, found, strict=True):  # everybody has an answer of its own
         assert isinstance(one, TensorMessage) and isinstance(reply, list)
-        assert reply[0].loss == pytest.approx(one.loss, rel=1e-5)
-        assert reply[0].lengths == one.lengths
+        assert reply[0].message.loss == pytest.approx(one.loss, rel=1e-5)
+        assert reply[0].message.lengths == one.lengths
     seconds = {s.device: s.served_seconds - before[s.device] for s in sessions}
     for batched in expected:
         shares = [seconds[name] for name in batched.split()]
@@ -441,12 +450,12 @@ def test_u_shaped_flights_that_run_again_give_the_same_bits(kind: str, computati
             for n, message in enumerate(own)
         ]
         for message in own:
-            seen += session.handle(message)
+            seen += sent_by(session.handle(message))
         assert all((flight.graph is None) == recompute for flight in session._flights.values())
         for message in own:
             assert message.rows is not None
             gradient = replace(message, kind=Kind.GRADIENT, rows=message.rows.flip(0).clone())
-            seen += session.handle(gradient)
+            seen += sent_by(session.handle(gradient))
         rows = [reply.rows for reply in seen if isinstance(reply, TensorMessage)]
         outcomes.append((rows, session.adapter.state()))
     (kept, kept_state), (again, again_state) = outcomes

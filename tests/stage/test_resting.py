@@ -70,7 +70,7 @@ def train(sessions: Sequence[TrainingSession], topology: str) -> list[dict[str, 
     for step in range(3):
         for seed, session in enumerate(sessions):
             sent = message(topology, seed, step, session.model.hidden_size)
-            (reply,) = session.handle(sent)[:1]
+            reply = session.handle(sent)[0].message
             if topology == "u_shaped":
                 assert isinstance(reply, TensorMessage) and reply.rows is not None
                 gradient = reply.rows.flip(0).clone()

@@ -21,9 +21,10 @@ from sfl.config import RunSettings
 from sfl.config.codec import RoleCodecs
 from sfl.errors import ProtocolError
 from sfl.metrics.stats import NodeStats, PhaseTimes
+from sfl.plan import Toward
 from sfl.report.step import LANES
 from sfl.stage.engine import Engine
-from sfl.stage.messages import GradientNorm, Key, Kind, Purpose, TensorMessage
+from sfl.stage.messages import GradientNorm, Key, Kind, Outgoing, Purpose, TensorMessage
 from sfl.stage.orders import ORDERS
 from sfl.transport.device.decode_slots import DecodeSlots
 from sfl.transport.device.end import DeviceEnd, EdgeEnd
@@ -54,6 +55,15 @@ def tensor(kind: Kind, micro: int, tokens: int = 8) -> TensorMessage:
     return TensorMessage(kind, key, 9, (tokens,), torch.full((tokens, HIDDEN), float(micro)))
 
 
+def outgoing(*answers: TensorMessage | GradientNorm) -> list[Outgoing]:
+    """What a session says to send."""
+    norm = Toward.INPUT
+    return [
+        Outgoing(one.kind.toward if isinstance(one, TensorMessage) else norm, one)
+        for one in answers
+    ]
+
+
 class Session:
     """Answers activations with hidden states and gradients with gradients, behind a gate."""
 
@@ -67,11 +77,11 @@ class Session:
         self.gate = threading.Event()
         self.served: list[tuple[Kind, int]] = []
 
-    def handle(self, message: TensorMessage) -> list[TensorMessage]:
+    def handle(self, message: TensorMessage) -> list[Outgoing]:
         assert self.gate.wait(20.0)
         self.served.append((message.kind, message.key.micro_batch))
-        answer = Kind.GRADIENT if message.kind is Kind.GRADIENT else Kind.HIDDEN
-        return [tensor(answer, message.key.micro_batch)]
+        answer = Kind.GRADIENT if message.kind is Kind.GRADIENT else Kind.ACTIVATION
+        return outgoing(tensor(answer, message.key.micro_batch))
 
 
 class Wire:
@@ -210,10 +220,10 @@ def test_a_gradient_overtakes_between_the_frames_of_a_tensor() -> None:
         stream = opened(Session(), engine)
         wire = Wire(1)
         writer = asyncio.create_task(stream.stream.write(cast(Any, wire)))
-        long = tensor(Kind.HIDDEN, 1, tokens=3 * 4096)  # 3 MiB: four frames
-        stream.tensors.send([long])
+        long = tensor(Kind.ACTIVATION, 1, tokens=3 * 4096)  # 3 MiB: four frames
+        stream.tensors.send(outgoing(long))
         await until_async(lambda: wire.written)  # the first is out, the second waits for the link
-        stream.tensors.send([tensor(Kind.GRADIENT, 0), GradientNorm(1, 0, 1.0)])
+        stream.tensors.send(outgoing(tensor(Kind.GRADIENT, 0), GradientNorm(1, 0, 1.0)))
         stream.stream.post(edge_pb2.EdgeMessage(finish=edge_pb2.Finish(ok=True)))
         await until_async(lambda: stream.stream._outbox.qsize() == 5)
         for _ in range(7):
@@ -224,7 +234,7 @@ def test_a_gradient_overtakes_between_the_frames_of_a_tensor() -> None:
         closed(stream, engine)
         return wire.kinds()
 
-    hidden, gradient = Kind.HIDDEN, Kind.GRADIENT
+    hidden, gradient = Kind.ACTIVATION, Kind.GRADIENT
     assert asyncio.run(scene()) == [
         (hidden, True),
         (hidden, False),  # was with gRPC already
@@ -240,9 +250,9 @@ def test_a_device_that_takes_no_answers_gets_no_more() -> None:
     """Answers of a whole round, or evaluation, would wait in this edge's memory."""
 
     class Vanilla(Session):
-        def handle(self, message: TensorMessage) -> list[TensorMessage]:
+        def handle(self, message: TensorMessage) -> list[Outgoing]:
             self.served.append((message.kind, message.key.micro_batch))
-            return [tensor(Kind.GRADIENT, message.key.micro_batch)]
+            return outgoing(tensor(Kind.GRADIENT, message.key.micro_batch))
 
     async def scene() -> int:
         engine, session = Engine(1), Vanilla()
@@ -281,8 +291,10 @@ def test_answers_that_are_taken_count_no_more() -> None:
         stream = opened(Session(), engine)
         wire = Wire(100)
         writer = asyncio.create_task(stream.stream.write(cast(Any, wire)))
-        stream.tensors.send([tensor(Kind.HIDDEN, 1, tokens=3 * 4096), tensor(Kind.GRADIENT, 0)])
-        stream.tensors.send([GradientNorm(1, 0, 1.0)])
+        stream.tensors.send(
+            outgoing(tensor(Kind.ACTIVATION, 1, tokens=3 * 4096), tensor(Kind.GRADIENT, 0))
+        )
+        stream.tensors.send(outgoing(GradientNorm(1, 0, 1.0)))
         before = stream.end.credits.unsent
         await until_async(lambda: len(wire.written) == 6)
         await asyncio.sleep(0)
@@ -300,7 +312,7 @@ def test_what_cannot_be_coded_ends_the_stream() -> None:
         bad = tensor(Kind.GRADIENT, 2)
         assert bad.rows is not None
         bad.rows[1, 1] = float("nan")
-        stream.tensors.send([tensor(Kind.HIDDEN, 1), bad])
+        stream.tensors.send(outgoing(tensor(Kind.ACTIVATION, 1), bad))
         try:
             async with asyncio.timeout(20.0):
                 await stream.stream.write(cast(Any, Wire(9)))
@@ -374,10 +386,10 @@ def test_a_device_times_tensors_whose_frames_alternate_each_by_itself() -> None:
     stats = watched(clock)
     put: list[Any] = []
     reader = reading(stats, put, CODECS.model_copy(update={"gradient": "none"}))
-    for frame in interleaved(Kind.HIDDEN):
+    for frame in interleaved(Kind.ACTIVATION):
         clock.now += 1.0
         reader.take(frame)
-    assert [message.kind for message in put] == [Kind.HIDDEN, Kind.GRADIENT]
+    assert [message.kind for message in put] == [Kind.ACTIVATION, Kind.GRADIENT]
     assert arrivals(stats, "d") == {1: ("receive", 3.0), 0: ("receive", 3.0)}
 
 
@@ -419,7 +431,7 @@ def test_what_is_sent_is_of_its_own_micro_batch() -> None:
         stream.tensors.floor.stats.phases.timeline.watch("d", 1, 0)
         wire = Wire(9)
         writer = asyncio.create_task(stream.stream.write(cast(Any, wire)))
-        stream.tensors.send([tensor(Kind.HIDDEN, 1), tensor(Kind.HIDDEN, 2)])
+        stream.tensors.send(outgoing(tensor(Kind.ACTIVATION, 1), tensor(Kind.ACTIVATION, 2)))
         await until_async(lambda: len(wire.written) == 2)
         await asyncio.sleep(0)
         writer.cancel()

@@ -67,7 +67,7 @@ class Device:
     async def write(self, message: Any) -> None:
         self.heard.append(message)
         frame = EDGE_SESSION._codec(1)[1](EDGE_SESSION.response_bytes(message))
-        if isinstance(frame, Frame) and frame.header is not None and frame.kind == Kind.HIDDEN:
+        if isinstance(frame, Frame) and frame.header is not None and frame.kind == Kind.ACTIVATION:
             sent = self._sent[frame.header.micro_batch]
             assert sent.rows is not None
             self._answers.put_nowait(replace(sent, kind=Kind.GRADIENT, rows=sent.rows.flip(0)))

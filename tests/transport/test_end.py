@@ -137,8 +137,8 @@ def test_what_one_end_sends_the_other_takes(spec: str) -> None:
         assert arrived.rows is not None and sent.rows is not None
         assert torch.equal(arrived.rows, sent.rows) == (spec in EXACT)
         edge.credits.computed()
-        hidden = carried(replace(sent, kind=Kind.HIDDEN), edge, device)
-        assert hidden.kind is Kind.HIDDEN and hidden.rows is not None
+        hidden = carried(replace(sent, kind=Kind.ACTIVATION), edge, device)
+        assert hidden.kind is Kind.ACTIVATION and hidden.rows is not None
         back = carried(tensor(Kind.GRADIENT, step=step), device, edge)
         assert back.rows is not None and back.rows.shape == (TOKENS, HIDDEN)
         edge.credits.computed()
@@ -173,7 +173,7 @@ def test_neither_end_takes_tensors_of_another_width_codec_or_length(side: str) -
     pair = dict(zip(("device", "edge"), ends(), strict=True))
     receiver = pair.pop(side)
     (sender,) = pair.values()
-    kind = Kind.ACTIVATION if side == "edge" else Kind.HIDDEN
+    kind = Kind.ACTIVATION if side == "edge" else Kind.ACTIVATION
     for wrong, words in (
         (replace(tensor(kind), rows=torch.zeros(TOKENS, HIDDEN - 1)), "shape"),
         (replace(tensor(kind), lengths=(TOKENS + 1,), rows=torch.zeros(TOKENS + 1, HIDDEN)), "13"),
@@ -234,13 +234,13 @@ def test_an_edge_may_allow_fewer_than_the_run() -> None:
 def test_only_the_last_answer_of_a_micro_batch_makes_room() -> None:
     device, edge = ends()
     carried(tensor(), device, edge)
-    edge.answered([tensor(Kind.HIDDEN)])
+    edge.answered([tensor(Kind.ACTIVATION)])
     assert edge.credits.in_flight == 1
     edge.answered([tensor(Kind.GRADIENT), GradientNorm(1, 0, 1.0)])
     assert (edge.credits.in_flight, edge.credits.unsent) == (0, 2)
     carried(tensor(), device, edge)
     evaluated = Key(Purpose.EVALUATION, 1, 0, 0)
-    edge.answered([replace(tensor(Kind.HIDDEN), key=evaluated)])
+    edge.answered([replace(tensor(Kind.ACTIVATION), key=evaluated)])
     assert edge.credits.in_flight == 0
     carried(tensor(), device, edge)
     edge.begin_round(codecs(), 2)

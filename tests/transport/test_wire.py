@@ -15,6 +15,7 @@ from sfl.config import TrainingSettings
 from sfl.config.codec import RoleCodecs
 from sfl.config.run import LinkSettings
 from sfl.errors import ConfigError, Corrupted, LinkLost, ProtocolError, Refused, RunFailed, SflError
+from sfl.keys import derive_seed
 from sfl.rounds.values import Score
 from sfl.stage.layout import pack_labels, pack_rows, unpack_labels, unpack_rows
 from sfl.stage.messages import Key, Kind, Purpose, TensorMessage
@@ -222,6 +223,38 @@ def cuts(codec: str, gradient: str = "none") -> tuple[StreamCodecs, StreamCodecs
     for end in ends:
         end.begin_round(roles, 2)
     return ends
+
+
+@pytest.mark.parametrize(
+    ("sender", "kind", "drawn_by"),
+    [
+        ("device", Kind.ACTIVATION, "ACTIVATION"),
+        ("edge", Kind.ACTIVATION, "HIDDEN"),
+        ("edge", Kind.GRADIENT, "GRADIENT"),
+        ("device", Kind.GRADIENT, "GRADIENT"),
+    ],
+)
+@pytest.mark.parametrize("purpose", list(Purpose))
+def test_random_bits_are_drawn_by_words_that_stay(
+    sender: str, kind: Kind, drawn_by: str, purpose: Purpose
+) -> None:
+    """Another word would give every seed another adapter."""
+    roles = RoleCodecs.model_validate(dict.fromkeys(RoleCodecs.model_fields, "stochastic(4)"))
+    end = dict(zip(("device", "edge"), cuts("none"), strict=True))[sender]
+    end.begin_round(roles, 1)
+    sent = replace(message(torch.randn(4, 8), (3, 1)), kind=kind, key=Key(purpose, 3, 5, 1))
+    packet = end.encode(sent)
+    seed = derive_seed(0, "d", 3, 5, 1, drawn_by, purpose.name) & 0xFFFFFFFF
+    assert packet is not None and sent.rows is not None
+    wanted = parse("stochastic(4)").encode(sent.rows, seed, sent.lengths)
+    assert bytes(packet.payload) == bytes(wanted.payload)
+
+
+def test_a_score_has_no_tensor() -> None:
+    _, edge = cuts("none")
+    packet = parse("none").encode(torch.ones(4, 8))
+    with pytest.raises(ProtocolError, match="a SCORE has no tensor"):
+        edge.decode(packet, replace(message(torch.ones(4, 8), (3, 1)), kind=Kind.SCORE), 8)
 
 
 def test_rows_of_another_width_are_refused_before_they_are_decoded() -> None:

@@ -18,18 +18,18 @@ from sfl.errors import ProtocolError, SflError
 from sfl.metrics.stats import NodeStats
 from sfl.metrics.timeline import watched_step
 from sfl.models.span import SpanModel
-from sfl.plan import Plan
+from sfl.plan import Plan, Toward
 from sfl.rounds.values import RoundStart
 from sfl.stage.computation import COMPUTATIONS
-from sfl.stage.messages import GradientNorm, Key, Kind, Purpose, TensorMessage
+from sfl.stage.messages import GradientNorm, Key, Kind, Outgoing, Purpose, TensorMessage
 from sfl.stage.optimizer import Optimizer
 from sfl.stage.resting import Residence
-from sfl.stage.session import Group, Reply, Request
+from sfl.stage.session import Group, Request
 from sfl.stage.training.blocks import Blocks
 from sfl.stage.training.stepper import Stepper
 from sfl.stage.training.trained import Trained
 
-Handlers = dict[tuple[Purpose, Kind], Callable[[TensorMessage], list[Reply]]]
+Handlers = dict[tuple[Purpose, Kind], Callable[[TensorMessage], list[Outgoing]]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -165,8 +165,8 @@ class TrainingSession(ABC):
 
     # -- messages ----------------------------------------------------------------------------
 
-    def handle(self, message: Request) -> list[Reply]:
-        """Do the work a message asks for; the replies are in order. Raises ProtocolError."""
+    def handle(self, message: Request) -> list[Outgoing]:
+        """Do the work a message asks for; what to send then, in order. Raises ProtocolError."""
         enter(self)
         if isinstance(message, GradientNorm):
             self.stepper.take_norm(self._open, message)
@@ -198,9 +198,10 @@ class TrainingSession(ABC):
         if key.purpose is Purpose.TRAINING and self.step >= start.num_steps and not endless:
             raise ProtocolError(f"step {key.step} is beyond the round's {start.num_steps}")
 
-    def after_backward(self, message: TensorMessage) -> Sequence[Reply]:
-        """Count a micro-batch whose gradients are there; what follows its answer."""
-        return self.stepper.after_backward(self._open, message.num_micro_batches)
+    def returned(self, answer: TensorMessage) -> list[Outgoing]:
+        """A micro-batch's gradients are there: its `answer`, and the norm that a last one takes."""
+        norms = self.stepper.after_backward(self._open, answer.num_micro_batches)
+        return [Outgoing(Toward.INPUT, answer), *(Outgoing(Toward.INPUT, norm) for norm in norms)]
 
 
 def enter(session: TrainingSession) -> None:

@@ -1,4 +1,4 @@
-"""U-shaped: hidden states go back to the device; loss and labels stay there."""
+"""U-shaped: a span in the middle; whoever has the loss, and its labels, comes after it."""
 
 from __future__ import annotations
 
@@ -7,8 +7,8 @@ from dataclasses import replace
 import torch
 
 from sfl.errors import ProtocolError
-from sfl.stage.messages import Kind, Purpose, TensorMessage
-from sfl.stage.session import Reply
+from sfl.plan import Toward
+from sfl.stage.messages import Kind, Outgoing, Purpose, TensorMessage
 from sfl.stage.training.session import Flight, Handlers, TrainingSession
 
 
@@ -22,22 +22,22 @@ class UShapedSession(TrainingSession):
             (Purpose.EVALUATION, Kind.ACTIVATION): self._pass_through,
         }
 
-    def _launch(self, message: TensorMessage) -> list[Reply]:
+    def _launch(self, message: TensorMessage) -> list[Outgoing]:
         again = self.blocks.recompute
         boundary, output = self.blocks.forward(message, graph=not again)
         # Dropout is keyed and the adapter waits for the step: again gives the same bits.
         self._flights[message.key] = Flight(message, None if again else (boundary, output))
-        return [self._hidden(message, output)]
+        return [self._onward(message, output)]
 
-    def _pass_through(self, message: TensorMessage) -> list[Reply]:
+    def _pass_through(self, message: TensorMessage) -> list[Outgoing]:
         _, output = self.blocks.forward(message)
-        return [self._hidden(message, output)]
+        return [self._onward(message, output)]
 
-    def _hidden(self, message: TensorMessage, output: torch.Tensor) -> TensorMessage:
+    def _onward(self, message: TensorMessage, output: torch.Tensor) -> Outgoing:
         rows = self.blocks.computation.rows(output.detach(), message.lengths)
-        return replace(message, kind=Kind.HIDDEN, rows=rows)
+        return Outgoing(Toward.LOSS, replace(message, rows=rows))
 
-    def _land(self, message: TensorMessage) -> list[Reply]:
+    def _land(self, message: TensorMessage) -> list[Outgoing]:
         flight = self._flights.pop(message.key, None)
         if flight is None or message.rows is None:
             raise ProtocolError(f"no micro-batch {message.key.micro_batch} waits for a gradient")
@@ -49,4 +49,4 @@ class UShapedSession(TrainingSession):
         gradient = self.blocks.computation.hidden(message.rows, message.lengths)
         graph = flight.graph or self.blocks.forward(flight.message)
         self.blocks.backward(message.key, graph, gradient)
-        return [self.blocks.cut_gradient(message, graph[0]), *self.after_backward(message)]
+        return self.returned(self.blocks.cut_gradient(message, graph[0]))

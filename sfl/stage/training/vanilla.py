@@ -11,10 +11,10 @@ import torch
 
 from sfl.errors import ProtocolError, SflError
 from sfl.metrics.stats import Phase
-from sfl.plan import Span
+from sfl.plan import Span, Toward
 from sfl.stage.computation import Labels
-from sfl.stage.messages import GradientNorm, Kind, Purpose, TensorMessage
-from sfl.stage.session import Group, Reply, Request, Session
+from sfl.stage.messages import GradientNorm, Kind, Outgoing, Purpose, TensorMessage
+from sfl.stage.session import Group, Request, Session
 from sfl.stage.training.blocks import wait_for
 from sfl.stage.training.session import Handlers, TrainingSession, enter_each
 
@@ -51,7 +51,7 @@ class VanillaSession(TrainingSession):
             raise ProtocolError(f"a label is outside of 0..{classes - 1}")
         return packed
 
-    def _train(self, message: TensorMessage) -> list[Reply]:
+    def _train(self, message: TensorMessage) -> list[Outgoing]:
         labels = self.labels(message)
         boundary, output = self.blocks.forward(message)
         with self.stats.phases.measure("forward", message.key, self.device):
@@ -67,14 +67,14 @@ class VanillaSession(TrainingSession):
             loss.backward()  # type: ignore[no-untyped-call]
             mean = float(loss.detach())
             wait_for(boundary)
-        reply = replace(self.blocks.cut_gradient(message, boundary), loss=mean)
-        return [reply, *self.after_backward(message)]
+        return self.returned(replace(self.blocks.cut_gradient(message, boundary), loss=mean))
 
-    def _evaluate(self, message: TensorMessage) -> list[Reply]:
+    def _evaluate(self, message: TensorMessage) -> list[Outgoing]:
         labels = self.labels(message)
         _, output = self.blocks.forward(message)
         score = self.blocks.computation.score(self.model, output, message.lengths, labels)
-        return [replace(message, kind=Kind.SCORE, rows=None, labels=None, score=score)]
+        answer = replace(message, kind=Kind.SCORE, rows=None, labels=None, score=score)
+        return [Outgoing(Toward.INPUT, answer)]
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,14 +99,14 @@ class VanillaGroup:
     span: Span
     length_bits: int
 
-    def run(self, tasks: Sequence[tuple[Session, Request]]) -> list[list[Reply] | SflError]:
+    def run(self, tasks: Sequence[tuple[Session, Request]]) -> list[list[Outgoing] | SflError]:
         """Through the base as one batch, each row with its own device's LoRA.
 
         Losses, gradients and steps are each device's own, equal to those alone up to rounding: sums
         run over other shapes. A message that breaks the contract fails alone, and so does a device
         whose tensors cannot be read back.
         """
-        results: dict[int, list[Reply] | SflError] = {}
+        results: dict[int, list[Outgoing] | SflError] = {}
         sound: list[Item] = []
         for number, (session, message) in enumerate(tasks):
             # Only these hand out such a group.
@@ -125,7 +125,7 @@ class VanillaGroup:
         return [results[number] for number in range(len(tasks))]
 
 
-def _train_together(items: Sequence[Item]) -> list[list[Reply]]:
+def _train_together(items: Sequence[Item]) -> list[list[Outgoing]]:
     lead = items[0].session.blocks
     boundaries = [_boundary(item) for item in items]
     if not lead.model.training:
@@ -167,10 +167,10 @@ def _loss(item: Item, output: torch.Tensor) -> torch.Tensor:
     )
 
 
-def _answer(item: Item, boundary: torch.Tensor, mean: float) -> list[Reply]:
+def _answer(item: Item, boundary: torch.Tensor, mean: float) -> list[Outgoing]:
     message = item.message
     answer = replace(message, kind=Kind.GRADIENT, rows=boundary.grad, labels=None, loss=mean)
-    return [answer, *item.session.after_backward(message)]
+    return item.session.returned(answer)
 
 
 @contextmanager

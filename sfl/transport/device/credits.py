@@ -63,5 +63,5 @@ class Credits:
 
 
 def is_last(answer: TensorMessage) -> bool:
-    """Whether it is the last of its micro-batch: only hidden states in training ask for more."""
-    return answer.kind is not Kind.HIDDEN or answer.key.purpose is Purpose.EVALUATION
+    """Whether it is the last of its micro-batch: only activations in training ask for more."""
+    return answer.kind is not Kind.ACTIVATION or answer.key.purpose is Purpose.EVALUATION

@@ -75,7 +75,7 @@ class InProcessLink:
         if isinstance(message, TensorMessage):
             message = self._carry(message, self.device, self.edge, UP)
             self.edge.credits.computed()
-        answers = self.session.handle(message)
+        answers = [out.message for out in self.session.handle(message)]
         self.edge.answered(answers)
         for answer in answers:
             self._answers.append(self._answered(answer))

@@ -14,10 +14,9 @@ from typing import NamedTuple, Protocol
 
 from sfl.metrics.stats import NodeStats
 from sfl.stage.engine import Engine
-from sfl.stage.messages import GradientNorm, Kind, TensorMessage
+from sfl.stage.messages import GradientNorm, Kind, Outgoing, TensorMessage
 from sfl.stage.orders import Waiting
 from sfl.stage.orders.turnaround import Turnaround
-from sfl.stage.session import Reply
 from sfl.stage.training import TrainingSession
 from sfl.transport.device.decode_slots import DecodeSlots
 from sfl.transport.device.end import Arrival, EdgeEnd
@@ -126,17 +125,18 @@ class TensorWork:
 
     async def compute(self, message: TensorMessage | GradientNorm) -> None:
         """Have the compute thread do what a message asks for, and its answers sent."""
-        replies = await self.floor.engine.serve(self.session, message, self._tail_seconds())
+        outgoing = await self.floor.engine.serve(self.session, message, self._tail_seconds())
         self.turnaround.answered(time.monotonic())
-        self.send(replies)
+        self.send(outgoing)
 
-    def send(self, replies: Sequence[Reply]) -> None:
-        """Have answers coded off the loop, then sent."""
-        self.end.answered(replies)
-        for reply in replies:
+    def send(self, outgoing: Sequence[Outgoing]) -> None:
+        """Have answers coded off the loop, then sent: the device is the neighbour either way."""
+        answers = [out.message for out in outgoing]
+        self.end.answered(answers)
+        for answer in answers:
             # A norm stays behind the gradient that it comes with.
-            urgent = isinstance(reply, GradientNorm) or reply.kind is Kind.GRADIENT
-            coded = self.coders.encoder.submit(urgent, self._encode, reply)
+            urgent = isinstance(answer, GradientNorm) or answer.kind is Kind.GRADIENT
+            coded = self.coders.encoder.submit(urgent, self._encode, answer)
             coded.add_done_callback(partial(self._coded, urgent))
 
     def _coded(self, urgent: bool, coded: asyncio.Future[list[Ready]]) -> None:
@@ -149,13 +149,15 @@ class TensorWork:
         for frame in coded.result():
             self.stream.post(frame, urgent)
 
-    def _encode(self, reply: Reply) -> list[Ready]:
-        """A reply as bytes: gRPC would make them on the loop."""
-        if isinstance(reply, GradientNorm):
-            norm = edge_pb2.GradientNorm(round=reply.round, step=reply.step, squared=reply.squared)
+    def _encode(self, answer: TensorMessage | GradientNorm) -> list[Ready]:
+        """An answer as bytes: gRPC would make them on the loop."""
+        if isinstance(answer, GradientNorm):
+            norm = edge_pb2.GradientNorm(
+                round=answer.round, step=answer.step, squared=answer.squared
+            )
             return [Ready(EDGE_SESSION.response_bytes(edge_pb2.EdgeMessage(norm=norm)))]
         sent = self.end.credits.sent
         return [
-            Ready(EDGE_SESSION.response_bytes(frame), reply.key, sent if frame.last else None)
-            for frame in self.end.encode(reply)
+            Ready(EDGE_SESSION.response_bytes(frame), answer.key, sent if frame.last else None)
+            for frame in self.end.encode(answer)
         ]

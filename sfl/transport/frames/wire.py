@@ -18,7 +18,7 @@ from sfl.transport.frames.seal import SEAL_BYTES, sound
 from sfl.transport.status import status_of
 from sfl.v1 import cloud_pb2, edge_pb2, tensor_pb2
 
-WIRE_VERSION = 5
+WIRE_VERSION = 6
 
 Context = grpc.aio.ServicerContext[Any, Any]
 
@@ -206,7 +206,6 @@ def generic_handler(
 
 TRAINING_ROLES: dict[int, Role] = {
     tensor_pb2.TENSOR_KIND_ACTIVATION: "activation",
-    tensor_pb2.TENSOR_KIND_HIDDEN: "activation",
     tensor_pb2.TENSOR_KIND_GRADIENT: "gradient",
 }
 

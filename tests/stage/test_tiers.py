@@ -1,0 +1,145 @@
+"""Stages behind each other: what a session sends says by itself which neighbour it is for."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from sfl.adapters.lora import LoraBank
+from sfl.adapters.names import belongs_to
+from sfl.config import RunSettings
+from sfl.metrics.stats import NodeStats
+from sfl.models.folder import ModelFolder
+from sfl.models.span import build_span
+from sfl.plan import Plan, Topology, Toward
+from sfl.rounds.values import RoundStart
+from sfl.stage.messages import GradientNorm, Key, Kind, Purpose, TensorMessage
+from sfl.stage.session import Request
+from sfl.stage.training import SESSIONS, TrainingSession
+from tests.house.sessions import messages
+from tests.house.splits import LORA
+from tests.house.tiny_models import LAYERS, busy_values, manifest_of, opened
+
+STEPS = 3
+
+
+class Chain:
+    """Sessions in the model's order; a message goes where it is sent, and to nobody else."""
+
+    def __init__(self, stages: Sequence[TrainingSession]) -> None:
+        self._stages = stages
+
+    def handle(self, message: Request) -> list[Request]:
+        """What leaves the first stage towards the input, once nothing is under way."""
+        returned: list[Request] = []
+        under_way = deque([(0, message)])
+        while under_way:
+            at, request = under_way.popleft()
+            for out in self._stages[at].handle(request):
+                to = at + (1 if out.toward is Toward.LOSS else -1)
+                if to < 0:
+                    returned.append(out.message)
+                else:
+                    under_way.append((to, _carried(out.message)))
+        return returned
+
+    def state(self) -> dict[str, np.ndarray]:
+        """The adapter of all stages."""
+        return {name: v for stage in self._stages for name, v in stage.end_round().items()}
+
+
+def _carried(message: Request) -> Request:
+    """As it comes out at a neighbour: in memory of its own."""
+    if isinstance(message, GradientNorm) or message.rows is None:
+        return message
+    return replace(message, rows=message.rows.clone())
+
+
+def stage(
+    plan: Plan, topology: Topology, folder: ModelFolder, settings: RunSettings
+) -> TrainingSession:
+    model = build_span(
+        folder,
+        plan.middle,
+        task="causal_lm",
+        num_labels=0,
+        dtype=torch.float32,
+        packed=settings.computation == "lean",
+    )
+    bank = LoraBank(model, settings.lora, settings.lora.target_modules)
+    session = SESSIONS[topology]("d", plan, model, bank, settings, NodeStats("e", "edge"))
+    values = busy_values(manifest_of(folder, "causal_lm", LORA))
+    own = {name: value for name, value in values.items() if belongs_to(name, plan.middle)}
+    session.begin_round(RoundStart(1, "none", STEPS, 0, STEPS), own)
+    return session
+
+
+def run_settings(computation: str, dropout: float) -> RunSettings:
+    return RunSettings.model_validate(
+        {
+            "model": {"path": "m"},
+            "lora": {"rank": LORA.rank, "alpha": LORA.alpha, "dropout": dropout},
+            "training": {"computation": computation},
+            "devices": [{"name": "d", "cut_layer": 1}],
+        }
+    )
+
+
+@pytest.mark.parametrize("computation", ["reference", "lean"])
+@pytest.mark.parametrize(("kind", "dropout"), [("llama", 0.0), ("gpt2", 0.3), ("gemma2", 0.0)])
+def test_three_tiers_are_two_to_the_bit(kind: str, dropout: float, computation: str) -> None:
+    folder, settings = opened(kind), run_settings(computation, dropout)
+    one = Chain([stage(Plan.split(LAYERS, 1, 0, "vanilla"), "vanilla", folder, settings)])
+    both = Chain(
+        [
+            stage(Plan.split(LAYERS, 1, 1, "u_shaped"), "u_shaped", folder, settings),
+            stage(Plan.split(LAYERS, 2, 0, "vanilla"), "vanilla", folder, settings),
+        ]
+    )
+    for step in range(STEPS):
+        for number, made in enumerate(messages("causal_lm", folder.hidden_size, 2)):
+            key = Key(Purpose.TRAINING, 1, step, number)
+            sent = replace(made, key=key, num_micro_batches=2, normalizer=9)
+            (wanted,), (found,) = one.handle(sent), both.handle(sent)
+            assert isinstance(wanted, TensorMessage) and isinstance(found, TensorMessage)
+            assert found.kind is Kind.GRADIENT and found.loss == wanted.loss
+            assert found.rows is not None and wanted.rows is not None
+            assert torch.equal(found.rows, wanted.rows)
+    parts, whole = both.state(), one.state()
+    assert parts.keys() == whole.keys()
+    assert all(np.array_equal(parts[name], whole[name]) for name in whole)
+
+
+@pytest.mark.parametrize("topology", ["vanilla", "u_shaped"])
+def test_what_a_stage_sends_goes_where_its_kind_belongs(topology: Topology) -> None:
+    folder = opened("llama")
+    settings = RunSettings.model_validate(
+        {
+            "run": {"topology": topology},
+            "model": {"path": "m"},
+            "lora": {"rank": LORA.rank, "alpha": LORA.alpha},
+            "training": {"max_grad_norm": 1.0},
+            "devices": [{"name": "d", "cut_layer": 1}],
+        }
+    )
+    session = stage(Plan.split(LAYERS, 1, 0, topology), topology, folder, settings)
+    (sent,) = messages("causal_lm", folder.hidden_size, 1)
+    scored: Any = session.handle(replace(sent, key=Key(Purpose.EVALUATION, 1, 0, 0)))
+    outgoing = session.handle(sent)
+    if topology == "u_shaped":
+        assert outgoing[0].toward is Toward.LOSS
+        assert isinstance(outgoing[0].message, TensorMessage)
+        outgoing += session.handle(replace(outgoing[0].message, kind=Kind.GRADIENT))
+    *tensors, norm = outgoing
+    assert norm.toward is Toward.INPUT and isinstance(norm.message, GradientNorm)
+    for out in (*scored, *tensors):
+        assert isinstance(out.message, TensorMessage) and out.toward is out.message.kind.toward
+    assert [out.message.kind for out in scored] == (
+        [Kind.SCORE] if topology == "vanilla" else [Kind.ACTIVATION]
+    )
