@@ -173,11 +173,10 @@ def test_neither_end_takes_tensors_of_another_width_codec_or_length(side: str) -
     pair = dict(zip(("device", "edge"), ends(), strict=True))
     receiver = pair.pop(side)
     (sender,) = pair.values()
-    kind = Kind.ACTIVATION if side == "edge" else Kind.ACTIVATION
     for wrong, words in (
-        (replace(tensor(kind), rows=torch.zeros(TOKENS, HIDDEN - 1)), "shape"),
-        (replace(tensor(kind), lengths=(TOKENS + 1,), rows=torch.zeros(TOKENS + 1, HIDDEN)), "13"),
-        (replace(tensor(kind), rows=torch.zeros(TOKENS, HIDDEN, dtype=torch.float16)), "float16"),
+        (replace(tensor(), rows=torch.zeros(TOKENS, HIDDEN - 1)), "shape"),
+        (replace(tensor(), lengths=(TOKENS + 1,), rows=torch.zeros(TOKENS + 1, HIDDEN)), "13"),
+        (replace(tensor(), rows=torch.zeros(TOKENS, HIDDEN, dtype=torch.float16)), "float16"),
     ):
         frames = sender.encode(wrong)
         if isinstance(receiver, EdgeEnd):
@@ -189,7 +188,7 @@ def test_neither_end_takes_tensors_of_another_width_codec_or_length(side: str) -
             receiver.decode(arrival)
     sender.codecs.begin_round(codecs("int8"), 1)
     with pytest.raises(ProtocolError, match="codec 'int8' was not expected"):
-        carried(tensor(kind), sender, receiver)
+        carried(tensor(), sender, receiver)
 
 
 def test_frames_in_the_wrong_order_end_it() -> None:
