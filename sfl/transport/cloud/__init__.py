@@ -1,1 +1,1 @@
-"""The hop between an edge and the cloud: both ends of its stream."""
+"""The connection between an edge and the cloud: both ends of its stream."""

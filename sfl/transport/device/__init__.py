@@ -1,1 +1,1 @@
-"""The hop between a device and its edge: both ends of its stream."""
+"""The connection between a device and its edge: both ends of its stream."""
