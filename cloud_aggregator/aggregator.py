@@ -77,7 +77,7 @@ class CloudAggregator:
         self.averaging = Averaging(self.config, folder, self.adapter, stats)
         self.service = CloudService(stats)
         edges, models = EdgeNames(config.edges), ModelsSaid(config)
-        stacks = self.adapter.stacks
+        base_updates = self.adapter.base_updates
         effects = Effects(
             self.config,
             coordinator,
@@ -86,7 +86,7 @@ class CloudAggregator:
             stats,
             models=models,
             adapter=self.adapter,
-            dispatch=Dispatch(self.config, coordinator, self.averaging, stacks, self.service),
+            dispatch=Dispatch(self.config, coordinator, self.averaging, base_updates, self.service),
             edges=edges,
         )
         self.driver = Driver(coordinator, effects, self.averaging, records, stats, self._traces)
@@ -172,7 +172,7 @@ class CloudAggregator:
         config = self.config.current
         self.averaging.spool.drop_all()
         if not config.run.keep_round_adapters:
-            self.adapter.stacks.drop()
+            self.adapter.base_updates.drop()
         problem = self.records.close(end, self.coordinator, self.stats.snapshot())
         if problem is not None and end.ok:
             end = FinishRun(False, str(problem))

@@ -6,9 +6,9 @@ import logging
 from collections.abc import Mapping
 from pathlib import Path
 
+from cloud_aggregator.base_updates import BaseUpdates
 from cloud_aggregator.beside import resolvable_base
 from cloud_aggregator.effective import EffectiveConfig
-from cloud_aggregator.stacks import Stacks
 from sfl.adapters.artifact import save_adapter
 from sfl.adapters.manifest import AdapterManifest
 from sfl.aggregation.contribution import Array, Contribution, verify
@@ -36,7 +36,7 @@ class GlobalAdapter:
     def __init__(self, config: EffectiveConfig, folder: Path) -> None:
         self.values: dict[str, Array] = {}
         self.manifest: AdapterManifest | None = None
-        self.stacks = Stacks(folder / "stacks")
+        self.base_updates = BaseUpdates(folder / "base_updates")
         self._config = config
         self._folder = folder
 
@@ -61,7 +61,7 @@ class GlobalAdapter:
         """Keep a round's adapter: where rounds were folded into the bases, all of them."""
         assert self.manifest is not None
         with on_disk(self._folder):
-            folded, rank = self.stacks.as_adapter()
+            folded, rank = self.base_updates.as_adapter()
         base = {"base_model_name_or_path": self.base_model().name}
         config = {**self.manifest.peft_config, **rank, **base}
         save_adapter(self._folder / f"adapters/round-{round_:04d}", self.values | folded, config)
@@ -124,7 +124,7 @@ class Averaging:
                 raise ProtocolError(f"{name} of the merged adapter holds NaN or infinite values")
             adapter.values = merged
             if folded := self._strategy.folded(merged):
-                adapter.stacks.add(folded)
+                adapter.base_updates.add(folded)
         adapter.save(round_)
         self.spool.drop(round_)
 

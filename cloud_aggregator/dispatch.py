@@ -6,8 +6,8 @@ from collections.abc import Iterable, Mapping
 from dataclasses import replace
 
 from cloud_aggregator.averaging import Averaging
+from cloud_aggregator.base_updates import BaseUpdates, Node
 from cloud_aggregator.effective import EffectiveConfig
-from cloud_aggregator.stacks import Node, Stacks
 from sfl.rounds import Coordinator, Rehearse, StartRound
 from sfl.rounds.values import EdgeOrders, RoundStart
 from sfl.transport.cloud.service import CloudService
@@ -22,13 +22,13 @@ class Dispatch:
         config: EffectiveConfig,
         coordinator: Coordinator,
         averaging: Averaging,
-        stacks: Stacks,
+        base_updates: BaseUpdates,
         service: CloudService,
     ) -> None:
         self._config = config
         self._coordinator = coordinator
         self._averaging = averaging
-        self._stacks = stacks
+        self._base_updates = base_updates
         self._service = service
 
     def rehearse(self, command: Rehearse) -> None:
@@ -62,12 +62,12 @@ class Dispatch:
             edges.setdefault(edge, {})[device] = replace(start, codecs=codecs)
         payload = self._averaging.payload()
         for edge, own in edges.items():
-            self._send_stacks(edge, own)
+            self._send_base_updates(edge, own)
             self._service.post(edge, EdgeOrders(round_, own))
             self._service.post(edge, GlobalPart(round_, payload))
 
-    def _send_stacks(self, edge: str, devices: Iterable[str]) -> None:
+    def _send_base_updates(self, edge: str, devices: Iterable[str]) -> None:
         """What an edge or one of these devices lacks for its base, oldest first."""
         nodes: list[Node] = [("edge", edge), *(("device", device) for device in devices)]
-        for number, payload in self._stacks.lacking(nodes):
-            self._service.post(edge, GlobalPart(number, payload, stack=True))
+        for number, payload in self._base_updates.lacking(nodes):
+            self._service.post(edge, GlobalPart(number, payload, base_update=True))

@@ -117,7 +117,7 @@ class EdgeHost:
         if edge == self._config.current.edge.name or self._adapter.manifest is None:
             self._config.edge_said(self._records.snapshot("edge", edge))
         self._names.here(edge)
-        self._adapter.stacks.joined(("edge", edge))
+        self._adapter.base_updates.joined(("edge", edge))
         self._driver.happened(EdgeReady(edge, num_layers, digest))
 
     def edge_lost(self, edge: str, reason: str) -> None:
@@ -153,7 +153,7 @@ class EdgeHost:
         """A device asks to take part."""
         if self._names.is_failed(edge):
             return
-        self._adapter.stacks.joined(("device", device))
+        self._adapter.base_updates.joined(("device", device))
         self._driver.happened(DeviceJoined(device, edge))
 
     def not_joined(self, edge: str, device: str, reason: str) -> None:

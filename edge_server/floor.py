@@ -10,7 +10,7 @@ from edge_server.base import Base
 from sfl.metrics.stats import NodeStats
 from sfl.plan import Span
 from sfl.stage.engine import Engine
-from sfl.stage.resting import Residence
+from sfl.stage.swapping import Residence
 from sfl.stage.training import SESSIONS, TrainingSession
 from sfl.transport.bulk.files import SpanFiles
 from sfl.transport.device.decode_slots import DecodeSlots

@@ -37,7 +37,7 @@ class Follower:
         self._cloud = cloud
         self._stats = stats
         self._orders: EdgeOrders | None = None
-        self._stacks = 0  # rounds whose sums are in the base
+        self._base_updates = 0  # rounds whose sums are in the base
         self._folded: asyncio.Task[None] | None = None
 
     async def follow(self, words: AsyncIterator[CloudWord]) -> None:
@@ -93,25 +93,25 @@ class Follower:
 
     async def _take(self, part: GlobalPart) -> None:
         floor = self._host().floor
-        if part.stack:
+        if part.base_update:
             values = await asyncio.to_thread(decode_adapter, part.payload)
             self._pass_on(floor, part.round, values)
         elif self._orders is not None:
             await self._begin_round(floor, self._orders, part.payload)
 
-    def _pass_on(self, floor: Floor, round_: int, stack: dict[str, np.ndarray]) -> None:
+    def _pass_on(self, floor: Floor, round_: int, base_update: dict[str, np.ndarray]) -> None:
         """What a round gave goes into the base once, for all devices, and on to those without."""
-        if round_ == self._stacks + 1:
-            self._stacks = round_
-            self._folded = asyncio.create_task(self._fold(floor, stack))
+        if round_ == self._base_updates + 1:
+            self._base_updates = round_
+            self._folded = asyncio.create_task(self._fold(floor, base_update))
         assert self._folded is not None, "the cloud begins with the first"
         for device, stream in self._service.streams.items():
             if stream.is_ready:  # else the cloud sends all of them again with its first round
-                stream.fold(round_, floor.base.of_device(device, stack), self._folded)
+                stream.fold(round_, floor.base.of_device(device, base_update), self._folded)
 
-    async def _fold(self, floor: Floor, stack: dict[str, np.ndarray]) -> None:
+    async def _fold(self, floor: Floor, base_update: dict[str, np.ndarray]) -> None:
         try:
-            await floor.fold(stack)
+            await floor.fold(base_update)
         except Exception as error:
             self._cloud.post(EdgeFailed(str(cause_of(error))))
             raise
@@ -124,5 +124,6 @@ class Follower:
             stream = self._service.streams.get(device)
             # Who came meanwhile is in no round yet.
             if stream is not None and stream is streams.get(device):
-                assert stream.stacks == self._stacks, "the cloud sends what is lacking first"
+                same = stream.base_updates == self._base_updates
+                assert same, "the cloud sends what is lacking first"
                 stream.begin_round(start, *shares[device])

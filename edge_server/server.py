@@ -33,7 +33,7 @@ from sfl.node.logs import describe_node
 from sfl.rounds.values import Challenge, EdgeFacts, EdgeWelcome
 from sfl.stage.engine import Engine
 from sfl.stage.orders import ORDERS
-from sfl.stage.resting import Residence
+from sfl.stage.swapping import Residence
 from sfl.transport.cloud.link import CloudLink
 from sfl.transport.cloud.words import CloudWord, EdgeFailed
 from sfl.transport.device.decode_slots import DecodeSlots
@@ -178,6 +178,6 @@ def _residence(config: EdgeConfig, stats: NodeStats) -> Residence | None:
     if config.resident_adapters is None:
         return None
     where = None
-    if config.rest_in == "disk":
-        where = writable_folder(config.rest_dir, "edge.rest_dir")
+    if config.swap_to == "disk":
+        where = writable_folder(config.swap_dir, "edge.swap_dir")
     return Residence(config.resident_adapters, where, stats)

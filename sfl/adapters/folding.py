@@ -1,4 +1,4 @@
-"""A stack of updates added to the frozen layers below it, for good (FLoRA, 2409.05976)."""
+"""A base update is added to the frozen layers, for good (FLoRA, 2409.05976)."""
 
 from __future__ import annotations
 
@@ -20,20 +20,20 @@ PIECE_VALUES = 1 << 18
 """Weights changed at once: beside them twice 2 MiB are held, whatever the layer."""
 
 
-def fold(targets: Sequence[Target], stack: Mapping[str, Array]) -> None:
-    """Add B A to the weight of every target, in place; `stack` may have other layers too.
+def fold(targets: Sequence[Target], base_update: Mapping[str, Array]) -> None:
+    """Add B A to the weight of every target, in place; `base_update` may have other layers too.
 
     The product is taken in float64 on the CPU and the sum rounded once, so neither where the model
     is cut nor what a layer lies on changes a bit. Raises ProtocolError, with nothing changed, for a
-    stack that lacks a target or does not fit it.
+    base update that lacks a target or does not fit it.
     """
-    pairs = [_pair(target, stack) for target in targets]
+    pairs = [_pair(target, base_update) for target in targets]
     for target, (b, a) in zip(targets, pairs, strict=True):
         _add(target, b, a)
 
 
-def _pair(target: Target, stack: Mapping[str, Array]) -> tuple[Array, Array]:
-    a, b = (stack.get(name) for name in lora_names(target.name))
+def _pair(target: Target, base_update: Mapping[str, Array]) -> tuple[Array, Array]:
+    a, b = (base_update.get(name) for name in lora_names(target.name))
     if a is None or b is None:
         raise ProtocolError(f"nothing came to be added to {target.name}")
     if a.ndim != 2 or b.shape != (target.num_outputs, len(a)) or a.shape[1] != target.num_inputs:

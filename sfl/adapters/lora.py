@@ -253,9 +253,9 @@ class LoraBank:
         """Let runs of so many rows of the next packed forwards use an adapter each."""
         self._active.parts = tuple((adapter.name, count) for adapter, count in parts)
 
-    def fold(self, stack: Mapping[str, npt.NDArray[Any]]) -> None:
-        """Add a stack to the base, below all adapters, for good. Raises ProtocolError."""
-        fold(self._targets, stack)
+    def fold(self, base_update: Mapping[str, npt.NDArray[Any]]) -> None:
+        """Add a base update below all adapters, for good. Raises ProtocolError."""
+        fold(self._targets, base_update)
 
     def remove(self, name: str) -> None:
         """Forget an adapter; graphs in flight keep their tensors."""

@@ -48,9 +48,9 @@ def truncated(values: Mapping[str, Array], rank: int) -> dict[str, Array]:
 
 
 class ProductSum:
-    """A sum of products `B A` of any ranks, kept as two stacks of factors.
+    """A sum of products `B A` of any ranks, kept as two factors.
 
-    Side by side, `[B_1 B_2 ..] [A_1; A_2; ..]` is the sum exactly (FLoRA, 2409.05976). Stacks stay
+    Side by side, `[B_1 B_2 ..] [A_1; A_2; ..]` is the sum exactly (FLoRA, 2409.05976). Factors stay
     below three times the smaller side of the matrix, however many products there are.
     """
 
@@ -70,7 +70,7 @@ class ProductSum:
     def best(self, rank: int) -> tuple[Array, Array]:
         """Balanced factors `(B [out, q], A [q, in])` of the best approximation, q <= `rank`.
 
-        The QR decompositions of both stacks leave a small core, whose SVD is that of the sum; the
+        The QR decompositions of both factors leave a small core, whose SVD is that of the sum; the
         dense matrix is never formed. Components are sorted by weight, negligible ones left out; the
         largest entry of each row of A is positive, so that signs do not depend on the library.
         """
@@ -85,7 +85,7 @@ class ProductSum:
         return b * root, a * root[:, None]
 
     def _fold(self) -> None:
-        """The same sum with stacks no wider than the smaller side of the matrix."""
+        """The same sum with factors no wider than the smaller side of the matrix."""
         left, right = np.concatenate(self._left, axis=1), np.concatenate(self._right)
         if len(left) <= right.shape[1]:
             basis, core = np.linalg.qr(left)

@@ -1,4 +1,4 @@
-"""FLoRA: factors are stacked, and the stack goes into every base (Wang et al., 2409.05976)."""
+"""FLoRA: factors side by side are added to every base (Wang et al., 2409.05976)."""
 
 from __future__ import annotations
 
@@ -22,10 +22,10 @@ class Flora(Strategy):
     """`[p_1 s_1 B_1, p_2 s_2 B_2, ..] [A_1; A_2; ..]`, which is `sum_k p_k s_k B_k A_k` exactly.
 
     `p_k` is the share of the device's examples, `s_k` its own alpha / rank; both go into B, so that
-    the stack counts with scaling 1. Every node adds it to its base, and all devices start the next
+    the sum counts with scaling 1. Every node adds it to its base, and all devices start the next
     round with a fresh LoRA of their own rank over that (`sfl.adapters.initial.fresh_lora`). Saved
     modules take the weighted mean, as FedAvg's. `rank` is that of devices that name none. Memory:
-    the stack, and one tensor of every device.
+    the base update, and one tensor of every device.
     """
 
     rank: int
@@ -36,7 +36,7 @@ class Flora(Strategy):
         return cls(lora.rank)
 
     def shapes(self, contribution: Contribution, current: Mapping[str, Array]) -> Shapes:
-        """The same layers at the device's own rank; `current` may be a stack of any."""
+        """The same layers at the device's own rank; `current` may be a base update of any."""
         return shapes_at_rank(current, contribution.rank or self.rank)
 
     def start(
@@ -49,7 +49,7 @@ class Flora(Strategy):
     def aggregate(
         self, contributions: Sequence[Contribution], current: Mapping[str, Array]
     ) -> dict[str, Array]:
-        """The round's stack, devices by name. Raises ProtocolError on an incomplete one."""
+        """The round's base update, devices by name. Raises ProtocolError on an incomplete one."""
         devices = ordered(contributions)
         total = sum(one.num_examples for one in devices)
         weights = [one.num_examples / total * one.scaling for one in devices]

@@ -163,7 +163,7 @@ def _anchor_folders(table: dict[str, Any], folder: Path) -> None:
     sections = [table.get(name) for name in ("run", "edge", "device")]
     devices = table.get("devices")
     for section in [*sections, *(devices if isinstance(devices, list) else [])]:
-        for key in ("output_dir", "cache_dir", "rest_dir"):
+        for key in ("output_dir", "cache_dir", "swap_dir"):
             if isinstance(section, dict) and key in section:
                 section[key] = _beside(folder, section[key])
 

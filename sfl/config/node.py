@@ -209,16 +209,16 @@ class EdgeConfig(Section):
     computing, and changes no bit. `true`, or the names of the devices to do it for."""
     resident_adapters: PositiveInt | None = None
     """Most devices whose LoRA and optimizer state stay in memory: the last used ones. Those of the
-    others are swapped to files in `rest_dir` between their steps. A device in the middle of a step
+    others are swapped to files in `swap_dir` between their steps. A device in the middle of a step
     stays, so it saves little where a step is several messages: with micro-batches, `max_grad_norm`
     or topology `u_shaped`. Changes no bit. Default: all stay."""
-    rest_dir: Path = Path("~/.cache/sfl/resting")
+    swap_dir: Path = Path("~/.cache/sfl/swapped")
     """Folder of the swapped adapters. The files have no name, and are gone when the edge ends, even
     if it is killed."""
     cache_dir: Path = Path("~/.cache/sfl")
     """Folder for what `delta(sample)` remembers of devices' examples. The files have no name, and
     are gone with their stream. Use a disk with space: it is a row for each token."""
-    rest_in: Literal["disk", "memory"] = "disk"
+    swap_to: Literal["disk", "memory"] = "disk"
     """Where adapters are swapped to. `memory`: to this machine's memory, if `device` is CUDA."""
     connect_timeout: Seconds = 60.0
     """Seconds to keep trying to reach the cloud. 15 under `sfl run`, unless given."""
@@ -239,8 +239,8 @@ class EdgeConfig(Section):
                 )
             if self.devices.count(device) > 1:
                 raise ValueError(f"device: {device} is given twice")
-        if self.rest_in == "memory" and self.devices == ("cpu",):
-            raise ValueError('rest_in: on the CPU this frees nothing; leave it at "disk"')
+        if self.swap_to == "memory" and self.devices == ("cpu",):
+            raise ValueError('swap_to: on the CPU this frees nothing; leave it at "disk"')
         if not self.devices or "cpu" in self.devices[1:] + self.devices[:-1]:
             raise ValueError('device: "cpu", or one or more CUDA devices, not both')
         return self

@@ -15,7 +15,11 @@ from pydantic_core import ErrorDetails
 from sfl.config.base import MOST_CHARACTERS, NODE_NAME, PACKAGE, RUN_ID
 from sfl.errors import ConfigError
 
-MOVED = {"data.max_eval_examples": "evaluation.max_examples"}
+MOVED = {
+    "data.max_eval_examples": "evaluation.max_examples",
+    "edge.rest_dir": "edge.swap_dir",
+    "edge.rest_in": "edge.swap_to",
+}
 """Keys of earlier versions, and where what they set stands now."""
 
 SEE = "docs/configuration.md has every setting."

@@ -92,7 +92,7 @@ class NodeSnapshot:
     `dtype` and `quantised` are what the node settled on for its base; empty before, and in a cloud.
     `micro_batches` is what a device cuts its batches into for its memory's sake; 0 elsewhere.
     `value_bits` is what its next activation is expected to take a value, by `Codec.bits`.
-    `adapters_resting` of an edge's devices lie in files, `adapters_woken` have come back so far.
+    `adapters_resting` of an edge's devices are swapped out, `adapters_woken` came back so far.
     `temperature` (degrees Celsius) to `power` (watts) are a device's sensors, as `node.board.Board`
     has them, yes and no as 1 and 0; None where there is none. `paused` is why it rests, or empty.
     `moved` of a device is its edge's count of messages from and to it, heartbeats apart.

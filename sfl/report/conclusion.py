@@ -24,7 +24,7 @@ from sfl.report.summary import Fault, RunSummary, best_round, build_summary
 RESERVE = ".reserve"
 """Room held back for these files, in a run's folder."""
 
-_PASSING = ("spool", "adapters", "stacks")
+_PASSING = ("spool", "adapters", "base_updates")
 
 
 def write_conclusion(

@@ -71,10 +71,10 @@ class DeviceStage:
             mine = {name: array for name, array in values.items() if belongs_to(name, part.span)}
             begin_adapter(part.adapter, mine, self.settings, round_)
 
-    def fold(self, stack: Mapping[str, np.ndarray]) -> None:
-        """Add a stack to the base, for good. Raises ProtocolError."""
+    def fold(self, base_update: Mapping[str, np.ndarray]) -> None:
+        """Add a base update, for good. Raises ProtocolError."""
         for part in self.parts:
-            part.bank.fold(stack)
+            part.bank.fold(base_update)
 
     def state(self) -> dict[str, np.ndarray]:
         """This device's part of the adapter under PEFT's names."""

@@ -103,7 +103,7 @@ class RoundOrder:
 
 
 @dataclass(frozen=True, slots=True)
-class Stack:
+class BaseUpdate:
     """What is to be added to the base before the next round, by the names of LoRA's factors."""
 
     values: Mapping[str, np.ndarray]
@@ -137,4 +137,4 @@ class RoundOutcome:
     sample: Score = NO_SCORE
 
 
-Message = TensorMessage | GradientNorm | Stack | RoundOrder | Finish
+Message = TensorMessage | GradientNorm | BaseUpdate | RoundOrder | Finish

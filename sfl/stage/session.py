@@ -10,12 +10,12 @@ from typing import Protocol
 
 from sfl.errors import SflError
 from sfl.stage.messages import GradientNorm, Outgoing, TensorMessage
-from sfl.stage.resting import Sleeper
+from sfl.stage.swapping import Swappable
 
 Request = TensorMessage | GradientNorm
 
 
-class Session(Sleeper, Protocol):
+class Session(Swappable, Protocol):
     """One device's state over the shared base; used on the edge's compute thread only.
 
     It knows nothing of sockets: messages in, messages out.

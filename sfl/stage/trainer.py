@@ -24,12 +24,12 @@ from sfl.rounds.values import NO_SCORE, RoundStart, Score
 from sfl.stage.device import DeviceStage
 from sfl.stage.link import Link
 from sfl.stage.messages import (
+    BaseUpdate,
     GradientNorm,
     Key,
     Purpose,
     RoundOrder,
     RoundOutcome,
-    Stack,
 )
 from sfl.stage.micro import MicroBatches
 from sfl.stage.optimizer import Optimizer
@@ -81,9 +81,9 @@ class Trainer:
         self.batches = MicroBatches(device, dataset, pad_id, settings, stats, stage.micro_batches)
         self.optimizer = Optimizer(stage.parameters, settings.training, settings.aggregation)
 
-    def fold(self, stack: Stack) -> None:
+    def fold(self, base_update: BaseUpdate) -> None:
         """Add what the round before gave to this device's base, for good."""
-        self.stage.fold(stack.values)
+        self.stage.fold(base_update.values)
 
     def run_round(self, order: RoundOrder) -> RoundOutcome:
         """Evaluate the global adapter, train from it, and tell what came of it."""

@@ -1,4 +1,4 @@
-"""FLoRA: stacks against dense float64 sums, bases that take them, nodes that are late."""
+"""FLoRA: base updates against dense float64 sums, bases that take them, nodes that are late."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ from safetensors.numpy import load, load_file, save_file
 from torch import nn
 from transformers.pytorch_utils import Conv1D
 
-from cloud_aggregator.stacks import Stacks
+from cloud_aggregator.base_updates import BaseUpdates
 from sfl.adapters import folding
+from sfl.adapters.base_updates import as_one_adapter
 from sfl.adapters.folding import fold
 from sfl.adapters.initial import fresh_lora
 from sfl.adapters.names import PREFIX, is_lora_a, is_lora_b, lora_b_of, lora_names
 from sfl.adapters.rank import shapes_at_rank
-from sfl.adapters.stacks import as_one_adapter
 from sfl.adapters.targets import Target
 from sfl.aggregation.contribution import verify
 from sfl.cli.model import evaluate_model, load_model
@@ -70,7 +70,7 @@ A_END = ".lora_A.weight"
 
 
 def rounds_of(folder: Path, count: int) -> tuple[list[Path], dict[str, np.ndarray], Adapter]:
-    """Stacks of so many rounds as files, each layer's dense float64 sum, and the last round's."""
+    """Base updates of so many rounds as files, each layer's dense float64 sum, and the last's."""
     dense = {layer: np.zeros(shape) for layer, shape in LAYERS.items()}
     files, current = [], fresh()
     for number in range(count):
@@ -85,12 +85,12 @@ def rounds_of(folder: Path, count: int) -> tuple[list[Path], dict[str, np.ndarra
             for part, values, rank in zip(parts, adapters, RANKS, strict=True):
                 share = part.num_examples / total
                 dense[layer] += share * update(values, layer, ALPHA / rank)
-        files.append(folder / f"stack-{number}.safetensors")
+        files.append(folder / f"update-{number}.safetensors")
         save_file(server.folded(current), files[-1])
     return files, dense, current
 
 
-def test_a_stack_is_the_weighted_sum_of_products(tmp_path: Path) -> None:
+def test_a_base_update_is_the_weighted_sum_of_products(tmp_path: Path) -> None:
     _, dense, merged = rounds_of(tmp_path, 1)
     assert list(merged) == sorted(merged)
     for layer, (outputs, inputs) in LAYERS.items():
@@ -114,15 +114,15 @@ def test_a_stack_is_the_weighted_sum_of_products(tmp_path: Path) -> None:
 def test_an_update_of_another_rank_is_refused(tmp_path: Path) -> None:
     part = spool(tmp_path, "home", adapter(0, 3))
     server = strategy("flora")
-    stack = server.aggregate([part], fresh())
-    verify(part, server.shapes(part, stack))
+    base_update = server.aggregate([part], fresh())
+    verify(part, server.shapes(part, base_update))
     other = spool(tmp_path, "away", adapter(0, 2))
     lying = type(part)("home", 1, other.files, 3, ALPHA / 3)
     with pytest.raises(ProtocolError, match=r"device home: .*lora_A\.weight is \[2, 7\], not \[3"):
-        verify(lying, server.shapes(lying, stack))
+        verify(lying, server.shapes(lying, base_update))
 
 
-# Full ranks are 7 and 5: a stack of 12 is beyond both, two rounds of rank 1 + 2 beyond neither.
+# Full ranks are 7 and 5: a sum of 12 is beyond both, two rounds of rank 1 + 2 beyond neither.
 @pytest.mark.parametrize(("ranks", "count", "rank"), [(RANKS, 3, 7), ((1, 2), 2, 6), ((1,), 7, 7)])
 def test_one_adapter_is_the_sum_of_all_rounds(
     tmp_path: Path,
@@ -167,26 +167,32 @@ def test_a_base_takes_the_sum_rounded_once(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, piece: int
 ) -> None:
     monkeypatch.setattr(folding, "PIECE_VALUES", piece)
-    _, _, stack = rounds_of(tmp_path, 1)
+    _, _, base_update = rounds_of(tmp_path, 1)
     layers = targets()
     wanted = {
-        name: (dense_weight(target) + update(stack, name, 1.0)).astype(np.float32)
+        name: (dense_weight(target) + update(base_update, name, 1.0)).astype(np.float32)
         for name, target in layers.items()
     }
-    fold(list(layers.values()), stack)
+    fold(list(layers.values()), base_update)
     for name, target in layers.items():
         np.testing.assert_array_equal(dense_weight(target), wanted[name])
 
 
-def test_a_stack_that_does_not_fit_changes_nothing(tmp_path: Path) -> None:
-    _, _, stack = rounds_of(tmp_path, 1)
+def test_a_base_update_that_does_not_fit_changes_nothing(tmp_path: Path) -> None:
+    _, _, base_update = rounds_of(tmp_path, 1)
     layers = targets()
     before = {name: dense_weight(target).copy() for name, target in layers.items()}
     a, b = lora_names("m.layers.1.k")
     spoilt: list[tuple[Mapping[str, np.ndarray], str]] = [
-        ({n: v for n, v in stack.items() if n != b}, r"nothing .* added to m\.layers\.1\.k"),
-        ({**stack, a: stack[a][:3]}, r"\[5, 12\] x \[3, 12\] .* added to m\.layers\.1\.k"),
-        ({**stack, a: np.full_like(stack[a], np.nan)}, r"added to m\.layers\.1\.k is not finite"),
+        ({n: v for n, v in base_update.items() if n != b}, r"nothing .* added to m\.layers\.1\.k"),
+        (
+            {**base_update, a: base_update[a][:3]},
+            r"\[5, 12\] x \[3, 12\] .* added to m\.layers\.1\.k",
+        ),
+        (
+            {**base_update, a: np.full_like(base_update[a], np.nan)},
+            r"added to m\.layers\.1\.k is not finite",
+        ),
     ]
     for values, words in spoilt:
         with pytest.raises(ProtocolError, match=words):
@@ -234,31 +240,31 @@ def test_fresh_lora_is_keyed_by_seed_round_and_name() -> None:
 
 def test_each_node_is_sent_what_it_lacks(tmp_path: Path) -> None:
     files, dense, _ = rounds_of(tmp_path, 3)
-    stacks = Stacks(tmp_path / "stacks")
+    base_updates = BaseUpdates(tmp_path / "base_updates")
     edge, old, new = ("edge", "e"), ("device", "old"), ("device", "new")
 
     def sent(*nodes: Any) -> list[int]:
-        return [number for number, _ in stacks.lacking(nodes)]
+        return [number for number, _ in base_updates.lacking(nodes)]
 
-    assert stacks.as_adapter() == ({}, {})
+    assert base_updates.as_adapter() == ({}, {})
     assert sent(edge, old) == []
     for number, file in enumerate(files[:2], 1):
-        stacks.add(load_file(file))
+        base_updates.add(load_file(file))
         assert sent(edge, old) == [number]
     assert sent(edge, old, new) == [1, 2]
-    stacks.add(load_file(files[2]))
-    stacks.joined(old)
+    base_updates.add(load_file(files[2]))
+    base_updates.joined(old)
     assert sent(edge, new) == [3]
     assert sent(edge, old) == [1, 2, 3]
-    stacks.joined(edge)
-    found = [load(payload) for _, payload in stacks.lacking([edge, new])]
+    base_updates.joined(edge)
+    found = [load(payload) for _, payload in base_updates.lacking([edge, new])]
     assert all(same_bits(f, load_file(w)) for f, w in zip(found, files, strict=True))
-    values, rank = stacks.as_adapter()
+    values, rank = base_updates.as_adapter()
     assert rank == {"r": 7, "lora_alpha": 7}
     for layer in LAYERS:
         np.testing.assert_allclose(update(values, layer, 1.0), dense[layer], rtol=1e-4, atol=1e-4)
-    stacks.drop()
-    assert not (tmp_path / "stacks").exists()
+    base_updates.drop()
+    assert not (tmp_path / "base_updates").exists()
 
 
 # -- in real processes -----------------------------------------------------------------------------
@@ -362,16 +368,16 @@ def test_devices_of_unequal_ranks_train_over_the_sum_of_all_rounds(
             for name in examples
         }
         merged = adapter_of(outcome, f"adapters/round-{number:04d}")
-        stack = load_file(outcome.folder / "stacks" / f"round-{number:04d}.safetensors")
-        assert len(stack) == 2 * sum(map(is_lora_a, stack))
-        for a in filter(is_lora_a, stack):
+        base_update = load_file(outcome.folder / "base_updates" / f"round-{number:04d}.safetensors")
+        assert len(base_update) == 2 * sum(map(is_lora_a, base_update))
+        for a in filter(is_lora_a, base_update):
             layer = a.removeprefix(PREFIX).removesuffix(A_END)
             wanted = sum(
                 examples[name] / total * update(alone[name], layer, config.scaling(name))
                 for name in examples
             )
             scale = np.abs(wanted).max()
-            np.testing.assert_allclose(update(stack, layer, 1.0), wanted, atol=1e-4 * scale)
+            np.testing.assert_allclose(update(base_update, layer, 1.0), wanted, atol=1e-4 * scale)
             wanted = wanted + (update(before, layer, 1.0) if before else 0.0)
             np.testing.assert_allclose(update(merged, layer, 1.0), wanted, atol=1e-4 * scale)
         before = merged

@@ -43,7 +43,7 @@ from tests.house.adapters import (
 from tests.house.paths import ROOT
 
 NAMES = sorted(STRATEGIES)
-ONE_SHAPE = [name for name in NAMES if name != "flora"]  # which gives stacks: test_flora.py
+ONE_SHAPE = [name for name in NAMES if name != "flora"]  # which gives base updates: test_flora.py
 KEEP_ONE_DEVICE = ("fedavg", "fedprox", "median", "trimmed_mean")
 
 
@@ -433,7 +433,7 @@ def test_memory_does_not_grow_with_devices_of_unequal_ranks(tmp_path: Path) -> N
         finally:
             tracemalloc.stop()
 
-    # After both numbers of devices the stacks are equally wide.
+    # After both numbers of devices the factors are equally wide.
     assert peak(74) < 1.05 * peak(40)
 
 

@@ -173,8 +173,8 @@ def test_what_delta_remembers_of_samples_lies_in_the_edges_folder(tmp_path: Path
 
 
 def test_an_edge_is_told_before_it_loads(blocked: Path) -> None:
-    config = EdgeConfig(cloud="localhost:1", resident_adapters=1, rest_in="disk", rest_dir=blocked)
-    with pytest.raises(ConfigError, match=r"edge\.rest_dir"):
+    config = EdgeConfig(cloud="localhost:1", resident_adapters=1, swap_to="disk", swap_dir=blocked)
+    with pytest.raises(ConfigError, match=r"edge\.swap_dir"):
         EdgeServer(config, 1, False)
 
 

@@ -34,7 +34,7 @@ output_dir = "out"
 path = "./m"
 [edge]
 cache_dir = "c"
-rest_dir = "../r"
+swap_dir = "../r"
 tls = { ca = "ca.crt", cert = "~/cert.crt", key = "/abs/key" }
 [data]
 train = "./all.jsonl"
@@ -53,7 +53,7 @@ train = "a.jsonl"
 cache_dir = "cache"
 shared_train = "all.jsonl"
 """
-EDGE = '[edge]\nmodel = "./m"\ncache_dir = "c"\nrest_dir = "r"\n'
+EDGE = '[edge]\nmodel = "./m"\ncache_dir = "c"\nswap_dir = "r"\n'
 
 
 def written(path: Path, text: str) -> Path:
@@ -82,7 +82,7 @@ def test_every_path_of_a_run_is_relative_to_its_file(tmp_path: Path) -> None:
     assert config.run.output_dir == place / "out"
     assert config.model.path == str(place / "m")
     assert config.edge.cache_dir == place / "c"
-    assert config.edge.rest_dir.resolve() == tmp_path / "r"
+    assert config.edge.swap_dir.resolve() == tmp_path / "r"
     assert config.edge.tls is not None
     assert config.edge.tls.ca == place / "ca.crt"
     assert (str(config.edge.tls.cert), str(config.edge.tls.key)) == ("~/cert.crt", "/abs/key")
@@ -102,7 +102,7 @@ def test_every_path_of_a_node_is_relative_to_its_file(tmp_path: Path) -> None:
     device = load_device(written(place / "device.toml", DEVICE))
     assert (str(device.train), device.cache_dir) == (str(place / "a.jsonl"), place / "cache")
     edge = load_edge(written(place / "edge.toml", EDGE))
-    assert (edge.model, edge.cache_dir, edge.rest_dir) == (
+    assert (edge.model, edge.cache_dir, edge.swap_dir) == (
         str(place / "m"),
         place / "c",
         place / "r",
@@ -324,3 +324,16 @@ def test_a_pipe_beside_the_settings_is_named(tmp_path: Path) -> None:
     assert config.train == str(tmp_path / "rows")
     with pytest.raises(DataError, match=r"is a named pipe \(FIFO\), not a file. Rows are read"):
         load_rows(str(config.train), DataSettings())
+
+
+@pytest.mark.parametrize(("old", "new"), [("rest_dir", "swap_dir"), ("rest_in", "swap_to")])
+def test_an_edges_setting_that_was_renamed_names_the_new_one(
+    tmp_path: Path, old: str, new: str
+) -> None:
+    """In an edge's own file, and in the run's."""
+    alone = written(tmp_path / "edge.toml", f'[edge]\n{old} = "disk"\n')
+    with pytest.raises(ConfigError, match=rf"unknown key.*edge\.{new}"):
+        load_edge(alone)
+    run = written(tmp_path / "run.toml", RUN.replace('swap_dir = "../r"', f"{old} = 1"))
+    with pytest.raises(ConfigError, match=rf"unknown key.*edge\.{new}"):
+        load_run(run)

@@ -14,7 +14,7 @@ from sfl.models.span import build_span
 from sfl.plan import Plan
 from sfl.rounds.values import RoundStart
 from sfl.stage.messages import Key, Kind, Purpose, TensorMessage
-from sfl.stage.resting import Residence
+from sfl.stage.swapping import Residence
 from sfl.stage.training import SESSIONS, TrainingSession
 from tests.house.sessions import messages
 from tests.house.splits import LORA

@@ -24,7 +24,7 @@ from sfl.plan import Plan, Span
 from sfl.stage.device import DeviceStage
 from sfl.stage.messages import GradientNorm, Kind, TensorMessage
 from sfl.stage.optimizer import Optimizer
-from sfl.stage.resting import Residence
+from sfl.stage.swapping import Residence
 from sfl.stage.training import TrainingSession
 from tests.house.residents import edge, message
 from tests.house.sessions import edge_model
@@ -328,7 +328,7 @@ def test_no_more_adapters_are_in_memory_than_a_budget_counts(
 
 
 def test_what_a_device_may_cut_by_itself_counts_as_micro_batches() -> None:
-    def adapters(rest_in: str = "disk", **entry: object) -> int:
+    def adapters(swap_to: str = "disk", **entry: object) -> int:
         settings = RunSettings.model_validate(
             {
                 "model": {"path": "m"},
@@ -336,8 +336,8 @@ def test_what_a_device_may_cut_by_itself_counts_as_micro_batches() -> None:
             }
         )
         own = EdgeConfig.model_validate(
-            {"resident_adapters": 1, "rest_in": rest_in, "device": "cpu"}
-            | ({"device": "cuda"} if rest_in == "memory" else {})
+            {"resident_adapters": 1, "swap_to": swap_to, "device": "cpu"}
+            | ({"device": "cuda"} if swap_to == "memory" else {})
         )
         return needs(opened("llama"), settings, own, EdgeChoice((), 8, 4)).adapter
 

@@ -316,7 +316,7 @@ def test_what_an_edge_is_told_changes_no_bit_and_batching_none_beyond_rounding(
         "order": "longest_tail",
         "recompute": True,
         "resident_adapters": 1,
-        "rest_dir": str(tmp_path / "rest"),
+        "swap_dir": str(tmp_path / "swapped"),
         "in_flight": 2,
     }
     outcomes = {}
@@ -343,7 +343,7 @@ def test_what_an_edge_is_told_changes_no_bit_and_batching_none_beyond_rounding(
     moved = sum(float(np.square(plain[n] - start[n]).sum()) for n in plain)
     # Nothing here makes two wait at once; tests/transport/test_edge_room.py does: they go together.
     assert error < 1e-8 * moved
-    assert list((tmp_path / "rest").iterdir()) == []  # it was used, and left empty
+    assert list((tmp_path / "swapped").iterdir()) == []  # it was used, and left empty
 
 
 # -- other tasks and codecs ------------------------------------------------------------------------

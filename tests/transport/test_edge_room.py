@@ -16,7 +16,7 @@ from sfl.rounds.values import DeviceWelcome, RoundStart
 from sfl.stage.engine import Engine
 from sfl.stage.messages import Key, Kind, Purpose, TensorMessage
 from sfl.stage.orders import ORDERS, Waiting
-from sfl.stage.orders.places import Claim, next_place
+from sfl.stage.orders.slots import Claim, next_slot
 from sfl.stage.training import TrainingSession as Session
 from sfl.stage.training.vanilla import VanillaGroup
 from sfl.transport.device.decode_slots import DecodeSlots
@@ -198,7 +198,7 @@ def claims(*held: int) -> list[Claim]:
 def test_who_gets_a_place(
     order: str, held: tuple[int, ...], free: int, without: int, expected: int | None
 ) -> None:
-    assert next_place(ORDERS[order], claims(*held), free, sum(held), without) == expected
+    assert next_slot(ORDERS[order], claims(*held), free, sum(held), without) == expected
 
 
 class Stream:

@@ -15,7 +15,15 @@ from sfl.config.codec import RoleCodecs
 from sfl.errors import AdapterRefused, ProtocolError
 from sfl.metrics.stats import PhaseTimes
 from sfl.rounds.values import RoundStart
-from sfl.stage.messages import GradientNorm, Key, Kind, Purpose, RoundOrder, Stack, TensorMessage
+from sfl.stage.messages import (
+    BaseUpdate,
+    GradientNorm,
+    Key,
+    Kind,
+    Purpose,
+    RoundOrder,
+    TensorMessage,
+)
 from sfl.transport.device.end import DeviceEnd, EdgeEnd, End
 from sfl.transport.frames.chunks import adapter_bytes, adapter_frames, decode_adapter
 from sfl.transport.frames.envelope import Frame
@@ -111,7 +119,7 @@ def values(seed: int) -> dict[str, np.ndarray]:
 
 def given(
     frames: Iterable[tensor_pb2.AdapterFrame], device: DeviceEnd
-) -> RoundOrder | Stack | None:
+) -> RoundOrder | BaseUpdate | None:
     *early, last = [device.take_adapter(frame) for frame in frames]
     assert early == [None] * len(early)
     return last
@@ -325,8 +333,8 @@ def test_an_end_keeps_an_adapter_only_where_changes_of_it_are_coded() -> None:
 def test_what_the_base_gets_changes_nothing_of_what_is_held() -> None:
     device, edge = ends(codecs(adapter="int8"))
     given(edge.round_frames(values(1), 1), device)
-    stack = given(edge.stack_frames(values(2), 1), device)
-    assert isinstance(stack, Stack) and same(dict(stack.values), values(2))
+    base_update = given(edge.base_update_frames(values(2), 1), device)
+    assert isinstance(base_update, BaseUpdate) and same(dict(base_update.values), values(2))
     assert same(dict(device.changes.held), values(1))
 
 

@@ -217,15 +217,15 @@ def test_what_the_cloud_tells_comes_back_as_it_was(word: hop.CloudWord) -> None:
     assert hop.from_cloud_message(again) == word
 
 
-@pytest.mark.parametrize("stack", [False, True])
-def test_an_adapter_of_the_clouds_comes_back_whole(stack: bool) -> None:
+@pytest.mark.parametrize("base_update", [False, True])
+def test_an_adapter_of_the_clouds_comes_back_whole(base_update: bool) -> None:
     payload = bytes(range(256)) * (1 << 13)
     assembly, whole = AdapterAssembly(len(payload)), None
-    for message in hop.to_cloud_messages(GlobalPart(7, payload, stack)):
+    for message in hop.to_cloud_messages(GlobalPart(7, payload, base_update)):
         assert whole is None
         whole = assembly.add(message.adapter)
     assert whole is not None
-    assert (whole[0].round, whole[0].side) == (7, "stack" if stack else "")
+    assert (whole[0].round, whole[0].side) == (7, "stack" if base_update else "")
     assert bytes(whole[1]) == payload
 
 

@@ -184,7 +184,7 @@ def residents(settings: RunSettings, own: EdgeConfig) -> int:
     jobs; where it takes several, all may be, and no limit helps.
     """
     everybody, limit = len(settings.devices), own.resident_adapters
-    if limit is None or own.rest_in == "memory" or _waits_within_steps(settings):
+    if limit is None or own.swap_to == "memory" or _waits_within_steps(settings):
         return everybody
     return min(everybody, max(limit, _together(settings, own)))
 

@@ -266,7 +266,8 @@ class EdgeForecast:
     Jobs run one after another, so activations are those of the largest; waiting graphs are held as
     well. Up to `together` devices of the same blocks are one job (`edge.batch_devices`), whose
     losses are taken one by one. `lean` holds a piece of the logits. Of all adapters only the
-    largest `residents` count, where the others rest in files: as many as may be in memory at once.
+    largest `residents` count, where the others are swapped to files: as many as may be in memory
+    at once.
     """
 
     def __init__(

@@ -23,8 +23,8 @@ from sfl.rounds.values import RoundStart
 from sfl.stage.computation import COMPUTATIONS
 from sfl.stage.messages import GradientNorm, Key, Kind, Outgoing, Purpose, TensorMessage
 from sfl.stage.optimizer import Optimizer
-from sfl.stage.resting import Residence
 from sfl.stage.session import Group, Request
+from sfl.stage.swapping import Residence
 from sfl.stage.training.blocks import Blocks
 from sfl.stage.training.stepper import Stepper
 from sfl.stage.training.trained import Trained
@@ -48,7 +48,7 @@ class TrainingSession(ABC):
 
     With `recompute` blocks keep their input only and run again for their backward, and no graph
     waits for a gradient that has yet to come: the input of all blocks does. With a `residence` its
-    tensors may rest in a file while it has nothing to do.
+    tensors may be swapped to a file while it has nothing to do.
     """
 
     def __init__(
@@ -131,7 +131,7 @@ class TrainingSession(ABC):
         return self.trained.state()
 
     def close(self) -> None:
-        """Give everything back: graphs, optimizer, adapter, and the file where they rest."""
+        """Give everything back: graphs, optimizer, adapter, and the file they are swapped to."""
         self._flights.clear()
         if self.residence is not None:
             self.residence.leave(self.device)
@@ -143,7 +143,7 @@ class TrainingSession(ABC):
             raise ProtocolError("no round is open")
         return self.start
 
-    # -- at rest (sfl.stage.resting.Sleeper) -------------------------------------------------------
+    # -- swapping (sfl.stage.swapping.Swappable) ---------------------------------------------------
 
     @property
     def idle(self) -> bool:

@@ -25,7 +25,7 @@ from sfl.transport.cloud.words import (
 from sfl.transport.dialling import nothing_known, wait_for_peer_aio
 from sfl.transport.frames.chunks import AdapterAssembly, Buffer, adapter_frames
 from sfl.transport.frames.seal import Unreadable, sound
-from sfl.transport.frames.wire import CLOUD_SESSION, STACK, WIRE_VERSION, wire_bytes
+from sfl.transport.frames.wire import BASE_UPDATE, CLOUD_SESSION, WIRE_VERSION, wire_bytes
 from sfl.transport.frames.words import to_update_header
 from sfl.transport.security.credentials import open_aio_channel
 from sfl.transport.security.diagnosis import why_refused
@@ -104,7 +104,7 @@ class CloudLink:
                 if whole is None:
                     return None
                 header, payload = whole
-                return GlobalPart(header.round, payload, header.side == STACK)
+                return GlobalPart(header.round, payload, header.side == BASE_UPDATE)
             case _:
                 return from_cloud_message(message)
 

@@ -23,7 +23,7 @@ from sfl.rounds.values import (
 from sfl.transport.cloud.blame import cause_told, on_the_wire
 from sfl.transport.frames import contract, words
 from sfl.transport.frames.chunks import Buffer, adapter_frames
-from sfl.transport.frames.wire import STACK
+from sfl.transport.frames.wire import BASE_UPDATE
 from sfl.v1 import cloud_pb2, edge_pb2, tensor_pb2
 
 
@@ -66,12 +66,12 @@ EdgeWord = DeviceJoin | EdgeFacts | DeviceIsReady | DeviceLost | RoundReport | B
 class GlobalPart:
     """The adapter that a round begins with, as a safetensors file.
 
-    `stack`: it is what `round` gave, to be added to the base for good.
+    `base_update`: it is what `round` gave, to be added to the base for good.
     """
 
     round: int
     payload: Buffer
-    stack: bool = False
+    base_update: bool = False
 
 
 CloudWord = EdgeWelcome | Admission | EdgeOrders | GlobalPart | Evict | FinishRun
@@ -128,7 +128,9 @@ def from_left(said: cloud_pb2.DeviceLeft) -> DeviceLost:
 def to_cloud_messages(word: CloudWord) -> Iterator[cloud_pb2.CloudMessage]:
     """What the cloud tells, as the wire has it: one message, or an adapter's frames."""
     if isinstance(word, GlobalPart):
-        header = tensor_pb2.AdapterHeader(round=word.round, side=STACK if word.stack else "")
+        header = tensor_pb2.AdapterHeader(
+            round=word.round, side=BASE_UPDATE if word.base_update else ""
+        )
         for frame in adapter_frames(header, word.payload):
             yield cloud_pb2.CloudMessage(adapter=frame)
     else:

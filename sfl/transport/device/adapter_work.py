@@ -52,9 +52,9 @@ class AdapterWork:
             ready = await self.coders.encoder.submit(False, _ready, frames, values, round_)
         self._post(ready)
 
-    async def send_stack(self, values: Mapping[str, np.ndarray], round_: int) -> None:
+    async def send_base_update(self, values: Mapping[str, np.ndarray], round_: int) -> None:
         """What the device is to add to its base."""
-        self._post(await asyncio.to_thread(_ready, self.end.stack_frames, values, round_))
+        self._post(await asyncio.to_thread(_ready, self.end.base_update_frames, values, round_))
 
     def _post(self, frames: list[Ready]) -> None:
         for frame in frames:

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from typing import Protocol
 
 from sfl.stage.orders import Order, Waiting
-from sfl.stage.orders.places import Claim, next_place
+from sfl.stage.orders.slots import Claim, next_slot
 
 
 class Claimant(Protocol):
@@ -29,7 +29,7 @@ class Held:
 
 
 class DecodeSlots:
-    """At most `count` activations lie decoded, over all streams; who is next is `next_place`'s.
+    """At most `count` activations lie decoded, over all streams; who is next is `next_slot`'s.
 
     Within a stream slots are given in the order they were asked for. To be used on one event loop.
     """
@@ -85,7 +85,7 @@ class DecodeSlots:
                     number, _ = held.queue[0]
                     claims.append((held, Claim(stream.waiting(number), held.slots)))
             without = sum(not held.slots for held in self._streams.values())
-            chosen = next_place(
+            chosen = next_slot(
                 self._order, [claim for _, claim in claims], self._free, self._taken, without
             )
             if chosen is None:

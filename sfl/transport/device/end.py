@@ -20,7 +20,7 @@ from sfl.errors import ProtocolError
 from sfl.metrics.stats import PhaseTimes
 from sfl.plan import Holder, Span
 from sfl.rounds.values import RoundStart
-from sfl.stage.messages import GradientNorm, Kind, RoundOrder, Stack, TensorMessage
+from sfl.stage.messages import BaseUpdate, GradientNorm, Kind, RoundOrder, TensorMessage
 from sfl.transport.device import checked
 from sfl.transport.device.credits import Credits
 from sfl.transport.device.stream_codecs import StreamCodecs
@@ -36,7 +36,7 @@ from sfl.transport.frames.chunks import (
 )
 from sfl.transport.frames.envelope import Frame
 from sfl.transport.frames.tensors import decode_tensor, encode_tensor
-from sfl.transport.frames.wire import STACK
+from sfl.transport.frames.wire import BASE_UPDATE
 from sfl.v1 import tensor_pb2
 
 CUT_DTYPES = ("float32", "bfloat16")
@@ -151,14 +151,14 @@ class DeviceEnd(End):
             self.codecs.begin_round(codecs, start.round)
         self._start = start
 
-    def take_adapter(self, frame: tensor_pb2.AdapterFrame) -> RoundOrder | Stack | None:
+    def take_adapter(self, frame: tensor_pb2.AdapterFrame) -> RoundOrder | BaseUpdate | None:
         """Keep a frame; the round, or the sum, that it completes. Raises ProtocolError."""
         whole = self._adapter.add(frame)
         if whole is None:
             return None
         header, payload = whole
-        if header.side == STACK:
-            return Stack(decode_adapter(payload))
+        if header.side == BASE_UPDATE:
+            return BaseUpdate(decode_adapter(payload))
         if self._start is None:
             raise ProtocolError("an adapter came before its round was announced")
         codec = self.codecs.adapter_codec
@@ -217,11 +217,11 @@ class EdgeEnd(End):
         header = tensor_pb2.AdapterHeader(round=round_, codec=part.codec)
         return adapter_frames(header, part.payload)
 
-    def stack_frames(
+    def base_update_frames(
         self, values: Mapping[str, np.ndarray], round_: int
     ) -> Iterator[tensor_pb2.AdapterFrame]:
         """What the device is to add to its base, of `round_`."""
-        header = tensor_pb2.AdapterHeader(round=round_, side=STACK)
+        header = tensor_pb2.AdapterHeader(round=round_, side=BASE_UPDATE)
         return adapter_frames(header, adapter_bytes(values))
 
     def take_adapter(

@@ -27,6 +27,7 @@ from sfl.metrics.stats import NodeStats
 from sfl.metrics.timeline import spans_to_json
 from sfl.rounds.values import DeviceFacts, RoundReport
 from sfl.stage.messages import (
+    BaseUpdate,
     Finish,
     GradientNorm,
     Kind,
@@ -34,7 +35,6 @@ from sfl.stage.messages import (
     Purpose,
     RoundOrder,
     RoundOutcome,
-    Stack,
     TensorMessage,
 )
 from sfl.transport.device import checked
@@ -177,7 +177,7 @@ class DeviceLink:
             snapshot=self._stats.snapshot().to_json(),
         )
 
-    def orders(self, fold: Callable[[Stack], None] | None = None) -> Iterator[RoundOrder]:
+    def orders(self, fold: Callable[[BaseUpdate], None] | None = None) -> Iterator[RoundOrder]:
         """The rounds to run, until the run is over. Raises RunFailed where it ends badly.
 
         What is to be added to the base between them is given to `fold`.
@@ -186,7 +186,7 @@ class DeviceLink:
             message = self.receive()
             if isinstance(message, Finish):
                 return
-            if isinstance(message, Stack) and fold is not None:
+            if isinstance(message, BaseUpdate) and fold is not None:
                 fold(message)
                 continue
             if not isinstance(message, RoundOrder):
@@ -255,7 +255,7 @@ class DeviceLink:
         phases.observe("wait", phases.now() - begin)
         if isinstance(item, Finish) and not item.ok:
             raise RunFailed(item.reason)
-        if isinstance(item, Stack | RoundOrder | Finish):
+        if isinstance(item, BaseUpdate | RoundOrder | Finish):
             return item
         raise ProtocolError(f"{self.line.peer}: {type(item).__name__} was not expected")
 

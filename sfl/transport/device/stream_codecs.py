@@ -155,8 +155,8 @@ class StreamCodecs:
                 message.rows, seed & 0xFFFFFFFF, message.lengths, message.context
             )
         except ProtocolError as error:
-            place = f"{self._device}, {_place(message)}, codec.{lane.setting}"
-            raise AdapterRefused(f"{place}: {error}") from None
+            where = f"{self._device}, {_named(message)}, codec.{lane.setting}"
+            raise AdapterRefused(f"{where}: {error}") from None
         if encoder.mask is not None and _comes_back(lane):
             self._masks[message.key] = encoder.mask
         return packet
@@ -176,14 +176,14 @@ class StreamCodecs:
         # The other end has the same codecs; one that is not due may ask for any amount of memory.
         if due_codec is None or packet.codec != due_codec.spec:
             raise ProtocolError(
-                f"{self._device}, {_place(message)}: codec {packet.codec!r} was not expected"
+                f"{self._device}, {_named(message)}: codec {packet.codec!r} was not expected"
             )
         decoder = self._decoders.setdefault(lane, Decoder(*self._cache))
         due = (packet.shape[0], packet.shape[1] if hidden is None else hidden)
         try:
             rows = decoder.decode(packet, due)
         except ProtocolError as error:
-            raise ProtocolError(f"{self._device}, {_place(message)}: {error}") from None
+            raise ProtocolError(f"{self._device}, {_named(message)}: {error}") from None
         if (
             message.kind is Kind.GRADIENT
             and (mask := self._masks.pop(message.key, None)) is not None
@@ -196,7 +196,7 @@ def _comes_back(lane: Lane) -> bool:
     return lane.toward is Toward.LOSS and not lane.evaluation
 
 
-def _place(message: TensorMessage) -> str:
+def _named(message: TensorMessage) -> str:
     key = message.key
     return (
         f"{message.kind.name.lower()} of round {key.round}, step {key.step}, "

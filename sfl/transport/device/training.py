@@ -113,7 +113,7 @@ class Training:
         self.adapters = AdapterWork(session, host, end, coders, self.stream)
         self.is_ready = False
         """Whether the device has its span; before, no adapter and no sum is due."""
-        self.stacks = 0
+        self.base_updates = 0
         """How many rounds' sums the device has been sent for its base."""
         self.ended: SflError | None = None
         """Why its stream is being closed, where this edge closes it."""
@@ -146,8 +146,8 @@ class Training:
     ) -> None:
         """Send the device its part of what `round_` gave, unless it has that or lacks the one
         before; `folded` is done once the edge's base has it."""
-        if round_ == self.stacks + 1:
-            self.stacks = round_
+        if round_ == self.base_updates + 1:
+            self.base_updates = round_
             self.jobs.put(self._fold(round_, theirs, folded))
 
     def finish(self, ok: bool, reason: str) -> None:
@@ -248,7 +248,7 @@ class Training:
         self, round_: int, theirs: Mapping[str, np.ndarray], folded: asyncio.Task[None]
     ) -> None:
         await asyncio.shield(folded)  # it is the other devices' too
-        await self.adapters.send_stack(theirs, round_)
+        await self.adapters.send_base_update(theirs, round_)
 
 
 class Goodbye(SflError):

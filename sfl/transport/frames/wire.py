@@ -25,7 +25,7 @@ Context = grpc.aio.ServicerContext[Any, Any]
 FRAME_BYTES = (1 << 20) - (1 << 12)
 """Payload of a frame; with its envelope a message stays within gRPC's sweet spot of 1 MiB."""
 
-STACK = "stack"
+BASE_UPDATE = "stack"
 """The `side` of an adapter that is no device's: what is to be added to the base, of `round`."""
 
 KEEPALIVE = 60.0

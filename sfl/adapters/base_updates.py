@@ -1,6 +1,7 @@
-"""Stacks: sums of updates as factors of scaling 1, and all of a run's as one adapter; numpy only.
+"""Base updates: what rounds of FLoRA add to the base, and all of a run's as one adapter.
 
-A stack holds A `[q, in]` and B `[out, q]` of every layer, q being the same for all.
+Numpy only. A base update is a sum of products of factors, of scaling 1. It holds A `[q, in]` and
+B `[out, q]` of every layer, q being the same for all.
 """
 
 from __future__ import annotations
@@ -24,29 +25,29 @@ Factors = tuple[Array, Array]
 
 
 def as_one_adapter(files: Sequence[Path]) -> dict[str, Array]:
-    """The sum of all stacks, float32, as an adapter of one rank R and scaling 1.
+    """The sum of all base updates, float32, as an adapter of one rank R and scaling 1.
 
-    R is the sum of the stacks' ranks, and the factors are theirs side by side. Where that is more
+    R is the sum of their ranks, and the factors are theirs side by side. Where that is more
     than the full rank of the widest layer, R is that full rank: each layer's sum, taken in float64
     in the order of the files, is one factor and the identity the other, zeros filling up narrower
     layers. Reads one layer at a time.
     """
     with ExitStack() as opened:
-        stacks = [opened.enter_context(safe_open(path, framework="numpy")) for path in files]
-        layers = [name for name in stacks[0].keys() if is_lora_a(name)]  # noqa: SIM118
-        rank = sum(stack.get_slice(layers[0]).get_shape()[0] for stack in stacks)
-        most = max(_full_rank(stacks[0], name) for name in layers)
+        base_updates = [opened.enter_context(safe_open(path, framework="numpy")) for path in files]
+        layers = [name for name in base_updates[0].keys() if is_lora_a(name)]  # noqa: SIM118
+        rank = sum(base_update.get_slice(layers[0]).get_shape()[0] for base_update in base_updates)
+        most = max(_full_rank(base_updates[0], name) for name in layers)
         result: dict[str, Array] = {}
         for name in sorted(layers):
-            pairs = [(s.get_tensor(lora_b_of(name)), s.get_tensor(name)) for s in stacks]
+            pairs = [(s.get_tensor(lora_b_of(name)), s.get_tensor(name)) for s in base_updates]
             b, a = _side_by_side(pairs) if rank <= most else _dense(pairs, most)
             result[name], result[lora_b_of(name)] = a, b
     return result
 
 
-def _full_rank(stack: Any, a: str) -> int:
-    outputs = stack.get_slice(lora_b_of(a)).get_shape()[0]
-    inputs = stack.get_slice(a).get_shape()[1]
+def _full_rank(base_update: Any, a: str) -> int:
+    outputs = base_update.get_slice(lora_b_of(a)).get_shape()[0]
+    inputs = base_update.get_slice(a).get_shape()[1]
     return int(min(outputs, inputs))
 
 

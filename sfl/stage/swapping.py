@@ -1,4 +1,4 @@
-"""Adapters at rest: what an edge puts aside of devices that have nothing to do for a while.
+"""Swapping: adapters of devices that have nothing to do for a while leave the edge's memory.
 
 Parameters stay the objects they are, without values; what they held, AdamW's moments and FedProx's
 anchors go to a file and come back bit for bit. All of this runs on the compute thread.
@@ -24,8 +24,8 @@ from sfl.node.causes import disk_error
 log = logging.getLogger("sfl.edge")
 
 
-class Sleeper(Protocol):
-    """What a session offers to be put aside."""
+class Swappable(Protocol):
+    """What a session offers to be swapped out."""
 
     device: str
 
@@ -46,7 +46,7 @@ class Sleeper(Protocol):
 def surplus(
     residents: Sequence[str], idle: Collection[str], needed: Collection[str], limit: int
 ) -> list[str]:
-    """Who is put aside so that, with all `needed`, at most `limit` devices are in memory.
+    """Who is swapped out so that, with all `needed`, at most `limit` devices are in memory.
 
     `residents` are in memory now, those used longest ago first. Who is busy stays, so more than
     `limit` may remain.
@@ -59,91 +59,91 @@ def surplus(
 class Residence:
     """Which sessions have their tensors in memory: at most `limit`, the last used, and the busy.
 
-    The others rest in files without a name, one for each, on the disk of the folder `where`. One is
-    written to its end before its tensors are given up, and gone once they are back; all are gone
-    with the process, however that ends. Without `where` they rest in this machine's memory, which
-    helps where the blocks lie on an accelerator.
+    The others are swapped to files without a name, one for each, on the disk of the folder `where`.
+    One is written to its end before its tensors are given up, and gone once they are back; all are
+    gone with the process, however that ends. Without `where` they go to this machine's memory,
+    which helps where the blocks are on an accelerator.
     """
 
     def __init__(self, limit: int, where: Path | None, stats: NodeStats) -> None:
         self._limit: int | None = limit
         self._where = where
         self._stats = stats
-        self._awake: dict[str, Sleeper] = {}  # the last used last
-        self._asleep: dict[str, Rest] = {}
+        self._resident: dict[str, Swappable] = {}  # the last used last
+        self._swapped: dict[str, Swapped] = {}
 
-    def enter(self, *sessions: Sleeper) -> dict[str, SflError]:
-        """Have these in memory, others aside; by device, those that cannot be read back."""
+    def enter(self, *sessions: Swappable) -> dict[str, SflError]:
+        """Have these in memory, others swapped out; by device, those that cannot be read back."""
         needed = {session.device: session for session in sessions}
         if self._limit is not None:
-            idle = {name for name, session in self._awake.items() if session.idle}
-            for name in surplus(list(self._awake), idle, needed.keys(), self._limit):
-                self._put(self._awake[name])
+            idle = {name for name, session in self._resident.items() if session.idle}
+            for name in surplus(list(self._resident), idle, needed.keys(), self._limit):
+                self._swap_out(self._resident[name])
         lost = {}
         for device, session in needed.items():
             try:
-                if device in self._asleep:
-                    self._fetch(session)
+                if device in self._swapped:
+                    self._swap_in(session)
             except SflError as error:
                 lost[device] = error
             else:
-                self._awake.pop(device, None)
-                self._awake[device] = session
+                self._resident.pop(device, None)
+                self._resident[device] = session
         return lost
 
     def leave(self, device: str) -> None:
-        """Forget a device, and what it left to rest."""
-        self._awake.pop(device, None)
-        if (rest := self._asleep.pop(device, None)) is not None:
-            rest.close()
+        """Forget a device, and what was swapped out of it."""
+        self._resident.pop(device, None)
+        if (swapped := self._swapped.pop(device, None)) is not None:
+            swapped.close()
         self._count()
 
     def close(self) -> None:
-        """Forget all that rest."""
-        for rest in self._asleep.values():
-            rest.close()
-        self._asleep.clear()
+        """Forget all that is swapped out."""
+        for swapped in self._swapped.values():
+            swapped.close()
+        self._swapped.clear()
 
-    def _put(self, session: Sleeper) -> None:
+    def _swap_out(self, session: Swappable) -> None:
         tensors = dict(session.held())
-        rest: Rest
+        swapped: Swapped
         if self._where is None:
-            rest = InMemory(tensors)
+            swapped = InMemory(tensors)
         else:
             try:
-                rest = OnDisk(tensors, self._where.expanduser())
+                swapped = OnDisk(tensors, self._where.expanduser())
             except OSError as error:
                 # Somebody else's job must not fail for it, and nothing is lost.
-                cause = disk_error(self._where, error, "edge.rest_dir")
+                cause = disk_error(self._where, error, "edge.swap_dir")
                 log.warning("adapters stay in memory: %s", cause)
                 self._limit = None
                 return
         del tensors
-        del self._awake[session.device]
-        self._asleep[session.device] = rest
+        del self._resident[session.device]
+        self._swapped[session.device] = swapped
         session.let_go()
         self._count()
 
-    def _fetch(self, session: Sleeper) -> None:
-        rest = self._asleep[session.device]
+    def _swap_in(self, session: Swappable) -> None:
+        swapped = self._swapped[session.device]
         try:
-            tensors = rest.read()
+            tensors = swapped.read()
         except OSError as error:
-            cause = disk_error(self._where or "memory", error, "edge.rest_dir")
+            cause = disk_error(self._where or "memory", error, "edge.swap_dir")
             raise DiskError(
                 f"the swapped adapter of device {session.device} cannot be read back: {cause}"
             ) from None
         session.take_back(tensors)
-        self._asleep.pop(session.device).close()
+        self._swapped.pop(session.device).close()
         self._stats.adapters_woken += 1
         self._count()
 
     def _count(self) -> None:
-        self._stats.adapters_resting = len(self._asleep)
+        self._stats.adapters_resting = len(self._swapped)
 
 
-class Rest(Protocol):
-    """Tensors that were put aside."""
+class Swapped(Protocol):
+    """Tensors that were swapped out."""
 
     def read(self) -> dict[str, Tensor]:
         """All of them, each where it was. Raises OSError."""
@@ -187,7 +187,7 @@ class OnDisk:
         folder.mkdir(parents=True, exist_ok=True)
         self._forms = {name: Form(t.shape, t.dtype, t.device) for name, t in tensors.items()}
         # Without a buffer nothing is left to be written when a file is closed on a full disk.
-        self._file: FileIO = tempfile.TemporaryFile(  # noqa: SIM115 - open while they rest
+        self._file: FileIO = tempfile.TemporaryFile(  # noqa: SIM115 - open while swapped out
             buffering=0, prefix="sfl-edge-", dir=folder
         )
         try:
@@ -223,6 +223,6 @@ class OnDisk:
 
 
 def _bytes_of(tensor: Tensor) -> memoryview:
-    """A tensor's bytes; its own where it lies whole in this machine's memory."""
+    """A tensor's bytes; its own where it is whole in this machine's memory."""
     flat = tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8)
     return flat.numpy().data

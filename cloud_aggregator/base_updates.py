@@ -8,8 +8,8 @@ from pathlib import Path
 
 import safetensors.numpy
 
+from sfl.adapters.base_updates import as_one_adapter
 from sfl.adapters.names import is_lora_a
-from sfl.adapters.stacks import as_one_adapter
 from sfl.aggregation.contribution import Array
 from sfl.metrics.snapshot import NodeKind
 from sfl.node.files import write_atomic
@@ -17,7 +17,7 @@ from sfl.node.files import write_atomic
 Node = tuple[NodeKind, str]
 
 
-class Stacks:
+class BaseUpdates:
     """All of a run's, by round, from 1 on without a gap; empty where a strategy folds nothing.
 
     A node that has just joined holds the base as it is on disk, and so needs every one of them.

@@ -1,4 +1,4 @@
-"""Adapters that rest in files: who does, that memory comes back, and that no bit changes."""
+"""Adapters that are swapped to files: whose, that memory comes back, and that no bit changes."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from sfl.config import EdgeConfig
 from sfl.errors import DiskError
 from sfl.metrics.stats import NodeStats
 from sfl.stage.messages import Kind, TensorMessage
-from sfl.stage.resting import OnDisk, Residence, surplus
+from sfl.stage.swapping import OnDisk, Residence, surplus
 from sfl.stage.training import TrainingSession
 from tests.house.residents import edge, message
 from tests.house.together import handle_together
@@ -37,7 +37,7 @@ from tests.house.together import handle_together
         ("", "", "ab", 1, ""),
     ],
 )
-def test_those_used_longest_ago_rest_unless_they_are_busy_or_needed(
+def test_those_used_longest_ago_go_unless_they_are_busy_or_needed(
     residents: str, idle: str, needed: str, limit: int, expected: str
 ) -> None:
     assert surplus(list(residents), set(idle), set(needed), limit) == list(expected)
@@ -54,15 +54,15 @@ def closed() -> Iterator[None]:
 
 
 def residing(tmp_path: Path, limit: int) -> Residence:
-    OPEN.append(Residence(limit, tmp_path / "rest", NodeStats("edge", "edge")))
+    OPEN.append(Residence(limit, tmp_path / "swapped", NodeStats("edge", "edge")))
     return OPEN[-1]
 
 
 def tear(residence: Residence, device: str) -> None:
-    """Cut off the end of what rests of a device."""
-    rest = residence._asleep[device]
-    assert isinstance(rest, OnDisk)
-    rest._file.truncate(1000)
+    """Cut off the end of what was swapped out of a device."""
+    swapped = residence._swapped[device]
+    assert isinstance(swapped, OnDisk)
+    swapped._file.truncate(1000)
 
 
 def train(sessions: Sequence[TrainingSession], topology: str) -> list[dict[str, np.ndarray]]:
@@ -81,7 +81,7 @@ def train(sessions: Sequence[TrainingSession], topology: str) -> list[dict[str, 
 
 
 @pytest.mark.parametrize("topology", ["vanilla", "u_shaped"])
-def test_resting_changes_no_bit(tmp_path: Path, topology: str) -> None:
+def test_swapping_changes_no_bit(tmp_path: Path, topology: str) -> None:
     wanted = train(edge(None, topology), topology)
     residence = residing(tmp_path, 1)
     sessions = edge(residence, topology)
@@ -91,10 +91,10 @@ def test_resting_changes_no_bit(tmp_path: Path, topology: str) -> None:
         assert all(one[name].tobytes() == other[name].tobytes() for name in one)
     stats = residence._stats.snapshot()
     assert (stats.adapters_resting, stats.adapters_woken) == (2, 3 + 3 * 3 + 3)
-    assert list(residence._asleep) == ["attic", "barn"]
+    assert list(residence._swapped) == ["attic", "barn"]
     for session in sessions:
         session.close()
-    assert not residence._asleep and residence._stats.adapters_resting == 0
+    assert not residence._swapped and residence._stats.adapters_resting == 0
 
 
 def test_in_memory_beside_an_accelerator_no_file_is_written(tmp_path: Path) -> None:
@@ -107,10 +107,10 @@ def test_in_memory_beside_an_accelerator_no_file_is_written(tmp_path: Path) -> N
     assert residence._stats.adapters_resting == 2
     assert all(p.numel() == 0 for p in sessions[0].adapter.parameters.values())
     with pytest.raises(ValueError, match="frees nothing"):
-        EdgeConfig(rest_in="memory")
+        EdgeConfig(swap_to="memory")
     for session in sessions:
         session.close()
-    assert not residence._asleep and not tmp_path.joinpath("rest").exists()
+    assert not residence._swapped and not tmp_path.joinpath("swapped").exists()
 
 
 def test_a_batch_over_devices_has_all_of_them_in_memory(tmp_path: Path) -> None:
@@ -137,7 +137,7 @@ def tensor_bytes() -> int:
 
 
 @pytest.mark.process
-def test_the_memory_of_those_at_rest_comes_back(tmp_path: Path) -> None:
+def test_the_memory_of_those_swapped_out_comes_back(tmp_path: Path) -> None:
     residence = residing(tmp_path, 3)
     sessions = edge(residence)
     train(sessions, "vanilla")
@@ -159,7 +159,7 @@ def test_the_memory_of_those_at_rest_comes_back(tmp_path: Path) -> None:
     sessions.clear()
     assert before - tensor_bytes() >= 3 * each
     residence.close()
-    assert not list((tmp_path / "rest").iterdir())
+    assert not list((tmp_path / "swapped").iterdir())
 
 
 def test_a_step_under_way_is_left_alone(tmp_path: Path) -> None:
@@ -169,7 +169,7 @@ def test_a_step_under_way_is_left_alone(tmp_path: Path) -> None:
     assert not attic.idle
     barn.handle(message("u_shaped", 1, 0, barn.model.hidden_size))
     assert all(p.numel() for p in attic.adapter.parameters.values())
-    assert list(residence._asleep) == ["cellar"]
+    assert list(residence._swapped) == ["cellar"]
 
 
 def test_a_full_disk_keeps_adapters_in_memory(
@@ -189,7 +189,7 @@ def test_a_full_disk_keeps_adapters_in_memory(
         made.append(Full(tmp_path / "file", "w+"))
         return made[-1]
 
-    monkeypatch.setattr("sfl.stage.resting.tempfile.TemporaryFile", temporary)
+    monkeypatch.setattr("sfl.stage.swapping.tempfile.TemporaryFile", temporary)
     wanted = train(edge(None), "vanilla")
     residence = residing(tmp_path, 1)
     found = train(edge(residence), "vanilla")
@@ -208,7 +208,7 @@ def test_what_cannot_be_read_back_ends_that_device_only(tmp_path: Path) -> None:
         attic.handle(message("vanilla", 0, 0, attic.model.hidden_size))
     barn.handle(message("vanilla", 1, 0, barn.model.hidden_size))
     attic.close()
-    assert "attic" not in residence._asleep and barn.step == 1
+    assert "attic" not in residence._swapped and barn.step == 1
 
 
 def test_of_a_batch_only_the_device_that_cannot_be_read_back_fails(tmp_path: Path) -> None:
@@ -238,7 +238,7 @@ from pathlib import Path
 from types import SimpleNamespace
 import torch
 from sfl.metrics.stats import NodeStats
-from sfl.stage.resting import Residence
+from sfl.stage.swapping import Residence
 sleeper, other = (
     SimpleNamespace(device=name, idle=True, held=lambda: {"a": torch.ones(9)}, let_go=lambda: None)
     for name in ("attic", "barn")
@@ -246,13 +246,13 @@ sleeper, other = (
 residence = Residence(1, Path(sys.argv[1]), NodeStats("edge", "edge"))
 residence.enter(sleeper)
 residence.enter(other)
-assert list(residence._asleep) == ["attic"]
+assert list(residence._swapped) == ["attic"]
 os.kill(os.getpid(), signal.SIGKILL)
 """
 
 
 @pytest.mark.process
 def test_nothing_of_a_killed_edge_is_left(tmp_path: Path) -> None:
-    ended = subprocess.run([sys.executable, "-c", KILLED, str(tmp_path / "rest")], check=False)
+    ended = subprocess.run([sys.executable, "-c", KILLED, str(tmp_path / "swapped")], check=False)
     assert ended.returncode == -signal.SIGKILL
-    assert list((tmp_path / "rest").iterdir()) == []
+    assert list((tmp_path / "swapped").iterdir()) == []
