@@ -31,7 +31,7 @@ from cloud_aggregator.host import EdgeHost
 from cloud_aggregator.models_said import ModelsSaid
 from cloud_aggregator.records import RunRecords
 from sfl.config import RunConfig
-from sfl.errors import DiskError, RunFailed
+from sfl.errors import DiskError, RunFailed, SflError
 from sfl.metrics.prometheus import NodeCollector, serve_as_set
 from sfl.metrics.stats import NodeStats
 from sfl.node.causes import cause_of
@@ -42,7 +42,7 @@ from sfl.node.logs import describe_node
 from sfl.report.conclusion import what_stays
 from sfl.report.journal import SqliteJournal
 from sfl.report.runs import stop_reason
-from sfl.rounds import Coordinator, FinishRun, Tick
+from sfl.rounds import Coordinator, FinishRun, RunEnded, Tick
 from sfl.transport.cloud.service import CloudService
 from sfl.transport.group import watched
 from sfl.transport.security.credentials import bind, new_server
@@ -72,7 +72,9 @@ class CloudAggregator:
         self._traces = _step_traces(config, self.run_id)
         self.records = records = RunRecords(self.config, folder)
         self.journal = SqliteJournal(folder)
-        self.coordinator = coordinator = Coordinator(config.settings, journal=self.journal)
+        self.coordinator = coordinator = Coordinator(
+            config.settings, journal=self.journal, hear=records.hear
+        )
         self.adapter = GlobalAdapter(self.config, folder)
         self.averaging = Averaging(self.config, folder, self.adapter, stats)
         self.service = CloudService(stats)
@@ -82,7 +84,6 @@ class CloudAggregator:
             self.config,
             coordinator,
             self.service,
-            records,
             stats,
             models=models,
             adapter=self.adapter,
@@ -152,8 +153,9 @@ class CloudAggregator:
 
     async def _tick(self) -> None:
         while True:
+            self.driver.heard(self.stats.snapshot())
             self.driver.happened(Tick())
-            self.records.show(self.coordinator, self.stats.snapshot())
+            self.records.show(self.coordinator.state)
             await asyncio.sleep(TICK)
 
     async def _dismiss(self, end: FinishRun, seconds: float = 10.0) -> None:
@@ -170,19 +172,34 @@ class CloudAggregator:
     def _finish_records(self, end: FinishRun) -> FinishRun:
         """Leave the run's folder as it stays; a run that cannot be told of has not ended well."""
         config = self.config.current
-        self.averaging.spool.drop_all()
+        self.averaging.drop()
         if not config.run.keep_round_adapters:
             self.adapter.base_updates.drop()
-        problem = self.records.close(end, self.coordinator, self.stats.snapshot())
+        self.records.make_room()
+        problem = self._last_words(end)
         if problem is not None and end.ok:
             end = FinishRun(False, str(problem))
-            self.records.close(end, self.coordinator, self.stats.snapshot())
+            self._last_words(end)
         with contextlib.suppress(DiskError):  # what could not be kept has ended the run before
             self.journal.close()
         if self.records.summary is not None:
             base = self.adapter.base_model()
             complete_adapters(self.folder, config, base, self.records.summary)
         return end
+
+    def _last_words(self, end: FinishRun) -> SflError | None:
+        """Tell the end, and write what stays; returns what kept any of that from being done."""
+        self.driver.heard(self.stats.snapshot())
+        problems: list[SflError] = []
+        try:
+            self.driver.tell(RunEnded(end.ok, end.reason))
+            self.journal.commit()
+        except Exception as error:  # noqa: BLE001 - the records may still be written
+            problems.append(cause_of(error))
+        problems += self.records.close(self.coordinator.state)
+        for problem in problems:
+            log.error("%s", problem)
+        return problems[0] if problems else None
 
 
 def _step_traces(config: RunConfig, run_id: str) -> StepTraces | None:

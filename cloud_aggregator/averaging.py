@@ -9,6 +9,7 @@ from pathlib import Path
 from cloud_aggregator.base_updates import BaseUpdates
 from cloud_aggregator.beside import resolvable_base
 from cloud_aggregator.effective import EffectiveConfig
+from cloud_aggregator.memory import StrategyMemory
 from sfl.adapters.artifact import save_adapter
 from sfl.adapters.manifest import AdapterManifest
 from sfl.aggregation.contribution import Array, Contribution, verify
@@ -19,7 +20,7 @@ from sfl.errors import ProtocolError
 from sfl.metrics.stats import NodeStats
 from sfl.node.files import on_disk
 from sfl.report.card import Base
-from sfl.rounds import Aggregate, Steps
+from sfl.rounds import AdapterReady, Aggregate, Steps
 from sfl.rounds.values import UpdateHeader
 from sfl.transport.cloud.spool import Spool
 from sfl.transport.frames.chunks import adapter_bytes
@@ -64,7 +65,12 @@ class GlobalAdapter:
             folded, rank = self.base_updates.as_adapter()
         base = {"base_model_name_or_path": self.base_model().name}
         config = {**self.manifest.peft_config, **rank, **base}
-        save_adapter(self._folder / f"adapters/round-{round_:04d}", self.values | folded, config)
+        save_adapter(self._folder / adapter_ref(round_), self.values | folded, config)
+
+
+def adapter_ref(round_: int) -> str:
+    """Where a round's adapter is, in the run's folder."""
+    return f"adapters/round-{round_:04d}"
 
 
 class Averaging:
@@ -80,6 +86,7 @@ class Averaging:
         self._folder = folder
         self._adapter = adapter
         self._stats = stats
+        self._memory = StrategyMemory(folder)
         self._heavy: set[str] = set()  # devices that were warned of
 
     def payload(self) -> bytes:
@@ -115,8 +122,11 @@ class Averaging:
             values = self._adapter.values
             return examine(contributions, steps, self._strategy, values, config, command.round)
 
-    def average(self, round_: int, examined: Examined) -> None:
-        """Merge what was found sound, and keep it. Raises ProtocolError, DiskError."""
+    def average(self, round_: int, examined: Examined) -> AdapterReady:
+        """Merge what was found sound, and keep it; names what is on disk then.
+
+        Raises ProtocolError, DiskError.
+        """
         adapter = self._adapter
         with self._stats.phases.measure("step"), on_disk(self._folder):
             merged = self._strategy.aggregate(examined.contributions, adapter.values)
@@ -126,7 +136,18 @@ class Averaging:
             if folded := self._strategy.folded(merged):
                 adapter.base_updates.add(folded)
         adapter.save(round_)
+        remembered = self._memory.save(round_, self._strategy.state)
         self.spool.drop(round_)
+        return AdapterReady(round_, adapter_ref(round_), remembered, examined.norms)
+
+    def forget_before(self, round_: int) -> None:
+        """What the strategy remembered of earlier rounds is not needed any more."""
+        self._memory.forget_before(round_)
+
+    def drop(self) -> None:
+        """Nothing is averaged any more."""
+        self.spool.drop_all()
+        self._memory.drop()
 
     def _contribution(self, round_: int, device: str, num_examples: int) -> Contribution:
         config = self._config.current

@@ -8,11 +8,12 @@ import time
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
-from cloud_aggregator.averaging import Averaging
+from cloud_aggregator.averaging import Averaging, adapter_ref
 from cloud_aggregator.clock import RunClock
 from cloud_aggregator.effects import Effects
 from cloud_aggregator.records import RunRecords
 from sfl.errors import SflError
+from sfl.metrics.snapshot import NodeSnapshot
 from sfl.metrics.stats import NodeStats
 from sfl.node.causes import cause_of
 from sfl.rounds import (
@@ -21,10 +22,14 @@ from sfl.rounds import (
     Command,
     Coordinator,
     Event,
+    Evict,
+    Fact,
     Fault,
     FinishRun,
+    NodeHeard,
     Steps,
     UpdatesRefused,
+    UseModel,
 )
 from sfl.transport.group import aside, watched
 
@@ -61,11 +66,28 @@ class Driver:
         if self.over.done():
             return
         try:
-            commands = self._coordinator.handle(event, self._clock.now())
-            self._records.take(event)
-            for command in commands:
+            for command in self._coordinator.handle(event, self._clock.now()):
                 self.do(command)
         except Exception as error:  # noqa: BLE001 - no peer's fault, and half done
+            self.failed(cause_of(error))
+
+    def heard(self, snapshot: NodeSnapshot) -> None:
+        """A node's latest statistics."""
+        try:
+            self.tell(NodeHeard(snapshot.kind, snapshot.name, snapshot.to_json()))
+        except Exception as error:  # noqa: BLE001 - no peer's fault
+            self.failed(cause_of(error))
+
+    def tell(self, fact: Fact) -> None:
+        """What decides nothing is kept, too. Raises DiskError."""
+        self._coordinator.tell(fact, self._clock.now())
+
+    def say(self, command: Evict | Fault) -> None:
+        """Do what the cloud itself has decided, and tell it; what cannot be done ends the run."""
+        try:
+            self.tell(command)
+            self.do(command)
+        except Exception as error:  # noqa: BLE001 - no peer's fault
             self.failed(cause_of(error))
 
     def failed(self, error: SflError) -> None:
@@ -83,6 +105,9 @@ class Driver:
                 progress = self._coordinator.progress
                 steps = {device: progress[device].steps for device in command.contributions}
                 self._aggregation = watched(self._aggregate(command, steps), self.failed)
+            case UseModel():
+                self._effects.do(command)
+                self.happened(AdapterReady(0, adapter_ref(0)))
             case _:
                 self._effects.do(command)
 
@@ -98,13 +123,15 @@ class Driver:
                 self.happened(UpdatesRefused(command.round, refused))
                 return
             for device, note in examined.verdict.notes.items():
-                self.do(Fault(command.round, device, note))
-            await aside(self._averaging.average, command.round, examined)
+                self.say(Fault(command.round, device, note))
+            ready = await aside(self._averaging.average, command.round, examined)
         except Exception as error:  # noqa: BLE001 - ends the run, with its reason
             reason = f"round {command.round} could not be averaged: {cause_of(error)}"
             self.do(FinishRun(False, reason))
             return
-        self._records.end_round(command.round, self._stats.snapshot())
+        self.heard(self._stats.snapshot())
         if self._traces is not None:
-            self._traces.add(self._records.rounds.timelines(command.round), began)
-        self.happened(AdapterReady(command.round))
+            self._traces.add(self._records.told.rounds.timelines(command.round), began)
+        self.happened(ready)
+        self._records.keep(command.round)
+        self._averaging.forget_before(command.round)

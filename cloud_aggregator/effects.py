@@ -10,9 +10,9 @@ from cloud_aggregator.dispatch import Dispatch
 from cloud_aggregator.edge_names import EdgeNames
 from cloud_aggregator.effective import EffectiveConfig
 from cloud_aggregator.models_said import ModelsSaid
-from cloud_aggregator.records import RunRecords
 from sfl.metrics.stats import NodeStats
 from sfl.node.logs import Sparing
+from sfl.report.projection import words_of
 from sfl.rounds import (
     Command,
     Coordinator,
@@ -44,7 +44,6 @@ class Effects:
         config: EffectiveConfig,
         coordinator: Coordinator,
         service: CloudService,
-        records: RunRecords,
         stats: NodeStats,
         *,
         models: ModelsSaid,
@@ -55,7 +54,7 @@ class Effects:
         self._config = config
         self._coordinator = coordinator
         self._service = service
-        self._records = records
+        self._said = ""  # last of what the run waits for
         self._stats = stats
         self._models = models
         self._adapter = adapter
@@ -98,23 +97,17 @@ class Effects:
 
     @do.register
     def _(self, command: Rehearse) -> None:
-        tried = ", ".join(map(str, command.counts))
-        coded = f", codec {command.codec}" if command.codec else ""
-        self.do(Report(f"timing steps of {tried} micro-batches{coded}"))
+        self._say(*words_of(command))
         self._dispatch.rehearse(command)
 
     @do.register
     def _(self, command: Settle) -> None:
         self._config.settle(command)
-        times = ", ".join(f"{n}: {1000 * s:.0f} ms" for n, s in command.seconds.items())
-        self.do(Report(f"micro-batches a step: {command.micro_batches} (tried {times})"))
-        if command.codecs:
-            chosen = ", ".join(f"{name}: {codec}" for name, codec in command.codecs.items())
-            self.do(Report(f"codec: {chosen}"))
+        self._say(*words_of(command))
 
     @do.register
     def _(self, command: StartRound) -> None:
-        self._records.begin_round()
+        self._said = ""
         self._stats.start_round(command.round, 0)
         rounds, devices = self._config.current.run.rounds, ", ".join(command.devices)
         if command.round > rounds:
@@ -134,10 +127,14 @@ class Effects:
         fault = "round %d, %s: %s"
         sparing.warning(place, fault, command.round, place, command.reason, extra=about)
         self._stats.faults += 1
-        self._records.add_fault(command)
 
     @do.register
     def _(self, command: Report) -> None:
-        if self._records.message != command.text:
-            log.info("%s", command.text)
-        self._records.message = command.text
+        self._say(command.text)
+
+    def _say(self, *words: str) -> None:
+        """In the log, where it was not said just before."""
+        for text in words:
+            if text != self._said:
+                log.info("%s", text)
+            self._said = text

@@ -115,7 +115,7 @@ class EdgeHost:
         """An edge says what an adapter consists of; the coordinator knows whose word stands."""
         digest, num_layers = self._models.hear(edge, facts)
         if edge == self._config.current.edge.name or self._adapter.manifest is None:
-            self._config.edge_said(self._records.snapshot("edge", edge))
+            self._config.edge_said(self._records.told.snapshots.of("edge", edge))
         self._names.here(edge)
         self._adapter.base_updates.joined(("edge", edge))
         self._driver.happened(EdgeReady(edge, num_layers, digest))
@@ -142,7 +142,7 @@ class EdgeHost:
 
     def heard(self, snapshot: NodeSnapshot) -> None:
         """Statistics of an edge or of one of its devices."""
-        self._records.heard(snapshot)
+        self._driver.heard(snapshot)
         if snapshot.kind == "device":
             moved = DeviceMoved(snapshot.name, snapshot.moved, bool(snapshot.paused))
             self._driver.happened(moved)
@@ -162,8 +162,9 @@ class EdgeHost:
 
     def device_ready(self, device: str, facts: DeviceFacts) -> None:
         """A device has its span and its data."""
-        self._records.heard(NodeSnapshot.from_json(facts.snapshot).seen(device, time.time()))
-        self._config.device_said(self._records.snapshot("device", device))
+        snapshot = NodeSnapshot.from_json(facts.snapshot).seen(device, time.time())
+        self._driver.heard(snapshot)
+        self._config.device_said(snapshot)
         # What the settings leave open the coordinator settles, by what most devices say.
         form = text_form(facts)
         if reason := unlike(with_text_form(self._config.current, form), form):
@@ -187,7 +188,7 @@ class EdgeHost:
         self._out(Evict(device, contract.reason(f"edge {edge}: {reason}")))
 
     def _out(self, evict: Evict) -> None:
-        self._driver.do(evict)
+        self._driver.say(evict)
         self._driver.happened(DeviceLost(evict.device, evict.reason))
 
     # -- rounds -----------------------------------------------------------------------------------

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 
@@ -22,6 +22,8 @@ class Examined:
 
     contributions: Sequence[Contribution]
     verdict: Verdict
+    norms: Mapping[str, float] = field(default_factory=dict)
+    """How long each update is; empty where nobody looked."""
 
 
 def length_of(contribution: Contribution, start: Mapping[str, Array]) -> Length:
@@ -71,7 +73,7 @@ def examine(
         else one
         for one in devices
     ]
-    return Examined(counted, verdict)
+    return Examined(counted, verdict, {name: own.norm for name, own in lengths.items()})
 
 
 def not_finite(values: Mapping[str, Array]) -> str | None:

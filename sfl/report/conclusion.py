@@ -24,7 +24,7 @@ from sfl.report.summary import Fault, RunSummary, best_round, build_summary
 RESERVE = ".reserve"
 """Room held back for these files, in a run's folder."""
 
-_PASSING = ("spool", "adapters", "base_updates")
+_PASSING = ("spool", "strategy", "adapters", "base_updates")
 
 
 def write_conclusion(
@@ -82,7 +82,7 @@ def conclude(folder: Path, config: RunConfig, reason: str, wall_seconds: float) 
         best_round=best,
     )
     for name in _PASSING:
-        if name == "spool" or not config.run.keep_round_adapters:
+        if name in ("spool", "strategy") or not config.run.keep_round_adapters:
             shutil.rmtree(folder / name, ignore_errors=True)
     if status is not None:
         _last_word(status, reason).write(folder / "status.json")

@@ -5,29 +5,36 @@ from __future__ import annotations
 import contextlib
 import errno
 import sqlite3
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+from sfl.errors import DiskError
 from sfl.node.files import on_disk
-from sfl.rounds.journal import PASSING, Entry, Latest
-from sfl.rounds.plain import event_from_json, state_from_json, to_json
+from sfl.rounds.journal import PASSING, Entry, Latest, subject
+from sfl.rounds.plain import NotReadable, event_from_json, state_from_json, to_json
 from sfl.rounds.state import RunState
 
 NAME = "run.sqlite"
 
+# Of a subject only the latest event stays. AUTOINCREMENT: no number comes twice, whatever is gone.
 _TABLES = """
 CREATE TABLE IF NOT EXISTS events(
-  number INTEGER PRIMARY KEY, now REAL NOT NULL, kind TEXT NOT NULL, event BLOB NOT NULL
+  number INTEGER PRIMARY KEY AUTOINCREMENT, now REAL NOT NULL, kind TEXT NOT NULL,
+  subject TEXT, event BLOB NOT NULL
 );
+CREATE UNIQUE INDEX IF NOT EXISTS subjects ON events(subject) WHERE subject IS NOT NULL;
 CREATE TABLE IF NOT EXISTS marks(
   one INTEGER PRIMARY KEY CHECK (one = 1), number INTEGER NOT NULL, state BLOB NOT NULL
 );
 CREATE TABLE IF NOT EXISTS clock(one INTEGER PRIMARY KEY CHECK (one = 1), now REAL NOT NULL);
 """
-_APPEND = "INSERT INTO events(now, kind, event) VALUES(?, ?, ?)"
+_APPEND = "INSERT OR REPLACE INTO events(now, kind, subject, event) VALUES(?, ?, ?, ?)"
 _TELL_TIME = "INSERT OR REPLACE INTO clock VALUES(1, ?)"
 _MARK = "INSERT OR REPLACE INTO marks SELECT 1, coalesce(max(number), 0), ? FROM events"
-_FORGET = "DELETE FROM events WHERE kind = ?"
+_FORGET = (
+    "DELETE FROM events WHERE number > coalesce((SELECT number FROM marks), 0) AND kind IN "
+    f"({', '.join(repr(kind.__name__) for kind in PASSING)})"
+)
 _EVENTS = "SELECT now, event FROM events WHERE number > ? ORDER BY number"
 
 _ERRNO = {
@@ -37,13 +44,26 @@ _ERRNO = {
     sqlite3.SQLITE_CANTOPEN: errno.EACCES,
     sqlite3.SQLITE_PERM: errno.EACCES,
 }
+_DAMAGED = (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB)
+
+Row = tuple[float, str, str | None, bytes]
+Statement = tuple[str, tuple[object, ...]]
 
 
 class SqliteJournal:
-    """In WAL mode: a commit outlives the process, a mark a power cut as well."""
+    """A commit outlives the process, and a mark a power cut as well.
+
+    That is WAL with `synchronous = NORMAL`: a commit is one write to the log and waits for no
+    disk, so that an event costs microseconds; the disk is waited for where the log is put into the
+    file. After a power cut the file is whole, and what is lost are the latest commits since then:
+    a round's beginning is never among them. Rows wait in memory until their commit.
+    """
 
     def __init__(self, folder: Path) -> None:
+        """Raises DiskError, also for a file that is damaged."""
         self._folder = folder
+        self._rows: list[Row] = []
+        self._told: float | None = None
         with self._on_disk():
             self._file = sqlite3.connect(folder / NAME, isolation_level=None)
             self._file.execute("PRAGMA journal_mode = WAL")
@@ -52,60 +72,86 @@ class SqliteJournal:
 
     @contextlib.contextmanager
     def _on_disk(self) -> Iterator[None]:
-        """What SQLite says of the disk is raised as DiskError."""
+        """What SQLite says of the disk or the file is raised as DiskError."""
         with on_disk(self._folder):
             try:
                 yield
-            except sqlite3.OperationalError as error:
-                number = _ERRNO.get(error.sqlite_errorcode & 0xFF)
-                if number is None:
+            except NotReadable as error:
+                raise self._damaged(error) from None
+            except sqlite3.DatabaseError as error:
+                code = error.sqlite_errorcode & 0xFF
+                if code in _DAMAGED:
+                    raise self._damaged(error) from None
+                if code not in _ERRNO:
                     raise
-                raise OSError(number, str(error)) from error
+                raise OSError(_ERRNO[code], str(error)) from error
 
-    def _write(self, statement: str, *values: object) -> None:
-        with self._on_disk():
-            if not self._file.in_transaction:
-                self._file.execute("BEGIN IMMEDIATE")
-            self._file.execute(statement, values)
+    def _damaged(self, error: Exception) -> DiskError:
+        path = self._folder / NAME
+        fix = f"Move it away, and {NAME}-wal and {NAME}-shm with it; the run then begins anew."
+        return DiskError(f"{path}: it is damaged ({error}). {fix}")
 
     def append(self, entry: Entry) -> None:
-        """Keep an event, at the latest with the next `commit`."""
-        self._write(_APPEND, entry.now, type(entry.event).__name__, to_json(entry.event))
+        """Keep an event with the next `commit`; until then it is in memory only."""
+        event = entry.event
+        self._rows.append((entry.now, type(event).__name__, subject(event), to_json(event)))
 
     def tell_time(self, now: float) -> None:
-        """The run has been up so long, and nothing else happened."""
-        self._write(_TELL_TIME, now)
+        """The run has been up so long."""
+        self._told = now
 
     def mark(self, state: RunState) -> None:
         """Keep the state after the latest event, also through a power cut."""
-        for kind in PASSING:
-            self._write(_FORGET, kind.__name__)
-        self._write(_MARK, to_json(state))  # with the number that is the last one now
-        self.commit()
+        # The mark has the number that is the last one then.
+        self._write([(_FORGET, ()), (_MARK, (to_json(state),))])
         with self._on_disk():
             self._file.execute("PRAGMA wal_checkpoint(PASSIVE)")
 
     def commit(self) -> None:
         """What was kept outlives this process, however it ends."""
+        self._write([])
+
+    def _write(self, more: Sequence[Statement]) -> None:
+        """Rows and time that wait, then `more`: all of it or nothing, and then it waits on."""
+        statements = [*more]
+        if self._told is not None:
+            statements.append((_TELL_TIME, (self._told,)))
         with self._on_disk():
+            if len(self._rows) == 1 and not statements:
+                self._file.execute(_APPEND, self._rows[0])  # a transaction of its own
+            elif self._rows or statements:
+                self._write_together(statements)
+        self._rows.clear()
+        self._told = None
+
+    def _write_together(self, statements: Sequence[Statement]) -> None:
+        self._file.execute("BEGIN IMMEDIATE")
+        try:
+            self._file.executemany(_APPEND, self._rows)
+            for statement, values in statements:
+                self._file.execute(statement, values)
+            self._file.execute("COMMIT")
+        finally:
             if self._file.in_transaction:
-                self._file.execute("COMMIT")
+                self._file.execute("ROLLBACK")
 
     def entries(self) -> Iterator[Entry]:
         """All events; before the last mark, without those that nobody looks at later."""
         return iter(self._after(0))
 
     def _after(self, number: int) -> list[Entry]:
+        self.commit()
         with self._on_disk():
             rows = self._file.execute(_EVENTS, (number,)).fetchall()
-        return [Entry(now, event_from_json(event)) for now, event in rows]
+            return [Entry(now, event_from_json(event)) for now, event in rows]
 
     def latest(self) -> Latest:
         """What a state is rebuilt from."""
+        self.commit()
         with self._on_disk():
             row = self._file.execute("SELECT number, state FROM marks").fetchone()
             told = self._file.execute("SELECT now FROM clock").fetchone()
-        number, marked = (0, None) if row is None else (row[0], state_from_json(row[1]))
+            number, marked = (0, None) if row is None else (row[0], state_from_json(row[1]))
         entries = tuple(self._after(number))
         times = [0.0 if told is None else told[0], *(entry.now for entry in entries[-1:])]
         if marked is not None:
@@ -113,7 +159,9 @@ class SqliteJournal:
         return Latest(marked, entries, max(times))
 
     def close(self) -> None:
-        """Nothing more comes."""
-        self.commit()
-        with self._on_disk():
-            self._file.close()
+        """Nothing more comes. Raises DiskError where the last of it could not be kept."""
+        try:
+            self.commit()
+        finally:
+            with self._on_disk():
+                self._file.close()

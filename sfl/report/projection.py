@@ -1,19 +1,40 @@
-"""What devices did in their rounds, told by a run's events alone."""
+"""What a run's records say, told by its journal alone."""
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from functools import singledispatchmethod
 from itertools import chain
 
+from sfl.config import RunSettings
 from sfl.data.example import DataNotes
 from sfl.metrics.snapshot import NodeSnapshot
 from sfl.metrics.timeline import spans_from_json, watched_step
-from sfl.report.records import RoundRecord, SampleScore
+from sfl.report.records import NodeRecord, Record, RoundRecord, SampleScore
+from sfl.report.snapshots import Snapshots
 from sfl.report.step import StepTimeline, ordered, since
-from sfl.report.summary import best_round
-from sfl.rounds import DeviceReady, Event, ReportReceived
+from sfl.report.summary import Fault, RunSummary, best_round, build_summary
+from sfl.rounds import (
+    AdapterReady,
+    DeviceReady,
+    Event,
+    Fact,
+    Rehearse,
+    Report,
+    ReportReceived,
+    RoundBegan,
+    RunEnded,
+    Settle,
+)
+from sfl.rounds import Fault as Told
+from sfl.rounds.journal import Entry
+from sfl.rounds.messages import NodeHeard
 from sfl.rounds.values import DeviceFacts, RoundReport
+
+MOST_FAULTS = 100
+"""Of one node that status and summary tell: one that comes and goes all day fills neither."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,7 +51,7 @@ NOT_TRAINED = Trained(0.0, 0, 0, 0.0)
 
 
 class DeviceRounds:
-    """A projection of a run's journal: the same events give the same records, live or later."""
+    """What devices did in their rounds."""
 
     def __init__(self) -> None:
         self.facts: dict[str, DeviceFacts] = {}
@@ -116,11 +137,129 @@ class DeviceRounds:
         return {device: data_notes(facts) for device, facts in self.facts.items()}
 
 
-def told(events: Iterable[Event]) -> list[RoundRecord]:
-    """The records of a run's rounds, of its journal's events."""
-    rounds = DeviceRounds()
-    records = (rounds.take(event) for event in events)
-    return [record for record in records if record is not None]
+class Faults:
+    """What went wrong, in order; of one node not more than the first so many."""
+
+    def __init__(self) -> None:
+        self.kept: list[Fault] = []
+        self._number_of: Counter[str] = Counter()
+
+    def add(self, fault: Told) -> None:
+        """Keep a fault, as long as its node does not have too many."""
+        node = fault.device or "edge"
+        self._number_of[node] += 1
+        more = self._number_of[node] - MOST_FAULTS
+        if more <= 0:
+            self.kept.append(Fault(fault.round, node, fault.reason))
+        elif more == 1:
+            self.kept.append(Fault(fault.round, node, "its further faults are in the log only"))
+
+
+class RunProjection:
+    """All that a run's records say, of its journal's entries alone: live, or at any time later.
+
+    An entry costs the same however many devices there are, but for a round's end.
+    """
+
+    def __init__(self) -> None:
+        self.rounds = DeviceRounds()
+        self.snapshots = Snapshots()
+        self.records: list[Record] = []
+        """The lines of `metrics.jsonl`, in their order."""
+        self.faults = Faults()
+        self.message = ""
+        """What the run waits for, in words, or why it ended."""
+        self.end: RunEnded | None = None
+        self.train_seconds = self.wall_seconds = self._round_began = 0.0
+
+    @classmethod
+    def of(cls, entries: Iterable[Entry]) -> RunProjection:
+        """Of a whole journal, or of its first entries."""
+        told = cls()
+        for entry in entries:
+            told.take(entry)
+        return told
+
+    def take(self, entry: Entry) -> list[Record]:
+        """What comes next; returns the records that it adds."""
+        before = len(self.records)
+        self._take(entry.event, entry.now)
+        return self.records[before:]
+
+    @singledispatchmethod
+    def _take(self, event: Event | Fact, now: float) -> None:
+        """Most events are told of by nobody."""
+
+    @_take.register
+    def _(self, event: NodeHeard, now: float) -> None:
+        self.snapshots.heard(NodeSnapshot.from_json(event.snapshot))
+
+    @_take.register(DeviceReady | ReportReceived)
+    def _(self, event: DeviceReady | ReportReceived, now: float) -> None:
+        if (record := self.rounds.take(event)) is not None:
+            self.snapshots.heard(record.snapshot)
+            self.records.append(record)
+
+    @_take.register
+    def _(self, event: Told, now: float) -> None:
+        self.faults.add(event)
+
+    @_take.register
+    def _(self, event: Report, now: float) -> None:
+        self.message = event.text
+
+    @_take.register(Rehearse | Settle)
+    def _(self, event: Rehearse | Settle, now: float) -> None:
+        self.message = words_of(event)[-1]
+
+    @_take.register
+    def _(self, event: RoundBegan, now: float) -> None:
+        self.message, self._round_began = "", now
+
+    @_take.register
+    def _(self, event: AdapterReady, now: float) -> None:
+        if event.round:
+            seconds = now - self._round_began
+            self.train_seconds += seconds
+            servers = self.snapshots.servers()
+            self.records += [NodeRecord(event.round, seconds, server) for server in servers]
+
+    @_take.register
+    def _(self, event: RunEnded, now: float) -> None:
+        # Rounds that were trained and never evaluated still get their line.
+        self.records += self.rounds.unevaluated(self.snapshots.devices())
+        self.end, self.message, self.wall_seconds = event, event.reason, now
+
+    def summary(self, run_id: str, settings: RunSettings, adapter: str | None) -> RunSummary:
+        """What the run came to; `adapter` is the folder as a user would write it."""
+        end = self.end
+        return build_summary(
+            settings,
+            run_id,
+            self.records,
+            self.snapshots.all(),
+            train_seconds=self.train_seconds,
+            wall_seconds=self.wall_seconds,
+            faults=self.faults.kept,
+            failure=None if end is not None and end.ok else self.message,
+            adapter=adapter,
+            best_round=self.rounds.best_round(),
+            data=self.rounds.notes,
+        )
+
+
+def words_of(command: Rehearse | Settle) -> list[str]:
+    """What is tried, or what was chosen, in words; the last of it stays as the run's message."""
+    if isinstance(command, Rehearse):
+        tried = ", ".join(map(str, command.counts))
+        coded = f", codec {command.codec}" if command.codec else ""
+        return [f"timing steps of {tried} micro-batches{coded}"]
+    times = ", ".join(f"{n}: {1000 * s:.0f} ms" for n, s in command.seconds.items())
+    words = [f"micro-batches a step: {command.micro_batches} (tried {times})"]
+    if command.codecs:
+        chosen = ", ".join(f"{name}: {codec}" for name, codec in command.codecs.items())
+        words.append(f"codec: {chosen}")
+    return words
 
 
 def data_notes(facts: DeviceFacts) -> DataNotes:

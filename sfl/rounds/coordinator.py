@@ -2,11 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 from sfl.config import RunSettings
 from sfl.rounds.journal import Entry, Journal, MemoryJournal
-from sfl.rounds.messages import Command, DeviceReady, Event, ReportReceived, StartRound, Tick
+from sfl.rounds.messages import (
+    AdapterReady,
+    Command,
+    DeviceReady,
+    Event,
+    Fact,
+    ReportReceived,
+    StartRound,
+    Tick,
+    facts_of,
+)
 from sfl.rounds.open_round import Progress
 from sfl.rounds.roster import Device
 from sfl.rounds.state import Phase, RunState
@@ -17,15 +27,27 @@ TELLING = (DeviceReady, ReportReceived)
 """Events that records are made of, also where they come too late for a round."""
 
 
+def nobody(entry: Entry) -> None:
+    """Hears of what was kept, and tells nobody."""
+
+
 class Coordinator:
-    """Holds the state; `handle` is its only door, `now` its only clock (seconds)."""
+    """Holds the state; `handle` is its only door, `now` its only clock (seconds).
+
+    `hear` is called with all that the journal has, in its order.
+    """
 
     def __init__(
-        self, settings: RunSettings, now: float = 0.0, journal: Journal | None = None
+        self,
+        settings: RunSettings,
+        now: float = 0.0,
+        journal: Journal | None = None,
+        hear: Callable[[Entry], object] = nobody,
     ) -> None:
         self.settings = settings
         self.state = RunState.begin(settings, now)
         self.journal: Journal = MemoryJournal() if journal is None else journal
+        self._hear = hear
 
     def handle(self, event: Event, now: float) -> list[Command]:
         """Take one event; return what is to be done, in order, once the journal has the event.
@@ -34,15 +56,26 @@ class Coordinator:
         """
         before = self.state
         self.state, commands = step(before, event, now, self.settings)
-        if self.state.differs_in_time_only(before) and not isinstance(event, TELLING):
-            self.journal.tell_time(now)  # a stranger that asks all day fills no disk
+        entries = [Entry(now, fact) for fact in facts_of(commands)]
+        if not self.state.differs_in_time_only(before) or isinstance(event, TELLING):
+            entries.insert(0, Entry(now, event))
         else:
-            self.journal.append(Entry(now, event))
+            self.journal.tell_time(now)  # a stranger that asks all day fills no disk
+        for entry in entries:
+            self.journal.append(entry)
         if any(isinstance(command, StartRound) for command in commands):
             self.journal.mark(self.state)
-        elif commands or isinstance(event, Tick):
+        elif commands or isinstance(event, Tick | AdapterReady):
             self.journal.commit()
+        for entry in entries:
+            self._hear(entry)
         return commands
+
+    def tell(self, fact: Fact, now: float) -> None:
+        """Keep what decides nothing, with the next commit. Raises DiskError."""
+        entry = Entry(now, fact)
+        self.journal.append(entry)
+        self._hear(entry)
 
     @property
     def phase(self) -> Phase:

@@ -4,20 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from typing import Protocol
+from typing import Protocol, get_args
 
 from sfl.config import RunSettings
-from sfl.rounds.messages import DeviceMoved, Event, Tick
+from sfl.rounds.messages import DeviceMoved, Event, Fact, NodeHeard, Report, Tick
 from sfl.rounds.state import RunState
 from sfl.rounds.step import step
 
 
 @dataclass(frozen=True, slots=True)
 class Entry:
-    """An event, and when it was, in seconds on the run's own clock."""
+    """An event or a fact, and when it was, in seconds on the run's own clock."""
 
     now: float
-    event: Event
+    event: Event | Fact
 
 
 class Journal(Protocol):
@@ -57,26 +57,42 @@ class Latest:
         """Where the run is: its deadlines are as far away as when it was last heard of."""
         state = RunState.begin(settings) if self.marked is None else self.marked
         for entry in self.entries:
-            state, _ = step(state, entry.event, entry.now, settings)
+            if isinstance(entry.event, DECIDING):
+                state, _ = step(state, entry.event, entry.now, settings)
         return replace(state, now=self.now)
 
 
-PASSING = (DeviceMoved, Tick)
-"""Events that tell nothing once a round is over; there are many of them."""
+DECIDING = get_args(Event)
+"""What decisions go by; all else in a journal is told only."""
+
+PASSING = (DeviceMoved, Report, Tick)
+"""Events that tell nothing once the next round has begun; there are many of them."""
+
+
+def subject(event: Event | Fact) -> str | None:
+    """Of what only the latest counts, if the event is one of those."""
+    return f"{event.kind} {event.name}" if isinstance(event, NodeHeard) else None
 
 
 class MemoryJournal:
     """A journal that ends with its process."""
 
     def __init__(self) -> None:
-        self._entries: list[Entry] = []
+        self._entries: dict[int, Entry] = {}
+        self._latest: dict[str, int] = {}
+        """Where the latest of each subject is."""
+        self._number = 0
         self._marked: RunState | None = None
         self._since = 0
         self._now = 0.0
 
     def append(self, entry: Entry) -> None:
         """Keep an event."""
-        self._entries.append(entry)
+        self._number += 1
+        if (about := subject(entry.event)) is not None:
+            self._entries.pop(self._latest.get(about, 0), None)
+            self._latest[about] = self._number
+        self._entries[self._number] = entry
         self._now = entry.now
 
     def tell_time(self, now: float) -> None:
@@ -85,19 +101,22 @@ class MemoryJournal:
 
     def mark(self, state: RunState) -> None:
         """Keep the state after the latest event."""
-        self._entries = [entry for entry in self._entries if not isinstance(entry.event, PASSING)]
-        self._marked, self._since = state, len(self._entries)
+        for number in range(self._since + 1, self._number + 1):
+            if number in self._entries and isinstance(self._entries[number].event, PASSING):
+                del self._entries[number]
+        self._marked, self._since = state, self._number
 
     def commit(self) -> None:
         """Nothing outlives this process."""
 
     def entries(self) -> Iterator[Entry]:
         """All events."""
-        return iter(self._entries)
+        return iter(tuple(self._entries.values()))
 
     def latest(self) -> Latest:
         """What a state is rebuilt from."""
-        return Latest(self._marked, tuple(self._entries[self._since :]), self._now)
+        since = (entry for number, entry in self._entries.items() if number > self._since)
+        return Latest(self._marked, tuple(since), self._now)
 
     def close(self) -> None:
         """Nothing more comes."""

@@ -1,8 +1,8 @@
-"""What a coordinator hears (events) and what it wants done (commands)."""
+"""What a coordinator hears (events), what it wants done (commands), and what records tell of."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -141,9 +141,17 @@ class Rehearsed:
 
 @dataclass(frozen=True, slots=True)
 class AdapterReady:
-    """The aggregation of `round` is done."""
+    """The adapter of `round` is there: what its devices trained is averaged; of round 0, the first.
+
+    `adapter` and `strategy` name what is on disk already, in the run's folder: its values, and what
+    the strategy remembers (empty where that is nothing). `norms` are the lengths of the updates
+    that count, by device.
+    """
 
     round: int
+    adapter: str = ""
+    strategy: str = ""
+    norms: Mapping[str, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -306,3 +314,42 @@ Command = (
     | Report
     | FinishRun
 )
+
+
+@dataclass(frozen=True, slots=True)
+class NodeHeard:
+    """A node's statistics, as JSON; a later one takes the place of one before."""
+
+    kind: str
+    name: str
+    snapshot: str
+
+
+@dataclass(frozen=True, slots=True)
+class RoundBegan:
+    """A round's orders go out."""
+
+    round: int
+
+
+@dataclass(frozen=True, slots=True)
+class RunEnded:
+    """The cloud stops; `reason` is why."""
+
+    ok: bool
+    reason: str
+
+
+Fact = NodeHeard | RoundBegan | RunEnded | Rehearse | Settle | Evict | Fault | Report
+"""What happened that decides nothing more: it is kept for whoever tells of the run."""
+
+
+def facts_of(commands: Iterable[Command]) -> list[Fact]:
+    """What is to be told of what was decided."""
+    facts: list[Fact] = []
+    for command in commands:
+        if isinstance(command, StartRound):
+            facts.append(RoundBegan(command.round))
+        elif isinstance(command, Rehearse | Settle | Evict | Fault | Report):
+            facts.append(command)
+    return facts

@@ -1,4 +1,4 @@
-"""A run's state and its events as JSON and back, to the bit: floats, infinities and bytes too."""
+"""A run's state, events and facts as JSON and back, to the bit: floats, infinities, bytes too."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from pydantic import ConfigDict, TypeAdapter, ValidationError
 from pydantic_core import from_json
 
 from sfl.errors import SflError
-from sfl.rounds.messages import Event
+from sfl.rounds.messages import Event, Fact
 from sfl.rounds.state import RunState
 
 VERSION: Literal[1] = 1
@@ -36,10 +36,12 @@ class Envelope(Generic[T]):
     )
 
 
-_KINDS: dict[str, type[Any]] = {kind.__name__: kind for kind in (RunState, *get_args(Event))}
+_KINDS: dict[str, type[Any]] = {
+    kind.__name__: kind for kind in (RunState, *get_args(Event), *get_args(Fact))
+}
 
 
-def to_json(value: RunState | Event) -> bytes:
+def to_json(value: RunState | Event | Fact) -> bytes:
     """As JSON on one line."""
     kind = type(value).__name__
     return _adapter(kind).dump_json(Envelope(VERSION, kind, value))
@@ -53,12 +55,12 @@ def state_from_json(text: bytes) -> RunState:
     return value
 
 
-def event_from_json(text: bytes) -> Event:
-    """The event that was written. Raises NotReadable."""
+def event_from_json(text: bytes) -> Event | Fact:
+    """The event or fact that was written. Raises NotReadable."""
     value = _from_json(text)
     if isinstance(value, RunState):
         raise NotReadable("an event was expected, not a run's state")
-    event: Event = value
+    event: Event | Fact = value
     return event
 
 

@@ -50,6 +50,10 @@ class RunState:
     """Why who is not there now was lost."""
     no_edge: bool = False
     """No device can come any more."""
+    adapter_ref: str = ""
+    """The latest global adapter, and what the strategy remembers beside it: names of what is on
+    disk, in the run's folder. Empty while there is none."""
+    strategy_ref: str = ""
 
     @classmethod
     def begin(cls, settings: RunSettings, now: float = 0.0) -> RunState:

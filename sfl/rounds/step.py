@@ -132,7 +132,7 @@ def _(event: Rehearsed, turn: Turn) -> None:
 
 @take.register
 def _(event: AdapterReady, turn: Turn) -> None:
-    if adapter_ready(turn):
+    if adapter_ready(turn, event):
         advance(turn)
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 from sfl.config import RunSettings
-from sfl.rounds.messages import Aggregate, UpdateReceived, UpdatesRefused
+from sfl.rounds.messages import AdapterReady, Aggregate, UpdateReceived, UpdatesRefused
 from sfl.rounds.open_round import OpenRound, Progress
 from sfl.rounds.state import Phase
 from sfl.rounds.turn import Turn
@@ -71,9 +71,10 @@ def _merge(turn: Turn) -> None:
     turn.do(Aggregate(state.round, {name: own.num_examples for name, own in trained}))
 
 
-def adapter_ready(turn: Turn) -> bool:
-    """The round is averaged; whether one was to be."""
-    state = turn.state
+def adapter_ready(turn: Turn, event: AdapterReady) -> bool:
+    """An adapter is there; whether a round was to be averaged."""
+    state = replace(turn.state, adapter_ref=event.adapter, strategy_ref=event.strategy)
+    turn.state = state
     if state.phase is not Phase.AGGREGATING:
         return False
     strikes = state.strikes.seen_through(state.open.progress)

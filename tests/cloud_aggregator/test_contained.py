@@ -27,9 +27,6 @@ import pytest
 from safetensors import SafetensorError
 
 from cloud_aggregator.aggregator import CloudAggregator
-from cloud_aggregator.effective import EffectiveConfig
-from cloud_aggregator.records import MOST_FAULTS, RunRecords
-from cloud_aggregator.status_file import shown_phase
 from edge_server.host import JOINING, JoinPace
 from sfl.config import RunSettings, load_run
 from sfl.config.node import MetricsSettings
@@ -38,7 +35,8 @@ from sfl.metrics.prometheus import NodeCollector, serve_as_set
 from sfl.metrics.stats import NodeStats
 from sfl.node.causes import cause_of, foreseen
 from sfl.node.certificates.authority import Authority
-from sfl.report.runs import open_run_folder
+from sfl.report.projection import MOST_FAULTS, Faults
+from sfl.report.standing import shown_phase
 from sfl.report.status import RunStatus
 from sfl.rounds import (
     Aggregate,
@@ -640,16 +638,13 @@ def test_a_write_to_a_peer_that_has_just_hung_up_is_a_lost_link(
     assert not caplog.records
 
 
-def test_a_node_that_comes_and_goes_all_day_does_not_fill_the_status(tmp_path: Path) -> None:
-    config = load_run(write_config(tmp_path, fleet(tmp_path, 2)), [])
-    folder = open_run_folder(config)
-    records = RunRecords(EffectiveConfig(config, folder), folder)
+def test_a_node_that_comes_and_goes_all_day_does_not_fill_the_status() -> None:
+    faults = Faults()
     for round_ in range(10_000):
-        records.add_fault(Fault(round_, "d0", "the stream broke"))
-    records.add_fault(Fault(10_000, "d1", "its own"))
-    assert [fault.node for fault in records._faults] == ["d0"] * (MOST_FAULTS + 1) + ["d1"]
-    records._file.close()
-    assert records._faults[MOST_FAULTS].problem == "its further faults are in the log only"
+        faults.add(Fault(round_, "d0", "the stream broke"))
+    faults.add(Fault(10_000, "d1", "its own"))
+    assert [fault.node for fault in faults.kept] == ["d0"] * (MOST_FAULTS + 1) + ["d1"]
+    assert faults.kept[MOST_FAULTS].problem == "its further faults are in the log only"
 
 
 def test_what_is_said_of_a_device_is_cut_and_few_lines_tell_of_strangers(
@@ -669,8 +664,8 @@ def test_what_is_said_of_a_device_is_cut_and_few_lines_tell_of_strangers(
         cloud.driver.do(FinishRun(False, "enough"))
 
     _, cloud = cloud_alone(tmp_path, story)
-    assert {fault.node for fault in cloud.records._faults} >= {"d0", "d1"}
-    assert max(len(fault.problem) for fault in cloud.records._faults) < 1000
+    assert {fault.node for fault in cloud.records.told.faults.kept} >= {"d0", "d1"}
+    assert max(len(fault.problem) for fault in cloud.records.told.faults.kept) < 1000
     assert sum("no device 'stranger" in record.getMessage() for record in caplog.records) == 5
 
 

@@ -24,6 +24,7 @@ from sfl.rounds import (
     EdgeReady,
     FinishRun,
     Phase,
+    RoundBegan,
     StartRound,
     Tick,
 )
@@ -84,7 +85,7 @@ def test_a_mark_stands_for_all_before_it(reopen: Reopen) -> None:
     assert latest.marked == coordinator.state and not latest.entries
     # The events stay, for whoever wants to tell of them; heartbeats do not.
     kinds = [type(entry.event) for entry in journal.entries()]
-    assert kinds == [EdgeReady, *[DeviceJoined, DeviceReady] * 2]
+    assert kinds == [EdgeReady, *[DeviceJoined, DeviceReady] * 2, RoundBegan]
     coordinator.handle(DeviceMoved("d0", 9), 2.0)
     assert [entry.event for entry in journal.latest().entries] == [DeviceMoved("d0", 9)]
     assert journal.latest().state(SETTINGS) == coordinator.state
@@ -164,6 +165,7 @@ def test_what_is_no_disk_is_a_bug(tmp_path: Path) -> None:
         other.execute("DROP TABLE clock")
     with pytest.raises(sqlite3.OperationalError, match="no such table"):
         journal.tell_time(1.0)
+        journal.commit()
 
 
 def test_the_words_of_a_failing_disk(tmp_path: Path) -> None:

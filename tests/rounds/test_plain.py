@@ -11,7 +11,16 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from sfl.plan import HOLDERS, Holder
-from sfl.rounds import Event, Progress, RunState, Tick, UpdatesRefused
+from sfl.rounds import (
+    AdapterReady,
+    Event,
+    Fact,
+    Progress,
+    RunState,
+    Settle,
+    Tick,
+    UpdatesRefused,
+)
 from sfl.rounds.agreement import Agreement
 from sfl.rounds.ordered import Ordered
 from sfl.rounds.plain import NotReadable, event_from_json, state_from_json, to_json
@@ -47,18 +56,22 @@ def agreed(num_peers: int, said: list[tuple[str, Any]]) -> Agreement[Any]:
 
 st.register_type_strategy(Ordered, ordered)
 st.register_type_strategy(Agreement, agreement)
+NUMBERS = st.dictionaries(st.text(), st.floats())
 TEXTS = st.dictionaries(st.text(), st.text())
 st.register_type_strategy(UpdatesRefused, st.builds(UpdatesRefused, st.integers(), TEXTS))
+st.register_type_strategy(AdapterReady, st.builds(AdapterReady, st.integers(), norms=NUMBERS))
+TIMES = st.dictionaries(st.integers(), st.floats())
+st.register_type_strategy(Settle, st.builds(Settle, st.integers(), TIMES, TEXTS))
 STEPS: st.SearchStrategy[dict[Holder, int]]
 STEPS = st.dictionaries(st.sampled_from(HOLDERS), st.integers())
 PARTS = st.builds(Progress, final_steps=STEPS)
 st.register_type_strategy(Progress, PARTS)
 
 
-@pytest.mark.parametrize("kind", get_args(Event))
-def test_every_event_comes_back(kind: type[Event]) -> None:
+@pytest.mark.parametrize("kind", [*get_args(Event), *get_args(Fact)])
+def test_every_event_comes_back(kind: type[Event | Fact]) -> None:
     @given(st.from_type(kind))
-    def comes_back(event: Event) -> None:
+    def comes_back(event: Event | Fact) -> None:
         text = to_json(event)
         back = event_from_json(text)
         assert repr(back) == repr(event) and to_json(back) == text  # NaN is not equal to itself
