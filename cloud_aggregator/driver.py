@@ -6,6 +6,7 @@ import asyncio
 import logging
 import time
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from cloud_aggregator.averaging import Averaging, adapter_ref
@@ -132,6 +133,7 @@ class Driver:
         self.heard(self._stats.snapshot())
         if self._traces is not None:
             self._traces.add(self._records.told.rounds.timelines(command.round), began)
-        self.happened(ready)
+        servers = self._records.told.snapshots.servers()
+        self.happened(replace(ready, servers=tuple(server.to_json() for server in servers)))
         self._records.keep(command.round)
         self._averaging.forget_before(command.round)

@@ -221,7 +221,7 @@ class RunProjection:
         if event.round:
             seconds = now - self._round_began
             self.train_seconds += seconds
-            servers = self.snapshots.servers()
+            servers = map(NodeSnapshot.from_json, event.servers)
             self.records += [NodeRecord(event.round, seconds, server) for server in servers]
 
     @_take.register

@@ -145,13 +145,14 @@ class AdapterReady:
 
     `adapter` and `strategy` name what is on disk already, in the run's folder: its values, and what
     the strategy remembers (empty where that is nothing). `norms` are the lengths of the updates
-    that count, by device.
+    that were looked at, by device; `servers` the statistics of the cloud and the edges, as JSON.
     """
 
     round: int
     adapter: str = ""
     strategy: str = ""
     norms: Mapping[str, float] = field(default_factory=dict)
+    servers: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

@@ -28,6 +28,7 @@ from tests.house.files import write_jsonl
 from tests.house.fleets import CLASSES, classified, completions, device, sentence, settings, tiny
 from tests.house.paths import MODEL, STORIES
 from tests.house.reference import adapter, adapter_traffic, assert_same_bits, reference
+from tests.house.retold import assert_retold
 
 pytestmark = [pytest.mark.usefixtures("quiet_peft"), pytest.mark.process]
 
@@ -241,6 +242,10 @@ def test_a_finished_run_can_be_asked_evaluated_and_exported(three: Outcome, tmp_
     again = sfl("export", "--run", three.folder, tmp_path / "plain")
     assert again.returncode == 2
     assert "not empty" in again.stderr
+
+
+def test_the_journal_alone_tells_what_the_run_wrote(three: Outcome, tmp_path: Path) -> None:
+    assert_retold(three.folder, tmp_path / "retold")
 
 
 def assert_accounted(outcome: Outcome, micro_batches: int) -> None:
