@@ -54,7 +54,7 @@ from sfl.rounds.values import Challenge
 from sfl.stage.engine import Engine
 from sfl.transport.bulk.fetch import fetch_model
 from sfl.transport.cloud.link import CloudLink
-from sfl.transport.cloud.service import EdgeStream
+from sfl.transport.cloud.reporting import Reporting
 from sfl.transport.device.service import EdgeService
 from sfl.transport.group import GONE, run_together
 from sfl.v1 import cloud_pb2, edge_pb2, tensor_pb2
@@ -140,7 +140,7 @@ def test_the_cloud_takes_every_message_that_the_wire_knows(body: str) -> None:
     else:
         getattr(message, body).SetInParent()
     try:
-        EdgeStream("e", MagicMock(heartbeat_interval=1.0))._take(message)
+        Reporting("e", MagicMock(heartbeat_interval=1.0))._take(message)
     except ProtocolError as error:
         assert "was not expected" not in str(error), error
 
@@ -385,7 +385,7 @@ def test_a_device_whose_rows_are_laid_out_otherwise_is_turned_away_and_may_come_
 
 def test_a_bug_over_one_devices_words_costs_that_device_and_not_its_edge() -> None:
     host = MagicMock(heartbeat_interval=1.0)
-    stream = EdgeStream("e", host)
+    stream = Reporting("e", host)
     stream.devices = {"d0": MagicMock(), "d1": MagicMock()}
     stream.devices["d0"].report.side_effect = IndexError("a length nobody foresaw")
     for device in ("d0", "d1"):

@@ -224,8 +224,8 @@ def test_a_gradient_overtakes_between_the_frames_of_a_tensor() -> None:
         stream.tensors.send(outgoing(long))
         await until_async(lambda: wire.written)  # the first is out, the second waits for the link
         stream.tensors.send(outgoing(tensor(Kind.GRADIENT, 0), GradientNorm(1, 0, 1.0)))
-        stream.stream.post(edge_pb2.EdgeMessage(finish=edge_pb2.Finish(ok=True)))
-        await until_async(lambda: stream.stream._outbox.qsize() == 5)
+        stream.stream.outbox.put(edge_pb2.EdgeMessage(finish=edge_pb2.Finish(ok=True)))
+        await until_async(lambda: len(stream.stream.outbox) == 5)
         for _ in range(7):
             wire.room.release()
         await until_async(lambda: len(wire.written) == 7)

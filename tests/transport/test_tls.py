@@ -33,7 +33,7 @@ from sfl.node.certificates.bundle import Wanted, issue_all
 from sfl.node.certificates.identity import Identity, Role, covers, identity_in, server_name
 from sfl.node.certificates.own import OwnCertificate, load_own, own_certificate, own_in, settings_in
 from sfl.transport.bulk.probe import probe_edge
-from sfl.transport.cloud.service import EdgeStream
+from sfl.transport.cloud.reporting import Reporting
 from sfl.transport.dialling import wait_for_peer
 from sfl.transport.frames import wire
 from sfl.transport.security.credentials import open_channel
@@ -581,7 +581,8 @@ def test_after_all_of_that_and_more_of_it_the_run_ends_well(
 class Deaf:
     """A cloud's shell that notes what it is told."""
 
-    heartbeat_interval = 1.0
+    heartbeat_interval, idle_timeout = 1.0, 30.0
+    stats = NodeStats("cloud", "cloud")
     run_settings = RunSettings.model_validate(
         {"model": {"path": "m"}, "devices": [{"name": "mine"}]}
     )
@@ -598,7 +599,7 @@ class Deaf:
 
 def test_an_edge_speaks_for_its_own_devices_only(caplog: pytest.LogCaptureFixture) -> None:
     host: Any = Deaf()
-    stream = EdgeStream("e", host)
+    stream = Reporting("e", host)
     stream.admitted("mine")
     header = tensor_pb2.AdapterHeader(round=1, device="theirs", side="device")
     for message in (
@@ -620,7 +621,7 @@ def test_an_edge_tells_statistics_of_its_own_devices_only() -> None:
         return NodeSnapshot(name, kind).to_json()
 
     host: Any = Deaf()
-    stream = EdgeStream("e", host)
+    stream = Reporting("e", host)
     stream.admitted("mine")
     others = [told("device", "theirs"), told("edge", "mine"), told("cloud", "cloud")]
     beat = tensor_pb2.Heartbeat(
@@ -714,7 +715,7 @@ def test_help_says_what_a_ca_can_do() -> None:
 def test_an_edge_says_how_it_is_with_every_report_however_short_the_rounds_are() -> None:
     """Of many devices and short rounds that is often, and no flood."""
     host = Deaf()
-    stream = EdgeStream("e", cast("Any", host))
+    stream = Reporting("e", cast("Any", host))
     stream.devices["mine"] = cast("Any", Deaf())
     beat = tensor_pb2.Heartbeat(snapshot=NodeSnapshot("e", "edge").to_json())
     report = tensor_pb2.RoundReport(device="mine")

@@ -20,7 +20,6 @@ from sfl.rounds.values import Score
 from sfl.stage.layout import pack_labels, pack_rows, unpack_labels, unpack_rows
 from sfl.stage.messages import Key, Kind, Purpose, TensorMessage
 from sfl.stage.optimizer import learning_rate_factor
-from sfl.transport.device.shaper import shaper
 from sfl.transport.device.stream_codecs import StreamCodecs
 from sfl.transport.frames.chunks import (
     AdapterAssembly,
@@ -35,6 +34,7 @@ from sfl.transport.frames.seal import Unreadable, seal, sound
 from sfl.transport.frames.tensors import decode_tensor, encode_tensor, raw_bytes
 from sfl.transport.frames.wire import FRAME_BYTES, wire_bytes
 from sfl.transport.security.credentials import check_exposure, split_address
+from sfl.transport.shaper import shaper
 from sfl.transport.status import error_of, status_of
 from sfl.v1 import cloud_pb2, edge_pb2, tensor_pb2
 

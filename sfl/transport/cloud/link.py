@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import time
 from collections.abc import AsyncIterator
 from functools import partial
 
@@ -30,6 +29,7 @@ from sfl.transport.frames.words import to_update_header
 from sfl.transport.security.credentials import open_aio_channel
 from sfl.transport.security.diagnosis import why_refused
 from sfl.transport.status import error_of
+from sfl.transport.stream import Silence
 from sfl.v1 import cloud_pb2
 
 
@@ -53,7 +53,7 @@ class CloudLink:
         self._channel = open_aio_channel("edge.cloud", address, insecure, own, "cloud", proxy)
         self._outbox: asyncio.Queue[cloud_pb2.EdgeReportMessage | None] = asyncio.Queue()
         self._adapter = AdapterAssembly(0)  # until it is known what an adapter consists of
-        self.last_heard = time.monotonic()
+        self._silence = Silence()
 
     def expect(self, most_bytes: int) -> None:
         """From now on take adapters of so many bytes at most."""
@@ -89,7 +89,7 @@ class CloudLink:
     def _heard(self, message: cloud_pb2.CloudMessage | Unreadable) -> cloud_pb2.CloudMessage:
         """Count a message; it also shows that the cloud lives. Raises Corrupted, ProtocolError."""
         message = sound(message, self._peer)
-        self.last_heard = time.monotonic()
+        self._silence.heard()
         role: Role = "adapter" if message.WhichOneof("body") == "adapter" else "control"
         self._stats.bytes.add("down", role, wire_bytes(message))
         return message
@@ -123,12 +123,10 @@ class CloudLink:
         self._outbox.put_nowait(message)
 
     async def watch(self, interval: float, idle_timeout: float) -> None:
-        """Raise LinkLost when the cloud has been silent for too long."""
+        """Raise FellSilent when the cloud has been silent for too long; both in seconds."""
         while True:
             await asyncio.sleep(interval)
-            silent = time.monotonic() - self.last_heard
-            if silent > idle_timeout:
-                raise LinkLost(f"{self._peer}: not a byte for {silent:.0f} s")
+            self._silence.expect_bytes(idle_timeout, self._peer)
 
     async def close(self) -> None:
         """Let queued messages go out, and hang up."""

@@ -12,11 +12,12 @@ from sfl.rounds.values import UpdateHeader
 from sfl.stage.engine import Engine
 from sfl.stage.training import TrainingSession
 from sfl.transport.device.end import EdgeEnd, trained_by
-from sfl.transport.device.stream import Ready, Stream
+from sfl.transport.device.overtaking import DeviceStream
 from sfl.transport.device.tensor_work import Coders
 from sfl.transport.frames import words
 from sfl.transport.frames.chunks import Buffer, adapter_bytes
 from sfl.transport.frames.wire import EDGE_SESSION
+from sfl.transport.stream import Ready
 from sfl.v1 import edge_pb2, tensor_pb2
 
 Frames = Callable[[Mapping[str, np.ndarray], int], Iterator[tensor_pb2.AdapterFrame]]
@@ -35,7 +36,12 @@ class AdapterWork:
     """Sends adapters to one device, and relays what becomes of them."""
 
     def __init__(
-        self, session: TrainingSession, cloud: Cloud, end: EdgeEnd, coders: Coders, stream: Stream
+        self,
+        session: TrainingSession,
+        cloud: Cloud,
+        end: EdgeEnd,
+        coders: Coders,
+        stream: DeviceStream,
     ) -> None:
         self.session = session
         self.cloud = cloud
@@ -58,7 +64,7 @@ class AdapterWork:
 
     def _post(self, frames: list[Ready]) -> None:
         for frame in frames:
-            self.stream.post(frame)
+            self.stream.outbox.put(frame)
 
     async def relay(self, header: tensor_pb2.AdapterHeader, payload: Buffer) -> None:
         """Pass the device's part on, whole again where it came as a change."""

@@ -15,12 +15,11 @@ from typing import Any
 
 import grpc
 
-from sfl.errors import LinkLost, ProtocolError, RunFailed
+from sfl.errors import FellSilent, LinkLost, ProtocolError, RunFailed
 from sfl.metrics.stats import NodeStats
 from sfl.node.certificates.own import OwnCertificate
 from sfl.node.watched import start_watched
 from sfl.stage.messages import Finish
-from sfl.transport.device.shaper import Shaper
 from sfl.transport.device.urgency import LAST, NORMAL, URGENT, Outbox
 from sfl.transport.dialling import nothing_known, wait_for_peer
 from sfl.transport.frames.envelope import Frame
@@ -28,7 +27,9 @@ from sfl.transport.frames.seal import sound
 from sfl.transport.frames.wire import EDGE_SESSION, wire_bytes
 from sfl.transport.security.credentials import open_channel
 from sfl.transport.security.diagnosis import why_refused
+from sfl.transport.shaper import Shaper
 from sfl.transport.status import error_of
+from sfl.transport.stream import Silence
 from sfl.v1 import edge_pb2
 
 Outgoing = edge_pb2.DeviceMessage | Frame
@@ -70,7 +71,7 @@ class Line:
         self.stats = stats
         self.shaper: Shaper | None = None
         """What slows this line down, from the next message on."""
-        self.last_heard = time.monotonic()
+        self.silence = Silence()
         self.stopped = threading.Event()
         """The stream is over, or about to be."""
         self._outbox: Outbox[Outgoing | None] = Outbox()
@@ -146,7 +147,7 @@ class Line:
     def _read(self, take: Callable[[Incoming], bool]) -> None:
         try:
             for message in self._call:
-                self.last_heard = time.monotonic()
+                self.silence.heard()
                 if not take(sound(message, self.peer)):
                     return
         except grpc.RpcError as error:
@@ -190,11 +191,12 @@ class Line:
         return thread
 
     def expect_bytes(self, within: float) -> None:
-        """Raise LinkLost where not one has come for so many seconds."""
-        silent = time.monotonic() - self.last_heard
-        if silent > within:
+        """Raise FellSilent where not one has come for so many seconds."""
+        try:
+            self.silence.expect_bytes(within, self.peer)
+        except FellSilent:
             self._lost = True
-            raise LinkLost(f"{self.peer}: not a byte for {silent:.0f} s")
+            raise
 
     def over(self, error: Exception) -> None:
         """The stream is of no more use; who waits for it, or for a transfer beside it, learns."""

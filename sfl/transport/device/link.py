@@ -40,7 +40,6 @@ from sfl.stage.messages import (
 from sfl.transport.device import checked
 from sfl.transport.device.end import DeviceEnd
 from sfl.transport.device.line import Incoming, Line
-from sfl.transport.device.shaper import shaper
 from sfl.transport.device.urgency import LAST, NORMAL, URGENT, Outbox
 from sfl.transport.frames import contract
 from sfl.transport.frames.chunks import adapter_frames
@@ -54,6 +53,7 @@ from sfl.transport.frames.words import (
     to_report,
 )
 from sfl.transport.security.signed import DeviceSignatures
+from sfl.transport.shaper import shaper
 from sfl.v1 import edge_pb2, tensor_pb2
 
 FEW_WAITING = 8
@@ -314,7 +314,7 @@ class Greeting:
 def _welcome(line: Line, signatures: DeviceSignatures, patience: float) -> edge_pb2.Welcome:
     """Wait to be taken in."""
     while True:
-        left = line.last_heard + patience - time.monotonic()
+        left = line.silence.last_heard + patience - time.monotonic()
         if left <= 0:
             raise LinkLost(f"{line.peer}: not a byte for {patience:g} s")
         try:

@@ -23,7 +23,6 @@ from sfl.stage.training import TrainingSession
 from sfl.transport.bulk.files import to_listing
 from sfl.transport.bulk.probe_service import ProbeService
 from sfl.transport.device.end import EdgeEnd
-from sfl.transport.device.stream import Context
 from sfl.transport.device.tensor_work import Coders
 from sfl.transport.device.training import ALIVE, Goodbye, Host, Training
 from sfl.transport.device.urgency import CodecThread
@@ -39,6 +38,7 @@ from sfl.transport.frames.wire import (
 from sfl.transport.group import GONE, first_message, run_together
 from sfl.transport.security.doorkeeper import expect
 from sfl.transport.status import LONGEST_DETAILS, status_of
+from sfl.transport.stream import Context
 from sfl.v1 import edge_pb2
 
 log = logging.getLogger(__name__)

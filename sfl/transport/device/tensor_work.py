@@ -21,10 +21,11 @@ from sfl.stage.training import TrainingSession
 from sfl.transport.device.decode_slots import DecodeSlots
 from sfl.transport.device.end import Arrival, EdgeEnd
 from sfl.transport.device.jobs import Jobs
-from sfl.transport.device.stream import Ready, Stream
+from sfl.transport.device.overtaking import DeviceStream
 from sfl.transport.device.urgency import CodecThread
 from sfl.transport.frames.envelope import Frame
 from sfl.transport.frames.wire import EDGE_SESSION
+from sfl.transport.stream import Ready
 from sfl.v1 import edge_pb2
 
 
@@ -51,7 +52,12 @@ class TensorWork:
     """Takes one device's frames, and has their answers sent."""
 
     def __init__(
-        self, session: TrainingSession, floor: Floor, end: EdgeEnd, coders: Coders, stream: Stream
+        self,
+        session: TrainingSession,
+        floor: Floor,
+        end: EdgeEnd,
+        coders: Coders,
+        stream: DeviceStream,
     ) -> None:
         self.session = session
         self.floor = floor
@@ -144,10 +150,10 @@ class TensorWork:
         if coded.cancelled():
             return
         if (error := coded.exception()) is not None:
-            self.stream.fail(error)
+            self.stream.outbox.fail(error)
             return
         for frame in coded.result():
-            self.stream.post(frame, urgent)
+            self.stream.outbox.put(frame, urgent)
 
     def _encode(self, answer: TensorMessage | GradientNorm) -> list[Ready]:
         """An answer as bytes: gRPC would make them on the loop."""

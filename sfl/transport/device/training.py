@@ -20,6 +20,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from sfl.config import RunSettings
+from sfl.config.run import NetworkSettings
 from sfl.errors import AdapterRefused, LinkLost, ProtocolError, SflError
 from sfl.metrics.snapshot import NodeSnapshot
 from sfl.metrics.stats import NodeStats
@@ -40,19 +41,28 @@ from sfl.transport.device.adapter_work import AdapterWork
 from sfl.transport.device.decode_slots import DecodeSlots
 from sfl.transport.device.end import EdgeEnd
 from sfl.transport.device.jobs import Jobs
-from sfl.transport.device.shaper import shaper
-from sfl.transport.device.stream import Context, Stream
+from sfl.transport.device.overtaking import DeviceStream, Overtaking
 from sfl.transport.device.tensor_work import Coders, TensorWork
 from sfl.transport.frames import contract, words
 from sfl.transport.frames.chunks import Buffer
 from sfl.transport.frames.contract import DeviceContract
 from sfl.transport.frames.envelope import Frame
+from sfl.transport.shaper import shaper
+from sfl.transport.stream import Context, Heartbeats
 from sfl.v1 import edge_pb2, tensor_pb2
 
 MOST_JOBS = 16
 """What may wait beside a device's tensors: the parts of a round's end and begin, and norms."""
 
 ALIVE = edge_pb2.EdgeMessage(heartbeat=tensor_pb2.Heartbeat())
+
+FEW_WAITING = 16
+"""Messages that tell a device that its edge lives as well as a heartbeat would."""
+
+
+def heartbeats(network: NetworkSettings) -> Heartbeats:
+    """A device's, as the run's settings have them."""
+    return Heartbeats(ALIVE, network.heartbeat_interval, network.idle_timeout, FEW_WAITING)
 
 
 class Host(Protocol):
@@ -107,7 +117,9 @@ class Training:
         self.host = host
         self.end = end
         link, phases = settings.device(device).link, host.stats.phases
-        self.stream = Stream(device, settings.network, ALIVE, phases, shaper(link, "down"))
+        self.stream = DeviceStream(
+            device, Overtaking(), heartbeats(settings.network), phases, shaper(link, "down")
+        )
         self.jobs = Jobs(2 * end.credits.count + MOST_JOBS)
         self.tensors = TensorWork(session, host, end, coders, self.stream)
         self.adapters = AdapterWork(session, host, end, coders, self.stream)
@@ -156,7 +168,9 @@ class Training:
         One whose stream is being closed is told why that is, and nothing else.
         """
         if self.ended is None:
-            self.stream.post(edge_pb2.EdgeMessage(finish=edge_pb2.Finish(ok=ok, reason=reason)))
+            self.stream.outbox.put(
+                edge_pb2.EdgeMessage(finish=edge_pb2.Finish(ok=ok, reason=reason))
+            )
 
     # -- its life ---------------------------------------------------------------------------------
 
@@ -241,7 +255,7 @@ class Training:
         self.end.begin_round(start.codecs, start.round)
         await self.host.engine.run(self.tensors.session.begin_round, order, mine)
         self._contract.begin(start)
-        self.stream.post(edge_pb2.EdgeMessage(start=words.to_round_start(start)))
+        self.stream.outbox.put(edge_pb2.EdgeMessage(start=words.to_round_start(start)))
         await self.adapters.send_round(theirs, start.round)
 
     async def _fold(
