@@ -111,7 +111,8 @@ class EdgeServer:
         welcome = await _welcome(words)
         self.run_id = welcome.run_id
         if welcome.challenge:
-            self.service.challenge = Challenge(self.run_id, self.config.name, welcome.challenge)
+            asked = Challenge(self.run_id, self.config.name, welcome.challenge)
+            self.service.entrance.challenge = asked
         network = welcome.settings.network
         interval, idle_timeout = network.heartbeat_interval, network.idle_timeout
         opening = asyncio.create_task(self._open(welcome, address))

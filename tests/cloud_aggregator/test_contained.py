@@ -675,9 +675,9 @@ def test_a_proof_is_no_larger_than_one() -> None:
 
     async def asked() -> None:
         service = EdgeService(NodeStats("e", "edge"), at_hand(MagicMock()))
-        service.challenge = Challenge("", "", b"")
+        service.entrance.challenge = Challenge("", "", b"")
         try:
-            await service._proof(answers(), AsyncMock())
+            await service.entrance._proof(answers(), AsyncMock())
         finally:
             service.close()
 

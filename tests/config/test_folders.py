@@ -161,7 +161,7 @@ def test_what_delta_remembers_of_samples_lies_in_the_edges_folder(tmp_path: Path
         server.engine.close()
         server.service.close()
         await server.cloud.close()
-        return server.service.cache_dir
+        return server.service.entrance.cache_dir
 
     config = EdgeConfig(cloud="localhost:1", cache_dir=tmp_path / "made")
     device, edge = ends(tmp_path / "other", asyncio.run(cache_dir()))

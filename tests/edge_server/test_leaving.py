@@ -21,7 +21,7 @@ from sfl.config import DeviceConfig
 from sfl.errors import AdapterRefused, NameInUse, Refused
 from sfl.rounds import messages as rounds
 from sfl.rounds.values import Challenge
-from sfl.transport.device import service as edge_service
+from sfl.transport.device import entrance
 from sfl.transport.device.link import DeviceLink
 from sfl.transport.device.training import Training
 from sfl.transport.frames.wire import WIRE_VERSION
@@ -83,7 +83,7 @@ def test_who_is_admitted_and_cannot_come_in_leaves_again(
         no_fault = contextlib.nullcontext()
         with pytest.raises(MemoryError) if fails == "session" else no_fault:
             await house.service._session(requests(), cast(Any, Wire()))
-        await until_async(lambda: not house.service._partings)
+        await until_async(lambda: not house.service._cleanups)
         assert cloud.told == ["join", "left"]
         assert not cloud.coordinator.devices and not house.sessions and not house.kept
 
@@ -94,7 +94,7 @@ def test_who_is_admitted_and_cannot_come_in_leaves_again(
 def test_who_comes_back_in_the_very_moment_its_leaving_ends_comes_in(
     monkeypatch: pytest.MonkeyPatch, turns: int
 ) -> None:
-    waited, wait = itertools.count(1), edge_service._alive_until
+    waited, wait = itertools.count(1), entrance._alive_until
 
     async def counted(task: asyncio.Task[Any], context: Any) -> None:
         assert next(waited) < 100, "the loop stands still"
@@ -114,16 +114,18 @@ def test_who_comes_back_in_the_very_moment_its_leaving_ends_comes_in(
             for _ in range(turns):
                 await asyncio.sleep(0)
 
-        house.service.challenge = Challenge("", "", bytes(32))
+        house.service.entrance.challenge = Challenge("", "", bytes(32))
         hello = edge_pb2.DeviceHello(device=NAME, wire_version=WIRE_VERSION)
-        opening = asyncio.create_task(house.service._open(hello, requests(), cast(Any, Wire())))
+        opening = asyncio.create_task(
+            house.service.entrance.open(hello, requests(), cast(Any, Wire()))
+        )
         await asked.wait()
         await asyncio.sleep(0.01)  # it waits for the proof
-        house.service._part(NAME, leaving())
+        house.service._cleanups.start(NAME, leaving())
         assert (await opening).device == NAME
-        assert cloud.told == ["join"] and not house.service._partings
+        assert cloud.told == ["join"] and not house.service._cleanups
 
-    monkeypatch.setattr(edge_service, "_alive_until", counted)
+    monkeypatch.setattr(entrance, "_alive_until", counted)
     asked, proven = asyncio.Event(), asyncio.Event()
     played(scene)
 

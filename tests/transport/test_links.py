@@ -26,8 +26,8 @@ from sfl.node.certificates.own import OwnCertificate, load_own, settings_in
 from sfl.node.process import Terminated
 from sfl.transport.bulk.fetch import fetch_model
 from sfl.transport.cloud.link import CloudLink
+from sfl.transport.device import entrance
 from sfl.transport.device import line as device_line
-from sfl.transport.device import service as edge_service
 from sfl.transport.device.link import DeviceLink
 from sfl.transport.dialling import wait_for_peer, wait_for_peer_aio
 from sfl.transport.frames.wire import (
@@ -186,7 +186,7 @@ def test_a_broken_link_leaves_no_thread_and_no_connection() -> None:
 def test_a_device_waits_for_an_edge_that_lives_and_no_longer(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(edge_service, "BEAT", 0.1)
+    monkeypatch.setattr(entrance, "BEAT", 0.1)
     monkeypatch.setattr(device_line, "GOODBYE", 0.2)  # nobody hears it
 
     async def scene(house: House, cloud: Cloud) -> None:
@@ -274,7 +274,7 @@ def test_an_edge_ends_while_the_cloud_owes_it_an_answer() -> None:
         cloud.mute = True
         async with dialled(house):
             await until_async(lambda: cloud.told == ["join"])
-        await until_async(lambda: house.service._partings)
+        await until_async(lambda: house.service._cleanups)
         # `opened` drains the service, which must not wait for the cloud.
 
     played(scene)

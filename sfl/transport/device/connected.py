@@ -1,0 +1,50 @@
+"""The devices whose streams are open at an edge."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+
+from sfl.errors import LinkLost, NameInUse, SflError
+from sfl.metrics.stats import NodeStats
+from sfl.transport.device.training import Training
+
+
+class Connected:
+    """Their streams by name, each with the task that runs it."""
+
+    def __init__(self, stats: NodeStats) -> None:
+        self.streams: dict[str, Training] = {}
+        self._groups: dict[str, asyncio.Task[None]] = {}
+        self._stats = stats
+
+    def enter(self, stream: Training, group: asyncio.Task[None]) -> None:
+        """`group` is what runs while the stream is open."""
+        self.streams[stream.device], self._groups[stream.device] = stream, group
+        self._stats.connected = len(self.streams)
+
+    def leave(self, device: str) -> None:
+        """Its stream is over."""
+        del self.streams[device], self._groups[device]
+        self._stats.connected = len(self.streams)
+
+    def evict(self, device: str, error: SflError) -> None:
+        """Close a device's stream, if it has one, with a status that says why."""
+        if device in self.streams:
+            self.streams[device].ended = error
+            self._groups[device].cancel()
+
+    def supersede(self, device: str) -> None:
+        """Refuse a name that is in use; a stream that is not alive any more is closed for it."""
+        old = self.streams.get(device)
+        if old is None:
+            return
+        silent = time.monotonic() - old.last_heard
+        if silent > 5 * old.settings.network.heartbeat_interval:
+            self.evict(device, LinkLost("the device came back on a new stream"))
+        raise NameInUse(f"a device named {device!r} is connected already; try again in a moment")
+
+    def cancel(self) -> None:
+        """End every stream."""
+        for group in self._groups.values():
+            group.cancel()

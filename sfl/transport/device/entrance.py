@@ -1,0 +1,165 @@
+"""How a device comes in at an edge: hello, its signature, the cloud's admission, a welcome."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from sfl.codec.kernel import kernel
+from sfl.errors import LinkLost, NameInUse, ProtocolError, Refused
+from sfl.metrics.stats import NodeStats
+from sfl.rounds.values import Challenge, DeviceWelcome, Proof
+from sfl.stage.training import TrainingSession
+from sfl.transport.device.cleanups import Cleanups
+from sfl.transport.device.connected import Connected
+from sfl.transport.device.end import EdgeEnd
+from sfl.transport.device.tensor_work import Coders
+from sfl.transport.device.training import ALIVE, Host, Training
+from sfl.transport.frames import contract, words
+from sfl.transport.frames.wire import WIRE_VERSION
+from sfl.transport.group import first_message
+from sfl.transport.security.doorkeeper import expect
+from sfl.transport.stream import Context
+from sfl.v1 import edge_pb2
+
+BEAT = 1.0
+"""Seconds between two signs of life to a device that waits to be let in."""
+
+PROOF_TIMEOUT = 30.0
+"""Seconds that a device has for signing a challenge."""
+Admission = tuple[DeviceWelcome, TrainingSession]
+Requests = AsyncIterator[edge_pb2.DeviceMessage]
+
+
+class Entrance:
+    """Lets devices in, one stream for each name."""
+
+    def __init__(
+        self,
+        stats: NodeStats,
+        opened: asyncio.Future[Any],
+        coders: Coders,
+        connected: Connected,
+        cleanups: Cleanups,
+        cache_dir: Path | None,
+    ) -> None:
+        """`opened` is a Host once there is a base: nobody is admitted before."""
+        self.challenge: Challenge | None = None
+        """What a device signs before it is let in, where the cloud asks for that."""
+        self.cache_dir = cache_dir
+        self._stats = stats
+        self._host = opened
+        self._coders = coders
+        self._connected = connected
+        self._cleanups = cleanups
+        self._admissions: dict[str, asyncio.Task[Admission]] = {}
+        self._asked: set[asyncio.Task[Admission]] = set()
+        """Admissions that the cloud has not answered yet, those of devices that are gone too."""
+
+    @property
+    def busy(self) -> bool:
+        """Whether somebody is being let in."""
+        return bool(self._admissions)
+
+    def cancel(self) -> None:
+        """Wait for no answer of the cloud any more."""
+        for task in self._asked:
+            task.cancel()
+
+    async def open(
+        self, hello: edge_pb2.DeviceHello, requests: Requests, context: Context
+    ) -> Training:
+        """Have a device admitted, and welcome it; whatever stops that, it then leaves again."""
+        device, stream = hello.device, None
+        await _alive_until(self._host, context)
+        host: Host = self._host.result()
+        proof = await self._proof(requests, context)
+        while (cleanup := self._cleanups.pending(device)) is not None:
+            await _alive_until(cleanup, context)
+        admission = self._ask(host, device, proof)
+        try:
+            await _alive_until(admission, context)
+            welcome, session = admission.result()
+            welcome = replace(welcome, compiled_codec=kernel().name == "compiled")
+            await context.write(edge_pb2.EdgeMessage(welcome=words.to_welcome(welcome)))
+            stream = self._stream(hello, host, welcome, session)
+        finally:
+            if stream is None:
+                self._cleanups.start(device, _withdraw(host, device, admission))
+            del self._admissions[device]
+        return stream
+
+    def _ask(self, host: Host, device: str, proof: Proof) -> asyncio.Task[Admission]:
+        """Ask the cloud. A name that is in use is refused while its stream is alive."""
+        if device in self._admissions:
+            raise NameInUse(f"a device named {device!r} is joining already; try again in a moment")
+        self._connected.supersede(device)
+        admission = self._admissions[device] = asyncio.create_task(host.admit(device, proof))
+        self._asked.add(admission)
+        admission.add_done_callback(self._asked.discard)
+        return admission
+
+    def _stream(
+        self,
+        hello: edge_pb2.DeviceHello,
+        host: Host,
+        welcome: DeviceWelcome,
+        session: TrainingSession,
+    ) -> Training:
+        settings = welcome.settings
+        end = EdgeEnd(
+            hello.device,
+            settings,
+            self._stats.phases,
+            hello.compiled_codec,
+            self.cache_dir,
+            welcome.credits,
+        )
+        end.allow(session.model.hidden_size, host.adapter_limit)
+        return Training(hello.device, session, settings, host, self._coders, end)
+
+    async def _proof(self, requests: Requests, context: Context) -> Proof:
+        """The device's own word that it joins, where the cloud asks for it."""
+        if self.challenge is None:
+            return Proof()
+        asked = words.to_challenge(self.challenge)
+        await context.write(edge_pb2.EdgeMessage(challenge=asked))
+        try:
+            answer = await asyncio.wait_for(anext(aiter(requests), None), PROOF_TIMEOUT)
+        except TimeoutError:
+            raise LinkLost(f"no answer to a challenge within {PROOF_TIMEOUT:g} s") from None
+        if not isinstance(answer, edge_pb2.DeviceMessage) or answer.WhichOneof("body") != "proof":
+            raise ProtocolError("the answer to a challenge was expected")
+        contract.sized("a proof", answer.proof, contract.MOST_BESIDE)
+        return words.from_proof(answer.proof)
+
+
+async def hello_of(requests: Requests) -> edge_pb2.DeviceHello:
+    """What a device says first. Raises ProtocolError, Refused."""
+    hello = (await first_message(requests, "hello")).hello
+    contract.name("device", hello.device)
+    if hello.wire_version != WIRE_VERSION:
+        raise ProtocolError(
+            f"device {hello.device!r} speaks wire version {hello.wire_version}, this edge "
+            f"speaks {WIRE_VERSION}: install the same sfl on both"
+        )
+    expect("device", hello.device)
+    return hello
+
+
+async def _withdraw(host: Host, device: str, admission: asyncio.Task[Admission]) -> None:
+    """Have a device that never came in leave again, if the cloud has admitted it."""
+    await asyncio.wait({admission})
+    if not admission.cancelled() and not isinstance(admission.exception(), Refused):
+        await host.left(device, LinkLost("it left before it was admitted"))
+
+
+async def _alive_until(task: asyncio.Future[Any], context: Context) -> None:
+    """Wait for it, and let the device that waits for it hear that this edge lives."""
+    while not task.done():
+        done, _ = await asyncio.wait({task}, timeout=BEAT)
+        if not done:
+            await context.write(ALIVE)
