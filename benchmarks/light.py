@@ -32,7 +32,7 @@ from benchmarks.runs import ROOT
 from sfl.adapters.initial import initial_adapter
 from sfl.adapters.lora import LoraBank, build_manifest, given_values
 from sfl.adapters.names import belongs_to
-from sfl.config import RunSettings
+from sfl.config import EdgeConfig, RunSettings
 from sfl.data.example import DataNotes, Dataset, Example
 from sfl.metrics.stats import NodeStats
 from sfl.models.folder import open_model
@@ -41,6 +41,7 @@ from sfl.node.process import keep_heap, quiet_environment
 from sfl.plan import Span
 from sfl.report.summary import RunSummary
 from sfl.rounds.values import RoundStart, Score
+from sfl.stage.base import lay_over_devices, settle
 from sfl.stage.computation import COMPUTATIONS
 from sfl.stage.messages import Key, Kind, Purpose, RoundOrder, RoundOutcome, TensorMessage
 from sfl.stage.training import VanillaSession
@@ -297,9 +298,9 @@ class Served:
 
 
 class BareEdge:
-    """What an edge computes, without its sockets, queues and threads."""
+    """What an edge computes on `device`, without its sockets, queues and threads."""
 
-    def __init__(self, settings: RunSettings, steps: int) -> None:
+    def __init__(self, settings: RunSettings, steps: int, device: str = "cpu") -> None:
         self.settings = settings
         folder, task = open_model(settings.model.path), settings.model.task
         labels = len(settings.model.labels)
@@ -307,14 +308,18 @@ class BareEdge:
             entry.name: settings.plan(entry.name, folder.num_layers) for entry in settings.devices
         }
         first = min(plan.middle.first for plan in plans.values())
+        own = EdgeConfig(device=device)
+        form = settle(own, settings.model, torch.get_num_threads())
         model = build_span(
             folder,
             Span(first, folder.num_layers, embedding=False, head=True),
             task=task,
             num_labels=labels,
-            dtype=torch.float32,
+            dtype=form.weights,
             packed=COMPUTATIONS[settings.computation].packed,
+            autocast=form.autocast,
         )
+        lay_over_devices(model, own)
         bank = LoraBank(model, settings.lora, settings.lora.target_modules)
         manifest = build_manifest(folder, task, labels, settings.lora)
         values = initial_adapter(manifest, 0, given_values(folder, manifest))
@@ -340,20 +345,25 @@ class BareEdge:
 
 
 def bare(
-    settings: Mapping[str, Any], shape: Shape, threads: int, steps: int, together: int = 1
+    settings: Mapping[str, Any],
+    shape: Shape,
+    threads: int,
+    steps: int,
+    together: int = 1,
+    device: str = "cpu",
 ) -> dict[str, Served]:
     """Medians over `steps` of every device, in a process of its own with an edge's heap."""
     quiet_environment()
     with ProcessPoolExecutor(1, get_context("spawn"), initializer=keep_heap) as pool:
-        return pool.submit(_bare, dict(settings), shape, threads, steps, together).result()
+        return pool.submit(_bare, dict(settings), shape, threads, steps, together, device).result()
 
 
 def _bare(
-    values: dict[str, Any], shape: Shape, threads: int, steps: int, together: int
+    values: dict[str, Any], shape: Shape, threads: int, steps: int, together: int, device: str
 ) -> dict[str, Served]:
     torch.set_num_threads(threads)
     settings = RunSettings.model_validate(values)
-    edge = BareEdge(settings, steps + 1)
+    edge = BareEdge(settings, steps + 1, device)
     names = list(edge.sessions)
     seconds: dict[str, list[float]] = {name: [] for name in names}
     for step in range(steps + 1):

@@ -2,6 +2,7 @@
 
     python benchmarks/many_devices.py                                          # 20 minutes, 2 cores
     python benchmarks/many_devices.py --devices 1 4 --messages 32 --shapes 4x32    # 2 minutes
+    python benchmarks/many_devices.py --device cuda --hidden 2048 --layers 16 --shapes 8x128
 
 A real cloud and a real edge, and light devices (`benchmarks/light.py`) over sockets of their own:
 they send ready-made activations as fast as `--in-flight` allows, so the edge is what is measured.
@@ -10,8 +11,9 @@ for as many sessions as the last row has, before and after all runs. Once the co
 never idle, further devices can only wait: tokens/s must stay where they are and latency must grow
 with the number of devices. Everything is run with `edge.batch_devices` 1 and 4, all devices having
 the same cut, and for two shapes of a batch, sequences x tokens: batching over devices pays where
-one device's batch is too small to fill the core. The model is random, fp32, computation lean; the
-edge computes on `--threads`, which by default leaves a core to devices and sockets.
+one device's batch is too small to fill the core. The model is random, of `--dtype`, computation
+lean; the edge computes on `--device` with `--threads`, which by default leaves a core to devices
+and sockets.
 """
 
 from __future__ import annotations
@@ -51,7 +53,7 @@ def settings(model: Path, shape: Shape, devices: int, steps: int, given: Any) ->
     names = [f"device-{number:02}" for number in range(devices)]
     return {
         "run": {"rounds": 1},
-        "model": {"path": str(model), "max_length": shape.length},
+        "model": {"path": str(model), "max_length": shape.length, "dtype": given.dtype},
         "training": {
             "batch_size": shape.batch,
             "local_steps": steps,
@@ -72,7 +74,7 @@ def measure(folder: Path, values: dict[str, Any], shape: Shape, batch: int, give
     devices = [
         LightDevice(entry["name"], shape, in_flight=given.in_flight) for entry in values["devices"]
     ]
-    edge = {"threads": given.threads, "batch_devices": batch}
+    edge = {"threads": given.threads, "batch_devices": batch, "device": given.device}
     return conclude(play(folder, values, edge, devices), shape)
 
 
@@ -98,7 +100,7 @@ def bare_rate(model: Path, shape: Shape, devices: int, together: int, given: Any
     """Tokens/s of the bare loop."""
     steps = max(4, given.messages // devices)
     values = settings(model, shape, devices, steps, given)
-    served = bare(values, shape, given.threads, steps, together)
+    served = bare(values, shape, given.threads, steps, together, given.device)
     return shape.tokens / mean(own.seconds for own in served.values())
 
 
@@ -114,19 +116,21 @@ def main() -> None:
     parser.add_argument("--vocabulary", type=int, default=2048)
     parser.add_argument("--shapes", nargs="+", default=["4x32", "1x16"], metavar="BATCHxLENGTH")
     parser.add_argument("--codec", default="none", help="of activations and gradients")
+    parser.add_argument("--device", default="cpu", help="the edge's: cpu, cuda")
+    parser.add_argument("--dtype", default="float32", help="model.dtype")
     cores = len(os.sched_getaffinity(0))
     parser.add_argument("--threads", type=int, default=max(1, cores - 1))
     given = parser.parse_args()
     quiet_environment()
     print(
         f"hidden {given.hidden}, {given.layers} layers, vocabulary {given.vocabulary}, "
-        f"{given.in_flight} in flight a device, codec {given.codec}, edge on {given.threads} of "
-        f"{cores} cores"
+        f"{given.in_flight} in flight a device, codec {given.codec}, {given.dtype}, edge on "
+        f"{given.device} with {given.threads} of {cores} cores"
     )
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
         model = folder / "model"
-        make_model(model, given.hidden, given.layers, given.vocabulary)
+        make_model(model, given.hidden, given.layers, given.vocabulary, given.device)
         for text in given.shapes:
             batch, length = map(int, text.split("x"))
             shape = Shape(batch, length, given.hidden, given.vocabulary, per_token=True)

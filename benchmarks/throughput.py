@@ -72,8 +72,10 @@ class Run:
     summary: dict[str, Any]
 
 
-def make_model(folder: Path, hidden: int, layers: int, vocabulary: int) -> None:
-    """A random Llama with the quickstart's tokenizer."""
+def make_model(
+    folder: Path, hidden: int, layers: int, vocabulary: int, device: str = "cpu"
+) -> None:
+    """A random Llama with the quickstart's tokenizer; its values are drawn on `device`."""
     import shutil
 
     import torch
@@ -89,7 +91,9 @@ def make_model(folder: Path, hidden: int, layers: int, vocabulary: int) -> None:
         max_position_embeddings=512,
         tie_word_embeddings=True,
     )
-    LlamaForCausalLM(config).save_pretrained(folder)
+    with torch.device(device):
+        model = LlamaForCausalLM(config)
+    model.save_pretrained(folder)
     for name in ("tokenizer.json", "tokenizer_config.json"):
         shutil.copyfile(TOKENIZER / name, folder / name)
 
