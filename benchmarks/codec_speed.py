@@ -129,7 +129,7 @@ def measure(codec: Codec, tensors: list[TensorMessage]) -> Times:
             assert isinstance(frame, Frame)
             whole = assembly.add(frame)
         assert whole is not None
-        _, arrived = decode_tensor(*whole)
+        _, arrived, _ = decode_tensor(*whole)
         assert arrived is not None
         decoder.decode(arrived, (len(message.rows), HIDDEN))
         decoded = time.perf_counter()

@@ -76,9 +76,10 @@ class EchoSession:
 
     def handle(self, message: Any) -> list[Any]:
         """The same tensor, as a gradient."""
-        from sfl.stage.messages import Kind
+        from sfl.plan import Toward
+        from sfl.stage.messages import Kind, Outgoing
 
-        return [replace(message, kind=Kind.GRADIENT)]
+        return [Outgoing(Toward.INPUT, replace(message, kind=Kind.GRADIENT))]
 
 
 class EchoHost:

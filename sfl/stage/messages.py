@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import IntEnum
 
 import numpy as np
@@ -13,6 +13,9 @@ from sfl.codec.transform import RowContext
 from sfl.metrics.timeline import Interval
 from sfl.plan import Toward
 from sfl.rounds.values import NO_SCORE, RoundStart, Score
+
+ROWS = ""
+"""The name of a message's rows among its tensors."""
 
 
 class Kind(IntEnum):
@@ -49,6 +52,8 @@ class Key:
 class TensorMessage:
     """A tensor at the cut: `rows` `[num_tokens, H]` of real tokens only, or None.
 
+    That is the short form. `named` are further tensors `[n, width]` that travel beside the rows;
+    both ends know their names, widths, dtypes and codecs before.
     `lengths` rebuild padding and masks at the other side. `labels` (vanilla) hold one int32 per
     real token, or one per sequence. `normalizer` is the number of scored targets of the whole
     step, 0 where the micro-batch is the whole step. `loss` comes back with a vanilla gradient.
@@ -67,6 +72,12 @@ class TensorMessage:
     score: Score = NO_SCORE
     context: RowContext | None = None
     arrived: float | None = None
+    named: Mapping[str, torch.Tensor] = field(default_factory=dict)
+
+    @property
+    def tensors(self) -> Mapping[str, torch.Tensor]:
+        """All of them by name, the rows first; none where there are no rows."""
+        return {} if self.rows is None else {ROWS: self.rows, **self.named}
 
 
 @dataclass(frozen=True, slots=True)

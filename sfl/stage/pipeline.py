@@ -49,6 +49,8 @@ def _check_answer(message: TensorMessage, flight: Flight) -> None:
         raise ProtocolError(
             f"a {message.kind.name.lower()} came as an answer in {purpose.name.lower()}"
         )
+    if message.named:
+        raise ProtocolError("an answer came with tensors beside its rows")
     due = (sum(flight.lengths), flight.output.shape[-1])
     if message.rows is not None and tuple(message.rows.shape) != due:
         raise ProtocolError(

@@ -39,8 +39,22 @@ class Score(_message.Message):
     num_examples: int
     def __init__(self, loss_sum: _Optional[float] = ..., num_targets: _Optional[int] = ..., num_correct: _Optional[int] = ..., num_examples: _Optional[int] = ...) -> None: ...
 
+class NamedTensor(_message.Message):
+    __slots__ = ("name", "codec", "dtype", "shape", "num_bytes")
+    NAME_FIELD_NUMBER: _ClassVar[int]
+    CODEC_FIELD_NUMBER: _ClassVar[int]
+    DTYPE_FIELD_NUMBER: _ClassVar[int]
+    SHAPE_FIELD_NUMBER: _ClassVar[int]
+    NUM_BYTES_FIELD_NUMBER: _ClassVar[int]
+    name: str
+    codec: str
+    dtype: str
+    shape: _containers.RepeatedScalarFieldContainer[int]
+    num_bytes: int
+    def __init__(self, name: _Optional[str] = ..., codec: _Optional[str] = ..., dtype: _Optional[str] = ..., shape: _Optional[_Iterable[int]] = ..., num_bytes: _Optional[int] = ...) -> None: ...
+
 class TensorHeader(_message.Message):
-    __slots__ = ("kind", "purpose", "round", "step", "micro_batch", "num_micro_batches", "lengths", "labels", "normalizer", "codec", "dtype", "shape", "num_bytes", "loss", "score")
+    __slots__ = ("kind", "purpose", "round", "step", "micro_batch", "num_micro_batches", "lengths", "labels", "normalizer", "codec", "dtype", "shape", "num_bytes", "loss", "score", "named")
     KIND_FIELD_NUMBER: _ClassVar[int]
     PURPOSE_FIELD_NUMBER: _ClassVar[int]
     ROUND_FIELD_NUMBER: _ClassVar[int]
@@ -56,6 +70,7 @@ class TensorHeader(_message.Message):
     NUM_BYTES_FIELD_NUMBER: _ClassVar[int]
     LOSS_FIELD_NUMBER: _ClassVar[int]
     SCORE_FIELD_NUMBER: _ClassVar[int]
+    NAMED_FIELD_NUMBER: _ClassVar[int]
     kind: TensorKind
     purpose: Purpose
     round: int
@@ -71,7 +86,8 @@ class TensorHeader(_message.Message):
     num_bytes: int
     loss: float
     score: Score
-    def __init__(self, kind: _Optional[_Union[TensorKind, str]] = ..., purpose: _Optional[_Union[Purpose, str]] = ..., round: _Optional[int] = ..., step: _Optional[int] = ..., micro_batch: _Optional[int] = ..., num_micro_batches: _Optional[int] = ..., lengths: _Optional[_Iterable[int]] = ..., labels: _Optional[bytes] = ..., normalizer: _Optional[int] = ..., codec: _Optional[str] = ..., dtype: _Optional[str] = ..., shape: _Optional[_Iterable[int]] = ..., num_bytes: _Optional[int] = ..., loss: _Optional[float] = ..., score: _Optional[_Union[Score, _Mapping]] = ...) -> None: ...
+    named: _containers.RepeatedCompositeFieldContainer[NamedTensor]
+    def __init__(self, kind: _Optional[_Union[TensorKind, str]] = ..., purpose: _Optional[_Union[Purpose, str]] = ..., round: _Optional[int] = ..., step: _Optional[int] = ..., micro_batch: _Optional[int] = ..., num_micro_batches: _Optional[int] = ..., lengths: _Optional[_Iterable[int]] = ..., labels: _Optional[bytes] = ..., normalizer: _Optional[int] = ..., codec: _Optional[str] = ..., dtype: _Optional[str] = ..., shape: _Optional[_Iterable[int]] = ..., num_bytes: _Optional[int] = ..., loss: _Optional[float] = ..., score: _Optional[_Union[Score, _Mapping]] = ..., named: _Optional[_Iterable[_Union[NamedTensor, _Mapping]]] = ...) -> None: ...
 
 class TensorFrame(_message.Message):
     __slots__ = ("header", "data", "last", "kind")

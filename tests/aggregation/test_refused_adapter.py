@@ -91,7 +91,7 @@ def test_a_score_that_is_not_finite_is_the_adapters_fault_and_not_the_edges(loss
     settings = RunSettings(model={"path": "m"}, devices=[{"name": "d0"}])  # type: ignore[arg-type]
     (frame,) = encode_tensor(message, None)
     assert frame.header is not None
-    arrived, _ = decode_tensor(frame.header, b"")
+    arrived, *_ = decode_tensor(frame.header, b"")
     checked.tensor(arrived, settings)
     with pytest.raises(AdapterRefused, match=r"d0, evaluation of round 4, step 2: the loss is"):
         expect_loss(arrived.score.loss_sum, "d0", arrived.key)

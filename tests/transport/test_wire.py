@@ -58,7 +58,7 @@ def reassembled(sent: TensorMessage, codec: str = "none") -> TensorMessage:
     *more, last = [assembly.add(frame) for frame in frames_of(sent, codec)]
     assert not any(more)
     assert last is not None
-    message, packet = decode_tensor(*last)
+    message, packet, _ = decode_tensor(*last)
     return message if packet is None else replace(message, rows=decode(packet))
 
 

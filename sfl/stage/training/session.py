@@ -187,6 +187,8 @@ class TrainingSession(ABC):
         start, key = self.start, message.key
         if start is None or key.round != start.round:
             raise ProtocolError(f"round {key.round} is not open")
+        if message.named:
+            raise ProtocolError("a session that trains takes no tensors beside the rows")
         if (key.purpose, message.kind) not in self._handlers():
             raise ProtocolError(
                 f"a {message.kind.name} tensor has no meaning in topology "

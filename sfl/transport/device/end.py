@@ -23,6 +23,7 @@ from sfl.rounds.values import RoundStart
 from sfl.stage.messages import BaseUpdate, GradientNorm, Kind, RoundOrder, TensorMessage
 from sfl.transport.device import checked
 from sfl.transport.device.credits import Credits
+from sfl.transport.device.lanes import SLACK, Declared
 from sfl.transport.device.stream_codecs import StreamCodecs
 from sfl.transport.device.updates import AdapterChanges, Part
 from sfl.transport.frames import contract
@@ -78,20 +79,27 @@ class End:
         self.codecs = StreamCodecs(side, device, seed, peer_compiled, folder)
         self.changes = AdapterChanges(side, device, seed)
         self._hidden = 0
+        self._most_rows = 0
         self._tensors = TensorAssembly(0)  # none is due before both sides know how wide
         self._adapter = AdapterAssembly(0)
         self._began: dict[int, float] = {}
 
-    def allow(self, hidden: int, adapter_bytes: int) -> None:
-        """From now on take tensors `hidden` wide, of a full batch at most, and adapters."""
+    def allow(self, hidden: int, adapter_bytes: int, named: Sequence[Declared] = ()) -> None:
+        """From now on take rows `hidden` wide, of a full batch at most, and adapters.
+
+        `named` are the tensors that travel beside rows, either way. Raises ConfigError.
+        """
+        self.codecs.declare(named)
         self._hidden = hidden
-        self._tensors.limit = 4 * contract.batch_tokens(self.settings) * hidden + (1 << 16)
+        self._most_rows = 4 * contract.batch_tokens(self.settings) * hidden + SLACK
+        self._tensors.limit = self._most_rows + sum(one.most_bytes for one in named)
         self._adapter.limit = adapter_bytes
 
     def encode(self, message: TensorMessage) -> list[Frame]:
         """A tensor as frames. Raises AdapterRefused where its values are none to send."""
         with self.phases.measure("encode", message.key, self.device):
-            return encode_tensor(message, self.codecs.encode(message))
+            packet = self.codecs.encode(message)
+            return encode_tensor(message, packet, self.codecs.encode_named(message))
 
     def header_of(self, frame: Frame) -> tensor_pb2.TensorHeader | None:
         """The header of the tensor that a frame is of, if it came."""
@@ -106,12 +114,13 @@ class End:
 
     def decode(self, arrival: Arrival) -> TensorMessage:
         """The tensor, validated. Raises ProtocolError."""
-        message, packet = decode_tensor(arrival.header, arrival.payload)
+        message, packet, named = decode_tensor(arrival.header, arrival.payload)
         checked.tensor(message, self.settings)
         if packet is not None:
             _expect_dtype(packet.dtype)
+            contract.whole("bytes of rows", len(packet.payload), 0, self._most_rows)
             with self.phases.measure("decode", message.key, self.device):
-                message = self.codecs.decode(packet, message, self._hidden)
+                message = self.codecs.decode(packet, message, self._hidden, named)
         began, ended = arrival.began, arrival.ended
         self.phases.share("receive", message.key, self.device, began, ended, lane="link-receiver")
         return message
@@ -137,13 +146,18 @@ class DeviceEnd(End):
         folds, rounds = self.settings.aggregation.traits.folds, self.settings.run.rounds
         return 2 * self.settings.network.credits + folds * rounds
 
-    def expect(self, shapes: Sequence[Sequence[int]], hidden: int) -> None:
-        """What the device's span asks for: the parameters of its adapter, the width of tensors."""
+    def expect(
+        self, shapes: Sequence[Sequence[int]], hidden: int, named: Sequence[Declared] = ()
+    ) -> None:
+        """What the device's span asks for: the parameters of its adapter, the width of rows.
+
+        `named` as in `allow`.
+        """
         times = 1.0
         if self.settings.aggregation.traits.folds:  # a sum has the ranks of all devices
             ranks = [self.settings.rank(entry.name) for entry in self.settings.devices]
             times = sum(ranks) / self.settings.rank(self.device)
-        self.allow(hidden, contract.adapter_limit(shapes, times))
+        self.allow(hidden, contract.adapter_limit(shapes, times), named)
 
     def begin_round(self, start: RoundStart, codecs: RoleCodecs | None) -> None:
         """A round is announced; without `codecs` those of the one before stay."""

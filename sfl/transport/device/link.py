@@ -39,6 +39,7 @@ from sfl.stage.messages import (
 )
 from sfl.transport.device import checked
 from sfl.transport.device.end import DeviceEnd
+from sfl.transport.device.lanes import Declared
 from sfl.transport.device.line import Incoming, Line
 from sfl.transport.device.urgency import LAST, NORMAL, URGENT, Outbox
 from sfl.transport.frames import contract
@@ -151,9 +152,14 @@ class DeviceLink:
         """As the line's."""
         self.line.close(reason, cannot_compute)
 
-    def expect(self, shapes: Sequence[Sequence[int]], hidden: int) -> None:
-        """From now on take adapters of these parameters, and tensors `hidden` wide, at most."""
-        self._end.expect(shapes, hidden)
+    def expect(
+        self, shapes: Sequence[Sequence[int]], hidden: int, named: Sequence[Declared] = ()
+    ) -> None:
+        """From now on take adapters of these parameters, and rows `hidden` wide, at most.
+
+        `named` are the tensors that travel beside rows.
+        """
+        self._end.expect(shapes, hidden, named)
 
     def ready(self, dataset: Dataset) -> None:
         """Tell the edge that span and data are there."""

@@ -7,50 +7,27 @@ a way over it.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
-from typing import Self
+from types import MappingProxyType
+
+from torch import Tensor
 
 from sfl.codec.kernel import kernel
-from sfl.codec.packet import Packet, is_finite
+from sfl.codec.packet import DTYPES, MAX_TENSOR_BYTES, Packet, is_finite
 from sfl.codec.pipeline import Codec, Decoder, Encoder, parse
 from sfl.codec.topk import Mask
 from sfl.config import RunSettings
-from sfl.config.codec import CODED_BY, DOWN, RoleCodecs
+from sfl.config.codec import RoleCodecs
 from sfl.errors import AdapterRefused, ProtocolError
 from sfl.keys import derive_seed
-from sfl.plan import Holder, Hop, Toward
-from sfl.stage.messages import Key, Kind, Purpose, TensorMessage
+from sfl.plan import Holder, Toward
+from sfl.stage.messages import ROWS, Key, TensorMessage
+from sfl.transport.device.lanes import Declared, Lane
 
-
-@dataclass(frozen=True, slots=True)
-class Lane:
-    """One way over one hop: activations forward, gradients backward; evaluations have their own."""
-
-    hop: Hop
-    toward: Toward
-    evaluation: bool
-
-    @classmethod
-    def of(cls, message: TensorMessage, sender: Holder, receiver: Holder) -> Self:
-        """The lane of a message between two neighbours. Raises ProtocolError for one of none."""
-        if message.kind is Kind.SCORE:
-            raise ProtocolError("a SCORE has no tensor")
-        toward = message.kind.toward
-        hop = Hop.crossed(sender, receiver, toward)
-        return cls(hop, toward, message.key.purpose is Purpose.EVALUATION)
-
-    @property
-    def setting(self) -> str:
-        """What codes its tensors."""
-        return "evaluation" if self.evaluation else CODED_BY[self.hop, self.toward]
-
-    @property
-    def draws(self) -> str:
-        """What its random bits are keyed by. These words must stay: they are in every result."""
-        if self.toward is Toward.INPUT:
-            return "GRADIENT"
-        return "HIDDEN" if self.hop == DOWN else "ACTIVATION"
+ALONE: Mapping[str, Packet] = MappingProxyType({})
+"""No tensor beside the rows."""
 
 
 def codecs_of(settings: RoleCodecs) -> dict[str, Codec]:
@@ -82,7 +59,8 @@ def remembers_samples(settings: RunSettings) -> bool:
 class StreamCodecs:
     """Encoders and decoders of one end of one stream; one thread may encode, one may decode.
 
-    What delta coding remembers of samples lies in `folder`, the side's `cache_dir`.
+    Each tensor of a lane has its own, by its name; a message's rows have none (`ROWS`). What delta
+    coding remembers of samples lies in `folder`, the side's `cache_dir`.
     """
 
     def __init__(
@@ -97,9 +75,21 @@ class StreamCodecs:
         self._cache = folder, f"{side}.cache_dir"
         self._specs: dict[str, str] = {}
         self._codecs: dict[str, Codec] = {}
-        self._encoders: dict[Lane, Encoder] = {}
-        self._decoders: dict[Lane, Decoder] = {}
-        self._masks: dict[Key, Mask] = {}
+        self._declared: dict[tuple[Lane, str], Declared] = {}
+        self._named: dict[tuple[Lane, str], Codec] = {}
+        self._encoders: dict[tuple[Lane, str], Encoder] = {}
+        self._decoders: dict[tuple[Lane, str], Decoder] = {}
+        self._masks: dict[tuple[Key, str], Mask] = {}
+
+    def declare(self, tensors: Sequence[Declared]) -> None:
+        """From now on these travel beside rows, and no others. Raises ConfigError."""
+        self._declared = {(lane, one.name): one for one in tensors for lane in one.codecs}
+        self._named = {
+            (lane, name): self._as_sent(
+                name, parse(one.codecs[lane], name, lane.toward is Toward.INPUT)
+            )
+            for (lane, name), one in self._declared.items()
+        }
 
     def begin_round(self, settings: RoleCodecs, round_: int) -> None:
         """Take the round's codecs; what was remembered for others, or rehearsed, is forgotten.
@@ -119,10 +109,16 @@ class StreamCodecs:
             codec = codec.without_context()
         return codec.for_peer(self._compiled)
 
-    def _encoder(self, lane: Lane) -> Encoder:
-        if lane not in self._encoders:
-            self._encoders[lane] = Encoder(self._codecs[lane.setting], *self._cache)
-        return self._encoders[lane]
+    def _codec(self, lane: Lane, name: str) -> Codec | None:
+        return self._codecs.get(lane.setting) if name == ROWS else self._named.get((lane, name))
+
+    def _encoder(self, lane: Lane, name: str) -> Encoder:
+        if (lane, name) not in self._encoders:
+            codec = self._codec(lane, name)
+            if codec is None:
+                raise ProtocolError(f"{_tensor(name)} has no codec here")
+            self._encoders[lane, name] = Encoder(codec, *self._cache)
+        return self._encoders[lane, name]
 
     @property
     def adapter_codec(self) -> Codec:
@@ -130,75 +126,149 @@ class StreamCodecs:
         codec = self._codecs.get("adapter")
         return parse("none") if codec is None else codec
 
-    def encode(self, message: TensorMessage) -> Packet | None:
-        """The packet of a message's rows.
+    def encode(self, message: TensorMessage, name: str = ROWS) -> Packet | None:
+        """The packet of one of a message's tensors.
 
-        Raises AdapterRefused, naming device and step, where they are none to send.
+        Raises AdapterRefused, naming device and step, where its values are none to send.
         """
-        if message.rows is None:
+        tensor = message.tensors.get(name)
+        if tensor is None:
             return None
         lane = Lane.of(message, self._side, self._peer)
-        encoder = self._encoder(lane)
-        seed = derive_seed(
-            self._seed,
-            self._device,
-            message.key.round,
-            message.key.step,
-            message.key.micro_batch,
-            lane.draws,
-            message.key.purpose.name,
-        )
+        encoder = self._encoder(lane, name)
+        context, groups = (message.context, message.lengths) if name == ROWS else (None, ())
         try:
-            if encoder.codec.exact and not is_finite(message.rows):
+            if encoder.codec.exact and not is_finite(tensor):
                 raise ProtocolError("the tensor holds NaN or infinite values")
-            packet = encoder.encode(
-                message.rows, seed & 0xFFFFFFFF, message.lengths, message.context
-            )
+            packet = encoder.encode(tensor, self._draws(message, lane, name), groups, context)
         except ProtocolError as error:
-            where = f"{self._device}, {_named(message)}, codec.{lane.setting}"
-            raise AdapterRefused(f"{where}: {error}") from None
+            place = f"{self._device}, {_place(message, name)}, {_setting(lane, name)}"
+            raise AdapterRefused(f"{place}: {error}") from None
         if encoder.mask is not None and _comes_back(lane):
-            self._masks[message.key] = encoder.mask
+            self._masks[message.key, name] = encoder.mask
         return packet
 
+    def encode_named(self, message: TensorMessage) -> dict[str, Packet]:
+        """The packets of what travels beside its rows. Raises AdapterRefused, ProtocolError."""
+        if message.rows is None:
+            return {}
+        self._expect_names(Lane.of(message, self._side, self._peer), message.named)
+        packets = {name: self.encode(message, name) for name in message.named}
+        return {name: packet for name, packet in packets.items() if packet is not None}
+
+    def _draws(self, message: TensorMessage, lane: Lane, name: str) -> int:
+        key = message.key
+        drawn = (key.round, key.step, key.micro_batch, lane.draws, key.purpose.name)
+        own = () if name == ROWS else (name,)
+        return derive_seed(self._seed, self._device, *drawn, *own) & 0xFFFFFFFF
+
     def value_bits(self, message: TensorMessage) -> float | None:
-        """Bits a value that the next tensor like this one is expected to take, by those sent."""
+        """Bits a value that the next tensors like these are expected to take, by those sent."""
         if message.rows is None:
             return None
-        encoder = self._encoder(Lane.of(message, self._side, self._peer))
-        rows, hidden = message.rows.shape
-        return encoder.codec.bits((rows, hidden), encoder.sizes) / (rows * hidden)
+        lane, bits, values = Lane.of(message, self._side, self._peer), 0.0, 0
+        for name, tensor in message.tensors.items():
+            encoder = self._encoder(lane, name)
+            rows, width = tensor.shape
+            bits += encoder.codec.bits((rows, width), encoder.sizes)
+            values += rows * width
+        return bits / values
 
-    def decode(self, packet: Packet, message: TensorMessage, hidden: int | None) -> TensorMessage:
-        """The message with its rows, `hidden` wide where that is given. Raises ProtocolError."""
+    def decode(
+        self,
+        packet: Packet,
+        message: TensorMessage,
+        hidden: int | None,
+        named: Mapping[str, Packet] = ALONE,
+    ) -> TensorMessage:
+        """The message with its tensors, its rows `hidden` wide where that is given.
+
+        All that packets say of themselves is checked before any is decoded. Raises ProtocolError.
+        """
         lane = Lane.of(message, self._peer, self._side)
-        due_codec = self._codecs.get(lane.setting)
-        # The other end has the same codecs; one that is not due may ask for any amount of memory.
-        if due_codec is None or packet.codec != due_codec.spec:
-            raise ProtocolError(
-                f"{self._device}, {_named(message)}: codec {packet.codec!r} was not expected"
-            )
-        decoder = self._decoders.setdefault(lane, Decoder(*self._cache))
-        due = (packet.shape[0], packet.shape[1] if hidden is None else hidden)
+        packets = {ROWS: packet, **named}
         try:
-            rows = decoder.decode(packet, due)
+            self._expect(lane, packets)
         except ProtocolError as error:
-            raise ProtocolError(f"{self._device}, {_named(message)}: {error}") from None
-        if (
-            message.kind is Kind.GRADIENT
-            and (mask := self._masks.pop(message.key, None)) is not None
-        ):
-            rows *= mask.dense()  # the derivative of leaving values out
-        return replace(message, rows=rows)
+            raise ProtocolError(f"{self._device}, {_place(message, ROWS)}: {error}") from None
+        width = packet.shape[1] if hidden is None else hidden
+        rows = self._tensor(lane, packet, message, ROWS, (packet.shape[0], width))
+        beside = {
+            name: self._tensor(lane, one, message, name, (one.shape[0], one.shape[1]))
+            for name, one in named.items()
+        }
+        return replace(message, rows=rows, named=beside)
+
+    def _expect(self, lane: Lane, packets: Mapping[str, Packet]) -> None:
+        """Raise ProtocolError unless these are the packets that are due."""
+        self._expect_names(lane, packets.keys() - {ROWS})
+        for name, packet in packets.items():
+            codec = self._codec(lane, name)
+            # The other end has the same codecs; another may ask for any amount of memory.
+            if codec is None or packet.codec != codec.spec:
+                raise ProtocolError(f"codec {packet.codec!r} was not expected")
+            if name != ROWS:
+                self._declared[lane, name].check(packet)
+        # A dtype that does not exist is refused where it is decoded.
+        sizes = [
+            DTYPES[one.dtype].itemsize * one.shape[0] * one.shape[1]
+            for one in packets.values()
+            if one.dtype in DTYPES
+        ]
+        if len(packets) > 1 and sum(sizes) > MAX_TENSOR_BYTES:
+            raise ProtocolError(f"tensors of more than {MAX_TENSOR_BYTES} bytes, the limit")
+
+    def _expect_names(self, lane: Lane, names: Collection[str]) -> None:
+        due = {name for known, name in self._declared if known == lane}
+        for name in sorted(due ^ set(names)):
+            raise ProtocolError(
+                f"{_tensor(name)} {'is missing' if name in due else 'was not expected'}"
+            )
+
+    def _tensor(
+        self,
+        lane: Lane,
+        packet: Packet,
+        message: TensorMessage,
+        name: str,
+        shape: tuple[int, int],
+    ) -> Tensor:
+        decoder = self._decoders.setdefault((lane, name), Decoder(*self._cache))
+        try:
+            values = decoder.decode(packet, shape)
+            if lane.toward is Toward.INPUT:
+                self._leave_out(values, self._masks.pop((message.key, name), None))
+        except ProtocolError as error:
+            raise ProtocolError(f"{self._device}, {_place(message, name)}: {error}") from None
+        return values
+
+    def _leave_out(self, gradient: Tensor, mask: Mask | None) -> None:
+        """Multiply by the derivative of leaving values out. Raises ProtocolError."""
+        if mask is None:
+            return
+        if tuple(gradient.shape) != (mask.rows, mask.hidden):
+            raise ProtocolError(
+                f"shape {list(gradient.shape)} of the gradient of [{mask.rows}, {mask.hidden}]"
+            )
+        gradient *= mask.dense()
 
 
 def _comes_back(lane: Lane) -> bool:
     return lane.toward is Toward.LOSS and not lane.evaluation
 
 
-def _named(message: TensorMessage) -> str:
+def _tensor(name: str) -> str:
+    return "the rows" if name == ROWS else f"tensor {name!r:.40}"
+
+
+def _setting(lane: Lane, name: str) -> str:
+    return f"codec.{lane.setting}" if name == ROWS else _tensor(name)
+
+
+def _place(message: TensorMessage, name: str) -> str:
     key = message.key
+    own = "" if name == ROWS else f" ({_tensor(name)})"
     return (
         f"{message.kind.name.lower()} of round {key.round}, step {key.step}, "
-        f"micro-batch {key.micro_batch}"
+        f"micro-batch {key.micro_batch}{own}"
     )

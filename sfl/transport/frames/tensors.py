@@ -6,6 +6,10 @@ torch's own when decoded, since an unaligned tensor gives other bits.
 
 from __future__ import annotations
 
+import math
+import re
+from collections.abc import Mapping, Sequence
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -23,9 +27,20 @@ from sfl.transport.frames.envelope import Frame
 from sfl.transport.frames.words import from_score, to_score
 from sfl.v1 import tensor_pb2
 
+NAME = re.compile("[a-z][a-z0-9_]{0,31}")
+MOST_NAMED = 16
+"""Tensors that one message may have beside its rows."""
 
-def encode_tensor(message: TensorMessage, packet: Packet | None) -> list[Frame]:
-    """A tensor message as frames; the first has the header, all look at the packet's payload."""
+ALONE: Mapping[str, Packet] = MappingProxyType({})
+
+
+def encode_tensor(
+    message: TensorMessage, packet: Packet | None, named: Mapping[str, Packet] = ALONE
+) -> list[Frame]:
+    """A tensor message as frames; the first has the header, all look at the packets' payloads.
+
+    The packets of `named` tensors follow the one of its rows.
+    """
     kind: Any = int(message.kind)
     header = tensor_pb2.TensorHeader(
         kind=kind,
@@ -45,17 +60,34 @@ def encode_tensor(message: TensorMessage, packet: Packet | None) -> list[Frame]:
         return [Frame(header, Chunks([]), True, kind, key=message.key)]
     header.codec, header.dtype = packet.codec, packet.dtype
     header.shape.extend(packet.shape)
-    header.num_bytes = len(packet.payload)
+    for name, one in named.items():
+        header.named.add(
+            name=name,
+            codec=one.codec,
+            dtype=one.dtype,
+            shape=one.shape,
+            num_bytes=len(one.payload),
+        )
+    payload = _joined([packet.payload, *(one.payload for one in named.values())])
+    header.num_bytes = len(payload)
     return [
         Frame(header if first else None, data, last, kind, key=message.key)
-        for first, data, last in pieces(packet.payload, header.ByteSize())
+        for first, data, last in pieces(payload, header.ByteSize())
     ]
+
+
+def _joined(payloads: Sequence[Buffer]) -> Buffer:
+    """One behind the other, without copies."""
+    if len(payloads) == 1:
+        return payloads[0]
+    whole = [one if isinstance(one, Chunks) else Chunks([one]) for one in payloads]
+    return Chunks([piece for one in whole for piece in one.pieces])
 
 
 def decode_tensor(
     header: tensor_pb2.TensorHeader, payload: Buffer
-) -> tuple[TensorMessage, Packet | None]:
-    """What frames carried: the message without its rows, and their packet.
+) -> tuple[TensorMessage, Packet | None, dict[str, Packet]]:
+    """What frames carried: the message without its tensors, and their packets.
 
     Raises ProtocolError on anything that does not fit, before it allocates.
     """
@@ -66,12 +98,15 @@ def decode_tensor(
         raise ProtocolError(
             f"micro-batch {header.micro_batch} of {header.num_micro_batches} does not exist"
         )
-    packet = None
+    packet, named = None, {}
     if header.codec:
         shape = tuple(header.shape)
         if len(shape) != 2 or shape[0] != sum(lengths):
             raise ProtocolError(f"shape {list(shape)} does not fit {sum(lengths)} tokens")
+        payload, named = _named(header, payload)
         packet = Packet(header.codec, header.dtype, shape, payload)
+    elif header.named:
+        raise ProtocolError("named tensors came without the rows that they travel beside")
     try:
         kind, purpose = Kind(header.kind), Purpose(header.purpose)
     except ValueError as error:
@@ -86,7 +121,29 @@ def decode_tensor(
         loss=header.loss,
         score=from_score(header.score),
     )
-    return message, packet
+    return message, packet, named
+
+
+def _named(header: tensor_pb2.TensorHeader, payload: Buffer) -> tuple[Buffer, dict[str, Packet]]:
+    """The payload of the header's own tensor, and the packets behind it. Raises ProtocolError."""
+    if not header.named:
+        return payload, {}
+    if len(header.named) > MOST_NAMED:
+        raise ProtocolError(f"{len(header.named)} named tensors; {MOST_NAMED} are allowed")
+    whole = payload if isinstance(payload, Chunks) else Chunks([payload])
+    at = len(whole) - sum(entry.num_bytes for entry in header.named)
+    if at < 0:
+        raise ProtocolError(f"named tensors of more than the {len(whole)} bytes that came")
+    own, packets = whole.cut(0, at), {}
+    for entry in header.named:
+        if not NAME.fullmatch(entry.name) or entry.name in packets:
+            raise ProtocolError(f"{entry.name!r:.40} is no name of a tensor, or comes twice")
+        if len(entry.shape) != 2:
+            raise ProtocolError(f"tensor {entry.name!r} has {len(entry.shape)} dimensions, not 2")
+        data = whole.cut(at, entry.num_bytes)
+        packets[entry.name] = Packet(entry.codec, entry.dtype, tuple(entry.shape), data)
+        at += entry.num_bytes
+    return own, packets
 
 
 def _labels(data: bytes, lengths: tuple[int, ...]) -> npt.NDArray[np.int32]:
@@ -98,5 +155,8 @@ def _labels(data: bytes, lengths: tuple[int, ...]) -> npt.NDArray[np.int32]:
 
 
 def raw_bytes(header: tensor_pb2.TensorHeader) -> int:
-    """Four bytes a value of the tensor's real tokens."""
-    return 4 * int(np.prod(header.shape, dtype=np.int64)) if header.codec else 0
+    """Four bytes a value of the tensor's real tokens, and of what travels beside it."""
+    if not header.codec:
+        return 0
+    shapes = [header.shape, *(entry.shape for entry in header.named[:MOST_NAMED])]
+    return 4 * sum(math.prod(shape) for shape in shapes if len(shape) == 2)
