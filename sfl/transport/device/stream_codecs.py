@@ -10,12 +10,11 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from types import MappingProxyType
 
 from torch import Tensor
 
 from sfl.codec.kernel import kernel
-from sfl.codec.packet import DTYPES, MAX_TENSOR_BYTES, Packet, is_finite
+from sfl.codec.packet import MAX_TENSOR_BYTES, Packet, is_finite
 from sfl.codec.pipeline import Codec, Decoder, Encoder, parse
 from sfl.codec.topk import Mask
 from sfl.config import RunSettings
@@ -25,9 +24,7 @@ from sfl.keys import derive_seed
 from sfl.plan import Holder, Toward
 from sfl.stage.messages import ROWS, Key, TensorMessage
 from sfl.transport.device.lanes import Declared, Lane
-
-ALONE: Mapping[str, Packet] = MappingProxyType({})
-"""No tensor beside the rows."""
+from sfl.transport.frames.tensors import ALONE, MOST_NAMED, NAME
 
 
 def codecs_of(settings: RoleCodecs) -> dict[str, Codec]:
@@ -83,6 +80,7 @@ class StreamCodecs:
 
     def declare(self, tensors: Sequence[Declared]) -> None:
         """From now on these travel beside rows, and no others. Raises ConfigError."""
+        assert len(tensors) <= MOST_NAMED and all(NAME.fullmatch(one.name) for one in tensors)
         self._declared = {(lane, one.name): one for one in tensors for lane in one.codecs}
         self._named = {
             (lane, name): self._as_sent(
@@ -209,13 +207,7 @@ class StreamCodecs:
                 raise ProtocolError(f"codec {packet.codec!r} was not expected")
             if name != ROWS:
                 self._declared[lane, name].check(packet)
-        # A dtype that does not exist is refused where it is decoded.
-        sizes = [
-            DTYPES[one.dtype].itemsize * one.shape[0] * one.shape[1]
-            for one in packets.values()
-            if one.dtype in DTYPES
-        ]
-        if len(packets) > 1 and sum(sizes) > MAX_TENSOR_BYTES:
+        if len(packets) > 1 and sum(one.raw_bytes for one in packets.values()) > MAX_TENSOR_BYTES:
             raise ProtocolError(f"tensors of more than {MAX_TENSOR_BYTES} bytes, the limit")
 
     def _expect_names(self, lane: Lane, names: Collection[str]) -> None:

@@ -32,6 +32,7 @@ MOST_NAMED = 16
 """Tensors that one message may have beside its rows."""
 
 ALONE: Mapping[str, Packet] = MappingProxyType({})
+"""No tensor beside the rows."""
 
 
 def encode_tensor(
@@ -98,7 +99,8 @@ def decode_tensor(
         raise ProtocolError(
             f"micro-batch {header.micro_batch} of {header.num_micro_batches} does not exist"
         )
-    packet, named = None, {}
+    packet: Packet | None = None
+    named: dict[str, Packet] = {}
     if header.codec:
         shape = tuple(header.shape)
         if len(shape) != 2 or shape[0] != sum(lengths):
@@ -134,7 +136,8 @@ def _named(header: tensor_pb2.TensorHeader, payload: Buffer) -> tuple[Buffer, di
     at = len(whole) - sum(entry.num_bytes for entry in header.named)
     if at < 0:
         raise ProtocolError(f"named tensors of more than the {len(whole)} bytes that came")
-    own, packets = whole.cut(0, at), {}
+    own = whole.cut(0, at)
+    packets: dict[str, Packet] = {}
     for entry in header.named:
         if not NAME.fullmatch(entry.name) or entry.name in packets:
             raise ProtocolError(f"{entry.name!r:.40} is no name of a tensor, or comes twice")
