@@ -300,6 +300,7 @@ class Decoder:
         self._folder, self._setting = folder, setting
         self._spec = ""
         self._codec: Codec | None = None
+        self._width = 0  # of the rows that the stages were made for
         self.stages: tuple[Receiver, ...] = ()
         """The transforms' ends, made for the first rows that come."""
 
@@ -350,6 +351,9 @@ class Decoder:
             self.stages = tuple(
                 stage.receiver(hidden, self._folder, self._setting) for stage in codec.transforms
             )
+            self._width = hidden
+        if codec.transforms and hidden != self._width:
+            raise ProtocolError(f"rows of {hidden} values, after rows of {self._width}")
         backs, due = [], (rows, hidden)
         for stage in self.stages:
             due, back = stage.decode(due, read)

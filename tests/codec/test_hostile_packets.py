@@ -52,6 +52,16 @@ def test_mutated_packets_are_refused_or_decode() -> None:
     assert 0 < sum(taken) < len(taken)
 
 
+@pytest.mark.parametrize("spec", [spec for spec in SPECS if "delta" in spec])
+def test_rows_of_another_width_than_before_are_refused(spec: str) -> None:
+    """What is remembered of rows has one width."""
+    narrow, wide = (packets.Case(spec, torch.randn(3, width)).packet() for width in (16, 24))
+    decoder = Decoder()
+    assert decoder.decode(narrow).shape == (3, 16)
+    with pytest.raises(ProtocolError, match="rows of 24 values, after rows of 16"):
+        decoder.decode(wide)
+
+
 @pytest.mark.parametrize("spec", ["int(3, 16) | zstd", "int8", "stochastic(8) | rans"])
 def test_a_scale_at_the_end_of_float32_gives_finite_values(spec: str) -> None:
     """A scale is rounded up, so that L of the largest one are more than float32 holds."""

@@ -120,7 +120,11 @@ class HostileEdge:
             dtype="float32", shape=[2, 32], num_bytes=256, loss=1.0,
         )  # fmt: skip
         tensor = tensor_pb2.TensorFrame(header=header, kind=3, data=bytes(256), last=True)
+        several = tensor_pb2.TensorFrame()
+        several.CopyFrom(tensor)
+        several.header.named.add(name="x", codec="none", dtype="float32", shape=[1, 2], num_bytes=8)
         messages = [
+            edge_pb2.EdgeMessage(tensor=several),
             edge_pb2.EdgeMessage(welcome=self._welcome()),
             edge_pb2.EdgeMessage(start=self._start()),
             edge_pb2.EdgeMessage(tensor=tensor),

@@ -150,6 +150,9 @@ class DeviceSession(Session):
             dtype="float32", shape=[2, 32], num_bytes=256,
         )  # fmt: skip
         frame = tensor_pb2.TensorFrame(header=header, kind=header.kind, data=bytes(256), last=True)
+        several = tensor_pb2.TensorFrame()
+        several.CopyFrom(frame)
+        several.header.named.add(name="x", codec="none", dtype="float32", shape=[1, 2], num_bytes=8)
         report = tensor_pb2.RoundReport(
             round=self.round, num_steps=self.steps_due, train_loss=1.0, snapshot=snapshot(self.name)
         )
@@ -157,6 +160,7 @@ class DeviceSession(Session):
         norm = edge_pb2.GradientNorm(round=self.round, squared=2.0)
         bodies: list[dict[str, Any]] = [
             {"tensor": frame},
+            {"tensor": several},
             {"report": report},
             {"heartbeat": beat},
             {"norm": norm},

@@ -15,6 +15,7 @@ from sfl.metrics.timeline import spans_from_json
 from sfl.stage.messages import Key, Kind, Purpose, TensorMessage
 from sfl.transport.frames.chunks import Assembly, adapter_bytes, adapter_frames, decode_adapter
 from sfl.transport.frames.envelope import Envelope, Frame
+from sfl.transport.frames.seal import SEAL_BYTES, seal
 from sfl.transport.frames.tensors import decode_tensor, encode_tensor
 from sfl.v1 import cloud_pb2, edge_pb2, tensor_pb2
 from tests.fuzz import packets
@@ -26,22 +27,29 @@ EDGE = Envelope(edge_pb2.EdgeMessage, edge_pb2.EdgeMessage.TENSOR_FIELD_NUMBER)
 
 
 def tensors(seed: int) -> list[bytes]:
-    """Tensor messages as their bytes: every codec, with labels and without."""
+    """Tensor messages as their bytes: every codec, with labels and without, alone and several."""
     made, generator = [], np.random.default_rng(seed)
-    for number, case in enumerate(packets.cases(seed)):
+    cases = list(packets.cases(seed))
+    for number, case in enumerate(cases):
         rows = len(case.rows)
         labels = generator.integers(-1, 40, rows).astype(np.int32) if number % 2 else None
         key = Key(Purpose.TRAINING, 1, number, 0)
         message = TensorMessage(Kind.ACTIVATION, key, 1, (rows,), labels=labels)
-        made += [DEVICE.serialize(frame) for frame in encode_tensor(message, case.packet())]
+        beside = {f"x{n}": cases[number - n].packet() for n in range(number % 3)}
+        made += [DEVICE.serialize(frame) for frame in encode_tensor(message, case.packet(), beside)]
     return made
 
 
 def fuzz_frames(inputs: int, seed: int) -> Iterator[bool]:
-    """Whether each mutated tensor message, alone or behind an honest one, gave a tensor."""
+    """Whether each mutated tensor message, alone or behind an honest one, gave a tensor.
+
+    Most have the checksum of what they became, as a hostile peer would send them.
+    """
     rng, honest = random.Random(seed), tensors(seed)
     for _ in range(inputs):
-        data = mutated(rng.choice(honest), rng, rng.choice(honest))
+        data = mutated(rng.choice(honest)[:-SEAL_BYTES], rng, rng.choice(honest))
+        if rng.random() < 0.97:
+            data = seal(data)
         before = [rng.choice(honest)] if rng.random() < 0.2 else []
         yield _decoded([*before, data])
 
@@ -57,7 +65,11 @@ def _decoded(messages: Sequence[bytes]) -> bool:
             whole = assembly.add(frame)
             if whole is None:
                 continue
-            message, packet = decode_tensor(*whole)
+            message, packet, named = decode_tensor(*whole)
+            assert packet is not None or not named
+            assert sum(len(one.payload) for one in named.values()) <= len(whole[1])
+            for one in named.values():
+                assert bool(Decoder().decode(one).isfinite().all())
             assert sum(message.lengths) > 0
             if packet is not None:
                 rows = decoder.decode(packet)

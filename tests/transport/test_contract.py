@@ -72,6 +72,9 @@ def bytes_of(data: bytes) -> Attack:
     return lambda peer: peer.say_bytes(data)
 
 
+BESIDE = tensor_pb2.NamedTensor(name="x", codec="none", dtype="float32", shape=[1, 2], num_bytes=8)
+
+
 def activation(**fields: Any) -> tensor_pb2.TensorFrame:
     honest = {
         "kind": 1,
@@ -182,6 +185,14 @@ IN_A_ROUND: list[tuple[str, Attack, str]] = [
     ("normalizer", tensors(normalizer=2**32 - 1), "normalizer = 4294967295"),
     ("micro-batches", tensors(num_micro_batches=2**31), "num_micro_batches = 2147483648"),
     ("sequences", tensors(lengths=[1] * 5000, shape=[5000, 32]), "sequences of a tensor = 5000"),
+    ("a tensor beside", tensors(named=[BESIDE]), "tensor 'x' was not expected"),
+    ("many beside", tensors(named=[BESIDE] * 5000), "5000 named tensors; 16 are allowed"),
+    ("one beside twice", tensors(named=[BESIDE] * 2), "'x' is no name of a tensor, or comes twice"),
+    (
+        "more beside than came",
+        tensors(named=[tensor_pb2.NamedTensor(name="x", shape=[1, 2], num_bytes=2**64 - 1)]),
+        "named tensors of more than the 256 bytes that came",
+    ),
     ("length", tensors(lengths=[2**32 - 1] * 2), "does not fit"),
     ("an adapter too large", adapters({"num_bytes": 700 << 20}), "num_bytes of an adapter"),
     ("of another round", adapters({"round": 4_000_000_000}), "round = 4000000000 of an adapter"),
@@ -523,6 +534,12 @@ EDGES: list[tuple[str, list[edge_pb2.EdgeMessage | bytes], type[SflError], str]]
     ("adapter", [welcome(), start(), adapter(num_bytes=3 << 30)], ProtocolError, "are allowed"),
     ("no adapter", [welcome(), start(), adapter()], ProtocolError, "not a safetensors file"),
     ("tensor", [welcome(), start(), from_edge(num_bytes=1 << 30)], ProtocolError, "are allowed"),
+    (
+        "beside",
+        [welcome(), start(), from_edge(named=[BESIDE])],
+        ProtocolError,
+        "tensor 'x' was not expected",
+    ),
     ("kind", [welcome(), start(), from_edge(purpose=9)], ProtocolError, "not a valid Purpose"),
     (
         "norm",
