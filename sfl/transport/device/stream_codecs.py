@@ -140,8 +140,8 @@ class StreamCodecs:
                 raise ProtocolError("the tensor holds NaN or infinite values")
             packet = encoder.encode(tensor, self._draws(message, lane, name), groups, context)
         except ProtocolError as error:
-            place = f"{self._device}, {_place(message, name)}, {_setting(lane, name)}"
-            raise AdapterRefused(f"{place}: {error}") from None
+            where = f"{self._device}, {_where(message, name)}, {_setting(lane, name)}"
+            raise AdapterRefused(f"{where}: {error}") from None
         if encoder.mask is not None and _comes_back(lane):
             self._masks[message.key, name] = encoder.mask
         return packet
@@ -188,7 +188,7 @@ class StreamCodecs:
         try:
             self._expect(lane, packets)
         except ProtocolError as error:
-            raise ProtocolError(f"{self._device}, {_place(message, ROWS)}: {error}") from None
+            raise ProtocolError(f"{self._device}, {_where(message, ROWS)}: {error}") from None
         width = packet.shape[1] if hidden is None else hidden
         rows = self._tensor(lane, packet, message, ROWS, (packet.shape[0], width))
         beside = {
@@ -231,7 +231,7 @@ class StreamCodecs:
             if lane.toward is Toward.INPUT:
                 self._leave_out(values, self._masks.pop((message.key, name), None))
         except ProtocolError as error:
-            raise ProtocolError(f"{self._device}, {_place(message, name)}: {error}") from None
+            raise ProtocolError(f"{self._device}, {_where(message, name)}: {error}") from None
         return values
 
     def _leave_out(self, gradient: Tensor, mask: Mask | None) -> None:
@@ -257,7 +257,7 @@ def _setting(lane: Lane, name: str) -> str:
     return f"codec.{lane.setting}" if name == ROWS else _tensor(name)
 
 
-def _place(message: TensorMessage, name: str) -> str:
+def _where(message: TensorMessage, name: str) -> str:
     key = message.key
     own = "" if name == ROWS else f" ({_tensor(name)})"
     return (
