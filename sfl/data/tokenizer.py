@@ -14,7 +14,7 @@ from sfl.errors import DataError, ModelError
 from sfl.models.families import FAMILIES
 from sfl.models.jsonfile import read_object
 from sfl.models.marks import without_marks
-from sfl.models.vocabulary import beyond, check_files
+from sfl.models.vocabulary import beyond, check_files, unreadable_pieces
 from sfl.node.causes import foreseen
 from sfl.node.paths import amiss
 from sfl.node.text import plain
@@ -275,9 +275,9 @@ def _load(clean: Path, folder: Path, lean: str | None) -> PreTrainedTokenizerBas
         )
     except Exception as error:  # the tokenizers library raises plain ones
         first = (str(error).strip() or type(error).__name__).splitlines()[0]
-        if "tiktoken" in first and not (folder / "tiktoken.model").exists():
-            # What transformers tries next with whatever sentencepiece could not read.
-            first = "its *.model file is not a SentencePiece vocabulary; is it complete?"
+        if broken := unreadable_pieces(folder):
+            # transformers then tries tiktoken, and says what that lacks or makes of the file.
+            first = f"{broken} is not a SentencePiece vocabulary; is it complete?"
         raise ModelError(
             "model.path",
             str(folder),

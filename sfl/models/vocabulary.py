@@ -83,9 +83,28 @@ def check_files(folder: Path, config: Mapping[str, Any]) -> None:
     lacking = [name for name in NEEDS.get(kind, ()) if name not in names]
     if lacking or not any(VOCABULARY.fullmatch(name) for name in names):
         raise _without(folder, kind, lacking)
-    pieces = [name for name in names if name.endswith(".model") and not name.startswith("tiktoken")]
+    pieces = _pieces(names)
     if pieces and kind not in ("BertTokenizer", "GPT2Tokenizer", "Qwen2Tokenizer"):
         _require_sentencepiece(folder / pieces[0])
+
+
+def unreadable_pieces(folder: Path) -> str | None:
+    """The folder's SentencePiece vocabulary that is none, where a tokenizer is to be made of it."""
+    names = tokenizer_files(folder)
+    if "tokenizer.json" in names or importlib.util.find_spec("sentencepiece") is None:
+        return None
+    from sentencepiece import SentencePieceProcessor
+
+    for name in _pieces(names):
+        try:
+            SentencePieceProcessor(model_file=str(folder / name))
+        except (RuntimeError, OSError):
+            return name
+    return None
+
+
+def _pieces(names: Iterable[str]) -> list[str]:
+    return [name for name in names if name.endswith(".model") and not name.startswith("tiktoken")]
 
 
 def class_of(declared: Mapping[str, Any], model_type: str) -> str:

@@ -338,6 +338,7 @@ def test_an_open_precision_is_measured_where_the_edge_computes(
 
 
 @pytest.mark.process
+@pytest.mark.skipif(not STORIES.is_dir(), reason=f"{STORIES} is not here")
 def test_a_budget_is_kept_by_computing_again_for_one_of_two_devices(tmp_path: Path) -> None:
     text = " ".join(random.Random(0).choices(["once", "upon", "time", "cat", "sun"], k=150))
     texts = write_jsonl(tmp_path / "texts.jsonl", [{"text": text}] * 100)

@@ -8,6 +8,7 @@ import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 
 import pytest
 from safetensors.numpy import load_file, save_file
@@ -207,7 +208,12 @@ def test_a_lone_sentencepiece_model_works_or_says_what_to_install(
 @pytest.mark.skipif(
     importlib.util.find_spec("sentencepiece") is None, reason="sentencepiece is not installed"
 )
-def test_a_broken_sentencepiece_model_is_not_taken_for_tiktoken_s(folder: Path) -> None:
+@pytest.mark.parametrize("tiktoken", [None, ValueError("Error parsing line b'no vocabulary'")])
+def test_a_broken_sentencepiece_model_is_not_taken_for_tiktoken_s(
+    tiktoken: Exception | None, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if tiktoken is not None:  # what transformers passes on where tiktoken is installed
+        monkeypatch.setattr(AutoTokenizer, "from_pretrained", Mock(side_effect=tiktoken))
     (folder / "tokenizer.json").unlink()
     (folder / "tokenizer.model").write_bytes(b"no vocabulary at all")
     (folder / "tokenizer_config.json").write_text('{"tokenizer_class": "LlamaTokenizer"}')
