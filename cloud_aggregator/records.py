@@ -71,7 +71,7 @@ class RunRecords:
         self._sequence += 1
         status = standing(
             self._folder.name,
-            self._config.current,
+            self._config.current.settings,
             self.told,
             state,
             updated_at=time.time(),

@@ -16,10 +16,12 @@ from sfl.rounds.state import RunState
 
 NAME = "run.sqlite"
 
-# Of a subject only the latest event stays. AUTOINCREMENT: no number comes twice, whatever is gone.
+# Of a subject only the latest event stays; it takes a number above all others before the one that
+# it replaces goes, so that numbers only grow (and AUTOINCREMENT, which writes a page more, is not
+# needed).
 _TABLES = """
 CREATE TABLE IF NOT EXISTS events(
-  number INTEGER PRIMARY KEY AUTOINCREMENT, now REAL NOT NULL, kind TEXT NOT NULL,
+  number INTEGER PRIMARY KEY, now REAL NOT NULL, kind TEXT NOT NULL,
   subject TEXT, event BLOB NOT NULL
 );
 CREATE UNIQUE INDEX IF NOT EXISTS subjects ON events(subject) WHERE subject IS NOT NULL;

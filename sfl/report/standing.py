@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from typing import assert_never
 
-from sfl.config import RunConfig
+from sfl.config import RunSettings
 from sfl.report.projection import RunProjection
 from sfl.report.status import LEFT_OUT, DeviceStatus, RunPhase, RunStatus, ServerStatus
 from sfl.rounds import Phase, RunState
 
 
 def standing(
-    run_id: str, config: RunConfig, told: RunProjection, state: RunState, **written: float | str
+    run_id: str, settings: RunSettings, told: RunProjection, state: RunState, **written: float | str
 ) -> RunStatus:
     """The status; `written` says who wrote it when, and is no part of the journal."""
     end = told.end
@@ -19,7 +19,7 @@ def standing(
         DeviceStatus.from_snapshot(
             told.snapshots.of("device", entry.name), _device_state(entry.name, told, state)
         )
-        for entry in config.devices
+        for entry in settings.devices
     ]
     servers = told.snapshots.servers()
     phase: RunPhase = shown_phase(state.phase)
@@ -29,9 +29,9 @@ def standing(
     return RunStatus(
         run_id=run_id,
         phase=phase,
-        round=min(state.round, config.run.rounds),
-        rounds=config.run.rounds,
-        task=config.model.task,
+        round=min(state.round, settings.run.rounds),
+        rounds=settings.run.rounds,
+        task=settings.model.task,
         message=told.message,
         devices=tuple(devices),
         edges=tuple(ServerStatus.from_snapshot(s) for s in servers if s.kind == "edge"),

@@ -5,8 +5,6 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
-import os
-import socket
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -28,8 +26,6 @@ RunPhase = Literal[
 
 LEFT_OUT = "left out for good"
 """The state of a device that is not let in again in this run."""
-STALE_AFTER = 30.0
-"""Seconds without a new status after which a cloud on another machine counts as gone."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,18 +118,6 @@ class RunStatus:
         """Whether the run has ended, by its own word."""
         return self.phase in ("finished", "failed")
 
-    def abandoned(self, now: float) -> bool:
-        """Whether it speaks of a run that is none any more: its cloud is gone without a word.
-
-        A cloud writes twice a second. On its own machine its process is looked for, elsewhere
-        `now` (Unix seconds) may be `STALE_AFTER` seconds later.
-        """
-        if self.over or self.phase == "starting":
-            return False
-        if self.host == socket.gethostname() and self.pid:
-            return not _alive(self.pid)
-        return now - self.updated_at > STALE_AFTER
-
     def write(self, path: Path) -> None:
         """Replace `path` by this status; a reader sees the old one or this one, whole."""
         values = _without_nan(dataclasses.asdict(self))
@@ -158,16 +142,6 @@ class RunStatus:
             "faults": tuple(values["faults"]),
         }
         return cls(**(values | nested))
-
-
-def _alive(pid: int) -> bool:
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:  # somebody else's
-        return True
-    return True
 
 
 def _without_nan(value: Any) -> Any:

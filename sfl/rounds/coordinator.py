@@ -12,6 +12,7 @@ from sfl.rounds.messages import (
     DeviceReady,
     Event,
     Fact,
+    Report,
     ReportReceived,
     StartRound,
     Tick,
@@ -25,6 +26,11 @@ from sfl.rounds.strikes import Strikes
 
 TELLING = (DeviceReady, ReportReceived)
 """Events that records are made of, also where they come too late for a round."""
+
+
+def _acts(command: Command) -> bool:
+    """Whether anybody but the log hears of it, so that the journal has to have its event before."""
+    return not isinstance(command, Report)
 
 
 def nobody(entry: Entry) -> None:
@@ -52,7 +58,8 @@ class Coordinator:
     def handle(self, event: Event, now: float) -> list[Command]:
         """Take one event; return what is to be done, in order, once the journal has the event.
 
-        Raises DiskError.
+        What is only said in the log waits for the next commit, which comes with the next tick at
+        the latest. Raises DiskError.
         """
         before = self.state
         self.state, commands = step(before, event, now, self.settings)
@@ -65,7 +72,7 @@ class Coordinator:
             self.journal.append(entry)
         if any(isinstance(command, StartRound) for command in commands):
             self.journal.mark(self.state)
-        elif commands or isinstance(event, Tick | AdapterReady):
+        elif isinstance(event, Tick | AdapterReady) or any(_acts(command) for command in commands):
             self.journal.commit()
         for entry in entries:
             self._hear(entry)

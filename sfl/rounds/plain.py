@@ -44,7 +44,7 @@ _KINDS: dict[str, type[Any]] = {
 def to_json(value: RunState | Event | Fact) -> bytes:
     """As JSON on one line."""
     kind = type(value).__name__
-    return _adapter(kind).dump_json(Envelope(VERSION, kind, value))
+    return _adapter(kind).serializer.to_json(Envelope(VERSION, kind, value))
 
 
 def state_from_json(text: bytes) -> RunState:

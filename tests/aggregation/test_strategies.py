@@ -17,15 +17,20 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 from safetensors.numpy import load, save
 
+from cloud_aggregator.averaging import adapter_ref
+from cloud_aggregator.memory import StrategyMemory
+from sfl.adapters.artifact import load_adapter, save_adapter
 from sfl.adapters.names import is_lora_a, lora_b_of, lora_names
 from sfl.adapters.rank import ProductSum, shapes_at_rank, truncated
 from sfl.aggregation.contribution import Contribution, verify
 from sfl.aggregation.krum import krum_scores
 from sfl.aggregation.strategy import Strategy, make_strategy
 from sfl.aggregation.traits import STRATEGIES
-from sfl.config import AggregationSettings, LoraSettings
+from sfl.config import AggregationSettings, LoraSettings, RunSettings
 from sfl.config.base import OneOf
 from sfl.errors import ProtocolError
+from sfl.report.journal import SqliteJournal
+from sfl.rounds import AdapterReady, Coordinator
 from tests.house.adapters import (
     ALPHA,
     LAYERS,
@@ -150,6 +155,36 @@ def test_state_can_be_saved_and_put_back(tmp_path: Path, name: str) -> None:
     other.state = load(save(one.state))
     assert same_bits(one.aggregate(parts, current), other.aggregate(parts, current))
     assert not same_bits(strategy(name).aggregate(parts, current), one.aggregate(parts, current))
+
+
+@pytest.mark.parametrize("name", ["fedavgm", "fedadam", "fedyogi"])
+def test_what_a_journal_names_gives_the_same_next_adapter(tmp_path: Path, name: str) -> None:
+    """As a cloud that is started again finds it: state and adapter by their names in the journal"""
+    parts, _ = fleet(tmp_path, name)
+    settings = RunSettings.model_validate({"model": {"path": "m"}, "devices": DEVICES})
+    one, memory, journal = strategy(name), StrategyMemory(tmp_path), SqliteJournal(tmp_path)
+    first = one.aggregate(parts, adapter(50))
+    save_adapter(tmp_path / adapter_ref(1), first, {})
+    ready = AdapterReady(1, adapter_ref(1), memory.save(1, one.state))
+    Coordinator(settings, journal=journal).handle(ready, 1.0)
+    second = one.aggregate(parts, first)
+    journal.close()
+    found = SqliteJournal(tmp_path).latest().state(settings)
+    other = strategy(name)
+    other.state = StrategyMemory(tmp_path).read(found.strategy_ref)
+    current, _ = load_adapter(tmp_path / found.adapter_ref)
+    assert same_bits(other.aggregate(parts, current), second)
+    memory.save(2, one.state)
+    memory.forget_before(2)
+    assert [file.name for file in (tmp_path / "strategy").iterdir()] == ["round-0002.safetensors"]
+
+
+def test_who_remembers_nothing_leaves_no_file(tmp_path: Path) -> None:
+    assert StrategyMemory(tmp_path).save(1, {}) == "" and not list(tmp_path.iterdir())
+    assert StrategyMemory(tmp_path).read("") == {}
+
+
+DEVICES = [{"name": "d0", "cut_layer": 1}]
 
 
 # -- means and the cloud's optimizers --------------------------------------------------------------

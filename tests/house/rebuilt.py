@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 
 from sfl.config import RunSettings
 from sfl.report.journal import SqliteJournal
 from sfl.rounds import Command, Coordinator, Event, RunState
-from sfl.rounds.journal import Journal, MemoryJournal
+from sfl.rounds.coordinator import nobody
+from sfl.rounds.journal import Entry, Journal, MemoryJournal
 from sfl.rounds.plain import state_from_json, to_json
 
 ALWAYS, THEN_EVERY = 60, 997
@@ -33,8 +35,14 @@ class NeverMarked(MemoryJournal):
 class Rebuilt(Coordinator):
     """As a cloud is that is killed between any two events, and starts again from its journal."""
 
-    def __init__(self, settings: RunSettings, now: float = 0.0, journal: Journal | None = None):
-        super().__init__(settings, now, journal)
+    def __init__(
+        self,
+        settings: RunSettings,
+        now: float = 0.0,
+        journal: Journal | None = None,
+        hear: Callable[[Entry], object] = nobody,
+    ):
+        super().__init__(settings, now, journal, hear)
         self._handled = 0
 
     def handle(self, event: Event, now: float) -> list[Command]:

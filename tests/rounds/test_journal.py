@@ -6,14 +6,17 @@ import os
 import sqlite3
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from cloud_aggregator.clock import RunClock
 from sfl.config import RunSettings
 from sfl.errors import DiskError
+from sfl.plan import HOLDERS
 from sfl.report.journal import NAME, SqliteJournal
 from sfl.rounds import (
     Coordinator,
@@ -22,11 +25,15 @@ from sfl.rounds import (
     DeviceReady,
     EdgeLost,
     EdgeReady,
+    Event,
     FinishRun,
+    NodeHeard,
     Phase,
+    ReportReceived,
     RoundBegan,
     StartRound,
     Tick,
+    UpdateReceived,
 )
 from sfl.rounds.journal import Entry, Journal, MemoryJournal
 from tests.house.rebuilt import fill_up
@@ -174,3 +181,102 @@ def test_the_words_of_a_failing_disk(tmp_path: Path) -> None:
     error.sqlite_errorcode = sqlite3.SQLITE_IOERR | 1 << 8
     with pytest.raises(DiskError, match="its disk fails"), journal._on_disk():
         raise error
+
+
+@pytest.mark.parametrize("damage", ["no database", "a page", "a row"])
+def test_a_damaged_file_is_told_with_what_to_do(tmp_path: Path, damage: str) -> None:
+    journal = SqliteJournal(tmp_path)
+    for number in range(200):
+        journal.append(Entry(1.0, DeviceJoined(f"d{number}", "e" * 100)))
+    journal.close()
+    path = tmp_path / NAME
+    if damage == "a row":
+        with sqlite3.connect(path) as other:
+            other.execute("UPDATE events SET event = x'7b' WHERE number = 3")
+        other.close()
+    else:
+        whole = path.read_bytes()
+        page = b"\xff" * 4096
+        path.write_bytes(page * 2 if damage == "no database" else whole[:4096] + page * 20)
+    with pytest.raises(DiskError, match=r"is damaged \(.*Move it away") as caught:
+        list(SqliteJournal(tmp_path).entries())
+    assert str(caught.value).startswith(f"{path}: ")
+
+
+def test_of_a_node_only_its_latest_statistics_stay(reopen: Reopen) -> None:
+    journal = reopen()
+    for number in range(5):
+        for name in ("d0", "d1"):
+            journal.append(Entry(float(number), NodeHeard("device", name, str(number))))
+        journal.commit()
+    journal.append(Entry(5.0, NodeHeard("device", "d0", "5")))
+    heard = [NodeHeard("device", "d1", "4"), NodeHeard("device", "d0", "5")]
+    assert [entry.event for entry in journal.entries()] == heard
+    journal.close()
+
+
+def test_what_could_not_be_written_waits(tmp_path: Path) -> None:
+    journal = SqliteJournal(tmp_path)
+    fill_up(journal)
+    entry = Entry(1.0, EdgeLost("e", "x" * 100_000))
+    journal.append(entry)
+    with pytest.raises(DiskError, match="its disk is full"):
+        journal.commit()
+    journal._file.execute("PRAGMA max_page_count = 100000")
+    assert list(journal.entries()) == [entry]
+    journal.close()
+
+
+@pytest.mark.parametrize("stage", ["waiting", "grace", "training", "straggling", "averaging"])
+def test_an_hour_away_evicts_nobody(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stage: str
+) -> None:
+    """The same ticks give the same commands as in a cloud that was never away."""
+    network = {"round_timeout": 50.0, "join_timeout": 30.0, "join_grace": 20.0}
+    network |= {"straggler_seconds": 10.0, "straggler_factor": 2.0}
+    settings = RunSettings.model_validate(SETTINGS.model_dump() | {"network": network})
+    if stage == "grace":
+        run = {"rounds": 2, "min_devices": 1}
+        settings = RunSettings.model_validate(settings.model_dump() | {"run": run})
+    seconds = [1000.0]
+    monkeypatch.setattr(time, "monotonic", lambda: seconds[0])
+    clock, journal = RunClock(), SqliteJournal(tmp_path)
+    stayed = Coordinator(settings, journal=journal)
+    for event in until(stage):
+        seconds[0] += 1.0
+        stayed.handle(event, clock.now())
+    stayed.handle(Tick(), clock.now())
+    assert stayed.phase is not Phase.OVER
+    journal.close()
+    seconds[0] += 3600.0
+    journal = SqliteJournal(tmp_path)
+    latest = journal.latest()
+    back = Coordinator(settings, latest.now, journal)
+    back.state = latest.state(settings)
+    later = RunClock(latest.now)
+    assert back.state == stayed.state and back.handle(Tick(), later.now()) == []
+    stayed.journal, wanted, found = MemoryJournal(), [], []
+    began, there = latest.now, seconds[0]
+    for second in range(1, 120):
+        seconds[0] = there + second / 2
+        wanted.append(stayed.handle(Tick(), began + second / 2))
+        found.append(back.handle(Tick(), later.now()))
+    assert found == wanted and any(found)
+    journal.close()
+
+
+def until(stage: str) -> list[Event]:
+    """Events that bring a run of two devices there."""
+    events: list[Event] = [EdgeReady("e", 4), DeviceJoined("d0", "e")]
+    if stage == "waiting":
+        return events
+    events.append(DeviceReady("d0", 10))
+    if stage == "grace":
+        return events
+    events += [DeviceJoined("d1", "e"), DeviceReady("d1", 10)]
+    if stage == "training":
+        return [*events, DeviceMoved("d0", 3), DeviceMoved("d1", 3)]
+    for name in ("d0",) if stage == "straggling" else ("d0", "d1"):
+        events += [UpdateReceived(name, side, 1, 5) for side in HOLDERS]
+        events.append(ReportReceived(name, 1))
+    return events

@@ -11,6 +11,7 @@ import pytest
 
 from sfl.config import RunSettings
 from sfl.report.journal import SqliteJournal
+from sfl.report.projection import RunProjection
 from sfl.rounds import (
     AdapterReady,
     Aggregate,
@@ -43,8 +44,9 @@ from sfl.rounds import (
     Welcome,
     step,
 )
-from sfl.rounds.journal import Journal, MemoryJournal
-from tests.house.rebuilt import NeverMarked, Rebuilt
+from sfl.rounds.journal import MemoryJournal
+from tests.house.rebuilt import MOST_DEVICES, NeverMarked, Rebuilt
+from tests.house.retold import assert_told_again
 
 
 @pytest.fixture(autouse=True, params=["as it is", "in memory", "from the first event", "SQLite"])
@@ -56,18 +58,22 @@ def rebuilt(
     if request.param == "as it is":
         yield
         return
-    journals: list[Journal] = []
+    runs: list[tuple[Rebuilt, RunProjection]] = []
 
     def forgetful(config: RunSettings, now: float = 0.0) -> Coordinator:
-        folder = tmp_path / str(len(journals))
+        folder = tmp_path / str(len(runs))
         folder.mkdir()
         make = {"in memory": MemoryJournal, "from the first event": NeverMarked}.get(request.param)
-        journals.append(SqliteJournal(folder) if make is None else make())
-        return Rebuilt(config, now, journals[-1])
+        journal, live = SqliteJournal(folder) if make is None else make(), RunProjection()
+        runs.append((Rebuilt(config, now, journal, live.take), live))
+        return runs[-1][0]
 
     monkeypatch.setattr(sys.modules[__name__], "Coordinator", forgetful)
     yield
-    for journal in journals:
+    for coordinator, live in runs:
+        journal = coordinator.journal
+        if len(coordinator.settings.devices) <= MOST_DEVICES:
+            assert_told_again(live, journal, coordinator.state, coordinator.settings)
         journal.close()
 
 

@@ -7,7 +7,6 @@ import signal
 import socket
 import subprocess
 import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -257,27 +256,8 @@ def test_a_cloud_that_is_stopped_tells_everybody(by_hand: Callable[..., ByHand])
     assert nodes.outcome().summary["failure"] == "interrupted"
 
 
-# -- a status that nobody writes any more ----------------------------------------------------------
-
-
 def status_of(**values: Any) -> RunStatus:
     return RunStatus("r", "training", 1, 3, **values)
-
-
-@pytest.mark.process
-def test_a_status_without_its_cloud_is_told_by_its_process(tmp_path: Path) -> None:
-    import socket
-
-    here = socket.gethostname()
-    gone = subprocess.Popen(["true"])
-    gone.wait()
-    now = time.time()
-    assert not status_of(pid=os.getpid(), host=here, updated_at=0.0).abandoned(now)
-    assert status_of(pid=gone.pid, host=here, updated_at=now).abandoned(now)
-    assert status_of(pid=os.getpid(), host="elsewhere", updated_at=now - 60).abandoned(now)
-    assert not status_of(pid=os.getpid(), host="elsewhere", updated_at=now - 2).abandoned(now)
-    ended = RunStatus("r", "failed", 1, 3, pid=gone.pid, host=here)
-    assert not ended.abandoned(now)
 
 
 def test_a_fault_is_read_back_from_its_line() -> None:
