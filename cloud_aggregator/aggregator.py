@@ -17,11 +17,14 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import time
+from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from cloud_aggregator.averaging import Averaging, GlobalAdapter
 from cloud_aggregator.beside import complete_adapters
+from cloud_aggregator.clock import RunClock
 from cloud_aggregator.dispatch import Dispatch
 from cloud_aggregator.driver import Driver
 from cloud_aggregator.edge_names import EdgeNames
@@ -60,8 +63,17 @@ TICK = 0.5  # seconds between two looks at deadlines, and between two writes of 
 class CloudAggregator:
     """One run of the cloud, from its port to what stays in its folder."""
 
-    def __init__(self, config: RunConfig, folder: Path, own: OwnCertificate | None = None) -> None:
-        """Raises ConfigError. For a running event loop."""
+    def __init__(
+        self,
+        config: RunConfig,
+        folder: Path,
+        own: OwnCertificate | None = None,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        """Raises ConfigError. For a running event loop.
+
+        All deadlines of the run go by `clock`, in seconds.
+        """
         trust = _trust(own)
         self.own = own
         self.folder = folder
@@ -90,7 +102,9 @@ class CloudAggregator:
             dispatch=Dispatch(self.config, coordinator, self.averaging, base_updates, self.service),
             edges=edges,
         )
-        self.driver = Driver(coordinator, effects, self.averaging, records, stats, self._traces)
+        self.driver = Driver(
+            coordinator, effects, self.averaging, records, stats, self._traces, RunClock(clock)
+        )
         self.host = EdgeHost(
             self.config,
             coordinator,
@@ -107,7 +121,13 @@ class CloudAggregator:
         describe_node(self._log_fields)
 
     async def run(self, address_file: Path | None) -> None:
-        """Serve one run to its end. Raises RunFailed where it ends badly."""
+        """Serve one run on a port, to its end. Raises RunFailed where it ends badly."""
+        async with self._port(address_file):
+            await self.to_its_end()
+
+    @contextlib.asynccontextmanager
+    async def _port(self, address_file: Path | None) -> AsyncIterator[None]:
+        """Where edges dial. Raises ConfigError."""
         door = Door()
         server = new_server(self.own, door)
         server.add_generic_rpc_handlers((self.service.handler(self.host),))
@@ -118,10 +138,18 @@ class CloudAggregator:
         if address_file is not None:
             write_atomic(address_file, address)
         log.info("cloud of run %s listens on %s", self.run_id, address)
+        try:
+            with door.watched(address):
+                yield
+        finally:
+            await server.stop(grace=1.0)
+
+    async def to_its_end(self) -> None:
+        """Keep the run going while its service is served. Raises RunFailed."""
         ticking = watched(self._tick(), self.driver.failed)
         end = FinishRun(False, "")
         try:
-            with door.watched(address), self._metrics():
+            with self._metrics():
                 end = await self.driver.over
                 await self._dismiss(end)
         except asyncio.CancelledError:
@@ -137,7 +165,6 @@ class CloudAggregator:
             self._say_the_end(end)
             if self._traces is not None:
                 await asyncio.to_thread(self._traces.close)
-            await server.stop(grace=1.0)
         if not end.ok:
             raise RunFailed(end.reason)
 

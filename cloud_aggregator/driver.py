@@ -51,6 +51,7 @@ class Driver:
         records: RunRecords,
         stats: NodeStats,
         traces: StepTraces | None,
+        clock: RunClock,
     ) -> None:
         self.over: asyncio.Future[FinishRun] = asyncio.get_running_loop().create_future()
         self._coordinator = coordinator
@@ -59,7 +60,7 @@ class Driver:
         self._records = records
         self._stats = stats
         self._traces = traces
-        self._clock = RunClock()
+        self._clock = clock
         self._aggregation: asyncio.Task[None] | None = None
 
     def happened(self, event: Event) -> None:

@@ -17,6 +17,8 @@ import logging
 from collections.abc import AsyncIterator
 from pathlib import Path
 
+import grpc.aio
+
 from edge_server.base import Base, load_base
 from edge_server.beats import Beats
 from edge_server.floor import Floor
@@ -53,8 +55,12 @@ class EdgeServer:
         threads: int,
         insecure: bool,
         own: OwnCertificate | None = None,
+        channel: grpc.aio.Channel | None = None,
     ) -> None:
-        """Raises ConfigError. For a running event loop."""
+        """Raises ConfigError. For a running event loop.
+
+        `channel` is what it calls the cloud by; without, one to the address in `config`.
+        """
         self.config = config
         self.own = own
         self.insecure = insecure
@@ -65,7 +71,9 @@ class EdgeServer:
         self._residence = _residence(config, stats)
         order = ORDERS[config.order]
         self.engine = Engine(threads, order, together=config.batch_devices, phases=stats.phases)
-        self.cloud = CloudLink(config.cloud, config.name, stats, insecure, own, config.proxy)
+        self.cloud = CloudLink(
+            config.cloud, config.name, stats, insecure, own, config.proxy, channel
+        )
         self._opened: asyncio.Future[DeviceHost] = asyncio.get_running_loop().create_future()
         self.service = EdgeService(stats, self._opened, config.cache_dir)
         self.beats = Beats(stats, self.cloud, self.service)
@@ -73,7 +81,16 @@ class EdgeServer:
         describe_node(self._log_fields)
 
     async def run(self, connect_timeout: float, address_file: Path | None) -> None:
-        """Serve one run to its end. Raises SflError where it ends badly."""
+        """Serve one run on a port, to its end. Raises SflError where it ends badly."""
+        try:
+            async with self._port(address_file) as address:
+                await self.follow(connect_timeout, address)
+        finally:
+            await self.close()
+
+    @contextlib.asynccontextmanager
+    async def _port(self, address_file: Path | None) -> AsyncIterator[str]:
+        """Where devices dial. Raises ConfigError."""
         door = Door()
         server = new_server(self.own, door)
         server.add_generic_rpc_handlers((self.service.handler(),))
@@ -84,16 +101,27 @@ class EdgeServer:
             write_atomic(address_file, address)
         log.info("edge %s listens on %s", self.config.name, address)
         try:
-            with door.watched(address), self._metrics():
-                await self._follow_cloud(connect_timeout, address)
+            with door.watched(address):
+                yield address
         finally:
             await server.stop(grace=1.0)
-            await self.service.drain()
-            self.service.close()
-            self.engine.close()
-            if self._residence is not None:
-                self._residence.close()
-            await self.cloud.close()
+
+    async def follow(self, connect_timeout: float, address: str) -> None:
+        """Do what the cloud says while its service is served, until the run is over.
+
+        Raises SflError where it ends badly.
+        """
+        with self._metrics():
+            await self._follow_cloud(connect_timeout, address)
+
+    async def close(self) -> None:
+        """Give back what it holds, once no device can dial any more."""
+        await self.service.drain()
+        self.service.close()
+        self.engine.close()
+        if self._residence is not None:
+            self._residence.close()
+        await self.cloud.close()
 
     def _metrics(self) -> contextlib.AbstractContextManager[object]:
         metrics = self.config.metrics

@@ -44,13 +44,17 @@ class CloudLink:
         insecure: bool,
         own: OwnCertificate | None = None,
         proxy: bool = False,
+        channel: grpc.aio.Channel | None = None,
     ) -> None:
+        """`channel` is what it calls the cloud by; without, one to `address`."""
         self._peer = f"cloud at {address}"
         # A look of our own does not go through a proxy, so there it tells nothing.
         self._why = nothing_known if proxy else partial(why_refused, address, "cloud", own)
         self._edge = edge
         self._stats = stats
-        self._channel = open_aio_channel("edge.cloud", address, insecure, own, "cloud", proxy)
+        self._channel = channel or open_aio_channel(
+            "edge.cloud", address, insecure, own, "cloud", proxy
+        )
         self._outbox: asyncio.Queue[cloud_pb2.EdgeReportMessage | None] = asyncio.Queue()
         self._adapter = AdapterAssembly(0)  # until it is known what an adapter consists of
         self._silence = Silence()

@@ -149,12 +149,12 @@ class Method:
 
         What it answers is to go through `sound`.
         """
-        make = {
-            (True, True): channel.stream_stream,
-            (False, True): channel.unary_stream,
-            (False, False): channel.unary_unary,
-        }[self.streams]
-        stub: Callable[..., Any] = make(
+        kinds = {
+            (True, True): "stream_stream",
+            (False, True): "unary_stream",
+            (False, False): "unary_unary",
+        }
+        stub: Callable[..., Any] = getattr(channel, kinds[self.streams])(
             self.path,
             request_serializer=self._codec(0)[0],
             response_deserializer=self._codec(1)[1],
