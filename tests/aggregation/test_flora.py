@@ -48,7 +48,7 @@ from tests.house.adapters import (
     strategy,
     update,
 )
-from tests.house.federation import Outcome, finished, run
+from tests.house.federation import Outcome, finished
 from tests.house.fleets import (
     CLASSES,
     classified,
@@ -61,6 +61,7 @@ from tests.house.fleets import (
 from tests.house.nodes import ByHand
 from tests.house.reference import Reference
 from tests.house.reference import adapter as adapter_of
+from tests.house.twin import played
 from tests.house.waiting import PATIENCE, until
 
 pytestmark = pytest.mark.usefixtures("quiet_peft")
@@ -356,7 +357,7 @@ def test_devices_of_unequal_ranks_train_over_the_sum_of_all_rounds(
         aggregation={"strategy": "flora"},
     )
     values["devices"] = of_unequal_ranks(tmp_path, data)
-    outcome = finished(run(tmp_path, values))
+    outcome = finished(played(tmp_path, values))
     config, summary = load_run(outcome.folder / "config.toml"), outcome.summary
     assert not summary["faults"]
     examples = {d["name"]: d["num_examples"] for d in summary["devices"]}

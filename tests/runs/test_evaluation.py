@@ -23,8 +23,9 @@ from sfl.stage.messages import Key, Kind, Purpose, TensorMessage
 from sfl.transport.device.stream_codecs import StreamCodecs
 from sfl.transport.frames.words import EXTENTS, from_round_start
 from sfl.v1 import edge_pb2
-from tests.house.federation import finished, run
+from tests.house.federation import finished
 from tests.house.fleets import completions, device, settings, tiny
+from tests.house.twin import played
 
 
 @pytest.mark.parametrize(
@@ -143,7 +144,7 @@ def test_a_run_evaluates_when_it_is_due_and_says_so(tmp_path: Path) -> None:
         device(name, completions(tmp_path / f"{name}.jsonl", seed, 20), 1)
         for name, seed in (("a", 1), ("b", 2))
     ]
-    outcome = finished(run(tmp_path, values))
+    outcome = finished(played(tmp_path, values))
     records = [
         r for r in read_records(outcome.folder / "metrics.jsonl") if isinstance(r, RoundRecord)
     ]

@@ -1,6 +1,7 @@
-"""The main job on real processes and sockets, held to plain PEFT training bit for bit.
+"""The main job, held to plain PEFT training bit for bit.
 
-Every run here is `sfl run`: a cloud, an edge and one or more devices, each a process of its own.
+`run` is `sfl run`: a cloud, an edge and one or more devices, each a process of its own. `played` is
+the same federation in this process; that both leave the same adapter stands in test_twin.
 The reference is a PEFT training loop in this process, with the same initial values, batches,
 thread count and optimizer.
 """
@@ -29,6 +30,7 @@ from tests.house.fleets import CLASSES, classified, completions, device, sentenc
 from tests.house.paths import MODEL, STORIES
 from tests.house.reference import adapter, adapter_traffic, assert_same_bits, reference
 from tests.house.retold import assert_retold
+from tests.house.twin import played
 
 pytestmark = [pytest.mark.usefixtures("quiet_peft"), pytest.mark.process]
 
@@ -72,9 +74,10 @@ def test_rounds_of_one_device_are_plain_training_bit_for_bit(
         completions(data, 1, same_length=kind == "gpt2")
     values = settings(tiny(kind), run={"topology": topology}, model=model, training=training)
     values["devices"] = [device("a", data, cut_layer, tail_layers=tail_layers)]
-    # A family's code is alone in its nursery once.
+    # Once for each topology in processes, and a family's code alone in its nursery once.
     alone = kind != "llama" and topology == "vanilla"
-    outcome = finished(run(tmp_path, values, alone=alone))
+    real = alone or (kind == "llama" and cut_layer > 0)
+    outcome = finished(run(tmp_path, values, alone=alone) if real else played(tmp_path, values))
     assert_same_bits(adapter(outcome), reference(outcome).train("a"))
 
 
@@ -94,7 +97,7 @@ def test_real_weights_train_as_in_one_process_bit_for_bit(tmp_path: Path, model:
     data = write_jsonl(tmp_path / "train.jsonl", rows)
     values = settings(model, model={"max_length": 64})
     values["devices"] = [device("a", data, 2)]
-    outcome = finished(run(tmp_path, values))
+    outcome = finished(played(tmp_path, values))
     assert_same_bits(adapter(outcome), reference(outcome).train("a"))
 
 
@@ -103,7 +106,7 @@ def test_clipping_and_micro_batches_equal_one_process_to_rounding(tmp_path: Path
     training = {"micro_batches": 3, "max_grad_norm": 0.5, "local_steps": 3}
     values = settings(tiny("llama"), training=training)
     values["devices"] = [device("a", data, 1)]
-    outcome = finished(run(tmp_path, values))
+    outcome = finished(played(tmp_path, values))
     found, wanted = adapter(outcome), reference(outcome).train("a")
     for name, array in found.items():
         np.testing.assert_allclose(array, wanted[name], rtol=1e-3, atol=2e-5, err_msg=name)
@@ -124,7 +127,7 @@ def test_adapters_travel_as_coded_changes(tmp_path: Path, topology: str) -> None
             device(name, completions(tmp_path / f"{name}.jsonl", seed), 1)
             for name, seed in (("a", 1), ("b", 2))
         ]
-        outcomes[codec] = finished(run(folder, values))
+        outcomes[codec] = finished(played(folder, values))
     whole = outcomes["none"]
     assert_same_bits(adapter(whole), adapter(outcomes["none | zstd"]))
     start = adapter(whole, "adapters/round-0000")
@@ -334,7 +337,7 @@ def test_what_an_edge_is_told_changes_no_bit_and_batching_none_beyond_rounding(
             for part, seed in (("a", 1), ("b", 2), ("c", 3))
         ]
         (tmp_path / name).mkdir()
-        outcomes[name] = finished(run(tmp_path / name, values))
+        outcomes[name] = finished(played(tmp_path / name, values))
         edge = load_run(outcomes[name].folder / "config.toml").edge
         assert (edge.order, edge.batch_devices, edge.in_flight) == (
             own.get("order", "first_come"),
@@ -389,7 +392,7 @@ def test_plain_text_has_no_accuracy(tmp_path: Path) -> None:
     (tmp_path / "train.txt").write_text("\n".join(sentence(rng, 4, 9) for _ in range(16)))
     values = settings(tiny("llama"), run={"rounds": 1})
     values["devices"] = [device("a", tmp_path / "train.txt", 1)]
-    summary = finished(run(tmp_path, values)).summary
+    summary = finished(played(tmp_path, values)).summary
     assert summary["eval_accuracy_before"] is None
     assert summary["eval_accuracy_after"] is None
     assert summary["eval_loss_after"] > 0

@@ -1,4 +1,4 @@
-"""Strategies in real processes: what devices and edge train, held to PEFT in this process."""
+"""Strategies in whole runs: what devices and edge train, held to PEFT in this process."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from sfl.rounds import OpenRound, Progress, Steps
 from sfl.rounds.ordered import Ordered
 from sfl.rounds.values import UpdateHeader
 from sfl.stage.optimizer import Optimizer
-from tests.house.federation import Outcome, finished, run, write_config
+from tests.house.federation import Outcome, finished, write_config
 from tests.house.fleets import (
     CLASSES,
     classified,
@@ -31,6 +31,7 @@ from tests.house.fleets import (
     tiny,
 )
 from tests.house.reference import Reference, adapter, adapter_traffic, assert_same_bits, reference
+from tests.house.twin import played
 
 pytestmark = pytest.mark.usefixtures("quiet_peft")
 
@@ -73,7 +74,7 @@ def test_devices_of_unequal_ranks_average_to_what_their_products_do(
         codec={"adapter": "none | zstd"},
     )
     values["devices"] = of_unequal_ranks(tmp_path)
-    outcome = finished(run(tmp_path, values))
+    outcome = finished(played(tmp_path, values))
     config, summary = load_run(outcome.folder / "config.toml"), outcome.summary
     assert not summary["faults"]
     assert [entry["rank"] for entry in summary["devices"]] == [2, 4, 8]
@@ -100,7 +101,7 @@ def test_one_device_under_flexlora_trains_like_plain_training_for_a_round(tmp_pa
     data = completions(tmp_path / "train.jsonl", 1)
     values = settings(tiny("llama"), run={"rounds": 1}, aggregation={"strategy": "flexlora"})
     values["devices"] = [device("a", data, 1)]
-    outcome = finished(run(tmp_path, values))
+    outcome = finished(played(tmp_path, values))
     found, wanted = adapter(outcome), reference(outcome).train("a")
     for a in filter(is_lora_a, found):
         np.testing.assert_allclose(update(found, a, 2.0), update(wanted, a, 2.0), atol=1e-6)
@@ -150,7 +151,7 @@ def test_a_frozen_a_never_moves_and_never_travels_up(tmp_path: Path, codec: str)
             device("a", classified(tmp_path / "a.jsonl", 1), 1, tail_layers=1),
             device("b", classified(tmp_path / "b.jsonl", 2, 20), 2),
         ]
-        outcomes[strategy] = finished(run(folder, values))
+        outcomes[strategy] = finished(played(folder, values))
     outcome = outcomes["ffa_lora"]
     assert not outcome.summary["faults"]
     first, last = adapter(outcome, "adapters/round-0000"), adapter(outcome)
@@ -186,7 +187,7 @@ def proximal(folder: Path, mu: float, topology: str, **training: Any) -> Outcome
         aggregation={"strategy": "fedprox", "mu": mu},
     )
     values["devices"] = [device("a", completions(folder / "train.jsonl", 1), 1)]
-    return finished(run(folder, values))
+    return finished(played(folder, values))
 
 
 @pytest.mark.process
