@@ -32,7 +32,7 @@ class Status(NamedTuple):
     def raised(self) -> grpc.aio.AioRpcError:
         """The error that a caller gets, of either API."""
         nothing = grpc.aio.Metadata()
-        return grpc.aio.AioRpcError(self.code, nothing, nothing, self.details)
+        return grpc.aio.AioRpcError(self.code, nothing, nothing, self.details, None)
 
 
 CUT = Status(grpc.StatusCode.UNAVAILABLE, "the link was cut")
