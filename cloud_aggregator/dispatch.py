@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
-from dataclasses import replace
+from collections.abc import Iterable
 
 from cloud_aggregator.averaging import Averaging
 from cloud_aggregator.base_updates import BaseUpdates, Node
 from cloud_aggregator.effective import EffectiveConfig
 from sfl.rounds import Coordinator, Rehearse, StartRound
-from sfl.rounds.values import EdgeOrders, RoundStart
+from sfl.rounds.assignment import assignments
+from sfl.rounds.values import Assignment, EdgeOrders
 from sfl.transport.cloud.service import CloudService
 from sfl.transport.cloud.words import GlobalPart
 
@@ -31,39 +31,18 @@ class Dispatch:
         self._base_updates = base_updates
         self._service = service
 
-    def rehearse(self, command: Rehearse) -> None:
-        """Have devices time steps."""
-        start = RoundStart(0, "none", 0, 0, 0, 0, command.counts)
-        self._send(0, dict.fromkeys(command.devices, start), command.codec)
-
-    def start(self, command: StartRound) -> None:
-        """Have devices train and evaluate, or evaluate only."""
-        micro_batches = self._config.current.training.micro_batches
-        assert micro_batches != "auto"
-        starts = {
-            device: RoundStart(
-                command.round,
-                command.evaluate,
-                steps.count,
-                steps.first,
-                steps.total,
-                micro_batches,
-            )
-            for device, steps in command.devices.items()
-        }
-        self._send(command.round, starts)
-
-    def _send(self, round_: int, starts: Mapping[str, RoundStart], codec: str = "") -> None:
-        """`codec` is what a rehearsal tries where none is chosen yet."""
-        edges: dict[str, dict[str, RoundStart]] = {}
-        for device, start in starts.items():
-            codecs = self._config.current.codecs(device, max(1, round_), codec)
+    def start(self, command: StartRound | Rehearse) -> None:
+        """Have devices train and evaluate, or evaluate only, or time steps."""
+        round_ = command.round if isinstance(command, StartRound) else 0
+        bases = {name: self._coordinator.base_of(name) for name in command.devices}
+        edges: dict[str, dict[str, Assignment]] = {}
+        for device, own in assignments(command, self._config.current, bases).items():
             edge = self._coordinator.devices[device].edge
-            edges.setdefault(edge, {})[device] = replace(start, codecs=codecs)
+            edges.setdefault(edge, {})[device] = own
         payload = self._averaging.payload()
-        for edge, own in edges.items():
-            self._send_base_updates(edge, own)
-            self._service.post(edge, EdgeOrders(round_, own))
+        for edge, devices in edges.items():
+            self._send_base_updates(edge, devices)
+            self._service.post(edge, EdgeOrders(round_, devices))
             self._service.post(edge, GlobalPart(round_, payload))
 
     def _send_base_updates(self, edge: str, devices: Iterable[str]) -> None:

@@ -10,6 +10,7 @@ from cloud_aggregator.dispatch import Dispatch
 from cloud_aggregator.edge_names import EdgeNames
 from cloud_aggregator.effective import EffectiveConfig
 from cloud_aggregator.models_said import ModelsSaid
+from sfl.errors import ConfigError
 from sfl.metrics.stats import NodeStats
 from sfl.node.logs import Sparing
 from sfl.report.projection import words_of
@@ -29,6 +30,7 @@ from sfl.rounds import (
     UseTextForm,
     Welcome,
 )
+from sfl.rounds.assignment import assign
 from sfl.rounds.values import Admission
 from sfl.transport.cloud.service import CloudService
 
@@ -68,8 +70,13 @@ class Effects:
 
     @do.register
     def _(self, command: Welcome) -> None:
-        edge = self._coordinator.devices[command.device].edge
-        self._service.post(edge, Admission(command.device))
+        device = command.device
+        edge, base = self._coordinator.devices[device].edge, self._coordinator.base_of(device)
+        try:
+            admission = Admission(device, assignment=assign(self._config.current, base, device))
+        except ConfigError as error:  # of an edge that has another model than the settings fit
+            admission = Admission(device, str(error))
+        self._service.post(edge, admission)
 
     @do.register
     def _(self, command: Refuse) -> None:
@@ -98,7 +105,7 @@ class Effects:
     @do.register
     def _(self, command: Rehearse) -> None:
         self._say(*words_of(command))
-        self._dispatch.rehearse(command)
+        self._dispatch.start(command)
 
     @do.register
     def _(self, command: Settle) -> None:

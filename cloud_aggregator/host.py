@@ -118,7 +118,7 @@ class EdgeHost:
             self._config.edge_said(self._records.told.snapshots.of("edge", edge))
         self._names.here(edge)
         self._adapter.base_updates.joined(("edge", edge))
-        self._driver.happened(EdgeReady(edge, num_layers, digest))
+        self._driver.happened(EdgeReady(edge, num_layers, digest, facts.credits))
 
     def edge_lost(self, edge: str, reason: str) -> None:
         """An edge's stream is closed."""

@@ -29,7 +29,6 @@ from sfl.rounds.messages import (
     RunEnded,
     Settle,
     StartRound,
-    Steps,
     TextForm,
     Tick,
     UpdateReceived,
@@ -42,6 +41,7 @@ from sfl.rounds.open_round import OpenRound, Progress
 from sfl.rounds.roster import Device, Roster
 from sfl.rounds.state import Phase, RunState
 from sfl.rounds.step import step
+from sfl.rounds.values import Steps
 
 __all__ = [
     "AdapterReady",

@@ -23,6 +23,7 @@ from sfl.rounds.roster import Device
 from sfl.rounds.state import Phase, RunState
 from sfl.rounds.step import step
 from sfl.rounds.strikes import Strikes
+from sfl.rounds.values import EdgeBase
 
 TELLING = (DeviceReady, ReportReceived)
 """Events that records are made of, also where they come too late for a round."""
@@ -103,6 +104,10 @@ class Coordinator:
     def devices(self) -> Mapping[str, Device]:
         """Those that are connected."""
         return self.state.roster.devices
+
+    def base_of(self, device: str) -> EdgeBase:
+        """What the edge of a connected device can compute."""
+        return self.state.bases[self.devices[device].edge]
 
     @property
     def progress(self) -> Mapping[str, Progress]:

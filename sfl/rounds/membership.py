@@ -20,6 +20,7 @@ from sfl.rounds.messages import (
     Welcome,
 )
 from sfl.rounds.turn import NAMED, Turn
+from sfl.rounds.values import EdgeBase
 from sfl.rounds.work import cannot_take
 
 OTHER_MODEL = (
@@ -33,7 +34,8 @@ def edge_ready(turn: Turn, event: EdgeReady) -> None:
     state = turn.state
     models = state.models.say(event.edge, (event.num_layers, event.model))
     losses = state.losses.without(f"edge {event.edge}")
-    turn.state = replace(state, models=models, losses=losses, no_edge=False)
+    bases = state.bases.put(event.edge, EdgeBase(event.num_layers, event.credits))
+    turn.state = replace(state, models=models, bases=bases, losses=losses, no_edge=False)
     one_model(turn)
 
 

@@ -8,7 +8,7 @@ from typing import Literal
 
 from sfl.config import Extent
 from sfl.plan import Holder
-from sfl.rounds.values import DeviceFacts, RoundReport
+from sfl.rounds.values import DeviceFacts, RoundReport, Steps
 
 Cause = Literal["link", "silence", "offence", "adapter"]
 """Why a device was lost: its link broke or it went; it was silent or late; it broke the contract;
@@ -17,11 +17,15 @@ it cannot compute with the round's adapter."""
 
 @dataclass(frozen=True, slots=True)
 class EdgeReady:
-    """An edge has its base model: of so many blocks, and in all of one digest, `model`."""
+    """An edge has its base model: of so many blocks, and in all of one digest, `model`.
+
+    `credits` are the micro-batches of one device that may be in flight; 0: `network.credits`.
+    """
 
     edge: str
     num_layers: int
     model: str = ""
+    credits: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -175,15 +179,6 @@ Event = (
     | AdapterReady
     | Tick
 )
-
-
-@dataclass(frozen=True, slots=True)
-class Steps:
-    """What one device does in a round: `count` steps, `first` of them counted over the run."""
-
-    count: int
-    first: int
-    total: int
 
 
 @dataclass(frozen=True, slots=True)

@@ -13,6 +13,7 @@ from sfl.rounds.ordered import Ordered
 from sfl.rounds.rehearsal import Rehearsal
 from sfl.rounds.roster import Roster
 from sfl.rounds.strikes import Strikes
+from sfl.rounds.values import EdgeBase
 
 
 class Phase(StrEnum):
@@ -44,6 +45,8 @@ class RunState:
     rehearsal: Rehearsal | None = None
     grace_ends: float | None = None
     """For those who are not there when enough are."""
+    bases: Ordered[str, EdgeBase] = field(default_factory=Ordered)
+    """What each edge that was ready can compute."""
     num_layers: int | None = None
     form_used: bool = False
     losses: Ordered[str, str] = field(default_factory=Ordered)

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 
 from sfl.config import Extent, RunSettings
 from sfl.config.codec import RoleCodecs
+from sfl.plan import Plan
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,27 +38,51 @@ class Score:
 
 NO_SCORE = Score(0.0, 0, 0, 0)
 
-UNCODED = RoleCodecs(
-    activation="none", gradient="none", hidden="none", tail_gradient="none", evaluation="none"
-)
+@dataclass(frozen=True, slots=True)
+class Steps:
+    """What one device does in a round: `count` steps, `first` of them counted over the run."""
+
+    count: int
+    first: int
+    total: int
+
+
+NO_STEPS = Steps(0, 0, 0)
 
 
 @dataclass(frozen=True, slots=True)
-class RoundStart:
-    """What a device does in a round; zero steps: only evaluate.
+class EdgeBase:
+    """What an edge that has joined can compute: blocks of its model, and micro-batches in flight.
 
-    `rehearse` asks for steps of so many micro-batches each, timed and then forgotten. `codecs` are
-    the round's.
+    `credits` are of one device; 0: as many as the settings allow.
+    """
+
+    num_layers: int
+    credits: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Assignment:
+    """One device's part in one round. Without steps: only evaluate, or load what joining asks for.
+
+    `rank` is the adapter's, `scaling` what its B A are multiplied by. `credits` micro-batches may
+    be in flight. `rehearse` asks for steps of so many micro-batches each, timed and then forgotten.
     """
 
     round: int
-    evaluate: Extent
-    num_steps: int
-    first_step: int
-    total_steps: int
+    plan: Plan
+    rank: int
+    scaling: float
+    codecs: RoleCodecs
+    credits: int
+    steps: Steps = NO_STEPS
     micro_batches: int = 1
+    evaluate: Extent = "none"
     rehearse: tuple[int, ...] = ()
-    codecs: RoleCodecs = UNCODED
+
+    def same_adapter(self, other: Assignment) -> bool:
+        """Whether both ask for the same parameters, on the same side of the cut."""
+        return (self.plan, self.rank) == (other.plan, other.rank)
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,12 +133,14 @@ class DeviceFacts:
 class EdgeFacts:
     """What an edge brings: its adapter's manifest as JSON, and where devices dial it.
 
-    `given` are the values that its checkpoint holds of an adapter, as a safetensors file.
+    `given` are the values that its checkpoint holds of an adapter, as a safetensors file. `credits`
+    are the micro-batches of one device that may be in flight; 0: `network.credits`.
     """
 
     manifest: str
     address: str = ""
     given: bytes = b""
+    credits: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -159,7 +186,7 @@ class UpdateHeader:
 
 @dataclass(frozen=True, slots=True)
 class Admission:
-    """The cloud's answer to a device that joins; `refusal` is empty where it is let in.
+    """The cloud's answer to a device that joins: what it is to load, or a `refusal`.
 
     `in_use`: it is refused for its name, which may be free in a moment.
     """
@@ -167,6 +194,7 @@ class Admission:
     device: str
     refusal: str = ""
     in_use: bool = False
+    assignment: Assignment | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -174,7 +202,7 @@ class EdgeOrders:
     """A round for an edge: what each of its devices does."""
 
     round: int
-    devices: Mapping[str, RoundStart]
+    devices: Mapping[str, Assignment]
 
 
 @dataclass(frozen=True, slots=True)
@@ -188,14 +216,12 @@ class EdgeWelcome:
 
 @dataclass(frozen=True, slots=True)
 class DeviceWelcome:
-    """What an edge tells a device that it takes in.
+    """What an edge tells a device that it takes in: `assignment` is what it is to load.
 
-    `credits` are the micro-batches that it may have in flight, 0 for `network.credits`.
     `compiled_codec`: the edge has it.
     """
 
     settings: RunSettings
     run_id: str
-    num_layers: int
-    credits: int = 0
+    assignment: Assignment
     compiled_codec: bool = False

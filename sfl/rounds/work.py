@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from sfl.config import RunSettings, TrainingSettings
 from sfl.config.run import MOST_STEPS
-from sfl.rounds.messages import Steps
+from sfl.rounds.values import Steps
 
 
 def steps_of(settings: RunSettings, num_examples: int, round_: int) -> Steps:

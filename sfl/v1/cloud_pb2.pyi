@@ -29,14 +29,16 @@ class EdgeHello(_message.Message):
     def __init__(self, edge: _Optional[str] = ..., wire_version: _Optional[int] = ...) -> None: ...
 
 class EdgeReady(_message.Message):
-    __slots__ = ("manifest", "address", "given")
+    __slots__ = ("manifest", "address", "given", "credits")
     MANIFEST_FIELD_NUMBER: _ClassVar[int]
     ADDRESS_FIELD_NUMBER: _ClassVar[int]
     GIVEN_FIELD_NUMBER: _ClassVar[int]
+    CREDITS_FIELD_NUMBER: _ClassVar[int]
     manifest: str
     address: str
     given: bytes
-    def __init__(self, manifest: _Optional[str] = ..., address: _Optional[str] = ..., given: _Optional[bytes] = ...) -> None: ...
+    credits: int
+    def __init__(self, manifest: _Optional[str] = ..., address: _Optional[str] = ..., given: _Optional[bytes] = ..., credits: _Optional[int] = ...) -> None: ...
 
 class DeviceJoin(_message.Message):
     __slots__ = ("device", "proof")
@@ -99,22 +101,24 @@ class Settings(_message.Message):
     def __init__(self, settings: _Optional[str] = ..., run_id: _Optional[str] = ..., challenge: _Optional[bytes] = ...) -> None: ...
 
 class Admission(_message.Message):
-    __slots__ = ("device", "refusal", "in_use")
+    __slots__ = ("device", "refusal", "in_use", "assignment")
     DEVICE_FIELD_NUMBER: _ClassVar[int]
     REFUSAL_FIELD_NUMBER: _ClassVar[int]
     IN_USE_FIELD_NUMBER: _ClassVar[int]
+    ASSIGNMENT_FIELD_NUMBER: _ClassVar[int]
     device: str
     refusal: str
     in_use: bool
-    def __init__(self, device: _Optional[str] = ..., refusal: _Optional[str] = ..., in_use: _Optional[bool] = ...) -> None: ...
+    assignment: _edge_pb2.Assignment
+    def __init__(self, device: _Optional[str] = ..., refusal: _Optional[str] = ..., in_use: _Optional[bool] = ..., assignment: _Optional[_Union[_edge_pb2.Assignment, _Mapping]] = ...) -> None: ...
 
 class DeviceStart(_message.Message):
     __slots__ = ("device", "start")
     DEVICE_FIELD_NUMBER: _ClassVar[int]
     START_FIELD_NUMBER: _ClassVar[int]
     device: str
-    start: _edge_pb2.RoundStart
-    def __init__(self, device: _Optional[str] = ..., start: _Optional[_Union[_edge_pb2.RoundStart, _Mapping]] = ...) -> None: ...
+    start: _edge_pb2.Assignment
+    def __init__(self, device: _Optional[str] = ..., start: _Optional[_Union[_edge_pb2.Assignment, _Mapping]] = ...) -> None: ...
 
 class EdgeRoundStart(_message.Message):
     __slots__ = ("round", "devices")

@@ -13,9 +13,18 @@ class Extent(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     EXTENT_NONE: _ClassVar[Extent]
     EXTENT_SAMPLE: _ClassVar[Extent]
     EXTENT_ALL: _ClassVar[Extent]
+
+class Holder(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
+    __slots__ = ()
+    HOLDER_UNSPECIFIED: _ClassVar[Holder]
+    HOLDER_DEVICE: _ClassVar[Holder]
+    HOLDER_EDGE: _ClassVar[Holder]
 EXTENT_NONE: Extent
 EXTENT_SAMPLE: Extent
 EXTENT_ALL: Extent
+HOLDER_UNSPECIFIED: Holder
+HOLDER_DEVICE: Holder
+HOLDER_EDGE: Holder
 
 class DeviceHello(_message.Message):
     __slots__ = ("device", "wire_version", "compiled_codec")
@@ -112,21 +121,33 @@ class DeviceMessage(_message.Message):
     def __init__(self, hello: _Optional[_Union[DeviceHello, _Mapping]] = ..., ready: _Optional[_Union[DeviceReady, _Mapping]] = ..., tensor: _Optional[_Union[_tensor_pb2.TensorFrame, _Mapping]] = ..., norm: _Optional[_Union[GradientNorm, _Mapping]] = ..., adapter: _Optional[_Union[_tensor_pb2.AdapterFrame, _Mapping]] = ..., report: _Optional[_Union[_tensor_pb2.RoundReport, _Mapping]] = ..., heartbeat: _Optional[_Union[_tensor_pb2.Heartbeat, _Mapping]] = ..., goodbye: _Optional[str] = ..., proof: _Optional[_Union[Proof, _Mapping]] = ..., checksum: _Optional[int] = ..., cannot_compute: _Optional[bool] = ...) -> None: ...
 
 class Welcome(_message.Message):
-    __slots__ = ("settings", "run_id", "num_layers", "compiled_codec", "credits")
+    __slots__ = ("settings", "run_id", "assignment", "compiled_codec")
     SETTINGS_FIELD_NUMBER: _ClassVar[int]
     RUN_ID_FIELD_NUMBER: _ClassVar[int]
-    NUM_LAYERS_FIELD_NUMBER: _ClassVar[int]
+    ASSIGNMENT_FIELD_NUMBER: _ClassVar[int]
     COMPILED_CODEC_FIELD_NUMBER: _ClassVar[int]
-    CREDITS_FIELD_NUMBER: _ClassVar[int]
     settings: str
     run_id: str
-    num_layers: int
+    assignment: Assignment
     compiled_codec: bool
-    credits: int
-    def __init__(self, settings: _Optional[str] = ..., run_id: _Optional[str] = ..., num_layers: _Optional[int] = ..., compiled_codec: _Optional[bool] = ..., credits: _Optional[int] = ...) -> None: ...
+    def __init__(self, settings: _Optional[str] = ..., run_id: _Optional[str] = ..., assignment: _Optional[_Union[Assignment, _Mapping]] = ..., compiled_codec: _Optional[bool] = ...) -> None: ...
 
-class RoundStart(_message.Message):
-    __slots__ = ("round", "evaluate", "num_steps", "first_step", "total_steps", "codecs", "micro_batches", "rehearse")
+class HeldSpan(_message.Message):
+    __slots__ = ("first", "last", "embedding", "head", "holder")
+    FIRST_FIELD_NUMBER: _ClassVar[int]
+    LAST_FIELD_NUMBER: _ClassVar[int]
+    EMBEDDING_FIELD_NUMBER: _ClassVar[int]
+    HEAD_FIELD_NUMBER: _ClassVar[int]
+    HOLDER_FIELD_NUMBER: _ClassVar[int]
+    first: int
+    last: int
+    embedding: bool
+    head: bool
+    holder: Holder
+    def __init__(self, first: _Optional[int] = ..., last: _Optional[int] = ..., embedding: _Optional[bool] = ..., head: _Optional[bool] = ..., holder: _Optional[_Union[Holder, str]] = ...) -> None: ...
+
+class Assignment(_message.Message):
+    __slots__ = ("round", "evaluate", "num_steps", "first_step", "total_steps", "codecs", "micro_batches", "rehearse", "plan", "rank", "scaling", "credits")
     ROUND_FIELD_NUMBER: _ClassVar[int]
     EVALUATE_FIELD_NUMBER: _ClassVar[int]
     NUM_STEPS_FIELD_NUMBER: _ClassVar[int]
@@ -135,6 +156,10 @@ class RoundStart(_message.Message):
     CODECS_FIELD_NUMBER: _ClassVar[int]
     MICRO_BATCHES_FIELD_NUMBER: _ClassVar[int]
     REHEARSE_FIELD_NUMBER: _ClassVar[int]
+    PLAN_FIELD_NUMBER: _ClassVar[int]
+    RANK_FIELD_NUMBER: _ClassVar[int]
+    SCALING_FIELD_NUMBER: _ClassVar[int]
+    CREDITS_FIELD_NUMBER: _ClassVar[int]
     round: int
     evaluate: Extent
     num_steps: int
@@ -143,7 +168,11 @@ class RoundStart(_message.Message):
     codecs: str
     micro_batches: int
     rehearse: _containers.RepeatedScalarFieldContainer[int]
-    def __init__(self, round: _Optional[int] = ..., evaluate: _Optional[_Union[Extent, str]] = ..., num_steps: _Optional[int] = ..., first_step: _Optional[int] = ..., total_steps: _Optional[int] = ..., codecs: _Optional[str] = ..., micro_batches: _Optional[int] = ..., rehearse: _Optional[_Iterable[int]] = ...) -> None: ...
+    plan: _containers.RepeatedCompositeFieldContainer[HeldSpan]
+    rank: int
+    scaling: float
+    credits: int
+    def __init__(self, round: _Optional[int] = ..., evaluate: _Optional[_Union[Extent, str]] = ..., num_steps: _Optional[int] = ..., first_step: _Optional[int] = ..., total_steps: _Optional[int] = ..., codecs: _Optional[str] = ..., micro_batches: _Optional[int] = ..., rehearse: _Optional[_Iterable[int]] = ..., plan: _Optional[_Iterable[_Union[HeldSpan, _Mapping]]] = ..., rank: _Optional[int] = ..., scaling: _Optional[float] = ..., credits: _Optional[int] = ...) -> None: ...
 
 class Finish(_message.Message):
     __slots__ = ("ok", "reason")
@@ -165,7 +194,7 @@ class EdgeMessage(_message.Message):
     CHALLENGE_FIELD_NUMBER: _ClassVar[int]
     CHECKSUM_FIELD_NUMBER: _ClassVar[int]
     welcome: Welcome
-    start: RoundStart
+    start: Assignment
     adapter: _tensor_pb2.AdapterFrame
     tensor: _tensor_pb2.TensorFrame
     norm: GradientNorm
@@ -173,7 +202,7 @@ class EdgeMessage(_message.Message):
     finish: Finish
     challenge: Challenge
     checksum: int
-    def __init__(self, welcome: _Optional[_Union[Welcome, _Mapping]] = ..., start: _Optional[_Union[RoundStart, _Mapping]] = ..., adapter: _Optional[_Union[_tensor_pb2.AdapterFrame, _Mapping]] = ..., tensor: _Optional[_Union[_tensor_pb2.TensorFrame, _Mapping]] = ..., norm: _Optional[_Union[GradientNorm, _Mapping]] = ..., heartbeat: _Optional[_Union[_tensor_pb2.Heartbeat, _Mapping]] = ..., finish: _Optional[_Union[Finish, _Mapping]] = ..., challenge: _Optional[_Union[Challenge, _Mapping]] = ..., checksum: _Optional[int] = ...) -> None: ...
+    def __init__(self, welcome: _Optional[_Union[Welcome, _Mapping]] = ..., start: _Optional[_Union[Assignment, _Mapping]] = ..., adapter: _Optional[_Union[_tensor_pb2.AdapterFrame, _Mapping]] = ..., tensor: _Optional[_Union[_tensor_pb2.TensorFrame, _Mapping]] = ..., norm: _Optional[_Union[GradientNorm, _Mapping]] = ..., heartbeat: _Optional[_Union[_tensor_pb2.Heartbeat, _Mapping]] = ..., finish: _Optional[_Union[Finish, _Mapping]] = ..., challenge: _Optional[_Union[Challenge, _Mapping]] = ..., checksum: _Optional[int] = ...) -> None: ...
 
 class FilesRequest(_message.Message):
     __slots__ = ("device", "checksum")

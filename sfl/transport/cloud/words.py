@@ -105,12 +105,14 @@ def to_edge_report(word: EdgeWord) -> cloud_pb2.EdgeReportMessage:
 
 def to_edge_facts(facts: EdgeFacts) -> cloud_pb2.EdgeReady:
     """What an edge brings as the wire has it."""
-    return cloud_pb2.EdgeReady(manifest=facts.manifest, address=facts.address, given=facts.given)
+    return cloud_pb2.EdgeReady(
+        manifest=facts.manifest, address=facts.address, given=facts.given, credits=facts.credits
+    )
 
 
 def from_edge_facts(said: cloud_pb2.EdgeReady) -> EdgeFacts:
     """What an edge brings from the wire."""
-    return EdgeFacts(said.manifest, said.address, said.given)
+    return EdgeFacts(said.manifest, said.address, said.given, said.credits)
 
 
 def to_left(lost: DeviceLost) -> cloud_pb2.DeviceLeft:
@@ -191,30 +193,35 @@ def from_edge_welcome(said: cloud_pb2.Settings) -> EdgeWelcome:
 
 def to_admission(admission: Admission) -> cloud_pb2.Admission:
     """The answer to a device that joins as the wire has it."""
+    own = admission.assignment
     return cloud_pb2.Admission(
-        device=admission.device, refusal=admission.refusal, in_use=admission.in_use
+        device=admission.device,
+        refusal=admission.refusal,
+        in_use=admission.in_use,
+        assignment=None if own is None else words.to_assignment(own),
     )
 
 
 def from_admission(said: cloud_pb2.Admission) -> Admission:
-    """The answer to a device that joins from the wire."""
-    refusal = contract.reason(said.refusal) if said.refusal else ""
-    return Admission(said.device, refusal, said.in_use)
+    """The answer to a device that joins from the wire. Raises ProtocolError."""
+    if said.refusal:
+        return Admission(said.device, contract.reason(said.refusal), said.in_use)
+    return Admission(said.device, assignment=words.from_assignment(said.assignment))
 
 
 def to_orders(orders: EdgeOrders) -> cloud_pb2.EdgeRoundStart:
     """A round for an edge as the wire has it."""
     devices = [
-        cloud_pb2.DeviceStart(device=device, start=words.to_round_start(start))
-        for device, start in orders.devices.items()
+        cloud_pb2.DeviceStart(device=device, start=words.to_assignment(own))
+        for device, own in orders.devices.items()
     ]
     return cloud_pb2.EdgeRoundStart(round=orders.round, devices=devices)
 
 
 def from_orders(said: cloud_pb2.EdgeRoundStart) -> EdgeOrders:
     """A round for an edge from the wire. Raises ProtocolError."""
-    starts = {entry.device: words.from_round_start(entry.start) for entry in said.devices}
-    return EdgeOrders(said.round, starts)
+    devices = {entry.device: words.from_assignment(entry.start) for entry in said.devices}
+    return EdgeOrders(said.round, devices)
 
 
 def to_evict(evict: Evict) -> cloud_pb2.Evict:

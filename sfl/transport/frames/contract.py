@@ -25,12 +25,14 @@ from sfl.metrics.snapshot import NodeKind, NodeSnapshot
 from sfl.metrics.timeline import spans_from_json
 from sfl.node.certificates.identity import NAME
 from sfl.node.text import plain
-from sfl.rounds.values import RoundStart
+from sfl.rounds.values import Assignment
 from sfl.v1 import edge_pb2, tensor_pb2
 
 MOST_COUNT = (1 << 31) - 1
 """Of examples, steps and rounds: what fits every field of the wire they go into."""
 MOST_NUMBER = 1e15
+MOST_BLOCKS = 1 << 16
+MOST_SPANS = 16
 MOST_TOKENS = 1 << 53
 DIGEST = re.compile("[0-9a-f]{0,64}")  # nothing: none was applied
 
@@ -40,8 +42,6 @@ MOST_SAID = 4 << 20
 no device's words end the link of its edge. What this version does not know of counts as well."""
 MOST_BESIDE = 1 << 16
 """Bytes of a proof, and of an adapter's header."""
-
-NOTHING_DUE = RoundStart(0, "none", 0, 0, 0, 0)
 
 
 def kinds_of(task: Task) -> tuple[ExampleKind, ...]:
@@ -66,13 +66,13 @@ class DeviceContract:
         self._device = device
         self._settings = settings
         self._ready: edge_pb2.DeviceReady | None = None
-        self._start = NOTHING_DUE
+        self._told: Assignment | None = None
         self._sides: set[str] = set()
         self._report_due = False
 
-    def begin(self, start: RoundStart) -> None:
+    def begin(self, told: Assignment) -> None:
         """The device is told of a round, or of steps to rehearse."""
-        self._start = start
+        self._told = told
         self._sides.clear()
         self._report_due = True
 
@@ -107,7 +107,7 @@ class DeviceContract:
     def part(self, header: tensor_pb2.AdapterHeader, side: str, most: int) -> None:
         """One side's part of its update begins, of at most so many bytes."""
         sized("the header of an adapter", header, MOST_BESIDE)
-        if not self._start.num_steps or side not in ("device", "edge"):
+        if self._told is None or not self._told.steps.count or side not in ("device", "edge"):
             raise ProtocolError(f"no adapter of side {side!r:.40} is expected")
         self._of_round("an adapter", header.round)
         if side in self._sides:
@@ -118,13 +118,13 @@ class DeviceContract:
 
     def report(self, report: tensor_pb2.RoundReport) -> NodeSnapshot:
         """How its round, or its rehearsal, went; returns its statistics."""
-        ready, start = self._ready, self._start
-        if ready is None or not self._report_due:
+        ready, told = self._ready, self._told
+        if ready is None or told is None or not self._report_due:
             raise ProtocolError("a report came that was not expected")
         sized("a report", report, MOST_SAID)
         self._of_round("a report", report.round)
-        _same("num_steps of a report", report.num_steps, start.num_steps)
-        _same("timings in a report", len(report.rehearsal), len(start.rehearse))
+        _same("num_steps of a report", report.num_steps, told.steps.count)
+        _same("timings in a report", len(report.rehearsal), len(told.rehearse))
         for seconds in (report.train_seconds, report.evaluation_seconds, *report.rehearsal):
             number("seconds of a report", seconds, 0)
         number("train_loss", report.train_loss, 0)
@@ -140,10 +140,9 @@ class DeviceContract:
         return snapshot
 
     def _of_round(self, what: str, round_: int) -> None:
-        if round_ != self._start.round:
-            raise ProtocolError(
-                f"round = {round_} of {what}, and round {self._start.round} is open"
-            )
+        opened = 0 if self._told is None else self._told.round
+        if round_ != opened:
+            raise ProtocolError(f"round = {round_} of {what}, and round {opened} is open")
 
 
 class Pace:
@@ -229,9 +228,19 @@ def welcome(said: edge_pb2.Welcome, device: str) -> RunSettings:
         raise ProtocolError(f"the run's settings have no device {device!r}")
     if said.run_id:
         name("run_id", said.run_id)
-    whole("num_layers", said.num_layers, 1, 1 << 16)
-    whole("credits", said.credits, 0, settings.network.credits)
     return settings
+
+
+def spans_of_a_plan(said: Sequence[edge_pb2.HeldSpan]) -> None:
+    """Spans from the embedding to the head, each beginning where the one before it ends."""
+    whole("spans of a plan", len(said), 1, MOST_SPANS)
+    last = 0
+    for number, span in enumerate(said):
+        whole(f"plan[{number}].first", span.first, last, last)
+        whole(f"plan[{number}].last", span.last, span.first, MOST_BLOCKS)
+        _same(f"plan[{number}].embedding", span.embedding, number == 0)
+        _same(f"plan[{number}].head", span.head, number == len(said) - 1)
+        last = span.last
 
 
 def role_codecs(text: str) -> RoleCodecs:

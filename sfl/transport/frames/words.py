@@ -7,17 +7,21 @@ speaks `sfl.rounds.values`. What came is held against the contract elsewhere (`c
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from sfl.config import Extent
 from sfl.errors import ProtocolError
+from sfl.plan import Held, Holder, Plan, Span
 from sfl.rounds.values import (
+    Assignment,
     Challenge,
     DeviceFacts,
     DeviceWelcome,
     Proof,
     RoundReport,
-    RoundStart,
     Score,
     Signature,
+    Steps,
     UpdateHeader,
 )
 from sfl.transport.frames import contract
@@ -28,6 +32,11 @@ EXTENTS: dict[Extent, edge_pb2.Extent] = {
     "sample": edge_pb2.EXTENT_SAMPLE,
     "all": edge_pb2.EXTENT_ALL,
 }
+_HOLDERS: dict[Holder, edge_pb2.Holder] = {
+    "device": edge_pb2.HOLDER_DEVICE,
+    "edge": edge_pb2.HOLDER_EDGE,
+}
+_HOLDER_OF: dict[int, Holder] = {number: holder for holder, number in _HOLDERS.items()}
 _EXTENT_OF: dict[int, Extent] = {number: extent for extent, number in EXTENTS.items()}
 
 
@@ -89,16 +98,17 @@ def to_welcome(welcome: DeviceWelcome) -> edge_pb2.Welcome:
     return edge_pb2.Welcome(
         settings=welcome.settings.model_dump_json(),
         run_id=welcome.run_id,
-        num_layers=welcome.num_layers,
+        assignment=to_assignment(welcome.assignment),
         compiled_codec=welcome.compiled_codec,
-        credits=welcome.credits,
     )
 
 
 def from_welcome(said: edge_pb2.Welcome, device: str) -> DeviceWelcome:
     """A device's welcome from the wire. Raises ProtocolError where it is not that device's."""
     settings = contract.welcome(said, device)
-    return DeviceWelcome(settings, said.run_id, said.num_layers, said.credits, said.compiled_codec)
+    return DeviceWelcome(
+        settings, said.run_id, from_assignment(said.assignment), said.compiled_codec
+    )
 
 
 def to_device_facts(facts: DeviceFacts) -> edge_pb2.DeviceReady:
@@ -203,35 +213,65 @@ def from_update_header(said: tensor_pb2.AdapterHeader) -> UpdateHeader:
     )
 
 
-def to_round_start(start: RoundStart) -> edge_pb2.RoundStart:
-    """What a device is to do in a round as the wire has it."""
-    return edge_pb2.RoundStart(
-        round=start.round,
-        evaluate=EXTENTS[start.evaluate],
-        num_steps=start.num_steps,
-        first_step=start.first_step,
-        total_steps=start.total_steps,
-        codecs=start.codecs.model_dump_json(),
-        micro_batches=start.micro_batches,
-        rehearse=start.rehearse,
+def to_assignment(own: Assignment) -> edge_pb2.Assignment:
+    """A device's part in a round as the wire has it."""
+    return edge_pb2.Assignment(
+        round=own.round,
+        evaluate=EXTENTS[own.evaluate],
+        num_steps=own.steps.count,
+        first_step=own.steps.first,
+        total_steps=own.steps.total,
+        codecs=own.codecs.model_dump_json(),
+        micro_batches=own.micro_batches,
+        rehearse=own.rehearse,
+        plan=[_to_held(held) for held in own.plan.spans],
+        rank=own.rank,
+        scaling=own.scaling,
+        credits=own.credits,
     )
 
 
-def from_round_start(said: edge_pb2.RoundStart) -> RoundStart:
-    """What a device is to do in a round from the wire.
+def _to_held(held: Held) -> edge_pb2.HeldSpan:
+    span = held.span
+    return edge_pb2.HeldSpan(
+        first=span.first,
+        last=span.last,
+        embedding=span.embedding,
+        head=span.head,
+        holder=_HOLDERS[held.holder],
+    )
 
-    Raises ProtocolError for an extent that nobody knows, and for what are no codecs.
+
+def from_assignment(said: edge_pb2.Assignment) -> Assignment:
+    """A device's part in a round from the wire.
+
+    Raises ProtocolError for an extent or a holder that nobody knows, and for what are no codecs and
+    no plan.
     """
     extent = _EXTENT_OF.get(said.evaluate)
     if extent is None:
         raise ProtocolError(f"round {said.round}: evaluation {said.evaluate} is not known")
-    return RoundStart(
+    return Assignment(
         said.round,
-        extent,
-        said.num_steps,
-        said.first_step,
-        said.total_steps,
-        said.micro_batches,
-        tuple(said.rehearse),
+        _plan(said.plan),
+        said.rank,
+        said.scaling,
         contract.role_codecs(said.codecs),
+        said.credits,
+        Steps(said.num_steps, said.first_step, said.total_steps),
+        said.micro_batches,
+        extent,
+        tuple(said.rehearse),
     )
+
+
+def _plan(said: Sequence[edge_pb2.HeldSpan]) -> Plan:
+    """Spans that make a whole model, each with its holder."""
+    contract.spans_of_a_plan(said)
+    held = []
+    for own in said:
+        if own.holder not in _HOLDER_OF:
+            raise ProtocolError(f"plan: holder {own.holder} is not known")
+        span = Span(own.first, own.last, own.embedding, own.head)
+        held.append(Held(span, _HOLDER_OF[own.holder]))
+    return Plan(tuple(held))
