@@ -51,8 +51,9 @@ from sfl.metrics.stats import NodeStats
 from sfl.models.folder import open_model
 from sfl.models.span import SpanModel, build_span
 from sfl.node.machine import memory
-from sfl.plan import Plan, Span
-from sfl.rounds.values import RoundStart
+from sfl.plan import Span
+from sfl.rounds.assignment import assign
+from sfl.rounds.values import EdgeBase, Steps
 from sfl.stage.messages import Key, Kind, Purpose, TensorMessage
 from sfl.stage.training import VanillaSession
 
@@ -137,12 +138,13 @@ class Edge:
 
     def session(self, name: str, model: SpanModel, bank: LoraBank) -> VanillaSession:
         """A device's session in an open round."""
-        plan = Plan.split(self.folder.num_layers, self.cut(name), 0, "vanilla")
+        base = EdgeBase(self.folder.num_layers)
+        own = assign(self.settings, base, name, 1, steps=Steps(STEPS, 0, STEPS))
         session = VanillaSession(
-            name, plan, model, bank, self.settings, self.stats, recompute=self.recompute
+            name, own, model, bank, self.settings, self.stats, recompute=self.recompute
         )
-        mine = {n: v for n, v in self.values.items() if belongs_to(n, plan.middle)}
-        session.begin_round(RoundStart(1, "none", STEPS, 0, STEPS), mine)
+        mine = {n: v for n, v in self.values.items() if belongs_to(n, own.plan.middle)}
+        session.begin_round(own, mine)
         return session
 
     def arrival(self, step: int) -> TensorMessage:

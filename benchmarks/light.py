@@ -40,7 +40,8 @@ from sfl.models.span import build_span
 from sfl.node.process import keep_heap, quiet_environment
 from sfl.plan import Span
 from sfl.report.summary import RunSummary
-from sfl.rounds.values import RoundStart, Score
+from sfl.rounds.assignment import assign
+from sfl.rounds.values import EdgeBase, Score, Steps
 from sfl.stage.base import lay_over_devices, settle
 from sfl.stage.computation import COMPUTATIONS
 from sfl.stage.messages import Key, Kind, Purpose, RoundOrder, RoundOutcome, TensorMessage
@@ -138,11 +139,11 @@ class LightDevice:
             line.close()
 
     def _round(self, link: DeviceLink, order: RoundOrder) -> RoundOutcome:
-        start, own = order.start, LightRound(time.perf_counter())
-        self.training = start.num_steps > 0
+        start, own = order.assignment, LightRound(time.perf_counter())
+        self.training = start.steps.count > 0
         template = self._shape.message(Key(Purpose.TRAINING, start.round, 0, 0))
         sent: deque[float] = deque()
-        for step in range(start.num_steps):
+        for step in range(start.steps.count):
             if len(sent) == self._in_flight:
                 self._land(link, sent, own)
             time.sleep(self._pace.forward)
@@ -156,13 +157,13 @@ class LightDevice:
         while sent:
             self._land(link, sent, own)
         own.ended, self.training = time.perf_counter(), False
-        if start.num_steps:
+        if start.steps.count:
             self.rounds.append(own)
         return RoundOutcome(
             round=start.round,
-            num_steps=start.num_steps,
+            num_steps=start.steps.count,
             train_loss=0.0,
-            num_tokens=start.num_steps * self._shape.tokens,
+            num_tokens=start.steps.count * self._shape.tokens,
             train_seconds=own.ended - own.began,
             evaluation=Score(1.0, 1, 0, 1),
             evaluation_seconds=0.0,
@@ -326,9 +327,11 @@ class BareEdge:
         self.sessions = {}
         for name, plan in plans.items():
             stats = NodeStats("edge", "edge")  # one for each, so that phases are its own
-            session = VanillaSession(name, plan, model, bank, settings, stats)
+            base, every = EdgeBase(folder.num_layers), Steps(steps, 0, steps)
+            told = assign(settings, base, name, 1, steps=every)
+            session = VanillaSession(name, told, model, bank, settings, stats)
             mine = {n: v for n, v in values.items() if belongs_to(n, plan.middle)}
-            session.begin_round(RoundStart(1, "none", steps, 0, steps), mine)
+            session.begin_round(told, mine)
             self.sessions[name] = session
 
     def step(self, names: Sequence[str], shape: Shape, step: int) -> float:

@@ -34,7 +34,7 @@ import sys
 import tempfile
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
 from multiprocessing import get_context
 from pathlib import Path
@@ -61,7 +61,8 @@ from sfl.models.folder import open_model
 from sfl.models.span import build_span
 from sfl.node.process import quiet_environment
 from sfl.plan import Plan, Span
-from sfl.rounds.values import NO_SCORE, RoundStart
+from sfl.rounds.assignment import assign
+from sfl.rounds.values import NO_SCORE, EdgeBase, Steps
 from sfl.stage.device import DeviceStage
 from sfl.stage.messages import RoundOutcome
 from sfl.stage.optimizer import Optimizer
@@ -125,11 +126,12 @@ class Federation:
         tokenizer = load_tokenizer(folder.path)
         self.parties: dict[str, Party] = {}
         for entry in config.devices:
-            name, plan = entry.name, plans[entry.name]
+            name = entry.name
             stats = NodeStats("edge", "edge")
-            session = VanillaSession(name, plan, model, bank, self.settings, stats)
+            own_part = assign(self.settings, EdgeBase(folder.num_layers), name)
+            session = VanillaSession(name, own_part, model, bank, self.settings, stats)
             data = prepare(entry, name, self.settings, tokenizer)
-            stage = DeviceStage(name, plan, folder, self.settings)
+            stage = DeviceStage(name, own_part, folder, self.settings)
             link = linked(session, stage)
             own = NodeStats(name, "device")
             trainer = Trainer(name, stage, data, tokenizer.pad_id, self.settings, link, own)
@@ -177,7 +179,13 @@ class Federation:
         first = (number - 1) * steps
         codecs = uncoded(self.settings.codecs(party.session.device, number))
         extent: Extent = "none" if steps else "all"
-        start = RoundStart(number, extent, steps, first, first + steps, codecs=codecs)
+        start = replace(
+            party.session.assignment,
+            round=number,
+            evaluate=extent,
+            steps=Steps(steps, first, first + steps),
+            codecs=codecs,
+        )
         return party.trainer.run_round(party.link.begin_round(start, self.adapter))
 
 

@@ -7,7 +7,7 @@ of a real run; only gRPC's own framing and time are missing.
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -20,7 +20,8 @@ from sfl.data import load_tokenizer, prepare
 from sfl.metrics.stats import NodeStats
 from sfl.models.folder import open_model
 from sfl.models.span import build_span
-from sfl.rounds.values import RoundStart, Score
+from sfl.rounds.assignment import assign
+from sfl.rounds.values import EdgeBase, Score, Steps
 from sfl.stage.base import settle
 from sfl.stage.computation import COMPUTATIONS
 from sfl.stage.device import DeviceStage
@@ -66,10 +67,13 @@ def linked(
     session: TrainingSession, stage: DeviceStage, watch: Watched | None = None
 ) -> InProcessLink:
     """A device's link to its session, through the codecs of both ends."""
+    own = session.assignment
     device, hidden, phases = session.device, session.model.hidden_size, session.stats.phases
-    ours = DeviceEnd(device, session.settings, NodeStats(device, "device").phases, PEER_COMPILED)
+    ours = DeviceEnd(
+        device, own, session.settings, NodeStats(device, "device").phases, PEER_COMPILED
+    )
     ours.expect(stage.shapes, hidden)
-    edge = EdgeEnd(device, session.settings, phases, PEER_COMPILED)
+    edge = EdgeEnd(device, own, session.settings, phases, PEER_COMPILED)
     edge.allow(hidden, 0)  # updates are taken from the stage itself
     return InProcessLink(ours, edge, session, watch or Watched())
 
@@ -97,14 +101,14 @@ class Simulation:
         name = config.devices[0].name
         self.device = name
         folder = open_model(self.settings.model.path)
-        plan = self.settings.plan(name, folder.num_layers)
+        own = assign(self.settings, EdgeBase(folder.num_layers), name)
         task, num_labels = self.settings.model.task, len(self.settings.model.labels)
         threads = torch.get_num_threads()
         edge = settle(config.edge, self.settings.model, threads)
         device = settle(config.devices[0], self.settings.model, threads)
         model = build_span(
             folder,
-            plan.middle,
+            own.plan.middle,
             task=task,
             num_labels=num_labels,
             dtype=edge.weights,
@@ -114,8 +118,8 @@ class Simulation:
         )
         bank = LoraBank(model, self.settings.lora, self.settings.lora.target_modules)
         kind = SESSIONS[self.settings.run.topology]
-        self.session = kind(name, plan, model, bank, self.settings, NodeStats("edge", "edge"))
-        stage = DeviceStage(name, plan, folder, self.settings, device)
+        self.session = kind(name, own, model, bank, self.settings, NodeStats("edge", "edge"))
+        stage = DeviceStage(name, own, folder, self.settings, device)
         self.watched = Watched()
         self.link = linked(self.session, stage, self.watched)
         tokenizer = load_tokenizer(folder.path)
@@ -156,15 +160,12 @@ class Simulation:
         return score, self.watched.evaluated
 
     def _round(self, number: int, steps: int, total: int, codecs: RoleCodecs) -> Score:
-        micro_batches = self.settings.training.micro_batches
-        assert micro_batches != "auto", "nothing is timed here"
-        start = RoundStart(
-            number,
+        assert self.settings.training.micro_batches != "auto", "nothing is timed here"
+        start = replace(
+            self.session.assignment,
+            round=number,
             evaluate="none" if steps else "all",
-            num_steps=steps,
-            first_step=0,
-            total_steps=total,
-            micro_batches=micro_batches,
+            steps=Steps(steps, 0, total),
             codecs=uncoded(codecs),
         )
         return self.trainer.run_round(self.link.begin_round(start, self.adapter)).evaluation

@@ -32,7 +32,7 @@ import grpc.aio
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from sfl.node.process import keep_heap, quiet_environment
-from sfl.rounds.values import DeviceWelcome, RoundStart
+from sfl.rounds.values import DeviceWelcome, EdgeBase, Steps
 from sfl.transport.frames.wire import FRAME_BYTES
 
 ROWS, HIDDEN = 8 * 128, 768
@@ -67,7 +67,8 @@ class EchoSession:
 
     device = "device"
     model = SimpleNamespace(hidden_size=HIDDEN)
-    start = None
+    is_open = False
+    plan = SimpleNamespace(num_layers=2)
     step = 0
     served_seconds = 0.0
 
@@ -105,12 +106,17 @@ class EchoHost:
 
     async def admit(self, device: str, proof: Any) -> tuple[Any, Any]:
         """Everybody may come in."""
-        return DeviceWelcome(self.settings, "echo", num_layers=1), EchoSession()
+        from sfl.rounds.assignment import assign
+
+        own = assign(self.settings, EdgeBase(2), device)
+        return DeviceWelcome(self.settings, "echo", own), EchoSession()
 
     def ready(self, device: str, ready: Any) -> None:
         """Open a round without end."""
-        codecs = self.settings.codecs(device, 1)
-        start = RoundStart(1, "none", ENDLESS, 0, ENDLESS, codecs=codecs)
+        from sfl.rounds.assignment import assign
+
+        steps = Steps(ENDLESS, 0, ENDLESS)
+        start = assign(self.settings, EdgeBase(2), device, 1, steps=steps)
         self.service.streams[device].begin_round(start, {}, {})
 
     async def left(self, device: str, reason: str) -> None:

@@ -102,7 +102,7 @@ class DeviceAgent:
 
     def _join(self, line: Line, patience: float) -> DeviceLink:
         signatures = DeviceSignatures(self.config.name, self.own)
-        agree = self.consent.check_codecs
+        agree = self.consent.check
         return DeviceLink.join(line, signatures, patience, self.config.cache_dir, agree)
 
     def _log_fields(self) -> dict[str, object]:
@@ -120,13 +120,13 @@ class DeviceAgent:
         """Load, say so, and run rounds until there are no more."""
         joined = link.joined
         self._run_id = joined.run_id
-        joined = replace(joined, settings=self.consent.agreed(joined.settings))
+        joined = replace(joined, settings=self.consent.agreed(joined.settings, joined.assignment))
         trainer, dataset = self._load(link, joined)
         link.expect(trainer.stage.shapes, trainer.stage.front.model.hidden_size)
         link.ready(dataset)
         self.service.status(f"run {joined.run_id}: waiting for its first round")
         for order in link.orders(trainer.fold):
-            self.service.status(f"run {joined.run_id}: round {order.start.round}")
+            self.service.status(f"run {joined.run_id}: round {order.assignment.round}")
             link.deliver(trainer.run_round(order))
             self._patience.round_done()
             if self.config.heap == "keep":
@@ -138,11 +138,11 @@ class DeviceAgent:
         folds = settings.aggregation.traits.folds
         form = settle(self.config, settings.model, torch.get_num_threads(), folds)
         folder = self._folder(link, settings.network.idle_timeout)
-        plan = settings.plan(name, joined.num_layers)
+        own, plan = joined.assignment, joined.assignment.plan
         import_modeling(folder.family.layout(folder.config, settings.model.task).package)
         # What this process is by itself is measured, what it will take on top foretold.
         base = working_bytes()
-        load = device_load(folder, settings, name, form.dtype, form.quantised)
+        load = device_load(folder, settings, own.rank, form.dtype, form.quantised)
         open_dtype = (self.config.dtype or settings.model.dtype) == "auto"
         thrift = fit_device(folder, plan, load, self.config, base, self.returns_memory, open_dtype)
         if thrift.bfloat16:
@@ -159,7 +159,7 @@ class DeviceAgent:
                 "cut_layer 0: this device has nothing to train, and the embeddings it sends "
                 "reveal its tokens to the edge"
             )
-        stage = DeviceStage(name, plan, folder, settings, form, thrift)
+        stage = DeviceStage(name, own, folder, settings, form, thrift)
         log.info("%.0f MB with the model", memory_use().resident / 1e6)
         log.info("%d examples, %d held out", len(dataset.train), len(dataset.eval))
         trainer = Trainer(
@@ -171,7 +171,6 @@ class DeviceAgent:
             link,
             self.stats,
             self.board.rest,
-            joined.allowance,
         )
         return trainer, dataset
 

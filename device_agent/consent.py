@@ -10,6 +10,7 @@ from sfl.config import DeviceConfig, RunSettings
 from sfl.config.codec import AUTO_CODECS, RoleCodecs
 from sfl.errors import ConfigError
 from sfl.node.paths import expanded
+from sfl.rounds.values import Assignment
 
 SOURCES = ("train", "eval", "shared_train", "shared_eval")
 """Settings that name a device's data."""
@@ -42,14 +43,16 @@ class Consent:
                     "Move it there, or add its folder.",
                 )
 
-    def agreed(self, settings: RunSettings) -> RunSettings:
+    def agreed(self, settings: RunSettings, assignment: Assignment) -> RunSettings:
         """The run's settings, with this device's own paths in them and no others.
 
-        Raises ConfigError where the run asks for what the device does not agree to.
+        Raises ConfigError where the run asks for what the device does not agree to, now or in a
+        round to come.
         """
-        self._check_split(settings)
+        self._check_topology(settings)
+        self.check(assignment)
         for codecs in self._codecs(settings):
-            self.check_codecs(codecs)
+            self._check_codecs(codecs)
         own = self._config
         if own.train is None and own.shared_train is None:
             raise ConfigError(
@@ -62,7 +65,12 @@ class Consent:
         paths = {"train": own.shared_train, "eval": own.shared_eval}
         return settings.model_copy(update={"data": settings.data.model_copy(update=paths)})
 
-    def check_codecs(self, codecs: RoleCodecs) -> None:
+    def check(self, assignment: Assignment) -> None:
+        """Raise ConfigError where a round asks for what the device does not agree to."""
+        self._check_cut(assignment.plan.cut_layer)
+        self._check_codecs(assignment.codecs)
+
+    def _check_codecs(self, codecs: RoleCodecs) -> None:
         """Raise ConfigError where one of a round's codecs is none that this device uses."""
         if not self._rules.codecs:
             return
@@ -78,15 +86,18 @@ class Consent:
                     f"Add it, or change codec.{role} of the run.",
                 )
 
-    def _check_split(self, settings: RunSettings) -> None:
-        rules, entry = self._rules, settings.device(self._config.name)
-        if entry.cut_layer < rules.min_cut_layer:
+    def _check_cut(self, cut_layer: int) -> None:
+        rules, name = self._rules, self._config.name
+        if cut_layer < rules.min_cut_layer:
             raise _declined(
                 "min_cut_layer",
                 rules.min_cut_layer,
-                f"the run gives this device cut_layer {entry.cut_layer}",
-                f"Lower it, or raise devices.{entry.name}.cut_layer of the run.",
+                f"the run gives this device cut_layer {cut_layer}",
+                f"Lower it, or raise devices.{name}.cut_layer of the run.",
             )
+
+    def _check_topology(self, settings: RunSettings) -> None:
+        rules = self._rules
         if settings.run.topology not in rules.topologies:
             raise _declined(
                 "topologies",

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -22,7 +22,8 @@ from sfl.models.memory.edge_budget import EdgeChoice, fit_edge
 from sfl.models.span import SpanModel, build_span
 from sfl.models.vocabulary import check_files
 from sfl.node.files import writable_folder
-from sfl.plan import Plan, Span
+from sfl.plan import Holder, Plan, Span
+from sfl.rounds.values import Assignment
 from sfl.stage.base import lay_over_devices, settle
 from sfl.stage.computation import COMPUTATIONS
 from sfl.transport.device.stream_codecs import check_codecs, remembers_samples
@@ -49,10 +50,6 @@ class Base:
     given: bytes = b""
     """Values of it that the checkpoint holds, as a safetensors file."""
 
-    def plan(self, device: str) -> Plan:
-        """Who computes what with a device."""
-        return self.settings.plan(device, self.folder.num_layers)
-
     @property
     def adapter_limit(self) -> int:
         """Most bytes of an adapter of this run."""
@@ -62,30 +59,32 @@ class Base:
     def global_limit(self) -> int:
         """Most bytes of what the cloud sends: what folds is a sum, of the ranks of all devices."""
         shapes = [parameter.shape for parameter in self.manifest.parameters]
-        return contract.adapter_limit(shapes, len(self.settings.devices))
+        return contract.adapter_limit(shapes, len(self.settings.names))
 
-    def shares(self, payload: Buffer, devices: Sequence[str]) -> dict[str, tuple[Values, Values]]:
-        """The global adapter, at each device's rank, as the edge's part and the device's.
 
-        A large one's ranks take a while.
-        """
-        values = decode_adapter(payload)
-        return {device: self._share(device, values) for device in devices}
+def shares(payload: Buffer, orders: Mapping[str, Assignment]) -> dict[str, tuple[Values, Values]]:
+    """The global adapter, at each device's rank, as the edge's part and the device's.
 
-    def _share(self, device: str, values: Values) -> tuple[Values, Values]:
-        middle = self.plan(device).middle
-        values = truncated(values, self.settings.rank(device))
-        mine = {name: array for name, array in values.items() if belongs_to(name, middle)}
-        return mine, {name: array for name, array in values.items() if name not in mine}
+    A large one's ranks take a while.
+    """
+    values = decode_adapter(payload)
+    return {device: _share(own, values) for device, own in orders.items()}
 
-    def of_device(self, device: str, values: Mapping[str, np.ndarray]) -> Values:
-        """The part of an adapter's values that belongs to a device's own blocks."""
-        spans = self.plan(device).device_spans
-        return {
-            name: array
-            for name, array in values.items()
-            if any(belongs_to(name, span) for span in spans)
-        }
+
+def _share(own: Assignment, values: Values) -> tuple[Values, Values]:
+    values = truncated(values, own.rank)
+    mine = part_of(own.plan, "edge", values)
+    return mine, {name: array for name, array in values.items() if name not in mine}
+
+
+def part_of(plan: Plan, holder: Holder, values: Mapping[str, np.ndarray]) -> Values:
+    """The part of an adapter's values that belongs to somebody's own blocks."""
+    spans = plan.of(holder)
+    return {
+        name: array
+        for name, array in values.items()
+        if any(belongs_to(name, span) for span in spans)
+    }
 
 
 def load_base(config: EdgeConfig, settings: RunSettings, threads: int, stats: NodeStats) -> Base:

@@ -9,6 +9,7 @@ import numpy as np
 from edge_server.base import Base
 from sfl.metrics.stats import NodeStats
 from sfl.plan import Span
+from sfl.rounds.values import Assignment
 from sfl.stage.engine import Engine
 from sfl.stage.swapping import Residence
 from sfl.stage.training import SESSIONS, TrainingSession
@@ -36,9 +37,9 @@ class Floor:
         self._residence = residence
         self._files: dict[tuple[Span, ...], SpanFiles] = {}
 
-    async def open(self, device: str) -> TrainingSession:
-        """A session for a device, with memory of its own."""
-        return await self.engine.run(self._open, device)
+    async def open(self, device: str, assignment: Assignment) -> TrainingSession:
+        """A session for a device, with memory of its own. Raises ProtocolError."""
+        return await self.engine.run(self._open, device, assignment)
 
     async def close(self, device: str) -> None:
         """Give back what a device's session holds, if it has one."""
@@ -48,11 +49,11 @@ class Floor:
         """Add values to the base for good, for all devices."""
         await self.engine.run(self.base.bank.fold, values)
 
-    def _open(self, device: str) -> TrainingSession:
+    def _open(self, device: str, assignment: Assignment) -> TrainingSession:
         base = self.base
         session = self.sessions[device] = SESSIONS[base.settings.run.topology](
             device,
-            base.plan(device),
+            assignment,
             base.model,
             base.bank,
             base.settings,
@@ -71,7 +72,7 @@ class Floor:
 
     def files(self, device: str) -> SpanFiles:
         """The files of a device's span; devices of one cut share them."""
-        spans = tuple(self.base.plan(device).device_spans)
+        spans = self.sessions[device].plan.device_spans
         if spans not in self._files:
             task = self.base.settings.model.task
             self._files[spans] = SpanFiles(self.base.folder, spans, task)

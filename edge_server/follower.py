@@ -8,6 +8,7 @@ from typing import assert_never
 
 import numpy as np
 
+from edge_server.base import part_of, shares
 from edge_server.beats import Cloud
 from edge_server.floor import Floor
 from edge_server.host import DeviceHost
@@ -97,7 +98,7 @@ class Follower:
             values = await asyncio.to_thread(decode_adapter, part.payload)
             self._pass_on(floor, part.round, values)
         elif self._orders is not None:
-            await self._begin_round(floor, self._orders, part.payload)
+            await self._begin_round(self._orders, part.payload)
 
     def _pass_on(self, floor: Floor, round_: int, base_update: dict[str, np.ndarray]) -> None:
         """What a round gave goes into the base once, for all devices, and on to those without."""
@@ -107,7 +108,8 @@ class Follower:
         assert self._folded is not None, "the cloud begins with the first"
         for device, stream in self._service.streams.items():
             if stream.is_ready:  # else the cloud sends all of them again with its first round
-                stream.fold(round_, floor.base.of_device(device, base_update), self._folded)
+                theirs = part_of(floor.sessions[device].plan, "device", base_update)
+                stream.fold(round_, theirs, self._folded)
 
     async def _fold(self, floor: Floor, base_update: dict[str, np.ndarray]) -> None:
         try:
@@ -116,14 +118,14 @@ class Follower:
             self._cloud.post(EdgeFailed(str(cause_of(error))))
             raise
 
-    async def _begin_round(self, floor: Floor, orders: EdgeOrders, payload: Buffer) -> None:
+    async def _begin_round(self, orders: EdgeOrders, payload: Buffer) -> None:
         streams = dict(self._service.streams)
-        names = [device for device in orders.devices if device in streams]
-        shares = await asyncio.to_thread(floor.base.shares, payload, names)
-        for device, start in orders.devices.items():
+        here = {name: own for name, own in orders.devices.items() if name in streams}
+        parts = await asyncio.to_thread(shares, payload, here)
+        for device, own in here.items():
             stream = self._service.streams.get(device)
             # Who came meanwhile is in no round yet.
             if stream is not None and stream is streams.get(device):
                 same = stream.base_updates == self._base_updates
                 assert same, "the cloud sends what is lacking first"
-                stream.begin_round(start, *shares[device])
+                stream.begin_round(own, *parts[device])

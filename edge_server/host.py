@@ -27,6 +27,7 @@ from sfl.transport.bulk.files import FileEntry
 from sfl.transport.cloud.blame import blamed
 from sfl.transport.cloud.link import CloudLink
 from sfl.transport.cloud.words import DeviceIsReady, DeviceJoin
+from sfl.transport.device import checked
 from sfl.transport.frames import contract
 from sfl.transport.frames.chunks import Buffer
 
@@ -41,7 +42,7 @@ class JoinPace:
     """How often each device may join: each time costs cloud and edge work and lines."""
 
     def __init__(self, settings: RunSettings) -> None:
-        self._known = {entry.name for entry in settings.devices}
+        self._known = set(settings.names)
         self._paces: dict[str, contract.Pace] = {}
 
     def take(self, device: str, now: float) -> None:
@@ -83,11 +84,12 @@ class DeviceHost:
             self._admissions.pop(device, None)
         if admission.refusal:
             raise (NameInUse if admission.in_use else Refused)(admission.refusal)
-        session = await self.floor.open(device)
+        own, base = admission.assignment, self.floor.base
+        assert own is not None, "who is not refused has one"
+        checked.assignment(own, base.settings, base.folder.num_layers)
+        session = await self.floor.open(device, own)
         log.info("device %s joined", device, extra={"device": device})
-        base = self.floor.base
-        layers, allowed = base.folder.num_layers, base.choice.credits
-        return DeviceWelcome(base.settings, self._run_id, layers, allowed), session
+        return DeviceWelcome(base.settings, self._run_id, own), session
 
     def answer(self, admission: Admission) -> None:
         """The cloud has said whether a device is let in."""

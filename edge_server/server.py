@@ -180,7 +180,9 @@ class EdgeServer:
             self.cloud.expect(base.global_limit)
             # Ahead of being ready, so that the cloud knows what changes arithmetic here.
             self.beats.send()
-            self.cloud.post(EdgeFacts(base.manifest.to_json(), address, base.given))
+            self.cloud.post(
+                EdgeFacts(base.manifest.to_json(), address, base.given, base.choice.credits)
+            )
         except Exception as error:  # noqa: BLE001 - whatever it is, the cloud is to know
             self.cloud.post(EdgeFailed(str(cause_of(error))))
         else:

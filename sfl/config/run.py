@@ -521,6 +521,11 @@ class RunSettings(Section):
         default = max(1, len(self.devices) - 1, self.aggregation.fewest_devices)
         return self.run.min_devices or default
 
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Who may take part."""
+        return tuple(entry.name for entry in self.devices)
+
     def rank(self, device: str) -> int:
         """LoRA rank of the device called so."""
         return self.device(device).rank or self.lora.rank

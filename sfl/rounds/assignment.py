@@ -50,9 +50,7 @@ def assignments(
     """What each device of a round, or of a rehearsal, does; `bases` are their edges', by device."""
     if isinstance(command, Rehearse):
         return {
-            name: assign(
-                settings, bases[name], name, rehearse=command.counts, codec=command.codec
-            )
+            name: assign(settings, bases[name], name, rehearse=command.counts, codec=command.codec)
             for name in command.devices
         }
     return {

@@ -7,9 +7,9 @@ from dataclasses import dataclass, field, replace
 
 from sfl.config.run import NetworkSettings
 from sfl.plan import HOLDERS, Holder
-from sfl.rounds.values import Steps
 from sfl.rounds.ordered import Ordered
 from sfl.rounds.stragglers import Stragglers
+from sfl.rounds.values import Steps
 
 
 @dataclass(frozen=True, slots=True)

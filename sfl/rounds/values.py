@@ -38,6 +38,7 @@ class Score:
 
 NO_SCORE = Score(0.0, 0, 0, 0)
 
+
 @dataclass(frozen=True, slots=True)
 class Steps:
     """What one device does in a round: `count` steps, `first` of them counted over the run."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -11,11 +11,13 @@ import torch
 from sfl.adapters.lora import Adapter, LoraBank
 from sfl.adapters.names import belongs_to
 from sfl.config import RunSettings
+from sfl.errors import ProtocolError
 from sfl.models.folder import ModelFolder
 from sfl.models.memory.footprint import NOTHING_SAVED, Thrift
 from sfl.models.piecewise import compute_in_pieces
 from sfl.models.span import SpanModel, build_span
 from sfl.plan import Plan, Span
+from sfl.rounds.values import Assignment
 from sfl.stage.base import BaseForm, begin_adapter
 from sfl.stage.computation import COMPUTATIONS
 
@@ -36,24 +38,80 @@ class DeviceStage:
     def __init__(
         self,
         device: str,
-        plan: Plan,
+        assignment: Assignment,
         folder: ModelFolder,
         settings: RunSettings,
         form: BaseForm | None = None,
         thrift: Thrift = NOTHING_SAVED,
     ) -> None:
-        self.plan = plan
         self.settings = settings
         self.micro_batches = thrift.micro_batches
         """Over 1: cut a batch into at least so many pieces, and hold one at a time."""
-        form = form or BaseForm(settings.model.dtype)
-        self.front, *tail = (
-            _build(device, span, folder, settings, form, thrift) for span in plan.device_spans
-        )
-        self.tail = tail[0] if tail else None
-        if self.tail is not None:
-            _share_tied_weights(self.front.model, self.tail.model)
-        self.parts = [self.front] if self.tail is None else [self.front, self.tail]
+        self.assignment = assignment
+        """What the stage is built for."""
+        self._device = device
+        self._folder = folder
+        self._form = form or BaseForm(settings.model.dtype)
+        self._thrift = thrift
+        self._folded = False
+        self.parts = self._built(assignment)
+
+    @property
+    def plan(self) -> Plan:
+        """Who computes what."""
+        return self.assignment.plan
+
+    @property
+    def front(self) -> Part:
+        """The embedding, and the first blocks."""
+        return self.parts[0]
+
+    @property
+    def tail(self) -> Part | None:
+        """The last blocks and the head, where the device holds them."""
+        return self.parts[1] if len(self.parts) > 1 else None
+
+    def take(self, assignment: Assignment) -> bool:
+        """Hold what an assignment asks for; whether the adapter is another one now.
+
+        Blocks are read again only where a span changed, the adapter is made anew only where span
+        or rank did. Raises ProtocolError where the cut moves after sums were added to the base, and
+        ModelError where this device's folder lacks a block.
+        """
+        if assignment.same_adapter(self.assignment):
+            self.assignment = assignment
+            return False
+        if assignment.plan.device_spans == self.plan.device_spans:
+            self.parts = [self._at_rank(part, assignment.rank) for part in self.parts]
+        elif self._folded:
+            raise ProtocolError(
+                f"assignment.plan = cut {assignment.plan.cut_layer}: what rounds added to this "
+                "device's blocks is not in those it would read; keep the cut"
+            )
+        else:
+            self.parts = self._built(assignment)
+        self.assignment = assignment
+        return True
+
+    def _built(self, assignment: Assignment) -> list[Part]:
+        parts = [
+            self._at_rank(
+                _loaded(span, self._folder, self.settings, self._form, self._thrift),
+                assignment.rank,
+            )
+            for span in assignment.plan.device_spans
+        ]
+        if len(parts) > 1:
+            _share_tied_weights(parts[0].model, parts[1].model)
+        return parts
+
+    def _at_rank(self, part: Part, rank: int) -> Part:
+        """The same blocks with a new adapter."""
+        freezes = self.settings.aggregation.traits.freezes_a
+        part.bank.remove(self._device)
+        adapter = part.bank.add(self._device, part.span, rank, freeze_a=freezes)
+        part.bank.activate(adapter)
+        return replace(part, adapter=adapter)
 
     @property
     def parameters(self) -> dict[str, torch.nn.Parameter]:
@@ -73,6 +131,7 @@ class DeviceStage:
 
     def fold(self, base_update: Mapping[str, np.ndarray]) -> None:
         """Add a base update, for good. Raises ProtocolError."""
+        self._folded = True
         for part in self.parts:
             part.bank.fold(base_update)
 
@@ -86,8 +145,7 @@ class DeviceStage:
             part.model.train(training)
 
 
-def _build(
-    device: str,
+def _loaded(
     span: Span,
     folder: ModelFolder,
     settings: RunSettings,
@@ -109,10 +167,7 @@ def _build(
     if thrift.returned:
         compute_in_pieces(model.model)
     bank = LoraBank(model, settings.lora, settings.lora.target_modules)
-    rank, frozen = settings.rank(device), settings.aggregation.traits.freezes_a
-    adapter = bank.add(device, span, rank, freeze_a=frozen)
-    bank.activate(adapter)
-    return Part(span, model, bank, adapter)
+    return Part(span, model, bank, Adapter("", {}))
 
 
 def _share_tied_weights(front: SpanModel, tail: SpanModel) -> None:

@@ -12,7 +12,7 @@ import torch
 from sfl.codec.transform import RowContext
 from sfl.metrics.timeline import Interval
 from sfl.plan import Toward
-from sfl.rounds.values import NO_SCORE, RoundStart, Score
+from sfl.rounds.values import NO_SCORE, Assignment, Score
 
 ROWS = ""
 """The name of a message's rows among its tensors."""
@@ -109,7 +109,7 @@ class Outgoing:
 class RoundOrder:
     """A round to run, and the part of the global adapter it begins with."""
 
-    start: RoundStart
+    assignment: Assignment
     values: Mapping[str, np.ndarray]
 
 

@@ -13,7 +13,7 @@ from sfl.config import RunSettings
 from sfl.data.batches import Batch, Sampler, collate, split_micro
 from sfl.data.example import Dataset, Example
 from sfl.metrics.stats import NodeStats
-from sfl.rounds.values import RoundStart
+from sfl.rounds.values import Assignment
 from sfl.stage.layout import real_tokens
 from sfl.stage.messages import Key, Purpose
 
@@ -64,30 +64,30 @@ class MicroBatches:
         self._least_pieces = least_pieces
         self._sampler = Sampler(len(dataset.train), self._batch_size, settings.run.seed, device)
 
-    def of_step(self, start: RoundStart, step: int) -> Iterator[MicroBatch]:
+    def of_step(self, own: Assignment, step: int) -> Iterator[MicroBatch]:
         """The step's batch, cut up; each piece knows the targets of the whole."""
         train = self._dataset.train
-        here = Key(Purpose.TRAINING, start.round, step, 0)
+        here = Key(Purpose.TRAINING, own.round, step, 0)
         with self._stats.phases.measure("collate", here, self._device):
-            indices = self._sampler.indices(start.first_step + step)
-            pieces = split_micro(indices, self._pieces(start))
+            indices = self._sampler.indices(own.steps.first + step)
+            pieces = split_micro(indices, self._pieces(own))
             batches = [collate([train[index] for index in piece], self._pad_id) for piece in pieces]
         # One micro-batch takes the plain mean, bit for bit what an unsplit step does.
         normalizer = sum(b.num_targets for b in batches) if len(batches) > 1 else 0
         for number, batch in enumerate(batches):
-            key = Key(Purpose.TRAINING, start.round, step, number)
+            key = Key(Purpose.TRAINING, own.round, step, number)
             yield MicroBatch(key, len(batches), normalizer, batch, tuple(pieces[number]))
 
     def held_out(
-        self, start: RoundStart, examples: Sequence[Example], number: int
+        self, own: Assignment, examples: Sequence[Example], number: int
     ) -> Iterator[MicroBatch]:
         """Examples to evaluate, as large as training's pieces, numbered from `number` on."""
-        size = -(-self._batch_size // self._pieces(start))
+        size = -(-self._batch_size // self._pieces(own))
         for count, first in enumerate(range(0, len(examples), size), number):
-            key = Key(Purpose.EVALUATION, start.round, count, 0)
+            key = Key(Purpose.EVALUATION, own.round, count, 0)
             with self._stats.phases.measure("collate", key, self._device):
                 batch = collate(examples[first : first + size], self._pad_id)
             yield MicroBatch(key, 1, 0, batch)
 
-    def _pieces(self, start: RoundStart) -> int:
-        return max(start.micro_batches, self._least_pieces)
+    def _pieces(self, own: Assignment) -> int:
+        return max(own.micro_batches, self._least_pieces)

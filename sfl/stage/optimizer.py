@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from types import MappingProxyType
 
 import torch
 
@@ -17,6 +18,8 @@ from sfl.rounds.work import learning_rate_factor
 __all__ = ["Optimizer", "learning_rate_factor"]
 
 _ANCHOR = "anchor"
+
+NO_MOMENTS: Mapping[str, torch.Tensor] = MappingProxyType({})
 
 
 class Optimizer:
@@ -131,6 +134,18 @@ class Optimizer:
         anchors = [tensors.get(f"{name}:{_ANCHOR}") for name in self._names]
         self._global = [anchor for anchor in anchors if anchor is not None]
 
+    def adopt(self, moments: Mapping[str, torch.Tensor]) -> None:
+        """Go on from moments that another optimizer `held`, of this side or of one that handed a
+        block over. Those of other parameters, or of another rank, are left."""
+        own = dict(zip(self._names, self._parameters, strict=True))
+        for called, tensor in moments.items():
+            name, _, key = called.rpartition(":")
+            if key == _ANCHOR or name not in own or not _fits(moments, name, own[name]):
+                continue
+            assert self._adamw is not None
+            home = tensor.device if key == "step" else own[name].device
+            self._adamw.state[own[name]][key] = tensor.to(home, copy=True)
+
     def check_finite(self) -> None:
         """Raise AdapterRefused where training has diverged: a parameter is NaN or infinite."""
         if not all(bool(torch.isfinite(p).all()) for p in self._parameters):
@@ -138,3 +153,9 @@ class Optimizer:
                 "the adapter is no longer finite: training diverged; "
                 "lower training.learning_rate or set training.max_grad_norm"
             )
+
+
+def _fits(moments: Mapping[str, torch.Tensor], name: str, parameter: torch.nn.Parameter) -> bool:
+    """Whether a parameter's moments have its shape."""
+    mean = moments.get(f"{name}:exp_avg")
+    return mean is not None and mean.shape == parameter.shape

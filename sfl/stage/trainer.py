@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 
 import numpy as np
@@ -20,7 +20,7 @@ from sfl.data.example import Dataset, Example
 from sfl.errors import AdapterRefused, ProtocolError
 from sfl.metrics.stats import Measurement, NodeStats
 from sfl.metrics.timeline import watched_step
-from sfl.rounds.values import NO_SCORE, RoundStart, Score
+from sfl.rounds.values import NO_SCORE, Assignment, Score
 from sfl.stage.device import DeviceStage
 from sfl.stage.link import Link
 from sfl.stage.messages import (
@@ -32,7 +32,7 @@ from sfl.stage.messages import (
     RoundOutcome,
 )
 from sfl.stage.micro import MicroBatches
-from sfl.stage.optimizer import Optimizer
+from sfl.stage.optimizer import NO_MOMENTS, Optimizer
 from sfl.stage.pipeline import Pipeline
 from sfl.stage.window import Window
 
@@ -45,15 +45,15 @@ def expect_finite(order: RoundOrder) -> None:
     """Raise AdapterRefused where the round's adapter holds what nobody can compute with."""
     for name, values in order.values.items():
         if not np.isfinite(values).all():
-            raise AdapterRefused(f"adapter of round {order.start.round}: {name} is not finite")
+            raise AdapterRefused(f"adapter of round {order.assignment.round}: {name} is not finite")
 
 
 class Trainer:
     """Runs rounds on one device over a link.
 
     `rest` is called between steps, when nothing is in flight, and returns when the device may
-    compute. At most `allowance` micro-batches are in flight, by default `network.credits`; in
-    training the window may be narrower.
+    compute. As many micro-batches are in flight as the assignment has credits; in training the
+    window may be narrower.
     """
 
     def __init__(
@@ -66,7 +66,6 @@ class Trainer:
         link: Link,
         stats: NodeStats,
         rest: Callable[[], None] = lambda: None,
-        allowance: int | None = None,
     ) -> None:
         self.device = device
         self.stage = stage
@@ -75,36 +74,58 @@ class Trainer:
         self.link = link
         self.stats = stats
         self.rest = rest
-        granted = settings.network.credits if allowance is None else allowance
-        window = Window(1 if stage.micro_batches > 1 else granted)
+        window = Window(self._granted(stage.assignment))
         self.pipeline = Pipeline(device, stage, settings, link, stats, window)
         self.batches = MicroBatches(device, dataset, pad_id, settings, stats, stage.micro_batches)
         self.optimizer = Optimizer(stage.parameters, settings.training, settings.aggregation)
+
+    def _granted(self, own: Assignment) -> int:
+        """Micro-batches in flight: one piece at a time where that is all that memory holds."""
+        return 1 if self.stage.micro_batches > 1 else own.credits
+
+    def _take(self, own: Assignment, moments: Mapping[str, torch.Tensor]) -> None:
+        """Be built for a round's assignment, with the moments of what stays and what comes."""
+        if self.stage.take(own):
+            held = self.optimizer.held()
+            options = self.settings
+            self.optimizer = Optimizer(self.stage.parameters, options.training, options.aggregation)
+            self.optimizer.adopt(held)
+        self.optimizer.adopt(moments)
+        if self.pipeline.window.granted != self._granted(own):
+            self.pipeline.window = Window(self._granted(own))
 
     def fold(self, base_update: BaseUpdate) -> None:
         """Add what the round before gave to this device's base, for good."""
         self.stage.fold(base_update.values)
 
-    def run_round(self, order: RoundOrder) -> RoundOutcome:
-        """Evaluate the global adapter, train from it, and tell what came of it."""
-        start = order.start
+    def run_round(
+        self, order: RoundOrder, moments: Mapping[str, torch.Tensor] = NO_MOMENTS
+    ) -> RoundOutcome:
+        """Evaluate the global adapter, train from it, and tell what came of it.
+
+        The optimizer's moments stay where they mean the same, by name. Those of a block that comes
+        from the edge are `moments`, as its `Optimizer.held` has them; no message of the wire
+        carries them yet, so between processes such a block begins with none.
+        """
+        own = order.assignment
         expect_finite(order)
-        self.stage.load(order.values, start.round)
+        self._take(own, moments)
+        self.stage.load(order.values, own.round)
         self.optimizer.begin_round()
-        if start.rehearse:
-            return self.rehearse(start)
-        self.stats.start_round(start.round, start.num_steps)
+        if own.rehearse:
+            return self.rehearse(own)
+        self.stats.start_round(own.round, own.steps.count)
         self.rest()
         began = time.perf_counter()
-        score, sample = self.evaluate(start)
-        self._note_quality(score, start.round - 1)
+        score, sample = self.evaluate(own)
+        self._note_quality(score, own.round - 1)
         evaluated = time.perf_counter()
         losses, tokens = [], 0
-        self.stats.phases.timeline.watch(self.device, start.round, watched_step(start.num_steps))
+        self.stats.phases.timeline.watch(self.device, own.round, watched_step(own.steps.count))
         self.stage.train(True)
-        for step in range(start.num_steps):
+        for step in range(own.steps.count):
             self.rest()
-            loss, num_tokens = self.train_step(start, step)
+            loss, num_tokens = self.train_step(own, step)
             losses.append(loss)
             tokens += num_tokens
             self.stats.finish_step(loss, num_tokens)
@@ -112,8 +133,8 @@ class Trainer:
                 log.info("first step taken")
         self.optimizer.check_finite()
         return RoundOutcome(
-            round=start.round,
-            num_steps=start.num_steps,
+            round=own.round,
+            num_steps=own.steps.count,
             train_loss=sum(losses) / len(losses) if losses else 0.0,
             num_tokens=tokens,
             train_seconds=time.perf_counter() - evaluated,
@@ -124,13 +145,13 @@ class Trainer:
             sample=sample,
         )
 
-    def rehearse(self, start: RoundStart) -> RoundOutcome:
+    def rehearse(self, own: Assignment) -> RoundOutcome:
         """Time steps of different numbers of micro-batches, and forget what they would change."""
         self.stage.train(True)
         seconds = []
         step = 0
-        for count in start.rehearse:
-            attempt = replace(start, micro_batches=count)
+        for count in own.rehearse:
+            attempt = replace(own, micro_batches=count)
             self.pipeline.window = Window(self.pipeline.window.granted)
             times = []
             for _ in range(REHEARSED + (step == 0)):  # the very first one warms up
@@ -141,7 +162,7 @@ class Trainer:
                 step += 1
             seconds.append(min(times))
         return RoundOutcome(
-            round=start.round,
+            round=own.round,
             num_steps=0,
             train_loss=0.0,
             num_tokens=0,
@@ -152,50 +173,50 @@ class Trainer:
             rehearsal=tuple(seconds),
         )
 
-    def train_step(self, start: RoundStart, step: int) -> tuple[float, int]:
+    def train_step(self, own: Assignment, step: int) -> tuple[float, int]:
         """One optimizer step on both sides of the cut: (mean loss, real tokens)."""
-        num_tokens = self._exchange(start, step)
-        with self._stepping(start, step):
-            self.optimizer.step(start.first_step + step, start.total_steps)
+        num_tokens = self._exchange(own, step)
+        with self._stepping(own, step):
+            self.optimizer.step(own.steps.first + step, own.steps.total)
         return self.pipeline.loss, num_tokens
 
-    def _stepping(self, start: RoundStart, step: int) -> Measurement:
+    def _stepping(self, own: Assignment, step: int) -> Measurement:
         """The time of what is done once a step."""
-        here = Key(Purpose.TRAINING, start.round, step, 0)
+        here = Key(Purpose.TRAINING, own.round, step, 0)
         return self.stats.phases.measure("step", here, self.device)
 
-    def _exchange(self, start: RoundStart, step: int) -> int:
+    def _exchange(self, own: Assignment, step: int) -> int:
         """A step's micro-batches out and back, their gradients summed and clipped: real tokens."""
         pipeline, num_tokens = self.pipeline, 0
         pipeline.begin_step()
-        for micro in self.batches.of_step(start, step):
+        for micro in self.batches.of_step(own, step):
             pipeline.launch(micro)
             num_tokens += micro.batch.num_tokens
         pipeline.end_step()
-        with self._stepping(start, step):
+        with self._stepping(own, step):
             self.optimizer.pull()
-        self._clip(start, step)
+        self._clip(own, step)
         return num_tokens
 
-    def evaluate(self, start: RoundStart) -> tuple[Score, Score]:
+    def evaluate(self, own: Assignment) -> tuple[Score, Score]:
         """Score held-out examples through the split model, in batches as large as training's.
 
         The score over all that are due, and over those that every evaluation takes.
         """
         pipeline = self.pipeline
         pipeline.score = NO_SCORE
-        if start.evaluate == "none":
+        if own.evaluate == "none":
             return NO_SCORE, NO_SCORE
         self.stage.train(False)
-        number = self._evaluate(start, self.dataset.sampled, 0)
+        number = self._evaluate(own, self.dataset.sampled, 0)
         sample = pipeline.score
-        if start.evaluate == "all":
-            self._evaluate(start, self.dataset.unsampled, number)
+        if own.evaluate == "all":
+            self._evaluate(own, self.dataset.unsampled, number)
         return pipeline.score, sample
 
-    def _evaluate(self, start: RoundStart, examples: list[Example], number: int) -> int:
+    def _evaluate(self, own: Assignment, examples: list[Example], number: int) -> int:
         """Add these examples' score, in batches numbered from `number` on; the next number."""
-        for micro in self.batches.held_out(start, examples, number):
+        for micro in self.batches.held_out(own, examples, number):
             with torch.no_grad():
                 self.pipeline.launch(micro)
             number += 1
@@ -212,15 +233,15 @@ class Trainer:
 
     # -- the step ------------------------------------------------------------------------------
 
-    def _clip(self, start: RoundStart, step: int) -> None:
+    def _clip(self, own: Assignment, step: int) -> None:
         """Exchange squared norms with the edge, so that both scale by the same number."""
         if self.settings.training.max_grad_norm is None:
             return
-        with self._stepping(start, step):
-            own = self.optimizer.squared_norm()
-        self.link.send(GradientNorm(start.round, step, own))
+        with self._stepping(own, step):
+            norm = self.optimizer.squared_norm()
+        self.link.send(GradientNorm(own.round, step, norm))
         other = self.link.receive()
         if not isinstance(other, GradientNorm) or other.step != step:
             raise ProtocolError(f"the edge's gradient norm of step {step} was expected")
-        with self._stepping(start, step):  # the edge adds in the same order: the device's first
-            self.optimizer.clip(own + other.squared)
+        with self._stepping(own, step):  # the edge adds in the same order: the device's first
+            self.optimizer.clip(norm + other.squared)

@@ -24,8 +24,9 @@ from sfl.errors import (
     RunFailed,
     SflError,
 )
+from sfl.rounds.assignment import assign
 from sfl.rounds.messages import Cause
-from sfl.rounds.values import RoundStart, Score
+from sfl.rounds.values import EdgeBase, Score
 from sfl.stage.messages import Key, Kind, Purpose, RoundOrder, TensorMessage
 from sfl.stage.optimizer import Optimizer
 from sfl.stage.pipeline import expect_loss
@@ -68,7 +69,8 @@ def test_what_a_codec_cannot_hold_is_not_sent() -> None:
 
 
 def test_an_adapter_that_is_not_finite_is_refused_by_the_tensors_name() -> None:
-    start = RoundStart(9, "none", 1, 0, 1, 1)
+    settings = RunSettings(model={"path": "m"}, devices=[{"name": "d0"}])  # type: ignore[arg-type]
+    start = assign(settings, EdgeBase(3), "d0", 9)
     good = {"a.lora_A.weight": np.ones((2, 2), np.float32)}
     expect_finite(RoundOrder(start, good))
     bad = good | {"b.lora_B.weight": np.array([1.0, np.inf], np.float32)}

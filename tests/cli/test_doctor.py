@@ -47,6 +47,7 @@ from sfl.transport.bulk import probe_service
 from sfl.transport.bulk.probe import probe_edge
 from sfl.transport.frames.wire import EDGE_PROBE, generic_handler
 from sfl.v1 import edge_pb2
+from tests.house.assigned import assigned
 from tests.house.federation import SFL, sfl, write_config
 from tests.house.files import write_jsonl
 from tests.house.fleets import completions, device, settings, tiny
@@ -276,7 +277,7 @@ def test_weights_and_adapters_are_foretold_to_the_byte(kind: str, task: Any, top
     )
     plan = Plan.split(folder.num_layers, 2, 0, topology)
     foretold = device_footprint(folder, plan.device_spans, Load(4, 24, 3, task, 3))
-    stage = DeviceStage("a", plan, folder, run)
+    stage = DeviceStage("a", assigned(run, plan), folder, run)
     adapter = sum(p.numel() for p in stage.parameters.values()) * 4
     frozen = {
         tensor.data_ptr(): tensor.numel() * 4
@@ -336,7 +337,7 @@ def test_what_fits_is_what_the_device_itself_decides() -> None:
     }
     for entry in config.devices[:2]:
         plan = Plan.split(folder.num_layers, 4, 0, "vanilla")
-        own = device_load(folder, config.settings, entry.name, "float32", "none")
+        own = device_load(folder, config.settings, config.rank(entry.name), "float32", "none")
         way = fit_device(folder, plan, own, entry, base.num_bytes, base.returned)
         found = checks[f"device {entry.name}"]
         assert found.mark == "ok"

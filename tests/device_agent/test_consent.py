@@ -8,6 +8,7 @@ import shutil
 import threading
 from collections.abc import Iterator
 from concurrent import futures
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,13 +19,15 @@ from device_agent.agent import DeviceAgent
 from device_agent.consent import Consent
 from sfl.cli.launch.node import device_node
 from sfl.config import DeviceConfig, MetricsSettings, RunConfig, RunSettings, load_device, load_run
-from sfl.config.codec import RoleCodecs
 from sfl.data import load_tokenizer
 from sfl.errors import ConfigError, ModelError
 from sfl.node.certificates.authority import Authority
 from sfl.node.certificates.own import load_own, settings_in
+from sfl.rounds.assignment import assign
+from sfl.rounds.values import DeviceWelcome, EdgeBase, Steps
 from sfl.transport.frames.chunks import adapter_frames
 from sfl.transport.frames.wire import EDGE_SESSION, WIRE_VERSION, generic_handler
+from sfl.transport.frames.words import to_assignment, to_welcome
 from sfl.v1 import edge_pb2, tensor_pb2
 from tests.house.federation import run, sfl, write_config
 from tests.house.files import write_jsonl
@@ -97,20 +100,15 @@ class HostileEdge:
             body = message.WhichOneof("body")
             if body == "hello":
                 assert message.hello.wire_version == WIRE_VERSION
-                text = self._settings.model_dump_json()
+                own = assign(self._settings, EdgeBase(3), "d0")
                 yield edge_pb2.EdgeMessage(
-                    welcome=edge_pb2.Welcome(settings=text, run_id="t", num_layers=3)
+                    welcome=to_welcome(DeviceWelcome(self._settings, "t", own))
                 )
             elif body == "ready":
-                codecs = self._settings.codecs("d0", 1).model_dump() | self._codecs
-                start = edge_pb2.RoundStart(
-                    round=1,
-                    num_steps=2,
-                    total_steps=2,
-                    micro_batches=1,
-                    codecs=RoleCodecs(**codecs).model_dump_json(),
-                )
-                yield edge_pb2.EdgeMessage(start=start)
+                told = assign(self._settings, EdgeBase(3), "d0", 1, steps=Steps(2, 0, 2))
+                codecs = told.codecs.model_copy(update=self._codecs)
+                told = replace(told, codecs=codecs)
+                yield edge_pb2.EdgeMessage(start=to_assignment(told))
                 for frame in adapter_frames(tensor_pb2.AdapterHeader(round=1), b""):
                     yield edge_pb2.EdgeMessage(adapter=frame)
             elif body == "goodbye":

@@ -28,10 +28,13 @@ from sfl.errors import SflError
 from sfl.metrics.memory import memory_use
 from sfl.node.certificates.authority import Authority
 from sfl.node.certificates.own import load_own, settings_in
+from sfl.rounds.assignment import assign
+from sfl.rounds.values import DeviceWelcome, EdgeBase, Steps
 from sfl.transport.device import line as device_line
 from sfl.transport.frames.chunks import adapter_frames
 from sfl.transport.frames.seal import seal
 from sfl.transport.frames.wire import EDGE_SESSION
+from sfl.transport.frames.words import to_assignment, to_welcome
 from sfl.v1 import edge_pb2, tensor_pb2
 from tests.fuzz.messages import whole_messages
 from tests.fuzz.mutate import mutated
@@ -104,14 +107,12 @@ class HostileEdge:
             yield "adapter", edge_pb2.EdgeMessage(adapter=frame)
 
     def _welcome(self) -> edge_pb2.Welcome:
-        text = self.settings.model_dump_json()
-        return edge_pb2.Welcome(settings=text, run_id="t", num_layers=3, credits=2)
+        own = assign(self.settings, EdgeBase(3, credits=2), "d0")
+        return to_welcome(DeviceWelcome(self.settings, "t", own))
 
-    def _start(self) -> edge_pb2.RoundStart:
-        codecs = self.settings.codecs("d0", 1).model_dump_json()
-        return edge_pb2.RoundStart(
-            round=1, num_steps=2, total_steps=2, micro_batches=1, codecs=codecs
-        )
+    def _start(self) -> edge_pb2.Assignment:
+        steps = Steps(2, 0, 2)
+        return to_assignment(assign(self.settings, EdgeBase(3), "d0", 1, steps=steps))
 
     def _related(self) -> list[bytes]:
         """What this edge says itself, and tensors that answer."""

@@ -90,7 +90,14 @@ def whole_messages() -> list[tuple[type[Message], bytes]]:
         round=1, device="d", num_steps=2, train_loss=1.0, snapshot=snapshot, spans="[]"
     )
     ready = edge_pb2.DeviceReady(num_examples=9, num_eval_examples=2, snapshot=snapshot)
-    start = edge_pb2.RoundStart(round=1, num_steps=2, total_steps=4, codecs="{}", micro_batches=1)
+    plan = [
+        edge_pb2.HeldSpan(last=1, embedding=True, holder=edge_pb2.HOLDER_DEVICE),
+        edge_pb2.HeldSpan(first=1, last=4, head=True, holder=edge_pb2.HOLDER_EDGE),
+    ]
+    start = edge_pb2.Assignment(
+        round=1, num_steps=2, total_steps=4, codecs="{}", micro_batches=1, plan=plan, rank=8,
+        scaling=2.0, credits=4,
+    )  # fmt: skip
     device = [
         edge_pb2.DeviceMessage(hello=edge_pb2.DeviceHello(device="d", wire_version=1)),
         edge_pb2.DeviceMessage(ready=ready),
@@ -101,7 +108,7 @@ def whole_messages() -> list[tuple[type[Message], bytes]]:
         *(edge_pb2.DeviceMessage(adapter=frame) for frame in frames),
     ]
     edge = [
-        edge_pb2.EdgeMessage(welcome=edge_pb2.Welcome(settings="{}", run_id="r", num_layers=4)),
+        edge_pb2.EdgeMessage(welcome=edge_pb2.Welcome(settings="{}", run_id="r", assignment=start)),
         edge_pb2.EdgeMessage(start=start),
         edge_pb2.EdgeMessage(finish=edge_pb2.Finish(ok=True)),
         *(edge_pb2.EdgeMessage(adapter=frame) for frame in frames),

@@ -21,12 +21,16 @@ from sfl.data.batches import Sampler, collate
 from sfl.data.example import DataNotes, Dataset, Example
 from sfl.metrics.stats import NodeStats
 from sfl.models.span import build_span
+from sfl.rounds.assignment import assign
 from sfl.rounds.values import (
+    NO_STEPS,
+    Assignment,
     DeviceFacts,
     DeviceWelcome,
+    EdgeBase,
     Proof,
     RoundReport,
-    RoundStart,
+    Steps,
     UpdateHeader,
 )
 from sfl.stage.device import DeviceStage
@@ -77,11 +81,9 @@ class Alone:
         examples = [Example(ids, (-100, -100, *ids[2:])) for ids in rows]
         self.data = Dataset(examples, examples[:2], "completion", DataNotes())
 
-    def start(self, round_: int) -> RoundStart:
-        codecs = self.settings.codecs(NAME, round_)
-        return RoundStart(
-            round_, "none", STEPS, (round_ - 1) * STEPS, ROUNDS * STEPS, codecs=codecs
-        )
+    def start(self, round_: int) -> Assignment:
+        steps = Steps(STEPS, (round_ - 1) * STEPS, ROUNDS * STEPS) if round_ else NO_STEPS
+        return assign(self.settings, EdgeBase(self.plan.num_layers), NAME, round_, steps=steps)
 
     def session(self) -> TrainingSession:
         packed = self.settings.computation == "lean"
@@ -91,14 +93,14 @@ class Alone:
         )
         bank = LoraBank(model, self.settings.lora, self.settings.lora.target_modules)
         kind = SESSIONS[self.settings.run.topology]
-        return kind(NAME, self.plan, model, bank, self.settings, NodeStats("edge", "edge"))
+        return kind(NAME, self.start(0), model, bank, self.settings, NodeStats("edge", "edge"))
 
     def trainer(self, link: Link, stage: DeviceStage) -> Trainer:
         stats = NodeStats(NAME, "device")
         return Trainer(NAME, stage, self.data, PAD, self.settings, link, stats)
 
     def stage(self) -> DeviceStage:
-        return DeviceStage(NAME, self.plan, self.folder, self.settings)
+        return DeviceStage(NAME, self.start(0), self.folder, self.settings)
 
     # -- three ways -------------------------------------------------------------------------------
 
@@ -106,9 +108,11 @@ class Alone:
         """Both ends, and a session behind one of them."""
         session = self.session()
         hidden = session.model.hidden_size
-        device = DeviceEnd(NAME, self.settings, NodeStats(NAME, "device").phases, True)
+        device = DeviceEnd(
+            NAME, stage.assignment, self.settings, NodeStats(NAME, "device").phases, True
+        )
         device.expect(stage.shapes, hidden)
-        edge = EdgeEnd(NAME, self.settings, session.stats.phases, True)
+        edge = EdgeEnd(NAME, stage.assignment, self.settings, session.stats.phases, True)
         edge.allow(hidden, 1 << 24)
         return InProcessLink(device, edge, session)
 
@@ -197,7 +201,7 @@ class OneEdge:
             thread.join()
             self._loop.close()
 
-    def begin_round(self, start: RoundStart, values: Values) -> None:
+    def begin_round(self, start: Assignment, values: Values) -> None:
         middle = self.run.plan.middle
         mine = {name: value for name, value in values.items() if belongs_to(name, middle)}
         theirs = {name: value for name, value in values.items() if name not in mine}
@@ -228,7 +232,7 @@ class OneEdge:
     # -- what the service asks for ----------------------------------------------------------------
 
     async def admit(self, device: str, proof: Proof) -> tuple[DeviceWelcome, TrainingSession]:
-        return DeviceWelcome(self.run.settings, "alone", self.run.folder.num_layers), self.session
+        return DeviceWelcome(self.run.settings, "alone", self.run.start(0)), self.session
 
     def ready(self, device: str, facts: DeviceFacts) -> None:
         self.is_ready.set()

@@ -23,8 +23,9 @@ from sfl.metrics.stats import NodeStats
 from sfl.models.folder import ModelFolder
 from sfl.models.memory.edge_budget import EdgeChoice
 from sfl.rounds import messages as rounds
+from sfl.rounds.assignment import assign
 from sfl.rounds.coordinator import Coordinator
-from sfl.rounds.values import Admission
+from sfl.rounds.values import Admission, EdgeBase
 from sfl.stage.engine import Engine
 from sfl.stage.orders import ORDERS
 from sfl.stage.training import TrainingSession
@@ -36,6 +37,7 @@ from sfl.transport.frames.wire import EDGE_SESSION, WIRE_VERSION
 from sfl.transport.security.credentials import new_server
 from sfl.v1 import edge_pb2
 from tests.house.sessions import edge
+from tests.house.tiny_models import LAYERS
 from tests.house.waiting import until_async
 
 NAME = "attic"
@@ -67,7 +69,8 @@ class Cloud:
             event = word
         for command in self.coordinator.handle(event, 0.0):
             if isinstance(command, rounds.Welcome):
-                self.answers.append(Admission(command.device))
+                own = assign(self.house.settings, EdgeBase(LAYERS), command.device)
+                self.answers.append(Admission(command.device, assignment=own))
             elif isinstance(command, rounds.Refuse):
                 self.answers.append(Admission(command.device, command.reason, command.in_use))
         if not self.mute:

@@ -12,10 +12,10 @@ from sfl.config import RunSettings
 from sfl.metrics.stats import NodeStats
 from sfl.models.span import build_span
 from sfl.plan import Plan
-from sfl.rounds.values import RoundStart
 from sfl.stage.messages import Key, Kind, Purpose, TensorMessage
 from sfl.stage.swapping import Residence
 from sfl.stage.training import SESSIONS, TrainingSession
+from tests.house.assigned import assigned
 from tests.house.sessions import messages
 from tests.house.splits import LORA
 from tests.house.tiny_models import busy_values, manifest_of, opened
@@ -47,11 +47,19 @@ def edge(
     own = {n: v for n, v in values.items() if belongs_to(n, plan.middle)}
     stats = NodeStats("edge", "edge") if residence is None else residence._stats
     sessions = [
-        SESSIONS[topology](name, plan, model, bank, settings, stats, residence=residence)
+        SESSIONS[topology](
+            name,
+            assigned(settings, plan, name, 1, 3),
+            model,
+            bank,
+            settings,
+            stats,
+            residence=residence,
+        )
         for name in NAMES
     ]
     for session in sessions:
-        session.begin_round(RoundStart(1, "none", 3, 0, 3), own)
+        session.begin_round(session.assignment, own)
     return sessions
 
 

@@ -17,9 +17,9 @@ from sfl.metrics.stats import NodeStats
 from sfl.models.placement import Stretch
 from sfl.models.span import SpanModel, build_span
 from sfl.plan import Plan, Span
-from sfl.rounds.values import RoundStart
 from sfl.stage.messages import Key, Kind, Purpose, TensorMessage
 from sfl.stage.training import SESSIONS, VanillaSession
+from tests.house.assigned import assigned
 from tests.house.splits import LORA
 from tests.house.tiny_models import LABELS, batch, busy_values, manifest_of, opened
 
@@ -65,12 +65,13 @@ def outcome(
     if device != "cpu":
         model.lay_over([Stretch(device, 0, folder.num_layers)])
     bank = LoraBank(model, settings.lora, settings.lora.target_modules)
+    told = assigned(settings, plan, round_=1, steps=2)
     session = SESSIONS[topology](
-        "attic", plan, model, bank, settings, NodeStats("e", "edge"), recompute=over
+        "attic", told, model, bank, settings, NodeStats("e", "edge"), recompute=over
     )
     values = busy_values(manifest_of(folder, task, LORA))  # type: ignore[arg-type]
     own = {n: v for n, v in values.items() if belongs_to(n, plan.middle)}
-    session.begin_round(RoundStart(1, "none", 2, 0, 2), own)
+    session.begin_round(told, own)
     seen: list[Any] = []
     for message in messages(task, folder.hidden_size, 1):
         replies = [out.message for out in session.handle(message)]
@@ -122,11 +123,12 @@ def edge(
     bank = LoraBank(model, settings.lora, settings.lora.target_modules)
     stats, sessions = NodeStats("edge", "edge"), []
     for number, (name, plan) in enumerate(zip(names, plans, strict=True)):
-        session = VanillaSession(name, plan, model, bank, settings, stats)
+        told = assigned(settings, plan, name, 1, 5)
+        session = VanillaSession(name, told, model, bank, settings, stats)
         lora = LORA.model_copy(update={"rank": settings.rank(name)})
         values = busy_values(manifest_of(folder, task, lora), seed=number)  # type: ignore[arg-type]
         session.begin_round(
-            RoundStart(1, "none", 5, 0, 5),
+            told,
             {n: v for n, v in values.items() if belongs_to(n, plan.middle)},
         )
         sessions.append(session)

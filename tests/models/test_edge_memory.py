@@ -28,6 +28,8 @@ from sfl.models.folder import ModelFolder, TensorEntry, checkpoint_tensors, open
 from sfl.models.memory.edge_budget import EdgeChoice, fit_edge, needs
 from sfl.models.memory.footprint import QUANTISER_BYTES
 from sfl.plan import Plan
+from sfl.rounds.assignment import assign
+from sfl.rounds.values import EdgeBase
 from sfl.stage.lean import _pieces
 from sfl.stage.training import VanillaSession
 from sfl.transport.device.end import EdgeEnd
@@ -38,7 +40,7 @@ from tests.house.fleets import settings as small_run
 from tests.house.paths import STORIES
 from tests.house.reference import adapter, assert_same_bits
 from tests.house.sessions import edge_model, messages
-from tests.house.tiny_models import opened
+from tests.house.tiny_models import LAYERS, opened
 
 
 def settings(count: int = 4, **changes: object) -> RunSettings:
@@ -295,10 +297,12 @@ def test_a_run_that_does_not_fit_is_refused_before_it_starts(tmp_path: Path) -> 
 
 def test_devices_of_one_cut_share_the_files_they_are_served(tmp_path: Path) -> None:
     folder = opened("llama")
-    plans = {name: Plan.split(folder.num_layers, cut, 0, "vanilla") for name, cut in CUTS.items()}
-    base: Any = SimpleNamespace(folder=folder, settings=settings(), plan=plans.__getitem__)
+    base: Any = SimpleNamespace(folder=folder, settings=settings())
     nothing: Any = None
     floor = Floor(base, nothing, nothing, NodeStats("edge", "edge"))
+    for name, cut in CUTS.items():
+        session: Any = SimpleNamespace(plan=Plan.split(folder.num_layers, cut, 0, "vanilla"))
+        floor.sessions[name] = session
     attic, porch, shed = (floor.files(name) for name in CUTS)
     assert attic is porch is not shed
 
@@ -308,8 +312,10 @@ CUTS = {"attic": 1, "porch": 1, "shed": 2}
 
 @pytest.mark.parametrize("spec", ["none", "int8"])
 def test_a_device_s_part_is_kept_only_where_it_will_be_coded_against(spec: str) -> None:
-    end = EdgeEnd("attic", settings(), PhaseTimes(), peer_compiled=True)
-    end.begin_round(RoleCodecs.model_validate(dict.fromkeys(RoleCodecs.model_fields, spec)), 1)
+    own = assign(settings(), EdgeBase(LAYERS), "attic", 1)
+    end = EdgeEnd("attic", own, settings(), PhaseTimes(), peer_compiled=True)
+    codecs = RoleCodecs.model_validate(dict.fromkeys(RoleCodecs.model_fields, spec))
+    end.begin_round(replace(own, codecs=codecs))
     values = {"a": np.ones((2, 3), np.float32)}
     assert list(end.round_frames(values, 1))
     assert end.changes.held == ({} if spec == "none" else values)

@@ -26,6 +26,7 @@ from sfl.stage.messages import GradientNorm, Kind, TensorMessage
 from sfl.stage.optimizer import Optimizer
 from sfl.stage.swapping import Residence
 from sfl.stage.training import TrainingSession
+from tests.house.assigned import assigned
 from tests.house.residents import edge, message
 from tests.house.sessions import edge_model
 from tests.house.tiny_models import LABELS, opened
@@ -121,7 +122,9 @@ def test_several_micro_batches_wait_on_a_device_at_once() -> None:
                 "devices": [{"name": "attic"}],
             }
         )
-        return device_load(opened("llama"), settings, "attic", "autocast", "none").graphs
+        return device_load(
+            opened("llama"), settings, settings.rank("attic"), "autocast", "none"
+        ).graphs
 
     found = [graphs(micro_batches=pieces) for pieces in (1, 2, 8, "auto")]
     assert found == [1, 2, 3, 3]
@@ -231,7 +234,7 @@ def test_a_device_s_adapter_and_optimizer_are_foretold(strategy: str) -> None:
     )
     folder = opened("llama")
     plan = Plan.split(folder.num_layers, 2, 0, "vanilla")
-    stage = DeviceStage("attic", plan, folder, settings)
+    stage = DeviceStage("attic", assigned(settings, plan), folder, settings)
     optimizer = Optimizer(stage.parameters, settings.training, settings.aggregation)
     optimizer.begin_round()
     for parameter in stage.parameters.values():
@@ -241,7 +244,7 @@ def test_a_device_s_adapter_and_optimizer_are_foretold(strategy: str) -> None:
     rows = {name: tensor for name, tensor in optimizer.held().items() if tensor.ndim}
     held = sum(tensor.nbytes for tensor in rows.values()) + gradients
     adapter = sum(p.nbytes for p in stage.front.adapter.parameters.values())
-    load = device_load(folder, settings, "attic", "float32", "none")
+    load = device_load(folder, settings, settings.rank("attic"), "float32", "none")
     footprint = device_footprint(folder, plan.device_spans, load)
     assert footprint.adapter == adapter
     # Where A is frozen it counts all the same.

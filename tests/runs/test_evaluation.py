@@ -18,10 +18,11 @@ from sfl.errors import ConfigError, ProtocolError
 from sfl.report.journal import SqliteJournal
 from sfl.report.projection import told
 from sfl.report.records import RoundRecord, SampleScore, read_records
-from sfl.rounds.values import UNCODED
+from sfl.rounds.assignment import assign
+from sfl.rounds.values import EdgeBase
 from sfl.stage.messages import Key, Kind, Purpose, TensorMessage
 from sfl.transport.device.stream_codecs import StreamCodecs
-from sfl.transport.frames.words import EXTENTS, from_round_start
+from sfl.transport.frames.words import EXTENTS, from_assignment, to_assignment
 from sfl.v1 import edge_pb2
 from tests.house.federation import finished
 from tests.house.fleets import completions, device, settings, tiny
@@ -44,15 +45,13 @@ def test_which_adapters_are_evaluated(every: int, rounds: int, due: list[str]) -
 
 def test_an_extent_survives_the_wire_and_an_unknown_one_is_refused() -> None:
     for extent, number in EXTENTS.items():
-        wire = edge_pb2.RoundStart.FromString(
-            edge_pb2.RoundStart(
-                round=2, evaluate=number, codecs=UNCODED.model_dump_json()
-            ).SerializeToString()
-        )
-        assert from_round_start(wire).evaluate == extent
-    strange = edge_pb2.RoundStart.FromString(b"\x08\x02\x10\x07")
+        said = to_assignment(assign(run_settings(), EdgeBase(3), "a", 2))
+        said.evaluate = number
+        wire = edge_pb2.Assignment.FromString(said.SerializeToString())
+        assert from_assignment(wire).evaluate == extent
+    strange = edge_pb2.Assignment.FromString(b"\x08\x02\x10\x07")
     with pytest.raises(ProtocolError, match="round 2: evaluation 7 is not known"):
-        from_round_start(strange)
+        from_assignment(strange)
 
 
 def test_the_setting_that_was_replaced_is_an_error_that_names_the_new_one(tmp_path: Path) -> None:

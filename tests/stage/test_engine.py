@@ -25,12 +25,13 @@ from sfl.models.memory.batching import check_batching
 from sfl.models.span import build_span
 from sfl.plan import Plan
 from sfl.report.step import LANES
-from sfl.rounds.values import RoundStart
+from sfl.rounds.values import Steps
 from sfl.stage.engine import Engine
 from sfl.stage.messages import GradientNorm, Key, Kind, Outgoing, Purpose, TensorMessage
 from sfl.stage.orders import ORDERS, Waiting
 from sfl.stage.training import UShapedSession, VanillaSession
 from sfl.stage.training.vanilla import VanillaGroup
+from tests.house.assigned import assigned
 from tests.house.sessions import edge, messages
 from tests.house.splits import LORA
 from tests.house.tiny_models import busy_values, manifest_of, opened
@@ -155,7 +156,9 @@ def test_what_a_device_was_served_counts_within_its_round() -> None:
         await engine.run(int)  # what was served is noted before the next job
         assert session.served_seconds > 0.0
         await engine.run(
-            session.begin_round, RoundStart(2, "none", 5, 5, 10), session.adapter.state()
+            session.begin_round,
+            replace(session.assignment, round=2, steps=Steps(5, 5, 10)),
+            session.adapter.state(),
         )
         assert session.served_seconds == 0.0
         engine.close()
@@ -437,11 +440,11 @@ def test_u_shaped_flights_that_run_again_give_the_same_bits(kind: str, computati
         )
         model.recompute = recompute
         bank = LoraBank(model, settings.lora, settings.lora.target_modules)
+        told = assigned(settings, plan, round_=1, steps=1)
         session = UShapedSession(
-            "attic", plan, model, bank, settings, NodeStats("e", "edge"), recompute=recompute
+            "attic", told, model, bank, settings, NodeStats("e", "edge"), recompute=recompute
         )
-        start = RoundStart(1, "none", 1, 0, 1)
-        session.begin_round(start, {n: v for n, v in values.items() if belongs_to(n, plan.middle)})
+        session.begin_round(told, {n: v for n, v in values.items() if belongs_to(n, plan.middle)})
         seen = []
         own = messages("causal_lm", folder.hidden_size, 2)
         own = [

@@ -18,10 +18,10 @@ from sfl.metrics.stats import NodeStats
 from sfl.models.folder import ModelFolder
 from sfl.models.span import build_span
 from sfl.plan import Plan, Topology, Toward
-from sfl.rounds.values import RoundStart
 from sfl.stage.messages import GradientNorm, Key, Kind, Purpose, TensorMessage
 from sfl.stage.session import Request
 from sfl.stage.training import SESSIONS, TrainingSession
+from tests.house.assigned import assigned
 from tests.house.sessions import messages
 from tests.house.splits import LORA
 from tests.house.tiny_models import LAYERS, busy_values, manifest_of, opened
@@ -73,10 +73,11 @@ def stage(
         packed=settings.computation == "lean",
     )
     bank = LoraBank(model, settings.lora, settings.lora.target_modules)
-    session = SESSIONS[topology]("d", plan, model, bank, settings, NodeStats("e", "edge"))
+    told = assigned(settings, plan, round_=1, steps=STEPS)
+    session = SESSIONS[topology]("d", told, model, bank, settings, NodeStats("e", "edge"))
     values = busy_values(manifest_of(folder, "causal_lm", LORA))
     own = {name: value for name, value in values.items() if belongs_to(name, plan.middle)}
-    session.begin_round(RoundStart(1, "none", STEPS, 0, STEPS), own)
+    session.begin_round(told, own)
     return session
 
 

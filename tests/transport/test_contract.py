@@ -21,6 +21,8 @@ from sfl.data.example import DataNotes, Dataset
 from sfl.errors import ConfigError, LinkLost, ProtocolError, RunFailed, SflError
 from sfl.metrics.stats import NodeStats
 from sfl.node.buffers import Chunks
+from sfl.rounds.assignment import assign
+from sfl.rounds.values import EdgeBase, Steps
 from sfl.stage.messages import Kind
 from sfl.transport.bulk.fetch import fetch_model
 from sfl.transport.device.end import DeviceEnd
@@ -29,6 +31,7 @@ from sfl.transport.frames.chunks import TensorAssembly
 from sfl.transport.frames.envelope import Frame, _varint
 from sfl.transport.frames.seal import seal
 from sfl.transport.frames.wire import EDGE_FETCH_FILE, EDGE_LIST_FILES
+from sfl.transport.frames.words import to_assignment
 from sfl.v1 import cloud_pb2, edge_pb2, tensor_pb2
 from tests.house.federation import write_config
 from tests.house.fleets import fleet
@@ -473,8 +476,13 @@ def test_what_is_wrong_with_one_device_costs_that_device_and_not_its_edge(tmp_pa
 # -- an edge that devices dial ---------------------------------------------------------------------
 
 SETTINGS = RunSettings.model_validate({"model": {"path": "m"}, "devices": [{"name": "d"}]})
-WELCOME = {"settings": SETTINGS.model_dump_json(), "run_id": "r", "num_layers": 3}
-CODECS = SETTINGS.codecs("d", 1).model_dump_json()
+JOINED = assign(SETTINGS, EdgeBase(3), "d")
+TOLD = assign(SETTINGS, EdgeBase(3), "d", 1, steps=Steps(2, 0, 2))
+WELCOME = {
+    "settings": SETTINGS.model_dump_json(),
+    "run_id": "r",
+    "assignment": to_assignment(JOINED),
+}
 
 
 def edge_says(
@@ -495,8 +503,28 @@ def welcome(**fields: Any) -> edge_pb2.EdgeMessage:
 
 
 def start(**fields: Any) -> edge_pb2.EdgeMessage:
-    honest = {"round": 1, "num_steps": 2, "total_steps": 2, "micro_batches": 1, "codecs": CODECS}
-    return edge_pb2.EdgeMessage(start=edge_pb2.RoundStart(**{**honest, **fields}))
+    return edge_pb2.EdgeMessage(start=changed(to_assignment(TOLD), **fields))
+
+
+def changed(honest: edge_pb2.Assignment, **fields: Any) -> edge_pb2.Assignment:
+    said = edge_pb2.Assignment(**fields)
+    for name in fields:
+        honest.ClearField(name)  # type: ignore[arg-type]
+    honest.MergeFrom(said)
+    return honest
+
+
+def loads(**fields: Any) -> edge_pb2.EdgeMessage:
+    """A welcome whose assignment is another."""
+    return welcome(assignment=changed(to_assignment(JOINED), **fields))
+
+
+def cut(first: int, last: int, holder: int = edge_pb2.HOLDER_EDGE) -> list[edge_pb2.HeldSpan]:
+    """A device's embedding and first block, and a span after them."""
+    return [
+        edge_pb2.HeldSpan(last=1, embedding=True, holder=edge_pb2.HOLDER_DEVICE),
+        edge_pb2.HeldSpan(first=first, last=last, head=True, holder=holder),  # type: ignore[arg-type]
+    ]
 
 
 def adapter(**fields: Any) -> edge_pb2.EdgeMessage:
@@ -521,14 +549,28 @@ EDGES: list[tuple[str, list[edge_pb2.EdgeMessage | bytes], type[SflError], str]]
         "have no device 'd'",
     ),
     ("run_id", [welcome(run_id="../x\n")], ProtocolError, r"run_id = '../x\n'"),
-    ("layers", [welcome(num_layers=2**31)], ProtocolError, "num_layers = 2147483648"),
-    ("credits", [welcome(credits=5)], ProtocolError, "credits = 5: 0 to 4"),
+    ("layers", [loads(plan=cut(1, 2**31))], ProtocolError, r"plan\[1\].last = 2147483648"),
+    ("credits", [loads(credits=5)], ProtocolError, "credits = 5: 1 to 4"),
+    ("rank", [loads(rank=9)], ProtocolError, "assignment.rank = 9: 1 to 8"),
+    ("scaling", [loads(scaling=float("nan"))], ProtocolError, "assignment.scaling = nan"),
+    ("no plan", [loads(plan=[])], ProtocolError, "spans of a plan = 0: 1 to"),
+    ("a gap", [loads(plan=cut(2, 3))], ProtocolError, r"plan\[1\].first = 2: 1 to 1"),
+    ("a holder", [loads(plan=cut(1, 3, 7))], ProtocolError, "holder 7 is not known"),
+    ("no edge", [loads(plan=cut(1, 3, 1))], ProtocolError, "plan = device, device: with"),
+    ("nothing left", [loads(plan=cut(1, 1))], ProtocolError, "no block is the edge's"),
+    ("another model", [welcome(), start(plan=cut(1, 4))], ProtocolError, "4 blocks: the model"),
+    ("rank later", [welcome(), start(rank=0)], ProtocolError, "assignment.rank = 0: 1 to 8"),
     ("before welcome", [start()], ProtocolError, "before it said welcome"),
     ("twice", [welcome(), welcome()], ProtocolError, "said welcome twice"),
     ("steps", [welcome(), start(num_steps=3)], ProtocolError, "num_steps = 3: 0 to 2"),
     ("round", [welcome(), start(round=99)], ProtocolError, "round = 99"),
     ("pieces", [welcome(), start(micro_batches=2**20)], ProtocolError, "micro_batches = 1048576"),
-    ("rehearsal", [welcome(), start(rehearse=[1] * 1000)], ProtocolError, "counts to rehearse"),
+    (
+        "rehearsal",
+        [welcome(), start(rehearse=[1] * 1000)],
+        ProtocolError,
+        "assignment.rehearse = 1000",
+    ),
     ("codecs", [welcome(), start(codecs="[]")], ProtocolError, "codecs of a round"),
     ("adapter first", [welcome(), adapter()], ProtocolError, "before its round was announced"),
     ("adapter", [welcome(), start(), adapter(num_bytes=3 << 30)], ProtocolError, "are allowed"),
@@ -560,7 +602,8 @@ def test_what_folds_is_bounded_by_the_span_too() -> None:
     values = {"model": {"path": "m"}, "devices": [{"name": "d"}, {"name": "e"}]}
     settings = RunSettings.model_validate({**values, "aggregation": {"strategy": "flora"}})
     stats = NodeStats("d", "device")
-    end = DeviceEnd("d", settings, stats.phases, peer_compiled=True)
+    own = assign(settings, EdgeBase(3), "d")
+    end = DeviceEnd("d", own, settings, stats.phases, peer_compiled=True)
     reader = Reader(end, stats, lambda item: None)
     with pytest.raises(ProtocolError, match="1048576 bytes announced, 0 are allowed"):
         reader.take(adapter(side="stack", num_bytes=1 << 20))  # nor is any due before

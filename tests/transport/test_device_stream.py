@@ -23,6 +23,8 @@ from sfl.errors import ProtocolError
 from sfl.metrics.stats import NodeStats, PhaseTimes
 from sfl.plan import Toward
 from sfl.report.step import LANES
+from sfl.rounds.assignment import assign
+from sfl.rounds.values import EdgeBase
 from sfl.stage.engine import Engine
 from sfl.stage.messages import GradientNorm, Key, Kind, Outgoing, Purpose, TensorMessage
 from sfl.stage.orders import ORDERS
@@ -37,6 +39,7 @@ from sfl.transport.frames.chunks import adapter_bytes, adapter_frames
 from sfl.transport.frames.envelope import Frame
 from sfl.transport.frames.tensors import encode_tensor
 from sfl.transport.frames.wire import EDGE_SESSION
+from sfl.transport.frames.words import to_assignment
 from sfl.v1 import edge_pb2, tensor_pb2
 from tests.house.clock import Clock
 from tests.house.waiting import at_hand, until_async
@@ -126,9 +129,10 @@ def opened(session: Session, engine: Engine, room: int = 8) -> Training:
         adapter_limit=1 << 20,
     )
     service = EdgeService(host.stats, at_hand(host))
-    end = EdgeEnd("d", settings, host.stats.phases, peer_compiled=True)
+    own = replace(assign(settings, EdgeBase(3), "d", 1), codecs=CODECS)
+    end = EdgeEnd("d", own, settings, host.stats.phases, peer_compiled=True)
     end.allow(HIDDEN, host.adapter_limit)
-    end.begin_round(CODECS, 1)
+    end.begin_round(own)
     return Training("d", cast(Any, session), settings, host, service.coders, end)
 
 
@@ -140,10 +144,11 @@ def reading(stats: NodeStats, put: list[Any], codecs: RoleCodecs) -> Reader:
         "devices": [{"name": "d"}],
     }
     settings = RunSettings.model_validate(run)
-    end = DeviceEnd("d", settings, stats.phases, peer_compiled=True)
+    own = assign(settings, EdgeBase(3), "d", 1)
+    end = DeviceEnd("d", own, settings, stats.phases, peer_compiled=True)
     end.expect([(2, 3)], HIDDEN)
     reader = Reader(end, stats, put.append)
-    start = edge_pb2.RoundStart(round=1, micro_batches=1, codecs=codecs.model_dump_json())
+    start = to_assignment(replace(own, codecs=codecs))
     reader.take(edge_pb2.EdgeMessage(start=start))
     return reader
 

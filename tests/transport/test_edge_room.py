@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from sfl.config import CodecSettings
-from sfl.rounds.values import DeviceWelcome, RoundStart
+from sfl.rounds.values import DeviceWelcome
 from sfl.stage.engine import Engine
 from sfl.stage.messages import Key, Kind, Purpose, TensorMessage
 from sfl.stage.orders import ORDERS, Waiting
@@ -112,7 +112,7 @@ class Floor:
 
     async def admit(self, name: str, proof: Any) -> tuple[DeviceWelcome, Session]:
         session = self.devices[name].session
-        return DeviceWelcome(session.settings, "r", 3), session
+        return DeviceWelcome(session.settings, "r", session.assignment), session
 
     async def left(self, name: str, reason: Exception) -> None:
         """Nothing is kept here."""
@@ -129,8 +129,7 @@ class Floor:
             session: Any = self.service._session(device.requests(), device)  # type: ignore[arg-type]
             device.stream = asyncio.create_task(session)
             await until_async(lambda name=name: name in self.service.streams)  # type: ignore[misc]
-            codecs = device.session.settings.codecs(name, 1)
-            start = RoundStart(1, "none", 5, 0, 5, micro_batches=2, codecs=codecs)
+            start = replace(device.session.assignment, micro_batches=2)
             mine = device.session.adapter.state()
             self.service.streams[name].begin_round(start, mine, {})
             await until_async(lambda device=device: len(device.heard) > 1)  # type: ignore[misc]

@@ -14,7 +14,8 @@ from sfl.config import RunSettings
 from sfl.config.codec import RoleCodecs
 from sfl.errors import AdapterRefused, ProtocolError
 from sfl.metrics.stats import PhaseTimes
-from sfl.rounds.values import RoundStart
+from sfl.rounds.assignment import assign
+from sfl.rounds.values import Assignment, EdgeBase, Steps
 from sfl.stage.messages import (
     BaseUpdate,
     GradientNorm,
@@ -69,18 +70,19 @@ def codecs(tensors: str = "none", adapter: str = "none") -> RoleCodecs:
     )
 
 
-def start(round_: int = 1, steps: int = 2) -> RoundStart:
-    return RoundStart(round_, "none", steps, 0, steps)
+def start(round_codecs: RoleCodecs | None = None, round_: int = 1, credits_: int = 2) -> Assignment:
+    own = assign(settings(), EdgeBase(3, credits_), "d", round_, steps=Steps(2, 0, 2))
+    return replace(own, codecs=round_codecs or codecs())
 
 
 def ends(round_codecs: RoleCodecs | None = None) -> tuple[DeviceEnd, EdgeEnd]:
     """A device's end and its edge's, in the first round."""
-    device = DeviceEnd("d", settings(), PhaseTimes(), peer_compiled=True)
+    device = DeviceEnd("d", start(), settings(), PhaseTimes(), peer_compiled=True)
     device.expect(list(SHAPES.values()), HIDDEN)
-    edge = EdgeEnd("d", settings(), PhaseTimes(), peer_compiled=True)
+    edge = EdgeEnd("d", start(), settings(), PhaseTimes(), peer_compiled=True)
     edge.allow(HIDDEN, 1 << 20)
-    edge.begin_round(round_codecs or codecs(), 1)
-    device.begin_round(start(), round_codecs or codecs())
+    edge.begin_round(start(round_codecs))
+    device.begin_round(start(round_codecs))
     return device, edge
 
 
@@ -188,7 +190,7 @@ def test_neither_end_takes_tensors_of_another_width_codec_or_length(side: str) -
     ):
         frames = sender.encode(wrong)
         if isinstance(receiver, EdgeEnd):
-            receiver.credits.begin_round()
+            receiver.credits.begin_round(2)
         with pytest.raises(ProtocolError, match=words):
             for frame in parsed(frames):
                 arrival = receiver.take_frame(frame, 0.0)
@@ -211,8 +213,8 @@ def test_frames_in_the_wrong_order_end_it() -> None:
 
 def test_no_end_takes_tensors_before_it_knows_how_wide_they_are() -> None:
     device, _ = ends()
-    edge = EdgeEnd("d", settings(), PhaseTimes(), peer_compiled=True)
-    edge.begin_round(codecs(), 1)
+    edge = EdgeEnd("d", start(), settings(), PhaseTimes(), peer_compiled=True)
+    edge.begin_round(start())
     with pytest.raises(ProtocolError, match="0 are allowed"):
         carried(tensor(), device, edge)
 
@@ -230,9 +232,9 @@ def test_more_micro_batches_than_allowed_end_it() -> None:
 
 def test_an_edge_may_allow_fewer_than_the_run() -> None:
     device, _ = ends()
-    edge = EdgeEnd("d", settings(), PhaseTimes(), peer_compiled=True, credits_=1)
+    edge = EdgeEnd("d", start(), settings(), PhaseTimes(), peer_compiled=True)
     edge.allow(HIDDEN, 0)
-    edge.begin_round(codecs(), 1)
+    edge.begin_round(start(credits_=1))
     carried(tensor(), device, edge)
     with pytest.raises(ProtocolError, match="2 micro-batches in flight, 1 are allowed"):
         carried(tensor(micro=1), device, edge)
@@ -250,7 +252,7 @@ def test_only_the_last_answer_of_a_micro_batch_makes_room() -> None:
     edge.answered([replace(tensor(Kind.ACTIVATION), key=evaluated)])
     assert edge.credits.in_flight == 0
     carried(tensor(), device, edge)
-    edge.begin_round(codecs(), 2)
+    edge.begin_round(start(round_=2))
     assert edge.credits.in_flight == 0
 
 
@@ -281,12 +283,12 @@ def test_adapters_go_whole_first_and_then_as_changes_both_ways(spec: str) -> Non
     exact = spec in EXACT
     seen: list[str] = []
     for round_ in range(1, 5):
-        edge.begin_round(codecs(adapter=spec), round_)
-        device.begin_round(start(round_), codecs(adapter=spec))
+        edge.begin_round(start(codecs(adapter=spec), round_))
+        device.begin_round(start(codecs(adapter=spec), round_))
         frames = list(edge.round_frames(values(round_), round_))
         seen.append(frames[0].header.codec)
         order = given(frames, device)
-        assert isinstance(order, RoundOrder) and order.start.round == round_
+        assert isinstance(order, RoundOrder) and order.assignment.round == round_
         assert same(dict(order.values), values(round_)) == (exact or round_ == 1)
         if spec != "none":
             assert same(dict(device.changes.held), dict(edge.changes.held))
@@ -339,13 +341,13 @@ def test_what_the_base_gets_changes_nothing_of_what_is_held() -> None:
 
 
 def test_adapters_out_of_turn_end_it() -> None:
-    device = DeviceEnd("d", settings(), PhaseTimes(), peer_compiled=True)
+    device = DeviceEnd("d", start(), settings(), PhaseTimes(), peer_compiled=True)
     device.expect(list(SHAPES.values()), HIDDEN)
     _, edge = ends(codecs(adapter="int8"))
     frames = list(edge.round_frames(values(1), 1))
     with pytest.raises(ProtocolError, match="before its round was announced"):
         given(frames, device)
-    device.begin_round(start(), codecs(adapter="int8"))
+    device.begin_round(start(codecs(adapter="int8")))
     change = list(edge.round_frames(values(2), 2))
     with pytest.raises(ProtocolError, match="codec 'int8' was not expected"):
         given(change, device)  # nothing is held yet
@@ -376,10 +378,10 @@ def test_what_a_codec_cannot_hold_is_the_adapters_fault() -> None:
 
 def test_a_round_that_is_not_agreed_to_leaves_the_codecs_as_they_are() -> None:
     device, _ = ends(codecs("int8", adapter="int8"))
-    device.begin_round(start(2), None)
+    device.begin_round(start(round_=2), agreed=False)
     assert device.codecs.adapter_codec.spec == "int8"
-    fresh = DeviceEnd("d", settings(), PhaseTimes(), peer_compiled=True)
-    fresh.begin_round(start(), None)
+    fresh = DeviceEnd("d", start(), settings(), PhaseTimes(), peer_compiled=True)
+    fresh.begin_round(start(), agreed=False)
     assert fresh.codecs.adapter_codec.spec == "none"
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable
 from typing import Any
 
@@ -12,20 +13,24 @@ from hypothesis import strategies as st
 from sfl.config import RunSettings
 from sfl.config.codec import RoleCodecs
 from sfl.errors import ProtocolError
+from sfl.plan import HOLDERS, Held, Plan, Span
+from sfl.rounds.assignment import assign
 from sfl.rounds.messages import DeviceLost, Evict, FinishRun
 from sfl.rounds.values import (
     Admission,
+    Assignment,
     Challenge,
     DeviceFacts,
     DeviceWelcome,
+    EdgeBase,
     EdgeFacts,
     EdgeOrders,
     EdgeWelcome,
     Proof,
     RoundReport,
-    RoundStart,
     Score,
     Signature,
+    Steps,
     UpdateHeader,
 )
 from sfl.transport.bulk.files import FileEntry, from_listing, to_listing
@@ -33,9 +38,10 @@ from sfl.transport.cloud import words as hop
 from sfl.transport.cloud.words import Beat, DeviceIsReady, DeviceJoin, EdgeFailed, GlobalPart
 from sfl.transport.frames import words
 from sfl.transport.frames.chunks import AdapterAssembly
-from sfl.v1 import cloud_pb2, edge_pb2
+from sfl.v1 import cloud_pb2
 
 RUN = RunSettings.model_validate({"model": {"path": "m"}, "devices": [{"name": "d"}]})
+OWN = assign(RUN, EdgeBase(4), "d", 2, steps=Steps(3, 4, 7), evaluate="all", rehearse=(1, 2))
 
 small = st.integers(0, 2**31 - 1)
 large = st.integers(0, 2**64 - 1)
@@ -45,13 +51,34 @@ text = st.text(st.characters(codec="utf-8"), max_size=20)
 line = st.text("abc é", min_size=1).map(str.strip).filter(bool)  # a reason is one line
 score = st.builds(Score, number, large, large, large)
 signature = st.none() | st.builds(Signature, large, data)
-start = st.builds(
-    RoundStart,
+
+
+@st.composite
+def plans(draw: st.DrawFn) -> Plan:
+    """Any whole model, whoever holds its spans."""
+    cuts = sorted(draw(st.lists(st.integers(0, 1 << 16), min_size=1, max_size=16)))
+    spans = itertools.pairwise([0, *cuts])
+    last = len(cuts) - 1
+    return Plan(
+        tuple(
+            Held(
+                Span(first, end, embedding=place == 0, head=place == last),
+                draw(st.sampled_from(HOLDERS)),
+            )
+            for place, (first, end) in enumerate(spans)
+        )
+    )
+
+
+assignment = st.builds(
+    Assignment,
     round=small,
     evaluate=st.sampled_from(["none", "sample", "all"]),
-    num_steps=small,
-    first_step=small,
-    total_steps=small,
+    steps=st.builds(Steps, small, small, small),
+    plan=plans(),
+    rank=small,
+    scaling=number,
+    credits=small,
     micro_batches=small,
     rehearse=st.lists(small, max_size=4).map(tuple),
     codecs=st.builds(
@@ -97,8 +124,7 @@ PAIRS: list[tuple[str, st.SearchStrategy[Any], Callable[[Any], Any], Callable[[A
             DeviceWelcome,
             st.just(RUN),
             st.sampled_from(["", "r-1"]),
-            st.integers(1, 99),
-            st.integers(0, RUN.network.credits),
+            assignment,
             st.booleans(),
         ),
         words.to_welcome,
@@ -112,7 +138,7 @@ PAIRS: list[tuple[str, st.SearchStrategy[Any], Callable[[Any], Any], Callable[[A
         words.to_update_header,
         words.from_update_header,
     ),
-    ("round start", start, words.to_round_start, words.from_round_start),
+    ("assignment", assignment, words.to_assignment, words.from_assignment),
     (
         "edge facts",
         st.builds(EdgeFacts, text, text, data),
@@ -135,13 +161,14 @@ PAIRS: list[tuple[str, st.SearchStrategy[Any], Callable[[Any], Any], Callable[[A
     ),
     (
         "admission",
-        st.builds(Admission, text, st.just("") | line, st.booleans()),
+        st.builds(Admission, text, line, st.booleans())
+        | st.builds(Admission, text, st.just(""), st.just(False), assignment),
         hop.to_admission,
         hop.from_admission,
     ),
     (
         "orders",
-        st.builds(EdgeOrders, small, st.dictionaries(text, start, max_size=3)),
+        st.builds(EdgeOrders, small, st.dictionaries(text, assignment, max_size=3)),
         hop.to_orders,
         hop.from_orders,
     ),
@@ -206,7 +233,8 @@ def test_each_word_of_an_edge_has_its_message(word: hop.EdgeWord, body: str) -> 
     [
         EdgeWelcome(RUN, "r", b"x"),
         Admission("d", "no", in_use=True),
-        EdgeOrders(2, {"d": RoundStart(2, "all", 3, 4, 5, 6)}),
+        Admission("d", assignment=OWN),
+        EdgeOrders(2, {"d": OWN}),
         Evict("d", "why", final=True),
         FinishRun(ok=False, reason="why"),
     ],
@@ -231,7 +259,9 @@ def test_an_adapter_of_the_clouds_comes_back_whole(base_update: bool) -> None:
 
 def test_what_is_no_value_is_refused() -> None:
     with pytest.raises(ProtocolError, match="codecs of a round"):
-        words.from_round_start(edge_pb2.RoundStart(codecs="{}"))
+        said = words.to_assignment(OWN)
+        said.codecs = "{}"
+        words.from_assignment(said)
     with pytest.raises(ProtocolError, match="an empty message from the cloud was not expected"):
         hop.from_cloud_message(cloud_pb2.CloudMessage())
     with pytest.raises(ProtocolError, match="the run's settings"):

@@ -74,7 +74,7 @@ def read_size(field: str, text: str) -> int:
 def load_of(config: RunConfig, folder: ModelFolder) -> Load:
     """What the run asks of a device that has nothing of its own."""
     name = config.devices[0].name
-    load = device_load(folder, config.settings, name, config.model.dtype, "none")
+    load = device_load(folder, config.settings, config.rank(name), config.model.dtype, "none")
     return replace(load, rank=config.lora.rank)
 
 
@@ -154,7 +154,9 @@ def check_devices(
 def _own_load(config: RunConfig, entry: DeviceEntry, load: Load, folder: ModelFolder) -> Load:
     """What the run asks of a device, at the batch, length and rank that were asked about."""
     dtype = entry.dtype or config.model.dtype
-    own = device_load(folder, config.settings, entry.name, dtype, certain(entry.quantised))
+    own = device_load(
+        folder, config.settings, config.rank(entry.name), dtype, certain(entry.quantised)
+    )
     rank = entry.rank or load.rank
     return replace(own, batch_size=load.batch_size, length=load.length, rank=rank)
 

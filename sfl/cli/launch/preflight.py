@@ -66,7 +66,7 @@ def _check_budget(config: RunConfig, folder: ModelFolder, entry: DeviceEntry) ->
     plan = config.plan(entry.name, folder.num_layers)
     dtype = entry.dtype or config.model.dtype
     quantised = "nf4" if entry.quantised == "auto" else entry.quantised
-    load = device_load(folder, config.settings, entry.name, dtype, quantised)
+    load = device_load(folder, config.settings, config.rank(entry.name), dtype, quantised)
     try:
         fit_device(folder, plan, load, entry, 0, returned=True, open_dtype=dtype == "auto")
     except ConfigError as error:

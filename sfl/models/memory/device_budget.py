@@ -18,15 +18,15 @@ WORTH_A_DISK = 16_000_000
 
 
 def device_load(
-    folder: ModelFolder, settings: RunSettings, name: str, dtype: Dtype, quantised: Quantised
+    folder: ModelFolder, settings: RunSettings, rank: int, dtype: Dtype, quantised: Quantised
 ) -> Load:
-    """What the run asks of the device called `name`."""
+    """What the run asks of a device with an adapter of this rank."""
     training, most = settings.training, settings.network.credits
     pieces = most if training.micro_batches == "auto" else training.micro_batches
     return Load(
         batch_size=training.batch_size,
         length=min(settings.model.max_length, folder.context_length),
-        rank=settings.rank(name),
+        rank=rank,
         task=settings.model.task,
         num_labels=len(settings.model.labels),
         dtype=dtype,

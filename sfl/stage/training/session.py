@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -19,10 +19,10 @@ from sfl.metrics.stats import NodeStats
 from sfl.metrics.timeline import watched_step
 from sfl.models.span import SpanModel
 from sfl.plan import Plan, Toward
-from sfl.rounds.values import RoundStart
+from sfl.rounds.values import Assignment
 from sfl.stage.computation import COMPUTATIONS
 from sfl.stage.messages import GradientNorm, Key, Kind, Outgoing, Purpose, TensorMessage
-from sfl.stage.optimizer import Optimizer
+from sfl.stage.optimizer import NO_MOMENTS, Optimizer
 from sfl.stage.session import Group, Request
 from sfl.stage.swapping import Residence
 from sfl.stage.training.blocks import Blocks
@@ -54,7 +54,7 @@ class TrainingSession(ABC):
     def __init__(
         self,
         device: str,
-        plan: Plan,
+        assignment: Assignment,
         model: SpanModel,
         bank: LoraBank,
         settings: RunSettings,
@@ -63,31 +63,36 @@ class TrainingSession(ABC):
         residence: Residence | None = None,
     ) -> None:
         self.device = device
-        self.plan = plan
+        self.assignment = assignment
+        """What the session is built for: the open round's, or what joining asked for."""
         self.settings = settings
         self.stats = stats
         self.residence = residence
         """What decides whether its tensors are in memory, if anything does."""
-        frozen = settings.aggregation.traits.freezes_a
-        adapter = bank.add(device, plan.middle, settings.rank(device), freeze_a=frozen)
-        self.trained = Trained(adapter, settings)
+        self.trained = Trained(_adapter(device, assignment, model, bank, settings), settings)
         self.blocks = Blocks(
             device,
-            plan.middle,
+            self.plan.middle,
             model,
             bank,
-            adapter,
+            self.adapter,
             COMPUTATIONS[settings.computation],
             stats,
             settings.run.seed,
             recompute,
-            wants_gradient=plan.cut_layer > 0,
+            wants_gradient=self.plan.cut_layer > 0,
         )
         self.stepper = Stepper(device, self.trained.optimizer, stats)
-        self.start: RoundStart | None = None
+        self.is_open = False
+        """Whether a round has begun."""
         self.served_seconds = 0.0
         self._flights: dict[Key, Flight] = {}
         enter(self)
+
+    @property
+    def plan(self) -> Plan:
+        """Who computes what."""
+        return self.assignment.plan
 
     @property
     def model(self) -> SpanModel:
@@ -111,21 +116,46 @@ class TrainingSession(ABC):
 
     # -- a round ---------------------------------------------------------------------------
 
-    def begin_round(self, start: RoundStart, values: Mapping[str, np.ndarray]) -> None:
-        """Take the global adapter's part; the optimizer's moments stay where they mean the same."""
+    def begin_round(
+        self,
+        assignment: Assignment,
+        values: Mapping[str, np.ndarray],
+        moments: Mapping[str, torch.Tensor] = NO_MOMENTS,
+    ) -> None:
+        """Take the global adapter's part; the optimizer's moments stay where they mean the same.
+
+        Adapter and optimizer are made anew only where the span or the rank is another. Moments of
+        blocks that stay are kept by name. Those of a block that comes from the device are
+        `moments`, as its `Optimizer.held` has them; no message of the wire carries them yet, so
+        between processes such a block begins with none. Raises ProtocolError, before anything has
+        changed, where the assignment is none for this base.
+        """
         enter(self)
-        self.trained.begin_round(values, start.round)
-        self.start = start
-        self.stats.phases.timeline.watch(self.device, start.round, watched_step(start.num_steps))
+        if not assignment.same_adapter(self.assignment):
+            self._rebuild(assignment)
+        self.trained.optimizer.adopt(moments)
+        self.assignment, self.is_open = assignment, True
+        self.trained.begin_round(values, assignment.round)
+        steps = watched_step(assignment.steps.count)
+        self.stats.phases.timeline.watch(self.device, assignment.round, steps)
         self.stepper.begin_round()
         # Shallow cuts ask for more in every round; carried over, that debt would never be paid.
         self.served_seconds = 0.0
         self._flights.clear()
 
+    def _rebuild(self, assignment: Assignment) -> None:
+        """Another span, or another rank: the adapter that it asks for, with what is remembered."""
+        blocks, plan = self.blocks, assignment.plan
+        adapter = _adapter(self.device, assignment, blocks.model, blocks.bank, self.settings)
+        self.trained = Trained(adapter, self.settings, self.optimizer.held())
+        gradient = plan.cut_layer > 0
+        self.blocks = replace(blocks, span=plan.middle, adapter=adapter, wants_gradient=gradient)
+        self.stepper = Stepper(self.device, self.optimizer, self.stats)
+
     def end_round(self) -> dict[str, np.ndarray]:
         """This side's part of the adapter. Raises ProtocolError unless every step was taken."""
         enter(self)
-        due = self._open.num_steps
+        due = self._open.steps.count
         if self.step != due:
             raise ProtocolError(f"round ends at step {self.step} of {due}")
         return self.trained.state()
@@ -138,10 +168,10 @@ class TrainingSession(ABC):
         self.blocks.bank.remove(self.device)
 
     @property
-    def _open(self) -> RoundStart:
-        if self.start is None:
+    def _open(self) -> Assignment:
+        if not self.is_open:
             raise ProtocolError("no round is open")
-        return self.start
+        return self.assignment
 
     # -- swapping (sfl.stage.swapping.Swappable) ---------------------------------------------------
 
@@ -184,8 +214,8 @@ class TrainingSession(ABC):
 
     def check(self, message: TensorMessage) -> None:
         """Raise ProtocolError where a tensor is not due."""
-        start, key = self.start, message.key
-        if start is None or key.round != start.round:
+        own, key = self.assignment, message.key
+        if not self.is_open or key.round != own.round:
             raise ProtocolError(f"round {key.round} is not open")
         if message.named:
             raise ProtocolError("a session that trains takes no tensors beside the rows")
@@ -196,14 +226,29 @@ class TrainingSession(ABC):
             )
         if key.purpose is Purpose.TRAINING and key.step != self.step:
             raise ProtocolError(f"step {key.step} arrived, step {self.step} was expected")
-        endless = bool(start.rehearse)
-        if key.purpose is Purpose.TRAINING and self.step >= start.num_steps and not endless:
-            raise ProtocolError(f"step {key.step} is beyond the round's {start.num_steps}")
+        endless = bool(own.rehearse)
+        if key.purpose is Purpose.TRAINING and self.step >= own.steps.count and not endless:
+            raise ProtocolError(f"step {key.step} is beyond the round's {own.steps.count}")
 
     def returned(self, answer: TensorMessage) -> list[Outgoing]:
         """A micro-batch's gradients are there: its `answer`, and the norm that a last one takes."""
         norms = self.stepper.after_backward(self._open, answer.num_micro_batches)
         return [Outgoing(Toward.INPUT, answer), *(Outgoing(Toward.INPUT, norm) for norm in norms)]
+
+
+def _adapter(
+    device: str, assignment: Assignment, model: SpanModel, bank: LoraBank, settings: RunSettings
+) -> Adapter:
+    """A device's part of the adapter. Raises ProtocolError where the base lacks a block of it."""
+    own, base = assignment.plan.middle, model.span
+    if not base.first <= own.first <= own.last <= base.last or (own.head and not base.head):
+        raise ProtocolError(
+            f"assignment.plan = blocks {own.first} to {own.last - 1} for the edge: this edge has "
+            f"loaded {base.first} to {base.last - 1}; choose cuts within them"
+        )
+    bank.remove(device)
+    freezes = settings.aggregation.traits.freezes_a
+    return bank.add(device, own, assignment.rank, freeze_a=freezes)
 
 
 def enter(session: TrainingSession) -> None:

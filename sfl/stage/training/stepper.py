@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from sfl.errors import ProtocolError
 from sfl.metrics.stats import Measurement, NodeStats
-from sfl.rounds.values import RoundStart
+from sfl.rounds.values import Assignment
 from sfl.stage.messages import GradientNorm, Key, Purpose
 from sfl.stage.optimizer import Optimizer
 
@@ -31,43 +31,43 @@ class Stepper:
         """Whether the device's norm is to come before the step is taken."""
         return self._own_norm is not None
 
-    def after_backward(self, start: RoundStart, num_micro_batches: int) -> list[GradientNorm]:
+    def after_backward(self, own: Assignment, num_micro_batches: int) -> list[GradientNorm]:
         """Count a micro-batch; after the last one step, or exchange norms and step then."""
         self._backward_done += 1
         if self._backward_done < num_micro_batches:
             return []
         if not self._optimizer.clips:
-            self._apply(start, None)
+            self._apply(own, None)
             return []
-        with self._measured(start):
+        with self._measured(own):
             self._optimizer.pull()
             self._own_norm = self._optimizer.squared_norm()
-        return [GradientNorm(start.round, self.step, self._own_norm)]
+        return [GradientNorm(own.round, self.step, self._own_norm)]
 
-    def take_norm(self, start: RoundStart, message: GradientNorm) -> None:
+    def take_norm(self, own: Assignment, message: GradientNorm) -> None:
         """The device's norm is here: step. Raises ProtocolError where none was due."""
         if self._own_norm is None or message.step != self.step:
             raise ProtocolError(f"a gradient norm of step {message.step} was not expected")
         # Both sides must add in the same order: the device's first.
         squared = message.squared + self._own_norm
         self._own_norm = None
-        self._apply(start, squared)
+        self._apply(own, squared)
 
-    def _apply(self, start: RoundStart, squared: float | None) -> None:
+    def _apply(self, own: Assignment, squared: float | None) -> None:
         """Take the step, clipped by both sides' squared norm where there is one."""
-        if start.rehearse:
+        if own.rehearse:
             self._optimizer.forget()
         else:
-            with self._measured(start):
+            with self._measured(own):
                 if squared is None:
                     self._optimizer.pull()
                 else:
                     self._optimizer.clip(squared)
-                self._optimizer.step(start.first_step + self.step, start.total_steps)
+                self._optimizer.step(own.steps.first + self.step, own.steps.total)
         self._backward_done = 0
         self.step += 1
 
-    def _measured(self, start: RoundStart) -> Measurement:
+    def _measured(self, own: Assignment) -> Measurement:
         """The time of what is done once a step."""
-        here = Key(Purpose.TRAINING, start.round, self.step, 0)
+        here = Key(Purpose.TRAINING, own.round, self.step, 0)
         return self._stats.phases.measure("step", here, self._device)

@@ -10,15 +10,22 @@ import torch
 from sfl.adapters.lora import Adapter
 from sfl.config import RunSettings
 from sfl.stage.base import begin_adapter
-from sfl.stage.optimizer import Optimizer
+from sfl.stage.optimizer import NO_MOMENTS, Optimizer
 
 
 class Trained:
     """An adapter with its optimizer; both can give up their memory and take it back."""
 
-    def __init__(self, adapter: Adapter, settings: RunSettings) -> None:
+    def __init__(
+        self,
+        adapter: Adapter,
+        settings: RunSettings,
+        moments: Mapping[str, torch.Tensor] = NO_MOMENTS,
+    ) -> None:
+        """`moments` are an earlier optimizer's, by name; those of other parameters are left."""
         self.adapter = adapter
         self.optimizer = Optimizer(adapter.trained, settings.training, settings.aggregation)
+        self.optimizer.adopt(moments)
         self._settings = settings
 
     def begin_round(self, values: Mapping[str, np.ndarray], round_: int) -> None:

@@ -126,7 +126,7 @@ class Reporting:
         self.is_ready = False
         """Whether the edge has its base."""
         beats = Heartbeats(ALIVE, host.heartbeat_interval, host.idle_timeout, enough=1)
-        self.stream = Stream(edge, Outbox(len(host.run_settings.devices)), beats, host.stats.phases)
+        self.stream = Stream(edge, Outbox(len(host.run_settings.names)), beats, host.stats.phases)
         self._intake = Intake(host, self.signatures, self.devices)
         self._pace = contract.Pace(host.heartbeat_interval)
 

@@ -84,7 +84,7 @@ class AdapterWork:
             final_step=self.session.step,
             device=self.end.device,
             side="edge",
-            scaling=self.end.settings.scaling(self.end.device),
+            scaling=self.session.assignment.scaling,
         )
         await self.cloud.relay_adapter(header, await asyncio.to_thread(adapter_bytes, values))
 

@@ -10,7 +10,8 @@ from collections.abc import Sequence
 
 from sfl.config import RunSettings
 from sfl.errors import ProtocolError
-from sfl.rounds.values import RoundStart
+from sfl.plan import Plan
+from sfl.rounds.values import Assignment
 from sfl.stage.messages import GradientNorm, TensorMessage
 from sfl.transport.frames.contract import MOST_COUNT, batch_tokens, number, score, whole
 from sfl.v1 import edge_pb2, tensor_pb2
@@ -58,15 +59,37 @@ def _lengths(lengths: Sequence[int], settings: RunSettings) -> None:
         raise ProtocolError(f"a sequence of {max(lengths)} tokens, model.max_length is {longest}")
 
 
-def round_start(said: RoundStart, settings: RunSettings) -> RoundStart:
-    """What a device is to do in a round."""
+def assignment(said: Assignment, settings: RunSettings, num_layers: int | None = None) -> None:
+    """A device's part in a round, or what it is to load; of a model of so many blocks.
+
+    Raises ProtocolError, which names the field.
+    """
     batch = settings.training.batch_size
-    whole("round", said.round, 0, settings.run.rounds + 1)
-    whole("total_steps", said.total_steps, 0, MOST_COUNT)
-    whole("num_steps", said.num_steps, 0, said.total_steps)
-    whole("first_step", said.first_step, 0, MOST_COUNT)
-    whole("micro_batches", said.micro_batches, 0 if said.rehearse else 1, batch)
-    whole("counts to rehearse", len(said.rehearse), 0, _MOST_REHEARSED)
+    _plan(said.plan, settings, num_layers)
+    whole("assignment.round", said.round, 0, settings.run.rounds + 1)
+    whole("assignment.rank", said.rank, 1, settings.lora.rank)
+    number("assignment.scaling", said.scaling, 0)
+    whole("assignment.credits", said.credits, 1, settings.network.credits)
+    whole("assignment.total_steps", said.steps.total, 0, MOST_COUNT)
+    whole("assignment.num_steps", said.steps.count, 0, said.steps.total)
+    whole("assignment.first_step", said.steps.first, 0, MOST_COUNT)
+    whole("assignment.micro_batches", said.micro_batches, 1, batch)
+    whole("assignment.rehearse", len(said.rehearse), 0, _MOST_REHEARSED)
     for count in said.rehearse:
-        whole("micro_batches to rehearse", count, 1, batch)
-    return said
+        whole("assignment.rehearse", count, 1, batch)
+
+
+def _plan(plan: Plan, settings: RunSettings, num_layers: int | None) -> None:
+    """The topology of the run over a model's blocks: device, edge, and device again or not."""
+    holders = tuple(held.holder for held in plan.spans)
+    due = ("device", "edge") if settings.run.topology == "vanilla" else ("device", "edge", "device")
+    if holders != due:
+        raise ProtocolError(
+            f"assignment.plan = {', '.join(holders)}: with run.topology "
+            f"{settings.run.topology} it is {', '.join(due)}"
+        )
+    blocks = plan.num_layers
+    if num_layers is not None and blocks != num_layers:
+        raise ProtocolError(f"assignment.plan = {blocks} blocks: the model has {num_layers}")
+    if plan.middle.num_blocks < 1:
+        raise ProtocolError("assignment.plan: no block is the edge's; choose a smaller cut")

@@ -23,9 +23,10 @@ class Credits:
         self.unsent = 0
         """Answers that the device has not taken off the link yet."""
 
-    def begin_round(self) -> None:
-        """Nothing of the round before is in flight any more."""
+    def begin_round(self, count: int) -> None:
+        """Nothing of the round before is in flight any more; `count` may be from now on."""
         self.in_flight = 0
+        self.count = count
 
     def arrived(self, kind: Kind) -> None:
         """A whole tensor of that kind has come."""

@@ -15,11 +15,10 @@ import numpy as np
 
 from sfl.adapters.names import belongs_to, is_lora_a
 from sfl.config import RunSettings
-from sfl.config.codec import RoleCodecs
 from sfl.errors import ProtocolError
 from sfl.metrics.stats import PhaseTimes
 from sfl.plan import Holder, Span
-from sfl.rounds.values import RoundStart
+from sfl.rounds.values import Assignment
 from sfl.stage.messages import BaseUpdate, GradientNorm, Kind, RoundOrder, TensorMessage
 from sfl.transport.device import checked
 from sfl.transport.device.credits import Credits
@@ -132,19 +131,33 @@ class DeviceEnd(End):
     def __init__(
         self,
         device: str,
+        joined: Assignment,
         settings: RunSettings,
         phases: PhaseTimes,
         peer_compiled: bool,
         folder: Path | None = None,
     ) -> None:
+        """`joined` is what the device has loaded when its first round comes."""
         super().__init__("device", device, settings, phases, peer_compiled, folder)
-        self._start: RoundStart | None = None
+        self._joined = joined
+        self._told: Assignment | None = None
+        self._limit = 0
 
     @property
     def most_waiting(self) -> int:
         """Answers, and sums of the rounds before, that an edge may owe a device at once."""
         folds, rounds = self.settings.aggregation.traits.folds, self.settings.run.rounds
         return 2 * self.settings.network.credits + folds * rounds
+
+    @property
+    def num_layers(self) -> int:
+        """Blocks of the whole model."""
+        return self._joined.plan.num_layers
+
+    @property
+    def scaling(self) -> float:
+        """What this device's B A are multiplied by."""
+        return (self._told or self._joined).scaling
 
     def expect(
         self, shapes: Sequence[Sequence[int]], hidden: int, named: Sequence[Declared] = ()
@@ -155,15 +168,17 @@ class DeviceEnd(End):
         """
         times = 1.0
         if self.settings.aggregation.traits.folds:  # a sum has the ranks of all devices
-            ranks = [self.settings.rank(entry.name) for entry in self.settings.devices]
-            times = sum(ranks) / self.settings.rank(self.device)
-        self.allow(hidden, contract.adapter_limit(shapes, times), named)
+            ranks = len(self.settings.names) * self.settings.lora.rank
+            times = ranks / self._joined.rank
+        self._limit = contract.adapter_limit(shapes, times)
+        self.allow(hidden, self._limit, named)
 
-    def begin_round(self, start: RoundStart, codecs: RoleCodecs | None) -> None:
-        """A round is announced; without `codecs` those of the one before stay."""
-        if codecs is not None:
-            self.codecs.begin_round(codecs, start.round)
-        self._start = start
+    def begin_round(self, told: Assignment, agreed: bool = True) -> None:
+        """A round is announced; unless its codecs are `agreed` those of the one before stay."""
+        if agreed:
+            self.codecs.begin_round(told.codecs, told.round)
+        self._told = told
+        self._adapter.limit = int(self._limit * _times(told, self._joined))
 
     def take_adapter(self, frame: tensor_pb2.AdapterFrame) -> RoundOrder | BaseUpdate | None:
         """Keep a frame; the round, or the sum, that it completes. Raises ProtocolError."""
@@ -173,10 +188,10 @@ class DeviceEnd(End):
         header, payload = whole
         if header.side == BASE_UPDATE:
             return BaseUpdate(decode_adapter(payload))
-        if self._start is None:
+        if self._told is None:
             raise ProtocolError("an adapter came before its round was announced")
         codec = self.codecs.adapter_codec
-        return RoundOrder(self._start, self.changes.take_round(codec, payload, header.codec))
+        return RoundOrder(self._told, self.changes.take_round(codec, payload, header.codec))
 
     def update(self, values: Mapping[str, np.ndarray], round_: int) -> Part:
         """What this device trained in a round. Raises AdapterRefused."""
@@ -189,20 +204,20 @@ class EdgeEnd(End):
     def __init__(
         self,
         device: str,
+        joined: Assignment,
         settings: RunSettings,
         phases: PhaseTimes,
         peer_compiled: bool,
         folder: Path | None = None,
-        credits_: int = 0,
     ) -> None:
-        """`credits_`: micro-batches that may be in flight; 0: `network.credits`."""
+        """`joined` is what the device was told to load."""
         super().__init__("edge", device, settings, phases, peer_compiled, folder)
-        self.credits = Credits(credits_ or settings.network.credits)
+        self.credits = Credits(joined.credits)
 
-    def begin_round(self, codecs: RoleCodecs, round_: int) -> None:
+    def begin_round(self, told: Assignment) -> None:
         """A round begins; the device is told after this."""
-        self.credits.begin_round()
-        self.codecs.begin_round(codecs, round_)
+        self.credits.begin_round(told.credits)
+        self.codecs.begin_round(told.codecs, told.round)
 
     def take_frame(self, frame: Frame, now: float) -> Arrival | None:
         """As of any end, within the device's credits."""
@@ -255,6 +270,14 @@ def trained_by(spans: Iterable[Span], settings: RunSettings) -> Callable[[str], 
     return lambda name: (
         any(belongs_to(name, span) for span in own) and not (frozen and is_lora_a(name))
     )
+
+
+def _times(told: Assignment, joined: Assignment) -> float:
+    """How much larger a round's part of the adapter may be than that of what was loaded first."""
+    if told.same_adapter(joined):
+        return 1.0
+    blocks = [sum(span.num_blocks for span in own.plan.device_spans) for own in (told, joined)]
+    return max(1.0, blocks[0] / max(1, blocks[1])) * max(1.0, told.rank / joined.rank)
 
 
 def _expect_dtype(dtype: str) -> None:

@@ -112,11 +112,11 @@ class Entrance:
         settings = welcome.settings
         end = EdgeEnd(
             hello.device,
+            welcome.assignment,
             settings,
             self._stats.phases,
             hello.compiled_codec,
             self.cache_dir,
-            welcome.credits,
         )
         end.allow(session.model.hidden_size, host.adapter_limit)
         return Training(hello.device, session, settings, host, self._coders, end)

@@ -11,11 +11,13 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 
 import numpy as np
+import torch
 
 from sfl.adapters.names import belongs_to
 from sfl.errors import ProtocolError
-from sfl.rounds.values import RoundStart
+from sfl.rounds.values import Assignment
 from sfl.stage.messages import GradientNorm, Message, RoundOrder, RoundOutcome, TensorMessage
+from sfl.stage.optimizer import NO_MOMENTS
 from sfl.stage.training import TrainingSession
 from sfl.transport.device.end import DeviceEnd, EdgeEnd, End, trained_by
 from sfl.transport.frames.chunks import decode_adapter
@@ -47,15 +49,23 @@ class InProcessLink:
         self._watch = watch
         self._answers: deque[Message] = deque()
 
-    def begin_round(self, start: RoundStart, values: Mapping[str, np.ndarray]) -> RoundOrder:
-        """Give both sides their parts of the global adapter; the order is the device's."""
-        middle = self.session.plan.middle
+    def begin_round(
+        self,
+        own: Assignment,
+        values: Mapping[str, np.ndarray],
+        moments: Mapping[str, torch.Tensor] = NO_MOMENTS,
+    ) -> RoundOrder:
+        """Give both sides their parts of the global adapter; the order is the device's.
+
+        `moments` are of blocks that come to the edge, by name.
+        """
+        middle = own.plan.middle
         mine = {name: value for name, value in values.items() if belongs_to(name, middle)}
         theirs = {name: value for name, value in values.items() if name not in mine}
-        self.edge.begin_round(start.codecs, start.round)
-        self.session.begin_round(start, mine)
-        self.device.begin_round(start, start.codecs)
-        for frame in self.edge.round_frames(theirs, start.round):
+        self.edge.begin_round(own)
+        self.session.begin_round(own, mine, moments)
+        self.device.begin_round(own)
+        for frame in self.edge.round_frames(theirs, own.round):
             message = EDGE_SESSION.carried(edge_pb2.EdgeMessage(adapter=frame), DOWN)
             order = self.device.take_adapter(message.adapter)
         assert isinstance(order, RoundOrder)

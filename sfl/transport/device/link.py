@@ -19,13 +19,12 @@ import grpc
 
 from sfl.codec.kernel import kernel
 from sfl.config import RunSettings
-from sfl.config.codec import RoleCodecs
 from sfl.data.example import Dataset
 from sfl.errors import LinkLost, ProtocolError, RunFailed, UserError
 from sfl.metrics.snapshot import Role
 from sfl.metrics.stats import NodeStats
 from sfl.metrics.timeline import spans_to_json
-from sfl.rounds.values import DeviceFacts, RoundReport
+from sfl.rounds.values import Assignment, DeviceFacts, RoundReport
 from sfl.stage.messages import (
     BaseUpdate,
     Finish,
@@ -48,7 +47,7 @@ from sfl.transport.frames.envelope import Frame
 from sfl.transport.frames.tensors import raw_bytes
 from sfl.transport.frames.wire import WIRE_VERSION, tensor_role, wire_bytes
 from sfl.transport.frames.words import (
-    from_round_start,
+    from_assignment,
     from_welcome,
     to_device_facts,
     to_report,
@@ -66,11 +65,9 @@ class Joined:
     """What an edge says to a device it takes in."""
 
     run_id: str
-    num_layers: int
     settings: RunSettings
-
-    allowance: int
-    """Micro-batches that may be in flight."""
+    assignment: Assignment
+    """What the device is to load."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,9 +86,9 @@ class DeviceLink:
         joined: Joined,
         end: DeviceEnd,
         signatures: DeviceSignatures,
-        agree: Callable[[RoleCodecs], None],
+        agree: Callable[[Assignment], None],
     ) -> None:
-        """`agree` raises UserError where this device does not use a round's codecs."""
+        """`agree` raises UserError where this device does not do what a round asks of it."""
         self.line = line
         self.joined = joined
         self._end = end
@@ -114,7 +111,7 @@ class DeviceLink:
         signatures: DeviceSignatures,
         patience: float,
         cache_dir: Path | None = None,
-        agree: Callable[[RoleCodecs], None] = lambda codecs: None,
+        agree: Callable[[Assignment], None] = lambda own: None,
     ) -> Self:
         """Say who this is, and wait to be taken in.
 
@@ -133,10 +130,11 @@ class DeviceLink:
         greeting.join()
         welcome = from_welcome(said, device)
         settings = welcome.settings
-        allowance = welcome.credits or settings.network.credits
-        joined = Joined(welcome.run_id, welcome.num_layers, settings, allowance)
+        own = welcome.assignment
+        checked.assignment(own, settings)
+        joined = Joined(welcome.run_id, settings, own)
         phases = line.stats.phases
-        end = DeviceEnd(device, settings, phases, welcome.compiled_codec, cache_dir)
+        end = DeviceEnd(device, own, settings, phases, welcome.compiled_codec, cache_dir)
         return cls(line, joined, end, signatures, agree)
 
     @property
@@ -229,7 +227,7 @@ class DeviceLink:
             final_step=outcome.num_steps,
             device=self._end.device,
             side="device",
-            scaling=self._end.settings.scaling(self._end.device),
+            scaling=self._end.scaling,
             codec=part.codec,
         )
         self._signatures.update(header, part.arrived)
@@ -345,7 +343,7 @@ class Reader:
         end: DeviceEnd,
         stats: NodeStats,
         put: Callable[[object], None],
-        agree: Callable[[RoleCodecs], None] = lambda codecs: None,
+        agree: Callable[[Assignment], None] = lambda own: None,
     ) -> None:
         self._end = end
         self._stats = stats
@@ -386,15 +384,16 @@ class Reader:
         self._put(_finish(message.finish))
 
     def _on_start(self, message: edge_pb2.EdgeMessage) -> None:
-        start = checked.round_start(from_round_start(message.start), self._end.settings)
+        told = from_assignment(message.start)
+        checked.assignment(told, self._end.settings, self._end.num_layers)
         try:
-            self._agree(start.codecs)
+            self._agree(told)
         except UserError as error:
             # Not by ending this stream: the caller is to say goodbye, with the reason.
             self._put(Declined(error))
-            self._end.begin_round(start, None)
+            self._end.begin_round(told, agreed=False)
         else:
-            self._end.begin_round(start, start.codecs)
+            self._end.begin_round(told)
 
     def _on_adapter(self, message: edge_pb2.EdgeMessage) -> None:
         whole = self._end.take_adapter(message.adapter)

@@ -103,8 +103,9 @@ class TensorWork:
 
     def _tail_seconds(self) -> float:
         """What the device has yet to do in this round once it has its answer."""
-        start = self.session.start
-        return self.turnaround.tail(1 if start is None else start.num_steps - self.session.step)
+        session = self.session
+        left = session.assignment.steps.count - session.step if session.is_open else 1
+        return self.turnaround.tail(left)
 
     def _served(self) -> None:
         self.end.credits.computed()

@@ -26,11 +26,11 @@ from sfl.metrics.snapshot import NodeSnapshot
 from sfl.metrics.stats import NodeStats
 from sfl.metrics.timeline import spans_to_json
 from sfl.rounds.values import (
+    Assignment,
     DeviceFacts,
     DeviceWelcome,
     Proof,
     RoundReport,
-    RoundStart,
     UpdateHeader,
 )
 from sfl.stage.engine import Engine
@@ -120,7 +120,7 @@ class Training:
         self.stream = DeviceStream(
             device, Overtaking(), heartbeats(settings.network), phases, shaper(link, "down")
         )
-        self.jobs = Jobs(2 * end.credits.count + MOST_JOBS)
+        self.jobs = Jobs(2 * settings.network.credits + MOST_JOBS)
         self.tensors = TensorWork(session, host, end, coders, self.stream)
         self.adapters = AdapterWork(session, host, end, coders, self.stream)
         self.is_ready = False
@@ -146,12 +146,12 @@ class Training:
 
     def begin_round(
         self,
-        start: RoundStart,
+        told: Assignment,
         mine: Mapping[str, np.ndarray],
         theirs: Mapping[str, np.ndarray],
     ) -> None:
         """Load the edge's part, then send the device its own."""
-        self.jobs.put(self._begin_round(start, mine, theirs))
+        self.jobs.put(self._begin_round(told, mine, theirs))
 
     def fold(
         self, round_: int, theirs: Mapping[str, np.ndarray], folded: asyncio.Task[None]
@@ -246,17 +246,18 @@ class Training:
 
     async def _begin_round(
         self,
-        start: RoundStart,
+        told: Assignment,
         mine: Mapping[str, np.ndarray],
         theirs: Mapping[str, np.ndarray],
     ) -> None:
-        order = checked.round_start(start, self.settings)
+        session = self.tensors.session
+        checked.assignment(told, self.settings, session.plan.num_layers)
         self.tensors.turnaround.begin_round()
-        self.end.begin_round(start.codecs, start.round)
-        await self.host.engine.run(self.tensors.session.begin_round, order, mine)
-        self._contract.begin(start)
-        self.stream.outbox.put(edge_pb2.EdgeMessage(start=words.to_round_start(start)))
-        await self.adapters.send_round(theirs, start.round)
+        self.end.begin_round(told)
+        await self.host.engine.run(session.begin_round, told, mine)
+        self._contract.begin(told)
+        self.stream.outbox.put(edge_pb2.EdgeMessage(start=words.to_assignment(told)))
+        await self.adapters.send_round(theirs, told.round)
 
     async def _fold(
         self, round_: int, theirs: Mapping[str, np.ndarray], folded: asyncio.Task[None]

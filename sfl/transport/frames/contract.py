@@ -224,7 +224,7 @@ def run_settings(text: str) -> RunSettings:
 def welcome(said: edge_pb2.Welcome, device: str) -> RunSettings:
     """What an edge tells a device it takes in: the run's settings."""
     settings = run_settings(said.settings)
-    if device not in [entry.name for entry in settings.devices]:
+    if device not in settings.names:
         raise ProtocolError(f"the run's settings have no device {device!r}")
     if said.run_id:
         name("run_id", said.run_id)
