@@ -7,6 +7,7 @@ import queue
 import threading
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -85,9 +86,12 @@ class Alone:
         steps = Steps(STEPS, (round_ - 1) * STEPS, ROUNDS * STEPS) if round_ else NO_STEPS
         return assign(self.settings, EdgeBase(self.plan.num_layers), NAME, round_, steps=steps)
 
-    def session(self) -> TrainingSession:
+    def session(self, within: int | None = None) -> TrainingSession:
+        """The edge's, over its own blocks only, or all from block `within` on."""
         packed = self.settings.computation == "lean"
         middle, dtype = self.plan.middle, torch.float32
+        if within is not None:
+            middle = replace(middle, first=within)
         model = build_span(
             self.folder, middle, task="causal_lm", num_labels=2, dtype=dtype, packed=packed
         )
@@ -104,9 +108,9 @@ class Alone:
 
     # -- three ways -------------------------------------------------------------------------------
 
-    def ends(self, stage: DeviceStage) -> InProcessLink:
+    def ends(self, stage: DeviceStage, session: TrainingSession | None = None) -> InProcessLink:
         """Both ends, and a session behind one of them."""
-        session = self.session()
+        session = session or self.session()
         hidden = session.model.hidden_size
         device = DeviceEnd(
             NAME, stage.assignment, self.settings, NodeStats(NAME, "device").phases, True

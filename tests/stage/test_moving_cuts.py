@@ -1,0 +1,89 @@
+"""Rounds at other cuts and ranks: with the moments handed over, the fixed run's adapter."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from sfl.adapters.names import is_lora_a
+from sfl.adapters.rank import shapes_at_rank
+from tests.house.alone import Alone
+
+Values = Mapping[str, np.ndarray]
+UNCODED = {"activation": "none", "gradient": "none"}
+
+
+def trained(
+    cuts: Sequence[int], ranks: Sequence[int], topology: str = "vanilla", hand_over: bool = True
+) -> dict[str, np.ndarray]:
+    """A round at each of these cuts and ranks, from where the one before it ended."""
+    run = Alone(topology, UNCODED)
+    session, stage = run.session(within=0), run.stage()
+    link = run.ends(stage, session)
+    trainer = run.trainer(link, stage)
+    values: Values = run.first
+    for round_, (cut, rank) in enumerate(zip(cuts, ranks, strict=True), 1):
+        own = run.start(round_)
+        plan = own.plan.at(cut)
+        own = replace(own, plan=plan, rank=rank, scaling=run.settings.lora.alpha / rank)
+        moments = {**session.optimizer.held(), **trainer.optimizer.held()} if hand_over else {}
+        order = link.begin_round(own, at_rank(values, rank), moments)
+        values = link.end_round(trainer.run_round(order, moments))
+    return dict(values)
+
+
+def at_rank(values: Values, rank: int) -> dict[str, np.ndarray]:
+    """The first components, and new ones that are nothing yet where there are too few."""
+    found = {}
+    for name, shape in shapes_at_rank(values, rank).items():
+        fill = 0.01 if is_lora_a(name) else 0.0
+        wider = np.full(shape, fill, np.float32)
+        common = tuple(slice(min(a, b)) for a, b in zip(shape, values[name].shape, strict=True))
+        wider[common] = values[name][common]
+        found[name] = wider
+    return found
+
+
+SEQUENCES = [
+    ((1, 2, 0), (4, 4, 4)),
+    ((2, 0, 1), (4, 2, 4)),
+    ((0, 1, 1), (4, 2, 2)),
+]
+
+
+@pytest.mark.parametrize(("cuts", "ranks"), SEQUENCES)
+def test_any_sequence_of_cuts_and_ranks_gives_the_fixed_runs_adapter(
+    cuts: tuple[int, ...], ranks: tuple[int, ...]
+) -> None:
+    moved, fixed = trained(cuts, ranks), trained((1, 1, 1), ranks)
+    assert moved.keys() == fixed.keys()
+    assert all(np.array_equal(moved[name], fixed[name]) for name in fixed)
+
+
+def test_the_middle_of_a_u_moves_too() -> None:
+    cuts, ranks = (1, 0, 1), (4, 4, 4)
+    moved, fixed = trained(cuts, ranks, "u_shaped"), trained((1, 1, 1), ranks, "u_shaped")
+    assert all(np.array_equal(moved[name], fixed[name]) for name in fixed)
+
+
+def test_moments_that_are_left_behind_are_missed() -> None:
+    cuts, ranks = (1, 2, 0), (4, 4, 4)
+    moved, fixed = trained(cuts, ranks, hand_over=False), trained((1, 1, 1), ranks)
+    assert not all(np.array_equal(moved[name], fixed[name]) for name in fixed)
+
+
+def test_what_stays_is_not_made_anew() -> None:
+    run = Alone("vanilla", UNCODED)
+    session, stage = run.session(within=0), run.stage()
+    adapter, optimizer, blocks = session.adapter, session.optimizer, stage.front.model
+    link = run.ends(stage, session)
+    link.begin_round(run.start(1), run.first)
+    assert not stage.take(run.start(1))
+    assert session.adapter is adapter and session.optimizer is optimizer
+    lower = replace(run.start(2), rank=2)
+    assert stage.take(lower) and stage.front.model is blocks
+    link.begin_round(lower, at_rank(run.first, 2))
+    assert session.adapter is not adapter and session.optimizer is not optimizer
