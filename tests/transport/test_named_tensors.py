@@ -22,7 +22,8 @@ from sfl.errors import AdapterRefused, ProtocolError
 from sfl.keys import derive_seed
 from sfl.metrics.stats import NodeStats, PhaseTimes
 from sfl.plan import Toward
-from sfl.rounds.values import RoundStart, Score
+from sfl.rounds.assignment import assign
+from sfl.rounds.values import EdgeBase, Score, Steps
 from sfl.stage.messages import Key, Kind, Outgoing, Purpose, TensorMessage
 from sfl.stage.training import TrainingSession
 from sfl.transport.device.end import DeviceEnd, EdgeEnd, End
@@ -69,12 +70,14 @@ def teacher(most_rows: int = TOKENS) -> Declared:
 
 def ends(*declared: Declared, spec: str = "none") -> tuple[DeviceEnd, EdgeEnd]:
     """Both ends of a stream that know of these tensors, in the first round."""
-    device = DeviceEnd("d", run_settings(), PhaseTimes(), peer_compiled=True)
+    own = assign(run_settings(), EdgeBase(3), "d", 1, steps=Steps(2, 0, 2))
+    own = replace(own, codecs=round_codecs(spec))
+    device = DeviceEnd("d", own, run_settings(), PhaseTimes(), peer_compiled=True)
     device.expect([], HIDDEN, declared)
-    edge = EdgeEnd("d", run_settings(), PhaseTimes(), peer_compiled=True)
+    edge = EdgeEnd("d", own, run_settings(), PhaseTimes(), peer_compiled=True)
     edge.allow(HIDDEN, 0, declared)
-    edge.begin_round(round_codecs(spec), 1)
-    device.begin_round(RoundStart(1, "none", 2, 0, 2), round_codecs(spec))
+    edge.begin_round(own)
+    device.begin_round(own)
     return device, edge
 
 
