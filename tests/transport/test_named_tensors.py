@@ -35,6 +35,7 @@ from sfl.transport.frames.wire import EDGE_SESSION
 from sfl.v1 import tensor_pb2
 from tests.house.alone import NAME, PATIENCE, Alone, OneEdge
 from tests.house.links import joined
+from tests.house.tiny_models import LAYERS
 
 HIDDEN, TOKENS, BATCH, SEED = 32, 12, 4, 5
 FORWARD, BACKWARD = Lane(UP, Toward.LOSS, False), Lane(UP, Toward.INPUT, False)
@@ -129,7 +130,8 @@ class Echo:
     """Sends the tensors of an activation back as gradients, upside down."""
 
     device = NAME
-    start = None
+    is_open = False
+    plan = SimpleNamespace(num_layers=LAYERS)
     step = 0
     served_seconds = 0.0
 
