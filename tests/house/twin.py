@@ -86,6 +86,7 @@ class Twin:
         edges: Mapping[str, Sequence[str]] | None = None,
     ) -> None:
         self.config = config = prepared(folder, values)
+        assert not config.lora.dropout, "threads share the generator that dropout is drawn from"
         self.clock = Clock()
         self.folder = open_run_folder(config)
         names = [entry.name for entry in config.devices]
