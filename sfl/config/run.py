@@ -395,8 +395,8 @@ def cannot_fold(own: EdgeConfig | LocalDevice) -> str | None:
     return None if own.dtype in FOLDING_DTYPES else "dtype"
 
 
-class RunSettings(Section):
-    """What the cloud owns, and sends to every node."""
+class RunSections(Section):
+    """The sections of a run, and the rules that hold between them."""
 
     run: RunSection = RunSection()
     """The run."""
@@ -514,6 +514,10 @@ class RunSettings(Section):
                 "aggregation.byzantine"
             )
         return self
+
+
+class RunSettings(RunSections):
+    """What the cloud owns, and sends to every node."""
 
     @property
     def min_devices(self) -> int:

@@ -11,7 +11,7 @@ import threading
 
 import torch
 
-from sfl.codec.kernel import use_threads
+from sfl.codec.compiled.calls import use_threads
 
 
 def compute_here(threads: int) -> None:

@@ -13,7 +13,8 @@ import pytest
 import torch
 
 import sfl.codec
-from sfl.codec.kernel import MISFIT, kernel
+from sfl.codec.compiled.calls import MISFIT
+from sfl.codec.kernel import kernel
 from sfl.codec.pipeline import Decoder, Encoder, decode, parse
 from sfl.codec.transform import RowContext
 from sfl.errors import ProtocolError

@@ -73,9 +73,9 @@ def test_one_thread_of_a_node_opens_teams(teams: Path, tmp_path: Path) -> None:
 COMPUTES = """
 import threading, torch
 from sfl.stage.threads import compute_here
-from sfl.codec.kernel import _threads
+from sfl.codec.compiled.calls import threads
 found = []
-def ask(): found.append((torch.get_num_threads(), _threads().value))
+def ask(): found.append((torch.get_num_threads(), threads().value))
 compute_here(3)
 ask()
 for _ in range(2):

@@ -26,7 +26,7 @@ from sfl.rounds.values import EdgeBase, Steps
 from sfl.stage.messages import Kind
 from sfl.transport.bulk.fetch import fetch_model
 from sfl.transport.device.end import DeviceEnd
-from sfl.transport.device.link import Reader
+from sfl.transport.device.reader import Reader
 from sfl.transport.frames.chunks import TensorAssembly
 from sfl.transport.frames.envelope import Frame, _varint
 from sfl.transport.frames.seal import seal

@@ -30,7 +30,7 @@ from sfl.stage.messages import GradientNorm, Key, Kind, Outgoing, Purpose, Tenso
 from sfl.stage.orders import ORDERS
 from sfl.transport.device.decode_slots import DecodeSlots
 from sfl.transport.device.end import DeviceEnd, EdgeEnd
-from sfl.transport.device.link import Reader
+from sfl.transport.device.reader import Reader
 from sfl.transport.device.service import EdgeService
 from sfl.transport.device.stream_codecs import StreamCodecs
 from sfl.transport.device.training import Training

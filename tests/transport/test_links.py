@@ -325,7 +325,7 @@ def test_what_ends_a_thread_of_the_link_reaches_who_waits(
             monkeypatch.setattr(DeviceLink, "_post_frames", broken)
             link._to_encode.put(torch.zeros(1))  # type: ignore[arg-type]
         elif place == "reader":
-            monkeypatch.setattr("sfl.transport.device.link.Reader._on_heartbeat", broken)
+            monkeypatch.setattr("sfl.transport.device.reader.Reader._on_heartbeat", broken)
         else:
             monkeypatch.setattr(NodeStats, "snapshot", broken)
         with pytest.raises(ValueError, match="a fault of our own"):

@@ -7,10 +7,8 @@ tells the edge that this device lives, and watches the idle timeout.
 
 from __future__ import annotations
 
-import queue
-import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Self
@@ -20,9 +18,7 @@ import grpc
 from sfl.codec.kernel import kernel
 from sfl.config import RunSettings
 from sfl.data.example import Dataset
-from sfl.errors import LinkLost, ProtocolError, RunFailed, UserError
-from sfl.metrics.snapshot import Role
-from sfl.metrics.stats import NodeStats
+from sfl.errors import ProtocolError, RunFailed
 from sfl.metrics.timeline import spans_to_json
 from sfl.rounds.values import Assignment, DeviceFacts, RoundReport
 from sfl.stage.messages import (
@@ -38,16 +34,15 @@ from sfl.stage.messages import (
 )
 from sfl.transport.device import checked
 from sfl.transport.device.end import DeviceEnd
+from sfl.transport.device.greeting import FEW_WAITING, Greeting, await_welcome
 from sfl.transport.device.lanes import Declared
-from sfl.transport.device.line import Incoming, Line
+from sfl.transport.device.line import Line
+from sfl.transport.device.reader import Declined, Reader
 from sfl.transport.device.urgency import LAST, NORMAL, URGENT, Outbox
-from sfl.transport.frames import contract
 from sfl.transport.frames.chunks import adapter_frames
-from sfl.transport.frames.envelope import Frame
 from sfl.transport.frames.tensors import raw_bytes
-from sfl.transport.frames.wire import WIRE_VERSION, tensor_role, wire_bytes
+from sfl.transport.frames.wire import WIRE_VERSION, tensor_role
 from sfl.transport.frames.words import (
-    from_assignment,
     from_welcome,
     to_device_facts,
     to_report,
@@ -55,9 +50,6 @@ from sfl.transport.frames.words import (
 from sfl.transport.security.signed import DeviceSignatures
 from sfl.transport.shaper import shaper
 from sfl.v1 import edge_pb2, tensor_pb2
-
-FEW_WAITING = 8
-"""Messages for the caller that may wait beside its tensors' answers and what folds."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,13 +60,6 @@ class Joined:
     settings: RunSettings
     assignment: Assignment
     """What the device is to load."""
-
-
-@dataclass(frozen=True, slots=True)
-class Declined:
-    """What the edge asked for, this device does not do; the stream itself is sound."""
-
-    error: UserError
 
 
 class DeviceLink:
@@ -126,7 +111,7 @@ class DeviceLink:
         )
         line.post(edge_pb2.DeviceMessage(hello=hello))
         greeting = line.read(Greeting(line).take)
-        said = _welcome(line, signatures, patience)
+        said = await_welcome(line, signatures, patience)
         greeting.join()
         welcome = from_welcome(said, device)
         settings = welcome.settings
@@ -167,19 +152,7 @@ class DeviceLink:
 
     def facts(self, dataset: Dataset) -> DeviceFacts:
         """What this device has, in numbers."""
-        return DeviceFacts(
-            num_examples=len(dataset.train),
-            num_eval_examples=len(dataset.eval),
-            num_truncated=dataset.notes.truncated,
-            num_dropped=dataset.notes.dropped,
-            num_repeated=dataset.notes.repeated,
-            num_tokens=dataset.notes.tokens,
-            num_tokens_kept=dataset.notes.tokens_kept,
-            layout=dataset.layout,
-            chat_template=dataset.chat_template,
-            example_kind=dataset.kind,
-            snapshot=self._stats.snapshot().to_json(),
-        )
+        return _facts(dataset, self._stats.snapshot().to_json())
 
     def orders(self, fold: Callable[[BaseUpdate], None] | None = None) -> Iterator[RoundOrder]:
         """The rounds to run, until the run is over. Raises RunFailed where it ends badly.
@@ -291,129 +264,21 @@ class DeviceLink:
         self.line.keep(item, FEW_WAITING + self._end.most_waiting)
 
 
-class Greeting:
-    """What an edge may say before it takes a device in."""
-
-    def __init__(self, line: Line) -> None:
-        self._line = line
-
-    def take(self, message: Incoming) -> bool:
-        """Pass it on to who waits; whether more is to come before the welcome."""
-        body = message.WhichOneof("body")
-        if isinstance(message, Frame) or body in ("start", "adapter", "norm"):
-            raise ProtocolError("the edge spoke of a round before it said welcome")
-        self._line.stats.bytes.add("down", "control", wire_bytes(message))
-        if body == "welcome":
-            self._line.keep(message.welcome, FEW_WAITING)
-            return False
-        if body == "challenge":
-            self._line.keep(message.challenge, FEW_WAITING)
-        elif body == "finish":
-            self._line.keep(_finish(message.finish), FEW_WAITING)
-        elif body != "heartbeat":
-            raise ProtocolError("an empty message, or one of another wire version")
-        return True
-
-
-def _welcome(line: Line, signatures: DeviceSignatures, patience: float) -> edge_pb2.Welcome:
-    """Wait to be taken in."""
-    while True:
-        left = line.silence.last_heard + patience - time.monotonic()
-        if left <= 0:
-            raise LinkLost(f"{line.peer}: not a byte for {patience:g} s")
-        try:
-            said = line.wait(left)
-        except queue.Empty:
-            continue
-        if isinstance(said, Finish) and not said.ok:
-            raise RunFailed(said.reason)
-        if isinstance(said, edge_pb2.Challenge):
-            line.post(edge_pb2.DeviceMessage(proof=signatures.proof(said)))
-            continue
-        if not isinstance(said, edge_pb2.Welcome):
-            raise ProtocolError(f"{line.peer}: a welcome was expected")
-        return said
-
-
-class Reader:
-    """Turns an edge's messages into what the device's main thread waits for."""
-
-    def __init__(
-        self,
-        end: DeviceEnd,
-        stats: NodeStats,
-        put: Callable[[object], None],
-        agree: Callable[[Assignment], None] = lambda own: None,
-    ) -> None:
-        self._end = end
-        self._stats = stats
-        self._put = put
-        self._agree = agree
-
-    def take(self, message: Incoming) -> bool:
-        """Count a message, and pass on what it completes."""
-        if isinstance(message, Frame):
-            self._on_tensor(message)
-            return True
-        body = message.WhichOneof("body")
-        take = {
-            "start": self._on_start,
-            "adapter": self._on_adapter,
-            "norm": self._on_norm,
-            "heartbeat": self._on_heartbeat,
-            "finish": self._on_finish,
-        }.get(body or "")
-        if body in ("welcome", "challenge"):
-            raise ProtocolError(f"the edge said {body} twice")
-        if take is None:
-            raise ProtocolError("an empty message, or one of another wire version")
-        self._count(message, "adapter" if body == "adapter" else "control")
-        take(message)
-        return True
-
-    def _count(self, message: Incoming, role: Role, raw: int = 0) -> None:
-        self._stats.bytes.add("down", role, wire_bytes(message), raw)
-
-    def _on_heartbeat(self, message: edge_pb2.EdgeMessage) -> None:
-        """It has been heard."""
-
-    def _on_norm(self, message: edge_pb2.EdgeMessage) -> None:
-        self._put(checked.gradient_norm(message.norm))
-
-    def _on_finish(self, message: edge_pb2.EdgeMessage) -> None:
-        self._put(_finish(message.finish))
-
-    def _on_start(self, message: edge_pb2.EdgeMessage) -> None:
-        told = from_assignment(message.start)
-        checked.assignment(told, self._end.settings, self._end.num_layers)
-        try:
-            self._agree(told)
-        except UserError as error:
-            # Not by ending this stream: the caller is to say goodbye, with the reason.
-            self._put(Declined(error))
-            self._end.begin_round(told, agreed=False)
-        else:
-            self._end.begin_round(told)
-
-    def _on_adapter(self, message: edge_pb2.EdgeMessage) -> None:
-        whole = self._end.take_adapter(message.adapter)
-        if whole is not None:
-            self._put(whole)
-
-    def _on_tensor(self, frame: Frame) -> None:
-        header = self._end.header_of(frame)
-        if header is not None:
-            raw = raw_bytes(header) if frame.header is not None else 0
-            self._count(frame, tensor_role(header), raw)
-        arrival = self._end.take_frame(frame, self._stats.phases.now())
-        if arrival is not None:
-            message = self._end.decode(arrival)
-            self._put(replace(message, arrived=self._stats.phases.now()))
-
-
-def _finish(said: edge_pb2.Finish) -> Finish:
-    return Finish(said.ok, contract.reason(said.reason))
-
-
 def _urgency(kind: Kind) -> int:
     return URGENT if kind is Kind.GRADIENT else NORMAL
+
+
+def _facts(dataset: Dataset, snapshot: str) -> DeviceFacts:
+    return DeviceFacts(
+        num_examples=len(dataset.train),
+        num_eval_examples=len(dataset.eval),
+        num_truncated=dataset.notes.truncated,
+        num_dropped=dataset.notes.dropped,
+        num_repeated=dataset.notes.repeated,
+        num_tokens=dataset.notes.tokens,
+        num_tokens_kept=dataset.notes.tokens_kept,
+        layout=dataset.layout,
+        chat_template=dataset.chat_template,
+        example_kind=dataset.kind,
+        snapshot=snapshot,
+    )

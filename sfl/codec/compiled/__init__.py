@@ -1,0 +1,1 @@
+"""`_kernel.c` through ctypes, which releases the GIL."""
