@@ -34,7 +34,7 @@ proto: install  ## Generate sfl/v1 from proto/sfl/v1
 format: install  ## Format and sort imports
 	@$(BIN)/ruff check --quiet --fix . ; $(BIN)/ruff format --quiet .
 
-check: install  ## ruff, mypy --strict, generated code up to date, imports one way, docs readable
+check: install  ## ruff, mypy --strict, generated code up to date, imports one way, docs and docstrings readable
 	@$(BIN)/ruff check .
 	@$(BIN)/ruff format --check --quiet .
 	@$(BIN)/mypy sfl device_agent edge_server cloud_aggregator benchmarks examples tools
@@ -46,6 +46,7 @@ check: install  ## ruff, mypy --strict, generated code up to date, imports one w
 	     done; done
 	@$(BIN)/python -m pytest -q tests/test_imports.py
 	@$(BIN)/python -m tools.prose
+	@$(BIN)/python -m tools.docstrings
 
 docs: install  ## Build the docs site into site/, with every link checked
 	@NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict --quiet --clean

@@ -1,4 +1,4 @@
-"""What lies beside an adapter when a run is over: its tokenizer and its model card."""
+"""What is beside an adapter when a run is over: its tokenizer and its model card."""
 
 from __future__ import annotations
 

@@ -26,7 +26,7 @@ class Consent:
             parse(codec, "device.consent.codecs")
 
     def check_sources(self) -> None:
-        """Raise ConfigError where a data file lies outside `consent.data_dirs`."""
+        """Raise ConfigError where a data file is outside `consent.data_dirs`."""
         rule = "device.consent.data_dirs"
         folders = [expanded(folder, rule).resolve() for folder in self._rules.data_dirs]
         for field in SOURCES:

@@ -1,9 +1,9 @@
 """The exceptions of `sfl`; every one that reaches a user is one line that names the fix.
 
 SflError                     anything this project raises on purpose (exit code 1)
-├── UserError                the user can mend it: field, value, fix (exit code 2)
+├── UserError                the user can fix it: field, value, fix (exit code 2)
 │   ├── ConfigError          a setting
-│   │   └── NotYetValid      a certificate of tomorrow: time may mend it (exit code 75)
+│   │   └── NotYetValid      a certificate of tomorrow: time may fix it (exit code 75)
 │   ├── DataError            a data file or a row of it
 │   └── ModelError           a model folder, a name, its weights
 ├── TransportError           something between two processes
@@ -12,7 +12,7 @@ SflError                     anything this project raises on purpose (exit code 
 │   │   ├── FellSilent       nothing came for too long
 │   │   └── Corrupted        bytes changed on the way
 │   ├── Refused              the peer declined, and said why
-│   │   └── NameInUse        somebody of that name is connected: a moment may mend it
+│   │   └── NameInUse        somebody of that name is connected: a moment may fix it
 │   └── ProtocolError        a message that breaks the contract; closes its own stream only
 │       └── AdapterRefused   what comes of the round's adapter is nothing to compute with
 ├── DiskError                a folder cannot be written or read: full, read-only, gone
@@ -28,7 +28,7 @@ class SflError(Exception):
 
 
 class UserError(SflError):
-    """A mistake the user can mend: `field` = `value`: what is wrong. What to do."""
+    """A mistake the user can fix: `field` = `value`: what is wrong. What to do."""
 
     exit_code = 2
 

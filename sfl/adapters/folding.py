@@ -24,7 +24,7 @@ def fold(targets: Sequence[Target], base_update: Mapping[str, Array]) -> None:
     """Add B A to the weight of every target, in place; `base_update` may have other layers too.
 
     The product is taken in float64 on the CPU and the sum rounded once, so neither where the model
-    is cut nor what a layer lies on changes a bit. Raises ProtocolError, with nothing changed, for a
+    is cut nor what a layer is on changes a bit. Raises ProtocolError, with nothing changed, for a
     base update that lacks a target or does not fit it.
     """
     pairs = [_pair(target, base_update) for target in targets]

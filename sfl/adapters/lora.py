@@ -218,7 +218,7 @@ class LoraBank:
     ) -> Adapter:
         """A new adapter over the blocks in `span`, all zeros until values are loaded.
 
-        Each tensor lies on the device of the layer that it belongs to. Its rank may be another than
+        Each tensor is on the device of the layer that it belongs to. Its rank may be another than
         the settings', and A may stay as it is loaded.
         """
         assert name, "an adapter needs a name"
@@ -388,7 +388,7 @@ def _plain(value: Any) -> Any:
 
 
 def _device_of(module: nn.Module) -> torch.device:
-    """Where a layer's tensors lie; a quantised one has buffers only."""
+    """Where a layer's tensors are; a quantised one has buffers only."""
     tensors = itertools.chain(module.parameters(), module.buffers())
     return next(tensor.device for tensor in tensors)
 

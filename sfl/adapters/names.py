@@ -36,7 +36,7 @@ def saved_name(parameter: str) -> str:
 
 
 def block_of(name: str) -> int | None:
-    """Number of the block that a parameter lies in; None for the head's.
+    """Number of the block that a parameter is in; None for the head's.
 
     In transformers' names the first number of a path counts the blocks.
     """
@@ -44,6 +44,6 @@ def block_of(name: str) -> int | None:
 
 
 def belongs_to(name: str, span: Span) -> bool:
-    """Whether a parameter lies in `span`; those of the head do where the span has the head."""
+    """Whether a parameter is in `span`; those of the head are where the span has the head."""
     block = block_of(name)
     return span.head if block is None else block in span

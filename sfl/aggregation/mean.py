@@ -44,5 +44,5 @@ def mean_of(devices: Sequence[Contribution], parts: Iterable[Array]) -> Array:
 
 
 def in_float32(values: dict[str, Array]) -> dict[str, Array]:
-    """The values rounded, sorted by name; empties `values`, so that nothing lies there twice."""
+    """The values rounded, sorted by name; empties `values`, so that nothing is there twice."""
     return {name: values.pop(name).astype(np.float32) for name in sorted(values)}

@@ -1,4 +1,4 @@
-"""All commands in one place; each one's work lies in a module of its own, imported when called."""
+"""All commands in one place; each one's work is in a module of its own, imported when called."""
 
 from __future__ import annotations
 

@@ -67,7 +67,7 @@ def load_base(config: RunConfig, base: ModelFolder, tokenizer: Tokenizer) -> tup
     import transformers
 
     transformers.logging.disable_progress_bar()
-    # PEFT asks transformers by an old name; nothing a user could mend.
+    # PEFT asks transformers by an old name; nothing a user could fix.
     warnings.filterwarnings("ignore", category=FutureWarning, module="transformers")
     loader: Any = transformers.AutoModelForCausalLM
     own = transformers.CONFIG_MAPPING[base.model_type].from_dict(dict(base.config))

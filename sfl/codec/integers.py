@@ -12,7 +12,7 @@ Longs = npt.NDArray[np.int64]
 
 
 def pack_integers(values: Longs) -> bytes:
-    """Width, count, bits; the lowest bit of the first value first. Values lie in 0..2^32 - 1."""
+    """Width, count, bits; the lowest bit of the first value first. Values are in 0..2^32 - 1."""
     width = int(values.max()).bit_length() if values.size else 0
     words = values.astype("<u4").view(np.uint8).reshape(-1, 4)
     bits = np.unpackbits(words, axis=1, count=width, bitorder="little")

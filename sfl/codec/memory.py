@@ -6,7 +6,7 @@ a state is decided by these. `delta(token)` stops at the token. `delta(sample)` 
 the same position of the same example was in the last epoch (AQ-SGD, 2206.01299). Both ends hold
 the same bounded table of rows; the sender alone knows what a slot stands for and names slots, the
 receiver learns which rows share one. Tables begin empty with every stream and every change of
-codec. `sample` lies in an unnamed file on disk, since it holds a row for each token of the data.
+codec. `sample` is in an unnamed file on disk, since it holds a row for each token of the data.
 """
 
 from __future__ import annotations

@@ -80,7 +80,7 @@ class Source(Protocol):
         """A section of bytes: exactly (or at most) so many."""
 
     def view(self, count: int) -> Raw | Chunks:
-        """A section of exactly so many bytes, not copied where it lies plain."""
+        """A section of exactly so many bytes, not copied where it is plain."""
 
     def symbols(self, form: Form) -> Bytes:
         """A section of symbols."""
@@ -162,7 +162,7 @@ def to_bytes(values: Tensor) -> memoryview:
 def from_bytes(payload: Raw | Chunks, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
     """A tensor over fresh memory of torch's own.
 
-    A tensor that merely looks at received bytes may lie off alignment, and then some kernels
+    A tensor that merely looks at received bytes may be off alignment, and then some kernels
     give other bits.
     """
     values = torch.empty(shape, dtype=dtype)

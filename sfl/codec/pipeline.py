@@ -173,7 +173,7 @@ def _misplaced(name: str) -> str:
 class Encoder:
     """A stream's sending end of one role; packets are made in the order they are sent.
 
-    What delta remembers of samples lies in `folder`, which errors call by its `setting`.
+    What delta remembers of samples is in `folder`, which errors call by its `setting`.
     """
 
     def __init__(self, codec: Codec, folder: Path | None = None, setting: str = "folder") -> None:
@@ -293,7 +293,7 @@ def _sent(signal: Signal, kept: Tensor) -> Signal:
 class Decoder:
     """A stream's receiving end of one role; packets are taken in the order they were sent.
 
-    What delta remembers of samples lies in `folder`, which errors call by its `setting`.
+    What delta remembers of samples is in `folder`, which errors call by its `setting`.
     """
 
     def __init__(self, folder: Path | None = None, setting: str = "folder") -> None:

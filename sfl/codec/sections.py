@@ -97,7 +97,7 @@ class Reader:
         return bytes(body)
 
     def view(self, count: int) -> Raw | Chunks:
-        """A section of exactly so many bytes, not copied where it lies plain."""
+        """A section of exactly so many bytes, not copied where it is plain."""
         method, data = self._section()
         body = data if method == PLAIN else self._body(method, data, count)
         if len(body) != count:

@@ -82,7 +82,7 @@ def whole(value: Argument, low: int, high: int) -> int:
 
 
 def number(value: Argument, low: float, high: float) -> float:
-    """An argument that lies above `low` and at most at `high`. Raises ValueError."""
+    """An argument that is above `low` and at most at `high`. Raises ValueError."""
     if isinstance(value, str) or not low < value <= high:
         raise ValueError(f"{_written(value)} is not a number above {low:g}, up to {high:g}")
     return value

@@ -158,7 +158,7 @@ def _require_utf8(value: Any, field: str) -> None:
 def _anchor_folders(table: dict[str, Any], folder: Path) -> None:
     """Make absolute, in a file as it was read, the folders that are written to.
 
-    A run that names none lies where the command is typed.
+    A run that names none is where the command is typed.
     """
     sections = [table.get(name) for name in ("run", "edge", "device")]
     devices = table.get("devices")

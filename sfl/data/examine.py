@@ -28,7 +28,7 @@ Check = Callable[[Row, RunSettings], object]
 
 @dataclass(slots=True)
 class Examiner:
-    """Reads every source of a run that lies on this machine, and keeps none of its rows.
+    """Reads every source of a run that is on this machine, and keeps none of its rows.
 
     Once for its rows, and once more for each other use that devices make of it.
     """

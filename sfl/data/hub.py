@@ -67,7 +67,7 @@ def _named(dataset: Any, name: str, field: str) -> Iterator[tuple[str, dict[str,
 
 def _saved(path: Path, subset: str) -> Path | None:
     """The folder that `save_to_disk` made: `path`, or the one in it that the subset names."""
-    # The name may be another machine's: a folder within this one, and none that lies elsewhere.
+    # The name may be another machine's: a folder within this one, and none that is elsewhere.
     plainly = subset not in ("", ".", "..") and Path(subset).name == subset
     inner = [path / subset] if plainly else []
     for folder in [*inner, path]:

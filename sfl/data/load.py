@@ -78,7 +78,7 @@ def _no_rows(path: Path, kind: str) -> str:
 
 
 def require_readable(path: Path, field: str) -> None:
-    """Raise DataError where something lies at `path` that is neither a file nor a folder."""
+    """Raise DataError where something is at `path` that is neither a file nor a folder."""
     wrong = amiss(path, "file")
     if not wrong or nothing_there(path) or not amiss(path, "folder"):
         return
@@ -89,7 +89,7 @@ def require_readable(path: Path, field: str) -> None:
 
 
 def may_be_on_hub(path: Path) -> bool:
-    """Whether `path`, where nothing lies, may be the name of a dataset."""
+    """Whether `path`, where nothing is, may be the name of a dataset."""
     return path.suffix.lower() not in ENDINGS and bool(_HUB_NAME.fullmatch(str(path)))
 
 

@@ -40,7 +40,7 @@ class Source:
 
     @property
     def is_here(self) -> bool:
-        """Whether it lies, or should lie, on this machine; else it is a name on the hub."""
+        """Whether it is, or should be, on this machine; else it is a name on the hub."""
         plainly = str(self.name).startswith(".") or not may_be_on_hub(self.path)
         return plainly or not nothing_there(self.path)
 
@@ -56,7 +56,7 @@ class Source:
 
     @property
     def path(self) -> Path:
-        """Where it lies, if it does. Raises ConfigError for a home that nobody has."""
+        """Where it is, if it is there. Raises ConfigError for a home that nobody has."""
         return expanded(self.name, self.field)
 
 
@@ -81,7 +81,7 @@ def sources(local: LocalDevice, name: str, settings: RunSettings) -> tuple[Sourc
 
 
 def require_there(source: Source) -> None:
-    """Raise DataError where a source lies here, by its name, and nothing to read does."""
+    """Raise DataError where a source is here, by its name, and nothing to read is."""
     path = expanded(source.name, source.field)
     require_readable(path, source.field)
     if source.is_here and amiss(path, "folder") and (wrong := amiss(path, "file")):

@@ -1,4 +1,4 @@
-"""A model on disk: its config, and where each tensor lies in its safetensors files.
+"""A model on disk: its config, and where each tensor is in its safetensors files.
 
 Knows headers only; no torch, no transformers, no weights in memory.
 """

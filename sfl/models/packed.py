@@ -24,7 +24,7 @@ PREFIX = "sfl_packed_"
 
 @dataclass(frozen=True, slots=True)
 class Packing:
-    """How long sequences are, and where their tokens lie in the padded form, if that is made.
+    """How long sequences are, and where their tokens are in the padded form, if that is made.
 
     Token i is at `index[i]` of `[B * width]`; without an index sequences are all of one length, or
     attention takes them one by one.
@@ -49,7 +49,7 @@ class Packing:
         return self.index is None and min(self.lengths) < self.width
 
     def to_padded(self, packed: Tensor) -> Tensor:
-        """[1, heads, n, d] -> [B, heads, width, d], zeros where nothing lies."""
+        """[1, heads, n, d] -> [B, heads, width, d], zeros where nothing is."""
         rows = packed[0].transpose(0, 1)
         if self.index is not None:
             padded = rows.new_zeros(self.num_sequences * self.width, *rows.shape[1:])

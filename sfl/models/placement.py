@@ -1,4 +1,4 @@
-"""Which of an edge's blocks lie on which of its devices: decided once, from sizes alone."""
+"""Which of an edge's blocks are on which of its devices: decided once, from sizes alone."""
 
 from __future__ import annotations
 

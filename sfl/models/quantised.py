@@ -121,7 +121,7 @@ def read_quantised(module: nn.Module, entry: TensorEntry, quantised: Quantised) 
     """
     transposed = isinstance(module, Conv1D)
     num_outputs, num_inputs = reversed(entry.shape) if transposed else entry.shape
-    # Made first, so that what stays does not lie behind what goes.
+    # Made first, so that what stays is not behind what goes.
     layer = QuantisedLinear(num_inputs, num_outputs, quantised)
     weight = read_tensor(entry, torch.float32)
     layer.quantise(weight.t() if transposed else weight)
@@ -186,7 +186,7 @@ def _probe(quantised: Quantised, dtype: torch.dtype, device: str) -> str:
 
 
 def _pieces(num_rows: int, num_columns: int) -> Iterator[slice]:
-    """Rows to quantise at once; no block of NF4 lies in two pieces."""
+    """Rows to quantise at once; no block of NF4 is in two pieces."""
     whole = BLOCK // math.gcd(BLOCK, num_columns)
     size = max(1, PIECE_VALUES // (num_columns * whole)) * whole
     for first in range(0, num_rows, size):

@@ -91,7 +91,7 @@ class SpanModel(nn.Module):
         """Move the blocks to their devices, and what follows them to the last one.
 
         Hidden states go along from block to block, their gradients back; those that come out of
-        `blocks` lie where the last block does. Before there is an adapter.
+        `blocks` are where the last block is. Before there is an adapter.
         """
         self._stretches = tuple(stretches)
         last = stretches[-1].device
@@ -105,7 +105,7 @@ class SpanModel(nn.Module):
                 module._apply(lambda tensor: tensor.to(last), recurse=False)  # type: ignore[no-untyped-call]
 
     def held_bytes(self) -> tuple[list[int], int]:
-        """Bytes of each block's weights, and of all others, which lie where the head does."""
+        """Bytes of each block's weights, and of all others, which are where the head is."""
         indices = range(self.span.first, self.span.last)
         paths = [f"{self.layout.blocks}.{index}" for index in indices]
         blocks = [_tensor_bytes(self.model.get_submodule(path)) for path in paths]

@@ -14,7 +14,7 @@ from fnmatch import fnmatchcase
 from pathlib import Path
 
 ROOT = "SFL_BOARD_ROOT"
-"""Environment variable: the folder that the machine's `/sys`, `/proc` and `/usr/bin` lie in."""
+"""Environment variable: the folder that the machine's `/sys`, `/proc` and `/usr/bin` are in."""
 
 PATIENCE = 2.0
 """Seconds that a program may take to answer."""

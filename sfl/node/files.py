@@ -111,7 +111,7 @@ class Room:
     STEP = 1 << 22
 
     def __init__(self, file: int, folder: Path, setting: str = "") -> None:
-        """Of an open file, by its descriptor, that lies in `folder`."""
+        """Of an open file, by its descriptor, that is in `folder`."""
         self._file = os.dup(file)
         weakref.finalize(self, os.close, self._file)
         self._folder, self._setting = folder, setting

@@ -1,4 +1,4 @@
-"""What this machine lends a process: cores, memory, disk, less what a cgroup takes away.
+"""What this machine gives a process: cores, memory, disk, less what a cgroup takes away.
 
 Only the standard library (psutil off Linux), so that it is known before torch is loaded.
 """
@@ -29,7 +29,7 @@ class Cores:
 
     @property
     def usable(self) -> int:
-        """Threads that can run at once; a quota is rounded up, since its rest would lie idle."""
+        """Threads that can run at once; a quota is rounded up, since its rest would be idle."""
         if self.quota is None:
             return self.affinity
         return max(1, min(self.affinity, math.ceil(self.quota)))
@@ -71,7 +71,7 @@ def memory() -> Memory:
 
 
 def free_disk(folder: Path) -> int:
-    """Bytes free where `folder` lies, or will lie."""
+    """Bytes free where `folder` is, or will be."""
     place = folder.absolute()
     while not place.exists():
         place = place.parent

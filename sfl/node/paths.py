@@ -1,5 +1,5 @@
 """Paths as people give them: `~` where nobody has a home, names that are not UTF-8 or too long, and
-what lies there instead of a file."""
+what is there instead of a file."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def expanded(path: Path | str, field: str) -> Path:
     """The path with `~` as the user's home; `field` is the setting that it came from.
 
     Raises ConfigError where there is no home (a service's user, a container's number), and where
-    the system would not even look whether something lies there.
+    the system would not even look whether something is there.
     """
     try:
         found = Path(path).expanduser()
@@ -40,12 +40,12 @@ def expanded(path: Path | str, field: str) -> Path:
 
 
 def is_there(path: Path) -> bool:
-    """Whether something lies there; not where the system does not say."""
+    """Whether something is there; not where the system does not say."""
     return _out_of_reach(path) is None and path.exists()
 
 
 def _out_of_reach(path: Path) -> str | None:
-    """Why the system does not say whether something lies there: no right, a name too long."""
+    """Why the system does not say whether something is there: no right, a name too long."""
     try:
         path.stat()
     except (FileNotFoundError, NotADirectoryError):
@@ -58,9 +58,9 @@ def _out_of_reach(path: Path) -> str | None:
 
 
 def amiss(path: Path, wanted: Literal["file", "folder"]) -> str:
-    """What is wrong with `path` where a `wanted` should lie, to be put behind its name.
+    """What is wrong with `path` where a `wanted` should be, to be put behind its name.
 
-    E.g. `no such file`, `is a socket, not a file`; empty where one lies there. Opens nothing: a
+    E.g. `no such file`, `is a socket, not a file`; empty where one is there. Opens nothing: a
     pipe would keep whoever does.
     """
     if (why := _out_of_reach(path)) is not None:
@@ -76,7 +76,7 @@ def amiss(path: Path, wanted: Literal["file", "folder"]) -> str:
 
 
 def nothing_there(path: Path) -> bool:
-    """Whether nothing at all lies at `path`, not even a link."""
+    """Whether nothing at all is at `path`, not even a link."""
     return amiss(path, "file") == "no such file"
 
 

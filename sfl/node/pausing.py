@@ -84,5 +84,5 @@ def _hours(rules: PauseSettings, clock: time) -> Pause | None:
 
 
 def _within(clock: time, begin: time, end: time) -> bool:
-    """Whether a time of day lies in a span, its end left out; it may go over midnight."""
+    """Whether a time of day is in a span, its end left out; it may go over midnight."""
     return begin <= clock < end if begin < end else clock >= begin or clock < end

@@ -67,7 +67,7 @@ def open_text(path: Path, newline: str | None = None) -> TextIO:
 
 def check_head(path: Path) -> None:
     """Raise NotText where the first bytes are those of another encoding or kind of file, or where
-    no file lies there: a pipe would be waited for, and could be read only once."""
+    no file is there: a pipe would be waited for, and could be read only once."""
     if not nothing_there(path) and (wrong := amiss(path, "file")):
         raise NotText(wrong, "Name a file.")
     with path.open("rb") as file:

@@ -184,7 +184,7 @@ def _command(summary: RunSummary, prompt: str) -> Text:
 
 
 def _where(summary: RunSummary) -> str:
-    """The option that finds the run, unless it lies where the commands look by themselves."""
+    """The option that finds the run, unless it is where the commands look by themselves."""
     place = Path(summary.adapter or "").parent.parent
     if summary.adapter is None or place.absolute() == Path(DEFAULT).absolute():
         return ""

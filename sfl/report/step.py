@@ -110,7 +110,7 @@ def _busy(spans: Sequence[Interval]) -> str:
 
 
 def since(edge: Sequence[Interval], own: Sequence[Interval]) -> tuple[Interval, ...]:
-    """An edge's spans, their waits cut to what lies within the device's own step.
+    """An edge's spans, their waits cut to what is within the device's own step.
 
     The compute thread may have been idle long before the step began.
     """

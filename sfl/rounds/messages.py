@@ -32,7 +32,7 @@ class EdgeReady:
 class EdgeLost:
     """An edge's stream broke, or it said that it can't go on.
 
-    `final`: no other edge is connected, and what ended this one will not mend itself.
+    `final`: no other edge is connected, and what ended this one will not go away by itself.
     """
 
     edge: str
@@ -86,7 +86,7 @@ class DeviceLost:
 
 @dataclass(frozen=True, slots=True)
 class UpdateReceived:
-    """One side's part of a device's update lies in the spool."""
+    """One side's part of a device's update is in the spool."""
 
     device: str
     side: Holder

@@ -1,4 +1,4 @@
-"""How a batch lies in memory and what its loss is computed from: two ways to the same gradients.
+"""How a batch is laid out in memory and what its loss comes from: two ways to the same gradients.
 
 `reference` computes what an unsplit transformers loop computes, to the last bit: sequences padded,
 logits at every position. `lean` leaves out what counts for nothing, and differs by rounding.

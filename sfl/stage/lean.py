@@ -103,7 +103,7 @@ def _pieces(model: SpanModel, count: int) -> list[slice]:
 class _PiecewiseLoss(torch.autograd.Function):
     """Sum of cross-entropies over `total`, whose gradient by the rows [m, H] is made on the way.
 
-    The head has nothing to train: a language model's LoRA lies in its blocks.
+    The head has nothing to train: a language model's LoRA is in its blocks.
     """
 
     @staticmethod

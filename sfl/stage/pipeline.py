@@ -183,7 +183,7 @@ class Pipeline:
             flight.output.backward(gradient)  # type: ignore[no-untyped-call]
 
     def _finish_locally(self, message: TensorMessage) -> None:
-        """Hidden states are back (U-shaped): tail, head and loss, labels at hand."""
+        """Hidden states are back (U-shaped): tail, head and loss, with labels of its own."""
         finish = {
             Purpose.TRAINING: self._train_tail,
             Purpose.EVALUATION: self._score_tail,

@@ -39,7 +39,7 @@ def nothing_known() -> str | None:
 class Dial:
     """One attempt to reach a peer, from its beginning to `timeout`; the caller does the waiting.
 
-    `why` tells what stands in the way that waiting will not mend. It may take seconds, and runs on
+    `why` tells what stands in the way that waiting will not fix. It may take seconds, and runs on
     a thread of its own.
     """
 

@@ -30,7 +30,7 @@ STATUS_OF: dict[type[SflError], grpc.StatusCode] = {
     AdapterRefused: grpc.StatusCode.OUT_OF_RANGE,
     Refused: grpc.StatusCode.FAILED_PRECONDITION,
     NameInUse: grpc.StatusCode.ALREADY_EXISTS,
-    UserError: grpc.StatusCode.FAILED_PRECONDITION,  # dialling again would not mend it
+    UserError: grpc.StatusCode.FAILED_PRECONDITION,  # dialling again would not fix it
     RunFailed: grpc.StatusCode.ABORTED,
     Corrupted: grpc.StatusCode.DATA_LOSS,
     DiskError: grpc.StatusCode.ABORTED,

@@ -79,7 +79,7 @@ def check_config(path: Path, config: Config, model: ModelFolder | None) -> Check
 def check_data(
     config: RunConfig | DeviceConfig, model: ModelFolder | None, folders: Sequence[Path]
 ) -> Iterator[Check]:
-    """Every data file that lies on this machine, read once; names on the hub are left alone.
+    """Every data file that is on this machine, read once; names on the hub are left alone.
 
     A relative path may lead from one of the `folders`.
     """

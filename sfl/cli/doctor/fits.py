@@ -1,4 +1,4 @@
-"""Which cut layers fit the memory at hand, decided as a device itself decides it."""
+"""Which cut layers fit the available memory, decided as a device itself decides it."""
 
 from __future__ import annotations
 

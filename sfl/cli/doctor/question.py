@@ -8,7 +8,7 @@ from pathlib import Path
 
 @dataclass(frozen=True, slots=True)
 class Question:
-    """What to look at. `room` is memory in bytes to fit a device into; default: what is at hand.
+    """What to look at. `room` is memory in bytes to fit a device into; default: what is free.
 
     `batch_size`, `length` and `rank` win over the file's. `cuts` are those of the devices of an
     edge, whose own file knows none.

@@ -1,4 +1,4 @@
-"""A mistyped path may also be a name on the hub: what lies here that was perhaps meant."""
+"""A mistyped path may also be a name on the hub: what is here that was perhaps meant."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _ALIKE = 0.7
 
 
 def perhaps_meant(name: str, folders: Sequence[Path]) -> str:
-    """A question, with a space behind it, where something of nearly that name lies in one of the
+    """A question, with a space behind it, where something of nearly that name is in one of the
     folders; else nothing."""
     for folder in dict.fromkeys(folders):
         near = _nearest(Path(os.path.expanduser(name)), folder)  # noqa: PTH111 - no home, no error
@@ -29,7 +29,7 @@ def perhaps_meant(name: str, folders: Sequence[Path]) -> str:
 
 
 def pointed(error: SflError, folders: Sequence[Path]) -> SflError:
-    """The error with what was perhaps meant, where it is of a place where nothing lies."""
+    """The error with what was perhaps meant, where it is of a place where nothing is."""
     if not isinstance(error, DataError | ModelError) or not error.field.endswith(_PLACES):
         return error
     if not isinstance(error.value, str) or not nothing_there(Path(error.value)):

@@ -144,7 +144,7 @@ def edge_node(folder: Path, config: RunConfig, cloud_address: str) -> Node:
 
 
 def device_node(folder: Path, config: RunConfig, name: str, edge_address: str) -> Node:
-    """One device of a run; under `sfl run` the model's folder is at hand.
+    """One device of a run; under `sfl run` the model's folder is there.
 
     Whoever starts a run on one machine owns its device too: the paths and the cut of the run's file
     are the device's own.

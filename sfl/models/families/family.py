@@ -68,7 +68,7 @@ class TokenizerClass:
 
 @dataclass(frozen=True, slots=True)
 class Padding:
-    """How sequences lie in a batch: lengths [B], attention_mask [B, T] of 0 and 1.
+    """How sequences are laid out in a batch: lengths [B], attention_mask [B, T] of 0 and 1.
 
     Right-padded, positions are [1, T]. Packed one behind the other (`packing`), positions are
     [1, num_tokens], and the mask is None where attention never looks at padding.

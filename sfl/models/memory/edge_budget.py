@@ -16,7 +16,7 @@ from sfl.models.memory.footprint import EdgeDevice, EdgeForecast, Footprint, Loa
 
 @dataclass(frozen=True, slots=True)
 class EdgeChoice:
-    """For which devices blocks are computed again, how many activations may lie decoded over all
+    """For which devices blocks are computed again, how many activations may be decoded over all
     devices, and how many micro-batches of one may be in flight.
     """
 

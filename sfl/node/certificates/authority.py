@@ -74,7 +74,7 @@ class Entry:
 
 
 class Authority:
-    """A CA: its own certificate and key, and the folder it lies in, where it has one."""
+    """A CA: its own certificate and key, and the folder it is in, where it has one."""
 
     def __init__(self, own: Issued, folder: Path | None = None) -> None:
         self._own = own

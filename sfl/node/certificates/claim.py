@@ -46,7 +46,7 @@ def claim_identity(pool: Path) -> Iterator[Path]:
 
 
 def _is_own(key: Path) -> bool:
-    """Whether a key lies in the folder of its name, as `sfl ca` writes it."""
+    """Whether a key is in the folder of its name, as `sfl ca` writes it."""
     return key.stem == key.parent.name and NAME.fullmatch(key.stem) is not None
 
 

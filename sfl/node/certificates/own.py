@@ -29,7 +29,7 @@ DAY = "%Y-%m-%d %H:%M UTC"
 
 @dataclass(frozen=True, slots=True)
 class OwnCertificate:
-    """A node's certificate, found in order, and where its files lie. It never holds the key."""
+    """A node's certificate, found in order, and where its files are. It never holds the key."""
 
     identity: Identity
     ca: Path

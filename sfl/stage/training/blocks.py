@@ -60,7 +60,7 @@ class Blocks:
     def _boundary(self, message: TensorMessage, training: bool) -> torch.Tensor:
         assert message.rows is not None
         boundary = self.computation.hidden(message.rows, message.lengths)
-        # Its gradient will lie where it does: there the codec takes it.
+        # Its gradient will be where it is: there the codec takes it.
         boundary = boundary.to(self.model.device_of(self.span.first))
         # Without this mark a boundary behind frozen layers would get no gradient.
         return boundary.requires_grad_(training and self.wants_gradient)
@@ -88,7 +88,7 @@ class Blocks:
 
 
 def wait_for(result: torch.Tensor) -> None:
-    """Until an accelerator has computed what lies on it.
+    """Until an accelerator has computed what is on it.
 
     So its time is that of the phase it belongs to, and the codec may read on a stream of its own.
     """

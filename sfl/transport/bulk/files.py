@@ -52,7 +52,7 @@ def from_listing(said: edge_pb2.FileList) -> tuple[FileEntry, ...]:
 
 @dataclass(frozen=True, slots=True)
 class Part:
-    """A stretch of a file: bytes at hand, or a tensor to read from."""
+    """A stretch of a file: bytes in memory, or a tensor to read from."""
 
     num_bytes: int
     source: bytes | TensorEntry

@@ -74,7 +74,7 @@ class CloudLink:
         self._post(cloud_pb2.EdgeReportMessage(hello=hello))
         messages = aiter(call)
         try:
-            # The first word comes at once; whoever owes it for so long is not there any more.
+            # The first word comes at once; after so long nobody is there any more.
             first = self._heard(await asyncio.wait_for(anext(messages), connect_timeout))
             if (word := self._word(first)) is not None:
                 yield word

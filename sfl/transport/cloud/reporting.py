@@ -104,7 +104,7 @@ class Host(Protocol):
         """A device broke the contract, and is left out."""
 
     def update_received(self, header: UpdateHeader) -> None:
-        """One side's part of an update lies in the spool."""
+        """One side's part of an update is in the spool."""
 
     def reported(self, report: RoundReport) -> None:
         """A device tells how its round went."""

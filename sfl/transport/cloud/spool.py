@@ -19,7 +19,7 @@ class Spool:
         self.folder = folder
 
     def path(self, round_: int, device: str, side: Holder) -> Path:
-        """Where one side's part of a device's update lies."""
+        """Where one side's part of a device's update is."""
         return self.folder / f"round-{round_:04d}" / f"{device}.{side}.safetensors"
 
     def files(self, round_: int, device: str) -> tuple[Path, ...]:

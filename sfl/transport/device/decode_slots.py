@@ -29,7 +29,7 @@ class Held:
 
 
 class DecodeSlots:
-    """At most `count` activations lie decoded, over all streams; who is next is `next_slot`'s.
+    """At most `count` activations are decoded, over all streams; who is next is `next_slot`'s.
 
     Within a stream slots are given in the order they were asked for. To be used on one event loop.
     """

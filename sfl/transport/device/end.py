@@ -70,7 +70,7 @@ class End:
         peer_compiled: bool,
         folder: Path | None = None,
     ) -> None:
-        """`phases` times what is coded; what is remembered of samples lies under `folder`."""
+        """`phases` times what is coded; what is remembered of samples is under `folder`."""
         seed = settings.run.seed
         self.device = device
         self.settings = settings
@@ -145,7 +145,7 @@ class DeviceEnd(End):
 
     @property
     def most_waiting(self) -> int:
-        """Answers, and sums of the rounds before, that an edge may owe a device at once."""
+        """Answers, and sums of the rounds before, that may be due to a device at once."""
         folds, rounds = self.settings.aggregation.traits.folds, self.settings.run.rounds
         return 2 * self.settings.network.credits + folds * rounds
 

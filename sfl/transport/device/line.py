@@ -157,7 +157,7 @@ class Line:
         raise LinkLost(f"{self.peer} closed the stream")
 
     def keep(self, item: object, most: int) -> None:
-        """Keep what came for the caller, unless so much waits that an edge never owes it."""
+        """Keep what came for the caller, unless so much waits that it was never due."""
         if self._inbox.qsize() >= most:
             raise ProtocolError(f"{self.peer}: more came than was requested")
         if isinstance(item, Finish) and not item.ok:

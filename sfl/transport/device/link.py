@@ -100,7 +100,7 @@ class DeviceLink:
     ) -> Self:
         """Say who this is, and wait to be taken in.
 
-        What delta coding remembers of samples lies under `cache_dir`. An edge that is still
+        What delta coding remembers of samples is under `cache_dir`. An edge that is still
         loading says so; one that is silent for `patience` seconds is not there any more.
 
         Raises Refused, LinkLost, ProtocolError, RunFailed.

@@ -57,7 +57,7 @@ class StreamCodecs:
     """Encoders and decoders of one end of one stream; one thread may encode, one may decode.
 
     Each tensor of a lane has its own, by its name; a message's rows have none (`ROWS`). What delta
-    coding remembers of samples lies in `folder`, the side's `cache_dir`.
+    coding remembers of samples is in `folder`, the side's `cache_dir`.
     """
 
     def __init__(

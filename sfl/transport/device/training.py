@@ -71,7 +71,7 @@ class Host(Protocol):
     stats: NodeStats
     engine: Engine
     slots: DecodeSlots
-    """For the activations that may lie decoded on this edge, over all devices."""
+    """For the activations that may be decoded on this edge, over all devices."""
     adapter_limit: int
     """Most bytes of an adapter of this run."""
 

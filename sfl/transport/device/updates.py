@@ -3,7 +3,7 @@
 Down, the edge sends the global adapter as its difference from what the device holds; up, the device
 sends what its training changed. Either way the receiver adds the difference to a reference that
 both ends have. What a codec loses is not lost for good: down, the next difference is taken from
-what really arrived; up, the device adds what it still owes to its next update (error feedback,
+what really arrived; up, the device adds what is still due to its next update (error feedback,
 1901.09847). A stream's first adapter travels whole.
 """
 

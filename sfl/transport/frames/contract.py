@@ -263,7 +263,7 @@ def batch_tokens(settings: RunSettings) -> int:
 
 
 def whole(field: str, value: int, least: int, most: int) -> None:
-    """Raise ProtocolError unless a count lies within its bounds."""
+    """Raise ProtocolError unless a count is within its bounds."""
     if not least <= value <= most:
         raise ProtocolError(f"{field} = {value}: {least} to {most} is allowed")
 
@@ -274,7 +274,7 @@ def _same(field: str, value: int, wanted: int) -> None:
 
 
 def number(field: str, value: float, least: float, most: float = MOST_NUMBER) -> None:
-    """Raise ProtocolError unless a number is finite and lies within its bounds."""
+    """Raise ProtocolError unless a number is finite and is within its bounds."""
     if not math.isfinite(value) or not least <= value <= most:
         raise ProtocolError(f"{field} = {value!r}: a number from {least:g} to {most:g} is allowed")
 

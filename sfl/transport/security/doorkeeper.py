@@ -50,7 +50,7 @@ TLS_WANTED = "/sfl.v1.Door/TlsWanted"
 
 @dataclass(frozen=True, slots=True)
 class Caller:
-    """Who makes the call at hand, and from where."""
+    """Who makes the present call, and from where."""
 
     identity: Identity
     address: str
@@ -60,7 +60,7 @@ _CALLER: ContextVar[Caller | None] = ContextVar("caller", default=None)
 
 
 def caller_name() -> str | None:
-    """Who makes the call at hand, by its certificate; None without TLS."""
+    """Who makes the present call, by its certificate; None without TLS."""
     caller = _CALLER.get()
     return None if caller is None else str(caller.identity)
 

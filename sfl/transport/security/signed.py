@@ -74,7 +74,7 @@ def digest(tensors: Iterable[tuple[str, np.ndarray]]) -> bytes:
 
 
 def values_digest(values: Mapping[str, np.ndarray]) -> bytes:
-    """The digest of values at hand."""
+    """The digest of values in memory."""
     return digest((name, values[name]) for name in sorted(values))
 
 
@@ -227,7 +227,7 @@ class SignatureCheck:
         self._check(report.device, report.signature, "report", report.round, _content(report))
 
     def update(self, header: tensor_pb2.AdapterHeader, file: Path) -> None:
-        """A part lies in a file; only the device's can be signed by it. Raises NotSigned."""
+        """A part is in a file; only the device's can be signed by it. Raises NotSigned."""
         if self._trust is None or header.side != "device":
             return
         try:
