@@ -78,7 +78,7 @@ def docstrings(source: str) -> Iterator[str]:
 
 def page(root: Path = ROOT) -> Page:
     """All public docstrings as one page; their indented examples do not count."""
-    found = []
+    found: list[str] = []
     for path in files(root):
         for text in docstrings(path.read_text()):
             running = "\n".join(re.sub(r"^ {4,}.*$", "", line) for line in text.splitlines())
