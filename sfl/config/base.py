@@ -1,5 +1,6 @@
 """What every settings class shares: frozen, and no unknown key passes."""
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Annotated, Any
 
@@ -44,6 +45,16 @@ class OneOf:
                 "literal_error", "Input should be one of {expected}", {"expected": expected}
             )
         return name
+
+
+def given_twice(names: Iterable[str]) -> str | None:
+    """The first name that was there before, if there is one."""
+    known: set[str] = set()
+    for name in names:
+        if name in known:
+            return name
+        known.add(name)
+    return None
 
 
 class Section(BaseModel):

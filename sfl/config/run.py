@@ -17,7 +17,15 @@ from pydantic import (
 
 from sfl.aggregation.traits import STRATEGIES, Traits
 from sfl.codec.stages import is_exact
-from sfl.config.base import NodeName, OneOf, PackageVersion, RunId, Seconds, Section
+from sfl.config.base import (
+    NodeName,
+    OneOf,
+    PackageVersion,
+    RunId,
+    Seconds,
+    Section,
+    given_twice,
+)
 from sfl.config.codec import (
     AUTO_CODECS,
     EVALUATION_CODEC,
@@ -67,9 +75,8 @@ class RunSection(Section):
 
     @model_validator(mode="after")
     def _edges_are_different(self) -> Self:
-        for name in self.edges:
-            if self.edges.count(name) > 1:
-                raise ValueError(f"edges: the name {name!r} is given twice")
+        if (name := given_twice(self.edges)) is not None:
+            raise ValueError(f"edges: the name {name!r} is given twice")
         return self
 
 
@@ -422,9 +429,8 @@ class RunSections(Section):
     @model_validator(mode="after")
     def _devices_make_sense(self) -> Self:
         names = [device.name for device in self.devices]
-        for name in names:
-            if names.count(name) > 1:
-                raise ValueError(f"devices: the name {name!r} is given twice")
+        if (twice := given_twice(names)) is not None:
+            raise ValueError(f"devices: the name {twice!r} is given twice")
         if self.run.min_devices is not None and self.run.min_devices > len(names):
             raise ValueError(f"run.min_devices: at most the number of devices ({len(names)})")
         for change in self.codec.schedule:
