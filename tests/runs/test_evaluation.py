@@ -16,7 +16,7 @@ from sfl.config import EvaluationSettings, RunSettings, load_run
 from sfl.config.codec import AUTO_CODECS, RoleCodecs
 from sfl.errors import ConfigError, ProtocolError
 from sfl.report.journal import SqliteJournal
-from sfl.report.projection import told
+from sfl.report.projection import RunProjection
 from sfl.report.records import RoundRecord, SampleScore, read_records
 from sfl.rounds.assignment import assign
 from sfl.rounds.values import EdgeBase
@@ -163,7 +163,8 @@ def test_a_run_evaluates_when_it_is_due_and_says_so(tmp_path: Path) -> None:
     assert "all 12" in report
     # The journal's events alone tell the same, in the same order.
     journal = SqliteJournal(outcome.folder)
-    assert told(entry.event for entry in journal.entries()) == records
+    told = RunProjection.of(journal.entries()).records
+    assert [r for r in told if isinstance(r, RoundRecord)] == records
     journal.close()
 
 
