@@ -20,7 +20,7 @@ from edge_server.floor import Floor
 from sfl.config import DeviceConfig
 from sfl.errors import AdapterRefused, NameInUse, Refused
 from sfl.rounds import messages as rounds
-from sfl.rounds.values import Challenge
+from sfl.rounds.values import Assignment, Challenge
 from sfl.transport.device import entrance
 from sfl.transport.device.link import DeviceLink
 from sfl.transport.device.training import Training
@@ -73,7 +73,7 @@ def test_who_is_admitted_and_cannot_come_in_leaves_again(
         hello = edge_pb2.DeviceHello(device=NAME, wire_version=WIRE_VERSION)
         yield edge_pb2.DeviceMessage(hello=hello)
 
-    def no_memory(self: Floor, device: str) -> Any:
+    def no_memory(self: Floor, device: str, assignment: Assignment) -> Any:
         raise MemoryError("no room")
 
     async def scene(house: House, cloud: Cloud) -> None:
@@ -197,7 +197,7 @@ def test_who_comes_back_while_it_is_still_leaving_is_let_in_after_that() -> None
         await until_async(lambda: house.calls == 2)
         house.gate.set()
         second = await joining
-        assert second.joined.num_layers == house.base.folder.num_layers
+        assert second.joined.assignment.plan.num_layers == house.base.folder.num_layers
         assert cloud.told == ["join", "left", "join"]
         assert house.sessions[NAME] is not old and house.kept == {NAME}
         await closing
