@@ -72,7 +72,7 @@ class Session:
 
     model = SimpleNamespace(hidden_size=HIDDEN)
     device = "d"
-    start = None
+    is_open = False
     step = 0
     served_seconds = 0.0
 

@@ -129,7 +129,8 @@ class Floor:
             session: Any = self.service._session(device.requests(), device)  # type: ignore[arg-type]
             device.stream = asyncio.create_task(session)
             await until_async(lambda name=name: name in self.service.streams)  # type: ignore[misc]
-            start = replace(device.session.assignment, micro_batches=2)
+            codecs = device.session.settings.codecs(name, 1)
+            start = replace(device.session.assignment, micro_batches=2, codecs=codecs)
             mine = device.session.adapter.state()
             self.service.streams[name].begin_round(start, mine, {})
             await until_async(lambda device=device: len(device.heard) > 1)  # type: ignore[misc]
