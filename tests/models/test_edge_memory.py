@@ -41,6 +41,7 @@ from tests.house.paths import STORIES
 from tests.house.reference import adapter, assert_same_bits
 from tests.house.sessions import edge_model, messages
 from tests.house.tiny_models import LAYERS, opened
+from tests.house.twin import played
 
 
 def settings(count: int = 4, **changes: object) -> RunSettings:
@@ -383,7 +384,7 @@ def test_fewer_credits_reach_the_device_and_change_no_bit(tmp_path: Path) -> Non
         folder = tmp_path / str(number)
         values = small_run(tiny("llama"), training={"micro_batches": 4}, edge=own)
         data = completions(folder / "a.jsonl", 0)
-        outcome = run(folder, {**values, "devices": [device("a", data, 1)]})
+        outcome = played(folder, {**values, "devices": [device("a", data, 1)]})
         assert outcome.code == 0, outcome.output  # an edge closes the stream of who sends more
         found.append(adapter(outcome))
         assert f"up to {4 - 3 * number} of one device are in flight" in outcome.logs()

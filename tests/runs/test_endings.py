@@ -85,6 +85,8 @@ def test_too_few_devices_are_the_reason_everywhere(tmp_path: Path) -> None:
     assert states == {"d0": "lost", "d1": "lost", "d2": "stopped"}
     # Those that could not say it themselves are named with what the launcher saw.
     assert "device d0: killed by SIGKILL" in errors
+    assert "at least 2 devices" in errors
+    assert not left_running(tmp_path)
 
 
 @pytest.mark.process

@@ -1,7 +1,7 @@
 """What goes wrong, tried: bad settings and data, absent peers, bad messages, killed processes.
 
-Real processes and sockets. A user's mistake is one line that names field, value and fix; nothing
-hangs, and nothing is left running.
+Real processes and sockets, unless a test says otherwise. A user's mistake is one line that names
+field, value and fix; nothing hangs, and nothing is left running.
 """
 
 from __future__ import annotations
@@ -28,11 +28,12 @@ from sfl.stage.messages import Key, Kind, Purpose, TensorMessage
 from sfl.transport.frames.tensors import encode_tensor
 from sfl.transport.frames.wire import EDGE_SESSION, WIRE_VERSION
 from sfl.v1 import edge_pb2
-from tests.house.federation import launch, run, sfl, write_config
+from tests.house.federation import launch, sfl, write_config
 from tests.house.files import write_jsonl
 from tests.house.fleets import device, fleet, settings, tiny
 from tests.house.nodes import ByHand, launched, left_running, node_process
 from tests.house.paths import ROOT
+from tests.house.twin import Twin, played
 from tests.house.waiting import PATIENCE, until
 
 pytestmark = pytest.mark.process
@@ -437,7 +438,7 @@ def test_long_sequences_are_cut_and_counted(tmp_path: Path) -> None:
     rows += [{"prompt": "w3", "completion": "w4"}] * 5
     values = settings(tiny("llama"), run={"rounds": 1})
     values["devices"] = [device("a", write_jsonl(tmp_path / "a.jsonl", rows), 1)]
-    outcome = run(tmp_path, values)
+    outcome = played(tmp_path, values)
     assert outcome.code == 0, outcome.output
     log = outcome.logs()
     cut = "5 examples were longer than 24 tokens and were cut, the prompt first, from its left"
@@ -495,13 +496,14 @@ def test_a_killed_server_ends_the_run_and_is_named(tmp_path: Path, name: str) ->
 
 
 def test_too_few_devices_end_the_run_with_their_names(tmp_path: Path) -> None:
-    process = launched(tmp_path, fleet(tmp_path, training={"local_steps": 5000}))
+    """With processes: `test_too_few_devices_are_the_reason_everywhere`."""
+    twin = Twin(tmp_path, fleet(tmp_path))
     for name in ("d0", "d1"):
-        node_process(tmp_path, name).kill()
-    _, errors = process.communicate(timeout=PATIENCE)
-    assert process.returncode == 1
-    assert "at least 2 devices" in errors
-    assert not left_running(tmp_path)
+        twin.at(name, 1, 3, twin.lose)
+    outcome = twin.run()
+    assert outcome.code == 1
+    assert "at least 2 devices" in outcome.output
+    assert "d0: " in outcome.output and "d1: " in outcome.output
 
 
 def test_help_is_everywhere() -> None:

@@ -15,10 +15,10 @@ from typing import Any
 import pytest
 from safetensors.numpy import load_file
 
-from tests.house.federation import run
 from tests.house.fleets import fleet
 from tests.house.nodes import ByHand
 from tests.house.paths import ROOT
+from tests.house.twin import played
 from tests.house.waiting import PATIENCE, until
 
 pytestmark = pytest.mark.process
@@ -149,6 +149,7 @@ def test_an_adapter_that_nobody_can_compute_with_ends_the_run_with_that_and_no_d
         nodes.stop()
 
 
+@pytest.mark.filterwarnings("ignore:overflow encountered in cast")
 def test_a_merged_adapter_that_is_not_finite_is_not_handed_out(tmp_path: Path) -> None:
     values = fleet(
         tmp_path,
@@ -157,7 +158,7 @@ def test_a_merged_adapter_that_is_not_finite_is_not_handed_out(tmp_path: Path) -
         training={"local_steps": 2},
         aggregation={"strategy": "fedavgm", "server_learning_rate": 1e300},
     )
-    outcome = run(tmp_path, values)
+    outcome = played(tmp_path, values)
     assert outcome.code == 1, outcome.output
     failure = outcome.summary["failure"]
     assert "round 1 could not be averaged: base_model.model" in failure

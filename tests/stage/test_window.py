@@ -10,10 +10,11 @@ import pytest
 
 from sfl.report.records import RoundRecord, read_records
 from sfl.stage.window import Window
-from tests.house.federation import finished, run
+from tests.house.federation import finished
 from tests.house.fleets import completions, device, tiny
 from tests.house.fleets import settings as small_run
 from tests.house.reference import adapter, assert_same_bits
+from tests.house.twin import played
 
 STEPS, GRANTED, COUNT = 40, 8, 16
 
@@ -124,7 +125,7 @@ def test_a_device_s_window_is_told_and_changes_no_bit(tmp_path: Path) -> None:
         )
         link = {"link": {"delay_ms": delay}} if delay else {}
         values["devices"] = [device("a", completions(folder / "a.jsonl", 0), 1, **link)]
-        outcome = finished(run(folder, values))
+        outcome = finished(played(folder, values))
         records = read_records(outcome.folder / "metrics.jsonl")
         told = [record.snapshot.window for record in records if isinstance(record, RoundRecord)][-1]
         # 0.5 s there and back take all four, as long as an answer does not take half of that.
