@@ -134,7 +134,7 @@ class Serving:
         self._loop.call_soon_threadsafe(self._requests.put_nowait, request)
 
     def end(self, how: Status) -> None:
-        """Status the call: the caller learns how, and the servicer is cancelled."""
+        """End the call: the caller learns how, and the servicer is cancelled."""
         self._answer(how)
         self._loop.call_soon_threadsafe(self._cancel)
 
@@ -198,7 +198,7 @@ class Serving:
         self._answer(self._handler.response_serializer(message))
 
     async def abort(self, code: grpc.StatusCode, details: str = "", _: Any = ()) -> None:
-        """Status the call with a status. Raises AbortError."""
+        """End the call with a status. Raises AbortError."""
         self._said = Status(code, details)
         raise grpc.aio.AbortError(details)
 
@@ -247,7 +247,7 @@ class Channel:
         return lambda request, timeout=None: next(begin(request))
 
     def cut(self) -> None:
-        """Status what is open as a broken cable does: neither side has said a word."""
+        """End what is open as a broken cable does: neither side has said a word."""
         for call in self._calls:
             call.end(CUT)
 
@@ -301,7 +301,7 @@ class Call:
         self.end(CANCELLED)
 
     def end(self, how: Status) -> None:
-        """Status the call, on both sides."""
+        """End the call, on both sides."""
         if self._serving is not None and self.is_active():
             self._serving.end(how)
 
@@ -333,7 +333,7 @@ class AioChannel:
         return begin
 
     def cut(self) -> None:
-        """Status what is open as a broken cable does: neither side has said a word."""
+        """End what is open as a broken cable does: neither side has said a word."""
         for call in self._calls:
             call.end(CUT)
 
@@ -379,7 +379,7 @@ class AioCall:
         self.end(CANCELLED)
 
     def end(self, how: Status) -> None:
-        """Status the call, on both sides."""
+        """End the call, on both sides."""
         if self.feeding is not None:
             self.feeding.cancel()
         if self._serving is not None:
