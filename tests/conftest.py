@@ -12,9 +12,12 @@ import sys
 import warnings
 from collections import Counter
 from collections.abc import Iterator
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
+
+if TYPE_CHECKING:
+    from tests.house.named import Runs
 
 
 def pytest_configure() -> None:
@@ -68,3 +71,16 @@ def quiet_peft() -> Iterator[None]:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", FutureWarning)
         yield
+
+
+@pytest.fixture
+def runs(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Runs]:
+    """Runs by name, made once for all workers, to be read only (tests/house/named.py)."""
+    from tests.house.named import Runs
+
+    base = tmp_path_factory.getbasetemp()
+    runs = Runs((base.parent if hasattr(request.config, "workerinput") else base) / "named")
+    yield runs
+    runs.assert_untouched()

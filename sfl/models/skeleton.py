@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import threading
 from typing import Any
 
 import torch
@@ -14,6 +15,9 @@ from sfl.models.families.family import Layout, Task
 from sfl.models.folder import ModelFolder
 from sfl.models.modeling import import_modeling
 from sfl.node.causes import foreseen
+
+_ALONE = threading.Lock()
+"""transformers has one switch for the whole process, and it must be found as it was left."""
 
 
 def build_skeleton(
@@ -35,7 +39,7 @@ def build_skeleton(
             config.num_labels = num_labels
         config.dtype = dtype
         # On the meta device nothing is initialised; to try takes time, and imports sympy.
-        with torch.device("meta"), initialization.no_init_weights(), _RealRanges():
+        with _ALONE, torch.device("meta"), initialization.no_init_weights(), _RealRanges():
             model: nn.Module = getattr(modeling, layout.model_class)(config)
     except Exception as error:
         if foreseen(error) is not None:

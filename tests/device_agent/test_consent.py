@@ -29,9 +29,10 @@ from sfl.transport.frames.chunks import adapter_frames
 from sfl.transport.frames.wire import EDGE_SESSION, WIRE_VERSION, generic_handler
 from sfl.transport.frames.words import to_assignment, to_welcome
 from sfl.v1 import edge_pb2, tensor_pb2
-from tests.house.federation import run, sfl, write_config
+from tests.house.federation import sfl, write_config
 from tests.house.files import write_jsonl
 from tests.house.fleets import completions, fleet, tiny
+from tests.house.named import Runs, copied
 from tests.house.nodes import ByHand
 from tests.house.tls import give, read_folder
 from tests.house.waiting import PATIENCE, until
@@ -284,17 +285,13 @@ def test_data_lie_in_the_folders_that_a_device_reads_from(tmp_path: Path, key: s
 
 
 @pytest.mark.process
-def test_on_one_machine_the_runs_file_is_the_devices_own(tmp_path: Path) -> None:
-    values = fleet(tmp_path, 2, run={"rounds": 1}, training={"local_steps": 2})
-    values["data"]["train"] = str(completions(tmp_path / "all.jsonl", 1, 30))
-    for entry in values["devices"]:
-        del entry["train"]
-        entry["cut_layer"] = 0
-    outcome = run(tmp_path, values)
-    assert outcome.code == 0, outcome.output + outcome.logs()
+def test_on_one_machine_the_runs_file_is_the_devices_own(runs: Runs, tmp_path: Path) -> None:
+    outcome = copied(runs("shared_data"), tmp_path)  # a node's files are written into it
     counts = [entry["num_examples"] for entry in outcome.summary["devices"]]
     assert 20 < sum(counts) < 30 and max(counts) - min(counts) <= 1
-    node = device_node(outcome.folder, load_run(tmp_path / "run.toml"), "d0", "127.0.0.1:1")
+    node = device_node(
+        outcome.folder, load_run(outcome.folder / "config.toml"), "d0", "127.0.0.1:1"
+    )
     assert str(load_device(node.config).shared_train) == str(tmp_path / "all.jsonl")
 
 

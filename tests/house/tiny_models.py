@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import warnings
 from collections.abc import Mapping
 from functools import cache
@@ -22,6 +23,8 @@ from sfl.adapters.manifest import AdapterManifest
 from sfl.config import LoraSettings
 from sfl.models.families.family import Task
 from sfl.models.folder import ModelFolder, open_model
+from tests.house.files import edit
+from tests.house.paths import MODEL
 
 transformers.logging.set_verbosity_error()
 transformers.logging.disable_progress_bar()
@@ -199,3 +202,23 @@ def batch(lengths: tuple[int, ...], task: Task, seed: int = 3) -> tuple[Tensor, 
     labels = ids.masked_fill(~mask, -100)
     labels[:, :2] = -100
     return ids, torch.tensor(lengths), labels
+
+
+def decoder_without_padding(folder: Path) -> Path:
+    """A GPT-2 of random weights; neither its config nor its tokenizer names a pad token."""
+    torch.manual_seed(0)
+    config = transformers.AutoConfig.for_model(
+        "gpt2",
+        vocab_size=1280,
+        n_embd=32,
+        n_layer=3,
+        n_head=4,
+        n_positions=128,
+        bos_token_id=1,
+        eos_token_id=2,
+    )
+    transformers.AutoModelForCausalLM.from_config(config).save_pretrained(folder)
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        shutil.copy(MODEL / name, folder)
+    edit(folder / "tokenizer_config.json", lambda content: content.pop("pad_token"))
+    return folder

@@ -18,9 +18,9 @@ from sfl.errors import ConfigError
 from sfl.metrics.timeline import Interval
 from sfl.node.extras import require_opentelemetry
 from sfl.report.step import StepTimeline
-from tests.house.federation import run
 from tests.house.files import write_jsonl
 from tests.house.paths import QUICKSTART, ROOT
+from tests.house.twin import played
 
 pytest.importorskip("opentelemetry.sdk", reason="the extra otel is not installed")
 pytest.importorskip("opentelemetry.exporter.otlp.proto.http")
@@ -124,6 +124,7 @@ def settings(folder: Path, endpoint: str) -> dict[str, Any]:
         "run": {"rounds": 2},
         "model": {"path": str(QUICKSTART / "model"), "max_length": 96},
         "training": {"batch_size": 2, "local_steps": 3},
+        "edge": {"threads": 1},
         "cloud": {"tracing": {"endpoint": endpoint}},
         "devices": [
             {"name": name, "cut_layer": 1, "threads": 1, "train": str(train)} for name in "ab"
@@ -135,7 +136,7 @@ def settings(folder: Path, endpoint: str) -> dict[str, Any]:
 def test_a_run_sends_a_trace_for_each_device_and_round(
     tmp_path: Path, collector: Collector
 ) -> None:
-    outcome = run(tmp_path, settings(tmp_path, collector.endpoint))
+    outcome = played(tmp_path, settings(tmp_path, collector.endpoint))
     assert outcome.code == 0, outcome.output + outcome.logs()
     nodes: dict[bytes, set[tuple[str, str]]] = {}
     for request in collector.requests:
@@ -159,7 +160,7 @@ def test_a_run_sends_a_trace_for_each_device_and_round(
 
 @pytest.mark.process
 def test_a_collector_that_is_not_there_does_not_stop_a_run(tmp_path: Path) -> None:
-    outcome = run(tmp_path, settings(tmp_path, "http://127.0.0.1:9/v1/traces"))
+    outcome = played(tmp_path, settings(tmp_path, "http://127.0.0.1:9/v1/traces"))
     assert outcome.code == 0, outcome.output + outcome.logs()
 
 

@@ -29,9 +29,9 @@ from sfl.stage.base import BaseForm, decided, settle
 from sfl.stage.loss import training_loss
 from tests.house.federation import SFL, run, write_config
 from tests.house.files import write_jsonl
+from tests.house.named import Runs
 from tests.house.paths import ROOT, STORIES
 from tests.house.tiny_models import CASES, LABELS, LAYERS, batch, busy_values, manifest_of, opened
-from tests.house.twin import played
 
 LORA = LoraSettings(rank=4, alpha=8.0)
 PLANS = [Plan.split(LAYERS, 1, 0, "vanilla"), Plan.split(LAYERS, 1, 1, "u_shaped")]
@@ -445,12 +445,8 @@ def test_an_nf4_edge_trains_with_an_unquantised_device(topology: str, tmp_path: 
 
 
 @pytest.mark.process
-def test_auto_is_in_the_effective_config(tmp_path: Path) -> None:
-    config = values(tmp_path, run={"rounds": 1})
-    config["model"]["dtype"] = "auto"
-    config["devices"][0]["dtype"] = "autocast"
-    outcome = played(tmp_path, config)
-    assert outcome.code == 0, outcome.output + outcome.logs()
+def test_auto_is_in_the_effective_config(runs: Runs) -> None:
+    outcome = runs("shared_data")
     effective = tomllib.loads((outcome.folder / "config.toml").read_text())
     chosen = effective["edge"]["dtype"]
     assert chosen in ("float32", "bfloat16")

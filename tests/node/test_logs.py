@@ -8,16 +8,13 @@ import logging
 import re
 import sys
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import pytest
 
 from sfl.node.logs import JsonLines, TextLines, describe_node, start_logging
 from sfl.node.text import plain
-from tests.house.federation import run
-from tests.house.files import write_jsonl
-from tests.house.paths import QUICKSTART
+from tests.house.named import Runs
 
 TEXT = r"^\d{4}-\d\d-\d\d \d\d:\d\d:\d\d,\d{3} INFO    sfl\.test: plain$"
 
@@ -91,17 +88,8 @@ def test_the_node_is_asked_with_every_line(capsys: pytest.CaptureFixture[str]) -
 
 
 @pytest.mark.process
-def test_every_node_of_a_run_writes_json(tmp_path: Path) -> None:
-    data = (QUICKSTART / "data" / "loft" / "train.jsonl").read_text().splitlines()[:8]
-    train = write_jsonl(tmp_path / "train.jsonl", [json.loads(line) for line in data])
-    values = {
-        "run": {"rounds": 1},
-        "model": {"path": str(QUICKSTART / "model"), "max_length": 96},
-        "training": {"batch_size": 2, "local_steps": 2},
-        "devices": [{"name": "a", "cut_layer": 1, "threads": 1, "train": str(train)}],
-    }
-    outcome = run(tmp_path, values, "--log-format", "json")
-    assert outcome.code == 0, outcome.output + outcome.logs()
+def test_every_node_of_a_run_writes_json(runs: Runs) -> None:
+    outcome = runs("tls")
 
     def lines(node: str) -> list[dict[str, Any]]:
         text = (outcome.folder / "logs" / f"{node}.log").read_text()
@@ -114,7 +102,7 @@ def test_every_node_of_a_run_writes_json(tmp_path: Path) -> None:
         ("device", "a", device),
     ):
         assert {(line["kind"], line["node"]) for line in found} == {(kind, node)}
-    (began,) = (line for line in cloud if line["message"].startswith("round 1 of 1"))
+    (began,) = (line for line in cloud if line["message"].startswith("round 1 of 2"))
     assert (began["run"], began["round"]) == ("t", 1)
     (joined,) = (line for line in edge if line["message"] == "device a joined")
     assert (joined["run"], joined["device"]) == ("t", "a")

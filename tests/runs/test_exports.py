@@ -11,9 +11,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 import yaml
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, pipeline
+from transformers import AutoTokenizer, pipeline
 
 import sfl.cli.app
 from sfl.cli.app import app
@@ -26,60 +25,17 @@ from sfl.errors import ConfigError, DataError, DiskError, ModelError, UserError
 from sfl.models.hub import hub_name
 from sfl.report.card import Base, merged_card, model_card
 from sfl.report.summary import RunSummary
-from tests.house.federation import Outcome, run
+from tests.house.federation import Outcome
 from tests.house.federation import sfl as sfl_command
 from tests.house.files import edit, write_jsonl
+from tests.house.named import Runs, copied
 from tests.house.paths import MODEL
 
-WORDS = ("lamp", "heater", "door", "kitchen", "now", "please")
 
-
-def decoder_without_padding(folder: Path) -> Path:
-    """A GPT-2 of random weights; neither its config nor its tokenizer names a pad token."""
-    torch.manual_seed(0)
-    config = AutoConfig.for_model(
-        "gpt2",
-        vocab_size=1280,
-        n_embd=32,
-        n_layer=3,
-        n_head=4,
-        n_positions=128,
-        bos_token_id=1,
-        eos_token_id=2,
-    )
-    AutoModelForCausalLM.from_config(config).save_pretrained(folder)
-    for name in ("tokenizer.json", "tokenizer_config.json"):
-        shutil.copy(MODEL / name, folder)
-    edit(folder / "tokenizer_config.json", lambda content: content.pop("pad_token"))
-    return folder
-
-
-@pytest.fixture(scope="module")
-def classified(tmp_path_factory: pytest.TempPathFactory) -> Outcome:
+@pytest.fixture
+def classified(runs: Runs) -> Outcome:
     """A finished run over texts of unequal lengths."""
-    folder = tmp_path_factory.mktemp("classified")
-    rows = [
-        {"text": " ".join(WORDS[: 1 + number % 6]), "label": ("off", "on")[number % 2]}
-        for number in range(20)
-    ]
-    values: dict[str, Any] = {
-        "run": {"rounds": 1},
-        "model": {
-            "path": str(decoder_without_padding(folder / "models" / "gpt2")),
-            "task": "sequence_classification",
-            "labels": ["off", "on"],
-            "max_length": 64,
-        },
-        "lora": {"rank": 4},
-        "training": {"batch_size": 4, "local_steps": 2},
-        "data": {"eval_fraction": 0.4},
-        "devices": [
-            {"name": "a", "cut_layer": 1, "train": str(write_jsonl(folder / "a.jsonl", rows))}
-        ],
-    }
-    outcome = run(folder, values)
-    assert outcome.code == 0, outcome.output + outcome.logs()
-    return outcome
+    return runs("classifier")
 
 
 @pytest.mark.process
@@ -97,21 +53,19 @@ def test_a_decoder_without_a_pad_token_is_evaluated_as_the_run_did(classified: O
 
 @pytest.mark.process
 def test_a_run_is_used_with_its_model_elsewhere(classified: Outcome, tmp_path: Path) -> None:
+    classified = copied(classified, tmp_path / "own")
     config = load_run(classified.folder / "config.toml")
     moved = Path(config.model.path).rename(tmp_path / "elsewhere")
-    try:
-        lost = sfl_command("eval", "--run", classified.folder)
-        assert lost.returncode == 2
-        assert "no such folder" in lost.stderr and "--model PATH" in lost.stderr
-        found = sfl_command("eval", "--run", classified.folder, "--model", moved)
-        assert found.returncode == 0, found.stderr
-        assert f"{classified.summary['eval_loss_after']:.2f}" in found.stdout
-        wrong = sfl_command("eval", "--run", classified.folder, "--model", MODEL)
-        assert wrong.returncode == 2
-        assert "does not fit the model" in wrong.stderr
-        assert "Traceback" not in wrong.stderr
-    finally:
-        moved.rename(config.model.path)
+    lost = sfl_command("eval", "--run", classified.folder)
+    assert lost.returncode == 2
+    assert "no such folder" in lost.stderr and "--model PATH" in lost.stderr
+    found = sfl_command("eval", "--run", classified.folder, "--model", moved)
+    assert found.returncode == 0, found.stderr
+    assert f"{classified.summary['eval_loss_after']:.2f}" in found.stdout
+    wrong = sfl_command("eval", "--run", classified.folder, "--model", MODEL)
+    assert wrong.returncode == 2
+    assert "does not fit the model" in wrong.stderr
+    assert "Traceback" not in wrong.stderr
 
 
 @pytest.mark.process
@@ -259,8 +213,9 @@ def test_a_card_without_a_tokenizer_beside_it_says_where_to_get_it(classified: O
 
 
 @pytest.mark.process
-def test_the_hint_finds_a_run_that_lies_elsewhere(classified: Outcome) -> None:
-    assert f"sfl eval --run t --output-dir {classified.folder.parent}" in classified.output
+def test_the_hint_finds_a_run_that_lies_elsewhere(runs: Runs) -> None:
+    outcome = runs("u_shaped")
+    assert f"sfl eval --run t --output-dir {outcome.folder.parent}" in outcome.output
 
 
 @pytest.mark.parametrize(

@@ -27,6 +27,7 @@ from sfl.data import load_tokenizer, prepare
 from tests.house.federation import Outcome, finished, run, sfl
 from tests.house.files import write_jsonl
 from tests.house.fleets import CLASSES, classified, completions, device, sentence, settings, tiny
+from tests.house.named import Runs
 from tests.house.paths import MODEL, STORIES
 from tests.house.reference import adapter, adapter_traffic, assert_same_bits, reference
 from tests.house.retold import assert_retold
@@ -174,19 +175,10 @@ def test_a_rehearsal_fixes_what_is_auto_and_changes_nothing_else(
 # -- three devices -------------------------------------------------------------------------------
 
 
-@pytest.fixture(scope="module")
-def three(tmp_path_factory: pytest.TempPathFactory) -> Outcome:
+@pytest.fixture
+def three(runs: Runs) -> Outcome:
     """Three devices with different cuts and amounts of data, interleaved in one edge."""
-    folder = tmp_path_factory.mktemp("three")
-    values = settings(
-        tiny("llama"), run={"rounds": 2}, training={"micro_batches": 1, "local_epochs": 1}
-    )
-    del values["training"]["local_steps"]
-    values["devices"] = [
-        device(name, completions(folder / f"{name}.jsonl", seed, count), cut)
-        for name, seed, count, cut in (("a", 1, 14, 0), ("b", 2, 30, 1), ("c", 3, 22, 2))
-    ]
-    return finished(run(folder, values))
+    return runs("vanilla")
 
 
 def test_interleaved_devices_average_to_the_mean_of_their_own_runs(three: Outcome) -> None:
@@ -357,28 +349,8 @@ def test_what_an_edge_is_told_changes_no_bit_and_batching_none_beyond_rounding(
 # -- other tasks and codecs ------------------------------------------------------------------------
 
 
-def test_a_u_shaped_run_of_a_mixed_fleet_with_codecs(tmp_path: Path) -> None:
-    values = settings(
-        tiny("bert"),
-        run={"topology": "u_shaped"},
-        model={"task": "sequence_classification", "labels": CLASSES},
-        codec={
-            "activation": "int8 | zstd",
-            "gradient": "fp16",
-            # Another codec for one device from the second round on, which keeps its rows on disk.
-            "schedule": [
-                {"from_round": 2, "device": "a", "activation": "delta(sample) | int(8) | rans"},
-                {"from_round": 3, "hidden": "sft", "tail_gradient": "compact"},
-            ],
-        },
-        training={"micro_batches": 2},
-    )
-    values["run"]["rounds"] = 3
-    values["devices"] = [
-        device("a", classified(tmp_path / "a.jsonl", 1), 1, tail_layers=1),
-        device("b", classified(tmp_path / "b.jsonl", 2, 20), 0, tail_layers=2),
-    ]
-    outcome = finished(run(tmp_path, values))
+def test_a_u_shaped_run_of_a_mixed_fleet_with_codecs(runs: Runs) -> None:
+    outcome = runs("u_shaped")
     summary = outcome.summary
     assert not summary["faults"]
     assert summary["reduction_vs_fp32"] > 1.5

@@ -8,8 +8,9 @@ from typing import Any
 
 import pytest
 
-from tests.house.federation import finished, run
+from tests.house.federation import finished
 from tests.house.fleets import completions, device, fleet, settings, tiny
+from tests.house.named import RUNS, Runs
 from tests.house.reference import adapter, assert_same_bits
 from tests.house.twin import Twin, played
 
@@ -24,12 +25,12 @@ def pair(folder: Path, topology: str) -> dict[str, Any]:
 
 
 @pytest.mark.process
-@pytest.mark.parametrize("topology", ["vanilla", "u_shaped"])
-def test_one_process_leaves_the_adapter_that_processes_leave(tmp_path: Path, topology: str) -> None:
-    for name in ("real", "twin"):
-        (tmp_path / name).mkdir()
-    real = finished(run(tmp_path / "real", pair(tmp_path, topology)))
-    twin = finished(played(tmp_path / "twin", pair(tmp_path, topology)))
+@pytest.mark.parametrize("name", ["vanilla", "u_shaped"])
+def test_one_process_leaves_the_adapter_that_processes_leave(
+    runs: Runs, tmp_path: Path, name: str
+) -> None:
+    real = runs(name)
+    twin = finished(played(tmp_path, RUNS[name].values(tmp_path)))
     assert_same_bits(adapter(twin), adapter(real))
     assert_same_bits(adapter(twin, "adapter_best"), adapter(real, "adapter_best"))
     of_real, of_twin = real.summary, twin.summary

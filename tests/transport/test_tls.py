@@ -41,8 +41,9 @@ from sfl.transport.security.diagnosis import why_refused
 from sfl.transport.security.doorkeeper import MAY_CALL
 from sfl.transport.security.handshakes import explain
 from sfl.v1 import cloud_pb2, edge_pb2, tensor_pb2
-from tests.house.federation import SFL, run, sfl, write_config
-from tests.house.fleets import completions, device, fleet, settings, tiny
+from tests.house.federation import SFL, sfl, write_config
+from tests.house.fleets import fleet
+from tests.house.named import Runs
 from tests.house.paths import ROOT
 from tests.house.tls import (
     DAY,
@@ -261,21 +262,13 @@ def test_paths_of_certificates_are_relative_to_the_file(tmp_path: Path) -> None:
 
 
 @pytest.mark.process
-def test_a_run_gives_the_same_adapter_with_tls_and_without(tmp_path: Path) -> None:
+def test_a_run_gives_the_same_adapter_with_tls_and_without(runs: Runs) -> None:
     adapters = []
-    for name, options in (("plain", ()), ("tls", ("--tls",))):
-        folder = tmp_path / name
-        folder.mkdir()
-        values = settings(tiny("llama"), run={"rounds": 2})
-        values["devices"] = [
-            device(f"d{number}", completions(folder / f"d{number}.jsonl", number), 1)
-            for number in range(2)
-        ]
-        outcome = run(folder, values, *options)
-        assert outcome.code == 0, outcome.output + outcome.logs()
+    for name in ("vanilla", "tls"):
+        outcome = runs(name)
         adapters.append((outcome.folder / "adapter" / "adapter_model.safetensors").read_bytes())
         said = "TLS 1.3" in outcome.logs()
-        assert said == bool(options), outcome.logs()
+        assert said == (name == "tls"), outcome.logs()
     assert adapters[0] == adapters[1]
     # Nothing of the run's CA is left, and nothing of it was kept in what the run wrote.
     assert not (outcome.folder / "tls").exists()
