@@ -19,6 +19,9 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
+FAILURES = (Exception, SystemExit)
+"""What a package's import may raise: a script without a guard calls sys.exit."""
+
 
 @dataclass(frozen=True, slots=True)
 class Package:
@@ -34,8 +37,9 @@ class Package:
 class Registry(Mapping[str, T]):
     """What is built in, by name, then what packages bring as entry points of `group`.
 
-    Whether a name is known and what all are called takes no import of a package. Raises ConfigError
-    for a plug-in that cannot be imported, is no `kind`, or takes a name that somebody has.
+    Whether a name is known and what all are called takes no import of a package. A look-up raises
+    ConfigError where its plug-in cannot be imported, is no `kind`, or shares its name with another
+    package's. A name that is built in stays what it is, whatever a package brings under it.
     """
 
     def __init__(self, group: str, kind: Any, built_in: Mapping[str, T]) -> None:
@@ -47,7 +51,7 @@ class Registry(Mapping[str, T]):
         if name in self.built_in:
             return self.built_in[name]
         if name not in self._loaded:
-            self._loaded[name] = self._load(name, self._points[name])
+            self._loaded[name] = self._load(self._point(name))
         return self._loaded[name]
 
     def __iter__(self) -> Iterator[str]:
@@ -64,7 +68,7 @@ class Registry(Mapping[str, T]):
         """The package that brings it; None where it is built in, or not known."""
         if name in self.built_in or name not in self._points:
             return None
-        return _package(self._points[name])
+        return _package(self._point(name))
 
     def implementation(self, name: str, reference: str) -> Any:
         """What `module:object` stands for, which the entry called `name` refers to."""
@@ -72,35 +76,37 @@ class Registry(Mapping[str, T]):
             return resolve_name(reference)
         try:
             return resolve_name(reference)
-        except Exception as error:
-            raise self._broken(name, f"{reference} cannot be imported ({_said(error)})") from error
+        except FAILURES as error:
+            problem = f"{reference} cannot be imported ({_said(error)})"
+            raise self._error(self._point(name), problem) from error
 
     @cached_property
-    def _points(self) -> dict[str, EntryPoint]:
+    def _points(self) -> dict[str, list[EntryPoint]]:
+        """What packages bring beside what is built in; more than one where they share a name."""
         from importlib.metadata import entry_points
 
-        found: dict[str, EntryPoint] = {}
+        found: dict[str, list[EntryPoint]] = {}
         for point in entry_points(group=self.group):
-            if point.name in self.built_in or point.name in found:
-                other = found.get(point.name)
-                owner = "sfl itself" if other is None else str(_package(other))
-                raise self._error(point, f"the name is taken by {owner}")
-            found[point.name] = point
+            if point.name not in self.built_in:
+                found.setdefault(point.name, []).append(point)
         return found
 
-    def _load(self, name: str, point: EntryPoint) -> T:
+    def _point(self, name: str) -> EntryPoint:
+        first, *others = self._points[name]
+        for other in others:
+            raise self._error(other, f"the name is taken by {_package(first)}")
+        return first
+
+    def _load(self, point: EntryPoint) -> T:
         try:
             value: Any = point.load()
-        except Exception as error:
+        except FAILURES as error:
             raise self._error(point, f"it cannot be imported ({_said(error)})") from error
         if not isinstance(value, self._kind):
             kind = type(value).__name__
             raise self._error(point, f"{point.value} is a {kind}, not a {self._kind.__name__}")
         own: T = value
         return own
-
-    def _broken(self, name: str, problem: str) -> ConfigError:
-        return self._error(self._points[name], problem)
 
     def _error(self, point: EntryPoint, problem: str) -> ConfigError:
         package = _package(point)
@@ -128,5 +134,5 @@ def _package(point: EntryPoint) -> Package:
     return Package(owner.name, owner.version) if owner is not None else Package("unknown", "0")
 
 
-def _said(error: Exception) -> str:
-    return " ".join(f"{type(error).__name__}: {error}".split())
+def _said(error: BaseException) -> str:
+    return " ".join(f"{type(error).__name__}: {error}".split()).removesuffix(":")

@@ -67,7 +67,8 @@ def test_nothing_is_looked_for_where_a_name_is_built_in(
         ("mine = house_rules:YOURS", "", "AttributeError"),
         ("mine = house_rules:MINE", "raise SystemError('two\\nlines')", "SystemError: two lines"),
         ("mine = house_rules:__name__", "", "is a str, not a Traits"),
-        ("plain = house_rules:MINE", "", "the name is taken by sfl itself"),
+        ("mine = house_rules:MINE", "import sys; sys.exit('a script')", "SystemExit: a script"),
+        ("mine = house_rules:MINE", "raise SystemExit", "(SystemExit)"),
     ],
 )
 def test_a_plug_in_that_cannot_be_taken_names_its_package_and_group(
@@ -80,16 +81,33 @@ def test_a_plug_in_that_cannot_be_taken_names_its_package_and_group(
     assert said in text and "house-rules==2.0" in text and GROUP in text and "\n" not in text
 
 
-def test_two_packages_of_one_name_are_refused(brought: Path) -> None:
-    install(brought, "mine = house_rules:MINE")
+def test_two_packages_of_one_name_are_refused_when_it_is_asked_for(brought: Path) -> None:
+    install(brought, "mine = house_rules:MINE\nyours = house_rules:MINE")
     install(brought, "mine = house_rules:MINE", package="other-rules")
-    with pytest.raises(ConfigError, match=r"the name is taken by (house|other)-rules==2\.0"):
-        list(registry())
+    known = registry()
+    assert list(known) == ["plain", "mine", "yours"] and "mine" in known and len(known) == 3
+    assert known["yours"] == MINE and known.package("yours") == Package("house-rules", "2.0")
+    for ask in (known.__getitem__, known.package):
+        with pytest.raises(ConfigError, match=r"the name is taken by (house|other)-rules==2\.0"):
+            ask("mine")
 
 
-def test_code_behind_a_plug_in_that_is_broken_names_the_package(brought: Path) -> None:
-    install(brought, "mine = house_rules:MINE")
-    with pytest.raises(ConfigError, match=r"house-rules==2\.0: house_rules:Mine cannot be imp"):
+def test_a_name_that_is_built_in_stays_what_it_is(brought: Path) -> None:
+    install(brought, "mine = house_rules:MINE\nplain = house_rules:MINE")
+    known = registry()
+    assert list(known) == ["plain", "mine"] and known["mine"] == MINE
+    assert known["plain"] == Traits("math:pi") and known.package("plain") is None
+
+
+@pytest.mark.parametrize(
+    ("code", "said"),
+    [("", "house_rules:Mine cannot be imp"), ("def __getattr__(name): exit(3)", "SystemExit: 3")],
+)
+def test_code_behind_a_plug_in_that_is_broken_names_the_package(
+    brought: Path, code: str, said: str
+) -> None:
+    install(brought, "mine = house_rules:MINE", code)
+    with pytest.raises(ConfigError, match=rf"house-rules==2\.0: .*{said}"):
         registry().implementation("mine", MINE.implementation)
 
 

@@ -14,7 +14,7 @@ TIMEOUT = 60.0
 LIMITS = {"nf4": 0.2, "int8": 0.05}
 """Relative errors of a product that a sound build stays well below (0.09 and 0.01 here)."""
 INSTALL = "Optional. To install it: pip install bitsandbytes"
-MEND = "Reinstall it (pip install --force-reinstall bitsandbytes), or uninstall it."
+REINSTALL = "Reinstall it (pip install --force-reinstall bitsandbytes), or uninstall it."
 
 
 def check_bitsandbytes() -> Check:
@@ -23,7 +23,7 @@ def check_bitsandbytes() -> Check:
     try:
         done = subprocess.run(command, capture_output=True, text=True, timeout=TIMEOUT)
     except subprocess.TimeoutExpired:
-        return Check("bitsandbytes", "warning", f"no answer within {TIMEOUT:g} s", MEND)
+        return Check("bitsandbytes", "warning", f"no answer within {TIMEOUT:g} s", REINSTALL)
     results = [found for line in done.stdout.splitlines() if (found := _result(line))]
     if any("missing" in result for result in results):
         return Check("bitsandbytes", "warning", "not installed", INSTALL, {"installed": False})
@@ -34,10 +34,12 @@ def check_bitsandbytes() -> Check:
     name = f"bitsandbytes {version}" if version else "bitsandbytes"
     if done.returncode != 0:
         where = f"after {_said(tried[-1])}" if tried else "when it is imported or first used"
-        return Check("bitsandbytes", "problem", f"{name} {_death(done)}, {where}", MEND, figures)
+        return Check(
+            "bitsandbytes", "problem", f"{name} {_death(done)}, {where}", REINSTALL, figures
+        )
     text = f"{name}: {'; '.join(_said(result) for result in tried)}"
     return Check(
-        "bitsandbytes", "problem" if failed else "ok", text, MEND if failed else "", figures
+        "bitsandbytes", "problem" if failed else "ok", text, REINSTALL if failed else "", figures
     )
 
 
