@@ -41,7 +41,9 @@ from sfl.node.logs import TextLines
 from sfl.report.conclusion import concluded
 from sfl.report.runs import open_run_folder
 from sfl.transport.device.line import Line
+from sfl.transport.device.link import DeviceLink
 from sfl.transport.inproc import AioChannel, Channel, Services
+from sfl.transport.security.signed import DeviceSignatures
 from tests.house.clock import Clock
 from tests.house.federation import Outcome, write_config
 from tests.house.waiting import PATIENCE
@@ -100,6 +102,8 @@ class Twin:
         self._acts: dict[tuple[str, int, int], list[Act]] = defaultdict(list)
         self.bug: BaseException | None = None
         self.is_over = False
+        self.links: dict[str, type[DeviceLink]] = {}
+        """Links of devices that do not behave as others do."""
         self.held: set[str] = set()
         """Devices that wait for `release`."""
         self._edge_tasks: dict[str, asyncio.Task[None]] = {}
@@ -330,6 +334,14 @@ class TwinDevice(DeviceAgent):
             time.sleep(0.005)
         self.channel = self.twin.services.channel(self.edge)
         return Line(self.channel, peer, self.stats)  # type: ignore[arg-type]
+
+    def _join(self, line: Line, patience: float) -> DeviceLink:
+        own, name = self.config, self.config.name
+        kind = self.twin.links.get(name)
+        if kind is None:
+            return super()._join(line, patience)
+        signatures = DeviceSignatures(name, self.own)
+        return kind.join(line, signatures, patience, own.cache_dir, self.consent.check)
 
     def _live(self) -> None:
         name = self.config.name

@@ -1,25 +1,30 @@
 """A device that lies about its examples or its update: what becomes of it, and of the others.
 
-Real processes and sockets. Whatever the liar sends, the honest devices' run goes on, and where
-nothing of the liar's counted the adapter is what it is without it, bit for bit.
+In one process, and once with real ones. Whatever the liar sends, the honest devices' run goes on.
+Where nothing of the liar's counted, the adapter is what it is without it, bit for bit.
 """
 
 from __future__ import annotations
 
 import subprocess
 import sys
-from collections.abc import Iterator
+from argparse import Namespace
 from pathlib import Path
 from typing import Any
 
 import pytest
 from safetensors.numpy import load_file
 
+from benchmarks.hostile_device import lying
+from sfl.errors import SflError
+from sfl.report.status import RunStatus
+from sfl.transport.device.link import DeviceLink
+from tests.house.federation import Outcome, finished
 from tests.house.fleets import fleet
 from tests.house.nodes import ByHand
 from tests.house.paths import ROOT
-from tests.house.twin import played
-from tests.house.waiting import PATIENCE, until
+from tests.house.twin import Twin, played
+from tests.house.waiting import PATIENCE
 
 pytestmark = pytest.mark.process
 
@@ -46,27 +51,12 @@ class Attacked(ByHand):
         self.processes.append(process)
         return process
 
-    def is_back(self, name: str) -> bool:
-        """Whether a device with a fault is ready again, by one and the same status."""
-        status = self.status()
-        states = {device["name"]: device["state"] for device in status.get("devices", [])}
-        return any(name in fault for fault in status.get("faults", [])) and states[name] == "ready"
-
-    def adapter(self) -> dict[str, bytes]:
-        """The adapter that the run left, bit for bit."""
-        values = load_file(self.folder / "runs" / "t" / "adapter" / "adapter_model.safetensors")
-        return {name: array.tobytes() for name, array in values.items()}
-
-    def said_of(self, name: str) -> list[str]:
-        """The faults of one device."""
-        return [f["problem"] for f in self.outcome().summary["faults"] if f["node"] == name]
-
 
 def attacked(
     folder: Path, count: int, rounds: int, codec: dict[str, Any] | None = None, **aggregation: Any
-) -> Attacked:
+) -> dict[str, Any]:
     folder.mkdir()
-    values = fleet(
+    return fleet(
         folder,
         count,
         run={"rounds": rounds, "min_devices": 2},
@@ -75,61 +65,75 @@ def attacked(
         aggregation=aggregation,
         codec=codec or {},
     )
-    return Attacked(folder, values)
+
+
+def liar(**options: Any) -> type[DeviceLink]:
+    """The link of a device that lies, or holds back, as `hostile_device.py` does."""
+    usual = {"examples": None, "values": None, "moved": False, "from_round": 1, "seed": 0}
+    return lying(Namespace(**{**usual, "holds": None, "until": None, **options}))
+
+
+def bits(outcome: Outcome) -> dict[str, bytes]:
+    """The adapter that a run left, bit for bit."""
+    values = load_file(outcome.folder / "adapter" / "adapter_model.safetensors")
+    return {name: array.tobytes() for name, array in values.items()}
 
 
 @pytest.fixture(scope="module")
-def honest(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, bytes]]:
+def honest(tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
     """What two devices come to by themselves."""
-    nodes = attacked(tmp_path_factory.mktemp("honest") / "run", 2, ROUNDS)
-    try:
-        for number in range(2):
-            nodes.device(number)
-        outcome = nodes.outcome()
-        assert outcome.code == 0, outcome.output
-        assert outcome.summary["faults"] == []
-        yield nodes.adapter()
-    finally:
-        nodes.stop()
+    folder = tmp_path_factory.mktemp("honest") / "run"
+    outcome = finished(played(folder, attacked(folder, 2, ROUNDS)))
+    assert outcome.summary["faults"] == []
+    return bits(outcome)
+
+
+def is_back(folder: Path, name: str) -> bool:
+    """Whether a device with a fault is ready again, by one and the same status."""
+    status = RunStatus.read(folder / "status.json")
+    if status is None or not any(name in fault for fault in status.faults):
+        return False
+    return {device.name: device.state for device in status.devices}[name] == "ready"
 
 
 def test_liars_are_left_out_with_the_reason_and_the_others_adapter_is_theirs_alone(
     tmp_path: Path, honest: dict[str, bytes]
 ) -> None:
-    nodes = attacked(tmp_path / "run", 4, ROUNDS, strikes=2)
-    back = tmp_path / "back"
-    try:
-        nodes.device(0)
-        nodes.start_as(1, "--holds", "2", "--until", str(back))
-        heavy = nodes.start_as(2, "--examples", str(1 << 63), "--values", "0.5")
-        large = nodes.start_as(3, "--examples", "100", "--values", "1000")
+    folder, back = tmp_path / "run", tmp_path / "back"
+    twin = Twin(folder, attacked(folder, 4, ROUNDS, strikes=2))
+    twin.links["d1"] = liar(holds=2, until=back)
+    twin.links["d2"] = liar(examples=1 << 63, values=0.5)
+    twin.links["d3"] = liar(examples=100, values=1000.0)
+
+    async def story(twin: Twin) -> None:
         # Round 2 ends once d3 is back: its second strike is the last round's, and the run ends.
-        until(lambda: nodes.is_back("d3"), "the liar again")
+        await twin.until(lambda: is_back(twin.folder, "d3"))
         back.touch()
-        outcome = nodes.outcome()
-        assert outcome.code == 0, outcome.output
-        assert outcome.summary["rounds"] == ROUNDS
-        assert {fault["node"] for fault in outcome.summary["faults"]} == {"d2", "d3"}
-        (said,) = nodes.said_of("d2")
-        assert "it says it has 9223372036854775808 training examples" in said
-        assert "aggregation.max_examples is 10000000" in said and "for good" in said
-        first, last = nodes.said_of("d3")
-        assert "its update has norm" in first and "strike 1 of 2" in first
-        assert "strike 2 of 2" in last and "out of this run for good" in last
-        for process, name, reason in ((heavy, "d2", said), (large, "d3", last)):
-            assert process.wait(PATIENCE) == 1
-            assert reason in nodes.log(name), "it is told why"
-            assert "joining again" not in nodes.log("d2")
-        assert nodes.adapter() == honest
-    finally:
-        nodes.stop()
+
+    outcome = finished(twin.run(story))
+    summary = outcome.summary
+    assert summary["rounds"] == ROUNDS
+    assert {fault["node"] for fault in summary["faults"]} == {"d2", "d3"}
+    (said,) = (fault["problem"] for fault in summary["faults"] if fault["node"] == "d2")
+    assert "it says it has 9223372036854775808 training examples" in said
+    assert "aggregation.max_examples is 10000000" in said and "for good" in said
+    first, last = (fault["problem"] for fault in summary["faults"] if fault["node"] == "d3")
+    assert "its update has norm" in first and "strike 1 of 2" in first
+    assert "strike 2 of 2" in last and "out of this run for good" in last
+    for name, reason in (("d2", said), ("d3", last)):
+        ended = twin.ended[name]
+        assert isinstance(ended, SflError) and ended.exit_code == 1
+        assert reason in (outcome.folder / "logs" / f"{name}.log").read_text(), "it is told why"
+    assert "joining again" not in (outcome.folder / "logs" / "d2.log").read_text()
+    assert bits(outcome) == honest
 
 
 def test_an_adapter_that_nobody_can_compute_with_ends_the_run_with_that_and_no_device_crashes(
     tmp_path: Path,
 ) -> None:
     codec = {"activation": "fp16", "gradient": "fp16"}
-    nodes = attacked(tmp_path / "run", 3, 3, codec, max_update_norm="off")
+    values = attacked(tmp_path / "run", 3, 3, codec, max_update_norm="off")
+    nodes = Attacked(tmp_path / "run", values)
     try:
         devices = [nodes.device(number) for number in range(2)]
         nodes.start_as(2, "--examples", "100", "--values", "1000")
