@@ -527,6 +527,11 @@ def cut(first: int, last: int, holder: int = edge_pb2.HOLDER_EDGE) -> list[edge_
     ]
 
 
+def coded(activation: str) -> str:
+    """A round's codecs with another one for activations."""
+    return TOLD.codecs.model_copy(update={"activation": activation}).model_dump_json()
+
+
 def adapter(**fields: Any) -> edge_pb2.EdgeMessage:
     header = tensor_pb2.AdapterHeader(**{"round": 1, "num_bytes": 4, **fields})
     frame = tensor_pb2.AdapterFrame(header=header, data=b"1234", last=True)
@@ -570,6 +575,24 @@ EDGES: list[tuple[str, list[edge_pb2.EdgeMessage | bytes], type[SflError], str]]
         [welcome(), start(rehearse=[1] * 1000)],
         ProtocolError,
         "assignment.rehearse = 1000",
+    ),
+    (
+        "no codec",
+        [loads(codecs=coded("nonsense"))],
+        ProtocolError,
+        "assignment.codecs.activation = 'nonsense': not a codec",
+    ),
+    (
+        "no codec later",
+        [welcome(), start(codecs=coded("delta(bigram) | none"))],
+        ProtocolError,
+        "assignment.codecs.activation = 'delta(bigram) | none': not a codec",
+    ),
+    (
+        "a long codec",
+        [welcome(), start(codecs=coded("x" * 2000))],
+        ProtocolError,
+        "characters of assignment.codecs.activation = 2000: 1 to 1024",
     ),
     ("codecs", [welcome(), start(codecs="[]")], ProtocolError, "codecs of a round"),
     ("adapter first", [welcome(), adapter()], ProtocolError, "before its round was announced"),

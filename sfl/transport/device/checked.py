@@ -9,14 +9,19 @@ import math
 from collections.abc import Sequence
 
 from sfl.config import RunSettings
-from sfl.errors import ProtocolError
+from sfl.config.codec import RoleCodecs
+from sfl.errors import ConfigError, ProtocolError
+from sfl.node.text import plain
 from sfl.plan import Plan
 from sfl.rounds.values import Assignment
 from sfl.stage.messages import GradientNorm, TensorMessage
+from sfl.transport.device.stream_codecs import codecs_of
 from sfl.transport.frames.contract import MOST_COUNT, batch_tokens, number, score, whole
 from sfl.v1 import edge_pb2, tensor_pb2
 
 _MOST_REHEARSED = 16
+_MOST_CODEC = 1024
+"""Characters of a codec's specification."""
 
 
 def gradient_norm(said: edge_pb2.GradientNorm) -> GradientNorm:
@@ -66,6 +71,7 @@ def assignment(said: Assignment, settings: RunSettings, num_layers: int | None =
     """
     batch = settings.training.batch_size
     _plan(said.plan, settings, num_layers)
+    _codecs(said.codecs)
     whole("assignment.round", said.round, 0, settings.run.rounds + 1)
     whole("assignment.rank", said.rank, 1, settings.lora.rank)
     number("assignment.scaling", said.scaling, 0)
@@ -77,6 +83,19 @@ def assignment(said: Assignment, settings: RunSettings, num_layers: int | None =
     whole("assignment.rehearse", len(said.rehearse), 0, _MOST_REHEARSED)
     for count in said.rehearse:
         whole("assignment.rehearse", count, 1, batch)
+
+
+def _codecs(said: RoleCodecs) -> None:
+    """Each is a codec that this node has. Whoever is told has no such setting to change."""
+    for role, text in said.model_dump().items():
+        whole(f"characters of assignment.codecs.{role}", len(text), 1, _MOST_CODEC)
+    try:
+        codecs_of(said)
+    except ConfigError as error:
+        role = error.field.removeprefix("codec.")
+        raise ProtocolError(
+            f"assignment.codecs.{role} = {error.value!r:.80}: {plain(error.problem)}"
+        ) from None
 
 
 def _plan(plan: Plan, settings: RunSettings, num_layers: int | None) -> None:
