@@ -577,6 +577,18 @@ EDGES: list[tuple[str, list[edge_pb2.EdgeMessage | bytes], type[SflError], str]]
         "assignment.rehearse = 1000",
     ),
     (
+        "rehearsed and trained",
+        [welcome(), start(rehearse=[1])],
+        ProtocolError,
+        "num_steps = 2: a rehearsal trains nothing",
+    ),
+    (
+        "steps past the end",
+        [welcome(), start(first_step=1)],
+        ProtocolError,
+        "first_step = 1: 0 to 0",
+    ),
+    (
         "no codec",
         [loads(codecs=coded("nonsense"))],
         ProtocolError,

@@ -13,7 +13,7 @@ from sfl.config.codec import RoleCodecs
 from sfl.errors import ConfigError, ProtocolError
 from sfl.node.text import plain
 from sfl.plan import Plan
-from sfl.rounds.values import Assignment
+from sfl.rounds.values import Assignment, Steps
 from sfl.stage.messages import GradientNorm, TensorMessage
 from sfl.transport.device.stream_codecs import codecs_of
 from sfl.transport.frames.contract import MOST_COUNT, batch_tokens, number, score, whole
@@ -76,13 +76,21 @@ def assignment(said: Assignment, settings: RunSettings, num_layers: int | None =
     whole("assignment.rank", said.rank, 1, settings.lora.rank)
     number("assignment.scaling", said.scaling, 0)
     whole("assignment.credits", said.credits, 1, settings.network.credits)
-    whole("assignment.total_steps", said.steps.total, 0, MOST_COUNT)
-    whole("assignment.num_steps", said.steps.count, 0, said.steps.total)
-    whole("assignment.first_step", said.steps.first, 0, MOST_COUNT)
+    _steps(said.steps)
     whole("assignment.micro_batches", said.micro_batches, 1, batch)
     whole("assignment.rehearse", len(said.rehearse), 0, _MOST_REHEARSED)
     for count in said.rehearse:
         whole("assignment.rehearse", count, 1, batch)
+    if said.rehearse and said.steps.count:
+        raise ProtocolError(
+            f"assignment.num_steps = {said.steps.count}: a rehearsal trains nothing, so it has none"
+        )
+
+
+def _steps(said: Steps) -> None:
+    whole("assignment.total_steps", said.total, 0, MOST_COUNT)
+    whole("assignment.num_steps", said.count, 0, said.total)
+    whole("assignment.first_step", said.first, 0, said.total - said.count)
 
 
 def _codecs(said: RoleCodecs) -> None:
