@@ -29,7 +29,7 @@ from sfl.node.logs import describe_node
 from sfl.node.notify import notifier
 from sfl.node.process import trim_heap
 from sfl.stage.base import settle
-from sfl.stage.device import DeviceStage
+from sfl.stage.device import DeviceStage, check_blocks
 from sfl.stage.trainer import Trainer
 from sfl.transport.bulk.fetch import fetch_model
 from sfl.transport.device.line import Line, dial
@@ -139,6 +139,7 @@ class DeviceAgent:
         form = settle(self.config, settings.model, torch.get_num_threads(), folds)
         folder = self._folder(link, settings.network.idle_timeout)
         own, plan = joined.assignment, joined.assignment.plan
+        check_blocks(plan, folder)
         import_modeling(folder.family.layout(folder.config, settings.model.task).package)
         # What this process is by itself is measured, what it will take on top foretold.
         base = working_bytes()

@@ -94,6 +94,7 @@ class DeviceStage:
         return True
 
     def _built(self, assignment: Assignment) -> list[Part]:
+        check_blocks(assignment.plan, self._folder)
         parts = [
             self._at_rank(
                 _loaded(span, self._folder, self.settings, self._form, self._thrift),
@@ -143,6 +144,15 @@ class DeviceStage:
         """Switch dropout on or off."""
         for part in self.parts:
             part.model.train(training)
+
+
+def check_blocks(plan: Plan, folder: ModelFolder) -> None:
+    """Raise ProtocolError where a plan is of another model than the folder's."""
+    if plan.num_layers != folder.num_layers:
+        raise ProtocolError(
+            f"assignment.plan = {plan.num_layers} blocks: the model of this device has "
+            f"{folder.num_layers}; use the run's model"
+        )
 
 
 def _loaded(

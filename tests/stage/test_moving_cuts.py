@@ -10,6 +10,9 @@ import pytest
 
 from sfl.adapters.names import is_lora_a
 from sfl.adapters.rank import shapes_at_rank
+from sfl.errors import ProtocolError
+from sfl.plan import Plan
+from sfl.stage.device import DeviceStage
 from tests.house.alone import Alone
 
 Values = Mapping[str, np.ndarray]
@@ -87,3 +90,14 @@ def test_what_stays_is_not_made_anew() -> None:
     assert stage.take(lower) and stage.front.model is blocks
     link.begin_round(lower, at_rank(run.first, 2))
     assert session.adapter is not adapter and session.optimizer is not optimizer
+
+
+def test_a_device_refuses_a_plan_of_another_model() -> None:
+    run = Alone("vanilla", UNCODED)
+    blocks = run.folder.num_layers
+    other = replace(run.start(0), plan=Plan.split(blocks + 1, 1, 0, "vanilla"))
+    words = f"{blocks + 1} blocks: the model of this device has {blocks}"
+    with pytest.raises(ProtocolError, match=words):
+        DeviceStage("d", other, run.folder, run.settings)
+    with pytest.raises(ProtocolError, match=words):
+        run.stage().take(replace(other, plan=Plan.split(blocks + 1, 2, 0, "vanilla")))
