@@ -18,6 +18,7 @@ from sfl.node.causes import cause_of
 from sfl.rounds.messages import Evict, FinishRun
 from sfl.rounds.values import Admission, EdgeOrders, EdgeWelcome
 from sfl.transport.cloud.words import CloudWord, EdgeFailed, GlobalPart
+from sfl.transport.device import checked
 from sfl.transport.device.service import EdgeService
 from sfl.transport.frames.chunks import Buffer, decode_adapter
 
@@ -119,6 +120,9 @@ class Follower:
             raise
 
     async def _begin_round(self, orders: EdgeOrders, payload: Buffer) -> None:
+        base = self._host().floor.base
+        for own in orders.devices.values():
+            checked.assignment(own, base.settings, base.folder.num_layers)
         streams = dict(self._service.streams)
         here = {name: own for name, own in orders.devices.items() if name in streams}
         parts = await asyncio.to_thread(shares, payload, here)
