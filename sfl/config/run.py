@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import cached_property
 from pathlib import Path
-from typing import Annotated, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import (
     Field,
@@ -433,8 +434,9 @@ class RunSections(Section):
             raise ValueError(f"devices: the name {twice!r} is given twice")
         if self.run.min_devices is not None and self.run.min_devices > len(names):
             raise ValueError(f"run.min_devices: at most the number of devices ({len(names)})")
+        known = set(names)
         for change in self.codec.schedule:
-            if change.device is not None and change.device not in names:
+            if change.device is not None and change.device not in known:
                 raise ValueError(
                     f"codec.schedule: no device {change.device!r}; known: {', '.join(names)}"
                 )
@@ -546,10 +548,18 @@ class RunSettings(RunSections):
 
     def device(self, name: str) -> DeviceEntry:
         """The entry of the device called `name`; KeyError where there is none."""
-        for entry in self.devices:
-            if entry.name == name:
-                return entry
-        raise KeyError(name)
+        return self._entries[name][1]
+
+    def model_copy(self, *, update: Mapping[str, Any] | None = None, deep: bool = False) -> Self:
+        """As of any model; a copy may have other devices, so it makes an index of its own."""
+        copied = super().model_copy(update=update, deep=deep)
+        copied.__dict__.pop("_entries", None)
+        return copied
+
+    @cached_property
+    def _entries(self) -> dict[str, tuple[int, DeviceEntry]]:
+        """Every device by name, with its position."""
+        return {entry.name: (index, entry) for index, entry in enumerate(self.devices)}
 
     def plan(self, device: str, num_layers: int, cut_layer: int | None = None) -> Plan:
         """How a model of so many blocks is cut for a device, at its own cut or another.
@@ -628,7 +638,7 @@ class RunSettings(RunSections):
 
     def device_index(self, name: str) -> int:
         """Position of the device in the run: its share of a partitioned file."""
-        return [entry.name for entry in self.devices].index(name)
+        return self._entries[name][0]
 
 
 class RunConfig(RunSettings):
