@@ -162,10 +162,18 @@ def test_one_base_computes_again_for_one_device_and_not_for_the_other() -> None:
     run = settings(devices=[{"name": n} for n in ("attic", "porch")])
     folder, model = opened("llama"), edge_model("llama", "causal_lm", packed=True)[0]
     bank = LoraBank(model, run.lora, run.lora.target_modules)
-    plan = Plan.split(folder.num_layers, 0, 0, "vanilla")
+    base = EdgeBase(folder.num_layers)
     (message,) = messages("causal_lm", folder.hidden_size, 1)
     again, live = (
-        VanillaSession(name, plan, model, bank, run, NodeStats("e", "edge"), recompute=recompute)
+        VanillaSession(
+            name,
+            assign(run, base, name),
+            model,
+            bank,
+            run,
+            NodeStats("e", "edge"),
+            recompute=recompute,
+        )
         for name, recompute in (("attic", True), ("porch", False))
     )
     kept = []
@@ -313,8 +321,9 @@ CUTS = {"attic": 1, "porch": 1, "shed": 2}
 
 @pytest.mark.parametrize("spec", ["none", "int8"])
 def test_a_device_s_part_is_kept_only_where_it_will_be_coded_against(spec: str) -> None:
-    own = assign(settings(), EdgeBase(LAYERS), "attic", 1)
-    end = EdgeEnd("attic", own, settings(), PhaseTimes(), peer_compiled=True)
+    run = settings(devices=[{"name": "attic"}])
+    own = assign(run, EdgeBase(LAYERS), "attic", 1)
+    end = EdgeEnd("attic", own, run, PhaseTimes(), peer_compiled=True)
     codecs = RoleCodecs.model_validate(dict.fromkeys(RoleCodecs.model_fields, spec))
     end.begin_round(replace(own, codecs=codecs))
     values = {"a": np.ones((2, 3), np.float32)}
