@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Callable, Mapping
 
 from sfl.config import RunSettings
@@ -9,11 +10,14 @@ from sfl.rounds.journal import Entry, Journal, MemoryJournal
 from sfl.rounds.messages import (
     AdapterReady,
     Command,
+    DeviceMoved,
     DeviceReady,
     Event,
     Fact,
+    NodeHeard,
     Report,
     ReportReceived,
+    RunEnded,
     StartRound,
     Tick,
     facts_of,
@@ -55,35 +59,55 @@ class Coordinator:
         self.state = RunState.begin(settings, now)
         self.journal: Journal = MemoryJournal() if journal is None else journal
         self._hear = hear
+        self._unheard: deque[Entry] = deque()
+        """What could not be kept yet; the journal has it with its next commit."""
 
     def handle(self, event: Event, now: float) -> list[Command]:
         """Take one event; return what is to be done, in order, once the journal has the event.
 
-        What is only said in the log waits for the next commit, which comes with the next tick at
-        the latest. Raises DiskError.
+        That a device moved, and what is only said in the log, waits for the next commit. It comes
+        with the next tick at the latest. Raises DiskError.
         """
         before = self.state
         self.state, commands = step(before, event, now, self.settings)
         entries = [Entry(now, fact) for fact in facts_of(commands)]
+        waits = isinstance(event, DeviceMoved)
         if not self.state.differs_in_time_only(before) or isinstance(event, TELLING):
             entries.insert(0, Entry(now, event))
         else:
+            waits = not isinstance(event, Tick | AdapterReady)
             self.journal.tell_time(now)  # a stranger that asks all day fills no disk
-        for entry in entries:
-            self.journal.append(entry)
+        self._append(*entries)
         if any(isinstance(command, StartRound) for command in commands):
             self.journal.mark(self.state)
-        elif isinstance(event, Tick | AdapterReady) or any(_acts(command) for command in commands):
+        elif not waits or any(_acts(command) for command in commands):
             self.journal.commit()
-        for entry in entries:
-            self._hear(entry)
+        self._hear_all()
         return commands
 
     def tell(self, fact: Fact, now: float) -> None:
-        """Keep what decides nothing, with the next commit. Raises DiskError."""
-        entry = Entry(now, fact)
-        self.journal.append(entry)
-        self._hear(entry)
+        """Keep what decides nothing; statistics and words wait for the next commit.
+
+        The end of the run is heard of also where it cannot be kept. Raises DiskError.
+        """
+        behind = bool(self._unheard)
+        self._append(Entry(now, fact))
+        try:
+            if behind or not isinstance(fact, NodeHeard | Report):
+                self.journal.commit()
+        finally:
+            if isinstance(fact, RunEnded):
+                self._hear_all()
+        self._hear_all()
+
+    def _append(self, *entries: Entry) -> None:
+        for entry in entries:
+            self.journal.append(entry)
+            self._unheard.append(entry)
+
+    def _hear_all(self) -> None:
+        while self._unheard:
+            self._hear(self._unheard.popleft())
 
     @property
     def phase(self) -> Phase:

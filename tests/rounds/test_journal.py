@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import sqlite3
 import subprocess
 import sys
@@ -25,16 +26,18 @@ from sfl.rounds import (
     EdgeLost,
     EdgeReady,
     Event,
+    Evict,
     FinishRun,
     NodeHeard,
     Phase,
     ReportReceived,
     RoundBegan,
+    RunEnded,
     StartRound,
     Tick,
     UpdateReceived,
 )
-from sfl.rounds.journal import Entry, Journal, MemoryJournal
+from sfl.rounds.journal import PASSING, Entry, Journal, MemoryJournal
 from tests.house.rebuilt import fill_up
 
 SETTINGS = RunSettings.model_validate(
@@ -146,6 +149,60 @@ def test_what_was_committed_outlives_a_kill(tmp_path: Path) -> None:
     journal = SqliteJournal(tmp_path)
     assert list(journal.entries()) == [Entry(1.5, DeviceJoined("d0", "e"))]
     journal.close()
+
+
+def test_whenever_the_process_is_killed_the_journal_has_what_was_told(tmp_path: Path) -> None:
+    """Of the files as they are after each event; a copy is what a killed process leaves."""
+    heard: list[Entry] = []
+    (tmp_path / "run").mkdir()
+    journal = SqliteJournal(tmp_path / "run")
+    coordinator = Coordinator(SETTINGS, journal=journal, hear=heard.append)
+    for number, event in enumerate([*until("averaging"), EdgeLost("e", "gone")]):
+        coordinator.handle(event, float(number))
+        kept = [entry for entry in heard if not isinstance(entry.event, PASSING)]
+        assert left_by(journal, tmp_path / f"event {number}") == kept
+    coordinator.tell(Evict("d0", "said by the cloud"), 99.0)
+    assert left_by(journal, tmp_path / "fact")[-1] == heard[-1]
+    journal.close()
+
+
+@pytest.mark.parametrize("room", [True, False])
+def test_what_a_full_disk_did_not_take_is_told_when_the_journal_has_it(
+    tmp_path: Path, room: bool
+) -> None:
+    heard: list[Entry] = []
+    (tmp_path / "run").mkdir()
+    journal = SqliteJournal(tmp_path / "run")
+    coordinator = Coordinator(SETTINGS, journal=journal, hear=heard.append)
+    for event in until("training"):
+        coordinator.handle(event, 1.0)
+    fill_up(journal)
+    before = list(heard)
+    with pytest.raises(DiskError):
+        coordinator.handle(EdgeLost("e", "x" * 100_000), 2.0)
+    with pytest.raises(DiskError):
+        coordinator.tell(NodeHeard("cloud", "cloud", "{}"), 2.5)
+    assert heard == before
+    if room:
+        journal._file.execute("PRAGMA max_page_count = 100000")
+        coordinator.tell(RunEnded(False, "full"), 3.0)
+        assert left_by(journal, tmp_path / "aside") == [
+            entry for entry in heard if not isinstance(entry.event, PASSING)
+        ]
+        journal.close()
+    else:
+        with pytest.raises(DiskError):
+            coordinator.tell(RunEnded(False, "full"), 3.0)
+    assert heard[-1].event == RunEnded(False, "full")
+
+
+def left_by(journal: SqliteJournal, aside: Path) -> list[Entry]:
+    """What a journal's files tell at this moment, without its process; heartbeats apart."""
+    shutil.copytree(journal._folder, aside)
+    copy = SqliteJournal(aside)
+    entries = [entry for entry in copy.entries() if not isinstance(entry.event, PASSING)]
+    copy.close()
+    return entries
 
 
 def test_a_full_disk_is_told(tmp_path: Path) -> None:
