@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import math
 import sqlite3
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -39,6 +40,12 @@ _FORGET = (
 )
 _EVENTS = "SELECT now, event FROM events WHERE number > ? ORDER BY number"
 
+VERSION = 1
+"""Of the tables, as `PRAGMA user_version`. Who changes them counts it up."""
+
+PATIENCE = 0.2
+"""Seconds that a commit waits for another program. The whole cloud stands still meanwhile."""
+
 _ERRNO = {
     sqlite3.SQLITE_FULL: errno.ENOSPC,
     sqlite3.SQLITE_IOERR: errno.EIO,
@@ -47,9 +54,17 @@ _ERRNO = {
     sqlite3.SQLITE_PERM: errno.EACCES,
 }
 _DAMAGED = (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB)
+_HELD = (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED)
 
 Row = tuple[float, str, str | None, bytes]
 Statement = tuple[str, tuple[object, ...]]
+
+
+def _time(value: object) -> float:
+    """Seconds as they are in a row. Raises NotReadable."""
+    if not isinstance(value, float) or not math.isfinite(value):
+        raise NotReadable(f"{value!r} is no time")
+    return value
 
 
 class SqliteJournal:
@@ -67,10 +82,23 @@ class SqliteJournal:
         self._rows: list[Row] = []
         self._told: float | None = None
         with self._on_disk():
-            self._file = sqlite3.connect(folder / NAME, isolation_level=None)
+            self._file = sqlite3.connect(folder / NAME, timeout=PATIENCE, isolation_level=None)
             self._file.execute("PRAGMA journal_mode = WAL")
             self._file.execute("PRAGMA synchronous = NORMAL")
+            self._require_version()
             self._file.executescript(_TABLES)
+            self._file.execute(f"PRAGMA user_version = {VERSION}")
+
+    def _require_version(self) -> None:
+        """Raises DiskError where another `sfl` wrote the file: its tables may mean something else.
+
+        A file of version 0 is new, or was written before versions were.
+        """
+        (found,) = self._file.execute("PRAGMA user_version").fetchone()
+        if found not in (0, VERSION):
+            self._file.close()
+            problem = f"it is of version {found}, and this is for version {VERSION}"
+            raise DiskError(f"{self._folder / NAME}: {problem}. Use the sfl that wrote it.")
 
     @contextlib.contextmanager
     def _on_disk(self) -> Iterator[None]:
@@ -81,10 +109,15 @@ class SqliteJournal:
             except NotReadable as error:
                 raise self._damaged(error) from None
             except sqlite3.DatabaseError as error:
-                code = error.sqlite_errorcode & 0xFF
-                if code in _DAMAGED:
+                # What Python's own module says has no code; of reading it is: no UTF-8.
+                number: int | None = getattr(error, "sqlite_errorcode", None)
+                code = None if number is None else number & 0xFF
+                unread = code is None and isinstance(error, sqlite3.OperationalError)
+                if unread or code in _DAMAGED:
                     raise self._damaged(error) from None
-                if code not in _ERRNO:
+                if code in _HELD:
+                    raise self._held(error) from None
+                if code is None or code not in _ERRNO:
                     raise
                 raise OSError(_ERRNO[code], str(error)) from error
 
@@ -92,6 +125,11 @@ class SqliteJournal:
         path = self._folder / NAME
         fix = f"Move it away, and {NAME}-wal and {NAME}-shm with it; the run then begins anew."
         return DiskError(f"{path}: it is damaged ({error}). {fix}")
+
+    def _held(self, error: Exception) -> DiskError:
+        path = self._folder / NAME
+        fix = "Close that program; while a run goes on, read a copy of the folder."
+        return DiskError(f"{path}: another program holds it ({error}). {fix}")
 
     def append(self, entry: Entry) -> None:
         """Keep an event with the next `commit`; until then it is in memory only."""
@@ -104,8 +142,15 @@ class SqliteJournal:
 
     def mark(self, state: RunState) -> None:
         """Keep the state after the latest event, also through a power cut."""
-        # The mark has the number that is the last one then.
-        self._write([(_FORGET, ()), (_MARK, (to_json(state),))])
+        # The mark has the number that is the last one then. Its commit waits for the disk: the
+        # checkpoint alone does so only as far as no reader keeps the log.
+        with self._on_disk():
+            self._file.execute("PRAGMA synchronous = FULL")
+        try:
+            self._write([(_FORGET, ()), (_MARK, (to_json(state),))])
+        finally:
+            with self._on_disk():
+                self._file.execute("PRAGMA synchronous = NORMAL")
         with self._on_disk():
             self._file.execute("PRAGMA wal_checkpoint(PASSIVE)")
 
@@ -145,7 +190,7 @@ class SqliteJournal:
         self.commit()
         with self._on_disk():
             rows = self._file.execute(_EVENTS, (number,)).fetchall()
-            return [Entry(now, event_from_json(event)) for now, event in rows]
+            return [Entry(_time(now), event_from_json(event)) for now, event in rows]
 
     def latest(self) -> Latest:
         """What a state is rebuilt from."""
@@ -154,8 +199,12 @@ class SqliteJournal:
             row = self._file.execute("SELECT number, state FROM marks").fetchone()
             told = self._file.execute("SELECT now FROM clock").fetchone()
             number, marked = (0, None) if row is None else (row[0], state_from_json(row[1]))
+            (last,) = self._file.execute("SELECT coalesce(max(number), 0) FROM events").fetchone()
+            if not isinstance(number, int) or number > last:
+                raise NotReadable(f"its state is of event {number!r}, and {last} is the last")
+            clock = 0.0 if told is None else _time(told[0])
         entries = tuple(self._after(number))
-        times = [0.0 if told is None else told[0], *(entry.now for entry in entries[-1:])]
+        times = [clock, *(entry.now for entry in entries[-1:])]
         if marked is not None:
             times.append(marked.now)
         return Latest(marked, entries, max(times))

@@ -7,6 +7,7 @@ import shutil
 import sqlite3
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,7 @@ from cloud_aggregator.clock import RunClock
 from sfl.config import RunSettings
 from sfl.errors import DiskError
 from sfl.plan import HOLDERS
-from sfl.report.journal import NAME, SqliteJournal
+from sfl.report.journal import NAME, VERSION, SqliteJournal
 from sfl.rounds import (
     Coordinator,
     DeviceJoined,
@@ -333,3 +334,76 @@ def until(stage: str) -> list[Event]:
         events += [UpdateReceived(name, side, 1, 5) for side in HOLDERS]
         events.append(ReportReceived(name, 1))
     return events
+
+
+DAMAGED = {
+    "event of no UTF-8": "UPDATE events SET event = CAST(x'ff00' AS TEXT) WHERE number = 2",
+    "event is a number": "UPDATE events SET event = 7 WHERE number = 2",
+    "time is text": "UPDATE events SET now = 'abc' WHERE number = 2",
+    "time without end": "UPDATE events SET now = 9e999 WHERE number = 2",
+    "clock is text": "INSERT OR REPLACE INTO clock VALUES(1, 'abc')",
+    "state is a number": "UPDATE marks SET state = 3",
+    "mark beyond the last event": "UPDATE marks SET number = 99",
+    "mark is text": "UPDATE marks SET number = 'x'",
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGED)
+def test_a_row_of_the_wrong_kind_is_damage(tmp_path: Path, damage: str) -> None:
+    journal = SqliteJournal(tmp_path)
+    journal.append(Entry(1.0, EdgeReady("e", 4)))
+    journal.mark(Coordinator(SETTINGS).state)
+    journal.append(Entry(2.0, DeviceJoined("d0", "e")))
+    journal.commit()
+    journal._file.execute(DAMAGED[damage])
+    with pytest.raises(DiskError, match="it is damaged"):
+        journal.latest()
+        list(journal.entries())
+    journal.close()
+
+
+def test_a_file_that_another_program_holds_is_told_soon(tmp_path: Path) -> None:
+    journal = SqliteJournal(tmp_path)
+    entry = Entry(3.0, DeviceJoined("d0", "e"))
+    other = sqlite3.connect(tmp_path / NAME, isolation_level=None)
+    other.execute("BEGIN IMMEDIATE")
+    journal.append(entry)
+    began = time.monotonic()
+    with pytest.raises(DiskError, match=r"another program holds it .*Close that program"):
+        journal.commit()
+    assert time.monotonic() - began < 3.0
+    other.execute("ROLLBACK")
+    other.close()
+    assert list(journal.entries()) == [entry]
+    journal.close()
+
+
+def test_a_file_of_another_version_is_refused(tmp_path: Path) -> None:
+    SqliteJournal(tmp_path).close()
+    with sqlite3.connect(tmp_path / NAME) as other:
+        assert other.execute("PRAGMA user_version").fetchone() == (VERSION,)
+        other.execute(f"PRAGMA user_version = {VERSION + 1}")
+    other.close()
+    with pytest.raises(DiskError, match=f"version {VERSION + 1}.*Use the sfl that wrote it"):
+        SqliteJournal(tmp_path)
+
+
+def test_a_mark_waits_for_the_disk_and_a_commit_does_not(tmp_path: Path) -> None:
+    journal = SqliteJournal(tmp_path)
+    said: list[str] = []
+    journal._file.set_trace_callback(said.append)
+    journal.append(Entry(1.0, DeviceJoined("d0", "e")))
+    journal.commit()
+    assert not any("PRAGMA" in statement for statement in said)
+    assert journal._file.execute("PRAGMA synchronous").fetchone() == (1,)  # NORMAL
+    said.clear()
+    journal.mark(Coordinator(SETTINGS).state)
+    told = [s for s in said if s.startswith(("PRAGMA", "COMMIT"))]
+    assert told == [
+        "PRAGMA synchronous = FULL",
+        "COMMIT",
+        "PRAGMA synchronous = NORMAL",
+        "PRAGMA wal_checkpoint(PASSIVE)",
+    ]
+    assert journal._file.execute("PRAGMA synchronous").fetchone() == (1,)
+    journal.close()
