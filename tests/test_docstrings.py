@@ -13,10 +13,12 @@ SOURCE = '''\
 class _Hidden:
     """This one does not count at all."""
 
-    def seen(self):
+    mended = 1
+
+    def seen(self, resting, at_hand):
         """A public method is one."""
-        key = "mend"
-        raise ValueError(f"{key}: nothing is at hand, mend it")  # whatever lies there
+        MEND = self.lentMemory = "mend"
+        raise ValueError(f"{MEND}: nothing is at hand, mend it")  # whatever lies there
 '''
 
 
@@ -27,9 +29,17 @@ def test_public_docstrings_count() -> None:
     ]
 
 
-def test_words_are_found_in_messages_and_comments_and_not_in_keys() -> None:
+def test_words_are_found_in_messages_comments_and_names_and_not_in_keys() -> None:
     found = [(one.where, one.word) for one in docstrings.words(SOURCE, "a.py")]
-    assert sorted(found) == [("a.py:10", "at hand"), ("a.py:10", "lies"), ("a.py:10", "mend")]
+    assert sorted(found) == [
+        ("a.py:11", "lent"),
+        ("a.py:11", "mend"),
+        ("a.py:12", "at hand"),
+        ("a.py:12", "lies"),
+        ("a.py:12", "mend"),
+        ("a.py:7", "mended"),
+        ("a.py:9", "at hand"),
+    ]
 
 
 def test_the_code_keeps_to_the_limits(capsys: pytest.CaptureFixture[str]) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 
 from tools import prose
@@ -71,6 +73,20 @@ def test_limits() -> None:
     assert prose.faults(page(*[18] * 20)) == ["median 18 words, not 15"]
     assert prose.faults(page(*[12] * 8, *[30] * 4)) == ["p90 30 words, not 25"]
     assert prose.faults(page(12, line=101)) == ["a line of 101, not 100"]
+
+
+def test_words_are_found_in_code_and_tables_too(tmp_path: Path) -> None:
+    """A page shows what the code prints. A generated page is its code's."""
+    (tmp_path / "docs").mkdir()
+    (tmp_path / "README.md").write_text("The file lies here.\n\n```\nmodel (0 MB at hand)\n```\n")
+    (tmp_path / "CONTRIBUTING.md").write_text("| word | to mend |\n")
+    (tmp_path / "docs" / "made.md").write_text(f"{prose.GENERATED}a script -->\nmend\n")
+    found = [(one.where, one.word) for one in prose.forbidden(tmp_path)]
+    assert found == [
+        ("README.md:1", "lies"),
+        ("README.md:4", "at hand"),
+        ("CONTRIBUTING.md:1", "mend"),
+    ]
 
 
 def test_the_docs_keep_to_the_limits(capsys: pytest.CaptureFixture[str]) -> None:

@@ -3,7 +3,8 @@
     python -m tools.docstrings                # what all of them come to, and every word found
     python -m tools.docstrings --worst 20     # the longest sentences
 
-Exit code 1 where a limit is broken. Words are looked for in all docstrings, comments and messages.
+Exit code 1 where a limit is broken. The words of `tools.words` are looked for in all docstrings,
+comments and messages, and in the names that the code gives.
 """
 
 from __future__ import annotations
@@ -14,10 +15,11 @@ import re
 import sys
 import tokenize
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 
+from tools import words as forbidden
 from tools.prose import Measure, Page, measure, sentences
+from tools.words import Found
 
 ROOT = Path(__file__).parent.parent
 PACKAGES = ("sfl", "device_agent", "edge_server", "cloud_aggregator", "tools")
@@ -26,43 +28,12 @@ AIM_MEDIAN = 13.0
 AIM_P90 = 25.0
 """The docs' own (`tools.prose`)."""
 
-WORDS = {
-    "at hand": "available",
-    "lies": "is",
-    "lie": "are",
-    "lend": "give",
-    "lends": "gives",
-    "lent": "given",
-    "mend": "fix",
-    "mends": "fixes",
-    "mended": "fixed",
-    "parting": "cleanup",
-    "partings": "cleanups",
-    "resting": "swapped out, or paused",
-    "owe": "name what is due",
-    "owes": "name what is due",
-    "owed": "due",
-}
-"""Words that a reader stumbles over, and what to say."""
-
-KEPT = ("`resting`", "devices may lie (")
-"""A field of an event, and a device that tells what is not so."""
-
-
-@dataclass(frozen=True, slots=True)
-class Found:
-    """A word in a file's line, and what to say for it."""
-
-    where: str
-    word: str
-    better: str
-
 
 def files(root: Path = ROOT) -> Iterator[Path]:
     """What is written by hand, without tests."""
     for package in PACKAGES:
         for path in sorted((root / package).rglob("*.py")):
-            if "_pb2" not in path.name and path != Path(__file__):
+            if "_pb2" not in path.name and path != Path(forbidden.__file__):
                 yield path
 
 
@@ -94,17 +65,30 @@ def told(source: str) -> Iterator[tuple[int, str]]:
             yield from enumerate(token.string.splitlines(), token.start[0])
 
 
-def words(source: str, name: str) -> Iterator[Found]:
-    """The words of `WORDS` that a source says."""
+def names(source: str) -> Iterator[tuple[int, str]]:
+    """(line, name) of every class, function, parameter, variable and attribute it defines."""
+    for node in ast.walk(ast.parse(source)):
+        match node:
+            case ast.ClassDef(name=name) | ast.FunctionDef(name=name):
+                yield node.lineno, name
+            case ast.AsyncFunctionDef(name=name) | ast.arg(arg=name):
+                yield node.lineno, name
+            case ast.Name(id=name, ctx=ast.Store()) | ast.Attribute(attr=name, ctx=ast.Store()):
+                yield node.lineno, name
+
+
+def words(source: str, file: str) -> Iterator[Found]:
+    """The words that a source says, in its texts and in its names."""
     for number, line in told(source):
-        for word, better in WORDS.items():
-            if re.search(rf"\b{word}\b", line, re.IGNORECASE) and not _is_kept(line):
-                yield Found(f"{name}:{number}", word, better)
+        if not _is_key(line):
+            yield from forbidden.in_line(line, f"{file}:{number}")
+    for number, name in names(source):
+        yield from forbidden.in_name(name, f"{file}:{number}")
 
 
-def _is_kept(line: str) -> bool:
-    """Also a string of one word: a key."""
-    return any(name in line for name in KEPT) or re.fullmatch(r"\W*\w+\W*", line) is not None
+def _is_key(line: str) -> bool:
+    """Whether it is a string of one word."""
+    return re.fullmatch(r"\W*\w+\W*", line) is not None
 
 
 def all_words(root: Path = ROOT) -> list[Found]:
@@ -137,7 +121,7 @@ def main(arguments: list[str]) -> int:
         f"public docstrings: {found.sentences} sentences, median {found.median:g} words, "
         f"p90 {found.p90:g}, {found.above_25:.1%} above 25, {found.above_40:.1%} above 40"
     )
-    broken = [*faults(found), *(f"{f.where}: {f.word!r}; say {f.better!r}" for f in all_words())]
+    broken = [*faults(found), *map(str, all_words())]
     print("\n".join(broken), end="\n" if broken else "")
     return int(bool(broken))
 

@@ -4,7 +4,7 @@
     python -m tools.prose --worst docs/edge.md    # that page's longest sentences and lines
 
 Exit code 1 where a page breaks a limit. Code blocks, tables, headings and generated pages do not
-count.
+count. The words of `tools.words` are looked for in every line, code and tables included.
 """
 
 from __future__ import annotations
@@ -15,6 +15,8 @@ import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+
+from tools import words
 
 ROOT = Path(__file__).parent.parent
 
@@ -122,10 +124,25 @@ def read(path: Path, root: Path = ROOT) -> Page:
     return Page(name, tuple(sentences(text)), tuple(counted_lines(text)))
 
 
-def pages(root: Path = ROOT) -> list[Page]:
+def paths(root: Path = ROOT) -> list[Path]:
     """README.md, CONTRIBUTING.md and every page of docs/ that is written by hand."""
-    paths = [root / "README.md", root / "CONTRIBUTING.md", *sorted((root / "docs").rglob("*.md"))]
-    return [read(path, root) for path in paths if GENERATED not in path.read_text()[:500]]
+    found = [root / "README.md", root / "CONTRIBUTING.md", *sorted((root / "docs").rglob("*.md"))]
+    return [path for path in found if GENERATED not in path.read_text()[:500]]
+
+
+def pages(root: Path = ROOT) -> list[Page]:
+    """Those of `paths`, read."""
+    return [read(path, root) for path in paths(root)]
+
+
+def forbidden(root: Path = ROOT) -> list[words.Found]:
+    """The words of `tools.words` that these pages say."""
+    return [
+        found
+        for path in paths(root)
+        for number, line in enumerate(path.read_text().splitlines(), 1)
+        for found in words.in_line(line, f"{path.relative_to(root).as_posix()}:{number}")
+    ]
 
 
 def measure(page: Page) -> Measure:
@@ -198,7 +215,9 @@ def main(arguments: list[str]) -> int:
     for name, why in broken:
         if why:
             print(f"{name}: {'; '.join(why)} (python -m tools.prose --worst {name})")
-    return int(any(why for _, why in broken))
+    said = forbidden()
+    print("\n".join(map(str, said)), end="\n" if said else "")
+    return int(bool(said) or any(why for _, why in broken))
 
 
 if __name__ == "__main__":

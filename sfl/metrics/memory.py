@@ -38,11 +38,11 @@ def memory_use() -> MemoryUse:
     Raises OSError and others where the system does not tell.
     """
     resident, peak = _from_proc(_STATUS) or _portable()
-    lent = machine.memory()
-    if lent.limit is None:
-        limit, used = lent.total, lent.total - lent.available
+    found = machine.memory()
+    if found.limit is None:
+        limit, used = found.total, found.total - found.available
     else:
-        limit, used = lent.limit, lent.limit_used
+        limit, used = found.limit, found.limit_used
     return MemoryUse(resident, max(resident, peak), accelerator_bytes(), limit, used)
 
 

@@ -45,7 +45,7 @@ class Memory:
     limit_used: int
 
     @property
-    def at_hand(self) -> int:
+    def usable(self) -> int:
         """What a new process may take without swapping or being killed."""
         if self.limit is None:
             return self.available

@@ -244,7 +244,7 @@ def test_cgroups_of_both_versions(tmp_path: Path) -> None:
     assert Cores(8, 1.5).usable == 2
     assert Cores(8, None).usable == 8
     assert Cores(1, 0.5).usable == 1
-    assert Memory(100, 80, 50, 20).at_hand == 30
+    assert Memory(100, 80, 50, 20).usable == 30
 
 
 # -- precision -------------------------------------------------------------------------------------

@@ -181,7 +181,7 @@ class _Examination:
 
     def _fits(self, folder: ModelFolder) -> Iterator[Check]:
         run = self.config if isinstance(self.config, RunConfig) else None
-        room = self.memory.at_hand if self.question.room is None else self.question.room
+        room = self.memory.usable if self.question.room is None else self.question.room
         try:
             load = self._load(folder, run)
             self.tell("measuring a device's process")

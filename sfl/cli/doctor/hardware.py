@@ -54,18 +54,18 @@ def waiting() -> str:
 def check_memory(found: machine.Memory) -> Check:
     """Memory that a run may take."""
     limit = "no cgroup limit" if found.limit is None else f"cgroup limit {size(found.limit)}"
-    short = found.at_hand < LITTLE_MEMORY
+    short = found.usable < LITTLE_MEMORY
     return Check(
         "memory",
         "warning" if short else "ok",
-        f"{size(found.at_hand)} usable ({size(found.total)} in all, {size(found.available)} "
+        f"{size(found.usable)} usable ({size(found.total)} in all, {size(found.available)} "
         f"available, {limit})",
         "Close other programs, or raise the limit: a device needs about 0.5 GB." if short else "",
         {
             "total_bytes": found.total,
             "available_bytes": found.available,
             "limit_bytes": found.limit,
-            "at_hand_bytes": found.at_hand,
+            "at_hand_bytes": found.usable,
         },
     )
 
