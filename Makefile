@@ -102,8 +102,8 @@ demo: install  ## Fine-tune the shipped model over three homes, in five processe
 bench: install  ## Single-process PEFT beside sfl, in one run
 	@$(BIN)/python benchmarks/throughput.py
 
-house: install  ## Measure the house: entries, arrows, sizes of files, functions and classes
-	@$(BIN)/python -m tools.house
+house: install  ## Measure entries, arrows and sizes; BEFORE=dir beside another checkout, TIMES=1 with seconds of the tests
+	@$(BIN)/python -m tools.house $(BEFORE) . $(if $(TIMES),--times)
 
 clean:  ## Remove what was installed and built, not runs/
 	rm -rf $(VENV) build dist site *.egg-info .mypy_cache .ruff_cache .pytest_cache

@@ -17,8 +17,6 @@ import logging
 from collections.abc import AsyncIterator
 from pathlib import Path
 
-import grpc.aio
-
 from edge_server.base import Base, load_base
 from edge_server.beats import Beats
 from edge_server.floor import Floor
@@ -36,7 +34,7 @@ from sfl.rounds.values import Challenge, EdgeFacts, EdgeWelcome
 from sfl.stage.engine import Engine
 from sfl.stage.orders import ORDERS
 from sfl.stage.swapping import Residence
-from sfl.transport.cloud.link import CloudLink
+from sfl.transport.cloud.link import Channel, CloudLink
 from sfl.transport.cloud.words import CloudWord, EdgeFailed
 from sfl.transport.device.decode_slots import DecodeSlots
 from sfl.transport.device.service import EdgeService
@@ -55,7 +53,7 @@ class EdgeServer:
         threads: int,
         insecure: bool,
         own: OwnCertificate | None = None,
-        channel: grpc.aio.Channel | None = None,
+        channel: Channel | None = None,
     ) -> None:
         """Raises ConfigError. For a running event loop.
 

@@ -48,7 +48,7 @@ SAME_LEVEL = {
     ("sfl.aggregation", "sfl.adapters"),
 }
 ROOMS = {
-    "grpc": ("sfl.transport", "edge_server", "cloud_aggregator"),
+    "grpc": ("sfl.transport",),
     "google.protobuf": ("sfl.transport", "sfl.v1"),
     "sfl.v1": ("sfl.transport", "sfl.v1"),
     "prometheus_client": ("sfl.metrics",),

@@ -2,7 +2,8 @@
 
 Prints a table of what makes code easy or hard to read: entries and arrows between rooms, sizes of
 files, functions and classes, and where knowledge stands that belongs elsewhere. Two checkouts are
-printed side by side: `python -m tools.house ../before .`
+printed side by side, and with `--times` the seconds of `make quick` and `make test` in each:
+`python -m tools.house BEFORE AFTER --times`, or `make house BEFORE=dir TIMES=1`.
 """
 
 from __future__ import annotations
@@ -146,9 +147,12 @@ def generated_outside_transport(house: Iterable[Module]) -> int:
 
 
 def plan_builders(house: Iterable[Module]) -> int:
-    """Calls that build a plan from its numbers."""
+    """Calls that build a plan, from its numbers or from its spans.
+
+    The parser of transport's words is one: it reads the spans that the cloud said.
+    """
     return sum(
-        isinstance(node, ast.Call) and ast.unparse(node.func) in ("SplitPlan", "Plan.split")
+        isinstance(node, ast.Call) and ast.unparse(node.func) in ("SplitPlan", "Plan", "Plan.split")
         for module in house
         for node in ast.walk(module.tree)
     )
@@ -192,7 +196,7 @@ ROWS: dict[str, Callable[[Path, list[Module]], object]] = {
     "largest classes, lines/fields": lambda root, house: _largest(house),
     "classes above 200 lines": lambda root, house: sum(c.lines > 200 for c in classes(house)),
     "uses of _pb2 outside transport": lambda root, house: generated_outside_transport(house),
-    "places that build a plan": lambda root, house: plan_builders(house),
+    "places that build a plan, the parser of words too": lambda root, house: plan_builders(house),
     "test functions": lambda root, house: _test_cases(root),
     "words a sentence of the docs, median / p90 / above 40 / longest line": (
         lambda root, house: _words(root)
@@ -216,6 +220,8 @@ def table(roots: list[Path]) -> str:
 
 def seconds_of(root: Path, target: str) -> str:
     """How long `make TARGET` takes in a checkout, and whether it passed."""
+    if subprocess.run(["make", "-n", "-C", str(root), target], capture_output=True).returncode:
+        return "no such target"
     began = time.monotonic()
     code = subprocess.run(["make", "-C", str(root), target], capture_output=True).returncode
     return f"{time.monotonic() - began:.0f} s{'' if code == 0 else ', FAILED'}"

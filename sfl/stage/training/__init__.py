@@ -1,6 +1,6 @@
 """Sessions that train: one device's LoRA and optimizer over the shared base.
 
-A further topology is one file and one line here.
+A further topology is one file and two lines here, and more elsewhere (docs/architecture.md).
 """
 
 from typing import TypedDict

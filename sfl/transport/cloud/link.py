@@ -32,6 +32,9 @@ from sfl.transport.status import error_of
 from sfl.transport.stream import Silence
 from sfl.v1 import cloud_pb2
 
+Channel = grpc.aio.Channel
+"""What an edge calls the cloud by."""
+
 
 class CloudLink:
     """An edge's session with the cloud."""
@@ -44,7 +47,7 @@ class CloudLink:
         insecure: bool,
         own: OwnCertificate | None = None,
         proxy: bool = False,
-        channel: grpc.aio.Channel | None = None,
+        channel: Channel | None = None,
     ) -> None:
         """`channel` is what it calls the cloud by; without, one to `address`."""
         self._peer = f"cloud at {address}"
