@@ -256,7 +256,7 @@ def fits(mode: str, devices: int, seen: dict[int, Cell]) -> bool:
     """Whether a run of so many devices stays within what memory is free."""
     if mode != "splitfed" or len(seen) < 2:
         return True
-    return _continued(seen, devices) < 0.8 * memory().at_hand
+    return _continued(seen, devices) < 0.8 * memory().usable
 
 
 def _continued(seen: dict[int, Cell], devices: int) -> float:
