@@ -222,17 +222,23 @@ def own_file(folder: Path, **values: Any) -> DeviceConfig:
     return DeviceConfig(name="d0", **{"train": folder / "own.jsonl", **values})
 
 
+def agreed(consent: Consent, settings: RunSettings) -> RunSettings:
+    """What a device makes of settings, and of what it is assigned by them when it joins."""
+    own = assign(settings, EdgeBase(4), settings.devices[0].name)
+    return consent.agreed(settings, own)
+
+
 @pytest.mark.process
 def test_what_a_device_agrees_to_by_default(folder: Path, run_config: RunConfig) -> None:
     consent = Consent(own_file(folder))
     for ask in ("run:topology:u_shaped", "codec:activation:extreme", "device:cut_layer:2"):
-        consent.agreed(asked(run_config, ask))
+        agreed(consent, asked(run_config, ask))
     presets = Consent(own_file(folder, consent={"codecs": ["compact", "fine"]}))
     written_out = ["codec:gradient:uniform(2, dither) | rans", "codec:activation:compact"]
-    presets.agreed(asked(run_config, *written_out))
+    agreed(presets, asked(run_config, *written_out))
     with pytest.raises(ConfigError, match=r"gradient as 'uniform\(4, dither\) \| rans'"):
-        presets.agreed(
-            asked(run_config, "codec:gradient:uniform(4, dither) | rans", written_out[1])
+        agreed(
+            presets, asked(run_config, "codec:gradient:uniform(4, dither) | rans", written_out[1])
         )
     with pytest.raises(ConfigError, match=r"device\.consent\.codecs = 'fp17'"):
         Consent(own_file(folder, consent={"codecs": ["fp17"]}))
@@ -244,7 +250,7 @@ def test_a_shared_file_is_the_devices_own_and_shared_out(
 ) -> None:
     config = own_file(folder, train=None, shared_train=folder / "own.jsonl")
     hostile = asked(run_config, f"data:eval:{folder / 'secret.txt'}")
-    data = Consent(config).agreed(hostile).data
+    data = agreed(Consent(config), hostile).data
     assert (data.train, data.eval) == (folder / "own.jsonl", None)
 
 
