@@ -131,6 +131,7 @@ class Echo:
 
     device = NAME
     is_open = False
+    steps_left = 1
     plan = SimpleNamespace(num_layers=LAYERS)
     step = 0
     served_seconds = 0.0
@@ -516,3 +517,10 @@ def test_down_is_another_hop_with_tensors_of_its_own() -> None:
     arrive(device.encode(message()), edge)
     down = arrive(edge.encode(message(edges=values(4, 8))), device)
     assert set(down.named) == {"edges"}
+
+
+def test_a_tensor_called_as_a_setting_is_coded_as_any_other() -> None:
+    named = Declared("activation", 8, 40, "float32", {FORWARD: "delta(bigram) | int8"})
+    device, _ = ends(named)
+    codec = device.codecs._codec(FORWARD, "activation")
+    assert codec is not None and codec.spec == "int8"

@@ -84,7 +84,7 @@ class StreamCodecs:
         self._declared = {(lane, one.name): one for one in tensors for lane in one.codecs}
         self._named = {
             (lane, name): self._as_sent(
-                name, parse(one.codecs[lane], name, lane.toward is Toward.INPUT)
+                parse(one.codecs[lane], name, lane.toward is Toward.INPUT), rows=False
             )
             for (lane, name), one in self._declared.items()
         }
@@ -98,12 +98,15 @@ class StreamCodecs:
         specs = {name: codec.spec for name, codec in codecs.items()}
         if specs != self._specs or round_ <= 1:
             self._specs = specs
-            self._codecs = {name: self._as_sent(name, codec) for name, codec in codecs.items()}
+            self._codecs = {
+                role: self._as_sent(codec, rows=role == "activation")
+                for role, codec in codecs.items()
+            }
             self._encoders, self._decoders = {}, {}
         self._masks.clear()
 
-    def _as_sent(self, name: str, codec: Codec) -> Codec:
-        if name != "activation":  # no other sender knows its rows by name
+    def _as_sent(self, codec: Codec, rows: bool) -> Codec:
+        if not rows:  # a device knows the rows of its activations by name, and nobody any others
             codec = codec.without_context()
         return codec.for_peer(self._compiled)
 
