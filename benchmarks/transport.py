@@ -68,6 +68,7 @@ class EchoSession:
     device = "device"
     model = SimpleNamespace(hidden_size=HIDDEN)
     is_open = False
+    steps_left = 1
     plan = SimpleNamespace(num_layers=2)
     step = 0
     served_seconds = 0.0

@@ -24,6 +24,10 @@ class Session(Swappable, Protocol):
     served_seconds: float
     """Compute time it has had in this round: what a job order may go by."""
 
+    @property
+    def steps_left(self) -> int:
+        """Steps that its open round has yet to take; 1 where none is open."""
+
     def handle(self, message: Request) -> list[Outgoing]:
         """Do the work a message asks for; what to send then, in order. Raises SflError.
 

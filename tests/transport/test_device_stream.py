@@ -73,6 +73,7 @@ class Session:
     model = SimpleNamespace(hidden_size=HIDDEN)
     device = "d"
     is_open = False
+    steps_left = 1
     step = 0
     served_seconds = 0.0
 

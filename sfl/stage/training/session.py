@@ -114,6 +114,11 @@ class TrainingSession(ABC):
         """Steps taken in the open round."""
         return self.stepper.step
 
+    @property
+    def steps_left(self) -> int:
+        """Steps that the open round has yet to take; 1 where none is open."""
+        return self.assignment.steps.count - self.step if self.is_open else 1
+
     # -- a round ---------------------------------------------------------------------------
 
     def begin_round(

@@ -103,9 +103,7 @@ class TensorWork:
 
     def _tail_seconds(self) -> float:
         """What the device has yet to do in this round once it has its answer."""
-        session = self.session
-        left = session.assignment.steps.count - session.step if session.is_open else 1
-        return self.turnaround.tail(left)
+        return self.turnaround.tail(self.session.steps_left)
 
     def _served(self) -> None:
         self.end.credits.computed()
