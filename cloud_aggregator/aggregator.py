@@ -82,8 +82,8 @@ class CloudAggregator:
         self.stats = stats = NodeStats("cloud", "cloud")
         stats.certificate_expiry = None if own is None else own.not_after
         self._traces = _step_traces(config, self.run_id)
+        self.journal = SqliteJournal(folder)  # before any record: what it refuses leaves none
         self.records = records = RunRecords(self.config, folder)
-        self.journal = SqliteJournal(folder)
         self.coordinator = coordinator = Coordinator(
             config.settings, journal=self.journal, hear=records.hear
         )

@@ -11,11 +11,10 @@ from pathlib import Path
 
 from sfl.errors import DiskError
 from sfl.node.files import on_disk
+from sfl.report.runs import JOURNAL
 from sfl.rounds.journal import PASSING, Entry, Latest, subject
 from sfl.rounds.plain import NotReadable, event_from_json, state_from_json, to_json
 from sfl.rounds.state import RunState
-
-NAME = "run.sqlite"
 
 # Of a subject only the latest event stays; it takes a number above all others before the one that
 # it replaces goes, so that numbers only grow (and AUTOINCREMENT, which writes a page more, is not
@@ -82,7 +81,7 @@ class SqliteJournal:
         self._rows: list[Row] = []
         self._told: float | None = None
         with self._on_disk():
-            self._file = sqlite3.connect(folder / NAME, timeout=PATIENCE, isolation_level=None)
+            self._file = sqlite3.connect(folder / JOURNAL, timeout=PATIENCE, isolation_level=None)
             self._file.execute("PRAGMA journal_mode = WAL")
             self._file.execute("PRAGMA synchronous = NORMAL")
             self._require_version()
@@ -98,7 +97,7 @@ class SqliteJournal:
         if found not in (0, VERSION):
             self._file.close()
             problem = f"it is of version {found}, and this is for version {VERSION}"
-            raise DiskError(f"{self._folder / NAME}: {problem}. Use the sfl that wrote it.")
+            raise DiskError(f"{self._folder / JOURNAL}: {problem}. Use the sfl that wrote it.")
 
     @contextlib.contextmanager
     def _on_disk(self) -> Iterator[None]:
@@ -122,12 +121,12 @@ class SqliteJournal:
                 raise OSError(_ERRNO[code], str(error)) from error
 
     def _damaged(self, error: Exception) -> DiskError:
-        path = self._folder / NAME
-        fix = f"Move it away, and {NAME}-wal and {NAME}-shm with it; the run then begins anew."
+        path = self._folder / JOURNAL
+        fix = "Begin another run, with another run.id or none."
         return DiskError(f"{path}: it is damaged ({error}). {fix}")
 
     def _held(self, error: Exception) -> DiskError:
-        path = self._folder / NAME
+        path = self._folder / JOURNAL
         fix = "Close that program; while a run goes on, read a copy of the folder."
         return DiskError(f"{path}: another program holds it ({error}). {fix}")
 

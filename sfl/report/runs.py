@@ -15,6 +15,9 @@ from sfl.node.paths import is_there, require_utf8
 
 INTERRUPTED = "interrupted"
 STOP = Path("nodes") / "cloud.stop"
+JOURNAL = "run.sqlite"
+JOURNAL_FILES = (JOURNAL, f"{JOURNAL}-wal", f"{JOURNAL}-shm")
+"""What happened in a run, and the files that SQLite keeps beside it."""
 
 EFFECTIVE_HEADER = """\
 # The settings of run {run_id} as they took effect, every default and every `auto` filled in.
@@ -36,6 +39,9 @@ def open_run_folder(config: RunConfig) -> Path:
     if (folder / "metrics.jsonl").exists():
         raise ConfigError("run.id", run_id, "a run of that name exists", "Choose another, or none.")
     _clear(folder)
+    if (folder / JOURNAL).exists():  # its run would go into the journal of this one
+        problem = f"{folder / JOURNAL} is of a run of that name"
+        raise ConfigError("run.id", run_id, problem, "Choose another, or none.")
     new = not folder.exists()
     try:
         write_effective(config, folder)
@@ -53,7 +59,7 @@ def _clear(folder: Path) -> None:
     with on_disk(folder, "run.output_dir"):
         for name in ("logs", "nodes"):
             shutil.rmtree(folder / name, ignore_errors=True)
-        for name in ("summary.json", "report.html", "timeline.json"):
+        for name in ("summary.json", "report.html", "timeline.json", *JOURNAL_FILES):
             (folder / name).unlink(missing_ok=True)
 
 

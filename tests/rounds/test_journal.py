@@ -15,10 +15,11 @@ from typing import Any
 import pytest
 
 from cloud_aggregator.clock import RunClock
-from sfl.config import RunSettings
-from sfl.errors import DiskError
+from sfl.config import RunConfig, RunSettings
+from sfl.errors import ConfigError, DiskError
 from sfl.plan import HOLDERS
-from sfl.report.journal import NAME, VERSION, SqliteJournal
+from sfl.report.journal import VERSION, SqliteJournal
+from sfl.report.runs import JOURNAL, open_run_folder
 from sfl.rounds import (
     Coordinator,
     DeviceJoined,
@@ -225,7 +226,7 @@ def test_a_folder_that_may_not_be_written_is_told(tmp_path: Path) -> None:
 
 def test_what_is_no_disk_is_a_bug(tmp_path: Path) -> None:
     journal = SqliteJournal(tmp_path)
-    with sqlite3.connect(tmp_path / NAME) as other:
+    with sqlite3.connect(tmp_path / JOURNAL) as other:
         other.execute("DROP TABLE clock")
     with pytest.raises(sqlite3.OperationalError, match="no such table"):
         journal.tell_time(1.0)
@@ -246,7 +247,7 @@ def test_a_damaged_file_is_told_with_what_to_do(tmp_path: Path, damage: str) -> 
     for number in range(200):
         journal.append(Entry(1.0, DeviceJoined(f"d{number}", "e" * 100)))
     journal.close()
-    path = tmp_path / NAME
+    path = tmp_path / JOURNAL
     if damage == "a row":
         with sqlite3.connect(path) as other:
             other.execute("UPDATE events SET event = x'7b' WHERE number = 3")
@@ -255,7 +256,7 @@ def test_a_damaged_file_is_told_with_what_to_do(tmp_path: Path, damage: str) -> 
         whole = path.read_bytes()
         page = b"\xff" * 4096
         path.write_bytes(page * 2 if damage == "no database" else whole[:4096] + page * 20)
-    with pytest.raises(DiskError, match=r"is damaged \(.*Move it away") as caught:
+    with pytest.raises(DiskError, match=r"is damaged \(.*another run.id") as caught:
         list(SqliteJournal(tmp_path).entries())
     assert str(caught.value).startswith(f"{path}: ")
 
@@ -365,7 +366,7 @@ def test_a_row_of_the_wrong_kind_is_damage(tmp_path: Path, damage: str) -> None:
 def test_a_file_that_another_program_holds_is_told_soon(tmp_path: Path) -> None:
     journal = SqliteJournal(tmp_path)
     entry = Entry(3.0, DeviceJoined("d0", "e"))
-    other = sqlite3.connect(tmp_path / NAME, isolation_level=None)
+    other = sqlite3.connect(tmp_path / JOURNAL, isolation_level=None)
     other.execute("BEGIN IMMEDIATE")
     journal.append(entry)
     began = time.monotonic()
@@ -380,7 +381,7 @@ def test_a_file_that_another_program_holds_is_told_soon(tmp_path: Path) -> None:
 
 def test_a_file_of_another_version_is_refused(tmp_path: Path) -> None:
     SqliteJournal(tmp_path).close()
-    with sqlite3.connect(tmp_path / NAME) as other:
+    with sqlite3.connect(tmp_path / JOURNAL) as other:
         assert other.execute("PRAGMA user_version").fetchone() == (VERSION,)
         other.execute(f"PRAGMA user_version = {VERSION + 1}")
     other.close()
@@ -407,3 +408,15 @@ def test_a_mark_waits_for_the_disk_and_a_commit_does_not(tmp_path: Path) -> None
     ]
     assert journal._file.execute("PRAGMA synchronous").fetchone() == (1,)
     journal.close()
+
+
+def test_a_journal_without_its_run_is_no_beginning(tmp_path: Path) -> None:
+    values = SETTINGS.model_dump()
+    values["run"] |= {"id": "t", "output_dir": str(tmp_path)}
+    config = RunConfig.model_validate(values)
+    folder = open_run_folder(config)
+    SqliteJournal(folder).close()
+    with pytest.raises(ConfigError, match=r"run\.sqlite is of a run of that name"):
+        open_run_folder(config)
+    (folder / "summary.json").write_text("{}")  # it ended before its cloud was up
+    assert open_run_folder(config) == folder and not (folder / JOURNAL).exists()
