@@ -104,6 +104,11 @@ class Outgoing:
     toward: Toward
     message: TensorMessage | GradientNorm
 
+    def __post_init__(self) -> None:
+        # A tensor's kind says the way, too; its codec goes by that. A norm goes either way.
+        message = self.message
+        assert not isinstance(message, TensorMessage) or message.kind.toward is self.toward
+
 
 @dataclass(frozen=True, slots=True)
 class RoundOrder:

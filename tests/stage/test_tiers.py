@@ -18,7 +18,7 @@ from sfl.metrics.stats import NodeStats
 from sfl.models.folder import ModelFolder
 from sfl.models.span import build_span
 from sfl.plan import Plan, Topology, Toward
-from sfl.stage.messages import GradientNorm, Key, Kind, Purpose, TensorMessage
+from sfl.stage.messages import GradientNorm, Key, Kind, Outgoing, Purpose, TensorMessage
 from sfl.stage.session import Request
 from sfl.stage.training import SESSIONS, TrainingSession
 from tests.house.assigned import assigned
@@ -144,3 +144,15 @@ def test_what_a_stage_sends_goes_where_its_kind_belongs(topology: Topology) -> N
     assert [out.message.kind for out in scored] == (
         [Kind.SCORE] if topology == "vanilla" else [Kind.ACTIVATION]
     )
+
+
+@pytest.mark.parametrize("kind", list(Kind))
+def test_a_tensor_cannot_be_sent_against_its_kind(kind: Kind) -> None:
+    key = Key(Purpose.TRAINING, 1, 0, 0)
+    message = TensorMessage(kind, key, 1, (1,))
+    right = Toward.LOSS if kind is Kind.ACTIVATION else Toward.INPUT
+    (wrong,) = set(Toward) - {right}
+    assert Outgoing(right, message).message is message
+    with pytest.raises(AssertionError):
+        Outgoing(wrong, message)
+    assert {Outgoing(way, GradientNorm(1, 0, 1.0)).toward for way in Toward} == set(Toward)
