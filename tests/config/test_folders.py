@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import hashlib
 import re
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
@@ -110,6 +112,37 @@ def test_what_an_edge_lists_leads_nowhere_out_of_the_cache(
     with pytest.raises(ProtocolError, match="from the edge is no"):
         fetch_model(cast(Any, None), "pi", tmp_path / "cache", NodeStats("pi", "device"))
     assert [path for path in tmp_path.rglob("*") if path.is_file()] == []
+
+
+def test_devices_that_share_a_cache_never_see_half_a_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where no hard link can be made: `link` fails, too, while another device renames the same."""
+    content, copy, seen = b'{"model_type": "llama"}', shutil.copyfile, []
+    digest = hashlib.sha256(content).hexdigest()
+    blob = tmp_path / "cache" / "blobs" / digest
+    blob.parent.mkdir(parents=True)
+    blob.write_bytes(content)
+    entry = edge_pb2.FileEntry(name="config.json", sha256=digest, num_bytes=len(content))
+    listing = SimpleNamespace(
+        stub=lambda channel: lambda asked, **_: edge_pb2.FileList(files=[entry])
+    )
+
+    def watched(source: Path, target: Path) -> None:
+        Path(target).touch()
+        seen.extend(path.read_bytes() for path in tmp_path.glob("cache/spans/*/config.json"))
+        copy(source, target)
+
+    def unlinkable(target: Path, source: Path) -> None:
+        raise FileNotFoundError(str(source))
+
+    monkeypatch.setattr(fetch, "EDGE_LIST_FILES", listing)
+    monkeypatch.setattr(shutil, "copyfile", watched)
+    monkeypatch.setattr(Path, "hardlink_to", unlinkable)
+    folder = fetch_model(cast(Any, None), "pi", tmp_path / "cache", NodeStats("pi", "device"))
+    assert seen == [] and {path.name: path.read_bytes() for path in folder.iterdir()} == {
+        "config.json": content
+    }
 
 
 def activation() -> TensorMessage:

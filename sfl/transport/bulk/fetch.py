@@ -57,7 +57,7 @@ def fetch_model(
             folder.mkdir(parents=True, exist_ok=True)
             for entry in files:
                 _fetch(channel, device, entry, cache / "blobs", stats, silence)
-                _link(cache / "blobs" / entry.sha256, folder / entry.name)
+                _link(cache / "blobs" / entry.sha256, folder / entry.name, device)
     except grpc.RpcError as error:
         raise error_of(error, "edge") from None
     return folder
@@ -167,8 +167,11 @@ def _sha256(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def _link(content: Path, target: Path) -> None:
-    """Give cached content its name; a hard link where the file system has them."""
+def _link(content: Path, target: Path, device: str) -> None:
+    """Give cached content its name; a hard link where the file system has them.
+
+    Another device of this machine may do the same, and read `target` already: so it appears whole.
+    """
     if target.exists():
         return
     target.parent.mkdir(exist_ok=True)
@@ -176,5 +179,10 @@ def _link(content: Path, target: Path) -> None:
         target.hardlink_to(content)
     except FileExistsError:
         return  # another device of this machine was quicker
-    except OSError:
-        shutil.copyfile(content, target)
+    except OSError:  # also where another device has put the same content in its place just now
+        aside = target.with_name(f".{target.name}.{device}.tmp")
+        try:
+            shutil.copyfile(content, aside)
+            aside.replace(target)
+        finally:
+            aside.unlink(missing_ok=True)
