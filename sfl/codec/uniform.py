@@ -27,6 +27,7 @@ _SIDE = struct.Struct("<fIBBI")  # step, key, lowest code, number of levels, esc
 _LARGEST = float(np.finfo(np.float32).max)
 _MEASURED = 1 << 17  # values enough to know the step by
 _SMALLEST = 2.0**-120  # its reciprocal is finite
+_SQUARABLE = 2.0**-60  # the square is a normal float32
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,7 +64,11 @@ class Uniform:
             norms = torch.linalg.vector_norm(scale_of[::stride], dim=0, dtype=torch.float64)
             if not bool(norms.isfinite().all()):
                 raise ProtocolError(f"codec {self.name}: a value is NaN or infinite")
-        scale = float(norms.median()) or float(norms.max())
+        median = float(norms.median())
+        if median < _SQUARABLE:  # its squares may have been lost in float32
+            exact = torch.linalg.vector_norm(scale_of[::stride], dim=0, dtype=torch.float64)
+            median = float(exact.median())
+        scale = median or float(norms.max())
         step = self.step * scale / (len(scale_of[::stride])) ** 0.5
         return float(np.float32(min(max(step, _SMALLEST), 2.0**126)))
 
