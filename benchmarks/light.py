@@ -131,7 +131,8 @@ class LightDevice:
         try:
             link = DeviceLink.join(line, DeviceSignatures(self.name), PATIENCE)
             settings = link.joined.settings
-            link.expect(device_shapes(settings, self.name), self._shape.hidden)
+            shapes = device_shapes(settings, self.name)
+            link.expect(lambda told: shapes, self._shape.hidden)
             link.ready(Dataset([EXAMPLE], [EXAMPLE], "text", DataNotes()))
             for order in link.orders():
                 link.deliver(self._round(link, order))

@@ -72,7 +72,7 @@ def linked(
     ours = DeviceEnd(
         device, own, session.settings, NodeStats(device, "device").phases, PEER_COMPILED
     )
-    ours.expect(stage.shapes, hidden)
+    ours.expect(stage.shapes_of, hidden)
     edge = EdgeEnd(device, own, session.settings, phases, PEER_COMPILED)
     edge.allow(hidden, 0)  # updates are taken from the stage itself
     return InProcessLink(ours, edge, session, watch or Watched())

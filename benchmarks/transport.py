@@ -188,7 +188,7 @@ def ours(port: int, in_flight: int, seconds: float) -> list[float]:
 
     line = dial(f"127.0.0.1:{port}", NodeStats("device", "device"), 10.0, insecure=False)
     link = DeviceLink.join(line, DeviceSignatures("device"), 10.0)
-    link.expect([], HIDDEN)
+    link.expect(lambda told: [], HIDDEN)
     link.ready(Dataset([Example((1, 2), (-100, 2))], [], "text", DataNotes()))
     next(link.orders())
     rows = torch.randn(ROWS, HIDDEN)

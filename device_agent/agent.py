@@ -122,7 +122,7 @@ class DeviceAgent:
         self._run_id = joined.run_id
         joined = replace(joined, settings=self.consent.agreed(joined.settings, joined.assignment))
         trainer, dataset = self._load(link, joined)
-        link.expect(trainer.stage.shapes, trainer.stage.front.model.hidden_size)
+        link.expect(trainer.stage.shapes_of, trainer.stage.front.model.hidden_size)
         link.ready(dataset)
         self.service.status(f"run {joined.run_id}: waiting for its first round")
         for order in link.orders(trainer.fold):

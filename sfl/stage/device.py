@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 import torch
 
-from sfl.adapters.lora import Adapter, LoraBank
+from sfl.adapters.lora import Adapter, LoraBank, build_manifest
 from sfl.adapters.names import belongs_to
 from sfl.config import RunSettings
 from sfl.errors import ProtocolError
@@ -119,10 +119,22 @@ class DeviceStage:
         """Every trainable tensor of this device, by PEFT's names."""
         return {name: p for part in self.parts for name, p in part.adapter.trained.items()}
 
-    @property
-    def shapes(self) -> list[tuple[int, ...]]:
-        """Of every tensor of the adapter that a round sends this device."""
-        return [tuple(p.shape) for part in self.parts for p in part.adapter.parameters.values()]
+    def shapes_of(self, assignment: Assignment) -> list[tuple[int, ...]]:
+        """Of every tensor of the adapter that a round of this assignment sends this device.
+
+        The model's own configuration tells those of blocks that the device has not read yet.
+        """
+        if assignment.same_adapter(self.assignment):
+            return [tuple(p.shape) for part in self.parts for p in part.adapter.parameters.values()]
+        settings, spans = self.settings, assignment.plan.device_spans
+        lora = settings.lora.model_copy(update={"rank": assignment.rank})
+        num_labels = len(settings.model.labels)
+        manifest = build_manifest(self._folder, settings.model.task, num_labels, lora)
+        return [
+            spec.shape
+            for spec in manifest.parameters
+            if any(belongs_to(spec.name, span) for span in spans)
+        ]
 
     def load(self, values: Mapping[str, np.ndarray], round_: int) -> None:
         """Begin a round with this device's part of the global adapter, in place."""

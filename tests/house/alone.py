@@ -115,7 +115,7 @@ class Alone:
         device = DeviceEnd(
             NAME, stage.assignment, self.settings, NodeStats(NAME, "device").phases, True
         )
-        device.expect(stage.shapes, hidden)
+        device.expect(stage.shapes_of, hidden)
         edge = EdgeEnd(NAME, stage.assignment, self.settings, session.stats.phases, True)
         edge.allow(hidden, 1 << 24)
         return InProcessLink(device, edge, session)
@@ -138,7 +138,7 @@ class Alone:
             link = joined(address, NAME, PATIENCE)
             try:
                 stage = self.stage()
-                link.expect(stage.shapes, edge.session.model.hidden_size)
+                link.expect(stage.shapes_of, edge.session.model.hidden_size)
                 trainer = self.trainer(link, stage)
                 link.ready(self.data)
                 edge.is_ready.wait(PATIENCE)

@@ -92,6 +92,17 @@ def test_what_stays_is_not_made_anew() -> None:
     assert session.adapter is not adapter and session.optimizer is not optimizer
 
 
+def test_a_device_knows_the_shapes_of_blocks_that_it_has_not_read() -> None:
+    run = Alone("vanilla", UNCODED)
+    stage, blocks = run.stage(), run.folder.num_layers
+    for cut_layer, rank in ((0, 4), (2, 4), (1, 2), (0, 8)):
+        told = replace(run.start(2), plan=Plan.split(blocks, cut_layer, 0, "vanilla"), rank=rank)
+        before = stage.shapes_of(told)
+        stage.take(told)
+        assert sorted(before) == sorted(stage.shapes_of(told))
+        assert bool(before) == bool(cut_layer)
+
+
 def test_a_device_refuses_a_plan_of_another_model() -> None:
     run = Alone("vanilla", UNCODED)
     blocks = run.folder.num_layers

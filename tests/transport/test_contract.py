@@ -642,7 +642,7 @@ def test_what_folds_is_bounded_by_the_span_too() -> None:
     reader = Reader(end, stats, lambda item: None)
     with pytest.raises(ProtocolError, match="1048576 bytes announced, 0 are allowed"):
         reader.take(adapter(side="stack", num_bytes=1 << 20))  # nor is any due before
-    end.expect([(8, 64), (64, 8)], 64)
+    end.expect(lambda told: [(8, 64), (64, 8)], 64)
     with pytest.raises(ProtocolError, match="bytes announced"):
         reader.take(adapter(side="stack", num_bytes=1 << 20))
     header = tensor_pb2.AdapterHeader(side="stack", num_bytes=2 * 4 * 1024)  # of both devices
@@ -692,7 +692,7 @@ def test_what_an_edge_may_not_say_is_a_clear_end_for_its_device(number: int) -> 
     _, messages, kind, words = EDGES[number]
     with edge_server(edge_says(*messages)) as address:
         with pytest.raises(kind) as caught, closing(joined(address, "d", PATIENCE)) as link:
-            link.expect([(2, 2)], 32)
+            link.expect(lambda told: [(2, 2)], 32)
             for _ in range(3):
                 link.ready(Dataset([], [], "text", DataNotes()))
             for _ in link.orders():

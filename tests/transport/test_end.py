@@ -14,6 +14,7 @@ from sfl.config import RunSettings
 from sfl.config.codec import RoleCodecs
 from sfl.errors import AdapterRefused, ProtocolError
 from sfl.metrics.stats import PhaseTimes
+from sfl.plan import Plan
 from sfl.rounds.assignment import assign
 from sfl.rounds.values import Assignment, EdgeBase, Steps
 from sfl.stage.messages import (
@@ -28,7 +29,7 @@ from sfl.stage.messages import (
 from sfl.transport.device.end import DeviceEnd, EdgeEnd, End
 from sfl.transport.frames.chunks import adapter_bytes, adapter_frames, decode_adapter
 from sfl.transport.frames.envelope import Frame
-from sfl.transport.frames.wire import EDGE_SESSION
+from sfl.transport.frames.wire import BASE_UPDATE, EDGE_SESSION
 from sfl.v1 import edge_pb2, tensor_pb2
 
 HIDDEN, TOKENS = 32, 12
@@ -78,7 +79,7 @@ def start(round_codecs: RoleCodecs | None = None, round_: int = 1, credits_: int
 def ends(round_codecs: RoleCodecs | None = None) -> tuple[DeviceEnd, EdgeEnd]:
     """A device's end and its edge's, in the first round."""
     device = DeviceEnd("d", start(), settings(), PhaseTimes(), peer_compiled=True)
-    device.expect(list(SHAPES.values()), HIDDEN)
+    device.expect(lambda told: list(SHAPES.values()), HIDDEN)
     edge = EdgeEnd("d", start(), settings(), PhaseTimes(), peer_compiled=True)
     edge.allow(HIDDEN, 1 << 20)
     edge.begin_round(start(round_codecs))
@@ -117,6 +118,11 @@ def values(seed: int) -> dict[str, np.ndarray]:
     return {
         name: generator.standard_normal(shape).astype(np.float32) for name, shape in SHAPES.items()
     }
+
+
+def moved(cut_layer: int) -> Assignment:
+    """The first round's, at another cut."""
+    return replace(start(), plan=Plan.split(3, cut_layer, 1, "u_shaped"))
 
 
 def given(
@@ -342,7 +348,7 @@ def test_what_the_base_gets_changes_nothing_of_what_is_held() -> None:
 
 def test_adapters_out_of_turn_end_it() -> None:
     device = DeviceEnd("d", start(), settings(), PhaseTimes(), peer_compiled=True)
-    device.expect(list(SHAPES.values()), HIDDEN)
+    device.expect(lambda told: list(SHAPES.values()), HIDDEN)
     _, edge = ends(codecs(adapter="int8"))
     frames = list(edge.round_frames(values(1), 1))
     with pytest.raises(ProtocolError, match="before its round was announced"):
@@ -365,6 +371,38 @@ def test_an_adapter_is_bounded_by_what_the_span_asks_for() -> None:
     big = adapter_bytes({"a": np.zeros(1 << 20, np.float32)})
     with pytest.raises(ProtocolError, match="bytes announced"):
         given(adapter_frames(header, big), device)
+
+
+def test_a_round_is_bounded_by_what_its_own_assignment_asks_for() -> None:
+    """A cut that leaves 0 brings blocks of any size, whatever was loaded first."""
+    wide = {"a": np.zeros((1024, 1024), np.float32)}
+    device = DeviceEnd("d", moved(0), settings(), PhaseTimes(), peer_compiled=True)
+    device.expect(lambda told: [a.shape for a in wide.values()] * told.plan.cut_layer, HIDDEN)
+    frames = list(adapter_frames(tensor_pb2.AdapterHeader(round=1), adapter_bytes(wide)))
+    device.begin_round(moved(0))
+    with pytest.raises(ProtocolError, match="bytes announced"):
+        given(frames, device)
+    device.begin_round(moved(1))
+    assert isinstance(given(frames, device), RoundOrder)
+
+
+def test_a_sum_has_the_ranks_of_all_devices_at_any_cut() -> None:
+    said = settings().model_dump() | {
+        "aggregation": {"strategy": "flora"},
+        "devices": [{"name": "d"}, {"name": "e"}],
+        "run": {},
+    }
+    run = RunSettings.model_validate(said)
+    device = DeviceEnd("d", moved(0), run, PhaseTimes(), peer_compiled=True)
+    device.expect(lambda told: [(told.rank, 1 << 16)] * told.plan.cut_layer, HIDDEN)
+    device.begin_round(replace(moved(1), rank=8))
+    most = len(run.names) * run.lora.rank
+    whole = {"a": np.zeros((most, 1 << 16), np.float32)}
+    header = tensor_pb2.AdapterHeader(round=1, side=BASE_UPDATE)
+    assert isinstance(given(adapter_frames(header, adapter_bytes(whole)), device), BaseUpdate)
+    more = {"a": np.zeros((2 * most, 1 << 16), np.float32)}
+    with pytest.raises(ProtocolError, match="bytes announced"):
+        given(adapter_frames(header, adapter_bytes(more)), device)
 
 
 def test_what_a_codec_cannot_hold_is_the_adapters_fault() -> None:

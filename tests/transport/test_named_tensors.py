@@ -74,7 +74,7 @@ def ends(*declared: Declared, spec: str = "none") -> tuple[DeviceEnd, EdgeEnd]:
     own = assign(run_settings(), EdgeBase(3), "d", 1, steps=Steps(2, 0, 2))
     own = replace(own, codecs=round_codecs(spec))
     device = DeviceEnd("d", own, run_settings(), PhaseTimes(), peer_compiled=True)
-    device.expect([], HIDDEN, declared)
+    device.expect(lambda told: [], HIDDEN, declared)
     edge = EdgeEnd("d", own, run_settings(), PhaseTimes(), peer_compiled=True)
     edge.allow(HIDDEN, 0, declared)
     edge.begin_round(own)
@@ -231,7 +231,7 @@ def test_tensors_of_two_dtypes_shapes_and_codecs_cross_grpc() -> None:
     with edge.serving() as address:
         link = joined(address, NAME, PATIENCE)
         try:
-            link.expect([], HIDDEN, declared)
+            link.expect(lambda told: [], HIDDEN, declared)
             link.ready(run.data)
             assert edge.is_ready.wait(PATIENCE)
             edge.begin_round(run.start(1), {})

@@ -7,6 +7,7 @@ memory of what was sent, and the same adapter; what one sends, the other takes.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -41,6 +42,9 @@ from sfl.v1 import tensor_pb2
 
 CUT_DTYPES = ("float32", "bfloat16")
 """What hidden states may come in; a device's own dtype may be another than the edge's."""
+
+ShapesOf = Callable[[Assignment], Sequence[Sequence[int]]]
+"""Of the tensors of the adapter that a round of an assignment sends a device."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -141,7 +145,7 @@ class DeviceEnd(End):
         super().__init__("device", device, settings, phases, peer_compiled, folder)
         self._joined = joined
         self._told: Assignment | None = None
-        self._limit = 0
+        self._most_bytes: Callable[[Assignment], int] = _none_yet
 
     @property
     def most_waiting(self) -> int:
@@ -159,26 +163,20 @@ class DeviceEnd(End):
         """What this device's B A are multiplied by."""
         return (self._told or self._joined).scaling
 
-    def expect(
-        self, shapes: Sequence[Sequence[int]], hidden: int, named: Sequence[Declared] = ()
-    ) -> None:
-        """What the device's span asks for: the parameters of its adapter, the width of rows.
+    def expect(self, shapes: ShapesOf, hidden: int, named: Sequence[Declared] = ()) -> None:
+        """What the device takes: the parameters of an assignment's adapter, the width of rows.
 
         `named` as in `allow`.
         """
-        times = 1.0
-        if self.settings.aggregation.traits.folds:  # a sum has the ranks of all devices
-            ranks = len(self.settings.names) * self.settings.lora.rank
-            times = ranks / self._joined.rank
-        self._limit = contract.adapter_limit(shapes, times)
-        self.allow(hidden, self._limit, named)
+        self._most_bytes = functools.partial(_most_bytes, self.settings, shapes)
+        self.allow(hidden, self._most_bytes(self._joined), named)
 
     def begin_round(self, told: Assignment, agreed: bool = True) -> None:
         """A round is announced; unless its codecs are `agreed` those of the one before stay."""
         if agreed:
             self.codecs.begin_round(told.codecs, told.round)
         self._told = told
-        self._adapter.limit = int(self._limit * _times(told, self._joined))
+        self._adapter.limit = self._most_bytes(told)
 
     def take_adapter(self, frame: tensor_pb2.AdapterFrame) -> RoundOrder | BaseUpdate | None:
         """Keep a frame; the round, or the sum, that it completes. Raises ProtocolError."""
@@ -272,12 +270,16 @@ def trained_by(spans: Iterable[Span], settings: RunSettings) -> Callable[[str], 
     )
 
 
-def _times(told: Assignment, joined: Assignment) -> float:
-    """How much larger a round's part of the adapter may be than that of what was loaded first."""
-    if told.same_adapter(joined):
-        return 1.0
-    blocks = [sum(span.num_blocks for span in own.plan.device_spans) for own in (told, joined)]
-    return max(1.0, blocks[0] / max(1, blocks[1])) * max(1.0, told.rank / joined.rank)
+def _none_yet(told: Assignment) -> int:
+    """No adapter is due before the device knows its shapes."""
+    return 0
+
+
+def _most_bytes(settings: RunSettings, shapes: ShapesOf, told: Assignment) -> int:
+    """Of an adapter for one device; where rounds fold, a sum has the ranks of all devices."""
+    folds = settings.aggregation.traits.folds
+    ranks = len(settings.names) * settings.lora.rank if folds else told.rank
+    return contract.adapter_limit(shapes(told), ranks / told.rank)
 
 
 def _expect_dtype(dtype: str) -> None:

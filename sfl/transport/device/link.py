@@ -33,7 +33,7 @@ from sfl.stage.messages import (
     TensorMessage,
 )
 from sfl.transport.device import checked
-from sfl.transport.device.end import DeviceEnd
+from sfl.transport.device.end import DeviceEnd, ShapesOf
 from sfl.transport.device.greeting import FEW_WAITING, Greeting, await_welcome
 from sfl.transport.device.lanes import Declared
 from sfl.transport.device.line import Line
@@ -135,10 +135,8 @@ class DeviceLink:
         """As the line's."""
         self.line.close(reason, cannot_compute)
 
-    def expect(
-        self, shapes: Sequence[Sequence[int]], hidden: int, named: Sequence[Declared] = ()
-    ) -> None:
-        """From now on take adapters of these parameters, and rows `hidden` wide, at most.
+    def expect(self, shapes: ShapesOf, hidden: int, named: Sequence[Declared] = ()) -> None:
+        """From now on take adapters of an assignment's `shapes`, and rows `hidden` wide, at most.
 
         `named` are the tensors that travel beside rows.
         """
