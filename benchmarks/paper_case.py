@@ -68,7 +68,7 @@ from sfl.stage.messages import RoundOutcome
 from sfl.stage.optimizer import Optimizer
 from sfl.stage.trainer import Trainer
 from sfl.stage.training import VanillaSession
-from sfl.transport.device.inproc import InProcessLink
+from sfl.transport.device.inproc import InProcessTraining
 
 Values = Mapping[str, np.ndarray]
 
@@ -91,7 +91,7 @@ class Party:
     session: VanillaSession
     stage: DeviceStage
     trainer: Trainer
-    link: InProcessLink
+    link: InProcessTraining
     num_examples: int
 
     def adapters(self) -> list[tuple[Optimizer, Adapter]]:

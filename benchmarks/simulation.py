@@ -29,7 +29,7 @@ from sfl.stage.messages import Purpose, TensorMessage
 from sfl.stage.trainer import Trainer
 from sfl.stage.training import SESSIONS, TrainingSession
 from sfl.transport.device.end import DeviceEnd, EdgeEnd, End
-from sfl.transport.device.inproc import InProcessLink
+from sfl.transport.device.inproc import InProcessTraining
 from sfl.transport.frames.envelope import Frame
 
 PEER_COMPILED = True  # both ends are this process
@@ -65,7 +65,7 @@ class Watched:
 
 def linked(
     session: TrainingSession, stage: DeviceStage, watch: Watched | None = None
-) -> InProcessLink:
+) -> InProcessTraining:
     """A device's link to its session, through the codecs of both ends."""
     own = session.assignment
     device, hidden, phases = session.device, session.model.hidden_size, session.stats.phases
@@ -75,7 +75,7 @@ def linked(
     ours.expect(stage.shapes_of, hidden)
     edge = EdgeEnd(device, own, session.settings, phases, PEER_COMPILED)
     edge.allow(hidden, 0)  # updates are taken from the stage itself
-    return InProcessLink(ours, edge, session, watch or Watched())
+    return InProcessTraining(ours, edge, session, watch or Watched())
 
 
 def uncoded(codecs: RoleCodecs) -> RoleCodecs:

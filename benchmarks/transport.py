@@ -19,6 +19,7 @@ import time
 from collections import deque
 from collections.abc import AsyncIterator, Iterator
 from dataclasses import replace
+from functools import partial
 from multiprocessing import get_context
 from multiprocessing.connection import Connection
 from pathlib import Path
@@ -66,7 +67,6 @@ class EchoSession:
     """Sends activations back as their own gradients."""
 
     device = "device"
-    model = SimpleNamespace(hidden_size=HIDDEN)
     is_open = False
     steps_left = 1
     plan = SimpleNamespace(num_layers=2)
@@ -103,14 +103,19 @@ class EchoHost:
         self.settings = RunSettings.model_validate(settings(in_flight))
         opened: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
         opened.set_result(self)
-        self.service = EdgeService(self.stats, opened)
+        self.service: EdgeService[Any] = EdgeService(self.stats, opened)
 
-    async def admit(self, device: str, proof: Any) -> tuple[Any, Any]:
+    async def admit(self, device: str, proof: Any) -> Any:
         """Everybody may come in."""
         from sfl.rounds.assignment import assign
+        from sfl.transport.device.served import Admitted
+        from sfl.transport.device.training import Training
 
-        own = assign(self.settings, EdgeBase(2), device)
-        return DeviceWelcome(self.settings, "echo", own), EchoSession()
+        session: Any = EchoSession()
+        host: Any = self
+        welcome = DeviceWelcome(self.settings, "echo", assign(self.settings, EdgeBase(2), device))
+        serve = partial(Training, device, session, self.settings, host)
+        return Admitted(welcome, HIDDEN, serve)
 
     def ready(self, device: str, ready: Any) -> None:
         """Open a round without end."""

@@ -12,6 +12,7 @@ from sfl.metrics.snapshot import NodeSnapshot
 from sfl.metrics.stats import NodeStats
 from sfl.transport.cloud.words import Beat, EdgeWord
 from sfl.transport.device.service import EdgeService
+from sfl.transport.device.training import Training
 
 
 class Cloud(Protocol):
@@ -24,7 +25,7 @@ class Cloud(Protocol):
 class Beats:
     """Keeps the latest statistics of each device, and sends them with the edge's own."""
 
-    def __init__(self, stats: NodeStats, cloud: Cloud, service: EdgeService) -> None:
+    def __init__(self, stats: NodeStats, cloud: Cloud, service: EdgeService[Training]) -> None:
         self._stats = stats
         self._cloud = cloud
         self._service = service

@@ -2,42 +2,41 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from typing import Generic, TypeVar
 
 import numpy as np
 
 from edge_server.base import Base
-from sfl.metrics.stats import NodeStats
 from sfl.plan import Span
 from sfl.rounds.values import Assignment
 from sfl.stage.engine import Engine
-from sfl.stage.swapping import Residence
-from sfl.stage.training import SESSIONS, TrainingSession
+from sfl.stage.session import Session
 from sfl.transport.bulk.files import SpanFiles
 from sfl.transport.device.decode_slots import DecodeSlots
 
+S = TypeVar("S", bound=Session)
 
-class Floor:
-    """Sessions over one base, on one compute thread."""
+
+class Floor(Generic[S]):
+    """Sessions of one kind over one base, on one compute thread."""
 
     def __init__(
         self,
         base: Base,
         engine: Engine,
         slots: DecodeSlots,
-        stats: NodeStats,
-        residence: Residence | None = None,
+        new_session: Callable[[str, Assignment], S],
     ) -> None:
-        """`residence` decides which adapters are in memory, where not all of them may be."""
+        """`new_session` makes a device's over the base; it is called on the compute thread."""
         self.base = base
         self.engine = engine
         self.slots = slots
-        self.sessions: dict[str, TrainingSession] = {}
-        self._stats = stats
-        self._residence = residence
+        self.sessions: dict[str, S] = {}
+        self._new_session = new_session
         self._files: dict[tuple[Span, ...], SpanFiles] = {}
 
-    async def open(self, device: str, assignment: Assignment) -> TrainingSession:
+    async def open(self, device: str, assignment: Assignment) -> S:
         """A session for a device, with memory of its own. Raises ProtocolError."""
         return await self.engine.run(self._open, device, assignment)
 
@@ -49,18 +48,8 @@ class Floor:
         """Add values to the base for good, for all devices."""
         await self.engine.run(self.base.bank.fold, values)
 
-    def _open(self, device: str, assignment: Assignment) -> TrainingSession:
-        base = self.base
-        session = self.sessions[device] = SESSIONS[base.settings.run.topology](
-            device,
-            assignment,
-            base.model,
-            base.bank,
-            base.settings,
-            self._stats,
-            recompute=device in base.choice.recompute,
-            residence=self._residence,
-        )
+    def _open(self, device: str, assignment: Assignment) -> S:
+        session = self.sessions[device] = self._new_session(device, assignment)
         return session
 
     def _close(self, device: str) -> None:

@@ -10,7 +10,6 @@ import numpy as np
 
 from edge_server.base import part_of, shares
 from edge_server.beats import Cloud
-from edge_server.floor import Floor
 from edge_server.host import DeviceHost
 from sfl.errors import LinkLost, ProtocolError, Refused, RunFailed
 from sfl.metrics.stats import NodeStats
@@ -20,6 +19,7 @@ from sfl.rounds.values import Admission, EdgeOrders, EdgeWelcome
 from sfl.transport.cloud.words import CloudWord, EdgeFailed, GlobalPart
 from sfl.transport.device import checked
 from sfl.transport.device.service import EdgeService
+from sfl.transport.device.training import Training
 from sfl.transport.frames.chunks import Buffer, decode_adapter
 
 
@@ -28,7 +28,7 @@ class Follower:
 
     def __init__(
         self,
-        service: EdgeService,
+        service: EdgeService[Training],
         opened: asyncio.Future[DeviceHost],
         cloud: Cloud,
         stats: NodeStats,
@@ -94,27 +94,27 @@ class Follower:
     # -- adapters ---------------------------------------------------------------------------------
 
     async def _take(self, part: GlobalPart) -> None:
-        floor = self._host().floor
+        self._host()  # else it comes too early
         if part.base_update:
             values = await asyncio.to_thread(decode_adapter, part.payload)
-            self._pass_on(floor, part.round, values)
+            self._pass_on(part.round, values)
         elif self._orders is not None:
             await self._begin_round(self._orders, part.payload)
 
-    def _pass_on(self, floor: Floor, round_: int, base_update: dict[str, np.ndarray]) -> None:
+    def _pass_on(self, round_: int, base_update: dict[str, np.ndarray]) -> None:
         """What a round gave goes into the base once, for all devices, and on to those without."""
         if round_ == self._base_updates + 1:
             self._base_updates = round_
-            self._folded = asyncio.create_task(self._fold(floor, base_update))
+            self._folded = asyncio.create_task(self._fold(base_update))
         assert self._folded is not None, "the cloud begins with the first"
-        for device, stream in self._service.streams.items():
+        for stream in self._service.streams.values():
             if stream.is_ready:  # else the cloud sends all of them again with its first round
-                theirs = part_of(floor.sessions[device].plan, "device", base_update)
+                theirs = part_of(stream.session.plan, "device", base_update)
                 stream.fold(round_, theirs, self._folded)
 
-    async def _fold(self, floor: Floor, base_update: dict[str, np.ndarray]) -> None:
+    async def _fold(self, base_update: dict[str, np.ndarray]) -> None:
         try:
-            await floor.fold(base_update)
+            await self._host().floor.fold(base_update)
         except Exception as error:
             self._cloud.post(EdgeFailed(str(cause_of(error))))
             raise

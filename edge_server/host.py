@@ -6,6 +6,7 @@ import asyncio
 import logging
 import time
 from collections.abc import AsyncIterator, Sequence
+from functools import partial
 
 from edge_server.beats import Beats
 from edge_server.floor import Floor
@@ -28,6 +29,8 @@ from sfl.transport.cloud.blame import blamed
 from sfl.transport.cloud.link import CloudLink
 from sfl.transport.cloud.words import DeviceIsReady, DeviceJoin
 from sfl.transport.device import checked
+from sfl.transport.device.served import Admitted
+from sfl.transport.device.training import Training
 from sfl.transport.frames import contract
 from sfl.transport.frames.chunks import Buffer
 
@@ -59,7 +62,12 @@ class DeviceHost:
     """Admits devices where the cloud says so, and passes on what they say."""
 
     def __init__(
-        self, floor: Floor, cloud: CloudLink, beats: Beats, stats: NodeStats, run_id: str
+        self,
+        floor: Floor[TrainingSession],
+        cloud: CloudLink,
+        beats: Beats,
+        stats: NodeStats,
+        run_id: str,
     ) -> None:
         self.floor = floor
         self.stats = stats
@@ -72,7 +80,7 @@ class DeviceHost:
         self._joins = JoinPace(floor.base.settings)
         self._admissions: dict[str, asyncio.Future[Admission]] = {}
 
-    async def admit(self, device: str, proof: Proof) -> tuple[DeviceWelcome, TrainingSession]:
+    async def admit(self, device: str, proof: Proof) -> Admitted[Training]:
         """Ask the cloud, make a session. Raises Refused where the cloud says no."""
         self._joins.take(device, time.monotonic())
         answer: asyncio.Future[Admission] = asyncio.get_running_loop().create_future()
@@ -89,7 +97,9 @@ class DeviceHost:
         checked.assignment(own, base.settings, base.folder.num_layers)
         session = await self.floor.open(device, own)
         log.info("device %s joined", device, extra={"device": device})
-        return DeviceWelcome(base.settings, self._run_id, own), session
+        welcome = DeviceWelcome(base.settings, self._run_id, own)
+        serve = partial(Training, device, session, base.settings, self)
+        return Admitted(welcome, base.model.hidden_size, serve)
 
     def answer(self, admission: Admission) -> None:
         """The cloud has said whether a device is let in."""

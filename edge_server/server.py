@@ -15,6 +15,7 @@ import asyncio
 import contextlib
 import logging
 from collections.abc import AsyncIterator
+from functools import partial
 from pathlib import Path
 
 from edge_server.base import Base, load_base
@@ -22,6 +23,7 @@ from edge_server.beats import Beats
 from edge_server.floor import Floor
 from edge_server.follower import Follower
 from edge_server.host import DeviceHost
+from edge_server.training import new_session
 from sfl.config import EdgeConfig
 from sfl.errors import LinkLost, ProtocolError
 from sfl.metrics.prometheus import NodeCollector, serve_as_set
@@ -38,6 +40,7 @@ from sfl.transport.cloud.link import Channel, CloudLink
 from sfl.transport.cloud.words import CloudWord, EdgeFailed
 from sfl.transport.device.decode_slots import DecodeSlots
 from sfl.transport.device.service import EdgeService
+from sfl.transport.device.training import Training
 from sfl.transport.security.credentials import bind, new_server
 from sfl.transport.security.door import Door
 
@@ -73,7 +76,7 @@ class EdgeServer:
             config.cloud, config.name, stats, insecure, own, config.proxy, channel
         )
         self._opened: asyncio.Future[DeviceHost] = asyncio.get_running_loop().create_future()
-        self.service = EdgeService(stats, self._opened, config.cache_dir)
+        self.service: EdgeService[Training] = EdgeService(stats, self._opened, config.cache_dir)
         self.beats = Beats(stats, self.cloud, self.service)
         self.follower = Follower(self.service, self._opened, self.cloud, stats)
         describe_node(self._log_fields)
@@ -188,7 +191,8 @@ class EdgeServer:
 
     def _host(self, base: Base) -> DeviceHost:
         slots = DecodeSlots(base.choice.in_flight, ORDERS[self.config.order])
-        floor = Floor(base, self.engine, slots, self.stats, self._residence)
+        session = partial(new_session, base, self.stats, self._residence)
+        floor = Floor(base, self.engine, slots, session)
         return DeviceHost(floor, self.cloud, self.beats, self.stats, self.run_id)
 
 

@@ -17,7 +17,7 @@ BEFORE_THE_FIRST_ROUND = {
     ("sfl/transport/device/stream_codecs.py", "check_codecs"): "an edge refuses to open without",
     ("sfl/transport/device/stream_codecs.py", "remembers_samples"): "it makes a folder for them",
     ("sfl/transport/device/link.py", "__init__"): "a link that is slowed for an experiment",
-    ("sfl/transport/device/training.py", "__init__"): "the same, towards the device",
+    ("sfl/transport/device/served.py", "__init__"): "the same, towards the device",
 }
 """Functions of nodes that read a device's entry all the same, and why."""
 

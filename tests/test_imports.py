@@ -62,6 +62,14 @@ ROOMS = {
     "rich": ("sfl.cli", "sfl.report"),
     "datasets": ("sfl.data",),
     "opentelemetry": ("sfl.report.traces",),
+    "sfl.stage.training": (
+        "sfl.stage.training",
+        "sfl.transport.device.adapter_work",
+        "sfl.transport.device.inproc",
+        "sfl.transport.device.training",
+        "edge_server.host",
+        "edge_server.training",
+    ),
     "cryptography": ("sfl.node.certificates.authority", "sfl.node.certificates.signing"),
 }
 PURE = (

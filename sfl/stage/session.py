@@ -1,4 +1,4 @@
-"""What an edge remembers about one device, as the engine and the residence see it.
+"""What an edge remembers about one device, as engine, residence, floor and stream see it.
 
 A kind of session is one implementation: training (`sfl.stage.training`) is one.
 """
@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from typing import Protocol
 
 from sfl.errors import SflError
+from sfl.plan import Plan
 from sfl.stage.messages import GradientNorm, Outgoing, TensorMessage
 from sfl.stage.swapping import Swappable
 
@@ -25,6 +26,10 @@ class Session(Swappable, Protocol):
     """Compute time it has had in this round: what a job order may go by."""
 
     @property
+    def plan(self) -> Plan:
+        """Who computes what of the device's model."""
+
+    @property
     def steps_left(self) -> int:
         """Steps that its open round has yet to take; 1 where none is open."""
 
@@ -36,6 +41,9 @@ class Session(Swappable, Protocol):
 
     def group(self, message: Request) -> Group | None:
         """What the message could be computed together with; None: with nothing."""
+
+    def close(self) -> None:
+        """Give back what it holds: the device is gone."""
 
 
 class Group(Protocol):

@@ -8,6 +8,7 @@ import threading
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -43,8 +44,10 @@ from sfl.stage.trainer import Trainer
 from sfl.stage.training import SESSIONS, TrainingSession
 from sfl.transport.device.decode_slots import DecodeSlots
 from sfl.transport.device.end import DeviceEnd, EdgeEnd
-from sfl.transport.device.inproc import InProcessLink
+from sfl.transport.device.inproc import InProcessTraining
+from sfl.transport.device.served import Admitted
 from sfl.transport.device.service import EdgeService
+from sfl.transport.device.training import Training
 from sfl.transport.frames.chunks import decode_adapter
 from sfl.transport.frames.contract import adapter_limit
 from sfl.transport.security.credentials import new_server
@@ -108,7 +111,7 @@ class Alone:
 
     # -- three ways -------------------------------------------------------------------------------
 
-    def ends(self, stage: DeviceStage, session: TrainingSession | None = None) -> InProcessLink:
+    def ends(self, stage: DeviceStage, session: TrainingSession | None = None) -> InProcessTraining:
         """Both ends, and a session behind one of them."""
         session = session or self.session()
         hidden = session.model.hidden_size
@@ -118,7 +121,7 @@ class Alone:
         device.expect(stage.shapes_of, hidden)
         edge = EdgeEnd(NAME, stage.assignment, self.settings, session.stats.phases, True)
         edge.allow(hidden, 1 << 24)
-        return InProcessLink(device, edge, session)
+        return InProcessTraining(device, edge, session)
 
     def over_ends(self) -> dict[str, np.ndarray]:
         """The adapter after all rounds, without a socket."""
@@ -235,8 +238,11 @@ class OneEdge:
 
     # -- what the service asks for ----------------------------------------------------------------
 
-    async def admit(self, device: str, proof: Proof) -> tuple[DeviceWelcome, TrainingSession]:
-        return DeviceWelcome(self.run.settings, "alone", self.run.start(0)), self.session
+    async def admit(self, device: str, proof: Proof) -> Admitted[Training]:
+        settings = self.run.settings
+        welcome = DeviceWelcome(settings, "alone", self.run.start(0))
+        serve = partial(Training, device, self.session, settings, self)
+        return Admitted(welcome, self.session.model.hidden_size, serve)
 
     def ready(self, device: str, facts: DeviceFacts) -> None:
         self.is_ready.set()

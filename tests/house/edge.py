@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import threading
 from collections.abc import AsyncIterator, Callable
+from functools import partial
 from typing import Any, ClassVar, cast
 from weakref import WeakKeyDictionary
 
@@ -16,6 +17,7 @@ from edge_server.beats import Beats
 from edge_server.floor import Floor
 from edge_server.follower import Follower
 from edge_server.host import DeviceHost
+from edge_server.training import new_session
 from sfl.adapters.manifest import AdapterManifest
 from sfl.config import RunSettings
 from sfl.config.node import MetricsSettings
@@ -92,22 +94,23 @@ class House:
         """Not `loaded`: devices wait for `load`."""
         self.stats = NodeStats("edge", "edge")
         self.engine = Engine(1, ORDERS["first_come"], phases=self.stats.phases)
-        (session,) = edge("llama", "causal_lm", [NAME])
-        session.close()
+        (first,) = edge("llama", "causal_lm", [NAME])
+        first.close()
         self.base = Base(
-            session.settings,
-            cast(ModelFolder, session.plan),  # which knows the number of layers as well
-            session.model,
-            session.blocks.bank,
+            first.settings,
+            cast(ModelFolder, first.plan),  # which knows the number of layers as well
+            first.model,
+            first.blocks.bank,
             EdgeChoice((), in_flight=2, credits=2),
-            AdapterManifest((), session.plan.num_layers, {}),
+            AdapterManifest((), first.plan.num_layers, {}),
         )
         self.slots = DecodeSlots(2, ORDERS["first_come"])
         self.cloud = Cloud(self)
         self.opened: asyncio.Future[DeviceHost] = asyncio.get_running_loop().create_future()
         self.service = EdgeService(self.stats, self.opened)
         self.follower = Follower(self.service, self.opened, self.cloud, self.stats)
-        self.floor = Floor(self.base, self.engine, self.slots, self.stats)
+        session = partial(new_session, self.base, self.stats, None)
+        self.floor = Floor(self.base, self.engine, self.slots, session)
         cloud = cast(Any, self.cloud)
         beats = Beats(self.stats, cloud, self.service)
         self.host = DeviceHost(self.floor, cloud, beats, self.stats, "r")

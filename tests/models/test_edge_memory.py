@@ -308,7 +308,7 @@ def test_devices_of_one_cut_share_the_files_they_are_served(tmp_path: Path) -> N
     folder = opened("llama")
     base: Any = SimpleNamespace(folder=folder, settings=settings())
     nothing: Any = None
-    floor = Floor(base, nothing, nothing, NodeStats("edge", "edge"))
+    floor = Floor(base, nothing, nothing, nothing)
     for name, cut in CUTS.items():
         session: Any = SimpleNamespace(plan=Plan.split(folder.num_layers, cut, 0, "vanilla"))
         floor.sessions[name] = session

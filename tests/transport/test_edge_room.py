@@ -7,7 +7,8 @@ import contextlib
 import threading
 from collections.abc import AsyncIterator, Sequence
 from dataclasses import replace
-from typing import Any
+from functools import partial
+from typing import Any, cast
 
 import pytest
 
@@ -20,8 +21,10 @@ from sfl.stage.orders.slots import Claim, next_slot
 from sfl.stage.training import TrainingSession as Session
 from sfl.stage.training.vanilla import VanillaGroup
 from sfl.transport.device.decode_slots import DecodeSlots
+from sfl.transport.device.served import Admitted
 from sfl.transport.device.service import EdgeService
 from sfl.transport.device.stream_codecs import StreamCodecs
+from sfl.transport.device.training import Training
 from sfl.transport.frames.envelope import Frame
 from sfl.transport.frames.tensors import encode_tensor
 from sfl.transport.frames.wire import EDGE_SESSION, WIRE_VERSION
@@ -110,9 +113,11 @@ class Floor:
             for session in sessions
         }
 
-    async def admit(self, name: str, proof: Any) -> tuple[DeviceWelcome, Session]:
-        session = self.devices[name].session
-        return DeviceWelcome(session.settings, "r", session.assignment), session
+    async def admit(self, name: str, proof: Any) -> Admitted[Training]:
+        session, host = self.devices[name].session, cast(Any, self)
+        welcome = DeviceWelcome(session.settings, "r", session.assignment)
+        serve = partial(Training, name, session, session.settings, host)
+        return Admitted(welcome, session.model.hidden_size, serve)
 
     async def left(self, name: str, reason: Exception) -> None:
         """Nothing is kept here."""

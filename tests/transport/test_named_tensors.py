@@ -25,7 +25,7 @@ from sfl.plan import Toward
 from sfl.rounds.assignment import assign
 from sfl.rounds.values import EdgeBase, Score, Steps
 from sfl.stage.messages import Key, Kind, Outgoing, Purpose, TensorMessage
-from sfl.stage.training import TrainingSession
+from sfl.stage.session import Session
 from sfl.transport.device.end import DeviceEnd, EdgeEnd, End
 from sfl.transport.device.inproc import InProcessLink
 from sfl.transport.device.lanes import SLACK, Declared, Lane
@@ -183,7 +183,7 @@ def test_each_tensor_comes_out_as_it_would_alone(
     ]
     device, edge = ends(*declared, spec=main)
     session = Echo(HIDDEN)
-    link = InProcessLink(device, edge, cast(TrainingSession, session))
+    link = InProcessLink(device, edge, cast(Session, session))
     sent = message(
         **{
             name: values(rows, width, dtype, seed + number)

@@ -4,21 +4,22 @@ from __future__ import annotations
 
 import asyncio
 import time
+from typing import Generic
 
 from sfl.errors import LinkLost, NameInUse, SflError
 from sfl.metrics.stats import NodeStats
-from sfl.transport.device.training import Training
+from sfl.transport.device.served import V
 
 
-class Connected:
+class Connected(Generic[V]):
     """Their streams by name, each with the task that runs it."""
 
     def __init__(self, stats: NodeStats) -> None:
-        self.streams: dict[str, Training] = {}
+        self.streams: dict[str, V] = {}
         self._groups: dict[str, asyncio.Task[None]] = {}
         self._stats = stats
 
-    def enter(self, stream: Training, group: asyncio.Task[None]) -> None:
+    def enter(self, stream: V, group: asyncio.Task[None]) -> None:
         """`group` is what runs while the stream is open."""
         self.streams[stream.device], self._groups[stream.device] = stream, group
         self._stats.connected = len(self.streams)

@@ -69,17 +69,22 @@ class End:
         self,
         side: Holder,
         device: str,
+        joined: Assignment,
         settings: RunSettings,
         phases: PhaseTimes,
         peer_compiled: bool,
         folder: Path | None = None,
     ) -> None:
-        """`phases` times what is coded; what is remembered of samples is under `folder`."""
+        """Until a round has others, the codecs are those of `joined`.
+
+        `phases` times what is coded; what is remembered of samples is under `folder`.
+        """
         seed = settings.run.seed
         self.device = device
         self.settings = settings
         self.phases = phases
         self.codecs = StreamCodecs(side, device, seed, peer_compiled, folder)
+        self.codecs.begin_round(joined.codecs, joined.round)
         self.changes = AdapterChanges(side, device, seed)
         self._hidden = 0
         self._most_rows = 0
@@ -142,7 +147,7 @@ class DeviceEnd(End):
         folder: Path | None = None,
     ) -> None:
         """`joined` is what the device has loaded when its first round comes."""
-        super().__init__("device", device, settings, phases, peer_compiled, folder)
+        super().__init__("device", device, joined, settings, phases, peer_compiled, folder)
         self._joined = joined
         self._told: Assignment | None = None
         self._most_bytes: Callable[[Assignment], int] = _none_yet
@@ -209,7 +214,7 @@ class EdgeEnd(End):
         folder: Path | None = None,
     ) -> None:
         """`joined` is what the device was told to load."""
-        super().__init__("edge", device, settings, phases, peer_compiled, folder)
+        super().__init__("edge", device, joined, settings, phases, peer_compiled, folder)
         self.credits = Credits(joined.credits)
 
     def begin_round(self, told: Assignment) -> None:

@@ -6,18 +6,17 @@ import asyncio
 from collections.abc import AsyncIterator
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Generic
 
 from sfl.codec.kernel import kernel
 from sfl.errors import LinkLost, NameInUse, ProtocolError, Refused
 from sfl.metrics.stats import NodeStats
-from sfl.rounds.values import Challenge, DeviceWelcome, Proof
-from sfl.stage.training import TrainingSession
+from sfl.rounds.values import Challenge, Proof
 from sfl.transport.device.cleanups import Cleanups
 from sfl.transport.device.connected import Connected
 from sfl.transport.device.end import EdgeEnd
+from sfl.transport.device.served import ALIVE, Admitted, Door, V
 from sfl.transport.device.tensor_work import Coders
-from sfl.transport.device.training import ALIVE, Host, Training
 from sfl.transport.frames import contract, words
 from sfl.transport.frames.wire import WIRE_VERSION
 from sfl.transport.group import first_message
@@ -30,11 +29,10 @@ BEAT = 1.0
 
 PROOF_TIMEOUT = 30.0
 """Seconds that a device has for signing a challenge."""
-Admission = tuple[DeviceWelcome, TrainingSession]
 Requests = AsyncIterator[edge_pb2.DeviceMessage]
 
 
-class Entrance:
+class Entrance(Generic[V]):
     """Lets devices in, one stream for each name."""
 
     def __init__(
@@ -42,11 +40,11 @@ class Entrance:
         stats: NodeStats,
         opened: asyncio.Future[Any],
         coders: Coders,
-        connected: Connected,
+        connected: Connected[V],
         cleanups: Cleanups,
         cache_dir: Path | None,
     ) -> None:
-        """`opened` is a Host once there is a base: nobody is admitted before."""
+        """`opened` is a Door once there is a base: nobody is admitted before."""
         self.challenge: Challenge | None = None
         """What a device signs before it is let in, where the cloud asks for that."""
         self.cache_dir = cache_dir
@@ -55,8 +53,8 @@ class Entrance:
         self._coders = coders
         self._connected = connected
         self._cleanups = cleanups
-        self._admissions: dict[str, asyncio.Task[Admission]] = {}
-        self._asked: set[asyncio.Task[Admission]] = set()
+        self._admissions: dict[str, asyncio.Task[Admitted[V]]] = {}
+        self._asked: set[asyncio.Task[Admitted[V]]] = set()
         """Admissions that the cloud has not answered yet, those of devices that are gone too."""
 
     @property
@@ -69,30 +67,28 @@ class Entrance:
         for task in self._asked:
             task.cancel()
 
-    async def open(
-        self, hello: edge_pb2.DeviceHello, requests: Requests, context: Context
-    ) -> Training:
+    async def open(self, hello: edge_pb2.DeviceHello, requests: Requests, context: Context) -> V:
         """Have a device admitted, and welcome it; whatever stops that, it then leaves again."""
         device, stream = hello.device, None
         await _alive_until(self._host, context)
-        host: Host = self._host.result()
+        host: Door[V] = self._host.result()
         proof = await self._proof(requests, context)
         while (cleanup := self._cleanups.pending(device)) is not None:
             await _alive_until(cleanup, context)
         admission = self._ask(host, device, proof)
         try:
             await _alive_until(admission, context)
-            welcome, session = admission.result()
-            welcome = replace(welcome, compiled_codec=kernel().name == "compiled")
+            admitted = admission.result()
+            welcome = replace(admitted.welcome, compiled_codec=kernel().name == "compiled")
             await context.write(edge_pb2.EdgeMessage(welcome=words.to_welcome(welcome)))
-            stream = self._stream(hello, host, welcome, session)
+            stream = admitted.serve(self._coders, self._end(hello, host, admitted))
         finally:
             if stream is None:
                 self._cleanups.start(device, _withdraw(host, device, admission))
             del self._admissions[device]
         return stream
 
-    def _ask(self, host: Host, device: str, proof: Proof) -> asyncio.Task[Admission]:
+    def _ask(self, host: Door[V], device: str, proof: Proof) -> asyncio.Task[Admitted[V]]:
         """Ask the cloud. A name that is in use is refused while its stream is alive."""
         if device in self._admissions:
             raise NameInUse(f"a device named {device!r} is joining already; try again in a moment")
@@ -102,24 +98,17 @@ class Entrance:
         admission.add_done_callback(self._asked.discard)
         return admission
 
-    def _stream(
-        self,
-        hello: edge_pb2.DeviceHello,
-        host: Host,
-        welcome: DeviceWelcome,
-        session: TrainingSession,
-    ) -> Training:
-        settings = welcome.settings
+    def _end(self, hello: edge_pb2.DeviceHello, host: Door[V], admitted: Admitted[V]) -> EdgeEnd:
         end = EdgeEnd(
             hello.device,
-            welcome.assignment,
-            settings,
+            admitted.welcome.assignment,
+            admitted.welcome.settings,
             self._stats.phases,
             hello.compiled_codec,
             self.cache_dir,
         )
-        end.allow(session.model.hidden_size, host.adapter_limit)
-        return Training(hello.device, session, settings, host, self._coders, end)
+        end.allow(admitted.hidden_size, host.adapter_limit)
+        return end
 
     async def _proof(self, requests: Requests, context: Context) -> Proof:
         """The device's own word that it joins, where the cloud asks for it."""
@@ -150,7 +139,7 @@ async def hello_of(requests: Requests) -> edge_pb2.DeviceHello:
     return hello
 
 
-async def _withdraw(host: Host, device: str, admission: asyncio.Task[Admission]) -> None:
+async def _withdraw(host: Door[V], device: str, admission: asyncio.Task[Admitted[V]]) -> None:
     """Have a device that never came in leave again, if the cloud has admitted it."""
     await asyncio.wait({admission})
     if not admission.cancelled() and not isinstance(admission.exception(), Refused):

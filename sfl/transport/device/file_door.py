@@ -6,7 +6,7 @@ from collections.abc import AsyncIterator, Mapping
 
 from sfl.errors import Refused, SflError
 from sfl.transport.bulk.files import to_listing
-from sfl.transport.device.training import Host, Training
+from sfl.transport.device.served import Host, Served
 from sfl.transport.security.doorkeeper import expect
 from sfl.transport.status import status_of
 from sfl.transport.stream import Context
@@ -16,7 +16,7 @@ from sfl.v1 import edge_pb2
 class FileDoor:
     """Answers what a device asks for beside its stream."""
 
-    def __init__(self, streams: Mapping[str, Training]) -> None:
+    def __init__(self, streams: Mapping[str, Served]) -> None:
         """`streams` are those that are open at the moment."""
         self._streams = streams
 

@@ -18,6 +18,7 @@ from sfl.errors import ProtocolError
 from sfl.rounds.values import Assignment
 from sfl.stage.messages import GradientNorm, Message, RoundOrder, RoundOutcome, TensorMessage
 from sfl.stage.optimizer import NO_MOMENTS
+from sfl.stage.session import Session
 from sfl.stage.training import TrainingSession
 from sfl.transport.device.end import DeviceEnd, EdgeEnd, End, trained_by
 from sfl.transport.frames.chunks import decode_adapter
@@ -40,7 +41,7 @@ class InProcessLink:
         self,
         device: DeviceEnd,
         edge: EdgeEnd,
-        session: TrainingSession,
+        session: Session,
         watch: Watch = lambda sender, message, frames: None,
     ) -> None:
         self.device = device
@@ -48,37 +49,6 @@ class InProcessLink:
         self.session = session
         self._watch = watch
         self._answers: deque[Message] = deque()
-
-    def begin_round(
-        self,
-        own: Assignment,
-        values: Mapping[str, np.ndarray],
-        moments: Mapping[str, torch.Tensor] = NO_MOMENTS,
-    ) -> RoundOrder:
-        """Give both sides their parts of the global adapter; the order is the device's.
-
-        `moments` are of blocks that come to the edge, by name.
-        """
-        middle = own.plan.middle
-        mine = {name: value for name, value in values.items() if belongs_to(name, middle)}
-        theirs = {name: value for name, value in values.items() if name not in mine}
-        self.edge.begin_round(own)
-        self.session.begin_round(own, mine, moments)
-        self.device.begin_round(own)
-        for frame in self.edge.round_frames(theirs, own.round):
-            message = EDGE_SESSION.carried(edge_pb2.EdgeMessage(adapter=frame), DOWN)
-            order = self.device.take_adapter(message.adapter)
-        assert isinstance(order, RoundOrder)
-        return order
-
-    def end_round(self, outcome: RoundOutcome) -> dict[str, np.ndarray]:
-        """The whole adapter after a round, as the cloud would get it from the edge."""
-        part = self.device.update(outcome.values, outcome.round)
-        trains = trained_by(self.session.plan.device_spans, self.edge.settings)
-        payload = self.edge.whole_update(part.codec, part.payload, trains)
-        return {**self.session.end_round(), **decode_adapter(payload)}
-
-    # -- Link -------------------------------------------------------------------------------------
 
     def send(self, message: TensorMessage | GradientNorm) -> None:
         """Have the session do what the message asks for. Raises SflError."""
@@ -113,3 +83,46 @@ class InProcessLink:
             arrival = receiver.take_frame(arrived, receiver.phases.now())
         assert arrival is not None
         return receiver.decode(arrival)
+
+
+class InProcessTraining(InProcessLink):
+    """The same with a session that trains: the adapter goes both ways, too."""
+
+    def __init__(
+        self,
+        device: DeviceEnd,
+        edge: EdgeEnd,
+        session: TrainingSession,
+        watch: Watch = lambda sender, message, frames: None,
+    ) -> None:
+        super().__init__(device, edge, session, watch)
+        self._training = session
+
+    def begin_round(
+        self,
+        own: Assignment,
+        values: Mapping[str, np.ndarray],
+        moments: Mapping[str, torch.Tensor] = NO_MOMENTS,
+    ) -> RoundOrder:
+        """Give both sides their parts of the global adapter; the order is the device's.
+
+        `moments` are of blocks that come to the edge, by name.
+        """
+        middle = own.plan.middle
+        mine = {name: value for name, value in values.items() if belongs_to(name, middle)}
+        theirs = {name: value for name, value in values.items() if name not in mine}
+        self.edge.begin_round(own)
+        self._training.begin_round(own, mine, moments)
+        self.device.begin_round(own)
+        for frame in self.edge.round_frames(theirs, own.round):
+            message = EDGE_SESSION.carried(edge_pb2.EdgeMessage(adapter=frame), DOWN)
+            order = self.device.take_adapter(message.adapter)
+        assert isinstance(order, RoundOrder)
+        return order
+
+    def end_round(self, outcome: RoundOutcome) -> dict[str, np.ndarray]:
+        """The whole adapter after a round, as the cloud would get it from the edge."""
+        part = self.device.update(outcome.values, outcome.round)
+        trains = trained_by(self._training.plan.device_spans, self.edge.settings)
+        payload = self.edge.whole_update(part.codec, part.payload, trains)
+        return {**self._training.end_round(), **decode_adapter(payload)}

@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, Generic
 
 import grpc
 
@@ -18,8 +18,8 @@ from sfl.transport.device.cleanups import Cleanups
 from sfl.transport.device.connected import Connected
 from sfl.transport.device.entrance import Entrance, hello_of
 from sfl.transport.device.file_door import FileDoor
+from sfl.transport.device.served import Goodbye, V
 from sfl.transport.device.tensor_work import Coders
-from sfl.transport.device.training import Goodbye, Training
 from sfl.transport.device.urgency import CodecThread
 from sfl.transport.frames.wire import (
     EDGE_FETCH_FILE,
@@ -34,7 +34,7 @@ from sfl.transport.stream import Context
 from sfl.v1 import edge_pb2
 
 
-class EdgeService:
+class EdgeService(Generic[V]):
     """Serves devices; the host decides, this moves bytes.
 
     What a device leaves behind (its slots, its session's memory, the cloud's word of it) is given
@@ -44,20 +44,20 @@ class EdgeService:
     def __init__(
         self, stats: NodeStats, opened: asyncio.Future[Any], cache_dir: Path | None = None
     ) -> None:
-        """`opened` is a Host once there is a base: nobody is admitted before."""
+        """`opened` is a Door once there is a base: nobody is admitted before."""
         self.coders = Coders(CodecThread("codec-encoder"), CodecThread("codec-decoder"))
-        self._connected = Connected(stats)
+        self._connected: Connected[V] = Connected(stats)
         self._cleanups = Cleanups()
-        self.entrance = Entrance(
+        self.entrance: Entrance[V] = Entrance(
             stats, opened, self.coders, self._connected, self._cleanups, cache_dir
         )
-        self._openings: set[asyncio.Task[Training]] = set()
+        self._openings: set[asyncio.Task[V]] = set()
         self._over: SflError | None = None
         self._turned_away: dict[str, SflError] = {}
         """Why devices were, for those that ask when the run is over and the cloud is gone."""
 
     @property
-    def streams(self) -> dict[str, Training]:
+    def streams(self) -> dict[str, V]:
         """The open ones, by device."""
         return self._connected.streams
 
@@ -119,9 +119,7 @@ class EdgeService:
         if not isinstance(ended, Goodbye):
             await context.abort(status_of(ended), plain(str(ended), LONGEST_DETAILS))
 
-    async def _opened(
-        self, requests: AsyncIterator[edge_pb2.DeviceMessage], context: Context
-    ) -> Training:
+    async def _opened(self, requests: AsyncIterator[edge_pb2.DeviceMessage], context: Context) -> V:
         """A new stream. Raises why the run is over, where that comes first."""
         hello = await hello_of(requests)
         if self._over is not None:
@@ -139,7 +137,7 @@ class EdgeService:
         return stream
 
     async def _leave(
-        self, stream: Training, group: asyncio.Task[None], why: asyncio.Future[SflError]
+        self, stream: V, group: asyncio.Task[None], why: asyncio.Future[SflError]
     ) -> None:
         """End a stream's coroutines, if they have not, say why it ended, and end all it holds."""
         group.cancel()

@@ -17,7 +17,7 @@ from sfl.stage.engine import Engine
 from sfl.stage.messages import GradientNorm, Kind, Outgoing, TensorMessage
 from sfl.stage.orders import Waiting
 from sfl.stage.orders.turnaround import Turnaround
-from sfl.stage.training import TrainingSession
+from sfl.stage.session import Session
 from sfl.transport.device.decode_slots import DecodeSlots
 from sfl.transport.device.end import Arrival, EdgeEnd
 from sfl.transport.device.jobs import Jobs
@@ -53,7 +53,7 @@ class TensorWork:
 
     def __init__(
         self,
-        session: TrainingSession,
+        session: Session,
         floor: Floor,
         end: EdgeEnd,
         coders: Coders,
