@@ -10,11 +10,11 @@ from functools import partial
 from pathlib import Path
 
 from cloud_aggregator.effective import EffectiveConfig
-from cloud_aggregator.kept import KeptAdapters
 from sfl.errors import SflError
 from sfl.node.causes import cause_of
 from sfl.node.files import Reserve
 from sfl.report.conclusion import RESERVE, write_conclusion
+from sfl.report.kept import KeptAdapters
 from sfl.report.projection import RunProjection, data_notes
 from sfl.report.records import RecordFile
 from sfl.report.standing import standing
@@ -39,7 +39,7 @@ class RunRecords:
         self._folder = folder
         self._reserve = Reserve(folder / RESERVE)
         self._file = RecordFile(folder / "metrics.jsonl")
-        self._kept = KeptAdapters(config, folder)
+        self._kept = KeptAdapters(folder, config.current.run.keep_round_adapters)
         self._sequence = 0
 
     def hear(self, entry: Entry) -> None:

@@ -3,19 +3,21 @@
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import math
 import shutil
 import time
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 
-from sfl.config import RunConfig, dump_toml
+from sfl.config import RunConfig, dump_toml, load_run
 from sfl.errors import SflError
 from sfl.node.causes import in_words
 from sfl.node.files import write_atomic
 from sfl.report.html import write_report
-from sfl.report.records import NodeRecord, Record, RoundRecord, read_records
+from sfl.report.kept import KeptAdapters
+from sfl.report.killed import KilledRun, killed_run
+from sfl.report.records import NodeRecord, Record, RoundRecord, complete_records, read_records
 from sfl.report.runs import stop_reason
 from sfl.report.status import RunStatus
 from sfl.report.step import StepTimeline, ordered, timelines_to_json
@@ -23,8 +25,6 @@ from sfl.report.summary import Fault, RunSummary, best_round, build_summary
 
 RESERVE = ".reserve"
 """Room held back for these files, in a run's folder."""
-
-_PASSING = ("spool", "strategy", "adapters", "base_updates")
 
 
 def write_conclusion(
@@ -51,14 +51,63 @@ def what_stays(folder: Path) -> list[tuple[str, str]]:
 
 
 def conclude(folder: Path, config: RunConfig, reason: str, wall_seconds: float) -> None:
-    """In the place of a cloud that left no summary: from what it wrote while it ran, if anything.
+    """In the place of a cloud that left no summary: from its journal, which ends with `reason`.
 
-    Nothing where there is one. Raises DiskError.
+    Where that is not there or cannot be read: from what the cloud wrote while it ran, if anything;
+    only then the run took `wall_seconds`. Nothing where there is a summary. Raises DiskError.
     """
     if (folder / "summary.json").exists():
         return
     (folder / RESERVE).unlink(missing_ok=True)
-    status = RunStatus.read(folder / "status.json")
+    for name in ("spool", "strategy"):
+        shutil.rmtree(folder / name, ignore_errors=True)
+    last = _last_status(folder)
+    killed = killed_run(folder, config.settings, config.run.keep_round_adapters, reason)
+    if killed is not None:
+        _conclude_from_journal(folder, _in_effect(folder, config), killed, last)
+    else:
+        _conclude_from_records(folder, config, reason, wall_seconds, last)
+
+
+def _conclude_from_journal(
+    folder: Path, config: RunConfig, killed: KilledRun, last: RunStatus | None
+) -> None:
+    """All that a cloud writes at its end."""
+    settings, told = config.settings, killed.told
+    best = killed.keep_adapters(folder, config.run.keep_round_adapters)
+    _drop_rounds(folder, config)
+    summary = killed.summary(folder.name, settings, _adapter(folder), best)
+    write_conclusion(folder, summary, told.records, config, told.rounds.steps)
+    killed.status(folder.name, settings, last).write(folder / "status.json")
+    complete_records(folder / "metrics.jsonl", told.records)
+
+
+def _in_effect(folder: Path, config: RunConfig) -> RunConfig:
+    """The settings as the cloud had them in the end, with what was `auto`."""
+    try:
+        written = load_run(folder / "config.toml")
+    except SflError:
+        return config
+    return written.model_copy(update={"run": config.run})
+
+
+def _drop_rounds(folder: Path, config: RunConfig) -> None:
+    """Remove what only a run that goes on needs, unless the adapters of all rounds are wanted."""
+    every_round = config.run.keep_round_adapters
+    KeptAdapters(folder, every_round).drop_rounds()
+    if not every_round:
+        shutil.rmtree(folder / "base_updates", ignore_errors=True)
+
+
+def _adapter(folder: Path) -> str | None:
+    """Where the run's adapter is, as a user would write it."""
+    return str(folder / "adapter") if (folder / "adapter").is_dir() else None
+
+
+def _conclude_from_records(
+    folder: Path, config: RunConfig, reason: str, wall_seconds: float, status: RunStatus | None
+) -> None:
+    """By `metrics.jsonl` and the last status."""
     records: list[Record] = []
     # A line that cannot be read hides no failure, nor does a cloud that had not written any.
     with contextlib.suppress(SflError, FileNotFoundError):
@@ -78,12 +127,10 @@ def conclude(folder: Path, config: RunConfig, reason: str, wall_seconds: float) 
         wall_seconds=wall_seconds,
         faults=tuple(map(Fault.parse, status.faults)) if status is not None else (),
         failure=reason,
-        adapter=str(folder / "adapter") if (folder / "adapter").is_dir() else None,
+        adapter=_adapter(folder),
         best_round=best,
     )
-    for name in _PASSING:
-        if name in ("spool", "strategy") or not config.run.keep_round_adapters:
-            shutil.rmtree(folder / name, ignore_errors=True)
+    _drop_rounds(folder, config)
     if status is not None:
         _last_word(status, reason).write(folder / "status.json")
     write_conclusion(folder, summary, records, config, {})
@@ -103,9 +150,16 @@ def concluded(folder: Path, config: RunConfig) -> Iterator[None]:
             conclude(folder, config, reason or stop_reason(folder), time.monotonic() - began)
 
 
+def _last_status(folder: Path) -> RunStatus | None:
+    """What the cloud wrote last; None where it wrote none, or none that can be read."""
+    with contextlib.suppress(AttributeError, KeyError, TypeError, ValueError):
+        return RunStatus.read(folder / "status.json")
+    return None
+
+
 def _last_word(status: RunStatus, reason: str) -> RunStatus:
     devices = tuple(device.at_end(ok=False) for device in status.devices)
-    return dataclasses.replace(
+    return replace(
         status,
         phase="failed",
         message=reason,

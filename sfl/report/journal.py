@@ -66,38 +66,39 @@ def _time(value: object) -> float:
     return value
 
 
-class SqliteJournal:
-    """A commit outlives the process, and a mark a power cut as well.
+class JournalReader:
+    """What a run's journal has, also while its cloud writes. Not one byte of it is changed.
 
-    That is WAL with `synchronous = NORMAL`: a commit is one write to the log and waits for no
-    disk, so that an event costs microseconds; the disk is waited for where the log is put into the
-    file. After a power cut the file is whole, and what is lost are the latest commits since then:
-    a round's beginning is never among them. Rows wait in memory until their commit.
+    A journal that its cloud has closed is read without any file beside it.
     """
 
     def __init__(self, folder: Path) -> None:
-        """Raises DiskError, also for a file that is damaged."""
+        """Raises DiskError, also for a file that is damaged, held, or of another version."""
         self._folder = folder
-        self._rows: list[Row] = []
-        self._told: float | None = None
         with self._on_disk():
-            self._file = sqlite3.connect(folder / JOURNAL, timeout=PATIENCE, isolation_level=None)
-            self._file.execute("PRAGMA journal_mode = WAL")
-            self._file.execute("PRAGMA synchronous = NORMAL")
-            self._require_version()
-            self._file.executescript(_TABLES)
-            self._file.execute(f"PRAGMA user_version = {VERSION}")
+            self._file = self._connected()
+            self._version = self._require_version()
 
-    def _require_version(self) -> None:
+    def _connected(self) -> sqlite3.Connection:
+        """To read. Without a log the file is whole; unless told so, SQLite would make one."""
+        log = self._folder / f"{JOURNAL}-wal"
+        logged = log.exists() and log.stat().st_size > 0
+        how = "mode=ro" if logged else "mode=ro&immutable=1"
+        name = f"{(self._folder / JOURNAL).absolute().as_uri()}?{how}"
+        return sqlite3.connect(name, timeout=PATIENCE, isolation_level=None, uri=True)
+
+    def _require_version(self) -> int:
         """Raises DiskError where another `sfl` wrote the file: its tables may mean something else.
 
         A file of version 0 is new, or was written before versions were.
         """
+        found: int
         (found,) = self._file.execute("PRAGMA user_version").fetchone()
         if found not in (0, VERSION):
             self._file.close()
             problem = f"it is of version {found}, and this is for version {VERSION}"
             raise DiskError(f"{self._folder / JOURNAL}: {problem}. Use the sfl that wrote it.")
+        return found
 
     @contextlib.contextmanager
     def _on_disk(self) -> Iterator[None]:
@@ -129,6 +130,69 @@ class SqliteJournal:
         path = self._folder / JOURNAL
         fix = "Close that program; while a run goes on, read a copy of the folder."
         return DiskError(f"{path}: another program holds it ({error}). {fix}")
+
+    @property
+    def begun(self) -> bool:
+        """Whether its tables are there: whoever makes it may be killed before."""
+        with self._on_disk():
+            (tables,) = self._file.execute("SELECT count(*) FROM sqlite_master").fetchone()
+        return bool(tables)
+
+    def entries(self) -> Iterator[Entry]:
+        """All events; before the last mark, without those that nobody looks at later."""
+        return iter(self._after(0))
+
+    def _after(self, number: int) -> list[Entry]:
+        with self._on_disk():
+            rows = self._file.execute(_EVENTS, (number,)).fetchall()
+            return [Entry(_time(now), event_from_json(event)) for now, event in rows]
+
+    def latest(self) -> Latest:
+        """What a state is rebuilt from."""
+        with self._on_disk():
+            row = self._file.execute("SELECT number, state FROM marks").fetchone()
+            told = self._file.execute("SELECT now FROM clock").fetchone()
+            number, marked = (0, None) if row is None else (row[0], state_from_json(row[1]))
+            (last,) = self._file.execute("SELECT coalesce(max(number), 0) FROM events").fetchone()
+            if not isinstance(number, int) or number > last:
+                raise NotReadable(f"its state is of event {number!r}, and {last} is the last")
+            clock = 0.0 if told is None else _time(told[0])
+        entries = tuple(self._after(number))
+        times = [clock, *(entry.now for entry in entries[-1:])]
+        if marked is not None:
+            times.append(marked.now)
+        return Latest(marked, entries, max(times))
+
+    def close(self) -> None:
+        """Nothing more is read."""
+        with self._on_disk():
+            self._file.close()
+
+
+class SqliteJournal(JournalReader):
+    """A commit outlives the process, and a mark a power cut as well.
+
+    That is WAL with `synchronous = NORMAL`: a commit is one write to the log and waits for no
+    disk, so that an event costs microseconds; the disk is waited for where the log is put into the
+    file. After a power cut the file is whole, and what is lost are the latest commits since then:
+    a round's beginning is never among them. Rows wait in memory until their commit.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        """Raises DiskError, also for a file that is damaged, held, or of another version."""
+        super().__init__(folder)
+        self._rows: list[Row] = []
+        self._told: float | None = None
+        with self._on_disk():
+            self._file.execute("PRAGMA journal_mode = WAL")
+            self._file.execute("PRAGMA synchronous = NORMAL")
+            self._file.executescript(_TABLES)
+            if self._version != VERSION:
+                self._file.execute(f"PRAGMA user_version = {VERSION}")
+
+    def _connected(self) -> sqlite3.Connection:
+        """To read and to write; makes the file where there is none."""
+        return sqlite3.connect(self._folder / JOURNAL, timeout=PATIENCE, isolation_level=None)
 
     def append(self, entry: Entry) -> None:
         """Keep an event with the next `commit`; until then it is in memory only."""
@@ -182,36 +246,18 @@ class SqliteJournal:
                 self._file.execute("ROLLBACK")
 
     def entries(self) -> Iterator[Entry]:
-        """All events; before the last mark, without those that nobody looks at later."""
-        return iter(self._after(0))
-
-    def _after(self, number: int) -> list[Entry]:
+        """All events, also those that wait for a commit, which is made."""
         self.commit()
-        with self._on_disk():
-            rows = self._file.execute(_EVENTS, (number,)).fetchall()
-            return [Entry(_time(now), event_from_json(event)) for now, event in rows]
+        return super().entries()
 
     def latest(self) -> Latest:
-        """What a state is rebuilt from."""
+        """What a state is rebuilt from, also of events that wait for a commit, which is made."""
         self.commit()
-        with self._on_disk():
-            row = self._file.execute("SELECT number, state FROM marks").fetchone()
-            told = self._file.execute("SELECT now FROM clock").fetchone()
-            number, marked = (0, None) if row is None else (row[0], state_from_json(row[1]))
-            (last,) = self._file.execute("SELECT coalesce(max(number), 0) FROM events").fetchone()
-            if not isinstance(number, int) or number > last:
-                raise NotReadable(f"its state is of event {number!r}, and {last} is the last")
-            clock = 0.0 if told is None else _time(told[0])
-        entries = tuple(self._after(number))
-        times = [clock, *(entry.now for entry in entries[-1:])]
-        if marked is not None:
-            times.append(marked.now)
-        return Latest(marked, entries, max(times))
+        return super().latest()
 
     def close(self) -> None:
         """Nothing more comes. Raises DiskError where the last of it could not be kept."""
         try:
             self.commit()
         finally:
-            with self._on_disk():
-                self._file.close()
+            super().close()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from types import TracebackType
@@ -11,7 +12,7 @@ from typing import Any, Self
 
 from sfl.errors import ProtocolError, UserError
 from sfl.metrics.snapshot import NodeSnapshot
-from sfl.node.files import on_disk
+from sfl.node.files import on_disk, write_atomic
 
 _SCORES = ("train_loss", "eval_loss_sum", "eval_targets", "eval_correct", "eval_examples")
 _WORK = ("num_examples", "steps", "tokens", "seconds")
@@ -103,7 +104,7 @@ class RecordFile:
 
     def append(self, record: Record) -> None:
         """Write one line, and hand it to the system before returning. Raises DiskError."""
-        line = json.dumps(_to_dict(record), allow_nan=False).encode() + b"\n"
+        line = _line(record)
         with on_disk(self._folder):
             while line:  # a disk that is nearly full takes a part
                 line = line[self._file.write(line) :]
@@ -139,6 +140,26 @@ def read_records(path: Path) -> list[Record]:
                 "metrics.jsonl", str(path), f"line {number} is malformed", "Delete that line."
             ) from None
     return records
+
+
+def complete_records(path: Path, records: Iterable[Record]) -> None:
+    """Have a `metrics.jsonl` tell all of these: what it lacks is added, also to a torn last line.
+
+    One that tells anything else is replaced. Raises DiskError.
+    """
+    whole = b"".join(map(_line, records))
+    with on_disk(path.parent):
+        told = path.read_bytes() if path.exists() else b""
+        if whole.startswith(told):
+            if len(whole) > len(told):
+                with path.open("ab") as file:
+                    file.write(whole[len(told) :])
+            return
+    write_atomic(path, whole)
+
+
+def _line(record: Record) -> bytes:
+    return json.dumps(_to_dict(record), allow_nan=False).encode() + b"\n"
 
 
 def _to_dict(record: Record) -> dict[str, Any]:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from sfl.config import RunSettings, load_run
 from sfl.report.conclusion import write_conclusion
-from sfl.report.journal import SqliteJournal
+from sfl.report.journal import JournalReader
 from sfl.report.projection import RunProjection
 from sfl.report.records import RecordFile
 from sfl.report.standing import standing
@@ -25,7 +25,7 @@ def assert_retold(folder: Path, aside: Path) -> None:
     All but what `WRITTEN` names is the same, byte for byte.
     """
     config = load_run(folder / "config.toml", [])
-    journal = SqliteJournal(folder)
+    journal = JournalReader(folder)
     told = RunProjection.of(journal.entries())
     state = journal.latest().state(config.settings)
     journal.close()

@@ -18,7 +18,7 @@ from cloud_aggregator.clock import RunClock
 from sfl.config import RunConfig, RunSettings
 from sfl.errors import ConfigError, DiskError
 from sfl.plan import HOLDERS
-from sfl.report.journal import VERSION, SqliteJournal
+from sfl.report.journal import VERSION, JournalReader, SqliteJournal
 from sfl.report.runs import JOURNAL, open_run_folder
 from sfl.rounds import (
     Coordinator,
@@ -387,6 +387,82 @@ def test_a_file_of_another_version_is_refused(tmp_path: Path) -> None:
     other.close()
     with pytest.raises(DiskError, match=f"version {VERSION + 1}.*Use the sfl that wrote it"):
         SqliteJournal(tmp_path)
+
+
+def files_of(folder: Path) -> dict[str, bytes]:
+    """What a journal is on disk, but for the index that its processes share."""
+    return {
+        path.name: path.read_bytes() for path in folder.iterdir() if not path.name.endswith("-shm")
+    }
+
+
+@pytest.mark.parametrize("ended", ["closed", "killed"])
+def test_who_reads_a_journal_changes_nothing(tmp_path: Path, ended: str) -> None:
+    (tmp_path / "run").mkdir()
+    journal = SqliteJournal(tmp_path / "run")
+    entries = [Entry(1.0, EdgeReady("e", 4)), Entry(2.0, DeviceJoined("d0", "e"))]
+    journal.append(entries[0])
+    journal.mark(Coordinator(SETTINGS).state)
+    journal.append(entries[1])
+    journal.tell_time(7.0)
+    journal.commit()
+    folder = tmp_path / "run" if ended == "closed" else tmp_path / "a killed run's #1"
+    if ended == "killed":
+        shutil.copytree(tmp_path / "run", folder)
+        (folder / f"{JOURNAL}-shm").unlink()
+    journal.close()
+    before = files_of(folder)
+    assert (set(before) == {JOURNAL}) == (ended == "closed")
+    reader = JournalReader(folder)
+    assert reader.begun and list(reader.entries()) == entries
+    assert reader.latest().entries == (entries[1],) and reader.latest().now == 7.0
+    with pytest.raises(sqlite3.OperationalError, match="readonly"):
+        reader._file.execute(f"PRAGMA user_version = {VERSION + 1}")
+    reader.close()
+    assert files_of(folder) == before
+
+
+def test_a_journal_is_read_while_its_run_goes_on(tmp_path: Path) -> None:
+    journal = SqliteJournal(tmp_path)
+    reader = JournalReader(tmp_path)
+    assert not list(reader.entries())
+    for number in range(3):
+        journal.append(Entry(float(number), DeviceJoined(f"d{number}", "e")))
+        assert len(list(reader.entries())) == number  # what was committed
+        journal.commit()
+    reader.close()
+    journal.close()
+
+
+def test_a_journal_that_is_opened_again_stays_as_it_is(tmp_path: Path) -> None:
+    journal = SqliteJournal(tmp_path)
+    journal.append(Entry(1.0, DeviceJoined("d0", "e")))
+    journal.close()
+    before = files_of(tmp_path)
+    SqliteJournal(tmp_path).close()
+    assert files_of(tmp_path) == before
+
+
+@pytest.mark.parametrize("problem", ["rubbish", "version", "held"])
+def test_what_cannot_be_read_is_told_with_what_to_do(tmp_path: Path, problem: str) -> None:
+    words = {
+        "rubbish": r"it is damaged .*another run\.id",
+        "version": "Use the sfl that wrote it",
+        "held": "another program holds it .*Close that program",
+    }
+    path = tmp_path / JOURNAL
+    SqliteJournal(tmp_path).close()
+    other = sqlite3.connect(path)
+    if problem == "rubbish":
+        path.write_bytes(b"rubbish" * 1000)
+    if problem == "version":
+        other.execute(f"PRAGMA user_version = {VERSION + 1}")
+    if problem == "held":
+        other.execute("PRAGMA locking_mode = EXCLUSIVE")
+        other.execute("CREATE TABLE more(x)")
+    with pytest.raises(DiskError, match=words[problem]):
+        JournalReader(tmp_path)
+    other.close()
 
 
 def test_a_mark_waits_for_the_disk_and_a_commit_does_not(tmp_path: Path) -> None:

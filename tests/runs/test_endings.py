@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import socket
@@ -19,14 +20,17 @@ from sfl.errors import DiskError
 from sfl.node.process import undisturbed
 from sfl.report import runs
 from sfl.report.conclusion import conclude
+from sfl.report.journal import JournalReader
 from sfl.report.runs import open_run_folder
 from sfl.report.status import DeviceStatus, RunStatus
 from sfl.report.summary import Fault, RunSummary
+from sfl.rounds import RunEnded
 from tests.house.federation import SFL, sfl, write_config
 from tests.house.fleets import fleet
 from tests.house.nodes import ByHand, launched, left_running
 from tests.house.nodes import node_process as node
 from tests.house.paths import ROOT
+from tests.house.retold import assert_retold
 from tests.house.waiting import PATIENCE, until
 
 
@@ -65,6 +69,10 @@ def test_a_killed_cloud_leaves_a_summary_all_the_same(tmp_path: Path) -> None:
     assert {device.state for device in status.devices} == {"stopped"}
     assert not (folder_of(tmp_path) / "spool").exists()
     assert not (folder_of(tmp_path) / ".reserve").exists()
+    # All of it is what the journal tells, which has the end, too.
+    assert_retold(folder_of(tmp_path), tmp_path / "retold")
+    with contextlib.closing(JournalReader(folder_of(tmp_path))) as journal:
+        assert [*journal.entries()][-1].event == RunEnded(False, summary.failure)
     # And the user is told where that is.
     assert f"{folder_of(tmp_path)}/adapter\n" in output and "report.html" in output
     assert not left_running(tmp_path)

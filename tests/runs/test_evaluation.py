@@ -15,7 +15,7 @@ from sfl.codec.pipeline import decode, parse
 from sfl.config import EvaluationSettings, RunSettings, load_run
 from sfl.config.codec import AUTO_CODECS, RoleCodecs
 from sfl.errors import ConfigError, ProtocolError
-from sfl.report.journal import SqliteJournal
+from sfl.report.journal import JournalReader
 from sfl.report.projection import RunProjection
 from sfl.report.records import RoundRecord, SampleScore, read_records
 from sfl.rounds.assignment import assign
@@ -162,7 +162,7 @@ def test_a_run_evaluates_when_it_is_due_and_says_so(tmp_path: Path) -> None:
     assert "those of rounds 0, 2, 4, 5" in report and "same 6 examples" in report
     assert "all 12" in report
     # The journal's events alone tell the same, in the same order.
-    journal = SqliteJournal(outcome.folder)
+    journal = JournalReader(outcome.folder)
     told = RunProjection.of(journal.entries()).records
     assert [r for r in told if isinstance(r, RoundRecord)] == records
     journal.close()
