@@ -12,7 +12,7 @@ from sfl.adapters.initial import fresh_lora
 from sfl.adapters.names import is_lora_a, is_lora_b
 from sfl.adapters.rank import shapes_at_rank
 from sfl.aggregation.contribution import Array, Contribution, Shapes, in_step, ordered
-from sfl.aggregation.mean import mean_of
+from sfl.aggregation.mean import mean_of, rounded
 from sfl.aggregation.strategy import Strategy
 from sfl.config import AggregationSettings, LoraSettings
 
@@ -59,7 +59,7 @@ class Flora(Strategy):
                 result[name] = np.concatenate(parts)
             elif is_lora_b(name):
                 scaled = [w * b.astype(np.float64) for w, b in zip(weights, parts, strict=True)]
-                result[name] = np.concatenate(scaled, axis=1).astype(np.float32)
+                result[name] = rounded(np.concatenate(scaled, axis=1))
             else:
                 result[name] = mean_of(devices, parts)
         return result

@@ -40,9 +40,15 @@ def mean_of(devices: Sequence[Contribution], parts: Iterable[Array]) -> Array:
         for one, values in zip(devices, parts, strict=True)
     )
     total = sum(one.num_examples for one in devices)
-    return (reduce(iadd, terms) / total).astype(np.float32)
+    return rounded(reduce(iadd, terms) / total)
 
 
 def in_float32(values: dict[str, Array]) -> dict[str, Array]:
     """The values rounded, sorted by name; empties `values`, so that nothing is there twice."""
-    return {name: values.pop(name).astype(np.float32) for name in sorted(values)}
+    return {name: rounded(values.pop(name)) for name in sorted(values)}
+
+
+def rounded(values: Array) -> Array:
+    """In float32. What is too large for it is infinite, without a warning."""
+    with np.errstate(over="ignore"):  # whoever keeps an adapter looks for that, and names it
+        return values.astype(np.float32)

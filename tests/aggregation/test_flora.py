@@ -27,6 +27,7 @@ from sfl.adapters.names import PREFIX, is_lora_a, is_lora_b, lora_b_of, lora_nam
 from sfl.adapters.rank import shapes_at_rank
 from sfl.adapters.targets import Target
 from sfl.aggregation.contribution import verify
+from sfl.aggregation.examine import not_finite
 from sfl.cli.model import evaluate_model, load_model
 from sfl.config import DeviceConfig, EdgeConfig, ModelSettings, load_run
 from sfl.data import load_tokenizer, prepare
@@ -110,6 +111,15 @@ def test_a_base_update_is_the_weighted_sum_of_products(tmp_path: Path) -> None:
             strategy("flora").aggregate(equal, fresh())[name],
             strategy("fedavg").aggregate(equal, fresh())[name],
         )
+
+
+def test_what_float32_cannot_hold_is_found_without_a_warning(tmp_path: Path) -> None:
+    values, rank = adapter(0, 2), 2
+    assert ALPHA / rank > 1.2
+    name = lora_names(next(iter(LAYERS)))[1]
+    values[name] = np.full_like(values[name], 3e38)
+    merged = strategy("flora").aggregate([spool(tmp_path, "home", values)], fresh())
+    assert not_finite(merged) == name
 
 
 def test_an_update_of_another_rank_is_refused(tmp_path: Path) -> None:

@@ -159,7 +159,6 @@ def test_an_adapter_that_nobody_can_compute_with_ends_the_run_with_that_and_no_d
         nodes.stop()
 
 
-@pytest.mark.filterwarnings("ignore:overflow encountered in cast")
 def test_a_merged_adapter_that_is_not_finite_is_not_handed_out(tmp_path: Path) -> None:
     values = fleet(
         tmp_path,
