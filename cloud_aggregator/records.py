@@ -6,6 +6,7 @@ import logging
 import os
 import socket
 import time
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -111,5 +112,6 @@ class RunRecords:
         config, adapter = self._config.current, self._folder / "adapter"
         made = str(adapter) if adapter.is_dir() else None
         told = self.told
-        self.summary = summary = told.summary(self._folder.name, config.settings, made)
+        summary = told.summary(self._folder.name, config.settings, made)
+        self.summary = summary = replace(summary, best_round=self._kept.best_round)
         write_conclusion(self._folder, summary, told.records, config, told.rounds.steps)

@@ -19,21 +19,22 @@ class KeptAdapters:
 
     def __init__(self, folder: Path, every_round: bool) -> None:
         self.best_round: int | None = None
+        """Of which round `adapter_best` is."""
         self._folder = folder
         self._every_round = every_round
 
     def choose_best(self, best: int | None) -> None:
         """Keep the adapter of the round that is best so far, if any is. Raises DiskError."""
-        if best is not None and best != self.best_round:
-            self.replace("adapter_best", best)
+        # Who reports late may make a round the best whose adapter is gone by then.
+        if best is not None and best != self.best_round and self.replace("adapter_best", best):
             self.best_round = best
         self._prune()
 
-    def replace(self, name: str, round_: int) -> None:
-        """Make `name` a copy of a round's adapter, if that is still there. Raises DiskError."""
+    def replace(self, name: str, round_: int) -> bool:
+        """Make `name` a copy of a round's adapter; false where that is gone. Raises DiskError."""
         source = self._folder / "adapters" / f"round-{round_:04d}"
         if not source.is_dir():
-            return
+            return False
         aside, target = self._folder / f".{name}.new", self._folder / name
         with on_disk(self._folder):
             try:
@@ -45,6 +46,7 @@ class KeptAdapters:
                 aside.rename(target)
             finally:
                 shutil.rmtree(aside, ignore_errors=True)
+        return True
 
     def drop_rounds(self) -> None:
         """Remove the adapters of rounds, unless all are wanted."""

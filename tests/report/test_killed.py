@@ -318,6 +318,19 @@ def test_an_adapter_that_cannot_be_kept_is_tried_again(
 
 
 @pytest.mark.parametrize("every_round", [True, False])
+def test_a_round_whose_adapter_is_gone_is_not_the_best(tmp_path: Path, every_round: bool) -> None:
+    """Who reports late makes it the best of those that were evaluated."""
+    adapters = KeptAdapters(tmp_path, every_round)
+    for round_, best in ((1, None), (2, None), (3, 2), (4, 1)):
+        made = tmp_path / "adapters" / f"round-{round_:04d}"
+        made.mkdir(parents=True)
+        (made / WEIGHTS).write_text(str(round_))
+        adapters.choose_best(best)
+    assert adapters.best_round == (1 if every_round else 2)
+    assert (tmp_path / "adapter_best" / WEIGHTS).read_text() == str(adapters.best_round)
+
+
+@pytest.mark.parametrize("every_round", [True, False])
 def test_which_adapters_are_kept_is_told_by_the_journal(
     stills: Stills, tmp_path: Path, every_round: bool
 ) -> None:
