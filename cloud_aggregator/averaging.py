@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from cloud_aggregator.base_updates import BaseUpdates
@@ -19,8 +19,9 @@ from sfl.aggregation.strategy import make_strategy
 from sfl.errors import ProtocolError
 from sfl.metrics.stats import NodeStats
 from sfl.node.files import on_disk
+from sfl.plan import Holder
 from sfl.report.card import Base
-from sfl.rounds import AdapterReady, Aggregate, Steps
+from sfl.rounds import AdapterReady, Aggregate, Progress
 from sfl.rounds.values import UpdateHeader
 from sfl.transport.cloud.spool import Spool
 from sfl.transport.frames.chunks import adapter_bytes
@@ -95,12 +96,14 @@ class Averaging:
         folded = self._strategy.folded(values)
         return adapter_bytes({name: a for name, a in values.items() if name not in folded})
 
-    def check(self, header: UpdateHeader, num_examples: int) -> None:
-        """Hold a part against this run, with the other one where that is here.
+    def check(self, header: UpdateHeader, progress: Progress) -> None:
+        """Hold a part against this run, with all the others once they are here.
 
         Raises ProtocolError where they are no adapter of it.
         """
-        contribution = self._contribution(header.round, header.device, num_examples)
+        contribution = self._contribution(
+            header.round, header.device, progress.num_examples, progress.parts
+        )
         if header.scaling != contribution.scaling:
             raise ProtocolError(
                 f"adapter of device {header.device}: scaled by {header.scaling:g}; alpha / rank is "
@@ -109,12 +112,13 @@ class Averaging:
         if all(file.exists() for file in contribution.files):
             verify(contribution, self._strategy.shapes(contribution, self._adapter.values))
 
-    def examine(self, command: Aggregate, steps: Mapping[str, Steps]) -> Examined:
+    def examine(self, command: Aggregate, progress: Mapping[str, Progress]) -> Examined:
         """Look at a round's updates, each with the weight that it has."""
+        steps = {device: progress[device].steps for device in command.contributions}
         config = self._config.current
         most = config.aggregation.max_weight_share
         contributions = [
-            self._contribution(command.round, device, num_examples)
+            self._contribution(command.round, device, num_examples, progress[device].parts)
             for device, num_examples in bounded(command.contributions, most).items()
         ]
         self._warn_of_weights(command.contributions, most)
@@ -149,9 +153,11 @@ class Averaging:
         self.spool.drop_all()
         self._memory.drop()
 
-    def _contribution(self, round_: int, device: str, num_examples: int) -> Contribution:
+    def _contribution(
+        self, round_: int, device: str, num_examples: int, parts: Sequence[Holder]
+    ) -> Contribution:
         config = self._config.current
-        files = self.spool.files(round_, device)
+        files = self.spool.files(round_, device, parts)
         return Contribution(
             device, num_examples, files, config.rank(device), config.scaling(device)
         )

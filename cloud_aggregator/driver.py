@@ -28,7 +28,7 @@ from sfl.rounds import (
     Fault,
     FinishRun,
     NodeHeard,
-    Steps,
+    Progress,
     UpdatesRefused,
     UseModel,
 )
@@ -105,19 +105,19 @@ class Driver:
             case Aggregate():
                 # Looked up now: whoever offends while a round is averaged is forgotten meanwhile.
                 progress = self._coordinator.progress
-                steps = {device: progress[device].steps for device in command.contributions}
-                self._aggregation = watched(self._aggregate(command, steps), self.failed)
+                here = {device: progress[device] for device in command.contributions}
+                self._aggregation = watched(self._aggregate(command, here), self.failed)
             case UseModel():
                 self._effects.do(command)
                 self.happened(AdapterReady(0, adapter_ref(0)))
             case _:
                 self._effects.do(command)
 
-    async def _aggregate(self, command: Aggregate, steps: Mapping[str, Steps]) -> None:
+    async def _aggregate(self, command: Aggregate, progress: Mapping[str, Progress]) -> None:
         """Average what is in the spool, off the loop, and keep the result."""
         began = time.time()
         try:
-            examined = await aside(self._averaging.examine, command, steps)
+            examined = await aside(self._averaging.examine, command, progress)
             if (nearest := examined.verdict.nearest) is not None:
                 longest = "round %d: the longest update, of device %s, is %.3f of its bound"
                 log.info(longest, command.round, *nearest)

@@ -201,12 +201,12 @@ class EdgeHost:
             self._driver.happened(event)
 
     def _is_sound(self, header: UpdateHeader) -> bool:
-        """Leave a device out whose two parts together are no adapter of this run."""
+        """Leave a device out whose parts together are no adapter of this run."""
         progress = self._coordinator.progress.get(header.device)
         if progress is None:
             return True
         try:
-            self._averaging.check(header, progress.num_examples)
+            self._averaging.check(header, progress)
         except ProtocolError as error:
             self.device_broke(header.device, str(error))
             return False

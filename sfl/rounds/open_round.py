@@ -18,13 +18,15 @@ class Progress:
 
     steps: Steps
     num_examples: int
+    parts: tuple[Holder, ...] = HOLDERS
+    """Whose parts its update has: all holders of its plan."""
     final_steps: Mapping[Holder, int] = field(default_factory=dict)
     reported: bool = False
 
     @property
     def trained(self) -> bool:
         """Every holder's part is in, and all carry the same final step."""
-        whole = self.final_steps.keys() == set(HOLDERS)
+        whole = self.final_steps.keys() == set(self.parts)
         return whole and set(self.final_steps.values()) == {self.steps.count}
 
     @property
@@ -58,7 +60,7 @@ class OpenRound:
         return sorted(name for name, progress in self.progress.items() if not progress.done)
 
     def part(self, device: str, side: Holder, final_step: int, now: float) -> OpenRound:
-        """One side's part of a participant's update is there."""
+        """One holder's part of a participant's update is there."""
         before = self.progress[device]
         final_steps = {**before.final_steps, side: final_step}
         return self._with(device, before, replace(before, final_steps=final_steps), now)

@@ -152,7 +152,12 @@ def start(turn: Turn, ready: list[str]) -> None:
     round_ = state.round + 1
     examples = {name: state.roster.devices[name].num_examples for name in ready}
     steps = {name: steps_of(settings, number, round_) for name, number in examples.items()}
-    progress = Ordered.of((name, Progress(steps[name], examples[name])) for name in ready)
+    num_layers = state.num_layers
+    assert num_layers is not None, "who is ready is so for a model"
+    parts = {name: settings.plan(name, num_layers).holders for name in ready}
+    progress = Ordered.of(
+        (name, Progress(steps[name], examples[name], parts[name])) for name in ready
+    )
     turn.state = replace(
         state,
         phase=Phase.ROUND if round_ <= settings.run.rounds else Phase.FINAL,

@@ -309,6 +309,7 @@ def test_with_a_grace_too_few_still_fail_at_the_join_timeout() -> None:
 
 def test_the_first_round_waits_for_all_until_the_join_timeout() -> None:
     coordinator = Coordinator(settings(network={"join_timeout": 30.0}), now=0.0)
+    coordinator.handle(EdgeReady("e", 4), 0.0)
     for name in ("d0", "d1"):
         coordinator.handle(DeviceJoined(name, "e"), 0.0)
         coordinator.handle(DeviceReady(name, 10), 0.0)

@@ -1,14 +1,13 @@
-"""Updates on disk between their arrival and the aggregation, one file a device and side."""
+"""Updates on disk between their arrival and the aggregation, one file a device and holder."""
 
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from sfl.errors import ProtocolError
 from sfl.node.certificates.identity import NAME
-from sfl.plan import HOLDERS, Holder
 from sfl.v1 import tensor_pb2
 
 
@@ -18,13 +17,13 @@ class Spool:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
 
-    def path(self, round_: int, device: str, side: Holder) -> Path:
-        """Where one side's part of a device's update is."""
+    def path(self, round_: int, device: str, side: str) -> Path:
+        """Where one holder's part of a device's update is."""
         return self.folder / f"round-{round_:04d}" / f"{device}.{side}.safetensors"
 
-    def files(self, round_: int, device: str) -> tuple[Path, ...]:
-        """Both parts of a device's update."""
-        return tuple(self.path(round_, device, side) for side in HOLDERS)
+    def files(self, round_: int, device: str, holders: Sequence[str]) -> tuple[Path, ...]:
+        """All parts of a device's update; `holders` are its plan's."""
+        return tuple(self.path(round_, device, side) for side in holders)
 
     def begin(self, header: tensor_pb2.AdapterHeader) -> Part:
         """A part to be written as it comes. Raises ProtocolError."""
@@ -41,15 +40,14 @@ class Spool:
         shutil.rmtree(self.folder, ignore_errors=True)
 
     def _final(self, header: tensor_pb2.AdapterHeader) -> Path:
-        # Both become parts of a path.
-        if header.side not in HOLDERS or NAME.fullmatch(header.device) is None:
+        # Both become parts of a path. Whose part is due the device's contract has said.
+        if not all(NAME.fullmatch(name) for name in (header.side, header.device)):
             raise ProtocolError(f"no part {header.side!r} of device {header.device!r} is expected")
-        side: Holder = "device" if header.side == "device" else "edge"
-        return self.path(header.round, header.device, side)
+        return self.path(header.round, header.device, header.side)
 
 
 class Part:
-    """One side's part of an update on its way to disk: never more of it than was announced."""
+    """One holder's part of an update on its way to disk: never more of it than was announced."""
 
     def __init__(self, header: tensor_pb2.AdapterHeader, path: Path) -> None:
         self.header = header

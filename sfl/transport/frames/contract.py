@@ -105,9 +105,10 @@ class DeviceContract:
         return snapshot
 
     def part(self, header: tensor_pb2.AdapterHeader, side: str, most: int) -> None:
-        """One side's part of its update begins, of at most so many bytes."""
+        """The part of one of its plan's holders begins, of at most so many bytes."""
         sized("the header of an adapter", header, MOST_BESIDE)
-        if self._told is None or not self._told.steps.count or side not in ("device", "edge"):
+        told = self._told
+        if told is None or not told.steps.count or side not in told.plan.holders:
             raise ProtocolError(f"no adapter of side {side!r:.40} is expected")
         self._of_round("an adapter", header.round)
         if side in self._sides:
