@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from cloud_aggregator.averaging import Averaging
 from cloud_aggregator.base_updates import BaseUpdates, Node
 from cloud_aggregator.effective import EffectiveConfig
-from sfl.rounds import Coordinator, Rehearse, StartRound
+from sfl.rounds import Coordinator, Rehearse, ReplayRound, StartRound
 from sfl.rounds.assignment import assignments
 from sfl.rounds.values import Assignment, EdgeOrders
 from sfl.transport.cloud.service import CloudService
@@ -31,9 +31,9 @@ class Dispatch:
         self._base_updates = base_updates
         self._service = service
 
-    def start(self, command: StartRound | Rehearse) -> None:
+    def start(self, command: StartRound | ReplayRound | Rehearse) -> None:
         """Have devices train and evaluate, or evaluate only, or time steps."""
-        round_ = command.round if isinstance(command, StartRound) else 0
+        round_ = 0 if isinstance(command, Rehearse) else command.round
         bases = {name: self._coordinator.base_of(name) for name in command.devices}
         edges: dict[str, dict[str, Assignment]] = {}
         for device, own in assignments(command, self._config.current, bases).items():

@@ -17,12 +17,15 @@ from sfl.report.projection import words_of
 from sfl.rounds import (
     Command,
     Coordinator,
+    DeviceAway,
+    DeviceBack,
     Evict,
     Fault,
     FinishRun,
     Refuse,
     RefuseEdge,
     Rehearse,
+    ReplayRound,
     Report,
     Settle,
     StartRound,
@@ -122,6 +125,23 @@ class Effects:
         else:
             log.info("round %d of %d: %s", command.round, rounds, devices)
         self._dispatch.start(command)
+
+    @do.register
+    def _(self, command: ReplayRound) -> None:
+        self._dispatch.start(command)
+
+    @do.register
+    def _(self, command: DeviceAway) -> None:
+        away, about = "device %s is away: %s; waiting %g s for it", {"device": command.device}
+        sparing.warning(
+            command.device, away, command.device, command.reason, command.seconds, extra=about
+        )
+
+    @do.register
+    def _(self, command: DeviceBack) -> None:
+        point, about = command.after, {"device": command.device}
+        back = "device %s is back; it goes on after step %d of round %d"
+        log.info(back, command.device, point.step, point.round, extra=about)
 
     @do.register
     def _(self, command: Evict) -> None:

@@ -32,7 +32,14 @@ from sfl.rounds import (
     ReportReceived,
     UpdateReceived,
 )
-from sfl.rounds.values import DeviceFacts, EdgeFacts, EdgeWelcome, RoundReport, UpdateHeader
+from sfl.rounds.values import (
+    DeviceFacts,
+    EdgeFacts,
+    EdgeWelcome,
+    Point,
+    RoundReport,
+    UpdateHeader,
+)
 from sfl.transport.frames import contract
 from sfl.transport.security.signed import SignatureCheck
 
@@ -126,7 +133,8 @@ class EdgeHost:
             return  # which was told when it said so
         last = self._names.lost(edge)
         had = bool(self._coordinator.state.roster.at(edge))
-        self._driver.happened(EdgeLost(edge, reason, final=had and last))
+        waited = self._config.current.network.rejoin_timeout > 0 and self._coordinator.round > 0
+        self._driver.happened(EdgeLost(edge, reason, final=had and last and not waited))
 
     def edge_failed(self, edge: str, reason: str) -> None:
         """An edge can't go on; the run does, as long as enough devices have another one."""
@@ -134,7 +142,7 @@ class EdgeHost:
             return
         last = self._names.failed(edge)
         self._driver.do(RefuseEdge(edge, reason))
-        self._driver.happened(EdgeLost(edge, reason, final=last))
+        self._driver.happened(EdgeLost(edge, reason, final=last, returns=False))
 
     def failed(self, error: SflError) -> None:
         """The cloud itself can't go on."""
@@ -160,8 +168,8 @@ class EdgeHost:
         """An edge says that a device joins, and the device did not say so: it is not let in."""
         self._driver.do(Refuse(device, edge, f"edge {edge}: {reason}"))
 
-    def device_ready(self, device: str, facts: DeviceFacts) -> None:
-        """A device has its span and its data."""
+    def device_ready(self, device: str, facts: DeviceFacts, points: tuple[Point, ...] = ()) -> None:
+        """A device has its span and its data; `points` are those that its edge has as well."""
         snapshot = NodeSnapshot.from_json(facts.snapshot).seen(device, time.time())
         self._driver.heard(snapshot)
         self._config.device_said(snapshot)
@@ -171,7 +179,7 @@ class EdgeHost:
             # Started again with other data it may join.
             self._out(Evict(device, reason, final=True))
             return
-        self._driver.happened(DeviceReady(device, facts.num_examples, form, facts))
+        self._driver.happened(DeviceReady(device, facts.num_examples, form, facts, points))
 
     def device_left(self, lost: DeviceLost) -> None:
         """A device's stream is closed."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Iterator
 
-from sfl.errors import AdapterRefused
+from sfl.errors import AdapterRefused, LinkLost, OutOfMemory, SflError
 from sfl.node.causes import foreseen
 from sfl.node.process import Terminated
 from sfl.node.text import plain
@@ -17,14 +17,23 @@ DONE = "done"
 @contextlib.contextmanager
 def saying_goodbye(line: Line) -> Iterator[None]:
     """Close the line at the end, and say what ended it; "done" only where nothing did."""
-    reason, refused = DONE, False
+    reason, refused, returns = DONE, False, False
     try:
         yield
     except BaseException as error:
         reason, refused = words(error), isinstance(error, AdapterRefused)
+        returns = may_return(error)
         raise
     finally:
-        line.close(reason, refused)
+        line.close(reason, refused, returns)
+
+
+def may_return(error: BaseException) -> bool:
+    """Whether a device that ends with this may be started again, and then go on.
+
+    What it says of itself, its data or its part in the run would be the same then.
+    """
+    return not isinstance(error, SflError) or isinstance(error, LinkLost | OutOfMemory)
 
 
 def words(error: BaseException) -> str:

@@ -11,6 +11,7 @@ SflError                     anything this project raises on purpose (exit code 
 │   ├── LinkLost             a stream broke
 │   │   ├── FellSilent       nothing came for too long
 │   │   └── Corrupted        bytes changed on the way
+│   ├── Goodbye              the peer left on purpose
 │   ├── Refused              the peer declined, and said why
 │   │   └── NameInUse        somebody of that name is connected: a moment may fix it
 │   └── ProtocolError        a message that breaks the contract; closes its own stream only
@@ -73,6 +74,14 @@ class FellSilent(LinkLost):
 
 class Corrupted(LinkLost):
     """A message is not what its sender sent: its checksum does not fit. Sent again, it may be."""
+
+
+class Goodbye(TransportError):
+    """The peer left on purpose, and said why; where it `returns` it may come back."""
+
+    def __init__(self, reason: str, returns: bool = False) -> None:
+        self.returns = returns
+        super().__init__(reason)
 
 
 class Refused(TransportError):

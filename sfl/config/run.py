@@ -364,6 +364,9 @@ class NetworkSettings(Section):
     join_grace: Seconds | None = None
     """Seconds the cloud waits for the other devices once `min_devices` are ready. Default: until
     `join_timeout`. A device that comes later joins with the next round."""
+    rejoin_timeout: Annotated[float, Field(ge=0.0, le=1e9)] = 60.0
+    """Seconds a lost device, edge or cloud is waited for. A device that is back by then goes on as
+    if nothing had happened. 0: a round goes on at once without a lost device."""
     round_timeout: Seconds = 3600.0
     """Seconds a round may take. Devices that are not done by then are left out of it."""
     straggler_factor: Annotated[float, Field(ge=1.0)] | Literal["off"] = 10.0

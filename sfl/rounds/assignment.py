@@ -9,8 +9,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from sfl.config import Extent, RunSettings
-from sfl.rounds.messages import Rehearse, StartRound
-from sfl.rounds.values import NO_STEPS, Assignment, EdgeBase, Steps
+from sfl.rounds.messages import Rehearse, ReplayRound, StartRound
+from sfl.rounds.values import BEGINNING, NO_STEPS, Assignment, EdgeBase, Point, Steps
 
 
 def assign(
@@ -23,6 +23,7 @@ def assign(
     evaluate: Extent = "none",
     rehearse: tuple[int, ...] = (),
     codec: str = "",
+    after: Point = BEGINNING,
 ) -> Assignment:
     """A device's part, by the settings in effect and its edge's base; round 0 is joining.
 
@@ -41,11 +42,14 @@ def assign(
         1 if micro_batches == "auto" else micro_batches,
         evaluate,
         rehearse,
+        after,
     )
 
 
 def assignments(
-    command: StartRound | Rehearse, settings: RunSettings, bases: Mapping[str, EdgeBase]
+    command: StartRound | ReplayRound | Rehearse,
+    settings: RunSettings,
+    bases: Mapping[str, EdgeBase],
 ) -> dict[str, Assignment]:
     """What each device of a round, or of a rehearsal, does; `bases` are their edges', by device."""
     if isinstance(command, Rehearse):
@@ -55,7 +59,13 @@ def assignments(
         }
     return {
         name: assign(
-            settings, bases[name], name, command.round, steps=steps, evaluate=command.evaluate
+            settings,
+            bases[name],
+            name,
+            command.round,
+            steps=steps,
+            evaluate=command.evaluate,
+            after=command.after.get(name, BEGINNING),
         )
         for name, steps in command.devices.items()
     }

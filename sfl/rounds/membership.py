@@ -7,7 +7,9 @@ from itertools import islice
 
 from sfl.config import RunSettings
 from sfl.errors import ConfigError
+from sfl.rounds.away import come_back, go_away
 from sfl.rounds.messages import (
+    Cause,
     DeviceJoined,
     DeviceReady,
     EdgeReady,
@@ -19,6 +21,7 @@ from sfl.rounds.messages import (
     UseTextForm,
     Welcome,
 )
+from sfl.rounds.state import RunState
 from sfl.rounds.turn import NAMED, Turn
 from sfl.rounds.values import EdgeBase
 from sfl.rounds.work import cannot_take
@@ -39,17 +42,36 @@ def edge_ready(turn: Turn, event: EdgeReady) -> None:
     one_model(turn)
 
 
-def lose_edge(turn: Turn, edge: str, reason: str) -> None:
-    """Forget an edge and its devices."""
+def lose_edge(turn: Turn, edge: str, reason: str, returns: bool = False) -> None:
+    """Forget an edge and its devices; those of one that `returns` are waited for."""
     turn.state = replace(turn.state, models=turn.state.models.forget(edge))
     turn.do(Fault(turn.state.round, "", f"edge {edge}: {reason}"))
     names = turn.state.roster.at(edge)
     for name in names:
-        turn.lose(name, f"its edge {edge} was lost")
+        device_lost(turn, name, f"its edge {edge} was lost", "link" if returns else "left")
     losses = turn.state.losses
     for name in names:
         losses = losses.without(name)  # for the edge's reason
     turn.state = replace(turn.state, losses=losses.put(f"edge {edge}", reason))
+
+
+def device_lost(turn: Turn, name: str, reason: str, cause: Cause = "link") -> None:
+    """A device is gone: once the run is under way, one that may come back is waited for."""
+    seconds = turn.settings.network.rejoin_timeout
+    if cause == "link" and seconds and turn.state.round and name in turn.state.roster.devices:
+        go_away(turn, name, reason, seconds)
+    else:
+        turn.lose(name, reason, cause)
+
+
+def restarted(turn: Turn) -> None:
+    """Everybody is to come back; before the first round the run begins anew."""
+    state, network = turn.state, turn.settings.network
+    if state.round == 0:
+        turn.state = replace(RunState.begin(turn.settings, state.now), strikes=state.strikes)
+        return
+    for name in sorted(state.roster.devices):
+        go_away(turn, name, "the cloud was away", network.rejoin_timeout or network.join_timeout)
 
 
 def one_model(turn: Turn) -> None:
@@ -121,6 +143,7 @@ def device_ready(turn: Turn, event: DeviceReady) -> None:
     roster = state.roster.make_ready(event.device, event.num_examples)
     forms = state.forms if event.form is None else state.forms.say(event.device, event.form)
     turn.state = replace(state, roster=roster, forms=forms)
+    come_back(turn, event)
     one_form(turn)
 
 

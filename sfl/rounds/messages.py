@@ -8,11 +8,11 @@ from typing import Literal
 
 from sfl.config import Extent
 from sfl.plan import Holder
-from sfl.rounds.values import DeviceFacts, RoundReport, Steps
+from sfl.rounds.values import DeviceFacts, Point, RoundReport, Steps
 
-Cause = Literal["link", "silence", "offence", "adapter"]
-"""Why a device was lost: its link broke or it went; it was silent or late; it broke the contract;
-it cannot compute with the round's adapter."""
+Cause = Literal["link", "silence", "offence", "adapter", "left"]
+"""Why a device was lost: its link broke or its process ended; it was silent or late; it broke the
+contract; it cannot compute with the round's adapter; it left for good."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,11 +33,13 @@ class EdgeLost:
     """An edge's stream broke, or it said that it can't go on.
 
     `final`: no other edge is connected, and what ended this one will not go away by itself.
+    `returns`: it may come back, and so may its devices.
     """
 
     edge: str
     reason: str
     final: bool = False
+    returns: bool = True
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,6 +75,8 @@ class DeviceReady:
     num_examples: int
     form: TextForm | None = None
     facts: DeviceFacts | None = None
+    points: tuple[Point, ...] = ()
+    """What both it and its edge have snapshots of."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -160,6 +164,12 @@ class AdapterReady:
 
 
 @dataclass(frozen=True, slots=True)
+class CloudRestarted:
+    """The cloud goes on from its journal: nobody is connected yet, and what it was about to do may
+    not have been done."""
+
+
+@dataclass(frozen=True, slots=True)
 class Tick:
     """Time went by."""
 
@@ -177,6 +187,7 @@ Event = (
     | DeviceMoved
     | Rehearsed
     | AdapterReady
+    | CloudRestarted
     | Tick
 )
 
@@ -227,6 +238,39 @@ class StartRound:
     round: int
     devices: Mapping[str, Steps]
     evaluate: Extent = "all"
+    after: Mapping[str, Point] = field(default_factory=dict)
+    """What each goes on from; who is not named begins with nothing remembered."""
+
+
+@dataclass(frozen=True, slots=True)
+class ReplayRound:
+    """Have these devices, which are back, go on with the open round, or do it again.
+
+    As for StartRound. An edge at which a device's round still is open keeps it so, and tells again
+    what came of it.
+    """
+
+    round: int
+    devices: Mapping[str, Steps]
+    evaluate: Extent
+    after: Mapping[str, Point]
+
+
+@dataclass(frozen=True, slots=True)
+class DeviceAway:
+    """A device is lost, and waited for: so many seconds."""
+
+    device: str
+    reason: str
+    seconds: float
+
+
+@dataclass(frozen=True, slots=True)
+class DeviceBack:
+    """A device that was waited for is here again; `after` is what it goes on from."""
+
+    device: str
+    after: Point
 
 
 @dataclass(frozen=True, slots=True)
@@ -304,6 +348,9 @@ Command = (
     | Rehearse
     | Settle
     | StartRound
+    | ReplayRound
+    | DeviceAway
+    | DeviceBack
     | Aggregate
     | Evict
     | Fault
@@ -336,8 +383,22 @@ class RunEnded:
     reason: str
 
 
-Fact = NodeHeard | RoundBegan | RunEnded | Rehearse | Settle | Evict | Fault | Report
+Fact = (
+    NodeHeard
+    | RoundBegan
+    | RunEnded
+    | Rehearse
+    | Settle
+    | Evict
+    | Fault
+    | Report
+    | DeviceAway
+    | DeviceBack
+)
 """What happened that decides nothing more: it is kept for whoever tells of the run."""
+
+
+_TOLD = Rehearse | Settle | Evict | Fault | Report | DeviceAway | DeviceBack
 
 
 def facts_of(commands: Iterable[Command]) -> list[Fact]:
@@ -346,6 +407,6 @@ def facts_of(commands: Iterable[Command]) -> list[Fact]:
     for command in commands:
         if isinstance(command, StartRound):
             facts.append(RoundBegan(command.round))
-        elif isinstance(command, Rehearse | Settle | Evict | Fault | Report):
+        elif isinstance(command, _TOLD):
             facts.append(command)
     return facts

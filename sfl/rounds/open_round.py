@@ -70,6 +70,13 @@ class OpenRound:
         before = self.progress[device]
         return self._with(device, before, replace(before, reported=True), now)
 
+    def again(self, device: str, now: float) -> OpenRound:
+        """A participant that is back begins anew, or tells again; what it delivered counts then."""
+        before = self.progress[device]
+        afresh = replace(before, final_steps={}, reported=False)
+        stragglers = self.stragglers.moved_now(device, now)
+        return replace(self, progress=self.progress.put(device, afresh), stragglers=stragglers)
+
     def _with(self, device: str, before: Progress, after: Progress, now: float) -> OpenRound:
         stragglers = self.stragglers
         if after.done and not before.done:

@@ -13,7 +13,7 @@ from sfl.rounds.ordered import Ordered
 from sfl.rounds.rehearsal import Rehearsal
 from sfl.rounds.roster import Roster
 from sfl.rounds.strikes import Strikes
-from sfl.rounds.values import EdgeBase
+from sfl.rounds.values import EdgeBase, Point
 
 
 class Phase(StrEnum):
@@ -25,6 +25,15 @@ class Phase(StrEnum):
     FINAL = "evaluating"
     AGGREGATING = "aggregating"
     OVER = "over"
+
+
+@dataclass(frozen=True, slots=True)
+class Away:
+    """Why a device was lost, since when, and until when it is waited for."""
+
+    reason: str
+    since: float
+    until: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,6 +60,10 @@ class RunState:
     form_used: bool = False
     losses: Ordered[str, str] = field(default_factory=Ordered)
     """Why who is not there now was lost."""
+    away: Ordered[str, Away] = field(default_factory=Ordered)
+    """Who was lost and is waited for; what is still open of its part in a round stays open."""
+    reached: Ordered[str, Point] = field(default_factory=Ordered)
+    """How far each device has come: what it goes on from."""
     no_edge: bool = False
     """No device can come any more."""
     adapter_ref: str = ""
@@ -74,6 +87,7 @@ class RunState:
     def time_left(self) -> float:
         """Seconds until the nearest deadline; none are left after it."""
         ends = self.deadline if self.grace_ends is None else min(self.deadline, self.grace_ends)
+        ends = min(ends, *(own.until for own in self.away.values()), ends)
         return max(0.0, ends - self.now)
 
     def differs_in_time_only(self, other: RunState) -> bool:

@@ -7,9 +7,18 @@ from functools import singledispatch
 from typing import assert_never
 
 from sfl.config import RunSettings
-from sfl.rounds.membership import device_joined, device_ready, edge_ready, lose_edge
+from sfl.rounds.away import wait_no_longer
+from sfl.rounds.membership import (
+    device_joined,
+    device_lost,
+    device_ready,
+    edge_ready,
+    lose_edge,
+    restarted,
+)
 from sfl.rounds.messages import (
     AdapterReady,
+    CloudRestarted,
     Command,
     DeviceJoined,
     DeviceLost,
@@ -28,6 +37,7 @@ from sfl.rounds.messages import (
 from sfl.rounds.state import Phase, RunState
 from sfl.rounds.training import (
     adapter_ready,
+    merge,
     reported,
     update_received,
     updates_refused,
@@ -66,7 +76,7 @@ def _(event: EdgeReady, turn: Turn) -> None:
 @take.register
 def _(event: EdgeLost, turn: Turn) -> None:
     turn.state = replace(turn.state, no_edge=event.final)
-    lose_edge(turn, event.edge, event.reason)
+    lose_edge(turn, event.edge, event.reason, event.returns)
     advance(turn)
 
 
@@ -84,7 +94,7 @@ def _(event: DeviceReady, turn: Turn) -> None:
 
 @take.register
 def _(event: DeviceLost, turn: Turn) -> None:
-    turn.lose(event.device, event.reason, event.cause)
+    device_lost(turn, event.device, event.reason, event.cause)
     advance(turn)
 
 
@@ -137,6 +147,13 @@ def _(event: AdapterReady, turn: Turn) -> None:
 
 
 @take.register
+def _(event: CloudRestarted, turn: Turn) -> None:
+    restarted(turn)
+    if turn.state.phase is Phase.AGGREGATING:
+        merge(turn)
+
+
+@take.register
 def _(event: Tick, turn: Turn) -> None:
     if turn.state.time_left == 0 or turn.state.phase in (Phase.ROUND, Phase.FINAL):
         advance(turn)
@@ -144,6 +161,7 @@ def _(event: Tick, turn: Turn) -> None:
 
 def advance(turn: Turn) -> None:
     """Do what the state allows: begin a round, close it, or give up."""
+    wait_no_longer(turn)
     match turn.state.phase:
         case Phase.WAITING:
             while_waiting(turn)

@@ -42,6 +42,10 @@ class Stragglers:
         after = Moved(count, since, resting)
         return self if after == before else replace(self, moved=self.moved.put(device, after))
 
+    def moved_now(self, device: str, now: float) -> Stragglers:
+        """A device is back: what it did before does not count."""
+        return replace(self, moved=self.moved.put(device, Moved(0, now, resting=False)))
+
     def done(self, device: str, now: float) -> Stragglers:
         """A device has delivered everything."""
         return replace(self, took=self.took.put(device, now - self.began))

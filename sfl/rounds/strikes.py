@@ -33,7 +33,7 @@ class Strikes:
 
     def note(self, device: str, cause: Cause, reason: str) -> tuple[Strikes, str]:
         """Count an offence; `reason` with what it means for the device."""
-        if cause in ("link", "adapter"):
+        if cause in ("link", "adapter", "left"):
             return self, reason
         counted = self._counted(device, cause)
         count = counted.offences.get(device, 0) + counted.silences.get(device, Silences()).count

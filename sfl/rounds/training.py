@@ -7,8 +7,9 @@ from dataclasses import replace
 from sfl.config import RunSettings
 from sfl.rounds.messages import AdapterReady, Aggregate, UpdateReceived, UpdatesRefused
 from sfl.rounds.open_round import OpenRound, Progress
-from sfl.rounds.state import Phase
+from sfl.rounds.state import Phase, RunState
 from sfl.rounds.turn import Turn
+from sfl.rounds.values import Point
 
 
 def progress_of(turn: Turn, device: str, round_: int) -> Progress | None:
@@ -25,6 +26,7 @@ def update_received(turn: Turn, event: UpdateReceived) -> bool:
         state = turn.state
         open_round = state.open.part(event.device, event.side, event.final_step, state.now)
         turn.state = replace(state, open=open_round)
+        _reached(turn, event.device)
     else:
         ends = f"ends at step {event.final_step}, not {progress.steps.count}"
         turn.send_away(event.device, f"its {event.side} part {ends}", "offence")
@@ -37,7 +39,16 @@ def reported(turn: Turn, device: str, round_: int) -> bool:
         return False
     state = turn.state
     turn.state = replace(state, open=state.open.report(device, state.now))
+    _reached(turn, device)
     return True
+
+
+def _reached(turn: Turn, device: str) -> None:
+    """Who has delivered everything goes on from there."""
+    state, progress = turn.state, turn.state.open.progress[device]
+    if progress.done and progress.steps.count:
+        point = Point(state.round, progress.steps.count)
+        turn.state = replace(state, reached=state.reached.put(device, point))
 
 
 def updates_refused(turn: Turn, event: UpdatesRefused) -> None:
@@ -46,7 +57,7 @@ def updates_refused(turn: Turn, event: UpdatesRefused) -> None:
         return
     for name, reason in sorted(event.reasons.items()):
         turn.send_away(name, reason, "offence")
-    _merge(turn)
+    merge(turn)
 
 
 def while_training(turn: Turn) -> None:
@@ -55,10 +66,10 @@ def while_training(turn: Turn) -> None:
     open_round = turn.state.open
     few = len(open_round.progress) < turn.settings.min_devices
     if open_round.all_done or (few and open_round.cannot_compute):
-        _merge(turn)
+        merge(turn)
 
 
-def _merge(turn: Turn) -> None:
+def merge(turn: Turn) -> None:
     """Have what the round brought merged, if enough did."""
     state, least = turn.state, turn.settings.min_devices
     trained = sorted(state.open.progress.items())
@@ -113,13 +124,18 @@ def _leave_out_late(turn: Turn) -> None:
     state, network = turn.state, turn.settings.network
     if state.now >= state.deadline:
         reason = f"not done within round_timeout ({network.round_timeout:g} s)"
-        for name in state.open.rest:
+        for name in _here(state):
             turn.send_away(name, reason, "silence")
     elif state.now >= state.open.stragglers.look_at and _enough_done(state.open, turn.settings):
-        stragglers, late = state.open.stragglers.late(state.open.rest, state.now, network)
+        stragglers, late = state.open.stragglers.late(_here(state), state.now, network)
         turn.state = replace(state, open=replace(state.open, stragglers=stragglers))
         for name, reason in late.items():
             turn.send_away(name, reason, "link" if stragglers.rests(name) else "silence")
+
+
+def _here(state: RunState) -> list[str]:
+    """Those of which something is to come; who is away has a time of its own."""
+    return [name for name in state.open.rest if name not in state.away]
 
 
 def _enough_done(open_round: OpenRound, settings: RunSettings) -> bool:

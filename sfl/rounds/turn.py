@@ -30,6 +30,12 @@ class Turn:
         self.state = replace(self.state, phase=Phase.OVER)
         self.do(FinishRun(ok, reason))
 
+    def forget(self, name: str) -> None:
+        """A device is not here any more; nothing is said of that."""
+        state = self.state
+        roster, forms = state.roster.leave(name), state.forms.forget(name)
+        self.state = replace(state, roster=roster, forms=forms)
+
     def lose(self, name: str, reason: str, cause: Cause = "link") -> None:
         """Forget a device and, unless it had delivered everything, its part in the open round."""
         if name not in self.state.roster.devices:

@@ -51,6 +51,21 @@ class Steps:
 NO_STEPS = Steps(0, 0, 0)
 
 
+@dataclass(frozen=True, slots=True, order=True)
+class Point:
+    """So far a device and its edge have come together: `step` steps of `round` are taken.
+
+    What both remember of a device (moments, and what codecs owe or have seen) is of such a point.
+    """
+
+    round: int
+    step: int = 0
+
+
+BEGINNING = Point(0)
+"""Nothing is remembered yet."""
+
+
 @dataclass(frozen=True, slots=True)
 class EdgeBase:
     """What an edge that has joined can compute: blocks of its model, and micro-batches in flight.
@@ -80,6 +95,9 @@ class Assignment:
     micro_batches: int = 1
     evaluate: Extent = "none"
     rehearse: tuple[int, ...] = ()
+    after: Point = BEGINNING
+    """What device and edge go on from: what they remember of that point, and nothing later. One of
+    this same round has its first steps behind it."""
 
     def same_adapter(self, other: Assignment) -> bool:
         """Whether both ask for the same parameters, on the same side of the cut."""
@@ -127,6 +145,8 @@ class DeviceFacts:
     layout: str = ""
     chat_template: str = ""
     snapshot: str = ""
+    points: tuple[Point, ...] = ()
+    """What it has snapshots of, in this run."""
     signature: Signature | None = None
 
 
@@ -213,6 +233,8 @@ class EdgeWelcome:
     settings: RunSettings
     run_id: str
     challenge: bytes = b""
+    run_key: str = ""
+    """Tells this run from another one of the same id."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -226,3 +248,5 @@ class DeviceWelcome:
     run_id: str
     assignment: Assignment
     compiled_codec: bool = False
+    run_key: str = ""
+    """Tells this run from another one of the same id."""

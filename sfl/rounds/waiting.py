@@ -14,6 +14,7 @@ from sfl.rounds.roster import Roster
 from sfl.rounds.state import Phase, RunState
 from sfl.rounds.stragglers import Stragglers
 from sfl.rounds.turn import NAMED, Turn, shortened
+from sfl.rounds.values import BEGINNING
 from sfl.rounds.work import steps_of
 
 
@@ -25,11 +26,12 @@ def while_waiting(turn: Turn) -> None:
         return
     enough = roster.num_ready >= settings.min_devices
     turn.state = replace(turn.state, grace_ends=_grace(turn.state, settings, enough))
-    late = turn.state.time_left == 0
+    away = bool(turn.state.away)
+    late = turn.state.time_left == 0 and not away
     # The first round waits for everybody; later ones go on with whoever is there.
-    if not roster.missing or (enough and (late or turn.state.round > 0)):
+    if not roster.missing or (enough and not away and (late or turn.state.round > 0)):
         _begin(turn)
-    elif turn.state.no_edge:
+    elif turn.state.no_edge and not away:
         turn.finish(False, f"no edge is left{turn.because}")
     elif late:
         turn.finish(False, _not_enough(turn))
@@ -167,4 +169,5 @@ def start(turn: Turn, ready: list[str]) -> None:
         open=OpenRound(progress, Stragglers.begin(state.now, settings.network)),
     )
     due = settings.evaluation.extent(round_ - 1, settings.run.rounds)
-    turn.do(StartRound(round_, steps, due))
+    after = {name: state.reached.get(name, BEGINNING) for name in ready}
+    turn.do(StartRound(round_, steps, due, after))

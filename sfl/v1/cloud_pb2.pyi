@@ -15,18 +15,24 @@ class Cause(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     CAUSE_SILENCE: _ClassVar[Cause]
     CAUSE_OFFENCE: _ClassVar[Cause]
     CAUSE_ADAPTER: _ClassVar[Cause]
+    CAUSE_LEFT: _ClassVar[Cause]
 CAUSE_LINK: Cause
 CAUSE_SILENCE: Cause
 CAUSE_OFFENCE: Cause
 CAUSE_ADAPTER: Cause
+CAUSE_LEFT: Cause
 
 class EdgeHello(_message.Message):
-    __slots__ = ("edge", "wire_version")
+    __slots__ = ("edge", "wire_version", "run", "incarnation")
     EDGE_FIELD_NUMBER: _ClassVar[int]
     WIRE_VERSION_FIELD_NUMBER: _ClassVar[int]
+    RUN_FIELD_NUMBER: _ClassVar[int]
+    INCARNATION_FIELD_NUMBER: _ClassVar[int]
     edge: str
     wire_version: int
-    def __init__(self, edge: _Optional[str] = ..., wire_version: _Optional[int] = ...) -> None: ...
+    run: str
+    incarnation: bytes
+    def __init__(self, edge: _Optional[str] = ..., wire_version: _Optional[int] = ..., run: _Optional[str] = ..., incarnation: _Optional[bytes] = ...) -> None: ...
 
 class EdgeReady(_message.Message):
     __slots__ = ("manifest", "address", "given", "credits")
@@ -49,12 +55,14 @@ class DeviceJoin(_message.Message):
     def __init__(self, device: _Optional[str] = ..., proof: _Optional[_Union[_edge_pb2.Proof, _Mapping]] = ...) -> None: ...
 
 class DeviceIsReady(_message.Message):
-    __slots__ = ("device", "ready")
+    __slots__ = ("device", "ready", "points")
     DEVICE_FIELD_NUMBER: _ClassVar[int]
     READY_FIELD_NUMBER: _ClassVar[int]
+    POINTS_FIELD_NUMBER: _ClassVar[int]
     device: str
     ready: _edge_pb2.DeviceReady
-    def __init__(self, device: _Optional[str] = ..., ready: _Optional[_Union[_edge_pb2.DeviceReady, _Mapping]] = ...) -> None: ...
+    points: _containers.RepeatedCompositeFieldContainer[_edge_pb2.Point]
+    def __init__(self, device: _Optional[str] = ..., ready: _Optional[_Union[_edge_pb2.DeviceReady, _Mapping]] = ..., points: _Optional[_Iterable[_Union[_edge_pb2.Point, _Mapping]]] = ...) -> None: ...
 
 class DeviceLeft(_message.Message):
     __slots__ = ("device", "reason", "cause")
@@ -67,7 +75,7 @@ class DeviceLeft(_message.Message):
     def __init__(self, device: _Optional[str] = ..., reason: _Optional[str] = ..., cause: _Optional[_Union[Cause, str]] = ...) -> None: ...
 
 class EdgeReportMessage(_message.Message):
-    __slots__ = ("hello", "ready", "join", "device_ready", "left", "adapter", "report", "heartbeat", "failure", "checksum")
+    __slots__ = ("hello", "ready", "join", "device_ready", "left", "adapter", "report", "heartbeat", "failure", "goodbye", "checksum")
     HELLO_FIELD_NUMBER: _ClassVar[int]
     READY_FIELD_NUMBER: _ClassVar[int]
     JOIN_FIELD_NUMBER: _ClassVar[int]
@@ -77,6 +85,7 @@ class EdgeReportMessage(_message.Message):
     REPORT_FIELD_NUMBER: _ClassVar[int]
     HEARTBEAT_FIELD_NUMBER: _ClassVar[int]
     FAILURE_FIELD_NUMBER: _ClassVar[int]
+    GOODBYE_FIELD_NUMBER: _ClassVar[int]
     CHECKSUM_FIELD_NUMBER: _ClassVar[int]
     hello: EdgeHello
     ready: EdgeReady
@@ -87,18 +96,21 @@ class EdgeReportMessage(_message.Message):
     report: _tensor_pb2.RoundReport
     heartbeat: _tensor_pb2.Heartbeat
     failure: str
+    goodbye: str
     checksum: int
-    def __init__(self, hello: _Optional[_Union[EdgeHello, _Mapping]] = ..., ready: _Optional[_Union[EdgeReady, _Mapping]] = ..., join: _Optional[_Union[DeviceJoin, _Mapping]] = ..., device_ready: _Optional[_Union[DeviceIsReady, _Mapping]] = ..., left: _Optional[_Union[DeviceLeft, _Mapping]] = ..., adapter: _Optional[_Union[_tensor_pb2.AdapterFrame, _Mapping]] = ..., report: _Optional[_Union[_tensor_pb2.RoundReport, _Mapping]] = ..., heartbeat: _Optional[_Union[_tensor_pb2.Heartbeat, _Mapping]] = ..., failure: _Optional[str] = ..., checksum: _Optional[int] = ...) -> None: ...
+    def __init__(self, hello: _Optional[_Union[EdgeHello, _Mapping]] = ..., ready: _Optional[_Union[EdgeReady, _Mapping]] = ..., join: _Optional[_Union[DeviceJoin, _Mapping]] = ..., device_ready: _Optional[_Union[DeviceIsReady, _Mapping]] = ..., left: _Optional[_Union[DeviceLeft, _Mapping]] = ..., adapter: _Optional[_Union[_tensor_pb2.AdapterFrame, _Mapping]] = ..., report: _Optional[_Union[_tensor_pb2.RoundReport, _Mapping]] = ..., heartbeat: _Optional[_Union[_tensor_pb2.Heartbeat, _Mapping]] = ..., failure: _Optional[str] = ..., goodbye: _Optional[str] = ..., checksum: _Optional[int] = ...) -> None: ...
 
 class Settings(_message.Message):
-    __slots__ = ("settings", "run_id", "challenge")
+    __slots__ = ("settings", "run_id", "run_key", "challenge")
     SETTINGS_FIELD_NUMBER: _ClassVar[int]
     RUN_ID_FIELD_NUMBER: _ClassVar[int]
+    RUN_KEY_FIELD_NUMBER: _ClassVar[int]
     CHALLENGE_FIELD_NUMBER: _ClassVar[int]
     settings: str
     run_id: str
+    run_key: str
     challenge: bytes
-    def __init__(self, settings: _Optional[str] = ..., run_id: _Optional[str] = ..., challenge: _Optional[bytes] = ...) -> None: ...
+    def __init__(self, settings: _Optional[str] = ..., run_id: _Optional[str] = ..., run_key: _Optional[str] = ..., challenge: _Optional[bytes] = ...) -> None: ...
 
 class Admission(_message.Message):
     __slots__ = ("device", "refusal", "in_use", "assignment")

@@ -27,17 +27,29 @@ HOLDER_DEVICE: Holder
 HOLDER_EDGE: Holder
 
 class DeviceHello(_message.Message):
-    __slots__ = ("device", "wire_version", "compiled_codec")
+    __slots__ = ("device", "wire_version", "compiled_codec", "run", "incarnation")
     DEVICE_FIELD_NUMBER: _ClassVar[int]
     WIRE_VERSION_FIELD_NUMBER: _ClassVar[int]
     COMPILED_CODEC_FIELD_NUMBER: _ClassVar[int]
+    RUN_FIELD_NUMBER: _ClassVar[int]
+    INCARNATION_FIELD_NUMBER: _ClassVar[int]
     device: str
     wire_version: int
     compiled_codec: bool
-    def __init__(self, device: _Optional[str] = ..., wire_version: _Optional[int] = ..., compiled_codec: _Optional[bool] = ...) -> None: ...
+    run: str
+    incarnation: bytes
+    def __init__(self, device: _Optional[str] = ..., wire_version: _Optional[int] = ..., compiled_codec: _Optional[bool] = ..., run: _Optional[str] = ..., incarnation: _Optional[bytes] = ...) -> None: ...
+
+class Point(_message.Message):
+    __slots__ = ("round", "step")
+    ROUND_FIELD_NUMBER: _ClassVar[int]
+    STEP_FIELD_NUMBER: _ClassVar[int]
+    round: int
+    step: int
+    def __init__(self, round: _Optional[int] = ..., step: _Optional[int] = ...) -> None: ...
 
 class DeviceReady(_message.Message):
-    __slots__ = ("num_examples", "num_eval_examples", "num_truncated", "num_dropped", "snapshot", "example_kind", "num_repeated", "num_tokens", "num_tokens_kept", "layout", "chat_template", "signature")
+    __slots__ = ("num_examples", "num_eval_examples", "num_truncated", "num_dropped", "snapshot", "example_kind", "num_repeated", "num_tokens", "num_tokens_kept", "layout", "chat_template", "points", "signature")
     NUM_EXAMPLES_FIELD_NUMBER: _ClassVar[int]
     NUM_EVAL_EXAMPLES_FIELD_NUMBER: _ClassVar[int]
     NUM_TRUNCATED_FIELD_NUMBER: _ClassVar[int]
@@ -49,6 +61,7 @@ class DeviceReady(_message.Message):
     NUM_TOKENS_KEPT_FIELD_NUMBER: _ClassVar[int]
     LAYOUT_FIELD_NUMBER: _ClassVar[int]
     CHAT_TEMPLATE_FIELD_NUMBER: _ClassVar[int]
+    POINTS_FIELD_NUMBER: _ClassVar[int]
     SIGNATURE_FIELD_NUMBER: _ClassVar[int]
     num_examples: int
     num_eval_examples: int
@@ -61,8 +74,9 @@ class DeviceReady(_message.Message):
     num_tokens_kept: int
     layout: str
     chat_template: str
+    points: _containers.RepeatedCompositeFieldContainer[Point]
     signature: _tensor_pb2.Signature
-    def __init__(self, num_examples: _Optional[int] = ..., num_eval_examples: _Optional[int] = ..., num_truncated: _Optional[int] = ..., num_dropped: _Optional[int] = ..., snapshot: _Optional[str] = ..., example_kind: _Optional[str] = ..., num_repeated: _Optional[int] = ..., num_tokens: _Optional[int] = ..., num_tokens_kept: _Optional[int] = ..., layout: _Optional[str] = ..., chat_template: _Optional[str] = ..., signature: _Optional[_Union[_tensor_pb2.Signature, _Mapping]] = ...) -> None: ...
+    def __init__(self, num_examples: _Optional[int] = ..., num_eval_examples: _Optional[int] = ..., num_truncated: _Optional[int] = ..., num_dropped: _Optional[int] = ..., snapshot: _Optional[str] = ..., example_kind: _Optional[str] = ..., num_repeated: _Optional[int] = ..., num_tokens: _Optional[int] = ..., num_tokens_kept: _Optional[int] = ..., layout: _Optional[str] = ..., chat_template: _Optional[str] = ..., points: _Optional[_Iterable[_Union[Point, _Mapping]]] = ..., signature: _Optional[_Union[_tensor_pb2.Signature, _Mapping]] = ...) -> None: ...
 
 class Challenge(_message.Message):
     __slots__ = ("run_id", "edge", "nonce")
@@ -95,7 +109,7 @@ class GradientNorm(_message.Message):
     def __init__(self, round: _Optional[int] = ..., step: _Optional[int] = ..., squared: _Optional[float] = ...) -> None: ...
 
 class DeviceMessage(_message.Message):
-    __slots__ = ("hello", "ready", "tensor", "norm", "adapter", "report", "heartbeat", "goodbye", "proof", "checksum", "cannot_compute")
+    __slots__ = ("hello", "ready", "tensor", "norm", "adapter", "report", "heartbeat", "goodbye", "proof", "checksum", "cannot_compute", "returns")
     HELLO_FIELD_NUMBER: _ClassVar[int]
     READY_FIELD_NUMBER: _ClassVar[int]
     TENSOR_FIELD_NUMBER: _ClassVar[int]
@@ -107,6 +121,7 @@ class DeviceMessage(_message.Message):
     PROOF_FIELD_NUMBER: _ClassVar[int]
     CHECKSUM_FIELD_NUMBER: _ClassVar[int]
     CANNOT_COMPUTE_FIELD_NUMBER: _ClassVar[int]
+    RETURNS_FIELD_NUMBER: _ClassVar[int]
     hello: DeviceHello
     ready: DeviceReady
     tensor: _tensor_pb2.TensorFrame
@@ -118,19 +133,22 @@ class DeviceMessage(_message.Message):
     proof: Proof
     checksum: int
     cannot_compute: bool
-    def __init__(self, hello: _Optional[_Union[DeviceHello, _Mapping]] = ..., ready: _Optional[_Union[DeviceReady, _Mapping]] = ..., tensor: _Optional[_Union[_tensor_pb2.TensorFrame, _Mapping]] = ..., norm: _Optional[_Union[GradientNorm, _Mapping]] = ..., adapter: _Optional[_Union[_tensor_pb2.AdapterFrame, _Mapping]] = ..., report: _Optional[_Union[_tensor_pb2.RoundReport, _Mapping]] = ..., heartbeat: _Optional[_Union[_tensor_pb2.Heartbeat, _Mapping]] = ..., goodbye: _Optional[str] = ..., proof: _Optional[_Union[Proof, _Mapping]] = ..., checksum: _Optional[int] = ..., cannot_compute: _Optional[bool] = ...) -> None: ...
+    returns: bool
+    def __init__(self, hello: _Optional[_Union[DeviceHello, _Mapping]] = ..., ready: _Optional[_Union[DeviceReady, _Mapping]] = ..., tensor: _Optional[_Union[_tensor_pb2.TensorFrame, _Mapping]] = ..., norm: _Optional[_Union[GradientNorm, _Mapping]] = ..., adapter: _Optional[_Union[_tensor_pb2.AdapterFrame, _Mapping]] = ..., report: _Optional[_Union[_tensor_pb2.RoundReport, _Mapping]] = ..., heartbeat: _Optional[_Union[_tensor_pb2.Heartbeat, _Mapping]] = ..., goodbye: _Optional[str] = ..., proof: _Optional[_Union[Proof, _Mapping]] = ..., checksum: _Optional[int] = ..., cannot_compute: _Optional[bool] = ..., returns: _Optional[bool] = ...) -> None: ...
 
 class Welcome(_message.Message):
-    __slots__ = ("settings", "run_id", "assignment", "compiled_codec")
+    __slots__ = ("settings", "run_id", "assignment", "compiled_codec", "run_key")
     SETTINGS_FIELD_NUMBER: _ClassVar[int]
     RUN_ID_FIELD_NUMBER: _ClassVar[int]
     ASSIGNMENT_FIELD_NUMBER: _ClassVar[int]
     COMPILED_CODEC_FIELD_NUMBER: _ClassVar[int]
+    RUN_KEY_FIELD_NUMBER: _ClassVar[int]
     settings: str
     run_id: str
     assignment: Assignment
     compiled_codec: bool
-    def __init__(self, settings: _Optional[str] = ..., run_id: _Optional[str] = ..., assignment: _Optional[_Union[Assignment, _Mapping]] = ..., compiled_codec: _Optional[bool] = ...) -> None: ...
+    run_key: str
+    def __init__(self, settings: _Optional[str] = ..., run_id: _Optional[str] = ..., assignment: _Optional[_Union[Assignment, _Mapping]] = ..., compiled_codec: _Optional[bool] = ..., run_key: _Optional[str] = ...) -> None: ...
 
 class HeldSpan(_message.Message):
     __slots__ = ("first", "last", "embedding", "head", "holder")
@@ -147,7 +165,7 @@ class HeldSpan(_message.Message):
     def __init__(self, first: _Optional[int] = ..., last: _Optional[int] = ..., embedding: _Optional[bool] = ..., head: _Optional[bool] = ..., holder: _Optional[_Union[Holder, str]] = ...) -> None: ...
 
 class Assignment(_message.Message):
-    __slots__ = ("round", "evaluate", "num_steps", "first_step", "total_steps", "codecs", "micro_batches", "rehearse", "plan", "rank", "scaling", "credits")
+    __slots__ = ("round", "evaluate", "num_steps", "first_step", "total_steps", "codecs", "micro_batches", "rehearse", "plan", "rank", "scaling", "credits", "after")
     ROUND_FIELD_NUMBER: _ClassVar[int]
     EVALUATE_FIELD_NUMBER: _ClassVar[int]
     NUM_STEPS_FIELD_NUMBER: _ClassVar[int]
@@ -160,6 +178,7 @@ class Assignment(_message.Message):
     RANK_FIELD_NUMBER: _ClassVar[int]
     SCALING_FIELD_NUMBER: _ClassVar[int]
     CREDITS_FIELD_NUMBER: _ClassVar[int]
+    AFTER_FIELD_NUMBER: _ClassVar[int]
     round: int
     evaluate: Extent
     num_steps: int
@@ -172,7 +191,8 @@ class Assignment(_message.Message):
     rank: int
     scaling: float
     credits: int
-    def __init__(self, round: _Optional[int] = ..., evaluate: _Optional[_Union[Extent, str]] = ..., num_steps: _Optional[int] = ..., first_step: _Optional[int] = ..., total_steps: _Optional[int] = ..., codecs: _Optional[str] = ..., micro_batches: _Optional[int] = ..., rehearse: _Optional[_Iterable[int]] = ..., plan: _Optional[_Iterable[_Union[HeldSpan, _Mapping]]] = ..., rank: _Optional[int] = ..., scaling: _Optional[float] = ..., credits: _Optional[int] = ...) -> None: ...
+    after: Point
+    def __init__(self, round: _Optional[int] = ..., evaluate: _Optional[_Union[Extent, str]] = ..., num_steps: _Optional[int] = ..., first_step: _Optional[int] = ..., total_steps: _Optional[int] = ..., codecs: _Optional[str] = ..., micro_batches: _Optional[int] = ..., rehearse: _Optional[_Iterable[int]] = ..., plan: _Optional[_Iterable[_Union[HeldSpan, _Mapping]]] = ..., rank: _Optional[int] = ..., scaling: _Optional[float] = ..., credits: _Optional[int] = ..., after: _Optional[_Union[Point, _Mapping]] = ...) -> None: ...
 
 class Finish(_message.Message):
     __slots__ = ("ok", "reason")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from sfl.errors import AdapterRefused, FellSilent, ProtocolError, SflError
+from sfl.errors import AdapterRefused, FellSilent, Goodbye, ProtocolError, SflError
 from sfl.rounds.messages import Cause
 from sfl.v1 import cloud_pb2
 
@@ -11,6 +11,7 @@ _ON_THE_WIRE: dict[Cause, cloud_pb2.Cause] = {
     "silence": cloud_pb2.CAUSE_SILENCE,
     "offence": cloud_pb2.CAUSE_OFFENCE,
     "adapter": cloud_pb2.CAUSE_ADAPTER,
+    "left": cloud_pb2.CAUSE_LEFT,
 }
 _OF_THE_WIRE = {number: cause for cause, number in _ON_THE_WIRE.items()}
 
@@ -34,5 +35,7 @@ def blamed(error: SflError) -> Cause:
             return "offence"
         case FellSilent():
             return "silence"
+        case Goodbye(returns=False):
+            return "left"
         case _:
             return "link"

@@ -7,7 +7,7 @@ from collections.abc import AsyncIterator, Callable, Coroutine
 from typing import Any, Protocol
 
 from sfl.config import RunSettings
-from sfl.errors import LinkLost, ProtocolError, SflError
+from sfl.errors import Goodbye, LinkLost, ProtocolError, SflError
 from sfl.metrics.snapshot import NodeSnapshot
 from sfl.metrics.stats import NodeStats
 from sfl.node.causes import cause_of, foreseen
@@ -18,6 +18,7 @@ from sfl.rounds.values import (
     EdgeFacts,
     EdgeOrders,
     EdgeWelcome,
+    Point,
     RoundReport,
     UpdateHeader,
 )
@@ -94,8 +95,8 @@ class Host(Protocol):
     def device_joined(self, edge: str, device: str) -> None:
         """A device asks to take part."""
 
-    def device_ready(self, device: str, facts: DeviceFacts) -> None:
-        """A device has its span and its data."""
+    def device_ready(self, device: str, facts: DeviceFacts, points: tuple[Point, ...]) -> None:
+        """A device has its span and its data; `points` are those that its edge has as well."""
 
     def device_left(self, lost: DeviceLost) -> None:
         """A device's stream is closed."""
@@ -175,6 +176,7 @@ class Reporting:
             "report": lambda: self._report(message.report),
             "heartbeat": lambda: self._hear(message.heartbeat),
             "failure": lambda: self._failed(message.failure),
+            "goodbye": lambda: self._stopped(message.goodbye),
         }
         body = message.WhichOneof("body") or ""
         if body not in takers:
@@ -224,6 +226,9 @@ class Reporting:
     def _left(self, left: cloud_pb2.DeviceLeft) -> None:
         self.host.device_left(from_left(left))
 
+    def _stopped(self, words: str) -> None:
+        raise Goodbye(contract.reason(words), returns=True)
+
     def _failed(self, words: str) -> None:
         self.host.edge_failed(self.edge, contract.reason(words))
 
@@ -242,7 +247,9 @@ class Reporting:
         if not self.is_ready:
             raise ProtocolError("a device was ready before its edge was")
         self.devices[message.device].ready(message.ready)
-        self.host.device_ready(message.device, words.from_device_facts(message.ready))
+        facts = words.from_device_facts(message.ready)
+        common = set(facts.points).intersection(words.from_points(message.points))
+        self.host.device_ready(message.device, facts, tuple(sorted(common)))
 
     def _report(self, report: tensor_pb2.RoundReport) -> None:
         self.signatures.report(report)

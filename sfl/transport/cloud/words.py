@@ -17,6 +17,7 @@ from sfl.rounds.values import (
     EdgeFacts,
     EdgeOrders,
     EdgeWelcome,
+    Point,
     Proof,
     RoundReport,
 )
@@ -41,6 +42,8 @@ class DeviceIsReady:
 
     device: str
     facts: DeviceFacts
+    points: tuple[Point, ...] = ()
+    """What its edge has snapshots of, for this device."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,7 +61,23 @@ class EdgeFailed:
     reason: str
 
 
-EdgeWord = DeviceJoin | EdgeFacts | DeviceIsReady | DeviceLost | RoundReport | Beat | EdgeFailed
+@dataclass(frozen=True, slots=True)
+class EdgeStopped:
+    """The edge is stopped, and may come back."""
+
+    reason: str
+
+
+EdgeWord = (
+    DeviceJoin
+    | EdgeFacts
+    | DeviceIsReady
+    | DeviceLost
+    | RoundReport
+    | Beat
+    | EdgeFailed
+    | EdgeStopped
+)
 """What an edge tells the cloud, beside its hello and parts of updates."""
 
 
@@ -88,7 +107,8 @@ def to_edge_report(word: EdgeWord) -> cloud_pb2.EdgeReportMessage:
             return cloud_pb2.EdgeReportMessage(ready=to_edge_facts(word))
         case DeviceIsReady():
             ready = words.to_device_facts(word.facts)
-            said = cloud_pb2.DeviceIsReady(device=word.device, ready=ready)
+            points = map(words.to_point, word.points)
+            said = cloud_pb2.DeviceIsReady(device=word.device, ready=ready, points=points)
             return cloud_pb2.EdgeReportMessage(device_ready=said)
         case DeviceLost():
             return cloud_pb2.EdgeReportMessage(left=to_left(word))
@@ -99,6 +119,8 @@ def to_edge_report(word: EdgeWord) -> cloud_pb2.EdgeReportMessage:
             return cloud_pb2.EdgeReportMessage(heartbeat=beat)
         case EdgeFailed():
             return cloud_pb2.EdgeReportMessage(failure=word.reason)
+        case EdgeStopped():
+            return cloud_pb2.EdgeReportMessage(goodbye=word.reason)
         case unknown:
             assert_never(unknown)
 
@@ -182,13 +204,15 @@ def to_edge_welcome(welcome: EdgeWelcome) -> cloud_pb2.Settings:
     return cloud_pb2.Settings(
         settings=welcome.settings.model_dump_json(),
         run_id=welcome.run_id,
+        run_key=welcome.run_key,
         challenge=welcome.challenge,
     )
 
 
 def from_edge_welcome(said: cloud_pb2.Settings) -> EdgeWelcome:
     """What an edge is told first from the wire. Raises ProtocolError."""
-    return EdgeWelcome(contract.run_settings(said.settings), said.run_id, said.challenge)
+    settings = contract.run_settings(said.settings)
+    return EdgeWelcome(settings, said.run_id, said.challenge, said.run_key)
 
 
 def to_admission(admission: Admission) -> cloud_pb2.Admission:

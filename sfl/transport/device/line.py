@@ -210,10 +210,13 @@ class Line:
         """Why the stream ended, where `error` came to a transfer beside it; else that error."""
         return error if self._ended is None else self._ended
 
-    def close(self, reason: str = "done", cannot_compute: bool = False) -> None:
+    def close(
+        self, reason: str = "done", cannot_compute: bool = False, returns: bool = False
+    ) -> None:
         """Say goodbye where anybody hears it, let queued bytes go out, and hang up.
 
-        `cannot_compute`: this device leaves for what comes of the round's adapter.
+        `cannot_compute`: this device leaves for what comes of the round's adapter. `returns`: it
+        may come back.
 
         Threads and connection are gone afterwards, however the stream has ended.
         """
@@ -221,7 +224,9 @@ class Line:
             return
         self._hung_up = True
         if not self._lost:
-            goodbye = edge_pb2.DeviceMessage(goodbye=reason, cannot_compute=cannot_compute)
+            goodbye = edge_pb2.DeviceMessage(
+                goodbye=reason, cannot_compute=cannot_compute, returns=returns
+            )
             self.post(goodbye, LAST)
         self.stopped.set()
         self._outbox.put(None, LAST)

@@ -19,7 +19,7 @@ from typing import Any, Generic, Protocol, TypeVar
 
 from sfl.config import RunSettings
 from sfl.config.run import NetworkSettings
-from sfl.errors import AdapterRefused, LinkLost, ProtocolError, SflError
+from sfl.errors import AdapterRefused, Goodbye, LinkLost, ProtocolError, SflError
 from sfl.metrics.snapshot import NodeSnapshot
 from sfl.metrics.stats import NodeStats
 from sfl.rounds.values import DeviceWelcome, Proof
@@ -156,8 +156,10 @@ class Served:
     def take(self, message: edge_pb2.DeviceMessage, body: str) -> None:
         """Do what a message says that is no tensor; `body` is its kind. Raises SflError."""
         if body == "goodbye":
-            kind = AdapterRefused if message.cannot_compute else Goodbye
-            raise kind(contract.reason(message.goodbye))
+            reason = contract.reason(message.goodbye)
+            if message.cannot_compute:
+                raise AdapterRefused(reason)
+            raise Goodbye(reason, message.returns)
         if body == "norm":
             self.jobs.ask(self.tensors.compute(checked.gradient_norm(message.norm)))
         elif body == "heartbeat":
@@ -166,10 +168,6 @@ class Served:
             self.host.heard(self.device, contract.statistics(said, "device", self.device))
         else:
             raise ProtocolError(f"{body or 'an empty message'} was not expected")
-
-
-class Goodbye(SflError):
-    """The device left on purpose."""
 
 
 V = TypeVar("V", bound=Served)

@@ -10,7 +10,7 @@ from typing import Any, Generic
 
 import grpc
 
-from sfl.errors import LinkLost, SflError
+from sfl.errors import Goodbye, LinkLost, SflError
 from sfl.metrics.stats import NodeStats
 from sfl.node.text import plain
 from sfl.transport.bulk.probe_service import ProbeService
@@ -18,7 +18,7 @@ from sfl.transport.device.cleanups import Cleanups
 from sfl.transport.device.connected import Connected
 from sfl.transport.device.entrance import Entrance, hello_of
 from sfl.transport.device.file_door import FileDoor
-from sfl.transport.device.served import Goodbye, V
+from sfl.transport.device.served import V
 from sfl.transport.device.tensor_work import Coders
 from sfl.transport.device.urgency import CodecThread
 from sfl.transport.frames.wire import (

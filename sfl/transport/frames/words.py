@@ -7,16 +7,18 @@ speaks `sfl.rounds.values`. What came is held against the contract elsewhere (`c
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
 from sfl.config import Extent
 from sfl.errors import ProtocolError
 from sfl.plan import Held, Holder, Plan, Span
 from sfl.rounds.values import (
+    BEGINNING,
     Assignment,
     Challenge,
     DeviceFacts,
     DeviceWelcome,
+    Point,
     Proof,
     RoundReport,
     Score,
@@ -32,6 +34,8 @@ EXTENTS: dict[Extent, edge_pb2.Extent] = {
     "sample": edge_pb2.EXTENT_SAMPLE,
     "all": edge_pb2.EXTENT_ALL,
 }
+MOST_POINTS = 8
+"""Snapshots that a node tells of; it keeps two of each kind."""
 _HOLDERS: dict[Holder, edge_pb2.Holder] = {
     "device": edge_pb2.HOLDER_DEVICE,
     "edge": edge_pb2.HOLDER_EDGE,
@@ -100,15 +104,15 @@ def to_welcome(welcome: DeviceWelcome) -> edge_pb2.Welcome:
         run_id=welcome.run_id,
         assignment=to_assignment(welcome.assignment),
         compiled_codec=welcome.compiled_codec,
+        run_key=welcome.run_key,
     )
 
 
 def from_welcome(said: edge_pb2.Welcome, device: str) -> DeviceWelcome:
     """A device's welcome from the wire. Raises ProtocolError where it is not that device's."""
     settings = contract.welcome(said, device)
-    return DeviceWelcome(
-        settings, said.run_id, from_assignment(said.assignment), said.compiled_codec
-    )
+    own = from_assignment(said.assignment)
+    return DeviceWelcome(settings, said.run_id, own, said.compiled_codec, said.run_key)
 
 
 def to_device_facts(facts: DeviceFacts) -> edge_pb2.DeviceReady:
@@ -125,12 +129,13 @@ def to_device_facts(facts: DeviceFacts) -> edge_pb2.DeviceReady:
         layout=facts.layout,
         chat_template=facts.chat_template,
         snapshot=facts.snapshot,
+        points=map(to_point, facts.points),
         signature=to_signature(facts.signature),
     )
 
 
 def from_device_facts(said: edge_pb2.DeviceReady) -> DeviceFacts:
-    """What a device brings from the wire."""
+    """What a device brings from the wire. Raises ProtocolError."""
     return DeviceFacts(
         num_examples=said.num_examples,
         num_eval_examples=said.num_eval_examples,
@@ -143,6 +148,7 @@ def from_device_facts(said: edge_pb2.DeviceReady) -> DeviceFacts:
         layout=said.layout,
         chat_template=said.chat_template,
         snapshot=said.snapshot,
+        points=from_points(said.points),
         signature=from_signature(said),
     )
 
@@ -228,7 +234,19 @@ def to_assignment(own: Assignment) -> edge_pb2.Assignment:
         rank=own.rank,
         scaling=own.scaling,
         credits=own.credits,
+        after=None if own.after == BEGINNING else to_point(own.after),
     )
+
+
+def to_point(point: Point) -> edge_pb2.Point:
+    """How far a device and its edge have come, as the wire has it."""
+    return edge_pb2.Point(round=point.round, step=point.step)
+
+
+def from_points(said: Collection[edge_pb2.Point]) -> tuple[Point, ...]:
+    """Several of them from the wire. Raises ProtocolError where they are too many."""
+    contract.whole("points", len(said), 0, MOST_POINTS)
+    return tuple(Point(one.round, one.step) for one in said)
 
 
 def _to_held(held: Held) -> edge_pb2.HeldSpan:
@@ -262,6 +280,7 @@ def from_assignment(said: edge_pb2.Assignment) -> Assignment:
         said.micro_batches,
         extent,
         tuple(said.rehearse),
+        Point(said.after.round, said.after.step),
     )
 
 

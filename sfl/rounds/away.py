@@ -1,0 +1,90 @@
+"""Devices that are lost and waited for: their part in the round stays open until they are back."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import replace
+
+from sfl.rounds.messages import DeviceAway, DeviceBack, DeviceReady, Fault, ReplayRound
+from sfl.rounds.open_round import Progress
+from sfl.rounds.state import Away, Phase, RunState
+from sfl.rounds.turn import Turn
+from sfl.rounds.values import BEGINNING, Point
+
+
+def go_away(turn: Turn, name: str, reason: str, seconds: float) -> None:
+    """A device is not here any more; it is waited for."""
+    now = turn.state.now
+    turn.forget(name)
+    away = turn.state.away.put(name, Away(reason, now, now + seconds))
+    turn.state = replace(turn.state, away=away)
+    turn.do(DeviceAway(name, reason, seconds))
+
+
+def wait_no_longer(turn: Turn) -> None:
+    """Go on without those that were not back in time."""
+    now, network = turn.state.now, turn.settings.network
+    late = [name for name, own in turn.state.away.items() if now >= own.until]
+    for name in sorted(late):
+        away = turn.state.away[name]
+        waited = away.until - away.since
+        said = f"{away.reason}; not back within rejoin_timeout ({waited:g} s)"
+        state = turn.state
+        open_round = state.open
+        if name in open_round.progress and not open_round.progress[name].done:
+            open_round = open_round.without(name, network)
+        losses = state.losses.put(name, said)
+        turn.state = replace(state, away=state.away.without(name), open=open_round, losses=losses)
+        turn.do(Fault(turn.state.round, name, said))
+
+
+def come_back(turn: Turn, event: DeviceReady) -> None:
+    """A device is ready: what it goes on from, and whether its part in the open round is due."""
+    name, state = event.device, turn.state
+    due = _due(state, name)
+    after = newest(event.points, state.round, due)
+    expected = state.reached.get(name, BEGINNING)
+    was_away = name in state.away
+    reached, away = state.reached.put(name, after), state.away.without(name)
+    turn.state = replace(state, reached=reached, away=away)
+    if after < expected:
+        turn.do(Fault(state.round, name, _lacking(expected, after)))
+    if was_away:
+        turn.do(DeviceBack(name, after))
+    if due is not None:
+        _replay(turn, event, due, after)
+
+
+def _due(state: RunState, name: str) -> Progress | None:
+    """A device's part in the open round, where something of it is still to come."""
+    if state.phase not in (Phase.ROUND, Phase.FINAL):
+        return None
+    progress = state.open.progress.get(name)
+    return None if progress is None or progress.done else progress
+
+
+def newest(points: Iterable[Point], round_: int, due: Progress | None) -> Point:
+    """The last of what both ends have that comes before what is to be done."""
+    end = Point(round_ + 1) if due is None else Point(round_, max(1, due.steps.count))
+    return max((point for point in points if point < end), default=BEGINNING)
+
+
+def _lacking(expected: Point, after: Point) -> str:
+    missing = f"device and edge have no snapshot of round {expected.round} in common"
+    if after == BEGINNING:
+        return f"{missing}: the optimizer's moments start afresh"
+    return f"{missing}: they go on with the moments of round {after.round}"
+
+
+def _replay(turn: Turn, event: DeviceReady, due: Progress, after: Point) -> None:
+    name, state, network = event.device, turn.state, turn.settings.network
+    if due.num_examples != event.num_examples:
+        said = f"came back with {event.num_examples} examples; the round began with "
+        turn.state = replace(state, open=state.open.without(name, network))
+        turn.do(Fault(state.round, name, f"{said}{due.num_examples}"))
+        return
+    deadline = max(state.deadline, state.now + network.round_timeout)
+    open_round = state.open.again(name, state.now)
+    turn.state = replace(state, open=open_round, deadline=deadline)
+    extent = turn.settings.evaluation.extent(state.round - 1, turn.settings.run.rounds)
+    turn.do(ReplayRound(state.round, {name: due.steps}, extent, {name: after}))
