@@ -55,7 +55,7 @@ NO_STEPS = Steps(0, 0, 0)
 class Point:
     """So far a device and its edge have come together: `step` steps of `round` are taken.
 
-    What both remember of a device (moments, and what codecs owe or have seen) is of such a point.
+    What both remember of a device is of such a point: moments, error feedback, codecs' tables.
     """
 
     round: int

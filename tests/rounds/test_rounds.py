@@ -83,8 +83,11 @@ def settings(count: int = 3, **sections: Any) -> RunSettings:
         "run": {"rounds": 2},
         "training": {"local_steps": 5, "batch_size": 4},
         "devices": [{"name": f"d{n}", "cut_layer": 1} for n in range(count)],
+        "network": {},
     }
-    return RunSettings.model_validate(values | sections)
+    values |= sections
+    values["network"] = {"rejoin_timeout": 0, **values["network"]}  # lost is lost: test_away waits
+    return RunSettings.model_validate(values)
 
 
 def joined(config: RunSettings, num_examples: int = 10) -> tuple[Coordinator, list[Any]]:
@@ -514,7 +517,8 @@ def test_an_update_that_is_refused_beside_the_others_is_left_out_and_the_rest_me
     said = "too long (strike 1 of 3)"
     assert evict == Evict("d1", said) and fault == Fault(1, "d1", said)
     assert again == Aggregate(1, {"d0": 10, "d2": 10})
-    assert back(coordinator, "d1") == [Welcome("d1")]
+    welcome, afresh = back(coordinator, "d1")
+    assert welcome == Welcome("d1") and "moments start afresh" in afresh.reason
     (start,) = coordinator.handle(AdapterReady(1), 3.0)
     assert set(start.devices) == {"d0", "d1", "d2"}
 

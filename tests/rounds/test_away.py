@@ -1,0 +1,423 @@
+"""A device, an edge or the cloud is lost and comes back: nothing is lost, nothing counts twice."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from hypothesis import settings as hypothesis_settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, initialize, precondition, rule
+
+from sfl.config import RunSettings
+from sfl.rounds import (
+    AdapterReady,
+    Aggregate,
+    CloudRestarted,
+    Command,
+    Coordinator,
+    DeviceAway,
+    DeviceBack,
+    DeviceJoined,
+    DeviceLost,
+    DeviceReady,
+    EdgeLost,
+    EdgeReady,
+    Event,
+    Fault,
+    FinishRun,
+    Phase,
+    ReplayRound,
+    ReportReceived,
+    RunState,
+    StartRound,
+    Tick,
+    UpdateReceived,
+    UseModel,
+    Welcome,
+)
+from sfl.rounds.values import BEGINNING, Point, Steps
+from tests.house.rebuilt import Rebuilt
+
+STEPS, ROUNDS = 5, 3
+
+
+def settings(count: int = 3, rejoin: float = 20.0, **sections: Any) -> RunSettings:
+    return RunSettings.model_validate(
+        {
+            "model": {"path": "m"},
+            "run": {"rounds": ROUNDS, "min_devices": 1},
+            "training": {"local_steps": STEPS, "batch_size": 4},
+            "devices": [{"name": f"d{n}"} for n in range(count)],
+            "network": {"rejoin_timeout": rejoin, "join_timeout": 30.0, "round_timeout": 100.0},
+            **sections,
+        }
+    )
+
+
+def begun(config: RunSettings) -> Coordinator:
+    """A run in its first round; killed and rebuilt before every event."""
+    coordinator = Rebuilt(config)
+    coordinator.handle(EdgeReady("e", 4), 0.0)
+    for entry in config.devices:
+        join(coordinator, entry.name, 0.0)
+    assert coordinator.phase is Phase.ROUND
+    return coordinator
+
+
+def join(
+    coordinator: Coordinator, device: str, now: float, *points: Point, examples: int = 10
+) -> list[Command]:
+    commands = coordinator.handle(DeviceJoined(device, "e"), now)
+    ready = DeviceReady(device, examples, points=points)
+    return commands + coordinator.handle(ready, now)
+
+
+def deliver(coordinator: Coordinator, device: str, now: float = 1.0) -> list[Command]:
+    commands: list[Command] = []
+    for event in parts(coordinator.state, device):
+        commands += coordinator.handle(event, now)
+    return commands
+
+
+def parts(state: RunState, device: str) -> list[Event]:
+    round_, steps = state.round, state.open.progress[device].steps.count
+    sides: list[Event] = [
+        UpdateReceived(device, "device", round_, steps),
+        UpdateReceived(device, "edge", round_, steps),
+    ]
+    return [*(sides if steps else []), ReportReceived(device, round_)]
+
+
+def close_round(coordinator: Coordinator, devices: list[str], now: float = 1.0) -> list[Command]:
+    for name in devices:
+        deliver(coordinator, name, now)
+    return coordinator.handle(AdapterReady(coordinator.round, "adapter"), now)
+
+
+def test_a_device_that_is_back_in_time_begins_its_part_again() -> None:
+    coordinator = begun(settings())
+    deliver(coordinator, "d0")
+    assert coordinator.handle(DeviceLost("d1", "killed"), 2.0) == [DeviceAway("d1", "killed", 20.0)]
+    deliver(coordinator, "d2")
+    assert coordinator.handle(Tick(), 21.9) == [] and coordinator.phase is Phase.ROUND
+    assert join(coordinator, "d1", 21.9) == [
+        Welcome("d1"),
+        DeviceBack("d1", BEGINNING),
+        ReplayRound(1, {"d1": Steps(STEPS, 0, STEPS * ROUNDS)}, "all", {"d1": BEGINNING}),
+    ]
+    assert deliver(coordinator, "d1", 22.0) == [Aggregate(1, {"d0": 10, "d1": 10, "d2": 10})]
+
+
+def test_a_device_that_is_not_back_in_time_is_left_out() -> None:
+    coordinator = begun(settings())
+    for name in ("d0", "d2"):
+        deliver(coordinator, name)
+    coordinator.handle(DeviceLost("d1", "killed"), 2.0)
+    said = "killed; not back within rejoin_timeout (20 s)"
+    assert coordinator.handle(Tick(), 22.0) == [
+        Fault(1, "d1", said),
+        Aggregate(1, {"d0": 10, "d2": 10}),
+    ]
+    assert join(coordinator, "d1", 23.0)[0] == Welcome("d1")  # for the next round
+
+
+def test_who_had_delivered_everything_is_asked_for_nothing_again() -> None:
+    coordinator = begun(settings())
+    deliver(coordinator, "d1")
+    coordinator.handle(DeviceLost("d1", "killed"), 2.0)
+    back = join(coordinator, "d1", 3.0, Point(1, STEPS))
+    assert back == [Welcome("d1"), DeviceBack("d1", Point(1, STEPS))]
+    assert deliver(coordinator, "d0") == []
+    assert deliver(coordinator, "d2") == [Aggregate(1, dict.fromkeys(("d0", "d1", "d2"), 10))]
+
+
+def test_the_next_round_waits_for_who_is_away() -> None:
+    coordinator = begun(settings(2))
+    deliver(coordinator, "d0")
+    deliver(coordinator, "d1")
+    coordinator.handle(DeviceLost("d1", "killed"), 2.0)
+    coordinator.handle(AdapterReady(1, "adapter"), 2.0)
+    assert coordinator.phase is Phase.WAITING and not _starts(coordinator.handle(Tick(), 21.0))
+    (start,) = _starts(join(coordinator, "d1", 21.5, Point(1, STEPS)))
+    assert start.round == 2 and set(start.after.values()) == {Point(1, STEPS)}
+
+
+def test_the_next_round_begins_without_who_is_too_late() -> None:
+    coordinator = begun(settings(2))
+    deliver(coordinator, "d0")
+    deliver(coordinator, "d1")
+    coordinator.handle(DeviceLost("d1", "killed"), 2.0)
+    coordinator.handle(AdapterReady(1, "adapter"), 2.0)
+    (start,) = _starts(coordinator.handle(Tick(), 22.0))
+    assert list(start.devices) == ["d0"]
+
+
+def _starts(commands: list[Command]) -> list[StartRound]:
+    return [command for command in commands if isinstance(command, StartRound)]
+
+
+@pytest.mark.parametrize(
+    ("points", "after"),
+    [
+        ((Point(1, 5), Point(2, 5)), Point(1, 5)),  # delivered, and lost on the way to the cloud
+        ((Point(1, 5),), Point(1, 5)),
+        ((Point(1, 5), Point(2, 3)), Point(2, 3)),  # in the middle of the round
+        ((), BEGINNING),
+    ],
+)
+def test_it_goes_on_from_the_newest_that_both_have_and_that_comes_before(
+    points: tuple[Point, ...], after: Point
+) -> None:
+    coordinator = begun(settings(2))
+    close_round(coordinator, ["d0", "d1"])
+    coordinator.handle(DeviceLost("d1", "killed"), 2.0)
+    commands = join(coordinator, "d1", 3.0, *points)
+    (replay,) = [command for command in commands if isinstance(command, ReplayRound)]
+    assert replay.after == {"d1": after}
+    faults = [command for command in commands if isinstance(command, Fault)]
+    assert [fault.reason for fault in faults] == (
+        []
+        if after >= Point(1, 5)
+        else [
+            "device and edge have no snapshot of round 1 in common: the optimizer's moments start "
+            "afresh"
+        ]
+    )
+
+
+def test_an_older_snapshot_is_better_than_none_and_is_told() -> None:
+    coordinator = begun(settings(2))
+    for _ in range(2):
+        close_round(coordinator, ["d0", "d1"])
+    coordinator.handle(DeviceLost("d1", "killed"), 2.0)
+    *_, fault, back, replay = join(coordinator, "d1", 3.0, Point(1, STEPS))
+    assert isinstance(fault, Fault) and "go on with the moments of round 1" in fault.reason
+    assert back == DeviceBack("d1", Point(1, STEPS))
+    assert isinstance(replay, ReplayRound) and replay.after == {"d1": Point(1, STEPS)}
+
+
+def test_an_edge_takes_its_devices_along_and_brings_them_back() -> None:
+    coordinator = begun(settings(2))
+    deliver(coordinator, "d0")
+    lost = coordinator.handle(EdgeLost("e", "it broke"), 2.0)
+    assert [type(command) for command in lost] == [Fault, DeviceAway, DeviceAway]
+    coordinator.handle(EdgeReady("e", 4), 3.0)
+    assert not [c for c in join(coordinator, "d0", 4.0) if isinstance(c, ReplayRound)]
+    assert [c for c in join(coordinator, "d1", 4.0) if isinstance(c, ReplayRound)]
+    assert deliver(coordinator, "d1", 5.0) == [Aggregate(1, {"d0": 10, "d1": 10})]
+
+
+def test_an_edge_that_cannot_go_on_is_not_waited_for() -> None:
+    coordinator = begun(settings(2))
+    commands = coordinator.handle(EdgeLost("e", "no memory", final=True, returns=False), 2.0)
+    assert isinstance(commands[-1], FinishRun) and "no memory" in commands[-1].reason
+
+
+@pytest.mark.parametrize("cause", ["offence", "silence", "adapter", "left"])
+def test_who_broke_the_contract_or_left_for_good_is_not_waited_for(cause: Any) -> None:
+    coordinator = begun(settings(2))
+    commands = coordinator.handle(DeviceLost("d1", "why", cause), 2.0)
+    assert not any(isinstance(command, DeviceAway) for command in commands)
+    assert "d1" not in coordinator.progress
+
+
+def test_other_data_is_another_part() -> None:
+    coordinator = begun(settings(2))
+    coordinator.handle(DeviceLost("d1", "killed"), 2.0)
+    commands = join(coordinator, "d1", 3.0, examples=7)
+    assert Fault(1, "d1", "came back with 7 examples; the round began with 10") in commands
+    assert "d1" not in coordinator.progress
+
+
+def test_the_rounds_deadline_leaves_out_the_late_and_not_the_away() -> None:
+    coordinator = begun(settings(3))
+    deliver(coordinator, "d0")
+    coordinator.handle(DeviceLost("d1", "killed"), 95.0)
+    coordinator.handle(Tick(), 100.0)
+    assert set(coordinator.progress) == {"d0", "d1"}  # d2 was here, and not done
+    join(coordinator, "d1", 101.0)
+    assert coordinator.handle(Tick(), 200.0) == []  # it has a round's time again
+    assert deliver(coordinator, "d1", 200.5) == [Aggregate(1, {"d0": 10, "d1": 10})]
+
+
+def test_a_restarted_cloud_goes_on_in_the_middle_of_a_round() -> None:
+    coordinator = begun(settings(2))
+    deliver(coordinator, "d0")
+    coordinator.handle(UpdateReceived("d1", "edge", 1, STEPS), 2.0)
+    away = coordinator.handle(CloudRestarted(), 3.0)
+    assert away == [DeviceAway(name, "the cloud was away", 20.0) for name in ("d0", "d1")]
+    coordinator.handle(EdgeReady("e", 4), 4.0)
+    assert [type(c) for c in join(coordinator, "d0", 4.0, Point(1, STEPS))] == [Welcome, DeviceBack]
+    again = join(coordinator, "d1", 4.0)
+    assert [type(command) for command in again] == [Welcome, DeviceBack, ReplayRound]
+    assert coordinator.handle(ReportReceived("d1", 1), 5.0) == []  # what it had before is due again
+    assert deliver(coordinator, "d1", 5.0) == [Aggregate(1, {"d0": 10, "d1": 10})]
+
+
+def test_a_restarted_cloud_averages_again() -> None:
+    coordinator = begun(settings(2))
+    deliver(coordinator, "d0")
+    due = deliver(coordinator, "d1")
+    assert coordinator.handle(CloudRestarted(), 3.0)[-1:] == due
+
+
+def test_before_the_first_round_a_restarted_cloud_begins_anew() -> None:
+    coordinator = Rebuilt(settings(2))
+    coordinator.handle(EdgeReady("e", 4), 0.0)
+    join(coordinator, "d0", 0.0)
+    assert coordinator.handle(CloudRestarted(), 5.0) == []
+    assert coordinator.handle(EdgeReady("e", 4), 5.0) == [UseModel("")]
+    join(coordinator, "d0", 5.0)
+    (start,) = _starts(join(coordinator, "d1", 5.0))
+    assert start.round == 1
+
+
+class AnyOrder(RuleBasedStateMachine):
+    """Losses, returns, restarts, doubled and late words in any order: each update counts once."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.now = 0.0
+        self.aggregated: list[Aggregate] = []
+        self.over: FinishRun | None = None
+        self.sent: list[Event] = []
+        self.computing: dict[str, int] = {}
+        """Devices that have been told a round, and which."""
+        self.snapshots: dict[str, tuple[Point, ...]] = {}
+
+    @initialize(count=st.integers(1, 3))
+    def begin(self, count: int) -> None:
+        self.names = [f"d{n}" for n in range(count)]
+        self.coordinator = Rebuilt(settings(count, rejoin=1000.0))
+        self.happens(EdgeReady("e", 4))
+        for name in self.names:
+            self.join(name)
+
+    def happens(self, event: Event) -> None:
+        for command in self.coordinator.handle(event, self.now):
+            self.do(command)
+
+    def do(self, command: Command) -> None:
+        assert not isinstance(command, Fault), command
+        if isinstance(command, StartRound | ReplayRound):
+            expected = self.snapshots
+            for name in command.devices:
+                assert name in self.coordinator.devices
+                assert command.after[name] == max(expected.get(name, ()), default=BEGINNING)
+                self.computing[name] = command.round
+        elif isinstance(command, Aggregate):
+            assert sorted(command.contributions) == self.names
+            assert self.aggregated[-1:] in ([], [command]) or command.round > self.last_round
+            self.aggregated.append(command)
+        elif isinstance(command, FinishRun):
+            self.over = command
+
+    @property
+    def last_round(self) -> int:
+        return self.aggregated[-1].round if self.aggregated else 0
+
+    def join(self, name: str) -> None:
+        self.computing.pop(name, None)
+        self.happens(DeviceJoined(name, "e"))
+        self.happens(DeviceReady(name, 10, points=self.snapshots.get(name, ())))
+
+    def here(self) -> list[str]:
+        return sorted(self.coordinator.devices)
+
+    def running(self) -> bool:
+        return self.over is None
+
+    @precondition(running)
+    @rule(data=st.data(), many=st.integers(1, 3))
+    def a_device_delivers(self, data: st.DataObject, many: int) -> None:
+        here = [name for name in self.here() if name in self.computing]
+        if not here or self.coordinator.phase not in (Phase.ROUND, Phase.FINAL):
+            return
+        name = data.draw(st.sampled_from(here))
+        state = self.coordinator.state
+        if self.computing[name] != state.round or name not in state.open.progress:
+            return
+        if (count := state.open.progress[name].steps.count) and many == 3:
+            self.snapshots[name] = (*self.snapshots.get(name, ())[-1:], Point(state.round, count))
+        for event in parts(state, name)[:many]:
+            self.sent.append(event)
+            self.happens(event)
+        if many == 3:
+            del self.computing[name]
+
+    @precondition(lambda self: self.running() and self.sent)
+    @rule(data=st.data())
+    def something_comes_again(self, data: st.DataObject) -> None:
+        event = data.draw(st.sampled_from(self.sent))
+        device = event.device  # type: ignore[union-attr]
+        # A word of this round is the same whether it comes first or again: only of one who is here.
+        if device in self.coordinator.devices and event.round != self.coordinator.round:  # type: ignore[union-attr]
+            before = self.coordinator.state
+            self.happens(event)
+            assert self.coordinator.state.differs_in_time_only(before)
+
+    @precondition(running)
+    @rule(data=st.data())
+    def a_device_is_lost(self, data: st.DataObject) -> None:
+        if here := self.here():
+            self.happens(DeviceLost(data.draw(st.sampled_from(here)), "killed"))
+
+    @precondition(running)
+    @rule()
+    def the_edge_is_lost(self) -> None:
+        if self.coordinator.round:
+            for command in self.coordinator.handle(EdgeLost("e", "killed"), self.now):
+                if not isinstance(command, Fault):  # an edge's loss is told, whatever comes of it
+                    self.do(command)
+            self.happens(EdgeReady("e", 4))
+
+    @precondition(running)
+    @rule()
+    def the_cloud_is_restarted(self) -> None:
+        self.happens(CloudRestarted())
+        self.happens(EdgeReady("e", 4))
+
+    @precondition(running)
+    @rule(data=st.data())
+    def a_device_is_back(self, data: st.DataObject) -> None:
+        if missing := sorted(set(self.names) - set(self.here())):
+            self.join(data.draw(st.sampled_from(missing)))
+
+    @precondition(running)
+    @rule()
+    def the_adapter_is_there(self) -> None:
+        if self.coordinator.phase is Phase.AGGREGATING:
+            self.happens(AdapterReady(self.coordinator.round, "adapter"))
+
+    @precondition(running)
+    @rule(seconds=st.floats(0.1, 3.0))
+    def time_goes_by(self, seconds: float) -> None:
+        self.now += seconds
+        self.happens(Tick())
+
+    def teardown(self) -> None:
+        """With everybody back the run comes to its end."""
+        if not hasattr(self, "coordinator"):
+            return
+        for _ in range(4 * ROUNDS):
+            for name in self.names:
+                if name not in self.coordinator.devices and self.over is None:
+                    self.join(name)
+            self.the_adapter_is_there()
+            for name in [n for n in self.here() if n in self.computing]:
+                state = self.coordinator.state
+                if self.computing[name] == state.round and name in state.open.progress:
+                    if count := state.open.progress[name].steps.count:
+                        reached = Point(state.round, count)
+                        self.snapshots[name] = (*self.snapshots.get(name, ())[-1:], reached)
+                    for event in parts(state, name):
+                        self.happens(event)
+        assert self.over is not None and self.over.ok, self.coordinator.state
+        assert {command.round for command in self.aggregated} == set(range(1, ROUNDS + 1))
+
+
+AnyOrder.TestCase.settings = hypothesis_settings(
+    max_examples=60, stateful_step_count=40, deadline=None
+)
+TestAnyOrder = AnyOrder.TestCase
