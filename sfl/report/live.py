@@ -20,8 +20,9 @@ from sfl.report.status import LEFT_OUT, DeviceStatus, RunStatus, ServerStatus
 _STYLES = {"finished": "bold green", "failed": "bold red"}
 _WIDE = 96  # letters that the whole table needs
 _FRAME = 4  # lines of a table beside its rows, and one to spare
+_AWAY = 3  # waits for somebody who is away that are shown
 _BADNESS = (
-    *(LEFT_OUT, "lost", "failed", "not here yet", "never joined"),
+    *(LEFT_OUT, "lost", "away", "failed", "not here yet", "never joined"),
     *("loading", "paused", "ready"),
 )
 """States of a device from the worst on; all others are better than these."""
@@ -119,6 +120,8 @@ def status_picture(
     if status.message:
         parts.append(Text(text.printable(status.message), style="dim"))
     faults = [Text(f"  ! {text.printable(f)}", style="yellow") for f in status.faults[-3:]]
+    away = [wait for wait in status.waits if wait.away][:_AWAY]
+    faults += [Text(f"  … {text.printable(str(wait))}", style="yellow") for wait in away]
     servers = [*status.edges, status.cloud]
     room = height - len(parts) - len(faults) - len(servers) - _FRAME
     if len(status.devices) <= room:
@@ -191,7 +194,7 @@ def _nodes(
 
 def _device_cells(device: DeviceStatus, scored: bool) -> list[Text]:
     quality = text.percent(device.eval_accuracy) if scored else text.loss(device.eval_loss)
-    lost = device.state in (LEFT_OUT, "lost", "failed")
+    lost = device.state.partition(":")[0] in (LEFT_OUT, "lost", "away", "failed")
     return [
         Text(device.name, style="bold"),
         Text(text.printable(device.state), style="red" if lost else ""),

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from itertools import islice
 from typing import assert_never
 
 from sfl.config import RunSettings
 from sfl.report.projection import RunProjection
-from sfl.report.status import LEFT_OUT, DeviceStatus, RunPhase, RunStatus, ServerStatus
+from sfl.report.status import LEFT_OUT, DeviceStatus, RunPhase, RunStatus, ServerStatus, Wait
 from sfl.rounds import Phase, RunState
+from sfl.rounds.turn import NAMED
 
 
 def standing(
@@ -37,8 +40,21 @@ def standing(
         edges=tuple(ServerStatus.from_snapshot(s) for s in servers if s.kind == "edge"),
         cloud=ServerStatus.from_snapshot(told.snapshots.of("cloud", "cloud")),
         faults=tuple(str(fault) for fault in told.faults.kept),
+        waits=() if end is not None else tuple(_waits(state)),
         **written,  # type: ignore[arg-type]
     )
+
+
+def _waits(state: RunState) -> Iterator[Wait]:
+    """Who is waited for: those that are away, then the rest of an open round."""
+    for name, away in sorted(state.away.items()):
+        left = max(0.0, away.until - state.now)
+        yield Wait("cloud", f"device {name}", away.reason, state.now - away.since, left, away=True)
+    if state.phase in (Phase.ROUND, Phase.FINAL):
+        began, left = state.open.stragglers.began, max(0.0, state.deadline - state.now)
+        for name in islice((n for n in state.open.rest if n not in state.away), NAMED):
+            what = f"its part of round {state.round}"
+            yield Wait("cloud", f"device {name}", what, state.now - began, left)
 
 
 def shown_phase(phase: Phase) -> RunPhase:
@@ -64,6 +80,8 @@ def _device_state(device: str, told: RunProjection, state: RunState) -> str:
     known = state.roster.devices.get(device)
     if device in state.strikes.out:
         return LEFT_OUT
+    if (away := state.away.get(device)) is not None:
+        return f"away: {away.until - state.now:.0f} s left"
     if known is None:
         return "lost" if device in told.rounds.facts else "not here yet"
     if (progress := state.open.progress.get(device)) is None:

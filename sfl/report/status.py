@@ -32,8 +32,8 @@ LEFT_OUT = "left out for good"
 class DeviceStatus:
     """One device as the live view shows it; sizes in bytes.
 
-    `state` is a word or two, such as "training", "waiting", "lost"; once the run has ended one of
-    "done", "stopped", "lost", "never joined", "left out for good". `eval_*` are of the adapter of
+    `state` is a word or two, such as "training", "waiting", "lost", "away: 12 s left"; once the
+    run has ended one of "done", "stopped", "lost", "never joined", "left out for good". `eval_*` are of the adapter of
     round `eval_round`.
     """
 
@@ -72,8 +72,13 @@ class DeviceStatus:
 
     def at_end(self, ok: bool) -> DeviceStatus:
         """As it stays once the run has ended, well or not: nobody trains any more."""
-        ended = {"lost": "lost", "not here yet": "never joined", LEFT_OUT: LEFT_OUT}
-        state = ended.get(self.state, "done" if ok else "stopped")
+        ended = {
+            "lost": "lost",
+            "away": "lost",
+            "not here yet": "never joined",
+            LEFT_OUT: LEFT_OUT,
+        }
+        state = ended.get(self.state.partition(":")[0], "done" if ok else "stopped")
         return dataclasses.replace(self, state=state)
 
 
@@ -92,6 +97,23 @@ class ServerStatus:
 
 
 @dataclass(frozen=True, slots=True)
+class Wait:
+    """Who waits for whom, and for what; since when and for how long at most, in seconds."""
+
+    who: str
+    whom: str
+    what: str
+    seconds: float
+    seconds_left: float
+    away: bool = False
+    """Whoever is waited for is not connected."""
+
+    def __str__(self) -> str:
+        waits = f"{self.who} waits for {self.whom}: {self.what}"
+        return f"{waits}; {self.seconds:.0f} s so far, {self.seconds_left:.0f} s left"
+
+
+@dataclass(frozen=True, slots=True)
 class RunStatus:
     """A run at one moment; `message` says what it waits for, or why it failed."""
 
@@ -105,6 +127,8 @@ class RunStatus:
     edges: tuple[ServerStatus, ...] = ()
     cloud: ServerStatus = ServerStatus("cloud")
     faults: tuple[str, ...] = ()
+    waits: tuple[Wait, ...] = ()
+    """Of an open round only the first few devices."""
     updated_at: float = 0.0
     """Unix seconds at which it was written."""
     sequence: int = 0
@@ -140,6 +164,7 @@ class RunStatus:
             "edges": tuple(ServerStatus(**edge) for edge in values["edges"]),
             "cloud": ServerStatus(**values["cloud"]),
             "faults": tuple(values["faults"]),
+            "waits": tuple(Wait(**wait) for wait in values.get("waits", ())),
         }
         return cls(**(values | nested))
 

@@ -2,14 +2,21 @@
 
 from __future__ import annotations
 
+from io import StringIO
+from pathlib import Path
 from typing import Any
 
 import pytest
 from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, precondition, rule
+from rich.console import Console
 
 from sfl.config import RunSettings
+from sfl.report.live import status_picture
+from sfl.report.projection import RunProjection
+from sfl.report.standing import standing
+from sfl.report.status import RunStatus, Wait
 from sfl.rounds import (
     AdapterReady,
     Aggregate,
@@ -421,3 +428,21 @@ AnyOrder.TestCase.settings = hypothesis_settings(
     max_examples=60, stateful_step_count=40, deadline=None
 )
 TestAnyOrder = AnyOrder.TestCase
+
+
+def test_the_status_says_who_is_waited_for_and_until_when(tmp_path: Path) -> None:
+    coordinator = begun(settings(3))
+    deliver(coordinator, "d0")
+    coordinator.handle(DeviceLost("d1", "killed"), 2.0)
+    coordinator.handle(Tick(), 7.0)
+    status = standing("run", coordinator.settings, RunProjection(), coordinator.state)
+    status.write(tmp_path / "status.json")
+    assert RunStatus.read(tmp_path / "status.json") == status
+    away, part = status.waits
+    assert away == Wait("cloud", "device d1", "killed", 5.0, 15.0, away=True)
+    assert part == Wait("cloud", "device d2", "its part of round 1", 7.0, 93.0)
+    assert [device.state for device in status.devices][1] == "away: 15 s left"
+    assert [device.at_end(ok=True).state for device in status.devices][1] == "lost"
+    console = Console(width=120, record=True, file=StringIO())
+    console.print(status_picture(status, 7.0))
+    assert "cloud waits for device d1: killed; 5 s so far, 15 s left" in console.export_text()
