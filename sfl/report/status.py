@@ -33,8 +33,8 @@ class DeviceStatus:
     """One device as the live view shows it; sizes in bytes.
 
     `state` is a word or two, such as "training", "waiting", "lost", "away: 12 s left"; once the
-    run has ended one of "done", "stopped", "lost", "never joined", "left out for good". `eval_*` are of
-    the adapter of round `eval_round`.
+    run has ended one of "done", "stopped", "lost", "never joined", "left out for good". `eval_*` are
+    of the adapter of round `eval_round`.
     """
 
     name: str
