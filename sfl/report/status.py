@@ -32,8 +32,8 @@ LEFT_OUT = "left out for good"
 class DeviceStatus:
     """One device as the live view shows it; sizes in bytes.
 
-    `state` is a word or two, such as "training", "waiting", "lost", "away: 12 s left"; once the
-    run has ended one of "done", "stopped", "lost", "never joined", "left out for good". `eval_*` are
+    `state` is a word or two, such as "training", "waiting", "lost", "away: 12 s left". Once the run
+    has ended it is "done", "stopped", "lost", "never joined" or "left out for good". `eval_*` are
     of the adapter of round `eval_round`.
     """
 
