@@ -340,12 +340,16 @@ Fact = NodeHeard | RoundBegan | RunEnded | Rehearse | Settle | Evict | Fault | R
 """What happened that decides nothing more: it is kept for whoever tells of the run."""
 
 
+_TOLD = (Rehearse, Settle, Evict, Fault, Report)
+"""Commands that are facts as well."""
+
+
 def facts_of(commands: Iterable[Command]) -> list[Fact]:
     """What is to be told of what was decided."""
     facts: list[Fact] = []
     for command in commands:
         if isinstance(command, StartRound):
             facts.append(RoundBegan(command.round))
-        elif isinstance(command, Rehearse | Settle | Evict | Fault | Report):
+        elif isinstance(command, _TOLD):
             facts.append(command)
     return facts
