@@ -28,12 +28,11 @@ class EffectiveConfig:
 
     def device_said(self, snapshot: NodeSnapshot) -> None:
         """A device tells what it does with its base and its batches."""
-        config = self.current
-        for number, entry in enumerate(config.devices):
-            if entry.name == snapshot.name and (found := _as_said(config, entry, snapshot)):
-                devices = list(config.devices)
-                devices[number] = entry.model_copy(update=found)
-                self._change(config.model_copy(update={"devices": tuple(devices)}))
+        config, name = self.current, snapshot.name
+        if config.knows(name) and (found := _as_said(config, config.device(name), snapshot)):
+            devices = list(config.devices)
+            devices[config.device_index(name)] = config.device(name).model_copy(update=found)
+            self._change(config.model_copy(update={"devices": tuple(devices)}))
 
     def use_text_form(self, form: TextForm) -> None:
         """How the rows of all devices become text is fixed."""

@@ -86,8 +86,7 @@ class Effects:
         about = {"device": command.device}
         refused = "device %s refused: %s"
         # Names that the run does not know are one kind: whoever asks may invent any number.
-        known = any(entry.name == command.device for entry in self._config.current.devices)
-        kind = command.device if known else ""
+        kind = command.device if self._config.current.knows(command.device) else ""
         sparing.warning(kind, refused, command.device, command.reason, extra=about)
         admission = Admission(command.device, command.reason, command.in_use)
         self._service.post(command.edge, admission)

@@ -549,6 +549,10 @@ class RunSettings(RunSections):
         """What the device's B A is multiplied by: alpha over its own rank."""
         return self.lora.alpha / self.rank(device)
 
+    def knows(self, name: str) -> bool:
+        """Whether a device of the run is called so."""
+        return name in self._entries
+
     def device(self, name: str) -> DeviceEntry:
         """The entry of the device called `name`; KeyError where there is none."""
         return self._entries[name][1]

@@ -226,11 +226,14 @@ class SqliteJournal(JournalReader):
         statements = [*more]
         if self._told is not None:
             statements.append((_TELL_TIME, (self._told,)))
-        with self._on_disk():
+        try:
             if len(self._rows) == 1 and not statements:
                 self._file.execute(_APPEND, self._rows[0])  # a transaction of its own
             elif self._rows or statements:
                 self._write_together(statements)
+        except Exception:
+            with self._on_disk():  # only now: entering it costs what writing a row does
+                raise
         self._rows.clear()
         self._told = None
 

@@ -10,6 +10,7 @@ from typing import Generic, TypeVar
 from sfl.rounds.ordered import Ordered
 
 T = TypeVar("T")
+_NOBODY: Ordered[str, bool] = Ordered()
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,7 +30,7 @@ class Agreement(Generic[T]):
     def say(self, peer: str, what: T) -> Agreement[T]:
         """A peer says it, the last time counts."""
         others = self._without(peer)
-        same = others.get(what, Ordered[str, bool]()).put(peer, True)
+        same = others.get(what, _NOBODY).put(peer, True)
         chosen = self.chosen
         if chosen is None and 2 * len(same) > self.num_peers:
             chosen = what

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import replace
 
+from sfl.rounds.changed import changed
 from sfl.rounds.messages import DeviceAway, DeviceBack, DeviceReady, Fault, ReplayRound
 from sfl.rounds.open_round import Progress
 from sfl.rounds.state import Away, Phase, RunState
@@ -17,7 +17,7 @@ def go_away(turn: Turn, name: str, reason: str, seconds: float) -> None:
     now = turn.state.now
     turn.forget(name)
     away = turn.state.away.put(name, Away(reason, now, now + seconds))
-    turn.state = replace(turn.state, away=away)
+    turn.state = changed(turn.state, away=away)
     turn.do(DeviceAway(name, reason, seconds))
 
 
@@ -34,7 +34,7 @@ def wait_no_longer(turn: Turn) -> None:
         if name in open_round.progress and not open_round.progress[name].done:
             open_round = open_round.without(name, network)
         losses = state.losses.put(name, said)
-        turn.state = replace(state, away=state.away.without(name), open=open_round, losses=losses)
+        turn.state = changed(state, away=state.away.without(name), open=open_round, losses=losses)
         turn.do(Fault(turn.state.round, name, said))
 
 
@@ -46,7 +46,7 @@ def come_back(turn: Turn, event: DeviceReady) -> None:
     expected = state.reached.get(name, BEGINNING)
     was_away = name in state.away
     reached, away = state.reached.put(name, after), state.away.without(name)
-    turn.state = replace(state, reached=reached, away=away)
+    turn.state = changed(state, reached=reached, away=away)
     if after < expected:
         turn.do(Fault(state.round, name, _lacking(expected, after)))
     if was_away:
@@ -80,11 +80,11 @@ def _replay(turn: Turn, event: DeviceReady, due: Progress, after: Point) -> None
     name, state, network = event.device, turn.state, turn.settings.network
     if due.num_examples != event.num_examples:
         said = f"came back with {event.num_examples} examples; the round began with "
-        turn.state = replace(state, open=state.open.without(name, network))
+        turn.state = changed(state, open=state.open.without(name, network))
         turn.do(Fault(state.round, name, f"{said}{due.num_examples}"))
         return
     deadline = max(state.deadline, state.now + network.round_timeout)
     open_round = state.open.again(name, state.now)
-    turn.state = replace(state, open=open_round, deadline=deadline)
+    turn.state = changed(state, open=open_round, deadline=deadline)
     extent = turn.settings.evaluation.extent(state.round - 1, turn.settings.run.rounds)
     turn.do(ReplayRound(state.round, {name: due.steps}, extent, {name: after}))

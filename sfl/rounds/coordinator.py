@@ -32,6 +32,9 @@ from sfl.rounds.values import EdgeBase
 TELLING = (DeviceReady, ReportReceived)
 """Events that records are made of, also where they come too late for a round."""
 
+AT_ONCE = (Tick, AdapterReady)
+"""Events whose time is kept at once, also where they change nothing else."""
+
 
 def _acts(command: Command) -> bool:
     """Whether anybody but the log hears of it, so that the journal has to have its event before."""
@@ -75,7 +78,7 @@ class Coordinator:
         if not self.state.differs_in_time_only(before) or isinstance(event, TELLING):
             entries.insert(0, Entry(now, event))
         else:
-            waits = not isinstance(event, Tick | AdapterReady)
+            waits = not isinstance(event, AT_ONCE)
             self.journal.tell_time(now)  # a stranger that asks all day fills no disk
         self._append(*entries)
         if any(isinstance(command, StartRound) for command in commands):

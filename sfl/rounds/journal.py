@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Protocol, get_args
 
 from sfl.config import RunSettings
+from sfl.rounds.changed import changed
 from sfl.rounds.messages import DeviceMoved, Event, Fact, NodeHeard, Report, Tick
 from sfl.rounds.state import RunState
 from sfl.rounds.step import step
@@ -59,7 +60,7 @@ class Latest:
         for entry in self.entries:
             if isinstance(entry.event, DECIDING):
                 state, _ = step(state, entry.event, entry.now, settings)
-        return replace(state, now=self.now)
+        return changed(state, now=self.now)
 
 
 DECIDING = get_args(Event)

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from itertools import islice
 
 from sfl.config import RunSettings
 from sfl.errors import ConfigError
 from sfl.rounds.away import come_back, go_away
+from sfl.rounds.changed import changed
 from sfl.rounds.messages import (
     Cause,
     DeviceJoined,
@@ -38,13 +38,13 @@ def edge_ready(turn: Turn, event: EdgeReady) -> None:
     models = state.models.say(event.edge, (event.num_layers, event.model))
     losses = state.losses.without(f"edge {event.edge}")
     bases = state.bases.put(event.edge, EdgeBase(event.num_layers, event.credits))
-    turn.state = replace(state, models=models, bases=bases, losses=losses, no_edge=False)
+    turn.state = changed(state, models=models, bases=bases, losses=losses, no_edge=False)
     one_model(turn)
 
 
 def lose_edge(turn: Turn, edge: str, reason: str, returns: bool = False) -> None:
     """Forget an edge and its devices; those of one that `returns` are waited for."""
-    turn.state = replace(turn.state, models=turn.state.models.forget(edge))
+    turn.state = changed(turn.state, models=turn.state.models.forget(edge))
     turn.do(Fault(turn.state.round, "", f"edge {edge}: {reason}"))
     names = turn.state.roster.at(edge)
     for name in names:
@@ -52,7 +52,7 @@ def lose_edge(turn: Turn, edge: str, reason: str, returns: bool = False) -> None
     losses = turn.state.losses
     for name in names:
         losses = losses.without(name)  # for the edge's reason
-    turn.state = replace(turn.state, losses=losses.put(f"edge {edge}", reason))
+    turn.state = changed(turn.state, losses=losses.put(f"edge {edge}", reason))
 
 
 def device_lost(turn: Turn, name: str, reason: str, cause: Cause = "link") -> None:
@@ -68,7 +68,7 @@ def restarted(turn: Turn) -> None:
     """Everybody is to come back; before the first round the run begins anew."""
     state, network = turn.state, turn.settings.network
     if state.round == 0:
-        turn.state = replace(RunState.begin(turn.settings, state.now), strikes=state.strikes)
+        turn.state = changed(RunState.begin(turn.settings, state.now), strikes=state.strikes)
         return
     for name in sorted(state.roster.devices):
         go_away(turn, name, "the cloud was away", network.rejoin_timeout or network.join_timeout)
@@ -80,7 +80,7 @@ def one_model(turn: Turn) -> None:
         return
     num_layers, model = chosen
     if turn.state.num_layers is None:
-        turn.state = replace(turn.state, num_layers=num_layers)
+        turn.state = changed(turn.state, num_layers=num_layers)
         if (problem := _cannot_be_cut(turn.settings, num_layers)) is not None:
             turn.finish(False, problem)
             return
@@ -111,7 +111,7 @@ def device_joined(turn: Turn, event: DeviceJoined) -> None:
         return
     state = turn.state
     roster, losses = state.roster.join(event.device, event.edge), state.losses.without(event.device)
-    turn.state = replace(state, roster=roster, losses=losses)
+    turn.state = changed(state, roster=roster, losses=losses)
     turn.do(Welcome(event.device))
 
 
@@ -142,7 +142,7 @@ def device_ready(turn: Turn, event: DeviceReady) -> None:
     state = turn.state
     roster = state.roster.make_ready(event.device, event.num_examples)
     forms = state.forms if event.form is None else state.forms.say(event.device, event.form)
-    turn.state = replace(state, roster=roster, forms=forms)
+    turn.state = changed(state, roster=roster, forms=forms)
     come_back(turn, event)
     one_form(turn)
 
@@ -153,7 +153,7 @@ def one_form(turn: Turn) -> None:
     if forms.chosen is None:
         return
     if not turn.state.form_used:
-        turn.state = replace(turn.state, form_used=True)
+        turn.state = changed(turn.state, form_used=True)
         turn.do(UseTextForm(forms.chosen))
     for name in forms.others:
         reason = forms.said[name].unlike(forms.chosen)

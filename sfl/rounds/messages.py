@@ -398,7 +398,8 @@ Fact = (
 """What happened that decides nothing more: it is kept for whoever tells of the run."""
 
 
-_TOLD = Rehearse | Settle | Evict | Fault | Report | DeviceAway | DeviceBack
+_TOLD = (Rehearse, Settle, Evict, Fault, Report, DeviceAway, DeviceBack)
+"""Commands that are facts as well."""
 
 
 def facts_of(commands: Iterable[Command]) -> list[Fact]:

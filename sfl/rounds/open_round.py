@@ -7,6 +7,7 @@ from dataclasses import dataclass, field, replace
 
 from sfl.config.run import NetworkSettings
 from sfl.plan import HOLDERS, Holder
+from sfl.rounds.changed import changed
 from sfl.rounds.ordered import Ordered
 from sfl.rounds.stragglers import Stragglers
 from sfl.rounds.values import Steps
@@ -35,7 +36,7 @@ class Progress:
         return self.reported and (self.steps.count == 0 or self.trained)
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)  # without slots: see `changed`
 class OpenRound:
     """Everybody in it, and how far each is."""
 
@@ -75,13 +76,13 @@ class OpenRound:
         before = self.progress[device]
         afresh = replace(before, final_steps={}, reported=False)
         stragglers = self.stragglers.moved_now(device, now)
-        return replace(self, progress=self.progress.put(device, afresh), stragglers=stragglers)
+        return changed(self, progress=self.progress.put(device, afresh), stragglers=stragglers)
 
     def _with(self, device: str, before: Progress, after: Progress, now: float) -> OpenRound:
         stragglers = self.stragglers
         if after.done and not before.done:
             stragglers = stragglers.done(device, now)
-        return replace(self, progress=self.progress.put(device, after), stragglers=stragglers)
+        return changed(self, progress=self.progress.put(device, after), stragglers=stragglers)
 
     def without(self, device: str, network: NetworkSettings) -> OpenRound:
         """A device is left out, whatever it delivered."""
@@ -90,4 +91,4 @@ class OpenRound:
         stragglers = self.stragglers
         if self.progress[device].done:
             stragglers = stragglers.without(device, network)
-        return replace(self, progress=self.progress.without(device), stragglers=stragglers)
+        return changed(self, progress=self.progress.without(device), stragglers=stragglers)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
+from operator import itemgetter
 from typing import Any, TypeVar, get_args
 
 from immutables import Map
@@ -71,7 +72,7 @@ class Ordered(Mapping[K, V]):
     def rows(self) -> list[tuple[K, int, V]]:
         """Key, place and value, by place."""
         rows = [(key, place, value) for key, (place, value) in self.entries.items()]
-        return sorted(rows, key=lambda row: row[1])
+        return sorted(rows, key=itemgetter(1))
 
     @classmethod
     def __get_pydantic_core_schema__(cls, source: Any, handler: GetCoreSchemaHandler) -> CoreSchema:

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import heapq
 from collections.abc import Iterable
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 
+from sfl.rounds.changed import changed
 from sfl.rounds.ordered import Ordered
 
 
@@ -20,7 +21,10 @@ class Device:
     """Where the settings list it, once it is ready."""
 
 
-@dataclass(frozen=True, slots=True)
+_NOBODY: Ordered[str, bool] = Ordered()
+
+
+@dataclass(frozen=True)  # without slots: see `changed`
 class Roster:
     """Every device of the settings is missing, or here and ready, or out for good."""
 
@@ -54,16 +58,16 @@ class Roster:
 
     def join(self, name: str, edge: str) -> Roster:
         """A device is here, and loads."""
-        there = self.at_edge.get(edge, Ordered[str, bool]()).put(name, True)
+        there = self.at_edge.get(edge, _NOBODY).put(name, True)
         devices = self.devices.put(name, Device(edge))
-        return replace(self, devices=devices, at_edge=self.at_edge.put(edge, there))
+        return changed(self, devices=devices, at_edge=self.at_edge.put(edge, there))
 
     def make_ready(self, name: str, num_examples: int) -> Roster:
         """A device that is here has its span and its data."""
         before = self.devices[name]
         place = before.place if before.ready else self.missing[name]
         after = Device(before.edge, num_examples, True, place)
-        return replace(
+        return changed(
             self,
             devices=self.devices.put(name, after),
             missing=self.missing.without(name),
@@ -81,4 +85,4 @@ class Roster:
 
     def put_out(self, name: str) -> Roster:
         """A device that is not here will not come."""
-        return replace(self, missing=self.missing.without(name))
+        return changed(self, missing=self.missing.without(name))

@@ -36,7 +36,7 @@ class Away:
     until: float
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)  # without slots: see `changed`
 class RunState:
     """Where a run is. Times are seconds on the run's own clock, which counts while the cloud runs
     and stands still while it is away: what is left until a deadline outlives a restart."""

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from functools import singledispatch
 from typing import assert_never
 
 from sfl.config import RunSettings
 from sfl.rounds.away import wait_no_longer
+from sfl.rounds.changed import changed
 from sfl.rounds.membership import (
     device_joined,
     device_lost,
@@ -56,7 +56,7 @@ def step(
 
     Pure. Costs O(log n) for n devices, and O(n log n) where a round begins or closes.
     """
-    turn = Turn(replace(state, now=now), settings)
+    turn = Turn(changed(state, now=now), settings)
     if state.phase is not Phase.OVER:
         take(event, turn)
     return turn.state, turn.commands
@@ -75,7 +75,7 @@ def _(event: EdgeReady, turn: Turn) -> None:
 
 @take.register
 def _(event: EdgeLost, turn: Turn) -> None:
-    turn.state = replace(turn.state, no_edge=event.final)
+    turn.state = changed(turn.state, no_edge=event.final)
     lose_edge(turn, event.edge, event.reason, event.returns)
     advance(turn)
 
@@ -129,14 +129,14 @@ def _(event: DeviceMoved, turn: Turn) -> None:
         before = state.open.stragglers
         after = before.heard(event.device, event.count, event.resting, state.now)
         if after is not before:
-            turn.state = replace(state, open=replace(state.open, stragglers=after))
+            turn.state = changed(state, open=changed(state.open, stragglers=after))
 
 
 @take.register
 def _(event: Rehearsed, turn: Turn) -> None:
     if (rehearsal := turn.state.rehearsal) is not None:
         rehearsal = rehearsal.note(event.device, event.seconds, event.value_bits)
-        turn.state = replace(turn.state, rehearsal=rehearsal)
+        turn.state = changed(turn.state, rehearsal=rehearsal)
     advance(turn)
 
 

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 from sfl.config import RunSettings
+from sfl.rounds.changed import changed
 from sfl.rounds.messages import AdapterReady, Aggregate, UpdateReceived, UpdatesRefused
 from sfl.rounds.open_round import OpenRound, Progress
 from sfl.rounds.state import Phase, RunState
@@ -25,7 +24,7 @@ def update_received(turn: Turn, event: UpdateReceived) -> bool:
     if event.final_step == progress.steps.count:
         state = turn.state
         open_round = state.open.part(event.device, event.side, event.final_step, state.now)
-        turn.state = replace(state, open=open_round)
+        turn.state = changed(state, open=open_round)
         _reached(turn, event.device)
     else:
         ends = f"ends at step {event.final_step}, not {progress.steps.count}"
@@ -38,7 +37,7 @@ def reported(turn: Turn, device: str, round_: int) -> bool:
     if progress_of(turn, device, round_) is None:
         return False
     state = turn.state
-    turn.state = replace(state, open=state.open.report(device, state.now))
+    turn.state = changed(state, open=state.open.report(device, state.now))
     _reached(turn, device)
     return True
 
@@ -48,7 +47,7 @@ def _reached(turn: Turn, device: str) -> None:
     state, progress = turn.state, turn.state.open.progress[device]
     if progress.done and progress.steps.count:
         point = Point(state.round, progress.steps.count)
-        turn.state = replace(state, reached=state.reached.put(device, point))
+        turn.state = changed(state, reached=state.reached.put(device, point))
 
 
 def updates_refused(turn: Turn, event: UpdatesRefused) -> None:
@@ -78,19 +77,19 @@ def merge(turn: Turn) -> None:
         turn.finish(False, few + turn.because + turn.who_cannot_compute)
         return
     deadline = state.now + turn.settings.network.round_timeout
-    turn.state = replace(state, phase=Phase.AGGREGATING, deadline=deadline)
+    turn.state = changed(state, phase=Phase.AGGREGATING, deadline=deadline)
     turn.do(Aggregate(state.round, {name: own.num_examples for name, own in trained}))
 
 
 def adapter_ready(turn: Turn, event: AdapterReady) -> bool:
     """An adapter is there; whether a round was to be averaged."""
-    state = replace(turn.state, adapter_ref=event.adapter, strategy_ref=event.strategy)
+    state = changed(turn.state, adapter_ref=event.adapter, strategy_ref=event.strategy)
     turn.state = state
     if state.phase is not Phase.AGGREGATING:
         return False
     strikes = state.strikes.seen_through(state.open.progress)
     deadline = state.now + turn.settings.network.join_timeout
-    turn.state = replace(state, strikes=strikes, phase=Phase.WAITING, deadline=deadline)
+    turn.state = changed(state, strikes=strikes, phase=Phase.WAITING, deadline=deadline)
     return True
 
 
@@ -128,7 +127,7 @@ def _leave_out_late(turn: Turn) -> None:
             turn.send_away(name, reason, "silence")
     elif state.now >= state.open.stragglers.look_at and _enough_done(state.open, turn.settings):
         stragglers, late = state.open.stragglers.late(_here(state), state.now, network)
-        turn.state = replace(state, open=replace(state.open, stragglers=stragglers))
+        turn.state = changed(state, open=changed(state.open, stragglers=stragglers))
         for name, reason in late.items():
             turn.send_away(name, reason, "link" if stragglers.rests(name) else "silence")
 

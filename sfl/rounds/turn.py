@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 
 from sfl.config import RunSettings
+from sfl.rounds.changed import changed
 from sfl.rounds.messages import Cause, Command, Evict, Fault, FinishRun
 from sfl.rounds.state import Phase, RunState
 
@@ -27,14 +28,14 @@ class Turn:
 
     def finish(self, ok: bool, reason: str) -> None:
         """The run is over."""
-        self.state = replace(self.state, phase=Phase.OVER)
+        self.state = changed(self.state, phase=Phase.OVER)
         self.do(FinishRun(ok, reason))
 
     def forget(self, name: str) -> None:
         """A device is not here any more; nothing is said of that."""
         state = self.state
         roster, forms = state.roster.leave(name), state.forms.forget(name)
-        self.state = replace(state, roster=roster, forms=forms)
+        self.state = changed(state, roster=roster, forms=forms)
 
     def lose(self, name: str, reason: str, cause: Cause = "link") -> None:
         """Forget a device and, unless it had delivered everything, its part in the open round."""
@@ -43,10 +44,10 @@ class Turn:
         open_round = self.state.open
         if cause == "adapter":
             cannot = open_round.cannot_compute.put(name, reason)
-            open_round = replace(open_round, cannot_compute=cannot)
+            open_round = changed(open_round, cannot_compute=cannot)
         if name in open_round.progress and not open_round.progress[name].done:
             open_round = open_round.without(name, self.settings.network)
-        self.state = replace(self.state, open=open_round)
+        self.state = changed(self.state, open=open_round)
         said = self._gone(name, cause, reason)
         if name in self.state.strikes.out:
             self._evict(name, said)
@@ -55,7 +56,7 @@ class Turn:
     def send_away(self, name: str, reason: str, cause: Cause) -> None:
         """Leave a device out of the open round, whatever it delivered, and close its stream."""
         left = self.state.open.without(name, self.settings.network)
-        self.state = replace(self.state, open=left)
+        self.state = changed(self.state, open=left)
         said = self._gone(name, cause, reason)
         self._evict(name, said)
         self.do(Fault(self.state.round, name, said))
@@ -63,7 +64,7 @@ class Turn:
     def put_out(self, name: str, reason: str) -> None:
         """Send a device away for good, for what is no offence."""
         strikes, said = self.state.strikes.put_out(name, reason)
-        self.state = replace(self.state, strikes=strikes)
+        self.state = changed(self.state, strikes=strikes)
         self.send_away(name, said, "link")
 
     def _gone(self, name: str, cause: Cause, reason: str) -> str:
@@ -71,7 +72,7 @@ class Turn:
         state = self.state
         strikes, said = state.strikes.note(name, cause, reason)
         roster = state.roster.leave(name)
-        self.state = replace(
+        self.state = changed(
             state,
             strikes=strikes,
             roster=roster.put_out(name) if name in strikes.out else roster,

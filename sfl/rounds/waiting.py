@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 from sfl.config import RunSettings
+from sfl.rounds.changed import changed
 from sfl.rounds.membership import one_form, one_model
 from sfl.rounds.messages import Fault, Rehearse, Report, StartRound
 from sfl.rounds.open_round import OpenRound, Progress
@@ -21,11 +20,12 @@ from sfl.rounds.work import steps_of
 def while_waiting(turn: Turn) -> None:
     """Begin once everybody is there, or enough are and have waited; or give up."""
     settings, roster = turn.settings, turn.state.roster
-    if roster.num_ready + len(roster.missing) < settings.min_devices:
+    least = settings.min_devices
+    if roster.num_ready + len(roster.missing) < least:
         turn.finish(False, _too_many_out(turn))
         return
-    enough = roster.num_ready >= settings.min_devices
-    turn.state = replace(turn.state, grace_ends=_grace(turn.state, settings, enough))
+    enough = roster.num_ready >= least
+    turn.state = changed(turn.state, grace_ends=_grace(turn.state, settings, enough))
     away = bool(turn.state.away)
     late = turn.state.time_left == 0 and not away
     # The first round waits for everybody; later ones go on with whoever is there.
@@ -80,7 +80,7 @@ def _begin(turn: Turn) -> None:
     said = len(turn.commands)
     _settle_model(turn)
     if len(turn.commands) == said:
-        turn.state = replace(turn.state, forms=turn.state.forms.settle())
+        turn.state = changed(turn.state, forms=turn.state.forms.settle())
         one_form(turn)
     if len(turn.commands) == said:
         _rehearse_or_start(turn)
@@ -93,7 +93,7 @@ def _settle_model(turn: Turn) -> None:
         return
     roster = turn.state.roster
     edges = [roster.devices[name].edge for name in roster.ready]
-    turn.state = replace(turn.state, models=turn.state.models.settle(edges))
+    turn.state = changed(turn.state, models=turn.state.models.settle(edges))
     one_model(turn)
 
 
@@ -120,7 +120,7 @@ def rehearse(turn: Turn, rehearsal: Rehearsal) -> None:
     """Have devices time steps."""
     state, timeout = turn.state, turn.settings.network.round_timeout
     deadline = state.now + timeout
-    turn.state = replace(state, phase=Phase.REHEARSAL, rehearsal=rehearsal, deadline=deadline)
+    turn.state = changed(state, phase=Phase.REHEARSAL, rehearsal=rehearsal, deadline=deadline)
     turn.do(Rehearse(rehearsal.devices, rehearsal.counts, rehearsal.codec))
 
 
@@ -138,7 +138,7 @@ def while_rehearsing(turn: Turn) -> None:
     elif (further := rehearsal.try_next()) is not None:
         rehearse(turn, further)
     else:
-        turn.state = replace(turn.state, rehearsal=None)
+        turn.state = changed(turn.state, rehearsal=None)
         turn.do(rehearsal.choose())
         start(turn, list(rehearsal.devices))
 
@@ -160,7 +160,7 @@ def start(turn: Turn, ready: list[str]) -> None:
     progress = Ordered.of(
         (name, Progress(steps[name], examples[name], parts[name])) for name in ready
     )
-    turn.state = replace(
+    turn.state = changed(
         state,
         phase=Phase.ROUND if round_ <= settings.run.rounds else Phase.FINAL,
         round=round_,

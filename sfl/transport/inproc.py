@@ -38,6 +38,7 @@ class Status(NamedTuple):
 CUT = Status(grpc.StatusCode.UNAVAILABLE, "the link was cut")
 CANCELLED = Status(grpc.StatusCode.CANCELLED, "the caller hung up")
 CLOSED = Status(grpc.StatusCode.UNAVAILABLE, "the server has stopped")
+EXPIRED = Status(grpc.StatusCode.DEADLINE_EXCEEDED, "the call took longer than it may")
 ABSENT = Status(grpc.StatusCode.UNAVAILABLE, "nobody listens there")
 
 Answered = Callable[[bytes | Status], None]
@@ -67,15 +68,20 @@ class Services:
         """Whether anybody answers there."""
         return address in self._servers
 
-    def call(self, address: str, path: str, answered: Answered) -> Serving | None:
-        """Begin a call; `answered` gets what comes of it. None: nobody listens there."""
+    def call(
+        self, address: str, path: str, answered: Answered, timeout: float | None = None
+    ) -> Serving | None:
+        """Begin a call of `timeout` seconds at most; `answered` gets what comes of it.
+
+        None: nobody listens there.
+        """
         server = self._servers.get(address)
         if server is None or (handler := server.handler(path)) is None:
             answered(ABSENT)
             return None
         serving = Serving(handler, self.loop, answered, server)
         server.open.add(serving)
-        self.loop.call_soon_threadsafe(serving.begin, server.context.copy())
+        self.loop.call_soon_threadsafe(serving.begin, server.context.copy(), timeout)
         return serving
 
     def channel(self, address: str) -> Channel:
@@ -152,10 +158,14 @@ class Serving:
 
     # -- the servicer's, on the event loop --------------------------------------------------------
 
-    def begin(self, context: contextvars.Context) -> None:
-        """Have the call served."""
-        if not self._ended:
-            self._task = self._loop.create_task(self._serve(), context=context)
+    def begin(self, context: contextvars.Context, timeout: float | None) -> None:
+        """Have the call served; after `timeout` seconds it ends."""
+        if self._ended:
+            return
+        self._task = self._loop.create_task(self._serve(), context=context)
+        if timeout is not None:
+            timer = self._loop.call_later(timeout, self.end, EXPIRED)
+            self._task.add_done_callback(lambda _: timer.cancel())
 
     async def _serve(self) -> None:
         try:
@@ -217,7 +227,7 @@ class Channel:
         """A method's callable: an iterator of requests in, one of responses out."""
 
         def begin(requests: Iterator[Any], timeout: float | None = None) -> Call:
-            call = Call(self._services, self._address, path, response_deserializer)
+            call = Call(self._services, self._address, path, response_deserializer, timeout)
             self._calls.append(call)
             threading.Thread(
                 target=call.feed, args=(requests, request_serializer), name="inproc", daemon=True
@@ -232,7 +242,7 @@ class Channel:
         """A method's callable: one request in, an iterator of responses out."""
 
         def begin(request: Any, timeout: float | None = None) -> Call:
-            call = Call(self._services, self._address, path, response_deserializer)
+            call = Call(self._services, self._address, path, response_deserializer, timeout)
             self._calls.append(call)
             call.feed([request], request_serializer)
             return call
@@ -244,7 +254,7 @@ class Channel:
     ) -> Callable[..., Any]:
         """A method's callable: one request in, its response out."""
         begin = self.unary_stream(path, request_serializer, response_deserializer)
-        return lambda request, timeout=None: next(begin(request))
+        return lambda request, timeout=None: next(begin(request, timeout))
 
     def cut(self) -> None:
         """End what is open as a broken cable does: neither side has said a word."""
@@ -260,11 +270,18 @@ class Channel:
 class Call:
     """A caller's side of one call, for threads."""
 
-    def __init__(self, services: Services, address: str, path: str, parse: Any) -> None:
+    def __init__(
+        self,
+        services: Services,
+        address: str,
+        path: str,
+        parse: Any,
+        timeout: float | None,
+    ) -> None:
         self._parse = parse
         self._answers: queue.SimpleQueue[bytes | Status] = queue.SimpleQueue()
         self._over = threading.Event()
-        self._serving = services.call(address, path, self._take)
+        self._serving = services.call(address, path, self._take, timeout)
 
     def _take(self, answer: bytes | Status) -> None:
         self._answers.put(answer)

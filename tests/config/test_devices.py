@@ -29,6 +29,7 @@ def test_devices_are_gone_through_once_for_all_names() -> None:
     for index in range(40):
         assert own.device(f"d{index}").name == f"d{index}"
         assert own.device_index(f"d{index}") == index
+        assert own.knows(f"d{index}") and not own.knows(f"e{index}")
     assert Counted.walks == 1
 
 
