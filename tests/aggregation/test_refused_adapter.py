@@ -153,7 +153,7 @@ def test_a_goodbye_says_that_it_was_the_adapter(error: type[SflError], refused: 
     link = Link()
     with pytest.raises(error), saying_goodbye(link):  # type: ignore[arg-type]
         raise error("why")
-    assert link.closed == ("why", refused)
+    assert link.closed == ("why", refused, False)
 
 
 def test_where_the_run_ended_over_it_that_is_what_the_device_says() -> None:

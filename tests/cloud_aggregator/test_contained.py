@@ -30,7 +30,15 @@ from cloud_aggregator.aggregator import CloudAggregator
 from edge_server.host import JOINING, JoinPace
 from sfl.config import RunSettings, load_run
 from sfl.config.node import MetricsSettings
-from sfl.errors import DiskError, LinkLost, NameInUse, OutOfMemory, ProtocolError, RunFailed
+from sfl.errors import (
+    DiskError,
+    Goodbye,
+    LinkLost,
+    NameInUse,
+    OutOfMemory,
+    ProtocolError,
+    RunFailed,
+)
 from sfl.metrics.prometheus import NodeCollector, serve_as_set
 from sfl.metrics.stats import NodeStats
 from sfl.node.causes import cause_of, foreseen
@@ -135,12 +143,14 @@ def bodies(message: Any) -> set[str]:
 @pytest.mark.parametrize("body", sorted(bodies(cloud_pb2.EdgeReportMessage) - {"hello"}))
 def test_the_cloud_takes_every_message_that_the_wire_knows(body: str) -> None:
     message = cloud_pb2.EdgeReportMessage()
-    if body == "failure":
-        message.failure = "x"
+    if body in ("failure", "goodbye"):
+        setattr(message, body, "x")
     else:
         getattr(message, body).SetInParent()
     try:
         Reporting("e", MagicMock(heartbeat_interval=1.0))._take(message)
+    except Goodbye as error:
+        assert body == "goodbye" and error.returns
     except ProtocolError as error:
         assert "was not expected" not in str(error), error
 

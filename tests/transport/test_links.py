@@ -353,14 +353,15 @@ def test_a_device_says_what_ended_it(error: BaseException, said: str) -> None:
     class Link:
         reason = ""
 
-        def close(self, reason: str, refused: bool) -> None:
-            self.reason = reason
+        def close(self, reason: str, refused: bool, returns: bool) -> None:
+            self.reason, self.returns = reason, returns
 
     link: Any = Link()
     with pytest.raises(type(error)), saying_goodbye(link):
         raise error
     assert link.reason == words(error)
     assert said in link.reason
+    assert link.returns is not isinstance(error, RunFailed) or "out of memory" in said
     with saying_goodbye(link):
         pass
     assert link.reason == "done"

@@ -26,6 +26,7 @@ from sfl.rounds.values import (
     EdgeFacts,
     EdgeOrders,
     EdgeWelcome,
+    Point,
     Proof,
     RoundReport,
     Score,
@@ -35,7 +36,14 @@ from sfl.rounds.values import (
 )
 from sfl.transport.bulk.files import FileEntry, from_listing, to_listing
 from sfl.transport.cloud import words as hop
-from sfl.transport.cloud.words import Beat, DeviceIsReady, DeviceJoin, EdgeFailed, GlobalPart
+from sfl.transport.cloud.words import (
+    Beat,
+    DeviceIsReady,
+    DeviceJoin,
+    EdgeFailed,
+    EdgeStopped,
+    GlobalPart,
+)
 from sfl.transport.frames import words
 from sfl.transport.frames.chunks import AdapterAssembly
 from sfl.v1 import cloud_pb2
@@ -44,6 +52,7 @@ RUN = RunSettings.model_validate({"model": {"path": "m"}, "devices": [{"name": "
 OWN = assign(RUN, EdgeBase(4), "d", 2, steps=Steps(3, 4, 7), evaluate="all", rehearse=(1, 2))
 
 small = st.integers(0, 2**31 - 1)
+point = st.builds(Point, small, small)
 large = st.integers(0, 2**64 - 1)
 number = st.floats(allow_nan=False)
 data = st.binary(max_size=40)
@@ -81,6 +90,7 @@ assignment = st.builds(
     credits=small,
     micro_batches=small,
     rehearse=st.lists(small, max_size=4).map(tuple),
+    after=point,
     codecs=st.builds(
         RoleCodecs,
         activation=text,
@@ -92,7 +102,11 @@ assignment = st.builds(
     ),
 )
 facts = st.builds(
-    DeviceFacts, large, large, large, large, large, large, large, text, text, text, text, signature
+    DeviceFacts,
+    *[large] * 7,
+    *[text] * 4,
+    st.lists(point, max_size=words.MOST_POINTS).map(tuple),
+    signature,
 )
 report = st.builds(
     RoundReport,
@@ -211,11 +225,12 @@ def test_what_a_device_signed_is_passed_on_to_the_byte(drawn: st.DataObject) -> 
     [
         (DeviceJoin("d", Proof()), "join"),
         (EdgeFacts("{}"), "ready"),
-        (DeviceIsReady("d", DeviceFacts(1)), "device_ready"),
+        (DeviceIsReady("d", DeviceFacts(1), (Point(1, 2),)), "device_ready"),
         (DeviceLost("d", "why"), "left"),
         (RoundReport(1, "d"), "report"),
         (Beat("{}", ["{}"]), "heartbeat"),
         (EdgeFailed("why"), "failure"),
+        (EdgeStopped("why"), "goodbye"),
     ],
 )
 def test_each_word_of_an_edge_has_its_message(word: hop.EdgeWord, body: str) -> None:
@@ -224,7 +239,7 @@ def test_each_word_of_an_edge_has_its_message(word: hop.EdgeWord, body: str) -> 
     bodies = cloud_pb2.EdgeReportMessage.DESCRIPTOR.oneofs_by_name["body"].fields
     assert {field.name for field in bodies} == {
         "hello", "join", "ready", "device_ready", "left", "adapter", "report", "heartbeat",
-        "failure",
+        "failure", "goodbye",
     }  # fmt: skip
 
 
