@@ -68,6 +68,7 @@ class DeviceHost:
         beats: Beats,
         stats: NodeStats,
         run_id: str,
+        run_key: str = "",
     ) -> None:
         self.floor = floor
         self.stats = stats
@@ -77,6 +78,7 @@ class DeviceHost:
         self._cloud = cloud
         self._beats = beats
         self._run_id = run_id
+        self._run_key = run_key
         self._joins = JoinPace(floor.base.settings)
         self._admissions: dict[str, asyncio.Future[Admission]] = {}
 
@@ -97,7 +99,7 @@ class DeviceHost:
         checked.assignment(own, base.settings, base.folder.num_layers)
         session = await self.floor.open(device, own)
         log.info("device %s joined", device, extra={"device": device})
-        welcome = DeviceWelcome(base.settings, self._run_id, own)
+        welcome = DeviceWelcome(base.settings, self._run_id, own, run_key=self._run_key)
         serve = partial(Training, device, session, base.settings, self)
         return Admitted(welcome, base.model.hidden_size, serve)
 

@@ -66,7 +66,7 @@ class EdgeServer:
         self.own = own
         self.insecure = insecure
         self.threads = threads
-        self.run_id = ""
+        self.run_id = self.run_key = ""
         self.stats = stats = NodeStats(config.name, "edge")
         stats.certificate_expiry = None if own is None else own.not_after
         self._residence = _residence(config, stats)
@@ -138,7 +138,7 @@ class EdgeServer:
         """Do what the cloud says until it says that the run is over."""
         words = self.cloud.join(connect_timeout)
         welcome = await _welcome(words)
-        self.run_id = welcome.run_id
+        self.run_id, self.run_key = welcome.run_id, welcome.run_key
         if welcome.challenge:
             asked = Challenge(self.run_id, self.config.name, welcome.challenge)
             self.service.entrance.challenge = asked
@@ -193,7 +193,7 @@ class EdgeServer:
         slots = DecodeSlots(base.choice.in_flight, ORDERS[self.config.order])
         session = partial(new_session, base, self.stats, self._residence)
         floor = Floor(base, self.engine, slots, session)
-        return DeviceHost(floor, self.cloud, self.beats, self.stats, self.run_id)
+        return DeviceHost(floor, self.cloud, self.beats, self.stats, self.run_id, self.run_key)
 
 
 async def _welcome(words: AsyncIterator[CloudWord]) -> EdgeWelcome:

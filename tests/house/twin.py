@@ -39,6 +39,7 @@ from sfl.models.families import FAMILIES
 from sfl.models.folder import local_folder, open_model
 from sfl.node.logs import TextLines
 from sfl.report.conclusion import concluded
+from sfl.report.resume import resumed
 from sfl.report.runs import open_run_folder
 from sfl.transport.device.line import Line
 from sfl.transport.device.link import DeviceLink
@@ -86,11 +87,17 @@ class Twin:
         folder: Path,
         values: dict[str, Any],
         edges: Mapping[str, Sequence[str]] | None = None,
+        resume: Path | None = None,
     ) -> None:
-        self.config = config = prepared(folder, values)
+        """With `resume` a run's folder is gone on with, and `values` are not looked at."""
+        if resume is None:
+            config = prepared(folder, values)
+            self.folder = open_run_folder(config)
+        else:
+            self.folder, config = resumed(str(resume))
+        self.config = config
         assert not config.lora.dropout, "threads share the generator that dropout is drawn from"
         self.clock = Clock()
-        self.folder = open_run_folder(config)
         names = [entry.name for entry in config.devices]
         self.edges = dict(edges or {config.edge.name: names})
         self.servers: dict[str, EdgeServer] = {}
