@@ -19,6 +19,7 @@ from sfl.rounds.values import (
     Admission,
     DeviceFacts,
     DeviceWelcome,
+    Point,
     Proof,
     RoundReport,
     UpdateHeader,
@@ -109,9 +110,9 @@ class DeviceHost:
         if future is not None and not future.done():
             future.set_result(admission)
 
-    def ready(self, device: str, facts: DeviceFacts) -> None:
-        """The device has its span and its data."""
-        self._cloud.post(DeviceIsReady(device, facts))
+    def ready(self, device: str, facts: DeviceFacts, points: tuple[Point, ...]) -> None:
+        """The device has its span and its data; `points` are what there are snapshots of here."""
+        self._cloud.post(DeviceIsReady(device, facts, points))
 
     async def left(self, device: str, reason: SflError) -> None:
         """The device was admitted, and is gone; its session is given back, where it has one."""

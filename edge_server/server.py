@@ -35,6 +35,7 @@ from sfl.node.logs import describe_node
 from sfl.rounds.values import Challenge, EdgeFacts, EdgeWelcome
 from sfl.stage.engine import Engine
 from sfl.stage.orders import ORDERS
+from sfl.stage.snapshots import forget_run
 from sfl.stage.swapping import Residence
 from sfl.transport.cloud.link import Channel, CloudLink
 from sfl.transport.cloud.words import CloudWord, EdgeFailed
@@ -153,6 +154,7 @@ class EdgeServer:
             for task in (follow, watch, beat):
                 if task.done():
                     task.result()
+            forget_run(self.config.cache_dir, self.run_key or self.run_id, self.config.name)
         except asyncio.CancelledError:
             await self._dismiss_all(follow)
             raise

@@ -22,6 +22,7 @@ from sfl.errors import AdapterRefused, ProtocolError
 from sfl.keys import derive_seed
 from sfl.transport.frames.chunks import Buffer, adapter_bytes, decode_adapter
 
+_HELD, _OWED = "held/", "owed"
 ROW = 64  # values of a row that a codec sees; an adapter is one long vector
 
 Array = npt.NDArray[np.float32]
@@ -58,6 +59,15 @@ class UpdateSender:
         if self._feedback and not codec.exact:
             self._owed = flat - arrived
         return packet.payload, _named(arrived, values, {} if codec.exact else reference)
+
+    @property
+    def owed(self) -> Array | None:
+        """What codecs have lost so far, and the next update is to make good."""
+        return self._owed
+
+    def owe(self, owed: Array | None) -> None:
+        """Go on from what an earlier sender owed."""
+        self._owed = owed
 
 
 def decode_update(codec: Codec, payload: Buffer, reference: Values) -> dict[str, np.ndarray]:
@@ -134,6 +144,18 @@ class AdapterChanges:
             raise self._not_due(coded_as)
         held = {name: array for name, array in self.held.items() if trains(name)}
         return adapter_bytes(decode_update(codec, payload, held))
+
+    def remembered(self) -> dict[str, np.ndarray]:
+        """What it has of the device's adapter, and what is owed, by name."""
+        owed = self._sender.owed
+        arrays = {f"{_HELD}{name}": array for name, array in self.held.items()}
+        return arrays if owed is None else {**arrays, _OWED: owed}
+
+    def take_back(self, arrays: Values) -> None:
+        """Go on from what an earlier end remembered; without anything, from the beginning."""
+        start = len(_HELD)
+        self.held = {name[start:]: a for name, a in arrays.items() if name.startswith(_HELD)}
+        self._sender.owe(arrays.get(_OWED))
 
     def _not_due(self, coded_as: str) -> ProtocolError:
         return ProtocolError(f"{self._device}: an adapter in codec {coded_as!r} was not expected")
