@@ -18,7 +18,7 @@ import pytest
 import torch
 
 from device_agent.goodbye import saying_goodbye, words
-from device_agent.rejoining import MOST_CORRUPT, MOST_VAIN, Patience
+from device_agent.rejoining import LONGEST_PAUSE, MOST_CORRUPT, MOST_VAIN, Patience
 from sfl.errors import Corrupted, LinkLost, NameInUse, PeerUnavailable, Refused, RunFailed
 from sfl.metrics.stats import NodeStats
 from sfl.node.certificates.authority import Authority
@@ -353,7 +353,7 @@ def test_a_device_says_what_ended_it(error: BaseException, said: str) -> None:
     class Link:
         reason = ""
 
-        def close(self, reason: str, refused: bool) -> None:
+        def close(self, reason: str, refused: bool, returns: bool) -> None:
             self.reason = reason
 
     link: Any = Link()
@@ -389,6 +389,35 @@ def test_patience_has_an_end() -> None:
     for _ in range(3 * MOST_VAIN):  # a link that breaks later is dialled as often as it takes
         patience.taken_in()
         patience.spend(LinkLost("broke"), 0.0)
+
+
+def test_who_was_in_a_run_dials_for_as_long_as_that_waits() -> None:
+    patience = Patience(10.0)
+    with pytest.raises(PeerUnavailable):
+        patience.unreached(PeerUnavailable("nobody"), 0.0)
+    patience.taken_in(60.0)
+    for now in range(100, 161, 4):
+        patience.spend(LinkLost("broke"), now)
+        patience.unreached(PeerUnavailable("nobody"), now)
+    for error in (LinkLost("broke"), PeerUnavailable("nobody")):
+        again = patience.spend if isinstance(error, LinkLost) else patience.unreached
+        with pytest.raises(type(error)):
+            again(error, 160.1)  # type: ignore[arg-type, operator]
+    patience.taken_in(60.0)  # and the clock starts anew
+    patience.spend(LinkLost("broke"), 200.0)
+    patience.unreached(PeerUnavailable("nobody"), 260.0)
+
+
+def test_pauses_between_dials_grow_and_are_drawn_at_random() -> None:
+    patience = Patience(10.0)
+    patience.taken_in(1e9)
+    for dial in range(1, 10):
+        patience.spend(LinkLost("broke"), 0.0)
+        drawn = [patience.pause(0.5) for _ in range(200)]
+        longest = min(LONGEST_PAUSE, 0.5 * 2**dial)
+        assert 0.0 <= min(drawn) < 0.2 * longest and 0.8 * longest < max(drawn) <= longest
+    patience.taken_in(1e9)
+    assert max(patience.pause(0.5) for _ in range(200)) <= 0.5
 
 
 class OverProxies(ByHand):

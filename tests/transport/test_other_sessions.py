@@ -115,7 +115,7 @@ def joined(channel: Channel) -> DeviceLink:
     """A device that is let in, and knows how wide rows are."""
     line = Line(channel, "edge", NodeStats("d", "device"))
     link = DeviceLink.join(line, DeviceSignatures("d"), PATIENCE)
-    link.expect([], HIDDEN)
+    link.expect(lambda told: [], HIDDEN)
     return link
 
 
