@@ -53,7 +53,7 @@ from benchmarks.runs import needed
 from benchmarks.schedule import Job, at_speed, predict, sequential, splitfed
 from benchmarks.simulation import linked, uncoded
 from sfl.adapters.initial import initial_adapter
-from sfl.adapters.lora import Adapter, LoraBank, build_manifest, given_values
+from sfl.adapters.lora import LoraBank, build_manifest, given_values
 from sfl.config import Extent, RunConfig
 from sfl.data import load_tokenizer, prepare
 from sfl.metrics.stats import NodeStats
@@ -94,10 +94,9 @@ class Party:
     link: InProcessTraining
     num_examples: int
 
-    def adapters(self) -> list[tuple[Optimizer, Adapter]]:
-        """Both halves of the adapter, with their optimizers."""
-        own = [(self.trainer.optimizer, part.adapter) for part in self.stage.parts]
-        return [(self.session.optimizer, self.session.adapter), *own]
+    def optimizers(self) -> list[Optimizer]:
+        """Of both halves of the adapter."""
+        return [self.session.optimizer, self.trainer.optimizer]
 
 
 class Federation:
@@ -136,7 +135,7 @@ class Federation:
             own = NodeStats(name, "device")
             trainer = Trainer(name, stage, data, tokenizer.pad_id, self.settings, link, own)
             self.parties[name] = Party(session, stage, trainer, link, len(data.train))
-        self._moments: dict[str, dict[str, torch.Tensor]] = {}
+        self._moments: dict[str, torch.Tensor] = {}
         self.tokens = self.steps = 0
 
     def together(self, number: int, steps: int) -> None:
@@ -151,16 +150,9 @@ class Federation:
     def in_turn(self, number: int, steps: int) -> None:
         """Every device from where the one before it ended, moments included."""
         for party in self.parties.values():
-            for optimizer, adapter in party.adapters():
-                assert optimizer._adamw is not None
-                for name, parameter in adapter.trained.items():
-                    if name in self._moments:
-                        optimizer._adamw.state[parameter] = self._moments[name]
             self.adapter = self._train(party, number, steps)
-            for optimizer, adapter in party.adapters():
-                assert optimizer._adamw is not None
-                for name, parameter in adapter.trained.items():
-                    self._moments[name] = dict(optimizer._adamw.state[parameter])
+            for optimizer in party.optimizers():
+                self._moments |= optimizer.moments()
 
     def _train(self, party: Party, number: int, steps: int) -> Values:
         outcome = self._round(party, number, steps)
@@ -185,8 +177,13 @@ class Federation:
             evaluate=extent,
             steps=Steps(steps, first, first + steps),
             codecs=codecs,
+            after=party.link.at,
         )
-        return party.trainer.run_round(party.link.begin_round(start, self.adapter))
+        order = party.link.begin_round(start, self.adapter, self._moments)
+        outcome = party.trainer.run_round(order, self._moments)
+        if steps:
+            party.link.reached(outcome)
+        return outcome
 
 
 def config_of(given: argparse.Namespace) -> RunConfig:

@@ -167,8 +167,12 @@ class Simulation:
             evaluate="none" if steps else "all",
             steps=Steps(steps, 0, total),
             codecs=uncoded(codecs),
+            after=self.link.at,
         )
-        return self.trainer.run_round(self.link.begin_round(start, self.adapter)).evaluation
+        outcome = self.trainer.run_round(self.link.begin_round(start, self.adapter))
+        if steps:
+            self.link.reached(outcome)
+        return outcome.evaluation
 
 
 def alone(config: Path, options: Iterable[str]) -> RunConfig:

@@ -73,7 +73,7 @@ class EchoSession:
     step = 0
     served_seconds = 0.0
 
-    def begin_round(self, start: Any, values: Any) -> None:
+    def begin_round(self, start: Any, values: Any, remembered: Any) -> None:
         """Nothing to load."""
 
     def handle(self, message: Any) -> list[Any]:
@@ -117,7 +117,7 @@ class EchoHost:
         serve = partial(Training, device, session, self.settings, host)
         return Admitted(welcome, HIDDEN, serve)
 
-    def ready(self, device: str, ready: Any) -> None:
+    def ready(self, device: str, ready: Any, points: Any) -> None:
         """Open a round without end."""
         from sfl.rounds.assignment import assign
 

@@ -23,7 +23,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from cloud_aggregator.averaging import Averaging, GlobalAdapter
+from cloud_aggregator.before import Before
 from cloud_aggregator.beside import complete_adapters
+from cloud_aggregator.challenges import Challenges
 from cloud_aggregator.clock import RunClock
 from cloud_aggregator.dispatch import Dispatch
 from cloud_aggregator.driver import Driver
@@ -42,10 +44,10 @@ from sfl.node.certificates.own import OwnCertificate
 from sfl.node.extras import require_cryptography, require_opentelemetry
 from sfl.node.files import write_atomic
 from sfl.node.logs import describe_node
-from sfl.report.conclusion import what_stays
+from sfl.report.conclusion import drop_rounds, drop_working_files, what_stays
 from sfl.report.journal import SqliteJournal
 from sfl.report.runs import stop_reason
-from sfl.rounds import Coordinator, FinishRun, RunEnded, Tick
+from sfl.rounds import CloudRestarted, Coordinator, FinishRun, Phase, RunEnded, Tick
 from sfl.transport.cloud.service import CloudService
 from sfl.transport.group import watched
 from sfl.transport.security.credentials import bind, new_server
@@ -78,19 +80,24 @@ class CloudAggregator:
         self.own = own
         self.folder = folder
         self.run_id = folder.name
-        self.config = EffectiveConfig(config, folder)
+        self.journal = SqliteJournal(folder)  # before any record: what it refuses leaves none
+        before = Before.of(self.journal, config)
+        self._goes_on = before.goes_on
+        self.config = EffectiveConfig(config, folder, before.settled)
         self.stats = stats = NodeStats("cloud", "cloud")
         stats.certificate_expiry = None if own is None else own.not_after
         self._traces = _step_traces(config, self.run_id)
-        self.journal = SqliteJournal(folder)  # before any record: what it refuses leaves none
-        self.records = records = RunRecords(self.config, folder)
+        self.records = records = RunRecords(self.config, folder, before)
+        state = before.state
         self.coordinator = coordinator = Coordinator(
-            config.settings, journal=self.journal, hear=records.hear
+            config.settings, journal=self.journal, hear=records.hear, state=state
         )
-        self.adapter = GlobalAdapter(self.config, folder)
-        self.averaging = Averaging(self.config, folder, self.adapter, stats)
+        begun = state.round > 0
+        self.adapter = GlobalAdapter(self.config, folder, state.adapter_ref if begun else "")
+        remembered = state.strategy_ref if begun else ""
+        self.averaging = Averaging(self.config, folder, self.adapter, stats, remembered)
         self.service = CloudService(stats)
-        edges, models = EdgeNames(config.edges), ModelsSaid(config)
+        edges, models = EdgeNames(config.edges), ModelsSaid(config, chosen=begun)
         base_updates = self.adapter.base_updates
         effects = Effects(
             self.config,
@@ -102,8 +109,9 @@ class CloudAggregator:
             dispatch=Dispatch(self.config, coordinator, self.averaging, base_updates, self.service),
             edges=edges,
         )
+        now = RunClock(clock, begins_at=state.now)
         self.driver = Driver(
-            coordinator, effects, self.averaging, records, stats, self._traces, RunClock(clock)
+            coordinator, effects, self.averaging, records, stats, self._traces, now
         )
         self.host = EdgeHost(
             self.config,
@@ -112,11 +120,12 @@ class CloudAggregator:
             records,
             stats,
             run_id=self.run_id,
+            run_key=self.journal.run_key,
             models=models,
             adapter=self.adapter,
             averaging=self.averaging,
             edges=edges,
-            trust=trust,
+            challenges=Challenges(folder, trust),
         )
         describe_node(self._log_fields)
 
@@ -146,6 +155,8 @@ class CloudAggregator:
 
     async def to_its_end(self) -> None:
         """Keep the run going while its service is served. Raises RunFailed."""
+        if self._goes_on:
+            self.driver.happened(CloudRestarted())
         ticking = watched(self._tick(), self.driver.failed)
         end = FinishRun(False, "")
         try:
@@ -199,14 +210,16 @@ class CloudAggregator:
     def _finish_records(self, end: FinishRun) -> FinishRun:
         """Leave the run's folder as it stays; a run that cannot be told of has not ended well."""
         config = self.config.current
-        self.averaging.drop()
-        if not config.run.keep_round_adapters:
-            self.adapter.base_updates.drop()
+        over = self.coordinator.phase is Phase.OVER
+        if over:
+            drop_working_files(self.folder)
         self.records.make_room()
         problem = self._last_words(end)
         if problem is not None and end.ok:
             end = FinishRun(False, str(problem))
             self._last_words(end)
+        if over:
+            drop_rounds(self.folder, config.run.keep_round_adapters)
         with contextlib.suppress(DiskError):  # what could not be kept has ended the run before
             self.journal.close()
         if self.records.summary is not None:

@@ -10,7 +10,7 @@ from cloud_aggregator.base_updates import BaseUpdates
 from cloud_aggregator.beside import resolvable_base
 from cloud_aggregator.effective import EffectiveConfig
 from cloud_aggregator.memory import StrategyMemory
-from sfl.adapters.artifact import save_adapter
+from sfl.adapters.artifact import load_adapter, save_adapter
 from sfl.adapters.manifest import AdapterManifest
 from sfl.aggregation.contribution import Array, Contribution, verify
 from sfl.aggregation.examine import Examined, examine, not_finite
@@ -18,9 +18,10 @@ from sfl.aggregation.shares import bounded
 from sfl.aggregation.strategy import make_strategy
 from sfl.errors import ProtocolError
 from sfl.metrics.stats import NodeStats
-from sfl.node.files import on_disk
+from sfl.node.files import on_disk, write_atomic
 from sfl.plan import Holder
 from sfl.report.card import Base
+from sfl.report.conclusion import MANIFEST
 from sfl.rounds import AdapterReady, Aggregate, Progress
 from sfl.rounds.values import UpdateHeader
 from sfl.transport.cloud.spool import Spool
@@ -35,16 +36,21 @@ HEAVY = 0.9  # share of an average that a user is told of
 class GlobalAdapter:
     """The adapter's values, and the sums that went into the bases, on disk round by round."""
 
-    def __init__(self, config: EffectiveConfig, folder: Path) -> None:
+    def __init__(self, config: EffectiveConfig, folder: Path, ref: str = "") -> None:
+        """`ref` names the adapter that a run goes on from. Raises SflError."""
         self.values: dict[str, Array] = {}
         self.manifest: AdapterManifest | None = None
-        self.base_updates = BaseUpdates(folder / "base_updates")
+        if ref:
+            self.manifest = AdapterManifest.from_json((folder / MANIFEST).read_text("utf-8"))
+            self.values = load_adapter(folder / ref)[0]
+        self.base_updates = BaseUpdates(folder / "base_updates", round_of(ref))
         self._config = config
         self._folder = folder
 
     def begin(self, manifest: AdapterManifest, values: dict[str, Array]) -> None:
         """The adapter that the run begins with. Raises DiskError."""
         self.manifest, self.values = manifest, values
+        write_atomic(self._folder / MANIFEST, manifest.to_json())
         self.save(0)
 
     @property
@@ -74,12 +80,24 @@ def adapter_ref(round_: int) -> str:
     return f"adapters/round-{round_:04d}"
 
 
+def round_of(ref: str) -> int:
+    """The round of an adapter, by where it is; 0 where there is none."""
+    return int(ref.rpartition("-")[2]) if ref else 0
+
+
 class Averaging:
     """Looks at what came, and merges it; slow, and so for a thread of its own."""
 
     def __init__(
-        self, config: EffectiveConfig, folder: Path, adapter: GlobalAdapter, stats: NodeStats
+        self,
+        config: EffectiveConfig,
+        folder: Path,
+        adapter: GlobalAdapter,
+        stats: NodeStats,
+        remembered: str = "",
     ) -> None:
+        """`remembered` names what the strategy has in mind, of a run that goes on. Raises
+        DiskError."""
         settings = config.current
         self.spool = Spool(folder / "spool")
         self._strategy = make_strategy(settings.aggregation, settings.lora)
@@ -88,6 +106,7 @@ class Averaging:
         self._adapter = adapter
         self._stats = stats
         self._memory = StrategyMemory(folder)
+        self._strategy.state.update(self._memory.read(remembered))
         self._heavy: set[str] = set()  # devices that were warned of
 
     def payload(self) -> bytes:
@@ -141,17 +160,12 @@ class Averaging:
                 adapter.base_updates.add(folded)
         adapter.save(round_)
         remembered = self._memory.save(round_, self._strategy.state)
-        self.spool.drop(round_)
         return AdapterReady(round_, adapter_ref(round_), remembered, examined.norms)
 
     def forget_before(self, round_: int) -> None:
-        """What the strategy remembered of earlier rounds is not needed any more."""
+        """The journal has a round's adapter: what that was made of is not needed any more."""
+        self.spool.drop(round_)
         self._memory.forget_before(round_)
-
-    def drop(self) -> None:
-        """Nothing is averaged any more."""
-        self.spool.drop_all()
-        self._memory.drop()
 
     def _contribution(
         self, round_: int, device: str, num_examples: int, parts: Sequence[Holder]

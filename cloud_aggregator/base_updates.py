@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 
@@ -23,9 +22,13 @@ class BaseUpdates:
     A node that has just joined holds the base as it is on disk, and so needs every one of them.
     """
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, rounds: int = 0) -> None:
+        """`rounds` of a run that goes on have closed: what is there of later ones does not count.
+
+        Where a strategy folds nothing, no round has a file.
+        """
         self._folder = folder
-        self._files: list[Path] = []
+        self._files = sorted(folder.glob("round-*.safetensors"))[:rounds]
         self._held: dict[Node, int] = {}
 
     def add(self, values: Mapping[str, Array]) -> None:
@@ -53,7 +56,3 @@ class BaseUpdates:
         values = as_one_adapter(self._files)
         rank = next(len(array) for name, array in values.items() if is_lora_a(name))
         return values, {"r": rank, "lora_alpha": rank}
-
-    def drop(self) -> None:
-        """Remove the files."""
-        shutil.rmtree(self._folder, ignore_errors=True)

@@ -2,24 +2,42 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import typer
 
 from sfl.node.logs import start_logging
 from sfl.node.machine import allow_open_files
-from sfl.node.options import AddressFile, Certs, ConfigFile, ErrorFile, Insecure, Logs, Overrides
+from sfl.node.options import (
+    AddressFile,
+    Certs,
+    ErrorFile,
+    Insecure,
+    Logs,
+    OptionalConfigFile,
+    OutputDir,
+    Overrides,
+    Resume,
+    require_one,
+)
 from sfl.node.process import quiet_environment, run_loop, run_node
 
 
 def cloud(
-    config: ConfigFile,
+    config: OptionalConfigFile = None,
     overrides: Overrides = None,
     insecure: Insecure = False,
     log_format: Logs = "text",
     certs: Certs = None,
+    resume: Resume = None,
+    output_dir: OutputDir = Path("runs"),
     address_file: AddressFile = None,
     error_file: ErrorFile = None,
 ) -> None:
-    """Start the cloud: it owns the run's settings, keeps its rounds and averages its adapters."""
+    """Start the cloud: it owns the run's settings, keeps its rounds and averages its adapters.
+
+    With --resume it goes on with a run that was stopped, where that was.
+    """
     quiet_environment()
     start_logging(log_format)
     allow_open_files()
@@ -29,12 +47,19 @@ def cloud(
         from cloud_aggregator.aggregator import CloudAggregator
         from sfl.node.certificates.own import own_certificate
         from sfl.report.conclusion import concluded
+        from sfl.report.resume import resumed
         from sfl.report.runs import load_for_cloud, open_run_folder
         from sfl.transport.security.handshakes import explained_handshakes
 
-        settings = load_for_cloud(config, overrides or [], insecure)
-        own = own_certificate("cloud", None, settings.cloud.tls, certs)
-        folder = open_run_folder(settings)
+        require_one(config, resume)
+        if resume is not None:
+            folder, settings = resumed(resume, overrides or [], insecure, output_dir)
+            own = own_certificate("cloud", None, settings.cloud.tls, certs)
+        else:
+            assert config is not None, "one of both is given"
+            settings = load_for_cloud(config, overrides or [], insecure)
+            own = own_certificate("cloud", None, settings.cloud.tls, certs)
+            folder = open_run_folder(settings)
 
         async def serve() -> None:
             await CloudAggregator(settings, folder, own).run(address_file)

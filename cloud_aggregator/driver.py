@@ -76,7 +76,8 @@ class Driver:
     def heard(self, snapshot: NodeSnapshot) -> None:
         """A node's latest statistics."""
         try:
-            self.tell(NodeHeard(snapshot.kind, snapshot.name, snapshot.to_json()))
+            life = self._records.told.snapshots.life_of(snapshot)
+            self.tell(NodeHeard(snapshot.kind, snapshot.name, snapshot.to_json(), life))
         except Exception as error:  # noqa: BLE001 - no peer's fault
             self.failed(cause_of(error))
 
@@ -125,7 +126,9 @@ class Driver:
                 self.happened(UpdatesRefused(command.round, refused))
                 return
             for device, note in examined.verdict.notes.items():
-                self.say(Fault(command.round, device, note))
+                fault = Fault(command.round, device, note)
+                if not self._records.told.faults.has(fault):  # by a cloud that was stopped then
+                    self.say(fault)
             ready = await aside(self._averaging.average, command.round, examined)
         except Exception as error:  # noqa: BLE001 - ends the run, with its reason
             reason = f"round {command.round} could not be averaged: {cause_of(error)}"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from pathlib import Path
 from typing import get_args
 
@@ -16,9 +17,12 @@ from sfl.rounds import Settle, TextForm
 class EffectiveConfig:
     """The settings in effect, `current`, and their copy in the run's folder."""
 
-    def __init__(self, config: RunConfig, folder: Path) -> None:
+    def __init__(self, config: RunConfig, folder: Path, settled: Iterable[Settle] = ()) -> None:
+        """`settled` before, and perhaps not written then. Raises DiskError."""
         self.current = config
         self._folder = folder
+        for command in settled:
+            self.settle(command)
 
     def edge_said(self, snapshot: NodeSnapshot) -> None:
         """The run's edge tells what it does with its base."""

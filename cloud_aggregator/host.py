@@ -6,6 +6,7 @@ import time
 from typing import TYPE_CHECKING, Any
 
 from cloud_aggregator.averaging import Averaging, GlobalAdapter
+from cloud_aggregator.challenges import Challenges
 from cloud_aggregator.driver import Driver
 from cloud_aggregator.edge_names import EdgeNames
 from cloud_aggregator.effective import EffectiveConfig
@@ -41,10 +42,9 @@ from sfl.rounds.values import (
     UpdateHeader,
 )
 from sfl.transport.frames import contract
-from sfl.transport.security.signed import SignatureCheck
 
 if TYPE_CHECKING:
-    from sfl.node.certificates.signing import Trust
+    from sfl.transport.security.signed import SignatureCheck
 
 
 class EdgeHost:
@@ -59,11 +59,12 @@ class EdgeHost:
         stats: NodeStats,
         *,
         run_id: str,
+        run_key: str,
         models: ModelsSaid,
         adapter: GlobalAdapter,
         averaging: Averaging,
         edges: EdgeNames,
-        trust: Trust | None,
+        challenges: Challenges,
     ) -> None:
         self.stats = stats
         self.spool = averaging.spool
@@ -76,11 +77,12 @@ class EdgeHost:
         self._driver = driver
         self._records = records
         self._run_id = run_id
+        self._run_key = run_key
         self._models = models
         self._adapter = adapter
         self._averaging = averaging
         self._names = edges
-        self._trust = trust
+        self._challenges = challenges
 
     # -- what streams ask -------------------------------------------------------------------------
 
@@ -100,7 +102,7 @@ class EdgeHost:
         )
         data = settings.data.model_copy(update={"train": None, "eval": None})
         shared = settings.model_copy(update={"devices": devices, "data": data})
-        return EdgeWelcome(shared, self._run_id)
+        return EdgeWelcome(shared, self._run_id, run_key=self._run_key)
 
     @property
     def run_settings(self) -> RunSettings:
@@ -113,8 +115,8 @@ class EdgeHost:
         return self._adapter.limit
 
     def signatures(self, edge: str) -> SignatureCheck:
-        """What checks the signatures of an edge's devices."""
-        return SignatureCheck(self._run_id, edge, self._trust)
+        """What checks the signatures of an edge's devices, over all of its streams."""
+        return self._challenges.of(edge)
 
     # -- edges ------------------------------------------------------------------------------------
 

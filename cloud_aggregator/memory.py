@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -43,7 +42,3 @@ class StrategyMemory:
             for file in (self._folder / FOLDER).glob("round-*.safetensors"):
                 if file.name < last:
                     file.unlink()
-
-    def drop(self) -> None:
-        """Remove all of it."""
-        shutil.rmtree(self._folder / FOLDER, ignore_errors=True)

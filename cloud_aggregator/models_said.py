@@ -22,11 +22,11 @@ log = logging.getLogger("sfl.cloud")
 class ModelsSaid:
     """By a digest of all but the name of the base: two edges may call it differently."""
 
-    def __init__(self, config: RunConfig) -> None:
+    def __init__(self, config: RunConfig, chosen: bool = False) -> None:
         self._settings: RunSettings = config.settings
         self._own = _own_look(config)
         self._said: dict[str, tuple[str, AdapterManifest, dict[str, Array]]] = {}  # by edge
-        self._chosen = False
+        self._chosen = chosen
 
     def hear(self, edge: str, facts: EdgeFacts) -> tuple[str, int]:
         """(digest, blocks) of what an edge has. Raises ProtocolError for what cannot be the run's:

@@ -10,15 +10,17 @@ from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
+from cloud_aggregator.before import Before
 from cloud_aggregator.effective import EffectiveConfig
 from sfl.errors import SflError
 from sfl.node.causes import cause_of
 from sfl.node.files import Reserve
 from sfl.report.conclusion import RESERVE, write_conclusion
-from sfl.report.kept import KeptAdapters
-from sfl.report.projection import RunProjection, data_notes
-from sfl.report.records import RecordFile
+from sfl.report.projection import data_notes
+from sfl.report.records import RecordFile, complete_records
+from sfl.report.runs import CONCLUSION
 from sfl.report.standing import standing
+from sfl.report.status import RunStatus
 from sfl.report.summary import RunSummary
 from sfl.rounds import DeviceReady, RunState
 from sfl.rounds.journal import Entry
@@ -33,15 +35,21 @@ class RunRecords:
     What they say is what the journal told; here is only the writing.
     """
 
-    def __init__(self, config: EffectiveConfig, folder: Path) -> None:
-        self.told = RunProjection()
+    def __init__(self, config: EffectiveConfig, folder: Path, before: Before) -> None:
+        """Raises DiskError."""
+        self.told = before.told
         self.summary: RunSummary | None = None
         self._config = config
         self._folder = folder
         self._reserve = Reserve(folder / RESERVE)
+        if before.goes_on:
+            for name in CONCLUSION:
+                (folder / name).unlink(missing_ok=True)
+            complete_records(folder / "metrics.jsonl", self.told.records)
         self._file = RecordFile(folder / "metrics.jsonl")
-        self._kept = KeptAdapters(folder, config.current.run.keep_round_adapters)
-        self._sequence = 0
+        self._kept = before.keep_adapters(folder, config.current.run.keep_round_adapters)
+        last = RunStatus.last(folder / "status.json")
+        self._sequence = 0 if last is None else last.sequence
 
     def hear(self, entry: Entry) -> None:
         """Write down what the journal has now. Raises DiskError."""
@@ -61,7 +69,7 @@ class RunRecords:
         self._choose_best()
 
     def _choose_best(self) -> None:
-        self._kept.choose_best(self.told.rounds.best_round())
+        self._kept.choose_best(self.told.rounds.best_round(), self.told.closed)
 
     def show(self, state: RunState) -> None:
         """Write the status that the live view reads. Raises DiskError."""
@@ -97,7 +105,6 @@ class RunRecords:
         problems: list[SflError] = []
         for step in (
             self._choose_best,
-            self._kept.drop_rounds,
             partial(self._write_status, state),
             self._summarise,
             self._file.close,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import secrets
 import time
 from dataclasses import replace
 
@@ -12,9 +13,10 @@ import torch
 from device_agent.board_watch import BoardWatch
 from device_agent.consent import Consent
 from device_agent.goodbye import saying_goodbye
+from device_agent.loaded import Loaded
 from device_agent.rejoining import Patience
-from sfl.config import DeviceConfig
-from sfl.data import Dataset, load_tokenizer, prepare
+from sfl.config import DeviceConfig, RunSettings
+from sfl.data import Dataset, Tokenizer, load_tokenizer, prepare
 from sfl.errors import AdapterRefused, LinkLost, NameInUse, PeerUnavailable
 from sfl.metrics.memory import memory_use, working_bytes
 from sfl.metrics.prometheus import NodeCollector, serve_as_set
@@ -30,19 +32,20 @@ from sfl.node.notify import notifier
 from sfl.node.process import trim_heap
 from sfl.stage.base import settle
 from sfl.stage.device import DeviceStage, check_blocks
+from sfl.stage.snapshots import forget_run
 from sfl.stage.trainer import Trainer
 from sfl.transport.bulk.fetch import fetch_model
 from sfl.transport.device.line import Line, dial
-from sfl.transport.device.link import DeviceLink, Joined
+from sfl.transport.device.link import CameFrom, DeviceLink, Joined
 from sfl.transport.security.signed import DeviceSignatures
 
 log = logging.getLogger("sfl.device")
 
-REJOIN_PAUSE = 1.0  # seconds before a device that lost its link dials again
+REJOIN_PAUSE = 0.5  # seconds before a device that lost its link dials again, at first and at most
 
 
 class DeviceAgent:
-    """Takes part in a run; after a lost link it joins again, from the global adapter."""
+    """Takes part in a run; after a lost link it joins again, and keeps what it has loaded."""
 
     def __init__(
         self,
@@ -62,6 +65,8 @@ class DeviceAgent:
         self.stats = NodeStats(config.name, "device")
         self.stats.certificate_expiry = None if own is None else own.not_after
         self._run_id = ""
+        self._loaded: Loaded | None = None
+        self._came_from = CameFrom(incarnation=secrets.token_bytes(16))
         self._patience = Patience(config.connect_timeout)
         self.service = notifier()
         self.board = BoardWatch(config.pause, self.stats, self.service, board_root())
@@ -79,7 +84,7 @@ class DeviceAgent:
                     line = self._dial(connect_timeout)
                     with saying_goodbye(line):
                         link = self._join(line, connect_timeout)
-                        patience.taken_in()
+                        patience.taken_in(link.joined.settings.network.rejoin_timeout)
                         self._take_part(link)
                     return
                 except LinkLost as error:
@@ -93,8 +98,9 @@ class DeviceAgent:
                     patience.refuse(error)
                     log.warning("%s; joining again, for the next round's adapter", error)
                 except PeerUnavailable as error:
-                    raise patience.why(error) from None
-                time.sleep(REJOIN_PAUSE)
+                    patience.unreached(error, time.monotonic())
+                    log.warning("%s; dialling again", error)
+                time.sleep(patience.pause(REJOIN_PAUSE))
 
     def _dial(self, patience: float) -> Line:
         config = self.config
@@ -103,7 +109,8 @@ class DeviceAgent:
     def _join(self, line: Line, patience: float) -> DeviceLink:
         signatures = DeviceSignatures(self.config.name, self.own)
         agree = self.consent.check
-        return DeviceLink.join(line, signatures, patience, self.config.cache_dir, agree)
+        cache, came_from = self.config.cache_dir, self._came_from
+        return DeviceLink.join(line, signatures, patience, cache, agree, came_from)
 
     def _log_fields(self) -> dict[str, object]:
         stats, name = self.stats, self.config.name
@@ -120,10 +127,12 @@ class DeviceAgent:
         """Load, say so, and run rounds until there are no more."""
         joined = link.joined
         self._run_id = joined.run_id
+        self._came_from = replace(self._came_from, run_key=joined.run_key)
         joined = replace(joined, settings=self.consent.agreed(joined.settings, joined.assignment))
-        trainer, dataset = self._load(link, joined)
+        loaded = self._loaded = self._as_loaded(link, joined)
+        trainer = self._trainer(loaded, link)
         link.expect(trainer.stage.shapes_of, trainer.stage.front.model.hidden_size)
-        link.ready(dataset)
+        link.ready(loaded.dataset)
         self.service.status(f"run {joined.run_id}: waiting for its first round")
         for order in link.orders(trainer.fold):
             self.service.status(f"run {joined.run_id}: round {order.assignment.round}")
@@ -131,9 +140,43 @@ class DeviceAgent:
             self._patience.round_done()
             if self.config.heap == "keep":
                 trim_heap()
+        forget_run(self.config.cache_dir, joined.run_key, self.config.name)
 
-    def _load(self, link: DeviceLink, joined: Joined) -> tuple[Trainer, Dataset]:
-        """This device's span, tokenizer and data; moments start afresh with every joining."""
+    def _as_loaded(self, link: DeviceLink, joined: Joined) -> Loaded:
+        """What the edge asks for: what is still here from the link before, or loaded now."""
+        before, self._loaded = self._loaded, None
+        if before is None or not before.fits(joined):
+            before = None  # its memory is needed
+            return self._load(link, joined)
+        if before.same_data(joined):
+            log.info("model and data are still loaded")
+            return replace(before, joined=joined)
+        log.info("the model is still loaded")
+        tokenizer = load_tokenizer(self._folder(link, joined.settings.network.idle_timeout).path)
+        dataset = self._prepared(joined.settings, tokenizer)
+        return replace(before, joined=joined, dataset=dataset, pad_id=tokenizer.pad_id)
+
+    def _prepared(self, settings: RunSettings, tokenizer: Tokenizer) -> Dataset:
+        dataset = prepare(self.config, self.config.name, settings, tokenizer)
+        for line in dataset.warnings(settings.model.max_length):
+            log.warning("%s", line)
+        log.info("%d examples, %d held out", len(dataset.train), len(dataset.eval))
+        return dataset
+
+    def _trainer(self, loaded: Loaded, link: DeviceLink) -> Trainer:
+        return Trainer(
+            self.config.name,
+            loaded.stage,
+            loaded.dataset,
+            loaded.pad_id,
+            loaded.joined.settings,
+            link,
+            self.stats,
+            self.board.rest,
+        )
+
+    def _load(self, link: DeviceLink, joined: Joined) -> Loaded:
+        """This device's span, tokenizer and data."""
         settings, name = joined.settings, self.config.name
         folds = settings.aggregation.traits.folds
         form = settle(self.config, settings.model, torch.get_num_threads(), folds)
@@ -152,9 +195,7 @@ class DeviceAgent:
         self.stats.micro_batches = thrift.micro_batches
         log.info("%.0f MB before the model; %s", base / 1e6, thrift)
         tokenizer = load_tokenizer(folder.path)
-        dataset = prepare(self.config, name, settings, tokenizer)
-        for line in dataset.warnings(settings.model.max_length):
-            log.warning("%s", line)
+        dataset = self._prepared(settings, tokenizer)
         if plan.cut_layer == 0 and plan.tail is None:
             log.warning(
                 "cut_layer 0: this device has nothing to train, and the embeddings it sends "
@@ -162,18 +203,7 @@ class DeviceAgent:
             )
         stage = DeviceStage(name, own, folder, settings, form, thrift)
         log.info("%.0f MB with the model", memory_use().resident / 1e6)
-        log.info("%d examples, %d held out", len(dataset.train), len(dataset.eval))
-        trainer = Trainer(
-            name,
-            stage,
-            dataset,
-            tokenizer.pad_id,
-            settings,
-            link,
-            self.stats,
-            self.board.rest,
-        )
-        return trainer, dataset
+        return Loaded(joined, stage, dataset, tokenizer.pad_id)
 
     def _folder(self, link: DeviceLink, silence: float) -> ModelFolder:
         """The model's files: from this device's disk, or the span's own from the edge."""

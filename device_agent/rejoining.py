@@ -1,6 +1,8 @@
-"""Whether a device that was not let in, or lost its link, dials again."""
+"""Whether and when a device that was not let in, or lost its link, dials again."""
 
 from __future__ import annotations
+
+import random
 
 from sfl.errors import (
     AdapterRefused,
@@ -12,23 +14,32 @@ from sfl.errors import (
 )
 
 MOST_VAIN = 3
-"""Links in a row that break before the edge has taken the device in."""
+"""Links in a row that break before the edge has taken the device in for the first time."""
 MOST_CORRUPT = 5
 """Links that end over changed bytes before another round is done: such a link is not usable."""
+LONGEST_PAUSE = 10.0
+"""Seconds between two dials, at most."""
 
 
 class Patience:
-    """Counts what went wrong since things last went well; no clock of its own."""
+    """Counts what went wrong since things last went well; no clock of its own.
+
+    A device that was in a run dials for as long as the run waits for it.
+    """
 
     def __init__(self, connect_timeout: float) -> None:
         self._connect_timeout = connect_timeout
+        self._rejoin_timeout = 0.0
         self._vain = self._corrupt = 0
+        self._back_by: float | None = None
         self._name_in_use_until: float | None = None
         self._refused: AdapterRefused | None = None
 
-    def taken_in(self) -> None:
-        """The edge has welcomed the device."""
-        self._vain, self._name_in_use_until, self._refused = 0, None, None
+    def taken_in(self, rejoin_timeout: float = 0.0) -> None:
+        """The edge has welcomed the device; a lost one is waited for `rejoin_timeout` seconds."""
+        self._rejoin_timeout = rejoin_timeout
+        self._vain, self._back_by, self._name_in_use_until = 0, None, None
+        self._refused = None
 
     def round_done(self) -> None:
         """The device has done its part of a round."""
@@ -38,9 +49,19 @@ class Patience:
         """The device could not compute with a round's adapter, and waits for another one."""
         self._refused = error
 
-    def why(self, error: PeerUnavailable) -> SflError:
-        """What is told where nobody is there any more: most likely the run ended over that."""
-        return self._refused or error
+    def unreached(self, error: PeerUnavailable, now: float) -> None:
+        """Return where the edge may yet come back, else raise why it is gone.
+
+        Where nobody is there any more most likely the run ended over what the device refused.
+        """
+        self._vain += 1
+        if self._back_by is None or now > self._back_by:
+            raise self._refused or error from None
+
+    def pause(self, shortest: float) -> float:
+        """Seconds until the next dial: back-off with full jitter, from `shortest` on."""
+        longest = min(LONGEST_PAUSE, shortest * 2.0 ** min(self._vain, 30))
+        return random.uniform(0.0, longest)
 
     def spend(self, error: LinkLost | NameInUse, now: float) -> None:
         """Return where dialling again may help after this error, else raise it."""
@@ -51,9 +72,13 @@ class Patience:
         if isinstance(error, NameInUse):
             # After a broken link the old stream may still be held for a moment.
             if self._name_in_use_until is None:
-                self._name_in_use_until = now + self._connect_timeout
+                waits = max(self._connect_timeout, self._rejoin_timeout)
+                self._name_in_use_until = now + waits
             return now <= self._name_in_use_until
         self._vain += 1
         if isinstance(error, Corrupted):
             self._corrupt += 1
-        return self._vain <= MOST_VAIN and self._corrupt <= MOST_CORRUPT
+        if self._rejoin_timeout and self._back_by is None:
+            self._back_by = now + max(self._connect_timeout, self._rejoin_timeout)
+        again = self._vain <= MOST_VAIN if self._back_by is None else now <= self._back_by
+        return again and self._corrupt <= MOST_CORRUPT

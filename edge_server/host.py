@@ -19,6 +19,7 @@ from sfl.rounds.values import (
     Admission,
     DeviceFacts,
     DeviceWelcome,
+    Point,
     Proof,
     RoundReport,
     UpdateHeader,
@@ -68,6 +69,7 @@ class DeviceHost:
         beats: Beats,
         stats: NodeStats,
         run_id: str,
+        run_key: str = "",
     ) -> None:
         self.floor = floor
         self.stats = stats
@@ -77,6 +79,7 @@ class DeviceHost:
         self._cloud = cloud
         self._beats = beats
         self._run_id = run_id
+        self._run_key = run_key
         self._joins = JoinPace(floor.base.settings)
         self._admissions: dict[str, asyncio.Future[Admission]] = {}
 
@@ -97,7 +100,7 @@ class DeviceHost:
         checked.assignment(own, base.settings, base.folder.num_layers)
         session = await self.floor.open(device, own)
         log.info("device %s joined", device, extra={"device": device})
-        welcome = DeviceWelcome(base.settings, self._run_id, own)
+        welcome = DeviceWelcome(base.settings, self._run_id, own, run_key=self._run_key)
         serve = partial(Training, device, session, base.settings, self)
         return Admitted(welcome, base.model.hidden_size, serve)
 
@@ -107,9 +110,9 @@ class DeviceHost:
         if future is not None and not future.done():
             future.set_result(admission)
 
-    def ready(self, device: str, facts: DeviceFacts) -> None:
-        """The device has its span and its data."""
-        self._cloud.post(DeviceIsReady(device, facts))
+    def ready(self, device: str, facts: DeviceFacts, points: tuple[Point, ...]) -> None:
+        """The device has its span and its data; `points` are what there are snapshots of here."""
+        self._cloud.post(DeviceIsReady(device, facts, points))
 
     async def left(self, device: str, reason: SflError) -> None:
         """The device was admitted, and is gone; its session is given back, where it has one."""

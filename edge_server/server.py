@@ -35,6 +35,7 @@ from sfl.node.logs import describe_node
 from sfl.rounds.values import Challenge, EdgeFacts, EdgeWelcome
 from sfl.stage.engine import Engine
 from sfl.stage.orders import ORDERS
+from sfl.stage.snapshots import forget_run
 from sfl.stage.swapping import Residence
 from sfl.transport.cloud.link import Channel, CloudLink
 from sfl.transport.cloud.words import CloudWord, EdgeFailed
@@ -66,7 +67,7 @@ class EdgeServer:
         self.own = own
         self.insecure = insecure
         self.threads = threads
-        self.run_id = ""
+        self.run_id = self.run_key = ""
         self.stats = stats = NodeStats(config.name, "edge")
         stats.certificate_expiry = None if own is None else own.not_after
         self._residence = _residence(config, stats)
@@ -138,7 +139,7 @@ class EdgeServer:
         """Do what the cloud says until it says that the run is over."""
         words = self.cloud.join(connect_timeout)
         welcome = await _welcome(words)
-        self.run_id = welcome.run_id
+        self.run_id, self.run_key = welcome.run_id, welcome.run_key
         if welcome.challenge:
             asked = Challenge(self.run_id, self.config.name, welcome.challenge)
             self.service.entrance.challenge = asked
@@ -153,6 +154,7 @@ class EdgeServer:
             for task in (follow, watch, beat):
                 if task.done():
                     task.result()
+            forget_run(self.config.cache_dir, self.run_key or self.run_id, self.config.name)
         except asyncio.CancelledError:
             await self._dismiss_all(follow)
             raise
@@ -193,7 +195,7 @@ class EdgeServer:
         slots = DecodeSlots(base.choice.in_flight, ORDERS[self.config.order])
         session = partial(new_session, base, self.stats, self._residence)
         floor = Floor(base, self.engine, slots, session)
-        return DeviceHost(floor, self.cloud, self.beats, self.stats, self.run_id)
+        return DeviceHost(floor, self.cloud, self.beats, self.stats, self.run_id, self.run_key)
 
 
 async def _welcome(words: AsyncIterator[CloudWord]) -> EdgeWelcome:

@@ -18,7 +18,7 @@ SflError                     anything this project raises on purpose (exit code 
 │       └── AdapterRefused   what comes of the round's adapter is nothing to compute with
 ├── DiskError                a folder cannot be written or read: full, read-only, gone
 └── RunFailed                the run as a whole did not reach its end
-    └── OutOfMemory          a node had too little memory for its work
+    └── OutOfMemory          a node had too little memory for its work (exit code 71)
 """
 
 
@@ -109,6 +109,8 @@ class RunFailed(SflError):
 
 class OutOfMemory(RunFailed):
     """A node had too little memory for what it was to do."""
+
+    exit_code = 71  # EX_OSERR of sysexits.h: another time there may be more
 
 
 class DiskError(SflError):

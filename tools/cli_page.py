@@ -29,6 +29,7 @@ settings.
 | 1 | it failed: the run, a peer, the network, a disk, memory | look at the message |
 | 2 | you can fix it: a setting, a file, a model, an option | do not start it again as it is |
 | 70 | a node met a bug in sfl; its log has the traceback | report it |
+| 71 | a node had too little memory | the message names settings that need less |
 | 75 | its certificate is not valid yet: mostly a clock that is not set | try again later |
 | 130 | Ctrl-C or SIGTERM | nothing |
 

@@ -19,7 +19,14 @@ from sfl.cli import INTERRUPTED
 from sfl.cli.ca import ca_app
 from sfl.node.causes import foreseen
 from sfl.node.logs import ENVIRONMENT
-from sfl.node.options import Certs, ConfigFile, Insecure, Logs, Overrides
+from sfl.node.options import (
+    Certs,
+    ConfigFile,
+    Insecure,
+    Logs,
+    OutputDir,
+    Overrides,
+)
 
 
 class Commands(TyperGroup):
@@ -50,7 +57,6 @@ app.command()(edge)
 app.command()(device)
 
 Run = Annotated[str, typer.Option("--run", help="A run: its id, the beginning of it, or its path.")]
-OutputDir = Annotated[Path, typer.Option(help="Folder with the runs.")]
 Model = Annotated[
     str | None,
     typer.Option(help="The run's base, if it is elsewhere on this machine: folder or hub name."),

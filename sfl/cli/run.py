@@ -39,7 +39,7 @@ def run_and_show(path: Path, overrides: Iterable[str], insecure: bool, tls: bool
     try:
         config = _load(path, overrides, insecure)
         with LiveView(console) as view:
-            run_on_this_machine(config, view.update, started, tls)
+            run_on_this_machine(config, view.update, started, tls, view.note)
     except KeyboardInterrupt:
         errors.print("interrupted: everything is stopped")
         _say_what_stays(console, folder)

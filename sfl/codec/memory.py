@@ -6,12 +6,14 @@ a state is decided by these. `delta(token)` stops at the token. `delta(sample)` 
 the same position of the same example was in the last epoch (AQ-SGD, 2206.01299). Both ends hold
 the same bounded table of rows; the sender alone knows what a slot stands for and names slots, the
 receiver learns which rows share one. Tables begin empty with every stream and every change of
-codec. `sample` is in an unnamed file on disk, since it holds a row for each token of the data.
+codec, unless both ends take back what they held. `sample` is in an unnamed file on disk, since it
+holds a row for each token of the data: nobody takes that back.
 """
 
 from __future__ import annotations
 
 import tempfile
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -119,6 +121,18 @@ class Table:
         floor = 1.0 if self.stage.kind == "sample" else _FLOOR
         kernel().move_rows(self.rows, self.written, slots, values, floor)
 
+    def held(self) -> dict[str, np.ndarray]:
+        """The slots that were ever written, with their rows; nothing of a file on disk."""
+        if self.stage.on_disk:
+            return {}
+        slots = np.flatnonzero(self.written)
+        return {"slots": slots, "rows": self.rows[slots], "written": self.written[slots]}
+
+    def take_back(self, arrays: Mapping[str, np.ndarray]) -> None:
+        """Have, in an empty table, what another one held."""
+        self.rows[arrays["slots"]] = arrays["rows"]
+        self.written[arrays["slots"]] = arrays["written"]
+
     def _reach(self, slots: Longs) -> None:
         """Have room on the disk for these rows, before any of them is touched."""
         if self._room is not None:
@@ -136,6 +150,22 @@ class Directory:
         self._used = np.zeros(slots, np.int64)
         self._given = 0  # slots that have ever been given
         self._clock = 0
+
+    def held(self) -> dict[str, np.ndarray]:
+        """Keys with their slots, and when each slot that was given was last used."""
+        return {
+            "keys": self._keys,
+            "slot_of": self._slot_of,
+            "used": self._used[: self._given],
+            "clock": np.array([self._clock], np.int64),
+        }
+
+    def take_back(self, arrays: Mapping[str, np.ndarray]) -> None:
+        """Know, when empty, what another one of as many slots held."""
+        self._keys, self._slot_of = arrays["keys"].copy(), arrays["slot_of"].copy()
+        self._given = len(arrays["used"])
+        self._used[: self._given] = arrays["used"]
+        self._clock = int(arrays["clock"][0])
 
     def look_up(self, keys: Longs) -> tuple[Longs, Longs]:
         """(slot of each key, slots newly given). More keys than slots share the last ones."""
@@ -193,6 +223,26 @@ class DeltaSender:
         self._coarse = Directory(0, coarse) if coarse else None
         self._fine = Directory(coarse, slots - coarse)
 
+    @property
+    def _parts(self) -> dict[str, Table | Directory]:
+        parts: dict[str, Table | Directory] = {"table": self.table, "fine": self._fine}
+        return parts if self._coarse is None else {**parts, "coarse": self._coarse}
+
+    def held(self) -> dict[str, np.ndarray]:
+        """Rows, and which slot is whose; nothing where rows are in a file."""
+        if self.table.stage.on_disk:
+            return {}
+        return {
+            f"{part}.{name}": array
+            for part, own in self._parts.items()
+            for name, array in own.held().items()
+        }
+
+    def take_back(self, arrays: Mapping[str, np.ndarray]) -> None:
+        """Know again what an earlier sender held."""
+        for part, own in self._parts.items():
+            own.take_back(_of_part(arrays, part))
+
     def encode(self, signal: Signal, write: Writer) -> tuple[Signal, Back]:
         """What differs from the predictions. Both ends write the rows as they arrive."""
         if signal.context is None:
@@ -228,6 +278,14 @@ class DeltaReceiver:
 
     def __init__(self, table: Table) -> None:
         self.table = table
+
+    def held(self) -> dict[str, np.ndarray]:
+        """Rows; nothing where they are in a file."""
+        return {f"table.{name}": array for name, array in self.table.held().items()}
+
+    def take_back(self, arrays: Mapping[str, np.ndarray]) -> None:
+        """Know again what an earlier receiver held."""
+        self.table.take_back(_of_part(arrays, "table"))
 
     def decode(self, shape: Shape, read: Reader) -> tuple[Shape, Back]:
         """The same predictions, added to what arrives. Raises ProtocolError."""
@@ -272,6 +330,11 @@ class Update:
         """Write the rows as they came out at the receiver."""
         for slots, fresh in self.writes:
             table.write(slots, rows, fresh)
+
+
+def _of_part(arrays: Mapping[str, np.ndarray], part: str) -> dict[str, np.ndarray]:
+    start = f"{part}."
+    return {name[len(start) :]: a for name, a in arrays.items() if name.startswith(start)}
 
 
 def _keys(kind: str, context: RowContext) -> Longs:

@@ -8,7 +8,7 @@ wait for) is held by its Encoder and Decoder; a codec itself is a value.
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from functools import cache
@@ -26,12 +26,13 @@ from sfl.codec.sizes import SizeStats
 from sfl.codec.spec import PRESETS, Call, expand, read_calls
 from sfl.codec.stages import STAGES, Kind, names
 from sfl.codec.topk import Mask
-from sfl.codec.transform import Receiver, RowContext, Sender, Signal, Transform
+from sfl.codec.transform import Receiver, Remembering, RowContext, Sender, Signal, Transform
 from sfl.errors import ConfigError, ProtocolError
 
 _NAMES: dict[torch.dtype, str] = {dtype: name for name, dtype in DTYPES.items()}
 _GLANCE = 8  # values of a row that are looked at first
 _ALL_ROWS, _SOME_ROWS = b"\x00", b"\x01"
+_WIDTH = "width"
 
 
 @dataclass(frozen=True, slots=True)
@@ -185,6 +186,7 @@ class Encoder:
         self.mask: Mask | None = None
         """Which values of the last packet travelled; None without topk."""
         self.sizes = SizeStats()
+        self._width = 0  # of the rows that the stages were made for
 
     def encode(
         self,
@@ -229,13 +231,25 @@ class Encoder:
         self.sizes.observe(len(rows), len(values), rows.shape[1], len(payload))
         return Packet(self._spec, _NAMES[rows.dtype], tuple(rows.shape), payload)
 
+    def held(self) -> dict[str, np.ndarray]:
+        """What its stages remember, by name."""
+        return _held(self.stages, self._width)
+
+    def take_back(self, arrays: Mapping[str, np.ndarray]) -> None:
+        """Remember what an encoder of the same stages held; nothing was encoded yet."""
+        self._make_stages(int(arrays[_WIDTH][0]))
+        _take_back(self.stages, arrays)
+
+    def _make_stages(self, width: int) -> None:
+        self._width = width
+        self.stages = tuple(
+            stage.sender(width, self._folder, self._setting) for stage in self.codec.transforms
+        )
+
     def _write(self, signal: Signal, key: int, write: Writer) -> Signal:
         """Write the sections of every stage; the last signal."""
         if len(self.stages) != len(self.codec.transforms):
-            hidden = signal.values.shape[1]
-            self.stages = tuple(
-                stage.sender(hidden, self._folder, self._setting) for stage in self.codec.transforms
-            )
+            self._make_stages(signal.values.shape[1])
         backs = []
         for stage in self.stages:
             signal, back = stage.encode(signal, write)
@@ -334,6 +348,21 @@ class Decoder:
             raise ProtocolError(f"a value does not fit into {packet.dtype}")
         return narrow
 
+    def held(self) -> dict[str, np.ndarray]:
+        """What its stages remember, by name."""
+        return _held(self.stages, self._width)
+
+    def take_back(self, spec: str, arrays: Mapping[str, np.ndarray]) -> None:
+        """Remember what a decoder of the same stages held; packets of `spec` are next."""
+        self._make_stages(self._codec_of(spec), int(arrays[_WIDTH][0]))
+        _take_back(self.stages, arrays)
+
+    def _make_stages(self, codec: Codec, width: int) -> None:
+        self._width = width
+        self.stages = tuple(
+            stage.receiver(width, self._folder, self._setting) for stage in codec.transforms
+        )
+
     def _codec_of(self, spec: str) -> Codec:
         """The codec of a packet; what stages remember is forgotten where it changes."""
         if spec != self._spec or self._codec is None:
@@ -348,10 +377,7 @@ class Decoder:
         self, read: Reader, codec: Codec, rows: int, hidden: int, dtype: torch.dtype
     ) -> Tensor:
         if len(self.stages) != len(codec.transforms):
-            self.stages = tuple(
-                stage.receiver(hidden, self._folder, self._setting) for stage in codec.transforms
-            )
-            self._width = hidden
+            self._make_stages(codec, hidden)
         if codec.transforms and hidden != self._width:
             raise ProtocolError(f"rows of {hidden} values, after rows of {self._width}")
         backs, due = [], (rows, hidden)
@@ -365,6 +391,25 @@ class Decoder:
         for back in reversed(backs):
             values = back(values)
         return values.view(rows, hidden)
+
+
+def _held(stages: Sequence[Sender | Receiver], width: int) -> dict[str, np.ndarray]:
+    """What stages remember, each by its place, and the width of their rows; or nothing."""
+    arrays = {
+        f"{place}.{name}": array
+        for place, stage in enumerate(stages)
+        if isinstance(stage, Remembering)
+        for name, array in stage.held().items()
+    }
+    return {**arrays, _WIDTH: np.array([width], np.int64)} if arrays else {}
+
+
+def _take_back(stages: Sequence[Sender | Receiver], arrays: Mapping[str, np.ndarray]) -> None:
+    for place, stage in enumerate(stages):
+        start = f"{place}."
+        own = {name[len(start) :]: a for name, a in arrays.items() if name.startswith(start)}
+        if own and isinstance(stage, Remembering):
+            stage.take_back(own)
 
 
 def _read_rows(read: Reader, rows: int) -> Tensor | None:

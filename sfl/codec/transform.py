@@ -7,10 +7,10 @@ there, it goes back through them in reverse. A new one is a `Transform` with its
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 import numpy.typing as npt
@@ -74,6 +74,17 @@ class Receiver(Protocol):
 
         Raises ProtocolError, also on the way back.
         """
+
+
+@runtime_checkable
+class Remembering(Protocol):
+    """An end of a stage whose memory can be saved, and taken back by a new one of the same."""
+
+    def held(self) -> dict[str, np.ndarray]:
+        """All that it remembers, by names of its own; nothing where that is not to be kept."""
+
+    def take_back(self, arrays: Mapping[str, np.ndarray]) -> None:
+        """Remember what another one held; this one has seen nothing yet."""
 
 
 class Transform:

@@ -648,6 +648,14 @@ class RunSettings(RunSections):
         return self._entries[name][0]
 
 
+class LaunchSettings(Section):
+    """What `sfl run` does with the processes that it starts."""
+
+    restarts: NonNegativeInt = 3
+    """How often a node is started again within the run. That happens if it was killed, met a bug or
+    had no memory left. 0: never."""
+
+
 class RunConfig(RunSettings):
     """A run's file: the settings, and the nodes that `sfl run` starts on this machine."""
 
@@ -655,6 +663,8 @@ class RunConfig(RunSettings):
     """The cloud process."""
     edge: EdgeConfig = EdgeConfig()
     """The edge process of `sfl run`."""
+    launch: LaunchSettings = LaunchSettings()
+    """How `sfl run` treats its processes."""
 
     @model_validator(mode="after")
     def _edge_can_be_changed(self) -> Self:

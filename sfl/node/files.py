@@ -71,10 +71,10 @@ def write_atomic(path: Path, content: str | bytes, *, durable: bool = True) -> N
                 aside.unlink(missing_ok=True)
             raise
         if durable:
-            _sync_folder(path.parent)
+            sync_folder(path.parent)
 
 
-def _sync_folder(folder: Path) -> None:
+def sync_folder(folder: Path) -> None:
     """Put a rename on the disk: it lives in the folder, not in the file."""
     if os.name != "posix":
         return  # other systems cannot open a folder

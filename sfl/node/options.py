@@ -7,9 +7,22 @@ from typing import Annotated
 
 import typer
 
+from sfl.errors import ConfigError
 from sfl.node.logs import ENVIRONMENT, LogFormat
 
 ConfigFile = Annotated[Path, typer.Argument(help="A TOML file; `sfl init` writes one.")]
+OptionalConfigFile = Annotated[
+    Path | None, typer.Argument(help="A TOML file; `sfl init` writes one. None with --resume.")
+]
+Resume = Annotated[
+    str | None,
+    typer.Option(
+        "--resume",
+        metavar="RUN",
+        help="Go on with a run that was stopped: its id, the beginning of it, or its path.",
+    ),
+]
+OutputDir = Annotated[Path, typer.Option(help="Folder with the runs.")]
 Overrides = Annotated[
     list[str] | None,
     typer.Option("--set", metavar="SECTION.KEY=VALUE", help="Override a setting; repeatable."),
@@ -43,3 +56,13 @@ AddressFile = Annotated[
 ErrorFile = Annotated[
     Path | None, typer.Option(help="Write the reason of a failure to this file.", hidden=True)
 ]
+
+
+def require_one(config: Path | None, resume: str | None) -> None:
+    """Either a new run's file, or a run to go on with. Raises ConfigError."""
+    if (config is None) != (resume is None):
+        return
+    if config is None:
+        raise ConfigError("CONFIG", "", "is missing", "Name a run's file, or a run by --resume.")
+    problem = "that run has its settings already"
+    raise ConfigError("--resume", resume, problem, f"Leave out {config}, or --resume.")

@@ -24,6 +24,9 @@ log = logging.getLogger("sfl")
 # Options of glibc's mallopt, from malloc.h.
 _TRIM_THRESHOLD, _MMAP_THRESHOLD, _ARENA_MAX = -1, -3, -8
 
+BUG = 70
+"""Exit code of a node that met what nobody foresaw: EX_SOFTWARE of sysexits.h."""
+
 SPIN = {
     # Waiting OpenMP threads that spin for long steal the cores of whoever works, and threads that
     # never spin sleep and wake at each of some thousand barriers a step. So: a fraction of a
@@ -120,7 +123,7 @@ def run_node(body: Callable[[], None], error_file: Path | None = None) -> int:
             return known.exit_code
         log.exception("this is a bug in sfl")
         _leave(f"{type(error).__name__}: {error} (a bug; the log has its traceback)", error_file)
-        return 70
+        return BUG
     return 0
 
 

@@ -25,6 +25,11 @@ from sfl.report.summary import Fault, RunSummary, best_round, build_summary
 
 RESERVE = ".reserve"
 """Room held back for these files, in a run's folder."""
+WORKING = ("spool", "strategy")
+MANIFEST = "manifest.json"
+"""What the adapter consists of, as the run's edges said it."""
+SECRET = ".secret"
+"""What challenges to devices are made of; its owner's alone."""
 
 
 def write_conclusion(
@@ -59,9 +64,7 @@ def conclude(folder: Path, config: RunConfig, reason: str, wall_seconds: float) 
     if (folder / "summary.json").exists():
         return
     (folder / RESERVE).unlink(missing_ok=True)
-    for name in ("spool", "strategy"):
-        shutil.rmtree(folder / name, ignore_errors=True)
-    last = _last_status(folder)
+    last = RunStatus.last(folder / "status.json")
     killed = killed_run(folder, config.settings, config.run.keep_round_adapters, reason)
     if killed is not None:
         _conclude_from_journal(folder, _in_effect(folder, config), killed, last)
@@ -75,7 +78,8 @@ def _conclude_from_journal(
     """All that a cloud writes at its end."""
     settings, told = config.settings, killed.told
     best = killed.keep_adapters(folder, config.run.keep_round_adapters)
-    _drop_rounds(folder, config)
+    if killed.over:
+        _drop(folder, config)
     summary = killed.summary(folder.name, settings, _adapter(folder), best)
     write_conclusion(folder, summary, told.records, config, told.rounds.steps)
     killed.status(folder.name, settings, last).write(folder / "status.json")
@@ -91,9 +95,21 @@ def _in_effect(folder: Path, config: RunConfig) -> RunConfig:
     return written.model_copy(update={"run": config.run})
 
 
-def _drop_rounds(folder: Path, config: RunConfig) -> None:
-    """Remove what only a run that goes on needs, unless the adapters of all rounds are wanted."""
-    every_round = config.run.keep_round_adapters
+def _drop(folder: Path, config: RunConfig) -> None:
+    drop_working_files(folder)
+    drop_rounds(folder, config.run.keep_round_adapters)
+
+
+def drop_working_files(folder: Path) -> None:
+    """Remove what only a run that goes on needs."""
+    for name in WORKING:
+        shutil.rmtree(folder / name, ignore_errors=True)
+    for name in (MANIFEST, SECRET):
+        (folder / name).unlink(missing_ok=True)
+
+
+def drop_rounds(folder: Path, every_round: bool) -> None:
+    """Remove the adapters of rounds, once a run can't go on, unless they are wanted."""
     KeptAdapters(folder, every_round).drop_rounds()
     if not every_round:
         shutil.rmtree(folder / "base_updates", ignore_errors=True)
@@ -130,7 +146,7 @@ def _conclude_from_records(
         adapter=_adapter(folder),
         best_round=best,
     )
-    _drop_rounds(folder, config)
+    _drop(folder, config)
     if status is not None:
         _last_word(status, reason).write(folder / "status.json")
     write_conclusion(folder, summary, records, config, {})
@@ -148,13 +164,6 @@ def concluded(folder: Path, config: RunConfig) -> Iterator[None]:
     finally:
         with contextlib.suppress(SflError):  # the disk is full: then it is the reason, too
             conclude(folder, config, reason or stop_reason(folder), time.monotonic() - began)
-
-
-def _last_status(folder: Path) -> RunStatus | None:
-    """What the cloud wrote last; None where it wrote none, or none that can be read."""
-    with contextlib.suppress(AttributeError, KeyError, TypeError, ValueError):
-        return RunStatus.read(folder / "status.json")
-    return None
 
 
 def _last_word(status: RunStatus, reason: str) -> RunStatus:

@@ -5,13 +5,15 @@ from __future__ import annotations
 import contextlib
 import errno
 import math
+import secrets
 import sqlite3
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from sfl.errors import DiskError
 from sfl.node.files import on_disk
-from sfl.report.runs import JOURNAL
+from sfl.node.lock import FolderLock
+from sfl.report.runs import JOURNAL, LOCK
 from sfl.rounds.journal import PASSING, Entry, Latest, subject
 from sfl.rounds.plain import NotReadable, event_from_json, state_from_json, to_json
 from sfl.rounds.state import RunState
@@ -29,9 +31,11 @@ CREATE TABLE IF NOT EXISTS marks(
   one INTEGER PRIMARY KEY CHECK (one = 1), number INTEGER NOT NULL, state BLOB NOT NULL
 );
 CREATE TABLE IF NOT EXISTS clock(one INTEGER PRIMARY KEY CHECK (one = 1), now REAL NOT NULL);
+CREATE TABLE IF NOT EXISTS run(one INTEGER PRIMARY KEY CHECK (one = 1), key TEXT NOT NULL);
 """
 _APPEND = "INSERT OR REPLACE INTO events(now, kind, subject, event) VALUES(?, ?, ?, ?)"
 _TELL_TIME = "INSERT OR REPLACE INTO clock VALUES(1, ?)"
+_NAME_RUN = "INSERT OR IGNORE INTO run VALUES(1, ?)"
 _MARK = "INSERT OR REPLACE INTO marks SELECT 1, coalesce(max(number), 0), ? FROM events"
 _FORGET = (
     "DELETE FROM events WHERE number > coalesce((SELECT number FROM marks), 0) AND kind IN "
@@ -180,15 +184,28 @@ class SqliteJournal(JournalReader):
 
     def __init__(self, folder: Path) -> None:
         """Raises DiskError, also for a file that is damaged, held, or of another version."""
-        super().__init__(folder)
-        self._rows: list[Row] = []
-        self._told: float | None = None
-        with self._on_disk():
-            self._file.execute("PRAGMA journal_mode = WAL")
-            self._file.execute("PRAGMA synchronous = NORMAL")
-            self._file.executescript(_TABLES)
-            if self._version != VERSION:
-                self._file.execute(f"PRAGMA user_version = {VERSION}")
+        self._lock = FolderLock(folder / LOCK)
+        try:
+            super().__init__(folder)
+            self._rows: list[Row] = []
+            self._told: float | None = None
+            with self._on_disk():
+                self._file.execute("PRAGMA journal_mode = WAL")
+                self._file.execute("PRAGMA synchronous = NORMAL")
+                self._file.executescript(_TABLES)
+                if self._version != VERSION:
+                    self._file.execute(f"PRAGMA user_version = {VERSION}")
+                self.run_key = self._name_run()
+        except BaseException:
+            self._lock.release()
+            raise
+
+    def _name_run(self) -> str:
+        """Random, made with the journal: it tells this run from another of the same id."""
+        self._file.execute(_NAME_RUN, (secrets.token_hex(16),))
+        key: str
+        (key,) = self._file.execute("SELECT key FROM run").fetchone()
+        return key
 
     def _connected(self) -> sqlite3.Connection:
         """To read and to write; makes the file where there is none."""
@@ -207,19 +224,26 @@ class SqliteJournal(JournalReader):
         """Keep the state after the latest event, also through a power cut."""
         # The mark has the number that is the last one then. Its commit waits for the disk: the
         # checkpoint alone does so only as far as no reader keeps the log.
-        with self._on_disk():
-            self._file.execute("PRAGMA synchronous = FULL")
-        try:
+        with self._durably():
             self._write([(_FORGET, ()), (_MARK, (to_json(state),))])
-        finally:
-            with self._on_disk():
-                self._file.execute("PRAGMA synchronous = NORMAL")
         with self._on_disk():
             self._file.execute("PRAGMA wal_checkpoint(PASSIVE)")
 
-    def commit(self) -> None:
-        """What was kept outlives this process, however it ends."""
-        self._write([])
+    @contextlib.contextmanager
+    def _durably(self) -> Iterator[None]:
+        """A commit in here waits for the disk."""
+        with self._on_disk():
+            self._file.execute("PRAGMA synchronous = FULL")
+        try:
+            yield
+        finally:
+            with self._on_disk():
+                self._file.execute("PRAGMA synchronous = NORMAL")
+
+    def commit(self, *, durable: bool = False) -> None:
+        """What was kept outlives this process, however it ends; if `durable`, a power cut too."""
+        with self._durably() if durable else contextlib.nullcontext():
+            self._write([])
 
     def _write(self, more: Sequence[Statement]) -> None:
         """Rows and time that wait, then `more`: all of it or nothing, and then it waits on."""
@@ -263,4 +287,7 @@ class SqliteJournal(JournalReader):
         try:
             self.commit()
         finally:
-            super().close()
+            try:
+                super().close()
+            finally:
+                self._lock.release()

@@ -17,18 +17,21 @@ class KeptAdapters:
     Whenever its process is killed, no adapter is half there.
     """
 
-    def __init__(self, folder: Path, every_round: bool) -> None:
-        self.best_round: int | None = None
+    def __init__(self, folder: Path, every_round: bool, best_round: int | None = None) -> None:
+        self.best_round = best_round
         """Of which round `adapter_best` is."""
         self._folder = folder
         self._every_round = every_round
 
-    def choose_best(self, best: int | None) -> None:
-        """Keep the adapter of the round that is best so far, if any is. Raises DiskError."""
+    def choose_best(self, best: int | None, latest: int | None = None) -> None:
+        """Keep the adapter of the round that is best so far, if any is. Raises DiskError.
+
+        `latest` is the last round that has an adapter, where another may be in the making.
+        """
         # Who reports late may make a round the best whose adapter is gone by then.
         if best is not None and best != self.best_round and self.replace("adapter_best", best):
             self.best_round = best
-        self._prune()
+        self._prune(latest)
 
     def replace(self, name: str, round_: int) -> bool:
         """Make `name` a copy of a round's adapter; false where that is gone. Raises DiskError."""
@@ -54,13 +57,23 @@ class KeptAdapters:
             with contextlib.suppress(OSError):
                 _remove(self._folder / "adapters")
 
-    def _prune(self) -> None:
+    def forget_after(self, round_: int) -> None:
+        """Remove what is there of later rounds, none of which has closed. Raises DiskError."""
+        for folder in sorted((self._folder / "adapters").glob("round-*")):
+            if folder.name > f"round-{round_:04d}":
+                with on_disk(self._folder):
+                    _remove(folder)
+
+    def _prune(self, latest: int | None) -> None:
         """Keep only the adapters that may still turn out best, unless all are wanted."""
         if self._every_round:
             return
-        for folder in sorted((self._folder / "adapters").glob("round-*"))[:-1]:
-            with on_disk(self._folder):
-                _remove(folder)
+        rounds = sorted((self._folder / "adapters").glob("round-*"))
+        last = rounds[-1].name if latest is None and rounds else f"round-{latest or 0:04d}"
+        for folder in rounds:
+            if folder.name < last:
+                with on_disk(self._folder):
+                    _remove(folder)
 
 
 class KeptRounds:

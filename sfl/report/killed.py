@@ -19,7 +19,7 @@ from sfl.report.runs import JOURNAL
 from sfl.report.standing import standing
 from sfl.report.status import RunStatus
 from sfl.report.summary import RunSummary
-from sfl.rounds import RunEnded, RunState
+from sfl.rounds import Phase, RunEnded, RunState
 from sfl.rounds.journal import Entry
 
 log = logging.getLogger("sfl.report")
@@ -47,6 +47,11 @@ class KilledRun:
         told.take(end)
         adapters.take(end.event, told)
         return cls(told, state, adapters, best)
+
+    @property
+    def over(self) -> bool:
+        """Whether it can't go on: it was decided how it ends."""
+        return self.state.phase is Phase.OVER
 
     def keep_adapters(self, folder: Path, every_round: bool) -> int | None:
         """Finish what the cloud was killed amid; returns the round of `adapter_best`."""

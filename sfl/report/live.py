@@ -76,6 +76,10 @@ class LiveView:
             self._shown = shown
             self._say(status_line(status))
 
+    def note(self, line: str) -> None:
+        """Say what happened to a node; a picture stays below it."""
+        self._say(text.printable(line))
+
     def _say(self, line: str) -> None:
         self._console.print(Text(line), soft_wrap=True)
 

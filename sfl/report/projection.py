@@ -18,6 +18,7 @@ from sfl.report.step import StepTimeline, ordered, since
 from sfl.report.summary import Fault, RunSummary, best_round, build_summary
 from sfl.rounds import (
     AdapterReady,
+    CloudRestarted,
     DeviceReady,
     Event,
     Fact,
@@ -58,6 +59,8 @@ class DeviceRounds:
         self.steps: dict[str, StepTimeline] = {}
         """The latest step that was watched of each device."""
         self._trained: dict[tuple[str, int], Trained] = {}
+        self._reported: set[tuple[str, int]] = set()
+        """(device, round): who is back after a break tells again what it told."""
         self._evaluated: dict[int, list[RoundRecord]] = {}
 
     def take(self, event: Event) -> RoundRecord | None:
@@ -66,15 +69,21 @@ class DeviceRounds:
             self.facts[event.device] = event.facts
         if not isinstance(event, ReportReceived) or event.report is None:
             return None
-        return self._reported(event.report) if event.device in self.facts else None
+        return self._told(event.report) if event.device in self.facts else None
 
-    def _reported(self, report: RoundReport) -> RoundRecord:
-        """Join a report's evaluation with the training of the round before."""
+    def _told(self, report: RoundReport) -> RoundRecord | None:
+        """Join a report's evaluation with the training of the round before.
+
+        What comes again is no second score; what a round that was begun again came to counts.
+        """
         if report.num_steps:
             self._trained[report.device, report.round] = Trained(
                 report.train_loss, report.num_steps, report.num_tokens, report.train_seconds
             )
             self.steps[report.device] = _watched(report)
+        if (report.device, report.round) in self._reported:
+            return None
+        self._reported.add((report.device, report.round))
         record = self._evaluation(report)
         self._evaluated.setdefault(record.round, []).append(record)
         return record
@@ -102,9 +111,7 @@ class DeviceRounds:
         )
 
     def unevaluated(self, snapshots: Mapping[str, NodeSnapshot]) -> list[RoundRecord]:
-        """Rounds that were trained and not evaluated, and never will be; told once."""
-        pending = sorted(self._trained.items())
-        self._trained.clear()
+        """Rounds that were trained and not evaluated."""
         return [
             RoundRecord(
                 round=round_,
@@ -120,7 +127,7 @@ class DeviceRounds:
                 seconds=trained.seconds,
                 snapshot=snapshots[device],
             )
-            for (device, round_), trained in pending
+            for (device, round_), trained in sorted(self._trained.items())
         ]
 
     def best_round(self) -> int | None:
@@ -143,6 +150,10 @@ class Faults:
     def __init__(self) -> None:
         self.kept: list[Fault] = []
         self._number_of: Counter[str] = Counter()
+
+    def has(self, fault: Told) -> bool:
+        """Whether the very same was told."""
+        return Fault(fault.round, fault.device or "edge", fault.reason) in self.kept
 
     def add(self, fault: Told) -> None:
         """Keep a fault, as long as its node does not have too many."""
@@ -170,6 +181,9 @@ class RunProjection:
         self.message = ""
         """What the run waits for, in words, or why it ended."""
         self.end: RunEnded | None = None
+        self.closed = 0
+        """The last round that has an adapter."""
+        self._at_end = 0
         self.train_seconds = self.wall_seconds = self._round_began = 0.0
 
     @classmethod
@@ -192,7 +206,7 @@ class RunProjection:
 
     @_take.register
     def _(self, event: NodeHeard, now: float) -> None:
-        self.snapshots.heard(NodeSnapshot.from_json(event.snapshot))
+        self.snapshots.heard(NodeSnapshot.from_json(event.snapshot), event.life)
 
     @_take.register(DeviceReady | ReportReceived)
     def _(self, event: DeviceReady | ReportReceived, now: float) -> None:
@@ -219,6 +233,7 @@ class RunProjection:
     @_take.register
     def _(self, event: AdapterReady, now: float) -> None:
         if event.round:
+            self.closed = event.round
             seconds = now - self._round_began
             self.train_seconds += seconds
             servers = map(NodeSnapshot.from_json, event.servers)
@@ -226,9 +241,22 @@ class RunProjection:
 
     @_take.register
     def _(self, event: RunEnded, now: float) -> None:
+        if self.end is not None:  # told by its cloud, and in that one's place as well
+            self._go_on()
         # Rounds that were trained and never evaluated still get their line.
+        self._at_end = len(self.records)
         self.records += self.rounds.unevaluated(self.snapshots.devices())
         self.end, self.message, self.wall_seconds = event, event.reason, now
+
+    @_take.register
+    def _(self, event: CloudRestarted, now: float) -> None:
+        self._go_on()
+
+    def _go_on(self) -> None:
+        """An end that was told was none: what was still to be evaluated will be."""
+        if self.end is not None:
+            del self.records[self._at_end :]
+            self.end, self.message = None, ""
 
     def summary(self, run_id: str, settings: RunSettings, adapter: str | None) -> RunSummary:
         """What the run came to; `adapter` is the folder as a user would write it."""

@@ -16,8 +16,12 @@ from sfl.node.paths import is_there, require_utf8
 INTERRUPTED = "interrupted"
 STOP = Path("nodes") / "cloud.stop"
 JOURNAL = "run.sqlite"
-JOURNAL_FILES = (JOURNAL, f"{JOURNAL}-wal", f"{JOURNAL}-shm")
-"""What happened in a run, and the files that SQLite keeps beside it."""
+LOCK = ".cloud.lock"
+"""Held by whoever writes the journal."""
+JOURNAL_FILES = (JOURNAL, f"{JOURNAL}-wal", f"{JOURNAL}-shm", LOCK)
+"""What happened in a run, and the files that SQLite and its writer keep beside it."""
+CONCLUSION = ("summary.json", "report.html", "timeline.json")
+"""How a run ended; one that goes on has not."""
 
 EFFECTIVE_HEADER = """\
 # The settings of run {run_id} as they took effect, every default and every `auto` filled in.
@@ -59,7 +63,7 @@ def _clear(folder: Path) -> None:
     with on_disk(folder, "run.output_dir"):
         for name in ("logs", "nodes"):
             shutil.rmtree(folder / name, ignore_errors=True)
-        for name in ("summary.json", "report.html", "timeline.json", *JOURNAL_FILES):
+        for name in (*CONCLUSION, *JOURNAL_FILES):
             (folder / name).unlink(missing_ok=True)
 
 
@@ -96,9 +100,9 @@ def load_for_cloud(path: Path, overrides: Iterable[str], insecure: bool) -> RunC
     return config
 
 
-def find_run(run: str, output_dir: Path = Path("runs")) -> Path:
+def find_run(run: str, output_dir: Path = Path("runs"), option: str = "--run") -> Path:
     """The folder of a run, by its path, its id, or the beginning of it. Raises ConfigError."""
-    if is_there(Path(run) / "summary.json"):
+    if is_there(Path(run) / "summary.json") or is_there(Path(run) / JOURNAL):
         return Path(run)
     runs = [path for path in sorted(output_dir.glob("*")) if path.name.startswith(run)]
     found = [path for path in runs if (path / "config.toml").is_file()]
@@ -106,4 +110,4 @@ def find_run(run: str, output_dir: Path = Path("runs")) -> Path:
         return found[0]
     known = ", ".join(sorted(p.name for p in output_dir.glob("*") if p.is_dir())[-5:]) or "none"
     problem = "no such run" if not found else f"{len(found)} runs begin like this"
-    raise ConfigError("--run", run, problem, f"Latest in {output_dir}/: {known}.")
+    raise ConfigError(option, run, problem, f"Latest in {output_dir}/: {known}.")

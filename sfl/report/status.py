@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
 import math
@@ -155,6 +156,13 @@ class RunStatus:
         except OSError:
             return None
         return cls.from_dict(values)
+
+    @classmethod
+    def last(cls, path: Path) -> RunStatus | None:
+        """As `read`; None also where what is there cannot be read."""
+        with contextlib.suppress(AttributeError, KeyError, TypeError, ValueError):
+            return cls.read(path)
+        return None
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> RunStatus:

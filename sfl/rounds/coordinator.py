@@ -9,6 +9,7 @@ from sfl.config import RunSettings
 from sfl.rounds.journal import Entry, Journal, MemoryJournal
 from sfl.rounds.messages import (
     AdapterReady,
+    CloudRestarted,
     Command,
     DeviceMoved,
     DeviceReady,
@@ -29,7 +30,7 @@ from sfl.rounds.step import step
 from sfl.rounds.strikes import Strikes
 from sfl.rounds.values import EdgeBase
 
-TELLING = (DeviceReady, ReportReceived)
+TELLING = (DeviceReady, ReportReceived, CloudRestarted)
 """Events that records are made of, also where they come too late for a round."""
 
 AT_ONCE = (Tick, AdapterReady)
@@ -57,9 +58,11 @@ class Coordinator:
         now: float = 0.0,
         journal: Journal | None = None,
         hear: Callable[[Entry], object] = nobody,
+        state: RunState | None = None,
     ) -> None:
+        """`state` is where the run is already, by the same journal."""
         self.settings = settings
-        self.state = RunState.begin(settings, now)
+        self.state = RunState.begin(settings, now) if state is None else state
         self.journal: Journal = MemoryJournal() if journal is None else journal
         self._hear = hear
         self._unheard: deque[Entry] = deque()
@@ -84,7 +87,8 @@ class Coordinator:
         if any(isinstance(command, StartRound) for command in commands):
             self.journal.mark(self.state)
         elif not waits or any(_acts(command) for command in commands):
-            self.journal.commit()
+            # What an adapter was made of is dropped next.
+            self.journal.commit(durable=isinstance(event, AdapterReady))
         self._hear_all()
         return commands
 

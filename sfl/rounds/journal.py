@@ -33,8 +33,8 @@ class Journal(Protocol):
     def mark(self, state: RunState) -> None:
         """Keep the state after the latest event: what comes later is all that is replayed."""
 
-    def commit(self) -> None:
-        """What was kept outlives this process, however it ends."""
+    def commit(self, *, durable: bool = False) -> None:
+        """What was kept outlives this process, however it ends; if `durable`, a power cut too."""
 
     def entries(self) -> Iterator[Entry]:
         """All events; before the last mark, without those that nobody looks at later."""
@@ -72,7 +72,9 @@ PASSING = (DeviceMoved, Report, Tick)
 
 def subject(event: Event | Fact) -> str | None:
     """Of what only the latest counts, if the event is one of those."""
-    return f"{event.kind} {event.name}" if isinstance(event, NodeHeard) else None
+    if not isinstance(event, NodeHeard):
+        return None
+    return f"{event.kind} {event.name}" + (f" {event.life}" if event.life else "")
 
 
 class MemoryJournal:
@@ -107,7 +109,7 @@ class MemoryJournal:
                 del self._entries[number]
         self._marked, self._since = state, self._number
 
-    def commit(self) -> None:
+    def commit(self, *, durable: bool = False) -> None:
         """Nothing outlives this process."""
 
     def entries(self) -> Iterator[Entry]:

@@ -361,11 +361,15 @@ Command = (
 
 @dataclass(frozen=True, slots=True)
 class NodeHeard:
-    """A node's statistics, as JSON; a later one takes the place of one before."""
+    """A node's statistics, as JSON; a later one of the same life takes the place of one before.
+
+    `life` counts how often its process was seen to begin anew.
+    """
 
     kind: str
     name: str
     snapshot: str
+    life: int = 0
 
 
 @dataclass(frozen=True, slots=True)

@@ -250,3 +250,8 @@ class DeviceWelcome:
     compiled_codec: bool = False
     run_key: str = ""
     """Tells this run from another one of the same id."""
+
+    @property
+    def recovery_key(self) -> str:
+        """What snapshots of this run are known by; an older cloud tells its id alone."""
+        return self.run_key or self.run_id

@@ -53,7 +53,7 @@ class DeviceStage:
         self._folder = folder
         self._form = form or BaseForm(settings.model.dtype)
         self._thrift = thrift
-        self._folded = False
+        self._folded = 0  # rounds whose sums are in the base
         self.parts = self._built(assignment)
 
     @property
@@ -142,9 +142,13 @@ class DeviceStage:
             mine = {name: array for name, array in values.items() if belongs_to(name, part.span)}
             begin_adapter(part.adapter, mine, self.settings, round_)
 
-    def fold(self, base_update: Mapping[str, np.ndarray]) -> None:
-        """Add a base update, for good. Raises ProtocolError."""
-        self._folded = True
+    def fold(self, base_update: Mapping[str, np.ndarray], round_: int) -> None:
+        """Add what a round gave, for good and once. Raises ProtocolError."""
+        if round_ <= self._folded:
+            return  # the edge doesn't know what a device that came back has
+        if round_ != self._folded + 1:
+            raise ProtocolError(f"the sum of round {round_} came after that of {self._folded}")
+        self._folded = round_
         for part in self.parts:
             part.bank.fold(base_update)
 

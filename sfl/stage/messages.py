@@ -112,17 +112,22 @@ class Outgoing:
 
 @dataclass(frozen=True, slots=True)
 class RoundOrder:
-    """A round to run, and the part of the global adapter it begins with."""
+    """A round to run, and the part of the global adapter it begins with.
+
+    `moments` are the optimizer's, by name, to go on from; None: those that it has.
+    """
 
     assignment: Assignment
     values: Mapping[str, np.ndarray]
+    moments: Mapping[str, torch.Tensor] | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class BaseUpdate:
-    """What is to be added to the base before the next round, by the names of LoRA's factors."""
+    """What `round` gave, to be added to the base once, by the names of LoRA's factors."""
 
     values: Mapping[str, np.ndarray]
+    round: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -137,7 +142,8 @@ class Finish:
 class RoundOutcome:
     """What a device did in a round: mean loss, tokens, seconds, and the evaluation before it.
 
-    `sample` is the part of the evaluation over the examples that every evaluation takes.
+    `sample` is the part of the evaluation over the examples that every evaluation takes. `moments`
+    are the optimizer's after the round, as it has them.
     """
 
     round: int
@@ -151,6 +157,7 @@ class RoundOutcome:
     spans: tuple[Interval, ...] = ()
     rehearsal: tuple[float, ...] = ()
     sample: Score = NO_SCORE
+    moments: Mapping[str, torch.Tensor] = field(default_factory=dict)
 
 
 Message = TensorMessage | GradientNorm | BaseUpdate | RoundOrder | Finish

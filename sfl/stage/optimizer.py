@@ -116,6 +116,10 @@ class Optimizer:
             tensors |= {f"{name}:{key}": value for key, value in state.get(parameter, {}).items()}
         return tensors
 
+    def moments(self) -> dict[str, torch.Tensor]:
+        """All of it that the next round goes on from."""
+        return {n: t for n, t in self.held().items() if not n.endswith(f":{_ANCHOR}")}
+
     def let_go(self) -> None:
         """Give up the memory of what `held` has."""
         self._global = []

@@ -78,38 +78,47 @@ class Trainer:
         self.pipeline = Pipeline(device, stage, settings, link, stats, window)
         self.batches = MicroBatches(device, dataset, pad_id, settings, stats, stage.micro_batches)
         self.optimizer = Optimizer(stage.parameters, settings.training, settings.aggregation)
+        self.optimizer.forget()  # what a trainer left whose link broke within a step
 
     def _granted(self, own: Assignment) -> int:
         """Micro-batches in flight: one piece at a time where that is all that memory holds."""
         return 1 if self.stage.micro_batches > 1 else own.credits
 
-    def _take(self, own: Assignment, moments: Mapping[str, torch.Tensor]) -> None:
+    def _take(self, order: RoundOrder, moments: Mapping[str, torch.Tensor]) -> None:
         """Be built for a round's assignment, with the moments of what stays and what comes."""
+        own = order.assignment
+        if order.moments is not None:
+            self.optimizer.let_go()
         if self.stage.take(own):
             held = self.optimizer.held()
             options = self.settings
             self.optimizer = Optimizer(self.stage.parameters, options.training, options.aggregation)
             self.optimizer.adopt(held)
+        self.optimizer.adopt(order.moments or NO_MOMENTS)
         self.optimizer.adopt(moments)
         if self.pipeline.window.granted != self._granted(own):
             self.pipeline.window = Window(self._granted(own))
 
     def fold(self, base_update: BaseUpdate) -> None:
-        """Add what the round before gave to this device's base, for good."""
-        self.stage.fold(base_update.values)
+        """Add what a round gave to this device's base, for good, unless that was done before.
+
+        Raises ProtocolError where a round before it is missing.
+        """
+        self.stage.fold(base_update.values, base_update.round)
 
     def run_round(
         self, order: RoundOrder, moments: Mapping[str, torch.Tensor] = NO_MOMENTS
     ) -> RoundOutcome:
         """Evaluate the global adapter, train from it, and tell what came of it.
 
-        The optimizer's moments stay where they mean the same, by name. Those of a block that comes
+        The optimizer's moments are the order's; without, they stay where they mean the same, by
+        name. Those of a block that comes
         from the edge are `moments`, as its `Optimizer.held` has them; no message of the wire
         carries them yet, so between processes such a block begins with none.
         """
         own = order.assignment
         expect_finite(order)
-        self._take(own, moments)
+        self._take(order, moments)
         self.stage.load(order.values, own.round)
         self.optimizer.begin_round()
         if own.rehearse:
@@ -143,6 +152,7 @@ class Trainer:
             values=self.stage.state(),
             spans=tuple(self.stats.phases.timeline.take(self.device)),
             sample=sample,
+            moments=self.optimizer.moments(),
         )
 
     def rehearse(self, own: Assignment) -> RoundOutcome:

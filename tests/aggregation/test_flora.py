@@ -33,6 +33,7 @@ from sfl.config import DeviceConfig, EdgeConfig, ModelSettings, load_run
 from sfl.data import load_tokenizer, prepare
 from sfl.data.batches import Sampler, collate
 from sfl.errors import ConfigError, ProtocolError
+from sfl.report.conclusion import drop_rounds
 from sfl.report.records import RoundRecord, read_records
 from sfl.rounds.values import Score
 from sfl.stage.base import settle
@@ -274,7 +275,7 @@ def test_each_node_is_sent_what_it_lacks(tmp_path: Path) -> None:
     assert rank == {"r": 7, "lora_alpha": 7}
     for layer in LAYERS:
         np.testing.assert_allclose(update(values, layer, 1.0), dense[layer], rtol=1e-4, atol=1e-4)
-    base_updates.drop()
+    drop_rounds(tmp_path, every_round=False)
     assert not (tmp_path / "base_updates").exists()
 
 

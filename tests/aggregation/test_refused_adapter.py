@@ -159,11 +159,13 @@ def test_a_goodbye_says_that_it_was_the_adapter(error: type[SflError], refused: 
 def test_where_the_run_ended_over_it_that_is_what_the_device_says() -> None:
     gone, refused = PeerUnavailable("nobody answered"), AdapterRefused("beyond 65504")
     patience = Patience(10.0)
-    assert patience.why(gone) is gone
-    patience.refuse(refused)
-    assert patience.why(gone) is refused
-    patience.taken_in()
-    assert patience.why(gone) is gone
+    for said in (None, refused, None):
+        patience.taken_in()
+        if said is not None:
+            patience.refuse(said)
+        with pytest.raises(type(said or gone)) as raised:
+            patience.unreached(gone, 0.0)
+        assert raised.value is (said or gone)
 
 
 def test_a_gradient_norm_that_is_not_finite_is_nothing_to_exchange() -> None:

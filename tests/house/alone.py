@@ -9,6 +9,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -25,11 +26,13 @@ from sfl.metrics.stats import NodeStats
 from sfl.models.span import build_span
 from sfl.rounds.assignment import assign
 from sfl.rounds.values import (
+    BEGINNING,
     NO_STEPS,
     Assignment,
     DeviceFacts,
     DeviceWelcome,
     EdgeBase,
+    Point,
     Proof,
     RoundReport,
     Steps,
@@ -40,6 +43,7 @@ from sfl.stage.engine import Engine
 from sfl.stage.layout import real_tokens
 from sfl.stage.link import Link
 from sfl.stage.orders import ORDERS
+from sfl.stage.snapshots import Snapshots
 from sfl.stage.trainer import Trainer
 from sfl.stage.training import SESSIONS, TrainingSession
 from sfl.transport.device.decode_slots import DecodeSlots
@@ -59,12 +63,15 @@ NAME, STEPS, ROUNDS = "kitchen", 3, 3
 PATIENCE = 60.0
 
 Values = Mapping[str, np.ndarray]
+NONE_KEPT: Mapping[str, Snapshots] = MappingProxyType({})
 
 
 class Alone:
     """A run of one device with random examples; all that is drawn is drawn again each time."""
 
-    def __init__(self, topology: str, codec: Mapping[str, str], **training: Any) -> None:
+    def __init__(
+        self, topology: str, codec: Mapping[str, str], strategy: str = "fedavg", **training: Any
+    ) -> None:
         self.folder = opened("llama")
         self.settings = RunSettings.model_validate(
             {
@@ -72,6 +79,7 @@ class Alone:
                 "model": {"path": "m", "max_length": 24},
                 "lora": {"rank": LORA.rank, "alpha": LORA.alpha},
                 "codec": codec,
+                "aggregation": {"strategy": strategy},
                 "training": {"batch_size": 4, "learning_rate": 1e-2, **training},
                 "devices": [{"name": NAME, "cut_layer": 1, "tail_layers": topology != "vanilla"}],
             }
@@ -87,7 +95,9 @@ class Alone:
 
     def start(self, round_: int) -> Assignment:
         steps = Steps(STEPS, (round_ - 1) * STEPS, ROUNDS * STEPS) if round_ else NO_STEPS
-        return assign(self.settings, EdgeBase(self.plan.num_layers), NAME, round_, steps=steps)
+        after = Point(round_ - 1, STEPS) if round_ > 1 else BEGINNING
+        base = EdgeBase(self.plan.num_layers)
+        return assign(self.settings, base, NAME, round_, steps=steps, after=after)
 
     def session(self, within: int | None = None) -> TrainingSession:
         """The edge's, over its own blocks only, or all from block `within` on."""
@@ -111,15 +121,21 @@ class Alone:
 
     # -- three ways -------------------------------------------------------------------------------
 
-    def ends(self, stage: DeviceStage, session: TrainingSession | None = None) -> InProcessTraining:
-        """Both ends, and a session behind one of them."""
+    def ends(
+        self,
+        stage: DeviceStage,
+        session: TrainingSession | None = None,
+        snapshots: Mapping[str, Snapshots] = NONE_KEPT,
+    ) -> InProcessTraining:
+        """Both ends, and a session behind one of them; each side's `snapshots` by its name."""
         session = session or self.session()
         hidden = session.model.hidden_size
-        device = DeviceEnd(
-            NAME, stage.assignment, self.settings, NodeStats(NAME, "device").phases, True
-        )
+        phases, theirs = NodeStats(NAME, "device").phases, session.stats.phases
+        own, ours = stage.assignment, snapshots.get("device")
+        device = DeviceEnd(NAME, own, self.settings, phases, True, None, ours)
         device.expect(stage.shapes_of, hidden)
-        edge = EdgeEnd(NAME, stage.assignment, self.settings, session.stats.phases, True)
+        ours = snapshots.get("edge")
+        edge = EdgeEnd(NAME, own, self.settings, theirs, True, None, ours)
         edge.allow(hidden, 1 << 24)
         return InProcessTraining(device, edge, session)
 
@@ -244,7 +260,7 @@ class OneEdge:
         serve = partial(Training, device, self.session, settings, self)
         return Admitted(welcome, self.session.model.hidden_size, serve)
 
-    def ready(self, device: str, facts: DeviceFacts) -> None:
+    def ready(self, device: str, facts: DeviceFacts, points: tuple[Point, ...]) -> None:
         self.is_ready.set()
 
     async def left(self, device: str, reason: Exception) -> None:

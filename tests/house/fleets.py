@@ -22,6 +22,13 @@ WORDS = [f"w{number}" for number in range(VOCAB - 3)]
 CLASSES = ["zero", "one", "two"]
 
 
+LOST_IS_LOST: dict[str, dict[str, Any]] = {
+    "network": {"rejoin_timeout": 0},
+    "launch": {"restarts": 0},
+}
+"""Settings of a run that waits for nobody who is lost, and starts nobody again."""
+
+
 @cache
 def tiny(kind: str) -> Path:
     """A tiny random model of a family, with a tokenizer of its own."""

@@ -39,6 +39,7 @@ from sfl.models.families import FAMILIES
 from sfl.models.folder import local_folder, open_model
 from sfl.node.logs import TextLines
 from sfl.report.conclusion import concluded
+from sfl.report.resume import resumed
 from sfl.report.runs import open_run_folder
 from sfl.transport.device.line import Line
 from sfl.transport.device.link import DeviceLink
@@ -86,11 +87,19 @@ class Twin:
         folder: Path,
         values: dict[str, Any],
         edges: Mapping[str, Sequence[str]] | None = None,
+        resume: Path | None = None,
     ) -> None:
-        self.config = config = prepared(folder, values)
+        """With `resume` a run's folder is gone on with, and `values` are not looked at."""
+        if resume is None:
+            config = prepared(folder, values)
+            self.folder = open_run_folder(config)
+        else:
+            self.folder, config = resumed(str(resume))
+        self.config = config
         assert not config.lora.dropout, "threads share the generator that dropout is drawn from"
         self.clock = Clock()
-        self.folder = open_run_folder(config)
+        self.cache = self.folder.parent.parent / "cache"
+        """Where nodes keep what they go on from."""
         names = [entry.name for entry in config.devices]
         self.edges = dict(edges or {config.edge.name: names})
         self.servers: dict[str, EdgeServer] = {}
@@ -227,7 +236,9 @@ class Twin:
     async def _edge(self, name: str) -> None:
         NODE.set(name)
         try:
-            config = self.config.edge.model_copy(update={"cloud": CLOUD, "name": name})
+            config = self.config.edge.model_copy(
+                update={"cloud": CLOUD, "name": name, "cache_dir": self.cache}
+            )
             threads = config.threads
             assert threads != "auto"
             self.channels[name] = channel = self.services.aio_channel(CLOUD)
@@ -260,6 +271,7 @@ class Twin:
             "shared_eval": self.config.data.eval,
             "consent": {"min_cut_layer": min(1, entry.cut_layer)},
         }
+        own["cache_dir"] = self.cache
         local = entry.model_dump(include={"name", *LocalDevice.model_fields})
         return DeviceConfig.model_validate({**local, **own})
 
@@ -329,6 +341,8 @@ class TwinDevice(DeviceAgent):
             raise Killed(self.config.name)
         peer, end = f"edge at {self.edge}", time.monotonic() + patience
         while not self.twin.services.is_there(self.edge):
+            if self.twin.is_over:
+                self._patience._back_by = None  # nobody is waited for any more
             if self.twin.is_over or time.monotonic() > end:
                 raise PeerUnavailable(f"{peer} did not answer")
             time.sleep(0.005)
@@ -341,7 +355,8 @@ class TwinDevice(DeviceAgent):
         if kind is None:
             return super()._join(line, patience)
         signatures = DeviceSignatures(name, self.own)
-        return kind.join(line, signatures, patience, own.cache_dir, self.consent.check)
+        check, came_from = self.consent.check, self._came_from
+        return kind.join(line, signatures, patience, own.cache_dir, check, came_from)
 
     def _live(self) -> None:
         name = self.config.name

@@ -406,6 +406,7 @@ def live_run(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LiveRun]:
     own["c"]["metrics"] = {"enabled": True}
     values = {
         "run": {"rounds": 1000, "min_devices": 1},
+        "launch": {"restarts": 0},
         "model": {"path": str(QUICKSTART / "model"), "max_length": 96},
         "lora": {"rank": 4},
         "training": {"batch_size": 4, "local_steps": 4},

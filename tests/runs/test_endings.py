@@ -15,6 +15,7 @@ from typing import Any
 import psutil
 import pytest
 
+from sfl.cli.launch.restarts import Restarts
 from sfl.config import load_run
 from sfl.errors import DiskError
 from sfl.node.process import undisturbed
@@ -26,7 +27,7 @@ from sfl.report.status import DeviceStatus, RunStatus
 from sfl.report.summary import Fault, RunSummary
 from sfl.rounds import RunEnded
 from tests.house.federation import SFL, sfl, write_config
-from tests.house.fleets import fleet
+from tests.house.fleets import LOST_IS_LOST, fleet
 from tests.house.nodes import ByHand, launched, left_running
 from tests.house.nodes import node_process as node
 from tests.house.paths import ROOT
@@ -55,7 +56,7 @@ def closed(folder: Path, rounds: int = 1) -> Callable[[], bool]:
 
 @pytest.mark.process
 def test_a_killed_cloud_leaves_a_summary_all_the_same(tmp_path: Path) -> None:
-    process = launched(tmp_path, fleet(tmp_path, run={"rounds": 1000}))
+    process = launched(tmp_path, fleet(tmp_path, run={"rounds": 1000}, **LOST_IS_LOST))
     until(closed(tmp_path), "a round that closed")
     node(tmp_path, "cloud").kill()
     output, errors = process.communicate(timeout=PATIENCE)
@@ -80,7 +81,7 @@ def test_a_killed_cloud_leaves_a_summary_all_the_same(tmp_path: Path) -> None:
 
 @pytest.mark.process
 def test_too_few_devices_are_the_reason_everywhere(tmp_path: Path) -> None:
-    process = launched(tmp_path, fleet(tmp_path, training={"local_steps": 5000}))
+    process = launched(tmp_path, fleet(tmp_path, training={"local_steps": 5000}, **LOST_IS_LOST))
     for name in ("d0", "d1"):
         node(tmp_path, name).kill()
     _, errors = process.communicate(timeout=PATIENCE)
@@ -305,6 +306,7 @@ def test_a_clock_that_is_set_back_does_not_freeze_the_view(
         """A cloud that ends after a few looks."""
 
         looks = 0
+        title, returns = "cloud", False
 
         def exit_code(self) -> int | None:
             self.looks += 1
@@ -314,11 +316,12 @@ def test_a_clock_that_is_set_back_does_not_freeze_the_view(
     monkeypatch.setattr(launch_run, "POLL", 0.0)
     monkeypatch.setattr(launch_run, "_raise_mistakes", lambda nodes: None)
     monkeypatch.setattr(launch_run, "_lost", lambda *_: None)
-    nodes: Any = [Gone(), None]
+    nodes: Any = [Gone(), Gone()]
     launch_run._await_end(
         None,  # type: ignore[arg-type]
         tmp_path,
         nodes,
         lambda status: shown.append(status.sequence),
+        Restarts(0, shown.append),  # type: ignore[arg-type]
     )
     assert shown == [1, 2, 2]

@@ -240,7 +240,7 @@ def test_a_base_goes_by_its_name_on_the_hub(given: str, name: str | None) -> Non
     [
         (OSError(errno.ENOSPC, "No space left on device", "/out/a"), 1, "/out: its disk is full"),
         (OSError(errno.EROFS, "Read-only file system", "/out/a"), 1, "/out: its disk is read-only"),
-        (MemoryError(), 1, "out of memory"),
+        (MemoryError(), 71, "out of memory"),
     ],
 )
 def test_a_command_s_full_disk_is_one_line(

@@ -30,7 +30,7 @@ from sfl.transport.frames.wire import EDGE_SESSION, WIRE_VERSION
 from sfl.v1 import edge_pb2
 from tests.house.federation import launch, sfl, write_config
 from tests.house.files import write_jsonl
-from tests.house.fleets import device, fleet, settings, tiny
+from tests.house.fleets import LOST_IS_LOST, device, fleet, settings, tiny
 from tests.house.nodes import ByHand, launched, left_running, node_process
 from tests.house.paths import ROOT
 from tests.house.twin import Twin, played
@@ -474,7 +474,7 @@ def test_children_end_when_the_launcher_is_killed(tmp_path: Path) -> None:
 
 
 def test_a_killed_device_does_not_stop_the_run(tmp_path: Path) -> None:
-    process = launched(tmp_path, fleet(tmp_path, training={"local_steps": 100}))
+    process = launched(tmp_path, fleet(tmp_path, training={"local_steps": 100}, **LOST_IS_LOST))
     node_process(tmp_path, "d0").kill()
     output, errors = process.communicate(timeout=2 * PATIENCE)
     assert process.returncode == 0, output + errors
@@ -486,7 +486,7 @@ def test_a_killed_device_does_not_stop_the_run(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("name", ["edge", "cloud"])
 def test_a_killed_server_ends_the_run_and_is_named(tmp_path: Path, name: str) -> None:
-    process = launched(tmp_path, fleet(tmp_path, training={"local_steps": 5000}))
+    process = launched(tmp_path, fleet(tmp_path, training={"local_steps": 5000}, **LOST_IS_LOST))
     node_process(tmp_path, name).kill()
     _, errors = process.communicate(timeout=PATIENCE)
     assert process.returncode not in (0, 70)

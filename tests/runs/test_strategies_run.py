@@ -122,6 +122,7 @@ def test_an_update_that_is_scaled_otherwise_is_left_out(tmp_path: Path) -> None:
         header = UpdateHeader(round=1, device="a", side="edge", scaling=scaling)
         cloud.host.update_received(header)
         cloud.records._file.close()
+        cloud.journal.close()
         return said
 
     assert asyncio.run(receive(4.0)) == []

@@ -12,6 +12,7 @@ from sfl.adapters.names import is_lora_a
 from sfl.adapters.rank import shapes_at_rank
 from sfl.errors import ProtocolError
 from sfl.plan import Plan
+from sfl.rounds.values import BEGINNING
 from sfl.stage.device import DeviceStage
 from tests.house.alone import Alone
 
@@ -86,7 +87,7 @@ def test_what_stays_is_not_made_anew() -> None:
     link.begin_round(run.start(1), run.first)
     assert not stage.take(run.start(1))
     assert session.adapter is adapter and session.optimizer is optimizer
-    lower = replace(run.start(2), rank=2)
+    lower = replace(run.start(2), rank=2, after=BEGINNING)
     assert stage.take(lower) and stage.front.model is blocks
     link.begin_round(lower, at_rank(run.first, 2))
     assert session.adapter is not adapter and session.optimizer is not optimizer

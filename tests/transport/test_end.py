@@ -16,7 +16,7 @@ from sfl.errors import AdapterRefused, ProtocolError
 from sfl.metrics.stats import PhaseTimes
 from sfl.plan import Plan
 from sfl.rounds.assignment import assign
-from sfl.rounds.values import Assignment, EdgeBase, Steps
+from sfl.rounds.values import Assignment, EdgeBase, Point, Steps
 from sfl.stage.messages import (
     BaseUpdate,
     GradientNorm,
@@ -289,8 +289,9 @@ def test_adapters_go_whole_first_and_then_as_changes_both_ways(spec: str) -> Non
     exact = spec in EXACT
     seen: list[str] = []
     for round_ in range(1, 5):
-        edge.begin_round(start(codecs(adapter=spec), round_))
-        device.begin_round(start(codecs(adapter=spec), round_))
+        own = replace(start(codecs(adapter=spec), round_), after=Point(round_ - 1))
+        edge.begin_round(own)
+        device.begin_round(own)
         frames = list(edge.round_frames(values(round_), round_))
         seen.append(frames[0].header.codec)
         order = given(frames, device)
@@ -304,6 +305,8 @@ def test_adapters_go_whole_first_and_then_as_changes_both_ways(spec: str) -> Non
         whole = decode_adapter(edge.whole_update(part.codec, part.payload, lambda name: True))
         assert same(whole, dict(part.arrived))
         assert same(whole, trained) == exact
+        for end in (device, edge):
+            end.reached(Point(round_), {})
     assert seen == ["", *[spec if spec != "none" else ""] * 3]
 
 

@@ -222,7 +222,7 @@ def test_tensors_of_two_dtypes_shapes_and_codecs_cross_grpc() -> None:
             return echo
 
     class Edge(OneEdge):
-        def ready(self, device: str, facts: Any) -> None:
+        def ready(self, device: str, facts: Any, points: Any) -> None:
             self.service.streams[device].end.allow(HIDDEN, 0, declared)
             super().ready(device, facts)
 

@@ -83,7 +83,7 @@ def run_child(kind: str, name: str, arguments: Sequence[str], log: Path) -> None
     os.setsid()
     _hear_again()
     setproctitle.setproctitle(f"sfl {kind} {name} {' '.join(arguments)}")
-    with log.open("wb") as output, Path(os.devnull).open("rb") as nothing:
+    with log.open("ab") as output, Path(os.devnull).open("rb") as nothing:
         os.dup2(nothing.fileno(), 0)
         os.dup2(output.fileno(), 1)
         os.dup2(output.fileno(), 2)

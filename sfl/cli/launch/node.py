@@ -34,6 +34,8 @@ class Node:
     error_file: Path
     address_file: Path
     options: tuple[str, ...] = ()
+    returns: bool = False
+    """Whether another process can go on where this one's ended."""
     process: BaseProcess | None = field(default=None)
 
     def start(self) -> None:
@@ -72,6 +74,29 @@ class Node:
         if errors:
             reason = "the process that edge and devices are forked from died"
             raise RunFailed(f"{what}: {reason}; its output, if any, is above")
+
+    def start_again(self, line: str) -> None:
+        """Start another process in the place of one that has ended, and leave `line` in its log.
+
+        Raises RunFailed where none can be started.
+        """
+        for file in (self.error_file, self.address_file):
+            file.unlink(missing_ok=True)
+        with self.log.open("a", encoding="utf-8") as log:
+            log.write(f"--- {line}\n")
+        try:
+            self.start()
+        except (EOFError, OSError) as error:
+            raise RunFailed(f"{self.title} cannot be started again: {error}") from None
+
+    def stay_at(self, address: str) -> None:
+        """Let the next process listen where this one does, since others know that address."""
+        self.options = (*self.options, "--set", f"{self.kind}.listen={address!r}")
+
+    @property
+    def title(self) -> str:
+        """Kind and name, for a line."""
+        return self.kind if self.kind == "cloud" else f"{self.kind} {self.name}"
 
     def exit_code(self) -> int | None:
         """Exit code, None while it runs; negative: the signal that killed it."""
@@ -140,6 +165,7 @@ def edge_node(folder: Path, config: RunConfig, cloud_address: str) -> Node:
     edge = config.edge.model_copy(update={"cloud": cloud_address})
     node = _node("edge", edge.name, folder, _write(folder, "edge", edge), config)
     node.options = (*node.options, "--address-file", str(node.address_file))
+    node.returns = True
     return node
 
 
@@ -159,7 +185,9 @@ def device_node(folder: Path, config: RunConfig, name: str, edge_address: str) -
         "consent": {"min_cut_layer": min(1, entry.cut_layer)},
     }
     device = DeviceConfig.model_validate({**local, **own})
-    return _node("device", name, folder, _write(folder, "device", device), config)
+    node = _node("device", name, folder, _write(folder, "device", device), config)
+    node.returns = True
+    return node
 
 
 def _node(kind: str, name: str, folder: Path, file: Path, config: RunConfig) -> Node:

@@ -1,8 +1,9 @@
-"""The order of things: check, start, watch, stop. It restarts nothing."""
+"""The order of things: check, start, watch and start again, stop."""
 
 from __future__ import annotations
 
 import contextlib
+import logging
 import math
 import shutil
 import subprocess
@@ -18,6 +19,7 @@ from sfl.cli.launch.child import end_nursery, prepare_nursery
 from sfl.cli.launch.node import Node, cloud_node, device_node, edge_node
 from sfl.cli.launch.patience import SAY_EVERY
 from sfl.cli.launch.preflight import check_before_start
+from sfl.cli.launch.restarts import Note, Restarts
 from sfl.config import RunConfig
 from sfl.config.plugins import with_packages
 from sfl.errors import ConfigError, RunFailed, SflError
@@ -31,6 +33,8 @@ from sfl.report.conclusion import conclude
 from sfl.report.runs import INTERRUPTED, open_run_folder, stop_because
 from sfl.report.status import RunStatus
 
+log = logging.getLogger("sfl.run")
+
 CONNECT_TIMEOUT = 15.0
 KEPT_HEAP_BYTES = 2_000_000_000
 """Free memory for each device from which on devices keep their heaps while they train."""
@@ -43,13 +47,18 @@ Watch = Callable[[RunStatus], None]
 
 
 def run_on_this_machine(
-    config: RunConfig, watch: Watch, started: Callable[[Path], None], tls: bool = False
+    config: RunConfig,
+    watch: Watch,
+    started: Callable[[Path], None],
+    tls: bool = False,
+    note: Note = log.warning,
 ) -> Path:
     """Run everything to its end, and return the run's folder.
 
-    `started` is told the folder, `watch` each new status. With `tls` the nodes get certificates of
-    a CA that is made for this run, and gone after it. Raises ConfigError, DataError,
-    ModelError before or soon after the start, RunFailed where the run did not reach its end.
+    `started` is told the folder, `watch` each new status, `note` of each node that is started
+    again. With `tls` the nodes get certificates of a CA that is made for this run, and gone after
+    it. Raises ConfigError, DataError, ModelError before or soon after the start, RunFailed where
+    the run did not reach its end.
     """
 
     def say(message: str) -> None:
@@ -62,13 +71,20 @@ def run_on_this_machine(
     config = budgeted(resolved(config))
     try:
         prepare_nursery(model.family.layout(model.config, config.model.task).package)
-        return _run(config, watch, started, tls)
+        restarts = Restarts(config.launch.restarts, note)
+        return _run(config, watch, started, tls, restarts)
     finally:
         with undisturbed(hear_later=False):
             end_nursery()
 
 
-def _run(config: RunConfig, watch: Watch, started: Callable[[Path], None], tls: bool) -> Path:
+def _run(
+    config: RunConfig,
+    watch: Watch,
+    started: Callable[[Path], None],
+    tls: bool,
+    restarts: Restarts,
+) -> Path:
     """From the run's folder to its summary, without which no folder is left."""
     nodes: list[Node] = []
     began, reason = time.monotonic(), INTERRUPTED
@@ -80,7 +96,7 @@ def _run(config: RunConfig, watch: Watch, started: Callable[[Path], None], tls: 
         if tls:
             issue_for_run(config, folder)
         _start(config, folder, nodes, watch)
-        _await_end(config, folder, nodes, watch)
+        _await_end(config, folder, nodes, watch, restarts)
         _let_end(nodes)
     except Exception as error:
         reason = in_words(error)
@@ -212,24 +228,29 @@ def _start(config: RunConfig, folder: Path, nodes: list[Node], watch: Watch) -> 
     nodes.append(edge)
     edge.fork(say)
     edge_address = edge.await_address(say)
+    edge.stay_at(edge_address)
     for entry in config.devices:
         device = device_node(folder, config, entry.name, edge_address)
         nodes.append(device)
         device.start()
 
 
-def _await_end(config: RunConfig, folder: Path, nodes: list[Node], watch: Watch) -> None:
+def _await_end(
+    config: RunConfig, folder: Path, nodes: list[Node], watch: Watch, restarts: Restarts
+) -> None:
     """Watch until the cloud has ended. Raises RunFailed or what a node's mistake was."""
     cloud, edge, *devices = nodes
     seen, began = 0, time.monotonic()
     given_up = math.inf
-    while cloud.exit_code() is None:
+    while cloud.exit_code() is None or restarts.will_return(cloud):
         status = RunStatus.read(folder / "status.json")
         if status is not None and status.sequence != seen:
             seen = status.sequence
             watch(with_wait(status, time.monotonic() - began))
         _raise_mistakes(nodes)
-        if (lost := _lost(config, edge, devices)) is not None:
+        if status is None or not status.over:  # who dies at the end is not needed any more
+            restarts.look(nodes, time.monotonic())
+        if (lost := _lost(config, edge, devices, restarts)) is not None:
             # The cloud sees it too; what it makes of it stands in all that it leaves behind.
             given_up = min(given_up, time.monotonic() + VERDICT)
             if time.monotonic() > given_up:
@@ -269,11 +290,15 @@ def _raise_mistakes(nodes: list[Node]) -> None:
             raise Mistake(f"{node.kind} {node.name}: {node.failure()}")
 
 
-def _lost(config: RunConfig, edge: Node, devices: list[Node]) -> str | None:
-    """Nothing is restarted, so a run that cannot reach its end is over; why it cannot."""
-    if edge.exit_code() not in (None, 0):
+def _lost(config: RunConfig, edge: Node, devices: list[Node], restarts: Restarts) -> str | None:
+    """Why the run cannot reach its end any more, since who has ended is not started again."""
+
+    def gone(node: Node) -> bool:
+        return node.exit_code() not in (None, 0) and not restarts.will_return(node)
+
+    if gone(edge):
         return f"edge {edge.name}: {edge.failure()}"
-    ended = [device for device in devices if device.exit_code() not in (None, 0)]
+    ended = [device for device in devices if gone(device)]
     left = len(devices) - len(ended)
     if left >= config.min_devices:
         return None

@@ -126,8 +126,11 @@ class TrainingSession(ABC):
         assignment: Assignment,
         values: Mapping[str, np.ndarray],
         moments: Mapping[str, torch.Tensor] = NO_MOMENTS,
+        remembered: Mapping[str, torch.Tensor] | None = None,
     ) -> None:
         """Take the global adapter's part; the optimizer's moments stay where they mean the same.
+
+        With `remembered` it has those moments only, as another's `moments` were.
 
         Adapter and optimizer are made anew only where the span or the rank is another. Moments of
         blocks that stay are kept by name. Those of a block that comes from the device are
@@ -136,9 +139,12 @@ class TrainingSession(ABC):
         changed, where the assignment is none for this base.
         """
         enter(self)
+        if remembered is not None:
+            self.optimizer.let_go()
         if not assignment.same_adapter(self.assignment):
             self._rebuild(assignment)
-        self.trained.optimizer.adopt(moments)
+        self.optimizer.adopt(remembered or NO_MOMENTS)
+        self.optimizer.adopt(moments)
         self.assignment, self.is_open = assignment, True
         self.trained.begin_round(values, assignment.round)
         steps = watched_step(assignment.steps.count)
@@ -164,6 +170,11 @@ class TrainingSession(ABC):
         if self.step != due:
             raise ProtocolError(f"round ends at step {self.step} of {due}")
         return self.trained.state()
+
+    def moments(self) -> dict[str, torch.Tensor]:
+        """The optimizer's, by name, as they are now."""
+        enter(self)
+        return self.optimizer.moments()
 
     def close(self) -> None:
         """Give everything back: graphs, optimizer, adapter, and the file they are swapped to."""

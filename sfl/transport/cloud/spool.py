@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from sfl.errors import ProtocolError
 from sfl.node.certificates.identity import NAME
+from sfl.node.files import sync_folder
 from sfl.v1 import tensor_pb2
 
 
@@ -28,16 +30,17 @@ class Spool:
     def begin(self, header: tensor_pb2.AdapterHeader) -> Part:
         """A part to be written as it comes. Raises ProtocolError."""
         path = self._final(header)
-        path.parent.mkdir(parents=True, exist_ok=True)
+        if not path.parent.is_dir():
+            path.parent.mkdir(parents=True)
+            sync_folder(self.folder)
         return Part(header, path)
 
     def drop(self, round_: int) -> None:
-        """Remove a round's files."""
-        shutil.rmtree(self.folder / f"round-{round_:04d}", ignore_errors=True)
-
-    def drop_all(self) -> None:
-        """Remove the spool."""
-        shutil.rmtree(self.folder, ignore_errors=True)
+        """Remove the files of a round, and of those before it."""
+        last = f"round-{round_:04d}"
+        for folder in self.folder.glob("round-*"):
+            if folder.name <= last:
+                shutil.rmtree(folder, ignore_errors=True)
 
     def _final(self, header: tensor_pb2.AdapterHeader) -> Path:
         # Both become parts of a path. Whose part is due the device's contract has said.
@@ -66,8 +69,11 @@ class Part:
     def close(self, check: Callable[[Path], None] = lambda path: None) -> None:
         """Give the part its name, now that it is whole; raises what `check` of it does.
 
-        What was there of that name stays until then. Raises ProtocolError.
+        What was there of that name stays until then. It outlives a power cut when this returns.
+        Raises ProtocolError.
         """
+        self._file.flush()
+        os.fsync(self._file.fileno())
         self._file.close()
         if self._size != self.header.num_bytes:
             self.drop()
@@ -78,6 +84,7 @@ class Part:
             self.drop()
             raise
         self._partial.replace(self._path)
+        sync_folder(self._path.parent)
 
     def drop(self) -> None:
         """Leave nothing of a part that will not be whole."""

@@ -8,7 +8,7 @@ from typing import Protocol
 
 import numpy as np
 
-from sfl.rounds.values import UpdateHeader
+from sfl.rounds.values import Point, UpdateHeader
 from sfl.stage.engine import Engine
 from sfl.stage.training import TrainingSession
 from sfl.transport.device.end import EdgeEnd, trained_by
@@ -79,6 +79,10 @@ class AdapterWork:
     async def send_own(self, round_: int) -> None:
         """Pass on the edge's part of the same session."""
         values = await self.cloud.engine.run(self.session.end_round)
+        moments = await self.cloud.engine.run(self.session.moments)
+        # Before the cloud can count on it.
+        point = Point(round_, self.session.step)
+        await asyncio.to_thread(self.end.reached, point, moments)
         header = UpdateHeader(
             round=round_,
             final_step=self.session.step,

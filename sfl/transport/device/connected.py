@@ -10,6 +10,8 @@ from sfl.errors import LinkLost, NameInUse, SflError
 from sfl.metrics.stats import NodeStats
 from sfl.transport.device.served import V
 
+CAME_BACK = "the device came back on a new stream"
+
 
 class Connected(Generic[V]):
     """Their streams by name, each with the task that runs it."""
@@ -17,16 +19,19 @@ class Connected(Generic[V]):
     def __init__(self, stats: NodeStats) -> None:
         self.streams: dict[str, V] = {}
         self._groups: dict[str, asyncio.Task[None]] = {}
+        self._left: dict[str, asyncio.Future[None]] = {}
         self._stats = stats
 
     def enter(self, stream: V, group: asyncio.Task[None]) -> None:
         """`group` is what runs while the stream is open."""
         self.streams[stream.device], self._groups[stream.device] = stream, group
+        self._left[stream.device] = asyncio.get_running_loop().create_future()
         self._stats.connected = len(self.streams)
 
     def leave(self, device: str) -> None:
         """Its stream is over."""
         del self.streams[device], self._groups[device]
+        self._left.pop(device).set_result(None)
         self._stats.connected = len(self.streams)
 
     def evict(self, device: str, error: SflError) -> None:
@@ -35,6 +40,11 @@ class Connected(Generic[V]):
             self.streams[device].ended = error
             self._groups[device].cancel()
 
+    def end(self, device: str, error: SflError) -> asyncio.Future[None] | None:
+        """As `evict`; what is done once its stream has left, None where it has none."""
+        self.evict(device, error)
+        return self._left.get(device)
+
     def supersede(self, device: str) -> None:
         """Refuse a name that is in use; a stream that is not alive any more is closed for it."""
         old = self.streams.get(device)
@@ -42,7 +52,7 @@ class Connected(Generic[V]):
             return
         silent = time.monotonic() - old.last_heard
         if silent > 5 * old.settings.network.heartbeat_interval:
-            self.evict(device, LinkLost("the device came back on a new stream"))
+            self.evict(device, LinkLost(CAME_BACK))
         raise NameInUse(f"a device named {device!r} is connected already; try again in a moment")
 
     def cancel(self) -> None:

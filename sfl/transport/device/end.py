@@ -19,8 +19,10 @@ from sfl.config import RunSettings
 from sfl.errors import ProtocolError
 from sfl.metrics.stats import PhaseTimes
 from sfl.plan import Holder, Span
-from sfl.rounds.values import Assignment
+from sfl.rounds.values import Assignment, Point
 from sfl.stage.messages import BaseUpdate, GradientNorm, Kind, RoundOrder, TensorMessage
+from sfl.stage.remembered import Moments, Remembered, as_arrays, as_moments
+from sfl.stage.snapshots import Snapshots, under
 from sfl.transport.device import checked
 from sfl.transport.device.credits import Credits
 from sfl.transport.device.lanes import SLACK, Declared
@@ -74,10 +76,12 @@ class End:
         phases: PhaseTimes,
         peer_compiled: bool,
         folder: Path | None = None,
+        snapshots: Snapshots | None = None,
     ) -> None:
         """Until a round has others, the codecs are those of `joined`.
 
-        `phases` times what is coded; what is remembered of samples is under `folder`.
+        `phases` times what is coded; what is remembered of samples is under `folder`. What both
+        ends remember at a round's end is kept in `snapshots`.
         """
         seed = settings.run.seed
         self.device = device
@@ -86,6 +90,7 @@ class End:
         self.codecs = StreamCodecs(side, device, seed, peer_compiled, folder)
         self.codecs.begin_round(joined.codecs, joined.round)
         self.changes = AdapterChanges(side, device, seed)
+        self.remembered = Remembered(snapshots)
         self._hidden = 0
         self._most_rows = 0
         self._tensors = TensorAssembly(0)  # none is due before both sides know how wide
@@ -102,6 +107,29 @@ class End:
         self._most_rows = 4 * contract.batch_tokens(self.settings) * hidden + SLACK
         self._tensors.limit = self._most_rows + sum(one.most_bytes for one in named)
         self._adapter.limit = adapter_bytes
+
+    def go_on(self, told: Assignment) -> Moments | None:
+        """Take the round's codecs, and go on from the point that it names; nothing is in flight.
+
+        The optimizer's moments of that point, unless they are in memory. Raises ProtocolError.
+        """
+        found = self.remembered.go_on_from(told.after, told.steps.count > 0)
+        self.codecs.begin_round(told.codecs, told.round)
+        if found is None:
+            return None
+        self.changes.take_back(found.of("adapter"))
+        same = found.facts.get("codecs") == self.codecs.specs
+        self.codecs.take_back(found.of("codecs") if same else {})
+        return as_moments(found.of("moments"))
+
+    def reached(self, point: Point, moments: Moments) -> None:
+        """A round is over, with these moments: keep what there is to go on from."""
+        arrays = {
+            **under("moments", as_arrays(moments)),
+            **under("adapter", self.changes.remembered()),
+            **under("codecs", self.codecs.held()),
+        }
+        self.remembered.reached(point, arrays, {"codecs": self.codecs.specs})
 
     def encode(self, message: TensorMessage) -> list[Frame]:
         """A tensor as frames. Raises AdapterRefused where its values are none to send."""
@@ -145,11 +173,15 @@ class DeviceEnd(End):
         phases: PhaseTimes,
         peer_compiled: bool,
         folder: Path | None = None,
+        snapshots: Snapshots | None = None,
     ) -> None:
         """`joined` is what the device has loaded when its first round comes."""
-        super().__init__("device", device, joined, settings, phases, peer_compiled, folder)
+        super().__init__(
+            "device", device, joined, settings, phases, peer_compiled, folder, snapshots
+        )
         self._joined = joined
         self._told: Assignment | None = None
+        self._moments: Moments | None = None
         self._most_bytes: Callable[[Assignment], int] = _none_yet
 
     @property
@@ -179,7 +211,7 @@ class DeviceEnd(End):
     def begin_round(self, told: Assignment, agreed: bool = True) -> None:
         """A round is announced; unless its codecs are `agreed` those of the one before stay."""
         if agreed:
-            self.codecs.begin_round(told.codecs, told.round)
+            self._moments = self.go_on(told)
         self._told = told
         self._adapter.limit = self._most_bytes(told)
 
@@ -190,11 +222,12 @@ class DeviceEnd(End):
             return None
         header, payload = whole
         if header.side == BASE_UPDATE:
-            return BaseUpdate(decode_adapter(payload))
+            return BaseUpdate(decode_adapter(payload), header.round)
         if self._told is None:
             raise ProtocolError("an adapter came before its round was announced")
         codec = self.codecs.adapter_codec
-        return RoundOrder(self._told, self.changes.take_round(codec, payload, header.codec))
+        values = self.changes.take_round(codec, payload, header.codec)
+        return RoundOrder(self._told, values, self._moments)
 
     def update(self, values: Mapping[str, np.ndarray], round_: int) -> Part:
         """What this device trained in a round. Raises AdapterRefused."""
@@ -212,15 +245,16 @@ class EdgeEnd(End):
         phases: PhaseTimes,
         peer_compiled: bool,
         folder: Path | None = None,
+        snapshots: Snapshots | None = None,
     ) -> None:
         """`joined` is what the device was told to load."""
-        super().__init__("edge", device, joined, settings, phases, peer_compiled, folder)
+        super().__init__("edge", device, joined, settings, phases, peer_compiled, folder, snapshots)
         self.credits = Credits(joined.credits)
 
-    def begin_round(self, told: Assignment) -> None:
-        """A round begins; the device is told after this."""
+    def begin_round(self, told: Assignment) -> Moments | None:
+        """A round begins; the device is told after this. As `go_on`."""
         self.credits.begin_round(told.credits)
-        self.codecs.begin_round(told.codecs, told.round)
+        return self.go_on(told)
 
     def take_frame(self, frame: Frame, now: float) -> Arrival | None:
         """As of any end, within the device's credits."""

@@ -12,8 +12,9 @@ from sfl.codec.kernel import kernel
 from sfl.errors import LinkLost, NameInUse, ProtocolError, Refused
 from sfl.metrics.stats import NodeStats
 from sfl.rounds.values import Challenge, Proof
+from sfl.stage.snapshots import Snapshots
 from sfl.transport.device.cleanups import Cleanups
-from sfl.transport.device.connected import Connected
+from sfl.transport.device.connected import CAME_BACK, Connected
 from sfl.transport.device.end import EdgeEnd
 from sfl.transport.device.served import ALIVE, Admitted, Door, V
 from sfl.transport.device.tensor_work import Coders
@@ -54,6 +55,8 @@ class Entrance(Generic[V]):
         self._connected = connected
         self._cleanups = cleanups
         self._admissions: dict[str, asyncio.Task[Admitted[V]]] = {}
+        self._incarnations: dict[str, bytes] = {}
+        """Of the process that each device's last stream was of."""
         self._asked: set[asyncio.Task[Admitted[V]]] = set()
         """Admissions that the cloud has not answered yet, those of devices that are gone too."""
 
@@ -73,6 +76,7 @@ class Entrance(Generic[V]):
         await _alive_until(self._host, context)
         host: Door[V] = self._host.result()
         proof = await self._proof(requests, context)
+        await self._succeeds(hello, context)
         while (cleanup := self._cleanups.pending(device)) is not None:
             await _alive_until(cleanup, context)
         admission = self._ask(host, device, proof)
@@ -81,12 +85,23 @@ class Entrance(Generic[V]):
             admitted = admission.result()
             welcome = replace(admitted.welcome, compiled_codec=kernel().name == "compiled")
             await context.write(edge_pb2.EdgeMessage(welcome=words.to_welcome(welcome)))
-            stream = admitted.serve(self._coders, self._end(hello, host, admitted))
+            # What it has snapshots of is read there.
+            end = await asyncio.to_thread(self._end, hello, host, admitted)
+            stream = admitted.serve(self._coders, end)
+            self._incarnations[device] = hello.incarnation
         finally:
             if stream is None:
                 self._cleanups.start(device, _withdraw(host, device, admission))
             del self._admissions[device]
         return stream
+
+    async def _succeeds(self, hello: edge_pb2.DeviceHello, context: Context) -> None:
+        """End an older stream of the same process: it has given that up, or it would not dial."""
+        device = hello.device
+        if not hello.incarnation or self._incarnations.get(device) != hello.incarnation:
+            return
+        if (old := self._connected.end(device, LinkLost(CAME_BACK))) is not None:
+            await _alive_until(old, context)
 
     def _ask(self, host: Door[V], device: str, proof: Proof) -> asyncio.Task[Admitted[V]]:
         """Ask the cloud. A name that is in use is refused while its stream is alive."""
@@ -99,6 +114,8 @@ class Entrance(Generic[V]):
         return admission
 
     def _end(self, hello: edge_pb2.DeviceHello, host: Door[V], admitted: Admitted[V]) -> EdgeEnd:
+        key = admitted.welcome.recovery_key
+        snapshots = Snapshots.under(self.cache_dir, key, self._stats.name, hello.device)
         end = EdgeEnd(
             hello.device,
             admitted.welcome.assignment,
@@ -106,6 +123,7 @@ class Entrance(Generic[V]):
             self._stats.phases,
             hello.compiled_codec,
             self.cache_dir,
+            snapshots,
         )
         end.allow(admitted.hidden_size, host.adapter_limit)
         return end

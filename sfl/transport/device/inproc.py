@@ -15,7 +15,7 @@ import torch
 
 from sfl.adapters.names import belongs_to
 from sfl.errors import ProtocolError
-from sfl.rounds.values import Assignment
+from sfl.rounds.values import Assignment, Point
 from sfl.stage.messages import GradientNorm, Message, RoundOrder, RoundOutcome, TensorMessage
 from sfl.stage.optimizer import NO_MOMENTS
 from sfl.stage.session import Session
@@ -111,8 +111,8 @@ class InProcessTraining(InProcessLink):
         middle = own.plan.middle
         mine = {name: value for name, value in values.items() if belongs_to(name, middle)}
         theirs = {name: value for name, value in values.items() if name not in mine}
-        self.edge.begin_round(own)
-        self._training.begin_round(own, mine, moments)
+        remembered = self.edge.begin_round(own)
+        self._training.begin_round(own, mine, moments, remembered)
         self.device.begin_round(own)
         for frame in self.edge.round_frames(theirs, own.round):
             message = EDGE_SESSION.carried(edge_pb2.EdgeMessage(adapter=frame), DOWN)
@@ -125,4 +125,17 @@ class InProcessTraining(InProcessLink):
         part = self.device.update(outcome.values, outcome.round)
         trains = trained_by(self._training.plan.device_spans, self.edge.settings)
         payload = self.edge.whole_update(part.codec, part.payload, trains)
-        return {**self._training.end_round(), **decode_adapter(payload)}
+        mine = self._training.end_round()
+        self.reached(outcome)
+        return {**mine, **decode_adapter(payload)}
+
+    @property
+    def at(self) -> Point:
+        """What both sides can go on from without a snapshot."""
+        return self.device.remembered.at
+
+    def reached(self, outcome: RoundOutcome) -> None:
+        """Both sides have done a round, and keep what the next one goes on from."""
+        point = Point(outcome.round, outcome.num_steps)
+        self.device.reached(point, outcome.moments)
+        self.edge.reached(point, self._training.moments())

@@ -8,7 +8,7 @@ tells the edge that this device lives, and watches the idle timeout.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Self
@@ -20,7 +20,7 @@ from sfl.config import RunSettings
 from sfl.data.example import Dataset
 from sfl.errors import ProtocolError, RunFailed
 from sfl.metrics.timeline import spans_to_json
-from sfl.rounds.values import Assignment, DeviceFacts, RoundReport
+from sfl.rounds.values import Assignment, DeviceFacts, Point, RoundReport
 from sfl.stage.messages import (
     BaseUpdate,
     Finish,
@@ -32,6 +32,7 @@ from sfl.stage.messages import (
     RoundOutcome,
     TensorMessage,
 )
+from sfl.stage.snapshots import Snapshots
 from sfl.transport.device import checked
 from sfl.transport.device.end import DeviceEnd, ShapesOf
 from sfl.transport.device.greeting import FEW_WAITING, Greeting, await_welcome
@@ -60,6 +61,19 @@ class Joined:
     settings: RunSettings
     assignment: Assignment
     """What the device is to load."""
+    run_key: str = ""
+    """What this device keeps of the run is kept by this."""
+
+
+@dataclass(frozen=True, slots=True)
+class CameFrom:
+    """What a device says of itself: its process, and the run that it was in, if it was in one."""
+
+    run_key: str = ""
+    incarnation: bytes = b""
+
+
+NOWHERE = CameFrom()
 
 
 class DeviceLink:
@@ -97,17 +111,22 @@ class DeviceLink:
         patience: float,
         cache_dir: Path | None = None,
         agree: Callable[[Assignment], None] = lambda own: None,
+        came_from: CameFrom = NOWHERE,
     ) -> Self:
         """Say who this is, and wait to be taken in.
 
-        What delta coding remembers of samples is under `cache_dir`. An edge that is still
-        loading says so; one that is silent for `patience` seconds is not there any more.
+        What delta coding remembers of samples, and snapshots, are under `cache_dir`. An edge that
+        is still loading says so; one that is silent for `patience` seconds is not there any more.
 
         Raises Refused, LinkLost, ProtocolError, RunFailed.
         """
         device = line.stats.name
         hello = edge_pb2.DeviceHello(
-            device=device, wire_version=WIRE_VERSION, compiled_codec=kernel().name == "compiled"
+            device=device,
+            wire_version=WIRE_VERSION,
+            compiled_codec=kernel().name == "compiled",
+            run=came_from.run_key,
+            incarnation=came_from.incarnation,
         )
         line.post(edge_pb2.DeviceMessage(hello=hello))
         greeting = line.read(Greeting(line).take)
@@ -117,9 +136,12 @@ class DeviceLink:
         settings = welcome.settings
         own = welcome.assignment
         checked.assignment(own, settings)
-        joined = Joined(welcome.run_id, settings, own)
+        key = welcome.recovery_key
+        joined = Joined(welcome.run_id, settings, own, key)
+        snapshots = Snapshots.under(cache_dir, key, device)
         phases = line.stats.phases
-        end = DeviceEnd(device, own, settings, phases, welcome.compiled_codec, cache_dir)
+        compiled = welcome.compiled_codec
+        end = DeviceEnd(device, own, settings, phases, compiled, cache_dir, snapshots)
         return cls(line, joined, end, signatures, agree)
 
     @property
@@ -149,8 +171,9 @@ class DeviceLink:
         self.line.post(edge_pb2.DeviceMessage(ready=ready))
 
     def facts(self, dataset: Dataset) -> DeviceFacts:
-        """What this device has, in numbers."""
-        return _facts(dataset, self._stats.snapshot().to_json())
+        """What this device has, in numbers, and what it can go on from."""
+        facts = _facts(dataset, self._stats.snapshot().to_json())
+        return replace(facts, points=self._end.remembered.points)
 
     def orders(self, fold: Callable[[BaseUpdate], None] | None = None) -> Iterator[RoundOrder]:
         """The rounds to run, until the run is over. Raises RunFailed where it ends badly.
@@ -193,6 +216,8 @@ class DeviceLink:
     def _deliver_update(self, outcome: RoundOutcome) -> None:
         """This device's part: whole, or coded as what changed since the round began."""
         part = self._end.update(outcome.values, outcome.round)
+        # Before anybody can count on it.
+        self._end.reached(Point(outcome.round, outcome.num_steps), outcome.moments)
         header = tensor_pb2.AdapterHeader(
             round=outcome.round,
             final_step=outcome.num_steps,

@@ -11,6 +11,7 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 from torch import Tensor
 
 from sfl.codec.kernel import kernel
@@ -18,7 +19,7 @@ from sfl.codec.packet import MAX_TENSOR_BYTES, Packet, is_finite
 from sfl.codec.pipeline import Codec, Decoder, Encoder, parse
 from sfl.codec.topk import Mask
 from sfl.config import RunSettings
-from sfl.config.codec import RoleCodecs
+from sfl.config.codec import CODED_BY, RoleCodecs
 from sfl.errors import AdapterRefused, ProtocolError
 from sfl.keys import derive_seed
 from sfl.plan import Holder, Toward
@@ -104,6 +105,40 @@ class StreamCodecs:
             }
             self._encoders, self._decoders = {}, {}
         self._masks.clear()
+
+    @property
+    def specs(self) -> dict[str, str]:
+        """The round's codecs as they are written: what is remembered is of these."""
+        return dict(self._specs)
+
+    def held(self) -> dict[str, np.ndarray]:
+        """What encoders and decoders remember, by name, while nothing is in flight."""
+        ends: Mapping[str, Mapping[tuple[Lane, str], Encoder | Decoder]]
+        ends = {"encoder": self._encoders, "decoder": self._decoders}
+        return {
+            f"{kind}/{_called(lane)}/{name}/{own}": array
+            for kind, coders in ends.items()
+            for (lane, name), coder in coders.items()
+            for own, array in coder.held().items()
+        }
+
+    def take_back(self, arrays: Mapping[str, np.ndarray]) -> None:
+        """Forget what is remembered, and remember what ends of the same codecs `held`."""
+        self._encoders, self._decoders = {}, {}
+        self._masks.clear()
+        coders: dict[tuple[str, str, str], dict[str, np.ndarray]] = {}
+        for called, array in arrays.items():
+            kind, lane, name, own = called.split("/", 3)
+            coders.setdefault((kind, lane, name), {})[own] = array
+        for (kind, called, name), own_arrays in coders.items():
+            way = _LANES.get(called)
+            if way is None or (codec := self._codec(way, name)) is None:
+                continue
+            if kind == "encoder":
+                self._encoder(way, name).take_back(own_arrays)
+            else:
+                decoder = self._decoders[way, name] = Decoder(*self._cache)
+                decoder.take_back(codec.spec, own_arrays)
 
     def _as_sent(self, codec: Codec, rows: bool) -> Codec:
         if not rows:  # a device knows the rows of its activations by name, and nobody any others
@@ -246,6 +281,19 @@ class StreamCodecs:
                 f"shape {list(gradient.shape)} of the gradient of [{mask.rows}, {mask.hidden}]"
             )
         gradient *= mask.dense()
+
+
+def _called(lane: Lane) -> str:
+    """A lane's name among what is saved."""
+    use = "evaluation" if lane.evaluation else "training"
+    return f"{lane.hop.before}-{lane.hop.after}-{lane.toward.name}-{use}"
+
+
+_LANES = {
+    _called(lane): lane
+    for hop, toward in CODED_BY
+    for lane in (Lane(hop, toward, evaluation=True), Lane(hop, toward, evaluation=False))
+}
 
 
 def _comes_back(lane: Lane) -> bool:

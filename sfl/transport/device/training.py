@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Mapping
+from functools import partial
 from typing import Protocol
 
 import numpy as np
 
 from sfl.config import RunSettings
 from sfl.metrics.timeline import spans_to_json
-from sfl.rounds.values import Assignment, DeviceFacts, RoundReport, UpdateHeader
+from sfl.rounds.values import Assignment, DeviceFacts, Point, RoundReport, UpdateHeader
 from sfl.stage.training import TrainingSession
 from sfl.transport.device import checked
 from sfl.transport.device.adapter_work import AdapterWork
@@ -30,8 +31,8 @@ from sfl.v1 import edge_pb2, tensor_pb2
 class TrainingHost(Host, Protocol):
     """What the edge does for a device that trains, beside what it does for any."""
 
-    def ready(self, device: str, facts: DeviceFacts) -> None:
-        """The device has its span and its data."""
+    def ready(self, device: str, facts: DeviceFacts, points: tuple[Point, ...]) -> None:
+        """The device has its span and its data; `points` are what this edge has snapshots of."""
 
     async def relay_adapter(self, header: UpdateHeader, payload: Buffer) -> None:
         """Pass a device's or the edge's part on to the cloud."""
@@ -93,7 +94,8 @@ class Training(Served):
         elif body == "ready":
             self.host.heard(self.device, self._contract.ready(message.ready))
             self.is_ready = True
-            self._cloud.ready(self.device, words.from_device_facts(message.ready))
+            facts = words.from_device_facts(message.ready)
+            self._cloud.ready(self.device, facts, self.end.remembered.points)
         else:
             super().take(message, body)
 
@@ -125,8 +127,9 @@ class Training(Served):
         session = self.session
         checked.assignment(told, self.settings, session.plan.num_layers)
         self.tensors.turnaround.begin_round()
-        self.end.begin_round(told)
-        await self.host.engine.run(session.begin_round, told, mine)
+        remembered = await asyncio.to_thread(self.end.begin_round, told)
+        begin = partial(session.begin_round, told, mine, remembered=remembered)
+        await self.host.engine.run(begin)
         self._contract.begin(told)
         self.stream.outbox.put(edge_pb2.EdgeMessage(start=words.to_assignment(told)))
         await self.adapters.send_round(theirs, told.round)

@@ -22,6 +22,7 @@ from sfl.errors import AdapterRefused, ProtocolError
 from sfl.keys import derive_seed
 from sfl.transport.frames.chunks import Buffer, adapter_bytes, decode_adapter
 
+_HELD, _LOST = "held/", "lost"
 ROW = 64  # values of a row that a codec sees; an adapter is one long vector
 
 Array = npt.NDArray[np.float32]
@@ -34,7 +35,7 @@ class UpdateSender:
     def __init__(self, device: str, seed: int, direction: str, feedback: bool) -> None:
         self._seed = derive_seed(seed, device, direction)
         self._feedback = feedback
-        self._owed: Array | None = None
+        self._lost: Array | None = None
 
     def encode(
         self, codec: Codec, values: Values, reference: Values, round_: int
@@ -46,8 +47,8 @@ class UpdateSender:
         flat = _flat(values)
         if not codec.exact:
             flat -= _flat(reference)
-            if self._owed is not None:
-                flat += self._owed
+            if self._lost is not None:
+                flat += self._lost
         rows = torch.from_numpy(_padded(flat))
         key = derive_seed(self._seed, round_) & 0xFFFFFFFF
         try:
@@ -56,8 +57,17 @@ class UpdateSender:
             raise AdapterRefused(f"adapter of round {round_}: {error}") from None
         arrived = decode(packet).reshape(-1).numpy()[: flat.size]
         if self._feedback and not codec.exact:
-            self._owed = flat - arrived
+            self._lost = flat - arrived
         return packet.payload, _named(arrived, values, {} if codec.exact else reference)
+
+    @property
+    def lost(self) -> Array | None:
+        """What codecs have lost so far, which the next update adds."""
+        return self._lost
+
+    def add_next(self, lost: Array | None) -> None:
+        """Go on from what an earlier sender had still to add."""
+        self._lost = lost
 
 
 def decode_update(codec: Codec, payload: Buffer, reference: Values) -> dict[str, np.ndarray]:
@@ -134,6 +144,18 @@ class AdapterChanges:
             raise self._not_due(coded_as)
         held = {name: array for name, array in self.held.items() if trains(name)}
         return adapter_bytes(decode_update(codec, payload, held))
+
+    def remembered(self) -> dict[str, np.ndarray]:
+        """What it has of the device's adapter, and what codecs have lost of it, by name."""
+        lost = self._sender.lost
+        arrays = {f"{_HELD}{name}": array for name, array in self.held.items()}
+        return arrays if lost is None else {**arrays, _LOST: lost}
+
+    def take_back(self, arrays: Values) -> None:
+        """Go on from what an earlier end remembered; without anything, from the beginning."""
+        start = len(_HELD)
+        self.held = {name[start:]: a for name, a in arrays.items() if name.startswith(_HELD)}
+        self._sender.add_next(arrays.get(_LOST))
 
     def _not_due(self, coded_as: str) -> ProtocolError:
         return ProtocolError(f"{self._device}: an adapter in codec {coded_as!r} was not expected")

@@ -186,11 +186,12 @@ class _Joined:
 class SignatureCheck:
     """The cloud's end, for one edge's stream; without a certificate of its own it asks nobody."""
 
-    def __init__(self, run_id: str, edge: str, trust: Trust | None) -> None:
+    def __init__(self, run_id: str, edge: str, trust: Trust | None, challenge: bytes = b"") -> None:
+        """`challenge` is one that devices of this edge may know already; else it is a new one."""
         self._run_id = run_id
         self._edge = edge
         self._trust = trust
-        self.challenge = b"" if trust is None else secrets.token_bytes(32)
+        self.challenge = b"" if trust is None else challenge or secrets.token_bytes(32)
         self._asking: dict[str, _Joined] = {}
         self._joined: dict[str, _Joined] = {}
         self._used: set[bytes] = set()

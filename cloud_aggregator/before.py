@@ -1,0 +1,49 @@
+"""What a run's journal has when its cloud starts: of a run that begins, nothing."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from sfl.config import RunConfig
+from sfl.report.kept import KeptAdapters, KeptRounds
+from sfl.report.projection import RunProjection
+from sfl.rounds import RunState, Settle
+from sfl.rounds.journal import Journal
+
+
+@dataclass(frozen=True, slots=True)
+class Before:
+    """Where a run was when its cloud was last heard of, and all that was told of it."""
+
+    state: RunState
+    told: RunProjection
+    kept: KeptRounds
+    settled: tuple[Settle, ...]
+    goes_on: bool
+
+    @classmethod
+    def of(cls, journal: Journal, config: RunConfig) -> Before:
+        """Raises DiskError."""
+        told, kept = RunProjection(), KeptRounds(config.run.keep_round_adapters)
+        settled: list[Settle] = []
+        goes_on = False
+        for entry in journal.entries():
+            goes_on = True
+            told.take(entry)
+            kept.take(entry.event, told)
+            if isinstance(entry.event, Settle):
+                settled.append(entry.event)
+        state = journal.latest().state(config.settings)
+        return cls(state, told, kept, tuple(settled), goes_on)
+
+    def keep_adapters(self, folder: Path, every_round: bool) -> KeptAdapters:
+        """Finish what the cloud was stopped amid. Raises DiskError."""
+        kept = KeptAdapters(folder, every_round, self.kept.best)
+        if self.goes_on:
+            kept.forget_after(self.told.closed)
+        if self.kept.latest is not None:
+            kept.replace("adapter", self.kept.latest)
+        if self.kept.best is not None:
+            kept.replace("adapter_best", self.kept.best)
+        return kept

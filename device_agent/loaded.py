@@ -1,0 +1,54 @@
+"""What a device has loaded, and whether that is what another link of the same run asks for."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from sfl.config import CodecSettings, DataSettings, RunSettings
+from sfl.config.codec import CodecChange
+from sfl.data import Dataset
+from sfl.stage.device import DeviceStage
+from sfl.transport.device.link import Joined
+
+
+@dataclass(frozen=True, slots=True)
+class Loaded:
+    """A device's span, data and tokenizer, for as long as its process is in one run."""
+
+    joined: Joined
+    """What it was loaded for."""
+    stage: DeviceStage
+    dataset: Dataset
+    pad_id: int
+
+    def fits(self, joined: Joined) -> bool:
+        """Whether this is what an edge asks for that has taken the device in again."""
+        before = self.joined
+        return (
+            before.run_key == joined.run_key
+            and before.assignment.same_adapter(joined.assignment)
+            and loads(before.settings) == loads(joined.settings)
+        )
+
+    def same_data(self, joined: Joined) -> bool:
+        """Whether the examples are the same, too."""
+        return self.joined.settings.data == joined.settings.data
+
+
+def loads(settings: RunSettings) -> RunSettings:
+    """The settings without what each round's assignment says, and without what is about data.
+
+    A rehearsal settles some of it, and most devices' form of text settles some of the data's.
+    """
+    training = settings.training.model_copy(
+        update={"micro_batches": 1, "computation": settings.computation}
+    )
+    devices = [entry.model_copy(update={"codec": CodecChange()}) for entry in settings.devices]
+    return settings.model_copy(
+        update={
+            "training": training,
+            "codec": CodecSettings(),
+            "data": DataSettings(),
+            "devices": tuple(devices),
+        }
+    )

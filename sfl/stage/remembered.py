@@ -1,0 +1,72 @@
+"""What one side of a device's stream goes on from: its own memory, a snapshot, or nothing."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import torch
+
+from sfl.errors import ProtocolError
+from sfl.rounds.values import BEGINNING, Point
+from sfl.stage.snapshots import Snapshot, Snapshots
+
+Moments = Mapping[str, torch.Tensor]
+
+
+class Remembered:
+    """Knows of which point a stream's memory is, and finds the snapshot of another one.
+
+    Without `snapshots` nothing is written, and no other point is known.
+    """
+
+    def __init__(self, snapshots: Snapshots | None = None) -> None:
+        self._snapshots = snapshots
+        self._at: Point | None = None
+        self.points = () if snapshots is None else snapshots.points()
+        """What there were snapshots of when the stream began."""
+
+    @property
+    def at(self) -> Point:
+        """Of which point memory is; the beginning where it is of none."""
+        return self._at or BEGINNING
+
+    def go_on_from(self, after: Point, trains: bool) -> Snapshot | None:
+        """What is to be taken back for work that begins after a point; None where memory has it.
+
+        An empty snapshot is of the beginning: all is to be forgotten. Where nothing is trained,
+        memory stays of that point. Raises ProtocolError.
+        """
+        at, self._at = self._at, None if trains else after
+        if after == BEGINNING:
+            if self._snapshots is not None:
+                self._snapshots.clear()
+            return Snapshot(BEGINNING)
+        if at == after:
+            return None
+        found = None if self._snapshots is None else self._snapshots.read(after)
+        if found is None:
+            raise ProtocolError(
+                f"step {after.step} of round {after.round} is to be gone on from, and no snapshot "
+                "of that is here"
+            )
+        return found
+
+    def reached(
+        self, point: Point, arrays: Mapping[str, np.ndarray], facts: Mapping[str, Any]
+    ) -> None:
+        """Memory is of this point now: a round's end. It is written, if there is room."""
+        if self._snapshots is not None:
+            self._snapshots.write(Snapshot(point, arrays, facts))
+        self._at = point
+
+
+def as_arrays(moments: Moments) -> dict[str, np.ndarray]:
+    """An optimizer's moments to be written; they may share its memory."""
+    return {name: tensor.detach().cpu().numpy() for name, tensor in moments.items()}
+
+
+def as_moments(arrays: Mapping[str, np.ndarray]) -> dict[str, torch.Tensor]:
+    """The same read back."""
+    return {name: torch.from_numpy(array) for name, array in arrays.items()}

@@ -1,0 +1,178 @@
+"""Snapshots: what one side remembers of a device, on its disk, so that a new process goes on there.
+
+A snapshot is of a point (`sfl.rounds.values.Point`), and is one safetensors file: arrays by name,
+and in its header facts as JSON with a digest over all of it. It is there whole or not at all.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import logging
+import re
+import shutil
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Self
+
+import numpy as np
+import safetensors
+import safetensors.numpy
+
+from sfl.errors import ConfigError, DiskError
+from sfl.node.files import on_disk, write_atomic
+from sfl.node.paths import expanded
+from sfl.rounds.values import Point
+
+log = logging.getLogger("sfl.recovery")
+
+GENERATIONS = 2
+"""Snapshots of a kind that are kept: the two ends of a stream may be one point apart."""
+FORMAT = 1
+_FILE = re.compile(r"(round|step)-(\d+)-(\d+)\.safetensors")
+_PLAIN = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
+
+Arrays = Mapping[str, np.ndarray]
+
+
+@dataclass(frozen=True, slots=True)
+class Snapshot:
+    """What was remembered at a point: arrays by name, and facts that JSON can hold."""
+
+    point: Point
+    arrays: Arrays = field(default_factory=dict)
+    facts: Mapping[str, Any] = field(default_factory=dict)
+
+    def of(self, part: str) -> dict[str, np.ndarray]:
+        """The arrays below `part/`."""
+        return below(self.arrays, part)
+
+
+def below(arrays: Arrays, part: str) -> dict[str, np.ndarray]:
+    """Those whose names begin with `part/`, without that."""
+    start = f"{part}/"
+    return {name[len(start) :]: a for name, a in arrays.items() if name.startswith(start)}
+
+
+def under(part: str, arrays: Arrays) -> dict[str, np.ndarray]:
+    """The same arrays, with `part/` before their names."""
+    return {f"{part}/{name}": array for name, array in arrays.items()}
+
+
+def recovery_folder(cache: Path, run_key: str, *names: str) -> Path:
+    """Where a node's snapshots of a run are. What is no plain name is replaced by its digest.
+
+    Raises ConfigError where there is no home directory for `cache` to be in.
+    """
+    key = run_key if _PLAIN.fullmatch(run_key) else hashlib.sha256(run_key.encode()).hexdigest()
+    return expanded(cache, "cache_dir").joinpath("recovery", key, *names)
+
+
+def forget_run(cache: Path, run_key: str, name: str) -> None:
+    """Remove all that a node of this name keeps of a run that is over."""
+    # Others of this machine may have theirs there, and without a home there is nothing.
+    with contextlib.suppress(OSError, ConfigError):
+        folder = recovery_folder(cache, run_key, name)
+        shutil.rmtree(folder, ignore_errors=True)
+        folder.parent.rmdir()
+        folder.parent.parent.rmdir()
+
+
+class Snapshots:
+    """One side's snapshots of one device in one run: two of rounds' ends, two within rounds."""
+
+    def __init__(self, folder: Path, run_key: str) -> None:
+        self._folder = folder
+        self._run_key = run_key
+
+    @classmethod
+    def under(cls, cache: Path | None, run_key: str, *names: str) -> Self | None:
+        """Those in a node's cache; None where it has none."""
+        try:
+            return None if cache is None else cls(recovery_folder(cache, run_key, *names), run_key)
+        except ConfigError as error:
+            log.warning("nothing is kept for a restart: %s", error)
+            return None
+
+    def points(self) -> tuple[Point, ...]:
+        """Of what there are sound snapshots, oldest first."""
+        return tuple(point for point in sorted(self._files()) if self.read(point) is not None)
+
+    def write(self, snapshot: Snapshot, last: bool = True) -> None:
+        """Keep a snapshot; `last` says that it is of a round's end. A full disk costs a warning."""
+        kind = "round" if last else "step"
+        point = snapshot.point
+        path = self._folder / f"{kind}-{point.round:06d}-{point.step:08d}.safetensors"
+        facts = {"format": FORMAT, "run": self._run_key, "point": [point.round, point.step]}
+        said = json.dumps({**facts, "facts": dict(snapshot.facts)}, sort_keys=True)
+        arrays = {name: np.asarray(array, order="C") for name, array in snapshot.arrays.items()}
+        header = {"recovery": said, "digest": _digest(said, arrays)}
+        try:
+            with on_disk(self._folder):
+                self._folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+            write_atomic(path, safetensors.numpy.save(arrays, header))
+            self._keep_newest(kind)
+        except DiskError as error:
+            log.warning("no snapshot of step %d of round %d: %s", point.step, point.round, error)
+
+    def read(self, point: Point) -> Snapshot | None:
+        """The snapshot of a point; None where there is none, or one that is torn or foreign."""
+        path = self._files().get(point)
+        if path is None:
+            return None
+        try:
+            return self._sound(point, path)
+        except (OSError, ValueError, safetensors.SafetensorError) as error:
+            log.warning("snapshot %s is not used: %s", path, error)
+            return None
+
+    def clear(self) -> None:
+        """Remove all of them."""
+        with contextlib.suppress(OSError):
+            for path in self._files().values():
+                path.unlink(missing_ok=True)
+            self._folder.rmdir()
+
+    def _sound(self, point: Point, path: Path) -> Snapshot:
+        """Raises ValueError where it is not what was written, or another run's."""
+        with safetensors.safe_open(path, "numpy") as file:
+            header = dict(file.metadata() or {})
+            arrays = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+        said = header.get("recovery", "")
+        if header.get("digest") != _digest(said, arrays):
+            raise ValueError("its digest does not fit")
+        told = json.loads(said)
+        if (told["format"], told["run"]) != (FORMAT, self._run_key):
+            raise ValueError(f"it is of run {told['run']!r:.40}, format {told['format']!r:.8}")
+        if told["point"] != [point.round, point.step]:
+            raise ValueError("it is of another point than its name says")
+        return Snapshot(point, arrays, told["facts"])
+
+    def _files(self, kind: str = "") -> dict[Point, Path]:
+        try:
+            found = [(_FILE.fullmatch(path.name), path) for path in self._folder.iterdir()]
+        except OSError:
+            return {}
+        return {
+            Point(int(name[2]), int(name[3])): path
+            for name, path in found
+            if name is not None and kind in ("", name[1])
+        }
+
+    def _keep_newest(self, kind: str) -> None:
+        files = self._files(kind)
+        for point in sorted(files)[:-GENERATIONS]:
+            with on_disk(self._folder):
+                files[point].unlink(missing_ok=True)
+
+
+def _digest(said: str, arrays: Arrays) -> str:
+    """Over facts, and names, types, shapes and bytes of all arrays."""
+    total = hashlib.blake2b(said.encode(), digest_size=32)
+    for name in sorted(arrays):
+        array = arrays[name]
+        total.update(json.dumps([name, array.dtype.str, array.shape]).encode())
+        total.update(array.reshape(-1).view(np.uint8).data)
+    return total.hexdigest()

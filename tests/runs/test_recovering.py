@@ -1,0 +1,90 @@
+"""A device whose link broke, or whose process died, ends in the undisturbed run's adapter."""
+
+from __future__ import annotations
+
+import threading
+from functools import cache
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import numpy as np
+import pytest
+
+from tests.house.federation import Outcome, finished
+from tests.house.fleets import fleet
+from tests.house.reference import adapter, assert_same_bits
+from tests.house.twin import Twin
+
+UNCODED = {"activation": "none", "gradient": "none"}
+RUNS: dict[str, dict[str, Any]] = {
+    "vanilla": {"codec": UNCODED},
+    "u_shaped": {"codec": UNCODED, "run": {"topology": "u_shaped"}},
+    "compact": {"codec": {"activation": "compact", "gradient": "compact"}},
+    "adapter": {"codec": {**UNCODED, "adapter": "int8"}, "run": {"topology": "u_shaped"}},
+    "fedprox": {"codec": UNCODED, "aggregation": {"strategy": "fedprox"}},
+    "flora": {"codec": UNCODED, "aggregation": {"strategy": "flora"}},
+}
+
+
+def twin_of(folder: Path, name: str) -> Twin:
+    values = dict(RUNS[name])
+    run = {"min_devices": 2, **values.pop("run", {})}
+    values = fleet(folder, run=run, training={"local_steps": 4}, **values)
+    if run.get("topology") == "u_shaped":
+        for device in values["devices"]:
+            device["tail_layers"] = 1
+    return Twin(folder, values)
+
+
+@cache
+def undisturbed(name: str) -> dict[str, np.ndarray]:
+    with TemporaryDirectory() as folder:
+        return adapter(finished(twin_of(Path(folder), name).run()))
+
+
+def killed(twin: Twin, device: str) -> None:
+    """A device's process dies, and is started again."""
+    threading.Timer(0.1, twin.loop.call_soon_threadsafe, [twin.start_device, device]).start()
+    twin.lose(device)
+
+
+def judged(twin: Twin, name: str) -> Outcome:
+    outcome = finished(twin.run())
+    assert outcome.summary["faults"] == []
+    assert_same_bits(adapter(outcome), undisturbed(name))
+    return outcome
+
+
+@pytest.mark.parametrize("step", [0, 2])
+@pytest.mark.parametrize("name", RUNS)
+def test_a_link_that_breaks_changes_no_bit(tmp_path: Path, name: str, step: int) -> None:
+    twin = twin_of(tmp_path, name)
+    twin.at("d2", 2, step, twin.cut)
+    outcome = judged(twin, name)
+    log = (outcome.folder / "logs" / "d2.log").read_text()
+    assert "model and data are still loaded" in log and log.count("with the model") == 1
+
+
+@pytest.mark.parametrize("step", [0, 3])
+@pytest.mark.parametrize("name", RUNS)
+def test_a_process_that_dies_and_is_started_again_changes_no_bit(
+    tmp_path: Path, name: str, step: int
+) -> None:
+    twin = twin_of(tmp_path, name)
+    twin.at("d2", 2, step, lambda device: killed(twin, device))
+    judged(twin, name)
+
+
+def test_two_devices_may_be_lost_at_once_and_one_again_and_again(tmp_path: Path) -> None:
+    twin = twin_of(tmp_path, "compact")
+    twin.at("d0", 3, 1, twin.cut)
+    for round_, step in ((1, 2), (2, 1), (3, 1)):
+        twin.at("d2", round_, step, twin.cut)
+    judged(twin, "compact")
+
+
+def test_a_run_that_is_over_leaves_no_snapshot(tmp_path: Path) -> None:
+    twin = twin_of(tmp_path, "vanilla")
+    judged(twin, "vanilla")
+    assert not list(twin.cache.rglob("*.safetensors"))

@@ -1,0 +1,118 @@
+"""A run whose cloud was killed goes on from its folder, and ends as if nothing had happened."""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import shutil
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from cloud_aggregator.averaging import Averaging, GlobalAdapter
+from cloud_aggregator.memory import StrategyMemory
+from cloud_aggregator.records import RunRecords
+from sfl.report.journal import SqliteJournal
+from sfl.report.records import RoundRecord, read_records
+from tests.house.federation import Outcome, finished
+from tests.house.fleets import fleet
+from tests.house.retold import assert_retold
+from tests.house.twin import Twin
+
+WEIGHTS = "adapter_model.safetensors"
+
+
+def digest(folder: Path) -> str:
+    return hashlib.sha256((folder / "adapter" / WEIGHTS).read_bytes()).hexdigest()
+
+
+class Stills:
+    """A run's folder as a killed cloud leaves it, before each of some calls."""
+
+    def __init__(self, folder: Path) -> None:
+        self.aside = folder
+        self.taken: list[tuple[Path, str]] = []
+        self.run: Path | None = None
+
+    def take(self, when: str) -> None:
+        if self.run is None:
+            return
+        number = len(self.taken)
+        still = self.aside / f"{number:04d}" / self.run.name
+        shutil.copytree(self.run, still, ignore=shutil.ignore_patterns(".cloud.lock"))
+        self.taken.append((still, when))
+
+    def before(self, patched: pytest.MonkeyPatch, owner: type, name: str) -> None:
+        original: Callable[..., Any] = getattr(owner, name)
+
+        def watched(own: Any, *given: Any, **named: Any) -> Any:
+            self.take(name)  # what comes after one write is what comes before the next
+            return original(own, *given, **named)
+
+        patched.setattr(owner, name, watched)
+
+
+def stills_of(folder: Path, values: dict[str, Any]) -> tuple[Outcome, Stills]:
+    """A run, and its folder before each of its cloud's writes."""
+    twin, stills = Twin(folder, values), Stills(folder / "stills")
+    stills.run = twin.folder
+    with pytest.MonkeyPatch.context() as patched:
+        for owner, name in (
+            (SqliteJournal, "_write"),
+            (GlobalAdapter, "save"),
+            (StrategyMemory, "save"),
+            (Averaging, "forget_before"),
+            (RunRecords, "keep"),
+            (RunRecords, "close"),
+        ):
+            stills.before(patched, owner, name)
+        outcome = finished(twin.run())
+    return outcome, stills
+
+
+def assert_same_end(outcome: Outcome, whole: Outcome) -> None:
+    assert digest(outcome.folder) == digest(whole.folder)
+    ours, theirs = outcome.summary, whole.summary
+    for key in ("rounds", "best_round", "eval_loss_before", "eval_loss_after", "tokens_trained"):
+        assert ours[key] == theirs[key], key
+    records = read_records(outcome.folder / "metrics.jsonl")
+    scored = Counter((r.round, r.device) for r in records if isinstance(r, RoundRecord))
+    assert set(scored.values()) == {1}
+    assert len(records) == len(read_records(whole.folder / "metrics.jsonl"))
+    left = {path.name for path in whole.folder.iterdir()}
+    assert {path.name for path in outcome.folder.iterdir()} == left
+    assert_retold(outcome.folder, outcome.folder.parent / "retold")
+
+
+def brief(folder: Path, **sections: Any) -> dict[str, Any]:
+    """One round: what device and edge remember of rounds before it is nobody's here."""
+    more = {"run": {"rounds": 1, "keep_round_adapters": False}, "training": {"local_steps": 2}}
+    return fleet(folder, 2, **{**more, **sections})
+
+
+@pytest.mark.parametrize("strategy", ["fedadam", "flora"])
+def test_a_cloud_killed_between_any_two_writes_goes_on(tmp_path: Path, strategy: str) -> None:
+    folder = tmp_path / "whole"
+    folder.mkdir()
+    whole, stills = stills_of(folder, brief(folder, aggregation={"strategy": strategy}))
+    moments = [still for still in stills.taken if not over(still[0])]
+    assert {when for _, when in moments} >= {"_write", "save", "forget_before", "keep"}
+    for still, when in moments:
+        logging.getLogger("sfl").warning("resumed %s: %s", still.parent.name, when)
+        outcome = finished(Twin(tmp_path, {}, resume=still).run())
+        assert_same_end(outcome, whole)
+
+
+def over(folder: Path) -> bool:
+    from sfl.errors import ConfigError
+    from sfl.report.resume import resumed
+
+    try:
+        resumed(str(folder))
+    except ConfigError as error:
+        assert "has ended" in str(error)
+        return True
+    return False
