@@ -44,7 +44,7 @@ from sfl.node.certificates.own import OwnCertificate
 from sfl.node.extras import require_cryptography, require_opentelemetry
 from sfl.node.files import write_atomic
 from sfl.node.logs import describe_node
-from sfl.report.conclusion import drop_rounds, drop_working_files, what_stays
+from sfl.report.conclusion import can_go_on, drop_rounds, drop_working_files, what_stays
 from sfl.report.journal import SqliteJournal
 from sfl.report.runs import stop_reason
 from sfl.rounds import CloudRestarted, Coordinator, FinishRun, Phase, RunEnded, Tick
@@ -206,6 +206,8 @@ class CloudAggregator:
         log.info("run %s %s: %s", self.run_id, how, end.reason)
         for name, what in what_stays(self.folder):
             log.info("%s: %s", what, self.folder / name)
+        if can_go_on(self.folder):
+            log.info("to go on: sfl cloud --resume %s", self.folder)
 
     def _finish_records(self, end: FinishRun) -> FinishRun:
         """Leave the run's folder as it stays; a run that cannot be told of has not ended well."""

@@ -24,8 +24,10 @@ from sfl.node.options import (
     ConfigFile,
     Insecure,
     Logs,
+    OptionalConfigFile,
     OutputDir,
     Overrides,
+    Resume,
 )
 
 
@@ -66,19 +68,25 @@ Best = Annotated[bool, typer.Option("--best", help="Use adapter_best/ instead of
 
 @app.command()
 def run(
-    config: ConfigFile,
+    config: OptionalConfigFile = None,
     overrides: Overrides = None,
     insecure: Insecure = False,
     log_format: Logs = "text",
     tls: Annotated[
         bool, typer.Option("--tls", help="Mutual TLS, with a CA made for this run.")
     ] = False,
+    resume: Resume = None,
+    output_dir: OutputDir = Path("runs"),
 ) -> None:
-    """Run cloud, edge and devices on this machine, each in a process of its own."""
-    from sfl.cli.run import run_and_show
+    """Run cloud, edge and devices on this machine, each in a process of its own.
+
+    With --resume they go on with a run that was stopped, where that was.
+    """
+    from sfl.cli.run import Asked, run_and_show
 
     os.environ[ENVIRONMENT] = log_format  # for the nodes' logs
-    raise typer.Exit(run_and_show(config, overrides or [], insecure, tls))
+    asked = Asked(config, tuple(overrides or ()), insecure, tls, resume, output_dir)
+    raise typer.Exit(run_and_show(asked))
 
 
 @app.command()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import signal
-from collections.abc import Iterable
+from dataclasses import dataclass
 from pathlib import Path
 
 from rich.console import Console
@@ -14,16 +14,44 @@ from rich.markup import escape
 from sfl.cli import interrupt
 from sfl.cli.launch import run_on_this_machine
 from sfl.cli.launch.nearby import pointed
-from sfl.config import RunConfig, load_run
+from sfl.config import RunConfig
 from sfl.errors import SflError
-from sfl.report.conclusion import what_stays
+from sfl.node.options import require_one
+from sfl.report.conclusion import can_go_on, what_stays
 from sfl.report.final import print_final
 from sfl.report.live import LiveView
+from sfl.report.resume import resumed
+from sfl.report.runs import load_for_cloud
 from sfl.report.summary import RunSummary
 
 
-def run_and_show(path: Path, overrides: Iterable[str], insecure: bool, tls: bool = False) -> int:
-    """Run a configuration on this machine; the exit code."""
+@dataclass(frozen=True, slots=True)
+class Asked:
+    """What a user asks for: a run's file, or a run to go on with."""
+
+    path: Path | None
+    overrides: tuple[str, ...] = ()
+    insecure: bool = False
+    tls: bool = False
+    resume: str | None = None
+    output_dir: Path = Path("runs")
+
+    def load(self) -> tuple[Path | None, RunConfig]:
+        """The folder of a run that goes on, and the settings. Raises ConfigError, DiskError."""
+        require_one(self.path, self.resume)
+        if self.resume is not None:
+            return resumed(self.resume, self.overrides, self.insecure, self.output_dir)
+        assert self.path is not None, "one of both is given"
+        return None, load_for_cloud(self.path, self.overrides, self.insecure)
+
+    @property
+    def beside(self) -> Path:
+        """Where files may be that a message speaks of."""
+        return Path.cwd() if self.path is None else self.path.resolve().parent
+
+
+def run_and_show(asked: Asked) -> int:
+    """Run a configuration on this machine, or go on with a run; the exit code."""
     console = Console()
     errors = Console(stderr=True)
     logging.basicConfig(
@@ -37,15 +65,15 @@ def run_and_show(path: Path, overrides: Iterable[str], insecure: bool, tls: bool
         console.print(f"run [bold]{where.name}[/] -> {escape(str(where))}")
 
     try:
-        config = _load(path, overrides, insecure)
+        resumed_folder, config = asked.load()
         with LiveView(console) as view:
-            run_on_this_machine(config, view.update, started, tls, view.note)
+            run_on_this_machine(config, view.update, started, asked.tls, view.note, resumed_folder)
     except KeyboardInterrupt:
         errors.print("interrupted: everything is stopped")
         _say_what_stays(console, folder)
         return 130
     except SflError as error:
-        said = pointed(error, [path.resolve().parent, Path.cwd()])
+        said = pointed(error, [asked.beside, Path.cwd()])
         errors.print(f"error: {said}", style="red", markup=False, highlight=False, soft_wrap=True)
         _say_what_stays(console, folder)
         return error.exit_code
@@ -58,11 +86,6 @@ def _say_what_stays(console: Console, folder: list[Path]) -> None:
     for where in folder:
         for name, what in what_stays(where):
             console.print(f"{what}: {where / name}", markup=False, highlight=False, soft_wrap=True)
-
-
-def _load(path: Path, overrides: Iterable[str], insecure: bool) -> RunConfig:
-    config = load_run(path, overrides)
-    if not insecure:
-        return config
-    network = config.network.model_copy(update={"insecure": True})
-    return config.model_copy(update={"network": network})
+        if can_go_on(where):
+            line = f"to go on: sfl run --resume {where}"
+            console.print(line, markup=False, highlight=False, soft_wrap=True)

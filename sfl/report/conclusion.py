@@ -55,6 +55,11 @@ def what_stays(folder: Path) -> list[tuple[str, str]]:
     return [(name, what) for name, what in named if (folder / name).exists()]
 
 
+def can_go_on(folder: Path) -> bool:
+    """Whether a run that was stopped has what it needs to be resumed."""
+    return (folder / MANIFEST).exists()
+
+
 def conclude(folder: Path, config: RunConfig, reason: str, wall_seconds: float) -> None:
     """In the place of a cloud that left no summary: from its journal, which ends with `reason`.
 

@@ -5,15 +5,17 @@ from __future__ import annotations
 import contextlib
 import json
 import re
+import shutil
 from collections.abc import Iterable
 from pathlib import Path
 
 from sfl.config import RunConfig
 from sfl.errors import ConfigError
+from sfl.node.files import on_disk
 from sfl.node.lock import FolderLock
 from sfl.report.journal import JournalReader
 from sfl.report.projection import RunProjection
-from sfl.report.runs import JOURNAL, LOCK, find_run, load_for_cloud
+from sfl.report.runs import CONCLUSION, JOURNAL, LOCK, find_run, load_for_cloud
 from sfl.rounds import Phase
 
 _ADDRESS = re.compile(r"(cloud|edge)\.(metrics\.)?listen\s*=")
@@ -39,6 +41,18 @@ def resumed(
     FolderLock(folder / LOCK).release()
     _require_open(folder, config)
     return folder, config
+
+
+def reopened(folder: Path) -> Path:
+    """The folder, without what its processes of before said to one another, and its conclusion.
+
+    Raises DiskError.
+    """
+    with on_disk(folder):
+        shutil.rmtree(folder / "nodes", ignore_errors=True)
+        for name in CONCLUSION:
+            (folder / name).unlink(missing_ok=True)
+    return folder
 
 
 def _require_open(folder: Path, config: RunConfig) -> None:

@@ -15,12 +15,16 @@ import pytest
 from cloud_aggregator.averaging import Averaging, GlobalAdapter
 from cloud_aggregator.memory import StrategyMemory
 from cloud_aggregator.records import RunRecords
+from sfl.errors import ConfigError
 from sfl.report.journal import SqliteJournal
 from sfl.report.records import RoundRecord, read_records
-from tests.house.federation import Outcome, finished
+from sfl.report.resume import resumed
+from tests.house.federation import Outcome, finished, sfl
 from tests.house.fleets import fleet
+from tests.house.nodes import launched, left_running, node_process
 from tests.house.retold import assert_retold
-from tests.house.twin import Twin
+from tests.house.twin import Twin, played
+from tests.house.waiting import PATIENCE
 
 WEIGHTS = "adapter_model.safetensors"
 
@@ -107,12 +111,45 @@ def test_a_cloud_killed_between_any_two_writes_goes_on(tmp_path: Path, strategy:
 
 
 def over(folder: Path) -> bool:
-    from sfl.errors import ConfigError
-    from sfl.report.resume import resumed
-
     try:
         resumed(str(folder))
     except ConfigError as error:
         assert "has ended" in str(error)
         return True
     return False
+
+
+# -- in real processes -----------------------------------------------------------------------------
+
+
+def resumed_run(folder: Path, *options: str) -> Outcome:
+    """`sfl run --resume`, as a user calls it."""
+    found = folder / "runs" / "t"
+    done = sfl("run", "--resume", "t", "--output-dir", folder / "runs", *options)
+    return Outcome(done.returncode, done.stdout + done.stderr, found)
+
+
+@pytest.mark.process
+@pytest.mark.parametrize("who", ["cloud", "all"])
+def test_a_killed_run_is_gone_on_with(tmp_path: Path, who: str) -> None:
+    values = fleet(tmp_path, 2, run={"rounds": 1})
+    whole = tmp_path / "whole"
+    whole.mkdir()
+    undisturbed = finished(played(whole, fleet(whole, 2, run={"rounds": 1})))
+    process = launched(tmp_path, values)
+    if who == "cloud":
+        node_process(tmp_path, "cloud").kill()
+    else:
+        process.terminate()
+    said = process.communicate(timeout=PATIENCE)[0]
+    assert process.returncode != 0
+    assert f"to go on: sfl run --resume {tmp_path / 'runs' / 't'}" in said
+    refused = resumed_run(tmp_path, "--set", "training.local_steps=2")
+    assert refused.code == 2 and "settings that it has" in refused.output
+    outcome = finished(resumed_run(tmp_path))
+    assert digest(outcome.folder) == digest(undisturbed.folder)
+    assert outcome.summary["failure"] is None and outcome.summary["rounds"] == 1
+    assert not left_running(tmp_path)
+    again = resumed_run(tmp_path)
+    assert again.code == 2 and "this run has ended: every round closed" in again.output
+    assert (outcome.folder / "summary.json").exists()

@@ -36,13 +36,16 @@ class Node:
     options: tuple[str, ...] = ()
     returns: bool = False
     """Whether another process can go on where this one's ended."""
+    resumes: Path | None = None
+    """The folder of the run that a cloud goes on with, instead of one that begins."""
     process: BaseProcess | None = field(default=None)
 
     def start(self) -> None:
         """Start the process in a session of its own; it ends when this process is gone."""
         for folder in (self.log.parent, self.error_file.parent):
             folder.mkdir(parents=True, exist_ok=True)
-        arguments = [str(self.config), "--error-file", str(self.error_file), *self.options]
+        what = [str(self.config)] if self.resumes is None else ["--resume", str(self.resumes)]
+        arguments = [*what, "--error-file", str(self.error_file), *self.options]
         kind = SpawnProcess if self.kind == "cloud" else ForkServerProcess
         process = kind(
             target=run_child, args=(self.kind, self.name, arguments, self.log), name=self.name
@@ -147,16 +150,20 @@ class Node:
             self.process.join()
 
 
-def cloud_node(folder: Path, config: RunConfig) -> Node:
-    """The cloud of a run, told its folder by `run.id` and `run.output_dir`."""
+def cloud_node(folder: Path, config: RunConfig, resume: bool = False) -> Node:
+    """The cloud of a run, told its folder by `run.id` and `run.output_dir`, or by --resume."""
+    node = _node("cloud", "cloud", folder, folder / "config.toml", config)
+    node.options = (*node.options, "--address-file", str(node.address_file))
+    if resume:
+        node.resumes = folder
+        return node
     options = [
         "--set",
         f"run.id={folder.name!r}",
         "--set",
         f"run.output_dir={json.dumps(str(folder.parent), ensure_ascii=False)}",
     ]
-    node = _node("cloud", "cloud", folder, folder / "config.toml", config)
-    node.options = (*options, *node.options, "--address-file", str(node.address_file))
+    node.options = (*options, *node.options)
     return node
 
 

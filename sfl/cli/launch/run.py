@@ -30,6 +30,7 @@ from sfl.node import machine
 from sfl.node.causes import in_words
 from sfl.node.process import cores, quiet_environment, undisturbed
 from sfl.report.conclusion import conclude
+from sfl.report.resume import reopened
 from sfl.report.runs import INTERRUPTED, open_run_folder, stop_because
 from sfl.report.status import RunStatus
 
@@ -52,8 +53,9 @@ def run_on_this_machine(
     started: Callable[[Path], None],
     tls: bool = False,
     note: Note = log.warning,
+    resume: Path | None = None,
 ) -> Path:
-    """Run everything to its end, and return the run's folder.
+    """Run everything to its end, and return the run's folder; with `resume` that is it.
 
     `started` is told the folder, `watch` each new status, `note` of each node that is started
     again. With `tls` the nodes get certificates of a CA that is made for this run, and gone after
@@ -68,11 +70,11 @@ def run_on_this_machine(
     config = bounded(config, model.context_length)
     config = with_packages(config, FAMILIES.package(model.model_type))
     check_before_start(config, model, say)
-    config = budgeted(resolved(config))
+    config = resolved(config) if resume is not None else budgeted(resolved(config))
     try:
         prepare_nursery(model.family.layout(model.config, config.model.task).package)
         restarts = Restarts(config.launch.restarts, note)
-        return _run(config, watch, started, tls, restarts)
+        return _run(config, watch, started, tls, restarts, resume)
     finally:
         with undisturbed(hear_later=False):
             end_nursery()
@@ -84,6 +86,7 @@ def _run(
     started: Callable[[Path], None],
     tls: bool,
     restarts: Restarts,
+    resume: Path | None,
 ) -> Path:
     """From the run's folder to its summary, without which no folder is left."""
     nodes: list[Node] = []
@@ -91,11 +94,11 @@ def _run(
     folder: Path | None = None
     try:
         with undisturbed(hear_later=True):
-            folder = open_run_folder(config)
+            folder = open_run_folder(config) if resume is None else reopened(resume)
         started(folder)
         if tls:
             issue_for_run(config, folder)
-        _start(config, folder, nodes, watch)
+        _start(config, folder, nodes, watch, resume is not None)
         _await_end(config, folder, nodes, watch, restarts)
         _let_end(nodes)
     except Exception as error:
@@ -217,11 +220,11 @@ def bounded(config: RunConfig, context_length: int) -> RunConfig:
     return config.model_copy(update={"model": model})
 
 
-def _start(config: RunConfig, folder: Path, nodes: list[Node], watch: Watch) -> None:
+def _start(config: RunConfig, folder: Path, nodes: list[Node], watch: Watch, resume: bool) -> None:
     def say(message: str) -> None:
         watch(RunStatus(folder.name, "starting", 0, config.run.rounds, message=message))
 
-    cloud = cloud_node(folder, config)
+    cloud = cloud_node(folder, config, resume)
     nodes.append(cloud)
     cloud.start()
     edge = edge_node(folder, config, cloud.await_address(say))
