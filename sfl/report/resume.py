@@ -7,6 +7,7 @@ import json
 import re
 import shutil
 from collections.abc import Iterable
+from dataclasses import replace
 from pathlib import Path
 
 from sfl.config import RunConfig
@@ -16,6 +17,7 @@ from sfl.node.lock import FolderLock
 from sfl.report.journal import JournalReader
 from sfl.report.projection import RunProjection
 from sfl.report.runs import CONCLUSION, JOURNAL, LOCK, find_run, load_for_cloud
+from sfl.report.status import RunStatus
 from sfl.rounds import Phase
 
 _ADDRESS = re.compile(r"(cloud|edge)\.(metrics\.)?listen\s*=")
@@ -52,6 +54,9 @@ def reopened(folder: Path) -> Path:
         shutil.rmtree(folder / "nodes", ignore_errors=True)
         for name in CONCLUSION:
             (folder / name).unlink(missing_ok=True)
+    if (last := RunStatus.last(folder / "status.json")) is not None:
+        again = replace(last, phase="starting", message="", sequence=last.sequence + 1)
+        again.write(folder / "status.json")
     return folder
 
 

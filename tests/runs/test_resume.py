@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import logging
 import shutil
+import signal
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
@@ -21,7 +22,7 @@ from sfl.report.records import RoundRecord, read_records
 from sfl.report.resume import resumed
 from tests.house.federation import Outcome, finished, sfl
 from tests.house.fleets import fleet
-from tests.house.nodes import launched, left_running, node_process
+from tests.house.nodes import ByHand, launched, left_running, node_process
 from tests.house.retold import assert_retold
 from tests.house.twin import Twin, played
 from tests.house.waiting import PATIENCE
@@ -153,3 +154,59 @@ def test_a_killed_run_is_gone_on_with(tmp_path: Path, who: str) -> None:
     again = resumed_run(tmp_path)
     assert again.code == 2 and "this run has ended: every round closed" in again.output
     assert (outcome.folder / "summary.json").exists()
+
+
+STRUCK = """
+import os, signal
+from {module} import {owner}
+
+known = {owner}.{name}
+
+
+def struck(own, round_, *more):
+    if {after}:
+        known(own, round_, *more)
+    if round_:
+        os.kill(os.getpid(), signal.SIGKILL)
+    return known(own, round_, *more)
+
+
+{owner}.{name} = struck
+"""
+MOMENTS = {
+    "averaging, nothing written": ("cloud_aggregator.averaging", "GlobalAdapter", "save", False),
+    "averaging, all written": ("cloud_aggregator.averaging", "GlobalAdapter", "save", True),
+    "the last evaluation": ("cloud_aggregator.records", "RunRecords", "keep", False),
+}
+
+
+class Struck(ByHand):
+    """A run whose cloud kills itself."""
+
+    def environment(self, name: str) -> dict[str, str]:
+        return {"PYTHONPATH": str(self.folder / "hook")} if name == "cloud" else {}
+
+
+@pytest.mark.process
+@pytest.mark.parametrize("moment", MOMENTS)
+def test_a_cloud_killed_at_a_moment_goes_on(tmp_path: Path, moment: str) -> None:
+    whole = tmp_path / "whole"
+    whole.mkdir()
+    undisturbed = finished(played(whole, brief(whole)))
+    module, owner, name, after = MOMENTS[moment]
+    (tmp_path / "hook").mkdir()
+    hook = STRUCK.format(module=module, owner=owner, name=name, after=after)
+    (tmp_path / "hook" / "sitecustomize.py").write_text(hook)
+    nodes = Struck(tmp_path, brief(tmp_path))
+    try:
+        for number in range(2):
+            nodes.device(number)
+        assert nodes.cloud.wait(PATIENCE) == -signal.SIGKILL
+    finally:
+        nodes.stop()
+    outcome = finished(resumed_run(tmp_path))
+    assert digest(outcome.folder) == digest(undisturbed.folder)
+    assert outcome.summary["rounds"] == 1 and outcome.summary["failure"] is None
+    records = read_records(outcome.folder / "metrics.jsonl")
+    scored = Counter((r.round, r.device) for r in records if isinstance(r, RoundRecord))
+    assert scored == dict.fromkeys([(r, d) for r in (0, 1) for d in ("d0", "d1")], 1)
