@@ -18,13 +18,16 @@ import pytest
 from device_agent import agent
 from edge_server.floor import Floor
 from sfl.config import DeviceConfig
-from sfl.errors import AdapterRefused, NameInUse, Refused
+from sfl.errors import AdapterRefused, LinkLost, NameInUse, Refused
+from sfl.metrics.stats import NodeStats
 from sfl.rounds import messages as rounds
 from sfl.rounds.values import Assignment, Challenge
 from sfl.transport.device import entrance
-from sfl.transport.device.link import DeviceLink
+from sfl.transport.device.line import dial
+from sfl.transport.device.link import CameFrom, DeviceLink
 from sfl.transport.device.training import Training
 from sfl.transport.frames.wire import WIRE_VERSION
+from sfl.transport.security.signed import DeviceSignatures
 from sfl.v1 import edge_pb2
 from tests.house.edge import NAME, PATIENCE, QUIET, Cloud, House, dialled, played
 from tests.house.links import joined
@@ -338,5 +341,31 @@ def test_an_edge_that_ends_waits_for_those_who_leave_and_for_no_answer_from_the_
             await until_async(lambda: cloud.told == ["join", "left", "join"])
             await house.service.drain()
         assert not house.sessions and not house.host._admissions
+
+    played(scene)
+
+
+def test_a_new_stream_of_the_same_process_ends_the_old_one_at_once() -> None:
+    async def scene(house: House, cloud: Cloud) -> None:
+        def join(incarnation: bytes) -> DeviceLink:
+            line = dial(house.address, NodeStats(NAME, "device"), PATIENCE, insecure=True)
+            try:
+                signatures, came_from = DeviceSignatures(NAME), CameFrom("", incarnation)
+                return DeviceLink.join(line, signatures, PATIENCE, came_from=came_from)
+            except BaseException:
+                line.close()
+                raise
+
+        first = await asyncio.to_thread(join, b"one")
+        await until_async(lambda: NAME in house.service.streams)
+        with pytest.raises(NameInUse, match="connected already"):
+            await asyncio.to_thread(join, b"two")
+        second = await asyncio.to_thread(join, b"one")
+        with pytest.raises(LinkLost, match="came back on a new stream"):
+            await asyncio.to_thread(first.receive)
+        await until_async(lambda: NAME in house.service.streams)
+        assert cloud.told == ["join", "left", "join"]
+        for link in (first, second):
+            await asyncio.to_thread(link.close)
 
     played(scene)

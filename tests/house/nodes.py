@@ -45,7 +45,10 @@ class ByHand:
         self.cloud = self.start("cloud", self.config)
         cloud = self.address("cloud")
         self.edge_file = folder / "edge.toml"
-        self.edge_file.write_text(f'[edge]\ncloud = "{cloud}"\nthreads = 1\n{self.edge_lines}')
+        self.edge_file.write_text(
+            f'[edge]\ncloud = "{cloud}"\nthreads = 1\ncache_dir = "{folder / "cache"}"\n'
+            f"{self.edge_lines}"
+        )
         self.edge = self.start("edge", self.edge_file)
         self.edge_address = self.address("edge")
 

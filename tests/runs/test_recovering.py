@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from collections.abc import Callable
 from functools import cache
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -13,8 +14,10 @@ import pytest
 
 from tests.house.federation import Outcome, finished
 from tests.house.fleets import fleet
+from tests.house.nodes import ByHand
 from tests.house.reference import adapter, assert_same_bits
 from tests.house.twin import Twin
+from tests.house.waiting import until
 
 UNCODED = {"activation": "none", "gradient": "none"}
 RUNS: dict[str, dict[str, Any]] = {
@@ -82,6 +85,36 @@ def test_two_devices_may_be_lost_at_once_and_one_again_and_again(tmp_path: Path)
     for round_, step in ((1, 2), (2, 1), (3, 1)):
         twin.at("d2", round_, step, twin.cut)
     judged(twin, "compact")
+
+
+@pytest.mark.process
+@pytest.mark.parametrize("topology", ["vanilla", "u_shaped"])
+def test_a_killed_process_started_again_ends_in_the_same_adapter(
+    by_hand: Callable[..., ByHand], tmp_path: Path, topology: str
+) -> None:
+    sections = {"run": {"topology": topology}, "training": {"local_steps": 30}}
+    nodes = by_hand("d1", **sections)
+    devices = [nodes.device(number) for number in range(3)]
+    until(lambda: in_round(nodes, "d1", 2), "steps of round 2")
+    devices[1].kill()
+    devices[1].wait()
+    until(lambda: "device d1 is away" in nodes.log("cloud"), "the cloud's word of it")
+    nodes.device(1)
+    outcome = finished(nodes.outcome())
+    assert outcome.summary["faults"] == []
+    back = r"device d1 is back; it goes on after step 30 of round 1"
+    assert back in nodes.log("cloud")
+    whole = tmp_path / "whole"
+    whole.mkdir()
+    expected = finished(Twin(whole, fleet(whole, **sections)).run())
+    assert_same_bits(adapter(outcome), adapter(expected))
+
+
+def in_round(nodes: ByHand, name: str, round_: int) -> bool:
+    """Whether a device is in the middle of a round."""
+    status = nodes.status()
+    steps = {own["name"]: own["step"] for own in status.get("devices", ())}
+    return status.get("round", 0) == round_ and steps.get(name, 0) > 3
 
 
 def test_a_run_that_is_over_leaves_no_snapshot(tmp_path: Path) -> None:
