@@ -88,11 +88,10 @@ def test_two_devices_may_be_lost_at_once_and_one_again_and_again(tmp_path: Path)
 
 
 @pytest.mark.process
-@pytest.mark.parametrize("topology", ["vanilla", "u_shaped"])
 def test_a_killed_process_started_again_ends_in_the_same_adapter(
-    by_hand: Callable[..., ByHand], tmp_path: Path, topology: str
+    by_hand: Callable[..., ByHand], tmp_path: Path
 ) -> None:
-    sections = {"run": {"topology": topology}, "training": {"local_steps": 30}}
+    sections = {"training": {"local_steps": 30}}
     nodes = by_hand("d1", **sections)
     devices = [nodes.device(number) for number in range(3)]
     until(lambda: in_round(nodes, "d1", 2), "steps of round 2")
@@ -102,7 +101,7 @@ def test_a_killed_process_started_again_ends_in_the_same_adapter(
     nodes.device(1)
     outcome = finished(nodes.outcome())
     assert outcome.summary["faults"] == []
-    back = r"device d1 is back; it goes on after step 30 of round 1"
+    back = "device d1 is back; it goes on after step 30 of round 1"
     assert back in nodes.log("cloud")
     whole = tmp_path / "whole"
     whole.mkdir()
