@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import logging
 from pathlib import Path
 
 import typer
 
+from sfl.errors import RunFailed
 from sfl.node.logs import start_logging
 from sfl.node.machine import allow_open_files
 from sfl.node.options import (
@@ -22,6 +24,8 @@ from sfl.node.options import (
 )
 from sfl.node.process import quiet_environment, run_loop, run_node
 
+log = logging.getLogger("sfl.cloud")
+
 
 def cloud(
     config: OptionalConfigFile = None,
@@ -36,7 +40,8 @@ def cloud(
 ) -> None:
     """Start the cloud: it owns the run's settings, keeps its rounds and averages its adapters.
 
-    With --resume it goes on with a run that was stopped, where that was.
+    With --resume it goes on with a run that was stopped, where that was. CONFIG --resume auto, for
+    a service: the latest run of these settings that was stopped, else a new one.
     """
     quiet_environment()
     start_logging(log_format)
@@ -47,24 +52,34 @@ def cloud(
         from cloud_aggregator.aggregator import CloudAggregator
         from sfl.node.certificates.own import own_certificate
         from sfl.report.conclusion import concluded
-        from sfl.report.resume import resumed
+        from sfl.report.resume import AUTO, how_ended, resumed, resumed_or_new
         from sfl.report.runs import load_for_cloud, open_run_folder
         from sfl.transport.security.handshakes import explained_handshakes
 
-        require_one(config, resume)
-        if resume is not None:
+        as_service = config is not None and resume == AUTO
+        if not as_service:
+            require_one(config, resume)
+        if config is None:
+            assert resume is not None, "one of both is given"
             folder, settings = resumed(resume, overrides or [], insecure, output_dir)
             own = own_certificate("cloud", None, settings.cloud.tls, certs)
         else:
-            assert config is not None, "one of both is given"
             settings = load_for_cloud(config, overrides or [], insecure)
             own = own_certificate("cloud", None, settings.cloud.tls, certs)
-            folder = open_run_folder(settings)
+            if as_service:
+                folder, settings = resumed_or_new(settings)
+            else:
+                folder = open_run_folder(settings)
 
         async def serve() -> None:
             await CloudAggregator(settings, folder, own).run(address_file)
 
-        with explained_handshakes(), concluded(folder, settings):
-            run_loop(serve())
+        try:
+            with explained_handshakes(), concluded(folder, settings):
+                run_loop(serve())
+        except RunFailed as error:
+            if not as_service or how_ended(folder, settings) is None:
+                raise
+            log.error("%s", error)  # its end: whoever starts this again would begin another run
 
     raise typer.Exit(run_node(body, error_file))

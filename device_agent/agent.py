@@ -27,6 +27,7 @@ from sfl.models.modeling import import_modeling
 from sfl.node.board import board_root
 from sfl.node.certificates.own import OwnCertificate
 from sfl.node.extras import require_cryptography
+from sfl.node.finishing import Finishing
 from sfl.node.logs import describe_node
 from sfl.node.notify import notifier
 from sfl.node.process import trim_heap
@@ -68,6 +69,7 @@ class DeviceAgent:
         self._loaded: Loaded | None = None
         self._came_from = CameFrom(incarnation=secrets.token_bytes(16))
         self._patience = Patience(config.connect_timeout)
+        self._finishing = Finishing()
         self.service = notifier()
         self.board = BoardWatch(config.pause, self.stats, self.service, board_root())
         describe_node(self._log_fields)
@@ -136,7 +138,8 @@ class DeviceAgent:
         self.service.status(f"run {joined.run_id}: waiting for its first round")
         for order in link.orders(trainer.fold):
             self.service.status(f"run {joined.run_id}: round {order.assignment.round}")
-            link.deliver(trainer.run_round(order))
+            with self._finishing.working():
+                link.deliver(trainer.run_round(order))
             self._patience.round_done()
             if self.config.heap == "keep":
                 trim_heap()
@@ -172,8 +175,13 @@ class DeviceAgent:
             loaded.joined.settings,
             link,
             self.stats,
-            self.board.rest,
+            self._rest,
         )
+
+    def _rest(self) -> None:
+        """Between two steps: where SIGTERM strikes, and the board may need a pause."""
+        with self._finishing.between():
+            self.board.rest()
 
     def _load(self, link: DeviceLink, joined: Joined) -> Loaded:
         """This device's span, tokenizer and data."""

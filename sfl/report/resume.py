@@ -4,21 +4,35 @@ from __future__ import annotations
 
 import contextlib
 import json
+import logging
 import re
 import shutil
 from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
 
-from sfl.config import RunConfig
+from sfl.config import RunConfig, dump_toml
 from sfl.errors import ConfigError
-from sfl.node.files import on_disk
+from sfl.node.files import on_disk, write_atomic
 from sfl.node.lock import FolderLock
 from sfl.report.journal import JournalReader
 from sfl.report.projection import RunProjection
-from sfl.report.runs import CONCLUSION, JOURNAL, LOCK, find_run, load_for_cloud
+from sfl.report.runs import (
+    CONCLUSION,
+    JOURNAL,
+    LOCK,
+    find_run,
+    load_for_cloud,
+    open_run_folder,
+)
 from sfl.report.status import RunStatus
 from sfl.rounds import Phase
+
+log = logging.getLogger("sfl.cloud")
+
+AUTO = "auto"
+"""In the place of a run: the one that was stopped, or else a new one."""
+ASKED = "asked.toml"
 
 _ADDRESS = re.compile(r"(cloud|edge)\.(metrics\.)?listen\s*=")
 
@@ -60,16 +74,52 @@ def reopened(folder: Path) -> Path:
     return folder
 
 
+def resumed_or_new(config: RunConfig) -> tuple[Path, RunConfig]:
+    """The latest run of these settings that was stopped, or a new one: the folder and its settings.
+
+    For a cloud that somebody starts again whenever it dies. Raises ConfigError, DiskError.
+    """
+    asked = _asked(config)
+    for folder in _of_settings(config.run.output_dir, asked):
+        own = load_for_cloud(folder / "config.toml", [], config.network.insecure)
+        if how_ended(folder, own) is None:
+            log.info("run %s was stopped, and goes on", folder.name)
+            return resumed(str(folder), insecure=config.network.insecure)
+    folder = open_run_folder(config)
+    write_atomic(folder / ASKED, asked)
+    return folder, config
+
+
+def _asked(config: RunConfig) -> str:
+    """Settings as they were asked for: two runs of the same text are one, stopped or not."""
+    header = (
+        "# The settings as they were given. `sfl cloud --resume auto` goes on with these only.\n"
+    )
+    return header + dump_toml(config)
+
+
+def _of_settings(output_dir: Path, asked: str) -> list[Path]:
+    """Folders of runs that were asked for like this, the latest first."""
+    same = [path for path in output_dir.glob(f"*/{ASKED}") if path.read_text("utf-8") == asked]
+    latest = sorted(same, key=lambda path: path.stat().st_mtime_ns, reverse=True)
+    return [path.parent for path in latest]
+
+
 def _require_open(folder: Path, config: RunConfig) -> None:
     """Raises ConfigError where the run has ended."""
+    if (how := how_ended(folder, config)) is not None:
+        problem = f"this run has ended: {how}"
+        raise ConfigError("--resume", folder.name, problem, "Begin another run.")
+
+
+def how_ended(folder: Path, config: RunConfig) -> str | None:
+    """What a run came to, in words; None for one that can go on."""
     if not (folder / JOURNAL).exists():
-        return  # its cloud was never up
+        return None  # its cloud was never up
     with contextlib.closing(JournalReader(folder)) as journal:
         if not journal.begun or journal.latest().state(config.settings).phase is not Phase.OVER:
-            return
-        told = RunProjection.of(journal.entries())
-    problem = f"this run has ended: {told.message}"
-    raise ConfigError("--resume", folder.name, problem, "Begin another run.")
+            return None
+        return RunProjection.of(journal.entries()).message
 
 
 def _quoted(path: Path) -> str:

@@ -225,8 +225,9 @@ def test_every_node_is_locked_down() -> None:
         assert service["read_only"] is True
         assert service["cap_drop"] == ["ALL"]
         assert service["security_opt"] == ["no-new-privileges:true"]
-    for name in ("device", "device-pi", "device-small"):
+    for name in NODE_SERVICES:
         assert services()[name]["restart"].startswith("on-failure")
+    for name in ("device", "device-pi", "device-small"):
         assert services()[name]["mem_limit"]
         assert services()[name]["cpus"] <= 1, "an engine refuses more cores than it has"
     for published in ("edge", "prometheus", "grafana"):

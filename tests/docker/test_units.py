@@ -1,0 +1,61 @@
+"""Units of systemd for cloud and edge: what they name exists, and systemd finds them sound."""
+
+from __future__ import annotations
+
+import configparser
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from sfl.errors import ConfigError, NotYetValid, OutOfMemory
+from sfl.node.process import BUG
+from tests.docker.test_compose import options_of
+from tests.house.paths import ROOT
+
+UNITS = sorted((ROOT / "docker" / "systemd").glob("*.service"))
+
+
+def settings(unit: Path) -> configparser.ConfigParser:
+    parser = configparser.ConfigParser(strict=False, interpolation=None)
+    parser.optionxform = str  # type: ignore[assignment]
+    parser.read(unit)
+    return parser
+
+
+@pytest.mark.parametrize("unit", UNITS, ids=lambda path: path.stem)
+def test_a_unit_restarts_what_a_restart_may_help(unit: Path) -> None:
+    service = settings(unit)["Service"]
+    module, file, *options = service["ExecStart"].split()[2:]
+    kind = unit.stem.removeprefix("sfl-")
+    assert (module, file) in {
+        ("cloud_aggregator", "/etc/sfl/run.toml"),
+        ("edge_server", "/etc/sfl/edge.toml"),
+    }
+    assert {word for word in options if word.startswith("--")} <= options_of(kind)
+    assert service["RestartPreventExitStatus"] == str(ConfigError.exit_code)
+    for code in (BUG, OutOfMemory.exit_code, NotYetValid.exit_code):
+        assert str(code) not in service["RestartPreventExitStatus"].split()
+    assert service["Restart"] in ("on-failure", "always")
+    assert service["SuccessExitStatus"] == "130"
+    assert service["KillSignal"] == "SIGTERM"
+    # A step may still end, and a cloud closes its journal.
+    assert int(service["TimeoutStopSec"]) >= 20
+    assert service["ProtectSystem"] == "strict" and service["User"] == "sfl"
+
+
+@pytest.mark.process
+@pytest.mark.skipif(
+    shutil.which("systemd-analyze") is None, reason="systemd-analyze is not installed"
+)
+@pytest.mark.parametrize("unit", UNITS, ids=lambda path: path.stem)
+def test_systemd_finds_a_unit_sound(unit: Path, tmp_path: Path) -> None:
+    copy = tmp_path / unit.name
+    # It also looks whether the program is there.
+    copy.write_text(unit.read_text().replace("/opt/sfl/venv/bin/python", sys.executable))
+    done = subprocess.run(
+        ["systemd-analyze", "verify", copy], capture_output=True, text=True, check=False, timeout=60
+    )
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
