@@ -25,16 +25,15 @@ from typing import IO, Any
 import numpy as np
 import pytest
 import safetensors.numpy
-import typer.main
 import yaml
 
-from sfl.cli.app import app
 from sfl.config import MetricsSettings, load_device, load_edge, load_run
 from sfl.metrics.prometheus import NodeCollector, serve_as_set
 from sfl.metrics.stats import NodeStats
 from sfl.node.certificates.authority import Authority
 from sfl.node.certificates.identity import Identity
 from sfl.report.summary import RunSummary
+from tests.house.options import options_of
 from tests.house.paths import QUICKSTART, ROOT
 
 DOCKER = ROOT / "docker"
@@ -67,14 +66,6 @@ def services(*files: Path) -> dict[str, dict[str, Any]]:
         for name, values in read(file)["services"].items():
             found[name] = {**found[name], **values}
     return found
-
-
-def options_of(*names: str) -> set[str]:
-    """The options of a command of `sfl`."""
-    command: Any = typer.main.get_command(app)
-    for name in names:
-        command = command.commands[name]
-    return {option for parameter in command.params for option in parameter.opts}
 
 
 NODES = [

@@ -12,7 +12,7 @@ import pytest
 
 from sfl.errors import ConfigError, NotYetValid, OutOfMemory
 from sfl.node.process import BUG
-from tests.docker.test_compose import options_of
+from tests.house.options import options_of
 from tests.house.paths import ROOT
 
 UNITS = sorted((ROOT / "docker" / "systemd").glob("*.service"))
