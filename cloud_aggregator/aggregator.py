@@ -165,7 +165,7 @@ class CloudAggregator:
                 await self._dismiss(end)
         except asyncio.CancelledError:
             end = FinishRun(False, stop_reason(self.folder))
-            await self._dismiss(end, 3.0)  # whoever stops a process does not wait for long
+            await self.service.dismiss(end, 3.0)  # who stops a process does not wait for long
             raise
         except Exception as error:
             end = FinishRun(False, str(cause_of(error)))
@@ -196,10 +196,9 @@ class CloudAggregator:
             self.records.show(self.coordinator.state)
             await asyncio.sleep(TICK)
 
-    async def _dismiss(self, end: FinishRun, seconds: float = 10.0) -> None:
-        for edge in list(self.service.streams):
-            self.service.post(edge, end)
-        await self.service.drain(seconds)
+    async def _dismiss(self, end: FinishRun) -> None:
+        """Tell everybody; who was lost and may be back at any moment is waited for, too."""
+        await self.service.dismiss(end, 10.0, self.config.current.network.rejoin_timeout)
 
     def _say_the_end(self, end: FinishRun) -> None:
         how = "finished" if end.ok else "failed"

@@ -135,7 +135,7 @@ class EdgeHost:
             return  # which was told when it said so
         last = self._names.lost(edge)
         had = bool(self._coordinator.state.roster.at(edge))
-        waited = self._config.current.network.rejoin_timeout > 0 and self._coordinator.round > 0
+        waited = self._config.current.network.rejoin_timeout > 0
         self._driver.happened(EdgeLost(edge, reason, final=had and last and not waited))
 
     def edge_failed(self, edge: str, reason: str) -> None:

@@ -8,14 +8,14 @@ from typing import assert_never
 
 import numpy as np
 
-from edge_server.base import part_of, shares
+from edge_server.base import Values, part_of, shares
 from edge_server.beats import Cloud
 from edge_server.host import DeviceHost
 from sfl.errors import LinkLost, ProtocolError, Refused, RunFailed
 from sfl.metrics.stats import NodeStats
 from sfl.node.causes import cause_of
 from sfl.rounds.messages import Evict, FinishRun
-from sfl.rounds.values import Admission, EdgeOrders, EdgeWelcome
+from sfl.rounds.values import Admission, Assignment, EdgeOrders, EdgeWelcome
 from sfl.transport.cloud.words import CloudWord, EdgeFailed, GlobalPart
 from sfl.transport.device import checked
 from sfl.transport.device.service import EdgeService
@@ -63,13 +63,21 @@ class Follower:
                 return
             await asyncio.sleep(0.05)
 
+    def send_off(self, reason: LinkLost) -> None:
+        """Close every device's stream; it dials again."""
+        for device in list(self._service.streams):
+            self._service.evict(device, reason)
+        if self._opened.done():
+            self._opened.result().turn_back(reason)
+
     async def hear(self, word: EdgeWelcome | Admission | EdgeOrders | GlobalPart | Evict) -> None:
         """Do what one word asks for. Raises ProtocolError where it was not due."""
         match word:
             case EdgeWelcome():
                 raise ProtocolError("settings from the cloud was not expected")
             case Admission():
-                self._host().answer(word)
+                if (refused := self._host().answer(word)) is not None:
+                    self._service.evict(word.device, refused)
             case EdgeOrders():
                 self._orders = word
                 self._stats.start_round(word.round, 0)
@@ -125,11 +133,29 @@ class Follower:
             checked.assignment(own, base.settings, base.folder.num_layers)
         streams = dict(self._service.streams)
         here = {name: own for name, own in orders.devices.items() if name in streams}
-        parts = await asyncio.to_thread(shares, payload, here)
-        for device, own in here.items():
+        due = {name: own for name, own in here.items() if self._is_new(name, own)}
+        for device in here.keys() - due.keys():
+            await self._host().deliveries.tell_again(device)
+        parts = await asyncio.to_thread(shares, payload, due) if due else {}
+        for device, own in due.items():
             stream = self._service.streams.get(device)
             # Who came meanwhile is in no round yet.
             if stream is not None and stream is streams.get(device):
                 same = stream.base_updates == self._base_updates
                 assert same, "the cloud sends what is lacking first"
-                stream.begin_round(own, *parts[device])
+                self._begin(stream, own, *parts[device])
+
+    def _is_new(self, device: str, own: Assignment) -> bool:
+        """Whether a device has not begun this yet; else the cloud wants to be told again."""
+        delivery = self._host().deliveries.of(device)
+        return delivery is None or not delivery.is_of(own)
+
+    def _begin(self, stream: Training, own: Assignment, mine: Values, theirs: Values) -> None:
+        deliveries = self._host().deliveries
+        before = deliveries.of(stream.device)
+        if before is not None and not before.complete:
+            closed = f"round {before.told.round} was closed without it"
+            self._service.evict(stream.device, LinkLost(closed))
+            return
+        deliveries.begin(stream.device, own)
+        stream.begin_round(own, mine, theirs)

@@ -6,12 +6,14 @@ import asyncio
 import logging
 import time
 from collections.abc import AsyncIterator, Sequence
+from dataclasses import dataclass, replace
 from functools import partial
 
 from edge_server.beats import Beats
+from edge_server.deliveries import Deliveries
 from edge_server.floor import Floor
 from sfl.config import RunSettings
-from sfl.errors import NameInUse, ProtocolError, Refused, SflError
+from sfl.errors import LinkLost, NameInUse, ProtocolError, Refused, SflError
 from sfl.metrics.snapshot import NodeSnapshot
 from sfl.metrics.stats import NodeStats
 from sfl.rounds.messages import DeviceLost
@@ -59,6 +61,20 @@ class JoinPace:
             raise NameInUse(f"device {device!r}: {error}; try again in a moment") from None
 
 
+@dataclass(slots=True)
+class Here:
+    """What the cloud is told of a device that is here, again on each new stream."""
+
+    proof: Proof
+    facts: DeviceFacts | None = None
+    """Once it is ready."""
+    points: tuple[Point, ...] = ()
+    """What this edge had snapshots of, for it, by then."""
+    confirmed: bool = False
+    """Whether the cloud has answered on the stream in use."""
+    refused: SflError | None = None
+
+
 class DeviceHost:
     """Admits devices where the cloud says so, and passes on what they say."""
 
@@ -82,19 +98,23 @@ class DeviceHost:
         self._run_key = run_key
         self._joins = JoinPace(floor.base.settings)
         self._admissions: dict[str, asyncio.Future[Admission]] = {}
+        self._here: dict[str, Here] = {}
+        self.deliveries = Deliveries(cloud)
 
     async def admit(self, device: str, proof: Proof) -> Admitted[Training]:
         """Ask the cloud, make a session. Raises Refused where the cloud says no."""
         self._joins.take(device, time.monotonic())
         answer: asyncio.Future[Admission] = asyncio.get_running_loop().create_future()
         self._admissions[device] = answer
+        self._here[device] = Here(proof)
         self._cloud.post(DeviceJoin(device, proof))
         try:
             admission = await answer
         finally:
             self._admissions.pop(device, None)
-        if admission.refusal:
-            raise (NameInUse if admission.in_use else Refused)(admission.refusal)
+        if (refused := _refusal(admission)) is not None:
+            self._here.pop(device, None)
+            raise refused
         own, base = admission.assignment, self.floor.base
         assert own is not None, "who is not refused has one"
         checked.assignment(own, base.settings, base.folder.num_layers)
@@ -104,14 +124,54 @@ class DeviceHost:
         serve = partial(Training, device, session, base.settings, self)
         return Admitted(welcome, base.model.hidden_size, serve)
 
-    def answer(self, admission: Admission) -> None:
-        """The cloud has said whether a device is let in."""
-        future = self._admissions.pop(admission.device, None)
-        if future is not None and not future.done():
-            future.set_result(admission)
+    def answer(self, admission: Admission) -> SflError | None:
+        """The cloud has said whether a device is let in, or stays; why not, where its stream is to
+        end over that."""
+        device = admission.device
+        here = self._here.get(device)
+        if here is not None:
+            here.confirmed = not admission.refusal
+        if (future := self._admissions.pop(device, None)) is not None:
+            if not future.done():
+                future.set_result(admission)
+            return None
+        if here is None:  # it has left since it was presented
+            return None
+        here.refused = _refusal(admission)
+        self._tell_ready(device, here)
+        return here.refused
+
+    def present(self) -> None:
+        """Tell the cloud, on a new stream, who is here; who waits to be let in is asked about."""
+        for device, here in self._here.items():
+            here.confirmed = False
+            self._cloud.post(DeviceJoin(device, here.proof))
+
+    def turn_back(self, reason: LinkLost) -> None:
+        """Nobody who waits is let in: they are to dial again."""
+        for future in self._admissions.values():
+            if not future.done():
+                future.set_exception(reason)
 
     def ready(self, device: str, facts: DeviceFacts, points: tuple[Point, ...]) -> None:
-        """The device has its span and its data; `points` are what there are snapshots of here."""
+        """The device has its span and its data; `points` are what there are snapshots of here.
+
+        Raises why the cloud no longer lets it in.
+        """
+        here = self._here[device]
+        if here.refused is not None:
+            raise here.refused
+        here.facts, here.points = facts, points
+        self._tell_ready(device, here)
+
+    def _tell_ready(self, device: str, here: Here) -> None:
+        if here.facts is None or not here.confirmed:
+            return
+        facts, points = here.facts, here.points
+        if (delivery := self.deliveries.of(device)) is not None:
+            # Its stream lives, so that both ends have in memory what they have come to since.
+            points = delivery.points
+            facts = replace(facts, points=points)
         self._cloud.post(DeviceIsReady(device, facts, points))
 
     async def left(self, device: str, reason: SflError) -> None:
@@ -119,12 +179,14 @@ class DeviceHost:
         # Cut: it may repeat the device's own words, and a message to the cloud has a bound.
         why = contract.reason(str(reason))
         log.info("device %s left: %s", device, why, extra={"device": device})
+        self._here.pop(device, None)
+        self.deliveries.forget(device)
         self._cloud.post(DeviceLost(device, why, blamed(reason)))
         await self.floor.close(device)
 
     async def relay_adapter(self, header: UpdateHeader, payload: Buffer) -> None:
         """Pass a part on to the cloud."""
-        await self._cloud.send_update(header, payload)
+        await self.deliveries.part(header, payload)
 
     def relay_report(self, report: RoundReport) -> None:
         """Pass a report on to the cloud, and what this edge has counted by then.
@@ -132,7 +194,7 @@ class DeviceHost:
         A summary would else have it as of the last heartbeat, and a short run's as next to nothing.
         """
         self._beats.send()
-        self._cloud.post(report)
+        self.deliveries.report(report)
 
     def heard(self, device: str, snapshot: NodeSnapshot) -> None:
         """Keep a device's latest statistics."""
@@ -148,3 +210,10 @@ class DeviceHost:
         files = await asyncio.to_thread(self.floor.files, device)
         for piece in files.pieces(name, offset):
             yield await asyncio.to_thread(piece)
+
+
+def _refusal(admission: Admission) -> Refused | None:
+    """Why a device is not let in, if it is not."""
+    if not admission.refusal:
+        return None
+    return (NameInUse if admission.in_use else Refused)(admission.refusal)

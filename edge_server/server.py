@@ -14,7 +14,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from functools import partial
 from pathlib import Path
 
@@ -23,9 +23,10 @@ from edge_server.beats import Beats
 from edge_server.floor import Floor
 from edge_server.follower import Follower
 from edge_server.host import DeviceHost
+from edge_server.joining import Joining
 from edge_server.training import new_session
 from sfl.config import EdgeConfig
-from sfl.errors import LinkLost, ProtocolError
+from sfl.errors import LinkLost, SflError
 from sfl.metrics.prometheus import NodeCollector, serve_as_set
 from sfl.metrics.stats import NodeStats
 from sfl.node.causes import cause_of
@@ -37,8 +38,8 @@ from sfl.stage.engine import Engine
 from sfl.stage.orders import ORDERS
 from sfl.stage.snapshots import forget_run
 from sfl.stage.swapping import Residence
-from sfl.transport.cloud.link import Channel, CloudLink
-from sfl.transport.cloud.words import CloudWord, EdgeFailed
+from sfl.transport.cloud.link import Channel, CloudLink, CloudStream
+from sfl.transport.cloud.words import EdgeFailed, EdgeStopped
 from sfl.transport.device.decode_slots import DecodeSlots
 from sfl.transport.device.service import EdgeService
 from sfl.transport.device.training import Training
@@ -57,11 +58,11 @@ class EdgeServer:
         threads: int,
         insecure: bool,
         own: OwnCertificate | None = None,
-        channel: Channel | None = None,
+        new_channel: Callable[[], Channel] | None = None,
     ) -> None:
         """Raises ConfigError. For a running event loop.
 
-        `channel` is what it calls the cloud by; without, one to the address in `config`.
+        `new_channel` makes what it calls the cloud by; without, one to the address in `config`.
         """
         self.config = config
         self.own = own
@@ -74,8 +75,9 @@ class EdgeServer:
         order = ORDERS[config.order]
         self.engine = Engine(threads, order, together=config.batch_devices, phases=stats.phases)
         self.cloud = CloudLink(
-            config.cloud, config.name, stats, insecure, own, config.proxy, channel
+            config.cloud, config.name, stats, insecure, own, config.proxy, new_channel
         )
+        self._joining = Joining(self.cloud)
         self._opened: asyncio.Future[DeviceHost] = asyncio.get_running_loop().create_future()
         self.service: EdgeService[Training] = EdgeService(stats, self._opened, config.cache_dir)
         self.beats = Beats(stats, self.cloud, self.service)
@@ -136,42 +138,88 @@ class EdgeServer:
         return {"kind": stats.kind, "node": stats.name, "run": self.run_id, "round": stats.round}
 
     async def _follow_cloud(self, connect_timeout: float, address: str) -> None:
-        """Do what the cloud says until it says that the run is over."""
-        words = self.cloud.join(connect_timeout)
-        welcome = await _welcome(words)
+        """Do what the cloud says until it says that the run is over, over however many streams."""
+        stream = await self._joining.first(connect_timeout)
+        welcome = stream.welcome
         self.run_id, self.run_key = welcome.run_id, welcome.run_key
-        if welcome.challenge:
-            asked = Challenge(self.run_id, self.config.name, welcome.challenge)
-            self.service.entrance.challenge = asked
-        network = welcome.settings.network
-        interval, idle_timeout = network.heartbeat_interval, network.idle_timeout
+        self._ask_for(welcome.challenge)
+        self.cloud.use(stream)
         opening = asyncio.create_task(self._open(welcome, address))
-        follow = asyncio.create_task(self.follower.follow(words))
-        beat = asyncio.create_task(self.beats.run(interval))
-        watch = asyncio.create_task(self.cloud.watch(interval, idle_timeout))
+        beats = self.beats.run(welcome.settings.network.heartbeat_interval)
+        beat = asyncio.create_task(beats)
+        following = asyncio.create_task(self._follow_streams(stream))
         try:
-            await asyncio.wait({follow, watch, beat}, return_when=asyncio.FIRST_COMPLETED)
-            for task in (follow, watch, beat):
+            await asyncio.wait({following, beat}, return_when=asyncio.FIRST_COMPLETED)
+            for task in (following, beat):
                 if task.done():
                     task.result()
             forget_run(self.config.cache_dir, self.run_key or self.run_id, self.config.name)
         except asyncio.CancelledError:
-            await self._dismiss_all(follow)
+            await self._stopped(following, welcome.settings.network.rejoin_timeout > 0)
             raise
         except Exception as error:  # noqa: BLE001 - devices are told first, then it is raised
             cause = cause_of(error)
             await self.follower.dismiss(False, str(cause))
             raise cause from None
         finally:
-            for task in (opening, follow, watch, beat):
-                task.cancel()
-            await asyncio.gather(opening, follow, watch, beat, return_exceptions=True)
+            await _end(opening, following, beat)
 
-    async def _dismiss_all(self, follow: asyncio.Task[None]) -> None:
+    async def _follow_streams(self, stream: CloudStream) -> None:
+        """Follow one stream, and the next where it breaks, until the run is over."""
+        while (lost := await self._follow(stream)) is not None:
+            self.cloud.lost()
+            before = stream.welcome
+            stream = await self._joining.again(lost, before)
+            self._present(stream, before.challenge == stream.welcome.challenge)
+
+    async def _follow(self, stream: CloudStream) -> SflError | None:
+        """Do what the cloud says on one stream; what ended it, or None once the run is over."""
+        network = stream.welcome.settings.network
+        follow = asyncio.create_task(self.follower.follow(stream.words()))
+        watch = asyncio.create_task(stream.watch(network.heartbeat_interval, network.idle_timeout))
+        try:
+            await asyncio.wait({follow, watch}, return_when=asyncio.FIRST_COMPLETED)
+            for task in (follow, watch):
+                if task.done():
+                    task.result()
+        except SflError as error:
+            return error
+        finally:
+            await _end(follow, watch)
+        return None
+
+    def _ask_for(self, challenge: bytes) -> None:
+        """What devices sign when they join, where the cloud asks for that."""
+        if challenge:
+            asked = Challenge(self.run_id, self.config.name, challenge)
+            self.service.entrance.challenge = asked
+
+    def _present(self, stream: CloudStream, same: bool) -> None:
+        """Tell the cloud on a new stream who is here; with no await, so that nothing goes ahead.
+
+        Devices join again where it has not the `same` challenge: what they signed counts no more.
+        """
+        self._ask_for(stream.welcome.challenge)
+        self.cloud.use(stream)
+        self.beats.send()
+        self.cloud.stand_by_it()
+        if not same:
+            self.follower.send_off(LinkLost("the cloud asks for another signature"))
+        elif self._opened.done():
+            self._opened.result().present()
+
+    async def _stopped(self, following: asyncio.Task[None], returns: bool) -> None:
         """Tell cloud and devices that this edge is stopped; whoever does that waits a moment."""
-        self.cloud.post(EdgeFailed("it was stopped"))
-        await self.follower.dismiss(False, f"edge {self.config.name} was stopped")
-        await asyncio.wait({follow}, timeout=1.0)  # the cloud's answer: it has heard
+        reason = f"edge {self.config.name} was stopped"
+        if returns:
+            self.cloud.post(EdgeStopped("it was stopped"))
+            self.service.finish(LinkLost(reason))
+            self.follower.send_off(LinkLost(reason))
+        else:
+            self.cloud.post(EdgeFailed("it was stopped"))
+            await self.follower.dismiss(False, reason)
+        if self.cloud.stream is not None:
+            await asyncio.wait({following}, timeout=1.0)  # the cloud's answer: it has heard
 
     async def _open(self, welcome: EdgeWelcome, address: str) -> None:
         """Load the base, let devices in, and tell the cloud what an adapter consists of."""
@@ -198,14 +246,11 @@ class EdgeServer:
         return DeviceHost(floor, self.cloud, self.beats, self.stats, self.run_id, self.run_key)
 
 
-async def _welcome(words: AsyncIterator[CloudWord]) -> EdgeWelcome:
-    """The first thing that a cloud says. Raises LinkLost, ProtocolError."""
-    first = await anext(words, None)
-    if first is None:
-        raise LinkLost("the cloud closed the stream without a message")
-    if not isinstance(first, EdgeWelcome):
-        raise ProtocolError("the cloud begins with the run's settings")
-    return first
+async def _end(*tasks: asyncio.Task[None]) -> None:
+    """Cancel tasks, and wait for that."""
+    for task in tasks:
+        task.cancel()
+    await asyncio.gather(*tasks, return_exceptions=True)
 
 
 def _residence(config: EdgeConfig, stats: NodeStats) -> Residence | None:

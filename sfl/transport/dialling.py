@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import random
 import threading
 import time
 from collections.abc import Callable
@@ -27,6 +28,10 @@ FIRST_LOOK, GROWTH, LATEST_LOOK = 0.25, 2.0, 10.0
 """Seconds after a failure until the first look, and how looks become rarer."""
 GLANCE = 0.05
 """Seconds between two glances at a look that is under way, or at a channel."""
+SHORTEST_PAUSE, LONGEST_PAUSE = 0.2, 5.0
+"""Seconds that the first pause between two attempts takes at most, and that any does."""
+LASTED = 10.0
+"""Seconds that a link is to last before the pauses begin anew."""
 
 Why = Callable[[], str | None]
 
@@ -106,6 +111,60 @@ async def wait_for_peer_aio(
         failed = failed or state is grpc.ChannelConnectivity.TRANSIENT_FAILURE
         dial.go_on(failed)
         await asyncio.sleep(GLANCE)
+
+
+async def connected_aio(channel: grpc.aio.Channel, peer: str, seconds: float) -> None:
+    """One attempt on an event loop. Raises PeerUnavailable where it fails, or takes too long."""
+    end = time.monotonic() + seconds
+    while (state := channel.get_state(try_to_connect=True)) is not grpc.ChannelConnectivity.READY:
+        failed = state is grpc.ChannelConnectivity.TRANSIENT_FAILURE
+        if failed or time.monotonic() >= end:
+            raise PeerUnavailable(f"{peer} does not answer")
+        await asyncio.sleep(GLANCE)
+
+
+class Pauses:
+    """How long to wait before each attempt to reach a peer that was there.
+
+    Full jitter: anything up to a bound that doubles, so that those who lost the same peer do not
+    all come back at once.
+    """
+
+    def __init__(self) -> None:
+        self._bound = SHORTEST_PAUSE
+
+    def next(self) -> float:
+        """Seconds before the next attempt."""
+        bound, self._bound = self._bound, min(LONGEST_PAUSE, 2 * self._bound)
+        return random.uniform(0.0, bound)
+
+    def lasted(self, seconds: float) -> None:
+        """The link that is lost now had lasted so long."""
+        if seconds >= LASTED:
+            self._bound = SHORTEST_PAUSE
+
+
+class Absence:
+    """A peer that was there is not: how long it is dialled again, and when that is said."""
+
+    def __init__(self, peer: str, seconds: float, reason: str) -> None:
+        self._peer, self._seconds, self._reason = peer, seconds, reason
+        self.began = time.monotonic()
+        self._say = self.began + SAY_EVERY
+
+    @property
+    def left(self) -> float:
+        """Seconds that it is still dialled."""
+        return self.began + self._seconds - time.monotonic()
+
+    def go_on(self) -> None:
+        """Say that it is waited for, where that is due. Raises PeerUnavailable at the end."""
+        if self.left <= 0:
+            late = f"not back within rejoin_timeout ({self._seconds:g} s)"
+            raise PeerUnavailable(f"{self._reason}; {late}")
+        if time.monotonic() >= self._say:
+            self._say += SAY_EVERY
+            log.info("waiting for %s (%.0f s left)", self._peer, self.left)
 
 
 def _on_own_thread(why: Why) -> Future[str | None]:

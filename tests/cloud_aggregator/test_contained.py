@@ -61,7 +61,7 @@ from sfl.rounds.ordered import Ordered
 from sfl.rounds.values import Challenge
 from sfl.stage.engine import Engine
 from sfl.transport.bulk.fetch import fetch_model
-from sfl.transport.cloud.link import CloudLink
+from sfl.transport.cloud.link import CloudStream
 from sfl.transport.cloud.reporting import Reporting
 from sfl.transport.device.service import EdgeService
 from sfl.transport.group import GONE, run_together
@@ -158,15 +158,17 @@ def test_the_cloud_takes_every_message_that_the_wire_knows(body: str) -> None:
 @pytest.mark.parametrize("body", sorted(bodies(cloud_pb2.CloudMessage)))
 def test_an_edge_takes_every_message_that_the_wire_knows(body: str) -> None:
     async def taken() -> None:
-        link = CloudLink("127.0.0.1:1", "e", NodeStats("e", "edge"), insecure=True)
+        channel = grpc.aio.insecure_channel("127.0.0.1:1")
+        link = CloudStream(channel, "cloud", NodeStats("e", "edge"), 0)
         message = cloud_pb2.CloudMessage()
         getattr(message, body).SetInParent()
         try:
-            link._word(message)
+            link.word(message)
         except ProtocolError as error:
             assert "was not expected" not in str(error), error
         finally:
-            await link.close()
+            link.hang_up()
+            await channel.close()
 
     asyncio.run(taken())
 

@@ -21,6 +21,7 @@ import time
 from collections import defaultdict
 from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from contextvars import ContextVar
+from functools import partial
 from pathlib import Path
 from typing import Any
 from unittest.mock import patch
@@ -241,8 +242,8 @@ class Twin:
             )
             threads = config.threads
             assert threads != "auto"
-            self.channels[name] = channel = self.services.aio_channel(CLOUD)
-            server = self.servers[name] = EdgeServer(config, threads, False, channel=channel)
+            dial = partial(self._dial_cloud, name)
+            server = self.servers[name] = EdgeServer(config, threads, False, new_channel=dial)
             self.services.serve(name, server.service.handler())
             await server.follow(config.connect_timeout, name)
             self.ended[name] = None
@@ -255,6 +256,10 @@ class Twin:
         finally:
             self.services.stop(name)
             await server.close()
+
+    def _dial_cloud(self, name: str) -> AioChannel:
+        self.channels[name] = self.services.aio_channel(CLOUD)
+        return self.channels[name]
 
     def _lose_edge(self, name: str) -> None:
         self.services.stop(name)

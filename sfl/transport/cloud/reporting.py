@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 from collections.abc import AsyncIterator, Callable, Coroutine
 from typing import Any, Protocol
@@ -117,10 +118,24 @@ class Host(Protocol):
 class Reporting:
     """One edge's part in a run, while its stream is open."""
 
-    def __init__(self, edge: str, host: Host, signatures: SignatureCheck | None = None) -> None:
-        """`signatures` checks that devices said what the edge says; without it nobody is asked."""
+    def __init__(
+        self,
+        edge: str,
+        host: Host,
+        signatures: SignatureCheck | None = None,
+        incarnation: bytes = b"",
+    ) -> None:
+        """`signatures` checks that devices said what the edge says; without it nobody is asked.
+
+        `incarnation` is the edge's process.
+        """
         self.edge = edge
         self.host = host
+        self.incarnation = incarnation
+        self.over = asyncio.Event()
+        """Set once the edge counts as lost."""
+        self.hung_up = False
+        """Whether it was the edge that closed the stream."""
         self.signatures = SignatureCheck("", "", None) if signatures is None else signatures
         self.devices: dict[str, DeviceContract] = {}
         """The devices that were admitted through this edge: the only ones it can speak for."""
@@ -130,6 +145,7 @@ class Reporting:
         self.stream = Stream(edge, Outbox(len(host.run_settings.names)), beats, host.stats.phases)
         self._intake = Intake(host, self.signatures, self.devices)
         self._pace = contract.Pace(host.heartbeat_interval)
+        self._replaced = asyncio.Event()
 
     def admitted(self, device: str) -> None:
         """From now on this edge speaks for the device."""
@@ -153,13 +169,24 @@ class Reporting:
         return (
             self.read(requests),
             self.stream.outbox.watch(),
+            self._until_replaced(),
             *self.stream.coroutines(context),
         )
+
+    async def replace(self) -> None:
+        """End it in favour of a new stream of the same process; returns once that is done."""
+        self._replaced.set()
+        await self.over.wait()
+
+    async def _until_replaced(self) -> None:
+        await self._replaced.wait()
+        raise LinkLost("the edge came back on a new stream")
 
     async def read(self, requests: AsyncIterator[cloud_pb2.EdgeReportMessage]) -> None:
         """Take what the edge sends."""
         try:
             await self.stream.read(requests, self._take)
+            self.hung_up = True
         finally:
             self._intake.drop()
         raise LinkLost("the edge closed the stream")
@@ -227,6 +254,7 @@ class Reporting:
         self.host.device_left(from_left(left))
 
     def _stopped(self, words: str) -> None:
+        self.hung_up = True
         raise Goodbye(contract.reason(words), returns=True)
 
     def _failed(self, words: str) -> None:

@@ -16,9 +16,8 @@ import grpc.aio
 from sfl.errors import DiskError, LinkLost, NameInUse, ProtocolError, Refused, SflError
 from sfl.metrics.stats import NodeStats
 from sfl.node.logs import Sparing
-from sfl.rounds.values import (
-    Admission,
-)
+from sfl.rounds.messages import FinishRun
+from sfl.rounds.values import Admission
 from sfl.transport.cloud.reporting import Host, Reporting
 from sfl.transport.cloud.words import CloudWord
 from sfl.transport.frames import contract
@@ -39,6 +38,9 @@ class CloudService:
     def __init__(self, stats: NodeStats) -> None:
         self._stats = stats
         self.streams: dict[str, Reporting] = {}
+        self._over: FinishRun | None = None
+        self._broken: dict[str, float] = {}
+        """When the streams of edges broke that have none now and have not said goodbye."""
 
     def handler(self, host: Host) -> grpc.GenericRpcHandler[Any, Any]:
         """The service, for `server.add_generic_rpc_handlers`; `host` hears what edges tell."""
@@ -62,10 +64,17 @@ class CloudService:
         self.streams[edge].admitted(device)
         self.streams[edge].signatures.admitted(device)
 
-    async def drain(self, seconds: float) -> None:
-        """Give edges a moment to take their last message and hang up."""
-        end = time.monotonic() + seconds
-        while self.streams and time.monotonic() < end:
+    async def dismiss(self, end: FinishRun, seconds: float, away: float = 0.0) -> None:
+        """Tell edges that the run is over, and give them a moment to take that and hang up.
+
+        Those whose stream broke less than `away` seconds ago, or does so now, may be back for it.
+        """
+        now = time.monotonic()
+        self._over = end
+        self._broken = {edge: at for edge, at in self._broken.items() if now - at < away}
+        for stream in self.streams.values():
+            stream.post(end)
+        while (self.streams or self._broken) and time.monotonic() < now + seconds:
             await asyncio.sleep(0.02)
 
     async def _session(
@@ -77,7 +86,10 @@ class CloudService:
             await context.abort(status_of(error), str(error))
         self.streams[stream.edge] = stream
         self._stats.connected = len(self.streams)
+        self._broken.pop(stream.edge, None)
         stream.post(replace(host.welcome(), challenge=stream.signatures.challenge))
+        if self._over is not None:
+            stream.post(self._over)
         reason: SflError = LinkLost("the stream broke")
         try:
             await run_together(*stream.coroutines(requests, context))
@@ -89,6 +101,9 @@ class CloudService:
             del self.streams[stream.edge]
             self._stats.connected = len(self.streams)
             host.edge_lost(stream.edge, str(reason))
+            stream.over.set()
+            if not stream.hung_up:
+                self._broken[stream.edge] = time.monotonic()
         # Last, since an edge that reads nothing does not take this either.
         with contextlib.suppress(grpc.aio.AbortError):
             await context.abort(status_of(reason), str(reason))
@@ -105,9 +120,14 @@ class CloudService:
             )
         expect("edge", hello.edge)
         _expect_named(hello.edge, host.edges)
-        if hello.edge in self.streams:
-            raise NameInUse(f"an edge named {hello.edge!r} is connected already")
-        return Reporting(hello.edge, host, signatures=host.signatures(hello.edge))
+        while (old := self.streams.get(hello.edge)) is not None:
+            # Its link may be half open: this process knows better, another one has to wait.
+            if not hello.incarnation or hello.incarnation != old.incarnation:
+                raise NameInUse(f"an edge named {hello.edge!r} is connected already")
+            await old.replace()
+        signatures = host.signatures(hello.edge)
+        signatures.begin_stream()
+        return Reporting(hello.edge, host, signatures, hello.incarnation)
 
 
 def _expect_named(edge: str, known: Sequence[str]) -> None:

@@ -98,8 +98,8 @@ def _content(message: edge_pb2.DeviceReady | tensor_pb2.RoundReport) -> bytes:
     """What a device said, less what its edge adds."""
     said = copy.deepcopy(message)
     said.ClearField("signature")
-    if isinstance(said, tensor_pb2.RoundReport):
-        said.ClearField("edge_spans")
+    # What a device remembers is news with every round, and its edge has seen it come about.
+    said.ClearField("edge_spans" if isinstance(said, tensor_pb2.RoundReport) else "points")
     return hashlib.sha256(said.SerializeToString(deterministic=True)).digest()
 
 
@@ -184,7 +184,10 @@ class _Joined:
 
 
 class SignatureCheck:
-    """The cloud's end, for one edge's stream; without a certificate of its own it asks nobody."""
+    """The cloud's end, for one edge; without a certificate of its own it asks nobody.
+
+    Over each of its streams an edge may present the devices again that it has, by the same join.
+    """
 
     def __init__(self, run_id: str, edge: str, trust: Trust | None, challenge: bytes = b"") -> None:
         """`challenge` is one that devices of this edge may know already; else it is a new one."""
@@ -194,7 +197,14 @@ class SignatureCheck:
         self.challenge = b"" if trust is None else challenge or secrets.token_bytes(32)
         self._asking: dict[str, _Joined] = {}
         self._joined: dict[str, _Joined] = {}
+        self._again: dict[str, _Joined] = {}
+        """Those that the stream may present again."""
         self._used: set[bytes] = set()
+
+    def begin_stream(self) -> None:
+        """The edge has a new stream."""
+        self._again = {**self._joined, **self._asking}
+        self._asking.clear()
 
     def join(self, join: cloud_pb2.DeviceJoin) -> None:
         """A device asks to take part. Raises NotSigned."""
@@ -209,7 +219,9 @@ class SignatureCheck:
         self._hold(device, "join", key, joining.statement("join"), proof.signature)
         if len(proof.nonce) != NONCE_BYTES:
             raise NotSigned(device, "join", f"its number has not {NONCE_BYTES} bytes")
-        if proof.nonce in self._used:
+        before = self._again.pop(device, None)
+        same = before is not None and before.joining == joining
+        if proof.nonce in self._used and not same:
             raise NotSigned(device, "join", "it was sent before")
         self._used.add(proof.nonce)
         self._asking[device] = _Joined(joining, key)

@@ -1,0 +1,98 @@
+"""What devices have delivered of their open rounds: told to the cloud, and again where it asks.
+
+The cloud asks by naming a device in its orders. Over a new stream it has not asked yet, so what
+comes meanwhile is kept: who presents a part that is not due breaks the contract.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from dataclasses import dataclass, field, replace
+
+from sfl.rounds.values import BEGINNING, Assignment, Point, RoundReport, UpdateHeader
+from sfl.transport.cloud.link import CloudLink, CloudStream, EdgeMessage, update_messages
+from sfl.transport.cloud.words import to_edge_report
+from sfl.transport.frames.chunks import Buffer
+
+
+@dataclass(slots=True)
+class Delivery:
+    """One device's: it is kept until that device's next round begins."""
+
+    told: Assignment
+    asked_on: CloudStream | None
+    """The stream over which the cloud asked for it last."""
+    parts: dict[str, tuple[UpdateHeader, Buffer]] = field(default_factory=dict)
+    report: RoundReport | None = None
+
+    @property
+    def complete(self) -> bool:
+        """Whether nothing more is to come."""
+        due = self.told.plan.holders if self.told.steps.count else ()
+        return self.report is not None and self.parts.keys() == set(due)
+
+    @property
+    def points(self) -> tuple[Point, ...]:
+        """What device and edge both remember, as long as the device's stream lives."""
+        own = self.told
+        trained = self.complete and own.steps.count > 0
+        done = Point(own.round, own.steps.count) if trained else own.after
+        return tuple(sorted({own.after, done} - {BEGINNING}))
+
+    def is_of(self, own: Assignment) -> bool:
+        """Whether orders ask for the same, wherever they would have it begin."""
+        return replace(own, after=BEGINNING) == replace(self.told, after=BEGINNING)
+
+
+class Deliveries:
+    """All devices' of an edge."""
+
+    def __init__(self, cloud: CloudLink) -> None:
+        self._cloud = cloud
+        self._of: dict[str, Delivery] = {}
+
+    def of(self, device: str) -> Delivery | None:
+        """What a device has delivered, if it is in a round."""
+        return self._of.get(device)
+
+    def begin(self, device: str, told: Assignment) -> None:
+        """A device's next round begins: what it delivered before is forgotten."""
+        self._of[device] = Delivery(told, self._cloud.stream)
+
+    def forget(self, device: str) -> None:
+        """A device is gone, and with it the round that it was in."""
+        self._of.pop(device, None)
+
+    async def part(self, header: UpdateHeader, payload: Buffer) -> None:
+        """One side's part of an update is there."""
+        own = self._of.get(header.device)
+        if own is None:
+            return
+        messages = await asyncio.to_thread(update_messages, header, payload)
+        own.parts[header.side] = header, payload
+        if self._is_asked(own):
+            self._cloud.post_messages(messages)
+
+    def report(self, report: RoundReport) -> None:
+        """A device tells how its round went."""
+        if (own := self._of.get(report.device)) is not None:
+            own.report = report
+            if self._is_asked(own):
+                self._cloud.post(report)
+
+    async def tell_again(self, device: str) -> None:
+        """The cloud has asked once more: tell all that is there; the rest follows as it comes."""
+        own, stream = self._of[device], self._cloud.stream
+        messages: dict[str, list[EdgeMessage]] = {}
+        while lacking := own.parts.keys() - messages.keys():
+            for side in lacking:
+                messages[side] = await asyncio.to_thread(update_messages, *own.parts[side])
+        if stream is not self._cloud.stream or self._of.get(device) is not own:
+            return
+        own.asked_on = stream
+        self._cloud.post_messages([message for part in messages.values() for message in part])
+        if own.report is not None:
+            self._cloud.post_messages([to_edge_report(own.report)])
+
+    def _is_asked(self, own: Delivery) -> bool:
+        return self._cloud.stream is not None and own.asked_on is self._cloud.stream

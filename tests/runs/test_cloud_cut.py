@@ -1,0 +1,94 @@
+"""The link between edge and cloud breaks at any message of a run, and the adapter is the same."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from sfl.transport import dialling
+from sfl.transport.frames import chunks
+from tests.house.cuts import Cuts, CutTwin
+from tests.house.federation import Outcome, finished
+from tests.house.fleets import completions, device, settings, tiny
+from tests.house.reference import adapter, assert_same_bits
+
+APART = 17
+"""Messages between two breaks of a link: more than it takes to join again."""
+
+
+def values(folder: Path, topology: str) -> dict[str, Any]:
+    found = settings(tiny("llama"), run={"topology": topology}, training={"local_steps": 2})
+    tail = {"tail_layers": 1} if topology == "u_shaped" else {}
+    found["devices"] = [
+        device(name, completions(folder / f"{name}.jsonl", seed), 1, **tail)
+        for name, seed in (("a", 1), ("b", 2))
+    ]
+    return found
+
+
+@pytest.fixture(autouse=True)
+def quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Short pauses, and parts of several frames, so that they break in the middle."""
+    monkeypatch.setattr(dialling, "SHORTEST_PAUSE", 0.01)
+    monkeypatch.setattr(dialling, "LONGEST_PAUSE", 0.02)
+    monkeypatch.setattr(chunks, "FRAME_BYTES", 12_000)
+
+
+def cut(folder: Path, topology: str, cuts: Cuts) -> Outcome:
+    folder.mkdir(exist_ok=True, parents=True)
+    return CutTwin(folder, values(folder, topology), cuts).run()
+
+
+Whole = Callable[[str], tuple[dict[str, np.ndarray], list[str]]]
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> Whole:
+    """The adapter of a run by its topology, and its messages between edge and cloud."""
+
+    @cache
+    def whole(topology: str) -> tuple[dict[str, np.ndarray], list[str]]:
+        cuts = Cuts()
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(chunks, "FRAME_BYTES", 12_000)
+            outcome = finished(cut(tmp_path_factory.mktemp(topology), topology, cuts))
+        return adapter(outcome), cuts.bodies
+
+    return whole
+
+
+@pytest.mark.parametrize("later", [False, True], ids=["lost", "arrived"])
+@pytest.mark.parametrize("topology", ["vanilla", "u_shaped"])
+def test_a_link_to_the_cloud_that_breaks_at_any_message_changes_no_bit(
+    tmp_path: Path, undisturbed: Whole, topology: str, later: bool
+) -> None:
+    expected, bodies = undisturbed(topology)
+    assert {"settings", "admission", "start", "adapter", "report", "finish"} <= set(bodies)
+    broken: set[str] = set()
+    for first in range(3 + later, 3 + APART, 2):
+        # Several in one run, far enough from each other that it comes on in between.
+        cuts = Cuts(lambda number, at=first: number in range(at, at + 3 * APART, APART), later)
+        outcome = finished(cut(tmp_path / str(first), topology, cuts))
+        assert len(cuts.done) >= 2
+        broken |= set(cuts.done)
+        assert_same_bits(adapter(outcome), expected)
+        assert outcome.summary["rounds"] == 2
+        assert "joined the cloud again" in outcome.logs()
+    assert {"join", "device_ready", "start", "adapter", "report"} <= broken
+
+
+def test_an_edge_that_loses_the_last_word_comes_back_for_it(
+    tmp_path: Path, undisturbed: Whole
+) -> None:
+    expected, bodies = undisturbed("vanilla")
+    last = len(bodies) - bodies[::-1].index("report")
+    cuts = Cuts(lambda number: number == last)
+    outcome = finished(cut(tmp_path, "vanilla", cuts))
+    assert cuts.done == ["report"]
+    assert_same_bits(adapter(outcome), expected)
+    assert "run is over" not in outcome.logs()
