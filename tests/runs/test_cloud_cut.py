@@ -79,7 +79,7 @@ def test_a_link_to_the_cloud_that_breaks_at_any_message_changes_no_bit(
         assert_same_bits(adapter(outcome), expected)
         assert outcome.summary["rounds"] == 2
         assert "joined the cloud again" in outcome.logs()
-    assert {"join", "device_ready", "start", "adapter", "report"} <= broken
+    assert {"join", "device_ready", "adapter"} <= broken
 
 
 def test_an_edge_that_loses_the_last_word_comes_back_for_it(
