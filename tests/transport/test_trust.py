@@ -471,7 +471,7 @@ def test_a_lying_edge_costs_its_own_devices_only(tmp_path: Path) -> None:
         run={"edges": ["edge", "south"], "rounds": 2, "min_devices": 2},
         training={"local_steps": 4},
     )
-    values["network"] = {**values.get("network", {}), "join_timeout": 900}
+    values["network"] = {**values.get("network", {}), "join_timeout": 900, "rejoin_timeout": 0}
     nodes = Guarded(tmp_path, values)
     try:
         until(lambda: "base loaded" in nodes.log("edge"), "the honest edge")
