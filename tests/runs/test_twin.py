@@ -47,7 +47,9 @@ def test_one_process_leaves_the_adapter_that_processes_leave(
 
 
 def test_a_device_that_is_lost_leaves_its_round_and_the_run_goes_on(tmp_path: Path) -> None:
-    twin = Twin(tmp_path, fleet(tmp_path, run={"min_devices": 2}, training={"local_steps": 4}))
+    values = fleet(tmp_path, run={"min_devices": 2}, training={"local_steps": 4})
+    values["network"] = {"rejoin_timeout": 0.0}
+    twin = Twin(tmp_path, values)
     twin.at("d2", 2, 1, twin.lose)
     outcome = finished(twin.run())
     (fault,) = outcome.summary["faults"]
@@ -131,6 +133,7 @@ def test_devices_of_two_edges_average_as_those_of_one(tmp_path: Path) -> None:
 def test_a_run_goes_on_without_an_edge_that_is_lost(tmp_path: Path) -> None:
     values = fleet(tmp_path, run={"min_devices": 2, "edges": ["north", "south"]})
     values["training"]["local_steps"] = 4
+    values["network"] = {"rejoin_timeout": 0.0}
     values["edge"]["name"] = "north"
     twin = Twin(tmp_path, values, edges={"north": ["d0", "d1"], "south": ["d2"]})
     twin.at("d2", 2, 1, lambda _: twin.lose_edge("south"))
