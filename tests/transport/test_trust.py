@@ -248,6 +248,37 @@ def test_what_a_device_said_itself_counts(pair: Pair) -> None:
         pair.check.update(update, pair.spooled(VALUES))
 
 
+def test_an_edge_presents_its_devices_again_over_a_new_stream_and_only_then(pair: Pair) -> None:
+    first = pair.asked()
+    pair.check.join(first)
+    pair.check.admitted("d0")
+    report = tensor_pb2.RoundReport(round=1, device="d0")
+    pair.device.report(report)
+    pair.check.report(report)
+    with pytest.raises(NotSigned, match="join is not signed by it: it was sent before"):
+        pair.check.join(first)
+    pair.check.begin_stream()
+    pair.check.join(first)
+    pair.check.admitted("d0")
+    pair.check.report(report)  # as it is told again
+    with pytest.raises(NotSigned, match="report is not signed by it: it was sent before"):
+        pair.check.report(report)
+    with pytest.raises(NotSigned, match="it was sent before"):
+        pair.check.join(first)  # once a stream
+    pair.join()
+    pair.check.begin_stream()
+    with pytest.raises(NotSigned, match="it was sent before"):
+        pair.check.join(first)  # of an older joining
+
+
+def test_what_a_device_remembers_may_be_news_and_the_rest_is_as_it_said(pair: Pair) -> None:
+    pair.join()
+    ready = edge_pb2.DeviceReady(num_examples=7, snapshot="{}")
+    pair.device.ready(ready)
+    ready.points.add(round=1, step=4)
+    pair.check.ready("d0", ready)
+
+
 def test_a_join_that_the_device_did_not_say_is_none(pair: Pair) -> None:
     def refused(join: cloud_pb2.DeviceJoin, words: str) -> None:
         with pytest.raises(NotSigned, match=words) as caught:
