@@ -176,6 +176,7 @@ class DeviceAgent:
             link,
             self.stats,
             self._rest,
+            link.keep,
         )
 
     def _rest(self) -> None:

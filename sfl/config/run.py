@@ -393,6 +393,18 @@ class NetworkSettings(Section):
         return self
 
 
+class RecoverySettings(Section):
+    """What is kept so that a node that died goes on. None of it changes a bit of the result."""
+
+    snapshot_steps: NonNegativeInt = 0
+    """Device and edge also keep a snapshot after every so many steps of a round. A part that is
+    begun again then starts there. 0: only at the ends of rounds."""
+
+    def due(self, step: int) -> bool:
+        """Whether there is a snapshot of the point with so many steps of a round behind it."""
+        return self.snapshot_steps > 0 and step > 0 and step % self.snapshot_steps == 0
+
+
 FOLDING_DTYPES: tuple[Dtype | None, ...] = ("float32", "autocast", None)
 """Settings of a base that a small change can be added to."""
 NEEDS_FLOAT32 = "flora adds every round's sum to the base, which only float32 weights can take"
@@ -427,6 +439,8 @@ class RunSections(Section):
     """Held-out scores."""
     network: NetworkSettings = NetworkSettings()
     """Waits and bounds."""
+    recovery: RecoverySettings = RecoverySettings()
+    """Snapshots."""
     devices: tuple[DeviceEntry, ...] = Field(min_length=1)
     """The devices of the run."""
 

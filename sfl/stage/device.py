@@ -142,6 +142,20 @@ class DeviceStage:
             mine = {name: array for name, array in values.items() if belongs_to(name, part.span)}
             begin_adapter(part.adapter, mine, self.settings, round_)
 
+    def whole(self) -> dict[str, np.ndarray]:
+        """Every tensor of the adapter, as it is now; they share its memory."""
+        return {
+            name: parameter.detach().numpy()
+            for part in self.parts
+            for name, parameter in part.adapter.parameters.items()
+        }
+
+    def resume(self, values: Mapping[str, np.ndarray]) -> None:
+        """Have, within a round, the values that `whole` had. Raises ProtocolError."""
+        for part in self.parts:
+            own = part.adapter.parameters.keys() & values.keys()
+            part.adapter.load({name: values[name] for name in own})
+
     def fold(self, base_update: Mapping[str, np.ndarray], round_: int) -> None:
         """Add what a round gave, for good and once. Raises ProtocolError."""
         if round_ <= self._folded:

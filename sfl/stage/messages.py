@@ -13,6 +13,7 @@ from sfl.codec.transform import RowContext
 from sfl.metrics.timeline import Interval
 from sfl.plan import Toward
 from sfl.rounds.values import NO_SCORE, Assignment, Score
+from sfl.stage.remembered import IN_MEMORY, GoOn
 
 ROWS = ""
 """The name of a message's rows among its tensors."""
@@ -80,6 +81,13 @@ class TensorMessage:
         return {} if self.rows is None else {ROWS: self.rows, **self.named}
 
 
+def begins_step(message: TensorMessage) -> bool:
+    """Whether it is the first that a device sends in a step of a round; a rehearsal has none."""
+    key = message.key
+    trains = key.purpose is Purpose.TRAINING and message.kind is Kind.ACTIVATION
+    return trains and key.round > 0 and key.micro_batch == 0
+
+
 @dataclass(frozen=True, slots=True)
 class GradientNorm:
     """One side's squared gradient norm of a step, in float64."""
@@ -114,12 +122,12 @@ class Outgoing:
 class RoundOrder:
     """A round to run, and the part of the global adapter it begins with.
 
-    `moments` are the optimizer's, by name, to go on from; None: those that it has.
+    `go_on` is what both sides go on from, as far as this one does not have it in memory.
     """
 
     assignment: Assignment
     values: Mapping[str, np.ndarray]
-    moments: Mapping[str, torch.Tensor] | None = None
+    go_on: GoOn = IN_MEMORY
 
 
 @dataclass(frozen=True, slots=True)

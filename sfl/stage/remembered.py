@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -13,6 +14,37 @@ from sfl.rounds.values import BEGINNING, Point
 from sfl.stage.snapshots import Snapshot, Snapshots
 
 Moments = Mapping[str, torch.Tensor]
+
+
+@dataclass(frozen=True, slots=True)
+class GoOn:
+    """What a round goes on from.
+
+    `moments` are the optimizer's, None where it has them. After `step` steps of the same round also
+    `values`, those of the whole adapter on this side, and `facts`, what a device has to report.
+    """
+
+    moments: Moments | None = None
+    step: int = 0
+    values: Mapping[str, np.ndarray] = field(default_factory=dict)
+    facts: Mapping[str, Any] = field(default_factory=dict)
+
+
+IN_MEMORY = GoOn()
+
+
+@dataclass(frozen=True, slots=True)
+class Within:
+    """What one side has after some steps of a round, in memory of its own."""
+
+    point: Point
+    moments: Moments
+    values: Mapping[str, np.ndarray]
+    facts: Mapping[str, Any] = field(default_factory=dict)
+
+
+def nobody(within: Within) -> None:
+    """Who keeps nothing within rounds."""
 
 
 class Remembered:
@@ -60,6 +92,13 @@ class Remembered:
         if self._snapshots is not None:
             self._snapshots.write(Snapshot(point, arrays, facts))
         self._at = point
+
+    def passed(
+        self, point: Point, arrays: Mapping[str, np.ndarray], facts: Mapping[str, Any]
+    ) -> None:
+        """This point within a round is behind; what was there then is written."""
+        if self._snapshots is not None:
+            self._snapshots.write(Snapshot(point, arrays, facts), last=False)
 
 
 def as_arrays(moments: Moments) -> dict[str, np.ndarray]:

@@ -20,7 +20,7 @@ from sfl.data.example import Dataset, Example
 from sfl.errors import AdapterRefused, ProtocolError
 from sfl.metrics.stats import Measurement, NodeStats
 from sfl.metrics.timeline import watched_step
-from sfl.rounds.values import NO_SCORE, Assignment, Score
+from sfl.rounds.values import NO_SCORE, Assignment, Point, Score
 from sfl.stage.device import DeviceStage
 from sfl.stage.link import Link
 from sfl.stage.messages import (
@@ -34,6 +34,8 @@ from sfl.stage.messages import (
 from sfl.stage.micro import MicroBatches
 from sfl.stage.optimizer import NO_MOMENTS, Optimizer
 from sfl.stage.pipeline import Pipeline
+from sfl.stage.remembered import Within, nobody
+from sfl.stage.so_far import SoFar
 from sfl.stage.window import Window
 
 log = logging.getLogger(__name__)
@@ -52,8 +54,9 @@ class Trainer:
     """Runs rounds on one device over a link.
 
     `rest` is called between steps, when nothing is in flight, and returns when the device may
-    compute. As many micro-batches are in flight as the assignment has credits; in training the
-    window may be narrower.
+    compute. `keep` is given what there is after some steps, to be written at once. As many
+    micro-batches are in flight as the assignment has credits; in training the window may be
+    narrower.
     """
 
     def __init__(
@@ -66,6 +69,7 @@ class Trainer:
         link: Link,
         stats: NodeStats,
         rest: Callable[[], None] = lambda: None,
+        keep: Callable[[Within], None] = nobody,
     ) -> None:
         self.device = device
         self.stage = stage
@@ -74,6 +78,7 @@ class Trainer:
         self.link = link
         self.stats = stats
         self.rest = rest
+        self.keep = keep
         window = Window(self._granted(stage.assignment))
         self.pipeline = Pipeline(device, stage, settings, link, stats, window)
         self.batches = MicroBatches(device, dataset, pad_id, settings, stats, stage.micro_batches)
@@ -87,14 +92,14 @@ class Trainer:
     def _take(self, order: RoundOrder, moments: Mapping[str, torch.Tensor]) -> None:
         """Be built for a round's assignment, with the moments of what stays and what comes."""
         own = order.assignment
-        if order.moments is not None:
+        if order.go_on.moments is not None:
             self.optimizer.let_go()
         if self.stage.take(own):
             held = self.optimizer.held()
             options = self.settings
             self.optimizer = Optimizer(self.stage.parameters, options.training, options.aggregation)
             self.optimizer.adopt(held)
-        self.optimizer.adopt(order.moments or NO_MOMENTS)
+        self.optimizer.adopt(order.go_on.moments or NO_MOMENTS)
         self.optimizer.adopt(moments)
         if self.pipeline.window.granted != self._granted(own):
             self.pipeline.window = Window(self._granted(own))
@@ -112,9 +117,9 @@ class Trainer:
         """Evaluate the global adapter, train from it, and tell what came of it.
 
         The optimizer's moments are the order's; without, they stay where they mean the same, by
-        name. Those of a block that comes
-        from the edge are `moments`, as its `Optimizer.held` has them; no message of the wire
-        carries them yet, so between processes such a block begins with none.
+        name. Those of a block that comes from the edge are `moments`, as its `Optimizer.held` has
+        them; no message of the wire carries them yet, so between processes such a block begins with
+        none. An order within a round goes on with its next step.
         """
         own = order.assignment
         expect_finite(order)
@@ -126,34 +131,50 @@ class Trainer:
         self.stats.start_round(own.round, own.steps.count)
         self.rest()
         began = time.perf_counter()
-        score, sample = self.evaluate(own)
-        self._note_quality(score, own.round - 1)
+        so_far = self._so_far(order)
         evaluated = time.perf_counter()
-        losses, tokens = [], 0
         self.stats.phases.timeline.watch(self.device, own.round, watched_step(own.steps.count))
         self.stage.train(True)
-        for step in range(own.steps.count):
+        for step in range(order.go_on.step, own.steps.count):
             self.rest()
             loss, num_tokens = self.train_step(own, step)
-            losses.append(loss)
-            tokens += num_tokens
+            so_far.took(loss, num_tokens)
             self.stats.finish_step(loss, num_tokens)
             if self.stats.steps_total == 1:
                 log.info("first step taken")
+            if step + 1 < own.steps.count and self.settings.recovery.due(step + 1):
+                self.keep(self._within(Point(own.round, step + 1), so_far))
         self.optimizer.check_finite()
         return RoundOutcome(
             round=own.round,
             num_steps=own.steps.count,
-            train_loss=sum(losses) / len(losses) if losses else 0.0,
-            num_tokens=tokens,
+            train_loss=so_far.mean_loss,
+            num_tokens=so_far.tokens,
             train_seconds=time.perf_counter() - evaluated,
-            evaluation=score,
+            evaluation=so_far.score,
             evaluation_seconds=evaluated - began,
             values=self.stage.state(),
             spans=tuple(self.stats.phases.timeline.take(self.device)),
-            sample=sample,
+            sample=so_far.sample,
             moments=self.optimizer.moments(),
         )
+
+    def _so_far(self, order: RoundOrder) -> SoFar:
+        """What of the round is behind: the evaluation, and any steps that a snapshot has."""
+        own, go_on = order.assignment, order.go_on
+        if not go_on.step:
+            score, sample = self.evaluate(own)
+            so_far = SoFar(score, sample)
+        else:
+            self.stage.resume(go_on.values)
+            self.optimizer.adopt(go_on.moments or NO_MOMENTS)
+            so_far = SoFar.of(go_on.facts)
+            log.info("round %d goes on after step %d", own.round, go_on.step)
+        self._note_quality(so_far.score, own.round - 1)
+        return so_far
+
+    def _within(self, point: Point, so_far: SoFar) -> Within:
+        return Within(point, self.optimizer.moments(), self.stage.whole(), so_far.facts())
 
     def rehearse(self, own: Assignment) -> RoundOutcome:
         """Time steps of different numbers of micro-batches, and forget what they would change."""

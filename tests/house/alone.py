@@ -43,6 +43,7 @@ from sfl.stage.engine import Engine
 from sfl.stage.layout import real_tokens
 from sfl.stage.link import Link
 from sfl.stage.orders import ORDERS
+from sfl.stage.remembered import nobody
 from sfl.stage.snapshots import Snapshots
 from sfl.stage.trainer import Trainer
 from sfl.stage.training import SESSIONS, TrainingSession
@@ -70,7 +71,12 @@ class Alone:
     """A run of one device with random examples; all that is drawn is drawn again each time."""
 
     def __init__(
-        self, topology: str, codec: Mapping[str, str], strategy: str = "fedavg", **training: Any
+        self,
+        topology: str,
+        codec: Mapping[str, str],
+        strategy: str = "fedavg",
+        snapshot_steps: int = 0,
+        **training: Any,
     ) -> None:
         self.folder = opened("llama")
         self.settings = RunSettings.model_validate(
@@ -80,6 +86,7 @@ class Alone:
                 "lora": {"rank": LORA.rank, "alpha": LORA.alpha},
                 "codec": codec,
                 "aggregation": {"strategy": strategy},
+                "recovery": {"snapshot_steps": snapshot_steps},
                 "training": {"batch_size": 4, "learning_rate": 1e-2, **training},
                 "devices": [{"name": NAME, "cut_layer": 1, "tail_layers": topology != "vanilla"}],
             }
@@ -114,7 +121,8 @@ class Alone:
 
     def trainer(self, link: Link, stage: DeviceStage) -> Trainer:
         stats = NodeStats(NAME, "device")
-        return Trainer(NAME, stage, self.data, PAD, self.settings, link, stats)
+        keep = link.device.passed if isinstance(link, InProcessTraining) else nobody
+        return Trainer(NAME, stage, self.data, PAD, self.settings, link, stats, keep=keep)
 
     def stage(self) -> DeviceStage:
         return DeviceStage(NAME, self.start(0), self.folder, self.settings)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import threading
 from collections.abc import Callable
 from functools import cache
@@ -33,7 +34,8 @@ RUNS: dict[str, dict[str, Any]] = {
 def twin_of(folder: Path, name: str) -> Twin:
     values = dict(RUNS[name])
     run = {"min_devices": 2, **values.pop("run", {})}
-    values = fleet(folder, run=run, training={"local_steps": 4}, **values)
+    training = {"local_steps": 4, **values.pop("training", {})}
+    values = fleet(folder, run=run, training=training, **values)
     if run.get("topology") == "u_shaped":
         for device in values["devices"]:
             device["tail_layers"] = 1
@@ -77,6 +79,26 @@ def test_a_process_that_dies_and_is_started_again_changes_no_bit(
     twin = twin_of(tmp_path, name)
     twin.at("d2", 2, step, lambda device: killed(twin, device))
     judged(twin, name)
+
+
+@pytest.mark.parametrize("topology", ["vanilla", "u_shaped"])
+@pytest.mark.parametrize("dies", [False, True])
+def test_a_part_goes_on_within_a_round(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, topology: str, dies: bool
+) -> None:
+    codec = {"activation": "compact", "gradient": "compact"}
+    own = {"codec": codec, "run": {"topology": topology}, "training": {"max_grad_norm": 0.5}}
+    monkeypatch.setitem(RUNS, topology, own)
+    with TemporaryDirectory() as folder:
+        expected = adapter(finished(twin_of(Path(folder), topology).run()))
+    monkeypatch.setitem(RUNS, topology, {**own, "recovery": {"snapshot_steps": 1}})
+    twin = twin_of(tmp_path, topology)
+    twin.at("d2", 2, 3, (lambda device: killed(twin, device)) if dies else twin.cut)
+    outcome = finished(twin.run())
+    assert outcome.summary["faults"] == []
+    assert_same_bits(adapter(outcome), expected)
+    log = (outcome.folder / "logs" / "d2.log").read_text()
+    assert re.search("round 2 goes on after step [23]", log), log
 
 
 def test_two_devices_may_be_lost_at_once_and_one_again_and_again(tmp_path: Path) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import os
 from collections.abc import Mapping
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ import pytest
 
 from sfl.errors import ProtocolError
 from sfl.rounds.values import Point
+from sfl.stage.messages import RoundOutcome
 from sfl.stage.snapshots import Snapshot, Snapshots, below, forget_run, recovery_folder
 from sfl.transport.device.inproc import InProcessTraining
 from tests.house.alone import NAME, ROUNDS, STEPS, Alone
@@ -28,6 +30,14 @@ CODECS: dict[str, Mapping[str, str]] = {
     "sft": {"activation": "sft", "gradient": "sft", "adapter": "int8"},
 }
 SIDES = ("device", "edge")
+WITHIN = [
+    ("none", "fedavg", None),
+    ("none", "fedprox", 0.05),
+    ("compact", "fedavg", 0.05),
+    ("adapter", "fedprox", None),
+    ("sft", "fedavg", None),
+    ("token", "flora", None),
+]
 
 
 class Killed(BaseException):
@@ -35,15 +45,15 @@ class Killed(BaseException):
 
 
 class Dying(InProcessTraining):
-    """A link that is cut after so many messages."""
+    """A link whose both ends die once so many messages, and another one, are computed with."""
 
     left = 10**9
 
     def send(self, message: Any) -> None:
+        super().send(message)
         self.left -= 1
         if self.left < 0:
             raise Killed
-        super().send(message)
 
 
 def kept(folder: Path, run: str = "r") -> dict[str, Snapshots]:
@@ -113,6 +123,47 @@ def test_norms_and_being_killed_again_and_again_change_nothing(tmp_path: Path) -
     run = Alone("u_shaped", CODECS["compact"], max_grad_norm=0.05)
     expected = run.over_ends()
     assert_same_bits(replayed(run, tmp_path, 4, again=3), expected)
+
+
+@pytest.mark.parametrize("every", [1, 2])
+@pytest.mark.parametrize(("codec", "strategy", "norm"), WITHIN)
+@pytest.mark.parametrize("topology", ["vanilla", "u_shaped"])
+def test_a_round_goes_on_within_from_steps_that_both_sides_have(
+    tmp_path: Path, topology: str, codec: str, strategy: str, norm: float | None, every: int
+) -> None:
+    run = Alone(topology, CODECS[codec], strategy, every, max_grad_norm=norm)
+    whole = Alone(topology, CODECS[codec], strategy, max_grad_norm=norm)
+    expected, told, _ = gone_on(whole, tmp_path / "whole", None)
+    per_step = (1 if topology == "vanilla" else 2) + (norm is not None)
+    starts = set()
+    for killed_after in range(per_step * STEPS):
+        found, outcome, done = gone_on(run, tmp_path / str(killed_after), killed_after)
+        assert_same_bits(found, expected)
+        starts.add(done)
+        for field in ("num_steps", "train_loss", "num_tokens", "evaluation", "sample"):
+            assert getattr(outcome, field) == getattr(told, field), field
+    assert max(starts) == STEPS - 1 and starts <= {0, every, 2}
+
+
+def gone_on(
+    run: Alone, folder: Path, killed_after: int | None
+) -> tuple[dict[str, np.ndarray], RoundOutcome, int]:
+    """The adapter, what is told of round 2, and how many of its steps were not done again."""
+    trainer, link = rebuilt(run, kept(folder))
+    values: Mapping[str, np.ndarray] = run.first
+    for round_ in range(1, ROUNDS + 1):
+        own = replace(run.start(round_), evaluate="all")
+        if round_ == 2 and killed_after is not None:
+            link.left = killed_after + 1  # all held-out examples are one batch
+            with pytest.raises(Killed):
+                trainer.run_round(link.begin_round(own, values))
+            trainer, link = rebuilt(run, kept(folder))
+            own = replace(own, after=common(link, 3))
+        outcome = trainer.run_round(link.begin_round(own, values))
+        if round_ == 2:
+            second, done = outcome, own.after.step if own.after.round == 2 else 0
+        values = link.end_round(outcome)
+    return dict(values), second, done
 
 
 @pytest.mark.parametrize(

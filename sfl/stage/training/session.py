@@ -19,10 +19,11 @@ from sfl.metrics.stats import NodeStats
 from sfl.metrics.timeline import watched_step
 from sfl.models.span import SpanModel
 from sfl.plan import Plan, Toward
-from sfl.rounds.values import Assignment
+from sfl.rounds.values import Assignment, Point
 from sfl.stage.computation import COMPUTATIONS
 from sfl.stage.messages import GradientNorm, Key, Kind, Outgoing, Purpose, TensorMessage
 from sfl.stage.optimizer import NO_MOMENTS, Optimizer
+from sfl.stage.remembered import IN_MEMORY, GoOn, Within
 from sfl.stage.session import Group, Request
 from sfl.stage.swapping import Residence
 from sfl.stage.training.blocks import Blocks
@@ -126,11 +127,11 @@ class TrainingSession(ABC):
         assignment: Assignment,
         values: Mapping[str, np.ndarray],
         moments: Mapping[str, torch.Tensor] = NO_MOMENTS,
-        remembered: Mapping[str, torch.Tensor] | None = None,
+        go_on: GoOn = IN_MEMORY,
     ) -> None:
         """Take the global adapter's part; the optimizer's moments stay where they mean the same.
 
-        With `remembered` it has those moments only, as another's `moments` were.
+        What it does not have in memory of the point that it goes on from is in `go_on`.
 
         Adapter and optimizer are made anew only where the span or the rank is another. Moments of
         blocks that stay are kept by name. Those of a block that comes from the device are
@@ -139,17 +140,19 @@ class TrainingSession(ABC):
         changed, where the assignment is none for this base.
         """
         enter(self)
-        if remembered is not None:
+        if go_on.moments is not None:
             self.optimizer.let_go()
         if not assignment.same_adapter(self.assignment):
             self._rebuild(assignment)
-        self.optimizer.adopt(remembered or NO_MOMENTS)
+        self.optimizer.adopt(go_on.moments or NO_MOMENTS)
         self.optimizer.adopt(moments)
         self.assignment, self.is_open = assignment, True
         self.trained.begin_round(values, assignment.round)
+        if go_on.step:
+            self.trained.resume(go_on)
         steps = watched_step(assignment.steps.count)
         self.stats.phases.timeline.watch(self.device, assignment.round, steps)
-        self.stepper.begin_round()
+        self.stepper.begin_round(go_on.step)
         # Shallow cuts ask for more in every round; carried over, that debt would never be paid.
         self.served_seconds = 0.0
         self._flights.clear()
@@ -175,6 +178,11 @@ class TrainingSession(ABC):
         """The optimizer's, by name, as they are now."""
         enter(self)
         return self.optimizer.moments()
+
+    def within(self) -> Within:
+        """What there is after the steps taken, to go on from it."""
+        enter(self)
+        return self.trained.within(Point(self.assignment.round, self.step))
 
     def close(self) -> None:
         """Give everything back: graphs, optimizer, adapter, and the file they are swapped to."""

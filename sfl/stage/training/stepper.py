@@ -20,9 +20,9 @@ class Stepper:
         self._backward_done = 0
         self._own_norm: float | None = None
 
-    def begin_round(self) -> None:
-        """Forget what the round before left unfinished."""
-        self.step = 0
+    def begin_round(self, step: int = 0) -> None:
+        """Forget what the round before left unfinished; `step` steps of this one are taken."""
+        self.step = step
         self._backward_done = 0
         self._own_norm = None
 

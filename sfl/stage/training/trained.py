@@ -9,8 +9,10 @@ import torch
 
 from sfl.adapters.lora import Adapter
 from sfl.config import RunSettings
+from sfl.rounds.values import Point
 from sfl.stage.base import begin_adapter
 from sfl.stage.optimizer import NO_MOMENTS, Optimizer
+from sfl.stage.remembered import GoOn, Within
 
 
 class Trained:
@@ -32,6 +34,20 @@ class Trained:
         """Take the global adapter's part; moments stay where they mean the same."""
         begin_adapter(self.adapter, values, self._settings, round_)
         self.optimizer.begin_round()
+
+    def resume(self, go_on: GoOn) -> None:
+        """Be, within a round, where another one was after some of its steps."""
+        self.adapter.load(go_on.values)
+        self.optimizer.adopt(go_on.moments or NO_MOMENTS)
+
+    def within(self, point: Point) -> Within:
+        """What another one needs for that; a copy."""
+        values = {
+            name: parameter.detach().to("cpu", copy=True).numpy()
+            for name, parameter in self.adapter.parameters.items()
+        }
+        moments = {name: tensor.clone() for name, tensor in self.optimizer.moments().items()}
+        return Within(point, moments, values)
 
     def state(self) -> dict[str, np.ndarray]:
         """The part of the adapter as it is now. Raises AdapterRefused where it diverged."""

@@ -20,8 +20,23 @@ from sfl.errors import ProtocolError
 from sfl.metrics.stats import PhaseTimes
 from sfl.plan import Holder, Span
 from sfl.rounds.values import Assignment, Point
-from sfl.stage.messages import BaseUpdate, GradientNorm, Kind, RoundOrder, TensorMessage
-from sfl.stage.remembered import Moments, Remembered, as_arrays, as_moments
+from sfl.stage.messages import (
+    BaseUpdate,
+    GradientNorm,
+    Kind,
+    RoundOrder,
+    TensorMessage,
+    begins_step,
+)
+from sfl.stage.remembered import (
+    IN_MEMORY,
+    GoOn,
+    Moments,
+    Remembered,
+    Within,
+    as_arrays,
+    as_moments,
+)
 from sfl.stage.snapshots import Snapshots, under
 from sfl.transport.device import checked
 from sfl.transport.device.credits import Credits
@@ -91,6 +106,7 @@ class End:
         self.codecs.begin_round(joined.codecs, joined.round)
         self.changes = AdapterChanges(side, device, seed)
         self.remembered = Remembered(snapshots)
+        self._before: Mapping[str, np.ndarray] = {}  # of the round's adapter: what changes had
         self._hidden = 0
         self._most_rows = 0
         self._tensors = TensorAssembly(0)  # none is due before both sides know how wide
@@ -108,19 +124,25 @@ class End:
         self._tensors.limit = self._most_rows + sum(one.most_bytes for one in named)
         self._adapter.limit = adapter_bytes
 
-    def go_on(self, told: Assignment) -> Moments | None:
+    def go_on(self, told: Assignment) -> GoOn:
         """Take the round's codecs, and go on from the point that it names; nothing is in flight.
 
-        The optimizer's moments of that point, unless they are in memory. Raises ProtocolError.
+        What else is of that point, and not in memory. Raises ProtocolError.
         """
         found = self.remembered.go_on_from(told.after, told.steps.count > 0)
         self.codecs.begin_round(told.codecs, told.round)
+        if found is not None:
+            self.changes.take_back(found.of("adapter"))
+        self._before = self.changes.remembered()
         if found is None:
-            return None
-        self.changes.take_back(found.of("adapter"))
+            return IN_MEMORY
         same = found.facts.get("codecs") == self.codecs.specs
         self.codecs.take_back(found.of("codecs") if same else {})
-        return as_moments(found.of("moments"))
+        moments = as_moments(found.of("moments"))
+        if not found.point.step or found.point.round != told.round:
+            return GoOn(moments)
+        so_far = found.facts.get("so_far", {})
+        return GoOn(moments, found.point.step, found.of("values"), so_far)
 
     def reached(self, point: Point, moments: Moments) -> None:
         """A round is over, with these moments: keep what there is to go on from."""
@@ -130,6 +152,24 @@ class End:
             **under("codecs", self.codecs.held()),
         }
         self.remembered.reached(point, arrays, {"codecs": self.codecs.specs})
+
+    def passed(self, within: Within) -> None:
+        """Keep what there is after some steps of the round; nothing of the next one is coded yet.
+
+        The round's adapter travels again when it is gone on with, so changes are as before that.
+        """
+        arrays = {
+            **under("moments", as_arrays(within.moments)),
+            **under("values", within.values),
+            **under("adapter", self._before),
+            **under("codecs", self.tables()),
+        }
+        facts = {"codecs": self.codecs.specs, "so_far": dict(within.facts)}
+        self.remembered.passed(within.point, arrays, facts)
+
+    def tables(self) -> Mapping[str, np.ndarray]:
+        """What codecs remember after the last step."""
+        return self.codecs.held()
 
     def encode(self, message: TensorMessage) -> list[Frame]:
         """A tensor as frames. Raises AdapterRefused where its values are none to send."""
@@ -148,10 +188,14 @@ class End:
         whole = self._tensors.add(frame)
         return None if whole is None else Arrival(*whole, self._began[frame.kind], now)
 
+    def about_to_decode(self, message: TensorMessage) -> None:
+        """A tensor has come that codecs have not seen yet."""
+
     def decode(self, arrival: Arrival) -> TensorMessage:
         """The tensor, validated. Raises ProtocolError."""
         message, packet, named = decode_tensor(arrival.header, arrival.payload)
         checked.tensor(message, self.settings)
+        self.about_to_decode(message)
         if packet is not None:
             _expect_dtype(packet.dtype)
             contract.whole("bytes of rows", len(packet.payload), 0, self._most_rows)
@@ -181,7 +225,7 @@ class DeviceEnd(End):
         )
         self._joined = joined
         self._told: Assignment | None = None
-        self._moments: Moments | None = None
+        self._go_on = IN_MEMORY
         self._most_bytes: Callable[[Assignment], int] = _none_yet
 
     @property
@@ -211,7 +255,7 @@ class DeviceEnd(End):
     def begin_round(self, told: Assignment, agreed: bool = True) -> None:
         """A round is announced; unless its codecs are `agreed` those of the one before stay."""
         if agreed:
-            self._moments = self.go_on(told)
+            self._go_on = self.go_on(told)
         self._told = told
         self._adapter.limit = self._most_bytes(told)
 
@@ -227,7 +271,7 @@ class DeviceEnd(End):
             raise ProtocolError("an adapter came before its round was announced")
         codec = self.codecs.adapter_codec
         values = self.changes.take_round(codec, payload, header.codec)
-        return RoundOrder(self._told, values, self._moments)
+        return RoundOrder(self._told, values, self._go_on)
 
     def update(self, values: Mapping[str, np.ndarray], round_: int) -> Part:
         """What this device trained in a round. Raises AdapterRefused."""
@@ -250,11 +294,25 @@ class EdgeEnd(End):
         """`joined` is what the device was told to load."""
         super().__init__("edge", device, joined, settings, phases, peer_compiled, folder, snapshots)
         self.credits = Credits(joined.credits)
+        self._tables: Mapping[str, np.ndarray] = {}
+        self._step = 0
 
-    def begin_round(self, told: Assignment) -> Moments | None:
+    def begin_round(self, told: Assignment) -> GoOn:
         """A round begins; the device is told after this. As `go_on`."""
         self.credits.begin_round(told.credits)
-        return self.go_on(told)
+        go_on = self.go_on(told)
+        self._step, self._tables = go_on.step, self.codecs.held() if go_on.step else {}
+        return go_on
+
+    def tables(self) -> Mapping[str, np.ndarray]:
+        """As they were when the first tensor of the step came that is under way."""
+        return self._tables
+
+    def about_to_decode(self, message: TensorMessage) -> None:
+        """The next step's tensors may be here before the last one is taken: hold on to tables."""
+        step = message.key.step
+        if begins_step(message) and step != self._step and self.settings.recovery.due(step):
+            self._step, self._tables = step, self.codecs.held()
 
     def take_frame(self, frame: Frame, now: float) -> Arrival | None:
         """As of any end, within the device's credits."""

@@ -16,7 +16,14 @@ import torch
 from sfl.adapters.names import belongs_to
 from sfl.errors import ProtocolError
 from sfl.rounds.values import Assignment, Point
-from sfl.stage.messages import GradientNorm, Message, RoundOrder, RoundOutcome, TensorMessage
+from sfl.stage.messages import (
+    GradientNorm,
+    Message,
+    RoundOrder,
+    RoundOutcome,
+    TensorMessage,
+    begins_step,
+)
 from sfl.stage.optimizer import NO_MOMENTS
 from sfl.stage.session import Session
 from sfl.stage.training import TrainingSession
@@ -54,11 +61,15 @@ class InProcessLink:
         """Have the session do what the message asks for. Raises SflError."""
         if isinstance(message, TensorMessage):
             message = self._carry(message, self.device, self.edge, UP)
+            self._about_to_compute(message)
             self.edge.credits.computed()
         answers = [out.message for out in self.session.handle(message)]
         self.edge.answered(answers)
         for answer in answers:
             self._answers.append(self._answered(answer))
+
+    def _about_to_compute(self, message: TensorMessage) -> None:
+        """A tensor has come, and its session has not seen it yet."""
 
     def receive(self) -> Message:
         """The oldest answer that was not taken yet. Raises ProtocolError where there is none."""
@@ -98,6 +109,10 @@ class InProcessTraining(InProcessLink):
         super().__init__(device, edge, session, watch)
         self._training = session
 
+    def _about_to_compute(self, message: TensorMessage) -> None:
+        if begins_step(message) and self.edge.settings.recovery.due(message.key.step):
+            self.edge.passed(self._training.within())
+
     def begin_round(
         self,
         own: Assignment,
@@ -111,8 +126,7 @@ class InProcessTraining(InProcessLink):
         middle = own.plan.middle
         mine = {name: value for name, value in values.items() if belongs_to(name, middle)}
         theirs = {name: value for name, value in values.items() if name not in mine}
-        remembered = self.edge.begin_round(own)
-        self._training.begin_round(own, mine, moments, remembered)
+        self._training.begin_round(own, mine, moments, self.edge.begin_round(own))
         self.device.begin_round(own)
         for frame in self.edge.round_frames(theirs, own.round):
             message = EDGE_SESSION.carried(edge_pb2.EdgeMessage(adapter=frame), DOWN)

@@ -32,6 +32,7 @@ from sfl.stage.messages import (
     RoundOutcome,
     TensorMessage,
 )
+from sfl.stage.remembered import Within
 from sfl.stage.snapshots import Snapshots
 from sfl.transport.device import checked
 from sfl.transport.device.end import DeviceEnd, ShapesOf
@@ -190,6 +191,10 @@ class DeviceLink:
             if not isinstance(message, RoundOrder):
                 raise ProtocolError("a tensor came between two rounds")
             yield message
+
+    def keep(self, within: Within) -> None:
+        """Write what there is after some steps of the round."""
+        self._end.passed(within)
 
     def deliver(self, outcome: RoundOutcome) -> None:
         """Send this device's part of the adapter, and the report of its round."""

@@ -24,6 +24,7 @@ from sfl.metrics.snapshot import NodeSnapshot
 from sfl.metrics.stats import NodeStats
 from sfl.rounds.values import DeviceWelcome, Proof
 from sfl.stage.engine import Engine
+from sfl.stage.messages import TensorMessage
 from sfl.stage.session import Session
 from sfl.transport.bulk.files import FileEntry
 from sfl.transport.device import checked
@@ -96,7 +97,7 @@ class Served:
             device, Overtaking(), heartbeats(settings.network), phases, shaper(link, "down")
         )
         self.jobs = Jobs(2 * settings.network.credits + MOST_JOBS)
-        self.tensors = TensorWork(session, host, end, coders, self.stream)
+        self.tensors = TensorWork(session, host, end, coders, self.stream, self.about_to_compute)
         self.ended: SflError | None = None
         """Why its stream is being closed, where this edge closes it."""
         self._beats = contract.Pace(settings.network.heartbeat_interval)
@@ -146,6 +147,9 @@ class Served:
         await self.tensors.abandon()
 
     # -- messages ---------------------------------------------------------------------------------
+
+    async def about_to_compute(self, message: TensorMessage) -> None:
+        """Do what comes before a tensor's turn."""
 
     def _take(self, message: edge_pb2.DeviceMessage | Frame) -> None:
         if isinstance(message, Frame):

@@ -114,7 +114,8 @@ class StreamCodecs:
     def held(self) -> dict[str, np.ndarray]:
         """What encoders and decoders remember, by name, while nothing is in flight."""
         ends: Mapping[str, Mapping[tuple[Lane, str], Encoder | Decoder]]
-        ends = {"encoder": self._encoders, "decoder": self._decoders}
+        # Copies: the other way's thread may add a lane meanwhile.
+        ends = {"encoder": dict(self._encoders), "decoder": dict(self._decoders)}
         return {
             f"{kind}/{_called(lane)}/{name}/{own}": array
             for kind, coders in ends.items()

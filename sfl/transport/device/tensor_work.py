@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Awaitable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from functools import partial
 from typing import NamedTuple, Protocol
 
@@ -58,7 +58,10 @@ class TensorWork:
         end: EdgeEnd,
         coders: Coders,
         stream: DeviceStream,
+        before: Callable[[TensorMessage], Awaitable[None]],
     ) -> None:
+        """`before` is done with each tensor right before it is computed with."""
+        self._before = before
         self.session = session
         self.floor = floor
         self.end = end
@@ -122,6 +125,7 @@ class TensorWork:
     async def _compute_when(self, decoded: Awaitable[TensorMessage], at_once: bool) -> None:
         message = await decoded
         try:
+            await self._before(message)
             await self.compute(message)
         finally:
             if not at_once:

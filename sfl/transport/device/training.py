@@ -16,6 +16,7 @@ import numpy as np
 from sfl.config import RunSettings
 from sfl.metrics.timeline import spans_to_json
 from sfl.rounds.values import Assignment, DeviceFacts, Point, RoundReport, UpdateHeader
+from sfl.stage.messages import TensorMessage, begins_step
 from sfl.stage.training import TrainingSession
 from sfl.transport.device import checked
 from sfl.transport.device.adapter_work import AdapterWork
@@ -85,6 +86,12 @@ class Training(Served):
 
     # -- messages ---------------------------------------------------------------------------------
 
+    async def about_to_compute(self, message: TensorMessage) -> None:
+        """A step's first tensor: both sides have taken the one before it, and nothing more."""
+        if begins_step(message) and self.settings.recovery.due(message.key.step):
+            within = await self.host.engine.run(self.session.within)
+            await asyncio.to_thread(self.end.passed, within)
+
     def take(self, message: edge_pb2.DeviceMessage, body: str) -> None:
         """As of any device; and its part of an adapter, its report, and that it is ready."""
         if body == "adapter":
@@ -127,9 +134,8 @@ class Training(Served):
         session = self.session
         checked.assignment(told, self.settings, session.plan.num_layers)
         self.tensors.turnaround.begin_round()
-        remembered = await asyncio.to_thread(self.end.begin_round, told)
-        begin = partial(session.begin_round, told, mine, remembered=remembered)
-        await self.host.engine.run(begin)
+        go_on = await asyncio.to_thread(self.end.begin_round, told)
+        await self.host.engine.run(partial(session.begin_round, told, mine, go_on=go_on))
         self._contract.begin(told)
         self.stream.outbox.put(edge_pb2.EdgeMessage(start=words.to_assignment(told)))
         await self.adapters.send_round(theirs, told.round)
