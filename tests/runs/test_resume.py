@@ -21,12 +21,13 @@ from sfl.errors import ConfigError
 from sfl.report.journal import SqliteJournal
 from sfl.report.records import RoundRecord, read_records
 from sfl.report.resume import resumed
+from sfl.report.status import RunStatus
 from tests.house.federation import Outcome, finished, sfl
 from tests.house.fleets import fleet
 from tests.house.nodes import ByHand, launched, left_running, node_process
 from tests.house.retold import assert_retold
 from tests.house.twin import Twin, played
-from tests.house.waiting import PATIENCE
+from tests.house.waiting import PATIENCE, until
 
 WEIGHTS = "adapter_model.safetensors"
 
@@ -142,14 +143,24 @@ def resumed_run(folder: Path, *options: str) -> Outcome:
     return Outcome(done.returncode, done.stdout + done.stderr, found)
 
 
+def amid_round(folder: Path, round_: int) -> bool:
+    """Whether all devices have taken some steps of a round."""
+    status = RunStatus.read(folder / "runs" / "t" / "status.json")
+    assert status is not None and not status.over
+    return status.round == round_ and all(own.step > 2 for own in status.devices)
+
+
 @pytest.mark.process
 @pytest.mark.parametrize("who", ["cloud", "all"])
 def test_a_killed_run_is_gone_on_with(tmp_path: Path, who: str) -> None:
-    values = fleet(tmp_path, 2, run={"rounds": 1})
+    values = fleet(tmp_path, 2)
+    for node in (values["edge"], *values["devices"]):
+        node["cache_dir"] = str(tmp_path / "cache")
     whole = tmp_path / "whole"
     whole.mkdir()
-    undisturbed = finished(played(whole, fleet(whole, 2, run={"rounds": 1})))
+    undisturbed = finished(played(whole, fleet(whole, 2)))
     process = launched(tmp_path, values)
+    until(lambda: amid_round(tmp_path, 2), "the middle of round 2")
     if who == "cloud":
         node_process(tmp_path, "cloud").kill()
     else:
@@ -161,7 +172,9 @@ def test_a_killed_run_is_gone_on_with(tmp_path: Path, who: str) -> None:
     assert refused.code == 2 and "settings that it has" in refused.output
     outcome = finished(resumed_run(tmp_path))
     assert digest(outcome.folder) == digest(undisturbed.folder)
-    assert outcome.summary["failure"] is None and outcome.summary["rounds"] == 1
+    assert outcome.summary["failure"] is None and outcome.summary["rounds"] == 3
+    for key in ("eval_loss_before", "eval_loss_after", "tokens_trained"):
+        assert outcome.summary[key] == undisturbed.summary[key]
     assert not left_running(tmp_path)
     again = resumed_run(tmp_path)
     assert again.code == 2 and "this run has ended: every round closed" in again.output
