@@ -263,7 +263,7 @@ def test_a_path_with_quotes_reaches_the_cloud(tmp_path: Path) -> None:
     assert load_run(written(tmp_path / "run.toml", RUN), [text]).run.output_dir == odd
     from sfl.cli.launch.node import cloud_node
 
-    options = cloud_node(odd / "t", load_run(tmp_path / "run.toml")).options
+    options = cloud_node(odd / "t", load_run(tmp_path / "run.toml")).beginning
     given = next(part for part in options if part.startswith("run.output_dir="))
     assert load_run(tmp_path / "run.toml", [given]).run.output_dir == odd
 

@@ -497,7 +497,7 @@ def test_a_killed_server_ends_the_run_and_is_named(tmp_path: Path, name: str) ->
 
 def test_too_few_devices_end_the_run_with_their_names(tmp_path: Path) -> None:
     """With processes: `test_too_few_devices_are_the_reason_everywhere`."""
-    twin = Twin(tmp_path, fleet(tmp_path))
+    twin = Twin(tmp_path, fleet(tmp_path, **LOST_IS_LOST))
     for name in ("d0", "d1"):
         twin.at(name, 1, 3, twin.lose)
     outcome = twin.run()

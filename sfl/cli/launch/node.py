@@ -36,6 +36,8 @@ class Node:
     options: tuple[str, ...] = ()
     returns: bool = False
     """Whether another process can go on where this one's ended."""
+    beginning: tuple[str, ...] = ()
+    """Options of a process that begins a run, and does not go on with one."""
     resumes: Path | None = None
     """The folder of the run that a cloud goes on with, instead of one that begins."""
     process: BaseProcess | None = field(default=None)
@@ -44,7 +46,9 @@ class Node:
         """Start the process in a session of its own; it ends when this process is gone."""
         for folder in (self.log.parent, self.error_file.parent):
             folder.mkdir(parents=True, exist_ok=True)
-        what = [str(self.config)] if self.resumes is None else ["--resume", str(self.resumes)]
+        what = ["--resume", str(self.resumes)]
+        if self.resumes is None:
+            what = [str(self.config), *self.beginning]
         arguments = [*what, "--error-file", str(self.error_file), *self.options]
         kind = SpawnProcess if self.kind == "cloud" else ForkServerProcess
         process = kind(
@@ -154,16 +158,13 @@ def cloud_node(folder: Path, config: RunConfig, resume: bool = False) -> Node:
     """The cloud of a run, told its folder by `run.id` and `run.output_dir`, or by --resume."""
     node = _node("cloud", "cloud", folder, folder / "config.toml", config)
     node.options = (*node.options, "--address-file", str(node.address_file))
-    if resume:
-        node.resumes = folder
-        return node
-    options = [
+    node.beginning = (
         "--set",
         f"run.id={folder.name!r}",
         "--set",
         f"run.output_dir={json.dumps(str(folder.parent), ensure_ascii=False)}",
-    ]
-    node.options = (*options, *node.options)
+    )
+    node.resumes = folder if resume else None
     return node
 
 

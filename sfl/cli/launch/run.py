@@ -227,7 +227,11 @@ def _start(config: RunConfig, folder: Path, nodes: list[Node], watch: Watch, res
     cloud = cloud_node(folder, config, resume)
     nodes.append(cloud)
     cloud.start()
-    edge = edge_node(folder, config, cloud.await_address(say))
+    cloud_address = cloud.await_address(say)
+    # Another process of it goes on with the run, where this one is.
+    cloud.resumes, cloud.returns = folder, True
+    cloud.stay_at(cloud_address)
+    edge = edge_node(folder, config, cloud_address)
     nodes.append(edge)
     edge.fork(say)
     edge_address = edge.await_address(say)
@@ -245,13 +249,14 @@ def _await_end(
     cloud, edge, *devices = nodes
     seen, began = 0, time.monotonic()
     given_up = math.inf
-    while cloud.exit_code() is None or restarts.will_return(cloud):
+    status = RunStatus.read(folder / "status.json")
+    while cloud.exit_code() is None or (not _over(status) and restarts.will_return(cloud)):
         status = RunStatus.read(folder / "status.json")
         if status is not None and status.sequence != seen:
             seen = status.sequence
             watch(with_wait(status, time.monotonic() - began))
         _raise_mistakes(nodes)
-        if status is None or not status.over:  # who dies at the end is not needed any more
+        if not _over(status):  # who dies at the end is not needed any more
             restarts.look(nodes, time.monotonic())
         if (lost := _lost(config, edge, devices, restarts)) is not None:
             # The cloud sees it too; what it makes of it stands in all that it leaves behind.
@@ -266,6 +271,11 @@ def _await_end(
         # What the cloud says of the run speaks for itself; its own death needs its name.
         died = "" if cloud.error_file.exists() else "cloud: "
         raise RunFailed(f"{died}{cloud.failure()}{_killed([edge, *devices])}")
+
+
+def _over(status: RunStatus | None) -> bool:
+    """Whether the cloud has said how the run ended."""
+    return status is not None and status.over
 
 
 def _killed(nodes: list[Node]) -> str:
