@@ -153,7 +153,7 @@ def amid_round(folder: Path, round_: int) -> bool:
 @pytest.mark.process
 @pytest.mark.parametrize("who", ["cloud", "all"])
 def test_a_killed_run_is_gone_on_with(tmp_path: Path, who: str) -> None:
-    values = fleet(tmp_path, 2)
+    values = fleet(tmp_path, 2, launch={"restarts": 0})
     for node in (values["edge"], *values["devices"]):
         node["cache_dir"] = str(tmp_path / "cache")
     whole = tmp_path / "whole"
