@@ -34,6 +34,7 @@ from sfl.config.run import (
     LoraSettings,
     ModelSettings,
     NetworkSettings,
+    RecoverySettings,
     RunSection,
     TrainingSettings,
 )
@@ -100,6 +101,7 @@ SECTIONS: tuple[tuple[str, type[BaseModel]], ...] = (
     ("[data]", DataSettings),
     ("[evaluation]", EvaluationSettings),
     ("[network]", NetworkSettings),
+    ("[recovery]", RecoverySettings),
     ("[[devices]]", DeviceEntry),
     ("[devices.codec]", CodecChange),
     ("[devices.link]", LinkSettings),
