@@ -44,9 +44,10 @@ from sfl.node.certificates.own import OwnCertificate
 from sfl.node.extras import require_cryptography, require_opentelemetry
 from sfl.node.files import write_atomic
 from sfl.node.logs import describe_node
+from sfl.node.process import SIGTERM
 from sfl.report.conclusion import can_go_on, drop_rounds, drop_working_files, what_stays
 from sfl.report.journal import SqliteJournal
-from sfl.report.runs import stop_reason
+from sfl.report.runs import forget_stop, stop_reason, was_stopped
 from sfl.rounds import CloudRestarted, Coordinator, FinishRun, Phase, RunEnded, Tick
 from sfl.transport.cloud.service import CloudService
 from sfl.transport.group import watched
@@ -156,6 +157,7 @@ class CloudAggregator:
     async def to_its_end(self) -> None:
         """Keep the run going while its service is served. Raises RunFailed."""
         if self._goes_on:
+            forget_stop(self.folder)
             self.driver.happened(CloudRestarted())
         ticking = watched(self._tick(), self.driver.failed)
         end = FinishRun(False, "")
@@ -163,9 +165,12 @@ class CloudAggregator:
             with self._metrics():
                 end = await self.driver.over
                 await self._dismiss(end)
-        except asyncio.CancelledError:
+        except asyncio.CancelledError as stopped:
             end = FinishRun(False, stop_reason(self.folder))
-            await self.service.dismiss(end, 3.0)  # who stops a process does not wait for long
+            if SIGTERM in stopped.args and self._may_be_back():
+                await self.service.hang_up("the cloud was stopped, and may be back")
+            else:
+                await self.service.dismiss(end, 3.0)  # who stops a process does not wait for long
             raise
         except Exception as error:
             end = FinishRun(False, str(cause_of(error)))
@@ -178,6 +183,15 @@ class CloudAggregator:
                 await asyncio.to_thread(self._traces.close)
         if not end.ok:
             raise RunFailed(end.reason)
+
+    def _may_be_back(self) -> bool:
+        """Whether edges are to wait for the next process, as under a service manager.
+
+        Not where the run has ended, where whoever stops it has said that it is over, or where
+        nobody is waited for.
+        """
+        waits = self.config.current.network.rejoin_timeout > 0
+        return waits and self.driver.over.cancelled() and not was_stopped(self.folder)
 
     def _metrics(self) -> contextlib.AbstractContextManager[object]:
         metrics = self.config.current.cloud.metrics

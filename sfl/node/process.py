@@ -50,6 +50,10 @@ TLS_1_3 = {
 }
 
 
+SIGTERM = "SIGTERM"
+"""What a loop's task is cancelled with where that was it."""
+
+
 class Terminated(KeyboardInterrupt):
     """SIGTERM: it ends a process as Ctrl-C does, but a peer is told which of the two it was."""
 
@@ -137,7 +141,7 @@ def run_loop(serve: Coroutine[object, object, None]) -> None:
     async def main() -> None:
         task = asyncio.current_task()
         assert task is not None
-        asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, task.cancel)
+        asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, task.cancel, SIGTERM)
         await serve
 
     try:

@@ -83,6 +83,17 @@ def stop_because(folder: Path, reason: str) -> None:
     write_atomic(folder / STOP, reason)
 
 
+def was_stopped(folder: Path) -> bool:
+    """Whether somebody has left word that the run is over."""
+    return (folder / STOP).exists()
+
+
+def forget_stop(folder: Path) -> None:
+    """Take back the word that stopped a run which now goes on. Raises DiskError."""
+    with on_disk(folder):
+        (folder / STOP).unlink(missing_ok=True)
+
+
 def stop_reason(folder: Path) -> str:
     """Why a cloud that is stopped from outside is stopped, by the word of whoever does it."""
     try:

@@ -2,12 +2,33 @@
 
 from __future__ import annotations
 
+import socket
 from collections.abc import Callable
+from functools import cached_property
+from pathlib import Path
 
 import pytest
 
+from tests.house.fleets import fleet
 from tests.house.nodes import ByHand
 from tests.house.waiting import PATIENCE, until
+
+
+class Serviced(ByHand):
+    """Nodes whose cloud goes on at the same address with the same command."""
+
+    def options(self, name: str) -> list[str]:
+        if name != "cloud":
+            return []
+        return ["--resume", "auto", "--set", f"cloud.listen=127.0.0.1:{self._port}"]
+
+    @cached_property
+    def _port(self) -> int:
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            port: int = free.getsockname()[1]
+            return port
+
 
 pytestmark = pytest.mark.process
 
@@ -37,3 +58,33 @@ def test_a_device_that_is_stopped_finishes_its_step_and_may_come_back(
     assert "SIGTERM" in nodes.log("cloud")
     assert (outcome.summary["failure"], outcome.summary["rounds"]) == (None, 3)
     assert outcome.summary["faults"] == []
+
+
+def test_a_cloud_that_is_stopped_goes_on_as_a_service_does(
+    tmp_path: Path,
+) -> None:
+    """Edge and device wait for the next process, which the service manager starts as before."""
+    values = fleet(tmp_path, 1, run={"min_devices": 1}, training={"local_steps": 20})
+    values["devices"][0]["link"] = {"delay_ms": 40}  # so that a round takes a while
+    nodes = Serviced(tmp_path, values)
+    try:
+        stop_and_start(nodes)
+    finally:
+        nodes.stop()
+
+
+def stop_and_start(nodes: ByHand) -> None:
+    device = nodes.device(0)
+    until(in_round(nodes, 2), "steps of round 2")
+    nodes.cloud.terminate()
+    assert nodes.cloud.wait(PATIENCE) == 130
+    waits = "the cloud was stopped, and may be back; dialling it again for 60 s"
+    until(lambda: waits in nodes.log("edge"), "the edge's word")
+    nodes.cloud = nodes.start("cloud", nodes.config)
+    outcome = nodes.outcome()
+    assert outcome.code == 0, outcome.output + nodes.log("edge")
+    assert (device.wait(PATIENCE), nodes.edge.wait(PATIENCE)) == (0, 0)
+    assert (outcome.summary["failure"], outcome.summary["rounds"]) == (None, 3)
+    assert outcome.summary["faults"] == []
+    for name in ("cloud", "edge", "d0"):
+        assert "Traceback" not in nodes.log(name)

@@ -145,7 +145,8 @@ class Reporting:
         self.stream = Stream(edge, Outbox(len(host.run_settings.names)), beats, host.stats.phases)
         self._intake = Intake(host, self.signatures, self.devices)
         self._pace = contract.Pace(host.heartbeat_interval)
-        self._replaced = asyncio.Event()
+        self._to_end = asyncio.Event()
+        self._why = ""
 
     def admitted(self, device: str) -> None:
         """From now on this edge speaks for the device."""
@@ -169,18 +170,19 @@ class Reporting:
         return (
             self.read(requests),
             self.stream.outbox.watch(),
-            self._until_replaced(),
+            self._until_ended(),
             *self.stream.coroutines(context),
         )
 
-    async def replace(self) -> None:
-        """End it in favour of a new stream of the same process; returns once that is done."""
-        self._replaced.set()
+    async def end(self, reason: str) -> None:
+        """End it: the edge may have another stream; returns once that is done."""
+        self._why = reason
+        self._to_end.set()
         await self.over.wait()
 
-    async def _until_replaced(self) -> None:
-        await self._replaced.wait()
-        raise LinkLost("the edge came back on a new stream")
+    async def _until_ended(self) -> None:
+        await self._to_end.wait()
+        raise LinkLost(self._why)
 
     async def read(self, requests: AsyncIterator[cloud_pb2.EdgeReportMessage]) -> None:
         """Take what the edge sends."""

@@ -39,6 +39,7 @@ class CloudService:
         self._stats = stats
         self.streams: dict[str, Reporting] = {}
         self._over: FinishRun | None = None
+        self._hung_up: LinkLost | None = None
         self._broken: dict[str, float] = {}
         """When the streams of edges broke that have none now and have not said goodbye."""
 
@@ -77,6 +78,11 @@ class CloudService:
         while (self.streams or self._broken) and time.monotonic() < now + seconds:
             await asyncio.sleep(0.02)
 
+    async def hang_up(self, reason: str) -> None:
+        """End all streams without an end of the run: their edges dial again."""
+        self._hung_up = LinkLost(reason)
+        await asyncio.gather(*(stream.end(reason) for stream in [*self.streams.values()]))
+
     async def _session(
         self, host: Host, requests: AsyncIterator[cloud_pb2.EdgeReportMessage], context: Context
     ) -> None:
@@ -111,6 +117,8 @@ class CloudService:
     async def _open(
         self, host: Host, requests: AsyncIterator[cloud_pb2.EdgeReportMessage]
     ) -> Reporting:
+        if self._hung_up is not None:
+            raise self._hung_up
         hello = (await first_message(requests, "hello")).hello
         contract.name("edge", hello.edge)
         if hello.wire_version != WIRE_VERSION:
@@ -124,7 +132,7 @@ class CloudService:
             # Its link may be half open: this process knows better, another one has to wait.
             if not hello.incarnation or hello.incarnation != old.incarnation:
                 raise NameInUse(f"an edge named {hello.edge!r} is connected already")
-            await old.replace()
+            await old.end("the edge came back on a new stream")
         signatures = host.signatures(hello.edge)
         signatures.begin_stream()
         return Reporting(hello.edge, host, signatures, hello.incarnation)
