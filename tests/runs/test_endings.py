@@ -238,7 +238,8 @@ def test_what_must_be_done_is_done_whoever_interrupts() -> None:
 
 @pytest.mark.process
 def test_who_waits_at_an_edge_that_is_stopped_learns_why(by_hand: Callable[..., ByHand]) -> None:
-    nodes = by_hand(count=1, run={"min_devices": 1}, training={"local_steps": 5000})
+    sections = {"training": {"local_steps": 5000}, "network": {"rejoin_timeout": 0}}
+    nodes = by_hand(count=1, run={"min_devices": 1}, **sections)
     device = nodes.device(0)
     until(lambda: any(d["step"] for d in nodes.status().get("devices", [])), "a step")
     nodes.edge.terminate()
@@ -255,7 +256,9 @@ def test_who_waits_at_an_edge_that_is_stopped_learns_why(by_hand: Callable[..., 
 
 @pytest.mark.process
 def test_a_cloud_that_is_stopped_tells_everybody(by_hand: Callable[..., ByHand]) -> None:
-    nodes = by_hand(count=1, run={"min_devices": 1}, training={"local_steps": 5000})
+    """Where nobody waits for it; where they do: test_stopped.py."""
+    sections = {"training": {"local_steps": 5000}, "network": {"rejoin_timeout": 0}}
+    nodes = by_hand(count=1, run={"min_devices": 1}, **sections)
     device = nodes.device(0)
     until(lambda: any(d["step"] for d in nodes.status().get("devices", [])), "a step")
     nodes.cloud.terminate()
