@@ -8,8 +8,8 @@ COMPOSE  = $(shell docker compose version >/dev/null 2>&1 && echo docker compose
 CONTAINERS = $(COMPOSE) -f docker/compose.yml $(WITH:%=-f docker/%.yml)
 DEVICES ?= 1
 
-.PHONY: install proto format check docs house test fuzz test-compose demo up logs down purge \
-  bench clean
+.PHONY: install proto format check docs house test fuzz test-faults test-compose demo up logs \
+  down purge bench clean
 .DEFAULT_GOAL := help
 
 help:  ## Say what each target does
@@ -77,6 +77,10 @@ fuzz: install  ## Feed decoders inputs that no honest peer sends, also under ASa
 	@for kind in edge cloud device; do \
 	   $(BIN)/python -m tests.fuzz $$kind --inputs $$(( $(INPUTS) / 50 )) || exit 1; \
 	 done
+
+FAULTS ?=
+test-faults: install  ## Kill or stop a node in each phase of a run, and print what came of it; FAULTS="edge vanilla"
+	@$(BIN)/python -m tests.faults $(FAULTS)
 
 test-compose: install  ## Build the images and run a fleet of containers, a device killed
 	@SFL_TEST_COMPOSE=1 $(BIN)/python -m pytest tests/docker/test_compose.py

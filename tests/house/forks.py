@@ -82,12 +82,12 @@ class Nursery:
     def alive(self) -> bool:
         return self._process.poll() is None
 
-    def start(self, arguments: list[str], log: Path) -> Fork:
+    def start(self, arguments: list[str], log: Path, module: str) -> Fork:
         """`sfl` with these arguments, all it says at the end of `log`."""
         assert self._process.stdin is not None and self._process.stdout is not None
         self._count += 1
         code = Path(self._codes.name) / str(self._count)
-        self._process.stdin.write(json.dumps([arguments, str(log), str(code)]) + "\n")
+        self._process.stdin.write(json.dumps([arguments, str(log), str(code), module]) + "\n")
         self._process.stdin.flush()
         return Fork(int(self._process.stdout.readline()), arguments, code)
 
@@ -102,14 +102,19 @@ class Nursery:
 _nurseries: list[Nursery] = []
 
 
-def fork(arguments: list[str], environment: dict[str, str], log: Path) -> Fork:
-    """Start `sfl` with these arguments; another environment is another nursery's."""
+def fork(
+    arguments: list[str], environment: dict[str, str], log: Path, module: str = "sfl.cli"
+) -> Fork:
+    """Start `sfl` with these arguments; another environment is another nursery's.
+
+    `module` is what runs as the program: the command itself, or what prepares its process first.
+    """
     wanted = {key: value for key, value in environment.items() if key != "PYTEST_CURRENT_TEST"}
     if not _nurseries or not _nurseries[0].alive() or _nurseries[0].environment != wanted:
         for nursery in _nurseries:
             nursery.close()
         _nurseries[:] = [Nursery(wanted)]
-    return _nurseries[0].start(arguments, log)
+    return _nurseries[0].start(arguments, log, module)
 
 
 def serve() -> None:
@@ -131,12 +136,12 @@ def serve() -> None:
                 return
             *lines, asked = (asked + read).split(b"\n")
             for line in lines:
-                arguments, log, code = json.loads(line)
+                arguments, log, code, module = json.loads(line)
                 pid = os.fork()
                 if pid == 0:
                     watched.close()
                     answers.close()
-                    _run(arguments, environment, Path(log))
+                    _run(arguments, environment, Path(log), module)
                     return
                 watched.register(os.pidfd_open(pid), selectors.EVENT_READ, (pid, Path(code)))
                 answers.write(f"{pid}\n")
@@ -165,7 +170,7 @@ def _note_end(watched: selectors.BaseSelector, key: selectors.SelectorKey) -> No
     written.rename(code)
 
 
-def _run(arguments: list[str], environment: dict[str, str], log: Path) -> None:
+def _run(arguments: list[str], environment: dict[str, str], log: Path, module: str) -> None:
     """`python -m sfl.cli`, in a process that has done nothing yet."""
     signal.signal(signal.SIGINT, signal.default_int_handler)
     setproctitle.setproctitle(" ".join([sys.executable, "-m", "sfl.cli", *arguments]))
@@ -175,4 +180,4 @@ def _run(arguments: list[str], environment: dict[str, str], log: Path) -> None:
     os.environ.clear()
     os.environ.update(environment)
     sys.argv = ["sfl", *arguments]
-    runpy.run_module("sfl.cli", run_name="__main__", alter_sys=True)
+    runpy.run_module(module, run_name="__main__", alter_sys=True)

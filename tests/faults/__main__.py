@@ -1,0 +1,49 @@
+"""`python -m tests.faults [WORD ...]`: play the fault matrix and print it.
+
+With words only cells whose names have all of them. Exit code 1 where a cell does not hold.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+from tests.faults.cells import ALL
+from tests.faults.lab import Verdict, tried
+
+
+def row(verdict: Verdict) -> str:
+    assert verdict.cell is not None
+    seconds = "-" if verdict.seconds is None else f"{verdict.seconds:.1f}"
+    equal = "equal" if verdict.equal else "NOT EQUAL"
+    wrong = "holds" if not verdict.wrong else "DOES NOT HOLD: " + "; ".join(verdict.wrong)
+    return f"| {verdict.cell.name} | {seconds} | {verdict.replayed} | {equal} | {wrong} |"
+
+
+def main() -> None:
+    words = sys.argv[1:]
+    keep = os.environ.get("SFL_FAULTS_LOGS")
+    failed = 0
+    say("| fault | seconds to its next work | begun again | adapter | verdict |")
+    say("|---|---|---|---|---|")
+    for cell in ALL:
+        if not all(word in cell.name for word in words):
+            continue
+        with TemporaryDirectory() as folder:
+            verdict = tried(Path(folder), cell)
+        say(row(verdict))
+        failed += bool(verdict.wrong)
+        if keep and verdict.wrong:
+            (Path(keep) / f"{cell.name}.log").write_text(verdict.logs)
+    sys.exit(failed > 0)
+
+
+def say(line: str) -> None:
+    sys.stdout.write(line + "\n")
+    sys.stdout.flush()
+
+
+if __name__ == "__main__":
+    main()
