@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import itertools
+import time
 from collections.abc import AsyncIterator
 from typing import Any, cast
 
@@ -72,6 +73,9 @@ def test_who_is_admitted_and_cannot_come_in_leaves_again(
         async def write(self, message: Any) -> None:
             raise grpc.aio.UsageError("the RPC is finished")
 
+        async def abort(self, code: Any, details: str) -> None:
+            pass
+
     async def requests() -> AsyncIterator[edge_pb2.DeviceMessage]:
         hello = edge_pb2.DeviceHello(device=NAME, wire_version=WIRE_VERSION)
         yield edge_pb2.DeviceMessage(hello=hello)
@@ -90,6 +94,22 @@ def test_who_is_admitted_and_cannot_come_in_leaves_again(
         assert cloud.told == ["join", "left"]
         assert not cloud.coordinator.devices and not house.sessions and not house.kept
 
+    played(scene)
+
+
+def test_who_has_its_welcome_may_ask_for_files_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    ended = entrance.Entrance._end
+
+    def slowly(*given: Any) -> Any:
+        time.sleep(0.2)  # snapshots are many
+        return ended(*given)
+
+    async def scene(house: House, cloud: Cloud) -> None:
+        async with dialled(house) as call:
+            assert (await call.read()).WhichOneof("body") == "welcome"
+            assert NAME in house.service.streams
+
+    monkeypatch.setattr(entrance.Entrance, "_end", slowly)
     played(scene)
 
 

@@ -13,12 +13,16 @@ from tempfile import TemporaryDirectory
 from tests.faults.cells import ALL
 from tests.faults.lab import Verdict, tried
 
+MOST = 160
+"""Characters of each thing that is wrong."""
+
 
 def row(verdict: Verdict) -> str:
     assert verdict.cell is not None
     seconds = "-" if verdict.seconds is None else f"{verdict.seconds:.1f}"
     equal = "equal" if verdict.equal else "NOT EQUAL"
-    wrong = "holds" if not verdict.wrong else "DOES NOT HOLD: " + "; ".join(verdict.wrong)
+    said = "; ".join(one[:MOST] for one in verdict.wrong)
+    wrong = "holds" if not verdict.wrong else f"DOES NOT HOLD: {said}"
     return f"| {verdict.cell.name} | {seconds} | {verdict.replayed} | {equal} | {wrong} |"
 
 

@@ -84,10 +84,12 @@ class Entrance(Generic[V]):
             await _alive_until(admission, context)
             admitted = admission.result()
             welcome = replace(admitted.welcome, compiled_codec=kernel().name == "compiled")
-            await context.write(edge_pb2.EdgeMessage(welcome=words.to_welcome(welcome)))
             # What it has snapshots of is read there.
             end = await asyncio.to_thread(self._end, hello, host, admitted)
             stream = admitted.serve(self._coders, end)
+            # By the stream itself, once it counts as open: a device that has its welcome may ask
+            # for files at once.
+            stream.stream.outbox.put(edge_pb2.EdgeMessage(welcome=words.to_welcome(welcome)))
             self._incarnations[device] = hello.incarnation
         finally:
             if stream is None:
