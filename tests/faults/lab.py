@@ -105,6 +105,7 @@ class Lab:
             run={"topology": topology, "rounds": ROUNDS, "min_devices": len(DEVICES)},
             training={"local_steps": STEPS},
             codec={"activation": codec, "gradient": codec},
+            evaluation={"every": 1},
             network={"idle_timeout": IDLE, "heartbeat_interval": 0.5, "rejoin_timeout": 60},
             cloud={"listen": f"127.0.0.1:{self.ports[0]}", "metrics": {"enabled": False}},
         )
