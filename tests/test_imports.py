@@ -158,7 +158,8 @@ def test_what_tests_share_is_in_the_house(module: str) -> None:
         parts = imported.split(".")
         assert parts[0] not in ("house", "conftest") and not parts[0].startswith("test_"), imported
         if parts[0] == "tests":
-            assert parts[1] in ("house", "fuzz", "faults"), f"{module} imports {imported}: see tests/house"
+            shared = ("house", "fuzz", "faults")
+            assert parts[1] in shared, f"{module} imports {imported}: see tests/house"
 
 
 @pytest.mark.process
