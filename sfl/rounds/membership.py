@@ -56,10 +56,16 @@ def lose_edge(turn: Turn, edge: str, reason: str, returns: bool = False) -> None
 
 
 def device_lost(turn: Turn, name: str, reason: str, cause: Cause = "link") -> None:
-    """A device is gone: once the run is under way, one that may come back is waited for."""
+    """A device is gone: once the run is under way, one that may come back is waited for.
+
+    One that fell silent may too; it is a strike, and after the last one nobody waits.
+    """
     seconds = turn.settings.network.rejoin_timeout
-    if cause == "link" and seconds and turn.state.round and name in turn.state.roster.devices:
-        go_away(turn, name, reason, seconds)
+    strikes, said = turn.state.strikes.note(name, cause, reason)
+    returns = cause in ("link", "silence") and name not in strikes.out
+    if returns and seconds and turn.state.round and name in turn.state.roster.devices:
+        turn.state = changed(turn.state, strikes=strikes)
+        go_away(turn, name, said, seconds)
     else:
         turn.lose(name, reason, cause)
 

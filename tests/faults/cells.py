@@ -109,5 +109,6 @@ SHORT = [
     cell("update upload", "edge", "vanilla"),
     cell("aggregation", "cloud", "vanilla"),
     cell("evaluation", "cloud", "u_shaped"),
+    cell("backward in flight", "d0", "u_shaped", signal=signal.SIGSTOP),
 ]
 """Those that every run of the tests plays: each role, in both topologies."""

@@ -222,7 +222,19 @@ def test_an_edge_that_cannot_go_on_is_not_waited_for() -> None:
     assert isinstance(commands[-1], FinishRun) and "no memory" in commands[-1].reason
 
 
-@pytest.mark.parametrize("cause", ["offence", "silence", "adapter", "left"])
+def test_who_fell_silent_is_waited_for_until_its_last_strike() -> None:
+    coordinator = begun(settings(2))
+    for strike in (1, 2):
+        commands = coordinator.handle(DeviceLost("d1", "not a byte", "silence"), 2.0)
+        said = f"not a byte (strike {strike} of 3)"
+        assert commands == [DeviceAway("d1", said, coordinator.settings.network.rejoin_timeout)]
+        assert any(isinstance(c, ReplayRound) for c in join(coordinator, "d1", 3.0))
+    commands = coordinator.handle(DeviceLost("d1", "not a byte", "silence"), 4.0)
+    assert not any(isinstance(command, DeviceAway) for command in commands)
+    assert "d1" not in coordinator.progress
+
+
+@pytest.mark.parametrize("cause", ["offence", "adapter", "left"])
 def test_who_broke_the_contract_or_left_for_good_is_not_waited_for(cause: Any) -> None:
     coordinator = begun(settings(2))
     commands = coordinator.handle(DeviceLost("d1", "why", cause), 2.0)

@@ -261,7 +261,8 @@ def test_a_killed_device_is_left_out_and_joins_again_with_weights_from_its_edge(
 
 def test_a_device_that_falls_silent_is_left_out(by_hand: Callable[..., ByHand]) -> None:
     # Longer than a busy machine may need to import torch, during which nothing else can run.
-    nodes = by_hand(network={"idle_timeout": 10.0, "heartbeat_interval": 0.5})
+    network = {"idle_timeout": 10.0, "heartbeat_interval": 0.5, "rejoin_timeout": 0}
+    nodes = by_hand(network=network)
     devices = [nodes.device(number) for number in range(3)]
     until(
         lambda: (
