@@ -81,8 +81,15 @@ class End:
 class Lab:
     """The nodes of one run, in `folder`."""
 
-    def __init__(self, folder: Path, cell: Cell | None, topology: str, codec: str) -> None:
+    limit = LIMIT
+    most_restarts = 3
+    """Of each node."""
+
+    def __init__(
+        self, folder: Path, cell: Cell | None, topology: str, codec: str, rounds: int = ROUNDS
+    ) -> None:
         self.folder = folder
+        self.rounds = rounds
         self.cell = cell
         self.nodes: dict[str, Fork] = {}
         self.restarts: Counter[str] = Counter()
@@ -102,7 +109,7 @@ class Lab:
         values = fleet(
             self.folder,
             len(DEVICES),
-            run={"topology": topology, "rounds": ROUNDS, "min_devices": len(DEVICES)},
+            run={"topology": topology, "rounds": self.rounds, "min_devices": len(DEVICES)},
             training={"local_steps": STEPS},
             codec={"activation": codec, "gradient": codec},
             evaluation={"every": 1},
@@ -146,7 +153,7 @@ class Lab:
         """Run to the end; what was wrong with the processes themselves."""
         for name in ("cloud", "edge", *DEVICES):
             self.start(name)
-        end = time.monotonic() + LIMIT
+        end = time.monotonic() + self.limit
         while time.monotonic() < end:
             self._supervise()
             if all(node.poll() is not None for node in self.nodes.values()):
@@ -155,9 +162,9 @@ class Lab:
         return list(self._complaints())
 
     def _supervise(self) -> None:
-        """As systemd: whoever was killed is started again, three times at most."""
+        """As systemd: whoever was killed is started again."""
         for name, node in list(self.nodes.items()):
-            if node.poll() == -signal.SIGKILL and self.restarts[name] < 3:
+            if node.poll() == -signal.SIGKILL and self.restarts[name] < self.most_restarts:
                 self.restarts[name] += 1
                 time.sleep(PAUSE)
                 self.start(name)
@@ -248,10 +255,10 @@ def free_ports(count: int) -> list[int]:
 
 
 @cache
-def undisturbed(topology: str, codec: str) -> End:
+def undisturbed(topology: str, codec: str, rounds: int = ROUNDS) -> End:
     """The end of a run without a fault."""
     with TemporaryDirectory() as folder:
-        lab = Lab(Path(folder), None, topology, codec)
+        lab = Lab(Path(folder), None, topology, codec, rounds)
         wrong = lab.play()
         assert not wrong, f"{wrong}\n{lab.logs()}"
         return lab.end()
@@ -265,11 +272,17 @@ def tried(folder: Path, cell: Cell) -> Verdict:
     verdict.logs = lab.logs()
     if lab.hit() is None:
         verdict.wrong.append(f"never came to {cell.place!r}")
+    judge(verdict, lab, whole)
+    return verdict
+
+
+def judge(verdict: Verdict, lab: Lab, whole: End) -> None:
+    """Hold a run's end against that of one without a fault."""
     try:
         end = lab.end()
     except OSError as error:
         verdict.wrong.append(f"no end: {error}")
-        return verdict
+        return
     verdict.equal = same_bits(end.adapter, whole.adapter)
     if not verdict.equal:
         verdict.wrong.append("another adapter")
@@ -278,7 +291,6 @@ def tried(folder: Path, cell: Cell) -> Verdict:
             verdict.wrong.append(f"{key}: {end.facts[key]}, not {wanted}")
     if end.files != whole.files:
         verdict.wrong.append(f"other files: {sorted(set(end.files) ^ set(whole.files))}")
-    return verdict
 
 
 def same_bits(found: dict[str, np.ndarray], wanted: dict[str, np.ndarray]) -> bool:
