@@ -58,7 +58,7 @@ def until_gone(lab: Lab, victim: str) -> None:
 
 def rounds_for(kills: int) -> int:
     """So many that a run does not end before its last kill."""
-    return 3 + kills // 2
+    return 3 + kills // 6
 
 
 def chaos(folder: Path, kills: int, seed: int) -> tuple[Verdict, Chaos]:
