@@ -16,6 +16,7 @@ BEFORE_THE_FIRST_ROUND = {
     ("device_agent/consent.py", "_codecs"): "a device declines what is to come before it joins",
     ("sfl/transport/device/stream_codecs.py", "check_codecs"): "an edge refuses to open without",
     ("sfl/transport/device/stream_codecs.py", "remembers_samples"): "it makes a folder for them",
+    ("device_agent/loaded.py", "loads"): "a device asks whether what it has loaded is still due",
     ("sfl/transport/device/link.py", "__init__"): "a link that is slowed for an experiment",
     ("sfl/transport/device/served.py", "__init__"): "the same, towards the device",
 }

@@ -416,6 +416,12 @@ class AnyOrder(RuleBasedStateMachine):
         self.now += seconds
         self.happens(Tick())
 
+    @rule()
+    def somebody_looks_on(self) -> None:
+        """A run that is over answers nothing any more."""
+        if self.over is not None:
+            assert self.coordinator.handle(Tick(), self.now) == []
+
     def teardown(self) -> None:
         """With everybody back the run comes to its end."""
         if not hasattr(self, "coordinator"):

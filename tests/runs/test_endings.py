@@ -9,6 +9,7 @@ import socket
 import subprocess
 import sys
 from collections.abc import Callable
+from itertools import chain, repeat
 from pathlib import Path
 from typing import Any
 
@@ -303,7 +304,7 @@ def test_a_clock_that_is_set_back_does_not_freeze_the_view(
     shown: list[int] = []
     status = status_of(updated_at=1000.0, sequence=1)
     later = status_of(updated_at=10.0, sequence=2)  # an hour before, by its clock
-    statuses = iter([status, status, later, later, later])
+    statuses = chain([status, status, later, later], repeat(later))
 
     class Gone:
         """A cloud that ends after a few looks."""

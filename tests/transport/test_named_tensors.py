@@ -143,7 +143,7 @@ class Echo:
     def group(self, sent: TensorMessage) -> None:
         return None
 
-    def begin_round(self, start: Any, part: Any) -> None:
+    def begin_round(self, start: Any, part: Any, go_on: Any = None) -> None:
         """Nothing to load."""
 
     def handle(self, sent: TensorMessage) -> list[Outgoing]:
@@ -224,7 +224,7 @@ def test_tensors_of_two_dtypes_shapes_and_codecs_cross_grpc() -> None:
     class Edge(OneEdge):
         def ready(self, device: str, facts: Any, points: Any) -> None:
             self.service.streams[device].end.allow(HIDDEN, 0, declared)
-            super().ready(device, facts)
+            super().ready(device, facts, points)
 
     run = Run("vanilla", codecs)
     edge = Edge(run)
