@@ -52,7 +52,7 @@ def values(folder: Path) -> dict[str, Any]:
         training={"local_steps": 12},
         network={"idle_timeout": 5, "heartbeat_interval": 0.5, "rejoin_timeout": 90},
     )
-    found["devices"][1]["link"] = {"delay_ms": 25.0}  # so that a round takes a while
+    found["devices"][1]["link"] = {"delay_ms": 120.0}  # so that a round takes seconds
     return found
 
 
