@@ -170,7 +170,7 @@ class Twin:
 
     async def until(self, condition: Callable[[], Any]) -> None:
         """Wait for what must come soon."""
-        for _ in range(int(PATIENCE / 4 / 0.002)):
+        for _ in range(int(PATIENCE / 0.002)):
             if condition():
                 return
             await asyncio.sleep(0.002)
