@@ -52,17 +52,17 @@ docs: install  ## Build the docs site into site/, with every link checked
 	@NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict --quiet --clean
 
 # Workers beside each other: pytest-xdist, a module's half at a time (tests/conftest.py).
-BESIDE = --dist loadgroup --no-loadscope-reorder -n
+# Tests wait for processes, sockets and clocks now and then: one worker more than there are cores.
 CORES := $(shell getconf _NPROCESSORS_ONLN)
+BESIDE = --dist loadgroup --no-loadscope-reorder -n $$(( $(CORES) + 1 ))
 # An environment that forbids it would have each process of the tests compile sfl anew.
 PYTEST = PYTHONDONTWRITEBYTECODE= $(BIN)/python -m pytest -q
 
-quick: install  ## Run the tests that start no process, in about a minute
-	@$(PYTEST) -m "not process and not alone" $(BESIDE) $(CORES)
+quick: install  ## Run the tests that start no process, in about 90 seconds
+	@$(PYTEST) -m "not process and not alone" $(BESIDE)
 
-# Processes wait for each other much of the time: one worker more than there are cores.
 test: install  ## Run all tests; TESTS=tests/runs for some
-	@$(PYTEST) -m "not alone" $(BESIDE) $$(( $(CORES) + 1 )) --durations=15 $(TESTS)
+	@$(PYTEST) -m "not alone" $(BESIDE) --durations=15 $(TESTS)
 	@$(PYTEST) -m alone --durations=5 $(TESTS) || test $$? = 5  # 5: there are none among TESTS
 
 INPUTS ?= 100000

@@ -82,6 +82,7 @@ def stills(tmp_path_factory: pytest.TempPathFactory) -> Stills:
 
     async def story(twin: Twin) -> None:
         await twin.until(lambda: "d0" in twin.held and twin.done() == {"d1"})
+        twin.cloud.records.show(twin.cloud.coordinator.state)  # as twice a second
         stills.take("amid 3", twin.folder)
         twin.release("d0")
 

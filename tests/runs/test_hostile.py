@@ -96,10 +96,8 @@ def is_back(folder: Path, name: str) -> bool:
     status = RunStatus.read(folder / "status.json")
     if status is None or not any(name in fault for fault in status.faults):
         return False
-    return {device.name: device.state for device in status.devices}[name] not in (
-        "lost",
-        "loading",
-    )
+    state = {device.name: device.state for device in status.devices}[name]
+    return state in ("ready", "evaluating", "training", "done")
 
 
 def test_liars_are_left_out_with_the_reason_and_the_others_adapter_is_theirs_alone(
