@@ -51,7 +51,10 @@ def resumed(
             problem = "a run goes on with the settings that it has"
             fix = "Only cloud.listen and edge.listen may change, and those of metrics."
             raise ConfigError("--set", override, problem, fix)
-    folder = find_run(run, output_dir, "--resume").resolve()
+    return _open(find_run(run, output_dir, "--resume").resolve(), given, insecure)
+
+
+def _open(folder: Path, given: Iterable[str], insecure: bool) -> tuple[Path, RunConfig]:
     own = [f"run.id={json.dumps(folder.name)}", f"run.output_dir={_quoted(folder.parent)}"]
     config = load_for_cloud(folder / "config.toml", [*given, *own], insecure)
     FolderLock(folder / LOCK).release()
@@ -84,7 +87,7 @@ def resumed_or_new(config: RunConfig) -> tuple[Path, RunConfig]:
         own = load_for_cloud(folder / "config.toml", [], config.network.insecure)
         if how_ended(folder, own) is None:
             log.info("run %s was stopped, and goes on", folder.name)
-            return resumed(str(folder), insecure=config.network.insecure)
+            return _open(folder.resolve(), [], config.network.insecure)
     folder = open_run_folder(config)
     write_atomic(folder / ASKED, asked)
     return folder, config
