@@ -7,6 +7,7 @@ import hashlib
 import logging
 import shutil
 import signal
+import threading
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
@@ -43,6 +44,7 @@ class Stills:
         self.aside = aside
         self.twin = twin
         self.taken: list[tuple[Path, str]] = []
+        self._alone = threading.RLock()  # the journal and the averaging write in two threads
 
     def take(self, when: str) -> None:
         """The run's folder, and what device and edge remember then."""
@@ -61,8 +63,9 @@ class Stills:
         original: Callable[..., Any] = getattr(owner, name)
 
         def watched(own: Any, *given: Any, **named: Any) -> Any:
-            self.take(name)  # what comes after one write is what comes before the next
-            return original(own, *given, **named)
+            with self._alone:
+                self.take(name)  # what comes after one write is what comes before the next
+                return original(own, *given, **named)
 
         patched.setattr(owner, name, watched)
 
