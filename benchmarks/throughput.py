@@ -111,7 +111,8 @@ def make_texts(path: Path, count: int) -> None:
 
 def full_length(checkout: Path = ROOT) -> dict[str, str]:
     """The `[data]` that takes LENGTH tokens of each text; versions before `blocks` did no other."""
-    knows = "blocks:" in (checkout / "sfl" / "config" / "run.py").read_text()
+    places = (checkout / "sfl" / "config" / name for name in ("data.py", "run.py"))
+    knows = any("blocks:" in place.read_text() for place in places if place.exists())
     return {"blocks": "first"} if knows else {}
 
 

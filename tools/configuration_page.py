@@ -12,9 +12,14 @@ from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 from pydantic_core import PydanticUndefined
 
+from sfl.config.aggregation import AggregationSettings
 from sfl.config.base import OneOf
 from sfl.config.codec import CodecChange, CodecSettings, ScheduledCodec
+from sfl.config.data import DataSettings
+from sfl.config.devices import DeviceEntry, LinkSettings
 from sfl.config.evaluation import EvaluationSettings
+from sfl.config.model import LoraSettings, ModelSettings
+from sfl.config.network import NetworkSettings
 from sfl.config.node import (
     CloudNode,
     ConsentSettings,
@@ -25,19 +30,10 @@ from sfl.config.node import (
     TlsSettings,
     TracingSettings,
 )
-from sfl.config.run import (
-    AggregationSettings,
-    DataSettings,
-    DeviceEntry,
-    LaunchSettings,
-    LinkSettings,
-    LoraSettings,
-    ModelSettings,
-    NetworkSettings,
-    RecoverySettings,
-    RunSection,
-    TrainingSettings,
-)
+from sfl.config.recovery import RecoverySettings
+from sfl.config.run import LaunchSettings
+from sfl.config.sections import RunSection
+from sfl.config.training import TrainingSettings
 
 INTRO = """\
 # Configuration

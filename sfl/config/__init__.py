@@ -4,9 +4,14 @@
 `EdgeConfig` and `DeviceConfig` are node files, holding only what is local to that node.
 """
 
+from sfl.config.aggregation import AggregationSettings
 from sfl.config.codec import CodecSettings
+from sfl.config.data import DataSettings
+from sfl.config.devices import DeviceEntry
 from sfl.config.evaluation import EvaluationSettings, Extent
 from sfl.config.load import dump_toml, load_device, load_edge, load_run, with_overrides
+from sfl.config.model import LoraSettings, ModelSettings
+from sfl.config.network import NetworkSettings
 from sfl.config.node import (
     CloudNode,
     ConsentSettings,
@@ -16,19 +21,10 @@ from sfl.config.node import (
     MetricsSettings,
     TlsSettings,
 )
-from sfl.config.run import (
-    AggregationSettings,
-    DataSettings,
-    DeviceEntry,
-    LoraSettings,
-    ModelSettings,
-    NetworkSettings,
-    RecoverySettings,
-    RunConfig,
-    RunSection,
-    RunSettings,
-    TrainingSettings,
-)
+from sfl.config.recovery import RecoverySettings
+from sfl.config.run import RunConfig, RunSettings
+from sfl.config.sections import RunSection
+from sfl.config.training import TrainingSettings
 
 __all__ = [
     "AggregationSettings",

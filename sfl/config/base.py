@@ -21,9 +21,11 @@ PACKAGE = r"^[A-Za-z0-9][A-Za-z0-9._-]*==[A-Za-z0-9][A-Za-z0-9.+!_-]*$"
 PackageVersion = Annotated[str, Field(pattern=PACKAGE, max_length=MOST_CHARACTERS)]
 """An installed package with its version, as `name==version`."""
 
-
 Seconds = Annotated[PositiveFloat, Field(le=1e9)]
 """A wait: at most thirty years, beyond which systems cannot count one."""
+
+Fraction = Annotated[float, Field(ge=0.0, lt=1.0)]
+"""From 0 to below 1."""
 
 
 @dataclass(frozen=True)

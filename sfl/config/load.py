@@ -13,7 +13,8 @@ from pydantic import ValidationError
 from sfl.config.base import Section
 from sfl.config.node import DeviceConfig, EdgeConfig
 from sfl.config.plugins import require_installed, with_packages
-from sfl.config.run import RunConfig, RunSection
+from sfl.config.run import RunConfig
+from sfl.config.sections import RunSection
 from sfl.config.wording import as_config_error, did_you_mean, unknown_key
 from sfl.errors import ConfigError
 from sfl.node.paths import amiss, is_there, nothing_there, require_utf8

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 
-from sfl.config.run import NetworkSettings
+from sfl.config.network import NetworkSettings
 from sfl.plan import HOLDERS, Holder
 from sfl.rounds.changed import changed
 from sfl.rounds.ordered import Ordered

@@ -6,7 +6,7 @@ from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field, replace
 from statistics import median
 
-from sfl.config.run import NetworkSettings
+from sfl.config.network import NetworkSettings
 from sfl.rounds.ordered import Ordered
 
 

@@ -6,7 +6,7 @@ import math
 from dataclasses import dataclass
 
 from sfl.config import RunSettings, TrainingSettings
-from sfl.config.run import MOST_STEPS
+from sfl.config.sections import MOST_STEPS
 from sfl.rounds.values import Steps
 
 

@@ -13,8 +13,8 @@ import torch
 
 from sfl.adapters.lora import Adapter
 from sfl.config import EdgeConfig, LocalDevice, ModelSettings, RunSettings
+from sfl.config.folding import GIVE_FLOAT32, NEEDS_FLOAT32, cannot_fold
 from sfl.config.node import Dtype, Quantised
-from sfl.config.run import GIVE_FLOAT32, NEEDS_FLOAT32, cannot_fold
 from sfl.errors import ConfigError
 from sfl.models.memory.footprint import logit_bytes, piece_rows
 from sfl.models.placement import lay_out

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from sfl.config.run import LinkSettings
+from sfl.config.devices import LinkSettings
 
 BITS = 8e-6  # megabits of a byte
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from sfl.config import RunSettings
-from sfl.config.run import DeviceEntry
+from sfl.config.devices import DeviceEntry
 
 
 class Counted(tuple[DeviceEntry, ...]):

@@ -9,9 +9,10 @@ import pytest
 from pydantic import BaseModel, ValidationError
 
 from sfl.aggregation.traits import STRATEGIES
+from sfl.config.aggregation import AggregationSettings
 from sfl.config.base import OneOf
 from sfl.config.node import EdgeConfig
-from sfl.config.run import AggregationSettings, TrainingSettings
+from sfl.config.training import TrainingSettings
 from sfl.plan import Topology
 from sfl.stage.computation import COMPUTATIONS
 from sfl.stage.orders import ORDERS

@@ -13,7 +13,7 @@ from sfl.codec.pipeline import decode, parse
 from sfl.codec.transform import RowContext
 from sfl.config import TrainingSettings
 from sfl.config.codec import RoleCodecs
-from sfl.config.run import LinkSettings
+from sfl.config.devices import LinkSettings
 from sfl.errors import ConfigError, Corrupted, LinkLost, ProtocolError, Refused, RunFailed, SflError
 from sfl.keys import derive_seed
 from sfl.rounds.values import Score

@@ -6,7 +6,7 @@ from dataclasses import asdict
 
 from sfl.cli.doctor.report import Check, problem, size
 from sfl.config import EdgeConfig, RunConfig, RunSettings
-from sfl.config.run import DeviceEntry
+from sfl.config.devices import DeviceEntry
 from sfl.errors import ConfigError, SflError
 from sfl.models.folder import ModelFolder
 from sfl.models.memory.edge_budget import fit_edge, needs, residents

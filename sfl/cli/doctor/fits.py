@@ -10,8 +10,8 @@ from dataclasses import asdict, dataclass, replace
 
 from sfl.cli.doctor.report import Check, CutRow, Mark, size
 from sfl.config import LocalDevice, RunConfig
+from sfl.config.devices import DeviceEntry
 from sfl.config.node import certain
-from sfl.config.run import DeviceEntry
 from sfl.config.size import read_size as bytes_of
 from sfl.errors import ConfigError, SflError
 from sfl.models.folder import ModelFolder

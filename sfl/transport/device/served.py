@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from typing import Any, Generic, Protocol, TypeVar
 
 from sfl.config import RunSettings
-from sfl.config.run import NetworkSettings
+from sfl.config.network import NetworkSettings
 from sfl.errors import AdapterRefused, Goodbye, LinkLost, ProtocolError, SflError
 from sfl.metrics.snapshot import NodeSnapshot
 from sfl.metrics.stats import NodeStats

@@ -16,8 +16,8 @@ from pydantic import ValidationError
 
 from sfl.config import RunSettings
 from sfl.config.codec import RoleCodecs
+from sfl.config.model import Task
 from sfl.config.plugins import require_same
-from sfl.config.run import Task
 from sfl.data.example import Kind as ExampleKind
 from sfl.data.layout import Layout
 from sfl.errors import ProtocolError

@@ -1,0 +1,41 @@
+"""One device of the run: its cut, its rank, its codecs and its link."""
+
+from __future__ import annotations
+
+from pydantic import NonNegativeFloat, NonNegativeInt, PositiveInt
+
+from sfl.config.base import NodeName, Section
+from sfl.config.codec import CodecChange
+from sfl.config.node import LocalDevice
+
+
+class LinkSettings(Section):
+    """A limit of a device's link, inside the transport itself (a token bucket and a delay)."""
+
+    up_mbit: NonNegativeFloat = 0.0
+    """Megabits a second from the device to its edge. 0: no limit."""
+    down_mbit: NonNegativeFloat = 0.0
+    """Megabits a second from the edge to the device. 0: no limit."""
+    delay_ms: NonNegativeFloat = 0.0
+    """Milliseconds added to each message, each way."""
+
+
+class DeviceEntry(LocalDevice):
+    """One device of the run. The keys that are local to the device are read under `sfl run`
+    only."""
+
+    name: NodeName
+    """Name of the device, unique in the run."""
+    cut_layer: NonNegativeInt = 1
+    """Transformer blocks at the front of the model that this device holds."""
+    tail_layers: NonNegativeInt = 0
+    """Blocks at the end that this device holds (U-shaped only)."""
+    rank: PositiveInt | None = None
+    """LoRA rank of this device. Default and upper bound: `lora.rank`. A smaller one needs a
+    strategy that accepts different ranks."""
+    optional: bool = False
+    """It is no fault if this device never comes. Use it to reserve an entry for one more device."""
+    codec: CodecChange = CodecChange()
+    """Codecs of this device that differ from the run's."""
+    link: LinkSettings = LinkSettings()
+    """A slower link than the real one, for experiments and for sharing a radio fairly."""
