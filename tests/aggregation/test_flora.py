@@ -410,7 +410,7 @@ def test_devices_that_come_late_or_miss_a_round_are_in_step_afterwards(tmp_path:
         training={"local_steps": 30},
         lora={"rank": 8, "alpha": 8},
         aggregation={"strategy": "flora"},
-        network={"join_grace": 0.5, "idle_timeout": 300.0},
+        network={"join_grace": 0.5, "idle_timeout": 300.0, "rejoin_timeout": 2.0},
         evaluation={"every": 1},
     )
     values["model"]["path"] = str(tiny("gpt2"))  # whose weights lie the other way round

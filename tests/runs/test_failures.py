@@ -218,7 +218,8 @@ def test_an_edge_started_by_hand_refuses_a_run_that_it_cannot_batch(tmp_path: Pa
 def test_a_killed_device_is_left_out_and_joins_again_with_weights_from_its_edge(
     by_hand: Callable[..., ByHand],
 ) -> None:
-    nodes = by_hand("d1", training={"local_steps": 60}, network={"idle_timeout": 300.0})
+    network = {"idle_timeout": 300.0, "rejoin_timeout": 2.0}
+    nodes = by_hand("d1", training={"local_steps": 60}, network=network)
     devices = [nodes.device(number) for number in range(3)]
     until(
         lambda: (

@@ -61,7 +61,7 @@ def attacked(
         count,
         run={"rounds": rounds, "min_devices": 2},
         training={"local_steps": 2},
-        network={"join_timeout": 90.0},
+        network={"join_timeout": 90.0, "rejoin_timeout": 5.0},
         aggregation=aggregation,
         codec=codec or {},
     )
