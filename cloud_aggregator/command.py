@@ -16,6 +16,7 @@ from sfl.node.options import (
     ErrorFile,
     Insecure,
     Logs,
+    MaxRuns,
     OptionalConfigFile,
     OutputDir,
     Overrides,
@@ -23,6 +24,7 @@ from sfl.node.options import (
     require_one,
 )
 from sfl.node.process import quiet_environment, run_loop, run_node
+from sfl.service.command import Asked, serve_runs
 
 log = logging.getLogger("sfl.cloud")
 
@@ -35,6 +37,7 @@ def cloud(
     certs: Certs = None,
     resume: Resume = None,
     output_dir: OutputDir = Path("runs"),
+    max_runs: MaxRuns = None,
     address_file: AddressFile = None,
     error_file: ErrorFile = None,
 ) -> None:
@@ -42,10 +45,15 @@ def cloud(
 
     With --resume it goes on with a run that was stopped, where that was. CONFIG --resume auto, for
     a service: the latest run of these settings that was stopped, else a new one.
+
+    With neither it is a service that queues runs (sfl submit), and agents compute them.
     """
     quiet_environment()
     start_logging(log_format)
     allow_open_files()
+    if config is None and resume is None:
+        asked = Asked(overrides or [], max_runs, output_dir, insecure, certs, address_file)
+        raise typer.Exit(run_node(lambda: serve_runs(asked), error_file))
 
     def body() -> None:
         # Imported here so that `--help` answers at once.

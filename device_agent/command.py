@@ -12,8 +12,19 @@ from sfl.node.certificates.claim import claim_identity
 from sfl.node.certificates.own import OwnCertificate, own_certificate
 from sfl.node.files import writable_folder
 from sfl.node.logs import start_logging
-from sfl.node.options import Certs, Claim, ConfigFile, ErrorFile, Insecure, Logs, Overrides
+from sfl.node.options import (
+    Certs,
+    Claim,
+    ConfigFile,
+    ErrorFile,
+    Insecure,
+    Logs,
+    MaxRuns,
+    Overrides,
+    Service,
+)
 from sfl.node.process import cores, keep_heap, quiet_environment, return_memory, run_node
+from sfl.service.command import AskedAgent, attaches_to, serve_device
 
 
 def device(
@@ -23,9 +34,14 @@ def device(
     log_format: Logs = "text",
     certs: Certs = None,
     claim: Claim = None,
+    service: Service = None,
+    max_runs: MaxRuns = None,
     error_file: ErrorFile = None,
 ) -> None:
-    """Start a device agent. It holds the model's first blocks; its data never leaves it."""
+    """Start a device agent. It holds the model's first blocks; its data never leaves it.
+
+    With --service it stays attached to a service, or to its edge's agent, and computes its runs.
+    """
     quiet_environment()
     start_logging(log_format)
 
@@ -39,6 +55,11 @@ def device(
             settings = load_device(config, [*(overrides or []), *named])
             folder = certs if claimed is None or insecure else claimed
             own = own_certificate("device", settings.name, settings.tls, folder)
+            if address := attaches_to(service, settings.service):
+                given = (*(overrides or ()), *named)
+                asked = AskedAgent(config, given, insecure, folder, own, max_runs)
+                serve_device(settings, asked, address)
+                return
             if settings.model is None:  # what comes from the edge is kept there
                 writable_folder(settings.cache_dir, "device.cache_dir")
             _take_part(settings, insecure, own)

@@ -8,8 +8,19 @@ from sfl.config import load_edge
 from sfl.node.certificates.own import own_certificate
 from sfl.node.logs import start_logging
 from sfl.node.machine import allow_open_files
-from sfl.node.options import AddressFile, Certs, ConfigFile, ErrorFile, Insecure, Logs, Overrides
+from sfl.node.options import (
+    AddressFile,
+    Certs,
+    ConfigFile,
+    ErrorFile,
+    Insecure,
+    Logs,
+    MaxRuns,
+    Overrides,
+    Service,
+)
 from sfl.node.process import cores, keep_heap, quiet_environment, run_loop, run_node
+from sfl.service.command import AskedAgent, attaches_to, serve_edge
 
 
 def edge(
@@ -18,10 +29,15 @@ def edge(
     insecure: Insecure = False,
     log_format: Logs = "text",
     certs: Certs = None,
+    service: Service = None,
+    max_runs: MaxRuns = None,
     address_file: AddressFile = None,
     error_file: ErrorFile = None,
 ) -> None:
-    """Start an edge server. Its devices share the frozen base; each has a LoRA of its own."""
+    """Start an edge server. Its devices share the frozen base; each has a LoRA of its own.
+
+    With --service it stays attached to a service, and computes its runs.
+    """
     quiet_environment()
     keep_heap()
     start_logging(log_format)
@@ -30,6 +46,10 @@ def edge(
     def body() -> None:
         settings = load_edge(config, overrides or [])
         own = own_certificate("edge", settings.name, settings.tls, certs)
+        if address := attaches_to(service, settings.service):
+            asked = AskedAgent(config, tuple(overrides or ()), insecure, certs, own, max_runs)
+            serve_edge(settings, asked, address, address_file)
+            return
         # Imported here: torch takes a second, and reads the environment when it is loaded.
         from edge_server.server import EdgeServer
         from sfl.transport.security.handshakes import explained_handshakes

@@ -17,6 +17,7 @@ from device_agent.command import device
 from edge_server.command import edge
 from sfl.cli import INTERRUPTED
 from sfl.cli.ca import ca_app
+from sfl.cli.jobs.commands import add_to
 from sfl.node.causes import foreseen
 from sfl.node.logs import ENVIRONMENT
 from sfl.node.options import (
@@ -57,6 +58,7 @@ app.add_typer(ca_app, name="ca")
 app.command()(cloud)
 app.command()(edge)
 app.command()(device)
+add_to(app)
 
 Run = Annotated[str, typer.Option("--run", help="A run: its id, the beginning of it, or its path.")]
 Model = Annotated[

@@ -40,6 +40,31 @@ def load_run(path: Path, overrides: Iterable[str] = ()) -> RunConfig:
     return with_packages(_validate(RunConfig, table))
 
 
+def read_run(text: str) -> RunConfig:
+    """A run's settings from TOML that came from elsewhere: its paths stay. Raises ConfigError."""
+    try:
+        table = tomllib.loads(text)
+    except tomllib.TOMLDecodeError as error:
+        raise ConfigError("config", "", f"not valid TOML: {error}", "Fix it.") from None
+    require_installed(table)
+    return with_packages(_validate(RunConfig, table))
+
+
+def tables_of(name: str, overrides: Iterable[str]) -> dict[str, Any]:
+    """The keys of one section that stands in no file. Raises ConfigError."""
+    table = with_overrides({name: {}}, overrides)
+    for key in table:
+        if key != name:
+            raise unknown_key(key, [name], "", table[key])
+    section: dict[str, Any] = table[name]
+    return section
+
+
+def validated(kind: type[S], table: Mapping[str, Any], prefix: str) -> S:
+    """A section's settings. Raises ConfigError."""
+    return _validate(kind, table, prefix)
+
+
 def load_edge(path: Path, overrides: Iterable[str] = ()) -> EdgeConfig:
     """Read an edge's file: an `[edge]` table."""
     table = _read(path)

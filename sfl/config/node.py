@@ -225,6 +225,11 @@ class EdgeConfig(Section):
     proxy: bool = False
     """Connect to the cloud through the proxy that `grpc_proxy`, `https_proxy` or `http_proxy` names
     in the environment. Without it these variables are ignored."""
+    service: str = ""
+    """`host:port` of a service of runs. The edge stays attached to it, computes the runs that it is
+    given, and relays its devices (docs/service.md)."""
+    max_runs: PositiveInt = 2
+    """Most runs of a service that the edge computes at once."""
     tls: TlsSettings | None = None
     """The edge's certificate, shown to its devices and to the cloud."""
     metrics: MetricsSettings = MetricsSettings()
@@ -333,6 +338,11 @@ class DeviceConfig(LocalDevice):
     """Name of this device, one of the run's `[[devices]]`."""
     edge: str = ""
     """`host:port` of its edge."""
+    service: str = ""
+    """`host:port` of its edge or of the cloud, where that is a service of runs. The device stays
+    attached, and computes the runs that it is given (docs/service.md)."""
+    max_runs: PositiveInt = 1
+    """Most runs of a service that the device computes at once."""
     shared_train: Path | str | None = None
     """A training file with the rows of all devices, if the device has no `train`. This device takes
     its part of it, by the run's `data.partition`."""

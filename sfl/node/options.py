@@ -10,6 +10,9 @@ import typer
 from sfl.errors import ConfigError
 from sfl.node.logs import ENVIRONMENT, LogFormat
 
+SERVICE = "SFL_SERVICE"
+"""Environment variable with a service's address."""
+
 ConfigFile = Annotated[Path, typer.Argument(help="A TOML file; `sfl init` writes one.")]
 OptionalConfigFile = Annotated[
     Path | None, typer.Argument(help="A TOML file; `sfl init` writes one. None with --resume.")
@@ -20,6 +23,17 @@ Resume = Annotated[
         "--resume",
         metavar="RUN",
         help="Go on with a run that was stopped: its id, the beginning of it, or its path.",
+    ),
+]
+MaxRuns = Annotated[
+    int | None, typer.Option("--max-runs", min=1, help="Runs of a service at once, at most.")
+]
+Service = Annotated[
+    str | None,
+    typer.Option(
+        "--service",
+        metavar="HOST:PORT",
+        help="Stay attached to a service (docs/service.md), and compute the runs that it gives.",
     ),
 ]
 OutputDir = Annotated[Path, typer.Option(help="Folder with the runs.")]

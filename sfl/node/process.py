@@ -50,6 +50,9 @@ TLS_1_3 = {
 }
 
 
+WITH_PARENT = "SFL_WITH_PARENT"
+"""Set where a process is to end with the one that holds the other end of its standard input."""
+
 SIGTERM = "SIGTERM"
 """What a loop's task is cancelled with where that was it."""
 
@@ -113,6 +116,8 @@ def run_node(body: Callable[[], None], error_file: Path | None = None) -> int:
     SIGTERM ends like Ctrl-C. `error_file` gets the reason, for whoever started this process.
     """
     signal.signal(signal.SIGTERM, _interrupt)
+    if os.environ.pop(WITH_PARENT, None):
+        threading.Thread(target=_end_with_parent, name="parent-watch", daemon=True).start()
     try:
         body()
     except KeyboardInterrupt:
@@ -180,6 +185,14 @@ def _leave(reason: str, error_file: Path | None) -> None:
     if error_file is not None:
         with contextlib.suppress(OSError):  # its disk may be what ended this node
             error_file.write_text(reason + "\n", encoding="utf-8", errors="backslashreplace")
+
+
+def _end_with_parent() -> None:
+    """A pipe ends with whoever could write to it, however that process ends."""
+    with contextlib.suppress(OSError):
+        while os.read(0, 1 << 10):
+            pass
+    os.kill(os.getpid(), signal.SIGTERM)
 
 
 def _interrupt(signum: int, frame: object) -> None:

@@ -130,12 +130,13 @@ class Pauses:
     all come back at once.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, longest: float = LONGEST_PAUSE) -> None:
         self._bound = SHORTEST_PAUSE
+        self._longest = longest
 
     def next(self) -> float:
         """Seconds before the next attempt."""
-        bound, self._bound = self._bound, min(LONGEST_PAUSE, 2 * self._bound)
+        bound, self._bound = self._bound, min(self._longest, 2 * self._bound)
         return random.uniform(0.0, bound)
 
     def lasted(self, seconds: float) -> None:

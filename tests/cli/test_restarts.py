@@ -12,8 +12,8 @@ from rich.console import Console
 
 from sfl.cli.launch import run as launch_run
 from sfl.cli.launch.node import Node
-from sfl.cli.launch.restarts import Restarts, may_help
 from sfl.errors import ConfigError, OutOfMemory, RunFailed
+from sfl.node.restarts import Restarts, may_help
 from sfl.report.live import LiveView
 
 

@@ -16,10 +16,10 @@ from typing import Any
 import psutil
 import pytest
 
-from sfl.cli.launch.restarts import Restarts
 from sfl.config import load_run
 from sfl.errors import DiskError
 from sfl.node.process import undisturbed
+from sfl.node.restarts import Restarts
 from sfl.report import runs
 from sfl.report.conclusion import can_go_on, conclude
 from sfl.report.journal import JournalReader

@@ -170,7 +170,7 @@ def cloud_node(folder: Path, config: RunConfig, resume: bool = False) -> Node:
 
 def edge_node(folder: Path, config: RunConfig, cloud_address: str) -> Node:
     """The edge of a run."""
-    edge = config.edge.model_copy(update={"cloud": cloud_address})
+    edge = config.edge.model_copy(update={"cloud": cloud_address, "service": ""})
     node = _node("edge", edge.name, folder, _write(folder, "edge", edge), config)
     node.options = (*node.options, "--address-file", str(node.address_file))
     node.returns = True

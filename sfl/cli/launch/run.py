@@ -19,7 +19,6 @@ from sfl.cli.launch.child import end_nursery, prepare_nursery
 from sfl.cli.launch.node import Node, cloud_node, device_node, edge_node
 from sfl.cli.launch.patience import SAY_EVERY
 from sfl.cli.launch.preflight import check_before_start
-from sfl.cli.launch.restarts import Note, Restarts
 from sfl.config import RunConfig
 from sfl.config.plugins import with_packages
 from sfl.errors import ConfigError, RunFailed, SflError
@@ -29,6 +28,7 @@ from sfl.models.memory.edge_budget import fit_edge
 from sfl.node import machine
 from sfl.node.causes import in_words
 from sfl.node.process import cores, quiet_environment, undisturbed
+from sfl.node.restarts import Note, Restarts
 from sfl.report.conclusion import conclude
 from sfl.report.resume import reopened
 from sfl.report.runs import INTERRUPTED, open_run_folder, stop_because

@@ -16,7 +16,7 @@ from sfl.metrics.snapshot import Role
 from sfl.transport.frames.envelope import Envelope, Frame
 from sfl.transport.frames.seal import SEAL_BYTES, sound
 from sfl.transport.status import status_of
-from sfl.v1 import cloud_pb2, edge_pb2, tensor_pb2
+from sfl.v1 import cloud_pb2, edge_pb2, jobs_pb2, tensor_pb2
 
 WIRE_VERSION = 7
 
@@ -194,6 +194,16 @@ EDGE_PROBE = Method(
 CLOUD_SESSION = Method(
     "sfl.v1.Cloud", "Session", cloud_pb2.EdgeReportMessage, cloud_pb2.CloudMessage, (True, True)
 )
+ATTACH = Method(
+    "sfl.v1.Agents", "Attach", jobs_pb2.AgentMessage, jobs_pb2.ServiceMessage, (True, True)
+)
+SUBMIT = Method("sfl.v1.Jobs", "Submit", jobs_pb2.SubmitRequest, jobs_pb2.Submitted, (False, False))
+LIST = Method("sfl.v1.Jobs", "List", jobs_pb2.ListRequest, jobs_pb2.RunList, (False, False))
+STATUS = Method("sfl.v1.Jobs", "Status", jobs_pb2.RunRequest, jobs_pb2.Standing, (False, False))
+WATCH = Method("sfl.v1.Jobs", "Watch", jobs_pb2.RunRequest, jobs_pb2.Standing, (False, True))
+LOGS = Method("sfl.v1.Jobs", "Logs", jobs_pb2.LogsRequest, jobs_pb2.LogChunk, (False, True))
+STOP = Method("sfl.v1.Jobs", "Stop", jobs_pb2.StopRequest, jobs_pb2.Standing, (False, False))
+JOB_METHODS = (SUBMIT, LIST, STATUS, WATCH, LOGS, STOP)
 
 
 def generic_handler(

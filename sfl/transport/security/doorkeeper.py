@@ -21,11 +21,13 @@ from sfl.errors import Refused
 from sfl.node.certificates.identity import ROLES, Identity, Role, identity_in
 from sfl.node.logs import Sparing
 from sfl.transport.frames.wire import (
+    ATTACH,
     CLOUD_SESSION,
     EDGE_FETCH_FILE,
     EDGE_LIST_FILES,
     EDGE_PROBE,
     EDGE_SESSION,
+    JOB_METHODS,
 )
 from sfl.transport.status import status_of
 
@@ -42,6 +44,8 @@ MAY_CALL: Mapping[str, frozenset[Role]] = {
     EDGE_FETCH_FILE.path: frozenset({"device"}),
     EDGE_PROBE.path: ANYBODY,
     CLOUD_SESSION.path: frozenset({"edge"}),
+    ATTACH.path: frozenset({"edge", "device"}),
+    **{method.path: frozenset({"operator"}) for method in JOB_METHODS},
 }
 """Roles by method; what is not listed is closed to all."""
 TLS_WANTED = "/sfl.v1.Door/TlsWanted"

@@ -58,10 +58,12 @@ class Restarts:
     """Starts nodes again, each at most `limit` times, after waits that double.
 
     Knows no clock: `look` is told the time (seconds, monotonic). `note` is told each restart.
+    `helps` says by a node's exit code whether another process may get further.
     """
 
     limit: int
     note: Note
+    helps: Callable[[int | None], bool] = may_help
     _of: dict[str, _Count] = field(default_factory=dict)
 
     def look(self, nodes: Iterable[Restartable], now: float) -> None:
@@ -72,7 +74,7 @@ class Restarts:
 
     def will_return(self, node: Restartable) -> bool:
         """Whether the node has died, and is started again."""
-        return node.returns and may_help(node.exit_code()) and self._count(node).done < self.limit
+        return node.returns and self.helps(node.exit_code()) and self._count(node).done < self.limit
 
     def _wait_or_start(self, node: Restartable, count: _Count, now: float) -> None:
         if count.due is None:

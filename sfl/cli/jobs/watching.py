@@ -1,0 +1,33 @@
+"""A run that is watched: the live view of `sfl run`, wherever the run is."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from rich.console import Console
+
+from sfl.cli.jobs.shown import status_of
+from sfl.jobs.rows import Standing
+from sfl.report.live import LiveView
+from sfl.report.status import RunStatus
+
+
+def watch_live(console: Console, standings: Iterator[Standing]) -> Standing | None:
+    """Show each of them in the place of the one before; the last one."""
+    last: Standing | None = None
+    with LiveView(console) as view:
+        for last in standings:
+            view.update(_as_status(last))
+    if last is not None and (row := last.runs[0]).ended_at:
+        said = f"{row.run}: {row.state}" + (f": {row.reason}" if row.reason else "")
+        console.print(said, markup=False, highlight=False, soft_wrap=True)
+    return last
+
+
+def _as_status(standing: Standing) -> RunStatus:
+    """What its cloud says; before it says anything, what it waits for."""
+    row = standing.runs[0]
+    if standing.status:
+        return status_of(standing)
+    message = f"{row.state}: waits for {row.waits}" if row.waits else row.state
+    return RunStatus(row.run, "starting", row.round, row.rounds, message=message)

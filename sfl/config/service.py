@@ -1,0 +1,35 @@
+"""What a service of runs is told at its start: `sfl cloud --set service.key=value`."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from pathlib import Path
+
+from pydantic import NonNegativeInt, PositiveInt
+
+from sfl.config.base import Section
+from sfl.config.load import tables_of, validated
+from sfl.config.node import TlsSettings
+
+
+class ServiceSettings(Section):
+    """`sfl cloud` without a run: a service that queues runs (docs/service.md)."""
+
+    listen: str = "127.0.0.1:7000"
+    """`host:port` that operators and agents connect to. Each run's cloud listens on the same host,
+    at a port of its own."""
+    max_runs: PositiveInt = 2
+    """Most runs under way at once. The others wait in the queue."""
+    restarts: NonNegativeInt = 3
+    """How often a node of a run is started again, if it was killed or failed."""
+    tls: TlsSettings | None = None
+    """The service's certificate, of role `cloud`. Each run's cloud uses it too."""
+
+
+def load_service(overrides: Iterable[str] = ()) -> ServiceSettings:
+    """Settings of a service. Raises ConfigError."""
+    section = tables_of("service", overrides)
+    folder = Path.cwd()
+    if isinstance(tls := section.get("tls"), dict):
+        section["tls"] = {key: str(folder / str(path)) for key, path in tls.items()}
+    return validated(ServiceSettings, section, "service.")

@@ -1,0 +1,97 @@
+"""Runs as operators are shown them: from the queue of a service, and from folders alone."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+from sfl.errors import ConfigError
+from sfl.jobs.rows import RunRow
+from sfl.jobs.values import Job
+from sfl.report.status import RunStatus
+from sfl.service.queue import JobQueue
+
+STATUS = "status.json"
+
+
+def rows_of(output_dir: Path, queue: JobQueue | None) -> list[RunRow]:
+    """All runs of a folder: those that have not ended first, then the latest first."""
+    jobs = {job.run: job for job in (queue.all() if queue is not None else ())}
+    rows = [row_of(output_dir, job) for job in jobs.values()]
+    for path in output_dir.glob("*/config.toml"):
+        if path.parent.name not in jobs:
+            rows.append(_folder_row(path.parent))
+    waiting = [row for row in rows if not row.ended_at]
+    over = sorted((r for r in rows if r.ended_at), key=lambda row: row.ended_at, reverse=True)
+    return [*waiting, *over]
+
+
+def row_of(output_dir: Path, job: Job) -> RunRow:
+    """A run of the queue, with where its cloud says that it stands."""
+    status = RunStatus.last(output_dir / job.run / STATUS)
+    waits, since = job.waits, job.waits_since
+    if status is not None and not job.over and not waits:
+        waits, since = _awaited(status)
+    return RunRow(
+        run=job.run,
+        state=job.state,
+        round=0 if status is None else status.round,
+        rounds=0 if status is None else status.rounds,
+        submitted_at=job.submitted_at,
+        started_at=job.started_at,
+        ended_at=job.ended_at,
+        waits=waits,
+        waits_since=since,
+        reason=job.reason,
+    )
+
+
+def status_text(output_dir: Path, run: str) -> str:
+    """A run's status.json; empty where it has none, or it cannot be read."""
+    try:
+        text = (output_dir / run / STATUS).read_text(encoding="utf-8-sig")
+        json.loads(text)
+    except (OSError, ValueError):
+        return ""
+    return text.strip()
+
+
+def one_of(rows: Sequence[RunRow], run: str) -> RunRow:
+    """The run of that id, or the only one that begins so. Raises ConfigError."""
+    found = [row for row in rows if row.run.startswith(run)]
+    exact = [row for row in found if row.run == run]
+    if len(exact or found) == 1:
+        return (exact or found)[0]
+    problem = "no such run" if not found else f"{len(found)} runs begin like this"
+    known = ", ".join(row.run for row in rows[:5]) or "none"
+    raise ConfigError("RUN", run, problem, f"See sfl list: {known}.")
+
+
+def _folder_row(folder: Path) -> RunRow:
+    """A run that no queue has, by what its cloud has written."""
+    status = RunStatus.last(folder / STATUS)
+    began = (folder / "config.toml").stat().st_mtime
+    if status is None:
+        return RunRow(folder.name, "unknown", submitted_at=began, ended_at=began)
+    waits, since = _awaited(status) if not status.over else ("", 0.0)
+    return RunRow(
+        run=folder.name,
+        state=status.phase if status.over else "running",
+        round=status.round,
+        rounds=status.rounds,
+        submitted_at=began,
+        started_at=began,
+        ended_at=status.updated_at if status.over else 0.0,
+        waits=waits,
+        waits_since=since,
+        reason=status.message if status.over else "",
+    )
+
+
+def _awaited(status: RunStatus) -> tuple[str, float]:
+    """For whom its cloud waits, and since when."""
+    if not status.waits:
+        return "", 0.0
+    wait = status.waits[0]
+    return f"{wait.whom}: {wait.what}", status.updated_at - wait.seconds

@@ -1,0 +1,1 @@
+"""Between a service and those who use it: operators, and the agents that compute its runs."""
