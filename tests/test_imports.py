@@ -28,6 +28,7 @@ LEVELS = (
     ("sfl.config", "sfl.node.options"),
     (
         "sfl.rounds",
+        "sfl.jobs",
         "sfl.node.certificates",
         "sfl.node.pausing",
         "sfl.report.runs",
@@ -36,6 +37,7 @@ LEVELS = (
     ("sfl.codec", "sfl.models", "sfl.adapters", "sfl.aggregation", "sfl.data", "sfl.metrics"),
     ("sfl.stage", "sfl.report"),
     ("sfl.transport",),
+    ("sfl.service",),
     ("device_agent", "edge_server", "cloud_aggregator"),
     ("sfl.cli",),
 )
@@ -62,6 +64,7 @@ ROOMS = {
     "rich": ("sfl.cli", "sfl.report"),
     "datasets": ("sfl.data",),
     "opentelemetry": ("sfl.report.traces",),
+    "sqlalchemy": ("sfl.service.queue",),
     "sfl.stage.training": (
         "sfl.stage.training",
         "sfl.transport.device.adapter_work",
@@ -80,6 +83,7 @@ PURE = (
     "sfl.codec.spec",
     "sfl.codec.stages",
     "sfl.config",
+    "sfl.jobs",
     "sfl.rounds",
     "sfl.stage.orders",
     "sfl.node.pausing",
@@ -170,6 +174,8 @@ def test_what_tests_share_is_in_the_house(module: str) -> None:
             "cloud_aggregator.aggregator",
             {"torch", "transformers", "peft", "datasets", "cryptography"},
         ),
+        ("sfl.service.server", {"torch", "transformers", "peft", "datasets", "cryptography"}),
+        ("sfl.service.agent", {"torch", "transformers", "peft", "sqlalchemy", "cryptography"}),
         ("device_agent.agent", {"peft", "datasets", "pandas", "pyarrow", "cryptography"}),
         ("sfl.cli.app", {"torch", "transformers", "grpc", "numpy", "cryptography"}),
         ("sfl.cli.doctor.command", {"torch", "transformers", "grpc", "numpy"}),

@@ -7,6 +7,7 @@ import logging
 import time
 from collections.abc import AsyncIterator, Sequence
 from pathlib import Path
+from typing import Any
 
 from sfl.errors import ConfigError
 from sfl.jobs.rows import RunRow, Standing
@@ -107,7 +108,7 @@ def end_run(queue: JobQueue | None, row: RunRow, reason: str) -> None:
         raise ConfigError("RUN", row.run, f"it has ended: {row.state}", "There is nothing to stop.")
     if queue is not None:
         now = time.time()
-        ended = {"waits": "", "waits_since": 0.0, "reason": reason}
+        ended: dict[str, Any] = {"waits": "", "waits_since": 0.0, "reason": reason}
         if queue.change(row.run, only=("queued",), state="stopped", ended_at=now, **ended):
             return
         if queue.change(row.run, only=("running",), state="stopping", **ended):

@@ -148,7 +148,7 @@ class Service:
                 open_run_folder(config)
             now = time.time()
             quiet: dict[str, Any] = {"waits": "", "waits_since": 0.0}
-            begins = {"state": "running", "started_at": now, **quiet}
+            begins: dict[str, Any] = {"state": "running", "started_at": now, **quiet}
             if self.queue.change(job.run, only=("queued",), **begins):
                 log.info("run %s begins", job.run)
                 self._make_live(job, goes_on=False)
@@ -199,7 +199,7 @@ class Service:
     def _settle(self, run: str, end: Ended) -> None:
         """A run has ended: that is noted, then its agents are let go. Raises DiskError."""
         log.info("run %s %s: %s", run, end.state, end.reason)
-        changes = {"waits": "", "waits_since": 0.0, "reason": end.reason}
+        changes: dict[str, Any] = {"waits": "", "waits_since": 0.0, "reason": end.reason}
         self.queue.change(run, state=end.state, ended_at=time.time(), **changes)
         self.live.pop(run, None)
         self._configs.pop(run, None)

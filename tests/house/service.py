@@ -1,0 +1,185 @@
+"""A service and its agents as processes, and commands of its operators."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import psutil
+import tomli_w
+
+from tests.house.federation import SFL, Outcome
+from tests.house.fleets import completions, device, settings, tiny
+from tests.house.forks import Fork, fork
+from tests.house.paths import ROOT
+from tests.house.waiting import PATIENCE, until
+
+NAMES = ("d0", "d1")
+
+
+class Served:
+    """A service, one edge agent and device agents, started by hand in a folder."""
+
+    def __init__(self, folder: Path, max_runs: int = 2, devices: Sequence[str] = NAMES) -> None:
+        self.folder = folder
+        self.max_runs = max_runs
+        self.processes: dict[str, Fork] = {}
+        self.data = {
+            name: completions(folder / f"{name}.jsonl", number) for number, name in enumerate(NAMES)
+        }
+        self.output_dir = folder / "runs"
+        self.listen = "127.0.0.1:0"
+        self.start_service()
+        self.start_edge()
+        for name in devices:
+            self.start_device(name)
+
+    # -- processes --------------------------------------------------------------------------------
+
+    def options(self, name: str) -> list[str]:
+        """Further options of a process; none here."""
+        return []
+
+    def start_service(self) -> None:
+        """At the same address as before, if there was one."""
+        file = self.folder / "service.address"
+        file.unlink(missing_ok=True)
+        self._start(
+            "service",
+            *("cloud", "--output-dir", str(self.output_dir), "--max-runs", str(self.max_runs)),
+            *("--set", f"service.listen={self.listen!r}", "--address-file", str(file)),
+        )
+        until(lambda: file.exists() and file.read_text(), "the service's address")
+        self.listen = file.read_text()
+
+    def start_edge(self) -> None:
+        file, address = self.folder / "edge.toml", self.folder / "edge.address"
+        own = {"threads": 1, "cache_dir": str(self.folder / "cache"), "service": self.listen}
+        file.write_text(tomli_w.dumps({"edge": own}))
+        self._start("edge", "edge", str(file), "--address-file", str(address))
+        until(address.exists, "the edge's address")
+        self.edge_address = address.read_text()
+
+    def start_device(self, name: str, service: str = "", **more: Any) -> None:
+        """Attached through its edge, unless another address is named."""
+        file = self.folder / f"{name}.toml"
+        own = {
+            "name": name,
+            "threads": 1,
+            "train": str(self.data[name]),
+            "cache_dir": str(self.folder / "cache"),
+            **more,
+        }
+        file.write_text(tomli_w.dumps({"device": own}))
+        self._start(name, "device", str(file), "--service", service or self.edge_address)
+
+    def _start(self, name: str, *command: str) -> None:
+        environment = {**os.environ, "HF_HUB_OFFLINE": "1"}
+        log = self.folder / f"{name}.log"
+        self.processes[name] = fork([*command, *self.options(name)], environment, log)
+
+    def kill(self, name: str) -> None:
+        self.processes[name].kill()
+        self.processes[name].wait(PATIENCE)
+
+    def stop(self) -> None:
+        """All of it; a node is gone soon after its agent."""
+        for process in self.processes.values():
+            process.send_signal(signal.SIGTERM)
+        for process in self.processes.values():
+            try:
+                process.wait(PATIENCE)
+            except subprocess.TimeoutExpired:
+                process.kill()
+        until(lambda: not self.nodes(), "the end of all nodes")
+
+    def nodes(self) -> list[str]:
+        """Command lines of nodes of runs that are there."""
+        modules = ("cloud_aggregator", "edge_server", "device_agent")
+        found = []
+        for process in psutil.process_iter(["cmdline", "status"]):
+            line = " ".join(process.info["cmdline"] or [])
+            if str(self.folder) in line and any(f"-m {module}" in line for module in modules):
+                found.append(line)
+        return found
+
+    def log(self, name: str) -> str:
+        return (self.folder / f"{name}.log").read_text()
+
+    # -- operators --------------------------------------------------------------------------------
+
+    def run_file(self, name: str, devices: Sequence[str] = NAMES, **sections: Any) -> Path:
+        """A run's file; the same run by itself is `values`."""
+        path = self.folder / f"{name}.toml"
+        values = run_of(self.data, devices, **sections)
+        values["run"] = {**values["run"], "id": name}
+        path.write_text(tomli_w.dumps(values))
+        return path
+
+    def sfl(self, command: str, *arguments: str | Path) -> subprocess.CompletedProcess[str]:
+        """A command of an operator's."""
+        return subprocess.run(
+            [*SFL, command, *map(str, arguments), "--service", self.listen, *self.operator()],
+            capture_output=True,
+            text=True,
+            timeout=PATIENCE,
+            cwd=ROOT,
+            env={**os.environ, "COLUMNS": "200"},
+        )
+
+    def operator(self) -> list[str]:
+        """Further options of commands; none here."""
+        return []
+
+    def json(self, command: str, *arguments: str | Path) -> Any:
+        done = self.sfl(command, *arguments, "--format", "json")
+        assert done.returncode == 0, done.stdout + done.stderr
+        return json.loads(done.stdout)
+
+    def submit(self, name: str, devices: Sequence[str] = NAMES, **sections: Any) -> str:
+        run: str = self.json("submit", self.run_file(name, devices, **sections))["run"]
+        return run
+
+    def row(self, run: str) -> dict[str, Any]:
+        row: dict[str, Any] = self.json("status", run)["runs"][0]
+        return row
+
+    def status(self, run: str) -> dict[str, Any]:
+        """As its cloud says it; empty before it does."""
+        path = self.output_dir / run / "status.json"
+        values: dict[str, Any] = json.loads(path.read_text()) if path.exists() else {}
+        return values
+
+    def ended(self, run: str) -> Outcome:
+        """Wait for a run's end."""
+        row = until(lambda: (found := self.row(run))["ended_at"] and found, f"the end of {run}")
+        code = 0 if row["state"] == "finished" else 1
+        return Outcome(code, f"{row}\n{self.log('service')}", self.output_dir / run)
+
+    def attached(self, count: int = 3) -> list[dict[str, Any]]:
+        """Wait until so many agents are there."""
+
+        def there() -> Any:
+            agents = self.json("status")["agents"]
+            return len(agents) == count and agents
+
+        return until(there, f"{count} agents")  # type: ignore[no-any-return]
+
+
+def run_of(
+    data: dict[str, Path], devices: Sequence[str] = NAMES, **sections: Any
+) -> dict[str, Any]:
+    """A run's settings for `sfl run` and for a service alike."""
+    own = {
+        "run": {"rounds": 2, "keep_round_adapters": False, **sections.pop("run", {})},
+        "training": {"local_steps": 10, **sections.pop("training", {})},
+        **sections,
+    }
+    values = settings(tiny("llama"), **own)
+    values["devices"] = [device(name, data[name], 1) for name in devices]
+    return values

@@ -1,0 +1,1 @@
+"""Decisions of a service: whose turn it is, and who computes what."""

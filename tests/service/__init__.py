@@ -1,0 +1,1 @@
+"""A service, its queue, its agents, and those who use it."""
