@@ -33,6 +33,7 @@ from sfl.config.node import (
 from sfl.config.recovery import RecoverySettings
 from sfl.config.run import LaunchSettings
 from sfl.config.sections import RunSection
+from sfl.config.service import ServiceSettings
 from sfl.config.training import TrainingSettings
 
 INTRO = """\
@@ -62,6 +63,7 @@ node's own file has what is local to the node.
 | `sfl cloud FILE` | everything but the nodes |
 | `sfl edge FILE` | a table `[edge]` |
 | `sfl device FILE` | a table `[device]` |
+| `sfl cloud` without a file | nothing: `[service]` is given by `--set` alone |
 
 The same run on three machines:
 
@@ -105,6 +107,7 @@ SECTIONS: tuple[tuple[str, type[BaseModel]], ...] = (
     ("[cloud.tracing]", TracingSettings),
     ("[edge]", EdgeConfig),
     ("[launch]", LaunchSettings),
+    ("[service]", ServiceSettings),
     ("[device]", DeviceConfig),
     ("[device.consent]", ConsentSettings),
     ("[device.pause], [devices.pause]", PauseSettings),

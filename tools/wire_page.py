@@ -15,7 +15,7 @@ from sfl.transport.security import door
 from sfl.transport.status import STATUS_OF
 
 PROTO = Path(__file__).parent.parent / "proto" / "sfl" / "v1"
-FILES = ("edge", "cloud", "tensor")
+FILES = ("edge", "cloud", "tensor", "jobs")
 
 _BLOCK = re.compile(r"^(message|enum) (\w+) \{$")
 _FIELD = re.compile(r"^\s+(repeated )?([\w.]+) (\w+) = (\d+);(?:\s*//\s*(.*))?$")
@@ -28,6 +28,8 @@ METHODS = (
     wire.EDGE_FETCH_FILE,
     wire.EDGE_PROBE,
     wire.CLOUD_SESSION,
+    wire.ATTACH,
+    *wire.JOB_METHODS,
 )
 
 
@@ -103,7 +105,12 @@ An error of sfl ends a stream with a status. The other end knows the error by it
 
 
 def _methods() -> str:
-    callers = {"sfl.v1.Edge": "device", "sfl.v1.Cloud": "edge"}
+    callers = {
+        "sfl.v1.Edge": "device",
+        "sfl.v1.Cloud": "edge",
+        "sfl.v1.Agents": "edge, device",
+        "sfl.v1.Jobs": "operator",
+    }
     rows = []
     for method in METHODS:
         stream = ["stream of " if streams else "" for streams in method.streams]
