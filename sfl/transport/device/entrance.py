@@ -116,8 +116,9 @@ class Entrance(Generic[V]):
         return admission
 
     def _end(self, hello: edge_pb2.DeviceHello, host: Door[V], admitted: Admitted[V]) -> EdgeEnd:
-        key = admitted.welcome.recovery_key
-        snapshots = Snapshots.under(self.cache_dir, key, self._stats.name, hello.device)
+        key, keeps = admitted.welcome.recovery_key, admitted.welcome.settings.recovery.snapshots
+        cache = self.cache_dir if keeps else None
+        snapshots = Snapshots.under(cache, key, self._stats.name, hello.device)
         end = EdgeEnd(
             hello.device,
             admitted.welcome.assignment,

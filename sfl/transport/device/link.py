@@ -139,7 +139,8 @@ class DeviceLink:
         checked.assignment(own, settings)
         key = welcome.recovery_key
         joined = Joined(welcome.run_id, settings, own, key)
-        snapshots = Snapshots.under(cache_dir, key, device)
+        keeps = settings.recovery.snapshots
+        snapshots = Snapshots.under(cache_dir if keeps else None, key, device)
         phases = line.stats.phases
         compiled = welcome.compiled_codec
         end = DeviceEnd(device, own, settings, phases, compiled, cache_dir, snapshots)

@@ -1,0 +1,368 @@
+"""What recovery costs: throughput with and without snapshots, a snapshot's size, time to go on.
+
+    python benchmarks/recovery.py                       # all three, on small models
+    python benchmarks/recovery.py price --sizes gpt2    # with random weights of GPT-2's size
+    python benchmarks/recovery.py price --turns 9 --rounds 6
+
+`price` runs the same settings without snapshots, with one at each round's end, and with one also
+every few steps, in turns. Wall time is the sum of the rounds from the second on. CPU time is that
+of all nodes meanwhile, so that it counts also where others use the machine. `snapshots` writes and
+reads again what such a run has left on the disk. `recovery` kills a node with SIGKILL at three
+quarters of a round, and tells how much longer the round took than one without a fault.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import psutil
+import tomli_w
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from benchmarks.runs import ROOT
+from benchmarks.throughput import make_model, make_texts, processor
+from sfl.stage.snapshots import Snapshots
+
+WAYS: dict[str, dict[str, Any]] = {
+    "off": {"snapshots": False},
+    "rounds": {},
+    "steps": {},  # and every so many steps
+}
+REPEATS = 20
+DEVICE = "device-0"
+EDGE = "edge"
+
+
+@dataclass(frozen=True, slots=True)
+class Size:
+    """A random Llama: its width, blocks and vocabulary; sequences of a batch, and their length."""
+
+    hidden: int
+    layers: int
+    vocabulary: int
+    batch: int
+    length: int
+
+
+SIZES = {
+    "small": Size(256, 6, 2048, 4, 64),
+    "gpt2": Size(768, 12, 50257, 2, 64),
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Case:
+    """What is run: a model on the disk, its texts, rounds of so many steps."""
+
+    size: Size
+    model: Path
+    texts: Path
+    rounds: int
+    steps: int
+    codec: str
+
+    @classmethod
+    def made(cls, folder: Path, name: str, rounds: int, steps: int, codec: str = "none") -> Case:
+        """With a model and texts made under `folder`."""
+        size = SIZES[name]
+        model, texts = folder / name, folder / f"{name}.jsonl"
+        if not model.exists():
+            make_model(model, size.hidden, size.layers, size.vocabulary)
+            make_texts(texts, 256)
+        return cls(size, model, texts, rounds, steps, codec)
+
+    def settings(self, run: str, folder: Path, recovery: dict[str, Any]) -> dict[str, Any]:
+        """The run's file."""
+        return {
+            "run": {"id": run, "rounds": self.rounds, "output_dir": str(folder)},
+            "model": {"path": str(self.model), "max_length": self.size.length},
+            "training": {"batch_size": self.size.batch, "local_steps": self.steps},
+            "codec": {"activation": self.codec, "gradient": self.codec},
+            "data": {"train": str(self.texts), "eval_fraction": 0.01, "blocks": "first"},
+            "evaluation": {"every": self.rounds, "full": False, "max_examples": 2},
+            "recovery": recovery,
+            "edge": {"cache_dir": str(folder / "cache")},
+            "devices": [{"name": DEVICE, "cut_layer": 2, "cache_dir": str(folder / "cache")}],
+        }
+
+
+class Launched:
+    """A run under way: `sfl run`, its status and the processes of its nodes."""
+
+    def __init__(self, case: Case, folder: Path, recovery: dict[str, Any]) -> None:
+        self.folder = folder
+        self.run = folder / "r"
+        path = folder / "run.toml"
+        path.write_text(tomli_w.dumps(case.settings("r", folder, recovery)))
+        command = [sys.executable, "-m", "sfl.cli", "run", str(path)]
+        self._said = (folder / "said.txt").open("w+")
+        self._process = subprocess.Popen(
+            command, stdout=self._said, stderr=subprocess.STDOUT, cwd=ROOT
+        )
+
+    def looks(self, seconds: float = 0.05) -> Iterator[dict[str, Any]]:
+        """Its status, again and again, until it has ended. Raises SystemExit where it fails."""
+        while self._process.poll() is None:
+            with contextlib.suppress(OSError, ValueError):
+                yield json.loads((self.run / "status.json").read_text())
+            time.sleep(seconds)
+        if self._process.returncode != 0:
+            self._said.seek(0)
+            raise SystemExit(self._said.read())
+
+    def nodes(self) -> dict[str, psutil.Process]:
+        """By kind."""
+        found = {}
+        for child in psutil.Process(self._process.pid).children(recursive=True):
+            with contextlib.suppress(psutil.Error):
+                words = " ".join(child.cmdline()).split()
+                if words[:1] == ["sfl"] and len(words) > 2:
+                    found[words[1]] = child
+        return found
+
+    def round_seconds(self) -> dict[int, float]:
+        """How long each round took, by its number."""
+        lines = (self.run / "metrics.jsonl").read_text().splitlines()
+        records = [json.loads(line) for line in lines]
+        return {own["round"]: own["seconds"] for own in records if own["kind"] == "cloud"}
+
+
+@contextlib.contextmanager
+def launched(case: Case, recovery: dict[str, Any]) -> Iterator[Launched]:
+    """A run in a folder of its own, gone afterwards."""
+    folder = Path(tempfile.mkdtemp(prefix="recovery-", dir=case.model.parent))
+    run = Launched(case, folder, recovery)
+    try:
+        yield run
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+# -- the price -------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Price:
+    """Of the rounds after the first: seconds that passed, CPU seconds of all nodes, tokens."""
+
+    wall: float
+    cpu: float
+
+
+def priced(case: Case, recovery: dict[str, Any]) -> Price:
+    """One run."""
+    first, last = 0.0, 0.0
+    nodes: list[psutil.Process] = []
+    with launched(case, recovery) as run:
+        for status in run.looks():
+            if status["phase"] != "training" or status["round"] < 2:
+                continue
+            if not nodes:
+                nodes = list(run.nodes().values())
+                first = used(nodes)
+            last = used(nodes) or last
+        rounds = run.round_seconds()
+    wall = sum(seconds for number, seconds in rounds.items() if 2 <= number <= case.rounds)
+    return Price(wall, last - first)
+
+
+def used(nodes: list[psutil.Process]) -> float:
+    """CPU seconds of these processes so far; 0 where one has ended."""
+    try:
+        times = [node.cpu_times() for node in nodes]
+    except psutil.Error:
+        return 0.0
+    return sum(own.user + own.system for own in times)
+
+
+def show_price(folder: Path, options: argparse.Namespace) -> None:
+    """One table for each size: each way's medians, and how much more than without snapshots."""
+    for name in options.sizes:
+        case = Case.made(folder, name, options.rounds, options.steps)
+        ways = {**WAYS, "steps": {"snapshot_steps": options.every}}
+        found: dict[str, list[Price]] = {way: [] for way in ways}
+        for turn in range(options.turns):
+            order = list(ways) if turn % 2 == 0 else list(reversed(ways))
+            for way in order:
+                found[way].append(priced(case, ways[way]))
+        counted = (case.rounds - 1) * case.steps
+        print(
+            f"\n{name}: {case.size}; {counted} steps in {case.rounds - 1} rounds, "
+            f"{options.turns} turns"
+        )
+        for way, prices in found.items():
+            print(f"  {titled(way, options.every):34} {told(prices, found['off'], case)}")
+
+
+def titled(way: str, every: int) -> str:
+    """A way in words."""
+    return {
+        "off": "no snapshots",
+        "rounds": "one at each round's end",
+        "steps": f"and after every {every} steps",
+    }[way]
+
+
+def told(prices: list[Price], off: list[Price], case: Case) -> str:
+    """Medians, lowest and highest, and the median of each turn's ratio to that without."""
+    parts = []
+    for what, of in (("wall", lambda p: p.wall), ("CPU", lambda p: p.cpu)):
+        seconds: list[float] = [of(price) for price in prices]
+        ratios = [of(price) / of(without) for price, without in zip(prices, off, strict=True)]
+        parts.append(
+            f"{what} {median(seconds):6.2f} s ({min(seconds):.2f} to {max(seconds):.2f}), "
+            f"{median(ratios) - 1:+.1%}"
+        )
+    tokens = (case.rounds - 1) * case.steps * case.size.batch * case.size.length
+    rate = tokens / median(price.wall for price in prices)
+    return "; ".join([f"{rate:6,.0f} tokens/s", *parts])
+
+
+# -- a snapshot ------------------------------------------------------------------------------------
+
+
+def show_snapshots(folder: Path, options: argparse.Namespace) -> None:
+    """Bytes of each side's snapshots, and medians of writing and reading them."""
+    print(f"\nsnapshots: medians of {REPEATS} writes and reads on this disk")
+    for name in options.sizes:
+        for codec in ("none", "compact", "delta(token) | int8"):
+            case = Case.made(folder, name, 2, max(3, options.every + 1), codec)
+            kept = folder / "kept"
+            shutil.rmtree(kept, ignore_errors=True)
+            with launched(case, {"snapshot_steps": options.every}) as run:
+                for status in run.looks(0.02):
+                    if status["round"] == 2:
+                        keep(run.folder / "cache" / "recovery", kept)
+            for path in sorted(kept.rglob("*.safetensors")):
+                print(f"  {name}, {codec:20} {timed(path, folder / 'again')}")
+
+
+def keep(source: Path, aside: Path) -> None:
+    """Copy the first of each side's snapshots of each kind, while the run still has them."""
+    for path in source.rglob("*.safetensors"):
+        side = "edge" if path.parents[1].name == EDGE else "device"
+        kind = path.name.partition("-")[0]
+        target = aside / f"{side}-{kind}" / path.name
+        if not target.parent.exists() and not path.name.startswith("."):
+            target.parent.mkdir(parents=True)
+            with contextlib.suppress(OSError):
+                shutil.copyfile(path, target)
+
+
+def timed(path: Path, again: Path) -> str:
+    """A snapshot written and read again: its bytes, and milliseconds."""
+    key = run_key(path)
+    found = Snapshots(path.parent, key)
+    (point,) = found.points()
+    snapshot = found.read(point)
+    assert snapshot is not None, "it was sound a moment ago"
+    target = Snapshots(again, key)
+    last = path.name.startswith("round")
+    write = clocked(lambda: target.write(snapshot, last))
+    read = clocked(lambda: target.read(point))
+    target.clear()
+    kind = path.parent.name.replace("-round", ", a round's end").replace("-step", ", within one")
+    size = path.stat().st_size
+    return f"{kind:22} {size:>12,} bytes, write {write * 1e3:7.1f} ms, read {read * 1e3:7.1f} ms"
+
+
+def run_key(path: Path) -> str:
+    """Of the run that a snapshot is of, by its header."""
+    import safetensors
+
+    with safetensors.safe_open(path, "numpy") as file:
+        told: dict[str, Any] = json.loads((file.metadata() or {})["recovery"])
+    return str(told["run"])
+
+
+def clocked(work: Callable[[], object]) -> float:
+    """Median seconds."""
+    seconds = []
+    for _ in range(REPEATS):
+        began = time.perf_counter()
+        work()
+        seconds.append(time.perf_counter() - began)
+    return median(seconds)
+
+
+# -- recovery --------------------------------------------------------------------------------------
+
+
+def show_recovery(folder: Path, options: argparse.Namespace) -> None:
+    """How much longer a round took in which a node was killed, by its length."""
+    print("\nrecovery: killed at three quarters of round 2 of 3; sfl run waits 1 s to start again")
+    print("  steps  round 3 alone  victim  every step  round 2 took longer by  part done again")
+    for steps in options.lengths:
+        for victim in ("device", "edge"):
+            for every in (0, options.every):
+                print(f"  {steps:5}  {recovered(folder, options, steps, victim, every)}")
+
+
+def recovered(
+    folder: Path, options: argparse.Namespace, steps: int, victim: str, every: int
+) -> str:
+    """One row."""
+    case = Case.made(folder, options.sizes[0], 3, steps)
+    longer, alone, again = [], [], 0
+    for _ in range(options.kills):
+        hit = 0
+        with launched(case, {"snapshot_steps": every}) as run:
+            for status in run.looks():
+                step = status["devices"][0]["step"]
+                if not hit and status["round"] == 2 and step >= 3 * steps // 4:
+                    os.kill(run.nodes()[victim].pid, signal.SIGKILL)
+                    hit = step
+            rounds = run.round_seconds()
+        assert hit, f"round 2 of {steps} steps was over before it was seen"
+        longer.append(rounds[2] - rounds[3])
+        alone.append(rounds[3])
+        again = max(again, hit if not every else hit % every)
+    wide = f"every {every}" if every else "none"
+    return (
+        f"{median(alone):11.2f} s  {victim:6}  {wide:>10}  {median(longer):20.2f} s  "
+        f"{again} steps and what was in flight"
+    )
+
+
+def arguments() -> argparse.Namespace:
+    """What is measured."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else "")
+    parser.add_argument("what", nargs="*", default=["price", "snapshots", "recovery"])
+    parser.add_argument("--sizes", nargs="+", choices=SIZES, default=["small"])
+    parser.add_argument("--turns", type=int, default=5, help="how often each way is run")
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--steps", type=int, default=16, help="of a round")
+    parser.add_argument("--every", type=int, default=4, help="steps between snapshots in a round")
+    parser.add_argument("--lengths", type=int, nargs="+", default=[16, 64, 256], help="of a round")
+    parser.add_argument("--kills", type=int, default=3, help="how often each node is killed")
+    return parser.parse_args()
+
+
+def main() -> None:
+    """Print what was asked for."""
+    options = arguments()
+    shows = {"price": show_price, "snapshots": show_snapshots, "recovery": show_recovery}
+    with tempfile.TemporaryDirectory() as temporary:
+        print(f"{processor()}; {len(os.sched_getaffinity(0))} cores")
+        for what in options.what:
+            shows[what](Path(temporary), options)
+            sys.stdout.flush()
+
+
+if __name__ == "__main__":
+    main()
