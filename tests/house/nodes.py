@@ -119,9 +119,9 @@ class ByHand:
             process.wait()
 
 
-def launched(folder: Path, values: dict[str, Any]) -> subprocess.Popen[str]:
+def launched(folder: Path, values: dict[str, Any], *options: str) -> subprocess.Popen[str]:
     process = subprocess.Popen(
-        [*SFL, "run", str(write_config(folder, values))],
+        [*SFL, "run", str(write_config(folder, values)), *options],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,

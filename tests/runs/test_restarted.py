@@ -17,15 +17,19 @@ from tests.house.waiting import PATIENCE, until
 pytestmark = pytest.mark.process
 
 
-@pytest.mark.parametrize("name", ["d1", "edge", "cloud"])
-def test_a_killed_node_is_started_again_and_the_run_ends_well(tmp_path: Path, name: str) -> None:
+@pytest.mark.parametrize(
+    ("name", "options"), [("d1", ()), ("edge", ()), ("cloud", ()), ("cloud", ("--tls",))]
+)
+def test_a_killed_node_is_started_again_and_the_run_ends_well(
+    tmp_path: Path, name: str, options: tuple[str, ...]
+) -> None:
     whole = tmp_path / "whole"
     whole.mkdir()
     undisturbed = finished(played(whole, fleet(whole)))
     values = fleet(tmp_path)
     for node in (values["edge"], *values["devices"]):
         node["cache_dir"] = str(tmp_path / "cache")
-    process = launched(tmp_path, values)
+    process = launched(tmp_path, values, *options)
     folder = tmp_path / "runs" / "t"
 
     def in_round_two() -> bool:

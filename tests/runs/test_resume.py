@@ -154,15 +154,15 @@ def amid_round(folder: Path, round_: int) -> bool:
 
 
 @pytest.mark.process
-@pytest.mark.parametrize("who", ["cloud", "all"])
-def test_a_killed_run_is_gone_on_with(tmp_path: Path, who: str) -> None:
+@pytest.mark.parametrize(("who", "options"), [("cloud", ()), ("all", ()), ("cloud", ("--tls",))])
+def test_a_killed_run_is_gone_on_with(tmp_path: Path, who: str, options: tuple[str, ...]) -> None:
     values = fleet(tmp_path, 2, launch={"restarts": 0})
     for node in (values["edge"], *values["devices"]):
         node["cache_dir"] = str(tmp_path / "cache")
     whole = tmp_path / "whole"
     whole.mkdir()
     undisturbed = finished(played(whole, fleet(whole, 2)))
-    process = launched(tmp_path, values)
+    process = launched(tmp_path, values, *options)
     until(lambda: amid_round(tmp_path, 2), "the middle of round 2")
     if who == "cloud":
         node_process(tmp_path, "cloud").kill()
@@ -171,6 +171,9 @@ def test_a_killed_run_is_gone_on_with(tmp_path: Path, who: str) -> None:
     said = process.communicate(timeout=PATIENCE)[0]
     assert process.returncode != 0
     assert f"to go on: sfl run --resume {tmp_path / 'runs' / 't'}" in said
+    keys = sorted((tmp_path / "runs" / "t" / "tls").rglob("*.key"))
+    assert [key.stem for key in keys] == (["cloud", "d0", "d1", "edge"] if options else [])
+    assert all(key.stat().st_mode & 0o077 == 0 for key in keys)
     refused = resumed_run(tmp_path, "--set", "training.local_steps=2")
     assert refused.code == 2 and "settings that it has" in refused.output
     outcome = finished(resumed_run(tmp_path))
@@ -179,6 +182,9 @@ def test_a_killed_run_is_gone_on_with(tmp_path: Path, who: str) -> None:
     for key in ("eval_loss_before", "eval_loss_after", "tokens_trained"):
         assert outcome.summary[key] == undisturbed.summary[key]
     assert not left_running(tmp_path)
+    assert not (outcome.folder / "tls").exists()
+    logs = [(outcome.folder / "logs" / f"{name}.log").read_text() for name in ("edge", "d0")]
+    assert all(("TLS 1.3" in log) == bool(options) for log in logs)
     again = resumed_run(tmp_path)
     assert again.code == 2 and "this run has ended: every round closed" in again.output
     assert (outcome.folder / "summary.json").exists()

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import logging
 import math
-import shutil
 import subprocess
 import sys
 import time
@@ -14,7 +13,7 @@ from dataclasses import replace
 from functools import cache
 from pathlib import Path
 
-from sfl.cli.launch.certificates import CERTIFICATES, issue_for_run
+from sfl.cli.launch.certificates import drop_certificates, prepare_certificates
 from sfl.cli.launch.child import end_nursery, prepare_nursery
 from sfl.cli.launch.node import Node, cloud_node, device_node, edge_node
 from sfl.cli.launch.patience import SAY_EVERY
@@ -30,7 +29,7 @@ from sfl.node.causes import in_words
 from sfl.node.process import cores, quiet_environment, undisturbed
 from sfl.node.restarts import Note, Restarts
 from sfl.report.conclusion import conclude
-from sfl.report.resume import reopened
+from sfl.report.resume import how_ended, reopened
 from sfl.report.runs import INTERRUPTED, open_run_folder, stop_because
 from sfl.report.status import RunStatus
 
@@ -58,9 +57,9 @@ def run_on_this_machine(
     """Run everything to its end, and return the run's folder; with `resume` that is it.
 
     `started` is told the folder, `watch` each new status, `note` of each node that is started
-    again. With `tls` the nodes get certificates of a CA that is made for this run, and gone after
-    it. Raises ConfigError, DataError, ModelError before or soon after the start, RunFailed where
-    the run did not reach its end.
+    again. With `tls` the nodes get certificates of a CA that is made for this run, and gone once
+    it has ended; a run that goes on has those that it had. Raises ConfigError, DataError,
+    ModelError before or soon after the start, RunFailed where the run did not reach its end.
     """
 
     def say(message: str) -> None:
@@ -96,8 +95,7 @@ def _run(
         with undisturbed(hear_later=True):
             folder = open_run_folder(config) if resume is None else reopened(resume)
         started(folder)
-        if tls:
-            issue_for_run(config, folder)
+        prepare_certificates(config, folder, tls, resume is not None)
         _start(config, folder, nodes, watch, resume is not None)
         _await_end(config, folder, nodes, watch, restarts)
         _let_end(nodes)
@@ -108,10 +106,10 @@ def _run(
         if folder is not None:
             with undisturbed(hear_later=False):
                 _stop(nodes, folder, reason)
-                if tls:
-                    shutil.rmtree(folder / CERTIFICATES, ignore_errors=True)
                 with contextlib.suppress(SflError):  # the disk is full: then it is the reason, too
                     conclude(folder, config, reason, time.monotonic() - began)
+                    if how_ended(folder, config) is not None:
+                        drop_certificates(folder)
     return folder
 
 
