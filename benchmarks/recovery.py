@@ -25,6 +25,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -220,17 +221,18 @@ def titled(way: str, every: int) -> str:
 
 def told(prices: list[Price], off: list[Price], case: Case) -> str:
     """Medians, lowest and highest, and the median of each turn's ratio to that without."""
-    parts = []
-    for what, of in (("wall", lambda p: p.wall), ("CPU", lambda p: p.cpu)):
-        seconds: list[float] = [of(price) for price in prices]
-        ratios = [of(price) / of(without) for price, without in zip(prices, off, strict=True)]
-        parts.append(
-            f"{what} {median(seconds):6.2f} s ({min(seconds):.2f} to {max(seconds):.2f}), "
-            f"{median(ratios) - 1:+.1%}"
-        )
+    wall = compared("wall", [own.wall for own in prices], [own.wall for own in off])
+    cpu = compared("CPU", [own.cpu for own in prices], [own.cpu for own in off])
     tokens = (case.rounds - 1) * case.steps * case.size.batch * case.size.length
     rate = tokens / median(price.wall for price in prices)
-    return "; ".join([f"{rate:6,.0f} tokens/s", *parts])
+    return f"{rate:6,.0f} tokens/s; {wall}; {cpu}"
+
+
+def compared(what: str, seconds: list[float], off: list[float]) -> str:
+    """The same of one kind of seconds."""
+    ratios = [own / without for own, without in zip(seconds, off, strict=True)]
+    spread = f"({min(seconds):.2f} to {max(seconds):.2f})"
+    return f"{what} {median(seconds):6.2f} s {spread}, {median(ratios) - 1:+.1%}"
 
 
 # -- a snapshot ------------------------------------------------------------------------------------
@@ -273,8 +275,8 @@ def timed(path: Path, again: Path) -> str:
     assert snapshot is not None, "it was sound a moment ago"
     target = Snapshots(again, key)
     last = path.name.startswith("round")
-    write = clocked(lambda: target.write(snapshot, last))
-    read = clocked(lambda: target.read(point))
+    write = clocked(partial(target.write, snapshot, last))
+    read = clocked(partial(target.read, point))
     target.clear()
     kind = path.parent.name.replace("-round", ", a round's end").replace("-step", ", within one")
     size = path.stat().st_size

@@ -39,6 +39,7 @@ from sfl.config import RunConfig
 from sfl.errors import DiskError, RunFailed, SflError
 from sfl.metrics.prometheus import NodeCollector, serve_as_set
 from sfl.metrics.stats import NodeStats
+from sfl.metrics.waits import Wait
 from sfl.node.causes import cause_of
 from sfl.node.certificates.own import OwnCertificate
 from sfl.node.extras import require_cryptography, require_opentelemetry
@@ -48,6 +49,7 @@ from sfl.node.process import SIGTERM
 from sfl.report.conclusion import can_go_on, drop_rounds, drop_working_files, what_stays
 from sfl.report.journal import SqliteJournal
 from sfl.report.runs import forget_stop, stop_reason, was_stopped
+from sfl.report.standing import waits_of
 from sfl.rounds import CloudRestarted, Coordinator, FinishRun, Phase, RunEnded, Tick
 from sfl.transport.cloud.service import CloudService
 from sfl.transport.group import watched
@@ -60,6 +62,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("sfl.cloud")
 
+GOODBYE = 10.0  # seconds that edges have to take the run's end
 TICK = 0.5  # seconds between two looks at deadlines, and between two writes of the status
 
 
@@ -205,14 +208,28 @@ class CloudAggregator:
 
     async def _tick(self) -> None:
         while True:
+            self._show_waits()
             self.driver.heard(self.stats.snapshot())
             self.driver.happened(Tick())
             self.records.show(self.coordinator.state)
             await asyncio.sleep(TICK)
 
+    def _show_waits(self) -> None:
+        """In /metrics and in the log; `status.json` has them by itself."""
+        now, waits = time.time(), self.stats.waits
+        settings = self.config.current.settings
+        waits.derive(
+            Wait(own.whom, own.kind, now - own.seconds, now + own.seconds_left, own.what)
+            for own in waits_of(self.coordinator.state, settings)
+        )
+        waits.say()
+
     async def _dismiss(self, end: FinishRun) -> None:
         """Tell everybody; who was lost and may be back at any moment is waited for, too."""
-        await self.service.dismiss(end, 10.0, self.config.current.network.rejoin_timeout)
+        self.stats.waits.derive(())
+        with self.stats.waits.on("edges", "goodbye", "to take the run's end", GOODBYE):
+            away = self.config.current.network.rejoin_timeout
+            await self.service.dismiss(end, GOODBYE, away)
 
     def _say_the_end(self, end: FinishRun) -> None:
         how = "finished" if end.ok else "failed"

@@ -21,6 +21,7 @@ from sfl.errors import AdapterRefused, LinkLost, NameInUse, PeerUnavailable
 from sfl.metrics.memory import memory_use, working_bytes
 from sfl.metrics.prometheus import NodeCollector, serve_as_set
 from sfl.metrics.stats import NodeStats
+from sfl.metrics.waits import OpenWait
 from sfl.models.folder import ModelFolder, open_model
 from sfl.models.memory.device_budget import device_load, fit_device
 from sfl.models.modeling import import_modeling
@@ -67,6 +68,7 @@ class DeviceAgent:
         self.stats.certificate_expiry = None if own is None else own.not_after
         self._run_id = ""
         self._loaded: Loaded | None = None
+        self._away: OpenWait | None = None
         self._came_from = CameFrom(incarnation=secrets.token_bytes(16))
         self._patience = Patience(config.connect_timeout)
         self._finishing = Finishing()
@@ -87,6 +89,7 @@ class DeviceAgent:
                     with saying_goodbye(line):
                         link = self._join(line, connect_timeout)
                         patience.taken_in(link.joined.settings.network.rejoin_timeout)
+                        self._back()
                         self._take_part(link)
                     return
                 except LinkLost as error:
@@ -102,7 +105,21 @@ class DeviceAgent:
                 except PeerUnavailable as error:
                     patience.unreached(error, time.monotonic())
                     log.warning("%s; dialling again", error)
+                self._lost(patience.left(time.monotonic()))
                 time.sleep(patience.pause(REJOIN_PAUSE))
+
+    def _lost(self, seconds: float | None) -> None:
+        """The edge is dialled again, for so long at most."""
+        if self._away is None:
+            whom = f"edge at {self.config.edge}"
+            self._away = self.stats.waits.begin(whom, "return", "to be let in again", seconds)
+        self.stats.waits.say()
+
+    def _back(self) -> None:
+        """The edge has let this device in."""
+        if self._away is not None:
+            self._away.close()
+        self._away = None
 
     def _dial(self, patience: float) -> Line:
         config = self.config
@@ -135,15 +152,21 @@ class DeviceAgent:
         trainer = self._trainer(loaded, link)
         link.expect(trainer.stage.shapes_of, trainer.stage.front.model.hidden_size)
         link.ready(loaded.dataset)
-        self.service.status(f"run {joined.run_id}: waiting for its first round")
+        try:
+            self._run_rounds(link, trainer)
+        finally:
+            link.written()  # the next link reads it
+        forget_run(self.config.cache_dir, joined.run_key, self.config.name)
+
+    def _run_rounds(self, link: DeviceLink, trainer: Trainer) -> None:
+        self.service.status(f"run {self._run_id}: waiting for its first round")
         for order in link.orders(trainer.fold):
-            self.service.status(f"run {joined.run_id}: round {order.assignment.round}")
+            self.service.status(f"run {self._run_id}: round {order.assignment.round}")
             with self._finishing.working():
                 link.deliver(trainer.run_round(order))
             self._patience.round_done()
             if self.config.heap == "keep":
                 trim_heap()
-        forget_run(self.config.cache_dir, joined.run_key, self.config.name)
 
     def _as_loaded(self, link: DeviceLink, joined: Joined) -> Loaded:
         """What the edge asks for: what is still here from the link before, or loaded now."""

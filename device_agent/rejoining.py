@@ -58,6 +58,10 @@ class Patience:
         if self._back_by is None or now > self._back_by:
             raise self._refused or error from None
 
+    def left(self, now: float) -> float | None:
+        """Seconds for which it is dialled again; None where that goes by attempts."""
+        return None if self._back_by is None else max(0.0, self._back_by - now)
+
     def pause(self, shortest: float) -> float:
         """Seconds until the next dial: back-off with full jitter, from `shortest` on."""
         longest = min(LONGEST_PAUSE, shortest * 2.0 ** min(self._vain, 30))

@@ -42,6 +42,7 @@ class Beats:
     async def run(self, interval: float) -> None:
         """Send all of it every so many seconds, without end."""
         while True:
+            self._stats.waits.say()
             self.send([self._as_seen(one).to_json() for one in self._devices.values()])
             await asyncio.sleep(interval)
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 from dataclasses import dataclass, field, replace
 
+from sfl.metrics.waits import OpenWait, Waits
 from sfl.rounds.values import BEGINNING, Assignment, Point, RoundReport, UpdateHeader
 from sfl.transport.cloud.link import CloudLink, CloudStream, EdgeMessage, update_messages
 from sfl.transport.cloud.words import to_edge_report
@@ -45,11 +46,15 @@ class Delivery:
 
 
 class Deliveries:
-    """All devices' of an edge."""
+    """All devices' of an edge. While none is open, the edge waits for the cloud."""
 
-    def __init__(self, cloud: CloudLink) -> None:
+    def __init__(self, cloud: CloudLink, waits: Waits) -> None:
         self._cloud = cloud
+        self._waits = waits
         self._of: dict[str, Delivery] = {}
+        self._open: set[str] = set()
+        self._idle: OpenWait | None = None
+        self._show_idle()
 
     def of(self, device: str) -> Delivery | None:
         """What a device has delivered, if it is in a round."""
@@ -58,10 +63,12 @@ class Deliveries:
     def begin(self, device: str, told: Assignment) -> None:
         """A device's next round begins: what it delivered before is forgotten."""
         self._of[device] = Delivery(told, self._cloud.stream)
+        self._look_at(device)
 
     def forget(self, device: str) -> None:
         """A device is gone, and with it the round that it was in."""
         self._of.pop(device, None)
+        self._look_at(device)
 
     async def part(self, header: UpdateHeader, payload: Buffer) -> None:
         """One side's part of an update is there."""
@@ -70,6 +77,7 @@ class Deliveries:
             return
         messages = await asyncio.to_thread(update_messages, header, payload)
         own.parts[header.side] = header, payload
+        self._look_at(header.device)
         if self._is_asked(own):
             self._cloud.post_messages(messages)
 
@@ -77,6 +85,7 @@ class Deliveries:
         """A device tells how its round went."""
         if (own := self._of.get(report.device)) is not None:
             own.report = report
+            self._look_at(report.device)
             if self._is_asked(own):
                 self._cloud.post(report)
 
@@ -93,6 +102,22 @@ class Deliveries:
         self._cloud.post_messages([message for part in messages.values() for message in part])
         if own.report is not None:
             self._cloud.post_messages([to_edge_report(own.report)])
+
+    def _look_at(self, device: str) -> None:
+        """Whether a device's round is open now, and so whether the edge waits for the next."""
+        own = self._of.get(device)
+        if own is None or own.complete:
+            self._open.discard(device)
+        else:
+            self._open.add(device)
+        self._show_idle()
+
+    def _show_idle(self) -> None:
+        if not self._open and self._idle is None:
+            self._idle = self._waits.begin(self._cloud.peer, "orders", "the next round")
+        elif self._open and self._idle is not None:
+            self._idle.close()
+            self._idle = None
 
     def _is_asked(self, own: Delivery) -> bool:
         return self._cloud.stream is not None and own.asked_on is self._cloud.stream

@@ -99,7 +99,7 @@ class DeviceHost:
         self._joins = JoinPace(floor.base.settings)
         self._admissions: dict[str, asyncio.Future[Admission]] = {}
         self._here: dict[str, Here] = {}
-        self.deliveries = Deliveries(cloud)
+        self.deliveries = Deliveries(cloud, stats.waits)
 
     async def admit(self, device: str, proof: Proof) -> Admitted[Training]:
         """Ask the cloud, make a session. Raises Refused where the cloud says no."""
@@ -108,8 +108,10 @@ class DeviceHost:
         self._admissions[device] = answer
         self._here[device] = Here(proof)
         self._cloud.post(DeviceJoin(device, proof))
+        words = f"its word on device {device}"
         try:
-            admission = await answer
+            with self.stats.waits.on(self._cloud.peer, "admission", words):
+                admission = await answer
         finally:
             self._admissions.pop(device, None)
         if (refused := _refusal(admission)) is not None:

@@ -7,6 +7,7 @@ import logging
 import time
 
 from sfl.errors import LinkLost, NameInUse, PeerUnavailable, RunFailed, SflError
+from sfl.metrics.waits import Waits
 from sfl.rounds.values import EdgeWelcome
 from sfl.transport.cloud.link import CloudLink, CloudStream
 from sfl.transport.dialling import Absence, Pauses
@@ -23,13 +24,19 @@ MOMENT = 0.1
 class Joining:
     """One run's streams, one after the other."""
 
-    def __init__(self, link: CloudLink) -> None:
+    def __init__(self, link: CloudLink, waits: Waits) -> None:
         self._link = link
+        self._waits = waits
         self._pauses = Pauses()
         self._since = time.monotonic()  # when there was a stream last
 
     async def first(self, connect_timeout: float) -> CloudStream:
         """The first stream; a name that is in use may be free in a moment. Raises SflError."""
+        peer, words = self._link.peer, "to be connected"
+        with self._waits.on(peer, "connection", words, connect_timeout, quiet=True):
+            return await self._first(connect_timeout)
+
+    async def _first(self, connect_timeout: float) -> CloudStream:
         end = time.monotonic() + connect_timeout
         while True:
             try:
@@ -51,9 +58,11 @@ class Joining:
             raise lost
         self._pauses.lasted(time.monotonic() - self._since)
         log.warning("%s; dialling it again for %g s", lost, network.rejoin_timeout)
-        absence = Absence(self._link.peer, network.rejoin_timeout, str(lost))
-        while (stream := await self._attempt(absence, welcome)) is None:
-            absence.go_on()
+        peer, seconds = self._link.peer, network.rejoin_timeout
+        absence = Absence(peer, seconds, str(lost))
+        with self._waits.on(peer, "return", "to be back", seconds, quiet=True):
+            while (stream := await self._attempt(absence, welcome)) is None:
+                absence.go_on()
         self._since = time.monotonic()
         log.info("joined the cloud again after %.1f s", self._since - absence.began)
         return stream

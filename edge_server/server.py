@@ -77,7 +77,7 @@ class EdgeServer:
         self.cloud = CloudLink(
             config.cloud, config.name, stats, insecure, own, config.proxy, new_channel
         )
-        self._joining = Joining(self.cloud)
+        self._joining = Joining(self.cloud, stats.waits)
         self._opened: asyncio.Future[DeviceHost] = asyncio.get_running_loop().create_future()
         self.service: EdgeService[Training] = EdgeService(stats, self._opened, config.cache_dir)
         self.beats = Beats(stats, self.cloud, self.service)

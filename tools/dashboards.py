@@ -119,6 +119,12 @@ FLEET = Dashboard(
             note="Age of each device's last heartbeat; SflDeviceSilent fires at 15 s.",
         ),
         _panel(
+            "Who waits for whom",
+            f"time() - sfl_wait_start_timestamp_seconds{{{_ALL}}}",
+            "{{device}} {{instance}}: {{whom}}, {{what}}", "s",
+            note="Seconds so far; SflWaitEnds fires before a lost node is given up.",
+        ),
+        _panel(
             "Memory limit in use", f"sfl:memory_limit_used:ratio{{{_ALL}}}",
             "{{device}} {{instance}}", "percentunit",
             note="Of each node's cgroup or machine; SflMemoryNearLimit fires at 90%.",

@@ -10,6 +10,8 @@ from dataclasses import dataclass, field
 from typing import Any, Literal, Self, TypeVar, get_args
 
 from sfl.errors import ProtocolError
+from sfl.metrics.waits import MOST as MOST_WAITS
+from sfl.metrics.waits import WHATS, Wait
 from sfl.node.text import plain
 
 NodeKind = Literal["device", "edge", "cloud"]
@@ -95,7 +97,10 @@ class NodeSnapshot:
     `adapters_resting` of an edge's devices are swapped out, `adapters_woken` came back so far.
     `temperature` (degrees Celsius) to `power` (watts) are a device's sensors, as `node.board.Board`
     has them, yes and no as 1 and 0; None where there is none. `paused` is why it rests, or empty.
+    `snapshots_written` are for another process to go on from: `snapshot_seconds` is what writing
+    them took, `snapshot_wait` what the node waited for that, `snapshot_size` the latest's bytes.
     `moved` of a device is its edge's count of messages from and to it, heartbeats apart.
+    `waits` are those of the moment; their words do not travel.
     """
 
     name: str
@@ -136,9 +141,14 @@ class NodeSnapshot:
     paused: str = ""
     adapters_resting: int = 0
     adapters_woken: int = 0
+    snapshots_written: int = 0
+    snapshot_seconds: float = 0.0
+    snapshot_wait: float = 0.0
+    snapshot_size: int = 0
     moved: int = 0
     bytes: ByteTotals = field(default_factory=ByteTotals)
     phases: Mapping[Phase, PhaseTotals] = field(default_factory=dict)
+    waits: tuple[Wait, ...] = ()
 
     def seen(self, name: str, at: float) -> Self:
         """As its receiver keeps it: under the name that its link proved, with the time it came."""
@@ -152,6 +162,7 @@ class NodeSnapshot:
             phase: [totals.count, totals.seconds, list(totals.buckets)]
             for phase, totals in self.phases.items()
         }
+        values["waits"] = [[w.whom, w.what, w.since, w.until] for w in self.waits]
         return values
 
     @classmethod
@@ -169,7 +180,8 @@ class NodeSnapshot:
                 for phase in PHASES
                 if phase in values.get("phases", {})
             }
-            return cls(**fields, bytes=ByteTotals(**parts), phases=phases)
+            waits = _waits(values.get("waits", []))
+            return cls(**fields, bytes=ByteTotals(**parts), phases=phases, waits=waits)
         except (AttributeError, KeyError, TypeError, ValueError, OverflowError) as error:
             raise ProtocolError(
                 f"statistics of a node are malformed: {plain(str(error))}"
@@ -212,6 +224,9 @@ def combine(snapshots: Iterable[NodeSnapshot]) -> NodeSnapshot:
         tokens=sum(life.tokens for life in lives),
         faults=sum(life.faults for life in lives),
         adapters_woken=sum(life.adapters_woken for life in lives),
+        snapshots_written=sum(life.snapshots_written for life in lives),
+        snapshot_seconds=sum(life.snapshot_seconds for life in lives),
+        snapshot_wait=sum(life.snapshot_wait for life in lives),
         peak_resident_bytes=max(snapshot.peak_resident_bytes for snapshot in ordered),
         accelerator_bytes=max(snapshot.accelerator_bytes for snapshot in ordered),
         bytes=sum((life.bytes for life in lives), ByteTotals()),
@@ -292,6 +307,20 @@ def _phase_totals(count: Any, seconds: Any, buckets: Any) -> PhaseTotals:
     return PhaseTotals(_count(count), _amount(seconds), tuple(map(_count, buckets)))
 
 
+def _waits(values: Any) -> tuple[Wait, ...]:
+    """Without those for what this version does not know."""
+    if not isinstance(values, list) or len(values) > MOST_WAITS:
+        raise ValueError(f"waits are a list of at most {MOST_WAITS}")
+    return tuple(own for own in map(_wait, values) if own.what in WHATS)
+
+
+def _wait(value: Any) -> Wait:
+    if not isinstance(value, list) or len(value) != 4:
+        raise ValueError(f"{value!r:.40} is not a wait")
+    whom, what, since, until = value
+    return Wait(_name(whom), what, _amount(since), _amount_or_none(until))
+
+
 _BYTE_PARTS = ("up", "down", "up_raw", "down_raw")
 _PLAIN: dict[str, Callable[[Any], Any]] = {
     "name": _name,
@@ -332,6 +361,10 @@ _PLAIN: dict[str, Callable[[Any], Any]] = {
     "paused": _word,
     "adapters_resting": _count,
     "adapters_woken": _count,
+    "snapshots_written": _count,
+    "snapshot_seconds": _amount,
+    "snapshot_wait": _amount,
+    "snapshot_size": _count,
     "moved": _count,
 }
 """How each plain field is read from a peer's JSON."""

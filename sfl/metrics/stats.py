@@ -29,6 +29,7 @@ from sfl.metrics.snapshot import (
     Role,
 )
 from sfl.metrics.timeline import TimedKey, Timeline
+from sfl.metrics.waits import Waits
 from sfl.node.board import Board
 
 __all__ = [
@@ -46,6 +47,7 @@ __all__ = [
     "PhaseTimes",
     "PhaseTotals",
     "Role",
+    "SnapshotCount",
 ]
 
 log = logging.getLogger(__name__)
@@ -78,6 +80,33 @@ class ByteCount:
             return ByteTotals(
                 dict(wire["up"]), dict(wire["down"]), dict(raw["up"]), dict(raw["down"])
             )
+
+
+class SnapshotCount:
+    """What a node writes so that another process can go on: how often, how much; thread-safe."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self.written = 0
+        """Snapshots."""
+        self.seconds = 0.0
+        """That writing them took, beside other work."""
+        self.waited = 0.0
+        """Seconds of them in which the node could do nothing else."""
+        self.size = 0
+        """Bytes of the latest."""
+
+    def wrote(self, seconds: float, size: int) -> None:
+        """Count a snapshot of `size` bytes."""
+        with self._lock:
+            self.written += 1
+            self.seconds += seconds
+            self.size = size
+
+    def wait(self, seconds: float) -> None:
+        """Count a wait for one."""
+        with self._lock:
+            self.waited += seconds
 
 
 class PhaseTimes:
@@ -218,6 +247,8 @@ class NodeStats:
         self.adapters_woken = 0
         self.bytes = ByteCount()
         self.phases = PhaseTimes()
+        self.waits = Waits()
+        self.snapshots = SnapshotCount()
         self._clock = clock
         self._memory = UNKNOWN
         self._recent: tuple[tuple[float, int], ...] = ()  # (when, tokens) of the last steps
@@ -297,8 +328,13 @@ class NodeStats:
             paused=self.paused,
             adapters_resting=self.adapters_resting,
             adapters_woken=self.adapters_woken,
+            snapshots_written=self.snapshots.written,
+            snapshot_seconds=self.snapshots.seconds,
+            snapshot_wait=self.snapshots.waited,
+            snapshot_size=self.snapshots.size,
             bytes=self.bytes.snapshot(),
             phases=self.phases.snapshot(),
+            waits=self.waits.all(),
         )
 
 

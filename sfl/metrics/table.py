@@ -69,6 +69,15 @@ def _phases(snapshot: NodeSnapshot) -> list[Sample]:
     return [((phase,), totals) for phase, totals in snapshot.phases.items()]
 
 
+def _wait_starts(snapshot: NodeSnapshot) -> list[Sample]:
+    return [((own.whom, own.what), own.since) for own in snapshot.waits]
+
+
+def _wait_ends(snapshot: NodeSnapshot) -> list[Sample]:
+    waits = snapshot.waits
+    return [((own.whom, own.what), own.until) for own in waits if own.until is not None]
+
+
 def _paused(snapshot: NodeSnapshot) -> list[Sample]:
     return [((reason,), float(snapshot.paused == reason)) for reason in REASONS]
 
@@ -177,9 +186,40 @@ METRICS: tuple[Metric, ...] = (
         _value("adapters_woken"),
     ),
     Metric(
+        "sfl_snapshots_total", "counter", "", (), COMPUTING,
+        "Snapshots written, from which another process of the node can go on.",
+        _value("snapshots_written"),
+    ),
+    Metric(
+        "sfl_snapshot_seconds_total", "counter", "seconds", (), COMPUTING,
+        "Time that writing them took, mostly beside other work.",
+        _value("snapshot_seconds"),
+    ),
+    Metric(
+        "sfl_snapshot_wait_seconds_total", "counter", "seconds", (), COMPUTING,
+        "Time that a device's part in a round waited for a snapshot to be on the disk.",
+        _value("snapshot_wait"),
+    ),
+    Metric(
+        "sfl_snapshot_size_bytes", "gauge", "bytes", (), COMPUTING,
+        "Size of the last snapshot.",
+        _value("snapshot_size"),
+    ),
+    Metric(
         "sfl_faults_total", "counter", "", (), ALL,
         "Links lost, messages refused and devices left out of a round, as seen by this node.",
         _value("faults"),
+    ),
+    Metric(
+        "sfl_wait_start_timestamp_seconds", "gauge", "seconds", ("whom", "what"), ALL,
+        "Unix time since which the node has waited for another one. Absent while it does not.",
+        _wait_starts,
+    ),
+    Metric(
+        "sfl_wait_end_timestamp_seconds", "gauge", "seconds", ("whom", "what"), ALL,
+        "Unix time until which it waits at most. Absent where it waits for as long as it hears "
+        "from the other one.",
+        _wait_ends,
     ),
     Metric(
         "sfl_resident_memory_bytes", "gauge", "bytes", (), ALL,

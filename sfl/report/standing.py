@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from itertools import islice
 from typing import assert_never
 
 from sfl.config import RunSettings
+from sfl.metrics.waits import What
 from sfl.report.projection import RunProjection
 from sfl.report.status import LEFT_OUT, DeviceStatus, RunPhase, RunStatus, ServerStatus, Wait
 from sfl.rounds import Phase, RunState
@@ -40,21 +41,50 @@ def standing(
         edges=tuple(ServerStatus.from_snapshot(s) for s in servers if s.kind == "edge"),
         cloud=ServerStatus.from_snapshot(told.snapshots.of("cloud", "cloud")),
         faults=tuple(str(fault) for fault in told.faults.kept),
-        waits=() if end is not None else tuple(_waits(state)),
+        waits=() if end is not None else tuple(waits_of(state, settings)),
         **written,  # type: ignore[arg-type]
     )
 
 
-def _waits(state: RunState) -> Iterator[Wait]:
-    """Who is waited for: those that are away, then the rest of an open round."""
+def waits_of(state: RunState, settings: RunSettings) -> Iterator[Wait]:
+    """Whom the cloud waits for: those that are away, then the first few of what the phase needs."""
     for name, away in sorted(state.away.items()):
         left = max(0.0, away.until - state.now)
-        yield Wait("cloud", f"device {name}", away.reason, state.now - away.since, left, away=True)
-    if state.phase in (Phase.ROUND, Phase.FINAL):
-        began, left = state.open.stragglers.began, max(0.0, state.deadline - state.now)
-        for name in islice((n for n in state.open.rest if n not in state.away), NAMED):
-            what = f"its part of round {state.round}"
-            yield Wait("cloud", f"device {name}", what, state.now - began, left)
+        seconds = state.now - away.since
+        yield Wait("cloud", f"device {name}", away.reason, seconds, left, True, "return")
+    if (own := _of_phase(state, settings)) is None:
+        return
+    what, kind, names, seconds = own
+    for name in islice((n for n in names if n not in state.away), NAMED):
+        whom = f"device {name}" if name else "cloud"
+        yield Wait("cloud", whom, what, seconds, _left(state), kind=kind)
+
+
+def _of_phase(
+    state: RunState, settings: RunSettings
+) -> tuple[str, What, Iterable[str], float] | None:
+    """For what, for whom (a device, or itself: empty), and for how long by now."""
+    now, network, round_ = state.now, settings.network, state.round
+    since_round = now - (state.deadline - network.round_timeout)
+    match state.phase:
+        case Phase.WAITING:
+            since = now - (state.deadline - network.join_timeout)
+            return "to be ready", "join", state.roster.first_missing(2 * NAMED), since
+        case Phase.REHEARSAL if state.rehearsal is not None:
+            return "its timed steps", "timing", state.rehearsal.waiting, since_round
+        case Phase.ROUND | Phase.FINAL:
+            since = now - state.open.stragglers.began
+            return f"its part of round {round_}", "part", state.open.rest, since
+        case Phase.AGGREGATING:
+            return f"round {round_} is averaged", "averaging", ("",), since_round
+        case _:
+            return None
+
+
+def _left(state: RunState) -> float:
+    """Seconds until the phase waits no longer."""
+    ends = state.deadline if state.grace_ends is None else min(state.deadline, state.grace_ends)
+    return max(0.0, ends - state.now)
 
 
 def shown_phase(phase: Phase) -> RunPhase:

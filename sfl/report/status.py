@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from sfl.metrics.snapshot import NodeSnapshot
+from sfl.metrics.waits import What
 from sfl.node.files import write_atomic
 
 RunPhase = Literal[
@@ -108,6 +109,8 @@ class Wait:
     seconds_left: float
     away: bool = False
     """Whoever is waited for is not connected."""
+    kind: What = "part"
+    """For what, in one word, as `/metrics` has it."""
 
     def __str__(self) -> str:
         waits = f"{self.who} waits for {self.whom}: {self.what}"

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Mapping
+from concurrent.futures import Future
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import numpy as np
 import torch
 
 from sfl.errors import ProtocolError
+from sfl.node.watched import beside
 from sfl.rounds.values import BEGINNING, Point
 from sfl.stage.snapshots import Snapshot, Snapshots
 
@@ -50,11 +54,13 @@ def nobody(within: Within) -> None:
 class Remembered:
     """Knows of which point a stream's memory is, and finds the snapshot of another one.
 
+    Snapshots are written one after the other, each on a thread of its own while its owner goes on.
     Without `snapshots` nothing is written, and no other point is known.
     """
 
     def __init__(self, snapshots: Snapshots | None = None) -> None:
         self._snapshots = snapshots
+        self._writing: Future[None] | None = None
         self._at: Point | None = None
         self.points = () if snapshots is None else snapshots.points()
         """What there were snapshots of when the stream began."""
@@ -70,6 +76,7 @@ class Remembered:
         An empty snapshot is of the beginning: all is to be forgotten. Where nothing is trained,
         memory stays of that point. Raises ProtocolError.
         """
+        self.written()
         at, self._at = self._at, None if trains else after
         if after == BEGINNING:
             if self._snapshots is not None:
@@ -88,17 +95,36 @@ class Remembered:
     def reached(
         self, point: Point, arrays: Mapping[str, np.ndarray], facts: Mapping[str, Any]
     ) -> None:
-        """Memory is of this point now: a round's end. It is written, if there is room."""
-        if self._snapshots is not None:
-            self._snapshots.write(Snapshot(point, arrays, facts))
+        """Memory is of this point now: a round's end. It is written, if there is room.
+
+        The arrays stay as they are until it is `written`.
+        """
+        self._write(Snapshot(point, arrays, facts), last=True)
         self._at = point
 
     def passed(
         self, point: Point, arrays: Mapping[str, np.ndarray], facts: Mapping[str, Any]
     ) -> None:
-        """This point within a round is behind; what was there then is written."""
+        """This point within a round is behind; what was there then is written.
+
+        Nobody changes the arrays any more.
+        """
+        self._write(Snapshot(point, arrays, facts), last=False)
+
+    def written(self) -> None:
+        """Wait until what is being written is on the disk, or has failed to be."""
+        writing, self._writing = self._writing, None
+        if writing is not None and self._snapshots is not None:
+            began = time.perf_counter()
+            try:
+                writing.result()
+            finally:
+                self._snapshots.count.wait(time.perf_counter() - began)
+
+    def _write(self, snapshot: Snapshot, last: bool) -> None:
         if self._snapshots is not None:
-            self._snapshots.write(Snapshot(point, arrays, facts), last=False)
+            self.written()
+            self._writing = beside("snapshot", partial(self._snapshots.write, snapshot, last))
 
 
 def as_arrays(moments: Moments) -> dict[str, np.ndarray]:

@@ -12,6 +12,7 @@ import json
 import logging
 import re
 import shutil
+import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -22,6 +23,7 @@ import safetensors
 import safetensors.numpy
 
 from sfl.errors import ConfigError, DiskError
+from sfl.metrics.stats import SnapshotCount
 from sfl.node.files import on_disk, write_atomic
 from sfl.node.paths import expanded
 from sfl.rounds.values import Point
@@ -83,15 +85,21 @@ def forget_run(cache: Path, run_key: str, name: str) -> None:
 class Snapshots:
     """One side's snapshots of one device in one run: two of rounds' ends, two within rounds."""
 
-    def __init__(self, folder: Path, run_key: str) -> None:
+    def __init__(self, folder: Path, run_key: str, count: SnapshotCount | None = None) -> None:
+        """What is written is told to `count`."""
+        self.count = count or SnapshotCount()
         self._folder = folder
         self._run_key = run_key
 
     @classmethod
-    def under(cls, cache: Path | None, run_key: str, *names: str) -> Self | None:
+    def under(
+        cls, cache: Path | None, run_key: str, *names: str, count: SnapshotCount
+    ) -> Self | None:
         """Those in a node's cache; None where it has none."""
         try:
-            return None if cache is None else cls(recovery_folder(cache, run_key, *names), run_key)
+            if cache is None:
+                return None
+            return cls(recovery_folder(cache, run_key, *names), run_key, count)
         except ConfigError as error:
             log.warning("nothing is kept for a restart: %s", error)
             return None
@@ -102,6 +110,7 @@ class Snapshots:
 
     def write(self, snapshot: Snapshot, last: bool = True) -> None:
         """Keep a snapshot; `last` says that it is of a round's end. A full disk costs a warning."""
+        began = time.perf_counter()
         kind = "round" if last else "step"
         point = snapshot.point
         path = self._folder / f"{kind}-{point.round:06d}-{point.step:08d}.safetensors"
@@ -112,7 +121,9 @@ class Snapshots:
         try:
             with on_disk(self._folder):
                 self._folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-            write_atomic(path, safetensors.numpy.save(arrays, header))
+            content = safetensors.numpy.save(arrays, header)
+            write_atomic(path, content)
+            self.count.wrote(time.perf_counter() - began, len(content))
             self._keep_newest(kind)
         except DiskError as error:
             log.warning("no snapshot of step %d of round %d: %s", point.step, point.round, error)

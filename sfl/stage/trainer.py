@@ -54,7 +54,7 @@ class Trainer:
     """Runs rounds on one device over a link.
 
     `rest` is called between steps, when nothing is in flight, and returns when the device may
-    compute. `keep` is given what there is after some steps, to be written at once. As many
+    compute. `keep` is given what there is after some steps, a copy. As many
     micro-batches are in flight as the assignment has credits; in training the window may be
     narrower.
     """
@@ -174,7 +174,9 @@ class Trainer:
         return so_far
 
     def _within(self, point: Point, so_far: SoFar) -> Within:
-        return Within(point, self.optimizer.moments(), self.stage.whole(), so_far.facts())
+        moments = {name: tensor.clone() for name, tensor in self.optimizer.moments().items()}
+        values = {name: array.copy() for name, array in self.stage.whole().items()}
+        return Within(point, moments, values, so_far.facts())
 
     def rehearse(self, own: Assignment) -> RoundOutcome:
         """Time steps of different numbers of micro-batches, and forget what they would change."""

@@ -43,7 +43,7 @@ from sfl.stage.engine import Engine
 from sfl.stage.layout import real_tokens
 from sfl.stage.link import Link
 from sfl.stage.orders import ORDERS
-from sfl.stage.remembered import nobody
+from sfl.stage.remembered import Within, nobody
 from sfl.stage.snapshots import Snapshots
 from sfl.stage.trainer import Trainer
 from sfl.stage.training import SESSIONS, TrainingSession
@@ -121,7 +121,7 @@ class Alone:
 
     def trainer(self, link: Link, stage: DeviceStage) -> Trainer:
         stats = NodeStats(NAME, "device")
-        keep = link.device.passed if isinstance(link, InProcessTraining) else nobody
+        keep = partial(_keep, link.device) if isinstance(link, InProcessTraining) else nobody
         return Trainer(NAME, stage, self.data, PAD, self.settings, link, stats, keep=keep)
 
     def stage(self) -> DeviceStage:
@@ -282,3 +282,9 @@ class OneEdge:
 
     def heard(self, device: str, snapshot: Any) -> None:
         """Nobody asks."""
+
+
+def _keep(end: DeviceEnd, within: Within) -> None:
+    """As a device does, and at once: whoever kills it next looks for what there is."""
+    end.passed(within)
+    end.remembered.written()

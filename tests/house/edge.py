@@ -55,6 +55,7 @@ class Cloud:
     """The real coordinator behind what an edge posts; while it is `mute`, answers wait."""
 
     def __init__(self, house: House) -> None:
+        self.peer = "cloud"
         self.house = house
         self.coordinator = Coordinator(house.settings, 0.0)
         self.told: list[str] = []

@@ -334,6 +334,7 @@ def test_every_exposed_family_is_in_the_table_and_in_openmetrics_too(kind: str) 
     stats.certificate_expiry = 2e9
     stats.board = Board(50.0, True, True, False, True, 0.5, True, 7.5)
     stats.phases.observe("step", 0.1)
+    stats.waits.begin("somebody", "return", "killed", 60.0)
     others = [snapshot.seen("other", 5.0)] if kind == "edge" else []
     with serve("127.0.0.1", 0, NodeCollector(stats, lambda: others)) as server:
         text = scrape(server.port)

@@ -16,7 +16,7 @@ from rich.console import Console
 from sfl.config import RunSettings
 from sfl.report.live import status_picture
 from sfl.report.projection import RunProjection
-from sfl.report.standing import standing
+from sfl.report.standing import standing, waits_of
 from sfl.report.status import RunStatus, Wait
 from sfl.rounds import (
     AdapterReady,
@@ -458,10 +458,80 @@ def test_the_status_says_who_is_waited_for_and_until_when(tmp_path: Path) -> Non
     status.write(tmp_path / "status.json")
     assert RunStatus.read(tmp_path / "status.json") == status
     away, part = status.waits
-    assert away == Wait("cloud", "device d1", "killed", 5.0, 15.0, away=True)
+    assert away == Wait("cloud", "device d1", "killed", 5.0, 15.0, away=True, kind="return")
     assert part == Wait("cloud", "device d2", "its part of round 1", 7.0, 93.0)
     assert [device.state for device in status.devices][1] == "away: 15 s left"
     assert [device.at_end(ok=True).state for device in status.devices][1] == "lost"
     console = Console(width=120, record=True, file=StringIO())
     console.print(status_picture(status, 7.0))
     assert "cloud waits for device d1: killed; 5 s so far, 15 s left" in console.export_text()
+
+
+def waits(coordinator: Coordinator) -> list[tuple[str, str, float, float]]:
+    """Whom the cloud waits for, for what, for how long by now, and for how long still."""
+    found = waits_of(coordinator.state, coordinator.settings)
+    return [(own.whom, own.kind, own.seconds, own.seconds_left) for own in found]
+
+
+def test_the_cloud_says_whom_it_waits_for_in_each_phase() -> None:
+    config = settings(3, run={"rounds": 1, "min_devices": 2})
+    coordinator = Rebuilt(config)
+    coordinator.handle(EdgeReady("e", 4), 0.0)
+    join(coordinator, "d0", 1.0)
+    coordinator.handle(Tick(), 2.0)
+    assert waits(coordinator) == [
+        ("device d1", "join", 2.0, 28.0),
+        ("device d2", "join", 2.0, 28.0),
+    ]
+    join(coordinator, "d1", 3.0)
+    join(coordinator, "d2", 3.0)
+    coordinator.handle(Tick(), 4.0)
+    parts_due = [(f"device d{number}", "part", 1.0, 99.0) for number in range(3)]
+    assert waits(coordinator) == parts_due
+    coordinator.handle(DeviceLost("d1", "killed"), 4.0)
+    assert waits(coordinator) == [
+        ("device d1", "return", 0.0, 20.0),
+        parts_due[0],
+        parts_due[2],
+    ]
+    join(coordinator, "d1", 5.0)
+    for name in ("d0", "d1", "d2"):
+        deliver(coordinator, name, 6.0)
+    coordinator.handle(Tick(), 8.0)
+    assert waits(coordinator) == [("cloud", "averaging", 2.0, 98.0)]
+
+
+def test_the_cloud_says_whom_it_waits_for_where_a_quorum_is_missing() -> None:
+    config = settings(2, run={"rounds": 2, "min_devices": 2}, rejoin=1.0)
+    coordinator = begun(config)
+    for name in ("d0", "d1"):
+        deliver(coordinator, name, 1.0)
+    coordinator.handle(DeviceLost("d1", "killed"), 1.0)
+    coordinator.handle(Tick(), 3.0)
+    coordinator.handle(AdapterReady(1, "adapter"), 4.0)
+    assert coordinator.phase is Phase.WAITING
+    coordinator.handle(Tick(), 5.0)
+    assert waits(coordinator) == [("device d1", "join", 1.0, 29.0)]
+
+
+def test_grace_bounds_the_wait_for_the_rest() -> None:
+    network = {"join_timeout": 30.0, "join_grace": 5.0}
+    coordinator = Rebuilt(settings(2, run={"rounds": 1, "min_devices": 1}, network=network))
+    coordinator.handle(EdgeReady("e", 4), 0.0)
+    join(coordinator, "d0", 10.0)
+    coordinator.handle(Tick(), 12.0)
+    assert waits(coordinator) == [("device d1", "join", 12.0, 3.0)]
+
+
+def test_the_cloud_says_who_has_yet_to_time_its_steps() -> None:
+    config = settings(2, training={"local_steps": STEPS, "batch_size": 4, "micro_batches": "auto"})
+    coordinator = Rebuilt(config)
+    coordinator.handle(EdgeReady("e", 4), 0.0)
+    join(coordinator, "d0", 1.0)
+    join(coordinator, "d1", 1.0)
+    assert coordinator.phase is Phase.REHEARSAL
+    coordinator.handle(Tick(), 2.0)
+    assert waits(coordinator) == [
+        ("device d0", "timing", 1.0, 99.0),
+        ("device d1", "timing", 1.0, 99.0),
+    ]

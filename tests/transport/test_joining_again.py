@@ -12,6 +12,7 @@ from edge_server.deliveries import Deliveries
 from edge_server.joining import Joining
 from sfl.config import RunSettings
 from sfl.errors import LinkLost, NameInUse, PeerUnavailable, Refused, RunFailed, SflError
+from sfl.metrics.waits import Waits
 from sfl.rounds.assignment import assign
 from sfl.rounds.values import (
     BEGINNING,
@@ -36,6 +37,7 @@ class Cloud:
     """What went out, on which stream."""
 
     def __init__(self) -> None:
+        self.peer = "cloud"
         self.stream: Any = object()
         self.said: list[str] = []
 
@@ -53,7 +55,7 @@ def part(side: str, round_: int = 1) -> tuple[UpdateHeader, bytes]:
 def test_what_is_delivered_while_the_cloud_is_away_is_told_once_it_asks() -> None:
     async def story() -> None:
         cloud = Cloud()
-        deliveries = Deliveries(cloud)  # type: ignore[arg-type]
+        deliveries = Deliveries(cloud, Waits())  # type: ignore[arg-type]
         deliveries.begin("d", told(1))
         await deliveries.part(*part("device"))
         assert cloud.said == ["adapter"]
@@ -78,7 +80,7 @@ def test_what_is_delivered_while_the_cloud_is_away_is_told_once_it_asks() -> Non
 def test_what_is_told_again_to_a_stream_that_breaks_meanwhile_goes_nowhere() -> None:
     async def story() -> None:
         cloud = Cloud()
-        deliveries = Deliveries(cloud)  # type: ignore[arg-type]
+        deliveries = Deliveries(cloud, Waits())  # type: ignore[arg-type]
         deliveries.begin("d", told(1))
         await deliveries.part(*part("device"))
         cloud.said.clear()
@@ -125,7 +127,7 @@ def welcome(seconds: float = 5.0, run_key: str = "k") -> Any:
 
 def again(lost: SflError, seconds: float, *found: Any) -> Any:
     link = MagicMock(peer="cloud", join_again=AsyncMock(side_effect=found))
-    return asyncio.run(Joining(link).again(lost, welcome(seconds)))
+    return asyncio.run(Joining(link, Waits()).again(lost, welcome(seconds)))
 
 
 @pytest.fixture

@@ -45,6 +45,13 @@ def fetch_model(
     is not a plain file's.
     """
     cache = writable_folder(cache, "device.cache_dir")
+    with stats.waits.on("edge", "model", "the model's files"):
+        return _fetched(channel, device, cache, stats, silence)
+
+
+def _fetched(
+    channel: grpc.Channel, device: str, cache: Path, stats: NodeStats, silence: float
+) -> Path:
     try:
         request = edge_pb2.FilesRequest(device=device)
         files = from_listing(

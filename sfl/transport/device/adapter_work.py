@@ -10,6 +10,7 @@ import numpy as np
 
 from sfl.rounds.values import Point, UpdateHeader
 from sfl.stage.engine import Engine
+from sfl.stage.remembered import Moments
 from sfl.stage.training import TrainingSession
 from sfl.transport.device.end import EdgeEnd, trained_by
 from sfl.transport.device.overtaking import DeviceStream
@@ -82,7 +83,7 @@ class AdapterWork:
         moments = await self.cloud.engine.run(self.session.moments)
         # Before the cloud can count on it.
         point = Point(round_, self.session.step)
-        await asyncio.to_thread(self.end.reached, point, moments)
+        await asyncio.to_thread(self._keep, point, moments)
         header = UpdateHeader(
             round=round_,
             final_step=self.session.step,
@@ -91,6 +92,10 @@ class AdapterWork:
             scaling=self.session.assignment.scaling,
         )
         await self.cloud.relay_adapter(header, await asyncio.to_thread(adapter_bytes, values))
+
+    def _keep(self, point: Point, moments: Moments) -> None:
+        self.end.reached(point, moments)
+        self.end.remembered.written()
 
 
 def _ready(frames: Frames, values: Mapping[str, np.ndarray], round_: int) -> list[Ready]:

@@ -156,13 +156,15 @@ class End:
     def passed(self, within: Within) -> None:
         """Keep what there is after some steps of the round; nothing of the next one is coded yet.
 
+        What is `within` is the caller's no more.
+
         The round's adapter travels again when it is gone on with, so changes are as before that.
         """
         arrays = {
             **under("moments", as_arrays(within.moments)),
             **under("values", within.values),
             **under("adapter", self._before),
-            **under("codecs", self.tables()),
+            **under("codecs", {name: array.copy() for name, array in self.tables().items()}),
         }
         facts = {"codecs": self.codecs.specs, "so_far": dict(within.facts)}
         self.remembered.passed(within.point, arrays, facts)

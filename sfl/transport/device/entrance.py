@@ -118,7 +118,8 @@ class Entrance(Generic[V]):
     def _end(self, hello: edge_pb2.DeviceHello, host: Door[V], admitted: Admitted[V]) -> EdgeEnd:
         key, keeps = admitted.welcome.recovery_key, admitted.welcome.settings.recovery.snapshots
         cache = self.cache_dir if keeps else None
-        snapshots = Snapshots.under(cache, key, self._stats.name, hello.device)
+        names, count = (self._stats.name, hello.device), self._stats.snapshots
+        snapshots = Snapshots.under(cache, key, *names, count=count)
         end = EdgeEnd(
             hello.device,
             admitted.welcome.assignment,

@@ -6,9 +6,8 @@ import queue
 import time
 
 from sfl.errors import LinkLost, ProtocolError, RunFailed
-from sfl.stage.messages import (
-    Finish,
-)
+from sfl.metrics.waits import OpenWait
+from sfl.stage.messages import Finish
 from sfl.transport.device.line import Incoming, Line
 from sfl.transport.frames import contract
 from sfl.transport.frames.envelope import Frame
@@ -18,6 +17,10 @@ from sfl.v1 import edge_pb2
 
 FEW_WAITING = 8
 """Messages for the caller that may wait beside its tensors' answers and what folds."""
+
+
+LOOK = 1.0
+"""Seconds after which a device that waits looks whether that is to be said."""
 
 
 class Greeting:
@@ -46,12 +49,22 @@ class Greeting:
 
 def await_welcome(line: Line, signatures: DeviceSignatures, patience: float) -> edge_pb2.Welcome:
     """Wait to be taken in."""
+    waits = line.stats.waits
+    with waits.on(line.peer, "admission", "to be let in", patience) as wait:
+        return _taken_in(line, signatures, patience, wait)
+
+
+def _taken_in(
+    line: Line, signatures: DeviceSignatures, patience: float, wait: OpenWait
+) -> edge_pb2.Welcome:
     while True:
         left = line.silence.last_heard + patience - time.monotonic()
         if left <= 0:
             raise LinkLost(f"{line.peer}: not a byte for {patience:g} s")
+        wait.extend(left)
+        line.stats.waits.say()
         try:
-            said = line.wait(left)
+            said = line.wait(min(left, LOOK))
         except queue.Empty:
             continue
         if isinstance(said, Finish) and not said.ok:

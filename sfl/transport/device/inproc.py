@@ -112,6 +112,7 @@ class InProcessTraining(InProcessLink):
     def _about_to_compute(self, message: TensorMessage) -> None:
         if begins_step(message) and self.edge.settings.recovery.due(message.key.step):
             self.edge.passed(self._training.within())
+            self.edge.remembered.written()
 
     def begin_round(
         self,
@@ -153,3 +154,5 @@ class InProcessTraining(InProcessLink):
         point = Point(outcome.round, outcome.num_steps)
         self.device.reached(point, outcome.moments)
         self.edge.reached(point, self._training.moments())
+        for end in (self.device, self.edge):
+            end.remembered.written()

@@ -52,7 +52,9 @@ def dial(
     # A look of our own does not go through a proxy, so there it tells nothing.
     why = nothing_known if proxy else partial(why_refused, address, "edge", own)
     try:
-        wait_for_peer(channel, peer, patience, why)
+        words = "to be connected"
+        with stats.waits.on(peer, "connection", words, patience, quiet=True):
+            wait_for_peer(channel, peer, patience, why)
     except BaseException:
         channel.close()
         raise

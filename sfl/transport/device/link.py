@@ -140,7 +140,8 @@ class DeviceLink:
         key = welcome.recovery_key
         joined = Joined(welcome.run_id, settings, own, key)
         keeps = settings.recovery.snapshots
-        snapshots = Snapshots.under(cache_dir if keeps else None, key, device)
+        cache, count = cache_dir if keeps else None, line.stats.snapshots
+        snapshots = Snapshots.under(cache, key, device, count=count)
         phases = line.stats.phases
         compiled = welcome.compiled_codec
         end = DeviceEnd(device, own, settings, phases, compiled, cache_dir, snapshots)
@@ -183,7 +184,8 @@ class DeviceLink:
         What is to be added to the base between them is given to `fold`.
         """
         while True:
-            message = self.receive()
+            with self._stats.waits.on(self.line.peer, "orders", "the next round"):
+                message = self.receive()
             if isinstance(message, Finish):
                 return
             if isinstance(message, BaseUpdate) and fold is not None:
@@ -197,10 +199,15 @@ class DeviceLink:
         """Write what there is after some steps of the round."""
         self._end.passed(within)
 
+    def written(self) -> None:
+        """Wait until every snapshot is on the disk."""
+        self._end.remembered.written()
+
     def deliver(self, outcome: RoundOutcome) -> None:
         """Send this device's part of the adapter, and the report of its round."""
         if outcome.num_steps:
             self._deliver_update(outcome)
+            self.written()  # before anybody can count on it
         told = RoundReport(
             round=outcome.round,
             device=self._end.device,
@@ -222,7 +229,6 @@ class DeviceLink:
     def _deliver_update(self, outcome: RoundOutcome) -> None:
         """This device's part: whole, or coded as what changed since the round began."""
         part = self._end.update(outcome.values, outcome.round)
-        # Before anybody can count on it.
         self._end.reached(Point(outcome.round, outcome.num_steps), outcome.moments)
         header = tensor_pb2.AdapterHeader(
             round=outcome.round,
@@ -286,6 +292,7 @@ class DeviceLink:
     def _heartbeats(self, interval: float, idle_timeout: float) -> None:
         while not self.line.stopped.wait(interval):
             self.line.expect_bytes(idle_timeout)
+            self._stats.waits.say()
             beat = tensor_pb2.Heartbeat(snapshot=self._stats.snapshot().to_json())
             self.line.post(edge_pb2.DeviceMessage(heartbeat=beat))
 

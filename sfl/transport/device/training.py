@@ -92,6 +92,11 @@ class Training(Served):
             within = await self.host.engine.run(self.session.within)
             await asyncio.to_thread(self.end.passed, within)
 
+    async def abandon(self) -> None:
+        """As of any device; the next stream reads what this one has written."""
+        await super().abandon()
+        await asyncio.to_thread(self.end.remembered.written)
+
     def take(self, message: edge_pb2.DeviceMessage, body: str) -> None:
         """As of any device; and its part of an adapter, its report, and that it is ready."""
         if body == "adapter":

@@ -1,0 +1,172 @@
+"""Whom a node waits for, for what, since when and until when: for `/metrics` and the log."""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+import logging
+import threading
+import time
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, replace
+from typing import Literal, get_args
+
+log = logging.getLogger("sfl.waits")
+
+What = Literal[
+    "connection",
+    "admission",
+    "model",
+    "orders",
+    "return",
+    "join",
+    "timing",
+    "part",
+    "averaging",
+    "goodbye",
+]
+"""For what: a word each, as `/metrics` has it."""
+WHATS: tuple[What, ...] = get_args(What)
+
+MOST = 16
+"""Waits of a node that are shown: those that began first."""
+FIRST_LINE, GROWTH, LATEST = 5.0, 2.0, 600.0
+"""Seconds until the log has a line of a wait, how lines become rarer, and the longest gap."""
+
+
+@dataclass(frozen=True, slots=True)
+class Wait:
+    """A node waits for `whom`, in Unix seconds; `until` is None for as long as whom is heard of.
+
+    `words` say what for; they stay on this node.
+    """
+
+    whom: str
+    what: What
+    since: float
+    until: float | None = None
+    words: str = ""
+
+    def line(self, now: float) -> str:
+        """As the log has it."""
+        left = "" if self.until is None else f", {max(0.0, self.until - now):.0f} s left"
+        so_far = f"{max(0.0, now - self.since):.0f} s so far"
+        return f"waiting for {self.whom}: {self.words or self.what}; {so_far}{left}"
+
+
+class OpenWait:
+    """A wait under way; its end may move."""
+
+    def __init__(self, waits: Waits, number: int) -> None:
+        self._waits = waits
+        self._number = number
+
+    def extend(self, seconds: float) -> None:
+        """It ends so many seconds from now."""
+        self._waits.extend(self._number, seconds)
+
+    def close(self) -> None:
+        """It is over."""
+        self._waits.close(self._number)
+
+
+class Waits:
+    """Those of one node; thread-safe. `clock` gives Unix seconds."""
+
+    def __init__(self, clock: Callable[[], float] = time.time) -> None:
+        self._clock = clock
+        self._lock = threading.Lock()
+        self._numbers = itertools.count()
+        self._open: dict[int, Wait] = {}
+        self._quiet: set[int] = set()
+        self._derived: dict[tuple[str, str], Wait] = {}
+        self._due: dict[tuple[str, str], tuple[float, float]] = {}
+        """When each has its next line, and how long after that it has another."""
+
+    def begin(
+        self, whom: str, what: What, words: str, seconds: float | None = None, quiet: bool = False
+    ) -> OpenWait:
+        """A wait of so many seconds at most; `quiet` where whoever waits tells the log itself."""
+        now = self._clock()
+        until = None if seconds is None else now + seconds
+        with self._lock:
+            number = next(self._numbers)
+            self._open[number] = Wait(whom, what, now, until, words)
+            if quiet:
+                self._quiet.add(number)
+        return OpenWait(self, number)
+
+    @contextlib.contextmanager
+    def on(
+        self, whom: str, what: What, words: str, seconds: float | None = None, quiet: bool = False
+    ) -> Iterator[OpenWait]:
+        """The same for as long as the body takes."""
+        wait = self.begin(whom, what, words, seconds, quiet)
+        try:
+            yield wait
+        finally:
+            wait.close()
+
+    def extend(self, number: int, seconds: float) -> None:
+        """An open wait ends so many seconds from now."""
+        with self._lock:
+            if number in self._open:
+                until = self._clock() + seconds
+                self._open[number] = replace(self._open[number], until=until)
+
+    def close(self, number: int) -> None:
+        """A wait is over."""
+        with self._lock:
+            self._open.pop(number, None)
+            self._quiet.discard(number)
+
+    def derive(self, waits: Iterable[Wait]) -> None:
+        """What follows from a node's state, in the place of what followed before.
+
+        Where one was there already, its beginning stays.
+        """
+        with self._lock:
+            before = self._derived
+            found = {(own.whom, own.what): own for own in waits}
+            self._derived = {
+                key: replace(own, since=before[key].since) if key in before else own
+                for key, own in found.items()
+            }
+
+    def all(self) -> tuple[Wait, ...]:
+        """Those that began first; one for each whom and what."""
+        with self._lock:
+            return tuple(self._merged([*self._open.values(), *self._derived.values()]))[:MOST]
+
+    def say(self) -> None:
+        """A line in the log for each wait that has been for long, ever more rarely."""
+        for line in self._lines(self._clock()):
+            log.info("%s", line)
+
+    def _lines(self, now: float) -> list[str]:
+        with self._lock:
+            loud = [own for number, own in self._open.items() if number not in self._quiet]
+            waits = self._merged([*loud, *self._derived.values()])[:MOST]
+            due = {key(own): self._due.get(key(own), _first(own)) for own in waits}
+            lines = [own.line(now) for own in waits if now >= due[key(own)][0]]
+            self._due = {
+                known: (now + gap, min(LATEST, gap * GROWTH)) if now >= at else (at, gap)
+                for known, (at, gap) in due.items()
+            }
+        return lines
+
+    @staticmethod
+    def _merged(waits: Iterable[Wait]) -> list[Wait]:
+        found: dict[tuple[str, str], Wait] = {}
+        for own in sorted(waits, key=lambda own: own.since):
+            found.setdefault(key(own), own)
+        return list(found.values())
+
+
+def key(wait: Wait) -> tuple[str, str]:
+    """What tells two waits of a node apart."""
+    return wait.whom, wait.what
+
+
+def _first(wait: Wait) -> tuple[float, float]:
+    return wait.since + FIRST_LINE, FIRST_LINE * GROWTH
