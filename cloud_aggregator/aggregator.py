@@ -40,7 +40,7 @@ from sfl.errors import DiskError, RunFailed, SflError
 from sfl.metrics.prometheus import NodeCollector, serve_as_set
 from sfl.metrics.stats import NodeStats
 from sfl.metrics.waits import Wait
-from sfl.node.causes import cause_of
+from sfl.node.causes import another_may_help, cause_of
 from sfl.node.certificates.own import OwnCertificate
 from sfl.node.extras import require_cryptography, require_opentelemetry
 from sfl.node.files import write_atomic
@@ -175,9 +175,12 @@ class CloudAggregator:
             else:
                 await self.service.dismiss(end, 3.0)  # who stops a process does not wait for long
             raise
-        except Exception as error:
-            end = FinishRun(False, str(cause_of(error)))
-            raise
+        except Exception as error:  # noqa: BLE001 - edges are told first, then it is raised
+            cause = cause_of(error)
+            end = FinishRun(False, str(cause))
+            if another_may_help(cause):
+                await self._leave(end)
+            raise cause from None
         finally:
             ticking.cancel()
             end = self._finish_records(end)
@@ -186,6 +189,13 @@ class CloudAggregator:
                 await asyncio.to_thread(self._traces.close)
         if not end.ok:
             raise RunFailed(end.reason)
+
+    async def _leave(self, end: FinishRun) -> None:
+        """Edges wait for the next process, as for one that was killed; or nobody waits."""
+        if self.config.current.network.rejoin_timeout > 0:
+            await self.service.hang_up(f"the cloud failed, and may be back: {end.reason}")
+        else:
+            await self.service.dismiss(end, 3.0)
 
     def _may_be_back(self) -> bool:
         """Whether edges are to wait for the next process, as under a service manager.

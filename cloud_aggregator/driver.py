@@ -13,10 +13,10 @@ from cloud_aggregator.averaging import Averaging, adapter_ref
 from cloud_aggregator.clock import RunClock
 from cloud_aggregator.effects import Effects
 from cloud_aggregator.records import RunRecords
-from sfl.errors import SflError
+from sfl.errors import RunFailed, SflError
 from sfl.metrics.snapshot import NodeSnapshot
 from sfl.metrics.stats import NodeStats
-from sfl.node.causes import cause_of
+from sfl.node.causes import another_may_help, cause_of
 from sfl.rounds import (
     AdapterReady,
     Aggregate,
@@ -94,8 +94,11 @@ class Driver:
             self.failed(cause_of(error))
 
     def failed(self, error: SflError) -> None:
-        """What this process cannot get over ends the run."""
-        self.do(FinishRun(False, str(error)))
+        """What this process cannot get over ends the run, unless another process may."""
+        if not another_may_help(error):
+            self.do(FinishRun(False, str(error)))
+        elif not self.over.done():
+            self.over.set_exception(error)
 
     def do(self, command: Command) -> None:
         """Do one command. Raises what keeps it from being done."""
@@ -131,8 +134,9 @@ class Driver:
                     self.say(fault)
             ready = await aside(self._averaging.average, command.round, examined)
         except Exception as error:  # noqa: BLE001 - ends the run, with its reason
-            reason = f"round {command.round} could not be averaged: {cause_of(error)}"
-            self.do(FinishRun(False, reason))
+            cause = cause_of(error)
+            kind = type(cause) if another_may_help(cause) else RunFailed
+            self.failed(kind(f"round {command.round} could not be averaged: {cause}"))
             return
         self.heard(self._stats.snapshot())
         if self._traces is not None:

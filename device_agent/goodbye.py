@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Iterator
 
-from sfl.errors import AdapterRefused, LinkLost, OutOfMemory, SflError
+from sfl.errors import AdapterRefused, Bug, LinkLost, OutOfMemory, SflError
 from sfl.node.causes import foreseen
 from sfl.node.process import Terminated
 from sfl.node.text import plain
@@ -33,7 +33,7 @@ def may_return(error: BaseException) -> bool:
 
     What it says of itself, its data or its part in the run would be the same then.
     """
-    return not isinstance(error, SflError) or isinstance(error, LinkLost | OutOfMemory)
+    return not isinstance(error, SflError) or isinstance(error, LinkLost | OutOfMemory | Bug)
 
 
 def words(error: BaseException) -> str:

@@ -29,7 +29,7 @@ from sfl.config import EdgeConfig
 from sfl.errors import LinkLost, SflError
 from sfl.metrics.prometheus import NodeCollector, serve_as_set
 from sfl.metrics.stats import NodeStats
-from sfl.node.causes import cause_of
+from sfl.node.causes import another_may_help, cause_of
 from sfl.node.certificates.own import OwnCertificate
 from sfl.node.files import writable_folder, write_atomic
 from sfl.node.logs import describe_node
@@ -159,7 +159,8 @@ class EdgeServer:
             raise
         except Exception as error:  # noqa: BLE001 - devices are told first, then it is raised
             cause = cause_of(error)
-            await self.follower.dismiss(False, str(cause))
+            returns = welcome.settings.network.rejoin_timeout > 0 and another_may_help(cause)
+            await self._failed(str(cause), returns)
             raise cause from None
         finally:
             await _end(opening, following, beat)
@@ -212,14 +213,25 @@ class EdgeServer:
         """Tell cloud and devices that this edge is stopped; whoever does that waits a moment."""
         reason = f"edge {self.config.name} was stopped"
         if returns:
-            self.cloud.post(EdgeStopped("it was stopped"))
-            self.service.finish(LinkLost(reason))
-            self.follower.send_off(LinkLost(reason))
+            self._hang_up("it was stopped", reason)
         else:
             self.cloud.post(EdgeFailed("it was stopped"))
             await self.follower.dismiss(False, reason)
         if self.cloud.stream is not None:
             await asyncio.wait({following}, timeout=1.0)  # the cloud's answer: it has heard
+
+    async def _failed(self, cause: str, returns: bool) -> None:
+        """Tell devices why this edge ends, and whether another process of it may be back."""
+        if returns:
+            self._hang_up(cause, f"edge {self.config.name} failed, and may be back: {cause}")
+        else:
+            await self.follower.dismiss(False, cause)
+
+    def _hang_up(self, cause: str, reason: str) -> None:
+        """Have cloud and devices wait for another process."""
+        self.cloud.post(EdgeStopped(cause))
+        self.service.finish(LinkLost(reason))
+        self.follower.send_off(LinkLost(reason))
 
     async def _open(self, welcome: EdgeWelcome, address: str) -> None:
         """Load the base, let devices in, and tell the cloud what an adapter consists of."""

@@ -18,6 +18,7 @@ SflError                     anything this project raises on purpose (exit code 
 │       └── AdapterRefused   what comes of the round's adapter is nothing to compute with
 ├── DiskError                a folder cannot be written or read: full, read-only, gone
 └── RunFailed                the run as a whole did not reach its end
+    ├── Bug                  what nobody foresaw (exit code 70)
     └── OutOfMemory          a node had too little memory for its work (exit code 71)
 """
 
@@ -105,6 +106,12 @@ class AdapterRefused(ProtocolError):
 
 class RunFailed(SflError):
     """A round closed with fewer than `min_devices`, or a node of the run failed."""
+
+
+class Bug(RunFailed):
+    """What nobody foresaw; a node's log has its traceback."""
+
+    exit_code = 70  # EX_SOFTWARE of sysexits.h
 
 
 class OutOfMemory(RunFailed):

@@ -8,7 +8,7 @@ import os
 import re
 from pathlib import Path
 
-from sfl.errors import DiskError, OutOfMemory, RunFailed, SflError
+from sfl.errors import Bug, DiskError, OutOfMemory, SflError
 
 log = logging.getLogger("sfl")
 
@@ -87,7 +87,12 @@ def cause_of(error: BaseException) -> SflError:
     if known is not None:
         return known
     log.error("this is a bug in sfl", exc_info=error)
-    return RunFailed(_bug(error))
+    return Bug(_bug(error))
+
+
+def another_may_help(error: BaseException) -> bool:
+    """Whether another process of the same node may get further than one that ended so."""
+    return isinstance(error, Bug | OutOfMemory)
 
 
 def _bug(error: BaseException) -> str:

@@ -15,7 +15,7 @@ import threading
 from collections.abc import Callable, Coroutine, Iterator
 from pathlib import Path
 
-from sfl.errors import SflError
+from sfl.errors import Bug, SflError
 from sfl.node import machine
 from sfl.node.causes import foreseen
 
@@ -23,9 +23,6 @@ log = logging.getLogger("sfl")
 
 # Options of glibc's mallopt, from malloc.h.
 _TRIM_THRESHOLD, _MMAP_THRESHOLD, _ARENA_MAX = -1, -3, -8
-
-BUG = 70
-"""Exit code of a node that met what nobody foresaw: EX_SOFTWARE of sysexits.h."""
 
 SPIN = {
     # Waiting OpenMP threads that spin for long steal the cores of whoever works, and threads that
@@ -132,7 +129,7 @@ def run_node(body: Callable[[], None], error_file: Path | None = None) -> int:
             return known.exit_code
         log.exception("this is a bug in sfl")
         _leave(f"{type(error).__name__}: {error} (a bug; the log has its traceback)", error_file)
-        return BUG
+        return Bug.exit_code
     return 0
 
 

@@ -7,8 +7,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from typing import Protocol
 
-from sfl.errors import OutOfMemory
-from sfl.node.process import BUG
+from sfl.errors import Bug, OutOfMemory
 
 FIRST_WAIT = 1.0
 LONGEST_WAIT = 30.0
@@ -50,7 +49,7 @@ def may_help(exit_code: int | None) -> bool:
         return False
     if exit_code < 0:
         return -exit_code not in MEANT
-    return exit_code in (BUG, OutOfMemory.exit_code)
+    return exit_code in (Bug.exit_code, OutOfMemory.exit_code)
 
 
 @dataclass(slots=True)

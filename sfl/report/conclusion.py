@@ -60,6 +60,11 @@ def can_go_on(folder: Path) -> bool:
     return (folder / MANIFEST).exists()
 
 
+def is_over(folder: Path, status: RunStatus | None) -> bool:
+    """Whether a run has ended, by its last status; from its cloud's own end it can go on."""
+    return status is not None and status.over and not can_go_on(folder)
+
+
 def conclude(folder: Path, config: RunConfig, reason: str, wall_seconds: float) -> None:
     """In the place of a cloud that left no summary: from its journal, which ends with `reason`.
 

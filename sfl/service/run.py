@@ -15,7 +15,7 @@ from sfl.jobs.values import Job, JobState, Needs
 from sfl.node.causes import in_words
 from sfl.node.lock import FolderLock
 from sfl.node.restarts import Restarts
-from sfl.report.conclusion import conclude
+from sfl.report.conclusion import conclude, is_over
 from sfl.report.runs import LOCK, stop_because
 from sfl.report.status import RunStatus
 from sfl.service.child import Child, Ending, Files
@@ -185,8 +185,7 @@ class LiveRun:
         return self._concluded(Ended("failed", reason))
 
     def _over(self) -> bool:
-        status = RunStatus.last(self.folder / "status.json")
-        return status is not None and status.over
+        return is_over(self.folder, RunStatus.last(self.folder / "status.json"))
 
     def _end(self, end: Ended) -> None:
         """Tell its cloud to end it; the first reason stays."""

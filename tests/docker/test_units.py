@@ -10,8 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from sfl.errors import ConfigError, NotYetValid, OutOfMemory
-from sfl.node.process import BUG
+from sfl.errors import Bug, ConfigError, NotYetValid, OutOfMemory
 from tests.house.options import options_of
 from tests.house.paths import ROOT
 
@@ -36,7 +35,7 @@ def test_a_unit_restarts_what_a_restart_may_help(unit: Path) -> None:
     }
     assert {word for word in options if word.startswith("--")} <= options_of(kind)
     assert service["RestartPreventExitStatus"] == str(ConfigError.exit_code)
-    for code in (BUG, OutOfMemory.exit_code, NotYetValid.exit_code):
+    for code in (Bug.exit_code, OutOfMemory.exit_code, NotYetValid.exit_code):
         assert str(code) not in service["RestartPreventExitStatus"].split()
     assert service["Restart"] in ("on-failure", "always")
     assert service["SuccessExitStatus"] == "130"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -49,4 +50,76 @@ def test_a_killed_node_is_started_again_and_the_run_ends_well(
     assert_same_bits(adapter(outcome), adapter(undisturbed))
     if name != "edge":
         assert summary["faults"] == []
+    assert not left_running(tmp_path)
+
+
+BROKEN = """
+from pathlib import Path
+
+from cloud_aggregator.averaging import GlobalAdapter
+
+known = GlobalAdapter.save
+
+
+def broken(own, round_, *more):
+    times = Path({times!r})
+    done = int(times.read_text()) if times.exists() else 0
+    if round_ == 2 and done < {most}:
+        times.write_text(str(done + 1))
+        raise {error}
+    return known(own, round_, *more)
+
+
+GlobalAdapter.save = broken
+"""
+
+
+def with_broken_cloud(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, error: str, most: int
+) -> subprocess.Popen[str]:
+    """A run whose cloud cannot write round 2's adapter, so many times."""
+    (folder / "hook").mkdir()
+    hook = BROKEN.format(times=str(folder / "times"), error=error, most=most)
+    (folder / "hook" / "sitecustomize.py").write_text(hook)
+    monkeypatch.setenv("PYTHONPATH", str(folder / "hook"))
+    values = fleet(folder, 1, run={"rounds": 2}, launch={"restarts": 2})
+    for node in (values["edge"], *values["devices"]):
+        node["cache_dir"] = str(folder / "cache")
+    return launched(folder, values)
+
+
+@pytest.mark.parametrize(
+    ("error", "said"),
+    [
+        ("ZeroDivisionError('weights')", "ZeroDivisionError: weights (a bug; the log has more)"),
+        ("MemoryError()", "out of memory"),
+    ],
+)
+def test_a_cloud_that_meets_a_bug_or_has_no_memory_left_is_started_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: str, said: str
+) -> None:
+    whole = tmp_path / "whole"
+    whole.mkdir()
+    undisturbed = finished(played(whole, fleet(whole, 1, run={"rounds": 2})))
+    process = with_broken_cloud(tmp_path, monkeypatch, error, most=2)
+    output, errors = process.communicate(timeout=2 * PATIENCE)
+    outcome = Outcome(process.returncode, output + errors, tmp_path / "runs" / "t")
+    finished(outcome)
+    for number, wait in ((1, 1), (2, 2)):
+        assert f"restart {number} of 2 in {wait} s\n" in output
+    assert f"cloud: round 2 could not be averaged: {said}" in output
+    assert outcome.summary["failure"] is None and outcome.summary["faults"] == []
+    assert_same_bits(adapter(outcome), adapter(undisturbed))
+    assert "the cloud failed, and may be back" in (outcome.folder / "logs" / "edge.log").read_text()
+
+
+def test_a_cloud_that_fails_once_too_often_ends_the_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    process = with_broken_cloud(tmp_path, monkeypatch, "ZeroDivisionError('weights')", most=9)
+    output, errors = process.communicate(timeout=2 * PATIENCE)
+    assert process.returncode == 1, output + errors
+    assert "restart 2 of 2 in 2 s\n" in output and (tmp_path / "times").read_text() == "3"
+    assert "round 2 could not be averaged: ZeroDivisionError: weights (a bug" in errors
+    assert f"to go on: sfl run --resume {tmp_path / 'runs' / 't'}" in output
     assert not left_running(tmp_path)

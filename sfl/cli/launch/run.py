@@ -28,7 +28,7 @@ from sfl.node import machine
 from sfl.node.causes import in_words
 from sfl.node.process import cores, quiet_environment, undisturbed
 from sfl.node.restarts import Note, Restarts
-from sfl.report.conclusion import conclude
+from sfl.report.conclusion import conclude, is_over
 from sfl.report.resume import how_ended, reopened
 from sfl.report.runs import INTERRUPTED, open_run_folder, stop_because
 from sfl.report.status import RunStatus
@@ -248,13 +248,16 @@ def _await_end(
     seen, began = 0, time.monotonic()
     given_up = math.inf
     status = RunStatus.read(folder / "status.json")
-    while cloud.exit_code() is None or (not _over(status) and restarts.will_return(cloud)):
+    while cloud.exit_code() is None or (
+        not is_over(folder, status) and restarts.will_return(cloud)
+    ):
         status = RunStatus.read(folder / "status.json")
-        if status is not None and status.sequence != seen:
+        over = is_over(folder, status)
+        if status is not None and status.sequence != seen and status.over == over:
             seen = status.sequence
             watch(with_wait(status, time.monotonic() - began))
         _raise_mistakes(nodes)
-        if not _over(status):  # who dies at the end is not needed any more
+        if not over:  # who dies at the end is not needed any more
             restarts.look(nodes, time.monotonic())
         if (lost := _lost(config, edge, devices, restarts)) is not None:
             # The cloud sees it too; what it makes of it stands in all that it leaves behind.
@@ -269,11 +272,6 @@ def _await_end(
         # What the cloud says of the run speaks for itself; its own death needs its name.
         died = "" if cloud.error_file.exists() else "cloud: "
         raise RunFailed(f"{died}{cloud.failure()}{_killed([edge, *devices])}")
-
-
-def _over(status: RunStatus | None) -> bool:
-    """Whether the cloud has said how the run ended."""
-    return status is not None and status.over
 
 
 def _killed(nodes: list[Node]) -> str:

@@ -1,0 +1,79 @@
+"""`recovery.snapshot_steps` on real processes: who is killed in a long round goes on within it."""
+
+from __future__ import annotations
+
+import re
+import signal
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.faults.lab import DEVICES, Lab, same_bits
+
+pytestmark = pytest.mark.process
+
+STEPS, EVERY, KILLED_AT = 40, 8, 20
+
+
+class Long(Lab):
+    """Rounds of many steps; a node is killed once `d0` has done some of round 2."""
+
+    def __init__(self, folder: Path, victim: str | None) -> None:
+        self.victim = victim
+        self.killed_at: dict[str, int] = {}
+        """The last step that each device was seen to take before that, from 0."""
+        super().__init__(folder, None, "u_shaped", "none", rounds=2)
+
+    def _values(self, topology: str, codec: str) -> dict[str, Any]:
+        values = super()._values(topology, codec)
+        values["training"]["local_steps"] = STEPS
+        values["recovery"] = {"snapshot_steps": EVERY}
+        for device in values["devices"]:
+            device["link"] = {"delay_ms": 10}  # so that a round takes a while
+        return values
+
+    def _supervise(self) -> None:
+        if self.victim is not None and not self.killed_at:
+            taken = {device: self.steps(device)[-1:] for device in DEVICES}
+            if taken["d0"] and taken["d0"][0] >= KILLED_AT:
+                self.killed_at = {device: own[0] if own else -1 for device, own in taken.items()}
+                self.nodes[self.victim].send_signal(signal.SIGKILL)
+        super()._supervise()
+
+    def steps(self, device: str) -> list[int]:
+        """Steps of round 2 that a device has taken, in its order."""
+        return [
+            one["step"]
+            for one in self.seen()
+            if one["what"] == "step" and (one["node"], one["round"]) == (device, 2)
+        ]
+
+
+@pytest.mark.parametrize("victim", ["d0", "edge"])
+def test_who_is_killed_within_a_long_round_goes_on_from_its_last_snapshot(
+    tmp_path: Path, victim: str
+) -> None:
+    ends = []
+    for who in (None, victim):
+        folder = tmp_path / str(who)
+        folder.mkdir()
+        lab = Long(folder, who)
+        wrong = lab.play()
+        assert not wrong, f"{wrong}\n{lab.logs()}"
+        ends.append(lab.end())
+    whole, end = ends
+    assert same_bits(end.adapter, whole.adapter) and end.facts == whole.facts
+    assert end.files == whole.files
+    hit = DEVICES if victim == "edge" else (victim,)
+    for device in hit:
+        log = (lab.folder / f"{device}.log").read_text()
+        (after,) = map(int, re.findall(r"round 2 goes on after step (\d+)", log))
+        # Both sides have it, and it is the last or the one before: one side may have died first.
+        assert after % EVERY == 0 and after >= (lab.killed_at["d0"] // EVERY - 1) * EVERY > 0
+        taken = lab.steps(device)
+        again = taken.index(after, taken.index(after) + 1)
+        assert taken[again:] == list(range(after, STEPS)), "it begins again at that step"
+        assert taken[:again] == list(range(again)), "and has taken each before once"
+    for device in set(DEVICES) - set(hit):
+        assert lab.steps(device) == list(range(STEPS))
