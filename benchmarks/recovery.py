@@ -6,7 +6,8 @@
 
 `price` runs the same settings without snapshots, with one at each round's end, and with one also
 every few steps, in turns. Wall time is the sum of the rounds from the second on. CPU time is that
-of all nodes meanwhile, so that it counts also where others use the machine. `snapshots` writes and
+of all nodes meanwhile, so that it counts also where others use the machine. `waits` is what device
+and edge together stood still for snapshots, by their own count. `snapshots` writes and
 reads again what such a run has left on the disk. `recovery` kills a node with SIGKILL at three
 quarters of a round, and tells how much longer the round took than one without a fault.
 """
@@ -17,12 +18,14 @@ import argparse
 import contextlib
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
 import sys
 import tempfile
 import time
+import urllib.request
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
@@ -136,6 +139,16 @@ class Launched:
                     found[words[1]] = child
         return found
 
+    def waited(self) -> float:
+        """Seconds that device and edge have waited for snapshots, by the edge's /metrics."""
+        with contextlib.suppress(OSError):
+            found = re.search(r"metrics at (http\S+)", (self.run / "logs" / "edge.log").read_text())
+            if found is not None:
+                with urllib.request.urlopen(found[1], timeout=5) as answer:
+                    text: str = answer.read().decode()
+                return sum(map(float, re.findall(r"(?m)^sfl_snapshot_wait\S+ (\S+)$", text)))
+        return 0.0
+
     def round_seconds(self) -> dict[int, float]:
         """How long each round took, by its number."""
         lines = (self.run / "metrics.jsonl").read_text().splitlines()
@@ -159,15 +172,17 @@ def launched(case: Case, recovery: dict[str, Any]) -> Iterator[Launched]:
 
 @dataclass(frozen=True, slots=True)
 class Price:
-    """Of the rounds after the first: seconds that passed, CPU seconds of all nodes, tokens."""
+    """Of the rounds after the first: seconds that passed, CPU seconds of all nodes, and seconds in
+    which device and edge could only wait for a snapshot to be on the disk."""
 
     wall: float
     cpu: float
+    waited: float
 
 
 def priced(case: Case, recovery: dict[str, Any]) -> Price:
     """One run."""
-    first, last = 0.0, 0.0
+    first, last, began, waited = 0.0, 0.0, 0.0, 0.0
     nodes: list[psutil.Process] = []
     with launched(case, recovery) as run:
         for status in run.looks():
@@ -175,11 +190,11 @@ def priced(case: Case, recovery: dict[str, Any]) -> Price:
                 continue
             if not nodes:
                 nodes = list(run.nodes().values())
-                first = used(nodes)
-            last = used(nodes) or last
+                first, began = used(nodes), run.waited()
+            last, waited = used(nodes) or last, run.waited() or waited
         rounds = run.round_seconds()
     wall = sum(seconds for number, seconds in rounds.items() if 2 <= number <= case.rounds)
-    return Price(wall, last - first)
+    return Price(wall, last - first, waited - began)
 
 
 def used(nodes: list[psutil.Process]) -> float:
@@ -225,7 +240,8 @@ def told(prices: list[Price], off: list[Price], case: Case) -> str:
     cpu = compared("CPU", [own.cpu for own in prices], [own.cpu for own in off])
     tokens = (case.rounds - 1) * case.steps * case.size.batch * case.size.length
     rate = tokens / median(price.wall for price in prices)
-    return f"{rate:6,.0f} tokens/s; {wall}; {cpu}"
+    still = median(price.waited for price in prices) / (case.rounds - 1)
+    return f"{rate:6,.0f} tokens/s; {wall}; {cpu}; waits {still * 1e3:.0f} ms a round"
 
 
 def compared(what: str, seconds: list[float], off: list[float]) -> str:

@@ -145,8 +145,7 @@ class DeviceAgent:
     def _take_part(self, link: DeviceLink) -> None:
         """Load, say so, and run rounds until there are no more."""
         joined = link.joined
-        self._run_id = joined.run_id
-        self._came_from = replace(self._came_from, run_key=joined.run_key)
+        self._enter(joined)
         joined = replace(joined, settings=self.consent.agreed(joined.settings, joined.assignment))
         loaded = self._loaded = self._as_loaded(link, joined)
         trainer = self._trainer(loaded, link)
@@ -157,6 +156,15 @@ class DeviceAgent:
         finally:
             link.written()  # the next link reads it
         forget_run(self.config.cache_dir, joined.run_key, self.config.name)
+
+    def _enter(self, joined: Joined) -> None:
+        """This device is in a run now; whether that is the one it was in, the log says."""
+        before = self._came_from.run_key
+        if before not in ("", joined.run_key):
+            begins = "this device was in %s, and begins anew"
+            log.warning(f"the edge is in another run, %s: {begins}", joined.run_id, self._run_id)
+        self._run_id = joined.run_id
+        self._came_from = replace(self._came_from, run_key=joined.run_key)
 
     def _run_rounds(self, link: DeviceLink, trainer: Trainer) -> None:
         self.service.status(f"run {self._run_id}: waiting for its first round")

@@ -22,6 +22,7 @@ from sfl.node.options import (
     MaxRuns,
     Overrides,
     Service,
+    Supervised,
 )
 from sfl.node.process import cores, keep_heap, quiet_environment, return_memory, run_node
 from sfl.service.command import AskedAgent, attaches_to, serve_device
@@ -36,6 +37,7 @@ def device(
     claim: Claim = None,
     service: Service = None,
     max_runs: MaxRuns = None,
+    supervised: Supervised = False,
     error_file: ErrorFile = None,
 ) -> None:
     """Start a device agent. It holds the model's first blocks; its data never leaves it.
@@ -64,7 +66,7 @@ def device(
                 writable_folder(settings.cache_dir, "device.cache_dir")
             _take_part(settings, insecure, own)
 
-    raise typer.Exit(run_node(body, error_file))
+    raise typer.Exit(run_node(body, error_file, supervised))
 
 
 def _take_part(settings: DeviceConfig, insecure: bool, own: OwnCertificate | None) -> None:

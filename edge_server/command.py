@@ -18,6 +18,7 @@ from sfl.node.options import (
     MaxRuns,
     Overrides,
     Service,
+    Supervised,
 )
 from sfl.node.process import cores, keep_heap, quiet_environment, run_loop, run_node
 from sfl.service.command import AskedAgent, attaches_to, serve_edge
@@ -31,6 +32,7 @@ def edge(
     certs: Certs = None,
     service: Service = None,
     max_runs: MaxRuns = None,
+    supervised: Supervised = False,
     address_file: AddressFile = None,
     error_file: ErrorFile = None,
 ) -> None:
@@ -63,4 +65,4 @@ def edge(
         with explained_handshakes():
             run_loop(serve())
 
-    raise typer.Exit(run_node(body, error_file))
+    raise typer.Exit(run_node(body, error_file, supervised))

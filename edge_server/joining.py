@@ -6,7 +6,7 @@ import asyncio
 import logging
 import time
 
-from sfl.errors import LinkLost, NameInUse, PeerUnavailable, RunFailed, SflError
+from sfl.errors import AnotherRun, LinkLost, NameInUse, PeerUnavailable, SflError
 from sfl.metrics.waits import Waits
 from sfl.rounds.values import EdgeWelcome
 from sfl.transport.cloud.link import CloudLink, CloudStream
@@ -51,7 +51,7 @@ class Joining:
         """The next stream, once the one of `welcome` is lost.
 
         Raises `lost` where that will not go away, PeerUnavailable where the cloud is not back
-        within the run's `rejoin_timeout`, RunFailed where it is in another run.
+        within the run's `rejoin_timeout`, AnotherRun where it is in another run.
         """
         network = welcome.settings.network
         if not isinstance(lost, AWAY) or not network.rejoin_timeout:
@@ -78,7 +78,7 @@ class Joining:
             return None
         if (reason := _another(welcome, stream.welcome)) is not None:
             stream.hang_up()
-            raise RunFailed(reason)
+            raise AnotherRun(reason)
         return stream
 
 

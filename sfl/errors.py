@@ -18,6 +18,7 @@ SflError                     anything this project raises on purpose (exit code 
 │       └── AdapterRefused   what comes of the round's adapter is nothing to compute with
 ├── DiskError                a folder cannot be written or read: full, read-only, gone
 └── RunFailed                the run as a whole did not reach its end
+    ├── AnotherRun           who was lost is back in another run
     ├── Bug                  what nobody foresaw (exit code 70)
     └── OutOfMemory          a node had too little memory for its work (exit code 71)
 """
@@ -106,6 +107,10 @@ class AdapterRefused(ProtocolError):
 
 class RunFailed(SflError):
     """A round closed with fewer than `min_devices`, or a node of the run failed."""
+
+
+class AnotherRun(RunFailed):
+    """Whoever was lost is back in another run than this node is in."""
 
 
 class Bug(RunFailed):

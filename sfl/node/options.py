@@ -25,6 +25,14 @@ Resume = Annotated[
         help="Go on with a run that was stopped: its id, the beginning of it, or its path.",
     ),
 ]
+Supervised = Annotated[
+    bool,
+    typer.Option(
+        "--supervised",
+        help="Exit with 0 also where the run has failed: for an engine that starts again whoever "
+        "exits with anything else.",
+    ),
+]
 MaxRuns = Annotated[
     int | None, typer.Option("--max-runs", min=1, help="Runs of a service at once, at most.")
 ]

@@ -15,7 +15,7 @@ import threading
 from collections.abc import Callable, Coroutine, Iterator
 from pathlib import Path
 
-from sfl.errors import Bug, SflError
+from sfl.errors import Bug, RunFailed, SflError
 from sfl.node import machine
 from sfl.node.causes import foreseen
 
@@ -107,10 +107,13 @@ def cores() -> int:
     return machine.cores().usable
 
 
-def run_node(body: Callable[[], None], error_file: Path | None = None) -> int:
+def run_node(
+    body: Callable[[], None], error_file: Path | None = None, supervised: bool = False
+) -> int:
     """Run a node's main; its exit code. A user's mistake is one line, not a traceback.
 
-    SIGTERM ends like Ctrl-C. `error_file` gets the reason, for whoever started this process.
+    SIGTERM ends like Ctrl-C. `error_file` gets the reason, for whoever started this process. With
+    `supervised` the end of a run that has failed is 0: nothing is to be started again.
     """
     signal.signal(signal.SIGTERM, _interrupt)
     if os.environ.pop(WITH_PARENT, None):
@@ -122,7 +125,7 @@ def run_node(body: Callable[[], None], error_file: Path | None = None) -> int:
         return 130
     except SflError as error:
         _leave(str(error), error_file)
-        return error.exit_code
+        return 0 if supervised and type(error) is RunFailed else error.exit_code
     except Exception as error:
         if (known := foreseen(error)) is not None:
             _leave(str(known), error_file)

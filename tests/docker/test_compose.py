@@ -209,6 +209,15 @@ def test_torch_is_cleaned_whatever_the_bases_python(tmp_path: Path) -> None:
     assert cleaned("opt/elsewhere")[0] != 0
 
 
+@pytest.mark.parametrize("name", ["compose.yml", "insecure.yml", "with-gpu.yml"])
+def test_who_hears_that_the_run_has_ended_is_not_started_again(name: str) -> None:
+    """`on-failure` starts again whoever exits with anything but 0."""
+    found = yaml.safe_load((DOCKER / name).read_text())["services"]
+    for service in NODE_SERVICES & found.keys():
+        option = "--resume=auto" if service == "cloud" else "--supervised"
+        assert option in found[service]["command"], service
+
+
 def test_every_node_is_locked_down() -> None:
     for name, service in services().items():
         if name == "grafana":

@@ -29,7 +29,7 @@ from sfl.transport.device.link import CameFrom, DeviceLink
 from sfl.transport.device.training import Training
 from sfl.transport.frames.wire import WIRE_VERSION
 from sfl.transport.security.signed import DeviceSignatures
-from sfl.v1 import edge_pb2
+from sfl.v1 import edge_pb2, tensor_pb2
 from tests.house.edge import NAME, PATIENCE, QUIET, Cloud, House, dialled, played
 from tests.house.links import joined
 from tests.house.waiting import until_async
@@ -385,6 +385,10 @@ def test_a_new_stream_of_the_same_process_ends_the_old_one_at_once() -> None:
             await asyncio.to_thread(first.receive)
         await until_async(lambda: NAME in house.service.streams)
         assert cloud.told == ["join", "left", "join"]
+        late = edge_pb2.DeviceMessage(report=tensor_pb2.RoundReport(round=1, device=NAME))
+        await asyncio.to_thread(first.line.post, late)
+        await asyncio.sleep(0.2)
+        assert cloud.told == ["join", "left", "join"] and NAME in house.service.streams
         for link in (first, second):
             await asyncio.to_thread(link.close)
 

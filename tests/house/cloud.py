@@ -28,8 +28,10 @@ class SpokenEdge:
         self.call = CLOUD_SESSION.stub(self.channel)()
         self.name = name
 
-    async def join(self) -> None:
-        hello = cloud_pb2.EdgeHello(edge=self.name, wire_version=WIRE_VERSION)
+    async def join(self, incarnation: bytes = b"") -> None:
+        hello = cloud_pb2.EdgeHello(
+            edge=self.name, wire_version=WIRE_VERSION, incarnation=incarnation
+        )
         await self.say(hello=hello)
         first = await self.call.read()
         assert first.WhichOneof("body") == "settings"
