@@ -47,7 +47,7 @@ from sfl.node.files import write_atomic
 from sfl.node.logs import describe_node
 from sfl.node.process import SIGTERM
 from sfl.report.conclusion import can_go_on, drop_rounds, drop_working_files, what_stays
-from sfl.report.journal import SqliteJournal
+from sfl.report.journal import open_journal
 from sfl.report.runs import forget_stop, stop_reason, was_stopped
 from sfl.report.standing import waits_of
 from sfl.rounds import CloudRestarted, Coordinator, FinishRun, Phase, RunEnded, Tick
@@ -84,7 +84,9 @@ class CloudAggregator:
         self.own = own
         self.folder = folder
         self.run_id = folder.name
-        self.journal = SqliteJournal(folder)  # before any record: what it refuses leaves none
+        self.journal = open_journal(
+            config, folder
+        )  # before any record: what it refuses leaves none
         before = Before.of(self.journal, config)
         self._goes_on = before.goes_on
         self.config = EffectiveConfig(config, folder, before.settled)

@@ -60,6 +60,7 @@ def cloud(
         from cloud_aggregator.aggregator import CloudAggregator
         from sfl.node.certificates.own import own_certificate
         from sfl.report.conclusion import concluded
+        from sfl.report.journal import check_journal
         from sfl.report.resume import AUTO, how_ended, resumed, resumed_or_new
         from sfl.report.runs import load_for_cloud, open_run_folder
         from sfl.transport.security.handshakes import explained_handshakes
@@ -77,6 +78,7 @@ def cloud(
             if as_service:
                 folder, settings = resumed_or_new(settings)
             else:
+                check_journal(settings)
                 folder = open_run_folder(settings)
 
         async def serve() -> None:

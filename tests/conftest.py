@@ -18,6 +18,7 @@ import pytest
 
 if TYPE_CHECKING:
     from tests.house.named import Runs
+    from tests.house.postgres import Postgres
 
 
 def pytest_configure() -> None:
@@ -84,3 +85,11 @@ def runs(
     runs = Runs((base.parent if hasattr(request.config, "workerinput") else base) / "named")
     yield runs
     runs.assert_untouched()
+
+
+@pytest.fixture(scope="session")
+def postgres() -> Iterator[Postgres]:
+    """A real PostgreSQL server, for tests that are marked `process`."""
+    from tests.house.postgres import served
+
+    yield from served()

@@ -34,7 +34,15 @@ LEVELS = (
         "sfl.report.runs",
         "sfl.stage.window",
     ),
-    ("sfl.codec", "sfl.models", "sfl.adapters", "sfl.aggregation", "sfl.data", "sfl.metrics"),
+    (
+        "sfl.codec",
+        "sfl.models",
+        "sfl.adapters",
+        "sfl.aggregation",
+        "sfl.data",
+        "sfl.metrics",
+        "sfl.store",
+    ),
     ("sfl.stage", "sfl.report"),
     ("sfl.transport",),
     ("sfl.service",),
@@ -73,6 +81,9 @@ ROOMS = {
         "edge_server.host",
         "edge_server.training",
     ),
+    "sqlalchemy": ("sfl.store", "sfl.report.journal", "sfl.report.served"),
+    "alembic": ("sfl.store.schema", "sfl.store.migrations"),
+    "psycopg": ("sfl.store.postgres",),
     "cryptography": ("sfl.node.certificates.authority", "sfl.node.certificates.signing"),
 }
 PURE = (

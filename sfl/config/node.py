@@ -150,6 +150,20 @@ class PauseSettings(Section):
         return 100.0 if self.below_percent is None else min(100.0, self.below_percent + 5.0)
 
 
+POSTGRES = r"^(postgresql(\+psycopg)?://.+)?$"
+_SECRET = re.compile(r"://[^/@]*:(?!\$\{\w+\}@)[^/@]*@|[?&]password=")
+
+
+def without_secret(url: str) -> str:
+    """A URL whose password, if there is one, is a variable of the environment."""
+    if _SECRET.search(url):
+        raise ValueError(
+            "has a password, which every copy of the settings would have; write ${NAME} in its "
+            "place, and set NAME in the environment"
+        )
+    return url
+
+
 class CloudNode(Section):
     """The cloud process."""
 
@@ -161,6 +175,11 @@ class CloudNode(Section):
     """Prometheus endpoint of the cloud."""
     tracing: TracingSettings = TracingSettings()
     """Traces of the run's steps."""
+    journal: Annotated[str, AfterValidator(without_secret)] = Field(default="", pattern=POSTGRES)
+    """Where the run's events are kept. Empty: in `run.sqlite` in the run's folder. A PostgreSQL
+    server: `postgresql+psycopg://USER:${NAME}@HOST/DATABASE`, where `NAME` is a variable of the
+    environment with the password. Without `:${NAME}` the password is that of `PGPASSWORD` or
+    `~/.pgpass`. Needs the extra `postgres` (docs/storage.md)."""
 
 
 class EdgeConfig(Section):

@@ -13,6 +13,7 @@ from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
 from sfl.config.base import MOST_CHARACTERS, NODE_NAME, PACKAGE, RUN_ID
+from sfl.config.node import POSTGRES
 from sfl.errors import ConfigError
 
 MOVED = {
@@ -30,8 +31,11 @@ PATTERNS = {
     NODE_NAME: f"a name has {NAMES}",
     PACKAGE: "a plug-in is named with its version, as name==1.0",
     r"^(https?://.+)?$": "an address begins with http:// or https://",
+    POSTGRES: "an address of a database begins with postgresql+psycopg://",
 }
 """What each regular expression of a setting asks for."""
+
+_PASSWORD = re.compile(r"(://[^/@]*:|[?&]password=)[^/@&]+")
 
 _KINDS = {
     "int": "is not a whole number",
@@ -70,7 +74,12 @@ def as_config_error(
     if first["type"] == "value_error":
         return _by_our_own_rule(first, field, message)
     wrong, fix = _in_words(first)
-    return ConfigError(field, first["input"], wrong + _or_words(error.errors()), fix)
+    return ConfigError(field, _shown(first["input"]), wrong + _or_words(error.errors()), fix)
+
+
+def _shown(value: Any) -> Any:
+    """A value as it may be printed: a URL without its password."""
+    return _PASSWORD.sub(r"\1***", value) if isinstance(value, str) else value
 
 
 def _or_words(errors: list[ErrorDetails]) -> str:
@@ -135,10 +144,10 @@ def _in_words(error: ErrorDetails) -> tuple[str, str]:
 def _by_our_own_rule(error: ErrorDetails, field: str, message: str) -> ConfigError:
     """A rule of the section's own: its message may begin with the field that it is about."""
     if ": " not in message:
-        return ConfigError(field, error["input"], message, SEE)
+        return ConfigError(field, _shown(error["input"]), message, SEE)
     name, message = message.split(": ", 1)
     field = f"{field.rstrip('.')}.{name}" if field else name
-    return ConfigError(field, _look_up(error["input"], name), message, SEE)
+    return ConfigError(field, _shown(_look_up(error["input"], name)), message, SEE)
 
 
 def _steps(where: tuple[int | str, ...], table: Any) -> Iterator[str]:

@@ -40,3 +40,14 @@ def require_opentelemetry(field: str, endpoint: str) -> None:
             "OpenTelemetry is not installed",
             "Install it with `pip install 'sfl[otel]'`, or remove the setting.",
         )
+
+
+def require_postgres(field: str, url: str) -> None:
+    """Raise ConfigError where a PostgreSQL server is named and nothing here can talk to it."""
+    if importlib.util.find_spec("psycopg") is None:
+        raise ConfigError(
+            field,
+            url,
+            "psycopg is not installed",
+            "Install it with `pip install 'sfl[postgres]'`, or remove the setting.",
+        )

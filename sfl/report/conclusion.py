@@ -75,7 +75,7 @@ def conclude(folder: Path, config: RunConfig, reason: str, wall_seconds: float) 
         return
     (folder / RESERVE).unlink(missing_ok=True)
     last = RunStatus.last(folder / "status.json")
-    killed = killed_run(folder, config.settings, config.run.keep_round_adapters, reason)
+    killed = killed_run(folder, config, reason)
     if killed is not None:
         _conclude_from_journal(folder, _in_effect(folder, config), killed, last)
     else:

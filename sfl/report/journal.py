@@ -1,66 +1,76 @@
-"""A run's journal as a SQLite file, `run.sqlite`: one process writes, any may read meanwhile."""
+"""A run's journal in a database: one process writes, any may read meanwhile.
+
+By default it is `run.sqlite` in the run's folder. `cloud.journal` names a PostgreSQL server.
+"""
 
 from __future__ import annotations
 
-import contextlib
-import errno
 import math
 import secrets
-import sqlite3
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from functools import cache
 from pathlib import Path
+from typing import Any, Protocol, TypeVar
 
-from sfl.errors import DiskError
-from sfl.node.files import on_disk
+from sqlalchemy.dialects.sqlite import pysqlite
+
+from sfl.config import RunConfig
+from sfl.errors import ConfigError
+from sfl.node.extras import require_postgres
 from sfl.node.lock import FolderLock
 from sfl.report.runs import JOURNAL, LOCK
-from sfl.rounds.journal import PASSING, Entry, Latest, subject
+from sfl.rounds.journal import PASSING, Entry, Journal, Latest, subject
 from sfl.rounds.plain import NotReadable, event_from_json, state_from_json, to_json
 from sfl.rounds.state import RunState
+from sfl.store.address import Address
+from sfl.store.schema import Schema
+from sfl.store.sqlite import SqliteFile
+from sfl.store.tables import OF_FILE, VERSION, Said, Statements, Values
 
-# Of a subject only the latest event stays; it takes a number above all others before the one that
-# it replaces goes, so that numbers only grow (and AUTOINCREMENT, which writes a page more, is not
-# needed).
-_TABLES = """
-CREATE TABLE IF NOT EXISTS events(
-  number INTEGER PRIMARY KEY, now REAL NOT NULL, kind TEXT NOT NULL,
-  subject TEXT, event BLOB NOT NULL
-);
-CREATE UNIQUE INDEX IF NOT EXISTS subjects ON events(subject) WHERE subject IS NOT NULL;
-CREATE TABLE IF NOT EXISTS marks(
-  one INTEGER PRIMARY KEY CHECK (one = 1), number INTEGER NOT NULL, state BLOB NOT NULL
-);
-CREATE TABLE IF NOT EXISTS clock(one INTEGER PRIMARY KEY CHECK (one = 1), now REAL NOT NULL);
-CREATE TABLE IF NOT EXISTS run(one INTEGER PRIMARY KEY CHECK (one = 1), key TEXT NOT NULL);
-"""
-_APPEND = "INSERT OR REPLACE INTO events(now, kind, subject, event) VALUES(?, ?, ?, ?)"
-_TELL_TIME = "INSERT OR REPLACE INTO clock VALUES(1, ?)"
-_NAME_RUN = "INSERT OR IGNORE INTO run VALUES(1, ?)"
-_MARK = "INSERT OR REPLACE INTO marks SELECT 1, coalesce(max(number), 0), ? FROM events"
-_FORGET = (
-    "DELETE FROM events WHERE number > coalesce((SELECT number FROM marks), 0) AND kind IN "
-    f"({', '.join(repr(kind.__name__) for kind in PASSING)})"
-)
-_EVENTS = "SELECT now, event FROM events WHERE number > ? ORDER BY number"
+T = TypeVar("T")
 
-VERSION = 1
-"""Of the tables, as `PRAGMA user_version`. Who changes them counts it up."""
+MIGRATIONS = "sfl.store.migrations"
 
-PATIENCE = 0.2
-"""Seconds that a commit waits for another program. The whole cloud stands still meanwhile."""
+SCHEMA = Schema(OF_FILE.all, MIGRATIONS, VERSION)
+KINDS = tuple(kind.__name__ for kind in PASSING)
+SETTING = "cloud.journal"
 
-_ERRNO = {
-    sqlite3.SQLITE_FULL: errno.ENOSPC,
-    sqlite3.SQLITE_IOERR: errno.EIO,
-    sqlite3.SQLITE_READONLY: errno.EROFS,
-    sqlite3.SQLITE_CANTOPEN: errno.EACCES,
-    sqlite3.SQLITE_PERM: errno.EACCES,
-}
-_DAMAGED = (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB)
-_HELD = (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED)
+_ANOTHER_RUN = "Begin another run, with another run.id or none."
+_ONE = 1
+"""The run of a file, which has no other."""
 
-Row = tuple[float, str, str | None, bytes]
-Statement = tuple[str, tuple[object, ...]]
+
+@cache
+def for_sqlite() -> Statements:
+    """What a file is told."""
+    return Statements(OF_FILE, pysqlite.SQLiteDialect_pysqlite(), KINDS)
+
+
+class Database(Protocol):
+    """Where a run's events are."""
+
+    def asked(self, work: Callable[[], T]) -> T:
+        """What `work` finds by `ask`. Raises DiskError."""
+
+    def ask(self, said: Said, **values: object) -> list[Any]:
+        """The rows that answer."""
+
+    def close(self) -> None:
+        """Nothing more is asked. Raises DiskError."""
+
+
+class WritableDatabase(Database, Protocol):
+    """Where one process may write a run's events."""
+
+    def write(
+        self,
+        append: str,
+        rows: Sequence[Values],
+        more: Sequence[tuple[str, Values]] = (),
+        *,
+        durable: bool = False,
+    ) -> None:
+        """Rows, then other statements: all of it or nothing. Raises DiskError."""
 
 
 def _time(value: object) -> float:
@@ -70,97 +80,39 @@ def _time(value: object) -> float:
     return value
 
 
-class JournalReader:
-    """What a run's journal has, also while its cloud writes. Not one byte of it is changed.
+class StoredJournal:
+    """What a database has of a run, also while its cloud writes. Nothing of it is changed."""
 
-    A journal that its cloud has closed is read without any file beside it.
-    """
-
-    def __init__(self, folder: Path) -> None:
-        """Raises DiskError, also for a file that is damaged, held, or of another version."""
-        self._folder = folder
-        with self._on_disk():
-            self._file = self._connected()
-            self._version = self._require_version()
-
-    def _connected(self) -> sqlite3.Connection:
-        """To read. Without a log the file is whole; unless told so, SQLite would make one."""
-        log = self._folder / f"{JOURNAL}-wal"
-        logged = log.exists() and log.stat().st_size > 0
-        how = "mode=ro" if logged else "mode=ro&immutable=1"
-        name = f"{(self._folder / JOURNAL).absolute().as_uri()}?{how}"
-        return sqlite3.connect(name, timeout=PATIENCE, isolation_level=None, uri=True)
-
-    def _require_version(self) -> int:
-        """Raises DiskError where another `sfl` wrote the file: its tables may mean something else.
-
-        A file of version 0 is new, or was written before versions were.
-        """
-        found: int
-        (found,) = self._file.execute("PRAGMA user_version").fetchone()
-        if found not in (0, VERSION):
-            self._file.close()
-            problem = f"it is of version {found}, and this is for version {VERSION}"
-            raise DiskError(f"{self._folder / JOURNAL}: {problem}. Use the sfl that wrote it.")
-        return found
-
-    @contextlib.contextmanager
-    def _on_disk(self) -> Iterator[None]:
-        """What SQLite says of the disk or the file is raised as DiskError."""
-        with on_disk(self._folder):
-            try:
-                yield
-            except NotReadable as error:
-                raise self._damaged(error) from None
-            except sqlite3.DatabaseError as error:
-                # What Python's own module says has no code; of reading it is: no UTF-8.
-                number: int | None = getattr(error, "sqlite_errorcode", None)
-                code = None if number is None else number & 0xFF
-                unread = code is None and isinstance(error, sqlite3.OperationalError)
-                if unread or code in _DAMAGED:
-                    raise self._damaged(error) from None
-                if code in _HELD:
-                    raise self._held(error) from None
-                if code is None or code not in _ERRNO:
-                    raise
-                raise OSError(_ERRNO[code], str(error)) from error
-
-    def _damaged(self, error: Exception) -> DiskError:
-        path = self._folder / JOURNAL
-        fix = "Begin another run, with another run.id or none."
-        return DiskError(f"{path}: it is damaged ({error}). {fix}")
-
-    def _held(self, error: Exception) -> DiskError:
-        path = self._folder / JOURNAL
-        fix = "Close that program; while a run goes on, read a copy of the folder."
-        return DiskError(f"{path}: another program holds it ({error}). {fix}")
+    def __init__(self, database: Database, statements: Statements, run: int) -> None:
+        self._database = database
+        self._statements = statements
+        self._run = run
 
     @property
     def begun(self) -> bool:
-        """Whether its tables are there: whoever makes it may be killed before."""
-        with self._on_disk():
-            (tables,) = self._file.execute("SELECT count(*) FROM sqlite_master").fetchone()
-        return bool(tables)
+        """Whether a cloud has made it."""
+        return True
 
     def entries(self) -> Iterator[Entry]:
         """All events; before the last mark, without those that nobody looks at later."""
-        return iter(self._after(0))
+        return iter(self._database.asked(lambda: self._after(0)))
 
     def _after(self, number: int) -> list[Entry]:
-        with self._on_disk():
-            rows = self._file.execute(_EVENTS, (number,)).fetchall()
-            return [Entry(_time(now), event_from_json(event)) for now, event in rows]
+        rows = self._database.ask(self._statements.after, run=self._run, number=number)
+        return [Entry(_time(now), event_from_json(event)) for now, event in rows]
 
     def latest(self) -> Latest:
         """What a state is rebuilt from."""
-        with self._on_disk():
-            row = self._file.execute("SELECT number, state FROM marks").fetchone()
-            told = self._file.execute("SELECT now FROM clock").fetchone()
-            number, marked = (0, None) if row is None else (row[0], state_from_json(row[1]))
-            (last,) = self._file.execute("SELECT coalesce(max(number), 0) FROM events").fetchone()
-            if not isinstance(number, int) or number > last:
-                raise NotReadable(f"its state is of event {number!r}, and {last} is the last")
-            clock = 0.0 if told is None else _time(told[0])
+        return self._database.asked(self._latest)
+
+    def _latest(self) -> Latest:
+        said, ask = self._statements, self._database.ask
+        marks, told = ask(said.marked, run=self._run), ask(said.told, run=self._run)
+        number, marked = (marks[0][0], state_from_json(marks[0][1])) if marks else (0, None)
+        ((last,),) = ask(said.last, run=self._run)
+        if not isinstance(number, int) or number > last:
+            raise NotReadable(f"its state is of event {number!r}, and {last} is the last")
+        clock = _time(told[0][0]) if told else 0.0
         entries = tuple(self._after(number))
         times = [clock, *(entry.now for entry in entries[-1:])]
         if marked is not None:
@@ -169,52 +121,62 @@ class JournalReader:
 
     def close(self) -> None:
         """Nothing more is read."""
-        with self._on_disk():
-            self._file.close()
+        self._database.close()
 
 
-class SqliteJournal(JournalReader):
-    """A commit outlives the process, and a mark a power cut as well.
+class JournalReader(StoredJournal):
+    """What the journal in a run's folder has. Not one byte of it is changed.
 
-    That is WAL with `synchronous = NORMAL`: a commit is one write to the log and waits for no
-    disk, so that an event costs microseconds; the disk is waited for where the log is put into the
-    file. After a power cut the file is whole, and what is lost are the latest commits since then:
-    a round's beginning is never among them. Rows wait in memory until their commit.
+    A journal that its cloud has closed is read without any file beside it; one of an older version
+    is brought up in memory.
     """
 
     def __init__(self, folder: Path) -> None:
-        """Raises DiskError, also for a file that is damaged, held, or of another version."""
-        self._lock = FolderLock(folder / LOCK)
-        try:
-            super().__init__(folder)
-            self._rows: list[Row] = []
-            self._told: float | None = None
-            with self._on_disk():
-                self._file.execute("PRAGMA journal_mode = WAL")
-                self._file.execute("PRAGMA synchronous = NORMAL")
-                self._file.executescript(_TABLES)
-                if self._version != VERSION:
-                    self._file.execute(f"PRAGMA user_version = {VERSION}")
-                self.run_key = self._name_run()
-        except BaseException:
-            self._lock.release()
-            raise
+        """Raises DiskError, also for a file that is damaged, held, or of a newer version."""
+        self.file = SqliteFile(folder / JOURNAL, SCHEMA, _ANOTHER_RUN, writes=False)
+        super().__init__(self.file, for_sqlite(), _ONE)
 
-    def _name_run(self) -> str:
+    @property
+    def begun(self) -> bool:
+        """Whether its tables are there: whoever makes it may be killed before."""
+        return self.file.begun
+
+
+class WrittenJournal(StoredJournal):
+    """A commit outlives the process. Rows wait in memory until then."""
+
+    def __init__(
+        self,
+        database: WritableDatabase,
+        statements: Statements,
+        run: int,
+        run_key: str,
+        lock: FolderLock,
+    ) -> None:
+        """`lock` is let go of at the end."""
+        super().__init__(database, statements, run)
+        self.run_key = run_key
         """Random, made with the journal: it tells this run from another of the same id."""
-        self._file.execute(_NAME_RUN, (secrets.token_hex(16),))
-        key: str
-        (key,) = self._file.execute("SELECT key FROM run").fetchone()
-        return key
+        self._writable = database
+        self._lock = lock
+        self._rows: list[Values] = []
+        self._told: float | None = None
+        self._append_text = statements.append.text
+        self._last, self._since = database.asked(self._numbers)
 
-    def _connected(self) -> sqlite3.Connection:
-        """To read and to write; makes the file where there is none."""
-        return sqlite3.connect(self._folder / JOURNAL, timeout=PATIENCE, isolation_level=None)
+    def _numbers(self) -> tuple[int, int]:
+        """The last number that was given, and that of the last mark."""
+        ((last,),) = self._database.ask(self._statements.last, run=self._run)
+        marks = self._database.ask(self._statements.marked, run=self._run)
+        marked = marks[0][0] if marks and isinstance(marks[0][0], int) else 0
+        return max(last, marked), marked
 
     def append(self, entry: Entry) -> None:
         """Keep an event with the next `commit`; until then it is in memory only."""
         event = entry.event
-        self._rows.append((entry.now, type(event).__name__, subject(event), to_json(event)))
+        self._last += 1
+        kind, about = type(event).__name__, subject(event)
+        self._rows.append((self._run, self._last, entry.now, kind, about, to_json(event)))
 
     def tell_time(self, now: float) -> None:
         """The run has been up so long."""
@@ -222,55 +184,26 @@ class SqliteJournal(JournalReader):
 
     def mark(self, state: RunState) -> None:
         """Keep the state after the latest event, also through a power cut."""
-        # The mark has the number that is the last one then. Its commit waits for the disk: the
-        # checkpoint alone does so only as far as no reader keeps the log.
-        with self._durably():
-            self._write([(_FORGET, ()), (_MARK, (to_json(state),))])
-        with self._on_disk():
-            self._file.execute("PRAGMA wal_checkpoint(PASSIVE)")
-
-    @contextlib.contextmanager
-    def _durably(self) -> Iterator[None]:
-        """A commit in here waits for the disk."""
-        with self._on_disk():
-            self._file.execute("PRAGMA synchronous = FULL")
-        try:
-            yield
-        finally:
-            with self._on_disk():
-                self._file.execute("PRAGMA synchronous = NORMAL")
+        forget, mark = self._statements.forget, self._statements.mark
+        more = [
+            (forget.text, forget.values(run=self._run, number=self._since)),
+            (mark.text, mark.values(run=self._run, state=to_json(state))),
+        ]
+        self._write(more, durable=True)
+        self._since = self._last
 
     def commit(self, *, durable: bool = False) -> None:
         """What was kept outlives this process, however it ends; if `durable`, a power cut too."""
-        with self._durably() if durable else contextlib.nullcontext():
-            self._write([])
+        self._write(durable=durable)
 
-    def _write(self, more: Sequence[Statement]) -> None:
+    def _write(self, more: Sequence[tuple[str, Values]] = (), *, durable: bool = False) -> None:
         """Rows and time that wait, then `more`: all of it or nothing, and then it waits on."""
-        statements = [*more]
         if self._told is not None:
-            statements.append((_TELL_TIME, (self._told,)))
-        try:
-            if len(self._rows) == 1 and not statements:
-                self._file.execute(_APPEND, self._rows[0])  # a transaction of its own
-            elif self._rows or statements:
-                self._write_together(statements)
-        except Exception:
-            with self._on_disk():  # only now: entering it costs what writing a row does
-                raise
-        self._rows.clear()
+            tell = self._statements.tell_time
+            more = [*more, (tell.text, tell.values(run=self._run, now=self._told))]
+        self._writable.write(self._append_text, self._rows, more, durable=durable)
+        self._rows = []
         self._told = None
-
-    def _write_together(self, statements: Sequence[Statement]) -> None:
-        self._file.execute("BEGIN IMMEDIATE")
-        try:
-            self._file.executemany(_APPEND, self._rows)
-            for statement, values in statements:
-                self._file.execute(statement, values)
-            self._file.execute("COMMIT")
-        finally:
-            if self._file.in_transaction:
-                self._file.execute("ROLLBACK")
 
     def entries(self) -> Iterator[Entry]:
         """All events, also those that wait for a commit, which is made."""
@@ -291,3 +224,103 @@ class SqliteJournal(JournalReader):
                 super().close()
             finally:
                 self._lock.release()
+
+
+class SqliteJournal(WrittenJournal):
+    """A commit outlives the process, and a mark a power cut as well.
+
+    That is WAL with `synchronous = NORMAL`: a commit is one write to the log and waits for no
+    disk, so that an event costs microseconds; the disk is waited for where the log is put into the
+    file. After a power cut the file is whole, and what is lost are the latest commits since then:
+    a round's beginning is never among them.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        """Raises DiskError, also for a file that is damaged, held, or of a newer version."""
+        lock = FolderLock(folder / LOCK)
+        try:
+            self.file = file = SqliteFile(folder / JOURNAL, SCHEMA, _ANOTHER_RUN, writes=True)
+            super().__init__(file, for_sqlite(), _ONE, file.asked(self._name_run), lock)
+        except BaseException:
+            lock.release()
+            raise
+
+    def _name_run(self) -> str:
+        said, file = for_sqlite(), self.file
+        if not file.ask(said.named, id=""):
+            file.ask(said.name_run, id="", key=secrets.token_hex(16))
+        ((_, key),) = file.ask(said.named, id="")
+        return str(key)
+
+    def mark(self, state: RunState) -> None:
+        """Keep the state after the latest event, also through a power cut."""
+        # Its commit waits for the disk: the checkpoint alone does so only as far as no reader keeps
+        # the log.
+        super().mark(state)
+        self.file.checkpoint()
+
+
+# -- by the settings -------------------------------------------------------------------------------
+
+
+class RunJournal(Journal, Protocol):
+    """A journal that its cloud writes."""
+
+    run_key: str
+    """Random, made with the journal: it tells this run from another of the same id."""
+
+
+def open_journal(config: RunConfig, folder: Path) -> RunJournal:
+    """The journal of a run, to be written. Raises ConfigError, DiskError."""
+    if not config.cloud.journal:
+        return SqliteJournal(folder)
+    address = _address(config)
+    from sfl.report.served import PostgresJournal  # an extra, only where it is asked for
+
+    return PostgresJournal(address, folder, patience(config))
+
+
+def read_journal(config: RunConfig, folder: Path) -> StoredJournal | None:
+    """The journal of a run, or None where no cloud has begun one. Raises ConfigError, DiskError."""
+    journal: StoredJournal
+    if not config.cloud.journal:
+        if not (folder / JOURNAL).exists():
+            return None
+        journal = JournalReader(folder)
+    else:
+        address = _address(config)
+        from sfl.report.served import PostgresReader  # an extra, only where it is asked for
+
+        journal = PostgresReader(address, folder.name, patience(config))
+    if journal.begun:
+        return journal
+    journal.close()
+    return None
+
+
+def check_journal(config: RunConfig) -> None:
+    """That a new run can have its journal there. Raises ConfigError, DiskError."""
+    if not config.cloud.journal:
+        return
+    address, run_id = _address(config), config.run.id
+    from sfl.report.served import PostgresReader  # an extra, only where it is asked for
+
+    journal = PostgresReader(address, run_id, patience(config))
+    try:
+        if run_id and any(True for _ in journal.entries()):
+            problem = f"{address} has a run of that name"
+            raise ConfigError("run.id", run_id, problem, "Choose another, or none.")
+    finally:
+        journal.close()
+
+
+def patience(config: RunConfig) -> float:
+    """Seconds that a server is dialled: the cloud stands still meanwhile, and is not given up."""
+    return config.network.idle_timeout / 2
+
+
+def _address(config: RunConfig) -> Address:
+    """Raises ConfigError."""
+    text = config.cloud.journal
+    require_postgres(SETTING, text)
+    return Address(SETTING, text)

@@ -9,13 +9,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from sfl.config import RunSettings
-from sfl.errors import DiskError
+from sfl.config import RunConfig, RunSettings
+from sfl.errors import DiskError, SflError
 from sfl.node.causes import cause_of
-from sfl.report.journal import JournalReader, SqliteJournal
+from sfl.report.journal import open_journal, read_journal
 from sfl.report.kept import KeptAdapters, KeptRounds
 from sfl.report.projection import RunProjection
-from sfl.report.runs import JOURNAL
 from sfl.report.standing import standing
 from sfl.report.status import RunStatus
 from sfl.report.summary import RunSummary
@@ -86,27 +85,26 @@ class KilledRun:
         )
 
 
-def killed_run(
-    folder: Path, settings: RunSettings, every_round: bool, reason: str
-) -> KilledRun | None:
+def killed_run(folder: Path, config: RunConfig, reason: str) -> KilledRun | None:
     """A run as its journal has it, which ends with `reason` from now on.
 
     None where there is no journal, where it tells nothing, or where it cannot be read.
     """
-    if not (folder / JOURNAL).exists():
-        return None
     try:
-        with contextlib.closing(JournalReader(folder)) as journal:
-            entries = list(journal.entries()) if journal.begun else []
+        if (journal := read_journal(config, folder)) is None:
+            return None
+        with contextlib.closing(journal):
+            entries = list(journal.entries())
             if not entries:
                 return None
             latest = journal.latest()
         end = Entry(latest.now, RunEnded(False, reason))
-        killed = KilledRun.of(entries, end, latest.state(settings), every_round)
+        state, every_round = latest.state(config.settings), config.run.keep_round_adapters
+        killed = KilledRun.of(entries, end, state, every_round)
     except Exception as error:  # noqa: BLE001 - how the run ended is told all the same
         log.warning("the run's other files tell of it, not its journal: %s", cause_of(error))
         return None
     # Where the journal cannot be written, the summary alone has the end.
-    with contextlib.suppress(DiskError), contextlib.closing(SqliteJournal(folder)) as writing:
+    with contextlib.suppress(SflError), contextlib.closing(open_journal(config, folder)) as writing:
         writing.append(end)
     return killed

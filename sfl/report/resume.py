@@ -15,11 +15,10 @@ from sfl.config import RunConfig, dump_toml
 from sfl.errors import ConfigError
 from sfl.node.files import on_disk, write_atomic
 from sfl.node.lock import FolderLock
-from sfl.report.journal import JournalReader
+from sfl.report.journal import check_journal, read_journal
 from sfl.report.projection import RunProjection
 from sfl.report.runs import (
     CONCLUSION,
-    JOURNAL,
     LOCK,
     find_run,
     load_for_cloud,
@@ -88,6 +87,7 @@ def resumed_or_new(config: RunConfig) -> tuple[Path, RunConfig]:
         if how_ended(folder, own) is None:
             log.info("run %s was stopped, and goes on", folder.name)
             return _open(folder.resolve(), [], config.network.insecure)
+    check_journal(config)
     folder = open_run_folder(config)
     write_atomic(folder / ASKED, asked)
     return folder, config
@@ -117,10 +117,10 @@ def _require_open(folder: Path, config: RunConfig) -> None:
 
 def how_ended(folder: Path, config: RunConfig) -> str | None:
     """What a run came to, in words; None for one that can go on."""
-    if not (folder / JOURNAL).exists():
+    if (journal := read_journal(config, folder)) is None:
         return None  # its cloud was never up
-    with contextlib.closing(JournalReader(folder)) as journal:
-        if not journal.begun or journal.latest().state(config.settings).phase is not Phase.OVER:
+    with contextlib.closing(journal):
+        if journal.latest().state(config.settings).phase is not Phase.OVER:
             return None
         return RunProjection.of(journal.entries()).message
 

@@ -113,7 +113,7 @@ def load_for_cloud(path: Path, overrides: Iterable[str], insecure: bool) -> RunC
 
 def find_run(run: str, output_dir: Path = Path("runs"), option: str = "--run") -> Path:
     """The folder of a run, by its path, its id, or the beginning of it. Raises ConfigError."""
-    if any(is_there(Path(run) / name) for name in ("summary.json", JOURNAL)):
+    if any(is_there(Path(run) / name) for name in ("summary.json", "status.json", JOURNAL)):
         return Path(run)
     runs = [path for path in sorted(output_dir.glob("*")) if path.name.startswith(run)]
     found = [path for path in runs if (path / "config.toml").is_file()]

@@ -21,8 +21,8 @@ MOST_DEVICES = 10
 
 def fill_up(journal: SqliteJournal) -> None:
     """As a full disk has it: its file may not grow any more."""
-    pages = journal._file.execute("PRAGMA page_count").fetchone()[0]
-    journal._file.execute(f"PRAGMA max_page_count = {pages}")
+    pages = journal.file.connection.execute("PRAGMA page_count").fetchone()[0]
+    journal.file.connection.execute(f"PRAGMA max_page_count = {pages}")
 
 
 class NeverMarked(MemoryJournal):

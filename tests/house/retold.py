@@ -8,7 +8,7 @@ from pathlib import Path
 
 from sfl.config import RunSettings, load_run
 from sfl.report.conclusion import write_conclusion
-from sfl.report.journal import JournalReader
+from sfl.report.journal import read_journal
 from sfl.report.projection import RunProjection
 from sfl.report.records import RecordFile
 from sfl.report.standing import standing
@@ -20,12 +20,13 @@ WRITTEN = ("updated_at", "sequence", "pid", "host")
 
 
 def assert_retold(folder: Path, aside: Path) -> None:
-    """Make `metrics.jsonl`, `status.json`, `summary.json` and the report from `run.sqlite`.
+    """Make `metrics.jsonl`, `status.json`, `summary.json` and the report from the journal.
 
     All but what `WRITTEN` names is the same, byte for byte.
     """
     config = load_run(folder / "config.toml", [])
-    journal = JournalReader(folder)
+    journal = read_journal(config, folder)
+    assert journal is not None
     told = RunProjection.of(journal.entries())
     state = journal.latest().state(config.settings)
     journal.close()

@@ -17,7 +17,6 @@ import pytest
 from cloud_aggregator.clock import RunClock
 from sfl.config import RunConfig, RunSettings
 from sfl.errors import ConfigError, DiskError
-from sfl.plan import HOLDERS
 from sfl.report.journal import VERSION, JournalReader, SqliteJournal
 from sfl.report.runs import JOURNAL, open_run_folder
 from sfl.rounds import (
@@ -27,40 +26,34 @@ from sfl.rounds import (
     DeviceReady,
     EdgeLost,
     EdgeReady,
-    Event,
     Evict,
     FinishRun,
     NodeHeard,
     Phase,
-    ReportReceived,
     RoundBegan,
     RunEnded,
     StartRound,
     Tick,
-    UpdateReceived,
 )
 from sfl.rounds.journal import PASSING, Entry, Journal, MemoryJournal
+from tests.house.journals import SETTINGS, files_of, until
+from tests.house.postgres import opening
 from tests.house.rebuilt import fill_up
 
-SETTINGS = RunSettings.model_validate(
-    {
-        "model": {"path": "m"},
-        "run": {"rounds": 2},
-        "training": {"local_steps": 5, "batch_size": 4},
-        "network": {"round_timeout": 50.0, "join_timeout": 30.0},
-        "devices": [{"name": f"d{n}", "cut_layer": 1} for n in range(2)],
-    }
-)
 Reopen = Callable[[], Journal]
 
 
-@pytest.fixture(params=["memory", "SQLite"])
-def reopen(request: pytest.FixtureRequest, tmp_path: Path) -> Reopen:
+@pytest.fixture(params=["memory", "SQLite", pytest.param("PostgreSQL", marks=pytest.mark.process)])
+def reopen(
+    request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> Reopen:
     """Gives the journal, and the same one each time."""
     if request.param == "memory":
         journal = MemoryJournal()
         return lambda: journal
-    return lambda: SqliteJournal(tmp_path)
+    if request.param == "SQLite":
+        return lambda: SqliteJournal(tmp_path)
+    return opening(request.getfixturevalue("postgres"), tmp_path, monkeypatch)
 
 
 def test_what_was_kept_is_there_again(reopen: Reopen) -> None:
@@ -186,7 +179,7 @@ def test_what_a_full_disk_did_not_take_is_told_when_the_journal_has_it(
         coordinator.tell(NodeHeard("cloud", "cloud", "{}"), 2.5)
     assert heard == before
     if room:
-        journal._file.execute("PRAGMA max_page_count = 100000")
+        journal.file.connection.execute("PRAGMA max_page_count = 100000")
         coordinator.tell(RunEnded(False, "full"), 3.0)
         assert left_by(journal, tmp_path / "aside") == [
             entry for entry in heard if not isinstance(entry.event, PASSING)
@@ -200,7 +193,7 @@ def test_what_a_full_disk_did_not_take_is_told_when_the_journal_has_it(
 
 def left_by(journal: SqliteJournal, aside: Path) -> list[Entry]:
     """What a journal's files tell at this moment, without its process; heartbeats apart."""
-    shutil.copytree(journal._folder, aside)
+    shutil.copytree(journal.file.path.parent, aside)
     copy = SqliteJournal(aside)
     entries = [entry for entry in copy.entries() if not isinstance(entry.event, PASSING)]
     copy.close()
@@ -237,7 +230,7 @@ def test_the_words_of_a_failing_disk(tmp_path: Path) -> None:
     journal = SqliteJournal(tmp_path)
     error = sqlite3.OperationalError("disk I/O error")
     error.sqlite_errorcode = sqlite3.SQLITE_IOERR | 1 << 8
-    with pytest.raises(DiskError, match="its disk fails"), journal._on_disk():
+    with pytest.raises(DiskError, match="its disk fails"), journal.file.in_words():
         raise error
 
 
@@ -280,7 +273,7 @@ def test_what_could_not_be_written_waits(tmp_path: Path) -> None:
     journal.append(entry)
     with pytest.raises(DiskError, match="its disk is full"):
         journal.commit()
-    journal._file.execute("PRAGMA max_page_count = 100000")
+    journal.file.connection.execute("PRAGMA max_page_count = 100000")
     assert list(journal.entries()) == [entry]
     journal.close()
 
@@ -320,23 +313,6 @@ def test_an_hour_away_evicts_nobody(tmp_path: Path, stage: str) -> None:
     journal.close()
 
 
-def until(stage: str) -> list[Event]:
-    """Events that bring a run of two devices there."""
-    events: list[Event] = [EdgeReady("e", 4), DeviceJoined("d0", "e")]
-    if stage == "waiting":
-        return events
-    events.append(DeviceReady("d0", 10))
-    if stage == "grace":
-        return events
-    events += [DeviceJoined("d1", "e"), DeviceReady("d1", 10)]
-    if stage == "training":
-        return [*events, DeviceMoved("d0", 3), DeviceMoved("d1", 3)]
-    for name in ("d0",) if stage == "straggling" else ("d0", "d1"):
-        events += [UpdateReceived(name, side, 1, 5) for side in HOLDERS]
-        events.append(ReportReceived(name, 1))
-    return events
-
-
 DAMAGED = {
     "event of no UTF-8": "UPDATE events SET event = CAST(x'ff00' AS TEXT) WHERE number = 2",
     "event is a number": "UPDATE events SET event = 7 WHERE number = 2",
@@ -356,7 +332,7 @@ def test_a_row_of_the_wrong_kind_is_damage(tmp_path: Path, damage: str) -> None:
     journal.mark(Coordinator(SETTINGS).state)
     journal.append(Entry(2.0, DeviceJoined("d0", "e")))
     journal.commit()
-    journal._file.execute(DAMAGED[damage])
+    journal.file.connection.execute(DAMAGED[damage])
     with pytest.raises(DiskError, match="it is damaged"):
         journal.latest()
         list(journal.entries())
@@ -389,13 +365,6 @@ def test_a_file_of_another_version_is_refused(tmp_path: Path) -> None:
         SqliteJournal(tmp_path)
 
 
-def files_of(folder: Path) -> dict[str, bytes]:
-    """What a journal is on disk, but for the index that its processes share."""
-    return {
-        path.name: path.read_bytes() for path in folder.iterdir() if not path.name.endswith("-shm")
-    }
-
-
 @pytest.mark.parametrize("ended", ["closed", "killed"])
 def test_who_reads_a_journal_changes_nothing(tmp_path: Path, ended: str) -> None:
     (tmp_path / "run").mkdir()
@@ -417,7 +386,7 @@ def test_who_reads_a_journal_changes_nothing(tmp_path: Path, ended: str) -> None
     assert reader.begun and list(reader.entries()) == entries
     assert reader.latest().entries == (entries[1],) and reader.latest().now == 7.0
     with pytest.raises(sqlite3.OperationalError, match="readonly"):
-        reader._file.execute(f"PRAGMA user_version = {VERSION + 1}")
+        reader.file.connection.execute(f"PRAGMA user_version = {VERSION + 1}")
     reader.close()
     assert files_of(folder) == before
 
@@ -468,11 +437,11 @@ def test_what_cannot_be_read_is_told_with_what_to_do(tmp_path: Path, problem: st
 def test_a_mark_waits_for_the_disk_and_a_commit_does_not(tmp_path: Path) -> None:
     journal = SqliteJournal(tmp_path)
     said: list[str] = []
-    journal._file.set_trace_callback(said.append)
+    journal.file.connection.set_trace_callback(said.append)
     journal.append(Entry(1.0, DeviceJoined("d0", "e")))
     journal.commit()
     assert not any("PRAGMA" in statement for statement in said)
-    assert journal._file.execute("PRAGMA synchronous").fetchone() == (1,)  # NORMAL
+    assert journal.file.connection.execute("PRAGMA synchronous").fetchone() == (1,)  # NORMAL
     said.clear()
     journal.mark(Coordinator(SETTINGS).state)
     told = [s for s in said if s.startswith(("PRAGMA", "COMMIT"))]
@@ -482,7 +451,7 @@ def test_a_mark_waits_for_the_disk_and_a_commit_does_not(tmp_path: Path) -> None
         "PRAGMA synchronous = NORMAL",
         "PRAGMA wal_checkpoint(PASSIVE)",
     ]
-    assert journal._file.execute("PRAGMA synchronous").fetchone() == (1,)
+    assert journal.file.connection.execute("PRAGMA synchronous").fetchone() == (1,)
     journal.close()
 
 

@@ -22,10 +22,13 @@ from sfl.errors import ConfigError
 from sfl.report.journal import SqliteJournal
 from sfl.report.records import RoundRecord, read_records
 from sfl.report.resume import resumed
+from sfl.report.served import PostgresJournal
 from sfl.report.status import RunStatus
 from tests.house.federation import Outcome, finished, sfl
 from tests.house.fleets import fleet
 from tests.house.nodes import ByHand, launched, left_running, node_process
+from tests.house.postgres import PASSWORD, Postgres, Rows
+from tests.house.proxy import Proxy
 from tests.house.retold import assert_retold
 from tests.house.twin import Twin, played
 from tests.house.waiting import PATIENCE, until
@@ -37,10 +40,20 @@ def digest(folder: Path) -> str:
     return hashlib.sha256((folder / "adapter" / WEIGHTS).read_bytes()).hexdigest()
 
 
+Copied = Callable[[Path], None]
+
+
+def nothing(still: Path) -> None:
+    """All is in the folder."""
+
+
 class Stills:
     """A run's folder as a killed cloud leaves it, before each of some calls."""
 
-    def __init__(self, aside: Path, twin: Twin) -> None:
+    def __init__(self, aside: Path, twin: Twin, copied: Copied = nothing) -> None:
+        """`copied` copies what is not in the folder, and tells the copy's settings of it."""
+        self.copied = copied
+        self._one_at_a_time = threading.Lock()
         self.aside = aside
         self.twin = twin
         self.taken: list[tuple[Path, str]] = []
@@ -48,6 +61,10 @@ class Stills:
 
     def take(self, when: str) -> None:
         """The run's folder, and what device and edge remember then."""
+        with self._one_at_a_time:
+            self._take(when)
+
+    def _take(self, when: str) -> None:
         beside = self.aside / f"{len(self.taken):04d}"
         still = beside / "runs" / self.twin.folder.name
         shutil.copytree(self.twin.folder, still, ignore=shutil.ignore_patterns(".cloud.lock"))
@@ -57,6 +74,7 @@ class Stills:
                 if self.twin.cache.is_dir():
                     shutil.copytree(self.twin.cache, beside / "cache")
                 break
+        self.copied(still)
         self.taken.append((still, when))
 
     def before(self, patched: pytest.MonkeyPatch, owner: type, name: str) -> None:
@@ -80,10 +98,12 @@ WRITES = (
 )
 
 
-def stills_of(folder: Path, values: dict[str, Any], writes: Any) -> tuple[Outcome, Stills]:
+def stills_of(
+    folder: Path, values: dict[str, Any], writes: Any, copied: Copied = nothing
+) -> tuple[Outcome, Stills]:
     """A run, and its folder before each of its cloud's writes."""
     twin = Twin(folder, values)
-    stills = Stills(folder / "stills", twin)
+    stills = Stills(folder / "stills", twin, copied)
     with pytest.MonkeyPatch.context() as patched:
         for owner, name in writes:
             stills.before(patched, owner, name)
@@ -124,6 +144,61 @@ def test_a_cloud_killed_between_any_two_writes_goes_on(tmp_path: Path, strategy:
     for still, when in moments:
         logging.getLogger("sfl").warning("resumed %s: %s", still.parent.name, when)
         outcome = finished(Twin(tmp_path, {}, resume=still).run())
+        assert_same_end(outcome, whole)
+
+
+@pytest.mark.process
+def test_with_its_journal_on_a_server_a_killed_cloud_goes_on(
+    postgres: Postgres, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Between any two writes, with a copy of the database as it was then."""
+    monkeypatch.setenv("SFL_TEST_PASSWORD", PASSWORD)
+    folder = tmp_path / "whole"
+    folder.mkdir()
+    database = postgres.database()
+
+    rows: dict[Path, Rows] = {}
+
+    def copied(still: Path) -> None:
+        rows[still] = postgres.rows(database)
+
+    def with_its_own(still: Path) -> Path:
+        config, own = still / "config.toml", postgres.database_of(rows[still])
+        config.write_text(config.read_text().replace(f'/{database}"', f'/{own}"'))
+        return still
+
+    journal = {"journal": postgres.url(database)}
+    writes = ((PostgresJournal, "_write"), *WRITES[1:])
+    whole, stills = stills_of(folder, brief(folder, cloud=journal), writes, copied)
+    assert not (whole.folder / "run.sqlite").exists()
+    assert {when for _, when in stills.taken} >= {"_write", "save", "forget_before", "keep"}
+    known = [still for still, _ in stills.taken if (still / "status.json").exists()]
+    every_third = (with_its_own(still) for still in known[::3])
+    for still in [still for still in every_third if not over(still)]:
+        logging.getLogger("sfl").warning("resumed %s", still.parent.name)
+        outcome = finished(Twin(tmp_path, {}, resume=still).run())
+        assert_same_end(outcome, whole)
+
+
+@pytest.mark.process
+def test_a_journal_whose_connection_breaks_changes_nothing(
+    postgres: Postgres, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("SFL_TEST_PASSWORD", PASSWORD)
+    for name in ("whole", "broken"):
+        (tmp_path / name).mkdir()
+    whole = finished(played(tmp_path / "whole", brief(tmp_path / "whole", run={"rounds": 2})))
+    with Proxy(f"127.0.0.1:{postgres.port}") as proxy:
+        port = int(proxy.address.rsplit(":", 1)[1])
+        journal = {"journal": postgres.url(postgres.database(), port)}
+        values = brief(tmp_path / "broken", run={"rounds": 2}, cloud=journal)
+        twin = Twin(tmp_path / "broken", values)
+        for round_ in (1, 2):
+            for step in (1, 2):
+                twin.at("d0", round_, step, lambda _: proxy.cut())
+        outcome = finished(twin.run())
+        assert proxy.connections >= 3
+        (outcome.folder / "run.sqlite").touch()  # the other has one
         assert_same_end(outcome, whole)
 
 

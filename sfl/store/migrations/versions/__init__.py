@@ -1,0 +1,1 @@
+"""One step each, in order; who changes a table adds the next."""
