@@ -72,7 +72,6 @@ ROOMS = {
     "rich": ("sfl.cli", "sfl.report"),
     "datasets": ("sfl.data",),
     "opentelemetry": ("sfl.report.traces",),
-    "sqlalchemy": ("sfl.service.queue",),
     "sfl.stage.training": (
         "sfl.stage.training",
         "sfl.transport.device.adapter_work",
@@ -81,7 +80,12 @@ ROOMS = {
         "edge_server.host",
         "edge_server.training",
     ),
-    "sqlalchemy": ("sfl.store", "sfl.report.journal", "sfl.report.served"),
+    "sqlalchemy": (
+        "sfl.store",
+        "sfl.report.journal",
+        "sfl.report.served",
+        "sfl.service.queue",
+    ),
     "alembic": ("sfl.store.schema", "sfl.store.migrations"),
     "psycopg": ("sfl.store.postgres",),
     "cryptography": ("sfl.node.certificates.authority", "sfl.node.certificates.signing"),
