@@ -215,7 +215,9 @@ def show_price(folder: Path, options: argparse.Namespace) -> None:
         for turn in range(options.turns):
             order = list(ways) if turn % 2 == 0 else list(reversed(ways))
             for way in order:
-                found[way].append(priced(case, ways[way]))
+                price = priced(case, ways[way])
+                found[way].append(price)
+                sys.stderr.write(f"{name}, {titled(way, options.every)}: {price}\n")
         counted = (case.rounds - 1) * case.steps
         print(
             f"\n{name}: {case.size}; {counted} steps in {case.rounds - 1} rounds, "

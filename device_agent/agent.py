@@ -34,7 +34,7 @@ from sfl.node.notify import notifier
 from sfl.node.process import trim_heap
 from sfl.stage.base import settle
 from sfl.stage.device import DeviceStage, check_blocks
-from sfl.stage.snapshots import forget_run
+from sfl.stage.snapshots import forget_old_runs, forget_run
 from sfl.stage.trainer import Trainer
 from sfl.transport.bulk.fetch import fetch_model
 from sfl.transport.device.line import Line, dial
@@ -78,6 +78,7 @@ class DeviceAgent:
 
     def run(self, connect_timeout: float) -> None:
         """Take part until the run is over. Raises SflError where it ends badly."""
+        forget_old_runs(self.config.cache_dir, self.config.name, time.time())
         with self._metrics(), self.board:
             self.service.ready()
             patience = self._patience = Patience(connect_timeout)

@@ -14,6 +14,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import time
 from collections.abc import AsyncIterator, Callable
 from functools import partial
 from pathlib import Path
@@ -36,7 +37,7 @@ from sfl.node.logs import describe_node
 from sfl.rounds.values import Challenge, EdgeFacts, EdgeWelcome
 from sfl.stage.engine import Engine
 from sfl.stage.orders import ORDERS
-from sfl.stage.snapshots import forget_run
+from sfl.stage.snapshots import forget_old_runs, forget_run
 from sfl.stage.swapping import Residence
 from sfl.transport.cloud.link import Channel, CloudLink, CloudStream
 from sfl.transport.cloud.words import EdgeFailed, EdgeStopped
@@ -86,6 +87,8 @@ class EdgeServer:
 
     async def run(self, connect_timeout: float, address_file: Path | None) -> None:
         """Serve one run on a port, to its end. Raises SflError where it ends badly."""
+        config = self.config
+        await asyncio.to_thread(forget_old_runs, config.cache_dir, config.name, time.time())
         try:
             async with self._port(address_file) as address:
                 await self.follow(connect_timeout, address)

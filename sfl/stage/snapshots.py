@@ -32,6 +32,10 @@ log = logging.getLogger("sfl.recovery")
 
 GENERATIONS = 2
 """Snapshots of a kind that are kept: the two ends of a stream may be one point apart."""
+KEPT_RUNS = 16
+"""Runs of which a node keeps snapshots: those that were written to last."""
+KEPT_SECONDS = 30 * 86400.0
+"""After so long without a snapshot a run counts as given up."""
 FORMAT = 1
 _FILE = re.compile(r"(round|step)-(\d+)-(\d+)\.safetensors")
 _PLAIN = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
@@ -80,6 +84,38 @@ def forget_run(cache: Path, run_key: str, name: str) -> None:
         shutil.rmtree(folder, ignore_errors=True)
         folder.parent.rmdir()
         folder.parent.parent.rmdir()
+
+
+def forget_old_runs(cache: Path, name: str, now: float) -> int:
+    """Remove what a node of this name keeps of runs that were given up; how many there were.
+
+    The last KEPT_RUNS stay, unless nothing was written for KEPT_SECONDS by `now` (Unix seconds).
+    """
+    try:
+        root = recovery_folder(cache, "run").parent
+        found = [(_last_written(run / name), run.name) for run in root.iterdir()]
+    except (OSError, ConfigError):
+        return 0  # there is nothing yet
+    there = sorted(((at, key) for at, key in found if at > 0.0), reverse=True)
+    old = [
+        key
+        for place, (at, key) in enumerate(there)
+        if place >= KEPT_RUNS or now - at > KEPT_SECONDS
+    ]
+    for key in old:
+        forget_run(cache, key, name)
+    if old:
+        log.info("snapshots of %d runs that were given up are removed", len(old))
+    return len(old)
+
+
+def _last_written(folder: Path) -> float:
+    """When the newest file below a folder was written, in Unix seconds; 0 where there is none."""
+    newest = 0.0
+    for path in folder.rglob("*"):
+        with contextlib.suppress(OSError):  # another process removes it
+            newest = max(newest, path.stat().st_mtime)
+    return newest
 
 
 class Snapshots:

@@ -16,7 +16,15 @@ import pytest
 from sfl.errors import ProtocolError
 from sfl.rounds.values import Point
 from sfl.stage.messages import RoundOutcome
-from sfl.stage.snapshots import Snapshot, Snapshots, below, forget_run, recovery_folder
+from sfl.stage.snapshots import (
+    KEPT_RUNS,
+    Snapshot,
+    Snapshots,
+    below,
+    forget_old_runs,
+    forget_run,
+    recovery_folder,
+)
 from sfl.transport.device.inproc import InProcessTraining
 from tests.house.alone import NAME, ROUNDS, STEPS, Alone
 from tests.house.reference import assert_same_bits
@@ -322,3 +330,26 @@ def test_a_runs_key_is_no_way_out_of_the_folder(tmp_path: Path) -> None:
     for key in ("../../out", "/etc", "", ".", "..", "a/b"):
         inside = recovery_folder(tmp_path, key, "d").resolve()
         assert inside.parent.parent == (tmp_path / "recovery").resolve()
+
+
+def test_of_runs_that_were_given_up_the_latest_stay(tmp_path: Path) -> None:
+    """A device's files, and an edge's, which has a folder for each device."""
+    day = 86400.0
+    now = 400 * day
+    ages = {f"r{number:02}": number for number in range(KEPT_RUNS + 3)}
+    for names, who in ((("d",), "d"), (("e", "d"), "e")):
+        for run, age in ages.items():
+            folder = recovery_folder(tmp_path, run, *names)
+            written(folder)
+            for path in (*folder.iterdir(), folder):
+                os.utime(path, (now - age * day, now - age * day))
+        assert forget_old_runs(tmp_path, who, now) == 3
+        assert forget_old_runs(tmp_path, who, now) == 0
+        kept = {run for run in ages if recovery_folder(tmp_path, run, *names).exists()}
+        assert kept == {run for run, age in ages.items() if age < KEPT_RUNS}
+        assert forget_old_runs(tmp_path, who, now + 20 * day) == KEPT_RUNS - 11
+    assert forget_old_runs(tmp_path, "d", now + 31 * day) == 11
+    assert recovery_folder(tmp_path, "r00", "e", "d").exists(), "another node's stay"
+    assert forget_old_runs(tmp_path, "e", now + 31 * day) == 11
+    assert not (tmp_path / "recovery").exists()
+    assert forget_old_runs(tmp_path / "nowhere", "d", now) == 0
