@@ -1,0 +1,177 @@
+"""What operators see and do: watch, logs, stop, mistakes, and who may."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import tomli_w
+
+from sfl.node.certificates.authority import Authority
+from tests.house.federation import SFL, finished
+from tests.house.paths import ROOT
+from tests.house.reference import adapter, assert_same_bits
+from tests.house.service import Served, run_of
+from tests.house.tls import give
+from tests.house.twin import played
+from tests.house.waiting import PATIENCE, until
+
+pytestmark = pytest.mark.process
+
+
+class Guarded(Served):
+    """With certificates on every link; a device attaches to the service itself."""
+
+    def __init__(self, folder: Path) -> None:
+        self.authority, _ = Authority.init(folder / "ca")
+        self.certs = folder / "certs"
+        for role, name in (("cloud", "service"), ("edge", "edge"), ("operator", "anna")):
+            self.give(role, name)
+        for name in ("d0", "d1"):
+            self.give("device", name)
+        super().__init__(folder, devices=["d0"])
+        self.start_device("d1", self.listen)
+
+    def give(self, role: Any, name: str) -> Path:
+        own = "cloud" if role == "cloud" else name
+        hosts = ("127.0.0.1",) if role in ("cloud", "edge") else ()
+        return give(self.authority, self.certs / name, role, own, *hosts)
+
+    def options(self, name: str) -> list[str]:
+        return ["--certs", str(self.certs / name)]
+
+    def operator(self) -> list[str]:
+        return ["--certs", str(self.certs / "anna")]
+
+
+@pytest.fixture(scope="module")
+def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Guarded]:
+    service = Guarded(tmp_path_factory.mktemp("service"))
+    try:
+        yield service
+    finally:
+        service.stop()
+
+
+def long(served: Served, name: str) -> str:
+    """A run that lasts until it is stopped."""
+    return served.submit(name, run={"rounds": 200}, training={"local_steps": 40})
+
+
+def started(served: Served, *command: str) -> subprocess.Popen[str]:
+    return subprocess.Popen(
+        [*SFL, *command, "--service", served.listen, *served.operator()],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        cwd=ROOT,
+        env={**os.environ, "COLUMNS": "200"},
+    )
+
+
+def test_a_run_is_watched_followed_and_stopped(served: Guarded) -> None:
+    agents = served.attached()
+    assert {(agent["name"], agent["via"]) for agent in agents} == {
+        ("edge", ""),
+        ("d0", "edge"),
+        ("d1", ""),
+    }
+    run = long(served, "watched")
+    watching = started(served, "watch", run, "--format", "json")
+    following = started(served, "logs", run, "d1", "-f")
+    until(lambda: served.status(run).get("round", 0) >= 1, "the first round")
+    until(lambda: (served.output_dir / run / "logs" / "d1.log").exists(), "the log of d1")
+    said = served.sfl("status", run)
+    assert said.returncode == 0 and "training" in said.stdout and "d0" in said.stdout
+    stopped = served.json("stop", run, "--reason", "seen enough")
+    assert stopped["runs"][0]["state"] == "stopping"
+    output, errors = watching.communicate(timeout=PATIENCE)
+    assert watching.returncode == 1, errors
+    seen = [json.loads(line) for line in output.splitlines()]
+    assert seen[-1]["runs"][0]["state"] == "stopped"
+    assert seen[-1]["runs"][0]["reason"] == "seen enough"
+    assert any(one["status"] and one["status"]["round"] == 1 for one in seen)
+    lines, errors = following.communicate(timeout=PATIENCE)
+    assert following.returncode == 0, errors
+    assert "examples" in lines and "seen enough" in lines
+    everyone = served.sfl("logs", run)
+    assert {line.split()[0] for line in everyone.stdout.splitlines()} >= {"cloud", "edge", "d0"}
+    summary = json.loads((served.output_dir / run / "summary.json").read_text())
+    assert summary["failure"] == "seen enough"
+    until(lambda: all(not agent["runs"] for agent in served.attached()), "agents at rest")
+    again = served.sfl("stop", run)
+    assert again.returncode != 0 and "it has ended: stopped" in again.stderr
+
+
+def test_a_run_with_tls_is_the_same(served: Guarded, tmp_path: Path) -> None:
+    run = served.submit("guarded")
+    outcome = finished(served.ended(run))
+    values = run_of(served.data)
+    assert_same_bits(adapter(outcome), adapter(finished(played(tmp_path, values))))
+
+
+def test_only_operators_may(served: Guarded) -> None:
+    for name, role in (("d0", "device"), ("edge", "edge")):
+        done = subprocess.run(
+            [*SFL, "list", "--service", served.listen, "--certs", str(served.certs / name)],
+            capture_output=True,
+            text=True,
+            timeout=PATIENCE,
+            cwd=ROOT,
+        )
+        assert done.returncode == 1
+        assert f"the certificate is of {role} '{name}', and this is open to: operator" in (
+            done.stderr.replace("\n", " ")
+        )
+
+
+def test_mistakes_come_back_at_once(served: Guarded, tmp_path: Path) -> None:
+    file = served.run_file("wrong", lora={"rnak": 3})
+    done = served.sfl("submit", file)
+    assert done.returncode == 2 and "lora.rnak = 3" in done.stderr
+    taken = served.run_file("taken", run={"rounds": 500})
+    assert served.sfl("submit", taken).returncode == 0
+    done = served.sfl("submit", taken)
+    assert done.returncode == 2 and "run.id = 'taken': a run of that name exists" in done.stderr
+    assert served.json("stop", "taken")["runs"][0]["state"] in ("stopped", "stopping")
+    done = served.sfl("status", "nobody")
+    assert done.returncode != 0 and "RUN = 'nobody': no such run" in done.stderr
+    huge = tmp_path / "huge.toml"
+    values = run_of(served.data)
+    values["lora"]["target_modules"] = ["q" * 1000] * 1200
+    huge.write_text(tomli_w.dumps(values))
+    done = served.sfl("submit", huge)
+    assert done.returncode != 0 and "at most" in done.stderr
+
+
+def test_an_agent_with_the_name_of_another_costs_nobody_anything(served: Guarded) -> None:
+    other = Path(served.folder / "other.toml")
+    other.write_text(
+        f'[device]\nname = "d0"\nthreads = 1\ncache_dir = "{served.folder / "cache2"}"\n'
+        f'train = "{served.data["d0"]}"\n'
+    )
+    attach = ["--service", served.listen, "--certs", str(served.certs / "d0")]
+    impostor = subprocess.Popen(
+        [*SFL, "device", str(other), *attach],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        cwd=ROOT,
+    )
+    try:
+        before = {(a["name"], a["attached_at"]) for a in served.attached()}
+        assert impostor.stdout is not None
+        said = ""
+        while "an agent named 'd0' is attached already" not in said:
+            said = impostor.stdout.readline()
+            assert said, "it ended"
+        assert {(a["name"], a["attached_at"]) for a in served.attached()} == before
+    finally:
+        impostor.terminate()
+        impostor.communicate(timeout=PATIENCE)
+    assert impostor.returncode == 130

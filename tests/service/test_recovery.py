@@ -1,0 +1,100 @@
+"""A service, an agent or a node that dies costs no run, and no bit."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import psutil
+import pytest
+
+from tests.house.federation import finished
+from tests.house.reference import adapter, assert_same_bits
+from tests.house.service import Served, run_of
+from tests.house.twin import played
+from tests.house.waiting import until
+
+pytestmark = pytest.mark.process
+LENGTH = {"run": {"rounds": 3}, "training": {"local_steps": 40}}
+
+
+@pytest.fixture
+def served(tmp_path: Path) -> Iterator[Served]:
+    service = Served(tmp_path, max_runs=1)
+    try:
+        yield service
+    finally:
+        service.stop()
+
+
+def amid(served: Served, run: str, round_: int = 2) -> bool:
+    status = served.status(run)
+    steps = [device["step"] for device in status.get("devices", [])]
+    return status.get("round") == round_ and bool(steps) and min(steps) > 2
+
+
+def node(served: Served, module: str) -> psutil.Process:
+    """A node of a run."""
+    for process in psutil.process_iter(["cmdline"]):
+        line = " ".join(process.info["cmdline"] or [])
+        if str(served.folder) in line and f"-m {module}" in line:
+            return process
+    raise AssertionError(f"no {module}")
+
+
+def undisturbed(served: Served, tmp_path: Path) -> dict[str, object]:
+    alone = tmp_path / "alone"
+    alone.mkdir()
+    return adapter(finished(played(alone, run_of(served.data, **LENGTH))))  # type: ignore[return-value]
+
+
+@pytest.mark.parametrize("how", ["killed", "stopped"])
+def test_a_service_that_is_gone_goes_on_with_its_queue(
+    served: Served, tmp_path: Path, how: str
+) -> None:
+    agents = {name: p.pid for name, p in served.processes.items() if name != "service"}
+    for name in ("first", "second"):
+        served.submit(name, **LENGTH)
+    until(lambda: amid(served, "first"), "the middle of the first run")
+    if how == "killed":
+        served.kill("service")
+    else:
+        served.processes["service"].terminate()
+        assert served.processes["service"].wait(60) == 130
+    served.start_service()
+    expected = undisturbed(served, tmp_path)
+    for name in ("first", "second"):
+        outcome = finished(served.ended(name))
+        assert_same_bits(adapter(outcome), expected)
+        assert outcome.summary["faults"] == []
+    assert served.log("service").count("run first begins") == 1
+    assert agents == {n: served.processes[n].pid for n in agents}
+    assert all(served.processes[name].poll() is None for name in agents)
+
+
+def test_nodes_that_are_killed_are_started_again(served: Served, tmp_path: Path) -> None:
+    run = served.submit("hit", **LENGTH)
+    until(lambda: amid(served, run, 1), "the middle of the first round")
+    node(served, "device_agent").kill()
+    until(lambda: amid(served, run, 2), "the middle of the second round")
+    node(served, "edge_server").kill()
+    until(lambda: amid(served, run, 3), "the middle of the third round")
+    node(served, "cloud_aggregator").kill()
+    outcome = finished(served.ended(run))
+    assert_same_bits(adapter(outcome), undisturbed(served, tmp_path))
+
+
+def test_an_agent_that_is_killed_takes_its_node_along_and_comes_back(
+    served: Served, tmp_path: Path
+) -> None:
+    run = served.submit("hit", **LENGTH)
+    until(lambda: amid(served, run, 1), "the middle of the first round")
+    served.kill("edge")
+    until(lambda: not any("edge_server" in line for line in served.nodes()), "no edge")
+    served.start_edge()
+    served.kill("d0")
+    served.start_device("d0")
+    served.kill("d1")
+    served.start_device("d1")
+    outcome = finished(served.ended(run))
+    assert_same_bits(adapter(outcome), undisturbed(served, tmp_path))
