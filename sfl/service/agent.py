@@ -16,10 +16,12 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 from sfl.config.base import RUN_ID
 from sfl.errors import SflError
 from sfl.jobs.rows import HeldRun
+from sfl.node.notify import notifier
 from sfl.service.child import Child, Ending, Files
 from sfl.transport.jobs.attaching import Attaching
 
@@ -47,8 +49,8 @@ class Held:
     ending: Ending | None = None
     leaves: bool = False
     """The service has said that it is over."""
-    told: bool = False
-    """The service knows how it stands."""
+    told: Literal["nothing", "up", "ended"] = "nothing"
+    """What the service knows of its process."""
     known: int = 0
     """Bytes of the log here that the service has."""
     before: int = 0
@@ -73,12 +75,15 @@ class Agent:
         self._arguments = arguments
         self._attaching = attaching
         self._listens = listens
+        self._manager = notifier()
         self.via = ""
         """The edge that relays it, if one does."""
         self._runs: dict[str, Held] = {}
 
     async def serve(self) -> None:
         """Stay attached until this is cancelled; no node outlives it."""
+        self._manager.ready()
+        self._manager.status("dialling its service")
         attaching = asyncio.create_task(self._attaching.run(self))
         looking = asyncio.create_task(self._look_on())
         try:
@@ -103,11 +108,13 @@ class Agent:
     def welcomed(self, via: str) -> None:
         """It is attached, and says again what may not have been heard."""
         self.via = via
+        self._manager.status("attached to its service")
         for held in self._runs.values():
-            held.told = False
+            held.told = "nothing"
 
     def detached(self) -> None:
         """It goes on with what it computes."""
+        self._manager.status("not attached to its service, and dialling it")
 
     def start(self, run: str, address: str, log_offset: int) -> None:
         """Compute a run, unless that is done already."""
@@ -122,7 +129,7 @@ class Agent:
         held.leaves = False
         running = held.child is not None and held.child.exit_code() is None
         if running and held.dials == address and held.ending is None:
-            held.told = False
+            held.told = "nothing"
             return
         held.dials = address
         if running:  # its address has changed: another process takes its place
@@ -145,6 +152,7 @@ class Agent:
 
     async def _look_on(self) -> None:
         while True:
+            self._manager.alive()
             for held in list(self._runs.values()):
                 self._look(held, time.monotonic())
                 await self._tell_log(held)
@@ -161,8 +169,8 @@ class Agent:
             return
         if held.child.exit_code() is None:
             self._tell_address(held)
-        elif not held.told and not held.leaves and held.ending is None:
-            held.told = True
+        elif held.told != "ended" and not held.leaves and held.ending is None:
+            held.told = "ended"
             code = held.child.exit_code()
             log.info("run %s has ended here: %s", held.run, held.child.failure() if code else "ok")
             self._attaching.ended(held.run, code or 0, held.child.failure() if code else "")
@@ -172,8 +180,8 @@ class Agent:
         assert held.child is not None
         if self._listens:
             held.listens = held.child.address() or held.listens
-        if not held.told and (held.listens or not self._listens):
-            held.told = True
+        if held.told != "up" and (held.listens or not self._listens):
+            held.told = "up"
             self._attaching.started(held.run, held.listens)
 
     async def _tell_log(self, held: Held) -> None:
@@ -186,9 +194,9 @@ class Agent:
 
     def _begin(self, held: Held) -> None:
         """Start a process for it; where that fails, the service is told."""
-        arguments = self._arguments(held.dials, held.listens)
-        held.ending, held.told = None, False
+        held.ending, held.told = None, "nothing"
         try:
+            arguments = self._arguments(held.dials, held.listens)
             held.child = Child(self._module, arguments, held.files)
         except (SflError, OSError) as error:
             log.error("run %s cannot be started here: %s", held.run, error)

@@ -11,7 +11,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from sfl.node.files import on_disk
+from sfl.node.notify import ADDRESS, WATCHDOG, WATCHDOG_PROCESS
 from sfl.node.process import WITH_PARENT
+
+MANAGER = (ADDRESS, WATCHDOG, WATCHDOG_PROCESS)
 
 LEAVE = 10.0
 """Seconds that a node has to leave by itself once its run is over."""
@@ -52,7 +55,7 @@ class Child:
                 stdin=subprocess.PIPE,
                 stdout=said,
                 stderr=said,
-                env={**os.environ, WITH_PARENT: "1"},
+                env=_environment(),
                 start_new_session=True,  # Ctrl-C is for the parent, who tells them when to end
             )
 
@@ -96,6 +99,12 @@ class Child:
             self._process.kill()
             self._process.wait()
             self.exit_code()
+
+
+def _environment() -> dict[str, str]:
+    """This process's own, without what its service manager has told this process alone."""
+    own = {key: value for key, value in os.environ.items() if key not in MANAGER}
+    return {**own, WITH_PARENT: "1"}
 
 
 class Ending:

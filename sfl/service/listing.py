@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import json
+import socket
 from collections.abc import Sequence
 from pathlib import Path
+
+import psutil
 
 from sfl.errors import ConfigError
 from sfl.jobs.rows import RunRow
@@ -74,6 +77,10 @@ def _folder_row(folder: Path) -> RunRow:
     began = (folder / "config.toml").stat().st_mtime
     if status is None:
         return RunRow(folder.name, "unknown", submitted_at=began, ended_at=began)
+    if _is_gone(status):
+        ended, why = status.updated_at, f"its cloud is gone; to go on: sfl run --resume {folder}"
+        rounds = (status.round, status.rounds)
+        return RunRow(folder.name, "gone", *rounds, began, began, ended, reason=why)
     waits, since = _awaited(status) if not status.over else ("", 0.0)
     return RunRow(
         run=folder.name,
@@ -87,6 +94,12 @@ def _folder_row(folder: Path) -> RunRow:
         waits_since=since,
         reason=status.message if status.over else "",
     )
+
+
+def _is_gone(status: RunStatus) -> bool:
+    """Whether the process that wrote it is not there any more, on this machine, and said no end."""
+    here = status.host == socket.gethostname()
+    return here and not status.over and not psutil.pid_exists(status.pid)
 
 
 def _awaited(status: RunStatus) -> tuple[str, float]:

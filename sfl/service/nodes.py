@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from sfl.service.logs import NodeLogs
+from sfl.service.placements import Placements
 from sfl.service.roster import Roster
 from sfl.service.run import LiveRun
 from sfl.transport.jobs.agents import Attachment
@@ -20,13 +21,16 @@ class Nodes:
         self._output_dir = output_dir
         self._roster = roster
         self._live = live
+        self._writers: set[tuple[str, str]] = set()
+        """(run, name) of those who have computed a run, and may send the rest of its log."""
 
     def attached(self, agent: Attachment) -> None:
         """One is there, perhaps with runs that it computes. Raises NameInUse."""
         self._roster.enter(agent)
         for run in agent.held:
-            if run in self._live:
-                self._live[run].placements.attached(agent)
+            if (placements := self._of(agent, run)) is not None:
+                placements.attached(agent)
+                self._writers.add((run, agent.name))
             else:
                 agent.stop(run, NOT_HERE)
 
@@ -36,18 +40,21 @@ class Nodes:
 
     def started(self, agent: Attachment, run: str, address: str) -> None:
         """Its node of a run is up."""
-        if run in self._live:
-            self._live[run].placements.started(agent, address)
+        if (placements := self._of(agent, run)) is not None:
+            placements.started(agent, address)
+            self._writers.add((run, agent.name))
 
     def ended(self, agent: Attachment, run: str, exit_code: int, reason: str) -> None:
         """Its node of a run has ended: its place is free."""
         agent.held.pop(run, None)
-        if run in self._live:
-            self._live[run].placements.ended(agent, exit_code, reason)
+        if (placements := self._of(agent, run)) is not None:
+            placements.ended(agent, exit_code, reason)
+        else:
+            self._writers.discard((run, agent.name))
 
     def logged(self, agent: Attachment, run: str, offset: int, data: bytes) -> None:
         """Its node of a run has written that to its log, perhaps after the run's end."""
-        if run in agent.held:
+        if (run, agent.name) in self._writers or self._of(agent, run) is not None:
             NodeLogs.of(self._output_dir / run).take(agent.name, offset, data)
 
     def let_go(self, run: str, reason: str) -> None:
@@ -59,3 +66,10 @@ class Nodes:
     def leaving(self, run: str) -> bool:
         """Whether an agent has yet to leave a run, and to send the last of its log."""
         return any(run in agent.held for agent in self._roster)
+
+    def _of(self, agent: Attachment, run: str) -> Placements | None:
+        """The nodes of a run that is under way, if the agent is to compute one of them."""
+        if (live := self._live.get(run)) is None:
+            return None
+        names = live.needs.edges if agent.role == "edge" else live.needs.devices
+        return live.placements if agent.name in names else None

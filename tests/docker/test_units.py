@@ -28,11 +28,12 @@ def settings(unit: Path) -> configparser.ConfigParser:
 def test_a_unit_restarts_what_a_restart_may_help(unit: Path) -> None:
     service = settings(unit)["Service"]
     module, file, *options = service["ExecStart"].split()[2:]
-    kind = unit.stem.removeprefix("sfl-")
-    assert (module, file) in {
-        ("cloud_aggregator", "/etc/sfl/run.toml"),
-        ("edge_server", "/etc/sfl/edge.toml"),
-    }
+    kind = {"cloud_aggregator": "cloud", "edge_server": "edge"}[module]
+    if unit.stem == "sfl-service":  # it has no file
+        options.append(file)
+        assert "--output-dir" in options and service["KillMode"] == "mixed"
+    else:
+        assert (kind, file) in {("cloud", "/etc/sfl/run.toml"), ("edge", "/etc/sfl/edge.toml")}
     assert {word for word in options if word.startswith("--")} <= options_of(kind)
     assert service["RestartPreventExitStatus"] == str(ConfigError.exit_code)
     for code in (Bug.exit_code, OutOfMemory.exit_code, NotYetValid.exit_code):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import secrets
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
@@ -13,7 +14,9 @@ import pytest
 import tomli_w
 
 from sfl.node.certificates.authority import Authority
-from tests.house.federation import SFL, finished
+from sfl.node.certificates.own import own_in
+from sfl.transport.jobs.client import ServiceClient
+from tests.house.federation import SFL, finished, sfl
 from tests.house.paths import ROOT
 from tests.house.reference import adapter, assert_same_bits
 from tests.house.service import Served, run_of
@@ -113,6 +116,32 @@ def test_a_run_with_tls_is_the_same(served: Guarded, tmp_path: Path) -> None:
     outcome = finished(served.ended(run))
     values = run_of(served.data)
     assert_same_bits(adapter(outcome), adapter(finished(played(tmp_path, values))))
+
+
+def test_a_submission_whose_answer_was_lost_is_one_run(
+    served: Guarded, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(secrets, "token_hex", lambda size: "the same key")
+    client = ServiceClient(served.listen, False, own_in(served.certs / "anna"), PATIENCE)
+    values = {**run_of(served.data), "devices": [{"name": "nobody"}]}
+    try:
+        run = client.submit(tomli_w.dumps(values))
+        assert client.submit(tomli_w.dumps(values)) == run
+        assert [row.run for row in client.rows()].count(run) == 1
+        waits = until(lambda: client.standing(run).runs[0].waits, "what it waits for")
+        assert waits == "1 more of the devices nobody to attach"
+        assert client.stop(run, "a test").runs[0].state == "stopped"
+    finally:
+        client.close()
+
+
+def test_a_run_that_is_put_into_the_folder_is_taken(served: Guarded) -> None:
+    file = served.run_file("beside", devices=["d0"], run={"rounds": 1})
+    done = sfl("submit", file, "--output-dir", served.output_dir)
+    assert done.returncode == 0 and done.stdout.strip() == "beside"
+    assert finished(served.ended("beside")).summary["rounds"] == 1
+    listed = json.loads(sfl("list", "--output-dir", served.output_dir, "--format", "json").stdout)
+    assert {row["run"]: row["state"] for row in listed}["beside"] == "finished"
 
 
 def test_only_operators_may(served: Guarded) -> None:

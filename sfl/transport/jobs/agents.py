@@ -24,6 +24,8 @@ from sfl.v1 import jobs_pb2
 
 MOST_RUNS = 256
 """At once, of one agent."""
+MOST_ADDRESS = 300
+"""Characters."""
 MOST_RELAYED = 4096
 """Devices of one edge."""
 ROLES: dict[str, AgentRole] = {"edge": "edge", "device": "device"}
@@ -49,7 +51,8 @@ class Attachment:
         self.max_runs = hello.max_runs
         self.incarnation = hello.incarnation
         self.via = via
-        self.held = {run.run: run.address for run in hello.held[:MOST_RUNS]}
+        held = hello.held[:MOST_RUNS]
+        self.held = {contract.name("run", run.run): _address(run.address) for run in held}
         """Runs that it computes, and where: an edge's own address, or that of a device's edge."""
         self.attached_at = time.time()
         self._mail = mail
@@ -201,16 +204,24 @@ class _Line:
     def _hear(self, agent: Attachment, message: jobs_pb2.AgentMessage) -> None:
         match message.WhichOneof("body"):
             case "started":
-                self._host.started(agent, message.started.run, message.started.address)
+                said = message.started
+                self._host.started(agent, said.run, _address(said.address))
             case "ended":
-                said = message.ended
-                self._host.ended(agent, said.run, said.exit_code, contract.reason(said.reason))
+                end = message.ended
+                self._host.ended(agent, end.run, end.exit_code, contract.reason(end.reason))
             case "log":
                 self._host.logged(agent, message.log.run, message.log.offset, message.log.data)
             case "heartbeat":
                 pass
             case body:
                 raise ProtocolError(f"an agent that is attached does not say {body}")
+
+
+def _address(text: str) -> str:
+    """What may be an address. Raises ProtocolError."""
+    if len(text) > MOST_ADDRESS or not text.isprintable():
+        raise ProtocolError("an address has the form host:port")
+    return text
 
 
 _ALIVE = jobs_pb2.ServiceMessage(heartbeat=jobs_pb2.Alive())
