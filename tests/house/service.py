@@ -33,7 +33,7 @@ class Served:
             name: completions(folder / f"{name}.jsonl", number) for number, name in enumerate(NAMES)
         }
         self.output_dir = folder / "runs"
-        self.listen = "127.0.0.1:0"
+        self.listen = self.edge_address = "127.0.0.1:0"
         self.start_service()
         self.start_edge()
         for name in devices:
@@ -59,10 +59,16 @@ class Served:
 
     def start_edge(self) -> None:
         file, address = self.folder / "edge.toml", self.folder / "edge.address"
-        own = {"threads": 1, "cache_dir": str(self.folder / "cache"), "service": self.listen}
+        own = {
+            "threads": 1,
+            "cache_dir": str(self.folder / "cache"),
+            "service": self.listen,
+            "listen": self.edge_address,
+        }
         file.write_text(tomli_w.dumps({"edge": own}))
+        address.unlink(missing_ok=True)
         self._start("edge", "edge", str(file), "--address-file", str(address))
-        until(address.exists, "the edge's address")
+        until(lambda: address.exists() and address.read_text(), "the edge's address")
         self.edge_address = address.read_text()
 
     def start_device(self, name: str, service: str = "", **more: Any) -> None:

@@ -94,7 +94,6 @@ def test_an_agent_that_is_killed_takes_its_node_along_and_comes_back(
     served.start_edge()
     served.kill("d0")
     served.start_device("d0")
-    served.kill("d1")
-    served.start_device("d1")
+    until(lambda: amid(served, run, 2), "the middle of the second round")
     outcome = finished(served.ended(run))
     assert_same_bits(adapter(outcome), undisturbed(served, tmp_path))
