@@ -93,6 +93,12 @@ class Placements:
             self._node((agent.role, agent.name)).address = agent.held[self.run]
 
     @property
+    def done(self) -> list[Place]:
+        """Who has no part in the run any more."""
+        nodes = self._nodes.items()
+        return [p for p, n in nodes if n.code is not None and not self.restarts.will_return(n)]
+
+    @property
     def given_up(self) -> dict[Place, str]:
         """Who does not compute the run any more, with the reason."""
         return {

@@ -24,6 +24,7 @@ from sfl.config import RunConfig
 from sfl.config.load import read_run
 from sfl.config.service import ServiceSettings
 from sfl.errors import ConfigError, DiskError, SflError
+from sfl.jobs.placing import claimed
 from sfl.jobs.turns import turns
 from sfl.jobs.values import Job, Needs, Waiting
 from sfl.node.certificates.own import OwnCertificate
@@ -134,8 +135,9 @@ class Service:
     def _begin(self, queued: list[Job]) -> None:
         """Whose turn it is, begins; the others are told what they wait for."""
         waiting = [Waiting(job.run, Needs.of(self._config(job))) for job in queued]
-        running = len(self.live)
-        said = turns(waiting, self.roster.seats, running, self.settings.max_runs)
+        under_way = {run.run: (run.needs, run.placements.done) for run in self.live.values()}
+        seats = claimed(self.roster.seats, under_way)
+        said = turns(waiting, seats, len(self.live), self.settings.max_runs)
         for job in queued:
             if waits := said[job.run] or self._cannot_begin(job):
                 self._note_wait(job, waits)

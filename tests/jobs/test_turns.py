@@ -5,7 +5,7 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sfl.jobs.placing import out_of_reach, placing
+from sfl.jobs.placing import claimed, out_of_reach, placing
 from sfl.jobs.turns import missing, turns
 from sfl.jobs.values import AgentRole, Needs, Seat, Waiting
 
@@ -95,6 +95,15 @@ def test_who_computes_a_run_and_where() -> None:
     placed = placing("r", needs, here, "h:1", {"e": "h:2", "f": "h:3"})
     assert placed["device", "a"] == "h:2" and placed["device", "b"] == "h:2"
     assert ("device", "c") not in placed  # it has another run, and no place
+
+
+def test_a_run_under_way_has_its_agents_before_they_know() -> None:
+    needs = Needs(("e",), ("a", "b", "c", "x"), 1)
+    here = seats(edge("e", 1), device("a"), device("b"), device("c", via="f"))
+    found = claimed(here, {"r": (needs, [("device", "b")])})
+    assert {seat.name for seat in found.values() if "r" in seat.runs} == {"e", "a"}
+    said = turns([job("2", "b")], found, 1, 9)
+    assert said == {"2": "a place at edge e, which has r"}
 
 
 def test_a_run_goes_on_without_a_device_but_not_without_an_edge() -> None:
