@@ -92,15 +92,15 @@ def serve_edge(
     """`sfl edge --service`: also its devices attach here. Raises SflError."""
     from sfl.service.relaying import relaying
     from sfl.transport.jobs.relay import Relay
-    from sfl.transport.security.addresses import split_address
+    from sfl.transport.security.addresses import joined, split_address
 
     host, _ = split_address("edge.listen", settings.listen)
     service, _ = split_address("--service", address)
     relay = Relay(settings.name)
 
     def arguments(dials: str, listens: str) -> list[str]:
-        cloud = f"{service}:{split_address('cloud', dials)[1]}"
-        return asked.arguments("edge", cloud=cloud, listen=listens or f"{host}:0")
+        cloud = joined(service, split_address("cloud", dials)[1])
+        return asked.arguments("edge", cloud=cloud, listen=listens or joined(host, 0))
 
     async def serve() -> None:
         attaching = _attaching("edge", settings, asked, address, relay)
@@ -113,7 +113,7 @@ def serve_edge(
 
 def serve_device(settings: DeviceConfig, asked: AskedAgent, address: str) -> None:
     """`sfl device --service`. Raises SflError."""
-    from sfl.transport.security.addresses import split_address
+    from sfl.transport.security.addresses import joined, split_address
 
     own_edge = split_address("device.edge", settings.edge)[0] if settings.edge else ""
     dialled = split_address("--service", address)[0]
@@ -125,7 +125,7 @@ def serve_device(settings: DeviceConfig, asked: AskedAgent, address: str) -> Non
             host, port = split_address("device.edge", dials)
             # Who attaches through its edge reaches it there; else by its own file.
             reached = dialled if agent.via else own_edge or host
-            return asked.arguments("device", edge=f"{reached}:{port}")
+            return asked.arguments("device", edge=joined(reached, port))
 
         agent = _agent("device", settings, arguments, attaching)
         await agent.serve()

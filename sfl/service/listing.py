@@ -34,7 +34,7 @@ def row_of(output_dir: Path, job: Job) -> RunRow:
     """A run of the queue, with where its cloud says that it stands."""
     status = RunStatus.last(output_dir / job.run / STATUS)
     waits, since = job.waits, job.waits_since
-    if status is not None and not job.over and not waits:
+    if status is not None and job.state == "running" and not waits:
         waits, since = _awaited(status)
     return RunRow(
         run=job.run,

@@ -38,9 +38,10 @@ class Ended:
 
 @dataclass(frozen=True, slots=True)
 class Cloud:
-    """How clouds of runs are started: on which host, and with which further options."""
+    """How clouds of runs are started."""
 
-    host: str
+    listen: str
+    """Where a new one listens: a host, and any port."""
     options: tuple[str, ...]
 
 
@@ -159,7 +160,7 @@ class LiveRun:
         log.info("run %s: its cloud is process %d", self.run, self._child.pid)
 
     def _arguments(self) -> list[str]:
-        listen = self._wanted_address or f"{self._cloud.host}:0"
+        listen = self._wanted_address or self._cloud.listen
         options = ["--set", f"cloud.listen={listen!r}", *self._cloud.options]
         if self._goes_on:
             return ["--resume", str(self.folder), *options]

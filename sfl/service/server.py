@@ -40,7 +40,7 @@ from sfl.service.roster import Roster
 from sfl.service.run import Cloud, Ended, LiveRun
 from sfl.transport.jobs.agents import AgentsDoor
 from sfl.transport.jobs.operators import OperatorsDoor
-from sfl.transport.security.addresses import split_address
+from sfl.transport.security.addresses import joined, split_address
 from sfl.transport.security.credentials import bind, new_server
 from sfl.transport.security.door import Door
 
@@ -170,7 +170,7 @@ class Service:
             job,
             self._config(job),
             self.output_dir / job.run,
-            Cloud(self._host, tuple(options)),
+            Cloud(joined(self._host, 0), tuple(options)),
             self.roster,
             self.settings.restarts,
             goes_on,

@@ -110,7 +110,8 @@ def status(
     if format_ == "json":
         say_json(standing.as_json())
     else:
-        show(_console(), standing_picture(standing, not run, time.time()))
+        console = _console()
+        show(console, standing_picture(standing, not run, time.time(), console.width))
 
 
 def watch(

@@ -65,8 +65,10 @@ def agents_table(agents: Sequence[AgentRow], now: float) -> RenderableType:
     return table
 
 
-def standing_picture(standing: Standing, whole: bool, now: float) -> RenderableType:
-    """Where a service stands, or (`whole` is false) one run with its nodes."""
+def standing_picture(
+    standing: Standing, whole: bool, now: float, width: int = 100
+) -> RenderableType:
+    """Where a service stands, or (`whole` is false) one run with its nodes; `width` in letters."""
     parts: list[RenderableType] = [runs_table(standing.runs, now)]
     if whole and standing.max_runs:
         parts.append(Text(f"at most {standing.max_runs} runs at once"))
@@ -74,7 +76,7 @@ def standing_picture(standing: Standing, whole: bool, now: float) -> RenderableT
     if standing.status:
         row = standing.runs[0]
         seconds = (row.ended_at or now) - (row.started_at or row.submitted_at)
-        parts.append(status_picture(status_of(standing), max(0.0, seconds)))
+        parts.append(status_picture(status_of(standing), max(0.0, seconds), width))
     return Group(*parts)
 
 

@@ -17,7 +17,7 @@ from sfl.errors import ConfigError
 from sfl.node.certificates.identity import Role, server_name
 from sfl.node.certificates.own import OwnCertificate
 from sfl.transport.frames.wire import SERVER_OPTIONS, client_options
-from sfl.transport.security.addresses import is_loopback, split_address
+from sfl.transport.security.addresses import is_loopback, joined, split_address
 from sfl.transport.security.door import Door, door_options
 from sfl.transport.security.doorkeeper import TLS_WANTED, Doorkeeper, OpenDoor
 
@@ -77,7 +77,7 @@ def bind(
         raise ConfigError(
             field, address, "the port is in use or can't be bound", "Choose another, or port 0."
         )
-    taken = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+    taken = joined(host, port)
     if own is not None:
         log.info("%s: TLS 1.3, as %s", taken, own.identity)
     return taken
