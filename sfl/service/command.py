@@ -52,9 +52,18 @@ class AskedAgent:
     own: OwnCertificate | None
     max_runs: int | None
 
-    def arguments(self, section: str, **settings: str) -> list[str]:
-        """Of a node for one run: this machine's file, and these settings of `section`."""
-        given = [f"{section}.{key}={json.dumps(value)}" for key, value in settings.items()]
+    def most(self, settings: EdgeConfig | DeviceConfig) -> int:
+        """How many runs it computes at once."""
+        return self.max_runs or settings.max_runs
+
+    def arguments(self, section: str, settings: EdgeConfig | DeviceConfig, **own: str) -> list[str]:
+        """Of a node for one run: this machine's file, and these settings of `section`.
+
+        Nodes that are there at once cannot share one port for their metrics.
+        """
+        given = [f"{section}.{key}={json.dumps(value)}" for key, value in own.items()]
+        if self.most(settings) > 1 and settings.metrics.port:
+            given.append(f"{section}.metrics.port=0")
         every = [*self.overrides, f'{section}.service=""', *given]
         options = [word for override in every for word in ("--set", override)]
         if self.insecure:
@@ -100,7 +109,7 @@ def serve_edge(
 
     def arguments(dials: str, listens: str) -> list[str]:
         cloud = joined(service, split_address("cloud", dials)[1])
-        return asked.arguments("edge", cloud=cloud, listen=listens or joined(host, 0))
+        return asked.arguments("edge", settings, cloud=cloud, listen=listens or joined(host, 0))
 
     async def serve() -> None:
         attaching = _attaching("edge", settings, asked, address, relay)
@@ -125,7 +134,7 @@ def serve_device(settings: DeviceConfig, asked: AskedAgent, address: str) -> Non
             host, port = split_address("device.edge", dials)
             # Who attaches through its edge reaches it there; else by its own file.
             reached = dialled if agent.via else own_edge or host
-            return asked.arguments("device", edge=joined(reached, port))
+            return asked.arguments("device", settings, edge=joined(reached, port))
 
         agent = _agent("device", settings, arguments, attaching)
         await agent.serve()
@@ -142,9 +151,15 @@ def _attaching(
 ) -> Attaching:
     from sfl.transport.jobs.attaching import Attaching
 
-    most = asked.max_runs or settings.max_runs
     return Attaching(
-        role, settings.name, address, most, asked.insecure, asked.own, settings.proxy, relay
+        role,
+        settings.name,
+        address,
+        asked.most(settings),
+        asked.insecure,
+        asked.own,
+        settings.proxy,
+        relay,
     )
 
 

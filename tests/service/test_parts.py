@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from sfl.config import EdgeConfig, MetricsSettings
 from sfl.jobs.values import Needs
 from sfl.node.restarts import Restarts
 from sfl.service import logs
+from sfl.service.command import AskedAgent, attaches_to
 from sfl.service.logs import NodeLogs, Tails
 from sfl.service.placements import Placements, may_be_asked_again
 from sfl.service.roster import Roster
@@ -125,3 +128,25 @@ def test_tails_give_whole_lines(tmp_path: Path) -> None:
     assert tails.next() == [("a", b"two\n")]
     assert tails.next(last=True) == [("a", b"three")]
     assert Tails(tmp_path, "b").next() == [("b", b"x\n")]
+
+
+def test_a_node_gets_this_machines_file_and_what_is_the_runs(tmp_path: Path) -> None:
+    asked = AskedAgent(tmp_path / "e.toml", ("edge.threads=1",), True, tmp_path, None, None)
+    fixed = EdgeConfig(metrics=MetricsSettings(port=9464))
+    every = asked.arguments("edge", fixed, cloud="[::1]:7", listen="h:0")
+    overrides = [word for word in every if "=" in word]
+    assert overrides == [
+        "edge.threads=1",
+        'edge.service=""',
+        'edge.cloud="[::1]:7"',
+        'edge.listen="h:0"',
+        "edge.metrics.port=0",  # two runs at once cannot share it
+    ]
+    assert every[0].endswith("e.toml") and every[-3:] == ["--insecure", "--certs", str(tmp_path)]
+    one = replace(asked, max_runs=1).arguments("edge", fixed)
+    assert "edge.metrics.port=0" not in one
+    assert (attaches_to(None, "h:1"), attaches_to("", "h:1"), attaches_to("g:2", "h:1")) == (
+        "h:1",
+        "",
+        "g:2",
+    )
