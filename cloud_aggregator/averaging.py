@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from cloud_aggregator.base_updates import BaseUpdates
@@ -12,7 +13,7 @@ from cloud_aggregator.effective import EffectiveConfig
 from cloud_aggregator.memory import StrategyMemory
 from sfl.adapters.artifact import load_adapter, save_adapter
 from sfl.adapters.manifest import AdapterManifest
-from sfl.aggregation.contribution import Array, Contribution, verify
+from sfl.aggregation.contribution import Array, Contribution, Stale, verify
 from sfl.aggregation.examine import Examined, examine, not_finite
 from sfl.aggregation.shares import bounded
 from sfl.aggregation.strategy import make_strategy
@@ -22,7 +23,7 @@ from sfl.node.files import on_disk, write_atomic
 from sfl.plan import Holder
 from sfl.report.card import Base
 from sfl.report.conclusion import MANIFEST
-from sfl.rounds import AdapterReady, Aggregate, Progress
+from sfl.rounds import AdapterReady, Aggregate, Progress, Update
 from sfl.rounds.values import UpdateHeader
 from sfl.transport.cloud.spool import Spool
 from sfl.transport.frames.chunks import adapter_bytes
@@ -38,20 +39,40 @@ class GlobalAdapter:
 
     def __init__(self, config: EffectiveConfig, folder: Path, ref: str = "") -> None:
         """`ref` names the adapter that a run goes on from. Raises SflError."""
-        self.values: dict[str, Array] = {}
+        self._latest: tuple[int, dict[str, Array]] = 0, {}
         self.manifest: AdapterManifest | None = None
         if ref:
             self.manifest = AdapterManifest.from_json((folder / MANIFEST).read_text("utf-8"))
-            self.values = load_adapter(folder / ref)[0]
+            self._latest = round_of(ref), load_adapter(folder / ref)[0]
         self.base_updates = BaseUpdates(folder / "base_updates", round_of(ref))
         self._config = config
         self._folder = folder
 
     def begin(self, manifest: AdapterManifest, values: dict[str, Array]) -> None:
         """The adapter that the run begins with. Raises DiskError."""
-        self.manifest, self.values = manifest, values
+        self.manifest, self._latest = manifest, (0, values)
         write_atomic(self._folder / MANIFEST, manifest.to_json())
         self.save(0)
+
+    @property
+    def values(self) -> dict[str, Array]:
+        """The latest ones."""
+        return self._latest[1]
+
+    def at(self, round_: int) -> dict[str, Array]:
+        """The adapter of a round, which may be an older one that some device still works from.
+
+        Raises DiskError.
+        """
+        latest, values = self._latest
+        if round_ == latest:
+            return values
+        with on_disk(self._folder):
+            return load_adapter(self._folder / adapter_ref(round_))[0]
+
+    def hold(self, round_: int, values: dict[str, Array]) -> None:
+        """From now on these are the latest."""
+        self._latest = round_, values
 
     @property
     def limit(self) -> int:
@@ -109,9 +130,9 @@ class Averaging:
         self._strategy.state.update(self._memory.read(remembered))
         self._heavy: set[str] = set()  # devices that were warned of
 
-    def payload(self) -> bytes:
-        """What devices get of the adapter, as a safetensors file."""
-        values = self._adapter.values
+    def payload(self, round_: int) -> bytes:
+        """What devices get of the adapter of a round, as a safetensors file. Raises DiskError."""
+        values = self._adapter.at(round_)
         folded = self._strategy.folded(values)
         return adapter_bytes({name: a for name, a in values.items() if name not in folded})
 
@@ -131,13 +152,13 @@ class Averaging:
         if all(file.exists() for file in contribution.files):
             verify(contribution, self._strategy.shapes(contribution, self._adapter.values))
 
-    def examine(self, command: Aggregate, progress: Mapping[str, Progress]) -> Examined:
+    def examine(self, command: Aggregate, updates: Mapping[str, Update]) -> Examined:
         """Look at a round's updates, each with the weight that it has."""
-        steps = {device: progress[device].steps for device in command.contributions}
+        steps = {device: updates[device].steps for device in command.contributions}
         config = self._config.current
         most = config.aggregation.max_weight_share
         contributions = [
-            self._contribution(command.round, device, num_examples, progress[device].parts)
+            self._carried(command.round, updates[device], num_examples)
             for device, num_examples in bounded(command.contributions, most).items()
         ]
         self._warn_of_weights(command.contributions, most)
@@ -155,17 +176,32 @@ class Averaging:
             merged = self._strategy.aggregate(examined.contributions, adapter.values)
             if (name := not_finite(merged)) is not None:
                 raise ProtocolError(f"{name} of the merged adapter holds NaN or infinite values")
-            adapter.values = merged
+            adapter.hold(round_, merged)
             if folded := self._strategy.folded(merged):
                 adapter.base_updates.add(folded)
         adapter.save(round_)
         remembered = self._memory.save(round_, self._strategy.state)
         return AdapterReady(round_, adapter_ref(round_), remembered, examined.norms)
 
-    def forget_before(self, round_: int) -> None:
-        """The journal has a round's adapter: what that was made of is not needed any more."""
-        self.spool.drop(round_)
+    def forget_before(self, round_: int, needed: int | None = None) -> None:
+        """The journal has a round's adapter: what that was made of is not needed any more.
+
+        Devices are at work from the adapter of round `needed` on, if that is an older one.
+        """
+        self.spool.drop(round_ if needed is None else min(round_, needed))
         self._memory.forget_before(round_)
+
+    def _carried(self, round_: int, update: Update, num_examples: int) -> Contribution:
+        """An update as it counts in the average of a round: a stale one by its change."""
+        own = self._contribution(update.round, update.device, num_examples, update.parts)
+        staleness = update.staleness(round_)
+        if not staleness:
+            return own
+        config, strategy, adapter = self._config.current, self._strategy, self._adapter
+        seed, weight = config.run.seed, config.aggregation.staleness_weight(staleness)
+        start = strategy.start(own, adapter.at(update.round - 1), seed, update.round)
+        onto = strategy.start(own, adapter.at(round_ - 1), seed, round_)
+        return replace(own, stale=Stale(start, onto, weight))
 
     def _contribution(
         self, round_: int, device: str, num_examples: int, parts: Sequence[Holder]

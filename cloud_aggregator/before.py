@@ -12,6 +12,10 @@ from sfl.rounds import RunState, Settle
 from sfl.rounds.journal import Journal
 
 
+def _kept_rounds(config: RunConfig) -> KeptRounds:
+    return KeptRounds(config.run.keep_round_adapters, not config.is_asynchronous)
+
+
 @dataclass(frozen=True, slots=True)
 class Before:
     """Where a run was when its cloud was last heard of, and all that was told of it."""
@@ -25,7 +29,7 @@ class Before:
     @classmethod
     def of(cls, journal: Journal, config: RunConfig) -> Before:
         """Raises DiskError."""
-        told, kept = RunProjection(), KeptRounds(config.run.keep_round_adapters)
+        told, kept = RunProjection(), _kept_rounds(config)
         settled: list[Settle] = []
         goes_on = False
         for entry in journal.entries():

@@ -39,7 +39,7 @@ class Dispatch:
         for device, own in assignments(command, self._config.current, bases).items():
             edge = self._coordinator.devices[device].edge
             edges.setdefault(edge, {})[device] = own
-        payload = self._averaging.payload()
+        payload = self._averaging.payload(max(0, round_ - 1))
         for edge, devices in edges.items():
             self._send_base_updates(edge, devices)
             self._service.post(edge, EdgeOrders(round_, devices))

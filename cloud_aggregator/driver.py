@@ -28,7 +28,7 @@ from sfl.rounds import (
     Fault,
     FinishRun,
     NodeHeard,
-    Progress,
+    Update,
     UpdatesRefused,
     UseModel,
 )
@@ -108,20 +108,19 @@ class Driver:
                     self.over.set_result(command)
             case Aggregate():
                 # Looked up now: whoever offends while a round is averaged is forgotten meanwhile.
-                progress = self._coordinator.progress
-                here = {device: progress[device] for device in command.contributions}
-                self._aggregation = watched(self._aggregate(command, here), self.failed)
+                updates = self._coordinator.updates_of(command)
+                self._aggregation = watched(self._aggregate(command, updates), self.failed)
             case UseModel():
                 self._effects.do(command)
                 self.happened(AdapterReady(0, adapter_ref(0)))
             case _:
                 self._effects.do(command)
 
-    async def _aggregate(self, command: Aggregate, progress: Mapping[str, Progress]) -> None:
+    async def _aggregate(self, command: Aggregate, updates: Mapping[str, Update]) -> None:
         """Average what is in the spool, off the loop, and keep the result."""
         began = time.time()
         try:
-            examined = await aside(self._averaging.examine, command, progress)
+            examined = await aside(self._averaging.examine, command, updates)
             if (nearest := examined.verdict.nearest) is not None:
                 longest = "round %d: the longest update, of device %s, is %.3f of its bound"
                 log.info(longest, command.round, *nearest)
@@ -142,6 +141,16 @@ class Driver:
         if self._traces is not None:
             self._traces.add(self._records.told.rounds.timelines(command.round), began)
         servers = self._records.told.snapshots.servers()
-        self.happened(replace(ready, servers=tuple(server.to_json() for server in servers)))
-        self._records.keep(command.round)
-        self._averaging.forget_before(command.round)
+        staleness = self._staleness(command, updates)
+        told = tuple(server.to_json() for server in servers)
+        self.happened(replace(ready, servers=told, staleness=staleness))
+        needed = self._coordinator.state.needed_adapter
+        self._records.keep(command.round, needed)
+        self._averaging.forget_before(command.round, needed)
+
+    def _staleness(self, command: Aggregate, updates: Mapping[str, Update]) -> dict[str, int]:
+        """Of each update that counts; nothing to tell where none may be late."""
+        settings = self._coordinator.settings
+        if not settings.is_asynchronous and settings.aggregation.late_updates == "drop":
+            return {}
+        return {name: update.staleness(command.round) for name, update in updates.items()}

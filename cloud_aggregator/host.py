@@ -212,8 +212,8 @@ class EdgeHost:
 
     def _is_sound(self, header: UpdateHeader) -> bool:
         """Leave a device out whose parts together are no adapter of this run."""
-        progress = self._coordinator.progress.get(header.device)
-        if progress is None:
+        progress = self._coordinator.part_of(header.device)
+        if progress is None or progress.round != header.round:
             return True
         try:
             self._averaging.check(header, progress)

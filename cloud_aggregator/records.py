@@ -63,13 +63,18 @@ class RunRecords:
         for line in data_notes(facts).warnings(max_length, facts.example_kind):
             log.warning("device %s: %s", device, line, extra={"device": device})
 
-    def keep(self, round_: int) -> None:
-        """A round's adapter is there. Raises DiskError."""
-        self._kept.replace("adapter", round_)
-        self._choose_best()
+    def keep(self, round_: int, needed: int | None = None) -> None:
+        """A round's adapter is there; devices are at work from that of `needed` on.
 
-    def _choose_best(self) -> None:
-        self._kept.choose_best(self.told.rounds.best_round(), self.told.closed)
+        Raises DiskError.
+        """
+        self._kept.replace("adapter", round_)
+        self._choose_best(needed)
+
+    def _choose_best(self, needed: int | None) -> None:
+        alike = not self._config.current.is_asynchronous  # else by other devices each time
+        best = self.told.rounds.best_round() if alike else None
+        self._kept.choose_best(best, self.told.closed, needed)
 
     def show(self, state: RunState) -> None:
         """Write the status that the live view reads. Raises DiskError."""
@@ -104,7 +109,7 @@ class RunRecords:
         """
         problems: list[SflError] = []
         for step in (
-            self._choose_best,
+            partial(self._choose_best, state.needed_adapter),
             partial(self._write_status, state),
             self._summarise,
             self._file.close,

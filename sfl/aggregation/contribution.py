@@ -32,6 +32,23 @@ class Shortened:
 
 
 @dataclass(frozen=True, slots=True)
+class Stale:
+    """A change from an older adapter, carried over to the latest: `onto + weight (w - start)`.
+
+    FedBuff's (2106.06639): so its weight counts for each strategy, and in an average of one.
+    """
+
+    start: Mapping[str, Array]
+    onto: Mapping[str, Array]
+    weight: float
+
+    def apply(self, name: str, values: Array) -> Array:
+        """The values of one tensor that count, float32."""
+        change = values - self.start[name].astype(np.float64)
+        return (self.onto[name] + self.weight * change).astype(np.float32)
+
+
+@dataclass(frozen=True, slots=True)
 class Contribution:
     """The files of one device's adapter: its own part, its edge's part, together complete.
 
@@ -46,6 +63,8 @@ class Contribution:
     scaling: float = 1.0
     shortened: Shortened | None = None
     """What is made of its values before they count; by default nothing."""
+    stale: Stale | None = None
+    """What is made of them before that; nothing where they began from the latest adapter."""
 
     def tensors(self, shapes: Shapes) -> Iterator[tuple[str, Array]]:
         """Every tensor of `shapes`, sorted by name, one in memory at a time.
@@ -95,6 +114,8 @@ class Contribution:
 
     def _counted(self, name: str, values: Array) -> Array:
         values = self._finite(name, values)
+        if self.stale is not None:
+            values = self._finite(name, self.stale.apply(name, values))
         return values if self.shortened is None else self.shortened.apply(name, values)
 
     def _finite(self, name: str, values: Array) -> Array:

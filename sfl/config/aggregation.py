@@ -14,10 +14,11 @@ from pydantic import (
 )
 
 from sfl.aggregation.traits import STRATEGIES, Traits
-from sfl.config.base import Fraction, OneOf, Section
+from sfl.config.asynchronous import StalenessSettings
+from sfl.config.base import Fraction, OneOf
 
 
-class AggregationSettings(Section):
+class AggregationSettings(StalenessSettings):
     """How the adapters of a round become the next global adapter (docs/aggregation.md)."""
 
     strategy: Annotated[str, OneOf(STRATEGIES)] = "fedavg"

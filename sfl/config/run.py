@@ -23,9 +23,22 @@ class RunSettings(RunSections):
     """What the cloud owns, and sends to every node."""
 
     @property
+    def is_asynchronous(self) -> bool:
+        """Whether every device works at its own pace."""
+        return self.run.mode == "asynchronous"
+
+    @property
+    def buffer_size(self) -> int:
+        """Updates that make the next adapter of an asynchronous run."""
+        default = max((len(self.devices) + 1) // 2, self.aggregation.fewest_devices)
+        return self.aggregation.buffer_size or default
+
+    @property
     def min_devices(self) -> int:
         """Fewest devices a round may close with."""
         default = max(1, len(self.devices) - 1, self.aggregation.fewest_devices)
+        if self.is_asynchronous:
+            default = min(default, self.buffer_size)
         return self.run.min_devices or default
 
     @property

@@ -9,6 +9,7 @@ from pydantic import Field, NonNegativeInt, PositiveInt, model_validator
 
 from sfl.aggregation.traits import STRATEGIES
 from sfl.config.aggregation import AggregationSettings
+from sfl.config.asynchronous import Mode, problem_of
 from sfl.config.base import NodeName, PackageVersion, RunId, Section, given_twice
 from sfl.config.codec import CodecChange, CodecSettings
 from sfl.config.data import DataSettings
@@ -37,11 +38,15 @@ class RunSection(Section):
     topology: Topology = "vanilla"
     """`vanilla`: labels and loss are at the edge. `u_shaped`: the device also holds the end of the
     model, so labels and logits never leave it."""
+    mode: Mode = "synchronous"
+    """`synchronous`: a round waits for its devices. `asynchronous`: every device works at its own
+    pace, and an average takes the first `aggregation.buffer_size` updates (docs/asynchronous.md)."""
     rounds: PositiveInt = 4
-    """Number of rounds. Each trains `local_steps` on every device and ends in one aggregation."""
+    """Number of rounds. Each trains `local_steps` on every device and ends in one aggregation.
+    Asynchronous runs: number of aggregations."""
     min_devices: PositiveInt | None = None
     """Fewest devices with which a round may close. Default: all but one (one, if there is one), or
-    as many as `aggregation.strategy` needs."""
+    as many as `aggregation.strategy` needs. Asynchronous runs: at most `aggregation.buffer_size`."""
     keep_round_adapters: bool = False
     """Keep the aggregated adapter of every round under `adapters/`."""
     edges: tuple[NodeName, ...] = ()
@@ -179,4 +184,10 @@ class RunSections(Section):
                 f"aggregation.selected: at most {count - options.byzantine}, the devices less "
                 "aggregation.byzantine"
             )
+        return self
+
+    @model_validator(mode="after")
+    def _mode_fits(self) -> Self:
+        if (problem := problem_of(self)) is not None:
+            raise ValueError(problem)
         return self

@@ -23,15 +23,18 @@ class KeptAdapters:
         self._folder = folder
         self._every_round = every_round
 
-    def choose_best(self, best: int | None, latest: int | None = None) -> None:
+    def choose_best(
+        self, best: int | None, latest: int | None = None, needed: int | None = None
+    ) -> None:
         """Keep the adapter of the round that is best so far, if any is. Raises DiskError.
 
-        `latest` is the last round that has an adapter, where another may be in the making.
+        `latest` is the last round that has an adapter, where another may be in the making; from
+        that of `needed` on devices are still at work.
         """
         # Who reports late may make a round the best whose adapter is gone by then.
         if best is not None and best != self.best_round and self.replace("adapter_best", best):
             self.best_round = best
-        self._prune(latest)
+        self._prune(latest if latest is None or needed is None else min(latest, needed))
 
     def replace(self, name: str, round_: int) -> bool:
         """Make `name` a copy of a round's adapter; false where that is gone. Raises DiskError."""
@@ -83,10 +86,12 @@ class KeptRounds:
     adapters of those rounds are still there.
     """
 
-    def __init__(self, every_round: bool) -> None:
+    def __init__(self, every_round: bool, chooses: bool = True) -> None:
+        """An asynchronous run chooses none: its adapters are not evaluated by the same devices."""
         self.latest: int | None = None
         self.best: int | None = None
         self._every_round = every_round
+        self._chooses = chooses
 
     def take(self, event: Event | Fact, told: RunProjection) -> None:
         """What comes next, and all that was told with it."""
@@ -98,7 +103,7 @@ class KeptRounds:
 
     def _choose(self, best: int | None, oldest: int) -> None:
         """The best so far, where its adapter is there: those before `oldest` were removed."""
-        if best is not None and (self._every_round or best >= oldest):
+        if self._chooses and best is not None and (self._every_round or best >= oldest):
             self.best = best
 
 

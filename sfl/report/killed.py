@@ -35,10 +35,15 @@ class KilledRun:
 
     @classmethod
     def of(
-        cls, entries: Sequence[Entry], end: Entry, state: RunState, every_round: bool
+        cls,
+        entries: Sequence[Entry],
+        end: Entry,
+        state: RunState,
+        every_round: bool,
+        chooses: bool = True,
     ) -> KilledRun:
         """Of a journal's entries, and an end that is none of them."""
-        told, adapters = RunProjection(), KeptRounds(every_round)
+        told, adapters = RunProjection(), KeptRounds(every_round, chooses)
         for entry in entries:
             told.take(entry)
             adapters.take(entry.event, told)
@@ -100,7 +105,7 @@ def killed_run(folder: Path, config: RunConfig, reason: str) -> KilledRun | None
             latest = journal.latest()
         end = Entry(latest.now, RunEnded(False, reason))
         state, every_round = latest.state(config.settings), config.run.keep_round_adapters
-        killed = KilledRun.of(entries, end, state, every_round)
+        killed = KilledRun.of(entries, end, state, every_round, not config.is_asynchronous)
     except Exception as error:  # noqa: BLE001 - how the run ended is told all the same
         log.warning("the run's other files tell of it, not its journal: %s", cause_of(error))
         return None

@@ -1,5 +1,6 @@
 """The life of a run as a pure state machine: events in, commands out; no clock, no socket."""
 
+from sfl.rounds.buffer import Buffer, Update
 from sfl.rounds.coordinator import Coordinator
 from sfl.rounds.messages import (
     AdapterReady,
@@ -50,6 +51,7 @@ from sfl.rounds.values import Steps
 __all__ = [
     "AdapterReady",
     "Aggregate",
+    "Buffer",
     "Cause",
     "CloudRestarted",
     "Command",
@@ -89,6 +91,7 @@ __all__ = [
     "Steps",
     "TextForm",
     "Tick",
+    "Update",
     "UpdateReceived",
     "UpdatesRefused",
     "UseModel",

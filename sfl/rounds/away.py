@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from sfl.rounds.changed import changed
+from sfl.rounds.late import LATER, may_count, not_waited_for
 from sfl.rounds.messages import DeviceAway, DeviceBack, DeviceReady, Fault, ReplayRound
 from sfl.rounds.open_round import Progress
 from sfl.rounds.state import Away, Phase, RunState
@@ -30,11 +31,17 @@ def wait_no_longer(turn: Turn) -> None:
         waited = away.until - away.since
         said = f"{away.reason}; not back within rejoin_timeout ({waited:g} s)"
         state = turn.state
-        open_round = state.open
-        if name in open_round.progress and not open_round.progress[name].done:
-            open_round = open_round.without(name, network)
+        unfinished = name in state.open.progress and not state.open.progress[name].done
+        if unfinished and may_count(turn):
+            not_waited_for(turn, name)
+            said = f"{said}; {LATER}"
+        elif unfinished:
+            turn.state = changed(state, open=state.open.without(name, network))
+        elif turn.settings.is_asynchronous:
+            turn.state = changed(state, buffer=state.buffer.without_part(name))
+        state = turn.state
         losses = state.losses.put(name, said)
-        turn.state = changed(state, away=state.away.without(name), open=open_round, losses=losses)
+        turn.state = changed(state, away=state.away.without(name), losses=losses)
         turn.do(Fault(turn.state.round, name, said))
 
 
@@ -56,16 +63,15 @@ def come_back(turn: Turn, event: DeviceReady) -> None:
 
 
 def _due(state: RunState, name: str) -> Progress | None:
-    """A device's part in the open round, where something of it is still to come."""
-    if state.phase not in (Phase.ROUND, Phase.FINAL):
-        return None
-    progress = state.open.progress.get(name)
-    return None if progress is None or progress.done else progress
+    """A device's part in its round, where something of it is still to come."""
+    progress = state.part_of(name)
+    closed = state.phase not in (Phase.ROUND, Phase.FINAL) and name in state.open.progress
+    return None if progress is None or progress.done or closed else progress
 
 
 def newest(points: Iterable[Point], round_: int, due: Progress | None) -> Point:
     """The last of what both ends have that comes before what is to be done."""
-    end = Point(round_ + 1) if due is None else Point(round_, max(1, due.steps.count))
+    end = Point(round_ + 1) if due is None else Point(due.round, max(1, due.steps.count))
     return max((point for point in points if point < end), default=BEGINNING)
 
 
@@ -80,11 +86,15 @@ def _replay(turn: Turn, event: DeviceReady, due: Progress, after: Point) -> None
     name, state, network = event.device, turn.state, turn.settings.network
     if due.num_examples != event.num_examples:
         said = f"came back with {event.num_examples} examples; the round began with "
-        turn.state = changed(state, open=state.open.without(name, network))
+        buffer = state.buffer.without_part(name)
+        turn.state = changed(state, open=state.open.without(name, network), buffer=buffer)
         turn.do(Fault(state.round, name, f"{said}{due.num_examples}"))
         return
-    deadline = max(state.deadline, state.now + network.round_timeout)
-    open_round = state.open.again(name, state.now)
-    turn.state = changed(state, open=open_round, deadline=deadline)
-    extent = turn.settings.evaluation.extent(state.round - 1, turn.settings.run.rounds)
-    turn.do(ReplayRound(state.round, {name: due.steps}, extent, {name: after}))
+    if name in state.open.progress:
+        deadline = max(state.deadline, state.now + network.round_timeout)
+        turn.state = changed(state, open=state.open.again(name, state.now), deadline=deadline)
+    else:
+        buffer = state.buffer.put_part(name, due.afresh(state.now))
+        turn.state = changed(state, buffer=buffer)
+    extent = turn.settings.evaluation.extent(due.round - 1, turn.settings.run.rounds)
+    turn.do(ReplayRound(due.round, {name: due.steps}, extent, {name: after}))

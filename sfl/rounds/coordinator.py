@@ -6,9 +6,11 @@ from collections import deque
 from collections.abc import Callable, Mapping
 
 from sfl.config import RunSettings
+from sfl.rounds.buffer import Update
 from sfl.rounds.journal import Entry, Journal, MemoryJournal
 from sfl.rounds.messages import (
     AdapterReady,
+    Aggregate,
     CloudRestarted,
     Command,
     DeviceMoved,
@@ -19,7 +21,6 @@ from sfl.rounds.messages import (
     Report,
     ReportReceived,
     RunEnded,
-    StartRound,
     Tick,
     facts_of,
 )
@@ -84,7 +85,7 @@ class Coordinator:
             waits = not isinstance(event, AT_ONCE)
             self.journal.tell_time(now)  # a stranger that asks all day fills no disk
         self._append(*entries)
-        if any(isinstance(command, StartRound) for command in commands):
+        if self.state.round != before.round:
             self.journal.mark(self.state)
         elif not waits or any(_acts(command) for command in commands):
             # What an adapter was made of is dropped next.
@@ -144,6 +145,18 @@ class Coordinator:
     def progress(self) -> Mapping[str, Progress]:
         """How far each device of the open round is."""
         return self.state.open.progress
+
+    def part_of(self, device: str) -> Progress | None:
+        """How far a device is in its round, if it is in one."""
+        return self.state.part_of(device)
+
+    def updates_of(self, command: Aggregate) -> dict[str, Update]:
+        """What an average is made of, by device."""
+        late, awaited = self.state.buffer.merging, self.state.open.progress
+        return {
+            name: late[name] if name in late else Update.of(name, awaited[name])
+            for name in command.contributions
+        }
 
     @property
     def strikes(self) -> Strikes:

@@ -6,6 +6,7 @@ from itertools import islice
 
 from sfl.config import RunSettings
 from sfl.errors import ConfigError
+from sfl.rounds.asynchronous import begin_idle
 from sfl.rounds.away import come_back, go_away
 from sfl.rounds.changed import changed
 from sfl.rounds.messages import (
@@ -151,6 +152,7 @@ def device_ready(turn: Turn, event: DeviceReady) -> None:
     turn.state = changed(state, roster=roster, forms=forms)
     come_back(turn, event)
     one_form(turn)
+    begin_idle(turn, [event.device])
 
 
 def one_form(turn: Turn) -> None:

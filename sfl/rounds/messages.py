@@ -154,6 +154,7 @@ class AdapterReady:
     `adapter` and `strategy` name what is on disk already, in the run's folder: its values, and what
     the strategy remembers (empty where that is nothing). `norms` are the lengths of the updates
     that were looked at, by device; `servers` the statistics of the cloud and the edges, as JSON.
+    `staleness` says how many adapters were made since each update began, where one may be late.
     """
 
     round: int
@@ -161,6 +162,7 @@ class AdapterReady:
     strategy: str = ""
     norms: Mapping[str, float] = field(default_factory=dict)
     servers: tuple[str, ...] = ()
+    staleness: Mapping[str, int] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)

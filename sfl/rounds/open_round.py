@@ -23,6 +23,9 @@ class Progress:
     """Whose parts its update has: all holders of its plan."""
     final_steps: Mapping[Holder, int] = field(default_factory=dict)
     reported: bool = False
+    round: int = 0
+    """The one that it takes part in."""
+    began: float = 0.0
 
     @property
     def trained(self) -> bool:
@@ -34,6 +37,18 @@ class Progress:
     def done(self) -> bool:
         """Nothing more is to come in this round."""
         return self.reported and (self.steps.count == 0 or self.trained)
+
+    def with_part(self, side: Holder, final_step: int) -> Progress:
+        """One holder's part is there."""
+        return replace(self, final_steps={**self.final_steps, side: final_step})
+
+    def with_report(self) -> Progress:
+        """Its report is there."""
+        return replace(self, reported=True)
+
+    def afresh(self, now: float) -> Progress:
+        """It begins anew, or tells again; what it delivered counts then."""
+        return replace(self, final_steps={}, reported=False, began=now)
 
 
 @dataclass(frozen=True)  # without slots: see `changed`
@@ -60,27 +75,16 @@ class OpenRound:
         """Those of which something is still to come, by name."""
         return sorted(name for name, progress in self.progress.items() if not progress.done)
 
-    def part(self, device: str, side: Holder, final_step: int, now: float) -> OpenRound:
-        """One holder's part of a participant's update is there."""
-        before = self.progress[device]
-        final_steps = {**before.final_steps, side: final_step}
-        return self._with(device, before, replace(before, final_steps=final_steps), now)
-
-    def report(self, device: str, now: float) -> OpenRound:
-        """A participant's report is there."""
-        before = self.progress[device]
-        return self._with(device, before, replace(before, reported=True), now)
-
     def again(self, device: str, now: float) -> OpenRound:
-        """A participant that is back begins anew, or tells again; what it delivered counts then."""
-        before = self.progress[device]
-        afresh = replace(before, final_steps={}, reported=False)
+        """A participant that is back begins anew, or tells again."""
         stragglers = self.stragglers.moved_now(device, now)
-        return changed(self, progress=self.progress.put(device, afresh), stragglers=stragglers)
+        progress = self.progress.put(device, self.progress[device].afresh(now))
+        return changed(self, progress=progress, stragglers=stragglers)
 
-    def _with(self, device: str, before: Progress, after: Progress, now: float) -> OpenRound:
+    def put(self, device: str, after: Progress, now: float) -> OpenRound:
+        """How far a participant is."""
         stragglers = self.stragglers
-        if after.done and not before.done:
+        if after.done and not self.progress[device].done:
             stragglers = stragglers.done(device, now)
         return changed(self, progress=self.progress.put(device, after), stragglers=stragglers)
 

@@ -7,8 +7,9 @@ from enum import StrEnum
 
 from sfl.config import RunSettings
 from sfl.rounds.agreement import Agreement
+from sfl.rounds.buffer import Buffer
 from sfl.rounds.messages import TextForm
-from sfl.rounds.open_round import OpenRound
+from sfl.rounds.open_round import OpenRound, Progress
 from sfl.rounds.ordered import Ordered
 from sfl.rounds.rehearsal import Rehearsal
 from sfl.rounds.roster import Roster
@@ -50,7 +51,9 @@ class RunState:
     strikes: Strikes
     phase: Phase = Phase.WAITING
     round: int = 0
+    """The one that is open. Asynchronous: the one that the next average closes."""
     open: OpenRound = field(default_factory=OpenRound)
+    buffer: Buffer = field(default_factory=Buffer)
     rehearsal: Rehearsal | None = None
     grace_ends: float | None = None
     """For those who are not there when enough are."""
@@ -89,6 +92,17 @@ class RunState:
         ends = self.deadline if self.grace_ends is None else min(self.deadline, self.grace_ends)
         ends = min(ends, *(own.until for own in self.away.values()), ends)
         return max(0.0, ends - self.now)
+
+    @property
+    def needed_adapter(self) -> int | None:
+        """The round of the oldest adapter that a device is at work from; None: none but the
+        latest."""
+        return min(self.buffer.rounds) - 1 if self.buffer.rounds else None
+
+    def part_of(self, device: str) -> Progress | None:
+        """How far a device is in the round that it takes part in, if it is in one."""
+        awaited = self.open.progress.get(device)
+        return self.buffer.unawaited.get(device) if awaited is None else awaited
 
     def differs_in_time_only(self, other: RunState) -> bool:
         """Whether nothing has happened between two states of one run. Looks at no device."""

@@ -6,6 +6,7 @@ from functools import singledispatch
 from typing import assert_never
 
 from sfl.config import RunSettings
+from sfl.rounds.asynchronous import average_again, leave_out_silent, while_asynchronous
 from sfl.rounds.away import wait_no_longer
 from sfl.rounds.changed import changed
 from sfl.rounds.membership import (
@@ -106,14 +107,16 @@ def _(event: UpdateReceived, turn: Turn) -> None:
 
 @take.register
 def _(event: DeviceOffended, turn: Turn) -> None:
-    if event.device in turn.state.roster.devices or event.device in turn.state.open.progress:
+    state = turn.state
+    if event.device in state.roster.devices or state.part_of(event.device) is not None:
         turn.send_away(event.device, event.reason, "offence")
         advance(turn)
 
 
 @take.register
 def _(event: UpdatesRefused, turn: Turn) -> None:
-    updates_refused(turn, event)
+    if updates_refused(turn, event):
+        advance(turn)
 
 
 @take.register
@@ -151,6 +154,8 @@ def _(event: CloudRestarted, turn: Turn) -> None:
     restarted(turn)
     if turn.state.phase is Phase.AGGREGATING:
         merge(turn)
+    elif turn.state.buffer.merging:
+        average_again(turn)
 
 
 @take.register
@@ -162,11 +167,16 @@ def _(event: Tick, turn: Turn) -> None:
 def advance(turn: Turn) -> None:
     """Do what the state allows: begin a round, close it, or give up."""
     wait_no_longer(turn)
+    leave_out_silent(turn)
     match turn.state.phase:
         case Phase.WAITING:
             while_waiting(turn)
         case Phase.REHEARSAL:
             while_rehearsing(turn)
+        case Phase.ROUND if turn.state.buffer.merging:
+            while_aggregating(turn)
+        case Phase.ROUND if turn.settings.is_asynchronous:
+            while_asynchronous(turn)
         case Phase.ROUND:
             while_training(turn)
         case Phase.FINAL:

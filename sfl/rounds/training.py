@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 from sfl.config import RunSettings
+from sfl.rounds.asynchronous import averaged, delivered, fill_again, stop_working
 from sfl.rounds.changed import changed
+from sfl.rounds.late import drop_too_old, leave_behind, take_late
 from sfl.rounds.messages import AdapterReady, Aggregate, UpdateReceived, UpdatesRefused
 from sfl.rounds.open_round import OpenRound, Progress
+from sfl.rounds.ordered import Ordered
 from sfl.rounds.state import Phase, RunState
 from sfl.rounds.turn import Turn
 from sfl.rounds.values import Point
@@ -13,7 +16,8 @@ from sfl.rounds.values import Point
 
 def progress_of(turn: Turn, device: str, round_: int) -> Progress | None:
     """How far a participant is; None where it or the round is not in question."""
-    return turn.state.open.progress.get(device) if round_ == turn.state.round else None
+    progress = turn.state.part_of(device)
+    return progress if progress is not None and progress.round == round_ else None
 
 
 def update_received(turn: Turn, event: UpdateReceived) -> bool:
@@ -22,10 +26,7 @@ def update_received(turn: Turn, event: UpdateReceived) -> bool:
     if progress is None:
         return False
     if event.final_step == progress.steps.count:
-        state = turn.state
-        open_round = state.open.part(event.device, event.side, event.final_step, state.now)
-        turn.state = changed(state, open=open_round)
-        _reached(turn, event.device)
+        _put(turn, event.device, progress.with_part(event.side, event.final_step))
     else:
         ends = f"ends at step {event.final_step}, not {progress.steps.count}"
         turn.send_away(event.device, f"its {event.side} part {ends}", "offence")
@@ -34,29 +35,42 @@ def update_received(turn: Turn, event: UpdateReceived) -> bool:
 
 def reported(turn: Turn, device: str, round_: int) -> bool:
     """A device's report is there; whether that may change something."""
-    if progress_of(turn, device, round_) is None:
+    progress = progress_of(turn, device, round_)
+    if progress is None:
         return False
-    state = turn.state
-    turn.state = changed(state, open=state.open.report(device, state.now))
-    _reached(turn, device)
+    _put(turn, device, progress.with_report())
     return True
 
 
-def _reached(turn: Turn, device: str) -> None:
-    """Who has delivered everything goes on from there."""
-    state, progress = turn.state, turn.state.open.progress[device]
-    if progress.done and progress.steps.count:
-        point = Point(state.round, progress.steps.count)
-        turn.state = changed(state, reached=state.reached.put(device, point))
-
-
-def updates_refused(turn: Turn, event: UpdatesRefused) -> None:
-    """Merge again, without what does not count."""
-    if turn.state.phase is not Phase.AGGREGATING or event.round != turn.state.round:
+def _put(turn: Turn, device: str, after: Progress) -> None:
+    """How far a device is now; who has delivered everything goes on from there."""
+    state = turn.state
+    if device not in state.open.progress:
+        if after.done:
+            delivered(turn, device, after)
+        else:
+            turn.state = changed(state, buffer=state.buffer.put_part(device, after))
         return
+    turn.state = changed(state, open=state.open.put(device, after, state.now))
+    if after.done and after.steps.count:
+        point = Point(state.round, after.steps.count)
+        turn.state = changed(turn.state, reached=state.reached.put(device, point))
+
+
+def updates_refused(turn: Turn, event: UpdatesRefused) -> bool:
+    """Merge again, without what does not count; whether something else may follow."""
+    state = turn.state
+    closing = state.phase is Phase.AGGREGATING
+    if event.round != state.round or not (closing or state.buffer.merging):
+        return False
     for name, reason in sorted(event.reasons.items()):
         turn.send_away(name, reason, "offence")
-    merge(turn)
+    turn.state = changed(turn.state, buffer=turn.state.buffer.refuse(event.reasons))
+    if closing:
+        merge(turn)
+    else:
+        fill_again(turn)
+    return not closing
 
 
 def while_training(turn: Turn) -> None:
@@ -65,31 +79,43 @@ def while_training(turn: Turn) -> None:
     open_round = turn.state.open
     few = len(open_round.progress) < turn.settings.min_devices
     if open_round.all_done or (few and open_round.cannot_compute):
+        take_late(turn)
         merge(turn)
 
 
 def merge(turn: Turn) -> None:
     """Have what the round brought merged, if enough did."""
     state, least = turn.state, turn.settings.min_devices
-    trained = sorted(state.open.progress.items())
-    if len(trained) < least:
-        few = f"round {state.round} closed with {len(trained)} of at least {least} devices"
+    examples = {name: own.num_examples for name, own in state.open.progress.items()}
+    examples |= {name: update.num_examples for name, update in state.buffer.merging.items()}
+    if len(examples) < least:
+        few = f"round {state.round} closed with {len(examples)} of at least {least} devices"
         turn.finish(False, few + turn.because + turn.who_cannot_compute)
         return
     deadline = state.now + turn.settings.network.round_timeout
     turn.state = changed(state, phase=Phase.AGGREGATING, deadline=deadline)
-    turn.do(Aggregate(state.round, {name: own.num_examples for name, own in trained}))
+    turn.do(Aggregate(state.round, dict(sorted(examples.items()))))
 
 
 def adapter_ready(turn: Turn, event: AdapterReady) -> bool:
     """An adapter is there; whether a round was to be averaged."""
     state = changed(turn.state, adapter_ref=event.adapter, strategy_ref=event.strategy)
     turn.state = state
+    if state.phase is Phase.ROUND and state.buffer.merging:
+        averaged(turn)
+        return True
     if state.phase is not Phase.AGGREGATING:
         return False
-    strikes = state.strikes.seen_through(state.open.progress)
+    through = state.open.progress.keys() | state.buffer.merging.keys()
+    strikes = state.strikes.seen_through(through)
     deadline = state.now + turn.settings.network.join_timeout
-    turn.state = changed(state, strikes=strikes, phase=Phase.WAITING, deadline=deadline)
+    buffer = changed(state.buffer, merging=Ordered())
+    turn.state = changed(
+        state, strikes=strikes, phase=Phase.WAITING, deadline=deadline, buffer=buffer
+    )
+    if state.round == turn.settings.run.rounds:
+        stop_working(turn)
+    drop_too_old(turn)
     return True
 
 
@@ -124,12 +150,12 @@ def _leave_out_late(turn: Turn) -> None:
     if state.now >= state.deadline:
         reason = f"not done within round_timeout ({network.round_timeout:g} s)"
         for name in _here(state):
-            turn.send_away(name, reason, "silence")
+            leave_behind(turn, name, reason, "silence")
     elif state.now >= state.open.stragglers.look_at and _enough_done(state.open, turn.settings):
         stragglers, late = state.open.stragglers.late(_here(state), state.now, network)
         turn.state = changed(state, open=changed(state.open, stragglers=stragglers))
         for name, reason in late.items():
-            turn.send_away(name, reason, "link" if stragglers.rests(name) else "silence")
+            leave_behind(turn, name, reason, "link" if stragglers.rests(name) else "silence")
 
 
 def _here(state: RunState) -> list[str]:

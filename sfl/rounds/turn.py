@@ -47,7 +47,8 @@ class Turn:
             open_round = changed(open_round, cannot_compute=cannot)
         if name in open_round.progress and not open_round.progress[name].done:
             open_round = open_round.without(name, self.settings.network)
-        self.state = changed(self.state, open=open_round)
+        buffer = self.state.buffer.without_part(name)
+        self.state = changed(self.state, open=open_round, buffer=buffer)
         said = self._gone(name, cause, reason)
         if name in self.state.strikes.out:
             self._evict(name, said)
@@ -55,8 +56,9 @@ class Turn:
 
     def send_away(self, name: str, reason: str, cause: Cause) -> None:
         """Leave a device out of the open round, whatever it delivered, and close its stream."""
-        left = self.state.open.without(name, self.settings.network)
-        self.state = changed(self.state, open=left)
+        left, buffer = self.state.open, self.state.buffer.without(name)
+        left = left.without(name, self.settings.network)
+        self.state = changed(self.state, open=left, buffer=buffer)
         said = self._gone(name, cause, reason)
         self._evict(name, said)
         self.do(Fault(self.state.round, name, said))

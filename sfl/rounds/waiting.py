@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 from sfl.config import RunSettings
+from sfl.rounds.asynchronous import open_first
+from sfl.rounds.beginning import order, parts_of
 from sfl.rounds.changed import changed
 from sfl.rounds.membership import one_form, one_model
-from sfl.rounds.messages import Fault, Rehearse, Report, StartRound
-from sfl.rounds.open_round import OpenRound, Progress
-from sfl.rounds.ordered import Ordered
+from sfl.rounds.messages import Fault, Rehearse, Report
+from sfl.rounds.open_round import OpenRound
 from sfl.rounds.rehearsal import Rehearsal
 from sfl.rounds.roster import Roster
 from sfl.rounds.state import Phase, RunState
 from sfl.rounds.stragglers import Stragglers
 from sfl.rounds.turn import NAMED, Turn, shortened
-from sfl.rounds.values import BEGINNING
-from sfl.rounds.work import steps_of
 
 
 def while_waiting(turn: Turn) -> None:
@@ -24,12 +23,12 @@ def while_waiting(turn: Turn) -> None:
     if roster.num_ready + len(roster.missing) < least:
         turn.finish(False, _too_many_out(turn))
         return
-    enough = roster.num_ready >= least
+    enough = roster.num_ready - _still_at_work(turn.state) >= least
     turn.state = changed(turn.state, grace_ends=_grace(turn.state, settings, enough))
     away = bool(turn.state.away)
     late = turn.state.time_left == 0 and not away
     # The first round waits for everybody; later ones go on with whoever is there.
-    if not roster.missing or (enough and not away and (late or turn.state.round > 0)):
+    if enough and (not roster.missing or (not away and (late or turn.state.round > 0)):
         _begin(turn)
     elif turn.state.no_edge and not away:
         turn.finish(False, f"no edge is left{turn.because}")
@@ -37,6 +36,11 @@ def while_waiting(turn: Turn) -> None:
         turn.finish(False, _not_enough(turn))
     else:
         turn.do(Report(_waited_for(settings, roster)))
+
+
+def _still_at_work(state: RunState) -> int:
+    """How many are here, and busy with a round that has closed without them."""
+    return sum(name in state.roster.devices for name in state.buffer.unawaited)
 
 
 def _waited_for(settings: RunSettings, roster: Roster) -> str:
@@ -104,7 +108,7 @@ def _rehearse_or_start(turn: Turn) -> None:
     if first and (rehearsal := Rehearsal.for_run(turn.settings, ready)):
         rehearse(turn, rehearsal)
     else:
-        start(turn, ready)
+        start(turn, [name for name in ready if name not in turn.state.buffer.unawaited])
 
 
 def _missed(turn: Turn) -> list[Fault]:
@@ -150,24 +154,18 @@ def _timing(turn: Turn) -> Rehearsal:
 
 def start(turn: Turn, ready: list[str]) -> None:
     """The next round begins, with these devices."""
-    settings, state = turn.settings, turn.state
+    state, network = turn.state, turn.settings.network
     round_ = state.round + 1
-    examples = {name: state.roster.devices[name].num_examples for name in ready}
-    steps = {name: steps_of(settings, number, round_) for name, number in examples.items()}
-    num_layers = state.num_layers
-    assert num_layers is not None, "who is ready is so for a model"
-    parts = {name: settings.plan(name, num_layers).holders for name in ready}
-    progress = Ordered.of(
-        (name, Progress(steps[name], examples[name], parts[name])) for name in ready
-    )
+    final = round_ > turn.settings.run.rounds
+    parts = parts_of(turn, ready, round_)
     turn.state = changed(
         state,
-        phase=Phase.ROUND if round_ <= settings.run.rounds else Phase.FINAL,
+        phase=Phase.FINAL if final else Phase.ROUND,
         round=round_,
-        deadline=state.now + settings.network.round_timeout,
+        deadline=state.now + network.round_timeout,
         grace_ends=None,
-        open=OpenRound(progress, Stragglers.begin(state.now, settings.network)),
+        open=OpenRound(parts, Stragglers.begin(state.now, network)),
     )
-    due = settings.evaluation.extent(round_ - 1, settings.run.rounds)
-    after = {name: state.reached.get(name, BEGINNING) for name in ready}
-    turn.do(StartRound(round_, steps, due, after))
+    if turn.settings.is_asynchronous and not final:
+        open_first(turn, parts)
+    order(turn, round_, parts)

@@ -1,0 +1,34 @@
+"""What devices do in a round, as it begins for them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from sfl.rounds.messages import StartRound
+from sfl.rounds.open_round import Progress
+from sfl.rounds.ordered import Ordered
+from sfl.rounds.turn import Turn
+from sfl.rounds.values import BEGINNING
+from sfl.rounds.work import steps_of
+
+
+def parts_of(turn: Turn, names: Iterable[str], round_: int) -> Ordered[str, Progress]:
+    """Nothing is delivered yet of these devices' parts in a round."""
+    return Ordered.of((name, _part_of(turn, name, round_)) for name in names)
+
+
+def _part_of(turn: Turn, name: str, round_: int) -> Progress:
+    settings, state = turn.settings, turn.state
+    num_layers, num_examples = state.num_layers, state.roster.devices[name].num_examples
+    assert num_layers is not None, "who is ready is so for a model"
+    steps = steps_of(settings, num_examples, round_)
+    holders = settings.plan(name, num_layers).holders
+    return Progress(steps, num_examples, holders, round=round_, began=state.now)
+
+
+def order(turn: Turn, round_: int, parts: Ordered[str, Progress]) -> None:
+    """Have these devices begin with a round."""
+    settings, reached = turn.settings, turn.state.reached
+    due = settings.evaluation.extent(round_ - 1, settings.run.rounds)
+    after = {name: reached.get(name, BEGINNING) for name in parts}
+    turn.do(StartRound(round_, {name: own.steps for name, own in parts.items()}, due, after))
