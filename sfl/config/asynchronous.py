@@ -68,11 +68,9 @@ def _waits_are_read(run: RunSections) -> Iterator[str]:
 def _changes_can_be_carried(run: RunSections) -> Iterator[str]:
     own, late = run.aggregation, run.aggregation.late_updates == "weighted"
     if own.traits.changes_basis and (late or run.run.mode == "asynchronous"):
-        yield (
-            f"{'aggregation.late_updates' if late else 'run.mode'}: strategy {own.strategy!r} gives "
-            "the adapter's components another meaning in every round, so that an older change "
-            "cannot be added; use another strategy"
-        )
+        field = "aggregation.late_updates" if late else "run.mode"
+        problem = f"strategy {own.strategy!r} gives components another meaning in every round"
+        yield f"{field}: {problem}, so that no older change can be added; use another strategy"
 
 
 def _buffer_can_be_filled(run: RunSections) -> Iterator[str]:

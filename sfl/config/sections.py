@@ -40,13 +40,13 @@ class RunSection(Section):
     model, so labels and logits never leave it."""
     mode: Mode = "synchronous"
     """`synchronous`: a round waits for its devices. `asynchronous`: every device works at its own
-    pace, and an average takes the first `aggregation.buffer_size` updates (docs/asynchronous.md)."""
+    pace, and an average takes `aggregation.buffer_size` updates (docs/asynchronous.md)."""
     rounds: PositiveInt = 4
     """Number of rounds. Each trains `local_steps` on every device and ends in one aggregation.
     Asynchronous runs: number of aggregations."""
     min_devices: PositiveInt | None = None
     """Fewest devices with which a round may close. Default: all but one (one, if there is one), or
-    as many as `aggregation.strategy` needs. Asynchronous runs: at most `aggregation.buffer_size`."""
+    as many as `aggregation.strategy` needs. Asynchronous: `aggregation.buffer_size` at most."""
     keep_round_adapters: bool = False
     """Keep the aggregated adapter of every round under `adapters/`."""
     edges: tuple[NodeName, ...] = ()

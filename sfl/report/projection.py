@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import singledispatchmethod
 from itertools import chain
@@ -63,15 +63,15 @@ class DeviceRounds:
         """(device, round): who is back after a break tells again what it told."""
         self._evaluated: dict[int, list[RoundRecord]] = {}
 
-    def take(self, event: Event) -> RoundRecord | None:
+    def take(self, event: Event) -> list[RoundRecord]:
         """A device's round as far as the event tells of one."""
         if isinstance(event, DeviceReady) and event.facts is not None:
             self.facts[event.device] = event.facts
         if not isinstance(event, ReportReceived) or event.report is None:
-            return None
-        return self._told(event.report) if event.device in self.facts else None
+            return []
+        return self._told(event.report) if event.device in self.facts else []
 
-    def _told(self, report: RoundReport) -> RoundRecord | None:
+    def _told(self, report: RoundReport) -> list[RoundRecord]:
         """Join a report's evaluation with the training of the round before.
 
         What comes again is no second score; what a round that was begun again came to counts.
@@ -82,11 +82,18 @@ class DeviceRounds:
             )
             self.steps[report.device] = _watched(report)
         if (report.device, report.round) in self._reported:
-            return None
+            return []
         self._reported.add((report.device, report.round))
         record = self._evaluation(report)
         self._evaluated.setdefault(record.round, []).append(record)
-        return record
+        return [*self._passed_over(report, record), record]
+
+    def _passed_over(self, report: RoundReport, record: RoundRecord) -> Iterator[RoundRecord]:
+        """Rounds that a device trained whose adapter it will not evaluate: it is further."""
+        for device, round_ in sorted(self._trained):
+            if device == report.device and round_ < record.round:
+                trained = self._trained.pop((device, round_))
+                yield self._unevaluated(device, round_, trained, record.snapshot)
 
     def _evaluation(self, report: RoundReport) -> RoundRecord:
         evaluated = report.round - 1
@@ -113,22 +120,27 @@ class DeviceRounds:
     def unevaluated(self, snapshots: Mapping[str, NodeSnapshot]) -> list[RoundRecord]:
         """Rounds that were trained and not evaluated."""
         return [
-            RoundRecord(
-                round=round_,
-                device=device,
-                train_loss=trained.loss,
-                eval_loss_sum=0.0,
-                eval_targets=0,
-                eval_correct=None,
-                eval_examples=0,
-                num_examples=self.facts[device].num_examples,
-                steps=trained.steps,
-                tokens=trained.tokens,
-                seconds=trained.seconds,
-                snapshot=snapshots[device],
-            )
+            self._unevaluated(device, round_, trained, snapshots[device])
             for (device, round_), trained in sorted(self._trained.items())
         ]
+
+    def _unevaluated(
+        self, device: str, round_: int, trained: Trained, snapshot: NodeSnapshot
+    ) -> RoundRecord:
+        return RoundRecord(
+            round=round_,
+            device=device,
+            train_loss=trained.loss,
+            eval_loss_sum=0.0,
+            eval_targets=0,
+            eval_correct=None,
+            eval_examples=0,
+            num_examples=self.facts[device].num_examples,
+            steps=trained.steps,
+            tokens=trained.tokens,
+            seconds=trained.seconds,
+            snapshot=snapshot,
+        )
 
     def best_round(self) -> int | None:
         """The round whose adapter has the least held-out loss, among those evaluated so far."""
@@ -183,7 +195,9 @@ class RunProjection:
         self.end: RunEnded | None = None
         self.closed = 0
         """The last round that has an adapter."""
-        self._at_end = 0
+        self._at_end = self._began = 0
+        self.staleness: dict[str, list[int]] = {}
+        """Of each update that was averaged, by device; empty where none may be late."""
         self.train_seconds = self.wall_seconds = self._round_began = 0.0
 
     @classmethod
@@ -210,7 +224,7 @@ class RunProjection:
 
     @_take.register(DeviceReady | ReportReceived)
     def _(self, event: DeviceReady | ReportReceived, now: float) -> None:
-        if (record := self.rounds.take(event)) is not None:
+        for record in self.rounds.take(event):
             self.snapshots.heard(record.snapshot)
             self.records.append(record)
 
@@ -228,7 +242,9 @@ class RunProjection:
 
     @_take.register
     def _(self, event: RoundBegan, now: float) -> None:
-        self.message, self._round_began = "", now
+        self.message = ""
+        if event.round != self._began:  # in an asynchronous run devices begin it one by one
+            self._began, self._round_began = event.round, now
 
     @_take.register
     def _(self, event: AdapterReady, now: float) -> None:
@@ -237,7 +253,9 @@ class RunProjection:
             seconds = now - self._round_began
             self.train_seconds += seconds
             servers = map(NodeSnapshot.from_json, event.servers)
-            self.records += [NodeRecord(event.round, seconds, server) for server in servers]
+            self.records += [_at_end_of(event, seconds, server) for server in servers]
+            for device, staleness in event.staleness.items():
+                self.staleness.setdefault(device, []).append(staleness)
 
     @_take.register
     def _(self, event: RunEnded, now: float) -> None:
@@ -271,8 +289,10 @@ class RunProjection:
             faults=self.faults.kept,
             failure=None if end is not None and end.ok else self.message,
             adapter=adapter,
-            best_round=self.rounds.best_round(),
+            # Where other devices evaluate each adapter, none can be called the best.
+            best_round=None if settings.is_asynchronous else self.rounds.best_round(),
             data=self.rounds.notes,
+            staleness=self.staleness,
         )
 
 
@@ -299,6 +319,11 @@ def data_notes(facts: DeviceFacts) -> DataNotes:
         facts.num_tokens,
         min(facts.num_tokens_kept, facts.num_tokens),
     )
+
+
+def _at_end_of(round_: AdapterReady, seconds: float, server: NodeSnapshot) -> NodeRecord:
+    staleness = round_.staleness if server.kind == "cloud" else {}
+    return NodeRecord(round_.round, seconds, server, dict(staleness))
 
 
 def _watched(report: RoundReport) -> StepTimeline:

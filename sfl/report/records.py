@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterable
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -82,11 +82,16 @@ class RoundRecord:
 
 @dataclass(frozen=True, slots=True)
 class NodeRecord:
-    """An edge's or the cloud's state at the end of one round, `seconds` after it began."""
+    """An edge's or the cloud's state at the end of one round, `seconds` after it began.
+
+    `staleness`, of the cloud and where updates may be late: how many adapters were made since each
+    device's update began.
+    """
 
     round: int
     seconds: float
     snapshot: NodeSnapshot
+    staleness: Mapping[str, int] = field(default_factory=dict)
 
 
 Record = RoundRecord | NodeRecord
@@ -166,7 +171,8 @@ def _to_dict(record: Record) -> dict[str, Any]:
     snapshot = record.snapshot
     head = {"round": record.round, "node": snapshot.name, "kind": snapshot.kind}
     if isinstance(record, NodeRecord):
-        return head | {"seconds": record.seconds, "snapshot": snapshot.to_dict()}
+        late = {"staleness": dict(record.staleness)} if record.staleness else {}
+        return head | {"seconds": record.seconds} | late | {"snapshot": snapshot.to_dict()}
     values = {name: _finite(getattr(record, name)) for name in (*_SCORES, *_WORK)}
     means = {"eval_loss": record.eval_loss, "eval_accuracy": record.eval_accuracy}
     shown = {name: _finite(value) for name, value in means.items()}
@@ -179,7 +185,8 @@ def _to_dict(record: Record) -> dict[str, Any]:
 def _from_dict(values: dict[str, Any]) -> Record:
     snapshot = NodeSnapshot.from_dict(values["snapshot"])
     if values["kind"] != "device":
-        return NodeRecord(values["round"], values["seconds"], snapshot)
+        late = values.get("staleness", {})
+        return NodeRecord(values["round"], values["seconds"], snapshot, late)
     numbers = {name: values[name] for name in (*_SCORES, *_WORK)}
     if numbers["eval_loss_sum"] is None:
         numbers["eval_loss_sum"] = math.nan  # JSON has no NaN

@@ -107,13 +107,29 @@ class ByteSummary:
 
 
 @dataclass(frozen=True, slots=True)
+class Staleness:
+    """How old a device's updates were that counted: adapters made since each began."""
+
+    updates: int
+    mean: float
+    most: int
+
+    @classmethod
+    def of(cls, staleness: Sequence[int]) -> Staleness:
+        """Of all its updates."""
+        mean = sum(staleness) / len(staleness) if staleness else 0.0
+        return cls(len(staleness), mean, max(staleness, default=0))
+
+
+@dataclass(frozen=True, slots=True)
 class DeviceSummary:
     """One device over the whole run; losses and accuracy are of the run's adapter, `*_before` the
     first ones; None where it did not evaluate that.
 
     `rounds` counts those that its part was taken into; `phases` are seconds by phase; `dtype` and
     `quantised` are what it settled on for its base. Where `joined` is false the run never heard
-    from it, and its zeros are what nobody counted.
+    from it, and its zeros are what nobody counted. `staleness` is None in a run without late
+    updates.
     """
 
     name: str
@@ -139,6 +155,7 @@ class DeviceSummary:
     quantised: str = ""
     joined: bool = True
     data: DataNotes = _NOTHING
+    staleness: Staleness | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -238,6 +255,7 @@ def build_summary(
     adapter: str | None = None,
     best_round: int | None = None,
     data: Mapping[str, DataNotes] = MappingProxyType({}),
+    staleness: Mapping[str, Sequence[int]] = MappingProxyType({}),
 ) -> RunSummary:
     """What the run came to.
 
@@ -251,7 +269,11 @@ def build_summary(
     nodes = _combined(records, snapshots)
     clouds = [node for node in nodes.values() if node.kind == "cloud"]
     devices = tuple(
-        replace(_device(entry, settings, rounds, nodes, last), data=data.get(entry.name, _NOTHING))
+        replace(
+            _device(entry, settings, rounds, nodes, last),
+            data=data.get(entry.name, _NOTHING),
+            staleness=Staleness.of(staleness.get(entry.name, ())) if staleness else None,
+        )
         for entry in settings.devices
     )
     before, after = _before_and_after(rounds, last)
@@ -435,7 +457,10 @@ def _with_traffic(values: Mapping[str, Any]) -> dict[str, Any]:
 
 def _with_notes(values: Mapping[str, Any]) -> dict[str, Any]:
     """A device's values with what its data came to."""
-    return _with_traffic(values) | {"data": DataNotes(**values.get("data", {}))}
+    told = values.get("staleness")
+    staleness = None if told is None else Staleness(**told)
+    data = DataNotes(**values.get("data", {}))
+    return _with_traffic(values) | {"data": data, "staleness": staleness}
 
 
 def _plain(value: Any) -> Any:

@@ -2,8 +2,9 @@
 
 In an asynchronous run round r of a device begins from the adapter of round r - 1, as in any run. No
 other device waits for it. Whoever has delivered begins the open round at once, unless it was that
-round's update. The open round closes with the first `buffer_size` updates of different devices,
-whichever rounds they are of. An update of round q that counts in round r has staleness r - q.
+round's update. The open round closes once the updates of `buffer_size` devices wait, whichever
+rounds they are of; what came while an average was made waits for the next, so that an average
+takes all that is there. An update of round q that counts in round r has staleness r - q.
 
 So no device trains twice from one adapter, and its rounds grow: a point names one moment of it.
 With a buffer for all devices the rounds are those of a synchronous run.
@@ -85,9 +86,8 @@ def _nobody_works(state: RunState) -> bool:
 
 
 def _average(turn: Turn) -> None:
-    state, size = turn.state, turn.settings.buffer_size
-    chosen = list(state.buffer.waiting)[:size]
-    turn.state = changed(state, buffer=state.buffer.take(chosen))
+    buffer = turn.state.buffer
+    turn.state = changed(turn.state, buffer=buffer.take(list(buffer.waiting)))
     average_again(turn)
 
 

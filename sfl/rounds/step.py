@@ -6,9 +6,10 @@ from functools import singledispatch
 from typing import assert_never
 
 from sfl.config import RunSettings
-from sfl.rounds.asynchronous import average_again, leave_out_silent, while_asynchronous
+from sfl.rounds.asynchronous import average_again, while_asynchronous
 from sfl.rounds.away import wait_no_longer
 from sfl.rounds.changed import changed
+from sfl.rounds.late import leave_out_silent
 from sfl.rounds.membership import (
     device_joined,
     device_lost,

@@ -28,7 +28,8 @@ def while_waiting(turn: Turn) -> None:
     away = bool(turn.state.away)
     late = turn.state.time_left == 0 and not away
     # The first round waits for everybody; later ones go on with whoever is there.
-    if enough and (not roster.missing or (not away and (late or turn.state.round > 0)):
+    go_on = not roster.missing or (not away and (late or turn.state.round > 0))
+    if enough and go_on:
         _begin(turn)
     elif turn.state.no_edge and not away:
         turn.finish(False, f"no edge is left{turn.because}")

@@ -70,10 +70,10 @@ def stills(tmp_path_factory: pytest.TempPathFactory) -> Stills:
     stills = Stills(twin.config, folder / "stills")
     keep, summarise = RunRecords.keep, RunRecords._summarise
 
-    def kept_round(records: RunRecords, round_: int) -> None:
+    def kept_round(records: RunRecords, round_: int, needed: int | None) -> None:
         stills.adapters[round_] = digest(twin.folder / "adapters" / f"round-{round_:04d}")
         stills.take(f"before {round_}", twin.folder)
-        keep(records, round_)
+        keep(records, round_, needed)
         stills.take(f"after {round_}", twin.folder)
 
     def summarised(records: RunRecords) -> None:

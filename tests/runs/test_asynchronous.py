@@ -1,0 +1,178 @@
+"""Asynchronous runs: a slow device holds up nobody, and its update counts by its age."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from sfl.report.records import NodeRecord, RoundRecord, read_records
+from sfl.report.status import RunStatus
+from tests.faults.lab import free_ports
+from tests.house.fedbuff import KEEPING, assert_averages, averages, spool_is_kept
+from tests.house.federation import finished
+from tests.house.fleets import fleet
+from tests.house.nodes import ByHand, Process
+from tests.house.retold import assert_retold
+from tests.house.twin import Twin, played
+from tests.house.waiting import until
+from tests.runs.test_resume import digest
+
+
+def overlapping(folder: Path, count: int, size: int, **sections: Any) -> dict[str, Any]:
+    """A short run; an average takes `size` updates."""
+    run = {"mode": "asynchronous", "rounds": 4, "min_devices": 1, **sections.pop("run", {})}
+    aggregation = {"buffer_size": size, **sections.pop("aggregation", {})}
+    training = {"local_steps": 3, **sections.pop("training", {})}
+    return fleet(folder, count, run=run, aggregation=aggregation, training=training, **sections)
+
+
+@pytest.mark.parametrize("strategy", ["fedavg", "fedadam", "ffa_lora"])
+def test_with_a_buffer_for_all_it_is_the_synchronous_run_to_the_bit(
+    tmp_path: Path, strategy: str
+) -> None:
+    own = {"strategy": strategy}
+    both = []
+    for mode in ("synchronous", "asynchronous"):
+        folder = tmp_path / mode
+        folder.mkdir()
+        values = overlapping(folder, 2, 2, aggregation=own, run={"mode": mode, "rounds": 3})
+        if mode == "synchronous":
+            del values["aggregation"]["buffer_size"]
+        both.append(finished(played(folder, values)))
+    assert digest(both[0].folder) == digest(both[1].folder)
+    told = [read_records(outcome.folder / "metrics.jsonl") for outcome in both]
+    rows = [
+        sorted(
+            (r.round, r.device, r.train_loss or 0, r.eval_loss_sum, r.steps)
+            for r in records
+            if isinstance(r, RoundRecord)
+        )
+        for records in told
+    ]
+    assert rows[0] == rows[1]
+
+
+def slow(twin: Twin, device: str, until_round: int) -> Callable[[Twin], Any]:
+    """A device is held in its first round until the cloud is at a later one."""
+    twin.at(device, 1, 1, twin.hold)
+
+    async def story(twin: Twin) -> None:
+        await twin.until(lambda: twin.cloud.coordinator.round >= until_round)
+        twin.release(device)
+
+    return story
+
+
+def test_a_slow_device_holds_up_nobody_and_counts_by_its_age(tmp_path: Path) -> None:
+    twin = Twin(tmp_path, overlapping(tmp_path, 3, 2, run={"rounds": 30}))
+    with spool_is_kept():
+        outcome = finished(twin.run(slow(twin, "d2", 4)))
+    made = assert_averages(outcome.folder)
+    old = {r: own["d2"] for r, own in made.items() if "d2" in own}
+    assert next(iter(old)) > 3 and next(iter(old.values())) >= 3
+    summary = outcome.summary
+    assert summary["rounds"] == 30 and summary["failure"] is None and not summary["faults"]
+    told = {device["name"]: device["staleness"] for device in summary["devices"]}
+    assert told["d2"] == {
+        "updates": len(old),
+        "mean": sum(old.values()) / len(old),
+        "most": max(old.values()),
+    }
+    records = read_records(outcome.folder / "metrics.jsonl")
+    cloud = {r.round: r.staleness for r in records if isinstance(r, NodeRecord) and r.staleness}
+    assert cloud == made
+    trained = [r for r in records if isinstance(r, RoundRecord) and r.steps]
+    assert len({(r.device, r.round) for r in trained}) == len(trained)
+    assert not (outcome.folder / "adapter_best").exists()
+    assert_retold(outcome.folder, tmp_path / "retold")
+
+
+def test_an_update_that_is_too_old_is_told_and_does_not_count(tmp_path: Path) -> None:
+    more = {"max_staleness": 1, "staleness_exponent": 1.0}
+    values = overlapping(tmp_path, 3, 2, aggregation=more, run={"rounds": 12})
+    twin = Twin(tmp_path, values)
+    with spool_is_kept():
+        outcome = finished(twin.run(slow(twin, "d2", 5)))
+    made = assert_averages(outcome.folder, exponent=1.0)
+    assert all(s <= 1 for own in made.values() for s in own.values())
+    faults = [fault["problem"] for fault in outcome.summary["faults"]]
+    assert any(f.startswith("its update of round 1 does not count:") for f in faults)
+
+
+def test_a_lost_device_does_its_own_round_again(tmp_path: Path) -> None:
+    twin = Twin(tmp_path, overlapping(tmp_path, 3, 2, run={"rounds": 12}))
+    twin.at("d2", 1, 1, twin.hold)
+    twin.at("d0", 3, 1, twin.lose)
+
+    async def story(twin: Twin) -> None:
+        await twin.until(lambda: "d0" in twin.ended)
+        twin.start_device("d0")
+        await twin.until(lambda: twin.cloud.coordinator.round >= 5)
+        twin.cut("d2")  # it goes on from version 0, which is three rounds old
+        twin.release("d2")
+
+    with spool_is_kept():
+        outcome = finished(twin.run(story))
+    made = assert_averages(outcome.folder)
+    assert 3 in {r - own["d0"] for r, own in made.items() if "d0" in own}
+    assert 1 in {r - own["d2"] for r, own in made.items() if "d2" in own}
+
+
+# -- in real processes -----------------------------------------------------------------------------
+
+
+class Nodes(ByHand):
+    """A cloud that keeps its spool, and is started again by the same command."""
+
+    def options(self, name: str) -> list[str]:
+        return ["--resume", "auto"] if name == "cloud" else []
+
+    def environment(self, name: str) -> dict[str, str]:
+        return {"PYTHONPATH": str(self.folder / "hook")} if name == "cloud" else {}
+
+
+@pytest.mark.process
+def test_a_killed_cloud_goes_on_and_every_average_is_what_its_journal_says(tmp_path: Path) -> None:
+    (tmp_path / "hook").mkdir()
+    (tmp_path / "hook" / "sitecustomize.py").write_text(KEEPING)
+    port = free_ports(1)[0]
+    values = overlapping(
+        tmp_path,
+        3,
+        2,
+        run={"rounds": 8},
+        training={"local_steps": 20},
+        cloud={"listen": f"127.0.0.1:{port}"},
+    )
+    values["devices"][2]["link"] = {"delay_ms": 20.0}
+    nodes = Nodes(tmp_path, values)
+    folder = tmp_path / "runs" / "t"
+
+    def at_round(number: int) -> Callable[[], bool]:
+        def there() -> bool:
+            status = RunStatus.last(folder / "status.json")
+            return status is not None and status.round >= number
+
+        return there
+
+    try:
+        devices: list[Process] = [nodes.device(number) for number in range(3)]
+        for number in (3, 5):
+            until(at_round(number), f"round {number}")
+            time.sleep(0.1)
+            nodes.cloud.kill()
+            nodes.cloud.wait()
+            nodes.cloud = nodes.start("cloud", nodes.config)
+        outcome = finished(nodes.outcome())
+        assert [device.wait(30) for device in devices] == [0, 0, 0]
+    finally:
+        nodes.stop()
+    made = assert_averages(outcome.folder)
+    assert len(made) == 8 and averages(folder) == made
+    old = [s for own in made.values() for name, s in own.items() if name == "d2"]
+    assert max(old, default=0) >= 1  # versions went on without the slow one
+    assert outcome.summary["failure"] is None
