@@ -7,6 +7,7 @@ import logging
 import time
 from collections.abc import Mapping
 from dataclasses import replace
+from statistics import fmean
 from typing import TYPE_CHECKING
 
 from cloud_aggregator.averaging import Averaging, adapter_ref
@@ -68,7 +69,9 @@ class Driver:
         if self.over.done():
             return
         try:
-            for command in self._coordinator.handle(event, self._clock.now()):
+            commands = self._coordinator.handle(event, self._clock.now())
+            self._stats.buffered = self._coordinator.buffered
+            for command in commands:
                 self.do(command)
         except Exception as error:  # noqa: BLE001 - no peer's fault, and half done
             self.failed(cause_of(error))
@@ -142,6 +145,7 @@ class Driver:
             self._traces.add(self._records.told.rounds.timelines(command.round), began)
         servers = self._records.told.snapshots.servers()
         staleness = self._staleness(command, updates)
+        self._stats.staleness = fmean(staleness.values()) if staleness else None
         told = tuple(server.to_json() for server in servers)
         self.happened(replace(ready, servers=told, staleness=staleness))
         needed = self._coordinator.state.needed_adapter
@@ -150,7 +154,6 @@ class Driver:
 
     def _staleness(self, command: Aggregate, updates: Mapping[str, Update]) -> dict[str, int]:
         """Of each update that counts; nothing to tell where none may be late."""
-        settings = self._coordinator.settings
-        if not settings.is_asynchronous and settings.aggregation.late_updates == "drop":
+        if not self._coordinator.settings.counts_late_updates:
             return {}
         return {name: update.staleness(command.round) for name, update in updates.items()}

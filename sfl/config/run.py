@@ -28,6 +28,11 @@ class RunSettings(RunSections):
         return self.run.mode == "asynchronous"
 
     @property
+    def counts_late_updates(self) -> bool:
+        """Whether an update may count in a later round than its own."""
+        return self.is_asynchronous or self.aggregation.late_updates == "weighted"
+
+    @property
     def buffer_size(self) -> int:
         """Updates that make the next adapter of an asynchronous run."""
         default = max((len(self.devices) + 1) // 2, self.aggregation.fewest_devices)

@@ -101,6 +101,8 @@ class NodeSnapshot:
     them took, `snapshot_wait` what the node waited for that, `snapshot_size` the latest's bytes.
     `moved` of a device is its edge's count of messages from and to it, heartbeats apart.
     `waits` are those of the moment; their words do not travel.
+    `buffered` of a cloud are whole updates that wait for an average, `staleness` is the mean of
+    those that the last average took; both are None where no update may be late.
     """
 
     name: str
@@ -146,6 +148,8 @@ class NodeSnapshot:
     snapshot_wait: float = 0.0
     snapshot_size: int = 0
     moved: int = 0
+    buffered: int | None = None
+    staleness: float | None = None
     bytes: ByteTotals = field(default_factory=ByteTotals)
     phases: Mapping[Phase, PhaseTotals] = field(default_factory=dict)
     waits: tuple[Wait, ...] = ()
@@ -366,5 +370,7 @@ _PLAIN: dict[str, Callable[[Any], Any]] = {
     "snapshot_wait": _amount,
     "snapshot_size": _count,
     "moved": _count,
+    "buffered": _count_or_none,
+    "staleness": _amount_or_none,
 }
 """How each plain field is read from a peer's JSON."""

@@ -245,6 +245,8 @@ class NodeStats:
         self.paused = ""
         self.adapters_resting = 0
         self.adapters_woken = 0
+        self.buffered: int | None = None
+        self.staleness: float | None = None
         self.bytes = ByteCount()
         self.phases = PhaseTimes()
         self.waits = Waits()
@@ -332,6 +334,8 @@ class NodeStats:
             snapshot_seconds=self.snapshots.seconds,
             snapshot_wait=self.snapshots.waited,
             snapshot_size=self.snapshots.size,
+            buffered=self.buffered,
+            staleness=self.staleness,
             bytes=self.bytes.snapshot(),
             phases=self.phases.snapshot(),
             waits=self.waits.all(),

@@ -20,6 +20,7 @@ Sample = tuple[tuple[str, ...], Value]  # label values beside `device`, and the 
 ALL: tuple[NodeKind, ...] = KINDS
 DEVICE: tuple[NodeKind, ...] = ("device",)
 EDGE: tuple[NodeKind, ...] = ("edge",)
+CLOUD: tuple[NodeKind, ...] = ("cloud",)
 COMPUTING: tuple[NodeKind, ...] = ("device", "edge")
 DIALLING: tuple[NodeKind, ...] = ("device", "edge")  # each link is counted by the end that opens it
 SERVING: tuple[NodeKind, ...] = ("edge", "cloud")
@@ -204,6 +205,17 @@ METRICS: tuple[Metric, ...] = (
         "sfl_snapshot_size_bytes", "gauge", "bytes", (), COMPUTING,
         "Size of the last snapshot.",
         _value("snapshot_size"),
+    ),
+    Metric(
+        "sfl_buffered_updates", "gauge", "", (), CLOUD,
+        "Whole updates that wait for an average. Absent where no update may be late.",
+        _value("buffered"),
+    ),
+    Metric(
+        "sfl_update_staleness", "gauge", "", (), CLOUD,
+        "Adapters that were made since an update began: the mean over the last average. Absent "
+        "where no update may be late.",
+        _value("staleness"),
     ),
     Metric(
         "sfl_faults_total", "counter", "", (), ALL,

@@ -134,9 +134,18 @@ def _fact_rows(summary: RunSummary) -> list[tuple[str, str]]:
             f"{summary.tokens_trained:,} tokens trained on",
         )
     )
+    if stale := staleness_sentence(summary):
+        rows.append(("staleness", stale))
     if summary.adapter is not None:
         rows.append(("adapter", f"{summary.adapter} (PEFT format)"))
     return rows
+
+
+def staleness_sentence(summary: RunSummary) -> str:
+    """How old each device's updates were when they counted; empty where none may be late."""
+    told = [(device.name, device.staleness) for device in summary.devices]
+    parts = [f"{name} {staleness}" for name, staleness in told if staleness is not None]
+    return f"mean (most) of each device's updates: {', '.join(parts)}" if parts else ""
 
 
 def total_sentence(summary: RunSummary) -> str:

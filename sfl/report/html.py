@@ -85,6 +85,7 @@ def _header(summary: RunSummary) -> Markup:
         "/".join(Path(summary.model).parts[-2:]),
         summary.task.replace("_", " "),
         "U-shaped" if summary.topology == "u_shaped" else summary.topology,
+        *(["asynchronous"] if summary.mode == "asynchronous" else []),
         _count(len(summary.devices), "device"),
         *([f"{absent} {text.NEVER_JOINED}"] if absent else []),
         f"{summary.rounds} of {_count(summary.rounds_planned, 'round')}",
@@ -215,6 +216,10 @@ def _devices(summary: RunSummary) -> Markup:
         headings.append(text.score_name(summary.task))
     headings += ["tokens/s", "sent", "received", "peak memory"]
     rows = [_device_row(device, scored) for device in summary.devices]
+    if any(device.staleness is not None for device in summary.devices):
+        headings.append("staleness, mean (most)")
+        for row, device in zip(rows, summary.devices, strict=True):
+            row.append("–" if device.staleness is None else str(device.staleness))
     return element(
         "section",
         element("h2", "Devices"),

@@ -86,7 +86,7 @@ class LiveView:
 
 def status_line(status: RunStatus) -> str:
     """A status as one plain line."""
-    parts = [f"round {status.round}/{status.rounds}  {status.phase}"]
+    parts = [f"round {status.round}/{status.rounds}  {status.phase}{buffer_fill(status)}"]
     if status.message:
         parts.append(text.printable(status.message))
     known = [device for device in status.devices if device.loss is not None]
@@ -101,6 +101,14 @@ def status_line(status: RunStatus) -> str:
         down = sum(device.bytes_down for device in status.devices)
         parts.append(f"up {text.size(up)}, down {text.size(down)}")
     return "  |  ".join(parts)
+
+
+def buffer_fill(status: RunStatus) -> str:
+    """How many updates wait for an average, where updates may be late."""
+    if status.buffered is None or status.over:
+        return ""
+    needed = f" of {status.buffer_size}" if status.buffer_size else ""
+    return f", {status.buffered}{needed} updates wait"
 
 
 def _of_adapter(scored: Sequence[DeviceStatus]) -> str:
@@ -161,7 +169,7 @@ def _progress(status: RunStatus, seconds: float) -> Table:
     line = Table.grid(padding=(0, 2))
     line.add_row(
         Text(status.run_id, style="bold"),
-        Text(f"round {status.round} of {status.rounds}"),
+        Text(f"round {status.round} of {status.rounds}{buffer_fill(status)}"),
         ProgressBar(total=1.0, completed=run_share(status), width=16),
         Text(text.duration(seconds), style="dim"),
         Text(status.phase, style=_STYLES.get(status.phase, "cyan")),
@@ -201,7 +209,7 @@ def _device_cells(device: DeviceStatus, scored: bool) -> list[Text]:
     lost = device.state.partition(":")[0] in (LEFT_OUT, "lost", "away", "failed")
     return [
         Text(device.name, style="bold"),
-        Text(text.printable(device.state), style="red" if lost else ""),
+        Text(text.printable(device.state) + _behind(device), style="red" if lost else ""),
         Text(f"{device.step}/{device.steps}" if device.steps else "–"),
         Text(text.loss(device.loss)),
         Text(quality),
@@ -211,6 +219,11 @@ def _device_cells(device: DeviceStatus, scored: bool) -> list[Text]:
         Text(text.size(device.resident_bytes)),
         Text(text.size(device.peak_resident_bytes)),
     ]
+
+
+def _behind(device: DeviceStatus) -> str:
+    """How many adapters were made since a device began, where that are any."""
+    return f", {device.staleness} behind" if device.staleness else ""
 
 
 def _server_cells(server: ServerStatus) -> list[Text]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
+from dataclasses import replace
 from itertools import islice
 from typing import assert_never
 
@@ -19,12 +20,7 @@ def standing(
 ) -> RunStatus:
     """The status; `written` says who wrote it when, and is no part of the journal."""
     end = told.end
-    devices = [
-        DeviceStatus.from_snapshot(
-            told.snapshots.of("device", entry.name), _device_state(entry.name, told, state)
-        )
-        for entry in settings.devices
-    ]
+    devices = [_device(entry.name, told, state) for entry in settings.devices]
     servers = told.snapshots.servers()
     phase: RunPhase = shown_phase(state.phase)
     if end is not None:  # nobody trains any more
@@ -42,8 +38,18 @@ def standing(
         cloud=ServerStatus.from_snapshot(told.snapshots.of("cloud", "cloud")),
         faults=tuple(str(fault) for fault in told.faults.kept),
         waits=() if end is not None else tuple(waits_of(state, settings)),
+        mode=settings.run.mode,
+        buffered=len(state.buffer.waiting) if settings.counts_late_updates else None,
+        buffer_size=settings.buffer_size if settings.is_asynchronous else 0,
         **written,  # type: ignore[arg-type]
     )
+
+
+def _device(name: str, told: RunProjection, state: RunState) -> DeviceStatus:
+    snapshot = told.snapshots.of("device", name)
+    status = DeviceStatus.from_snapshot(snapshot, _device_state(name, told, state))
+    own = state.buffer.unawaited.get(name)
+    return status if own is None else replace(status, staleness=state.round - own.round)
 
 
 def waits_of(state: RunState, settings: RunSettings) -> Iterator[Wait]:
@@ -66,7 +72,7 @@ def _of_phase(
     """For what, for whom (a device, or itself: empty), and for how long by now."""
     now, network, round_ = state.now, settings.network, state.round
     since_round = now - (state.deadline - network.round_timeout)
-    match state.phase:
+    match Phase.AGGREGATING if state.buffer.merging else state.phase:
         case Phase.WAITING:
             since = now - (state.deadline - network.join_timeout)
             return "to be ready", "join", state.roster.first_missing(2 * NAMED), since
@@ -114,8 +120,10 @@ def _device_state(device: str, told: RunProjection, state: RunState) -> str:
         return f"away: {away.until - state.now:.0f} s left"
     if known is None:
         return "lost" if device in told.rounds.facts else "not here yet"
-    if (progress := state.open.progress.get(device)) is None:
-        return "ready" if known.ready else "loading"
+    if (progress := state.part_of(device)) is None:
+        waits = device in state.buffer.waiting or device in state.buffer.merging
+        ready = "waiting" if waits else "ready"
+        return ready if known.ready else "loading"
     if progress.reported:
         return "done"
     snapshot = told.snapshots.of("device", device)

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from sfl.config.asynchronous import Mode
 from sfl.metrics.snapshot import NodeSnapshot
 from sfl.metrics.waits import What
 from sfl.node.files import write_atomic
@@ -36,7 +37,8 @@ class DeviceStatus:
 
     `state` is a word or two, such as "training", "waiting", "lost", "away: 12 s left". Once the run
     has ended it is "done", "stopped", "lost", "never joined" or "left out for good". `eval_*` are
-    of the adapter of round `eval_round`.
+    of the adapter of round `eval_round`. `staleness` counts the adapters that were made since its
+    round began, where nobody waits for it.
     """
 
     name: str
@@ -52,6 +54,7 @@ class DeviceStatus:
     bytes_down: int = 0
     resident_bytes: int = 0
     peak_resident_bytes: int = 0
+    staleness: int | None = None
 
     @classmethod
     def from_snapshot(cls, snapshot: NodeSnapshot, state: str) -> DeviceStatus:
@@ -140,6 +143,11 @@ class RunStatus:
     pid: int = 0
     """The cloud's process, on `host`."""
     host: str = ""
+    mode: Mode = "synchronous"
+    buffered: int | None = None
+    """Updates that wait for an average; None where no update may be late."""
+    buffer_size: int = 0
+    """As many of those make the next adapter of an asynchronous run."""
 
     @property
     def over(self) -> bool:

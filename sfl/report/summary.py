@@ -14,6 +14,7 @@ from typing import Any
 
 import sfl
 from sfl.config import DeviceEntry, RunSettings
+from sfl.config.asynchronous import Mode
 from sfl.data.example import DataNotes
 from sfl.metrics.snapshot import ByteTotals, NodeKind, NodeSnapshot, Role, combine
 from sfl.node.files import write_atomic
@@ -120,6 +121,9 @@ class Staleness:
         mean = sum(staleness) / len(staleness) if staleness else 0.0
         return cls(len(staleness), mean, max(staleness, default=0))
 
+    def __str__(self) -> str:
+        return f"{self.mean:.1f} ({self.most})" if self.updates else "–"
+
 
 @dataclass(frozen=True, slots=True)
 class DeviceSummary:
@@ -211,6 +215,7 @@ class RunSummary:
     edges: tuple[ServerSummary, ...]
     cloud: ServerSummary
     plugins: tuple[str, ...] = ()
+    mode: Mode = "synchronous"
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values for JSON; the keys of a node's traffic stand beside its other keys."""
@@ -309,6 +314,7 @@ def build_summary(
         edges=tuple(_server(node) for node in nodes.values() if node.kind == "edge"),
         cloud=_server(clouds[0] if clouds else NodeSnapshot("cloud", "cloud")),
         plugins=settings.run.plugins,
+        mode=settings.run.mode,
     )
 
 

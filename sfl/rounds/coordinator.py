@@ -159,6 +159,12 @@ class Coordinator:
         }
 
     @property
+    def buffered(self) -> int | None:
+        """Devices whose updates wait for an average; None where no update may be late."""
+        waiting = self.state.buffer.waiting
+        return len(waiting) if self.settings.counts_late_updates else None
+
+    @property
     def strikes(self) -> Strikes:
         """Who offended how often."""
         return self.state.strikes
