@@ -213,7 +213,7 @@ class EdgeHost:
     def _is_sound(self, header: UpdateHeader) -> bool:
         """Leave a device out whose parts together are no adapter of this run."""
         progress = self._coordinator.part_of(header.device)
-        if progress is None or progress.round != header.round:
+        if progress is None:
             return True
         try:
             self._averaging.check(header, progress)

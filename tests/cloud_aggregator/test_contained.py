@@ -211,7 +211,7 @@ def in_round(cloud: CloudAggregator, **progress: Progress) -> None:
 
 def averaged(cloud: CloudAggregator) -> None:
     """Have the cloud average a round that one device was in."""
-    in_round(cloud, d0=Progress(Steps(3, 0, 3), 4))
+    in_round(cloud, d0=Progress(Steps(3, 0, 3), 4, round=1))
     cloud.driver.do(Aggregate(1, {"d0": 4}))
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -19,7 +20,11 @@ from tests.house.nodes import ByHand, Process
 from tests.house.retold import assert_retold
 from tests.house.twin import Twin, played
 from tests.house.waiting import until
-from tests.runs.test_resume import digest
+
+
+def digest(folder: Path) -> str:
+    adapter = folder / "adapter" / "adapter_model.safetensors"
+    return hashlib.sha256(adapter.read_bytes()).hexdigest()
 
 
 def overlapping(folder: Path, count: int, size: int, **sections: Any) -> dict[str, Any]:
