@@ -124,6 +124,14 @@ FLEET = Dashboard(
             "{{device}} {{instance}}: {{whom}}, {{what}}", "s",
             note="Seconds so far; SflWaitEnds fires before a lost node is given up.",
         ),
+        Panel(
+            "Late updates",
+            (
+                Query(f"sfl_buffered_updates{{{_ALL}}}", "waiting for an average"),
+                Query(f"sfl_update_staleness{{{_ALL}}}", "staleness, mean of the last average"),
+            ),
+            note="Of asynchronous runs, and of those that count late updates.",
+        ),
         _panel(
             "Memory limit in use", f"sfl:memory_limit_used:ratio{{{_ALL}}}",
             "{{device}} {{instance}}", "percentunit",
