@@ -46,7 +46,13 @@ from sfl.node.extras import require_cryptography, require_opentelemetry
 from sfl.node.files import write_atomic
 from sfl.node.logs import describe_node
 from sfl.node.process import SIGTERM
-from sfl.report.conclusion import can_go_on, drop_rounds, drop_working_files, what_stays
+from sfl.report.conclusion import (
+    can_go_on,
+    drop_rounds,
+    drop_working_files,
+    drop_working_folders,
+    what_stays,
+)
 from sfl.report.journal import open_journal
 from sfl.report.runs import forget_stop, stop_reason, was_stopped
 from sfl.report.standing import waits_of
@@ -89,7 +95,7 @@ class CloudAggregator:
         )  # before any record: what it refuses leaves none
         before = Before.of(self.journal, config)
         self._goes_on = before.goes_on
-        self.config = EffectiveConfig(config, folder, before.settled)
+        self.config = EffectiveConfig(config, folder, before.settled, before.form)
         self.stats = stats = NodeStats("cloud", "cloud")
         stats.certificate_expiry = None if own is None else own.not_after
         self._traces = _step_traces(config, self.run_id)
@@ -100,7 +106,8 @@ class CloudAggregator:
         )
         begun = state.round > 0
         self.adapter = GlobalAdapter(self.config, folder, state.adapter_ref if begun else "")
-        remembered = state.strategy_ref if begun else ""
+        # At the end that is gone, and nothing more is averaged.
+        remembered = state.strategy_ref if begun and state.end is None else ""
         self.averaging = Averaging(self.config, folder, self.adapter, stats, remembered)
         self.service = CloudService(stats)
         edges, models = EdgeNames(config.edges), ModelsSaid(config, chosen=begun)
@@ -163,7 +170,8 @@ class CloudAggregator:
         """Keep the run going while its service is served. Raises RunFailed."""
         if self._goes_on:
             forget_stop(self.folder)
-            self.driver.happened(CloudRestarted())
+            self.service.expect_back(self.coordinator.state.bases)
+            self._go_on()
         ticking = watched(self._tick(), self.driver.failed)
         end = FinishRun(False, "")
         try:
@@ -191,6 +199,13 @@ class CloudAggregator:
                 await asyncio.to_thread(self._traces.close)
         if not end.ok:
             raise RunFailed(end.reason)
+
+    def _go_on(self) -> None:
+        """Where the cloud was stopped; where it was decided how the run ends, at that end."""
+        if (end := self.coordinator.state.end) is None:
+            self.driver.happened(CloudRestarted())
+        else:
+            self.driver.do(FinishRun(end.ok, end.reason))
 
     async def _leave(self, end: FinishRun) -> None:
         """Edges wait for the next process, as for one that was killed; or nobody waits."""
@@ -256,13 +271,14 @@ class CloudAggregator:
         config = self.config.current
         over = self.coordinator.phase is Phase.OVER
         if over:
-            drop_working_files(self.folder)
+            drop_working_folders(self.folder)
         self.records.make_room()
         problem = self._last_words(end)
         if problem is not None and end.ok:
             end = FinishRun(False, str(problem))
             self._last_words(end)
-        if over:
+        if over:  # last, so that a cloud that is killed meanwhile is started again for the rest
+            drop_working_files(self.folder)
             drop_rounds(self.folder, config.run.keep_round_adapters)
         with contextlib.suppress(DiskError):  # what could not be kept has ended the run before
             self.journal.close()

@@ -8,7 +8,7 @@ from pathlib import Path
 from sfl.config import RunConfig
 from sfl.report.kept import KeptAdapters, KeptRounds
 from sfl.report.projection import RunProjection
-from sfl.rounds import RunState, Settle
+from sfl.rounds import RunState, Settle, TextForm
 from sfl.rounds.journal import Journal
 
 
@@ -25,6 +25,11 @@ class Before:
     kept: KeptRounds
     settled: tuple[Settle, ...]
     goes_on: bool
+
+    @property
+    def form(self) -> TextForm | None:
+        """How rows become text, if that is fixed."""
+        return self.state.forms.chosen if self.state.form_used else None
 
     @classmethod
     def of(cls, journal: Journal, config: RunConfig) -> Before:

@@ -73,6 +73,8 @@ class Driver:
             self._stats.buffered = self._coordinator.buffered
             for command in commands:
                 self.do(command)
+            if any(isinstance(command, UseModel) for command in commands):
+                self.happened(AdapterReady(0, adapter_ref(0)))
         except Exception as error:  # noqa: BLE001 - no peer's fault, and half done
             self.failed(cause_of(error))
 
@@ -113,9 +115,6 @@ class Driver:
                 # Looked up now: whoever offends while a round is averaged is forgotten meanwhile.
                 updates = self._coordinator.updates_of(command)
                 self._aggregation = watched(self._aggregate(command, updates), self.failed)
-            case UseModel():
-                self._effects.do(command)
-                self.happened(AdapterReady(0, adapter_ref(0)))
             case _:
                 self._effects.do(command)
 

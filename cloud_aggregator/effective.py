@@ -17,12 +17,20 @@ from sfl.rounds import Settle, TextForm
 class EffectiveConfig:
     """The settings in effect, `current`, and their copy in the run's folder."""
 
-    def __init__(self, config: RunConfig, folder: Path, settled: Iterable[Settle] = ()) -> None:
-        """`settled` before, and perhaps not written then. Raises DiskError."""
+    def __init__(
+        self,
+        config: RunConfig,
+        folder: Path,
+        settled: Iterable[Settle] = (),
+        form: TextForm | None = None,
+    ) -> None:
+        """`settled` before, and `form` used, and perhaps not written then. Raises DiskError."""
         self.current = config
         self._folder = folder
         for command in settled:
             self.settle(command)
+        if form is not None:
+            self.use_text_form(form)
 
     def edge_said(self, snapshot: NodeSnapshot) -> None:
         """The run's edge tells what it does with its base."""

@@ -110,10 +110,15 @@ def _drop(folder: Path, config: RunConfig) -> None:
     drop_rounds(folder, config.run.keep_round_adapters)
 
 
-def drop_working_files(folder: Path) -> None:
-    """Remove what only a run that goes on needs."""
+def drop_working_folders(folder: Path) -> None:
+    """Remove what only a round that is still to be averaged needs."""
     for name in WORKING:
         shutil.rmtree(folder / name, ignore_errors=True)
+
+
+def drop_working_files(folder: Path) -> None:
+    """Remove what only a run that goes on needs."""
+    drop_working_folders(folder)
     for name in (MANIFEST, SECRET):
         (folder / name).unlink(missing_ok=True)
 

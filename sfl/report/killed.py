@@ -18,7 +18,7 @@ from sfl.report.projection import RunProjection
 from sfl.report.standing import standing
 from sfl.report.status import RunStatus
 from sfl.report.summary import RunSummary
-from sfl.rounds import Phase, RunEnded, RunState
+from sfl.rounds import End, Phase, RunEnded, RunState
 from sfl.rounds.journal import Entry
 
 log = logging.getLogger("sfl.report")
@@ -103,8 +103,9 @@ def killed_run(folder: Path, config: RunConfig, reason: str) -> KilledRun | None
             if not entries:
                 return None
             latest = journal.latest()
-        end = Entry(latest.now, RunEnded(False, reason))
         state, every_round = latest.state(config.settings), config.run.keep_round_adapters
+        own = End(False, reason) if state.end is None else state.end  # it was decided before
+        end = Entry(latest.now, RunEnded(own.ok, own.reason))
         killed = KilledRun.of(entries, end, state, every_round, not config.is_asynchronous)
     except Exception as error:  # noqa: BLE001 - how the run ended is told all the same
         log.warning("the run's other files tell of it, not its journal: %s", cause_of(error))

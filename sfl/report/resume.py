@@ -15,6 +15,7 @@ from sfl.config import RunConfig, dump_toml
 from sfl.errors import ConfigError
 from sfl.node.files import on_disk, write_atomic
 from sfl.node.lock import FolderLock
+from sfl.report.conclusion import can_go_on
 from sfl.report.journal import check_journal, read_journal
 from sfl.report.projection import RunProjection
 from sfl.report.runs import (
@@ -84,7 +85,7 @@ def resumed_or_new(config: RunConfig) -> tuple[Path, RunConfig]:
     asked = _asked(config)
     for folder in _of_settings(config.run.output_dir, asked):
         own = load_for_cloud(folder / "config.toml", [], config.network.insecure)
-        if how_ended(folder, own) is None:
+        if not _has_ended(folder, own):
             log.info("run %s was stopped, and goes on", folder.name)
             return _open(folder.resolve(), [], config.network.insecure)
     check_journal(config)
@@ -110,9 +111,15 @@ def _of_settings(output_dir: Path, asked: str) -> list[Path]:
 
 def _require_open(folder: Path, config: RunConfig) -> None:
     """Raises ConfigError where the run has ended."""
-    if (how := how_ended(folder, config)) is not None:
-        problem = f"this run has ended: {how}"
+    if _has_ended(folder, config):
+        problem = f"this run has ended: {how_ended(folder, config)}"
         raise ConfigError("--resume", folder.name, problem, "Begin another run.")
+
+
+def _has_ended(folder: Path, config: RunConfig) -> bool:
+    """Whether nothing is left to do: one that is over but not concluded has that to come."""
+    concluded = (folder / "summary.json").exists() and not can_go_on(folder)
+    return concluded and how_ended(folder, config) is not None
 
 
 def how_ended(folder: Path, config: RunConfig) -> str | None:
@@ -120,8 +127,11 @@ def how_ended(folder: Path, config: RunConfig) -> str | None:
     if (journal := read_journal(config, folder)) is None:
         return None  # its cloud was never up
     with contextlib.closing(journal):
-        if journal.latest().state(config.settings).phase is not Phase.OVER:
+        state = journal.latest().state(config.settings)
+        if state.phase is not Phase.OVER:
             return None
+        if state.end is not None:
+            return state.end.reason
         return RunProjection.of(journal.entries()).message
 
 

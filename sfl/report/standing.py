@@ -23,6 +23,8 @@ def standing(
     devices = [_device(entry.name, told, state) for entry in settings.devices]
     servers = told.snapshots.servers()
     phase: RunPhase = shown_phase(state.phase)
+    if state.end is not None and not state.end.ok:
+        phase = "failed"
     if end is not None:  # nobody trains any more
         devices = [device.at_end(end.ok) for device in devices]
         phase = "finished" if end.ok else "failed"

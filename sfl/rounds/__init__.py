@@ -44,7 +44,7 @@ from sfl.rounds.messages import (
 )
 from sfl.rounds.open_round import OpenRound, Progress
 from sfl.rounds.roster import Device, Roster
-from sfl.rounds.state import Phase, RunState
+from sfl.rounds.state import End, Phase, RunState
 from sfl.rounds.step import step
 from sfl.rounds.values import Steps
 
@@ -66,6 +66,7 @@ __all__ = [
     "DeviceReady",
     "EdgeLost",
     "EdgeReady",
+    "End",
     "Event",
     "Evict",
     "Fact",

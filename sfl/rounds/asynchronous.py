@@ -117,7 +117,7 @@ def _wait(turn: Turn) -> None:
         turn.state = changed(state, deadline=state.now + turn.settings.network.join_timeout)
         turn.do(Report(few))
     elif state.no_edge or state.now >= state.deadline:
-        turn.finish(False, few + turn.because + turn.who_cannot_compute)
+        turn.stop(few + turn.because + turn.who_cannot_compute)
 
 
 def averaged(turn: Turn) -> None:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from dataclasses import replace
 
 from sfl.rounds.changed import changed
 from sfl.rounds.late import LATER, may_count, not_waited_for
 from sfl.rounds.messages import DeviceAway, DeviceBack, DeviceReady, Fault, ReplayRound
 from sfl.rounds.open_round import Progress
 from sfl.rounds.state import Away, Phase, RunState
-from sfl.rounds.turn import Turn
+from sfl.rounds.turn import Turn, shortened
 from sfl.rounds.values import BEGINNING, Point
 
 
@@ -22,14 +23,31 @@ def go_away(turn: Turn, name: str, reason: str, seconds: float) -> None:
     turn.do(DeviceAway(name, reason, seconds))
 
 
-def wait_no_longer(turn: Turn) -> None:
-    """Go on without those that were not back in time."""
+def takes_part(state: RunState, name: str) -> bool:
+    """Whether a device has anything to come back to."""
+    known = state.open.progress, state.buffer.unawaited, state.reached, state.away
+    return any(name in own for own in known)
+
+
+def loads(turn: Turn, name: str) -> None:
+    """One that was away has joined again: until it is ready it has the time of one that joins."""
+    if (own := turn.state.away.get(name)) is not None:
+        until = max(own.until, turn.state.now + turn.settings.network.join_timeout)
+        turn.state = changed(turn.state, away=turn.state.away.put(name, replace(own, until=until)))
+
+
+def wait_no_longer(turn: Turn) -> bool:
+    """Go on without those that were not back in time; where too few are left, stop as it is.
+
+    Returns whether the run goes on.
+    """
     now, network = turn.state.now, turn.settings.network
     late = [name for name, own in turn.state.away.items() if now >= own.until]
+    if late and _too_few_without(turn, late):
+        turn.stop(_not_back(turn, late))
+        return False
     for name in sorted(late):
-        away = turn.state.away[name]
-        waited = away.until - away.since
-        said = f"{away.reason}; not back within rejoin_timeout ({waited:g} s)"
+        said = _late(turn, name)
         state = turn.state
         unfinished = name in state.open.progress and not state.open.progress[name].done
         if unfinished and may_count(turn):
@@ -43,6 +61,30 @@ def wait_no_longer(turn: Turn) -> None:
         losses = state.losses.put(name, said)
         turn.state = changed(state, away=state.away.without(name), losses=losses)
         turn.do(Fault(turn.state.round, name, said))
+    return True
+
+
+def _late(turn: Turn, name: str) -> str:
+    away, usual = turn.state.away[name], turn.settings.network.rejoin_timeout
+    waited = away.until - away.since
+    limit = f"rejoin_timeout ({waited:g} s)" if waited == usual else f"{waited:g} s"
+    return f"{away.reason}; not back within {limit}"
+
+
+def _too_few_without(turn: Turn, late: Iterable[str]) -> bool:
+    """Whether what is left of the open round could not be averaged."""
+    if turn.state.phase not in (Phase.ROUND, Phase.FINAL):
+        return False
+    progress, gone = turn.state.open.progress, set(late)
+    left = [name for name, own in progress.items() if own.done or name not in gone]
+    return len(progress) >= turn.settings.min_devices > len(left)
+
+
+def _not_back(turn: Turn, late: Iterable[str]) -> str:
+    progress = turn.state.open.progress
+    owing = sorted(name for name in late if name in progress and not progress[name].done)
+    reasons = "; ".join(shortened([f"{name}: {_late(turn, name)}" for name in owing]))
+    return f"too few devices are left in round {turn.state.round}: {reasons}"
 
 
 def come_back(turn: Turn, event: DeviceReady) -> None:

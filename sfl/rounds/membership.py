@@ -7,7 +7,7 @@ from itertools import islice
 from sfl.config import RunSettings
 from sfl.errors import ConfigError
 from sfl.rounds.asynchronous import begin_idle
-from sfl.rounds.away import come_back, go_away
+from sfl.rounds.away import come_back, go_away, loads, takes_part
 from sfl.rounds.changed import changed
 from sfl.rounds.messages import (
     Cause,
@@ -22,11 +22,14 @@ from sfl.rounds.messages import (
     UseTextForm,
     Welcome,
 )
-from sfl.rounds.state import RunState
+from sfl.rounds.state import Phase, RunState
 from sfl.rounds.turn import NAMED, Turn
 from sfl.rounds.values import EdgeBase
 from sfl.rounds.work import cannot_take
 
+MOST_VAIN = 10
+"""Times that a device may be lost before it delivers a part again: one that never does so would
+hold up a round for ever."""
 OTHER_MODEL = (
     "it has another model than most of the run's edges: give all edges the same model, and the "
     "cloud as well, which then decides"
@@ -49,36 +52,50 @@ def lose_edge(turn: Turn, edge: str, reason: str, returns: bool = False) -> None
     turn.do(Fault(turn.state.round, "", f"edge {edge}: {reason}"))
     names = turn.state.roster.at(edge)
     for name in names:
-        device_lost(turn, name, f"its edge {edge} was lost", "link" if returns else "left")
+        cause: Cause = "link" if returns else "left"
+        device_lost(turn, name, f"its edge {edge} was lost", cause, with_edge=True)
     losses = turn.state.losses
     for name in names:
         losses = losses.without(name)  # for the edge's reason
     turn.state = changed(turn.state, losses=losses.put(f"edge {edge}", reason))
 
 
-def device_lost(turn: Turn, name: str, reason: str, cause: Cause = "link") -> None:
-    """A device is gone: once the run is under way, one that may come back is waited for.
+def device_lost(
+    turn: Turn, name: str, reason: str, cause: Cause = "link", with_edge: bool = False
+) -> None:
+    """A device is gone: who takes part and may come back is waited for.
 
-    One that fell silent may too; it is a strike, and after the last one nobody waits.
+    One that fell silent may too; it is a strike, and after the last one nobody waits. So it is for
+    one that comes back again and again and delivers nothing, but where its edge was lost.
     """
-    seconds = turn.settings.network.rejoin_timeout
-    strikes, said = turn.state.strikes.note(name, cause, reason)
+    state, seconds = turn.state, turn.settings.network.rejoin_timeout
+    strikes, said = state.strikes.note(name, cause, reason)
     returns = cause in ("link", "silence") and name not in strikes.out
-    if returns and seconds and turn.state.round and name in turn.state.roster.devices:
-        turn.state = changed(turn.state, strikes=strikes)
-        go_away(turn, name, said, seconds)
-    else:
+    if not (returns and seconds and name in state.roster.devices and takes_part(state, name)):
         turn.lose(name, reason, cause)
+    elif (often := state.vain.get(name, 0) + 1) > MOST_VAIN:
+        again = f"{reason}; lost {often} times without a part delivered"
+        turn.state = changed(state, vain=state.vain.without(name))
+        turn.lose(name, again, "link" if with_edge else "silence")
+    else:
+        turn.state = changed(state, strikes=strikes, vain=state.vain.put(name, often))
+        go_away(turn, name, said, seconds)
 
 
 def restarted(turn: Turn) -> None:
-    """Everybody is to come back; before the first round the run begins anew."""
+    """Everybody is to come back, and has the time of those that start; so has a next restart.
+
+    Before the first round the run begins anew.
+    """
     state, network = turn.state, turn.settings.network
     if state.round == 0:
         turn.state = changed(RunState.begin(turn.settings, state.now), strikes=state.strikes)
         return
-    for name in sorted(state.roster.devices):
-        go_away(turn, name, "the cloud was away", network.rejoin_timeout or network.join_timeout)
+    seconds = max(network.rejoin_timeout, network.join_timeout)
+    if state.phase is Phase.WAITING:
+        turn.state = changed(state, deadline=max(state.deadline, state.now + seconds))
+    for name in sorted({*state.roster.devices, *state.away}):
+        go_away(turn, name, "the cloud was away", seconds)
 
 
 def one_model(turn: Turn) -> None:
@@ -119,6 +136,7 @@ def device_joined(turn: Turn, event: DeviceJoined) -> None:
     state = turn.state
     roster, losses = state.roster.join(event.device, event.edge), state.losses.without(event.device)
     turn.state = changed(state, roster=roster, losses=losses)
+    loads(turn, event.device)
     turn.do(Welcome(event.device))
 
 

@@ -30,11 +30,22 @@ class Phase(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Away:
-    """Why a device was lost, since when, and until when it is waited for."""
+    """Why a device was lost, since when, and until when it is waited for.
+
+    One that has joined again and loads is away until it is ready.
+    """
 
     reason: str
     since: float
     until: float
+
+
+@dataclass(frozen=True, slots=True)
+class End:
+    """How a run ended."""
+
+    ok: bool
+    reason: str
 
 
 @dataclass(frozen=True)  # without slots: see `changed`
@@ -67,8 +78,12 @@ class RunState:
     """Who was lost and is waited for; what is still open of its part in a round stays open."""
     reached: Ordered[str, Point] = field(default_factory=Ordered)
     """How far each device has come: what it goes on from."""
+    vain: Ordered[str, int] = field(default_factory=Ordered)
+    """How often each was lost since it last delivered a part."""
     no_edge: bool = False
     """No device can come any more."""
+    end: End | None = None
+    """How it was decided to end, once it is over."""
     adapter_ref: str = ""
     """The latest global adapter, and what the strategy remembers beside it: names of what is on
     disk, in the run's folder. Empty while there is none."""

@@ -167,7 +167,8 @@ def _(event: Tick, turn: Turn) -> None:
 
 def advance(turn: Turn) -> None:
     """Do what the state allows: begin a round, close it, or give up."""
-    wait_no_longer(turn)
+    if not wait_no_longer(turn):
+        return
     leave_out_silent(turn)
     match turn.state.phase:
         case Phase.WAITING:

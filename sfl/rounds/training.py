@@ -44,6 +44,8 @@ def reported(turn: Turn, device: str, round_: int) -> bool:
 
 def _put(turn: Turn, device: str, after: Progress) -> None:
     """How far a device is now; who has delivered everything goes on from there."""
+    if after.done:
+        turn.state = changed(turn.state, vain=turn.state.vain.without(device))
     state = turn.state
     if device not in state.open.progress:
         if after.done:
@@ -105,7 +107,7 @@ def adapter_ready(turn: Turn, event: AdapterReady) -> bool:
         averaged(turn)
         return True
     if state.phase is not Phase.AGGREGATING:
-        return False
+        return state.roster.num_ready > 0  # who waited for the first adapter begins now
     through = state.open.progress.keys() | state.buffer.merging.keys()
     strikes = state.strikes.seen_through(through)
     deadline = state.now + turn.settings.network.join_timeout

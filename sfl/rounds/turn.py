@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from sfl.config import RunSettings
 from sfl.rounds.changed import changed
 from sfl.rounds.messages import Cause, Command, Evict, Fault, FinishRun
-from sfl.rounds.state import Phase, RunState
+from sfl.rounds.state import End, Phase, RunState
 
 NAMED = 10
 """Names that a message lists at most."""
@@ -28,8 +28,12 @@ class Turn:
 
     def finish(self, ok: bool, reason: str) -> None:
         """The run is over."""
-        self.state = changed(self.state, phase=Phase.OVER)
+        self.state = changed(self.state, phase=Phase.OVER, end=End(ok, reason))
         self.do(FinishRun(ok, reason))
+
+    def stop(self, reason: str) -> None:
+        """Nobody can go on now; the run stays as it is, and may be gone on with."""
+        self.do(FinishRun(False, reason))
 
     def forget(self, name: str) -> None:
         """A device is not here any more; nothing is said of that."""
@@ -78,6 +82,7 @@ class Turn:
             state,
             strikes=strikes,
             roster=roster.put_out(name) if name in strikes.out else roster,
+            away=state.away.without(name),
             forms=state.forms.forget(name),
             losses=state.losses.put(name, said),
             rehearsal=None if state.rehearsal is None else state.rehearsal.without(name),

@@ -7,7 +7,7 @@ from sfl.rounds.asynchronous import open_first
 from sfl.rounds.beginning import order, parts_of
 from sfl.rounds.changed import changed
 from sfl.rounds.membership import one_form, one_model
-from sfl.rounds.messages import Fault, Rehearse, Report
+from sfl.rounds.messages import Fault, Rehearse, Report, UseModel
 from sfl.rounds.open_round import OpenRound
 from sfl.rounds.rehearsal import Rehearsal
 from sfl.rounds.roster import Roster
@@ -32,9 +32,9 @@ def while_waiting(turn: Turn) -> None:
     if enough and go_on:
         _begin(turn)
     elif turn.state.no_edge and not away:
-        turn.finish(False, f"no edge is left{turn.because}")
+        _give_up(turn, f"no edge is left{turn.because}")
     elif late:
-        turn.finish(False, _not_enough(turn))
+        _give_up(turn, _not_enough(turn))
     else:
         turn.do(Report(_waited_for(settings, roster)))
 
@@ -42,6 +42,14 @@ def while_waiting(turn: Turn) -> None:
 def _still_at_work(state: RunState) -> int:
     """How many are here, and busy with a round that has closed without them."""
     return sum(name in state.roster.devices for name in state.buffer.unawaited)
+
+
+def _give_up(turn: Turn, reason: str) -> None:
+    """Nobody is there; what rounds have brought may be gone on with."""
+    if turn.state.round:
+        turn.stop(reason)
+    else:
+        turn.finish(False, reason)
 
 
 def _waited_for(settings: RunSettings, roster: Roster) -> str:
@@ -84,6 +92,8 @@ def _begin(turn: Turn) -> None:
     """Settle what is still open, then rehearse or start; some may have to go first."""
     said = len(turn.commands)
     _settle_model(turn)
+    if any(isinstance(command, UseModel) for command in turn.commands[said:]):
+        return  # the first adapter is made now: no round is kept before it is
     if len(turn.commands) == said:
         turn.state = changed(turn.state, forms=turn.state.forms.settle())
         one_form(turn)

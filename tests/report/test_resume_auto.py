@@ -31,8 +31,7 @@ def test_a_run_that_was_stopped_goes_on_with_the_same_settings_only(tmp_path: Pa
 
 def test_a_run_that_has_ended_is_over(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     first = chosen(tmp_path)
-    ended = {first.name: "every round closed"}
-    monkeypatch.setattr(resume, "how_ended", lambda folder, config: ended.get(folder.name))
+    monkeypatch.setattr(resume, "_has_ended", lambda folder, config: folder.name == first.name)
     second = chosen(tmp_path)
     assert second != first
     assert chosen(tmp_path) == second

@@ -74,9 +74,14 @@ def begun(config: RunSettings) -> Coordinator:
 
 
 def join(
-    coordinator: Coordinator, device: str, now: float, *points: Point, examples: int = 10
+    coordinator: Coordinator,
+    device: str,
+    now: float,
+    *points: Point,
+    examples: int = 10,
+    edge: str = "e",
 ) -> list[Command]:
-    commands = coordinator.handle(DeviceJoined(device, "e"), now)
+    commands = coordinator.handle(DeviceJoined(device, edge), now)
     ready = DeviceReady(device, examples, points=points)
     return commands + coordinator.handle(ready, now)
 
@@ -266,7 +271,7 @@ def test_a_restarted_cloud_goes_on_in_the_middle_of_a_round() -> None:
     deliver(coordinator, "d0")
     coordinator.handle(UpdateReceived("d1", "edge", 1, STEPS), 2.0)
     away = coordinator.handle(CloudRestarted(), 3.0)
-    assert away == [DeviceAway(name, "the cloud was away", 20.0) for name in ("d0", "d1")]
+    assert away == [DeviceAway(name, "the cloud was away", 30.0) for name in ("d0", "d1")]
     coordinator.handle(EdgeReady("e", 4), 4.0)
     assert [type(c) for c in join(coordinator, "d0", 4.0, Point(1, STEPS))] == [Welcome, DeviceBack]
     again = join(coordinator, "d1", 4.0)

@@ -274,12 +274,12 @@ from {module} import {owner}
 known = {owner}.{name}
 
 
-def struck(own, round_, *more):
+def struck(own, *given):
     if {after}:
-        known(own, round_, *more)
-    if round_:
+        known(own, *given)
+    if given != (0,):
         os.kill(os.getpid(), signal.SIGKILL)
-    return known(own, round_, *more)
+    return known(own, *given)
 
 
 {owner}.{name} = struck
@@ -288,6 +288,9 @@ MOMENTS = {
     "averaging, nothing written": ("cloud_aggregator.averaging", "GlobalAdapter", "save", False),
     "averaging, all written": ("cloud_aggregator.averaging", "GlobalAdapter", "save", True),
     "the last evaluation": ("cloud_aggregator.records", "RunRecords", "keep", False),
+    "decided, nobody told": ("cloud_aggregator.aggregator", "CloudAggregator", "_dismiss", False),
+    "told, no word of it": ("cloud_aggregator.records", "RunRecords", "make_room", False),
+    "all written, not tidied": ("cloud_aggregator.records", "RunRecords", "close", True),
 }
 
 

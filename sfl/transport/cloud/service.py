@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 import logging
 import time
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Iterable, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -64,6 +64,10 @@ class CloudService:
             stream.devices.pop(device, None)
         self.streams[edge].admitted(device)
         self.streams[edge].signatures.admitted(device)
+
+    def expect_back(self, edges: Iterable[str]) -> None:
+        """These had a stream with the process before this one."""
+        self._broken |= dict.fromkeys(edges, time.monotonic())
 
     async def dismiss(self, end: FinishRun, seconds: float, away: float = 0.0) -> None:
         """Tell edges that the run is over, and give them a moment to take that and hang up.

@@ -1,0 +1,157 @@
+"""Waiting for those that are lost has an end, and leaves a run that can go on."""
+
+from __future__ import annotations
+
+from sfl.rounds import (
+    AdapterReady,
+    CloudRestarted,
+    Coordinator,
+    DeviceAway,
+    DeviceJoined,
+    DeviceLost,
+    EdgeLost,
+    EdgeReady,
+    Fault,
+    FinishRun,
+    Phase,
+    ReplayRound,
+    StartRound,
+    Tick,
+    UseModel,
+)
+from sfl.rounds.membership import MOST_VAIN
+from tests.rounds.test_away import begun, deliver, join, settings
+
+
+def flap(coordinator: Coordinator, name: str, now: float) -> list[object]:
+    """It is lost, and back at once."""
+    lost = coordinator.handle(DeviceLost(name, "killed"), now)
+    return [*lost, *join(coordinator, name, now + 1.0)]
+
+
+def test_one_that_is_lost_again_and_again_holds_up_no_round_for_ever() -> None:
+    coordinator = begun(settings(2))
+    deliver(coordinator, "d0")
+    for number in range(MOST_VAIN):
+        commands = flap(coordinator, "d1", 10.0 * number)
+        assert any(isinstance(command, ReplayRound) for command in commands)
+    commands = coordinator.handle(DeviceLost("d1", "killed"), 300.0)
+    said = f"killed; lost {MOST_VAIN + 1} times without a part delivered (strike 1 of 3)"
+    assert Fault(1, "d1", said) in commands
+    assert coordinator.phase is Phase.AGGREGATING and "d1" not in coordinator.progress
+
+
+def test_who_delivers_may_be_lost_as_often_again() -> None:
+    coordinator = begun(settings(2))
+    for round_, now in ((1, 1.0), (2, 91.0)):
+        deliver(coordinator, "d0", now)
+        for number in range(MOST_VAIN):
+            flap(coordinator, "d1", now + 2.0 * number)
+        deliver(coordinator, "d1", now + 80.0)
+        coordinator.handle(AdapterReady(round_, "a"), now + 81.0)
+    assert coordinator.round == 3 and set(coordinator.progress) == {"d0", "d1"}
+
+
+def test_an_edge_that_flaps_is_no_strike_of_its_devices() -> None:
+    coordinator = begun(settings(2))
+    for number in range(MOST_VAIN + 1):
+        assert not coordinator.strikes.silences
+        coordinator.handle(EdgeLost("e", "it broke"), 10.0 * number)
+        coordinator.handle(EdgeReady("e", 4), 10.0 * number + 1.0)
+        for name in ("d0", "d1"):
+            if coordinator.phase is Phase.ROUND:
+                join(coordinator, name, 10.0 * number + 1.0)
+    assert not coordinator.strikes.silences and not coordinator.strikes.out
+
+
+def test_who_was_in_no_round_is_not_waited_for() -> None:
+    coordinator = Coordinator(settings(3))
+    coordinator.handle(EdgeReady("e", 4), 0.0)
+    for name in ("d0", "d1"):
+        join(coordinator, name, 0.0)
+    coordinator.handle(Tick(), 31.0)
+    assert coordinator.round == 1
+    coordinator.handle(DeviceJoined("d2", "e"), 32.0)
+    commands = coordinator.handle(DeviceLost("d2", "out of memory"), 33.0)
+    assert not any(isinstance(command, DeviceAway) for command in commands)
+    for name in ("d0", "d1"):
+        deliver(coordinator, name, 34.0)
+    commands = coordinator.handle(AdapterReady(1, "a"), 35.0)
+    assert any(isinstance(command, StartRound) for command in commands)
+
+
+def test_who_left_for_good_is_no_longer_waited_for() -> None:
+    coordinator = begun(settings(2))
+    deliver(coordinator, "d0")
+    coordinator.handle(DeviceLost("d1", "killed"), 1.0)
+    coordinator.handle(DeviceJoined("d1", "e"), 2.0)
+    coordinator.handle(DeviceLost("d1", "its data are gone", "left"), 3.0)
+    assert not coordinator.state.away
+    commands = coordinator.handle(AdapterReady(1, "a"), 4.0)
+    assert any(isinstance(command, StartRound) for command in commands)
+
+
+def test_who_is_back_has_time_to_load() -> None:
+    coordinator = begun(settings(2))
+    deliver(coordinator, "d0")
+    coordinator.handle(DeviceLost("d1", "killed"), 1.0)
+    coordinator.handle(DeviceJoined("d1", "e"), 20.0)
+    assert coordinator.handle(Tick(), 45.0) == []  # 20 s to be back, then 30 s to load
+    assert "d1" in coordinator.progress
+    coordinator.handle(Tick(), 51.0)
+    assert "d1" not in coordinator.progress
+
+
+def test_after_a_restart_everybody_has_the_time_to_start_and_load() -> None:
+    coordinator = begun(settings(2, run={"rounds": 3, "min_devices": 2}))
+    coordinator.handle(CloudRestarted(), 50.0)
+    coordinator.handle(Tick(), 79.0)
+    coordinator.handle(CloudRestarted(), 79.0)
+    assert {own.until for own in coordinator.state.away.values()} == {109.0}
+    assert coordinator.handle(Tick(), 108.0) == []
+
+
+def test_where_nobody_is_back_the_run_stops_as_it_is() -> None:
+    config = settings(2, run={"rounds": 3, "min_devices": 2})
+    coordinator = begun(config)
+    deliver(coordinator, "d0")
+    coordinator.handle(CloudRestarted(), 50.0)
+    (end,) = coordinator.handle(Tick(), 80.0)
+    assert isinstance(end, FinishRun) and not end.ok
+    assert end.reason.startswith("too few devices are left in round 1: d1: the cloud was away")
+    state = coordinator.journal.latest().state(config)
+    assert state.phase is Phase.ROUND and set(state.open.progress) == {"d0", "d1"}
+    again = Coordinator(config, journal=coordinator.journal, state=state)
+    again.handle(CloudRestarted(), 90.0)
+    again.handle(EdgeReady("e", 4), 91.0)
+    for name in ("d0", "d1"):
+        join(again, name, 91.0)
+    deliver(again, "d1", 92.0)
+    assert again.phase is Phase.AGGREGATING
+
+
+def test_between_rounds_it_stops_as_it_is_too() -> None:
+    config = settings(2, run={"rounds": 3, "min_devices": 2})
+    coordinator = begun(config)
+    for name in ("d0", "d1"):
+        deliver(coordinator, name)
+    coordinator.handle(EdgeLost("e", "it broke"), 2.0)
+    coordinator.handle(AdapterReady(1, "a"), 2.0)
+    coordinator.handle(CloudRestarted(), 500.0)
+    assert coordinator.handle(Tick(), 529.0) == []
+    *faults, end = coordinator.handle(Tick(), 531.0)
+    assert [fault.device for fault in faults if isinstance(fault, Fault)] == ["d0", "d1"]
+    assert isinstance(end, FinishRun) and "0 of at least 2 devices were ready" in end.reason
+    assert coordinator.phase is Phase.WAITING
+
+
+def test_no_round_is_kept_before_its_adapter() -> None:
+    """With an edge that never came, the model is settled when enough devices have waited."""
+    config = settings(2, run={"rounds": 3, "min_devices": 2, "edges": ["north", "south"]})
+    coordinator = Coordinator(config)
+    coordinator.handle(EdgeReady("north", 4, "abc"), 0.0)
+    join(coordinator, "d0", 0.0, edge="north")
+    assert join(coordinator, "d1", 0.0, edge="north")[-1:] == [UseModel("abc")]
+    assert coordinator.round == 0
+    commands = coordinator.handle(AdapterReady(0, "adapters/round-0000"), 0.0)
+    assert any(isinstance(command, StartRound) for command in commands)
