@@ -20,7 +20,7 @@ from sfl.rounds import (
     UseModel,
 )
 from sfl.rounds.membership import MOST_VAIN
-from tests.rounds.test_away import begun, deliver, join, settings
+from tests.house.lost import begun, deliver, join, settings
 
 
 def flap(coordinator: Coordinator, name: str, now: float) -> list[object]:
