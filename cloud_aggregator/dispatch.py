@@ -39,6 +39,10 @@ class Dispatch:
         for device, own in assignments(command, self._config.current, bases).items():
             edge = self._coordinator.devices[device].edge
             edges.setdefault(edge, {})[device] = own
+        if isinstance(command, ReplayRound) and command.begun:
+            for edge, devices in edges.items():
+                self._service.post(edge, EdgeOrders(round_, devices, begun=True))
+            return
         payload = self._averaging.payload(max(0, round_ - 1))
         for edge, devices in edges.items():
             self._send_base_updates(edge, devices)

@@ -170,8 +170,13 @@ class EdgeHost:
         """An edge says that a device joins, and the device did not say so: it is not let in."""
         self._driver.do(Refuse(device, edge, f"edge {edge}: {reason}"))
 
-    def device_ready(self, device: str, facts: DeviceFacts, points: tuple[Point, ...] = ()) -> None:
-        """A device has its span and its data; `points` are those that its edge has as well."""
+    def device_ready(
+        self, device: str, facts: DeviceFacts, points: tuple[Point, ...] = (), begun: int = 0
+    ) -> None:
+        """A device has its span and its data; `points` are those that its edge has as well.
+
+        The edge has `begun` that round for it; 0: none.
+        """
         snapshot = NodeSnapshot.from_json(facts.snapshot).seen(device, time.time())
         self._driver.heard(snapshot)
         self._config.device_said(snapshot)
@@ -181,7 +186,8 @@ class EdgeHost:
             # Started again with other data it may join.
             self._out(Evict(device, reason, final=True))
             return
-        self._driver.happened(DeviceReady(device, facts.num_examples, form, facts, points))
+        ready = DeviceReady(device, facts.num_examples, form, facts, points, begun)
+        self._driver.happened(ready)
 
     def device_left(self, lost: DeviceLost) -> None:
         """A device's stream is closed."""

@@ -79,8 +79,11 @@ class Follower:
                 if (refused := self._host().answer(word)) is not None:
                     self._service.evict(word.device, refused)
             case EdgeOrders():
-                self._orders = word
                 self._stats.start_round(word.round, 0)
+                if word.begun:
+                    await self._tell_again(word)
+                else:
+                    self._orders = word
             case GlobalPart():
                 await self._take(word)
             case Evict():
@@ -144,6 +147,17 @@ class Follower:
                 same = stream.base_updates == self._base_updates
                 assert same, "the cloud sends what is lacking first"
                 self._begin(stream, own, *parts[device])
+
+    async def _tell_again(self, orders: EdgeOrders) -> None:
+        """What came of rounds that devices have begun; one that has begun another joins again."""
+        for device, own in orders.devices.items():
+            if device not in self._service.streams:
+                continue
+            if self._is_new(device, own):
+                reason = f"the cloud asks for another part of round {own.round} than it has begun"
+                self._service.evict(device, LinkLost(reason))
+            else:
+                await self._host().deliveries.tell_again(device)
 
     def _is_new(self, device: str, own: Assignment) -> bool:
         """Whether a device has not begun this yet; else the cloud wants to be told again."""

@@ -169,12 +169,12 @@ class DeviceHost:
     def _tell_ready(self, device: str, here: Here) -> None:
         if here.facts is None or not here.confirmed:
             return
-        facts, points = here.facts, here.points
+        facts, points, begun = here.facts, here.points, 0
         if (delivery := self.deliveries.of(device)) is not None:
             # Its stream lives, so that both ends have in memory what they have come to since.
-            points = delivery.points
+            points, begun = delivery.points, delivery.told.round
             facts = replace(facts, points=points)
-        self._cloud.post(DeviceIsReady(device, facts, points))
+        self._cloud.post(DeviceIsReady(device, facts, points, begun))
 
     async def left(self, device: str, reason: SflError) -> None:
         """The device was admitted, and is gone; its session is given back, where it has one."""

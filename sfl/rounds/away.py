@@ -139,4 +139,5 @@ def _replay(turn: Turn, event: DeviceReady, due: Progress, after: Point) -> None
         buffer = state.buffer.put_part(name, due.afresh(state.now))
         turn.state = changed(state, buffer=buffer)
     extent = turn.settings.evaluation.extent(due.round - 1, turn.settings.run.rounds)
-    turn.do(ReplayRound(due.round, {name: due.steps}, extent, {name: after}))
+    begun = event.begun == due.round
+    turn.do(ReplayRound(due.round, {name: due.steps}, extent, {name: after}, begun))

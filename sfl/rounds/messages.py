@@ -77,6 +77,8 @@ class DeviceReady:
     facts: DeviceFacts | None = None
     points: tuple[Point, ...] = ()
     """What both it and its edge have snapshots of."""
+    begun: int = 0
+    """The round that its edge has begun for it and keeps; 0: none."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -248,7 +250,7 @@ class StartRound:
 class ReplayRound:
     """Have these devices, which are back, go on with the open round, or do it again.
 
-    As for StartRound. An edge at which a device's round still is open keeps it so, and tells again
+    As for StartRound. Where their edge has `begun` it with them, it keeps that so, and tells again
     what came of it.
     """
 
@@ -256,6 +258,7 @@ class ReplayRound:
     devices: Mapping[str, Steps]
     evaluate: Extent
     after: Mapping[str, Point]
+    begun: bool = False
 
 
 @dataclass(frozen=True, slots=True)

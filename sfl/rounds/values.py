@@ -224,6 +224,8 @@ class EdgeOrders:
 
     round: int
     devices: Mapping[str, Assignment]
+    begun: bool = False
+    """All have begun it there: what came of it is told again, and no adapter follows."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -55,14 +55,16 @@ class DeviceJoin(_message.Message):
     def __init__(self, device: _Optional[str] = ..., proof: _Optional[_Union[_edge_pb2.Proof, _Mapping]] = ...) -> None: ...
 
 class DeviceIsReady(_message.Message):
-    __slots__ = ("device", "ready", "points")
+    __slots__ = ("device", "ready", "points", "begun")
     DEVICE_FIELD_NUMBER: _ClassVar[int]
     READY_FIELD_NUMBER: _ClassVar[int]
     POINTS_FIELD_NUMBER: _ClassVar[int]
+    BEGUN_FIELD_NUMBER: _ClassVar[int]
     device: str
     ready: _edge_pb2.DeviceReady
     points: _containers.RepeatedCompositeFieldContainer[_edge_pb2.Point]
-    def __init__(self, device: _Optional[str] = ..., ready: _Optional[_Union[_edge_pb2.DeviceReady, _Mapping]] = ..., points: _Optional[_Iterable[_Union[_edge_pb2.Point, _Mapping]]] = ...) -> None: ...
+    begun: int
+    def __init__(self, device: _Optional[str] = ..., ready: _Optional[_Union[_edge_pb2.DeviceReady, _Mapping]] = ..., points: _Optional[_Iterable[_Union[_edge_pb2.Point, _Mapping]]] = ..., begun: _Optional[int] = ...) -> None: ...
 
 class DeviceLeft(_message.Message):
     __slots__ = ("device", "reason", "cause")
@@ -133,12 +135,14 @@ class DeviceStart(_message.Message):
     def __init__(self, device: _Optional[str] = ..., start: _Optional[_Union[_edge_pb2.Assignment, _Mapping]] = ...) -> None: ...
 
 class EdgeRoundStart(_message.Message):
-    __slots__ = ("round", "devices")
+    __slots__ = ("round", "devices", "begun")
     ROUND_FIELD_NUMBER: _ClassVar[int]
     DEVICES_FIELD_NUMBER: _ClassVar[int]
+    BEGUN_FIELD_NUMBER: _ClassVar[int]
     round: int
     devices: _containers.RepeatedCompositeFieldContainer[DeviceStart]
-    def __init__(self, round: _Optional[int] = ..., devices: _Optional[_Iterable[_Union[DeviceStart, _Mapping]]] = ...) -> None: ...
+    begun: bool
+    def __init__(self, round: _Optional[int] = ..., devices: _Optional[_Iterable[_Union[DeviceStart, _Mapping]]] = ..., begun: _Optional[bool] = ...) -> None: ...
 
 class Evict(_message.Message):
     __slots__ = ("device", "reason", "final")

@@ -14,8 +14,9 @@ from sfl.transport import dialling
 from sfl.transport.frames import chunks
 from tests.house.cuts import Cuts, CutTwin
 from tests.house.federation import Outcome, finished
-from tests.house.fleets import completions, device, settings, tiny
+from tests.house.fleets import completions, device, fleet, settings, tiny
 from tests.house.reference import adapter, assert_same_bits
+from tests.house.twin import Twin
 
 APART = 17
 """Messages between two breaks of a link: more than it takes to join again."""
@@ -80,6 +81,32 @@ def test_a_link_to_the_cloud_that_breaks_at_any_message_changes_no_bit(
         assert outcome.summary["rounds"] == 2
         assert "joined the cloud again" in outcome.logs()
     assert {"join", "device_ready", "adapter"} <= broken
+
+
+def adapter_bytes(twin: Twin) -> int:
+    """Of adapters that the cloud has sent its edge."""
+    return twin.servers["edge"].stats.snapshot().bytes.down["adapter"]
+
+
+def test_many_devices_of_an_edge_go_on_and_their_adapter_is_not_sent_again(tmp_path: Path) -> None:
+    def one(name: str) -> Twin:
+        (tmp_path / name).mkdir()
+        values = fleet(tmp_path / name, 8, run={"rounds": 2}, training={"local_steps": 4})
+        return Twin(tmp_path / name, values)
+
+    whole, broken = one("whole"), one("broken")
+    expected = finished(whole.run())
+    for round_, steps in ((1, 1), (1, 3), (2, 2)):
+        broken.at(
+            "d3",
+            round_,
+            steps,
+            lambda name: broken.loop.call_soon_threadsafe(broken.channels["edge"].cut),
+        )
+    outcome = finished(broken.run())
+    assert_same_bits(adapter(outcome), adapter(expected))
+    assert outcome.logs().count("joined the cloud again") == 3
+    assert adapter_bytes(broken) == adapter_bytes(whole)
 
 
 def test_an_edge_that_loses_the_last_word_comes_back_for_it(

@@ -121,6 +121,42 @@ def test_a_connection_to_the_cloud_that_breaks_changes_no_bit(
         assert "joining again" not in nodes.log(name)  # a device notices nothing
 
 
+def wide(folder: Path) -> dict[str, Any]:
+    """Five devices of one edge, and an adapter of more bytes than a stream takes unread."""
+    folder.mkdir()
+    found = fleet(
+        folder,
+        5,
+        run={"rounds": 2, "min_devices": 5},
+        lora={"rank": 32},
+        training={"local_steps": 12},
+        network={"idle_timeout": 10, "heartbeat_interval": 0.5, "rejoin_timeout": 90},
+    )
+    found["devices"][1]["link"] = {"delay_ms": 120.0}
+    return found
+
+
+@pytest.mark.process
+def test_many_devices_of_an_edge_whose_link_and_process_break_change_no_bit(tmp_path: Path) -> None:
+    expected = adapter(finished(played(tmp_path / "twin", wide(tmp_path / "twin"))))
+    nodes = Behind(tmp_path / "real", wide(tmp_path / "real"))
+    try:
+        devices = [nodes.device(number) for number in range(5)]
+        reset_in_round(nodes, 1)
+        until(lambda: in_round(nodes, 2), "steps of round 2")
+        nodes.edge.kill()
+        nodes.edge.wait(PATIENCE)
+        listen = nodes.edge_address
+        nodes.edge_file.write_text(nodes.edge_file.read_text() + f'listen = "{listen}"\n')
+        nodes.edge = nodes.start("edge", nodes.edge_file)
+        outcome = finished(nodes.outcome())
+        assert [nodes.edge.wait(PATIENCE), *(each.wait(PATIENCE) for each in devices)] == [0] * 6
+    finally:
+        nodes.stop()
+    assert_same_bits(adapter(outcome), expected)
+    assert "does not read" not in nodes.log("cloud")
+
+
 @pytest.mark.process
 def test_an_edge_that_is_stopped_is_waited_for(tmp_path: Path) -> None:
     expected = adapter(finished(played(tmp_path / "twin", values(tmp_path / "twin"))))

@@ -225,7 +225,7 @@ def test_what_a_device_signed_is_passed_on_to_the_byte(drawn: st.DataObject) -> 
     [
         (DeviceJoin("d", Proof()), "join"),
         (EdgeFacts("{}"), "ready"),
-        (DeviceIsReady("d", DeviceFacts(1), (Point(1, 2),)), "device_ready"),
+        (DeviceIsReady("d", DeviceFacts(1), (Point(1, 2),), 2), "device_ready"),
         (DeviceLost("d", "why"), "left"),
         (RoundReport(1, "d"), "report"),
         (Beat("{}", ["{}"]), "heartbeat"),
@@ -250,6 +250,7 @@ def test_each_word_of_an_edge_has_its_message(word: hop.EdgeWord, body: str) -> 
         Admission("d", "no", in_use=True),
         Admission("d", assignment=OWN),
         EdgeOrders(2, {"d": OWN}),
+        EdgeOrders(2, {"d": OWN}, begun=True),
         Evict("d", "why", final=True),
         FinishRun(ok=False, reason="why"),
     ],

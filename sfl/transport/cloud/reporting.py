@@ -51,6 +51,12 @@ def _device_of(message: cloud_pb2.EdgeReportMessage) -> str | None:
     return device
 
 
+def _outbox(settings: RunSettings) -> Outbox:
+    """For an edge that all devices may be at, each in a round of its own where that may be."""
+    devices = len(settings.names)
+    return Outbox(devices, devices + 1 if settings.is_asynchronous else 2)
+
+
 class Host(Protocol):
     """What the cloud's shell does for an edge's stream."""
 
@@ -96,8 +102,13 @@ class Host(Protocol):
     def device_joined(self, edge: str, device: str) -> None:
         """A device asks to take part."""
 
-    def device_ready(self, device: str, facts: DeviceFacts, points: tuple[Point, ...]) -> None:
-        """A device has its span and its data; `points` are those that its edge has as well."""
+    def device_ready(
+        self, device: str, facts: DeviceFacts, points: tuple[Point, ...], begun: int
+    ) -> None:
+        """A device has its span and its data; `points` are those that its edge has as well.
+
+        The edge has `begun` that round for it; 0: none.
+        """
 
     def device_left(self, lost: DeviceLost) -> None:
         """A device's stream is closed."""
@@ -142,7 +153,7 @@ class Reporting:
         self.is_ready = False
         """Whether the edge has its base."""
         beats = Heartbeats(ALIVE, host.heartbeat_interval, host.idle_timeout, enough=1)
-        self.stream = Stream(edge, Outbox(len(host.run_settings.names)), beats, host.stats.phases)
+        self.stream = Stream(edge, _outbox(host.run_settings), beats, host.stats.phases)
         self._intake = Intake(host, self.signatures, self.devices)
         self._pace = contract.Pace(host.heartbeat_interval)
         self._to_end = asyncio.Event()
@@ -279,7 +290,7 @@ class Reporting:
         self.devices[message.device].ready(message.ready)
         facts = words.from_device_facts(message.ready)
         common = set(facts.points).intersection(words.from_points(message.points))
-        self.host.device_ready(message.device, facts, tuple(sorted(common)))
+        self.host.device_ready(message.device, facts, tuple(sorted(common)), message.begun)
 
     def _report(self, report: tensor_pb2.RoundReport) -> None:
         self.signatures.report(report)

@@ -44,6 +44,8 @@ class DeviceIsReady:
     facts: DeviceFacts
     points: tuple[Point, ...] = ()
     """What its edge has snapshots of, for this device."""
+    begun: int = 0
+    """The round that its edge has begun for it and keeps; 0: none."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,7 +110,9 @@ def to_edge_report(word: EdgeWord) -> cloud_pb2.EdgeReportMessage:
         case DeviceIsReady():
             ready = words.to_device_facts(word.facts)
             points = map(words.to_point, word.points)
-            said = cloud_pb2.DeviceIsReady(device=word.device, ready=ready, points=points)
+            said = cloud_pb2.DeviceIsReady(
+                device=word.device, ready=ready, points=points, begun=word.begun
+            )
             return cloud_pb2.EdgeReportMessage(device_ready=said)
         case DeviceLost():
             return cloud_pb2.EdgeReportMessage(left=to_left(word))
@@ -239,13 +243,13 @@ def to_orders(orders: EdgeOrders) -> cloud_pb2.EdgeRoundStart:
         cloud_pb2.DeviceStart(device=device, start=words.to_assignment(own))
         for device, own in orders.devices.items()
     ]
-    return cloud_pb2.EdgeRoundStart(round=orders.round, devices=devices)
+    return cloud_pb2.EdgeRoundStart(round=orders.round, devices=devices, begun=orders.begun)
 
 
 def from_orders(said: cloud_pb2.EdgeRoundStart) -> EdgeOrders:
     """A round for an edge from the wire. Raises ProtocolError."""
     devices = {entry.device: words.from_assignment(entry.start) for entry in said.devices}
-    return EdgeOrders(said.round, devices)
+    return EdgeOrders(said.round, devices, said.begun)
 
 
 def to_evict(evict: Evict) -> cloud_pb2.Evict:
