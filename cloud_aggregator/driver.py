@@ -81,7 +81,7 @@ class Driver:
     def heard(self, snapshot: NodeSnapshot) -> None:
         """A node's latest statistics."""
         try:
-            life = self._records.told.snapshots.life_of(snapshot)
+            life = self._records.told.statistics.life_of(snapshot)
             self.tell(NodeHeard(snapshot.kind, snapshot.name, snapshot.to_json(), life))
         except Exception as error:  # noqa: BLE001 - no peer's fault
             self.failed(cause_of(error))
@@ -142,7 +142,7 @@ class Driver:
         self.heard(self._stats.snapshot())
         if self._traces is not None:
             self._traces.add(self._records.told.rounds.timelines(command.round), began)
-        servers = self._records.told.snapshots.servers()
+        servers = self._records.told.statistics.servers()
         staleness = self._staleness(command, updates)
         self._stats.staleness = fmean(staleness.values()) if staleness else None
         told = tuple(server.to_json() for server in servers)

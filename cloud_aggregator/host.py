@@ -124,7 +124,7 @@ class EdgeHost:
         """An edge says what an adapter consists of; the coordinator knows whose word stands."""
         digest, num_layers = self._models.hear(edge, facts)
         if edge == self._config.current.edge.name or self._adapter.manifest is None:
-            self._config.edge_said(self._records.told.snapshots.of("edge", edge))
+            self._config.edge_said(self._records.told.statistics.of("edge", edge))
         self._names.here(edge)
         self._adapter.base_updates.joined(("edge", edge))
         self._driver.happened(EdgeReady(edge, num_layers, digest, facts.credits))

@@ -13,7 +13,7 @@ from sfl.data.example import DataNotes
 from sfl.metrics.snapshot import NodeSnapshot
 from sfl.metrics.timeline import spans_from_json, watched_step
 from sfl.report.records import NodeRecord, Record, RoundRecord, SampleScore
-from sfl.report.snapshots import Snapshots
+from sfl.report.statistics import Statistics
 from sfl.report.step import StepTimeline, ordered, since
 from sfl.report.summary import Fault, RunSummary, best_round, build_summary
 from sfl.rounds import (
@@ -186,7 +186,7 @@ class RunProjection:
 
     def __init__(self) -> None:
         self.rounds = DeviceRounds()
-        self.snapshots = Snapshots()
+        self.statistics = Statistics()
         self.records: list[Record] = []
         """The lines of `metrics.jsonl`, in their order."""
         self.faults = Faults()
@@ -220,12 +220,12 @@ class RunProjection:
 
     @_take.register
     def _(self, event: NodeHeard, now: float) -> None:
-        self.snapshots.heard(NodeSnapshot.from_json(event.snapshot), event.life)
+        self.statistics.heard(NodeSnapshot.from_json(event.snapshot), event.life)
 
     @_take.register(DeviceReady | ReportReceived)
     def _(self, event: DeviceReady | ReportReceived, now: float) -> None:
         for record in self.rounds.take(event):
-            self.snapshots.heard(record.snapshot)
+            self.statistics.heard(record.snapshot)
             self.records.append(record)
 
     @_take.register
@@ -263,7 +263,7 @@ class RunProjection:
             self._go_on()
         # Rounds that were trained and never evaluated still get their line.
         self._at_end = len(self.records)
-        self.records += self.rounds.unevaluated(self.snapshots.devices())
+        self.records += self.rounds.unevaluated(self.statistics.devices())
         self.end, self.message, self.wall_seconds = event, event.reason, now
 
     @_take.register
@@ -283,7 +283,7 @@ class RunProjection:
             settings,
             run_id,
             self.records,
-            self.snapshots.all(),
+            self.statistics.all(),
             train_seconds=self.train_seconds,
             wall_seconds=self.wall_seconds,
             faults=self.faults.kept,

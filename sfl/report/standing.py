@@ -21,7 +21,7 @@ def standing(
     """The status; `written` says who wrote it when, and is no part of the journal."""
     end = told.end
     devices = [_device(entry.name, told, state) for entry in settings.devices]
-    servers = told.snapshots.servers()
+    servers = told.statistics.servers()
     phase: RunPhase = shown_phase(state.phase)
     if state.end is not None and not state.end.ok:
         phase = "failed"
@@ -37,7 +37,7 @@ def standing(
         message=told.message,
         devices=tuple(devices),
         edges=tuple(ServerStatus.from_snapshot(s) for s in servers if s.kind == "edge"),
-        cloud=ServerStatus.from_snapshot(told.snapshots.of("cloud", "cloud")),
+        cloud=ServerStatus.from_snapshot(told.statistics.of("cloud", "cloud")),
         faults=tuple(str(fault) for fault in told.faults.kept),
         waits=() if end is not None else tuple(waits_of(state, settings)),
         mode=settings.run.mode,
@@ -48,7 +48,7 @@ def standing(
 
 
 def _device(name: str, told: RunProjection, state: RunState) -> DeviceStatus:
-    snapshot = told.snapshots.of("device", name)
+    snapshot = told.statistics.of("device", name)
     status = DeviceStatus.from_snapshot(snapshot, _device_state(name, told, state))
     own = state.buffer.unawaited.get(name)
     return status if own is None else replace(status, staleness=state.round - own.round)
@@ -128,7 +128,7 @@ def _device_state(device: str, told: RunProjection, state: RunState) -> str:
         return ready if known.ready else "loading"
     if progress.reported:
         return "done"
-    snapshot = told.snapshots.of("device", device)
+    snapshot = told.statistics.of("device", device)
     if snapshot.paused:
         return f"paused: {snapshot.paused}"
     return "training" if snapshot.step else "evaluating"

@@ -26,7 +26,7 @@ def beat(round_: int) -> tensor_pb2.Heartbeat:
 def test_a_new_stream_of_the_same_process_replaces_the_old_one(tmp_path: Path) -> None:
     async def story(cloud: CloudAggregator, address: str) -> None:
         def heard(round_: int) -> bool:
-            return cloud.records.told.snapshots.of("edge", "edge").round == round_
+            return cloud.records.told.statistics.of("edge", "edge").round == round_
 
         first, second, other = (SpokenEdge(address, "edge") for _ in range(3))
         await first.join(b"one")

@@ -15,7 +15,7 @@ from sfl.report.journal import SqliteJournal
 from sfl.report.projection import RunProjection
 from sfl.report.resume import resumed
 from sfl.report.runs import LOCK, write_effective
-from sfl.report.snapshots import MOST_LIVES, Snapshots
+from sfl.report.statistics import MOST_LIVES, Statistics
 from sfl.rounds import (
     CloudRestarted,
     DeviceReady,
@@ -78,21 +78,21 @@ def test_an_end_that_was_none_leaves_no_record() -> None:
 
 
 def test_what_a_node_counted_adds_up_over_its_lives() -> None:
-    snapshots = Snapshots()
+    statistics = Statistics()
     for started_at, up in ((1.0, 5), (1.0, 7), (2.0, 1), (2.0, 4)):
         own = snapshot(started_at, up)
-        snapshots.heard(own, snapshots.life_of(own))
-    assert [own.bytes.total_up for own in snapshots.all()] == [7, 4]
-    assert snapshots.of("device", "d0").bytes.total_up == 4
-    assert snapshots.life_of(snapshot(2.0, 9)) == 1 and snapshots.life_of(snapshot(3.0, 0)) == 2
+        statistics.heard(own, statistics.life_of(own))
+    assert [own.bytes.total_up for own in statistics.all()] == [7, 4]
+    assert statistics.of("device", "d0").bytes.total_up == 4
+    assert statistics.life_of(snapshot(2.0, 9)) == 1 and statistics.life_of(snapshot(3.0, 0)) == 2
 
 
 def test_a_node_that_begins_all_day_fills_no_disk() -> None:
-    snapshots = Snapshots()
+    statistics = Statistics()
     for number in range(MOST_LIVES + 50):
         own = snapshot(float(number), 1)
-        snapshots.heard(own, snapshots.life_of(own))
-    assert len(snapshots.all()) == MOST_LIVES + 1
+        statistics.heard(own, statistics.life_of(own))
+    assert len(statistics.all()) == MOST_LIVES + 1
 
 
 def test_the_journal_keeps_the_latest_of_each_life() -> None:

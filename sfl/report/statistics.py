@@ -8,7 +8,7 @@ MOST_LIVES = 1000
 """Of one node that are told apart: it says itself when it began."""
 
 
-class Snapshots:
+class Statistics:
     """By kind and name; a later one takes the place of one before.
 
     Of a node that was started again the last of each life stays beside it: what it had counted.
