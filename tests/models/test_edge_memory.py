@@ -7,6 +7,7 @@ import subprocess
 import sys
 import tomllib
 from dataclasses import replace
+from math import prod
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -17,7 +18,7 @@ import tomli_w
 import torch
 
 from edge_server.floor import Floor
-from sfl.adapters.lora import LoraBank
+from sfl.adapters.lora import LoraBank, build_manifest
 from sfl.cli.launch.run import _asked, budgeted, resolved
 from sfl.config import EdgeConfig, RunSettings, load_run
 from sfl.config.codec import RoleCodecs
@@ -125,8 +126,12 @@ def test_what_has_arrived_counts_for_each_device() -> None:
     def messages_of(run: RunSettings, *ways: int) -> int:
         return needs(folder, run, EdgeConfig(), EdgeChoice((), *ways)).messages
 
+    # And what each delivered of a round, a whole adapter, until the next one.
+    manifest = build_manifest(folder, four.model.task, 0, four.lora)
+    delivered = 4 * sum(prod(parameter.shape) for parameter in manifest.parameters)
     # Beyond what lies decoded, 16 bits a value or less; as they are where the codec is exact.
-    assert messages_of(eight, 8, 4) - messages_of(four, 8, 4) == 4 * 4 * 2 * rows
+    beyond = messages_of(eight, 8, 4) - messages_of(four, 8, 4)
+    assert beyond == 4 * (4 * 2 * rows + delivered)
     assert messages_of(four, 8, 4) - messages_of(four, 8, 3) == 4 * 2 * rows
     assert messages_of(four, 99, 1) - messages_of(four, 1, 1) == 3 * 2 * rows
     exact = settings(codec={"activation": "none", "gradient": "none"})

@@ -267,7 +267,8 @@ class EdgeForecast:
     well. Up to `together` devices of the same blocks are one job (`edge.batch_devices`), whose
     losses are taken one by one. `lean` holds a piece of the logits. Of all adapters only the
     largest `residents` count, where the others are swapped to files: as many as may be in memory
-    at once.
+    at once. What each device and the edge delivered of a round, a whole adapter, is kept until the
+    next one.
     """
 
     def __init__(
@@ -295,6 +296,12 @@ class EdgeForecast:
         self._adapter = sum(sorted(sizes, reverse=True)[:residents])
         self._optimizer = load.optimizer_copies * self._adapter
         self._adapter_message = max(sizes)
+        whole = Span(0, folder.num_layers, embedding=True, head=True)
+        adapters = {
+            device: 4 * _Part(folder, layout, tensors, whole, device.load).trained_values()
+            for device in self._parts
+        }
+        self._delivered = sum(adapters[device] for device in self._devices)
         self._rows = max(4 * d.load.tokens for d in self._devices) * folder.hidden_size
         coded = max(d.coded_value_bytes * d.load.tokens for d in self._devices)
         self._coded_rows = coded * folder.hidden_size
@@ -325,7 +332,8 @@ class EdgeForecast:
             activations=max(jobs) + waiting,
             messages=(decoded + ROW_COPIES * widest) * self._rows
             + (arrived - decoded) * self._coded_rows
-            + ADAPTER_COPIES * self._adapter_message,
+            + ADAPTER_COPIES * self._adapter_message
+            + self._delivered,
         )
 
     def _graph(self, device: EdgeDevice, again: bool, together: int) -> int:
