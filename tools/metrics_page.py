@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 
+from sfl.metrics.service import SERVICE_METRICS, ServiceMetric
 from sfl.metrics.snapshot import BUCKETS, PHASES, ROLES
 from sfl.metrics.table import METRICS, Metric
 
@@ -71,6 +72,15 @@ devices' series.
 
 """
 
+_SERVICE = """
+### A service
+
+A [service](service.md) of runs has its own `/metrics`: `--set service.metrics.port=9400`.
+
+| metric | type | labels | what it says |
+| --- | --- | --- | --- |
+"""
+
 _TAIL = """
 ## Labels
 
@@ -117,7 +127,14 @@ def markdown() -> str:
         phases=", ".join(f"`{phase}`" for phase in PHASES),
         buckets=", ".join(f"{bound:g}" for bound in BUCKETS),
     )
-    return _HEAD + head + rule + "".join(_row(metric) for metric in METRICS) + tail
+    rows = "".join(_row(metric) for metric in METRICS)
+    of_service = "".join(_service_row(metric) for metric in SERVICE_METRICS)
+    return _HEAD + head + rule + rows + _SERVICE + of_service + tail
+
+
+def _service_row(metric: ServiceMetric) -> str:
+    kind = "counter" if metric.counter else "gauge"
+    return f"| `{metric.name}` | {kind} | `{metric.label}` | {metric.help} |\n"
 
 
 def _row(metric: Metric) -> str:

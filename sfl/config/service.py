@@ -9,7 +9,7 @@ from pydantic import NonNegativeInt, PositiveInt
 
 from sfl.config.base import Section
 from sfl.config.load import tables_of, validated
-from sfl.config.node import TlsSettings
+from sfl.config.node import MetricsSettings, TlsSettings
 
 
 class ServiceSettings(Section):
@@ -24,6 +24,8 @@ class ServiceSettings(Section):
     """How often a node of a run is started again, if it was killed or failed."""
     tls: TlsSettings | None = None
     """The service's certificate, of role `cloud`. Each run's cloud uses it too."""
+    metrics: MetricsSettings = MetricsSettings()
+    """Prometheus endpoint of the service. Each run's cloud has one of its own."""
 
 
 def load_service(overrides: Iterable[str] = ()) -> ServiceSettings:

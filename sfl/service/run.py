@@ -69,6 +69,7 @@ class LiveRun:
         self.waits = ""
         """For what it waits that its cloud does not know of."""
         self._wanted_address = job.address
+        self._port_in_use = False
         self._cloud = cloud
         self._goes_on = goes_on
         self._child: Child | None = None
@@ -177,8 +178,10 @@ class LiveRun:
             return self._concluded(self._stopping)
         reason = self.failure()
         if code == ConfigError.exit_code and PORT_IN_USE in reason and self._wanted_address:
-            log.warning("run %s: %s; taking another", self.run, reason)
-            self._wanted_address, self._child = "", None
+            log.warning("run %s: %s", self.run, reason)
+            # At first it may be the cloud of before that is about to leave.
+            self._wanted_address = "" if self._port_in_use else self._wanted_address
+            self._port_in_use, self._child = True, None
             return None
         if self._restarts.will_return(self) and not self._over():
             self._restarts.look([self], now)

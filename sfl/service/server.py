@@ -16,6 +16,7 @@ import contextlib
 import json
 import logging
 import time
+from collections import Counter
 from collections.abc import AsyncIterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -26,7 +27,9 @@ from sfl.config.service import ServiceSettings
 from sfl.errors import ConfigError, DiskError, SflError
 from sfl.jobs.placing import claimed
 from sfl.jobs.turns import turns
-from sfl.jobs.values import Job, Needs, Waiting
+from sfl.jobs.values import OPEN, OVER, Job, Needs, Waiting
+from sfl.metrics.prometheus import serve_as_set
+from sfl.metrics.service import ServiceCollector, ServiceFigures
 from sfl.node.certificates.own import OwnCertificate
 from sfl.node.files import write_atomic
 from sfl.node.lock import FolderLock
@@ -73,6 +76,9 @@ class Service:
         self.roster = Roster()
         self.live: dict[str, LiveRun] = {}
         self._configs: dict[str, RunConfig] = {}
+        self.figures = ServiceFigures()
+        """As of the last look, for other threads."""
+        self._ended: Counter[str] = Counter()
         self.nodes = Nodes(output_dir, self.roster, self.live)
         self.operators = Operators(
             self.queue, output_dir, self.roster, self.nodes, settings.max_runs
@@ -82,13 +88,18 @@ class Service:
         """Serve until this is cancelled. Raises SflError where it cannot go on."""
         try:
             async with self._port(address_file):
-                self._resume()
-                while True:
-                    self._look()
-                    await asyncio.sleep(TICK)
+                with self._metrics():
+                    await self._work()
         finally:
             await self._leave_runs()
             self._lock.release()
+
+    async def _work(self) -> None:
+        """Look, again and again."""
+        self._resume()
+        while True:
+            self._look()
+            await asyncio.sleep(TICK)
 
     @contextlib.asynccontextmanager
     async def _port(self, address_file: Path | None) -> AsyncIterator[None]:
@@ -110,6 +121,11 @@ class Service:
         finally:
             await server.stop(grace=1.0)
 
+    def _metrics(self) -> contextlib.AbstractContextManager[object]:
+        if not self.settings.metrics.enabled:
+            return contextlib.nullcontext()
+        return serve_as_set(self.settings.metrics, ServiceCollector(lambda: self.figures))
+
     def _resume(self) -> None:
         """Go on with what was under way when the service before ended."""
         for job in self.queue.open():
@@ -124,8 +140,19 @@ class Service:
             self._stop_those_asked_for(jobs)
             self._begin([job for job in jobs if job.state == "queued"])
             self._look_at_runs({job.run: job for job in jobs})
+            self.figures = self._counted(jobs)
         except DiskError as error:
             sparing.warning("disk", "%s; trying again", error)
+
+    def _counted(self, jobs: Sequence[Job]) -> ServiceFigures:
+        runs = Counter[str](job.state for job in jobs)
+        agents = Counter[str](agent.role for agent in self.roster)
+        return ServiceFigures(
+            runs={state: runs[state] for state in OPEN},
+            ended={state: self._ended[state] for state in OVER},
+            agents={role: agents[role] for role in ("edge", "device")},
+            waiting_since={job.run: job.waits_since for job in jobs if job.waits},
+        )
 
     def _stop_those_asked_for(self, jobs: Sequence[Job]) -> None:
         for job in jobs:
@@ -203,6 +230,7 @@ class Service:
         log.info("run %s %s: %s", run, end.state, end.reason)
         changes: dict[str, Any] = {"waits": "", "waits_since": 0.0, "reason": end.reason}
         self.queue.change(run, state=end.state, ended_at=time.time(), **changes)
+        self._ended[end.state] += 1
         self.live.pop(run, None)
         self._configs.pop(run, None)
         self.nodes.let_go(run, end.reason)

@@ -177,6 +177,18 @@ class Served:
         return until(there, f"{count} agents")  # type: ignore[no-any-return]
 
 
+def started(served: Served, *command: str) -> subprocess.Popen[str]:
+    """An operator's command that goes on."""
+    return subprocess.Popen(
+        [*SFL, *command, "--service", served.listen, *served.operator()],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        cwd=ROOT,
+        env={**os.environ, "COLUMNS": "200"},
+    )
+
+
 def run_of(
     data: dict[str, Path], devices: Sequence[str] = NAMES, **sections: Any
 ) -> dict[str, Any]:

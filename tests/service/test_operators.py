@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import secrets
 import subprocess
 from collections.abc import Iterator
@@ -19,7 +18,7 @@ from sfl.transport.jobs.client import ServiceClient
 from tests.house.federation import SFL, finished, sfl
 from tests.house.paths import ROOT
 from tests.house.reference import adapter, assert_same_bits
-from tests.house.service import Served, run_of
+from tests.house.service import Served, run_of, started
 from tests.house.tls import give
 from tests.house.twin import played
 from tests.house.waiting import PATIENCE, until
@@ -64,17 +63,6 @@ def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Guarded]:
 def long(served: Served, name: str) -> str:
     """A run that lasts until it is stopped."""
     return served.submit(name, run={"rounds": 200}, training={"local_steps": 40})
-
-
-def started(served: Served, *command: str) -> subprocess.Popen[str]:
-    return subprocess.Popen(
-        [*SFL, *command, "--service", served.listen, *served.operator()],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        cwd=ROOT,
-        env={**os.environ, "COLUMNS": "200"},
-    )
 
 
 def test_a_run_is_watched_followed_and_stopped(served: Guarded) -> None:

@@ -10,7 +10,7 @@ import pytest
 
 from tests.house.federation import finished
 from tests.house.reference import adapter, assert_same_bits
-from tests.house.service import Served, run_of
+from tests.house.service import Served, run_of, started
 from tests.house.twin import played
 from tests.house.waiting import until
 
@@ -56,6 +56,8 @@ def test_a_service_that_is_gone_goes_on_with_its_queue(
     for name in ("first", "second"):
         served.submit(name, **LENGTH)
     until(lambda: amid(served, "first"), "the middle of the first run")
+    watching = started(served, "watch", "first", "--timeout", "100")
+    following = started(served, "logs", "first", "cloud", "-f", "--timeout", "100")
     if how == "killed":
         served.kill("service")
     else:
@@ -67,6 +69,10 @@ def test_a_service_that_is_gone_goes_on_with_its_queue(
         outcome = finished(served.ended(name))
         assert_same_bits(adapter(outcome), expected)
         assert outcome.summary["faults"] == []
+    output, errors = watching.communicate(timeout=60)
+    assert watching.returncode == 0 and "first: finished: every round closed" in output, errors
+    output, errors = following.communicate(timeout=60)
+    assert output == (served.output_dir / "first" / "logs" / "cloud.log").read_text(), errors
     assert served.log("service").count("run first begins") == 1
     assert agents == {n: served.processes[n].pid for n in agents}
     assert all(served.processes[name].poll() is None for name in agents)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import secrets
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator
 from typing import Any, TypeVar
 
@@ -70,16 +71,42 @@ class ServiceClient:
     def watch(self, run: str) -> Iterator[Standing]:
         """Where a run stands each time that it changes, to its end."""
         request = jobs_pb2.RunRequest(run=run)
-        yield from map(from_standing, self._stream(WATCH, request))
+        for stream in self._streams(WATCH, request):
+            yield from map(from_standing, stream)
 
     def logs(self, run: str, node: str, follow: bool) -> Iterator[tuple[str, bytes]]:
-        """A node's name, and the next of its log."""
+        """A node's name, and the next of its log; nothing comes twice."""
         request = jobs_pb2.LogsRequest(run=run, node=node, follow=follow)
-        for chunk in self._stream(LOGS, request):
-            yield chunk.node, chunk.data
+        shown: Counter[str] = Counter()
+        for stream in self._streams(LOGS, request):
+            seen: Counter[str] = Counter()
+            for chunk in stream:
+                new = chunk.data[max(0, shown[chunk.node] - seen[chunk.node]) :]
+                seen[chunk.node] += len(chunk.data)
+                shown[chunk.node] += len(new)
+                if new:
+                    yield chunk.node, new
 
     def _call(self, method: Method, request: Any) -> Any:
         return self._again(lambda: sound(method.stub(self._channel)(request, timeout=CALL)))
+
+    def _streams(self, method: Method, request: Any) -> Iterator[Iterator[Any]]:
+        """A call's answers; once more from the beginning, each time that the link has broken.
+
+        Raises SflError where the service is not back within `connect_timeout`.
+        """
+        pauses, broken = Pauses(), True
+
+        def answers() -> Iterator[Any]:
+            nonlocal broken
+            try:
+                yield from self._stream(method, request)
+                broken = False
+            except LinkLost:
+                time.sleep(pauses.next())
+
+        while broken:
+            yield answers()
 
     def _stream(self, method: Method, request: Any) -> Iterator[Any]:
         """The answers of a call; one that breaks before its first answer is made again."""
