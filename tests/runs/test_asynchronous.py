@@ -127,6 +127,39 @@ def test_a_lost_device_does_its_own_round_again(tmp_path: Path) -> None:
     assert 1 in {r - own["d2"] for r, own in made.items() if "d2" in own}
 
 
+@pytest.mark.parametrize("policy", ["weighted", "drop"])
+def test_an_update_that_misses_its_round_counts_by_policy(tmp_path: Path, policy: str) -> None:
+    run = {"rounds": 8, "min_devices": 1}
+    own, wait = {"late_updates": policy}, {"round_timeout": 30.0}
+    training = {"local_steps": 3}
+    twin = Twin(
+        tmp_path, fleet(tmp_path, 3, run=run, training=training, aggregation=own, network=wait)
+    )
+    twin.at("d2", 1, 1, twin.hold)
+
+    async def story(twin: Twin) -> None:
+        await twin.until(lambda: twin.cloud.coordinator.state.open.num_done == 2)
+        twin.move(31.0)
+        await twin.until(lambda: twin.cloud.coordinator.round >= 3)
+        twin.release("d2")
+
+    with spool_is_kept():
+        outcome = finished(twin.run(story))
+    if policy == "drop":
+        assert not any(averages(outcome.folder).values())
+        assert "strike 1 of 3" in outcome.summary["faults"][0]["problem"]
+        return
+    made = assert_averages(outcome.folder)
+    assert made[1] == {"d0": 0, "d1": 0}
+    ages = {
+        r - staleness["d2"]: staleness["d2"] for r, staleness in made.items() if "d2" in staleness
+    }
+    assert ages[1] >= 2
+    assert all(not own[name] for own in made.values() for name in ("d0", "d1") if name in own)
+    (fault,) = outcome.summary["faults"]
+    assert fault["problem"].endswith("its update counts when it comes")
+
+
 # -- in real processes -----------------------------------------------------------------------------
 
 
