@@ -8,8 +8,8 @@ COMPOSE  = $(shell docker compose version >/dev/null 2>&1 && echo docker compose
 CONTAINERS = $(COMPOSE) -f docker/compose.yml $(WITH:%=-f docker/%.yml)
 DEVICES ?= 1
 
-.PHONY: install proto format check docs house test fuzz test-faults test-chaos test-compose demo up logs \
-  down purge bench clean
+.PHONY: install proto format check docs house test fuzz test-faults test-chaos soak test-compose demo up \
+  logs down purge bench clean
 .DEFAULT_GOAL := help
 
 help:  ## Say what each target does
@@ -79,13 +79,17 @@ fuzz: install  ## Feed decoders inputs that no honest peer sends, also under ASa
 	 done
 
 FAULTS ?=
-test-faults: install  ## Kill or stop a node in each phase of a run, and print what came of it; FAULTS="edge vanilla"
+test-faults: install  ## Nodes killed, disks full, links broken: print what came of each; FAULTS="edge vanilla"
 	@$(BIN)/python -m tests.faults $(FAULTS)
 
 KILLS ?= 100
 SEED ?=
-test-chaos: install  ## Kill nodes at random in one run; KILLS=20 SEED=7 plays a run again
+test-chaos: install  ## Kill nodes and break links at random in one run; KILLS=20 SEED=7 plays it again
 	@$(BIN)/python -m tests.faults.chaos $(KILLS) $(SEED)
+
+MINUTES ?= 60
+soak: install  ## An hour with 8 devices that come and go: what nodes hold stays flat; MINUTES=10
+	@$(BIN)/python -m tests.faults.soak $(MINUTES)
 
 test-compose: install  ## Build the images and run a fleet of containers, a device killed
 	@SFL_TEST_COMPOSE=1 $(BIN)/python -m pytest tests/docker/test_compose.py

@@ -17,7 +17,7 @@ from device_agent.loaded import Loaded
 from device_agent.rejoining import Patience
 from sfl.config import DeviceConfig, RunSettings
 from sfl.data import Dataset, Tokenizer, load_tokenizer, prepare
-from sfl.errors import AdapterRefused, LinkLost, NameInUse, PeerUnavailable
+from sfl.errors import AdapterRefused, LinkLost, NameInUse, PeerUnavailable, RunIsOver
 from sfl.metrics.memory import memory_use, working_bytes
 from sfl.metrics.prometheus import NodeCollector, serve_as_set
 from sfl.metrics.stats import NodeStats
@@ -92,6 +92,10 @@ class DeviceAgent:
                         patience.taken_in(link.joined.settings.network.rejoin_timeout)
                         self._back()
                         self._take_part(link)
+                    return
+                except RunIsOver as error:
+                    log.info("%s", error)
+                    forget_run(self.config.cache_dir, error.run_key, self.config.name)
                     return
                 except LinkLost as error:
                     patience.spend(error, time.monotonic())

@@ -12,11 +12,10 @@ from sfl.errors import (
     PeerUnavailable,
     SflError,
 )
+from sfl.transport.dialling import MOST_CORRUPT
 
 MOST_VAIN = 3
 """Links in a row that break before the edge has taken the device in for the first time."""
-MOST_CORRUPT = 5
-"""Links that end over changed bytes before another round is done: such a link is not usable."""
 LONGEST_PAUSE = 10.0
 """Seconds between two dials, at most."""
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import AsyncIterator
 from typing import assert_never
 
@@ -16,11 +17,15 @@ from sfl.metrics.stats import NodeStats
 from sfl.node.causes import cause_of
 from sfl.rounds.messages import Evict, FinishRun
 from sfl.rounds.values import Admission, Assignment, EdgeOrders, EdgeWelcome
+from sfl.stage.messages import Finish
 from sfl.transport.cloud.words import CloudWord, EdgeFailed, GlobalPart
 from sfl.transport.device import checked
 from sfl.transport.device.service import EdgeService
 from sfl.transport.device.training import Training
 from sfl.transport.frames.chunks import Buffer, decode_adapter
+
+LAST_WORD = 8.0
+"""Seconds that devices have for taking the end of the run, and for coming back for it."""
 
 
 class Follower:
@@ -38,6 +43,7 @@ class Follower:
         self._opened = opened
         self._cloud = cloud
         self._stats = stats
+        self.run_key = ""
         self._orders: EdgeOrders | None = None
         self._base_updates = 0  # rounds whose sums are in the base
         self._folded: asyncio.Task[None] | None = None
@@ -54,12 +60,17 @@ class Follower:
         raise LinkLost("the cloud closed the stream before the run was over")
 
     async def dismiss(self, ok: bool, reason: str) -> None:
-        """Tell every device that the run is over, and give them a moment to say goodbye."""
-        self._service.finish(Refused("the run is over") if ok else RunFailed(reason))
+        """Tell every device that the run is over, and give them a moment to say goodbye.
+
+        Those whose stream broke a moment ago, or does so now, may be back for it.
+        """
+        end = Finish(ok, reason, self.run_key)
+        self._service.finish(Refused("the run is over") if ok else RunFailed(reason), end)
         for stream in list(self._service.streams.values()):
-            stream.finish(ok, reason)
-        for _ in range(100):
-            if not self._service.streams:
+            stream.finish(end)
+        until = time.monotonic() + LAST_WORD
+        while time.monotonic() < until:
+            if not self._service.streams and not self._service.is_awaited:
                 return
             await asyncio.sleep(0.05)
 

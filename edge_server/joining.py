@@ -5,12 +5,13 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
+from collections import Counter
 
-from sfl.errors import AnotherRun, LinkLost, NameInUse, PeerUnavailable, SflError
+from sfl.errors import AnotherRun, Corrupted, LinkLost, NameInUse, PeerUnavailable, SflError
 from sfl.metrics.waits import Waits
 from sfl.rounds.values import EdgeWelcome
 from sfl.transport.cloud.link import CloudLink, CloudStream
-from sfl.transport.dialling import Absence, Pauses
+from sfl.transport.dialling import MOST_CORRUPT, Absence, Pauses
 from sfl.transport.frames.wire import ATTEMPT
 
 log = logging.getLogger("sfl.edge")
@@ -29,9 +30,11 @@ class Joining:
         self._waits = waits
         self._pauses = Pauses()
         self._since = time.monotonic()  # when there was a stream last
+        self._corrupt: Counter[int] = Counter()  # links that changed bytes, by round
 
     async def first(self, connect_timeout: float) -> CloudStream:
-        """The first stream; a name that is in use may be free in a moment. Raises SflError."""
+        """The first stream; a name that is in use may be free in a moment, and a link that broke
+        there again. Raises SflError."""
         peer, words = self._link.peer, "to be connected"
         with self._waits.on(peer, "connection", words, connect_timeout, quiet=True):
             return await self._first(connect_timeout)
@@ -41,21 +44,23 @@ class Joining:
         while True:
             try:
                 return await self._link.join(connect_timeout)
-            except NameInUse as error:
+            except (NameInUse, LinkLost) as error:
                 if time.monotonic() >= end:
                     raise
                 log.info("%s; asking again", error)
             await asyncio.sleep(self._pauses.next())
 
-    async def again(self, lost: SflError, welcome: EdgeWelcome) -> CloudStream:
-        """The next stream, once the one of `welcome` is lost.
+    async def again(self, lost: SflError, welcome: EdgeWelcome, round_: int) -> CloudStream:
+        """The next stream, once the one of `welcome` is lost in a round.
 
-        Raises `lost` where that will not go away, PeerUnavailable where the cloud is not back
-        within the run's `rejoin_timeout`, AnotherRun where it is in another run.
+        Raises `lost` where that will not go away, Corrupted where it comes again and again in one
+        round, PeerUnavailable where the cloud is not back within the run's `rejoin_timeout`,
+        AnotherRun where it is in another run.
         """
         network = welcome.settings.network
         if not isinstance(lost, AWAY) or not network.rejoin_timeout:
             raise lost
+        self._count(lost, round_)
         self._pauses.lasted(time.monotonic() - self._since)
         log.warning("%s; dialling it again for %g s", lost, network.rejoin_timeout)
         peer, seconds = self._link.peer, network.rejoin_timeout
@@ -66,6 +71,13 @@ class Joining:
         self._since = time.monotonic()
         log.info("joined the cloud again after %.1f s", self._since - absence.began)
         return stream
+
+    def _count(self, lost: SflError, round_: int) -> None:
+        """Links that change bytes are not used for ever."""
+        self._corrupt[round_] += isinstance(lost, Corrupted)
+        if self._corrupt[round_] > MOST_CORRUPT:
+            often = f"{self._corrupt[round_]} links to it ended so in round {round_}"
+            raise Corrupted(f"{lost}; {often}: no further one is tried")
 
     async def _attempt(self, absence: Absence, welcome: EdgeWelcome) -> CloudStream | None:
         """A new stream; None where there is none yet."""

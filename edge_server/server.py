@@ -145,6 +145,7 @@ class EdgeServer:
         stream = await self._joining.first(connect_timeout)
         welcome = stream.welcome
         self.run_id, self.run_key = welcome.run_id, welcome.run_key
+        self.follower.run_key = self.run_key or self.run_id
         self._ask_for(welcome.challenge)
         self.cloud.use(stream)
         opening = asyncio.create_task(self._open(welcome, address))
@@ -173,7 +174,7 @@ class EdgeServer:
         while (lost := await self._follow(stream)) is not None:
             self.cloud.lost()
             before = stream.welcome
-            stream = await self._joining.again(lost, before)
+            stream = await self._joining.again(lost, before, self.stats.round)
             self._present(stream, before.challenge == stream.welcome.challenge)
 
     async def _follow(self, stream: CloudStream) -> SflError | None:

@@ -10,12 +10,14 @@ SflError                     anything this project raises on purpose (exit code 
 │   ├── PeerUnavailable      nobody answered until the timeout
 │   ├── LinkLost             a stream broke
 │   │   ├── FellSilent       nothing came for too long
-│   │   └── Corrupted        bytes changed on the way
+│   │   ├── Corrupted        bytes changed on the way
+│   │   └── SnapshotMissing  what is to be gone on from is not here
 │   ├── Goodbye              the peer left on purpose
 │   ├── Refused              the peer declined, and said why
 │   │   └── NameInUse        somebody of that name is connected: a moment may fix it
 │   └── ProtocolError        a message that breaks the contract; closes its own stream only
 │       └── AdapterRefused   what comes of the round's adapter is nothing to compute with
+├── RunIsOver                the run ended well before a device came back to it (exit code 0)
 ├── DiskError                a folder cannot be written or read: full, read-only, gone
 └── RunFailed                the run as a whole did not reach its end
     ├── AnotherRun           who was lost is back in another run
@@ -78,6 +80,10 @@ class Corrupted(LinkLost):
     """A message is not what its sender sent: its checksum does not fit. Sent again, it may be."""
 
 
+class SnapshotMissing(LinkLost):
+    """A side is to go on from a point that it has not; on its next stream it says what it has."""
+
+
 class Goodbye(TransportError):
     """The peer left on purpose, and said why; where it `returns` it may come back."""
 
@@ -123,6 +129,16 @@ class OutOfMemory(RunFailed):
     """A node had too little memory for what it was to do."""
 
     exit_code = 71  # EX_OSERR of sysexits.h: another time there may be more
+
+
+class RunIsOver(SflError):
+    """The run ended well while this device was away; all that it owed had arrived."""
+
+    exit_code = 0
+
+    def __init__(self, run_key: str) -> None:
+        self.run_key = run_key
+        super().__init__("the run ended well while this device was away")
 
 
 class DiskError(SflError):

@@ -7,8 +7,16 @@ from dataclasses import replace
 
 from sfl.rounds.changed import changed
 from sfl.rounds.late import LATER, may_count, not_waited_for
-from sfl.rounds.messages import DeviceAway, DeviceBack, DeviceReady, Fault, ReplayRound
+from sfl.rounds.messages import (
+    DeviceAway,
+    DeviceBack,
+    DeviceReady,
+    Fault,
+    Rehearse,
+    ReplayRound,
+)
 from sfl.rounds.open_round import Progress
+from sfl.rounds.rehearsal import Rehearsal
 from sfl.rounds.state import Away, Phase, RunState
 from sfl.rounds.turn import Turn, shortened
 from sfl.rounds.values import BEGINNING, Point
@@ -25,7 +33,8 @@ def go_away(turn: Turn, name: str, reason: str, seconds: float) -> None:
 
 def takes_part(state: RunState, name: str) -> bool:
     """Whether a device has anything to come back to."""
-    known = state.open.progress, state.buffer.unawaited, state.reached, state.away
+    timing = () if state.rehearsal is None else state.rehearsal.timed
+    known = state.open.progress, state.buffer.unawaited, state.reached, state.away, timing
     return any(name in own for own in known)
 
 
@@ -59,7 +68,12 @@ def wait_no_longer(turn: Turn) -> bool:
             turn.state = changed(state, buffer=state.buffer.without_part(name))
         state = turn.state
         losses = state.losses.put(name, said)
-        turn.state = changed(state, away=state.away.without(name), losses=losses)
+        turn.state = changed(
+            state,
+            away=state.away.without(name),
+            losses=losses,
+            rehearsal=None if state.rehearsal is None else state.rehearsal.without(name),
+        )
         turn.do(Fault(turn.state.round, name, said))
     return True
 
@@ -102,6 +116,17 @@ def come_back(turn: Turn, event: DeviceReady) -> None:
         turn.do(DeviceBack(name, after))
     if due is not None:
         _replay(turn, event, due, after)
+    elif turn.state.rehearsal is not None:
+        _rehearse_again(turn, turn.state.rehearsal, name)
+
+
+def _rehearse_again(turn: Turn, rehearsal: Rehearsal, name: str) -> None:
+    """A device that was lost while it timed steps times them again."""
+    if name in rehearsal.waiting:
+        state = turn.state
+        deadline = max(state.deadline, state.now + turn.settings.network.round_timeout)
+        turn.state = changed(state, deadline=deadline)
+        turn.do(Rehearse((name,), rehearsal.counts, rehearsal.codec))
 
 
 def _due(state: RunState, name: str) -> Progress | None:

@@ -18,6 +18,7 @@ from sfl.rounds.messages import (
     Fault,
     Refuse,
     RefuseEdge,
+    Report,
     UseModel,
     UseTextForm,
     Welcome,
@@ -49,11 +50,16 @@ def edge_ready(turn: Turn, event: EdgeReady) -> None:
 def lose_edge(turn: Turn, edge: str, reason: str, returns: bool = False) -> None:
     """Forget an edge and its devices; those of one that `returns` are waited for."""
     turn.state = changed(turn.state, models=turn.state.models.forget(edge))
-    turn.do(Fault(turn.state.round, "", f"edge {edge}: {reason}"))
+    seconds = turn.settings.network.rejoin_timeout
+    said = f"edge {edge}: {reason}"
+    if returns and seconds and _is_under_way(turn):  # a fault only if it is not back in time
+        turn.do(Report(f"{said}; waiting {seconds:g} s for it"))
+    else:
+        turn.do(Fault(turn.state.round, "", said))
     names = turn.state.roster.at(edge)
     for name in names:
         cause: Cause = "link" if returns else "left"
-        device_lost(turn, name, f"its edge {edge} was lost", cause, with_edge=True)
+        device_lost(turn, name, f"its edge {edge} was lost: {reason}", cause, with_edge=True)
     losses = turn.state.losses
     for name in names:
         losses = losses.without(name)  # for the edge's reason
@@ -80,6 +86,11 @@ def device_lost(
     else:
         turn.state = changed(state, strikes=strikes, vain=state.vain.put(name, often))
         go_away(turn, name, said, seconds)
+
+
+def _is_under_way(turn: Turn) -> bool:
+    """Whether who is lost is waited for: before that, nobody counts on anybody."""
+    return turn.state.round > 0 or turn.state.phase is Phase.REHEARSAL
 
 
 def restarted(turn: Turn) -> None:

@@ -140,7 +140,12 @@ def rehearse(turn: Turn, rehearsal: Rehearsal) -> None:
 
 
 def while_rehearsing(turn: Turn) -> None:
-    """Once every device that is still there has timed its steps: choose, and begin."""
+    """Once every device that is still there has timed its steps: choose, and begin.
+
+    Who is lost meanwhile is waited for.
+    """
+    if any(name in turn.state.away for name in _timing(turn).devices):
+        return
     if _timing(turn).waiting and turn.state.now < turn.state.deadline:
         return
     timeout = turn.settings.network.round_timeout

@@ -140,10 +140,11 @@ class BaseUpdate:
 
 @dataclass(frozen=True, slots=True)
 class Finish:
-    """The run is over."""
+    """The run is over; `run_key` is what this run's snapshots are kept by."""
 
     ok: bool
     reason: str
+    run_key: str = ""
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from sfl.errors import ProtocolError
+from sfl.errors import SnapshotMissing
 from sfl.node.watched import beside
 from sfl.rounds.values import BEGINNING, Point
 from sfl.stage.snapshots import Snapshot, Snapshots
@@ -74,7 +74,7 @@ class Remembered:
         """What is to be taken back for work that begins after a point; None where memory has it.
 
         An empty snapshot is of the beginning: all is to be forgotten. Where nothing is trained,
-        memory stays of that point. Raises ProtocolError.
+        memory stays of that point. Raises SnapshotMissing.
         """
         self.written()
         at, self._at = self._at, None if trains else after
@@ -86,7 +86,7 @@ class Remembered:
             return None
         found = None if self._snapshots is None else self._snapshots.read(after)
         if found is None:
-            raise ProtocolError(
+            raise SnapshotMissing(
                 f"step {after.step} of round {after.round} is to be gone on from, and no snapshot "
                 "of that is here"
             )

@@ -30,6 +30,8 @@ GLANCE = 0.05
 """Seconds between two glances at a look that is under way, or at a channel."""
 SHORTEST_PAUSE, LONGEST_PAUSE = 0.2, 5.0
 """Seconds that the first pause between two attempts takes at most, and that any does."""
+MOST_CORRUPT = 5
+"""Links that end over changed bytes in one round, at most: more, and such a link is not usable."""
 LASTED = 10.0
 """Seconds that a link is to last before the pauses begin anew."""
 

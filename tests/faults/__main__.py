@@ -18,12 +18,11 @@ MOST = 160
 
 
 def row(verdict: Verdict) -> str:
-    assert verdict.cell is not None
     seconds = "-" if verdict.seconds is None else f"{verdict.seconds:.1f}"
     equal = "equal" if verdict.equal else "NOT EQUAL"
     said = "; ".join(one[:MOST] for one in verdict.wrong)
     wrong = "holds" if not verdict.wrong else f"DOES NOT HOLD: {said}"
-    return f"| {verdict.cell.name} | {seconds} | {verdict.replayed} | {equal} | {wrong} |"
+    return f"| {verdict.name} | {seconds} | {verdict.replayed} | {equal} | {wrong} |"
 
 
 def main() -> None:
@@ -40,7 +39,7 @@ def main() -> None:
         say(row(verdict))
         failed += bool(verdict.wrong)
         if keep and verdict.wrong:
-            (Path(keep) / f"{cell.name}.log").write_text(verdict.logs)
+            (Path(keep) / f"{cell.name.replace(chr(47), chr(32))}.log").write_text(verdict.logs)
     sys.exit(failed > 0)
 
 

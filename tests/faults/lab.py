@@ -9,6 +9,7 @@ import json
 import os
 import signal
 import socket
+import ssl
 import time
 from collections import Counter
 from collections.abc import Iterator
@@ -16,52 +17,82 @@ from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any
+from typing import Any, Literal, Protocol
 
 import numpy as np
 from safetensors.numpy import load_file
 
+from sfl.node.certificates.authority import Authority
 from sfl.report.records import RoundRecord, read_records
 from tests.house.federation import write_config
 from tests.house.fleets import fleet
 from tests.house.forks import Fork, fork
+from tests.house.proxy import Inside, Proxy
+from tests.house.tls import give
 
 ROUNDS, STEPS = 3, 4
-DEVICES = ("d0", "d1")
 LIMIT = 90.0
 """Seconds that a cell may take before it counts as hung."""
-STOPPED = 8.0
-"""Seconds that a node is stopped for: longer than the idle timeout."""
 IDLE = 4.0
+"""Seconds of silence after which a peer counts as lost."""
 PAUSE = 0.3
 """Seconds before a killed node is started again."""
 
 
-@dataclass(frozen=True)
-class Cell:
-    """A fault: whom it hits, in what phase, seen by whom at which place (`trapped.PLACES`)."""
+Hop = Literal["device", "cloud"]
+"""Where a proxy may stand: between d0 and the edge, or between the edge and the cloud."""
 
-    victim: str
-    phase: str
-    watcher: str
-    place: str
+
+@dataclass(frozen=True)
+class Setup:
+    """What a run is like, but for its fault."""
+
     topology: str = "vanilla"
     codec: str = "none"
-    signal: int = signal.SIGKILL
-    count: int = 1
+    rounds: int = ROUNDS
+    clip: bool = False
+    """Both sides exchange the norms of their gradients."""
+    tls: bool = False
+    count: int = 2
+    """Of devices."""
+
+    @property
+    def devices(self) -> tuple[str, ...]:
+        return tuple(f"d{number}" for number in range(self.count))
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        return "cloud", "edge", *self.devices
+
+    def __str__(self) -> str:
+        codec = "" if self.codec == "none" else f", {self.codec}"
+        return f"{self.topology}{codec}{', TLS' if self.tls else ''}"
+
+
+class Fault(Protocol):
+    """What goes wrong in a run."""
+
+    setup: Setup
 
     @property
     def name(self) -> str:
-        kind = "kill" if self.signal == signal.SIGKILL else "stop"
-        coded = "" if self.codec == "none" else f", {self.codec}"
-        return f"{kind} {self.victim}, {self.phase}, {self.topology}{coded}"
+        """What it is, and in what kind of run."""
+
+    def arm(self, lab: Lab) -> None:
+        """Prepare it, before the first node starts."""
+
+    def tend(self, lab: Lab) -> None:
+        """Do what is due; called every few hundredths of a second."""
+
+    def wrong(self, lab: Lab) -> list[str]:
+        """What it finds amiss once the run is over."""
 
 
 @dataclass
 class Verdict:
     """What a cell came to; it holds where `wrong` is empty."""
 
-    cell: Cell | None
+    name: str
     wrong: list[str] = field(default_factory=list)
     equal: bool = False
     seconds: float | None = None
@@ -85,62 +116,110 @@ class Lab:
     most_restarts = 3
     """Of each node."""
 
-    def __init__(
-        self, folder: Path, cell: Cell | None, topology: str, codec: str, rounds: int = ROUNDS
-    ) -> None:
+    def __init__(self, folder: Path, setup: Setup, fault: Fault | None = None) -> None:
         self.folder = folder
-        self.rounds = rounds
-        self.cell = cell
+        self.setup = setup
+        self.fault = fault
         self.nodes: dict[str, Fork] = {}
         self.restarts: Counter[str] = Counter()
-        if cell is not None:
-            trap = {"node": cell.watcher, "place": cell.place, "victim": cell.victim}
-            more = {"count": cell.count, "signal": int(cell.signal)}
-            (folder / "trap.json").write_text(json.dumps({**trap, **more}))
+        self.proxies: dict[Hop, Proxy] = {}
         self.ports = free_ports(2)
-        self.config = write_config(folder, self._values(topology, codec))
+        self.commands: dict[str, list[str]] = {}
+        self.config = write_config(folder, self._values())
+        if setup.tls:
+            roles = (("device", name) for name in setup.devices)
+            authority, _ = Authority.init(folder / "ca")
+            for role, name in (("cloud", "cloud"), ("edge", "edge"), *roles):
+                hosts = () if role == "device" else ("127.0.0.1",)
+                give(authority, folder / "certs" / name, role, name, *hosts)  # type: ignore[arg-type]
+        self.place()
         self._write_nodes()
+
+    def place(self) -> None:
+        """What stands between the nodes, before they are written."""
+        if self.fault is not None:
+            self.fault.arm(self)
+
+    def stand_between(self, hop: Hop, reads: bool = False) -> Proxy:
+        """A proxy on a hop from its beginning to its end; under TLS `reads` looks into it."""
+        inside = self._inside(hop) if reads and self.setup.tls else None
+        proxy = Proxy(self._address("edge" if hop == "device" else "cloud"), inside=inside)
+        self.proxies[hop] = proxy.__enter__()
+        return proxy
+
+    def _inside(self, hop: Hop) -> Inside:
+        """TLS as the server of a hop has it, and as its client has."""
+        contexts = []
+        names = ("edge", "d0") if hop == "device" else ("cloud", "edge")
+        kinds = (ssl.PROTOCOL_TLS_SERVER, ssl.PROTOCOL_TLS_CLIENT)
+        for name, kind in zip(names, kinds, strict=True):
+            files = self.folder / "certs" / name
+            context = ssl.SSLContext(kind)
+            context.load_cert_chain(files / f"{name}.pem", files / f"{name}.key")
+            context.load_verify_locations(files / "ca.pem")
+            context.verify_mode = ssl.CERT_REQUIRED
+            context.set_alpn_protocols(["h2"])
+            contexts.append(context)
+        return Inside(*contexts)
+
+    def _address(self, name: str) -> str:
+        return f"127.0.0.1:{self.ports[name == 'edge']}"
+
+    def _behind(self, hop: Hop) -> str:
+        """Where the client of a hop dials."""
+        if (proxy := self.proxies.get(hop)) is not None:
+            return proxy.address
+        return self._address("edge" if hop == "device" else "cloud")
 
     @property
     def run(self) -> Path:
         return self.folder / "runs" / "t"
 
-    def _values(self, topology: str, codec: str) -> dict[str, Any]:
+    def _values(self) -> dict[str, Any]:
+        setup = self.setup
+        clip = {"max_grad_norm": 0.5} if setup.clip else {}
         values = fleet(
             self.folder,
-            len(DEVICES),
-            run={"topology": topology, "rounds": self.rounds, "min_devices": len(DEVICES)},
-            training={"local_steps": STEPS},
-            codec={"activation": codec, "gradient": codec},
+            setup.count,
+            run={"topology": setup.topology, "rounds": setup.rounds, "min_devices": setup.count},
+            training={"local_steps": STEPS, **clip},
+            codec={"activation": setup.codec, "gradient": setup.codec},
             evaluation={"every": 1},
             network={"idle_timeout": IDLE, "heartbeat_interval": 0.5, "rejoin_timeout": 60},
-            cloud={"listen": f"127.0.0.1:{self.ports[0]}", "metrics": {"enabled": False}},
+            cloud={"listen": self._address("cloud"), "metrics": {"enabled": False}},
         )
-        if topology == "u_shaped":
+        if setup.topology == "u_shaped":
             for device in values["devices"]:
                 device["tail_layers"] = 1
         return values
 
     def _write_nodes(self) -> None:
-        cloud, edge = (f"127.0.0.1:{port}" for port in self.ports)
         common = "threads = 1\nconnect_timeout = 30\n"
         (self.folder / "edge.toml").write_text(
-            f'[edge]\ncloud = "{cloud}"\nlisten = "{edge}"\n{common}'
-            f'cache_dir = "{self.folder / "cache" / "edge"}"\nmetrics = {{enabled = false}}\n'
+            f'[edge]\ncloud = "{self._behind("cloud")}"\nlisten = "{self._address("edge")}"\n'
+            f'{common}cache_dir = "{self.cache("edge")}"\nmetrics = {{enabled = false}}\n'
         )
-        for name in DEVICES:
+        for name in self.setup.devices:
+            edge = self._behind("device") if name == "d0" else self._address("edge")
             (self.folder / f"{name}.toml").write_text(
                 f'[device]\nname = "{name}"\nedge = "{edge}"\n{common}'
                 f'train = "{self.folder / f"{name}.jsonl"}"\n'
-                f'cache_dir = "{self.folder / "cache" / name}"\nmetrics = {{enabled = false}}\n'
+                f'cache_dir = "{self.cache(name)}"\nmetrics = {{enabled = false}}\n'
             )
 
+    def cache(self, name: str) -> Path:
+        """Where a node keeps its files."""
+        return self.folder / "cache" / name
+
     def start(self, name: str) -> None:
+        """Start a node, or start it again."""
         if name == "cloud":
             command = ["cloud", str(self.config), "--resume", "auto"]
         else:
             kind = "edge" if name == "edge" else "device"
             command = [kind, str(self.folder / f"{name}.toml")]
+        if self.setup.tls:
+            command += ["--certs", str(self.folder / "certs" / name)]
         environment = {**os.environ, "HF_HUB_OFFLINE": "1"}
         self.nodes[name] = fork(
             [name, str(self.folder), *command],
@@ -149,33 +228,35 @@ class Lab:
             "tests.faults.trapped",
         )
 
+    def start_again(self, name: str) -> None:
+        """As systemd does after a moment."""
+        self.restarts[name] += 1
+        time.sleep(PAUSE)
+        self.start(name)
+
     def play(self) -> list[str]:
         """Run to the end; what was wrong with the processes themselves."""
-        for name in ("cloud", "edge", *DEVICES):
-            self.start(name)
-        end = time.monotonic() + self.limit
-        while time.monotonic() < end:
-            self._supervise()
-            if all(node.poll() is not None for node in self.nodes.values()):
-                break
-            time.sleep(0.02)
-        return list(self._complaints())
+        try:
+            for name in self.setup.names:
+                self.start(name)
+            end = time.monotonic() + self.limit
+            while time.monotonic() < end:
+                self._supervise()
+                if all(node.poll() is not None for node in self.nodes.values()):
+                    break
+                time.sleep(0.02)
+            return list(self._complaints())
+        finally:
+            for proxy in self.proxies.values():
+                proxy.__exit__(None, None, None)
 
     def _supervise(self) -> None:
         """As systemd: whoever was killed is started again."""
         for name, node in list(self.nodes.items()):
             if node.poll() == -signal.SIGKILL and self.restarts[name] < self.most_restarts:
-                self.restarts[name] += 1
-                time.sleep(PAUSE)
-                self.start(name)
-        if self.cell is not None and self.cell.signal == signal.SIGSTOP:
-            self._let_go_on(self.cell.victim)
-
-    def _let_go_on(self, victim: str) -> None:
-        """Continue a stopped node, once it has been silent for long enough."""
-        hit = self.hit()
-        if hit is not None and time.monotonic() - hit["at"] > STOPPED:
-            self.nodes[victim].send_signal(signal.SIGCONT)
+                self.start_again(name)
+        if self.fault is not None:
+            self.fault.tend(self)
 
     def _complaints(self) -> Iterator[str]:
         for name, node in self.nodes.items():
@@ -194,8 +275,23 @@ class Lab:
         lines = path.read_text().splitlines() if path.exists() else []
         return [json.loads(line) for line in lines]
 
+    def note_hit(self, victim: str, sign: str = "") -> None:
+        """The fault strikes now, from outside; `victim` is who has to recover from it.
+
+        Its next work says that it has, or the next event of the kind `sign`.
+        """
+        told = {"at": time.monotonic(), "node": "lab", "what": "hit", "victim": victim}
+        told |= {"sign": sign} if sign else {}
+        with (self.folder / "seen.jsonl").open("a") as file:
+            file.write(json.dumps(told) + "\n")
+
     def hit(self) -> dict[str, Any] | None:
         return next((one for one in self.seen() if one["what"] == "hit"), None)
+
+    def has_taken(self, name: str, round_: int, step: int) -> bool:
+        """Whether a device is behind a step."""
+        wanted = {"node": name, "what": "step", "round": round_, "step": step}
+        return any(wanted.items() <= one.items() for one in self.seen())
 
     def end(self) -> End:
         records = read_records(self.run / "metrics.jsonl")
@@ -217,13 +313,16 @@ class Lab:
 
     def recovery(self) -> float | None:
         """Seconds from the fault to the victim's first work after it; None where none was left."""
-        hit = self.hit()
-        if hit is None:
+        hits = [one for one in self.seen() if one["what"] == "hit"]
+        if not hits:
             return None
+        hit = hits[-1]
         later = (
             one["at"] - hit["at"]
             for one in self.seen()
-            if one["node"] == hit["victim"] and one["at"] > hit["at"]
+            if one["node"] == hit["victim"]
+            and one["at"] > hit["at"]
+            and hit.get("sign") in (None, one.get("event"))
         )
         return next(later, None)
 
@@ -255,23 +354,22 @@ def free_ports(count: int) -> list[int]:
 
 
 @cache
-def undisturbed(topology: str, codec: str, rounds: int = ROUNDS) -> End:
+def undisturbed(setup: Setup) -> End:
     """The end of a run without a fault."""
     with TemporaryDirectory() as folder:
-        lab = Lab(Path(folder), None, topology, codec, rounds)
+        lab = Lab(Path(folder), setup)
         wrong = lab.play()
         assert not wrong, f"{wrong}\n{lab.logs()}"
         return lab.end()
 
 
-def tried(folder: Path, cell: Cell) -> Verdict:
-    """Play a cell, and hold its end against that of a run without a fault."""
-    whole = undisturbed(cell.topology, cell.codec)
-    lab = Lab(folder, cell, cell.topology, cell.codec)
-    verdict = Verdict(cell, lab.play(), replayed=lab.replayed(), seconds=lab.recovery())
+def tried(folder: Path, fault: Fault) -> Verdict:
+    """Play a run with a fault, and hold its end against that of a run without."""
+    whole = undisturbed(fault.setup)
+    lab = Lab(folder, fault.setup, fault)
+    verdict = Verdict(fault.name, lab.play(), replayed=lab.replayed(), seconds=lab.recovery())
     verdict.logs = lab.logs()
-    if lab.hit() is None:
-        verdict.wrong.append(f"never came to {cell.place!r}")
+    verdict.wrong += fault.wrong(lab)
     judge(verdict, lab, whole)
     return verdict
 

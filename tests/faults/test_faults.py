@@ -8,13 +8,13 @@ import pytest
 
 from tests.faults.cells import SHORT
 from tests.faults.chaos import chaos
-from tests.faults.lab import Cell, tried
+from tests.faults.lab import Fault, tried
 
 pytestmark = pytest.mark.process
 
 
 @pytest.mark.parametrize("cell", SHORT, ids=lambda cell: cell.name)
-def test_a_node_that_is_killed_or_stopped_changes_no_bit(tmp_path: Path, cell: Cell) -> None:
+def test_a_node_that_is_killed_or_stopped_changes_no_bit(tmp_path: Path, cell: Fault) -> None:
     verdict = tried(tmp_path, cell)
     assert not verdict.wrong, "\n".join([*verdict.wrong, verdict.logs])
 

@@ -4,18 +4,21 @@
 
 Functions of the product are wrapped from outside. At the place that `FOLDER/trap.json` names, and
 once in a run, the victim is sent its signal: the process itself, or another one while this one
-stands right there. What nodes do is a line each in `FOLDER/seen.jsonl`.
+stands right there. Or a disk is filled. What nodes do is a line each in `FOLDER/seen.jsonl`.
 """
 
 from __future__ import annotations
 
+import contextlib
 import functools
+import gc
 import importlib
 import json
 import os
 import runpy
 import signal
 import sys
+import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -59,6 +62,10 @@ class Node:
         except FileExistsError:
             return
         victim = self.trap["victim"]
+        if "fill" in self.trap:
+            fill(Path(self.trap["fill"]))
+            self.saw("hit", victim=victim, place=self.trap["place"])
+            return
         if victim != self.name:
             time.sleep(PAUSE)
         pid = int((self.folder / f"{victim}.pid").read_text())
@@ -66,6 +73,15 @@ class Node:
         os.kill(pid, self.trap["signal"])
         if self.trap["signal"] == signal.SIGKILL and victim != self.name:
             time.sleep(PAUSE)
+
+
+def fill(file: Path) -> None:
+    """Take all the room that is left on a disk."""
+    with file.open("wb", buffering=0) as out:
+        for size in (1 << 20, 1 << 12):
+            with contextlib.suppress(OSError):
+                while out.write(bytes(size)) == size:
+                    pass
 
 
 def around(
@@ -218,10 +234,45 @@ def watch(node: Node) -> None:
     around("sfl.report.journal:SqliteJournal.append", before=heard)
 
 
+def sample(node: Node, seconds: float) -> None:
+    """A line of what this process holds, every so many seconds, for as long as it lives."""
+    status, page = Path("/proc/self/statm"), os.sysconf("SC_PAGE_SIZE")
+
+    def resident() -> int:
+        return int(status.read_text().split()[1]) * page
+
+    def sampling() -> None:
+        while True:
+            time.sleep(seconds)
+            before = resident()
+            gc.collect()
+            files = [_target(path) for path in Path("/proc/self/fd").iterdir()]
+            node.saw(
+                "sample",
+                rss=before,
+                rss_after_gc=resident(),
+                threads=len(list(Path("/proc/self/task").iterdir())),
+                sockets=sum(name.startswith("socket:") for name in files),
+                files=sum(not name.startswith("socket:") for name in files),
+            )
+
+    threading.Thread(target=sampling, name="sampling", daemon=True).start()
+
+
+def _target(path: Path) -> str:
+    try:
+        return str(path.readlink())
+    except OSError:
+        return "gone"
+
+
 def main() -> None:
     name, folder, *command = sys.argv[1:]
     node = Node(name, Path(folder))
-    watch(node)
+    if (asked := node.folder / "sample").exists():
+        sample(node, float(asked.read_text()))
+    else:
+        watch(node)
     set_trap(node)
     sys.argv = ["sfl", *command]
     runpy.run_module("sfl.cli", run_name="__main__", alter_sys=True)

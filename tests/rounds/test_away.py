@@ -34,7 +34,10 @@ from sfl.rounds import (
     Fault,
     FinishRun,
     Phase,
+    Rehearse,
+    Rehearsed,
     ReplayRound,
+    Report,
     ReportReceived,
     StartRound,
     Tick,
@@ -153,11 +156,79 @@ def test_an_edge_takes_its_devices_along_and_brings_them_back() -> None:
     coordinator = begun(settings(2))
     deliver(coordinator, "d0")
     lost = coordinator.handle(EdgeLost("e", "it broke"), 2.0)
-    assert [type(command) for command in lost] == [Fault, DeviceAway, DeviceAway]
+    said = Report("edge e: it broke; waiting 20 s for it")
+    away = [DeviceAway(name, "its edge e was lost: it broke", 20.0) for name in ("d0", "d1")]
+    assert lost == [said, *away]  # no fault: it is back in time
     coordinator.handle(EdgeReady("e", 4), 3.0)
     assert not [c for c in join(coordinator, "d0", 4.0) if isinstance(c, ReplayRound)]
     assert [c for c in join(coordinator, "d1", 4.0) if isinstance(c, ReplayRound)]
     assert deliver(coordinator, "d1", 5.0) == [Aggregate(1, {"d0": 10, "d1": 10})]
+
+
+def test_an_edge_that_is_not_back_in_time_is_a_fault() -> None:
+    coordinator = begun(settings(2))
+    coordinator.handle(EdgeLost("e", "it broke"), 2.0)
+    faults = [c for c in coordinator.handle(Tick(), 22.0) if isinstance(c, Fault)]
+    assert [fault.device for fault in faults] == ["d0", "d1"]
+    late = "its edge e was lost: it broke; not back within rejoin_timeout (20 s)"
+    assert {fault.reason for fault in faults} == {late}
+
+
+AUTO = {"training": {"local_steps": STEPS, "batch_size": 4, "micro_batches": "auto"}}
+COUNTS = (1, 2, 4)
+
+
+def rehearsing(count: int = 2) -> Coordinator:
+    """A run whose devices time steps."""
+    coordinator = Rebuilt(settings(count, **AUTO))
+    coordinator.handle(EdgeReady("e", 4), 0.0)
+    for entry in coordinator.settings.devices:
+        join(coordinator, entry.name, 0.0)
+    assert coordinator.phase is Phase.REHEARSAL
+    return coordinator
+
+
+def test_who_is_lost_in_rehearsal_is_waited_for_and_times_its_steps_again() -> None:
+    coordinator = rehearsing(3)
+    coordinator.handle(Rehearsed("d0", (3.0, 2.0, 1.0)), 1.0)
+    assert coordinator.handle(DeviceLost("d1", "cut"), 2.0) == [DeviceAway("d1", "cut", 20.0)]
+    assert coordinator.handle(Rehearsed("d2", (3.0, 2.0, 1.0)), 3.0) == []
+    assert coordinator.handle(Tick(), 21.0) == [] and coordinator.phase is Phase.REHEARSAL
+    back = DeviceBack("d1", BEGINNING)
+    assert join(coordinator, "d1", 21.0) == [Welcome("d1"), back, Rehearse(("d1",), COUNTS)]
+    *_, start = coordinator.handle(Rehearsed("d1", (3.0, 2.0, 1.0)), 22.0)
+    assert isinstance(start, StartRound) and list(start.devices) == ["d0", "d1", "d2"]
+
+
+def test_who_is_lost_in_rehearsal_and_has_timed_its_steps_is_waited_for_only() -> None:
+    coordinator = rehearsing()
+    coordinator.handle(Rehearsed("d0", (3.0, 2.0, 1.0)), 1.0)
+    coordinator.handle(DeviceLost("d0", "cut"), 2.0)
+    assert coordinator.handle(Rehearsed("d1", (3.0, 2.0, 1.0)), 3.0) == []
+    *_, start = join(coordinator, "d0", 4.0)
+    assert isinstance(start, StartRound) and list(start.devices) == ["d0", "d1"]
+
+
+def test_who_is_not_back_in_time_for_its_rehearsal_is_left_out() -> None:
+    coordinator = rehearsing(3)
+    for name in ("d0", "d2"):
+        coordinator.handle(Rehearsed(name, (3.0, 2.0, 1.0)), 1.0)
+    coordinator.handle(DeviceLost("d1", "cut"), 2.0)
+    fault, _, start = coordinator.handle(Tick(), 22.0)
+    assert fault == Fault(0, "d1", "cut; not back within rejoin_timeout (20 s)")
+    assert isinstance(start, StartRound) and list(start.devices) == ["d0", "d2"]
+
+
+def test_an_edge_that_is_lost_in_rehearsal_brings_its_devices_back() -> None:
+    coordinator = rehearsing()
+    coordinator.handle(Rehearsed("d0", (3.0, 2.0, 1.0)), 1.0)
+    lost = coordinator.handle(EdgeLost("e", "it broke"), 2.0)
+    assert [type(command) for command in lost] == [Report, DeviceAway, DeviceAway]
+    coordinator.handle(EdgeReady("e", 4), 3.0)
+    assert not [c for c in join(coordinator, "d0", 4.0) if isinstance(c, Rehearse)]
+    assert join(coordinator, "d1", 4.0)[-1] == Rehearse(("d1",), COUNTS)
+    *_, start = coordinator.handle(Rehearsed("d1", (3.0, 2.0, 1.0)), 5.0)
+    assert isinstance(start, StartRound) and list(start.devices) == ["d0", "d1"]
 
 
 def test_an_edge_that_cannot_go_on_is_not_waited_for() -> None:
@@ -331,9 +402,7 @@ class AnyOrder(RuleBasedStateMachine):
     @rule()
     def the_edge_is_lost(self) -> None:
         if self.coordinator.round:
-            for command in self.coordinator.handle(EdgeLost("e", "killed"), self.now):
-                if not isinstance(command, Fault):  # an edge's loss is told, whatever comes of it
-                    self.do(command)
+            self.happens(EdgeLost("e", "killed"))
             self.happens(EdgeReady("e", 4))
 
     @precondition(running)

@@ -13,6 +13,10 @@ from typing import Any
 import numpy as np
 import pytest
 
+from sfl.errors import SnapshotMissing
+from sfl.rounds.values import Point
+from sfl.stage.remembered import Remembered
+from sfl.stage.snapshots import Snapshot
 from tests.house.federation import Outcome, finished
 from tests.house.fleets import fleet
 from tests.house.nodes import ByHand
@@ -107,6 +111,29 @@ def test_two_devices_may_be_lost_at_once_and_one_again_and_again(tmp_path: Path)
     for round_, step in ((1, 2), (2, 1), (3, 1)):
         twin.at("d2", round_, step, twin.cut)
     judged(twin, "compact")
+
+
+@pytest.mark.parametrize("side", ["device", "edge"])
+def test_a_side_that_lacks_what_it_is_told_to_go_on_from_joins_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, side: str
+) -> None:
+    lacked: list[Point] = []
+    go_on_from = Remembered.go_on_from
+
+    def once(own: Remembered, after: Point, trains: bool) -> Snapshot | None:
+        snapshots = own._snapshots
+        assert snapshots is not None
+        at_edge = snapshots._folder.parent.name == "edge"
+        mine = snapshots._folder.name == "d2" and at_edge == (side == "edge")
+        if mine and after.round == 1 and not lacked:
+            lacked.append(after)
+            raise SnapshotMissing("no snapshot of that is here")
+        return go_on_from(own, after, trains)
+
+    monkeypatch.setattr(Remembered, "go_on_from", once)
+    outcome = judged(twin_of(tmp_path, "vanilla"), "vanilla")
+    assert len(lacked) == 1
+    assert "no snapshot of that is here" in outcome.logs()
 
 
 @pytest.mark.process

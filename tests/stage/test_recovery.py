@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from sfl.errors import ProtocolError
+from sfl.errors import SnapshotMissing
 from sfl.rounds.values import Point
 from sfl.stage.messages import RoundOutcome
 from sfl.stage.snapshots import (
@@ -205,7 +205,7 @@ def test_a_point_that_is_not_there_is_never_guessed(tmp_path: Path) -> None:
     values = link.end_round(trainer.run_round(link.begin_round(run.start(1), run.first)))
     for snapshots in (kept(tmp_path, "another"), {}, kept(tmp_path / "elsewhere")):
         _, link = rebuilt(run, snapshots)
-        with pytest.raises(ProtocolError, match=r"step 3 of round 1 .* no snapshot of that"):
+        with pytest.raises(SnapshotMissing, match=r"step 3 of round 1 .* no snapshot of that"):
             link.begin_round(run.start(2), values)
 
 

@@ -11,7 +11,15 @@ import pytest
 from edge_server.deliveries import Deliveries
 from edge_server.joining import Joining
 from sfl.config import RunSettings
-from sfl.errors import LinkLost, NameInUse, PeerUnavailable, Refused, RunFailed, SflError
+from sfl.errors import (
+    Corrupted,
+    LinkLost,
+    NameInUse,
+    PeerUnavailable,
+    Refused,
+    RunFailed,
+    SflError,
+)
 from sfl.metrics.waits import Waits
 from sfl.rounds.assignment import assign
 from sfl.rounds.values import (
@@ -127,7 +135,7 @@ def welcome(seconds: float = 5.0, run_key: str = "k") -> Any:
 
 def again(lost: SflError, seconds: float, *found: Any) -> Any:
     link = MagicMock(peer="cloud", join_again=AsyncMock(side_effect=found))
-    return asyncio.run(Joining(link, Waits()).again(lost, welcome(seconds)))
+    return asyncio.run(Joining(link, Waits()).again(lost, welcome(seconds), 1))
 
 
 @pytest.fixture
@@ -147,3 +155,21 @@ def test_what_may_be_over_is_tried_again_and_nothing_else() -> None:
         again(LinkLost("broke"), 5.0, Refused("not you"))
     with pytest.raises(RunFailed, match="the cloud is in another run"):
         again(LinkLost("broke"), 5.0, MagicMock(welcome=welcome(run_key="other")))
+
+
+@pytest.mark.usefixtures("quick")
+def test_a_link_that_changes_bytes_again_and_again_is_given_up_with_the_reason() -> None:
+    there = MagicMock(welcome=welcome())
+    link = MagicMock(peer="cloud", join_again=AsyncMock(return_value=there))
+    joining = Joining(link, Waits())
+
+    async def broken(count: int, round_: int) -> None:
+        for _ in range(count):
+            lost = Corrupted("cloud: bytes changed on the way")
+            assert await joining.again(lost, welcome(), round_) is there
+
+    asyncio.run(broken(dialling.MOST_CORRUPT, 1))
+    asyncio.run(broken(dialling.MOST_CORRUPT, 2))  # each round begins anew
+    given_up = r"bytes changed on the way; 6 links to it ended so in round 2: no further one"
+    with pytest.raises(Corrupted, match=given_up):
+        asyncio.run(broken(1, 2))

@@ -19,7 +19,15 @@ import torch
 
 from device_agent.goodbye import saying_goodbye, words
 from device_agent.rejoining import LONGEST_PAUSE, MOST_CORRUPT, MOST_VAIN, Patience
-from sfl.errors import Corrupted, LinkLost, NameInUse, PeerUnavailable, Refused, RunFailed
+from sfl.errors import (
+    Corrupted,
+    LinkLost,
+    NameInUse,
+    PeerUnavailable,
+    Refused,
+    RunFailed,
+    RunIsOver,
+)
 from sfl.metrics.stats import NodeStats
 from sfl.node.certificates.authority import Authority
 from sfl.node.certificates.own import OwnCertificate, load_own, settings_in
@@ -213,6 +221,26 @@ def test_who_waits_to_be_let_in_learns_why_the_run_ended() -> None:
         with pytest.raises(RunFailed, match="round 2 closed with 0 devices"):
             await joining
         assert not threads()
+
+    played(scene)
+
+
+@pytest.mark.parametrize("ok", [True, False])
+def test_who_was_in_the_run_and_comes_back_after_its_end_is_told_that(ok: bool) -> None:
+    async def scene(house: House, cloud: Cloud) -> None:
+        with Proxy(house.address) as proxy:
+            link = await asyncio.to_thread(joined, proxy.address, NAME, PATIENCE)
+            ending = asyncio.create_task(house.follower.dismiss(ok, "every round closed"))
+            proxy.cut()
+            await asyncio.to_thread(link.close)
+        await until_async(lambda: not house.service.streams)
+        assert not ending.done() and house.service.is_awaited
+        with pytest.raises(RunIsOver if ok else RunFailed):
+            await asyncio.to_thread(joined, house.address, NAME, PATIENCE)
+        await ending  # at once: nobody else was in it
+        assert not house.service.is_awaited
+        with pytest.raises(Refused if ok else RunFailed):
+            await asyncio.to_thread(joined, house.address, "stranger", PATIENCE)
 
     played(scene)
 

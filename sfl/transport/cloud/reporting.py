@@ -38,6 +38,9 @@ sparing = Sparing(log)
 
 ALIVE = cloud_pb2.CloudMessage(heartbeat=tensor_pb2.Heartbeat())
 
+MOMENT = 0.05
+"""Seconds in which gRPC cancels a stream whose connection broke, after its requests have ended."""
+
 SPOKEN_FOR = ("device_ready", "left", "adapter", "report")
 """What an edge says on behalf of one of its devices."""
 
@@ -199,6 +202,7 @@ class Reporting:
         """Take what the edge sends."""
         try:
             await self.stream.read(requests, self._take)
+            await asyncio.sleep(MOMENT)  # a connection that broke ends in the same way at first
             self.hung_up = True
         finally:
             self._intake.drop()

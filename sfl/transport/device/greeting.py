@@ -5,7 +5,7 @@ from __future__ import annotations
 import queue
 import time
 
-from sfl.errors import LinkLost, ProtocolError, RunFailed
+from sfl.errors import LinkLost, ProtocolError, RunFailed, RunIsOver
 from sfl.metrics.waits import OpenWait
 from sfl.stage.messages import Finish
 from sfl.transport.device.line import Incoming, Line
@@ -48,7 +48,7 @@ class Greeting:
 
 
 def await_welcome(line: Line, signatures: DeviceSignatures, patience: float) -> edge_pb2.Welcome:
-    """Wait to be taken in."""
+    """Wait to be taken in. Raises RunIsOver, RunFailed where the run has ended meanwhile."""
     waits = line.stats.waits
     with waits.on(line.peer, "admission", "to be let in", patience) as wait:
         return _taken_in(line, signatures, patience, wait)
@@ -67,8 +67,8 @@ def _taken_in(
             said = line.wait(min(left, LOOK))
         except queue.Empty:
             continue
-        if isinstance(said, Finish) and not said.ok:
-            raise RunFailed(said.reason)
+        if isinstance(said, Finish):
+            raise RunIsOver(said.run_key) if said.ok else RunFailed(said.reason)
         if isinstance(said, edge_pb2.Challenge):
             line.post(edge_pb2.DeviceMessage(proof=signatures.proof(said)))
             continue
@@ -79,4 +79,4 @@ def _taken_in(
 
 def finish_of(said: edge_pb2.Finish) -> Finish:
     """The end of the run, as the edge tells it."""
-    return Finish(said.ok, contract.reason(said.reason))
+    return Finish(said.ok, contract.reason(said.reason), contract.reason(said.run_key))

@@ -24,7 +24,7 @@ from sfl.metrics.snapshot import NodeSnapshot
 from sfl.metrics.stats import NodeStats
 from sfl.rounds.values import DeviceWelcome, Proof
 from sfl.stage.engine import Engine
-from sfl.stage.messages import TensorMessage
+from sfl.stage.messages import Finish, TensorMessage
 from sfl.stage.session import Session
 from sfl.transport.bulk.files import FileEntry
 from sfl.transport.device import checked
@@ -112,15 +112,13 @@ class Served:
         """When it last sent a byte, in seconds of `time.monotonic`."""
         return self.stream.last_heard
 
-    def finish(self, ok: bool, reason: str) -> None:
+    def finish(self, end: Finish) -> None:
         """Tell the device that the run is over; it then closes the stream.
 
         One whose stream is being closed is told why that is, and nothing else.
         """
         if self.ended is None:
-            self.stream.outbox.put(
-                edge_pb2.EdgeMessage(finish=edge_pb2.Finish(ok=ok, reason=reason))
-            )
+            self.stream.outbox.put(to_finish(end))
 
     # -- its life ---------------------------------------------------------------------------------
 
@@ -172,6 +170,12 @@ class Served:
             self.host.heard(self.device, contract.statistics(said, "device", self.device))
         else:
             raise ProtocolError(f"{body or 'an empty message'} was not expected")
+
+
+def to_finish(end: Finish) -> edge_pb2.EdgeMessage:
+    """The end of the run as the wire has it."""
+    said = edge_pb2.Finish(ok=end.ok, reason=end.reason, run_key=end.run_key)
+    return edge_pb2.EdgeMessage(finish=said)
 
 
 V = TypeVar("V", bound=Served)

@@ -4,21 +4,24 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import time
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 from typing import Any, Generic
 
 import grpc
 
-from sfl.errors import Goodbye, LinkLost, SflError
+from sfl.errors import Goodbye, LinkLost, ProtocolError, SflError
 from sfl.metrics.stats import NodeStats
 from sfl.node.text import plain
+from sfl.stage.messages import Finish
 from sfl.transport.bulk.probe_service import ProbeService
 from sfl.transport.device.cleanups import Cleanups
 from sfl.transport.device.connected import Connected
 from sfl.transport.device.entrance import Entrance, hello_of
 from sfl.transport.device.file_door import FileDoor
-from sfl.transport.device.served import V
+from sfl.transport.device.line import GOODBYE
+from sfl.transport.device.served import V, to_finish
 from sfl.transport.device.tensor_work import Coders
 from sfl.transport.device.urgency import CodecThread
 from sfl.transport.frames.wire import (
@@ -28,7 +31,7 @@ from sfl.transport.frames.wire import (
     EDGE_SESSION,
     generic_handler,
 )
-from sfl.transport.group import GONE, run_together
+from sfl.transport.group import GONE, first_message, run_together
 from sfl.transport.status import LONGEST_DETAILS, status_of
 from sfl.transport.stream import Context
 from sfl.v1 import edge_pb2
@@ -53,6 +56,10 @@ class EdgeService(Generic[V]):
         )
         self._openings: set[asyncio.Task[V]] = set()
         self._over: SflError | None = None
+        self._last: Finish | None = None
+        """What who was in the run is told then."""
+        self._lost: dict[str, float] = {}
+        """Devices whose stream broke, and until when they may be back."""
         self._turned_away: dict[str, SflError] = {}
         """Why devices were, for those that ask when the run is over and the cloud is gone."""
 
@@ -84,11 +91,20 @@ class EdgeService(Generic[V]):
         for thread in self.coders:
             thread.close()
 
-    def finish(self, error: SflError) -> None:
-        """From now on nobody comes in; who waits for that is told why."""
-        self._over = error
+    def finish(self, error: SflError, last: Finish | None = None) -> None:
+        """From now on nobody comes in; who waits for that is told why.
+
+        The end of the run, if it is that, is also told to those who were in it and come back.
+        """
+        self._over, self._last = error, last
         for opening in self._openings:
             opening.cancel()
+
+    @property
+    def is_awaited(self) -> bool:
+        """Whether somebody may be back at any moment, who was in the run."""
+        now = time.monotonic()
+        return any(now < until for until in self._lost.values())
 
     def turn_away(self, device: str, reason: SflError) -> None:
         """Close a device's stream, if it has one; once the run is over it still hears why."""
@@ -104,6 +120,8 @@ class EdgeService(Generic[V]):
     ) -> None:
         try:
             stream = await self._opened(requests, context)
+            if stream is None:
+                return
         except SflError as error:
             await context.abort(status_of(error), str(error))
         except GONE:  # it hung up, and is told nothing any more
@@ -119,9 +137,17 @@ class EdgeService(Generic[V]):
         if not isinstance(ended, Goodbye):
             await context.abort(status_of(ended), plain(str(ended), LONGEST_DETAILS))
 
-    async def _opened(self, requests: AsyncIterator[edge_pb2.DeviceMessage], context: Context) -> V:
-        """A new stream. Raises why the run is over, where that comes first."""
+    async def _opened(
+        self, requests: AsyncIterator[edge_pb2.DeviceMessage], context: Context
+    ) -> V | None:
+        """A new stream; None where the device was only told the end of the run that it was in.
+
+        Raises why the run is over, where that comes first.
+        """
         hello = await hello_of(requests)
+        if self._last is not None and hello.device in self._lost:
+            await self._tell_the_end(hello.device, self._last, requests, context)
+            return None
         if self._over is not None:
             raise self._turned_away.get(hello.device, self._over)
         opening = asyncio.create_task(self.entrance.open(hello, requests, context))
@@ -134,7 +160,21 @@ class EdgeService(Generic[V]):
                 raise self._turned_away.get(hello.device, self._over) from None
             raise
         self._turned_away.pop(hello.device, None)
+        self._lost.pop(hello.device, None)
         return stream
+
+    async def _tell_the_end(
+        self,
+        device: str,
+        last: Finish,
+        requests: AsyncIterator[edge_pb2.DeviceMessage],
+        context: Context,
+    ) -> None:
+        """Until the device has said goodbye it may have missed that again."""
+        await context.write(to_finish(last))
+        with contextlib.suppress(TimeoutError, SflError):
+            await asyncio.wait_for(first_message(requests, "goodbye"), GOODBYE)
+            self._lost.pop(device, None)
 
     async def _leave(
         self, stream: V, group: asyncio.Task[None], why: asyncio.Future[SflError]
@@ -148,7 +188,15 @@ class EdgeService(Generic[V]):
         if not why.done():  # else gRPC has given up on the call
             why.set_result(reason)
         self._connected.leave(stream.device)
+        if stream.ended is None and _may_return(reason):
+            patience = stream.settings.network.rejoin_timeout
+            self._lost[stream.device] = time.monotonic() + patience
         try:
             await stream.abandon()
         finally:
             await stream.host.left(stream.device, reason)
+
+
+def _may_return(reason: SflError) -> bool:
+    """Whether a device whose stream ended like this may come back to the run."""
+    return not isinstance(reason, ProtocolError) and getattr(reason, "returns", True)
