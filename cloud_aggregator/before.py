@@ -43,6 +43,8 @@ class Before:
             kept.take(entry.event, told)
             if isinstance(entry.event, Settle):
                 settled.append(entry.event)
+        if goes_on:
+            told.go_on()  # before anything is written of an end that was none
         state = journal.latest().state(config.settings)
         return cls(state, told, kept, tuple(settled), goes_on)
 

@@ -27,7 +27,7 @@ from edge_server.host import DeviceHost
 from edge_server.joining import Joining
 from edge_server.training import new_session
 from sfl.config import EdgeConfig
-from sfl.errors import LinkLost, SflError
+from sfl.errors import LinkLost, RunFailed, SflError
 from sfl.metrics.prometheus import NodeCollector, serve_as_set
 from sfl.metrics.stats import NodeStats
 from sfl.node.causes import another_may_help, cause_of
@@ -172,6 +172,8 @@ class EdgeServer:
     async def _follow_streams(self, stream: CloudStream) -> None:
         """Follow one stream, and the next where it breaks, until the run is over."""
         while (lost := await self._follow(stream)) is not None:
+            if isinstance(lost, RunFailed):
+                raise lost  # and let the cloud see that it has been heard
             self.cloud.lost()
             before = stream.welcome
             stream = await self._joining.again(lost, before, self.stats.round)

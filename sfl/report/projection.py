@@ -260,7 +260,7 @@ class RunProjection:
     @_take.register
     def _(self, event: RunEnded, now: float) -> None:
         if self.end is not None:  # told by its cloud, and in that one's place as well
-            self._go_on()
+            self.go_on()
         # Rounds that were trained and never evaluated still get their line.
         self._at_end = len(self.records)
         self.records += self.rounds.unevaluated(self.statistics.devices())
@@ -268,9 +268,9 @@ class RunProjection:
 
     @_take.register
     def _(self, event: CloudRestarted, now: float) -> None:
-        self._go_on()
+        self.go_on()
 
-    def _go_on(self) -> None:
+    def go_on(self) -> None:
         """An end that was told was none: what was still to be evaluated will be."""
         if self.end is not None:
             del self.records[self._at_end :]

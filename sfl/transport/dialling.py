@@ -56,6 +56,7 @@ class Dial:
         self._end, self._say = now + timeout, now + SAY_EVERY
         self._pause, self._next_look = FIRST_LOOK, now + FIRST_LOOK
         self._look: Future[str | None] | None = None
+        self._found: str | None = None  # by the look before
 
     def go_on(self, failed: bool) -> None:
         """Say that it waits, and look why, where either is due; `failed`: gRPC has tried in vain.
@@ -75,10 +76,13 @@ class Dial:
     def _take_look(self) -> None:
         if self._look is None or not self._look.done():
             return
-        if (reason := self._look.result()) is not None:
-            raise Refused(f"{self._peer}: {reason}")
+        before, self._found = self._found, self._look.result()
         self._look = None
-        self._pause = min(LATEST_LOOK, self._pause * GROWTH)
+        if self._found is not None and self._found == before:
+            raise Refused(f"{self._peer}: {self._found}")
+        # A server that is killed during a look seems to refuse: it has to do so twice.
+        again = self._found is not None
+        self._pause = FIRST_LOOK if again else min(LATEST_LOOK, self._pause * GROWTH)
         self._next_look = time.monotonic() + self._pause
 
 

@@ -17,6 +17,19 @@ ALL: list[Fault] = [
     *links.torn(),
 ]
 VANILLA, U_SHAPED = Setup("vanilla"), Setup("u_shaped")
+CHOSEN = {
+    "full disk of edge, backward in flight, u_shaped",
+    "full disk of cloud, update upload, vanilla",
+    "device-edge: round trips of 0.2 s, vanilla",
+    "device-edge: single bytes, u_shaped, TLS",
+    "device-edge: nothing gets up, vanilla",
+    "edge-cloud: a flipped bit up, vanilla",
+    "cut in 'activation of training', device to edge, u_shaped, TLS",
+    "cut in 'finish', edge to device, vanilla",
+    "cut in 'hello', edge to cloud, vanilla",
+    "cut in 'finish', cloud to edge, u_shaped, TLS",
+}
+"""Of full disks and links."""
 SHORT: list[Fault] = [
     kill("forward in flight", "d0", VANILLA),
     kill("snapshot write", "d0", U_SHAPED),
@@ -25,5 +38,6 @@ SHORT: list[Fault] = [
     kill("aggregation", "cloud", VANILLA),
     kill("evaluation", "cloud", U_SHAPED),
     kill("backward in flight", "d0", U_SHAPED, signal.SIGSTOP),
+    *(cell for cell in [*disks.filled(), *links.weather(), *links.torn()] if cell.name in CHOSEN),
 ]
 """Those that every run of the tests plays: each role, in both topologies."""

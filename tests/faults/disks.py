@@ -17,6 +17,8 @@ from tests.faults.lab import Lab, Setup
 SIZE = "32m"
 FULL_FOR = 2.0
 """Seconds until there is room again."""
+MOST = 8
+"""So many times as long at most, until those are started again whom the fault ends."""
 SAYS = "its disk is full"
 
 
@@ -55,12 +57,14 @@ class FullDisk:
             lab.note_hit(self.victim)  # from now on it can go on
         if not self.may_end:
             return
-        ended = {name for name, node in lab.nodes.items() if node.poll() not in (None, 0)}
-        told = "cloud" in ended and len(ended) < len(lab.nodes)
-        if told and time.monotonic() - hit["at"] < 3 * FULL_FOR:
+        if self.victim == "cloud" and not lab.restarts["cloud"] and not ended(lab, "cloud"):
+            return
+        others = [name for name in lab.setup.names if name != self.victim]
+        told = self.victim != "cloud" or all(ended(lab, name) for name in others)
+        if not told and time.monotonic() - hit["at"] < MOST * FULL_FOR:
             return  # the others end as well, for its reason
         for name in lab.setup.names:
-            if name in ended and not lab.restarts[name]:
+            if ended(lab, name) and not lab.restarts[name]:
                 lab.start_again(name)
 
     def wrong(self, lab: Lab) -> list[str]:
@@ -70,6 +74,11 @@ class FullDisk:
         wrong = [] if lab.hit() is not None else ["it never struck"]
         wrong += [] if SAYS in text else [f"{self.victim} does not say so"]
         return wrong + (["a traceback"] if "Traceback" in text else [])
+
+
+def ended(lab: Lab, name: str) -> bool:
+    """Whether a node's process is over, and not because the run is."""
+    return lab.nodes[name].poll() not in (None, 0)
 
 
 def may_mount(folder: Path) -> bool:

@@ -369,8 +369,8 @@ def tried(folder: Path, fault: Fault) -> Verdict:
     lab = Lab(folder, fault.setup, fault)
     verdict = Verdict(fault.name, lab.play(), replayed=lab.replayed(), seconds=lab.recovery())
     verdict.logs = lab.logs()
-    verdict.wrong += fault.wrong(lab)
     judge(verdict, lab, whole)
+    verdict.wrong += fault.wrong(lab)
     return verdict
 
 

@@ -17,6 +17,8 @@ from typing import Literal, Protocol, Self
 Way = Literal["up", "down"]
 CUT_OFF = struct.pack("ii", 1, 0)
 BOTH: tuple[Way, Way] = ("up", "down")
+WAITS = 15.0
+"""Seconds that a target may take to be there, where TLS is ended on the way."""
 SOON = 0.02
 """Seconds in which what was sent has arrived on loopback."""
 
@@ -129,8 +131,7 @@ class Proxy:
         far_writer = writer
         try:
             await asyncio.sleep(self.trip)
-            far = None if self._inside is None else self._inside.client
-            far_reader, far_writer = await asyncio.open_connection(*self.target, ssl=far)
+            far_reader, far_writer = await self._far()
             self._writers.add(far_writer)
             for one in (writer, far_writer):
                 one.get_extra_info("socket").setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
@@ -145,6 +146,17 @@ class Proxy:
             for one in (writer, far_writer):
                 one.transport.abort()
                 self._writers.discard(one)
+
+    async def _far(self) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+        """A connection to the target; inside TLS one that hung up would seem to refuse, so that a
+        target that is not there yet is waited for."""
+        if self._inside is None:
+            return await asyncio.open_connection(*self.target)
+        async with asyncio.timeout(WAITS):
+            while True:
+                with contextlib.suppress(ConnectionError):
+                    return await asyncio.open_connection(*self.target, ssl=self._inside.client)
+                await asyncio.sleep(0.05)
 
     async def _carry(
         self,

@@ -258,6 +258,8 @@ def test_a_killed_run_is_gone_on_with(tmp_path: Path, who: str, options: tuple[s
     assert outcome.summary["failure"] is None and outcome.summary["rounds"] == 3
     for key in ("eval_loss_before", "eval_loss_after", "tokens_trained"):
         assert outcome.summary[key] == undisturbed.summary[key]
+    records = read_records(outcome.folder / "metrics.jsonl")
+    assert len(records) == len(read_records(undisturbed.folder / "metrics.jsonl"))
     assert not left_running(tmp_path)
     assert not (outcome.folder / "tls").exists()
     after = outcome.logs().count("TLS 1.3")

@@ -112,7 +112,7 @@ class CloudService:
             self._stats.connected = len(self.streams)
             host.edge_lost(stream.edge, str(reason))
             stream.over.set()
-            if not stream.hung_up:
+            if isinstance(reason, LinkLost) and not stream.hung_up:  # else it is told why
                 self._broken[stream.edge] = time.monotonic()
         # Last, since an edge that reads nothing does not take this either.
         with contextlib.suppress(grpc.aio.AbortError):
