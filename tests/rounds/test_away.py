@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from io import StringIO
 from pathlib import Path
 from typing import Any
 
 import pytest
 from hypothesis import settings as hypothesis_settings
-from hypothesis import strategies as st
-from hypothesis.stateful import RuleBasedStateMachine, initialize, precondition, rule
 from rich.console import Console
 
 from sfl.report.live import status_picture
@@ -25,12 +22,9 @@ from sfl.rounds import (
     Coordinator,
     DeviceAway,
     DeviceBack,
-    DeviceJoined,
     DeviceLost,
-    DeviceReady,
     EdgeLost,
     EdgeReady,
-    Event,
     Fault,
     FinishRun,
     Phase,
@@ -46,7 +40,8 @@ from sfl.rounds import (
     Welcome,
 )
 from sfl.rounds.values import BEGINNING, Point, Steps
-from tests.house.lost import ROUNDS, STEPS, begun, close_round, deliver, join, parts, settings
+from tests.house.any_order import AnyOrder
+from tests.house.lost import ROUNDS, STEPS, begun, close_round, deliver, join, settings
 from tests.house.rebuilt import Rebuilt
 
 
@@ -306,154 +301,6 @@ def test_before_the_first_round_a_restarted_cloud_begins_anew() -> None:
     join(coordinator, "d0", 5.0)
     (start,) = _starts(join(coordinator, "d1", 5.0))
     assert start.round == 1
-
-
-class AnyOrder(RuleBasedStateMachine):
-    """Losses, returns, restarts, doubled and late words in any order: each update counts once."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.now = 0.0
-        self.aggregated: list[Aggregate] = []
-        self.over: FinishRun | None = None
-        self.sent: list[Event] = []
-        self.computing: dict[str, int] = {}
-        """Devices that have been told a round, and which."""
-        self.snapshots: dict[str, tuple[Point, ...]] = {}
-
-    @initialize(count=st.integers(1, 3))
-    def begin(self, count: int) -> None:
-        self.names = [f"d{n}" for n in range(count)]
-        self.coordinator = Rebuilt(settings(count, rejoin=1000.0))
-        self.happens(EdgeReady("e", 4))
-        for name in self.names:
-            self.join(name)
-
-    def happens(self, event: Event) -> None:
-        for command in self.coordinator.handle(event, self.now):
-            self.do(command)
-
-    def do(self, command: Command) -> None:
-        assert not isinstance(command, Fault), command
-        if isinstance(command, StartRound | ReplayRound):
-            expected = self.snapshots
-            for name in command.devices:
-                assert name in self.coordinator.devices
-                assert command.after[name] == max(expected.get(name, ()), default=BEGINNING)
-                self.computing[name] = command.round
-        elif isinstance(command, Aggregate):
-            assert sorted(command.contributions) == self.names
-            assert self.aggregated[-1:] in ([], [command]) or command.round > self.last_round
-            self.aggregated.append(command)
-        elif isinstance(command, FinishRun):
-            self.over = command
-
-    @property
-    def last_round(self) -> int:
-        return self.aggregated[-1].round if self.aggregated else 0
-
-    def join(self, name: str) -> None:
-        self.computing.pop(name, None)
-        self.happens(DeviceJoined(name, "e"))
-        self.happens(DeviceReady(name, 10, points=self.snapshots.get(name, ())))
-
-    def here(self) -> list[str]:
-        return sorted(self.coordinator.devices)
-
-    def running(self) -> bool:
-        return self.over is None
-
-    @precondition(running)
-    @rule(data=st.data(), many=st.integers(1, 3))
-    def a_device_delivers(self, data: st.DataObject, many: int) -> None:
-        here = [name for name in self.here() if name in self.computing]
-        if not here or self.coordinator.phase not in (Phase.ROUND, Phase.FINAL):
-            return
-        name = data.draw(st.sampled_from(here))
-        state = self.coordinator.state
-        if self.computing[name] != state.round or name not in state.open.progress:
-            return
-        if (count := state.open.progress[name].steps.count) and many == 3:
-            self.snapshots[name] = (*self.snapshots.get(name, ())[-1:], Point(state.round, count))
-        for event in parts(state, name)[:many]:
-            self.sent.append(event)
-            self.happens(event)
-        if many == 3:
-            del self.computing[name]
-
-    @precondition(lambda self: self.running() and self.sent)
-    @rule(data=st.data())
-    def something_comes_again(self, data: st.DataObject) -> None:
-        event = data.draw(st.sampled_from(self.sent))
-        device = event.device  # type: ignore[union-attr]
-        # A word of this round is the same whether it comes first or again: only of one who is here.
-        if device in self.coordinator.devices and event.round != self.coordinator.round:  # type: ignore[union-attr]
-            before = self.coordinator.state
-            self.happens(event)
-            assert replace(self.coordinator.state, now=before.now) == before
-
-    @precondition(running)
-    @rule(data=st.data())
-    def a_device_is_lost(self, data: st.DataObject) -> None:
-        if here := self.here():
-            self.happens(DeviceLost(data.draw(st.sampled_from(here)), "killed"))
-
-    @precondition(running)
-    @rule()
-    def the_edge_is_lost(self) -> None:
-        if self.coordinator.round:
-            self.happens(EdgeLost("e", "killed"))
-            self.happens(EdgeReady("e", 4))
-
-    @precondition(running)
-    @rule()
-    def the_cloud_is_restarted(self) -> None:
-        self.happens(CloudRestarted())
-        self.happens(EdgeReady("e", 4))
-
-    @precondition(running)
-    @rule(data=st.data())
-    def a_device_is_back(self, data: st.DataObject) -> None:
-        if missing := sorted(set(self.names) - set(self.here())):
-            self.join(data.draw(st.sampled_from(missing)))
-
-    @precondition(running)
-    @rule()
-    def the_adapter_is_there(self) -> None:
-        if self.coordinator.phase is Phase.AGGREGATING:
-            self.happens(AdapterReady(self.coordinator.round, "adapter"))
-
-    @precondition(running)
-    @rule(seconds=st.floats(0.1, 3.0))
-    def time_goes_by(self, seconds: float) -> None:
-        self.now += seconds
-        self.happens(Tick())
-
-    @rule()
-    def somebody_looks_on(self) -> None:
-        """A run that is over answers nothing any more."""
-        if self.over is not None:
-            assert self.coordinator.handle(Tick(), self.now) == []
-
-    def teardown(self) -> None:
-        """With everybody back the run comes to its end."""
-        if not hasattr(self, "coordinator"):
-            return
-        for _ in range(4 * ROUNDS):
-            for name in self.names:
-                if name not in self.coordinator.devices and self.over is None:
-                    self.join(name)
-            self.the_adapter_is_there()
-            for name in [n for n in self.here() if n in self.computing]:
-                state = self.coordinator.state
-                if self.computing[name] == state.round and name in state.open.progress:
-                    if count := state.open.progress[name].steps.count:
-                        reached = Point(state.round, count)
-                        self.snapshots[name] = (*self.snapshots.get(name, ())[-1:], reached)
-                    for event in parts(state, name):
-                        self.happens(event)
-        assert self.over is not None and self.over.ok, self.coordinator.state
-        assert {command.round for command in self.aggregated} == set(range(1, ROUNDS + 1))
 
 
 AnyOrder.TestCase.settings = hypothesis_settings(

@@ -19,7 +19,8 @@ from sfl.config import RunSettings
 from sfl.report.journal import SqliteJournal
 from sfl.rounds import CloudRestarted, Command, Coordinator, DeviceJoined, EdgeReady, Event
 from sfl.rounds.coordinator import nobody
-from tests.rounds.test_away import AnyOrder, settings
+from tests.house.any_order import AnyOrder
+from tests.house.lost import settings
 
 WRITES = ("append", "tell_time", "mark", "commit")
 
