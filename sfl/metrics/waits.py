@@ -23,6 +23,7 @@ What = Literal[
     "timing",
     "part",
     "averaging",
+    "disk",
     "goodbye",
 ]
 """For what: a word each, as `/metrics` has it."""

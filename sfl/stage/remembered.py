@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Mapping
 from concurrent.futures import Future
@@ -16,6 +17,11 @@ from sfl.errors import SnapshotMissing
 from sfl.node.watched import beside
 from sfl.rounds.values import BEGINNING, Point
 from sfl.stage.snapshots import Snapshot, Snapshots
+
+log = logging.getLogger("sfl.recovery")
+
+DISK_SECONDS = 60.0
+"""That a snapshot may take; after them its owner goes on without it."""
 
 Moments = Mapping[str, torch.Tensor]
 
@@ -55,12 +61,14 @@ class Remembered:
     """Knows of which point a stream's memory is, and finds the snapshot of another one.
 
     Snapshots are written one after the other, each on a thread of its own while its owner goes on.
-    Without `snapshots` nothing is written, and no other point is known.
+    Without `snapshots` nothing is written, and no other point is known. A disk that does not answer
+    for DISK_SECONDS counts as one that is full.
     """
 
     def __init__(self, snapshots: Snapshots | None = None) -> None:
         self._snapshots = snapshots
         self._writing: Future[None] | None = None
+        self._given_up = False
         self._at: Point | None = None
         self.points = () if snapshots is None else snapshots.points()
         """What there were snapshots of when the stream began."""
@@ -112,18 +120,29 @@ class Remembered:
         self._write(Snapshot(point, arrays, facts), last=False)
 
     def written(self) -> None:
-        """Wait until what is being written is on the disk, or has failed to be."""
-        writing, self._writing = self._writing, None
-        if writing is not None and self._snapshots is not None:
-            began = time.perf_counter()
-            try:
-                writing.result()
-            finally:
-                self._snapshots.count.wait(time.perf_counter() - began)
+        """Wait until what is being written is on the disk, or has failed to be.
+
+        For a disk that hangs nobody waits twice.
+        """
+        if self._writing is None or self._snapshots is None:
+            return
+        began = time.perf_counter()
+        try:
+            self._writing.result(0.0 if self._given_up else DISK_SECONDS)
+        except TimeoutError:
+            if not self._given_up:
+                log.warning("no snapshot: its disk has not answered for %g s", DISK_SECONDS)
+            self._given_up = True
+        else:
+            self._writing, self._given_up = None, False
+        finally:
+            self._snapshots.count.wait(time.perf_counter() - began)
 
     def _write(self, snapshot: Snapshot, last: bool) -> None:
-        if self._snapshots is not None:
-            self.written()
+        if self._snapshots is None:
+            return
+        self.written()
+        if self._writing is None:
             self._writing = beside("snapshot", partial(self._snapshots.write, snapshot, last))
 
 

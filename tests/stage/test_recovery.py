@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import errno
 import os
+import threading
+import time
 from collections.abc import Mapping
 from dataclasses import replace
 from functools import cache
@@ -16,6 +18,7 @@ import pytest
 from sfl.errors import SnapshotMissing
 from sfl.rounds.values import Point
 from sfl.stage.messages import RoundOutcome
+from sfl.stage.remembered import Remembered
 from sfl.stage.snapshots import (
     KEPT_RUNS,
     Snapshot,
@@ -353,3 +356,36 @@ def test_of_runs_that_were_given_up_the_latest_stay(tmp_path: Path) -> None:
     assert forget_old_runs(tmp_path, "e", now + 31 * day) == 11
     assert not (tmp_path / "recovery").exists()
     assert forget_old_runs(tmp_path / "nowhere", "d", now) == 0
+
+
+def test_a_disk_that_hangs_is_waited_for_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The others' work goes on; once the disk answers, snapshots are written again."""
+    monkeypatch.setattr("sfl.stage.remembered.DISK_SECONDS", 0.05)
+    snapshots, answers = Snapshots(tmp_path, "r"), threading.Event()
+    write, begun = Snapshots.write, []
+
+    def hanging(own: Snapshots, snapshot: Snapshot, last: bool = True) -> None:
+        begun.append(snapshot.point)
+        assert answers.wait(60.0)
+        write(own, snapshot, last)
+
+    monkeypatch.setattr(Snapshots, "write", hanging)
+    remembered = Remembered(snapshots)
+    for step in (1, 2, 3):
+        remembered.passed(Point(1, step), ARRAYS, {})
+        remembered.written()
+    remembered.reached(Point(1, 4), ARRAYS, {})
+    remembered.written()
+    assert begun == [Point(1, 1)] and remembered.at == Point(1, 4)
+    assert caplog.text.count("its disk has not answered for 0.05 s") == 1
+    answers.set()
+    for _ in range(1000):
+        remembered.written()
+        if remembered._writing is None:
+            break
+        time.sleep(0.01)
+    remembered.reached(Point(2, 4), ARRAYS, {})
+    remembered.written()
+    assert snapshots.points() == (Point(1, 1), Point(2, 4))

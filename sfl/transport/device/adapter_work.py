@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager
 from typing import Protocol
 
 import numpy as np
 
+from sfl.metrics.waits import Waits
 from sfl.rounds.values import Point, UpdateHeader
 from sfl.stage.engine import Engine
-from sfl.stage.remembered import Moments
+from sfl.stage.remembered import DISK_SECONDS, Moments
 from sfl.stage.training import TrainingSession
 from sfl.transport.device.end import EdgeEnd, trained_by
 from sfl.transport.device.overtaking import DeviceStream
@@ -18,6 +20,7 @@ from sfl.transport.device.tensor_work import Coders
 from sfl.transport.frames import words
 from sfl.transport.frames.chunks import Buffer, adapter_bytes
 from sfl.transport.frames.wire import EDGE_SESSION
+from sfl.transport.group import aside
 from sfl.transport.stream import Ready
 from sfl.v1 import edge_pb2, tensor_pb2
 
@@ -43,12 +46,18 @@ class AdapterWork:
         end: EdgeEnd,
         coders: Coders,
         stream: DeviceStream,
+        waits: Waits,
     ) -> None:
         self.session = session
         self.cloud = cloud
         self.end = end
         self.coders = coders
         self.stream = stream
+        self._waits = waits
+
+    def waits_for_disk(self) -> AbstractContextManager[object]:
+        """While a snapshot is written that has to be there."""
+        return self._waits.on("its disk", "disk", "a snapshot to be written", DISK_SECONDS)
 
     async def send_round(self, values: Mapping[str, np.ndarray], round_: int) -> None:
         """The device's part of the global adapter: whole, or as what the device lacks of it."""
@@ -83,7 +92,8 @@ class AdapterWork:
         moments = await self.cloud.engine.run(self.session.moments)
         # Before the cloud can count on it.
         point = Point(round_, self.session.step)
-        await asyncio.to_thread(self._keep, point, moments)
+        with self.waits_for_disk():
+            await aside(self._keep, point, moments)
         header = UpdateHeader(
             round=round_,
             final_step=self.session.step,

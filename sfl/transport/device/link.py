@@ -32,7 +32,7 @@ from sfl.stage.messages import (
     RoundOutcome,
     TensorMessage,
 )
-from sfl.stage.remembered import Within
+from sfl.stage.remembered import DISK_SECONDS, Within
 from sfl.stage.snapshots import Snapshots
 from sfl.transport.device import checked
 from sfl.transport.device.end import DeviceEnd, ShapesOf
@@ -201,7 +201,8 @@ class DeviceLink:
 
     def written(self) -> None:
         """Wait until every snapshot is on the disk."""
-        self._end.remembered.written()
+        with self._stats.waits.on("its disk", "disk", "a snapshot to be written", DISK_SECONDS):
+            self._end.remembered.written()
 
     def deliver(self, outcome: RoundOutcome) -> None:
         """Send this device's part of the adapter, and the report of its round."""

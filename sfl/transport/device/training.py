@@ -26,6 +26,7 @@ from sfl.transport.device.tensor_work import Coders
 from sfl.transport.frames import words
 from sfl.transport.frames.chunks import Buffer
 from sfl.transport.frames.contract import DeviceContract
+from sfl.transport.group import aside
 from sfl.v1 import edge_pb2, tensor_pb2
 
 
@@ -56,7 +57,7 @@ class Training(Served):
     ) -> None:
         super().__init__(device, session, settings, host, coders, end)
         self.session = session
-        self.adapters = AdapterWork(session, host, end, coders, self.stream)
+        self.adapters = AdapterWork(session, host, end, coders, self.stream, host.stats.waits)
         self.is_ready = False
         """Whether the device has its span; before, no adapter and no sum is due."""
         self.base_updates = 0
@@ -90,12 +91,14 @@ class Training(Served):
         """A step's first tensor: both sides have taken the one before it, and nothing more."""
         if begins_step(message) and self.settings.recovery.due(message.key.step):
             within = await self.host.engine.run(self.session.within)
-            await asyncio.to_thread(self.end.passed, within)
+            with self.adapters.waits_for_disk():
+                await aside(self.end.passed, within)
 
     async def abandon(self) -> None:
         """As of any device; the next stream reads what this one has written."""
         await super().abandon()
-        await asyncio.to_thread(self.end.remembered.written)
+        with self.adapters.waits_for_disk():
+            await aside(self.end.remembered.written)
 
     def take(self, message: edge_pb2.DeviceMessage, body: str) -> None:
         """As of any device; and its part of an adapter, its report, and that it is ready."""
