@@ -57,7 +57,7 @@ _REFUSALS = (
     ("does not exist", "Create it, or name another."),
     ("too many clients", "Raise max_connections there."),
 )
-"""Words of a server that answers, and does not let in: nothing that another attempt mends."""
+"""Words of a server that answers, and does not let in: nothing that another attempt fixes."""
 
 
 class NotAnswered(psycopg.OperationalError):
