@@ -33,6 +33,7 @@ from cloud_aggregator.edge_names import EdgeNames
 from cloud_aggregator.effective import EffectiveConfig
 from cloud_aggregator.effects import Effects
 from cloud_aggregator.host import EdgeHost
+from cloud_aggregator.mirror import SETTINGS, mirror_of, published
 from cloud_aggregator.models_said import ModelsSaid
 from cloud_aggregator.records import RunRecords
 from sfl.config import RunConfig
@@ -108,7 +109,10 @@ class CloudAggregator:
         self.adapter = GlobalAdapter(self.config, folder, state.adapter_ref if begun else "")
         # At the end that is gone, and nothing more is averaged.
         remembered = state.strategy_ref if begun and state.end is None else ""
-        self.averaging = Averaging(self.config, folder, self.adapter, stats, remembered)
+        self.mirror = mirror_of(config, folder, self.journal)
+        self.averaging = Averaging(
+            self.config, folder, self.adapter, stats, remembered, self.mirror
+        )
         self.service = CloudService(stats)
         edges, models = EdgeNames(config.edges), ModelsSaid(config, chosen=begun)
         base_updates = self.adapter.base_updates
@@ -140,6 +144,7 @@ class CloudAggregator:
             edges=edges,
             challenges=Challenges(folder, trust),
         )
+        self.mirror.put(*SETTINGS)
         describe_node(self._log_fields)
 
     async def run(self, address_file: Path | None) -> None:
@@ -280,11 +285,13 @@ class CloudAggregator:
         if over:  # last, so that a cloud that is killed meanwhile is started again for the rest
             drop_working_files(self.folder)
             drop_rounds(self.folder, config.run.keep_round_adapters)
-        with contextlib.suppress(DiskError):  # what could not be kept has ended the run before
-            self.journal.close()
         if self.records.summary is not None:
             base = self.adapter.base_model()
             complete_adapters(self.folder, config, base, self.records.summary)
+        if over:
+            published(self.mirror)
+        with contextlib.suppress(DiskError):  # what could not be kept has ended the run before
+            self.journal.close()
         return end
 
     def _last_words(self, end: FinishRun) -> SflError | None:

@@ -11,6 +11,7 @@ from cloud_aggregator.base_updates import BaseUpdates
 from cloud_aggregator.beside import resolvable_base
 from cloud_aggregator.effective import EffectiveConfig
 from cloud_aggregator.memory import StrategyMemory
+from cloud_aggregator.mirror import MADE, SETTINGS, Mirror, NoMirror
 from sfl.adapters.artifact import load_adapter, save_adapter
 from sfl.adapters.manifest import AdapterManifest
 from sfl.aggregation.contribution import Array, Contribution, Stale, verify
@@ -116,6 +117,7 @@ class Averaging:
         adapter: GlobalAdapter,
         stats: NodeStats,
         remembered: str = "",
+        mirror: Mirror | None = None,
     ) -> None:
         """`remembered` names what the strategy has in mind, of a run that goes on. Raises
         DiskError."""
@@ -127,6 +129,7 @@ class Averaging:
         self._adapter = adapter
         self._stats = stats
         self._memory = StrategyMemory(folder)
+        self._mirror: Mirror = NoMirror() if mirror is None else mirror
         self._strategy.state.update(self._memory.read(remembered))
         self._heavy: set[str] = set()  # devices that were warned of
 
@@ -181,6 +184,7 @@ class Averaging:
                 adapter.base_updates.add(folded)
         adapter.save(round_)
         remembered = self._memory.save(round_, self._strategy.state)
+        self._mirror.put(*SETTINGS, *MADE)
         return AdapterReady(round_, adapter_ref(round_), remembered, examined.norms)
 
     def forget_before(self, round_: int, needed: int | None = None) -> None:
@@ -190,6 +194,16 @@ class Averaging:
         """
         self.spool.drop(round_ if needed is None else min(round_, needed))
         self._memory.forget_before(round_)
+        self._mirror.sync()
+
+    def keep_beginning(self) -> None:
+        """Keep the adapter that the run begins with wherever there is a second copy of it."""
+        self._mirror.put(*SETTINGS, *MADE)
+
+    def keep_part(self, header: UpdateHeader) -> None:
+        """Keep a part of an update, which is in the spool, wherever there is a second copy."""
+        path = self.spool.path(header.round, header.device, header.side)
+        self._mirror.put(path.relative_to(self._folder).as_posix())
 
     def _carried(self, round_: int, update: Update, num_examples: int) -> Contribution:
         """An update as it counts in the average of a round: a stale one by its change."""

@@ -12,15 +12,18 @@ from sfl.node.logs import start_logging
 from sfl.node.machine import allow_open_files
 from sfl.node.options import (
     AddressFile,
+    ArtifactsUrl,
     Certs,
     ErrorFile,
     Insecure,
+    JournalUrl,
     Logs,
     MaxRuns,
     OptionalConfigFile,
     OutputDir,
     Overrides,
     Resume,
+    require_both,
     require_one,
 )
 from sfl.node.process import quiet_environment, run_loop, run_node
@@ -36,6 +39,8 @@ def cloud(
     log_format: Logs = "text",
     certs: Certs = None,
     resume: Resume = None,
+    journal: JournalUrl = None,
+    artifacts: ArtifactsUrl = None,
     output_dir: OutputDir = Path("runs"),
     max_runs: MaxRuns = None,
     address_file: AddressFile = None,
@@ -45,6 +50,8 @@ def cloud(
 
     With --resume it goes on with a run that was stopped, where that was. CONFIG --resume auto, for
     a service: the latest run of these settings that was stopped, else a new one.
+
+    With --resume, --journal and --artifacts it goes on with a run whose machine is gone.
 
     With neither it is a service that queues runs (sfl submit), and agents compute them.
     """
@@ -60,17 +67,28 @@ def cloud(
         from cloud_aggregator.aggregator import CloudAggregator
         from sfl.node.certificates.own import own_certificate
         from sfl.report.conclusion import concluded
-        from sfl.report.journal import check_journal
-        from sfl.report.resume import AUTO, how_ended, resumed, resumed_or_new
+        from sfl.report.elsewhere import check_storage
+        from sfl.report.resume import (
+            AUTO,
+            how_ended,
+            resumed,
+            resumed_elsewhere,
+            resumed_or_new,
+        )
         from sfl.report.runs import load_for_cloud, open_run_folder
         from sfl.transport.security.handshakes import explained_handshakes
 
         as_service = config is not None and resume == AUTO
         if not as_service:
             require_one(config, resume)
+        require_both(config, journal, artifacts)
         if config is None:
             assert resume is not None, "one of both is given"
-            folder, settings = resumed(resume, overrides or [], insecure, output_dir)
+            given = (overrides or [], insecure, output_dir)
+            if journal is None:
+                folder, settings = resumed(resume, *given)
+            else:
+                folder, settings = resumed_elsewhere(resume, journal, artifacts or "", *given)
             own = own_certificate("cloud", None, settings.cloud.tls, certs)
         else:
             settings = load_for_cloud(config, overrides or [], insecure)
@@ -78,7 +96,7 @@ def cloud(
             if as_service:
                 folder, settings = resumed_or_new(settings)
             else:
-                check_journal(settings)
+                check_storage(settings)
                 folder = open_run_folder(settings)
 
         async def serve() -> None:

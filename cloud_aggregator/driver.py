@@ -74,6 +74,7 @@ class Driver:
             for command in commands:
                 self.do(command)
             if any(isinstance(command, UseModel) for command in commands):
+                self._averaging.keep_beginning()
                 self.happened(AdapterReady(0, adapter_ref(0)))
         except Exception as error:  # noqa: BLE001 - no peer's fault, and half done
             self.failed(cause_of(error))

@@ -212,9 +212,18 @@ class EdgeHost:
     def update_received(self, header: UpdateHeader) -> None:
         """One side's part of an update is in the spool."""
         side: Any = header.side
-        if self._is_sound(header):
+        if self._is_sound(header) and self._is_kept(header):
             event = UpdateReceived(header.device, side, header.round, header.final_step)
             self._driver.happened(event)
+
+    def _is_kept(self, header: UpdateHeader) -> bool:
+        """Whether a part is wherever a second copy of it is to be; if not, the run ends."""
+        try:
+            self._averaging.keep_part(header)
+        except SflError as error:
+            self._driver.failed(error)
+            return False
+        return True
 
     def _is_sound(self, header: UpdateHeader) -> bool:
         """Leave a device out whose parts together are no adapter of this run."""

@@ -19,6 +19,7 @@ import pytest
 if TYPE_CHECKING:
     from tests.house.named import Runs
     from tests.house.postgres import Postgres
+    from tests.house.s3 import S3
 
 
 def pytest_configure() -> None:
@@ -91,5 +92,13 @@ def runs(
 def postgres() -> Iterator[Postgres]:
     """A real PostgreSQL server, for tests that are marked `process`."""
     from tests.house.postgres import served
+
+    yield from served()
+
+
+@pytest.fixture(scope="session")
+def s3() -> Iterator[S3]:
+    """A real S3 server, for tests that are marked `process`."""
+    from tests.house.s3 import served
 
     yield from served()

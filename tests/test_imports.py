@@ -86,6 +86,8 @@ ROOMS = {
         "sfl.report.served",
         "sfl.service.queue",
     ),
+    "fsspec": ("sfl.store.artifacts",),
+    "botocore": ("sfl.store.artifacts",),
     "alembic": ("sfl.store.schema", "sfl.store.migrations"),
     "psycopg": ("sfl.store.postgres",),
     "cryptography": ("sfl.node.certificates.authority", "sfl.node.certificates.signing"),

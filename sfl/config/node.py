@@ -151,6 +151,7 @@ class PauseSettings(Section):
 
 
 POSTGRES = r"^(postgresql(\+psycopg)?://.+)?$"
+PLACE = r"^(\w+://.+)?$"
 _SECRET = re.compile(r"://[^/@]*:(?!\$\{\w+\}@)[^/@]*@|[?&]password=")
 
 
@@ -180,6 +181,10 @@ class CloudNode(Section):
     server: `postgresql+psycopg://USER:${NAME}@HOST/DATABASE`, where `NAME` is a variable of the
     environment with the password. Without `:${NAME}` the password is that of `PGPASSWORD` or
     `~/.pgpass`. Needs the extra `postgres` (docs/storage.md)."""
+    artifacts: Annotated[str, AfterValidator(without_secret)] = Field(default="", pattern=PLACE)
+    """Where a second copy is kept of all files that a run goes on from: `s3://BUCKET/PREFIX` or
+    `file:///FOLDER`. Empty: they are in the run's folder only. With this and `journal` a run whose
+    machine is gone goes on elsewhere (docs/storage.md). `s3://` needs the extra `s3`."""
 
 
 class EdgeConfig(Section):

@@ -13,7 +13,7 @@ from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
 from sfl.config.base import MOST_CHARACTERS, NODE_NAME, PACKAGE, RUN_ID
-from sfl.config.node import POSTGRES
+from sfl.config.node import PLACE, POSTGRES
 from sfl.errors import ConfigError
 
 MOVED = {
@@ -31,6 +31,7 @@ PATTERNS = {
     NODE_NAME: f"a name has {NAMES}",
     PACKAGE: "a plug-in is named with its version, as name==1.0",
     r"^(https?://.+)?$": "an address begins with http:// or https://",
+    PLACE: "a store begins with s3:// or file://",
     POSTGRES: "an address of a database begins with postgresql+psycopg://",
 }
 """What each regular expression of a setting asks for."""

@@ -42,6 +42,17 @@ def require_opentelemetry(field: str, endpoint: str) -> None:
         )
 
 
+def require_s3(field: str, url: str) -> None:
+    """Raise ConfigError where a bucket is named and nothing here can talk to it."""
+    if importlib.util.find_spec("s3fs") is None:
+        raise ConfigError(
+            field,
+            url,
+            "s3fs is not installed",
+            "Install it with `pip install 'sfl[s3]'`, or remove the setting.",
+        )
+
+
 def require_postgres(field: str, url: str) -> None:
     """Raise ConfigError where a PostgreSQL server is named and nothing here can talk to it."""
     if importlib.util.find_spec("psycopg") is None:

@@ -44,6 +44,22 @@ Service = Annotated[
         help="Stay attached to a service (docs/service.md), and compute the runs that it gives.",
     ),
 ]
+JournalUrl = Annotated[
+    str | None,
+    typer.Option(
+        "--journal",
+        metavar="URL",
+        help="With --resume: the database with the run's events, as in cloud.journal.",
+    ),
+]
+ArtifactsUrl = Annotated[
+    str | None,
+    typer.Option(
+        "--artifacts",
+        metavar="URL",
+        help="With --resume: the store with the run's files, as in cloud.artifacts.",
+    ),
+]
 OutputDir = Annotated[Path, typer.Option(help="Folder with the runs.")]
 Overrides = Annotated[
     list[str] | None,
@@ -88,3 +104,19 @@ def require_one(config: Path | None, resume: str | None) -> None:
         raise ConfigError("CONFIG", "", "is missing", "Name a run's file, or a run by --resume.")
     problem = "that run has its settings already"
     raise ConfigError("--resume", resume, problem, f"Leave out {config}, or --resume.")
+
+
+def require_both(config: Path | None, journal: str | None, artifacts: str | None) -> None:
+    """The places of a run that goes on elsewhere: both or neither, and no file.
+
+    Raises ConfigError.
+    """
+    if journal is None and artifacts is None:
+        return
+    if config is not None:
+        fix = "Set cloud.journal and cloud.artifacts in the file."
+        raise ConfigError("--journal", journal or "", "goes with --resume alone", fix)
+    for option, given in (("--journal", journal), ("--artifacts", artifacts)):
+        if not given:
+            fix = "Name the database and the store."
+            raise ConfigError(option, "", "is missing", fix)

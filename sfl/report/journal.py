@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 import secrets
+from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from functools import cache
 from pathlib import Path
@@ -119,6 +120,13 @@ class StoredJournal:
             times.append(marked.now)
         return Latest(marked, entries, max(times))
 
+    def kept(self) -> dict[str, str]:
+        """The files that are in a store, by their names in the run's folder: the hash of each."""
+        found = self._database.asked(
+            lambda: self._database.ask(self._statements.kept, run=self._run)
+        )
+        return {str(name): str(digest) for name, digest in found}
+
     def close(self) -> None:
         """Nothing more is read."""
         self._database.close()
@@ -161,6 +169,8 @@ class WrittenJournal(StoredJournal):
         self._lock = lock
         self._rows: list[Values] = []
         self._told: float | None = None
+        self._files: deque[tuple[str, Values]] = deque()
+        """What is to be said of files; other threads add to it."""
         self._append_text = statements.append.text
         self._last, self._since = database.asked(self._numbers)
 
@@ -182,6 +192,16 @@ class WrittenJournal(StoredJournal):
         """The run has been up so long."""
         self._told = now
 
+    def keep(self, name: str, digest: str) -> None:
+        """A file of the run's folder is in a store; with the next `commit`. Of any thread."""
+        keep = self._statements.keep
+        self._files.append((keep.text, keep.values(run=self._run, name=name, digest=digest)))
+
+    def drop(self, name: str) -> None:
+        """That file is not needed any more; with the next `commit`."""
+        drop = self._statements.drop
+        self._files.append((drop.text, drop.values(run=self._run, name=name)))
+
     def mark(self, state: RunState) -> None:
         """Keep the state after the latest event, also through a power cut."""
         forget, mark = self._statements.forget, self._statements.mark
@@ -201,9 +221,14 @@ class WrittenJournal(StoredJournal):
         if self._told is not None:
             tell = self._statements.tell_time
             more = [*more, (tell.text, tell.values(run=self._run, now=self._told))]
+        files = list(self._files) if self._files else ()
+        if files:
+            more = [*more, *files]
         self._writable.write(self._append_text, self._rows, more, durable=durable)
         self._rows = []
         self._told = None
+        for _ in files:
+            self._files.popleft()
 
     def entries(self) -> Iterator[Entry]:
         """All events, also those that wait for a commit, which is made."""
@@ -268,6 +293,15 @@ class RunJournal(Journal, Protocol):
 
     run_key: str
     """Random, made with the journal: it tells this run from another of the same id."""
+
+    def keep(self, name: str, digest: str) -> None:
+        """A file of the run's folder is in a store; with the next `commit`. Of any thread."""
+
+    def drop(self, name: str) -> None:
+        """That file is not needed any more; with the next `commit`."""
+
+    def kept(self) -> dict[str, str]:
+        """The files that are in a store, by their names in the run's folder: the hash of each."""
 
 
 def open_journal(config: RunConfig, folder: Path) -> RunJournal:

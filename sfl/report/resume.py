@@ -16,7 +16,8 @@ from sfl.errors import ConfigError
 from sfl.node.files import on_disk, write_atomic
 from sfl.node.lock import FolderLock
 from sfl.report.conclusion import can_go_on
-from sfl.report.journal import check_journal, read_journal
+from sfl.report.elsewhere import check_storage, fetched
+from sfl.report.journal import read_journal
 from sfl.report.projection import RunProjection
 from sfl.report.runs import (
     CONCLUSION,
@@ -46,12 +47,39 @@ def resumed(
     Raises ConfigError, also where it has ended, and DiskError where another process is at work on
     it.
     """
+    given = _addresses(overrides)
+    return _open(find_run(run, output_dir, "--resume").resolve(), given, insecure)
+
+
+def resumed_elsewhere(
+    run: str,
+    journal: str,
+    artifacts: str,
+    overrides: Iterable[str] = (),
+    insecure: bool = False,
+    output_dir: Path = Path("runs"),
+) -> tuple[Path, RunConfig]:
+    """The same for a run whose folder is gone: its files are fetched first.
+
+    Raises ConfigError, DiskError.
+    """
+    given = _addresses(overrides)
+    folder = fetched(run, journal, artifacts, output_dir)
+    where = [
+        f"cloud.journal={json.dumps(journal)}",
+        f"cloud.artifacts={json.dumps(artifacts)}",
+    ]
+    return _open(folder, [*given, *where], insecure)
+
+
+def _addresses(overrides: Iterable[str]) -> list[str]:
+    """Overrides of addresses alone. Raises ConfigError for any other."""
     for override in (given := list(overrides)):
         if not _ADDRESS.match(override):
             problem = "a run goes on with the settings that it has"
             fix = "Only cloud.listen and edge.listen may change, and those of metrics."
             raise ConfigError("--set", override, problem, fix)
-    return _open(find_run(run, output_dir, "--resume").resolve(), given, insecure)
+    return given
 
 
 def _open(folder: Path, given: Iterable[str], insecure: bool) -> tuple[Path, RunConfig]:
@@ -88,7 +116,7 @@ def resumed_or_new(config: RunConfig) -> tuple[Path, RunConfig]:
         if not _has_ended(folder, own):
             log.info("run %s was stopped, and goes on", folder.name)
             return _open(folder.resolve(), [], config.network.insecure)
-    check_journal(config)
+    check_storage(config)
     folder = open_run_folder(config)
     write_atomic(folder / ASKED, asked)
     return folder, config

@@ -30,7 +30,7 @@ from sqlalchemy import (
 )
 from sqlalchemy.dialects import postgresql, sqlite
 
-VERSION = 2
+VERSION = 3
 """Of the tables: the newest of `sfl/store/migrations`."""
 
 
@@ -80,6 +80,13 @@ class Tables:
             _of_run(),
             Column("number", BigInteger, nullable=False),
             Column("state", LargeBinary, nullable=False),
+        )
+        self.artifacts = Table(
+            "artifacts",
+            tables,
+            _of_run(),
+            Column("name", Text, primary_key=True),
+            Column("digest", Text, nullable=False),
         )
         self.clock = Table("clock", tables, _of_run(), Column("now", Double, nullable=False))
 
@@ -157,6 +164,19 @@ class Statements:
         self.told = said(select(clock.c.now).where(clock.c.run == run))
         self.last = said(last)
         self._of_runs(said, insert(runs), runs, run)
+        self._of_files(said, insert(tables.artifacts), tables.artifacts, run)
+
+    def _of_files(self, said: Callable[[Any], Said], new: Any, files: Table, run: Any) -> None:
+        """What is kept in a store."""
+        self.keep = said(
+            new.on_conflict_do_update(
+                index_elements=["run", "name"], set_={"digest": new.excluded.digest}
+            )
+        )
+        of_run = files.c.run == run
+        named = files.c.name == bindparam("name", type_=Text)
+        self.drop = said(delete(files).where(of_run, named))
+        self.kept = said(select(files.c.name, files.c.digest).where(of_run))
 
     def _of_runs(self, said: Callable[[Any], Said], new: Any, runs: Table, run: Any) -> None:
         """What tells one run from another."""

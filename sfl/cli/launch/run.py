@@ -29,7 +29,7 @@ from sfl.node.causes import in_words
 from sfl.node.process import cores, quiet_environment, undisturbed
 from sfl.node.restarts import Note, Restarts
 from sfl.report.conclusion import conclude, is_over
-from sfl.report.journal import check_journal
+from sfl.report.elsewhere import check_storage
 from sfl.report.resume import how_ended, reopened
 from sfl.report.runs import INTERRUPTED, open_run_folder, stop_because
 from sfl.report.status import RunStatus
@@ -71,7 +71,7 @@ def run_on_this_machine(
     config = with_packages(config, FAMILIES.package(model.model_type))
     check_before_start(config, model, say)
     if resume is None:
-        check_journal(config)
+        check_storage(config)
     config = resolved(config) if resume is not None else budgeted(resolved(config))
     try:
         prepare_nursery(model.family.layout(model.config, config.model.task).package)

@@ -1,0 +1,79 @@
+"""A run whose machine is gone: found in its database, and its files fetched from their store."""
+
+from __future__ import annotations
+
+import contextlib
+from pathlib import Path
+
+from sfl.config import RunConfig
+from sfl.config.node import without_secret
+from sfl.errors import ConfigError
+from sfl.node.extras import require_postgres
+from sfl.node.lock import FolderLock
+from sfl.report.conclusion import SECRET
+from sfl.report.journal import check_journal
+from sfl.report.runs import LOCK
+from sfl.store.address import Address
+from sfl.store.artifacts import ArtifactStore, restore, same
+
+SETTING = "cloud.artifacts"
+PATIENCE = 30.0
+JOURNAL_OPTION, ARTIFACTS_OPTION = "--journal", "--artifacts"
+
+
+def fetched(run: str, journal: str, artifacts: str, output_dir: Path) -> Path:
+    """The folder of a run, with what its journal names; `run` may be the beginning of its id.
+
+    Raises ConfigError, DiskError.
+    """
+    for option, url in ((JOURNAL_OPTION, journal), (ARTIFACTS_OPTION, artifacts)):
+        _require_no_secret(option, url)
+    require_postgres(JOURNAL_OPTION, journal)
+    address = Address(JOURNAL_OPTION, journal)
+    from sfl.report.served import PostgresReader, run_ids  # an extra, only where it is asked for
+
+    run_id = _one_of(run_ids(address, PATIENCE), run)
+    store = ArtifactStore(ARTIFACTS_OPTION, artifacts, run_id)
+    folder = (output_dir / run_id).resolve()
+    FolderLock(folder / LOCK).release()
+    with contextlib.closing(PostgresReader(address, run_id, PATIENCE)) as reader:
+        kept = reader.kept()
+    if not kept:
+        fix = "Go on with it where its folder is."
+        raise ConfigError("--resume", run_id, "none of its files were kept in a store", fix)
+    for name, digest in sorted(kept.items()):
+        if not same(folder / name, digest):
+            restore(folder / name, store.get(digest), private=name == SECRET)
+    return folder
+
+
+def _require_no_secret(option: str, url: str) -> None:
+    """Others on this machine can read a command line. Raises ConfigError."""
+    try:
+        without_secret(url)
+    except ValueError:
+        problem = "has a password, which everybody on this machine could read"
+        fix = "Write ${NAME} in its place, and set NAME in the environment."
+        raise ConfigError(option, "...", problem, fix) from None
+
+
+def check_storage(config: RunConfig) -> None:
+    """That a new run can be kept where its settings say. Raises ConfigError, DiskError."""
+    check_journal(config)
+    if config.cloud.artifacts:
+        store_of(config, config.run.id or "new").check()
+
+
+def store_of(config: RunConfig, run_id: str) -> ArtifactStore:
+    """Where a run's files are kept a second time. Raises ConfigError."""
+    return ArtifactStore(SETTING, config.cloud.artifacts, run_id)
+
+
+def _one_of(ids: list[str], run: str) -> str:
+    """The run that is meant. Raises ConfigError."""
+    found = [name for name in ids if name.startswith(run)]
+    if run in found or len(found) == 1:
+        return run if run in found else found[0]
+    problem = "no such run" if not found else f"{len(found)} runs begin like this"
+    known = ", ".join(ids[-5:]) or "none"
+    raise ConfigError("--resume", run, problem, f"Latest in that database: {known}.")

@@ -1,0 +1,163 @@
+"""A cloud whose machine and disk are gone goes on elsewhere, from a database and a bucket."""
+
+from __future__ import annotations
+
+import hashlib
+import shutil
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from cloud_aggregator.averaging import Averaging, GlobalAdapter
+from cloud_aggregator.mirror import StoreMirror
+from cloud_aggregator.records import RunRecords
+from sfl.errors import ConfigError
+from sfl.report.elsewhere import fetched
+from sfl.report.served import PostgresJournal
+from sfl.report.status import RunStatus
+from tests.house.federation import SFL, Outcome, finished, sfl
+from tests.house.fleets import fleet
+from tests.house.nodes import ByHand
+from tests.house.paths import ROOT
+from tests.house.postgres import PASSWORD, Postgres, Rows
+from tests.house.s3 import S3
+from tests.house.stills import Stills, assert_same_end, over, stills_of
+from tests.house.twin import Twin, played
+from tests.house.waiting import PATIENCE, until
+
+pytestmark = pytest.mark.process
+
+WEIGHTS = "adapter_model.safetensors"
+
+
+def digest(folder: Path) -> str:
+    return hashlib.sha256((folder / "adapter" / WEIGHTS).read_bytes()).hexdigest()
+
+
+@pytest.fixture(autouse=True)
+def environment(s3: S3, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SFL_TEST_PASSWORD", PASSWORD)
+    s3.use(monkeypatch)
+
+
+class Fleet(ByHand):
+    """A run whose cloud is started again elsewhere."""
+
+    def cloud_elsewhere(self, journal: str, artifacts: str) -> None:
+        command = ["cloud", "--resume", "t", "--journal", journal, "--artifacts", artifacts]
+        command += ["--output-dir", str(self.folder / "elsewhere"), "--set"]
+        command += [f'cloud.listen="{self.address("cloud")}"']
+        with (self.folder / "cloud.log").open("ab") as said:
+            self.cloud = subprocess.Popen([*SFL, *command], stdout=said, stderr=said, cwd=ROOT)
+        self.processes.append(self.cloud)
+
+
+def amid_round(folder: Path, round_: int) -> bool:
+    status = RunStatus.read(folder / "status.json")
+    return status is not None and status.round == round_ and all(d.step > 2 for d in status.devices)
+
+
+def test_a_cloud_whose_machine_is_gone_goes_on_elsewhere(
+    postgres: Postgres, s3: S3, tmp_path: Path
+) -> None:
+    sections: dict[str, Any] = {
+        "aggregation": {"strategy": "fedadam"},
+        "run": {"rounds": 2, "keep_round_adapters": False},
+        "training": {"local_steps": 12},
+    }
+    (tmp_path / "whole").mkdir()
+    whole = finished(played(tmp_path / "whole", fleet(tmp_path / "whole", 2, **sections)))
+    bucket = s3.bucket()
+    journal, artifacts = postgres.url(postgres.database()), f"s3://{bucket}/runs"
+    cloud = {"journal": journal, "artifacts": artifacts}
+    nodes = Fleet(tmp_path, fleet(tmp_path, 2, cloud=cloud, **sections))
+    try:
+        for number in range(2):
+            nodes.device(number)
+        until(lambda: amid_round(tmp_path / "runs" / "t", 2), "the middle of round 2")
+        nodes.cloud.kill()
+        nodes.cloud.wait()
+        shutil.rmtree(tmp_path / "runs")
+        nodes.cloud_elsewhere(journal, artifacts)
+        assert nodes.cloud.wait(PATIENCE) == 0, nodes.log("cloud")
+    finally:
+        nodes.stop()
+    folder = tmp_path / "elsewhere" / "t"
+    assert digest(folder) == digest(whole.folder)
+    outcome = finished(Outcome(0, nodes.log("cloud"), folder))
+    for key in ("rounds", "best_round", "eval_loss_before", "eval_loss_after", "tokens_trained"):
+        assert outcome.summary[key] == whole.summary[key], key
+    # The results are in the bucket, and nothing else is left there.
+    kept = s3.folder / bucket / "runs" / "t"
+    assert (kept / "adapter" / WEIGHTS).read_bytes() == (folder / "adapter" / WEIGHTS).read_bytes()
+    assert {"summary.json", "report.html"} <= {path.name for path in kept.iterdir()}
+    assert not [path for path in kept.rglob("*") if "objects" in path.parts and path.is_file()]
+    for file in (folder / "config.toml", folder / "report.html", tmp_path / "cloud.log"):
+        assert PASSWORD not in file.read_text()
+
+
+WRITES = (
+    (PostgresJournal, "_write"),
+    (StoreMirror, "put"),
+    (StoreMirror, "sync"),
+    (GlobalAdapter, "save"),
+    (Averaging, "forget_before"),
+    (RunRecords, "keep"),
+)
+
+
+def test_whenever_its_machine_goes_a_cloud_goes_on_elsewhere(
+    postgres: Postgres, s3: S3, tmp_path: Path
+) -> None:
+    """Between any two writes, with database and bucket as they were then, and no folder."""
+    (tmp_path / "whole").mkdir()
+    database, bucket = postgres.database(), s3.bucket()
+    rows: dict[Path, tuple[Rows, str]] = {}
+
+    def copied(still: Path) -> None:
+        rows[still] = (postgres.rows(database), s3.bucket(like=bucket))
+
+    def moved(still: Path) -> Path | None:
+        kept, own = rows[still]
+        shutil.rmtree(still)
+        name = postgres.database_of(kept)
+        where = (postgres.url(name), f"s3://{own}/runs", still.parent)
+        try:
+            folder = fetched("t", *where)
+        except ConfigError as error:  # nothing was begun, or all was over
+            assert "no such run" in str(error) or "none of its files" in str(error)
+            return None
+        config = folder / "config.toml"
+        text = config.read_text().replace(f'/{database}"', f'/{name}"')
+        config.write_text(text.replace(f"s3://{bucket}/", f"s3://{own}/"))
+        (folder / "status.json").touch()  # a run's folder, by its path
+        return folder
+
+    cloud = {"journal": postgres.url(database), "artifacts": f"s3://{bucket}/runs"}
+    training = {"local_steps": 2}
+    run = {"rounds": 1, "keep_round_adapters": False}
+    more = {"aggregation": {"strategy": "flora"}, "cloud": cloud}
+    values = fleet(tmp_path / "whole", 2, run=run, training=training, **more)
+    stills: Stills
+    whole, stills = stills_of(tmp_path / "whole", values, WRITES, copied)
+    assert {when for _, when in stills.taken} >= {"_write", "put", "sync", "save", "keep"}
+    resumed = 0
+    for still, _ in stills.taken[2::6]:
+        if (folder := moved(still)) is not None and not over(folder):
+            assert_same_end(finished(Twin(tmp_path, {}, resume=folder).run()), whole)
+            resumed += 1
+    assert resumed > 1
+
+
+def test_what_cannot_be_gone_on_with_is_told(postgres: Postgres, s3: S3, tmp_path: Path) -> None:
+    url, bucket = postgres.url(postgres.database()), f"s3://{s3.bucket()}"
+    with pytest.raises(ConfigError, match=r"--resume = 't': no such run.*that database: none"):
+        fetched("t", url, bucket, tmp_path)
+    done = sfl("cloud", "--resume", "t", "--journal", url)
+    assert done.returncode == 2 and "--artifacts = '': is missing" in done.stderr
+    open_password = "postgresql://me:hidden@127.0.0.1/db"
+    done = sfl("cloud", "--resume", "t", "--journal", open_password, "--artifacts", bucket)
+    assert done.returncode == 2 and "has a password" in done.stderr
+    assert "hidden" not in done.stderr
