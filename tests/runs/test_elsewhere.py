@@ -56,7 +56,7 @@ class Fleet(ByHand):
 
 def amid_round(folder: Path, round_: int) -> bool:
     status = RunStatus.read(folder / "status.json")
-    return status is not None and status.round == round_ and all(d.step > 2 for d in status.devices)
+    return status is not None and status.round == round_ and any(d.step > 0 for d in status.devices)
 
 
 def test_a_cloud_whose_machine_is_gone_goes_on_elsewhere(
@@ -65,7 +65,7 @@ def test_a_cloud_whose_machine_is_gone_goes_on_elsewhere(
     sections: dict[str, Any] = {
         "aggregation": {"strategy": "fedadam"},
         "run": {"rounds": 2, "keep_round_adapters": False},
-        "training": {"local_steps": 12},
+        "training": {"local_steps": 30},
     }
     (tmp_path / "whole").mkdir()
     whole = finished(played(tmp_path / "whole", fleet(tmp_path / "whole", 2, **sections)))
