@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from importlib.metadata import PackageNotFoundError, distribution
 from pathlib import Path
 
+import fsspec
 import pytest
 
 from tests.house.waiting import PATIENCE, until
@@ -43,7 +44,7 @@ class S3:
         """Again, on the same files."""
         command = [program(), "serve", "s3", "--addr", f"127.0.0.1:{self.port}"]
         command += ["--auth-key", f"{KEY},{SECRET}", "--config", "/dev/null"]
-        command += ["--dir-cache-time", "0s", self.folder]
+        command += [self.folder]
         quiet = subprocess.DEVNULL
         self._process = subprocess.Popen(command, stdout=quiet, stderr=quiet)
         until(self._answers, "the S3 server")
@@ -57,15 +58,25 @@ class S3:
         self._process.kill()
         self._process.wait(PATIENCE)
 
-    def bucket(self, like: str = "") -> str:
-        """A new one, empty or with what another has, by its name."""
+    def bucket(self) -> str:
+        """A new one, by its name."""
         self._number += 1
         name = f"bucket{self._number}"
-        if like:
-            shutil.copytree(self.folder / like, self.folder / name)
-        else:
-            (self.folder / name).mkdir()
+        own = {"key": KEY, "secret": SECRET, "endpoint_url": f"http://127.0.0.1:{self.port}"}
+        fsspec.filesystem("s3", **own, skip_instance_cache=True).mkdir(name)
         return name
+
+    def copy(self, bucket: str) -> str:
+        """A new one with what another has, once the server has looked again."""
+        self._number += 1
+        name = f"bucket{self._number}"
+        shutil.copytree(self.folder / bucket, self.folder / name)
+        return name
+
+    def look_again(self) -> None:
+        """Have the server see what a test did to its folders."""
+        self.stop()
+        self.start()
 
     def use(self, monkeypatch: pytest.MonkeyPatch) -> None:
         """Have this process, and those that it starts, know the server."""

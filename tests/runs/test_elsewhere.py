@@ -17,6 +17,7 @@ from sfl.errors import ConfigError
 from sfl.report.elsewhere import fetched
 from sfl.report.served import PostgresJournal
 from sfl.report.status import RunStatus
+from sfl.store.artifacts import ArtifactStore
 from tests.house.federation import SFL, Outcome, finished, sfl
 from tests.house.fleets import fleet
 from tests.house.nodes import ByHand
@@ -40,6 +41,8 @@ def digest(folder: Path) -> str:
 def environment(s3: S3, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("SFL_TEST_PASSWORD", PASSWORD)
     s3.use(monkeypatch)
+    # Nodes of one process wait for each other: what takes seconds to import is imported before.
+    ArtifactStore("cloud.artifacts", f"s3://{s3.bucket()}", "first").check()
 
 
 class Fleet(ByHand):
@@ -117,11 +120,12 @@ def test_whenever_its_machine_goes_a_cloud_goes_on_elsewhere(
     rows: dict[Path, tuple[Rows, str]] = {}
 
     def copied(still: Path) -> None:
-        rows[still] = (postgres.rows(database), s3.bucket(like=bucket))
+        rows[still] = (postgres.rows(database), s3.copy(bucket))
 
     def moved(still: Path) -> Path | None:
         kept, own = rows[still]
         shutil.rmtree(still)
+        s3.look_again()
         name = postgres.database_of(kept)
         where = (postgres.url(name), f"s3://{own}/runs", still.parent)
         try:

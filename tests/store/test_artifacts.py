@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import stat
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -13,26 +14,27 @@ from sfl.node import extras
 from sfl.store.artifacts import ArtifactStore, restore, same
 from tests.house.s3 import S3, SECRET
 
+Where = tuple[str, Path, Callable[[], None]]
+
 
 @pytest.fixture(params=["folder", pytest.param("S3", marks=pytest.mark.process)])
-def where(
-    request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> tuple[str, Path]:
-    """A place by its URL, and the folder that is behind it."""
+def where(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Where:
+    """A place by its URL, the folder that is behind it, and what tells the server of changes."""
     if request.param == "folder":
-        return f"file://{tmp_path}/kept here", tmp_path / "kept here"
+        return f"file://{tmp_path}/kept here", tmp_path / "kept here", lambda: None
     server: S3 = request.getfixturevalue("s3")
     server.use(monkeypatch)
     bucket = server.bucket()
-    return f"s3://{bucket}/some/prefix", server.folder / bucket / "some" / "prefix"
+    behind = server.folder / bucket / "some" / "prefix"
+    return f"s3://{bucket}/some/prefix", behind, server.look_again
 
 
 def store(url: str, run_id: str = "t") -> ArtifactStore:
     return ArtifactStore("cloud.artifacts", url, run_id)
 
 
-def test_what_was_put_is_there_for_another_process(where: tuple[str, Path]) -> None:
-    url, folder = where
+def test_what_was_put_is_there_for_another_process(where: Where) -> None:
+    url, folder, _ = where
     first = store(url)
     first.check()
     data = bytes(range(256)) * 1000
@@ -49,22 +51,24 @@ def test_what_was_put_is_there_for_another_process(where: tuple[str, Path]) -> N
     assert {path.name for path in folder.rglob("*") if path.is_file()} == {"weights"}
 
 
-def test_more_than_one_piece_is_put_at_once(where: tuple[str, Path]) -> None:
+def test_more_than_one_piece_is_put_at_once(where: Where) -> None:
     """S3 takes large files in parts."""
     data = b"0123456789abcdef" * (60 << 16)
     digest = store(where[0]).put(data)
     assert store(where[0]).get(digest) == data
 
 
-def test_what_has_changed_is_not_given(where: tuple[str, Path]) -> None:
-    url, folder = where
+def test_what_has_changed_is_not_given(where: Where) -> None:
+    url, folder, look_again = where
     digest = store(url).put(b"whole")
     (folder / "t" / "objects" / digest).write_bytes(b"torn")
+    look_again()
     with pytest.raises(
         DiskError, match=rf"cloud.artifacts = '{url[:5]}.*{digest[:12]}.* is damaged"
     ):
         store(url).get(digest)
     (folder / "t" / "objects" / digest).unlink()
+    look_again()
     with pytest.raises(DiskError, match=rf"{digest[:12]}\.\.\. is not there"):
         store(url).get(digest)
 
