@@ -348,7 +348,7 @@ def recovered(
         with launched(case, {"snapshot_steps": every}) as run:
             for status in run.looks():
                 step = status["devices"][0]["step"]
-                if not hit and status["round"] == 2 and step >= 3 * steps // 4:
+                if not hit and status["round"] == 2 and 3 * steps // 4 <= step < steps:
                     os.kill(run.nodes()[victim].pid, signal.SIGKILL)
                     hit = step
             rounds = run.round_seconds()

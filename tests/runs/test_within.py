@@ -9,24 +9,28 @@ from typing import Any
 
 import pytest
 
-from tests.faults.lab import DEVICES, Lab, same_bits
+from tests.faults.lab import Lab, Setup, same_bits
 
 pytestmark = pytest.mark.process
 
 STEPS, EVERY, KILLED_AT = 40, 8, 20
+SETUP = Setup("u_shaped", rounds=2)
+DEVICES = SETUP.devices
 
 
 class Long(Lab):
     """Rounds of many steps; a node is killed once `d0` has done some of round 2."""
 
+    limit = 240.0
+
     def __init__(self, folder: Path, victim: str | None) -> None:
         self.victim = victim
         self.killed_at: dict[str, int] = {}
         """The last step that each device was seen to take before that, from 0."""
-        super().__init__(folder, None, "u_shaped", "none", rounds=2)
+        super().__init__(folder, SETUP)
 
-    def _values(self, topology: str, codec: str) -> dict[str, Any]:
-        values = super()._values(topology, codec)
+    def _values(self) -> dict[str, Any]:
+        values = super()._values()
         values["training"]["local_steps"] = STEPS
         values["recovery"] = {"snapshot_steps": EVERY}
         for device in values["devices"]:
