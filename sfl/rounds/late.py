@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 from sfl.rounds.changed import changed
 from sfl.rounds.messages import Cause, Fault
 from sfl.rounds.state import Phase
@@ -31,9 +29,7 @@ def leave_behind(turn: Turn, name: str, reason: str, cause: Cause) -> None:
 def not_waited_for(turn: Turn, name: str) -> None:
     """A device's part in the open round is not waited for any more, and may still come."""
     state, network = turn.state, turn.settings.network
-    late = replace(state.open.progress[name], began=state.now)
-    look_at = min(state.buffer.look_at, state.now + network.round_timeout)
-    buffer = changed(state.buffer.put_part(name, late), look_at=look_at)
+    buffer = state.buffer.put_part(name, state.open.progress[name])
     turn.state = changed(state, open=state.open.without(name, network), buffer=buffer)
 
 
@@ -49,9 +45,12 @@ def take_late(turn: Turn) -> None:
 
 
 def leave_out_silent(turn: Turn) -> None:
-    """Nobody waits for these; who takes as long as `round_timeout` is given up all the same."""
+    """In an asynchronous run, who takes as long as `round_timeout` for its round.
+
+    Who missed it in a synchronous one is late already, and may take its time.
+    """
     state, timeout = turn.state, turn.settings.network.round_timeout
-    if state.now < state.buffer.look_at:
+    if state.now < state.buffer.look_at or not turn.settings.is_asynchronous:
         return
     here = {
         name: progress.began
