@@ -22,7 +22,7 @@ from tests.faults.lab import IDLE, LIMIT, Hop, Lab, Setup, Verdict, judge, undis
 from tests.house.http2 import Conversation, Passed
 from tests.house.proxy import BOTH, Proxy, Way
 
-MOST_DONE = 25
+MOST_DONE = 40
 """Things that are done between two faults, at most: steps on a side, or events of the cloud."""
 KILLS = 0.6
 """So many of all faults are kills."""
@@ -59,8 +59,10 @@ class Chaos(Lab):
     def __init__(self, folder: Path, count: int, seed: int) -> None:
         drawn = random.Random(seed)
         topology, tls = drawn.choice(("vanilla", "u_shaped")), drawn.random() < 0.5
-        super().__init__(folder, Setup(topology, rounds=rounds_for(count), tls=tls))
-        self.limit = LIMIT + 8 * count
+        super().__init__(
+            folder, Setup(topology, rounds=rounds_for(count), tls=tls, strikes=count + 1)
+        )
+        self.limit = LIMIT + 20 * count
         self.most_restarts = count
         self.plan = plan(drawn, count)
         self.struck: list[Strike] = []

@@ -55,6 +55,8 @@ class Setup:
     tls: bool = False
     count: int = 2
     """Of devices."""
+    strikes: int = 3
+    """A device that is silent so often is out: where links are half-open all the time, more."""
 
     @property
     def devices(self) -> tuple[str, ...]:
@@ -185,6 +187,7 @@ class Lab:
             training={"local_steps": STEPS, **clip},
             codec={"activation": setup.codec, "gradient": setup.codec},
             evaluation={"every": 1},
+            aggregation={"strikes": setup.strikes},
             network={"idle_timeout": IDLE, "heartbeat_interval": 0.5, "rejoin_timeout": 60},
             cloud={"listen": self._address("cloud"), "metrics": {"enabled": False}},
         )
@@ -358,6 +361,7 @@ def undisturbed(setup: Setup) -> End:
     """The end of a run without a fault."""
     with TemporaryDirectory() as folder:
         lab = Lab(Path(folder), setup)
+        lab.limit += 4 * setup.rounds
         wrong = lab.play()
         assert not wrong, f"{wrong}\n{lab.logs()}"
         return lab.end()

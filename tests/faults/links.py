@@ -169,7 +169,7 @@ def blocked(*ways: Way) -> Change:
 
 
 def flipped(way: Way) -> Change:
-    return lambda proxy: proxy.flip(way, 40)
+    return lambda proxy: proxy.flip(way, 400)
 
 
 def setups() -> tuple[Setup, ...]:

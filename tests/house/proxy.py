@@ -59,6 +59,7 @@ class Proxy:
         self.watch: Callable[[], Watch] | None = None
         """Who sees what passes; asked for with each connection."""
         self.connections = 0
+        """Those that reached the target."""
         self.flipped = 0
         self.passed: dict[Way, int] = {"up": 0, "down": 0}
         self._inside = inside
@@ -126,13 +127,13 @@ class Proxy:
             await asyncio.sleep(0.01)
 
     async def _connect(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        self.connections += 1
         self._writers.add(writer)
         far_writer = writer
         try:
             await asyncio.sleep(self.trip)
             far_reader, far_writer = await self._far()
             self._writers.add(far_writer)
+            self.connections += 1
             for one in (writer, far_writer):
                 one.get_extra_info("socket").setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
             watch = None if self.watch is None else self.watch()
