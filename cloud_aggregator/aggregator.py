@@ -47,6 +47,7 @@ from sfl.node.extras import require_cryptography, require_opentelemetry
 from sfl.node.files import write_atomic
 from sfl.node.logs import describe_node
 from sfl.node.process import SIGTERM
+from sfl.report.asked import asked
 from sfl.report.conclusion import (
     can_go_on,
     drop_rounds,
@@ -177,6 +178,8 @@ class CloudAggregator:
             forget_stop(self.folder)
             self.service.expect_back(self.coordinator.state.bases)
             self._go_on()
+        else:
+            self.driver.tell(asked(self.config.current))
         ticking = watched(self._tick(), self.driver.failed)
         end = FinishRun(False, "")
         try:

@@ -12,9 +12,10 @@ from dataclasses import replace
 from pathlib import Path
 
 from sfl.config import RunConfig, dump_toml
-from sfl.errors import ConfigError
+from sfl.errors import ConfigError, DiskError
 from sfl.node.files import on_disk, write_atomic
 from sfl.node.lock import FolderLock
+from sfl.report.asked import require_same
 from sfl.report.conclusion import can_go_on
 from sfl.report.elsewhere import check_storage, fetched
 from sfl.report.journal import read_journal
@@ -112,10 +113,15 @@ def resumed_or_new(config: RunConfig) -> tuple[Path, RunConfig]:
     """
     asked = _asked(config)
     for folder in _of_settings(config.run.output_dir, asked):
-        own = load_for_cloud(folder / "config.toml", [], config.network.insecure)
-        if not _has_ended(folder, own):
-            log.info("run %s was stopped, and goes on", folder.name)
-            return _open(folder.resolve(), [], config.network.insecure)
+        FolderLock(folder / LOCK).release()  # who is at work on it is no reason for another run
+        try:
+            own = load_for_cloud(folder / "config.toml", [], config.network.insecure)
+            if not _has_ended(folder, own):
+                found = _open(folder.resolve(), [], config.network.insecure)
+                log.info("run %s was stopped, and goes on", folder.name)
+                return found
+        except (ConfigError, DiskError) as error:
+            log.warning("run %s cannot go on: %s", folder.name, error)
     check_storage(config)
     folder = open_run_folder(config)
     write_atomic(folder / ASKED, asked)
@@ -138,7 +144,14 @@ def _of_settings(output_dir: Path, asked: str) -> list[Path]:
 
 
 def _require_open(folder: Path, config: RunConfig) -> None:
-    """Raises ConfigError where the run has ended."""
+    """Raises ConfigError where the run has ended, or is not the one that its settings say."""
+    if (journal := read_journal(config, folder)) is None:
+        if (folder / "metrics.jsonl").exists() and (folder / "adapter").is_dir():
+            problem = "its journal is gone, and with it where the run was"
+            raise ConfigError("--resume", folder.name, problem, "Begin another run.")
+        return
+    with contextlib.closing(journal):
+        require_same(journal.entries(), config)
     if _has_ended(folder, config):
         problem = f"this run has ended: {how_ended(folder, config)}"
         raise ConfigError("--resume", folder.name, problem, "Begin another run.")

@@ -378,6 +378,13 @@ class NodeHeard:
 
 
 @dataclass(frozen=True, slots=True)
+class RunAsked:
+    """The run begins, with these settings (TOML)."""
+
+    settings: str
+
+
+@dataclass(frozen=True, slots=True)
 class RoundBegan:
     """A round's orders go out."""
 
@@ -394,6 +401,7 @@ class RunEnded:
 
 Fact = (
     NodeHeard
+    | RunAsked
     | RoundBegan
     | RunEnded
     | Rehearse

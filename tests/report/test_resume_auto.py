@@ -41,3 +41,12 @@ def test_a_run_that_nobody_asked_for_like_this_is_left_alone(tmp_path: Path) -> 
     first = chosen(tmp_path)
     (first / "asked.toml").unlink()
     assert chosen(tmp_path) != first
+
+
+def test_a_run_whose_journal_is_damaged_keeps_nobody_from_another(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    first = chosen(tmp_path)
+    (first / "run.sqlite").write_bytes(b"x" * 5000)
+    assert chosen(tmp_path) != first
+    assert f"run {first.name} cannot go on" in caplog.text and "damaged" in caplog.text
