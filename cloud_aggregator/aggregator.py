@@ -36,6 +36,7 @@ from cloud_aggregator.host import EdgeHost
 from cloud_aggregator.mirror import SETTINGS, mirror_of, published
 from cloud_aggregator.models_said import ModelsSaid
 from cloud_aggregator.records import RunRecords
+from cloud_aggregator.sealed import Sealed
 from sfl.config import RunConfig
 from sfl.errors import DiskError, RunFailed, SflError
 from sfl.metrics.prometheus import NodeCollector, serve_as_set
@@ -107,7 +108,9 @@ class CloudAggregator:
             config.settings, journal=self.journal, hear=records.hear, state=state
         )
         begun = state.round > 0
-        self.adapter = GlobalAdapter(self.config, folder, state.adapter_ref if begun else "")
+        sealed = Sealed(folder, before.digests)
+        ref = state.adapter_ref if begun else ""
+        self.adapter = GlobalAdapter(self.config, folder, ref, sealed)
         # At the end that is gone, and nothing more is averaged.
         remembered = state.strategy_ref if begun and state.end is None else ""
         self.mirror = mirror_of(config, folder, self.journal)

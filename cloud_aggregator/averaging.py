@@ -12,15 +12,17 @@ from cloud_aggregator.beside import resolvable_base
 from cloud_aggregator.effective import EffectiveConfig
 from cloud_aggregator.memory import StrategyMemory
 from cloud_aggregator.mirror import MADE, SETTINGS, Mirror, NoMirror
-from sfl.adapters.artifact import load_adapter, save_adapter
+from cloud_aggregator.sealed import Sealed
+from sfl.adapters.artifact import WEIGHTS, load_adapter, save_adapter
 from sfl.adapters.manifest import AdapterManifest
 from sfl.aggregation.contribution import Array, Contribution, Stale, verify
 from sfl.aggregation.examine import Examined, examine, not_finite
 from sfl.aggregation.shares import bounded
 from sfl.aggregation.strategy import make_strategy
-from sfl.errors import ProtocolError
+from sfl.errors import DiskError, ProtocolError
 from sfl.metrics.stats import NodeStats
 from sfl.node.files import on_disk, write_atomic
+from sfl.node.numbered import round_name, round_of
 from sfl.plan import Holder
 from sfl.report.card import Base
 from sfl.report.conclusion import MANIFEST
@@ -38,16 +40,20 @@ HEAVY = 0.9  # share of an average that a user is told of
 class GlobalAdapter:
     """The adapter's values, and the sums that went into the bases, on disk round by round."""
 
-    def __init__(self, config: EffectiveConfig, folder: Path, ref: str = "") -> None:
+    def __init__(
+        self, config: EffectiveConfig, folder: Path, ref: str = "", sealed: Sealed | None = None
+    ) -> None:
         """`ref` names the adapter that a run goes on from. Raises SflError."""
+        self._config = config
+        self._folder = folder
+        self._sealed = Sealed(folder) if sealed is None else sealed
         self._latest: tuple[int, dict[str, Array]] = 0, {}
         self.manifest: AdapterManifest | None = None
         if ref:
-            self.manifest = AdapterManifest.from_json((folder / MANIFEST).read_text("utf-8"))
-            self._latest = round_of(ref), load_adapter(folder / ref)[0]
-        self.base_updates = BaseUpdates(folder / "base_updates", round_of(ref))
-        self._config = config
-        self._folder = folder
+            self.manifest = _manifest(folder)
+            self._latest = round_of(ref), self._load(ref)
+            self._sealed.require_all("base_updates/", round_of(ref))
+        self.base_updates = BaseUpdates(folder / "base_updates", max(0, round_of(ref)))
 
     def begin(self, manifest: AdapterManifest, values: dict[str, Array]) -> None:
         """The adapter that the run begins with. Raises DiskError."""
@@ -69,7 +75,11 @@ class GlobalAdapter:
         if round_ == latest:
             return values
         with on_disk(self._folder):
-            return load_adapter(self._folder / adapter_ref(round_))[0]
+            return self._load(adapter_ref(round_))
+
+    def _load(self, ref: str) -> dict[str, Array]:
+        self._sealed.require(f"{ref}/{WEIGHTS}")
+        return load_adapter(self._folder / ref)[0]
 
     def hold(self, round_: int, values: dict[str, Array]) -> None:
         """From now on these are the latest."""
@@ -87,6 +97,16 @@ class GlobalAdapter:
         name = str(peft.get("base_model_name_or_path") or "")
         return resolvable_base(self._config.current, name)
 
+    def require(self, name: str) -> None:
+        """Raises DiskError where a file that a round left, if it did, is not what it was."""
+        if name:
+            self._sealed.require(name)
+
+    def seal(self, round_: int, *more: str) -> dict[str, str]:
+        """The digests of what a round left, and of `more` files. Raises DiskError."""
+        names = [f"{adapter_ref(round_)}/{WEIGHTS}", *self.base_updates.latest, *more]
+        return self._sealed.seal(names)
+
     def save(self, round_: int) -> None:
         """Keep a round's adapter: where rounds were folded into the bases, all of them."""
         assert self.manifest is not None
@@ -97,14 +117,20 @@ class GlobalAdapter:
         save_adapter(self._folder / adapter_ref(round_), self.values | folded, config)
 
 
+def _manifest(folder: Path) -> AdapterManifest:
+    """What the adapter of a run that goes on consists of. Raises DiskError."""
+    with on_disk(folder):
+        text = (folder / MANIFEST).read_bytes().decode("utf-8", "replace")
+    try:
+        return AdapterManifest.from_json(text)
+    except ProtocolError as error:
+        fix = "Restore the file, or begin another run."
+        raise DiskError(f"{folder / MANIFEST}: it is damaged ({error}). {fix}") from None
+
+
 def adapter_ref(round_: int) -> str:
     """Where a round's adapter is, in the run's folder."""
-    return f"adapters/round-{round_:04d}"
-
-
-def round_of(ref: str) -> int:
-    """The round of an adapter, by where it is; 0 where there is none."""
-    return int(ref.rpartition("-")[2]) if ref else 0
+    return f"adapters/{round_name(round_)}"
 
 
 class Averaging:
@@ -130,8 +156,13 @@ class Averaging:
         self._stats = stats
         self._memory = StrategyMemory(folder)
         self._mirror: Mirror = NoMirror() if mirror is None else mirror
+        adapter.require(remembered)
         self._strategy.state.update(self._memory.read(remembered))
         self._heavy: set[str] = set()  # devices that were warned of
+
+    def first(self) -> AdapterReady:
+        """The adapter that the run begins with is there. Raises DiskError."""
+        return AdapterReady(0, adapter_ref(0), digests=self._adapter.seal(0))
 
     def payload(self, round_: int) -> bytes:
         """What devices get of the adapter of a round, as a safetensors file. Raises DiskError."""
@@ -185,7 +216,10 @@ class Averaging:
         adapter.save(round_)
         remembered = self._memory.save(round_, self._strategy.state)
         self._mirror.put(*SETTINGS, *MADE)
-        return AdapterReady(round_, adapter_ref(round_), remembered, examined.norms)
+        digests = adapter.seal(round_, *([remembered] if remembered else []))
+        return AdapterReady(
+            round_, adapter_ref(round_), remembered, examined.norms, digests=digests
+        )
 
     def forget_before(self, round_: int, needed: int | None = None) -> None:
         """The journal has a round's adapter: what that was made of is not needed any more.

@@ -12,6 +12,7 @@ from sfl.adapters.names import is_lora_a
 from sfl.aggregation.contribution import Array
 from sfl.metrics.snapshot import NodeKind
 from sfl.node.files import write_atomic
+from sfl.node.numbered import of_rounds, round_name
 
 Node = tuple[NodeKind, str]
 
@@ -28,14 +29,19 @@ class BaseUpdates:
         Where a strategy folds nothing, no round has a file.
         """
         self._folder = folder
-        self._files = sorted(folder.glob("round-*.safetensors"))[:rounds]
+        self._files = of_rounds(folder, ".safetensors")[:rounds]
         self._held: dict[Node, int] = {}
 
     def add(self, values: Mapping[str, Array]) -> None:
         """Keep what the latest round gave. Raises DiskError."""
-        path = self._folder / f"round-{len(self._files) + 1:04d}.safetensors"
+        path = self._folder / f"{round_name(len(self._files) + 1)}.safetensors"
         write_atomic(path, safetensors.numpy.save(dict(values)))
         self._files.append(path)
+
+    @property
+    def latest(self) -> list[str]:
+        """The name of the last file, if there is one, in the run's folder."""
+        return [f"{self._folder.name}/{path.name}" for path in self._files[-1:]]
 
     def joined(self, node: Node) -> None:
         """It begins with the base as it is on disk."""

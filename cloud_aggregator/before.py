@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 from sfl.config import RunConfig
 from sfl.report.kept import KeptAdapters, KeptRounds
 from sfl.report.projection import RunProjection
-from sfl.rounds import RunState, Settle, TextForm
+from sfl.rounds import AdapterReady, RunState, Settle, TextForm
 from sfl.rounds.journal import Journal
 
 
@@ -24,6 +25,8 @@ class Before:
     told: RunProjection
     kept: KeptRounds
     settled: tuple[Settle, ...]
+    digests: Mapping[str, str]
+    """Of the files that rounds left, by name."""
     goes_on: bool
 
     @property
@@ -36,6 +39,7 @@ class Before:
         """Raises DiskError."""
         told, kept = RunProjection(), _kept_rounds(config)
         settled: list[Settle] = []
+        digests: dict[str, str] = {}
         goes_on = False
         for entry in journal.entries():
             goes_on = True
@@ -43,10 +47,12 @@ class Before:
             kept.take(entry.event, told)
             if isinstance(entry.event, Settle):
                 settled.append(entry.event)
+            elif isinstance(entry.event, AdapterReady):
+                digests |= entry.event.digests
         if goes_on:
             told.go_on()  # before anything is written of an end that was none
         state = journal.latest().state(config.settings)
-        return cls(state, told, kept, tuple(settled), goes_on)
+        return cls(state, told, kept, tuple(settled), digests, goes_on)
 
     def keep_adapters(self, folder: Path, every_round: bool) -> KeptAdapters:
         """Finish what the cloud was stopped amid. Raises DiskError."""

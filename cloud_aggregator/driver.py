@@ -10,7 +10,7 @@ from dataclasses import replace
 from statistics import fmean
 from typing import TYPE_CHECKING
 
-from cloud_aggregator.averaging import Averaging, adapter_ref
+from cloud_aggregator.averaging import Averaging
 from cloud_aggregator.clock import RunClock
 from cloud_aggregator.effects import Effects
 from cloud_aggregator.records import RunRecords
@@ -19,7 +19,6 @@ from sfl.metrics.snapshot import NodeSnapshot
 from sfl.metrics.stats import NodeStats
 from sfl.node.causes import another_may_help, cause_of
 from sfl.rounds import (
-    AdapterReady,
     Aggregate,
     Command,
     Coordinator,
@@ -75,7 +74,7 @@ class Driver:
                 self.do(command)
             if any(isinstance(command, UseModel) for command in commands):
                 self._averaging.keep_beginning()
-                self.happened(AdapterReady(0, adapter_ref(0)))
+                self.happened(self._averaging.first())
         except Exception as error:  # noqa: BLE001 - no peer's fault, and half done
             self.failed(cause_of(error))
 

@@ -9,6 +9,7 @@ import safetensors.numpy
 
 from sfl.aggregation.contribution import Array
 from sfl.node.files import on_disk, write_atomic
+from sfl.node.numbered import of_rounds, round_name, round_of
 
 FOLDER = "strategy"
 
@@ -26,7 +27,7 @@ class StrategyMemory:
         """
         if not state:
             return ""
-        name = f"{FOLDER}/round-{round_:04d}.safetensors"
+        name = f"{FOLDER}/{round_name(round_)}.safetensors"
         write_atomic(self._folder / name, safetensors.numpy.save(dict(state)))
         return name
 
@@ -37,8 +38,7 @@ class StrategyMemory:
 
     def forget_before(self, round_: int) -> None:
         """Drop earlier files, once a journal names a later one. Raises DiskError."""
-        last = f"round-{round_:04d}.safetensors"
         with on_disk(self._folder):
-            for file in (self._folder / FOLDER).glob("round-*.safetensors"):
-                if file.name < last:
+            for file in of_rounds(self._folder / FOLDER, ".safetensors"):
+                if round_of(file) < round_:
                     file.unlink()

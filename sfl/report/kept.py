@@ -7,6 +7,7 @@ import shutil
 from pathlib import Path
 
 from sfl.node.files import on_disk
+from sfl.node.numbered import of_rounds, round_name, round_of
 from sfl.report.projection import RunProjection
 from sfl.rounds import AdapterReady, Event, Fact, RunEnded
 
@@ -38,7 +39,7 @@ class KeptAdapters:
 
     def replace(self, name: str, round_: int) -> bool:
         """Make `name` a copy of a round's adapter; false where that is gone. Raises DiskError."""
-        source = self._folder / "adapters" / f"round-{round_:04d}"
+        source = self._folder / "adapters" / round_name(round_)
         if not source.is_dir():
             return False
         aside, target = self._folder / f".{name}.new", self._folder / name
@@ -62,8 +63,8 @@ class KeptAdapters:
 
     def forget_after(self, round_: int) -> None:
         """Remove what is there of later rounds, none of which has closed. Raises DiskError."""
-        for folder in sorted((self._folder / "adapters").glob("round-*")):
-            if folder.name > f"round-{round_:04d}":
+        for folder in of_rounds(self._folder / "adapters"):
+            if round_of(folder) > round_:
                 with on_disk(self._folder):
                     _remove(folder)
 
@@ -71,10 +72,10 @@ class KeptAdapters:
         """Keep only the adapters that may still turn out best, unless all are wanted."""
         if self._every_round:
             return
-        rounds = sorted((self._folder / "adapters").glob("round-*"))
-        last = rounds[-1].name if latest is None and rounds else f"round-{latest or 0:04d}"
+        rounds = of_rounds(self._folder / "adapters")
+        last = round_of(rounds[-1]) if latest is None and rounds else latest or 0
         for folder in rounds:
-            if folder.name < last:
+            if round_of(folder) < last:
                 with on_disk(self._folder):
                     _remove(folder)
 

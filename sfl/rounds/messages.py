@@ -157,6 +157,7 @@ class AdapterReady:
     the strategy remembers (empty where that is nothing). `norms` are the lengths of the updates
     that were looked at, by device; `servers` the statistics of the cloud and the edges, as JSON.
     `staleness` says how many adapters were made since each update began, where one may be late.
+    `digests` are those of the files, SHA-256 by name.
     """
 
     round: int
@@ -165,6 +166,7 @@ class AdapterReady:
     norms: Mapping[str, float] = field(default_factory=dict)
     servers: tuple[str, ...] = ()
     staleness: Mapping[str, int] = field(default_factory=dict)
+    digests: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)

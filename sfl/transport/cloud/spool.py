@@ -10,6 +10,7 @@ from pathlib import Path
 from sfl.errors import ProtocolError
 from sfl.node.certificates.identity import NAME
 from sfl.node.files import sync_folder
+from sfl.node.numbered import of_rounds, round_name, round_of
 from sfl.v1 import tensor_pb2
 
 
@@ -21,7 +22,7 @@ class Spool:
 
     def path(self, round_: int, device: str, side: str) -> Path:
         """Where one holder's part of a device's update is."""
-        return self.folder / f"round-{round_:04d}" / f"{device}.{side}.safetensors"
+        return self.folder / round_name(round_) / f"{device}.{side}.safetensors"
 
     def files(self, round_: int, device: str, holders: Sequence[str]) -> tuple[Path, ...]:
         """All parts of a device's update; `holders` are its plan's."""
@@ -37,9 +38,8 @@ class Spool:
 
     def drop(self, round_: int) -> None:
         """Remove the files of a round, and of those before it."""
-        last = f"round-{round_:04d}"
-        for folder in self.folder.glob("round-*"):
-            if folder.name <= last:
+        for folder in of_rounds(self.folder):
+            if round_of(folder) <= round_:
                 shutil.rmtree(folder, ignore_errors=True)
 
     def _final(self, header: tensor_pb2.AdapterHeader) -> Path:
