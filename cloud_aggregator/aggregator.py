@@ -93,20 +93,15 @@ class CloudAggregator:
         self.own = own
         self.folder = folder
         self.run_id = folder.name
-        self.journal = open_journal(
-            config, folder
-        )  # before any record: what it refuses leaves none
+        # Before any record: what it refuses leaves none.
+        self.journal = open_journal(config, folder)
         before = Before.of(self.journal, config)
         self._goes_on = before.goes_on
         self.config = EffectiveConfig(config, folder, before.settled, before.form)
         self.stats = stats = NodeStats("cloud", "cloud")
         stats.certificate_expiry = None if own is None else own.not_after
         self._traces = _step_traces(config, self.run_id)
-        self.records = records = RunRecords(self.config, folder, before)
         state = before.state
-        self.coordinator = coordinator = Coordinator(
-            config.settings, journal=self.journal, hear=records.hear, state=state
-        )
         begun = state.round > 0
         sealed = Sealed(folder, before.digests)
         ref = state.adapter_ref if begun else ""
@@ -116,6 +111,10 @@ class CloudAggregator:
         self.mirror = mirror_of(config, folder, self.journal)
         self.averaging = Averaging(
             self.config, folder, self.adapter, stats, remembered, self.mirror
+        )
+        self.records = records = RunRecords(self.config, folder, before)
+        self.coordinator = coordinator = Coordinator(
+            config.settings, journal=self.journal, hear=records.hear, state=state
         )
         self.service = CloudService(stats)
         edges, models = EdgeNames(config.edges), ModelsSaid(config, chosen=begun)

@@ -119,7 +119,7 @@ class GlobalAdapter:
 
 def _manifest(folder: Path) -> AdapterManifest:
     """What the adapter of a run that goes on consists of. Raises DiskError."""
-    with on_disk(folder):
+    with on_disk(folder / MANIFEST):
         text = (folder / MANIFEST).read_bytes().decode("utf-8", "replace")
     try:
         return AdapterManifest.from_json(text)

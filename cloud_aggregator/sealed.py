@@ -41,7 +41,7 @@ class Sealed:
 
     def _digest(self, name: str) -> str:
         total = hashlib.sha256()
-        with on_disk(self._folder), (self._folder / name).open("rb") as file:
+        with on_disk(self._folder / name), (self._folder / name).open("rb") as file:
             while piece := file.read(CHUNK):
                 total.update(piece)
         return total.hexdigest()

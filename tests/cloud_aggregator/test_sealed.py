@@ -43,6 +43,7 @@ def goes_on(folder: Path) -> int:
         try:
             return cloud.coordinator.round
         finally:
+            cloud.records._file.close()
             cloud.journal.close()
 
     return asyncio.run(begun())
