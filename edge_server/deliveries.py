@@ -91,7 +91,9 @@ class Deliveries:
 
     async def tell_again(self, device: str) -> None:
         """The cloud has asked once more: tell all that is there; the rest follows as it comes."""
-        own, stream = self._of[device], self._cloud.stream
+        own, stream = self._of.get(device), self._cloud.stream
+        if own is None:  # it has left meanwhile
+            return
         messages: dict[str, list[EdgeMessage]] = {}
         while lacking := own.parts.keys() - messages.keys():
             for side in lacking:

@@ -85,6 +85,18 @@ def test_what_is_delivered_while_the_cloud_is_away_is_told_once_it_asks() -> Non
     asyncio.run(story())
 
 
+def test_of_a_device_that_has_left_nothing_is_told_again() -> None:
+    async def story() -> None:
+        cloud = Cloud()
+        deliveries = Deliveries(cloud, Waits())  # type: ignore[arg-type]
+        deliveries.begin("d", told(1))
+        deliveries.forget("d")
+        await deliveries.tell_again("d")
+        assert cloud.said == []
+
+    asyncio.run(story())
+
+
 def test_what_is_told_again_to_a_stream_that_breaks_meanwhile_goes_nowhere() -> None:
     async def story() -> None:
         cloud = Cloud()
