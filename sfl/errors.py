@@ -132,7 +132,7 @@ class OutOfMemory(RunFailed):
 
 
 class RunIsOver(SflError):
-    """The run ended well while this device was away; all that it owed had arrived."""
+    """The run ended well while this device was away; all that was due of it had arrived."""
 
     exit_code = 0
 
