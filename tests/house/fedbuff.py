@@ -21,7 +21,8 @@ def spool_is_kept() -> Iterator[None]:
     """Updates stay where they came, also when the run is over."""
     with pytest.MonkeyPatch.context() as patched:
         patched.setattr("sfl.transport.cloud.spool.Spool.drop", lambda spool, round_: None)
-        patched.setattr("cloud_aggregator.aggregator.drop_working_files", lambda folder: None)
+        for name in ("drop_working_folders", "drop_working_files"):
+            patched.setattr(f"cloud_aggregator.aggregator.{name}", lambda folder: None)
         yield
 
 
@@ -30,7 +31,7 @@ import cloud_aggregator.aggregator as aggregator
 from sfl.transport.cloud.spool import Spool
 
 Spool.drop = lambda spool, round_: None
-aggregator.drop_working_files = lambda folder: None
+aggregator.drop_working_folders = aggregator.drop_working_files = lambda folder: None
 """
 """The same as a process's `sitecustomize`."""
 
