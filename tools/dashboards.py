@@ -385,6 +385,27 @@ COST = Dashboard(
             f"/ sum by (device) (rate(sfl_steps_total{{{_DEVICES}}}{_RATE}))",
             "{{device}}", "s",
         ),
+        Panel(
+            "Seconds of snapshots",
+            (
+                Query(
+                    f"sum(rate(sfl_snapshot_seconds_total{{{_ALL}}}{_RATE}))", "writing, a second"
+                ),
+                Query(
+                    f"sum(rate(sfl_snapshot_wait_seconds_total{{{_ALL}}}{_RATE}))",
+                    "waiting for the disk, a second",
+                ),
+            ),
+            "s",
+        ),
+        Panel(
+            "Snapshots written",
+            (Query(f"sum(sfl_snapshots_total{{{_ALL}}})", "in all"),),
+        ),
+        _panel(
+            "Size of the last snapshot", f"sfl_snapshot_size_bytes{{{_ALL}}}",
+            "{{device}} {{instance}}", "decbytes",
+        ),
         _panel(
             "Highest memory of a process", f"sfl_peak_resident_memory_bytes{{{_ALL}}}",
             "{{device}} {{instance}}", "decbytes",
