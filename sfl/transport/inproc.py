@@ -7,6 +7,7 @@ end. All servers live on one event loop; a caller is on that loop, or on a threa
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import contextvars
 import logging
 import queue
@@ -355,10 +356,12 @@ class AioChannel:
             call.end(CUT)
 
     async def close(self, grace: float | None = None) -> None:
-        """Let what is queued go out, and hang up."""
+        """Give open calls `grace` seconds to end by themselves, and hang up."""
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(grace or 0):
+                for call in self._calls:
+                    await call.over.wait()
         for call in self._calls:
-            if call.feeding is not None:
-                await asyncio.wait({call.feeding}, timeout=grace or 0)
             call.cancel()
 
 
@@ -369,7 +372,13 @@ class AioCall:
         self._parse = parse
         self._answers: asyncio.Queue[bytes | Status] = asyncio.Queue()
         self.feeding: asyncio.Task[None] | None = None
-        self._serving = services.call(address, path, self._answers.put_nowait)
+        self.over = asyncio.Event()
+        self._serving = services.call(address, path, self._take)
+
+    def _take(self, answer: bytes | Status) -> None:
+        self._answers.put_nowait(answer)
+        if isinstance(answer, Status):
+            self.over.set()
 
     async def feed(self, requests: AsyncIterator[Any], serialize: Callable[[Any], bytes]) -> None:
         """Send requests, as long as there are any."""

@@ -9,9 +9,14 @@ from typing import Any
 import grpc
 import pytest
 
-from sfl.transport.frames.wire import EDGE_FETCH_FILE, EDGE_LIST_FILES, generic_handler
+from sfl.transport.frames.wire import (
+    CLOUD_SESSION,
+    EDGE_FETCH_FILE,
+    EDGE_LIST_FILES,
+    generic_handler,
+)
 from sfl.transport.inproc import Channel, Services
-from sfl.v1 import edge_pb2
+from sfl.v1 import cloud_pb2, edge_pb2
 from tests.house.waiting import PATIENCE
 
 SOON = 0.05
@@ -84,3 +89,36 @@ def test_a_call_that_is_answered_is_not_ended_afterwards() -> None:
         listing(edge_pb2.FilesRequest(device="quick"), timeout=SOON)
 
     assert called(caller).ended == []
+
+
+@pytest.mark.parametrize(("grace", "ended"), [(PATIENCE, "by itself"), (None, "cancelled")])
+def test_a_channel_that_is_closed_gives_its_calls_time_to_end(
+    grace: float | None, ended: str
+) -> None:
+    found: list[str] = []
+
+    async def session(requests: AsyncIterator[Any], context: Any) -> None:
+        try:
+            async for _ in requests:
+                pass
+            await asyncio.sleep(SOON)
+            found.append("by itself")
+        except asyncio.CancelledError:
+            found.append("cancelled")
+            raise
+
+    async def requests() -> AsyncIterator[cloud_pb2.EdgeReportMessage]:
+        yield cloud_pb2.EdgeReportMessage(goodbye="done")
+
+    async def run() -> None:
+        services = Services()
+        services.serve("cloud", generic_handler(CLOUD_SESSION.service, {CLOUD_SESSION: session}))
+        channel = services.aio_channel("cloud")
+        begin: Any = CLOUD_SESSION.stub(channel)  # type: ignore[arg-type]
+        begin(requests())
+        await asyncio.sleep(SOON / 2)
+        await channel.close(grace)
+        await asyncio.sleep(SOON)
+
+    asyncio.run(run())
+    assert found == [ended]
