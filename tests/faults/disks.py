@@ -50,7 +50,7 @@ class FullDisk:
     def tend(self, lab: Lab) -> None:
         """Make room, and start again who has ended."""
         hit, filler = lab.hit(), self.folder(lab) / "filler"
-        if hit is None or time.monotonic() - hit["at"] < FULL_FOR:
+        if hit is None or not self._is_due(lab, hit["at"]):
             return
         if filler.exists():
             filler.unlink()
@@ -67,10 +67,19 @@ class FullDisk:
             if ended(lab, name) and not lab.restarts[name]:
                 lab.start_again(name)
 
+    def _is_due(self, lab: Lab, hit: float) -> bool:
+        """After a while; or sooner, where the run would be over by then."""
+        if time.monotonic() - hit > FULL_FOR or lab.are_over():
+            return True
+        return not self.may_end and SAYS in self._log(lab)
+
+    def _log(self, lab: Lab) -> str:
+        return (lab.folder / f"{self.victim}.log").read_text()
+
     def wrong(self, lab: Lab) -> list[str]:
         """What its node has said, where it may end; and its disk is taken away again."""
         unmount(self.folder(lab))
-        text = (lab.folder / f"{self.victim}.log").read_text()
+        text = self._log(lab)
         wrong = [] if lab.hit() is not None else ["it never struck"]
         wrong += [] if SAYS in text else [f"{self.victim} does not say so"]
         return wrong + (["a traceback"] if "Traceback" in text else [])

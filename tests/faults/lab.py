@@ -244,14 +244,19 @@ class Lab:
                 self.start(name)
             end = time.monotonic() + self.limit
             while time.monotonic() < end:
-                self._supervise()
-                if all(node.poll() is not None for node in self.nodes.values()):
+                were_over = self.are_over()
+                self._supervise()  # which may start somebody again
+                if were_over and self.are_over():
                     break
                 time.sleep(0.02)
             return list(self._complaints())
         finally:
             for proxy in self.proxies.values():
                 proxy.__exit__(None, None, None)
+
+    def are_over(self) -> bool:
+        """Whether every process has ended."""
+        return all(node.poll() is not None for node in self.nodes.values())
 
     def _supervise(self) -> None:
         """As systemd: whoever was killed is started again."""

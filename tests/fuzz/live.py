@@ -281,7 +281,7 @@ class Arena(Guarded):
             training={"local_steps": 2},
             evaluation={"every": 1000},
             aggregation={"strikes": 1_000_000_000},
-            network={"join_timeout": 900.0, "join_grace": 0.5, "rejoin_timeout": 5.0},
+            network={"join_timeout": 900.0, "join_grace": 0.5, "rejoin_timeout": 2.0},
         )
         super().__init__(folder, values)
 

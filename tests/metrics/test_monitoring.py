@@ -408,6 +408,7 @@ def live_run(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LiveRun]:
     values = {
         "run": {"rounds": 1000, "min_devices": 1},
         "launch": {"restarts": 0},
+        "network": {"rejoin_timeout": 5},  # else a round that waits for b is stuck, by these rules
         "model": {"path": str(QUICKSTART / "model"), "max_length": 96},
         "lora": {"rank": 4},
         "training": {"batch_size": 4, "local_steps": 4},

@@ -244,12 +244,7 @@ def test_the_journal_alone_tells_what_the_run_wrote(three: Outcome, tmp_path: Pa
 
 
 def assert_accounted(outcome: Outcome, micro_batches: int) -> None:
-    """The phases of each device's compute thread are its step, without gaps and none counted twice.
-
-    A tenth is left to what lies between two phases. A busy machine takes the core away there too:
-    from one device, not from all.
-    """
-    shares = []
+    """Each device's compute thread and its edge have all phases of a step, none counted twice."""
     steps = json.loads((outcome.folder / "timeline.json").read_text())
     assert len(steps) == len(outcome.summary["devices"])
     for step in steps:
@@ -259,20 +254,28 @@ def assert_accounted(outcome: Outcome, micro_batches: int) -> None:
         assert {span["phase"] for span in thread} >= {"collate", "forward", "wait", "step"}
         for before, after in itertools.pairwise(thread):
             assert before["end"] <= after["begin"] + 1e-5
-        wall = thread[-1]["end"] - thread[0]["begin"]
-        shares.append(sum(span["end"] - span["begin"] for span in thread) / wall)
         assert {span["phase"] for span in edge} >= {"receive", "forward", "send", "step"}
         for phase in ("send", "receive"):
             for spans in (own, edge):
                 micros = {span["micro_batch"] for span in spans if span["phase"] == phase}
                 assert micros == set(range(micro_batches)), (phase, spans)
-    assert max(shares) >= 0.9, shares
     (node,) = outcome.summary["edges"]
     assert node["phases"].keys() >= {"receive", "decode", "wait", "forward", "encode", "send"}
 
 
-def test_a_step_is_accounted_without_gaps(three: Outcome) -> None:
+def test_a_step_is_accounted(three: Outcome) -> None:
     assert_accounted(three, 1)
+
+
+@pytest.mark.alone  # a busy machine takes the core away between two phases, too
+def test_nothing_of_a_step_lies_between_its_phases(tmp_path: Path) -> None:
+    """But for a tenth."""
+    values = settings(tiny("llama"), run={"rounds": 1})
+    values["devices"] = [device("d0", completions(tmp_path / "d0.jsonl", 0), 1)]
+    (step,) = json.loads((finished(run(tmp_path, values)).folder / "timeline.json").read_text())
+    lane = [span for span in step["spans"] if (span["node"], span["lane"]) == ("device", "compute")]
+    wall = lane[-1]["end"] - lane[0]["begin"]
+    assert sum(span["end"] - span["begin"] for span in lane) >= 0.9 * wall
 
 
 def test_the_summary_says_what_happened(three: Outcome) -> None:

@@ -15,7 +15,7 @@ from tests.house.twin import played
 from tests.house.waiting import until
 
 pytestmark = pytest.mark.process
-LENGTH = {"run": {"rounds": 3}, "training": {"local_steps": 40}}
+LENGTH = {"run": {"rounds": 3}, "training": {"local_steps": 120}}
 
 
 @pytest.fixture
@@ -40,6 +40,12 @@ def node(served: Served, module: str) -> psutil.Process:
         if str(served.folder) in line and f"-m {module}" in line:
             return process
     raise AssertionError(f"no {module}")
+
+
+def begun(served: Served, run: str) -> None:
+    """Submit it, and be there in its first round: the command may end after that."""
+    started(served, "submit", str(served.run_file(run, **LENGTH)))
+    until(lambda: amid(served, run, 1), "the middle of the first round")
 
 
 def undisturbed(served: Served, tmp_path: Path) -> dict[str, object]:
@@ -79,8 +85,7 @@ def test_a_service_that_is_gone_goes_on_with_its_queue(
 
 
 def test_nodes_that_are_killed_are_started_again(served: Served, tmp_path: Path) -> None:
-    run = served.submit("hit", **LENGTH)
-    until(lambda: amid(served, run, 1), "the middle of the first round")
+    begun(served, run := "hit")
     node(served, "device_agent").kill()
     until(lambda: amid(served, run, 2), "the middle of the second round")
     node(served, "edge_server").kill()
@@ -93,8 +98,7 @@ def test_nodes_that_are_killed_are_started_again(served: Served, tmp_path: Path)
 def test_an_agent_that_is_killed_takes_its_node_along_and_comes_back(
     served: Served, tmp_path: Path
 ) -> None:
-    run = served.submit("hit", **LENGTH)
-    until(lambda: amid(served, run, 1), "the middle of the first round")
+    begun(served, run := "hit")
     served.kill("edge")
     until(lambda: not any("edge_server" in line for line in served.nodes()), "no edge")
     served.start_edge()
