@@ -34,6 +34,7 @@ from sfl.rounds import (
     UpdateReceived,
 )
 from sfl.rounds.values import (
+    BEGINNING,
     DeviceFacts,
     EdgeFacts,
     EdgeWelcome,
@@ -171,11 +172,15 @@ class EdgeHost:
         self._driver.do(Refuse(device, edge, f"edge {edge}: {reason}"))
 
     def device_ready(
-        self, device: str, facts: DeviceFacts, points: tuple[Point, ...] = (), begun: int = 0
+        self,
+        device: str,
+        facts: DeviceFacts,
+        points: tuple[Point, ...] = (),
+        begun: Point = BEGINNING,
     ) -> None:
         """A device has its span and its data; `points` are those that its edge has as well.
 
-        The edge has `begun` that round for it; 0: none.
+        The edge has `begun` that round for it, if any.
         """
         snapshot = NodeSnapshot.from_json(facts.snapshot).seen(device, time.time())
         self._driver.heard(snapshot)

@@ -37,12 +37,16 @@ class Delivery:
         """What device and edge both remember, as long as the device's stream lives."""
         own = self.told
         trained = self.complete and own.steps.count > 0
-        done = Point(own.round, own.steps.count) if trained else own.after
+        done = own.point(own.steps.count) if trained else own.after
         return tuple(sorted({own.after, done} - {BEGINNING}))
 
     def is_of(self, own: Assignment) -> bool:
         """Whether orders ask for the same, wherever they would have it begin."""
-        return replace(own, after=BEGINNING) == replace(self.told, after=BEGINNING)
+        return _apart_from_past(own) == _apart_from_past(self.told)
+
+
+def _apart_from_past(own: Assignment) -> Assignment:
+    return replace(own, after=BEGINNING, lineage=0)
 
 
 class Deliveries:

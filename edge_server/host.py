@@ -18,6 +18,7 @@ from sfl.metrics.snapshot import NodeSnapshot
 from sfl.metrics.stats import NodeStats
 from sfl.rounds.messages import DeviceLost
 from sfl.rounds.values import (
+    BEGINNING,
     Admission,
     DeviceFacts,
     DeviceWelcome,
@@ -169,10 +170,10 @@ class DeviceHost:
     def _tell_ready(self, device: str, here: Here) -> None:
         if here.facts is None or not here.confirmed:
             return
-        facts, points, begun = here.facts, here.points, 0
+        facts, points, begun = here.facts, here.points, BEGINNING
         if (delivery := self.deliveries.of(device)) is not None:
             # Its stream lives, so that both ends have in memory what they have come to since.
-            points, begun = delivery.points, delivery.told.round
+            points, begun = delivery.points, delivery.told.point(0)
             facts = replace(facts, points=points)
         self._cloud.post(DeviceIsReady(device, facts, points, begun))
 

@@ -24,6 +24,7 @@ def assign(
     rehearse: tuple[int, ...] = (),
     codec: str = "",
     after: Point = BEGINNING,
+    lineage: int = 0,
 ) -> Assignment:
     """A device's part, by the settings in effect and its edge's base; round 0 is joining.
 
@@ -43,6 +44,7 @@ def assign(
         evaluate,
         rehearse,
         after,
+        lineage,
     )
 
 
@@ -66,6 +68,7 @@ def assignments(
             steps=steps,
             evaluate=command.evaluate,
             after=command.after.get(name, BEGINNING),
+            lineage=command.lineage.get(name, 0),
         )
         for name, steps in command.devices.items()
     }

@@ -25,7 +25,6 @@ from sfl.rounds.open_round import OpenRound, Progress
 from sfl.rounds.ordered import Ordered
 from sfl.rounds.state import Phase, RunState
 from sfl.rounds.turn import Turn
-from sfl.rounds.values import Point
 
 
 def open_first(turn: Turn, parts: Ordered[str, Progress]) -> None:
@@ -58,7 +57,7 @@ def _may_begin(state: RunState, name: str) -> bool:
 def delivered(turn: Turn, name: str, progress: Progress) -> None:
     """An update is whole that no round has waited for."""
     state, update = turn.state, Update.of(name, progress)
-    reached = state.reached.put(name, Point(update.round, update.steps.count))
+    reached = state.reached.put(name, state.point_of(name, update.round, update.steps.count))
     turn.state = changed(state, reached=reached, buffer=state.buffer.put_update(update))
     drop_too_old(turn)
     begin_idle(turn, [name])

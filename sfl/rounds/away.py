@@ -110,12 +110,14 @@ def come_back(turn: Turn, event: DeviceReady) -> None:
     was_away = name in state.away
     reached, away = state.reached.put(name, after), state.away.without(name)
     turn.state = changed(state, reached=reached, away=away)
+    begun = due is not None and _has_begun(state, event.begun, due)
+    _go_on_in(turn, name, event.begun.lineage if begun else state.lineage + 1)
     if after < expected:
         turn.do(Fault(state.round, name, _lacking(expected, after)))
     if was_away:
         turn.do(DeviceBack(name, after))
     if due is not None:
-        _replay(turn, event, due, after)
+        _replay(turn, event, due, after, begun)
     elif turn.state.rehearsal is not None:
         _rehearse_again(turn, turn.state.rehearsal, name)
 
@@ -127,6 +129,18 @@ def _rehearse_again(turn: Turn, rehearsal: Rehearsal, name: str) -> None:
         deadline = max(state.deadline, state.now + turn.settings.network.round_timeout)
         turn.state = changed(state, deadline=deadline)
         turn.do(Rehearse((name,), rehearsal.counts, rehearsal.codec))
+
+
+def _has_begun(state: RunState, begun: Point, due: Progress) -> bool:
+    """Whether an edge keeps what is due; it knows no lineage that was not given."""
+    return begun.round == due.round and begun.lineage <= state.lineage
+
+
+def _go_on_in(turn: Turn, name: str, lineage: int) -> None:
+    """A device's points are of this lineage from now on."""
+    state = turn.state
+    last, lineages = max(lineage, state.lineage), state.lineages.put(name, lineage)
+    turn.state = changed(state, lineage=last, lineages=lineages)
 
 
 def _due(state: RunState, name: str) -> Progress | None:
@@ -149,7 +163,7 @@ def _lacking(expected: Point, after: Point) -> str:
     return f"{missing}: they go on with the moments of round {after.round}"
 
 
-def _replay(turn: Turn, event: DeviceReady, due: Progress, after: Point) -> None:
+def _replay(turn: Turn, event: DeviceReady, due: Progress, after: Point, begun: bool) -> None:
     name, state, network = event.device, turn.state, turn.settings.network
     if due.num_examples != event.num_examples:
         said = f"came back with {event.num_examples} examples; the round began with "
@@ -164,5 +178,5 @@ def _replay(turn: Turn, event: DeviceReady, due: Progress, after: Point) -> None
         buffer = state.buffer.put_part(name, due.afresh(state.now))
         turn.state = changed(state, buffer=buffer)
     extent = turn.settings.evaluation.extent(due.round - 1, turn.settings.run.rounds)
-    begun = event.begun == due.round
-    turn.do(ReplayRound(due.round, {name: due.steps}, extent, {name: after}, begun))
+    lineage = {name: state.lineages.get(name, 0)}
+    turn.do(ReplayRound(due.round, {name: due.steps}, extent, {name: after}, begun, lineage))

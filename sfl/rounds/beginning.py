@@ -31,4 +31,6 @@ def order(turn: Turn, round_: int, parts: Ordered[str, Progress]) -> None:
     settings, reached = turn.settings, turn.state.reached
     due = settings.evaluation.extent(round_ - 1, settings.run.rounds)
     after = {name: reached.get(name, BEGINNING) for name in parts}
-    turn.do(StartRound(round_, {name: own.steps for name, own in parts.items()}, due, after))
+    steps = {name: own.steps for name, own in parts.items()}
+    lineage = {name: turn.state.lineages.get(name, 0) for name in parts}
+    turn.do(StartRound(round_, steps, due, after, lineage))

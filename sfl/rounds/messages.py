@@ -8,7 +8,7 @@ from typing import Literal
 
 from sfl.config import Extent
 from sfl.plan import Holder
-from sfl.rounds.values import DeviceFacts, Point, RoundReport, Steps
+from sfl.rounds.values import BEGINNING, DeviceFacts, Point, RoundReport, Steps
 
 Cause = Literal["link", "silence", "offence", "adapter", "left"]
 """Why a device was lost: its link broke or its process ended; it was silent or late; it broke the
@@ -77,8 +77,8 @@ class DeviceReady:
     facts: DeviceFacts | None = None
     points: tuple[Point, ...] = ()
     """What both it and its edge have snapshots of."""
-    begun: int = 0
-    """The round that its edge has begun for it and keeps; 0: none."""
+    begun: Point = BEGINNING
+    """Of the round that its edge has begun for it and keeps, if it does: before its first step."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -246,6 +246,8 @@ class StartRound:
     evaluate: Extent = "all"
     after: Mapping[str, Point] = field(default_factory=dict)
     """What each goes on from; who is not named begins with nothing remembered."""
+    lineage: Mapping[str, int] = field(default_factory=dict)
+    """Of the points that come of it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -261,6 +263,7 @@ class ReplayRound:
     evaluate: Extent
     after: Mapping[str, Point]
     begun: bool = False
+    lineage: Mapping[str, int] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)

@@ -78,6 +78,10 @@ class RunState:
     """Who was lost and is waited for; what is still open of its part in a round stays open."""
     reached: Ordered[str, Point] = field(default_factory=Ordered)
     """How far each device has come: what it goes on from."""
+    lineage: int = 0
+    """The last one that was given."""
+    lineages: Ordered[str, int] = field(default_factory=Ordered)
+    """In which each device goes on."""
     vain: Ordered[str, int] = field(default_factory=Ordered)
     """How often each was lost since it last delivered a part."""
     no_edge: bool = False
@@ -100,6 +104,10 @@ class RunState:
             Agreement(len(settings.devices)),
             Strikes(settings.aggregation.strikes),
         )
+
+    def point_of(self, device: str, round_: int, step: int) -> Point:
+        """Where a device is after so many steps of a round."""
+        return Point(round_, step, self.lineages.get(device, 0))
 
     @property
     def time_left(self) -> float:

@@ -11,7 +11,6 @@ from sfl.rounds.open_round import OpenRound, Progress
 from sfl.rounds.ordered import Ordered
 from sfl.rounds.state import Phase, RunState
 from sfl.rounds.turn import Turn
-from sfl.rounds.values import Point
 
 
 def progress_of(turn: Turn, device: str, round_: int) -> Progress | None:
@@ -55,7 +54,7 @@ def _put(turn: Turn, device: str, after: Progress) -> None:
         return
     turn.state = changed(state, open=state.open.put(device, after, state.now))
     if after.done and after.steps.count:
-        point = Point(state.round, after.steps.count)
+        point = state.point_of(device, state.round, after.steps.count)
         turn.state = changed(turn.state, reached=state.reached.put(device, point))
 
 

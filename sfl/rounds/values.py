@@ -55,11 +55,14 @@ NO_STEPS = Steps(0, 0, 0)
 class Point:
     """So far a device and its edge have come together: `step` steps of `round` are taken.
 
-    What both remember of a device is of such a point: moments, error feedback, codecs' tables.
+    What both remember of a device is of such a point: moments, error feedback, codecs' tables. The
+    cloud gives another `lineage` whenever a device may have gone back to an earlier point: what two
+    nodes remember of the same step is of the same past only in the same lineage.
     """
 
     round: int
     step: int = 0
+    lineage: int = 0
 
 
 BEGINNING = Point(0)
@@ -98,6 +101,12 @@ class Assignment:
     after: Point = BEGINNING
     """What device and edge go on from: what they remember of that point, and nothing later. One of
     this same round has its first steps behind it."""
+    lineage: int = 0
+    """Of the points that come of it."""
+
+    def point(self, step: int) -> Point:
+        """Where device and edge are after so many steps of it."""
+        return Point(self.round, step, self.lineage)
 
     def same_adapter(self, other: Assignment) -> bool:
         """Whether both ask for the same parameters, on the same side of the cut."""

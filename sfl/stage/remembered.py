@@ -90,6 +90,8 @@ class Remembered:
             if self._snapshots is not None:
                 self._snapshots.clear()
             return Snapshot(BEGINNING)
+        if self._snapshots is not None:
+            self._snapshots.go_back_to(after)
         if at == after:
             return None
         found = None if self._snapshots is None else self._snapshots.read(after)

@@ -14,7 +14,7 @@ import re
 import shutil
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import astuple, dataclass, field
 from pathlib import Path
 from typing import Any, Self
 
@@ -36,8 +36,8 @@ KEPT_RUNS = 16
 """Runs of which a node keeps snapshots: those that were written to last."""
 KEPT_SECONDS = 30 * 86400.0
 """After so long without a snapshot a run counts as given up."""
-FORMAT = 1
-_FILE = re.compile(r"(round|step)-(\d+)-(\d+)\.safetensors")
+FORMAT = 2
+_FILE = re.compile(r"(round|step)-(\d+)-(\d+)-(\d+)\.safetensors")
 _PLAIN = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
 
 Arrays = Mapping[str, np.ndarray]
@@ -149,8 +149,9 @@ class Snapshots:
         began = time.perf_counter()
         kind = "round" if last else "step"
         point = snapshot.point
-        path = self._folder / f"{kind}-{point.round:06d}-{point.step:08d}.safetensors"
-        facts = {"format": FORMAT, "run": self._run_key, "point": [point.round, point.step]}
+        name = f"{kind}-{point.round:06d}-{point.step:08d}-{point.lineage:06d}.safetensors"
+        path = self._folder / name
+        facts = {"format": FORMAT, "run": self._run_key, "point": astuple(point)}
         said = json.dumps({**facts, "facts": dict(snapshot.facts)}, sort_keys=True)
         arrays = {name: np.asarray(array, order="C") for name, array in snapshot.arrays.items()}
         header = {"recovery": said, "digest": _digest(said, arrays)}
@@ -175,6 +176,13 @@ class Snapshots:
             log.warning("snapshot %s is not used: %s", path, error)
             return None
 
+    def go_back_to(self, after: Point) -> None:
+        """Remove those that are of a later point, or of the same one in another lineage."""
+        with contextlib.suppress(OSError):  # what is left is of another lineage
+            for point, path in self._files().items():
+                if point != after and (point.round, point.step) >= (after.round, after.step):
+                    path.unlink(missing_ok=True)
+
     def clear(self) -> None:
         """Remove all of them."""
         with contextlib.suppress(OSError):
@@ -193,7 +201,7 @@ class Snapshots:
         told = json.loads(said)
         if (told["format"], told["run"]) != (FORMAT, self._run_key):
             raise ValueError(f"it is of run {told['run']!r:.40}, format {told['format']!r:.8}")
-        if told["point"] != [point.round, point.step]:
+        if told["point"] != [*astuple(point)]:
             raise ValueError("it is of another point than its name says")
         return Snapshot(point, arrays, told["facts"])
 
@@ -203,7 +211,7 @@ class Snapshots:
         except OSError:
             return {}
         return {
-            Point(int(name[2]), int(name[3])): path
+            Point(int(name[2]), int(name[3]), int(name[4])): path
             for name, path in found
             if name is not None and kind in ("", name[1])
         }

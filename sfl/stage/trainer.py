@@ -143,7 +143,7 @@ class Trainer:
             if self.stats.steps_total == 1:
                 log.info("first step taken")
             if step + 1 < own.steps.count and self.settings.recovery.due(step + 1):
-                self.keep(self._within(Point(own.round, step + 1), so_far))
+                self.keep(self._within(own.point(step + 1), so_far))
         self.optimizer.check_finite()
         return RoundOutcome(
             round=own.round,

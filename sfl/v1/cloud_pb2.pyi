@@ -63,8 +63,8 @@ class DeviceIsReady(_message.Message):
     device: str
     ready: _edge_pb2.DeviceReady
     points: _containers.RepeatedCompositeFieldContainer[_edge_pb2.Point]
-    begun: int
-    def __init__(self, device: _Optional[str] = ..., ready: _Optional[_Union[_edge_pb2.DeviceReady, _Mapping]] = ..., points: _Optional[_Iterable[_Union[_edge_pb2.Point, _Mapping]]] = ..., begun: _Optional[int] = ...) -> None: ...
+    begun: _edge_pb2.Point
+    def __init__(self, device: _Optional[str] = ..., ready: _Optional[_Union[_edge_pb2.DeviceReady, _Mapping]] = ..., points: _Optional[_Iterable[_Union[_edge_pb2.Point, _Mapping]]] = ..., begun: _Optional[_Union[_edge_pb2.Point, _Mapping]] = ...) -> None: ...
 
 class DeviceLeft(_message.Message):
     __slots__ = ("device", "reason", "cause")

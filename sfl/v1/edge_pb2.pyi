@@ -41,12 +41,14 @@ class DeviceHello(_message.Message):
     def __init__(self, device: _Optional[str] = ..., wire_version: _Optional[int] = ..., compiled_codec: _Optional[bool] = ..., run: _Optional[str] = ..., incarnation: _Optional[bytes] = ...) -> None: ...
 
 class Point(_message.Message):
-    __slots__ = ("round", "step")
+    __slots__ = ("round", "step", "lineage")
     ROUND_FIELD_NUMBER: _ClassVar[int]
     STEP_FIELD_NUMBER: _ClassVar[int]
+    LINEAGE_FIELD_NUMBER: _ClassVar[int]
     round: int
     step: int
-    def __init__(self, round: _Optional[int] = ..., step: _Optional[int] = ...) -> None: ...
+    lineage: int
+    def __init__(self, round: _Optional[int] = ..., step: _Optional[int] = ..., lineage: _Optional[int] = ...) -> None: ...
 
 class DeviceReady(_message.Message):
     __slots__ = ("num_examples", "num_eval_examples", "num_truncated", "num_dropped", "snapshot", "example_kind", "num_repeated", "num_tokens", "num_tokens_kept", "layout", "chat_template", "points", "signature")
@@ -165,7 +167,7 @@ class HeldSpan(_message.Message):
     def __init__(self, first: _Optional[int] = ..., last: _Optional[int] = ..., embedding: _Optional[bool] = ..., head: _Optional[bool] = ..., holder: _Optional[_Union[Holder, str]] = ...) -> None: ...
 
 class Assignment(_message.Message):
-    __slots__ = ("round", "evaluate", "num_steps", "first_step", "total_steps", "codecs", "micro_batches", "rehearse", "plan", "rank", "scaling", "credits", "after")
+    __slots__ = ("round", "evaluate", "num_steps", "first_step", "total_steps", "codecs", "micro_batches", "rehearse", "plan", "rank", "scaling", "credits", "after", "lineage")
     ROUND_FIELD_NUMBER: _ClassVar[int]
     EVALUATE_FIELD_NUMBER: _ClassVar[int]
     NUM_STEPS_FIELD_NUMBER: _ClassVar[int]
@@ -179,6 +181,7 @@ class Assignment(_message.Message):
     SCALING_FIELD_NUMBER: _ClassVar[int]
     CREDITS_FIELD_NUMBER: _ClassVar[int]
     AFTER_FIELD_NUMBER: _ClassVar[int]
+    LINEAGE_FIELD_NUMBER: _ClassVar[int]
     round: int
     evaluate: Extent
     num_steps: int
@@ -192,7 +195,8 @@ class Assignment(_message.Message):
     scaling: float
     credits: int
     after: Point
-    def __init__(self, round: _Optional[int] = ..., evaluate: _Optional[_Union[Extent, str]] = ..., num_steps: _Optional[int] = ..., first_step: _Optional[int] = ..., total_steps: _Optional[int] = ..., codecs: _Optional[str] = ..., micro_batches: _Optional[int] = ..., rehearse: _Optional[_Iterable[int]] = ..., plan: _Optional[_Iterable[_Union[HeldSpan, _Mapping]]] = ..., rank: _Optional[int] = ..., scaling: _Optional[float] = ..., credits: _Optional[int] = ..., after: _Optional[_Union[Point, _Mapping]] = ...) -> None: ...
+    lineage: int
+    def __init__(self, round: _Optional[int] = ..., evaluate: _Optional[_Union[Extent, str]] = ..., num_steps: _Optional[int] = ..., first_step: _Optional[int] = ..., total_steps: _Optional[int] = ..., codecs: _Optional[str] = ..., micro_batches: _Optional[int] = ..., rehearse: _Optional[_Iterable[int]] = ..., plan: _Optional[_Iterable[_Union[HeldSpan, _Mapping]]] = ..., rank: _Optional[int] = ..., scaling: _Optional[float] = ..., credits: _Optional[int] = ..., after: _Optional[_Union[Point, _Mapping]] = ..., lineage: _Optional[int] = ...) -> None: ...
 
 class Finish(_message.Message):
     __slots__ = ("ok", "reason", "run_key")

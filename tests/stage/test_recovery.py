@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 
 from sfl.errors import SnapshotMissing
-from sfl.rounds.values import Point
+from sfl.rounds.values import BEGINNING, Point
 from sfl.stage.messages import RoundOutcome
 from sfl.stage.remembered import Remembered
 from sfl.stage.snapshots import (
@@ -99,6 +99,52 @@ def replayed(run: Alone, folder: Path, killed_after: int, again: int = 1) -> dic
                 assert common(link, 2) == run.start(2).after
         values = link.end_round(trainer.run_round(link.begin_round(run.start(round_), values)))
     return dict(values)
+
+
+def test_what_two_pasts_have_left_of_one_step_is_not_taken_for_the_same(tmp_path: Path) -> None:
+    """Round 2 is done at one edge, of which the cloud hears nothing, and again at another one."""
+    run = Alone("vanilla", UNCODED)
+    device = Snapshots(recovery_folder(tmp_path / "device", "r", NAME), "r")
+    edges = {
+        name: Snapshots(recovery_folder(tmp_path / name, "r", NAME), "r")
+        for name in ("north", "south")
+    }
+
+    def done(edge: str, round_: int, after: Point, lineage: int) -> None:
+        trainer, link = rebuilt(run, {"device": device, "edge": edges[edge]})
+        assert common(link, round_) == after
+        own = replace(run.start(round_), after=after, lineage=lineage)
+        link.end_round(trainer.run_round(link.begin_round(own, run.first)))
+
+    done("north", 1, BEGINNING, 1)
+    done("north", 2, Point(1, STEPS, 1), 1)
+    done("south", 2, BEGINNING, 2)
+    assert device.points() == (Point(2, STEPS, 2),)
+    _, link = rebuilt(run, {"device": device, "edge": edges["north"]})
+    assert link.edge.remembered.points == (Point(1, STEPS, 1), Point(2, STEPS, 1))
+    assert common(link, 3) == BEGINNING
+    done("north", 3, BEGINNING, 3)
+    assert edges["north"].points() == device.points() == (Point(3, STEPS, 3),)
+
+
+def test_who_goes_back_keeps_nothing_that_came_later(tmp_path: Path) -> None:
+    snapshots = Snapshots(tmp_path, "r")
+    for point in (Point(1, 4, 1), Point(2, 4, 1)):
+        snapshots.write(Snapshot(point, ARRAYS))
+    for point in (Point(2, 2, 1), Point(3, 2, 1)):
+        snapshots.write(Snapshot(point, ARRAYS), last=False)
+    snapshots.write(Snapshot(Point(2, 2, 2), ARRAYS), last=False)
+    remembered = Remembered(snapshots)
+    found = remembered.go_on_from(Point(2, 2, 1), trains=True)
+    assert found is not None and found.point == Point(2, 2, 1)
+    assert snapshots.points() == (Point(1, 4, 1), Point(2, 2, 1))
+
+
+def test_a_snapshot_from_before_lineages_counts_as_missing(tmp_path: Path) -> None:
+    snapshots = Snapshots(tmp_path, "r")
+    snapshots.write(Snapshot(HERE, ARRAYS))
+    only(tmp_path).rename(tmp_path / "round-000002-00000004.safetensors")
+    assert snapshots.points() == ()
 
 
 @cache
@@ -284,7 +330,7 @@ def test_another_runs_file_counts_as_not_there(
     written(tmp_path, run="another")
     snapshots = Snapshots(tmp_path, "r")
     assert snapshots.points() == () and "it is of run 'another'" in caplog.text
-    only(tmp_path).rename(tmp_path / "round-000003-00000004.safetensors")
+    only(tmp_path).rename(tmp_path / "round-000003-00000004-000000.safetensors")
     assert Snapshots(tmp_path, "another").points() == ()
 
 

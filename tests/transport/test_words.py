@@ -225,7 +225,7 @@ def test_what_a_device_signed_is_passed_on_to_the_byte(drawn: st.DataObject) -> 
     [
         (DeviceJoin("d", Proof()), "join"),
         (EdgeFacts("{}"), "ready"),
-        (DeviceIsReady("d", DeviceFacts(1), (Point(1, 2),), 2), "device_ready"),
+        (DeviceIsReady("d", DeviceFacts(1), (Point(1, 2, 3),), Point(2, 0, 3)), "device_ready"),
         (DeviceLost("d", "why"), "left"),
         (RoundReport(1, "d"), "report"),
         (Beat("{}", ["{}"]), "heartbeat"),

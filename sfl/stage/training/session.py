@@ -19,7 +19,7 @@ from sfl.metrics.stats import NodeStats
 from sfl.metrics.timeline import watched_step
 from sfl.models.span import SpanModel
 from sfl.plan import Plan, Toward
-from sfl.rounds.values import Assignment, Point
+from sfl.rounds.values import Assignment
 from sfl.stage.computation import COMPUTATIONS
 from sfl.stage.messages import GradientNorm, Key, Kind, Outgoing, Purpose, TensorMessage
 from sfl.stage.optimizer import NO_MOMENTS, Optimizer
@@ -182,7 +182,7 @@ class TrainingSession(ABC):
     def within(self) -> Within:
         """What there is after the steps taken, to go on from it."""
         enter(self)
-        return self.trained.within(Point(self.assignment.round, self.step))
+        return self.trained.within(self.assignment.point(self.step))
 
     def close(self) -> None:
         """Give everything back: graphs, optimizer, adapter, and the file they are swapped to."""

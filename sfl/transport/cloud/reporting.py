@@ -106,11 +106,11 @@ class Host(Protocol):
         """A device asks to take part."""
 
     def device_ready(
-        self, device: str, facts: DeviceFacts, points: tuple[Point, ...], begun: int
+        self, device: str, facts: DeviceFacts, points: tuple[Point, ...], begun: Point
     ) -> None:
         """A device has its span and its data; `points` are those that its edge has as well.
 
-        The edge has `begun` that round for it; 0: none.
+        The edge has `begun` that round for it, if any.
         """
 
     def device_left(self, lost: DeviceLost) -> None:
@@ -293,8 +293,9 @@ class Reporting:
             raise ProtocolError("a device was ready before its edge was")
         self.devices[message.device].ready(message.ready)
         facts = words.from_device_facts(message.ready)
+        begun = words.from_point(message.begun)
         common = set(facts.points).intersection(words.from_points(message.points))
-        self.host.device_ready(message.device, facts, tuple(sorted(common)), message.begun)
+        self.host.device_ready(message.device, facts, tuple(sorted(common)), begun)
 
     def _report(self, report: tensor_pb2.RoundReport) -> None:
         self.signatures.report(report)

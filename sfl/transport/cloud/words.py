@@ -12,6 +12,7 @@ from typing import assert_never
 from sfl.errors import ProtocolError
 from sfl.rounds.messages import DeviceLost, Evict, FinishRun
 from sfl.rounds.values import (
+    BEGINNING,
     Admission,
     DeviceFacts,
     EdgeFacts,
@@ -44,8 +45,8 @@ class DeviceIsReady:
     facts: DeviceFacts
     points: tuple[Point, ...] = ()
     """What its edge has snapshots of, for this device."""
-    begun: int = 0
-    """The round that its edge has begun for it and keeps; 0: none."""
+    begun: Point = BEGINNING
+    """Of the round that its edge has begun for it and keeps, if it does: before its first step."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,8 +111,9 @@ def to_edge_report(word: EdgeWord) -> cloud_pb2.EdgeReportMessage:
         case DeviceIsReady():
             ready = words.to_device_facts(word.facts)
             points = map(words.to_point, word.points)
+            begun = None if word.begun == BEGINNING else words.to_point(word.begun)
             said = cloud_pb2.DeviceIsReady(
-                device=word.device, ready=ready, points=points, begun=word.begun
+                device=word.device, ready=ready, points=points, begun=begun
             )
             return cloud_pb2.EdgeReportMessage(device_ready=said)
         case DeviceLost():

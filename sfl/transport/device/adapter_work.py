@@ -91,7 +91,7 @@ class AdapterWork:
         values = await self.cloud.engine.run(self.session.end_round)
         moments = await self.cloud.engine.run(self.session.moments)
         # Before the cloud can count on it.
-        point = Point(round_, self.session.step)
+        point = self.session.assignment.point(self.session.step)
         with self.waits_for_disk():
             await aside(self._keep, point, moments)
         header = UpdateHeader(

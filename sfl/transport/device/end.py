@@ -246,6 +246,10 @@ class DeviceEnd(End):
         """What this device's B A are multiplied by."""
         return (self._told or self._joined).scaling
 
+    def point(self, step: int) -> Point:
+        """Where both ends are after so many steps of the round."""
+        return (self._told or self._joined).point(step)
+
     def expect(self, shapes: ShapesOf, hidden: int, named: Sequence[Declared] = ()) -> None:
         """What the device takes: the parameters of an assignment's adapter, the width of rows.
 

@@ -151,7 +151,7 @@ class InProcessTraining(InProcessLink):
 
     def reached(self, outcome: RoundOutcome) -> None:
         """Both sides have done a round, and keep what the next one goes on from."""
-        point = Point(outcome.round, outcome.num_steps)
+        point = self.device.point(outcome.num_steps)
         self.device.reached(point, outcome.moments)
         self.edge.reached(point, self._training.moments())
         for end in (self.device, self.edge):

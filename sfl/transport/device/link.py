@@ -20,7 +20,7 @@ from sfl.config import RunSettings
 from sfl.data.example import Dataset
 from sfl.errors import ProtocolError, RunFailed
 from sfl.metrics.timeline import spans_to_json
-from sfl.rounds.values import Assignment, DeviceFacts, Point, RoundReport
+from sfl.rounds.values import Assignment, DeviceFacts, RoundReport
 from sfl.stage.messages import (
     BaseUpdate,
     Finish,
@@ -230,7 +230,7 @@ class DeviceLink:
     def _deliver_update(self, outcome: RoundOutcome) -> None:
         """This device's part: whole, or coded as what changed since the round began."""
         part = self._end.update(outcome.values, outcome.round)
-        self._end.reached(Point(outcome.round, outcome.num_steps), outcome.moments)
+        self._end.reached(self._end.point(outcome.num_steps), outcome.moments)
         header = tensor_pb2.AdapterHeader(
             round=outcome.round,
             final_step=outcome.num_steps,

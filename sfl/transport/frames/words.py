@@ -235,18 +235,24 @@ def to_assignment(own: Assignment) -> edge_pb2.Assignment:
         scaling=own.scaling,
         credits=own.credits,
         after=None if own.after == BEGINNING else to_point(own.after),
+        lineage=own.lineage,
     )
 
 
 def to_point(point: Point) -> edge_pb2.Point:
     """How far a device and its edge have come, as the wire has it."""
-    return edge_pb2.Point(round=point.round, step=point.step)
+    return edge_pb2.Point(round=point.round, step=point.step, lineage=point.lineage)
+
+
+def from_point(said: edge_pb2.Point) -> Point:
+    """The same from the wire; the beginning where it was not said."""
+    return Point(said.round, said.step, said.lineage)
 
 
 def from_points(said: Collection[edge_pb2.Point]) -> tuple[Point, ...]:
     """Several of them from the wire. Raises ProtocolError where they are too many."""
     contract.whole("points", len(said), 0, MOST_POINTS)
-    return tuple(Point(one.round, one.step) for one in said)
+    return tuple(from_point(one) for one in said)
 
 
 def _to_held(held: Held) -> edge_pb2.HeldSpan:
@@ -280,7 +286,8 @@ def from_assignment(said: edge_pb2.Assignment) -> Assignment:
         said.micro_batches,
         extent,
         tuple(said.rehearse),
-        Point(said.after.round, said.after.step),
+        from_point(said.after),
+        said.lineage,
     )
 
 
