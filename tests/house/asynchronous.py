@@ -20,6 +20,7 @@ from sfl.rounds import (
     UpdateReceived,
 )
 from sfl.rounds.values import Point, Steps
+from tests.house.lost import in_its_lineage, of_one_past
 from tests.house.rebuilt import Rebuilt
 
 STEPS, ROUNDS = 5, 4
@@ -53,7 +54,8 @@ def begun(config: RunSettings) -> Coordinator:
 
 def join(coordinator: Coordinator, device: str, now: float, *points: Point) -> list[Command]:
     commands = coordinator.handle(DeviceJoined(device, "e"), now)
-    return commands + coordinator.handle(DeviceReady(device, 10, points=points), now)
+    said = in_its_lineage(coordinator.state, device, points)
+    return of_one_past(commands + coordinator.handle(DeviceReady(device, 10, points=said), now))
 
 
 def parts(state: RunState, device: str) -> list[Event]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from typing import Any
 
 from sfl.config import RunSettings
@@ -9,13 +11,16 @@ from sfl.rounds import (
     AdapterReady,
     Command,
     Coordinator,
+    DeviceBack,
     DeviceJoined,
     DeviceReady,
     EdgeReady,
     Event,
     Phase,
+    ReplayRound,
     ReportReceived,
     RunState,
+    StartRound,
     UpdateReceived,
 )
 from sfl.rounds.values import Point
@@ -56,8 +61,30 @@ def join(
     edge: str = "e",
 ) -> list[Command]:
     commands = coordinator.handle(DeviceJoined(device, edge), now)
-    ready = DeviceReady(device, examples, points=points)
-    return commands + coordinator.handle(ready, now)
+    ready = DeviceReady(device, examples, points=in_its_lineage(coordinator.state, device, points))
+    return of_one_past(commands + coordinator.handle(ready, now))
+
+
+def in_its_lineage(state: RunState, device: str, points: Iterable[Point]) -> tuple[Point, ...]:
+    """As a device says them that has never gone back."""
+    lineage = state.lineages.get(device, 0)
+    return tuple(replace(point, lineage=lineage) for point in points)
+
+
+def of_one_past(commands: Sequence[Command]) -> list[Command]:
+    """The same, whatever lineages they name."""
+    return [_of_one_past(command) for command in commands]
+
+
+def _of_one_past(command: Command) -> Command:
+    match command:
+        case StartRound() | ReplayRound():
+            after = {name: replace(point, lineage=0) for name, point in command.after.items()}
+            return replace(command, after=after, lineage={})
+        case DeviceBack():
+            return replace(command, after=replace(command.after, lineage=0))
+        case _:
+            return command
 
 
 def deliver(coordinator: Coordinator, device: str, now: float = 1.0) -> list[Command]:

@@ -72,6 +72,30 @@ def test_a_device_that_is_not_back_in_time_is_left_out() -> None:
     assert join(coordinator, "d1", 23.0)[0] == Welcome("d1")  # for the next round
 
 
+def test_who_is_back_goes_on_in_another_lineage_unless_its_edge_has_begun() -> None:
+    coordinator = begun(settings(2))
+    first = dict(coordinator.state.lineages.items())
+    assert first == {"d0": 1, "d1": 2}
+
+    def back(begun: Point = BEGINNING) -> ReplayRound:
+        coordinator.handle(DeviceLost("d1", "cut"), 2.0)
+        coordinator.handle(DeviceJoined("d1", "e"), 2.0)
+        commands = coordinator.handle(DeviceReady("d1", 10, begun=begun), 2.0)
+        (replay,) = [command for command in commands if isinstance(command, ReplayRound)]
+        assert coordinator.state.lineages["d1"] == replay.lineage["d1"]
+        return replay
+
+    replay = back()
+    assert (replay.begun, replay.lineage) == (False, {"d1": 3})
+    kept = back(Point(1, 0, 2))  # what was ordered last has not arrived
+    assert (kept.begun, kept.lineage) == (True, {"d1": 2})
+    for made_up in (Point(2, 0, 2), Point(1, 0, 2**32 - 1)):
+        replay = back(made_up)
+        assert not replay.begun and replay.lineage["d1"] > 3
+    deliver(coordinator, "d1")
+    assert coordinator.state.reached["d1"] == Point(1, STEPS, replay.lineage["d1"])
+
+
 def test_who_had_delivered_everything_is_asked_for_nothing_again() -> None:
     coordinator = begun(settings())
     deliver(coordinator, "d1")

@@ -127,7 +127,7 @@ class End:
     def go_on(self, told: Assignment) -> GoOn:
         """Take the round's codecs, and go on from the point that it names; nothing is in flight.
 
-        What else is of that point, and not in memory. Raises ProtocolError.
+        What else is of that point, and not in memory. Raises SnapshotMissing.
         """
         found = self.remembered.go_on_from(told.after, told.steps.count > 0)
         self.codecs.begin_round(told.codecs, told.round)
