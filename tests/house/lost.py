@@ -73,10 +73,10 @@ def in_its_lineage(state: RunState, device: str, points: Iterable[Point]) -> tup
 
 def of_one_past(commands: Sequence[Command]) -> list[Command]:
     """The same, whatever lineages they name."""
-    return [_of_one_past(command) for command in commands]
+    return [as_of_one_past(command) for command in commands]
 
 
-def _of_one_past(command: Command) -> Command:
+def as_of_one_past(command: Command) -> Command:
     match command:
         case StartRound() | ReplayRound():
             after = {name: replace(point, lineage=0) for name, point in command.after.items()}

@@ -50,7 +50,7 @@ from tests.house.asynchronous import (
     settings,
     steps,
 )
-from tests.house.lost import of_one_past
+from tests.house.lost import as_of_one_past
 from tests.house.rebuilt import Rebuilt
 
 
@@ -59,17 +59,13 @@ def test_nobody_waits_for_the_slow_one_and_its_update_counts_by_its_age() -> Non
     assert deliver(coordinator, "d0") == []  # it has nothing newer to begin from
     (aggregate,) = deliver(coordinator, "d1")
     assert merged(coordinator, aggregate) == {"d0": 1, "d1": 1}
-    (start,) = of_one_past(average(coordinator))
-    assert of_one_past([start])[0] == StartRound(
+    (start,) = average(coordinator)
+    assert as_of_one_past(start) == StartRound(
         2, {n: steps(2) for n in ("d0", "d1")}, "none", dict.fromkeys(("d0", "d1"), Point(1, STEPS))
     )
     assert deliver(coordinator, "d0") == []
-    start, aggregate = of_one_past(
-        deliver(coordinator, "d2")
-    )  # its first: it goes on with the newest at once
-    assert of_one_past([start])[0] == StartRound(
-        2, {"d2": steps(2)}, "none", {"d2": Point(1, STEPS)}
-    )
+    start, aggregate = deliver(coordinator, "d2")  # its first: it goes on with the newest at once
+    assert as_of_one_past(start) == StartRound(2, {"d2": steps(2)}, "none", {"d2": Point(1, STEPS)})
     assert merged(coordinator, aggregate) == {"d0": 2, "d2": 1}
     assert [u.staleness(2) for u in coordinator.updates_of(aggregate).values()] == [0, 1]
 
@@ -162,7 +158,7 @@ def test_a_device_that_was_not_back_in_time_begins_with_the_newest() -> None:
     (fault,) = coordinator.handle(Tick(), 22.0)
     assert fault == Fault(2, "d2", "killed; not back within rejoin_timeout (20 s)")
     start = join(coordinator, "d2", 30.0)[-1]
-    assert of_one_past([start])[0] == StartRound(2, {"d2": steps(2)}, "none", {"d2": BEGINNING})
+    assert as_of_one_past(start) == StartRound(2, {"d2": steps(2)}, "none", {"d2": BEGINNING})
 
 
 def test_a_device_that_had_delivered_waits_where_it_was() -> None:
@@ -234,10 +230,10 @@ def test_an_update_that_is_too_old_does_not_count_and_that_is_told() -> None:
         deliver(coordinator, "d0")
         deliver(coordinator, "d1")
         average(coordinator)
-    fault, start = of_one_past(deliver(coordinator, "d2"))
+    fault, start = deliver(coordinator, "d2")
     said = "its update of round 1 does not count: 2 adapters were made since it began"
     assert fault == Fault(3, "d2", f"{said} (aggregation.max_staleness = 1)")
-    assert of_one_past([start])[0] == StartRound(
+    assert as_of_one_past(start) == StartRound(
         3, {"d2": steps(3)}, "sample", {"d2": Point(1, STEPS)}
     )
     assert not coordinator.state.buffer.waiting
@@ -254,9 +250,7 @@ def test_a_restarted_cloud_averages_the_same_again() -> None:
     assert [command.round for command in replayed] == [1]
     assert not average(coordinator)  # all that could go on are away yet, but for d3, at work
     start = join(coordinator, "d2", 5.0, Point(1, STEPS))[-1]
-    assert of_one_past([start])[0] == StartRound(
-        2, {"d2": steps(2)}, "none", {"d2": Point(1, STEPS)}
-    )
+    assert as_of_one_past(start) == StartRound(2, {"d2": steps(2)}, "none", {"d2": Point(1, STEPS)})
 
 
 def test_adapters_that_devices_work_from_are_needed() -> None:
