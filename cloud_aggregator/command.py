@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 from pathlib import Path
 
@@ -53,13 +54,17 @@ def cloud(
 
     With --resume, --journal and --artifacts it goes on with a run whose machine is gone.
 
-    With neither it is a service that queues runs (sfl submit), and agents compute them.
+    With neither it is a service that queues runs (sfl submit), and agents compute them. --journal
+    and --artifacts then say where each run is kept.
     """
     quiet_environment()
     start_logging(log_format)
     allow_open_files()
     if config is None and resume is None:
-        asked = Asked(overrides or [], max_runs, output_dir, insecure, certs, address_file)
+        kept = {"journal": journal, "artifacts": artifacts}
+        own = [f"service.{key}={json.dumps(url)}" for key, url in kept.items() if url]
+        given = [*(overrides or []), *own]
+        asked = Asked(given, max_runs, output_dir, insecure, certs, address_file)
         raise typer.Exit(run_node(lambda: serve_runs(asked), error_file))
 
     def body() -> None:

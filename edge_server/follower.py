@@ -108,6 +108,8 @@ class Follower:
         return self._opened.result()
 
     def _evict(self, evict: Evict) -> None:
+        if self._opened.done():
+            self._opened.result().forget(evict.device)
         if evict.final:
             self._service.turn_away(evict.device, Refused(evict.reason))
         else:  # it may join again with the next round
@@ -147,6 +149,8 @@ class Follower:
             checked.assignment(own, base.settings, base.folder.num_layers)
         streams = dict(self._service.streams)
         here = {name: own for name, own in orders.devices.items() if name in streams}
+        for device in orders.devices.keys() - here.keys():
+            self._host().say_left(device)
         due = {name: own for name, own in here.items() if self._is_new(name, own)}
         for device in here.keys() - due.keys():
             await self._host().deliveries.tell_again(device)
@@ -163,12 +167,19 @@ class Follower:
         """What came of rounds that devices have begun; one that has begun another joins again."""
         for device, own in orders.devices.items():
             if device not in self._service.streams:
-                continue
-            if self._is_new(device, own):
+                await self._tell_again_of(device, own)
+            elif self._is_new(device, own):
                 reason = f"the cloud asks for another part of round {own.round} than it has begun"
                 self._service.evict(device, LinkLost(reason))
             else:
                 await self._host().deliveries.tell_again(device)
+
+    async def _tell_again_of(self, device: str, own: Assignment) -> None:
+        """Of one that has left, what it delivered before; and then, that it has."""
+        host = self._host()
+        if not self._is_new(device, own):
+            await host.deliveries.tell_again(device)
+        host.say_left(device)
 
     def _is_new(self, device: str, own: Assignment) -> bool:
         """Whether a device has not begun this yet; else the cloud wants to be told again."""

@@ -74,6 +74,8 @@ class Here:
     confirmed: bool = False
     """Whether the cloud has answered on the stream in use."""
     refused: SflError | None = None
+    left: DeviceLost | None = None
+    """Why its stream has ended, where the cloud is still to be told what it has delivered."""
 
 
 class DeviceHost:
@@ -107,6 +109,7 @@ class DeviceHost:
         self._joins.take(device, time.monotonic())
         answer: asyncio.Future[Admission] = asyncio.get_running_loop().create_future()
         self._admissions[device] = answer
+        self.say_left(device)  # the process before this one
         self._here[device] = Here(proof)
         self._cloud.post(DeviceJoin(device, proof))
         words = f"its word on device {device}"
@@ -141,6 +144,8 @@ class DeviceHost:
         if here is None:  # it has left since it was presented
             return None
         here.refused = _refusal(admission)
+        if here.left is not None and here.refused is not None:
+            self._here.pop(device)
         self._tell_ready(device, here)
         return here.refused
 
@@ -172,9 +177,10 @@ class DeviceHost:
             return
         facts, points, begun = here.facts, here.points, BEGINNING
         if (delivery := self.deliveries.of(device)) is not None:
-            # Its stream lives, so that both ends have in memory what they have come to since.
-            points, begun = delivery.points, delivery.told.point(0)
-            facts = replace(facts, points=points)
+            begun = delivery.told.point(0)
+            if not delivery.left:  # else both ends have in memory what they have come to since
+                points = delivery.points
+                facts = replace(facts, points=points)
         self._cloud.post(DeviceIsReady(device, facts, points, begun))
 
     async def left(self, device: str, reason: SflError) -> None:
@@ -182,10 +188,26 @@ class DeviceHost:
         # Cut: it may repeat the device's own words, and a message to the cloud has a bound.
         why = contract.reason(str(reason))
         log.info("device %s left: %s", device, why, extra={"device": device})
-        self._here.pop(device, None)
-        self.deliveries.forget(device)
-        self._cloud.post(DeviceLost(device, why, blamed(reason)))
+        lost, here = DeviceLost(device, why, blamed(reason)), self._here.get(device)
+        if self.deliveries.leave(device) and here is not None and here.refused is None:
+            here.left = lost
+        else:
+            self._here.pop(device, None)
+            self._cloud.post(lost)
         await self.floor.close(device)
+
+    def forget(self, device: str) -> None:
+        """The cloud speaks of it with another edge from now on."""
+        here = self._here.get(device)
+        if here is not None and here.left is not None:
+            del self._here[device]
+
+    def say_left(self, device: str) -> None:
+        """Tell the cloud of one that was gone before it could be told what that has delivered."""
+        here = self._here.get(device)
+        if here is not None and here.left is not None:
+            del self._here[device]
+            self._cloud.post(here.left)
 
     async def relay_adapter(self, header: UpdateHeader, payload: Buffer) -> None:
         """Pass a part on to the cloud."""

@@ -165,6 +165,10 @@ def without_secret(url: str) -> str:
     return url
 
 
+JournalUrl = Annotated[str, AfterValidator(without_secret), Field(pattern=POSTGRES)]
+ArtifactsUrl = Annotated[str, AfterValidator(without_secret), Field(pattern=PLACE)]
+
+
 class CloudNode(Section):
     """The cloud process."""
 
@@ -176,12 +180,12 @@ class CloudNode(Section):
     """Prometheus endpoint of the cloud."""
     tracing: TracingSettings = TracingSettings()
     """Traces of the run's steps."""
-    journal: Annotated[str, AfterValidator(without_secret)] = Field(default="", pattern=POSTGRES)
+    journal: JournalUrl = ""
     """Where the run's events are kept. Empty: in `run.sqlite` in the run's folder. A PostgreSQL
     server: `postgresql+psycopg://USER:${NAME}@HOST/DATABASE`, where `NAME` is a variable of the
     environment with the password. Without `:${NAME}` the password is that of `PGPASSWORD` or
     `~/.pgpass`. Needs the extra `postgres` (docs/storage.md)."""
-    artifacts: Annotated[str, AfterValidator(without_secret)] = Field(default="", pattern=PLACE)
+    artifacts: ArtifactsUrl = ""
     """Where a second copy is kept of all files that a run goes on from: `s3://BUCKET/PREFIX` or
     `file:///FOLDER`. Empty: they are in the run's folder only. With this and `journal` a run whose
     machine is gone goes on elsewhere (docs/storage.md). `s3://` needs the extra `s3`."""

@@ -9,7 +9,7 @@ from pydantic import NonNegativeInt, PositiveInt
 
 from sfl.config.base import Section
 from sfl.config.load import tables_of, validated
-from sfl.config.node import MetricsSettings, TlsSettings
+from sfl.config.node import ArtifactsUrl, JournalUrl, MetricsSettings, TlsSettings
 
 
 class ServiceSettings(Section):
@@ -24,6 +24,10 @@ class ServiceSettings(Section):
     """How often a node of a run is started again, if it was killed or failed."""
     tls: TlsSettings | None = None
     """The service's certificate, of role `cloud`. Each run's cloud uses it too."""
+    journal: JournalUrl = ""
+    """The `cloud.journal` of every run (docs/storage.md). Who submits a run cannot choose it."""
+    artifacts: ArtifactsUrl = ""
+    """The `cloud.artifacts` of every run. Who submits a run cannot choose it."""
     metrics: MetricsSettings = MetricsSettings()
     """Prometheus endpoint of the service. Each run's cloud has one of its own."""
 

@@ -49,7 +49,8 @@ JournalUrl = Annotated[
     typer.Option(
         "--journal",
         metavar="URL",
-        help="With --resume: the database with the run's events, as in cloud.journal.",
+        help="The database with the run's events, as in cloud.journal. With --resume, or for a "
+        "service's runs.",
     ),
 ]
 ArtifactsUrl = Annotated[
@@ -57,7 +58,8 @@ ArtifactsUrl = Annotated[
     typer.Option(
         "--artifacts",
         metavar="URL",
-        help="With --resume: the store with the run's files, as in cloud.artifacts.",
+        help="The store with the run's files, as in cloud.artifacts. With --resume, or for a "
+        "service's runs.",
     ),
 ]
 OutputDir = Annotated[Path, typer.Option(help="Folder with the runs.")]

@@ -11,7 +11,7 @@ from sfl.errors import ConfigError
 from sfl.node.extras import require_postgres
 from sfl.node.lock import FolderLock
 from sfl.report.conclusion import SECRET
-from sfl.report.journal import check_journal
+from sfl.report.journal import check_journal, patience
 from sfl.report.runs import LOCK
 from sfl.store.address import Address
 from sfl.store.artifacts import ArtifactStore, restore, same
@@ -59,9 +59,15 @@ def _require_no_secret(option: str, url: str) -> None:
 
 def check_storage(config: RunConfig) -> None:
     """That a new run can be kept where its settings say. Raises ConfigError, DiskError."""
-    check_journal(config)
-    if config.cloud.artifacts:
-        store_of(config, config.run.id or "new").check()
+    cloud = config.cloud
+    check_places(cloud.journal, cloud.artifacts, config.run.id, patience(config))
+
+
+def check_places(journal: str, artifacts: str, run_id: str = "", seconds: float = PATIENCE) -> None:
+    """That a new run can be kept there. Raises ConfigError, DiskError."""
+    check_journal(journal, run_id, seconds)
+    if artifacts:
+        ArtifactStore(SETTING, artifacts, run_id or "new").check()
 
 
 def store_of(config: RunConfig, run_id: str) -> ArtifactStore:

@@ -308,7 +308,7 @@ def open_journal(config: RunConfig, folder: Path) -> RunJournal:
     """The journal of a run, to be written. Raises ConfigError, DiskError."""
     if not config.cloud.journal:
         return SqliteJournal(folder)
-    address = _address(config)
+    address = _address(config.cloud.journal)
     from sfl.report.served import PostgresJournal  # an extra, only where it is asked for
 
     return PostgresJournal(address, folder, patience(config))
@@ -322,7 +322,7 @@ def read_journal(config: RunConfig, folder: Path) -> StoredJournal | None:
             return None
         journal = JournalReader(folder)
     else:
-        address = _address(config)
+        address = _address(config.cloud.journal)
         from sfl.report.served import PostgresReader  # an extra, only where it is asked for
 
         journal = PostgresReader(address, folder.name, patience(config))
@@ -332,14 +332,14 @@ def read_journal(config: RunConfig, folder: Path) -> StoredJournal | None:
     return None
 
 
-def check_journal(config: RunConfig) -> None:
-    """That a new run can have its journal there. Raises ConfigError, DiskError."""
-    if not config.cloud.journal:
+def check_journal(url: str, run_id: str, seconds: float) -> None:
+    """That a new run can have its journal there; no name: any. Raises ConfigError, DiskError."""
+    if not url:
         return
-    address, run_id = _address(config), config.run.id
+    address = _address(url)
     from sfl.report.served import PostgresReader  # an extra, only where it is asked for
 
-    journal = PostgresReader(address, run_id, patience(config))
+    journal = PostgresReader(address, run_id, seconds)
     try:
         if run_id and any(True for _ in journal.entries()):
             problem = f"{address} has a run of that name"
@@ -353,8 +353,7 @@ def patience(config: RunConfig) -> float:
     return config.network.idle_timeout / 2
 
 
-def _address(config: RunConfig) -> Address:
+def _address(url: str) -> Address:
     """Raises ConfigError."""
-    text = config.cloud.journal
-    require_postgres(SETTING, text)
-    return Address(SETTING, text)
+    require_postgres(SETTING, url)
+    return Address(SETTING, url)

@@ -25,6 +25,7 @@ def accept(queue: JobQueue, output_dir: Path, settings: str, key: str, by: str) 
     if (there := queue.by_key(key)) is not None:
         return there
     config = read_run(settings)
+    _require_no_storage(config.cloud)
     for _ in range(TRIES):
         run = config.run.id or new_run_id()
         if not (output_dir / run).exists():
@@ -36,6 +37,14 @@ def accept(queue: JobQueue, output_dir: Path, settings: str, key: str, by: str) 
             break
     fix = "Choose another, or none."
     raise ConfigError("run.id", config.run.id, "a run of that name exists", fix)
+
+
+def _require_no_storage(asked: CloudNode) -> None:
+    """Whoever submits would have the service dial where he likes. Raises ConfigError."""
+    for name in ("journal", "artifacts"):
+        if value := getattr(asked, name):
+            fix = f"Leave it out, and start the service with --{name} URL."
+            raise ConfigError(f"cloud.{name}", value, "is the service's to choose", fix)
 
 
 def _job(run: str, key: str, config: RunConfig, output_dir: Path, by: str) -> Job:

@@ -85,8 +85,11 @@ def serve_runs(asked: Asked) -> None:
     own = own_certificate("cloud", None, settings.tls, asked.certs)
     folder = writable_folder(asked.output_dir, "--output-dir").resolve()
     # Imported here so that `--help` answers at once.
+    from sfl.report.elsewhere import check_places
     from sfl.service.server import Service
     from sfl.transport.security.handshakes import explained_handshakes
+
+    check_places(settings.journal, settings.artifacts)
 
     async def serve() -> None:
         await Service(settings, folder, asked.insecure, own).run(asked.address_file)

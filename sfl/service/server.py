@@ -246,7 +246,10 @@ class Service:
 
     def _config(self, job: Job) -> RunConfig:
         if job.run not in self._configs:
-            self._configs[job.run] = read_run(job.settings)
+            kept = {"journal": self.settings.journal, "artifacts": self.settings.artifacts}
+            asked = read_run(job.settings)
+            own = asked.cloud.model_copy(update=kept)
+            self._configs[job.run] = asked.model_copy(update={"cloud": own})
         return self._configs[job.run]
 
     async def _leave_runs(self) -> None:

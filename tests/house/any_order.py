@@ -41,6 +41,7 @@ class AnyOrder(RuleBasedStateMachine):
         self.sent: list[Event] = []
         self.computing: dict[str, int] = {}
         """Devices that have been told a round, and which."""
+        self.lineage: dict[str, int] = {}
         self.snapshots: dict[str, tuple[Point, ...]] = {}
 
     @initialize(count=st.integers(1, 3))
@@ -63,6 +64,7 @@ class AnyOrder(RuleBasedStateMachine):
                 assert name in self.coordinator.devices
                 assert command.after[name] == max(expected.get(name, ()), default=BEGINNING)
                 self.computing[name] = command.round
+                self.lineage[name] = command.lineage[name]
         elif isinstance(command, Aggregate):
             assert sorted(command.contributions) == self.names
             assert self.aggregated[-1:] in ([], [command]) or command.round > self.last_round
@@ -78,6 +80,11 @@ class AnyOrder(RuleBasedStateMachine):
         self.computing.pop(name, None)
         self.happens(DeviceJoined(name, "e"))
         self.happens(DeviceReady(name, 10, points=self.snapshots.get(name, ())))
+
+    def reaches(self, name: str, round_: int, step: int) -> None:
+        """Both ends write a snapshot, and keep the one before it."""
+        reached = Point(round_, step, self.lineage[name])
+        self.snapshots[name] = (*self.snapshots.get(name, ())[-1:], reached)
 
     def here(self) -> list[str]:
         return sorted(self.coordinator.devices)
@@ -96,7 +103,7 @@ class AnyOrder(RuleBasedStateMachine):
         if self.computing[name] != state.round or name not in state.open.progress:
             return
         if (count := state.open.progress[name].steps.count) and many == 3:
-            self.snapshots[name] = (*self.snapshots.get(name, ())[-1:], Point(state.round, count))
+            self.reaches(name, state.round, count)
         for event in parts(state, name)[:many]:
             self.sent.append(event)
             self.happens(event)
@@ -170,8 +177,7 @@ class AnyOrder(RuleBasedStateMachine):
                 state = self.coordinator.state
                 if self.computing[name] == state.round and name in state.open.progress:
                     if count := state.open.progress[name].steps.count:
-                        reached = Point(state.round, count)
-                        self.snapshots[name] = (*self.snapshots.get(name, ())[-1:], reached)
+                        self.reaches(name, state.round, count)
                     for event in parts(state, name):
                         self.happens(event)
         assert self.over is not None and self.over.ok, self.coordinator.state

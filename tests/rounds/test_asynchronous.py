@@ -339,6 +339,7 @@ class AnyOrder(RuleBasedStateMachine):
         self.sent: list[Event] = []
         self.computing: dict[str, int] = {}
         """Devices that have been told a round, and which."""
+        self.lineage: dict[str, int] = {}
         self.snapshots: dict[str, tuple[Point, ...]] = {}
         self.delivered: set[tuple[str, int]] = set()
         self.averaged: set[tuple[str, int]] = set()
@@ -373,6 +374,7 @@ class AnyOrder(RuleBasedStateMachine):
                 assert all(p.round < command.round for p in known)
                 assert name not in self.computing
                 self.computing[name] = command.round
+                self.lineage[name] = command.lineage[name]
         elif isinstance(command, Aggregate):
             made = command, self.coordinator.updates_of(command)
             assert self.merging in (None, made)  # a restarted cloud makes the same again
@@ -407,7 +409,7 @@ class AnyOrder(RuleBasedStateMachine):
         own = self.coordinator.state.part_of(name)
         assert own is not None and own.round == self.computing[name]
         if own.steps.count and many == 3:
-            reached = Point(own.round, own.steps.count)
+            reached = Point(own.round, own.steps.count, self.lineage[name])
             self.snapshots[name] = (*self.snapshots.get(name, ())[-1:], reached)
             self.delivered.add((name, own.round))
         if many == 3:

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from edge_server.host import DeviceHost
 from sfl.transport import dialling
 from sfl.transport.frames import chunks
 from tests.house.cuts import Cuts, CutTwin
@@ -119,3 +120,52 @@ def test_an_edge_that_loses_the_last_word_comes_back_for_it(
     assert cuts.done == ["report"]
     assert_same_bits(adapter(outcome), expected)
     assert "run is over" not in outcome.logs()
+
+
+def lost_after_its_round(folder: Path, back: bool) -> tuple[Outcome, list[int]]:
+    """A device is through with a round while the cloud is away, and is lost; it comes `back` to
+    its edge before the cloud does, or after. Steps of that round that it takes once more."""
+    folder.mkdir()
+    twin, again = Twin(folder, fleet(folder, 2, training={"local_steps": 4})), list[int]()
+    for name in ("d0", "d1"):
+        twin.at(name, 1, 2, twin.hold)
+
+    def host() -> DeviceHost:
+        return twin.servers["edge"]._opened.result()
+
+    def delivered() -> bool:
+        delivery = host().deliveries.of("d0")
+        return delivery is not None and delivery.complete
+
+    async def story(twin: Twin) -> None:
+        await twin.until(lambda: twin.held == {"d0", "d1"})
+        twin.services.stop("cloud")
+        twin.release("d0")
+        await twin.until(delivered)
+        assert "d0" not in twin.done()
+        twin.lose("d0")
+        await twin.until(lambda: "d0" in twin.ended)
+        for step in range(4):
+            twin.at("d0", 1, step, lambda _, step=step: again.append(step))
+        if back:
+            twin.start_device("d0")
+            await twin.until(lambda: "d0" in host()._admissions)
+        twin.services.serve("cloud", twin.cloud.service.handler(twin.cloud.host))
+        await twin.until(lambda: "d0" in twin.done())
+        if not back:
+            twin.start_device("d0")
+        twin.release("d1")
+
+    return finished(twin.run(story)), again
+
+
+@pytest.mark.parametrize("back", [False, True], ids=["later", "sooner"])
+def test_what_a_device_delivered_outlives_it_while_the_cloud_is_away(
+    tmp_path: Path, back: bool
+) -> None:
+    (tmp_path / "whole").mkdir()
+    values = fleet(tmp_path / "whole", 2, training={"local_steps": 4})
+    expected = finished(Twin(tmp_path / "whole", values).run())
+    outcome, again = lost_after_its_round(tmp_path / "lost", back)
+    assert again == []
+    assert_same_bits(adapter(outcome), adapter(expected))

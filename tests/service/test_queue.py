@@ -74,6 +74,16 @@ def test_a_run_has_nothing_of_the_submitters_machine(tmp_path: Path) -> None:
     assert f'output_dir = "{tmp_path}"' in job.settings
 
 
+@pytest.mark.parametrize(
+    ("name", "value"), [("journal", "postgresql://mine/x"), ("artifacts", "s3://mine/x")]
+)
+def test_where_a_run_is_kept_is_the_services_to_choose(
+    tmp_path: Path, name: str, value: str
+) -> None:
+    with pytest.raises(ConfigError, match=rf"cloud\.{name} = '{value}': is the service's to"):
+        accept(JobQueue(tmp_path), tmp_path, settings("r", cloud={name: value}), "k", "")
+
+
 def test_a_run_in_the_queue_is_stopped_at_once_and_one_under_way_is_noted(tmp_path: Path) -> None:
     queue = JobQueue(tmp_path)
     for name in ("waits", "works"):

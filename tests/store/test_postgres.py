@@ -263,7 +263,7 @@ def test_what_is_wrong_is_told_before_the_start(
         "no host": url.replace("@127.0.0.1", written),
     }[problem]
     with pytest.raises(ConfigError, match=words) as caught:
-        check_journal(run_of(tmp_path, url, network={"idle_timeout": 4.0}))
+        check_journal(url, "", 2.0)
     said = str(caught.value)
     assert said.startswith("cloud.journal = ") and PASSWORD not in said and "\n" not in said
 
@@ -278,15 +278,15 @@ def test_a_name_that_a_run_has_is_refused(
 ) -> None:
     """Another machine's folder tells nothing of it."""
     config = run_of(tmp_path, postgres.url(database))
-    check_journal(config)
+    check_journal(config.cloud.journal, config.run.id, 5.0)
     (tmp_path / "t").mkdir()
     assert read_journal(config, tmp_path / "t") is None
     journal = open_journal(config, tmp_path / "t")
-    check_journal(config)  # its cloud had begun nothing
+    check_journal(config.cloud.journal, config.run.id, 5.0)  # its cloud had begun nothing
     journal.append(ENTRIES[0])
     journal.close()
     with pytest.raises(ConfigError, match=r"run.id = 't': .* has a run of that name"):
-        check_journal(config)
+        check_journal(config.cloud.journal, config.run.id, 5.0)
     found = read_journal(config, tmp_path / "t")
     assert found is not None and list(found.entries()) == ENTRIES[:1]
     found.close()
