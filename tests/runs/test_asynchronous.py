@@ -2,21 +2,24 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from sfl.report.journal import JournalReader
 from sfl.report.records import NodeRecord, RoundRecord, read_records
-from sfl.report.status import RunStatus
+from sfl.rounds import AdapterReady, DeviceReady
 from tests.faults.lab import free_ports
 from tests.house.fedbuff import KEEPING, assert_averages, averages, spool_is_kept
-from tests.house.federation import finished
+from tests.house.federation import Outcome, finished
 from tests.house.fleets import fleet
-from tests.house.nodes import ByHand, Process
+from tests.house.nodes import ByHand
 from tests.house.retold import assert_retold
 from tests.house.twin import Twin, played
 from tests.house.waiting import until
@@ -164,7 +167,17 @@ def test_an_update_that_misses_its_round_counts_by_policy(tmp_path: Path, policy
 
 
 class Nodes(ByHand):
-    """A cloud that keeps its spool, and is started again by the same command."""
+    """A cloud that keeps its spool. Cloud and edge are where they were when they start again."""
+
+    def __init__(self, folder: Path, size: int, rounds: int) -> None:
+        (folder / "hook").mkdir()
+        (folder / "hook" / "sitecustomize.py").write_text(KEEPING)
+        cloud, edge = free_ports(2)
+        self.edge_lines = f'listen = "127.0.0.1:{edge}"\n'
+        super().__init__(
+            folder, with_a_slow_one(folder, size, rounds, cloud={"listen": f"127.0.0.1:{cloud}"})
+        )
+        self.devices = [self.device(number) for number in range(3)]
 
     def options(self, name: str) -> list[str]:
         return ["--resume", "auto"] if name == "cloud" else []
@@ -172,45 +185,74 @@ class Nodes(ByHand):
     def environment(self, name: str) -> dict[str, str]:
         return {"PYTHONPATH": str(self.folder / "hook")} if name == "cloud" else {}
 
+    def has_reached(self, round_: int) -> bool:
+        return bool(self.status().get("round", 0) >= round_)
+
+    def kill(self, victim: str) -> None:
+        """SIGKILL; then it is started again by the same command."""
+        was = {"cloud": self.cloud, "edge": self.edge}.get(victim, self.devices[0])
+        was.kill()
+        was.wait()
+        if victim == "cloud":
+            self.cloud = self.start("cloud", self.config)
+        elif victim == "edge":
+            self.edge = self.start("edge", self.edge_file)
+        else:
+            self.devices[0] = self.device(0)
+
+    def killed(self, victims: dict[int, str]) -> Outcome:
+        """The run's end; in each of these rounds somebody was killed."""
+        try:
+            for number, victim in victims.items():
+                until(partial(self.has_reached, number), f"round {number}")
+                time.sleep(0.1)
+                self.kill(victim)
+            outcome = finished(self.outcome())
+            assert [device.wait(30) for device in self.devices] == [0, 0, 0]
+        finally:
+            self.stop()
+        assert outcome.summary["failure"] is None
+        return outcome
+
+
+def with_a_slow_one(folder: Path, size: int, rounds: int, **sections: Any) -> dict[str, Any]:
+    """Three devices; the steps of d2 take 40 ms more."""
+    run, training = {"rounds": rounds}, {"local_steps": 20}
+    values = overlapping(folder, 3, size, run=run, training=training, **sections)
+    values["devices"][2]["link"] = {"delay_ms": 20.0}
+    return values
+
 
 @pytest.mark.process
 def test_a_killed_cloud_goes_on_and_every_average_is_what_its_journal_says(tmp_path: Path) -> None:
-    (tmp_path / "hook").mkdir()
-    (tmp_path / "hook" / "sitecustomize.py").write_text(KEEPING)
-    port = free_ports(1)[0]
-    values = overlapping(
-        tmp_path,
-        3,
-        2,
-        run={"rounds": 8},
-        training={"local_steps": 20},
-        cloud={"listen": f"127.0.0.1:{port}"},
-    )
-    values["devices"][2]["link"] = {"delay_ms": 20.0}
-    nodes = Nodes(tmp_path, values)
-    folder = tmp_path / "runs" / "t"
-
-    def at_round(number: int) -> Callable[[], bool]:
-        def there() -> bool:
-            status = RunStatus.last(folder / "status.json")
-            return status is not None and status.round >= number
-
-        return there
-
-    try:
-        devices: list[Process] = [nodes.device(number) for number in range(3)]
-        for number in (3, 5):
-            until(at_round(number), f"round {number}")
-            time.sleep(0.1)
-            nodes.cloud.kill()
-            nodes.cloud.wait()
-            nodes.cloud = nodes.start("cloud", nodes.config)
-        outcome = finished(nodes.outcome())
-        assert [device.wait(30) for device in devices] == [0, 0, 0]
-    finally:
-        nodes.stop()
+    outcome = Nodes(tmp_path, size=2, rounds=8).killed({3: "cloud", 5: "cloud"})
     made = assert_averages(outcome.folder)
-    assert len(made) == 8 and averages(folder) == made
+    assert len(made) == 8 and averages(outcome.folder) == made
     old = [s for own in made.values() for name, s in own.items() if name == "d2"]
     assert max(old, default=0) >= 1  # versions went on without the slow one
-    assert outcome.summary["failure"] is None
+
+
+@pytest.mark.process
+@pytest.mark.parametrize(
+    ("size", "kills"), [(2, {2: "d0"}), (2, {2: "edge"}), (3, {2: "d0", 3: "edge"})], ids=str
+)
+def test_a_killed_device_or_edge_goes_on_and_every_average_is_what_its_journal_says(
+    tmp_path: Path, size: int, kills: dict[int, str]
+) -> None:
+    outcome = Nodes(tmp_path, size, rounds=5).killed(kills)
+    made = assert_averages(outcome.folder)
+    assert len(made) == 5
+    faults = [fault["problem"] for fault in outcome.summary["faults"]]
+    assert not [fault for fault in faults if "afresh" in fault or "in common" in fault]
+    with contextlib.closing(JournalReader(outcome.folder)) as journal:
+        events = [entry.event for entry in journal.entries()]
+    _, *back = [n for n, e in enumerate(events) if isinstance(e, DeviceReady) and e.device == "d0"]
+    assert len(back) >= len(kills)  # once more if the last adapter was there before its update
+    since = events[back[len(kills) - 1] :]
+    later = [e for e in since if isinstance(e, AdapterReady) and "d0" in e.staleness]
+    assert later, "what it trained after it was killed never counted"
+    if size == 3:  # every average takes all: the run of nobody killed, to the bit
+        whole = tmp_path / "whole"
+        whole.mkdir()
+        undisturbed = finished(played(whole, with_a_slow_one(whole, size, rounds=5)))
+        assert digest(outcome.folder) == digest(undisturbed.folder)
