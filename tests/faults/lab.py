@@ -117,6 +117,8 @@ class Lab:
     limit = LIMIT
     most_restarts = 3
     """Of each node."""
+    in_turn = False
+    """Whether a node starts only once those that it dials listen, so that it dials once."""
 
     def __init__(self, folder: Path, setup: Setup, fault: Fault | None = None) -> None:
         self.folder = folder
@@ -240,9 +242,11 @@ class Lab:
     def play(self) -> list[str]:
         """Run to the end; what was wrong with the processes themselves."""
         try:
+            end = time.monotonic() + self.limit
             for name in self.setup.names:
                 self.start(name)
-            end = time.monotonic() + self.limit
+                while self.in_turn and not self._listens(name) and time.monotonic() < end:
+                    time.sleep(0.02)
             while time.monotonic() < end:
                 were_over = self.are_over()
                 self._supervise()  # which may start somebody again
@@ -253,6 +257,11 @@ class Lab:
         finally:
             for proxy in self.proxies.values():
                 proxy.__exit__(None, None, None)
+
+    def _listens(self, name: str) -> bool:
+        """Whether a node is there for those that dial it; nobody dials a device."""
+        log = self.folder / f"{name}.log"
+        return name in self.setup.devices or (log.exists() and "listens on" in log.read_text())
 
     def are_over(self) -> bool:
         """Whether every process has ended."""

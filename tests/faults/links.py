@@ -13,6 +13,8 @@ from tests.house.http2 import Conversation, Passed
 from tests.house.proxy import Proxy, Way
 
 Change = Callable[[Proxy], None]
+TRIPS = 80
+"""More than a run waits for, one after the other."""
 LONG = 1.5 * IDLE
 """Seconds for which nothing gets through: longer than the idle timeout."""
 AT = (2, 1)
@@ -36,7 +38,10 @@ class Weather:
         return f"{HOPS[self.hop]}: {self.what}, {self.setup}"
 
     def arm(self, lab: Lab) -> None:
-        self.change(lab.stand_between(self.hop))
+        proxy = lab.stand_between(self.hop)
+        self.change(proxy)
+        lab.in_turn = True
+        lab.limit += TRIPS * proxy.trip
 
     def tend(self, lab: Lab) -> None:
         """Nothing is due."""
