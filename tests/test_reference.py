@@ -48,6 +48,18 @@ def test_files_that_the_docs_name_are_there() -> None:
     assert not sorted(pair for pair in found if not (ROOT / pair[1]).exists())
 
 
+def test_tests_that_the_docs_name_are_there() -> None:
+    """What holds a promise, by its name alone."""
+    named = re.compile(r"`(test_\w+|Test[A-Z]\w+)`")
+    pages = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *(ROOT / "docs").rglob("*.md")]
+    found = {(page.name, name) for page in pages for name in named.findall(page.read_text())}
+    defined = re.compile(r"^\s*(?:async def |def |class )?(test_\w+|Test\w+)\b", re.MULTILINE)
+    tests = [path.read_text() for path in (ROOT / "tests").rglob("*.py")]
+    there = {name for text in tests for name in defined.findall(text)}
+    assert len(found) > 30
+    assert not sorted(pair for pair in found if pair[1] not in there)
+
+
 def test_every_field_of_proto_is_on_the_page() -> None:
     """The script reads each message, enum, field and value."""
     page = wire_page.document()
