@@ -155,7 +155,8 @@ class Averaging:
         self._adapter = adapter
         self._stats = stats
         self._memory = StrategyMemory(folder)
-        self._mirror: Mirror = NoMirror() if mirror is None else mirror
+        self.mirror: Mirror = NoMirror() if mirror is None else mirror
+        """Where files are kept a second time, if anywhere."""
         adapter.require(remembered)
         self._strategy.state.update(self._memory.read(remembered))
         self._heavy: set[str] = set()  # devices that were warned of
@@ -215,7 +216,7 @@ class Averaging:
                 adapter.base_updates.add(folded)
         adapter.save(round_)
         remembered = self._memory.save(round_, self._strategy.state)
-        self._mirror.put(*SETTINGS, *MADE)
+        self.mirror.put(*SETTINGS, *MADE)
         digests = adapter.seal(round_, *([remembered] if remembered else []))
         return AdapterReady(
             round_, adapter_ref(round_), remembered, examined.norms, digests=digests
@@ -228,16 +229,20 @@ class Averaging:
         """
         self.spool.drop(round_ if needed is None else min(round_, needed))
         self._memory.forget_before(round_)
-        self._mirror.sync()
 
     def keep_beginning(self) -> None:
         """Keep the adapter that the run begins with wherever there is a second copy of it."""
-        self._mirror.put(*SETTINGS, *MADE)
+        self.mirror.put(*SETTINGS, *MADE)
+
+    @property
+    def is_kept_twice(self) -> bool:
+        """Whether there is a second copy of what is on the disk."""
+        return not isinstance(self.mirror, NoMirror)
 
     def keep_part(self, header: UpdateHeader) -> None:
         """Keep a part of an update, which is in the spool, wherever there is a second copy."""
         path = self.spool.path(header.round, header.device, header.side)
-        self._mirror.put(path.relative_to(self._folder).as_posix())
+        self.mirror.put(path.relative_to(self._folder).as_posix())
 
     def _carried(self, round_: int, update: Update, num_examples: int) -> Contribution:
         """An update as it counts in the average of a round: a stale one by its change."""

@@ -150,6 +150,10 @@ class Driver:
         needed = self._coordinator.state.needed_adapter
         self._records.keep(command.round, needed)
         self._averaging.forget_before(command.round, needed)
+        if self._averaging.is_kept_twice:
+            await aside(self._averaging.mirror.sync)
+            self._coordinator.journal.commit()
+            await aside(self._averaging.mirror.prune)
 
     def _staleness(self, command: Aggregate, updates: Mapping[str, Update]) -> dict[str, int]:
         """Of each update that counts; nothing to tell where none may be late."""

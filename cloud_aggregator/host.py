@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import time
 from typing import TYPE_CHECKING, Any
 
@@ -43,6 +44,7 @@ from sfl.rounds.values import (
     UpdateHeader,
 )
 from sfl.transport.frames import contract
+from sfl.transport.group import aside, watched
 
 if TYPE_CHECKING:
     from sfl.transport.security.signed import SignatureCheck
@@ -84,6 +86,7 @@ class EdgeHost:
         self._averaging = averaging
         self._names = edges
         self._challenges = challenges
+        self._keeping: set[asyncio.Task[None]] = set()
 
     # -- what streams ask -------------------------------------------------------------------------
 
@@ -216,19 +219,24 @@ class EdgeHost:
 
     def update_received(self, header: UpdateHeader) -> None:
         """One side's part of an update is in the spool."""
-        side: Any = header.side
-        if self._is_sound(header) and self._is_kept(header):
-            event = UpdateReceived(header.device, side, header.round, header.final_step)
-            self._driver.happened(event)
+        if not self._is_sound(header):
+            return
+        if self._averaging.is_kept_twice:
+            task = watched(self._keep(header), self._driver.failed)
+            self._keeping.add(task)
+            task.add_done_callback(self._keeping.discard)
+        else:
+            self._received(header)
 
-    def _is_kept(self, header: UpdateHeader) -> bool:
-        """Whether a part is wherever a second copy of it is to be; if not, the run ends."""
-        try:
-            self._averaging.keep_part(header)
-        except SflError as error:
-            self._driver.failed(error)
-            return False
-        return True
+    async def _keep(self, header: UpdateHeader) -> None:
+        """Only what is in both places has been received; that takes as long as the store does."""
+        await aside(self._averaging.keep_part, header)
+        self._received(header)
+
+    def _received(self, header: UpdateHeader) -> None:
+        side: Any = header.side
+        event = UpdateReceived(header.device, side, header.round, header.final_step)
+        self._driver.happened(event)
 
     def _is_sound(self, header: UpdateHeader) -> bool:
         """Leave a device out whose parts together are no adapter of this run."""

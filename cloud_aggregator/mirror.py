@@ -33,7 +33,10 @@ class Mirror(Protocol):
         """Keep what is new of these; the journal names it with its next commit."""
 
     def sync(self) -> None:
-        """Keep all that is there, and nothing that is gone."""
+        """Keep all that is there; with its next commit the journal names nothing that is gone."""
+
+    def prune(self) -> None:
+        """Remove what the journal names no more, once that is committed."""
 
     def publish(self) -> None:
         """The run is over: leave its results, and nothing else."""
@@ -48,6 +51,9 @@ class NoMirror:
     def sync(self) -> None:
         """Nothing."""
 
+    def prune(self) -> None:
+        """Nothing."""
+
     def publish(self) -> None:
         """Nothing."""
 
@@ -55,7 +61,8 @@ class NoMirror:
 class StoreMirror:
     """In a bucket or another folder. The journal has the names, and the hash of each file.
 
-    A file is in the store before the journal names it, and as long as it does.
+    A file is in the store before the journal names it, and as long as it does. All but `publish`
+    may be called on any thread.
     """
 
     def __init__(self, folder: Path, store: ArtifactStore, journal: RunJournal) -> None:
@@ -67,10 +74,13 @@ class StoreMirror:
         self._seen: dict[str, tuple[int, int]] = {}
         """When a file was written that is kept, and its size."""
         self._one_at_a_time = threading.Lock()
+        self._is_over = False
 
     def put(self, *patterns: str) -> None:
         """Keep what is new of these; the journal names it with its next commit."""
         with self._one_at_a_time:
+            if self._is_over:
+                return
             for name, path in self._files(patterns):
                 self._put(name, path)
 
@@ -86,19 +96,26 @@ class StoreMirror:
             self._journal.keep(name, digest)
 
     def sync(self) -> None:
-        """Keep all that is there, and nothing that is gone."""
+        """Keep all that is there; with its next commit the journal names nothing that is gone."""
         self.put(*SETTINGS, *MADE, BEST, SPOOL)
         with self._one_at_a_time:
+            if self._is_over:
+                return
             here = {name for name, _ in self._files((*SETTINGS, *MADE, BEST, SPOOL))}
             for name in self._kept.keys() - here:
                 del self._kept[name]
                 self._journal.drop(name)
-            self._journal.commit()
-            self._store.delete(self._store.names() - set(self._kept.values()))
+
+    def prune(self) -> None:
+        """Remove what the journal names no more, once that is committed."""
+        with self._one_at_a_time:
+            if not self._is_over:
+                self._store.delete(self._store.names() - set(self._kept.values()))
 
     def publish(self) -> None:
         """The run is over: leave its results, and nothing else."""
         with self._one_at_a_time:
+            self._is_over = True
             for name, path in self._files(RESULTS):
                 self._store.publish(name, path.read_bytes())
             for name in self._kept:

@@ -40,7 +40,6 @@ class Stills:
     def __init__(self, aside: Path, twin: Twin, copied: Copied = nothing) -> None:
         """`copied` copies what is not in the folder, and tells the copy's settings of it."""
         self.copied = copied
-        self._one_at_a_time = threading.Lock()
         self.aside = aside
         self.twin = twin
         self.taken: list[tuple[Path, str]] = []
@@ -48,10 +47,6 @@ class Stills:
 
     def take(self, when: str) -> None:
         """The run's folder, and what device and edge remember then."""
-        with self._one_at_a_time:
-            self._take(when)
-
-    def _take(self, when: str) -> None:
         beside = self.aside / f"{len(self.taken):04d}"
         still = beside / "runs" / self.twin.folder.name
         shutil.copytree(self.twin.folder, still, ignore=shutil.ignore_patterns(".cloud.lock"))

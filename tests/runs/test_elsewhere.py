@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import shutil
 import subprocess
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -105,6 +106,7 @@ WRITES = (
     (PostgresJournal, "_write"),
     (StoreMirror, "put"),
     (StoreMirror, "sync"),
+    (StoreMirror, "prune"),
     (GlobalAdapter, "save"),
     (Averaging, "forget_before"),
     (RunRecords, "keep"),
@@ -153,6 +155,37 @@ def test_whenever_its_machine_goes_a_cloud_goes_on_elsewhere(
             assert_same_end(finished(Twin(tmp_path, {}, resume=folder).run()), whole)
             resumed += 1
     assert resumed > 1
+
+
+def test_a_slow_store_keeps_nobody_waiting_but_for_what_it_is_to_keep(
+    postgres: Postgres, s3: S3, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    answers, asked = threading.Event(), threading.Event()
+    put = ArtifactStore.put
+
+    def slow(store: ArtifactStore, content: bytes) -> str:
+        if twin.servers and threading.current_thread() is not threading.main_thread():
+            asked.set()
+            assert answers.wait(PATIENCE)
+        return put(store, content)
+
+    def sequence() -> int:
+        status = RunStatus.read(twin.folder / "status.json")
+        return 0 if status is None else status.sequence
+
+    async def story(twin: Twin) -> None:
+        await twin.until(asked.is_set)
+        seen = sequence()
+        await twin.until(lambda: sequence() > seen + 2)  # the cloud goes on
+        assert not twin.done()
+        answers.set()
+
+    cloud = {"artifacts": f"s3://{s3.bucket()}/runs"}
+    run = {"rounds": 1, "keep_round_adapters": False}
+    values = fleet(tmp_path, 2, run=run, training={"local_steps": 2}, cloud=cloud)
+    twin = Twin(tmp_path, values)
+    monkeypatch.setattr(ArtifactStore, "put", slow)
+    finished(twin.run(story))
 
 
 def test_what_cannot_be_gone_on_with_is_told(postgres: Postgres, s3: S3, tmp_path: Path) -> None:
