@@ -165,8 +165,8 @@ def without_secret(url: str) -> str:
     return url
 
 
-JournalUrl = Annotated[str, AfterValidator(without_secret), Field(pattern=POSTGRES)]
-ArtifactsUrl = Annotated[str, AfterValidator(without_secret), Field(pattern=PLACE)]
+JournalUrl = Annotated[str, Field(pattern=POSTGRES), AfterValidator(without_secret)]
+ArtifactsUrl = Annotated[str, Field(pattern=PLACE), AfterValidator(without_secret)]
 
 
 class CloudNode(Section):

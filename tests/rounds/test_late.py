@@ -73,7 +73,8 @@ def test_a_late_update_counts_in_the_round_that_is_open_then() -> None:
     assert coordinator.updates_of(aggregate)["d2"].staleness(2) == 1
     (start,) = [c for c in average(coordinator, 105.0) if isinstance(c, StartRound)]
     assert start.devices == dict.fromkeys(("d0", "d1", "d2"), steps(3))
-    assert start.after["d2"] == Point(1, 5) and coordinator.state.needed_adapter is None
+    lineage = coordinator.state.lineages["d2"]
+    assert start.after["d2"] == Point(1, 5, lineage) and coordinator.state.needed_adapter is None
 
 
 def test_an_update_that_comes_while_its_round_is_averaged_is_outdone_by_a_newer_one() -> None:

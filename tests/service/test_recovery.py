@@ -12,7 +12,7 @@ from tests.house.federation import finished
 from tests.house.reference import adapter, assert_same_bits
 from tests.house.service import Served, run_of, started
 from tests.house.twin import played
-from tests.house.waiting import until
+from tests.house.waiting import PATIENCE, until
 
 pytestmark = pytest.mark.process
 LENGTH = {"run": {"rounds": 3}, "training": {"local_steps": 120}}
@@ -44,8 +44,10 @@ def node(served: Served, module: str) -> psutil.Process:
 
 def begun(served: Served, run: str) -> None:
     """Submit it, and be there in its first round: the command may end after that."""
-    started(served, "submit", str(served.run_file(run, **LENGTH)))
+    submitting = started(served, "submit", str(served.run_file(run, **LENGTH)))
     until(lambda: amid(served, run, 1), "the middle of the first round")
+    output, errors = submitting.communicate(timeout=PATIENCE)
+    assert submitting.returncode == 0, output + errors
 
 
 def undisturbed(served: Served, tmp_path: Path) -> dict[str, object]:

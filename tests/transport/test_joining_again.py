@@ -78,7 +78,7 @@ def test_what_is_delivered_while_the_cloud_is_away_is_told_once_it_asks() -> Non
         await deliveries.tell_again("d")
         assert sorted(cloud.said) == ["adapter", "adapter", "report"]
         deliveries.begin("d", told(2, after=Point(1, 2)))
-        deliveries.forget("d")
+        assert not deliveries.leave("d")
         await deliveries.part(*part("edge", 2))
         assert len(cloud.said) == 3
 
@@ -90,9 +90,22 @@ def test_of_a_device_that_has_left_nothing_is_told_again() -> None:
         cloud = Cloud()
         deliveries = Deliveries(cloud, Waits())  # type: ignore[arg-type]
         deliveries.begin("d", told(1))
-        deliveries.forget("d")
+        assert not deliveries.leave("d")
         await deliveries.tell_again("d")
         assert cloud.said == []
+        # But all that it delivered while the cloud was away.
+        deliveries.begin("d", told(1))
+        cloud.stream = None
+        await deliveries.part(*part("device"))
+        await deliveries.part(*part("edge"))
+        deliveries.report(RoundReport(1, "d"))
+        assert deliveries.leave("d")
+        own = deliveries.of("d")
+        assert own is not None and own.left
+        cloud.stream = object()
+        await deliveries.tell_again("d")
+        assert sorted(cloud.said) == ["adapter", "adapter", "report"]
+        assert not deliveries.leave("d") and deliveries.of("d") is None
 
     asyncio.run(story())
 

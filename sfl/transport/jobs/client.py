@@ -6,6 +6,7 @@ import secrets
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Any, TypeVar
 
 import grpc
@@ -40,7 +41,8 @@ class ServiceClient:
         """Raises ConfigError."""
         self._peer = f"service at {address}"
         self._timeout = connect_timeout
-        self._channel = open_channel("--service", address, insecure, own, "cloud")
+        self._open = partial(open_channel, "--service", address, insecure, own, "cloud")
+        self._channel, self._is_connected = self._open(), False
 
     def close(self) -> None:
         """Hang up."""
@@ -121,17 +123,29 @@ class ServiceClient:
                 yield sound(first, self._peer)
                 first = next(call, None)
         except grpc.RpcError as error:
+            self._dial_anew()
             raise error_of(error, self._peer) from None
+
+    def _connect(self, seconds: float) -> None:
+        if not self._is_connected:
+            wait_for_peer(self._channel, self._peer, seconds)
+            self._is_connected = True
+
+    def _dial_anew(self) -> None:
+        """gRPC's thread that looks at a channel's state may outlive it, if it is asked twice."""
+        self._channel.close()
+        self._channel, self._is_connected = self._open(), False
 
     def _again(self, call: Callable[[], T]) -> T:
         """What a call gives, dialled for `connect_timeout` seconds. Raises SflError."""
         end, pauses = time.monotonic() + self._timeout, Pauses()
         while True:
-            wait_for_peer(self._channel, self._peer, max(0.1, end - time.monotonic()))
+            self._connect(max(0.1, end - time.monotonic()))
             try:
                 return call()
             except grpc.RpcError as failed:
                 error: SflError = error_of(failed, self._peer)
+                self._dial_anew()
             if not isinstance(error, LinkLost) or time.monotonic() >= end:
                 raise error
             time.sleep(pauses.next())
