@@ -2,14 +2,15 @@
 
     python benchmarks/recovery.py                       # all three, on small models
     python benchmarks/recovery.py price --sizes gpt2    # with random weights of GPT-2's size
-    python benchmarks/recovery.py price --turns 9 --rounds 6
+    python benchmarks/recovery.py price --turns 9 --rounds 6 --ways off rounds
+    python benchmarks/recovery.py recovery --plot docs/images/recovery.svg
 
 `price` runs the same settings without snapshots, with one at each round's end, and with one also
 every few steps, in turns. Wall time is the sum of the rounds from the second on. CPU time is that
 of all nodes meanwhile, so that it counts also where others use the machine. `waits` is what device
 and edge together stood still for snapshots, by their own count. `snapshots` writes and
 reads again what such a run has left on the disk. `recovery` kills a node with SIGKILL at three
-quarters of a round, and tells how much longer the round took than one without a fault.
+quarters of a round, and tells how much longer the round took than the next one, without a fault.
 """
 
 from __future__ import annotations
@@ -214,7 +215,9 @@ def show_price(folder: Path, options: argparse.Namespace) -> None:
     """One table for each size: each way's medians, and how much more than without snapshots."""
     for name in options.sizes:
         case = Case.made(folder, name, options.rounds, options.steps)
-        ways = {**WAYS, "steps": {"snapshot_steps": options.every}}
+        ways = {way: WAYS[way] for way in ("off", *options.ways)}
+        if "steps" in ways:
+            ways["steps"] = {"snapshot_steps": options.every}
         found: dict[str, list[Price]] = {way: [] for way in ways}
         for turn in range(options.turns):
             order = list(ways) if turn % 2 == 0 else list(reversed(ways))
@@ -252,9 +255,10 @@ def told(prices: list[Price], off: list[Price], case: Case) -> str:
 
 def compared(what: str, seconds: list[float], off: list[float]) -> str:
     """The same of one kind of seconds."""
-    ratios = [own / without for own, without in zip(seconds, off, strict=True)]
+    more = [own / without - 1 for own, without in zip(seconds, off, strict=True)]
     spread = f"({min(seconds):.2f} to {max(seconds):.2f})"
-    return f"{what} {median(seconds):6.2f} s {spread}, {median(ratios) - 1:+.1%}"
+    apart = f"({min(more):+.1%} to {max(more):+.1%})"
+    return f"{what} {median(seconds):6.2f} s {spread}, {median(more):+.1%} {apart}"
 
 
 # -- a snapshot ------------------------------------------------------------------------------------
@@ -297,12 +301,15 @@ def timed(path: Path, again: Path) -> str:
     assert snapshot is not None, "it was sound a moment ago"
     target = Snapshots(again, key)
     last = path.name.startswith("round")
-    write = clocked(partial(target.write, snapshot, last))
-    read = clocked(partial(target.read, point))
+    write, busy = clocked(partial(target.write, snapshot, last))
+    read, _ = clocked(partial(target.read, point))
     target.clear()
     kind = path.parent.name.replace("-round", ", a round's end").replace("-step", ", within one")
     size = path.stat().st_size
-    return f"{kind:22} {size:>12,} bytes, write {write * 1e3:7.1f} ms, read {read * 1e3:7.1f} ms"
+    return (
+        f"{kind:22} {size:>12,} bytes, write {write * 1e3:7.1f} ms (CPU {busy * 1e3:6.1f} ms), "
+        f"read {read * 1e3:7.1f} ms"
+    )
 
 
 def run_key(path: Path) -> str:
@@ -314,53 +321,110 @@ def run_key(path: Path) -> str:
     return str(told["run"])
 
 
-def clocked(work: Callable[[], object]) -> float:
-    """Median seconds."""
-    seconds = []
+def clocked(work: Callable[[], object]) -> tuple[float, float]:
+    """Median seconds, and median CPU seconds."""
+    seconds, busy = [], []
     for _ in range(REPEATS):
-        began = time.perf_counter()
+        began, used_before = time.perf_counter(), time.process_time()
         work()
         seconds.append(time.perf_counter() - began)
-    return median(seconds)
+        busy.append(time.process_time() - used_before)
+    return median(seconds), median(busy)
 
 
 # -- recovery --------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Killed:
+    """A kind of node that was killed in round 2, with a snapshot `every` so many steps, or none."""
+
+    steps: int
+    victim: str
+    every: int
+    alone: float
+    """Seconds that a round takes without a fault."""
+    longer: float
+    """Seconds that round 2 took beyond that."""
+    again: int
+    """Steps that were done and had to be done again."""
+
+    def __str__(self) -> str:
+        wide = f"every {self.every}" if self.every else "none"
+        return (
+            f"{self.steps:5}  {self.alone:11.2f} s  {self.victim:6}  {wide:>10}  "
+            f"{self.longer:20.2f} s  {self.again} steps and what was in flight"
+        )
 
 
 def show_recovery(folder: Path, options: argparse.Namespace) -> None:
     """How much longer a round took in which a node was killed, by its length."""
     print("\nrecovery: killed at three quarters of round 2 of 3; sfl run waits 1 s to start again")
     print("  steps  round 3 alone  victim  every step  round 2 took longer by  part done again")
+    rows = []
     for steps in options.lengths:
+        case = Case.made(folder, options.sizes[0], 3, steps)
         for victim in ("device", "edge"):
             for every in (0, options.every):
-                print(f"  {steps:5}  {recovered(folder, options, steps, victim, every)}")
+                rows.append(recovered(case, victim, every, options.kills))
+                print(f"  {rows[-1]}", flush=True)
+    if options.plot is not None:
+        draw(rows, options.plot)
 
 
-def recovered(
-    folder: Path, options: argparse.Namespace, steps: int, victim: str, every: int
-) -> str:
-    """One row."""
-    case = Case.made(folder, options.sizes[0], 3, steps)
+def recovered(case: Case, victim: str, every: int, kills: int) -> Killed:
+    """Medians of so many runs."""
     longer, alone, again = [], [], 0
-    for _ in range(options.kills):
+    for _ in range(kills):
         hit = 0
         with launched(case, {"snapshot_steps": every}) as run:
             for status in run.looks():
                 step = status["devices"][0]["step"]
-                if not hit and status["round"] == 2 and 3 * steps // 4 <= step < steps:
+                if not hit and status["round"] == 2 and 3 * case.steps // 4 <= step < case.steps:
                     os.kill(run.nodes()[victim].pid, signal.SIGKILL)
                     hit = step
             rounds = run.round_seconds()
-        assert hit, f"round 2 of {steps} steps was over before it was seen"
+        assert hit, f"round 2 of {case.steps} steps was over before it was seen"
         longer.append(rounds[2] - rounds[3])
         alone.append(rounds[3])
         again = max(again, hit if not every else hit % every)
-    wide = f"every {every}" if every else "none"
-    return (
-        f"{median(alone):11.2f} s  {victim:6}  {wide:>10}  {median(longer):20.2f} s  "
-        f"{again} steps and what was in flight"
-    )
+    return Killed(case.steps, victim, every, median(alone), median(longer), again)
+
+
+def draw(rows: list[Killed], path: Path) -> None:
+    """A round's length against what a kill in it costs."""
+    import matplotlib as mpl
+
+    mpl.use("svg")
+    mpl.rcParams["svg.hashsalt"] = "sfl"
+    import matplotlib.pyplot as plt
+
+    figure, axis = plt.subplots(figsize=(6.4, 4.0))
+    lines: dict[tuple[int, str], list[Killed]] = {}
+    for row in rows:
+        lines.setdefault((row.every, row.victim), []).append(row)
+    for (every, victim), own in lines.items():
+        label = f"{victim}, {f'snapshots every {every} steps' if every else 'at rounds only'}"
+        own.sort(key=lambda row: row.alone)
+        axis.plot(
+            [row.alone for row in own],
+            [row.longer for row in own],
+            color="#1f6f8b" if every else "#c0562b",
+            linestyle="-" if victim == "device" else "--",
+            marker="o",
+            markersize=4,
+            linewidth=1.6,
+            label=label,
+        )
+    axis.set_xlim(left=0)
+    axis.set_ylim(bottom=0)
+    axis.set_xlabel("seconds of a round without a fault")
+    axis.set_ylabel("seconds longer with a kill at 3/4")
+    axis.grid(alpha=0.25)
+    axis.legend(fontsize=8, frameon=False)
+    figure.tight_layout()
+    figure.savefig(path, metadata={"Date": None})
+    print(f"\nplot: {path}")
 
 
 def arguments() -> argparse.Namespace:
@@ -368,12 +432,14 @@ def arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else "")
     parser.add_argument("what", nargs="*", default=["price", "snapshots", "recovery"])
     parser.add_argument("--sizes", nargs="+", choices=SIZES, default=["small"])
+    parser.add_argument("--ways", nargs="+", choices=WAYS, default=list(WAYS), help="beside `off`")
     parser.add_argument("--turns", type=int, default=5, help="how often each way is run")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--steps", type=int, default=16, help="of a round")
     parser.add_argument("--every", type=int, default=4, help="steps between snapshots in a round")
     parser.add_argument("--lengths", type=int, nargs="+", default=[16, 64, 256], help="of a round")
     parser.add_argument("--kills", type=int, default=3, help="how often each node is killed")
+    parser.add_argument("--plot", type=Path, help="where to draw what `recovery` found")
     return parser.parse_args()
 
 

@@ -7,7 +7,7 @@ import errno
 import os
 import tempfile
 import weakref
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from sfl.errors import ConfigError
@@ -56,12 +56,17 @@ def write_atomic(path: Path, content: str | bytes, *, durable: bool = True) -> N
     One process writes a given path. Raises DiskError, and leaves no temporary file behind.
     """
     data = content.encode(errors="backslashreplace") if isinstance(content, str) else content
+    write_pieces(path, [data], durable=durable)
+
+
+def write_pieces(path: Path, pieces: Sequence[bytes | memoryview], *, durable: bool = True) -> None:
+    """As `write_atomic`, of what is in memory in pieces; none of them is copied."""
     aside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     with on_disk(path.parent):
         path.parent.mkdir(parents=True, exist_ok=True)
         try:
             with aside.open("wb") as file:
-                file.write(data)
+                file.writelines(pieces)
                 file.flush()
                 if durable:
                     os.fsync(file.fileno())

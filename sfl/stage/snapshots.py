@@ -12,6 +12,7 @@ import json
 import logging
 import re
 import shutil
+import struct
 import time
 from collections.abc import Mapping
 from dataclasses import astuple, dataclass, field
@@ -20,11 +21,10 @@ from typing import Any, Self
 
 import numpy as np
 import safetensors
-import safetensors.numpy
 
 from sfl.errors import ConfigError, DiskError
 from sfl.metrics.stats import SnapshotCount
-from sfl.node.files import on_disk, write_atomic
+from sfl.node.files import on_disk, write_pieces
 from sfl.node.paths import expanded
 from sfl.rounds.values import Point
 
@@ -39,6 +39,9 @@ KEPT_SECONDS = 30 * 86400.0
 FORMAT = 2
 _FILE = re.compile(r"(round|step)-(\d+)-(\d+)-(\d+)\.safetensors")
 _PLAIN = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
+
+_KINDS = {"f": "F", "i": "I", "u": "U"}
+"""safetensors' letters for numpy's, before the bits of a value."""
 
 Arrays = Mapping[str, np.ndarray]
 
@@ -158,9 +161,10 @@ class Snapshots:
         try:
             with on_disk(self._folder):
                 self._folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-            content = safetensors.numpy.save(arrays, header)
-            write_atomic(path, content)
-            self.count.wrote(time.perf_counter() - began, len(content))
+            size = sum(array.nbytes for array in arrays.values())
+            start = _start(arrays, header)
+            write_pieces(path, [start, *(_bytes(arrays[name]) for name in _in_order(arrays))])
+            self.count.wrote(time.perf_counter() - began, len(start) + size)
             self._keep_newest(kind)
         except DiskError as error:
             log.warning("no snapshot of step %d of round %d: %s", point.step, point.round, error)
@@ -229,5 +233,35 @@ def _digest(said: str, arrays: Arrays) -> str:
     for name in sorted(arrays):
         array = arrays[name]
         total.update(json.dumps([name, array.dtype.str, array.shape]).encode())
-        total.update(array.reshape(-1).view(np.uint8).data)
+        total.update(_bytes(array))
     return total.hexdigest()
+
+
+def _start(arrays: Arrays, header: Mapping[str, str]) -> bytes:
+    """What a safetensors file has before its arrays.
+
+    Written here, since the library copies all arrays twice, or names a file before it is on disk.
+    """
+    told: dict[str, Any] = {"__metadata__": header}
+    at = 0
+    for name in _in_order(arrays):
+        array = arrays[name]
+        ends = [at, at := at + array.nbytes]
+        told[name] = {"dtype": _type(array.dtype), "shape": array.shape, "data_offsets": ends}
+    text = json.dumps(told).encode()
+    text += b" " * (-len(text) % 8)  # arrays begin at a multiple of 8
+    return struct.pack("<Q", len(text)) + text
+
+
+def _in_order(arrays: Arrays) -> list[str]:
+    """Large values first, so that each begins at a multiple of its size."""
+    return sorted(arrays, key=lambda name: (-arrays[name].itemsize, name))
+
+
+def _type(of: np.dtype) -> str:
+    return "BOOL" if of.kind == "b" else f"{_KINDS[of.kind]}{8 * of.itemsize}"
+
+
+def _bytes(array: np.ndarray) -> memoryview:
+    """The memory of a contiguous array."""
+    return array.reshape(-1).view(np.uint8).data

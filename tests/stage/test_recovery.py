@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import safetensors.numpy
 
 from sfl.errors import SnapshotMissing
 from sfl.rounds.values import BEGINNING, Point
@@ -299,6 +300,21 @@ def test_what_is_written_is_read_back(tmp_path: Path) -> None:
         assert np.array_equal(found.arrays[name], array)
         assert found.arrays[name].shape == array.shape
     assert found.of("codecs").keys() == {"rows", "empty"}
+
+
+def test_a_snapshot_is_a_safetensors_file_of_any_values(tmp_path: Path) -> None:
+    types = ("f8", "f4", "f2", "i8", "i4", "i2", "i1", "u8", "u4", "u2", "u1", "?")
+    arrays = {name: np.arange(6).astype(name).reshape(2, 3) for name in types}
+    arrays["turned"] = np.arange(6, dtype=np.float32).reshape(2, 3).T
+    snapshots = Snapshots(tmp_path, "r")
+    snapshots.write(Snapshot(HERE, arrays, {"said": "né"}))
+    read = safetensors.numpy.load(only(tmp_path).read_bytes())
+    assert read.keys() == arrays.keys()
+    for name, array in arrays.items():
+        assert read[name].dtype == array.dtype and np.array_equal(read[name], array)
+    assert snapshots.count.size == only(tmp_path).stat().st_size
+    found = snapshots.read(HERE)
+    assert found is not None and found.facts == {"said": "né"}
 
 
 @pytest.mark.parametrize("kept_part", [0.0, 0.2, 0.5, 0.99])
