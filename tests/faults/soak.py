@@ -35,7 +35,9 @@ SOON = 0.1
 STEADY = ("d0", "d1")
 """Devices whose process stays, while their links break; the others' processes come and go."""
 MB = 1e6
-STILL = ("hangs", "exit code -9", "exit code 130")
+STOPPED = (130, -signal.SIGTERM)
+"""How a node ends that is told to stop; the second where it was told before it could heed it."""
+STILL = ("hangs", "exit code -9", *(f"exit code {code:d}" for code in STOPPED))
 """How a node may be found at the end: at work, or just disturbed."""
 
 
@@ -83,7 +85,7 @@ class Soak(Lab):
     """A fleet that is disturbed for so many minutes."""
 
     def __init__(self, folder: Path, minutes: float, seed: int = 0, count: int = COUNT) -> None:
-        super().__init__(folder, Setup(rounds=ENDLESS, count=count))
+        super().__init__(folder, Setup(rounds=ENDLESS, count=count, strikes=ENDLESS))
         self._drawn = random.Random(seed)
         self.minutes = minutes
         self.limit = 60 * minutes
@@ -100,7 +102,7 @@ class Soak(Lab):
     def _supervise(self) -> None:
         super()._supervise()
         for name, node in list(self.nodes.items()):
-            if node.poll() == 130:
+            if node.poll() in STOPPED:
                 self.start_again(name)
         if time.monotonic() >= self._next:
             self._next = time.monotonic() + EVERY
