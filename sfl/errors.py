@@ -25,6 +25,8 @@ SflError                     anything this project raises on purpose (exit code 
     └── OutOfMemory          a node had too little memory for its work (exit code 71)
 """
 
+from sfl.urls import hidden
+
 
 class SflError(Exception):
     """Anything this project raises on purpose."""
@@ -33,13 +35,18 @@ class SflError(Exception):
 
 
 class UserError(SflError):
-    """A mistake the user can fix: `field` = `value`: what is wrong. What to do."""
+    """A mistake the user can fix: `field` = `value`: what is wrong. What to do.
+
+    No URL in it has a password.
+    """
 
     exit_code = 2
 
     def __init__(self, field: str, value: object, problem: str, fix: str) -> None:
+        value = hidden(value) if isinstance(value, str) else value
         self.field, self.value, self.problem, self.fix = field, value, problem, fix
-        super().__init__(f"{field} = {value!r}: {problem}. {fix}")
+        shown = repr(value) if isinstance(value, str) else hidden(repr(value))
+        super().__init__(f"{field} = {shown}: {problem}. {fix}")
 
 
 class ConfigError(UserError):

@@ -20,6 +20,7 @@ from sfl.config.base import NodeName, OneOf, Seconds, Section
 from sfl.config.size import Size
 from sfl.plan import Topology
 from sfl.stage.orders import ORDERS
+from sfl.urls import has_password
 
 Port = Annotated[int, Field(ge=0, le=65535)]
 Threads = PositiveInt | Literal["auto"]
@@ -151,13 +152,12 @@ class PauseSettings(Section):
 
 
 POSTGRES = r"^(postgresql(\+psycopg)?://.+)?$"
-PLACE = r"^(\w+://.+)?$"
-_SECRET = re.compile(r"://[^/@]*:(?!\$\{\w+\}@)[^/@]*@|[?&]password=")
+PLACE = r"^(s3://[^/].*|file:///.+)?$"
 
 
 def without_secret(url: str) -> str:
     """A URL whose password, if there is one, is a variable of the environment."""
-    if _SECRET.search(url):
+    if has_password(url):
         raise ValueError(
             "has a password, which every copy of the settings would have; write ${NAME} in its "
             "place, and set NAME in the environment"

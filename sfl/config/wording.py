@@ -31,12 +31,10 @@ PATTERNS = {
     NODE_NAME: f"a name has {NAMES}",
     PACKAGE: "a plug-in is named with its version, as name==1.0",
     r"^(https?://.+)?$": "an address begins with http:// or https://",
-    PLACE: "a store begins with s3:// or file://",
+    PLACE: "a store is s3://BUCKET/PREFIX or file:///FOLDER",
     POSTGRES: "an address of a database begins with postgresql+psycopg://",
 }
 """What each regular expression of a setting asks for."""
-
-_PASSWORD = re.compile(r"(://[^/@]*:|[?&]password=)[^/@&]+")
 
 _KINDS = {
     "int": "is not a whole number",
@@ -75,12 +73,17 @@ def as_config_error(
     if first["type"] == "value_error":
         return _by_our_own_rule(first, field, message)
     wrong, fix = _in_words(first)
-    return ConfigError(field, _shown(first["input"]), wrong + _or_words(error.errors()), fix)
+    value = _without_user(first["input"]) if _is_place(first) else first["input"]
+    return ConfigError(field, value, wrong + _or_words(error.errors()), fix)
 
 
-def _shown(value: Any) -> Any:
-    """A value as it may be printed: a URL without its password."""
-    return _PASSWORD.sub(r"\1***", value) if isinstance(value, str) else value
+def _is_place(error: ErrorDetails) -> bool:
+    return error.get("ctx", {}).get("pattern") in (PLACE, POSTGRES)
+
+
+def _without_user(value: str) -> str:
+    """What is not written as a URL may have a password anywhere before its host."""
+    return f"***{value[value.rindex('@') :]}" if "@" in value and "://" not in value else value
 
 
 def _or_words(errors: list[ErrorDetails]) -> str:
@@ -145,10 +148,10 @@ def _in_words(error: ErrorDetails) -> tuple[str, str]:
 def _by_our_own_rule(error: ErrorDetails, field: str, message: str) -> ConfigError:
     """A rule of the section's own: its message may begin with the field that it is about."""
     if ": " not in message:
-        return ConfigError(field, _shown(error["input"]), message, SEE)
+        return ConfigError(field, error["input"], message, SEE)
     name, message = message.split(": ", 1)
     field = f"{field.rstrip('.')}.{name}" if field else name
-    return ConfigError(field, _shown(_look_up(error["input"], name)), message, SEE)
+    return ConfigError(field, _look_up(error["input"], name), message, SEE)
 
 
 def _steps(where: tuple[int | str, ...], table: Any) -> Iterator[str]:

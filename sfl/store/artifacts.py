@@ -7,6 +7,7 @@ import errno
 import hashlib
 import logging
 import os
+import re
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ from typing import Any
 import fsspec
 from fsspec.implementations.local import LocalFileSystem
 
+from sfl.config.node import PLACE
 from sfl.errors import ConfigError, DiskError, SflError
 from sfl.node.extras import require_s3
 from sfl.node.files import on_disk, write_atomic
@@ -32,6 +34,7 @@ _OPTIONS: dict[str, dict[str, Any]] = {
         },
     }
 }
+_FORM = "Use s3://BUCKET/PREFIX or file:///FOLDER."
 _FULL = ("no space left", "quota", "insufficientstorage", "storagefull", "disk full")
 _CREDENTIALS = (
     "Set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, and AWS_ENDPOINT_URL if it is not Amazon's."
@@ -44,6 +47,8 @@ class ArtifactStore:
     def __init__(self, setting: str, url: str, run_id: str) -> None:
         """`setting` names `url`. Nothing is asked for yet. Raises ConfigError."""
         self._setting, self._url = setting, url
+        if re.fullmatch(PLACE, url) is None:
+            raise ConfigError(setting, url, "is no store", _FORM)
         scheme = url.partition("://")[0]
         if scheme == "s3":
             require_s3(setting, url)
@@ -52,8 +57,7 @@ class ArtifactStore:
         try:
             files, root = fsspec.url_to_fs(url, **_OPTIONS.get(scheme, {}))
         except (ImportError, ValueError) as error:
-            fix = "Use s3://BUCKET/PREFIX or file:///FOLDER."
-            raise ConfigError(setting, url, f"cannot be opened ({error})", fix) from None
+            raise ConfigError(setting, url, f"cannot be opened ({error})", _FORM) from None
         self._files: Any = files
         self._root = f"{str(root).rstrip('/')}/{run_id}"
         self._known: set[str] = set()

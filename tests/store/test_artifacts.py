@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import hashlib
+import re
 import stat
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
+from sfl.config.load import read_run, validated
+from sfl.config.service import ServiceSettings
 from sfl.errors import ConfigError, DiskError
 from sfl.node import extras
 from sfl.store.artifacts import ArtifactStore, restore, same
@@ -115,12 +118,29 @@ def test_a_full_store_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
         full.put(b"x")
 
 
-@pytest.mark.parametrize("url", ["what://is/this", "s3://bucket"])
-def test_what_cannot_be_opened_is_told(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_a_bucket_needs_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(extras.importlib.util, "find_spec", lambda name: None)
-    words = r"pip install 'sfl\[s3\]'" if url.startswith("s3") else "cannot be opened"
-    with pytest.raises(ConfigError, match=words):
+    with pytest.raises(ConfigError, match=r"pip install 'sfl\[s3\]'"):
+        store("s3://bucket")
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        *("what://is/this", "memory://x", "ftp://127.0.0.1/x", "dbfs://x", "data://x", "zip://x"),
+        *("github://x", "http://127.0.0.1/x", "file://not/absolute", "s3://", "s3:///x", "folder"),
+        *("S3://bucket", "file:///"),
+    ],
+)
+def test_what_is_no_store_is_told_at_the_boundary(url: str) -> None:
+    with pytest.raises(ConfigError, match=r"Use s3://BUCKET/PREFIX or file:///FOLDER") as caught:
         store(url)
+    assert caught.value.value == url
+    said = r"= '" + re.escape(url) + "': a store is s3://BUCKET/PREFIX or file:///FOLDER"
+    with pytest.raises(ConfigError, match=said):
+        read_run(f'[model]\npath = "m"\n[[devices]]\nname = "d0"\n[cloud]\nartifacts = "{url}"')
+    with pytest.raises(ConfigError, match=said):
+        validated(ServiceSettings, {"artifacts": url}, "service.")
 
 
 def test_a_file_that_was_fetched_is_whole(tmp_path: Path) -> None:
