@@ -25,8 +25,6 @@ class Delivery:
     """The stream over which the cloud asked for it last."""
     parts: dict[str, tuple[UpdateHeader, Buffer]] = field(default_factory=dict)
     report: RoundReport | None = None
-    left: bool = False
-    """Whether the device's stream has ended since: what it has in memory is gone."""
 
     @property
     def complete(self) -> bool:
@@ -71,18 +69,15 @@ class Deliveries:
         self._of[device] = Delivery(told, self._cloud.stream)
         self._look_at(device)
 
-    def leave(self, device: str) -> bool:
-        """A device is gone, and with it the round that it was in.
-
-        Returns whether that round is kept: all of it is here, and the cloud has yet to ask for it.
-        """
+    def is_owed(self, device: str) -> bool:
+        """Whether all of a device's round is here, and the cloud has yet to ask for it."""
         own = self._of.get(device)
-        if own is not None and own.complete and not self._is_asked(own):
-            own.left = True
-            return True
+        return own is not None and own.complete and not self._is_asked(own)
+
+    def forget(self, device: str) -> None:
+        """A device is gone, and with it the round that it was in."""
         self._of.pop(device, None)
         self._look_at(device)
-        return False
 
     async def part(self, header: UpdateHeader, payload: Buffer) -> None:
         """One side's part of an update is there."""

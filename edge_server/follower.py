@@ -150,7 +150,7 @@ class Follower:
         streams = dict(self._service.streams)
         here = {name: own for name, own in orders.devices.items() if name in streams}
         for device in orders.devices.keys() - here.keys():
-            self._host().say_left(device)
+            await self._host().tell_again_of(device, asked=False)
         due = {name: own for name, own in here.items() if self._is_new(name, own)}
         for device in here.keys() - due.keys():
             await self._host().deliveries.tell_again(device)
@@ -167,19 +167,12 @@ class Follower:
         """What came of rounds that devices have begun; one that has begun another joins again."""
         for device, own in orders.devices.items():
             if device not in self._service.streams:
-                await self._tell_again_of(device, own)
+                await self._host().tell_again_of(device, not self._is_new(device, own))
             elif self._is_new(device, own):
                 reason = f"the cloud asks for another part of round {own.round} than it has begun"
                 self._service.evict(device, LinkLost(reason))
             else:
                 await self._host().deliveries.tell_again(device)
-
-    async def _tell_again_of(self, device: str, own: Assignment) -> None:
-        """Of one that has left, what it delivered before; and then, that it has."""
-        host = self._host()
-        if not self._is_new(device, own):
-            await host.deliveries.tell_again(device)
-        host.say_left(device)
 
     def _is_new(self, device: str, own: Assignment) -> bool:
         """Whether a device has not begun this yet; else the cloud wants to be told again."""

@@ -74,8 +74,17 @@ class Here:
     confirmed: bool = False
     """Whether the cloud has answered on the stream in use."""
     refused: SflError | None = None
-    left: DeviceLost | None = None
-    """Why its stream has ended, where the cloud is still to be told what it has delivered."""
+    left: Left | None = None
+    """It is gone, and the cloud is still to be told what it has delivered."""
+
+
+@dataclass(frozen=True, slots=True)
+class Left:
+    """A device that was gone before the cloud could be told what it has delivered."""
+
+    word: DeviceLost
+    told: asyncio.Future[None]
+    """Done once the cloud knows both: who has come in its place is presented then."""
 
 
 class DeviceHost:
@@ -107,17 +116,12 @@ class DeviceHost:
     async def admit(self, device: str, proof: Proof) -> Admitted[Training]:
         """Ask the cloud, make a session. Raises Refused where the cloud says no."""
         self._joins.take(device, time.monotonic())
-        answer: asyncio.Future[Admission] = asyncio.get_running_loop().create_future()
-        self._admissions[device] = answer
-        self.say_left(device)  # the process before this one
-        self._here[device] = Here(proof)
-        self._cloud.post(DeviceJoin(device, proof))
         words = f"its word on device {device}"
-        try:
-            with self.stats.waits.on(self._cloud.peer, "admission", words):
-                admission = await answer
-        finally:
-            self._admissions.pop(device, None)
+        with self.stats.waits.on(self._cloud.peer, "admission", words):
+            before = self._here.get(device)
+            if before is not None and before.left is not None:
+                await asyncio.shield(before.left.told)
+            admission = await self._asked(device, proof)
         if (refused := _refusal(admission)) is not None:
             self._here.pop(device, None)
             raise refused
@@ -129,6 +133,16 @@ class DeviceHost:
         welcome = DeviceWelcome(base.settings, self._run_id, own, run_key=self._run_key)
         serve = partial(Training, device, session, base.settings, self)
         return Admitted(welcome, base.model.hidden_size, serve)
+
+    async def _asked(self, device: str, proof: Proof) -> Admission:
+        answer: asyncio.Future[Admission] = asyncio.get_running_loop().create_future()
+        self._admissions[device] = answer
+        self._here[device] = Here(proof)
+        self._cloud.post(DeviceJoin(device, proof))
+        try:
+            return await answer
+        finally:
+            self._admissions.pop(device, None)
 
     def answer(self, admission: Admission) -> SflError | None:
         """The cloud has said whether a device is let in, or stays; why not, where its stream is to
@@ -144,8 +158,8 @@ class DeviceHost:
         if here is None:  # it has left since it was presented
             return None
         here.refused = _refusal(admission)
-        if here.left is not None and here.refused is not None:
-            self._here.pop(device)
+        if here.refused is not None:
+            self.forget(device)
         self._tell_ready(device, here)
         return here.refused
 
@@ -156,10 +170,12 @@ class DeviceHost:
             self._cloud.post(DeviceJoin(device, here.proof))
 
     def turn_back(self, reason: LinkLost) -> None:
-        """Nobody who waits is let in: they are to dial again."""
+        """Nobody who waits is let in: they are to dial again. Who has left is not spoken of."""
         for future in self._admissions.values():
             if not future.done():
                 future.set_exception(reason)
+        for device in list(self._here):
+            self.forget(device, reason)
 
     def ready(self, device: str, facts: DeviceFacts, points: tuple[Point, ...]) -> None:
         """The device has its span and its data; `points` are what there are snapshots of here.
@@ -177,10 +193,10 @@ class DeviceHost:
             return
         facts, points, begun = here.facts, here.points, BEGINNING
         if (delivery := self.deliveries.of(device)) is not None:
-            begun = delivery.told.point(0)
-            if not delivery.left:  # else both ends have in memory what they have come to since
-                points = delivery.points
-                facts = replace(facts, points=points)
+            # Its stream lives, so that both ends have in memory what they have come to since; or
+            # it has delivered all, and there is nothing that it would go on from.
+            points, begun = delivery.points, delivery.told.point(0)
+            facts = replace(facts, points=points)
         self._cloud.post(DeviceIsReady(device, facts, points, begun))
 
     async def left(self, device: str, reason: SflError) -> None:
@@ -189,25 +205,43 @@ class DeviceHost:
         why = contract.reason(str(reason))
         log.info("device %s left: %s", device, why, extra={"device": device})
         lost, here = DeviceLost(device, why, blamed(reason)), self._here.get(device)
-        if self.deliveries.leave(device) and here is not None and here.refused is None:
-            here.left = lost
+        if here is not None and here.left is not None:
+            return  # it waited behind the process before it, and was nobody yet
+        if here is not None and here.refused is None and self.deliveries.is_owed(device):
+            here.left = Left(lost, asyncio.get_running_loop().create_future())
         else:
             self._here.pop(device, None)
+            self.deliveries.forget(device)
             self._cloud.post(lost)
         await self.floor.close(device)
 
-    def forget(self, device: str) -> None:
-        """The cloud speaks of it with another edge from now on."""
-        here = self._here.get(device)
-        if here is not None and here.left is not None:
-            del self._here[device]
+    async def tell_again_of(self, device: str, asked: bool) -> None:
+        """One that has left is in the cloud's orders: tell what it has delivered, where that is
+        `asked` for, and that it is gone."""
+        left = self._left(device)
+        if left is None:
+            return
+        if asked:
+            await self.deliveries.tell_again(device)
+        if self._left(device) is left:
+            self._cloud.post(left.word)
+            self.forget(device)
 
-    def say_left(self, device: str) -> None:
-        """Tell the cloud of one that was gone before it could be told what that has delivered."""
+    def forget(self, device: str, reason: SflError | None = None) -> None:
+        """Speak no more of one that has left; who waits behind it is let through, or told why."""
+        if (left := self._left(device)) is None:
+            return
+        del self._here[device]
+        self.deliveries.forget(device)
+        if reason is None:
+            left.told.set_result(None)
+        else:
+            left.told.set_exception(reason)
+            left.told.exception()  # there may be nobody who waits
+
+    def _left(self, device: str) -> Left | None:
         here = self._here.get(device)
-        if here is not None and here.left is not None:
-            del self._here[device]
-            self._cloud.post(here.left)
+        return None if here is None else here.left
 
     async def relay_adapter(self, header: UpdateHeader, payload: Buffer) -> None:
         """Pass a part on to the cloud."""

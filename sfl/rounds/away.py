@@ -16,6 +16,7 @@ from sfl.rounds.messages import (
     ReplayRound,
 )
 from sfl.rounds.open_round import Progress
+from sfl.rounds.ordered import Ordered
 from sfl.rounds.rehearsal import Rehearsal
 from sfl.rounds.state import Away, Phase, RunState
 from sfl.rounds.turn import Turn, shortened
@@ -52,7 +53,7 @@ def wait_no_longer(turn: Turn) -> bool:
     """
     now, network = turn.state.now, turn.settings.network
     late = [name for name, own in turn.state.away.items() if now >= own.until]
-    if late and _too_few_without(turn, late):
+    if late and too_few_without(turn, late):
         turn.stop(_not_back(turn, late))
         return False
     for name in sorted(late):
@@ -85,7 +86,7 @@ def _late(turn: Turn, name: str) -> str:
     return f"{away.reason}; not back within {limit}"
 
 
-def _too_few_without(turn: Turn, late: Iterable[str]) -> bool:
+def too_few_without(turn: Turn, late: Iterable[str]) -> bool:
     """Whether what is left of the open round could not be averaged."""
     if turn.state.phase not in (Phase.ROUND, Phase.FINAL):
         return False
@@ -111,6 +112,8 @@ def come_back(turn: Turn, event: DeviceReady) -> None:
     reached, away = state.reached.put(name, after), state.away.without(name)
     turn.state = changed(state, reached=reached, away=away)
     begun = due is not None and _has_begun(state, event.begun, due)
+    further = (after.round, after.step) > (expected.round, expected.step)
+    turn.state = changed(turn.state, vain=_in_vain(state, name, begun, further))
     _go_on_in(turn, name, event.begun.lineage if begun else state.lineage + 1)
     if after < expected:
         turn.do(Fault(state.round, name, _lacking(expected, after)))
@@ -120,6 +123,13 @@ def come_back(turn: Turn, event: DeviceReady) -> None:
         _replay(turn, event, due, after, begun)
     elif turn.state.rehearsal is not None:
         _rehearse_again(turn, turn.state.rehearsal, name)
+
+
+def _in_vain(state: RunState, name: str, begun: bool, further: bool) -> Ordered[str, int]:
+    """How often a device was lost for nothing: not if its edge has kept its round, or if it goes
+    on from a later step than before."""
+    often = 0 if further else max(0, state.vain.get(name, 0) - begun)
+    return state.vain.put(name, often) if often else state.vain.without(name)
 
 
 def _rehearse_again(turn: Turn, rehearsal: Rehearsal, name: str) -> None:
@@ -172,7 +182,9 @@ def _replay(turn: Turn, event: DeviceReady, due: Progress, after: Point, begun: 
         turn.do(Fault(state.round, name, f"{said}{due.num_examples}"))
         return
     if name in state.open.progress:
-        deadline = max(state.deadline, state.now + network.round_timeout)
+        deadline = state.deadline  # of what is kept nothing is done again
+        if not begun:
+            deadline = max(deadline, state.now + network.round_timeout)
         turn.state = changed(state, open=state.open.again(name, state.now), deadline=deadline)
     else:
         buffer = state.buffer.put_part(name, due.afresh(state.now))

@@ -7,7 +7,7 @@ from itertools import islice
 from sfl.config import RunSettings
 from sfl.errors import ConfigError
 from sfl.rounds.asynchronous import begin_idle
-from sfl.rounds.away import come_back, go_away, loads, takes_part
+from sfl.rounds.away import come_back, go_away, loads, takes_part, too_few_without
 from sfl.rounds.changed import changed
 from sfl.rounds.messages import (
     Cause,
@@ -23,6 +23,7 @@ from sfl.rounds.messages import (
     UseTextForm,
     Welcome,
 )
+from sfl.rounds.ordered import Ordered
 from sfl.rounds.state import Phase, RunState
 from sfl.rounds.turn import NAMED, Turn
 from sfl.rounds.values import EdgeBase
@@ -57,6 +58,10 @@ def lose_edge(turn: Turn, edge: str, reason: str, returns: bool = False) -> None
     else:
         turn.do(Fault(turn.state.round, "", said))
     names = turn.state.roster.at(edge)
+    tired = [name for name in names if turn.state.vain.get(name, 0) >= MOST_VAIN]
+    if returns and too_few_without(turn, tired):
+        turn.stop(f"{said}; it was lost {MOST_VAIN + 1} times, and its devices came no further")
+        return
     for name in names:
         cause: Cause = "link" if returns else "left"
         device_lost(turn, name, f"its edge {edge} was lost: {reason}", cause, with_edge=True)
@@ -103,6 +108,7 @@ def restarted(turn: Turn) -> None:
         turn.state = changed(RunState.begin(turn.settings, state.now), strikes=state.strikes)
         return
     seconds = max(network.rejoin_timeout, network.join_timeout)
+    turn.state = state = changed(state, vain=Ordered())
     if state.phase is Phase.WAITING:
         turn.state = changed(state, deadline=max(state.deadline, state.now + seconds))
     for name in sorted({*state.roster.devices, *state.away}):

@@ -59,8 +59,12 @@ class Turn:
         self.do(Fault(self.state.round, name, said))
 
     def send_away(self, name: str, reason: str, cause: Cause) -> None:
-        """Leave a device out of the open round, whatever it delivered, and close its stream."""
-        left, buffer = self.state.open, self.state.buffer.without(name)
+        """Leave a device out of the open round, whatever it delivered, and close its stream.
+
+        What it delivered of rounds before counts, unless it has broken the contract.
+        """
+        left, buffer = self.state.open, self.state.buffer
+        buffer = buffer.without(name) if cause == "offence" else buffer.without_part(name)
         left = left.without(name, self.settings.network)
         self.state = changed(self.state, open=left, buffer=buffer)
         said = self._gone(name, cause, reason)

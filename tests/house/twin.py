@@ -38,6 +38,8 @@ from sfl.config.plugins import with_packages
 from sfl.errors import PeerUnavailable, SflError
 from sfl.models.families import FAMILIES
 from sfl.models.folder import local_folder, open_model
+from sfl.node.certificates.identity import Role
+from sfl.node.certificates.own import OwnCertificate
 from sfl.node.logs import TextLines
 from sfl.report.conclusion import concluded
 from sfl.report.resume import resumed
@@ -176,6 +178,10 @@ class Twin:
             await asyncio.sleep(0.002)
         raise AssertionError("it never came")
 
+    def certificate(self, role: Role, name: str) -> OwnCertificate | None:
+        """What the cloud, an edge or a device shows; none here, so that nobody signs."""
+        return None
+
     # -- a run ------------------------------------------------------------------------------------
 
     def run(self, story: Story | None = None) -> Outcome:
@@ -227,7 +233,9 @@ class Twin:
 
     async def _cloud(self) -> None:
         NODE.set(CLOUD)
-        self.cloud = CloudAggregator(self.config, self.folder, clock=self.clock)
+        self.cloud = CloudAggregator(
+            self.config, self.folder, self.certificate("cloud", CLOUD), clock=self.clock
+        )
         self.services.serve(CLOUD, self.cloud.service.handler(self.cloud.host))
         try:
             await self.cloud.to_its_end()
@@ -330,6 +338,7 @@ class TwinDevice(DeviceAgent):
 
     def __init__(self, twin: Twin, config: DeviceConfig, edge: str) -> None:
         super().__init__(config, insecure=False)
+        self.own = twin.certificate("device", config.name)
         self.twin = twin
         self.edge = edge
         self.lost = False

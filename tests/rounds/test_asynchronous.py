@@ -329,6 +329,21 @@ def test_an_old_change_counts_less() -> None:
     assert math.isclose(half.staleness_weight(1), 2**-0.5)
 
 
+def test_who_is_too_slow_later_has_delivered_all_the_same() -> None:
+    coordinator = begun(settings(4, 3, network={"round_timeout": 100.0}))
+    for name in ("d0", "d1", "d2"):
+        deliver(coordinator, name)
+    average(coordinator)
+    deliver(coordinator, "d3", 90.0)  # it waits for the next average
+    deliver(coordinator, "d0", 95.0)
+    coordinator.handle(Tick(), 120.0)
+    commands = coordinator.handle(Tick(), 191.0)
+    (fault,) = [command for command in commands if isinstance(command, Fault)]
+    assert fault.device == "d3" and "round_timeout" in fault.reason
+    (aggregate,) = [command for command in commands if isinstance(command, Aggregate)]
+    assert merged(coordinator, aggregate) == {"d0": 2, "d3": 1}
+
+
 class AnyOrder(RuleBasedStateMachine):
     """Losses, returns, restarts, doubled and late words in any order: each update counts once."""
 

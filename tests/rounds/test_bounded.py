@@ -9,6 +9,7 @@ from sfl.rounds import (
     DeviceAway,
     DeviceJoined,
     DeviceLost,
+    DeviceReady,
     EdgeLost,
     EdgeReady,
     Fault,
@@ -20,7 +21,8 @@ from sfl.rounds import (
     UseModel,
 )
 from sfl.rounds.membership import MOST_VAIN
-from tests.house.lost import begun, deliver, join, settings
+from sfl.rounds.values import BEGINNING, Point
+from tests.house.lost import STEPS, begun, deliver, join, settings
 
 
 def flap(coordinator: Coordinator, name: str, now: float) -> list[object]:
@@ -50,6 +52,48 @@ def test_who_delivers_may_be_lost_as_often_again() -> None:
         deliver(coordinator, "d1", now + 80.0)
         coordinator.handle(AdapterReady(round_, "a"), now + 81.0)
     assert coordinator.round == 3 and set(coordinator.progress) == {"d0", "d1"}
+
+
+def lose_and_bring_back(coordinator: Coordinator, now: float, kept: bool) -> list[object]:
+    """An edge and its devices; it has `kept` what they do, or not."""
+    lost = coordinator.handle(EdgeLost("e", "it broke"), now)
+    coordinator.handle(EdgeReady("e", 4), now)
+    for name in ("d0", "d1"):
+        coordinator.handle(DeviceJoined(name, "e"), now)
+        lineage = coordinator.state.lineages[name]
+        point = Point(coordinator.round, 0, lineage) if kept else BEGINNING
+        coordinator.handle(DeviceReady(name, 10, begun=point), now)
+    return list(lost)
+
+
+def test_breaks_that_cost_no_work_are_never_too_many() -> None:
+    coordinator = begun(settings(2))
+    deadline = coordinator.state.deadline
+    for number in range(5 * MOST_VAIN):
+        lose_and_bring_back(coordinator, 0.1 * number, kept=True)
+    assert coordinator.phase is Phase.ROUND and not coordinator.state.vain
+    assert coordinator.state.deadline == deadline, "and hold up no round for ever"
+
+
+def test_breaks_after_which_a_device_goes_on_from_a_later_step_are_not_in_vain() -> None:
+    coordinator = begun(settings(2))
+    for step in range(1, STEPS):
+        for _ in range(MOST_VAIN):
+            coordinator.handle(DeviceLost("d1", "killed"), 1.0 * step)
+            join(coordinator, "d1", 1.0 * step, Point(1, step))
+    assert coordinator.phase is Phase.ROUND and "d1" in coordinator.progress
+
+
+def test_an_edge_that_is_lost_too_often_leaves_a_run_that_can_go_on() -> None:
+    coordinator = begun(settings(2))
+    for number in range(MOST_VAIN):
+        lose_and_bring_back(coordinator, 1.0 * number, kept=False)
+    (end,) = [
+        c for c in coordinator.handle(EdgeLost("e", "it broke"), 20.0) if isinstance(c, FinishRun)
+    ]
+    assert "lost 11 times" in end.reason and coordinator.phase is Phase.ROUND
+    coordinator.handle(CloudRestarted(), 30.0)
+    assert not coordinator.state.vain
 
 
 def test_an_edge_that_flaps_is_no_strike_of_its_devices() -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import cache
+from functools import cache, cached_property
 from pathlib import Path
 from typing import Any
 
@@ -11,13 +11,18 @@ import numpy as np
 import pytest
 
 from edge_server.host import DeviceHost
+from sfl.node.certificates.authority import Authority
+from sfl.node.certificates.identity import Role
+from sfl.node.certificates.own import OwnCertificate, load_own, settings_in
 from sfl.transport import dialling
 from sfl.transport.frames import chunks
 from tests.house.cuts import Cuts, CutTwin
 from tests.house.federation import Outcome, finished
 from tests.house.fleets import completions, device, fleet, settings, tiny
 from tests.house.reference import adapter, assert_same_bits
+from tests.house.tls import give
 from tests.house.twin import Twin
+from tests.house.waiting import until
 
 APART = 17
 """Messages between two breaks of a link: more than it takes to join again."""
@@ -122,20 +127,39 @@ def test_an_edge_that_loses_the_last_word_comes_back_for_it(
     assert "run is over" not in outcome.logs()
 
 
-def lost_after_its_round(folder: Path, back: bool) -> tuple[Outcome, list[int]]:
+class Signed(Twin):
+    """Devices sign what they deliver."""
+
+    @cached_property
+    def authority(self) -> Authority:
+        return Authority.init(self.folder / "ca")[0]
+
+    def certificate(self, role: Role, name: str) -> OwnCertificate | None:
+        folder = self.folder / "certs" / name
+        if not folder.exists():
+            give(self.authority, folder, role, name, *(() if role == "device" else ("127.0.0.1",)))
+        return load_own("tls", settings_in(folder, name), role, name)
+
+
+def lost_after_its_round(
+    folder: Path, kind: type[Twin], back: bool, round_: int
+) -> tuple[Outcome, list[int]]:
     """A device is through with a round while the cloud is away, and is lost; it comes `back` to
     its edge before the cloud does, or after. Steps of that round that it takes once more."""
     folder.mkdir()
-    twin, again = Twin(folder, fleet(folder, 2, training={"local_steps": 4})), list[int]()
+    twin, again = kind(folder, fleet(folder, 2, training={"local_steps": 4})), list[int]()
     for name in ("d0", "d1"):
-        twin.at(name, 1, 2, twin.hold)
+        twin.at(name, round_, 2, twin.hold)
 
     def host() -> DeviceHost:
         return twin.servers["edge"]._opened.result()
 
     def delivered() -> bool:
         delivery = host().deliveries.of("d0")
-        return delivery is not None and delivery.complete
+        return delivery is not None and delivery.told.round == round_ and delivery.complete
+
+    def waits_behind_it() -> bool:
+        return any("device d0" in wait.words for wait in host().stats.waits.all())
 
     async def story(twin: Twin) -> None:
         await twin.until(lambda: twin.held == {"d0", "d1"})
@@ -146,10 +170,10 @@ def lost_after_its_round(folder: Path, back: bool) -> tuple[Outcome, list[int]]:
         twin.lose("d0")
         await twin.until(lambda: "d0" in twin.ended)
         for step in range(4):
-            twin.at("d0", 1, step, lambda _, step=step: again.append(step))
+            twin.at("d0", round_, step, lambda _, step=step: again.append(step))
         if back:
             twin.start_device("d0")
-            await twin.until(lambda: "d0" in host()._admissions)
+            await twin.until(waits_behind_it)
         twin.services.serve("cloud", twin.cloud.service.handler(twin.cloud.host))
         await twin.until(lambda: "d0" in twin.done())
         if not back:
@@ -159,13 +183,45 @@ def lost_after_its_round(folder: Path, back: bool) -> tuple[Outcome, list[int]]:
     return finished(twin.run(story)), again
 
 
+@pytest.mark.parametrize("round_", [1, 2])
+@pytest.mark.parametrize("kind", [Twin, Signed])
 @pytest.mark.parametrize("back", [False, True], ids=["later", "sooner"])
 def test_what_a_device_delivered_outlives_it_while_the_cloud_is_away(
-    tmp_path: Path, back: bool
+    tmp_path: Path, back: bool, kind: type[Twin], round_: int
 ) -> None:
     (tmp_path / "whole").mkdir()
     values = fleet(tmp_path / "whole", 2, training={"local_steps": 4})
     expected = finished(Twin(tmp_path / "whole", values).run())
-    outcome, again = lost_after_its_round(tmp_path / "lost", back)
-    assert again == []
+    outcome, again = lost_after_its_round(tmp_path / "lost", kind, back, round_)
+    assert again == [] and outcome.summary["faults"] == []
+    assert "not signed" not in outcome.logs() and "afresh" not in outcome.logs()
+    assert_same_bits(adapter(outcome), adapter(expected))
+
+
+def test_breaks_of_a_moment_are_never_too_many(tmp_path: Path) -> None:
+    """What the edge has kept is not done again, so that nobody was lost in vain."""
+
+    def one(name: str) -> Twin:
+        (tmp_path / name).mkdir()
+        values = fleet(tmp_path / name, 2, run={"rounds": 1}, training={"local_steps": 20})
+        return Twin(tmp_path / name, values)
+
+    whole, broken = one("whole"), one("broken")
+    expected = finished(whole.run())
+
+    def there() -> bool:
+        devices = broken.cloud.coordinator.devices
+        return len(devices) == 2 and all(own.ready for own in devices.values())
+
+    def cut(name: str) -> None:
+        link = broken.servers["edge"].cloud
+        before = link.stream
+        broken.loop.call_soon_threadsafe(broken.channels["edge"].cut)
+        until(lambda: link.stream not in (before, None) and there(), "the edge again")
+
+    for step in range(2, 15):
+        broken.at("d0", 1, step, cut)
+    outcome = finished(broken.run())
+    assert outcome.logs().count("joined the cloud again") == 13
+    assert outcome.summary["faults"] == []
     assert_same_bits(adapter(outcome), adapter(expected))

@@ -78,7 +78,7 @@ def test_what_is_delivered_while_the_cloud_is_away_is_told_once_it_asks() -> Non
         await deliveries.tell_again("d")
         assert sorted(cloud.said) == ["adapter", "adapter", "report"]
         deliveries.begin("d", told(2, after=Point(1, 2)))
-        assert not deliveries.leave("d")
+        deliveries.forget("d")
         await deliveries.part(*part("edge", 2))
         assert len(cloud.said) == 3
 
@@ -90,7 +90,7 @@ def test_of_a_device_that_has_left_nothing_is_told_again() -> None:
         cloud = Cloud()
         deliveries = Deliveries(cloud, Waits())  # type: ignore[arg-type]
         deliveries.begin("d", told(1))
-        assert not deliveries.leave("d")
+        deliveries.forget("d")
         await deliveries.tell_again("d")
         assert cloud.said == []
         # But all that it delivered while the cloud was away.
@@ -99,13 +99,11 @@ def test_of_a_device_that_has_left_nothing_is_told_again() -> None:
         await deliveries.part(*part("device"))
         await deliveries.part(*part("edge"))
         deliveries.report(RoundReport(1, "d"))
-        assert deliveries.leave("d")
-        own = deliveries.of("d")
-        assert own is not None and own.left
+        assert deliveries.is_owed("d")
         cloud.stream = object()
         await deliveries.tell_again("d")
         assert sorted(cloud.said) == ["adapter", "adapter", "report"]
-        assert not deliveries.leave("d") and deliveries.of("d") is None
+        assert not deliveries.is_owed("d")
 
     asyncio.run(story())
 
