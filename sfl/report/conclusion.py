@@ -65,6 +65,12 @@ def is_over(folder: Path, status: RunStatus | None) -> bool:
     return status is not None and status.over and not can_go_on(folder)
 
 
+def has_finished(folder: Path, status: RunStatus | None) -> bool:
+    """Whether a run has reached its end and told of it, whatever became of its cloud after that."""
+    told = status is not None and status.phase == "finished" and (folder / "summary.json").exists()
+    return told and is_over(folder, status)
+
+
 def conclude(folder: Path, config: RunConfig, reason: str, wall_seconds: float) -> None:
     """In the place of a cloud that left no summary: from its journal, which ends with `reason`.
 

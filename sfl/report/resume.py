@@ -36,7 +36,8 @@ AUTO = "auto"
 """In the place of a run: the one that was stopped, or else a new one."""
 ASKED = "asked.toml"
 
-_ADDRESS = re.compile(r"(cloud|edge)\.(metrics\.)?listen\s*=")
+_OF_THE_MACHINE = re.compile(r"(cloud|edge)\.(listen|(tls|metrics)\.\w+)\s*=")
+"""What a node has of its machine: it may be told anew each time that a run goes on."""
 
 
 def resumed(
@@ -44,11 +45,12 @@ def resumed(
 ) -> tuple[Path, RunConfig]:
     """The folder of a run that was stopped, and its own settings.
 
-    `run` is its path, its id, or the beginning of that; `overrides` may be of addresses alone.
+    `run` is its path, its id, or the beginning of that; `overrides` may be of addresses and
+    certificates alone.
     Raises ConfigError, also where it has ended, and DiskError where another process is at work on
     it.
     """
-    given = _addresses(overrides)
+    given = _of_the_machine(overrides)
     return _open(find_run(run, output_dir, "--resume").resolve(), given, insecure)
 
 
@@ -64,7 +66,7 @@ def resumed_elsewhere(
 
     Raises ConfigError, DiskError.
     """
-    given = _addresses(overrides)
+    given = _of_the_machine(overrides)
     folder = fetched(run, journal, artifacts, output_dir)
     where = [
         f"cloud.journal={json.dumps(journal)}",
@@ -73,12 +75,12 @@ def resumed_elsewhere(
     return _open(folder, [*given, *where], insecure)
 
 
-def _addresses(overrides: Iterable[str]) -> list[str]:
-    """Overrides of addresses alone. Raises ConfigError for any other."""
+def _of_the_machine(overrides: Iterable[str]) -> list[str]:
+    """Overrides of addresses and certificates alone. Raises ConfigError for any other."""
     for override in (given := list(overrides)):
-        if not _ADDRESS.match(override):
+        if not _OF_THE_MACHINE.match(override):
             problem = "a run goes on with the settings that it has"
-            fix = "Only cloud.listen and edge.listen may change, and those of metrics."
+            fix = "Only listen, tls and metrics of cloud and edge may change."
             raise ConfigError("--set", override, problem, fix)
     return given
 

@@ -78,6 +78,16 @@ def write_effective(config: RunConfig, folder: Path) -> None:
     write_atomic(folder / "config.toml", header + dump_toml(anonymous))
 
 
+def _has_effective(folder: Path) -> bool:
+    """Whether a folder has settings that `write_effective` wrote, and not somebody's own file."""
+    header, _ = EFFECTIVE_HEADER.split("\n", 1)
+    try:
+        with (folder / "config.toml").open(encoding="utf-8") as file:
+            return file.readline().rstrip() == header.format(run_id=folder.resolve().name)
+    except (OSError, ValueError):
+        return False
+
+
 def stop_because(folder: Path, reason: str) -> None:
     """Leave word for a run's cloud, before it is stopped from outside. Raises DiskError."""
     write_atomic(folder / STOP, reason)
@@ -119,6 +129,8 @@ def find_run(run: str, output_dir: Path = Path("runs"), option: str = "--run") -
     found = [path for path in runs if (path / "config.toml").is_file()]
     if len(found) == 1 or (found and found[0].name == run):
         return found[0]
+    if not found and _has_effective(Path(run)):  # its cloud was never up
+        return Path(run)
     known = ", ".join(sorted(p.name for p in output_dir.glob("*") if p.is_dir())[-5:]) or "none"
     problem = "no such run" if not found else f"{len(found)} runs begin like this"
     raise ConfigError(option, run, problem, f"Latest in {output_dir}/: {known}.")

@@ -15,7 +15,7 @@ from sfl.jobs.values import Job, JobState, Needs
 from sfl.node.causes import in_words
 from sfl.node.lock import FolderLock
 from sfl.node.restarts import Restarts
-from sfl.report.conclusion import conclude, is_over
+from sfl.report.conclusion import conclude, has_finished, is_over
 from sfl.report.runs import LOCK, stop_because
 from sfl.report.status import RunStatus
 from sfl.service.child import Child, Ending, Files
@@ -109,6 +109,8 @@ class LiveRun:
     def look(self, now: float) -> Ended | None:
         """Do what is due; how it has ended, once it has."""
         if self._child is None:
+            if self._goes_on and (end := self._noted_end()) is not None:
+                return end
             if self._stopping is not None:
                 return self._concluded(self._stopping)
             self._start()
@@ -174,6 +176,8 @@ class LiveRun:
         if code == 0:
             status = RunStatus.last(self.folder / "status.json")
             return Ended("finished", "" if status is None else status.message)
+        if (end := self._noted_end()) is not None:
+            return end
         if self._stopping is not None:
             return self._concluded(self._stopping)
         reason = self.failure()
@@ -187,6 +191,13 @@ class LiveRun:
             self._restarts.look([self], now)
             return None
         return self._concluded(Ended("failed", reason))
+
+    def _noted_end(self) -> Ended | None:
+        """That the run has finished, by its own folder: whoever died after that ends nothing."""
+        status = RunStatus.last(self.folder / "status.json")
+        if status is None or not has_finished(self.folder, status):
+            return None
+        return Ended("finished", status.message)
 
     def _over(self) -> bool:
         return is_over(self.folder, RunStatus.last(self.folder / "status.json"))

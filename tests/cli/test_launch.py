@@ -15,8 +15,9 @@ from rich.console import Console
 
 from sfl.cli.launch.node import Node
 from sfl.cli.launch.patience import Patience, cpu_seconds
-from sfl.cli.launch.run import with_wait
+from sfl.cli.launch.run import _address_of, with_wait
 from sfl.errors import RunFailed
+from sfl.node.restarts import Restarts
 from sfl.report.live import LiveView
 from sfl.report.status import RunStatus
 
@@ -68,7 +69,7 @@ def test_a_process_at_work_is_waited_for_and_talked_about(
 
     monkeypatch.setattr("sfl.cli.launch.node.cpu_seconds", busy)
     said: list[str] = []
-    assert node.await_address(said.append) == "127.0.0.1:7001"
+    assert node.await_address(said.append, lambda: None) == "127.0.0.1:7001"
     assert said[:2] == ["edge edge starts, 5 s", "edge edge starts, 10 s"]
     assert len(said) == 60
 
@@ -79,15 +80,38 @@ def test_a_process_that_does_nothing_is_given_up_with_its_log(
 ) -> None:
     said: list[str] = []
     with pytest.raises(RunFailed, match=r"edge edge starts: did nothing for 60 s.*/edge\.log"):
-        edge_of(tmp_path, idle.pid).await_address(said.append)
+        edge_of(tmp_path, idle.pid).await_address(said.append, lambda: None)
     assert clock.now < 200.0
     assert said
 
 
 def test_a_process_that_dies_is_not_waited_for(tmp_path: Path, clock: Clock) -> None:
     with pytest.raises(RunFailed, match=r"edge edge: exit code 7; its log: .*/edge\.log"):
-        edge_of(tmp_path, 1, exit_code=7).await_address(lambda line: None)
+        edge_of(tmp_path, 1, exit_code=7).await_address(lambda line: None, lambda: None)
     assert clock.now == 100.0
+
+
+@pytest.mark.parametrize("code", [-9, 2])
+def test_a_process_that_is_killed_before_it_has_an_address_is_started_again(
+    tmp_path: Path, clock: Clock, monkeypatch: pytest.MonkeyPatch, code: int
+) -> None:
+    node = edge_of(tmp_path, 1, exit_code=code)
+    node.returns = True
+
+    def start(self: Node) -> None:
+        self.process = cast(BaseProcess, SimpleNamespace(pid=1, exitcode=None))
+        self.address_file.write_text("127.0.0.1:7001")
+
+    monkeypatch.setattr(Node, "start", start)
+    monkeypatch.setattr("sfl.cli.launch.run.time", clock)
+    notes: list[str] = []
+    restarts = Restarts(1, notes.append)
+    if code > 0:
+        with pytest.raises(RunFailed, match="exit code 2"):
+            _address_of(node, [node], restarts, lambda line: None)
+        return
+    assert _address_of(node, [node], restarts, lambda line: None) == "127.0.0.1:7001"
+    assert notes == ["edge edge: killed by SIGKILL; restart 1 of 1 in 1 s"]
 
 
 def test_nothing_is_waited_for_for_ever() -> None:

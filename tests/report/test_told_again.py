@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from sfl.config import RunConfig, load_run
+from sfl.config.node import TlsSettings
 from sfl.errors import ConfigError, DiskError
 from sfl.metrics.snapshot import ByteTotals, NodeSnapshot
 from sfl.node.lock import FolderLock
@@ -139,7 +140,7 @@ def test_a_lock_that_was_removed_meanwhile_is_nobodys(tmp_path: Path) -> None:
 # -- which run goes on -----------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("key", ["training.local_steps", "run.id", "cloud.listening", "network"])
+@pytest.mark.parametrize("key", ["training.local_steps", "run.id", "cloud.listening", "cloud.tls", "network"])
 def test_a_run_goes_on_with_its_own_settings(tmp_path: Path, key: str) -> None:
     with pytest.raises(ConfigError, match="a run goes on with the settings that it has"):
         resumed("t", [f"{key}=1"], output_dir=tmp_path)
@@ -160,6 +161,25 @@ def test_where_a_run_listens_may_change(tmp_path: Path, config: RunConfig) -> No
     with pytest.raises(DiskError, match="another process"):
         resumed("2026", output_dir=tmp_path)
     held.release()
+
+
+def test_what_a_node_has_of_its_machine_may_change(tmp_path: Path, config: RunConfig) -> None:
+    write_effective(config, tmp_path / "t")
+    paths = {key: tmp_path / f"{key}.pem" for key in ("ca", "cert", "key")}
+    given = [f'cloud.tls.{key}="{path}"' for key, path in paths.items()]
+    _, own = resumed("t", [*given, "cloud.metrics.port=9"], output_dir=tmp_path)
+    assert own.cloud.tls == TlsSettings(**paths) and own.cloud.metrics.port == 9
+
+
+def test_a_run_whose_cloud_was_never_up_goes_on_by_its_path(
+    tmp_path: Path, config: RunConfig
+) -> None:
+    folder = tmp_path / "t"
+    write_effective(config, folder)
+    assert resumed(str(folder))[0] == folder
+    (folder / "config.toml").write_text("[run]\n")  # somebody's own file, beside his data
+    with pytest.raises(ConfigError, match="no such run"):
+        resumed(str(folder))
 
 
 @pytest.fixture

@@ -148,6 +148,41 @@ def test_a_cloud_that_is_killed_is_resumed_where_it_was_and_a_mistake_ends_its_r
     assert (job.state, job.reason) == ("failed", "round 1 closed with 0 of 1 devices")
 
 
+def concluded(folder: Path) -> None:
+    """What the cloud of a run leaves that has finished."""
+    status = RunStatus(folder.name, "finished", 4, 4, message="every round closed")
+    status.write(folder / "status.json")
+    (folder / "summary.json").write_text("{}")
+
+
+def test_a_cloud_that_is_killed_after_the_end_of_its_run_ends_nothing(scene: Scene) -> None:
+    scene.submit("r")
+    scene.look()
+    scene.look()
+    concluded(scene.folder / "r")
+    FakeChild.all[0].code, FakeChild.all[0].said = -9, "killed by SIGKILL"
+    scene.look()
+    assert (scene.job("r").state, scene.job("r").reason) == ("finished", "every round closed")
+
+
+@pytest.mark.parametrize("stopped", [False, True])
+def test_a_run_that_has_finished_without_its_service_is_noted_by_the_next(
+    scene: Scene, stopped: bool
+) -> None:
+    scene.submit("r")
+    scene.look()
+    scene.look()
+    concluded(scene.folder / "r")
+    if stopped:
+        scene.service.operators.stop("r", "enough", "")
+    scene.close()
+    scene.new_service()
+    scene.service._resume()
+    scene.look()
+    assert (scene.job("r").state, scene.job("r").reason) == ("finished", "every round closed")
+    assert len(FakeChild.all) == 1
+
+
 def test_a_taken_port_is_given_up(scene: Scene) -> None:
     scene.submit("r")
     scene.look()

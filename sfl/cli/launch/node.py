@@ -6,6 +6,7 @@ import json
 import signal
 import threading
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from multiprocessing.context import ForkServerProcess, SpawnProcess
 from multiprocessing.process import BaseProcess, active_children
@@ -124,10 +125,10 @@ class Node:
             return f"killed by {signal.Signals(-code).name}"
         return f"exit code {code}; its log: {self.log}"
 
-    def await_address(self, say: Say) -> str:
+    def await_address(self, say: Say, meanwhile: Callable[[], None]) -> str:
         """The address it really listens on. Raises RunFailed where it gives none.
 
-        That may take as long as it is at work; `say` is told now and then.
+        That may take as long as it is at work; `say` is told now and then, `meanwhile` is done.
         """
         assert self.process is not None and self.process.pid is not None
         what = f"{self.kind} {self.name} starts"
@@ -136,6 +137,7 @@ class Node:
             if self.address_file.exists():
                 return self.address_file.read_text(encoding="utf-8").strip()
             patience.look(cpu_seconds([self.process.pid]), time.monotonic())
+            meanwhile()
             time.sleep(0.02)
         raise RunFailed(f"{self.kind} {self.name}: {self.failure()}")
 

@@ -16,7 +16,7 @@ from pathlib import Path
 from sfl.cli.launch.certificates import drop_certificates, prepare_certificates
 from sfl.cli.launch.child import end_nursery, prepare_nursery
 from sfl.cli.launch.node import Node, cloud_node, device_node, edge_node
-from sfl.cli.launch.patience import SAY_EVERY
+from sfl.cli.launch.patience import SAY_EVERY, Say
 from sfl.cli.launch.preflight import check_before_start
 from sfl.config import RunConfig
 from sfl.config.plugins import with_packages
@@ -28,7 +28,7 @@ from sfl.node import machine
 from sfl.node.causes import in_words
 from sfl.node.process import cores, quiet_environment, undisturbed
 from sfl.node.restarts import Note, Restarts
-from sfl.report.conclusion import conclude, is_over
+from sfl.report.conclusion import conclude, has_finished, is_over
 from sfl.report.elsewhere import check_storage
 from sfl.report.resume import how_ended, reopened
 from sfl.report.runs import INTERRUPTED, open_run_folder, stop_because
@@ -99,7 +99,7 @@ def _run(
             folder = open_run_folder(config) if resume is None else reopened(resume)
         started(folder)
         prepare_certificates(config, folder, tls, resume is not None)
-        _start(config, folder, nodes, watch, resume is not None)
+        _start(config, folder, nodes, watch, restarts, resume is not None)
         _await_end(config, folder, nodes, watch, restarts)
         _let_end(nodes)
     except Exception as error:
@@ -221,26 +221,49 @@ def bounded(config: RunConfig, context_length: int) -> RunConfig:
     return config.model_copy(update={"model": model})
 
 
-def _start(config: RunConfig, folder: Path, nodes: list[Node], watch: Watch, resume: bool) -> None:
+def _start(
+    config: RunConfig,
+    folder: Path,
+    nodes: list[Node],
+    watch: Watch,
+    restarts: Restarts,
+    resume: bool,
+) -> None:
     def say(message: str) -> None:
         watch(RunStatus(folder.name, "starting", 0, config.run.rounds, message=message))
 
     cloud = cloud_node(folder, config, resume)
     nodes.append(cloud)
     cloud.start()
-    cloud_address = cloud.await_address(say)
     # Another process of it goes on with the run, where this one is.
     cloud.resumes, cloud.returns = folder, True
+    cloud_address = _address_of(cloud, nodes, restarts, say)
     cloud.stay_at(cloud_address)
     edge = edge_node(folder, config, cloud_address)
     nodes.append(edge)
     edge.fork(say)
-    edge_address = edge.await_address(say)
+    edge_address = _address_of(edge, nodes, restarts, say)
     edge.stay_at(edge_address)
     for entry in config.devices:
         device = device_node(folder, config, entry.name, edge_address)
         nodes.append(device)
         device.start()
+
+
+def _address_of(node: Node, nodes: list[Node], restarts: Restarts, say: Say) -> str:
+    """Where a node listens; who dies before that is known is started again. Raises RunFailed."""
+
+    def meanwhile() -> None:
+        restarts.look(nodes, time.monotonic())
+
+    while True:
+        try:
+            return node.await_address(say, meanwhile)
+        except RunFailed:
+            if not restarts.will_return(node):
+                raise
+            meanwhile()
+            time.sleep(POLL)
 
 
 def _await_end(
@@ -271,7 +294,7 @@ def _await_end(
     final = RunStatus.read(folder / "status.json")
     if final is not None:
         watch(final)
-    if cloud.exit_code() != 0:
+    if cloud.exit_code() != 0 and not has_finished(folder, final):
         # What the cloud says of the run speaks for itself; its own death needs its name.
         died = "" if cloud.error_file.exists() else "cloud: "
         raise RunFailed(f"{died}{cloud.failure()}{_killed([edge, *devices])}")
