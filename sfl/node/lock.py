@@ -31,6 +31,26 @@ class FolderLock:
             self._handle = None
 
 
+def is_held(path: Path) -> bool:
+    """Whether a process holds a lock; it is not taken, and nothing is written. Raises DiskError."""
+    if sys.platform == "win32":
+        return path.exists()
+    import fcntl
+
+    with on_disk(path.parent):
+        try:
+            handle = os.open(path, os.O_RDONLY)
+        except FileNotFoundError:
+            return False
+        try:
+            fcntl.flock(handle, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return True
+        finally:
+            os.close(handle)
+    return False
+
+
 def _taken(path: Path) -> int | None:
     """The file's handle, locked; None where another has it."""
     while True:

@@ -21,7 +21,8 @@ STATUS = "status.json"
 def rows_of(output_dir: Path, queue: JobQueue | None) -> list[RunRow]:
     """All runs of a folder: those that have not ended first, then the latest first."""
     jobs = {job.run: job for job in (queue.all() if queue is not None else ())}
-    rows = [row_of(output_dir, job) for job in jobs.values()]
+    served = queue is not None and queue.served
+    rows = [row_of(output_dir, job, served) for job in jobs.values()]
     for path in output_dir.glob("*/config.toml"):
         if path.parent.name not in jobs:
             rows.append(_folder_row(path.parent))
@@ -30,12 +31,15 @@ def rows_of(output_dir: Path, queue: JobQueue | None) -> list[RunRow]:
     return [*waiting, *over]
 
 
-def row_of(output_dir: Path, job: Job) -> RunRow:
-    """A run of the queue, with where its cloud says that it stands."""
+def row_of(output_dir: Path, job: Job, served: bool = True) -> RunRow:
+    """A run of the queue, with where its cloud says that it stands, and whether a service is."""
     status = RunStatus.last(output_dir / job.run / STATUS)
     waits, since = job.waits, job.waits_since
     if status is not None and job.state == "running" and not waits:
         waits, since = _awaited(status)
+    if not served and not job.over:
+        waits = f"its service; to start one: sfl cloud --output-dir {output_dir}"
+        since = job.submitted_at if status is None else status.updated_at
     return RunRow(
         run=job.run,
         state=job.state,
@@ -62,6 +66,8 @@ def status_text(output_dir: Path, run: str) -> str:
 
 def one_of(rows: Sequence[RunRow], run: str) -> RunRow:
     """The run of that id, or the only one that begins so. Raises ConfigError."""
+    if not run.strip():
+        raise ConfigError("RUN", run, "is empty", "Name a run: sfl list.")
     found = [row for row in rows if row.run.startswith(run)]
     exact = [row for row in found if row.run == run]
     if len(exact or found) == 1:

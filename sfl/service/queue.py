@@ -20,10 +20,13 @@ from sqlalchemy.pool import NullPool
 from sfl.errors import DiskError
 from sfl.jobs.values import OPEN, Job
 from sfl.node.files import on_disk
+from sfl.node.lock import is_held
 
 SERVICE = ".service"
 """The service's own folder, beside those of its runs."""
 QUEUE = "queue.sqlite"
+LOCK = "lock"
+"""Held by the service that is at work."""
 BUSY = 10.0
 """Seconds to wait for another process that writes."""
 
@@ -69,6 +72,11 @@ class JobQueue:
         sa.event.listen(self._engine, "connect", _connected)
         with self._writing() as connection:
             _META.create_all(connection)
+
+    @property
+    def served(self) -> bool:
+        """Whether a service is at work on it. Raises DiskError."""
+        return is_held(self.folder / LOCK)
 
     def add(self, job: Job) -> Job:
         """Put a run at the end, or find that of its key. Raises Taken, DiskError."""

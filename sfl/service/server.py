@@ -38,7 +38,7 @@ from sfl.report.runs import open_run_folder
 from sfl.service.child import STOP
 from sfl.service.nodes import Nodes
 from sfl.service.operators import Operators
-from sfl.service.queue import JobQueue
+from sfl.service.queue import LOCK, JobQueue
 from sfl.service.roster import Roster
 from sfl.service.run import Cloud, Ended, LiveRun
 from sfl.transport.jobs.agents import AgentsDoor
@@ -52,7 +52,8 @@ sparing = Sparing(log, burst=2, seconds=60.0)
 
 TICK = 0.25
 """Seconds between two looks at the queue and at the runs."""
-LOCK = "lock"
+LOCK_TRIES = 5
+"""Whoever looks whether a service is at work touches its lock for a moment."""
 
 
 class Service:
@@ -265,8 +266,9 @@ class Service:
 
 def _only_one(folder: Path) -> FolderLock:
     """Raises ConfigError where another service is at work on the folder."""
-    try:
-        return FolderLock(folder / LOCK)
-    except SflError:
-        fix = "Stop it, or name another folder with --output-dir."
-        raise ConfigError("--output-dir", str(folder.parent), "has a service", fix) from None
+    for _ in range(LOCK_TRIES):
+        with contextlib.suppress(SflError):
+            return FolderLock(folder / LOCK)
+        time.sleep(0.05)
+    fix = "Stop it, or name another folder with --output-dir."
+    raise ConfigError("--output-dir", str(folder.parent), "has a service", fix)

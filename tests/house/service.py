@@ -13,10 +13,12 @@ from typing import Any
 import psutil
 import tomli_w
 
+from sfl.node.certificates.authority import Authority
 from tests.house.federation import SFL, Outcome
 from tests.house.fleets import completions, device, settings, tiny
 from tests.house.forks import Fork, fork
 from tests.house.paths import ROOT
+from tests.house.tls import give
 from tests.house.waiting import PATIENCE, until
 
 NAMES = ("d0", "d1")
@@ -175,6 +177,31 @@ class Served:
             return len(agents) == count and agents
 
         return until(there, f"{count} agents")  # type: ignore[no-any-return]
+
+
+class GuardedService(Served):
+    """With certificates on every link; a device attaches to the service itself."""
+
+    def __init__(self, folder: Path) -> None:
+        self.authority, _ = Authority.init(folder / "ca")
+        self.certs = folder / "certs"
+        for role, name in (("cloud", "service"), ("edge", "edge"), ("operator", "anna")):
+            self.give(role, name)
+        for name in ("d0", "d1"):
+            self.give("device", name)
+        super().__init__(folder, devices=["d0"])
+        self.start_device("d1", self.listen)
+
+    def give(self, role: Any, name: str) -> Path:
+        own = "cloud" if role == "cloud" else name
+        hosts = ("127.0.0.1",) if role in ("cloud", "edge") else ()
+        return give(self.authority, self.certs / name, role, own, *hosts)
+
+    def options(self, name: str) -> list[str]:
+        return ["--certs", str(self.certs / name)]
+
+    def operator(self) -> list[str]:
+        return ["--certs", str(self.certs / "anna")]
 
 
 def started(served: Served, *command: str) -> subprocess.Popen[str]:

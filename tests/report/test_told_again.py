@@ -140,7 +140,9 @@ def test_a_lock_that_was_removed_meanwhile_is_nobodys(tmp_path: Path) -> None:
 # -- which run goes on -----------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("key", ["training.local_steps", "run.id", "cloud.listening", "cloud.tls", "network"])
+@pytest.mark.parametrize(
+    "key", ["training.local_steps", "run.id", "cloud.listening", "cloud.tls", "network"]
+)
 def test_a_run_goes_on_with_its_own_settings(tmp_path: Path, key: str) -> None:
     with pytest.raises(ConfigError, match="a run goes on with the settings that it has"):
         resumed("t", [f"{key}=1"], output_dir=tmp_path)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import io
+import itertools
 import json
 import os
 from pathlib import Path
@@ -9,14 +11,20 @@ from typing import Any
 
 import pytest
 import tomli_w
+from rich.console import Console
 from typer.testing import CliRunner
 
 from sfl.cli.app import app
+from sfl.cli.jobs.sources import Folder
+from sfl.cli.jobs.watching import watch_live
 from sfl.errors import ConfigError
+from sfl.node.lock import FolderLock
 from sfl.report.status import RunStatus
+from sfl.service.accept import accept
 from sfl.service.listing import rows_of
-from sfl.service.queue import JobQueue
+from sfl.service.queue import LOCK, JobQueue
 from tests.house.service import run_of
+from tests.service.test_queue import settings
 
 FINISHED = RunStatus("done", "finished", 2, 2, message="every round closed", updated_at=90.0)
 
@@ -93,3 +101,36 @@ def test_a_run_submitted_to_a_folder_waits_for_its_service(folder: Path, tmp_pat
     assert wrong.startswith("lora.rank = 0: must be")
     assert as_json("stop", folder, run, "--reason", "no")["runs"][0]["state"] == "stopped"
     assert next(row.run for row in rows_of(folder, JobQueue(folder))) == "there"
+
+
+def test_a_run_whose_service_is_gone_waits_for_one(folder: Path) -> None:
+    queue = JobQueue(folder)
+    accept(queue, folder, settings("mine"), "k", "")
+    assert queue.change("mine", state="running", started_at=70.0)
+    (folder / "mine").mkdir()
+    last = RunStatus("mine", "training", 1, 2, updated_at=80.0)
+    last.write(folder / "mine" / "status.json")
+    wait = f"its service; to start one: sfl cloud --output-dir {folder}"
+    row = as_json("list", folder)[0]
+    assert (row["run"], row["waits"], row["waits_since"]) == ("mine", wait, 80.0)
+    said = io.StringIO()
+    watch_live(Console(file=said, width=200), itertools.islice(Folder(folder).watch("mine"), 1))
+    assert f"round 1/2  starting  |  running: waits for {wait}" in said.getvalue()
+    at_work = FolderLock(queue.folder / LOCK)
+    assert as_json("list", folder)[0]["waits"] == ""
+    at_work.release()
+    assert as_json("stop", folder, "mine")["runs"][0]["waits"] == wait
+
+
+@pytest.mark.parametrize("run", ["", " "])
+@pytest.mark.parametrize("command", ["status", "watch", "logs", "stop"])
+def test_no_name_is_no_run(folder: Path, command: str, run: str) -> None:
+    said = call(command, run, "--output-dir", folder, code=2)
+    assert said == f"RUN = {run!r}: is empty. Name a run: sfl list."
+
+
+@pytest.mark.parametrize("command", ["list", "status"])
+def test_a_file_is_no_folder_with_runs(folder: Path, command: str) -> None:
+    file = folder / "done" / "status.json"
+    said = call(command, "--output-dir", file, code=2)
+    assert said.startswith(f"--output-dir = '{file}': is a file, not a folder.")

@@ -7,53 +7,25 @@ import secrets
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 import tomli_w
 
-from sfl.node.certificates.authority import Authority
 from sfl.node.certificates.own import own_in
 from sfl.transport.jobs.client import ServiceClient
 from tests.house.federation import SFL, finished, sfl
 from tests.house.paths import ROOT
 from tests.house.reference import adapter, assert_same_bits
-from tests.house.service import Served, run_of, started
-from tests.house.tls import give
+from tests.house.service import GuardedService, Served, run_of, started
 from tests.house.twin import played
 from tests.house.waiting import PATIENCE, until
 
 pytestmark = pytest.mark.process
 
 
-class Guarded(Served):
-    """With certificates on every link; a device attaches to the service itself."""
-
-    def __init__(self, folder: Path) -> None:
-        self.authority, _ = Authority.init(folder / "ca")
-        self.certs = folder / "certs"
-        for role, name in (("cloud", "service"), ("edge", "edge"), ("operator", "anna")):
-            self.give(role, name)
-        for name in ("d0", "d1"):
-            self.give("device", name)
-        super().__init__(folder, devices=["d0"])
-        self.start_device("d1", self.listen)
-
-    def give(self, role: Any, name: str) -> Path:
-        own = "cloud" if role == "cloud" else name
-        hosts = ("127.0.0.1",) if role in ("cloud", "edge") else ()
-        return give(self.authority, self.certs / name, role, own, *hosts)
-
-    def options(self, name: str) -> list[str]:
-        return ["--certs", str(self.certs / name)]
-
-    def operator(self) -> list[str]:
-        return ["--certs", str(self.certs / "anna")]
-
-
 @pytest.fixture(scope="module")
-def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Guarded]:
-    service = Guarded(tmp_path_factory.mktemp("service"))
+def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[GuardedService]:
+    service = GuardedService(tmp_path_factory.mktemp("service"))
     try:
         yield service
     finally:
@@ -65,7 +37,7 @@ def long(served: Served, name: str) -> str:
     return served.submit(name, run={"rounds": 200}, training={"local_steps": 40})
 
 
-def test_a_run_is_watched_followed_and_stopped(served: Guarded) -> None:
+def test_a_run_is_watched_followed_and_stopped(served: GuardedService) -> None:
     agents = served.attached()
     assert {(agent["name"], agent["via"]) for agent in agents} == {
         ("edge", ""),
@@ -99,7 +71,7 @@ def test_a_run_is_watched_followed_and_stopped(served: Guarded) -> None:
     assert again.returncode != 0 and "it has ended: stopped" in again.stderr
 
 
-def test_a_run_with_tls_is_the_same(served: Guarded, tmp_path: Path) -> None:
+def test_a_run_with_tls_is_the_same(served: GuardedService, tmp_path: Path) -> None:
     run = served.submit("guarded")
     outcome = finished(served.ended(run))
     values = run_of(served.data)
@@ -107,7 +79,7 @@ def test_a_run_with_tls_is_the_same(served: Guarded, tmp_path: Path) -> None:
 
 
 def test_a_submission_whose_answer_was_lost_is_one_run(
-    served: Guarded, monkeypatch: pytest.MonkeyPatch
+    served: GuardedService, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(secrets, "token_hex", lambda size: "the same key")
     client = ServiceClient(served.listen, False, own_in(served.certs / "anna"), PATIENCE)
@@ -123,7 +95,7 @@ def test_a_submission_whose_answer_was_lost_is_one_run(
         client.close()
 
 
-def test_a_run_that_is_put_into_the_folder_is_taken(served: Guarded) -> None:
+def test_a_run_that_is_put_into_the_folder_is_taken(served: GuardedService) -> None:
     file = served.run_file("beside", devices=["d0"], run={"rounds": 1})
     done = sfl("submit", file, "--output-dir", served.output_dir)
     assert done.returncode == 0 and done.stdout.strip() == "beside"
@@ -132,7 +104,7 @@ def test_a_run_that_is_put_into_the_folder_is_taken(served: Guarded) -> None:
     assert {row["run"]: row["state"] for row in listed}["beside"] == "finished"
 
 
-def test_only_operators_may(served: Guarded) -> None:
+def test_only_operators_may(served: GuardedService) -> None:
     for name, role in (("d0", "device"), ("edge", "edge")):
         done = subprocess.run(
             [*SFL, "list", "--service", served.listen, "--certs", str(served.certs / name)],
@@ -147,7 +119,7 @@ def test_only_operators_may(served: Guarded) -> None:
         )
 
 
-def test_mistakes_come_back_at_once(served: Guarded, tmp_path: Path) -> None:
+def test_mistakes_come_back_at_once(served: GuardedService, tmp_path: Path) -> None:
     file = served.run_file("wrong", lora={"rnak": 3})
     done = served.sfl("submit", file)
     assert done.returncode == 2 and "lora.rnak = 3" in done.stderr
@@ -166,7 +138,7 @@ def test_mistakes_come_back_at_once(served: Guarded, tmp_path: Path) -> None:
     assert done.returncode != 0 and "at most" in done.stderr
 
 
-def test_an_agent_with_the_name_of_another_costs_nobody_anything(served: Guarded) -> None:
+def test_an_agent_with_the_name_of_another_costs_nobody_anything(served: GuardedService) -> None:
     other = Path(served.folder / "other.toml")
     other.write_text(
         f'[device]\nname = "d0"\nthreads = 1\ncache_dir = "{served.folder / "cache2"}"\n'

@@ -101,6 +101,8 @@ def test_a_run_in_the_queue_is_stopped_at_once_and_one_under_way_is_noted(tmp_pa
         one_of(rows, "w")
     with pytest.raises(ConfigError, match="no such run"):
         one_of(rows, "x")
+    with pytest.raises(ConfigError, match="RUN = '': is empty"):
+        one_of(rows[:1], "")
 
 
 def test_a_queue_that_cannot_be_read_is_an_error_of_the_disk(tmp_path: Path) -> None:

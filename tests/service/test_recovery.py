@@ -10,7 +10,7 @@ import pytest
 
 from tests.house.federation import finished
 from tests.house.reference import adapter, assert_same_bits
-from tests.house.service import Served, run_of, started
+from tests.house.service import GuardedService, Served, run_of, started
 from tests.house.twin import played
 from tests.house.waiting import PATIENCE, until
 
@@ -86,7 +86,19 @@ def test_a_service_that_is_gone_goes_on_with_its_queue(
     assert all(served.processes[name].poll() is None for name in agents)
 
 
-def test_nodes_that_are_killed_are_started_again(served: Served, tmp_path: Path) -> None:
+@pytest.fixture
+def guarded(tmp_path: Path) -> Iterator[GuardedService]:
+    service = GuardedService(tmp_path)
+    try:
+        yield service
+    finally:
+        service.stop()
+
+
+def test_nodes_that_are_killed_are_started_again_with_their_certificates(
+    guarded: GuardedService, tmp_path: Path
+) -> None:
+    served = guarded
     begun(served, run := "hit")
     node(served, "device_agent").kill()
     until(lambda: amid(served, run, 2), "the middle of the second round")

@@ -42,8 +42,25 @@ Format = Annotated[
     Literal["table", "json"],
     typer.Option("--format", help="A table for people, or JSON for programs."),
 ]
-RunId = Annotated[str, typer.Argument(metavar="RUN", help="A run's id, or the beginning of it.")]
-MaybeRun = Annotated[str, typer.Argument(metavar="[RUN]", help="A run; default: all open ones.")]
+
+
+def _named(run: str | None) -> str | None:
+    """Not empty where it is given, as a script's unset variable is. Raises ConfigError."""
+    if run is not None and not run.strip():
+        from sfl.errors import ConfigError
+
+        raise ConfigError("RUN", run, "is empty", "Name a run: sfl list.")
+    return run
+
+
+RunId = Annotated[
+    str,
+    typer.Argument(metavar="RUN", callback=_named, help="A run's id, or the beginning of it."),
+]
+MaybeRun = Annotated[
+    str | None,
+    typer.Argument(metavar="[RUN]", callback=_named, help="A run; default: all open ones."),
+]
 RUNS = Path("runs")
 
 
@@ -94,7 +111,7 @@ def list_runs(
 
 
 def status(
-    run: MaybeRun = "",
+    run: MaybeRun = None,
     service: AtService = None,
     output_dir: Folder = RUNS,
     certs: OperatorCerts = None,
@@ -106,7 +123,7 @@ def status(
     from sfl.cli.jobs.shown import say_json, show, standing_picture
 
     with _source(service, output_dir, certs, insecure, timeout) as source:
-        standing = source.standing(run)
+        standing = source.standing(run or "")
     if format_ == "json":
         say_json(standing.as_json())
     else:
@@ -115,7 +132,7 @@ def status(
 
 
 def watch(
-    run: MaybeRun = "",
+    run: MaybeRun = None,
     service: AtService = None,
     output_dir: Folder = RUNS,
     certs: OperatorCerts = None,

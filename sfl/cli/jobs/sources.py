@@ -42,8 +42,13 @@ class Folder:
     """Runs in a folder: those of its queue, and those that `sfl run` and `sfl cloud` left there."""
 
     def __init__(self, output_dir: Path) -> None:
+        from sfl.errors import ConfigError
+        from sfl.node.paths import amiss, nothing_there
         from sfl.service.queue import existing
 
+        if not nothing_there(output_dir) and (wrong := amiss(output_dir, "folder")):
+            fix = "Name the folder with the runs."
+            raise ConfigError("--output-dir", str(output_dir), wrong, fix)
         self._output_dir = output_dir
         self._queue = existing(output_dir)
 
@@ -75,8 +80,8 @@ class Folder:
 
     def watch(self, run: str) -> Iterator[Standing]:
         """The same each time that it changes, to the end of the run."""
-        standing = self.standing(run)
-        name = standing.runs[0].run
+        name = self._row(run).run
+        standing = self.standing(name)
         yield standing
         while not standing.runs[0].ended_at:
             time.sleep(LOOK)
@@ -88,7 +93,7 @@ class Folder:
         """A node's name, and the next of its log."""
         from sfl.service.operators import tails_of
 
-        row = self.standing(run).runs[0]
+        row = self._row(run)
         tails = tails_of(self._output_dir, row, node, follow)
         while True:
             over = not follow or bool(self.standing(row.run).runs[0].ended_at)
@@ -102,12 +107,18 @@ class Folder:
         """End a run of the queue; the service of this folder sees to it."""
         from sfl.service.operators import end_run
 
-        row = self.standing(run).runs[0]
+        row = self._row(run)
         end_run(self._queue, row, reason or "stopped by an operator")
         return self.standing(row.run)
 
     def close(self) -> None:
         """Nothing is held."""
+
+    def _row(self, run: str) -> RunRow:
+        """One run. Raises ConfigError, also for no name at all."""
+        from sfl.service.listing import one_of
+
+        return one_of(self.rows(), run)
 
 
 def open_source(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 
 from rich.console import Console
 
@@ -25,9 +26,12 @@ def watch_live(console: Console, standings: Iterator[Standing]) -> Standing | No
 
 
 def _as_status(standing: Standing) -> RunStatus:
-    """What its cloud says; before it says anything, what it waits for."""
+    """What its cloud says, or what it waits for that its cloud does not say."""
     row = standing.runs[0]
-    if standing.status:
-        return status_of(standing)
     message = f"{row.state}: waits for {row.waits}" if row.waits else row.state
-    return RunStatus(row.run, "starting", row.round, row.rounds, message=message)
+    if not standing.status:
+        return RunStatus(row.run, "starting", row.round, row.rounds, message=message)
+    status = status_of(standing)
+    if not row.waits or row.waits in {f"{wait.whom}: {wait.what}" for wait in status.waits}:
+        return status
+    return replace(status, phase="starting", message=message)  # its cloud does not know of that

@@ -181,7 +181,11 @@ class _Line:
         elif body == "left" and agent is not None:
             self._host.detached(self._relayed.pop(message.device), plain(message.left))
         elif agent is not None:
-            self._hear(agent, message)
+            try:
+                self._hear(agent, message)
+            except SflError as error:  # what one device says costs no other
+                self._host.detached(self._relayed.pop(message.device), str(error))
+                agent.end(error)
 
     def _join(self, message: jobs_pb2.AgentMessage) -> None:
         """A device of this edge; one that cannot come in costs nobody else anything."""

@@ -156,6 +156,7 @@ class Attaching:
             await run_together(read(), beat(mail, _ALIVE, silence, peer))
         finally:
             call.cancel()
+            mail.close()
             if self._mail is mail:
                 self._mail = None
                 host.detached()

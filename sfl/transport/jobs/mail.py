@@ -16,7 +16,7 @@ INTERVAL = 2.0
 SILENT = 30.0
 """Seconds without a byte after which either takes the other for gone."""
 MOST = 256
-"""Messages that may wait for one peer."""
+"""Messages that may wait for one peer; half of them by whoever waits for room."""
 
 
 class Mail(Generic[M]):
@@ -24,6 +24,9 @@ class Mail(Generic[M]):
 
     def __init__(self, most: int = MOST) -> None:
         self._waiting: asyncio.Queue[M | SflError] = asyncio.Queue(most)
+        self._most_put = most // 2
+        self._taken = asyncio.Event()
+        self._closed = False
 
     def post(self, message: M) -> None:
         """Queue a message; a peer that takes none any more is given up."""
@@ -33,11 +36,24 @@ class Mail(Generic[M]):
             self.end(LinkLost(f"it takes nothing any more: {MOST} messages wait for it"))
 
     async def put(self, message: M) -> None:
-        """Queue a message once there is room, so that whoever sends more has to wait."""
-        await self._waiting.put(message)
+        """Queue a message once there is room, so that whoever sends more has to wait.
+
+        It leaves places to those who do not wait. Once nobody takes any more it goes nowhere.
+        """
+        while not self._closed and self._waiting.qsize() >= self._most_put:
+            self._taken.clear()
+            await self._taken.wait()
+        if not self._closed:
+            self._waiting.put_nowait(message)
+
+    def close(self) -> None:
+        """Nobody takes messages any more: whoever waits for room goes on."""
+        self._closed = True
+        self._taken.set()
 
     def end(self, error: SflError) -> None:
         """Nothing more is to be said; what waits before may be lost."""
+        self.close()
         while self._waiting.full():
             self._waiting.get_nowait()
         self._waiting.put_nowait(error)
@@ -46,6 +62,7 @@ class Mail(Generic[M]):
         """What is queued, as it comes. Raises the error that ends it."""
         while True:
             item = await self._waiting.get()
+            self._taken.set()
             if isinstance(item, SflError):
                 raise item
             yield item
