@@ -24,7 +24,6 @@ from sfl.service.accept import accept
 from sfl.service.listing import rows_of
 from sfl.service.queue import LOCK, JobQueue
 from tests.house.service import run_of
-from tests.service.test_queue import settings
 
 FINISHED = RunStatus("done", "finished", 2, 2, message="every round closed", updated_at=90.0)
 
@@ -105,7 +104,8 @@ def test_a_run_submitted_to_a_folder_waits_for_its_service(folder: Path, tmp_pat
 
 def test_a_run_whose_service_is_gone_waits_for_one(folder: Path) -> None:
     queue = JobQueue(folder)
-    accept(queue, folder, settings("mine"), "k", "")
+    values = {"run": {"id": "mine"}, "model": {"path": "m"}, "devices": [{"name": "a"}]}
+    accept(queue, folder, tomli_w.dumps(values), "k", "")
     assert queue.change("mine", state="running", started_at=70.0)
     (folder / "mine").mkdir()
     last = RunStatus("mine", "training", 1, 2, updated_at=80.0)
