@@ -22,6 +22,8 @@ class RunRow:
     waits: str = ""
     """For whom or what it waits."""
     waits_since: float = 0.0
+    waits_until: float = 0.0
+    """When it waits no longer; 0 where nothing is said of that."""
     reason: str = ""
     """How it ended."""
 

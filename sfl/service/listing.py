@@ -34,12 +34,12 @@ def rows_of(output_dir: Path, queue: JobQueue | None) -> list[RunRow]:
 def row_of(output_dir: Path, job: Job, served: bool = True) -> RunRow:
     """A run of the queue, with where its cloud says that it stands, and whether a service is."""
     status = RunStatus.last(output_dir / job.run / STATUS)
-    waits, since = job.waits, job.waits_since
+    waits, since, until = job.waits, job.waits_since, 0.0
     if status is not None and job.state == "running" and not waits:
-        waits, since = _awaited(status)
+        waits, since, until = _awaited(status)
     if not served and not job.over:
         waits = f"its service; to start one: sfl cloud --output-dir {output_dir}"
-        since = job.submitted_at if status is None else status.updated_at
+        since, until = job.submitted_at if status is None else status.updated_at, 0.0
     return RunRow(
         run=job.run,
         state=job.state,
@@ -50,6 +50,7 @@ def row_of(output_dir: Path, job: Job, served: bool = True) -> RunRow:
         ended_at=job.ended_at,
         waits=waits,
         waits_since=since,
+        waits_until=until,
         reason=job.reason,
     )
 
@@ -87,7 +88,7 @@ def _folder_row(folder: Path) -> RunRow:
         ended, why = status.updated_at, f"its cloud is gone; to go on: sfl run --resume {folder}"
         rounds = (status.round, status.rounds)
         return RunRow(folder.name, "gone", *rounds, began, began, ended, reason=why)
-    waits, since = _awaited(status) if not status.over else ("", 0.0)
+    waits, since, until = _awaited(status)
     return RunRow(
         run=folder.name,
         state=status.phase if status.over else "running",
@@ -98,6 +99,7 @@ def _folder_row(folder: Path) -> RunRow:
         ended_at=status.updated_at if status.over else 0.0,
         waits=waits,
         waits_since=since,
+        waits_until=until,
         reason=status.message if status.over else "",
     )
 
@@ -108,9 +110,9 @@ def _is_gone(status: RunStatus) -> bool:
     return here and not status.over and not psutil.pid_exists(status.pid)
 
 
-def _awaited(status: RunStatus) -> tuple[str, float]:
-    """For whom its cloud waits, and since when."""
-    if not status.waits:
-        return "", 0.0
-    wait = status.waits[0]
-    return f"{wait.whom}: {wait.what}", status.updated_at - wait.seconds
+def _awaited(status: RunStatus) -> tuple[str, float, float]:
+    """For whom its cloud waits, since when, and until when."""
+    if not status.waits or status.over:
+        return "", 0.0, 0.0
+    wait, now = status.waits[0], status.updated_at
+    return f"{wait.whom}: {wait.what}", now - wait.seconds, now + wait.seconds_left

@@ -75,7 +75,7 @@ class StopRequest(_message.Message):
     def __init__(self, run: _Optional[str] = ..., reason: _Optional[str] = ..., checksum: _Optional[int] = ...) -> None: ...
 
 class RunRow(_message.Message):
-    __slots__ = ("run", "state", "round", "rounds", "submitted_at", "started_at", "ended_at", "waits", "waits_since", "reason")
+    __slots__ = ("run", "state", "round", "rounds", "submitted_at", "started_at", "ended_at", "waits", "waits_since", "reason", "waits_until")
     RUN_FIELD_NUMBER: _ClassVar[int]
     STATE_FIELD_NUMBER: _ClassVar[int]
     ROUND_FIELD_NUMBER: _ClassVar[int]
@@ -86,6 +86,7 @@ class RunRow(_message.Message):
     WAITS_FIELD_NUMBER: _ClassVar[int]
     WAITS_SINCE_FIELD_NUMBER: _ClassVar[int]
     REASON_FIELD_NUMBER: _ClassVar[int]
+    WAITS_UNTIL_FIELD_NUMBER: _ClassVar[int]
     run: str
     state: str
     round: int
@@ -96,7 +97,8 @@ class RunRow(_message.Message):
     waits: str
     waits_since: float
     reason: str
-    def __init__(self, run: _Optional[str] = ..., state: _Optional[str] = ..., round: _Optional[int] = ..., rounds: _Optional[int] = ..., submitted_at: _Optional[float] = ..., started_at: _Optional[float] = ..., ended_at: _Optional[float] = ..., waits: _Optional[str] = ..., waits_since: _Optional[float] = ..., reason: _Optional[str] = ...) -> None: ...
+    waits_until: float
+    def __init__(self, run: _Optional[str] = ..., state: _Optional[str] = ..., round: _Optional[int] = ..., rounds: _Optional[int] = ..., submitted_at: _Optional[float] = ..., started_at: _Optional[float] = ..., ended_at: _Optional[float] = ..., waits: _Optional[str] = ..., waits_since: _Optional[float] = ..., reason: _Optional[str] = ..., waits_until: _Optional[float] = ...) -> None: ...
 
 class RunList(_message.Message):
     __slots__ = ("runs", "checksum")

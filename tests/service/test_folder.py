@@ -6,6 +6,9 @@ import io
 import itertools
 import json
 import os
+import re
+import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,11 +21,13 @@ from sfl.cli.app import app
 from sfl.cli.jobs.sources import Folder
 from sfl.cli.jobs.watching import watch_live
 from sfl.errors import ConfigError
+from sfl.jobs.rows import RunRow
 from sfl.node.lock import FolderLock
-from sfl.report.status import RunStatus
+from sfl.report.status import RunStatus, Wait
 from sfl.service.accept import accept
 from sfl.service.listing import rows_of
 from sfl.service.queue import LOCK, JobQueue
+from sfl.transport.jobs.words import from_run_row, to_run_row
 from tests.house.service import run_of
 
 FINISHED = RunStatus("done", "finished", 2, 2, message="every round closed", updated_at=90.0)
@@ -59,6 +64,26 @@ def call(*arguments: str | Path, code: int = 0) -> str:
 
 def as_json(command: str, folder: Path, *arguments: str) -> Any:
     return json.loads(call(command, *arguments, "--output-dir", folder, "--format", "json"))
+
+
+def test_a_list_says_whom_a_run_waits_for_and_until_when(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "200")
+    now = time.time()
+    wait = Wait("cloud", "device d1", "to be back", seconds=12.0, seconds_left=48.0)
+    waiting = RunStatus("there", "training", 1, 3, pid=os.getpid(), host=host(), waits=(wait,))
+    replace(waiting, updated_at=now).write(folder / "there" / "status.json")
+    (row,) = [row for row in as_json("list", folder) if row["run"] == "there"]
+    assert row["waits"] == "device d1: to be back"
+    assert row["waits_since"] == pytest.approx(now - 12.0)
+    assert row["waits_until"] == pytest.approx(now + 48.0)
+    for command in ("list", "status"):
+        said = " ".join(call(command, "--output-dir", folder).split())
+        assert re.search(
+            r"waits for device d1: to be back, [\d.]+ s so far, [\d.]+ s left", said
+        ), said
+    assert from_run_row(to_run_row(RunRow(**row))) == RunRow(**row)
 
 
 def test_runs_of_a_folder_are_listed_and_shown(folder: Path) -> None:

@@ -104,7 +104,9 @@ def _took(row: RunRow, now: float) -> str:
 
 
 def _what(row: RunRow, now: float) -> str:
-    """What it waits for, and for how long; how it ended."""
+    """What it waits for, for how long and how long still; how it ended."""
     if row.waits:
-        return f"waits for {row.waits}, {text.duration(max(0.0, now - row.waits_since))}"
+        so_far = text.duration(max(0.0, now - row.waits_since))
+        left = f" so far, {text.duration(max(0.0, row.waits_until - now))} left"
+        return f"waits for {row.waits}, {so_far}{left if row.waits_until else ''}"
     return row.reason

@@ -18,6 +18,7 @@ def to_run_row(row: RunRow) -> jobs_pb2.RunRow:
         ended_at=row.ended_at,
         waits=row.waits,
         waits_since=row.waits_since,
+        waits_until=row.waits_until,
         reason=row.reason,
     )
 
@@ -34,6 +35,7 @@ def from_run_row(said: jobs_pb2.RunRow) -> RunRow:
         said.ended_at,
         said.waits,
         said.waits_since,
+        said.waits_until,
         said.reason,
     )
 
