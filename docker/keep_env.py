@@ -11,8 +11,9 @@ HERE = Path(__file__).parent
 
 
 def main() -> None:
-    """Put in what is set here and read by compose.yml; what stands there already stays."""
-    known = set(re.findall(r"\$\{(SFL_\w+)", (HERE / "compose.yml").read_text(encoding="utf-8")))
+    """Put in what is set here and read by a compose file; what stands there already stays."""
+    texts = [path.read_text(encoding="utf-8") for path in HERE.glob("*.yml")]
+    known = {name for text in texts for name in re.findall(r"\$\{(SFL_\w+)", text)}
     file = HERE / ".env"
     lines = file.read_text(encoding="utf-8").splitlines()
     kept = {name: value for line in lines for name, _, value in [line.partition("=")]}

@@ -3,7 +3,9 @@
 SflError                     anything this project raises on purpose (exit code 1)
 ├── UserError                the user can fix it: field, value, fix (exit code 2)
 │   ├── ConfigError          a setting
-│   │   └── NotYetValid      a certificate of tomorrow: time may fix it (exit code 75)
+│   │   └── NotYet           nothing that time may not fix (exit code 75)
+│   │       ├── NotYetValid  a certificate of tomorrow
+│   │       └── NoAnswer     a server that a setting names does not answer
 │   ├── DataError            a data file or a row of it
 │   └── ModelError           a model folder, a name, its weights
 ├── TransportError           something between two processes
@@ -53,10 +55,18 @@ class ConfigError(UserError):
     """A setting is unknown, out of range or contradicts another."""
 
 
-class NotYetValid(ConfigError):
-    """A certificate is not valid yet; mostly the clock of a board that has not asked the time."""
+class NotYet(ConfigError):
+    """What a setting names is not ready; as it is, it may be later."""
 
     exit_code = 75  # EX_TEMPFAIL of sysexits.h: try again, as a service manager does
+
+
+class NotYetValid(NotYet):
+    """A certificate is not valid yet; mostly the clock of a board that has not asked the time."""
+
+
+class NoAnswer(NotYet):
+    """A server that keeps a run does not answer: it is down, or on its way up."""
 
 
 class DataError(UserError):

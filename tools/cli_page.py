@@ -30,7 +30,7 @@ settings.
 | 2 | you can fix it: a setting, a file, a model, an option | do not start it again as it is |
 | 70 | a node met a bug in sfl; its log has the traceback | report it |
 | 71 | a node had too little memory | the message names settings that need less |
-| 75 | its certificate is not valid yet: mostly a clock that is not set | try again later |
+| 75 | too early: its certificate is not valid yet, or a server does not answer | try again later |
 | 130 | Ctrl-C or SIGTERM | nothing |
 
 `sfl doctor` exits with 1 where it found a problem, and with 0 where it found warnings only.

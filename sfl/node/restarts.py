@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from typing import Protocol
 
-from sfl.errors import Bug, OutOfMemory
+from sfl.errors import Bug, NotYet, OutOfMemory
 
 FIRST_WAIT = 1.0
 LONGEST_WAIT = 30.0
@@ -42,14 +42,14 @@ class Restartable(Protocol):
 def may_help(exit_code: int | None) -> bool:
     """Whether a process that ended so may get further the next time.
 
-    It was killed, met a bug or had no memory left. A user's mistake stays one, what the run decided
-    is decided, and who was stopped on purpose stays stopped.
+    It was killed, met a bug, had no memory left or came too early. A user's mistake stays one, what
+    the run decided is decided, and who was stopped on purpose stays stopped.
     """
     if exit_code is None:
         return False
     if exit_code < 0:
         return -exit_code not in MEANT
-    return exit_code in (Bug.exit_code, OutOfMemory.exit_code)
+    return exit_code in (Bug.exit_code, OutOfMemory.exit_code, NotYet.exit_code)
 
 
 @dataclass(slots=True)

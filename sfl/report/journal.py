@@ -314,8 +314,12 @@ def open_journal(config: RunConfig, folder: Path) -> RunJournal:
     return PostgresJournal(address, folder, patience(config))
 
 
-def read_journal(config: RunConfig, folder: Path) -> StoredJournal | None:
-    """The journal of a run, or None where no cloud has begun one. Raises ConfigError, DiskError."""
+def read_journal(config: RunConfig, folder: Path, waits: bool = False) -> StoredJournal | None:
+    """The journal of a run, or None where no cloud has begun one.
+
+    With `waits` a server that does not answer is dialled for `patience`. Raises ConfigError,
+    DiskError.
+    """
     journal: StoredJournal
     if not config.cloud.journal:
         if not (folder / JOURNAL).exists():
@@ -325,7 +329,7 @@ def read_journal(config: RunConfig, folder: Path) -> StoredJournal | None:
         address = _address(config.cloud.journal)
         from sfl.report.served import PostgresReader  # an extra, only where it is asked for
 
-        journal = PostgresReader(address, folder.name, patience(config))
+        journal = PostgresReader(address, folder.name, patience(config), waits)
     if journal.begun:
         return journal
     journal.close()

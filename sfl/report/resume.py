@@ -12,7 +12,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from sfl.config import RunConfig, dump_toml
-from sfl.errors import ConfigError, DiskError
+from sfl.errors import ConfigError, DiskError, NoAnswer
 from sfl.node.files import on_disk, write_atomic
 from sfl.node.lock import FolderLock
 from sfl.report.asked import require_same
@@ -122,6 +122,8 @@ def resumed_or_new(config: RunConfig) -> tuple[Path, RunConfig]:
                 found = _open(folder.resolve(), [], config.network.insecure)
                 log.info("run %s was stopped, and goes on", folder.name)
                 return found
+        except NoAnswer:
+            raise  # the run may be there: another one in its place would be its end
         except (ConfigError, DiskError) as error:
             log.warning("run %s cannot go on: %s", folder.name, error)
     check_storage(config)
@@ -147,7 +149,7 @@ def _of_settings(output_dir: Path, asked: str) -> list[Path]:
 
 def _require_open(folder: Path, config: RunConfig) -> None:
     """Raises ConfigError where the run has ended, or is not the one that its settings say."""
-    if (journal := read_journal(config, folder)) is None:
+    if (journal := read_journal(config, folder, waits=True)) is None:
         if (folder / "metrics.jsonl").exists() and (folder / "adapter").is_dir():
             problem = "its journal is gone, and with it where the run was"
             raise ConfigError("--resume", folder.name, problem, "Begin another run.")
@@ -167,7 +169,7 @@ def _has_ended(folder: Path, config: RunConfig) -> bool:
 
 def how_ended(folder: Path, config: RunConfig) -> str | None:
     """What a run came to, in words; None for one that can go on."""
-    if (journal := read_journal(config, folder)) is None:
+    if (journal := read_journal(config, folder, waits=True)) is None:
         return None  # its cloud was never up
     with contextlib.closing(journal):
         state = journal.latest().state(config.settings)

@@ -32,9 +32,9 @@ def for_postgres() -> Statements:
 class PostgresReader(StoredJournal):
     """What a server has of a run."""
 
-    def __init__(self, address: Address, run_id: str, patience: float) -> None:
+    def __init__(self, address: Address, run_id: str, patience: float, waits: bool = False) -> None:
         """Raises ConfigError where the server cannot be used, DiskError."""
-        self.server = server = PostgresServer(address, SCHEMA, patience)
+        self.server = server = PostgresServer(address, SCHEMA, patience, waits)
         found = server.asked(lambda: server.ask(for_postgres().named, id=run_id))
         super().__init__(server, for_postgres(), int(found[0][0]) if found else NOBODY)
 

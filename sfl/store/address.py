@@ -10,9 +10,17 @@ from typing import Any
 from sqlalchemy import URL, make_url
 from sqlalchemy.exc import ArgumentError
 
-from sfl.errors import ConfigError
+from sfl.errors import ConfigError, NoAnswer
 
 _NAMED = re.compile(r"\$\{(\w+)\}")
+NO_ANSWER = "it does not answer"
+"""How the problem of a server begins that is not there, or not yet."""
+
+
+def wrong(setting: str, value: str, problem: str, fix: str) -> ConfigError:
+    """What is wrong with a place that a setting names."""
+    kind = NoAnswer if problem.startswith(NO_ANSWER) else ConfigError
+    return kind(setting, value, problem, fix)
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,7 +48,7 @@ class Address:
 
     def wrong(self, problem: str, fix: str) -> ConfigError:
         """What is wrong with it, as an error of the setting."""
-        return ConfigError(self.setting, self.text, problem, fix)
+        return wrong(self.setting, self.text, problem, fix)
 
     def _filled(self, text: str) -> str:
         def value(named: re.Match[str]) -> str:

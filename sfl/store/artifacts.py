@@ -19,6 +19,7 @@ from sfl.config.node import PLACE
 from sfl.errors import ConfigError, DiskError, SflError
 from sfl.node.extras import require_s3
 from sfl.node.files import on_disk, write_atomic
+from sfl.store.address import NO_ANSWER, wrong
 
 _OPTIONS: dict[str, dict[str, Any]] = {
     "s3": {
@@ -71,7 +72,7 @@ class ArtifactStore:
                 self._files.rm_file(name)
         except DiskError as error:
             problem, _, fix = str(error).partition(": ")[2].rpartition(". ")
-            raise ConfigError(self._setting, self._url, problem, fix) from None
+            raise wrong(self._setting, self._url, problem, fix) from None
 
     def put(self, data: bytes) -> str:
         """Keep it; its name. Raises DiskError."""
@@ -156,7 +157,7 @@ def _problem(error: Exception) -> tuple[str, str]:
         return f"it does not let this process in ({said})", _CREDENTIALS
     if type(error).__name__ in ("NoCredentialsError", "PartialCredentialsError"):
         return f"there are no credentials for it ({said})", _CREDENTIALS
-    return f"it does not answer ({said})", "Start it, or check AWS_ENDPOINT_URL and network."
+    return f"{NO_ANSWER} ({said})", "Start it, or check AWS_ENDPOINT_URL and network."
 
 
 def _in_a_line(error: Exception) -> str:

@@ -18,7 +18,7 @@ from sqlalchemy.pool import StaticPool
 
 from sfl.errors import DiskError
 from sfl.rounds.plain import NotReadable
-from sfl.store.address import Address
+from sfl.store.address import NO_ANSWER, Address
 from sfl.store.schema import Schema
 from sfl.store.tables import Said, Statements, Values
 
@@ -97,17 +97,38 @@ def _within(gen: Generator[Any, Any, T], seconds: float) -> Generator[Any, Any, 
 class PostgresServer:
     """One connection to a server; `patience` is how long it is dialled, in seconds."""
 
-    def __init__(self, address: Address, schema: Schema, patience: float) -> None:
-        """Raises ConfigError where it cannot be used, DiskError where its tables are too new."""
+    def __init__(
+        self, address: Address, schema: Schema, patience: float, waits: bool = False
+    ) -> None:
+        """With `waits` a server that does not answer is dialled for `patience` seconds.
+
+        Raises ConfigError where it cannot be used, DiskError where its tables are too new.
+        """
         self.address = address
         self._url = address.url()
         self._patience = patience
         try:
-            self.connection = self._dialled()
+            self.connection = self._waited_for() if waits else self._dialled()
             with _closed_on_error(self.connection):
                 self._bring_up(schema)
         except (psycopg.Error, DBAPIError) as error:
             raise address.wrong(*_problem(error)) from None
+
+    def _waited_for(self) -> _Impatient:
+        """Raises psycopg.Error, also where it still does not answer."""
+        until, pause = time.monotonic() + self._patience, 0.0
+        while True:
+            try:
+                return self._dialled()
+            except psycopg.Error as error:
+                problem, _ = _problem(error)
+                if time.monotonic() > until or not problem.startswith(NO_ANSWER):
+                    raise
+                if not pause:
+                    words = "%s: %s; dialling it again for %g s"
+                    log.warning(words, self.address, problem, self._patience)
+                pause = min(max(2 * pause, _PAUSE), _LONGEST_PAUSE)
+                time.sleep(pause * random.random())
 
     def _dialled(self) -> _Impatient:
         """Raises psycopg.Error."""
@@ -364,7 +385,7 @@ def _problem(error: Exception) -> tuple[str, str]:
         if words in said:
             return f"it does not let this process in ({said})", fix
     if isinstance(error, psycopg.OperationalError):
-        return f"it does not answer ({said})", "Start it, or check host, port and network."
+        return f"{NO_ANSWER} ({said})", "Start it, or check host, port and network."
     return f"it refuses ({said})", "Look into its log."
 
 

@@ -85,7 +85,7 @@ def test_a_node_s_wait_is_forgotten_after_it_has_run_for_half_a_minute(lasted: f
     ("code", "helps"),
     [
         *((None, False), (0, False), (1, False), (RunFailed.exit_code, False), (130, False)),
-        *((ConfigError.exit_code, False), (75, False), (143, False)),
+        *((ConfigError.exit_code, False), (75, True), (143, False)),
         *((-signal.SIGTERM, False), (-signal.SIGINT, False), (-signal.SIGHUP, False)),
         *((-signal.SIGKILL, True), (-signal.SIGSEGV, True), (-signal.SIGABRT, True)),
         *((-signal.SIGBUS, True), (70, True), (OutOfMemory.exit_code, True)),

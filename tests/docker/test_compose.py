@@ -28,6 +28,7 @@ import safetensors.numpy
 import yaml
 
 from sfl.config import MetricsSettings, load_device, load_edge, load_run
+from sfl.config.service import load_service
 from sfl.metrics.prometheus import NodeCollector, serve_as_set
 from sfl.metrics.stats import NodeStats
 from sfl.node.certificates.authority import Authority
@@ -38,13 +39,24 @@ from tests.house.paths import QUICKSTART, ROOT
 
 DOCKER = ROOT / "docker"
 COMPOSE = DOCKER / "compose.yml"
-OVERLAYS = (DOCKER / "insecure.yml", DOCKER / "with-gpu.yml")
+STORAGE = DOCKER / "storage.yml"
+SERVICE = DOCKER / "service.yml"
+OVERLAYS = (DOCKER / "insecure.yml", DOCKER / "with-gpu.yml", STORAGE)
+"""Those with which the fleet computes one run."""
+FILES = (COMPOSE, *OVERLAYS, SERVICE)
 CONFIG = DOCKER / "config"
 DOCKERFILE = (DOCKER / "Dockerfile").read_text(encoding="utf-8")
 VARIABLE = re.compile(r"\$\{(\w+):-([^}]*)\}")
 HOMES = QUICKSTART
 DEVICES = ("device-pi", "device-small", "device")
 NODE_SERVICES = ("cloud", "edge", *DEVICES)
+GO_ON = (
+    "run -d --use-aliases cloud cloud --resume RUN --output-dir /runs --certs /certs "
+    "--journal postgresql+psycopg://sfl@database/sfl --artifacts s3://sfl/runs"
+)
+ISSUE = "sfl ca issue anna --role operator --dir /ca --out /tmp/anna >&2 && tar -C /tmp -c anna"
+SUBMIT = "exec cloud sfl submit /etc/sfl/run.toml --output-dir /runs"
+"""What docs/docker.md says about the overlays, and the tests below do."""
 PEM = re.compile(rb"-----BEGIN [A-Z ]*PRIVATE KEY-----\s+[A-Za-z0-9+/=\s]{60}")
 """A private key; programs that read keys hold the first line alone."""
 
@@ -64,7 +76,7 @@ def services(*files: Path) -> dict[str, dict[str, Any]]:
     found: dict[str, dict[str, Any]] = read(COMPOSE)["services"]
     for file in files:
         for name, values in read(file)["services"].items():
-            found[name] = {**found[name], **values}
+            found[name] = {**found.get(name, {}), **values}
     return found
 
 
@@ -105,6 +117,36 @@ def test_a_nodes_command_names_options_and_settings_that_exist(
     assert ("--insecure" in options) is not secure
     assert (metrics.cert is not None) is (secure and kind != "device")
     assert {"--certs=/certs", "--claim=/certs"} & set(options) or not secure
+
+
+def test_a_services_nodes_name_options_and_settings_that_exist() -> None:
+    found = read(SERVICE)["services"]
+    assert found.keys() == set(NODE_SERVICES)
+    for service in found.values():
+        kind, *options = service["command"]
+        words = [word.partition("=") for word in options if word.startswith("--")]
+        given = {option: value for option, _, value in words}
+        overrides = [word.removeprefix("--set=") for word in options if "--set=" in word]
+        assert given.keys() <= options_of(kind)
+        assert {"--certs", "--claim"} & given.keys()
+        assert service["restart"] == "unless-stopped"
+        if kind == "cloud":
+            settings = load_service(overrides)
+            assert (settings.metrics.host, settings.metrics.port) == ("0.0.0.0", 9400)
+            assert settings.metrics.cert is not None
+            port = settings.listen.removeprefix("0.0.0.0")
+            assert service["ports"] == [f"127.0.0.1{port}{port}"]
+            continue
+        file = CONFIG / Path(options[0]).relative_to("/etc/sfl")
+        assert service["healthcheck"] == {"disable": True}, "between two runs nothing answers"
+        if kind == "edge":
+            edge = load_edge(file, overrides)
+            assert given["--service"] == "cloud" + port
+            assert given["--max-runs"] == "1" and edge.metrics.port == 9400
+        else:
+            listens = load_edge(CONFIG / "edge.toml").listen
+            assert given["--service"] == listens.replace("0.0.0.0", "edge")
+            assert load_device(file, overrides).max_runs == 1
 
 
 def test_the_runs_devices_are_those_that_get_certificates() -> None:
@@ -158,8 +200,12 @@ def test_mounts_volumes_stages_and_overlays_exist() -> None:
                 assert name == "device"
         assert set(service.get("depends_on", ())) <= set(base["services"])
     assert used == set(base["volumes"])
-    for overlay in OVERLAYS:
-        assert set(read(overlay)["services"]) <= set(base["services"])
+    for overlay in (*OVERLAYS, SERVICE):
+        values = read(overlay)
+        own = {n: s for n, s in values["services"].items() if n not in base["services"]}
+        assert all(":" in service["image"] for service in own.values())
+        mounted = [volume.split(":")[0] for s in own.values() for volume in s["volumes"]]
+        assert mounted == list(values.get("volumes", ()))
     assert "grafana" in base["services"]
     assert base["services"]["grafana"]["profiles"] == ["monitoring"]
 
@@ -209,22 +255,26 @@ def test_torch_is_cleaned_whatever_the_bases_python(tmp_path: Path) -> None:
     assert cleaned("opt/elsewhere")[0] != 0
 
 
-@pytest.mark.parametrize("name", ["compose.yml", "insecure.yml", "with-gpu.yml"])
-def test_who_hears_that_the_run_has_ended_is_not_started_again(name: str) -> None:
+@pytest.mark.parametrize("file", [COMPOSE, *OVERLAYS], ids=lambda path: path.name)
+def test_who_hears_that_the_run_has_ended_is_not_started_again(file: Path) -> None:
     """`on-failure` starts again whoever exits with anything but 0."""
-    found = yaml.safe_load((DOCKER / name).read_text())["services"]
+    found = yaml.safe_load(file.read_text())["services"]
     for service in NODE_SERVICES & found.keys():
         option = "--resume=auto" if service == "cloud" else "--supervised"
         assert option in found[service]["command"], service
 
 
 def test_every_node_is_locked_down() -> None:
-    for name, service in services().items():
+    for name, service in services(STORAGE).items():
         if name == "grafana":
             continue
         assert service["read_only"] is True
         assert service["cap_drop"] == ["ALL"]
         assert service["security_opt"] == ["no-new-privileges:true"]
+    stored = services(STORAGE)
+    reached = {name for name, service in stored.items() if "storage" in service.get("networks", ())}
+    assert reached == {"cloud", "database", "artifacts"}, "devices reach no server"
+    assert read(STORAGE)["networks"] == {"storage": {"internal": True}}
     for name in NODE_SERVICES:
         assert services()[name]["restart"].startswith("on-failure")
     for name in ("device", "device-pi", "device-small"):
@@ -242,6 +292,7 @@ def test_an_image_installs_what_its_node_needs_and_the_pins_are_there() -> None:
     }
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     needed = {re.split(r"[<>=]", line)[0] for line in project["dependencies"]}
+    project_extras = project["optional-dependencies"]
     lists = {
         path.stem: {
             line for line in path.read_text().split("\n") if line and not line.startswith("#")
@@ -250,14 +301,24 @@ def test_an_image_installs_what_its_node_needs_and_the_pins_are_there() -> None:
     }
     assert set.union(*lists.values()) | {"torch", "datasets"} == needed
     assert needed <= pinned
+    more = read(STORAGE)["services"]["cloud"]["build"]["args"]["CLOUD_PACKAGES"].split()
+    extras = [line for name in ("postgres", "s3") for line in project_extras[name]]
+    assert more == [re.split(r"[<>=]", line)[0] for line in extras]
     storage = {"alembic", "fsspec", "sqlalchemy"}
     assert lists["cloud"] - storage <= lists["device"] | lists["edge"]
 
 
 def test_every_variable_is_explained() -> None:
     explained = (ROOT / "docs" / "docker.md").read_text(encoding="utf-8")
-    for name in {found[1] for found in VARIABLE.finditer(COMPOSE.read_text(encoding="utf-8"))}:
-        assert f"`{name}`" in explained, name
+    for file in FILES:
+        for found in VARIABLE.finditer(file.read_text(encoding="utf-8")):
+            assert f"`{found[1]}`" in explained, found[1]
+
+
+@pytest.mark.parametrize("command", [GO_ON, ISSUE, SUBMIT], ids=["go on", "issue", "submit"])
+def test_the_guide_has_the_commands_that_are_run_here(command: str) -> None:
+    guide = (ROOT / "docs" / "docker.md").read_text(encoding="utf-8").replace("\\\n", " ")
+    assert command in " ".join(guide.split())
 
 
 def test_prometheus_scrapes_the_same_with_and_without_tls() -> None:
@@ -283,7 +344,7 @@ def test_prometheus_scrapes_the_same_with_and_without_tls() -> None:
 
 @pytest.mark.process
 @pytest.mark.skipif(shutil.which("docker-compose") is None, reason="docker-compose is not there")
-@pytest.mark.parametrize("overlay", [None, *OVERLAYS], ids=lambda path: path and path.stem)
+@pytest.mark.parametrize("overlay", [None, *OVERLAYS, SERVICE], ids=lambda path: path and path.stem)
 def test_docker_compose_takes_the_files(overlay: Path | None) -> None:
     more = [] if overlay is None else ["-f", str(overlay)]
     done = subprocess.run(
@@ -462,7 +523,7 @@ class Fleet:
         files = [part for file in (COMPOSE, *overlays) for part in ("-f", str(file))]
         self.command = [*command, *files, "-p", PROJECT]
         # Ports that are free, so that a fleet of the user's is not in the way.
-        free = {"SFL_EDGE_PORT": "127.0.0.1:", "SFL_PROMETHEUS_PORT": "127.0.0.1:"}
+        free = {f"SFL_{name}_PORT": "127.0.0.1:" for name in ("EDGE", "PROMETHEUS", "SERVICE")}
         self.environment = {**os.environ, **free, **variables}
 
     def __call__(self, *arguments: str) -> str:
@@ -518,6 +579,17 @@ class Fleet:
 
     def scraped(self) -> bool:
         return {labels["job"] for labels in self.series("up == 1")} == {"sfl-cloud", "sfl-edge"}
+
+    def round(self) -> int:
+        """The latest that its cloud has written of; 0 while there is none."""
+        code = (
+            "import json, pathlib;"
+            "found = pathlib.Path('/runs').glob('*/status.json');"
+            "print(max((json.loads(path.read_text())['round'] for path in found), default=0))"
+        )
+        clouds = self.containers("cloud")
+        asked = [docker("exec", cloud, "python3", "-c", code, check=False) for cloud in clouds]
+        return max((int(answer) for answer in asked if answer.isdecimal()), default=0)
 
     def finished(self, *services: str) -> bool:
         states = [self.state(c)["State"]["Status"] for s in services for c in self.containers(s)]
@@ -639,22 +711,146 @@ def test_a_run_in_containers_goes_on_when_a_device_is_killed(fleet: Fleet, tmp_p
     assert json.loads((run / "adapter" / "adapter_config.json").read_text())["peft_type"] == "LORA"
 
 
+# -- as if nothing had happened --------------------------------------------------------------------
+
+PAIR = ("device-pi", "device-small")
+
+
+@contextlib.contextmanager
+def pair_of_devices(folder: Path, *overlays: Path) -> Iterator[Fleet]:
+    """A fleet whose run has two devices, both from its first round to its last."""
+    config = Path(own_config(folder, 6))
+    run = (config / "run.toml").read_text()
+    (config / "run.toml").write_text(run.partition("# One for each replica")[0])
+    fleet = Fleet(*overlays, SFL_CONFIG=str(config))
+    fleet.down()
+    try:
+        yield fleet
+    finally:
+        fleet.down()
+
+
+def start_pair(fleet: Fleet, until_round: int = 0) -> None:
+    fleet("up", "-d", "--scale", "device=0")
+    fleet.until(lambda: fleet.round() >= until_round, f"round {until_round}")
+
+
+def ended_well(fleet: Fleet, to: Path) -> Path:
+    """Wait for the run's end; its folder."""
+    fleet.until(lambda: fleet.finished("cloud", "edge", *PAIR), "the end of the run")
+    for service in ("cloud", "edge", *PAIR):
+        assert fleet.container(service)["State"]["ExitCode"] == 0, f"{service}\n{fleet.logs()}"
+    return runs(fleet, to)
+
+
+def tensors(run: Path, adapter: str = "adapter") -> bytes:
+    return (run / adapter / "adapter_model.safetensors").read_bytes()
+
+
+@pytest.fixture(scope="module")
+def undisturbed(images: None, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a run of two devices with which nothing happens."""
+    folder = tmp_path_factory.mktemp("undisturbed")
+    with pair_of_devices(folder) as fleet:
+        start_pair(fleet)
+        return ended_well(fleet, folder)
+
+
+def assert_as_if_nothing_had_happened(run: Path, undisturbed: Path) -> None:
+    summary = RunSummary.read(run / "summary.json")
+    expected = RunSummary.read(undisturbed / "summary.json")
+    for found in (summary, expected):
+        assert (found.failure, found.rounds) == (None, found.rounds_planned)
+        assert found.faults == expected.faults == ()
+        assert {device.name: device.rounds for device in found.devices} == dict.fromkeys(
+            PAIR, found.rounds
+        )
+    for adapter in ("adapter", "adapter_best"):
+        assert tensors(run, adapter) == tensors(undisturbed, adapter)
+    for score in ("eval_loss_before", "eval_loss_after", "eval_devices"):
+        assert getattr(summary, score) == getattr(expected, score)
+
+
 @pytest.mark.process
 @needs_engine
-def test_a_run_in_containers_goes_on_when_its_cloud_is_killed(fleet: Fleet, tmp_path: Path) -> None:
-    fleet("up", "-d")
-    second = 'sfl_round{device="device-small"} > 1'
-    fleet.until(lambda: bool(fleet.series(second)), "the second round")
-    fleet("kill", "cloud")
-    fleet("start", "cloud")  # an engine leaves alone what was killed through it
-    fleet.until(lambda: fleet.finished(*NODE_SERVICES), "the end of the run")
-    for service in NODE_SERVICES:
-        for container in fleet.containers(service):
-            assert fleet.state(container)["State"]["ExitCode"] == 0, f"{service}\n{fleet.logs()}"
-    summary = RunSummary.read(runs(fleet, tmp_path) / "summary.json")
-    assert (summary.failure, summary.rounds) == (None, summary.rounds_planned)
-    parts = {device.name: device.rounds for device in summary.devices}
-    assert parts["device-pi"] == parts["device-small"] == summary.rounds
+def test_a_run_in_containers_goes_on_when_its_cloud_is_killed(
+    undisturbed: Path, tmp_path: Path
+) -> None:
+    """And its edge: that one by the kernel, so that the engine starts it again."""
+    with pair_of_devices(tmp_path) as fleet:
+        start_pair(fleet, until_round=2)
+        fleet("kill", "cloud")
+        fleet("start", "cloud")  # an engine leaves alone what was killed through it
+        fleet.until(lambda: fleet.round() >= 4, "the fourth round")
+        (edge,) = fleet.containers("edge")
+        kill(edge)
+        fleet.until(lambda: fleet.state(edge)["RestartCount"] == 1, "the edge's restart")
+        run = ended_well(fleet, tmp_path)
+    assert_as_if_nothing_had_happened(run, undisturbed)
+
+
+@pytest.mark.process
+@needs_engine
+def test_a_run_in_a_database_and_a_bucket_outlives_its_clouds_volume(
+    undisturbed: Path, tmp_path: Path
+) -> None:
+    with pair_of_devices(tmp_path, STORAGE) as fleet:
+        fleet("build", "cloud")
+        start_pair(fleet, until_round=3)
+        run_id = fleet("exec", "-T", "cloud", "ls", "/runs").split()[0]
+        fleet("kill", "cloud")
+        fleet("rm", "--force", "cloud")
+        docker("volume", "rm", f"{PROJECT}_runs")
+        fleet(*GO_ON.replace("RUN", run_id).split())
+        run = ended_well(fleet, tmp_path)
+    assert run.name == run_id
+    assert_as_if_nothing_had_happened(run, undisturbed)
+
+
+@pytest.mark.process
+@needs_engine
+def test_a_service_in_containers_computes_one_run_after_the_other(
+    undisturbed: Path, tmp_path: Path
+) -> None:
+    """One is submitted in the cloud's container, one from here; the service dies in between."""
+    with pair_of_devices(tmp_path, SERVICE) as fleet:
+        start_pair(fleet)
+        first = fleet(*SUBMIT.replace("exec", "exec -T").split()).split()[0]
+        packed_keys = subprocess.run(
+            [*fleet.command, "run", "--rm", "-T", "certificates", ISSUE],
+            capture_output=True, env=fleet.environment, check=True,
+        ).stdout  # fmt: skip
+        with tarfile.open(fileobj=io.BytesIO(packed_keys)) as keys:
+            keys.extractall(tmp_path, filter="data")
+
+        def sfl(*command: str) -> str:
+            given = ("--service", fleet("port", "cloud", "7000"), "--certs", tmp_path / "anna")
+            done = subprocess.run(
+                [sys.executable, "-m", "sfl.cli", *command, *given],
+                capture_output=True, text=True, check=False, cwd=ROOT,
+            )  # fmt: skip
+            assert done.returncode == 0, f"{done.stderr}\n{fleet.logs()}"
+            return done.stdout
+
+        second = sfl("submit", f"{fleet.environment['SFL_CONFIG']}/run.toml").split()[0]
+        fleet.until(lambda: fleet.round() >= 2, "the second round")
+        (cloud,) = fleet.containers("cloud")
+        kill(cloud)
+        fleet.until(lambda: fleet.state(cloud)["RestartCount"] == 1, "the service's restart")
+        fleet.until(lambda: fleet.state(cloud)["State"]["Health"]["Status"] == "healthy", "health")
+        for run_id in (first, second):
+            sfl("watch", run_id, "--format", "json", "--timeout", "60")
+            assert "round 1 of 6" in sfl("logs", run_id, "cloud")
+            assert sfl("logs", run_id, "device-pi")
+        rows = json.loads(sfl("list", "--format", "json"))
+        states = {row["run"]: row["state"] for row in rows}
+        assert states == dict.fromkeys((first, second), "finished")
+        for service in ("cloud", "edge", *PAIR):
+            state = fleet.container(service)["State"]
+            assert (state["Status"], state["OOMKilled"]) == ("running", False)
+        docker("cp", f"{cloud}:/runs", str(tmp_path))
+    for run_id in (first, second):
+        assert_as_if_nothing_had_happened(tmp_path / "runs" / run_id, undisturbed)
 
 
 @pytest.mark.process

@@ -16,7 +16,7 @@ pytestmark = pytest.mark.process
 
 
 def test_variables_of_a_shell_are_kept_for_the_next(tmp_path: Path) -> None:
-    for name in ("keep_env.py", "compose.yml"):
+    for name in ("keep_env.py", "compose.yml", "service.yml"):
         shutil.copy(ROOT / "docker" / name, tmp_path / name)
     file = tmp_path / ".env"
     file.write_text("COMPOSE_PROJECT_NAME=sfl\nSFL_RUNS=./runs\n")
@@ -38,3 +38,5 @@ def test_variables_of_a_shell_are_kept_for_the_next(tmp_path: Path) -> None:
     assert file.read_text().splitlines() == first
     keep(SFL_RUNS="/srv/runs")
     assert "SFL_RUNS=/srv/runs" in file.read_text()
+    keep(SFL_SERVICE_PORT="0.0.0.0:7000")
+    assert "SFL_SERVICE_PORT=0.0.0.0:7000" in file.read_text()

@@ -12,7 +12,7 @@ import pytest
 
 from sfl.config.load import read_run, validated
 from sfl.config.service import ServiceSettings
-from sfl.errors import ConfigError, DiskError
+from sfl.errors import ConfigError, DiskError, NotYet
 from sfl.node import extras
 from sfl.store.artifacts import ArtifactStore, restore, same
 from tests.house.s3 import S3, SECRET
@@ -102,6 +102,8 @@ def test_what_is_wrong_with_a_bucket_is_told_before_the_start(
         monkeypatch.setenv("AWS_CONFIG_FILE", str(tmp_path / "none"))
     with pytest.raises(ConfigError, match=words) as caught:
         store(f"s3://{bucket}/p").check()
+    later = problem == "no server"
+    assert caught.value.exit_code == (NotYet.exit_code if later else ConfigError.exit_code)
     said = str(caught.value)
     assert said.startswith(f"cloud.artifacts = 's3://{bucket}/p': ")
     assert "\n" not in said and SECRET not in said

@@ -13,8 +13,9 @@ from typing import Any
 import pytest
 
 from sfl.config import RunConfig, load_run
-from sfl.errors import ConfigError, DiskError
+from sfl.errors import ConfigError, DiskError, NotYet
 from sfl.report.journal import check_journal, open_journal, read_journal
+from sfl.report.resume import resumed_or_new
 from sfl.report.served import PostgresJournal, PostgresReader, run_ids
 from sfl.rounds import Coordinator, DeviceJoined, EdgeReady, Tick
 from sfl.rounds.journal import PASSING, Entry
@@ -264,6 +265,8 @@ def test_what_is_wrong_is_told_before_the_start(
     }[problem]
     with pytest.raises(ConfigError, match=words) as caught:
         check_journal(url, "", 2.0)
+    later = "not answer" in words
+    assert caught.value.exit_code == (NotYet.exit_code if later else ConfigError.exit_code)
     said = str(caught.value)
     assert said.startswith("cloud.journal = ") and PASSWORD not in said and "\n" not in said
 
@@ -290,6 +293,35 @@ def test_a_name_that_a_run_has_is_refused(
     found = read_journal(config, tmp_path / "t")
     assert found is not None and list(found.entries()) == ENTRIES[:1]
     found.close()
+
+
+def test_a_run_whose_server_is_away_is_waited_for_and_kept(
+    postgres: Postgres,
+    database: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """What a service manager starts again after a machine's start, before the server is up."""
+    config = run_of(tmp_path, postgres.url(database), run={"id": ""})
+    folder, _ = resumed_or_new(config)
+    monkeypatch.setattr("sfl.report.journal.patience", lambda config: 0.5)
+    postgres.kill()
+    starting = threading.Timer(1.5, postgres.start)
+    try:
+        began = time.monotonic()
+        with pytest.raises(NotYet, match="it does not answer"):
+            resumed_or_new(config)
+        assert time.monotonic() - began >= 0.5
+    finally:
+        starting.start()
+    monkeypatch.setattr("sfl.report.journal.patience", lambda config: 30.0)
+    try:
+        assert resumed_or_new(config)[0] == folder
+    finally:
+        starting.join()
+    assert [path for path in config.run.output_dir.iterdir() if path.is_dir()] == [folder]
+    assert "it does not answer" in caplog.text and "dialling it again for 30 s" in caplog.text
 
 
 def test_a_database_of_a_newer_version_is_refused(
