@@ -718,10 +718,12 @@ PAIR = ("device-pi", "device-small")
 
 @contextlib.contextmanager
 def pair_of_devices(folder: Path, *overlays: Path) -> Iterator[Fleet]:
-    """A fleet whose run has two devices, both from its first round to its last."""
-    config = Path(own_config(folder, 6))
+    """A fleet whose short run has two devices, both from its first round to its last."""
+    config = Path(own_config(folder, 4))
     run = (config / "run.toml").read_text()
-    (config / "run.toml").write_text(run.partition("# One for each replica")[0])
+    assert "local_steps = 20" in run
+    shorter = run.replace("local_steps = 20", "local_steps = 5")
+    (config / "run.toml").write_text(shorter.partition("# One for each replica")[0])
     fleet = Fleet(*overlays, SFL_CONFIG=str(config))
     fleet.down()
     try:
@@ -790,7 +792,7 @@ def test_a_run_in_containers_goes_on_when_its_cloud_is_killed(
         start_pair(fleet, until_round=2)
         fleet("kill", "cloud")
         fleet("start", "cloud")  # an engine leaves alone what was killed through it
-        fleet.until(lambda: fleet.round() >= 4, "the fourth round")
+        fleet.until(lambda: fleet.round() >= 3, "the third round")
         (edge,) = fleet.containers("edge")
         kill(edge)
         fleet.until(lambda: fleet.state(edge)["RestartCount"] == 1, "the edge's restart")
@@ -806,7 +808,7 @@ def test_a_run_in_a_database_and_a_bucket_outlives_its_clouds_volume(
     with pair_of_devices(tmp_path, STORAGE) as fleet:
         require_images(fleet, "database", "artifacts")
         fleet("build", "cloud")
-        start_pair(fleet, until_round=3)
+        start_pair(fleet, until_round=2)
         run_id = fleet("exec", "-T", "cloud", "ls", "/runs").split()[0]
         fleet("kill", "cloud")
         fleet("rm", "--force", "cloud")
@@ -848,7 +850,7 @@ def test_a_service_in_containers_computes_one_run_after_the_other(
         fleet.until(lambda: fleet.state(cloud)["State"]["Health"]["Status"] == "healthy", "health")
         for run_id in (first, second):
             sfl("watch", run_id, "--format", "json", "--timeout", "60")
-            assert "round 1 of 6" in sfl("logs", run_id, "cloud")
+            assert "round 1 of 4" in sfl("logs", run_id, "cloud")
             assert sfl("logs", run_id, "device-pi")
         rows = json.loads(sfl("list", "--format", "json"))
         states = {row["run"]: row["state"] for row in rows}
