@@ -144,6 +144,7 @@ class PostgresServer:
         known: dict[str, Any] = {name: value for name, value in given.items() if value}
         known.setdefault("connect_timeout", max(2, round(self._patience)))
         known.setdefault("application_name", "sfl")
+        known["client_encoding"] = "utf8"  # a database without an encoding would answer with bytes
         connection = _Impatient.connect(**known, autocommit=True)
         connection.patience = self._patience
         connection.backend_pid = connection.info.backend_pid

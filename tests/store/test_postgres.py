@@ -295,6 +295,21 @@ def test_a_name_that_a_run_has_is_refused(
     found.close()
 
 
+def test_a_database_without_an_encoding_keeps_text(postgres: Postgres, tmp_path: Path) -> None:
+    """`SQL_ASCII` is what a server makes that was set up without a locale."""
+    with postgres.connect("postgres") as own:
+        own.execute(
+            "CREATE DATABASE plain TEMPLATE template0 ENCODING 'SQL_ASCII' "
+            "LC_COLLATE 'C' LC_CTYPE 'C'"
+        )
+    journal = journal_of(postgres, "plain", tmp_path / "t")
+    for entry in ENTRIES:
+        journal.append(entry)
+    journal.commit()
+    assert list(journal.entries()) == ENTRIES
+    journal.close()
+
+
 def test_a_run_whose_server_is_away_is_waited_for_and_kept(
     postgres: Postgres,
     database: str,
