@@ -81,7 +81,7 @@ class Waits:
         self._open: dict[int, Wait] = {}
         self._quiet: set[int] = set()
         self._derived: dict[tuple[str, str], Wait] = {}
-        self._due: dict[tuple[str, str], tuple[float, float]] = {}
+        self._due: dict[tuple[str, str, float], tuple[float, float]] = {}
         """When each has its next line, and how long after that it has another."""
 
     def begin(
@@ -124,15 +124,11 @@ class Waits:
     def derive(self, waits: Iterable[Wait]) -> None:
         """What follows from a node's state, in the place of what followed before.
 
-        Where one was there already, its beginning stays.
+        Where one was there already, for the same in words, its beginning stays.
         """
         with self._lock:
             before = self._derived
-            found = {(own.whom, own.what): own for own in waits}
-            self._derived = {
-                key: replace(own, since=before[key].since) if key in before else own
-                for key, own in found.items()
-            }
+            self._derived = {key(own): _goes_on(before.get(key(own)), own) for own in waits}
 
     def all(self) -> tuple[Wait, ...]:
         """Those that began first; one for each whom and what."""
@@ -148,8 +144,9 @@ class Waits:
         with self._lock:
             loud = [own for number, own in self._open.items() if number not in self._quiet]
             waits = self._merged([*loud, *self._derived.values()])[:MOST]
-            due = {key(own): self._due.get(key(own), _first(own)) for own in waits}
-            lines = [own.line(now) for own in waits if now >= due[key(own)][0]]
+            found = {(*key(own), own.since): own for own in waits}
+            due = {known: self._due.get(known, _first(own)) for known, own in found.items()}
+            lines = [own.line(now) for known, own in found.items() if now >= due[known][0]]
             self._due = {
                 known: (now + gap, min(LATEST, gap * GROWTH)) if now >= at else (at, gap)
                 for known, (at, gap) in due.items()
@@ -171,3 +168,10 @@ def key(wait: Wait) -> tuple[str, str]:
 
 def _first(wait: Wait) -> tuple[float, float]:
     return wait.since + FIRST_LINE, FIRST_LINE * GROWTH
+
+
+def _goes_on(before: Wait | None, own: Wait) -> Wait:
+    """A wait as it is now; what it is computed from gives its beginning only about so."""
+    if before is None or before.words != own.words:
+        return own
+    return replace(own, since=before.since)

@@ -68,6 +68,23 @@ def test_what_follows_from_a_state_keeps_its_beginning() -> None:
     assert waits.all() == ()
 
 
+def test_what_is_waited_for_next_has_its_own_beginning_and_lines(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    clock = Clock()
+    waits = Waits(clock)
+    said = []
+    for round_ in (1, 2):
+        waits.derive([Wait("device a", "part", clock.now, None, f"its part of round {round_}")])
+        said += lines(waits, clock, caplog, 20)
+    assert said == [
+        (5.0, "waiting for device a: its part of round 1; 5 s so far"),
+        (15.0, "waiting for device a: its part of round 1; 15 s so far"),
+        (25.0, "waiting for device a: its part of round 2; 5 s so far"),
+        (35.0, "waiting for device a: its part of round 2; 15 s so far"),
+    ]
+
+
 def test_lines_become_rarer_and_end_with_the_wait(caplog: pytest.LogCaptureFixture) -> None:
     clock = Clock()
     waits = Waits(clock)
