@@ -17,7 +17,7 @@ from sfl.node.causes import cause_of
 from sfl.node.files import Reserve
 from sfl.report.conclusion import RESERVE, write_conclusion
 from sfl.report.projection import data_notes
-from sfl.report.records import RecordFile, complete_records
+from sfl.report.records import RecordFile, complete_records, read_records
 from sfl.report.runs import CONCLUSION
 from sfl.report.standing import standing
 from sfl.report.status import RunStatus
@@ -41,22 +41,34 @@ class RunRecords:
         self.summary: RunSummary | None = None
         self._config = config
         self._folder = folder
+        self._lines = folder / "metrics.jsonl"
         self._reserve = Reserve(folder / RESERVE)
         if before.goes_on:
             for name in CONCLUSION:
                 (folder / name).unlink(missing_ok=True)
-            complete_records(folder / "metrics.jsonl", self.told.records)
-        self._file = RecordFile(folder / "metrics.jsonl")
+            complete_records(self._lines, self.told.records)
+            self.told.records.clear()
+        self._file = RecordFile(self._lines)
         self._kept = before.keep_adapters(folder, config.current.run.keep_round_adapters)
         last = RunStatus.last(folder / "status.json")
         self._sequence = 0 if last is None else last.sequence
 
     def hear(self, entry: Entry) -> None:
         """Write down what the journal has now. Raises DiskError."""
-        for record in self.told.take(entry):
-            self._file.append(record)
+        self.told.take(entry)
+        self._write_records()
         if isinstance(entry.event, DeviceReady) and entry.event.facts is not None:
             self._warn_of_data(entry.event.device, entry.event.facts)
+
+    def _write_records(self) -> None:
+        """So that memory has none of a long run; what cannot be written stays in it."""
+        records, written = self.told.records, 0
+        try:
+            for record in records:
+                self._file.append(record)
+                written += 1
+        finally:
+            del records[:written]
 
     def _warn_of_data(self, device: str, facts: DeviceFacts) -> None:
         max_length = self._config.current.model.max_length
@@ -124,6 +136,8 @@ class RunRecords:
         config, adapter = self._config.current, self._folder / "adapter"
         made = str(adapter) if adapter.is_dir() else None
         told = self.told
-        summary = told.summary(self._folder.name, config.settings, made)
+        written = read_records(self._lines)
+        summary = told.summary(self._folder.name, config.settings, made, written)
         self.summary = summary = replace(summary, best_round=self._kept.best_round)
-        write_conclusion(self._folder, summary, told.records, config, told.rounds.steps)
+        records = [*written, *told.records]
+        write_conclusion(self._folder, summary, records, config, told.rounds.steps)

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import singledispatchmethod
-from itertools import chain
 
 from sfl.config import RunSettings
 from sfl.data.example import DataNotes
@@ -15,7 +14,7 @@ from sfl.metrics.timeline import spans_from_json, watched_step
 from sfl.report.records import NodeRecord, Record, RoundRecord, SampleScore
 from sfl.report.statistics import Statistics
 from sfl.report.step import StepTimeline, ordered, since
-from sfl.report.summary import Fault, RunSummary, best_round, build_summary
+from sfl.report.summary import Fault, RunSummary, Scores, build_summary
 from sfl.rounds import (
     AdapterReady,
     CloudRestarted,
@@ -61,7 +60,7 @@ class DeviceRounds:
         self._trained: dict[tuple[str, int], Trained] = {}
         self._reported: set[tuple[str, int]] = set()
         """(device, round): who is back after a break tells again what it told."""
-        self._evaluated: dict[int, list[RoundRecord]] = {}
+        self._scores = Scores()
 
     def take(self, event: Event) -> list[RoundRecord]:
         """A device's round as far as the event tells of one."""
@@ -85,7 +84,7 @@ class DeviceRounds:
             return []
         self._reported.add((report.device, report.round))
         record = self._evaluation(report)
-        self._evaluated.setdefault(record.round, []).append(record)
+        self._scores.take(record)
         return [*self._passed_over(report, record), record]
 
     def _passed_over(self, report: RoundReport, record: RoundRecord) -> Iterator[RoundRecord]:
@@ -144,7 +143,7 @@ class DeviceRounds:
 
     def best_round(self) -> int | None:
         """The round whose adapter has the least held-out loss, among those evaluated so far."""
-        return best_round(chain.from_iterable(self._evaluated.values()))
+        return self._scores.best()
 
     def timelines(self, round_: int) -> list[StepTimeline]:
         """The steps that were watched in a round."""
@@ -188,7 +187,7 @@ class RunProjection:
         self.rounds = DeviceRounds()
         self.statistics = Statistics()
         self.records: list[Record] = []
-        """The lines of `metrics.jsonl`, in their order."""
+        """The lines of `metrics.jsonl`, in their order; a cloud takes out those it has written."""
         self.faults = Faults()
         self.message = ""
         """What the run waits for, in words, or why it ended."""
@@ -276,13 +275,22 @@ class RunProjection:
             del self.records[self._at_end :]
             self.end, self.message = None, ""
 
-    def summary(self, run_id: str, settings: RunSettings, adapter: str | None) -> RunSummary:
-        """What the run came to; `adapter` is the folder as a user would write it."""
+    def summary(
+        self,
+        run_id: str,
+        settings: RunSettings,
+        adapter: str | None,
+        written: Sequence[Record] = (),
+    ) -> RunSummary:
+        """What the run came to; `adapter` is the folder as a user would write it.
+
+        `written` are records that were taken out.
+        """
         end = self.end
         return build_summary(
             settings,
             run_id,
-            self.records,
+            [*written, *self.records],
             self.statistics.all(),
             train_seconds=self.train_seconds,
             wall_seconds=self.wall_seconds,

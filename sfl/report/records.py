@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -108,11 +109,19 @@ class RecordFile:
             self._file = path.open("ab", buffering=0)
 
     def append(self, record: Record) -> None:
-        """Write one line, and hand it to the system before returning. Raises DiskError."""
+        """Write one line, and hand it to the system before returning: all of it, or nothing.
+
+        Raises DiskError.
+        """
         line = _line(record)
         with on_disk(self._folder):
-            while line:  # a disk that is nearly full takes a part
-                line = line[self._file.write(line) :]
+            before = os.fstat(self._file.fileno()).st_size
+            try:
+                while line:  # a disk that is nearly full takes a part
+                    line = line[self._file.write(line) :]
+            except OSError:
+                self._file.truncate(before)
+                raise
 
     def close(self) -> None:
         """Close the file."""

@@ -6,6 +6,8 @@ import dataclasses
 import json
 import math
 import re
+from array import array
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -333,19 +335,35 @@ def evaluate(records: Iterable[RoundRecord], devices: Iterable[str] | None = Non
     return Evaluation(loss, _accuracy(scored), tuple(record.device for record in scored))
 
 
-def best_round(records: Iterable[RoundRecord]) -> int | None:
-    """The round whose adapter has the least held-out loss, the earliest of equals.
+class Scores:
+    """What rounds scored, as few numbers as tell which one's adapter is the best.
 
     By the part of each score that rounds can be compared by.
     """
-    rounds: dict[int, list[RoundRecord]] = {}
+
+    def __init__(self) -> None:
+        self._sums: dict[int, array[float]] = {}
+        self._targets: Counter[int] = Counter()
+
+    def take(self, record: RoundRecord) -> None:
+        """A device's score; round 0, before any training, is none."""
+        own = record.on_sample
+        if own.round > 0 and own.eval_targets:
+            self._sums.setdefault(own.round, array("d")).append(own.eval_loss_sum)
+            self._targets[own.round] += own.eval_targets
+
+    def best(self) -> int | None:
+        """The round whose adapter has the least held-out loss, the earliest of equals."""
+        losses = {r: math.fsum(sums) / self._targets[r] for r, sums in self._sums.items()}
+        return min(losses, key=lambda r: (losses[r], r), default=None)
+
+
+def best_round(records: Iterable[RoundRecord]) -> int | None:
+    """The best of all that these tell of."""
+    scores = Scores()
     for record in records:
-        if record.round > 0:
-            rounds.setdefault(record.round, []).append(record.on_sample)
-    losses = {
-        round_: loss for round_, own in rounds.items() if (loss := evaluate(own).loss) is not None
-    }
-    return min(losses, key=lambda r: (losses[r], r), default=None)
+        scores.take(record)
+    return scores.best()
 
 
 def _accuracy(scored: Sequence[RoundRecord]) -> float | None:
