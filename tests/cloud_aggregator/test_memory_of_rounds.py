@@ -1,4 +1,4 @@
-"""A run may be as long as it likes: of rounds that are over, the cloud's memory has next to nothing."""
+"""A run may be long: of rounds that are over, the cloud's memory has next to nothing."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from tests.house.twin import Twin
 
 def records_in_memory() -> int:
     gc.collect()
-    return sum(isinstance(one, RoundRecord | NodeRecord) for one in gc.get_objects())
+    return sum(type(one) in (RoundRecord, NodeRecord) for one in gc.get_objects())
 
 
 def test_records_of_rounds_that_are_over_are_on_the_disk_alone(tmp_path: Path) -> None:
