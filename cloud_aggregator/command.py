@@ -21,10 +21,12 @@ from sfl.node.options import (
     Logs,
     MaxRuns,
     OptionalConfigFile,
-    OutputDir,
     Overrides,
     Resume,
+    RunsFolder,
+    folder_of_runs,
     require_both,
+    require_of_service,
     require_one,
 )
 from sfl.node.process import quiet_environment, run_loop, run_node
@@ -42,7 +44,7 @@ def cloud(
     resume: Resume = None,
     journal: JournalUrl = None,
     artifacts: ArtifactsUrl = None,
-    output_dir: OutputDir = Path("runs"),
+    output_dir: RunsFolder = None,
     max_runs: MaxRuns = None,
     address_file: AddressFile = None,
     error_file: ErrorFile = None,
@@ -64,7 +66,7 @@ def cloud(
         kept = {"journal": journal, "artifacts": artifacts}
         own = [f"service.{key}={json.dumps(url)}" for key, url in kept.items() if url]
         given = [*(overrides or []), *own]
-        asked = Asked(given, max_runs, output_dir, insecure, certs, address_file)
+        asked = Asked(given, max_runs, output_dir or Path("runs"), insecure, certs, address_file)
         raise typer.Exit(run_node(lambda: serve_runs(asked), error_file))
 
     def body() -> None:
@@ -87,9 +89,11 @@ def cloud(
         if not as_service:
             require_one(config, resume)
         require_both(config, journal, artifacts)
+        require_of_service(max_runs)
+        runs = folder_of_runs(config, output_dir)
         if config is None:
             assert resume is not None, "one of both is given"
-            given = (overrides or [], insecure, output_dir)
+            given = (overrides or [], insecure, runs)
             if journal is None:
                 folder, settings = resumed(resume, *given)
             else:

@@ -23,6 +23,7 @@ from sfl.node.options import (
     Overrides,
     Service,
     Supervised,
+    require_of_service,
 )
 from sfl.node.process import cores, keep_heap, quiet_environment, return_memory, run_node
 from sfl.service.command import AskedAgent, attaches_to, serve_device
@@ -62,6 +63,7 @@ def device(
                 asked = AskedAgent(config, given, insecure, folder, own, max_runs)
                 serve_device(settings, asked, address)
                 return
+            require_of_service(max_runs)
             if settings.model is None:  # what comes from the edge is kept there
                 writable_folder(settings.cache_dir, "device.cache_dir")
             _take_part(settings, insecure, own)

@@ -19,6 +19,7 @@ from sfl.node.options import (
     Overrides,
     Service,
     Supervised,
+    require_of_service,
 )
 from sfl.node.process import cores, keep_heap, quiet_environment, run_loop, run_node
 from sfl.service.command import AskedAgent, attaches_to, serve_edge
@@ -52,6 +53,7 @@ def edge(
             asked = AskedAgent(config, tuple(overrides or ()), insecure, certs, own, max_runs)
             serve_edge(settings, asked, address, address_file)
             return
+        require_of_service(max_runs)
         # Imported here: torch takes a second, and reads the environment when it is loaded.
         from edge_server.server import EdgeServer
         from sfl.transport.security.handshakes import explained_handshakes

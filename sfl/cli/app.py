@@ -29,6 +29,7 @@ from sfl.node.options import (
     OutputDir,
     Overrides,
     Resume,
+    RunsFolder,
 )
 
 
@@ -78,7 +79,7 @@ def run(
         bool, typer.Option("--tls", help="Mutual TLS, with a CA made for this run.")
     ] = False,
     resume: Resume = None,
-    output_dir: OutputDir = Path("runs"),
+    output_dir: RunsFolder = None,
 ) -> None:
     """Run cloud, edge and devices on this machine, each in a process of its own.
 

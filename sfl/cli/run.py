@@ -16,7 +16,7 @@ from sfl.cli.launch import run_on_this_machine
 from sfl.cli.launch.nearby import pointed
 from sfl.config import RunConfig
 from sfl.errors import SflError
-from sfl.node.options import require_one
+from sfl.node.options import folder_of_runs, require_one
 from sfl.report.conclusion import can_go_on, what_stays
 from sfl.report.final import print_final
 from sfl.report.live import LiveView
@@ -34,13 +34,14 @@ class Asked:
     insecure: bool = False
     tls: bool = False
     resume: str | None = None
-    output_dir: Path = Path("runs")
+    output_dir: Path | None = None
 
     def load(self) -> tuple[Path | None, RunConfig]:
         """The folder of a run that goes on, and the settings. Raises ConfigError, DiskError."""
         require_one(self.path, self.resume)
+        runs = folder_of_runs(self.path, self.output_dir)
         if self.resume is not None:
-            return resumed(self.resume, self.overrides, self.insecure, self.output_dir)
+            return resumed(self.resume, self.overrides, self.insecure, runs)
         assert self.path is not None, "one of both is given"
         return None, load_for_cloud(self.path, self.overrides, self.insecure)
 

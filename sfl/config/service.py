@@ -9,7 +9,13 @@ from pydantic import NonNegativeInt, PositiveInt
 
 from sfl.config.base import Section
 from sfl.config.load import tables_of, validated
-from sfl.config.node import ArtifactsUrl, JournalUrl, MetricsSettings, TlsSettings
+from sfl.config.node import (
+    ArtifactsUrl,
+    JournalUrl,
+    MetricsSettings,
+    TlsSettings,
+    TracingSettings,
+)
 
 
 class ServiceSettings(Section):
@@ -28,6 +34,8 @@ class ServiceSettings(Section):
     """The `cloud.journal` of every run (docs/storage.md). Who submits a run cannot choose it."""
     artifacts: ArtifactsUrl = ""
     """The `cloud.artifacts` of every run. Who submits a run cannot choose it."""
+    tracing: TracingSettings = TracingSettings()
+    """The `cloud.tracing` of every run. Who submits a run cannot choose it."""
     metrics: MetricsSettings = MetricsSettings()
     """Prometheus endpoint of the service. Each run's cloud has one of its own."""
 

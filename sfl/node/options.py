@@ -63,6 +63,10 @@ ArtifactsUrl = Annotated[
     ),
 ]
 OutputDir = Annotated[Path, typer.Option(help="Folder with the runs.")]
+RunsFolder = Annotated[
+    Path | None,
+    typer.Option("--output-dir", help="Folder with the runs, without CONFIG; default: runs."),
+]
 Overrides = Annotated[
     list[str] | None,
     typer.Option("--set", metavar="SECTION.KEY=VALUE", help="Override a setting; repeatable."),
@@ -106,6 +110,21 @@ def require_one(config: Path | None, resume: str | None) -> None:
         raise ConfigError("CONFIG", "", "is missing", "Name a run's file, or a run by --resume.")
     problem = "that run has its settings already"
     raise ConfigError("--resume", resume, problem, f"Leave out {config}, or --resume.")
+
+
+def require_of_service(max_runs: int | None) -> None:
+    """Raises ConfigError for a limit that nobody would look at."""
+    if max_runs is not None:
+        fix = "Leave it out (docs/service.md)."
+        raise ConfigError("--max-runs", max_runs, "is of a service and its agents alone", fix)
+
+
+def folder_of_runs(config: Path | None, output_dir: Path | None) -> Path:
+    """Where runs are. Raises ConfigError beside a run's file, which says that itself."""
+    if config is not None and output_dir is not None:
+        fix = "Use --set run.output_dir=DIR."
+        raise ConfigError("--output-dir", str(output_dir), "goes without CONFIG", fix)
+    return output_dir or Path("runs")
 
 
 def require_both(config: Path | None, journal: str | None, artifacts: str | None) -> None:

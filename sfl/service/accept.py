@@ -25,7 +25,7 @@ def accept(queue: JobQueue, output_dir: Path, settings: str, key: str, by: str) 
     if (there := queue.by_key(key)) is not None:
         return there
     config = read_run(settings)
-    _require_no_storage(config.cloud)
+    _require_nothing_to_dial(config.cloud)
     for _ in range(TRIES):
         run = config.run.id or new_run_id()
         if not (output_dir / run).exists():
@@ -39,8 +39,12 @@ def accept(queue: JobQueue, output_dir: Path, settings: str, key: str, by: str) 
     raise ConfigError("run.id", config.run.id, "a run of that name exists", fix)
 
 
-def _require_no_storage(asked: CloudNode) -> None:
+def _require_nothing_to_dial(asked: CloudNode) -> None:
     """Whoever submits would have the service dial where he likes. Raises ConfigError."""
+    if endpoint := asked.tracing.endpoint:
+        field = "tracing.endpoint"
+        fix = f"Leave it out, and start the service with --set service.{field}=URL."
+        raise ConfigError(f"cloud.{field}", endpoint, "is the service's to choose", fix)
     for name in ("journal", "artifacts"):
         if value := getattr(asked, name):
             fix = f"Leave it out, and start the service with --{name} URL."
@@ -50,6 +54,5 @@ def _require_no_storage(asked: CloudNode) -> None:
 def _job(run: str, key: str, config: RunConfig, output_dir: Path, by: str) -> Job:
     """As it will be run here: the service has its own addresses, keys and folders."""
     placed = config.run.model_copy(update={"id": run, "output_dir": output_dir})
-    cloud = CloudNode(tracing=config.cloud.tracing)
-    own = config.model_copy(update={"run": placed, "cloud": cloud})
+    own = config.model_copy(update={"run": placed, "cloud": CloudNode()})
     return Job(run, key, dump_toml(own), submitted_at=time.time(), submitted_by=by)

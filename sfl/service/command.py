@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 from sfl.config import DeviceConfig, EdgeConfig
 from sfl.config.service import load_service
 from sfl.node.certificates.own import OwnCertificate, own_certificate
+from sfl.node.extras import require_opentelemetry
 from sfl.node.files import writable_folder
 from sfl.node.process import run_loop
 
@@ -84,6 +85,8 @@ def serve_runs(asked: Asked) -> None:
     settings = load_service([*asked.overrides, *more])
     own = own_certificate("cloud", None, settings.tls, asked.certs)
     folder = writable_folder(asked.output_dir, "--output-dir").resolve()
+    if endpoint := settings.tracing.endpoint:
+        require_opentelemetry("service.tracing.endpoint", endpoint)
     # Imported here so that `--help` answers at once.
     from sfl.report.elsewhere import check_places
     from sfl.service.server import Service

@@ -52,6 +52,8 @@ sparing = Sparing(log, burst=2, seconds=60.0)
 
 TICK = 0.25
 """Seconds between two looks at the queue and at the runs."""
+OF_EVERY_CLOUD = ("journal", "artifacts", "tracing")
+"""Settings of the service that are those of each run's cloud."""
 LOCK_TRIES = 5
 """Whoever looks whether a service is at work touches its lock for a moment."""
 
@@ -247,9 +249,9 @@ class Service:
 
     def _config(self, job: Job) -> RunConfig:
         if job.run not in self._configs:
-            kept = {"journal": self.settings.journal, "artifacts": self.settings.artifacts}
+            given = {key: getattr(self.settings, key) for key in OF_EVERY_CLOUD}
             asked = read_run(job.settings)
-            own = asked.cloud.model_copy(update=kept)
+            own = asked.cloud.model_copy(update=given)
             self._configs[job.run] = asked.model_copy(update={"cloud": own})
         return self._configs[job.run]
 

@@ -75,13 +75,17 @@ def test_a_run_has_nothing_of_the_submitters_machine(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "value"), [("journal", "postgresql://mine/x"), ("artifacts", "s3://mine/x")]
+    ("name", "value"),
+    [
+        ("journal", "postgresql://mine/x"),
+        ("artifacts", "s3://mine/x"),
+        ("tracing.endpoint", "http://mine/x"),
+    ],
 )
-def test_where_a_run_is_kept_is_the_services_to_choose(
-    tmp_path: Path, name: str, value: str
-) -> None:
+def test_what_the_service_dials_is_its_own_to_choose(tmp_path: Path, name: str, value: str) -> None:
     with pytest.raises(ConfigError, match=rf"cloud\.{name} = '{value}': is the service's to"):
-        accept(JobQueue(tmp_path), tmp_path, settings("r", cloud={name: value}), "k", "")
+        text = settings("r") + f'[cloud]\n{name} = "{value}"\n'
+        accept(JobQueue(tmp_path), tmp_path, text, "k", "")
 
 
 def test_a_run_in_the_queue_is_stopped_at_once_and_one_under_way_is_noted(tmp_path: Path) -> None:

@@ -10,6 +10,8 @@ from typing import Any
 import pytest
 import tomli_w
 
+from sfl.config import load_run
+from sfl.config.node import TracingSettings
 from sfl.config.service import ServiceSettings, load_service
 from sfl.errors import ConfigError, DiskError
 from sfl.jobs.values import Job
@@ -202,6 +204,14 @@ def test_a_taken_port_is_given_up(scene: Scene) -> None:
         assert f"cloud.listen={again!r}" in FakeChild.all[-1].arguments
     assert "cloud.listen='127.0.0.1:0'" in FakeChild.all[-1].arguments
     assert scene.job("r").state == "running"
+
+
+def test_the_service_says_where_traces_of_its_runs_go(scene: Scene) -> None:
+    tracing = TracingSettings(endpoint="http://collector:4318")
+    scene.service.settings = scene.service.settings.model_copy(update={"tracing": tracing})
+    scene.submit("r")
+    scene.look()
+    assert load_run(scene.folder / "r" / "config.toml").cloud.tracing == tracing
 
 
 def test_a_run_that_is_stopped_ends_with_its_reason_also_by_the_next_service(scene: Scene) -> None:
