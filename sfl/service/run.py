@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import logging
 import time
@@ -16,6 +17,7 @@ from sfl.node.causes import in_words
 from sfl.node.lock import FolderLock
 from sfl.node.restarts import Restarts
 from sfl.report.conclusion import conclude, has_finished, is_over
+from sfl.report.resume import how_ended
 from sfl.report.runs import LOCK, stop_because
 from sfl.report.status import RunStatus
 from sfl.service.child import Child, Ending, Files
@@ -193,11 +195,19 @@ class LiveRun:
         return self._concluded(Ended("failed", reason))
 
     def _noted_end(self) -> Ended | None:
-        """That the run has finished, by its own folder: whoever died after that ends nothing."""
+        """How the run has ended by its own folder: whoever died after that changes nothing.
+
+        A reason to be stopped goes before a failure, which may come of that.
+        """
         status = RunStatus.last(self.folder / "status.json")
-        if status is None or not has_finished(self.folder, status):
+        if status is not None and has_finished(self.folder, status):
+            return Ended("finished", status.message)
+        if status is None or self._stopping is not None or not is_over(self.folder, status):
             return None
-        return Ended("finished", status.message)
+        with contextlib.suppress(SflError):
+            if (reason := how_ended(self.folder, self.config)) is not None:
+                return self._concluded(Ended("failed", reason))
+        return None
 
     def _over(self) -> bool:
         return is_over(self.folder, RunStatus.last(self.folder / "status.json"))

@@ -185,6 +185,28 @@ def test_a_run_that_has_finished_without_its_service_is_noted_by_the_next(
     assert len(FakeChild.all) == 1
 
 
+@pytest.mark.parametrize(("stopped", "why"), [(False, "too few devices"), (True, "enough")])
+def test_a_run_that_has_failed_without_its_service_keeps_its_reason(
+    scene: Scene, monkeypatch: pytest.MonkeyPatch, stopped: bool, why: str
+) -> None:
+    scene.submit("r")
+    scene.look()
+    scene.look()
+    folder = scene.folder / "r"
+    RunStatus("r", "failed", 1, 4, message="too few devices").write(folder / "status.json")
+    (folder / "summary.json").write_text("{}")
+    monkeypatch.setattr(run_module, "how_ended", lambda folder, config: "too few devices")
+    if stopped:
+        scene.service.operators.stop("r", "enough", "")
+    scene.close()
+    scene.new_service()
+    scene.service._resume()
+    scene.look()
+    state = "stopped" if stopped else "failed"
+    assert (scene.job("r").state, scene.job("r").reason) == (state, why)
+    assert len(FakeChild.all) == 1
+
+
 def test_a_taken_port_is_given_up(scene: Scene) -> None:
     scene.submit("r")
     scene.look()
