@@ -287,14 +287,13 @@ class CloudAggregator:
         if problem is not None and end.ok:
             end = FinishRun(False, str(problem))
             self._last_words(end)
-        if over:  # last, so that a cloud that is killed meanwhile is started again for the rest
-            drop_working_files(self.folder)
-            drop_rounds(self.folder, config.run.keep_round_adapters)
         if self.records.summary is not None:
             base = self.adapter.base_model()
             complete_adapters(self.folder, config, base, self.records.summary)
-        if over:
-            published(self.mirror)
+        # Last, so that a cloud that is killed meanwhile is started again for the rest.
+        if over and published(self.mirror):
+            drop_working_files(self.folder)
+            drop_rounds(self.folder, config.run.keep_round_adapters)
         with contextlib.suppress(DiskError):  # what could not be kept has ended the run before
             self.journal.close()
         return end

@@ -86,6 +86,13 @@ class Driver:
         except Exception as error:  # noqa: BLE001 - no peer's fault
             self.failed(cause_of(error))
 
+    def keep(self) -> None:
+        """The journal has all that was heard: what is settled by it comes after it."""
+        try:
+            self._coordinator.journal.commit()
+        except Exception as error:  # noqa: BLE001 - no peer's fault
+            self.failed(cause_of(error))
+
     def tell(self, fact: Fact) -> None:
         """What decides nothing is kept, too. Raises DiskError."""
         self._coordinator.tell(fact, self._clock.now())

@@ -113,9 +113,13 @@ class StoreMirror:
                 self._store.delete(self._store.names() - set(self._kept.values()))
 
     def publish(self) -> None:
-        """The run is over: leave its results, and nothing else."""
+        """The run is over: leave its results, and nothing else.
+
+        Raises DiskError, also where another process has gone on with the run.
+        """
         with self._one_at_a_time:
             self._is_over = True
+            self._journal.require_own()  # else the results of another process are there, or will be
             for name, path in self._files(RESULTS):
                 self._store.publish(name, path.read_bytes())
             for name in self._kept:
@@ -138,9 +142,11 @@ def mirror_of(config: RunConfig, folder: Path, journal: RunJournal) -> Mirror:
     return StoreMirror(folder, store_of(config, folder.name), journal)
 
 
-def published(mirror: Mirror) -> None:
+def published(mirror: Mirror) -> bool:
     """Leave the results of a run that is over; what keeps that from being done is a warning."""
     try:
         mirror.publish()
     except SflError as error:
         log.warning("the run's results are in its folder only: %s", error)
+        return False
+    return True

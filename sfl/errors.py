@@ -21,6 +21,7 @@ SflError                     anything this project raises on purpose (exit code 
 │       └── AdapterRefused   what comes of the round's adapter is nothing to compute with
 ├── RunIsOver                the run ended well before a device came back to it (exit code 0)
 ├── DiskError                a folder cannot be written or read: full, read-only, gone
+│   └── Damaged              what is read is not what was written
 └── RunFailed                the run as a whole did not reach its end
     ├── AnotherRun           who was lost is back in another run
     ├── Bug                  what nobody foresaw (exit code 70)
@@ -160,3 +161,7 @@ class RunIsOver(SflError):
 
 class DiskError(SflError):
     """A folder that this node writes to is full, read-only, gone, or may not be written."""
+
+
+class Damaged(DiskError):
+    """What is read is not what was written, and never will be."""

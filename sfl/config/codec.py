@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Self
 
 from pydantic import PositiveInt, model_validator
@@ -41,6 +42,14 @@ AUTO_CODECS = ("none", "bf16", "compact")
 
 Nobody is given `fp16` unasked: it ends the run of a model whose values exceed 65504.
 """
+
+
+def common_codec(chosen: Mapping[str, str]) -> str:
+    """What most devices chose, or were given: it holds for those that chose nothing."""
+    votes = list(chosen.values())
+    return max(AUTO_CODECS, key=votes.count)
+
+
 EVALUATION_CODEC = "fine"
 """Evaluations where training is not exact: any finite value, and a loss that does not tell it from
 `none` (`benchmarks/evaluation_codec.py`)."""

@@ -10,7 +10,13 @@ from pydantic import NonNegativeInt, model_validator
 
 from sfl.codec.stages import is_exact
 from sfl.config.base import Section
-from sfl.config.codec import AUTO_CODECS, EVALUATION_CODEC, CodecChange, RoleCodecs
+from sfl.config.codec import (
+    AUTO_CODECS,
+    EVALUATION_CODEC,
+    CodecChange,
+    RoleCodecs,
+    common_codec,
+)
 from sfl.config.devices import DeviceEntry
 from sfl.config.folding import GIVE_FLOAT32, NEEDS_FLOAT32, cannot_fold
 from sfl.config.node import CloudNode, EdgeConfig
@@ -138,8 +144,7 @@ class RunSettings(RunSections):
             return self.model_copy(update={"training": training})
         # The nodes compute as they were told when they joined, whatever codec was chosen since.
         training = training.model_copy(update={"computation": self.computation})
-        votes = list(codecs.values())
-        common = max(AUTO_CODECS, key=votes.count)
+        common = common_codec(codecs)
         devices = []
         for entry in self.devices:
             own = codecs.get(entry.name, common)

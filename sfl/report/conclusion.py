@@ -94,7 +94,7 @@ def _conclude_from_journal(
     """All that a cloud writes at its end."""
     settings, told = config.settings, killed.told
     best = killed.keep_adapters(folder, config.run.keep_round_adapters)
-    if killed.over:
+    if killed.over and not config.cloud.artifacts:  # else its results are still to be published
         _drop(folder, config)
     summary = killed.summary(folder.name, settings, _adapter(folder), best)
     write_conclusion(folder, summary, told.records, config, told.rounds.steps)
@@ -167,7 +167,8 @@ def _conclude_from_records(
         adapter=_adapter(folder),
         best_round=best,
     )
-    _drop(folder, config)
+    if not config.cloud.journal:  # a server that does not answer now has where the run is
+        _drop(folder, config)
     if status is not None:
         _last_word(status, reason).write(folder / "status.json")
     write_conclusion(folder, summary, records, config, {})

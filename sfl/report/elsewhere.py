@@ -4,19 +4,27 @@ from __future__ import annotations
 
 import contextlib
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from sfl.config import RunConfig
+from sfl.config import RunConfig, load_run
 from sfl.config.node import without_secret
 from sfl.errors import ConfigError
 from sfl.node.extras import require_postgres
 from sfl.node.lock import FolderLock
+from sfl.report.asked import require_same_run, settings_of
 from sfl.report.conclusion import SECRET
 from sfl.report.journal import check_journal, patience
-from sfl.report.runs import LOCK
+from sfl.report.runs import JOURNAL, LOCK
 from sfl.store.address import Address
 from sfl.store.artifacts import ArtifactStore, restore, same
 
+if TYPE_CHECKING:
+    from sfl.report.served import PostgresReader
+
 SETTING = "cloud.artifacts"
+CONFIG = "config.toml"
+UNFINISHED = (".tmp", ".new")
+"""What a file is called until it is whole."""
 PATIENCE = 30.0
 JOURNAL_OPTION, ARTIFACTS_OPTION = "--journal", "--artifacts"
 
@@ -38,13 +46,36 @@ def fetched(run: str, journal: str, artifacts: str, output_dir: Path) -> Path:
     FolderLock(folder / LOCK).release()
     with contextlib.closing(PostgresReader(address, run_id, PATIENCE)) as reader:
         kept = reader.kept()
+        if _holds_another(folder, journal, reader):
+            problem = "this folder has something else than that run"
+            fix = "Move it away, or name another --output-dir."
+            raise ConfigError("--output-dir", str(folder), problem, fix)
     if not kept:
         fix = "Go on with it where its folder is."
         raise ConfigError("--resume", run_id, "none of its files were kept in a store", fix)
-    for name, digest in sorted(kept.items()):
+    # Its settings first: by them the folder is known, if this is done again.
+    for name, digest in sorted(kept.items(), key=lambda file: (file[0] != CONFIG, *file)):
         if not same(folder / name, digest):
             restore(folder / name, store.get(digest), private=name == SECRET)
     return folder
+
+
+def _holds_another(folder: Path, journal: str, reader: PostgresReader) -> bool:
+    """Whether it has files, and not of the run that `reader` reads at `journal`.
+
+    In one database a run's name is its own: what is of that name and that database is that run.
+    """
+    files = (path for path in folder.rglob("*") if path.is_file())
+    if not any(path.name != LOCK and path.suffix not in UNFINISHED for path in files):
+        return False
+    try:
+        config = load_run(folder / CONFIG)
+        require_same_run(reader, config)
+    except ConfigError:
+        return True
+    asked_for = settings_of(reader.entries()) or {}
+    databases = {journal, asked_for.get("cloud", {}).get("journal", journal)}
+    return (folder / JOURNAL).exists() or config.cloud.journal not in databases
 
 
 def _require_no_secret(option: str, url: str) -> None:

@@ -73,6 +73,9 @@ class WritableDatabase(Database, Protocol):
     ) -> None:
         """Rows, then other statements: all of it or nothing. Raises DiskError."""
 
+    def require_own(self) -> None:
+        """Raises DiskError where another process has written the run meanwhile."""
+
 
 def _time(value: object) -> float:
     """Seconds as they are in a row. Raises NotReadable."""
@@ -202,6 +205,10 @@ class WrittenJournal(StoredJournal):
         drop = self._statements.drop
         self._files.append((drop.text, drop.values(run=self._run, name=name)))
 
+    def require_own(self) -> None:
+        """Raises DiskError where another process has written the run meanwhile."""
+        self._writable.require_own()
+
     def mark(self, state: RunState) -> None:
         """Keep the state after the latest event, also through a power cut."""
         forget, mark = self._statements.forget, self._statements.mark
@@ -302,6 +309,9 @@ class RunJournal(Journal, Protocol):
 
     def kept(self) -> dict[str, str]:
         """The files that are in a store, by their names in the run's folder: the hash of each."""
+
+    def require_own(self) -> None:
+        """Raises DiskError where another process has written the run meanwhile."""
 
 
 def open_journal(config: RunConfig, folder: Path) -> RunJournal:

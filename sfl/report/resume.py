@@ -12,10 +12,10 @@ from dataclasses import replace
 from pathlib import Path
 
 from sfl.config import RunConfig, dump_toml
-from sfl.errors import ConfigError, DiskError, NoAnswer
+from sfl.errors import ConfigError, Damaged, NoAnswer
 from sfl.node.files import on_disk, write_atomic
 from sfl.node.lock import FolderLock
-from sfl.report.asked import require_same
+from sfl.report.asked import require_same_run
 from sfl.report.conclusion import can_go_on
 from sfl.report.elsewhere import check_storage, fetched
 from sfl.report.journal import read_journal
@@ -124,7 +124,7 @@ def resumed_or_new(config: RunConfig) -> tuple[Path, RunConfig]:
                 return found
         except NoAnswer:
             raise  # the run may be there: another one in its place would be its end
-        except (ConfigError, DiskError) as error:
+        except (ConfigError, Damaged) as error:  # what may be otherwise later begins no other run
             log.warning("run %s cannot go on: %s", folder.name, error)
     check_storage(config)
     folder = open_run_folder(config)
@@ -155,7 +155,7 @@ def _require_open(folder: Path, config: RunConfig) -> None:
             raise ConfigError("--resume", folder.name, problem, "Begin another run.")
         return
     with contextlib.closing(journal):
-        require_same(journal.entries(), config)
+        require_same_run(journal, config)
     if _has_ended(folder, config):
         problem = f"this run has ended: {how_ended(folder, config)}"
         raise ConfigError("--resume", folder.name, problem, "Begin another run.")

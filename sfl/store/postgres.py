@@ -16,7 +16,7 @@ from sqlalchemy import Connection, Engine, create_engine, event, text
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.pool import StaticPool
 
-from sfl.errors import DiskError
+from sfl.errors import Damaged, DiskError
 from sfl.rounds.plain import NotReadable
 from sfl.store.address import NO_ANSWER, Address
 from sfl.store.schema import Schema
@@ -197,7 +197,8 @@ class PostgresServer:
         try:
             yield
         except NotReadable as error:
-            raise self.told(f"its journal is damaged ({error})", _ANOTHER_RUN) from None
+            problem = f"its journal is damaged ({error})"
+            raise Damaged(f"{self.address}: {problem}. {_ANOTHER_RUN}") from None
 
     def told(self, problem: str, fix: str) -> DiskError:
         """What is wrong with it."""
@@ -267,6 +268,10 @@ class PostgresWriter(PostgresServer):
         if found is None or found[0] != self._writer:
             problem = "another process has gone on with this run"
             raise self.told(problem, "Leave it to that one.")
+
+    def require_own(self) -> None:
+        """Raises DiskError where another process has written the run meanwhile."""
+        self._over_any(lambda again: self._require_own(self.connection))
 
     # -- what is written --------------------------------------------------------------------------
 

@@ -13,7 +13,7 @@ from sqlalchemy import Connection, Engine, create_engine, event
 from sqlalchemy.exc import DatabaseError
 from sqlalchemy.pool import StaticPool
 
-from sfl.errors import DiskError
+from sfl.errors import Damaged, DiskError
 from sfl.node.files import on_disk
 from sfl.rounds.plain import NotReadable
 from sfl.store.schema import Schema
@@ -138,6 +138,9 @@ class SqliteFile:
         else:
             self._write(append, rows, more)
 
+    def require_own(self) -> None:
+        """Nothing: whoever writes holds the lock of the folder."""
+
     def _write(
         self, append: str, rows: Sequence[Values], more: Sequence[tuple[str, Values]]
     ) -> None:
@@ -217,7 +220,7 @@ class SqliteFile:
         return OSError(_ERRNO[code], str(error))
 
     def _damaged(self, error: BaseException) -> DiskError:
-        return DiskError(f"{self.path}: it is damaged ({error}). {self._fix}")
+        return Damaged(f"{self.path}: it is damaged ({error}). {self._fix}")
 
 
 def engine_on(file: sqlite3.Connection) -> Engine:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import shutil
 import subprocess
@@ -14,12 +15,17 @@ import pytest
 from cloud_aggregator.averaging import Averaging, GlobalAdapter
 from cloud_aggregator.mirror import StoreMirror
 from cloud_aggregator.records import RunRecords
+from sfl.config import load_run
 from sfl.errors import ConfigError
+from sfl.report.asked import asked
 from sfl.report.elsewhere import fetched
+from sfl.report.journal import open_journal
+from sfl.report.runs import open_run_folder
 from sfl.report.served import PostgresJournal
 from sfl.report.status import RunStatus
+from sfl.rounds.journal import Entry
 from sfl.store.artifacts import ArtifactStore
-from tests.house.federation import SFL, Outcome, finished, sfl
+from tests.house.federation import SFL, Outcome, finished, sfl, write_config
 from tests.house.fleets import fleet
 from tests.house.nodes import ByHand
 from tests.house.paths import ROOT
@@ -186,6 +192,56 @@ def test_a_slow_store_keeps_nobody_waiting_but_for_what_it_is_to_keep(
     twin = Twin(tmp_path, values)
     monkeypatch.setattr(ArtifactStore, "put", slow)
     finished(twin.run(story))
+
+
+def test_the_folder_of_another_run_is_left_alone(
+    postgres: Postgres, s3: S3, tmp_path: Path
+) -> None:
+    """One that has the name of the run that is fetched, or a file that nobody knows."""
+    url, bucket = postgres.url(postgres.database()), f"s3://{s3.bucket()}/runs"
+    config = load_run(write_config(tmp_path, fleet(tmp_path, 1, cloud={"journal": url})))
+    folder = open_run_folder(config)
+    with contextlib.closing(open_journal(config, folder)) as journal:
+        journal.append(Entry(0.0, asked(config)))
+        store = ArtifactStore("cloud.artifacts", bucket, "t")
+        for name in ("config.toml", "adapters/round-0000/a"):
+            (folder / name).parent.mkdir(parents=True, exist_ok=True)
+            (folder / name).touch()
+            journal.keep(name, store.put((folder / name).read_bytes()))
+        journal.commit()
+
+    def here(runs: Path) -> dict[Path, bytes]:
+        return {path: path.read_bytes() for path in runs.rglob("*") if path.is_file()}
+
+    # Nobody there; the same run again; one whose fetching was cut off.
+    mine = fetched("t", url, bucket, tmp_path / "new")
+    assert fetched("t", url, bucket, tmp_path / "new") == mine
+    shutil.rmtree(mine / "adapters")
+    fetched("t", url, bucket, tmp_path / "new")
+    assert (mine / "adapters" / "round-0000" / "a").exists()
+    (tmp_path / "begun" / "t").mkdir(parents=True)
+    (tmp_path / "begun" / "t" / ".config.toml.1.tmp").write_text("[ru")
+    fetched("t", url, bucket, tmp_path / "begun")
+
+    text = (folder / "config.toml").read_text()
+    others = {
+        "its settings": {"config.toml": text.replace("\nrank = ", "\nrank = 1")},
+        "its journal": {"config.toml": text, "run.sqlite": ""},
+        "its database": {"config.toml": text.replace(url, url + "2")},
+        "only results": {"adapter/adapter_model.safetensors": ""},
+        "no settings": {"config.toml": "rank = "},
+    }
+    for why, files in others.items():
+        for name, content in files.items():
+            path = tmp_path / why / "t" / name
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_text(content)
+        before = here(tmp_path / why)
+        with pytest.raises(
+            ConfigError, match=r"something else than that run.*Move it away"
+        ) as told:
+            fetched("t", url, bucket, tmp_path / why)
+        assert "\n" not in str(told.value) and here(tmp_path / why) == before, why
 
 
 def test_what_cannot_be_gone_on_with_is_told(postgres: Postgres, s3: S3, tmp_path: Path) -> None:
