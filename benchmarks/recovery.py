@@ -48,6 +48,7 @@ WAYS: dict[str, dict[str, Any]] = {
     "rounds": {},
     "steps": {},  # and every so many steps
 }
+CODECS = ("none", "compact", "delta(token) | int8")
 REPEATS = 20
 SCRAPE = 2.0
 """Seconds between two looks at what nodes have counted."""
@@ -268,7 +269,7 @@ def show_snapshots(folder: Path, options: argparse.Namespace) -> None:
     """Bytes of each side's snapshots, and medians of writing and reading them."""
     print(f"\nsnapshots: medians of {REPEATS} writes and reads on this disk")
     for name in options.sizes:
-        for codec in ("none", "compact", "delta(token) | int8"):
+        for codec in options.codecs:
             case = Case.made(folder, name, 2, max(3, options.every + 1), codec)
             kept = folder / "kept"
             shutil.rmtree(kept, ignore_errors=True)
@@ -282,6 +283,12 @@ def show_snapshots(folder: Path, options: argparse.Namespace) -> None:
 
 def keep(source: Path, aside: Path) -> None:
     """Copy the first of each side's snapshots of each kind, while the run still has them."""
+    with contextlib.suppress(OSError):  # the run ends, and removes them
+        keep_each(source, aside)
+
+
+def keep_each(source: Path, aside: Path) -> None:
+    """The same. Raises OSError where they go meanwhile."""
     for path in source.rglob("*.safetensors"):
         side = "edge" if path.parents[1].name == EDGE else "device"
         kind = path.name.partition("-")[0]
@@ -437,6 +444,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--steps", type=int, default=16, help="of a round")
     parser.add_argument("--every", type=int, default=4, help="steps between snapshots in a round")
+    parser.add_argument("--codecs", nargs="+", default=CODECS, help="of snapshots' runs")
     parser.add_argument("--lengths", type=int, nargs="+", default=[16, 64, 256], help="of a round")
     parser.add_argument("--kills", type=int, default=3, help="how often each node is killed")
     parser.add_argument("--plot", type=Path, help="where to draw what `recovery` found")
