@@ -41,7 +41,8 @@ class AnyOrder(RuleBasedStateMachine):
         self.sent: list[Event] = []
         self.computing: dict[str, int] = {}
         """Devices that have been told a round, and which."""
-        self.lineage: dict[str, int] = {}
+        self.begun: dict[str, Point] = {}
+        """What the edge keeps of each: the beginning of the round that it has begun last."""
         self.snapshots: dict[str, tuple[Point, ...]] = {}
 
     @initialize(count=st.integers(1, 3))
@@ -64,7 +65,10 @@ class AnyOrder(RuleBasedStateMachine):
                 assert name in self.coordinator.devices
                 assert command.after[name] == max(expected.get(name, ()), default=BEGINNING)
                 self.computing[name] = command.round
-                self.lineage[name] = command.lineage[name]
+                begun = Point(command.round, 0, command.lineage[name])
+                if isinstance(command, ReplayRound) and command.begun:
+                    assert self.begun[name] == begun
+                self.begun[name] = begun
         elif isinstance(command, Aggregate):
             assert sorted(command.contributions) == self.names
             assert self.aggregated[-1:] in ([], [command]) or command.round > self.last_round
@@ -76,14 +80,18 @@ class AnyOrder(RuleBasedStateMachine):
     def last_round(self) -> int:
         return self.aggregated[-1].round if self.aggregated else 0
 
-    def join(self, name: str) -> None:
-        self.computing.pop(name, None)
+    def join(self, name: str, kept: bool = False) -> None:
+        """It comes back with what it remembers; its edge may have `kept` its round."""
+        if not kept:
+            self.computing.pop(name, None)
+            self.begun.pop(name, None)
+        points, begun = self.snapshots.get(name, ()), self.begun.get(name, BEGINNING)
         self.happens(DeviceJoined(name, "e"))
-        self.happens(DeviceReady(name, 10, points=self.snapshots.get(name, ())))
+        self.happens(DeviceReady(name, 10, points=points, begun=begun))
 
     def reaches(self, name: str, round_: int, step: int) -> None:
         """Both ends write a snapshot, and keep the one before it."""
-        reached = Point(round_, step, self.lineage[name])
+        reached = Point(round_, step, self.begun[name].lineage)
         self.snapshots[name] = (*self.snapshots.get(name, ())[-1:], reached)
 
     def here(self) -> list[str]:
@@ -133,6 +141,16 @@ class AnyOrder(RuleBasedStateMachine):
         if self.coordinator.round:
             self.happens(EdgeLost("e", "killed"))
             self.happens(EdgeReady("e", 4))
+
+    @precondition(running)
+    @rule()
+    def the_link_to_the_edge_breaks(self) -> None:
+        """Edge and devices go on, and are back at once."""
+        if here := self.here() if self.coordinator.round else []:
+            self.happens(EdgeLost("e", "it broke"))
+            self.happens(EdgeReady("e", 4))
+            for name in here:
+                self.join(name, kept=True)
 
     @precondition(running)
     @rule()
