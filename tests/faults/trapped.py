@@ -20,7 +20,7 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -143,10 +143,11 @@ def _to_device(own: Any, message: Any) -> bool:
 def _torn(node: Node) -> Callable[..., None]:
     """A snapshot of round 2 is half written, beside its name."""
 
-    def before(path: Path, content: bytes, **named: Any) -> None:
+    def before(path: Path, pieces: Sequence[bytes | memoryview], **named: Any) -> None:
         if "round-000002" in path.name:
             path.parent.mkdir(parents=True, exist_ok=True)
             aside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+            content = b"".join(pieces)
             aside.write_bytes(content[: len(content) // 2])
             node.here()
 
@@ -212,7 +213,7 @@ def set_trap(node: Node) -> None:
 
         around(where, **{when: reached})  # type: ignore[arg-type]
     if node.armed(SNAPSHOT):
-        around("sfl.stage.snapshots:write_atomic", before=_torn(node))
+        around("sfl.stage.snapshots:write_pieces", before=_torn(node))
 
 
 def watch(node: Node) -> None:
