@@ -69,7 +69,7 @@ class Deliveries:
         self._of[device] = Delivery(told, self._cloud.stream)
         self._look_at(device)
 
-    def is_owed(self, device: str) -> bool:
+    def is_due(self, device: str) -> bool:
         """Whether all of a device's round is here, and the cloud has yet to ask for it."""
         own = self._of.get(device)
         return own is not None and own.complete and not self._is_asked(own)

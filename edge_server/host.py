@@ -207,7 +207,7 @@ class DeviceHost:
         lost, here = DeviceLost(device, why, blamed(reason)), self._here.get(device)
         if here is not None and here.left is not None:
             return  # it waited behind the process before it, and was nobody yet
-        if here is not None and here.refused is None and self.deliveries.is_owed(device):
+        if here is not None and here.refused is None and self.deliveries.is_due(device):
             here.left = Left(lost, asyncio.get_running_loop().create_future())
         else:
             self._here.pop(device, None)

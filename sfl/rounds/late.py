@@ -77,3 +77,13 @@ def drop_too_old(turn: Turn) -> None:
         since = f"{update.staleness(next_)} adapters were made since it began"
         said = f"its update of round {update.round} does not count: {since}"
         turn.do(Fault(state.round, update.device, f"{said} (aggregation.max_staleness = {most})"))
+    _expect_no_longer(turn, next_, most)
+
+
+def _expect_no_longer(turn: Turn, next_: int, most: int | None) -> None:
+    """Who is gone, is not waited for, and would come too late by now: its adapter is not kept."""
+    state = turn.state
+    for name, own in state.buffer.unawaited.items():
+        here = name in state.roster.devices or name in state.away
+        if not here and most is not None and next_ - own.round > most:
+            turn.state = changed(turn.state, buffer=turn.state.buffer.without_part(name))

@@ -166,6 +166,19 @@ def test_too_late_is_too_late() -> None:
     assert isinstance(fault, Fault) and "2 adapters were made since it began" in fault.reason
 
 
+def test_who_never_returns_holds_no_adapter_for_ever() -> None:
+    coordinator = late(weighted(aggregation={"max_staleness": 1}))
+    coordinator.handle(DeviceLost("d2", "killed"), 101.0)
+    coordinator.handle(Tick(), 130.0)
+    assert "d2" not in coordinator.state.away and coordinator.state.needed_adapter == 0
+    for now in (131.0, 141.0):
+        for name in ("d0", "d1"):
+            deliver(coordinator, name, now)
+        average(coordinator, now + 1.0)
+    assert coordinator.state.needed_adapter is None
+    assert "d2" not in coordinator.state.buffer.unawaited
+
+
 class AnyOrder(RuleBasedStateMachine):
     """Late, lost and returning devices in any order: each update counts once at most."""
 

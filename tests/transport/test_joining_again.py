@@ -99,11 +99,11 @@ def test_of_a_device_that_has_left_nothing_is_told_again() -> None:
         await deliveries.part(*part("device"))
         await deliveries.part(*part("edge"))
         deliveries.report(RoundReport(1, "d"))
-        assert deliveries.is_owed("d")
+        assert deliveries.is_due("d")
         cloud.stream = object()
         await deliveries.tell_again("d")
         assert sorted(cloud.said) == ["adapter", "adapter", "report"]
-        assert not deliveries.is_owed("d")
+        assert not deliveries.is_due("d")
 
     asyncio.run(story())
 
