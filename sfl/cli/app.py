@@ -21,9 +21,11 @@ from sfl.cli.jobs.commands import add_to
 from sfl.node.causes import foreseen
 from sfl.node.logs import ENVIRONMENT
 from sfl.node.options import (
+    ArtifactsUrl,
     Certs,
     ConfigFile,
     Insecure,
+    JournalUrl,
     Logs,
     OptionalConfigFile,
     OutputDir,
@@ -79,16 +81,20 @@ def run(
         bool, typer.Option("--tls", help="Mutual TLS, with a CA made for this run.")
     ] = False,
     resume: Resume = None,
+    journal: JournalUrl = None,
+    artifacts: ArtifactsUrl = None,
     output_dir: RunsFolder = None,
 ) -> None:
     """Run cloud, edge and devices on this machine, each in a process of its own.
 
-    With --resume they go on with a run that was stopped, where that was.
+    With --resume they go on with a run that was stopped, where that was. With --journal and
+    --artifacts as well its folder may be gone.
     """
     from sfl.cli.run import Asked, run_and_show
 
     os.environ[ENVIRONMENT] = log_format  # for the nodes' logs
-    asked = Asked(config, tuple(overrides or ()), insecure, tls, resume, output_dir)
+    given = tuple(overrides or ())
+    asked = Asked(config, given, insecure, tls, resume, output_dir, journal, artifacts)
     raise typer.Exit(run_and_show(asked))
 
 

@@ -16,11 +16,11 @@ from sfl.cli.launch import run_on_this_machine
 from sfl.cli.launch.nearby import pointed
 from sfl.config import RunConfig
 from sfl.errors import SflError
-from sfl.node.options import folder_of_runs, require_one
+from sfl.node.options import folder_of_runs, require_both, require_one
 from sfl.report.conclusion import can_go_on, what_stays
 from sfl.report.final import print_final
 from sfl.report.live import LiveView
-from sfl.report.resume import resumed
+from sfl.report.resume import resumed, resumed_elsewhere
 from sfl.report.runs import load_for_cloud
 from sfl.report.summary import RunSummary
 
@@ -35,13 +35,19 @@ class Asked:
     tls: bool = False
     resume: str | None = None
     output_dir: Path | None = None
+    journal: str | None = None
+    artifacts: str | None = None
 
     def load(self) -> tuple[Path | None, RunConfig]:
         """The folder of a run that goes on, and the settings. Raises ConfigError, DiskError."""
         require_one(self.path, self.resume)
+        require_both(self.path, self.journal, self.artifacts)
         runs = folder_of_runs(self.path, self.output_dir)
         if self.resume is not None:
-            return resumed(self.resume, self.overrides, self.insecure, runs)
+            given = (self.overrides, self.insecure, runs)
+            if self.journal is None or self.artifacts is None:
+                return resumed(self.resume, *given)
+            return resumed_elsewhere(self.resume, self.journal, self.artifacts, *given)
         assert self.path is not None, "one of both is given"
         return None, load_for_cloud(self.path, self.overrides, self.insecure)
 

@@ -27,7 +27,7 @@ from sfl.rounds.journal import Entry
 from sfl.store.artifacts import ArtifactStore
 from tests.house.federation import SFL, Outcome, finished, sfl, write_config
 from tests.house.fleets import fleet
-from tests.house.nodes import ByHand
+from tests.house.nodes import ByHand, launched
 from tests.house.paths import ROOT
 from tests.house.postgres import PASSWORD, Postgres, Rows
 from tests.house.s3 import S3
@@ -106,6 +106,31 @@ def test_a_cloud_whose_machine_is_gone_goes_on_elsewhere(
     assert not [path for path in kept.rglob("*") if "objects" in path.parts and path.is_file()]
     for file in (folder / "config.toml", folder / "report.html", tmp_path / "cloud.log"):
         assert PASSWORD not in file.read_text()
+
+
+def test_a_run_of_one_machine_goes_on_without_its_folder(
+    postgres: Postgres, s3: S3, tmp_path: Path
+) -> None:
+    sections: dict[str, Any] = {
+        "run": {"rounds": 2, "keep_round_adapters": False},
+        "training": {"local_steps": 30},
+    }
+    (tmp_path / "whole").mkdir()
+    whole = finished(played(tmp_path / "whole", fleet(tmp_path / "whole", 2, **sections)))
+    cloud = {
+        "journal": postgres.url(postgres.database()),
+        "artifacts": f"s3://{s3.bucket()}/runs",
+    }
+    process = launched(tmp_path, fleet(tmp_path, 2, cloud=cloud, **sections))
+    until(lambda: amid_round(tmp_path / "runs" / "t", 2), "the middle of round 2")
+    process.terminate()
+    process.communicate(timeout=PATIENCE)
+    shutil.rmtree(tmp_path / "runs")
+    where = [word for name, url in cloud.items() for word in (f"--{name}", url)]
+    done = sfl("run", "--resume", "t", *where, "--output-dir", tmp_path / "elsewhere")
+    folder = tmp_path / "elsewhere" / "t"
+    finished(Outcome(done.returncode, done.stdout + done.stderr, folder))
+    assert digest(folder) == digest(whole.folder)
 
 
 WRITES = (
