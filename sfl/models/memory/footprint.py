@@ -441,7 +441,7 @@ class _Part:
     def _kept_bytes(self, block: int, mlp_tensors: int) -> int:
         """What autograd keeps of one block."""
         load, config = self.load, self.folder.config
-        heads, width = _attention(config, self.folder.hidden_size)
+        heads, width = attention_width(config, self.folder.hidden_size)
         values = 2 * self._norm_widths(block, width // heads, width) + 4 * width
         values += mlp_tensors * self._mlp_width()
         values += max(load.length, width) if load.lean else load.length
@@ -527,7 +527,7 @@ def _weight_bytes(entry: TensorEntry, outputs: int | None, load: Load) -> int:
     return values + 4 * outputs
 
 
-def _attention(config: Any, hidden_size: int) -> tuple[int, int]:
+def attention_width(config: Any, hidden_size: int) -> tuple[int, int]:
     """(heads, their width together)."""
     heads = next((int(config[name]) for name in HEADS if config.get(name)), 1)
     return heads, heads * int(config.get("head_dim") or hidden_size // heads)

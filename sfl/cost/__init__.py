@@ -1,0 +1,1 @@
+"""What training costs, foretold from numbers alone: seconds, bytes, joules and memory."""

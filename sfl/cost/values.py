@@ -1,0 +1,120 @@
+"""What nodes and links cost, as plain values: seconds a token, bytes a second, bits a value."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from sfl.cost.energy import FIXED_CLOCK, NO_POWER, ClockRange, PowerModel
+
+
+@dataclass(frozen=True, slots=True)
+class PassCost:
+    """Seconds a token that a part of a model takes, forward and backward."""
+
+    forward: float = 0.0
+    backward: float = 0.0
+
+    @property
+    def both(self) -> float:
+        """Seconds a token of a training step."""
+        return self.forward + self.backward
+
+
+FREE = PassCost()
+
+
+@dataclass(frozen=True, slots=True)
+class NodeCost:
+    """What a node takes to compute: seconds a token of one block, of the embedding and of the head.
+
+    `fixed` seconds pass in every forward and every backward of a span, whatever its size. `spread`
+    is the standard deviation of measured over foretold seconds, as a share. The figures are of one
+    thread count and dtype; 0 and "" where nobody said.
+    """
+
+    block: PassCost
+    embedding: PassCost = FREE
+    head: PassCost = FREE
+    fixed: float = 0.0
+    spread: float = 0.0
+    threads: int = 0
+    dtype: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class LinkCost:
+    """A device's link: bytes a second each way, seconds that every message takes beside them.
+
+    `spread` is the standard deviation of measured over foretold seconds, as a share.
+    """
+
+    up: float
+    down: float
+    latency: float = 0.0
+    spread: float = 0.0
+
+    def up_seconds(self, num_bytes: float) -> float:
+        """Of one message to the edge."""
+        return self.latency + num_bytes / self.up
+
+    def down_seconds(self, num_bytes: float) -> float:
+        """Of one message to the device."""
+        return self.latency + num_bytes / self.down
+
+
+@dataclass(frozen=True, slots=True)
+class ValueBits:
+    """Bits of one value on the wire, by role.
+
+    Of `activation` and `gradient` the number at index c is of cut c, and of the other two at index
+    t of a tail of t blocks. The last number holds for all beyond it.
+    """
+
+    activation: tuple[float, ...] = (32.0,)
+    gradient: tuple[float, ...] = (32.0,)
+    hidden: tuple[float, ...] = (32.0,)
+    tail_gradient: tuple[float, ...] = (32.0,)
+
+
+@dataclass(frozen=True, slots=True)
+class Workload:
+    """What every device trains with: a model's shape, and `tokens` in a step of a batch.
+
+    `weights` are the blocks' work over that of the block that `NodeCost` is of; () where all are
+    alike. `steps` of each device make a round.
+    """
+
+    num_layers: int
+    hidden_size: int
+    tokens: int
+    steps: int = 1
+    u_shaped: bool = False
+    weights: tuple[float, ...] = ()
+
+    def blocks(self, first: int, last: int) -> float:
+        """The work of blocks `first..last-1`, in blocks."""
+        return sum(self.weights[first:last]) if self.weights else float(last - first)
+
+
+@dataclass(frozen=True, slots=True)
+class DeviceCost:
+    """What one device costs. `lora_bytes` and `moment_bytes` are of the adapter of one block.
+
+    `block_load` are the seconds until a block that it gains is read and ready.
+    """
+
+    node: NodeCost
+    link: LinkCost
+    bits: ValueBits = ValueBits()
+    lora_bytes: float = 0.0
+    moment_bytes: float = 0.0
+    block_load: float = 0.0
+    power: PowerModel = NO_POWER
+
+
+@dataclass(frozen=True, slots=True)
+class EdgeCost:
+    """What an edge costs: `node` at its fastest clock."""
+
+    node: NodeCost
+    clock: ClockRange = FIXED_CLOCK

@@ -1,0 +1,194 @@
+"""What a planner knows: devices with their legal cuts and costs, edges, and what a run aims at."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from functools import cache, cached_property
+from typing import TYPE_CHECKING
+
+from sfl.cost.predict import Placed
+from sfl.cost.values import DeviceCost, EdgeCost, Workload
+from sfl.planners.decision import Choice, Memory
+
+if TYPE_CHECKING:
+    from pydantic import TypeAdapter
+
+
+@dataclass(frozen=True, slots=True, order=True)
+class Cut:
+    """A way to cut one device's model, with the bytes that the device then needs at most."""
+
+    cut_layer: int
+    tail_layers: int = 0
+    memory: int = 0
+
+    @property
+    def at(self) -> tuple[int, int]:
+        """Without the memory."""
+        return self.cut_layer, self.tail_layers
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """What became of a device in the last round, where it took part."""
+
+    success: bool
+    seconds: float
+
+
+@dataclass(frozen=True)
+class DeviceState:
+    """A device as a planner sees it. `cuts` are those that its settings allow, in any order.
+
+    `at` is its present cut, None before the first round. `memory` is its budget in bytes. `success`
+    is the share of its rounds that it finished.
+    """
+
+    name: str
+    edge: str
+    cost: DeviceCost
+    cuts: tuple[Cut, ...]
+    at: tuple[int, int] | None = None
+    memory: int | None = None
+    success: float = 1.0
+    outcome: Outcome | None = None
+
+    @cached_property
+    def legal(self) -> tuple[Cut, ...]:
+        """The allowed cuts that fit its memory, the fewest blocks first."""
+        budget = self.memory
+        return tuple(sorted(c for c in self.cuts if budget is None or c.memory <= budget))
+
+    def choice(self, cut: Cut) -> Choice:
+        """That cut, and all else as it is."""
+        return Choice(cut.cut_layer, cut.tail_layers)
+
+
+@dataclass(frozen=True, slots=True)
+class EdgeState:
+    """An edge. `load` are seconds a round in which it works for somebody else."""
+
+    name: str
+    cost: EdgeCost
+    load: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class Aims:
+    """What a run wants of its planner; each planner reads some.
+
+    `hysteresis`: a move has to gain this share at least. A decision holds for `every_rounds`.
+    `slow_rounds`: a planner of two timescales moves cuts that rarely, in decisions.
+    `weight` is that of delay against energy, 0 to 1. `energy` is a budget in joules a round, and
+    `delay_value` what a second is worth against it (Lyapunov's V). `select` devices take part, all
+    where it is 0; of those never seen at most `newcomers` at once. `deadline` in seconds a round.
+    `keep` is the least share of values that a sparse codec may keep; `keep_bits` are of each.
+    """
+
+    hysteresis: float = 0.03
+    every_rounds: int = 1
+    slow_rounds: int = 10
+    weight: float = 0.5
+    energy: float | None = None
+    delay_value: float = 1.0
+    select: int = 0
+    newcomers: int = 1
+    deadline: float | None = None
+    keep: float = 0.3
+    keep_bits: int = 4
+
+
+@dataclass(frozen=True)
+class State:
+    """Everything that a decision depends on, so that it can be taken again.
+
+    `recorded` is what another run chose for this round. `memory` is what the last decision left.
+    """
+
+    round: int
+    workload: Workload
+    devices: tuple[DeviceState, ...]
+    edges: tuple[EdgeState, ...]
+    aims: Aims = Aims()
+    seed: int = 0
+    memory: Memory = field(default_factory=dict)
+    recorded: Mapping[str, Choice] = field(default_factory=dict)
+
+    @cached_property
+    def able(self) -> tuple[DeviceState, ...]:
+        """The devices that have a legal cut; the others cannot take part."""
+        return tuple(device for device in self.devices if device.legal)
+
+    def at_edges(self) -> dict[str, list[DeviceState]]:
+        """The same by their edges, without edges that have none."""
+        found: dict[str, list[DeviceState]] = {}
+        for device in self.able:
+            found.setdefault(device.edge, []).append(device)
+        return found
+
+    def edge(self, name: str) -> EdgeState:
+        """By name."""
+        return self._edges[name]
+
+    @cached_property
+    def _edges(self) -> dict[str, EdgeState]:
+        return {edge.name: edge for edge in self.edges}
+
+    def staying(self) -> State:
+        """The same with the present cut as a device's only one; who has none may choose."""
+        return replace(self, devices=tuple(_pinned(device) for device in self.devices))
+
+    def as_json(self) -> str:
+        """One line."""
+        return _adapter().dump_json(self).decode()
+
+    @staticmethod
+    def from_json(line: str | bytes) -> State:
+        """The same back. Raises pydantic's ValidationError, a ValueError, for anything else."""
+        return _adapter().validate_json(line)
+
+
+def _pinned(device: DeviceState) -> DeviceState:
+    present = tuple(cut for cut in device.legal if cut.at == device.at)
+    return replace(device, cuts=present) if present else device
+
+
+def placed(state: State, choices: Mapping[str, Choice]) -> list[Placed]:
+    """Those who take part, as the cost model wants them."""
+    devices = {device.name: device for device in state.devices}
+    found = []
+    for name, choice in choices.items():
+        if not choice.takes_part:
+            continue
+        device = devices[name]
+        memory = next((cut.memory for cut in device.cuts if cut.at == choice.at), 0)
+        cost = as_chosen(device.cost, choice)
+        edge = choice.edge or device.edge
+        found.append(
+            Placed(name, cost, edge, *choice.at, choice.edge_clock, choice.edge_share, memory)
+        )
+    return found
+
+
+def as_chosen(cost: DeviceCost, choice: Choice) -> DeviceCost:
+    """With the choice's share of the link, and its bits of what crosses."""
+    link, bits, share = cost.link, cost.bits, choice.share
+    if share != 1.0:
+        link = replace(link, up=share * link.up, down=share * link.down)
+    if choice.activation_bits is not None:
+        every = (choice.activation_bits,)
+        bits = replace(bits, activation=every, hidden=every)
+    if choice.gradient_bits is not None:
+        every = (choice.gradient_bits,)
+        bits = replace(bits, gradient=every, tail_gradient=every)
+    if link is cost.link and bits is cost.bits:
+        return cost
+    return replace(cost, link=link, bits=bits)
+
+
+@cache
+def _adapter() -> TypeAdapter[State]:
+    from pydantic import TypeAdapter
+
+    return TypeAdapter(State)
