@@ -28,7 +28,7 @@ import tempfile
 import time
 import urllib.request
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from statistics import median
@@ -50,6 +50,8 @@ WAYS: dict[str, dict[str, Any]] = {
 }
 CODECS = ("none", "compact", "delta(token) | int8")
 REPEATS = 20
+LOOK = 0.25
+"""Seconds between two words of a device on how far it is, so that it is killed where it should."""
 SCRAPE = 2.0
 """Seconds between two looks at what nodes have counted."""
 DEVICE = "device-0"
@@ -83,6 +85,7 @@ class Case:
     rounds: int
     steps: int
     codec: str
+    heartbeat: float = 1.0
 
     @classmethod
     def made(cls, folder: Path, name: str, rounds: int, steps: int, codec: str = "none") -> Case:
@@ -104,6 +107,7 @@ class Case:
             "data": {"train": str(self.texts), "eval_fraction": 0.01, "blocks": "first"},
             "evaluation": {"every": self.rounds, "full": False, "max_examples": 2},
             "recovery": recovery,
+            "network": {"heartbeat_interval": self.heartbeat},
             "edge": {"cache_dir": str(folder / "cache")},
             "devices": [{"name": DEVICE, "cut_layer": 2, "cache_dir": str(folder / "cache")}],
         }
@@ -370,7 +374,7 @@ def show_recovery(folder: Path, options: argparse.Namespace) -> None:
     print("  steps  round 3 alone  victim  every step  round 2 took longer by  part done again")
     rows = []
     for steps in options.lengths:
-        case = Case.made(folder, options.sizes[0], 3, steps)
+        case = replace(Case.made(folder, options.sizes[0], 3, steps), heartbeat=LOOK)
         for victim in ("device", "edge"):
             for every in (0, options.every):
                 rows.append(recovered(case, victim, every, options.kills))
