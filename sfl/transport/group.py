@@ -89,6 +89,20 @@ def watched(
     return task
 
 
+async def uncut(work: Coroutine[Any, Any, None], seconds: float = 1.0) -> None:
+    """Await what must not be cut in the middle: who is cancelled waits so long for its end.
+
+    A stream whose write was cut does not take the status that it is to end with.
+    """
+    task = asyncio.ensure_future(work)
+    try:
+        await asyncio.shield(task)
+    except asyncio.CancelledError:
+        await asyncio.wait({task}, timeout=seconds)
+        task.cancel()
+        raise
+
+
 async def aside(job: Callable[P, R], *args: P.args, **kwargs: P.kwargs) -> R:
     """Run a job on a thread of its own, which keeps no process alive that is to end.
 

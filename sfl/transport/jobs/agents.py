@@ -15,7 +15,7 @@ from sfl.jobs.values import AgentRole, Seat
 from sfl.node.text import plain
 from sfl.transport.frames import contract
 from sfl.transport.frames.wire import ATTACH, WIRE_VERSION, generic_handler
-from sfl.transport.group import first_message, run_together
+from sfl.transport.group import first_message, run_together, uncut
 from sfl.transport.jobs.mail import Mail, beat
 from sfl.transport.security.doorkeeper import expect
 from sfl.transport.status import LONGEST_DETAILS, status_of
@@ -233,4 +233,4 @@ _ALIVE = jobs_pb2.ServiceMessage(heartbeat=jobs_pb2.Alive())
 
 async def _write(mail: Mail[jobs_pb2.ServiceMessage], context: Context) -> None:
     async for message in mail.messages():
-        await context.write(message)
+        await uncut(context.write(message))

@@ -13,7 +13,7 @@ from sfl.errors import LinkLost, NameInUse, PeerUnavailable, ProtocolError, Refu
 from sfl.node.text import plain
 from sfl.transport.frames import contract
 from sfl.transport.frames.wire import ATTACH, generic_handler
-from sfl.transport.group import first_message, run_together
+from sfl.transport.group import first_message, run_together, uncut
 from sfl.transport.jobs.mail import Mail, beat
 from sfl.transport.security.doorkeeper import expect
 from sfl.transport.status import LONGEST_DETAILS, status_of
@@ -133,4 +133,4 @@ class _Device:
     async def write(self, context: Context) -> None:
         """Pass on what the service says."""
         async for message in self.mail.messages():
-            await context.write(message)
+            await uncut(context.write(message))
