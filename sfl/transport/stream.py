@@ -23,6 +23,7 @@ from sfl.errors import FellSilent
 from sfl.metrics.stats import PhaseTimes
 from sfl.metrics.timeline import TimedKey
 from sfl.transport.frames.wire import wire_bytes
+from sfl.transport.group import uncut
 from sfl.transport.shaper import Shaper
 
 M = TypeVar("M")
@@ -156,7 +157,7 @@ class Stream(Generic[O]):
             await self._put(message, context)
 
     async def _put(self, message: Sendable, context: Context) -> None:
-        await context.write(message.data if isinstance(message, Ready) else message)
+        await uncut(context.write(message.data if isinstance(message, Ready) else message))
         self.moved += not _is_heartbeat(message)
         if isinstance(message, Ready) and message.sent is not None:
             message.sent()
