@@ -145,7 +145,7 @@ class ServiceClient:
                 return call()
             except grpc.RpcError as failed:
                 error: SflError = error_of(failed, self._peer)
-                self._dial_anew()
             if not isinstance(error, LinkLost) or time.monotonic() >= end:
                 raise error
+            self._dial_anew()
             time.sleep(pauses.next())
