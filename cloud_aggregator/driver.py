@@ -87,7 +87,12 @@ class Driver:
             self.failed(cause_of(error))
 
     def keep(self) -> None:
-        """The journal has all that was heard: what is settled by it comes after it."""
+        """The journal has all that was heard: what is settled by it comes after it.
+
+        A run that is over has committed the last of it, and closed its journal.
+        """
+        if self.over.done():
+            return
         try:
             self._coordinator.journal.commit()
         except Exception as error:  # noqa: BLE001 - no peer's fault
@@ -159,8 +164,9 @@ class Driver:
         self._averaging.forget_before(command.round, needed)
         if self._averaging.is_kept_twice:
             await aside(self._averaging.mirror.sync)
-            self._coordinator.journal.commit()
-            await aside(self._averaging.mirror.prune)
+            self.keep()
+            if not self.over.done():  # else the journal may still name what would be removed
+                await aside(self._averaging.mirror.prune)
 
     def _staleness(self, command: Aggregate, updates: Mapping[str, Update]) -> dict[str, int]:
         """Of each update that counts; nothing to tell where none may be late."""

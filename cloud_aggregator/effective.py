@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import get_args
 
@@ -12,6 +12,12 @@ from sfl.config.node import Dtype, Quantised
 from sfl.metrics.snapshot import NodeSnapshot
 from sfl.report.runs import write_effective
 from sfl.rounds import Settle, TextForm
+
+Keep = Callable[[], None]
+
+
+def nothing() -> None:
+    """It is kept already."""
 
 
 class EffectiveConfig:
@@ -32,19 +38,19 @@ class EffectiveConfig:
         if form is not None:
             self.use_text_form(form)
 
-    def edge_said(self, snapshot: NodeSnapshot) -> None:
-        """The run's edge tells what it does with its base."""
+    def edge_said(self, snapshot: NodeSnapshot, keep: Keep = nothing) -> None:
+        """The run's edge tells what it does with its base; `keep` that, before it is written."""
         config = self.current
         own = config.edge.model_copy(update=_base(config, config.edge, snapshot))
-        self._change(config.model_copy(update={"edge": own}))
+        self._change(config.model_copy(update={"edge": own}), keep)
 
-    def device_said(self, snapshot: NodeSnapshot) -> None:
-        """A device tells what it does with its base and its batches."""
+    def device_said(self, snapshot: NodeSnapshot, keep: Keep = nothing) -> None:
+        """A device tells what it does with its base and its batches; as for `edge_said`."""
         config, name = self.current, snapshot.name
         if config.knows(name) and (found := _as_said(config, config.device(name), snapshot)):
             devices = list(config.devices)
             devices[config.device_index(name)] = config.device(name).model_copy(update=found)
-            self._change(config.model_copy(update={"devices": tuple(devices)}))
+            self._change(config.model_copy(update={"devices": tuple(devices)}), keep)
 
     def use_text_form(self, form: TextForm) -> None:
         """How the rows of all devices become text is fixed."""
@@ -55,9 +61,10 @@ class EffectiveConfig:
         self.current = self.current.settled(command.micro_batches, command.codecs)
         write_effective(self.current, self._folder)
 
-    def _change(self, config: RunConfig) -> None:
+    def _change(self, config: RunConfig, keep: Keep = nothing) -> None:
         """Write the settings again where a report changed them."""
         if config != self.current:
+            keep()
             self.current = config
             write_effective(config, self._folder)
 

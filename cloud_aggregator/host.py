@@ -128,8 +128,8 @@ class EdgeHost:
         """An edge says what an adapter consists of; the coordinator knows whose word stands."""
         digest, num_layers = self._models.hear(edge, facts)
         if edge == self._config.current.edge.name or self._adapter.manifest is None:
-            self._driver.keep()
-            self._config.edge_said(self._records.told.statistics.of("edge", edge))
+            said = self._records.told.statistics.of("edge", edge)
+            self._config.edge_said(said, self._driver.keep)
         self._names.here(edge)
         self._adapter.base_updates.joined(("edge", edge))
         self._driver.happened(EdgeReady(edge, num_layers, digest, facts.credits))
@@ -188,8 +188,7 @@ class EdgeHost:
         """
         snapshot = NodeSnapshot.from_json(facts.snapshot).seen(device, time.time())
         self._driver.heard(snapshot)
-        self._driver.keep()
-        self._config.device_said(snapshot)
+        self._config.device_said(snapshot, self._driver.keep)
         # What the settings leave open the coordinator settles, by what most devices say.
         form = text_form(facts)
         if reason := unlike(with_text_form(self._config.current, form), form):

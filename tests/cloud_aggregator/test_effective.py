@@ -42,11 +42,21 @@ def test_what_a_device_does_otherwise_stands_in_its_entry(tmp_path: Path) -> Non
     assert written.read_text().count("micro_batches = 3") == 1
 
 
+def not_asked() -> None:
+    raise AssertionError("nothing is to be written")
+
+
+def test_what_was_said_is_kept_before_it_is_written(tmp_path: Path) -> None:
+    own, there = config(tmp_path), list[list[Path]]()
+    own.device_said(said("d1", micro_batches=3), lambda: there.append([*tmp_path.iterdir()]))
+    assert there == [[]] and [*tmp_path.iterdir()]
+
+
 def test_who_says_what_is_known_or_is_no_device_changes_nothing(tmp_path: Path) -> None:
     own = config(tmp_path)
     own.current.device("d1")  # from here on the names are known
     before = own.current
     own.current.__dict__["devices"] = Unwalked(before.devices)
-    own.device_said(said("d1", dtype="float32", quantised="none"))
-    own.device_said(said("stranger", dtype="float32", micro_batches=3))
+    own.device_said(said("d1", dtype="float32", quantised="none"), not_asked)
+    own.device_said(said("stranger", dtype="float32", micro_batches=3), not_asked)
     assert own.current is before and not list(tmp_path.iterdir())
