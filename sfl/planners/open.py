@@ -18,6 +18,7 @@ from math import inf, sqrt
 
 from sfl.cost.step import device_energy, exchange_seconds
 from sfl.planners.decision import Choice
+from sfl.planners.fitting import least_that_fits
 from sfl.planners.planner import Planner, Proposal
 from sfl.planners.seconds import step_of
 from sfl.planners.state import Cut, DeviceState, State
@@ -195,20 +196,7 @@ def _price(prices: _Prices, pick: Callable[[float], Sequence[tuple[_Option, floa
     def used(capacity: float) -> float:
         return sum(share for _, share in pick(capacity))
 
-    if used(0.0) <= 1.0:
-        return 0.0
-    low, high = 0.0, 1.0
-    while used(high) > 1.0:
-        low, high = high, 4.0 * high
-        if high > 1e30:
-            break
-    for _ in range(60):
-        middle = (low + high) / 2.0
-        if used(middle) > 1.0:
-            low = middle
-        else:
-            high = middle
-    return high
+    return 0.0 if used(0.0) <= 1.0 else least_that_fits(used, 0.0, 1.0)
 
 
 OPEN = Planner("open", propose, together=drift_plus_penalty)

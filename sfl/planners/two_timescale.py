@@ -16,6 +16,7 @@ from math import inf, log2
 
 from sfl.cost.step import exchange_seconds
 from sfl.planners.decision import Choice
+from sfl.planners.fitting import least_that_fits
 from sfl.planners.planner import Planner, Proposal
 from sfl.planners.seconds import alone_seconds, step_of
 from sfl.planners.state import Aims, Cut, DeviceState, State, as_chosen
@@ -116,16 +117,7 @@ def _shortest(options: Sequence[Sequence[_Option]]) -> float:
         return sum(min(one.share(length) for one in own) for own in options)
 
     low = max((min(one.alone for one in own) for own in options), default=0.0)
-    high = max(2.0 * low, 1e-9)
-    while used(high) > 1.0:
-        low, high = high, 2.0 * high
-    for _ in range(50):
-        middle = (low + high) / 2.0
-        if used(middle) > 1.0:
-            low = middle
-        else:
-            high = middle
-    return high
+    return least_that_fits(used, low, max(2.0 * low, 1e-9))
 
 
 TWO_TIMESCALE = Planner("two_timescale", propose, together=longest)
