@@ -31,6 +31,13 @@ class Spoken(Protocol):
 M = TypeVar("M", bound=Spoken)
 
 
+class Writer(Protocol):
+    """As much of a servicer's context as writing takes."""
+
+    async def write(self, message: Any, /) -> None:
+        """Send a message."""
+
+
 HELLO_SECONDS = 20.0
 """What a peer may take to say who it is, once its call is open."""
 
@@ -89,18 +96,43 @@ def watched(
     return task
 
 
-async def uncut(work: Coroutine[Any, Any, None], seconds: float = 1.0) -> None:
-    """Await what must not be cut in the middle: who is cancelled waits so long for its end.
+class Writes:
+    """The writes of one stream, none of which is cut in the middle.
 
-    A stream whose write was cut does not take the status that it is to end with.
+    A stream whose write was cut does not take the status that it is to end with. A task for each
+    write would do as well, and costs 30 to 40 us of it.
     """
-    task = asyncio.ensure_future(work)
-    try:
-        await asyncio.shield(task)
-    except asyncio.CancelledError:
-        await asyncio.wait({task}, timeout=seconds)
-        task.cancel()
-        raise
+
+    def __init__(self, patience: float = 1.0) -> None:
+        """Who takes nothing is waited for so many seconds."""
+        self._patience = patience
+        self._idle = asyncio.Event()
+        self._idle.set()
+        self._is_over = False
+
+    async def one(self, context: Writer, message: object) -> None:
+        """Write a message; none begins once the stream is to end."""
+        if self._is_over:
+            await asyncio.get_running_loop().create_future()  # it is about to be cancelled
+        self._idle.clear()
+        try:
+            await context.write(message)
+        finally:
+            self._idle.set()
+
+    async def whole(self, work: Callable[[], Coroutine[Any, Any, None]]) -> None:
+        """Run what writes; cancelled, it first lets the write under way come to its end."""
+        task = asyncio.create_task(work())
+        try:
+            await asyncio.shield(task)
+        except asyncio.CancelledError:
+            self._is_over = True
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(self._patience):
+                    await self._idle.wait()
+            task.cancel()
+            await asyncio.gather(task, return_exceptions=True)
+            raise
 
 
 async def aside(job: Callable[P, R], *args: P.args, **kwargs: P.kwargs) -> R:

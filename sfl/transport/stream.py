@@ -14,6 +14,7 @@ import asyncio
 import time
 from collections.abc import AsyncIterator, Callable, Coroutine
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Generic, Protocol, TypeVar
 
 import grpc.aio
@@ -23,7 +24,7 @@ from sfl.errors import FellSilent
 from sfl.metrics.stats import PhaseTimes
 from sfl.metrics.timeline import TimedKey
 from sfl.transport.frames.wire import wire_bytes
-from sfl.transport.group import uncut
+from sfl.transport.group import Writes
 from sfl.transport.shaper import Shaper
 
 M = TypeVar("M")
@@ -107,6 +108,7 @@ class Stream(Generic[O]):
         """Messages from the peer, and to it as the link took them, heartbeats apart."""
         self._heartbeats = heartbeats
         self._silence = Silence()
+        self._writes = Writes()
         self._shaper = shaper
         self._travelling: asyncio.Queue[tuple[float, Sendable]] = asyncio.Queue()
 
@@ -117,7 +119,9 @@ class Stream(Generic[O]):
 
     def coroutines(self, context: Context) -> tuple[Coroutine[Any, Any, None], ...]:
         """What sends, to be run beside what reads."""
-        return self.write(context), self.deliver(context), self.beat()
+        whole = self._writes.whole
+        write, deliver = partial(self.write, context), partial(self.deliver, context)
+        return whole(write), whole(deliver), self.beat()
 
     async def read(self, messages: AsyncIterator[M], take: Callable[[M], None]) -> None:
         """Hand on what the peer sends, to the end of that. Raises what `take` raises."""
@@ -157,7 +161,7 @@ class Stream(Generic[O]):
             await self._put(message, context)
 
     async def _put(self, message: Sendable, context: Context) -> None:
-        await uncut(context.write(message.data if isinstance(message, Ready) else message))
+        await self._writes.one(context, message.data if isinstance(message, Ready) else message)
         self.moved += not _is_heartbeat(message)
         if isinstance(message, Ready) and message.sent is not None:
             message.sent()

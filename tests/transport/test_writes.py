@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Coroutine
+from functools import partial
 from typing import Any
 
 import pytest
@@ -11,9 +12,8 @@ import pytest
 from sfl.errors import ProtocolError
 from sfl.metrics.stats import NodeStats
 from sfl.transport.cloud.outbox import Outbox
-from sfl.transport.group import run_together, uncut
-from sfl.transport.jobs.agents import _write
-from sfl.transport.jobs.mail import Mail
+from sfl.transport.group import Writes, run_together
+from sfl.transport.jobs.mail import Mail, write
 from sfl.transport.stream import Heartbeats, Stream
 from sfl.v1 import cloud_pb2, jobs_pb2
 
@@ -38,23 +38,23 @@ class Slow:
             raise
 
 
-def of_a_stream(context: Any) -> Coroutine[Any, Any, None]:
+def of_a_stream(context: Any) -> tuple[Coroutine[Any, Any, None], ...]:
     stream = Stream(
         "e", Outbox(1, 2), Heartbeats(WORD, 60.0, 60.0, 1), NodeStats("e", "edge").phases
     )
     stream.outbox.put(WORD)
-    return stream.write(context)
+    return stream.coroutines(context)
 
 
-def of_an_agent(context: Any) -> Coroutine[Any, Any, None]:
+def of_an_agent(context: Any) -> tuple[Coroutine[Any, Any, None], ...]:
     mail: Mail[jobs_pb2.ServiceMessage] = Mail()
     mail.post(jobs_pb2.ServiceMessage())
-    return _write(mail, context)
+    return (write(mail, context),)
 
 
 @pytest.mark.parametrize("writes", [of_a_stream, of_an_agent])
 def test_what_is_being_written_is_not_cut(
-    writes: Callable[[Any], Coroutine[Any, Any, None]],
+    writes: Callable[[Any], tuple[Coroutine[Any, Any, None], ...]],
 ) -> None:
     async def story() -> None:
         context = Slow(0.05)
@@ -64,7 +64,7 @@ def test_what_is_being_written_is_not_cut(
             raise ProtocolError("that was not due")
 
         with pytest.raises(ProtocolError, match="not due"):
-            await run_together(writes(context), reads())
+            await run_together(*writes(context), reads())
         assert context.said == ["whole"]
 
     asyncio.run(story())
@@ -72,20 +72,41 @@ def test_what_is_being_written_is_not_cut(
 
 def test_who_takes_nothing_is_not_waited_for_for_long() -> None:
     async def story() -> None:
-        context = Slow(60.0)
-        task = asyncio.ensure_future(uncut(context.write(WORD), seconds=0.02))
+        context, writes = Slow(60.0), Writes(patience=0.02)
+        task = asyncio.ensure_future(writes.whole(partial(writes.one, context, WORD)))
         await context.begun.wait()
         task.cancel()
         await asyncio.wait({task})
-        await asyncio.sleep(0)
         assert task.cancelled() and context.said == ["cut"]
 
     asyncio.run(story())
 
 
+def test_nothing_more_is_said_by_a_stream_that_ends() -> None:
+    async def story() -> None:
+        context, writes = Slow(0.02), Writes()
+
+        async def work() -> None:
+            while True:
+                await writes.one(context, WORD)
+
+        task = asyncio.ensure_future(writes.whole(work))
+        await context.begun.wait()
+        task.cancel()
+        await asyncio.wait({task})
+        assert task.cancelled() and context.said == ["whole"]
+
+    asyncio.run(story())
+
+
 def test_what_breaks_a_write_is_raised() -> None:
-    async def broken() -> None:
-        raise ProtocolError("it broke")
+    class Broken:
+        async def write(self, message: Any) -> None:
+            raise ProtocolError("it broke")
+
+    async def story() -> None:
+        writes = Writes()
+        await writes.whole(partial(writes.one, Broken(), WORD))
 
     with pytest.raises(ProtocolError, match="it broke"):
-        asyncio.run(uncut(broken()))
+        asyncio.run(story())

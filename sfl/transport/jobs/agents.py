@@ -15,8 +15,8 @@ from sfl.jobs.values import AgentRole, Seat
 from sfl.node.text import plain
 from sfl.transport.frames import contract
 from sfl.transport.frames.wire import ATTACH, WIRE_VERSION, generic_handler
-from sfl.transport.group import first_message, run_together, uncut
-from sfl.transport.jobs.mail import Mail, beat
+from sfl.transport.group import first_message, run_together
+from sfl.transport.jobs.mail import Mail, beat, write
 from sfl.transport.security.doorkeeper import expect
 from sfl.transport.status import LONGEST_DETAILS, status_of
 from sfl.transport.stream import Context, Silence
@@ -135,7 +135,7 @@ class AgentsDoor:
         try:
             await run_together(
                 line.read(requests),
-                _write(mail, context),
+                write(mail, context),
                 beat(mail, _ALIVE, line.silence, own.seat.title),
             )
         except SflError as error:
@@ -229,8 +229,3 @@ def _address(text: str) -> str:
 
 
 _ALIVE = jobs_pb2.ServiceMessage(heartbeat=jobs_pb2.Alive())
-
-
-async def _write(mail: Mail[jobs_pb2.ServiceMessage], context: Context) -> None:
-    async for message in mail.messages():
-        await uncut(context.write(message))

@@ -7,6 +7,7 @@ from collections.abc import AsyncIterator
 from typing import Generic, TypeVar
 
 from sfl.errors import LinkLost, SflError
+from sfl.transport.group import Writer, Writes
 from sfl.transport.stream import Silence
 
 M = TypeVar("M")
@@ -66,6 +67,17 @@ class Mail(Generic[M]):
             if isinstance(item, SflError):
                 raise item
             yield item
+
+
+async def write(mail: Mail[M], context: Writer) -> None:
+    """Write what is queued to a stream. Raises the error that ends it."""
+    writes = Writes()
+
+    async def work() -> None:
+        async for message in mail.messages():
+            await writes.one(context, message)
+
+    await writes.whole(work)
 
 
 async def beat(mail: Mail[M], alive: M, silence: Silence, peer: str) -> None:

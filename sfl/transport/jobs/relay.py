@@ -13,8 +13,8 @@ from sfl.errors import LinkLost, NameInUse, PeerUnavailable, ProtocolError, Refu
 from sfl.node.text import plain
 from sfl.transport.frames import contract
 from sfl.transport.frames.wire import ATTACH, generic_handler
-from sfl.transport.group import first_message, run_together, uncut
-from sfl.transport.jobs.mail import Mail, beat
+from sfl.transport.group import first_message, run_together
+from sfl.transport.jobs.mail import Mail, beat, write
 from sfl.transport.security.doorkeeper import expect
 from sfl.transport.status import LONGEST_DETAILS, status_of
 from sfl.transport.stream import Context, Silence
@@ -75,7 +75,7 @@ class Relay:
             await device.up.put(hello)
             await run_together(
                 device.read(requests),
-                device.write(context),
+                write(device.mail, context),
                 beat(device.mail, _ALIVE, device.silence, f"device {device.name}"),
             )
         except SflError as error:
@@ -129,8 +129,3 @@ class _Device:
                 await self.up.put(message)
             elif body != "heartbeat":
                 raise ProtocolError(f"a device that is attached does not say {body}")
-
-    async def write(self, context: Context) -> None:
-        """Pass on what the service says."""
-        async for message in self.mail.messages():
-            await uncut(context.write(message))
