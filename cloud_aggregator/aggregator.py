@@ -35,6 +35,7 @@ from cloud_aggregator.effects import Effects
 from cloud_aggregator.host import EdgeHost
 from cloud_aggregator.mirror import SETTINGS, mirror_of, published
 from cloud_aggregator.models_said import ModelsSaid
+from cloud_aggregator.planning import Planning
 from cloud_aggregator.records import RunRecords
 from cloud_aggregator.sealed import Sealed
 from sfl.config import RunConfig
@@ -130,8 +131,9 @@ class CloudAggregator:
             edges=edges,
         )
         now = RunClock(clock, begins_at=state.now)
+        planning = Planning(self.config)
         self.driver = Driver(
-            coordinator, effects, self.averaging, records, stats, self._traces, now
+            coordinator, effects, self.averaging, planning, records, stats, self._traces, now
         )
         self.host = EdgeHost(
             self.config,

@@ -46,7 +46,7 @@ class Dispatch:
         payload = self._averaging.payload(max(0, round_ - 1))
         for edge, devices in edges.items():
             self._send_base_updates(edge, devices)
-            self._service.post(edge, EdgeOrders(round_, devices))
+            self._service.post(edge, EdgeOrders(round_, devices, order=_order(command, devices)))
             self._service.post(edge, GlobalPart(round_, payload))
 
     def _send_base_updates(self, edge: str, devices: Iterable[str]) -> None:
@@ -54,3 +54,10 @@ class Dispatch:
         nodes: list[Node] = [("edge", edge), *(("device", device) for device in devices)]
         for number, payload in self._base_updates.lacking(nodes):
             self._service.post(edge, GlobalPart(number, payload, base_update=True))
+
+
+def _order(command: StartRound | ReplayRound | Rehearse, devices: Iterable[str]) -> tuple[str, ...]:
+    """In which an edge best serves these, where a planner has said so."""
+    own = set(devices)
+    said = command.order if isinstance(command, StartRound) else ()
+    return tuple(name for name in said if name in own)

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 from cloud_aggregator.averaging import Averaging
 from cloud_aggregator.clock import RunClock
 from cloud_aggregator.effects import Effects
+from cloud_aggregator.planning import Planning
 from cloud_aggregator.records import RunRecords
 from sfl.errors import RunFailed, SflError
 from sfl.metrics.snapshot import NodeSnapshot
@@ -28,6 +29,7 @@ from sfl.rounds import (
     Fault,
     FinishRun,
     NodeHeard,
+    PlanRound,
     Update,
     UpdatesRefused,
     UseModel,
@@ -48,6 +50,7 @@ class Driver:
         coordinator: Coordinator,
         effects: Effects,
         averaging: Averaging,
+        planning: Planning,
         records: RunRecords,
         stats: NodeStats,
         traces: StepTraces | None,
@@ -57,6 +60,7 @@ class Driver:
         self._coordinator = coordinator
         self._effects = effects
         self._averaging = averaging
+        self._planning = planning
         self._records = records
         self._stats = stats
         self._traces = traces
@@ -75,6 +79,9 @@ class Driver:
             if any(isinstance(command, UseModel) for command in commands):
                 self._averaging.keep_beginning()
                 self.happened(self._averaging.first())
+            for command in commands:
+                if isinstance(command, PlanRound):
+                    self.happened(self._planning.decide(command, self._coordinator))
         except Exception as error:  # noqa: BLE001 - no peer's fault, and half done
             self.failed(cause_of(error))
 
@@ -123,6 +130,8 @@ class Driver:
             case FinishRun():
                 if not self.over.done():
                     self.over.set_result(command)
+            case PlanRound():
+                pass  # answered once all else is done
             case Aggregate():
                 # Looked up now: whoever offends while a round is averaged is forgotten meanwhile.
                 updates = self._coordinator.updates_of(command)

@@ -75,8 +75,10 @@ class Effects:
     def _(self, command: Welcome) -> None:
         device = command.device
         edge, base = self._coordinator.devices[device].edge, self._coordinator.base_of(device)
+        choice = self._coordinator.state.choices.get(device)
         try:
-            admission = Admission(device, assignment=assign(self._config.current, base, device))
+            own = assign(self._config.current, base, device, choice=choice)
+            admission = Admission(device, assignment=own)
         except ConfigError as error:  # of an edge that has another model than the settings fit
             admission = Admission(device, str(error))
         self._service.post(edge, admission)

@@ -56,6 +56,7 @@ SAME_LEVEL = {
     ("sfl.config", "sfl.plan"),
     ("sfl.plan", "sfl.errors"),
     ("sfl.errors", "sfl.urls"),
+    ("sfl.rounds", "sfl.planners"),
     ("sfl.adapters", "sfl.models"),
     ("sfl.data", "sfl.models"),
     ("sfl.aggregation", "sfl.adapters"),

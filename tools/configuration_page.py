@@ -30,6 +30,7 @@ from sfl.config.node import (
     TlsSettings,
     TracingSettings,
 )
+from sfl.config.planner import PlannerSettings
 from sfl.config.recovery import RecoverySettings
 from sfl.config.run import LaunchSettings
 from sfl.config.sections import RunSection
@@ -100,6 +101,7 @@ SECTIONS: tuple[tuple[str, type[BaseModel]], ...] = (
     ("[evaluation]", EvaluationSettings),
     ("[network]", NetworkSettings),
     ("[recovery]", RecoverySettings),
+    ("[planner]", PlannerSettings),
     ("[[devices]]", DeviceEntry),
     ("[devices.codec]", CodecChange),
     ("[devices.link]", LinkSettings),

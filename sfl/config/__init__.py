@@ -21,6 +21,7 @@ from sfl.config.node import (
     MetricsSettings,
     TlsSettings,
 )
+from sfl.config.planner import PlannerSettings
 from sfl.config.recovery import RecoverySettings
 from sfl.config.run import RunConfig, RunSettings
 from sfl.config.sections import RunSection
@@ -42,6 +43,7 @@ __all__ = [
     "MetricsSettings",
     "ModelSettings",
     "NetworkSettings",
+    "PlannerSettings",
     "RecoverySettings",
     "RunConfig",
     "RunSection",

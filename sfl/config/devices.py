@@ -2,11 +2,23 @@
 
 from __future__ import annotations
 
-from pydantic import NonNegativeFloat, NonNegativeInt, PositiveInt
+from typing import Annotated
+
+from pydantic import AfterValidator, NonNegativeFloat, NonNegativeInt, PositiveInt
 
 from sfl.config.base import NodeName, Section
 from sfl.config.codec import CodecChange
 from sfl.config.node import LocalDevice
+
+
+def _in_order(ends: tuple[int, int]) -> tuple[int, int]:
+    if ends[0] > ends[1]:
+        raise ValueError("the first number is the least one; exchange the two")
+    return ends
+
+
+Range = Annotated[tuple[NonNegativeInt, NonNegativeInt], AfterValidator(_in_order)]
+"""The least and the most, both allowed."""
 
 
 class LinkSettings(Section):
@@ -30,6 +42,12 @@ class DeviceEntry(LocalDevice):
     """Transformer blocks at the front of the model that this device holds."""
     tail_layers: NonNegativeInt = 0
     """Blocks at the end that this device holds (U-shaped only)."""
+    cut_range: Range | None = None
+    """The least and the most that a planner may choose for `cut_layer`. Default: 1, and all blocks
+    but one, as far as this device's memory allows."""
+    tail_range: Range | None = None
+    """The least and the most that a planner may choose for `tail_layers`. Default: `tail_layers`
+    stays."""
     rank: PositiveInt | None = None
     """LoRA rank of this device. Default and upper bound: `lora.rank`. A smaller one needs a
     strategy that accepts different ranks."""

@@ -84,23 +84,33 @@ class RunSettings(RunSections):
         """Every device by name, with its position."""
         return {entry.name: (index, entry) for index, entry in enumerate(self.devices)}
 
-    def plan(self, device: str, num_layers: int, cut_layer: int | None = None) -> Plan:
-        """How a model of so many blocks is cut for a device, at its own cut or another.
+    def plan(
+        self,
+        device: str,
+        num_layers: int,
+        cut_layer: int | None = None,
+        tail_layers: int | None = None,
+    ) -> Plan:
+        """How a model of so many blocks is cut for a device, at its own cuts or others.
 
         Raises ConfigError, which names the device's field.
         """
         entry = self.device(device)
         cut = entry.cut_layer if cut_layer is None else cut_layer
+        tail = entry.tail_layers if tail_layers is None else tail_layers
         try:
-            return Plan.split(num_layers, cut, entry.tail_layers, self.run.topology)
+            return Plan.split(num_layers, cut, tail, self.run.topology)
         except ConfigError as error:
             field = f"devices.{device}.{error.field}"
             raise ConfigError(field, error.value, error.problem, error.fix) from None
 
-    def codecs(self, device: str, round_: int, auto: str = "") -> RoleCodecs:
+    def codecs(
+        self, device: str, round_: int, auto: str = "", planned: CodecChange | None = None
+    ) -> RoleCodecs:
         """What a device's tensors are coded with in a round; the last word that fits counts.
 
-        `auto` is what stands where a codec has yet to be chosen; by default the coarsest.
+        `auto` is what stands where a codec has yet to be chosen; by default the coarsest. What is
+        `planned` for the round comes last.
         """
         chosen = self.codec.model_dump(exclude={"schedule"})
         if self.codec.is_auto:
@@ -111,6 +121,7 @@ class RunSettings(RunSections):
             for step in self.codec.schedule
             if step.from_round <= round_ and step.device in (None, device)
         ]
+        changes += [] if planned is None else [planned]
         for change in changes:
             own = change.model_dump(exclude_none=True, exclude={"from_round", "device"})
             chosen.update(own)

@@ -18,6 +18,7 @@ from sfl.config.evaluation import EvaluationSettings
 from sfl.config.folding import FOLDING_DTYPES, GIVE_FLOAT32, NEEDS_FLOAT32, cannot_fold
 from sfl.config.model import LoraSettings, ModelSettings
 from sfl.config.network import NetworkSettings
+from sfl.config.planner import PlannerSettings, planner_problem
 from sfl.config.recovery import RecoverySettings
 from sfl.config.training import TrainingSettings
 from sfl.plan import Topology
@@ -87,6 +88,8 @@ class RunSections(Section):
     """Waits and bounds."""
     recovery: RecoverySettings = RecoverySettings()
     """Snapshots."""
+    planner: PlannerSettings = PlannerSettings()
+    """Cuts, codecs and participants by round."""
     devices: tuple[DeviceEntry, ...] = Field(min_length=1)
     """The devices of the run."""
 
@@ -189,5 +192,11 @@ class RunSections(Section):
     @model_validator(mode="after")
     def _mode_fits(self) -> Self:
         if (problem := problem_of(self)) is not None:
+            raise ValueError(problem)
+        return self
+
+    @model_validator(mode="after")
+    def _planner_fits(self) -> Self:
+        if (problem := planner_problem(self)) is not None:
             raise ValueError(problem)
         return self

@@ -110,8 +110,11 @@ def unknown_key(
 
 def did_you_mean(value: object, known: Iterable[str], cutoff: float = 0.5) -> str:
     """A question, with a space behind it, where one of the known is near; else nothing."""
-    near = difflib.get_close_matches(str(value), list(known), n=1, cutoff=cutoff)
-    return f"Did you mean {near[0]!r}? " if near else ""
+    text = str(value)
+    ratios = [(difflib.SequenceMatcher(None, name, text).ratio(), name) for name in known]
+    # The first of equals: the field that is declared before its relatives.
+    ratio, near = max(ratios, key=lambda one: one[0], default=(0.0, ""))
+    return f"Did you mean {near!r}? " if near and ratio >= cutoff else ""
 
 
 def keys_of(kind: type[BaseModel], prefix: str = "") -> Iterator[str]:

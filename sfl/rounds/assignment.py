@@ -9,6 +9,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from sfl.config import Extent, RunSettings
+from sfl.config.codec import CodecChange
+from sfl.plan import Plan
+from sfl.planners.decision import Choice
 from sfl.rounds.messages import Rehearse, ReplayRound, StartRound
 from sfl.rounds.values import BEGINNING, NO_STEPS, Assignment, EdgeBase, Point, Steps
 
@@ -25,19 +28,20 @@ def assign(
     codec: str = "",
     after: Point = BEGINNING,
     lineage: int = 0,
+    choice: Choice | None = None,
 ) -> Assignment:
     """A device's part, by the settings in effect and its edge's base; round 0 is joining.
 
-    `codec` is what a rehearsal tries where none is chosen yet. Raises ConfigError where the model
-    cannot be cut so.
+    `codec` is what a rehearsal tries where none is chosen yet, `choice` what a planner has chosen.
+    Raises ConfigError where the model cannot be cut so.
     """
     micro_batches, most = settings.training.micro_batches, settings.network.credits
     return Assignment(
         round_,
-        settings.plan(device, base.num_layers),
+        plan_of(settings, device, base.num_layers, choice),
         settings.rank(device),
         settings.scaling(device),
-        settings.codecs(device, max(1, round_), codec),
+        settings.codecs(device, max(1, round_), codec, _planned(choice)),
         min(base.credits or most, most),
         steps,
         1 if micro_batches == "auto" else micro_batches,
@@ -45,7 +49,21 @@ def assign(
         rehearse,
         after,
         lineage,
+        1.0 if choice is None else choice.share,
     )
+
+
+def plan_of(settings: RunSettings, device: str, num_layers: int, choice: Choice | None) -> Plan:
+    """How a device's model is cut. Raises ConfigError."""
+    if choice is None:
+        return settings.plan(device, num_layers)
+    return settings.plan(device, num_layers, *choice.at)
+
+
+def _planned(choice: Choice | None) -> CodecChange | None:
+    if choice is None:
+        return None
+    return CodecChange(activation=choice.activation, gradient=choice.gradient)
 
 
 def assignments(
@@ -69,6 +87,7 @@ def assignments(
             evaluate=command.evaluate,
             after=command.after.get(name, BEGINNING),
             lineage=command.lineage.get(name, 0),
+            choice=command.choices.get(name),
         )
         for name, steps in command.devices.items()
     }

@@ -92,7 +92,7 @@ def too_few_without(turn: Turn, late: Iterable[str]) -> bool:
         return False
     progress, gone = turn.state.open.progress, set(late)
     left = [name for name, own in progress.items() if own.done or name not in gone]
-    return len(progress) >= turn.settings.min_devices > len(left)
+    return len(progress) >= turn.least > len(left)
 
 
 def _not_back(turn: Turn, late: Iterable[str]) -> str:
@@ -191,4 +191,6 @@ def _replay(turn: Turn, event: DeviceReady, due: Progress, after: Point, begun: 
         turn.state = changed(state, buffer=buffer)
     extent = turn.settings.evaluation.extent(due.round - 1, turn.settings.run.rounds)
     lineage = {name: state.lineages.get(name, 0)}
-    turn.do(ReplayRound(due.round, {name: due.steps}, extent, {name: after}, begun, lineage))
+    chosen = {} if due.choice is None else {name: due.choice}
+    steps, points = {name: due.steps}, {name: after}
+    turn.do(ReplayRound(due.round, steps, extent, points, begun, lineage, chosen))

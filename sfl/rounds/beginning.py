@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
+from sfl.rounds.assignment import plan_of
 from sfl.rounds.messages import StartRound
 from sfl.rounds.open_round import Progress
 from sfl.rounds.ordered import Ordered
@@ -22,8 +23,9 @@ def _part_of(turn: Turn, name: str, round_: int) -> Progress:
     num_layers, num_examples = state.num_layers, state.roster.devices[name].num_examples
     assert num_layers is not None, "who is ready is so for a model"
     steps = steps_of(settings, num_examples, round_)
-    holders = settings.plan(name, num_layers).holders
-    return Progress(steps, num_examples, holders, round=round_, began=state.now)
+    choice = state.choices.get(name)
+    holders = plan_of(settings, name, num_layers, choice).holders
+    return Progress(steps, num_examples, holders, round=round_, began=state.now, choice=choice)
 
 
 def order(turn: Turn, round_: int, parts: Ordered[str, Progress]) -> None:
@@ -33,4 +35,5 @@ def order(turn: Turn, round_: int, parts: Ordered[str, Progress]) -> None:
     after = {name: reached.get(name, BEGINNING) for name in parts}
     steps = {name: own.steps for name, own in parts.items()}
     lineage = {name: turn.state.lineages.get(name, 0) for name in parts}
-    turn.do(StartRound(round_, steps, due, after, lineage))
+    choices = {name: own.choice for name, own in parts.items() if own.choice is not None}
+    turn.do(StartRound(round_, steps, due, after, lineage, choices, turn.state.order))

@@ -8,6 +8,7 @@ from typing import Literal
 
 from sfl.config import Extent
 from sfl.plan import Holder
+from sfl.planners.decision import Choice
 from sfl.rounds.values import BEGINNING, DeviceFacts, Point, RoundReport, Steps
 
 Cause = Literal["link", "silence", "offence", "adapter", "left"]
@@ -170,6 +171,18 @@ class AdapterReady:
 
 
 @dataclass(frozen=True, slots=True)
+class Planned:
+    """What a planner has decided for a round; devices that are not named keep what they had.
+
+    `order` names them as their edges best serve them.
+    """
+
+    round: int
+    choices: Mapping[str, Choice]
+    order: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
 class CloudRestarted:
     """The cloud goes on from its journal: nobody is connected yet, and what it was about to do may
     not have been done."""
@@ -193,6 +206,7 @@ Event = (
     | DeviceMoved
     | Rehearsed
     | AdapterReady
+    | Planned
     | CloudRestarted
     | Tick
 )
@@ -238,6 +252,14 @@ class RefuseEdge:
 
 
 @dataclass(frozen=True, slots=True)
+class PlanRound:
+    """Have a planner decide what these devices do from this round on; `Planned` is the answer."""
+
+    round: int
+    devices: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
 class StartRound:
     """Send the global adapter of round - 1, evaluate it, and train; zero steps: only evaluate."""
 
@@ -248,6 +270,10 @@ class StartRound:
     """What each goes on from; who is not named begins with nothing remembered."""
     lineage: Mapping[str, int] = field(default_factory=dict)
     """Of the points that come of it."""
+    choices: Mapping[str, Choice] = field(default_factory=dict)
+    """What a planner has chosen for each, where one has."""
+    order: tuple[str, ...] = ()
+    """As their edges best serve them."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -264,6 +290,7 @@ class ReplayRound:
     after: Mapping[str, Point]
     begun: bool = False
     lineage: Mapping[str, int] = field(default_factory=dict)
+    choices: Mapping[str, Choice] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -357,6 +384,7 @@ Command = (
     | RefuseEdge
     | Rehearse
     | Settle
+    | PlanRound
     | StartRound
     | ReplayRound
     | DeviceAway

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field, replace
 
 from sfl.config.network import NetworkSettings
 from sfl.plan import HOLDERS, Holder
+from sfl.planners.decision import Choice
 from sfl.rounds.changed import changed
 from sfl.rounds.ordered import Ordered
 from sfl.rounds.stragglers import Stragglers
@@ -26,6 +27,8 @@ class Progress:
     round: int = 0
     """The one that it takes part in."""
     began: float = 0.0
+    choice: Choice | None = None
+    """What a planner has chosen for it, where one has."""
 
     @property
     def trained(self) -> bool:
@@ -59,6 +62,8 @@ class OpenRound:
     stragglers: Stragglers = field(default_factory=Stragglers)
     cannot_compute: Ordered[str, str] = field(default_factory=Ordered)
     """Who left since it can't compute with the round's adapter, and why."""
+    chosen: int | None = None
+    """How many a planner has chosen to take part; None where it chose all."""
 
     @property
     def num_done(self) -> int:

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field, fields
 from enum import StrEnum
 
 from sfl.config import RunSettings
+from sfl.planners.decision import Choice
 from sfl.rounds.agreement import Agreement
 from sfl.rounds.buffer import Buffer
 from sfl.rounds.messages import TextForm
@@ -88,6 +89,10 @@ class RunState:
     """No device can come any more."""
     end: End | None = None
     """How it was decided to end, once it is over."""
+    choices: Ordered[str, Choice] = field(default_factory=Ordered)
+    """What a planner has last chosen for each device."""
+    order: tuple[str, ...] = ()
+    """As edges best serve devices, by the last decision."""
     adapter_ref: str = ""
     """The latest global adapter, and what the strategy remembers beside it: names of what is on
     disk, in the run's folder. Empty while there is none."""

@@ -30,12 +30,14 @@ from sfl.rounds.messages import (
     EdgeLost,
     EdgeReady,
     Event,
+    Planned,
     Rehearsed,
     ReportReceived,
     Tick,
     UpdateReceived,
     UpdatesRefused,
 )
+from sfl.rounds.planning import planned
 from sfl.rounds.state import Phase, RunState
 from sfl.rounds.training import (
     adapter_ready,
@@ -148,6 +150,11 @@ def _(event: Rehearsed, turn: Turn) -> None:
 def _(event: AdapterReady, turn: Turn) -> None:
     if adapter_ready(turn, event):
         advance(turn)
+
+
+@take.register
+def _(event: Planned, turn: Turn) -> None:
+    planned(turn, event)
 
 
 @take.register

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from sfl.config import RunSettings
 from sfl.rounds.asynchronous import averaged, delivered, fill_again, stop_working
 from sfl.rounds.changed import changed
 from sfl.rounds.late import drop_too_old, leave_behind, take_late
@@ -78,7 +77,7 @@ def while_training(turn: Turn) -> None:
     """Close the round when nothing more is to come."""
     _leave_out_late(turn)
     open_round = turn.state.open
-    few = len(open_round.progress) < turn.settings.min_devices
+    few = len(open_round.progress) < turn.least
     if open_round.all_done or (few and open_round.cannot_compute):
         take_late(turn)
         merge(turn)
@@ -86,7 +85,7 @@ def while_training(turn: Turn) -> None:
 
 def merge(turn: Turn) -> None:
     """Have what the round brought merged, if enough did."""
-    state, least = turn.state, turn.settings.min_devices
+    state, least = turn.state, turn.least
     examples = {name: own.num_examples for name, own in state.open.progress.items()}
     examples |= {name: update.num_examples for name, update in state.buffer.merging.items()}
     if len(examples) < least:
@@ -131,7 +130,7 @@ def while_aggregating(turn: Turn) -> None:
 def while_evaluating(turn: Turn) -> None:
     """End the run when everybody has scored the last adapter."""
     _leave_out_late(turn)
-    open_round, least = turn.state.open, turn.settings.min_devices
+    open_round, least = turn.state.open, turn.least
     if not open_round.all_done:
         return
     evaluated = len(open_round.progress)
@@ -152,7 +151,7 @@ def _leave_out_late(turn: Turn) -> None:
         reason = f"not done within round_timeout ({network.round_timeout:g} s)"
         for name in _here(state):
             leave_behind(turn, name, reason, "silence")
-    elif state.now >= state.open.stragglers.look_at and _enough_done(state.open, turn.settings):
+    elif state.now >= state.open.stragglers.look_at and _enough_done(state.open, turn.least):
         stragglers, late = state.open.stragglers.late(_here(state), state.now, network)
         turn.state = changed(state, open=changed(state.open, stragglers=stragglers))
         for name, reason in late.items():
@@ -164,9 +163,7 @@ def _here(state: RunState) -> list[str]:
     return [name for name in state.open.rest if name not in state.away]
 
 
-def _enough_done(open_round: OpenRound, settings: RunSettings) -> bool:
+def _enough_done(open_round: OpenRound, least: int) -> bool:
     """Whether half of a round, and as many as it needs, are through."""
     done = open_round.num_done
-    return not open_round.all_done and done >= max(
-        1, settings.min_devices, len(open_round.progress) - done
-    )
+    return not open_round.all_done and done >= max(1, least, len(open_round.progress) - done)

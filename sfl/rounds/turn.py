@@ -26,6 +26,12 @@ class Turn:
         """Have this done."""
         self.commands += commands
 
+    @property
+    def least(self) -> int:
+        """Fewest devices that the open round may close with, of those that were chosen for it."""
+        chosen, least = self.state.open.chosen, self.settings.min_devices
+        return least if chosen is None else min(chosen, least)
+
     def finish(self, ok: bool, reason: str) -> None:
         """The run is over."""
         self.state = changed(self.state, phase=Phase.OVER, end=End(ok, reason))

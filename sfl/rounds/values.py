@@ -103,6 +103,8 @@ class Assignment:
     this same round has its first steps behind it."""
     lineage: int = 0
     """Of the points that come of it."""
+    share: float = 1.0
+    """Of its link's limits, both ways."""
 
     def point(self, step: int) -> Point:
         """Where device and edge are after so many steps of it."""
@@ -235,6 +237,8 @@ class EdgeOrders:
     devices: Mapping[str, Assignment]
     begun: bool = False
     """All have begun it there: what came of it is told again, and no adapter follows."""
+    order: tuple[str, ...] = ()
+    """Devices as they are best served, the first one first; without, as the edge's settings say."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -3,16 +3,13 @@
 from __future__ import annotations
 
 from sfl.config import RunSettings
-from sfl.rounds.asynchronous import open_first
-from sfl.rounds.beginning import order, parts_of
 from sfl.rounds.changed import changed
 from sfl.rounds.membership import one_form, one_model
 from sfl.rounds.messages import Fault, Rehearse, Report, UseModel
-from sfl.rounds.open_round import OpenRound
+from sfl.rounds.planning import plan_or_start
 from sfl.rounds.rehearsal import Rehearsal
 from sfl.rounds.roster import Roster
 from sfl.rounds.state import Phase, RunState
-from sfl.rounds.stragglers import Stragglers
 from sfl.rounds.turn import NAMED, Turn, shortened
 
 
@@ -119,7 +116,7 @@ def _rehearse_or_start(turn: Turn) -> None:
     if first and (rehearsal := Rehearsal.for_run(turn.settings, ready)):
         rehearse(turn, rehearsal)
     else:
-        start(turn, [name for name in ready if name not in turn.state.buffer.unawaited])
+        plan_or_start(turn, [name for name in ready if name not in turn.state.buffer.unawaited])
 
 
 def _missed(turn: Turn) -> list[Fault]:
@@ -160,28 +157,9 @@ def while_rehearsing(turn: Turn) -> None:
     else:
         turn.state = changed(turn.state, rehearsal=None)
         turn.do(rehearsal.choose())
-        start(turn, list(rehearsal.devices))
+        plan_or_start(turn, list(rehearsal.devices))
 
 
 def _timing(turn: Turn) -> Rehearsal:
     assert turn.state.rehearsal is not None
     return turn.state.rehearsal
-
-
-def start(turn: Turn, ready: list[str]) -> None:
-    """The next round begins, with these devices."""
-    state, network = turn.state, turn.settings.network
-    round_ = state.round + 1
-    final = round_ > turn.settings.run.rounds
-    parts = parts_of(turn, ready, round_)
-    turn.state = changed(
-        state,
-        phase=Phase.FINAL if final else Phase.ROUND,
-        round=round_,
-        deadline=state.now + network.round_timeout,
-        grace_ends=None,
-        open=OpenRound(parts, Stragglers.begin(state.now, network)),
-    )
-    if turn.settings.is_asynchronous and not final:
-        open_first(turn, parts)
-    order(turn, round_, parts)

@@ -12,8 +12,10 @@ from sfl.aggregation.traits import STRATEGIES
 from sfl.config.aggregation import AggregationSettings
 from sfl.config.base import OneOf
 from sfl.config.node import EdgeConfig
+from sfl.config.planner import MOVING, POLICIES, STAYING
 from sfl.config.training import TrainingSettings
 from sfl.plan import Topology
+from sfl.planners import PLANNERS
 from sfl.stage.computation import COMPUTATIONS
 from sfl.stage.orders import ORDERS
 from sfl.stage.training import SESSIONS
@@ -55,3 +57,11 @@ def test_a_literal_and_its_table_have_the_same_names(
     names: Iterable[str], table: dict[str, object]
 ) -> None:
     assert set(names) - {"auto"} == set(table)
+
+
+def test_every_planner_may_be_the_policy() -> None:
+    names = {*MOVING, *STAYING}
+    assert names == set(PLANNERS.built_in)
+    assert set(POLICIES.built_in) == names | {"off", "advice"}
+    moves = {name for name, own in PLANNERS.built_in.items() if own.alone or own.together}
+    assert moves <= set(MOVING) and not moves & set(STAYING)

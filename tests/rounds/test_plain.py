@@ -11,10 +11,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from sfl.plan import HOLDERS, Holder
+from sfl.planners.decision import Choice
 from sfl.rounds import (
     AdapterReady,
     Event,
     Fact,
+    Planned,
     Progress,
     RunState,
     Settle,
@@ -60,6 +62,9 @@ NUMBERS = st.dictionaries(st.text(), st.floats())
 TEXTS = st.dictionaries(st.text(), st.text())
 st.register_type_strategy(UpdatesRefused, st.builds(UpdatesRefused, st.integers(), TEXTS))
 st.register_type_strategy(AdapterReady, st.builds(AdapterReady, st.integers(), norms=NUMBERS))
+CHOICES = st.dictionaries(st.text(), st.from_type(Choice))
+PLANNED = st.builds(Planned, st.integers(), CHOICES, st.lists(st.text()).map(tuple))
+st.register_type_strategy(Planned, PLANNED)
 TIMES = st.dictionaries(st.integers(), st.floats())
 st.register_type_strategy(Settle, st.builds(Settle, st.integers(), TIMES, TEXTS))
 STEPS: st.SearchStrategy[dict[Holder, int]]

@@ -245,13 +245,15 @@ def to_orders(orders: EdgeOrders) -> cloud_pb2.EdgeRoundStart:
         cloud_pb2.DeviceStart(device=device, start=words.to_assignment(own))
         for device, own in orders.devices.items()
     ]
-    return cloud_pb2.EdgeRoundStart(round=orders.round, devices=devices, begun=orders.begun)
+    return cloud_pb2.EdgeRoundStart(
+        round=orders.round, devices=devices, begun=orders.begun, order=orders.order
+    )
 
 
 def from_orders(said: cloud_pb2.EdgeRoundStart) -> EdgeOrders:
     """A round for an edge from the wire. Raises ProtocolError."""
     devices = {entry.device: words.from_assignment(entry.start) for entry in said.devices}
-    return EdgeOrders(said.round, devices, said.begun)
+    return EdgeOrders(said.round, devices, said.begun, tuple(said.order))
 
 
 def to_evict(evict: Evict) -> cloud_pb2.Evict:

@@ -19,6 +19,7 @@ from sfl.transport.device.stream_codecs import codecs_of
 from sfl.transport.frames.contract import MOST_COUNT, batch_tokens, number, score, whole
 from sfl.v1 import edge_pb2, tensor_pb2
 
+LEAST_SHARE = 1e-9
 _MOST_REHEARSED = 16
 _MOST_CODEC = 1024
 """Characters of a codec's specification."""
@@ -75,6 +76,7 @@ def assignment(said: Assignment, settings: RunSettings, num_layers: int | None =
     whole("assignment.round", said.round, 0, settings.run.rounds + 1)
     whole("assignment.rank", said.rank, 1, settings.lora.rank)
     number("assignment.scaling", said.scaling, 0)
+    number("assignment.share", said.share, LEAST_SHARE, 1.0)
     whole("assignment.credits", said.credits, 1, settings.network.credits)
     _steps(said.steps)
     whole("assignment.micro_batches", said.micro_batches, 1, batch)

@@ -236,6 +236,7 @@ def to_assignment(own: Assignment) -> edge_pb2.Assignment:
         credits=own.credits,
         after=None if own.after == BEGINNING else to_point(own.after),
         lineage=own.lineage,
+        share=own.share,
     )
 
 
@@ -288,6 +289,7 @@ def from_assignment(said: edge_pb2.Assignment) -> Assignment:
         tuple(said.rehearse),
         from_point(said.after),
         said.lineage,
+        said.share or 1.0,
     )
 
 

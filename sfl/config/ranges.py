@@ -1,0 +1,57 @@
+"""The cuts that a device may have in a run: those that a planner may choose from."""
+
+from __future__ import annotations
+
+from sfl.config.devices import DeviceEntry
+from sfl.config.run import RunSettings
+from sfl.plan import Plan, Span
+
+At = tuple[int, int]
+"""Blocks of the device before and after the edge's."""
+
+
+def cuts_of(settings: RunSettings, device: str, num_layers: int) -> tuple[At, ...]:
+    """The cuts that a device may have in this run, the fewest blocks first; one if none moves."""
+    if settings.planner.moves:
+        return ways_of(settings, device, num_layers)
+    entry = settings.device(device)
+    return ((entry.cut_layer, entry.tail_layers),)
+
+
+def ways_of(settings: RunSettings, device: str, num_layers: int) -> tuple[At, ...]:
+    """Every way in a device's ranges to cut a model of so many blocks, the fewest blocks first.
+
+    At least one block is the edge's.
+    """
+    entry = settings.device(device)
+    fronts, tails = _fronts(entry, num_layers), _tails(entry)
+    ways = {(cut, tail) for cut in fronts for tail in tails if cut + tail < num_layers}
+    return tuple(sorted(ways | {(entry.cut_layer, entry.tail_layers)}))
+
+
+def _fronts(entry: DeviceEntry, num_layers: int) -> range:
+    """With 0 blocks a device sends the ids of its tokens: that has to be asked for."""
+    least, most = entry.cut_range or (min(1, entry.cut_layer), num_layers - 1)
+    return range(least, most + 1)
+
+
+def _tails(entry: DeviceEntry) -> range:
+    least, most = entry.tail_range or (entry.tail_layers, entry.tail_layers)
+    return range(least, most + 1)
+
+
+def plans_of(settings: RunSettings, device: str, num_layers: int) -> tuple[Plan, ...]:
+    """The same as plans. Raises ConfigError, which names the device's field."""
+    ways = cuts_of(settings, device, num_layers)
+    return tuple(settings.plan(device, num_layers, cut, tail) for cut, tail in ways)
+
+
+def widest(plans: tuple[Plan, ...]) -> tuple[Span, ...]:
+    """What a device holds on its disk: for each of its spans the largest of all plans."""
+    by_place = zip(*(plan.device_spans for plan in plans), strict=True)
+    return tuple(_around(spans) for spans in by_place)
+
+
+def _around(spans: tuple[Span, ...]) -> Span:
+    first, last = min(span.first for span in spans), max(span.last for span in spans)
+    return Span(first, last, spans[0].embedding, spans[0].head)

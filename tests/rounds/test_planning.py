@@ -1,0 +1,160 @@
+"""A planner decides who takes part in a round, with which cut; the coordinator carries it out."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from sfl.config import RunSettings
+from sfl.planners.decision import Choice
+from sfl.rounds import (
+    Aggregate,
+    CloudRestarted,
+    Command,
+    Coordinator,
+    DeviceJoined,
+    DeviceLost,
+    DeviceReady,
+    EdgeReady,
+    FinishRun,
+    Planned,
+    PlanRound,
+    ReplayRound,
+    StartRound,
+    Tick,
+)
+from sfl.rounds.assignment import assignments
+from sfl.rounds.values import EdgeBase
+from tests.house.lost import ROUNDS, close_round, deliver, join, settings
+from tests.house.rebuilt import Rebuilt
+
+OUT = Choice(1, takes_part=False)
+
+
+def waiting(**planner: Any) -> tuple[Coordinator, list[Command]]:
+    """A run of three devices that waits for its planner; killed and rebuilt before every event."""
+    config = settings(planner={"policy": "fleet", **planner})
+    coordinator = Rebuilt(config)
+    coordinator.handle(EdgeReady("e", 4), 0.0)
+    commands: list[Command] = []
+    for entry in config.devices:
+        coordinator.handle(DeviceJoined(entry.name, "e"), 0.0)
+        commands = coordinator.handle(DeviceReady(entry.name, 10), 0.0)
+    return coordinator, commands
+
+
+def started(commands: list[Command]) -> StartRound:
+    (command,) = (command for command in commands if isinstance(command, StartRound))
+    return command
+
+
+def test_a_round_waits_for_its_plan_and_is_as_it_says() -> None:
+    coordinator, commands = waiting()
+    assert PlanRound(1, ("d0", "d1", "d2")) in commands
+    choices = {"d0": Choice(2), "d1": Choice(3, share=0.25), "d2": Choice(1, activation="int8")}
+    commands = coordinator.handle(Planned(1, choices, ("d2", "d0", "d1")), 0.0)
+    command = started(commands)
+    assert command.order == ("d2", "d0", "d1") and dict(command.choices) == choices
+    own = assignments(command, coordinator.settings, dict.fromkeys(command.devices, EdgeBase(4)))
+    assert [own[name].plan.cut_layer for name in ("d0", "d1", "d2")] == [2, 3, 1]
+    assert own["d1"].share == 0.25 and own["d0"].share == 1.0
+    assert own["d2"].codecs.activation == "int8" and own["d2"].codecs.hidden == "int8"
+    assert own["d0"].codecs.activation == own["d1"].codecs.activation != "int8"
+
+
+def test_who_is_not_chosen_is_not_counted_on_and_evaluates_at_the_end() -> None:
+    config = settings(planner={"policy": "fleet"}, run={"rounds": 1, "min_devices": 3})
+    coordinator = Rebuilt(config)
+    coordinator.handle(EdgeReady("e", 4), 0.0)
+    for entry in config.devices:
+        join(coordinator, entry.name, 0.0)
+    command = started(coordinator.handle(Planned(1, {"d1": OUT}), 0.0))
+    assert list(command.devices) == ["d0", "d2"]
+    deliver(coordinator, "d0")
+    assert deliver(coordinator, "d2") == [Aggregate(1, {"d0": 10, "d2": 10})]
+    final = started(close_round(coordinator, []))
+    assert list(final.devices) == ["d0", "d1", "d2"]
+    for name in final.devices:
+        commands = deliver(coordinator, name)
+    assert commands == [FinishRun(True, "every round closed")]
+
+
+def test_a_decision_holds_for_its_rounds_and_for_the_last_evaluation() -> None:
+    coordinator, _ = waiting(every_rounds=2)
+    coordinator.handle(Planned(1, {"d0": Choice(2)}), 0.0)
+    for round_ in range(2, ROUNDS + 2):
+        commands = close_round(coordinator, ["d0", "d1", "d2"])
+        if round_ == 3:
+            assert commands == [PlanRound(3, ("d0", "d1", "d2"))]
+            commands = coordinator.handle(Planned(3, {"d0": Choice(3)}), 1.0)
+        at = {name: choice.at for name, choice in started(commands).choices.items()}
+        assert at == {"d0": (2, 0) if round_ < 3 else (3, 0)}
+
+
+def test_who_comes_back_goes_on_with_its_choice() -> None:
+    coordinator, _ = waiting()
+    coordinator.handle(Planned(1, {"d0": Choice(2)}), 0.0)
+    coordinator.handle(DeviceLost("d0", "killed"), 1.0)
+    (replay,) = (c for c in join(coordinator, "d0", 2.0) if isinstance(c, ReplayRound))
+    assert replay.choices == {"d0": Choice(2)}
+
+
+def test_a_cloud_that_was_killed_before_the_answer_asks_again() -> None:
+    coordinator, _ = waiting()
+    coordinator.handle(Planned(1, {}), 0.0)
+    assert close_round(coordinator, ["d0", "d1", "d2"]) == [PlanRound(2, ("d0", "d1", "d2"))]
+    coordinator.handle(CloudRestarted(), 2.0)
+    commands: list[Command] = []
+    for name in ("d0", "d1", "d2"):
+        commands = join(coordinator, name, 3.0)
+    assert PlanRound(2, ("d0", "d1", "d2")) in commands
+    assert started(coordinator.handle(Planned(2, {}), 3.0)).round == 2
+
+
+def test_an_answer_to_another_question_changes_nothing() -> None:
+    coordinator, _ = waiting()
+    assert coordinator.handle(Planned(2, {"d0": Choice(2)}), 0.0) == []
+    coordinator.handle(Planned(1, {}), 0.0)
+    assert coordinator.handle(Planned(1, {"d0": Choice(2)}), 0.0) == []
+    assert coordinator.handle(Tick(), 0.5) == []
+
+
+def test_a_plan_without_anybody_ends_the_run_and_says_so() -> None:
+    coordinator, _ = waiting()
+    commands = coordinator.handle(Planned(1, dict.fromkeys(("d0", "d1", "d2"), OUT)), 0.0)
+    assert commands == [FinishRun(False, "the planner chose no device for round 1")]
+
+
+@pytest.mark.parametrize(
+    ("sections", "words"),
+    [
+        ({"planner": {"policy": "flet"}}, "'fleet'"),
+        ({"planner": {"policy": "fleet", "select": 2}}, "planner.select.*'ucb' or 'random'"),
+        ({"planner": {"policy": "ucb", "select": 4}}, "at most the number of devices"),
+        ({"planner": {"policy": "recorded"}}, "planner.plans: name the plans.jsonl"),
+        ({"planner": {"policy": "fleet"}, "run": {"mode": "asynchronous"}}, "planner.policy"),
+        (
+            {
+                "planner": {"policy": "ucb", "select": 2},
+                "aggregation": {"strategy": "krum", "byzantine": 0},
+            },
+            "krum needs 3 devices in every round",
+        ),
+        ({"devices": [{"name": "d0", "cut_range": [3, 2]}]}, "exchange the two"),
+        ({"devices": [{"name": "d0", "cut_range": [2, 3]}]}, "has to contain cut_layer"),
+        ({"devices": [{"name": "d0", "tail_range": [0, 1]}]}, "vanilla topology has no tail"),
+    ],
+)
+def test_settings_that_do_not_fit_are_named(sections: dict[str, Any], words: str) -> None:
+    run = {"rounds": ROUNDS, "min_devices": 1, **sections.pop("run", {})}
+    with pytest.raises(ValueError, match=words):
+        settings(run=run, **sections)
+
+
+def test_settings_that_hold_are_taken() -> None:
+    config: RunSettings = settings(
+        planner={"policy": "ucb", "select": 2},
+        devices=[{"name": f"d{n}", "cut_range": [1, 3]} for n in range(3)],
+    )
+    assert config.planner.decides and not config.planner.moves
