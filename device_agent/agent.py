@@ -65,6 +65,7 @@ class DeviceAgent:
         self.consent = Consent(config)
         self.consent.check_sources()
         self.stats = NodeStats(config.name, "device")
+        self.stats.threads = torch.get_num_threads()
         self.stats.certificate_expiry = None if own is None else own.not_after
         self._run_id = ""
         self._loaded: Loaded | None = None

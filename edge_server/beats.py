@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Protocol
 
+from sfl.cost.shown import NOTHING
 from sfl.metrics.snapshot import NodeSnapshot
 from sfl.metrics.stats import NodeStats
 from sfl.transport.cloud.words import Beat, EdgeWord
@@ -48,9 +49,13 @@ class Beats:
 
     def send(self, devices: Sequence[str] = ()) -> None:
         """Tell the cloud what this edge has counted, and what its devices have said."""
-        self._cloud.post(Beat(self._stats.snapshot().to_json(), devices))
+        self._cloud.post(Beat(self._stats.snapshot(costs=True).to_json(), devices))
 
     def _as_seen(self, snapshot: NodeSnapshot) -> NodeSnapshot:
-        """A device's statistics, with what this edge itself has seen of it."""
+        """A device's statistics, with what this edge itself has seen of it.
+
+        Its costs have gone with its report.
+        """
         stream = self._service.streams.get(snapshot.name)
-        return replace(snapshot, moved=0 if stream is None else stream.moved)
+        moved = 0 if stream is None else stream.moved
+        return replace(snapshot, moved=moved, costs=NOTHING)

@@ -71,6 +71,7 @@ class EdgeServer:
         self.threads = threads
         self.run_id = self.run_key = ""
         self.stats = stats = NodeStats(config.name, "edge")
+        stats.threads = threads
         stats.certificate_expiry = None if own is None else own.not_after
         self._residence = _residence(config, stats)
         order = ORDERS[config.order]

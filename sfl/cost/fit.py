@@ -10,7 +10,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from math import sqrt
 
-from sfl.cost.values import LinkCost, NodeCost, PassCost
+from sfl.cost.values import LineCost, LinkCost, NodeCost, PassCost
 
 SHARE = 0.3
 """How much of a running mean a new measurement is."""
@@ -22,15 +22,16 @@ SINGULAR = 1e-7
 class Phase:
     """One pass of a span that was timed: `tokens` through so many `blocks`, one way.
 
-    `embedding` and `head`: whether the span has them.
+    `embedding` and `head`: whether the span has them. `weight`: how many passes it stands for.
     """
 
     seconds: float
-    tokens: int
+    tokens: float
     blocks: float
     backward: bool = False
     embedding: bool = False
     head: bool = False
+    weight: float = 1.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,8 +39,9 @@ class Transfer:
     """A message that was timed on the link alone: without what a peer held it."""
 
     seconds: float
-    num_bytes: int
+    num_bytes: float
     up: bool
+    weight: float = 1.0
 
 
 def fit_node(
@@ -53,20 +55,20 @@ def fit_node(
     known = list(phases)
     ways = {way: [one for one in known if one.backward is way] for way in (False, True)}
     fitted = {way: _fit_way(ways[way], before, way) for way in (False, True)}
-    (block, embedding, head, first), (block_b, embedding_b, head_b, second) = (
-        fitted[False],
-        fitted[True],
-    )
-    fixed = [value for way, value in ((False, first), (True, second)) if ways[way]]
-    cost = NodeCost(
-        block=PassCost(block, block_b),
-        embedding=PassCost(embedding, embedding_b),
-        head=PassCost(head, head_b),
+    both = [PassCost(*pair) for pair in zip(fitted[False], fitted[True], strict=True)]
+    block, embedding, head, overhead, last = both
+    fixed = [value for way, value in ((False, last.forward), (True, last.backward)) if ways[way]]
+    cost = replace(
+        before,
+        block=block,
+        embedding=embedding,
+        head=head,
+        overhead=overhead,
         fixed=sum(fixed) / len(fixed) if fixed else before.fixed,
         threads=threads or before.threads,
         dtype=dtype or before.dtype,
     )
-    spread = _spread([(one.seconds, foretold(cost, one)) for one in known])
+    spread = _spread([(one.seconds, foretold(cost, one), one.weight) for one in known])
     return replace(cost, spread=before.spread if spread is None else spread)
 
 
@@ -93,7 +95,11 @@ def fit_link(transfers: Iterable[Transfer], before: LinkCost, share: float = SHA
         before.latency + share * (latency - before.latency),
     )
     pairs = [
-        (one.seconds, (found.up_seconds if one.up else found.down_seconds)(one.num_bytes))
+        (
+            one.seconds,
+            (found.up_seconds if one.up else found.down_seconds)(one.num_bytes),
+            one.weight,
+        )
         for one in known
     ]
     spread = _spread(pairs)
@@ -110,43 +116,62 @@ def _fit_rate(transfers: Sequence[Transfer], latency: float, rate: float) -> tup
     """Latency and bytes a second of one direction."""
     if not transfers:
         return latency, rate
-    rows = [((float(one.num_bytes), 1.0), one.seconds) for one in transfers]
+    rows = [((one.num_bytes, 1.0), one.seconds, one.weight) for one in transfers]
     per_byte, found = least_squares(rows, (1.0 / rate, latency))
     return found, 1.0 / per_byte if per_byte > 0.0 else rate
 
 
 def _fit_way(phases: Sequence[Phase], before: NodeCost, backward: bool) -> tuple[float, ...]:
-    """Seconds a token of a block, the embedding and the head, and fixed ones."""
-    known = _of(before, backward)
-    return least_squares([(_sizes(one), one.seconds) for one in phases], known)
+    """Seconds a token of a block, the embedding and the head; those of a block, and fixed ones."""
+    rows = [(_sizes(one), one.seconds, one.weight) for one in phases]
+    return least_squares(rows, _of(before, backward))
+
+
+def fit_line(points: Iterable[tuple[float, float, float]], before: LineCost) -> LineCost:
+    """Seconds by size, of points of a size, seconds and a weight. Those of one size tell no slope.
+
+    A line through nothing but one size is level, so that no other size is guessed.
+    """
+    rows = [((1.0, size), seconds, weight) for size, seconds, weight in points]
+    return LineCost(*least_squares(rows, (before.fixed, before.unit)))
 
 
 def _of(cost: NodeCost, backward: bool) -> tuple[float, ...]:
-    parts = (cost.block, cost.embedding, cost.head)
+    parts = (cost.block, cost.embedding, cost.head, cost.overhead)
     return (*(part.backward if backward else part.forward for part in parts), cost.fixed)
 
 
 def _sizes(phase: Phase) -> tuple[float, ...]:
     tokens = float(phase.tokens)
-    return (tokens * phase.blocks, tokens * phase.embedding, tokens * phase.head, 1.0)
+    return (
+        tokens * phase.blocks,
+        tokens * phase.embedding,
+        tokens * phase.head,
+        float(phase.blocks),
+        float(phase.blocks > 0),  # the embedding or the head alone is no pass of a span
+    )
 
 
-def _spread(pairs: Sequence[tuple[float, float]]) -> float | None:
-    """The root of the mean square of relative errors; None without any."""
-    errors = [(seen / told - 1.0) ** 2 for seen, told in pairs if told > 0.0]
-    return sqrt(sum(errors) / len(errors)) if errors else None
+def _spread(errors: Sequence[tuple[float, float, float]]) -> float | None:
+    """The root of the mean square of relative errors, weighed; None without any."""
+    known = [(seen / told - 1.0, weight) for seen, told, weight in errors if told > 0.0]
+    total = sum(weight for _, weight in known)
+    return sqrt(sum(weight * one * one for one, weight in known) / total) if total else None
 
 
 Row = tuple[Sequence[float], float]
+Weighed = tuple[Sequence[float], float, float]
 
 
-def least_squares(rows: Sequence[Row], before: Sequence[float]) -> tuple[float, ...]:
+def least_squares(rows: Sequence[Row | Weighed], before: Sequence[float]) -> tuple[float, ...]:
     """Factors, none below 0, that make each row's sum of products its value, relative to it.
+
+    A row is its numbers, its value, and the weight that it has, 1 where it has none.
 
     Rows without a positive value are left out. A factor that no row tells stays as it was `before`.
     Columns that come first are told first, where rows do not tell all apart.
     """
-    scaled = [([x / value for x in row], 1.0) for row, value in rows if value > 0.0]
+    scaled = [_relative(*row) for row in rows if row[1] > 0.0]
     free = list(range(len(before)))
     found = list(before)
     while scaled and free:
@@ -160,6 +185,11 @@ def least_squares(rows: Sequence[Row], before: Sequence[float]) -> tuple[float, 
         found[worst] = 0.0
         free.remove(worst)
     return tuple(found)
+
+
+def _relative(row: Sequence[float], value: float, weight: float = 1.0) -> Row:
+    root = sqrt(weight)
+    return [root * x / value for x in row], root
 
 
 def _length(rows: Sequence[Row], number: int) -> float:

@@ -24,12 +24,29 @@ FREE = PassCost()
 
 
 @dataclass(frozen=True, slots=True)
+class LineCost:
+    """Seconds that something takes however large it is, and seconds of each unit of its size."""
+
+    fixed: float = 0.0
+    unit: float = 0.0
+
+    def seconds(self, size: float) -> float:
+        """Of so many units."""
+        return self.fixed + size * self.unit
+
+
+NO_TIME = LineCost()
+
+
+@dataclass(frozen=True, slots=True)
 class NodeCost:
     """What a node takes to compute: seconds a token of one block, of the embedding and of the head.
 
-    `fixed` seconds pass in every forward and every backward of a span, whatever its size. `spread`
-    is the standard deviation of measured over foretold seconds, as a share. The figures are of one
-    thread count and dtype; 0 and "" where nobody said.
+    `overhead` are the seconds of each block in every pass, whatever its tokens. `fixed` seconds
+    pass in every forward and every backward of a span, whatever its size. Tensors on their way are
+    coded by `encode` and `decode`, a message of so many tokens. A `step` of the optimizer goes by
+    the blocks that the node trains. `spread` is the standard deviation of measured over foretold
+    seconds, as a share. The figures are of one thread count and dtype; 0 and "" where nobody said.
     """
 
     block: PassCost
@@ -39,6 +56,18 @@ class NodeCost:
     spread: float = 0.0
     threads: int = 0
     dtype: str = ""
+    overhead: PassCost = FREE
+    encode: LineCost = NO_TIME
+    decode: LineCost = NO_TIME
+    step: LineCost = NO_TIME
+
+    def forward(self, tokens: float, blocks: float) -> float:
+        """Seconds of so many blocks, without embedding and head."""
+        return self.fixed + blocks * (self.overhead.forward + tokens * self.block.forward)
+
+    def backward(self, tokens: float, blocks: float) -> float:
+        """Of the same, the other way."""
+        return self.fixed + blocks * (self.overhead.backward + tokens * self.block.backward)
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, Self, TypeVar, get_args
 
+from sfl.cost.shown import NOTHING, Shown
 from sfl.errors import ProtocolError
 from sfl.metrics.waits import MOST as MOST_WAITS
 from sfl.metrics.waits import WHATS, Wait
@@ -100,7 +101,8 @@ class NodeSnapshot:
     `snapshots_written` are for another process to go on from: `snapshot_seconds` is what writing
     them took, `snapshot_wait` what the node waited for that, `snapshot_size` the latest's bytes.
     `moved` of a device is its edge's count of messages from and to it, heartbeats apart.
-    `waits` are those of the moment; their words do not travel.
+    `waits` are those of the moment; their words do not travel. `costs` come with reports, and with
+    an edge's heartbeats.
     `buffered` of a cloud are whole updates that wait for an average, `staleness` is the mean of
     those that the last average took; both are None where no update may be late.
     """
@@ -153,6 +155,7 @@ class NodeSnapshot:
     bytes: ByteTotals = field(default_factory=ByteTotals)
     phases: Mapping[Phase, PhaseTotals] = field(default_factory=dict)
     waits: tuple[Wait, ...] = ()
+    costs: Shown = NOTHING
 
     def seen(self, name: str, at: float) -> Self:
         """As its receiver keeps it: under the name that its link proved, with the time it came."""
@@ -167,6 +170,8 @@ class NodeSnapshot:
             for phase, totals in self.phases.items()
         }
         values["waits"] = [[w.whom, w.what, w.since, w.until] for w in self.waits]
+        if not self.costs.empty:
+            values["costs"] = self.costs.to_dict()
         return values
 
     @classmethod
@@ -185,7 +190,8 @@ class NodeSnapshot:
                 if phase in values.get("phases", {})
             }
             waits = _waits(values.get("waits", []))
-            return cls(**fields, bytes=ByteTotals(**parts), phases=phases, waits=waits)
+            costs = Shown.from_dict(values["costs"]) if "costs" in values else NOTHING
+            return cls(**fields, bytes=ByteTotals(**parts), phases=phases, waits=waits, costs=costs)
         except (AttributeError, KeyError, TypeError, ValueError, OverflowError) as error:
             raise ProtocolError(
                 f"statistics of a node are malformed: {plain(str(error))}"

@@ -11,9 +11,13 @@ import logging
 import math
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from types import TracebackType
 
+from sfl.cost.energy import Energy
+from sfl.cost.shown import NOTHING, Shown, Sums
+from sfl.metrics.costs import CrossedCount, PassTimes, Work
 from sfl.metrics.memory import UNKNOWN, MemoryUse, memory_use
 from sfl.metrics.snapshot import (
     BUCKETS,
@@ -121,19 +125,45 @@ class PhaseTimes:
         self._seconds = dict.fromkeys(PHASES, 0.0)
         self._buckets = {phase: [0] * (len(BUCKETS) + 1) for phase in PHASES}
         self.timeline = Timeline()
+        self.passes = PassTimes()
 
-    def measure(self, phase: Phase, key: TimedKey | None = None, device: str = "") -> Measurement:
+    def measure(
+        self,
+        phase: Phase,
+        key: TimedKey | None = None,
+        device: str = "",
+        work: Work | None = None,
+    ) -> Measurement:
         """A context that observes how long its body took, whether or not it raised.
 
-        With `key`, what was done for `device` also goes to the timeline.
+        With `key`, what was done for `device` also goes to the timeline. With `work`, it counts as
+        a pass of that kind, unless it raised.
         """
-        return Measurement(self, phase, self._clock, key, device)
+        return Measurement(self, phase, self._clock, key, device, work)
+
+    @contextmanager
+    def part(
+        self, phase: Phase, key: TimedKey, device: str, work: Work, share: float = 1.0
+    ) -> Iterator[None]:
+        """Count a pass of that kind that is timed within a phase; `share` of it is the device's."""
+        begin = self._clock()
+        yield
+        self.passes.add(phase, key, device, work, self._clock() - begin, share)
 
     def interval(
-        self, phase: Phase, key: TimedKey, device: str, begin: float, lane: str = ""
+        self,
+        phase: Phase,
+        key: TimedKey,
+        device: str,
+        begin: float,
+        lane: str = "",
+        work: Work | None = None,
     ) -> None:
         """Observe work that began at `begin` and ends now, in seconds of this object's clock."""
-        self.share(phase, key, device, begin, self._clock(), 1, lane)
+        end = self._clock()
+        self.share(phase, key, device, begin, end, 1, lane)
+        if work is not None:
+            self.passes.add(phase, key, device, work, end - begin)
 
     def share(
         self,
@@ -176,7 +206,7 @@ class PhaseTimes:
 class Measurement:
     """One running measurement of a phase; made by PhaseTimes.measure, used once."""
 
-    __slots__ = ("_clock", "_device", "_key", "_phase", "_started", "_times")
+    __slots__ = ("_clock", "_device", "_key", "_phase", "_started", "_times", "_work")
 
     def __init__(
         self,
@@ -185,9 +215,10 @@ class Measurement:
         clock: Callable[[], float],
         key: TimedKey | None,
         device: str,
+        work: Work | None,
     ) -> None:
         self._times, self._phase, self._clock = times, phase, clock
-        self._key, self._device = key, device
+        self._key, self._device, self._work = key, device, work
         self._started = 0.0
 
     def __enter__(self) -> None:
@@ -200,7 +231,8 @@ class Measurement:
         trace: TracebackType | None,
     ) -> None:
         if self._key is not None:
-            self._times.interval(self._phase, self._key, self._device, self._started)
+            work = self._work if kind is None else None
+            self._times.interval(self._phase, self._key, self._device, self._started, work=work)
         else:
             self._times.observe(self._phase, self._clock() - self._started)
 
@@ -251,6 +283,10 @@ class NodeStats:
         self.phases = PhaseTimes()
         self.waits = Waits()
         self.snapshots = SnapshotCount()
+        self.threads = 0
+        self.crossed = CrossedCount()
+        self.energy: Energy | None = None
+        self.transfers = (Sums(), Sums())
         self._clock = clock
         self._memory = UNKNOWN
         self._recent: tuple[tuple[float, int], ...] = ()  # (when, tokens) of the last steps
@@ -289,8 +325,15 @@ class NodeStats:
             log.debug("memory is not known: %s", error)
         return self._memory
 
-    def snapshot(self) -> NodeSnapshot:
-        """Everything at one moment, with this process's memory."""
+    def costs(self) -> Shown:
+        """What a cost model is fitted from."""
+        up, down = self.transfers
+        return Shown(
+            self.phases.passes.all(), up, down, self.crossed.all(), self.energy, self.threads
+        )
+
+    def snapshot(self, costs: bool = False) -> NodeSnapshot:
+        """Everything at one moment, with this process's memory; with its `costs` on request."""
         memory, board = self._memory_use(), self.board
         return NodeSnapshot(
             name=self.name,
@@ -339,6 +382,7 @@ class NodeStats:
             bytes=self.bytes.snapshot(),
             phases=self.phases.snapshot(),
             waits=self.waits.all(),
+            costs=self.costs() if costs else NOTHING,
         )
 
 

@@ -179,8 +179,8 @@ class EdgeFacts:
 class RoundReport:
     """What one device did in one round, or how long the steps of a rehearsal took it.
 
-    `train_loss` is the mean over the round's steps; seconds are the device's. `snapshot`, `spans`
-    and `edge_spans` are JSON.
+    `train_loss` is the mean over the round's steps; seconds are the device's. `snapshot`, `spans`,
+    `edge_spans` and `edge_passes` are JSON.
     """
 
     round: int
@@ -195,6 +195,7 @@ class RoundReport:
     snapshot: str = ""
     spans: str = ""
     edge_spans: str = ""
+    edge_passes: str = ""
     rehearsal: tuple[float, ...] = ()
     signature: Signature | None = None
 

@@ -12,6 +12,7 @@ from sfl.codec.transform import RowContext
 from sfl.config import RunSettings
 from sfl.data.batches import Batch, Sampler, collate, split_micro
 from sfl.data.example import Dataset, Example
+from sfl.metrics.costs import Work
 from sfl.metrics.stats import NodeStats
 from sfl.rounds.values import Assignment
 from sfl.stage.layout import real_tokens
@@ -68,7 +69,7 @@ class MicroBatches:
         """The step's batch, cut up; each piece knows the targets of the whole."""
         train = self._dataset.train
         here = Key(Purpose.TRAINING, own.round, step, 0)
-        with self._stats.phases.measure("collate", here, self._device):
+        with self._stats.phases.measure("collate", here, self._device, Work(0)):
             indices = self._sampler.indices(own.steps.first + step)
             pieces = split_micro(indices, self._pieces(own))
             batches = [collate([train[index] for index in piece], self._pad_id) for piece in pieces]
@@ -85,7 +86,7 @@ class MicroBatches:
         size = -(-self._batch_size // self._pieces(own))
         for count, first in enumerate(range(0, len(examples), size), number):
             key = Key(Purpose.EVALUATION, own.round, count, 0)
-            with self._stats.phases.measure("collate", key, self._device):
+            with self._stats.phases.measure("collate", key, self._device, Work(0)):
                 batch = collate(examples[first : first + size], self._pad_id)
             yield MicroBatch(key, 1, 0, batch)
 

@@ -7,11 +7,13 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 
 from sfl.config import RunSettings
 from sfl.errors import AdapterRefused, ProtocolError
+from sfl.metrics.costs import Work
 from sfl.metrics.stats import NodeStats
 from sfl.models.span import ForwardKey, SpanModel
 from sfl.rounds.values import NO_SCORE
@@ -21,6 +23,7 @@ from sfl.stage.layout import pack_labels
 from sfl.stage.link import Link
 from sfl.stage.messages import Key, Kind, Purpose, TensorMessage
 from sfl.stage.micro import MicroBatch, row_context
+from sfl.stage.timed import end_backward
 from sfl.stage.window import Window
 
 
@@ -126,15 +129,13 @@ class Pipeline:
 
     def _launch(self, micro: MicroBatch) -> None:
         """Front blocks, then off to the edge."""
-        batch, key = micro.batch, self._forward_key(micro.key)
-        with self._stats.phases.measure("collate", micro.key, self._device):
+        batch = micro.batch
+        with self._stats.phases.measure("collate", micro.key, self._device, Work(0, passes=0)):
             lengths = tuple(batch.lengths.tolist())
             labels = pack_labels(batch.labels, lengths) if self._stage.tail is None else None
             context = row_context(micro)
         with self._stats.phases.measure("forward", micro.key, self._device):
-            front = self._stage.front.model
-            embedded = front.embed(self._computation.tokens(batch), batch.lengths, key=key)
-            output = front.blocks(embedded, batch.lengths, key=key)
+            output = self._through_front(micro, sum(lengths))
             rows = self._computation.rows(output.detach(), lengths)
             self._flights[micro.key] = Flight(micro, lengths, output)
             self._stats.queue_depth = len(self._flights)
@@ -150,6 +151,16 @@ class Pipeline:
                     context=context,
                 )
             )
+
+    def _through_front(self, micro: MicroBatch, tokens: int) -> torch.Tensor:
+        """Embedding and blocks, each timed by itself."""
+        front, lengths, key = self._stage.front.model, micro.batch.lengths, micro.key
+        drawn_by = self._forward_key(key)
+        part = partial(self._stats.phases.part, "forward", key, self._device)
+        with part(Work(tokens, embedding=True)):
+            embedded = front.embed(self._computation.tokens(micro.batch), lengths, key=drawn_by)
+        with part(Work(tokens, front.span.num_blocks)):
+            return front.blocks(embedded, lengths, key=drawn_by)
 
     # -- the way back --------------------------------------------------------------------------
 
@@ -178,7 +189,8 @@ class Pipeline:
         expect_loss(self.loss, self._device, message.key)
         if message.rows is None:
             return
-        with self._stats.phases.measure("backward", flight.micro.key, self._device):
+        work = Work(sum(flight.lengths), self._stage.front.span.num_blocks)
+        with self._stats.phases.measure("backward", flight.micro.key, self._device, work):
             gradient = self._computation.hidden(message.rows, flight.lengths)
             flight.output.backward(gradient)  # type: ignore[no-untyped-call]
 
@@ -191,18 +203,21 @@ class Pipeline:
         finish[message.key.purpose](message, self._flights[message.key])
 
     def _train_tail(self, message: TensorMessage, flight: Flight) -> None:
-        micro = flight.micro
-        with self._stats.phases.measure("forward", micro.key, self._device):
+        micro, tokens = flight.micro, sum(flight.lengths)
+        phases, device = self._stats.phases, self._device
+        with phases.measure("forward", micro.key, device):
             boundary = self._boundary(message, flight).requires_grad_()
-            loss = self._computation.loss(
-                self._tail,
-                self._through_tail(boundary, flight),
-                flight.lengths,
-                pack_labels(micro.batch.labels, flight.lengths),
-                micro.normalizer or None,
-                self._forward_key(micro.key),
-            )
-        with self._stats.phases.measure("backward", flight.micro.key, self._device):
+            output = self._through_tail(boundary, flight)
+            with phases.part("forward", micro.key, device, Work(tokens, head=True)):
+                loss = self._computation.loss(
+                    self._tail,
+                    output,
+                    flight.lengths,
+                    pack_labels(micro.batch.labels, flight.lengths),
+                    micro.normalizer or None,
+                    self._forward_key(micro.key),
+                )
+        with end_backward(phases, [(micro.key, device, tokens)], self._tail_blocks, output):
             loss.backward()  # type: ignore[no-untyped-call]
             self.loss += float(loss.detach())
             expect_loss(self.loss, self._device, micro.key)
@@ -224,7 +239,9 @@ class Pipeline:
             with torch.no_grad():
                 output = self._through_tail(self._boundary(message, flight), flight)
             labels = pack_labels(flight.micro.batch.labels, flight.lengths)
-            self.score += self._computation.score(self._tail, output, flight.lengths, labels)
+            work = Work(sum(flight.lengths), head=True)
+            with self._stats.phases.part("forward", message.key, self._device, work):
+                self.score += self._computation.score(self._tail, output, flight.lengths, labels)
         expect_loss(self.score.loss_sum, self._device, message.key)
 
     def _note_score(self, message: TensorMessage) -> None:
@@ -244,8 +261,15 @@ class Pipeline:
         return self._computation.hidden(message.rows, flight.lengths)
 
     def _through_tail(self, boundary: torch.Tensor, flight: Flight) -> torch.Tensor:
-        key = self._forward_key(flight.micro.key)
-        return self._tail.blocks(boundary, flight.micro.batch.lengths, key=key)
+        key = flight.micro.key
+        work = Work(sum(flight.lengths), self._tail_blocks)
+        with self._stats.phases.part("forward", key, self._device, work):
+            lengths, drawn_by = flight.micro.batch.lengths, self._forward_key(key)
+            return self._tail.blocks(boundary, lengths, key=drawn_by)
+
+    @property
+    def _tail_blocks(self) -> int:
+        return self._tail.span.num_blocks
 
     def _forward_key(self, key: Key) -> ForwardKey | None:
         return forward_key(self._seed, self._device, key)

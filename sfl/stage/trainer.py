@@ -18,6 +18,7 @@ import torch
 from sfl.config import RunSettings
 from sfl.data.example import Dataset, Example
 from sfl.errors import AdapterRefused, ProtocolError
+from sfl.metrics.costs import Work
 from sfl.metrics.stats import Measurement, NodeStats
 from sfl.metrics.timeline import watched_step
 from sfl.rounds.values import NO_SCORE, Assignment, Point, Score
@@ -209,14 +210,16 @@ class Trainer:
     def train_step(self, own: Assignment, step: int) -> tuple[float, int]:
         """One optimizer step on both sides of the cut: (mean loss, real tokens)."""
         num_tokens = self._exchange(own, step)
-        with self._stepping(own, step):
+        with self._stepping(own, step, ends=True):
             self.optimizer.step(own.steps.first + step, own.steps.total)
         return self.pipeline.loss, num_tokens
 
-    def _stepping(self, own: Assignment, step: int) -> Measurement:
-        """The time of what is done once a step."""
+    def _stepping(self, own: Assignment, step: int, ends: bool = False) -> Measurement:
+        """The time of what is done once a step; `ends`: nothing of it follows."""
         here = Key(Purpose.TRAINING, own.round, step, 0)
-        return self.stats.phases.measure("step", here, self.device)
+        blocks = sum(span.num_blocks for span in own.plan.device_spans)
+        work = Work(0, blocks, passes=int(ends))
+        return self.stats.phases.measure("step", here, self.device, work)
 
     def _exchange(self, own: Assignment, step: int) -> int:
         """A step's micro-batches out and back, their gradients summed and clipped: real tokens."""

@@ -54,7 +54,7 @@ class NamedTensor(_message.Message):
     def __init__(self, name: _Optional[str] = ..., codec: _Optional[str] = ..., dtype: _Optional[str] = ..., shape: _Optional[_Iterable[int]] = ..., num_bytes: _Optional[int] = ...) -> None: ...
 
 class TensorHeader(_message.Message):
-    __slots__ = ("kind", "purpose", "round", "step", "micro_batch", "num_micro_batches", "lengths", "labels", "normalizer", "codec", "dtype", "shape", "num_bytes", "loss", "score", "named")
+    __slots__ = ("kind", "purpose", "round", "step", "micro_batch", "num_micro_batches", "lengths", "labels", "normalizer", "codec", "dtype", "shape", "num_bytes", "loss", "score", "named", "arrived_us", "held_us")
     KIND_FIELD_NUMBER: _ClassVar[int]
     PURPOSE_FIELD_NUMBER: _ClassVar[int]
     ROUND_FIELD_NUMBER: _ClassVar[int]
@@ -71,6 +71,8 @@ class TensorHeader(_message.Message):
     LOSS_FIELD_NUMBER: _ClassVar[int]
     SCORE_FIELD_NUMBER: _ClassVar[int]
     NAMED_FIELD_NUMBER: _ClassVar[int]
+    ARRIVED_US_FIELD_NUMBER: _ClassVar[int]
+    HELD_US_FIELD_NUMBER: _ClassVar[int]
     kind: TensorKind
     purpose: Purpose
     round: int
@@ -87,7 +89,9 @@ class TensorHeader(_message.Message):
     loss: float
     score: Score
     named: _containers.RepeatedCompositeFieldContainer[NamedTensor]
-    def __init__(self, kind: _Optional[_Union[TensorKind, str]] = ..., purpose: _Optional[_Union[Purpose, str]] = ..., round: _Optional[int] = ..., step: _Optional[int] = ..., micro_batch: _Optional[int] = ..., num_micro_batches: _Optional[int] = ..., lengths: _Optional[_Iterable[int]] = ..., labels: _Optional[bytes] = ..., normalizer: _Optional[int] = ..., codec: _Optional[str] = ..., dtype: _Optional[str] = ..., shape: _Optional[_Iterable[int]] = ..., num_bytes: _Optional[int] = ..., loss: _Optional[float] = ..., score: _Optional[_Union[Score, _Mapping]] = ..., named: _Optional[_Iterable[_Union[NamedTensor, _Mapping]]] = ...) -> None: ...
+    arrived_us: int
+    held_us: int
+    def __init__(self, kind: _Optional[_Union[TensorKind, str]] = ..., purpose: _Optional[_Union[Purpose, str]] = ..., round: _Optional[int] = ..., step: _Optional[int] = ..., micro_batch: _Optional[int] = ..., num_micro_batches: _Optional[int] = ..., lengths: _Optional[_Iterable[int]] = ..., labels: _Optional[bytes] = ..., normalizer: _Optional[int] = ..., codec: _Optional[str] = ..., dtype: _Optional[str] = ..., shape: _Optional[_Iterable[int]] = ..., num_bytes: _Optional[int] = ..., loss: _Optional[float] = ..., score: _Optional[_Union[Score, _Mapping]] = ..., named: _Optional[_Iterable[_Union[NamedTensor, _Mapping]]] = ..., arrived_us: _Optional[int] = ..., held_us: _Optional[int] = ...) -> None: ...
 
 class TensorFrame(_message.Message):
     __slots__ = ("header", "data", "last", "kind")
@@ -140,7 +144,7 @@ class AdapterFrame(_message.Message):
     def __init__(self, header: _Optional[_Union[AdapterHeader, _Mapping]] = ..., data: _Optional[bytes] = ..., last: _Optional[bool] = ...) -> None: ...
 
 class RoundReport(_message.Message):
-    __slots__ = ("round", "device", "num_steps", "train_loss", "num_tokens", "train_seconds", "evaluation", "snapshot", "evaluation_seconds", "spans", "edge_spans", "rehearsal", "sample", "signature")
+    __slots__ = ("round", "device", "num_steps", "train_loss", "num_tokens", "train_seconds", "evaluation", "snapshot", "evaluation_seconds", "spans", "edge_spans", "rehearsal", "sample", "edge_passes", "signature")
     ROUND_FIELD_NUMBER: _ClassVar[int]
     DEVICE_FIELD_NUMBER: _ClassVar[int]
     NUM_STEPS_FIELD_NUMBER: _ClassVar[int]
@@ -154,6 +158,7 @@ class RoundReport(_message.Message):
     EDGE_SPANS_FIELD_NUMBER: _ClassVar[int]
     REHEARSAL_FIELD_NUMBER: _ClassVar[int]
     SAMPLE_FIELD_NUMBER: _ClassVar[int]
+    EDGE_PASSES_FIELD_NUMBER: _ClassVar[int]
     SIGNATURE_FIELD_NUMBER: _ClassVar[int]
     round: int
     device: str
@@ -168,8 +173,9 @@ class RoundReport(_message.Message):
     edge_spans: str
     rehearsal: _containers.RepeatedScalarFieldContainer[float]
     sample: Score
+    edge_passes: str
     signature: Signature
-    def __init__(self, round: _Optional[int] = ..., device: _Optional[str] = ..., num_steps: _Optional[int] = ..., train_loss: _Optional[float] = ..., num_tokens: _Optional[int] = ..., train_seconds: _Optional[float] = ..., evaluation: _Optional[_Union[Score, _Mapping]] = ..., snapshot: _Optional[str] = ..., evaluation_seconds: _Optional[float] = ..., spans: _Optional[str] = ..., edge_spans: _Optional[str] = ..., rehearsal: _Optional[_Iterable[float]] = ..., sample: _Optional[_Union[Score, _Mapping]] = ..., signature: _Optional[_Union[Signature, _Mapping]] = ...) -> None: ...
+    def __init__(self, round: _Optional[int] = ..., device: _Optional[str] = ..., num_steps: _Optional[int] = ..., train_loss: _Optional[float] = ..., num_tokens: _Optional[int] = ..., train_seconds: _Optional[float] = ..., evaluation: _Optional[_Union[Score, _Mapping]] = ..., snapshot: _Optional[str] = ..., evaluation_seconds: _Optional[float] = ..., spans: _Optional[str] = ..., edge_spans: _Optional[str] = ..., rehearsal: _Optional[_Iterable[float]] = ..., sample: _Optional[_Union[Score, _Mapping]] = ..., edge_passes: _Optional[str] = ..., signature: _Optional[_Union[Signature, _Mapping]] = ...) -> None: ...
 
 class Heartbeat(_message.Message):
     __slots__ = ("snapshot", "devices")

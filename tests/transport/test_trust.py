@@ -237,7 +237,7 @@ def test_what_a_device_said_itself_counts(pair: Pair) -> None:
         report = tensor_pb2.RoundReport(round=round_, device="d0", train_loss=0.5)
         update = pair.update(round_)
         pair.device.report(report)
-        report.edge_spans = "[]"  # its edge's own
+        report.edge_spans = report.edge_passes = "[]"  # its edge's own
         pair.check.report(report)  # may overtake the update
         pair.check.update(update, pair.spooled(VALUES))
     edges = tensor_pb2.AdapterHeader(round=2, device="d0", side="edge")

@@ -7,7 +7,8 @@ from dataclasses import dataclass, replace
 import torch
 
 from sfl.adapters.lora import Adapter, LoraBank
-from sfl.metrics.stats import NodeStats
+from sfl.metrics.costs import Work
+from sfl.metrics.stats import NodeStats, Phase
 from sfl.models.span import ForwardKey, SpanModel
 from sfl.plan import Span
 from sfl.stage.computation import Computation, forward_key
@@ -34,16 +35,22 @@ class Blocks:
     wants_gradient: bool
 
     def forward(
-        self, message: TensorMessage, graph: bool = True
+        self, message: TensorMessage, graph: bool = True, again: bool = False
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Run the span: (boundary, output), each `[B, T, H]`; with a graph in training."""
+        """Run the span: (boundary, output), each `[B, T, H]`; with a graph in training.
+
+        `again`: it ran before, so that its time belongs to its backward.
+        """
         training = message.key.purpose is Purpose.TRAINING
         self.bank.activate(self.adapter)
         self.model.recompute = self.recompute
         if self.model.training != training:
             self.model.train(training)
+        phase: Phase = "backward" if again else "forward"
+        work = self._work(message, passes=not again)
         with (
             self.stats.phases.measure("forward", message.key, self.device),
+            self.stats.phases.part(phase, message.key, self.device, work),
             torch.set_grad_enabled(training and graph),
         ):
             boundary = self._boundary(message, training)
@@ -57,6 +64,9 @@ class Blocks:
             wait_for(output)
         return boundary, output
 
+    def _work(self, message: TensorMessage, passes: bool = True) -> Work:
+        return Work(sum(message.lengths), self.span.num_blocks, passes=int(passes))
+
     def _boundary(self, message: TensorMessage, training: bool) -> torch.Tensor:
         assert message.rows is not None
         boundary = self.computation.hidden(message.rows, message.lengths)
@@ -66,12 +76,16 @@ class Blocks:
         return boundary.requires_grad_(training and self.wants_gradient)
 
     def backward(
-        self, key: Key, graph: tuple[torch.Tensor, torch.Tensor], gradient: torch.Tensor
+        self,
+        message: TensorMessage,
+        graph: tuple[torch.Tensor, torch.Tensor],
+        gradient: torch.Tensor,
     ) -> None:
         """Run the span's backward, from the gradient of its output to that of its boundary."""
         boundary, output = graph
         self.bank.activate(self.adapter)  # for blocks that are computed again
-        with self.stats.phases.measure("backward", key, self.device):
+        work = self._work(message)
+        with self.stats.phases.measure("backward", message.key, self.device, work):
             output.backward(gradient.to(output.device))  # type: ignore[no-untyped-call]
             wait_for(boundary)
 

@@ -83,7 +83,7 @@ class TrainingSession(ABC):
             recompute,
             wants_gradient=self.plan.cut_layer > 0,
         )
-        self.stepper = Stepper(device, self.trained.optimizer, stats)
+        self.stepper = Stepper(device, self.trained.optimizer, stats, self.plan.middle.num_blocks)
         self.is_open = False
         """Whether a round has begun."""
         self.served_seconds = 0.0
@@ -164,7 +164,7 @@ class TrainingSession(ABC):
         self.trained = Trained(adapter, self.settings, self.optimizer.held())
         gradient = plan.cut_layer > 0
         self.blocks = replace(blocks, span=plan.middle, adapter=adapter, wants_gradient=gradient)
-        self.stepper = Stepper(self.device, self.optimizer, self.stats)
+        self.stepper = Stepper(self.device, self.optimizer, self.stats, plan.middle.num_blocks)
 
     def end_round(self) -> dict[str, np.ndarray]:
         """This side's part of the adapter. Raises ProtocolError unless every step was taken."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from sfl.errors import ProtocolError
+from sfl.metrics.costs import Work
 from sfl.metrics.stats import Measurement, NodeStats
 from sfl.rounds.values import Assignment
 from sfl.stage.messages import GradientNorm, Key, Purpose
@@ -12,8 +13,10 @@ from sfl.stage.optimizer import Optimizer
 class Stepper:
     """Counts one device's micro-batches, exchanges norms where clipping asks for it, and steps."""
 
-    def __init__(self, device: str, optimizer: Optimizer, stats: NodeStats) -> None:
+    def __init__(self, device: str, optimizer: Optimizer, stats: NodeStats, blocks: int) -> None:
+        """`blocks`: how many the optimizer's adapter is of."""
         self.step = 0
+        self._blocks = blocks
         self._device = device
         self._optimizer = optimizer
         self._stats = stats
@@ -39,7 +42,7 @@ class Stepper:
         if not self._optimizer.clips:
             self._apply(own, None)
             return []
-        with self._measured(own):
+        with self._measured(own, ends=False):
             self._optimizer.pull()
             self._own_norm = self._optimizer.squared_norm()
         return [GradientNorm(own.round, self.step, self._own_norm)]
@@ -67,7 +70,8 @@ class Stepper:
         self._backward_done = 0
         self.step += 1
 
-    def _measured(self, own: Assignment) -> Measurement:
-        """The time of what is done once a step."""
+    def _measured(self, own: Assignment, ends: bool = True) -> Measurement:
+        """The time of what is done once a step; of that before its end, too."""
         here = Key(Purpose.TRAINING, own.round, self.step, 0)
-        return self._stats.phases.measure("step", here, self._device)
+        work = Work(0, self._blocks, passes=int(ends))
+        return self._stats.phases.measure("step", here, self._device, work)

@@ -47,6 +47,6 @@ class UShapedSession(TrainingSession):
                 f"{list(flight.message.lengths)}"
             )
         gradient = self.blocks.computation.hidden(message.rows, message.lengths)
-        graph = flight.graph or self.blocks.forward(flight.message)
-        self.blocks.backward(message.key, graph, gradient)
+        graph = flight.graph or self.blocks.forward(flight.message, again=True)
+        self.blocks.backward(message, graph, gradient)
         return self.returned(self.blocks.cut_gradient(message, graph[0]))

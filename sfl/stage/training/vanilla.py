@@ -10,11 +10,13 @@ import numpy as np
 import torch
 
 from sfl.errors import ProtocolError, SflError
+from sfl.metrics.costs import Work
 from sfl.metrics.stats import Phase
 from sfl.plan import Span, Toward
 from sfl.stage.computation import Labels
 from sfl.stage.messages import GradientNorm, Kind, Outgoing, Purpose, TensorMessage
 from sfl.stage.session import Group, Request, Session
+from sfl.stage.timed import Task, end_backward, forward_together, tokens_of
 from sfl.stage.training.blocks import wait_for
 from sfl.stage.training.session import Handlers, TrainingSession, enter_each
 
@@ -54,7 +56,9 @@ class VanillaSession(TrainingSession):
     def _train(self, message: TensorMessage) -> list[Outgoing]:
         labels = self.labels(message)
         boundary, output = self.blocks.forward(message)
-        with self.stats.phases.measure("forward", message.key, self.device):
+        phases, tokens = self.stats.phases, sum(message.lengths)
+        head = Work(tokens, head=True)
+        with phases.measure("forward", message.key, self.device, head):
             loss = self.blocks.computation.loss(
                 self.model,
                 output,
@@ -63,7 +67,8 @@ class VanillaSession(TrainingSession):
                 message.normalizer or None,
                 self.blocks.forward_key(message.key),
             )
-        with self.stats.phases.measure("backward", message.key, self.device):
+        task = (message.key, self.device, tokens)
+        with end_backward(phases, [task], self.plan.middle.num_blocks, output):
             loss.backward()  # type: ignore[no-untyped-call]
             mean = float(loss.detach())
             wait_for(boundary)
@@ -72,7 +77,9 @@ class VanillaSession(TrainingSession):
     def _evaluate(self, message: TensorMessage) -> list[Outgoing]:
         labels = self.labels(message)
         _, output = self.blocks.forward(message)
-        score = self.blocks.computation.score(self.model, output, message.lengths, labels)
+        head = Work(sum(message.lengths), head=True)
+        with self.stats.phases.measure("forward", message.key, self.device, head):
+            score = self.blocks.computation.score(self.model, output, message.lengths, labels)
         answer = replace(message, kind=Kind.SCORE, rows=None, labels=None, score=score)
         return [Outgoing(Toward.INPUT, answer)]
 
@@ -90,6 +97,11 @@ class Item:
     def count(self) -> int:
         """Its rows."""
         return sum(self.message.lengths)
+
+    @property
+    def task(self) -> Task:
+        """What is timed."""
+        return self.message.key, self.session.device, self.count
 
 
 @dataclass(frozen=True, slots=True)
@@ -132,17 +144,22 @@ def _train_together(items: Sequence[Item]) -> list[list[Outgoing]]:
         lead.model.train(True)
     lead.model.recompute = any(item.session.blocks.recompute for item in items)
     parts = [(item.session.adapter, item.count) for item in items]
+    phases, tasks = items[0].session.stats.phases, [item.task for item in items]
+    tokens, blocks = tokens_of(tasks), lead.span.num_blocks
     with _shared("forward", items):
         lead.bank.activate_parts(parts)
-        output = lead.model.blocks(
-            torch.cat(boundaries)[None],
-            torch.tensor([length for item in items for length in item.message.lengths]),
-            first=lead.span.first,
-            last=lead.span.last,
-        )
-        outputs = torch.split(output, [item.count for item in items], 1)
-        losses = [_loss(item, own) for item, own in zip(items, outputs, strict=True)]
-    with _shared("backward", items):
+        with forward_together(phases, tasks, Work(tokens, blocks)):
+            output = lead.model.blocks(
+                torch.cat(boundaries)[None],
+                torch.tensor([length for item in items for length in item.message.lengths]),
+                first=lead.span.first,
+                last=lead.span.last,
+            )
+            wait_for(output)
+        with forward_together(phases, tasks, Work(tokens, head=True)):
+            outputs = torch.split(output, [item.count for item in items], 1)
+            losses = [_loss(item, own) for item, own in zip(items, outputs, strict=True)]
+    with end_backward(phases, tasks, blocks, output):
         lead.bank.activate_parts(parts)  # for blocks that are computed again
         each = torch.stack(losses)
         each.sum().backward()  # type: ignore[no-untyped-call]

@@ -17,6 +17,7 @@ import numpy as np
 from sfl.adapters.names import belongs_to, is_lora_a
 from sfl.config import RunSettings
 from sfl.errors import ProtocolError
+from sfl.metrics.costs import Work
 from sfl.metrics.stats import PhaseTimes
 from sfl.plan import Holder, Span
 from sfl.rounds.values import Assignment, Point
@@ -175,7 +176,8 @@ class End:
 
     def encode(self, message: TensorMessage) -> list[Frame]:
         """A tensor as frames. Raises AdapterRefused where its values are none to send."""
-        with self.phases.measure("encode", message.key, self.device):
+        work = Work(sum(message.lengths))
+        with self.phases.measure("encode", message.key, self.device, work):
             packet = self.codecs.encode(message)
             return encode_tensor(message, packet, self.codecs.encode_named(message))
 
@@ -201,7 +203,8 @@ class End:
         if packet is not None:
             _expect_dtype(packet.dtype)
             contract.whole("bytes of rows", len(packet.payload), 0, self._most_rows)
-            with self.phases.measure("decode", message.key, self.device):
+            work = Work(sum(message.lengths))
+            with self.phases.measure("decode", message.key, self.device, work):
                 message = self.codecs.decode(packet, message, self._hidden, named)
         began, ended = arrival.began, arrival.ended
         self.phases.share("receive", message.key, self.device, began, ended, lane="link-receiver")

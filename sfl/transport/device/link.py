@@ -221,7 +221,7 @@ class DeviceLink:
             evaluation_seconds=outcome.evaluation_seconds,
             spans=spans_to_json(list(outcome.spans)),
             rehearsal=outcome.rehearsal,
-            snapshot=self._stats.snapshot().to_json(),
+            snapshot=self._stats.snapshot(costs=True).to_json(),
         )
         report = to_report(told)
         self._signatures.report(report)

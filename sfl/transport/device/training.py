@@ -14,6 +14,7 @@ from typing import Protocol
 import numpy as np
 
 from sfl.config import RunSettings
+from sfl.metrics.costs import passes_to_json
 from sfl.metrics.timeline import spans_to_json
 from sfl.rounds.values import Assignment, DeviceFacts, Point, RoundReport, UpdateHeader
 from sfl.stage.messages import TensorMessage, begins_step
@@ -118,6 +119,7 @@ class Training(Served):
         report.device = self.device
         spans = self.host.stats.phases.timeline.take(self.device)
         report.edge_spans = spans_to_json(spans)
+        report.edge_passes = passes_to_json(self.host.stats.phases.passes.take(self.device))
         self.host.heard(self.device, self._contract.report(report))
         self._cloud.relay_report(words.from_report(report))
 

@@ -21,6 +21,7 @@ from sfl.config.plugins import require_same
 from sfl.data.example import Kind as ExampleKind
 from sfl.data.layout import Layout
 from sfl.errors import ProtocolError
+from sfl.metrics.costs import passes_from_json
 from sfl.metrics.snapshot import NodeKind, NodeSnapshot
 from sfl.metrics.timeline import spans_from_json
 from sfl.node.certificates.identity import NAME
@@ -136,6 +137,7 @@ class DeviceContract:
         score(report.sample, report.evaluation.num_examples, longest)
         for spans in (report.spans, report.edge_spans):
             spans_from_json(spans)
+        passes_from_json(report.edge_passes)
         snapshot = self.statistics(report.snapshot)
         self._report_due = False
         return snapshot

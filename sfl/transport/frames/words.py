@@ -168,6 +168,7 @@ def to_report(report: RoundReport) -> tensor_pb2.RoundReport:
         snapshot=report.snapshot,
         spans=report.spans,
         edge_spans=report.edge_spans,
+        edge_passes=report.edge_passes,
         rehearsal=report.rehearsal,
         signature=to_signature(report.signature),
     )
@@ -188,6 +189,7 @@ def from_report(said: tensor_pb2.RoundReport) -> RoundReport:
         snapshot=said.snapshot,
         spans=said.spans,
         edge_spans=said.edge_spans,
+        edge_passes=said.edge_passes,
         rehearsal=tuple(said.rehearsal),
         signature=from_signature(said),
     )

@@ -99,7 +99,11 @@ def _content(message: edge_pb2.DeviceReady | tensor_pb2.RoundReport) -> bytes:
     said = copy.deepcopy(message)
     said.ClearField("signature")
     # What a device remembers is news with every round, and its edge has seen it come about.
-    said.ClearField("edge_spans" if isinstance(said, tensor_pb2.RoundReport) else "points")
+    if isinstance(said, tensor_pb2.RoundReport):
+        said.ClearField("edge_spans")
+        said.ClearField("edge_passes")
+    else:
+        said.ClearField("points")
     return hashlib.sha256(said.SerializeToString(deterministic=True)).digest()
 
 
