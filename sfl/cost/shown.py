@@ -1,6 +1,6 @@
 """What a node shows of its costs: sums over what it timed, enough for least squares, as JSON.
 
-Sums are small, and the difference of two is what lies between them. So a node may count for as long
+Sums are small, and the difference of two is what came between them. So a node may count for as long
 as it lives, and whoever listens looks at single rounds.
 """
 
@@ -106,7 +106,7 @@ class Sums:
     def points(self) -> tuple[tuple[float, float, float], ...]:
         """(size, seconds, weight) of two passes, or one, that give the same straight line.
 
-        They lie on the line itself, one standard deviation of the size to either side of the mean.
+        They are on the line itself, one standard deviation of the size to either side of the mean.
         """
         if self.passes <= 0.0:
             return ()
