@@ -131,7 +131,7 @@ class CloudAggregator:
             edges=edges,
         )
         now = RunClock(clock, begins_at=state.now)
-        planning = Planning(self.config)
+        planning = Planning(self.config, records.told, self.adapter, models.own)
         self.driver = Driver(
             coordinator, effects, self.averaging, planning, records, stats, self._traces, now
         )

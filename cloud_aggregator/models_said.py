@@ -24,7 +24,8 @@ class ModelsSaid:
 
     def __init__(self, config: RunConfig, chosen: bool = False) -> None:
         self._settings: RunSettings = config.settings
-        self._own = _own_look(config)
+        self.own = _own_look(config)
+        """The run's model by its headers, where this machine has it."""
         self._said: dict[str, tuple[str, AdapterManifest, dict[str, Array]]] = {}  # by edge
         self._chosen = chosen
 
@@ -32,7 +33,7 @@ class ModelsSaid:
         """(digest, blocks) of what an edge has. Raises ProtocolError for what cannot be the run's:
         held against this cloud's own copy of the model, where it has one."""
         manifest = AdapterManifest.from_json(facts.manifest)
-        check_manifest(manifest, self._settings, self._own)
+        check_manifest(manifest, self._settings, self.own)
         given = decode_adapter(facts.given)
         check_given(manifest, given)
         digest = _digest(manifest, given)

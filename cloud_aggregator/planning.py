@@ -2,50 +2,148 @@
 
 from __future__ import annotations
 
-from cloud_aggregator.effective import EffectiveConfig
-from sfl.config.ranges import ways_of
-from sfl.cost.values import DeviceCost, EdgeCost, LinkCost, NodeCost, PassCost, Workload
-from sfl.planners import PLANNERS, Aims, Cut, DeviceState, EdgeState, State
-from sfl.rounds import Coordinator, Planned, PlanRound
+import logging
+from math import prod
 
-UNKNOWN = NodeCost(PassCost(1.0, 1.0))
-"""Of a node that nothing is known of yet."""
+from cloud_aggregator.averaging import GlobalAdapter
+from cloud_aggregator.effective import EffectiveConfig
+from sfl.adapters.manifest import AdapterManifest
+from sfl.config import RunSettings
+from sfl.config.planner import ADVICE
+from sfl.cost.work import ADAPTER_VALUE_BYTES
+from sfl.errors import SflError
+from sfl.models.folder import ModelFolder
+from sfl.models.shape import facts_from_headers
+from sfl.node.text import plain
+from sfl.planners import PLANNERS, Decision, State
+from sfl.planners.costs import Costs, NothingSeen, Seen
+from sfl.planners.outset import ModelFacts
+from sfl.planners.plans import Plan, recorded_for
+from sfl.planners.situation import Present, Remembered, decide, state_of, unfit
+from sfl.report.plans import recorded_plans
+from sfl.report.projection import RunProjection
+from sfl.rounds import Coordinator, Planned, PlanRound, RunState
+from sfl.rounds.assignment import assign
+from sfl.rounds.tally import NEVER
+from sfl.rounds.work import steps_of
+
+log = logging.getLogger("sfl.cloud")
 
 
 class Planning:
     """Makes a planner's state of what the run has shown, and its decision an event."""
 
-    def __init__(self, config: EffectiveConfig) -> None:
+    def __init__(
+        self,
+        config: EffectiveConfig,
+        told: RunProjection,
+        adapter: GlobalAdapter,
+        model: ModelFolder | None,
+    ) -> None:
+        """`model` is the run's, where this machine has it. Raises ConfigError."""
         self._config = config
+        self._told = told
+        self._adapter = adapter
+        self._model = model
+        own = config.current.planner
+        self._recorded = recorded_plans(own.policy, own.plans)
+        self._seen: Seen = NothingSeen()
+        self._facts: ModelFacts | None = None
 
     def decide(self, command: PlanRound, coordinator: Coordinator) -> Planned:
-        """What these devices do from the round on. Raises ValueError where a planner is wrong."""
-        settings = self._config.current
-        advises = settings.planner.policy == "advice"
+        """What these devices do from the round on; where the planner fails, what they did before.
+
+        A plug-in may raise anything; the run goes on.
+        """
+        state = coordinator.state
+        try:
+            planned = self._decide(command, coordinator)
+        except Exception as error:
+            policy, said = self._config.current.planner.policy, plain(str(error))
+            kind = "" if isinstance(error, SflError | ValueError) else f"{type(error).__name__}: "
+            fault = f"planner {policy!r} failed, so that cuts stay: {kind}{said}"
+            log.debug("planner %s failed", policy, exc_info=True)
+            return Planned(command.round, {}, state.order, state.memory, fault=fault)
+        return planned
+
+    def _decide(self, command: PlanRound, coordinator: Coordinator) -> Planned:
+        settings = self._config.current.settings
+        advises = settings.planner.policy == ADVICE
         planner = PLANNERS["fleet" if advises else settings.planner.policy]
-        decision = planner.decide(_state(command, coordinator))
+        decision, state = decide(planner, *self._state(command, coordinator))
+        plan = Plan(decision, advises, state)
+        log.info("%s", plan)
         if advises:
-            return Planned(command.round, {})
-        return Planned(command.round, decision.devices, decision.order)
+            return Planned(command.round, {}, (), decision.memory, plan.as_json())
+        _check(settings, decision, coordinator)
+        return Planned(
+            command.round,
+            decision.devices,
+            decision.order,
+            decision.memory,
+            plan.as_json(),
+            unfit(state),
+        )
 
+    def _state(self, command: PlanRound, coordinator: Coordinator) -> tuple[State, bool]:
+        """All that a decision depends on, and whether anything of it was measured."""
+        settings, run, names = self._config.current.settings, coordinator.state, command.devices
+        there = run.roster.devices
+        edges = sorted({there[name].edge for name in names})
+        facts = self._model_facts(settings, run)
+        costs = Costs.of(settings, facts, self._seen, names, edges)
+        devices = [self._present(name, settings, run, costs) for name in names]
+        steps = max(steps_of(settings, there[n].num_examples, command.round).count for n in names)
+        before = Remembered(run.memory, recorded_for(self._recorded, command.round))
+        load = costs.workload(steps)
+        state = state_of(settings, command.round, load, devices, costs.edges, before)
+        return state, bool(costs.seen)
 
-def _state(command: PlanRound, coordinator: Coordinator) -> State:
-    settings, layers = coordinator.settings, coordinator.num_layers
-    assert layers is not None, "a round is planned for a model"
-    devices = []
-    for name in command.devices:
-        cuts = tuple(Cut(*way) for way in ways_of(settings, name, layers))
-        chosen = coordinator.state.choices.get(name)
-        entry = settings.device(name)
+    def _present(self, name: str, settings: RunSettings, run: RunState, costs: Costs) -> Present:
+        """A device as it is now."""
+        chosen, entry = run.choices.get(name), settings.device(name)
         at = (entry.cut_layer, entry.tail_layers) if chosen is None else chosen.at
-        cost = DeviceCost(UNKNOWN, LinkCost(1.0, 1.0))
-        devices.append(DeviceState(name, coordinator.devices[name].edge, cost, cuts, at))
-    edges = sorted({one.edge for one in devices})
-    return State(
-        command.round,
-        Workload(layers, 1, 1, u_shaped=settings.run.topology == "u_shaped"),
-        tuple(devices),
-        tuple(EdgeState(name, EdgeCost(UNKNOWN)) for name in edges),
-        Aims(select=settings.planner.select),
-        settings.run.seed,
-    )
+        took = run.open.stragglers.took.values()
+        tally, facts = run.tallies.get(name, NEVER), self._told.rounds.facts.get(name)
+        return Present(
+            name,
+            run.roster.devices[name].edge,
+            costs.devices[name],
+            at,
+            () if facts is None else facts.cuts,
+            None if facts is None else facts.memory,
+            tally.success,
+            tally.outcome(run.round, max(took, default=0.0)),
+        )
+
+    def _model_facts(self, settings: RunSettings, run: RunState) -> ModelFacts:
+        """Made once, when edges have said what the model is."""
+        if self._facts is None:
+            assert run.num_layers is not None, "a round is planned for a model"
+            self._facts = _facts(settings, self._model, self._adapter.manifest, run.num_layers)
+        return self._facts
+
+
+def _facts(
+    settings: RunSettings,
+    model: ModelFolder | None,
+    manifest: AdapterManifest | None,
+    num_layers: int,
+) -> ModelFacts:
+    """From the model's headers, or from what its adapter consists of."""
+    if model is not None and model.tensors and model.num_layers == num_layers:
+        return facts_from_headers(settings, model)
+    assert manifest is not None, "a round is planned for a model"
+    lora = [spec for spec in manifest.parameters if "lora_" in spec.name]
+    values = sum(prod(spec.shape) for spec in lora)
+    # A block's widest inputs are the MLP's; all others are as wide as the hidden states.
+    hidden = min((spec.fan_in for spec in lora if "lora_A" in spec.name), default=1)
+    return ModelFacts(num_layers, hidden, ADAPTER_VALUE_BYTES * values / num_layers)
+
+
+def _check(settings: RunSettings, decision: Decision, coordinator: Coordinator) -> None:
+    """Raises ValueError or ConfigError for what nobody could carry out."""
+    for name, choice in decision.devices.items():
+        if not 0.0 < choice.share <= 1.0:
+            raise ValueError(f"{name}: a share of {choice.share:g} of its link")
+        assign(settings, coordinator.base_of(name), name, decision.round, choice=choice)

@@ -16,6 +16,7 @@ from sfl.errors import SflError
 from sfl.node.causes import cause_of
 from sfl.node.files import Reserve
 from sfl.report.conclusion import RESERVE, write_conclusion
+from sfl.report.plans import PlanFile, complete_plans
 from sfl.report.projection import data_notes
 from sfl.report.records import RecordFile, complete_records, read_records
 from sfl.report.runs import CONCLUSION
@@ -47,8 +48,11 @@ class RunRecords:
             for name in CONCLUSION:
                 (folder / name).unlink(missing_ok=True)
             complete_records(self._lines, self.told.records)
+            complete_plans(folder, self.told.plans)
             self.told.records.clear()
+            self.told.plans.clear()
         self._file = RecordFile(self._lines)
+        self._plans = PlanFile(folder)
         self._kept = before.keep_adapters(folder, config.current.run.keep_round_adapters)
         last = RunStatus.last(folder / "status.json")
         self._sequence = 0 if last is None else last.sequence
@@ -69,6 +73,9 @@ class RunRecords:
                 written += 1
         finally:
             del records[:written]
+        while self.told.plans:
+            self._plans.append(self.told.plans[0])
+            del self.told.plans[0]
 
     def _warn_of_data(self, device: str, facts: DeviceFacts) -> None:
         max_length = self._config.current.model.max_length
@@ -125,6 +132,7 @@ class RunRecords:
             partial(self._write_status, state),
             self._summarise,
             self._file.close,
+            self._plans.close,
         ):
             try:
                 step()

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 
-from sfl.cost.work import Linear, ModelShape, PartShape
+from sfl.config import RunSettings
+from sfl.cost.work import Batch, Linear, ModelShape, PartShape
 from sfl.models.families.family import Layout, Task
 from sfl.models.folder import ModelFolder, TensorEntry, belongs_to_span, checkpoint_tensors
 from sfl.models.memory.footprint import attention_width
 from sfl.plan import Span
+from sfl.planners.outset import ModelFacts
 
 READS_INPUT = (
     "q_proj",
@@ -54,6 +56,18 @@ def model_shape(
         ),
         embedding_bytes=sum(entry.nbytes for entry in front.values()),
     )
+
+
+def facts_from_headers(settings: RunSettings, folder: ModelFolder) -> ModelFacts:
+    """What a planner needs of a run's model, for its longest batches."""
+    shape = model_shape(
+        folder,
+        settings.model.task,
+        num_labels=len(settings.model.labels),
+        target_modules=settings.lora.target_modules,
+    )
+    length = min(settings.model.max_length, folder.context_length)
+    return ModelFacts.of(shape, Batch(settings.training.batch_size, length), settings.lora.rank)
 
 
 def _entries(

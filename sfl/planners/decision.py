@@ -102,8 +102,8 @@ class Decision:
     why: Why = Why()
 
     def as_json(self) -> str:
-        """One line."""
-        return _adapter().dump_json(self).decode()
+        """One line, without what is as usual."""
+        return _adapter().dump_json(self, exclude_defaults=True).decode()
 
     @staticmethod
     def from_json(line: str | bytes) -> Decision:

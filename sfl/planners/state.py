@@ -140,8 +140,8 @@ class State:
         return replace(self, devices=tuple(_pinned(device) for device in self.devices))
 
     def as_json(self) -> str:
-        """One line."""
-        return _adapter().dump_json(self).decode()
+        """One line, without what is as usual: a large fleet has many cuts."""
+        return _adapter().dump_json(self, exclude_defaults=True).decode()
 
     @staticmethod
     def from_json(line: str | bytes) -> State:

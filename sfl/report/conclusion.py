@@ -17,6 +17,7 @@ from sfl.node.files import write_atomic
 from sfl.report.html import write_report
 from sfl.report.kept import KeptAdapters
 from sfl.report.killed import KilledRun, killed_run
+from sfl.report.plans import complete_plans
 from sfl.report.records import NodeRecord, Record, RoundRecord, complete_records, read_records
 from sfl.report.runs import stop_reason
 from sfl.report.status import RunStatus
@@ -100,6 +101,7 @@ def _conclude_from_journal(
     write_conclusion(folder, summary, told.records, config, told.rounds.steps)
     killed.status(folder.name, settings, last).write(folder / "status.json")
     complete_records(folder / "metrics.jsonl", told.records)
+    complete_plans(folder, told.plans)
 
 
 def _in_effect(folder: Path, config: RunConfig) -> RunConfig:

@@ -11,6 +11,7 @@ from sfl.config import RunSettings
 from sfl.data.example import DataNotes
 from sfl.metrics.snapshot import NodeSnapshot
 from sfl.metrics.timeline import spans_from_json, watched_step
+from sfl.planners.plans import Plan
 from sfl.report.records import NodeRecord, Record, RoundRecord, SampleScore
 from sfl.report.statistics import Statistics
 from sfl.report.step import StepTimeline, ordered, since
@@ -21,6 +22,7 @@ from sfl.rounds import (
     DeviceReady,
     Event,
     Fact,
+    Planned,
     Rehearse,
     Report,
     ReportReceived,
@@ -188,6 +190,10 @@ class RunProjection:
         self.statistics = Statistics()
         self.records: list[Record] = []
         """The lines of `metrics.jsonl`, in their order; a cloud takes out those it has written."""
+        self.plans: list[str] = []
+        """The lines of `plans.jsonl`; as for the records."""
+        self.planned: Plan | None = None
+        """The latest decision, without its state."""
         self.faults = Faults()
         self.message = ""
         """What the run waits for, in words, or why it ended."""
@@ -230,6 +236,12 @@ class RunProjection:
     @_take.register
     def _(self, event: Told, now: float) -> None:
         self.faults.add(event)
+
+    @_take.register
+    def _(self, event: Planned, now: float) -> None:
+        if event.line:
+            self.plans.append(event.line)
+            self.planned = Plan.from_json(event.line, with_state=False)
 
     @_take.register
     def _(self, event: Report, now: float) -> None:

@@ -98,8 +98,8 @@ class NodeRecord:
 Record = RoundRecord | NodeRecord
 
 
-class RecordFile:
-    """`metrics.jsonl`, appended to as the run goes; a context, or `close` it."""
+class LineFile:
+    """A file of lines, appended to as the run goes; a context, or `close` it."""
 
     def __init__(self, path: Path) -> None:
         self._folder = path.parent
@@ -108,12 +108,11 @@ class RecordFile:
             # Without a buffer nothing is left to be written when it is closed on a full disk.
             self._file = path.open("ab", buffering=0)
 
-    def append(self, record: Record) -> None:
+    def write(self, line: bytes) -> None:
         """Write one line, and hand it to the system before returning: all of it, or nothing.
 
         Raises DiskError.
         """
-        line = _line(record)
         with on_disk(self._folder):
             before = os.fstat(self._file.fileno()).st_size
             try:
@@ -139,6 +138,14 @@ class RecordFile:
         self.close()
 
 
+class RecordFile(LineFile):
+    """`metrics.jsonl`."""
+
+    def append(self, record: Record) -> None:
+        """Write a record's line. Raises DiskError."""
+        self.write(_line(record))
+
+
 def read_records(path: Path) -> list[Record]:
     """All records of a `metrics.jsonl`; a last line cut short by a crash is left out.
 
@@ -157,11 +164,16 @@ def read_records(path: Path) -> list[Record]:
 
 
 def complete_records(path: Path, records: Iterable[Record]) -> None:
-    """Have a `metrics.jsonl` tell all of these: what it lacks is added, also to a torn last line.
+    """Have a `metrics.jsonl` tell all of these. Raises DiskError."""
+    complete_lines(path, map(_line, records))
+
+
+def complete_lines(path: Path, lines: Iterable[bytes]) -> None:
+    """Have a file tell all of these: what it lacks is added, also to a torn last line.
 
     One that tells anything else is replaced. Raises DiskError.
     """
-    whole = b"".join(map(_line, records))
+    whole = b"".join(lines)
     with on_disk(path.parent):
         told = path.read_bytes() if path.exists() else b""
         if whole.startswith(told):

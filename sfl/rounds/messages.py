@@ -8,7 +8,7 @@ from typing import Literal
 
 from sfl.config import Extent
 from sfl.plan import Holder
-from sfl.planners.decision import Choice
+from sfl.planners.decision import Choice, Memory
 from sfl.rounds.values import BEGINNING, DeviceFacts, Point, RoundReport, Steps
 
 Cause = Literal["link", "silence", "offence", "adapter", "left"]
@@ -174,12 +174,18 @@ class AdapterReady:
 class Planned:
     """What a planner has decided for a round; devices that are not named keep what they had.
 
-    `order` names them as their edges best serve them.
+    `order` names them as their edges best serve them. `memory` is what the planner is told the next
+    time. `line` is the decision with all that it was taken from, as JSON (`sfl.planners.plans`).
+    `unfit` says of devices why they cannot take part, and `fault` what went wrong with the planner.
     """
 
     round: int
     choices: Mapping[str, Choice]
     order: tuple[str, ...] = ()
+    memory: Memory = field(default_factory=dict)
+    line: str = ""
+    unfit: Mapping[str, str] = field(default_factory=dict)
+    fault: str = ""
 
 
 @dataclass(frozen=True, slots=True)

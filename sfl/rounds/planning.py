@@ -7,11 +7,15 @@ from collections.abc import Sequence
 from sfl.rounds.asynchronous import open_first
 from sfl.rounds.beginning import order, parts_of
 from sfl.rounds.changed import changed
-from sfl.rounds.messages import Planned, PlanRound
+from sfl.rounds.messages import Fault, Planned, PlanRound
 from sfl.rounds.open_round import OpenRound
 from sfl.rounds.state import Phase, RunState
 from sfl.rounds.stragglers import Stragglers
+from sfl.rounds.tally import begun
 from sfl.rounds.turn import Turn
+
+PLANNER = "cloud"
+"""The node whose fault it is if a planner fails: no device has this name."""
 
 
 def plan_or_start(turn: Turn, ready: Sequence[str]) -> None:
@@ -39,11 +43,21 @@ def planned(turn: Turn, event: Planned) -> None:
     state = turn.state
     if state.phase is not Phase.WAITING or event.round != state.round + 1:
         return
+    _tell(turn, event)
     choices = state.choices
     for name, choice in event.choices.items():
         choices = choices.put(name, choice)
-    turn.state = changed(state, choices=choices, order=event.order)
+    turn.state = changed(state, choices=choices, order=event.order, memory=event.memory)
     start(turn, [name for name in state.roster.ready if name not in state.buffer.unawaited])
+
+
+def _tell(turn: Turn, event: Planned) -> None:
+    """What went wrong with the planner, and who can no longer take part."""
+    if event.fault:
+        turn.do(Fault(event.round, PLANNER, event.fault))
+    for name, reason in event.unfit.items():
+        if _takes_part(turn.state, name):
+            turn.do(Fault(event.round, name, reason))
 
 
 def start(turn: Turn, ready: Sequence[str]) -> None:
@@ -65,6 +79,8 @@ def start(turn: Turn, ready: Sequence[str]) -> None:
         grace_ends=None,
         open=OpenRound(parts, Stragglers.begin(state.now, network), chosen=chosen),
     )
+    if turn.settings.planner.policy != "off" and not final:
+        turn.state = changed(turn.state, tallies=begun(turn.state.tallies, taking, round_))
     if turn.settings.is_asynchronous and not final:
         open_first(turn, parts)
     order(turn, round_, parts)

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field, fields
 from enum import StrEnum
 
 from sfl.config import RunSettings
-from sfl.planners.decision import Choice
+from sfl.planners.decision import Choice, Memory
 from sfl.rounds.agreement import Agreement
 from sfl.rounds.buffer import Buffer
 from sfl.rounds.messages import TextForm
@@ -15,6 +15,7 @@ from sfl.rounds.ordered import Ordered
 from sfl.rounds.rehearsal import Rehearsal
 from sfl.rounds.roster import Roster
 from sfl.rounds.strikes import Strikes
+from sfl.rounds.tally import Tally
 from sfl.rounds.values import EdgeBase, Point
 
 
@@ -93,6 +94,10 @@ class RunState:
     """What a planner has last chosen for each device."""
     order: tuple[str, ...] = ()
     """As edges best serve devices, by the last decision."""
+    memory: Memory = field(default_factory=dict)
+    """What the planner is told the next time."""
+    tallies: Ordered[str, Tally] = field(default_factory=Ordered)
+    """How devices did in their rounds; empty where no planner asks."""
     adapter_ref: str = ""
     """The latest global adapter, and what the strategy remembers beside it: names of what is on
     disk, in the run's folder. Empty while there is none."""

@@ -9,6 +9,7 @@ from sfl.rounds.messages import AdapterReady, Aggregate, UpdateReceived, Updates
 from sfl.rounds.open_round import OpenRound, Progress
 from sfl.rounds.ordered import Ordered
 from sfl.rounds.state import Phase, RunState
+from sfl.rounds.tally import finished
 from sfl.rounds.turn import Turn
 
 
@@ -55,6 +56,9 @@ def _put(turn: Turn, device: str, after: Progress) -> None:
     if after.done and after.steps.count:
         point = state.point_of(device, state.round, after.steps.count)
         turn.state = changed(turn.state, reached=state.reached.put(device, point))
+        if device in state.tallies:  # where a planner asks
+            took = turn.state.open.stragglers.took[device]
+            turn.state = changed(turn.state, tallies=finished(state.tallies, device, took))
 
 
 def updates_refused(turn: Turn, event: UpdatesRefused) -> bool:

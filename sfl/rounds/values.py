@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from sfl.config import Extent, RunSettings
 from sfl.config.codec import RoleCodecs
 from sfl.plan import Plan
+from sfl.planners.state import Cut
 
 
 @dataclass(frozen=True, slots=True)
@@ -158,6 +159,10 @@ class DeviceFacts:
     snapshot: str = ""
     points: tuple[Point, ...] = ()
     """What it has snapshots of, in this run."""
+    cuts: tuple[Cut, ...] = ()
+    """Those it may have, with the memory that it foretells for each; where a planner asks."""
+    memory: int | None = None
+    """Its budget in bytes; None without one."""
     signature: Signature | None = None
 
 

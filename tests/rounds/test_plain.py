@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+from collections.abc import Mapping
 from typing import Any, get_args
 
 import pytest
@@ -56,6 +57,13 @@ def agreed(num_peers: int, said: list[tuple[str, Any]]) -> Agreement[Any]:
     return agreement
 
 
+def plain_dict(kind: type[Mapping[Any, Any]]) -> st.SearchStrategy[dict[Any, Any]]:
+    """Of the mappings that there are, the one that events have."""
+    key, value = get_args(kind)
+    return st.dictionaries(st.from_type(key), st.from_type(value), max_size=3)
+
+
+st.register_type_strategy(Mapping, plain_dict)
 st.register_type_strategy(Ordered, ordered)
 st.register_type_strategy(Agreement, agreement)
 NUMBERS = st.dictionaries(st.text(), st.floats())
@@ -63,7 +71,10 @@ TEXTS = st.dictionaries(st.text(), st.text())
 st.register_type_strategy(UpdatesRefused, st.builds(UpdatesRefused, st.integers(), TEXTS))
 st.register_type_strategy(AdapterReady, st.builds(AdapterReady, st.integers(), norms=NUMBERS))
 CHOICES = st.dictionaries(st.text(), st.from_type(Choice))
-PLANNED = st.builds(Planned, st.integers(), CHOICES, st.lists(st.text()).map(tuple))
+REMEMBERED = st.dictionaries(st.text(), NUMBERS, max_size=2)
+PLANNED = st.builds(
+    Planned, st.integers(), CHOICES, st.lists(st.text()).map(tuple), REMEMBERED, unfit=TEXTS
+)
 st.register_type_strategy(Planned, PLANNED)
 TIMES = st.dictionaries(st.integers(), st.floats())
 st.register_type_strategy(Settle, st.builds(Settle, st.integers(), TIMES, TEXTS))

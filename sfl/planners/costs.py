@@ -1,0 +1,116 @@
+"""What the nodes of a run cost: as measured, or like the others, or as good as can be guessed."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
+from typing import Protocol, TypeVar
+
+from sfl.config import RunSettings
+from sfl.cost.values import DeviceCost, EdgeCost, Workload
+from sfl.cost.work import MOMENTS
+from sfl.planners.outset import (
+    FLOPS,
+    ModelFacts,
+    adapter_bytes,
+    guessed_device,
+    guessed_edge,
+    stated_link,
+    workload,
+)
+
+Cost = TypeVar("Cost", DeviceCost, EdgeCost)
+
+
+class Seen(Protocol):
+    """What a run has shown; None of what it has not."""
+
+    def device_cost(self, name: str) -> DeviceCost | None:
+        """A device's costs."""
+
+    def edge_cost(self, name: str) -> EdgeCost | None:
+        """An edge's costs."""
+
+    def step_tokens(self) -> float | None:
+        """Real tokens of a step, the mean over devices."""
+
+
+class NothingSeen:
+    """A run that has shown nothing yet."""
+
+    def device_cost(self, name: str) -> DeviceCost | None:
+        """Nothing."""
+        return None
+
+    def edge_cost(self, name: str) -> EdgeCost | None:
+        """Nothing."""
+        return None
+
+    def step_tokens(self) -> float | None:
+        """Nothing."""
+        return None
+
+
+@dataclass(frozen=True, slots=True)
+class Speeds:
+    """Operations a second of nodes that have shown nothing."""
+
+    device: float = FLOPS
+    edge: float = FLOPS
+
+
+@dataclass(frozen=True)
+class Costs:
+    """Of these devices and edges; `seen` are those that were measured, by name."""
+
+    settings: RunSettings
+    facts: ModelFacts
+    devices: dict[str, DeviceCost]
+    edges: dict[str, EdgeCost]
+    seen: frozenset[str]
+    tokens: float | None = None
+
+    @staticmethod
+    def of(
+        settings: RunSettings,
+        facts: ModelFacts,
+        shown: Seen,
+        devices: Iterable[str],
+        edges: Iterable[str],
+        speeds: Speeds | None = None,
+    ) -> Costs:
+        """What was measured, else what the median of the others has, else a guess."""
+        own, far = list(devices), list(edges)
+        measured = {name: cost for name in own if (cost := shown.device_cost(name)) is not None}
+        at_edges = {name: cost for name in far if (cost := shown.edge_cost(name)) is not None}
+        known = speeds or Speeds()
+        found = {}
+        for name in own:
+            cost = measured.get(name) or _like(measured, settings, name)
+            cost = cost or guessed_device(facts, settings, name, known.device)
+            lora = adapter_bytes(facts, settings, name)
+            found[name] = replace(cost, lora_bytes=lora, moment_bytes=MOMENTS * lora)
+        other = _median(at_edges.values()) or guessed_edge(facts, known.edge)
+        served = {name: at_edges.get(name, other) for name in far}
+        seen = frozenset(measured) if at_edges else frozenset()
+        return Costs(settings, facts, found, served, seen, shown.step_tokens())
+
+    def workload(self, steps: int) -> Workload:
+        """A round of so many steps."""
+        return workload(self.facts, self.settings, steps, self.tokens)
+
+
+def _like(measured: dict[str, DeviceCost], settings: RunSettings, name: str) -> DeviceCost | None:
+    """A device of which nothing is known, with its own limits of the link."""
+    usual = _median(measured.values())
+    if usual is None:
+        return None
+    own = settings.device(name).link
+    shaped = own.up_mbit or own.down_mbit or own.delay_ms
+    return replace(usual, link=stated_link(settings, name)) if shaped else usual
+
+
+def _median(costs: Iterable[Cost]) -> Cost | None:
+    """The one whose blocks take neither longest nor least."""
+    ranked = sorted(costs, key=lambda cost: cost.node.block.both)
+    return ranked[len(ranked) // 2] if ranked else None

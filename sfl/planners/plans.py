@@ -1,0 +1,53 @@
+"""`plans.jsonl`: a line for each decision, with the state that it was taken from.
+
+A line is a `Decision` with two more keys: `advice`, whether it was only said, and `state`. So any
+decision can be taken again: `PLANNERS[decision.policy].decide(state)` gives it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+
+from pydantic_core import from_json, to_json
+
+from sfl.planners.decision import Choice, Decision
+from sfl.planners.state import State
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """One line. `state` is None where the line has none."""
+
+    decision: Decision
+    advice: bool = False
+    state: State | None = None
+
+    def as_json(self) -> str:
+        """The line."""
+        rest = "" if self.state is None else f',"state":{self.state.as_json()}'
+        return f'{self.decision.as_json()[:-1]},"advice":{str(self.advice).lower()}{rest}}}'
+
+    @staticmethod
+    def from_json(line: str | bytes, *, with_state: bool = True) -> Plan:
+        """The same back, or without its state, which takes longest. Raises ValueError."""
+        values = from_json(line)
+        if not isinstance(values, dict):
+            raise ValueError("a decision is a JSON object")
+        told = values.pop("state", None) if with_state else None
+        state = None if told is None else State.from_json(to_json(told))
+        return Plan(Decision.from_json(line), values.get("advice") is True, state)
+
+    def __str__(self) -> str:
+        """One line of a log."""
+        what = "would be" if self.advice else "is"
+        return f"round {self.decision.round} {what} planned: {self.decision.why}"
+
+
+def recorded_for(plans: Iterable[Plan], round_: int) -> Mapping[str, Choice]:
+    """What was chosen for each device for a round, or last before it."""
+    chosen: dict[str, Choice] = {}
+    for plan in plans:
+        if plan.decision.round <= round_:
+            chosen |= plan.decision.devices
+    return chosen

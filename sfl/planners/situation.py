@@ -1,0 +1,136 @@
+"""The state of a run as a planner takes it: settings, who is there, and what all of it costs."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+
+from sfl.config import RunSettings
+from sfl.config.planner import ADVICE
+from sfl.config.ranges import cuts_of, ways_of
+from sfl.cost.values import DeviceCost, EdgeCost, Workload
+from sfl.planners.decision import Choice, Decision, Memory
+from sfl.planners.planner import Planner
+from sfl.planners.state import Aims, Cut, DeviceState, EdgeState, Outcome, State
+
+GUESSED = "nothing is measured yet, so that the seconds are a guess"
+STAYS = "cuts stay until something is"
+
+
+@dataclass(frozen=True, slots=True)
+class Present:
+    """A device that is there. `told` are its cuts with their memory, as it has foretold it itself;
+    () where it has not. `memory` is its budget in bytes. `measured`: its costs are no guess."""
+
+    name: str
+    edge: str
+    cost: DeviceCost
+    at: tuple[int, int]
+    told: tuple[Cut, ...] = ()
+    memory: int | None = None
+    success: float = 1.0
+    outcome: Outcome | None = None
+    measured: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Remembered:
+    """What comes from before: the planner's memory, and the choices of another run."""
+
+    memory: Memory
+    recorded: Mapping[str, Choice]
+
+
+def state_of(
+    settings: RunSettings,
+    round_: int,
+    workload: Workload,
+    devices: Sequence[Present],
+    edges: Mapping[str, EdgeCost],
+    before: Remembered,
+) -> State:
+    """All that a decision on this round depends on; `edges` are those of the devices."""
+    found = tuple(
+        DeviceState(
+            own.name,
+            own.edge,
+            own.cost,
+            legal(settings, own.name, workload.num_layers, own.told),
+            own.at,
+            own.memory,
+            own.success,
+            own.outcome,
+        )
+        for own in devices
+    )
+    return State(
+        round_,
+        workload,
+        found,
+        tuple(EdgeState(name, edges[name]) for name in sorted({own.edge for own in devices})),
+        aims_of(settings),
+        settings.run.seed,
+        before.memory,
+        before.recorded,
+    )
+
+
+def legal(
+    settings: RunSettings, device: str, num_layers: int, told: Sequence[Cut] = ()
+) -> tuple[Cut, ...]:
+    """The cuts that the settings allow, of those that the device has `told`, with their memory."""
+    advises = settings.planner.policy == ADVICE
+    ways = (ways_of if advises else cuts_of)(settings, device, num_layers)
+    if not told:
+        return tuple(Cut(*way) for way in ways)
+    known = {cut.at: cut for cut in told}
+    return tuple(known[way] for way in ways if way in known)
+
+
+def aims_of(settings: RunSettings) -> Aims:
+    """What `[planner]` wants."""
+    own = settings.planner
+    return Aims(
+        hysteresis=own.hysteresis,
+        every_rounds=own.every_rounds,
+        slow_rounds=own.slow_rounds,
+        weight=own.weight,
+        energy=own.energy_budget,
+        delay_value=own.delay_value,
+        select=own.select,
+        newcomers=own.newcomers,
+        deadline=own.deadline,
+        keep=own.keep,
+        keep_bits=own.keep_bits,
+    )
+
+
+def decide(planner: Planner, state: State, measured: bool) -> tuple[Decision, State]:
+    """The decision, and the state that it was taken from. Raises ValueError for an illegal one.
+
+    Where nothing was `measured`, a planner that moves cuts for a gain knows of none: then only
+    those devices get another cut whose present one is not legal.
+    """
+    if measured:
+        return planner.decide(state), state
+    weighs = planner.alone is not None or planner.together is not None
+    known = state.staying() if weighs else state
+    decision = planner.decide(known)
+    said = (decision.why.note, GUESSED, STAYS if weighs else "")
+    note = "; ".join(part for part in said if part)
+    return replace(decision, why=replace(decision.why, note=note)), known
+
+
+def unfit(state: State) -> dict[str, str]:
+    """Devices that no cut fits, and why."""
+    return {device.name: _misfit(device) for device in state.devices if not device.legal}
+
+
+def _misfit(device: DeviceState) -> str:
+    if not device.cuts:
+        return "takes no part: it has no cut of its range"
+    least, room = min(cut.memory for cut in device.cuts), device.memory or 0
+    return (
+        f"takes no part: the least of its cuts takes {least / 1e6:,.0f} MB, and device.memory is "
+        f"{room / 1e6:,.0f} MB"
+    )
