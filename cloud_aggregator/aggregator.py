@@ -58,9 +58,11 @@ from sfl.report.conclusion import (
     what_stays,
 )
 from sfl.report.journal import open_journal
+from sfl.report.observing import Observing
 from sfl.report.runs import forget_stop, stop_reason, was_stopped
 from sfl.report.standing import waits_of
 from sfl.rounds import CloudRestarted, Coordinator, FinishRun, Phase, RunEnded, Tick
+from sfl.rounds.journal import Entry
 from sfl.transport.cloud.service import CloudService
 from sfl.transport.group import watched
 from sfl.transport.security.credentials import bind, new_server
@@ -114,8 +116,9 @@ class CloudAggregator:
             self.config, folder, self.adapter, stats, remembered, self.mirror
         )
         self.records = records = RunRecords(self.config, folder, before)
+        observing = before.observing
         self.coordinator = coordinator = Coordinator(
-            config.settings, journal=self.journal, hear=records.hear, state=state
+            config.settings, journal=self.journal, hear=_hears(records, observing), state=state
         )
         self.service = CloudService(stats)
         edges, models = EdgeNames(config.edges), ModelsSaid(config, chosen=begun)
@@ -131,7 +134,7 @@ class CloudAggregator:
             edges=edges,
         )
         now = RunClock(clock, begins_at=state.now)
-        planning = Planning(self.config, records.told, self.adapter, models.own)
+        planning = Planning(self.config, records.told, self.adapter, models.own, observing)
         self.driver = Driver(
             coordinator, effects, self.averaging, planning, records, stats, self._traces, now
         )
@@ -313,6 +316,18 @@ class CloudAggregator:
         for problem in problems:
             log.error("%s", problem)
         return problems[0] if problems else None
+
+
+def _hears(records: RunRecords, observing: Observing | None) -> Callable[[Entry], object]:
+    """Who takes what the journal has."""
+    if observing is None:
+        return records.hear
+
+    def hear(entry: Entry) -> None:
+        records.hear(entry)
+        observing.take(entry)
+
+    return hear
 
 
 def _step_traces(config: RunConfig, run_id: str) -> StepTraces | None:

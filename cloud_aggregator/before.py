@@ -7,7 +7,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from sfl.config import RunConfig
+from sfl.config.planner import OFF
 from sfl.report.kept import KeptAdapters, KeptRounds
+from sfl.report.observing import Observing
 from sfl.report.projection import RunProjection
 from sfl.rounds import AdapterReady, RunState, Settle, TextForm
 from sfl.rounds.journal import Journal
@@ -25,6 +27,8 @@ class Before:
     told: RunProjection
     kept: KeptRounds
     settled: tuple[Settle, ...]
+    observing: Observing | None
+    """What nodes have shown of their costs, where a planner asks."""
     digests: Mapping[str, str]
     """Of the files that rounds left, by name."""
     goes_on: bool
@@ -38,6 +42,7 @@ class Before:
     def of(cls, journal: Journal, config: RunConfig) -> Before:
         """Raises DiskError."""
         told, kept = RunProjection(), _kept_rounds(config)
+        observing = None if config.planner.policy == OFF else Observing()
         settled: list[Settle] = []
         digests: dict[str, str] = {}
         goes_on = False
@@ -45,6 +50,8 @@ class Before:
             goes_on = True
             told.take(entry)
             kept.take(entry.event, told)
+            if observing is not None:
+                observing.take(entry)
             if isinstance(entry.event, Settle):
                 settled.append(entry.event)
             elif isinstance(entry.event, AdapterReady):
@@ -52,7 +59,7 @@ class Before:
         if goes_on:
             told.go_on()  # before anything is written of an end that was none
         state = journal.latest().state(config.settings)
-        return cls(state, told, kept, tuple(settled), digests, goes_on)
+        return cls(state, told, kept, tuple(settled), observing, digests, goes_on)
 
     def keep_adapters(self, folder: Path, every_round: bool) -> KeptAdapters:
         """Finish what the cloud was stopped amid. Raises DiskError."""

@@ -15,6 +15,7 @@ from cloud_aggregator.models_said import ModelsSaid
 from cloud_aggregator.records import RunRecords
 from cloud_aggregator.text_form import text_form, unlike, with_text_form
 from sfl.config import RunSettings
+from sfl.config.planner import OFF
 from sfl.errors import ProtocolError, SflError
 from sfl.metrics.snapshot import NodeSnapshot
 from sfl.metrics.stats import NodeStats
@@ -101,6 +102,8 @@ class EdgeHost:
                 rank=entry.rank,
                 codec=entry.codec,
                 link=entry.link,
+                cut_range=entry.cut_range,
+                tail_range=entry.tail_range,
             )
             for entry in settings.devices
         )
@@ -255,6 +258,7 @@ class EdgeHost:
         """A device tells how its round, or its rehearsal, went."""
         if report.rehearsal:
             bits = NodeSnapshot.from_json(report.snapshot).value_bits
-            self._driver.happened(Rehearsed(report.device, report.rehearsal, bits))
+            told = report if self._config.current.planner.policy != OFF else None
+            self._driver.happened(Rehearsed(report.device, report.rehearsal, bits, told))
             return
         self._driver.happened(ReportReceived(report.device, report.round, report))

@@ -8,6 +8,7 @@ from math import prod
 from cloud_aggregator.averaging import GlobalAdapter
 from cloud_aggregator.effective import EffectiveConfig
 from sfl.adapters.manifest import AdapterManifest
+from sfl.codec.spec import read_calls
 from sfl.config import RunSettings
 from sfl.config.planner import ADVICE
 from sfl.cost.work import ADAPTER_VALUE_BYTES
@@ -15,11 +16,18 @@ from sfl.errors import SflError
 from sfl.models.folder import ModelFolder
 from sfl.models.shape import facts_from_headers
 from sfl.node.text import plain
-from sfl.planners import PLANNERS, Decision, State
+from sfl.planners import Decision, State
 from sfl.planners.costs import Costs, NothingSeen, Seen
 from sfl.planners.outset import ModelFacts
 from sfl.planners.plans import Plan, recorded_for
-from sfl.planners.situation import Present, Remembered, decide, state_of, unfit
+from sfl.planners.situation import (
+    Present,
+    Remembered,
+    decide,
+    planner_of,
+    state_of,
+    unfit,
+)
 from sfl.report.plans import recorded_plans
 from sfl.report.projection import RunProjection
 from sfl.rounds import Coordinator, Planned, PlanRound, RunState
@@ -39,15 +47,18 @@ class Planning:
         told: RunProjection,
         adapter: GlobalAdapter,
         model: ModelFolder | None,
+        seen: Seen | None,
     ) -> None:
-        """`model` is the run's, where this machine has it. Raises ConfigError."""
+        """`model` is the run's, where this machine has it; `seen` what nodes have shown of their
+        costs. Raises ConfigError for what no decision could be made of."""
         self._config = config
         self._told = told
         self._adapter = adapter
         self._model = model
         own = config.current.planner
         self._recorded = recorded_plans(own.policy, own.plans)
-        self._seen: Seen = NothingSeen()
+        self._planner = planner_of(own.policy)
+        self._seen: Seen = NothingSeen() if seen is None else seen
         self._facts: ModelFacts | None = None
 
     def decide(self, command: PlanRound, coordinator: Coordinator) -> Planned:
@@ -69,8 +80,8 @@ class Planning:
     def _decide(self, command: PlanRound, coordinator: Coordinator) -> Planned:
         settings = self._config.current.settings
         advises = settings.planner.policy == ADVICE
-        planner = PLANNERS["fleet" if advises else settings.planner.policy]
-        decision, state = decide(planner, *self._state(command, coordinator))
+        assert self._planner is not None, "nobody asks where there is none"
+        decision, state = decide(self._planner, *self._state(command, coordinator))
         plan = Plan(decision, advises, state)
         log.info("%s", plan)
         if advises:
@@ -146,4 +157,7 @@ def _check(settings: RunSettings, decision: Decision, coordinator: Coordinator) 
     for name, choice in decision.devices.items():
         if not 0.0 < choice.share <= 1.0:
             raise ValueError(f"{name}: a share of {choice.share:g} of its link")
+        for spec in (choice.activation, choice.gradient):
+            if spec is not None:
+                read_calls(spec)
         assign(settings, coordinator.base_of(name), name, decision.round, choice=choice)

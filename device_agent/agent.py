@@ -23,6 +23,7 @@ from sfl.metrics.prometheus import NodeCollector, serve_as_set
 from sfl.metrics.stats import NodeStats
 from sfl.metrics.waits import OpenWait
 from sfl.models.folder import ModelFolder, open_model
+from sfl.models.memory.cuts import told_cuts
 from sfl.models.memory.device_budget import device_load, fit_device
 from sfl.models.modeling import import_modeling
 from sfl.node.board import board_root
@@ -156,7 +157,7 @@ class DeviceAgent:
         loaded = self._loaded = self._as_loaded(link, joined)
         trainer = self._trainer(loaded, link)
         link.expect(trainer.stage.shapes_of, trainer.stage.front.model.hidden_size)
-        link.ready(loaded.dataset)
+        link.ready(loaded.dataset, loaded.cuts, self.config.memory)
         try:
             self._run_rounds(link, trainer)
         finally:
@@ -249,7 +250,8 @@ class DeviceAgent:
             )
         stage = DeviceStage(name, own, folder, settings, form, thrift)
         log.info("%.0f MB with the model", memory_use().resident / 1e6)
-        return Loaded(joined, stage, dataset, tokenizer.pad_id)
+        cuts = told_cuts(folder, settings, name, load, base, thrift)
+        return Loaded(joined, stage, dataset, tokenizer.pad_id, cuts)
 
     def _folder(self, link: DeviceLink, silence: float) -> ModelFolder:
         """The model's files: from this device's disk, or the span's own from the edge."""

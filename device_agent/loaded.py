@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from sfl.config import CodecSettings, DataSettings, RunSettings
 from sfl.config.codec import CodecChange
 from sfl.data import Dataset
+from sfl.planners import Cut
 from sfl.stage.device import DeviceStage
 from sfl.transport.device.link import Joined
 
@@ -20,6 +21,8 @@ class Loaded:
     stage: DeviceStage
     dataset: Dataset
     pad_id: int
+    cuts: tuple[Cut, ...] = ()
+    """That it may have, with the memory that each would take."""
 
     def fits(self, joined: Joined) -> bool:
         """Whether this is what an edge asks for that has taken the device in again."""

@@ -82,7 +82,7 @@ class Costs:
         """What was measured, else what the median of the others has, else a guess."""
         own, far = list(devices), list(edges)
         measured = {name: cost for name in own if (cost := shown.device_cost(name)) is not None}
-        at_edges = {name: cost for name in far if (cost := shown.edge_cost(name)) is not None}
+        at_edges = {name: edge for name in far if (edge := shown.edge_cost(name)) is not None}
         known = speeds or Speeds()
         found = {}
         for name in own:
@@ -90,7 +90,8 @@ class Costs:
             cost = cost or guessed_device(facts, settings, name, known.device)
             lora = adapter_bytes(facts, settings, name)
             found[name] = replace(cost, lora_bytes=lora, moment_bytes=MOMENTS * lora)
-        other = _median(at_edges.values()) or guessed_edge(facts, known.edge)
+        other = _median(at_edges.values())
+        other = guessed_edge(facts, known.edge) if other is None else other
         served = {name: at_edges.get(name, other) for name in far}
         seen = frozenset(measured) if at_edges else frozenset()
         return Costs(settings, facts, found, served, seen, shown.step_tokens())

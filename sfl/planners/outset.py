@@ -10,7 +10,16 @@ from dataclasses import dataclass
 
 from sfl.config import RunSettings
 from sfl.config.codec import AUTO_CODECS
-from sfl.cost.values import DeviceCost, EdgeCost, LinkCost, NodeCost, PassCost, ValueBits, Workload
+from sfl.cost.values import (
+    FREE,
+    DeviceCost,
+    EdgeCost,
+    LinkCost,
+    NodeCost,
+    PassCost,
+    ValueBits,
+    Workload,
+)
 from sfl.cost.work import MOMENTS, Batch, Flops, ModelShape, work
 
 FLOPS = 20e9
@@ -29,6 +38,7 @@ BITS: dict[str, tuple[float, float]] = {
 }
 """Of an activation and of a gradient, as measured (docs/figures/compression.md)."""
 OTHER_BITS = (4.0, 4.0)
+UNKNOWN_BLOCK = PassCost(FLOPS / 1000, FLOPS / 1000)
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,8 +52,8 @@ class ModelFacts:
     num_layers: int
     hidden_size: int
     lora_bytes: float = 0.0
-    block: PassCost = PassCost(FLOPS / 1000, FLOPS / 1000)
-    head: PassCost = PassCost()
+    block: PassCost = UNKNOWN_BLOCK
+    head: PassCost = FREE
     weights: tuple[float, ...] = ()
 
     @staticmethod

@@ -6,9 +6,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from sfl.config import RunSettings
-from sfl.config.planner import ADVICE
+from sfl.config.planner import ADVICE, OFF
 from sfl.config.ranges import cuts_of, ways_of
 from sfl.cost.values import DeviceCost, EdgeCost, Workload
+from sfl.planners import PLANNERS
 from sfl.planners.decision import Choice, Decision, Memory
 from sfl.planners.planner import Planner
 from sfl.planners.state import Aims, Cut, DeviceState, EdgeState, Outcome, State
@@ -103,6 +104,12 @@ def aims_of(settings: RunSettings) -> Aims:
         keep=own.keep,
         keep_bits=own.keep_bits,
     )
+
+
+def planner_of(policy: str) -> Planner | None:
+    """Who decides, with that policy; None where nobody does. Raises ConfigError for a plug-in that
+    cannot be had."""
+    return None if policy == OFF else PLANNERS["fleet" if policy == ADVICE else policy]
 
 
 def decide(planner: Planner, state: State, measured: bool) -> tuple[Decision, State]:

@@ -142,12 +142,14 @@ class DeviceMoved:
 class Rehearsed:
     """A device has timed steps: seconds a step, for each number of micro-batches.
 
-    `value_bits` is what it expects an activation to take a value with the codec it tried.
+    `value_bits` is what it expects an activation to take a value with the codec it tried. `report`
+    is all that it said, where a planner looks at it.
     """
 
     device: str
     seconds: tuple[float, ...]
     value_bits: float | None = None
+    report: RoundReport | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -28,7 +28,7 @@ class Tally:
 
     def outcome(self, round_: int, longest: float) -> Outcome | None:
         """What became of it in a round; one that failed took as long as the `longest`."""
-        if self.last != round_:
+        if not round_ or self.last != round_:
             return None
         return Outcome(self.seconds is not None, longest if self.seconds is None else self.seconds)
 

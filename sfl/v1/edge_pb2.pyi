@@ -51,7 +51,7 @@ class Point(_message.Message):
     def __init__(self, round: _Optional[int] = ..., step: _Optional[int] = ..., lineage: _Optional[int] = ...) -> None: ...
 
 class DeviceReady(_message.Message):
-    __slots__ = ("num_examples", "num_eval_examples", "num_truncated", "num_dropped", "snapshot", "example_kind", "num_repeated", "num_tokens", "num_tokens_kept", "layout", "chat_template", "points", "signature")
+    __slots__ = ("num_examples", "num_eval_examples", "num_truncated", "num_dropped", "snapshot", "example_kind", "num_repeated", "num_tokens", "num_tokens_kept", "layout", "chat_template", "points", "cuts", "memory", "signature")
     NUM_EXAMPLES_FIELD_NUMBER: _ClassVar[int]
     NUM_EVAL_EXAMPLES_FIELD_NUMBER: _ClassVar[int]
     NUM_TRUNCATED_FIELD_NUMBER: _ClassVar[int]
@@ -64,6 +64,8 @@ class DeviceReady(_message.Message):
     LAYOUT_FIELD_NUMBER: _ClassVar[int]
     CHAT_TEMPLATE_FIELD_NUMBER: _ClassVar[int]
     POINTS_FIELD_NUMBER: _ClassVar[int]
+    CUTS_FIELD_NUMBER: _ClassVar[int]
+    MEMORY_FIELD_NUMBER: _ClassVar[int]
     SIGNATURE_FIELD_NUMBER: _ClassVar[int]
     num_examples: int
     num_eval_examples: int
@@ -77,8 +79,20 @@ class DeviceReady(_message.Message):
     layout: str
     chat_template: str
     points: _containers.RepeatedCompositeFieldContainer[Point]
+    cuts: _containers.RepeatedCompositeFieldContainer[LegalCut]
+    memory: int
     signature: _tensor_pb2.Signature
-    def __init__(self, num_examples: _Optional[int] = ..., num_eval_examples: _Optional[int] = ..., num_truncated: _Optional[int] = ..., num_dropped: _Optional[int] = ..., snapshot: _Optional[str] = ..., example_kind: _Optional[str] = ..., num_repeated: _Optional[int] = ..., num_tokens: _Optional[int] = ..., num_tokens_kept: _Optional[int] = ..., layout: _Optional[str] = ..., chat_template: _Optional[str] = ..., points: _Optional[_Iterable[_Union[Point, _Mapping]]] = ..., signature: _Optional[_Union[_tensor_pb2.Signature, _Mapping]] = ...) -> None: ...
+    def __init__(self, num_examples: _Optional[int] = ..., num_eval_examples: _Optional[int] = ..., num_truncated: _Optional[int] = ..., num_dropped: _Optional[int] = ..., snapshot: _Optional[str] = ..., example_kind: _Optional[str] = ..., num_repeated: _Optional[int] = ..., num_tokens: _Optional[int] = ..., num_tokens_kept: _Optional[int] = ..., layout: _Optional[str] = ..., chat_template: _Optional[str] = ..., points: _Optional[_Iterable[_Union[Point, _Mapping]]] = ..., cuts: _Optional[_Iterable[_Union[LegalCut, _Mapping]]] = ..., memory: _Optional[int] = ..., signature: _Optional[_Union[_tensor_pb2.Signature, _Mapping]] = ...) -> None: ...
+
+class LegalCut(_message.Message):
+    __slots__ = ("cut_layer", "tail_layers", "memory")
+    CUT_LAYER_FIELD_NUMBER: _ClassVar[int]
+    TAIL_LAYERS_FIELD_NUMBER: _ClassVar[int]
+    MEMORY_FIELD_NUMBER: _ClassVar[int]
+    cut_layer: int
+    tail_layers: int
+    memory: int
+    def __init__(self, cut_layer: _Optional[int] = ..., tail_layers: _Optional[int] = ..., memory: _Optional[int] = ...) -> None: ...
 
 class Challenge(_message.Message):
     __slots__ = ("run_id", "edge", "nonce")

@@ -8,6 +8,7 @@ import pytest
 
 from sfl.config import RunSettings
 from sfl.planners.decision import Choice
+from sfl.planners.state import Outcome
 from sfl.rounds import (
     Aggregate,
     CloudRestarted,
@@ -17,6 +18,7 @@ from sfl.rounds import (
     DeviceLost,
     DeviceReady,
     EdgeReady,
+    Fault,
     FinishRun,
     Planned,
     PlanRound,
@@ -25,8 +27,9 @@ from sfl.rounds import (
     Tick,
 )
 from sfl.rounds.assignment import assignments
+from sfl.rounds.tally import Tally
 from sfl.rounds.values import EdgeBase
-from tests.house.lost import ROUNDS, close_round, deliver, join, settings
+from tests.house.lost import ROUNDS, begun, close_round, deliver, join, settings
 from tests.house.rebuilt import Rebuilt
 
 OUT = Choice(1, takes_part=False)
@@ -120,6 +123,56 @@ def test_an_answer_to_another_question_changes_nothing() -> None:
     assert coordinator.handle(Tick(), 0.5) == []
 
 
+def test_what_the_planner_remembers_outlives_its_cloud() -> None:
+    coordinator, _ = waiting()
+    memory = {"counts": {"d0": 2.5}}
+    coordinator.handle(Planned(1, {}, memory=memory), 0.0)
+    close_round(coordinator, ["d0", "d1", "d2"])
+    coordinator.handle(CloudRestarted(), 2.0)
+    assert coordinator.state.memory == memory
+
+
+def test_how_devices_did_is_counted_and_outlives_the_cloud() -> None:
+    coordinator, _ = waiting()
+    coordinator.handle(Planned(1, {"d2": OUT}), 0.0)
+    coordinator.handle(DeviceLost("d1", "went", "left"), 1.0)
+    deliver(coordinator, "d0")
+    close_round(coordinator, [])
+    state = coordinator.state
+    assert state.round == 1 and dict(state.tallies) == {
+        "d0": Tally(1, 1, 1, 1.0),
+        "d1": Tally(1, 0, 1),
+    }
+    assert state.tallies["d0"].outcome(1, 9.0) == Outcome(True, 1.0)
+    assert state.tallies["d1"].outcome(1, 9.0) == Outcome(False, 9.0)
+    assert state.tallies["d1"].outcome(2, 9.0) is None and state.tallies["d1"].success == 0.0
+    assert Tally().outcome(0, 9.0) is None and Tally().success == 1.0
+
+
+def test_without_a_planner_nothing_is_counted() -> None:
+    coordinator = begun(settings())
+    close_round(coordinator, ["d0", "d1", "d2"])
+    assert not coordinator.state.tallies
+
+
+def test_a_planner_that_failed_is_a_fault_and_the_round_begins() -> None:
+    coordinator, _ = waiting()
+    commands = coordinator.handle(Planned(1, {}, fault="planner 'x' failed"), 0.0)
+    assert commands[0] == Fault(1, "cloud", "planner 'x' failed")
+    assert list(started(commands).devices) == ["d0", "d1", "d2"]
+
+
+def test_who_cannot_take_part_is_told_once() -> None:
+    coordinator, _ = waiting()
+    unfit = {"d1": "no cut fits"}
+    commands = coordinator.handle(Planned(1, {"d1": OUT}, unfit=unfit), 0.0)
+    assert Fault(1, "d1", "no cut fits") in commands
+    commands = close_round(coordinator, ["d0", "d2"])
+    assert PlanRound(2, ("d0", "d1", "d2")) in commands
+    commands = coordinator.handle(Planned(2, {"d1": OUT}, unfit=unfit), 1.0)
+    assert not [command for command in commands if isinstance(command, Fault)]
+
+
 def test_a_plan_without_anybody_ends_the_run_and_says_so() -> None:
     coordinator, _ = waiting()
     commands = coordinator.handle(Planned(1, dict.fromkeys(("d0", "d1", "d2"), OUT)), 0.0)
@@ -134,6 +187,10 @@ def test_a_plan_without_anybody_ends_the_run_and_says_so() -> None:
         ({"planner": {"policy": "ucb", "select": 4}}, "at most the number of devices"),
         ({"planner": {"policy": "recorded"}}, "planner.plans: name the plans.jsonl"),
         ({"planner": {"policy": "fleet"}, "run": {"mode": "asynchronous"}}, "planner.policy"),
+        (
+            {"planner": {"policy": "fleet"}, "aggregation": {"strategy": "flora"}},
+            "planner.policy: .*flora.*'fixed' or 'ucb' or 'pairing'",
+        ),
         (
             {
                 "planner": {"policy": "ucb", "select": 2},

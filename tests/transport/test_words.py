@@ -14,6 +14,7 @@ from sfl.config import RunSettings
 from sfl.config.codec import RoleCodecs
 from sfl.errors import ProtocolError
 from sfl.plan import HOLDERS, Held, Plan, Span
+from sfl.planners import Cut
 from sfl.rounds.assignment import assign
 from sfl.rounds.messages import DeviceLost, Evict, FinishRun
 from sfl.rounds.values import (
@@ -46,7 +47,7 @@ from sfl.transport.cloud.words import (
 )
 from sfl.transport.frames import words
 from sfl.transport.frames.chunks import AdapterAssembly
-from sfl.v1 import cloud_pb2
+from sfl.v1 import cloud_pb2, edge_pb2
 
 RUN = RunSettings.model_validate({"model": {"path": "m"}, "devices": [{"name": "d"}]})
 OWN = assign(RUN, EdgeBase(4), "d", 2, steps=Steps(3, 4, 7), evaluate="all", rehearse=(1, 2))
@@ -101,11 +102,14 @@ assignment = st.builds(
         adapter=text,
     ),
 )
+cut = st.builds(Cut, st.integers(0, 1 << 16), st.integers(0, 3), st.integers(0, 1 << 60))
 facts = st.builds(
     DeviceFacts,
     *[large] * 7,
     *[text] * 4,
     st.lists(point, max_size=words.MOST_POINTS).map(tuple),
+    st.lists(cut, max_size=4, unique_by=lambda own: own.at).map(tuple),
+    st.none() | st.integers(1, 1 << 60),
     signature,
 )
 report = st.builds(
@@ -119,6 +123,7 @@ report = st.builds(
     score,
     score,
     number,
+    text,
     text,
     text,
     text,
@@ -205,6 +210,26 @@ def test_a_value_comes_back_as_it_was(
     said = drawn.draw(value)
     message = to(said)
     assert back(type(message).FromString(message.SerializeToString())) == said
+
+
+@pytest.mark.parametrize(
+    ("cuts", "memory"),
+    [
+        ([(1, 0, 5), (1, 0, 6)], 0),
+        ([((1 << 16) + 1, 0, 5)], 0),
+        ([(1, (1 << 16) + 1, 5)], 0),
+        ([(1, 0, (1 << 60) + 1)], 0),
+        ([(number, 0, 5) for number in range(words.MOST_CUTS + 1)], 0),
+        ([], (1 << 60) + 1),
+    ],
+)
+def test_cuts_that_no_device_has_are_refused(cuts: list[tuple[int, int, int]], memory: int) -> None:
+    told = [
+        edge_pb2.LegalCut(cut_layer=cut, tail_layers=tail, memory=needed)
+        for cut, tail, needed in cuts
+    ]
+    with pytest.raises(ProtocolError, match="is allowed"):
+        words.from_device_facts(edge_pb2.DeviceReady(cuts=told, memory=memory))
 
 
 @given(drawn=st.data())

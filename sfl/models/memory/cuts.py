@@ -5,6 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterable
 from itertools import product
 
+from sfl.config import RunSettings
+from sfl.config.planner import OFF
+from sfl.config.ranges import ways_of
 from sfl.models.folder import ModelFolder
 from sfl.models.memory.footprint import NOTHING_SAVED, Load, Thrift, device_footprint
 from sfl.plan import Plan, Topology
@@ -31,4 +34,26 @@ def legal_cuts(
             plan = Plan.split(folder.num_layers, cut_layer, tail, topology)
             needed = device_footprint(folder, plan.device_spans, load, base_bytes, thrift)
             found.append(Cut(cut_layer, tail, needed.total))
+    return tuple(found)
+
+
+def told_cuts(
+    folder: ModelFolder,
+    settings: RunSettings,
+    device: str,
+    load: Load,
+    base_bytes: int,
+    thrift: Thrift,
+) -> tuple[Cut, ...]:
+    """What a device tells its cloud: all that its ranges allow; nothing where no planner asks.
+
+    `thrift` is what it has settled on: it stays so, whatever the cut is.
+    """
+    if settings.planner.policy == OFF:
+        return ()
+    found = []
+    for cut_layer, tail in ways_of(settings, device, folder.num_layers):
+        plan = settings.plan(device, folder.num_layers, cut_layer, tail)
+        needed = device_footprint(folder, plan.device_spans, load, base_bytes, thrift)
+        found.append(Cut(cut_layer, tail, needed.total))
     return tuple(found)

@@ -20,6 +20,7 @@ from sfl.config import RunSettings
 from sfl.data.example import Dataset
 from sfl.errors import ProtocolError, RunFailed
 from sfl.metrics.timeline import spans_to_json
+from sfl.planners.state import Cut
 from sfl.rounds.values import Assignment, DeviceFacts, RoundReport
 from sfl.stage.messages import (
     BaseUpdate,
@@ -167,9 +168,11 @@ class DeviceLink:
         """
         self._end.expect(shapes, hidden, named)
 
-    def ready(self, dataset: Dataset) -> None:
-        """Tell the edge that span and data are there."""
-        ready = to_device_facts(self.facts(dataset))
+    def ready(
+        self, dataset: Dataset, cuts: tuple[Cut, ...] = (), memory: int | None = None
+    ) -> None:
+        """Tell the edge that span and data are there, and which cuts fit a budget of memory."""
+        ready = to_device_facts(replace(self.facts(dataset), cuts=cuts, memory=memory))
         self._signatures.ready(ready)
         self.line.post(edge_pb2.DeviceMessage(ready=ready))
 

@@ -12,6 +12,7 @@ from collections.abc import Collection, Sequence
 from sfl.config import Extent
 from sfl.errors import ProtocolError
 from sfl.plan import Held, Holder, Plan, Span
+from sfl.planners.state import Cut
 from sfl.rounds.values import (
     BEGINNING,
     Assignment,
@@ -36,6 +37,10 @@ EXTENTS: dict[Extent, edge_pb2.Extent] = {
 }
 MOST_POINTS = 8
 """Snapshots that a node tells of; it keeps two of each kind."""
+MOST_CUTS = 4096
+"""That one device may tell of: all of 90 blocks with all of their tails."""
+MOST_BYTES = 1 << 60
+"""Of a device's memory."""
 _HOLDERS: dict[Holder, edge_pb2.Holder] = {
     "device": edge_pb2.HOLDER_DEVICE,
     "edge": edge_pb2.HOLDER_EDGE,
@@ -130,12 +135,15 @@ def to_device_facts(facts: DeviceFacts) -> edge_pb2.DeviceReady:
         chat_template=facts.chat_template,
         snapshot=facts.snapshot,
         points=map(to_point, facts.points),
+        cuts=map(_to_cut, facts.cuts),
+        memory=facts.memory or 0,
         signature=to_signature(facts.signature),
     )
 
 
 def from_device_facts(said: edge_pb2.DeviceReady) -> DeviceFacts:
     """What a device brings from the wire. Raises ProtocolError."""
+    contract.whole("memory", said.memory, 0, MOST_BYTES)
     return DeviceFacts(
         num_examples=said.num_examples,
         num_eval_examples=said.num_eval_examples,
@@ -149,8 +157,32 @@ def from_device_facts(said: edge_pb2.DeviceReady) -> DeviceFacts:
         chat_template=said.chat_template,
         snapshot=said.snapshot,
         points=from_points(said.points),
+        cuts=_from_cuts(said.cuts),
+        memory=said.memory or None,
         signature=from_signature(said),
     )
+
+
+def _to_cut(cut: Cut) -> edge_pb2.LegalCut:
+    return edge_pb2.LegalCut(
+        cut_layer=cut.cut_layer, tail_layers=cut.tail_layers, memory=cut.memory
+    )
+
+
+def _from_cuts(said: Collection[edge_pb2.LegalCut]) -> tuple[Cut, ...]:
+    """Raises ProtocolError where they are too many, or one is told twice."""
+    contract.whole("cuts", len(said), 0, MOST_CUTS)
+    cuts = tuple(map(_from_cut, said))
+    different = len({cut.at for cut in cuts})
+    contract.whole("cuts, each once", different, len(cuts), len(cuts))
+    return cuts
+
+
+def _from_cut(said: edge_pb2.LegalCut) -> Cut:
+    contract.whole("cuts.cut_layer", said.cut_layer, 0, contract.MOST_BLOCKS)
+    contract.whole("cuts.tail_layers", said.tail_layers, 0, contract.MOST_BLOCKS)
+    contract.whole("cuts.memory", said.memory, 0, MOST_BYTES)
+    return Cut(said.cut_layer, said.tail_layers, said.memory)
 
 
 def to_report(report: RoundReport) -> tensor_pb2.RoundReport:

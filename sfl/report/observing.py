@@ -1,0 +1,90 @@
+"""What a run's nodes have shown of their costs, told by its journal alone."""
+
+from __future__ import annotations
+
+from functools import singledispatchmethod
+
+from sfl.cost.values import DeviceCost, EdgeCost
+from sfl.metrics.costs import passes_from_json
+from sfl.metrics.snapshot import NodeSnapshot
+from sfl.planners.observed import DeviceReport, EdgeReport, Observations
+from sfl.rounds import AdapterReady, DeviceJoined, Event, Fact, Rehearsed, ReportReceived
+from sfl.rounds.journal import Entry
+from sfl.rounds.values import RoundReport
+
+
+class Observing:
+    """Takes entries in their order; a report costs nothing more until somebody asks."""
+
+    def __init__(self) -> None:
+        self._known = Observations()
+        self._edge_of: dict[str, str] = {}
+        self._reports: list[DeviceReport] = []
+        self._edges: list[EdgeReport] = []
+
+    def take(self, entry: Entry) -> None:
+        """What comes next."""
+        self._take(entry.event)
+
+    @property
+    def known(self) -> Observations:
+        """All that was shown so far."""
+        if self._reports or self._edges:
+            self._known = self._known.with_round(self._reports, self._edges)
+            self._reports, self._edges = [], []
+        return self._known
+
+    def device_cost(self, name: str) -> DeviceCost | None:
+        """A device's costs, once it has shown them."""
+        return self.known.device_cost(name)
+
+    def edge_cost(self, name: str) -> EdgeCost | None:
+        """An edge's costs, once it has shown them."""
+        return self.known.edge_cost(name)
+
+    def step_tokens(self) -> float | None:
+        """Real tokens of a step, the mean over devices, once they have trained."""
+        return self.known.step_tokens()
+
+    @singledispatchmethod
+    def _take(self, event: Event | Fact) -> None:
+        """Most events show no costs."""
+
+    @_take.register
+    def _(self, event: DeviceJoined) -> None:
+        self._edge_of[event.device] = event.edge
+
+    @_take.register
+    def _(self, event: ReportReceived) -> None:
+        report = event.report
+        if report is not None and report.num_steps:
+            self._reports.append(_of_device(report, self._edge_of.get(event.device, "")))
+
+    @_take.register
+    def _(self, event: Rehearsed) -> None:
+        if event.report is not None:
+            self._reports.append(_of_device(event.report, self._edge_of.get(event.device, "")))
+
+    @_take.register
+    def _(self, event: AdapterReady) -> None:
+        snapshots = map(NodeSnapshot.from_json, event.servers)
+        self._edges += [_of_edge(own) for own in snapshots if own.kind == "edge"]
+
+
+def _of_device(report: RoundReport, edge: str) -> DeviceReport:
+    snapshot = NodeSnapshot.from_json(report.snapshot)
+    return DeviceReport(
+        device=report.device,
+        edge=edge,
+        shown=snapshot.costs,
+        edge_passes=passes_from_json(report.edge_passes),
+        seconds=report.train_seconds,
+        steps=report.num_steps,
+        tokens=report.num_tokens,
+        started_at=snapshot.started_at,
+        dtype=snapshot.dtype,
+    )
+
+
+def _of_edge(snapshot: NodeSnapshot) -> EdgeReport:
+    return EdgeReport(snapshot.name, snapshot.costs, snapshot.started_at, snapshot.dtype)
