@@ -35,7 +35,9 @@ LEVELS = (
         "sfl.node.pausing",
         "sfl.report.runs",
         "sfl.stage.window",
+        "sfl.transport.shaper",
     ),
+    ("sfl.simulate",),
     (
         "sfl.codec",
         "sfl.models",
@@ -111,7 +113,9 @@ PURE = (
     "sfl.rounds",
     "sfl.stage.orders",
     "sfl.node.pausing",
+    "sfl.simulate",
     "sfl.stage.window",
+    "sfl.transport.shaper",
 )
 IMPURE = {"torch", "numpy", "grpc", "time", "random", "socket", "asyncio", "transformers"}
 

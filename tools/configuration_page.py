@@ -35,6 +35,18 @@ from sfl.config.recovery import RecoverySettings
 from sfl.config.run import LaunchSettings
 from sfl.config.sections import RunSection
 from sfl.config.service import ServiceSettings
+from sfl.config.simulate import (
+    BitsSettings,
+    DeviceClass,
+    FailureSettings,
+    PassTimes,
+    PowerSettings,
+    RadioSettings,
+    SimulatedCloud,
+    SimulatedEdge,
+    SimulatedModel,
+    SimulateSettings,
+)
 from sfl.config.training import TrainingSettings
 
 INTRO = """\
@@ -109,6 +121,16 @@ SECTIONS: tuple[tuple[str, type[BaseModel]], ...] = (
     ("[cloud.tracing]", TracingSettings),
     ("[edge]", EdgeConfig),
     ("[launch]", LaunchSettings),
+    ("[simulate]", SimulateSettings),
+    ("[simulate.model]", SimulatedModel),
+    ("[simulate.edge]", SimulatedEdge),
+    ("[simulate.cloud]", SimulatedCloud),
+    ("[simulate.bits]", BitsSettings),
+    ("[[simulate.classes]]", DeviceClass),
+    ("[simulate.classes.radio]", RadioSettings),
+    ("[simulate.classes.power]", PowerSettings),
+    ("[simulate.classes.failures]", FailureSettings),
+    ("[simulate.classes.block], [simulate.edge.block]", PassTimes),
     ("[service]", ServiceSettings),
     ("[device]", DeviceConfig),
     ("[device.consent]", ConsentSettings),

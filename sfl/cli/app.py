@@ -187,6 +187,23 @@ def privacy(
     measure_and_show(config, overrides or [], read_cuts(cuts) if cuts is not None else (), as_json)
 
 
+@app.command()
+def simulate(
+    config: ConfigFile,
+    devices: Annotated[
+        int, typer.Option(min=0, help="Devices of the fleet; default: simulate.devices.")
+    ] = 0,
+    rounds: Annotated[int, typer.Option(min=0, help="Rounds; default: run.rounds.")] = 0,
+    overrides: Overrides = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON for programs.")] = False,
+) -> None:
+    """Simulate a run of the fleet that a file states: rounds, traffic, energy, failures."""
+    from sfl.cli.simulate import Asked, simulate_and_show
+
+    asked = Asked(config, tuple(overrides or ()), devices, rounds, as_json)
+    raise typer.Exit(simulate_and_show(asked))
+
+
 @config_app.command("show")
 def config_show(
     config: ConfigFile,

@@ -15,6 +15,7 @@ from sfl.config.node import DeviceConfig, EdgeConfig
 from sfl.config.plugins import require_installed, with_packages
 from sfl.config.run import RunConfig
 from sfl.config.sections import RunSection
+from sfl.config.simulate import with_fleet
 from sfl.config.wording import as_config_error, did_you_mean, unknown_key
 from sfl.errors import ConfigError
 from sfl.node.paths import amiss, is_there, nothing_there, require_utf8
@@ -30,12 +31,25 @@ def load_run(path: Path, overrides: Iterable[str] = ()) -> RunConfig:
 
     Relative paths in the file are relative to the file. Raises ConfigError.
     """
+    return _run_of(_run_table(path, overrides))
+
+
+def load_simulated(path: Path, overrides: Iterable[str] = ()) -> RunConfig:
+    """The same for a run that is simulated, with all devices of its fleet. Raises ConfigError."""
+    return _run_of(with_fleet(_run_table(path, overrides)))
+
+
+def _run_table(path: Path, overrides: Iterable[str]) -> dict[str, Any]:
     table = _read(path)
     _anchor_folders(table, path.resolve().parent)
     if isinstance(run := table.setdefault("run", {}), dict):
         run.setdefault("output_dir", str(RunSection().output_dir.absolute()))
     table = with_overrides(table, overrides)
     _anchor_paths(table, path.resolve().parent)
+    return table
+
+
+def _run_of(table: dict[str, Any]) -> RunConfig:
     require_installed(table)
     return with_packages(_validate(RunConfig, table))
 
@@ -46,8 +60,7 @@ def read_run(text: str) -> RunConfig:
         table = tomllib.loads(text)
     except tomllib.TOMLDecodeError as error:
         raise ConfigError("config", "", f"not valid TOML: {error}", "Fix it.") from None
-    require_installed(table)
-    return with_packages(_validate(RunConfig, table))
+    return _run_of(table)
 
 
 def tables_of(name: str, overrides: Iterable[str]) -> dict[str, Any]:

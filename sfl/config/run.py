@@ -21,6 +21,7 @@ from sfl.config.devices import DeviceEntry
 from sfl.config.folding import GIVE_FLOAT32, NEEDS_FLOAT32, cannot_fold
 from sfl.config.node import CloudNode, EdgeConfig
 from sfl.config.sections import RunSections
+from sfl.config.simulate import SimulateSettings
 from sfl.errors import ConfigError
 from sfl.plan import Plan
 
@@ -191,6 +192,8 @@ class RunConfig(RunSettings):
     """The edge process of `sfl run`."""
     launch: LaunchSettings = LaunchSettings()
     """How `sfl run` treats its processes."""
+    simulate: SimulateSettings | None = None
+    """The fleet of `sfl simulate`. A run itself does not read it."""
 
     @model_validator(mode="after")
     def _edge_can_be_changed(self) -> Self:

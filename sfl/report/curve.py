@@ -45,11 +45,15 @@ def loss_curve(summary: RunSummary, records: Sequence[Record]) -> str:
     """Held-out loss per round and device as an SVG file, such as a README shows."""
     rounds = [record for record in records if isinstance(record, RoundRecord)]
     lines = device_lines(summary, rounds, lambda record: record.on_sample.eval_loss)
-    title = "Held-out loss by round (nats a target)"
+    return line_picture("Held-out loss by round (nats a target)", lines, text.short)
+
+
+def line_picture(title: str, lines: Sequence[Line], show: Callable[[float], str]) -> str:
+    """Lines over rounds as an SVG file of its own, with title and legend."""
     names, legend_height = _legend(lines)
     top = _TITLE + legend_height + 6
     chart = line_chart(
-        title, lines, text.short, class_="inner", y=f"{top:g}", width=f"{WIDTH:g}",
+        title, lines, show, class_="inner", y=f"{top:g}", width=f"{WIDTH:g}",
         height=f"{HEIGHT:g}",
     )  # fmt: skip
     height = top + HEIGHT + 8

@@ -22,15 +22,12 @@ from sfl.report.charts import (
 from sfl.report.curve import device_lines
 from sfl.report.final import data_sentence, total_sentence, wire_sentence
 from sfl.report.markup import Markup, element, join
+from sfl.report.page import count, document, table, tile
 from sfl.report.records import Record, RoundRecord
 from sfl.report.step import StepTimeline, timeline_card
-from sfl.report.style import CHARTS, COLOURS, PAGE
 from sfl.report.summary import DeviceSummary, RunSummary, ServerSummary, evaluate
 
 Node = DeviceSummary | ServerSummary
-
-# Nothing may be fetched, even if a string slipped through unescaped.
-_POLICY = "default-src 'none'; style-src 'unsafe-inline'"
 
 
 def write_report(
@@ -52,8 +49,7 @@ def render_report(
 ) -> str:
     """The report as an HTML document; `config` is the effective configuration as TOML."""
     rounds = [record for record in records if isinstance(record, RoundRecord)]
-    main = element(
-        "main",
+    parts = (
         _header(summary),
         _tiles(summary),
         _learning(summary, rounds),
@@ -65,15 +61,7 @@ def render_report(
         element("footer", f"Written by sfl {summary.sfl_version}; the same numbers are in "
                 "summary.json and metrics.jsonl."),
     )  # fmt: skip
-    head = element(
-        "head",
-        element("meta", charset="utf-8"),
-        element("meta", http_equiv="Content-Security-Policy", content=_POLICY),
-        element("meta", name="viewport", content="width=device-width, initial-scale=1"),
-        element("title", f"sfl run {summary.run_id}"),
-        element("style", Markup(COLOURS + CHARTS + PAGE)),
-    )
-    return "<!DOCTYPE html>\n" + element("html", head, element("body", main), lang="en") + "\n"
+    return document(f"sfl run {summary.run_id}", *parts)
 
 
 def _header(summary: RunSummary) -> Markup:
@@ -86,9 +74,9 @@ def _header(summary: RunSummary) -> Markup:
         summary.task.replace("_", " "),
         "U-shaped" if summary.topology == "u_shaped" else summary.topology,
         *(["asynchronous"] if summary.mode == "asynchronous" else []),
-        _count(len(summary.devices), "device"),
+        count(len(summary.devices), "device"),
         *([f"{absent} {text.NEVER_JOINED}"] if absent else []),
-        f"{summary.rounds} of {_count(summary.rounds_planned, 'round')}",
+        f"{summary.rounds} of {count(summary.rounds_planned, 'round')}",
         f"{summary.tokens_trained:,} tokens",
         f"{text.duration(summary.wall_seconds)} in all",
     ]
@@ -104,39 +92,29 @@ def _header(summary: RunSummary) -> Markup:
 
 def _tiles(summary: RunSummary) -> Markup:
     name = text.score_name(summary.task)
-    whose = f"before → after, {_count(len(summary.eval_devices), 'device')}"
+    whose = f"before → after, {count(len(summary.eval_devices), 'device')}"
     tiles = []
     if summary.eval_accuracy_after is not None:
         change = _change(summary.eval_accuracy_before, summary.eval_accuracy_after, text.percent)
-        tiles.append(_tile(f"{name}, held out".capitalize(), change, whose))
+        tiles.append(tile(f"{name}, held out".capitalize(), change, whose))
     change = _change(summary.eval_loss_before, summary.eval_loss_after, text.loss)
-    tiles.append(_tile("Loss, held out", change, whose))
+    tiles.append(tile("Loss, held out", change, whose))
     if summary.bytes_in_all:
         note = "over device links, both ways, whatever for"
-        tiles.append(_tile("Traffic in all", text.size(summary.bytes_in_all), note))
+        tiles.append(tile("Traffic in all", text.size(summary.bytes_in_all), note))
     if summary.training_bytes:
         fp32, fp16 = summary.reduction_vs_fp32, summary.reduction_vs_fp16
         note = f"{text.against(fp32, 'fp32')}, {text.against(fp16, 'fp16')}"
-        tiles.append(_tile("Of it in training", text.size(summary.training_bytes), note))
+        tiles.append(tile("Of it in training", text.size(summary.training_bytes), note))
     if summary.train_seconds > 0:
         speed = text.rate(summary.tokens_trained / summary.train_seconds)
         note = f"tokens/s, {text.duration(summary.train_seconds)} of training"
-        tiles.append(_tile("Speed, all devices", speed, note))
+        tiles.append(tile("Speed, all devices", speed, note))
     peak = max((device.peak_rss_bytes for device in summary.devices), default=0)
     servers = [*summary.edges, summary.cloud]
     note = ", ".join(f"{server.name} {text.size(server.peak_rss_bytes)}" for server in servers)
-    tiles.append(_tile("Peak memory of a device", text.size(peak), note))
+    tiles.append(tile("Peak memory of a device", text.size(peak), note))
     return element("div", *tiles, class_="tiles")
-
-
-def _tile(name: str, value: str, note: str) -> Markup:
-    return element(
-        "div",
-        element("div", name, class_="name"),
-        element("div", value, class_="big"),
-        element("div", note, class_="note"),
-        class_="tile",
-    )
 
 
 def _learning(summary: RunSummary, rounds: Sequence[RoundRecord]) -> Markup:
@@ -204,8 +182,8 @@ def _round_table(summary: RunSummary, rounds: Sequence[RoundRecord]) -> Markup:
         rows.append([*cells, text.percent(quality.accuracy)] if scored else cells)
     if scored:
         headings.append(text.score_name(summary.task))
-    table = element("div", _table(headings, rows), class_="card scroll")
-    return element("details", element("summary", "Every round, all devices together"), table)
+    shown = element("div", table(headings, rows), class_="card scroll")
+    return element("details", element("summary", "Every round, all devices together"), shown)
 
 
 def _devices(summary: RunSummary) -> Markup:
@@ -223,7 +201,7 @@ def _devices(summary: RunSummary) -> Markup:
     return element(
         "section",
         element("h2", "Devices"),
-        element("div", _table(headings, rows), class_="card scroll"),
+        element("div", table(headings, rows), class_="card scroll"),
         element("p", f"Data: {data_sentence(summary)}.", class_="foot"),
     )
 
@@ -369,22 +347,7 @@ def _config(config: str) -> Markup:
     )
 
 
-def _table(headings: Sequence[str], rows: Sequence[Sequence[str]]) -> Markup:
-    head = element("thead", element("tr", *(element("th", name, scope="col") for name in headings)))
-    body = [
-        element(
-            "tr", element("th", row[0], scope="row"), *(element("td", cell) for cell in row[1:])
-        )
-        for row in rows
-    ]
-    return element("table", head, element("tbody", *body))
-
-
 def _change(
     before: float | None, after: float | None, show: Callable[[float | None], str]
 ) -> Markup:
     return join((element("span", f"{show(before)} → ", class_="from"), show(after)))
-
-
-def _count(number: int, noun: str) -> str:
-    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"

@@ -17,7 +17,7 @@ class Shaper:
     delay: float
     _free: float = field(default=0.0, init=False)
 
-    def admit(self, now: float, num_bytes: int) -> tuple[float, float]:
+    def admit(self, now: float, num_bytes: float) -> tuple[float, float]:
         """(when the link is free again, when the message arrives) for one that starts now."""
         begins = max(now, self._free)
         self._free = begins + (num_bytes * BITS / self.megabits if self.megabits else 0.0)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from sfl.stage.orders.waiting import Waiting
+from sfl.stage.orders.waiting import Waiting, least
 
 
 @dataclass(frozen=True, slots=True)
@@ -14,9 +14,10 @@ class FairShare:
 
     name: str = "fair_share"
 
+    def rank(self, waiting: Waiting) -> tuple[float, int]:
+        """By the edge's time so far."""
+        return waiting.served_seconds, waiting.number
+
     def choose(self, waiting: Sequence[Waiting]) -> int:
         """Index of the least served."""
-        return min(
-            range(len(waiting)),
-            key=lambda index: (waiting[index].served_seconds, waiting[index].number),
-        )
+        return least(self, waiting)

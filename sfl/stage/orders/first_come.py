@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from sfl.stage.orders.waiting import Waiting
+from sfl.stage.orders.waiting import Waiting, least
 
 
 @dataclass(frozen=True, slots=True)
@@ -14,6 +14,10 @@ class FirstCome:
 
     name: str = "first_come"
 
+    def rank(self, waiting: Waiting) -> tuple[float, int]:
+        """By arrival alone."""
+        return 0.0, waiting.number
+
     def choose(self, waiting: Sequence[Waiting]) -> int:
         """Index of the earliest."""
-        return min(range(len(waiting)), key=lambda index: waiting[index].number)
+        return least(self, waiting)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from sfl.stage.orders.waiting import Waiting
+from sfl.stage.orders.waiting import Waiting, least
 
 
 @dataclass(frozen=True, slots=True)
@@ -19,9 +19,10 @@ class LongestTail:
 
     name: str = "longest_tail"
 
+    def rank(self, waiting: Waiting) -> tuple[float, int]:
+        """By what is left to do."""
+        return -waiting.tail_seconds, waiting.number
+
     def choose(self, waiting: Sequence[Waiting]) -> int:
         """Index of the longest tail."""
-        return min(
-            range(len(waiting)),
-            key=lambda index: (-waiting[index].tail_seconds, waiting[index].number),
-        )
+        return least(self, waiting)

@@ -29,3 +29,23 @@ class Order(Protocol):
 
     def choose(self, waiting: Sequence[Waiting]) -> int:
         """Index of the job to take next; `waiting` is not empty."""
+
+
+@runtime_checkable
+class Ranked(Protocol):
+    """An order that looks at each job by itself, so that a heap can keep them."""
+
+    @property
+    def name(self) -> str:
+        """Name in settings."""
+
+    def rank(self, waiting: Waiting) -> tuple[float, int]:
+        """The least is next. It does not fall while a job waits."""
+
+    def choose(self, waiting: Sequence[Waiting]) -> int:
+        """Index of the least."""
+
+
+def least(order: Ranked, waiting: Sequence[Waiting]) -> int:
+    """Index of the job that comes first by rank."""
+    return min(range(len(waiting)), key=lambda index: order.rank(waiting[index]))

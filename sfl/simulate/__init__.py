@@ -1,0 +1,1 @@
+"""A run without its model: the real coordinator, orders and planners on a virtual clock."""

@@ -1,0 +1,153 @@
+"""The devices of a simulated run: which class each is of, and what was drawn for it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from sfl.config import DeviceEntry, RunConfig
+from sfl.config.simulate import DeviceClass, SimulateSettings
+from sfl.cost.energy import ClockRange, PowerModel
+from sfl.cost.values import DeviceCost, EdgeCost, LinkCost
+from sfl.cost.work import Batch, ModelShape
+from sfl.errors import ConfigError
+from sfl.simulate.chance import Chance
+from sfl.simulate.channel import UNLIMITED, Channel, channel
+from sfl.simulate.costs import Legal, evaluation_bits, node_cost, value_bits
+
+
+@dataclass(frozen=True, slots=True)
+class Specimen:
+    """One device, apart from what it does: costs at its mean speed, its link, its latency (s)."""
+
+    name: str
+    place: int
+    kind: DeviceClass
+    edge: str
+    cost: DeviceCost
+    channel: Channel
+    latency: float
+    evaluation_bits: float
+    fits: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Fleet:
+    """Everybody, and what they train."""
+
+    settings: SimulateSettings
+    shape: ModelShape
+    batch: Batch
+    devices: tuple[Specimen, ...]
+    edges: tuple[str, ...]
+    edge_cost: EdgeCost
+    needs: Legal
+    """Bytes that a device needs at a cut and a tail."""
+
+
+def with_classes(config: RunConfig) -> RunConfig:
+    """With the cuts of classes that state one. Raises ConfigError."""
+    stated = stated_of(config)
+    entries = []
+    for entry, kind in zip(config.devices, classes_of(config, stated), strict=True):
+        found = {"cut_layer": kind.cut_layer, "tail_layers": kind.tail_layers}
+        update = {name: value for name, value in found.items() if value is not None}
+        entries.append(entry.model_copy(update=update) if update else entry)
+    return config.model_copy(update={"devices": tuple(entries)})
+
+
+def stated_of(config: RunConfig) -> SimulateSettings:
+    """The fleet of a file that states one."""
+    assert config.simulate is not None, "the file was read as one of a simulated run"
+    return config.simulate
+
+
+def classes_of(config: RunConfig, stated: SimulateSettings) -> list[DeviceClass]:
+    """Each device's class: as the file says, or drawn by the classes' shares.
+
+    Raises ConfigError where a class names a device that the run does not have.
+    """
+    placed = {name: kind for kind in stated.classes for name in kind.devices}
+    for name in placed:
+        if not config.knows(name):
+            raise ConfigError(
+                f"simulate.classes.{placed[name].name}.devices",
+                name,
+                "the run has no device of that name",
+                "Name one of [[devices]], or leave it out.",
+            )
+    chance = Chance(config.run.seed, "simulate", "class")
+    return [
+        placed.get(entry.name) or _drawn(stated.classes, chance.uniform(number))
+        for number, entry in enumerate(config.devices)
+    ]
+
+
+def _drawn(classes: Sequence[DeviceClass], share: float) -> DeviceClass:
+    left = share * sum(kind.share for kind in classes)
+    for kind in classes:
+        left -= kind.share
+        if left < 0.0:
+            return kind
+    return classes[-1]
+
+
+def fleet_of(config: RunConfig, shape: ModelShape, needs: Legal) -> Fleet:
+    """Everybody of a run's settings; `needs` forecasts a device's memory. Raises ConfigError."""
+    stated = stated_of(config)
+    batch = Batch(config.training.batch_size, stated.tokens or config.model.max_length)
+    edges = edge_names(config, stated)
+    kinds = classes_of(config, stated)
+    devices = tuple(
+        _specimen(config, shape, batch, needs, entry, kind, number, edges[number % len(edges)])
+        for number, (entry, kind) in enumerate(zip(config.devices, kinds, strict=True))
+    )
+    clock = ClockRange(stated.edge.least_clock, stated.edge.watts, settable=True)
+    cost = EdgeCost(node_cost(stated.edge, shape, batch, config.lora.rank), clock)
+    return Fleet(stated, shape, batch, devices, edges, cost, needs)
+
+
+def edge_names(config: RunConfig, stated: SimulateSettings) -> tuple[str, ...]:
+    """Those of the settings, or as many as the file asks for."""
+    count = stated.edge.count
+    if count is None or count == len(config.edges):
+        return config.edges
+    return tuple(f"edge{number}" for number in range(count))
+
+
+def _specimen(
+    config: RunConfig,
+    shape: ModelShape,
+    batch: Batch,
+    needs: Legal,
+    entry: DeviceEntry,
+    kind: DeviceClass,
+    place: int,
+    edge: str,
+) -> Specimen:
+    key, stated = (config.run.seed, "simulate", entry.name), stated_of(config)
+    chance, rank = Chance(*key, "device"), config.rank(entry.name)
+    rates = chance.factor(1, kind.link_spread)
+    up = rates * (kind.up_mbit or entry.link.up_mbit or UNLIMITED)
+    down = rates * (kind.down_mbit or entry.link.down_mbit or UNLIMITED)
+    delay = entry.link.delay_ms if kind.latency_ms is None else kind.latency_ms
+    way, codecs = channel(kind, up, down, *key), config.codecs(entry.name, 1)
+    node = node_cost(kind, shape, batch, rank, chance.factor(0, kind.spread))
+    cost = DeviceCost(
+        node,
+        link_cost(way, 0.0, delay / 1000.0),
+        value_bits(stated.bits, codecs),
+        shape.lora_bytes(0, rank),
+        shape.moment_bytes(0, rank),
+        power=PowerModel(**kind.power.model_dump()),
+    )
+    room = needs(entry.cut_layer, entry.tail_layers)
+    fits = kind.memory is None or room <= kind.memory
+    bits = evaluation_bits(stated.bits, codecs)
+    return Specimen(entry.name, place, kind, edge, cost, way, delay / 1000.0, bits, fits)
+
+
+def link_cost(way: Channel, now: float, latency: float) -> LinkCost:
+    """A link as it is at a time, in bytes a second."""
+    up, down = way.rates(now)
+    return LinkCost(up * 1e6 / 8.0, down * 1e6 / 8.0, latency)
