@@ -24,7 +24,7 @@ SOURCES: tuple[Source, ...] = get_args(Source)
 
 MOST = 128
 """Kinds of passes that one node shows; those that it has not seen for longest go first."""
-_LARGEST = 1e18
+_LARGEST = 1e30
 _MOST_BLOCKS = 1 << 16
 
 
@@ -121,6 +121,8 @@ class Sums:
         return ((size - wide, low, half), (size + wide, high, half))
 
 
+NO_SUMS = Sums()
+
 Passes = Mapping[PassKey, Sums]
 
 
@@ -162,8 +164,8 @@ class Shown:
     """
 
     passes: Passes = field(default_factory=dict)
-    up: Sums = Sums()
-    down: Sums = Sums()
+    up: Sums = NO_SUMS
+    down: Sums = NO_SUMS
     crossed: Mapping[tuple[Crossing, int], Crossed] = field(default_factory=dict)
     energy: Energy | None = None
     threads: int = 0

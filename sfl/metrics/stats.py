@@ -16,7 +16,7 @@ from contextlib import contextmanager
 from types import TracebackType
 
 from sfl.cost.energy import Energy
-from sfl.cost.shown import NOTHING, Shown, Sums
+from sfl.cost.shown import NOTHING, Shown
 from sfl.metrics.costs import CrossedCount, PassTimes, Work
 from sfl.metrics.memory import UNKNOWN, MemoryUse, memory_use
 from sfl.metrics.snapshot import (
@@ -33,6 +33,7 @@ from sfl.metrics.snapshot import (
     Role,
 )
 from sfl.metrics.timeline import TimedKey, Timeline
+from sfl.metrics.transfers import LinkTimes
 from sfl.metrics.waits import Waits
 from sfl.node.board import Board
 
@@ -286,7 +287,7 @@ class NodeStats:
         self.threads = 0
         self.crossed = CrossedCount()
         self.energy: Energy | None = None
-        self.transfers = (Sums(), Sums())
+        self.link = LinkTimes()
         self._clock = clock
         self._memory = UNKNOWN
         self._recent: tuple[tuple[float, int], ...] = ()  # (when, tokens) of the last steps
@@ -327,7 +328,7 @@ class NodeStats:
 
     def costs(self) -> Shown:
         """What a cost model is fitted from."""
-        up, down = self.transfers
+        up, down = self.link.sums()
         return Shown(
             self.phases.passes.all(), up, down, self.crossed.all(), self.energy, self.threads
         )

@@ -15,7 +15,18 @@ from dataclasses import dataclass, field, replace
 
 from sfl.cost.energy import NO_POWER, ClockRange, Energy, PowerModel
 from sfl.cost.fit import Phase, Transfer, fit_line, fit_link, fit_node, least_squares
-from sfl.cost.shown import NOTHING, Crossing, Part, Passes, PassKey, Purpose, Shown, Sums, between
+from sfl.cost.shown import (
+    NO_SUMS,
+    NOTHING,
+    Crossing,
+    Part,
+    Passes,
+    PassKey,
+    Purpose,
+    Shown,
+    Sums,
+    between,
+)
 from sfl.cost.values import (
     NO_TIME,
     DeviceCost,
@@ -81,8 +92,8 @@ class Reading:
 class SeenDevice:
     """One device, so far. `last` is its latest report, that the next one is taken off.
 
-    `own` and `at_edge` are sums that fade. `rounds` counts those it took part in, `finished` those
-    of them that it finished.
+    `own` and `at_edge`, `up` and `down` are sums that fade. `rounds` counts those it took part in,
+    `finished` those of them that it finished.
     """
 
     last: Shown = NOTHING
@@ -91,7 +102,8 @@ class SeenDevice:
     setting: tuple[int, str] = (0, "")
     own: Mapping[PassKey, Sums] = field(default_factory=dict)
     at_edge: Mapping[PassKey, Sums] = field(default_factory=dict)
-    link: LinkCost | None = None
+    up: Sums = NO_SUMS
+    down: Sums = NO_SUMS
     bits: Mapping[tuple[Crossing, int], float] = field(default_factory=dict)
     readings: tuple[Reading, ...] = ()
     rounds: int = 0
@@ -151,14 +163,14 @@ class Observations:
     def device_cost(self, name: str) -> DeviceCost | None:
         """A device's costs; None before it has had a block to compute, and a link to time."""
         seen = self.devices.get(name)
-        if seen is None or seen.link is None:
+        if seen is None:
             return None
-        node = node_cost(seen.own, seen.setting)
-        if node is None:
+        node, link = node_cost(seen.own, seen.setting), link_cost(seen.up, seen.down)
+        if node is None or link is None:
             return None
         lora, moments = self.block_bytes
         return DeviceCost(
-            node, seen.link, value_bits(seen.bits), lora, moments, power=power(seen.readings)
+            node, link, value_bits(seen.bits), lora, moments, power=power(seen.readings)
         )
 
     def edge_cost(self, name: str) -> EdgeCost | None:
@@ -209,6 +221,18 @@ def node_cost(passes: Passes, setting: tuple[int, str] = (0, "")) -> NodeCost | 
     )
 
 
+def link_cost(up: Sums, down: Sums) -> LinkCost | None:
+    """Rates and latency from sums of messages; None where there were none."""
+    transfers = [
+        Transfer(seconds, size, way, weight)
+        for way, sums in ((True, up), (False, down))
+        for size, seconds, weight in sums.points()
+        if seconds > 0.0
+    ]
+    rates = [sums.size / sums.seconds for sums in (up, down) if sums.seconds > 0.0 < sums.size]
+    return fit_link(transfers, LinkCost(rates[0], rates[-1]), 1.0) if rates else None
+
+
 def value_bits(known: Mapping[tuple[Crossing, int], float]) -> ValueBits:
     """By cut; a cut that nothing crossed has the bits of the nearest that something did."""
     return ValueBits(
@@ -257,7 +281,8 @@ def _heard(seen: SeenDevice, report: DeviceReport) -> SeenDevice:
         setting=setting,
         own=_faded(kept.own, new),
         at_edge=_faded(seen.at_edge if seen.edge == report.edge else {}, report.edge_passes),
-        link=_linked(seen.link, up, down),
+        up=up.plus(seen.up, KEEP) if up.passes else seen.up,
+        down=down.plus(seen.down, KEEP) if down.passes else seen.down,
         bits={**seen.bits, **{key: value for key, value in bits.items() if value is not None}},
         readings=_read(kept.readings, last, report, new, up.seconds, down.seconds),
         rounds=seen.rounds + 1,
@@ -302,22 +327,6 @@ def _faded(before: Passes, new: Passes) -> dict[PassKey, Sums]:
         known = before.get(key)
         found[key] = sums if known is None else sums.plus(known, KEEP)
     return found
-
-
-def _linked(before: LinkCost | None, up: Sums, down: Sums) -> LinkCost | None:
-    transfers = [
-        Transfer(seconds, size, way, weight)
-        for way, sums in ((True, up), (False, down))
-        for size, seconds, weight in sums.points()
-        if seconds > 0.0
-    ]
-    if not transfers:
-        return before
-    if before is None:
-        known = [sums for sums in (up, down) if sums.seconds > 0.0 and sums.size > 0.0]
-        rates = [sums.size / sums.seconds for sums in known] or [1e9]
-        return fit_link(transfers, LinkCost(rates[0], rates[-1]), 1.0)
-    return fit_link(transfers, before)
 
 
 def _read(

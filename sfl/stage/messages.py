@@ -58,8 +58,8 @@ class TensorMessage:
     `lengths` rebuild padding and masks at the other side. `labels` (vanilla) hold one int32 per
     real token, or one per sequence. `normalizer` is the number of scored targets of the whole
     step, 0 where the micro-batch is the whole step. `loss` comes back with a vanilla gradient.
-    `context` is what a codec may know rows by; it stays on the device. `arrived` is when an answer
-    was there, in seconds of the receiver's clock.
+    `context` is what a codec may know rows by; it stays on the device. `arrived` is when it was
+    there, whole, in seconds of the receiver's clock; an edge's answer has that of what it answers.
     """
 
     kind: Kind

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -19,6 +19,7 @@ from sfl.config import RunSettings
 from sfl.errors import ProtocolError
 from sfl.metrics.costs import Work
 from sfl.metrics.stats import PhaseTimes
+from sfl.metrics.transfers import Held
 from sfl.plan import Holder, Span
 from sfl.rounds.values import Assignment, Point
 from sfl.stage.messages import (
@@ -67,12 +68,16 @@ ShapesOf = Callable[[Assignment], Sequence[Sequence[int]]]
 
 @dataclass(frozen=True, slots=True)
 class Arrival:
-    """A tensor's bytes, whole: its first frame came at `began`, its last at `ended`, in seconds."""
+    """A tensor's bytes, whole: its first frame came at `began`, its last at `ended`, in seconds.
+
+    `num_bytes` are those of its messages on the wire.
+    """
 
     header: tensor_pb2.TensorHeader
     payload: Buffer
     began: float
     ended: float
+    num_bytes: int
 
     @property
     def kind(self) -> Kind:
@@ -113,6 +118,7 @@ class End:
         self._tensors = TensorAssembly(0)  # none is due before both sides know how wide
         self._adapter = AdapterAssembly(0)
         self._began: dict[int, float] = {}
+        self._came: dict[int, int] = {}
 
     def allow(self, hidden: int, adapter_bytes: int, named: Sequence[Declared] = ()) -> None:
         """From now on take rows `hidden` wide, of a full batch at most, and adapters.
@@ -178,8 +184,12 @@ class End:
         """A tensor as frames. Raises AdapterRefused where its values are none to send."""
         work = Work(sum(message.lengths))
         with self.phases.measure("encode", message.key, self.device, work):
-            packet = self.codecs.encode(message)
-            return encode_tensor(message, packet, self.codecs.encode_named(message))
+            packet, named = self.codecs.encode(message), self.codecs.encode_named(message)
+        return encode_tensor(message, packet, named, self._held(message))
+
+    def _held(self, message: TensorMessage) -> Held | None:
+        """What is said with an answer of how long it took here."""
+        return None
 
     def header_of(self, frame: Frame) -> tensor_pb2.TensorHeader | None:
         """The header of the tensor that a frame is of, if it came."""
@@ -187,10 +197,12 @@ class End:
 
     def take_frame(self, frame: Frame, now: float) -> Arrival | None:
         """Keep a frame that came at `now`; the tensor that it ends. Raises ProtocolError."""
+        kind = frame.kind
         if frame.header is not None:
-            self._began[frame.kind] = now
+            self._began[kind], self._came[kind] = now, 0
         whole = self._tensors.add(frame)
-        return None if whole is None else Arrival(*whole, self._began[frame.kind], now)
+        self._came[kind] = self._came.get(kind, 0) + frame.wire_bytes
+        return None if whole is None else Arrival(*whole, self._began[kind], now, self._came[kind])
 
     def about_to_decode(self, message: TensorMessage) -> None:
         """A tensor has come that codecs have not seen yet."""
@@ -245,13 +257,18 @@ class DeviceEnd(End):
         return self._joined.plan.num_layers
 
     @property
+    def assignment(self) -> Assignment:
+        """The round's; before the first, what it has loaded."""
+        return self._told or self._joined
+
+    @property
     def scaling(self) -> float:
         """What this device's B A are multiplied by."""
-        return (self._told or self._joined).scaling
+        return self.assignment.scaling
 
     def point(self, step: int) -> Point:
         """Where both ends are after so many steps of the round."""
-        return (self._told or self._joined).point(step)
+        return self.assignment.point(step)
 
     def expect(self, shapes: ShapesOf, hidden: int, named: Sequence[Declared] = ()) -> None:
         """What the device takes: the parameters of an assignment's adapter, the width of rows.
@@ -335,7 +352,13 @@ class EdgeEnd(End):
         message = super().decode(arrival)
         if message.rows is None:
             raise ProtocolError(f"a {message.kind.name} tensor came without its values")
-        return message
+        return replace(message, arrived=arrival.ended)
+
+    def _held(self, message: TensorMessage) -> Held | None:
+        """Until now: what comes after this is the way back."""
+        if message.arrived is None:
+            return None
+        return Held(message.arrived, self.phases.now())
 
     def answered(self, answers: Sequence[TensorMessage | GradientNorm]) -> None:
         """These go to the device next."""

@@ -91,7 +91,9 @@ class Line:
         """Queue a message, and count it."""
         body = message.WhichOneof("body")
         role = "adapter" if body == "adapter" else "control"
-        self.stats.bytes.add("up", role, wire_bytes(message))  # type: ignore[arg-type]
+        size = wire_bytes(message)
+        self.stats.bytes.add("up", role, size)  # type: ignore[arg-type]
+        self.stats.link.beside(self.stats.phases.now(), size)
         urgent = body in ("norm", "heartbeat", "hello")
         self._outbox.put(message, URGENT if urgent else urgency)
 

@@ -36,6 +36,7 @@ from sfl.stage.messages import (
 from sfl.stage.remembered import DISK_SECONDS, Within
 from sfl.stage.snapshots import Snapshots
 from sfl.transport.device import checked
+from sfl.transport.device.crossing import note
 from sfl.transport.device.end import DeviceEnd, ShapesOf
 from sfl.transport.device.greeting import FEW_WAITING, Greeting, await_welcome
 from sfl.transport.device.lanes import Declared
@@ -95,6 +96,7 @@ class DeviceLink:
         self._end = end
         self._signatures = signatures
         self._stats = line.stats
+        self._stats.link.forget()  # of the link before
         self._to_encode: Outbox[TensorMessage | None] = Outbox()
         settings = joined.settings
         line.shaper = shaper(settings.device(end.device).link, "up")
@@ -288,6 +290,9 @@ class DeviceLink:
             self._stats.value_bits = self._end.codecs.value_bits(message)
         assert frames[0].header is not None
         role, raw = tensor_role(frames[0].header), raw_bytes(frames[0].header)
+        size = sum(frame.wire_bytes for frame in frames)
+        note(self._stats.crossed, message, self._end.assignment.plan, "up", size)
+        self._stats.link.posted(message.key, self._stats.phases.now(), size)
         for frame in frames:
             self._stats.bytes.add("up", role, frame.wire_bytes, raw)
             self.line.post_frame(frame, _urgency(message.kind))

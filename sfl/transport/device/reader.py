@@ -9,12 +9,14 @@ from sfl.errors import ProtocolError, UserError
 from sfl.metrics.snapshot import Role
 from sfl.metrics.stats import NodeStats
 from sfl.rounds.values import Assignment
+from sfl.stage.messages import TensorMessage
 from sfl.transport.device import checked
-from sfl.transport.device.end import DeviceEnd
+from sfl.transport.device.crossing import note
+from sfl.transport.device.end import Arrival, DeviceEnd
 from sfl.transport.device.greeting import finish_of
 from sfl.transport.device.line import Incoming
 from sfl.transport.frames.envelope import Frame
-from sfl.transport.frames.tensors import raw_bytes
+from sfl.transport.frames.tensors import held_of, raw_bytes
 from sfl.transport.frames.wire import tensor_role, wire_bytes
 from sfl.transport.frames.words import (
     from_assignment,
@@ -94,6 +96,13 @@ class Reader:
         if whole is not None:
             self._put(whole)
 
+    def _note(self, message: TensorMessage, arrival: Arrival) -> None:
+        """What the cost model learns from an answer."""
+        if (held := held_of(arrival.header)) is not None:
+            self._stats.link.answered(message.key, arrival.ended, arrival.num_bytes, held)
+        plan = self._end.assignment.plan
+        note(self._stats.crossed, message, plan, "down", arrival.num_bytes)
+
     def _on_tensor(self, frame: Frame) -> None:
         header = self._end.header_of(frame)
         if header is not None:
@@ -102,4 +111,5 @@ class Reader:
         arrival = self._end.take_frame(frame, self._stats.phases.now())
         if arrival is not None:
             message = self._end.decode(arrival)
+            self._note(message, arrival)
             self._put(replace(message, arrived=self._stats.phases.now()))

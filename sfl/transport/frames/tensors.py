@@ -18,6 +18,7 @@ import numpy.typing as npt
 from sfl.codec.integers import num_labels, pack_labels, unpack_labels
 from sfl.codec.packet import Packet
 from sfl.errors import ProtocolError
+from sfl.metrics.transfers import Held
 from sfl.node.buffers import Chunks
 from sfl.rounds.values import NO_SCORE
 from sfl.stage.layout import IGNORED
@@ -36,11 +37,14 @@ ALONE: Mapping[str, Packet] = MappingProxyType({})
 
 
 def encode_tensor(
-    message: TensorMessage, packet: Packet | None, named: Mapping[str, Packet] = ALONE
+    message: TensorMessage,
+    packet: Packet | None,
+    named: Mapping[str, Packet] = ALONE,
+    held: Held | None = None,
 ) -> list[Frame]:
     """A tensor message as frames; the first has the header, all look at the packets' payloads.
 
-    The packets of `named` tensors follow the one of its rows.
+    The packets of `named` tensors follow the one of its rows. `held` is for an answer.
     """
     kind: Any = int(message.kind)
     header = tensor_pb2.TensorHeader(
@@ -55,6 +59,9 @@ def encode_tensor(
         normalizer=message.normalizer,
         loss=message.loss,
     )
+    if held is not None:
+        header.arrived_us = round(1e6 * held.arrived)
+        header.held_us = round(1e6 * (held.ready - held.arrived))
     if message.score != NO_SCORE:
         header.score.CopyFrom(to_score(message.score))
     if packet is None:
@@ -155,6 +162,14 @@ def _labels(data: bytes, lengths: tuple[int, ...]) -> npt.NDArray[np.int32]:
     if count not in (sum(lengths), len(lengths)):
         raise ProtocolError(f"{count} labels for {sum(lengths)} tokens, {len(lengths)} sequences")
     return unpack_labels(data, count, IGNORED)
+
+
+def held_of(header: tensor_pb2.TensorHeader) -> Held | None:
+    """How long an edge had what this answers; None where it does not say."""
+    if not header.arrived_us:
+        return None
+    arrived = 1e-6 * header.arrived_us
+    return Held(arrived, arrived + 1e-6 * header.held_us)
 
 
 def raw_bytes(header: tensor_pb2.TensorHeader) -> int:

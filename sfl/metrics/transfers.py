@@ -1,0 +1,96 @@
+"""A device's messages to its edge and back, with both ends' times; what the link takes, of them."""
+
+from __future__ import annotations
+
+import threading
+from collections import deque
+from collections.abc import Hashable
+from dataclasses import dataclass
+
+from sfl.cost.queueing import Sent, sums_of, transfers
+from sfl.cost.shown import Sums
+
+FEW = 8
+"""Messages that a link is looked at for."""
+FEW_BESIDE = 64
+"""Messages that nobody answers, between two that are."""
+MOST = 512
+"""Messages that are kept until somebody looks, and that may be under way."""
+
+
+@dataclass(frozen=True, slots=True)
+class Held:
+    """What an edge says with an answer: when what it answers was there, and when it was ready to be
+    sent; in seconds of the edge's clock."""
+
+    arrived: float
+    ready: float
+
+
+@dataclass(frozen=True, slots=True)
+class Posted:
+    """A message under way: when it was handed over, its bytes, and whether it was the only one."""
+
+    at: float
+    num_bytes: int
+    alone: bool
+    before: tuple[tuple[float, int], ...]
+
+
+class LinkTimes:
+    """Matches answers to what they answer; thread-safe. Seconds are of the device's clock."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._under_way: dict[Hashable, Posted] = {}
+        self._up: deque[Sent] = deque(maxlen=MOST)
+        self._down: deque[Sent] = deque(maxlen=MOST)
+        self._sums = (Sums(), Sums())
+        self._beside: deque[tuple[float, int]] = deque(maxlen=FEW_BESIDE)
+
+    def beside(self, at: float, num_bytes: int) -> None:
+        """A message goes out that nobody answers; what comes next may wait behind it."""
+        with self._lock:
+            self._beside.append((at, num_bytes))
+
+    def posted(self, key: Hashable, at: float, num_bytes: int) -> None:
+        """A message goes out; its answer will have the same key."""
+        with self._lock:
+            if len(self._under_way) >= MOST:
+                self._under_way.clear()  # of a link that broke
+            alone = not self._under_way
+            self._under_way[key] = Posted(at, num_bytes, alone, tuple(self._beside))
+            self._beside.clear()
+
+    def answered(self, key: Hashable, at: float, num_bytes: int, held: Held) -> None:
+        """Its answer is there, whole."""
+        with self._lock:
+            posted = self._under_way.pop(key, None)
+            if posted is None:
+                return
+            alone = posted.alone
+            self._up.append(Sent(posted.at, held.arrived, posted.num_bytes, alone, posted.before))
+            self._down.append(Sent(held.ready, at, num_bytes, alone))
+
+    def forget(self) -> None:
+        """The link broke: no answer comes to what is under way, and the next edge has its clock."""
+        with self._lock:
+            self._under_way.clear()
+            self._up.clear()
+            self._down.clear()
+
+    def sums(self) -> tuple[Sums, Sums]:
+        """Up and down since the process began, without what messages waited.
+
+        A few messages tell little: they are kept until there are more.
+        """
+        with self._lock:
+            if len(self._up) < FEW:
+                return self._sums
+            known = list(self._up), list(self._down)
+            self._up.clear()
+            self._down.clear()
+            found = transfers(*known)
+            up, down = self._sums
+            self._sums = up + sums_of(found, True), down + sums_of(found, False)
+            return self._sums
