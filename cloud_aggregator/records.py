@@ -16,7 +16,7 @@ from sfl.errors import SflError
 from sfl.node.causes import cause_of
 from sfl.node.files import Reserve
 from sfl.report.conclusion import RESERVE, write_conclusion
-from sfl.report.plans import PlanFile, complete_plans
+from sfl.report.plans import PlanFile, complete_plans, plans_of
 from sfl.report.projection import data_notes
 from sfl.report.records import RecordFile, complete_records, read_records
 from sfl.report.runs import CONCLUSION
@@ -145,7 +145,9 @@ class RunRecords:
         made = str(adapter) if adapter.is_dir() else None
         told = self.told
         written = read_records(self._lines)
-        summary = told.summary(self._folder.name, config.settings, made, written)
+        summary = told.summary(
+            self._folder.name, config.settings, made, written, plans_of(self._folder)
+        )
         self.summary = summary = replace(summary, best_round=self._kept.best_round)
         records = [*written, *told.records]
         write_conclusion(self._folder, summary, records, config, told.rounds.steps)

@@ -103,14 +103,6 @@ def _rounds_begin_together(run: RunSections) -> Iterator[str]:
         yield f'planner.policy: {problem}; set it to "off", or run.mode to "synchronous"'
 
 
-def _blocks_are_as_they_were(run: RunSections) -> Iterator[str]:
-    if run.planner.moves and run.aggregation.traits.folds:
-        able = " or ".join(map(repr, STAYING))
-        strategy = run.aggregation.strategy
-        problem = f"{strategy} adds to every node's own blocks, so that none can change sides"
-        yield f"planner.policy: {problem}; use {able}, or another aggregation.strategy"
-
-
 def _enough_are_selected(run: RunSections) -> Iterator[str]:
     select, needed = run.planner.select, run.aggregation.fewest_devices
     if 0 < select < needed:
@@ -140,7 +132,6 @@ def _ranges_are_read(run: RunSections) -> Iterator[str]:
 _RULES = (
     _settings_are_read,
     _rounds_begin_together,
-    _blocks_are_as_they_were,
     _enough_are_selected,
     _ranges_are_read,
 )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from sfl.config.devices import DeviceEntry
 from sfl.config.run import RunSettings
+from sfl.errors import ConfigError
 from sfl.plan import Plan, Span
 
 At = tuple[int, int]
@@ -38,6 +39,27 @@ def _fronts(entry: DeviceEntry, num_layers: int) -> range:
 def _tails(entry: DeviceEntry) -> range:
     least, most = entry.tail_range or (entry.tail_layers, entry.tail_layers)
     return range(least, most + 1)
+
+
+def check_ranges(settings: RunSettings, num_layers: int) -> None:
+    """A model of so many blocks can be cut in every way that was asked for.
+
+    Raises ConfigError, which names the device's range.
+    """
+    for entry in settings.devices:
+        front, tail = entry.cut_range, entry.tail_range
+        for name, given, other in (
+            ("cut_range", front, (tail or (entry.tail_layers,))[0]),
+            ("tail_range", tail, (front or (min(1, entry.cut_layer),))[0]),
+        ):
+            most = num_layers - 1 - other
+            if given is not None and given[1] > most:
+                raise ConfigError(
+                    f"devices.{entry.name}.{name}",
+                    list(given),
+                    f"the model has {num_layers} blocks, and the edge keeps one at least",
+                    f"Use [{min(given[0], most)}, {most}] at most.",
+                )
 
 
 def plans_of(settings: RunSettings, device: str, num_layers: int) -> tuple[Plan, ...]:

@@ -14,6 +14,9 @@ from pydantic_core import from_json, to_json
 from sfl.planners.decision import Choice, Decision
 from sfl.planners.state import State
 
+NAMED = 3
+"""Devices that a few words name."""
+
 
 @dataclass(frozen=True, slots=True)
 class Plan:
@@ -37,6 +40,21 @@ class Plan:
         told = values.pop("state", None) if with_state else None
         state = None if told is None else State.from_json(to_json(told))
         return Plan(Decision.from_json(line), values.get("advice") is True, state)
+
+    @property
+    def in_short(self) -> str:
+        """A few words for somebody who looks on."""
+        why = self.decision.why
+        line = f"round {self.decision.round} by {self.decision.policy}"
+        line += " (advice)" if self.advice else ""
+        line += f": {why.seconds:.3g} s"
+        if why.slowest:
+            line += f", waits for {why.slowest}"
+        if why.moved:
+            more = len(why.moved) - NAMED
+            line += f"; moves {', '.join(why.moved[:NAMED])}"
+            line += f" and {more} more" if more > 0 else ""
+        return line
 
     def __str__(self) -> str:
         """One line of a log."""

@@ -17,7 +17,7 @@ from sfl.node.files import write_atomic
 from sfl.report.html import write_report
 from sfl.report.kept import KeptAdapters
 from sfl.report.killed import KilledRun, killed_run
-from sfl.report.plans import complete_plans
+from sfl.report.plans import complete_plans, plans_of
 from sfl.report.records import NodeRecord, Record, RoundRecord, complete_records, read_records
 from sfl.report.runs import stop_reason
 from sfl.report.status import RunStatus
@@ -168,6 +168,7 @@ def _conclude_from_records(
         failure=reason,
         adapter=_adapter(folder),
         best_round=best,
+        plans=plans_of(folder),
     )
     if not config.cloud.journal:  # a server that does not answer now has where the run is
         _drop(folder, config)

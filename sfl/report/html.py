@@ -23,6 +23,7 @@ from sfl.report.curve import device_lines
 from sfl.report.final import data_sentence, total_sentence, wire_sentence
 from sfl.report.markup import Markup, element, join
 from sfl.report.page import count, document, table, tile
+from sfl.report.plan_section import plan_section
 from sfl.report.records import Record, RoundRecord
 from sfl.report.step import StepTimeline, timeline_card
 from sfl.report.summary import DeviceSummary, RunSummary, ServerSummary, evaluate
@@ -54,6 +55,7 @@ def render_report(
         _tiles(summary),
         _learning(summary, rounds),
         _devices(summary),
+        *plan_section(summary),
         _costs(summary),
         timeline_card(timelines),
         _faults(summary),

@@ -46,6 +46,7 @@ class LiveView:
         )
         self._shown: tuple[int, str, str] | None = None
         self._faults = 0
+        self._plan = ""
 
     def __enter__(self) -> Self:
         if self._live is not None:
@@ -71,6 +72,9 @@ class LiveView:
         for fault in status.faults[self._faults :]:
             self._say(f"fault: {text.printable(fault)}")
         self._faults = len(status.faults)
+        if status.plan != self._plan:
+            self._plan = status.plan
+            self._say(f"plan: {text.printable(status.plan)}")
         shown = (status.round, status.phase, status.message if status.phase not in _BUSY else "")
         if shown != self._shown:
             self._shown = shown
@@ -131,6 +135,8 @@ def status_picture(
     parts: list[RenderableType] = [_progress(status, seconds)]
     if status.message:
         parts.append(Text(text.printable(status.message), style="dim"))
+    if status.plan:
+        parts.append(Text(f"plan: {text.printable(status.plan)}", style="dim"))
     faults = [Text(f"  ! {text.printable(f)}", style="yellow") for f in status.faults[-3:]]
     away = [wait for wait in status.waits if wait.away][:_AWAY]
     faults += [Text(f"  … {text.printable(str(wait))}", style="yellow") for wait in away]

@@ -293,10 +293,11 @@ class RunProjection:
         settings: RunSettings,
         adapter: str | None,
         written: Sequence[Record] = (),
+        plans: Sequence[Plan] = (),
     ) -> RunSummary:
         """What the run came to; `adapter` is the folder as a user would write it.
 
-        `written` are records that were taken out.
+        `written` are records, and `plans` are decisions, that were taken out.
         """
         end = self.end
         return build_summary(
@@ -313,6 +314,7 @@ class RunProjection:
             best_round=None if settings.is_asynchronous else self.rounds.best_round(),
             data=self.rounds.notes,
             staleness=self.staleness,
+            plans=[*plans, *(Plan.from_json(line, with_state=False) for line in self.plans)],
         )
 
 

@@ -42,6 +42,7 @@ def standing(
         waits=() if end is not None else tuple(waits_of(state, settings)),
         mode=settings.run.mode,
         buffered=len(state.buffer.waiting) if settings.counts_late_updates else None,
+        plan="" if told.planned is None else told.planned.in_short,
         buffer_size=settings.buffer_size if settings.is_asynchronous else 0,
         **written,  # type: ignore[arg-type]
     )

@@ -148,6 +148,8 @@ class RunStatus:
     """Updates that wait for an average; None where no update may be late."""
     buffer_size: int = 0
     """As many of those make the next adapter of an asynchronous run."""
+    plan: str = ""
+    """The planner's latest decision, in words."""
 
     @property
     def over(self) -> bool:

@@ -20,6 +20,8 @@ from sfl.config.asynchronous import Mode
 from sfl.data.example import DataNotes
 from sfl.metrics.snapshot import ByteTotals, NodeKind, NodeSnapshot, Role, combine
 from sfl.node.files import write_atomic
+from sfl.planners.plans import Plan
+from sfl.report.planned import At, PlanSummary, cuts_over_rounds, plan_summaries
 from sfl.report.records import NodeRecord, Record, RoundRecord
 
 TRAINING_ROLES: tuple[Role, ...] = ("activation", "gradient")
@@ -162,6 +164,8 @@ class DeviceSummary:
     joined: bool = True
     data: DataNotes = _NOTHING
     staleness: Staleness | None = None
+    cuts: tuple[At, ...] = ()
+    """Where a planner decided: rounds from which on it had another cut, and that."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -218,6 +222,7 @@ class RunSummary:
     cloud: ServerSummary
     plugins: tuple[str, ...] = ()
     mode: Mode = "synchronous"
+    plans: tuple[PlanSummary, ...] = ()
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values for JSON; the keys of a node's traffic stand beside its other keys."""
@@ -233,6 +238,7 @@ class RunSummary:
             "faults": tuple(Fault(**fault) for fault in values["faults"]),
             "eval_devices": tuple(values["eval_devices"]),
             "plugins": tuple(values.get("plugins", ())),
+            "plans": tuple(map(PlanSummary.from_dict, values.get("plans", ()))),
             "devices": tuple(DeviceSummary(**_with_notes(d)) for d in values["devices"]),
             "edges": tuple(ServerSummary(**_with_traffic(edge)) for edge in values["edges"]),
             "cloud": ServerSummary(**_with_traffic(values["cloud"])),
@@ -263,6 +269,7 @@ def build_summary(
     best_round: int | None = None,
     data: Mapping[str, DataNotes] = MappingProxyType({}),
     staleness: Mapping[str, Sequence[int]] = MappingProxyType({}),
+    plans: Sequence[Plan] = (),
 ) -> RunSummary:
     """What the run came to.
 
@@ -275,11 +282,13 @@ def build_summary(
     last = max(_closed(records), default=0)
     nodes = _combined(records, snapshots)
     clouds = [node for node in nodes.values() if node.kind == "cloud"]
+    cuts = cuts_over_rounds(plans)
     devices = tuple(
         replace(
             _device(entry, settings, rounds, nodes, last),
             data=data.get(entry.name, _NOTHING),
             staleness=Staleness.of(staleness.get(entry.name, ())) if staleness else None,
+            **_last_cut(cuts.get(entry.name, ())),
         )
         for entry in settings.devices
     )
@@ -317,7 +326,16 @@ def build_summary(
         cloud=_server(clouds[0] if clouds else NodeSnapshot("cloud", "cloud")),
         plugins=settings.run.plugins,
         mode=settings.run.mode,
+        plans=plan_summaries(plans, rounds),
     )
+
+
+def _last_cut(cuts: tuple[At, ...]) -> dict[str, Any]:
+    """What a planner changed of a device."""
+    if not cuts:
+        return {}
+    _, cut_layer, tail_layers = cuts[-1]
+    return {"cut_layer": cut_layer, "tail_layers": tail_layers, "cuts": cuts}
 
 
 def evaluate(records: Iterable[RoundRecord], devices: Iterable[str] | None = None) -> Evaluation:
@@ -484,7 +502,8 @@ def _with_notes(values: Mapping[str, Any]) -> dict[str, Any]:
     told = values.get("staleness")
     staleness = None if told is None else Staleness(**told)
     data = DataNotes(**values.get("data", {}))
-    return _with_traffic(values) | {"data": data, "staleness": staleness}
+    cuts = tuple(tuple(cut) for cut in values.get("cuts", ()))
+    return _with_traffic(values) | {"data": data, "staleness": staleness, "cuts": cuts}
 
 
 def _plain(value: Any) -> Any:

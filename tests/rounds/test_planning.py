@@ -188,10 +188,6 @@ def test_a_plan_without_anybody_ends_the_run_and_says_so() -> None:
         ({"planner": {"policy": "recorded"}}, "planner.plans: name the plans.jsonl"),
         ({"planner": {"policy": "fleet"}, "run": {"mode": "asynchronous"}}, "planner.policy"),
         (
-            {"planner": {"policy": "fleet"}, "aggregation": {"strategy": "flora"}},
-            "planner.policy: .*flora.*'fixed' or 'ucb' or 'pairing'",
-        ),
-        (
             {
                 "planner": {"policy": "ucb", "select": 2},
                 "aggregation": {"strategy": "krum", "byzantine": 0},

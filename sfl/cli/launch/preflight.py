@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 
 from sfl.config import DeviceEntry, RunConfig
+from sfl.config.ranges import check_ranges
 from sfl.data.examine import examine
 from sfl.data.sources import sources
 from sfl.errors import ConfigError, ModelError
@@ -21,6 +22,8 @@ from sfl.models.memory.device_budget import device_load, fit_device
 from sfl.models.vocabulary import check_tokenizer
 from sfl.node.certificates.own import load_own
 from sfl.node.extras import require_bitsandbytes
+from sfl.planners.situation import planner_of
+from sfl.report.plans import recorded_plans
 
 KNOWN_CODECS = {
     *("none", "fp16", "bf16", "int8"),
@@ -94,6 +97,7 @@ def check_settings(config: RunConfig, folder: ModelFolder) -> None:
     check_names(config)
     check_certificates(config)
     require_bitsandbytes("edge.quantised", config.edge.quantised)
+    check_planner(config, folder.num_layers)
     for entry in config.devices:
         config.plan(entry.name, folder.num_layers)
         require_bitsandbytes(f"devices.{entry.name}.quantised", entry.quantised)
@@ -105,6 +109,14 @@ def check_settings(config: RunConfig, folder: ModelFolder) -> None:
         )  # with torch, a second and 200 MB
 
         check_codecs(config)
+
+
+def check_planner(config: RunConfig, num_layers: int) -> None:
+    """Who decides can be had, and so can what it may choose. Raises ConfigError."""
+    own = config.planner
+    planner_of(own.policy)
+    recorded_plans(own.policy, own.plans)
+    check_ranges(config, num_layers)
 
 
 def check_names(config: RunConfig) -> None:
