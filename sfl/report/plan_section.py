@@ -9,6 +9,7 @@ from itertools import pairwise
 from sfl.report import text
 from sfl.report.charts import Line, line_chart, line_legend, series_style
 from sfl.report.markup import Markup, element
+from sfl.report.page import table
 from sfl.report.planned import At, PlanSummary
 from sfl.report.summary import RunSummary
 
@@ -37,7 +38,7 @@ def plan_section(summary: RunSummary) -> tuple[Markup, ...]:
             element("p", _lead(summary.plans), class_="lead"),
             *legend,
             element("div", *cards, class_="charts"),
-            _table(summary.plans),
+            _decisions(summary.plans),
             class_="section",
         ),
     )
@@ -94,24 +95,15 @@ def _seconds_card(plans: Sequence[PlanSummary]) -> Markup:
     )
 
 
-def _table(plans: Sequence[PlanSummary]) -> Markup:
+def _decisions(plans: Sequence[PlanSummary]) -> Markup:
     headings = ("round", "foretold", "measured", "waits for", "gain", "moved", "left out", "why")
-    head = element("thead", element("tr", *(element("th", name, scope="col") for name in headings)))
-    rows = [
-        element(
-            "tr",
-            element("th", str(plan.round), scope="row"),
-            *(element("td", cell) for cell in _cells(plan)),
-        )
-        for plan in plans
-    ]
-    table = element("table", head, element("tbody", *rows))
-    card = element("div", table, class_="card scroll")
+    card = element("div", table(headings, list(map(_cells, plans))), class_="card scroll")
     return element("details", element("summary", "Every decision"), card)
 
 
 def _cells(plan: PlanSummary) -> tuple[str, ...]:
     return (
+        str(plan.round),
         text.duration(plan.foretold),
         "–" if plan.measured is None else text.duration(plan.measured),
         plan.slowest or "–",

@@ -5,9 +5,9 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from sfl.config import RunSettings
 from sfl.config.ranges import ways_of
-from sfl.planners import PLANNERS, Aims, Cut, Decision, DeviceState, EdgeState, State
+from sfl.planners import PLANNERS, Cut, Decision, DeviceState, EdgeState, State
+from sfl.planners.situation import aims_of
 from sfl.rounds import Planned, PlanRound
 from sfl.simulate.fleet import Fleet, link_cost
 
@@ -66,21 +66,3 @@ class Planning:
             life.success,
             life.outcome,
         )
-
-
-def aims_of(settings: RunSettings) -> Aims:
-    """What a run wants of its planner."""
-    own = settings.planner
-    return Aims(
-        own.hysteresis,
-        own.every_rounds,
-        own.slow_rounds,
-        own.weight,
-        own.energy_budget,
-        own.delay_value,
-        own.select,
-        own.newcomers,
-        own.deadline,
-        own.keep,
-        own.keep_bits,
-    )
