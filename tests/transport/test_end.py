@@ -29,6 +29,7 @@ from sfl.stage.messages import (
 from sfl.transport.device.end import DeviceEnd, EdgeEnd, End
 from sfl.transport.frames.chunks import adapter_bytes, adapter_frames, decode_adapter
 from sfl.transport.frames.envelope import Frame
+from sfl.transport.frames.tensors import held_of
 from sfl.transport.frames.wire import BASE_UPDATE, EDGE_SESSION
 from sfl.v1 import edge_pb2, tensor_pb2
 
@@ -149,7 +150,7 @@ def test_what_one_end_sends_the_other_takes(spec: str) -> None:
     for step in range(3):
         sent = tensor(step=step)
         arrived = carried(sent, device, edge)
-        assert replace(arrived, rows=None) == replace(sent, rows=None, context=None)
+        assert replace(arrived, rows=None, arrived=None) == replace(sent, rows=None, context=None)
         assert arrived.rows is not None and sent.rows is not None
         assert torch.equal(arrived.rows, sent.rows) == (spec in EXACT)
         edge.credits.computed()
@@ -434,3 +435,12 @@ def test_messages_of_the_wire_say_the_same_as_ends() -> None:
         message = parse(serialize(edge_pb2.EdgeMessage(adapter=frame)))
         order = device.take_adapter(message.adapter)
     assert isinstance(order, RoundOrder) and same(dict(order.values), values(1))
+
+
+def test_an_answer_says_how_long_the_edge_had_what_it_answers() -> None:
+    device, edge = ends(codecs("none"))
+    message = carried(tensor(), device, edge)
+    answer = replace(message, arrived=12.5, kind=Kind.GRADIENT, labels=None)
+    held = held_of(edge.encode(answer)[0].header or tensor_pb2.TensorHeader())
+    assert held is not None and held.arrived == 12.5 and held.ready >= 12.5
+    assert held_of(device.encode(tensor())[0].header or tensor_pb2.TensorHeader()) is None
