@@ -28,6 +28,7 @@ from sfl.models.memory.device_budget import device_load, fit_device
 from sfl.models.modeling import import_modeling
 from sfl.node.board import board_root
 from sfl.node.certificates.own import OwnCertificate
+from sfl.node.energy import EnergyMeter
 from sfl.node.extras import require_cryptography
 from sfl.node.finishing import Finishing
 from sfl.node.logs import describe_node
@@ -67,6 +68,7 @@ class DeviceAgent:
         self.consent.check_sources()
         self.stats = NodeStats(config.name, "device")
         self.stats.threads = torch.get_num_threads()
+        self.stats.meter = EnergyMeter(board_root())
         self.stats.certificate_expiry = None if own is None else own.not_after
         self._run_id = ""
         self._loaded: Loaded | None = None

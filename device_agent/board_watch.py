@@ -93,6 +93,7 @@ class BoardWatch:
             log.warning("the board's sensors cannot be read: %s", error)
             board = self.stats.board
         self.stats.board = board
+        self.stats.meter.read()  # watts change between two reports
         was = self._pause
         self._pause = decide(self.settings, board, datetime.now().time(), was)
         self.stats.paused = "" if self._pause is None else self._pause.reason

@@ -30,8 +30,10 @@ from sfl.config import EdgeConfig
 from sfl.errors import LinkLost, RunFailed, SflError
 from sfl.metrics.prometheus import NodeCollector, serve_as_set
 from sfl.metrics.stats import NodeStats
+from sfl.node.board import board_root
 from sfl.node.causes import another_may_help, cause_of
 from sfl.node.certificates.own import OwnCertificate
+from sfl.node.energy import EnergyMeter, no_gpus, nvidia_gpus
 from sfl.node.files import writable_folder, write_atomic
 from sfl.node.logs import describe_node
 from sfl.rounds.values import Challenge, EdgeFacts, EdgeWelcome
@@ -72,6 +74,8 @@ class EdgeServer:
         self.run_id = self.run_key = ""
         self.stats = stats = NodeStats(config.name, "edge")
         stats.threads = threads
+        gpus = any(device != "cpu" for device in config.devices)
+        stats.meter = EnergyMeter(board_root(), nvidia_gpus() if gpus else no_gpus)
         stats.certificate_expiry = None if own is None else own.not_after
         self._residence = _residence(config, stats)
         order = ORDERS[config.order]

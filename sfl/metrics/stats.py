@@ -36,6 +36,7 @@ from sfl.metrics.timeline import TimedKey, Timeline
 from sfl.metrics.transfers import LinkTimes
 from sfl.metrics.waits import Waits
 from sfl.node.board import Board
+from sfl.node.energy import NO_METER
 
 __all__ = [
     "BUCKETS",
@@ -286,7 +287,7 @@ class NodeStats:
         self.snapshots = SnapshotCount()
         self.threads = 0
         self.crossed = CrossedCount()
-        self.energy: Energy | None = None
+        self.meter = NO_METER
         self.link = LinkTimes()
         self._clock = clock
         self._memory = UNKNOWN
@@ -329,9 +330,10 @@ class NodeStats:
     def costs(self) -> Shown:
         """What a cost model is fitted from."""
         up, down = self.link.sums()
-        return Shown(
-            self.phases.passes.all(), up, down, self.crossed.all(), self.energy, self.threads
-        )
+        joules = self.meter.read()
+        energy = None if joules is None else Energy(joules, "measured")
+        passes, crossed = self.phases.passes.all(), self.crossed.all()
+        return Shown(passes, up, down, crossed, energy, self.threads)
 
     def snapshot(self, costs: bool = False) -> NodeSnapshot:
         """Everything at one moment, with this process's memory; with its `costs` on request."""

@@ -67,10 +67,10 @@ def read_board(root: Path, ask_metered: bool = False) -> Board:
         undervoltage=_undervoltage(root, bits),
         undervoltage_before=_held_before(bits, UNDERVOLTAGE),
         charge=min((charge for charge in charges if charge is not None), default=None),
-        on_battery=any(_text(b / "status") == "Discharging" for b in batteries)
+        on_battery=any(text_in(b / "status") == "Discharging" for b in batteries)
         if batteries
         else None,
-        power=_power(root),
+        power=board_power(root),
         interface=interface,
         metered=_metered(root, interface) if ask_metered and interface else None,
     )
@@ -92,7 +92,7 @@ def matches(name: str, patterns: tuple[str, ...]) -> bool:
 
 def _ipv4_defaults(root: Path) -> Iterator[tuple[int, str]]:
     """Metric and interface of each default route, from the kernel's table."""
-    for line in _text(root / "proc/net/route").splitlines()[1:]:
+    for line in text_in(root / "proc/net/route").splitlines()[1:]:
         fields = line.split()
         if len(fields) > 7 and _leads_out(fields[3]) and not (_hex(fields[1]) or _hex(fields[7])):
             yield int(fields[6]), fields[0]
@@ -100,7 +100,7 @@ def _ipv4_defaults(root: Path) -> Iterator[tuple[int, str]]:
 
 def _ipv6_defaults(root: Path) -> Iterator[tuple[int, str]]:
     """The same of IPv6, whose table has no heading, and metrics in hexadecimal."""
-    for line in _text(root / "proc/net/ipv6_route").splitlines():
+    for line in text_in(root / "proc/net/ipv6_route").splitlines():
         fields = line.split()
         if len(fields) == 10 and _leads_out(fields[8]) and not (_hex(fields[0] + fields[1])):
             yield _hex(fields[5]), fields[9]
@@ -116,7 +116,7 @@ def _hex(text: str) -> int:
 
 
 def _temperature(root: Path) -> float | None:
-    zones = (_number(path) for path in root.glob("sys/class/thermal/thermal_zone*/temp"))
+    zones = (number_in(path) for path in root.glob("sys/class/thermal/thermal_zone*/temp"))
     # A zone that is switched off reads as an error or as something far from the possible.
     degrees = [zone / 1000 for zone in zones if zone is not None and -40e3 < zone < 200e3]
     return max(degrees, default=None)
@@ -124,7 +124,7 @@ def _temperature(root: Path) -> float | None:
 
 def _firmware_bits(root: Path) -> int | None:
     """A Raspberry Pi's `get_throttled`, from the kernel's file or else from the program."""
-    text = _text(root / FIRMWARE)
+    text = text_in(root / FIRMWARE)
     if not text:
         answer = _answer(root, "vcgencmd", "get_throttled")
         text = answer.partition("=")[2] if answer.startswith("throttled=") else ""
@@ -143,9 +143,9 @@ def _throttled(root: Path, bits: int | None) -> bool | None:
     if bits is not None:
         return bool(bits & (CAPPED | THROTTLED | SOFT_LIMIT))
     states = [
-        _number(device / "cur_state")
+        number_in(device / "cur_state")
         for device in root.glob("sys/class/thermal/cooling_device*")
-        if any(word in _text(device / "type").lower() for word in ("cpufreq", "devfreq", "proc"))
+        if any(word in text_in(device / "type").lower() for word in ("cpufreq", "devfreq", "proc"))
     ]
     known = [state for state in states if state is not None]
     return any(state > 0 for state in known) if known else None
@@ -155,21 +155,21 @@ def _undervoltage(root: Path, bits: int | None) -> bool | None:
     """The firmware's word; else the alarm of the Raspberry Pi's voltage monitor."""
     if bits is not None:
         return bool(bits & UNDERVOLTAGE)
-    alarms = [_number(m / "in0_lcrit_alarm") for m in _monitors(root) if _name(m) == "rpi_volt"]
+    alarms = [number_in(m / "in0_lcrit_alarm") for m in _monitors(root) if _name(m) == "rpi_volt"]
     known = [alarm for alarm in alarms if alarm is not None]
     return any(known) if known else None
 
 
-def _power(root: Path) -> float | None:
+def board_power(root: Path) -> float | None:
     """A Jetson's input, which jtop reads from the same file: volts times amperes of VDD_IN."""
     for monitor in _monitors(root):
         if not _name(monitor).startswith("ina3221"):
             continue
         for label in monitor.glob("in*_label"):
             channel = label.name.removeprefix("in").removesuffix("_label")
-            if _text(label) in ("VDD_IN", "POM_5V_IN"):
-                millivolts = _number(monitor / f"in{channel}_input")
-                milliamperes = _number(monitor / f"curr{channel}_input")
+            if text_in(label) in ("VDD_IN", "POM_5V_IN"):
+                millivolts = number_in(monitor / f"in{channel}_input")
+                milliamperes = number_in(monitor / f"curr{channel}_input")
                 if millivolts is not None and milliamperes is not None:
                     return millivolts * milliamperes / 1e6
     return None
@@ -178,12 +178,12 @@ def _power(root: Path) -> float | None:
 def _batteries(root: Path) -> Iterator[Path]:
     """Batteries that this machine runs on, not those of a mouse."""
     for supply in sorted(root.glob("sys/class/power_supply/*")):
-        if _text(supply / "type") == "Battery" and _text(supply / "scope") != "Device":
+        if text_in(supply / "type") == "Battery" and text_in(supply / "scope") != "Device":
             yield supply
 
 
 def _percent(battery: Path) -> float | None:
-    percent = _number(battery / "capacity")
+    percent = number_in(battery / "capacity")
     return None if percent is None else min(1.0, max(0.0, percent / 100))
 
 
@@ -198,15 +198,17 @@ def _monitors(root: Path) -> list[Path]:
 
 
 def _name(monitor: Path) -> str:
-    return _text(monitor / "name")
+    return text_in(monitor / "name")
 
 
-def _number(path: Path) -> int | None:
-    text = _text(path)
+def number_in(path: Path) -> int | None:
+    """A file's whole number; None where there is none."""
+    text = text_in(path)
     return int(text) if text.lstrip("-").isdecimal() else None
 
 
-def _text(path: Path) -> str:
+def text_in(path: Path) -> str:
+    """What a file says; empty where it cannot be read."""
     try:
         return path.read_text(encoding="utf-8", errors="replace").strip()
     except OSError:
