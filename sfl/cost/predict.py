@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from sfl.cost.closed_loop import Turns, round_ends
 from sfl.cost.energy import Energy
+from sfl.cost.flow import Flow, flow_ends
 from sfl.cost.step import (
     StepCost,
     device_energy,
     exchange_bytes,
     exchange_seconds,
+    flow_of,
     step_cost,
 )
 from sfl.cost.values import DeviceCost, EdgeCost, Workload
@@ -42,7 +44,8 @@ class Placed:
 class DevicePrediction:
     """One device's round. `alone` are its seconds where nobody else is at the edge, by part.
 
-    `seconds` include what it waits for others. `spread` is the standard deviation of its own and
+    What micro-batches overlap is taken off all parts but the edge's. `seconds` include what it
+    waits for others. `spread` is the standard deviation of its own and
     its link's share of `alone`, in seconds.
     """
 
@@ -102,12 +105,7 @@ def predict(
         for one in devices
     ]
     exchanges = [exchange_seconds(one.cost, one.cut_layer, one.tail_layers) for one in devices]
-    numbers = {name: number for number, name in enumerate(edges)}
-    turns = [
-        turns_of(step, one.edge_speed, numbers[one.edge], beside=one.edge_share is not None)
-        for one, step in zip(devices, steps, strict=True)
-    ]
-    ends = round_ends(turns, workload.steps, len(edges))
+    ends = _ends(workload, devices, edges, steps)
     found = {
         one.name: _device(workload, one, step, end + exchange)
         for one, step, end, exchange in zip(devices, steps, ends, exchanges, strict=True)
@@ -124,17 +122,48 @@ def predict(
     )
 
 
+def _ends(
+    workload: Workload,
+    devices: Sequence[Placed],
+    edges: Mapping[str, EdgeCost],
+    steps: Sequence[StepCost],
+) -> list[float]:
+    """When each has done its steps: micro-batch by micro-batch, where there are several."""
+    numbers = {name: number for number, name in enumerate(edges)}
+    if workload.micro_batches > 1 and all(one.edge_share is None for one in devices):
+        flows = [
+            served_at(
+                flow_of(workload, one.cost, edges[one.edge], one.cut_layer, one.tail_layers),
+                one.edge_speed,
+                numbers[one.edge],
+            )
+            for one in devices
+        ]
+        return flow_ends(flows, workload.steps, len(edges))
+    turns = [
+        turns_of(step, one.edge_speed, numbers[one.edge], beside=one.edge_share is not None)
+        for one, step in zip(devices, steps, strict=True)
+    ]
+    return round_ends(turns, workload.steps, len(edges))
+
+
+def served_at(flow: Flow, speed: float, edge: int) -> Flow:
+    """At an edge of that number, at that share of its fastest speed."""
+    laps = tuple(replace(lap, serve=lap.serve / speed) for lap in flow.laps)
+    return replace(flow, laps=laps, edge=edge)
+
+
 def turns_of(step: StepCost, speed: float = 1.0, edge: int = 0, *, beside: bool = False) -> Turns:
-    """A step as its edge sees it, at that share of its fastest speed.
+    """A step as its edge sees it, at that share of its fastest speed, all micro-batches at once.
 
     Who is served `beside` others waits for nobody, and nobody for it.
     """
-    visits, before = [], 0.0
+    visits, before, pace = [], 0.0, step.pace
     for leg in step.legs:
-        serve = leg.edge / speed
-        visits.append((before + leg.head + serve, 0.0) if beside else (before + leg.head, serve))
+        serve, there = leg.edge / speed, pace * (before + leg.head)
+        visits.append((there + serve, 0.0) if beside else (there, serve))
         before = leg.down
-    return Turns(tuple(visits), before + step.backward, edge)
+    return Turns(tuple(visits), pace * (before + step.backward), edge)
 
 
 def _device(workload: Workload, one: Placed, step: StepCost, seconds: float) -> DevicePrediction:
@@ -145,10 +174,10 @@ def _device(workload: Workload, one: Placed, step: StepCost, seconds: float) -> 
     return DevicePrediction(
         seconds=seconds,
         alone={
-            "device": steps * step.device,
-            "up": steps * step.up,
+            "device": steps * step.pace * step.device,
+            "up": steps * step.pace * step.up,
             "edge": steps * step.edge / one.edge_speed,
-            "down": steps * step.down,
+            "down": steps * step.pace * step.down,
             "exchange": exchange_seconds(one.cost, one.cut_layer, one.tail_layers),
         },
         bytes_up=steps * step.bytes_up + exchange,

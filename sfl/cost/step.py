@@ -1,6 +1,6 @@
 """One device's step at one cut, part by part: what it computes, sends, waits for and receives.
 
-Parts follow each other here. Micro-batches that overlap make a real step shorter.
+Parts of one micro-batch follow each other; those of several overlap.
 """
 
 from __future__ import annotations
@@ -8,6 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from sfl.cost.energy import Energy
+from sfl.cost.flow import Flow, Lap
 from sfl.cost.values import DeviceCost, EdgeCost, NodeCost, Workload
 
 
@@ -30,10 +31,15 @@ class Leg:
 
 @dataclass(frozen=True, slots=True)
 class StepCost:
-    """A step: one leg in the vanilla topology, two in the U-shape, then the front's `backward`."""
+    """A step: one leg in the vanilla topology, two in the U-shape, then the front's `backward`.
+
+    All micro-batches are in them. `overlap` are seconds that parts of several micro-batches pass at
+    once, with nobody else at the edge. The optimizer's step is part of the backward.
+    """
 
     legs: tuple[Leg, ...]
     backward: float
+    overlap: float = 0.0
 
     @property
     def device(self) -> float:
@@ -58,7 +64,17 @@ class StepCost:
     @property
     def seconds(self) -> float:
         """The whole step, where nobody else is at the edge."""
+        return self._in_turn - self.overlap
+
+    @property
+    def _in_turn(self) -> float:
         return self.backward + sum(leg.device + leg.up + leg.edge + leg.down for leg in self.legs)
+
+    @property
+    def pace(self) -> float:
+        """What is left of the seconds beside the edge's, where they overlap: of 1."""
+        beside = self._in_turn - self.edge
+        return 1.0 - self.overlap / beside if beside > 0.0 else 1.0
 
     @property
     def bytes_up(self) -> float:
@@ -75,58 +91,99 @@ def step_cost(
     workload: Workload, device: DeviceCost, edge: EdgeCost, cut_layer: int, tail_layers: int = 0
 ) -> StepCost:
     """A step with the edge at its fastest clock."""
-    if workload.u_shaped:
-        return _u_shaped(workload, device, edge, cut_layer, tail_layers)
-    tokens, own, far = workload.tokens, device.node, edge.node
+    flow = flow_of(workload, device, edge, cut_layer, tail_layers)
+    sizes = _sizes(workload, device, cut_layer, tail_layers)
+    legs = tuple(_leg(flow, lap, *size) for lap, size in zip(flow.laps, sizes, strict=True))
+    overlap = 0.0 if flow.count == 1 else flow.in_turn - flow.alone
+    return StepCost(legs, flow.count * flow.backward + flow.end, overlap)
+
+
+def flow_of(
+    workload: Workload, device: DeviceCost, edge: EdgeCost, cut_layer: int, tail_layers: int = 0
+) -> Flow:
+    """The same step as its micro-batches."""
+    own, far, count = device.node, edge.node, workload.micro_batches
+    tokens = workload.tokens / count
     front = workload.blocks(0, cut_layer)
-    rest = workload.blocks(cut_layer, workload.num_layers)
-    up = _message(workload, device.bits.activation, cut_layer)
-    down = _message(workload, device.bits.gradient, cut_layer)
-    leg = Leg(
-        device=own.fixed + tokens * (own.embedding.forward + front * own.block.forward),
-        up=device.link.up_seconds(up),
-        edge=2 * far.fixed + tokens * (far.head.both + rest * far.block.both),
-        down=device.link.down_seconds(down),
-        bytes_up=up,
-        bytes_down=down,
+    ahead = tokens * own.embedding.forward + own.forward(tokens, front)
+    update = far.step.seconds(workload.num_layers - cut_layer - tail_layers) / count
+    if workload.u_shaped:
+        last = workload.num_layers - tail_layers
+        middle, tail = workload.blocks(cut_layer, last), workload.blocks(last, workload.num_layers)
+        end = tokens * own.head.both + own.forward(tokens, tail) + own.backward(tokens, tail)
+        work: tuple[float, ...] = (ahead, end)
+        serve: tuple[float, ...] = (
+            far.forward(tokens, middle),
+            far.backward(tokens, middle) + update,
+        )
+    else:
+        rest = workload.blocks(cut_layer, workload.num_layers)
+        work = (ahead,)
+        both = far.forward(tokens, rest) + far.backward(tokens, rest)
+        serve = (both + tokens * far.head.both + update,)
+    sizes = _sizes(workload, device, cut_layer, tail_layers)
+    laps = (
+        _lap(device, far, tokens, did, served, up / count, down / count)
+        for did, served, (up, down) in zip(work, serve, sizes, strict=True)
     )
-    return StepCost((leg,), _backward(tokens, own, front))
+    return Flow(
+        tuple(laps),
+        own.backward(tokens, front),
+        own.step.seconds(cut_layer + tail_layers),
+        count,
+        workload.window or count,
+    )
 
 
-def _u_shaped(
-    workload: Workload, device: DeviceCost, edge: EdgeCost, cut_layer: int, tail_layers: int
-) -> StepCost:
-    tokens, own, far, bits = workload.tokens, device.node, edge.node, device.bits
-    last = workload.num_layers - tail_layers
-    front, middle = workload.blocks(0, cut_layer), workload.blocks(cut_layer, last)
-    tail = workload.blocks(last, workload.num_layers)
+def _lap(
+    device: DeviceCost,
+    far: NodeCost,
+    tokens: float,
+    work: float,
+    serve: float,
+    up: float,
+    down: float,
+) -> Lap:
+    own, link = device.node, device.link
+    return Lap(
+        work,
+        up / link.up,
+        link.latency + far.decode.seconds(tokens),
+        serve,
+        down / link.down,
+        link.latency + own.decode.seconds(tokens),
+        own.encode.seconds(tokens),
+        far.encode.seconds(tokens),
+    )
+
+
+def _leg(flow: Flow, lap: Lap, bytes_up: float, bytes_down: float) -> Leg:
+    """All micro-batches' laps; what codes a message is part of its way."""
+    count = flow.count
+    return Leg(
+        device=count * lap.work,
+        up=count * lap.there,
+        edge=count * lap.serve,
+        down=count * lap.back,
+        bytes_up=bytes_up,
+        bytes_down=bytes_down,
+    )
+
+
+def _sizes(
+    workload: Workload, device: DeviceCost, cut_layer: int, tail_layers: int
+) -> tuple[tuple[float, float], ...]:
+    """Bytes up and down of each leg of a step."""
+    bits = device.bits
     activation, gradient = (
         _message(workload, each, cut_layer) for each in (bits.activation, bits.gradient)
     )
+    if not workload.u_shaped:
+        return ((activation, gradient),)
     hidden, tail_gradient = (
         _message(workload, each, tail_layers) for each in (bits.hidden, bits.tail_gradient)
     )
-    there = Leg(
-        device=own.fixed + tokens * (own.embedding.forward + front * own.block.forward),
-        up=device.link.up_seconds(activation),
-        edge=far.fixed + tokens * middle * far.block.forward,
-        down=device.link.down_seconds(hidden),
-        bytes_up=activation,
-        bytes_down=hidden,
-    )
-    back = Leg(
-        device=2 * own.fixed + tokens * (own.head.both + tail * own.block.both),
-        up=device.link.up_seconds(tail_gradient),
-        edge=far.fixed + tokens * middle * far.block.backward,
-        down=device.link.down_seconds(gradient),
-        bytes_up=tail_gradient,
-        bytes_down=gradient,
-    )
-    return StepCost((there, back), _backward(tokens, own, front))
-
-
-def _backward(tokens: int, own: NodeCost, front: float) -> float:
-    return own.fixed + tokens * (own.embedding.backward + front * own.block.backward)
+    return ((activation, hidden), (tail_gradient, gradient))
 
 
 def _message(workload: Workload, bits: tuple[float, ...], index: int) -> float:

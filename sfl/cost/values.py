@@ -109,6 +109,8 @@ class ValueBits:
 class Workload:
     """What every device trains with: a model's shape, and `tokens` in a step of a batch.
 
+    A batch is cut into `micro_batches`, of which `window` are under way at most; 0: all.
+
     `weights` are the blocks' work over that of the block that `NodeCost` is of; () where all are
     alike. `steps` of each device make a round.
     """
@@ -119,6 +121,8 @@ class Workload:
     steps: int = 1
     u_shaped: bool = False
     weights: tuple[float, ...] = ()
+    micro_batches: int = 1
+    window: int = 0
 
     def blocks(self, first: int, last: int) -> float:
         """The work of blocks `first..last-1`, in blocks."""
