@@ -94,19 +94,7 @@ class EdgeHost:
     def welcome(self) -> EdgeWelcome:
         """What an edge is told first: no path or address that is local to another node."""
         settings = self._config.current.settings
-        devices = tuple(
-            type(entry)(
-                name=entry.name,
-                cut_layer=entry.cut_layer,
-                tail_layers=entry.tail_layers,
-                rank=entry.rank,
-                codec=entry.codec,
-                link=entry.link,
-                cut_range=entry.cut_range,
-                tail_range=entry.tail_range,
-            )
-            for entry in settings.devices
-        )
+        devices = tuple(entry.shared for entry in settings.devices)
         data = settings.data.model_copy(update={"train": None, "eval": None})
         shared = settings.model_copy(update={"devices": devices, "data": data})
         return EdgeWelcome(shared, self._run_id, run_key=self._run_key)

@@ -250,7 +250,7 @@ class DeviceAgent:
                 "cut_layer 0: this device has nothing to train, and the embeddings it sends "
                 "reveal its tokens to the edge"
             )
-        stage = DeviceStage(name, own, folder, settings, form, thrift)
+        stage = DeviceStage(name, own, folder, settings, form, thrift, self.config.cache_dir)
         log.info("%.0f MB with the model", memory_use().resident / 1e6)
         cuts = told_cuts(folder, settings, name, load, base, thrift)
         return Loaded(joined, stage, dataset, tokenizer.pad_id, cuts)

@@ -29,7 +29,7 @@ class Loaded:
         before = self.joined
         return (
             before.run_key == joined.run_key
-            and before.assignment.same_adapter(joined.assignment)
+            and self.stage.assignment.same_adapter(joined.assignment)
             and loads(before.settings) == loads(joined.settings)
         )
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -13,6 +13,7 @@ from sfl.adapters.manifest import AdapterManifest
 from sfl.adapters.names import belongs_to
 from sfl.adapters.rank import truncated
 from sfl.config import EdgeConfig, RunSettings
+from sfl.config.ranges import plans_of
 from sfl.errors import ModelError
 from sfl.metrics.stats import NodeStats
 from sfl.models.classes import check_class_order
@@ -79,7 +80,11 @@ def _share(own: Assignment, values: Values) -> tuple[Values, Values]:
 
 def part_of(plan: Plan, holder: Holder, values: Mapping[str, np.ndarray]) -> Values:
     """The part of an adapter's values that belongs to somebody's own blocks."""
-    spans = plan.of(holder)
+    return within(plan.of(holder), values)
+
+
+def within(spans: Sequence[Span], values: Mapping[str, np.ndarray]) -> Values:
+    """The part of an adapter's values that belongs to the blocks of these spans."""
     return {
         name: array
         for name, array in values.items()
@@ -88,9 +93,9 @@ def part_of(plan: Plan, holder: Holder, values: Mapping[str, np.ndarray]) -> Val
 
 
 def load_base(config: EdgeConfig, settings: RunSettings, threads: int, stats: NodeStats) -> Base:
-    """Load the blocks from the smallest cut on; for the compute thread. Raises SflError.
+    """Load the blocks from the smallest cut on that a device may have. Raises SflError.
 
-    What was settled of their form goes into `stats`.
+    For the compute thread. What was settled of their form goes into `stats`.
     """
     folder = _checked_folder(config, settings)
     form = settle(config, settings.model, threads, settings.aggregation.traits.folds)
@@ -140,8 +145,9 @@ def _warn_of_tokenizer(folder: ModelFolder) -> None:
 
 
 def _span(settings: RunSettings, folder: ModelFolder) -> Span:
-    """All blocks that any of the devices leaves to its edge."""
-    plans = [settings.plan(entry.name, folder.num_layers) for entry in settings.devices]
+    """All blocks that any of the devices may leave to its edge."""
+    layers = folder.num_layers
+    plans = [plan for name in settings.names for plan in plans_of(settings, name, layers)]
     return Span(
         min(plan.middle.first for plan in plans),
         max(plan.middle.last for plan in plans),

@@ -9,7 +9,7 @@ from typing import assert_never
 
 import numpy as np
 
-from edge_server.base import Values, part_of, shares
+from edge_server.base import Values, shares, within
 from edge_server.beats import Cloud
 from edge_server.host import DeviceHost
 from sfl.errors import LinkLost, ProtocolError, Refused, RunFailed
@@ -133,7 +133,7 @@ class Follower:
         assert self._folded is not None, "the cloud begins with the first"
         for stream in self._service.streams.values():
             if stream.is_ready:  # else the cloud sends all of them again with its first round
-                theirs = part_of(stream.session.plan, "device", base_update)
+                theirs = within(self._host().floor.spans(stream.device), base_update)
                 stream.fold(round_, theirs, self._folded)
 
     async def _fold(self, base_update: dict[str, np.ndarray]) -> None:
@@ -145,6 +145,7 @@ class Follower:
 
     async def _begin_round(self, orders: EdgeOrders, payload: Buffer) -> None:
         base = self._host().floor.base
+        self._host().floor.rank(orders.order)
         for own in orders.devices.values():
             checked.assignment(own, base.settings, base.folder.num_layers)
         streams = dict(self._service.streams)

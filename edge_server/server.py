@@ -263,9 +263,10 @@ class EdgeServer:
             self._opened.set_result(host)
 
     def _host(self, base: Base) -> DeviceHost:
-        slots = DecodeSlots(base.choice.in_flight, ORDERS[self.config.order])
+        order = ORDERS[self.config.order]
+        slots = DecodeSlots(base.choice.in_flight, order)
         session = partial(new_session, base, self.stats, self._residence)
-        floor = Floor(base, self.engine, slots, session)
+        floor = Floor(base, self.engine, slots, session, order)
         return DeviceHost(floor, self.cloud, self.beats, self.stats, self.run_id, self.run_key)
 
 

@@ -98,11 +98,15 @@ class Plan:
         tail = Held(Span(last, num_layers, embedding=False, head=True), "device")
         return cls((front, middle) if vanilla else (front, middle, tail))
 
-    def at(self, cut_layer: int) -> Plan:
-        """The same with another first cut. Raises ConfigError."""
+    def at(self, cut_layer: int, tail_layers: int | None = None) -> Plan:
+        """The same with other cuts. Raises ConfigError."""
         topology: Topology = "vanilla" if self.tail is None else "u_shaped"
-        tail_layers = 0 if self.tail is None else self.tail.num_blocks
-        return Plan.split(self.num_layers, cut_layer, tail_layers, topology)
+        tail = self.tail_layers if tail_layers is None else tail_layers
+        return Plan.split(self.num_layers, cut_layer, tail, topology)
+
+    def holder_of(self, block: int) -> Holder:
+        """Who holds a block."""
+        return next(held.holder for held in self.spans if block in held.span)
 
     @property
     def holders(self) -> tuple[Holder, ...]:
@@ -129,6 +133,11 @@ class Plan:
         return self.spans[0].span.last
 
     @property
+    def tail_layers(self) -> int:
+        """Blocks behind the last cut that are the device's."""
+        return 0 if self.tail is None else self.tail.num_blocks
+
+    @property
     def front(self) -> Span:
         """The device's first blocks, with the embedding."""
         return self.spans[0].span
@@ -149,6 +158,36 @@ class Plan:
     def device_spans(self) -> tuple[Span, ...]:
         """Everything that the device holds."""
         return self.of("device")
+
+
+@dataclass(frozen=True, slots=True)
+class Move:
+    """A block that somebody else holds from now on."""
+
+    block: int
+    giver: Holder
+    taker: Holder
+
+
+Moves = tuple[Move, ...]
+
+
+def moves(before: Plan, after: Plan) -> Moves:
+    """The blocks that change sides between two plans of one model, in its order."""
+    if before == after:
+        return ()
+    holders = ((n, before.holder_of(n), after.holder_of(n)) for n in range(after.num_layers))
+    return tuple(Move(n, giver, taker) for n, giver, taker in holders if giver != taker)
+
+
+def given_by(holder: Holder, moved: Moves) -> frozenset[int]:
+    """The blocks that somebody gives away."""
+    return frozenset(move.block for move in moved if move.giver == holder)
+
+
+def taken_by(holder: Holder, moved: Moves) -> frozenset[int]:
+    """The blocks that somebody gets."""
+    return frozenset(move.block for move in moved if move.taker == holder)
 
 
 def _check(num_layers: int, cut_layer: int, tail_layers: int, topology: Topology) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Self
 
 from pydantic import AfterValidator, NonNegativeFloat, NonNegativeInt, PositiveInt
 
@@ -57,3 +57,14 @@ class DeviceEntry(LocalDevice):
     """Codecs of this device that differ from the run's."""
     link: LinkSettings = LinkSettings()
     """A slower link than the real one, for experiments and for sharing a radio fairly."""
+
+    @property
+    def least_cut(self) -> int:
+        """The fewest blocks at the front that this device may be given."""
+        return self.cut_layer if self.cut_range is None else self.cut_range[0]
+
+    @property
+    def shared(self) -> Self:
+        """What every node may know: nothing that is local to this device."""
+        fields = type(self).model_fields.keys() - LocalDevice.model_fields.keys()
+        return type(self)(**{name: getattr(self, name) for name in fields})

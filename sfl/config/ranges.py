@@ -77,3 +77,9 @@ def widest(plans: tuple[Plan, ...]) -> tuple[Span, ...]:
 def _around(spans: tuple[Span, ...]) -> Span:
     first, last = min(span.first for span in spans), max(span.last for span in spans)
     return Span(first, last, spans[0].embedding, spans[0].head)
+
+
+def largest_middle(settings: RunSettings, device: str, num_layers: int) -> Span:
+    """The most blocks that a device may leave to its edge. Raises ConfigError."""
+    plans = plans_of(settings, device, num_layers)
+    return max((plan.middle for plan in plans), key=lambda span: span.num_blocks)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -20,6 +21,7 @@ from sfl.plan import Plan, Span
 from sfl.rounds.values import Assignment
 from sfl.stage.base import BaseForm, begin_adapter
 from sfl.stage.computation import COMPUTATIONS
+from sfl.stage.kept_updates import KeptUpdates
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,7 +45,9 @@ class DeviceStage:
         settings: RunSettings,
         form: BaseForm | None = None,
         thrift: Thrift = NOTHING_SAVED,
+        cache: Path | None = None,
     ) -> None:
+        """What rounds add to the base is kept under `cache` where blocks may come later."""
         self.settings = settings
         self.micro_batches = thrift.micro_batches
         """Over 1: cut a batch into at least so many pieces, and hold one at a time."""
@@ -54,6 +58,7 @@ class DeviceStage:
         self._form = form or BaseForm(settings.model.dtype)
         self._thrift = thrift
         self._folded = 0  # rounds whose sums are in the base
+        self._kept = KeptUpdates(cache)
         self.parts = self._built(assignment)
 
     @property
@@ -74,22 +79,20 @@ class DeviceStage:
     def take(self, assignment: Assignment) -> bool:
         """Hold what an assignment asks for; whether the adapter is another one now.
 
-        Blocks are read again only where a span changed, the adapter is made anew only where span
-        or rank did. Raises ProtocolError where the cut moves after sums were added to the base, and
-        ModelError where this device's folder lacks a block.
+        Blocks are read again only where a span changed, and get what rounds have added to them so
+        far. The adapter is made anew only where span or rank changed. Raises ModelError where this
+        device's folder lacks a block.
         """
         if assignment.same_adapter(self.assignment):
             self.assignment = assignment
             return False
         if assignment.plan.device_spans == self.plan.device_spans:
             self.parts = [self._at_rank(part, assignment.rank) for part in self.parts]
-        elif self._folded:
-            raise ProtocolError(
-                f"assignment.plan = cut {assignment.plan.cut_layer}: what rounds added to this "
-                "device's blocks is not in those it would read; keep the cut"
-            )
         else:
+            self.parts = []  # their memory is needed
             self.parts = self._built(assignment)
+            for base_update in self._kept:
+                self._add(base_update)
         self.assignment = assignment
         return True
 
@@ -163,8 +166,14 @@ class DeviceStage:
         if round_ != self._folded + 1:
             raise ProtocolError(f"the sum of round {round_} came after that of {self._folded}")
         self._folded = round_
+        if self.settings.planner.moves:
+            self._kept.add(base_update)
+        self._add(base_update)
+
+    def _add(self, base_update: Mapping[str, np.ndarray]) -> None:
         for part in self.parts:
-            part.bank.fold(base_update)
+            own = {n: array for n, array in base_update.items() if belongs_to(n, part.span)}
+            part.bank.fold(own)
 
     def state(self) -> dict[str, np.ndarray]:
         """This device's part of the adapter under PEFT's names."""

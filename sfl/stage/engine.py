@@ -71,6 +71,11 @@ class Engine:
         )
         self._thread.start()
 
+    def serve_by(self, order: Order) -> None:
+        """From now on take waiting jobs in this order."""
+        with self._changed:
+            self._order = order
+
     async def run(self, job: Callable[P, R], *args: P.args, **kwargs: P.kwargs) -> R:
         """Queue a job and wait for its result; what it raises is raised here."""
         result: R = await self._put(lambda: job(*args, **kwargs), None)

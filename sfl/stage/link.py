@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from typing import Protocol
 
-from sfl.stage.messages import GradientNorm, Message, TensorMessage
+from sfl.stage.messages import BlockMoments, GradientNorm, Message, TensorMessage
 
 
 class Link(Protocol):
     """A device's end of its session; order is kept in both directions."""
 
-    def send(self, message: TensorMessage | GradientNorm) -> None:
+    def send(self, message: TensorMessage | GradientNorm | BlockMoments) -> None:
         """Send; returns when the bytes are queued. Raises LinkLost, ProtocolError."""
 
     def receive(self) -> Message:

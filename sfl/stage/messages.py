@@ -128,6 +128,16 @@ class RoundOrder:
     assignment: Assignment
     values: Mapping[str, np.ndarray]
     go_on: GoOn = IN_MEMORY
+    moments: Mapping[str, torch.Tensor] = field(default_factory=dict)
+    """Those of blocks that come from the edge, by name."""
+
+
+@dataclass(frozen=True, slots=True)
+class BlockMoments:
+    """The optimizer's moments of blocks that change sides as `round` begins, by name."""
+
+    round: int
+    moments: Mapping[str, torch.Tensor]
 
 
 @dataclass(frozen=True, slots=True)

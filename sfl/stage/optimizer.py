@@ -19,6 +19,9 @@ __all__ = ["Optimizer", "learning_rate_factor"]
 
 _ANCHOR = "anchor"
 
+MOMENT_KINDS = ("exp_avg", "exp_avg_sq", "step")
+"""What AdamW remembers of a parameter."""
+
 NO_MOMENTS: Mapping[str, torch.Tensor] = MappingProxyType({})
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from concurrent.futures import Future
 from dataclasses import dataclass, field
 from functools import partial
@@ -13,8 +13,10 @@ from typing import Any
 import numpy as np
 import torch
 
+from sfl.adapters.names import block_of
 from sfl.errors import SnapshotMissing
 from sfl.node.watched import beside
+from sfl.plan import Moves
 from sfl.rounds.values import BEGINNING, Point
 from sfl.stage.snapshots import Snapshot, Snapshots
 
@@ -38,6 +40,14 @@ class GoOn:
     step: int = 0
     values: Mapping[str, np.ndarray] = field(default_factory=dict)
     facts: Mapping[str, Any] = field(default_factory=dict)
+    moves: Moves = ()
+    """Blocks that change sides with the round, since the cut is another one than at the point."""
+
+    def of_blocks(self, blocks: Collection[int], held: Moments) -> dict[str, torch.Tensor]:
+        """The moments of these blocks at the point; an optimizer has them in `held` if memory is
+        of it."""
+        moments = held if self.moments is None else self.moments
+        return {name: tensor for name, tensor in moments.items() if block_of(name) in blocks}
 
 
 IN_MEMORY = GoOn()
@@ -101,6 +111,10 @@ class Remembered:
                 "of that is here"
             )
         return found
+
+    def leave(self) -> None:
+        """Memory is of no point any more."""
+        self._at = None
 
     def reached(
         self, point: Point, arrays: Mapping[str, np.ndarray], facts: Mapping[str, Any]

@@ -36,7 +36,7 @@ KEPT_RUNS = 16
 """Runs of which a node keeps snapshots: those that were written to last."""
 KEPT_SECONDS = 30 * 86400.0
 """After so long without a snapshot a run counts as given up."""
-FORMAT = 2
+FORMAT = 3
 _FILE = re.compile(r"(round|step)-(\d+)-(\d+)-(\d+)\.safetensors")
 _PLAIN = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import replace
 
 import numpy as np
@@ -21,11 +21,13 @@ from sfl.errors import AdapterRefused, ProtocolError
 from sfl.metrics.costs import Work
 from sfl.metrics.stats import Measurement, NodeStats
 from sfl.metrics.timeline import watched_step
+from sfl.plan import given_by
 from sfl.rounds.values import NO_SCORE, Assignment, Point, Score
 from sfl.stage.device import DeviceStage
 from sfl.stage.link import Link
 from sfl.stage.messages import (
     BaseUpdate,
+    BlockMoments,
     GradientNorm,
     Key,
     Purpose,
@@ -90,9 +92,10 @@ class Trainer:
         """Micro-batches in flight: one piece at a time where that is all that memory holds."""
         return 1 if self.stage.micro_batches > 1 else own.credits
 
-    def _take(self, order: RoundOrder, moments: Mapping[str, torch.Tensor]) -> None:
+    def _take(self, order: RoundOrder) -> None:
         """Be built for a round's assignment, with the moments of what stays and what comes."""
         own = order.assignment
+        self._hand_over(order)
         if order.go_on.moments is not None:
             self.optimizer.let_go()
         if self.stage.take(own):
@@ -101,9 +104,15 @@ class Trainer:
             self.optimizer = Optimizer(self.stage.parameters, options.training, options.aggregation)
             self.optimizer.adopt(held)
         self.optimizer.adopt(order.go_on.moments or NO_MOMENTS)
-        self.optimizer.adopt(moments)
-        if self.pipeline.window.granted != self._granted(own):
+        self.optimizer.adopt(order.moments)
+        if order.go_on.moves or self.pipeline.window.granted != self._granted(own):
             self.pipeline.window = Window(self._granted(own))
+
+    def _hand_over(self, order: RoundOrder) -> None:
+        """Send the edge the moments of the blocks that it gets, before anything changes here."""
+        if blocks := given_by("device", order.go_on.moves):
+            moments = order.go_on.of_blocks(blocks, self.optimizer.moments())
+            self.link.send(BlockMoments(order.assignment.round, moments))
 
     def fold(self, base_update: BaseUpdate) -> None:
         """Add what a round gave to this device's base, for good, unless that was done before.
@@ -112,19 +121,16 @@ class Trainer:
         """
         self.stage.fold(base_update.values, base_update.round)
 
-    def run_round(
-        self, order: RoundOrder, moments: Mapping[str, torch.Tensor] = NO_MOMENTS
-    ) -> RoundOutcome:
+    def run_round(self, order: RoundOrder) -> RoundOutcome:
         """Evaluate the global adapter, train from it, and tell what came of it.
 
         The optimizer's moments are the order's; without, they stay where they mean the same, by
-        name. Those of a block that comes from the edge are `moments`, as its `Optimizer.held` has
-        them; no message of the wire carries them yet, so between processes such a block begins with
-        none. An order within a round goes on with its next step.
+        name. A block that changes sides takes its own along. An order within a round goes on with
+        its next step.
         """
         own = order.assignment
         expect_finite(order)
-        self._take(order, moments)
+        self._take(order)
         self.stage.load(order.values, own.round)
         self.optimizer.begin_round()
         if own.rehearse:

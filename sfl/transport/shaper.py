@@ -15,12 +15,15 @@ class Shaper:
 
     megabits: float
     delay: float
+    share: float = 1.0
+    """Of the megabits, which a planner may have given others a part of."""
     _free: float = field(default=0.0, init=False)
 
     def admit(self, now: float, num_bytes: float) -> tuple[float, float]:
         """(when the link is free again, when the message arrives) for one that starts now."""
         begins = max(now, self._free)
-        self._free = begins + (num_bytes * BITS / self.megabits if self.megabits else 0.0)
+        rate = self.megabits * self.share
+        self._free = begins + (num_bytes * BITS / rate if rate else 0.0)
         return self._free, self._free + self.delay
 
 

@@ -147,6 +147,11 @@ class Stream(Generic[O]):
         if isinstance(message, Ready) and message.key is not None:
             self.phases.interval("send", message.key, self.peer, begin, "link-writer")
 
+    def share(self, share: float) -> None:
+        """Take so much of the link's own limit from now on, where it has one."""
+        if self._shaper is not None:
+            self._shaper.share = share
+
     async def _pace(self, message: Sendable, shaper: Shaper) -> None:
         size = len(message.data) if isinstance(message, Ready) else wire_bytes(message)
         free, arrives = shaper.admit(time.monotonic(), size)

@@ -282,7 +282,7 @@ class Twin:
             "model": entry.model or None,
             "shared_train": self.config.data.train,
             "shared_eval": self.config.data.eval,
-            "consent": {"min_cut_layer": min(1, entry.cut_layer)},
+            "consent": {"min_cut_layer": min(1, entry.least_cut)},
         }
         own["cache_dir"] = self.cache
         local = entry.model_dump(include={"name", *LocalDevice.model_fields})

@@ -192,7 +192,7 @@ def device_node(folder: Path, config: RunConfig, name: str, edge_address: str) -
         "model": entry.model or None,
         "shared_train": config.data.train,
         "shared_eval": config.data.eval,
-        "consent": {"min_cut_layer": min(1, entry.cut_layer)},
+        "consent": {"min_cut_layer": min(1, entry.least_cut)},
     }
     device = DeviceConfig.model_validate({**local, **own})
     node = _node("device", name, folder, _write(folder, "device", device), config)

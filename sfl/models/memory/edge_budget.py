@@ -9,6 +9,7 @@ from itertools import product
 from sfl.codec.stages import is_exact
 from sfl.config import EdgeConfig, RunSettings
 from sfl.config.node import certain
+from sfl.config.ranges import largest_middle
 from sfl.errors import ConfigError
 from sfl.models.folder import ModelFolder
 from sfl.models.memory.footprint import EdgeDevice, EdgeForecast, Footprint, Load
@@ -110,9 +111,8 @@ def _sets(
 ) -> Iterator[tuple[str, ...]]:
     """Ever more devices whose blocks are computed again, from what is given."""
     names = [entry.name for entry in settings.devices]
-    deepest = sorted(
-        names, key=lambda name: -settings.plan(name, folder.num_layers).middle.num_blocks
-    )
+    layers = folder.num_layers
+    deepest = sorted(names, key=lambda name: -largest_middle(settings, name, layers).num_blocks)
     chosen = set(given)
     yield given
     for name in deepest:
@@ -144,7 +144,7 @@ def _forecast(folder: ModelFolder, settings: RunSettings, own: EdgeConfig) -> Ed
     lean = settings.computation == "lean"
     devices = [
         EdgeDevice(
-            settings.plan(entry.name, folder.num_layers).middle,
+            largest_middle(settings, entry.name, folder.num_layers),
             Load(
                 batch_size=-(-training.batch_size // micro),
                 length=min(settings.model.max_length, folder.context_length),

@@ -18,7 +18,7 @@ from sfl.errors import ProtocolError, SflError
 from sfl.metrics.stats import NodeStats
 from sfl.metrics.timeline import watched_step
 from sfl.models.span import SpanModel
-from sfl.plan import Plan, Toward
+from sfl.plan import Plan, Toward, given_by
 from sfl.rounds.values import Assignment
 from sfl.stage.computation import COMPUTATIONS
 from sfl.stage.messages import GradientNorm, Key, Kind, Outgoing, Purpose, TensorMessage
@@ -134,10 +134,9 @@ class TrainingSession(ABC):
         What it does not have in memory of the point that it goes on from is in `go_on`.
 
         Adapter and optimizer are made anew only where the span or the rank is another. Moments of
-        blocks that stay are kept by name. Those of a block that comes from the device are
-        `moments`, as its `Optimizer.held` has them; no message of the wire carries them yet, so
-        between processes such a block begins with none. Raises ProtocolError, before anything has
-        changed, where the assignment is none for this base.
+        blocks that stay are kept by name. Those of blocks that come from the device are `moments`.
+        Raises ProtocolError, before anything has changed, where the assignment is none for this
+        base.
         """
         enter(self)
         if go_on.moments is not None:
@@ -165,6 +164,12 @@ class TrainingSession(ABC):
         gradient = plan.cut_layer > 0
         self.blocks = replace(blocks, span=plan.middle, adapter=adapter, wants_gradient=gradient)
         self.stepper = Stepper(self.device, self.optimizer, self.stats, plan.middle.num_blocks)
+
+    def given(self, go_on: GoOn) -> dict[str, torch.Tensor]:
+        """The moments of the blocks that the device gets with the round that begins; a copy."""
+        blocks = given_by("edge", go_on.moves)
+        moments = go_on.of_blocks(blocks, self.moments()) if blocks else {}
+        return {name: tensor.detach().clone() for name, tensor in moments.items()}
 
     def end_round(self) -> dict[str, np.ndarray]:
         """This side's part of the adapter. Raises ProtocolError unless every step was taken."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager
 from typing import Protocol
 
@@ -12,6 +12,7 @@ import numpy as np
 from sfl.metrics.waits import Waits
 from sfl.rounds.values import Point, UpdateHeader
 from sfl.stage.engine import Engine
+from sfl.stage.messages import BlockMoments
 from sfl.stage.remembered import DISK_SECONDS, Moments
 from sfl.stage.training import TrainingSession
 from sfl.transport.device.end import EdgeEnd, trained_by
@@ -68,6 +69,10 @@ class AdapterWork:
             ready = await self.coders.encoder.submit(False, _ready, frames, values, round_)
         self._post(ready)
 
+    async def send_moments(self, message: BlockMoments) -> None:
+        """What the optimizer remembers of the blocks that the device gets."""
+        self._post(await asyncio.to_thread(_in_bytes, self.end.moments_frames(message)))
+
     async def send_base_update(self, values: Mapping[str, np.ndarray], round_: int) -> None:
         """What the device is to add to its base."""
         self._post(await asyncio.to_thread(_ready, self.end.base_update_frames, values, round_))
@@ -110,7 +115,10 @@ class AdapterWork:
 
 def _ready(frames: Frames, values: Mapping[str, np.ndarray], round_: int) -> list[Ready]:
     """An adapter's frames in bytes."""
+    return _in_bytes(frames(values, round_))
+
+
+def _in_bytes(frames: Iterable[tensor_pb2.AdapterFrame]) -> list[Ready]:
     return [
-        Ready(EDGE_SESSION.response_bytes(edge_pb2.EdgeMessage(adapter=frame)))
-        for frame in frames(values, round_)
+        Ready(EDGE_SESSION.response_bytes(edge_pb2.EdgeMessage(adapter=frame))) for frame in frames
     ]

@@ -6,8 +6,12 @@ Beside `contract`, which the cloud uses too and which knows no torch.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Collection, Mapping, Sequence
 
+import numpy as np
+import torch
+
+from sfl.adapters.names import block_of
 from sfl.config import RunSettings
 from sfl.config.codec import RoleCodecs
 from sfl.errors import ConfigError, ProtocolError
@@ -15,6 +19,7 @@ from sfl.node.text import plain
 from sfl.plan import Plan
 from sfl.rounds.values import Assignment, Steps
 from sfl.stage.messages import GradientNorm, TensorMessage
+from sfl.stage.optimizer import MOMENT_KINDS
 from sfl.transport.device.stream_codecs import codecs_of
 from sfl.transport.frames.contract import MOST_COUNT, batch_tokens, number, score, whole
 from sfl.v1 import edge_pb2, tensor_pb2
@@ -87,6 +92,17 @@ def assignment(said: Assignment, settings: RunSettings, num_layers: int | None =
         raise ProtocolError(
             f"assignment.num_steps = {said.steps.count}: a rehearsal trains nothing, so it has none"
         )
+
+
+def moments(arrays: Mapping[str, np.ndarray], blocks: Collection[int]) -> dict[str, torch.Tensor]:
+    """Moments of blocks that come from the other side; of no others. Raises ProtocolError."""
+    for name, array in arrays.items():
+        parameter, _, kind = name.rpartition(":")
+        if kind not in MOMENT_KINDS or block_of(parameter) not in blocks:
+            raise ProtocolError(f"moment {name!r:.120} came, of blocks {sorted(blocks)}: not due")
+        if array.dtype != np.float32 or not np.isfinite(array).all():
+            raise ProtocolError(f"moment {name!r:.120}: finite values of float32 are expected")
+    return {name: torch.from_numpy(array) for name, array in arrays.items()}
 
 
 def _steps(said: Steps) -> None:

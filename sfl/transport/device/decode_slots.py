@@ -41,6 +41,10 @@ class DecodeSlots:
         self._numbers: Iterator[int] = itertools.count()
         self._streams: dict[Claimant, Held] = {}
 
+    def give_by(self, order: Order) -> None:
+        """From now on slots are given in this order."""
+        self._order = order
+
     def enter(self, stream: Claimant) -> None:
         """A stream is open: from now on a slot is kept for it while it holds none."""
         self._streams.setdefault(stream, Held())

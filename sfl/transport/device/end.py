@@ -16,14 +16,16 @@ import numpy as np
 
 from sfl.adapters.names import belongs_to, is_lora_a
 from sfl.config import RunSettings
+from sfl.config.ranges import plans_of
 from sfl.errors import ProtocolError
 from sfl.metrics.costs import Work
 from sfl.metrics.stats import PhaseTimes
 from sfl.metrics.transfers import Held
-from sfl.plan import Holder, Span
+from sfl.plan import Holder, Moves, Plan, Span, moves, taken_by
 from sfl.rounds.values import Assignment, Point
 from sfl.stage.messages import (
     BaseUpdate,
+    BlockMoments,
     GradientNorm,
     Kind,
     RoundOrder,
@@ -39,7 +41,7 @@ from sfl.stage.remembered import (
     as_arrays,
     as_moments,
 )
-from sfl.stage.snapshots import Snapshots, under
+from sfl.stage.snapshots import Snapshot, Snapshots, under
 from sfl.transport.device import checked
 from sfl.transport.device.credits import Credits
 from sfl.transport.device.lanes import SLACK, Declared
@@ -56,11 +58,14 @@ from sfl.transport.frames.chunks import (
 )
 from sfl.transport.frames.envelope import Frame
 from sfl.transport.frames.tensors import decode_tensor, encode_tensor
-from sfl.transport.frames.wire import BASE_UPDATE
+from sfl.transport.frames.wire import BASE_UPDATE, MOMENTS
 from sfl.v1 import tensor_pb2
 
 CUT_DTYPES = ("float32", "bfloat16")
 """What hidden states may come in; a device's own dtype may be another than the edge's."""
+
+CUT = "cut"
+"""The fact of a snapshot that says how many blocks the device had before and after the edge's."""
 
 ShapesOf = Callable[[Assignment], Sequence[Sequence[int]]]
 """Of the tensors of the adapter that a round of an assignment sends a device."""
@@ -105,6 +110,7 @@ class End:
         ends remember at a round's end is kept in `snapshots`.
         """
         seed = settings.run.seed
+        self._side = side
         self.device = device
         self.settings = settings
         self.phases = phases
@@ -115,8 +121,11 @@ class End:
         self._before: Mapping[str, np.ndarray] = {}  # of the round's adapter: what changes had
         self._hidden = 0
         self._most_rows = 0
+        self._plan = joined.plan  # that what is remembered is of
+        self._moved: Moves = ()
         self._tensors = TensorAssembly(0)  # none is due before both sides know how wide
-        self._adapter = AdapterAssembly(0)
+        self._adapter, self._moments = AdapterAssembly(0), AdapterAssembly(0)
+        self._assembly = self._adapter  # of the two, the one that frames are of
         self._began: dict[int, float] = {}
         self._came: dict[int, int] = {}
 
@@ -129,27 +138,45 @@ class End:
         self._hidden = hidden
         self._most_rows = 4 * contract.batch_tokens(self.settings) * hidden + SLACK
         self._tensors.limit = self._most_rows + sum(one.most_bytes for one in named)
-        self._adapter.limit = adapter_bytes
+        self._allow_adapter(adapter_bytes)
+
+    def _allow_adapter(self, most: int) -> None:
+        """Moments are two values for each of the adapter's, and their steps."""
+        self._adapter.limit, self._moments.limit = most, 3 * most
 
     def go_on(self, told: Assignment) -> GoOn:
         """Take the round's codecs, and go on from the point that it names; nothing is in flight.
 
         What else is of that point, and not in memory. Raises SnapshotMissing.
         """
-        found = self.remembered.go_on_from(told.after, told.steps.count > 0)
+        trains = told.steps.count > 0
+        found = self.remembered.go_on_from(told.after, trains)
         self.codecs.begin_round(told.codecs, told.round)
+        before = self._plan if found is None else _plan_of(found, told.plan)
+        self._plan = told.plan
+        moved = self._moved = moves(before, told.plan)
         if found is not None:
             self.changes.take_back(found.of("adapter"))
         self._before = self.changes.remembered()
         if found is None:
-            return IN_MEMORY
-        same = found.facts.get("codecs") == self.codecs.specs
+            return self._go_on_in_memory(moved, trains)
+        # Rows of another cut have nothing in common with those that codecs remember.
+        same = not moved and found.facts.get("codecs") == self.codecs.specs
         self.codecs.take_back(found.of("codecs") if same else {})
         moments = as_moments(found.of("moments"))
         if not found.point.step or found.point.round != told.round:
-            return GoOn(moments)
+            return GoOn(moments, moves=moved if trains else ())
         so_far = found.facts.get("so_far", {})
         return GoOn(moments, found.point.step, found.of("values"), so_far)
+
+    def _go_on_in_memory(self, moved: Moves, trains: bool) -> GoOn:
+        if not moved:
+            return IN_MEMORY
+        self.codecs.take_back({})
+        if trains:
+            return GoOn(moves=moved)
+        self.remembered.leave()  # what is only evaluated takes no moments along
+        return IN_MEMORY
 
     def reached(self, point: Point, moments: Moments) -> None:
         """A round is over, with these moments: keep what there is to go on from."""
@@ -158,7 +185,7 @@ class End:
             **under("adapter", self.changes.remembered()),
             **under("codecs", self.codecs.held()),
         }
-        self.remembered.reached(point, arrays, {"codecs": self.codecs.specs})
+        self.remembered.reached(point, arrays, {"codecs": self.codecs.specs, **self._cut})
 
     def passed(self, within: Within) -> None:
         """Keep what there is after some steps of the round; nothing of the next one is coded yet.
@@ -173,12 +200,38 @@ class End:
             **under("adapter", self._before),
             **under("codecs", {name: array.copy() for name, array in self.tables().items()}),
         }
-        facts = {"codecs": self.codecs.specs, "so_far": dict(within.facts)}
+        facts = {"codecs": self.codecs.specs, "so_far": dict(within.facts), **self._cut}
         self.remembered.passed(within.point, arrays, facts)
+
+    @property
+    def _cut(self) -> dict[str, object]:
+        return {CUT: [self._plan.cut_layer, self._plan.tail_layers]}
 
     def tables(self) -> Mapping[str, np.ndarray]:
         """What codecs remember after the last step."""
         return self.codecs.held()
+
+    def moments_frames(self, message: BlockMoments) -> Iterator[tensor_pb2.AdapterFrame]:
+        """Moments of blocks that the other side gets."""
+        header = tensor_pb2.AdapterHeader(round=message.round, side=MOMENTS)
+        return adapter_frames(header, adapter_bytes(as_arrays(message.moments)))
+
+    def put_together(
+        self, frame: tensor_pb2.AdapterFrame
+    ) -> tuple[tensor_pb2.AdapterHeader, Buffer] | None:
+        """Keep a frame; header and payload with the last of an adapter's, or of moments'.
+
+        Raises ProtocolError.
+        """
+        if frame.HasField("header"):
+            self._assembly = self._moments if frame.header.side == MOMENTS else self._adapter
+        return self._assembly.add(frame)
+
+    def moments_of(self, header: tensor_pb2.AdapterHeader, payload: Buffer) -> BlockMoments:
+        """Moments that have come. Raises ProtocolError where they are of other blocks than due."""
+        arrays = decode_adapter(payload)
+        blocks = taken_by(self._side, self._moved)
+        return BlockMoments(header.round, checked.moments(arrays, blocks))
 
     def encode(self, message: TensorMessage) -> list[Frame]:
         """A tensor as frames. Raises AdapterRefused where its values are none to send."""
@@ -243,6 +296,7 @@ class DeviceEnd(End):
         self._joined = joined
         self._told: Assignment | None = None
         self._go_on = IN_MEMORY
+        self._values: Mapping[str, np.ndarray] | None = None  # of a round whose moments are due
         self._most_bytes: Callable[[Assignment], int] = _none_yet
 
     @property
@@ -275,29 +329,40 @@ class DeviceEnd(End):
 
         `named` as in `allow`.
         """
-        self._most_bytes = functools.partial(_most_bytes, self.settings, shapes)
+        self._most_bytes = functools.partial(_most_bytes, self.settings, self.device, shapes)
         self.allow(hidden, self._most_bytes(self._joined), named)
 
     def begin_round(self, told: Assignment, agreed: bool = True) -> None:
         """A round is announced; unless its codecs are `agreed` those of the one before stay."""
         if agreed:
             self._go_on = self.go_on(told)
-        self._told = told
-        self._adapter.limit = self._most_bytes(told)
+        self._told, self._values = told, None
+        self._allow_adapter(self._most_bytes(told))
 
     def take_adapter(self, frame: tensor_pb2.AdapterFrame) -> RoundOrder | BaseUpdate | None:
         """Keep a frame; the round, or the sum, that it completes. Raises ProtocolError."""
-        whole = self._adapter.add(frame)
+        whole = self.put_together(frame)
         if whole is None:
             return None
         header, payload = whole
+        if header.side == MOMENTS:
+            return self._completed(self.moments_of(header, payload))
         if header.side == BASE_UPDATE:
             return BaseUpdate(decode_adapter(payload), header.round)
         if self._told is None:
             raise ProtocolError("an adapter came before its round was announced")
         codec = self.codecs.adapter_codec
         values = self.changes.take_round(codec, payload, header.codec)
+        if taken_by("device", self._go_on.moves):
+            self._values = values  # moments come next
+            return None
         return RoundOrder(self._told, values, self._go_on)
+
+    def _completed(self, message: BlockMoments) -> RoundOrder:
+        told, values, self._values = self._told, self._values, None
+        if told is None or values is None or message.round != told.round:
+            raise ProtocolError(f"moments for round {message.round} came that were not due")
+        return RoundOrder(told, values, self._go_on, message.moments)
 
     def update(self, values: Mapping[str, np.ndarray], round_: int) -> Part:
         """What this device trained in a round. Raises AdapterRefused."""
@@ -322,10 +387,13 @@ class EdgeEnd(End):
         self.credits = Credits(joined.credits)
         self._tables: Mapping[str, np.ndarray] = {}
         self._step = 0
+        self.round = joined.round
+        """The one that was begun last."""
 
     def begin_round(self, told: Assignment) -> GoOn:
         """A round begins; the device is told after this. As `go_on`."""
         self.credits.begin_round(told.credits)
+        self.round = told.round
         go_on = self.go_on(told)
         self._step, self._tables = go_on.step, self.codecs.held() if go_on.step else {}
         return go_on
@@ -380,12 +448,6 @@ class EdgeEnd(End):
         header = tensor_pb2.AdapterHeader(round=round_, side=BASE_UPDATE)
         return adapter_frames(header, adapter_bytes(values))
 
-    def take_adapter(
-        self, frame: tensor_pb2.AdapterFrame
-    ) -> tuple[tensor_pb2.AdapterHeader, Buffer] | None:
-        """Keep a frame of an update; header and payload with the last. Raises ProtocolError."""
-        return self._adapter.add(frame)
-
     def whole_update(self, coded_as: str, payload: Buffer, trains: Callable[[str], bool]) -> Buffer:
         """An update as a whole adapter's bytes; `trains` tells which names are the device's."""
         return self.changes.take_update(self.codecs.adapter_codec, payload, coded_as, trains)
@@ -399,16 +461,30 @@ def trained_by(spans: Iterable[Span], settings: RunSettings) -> Callable[[str], 
     )
 
 
+def _plan_of(found: Snapshot, told: Plan) -> Plan:
+    """How the model was cut at a snapshot's point; the beginning has no cut of its own."""
+    return told.at(*found.facts[CUT]) if CUT in found.facts else told
+
+
 def _none_yet(told: Assignment) -> int:
     """No adapter is due before the device knows its shapes."""
     return 0
 
 
-def _most_bytes(settings: RunSettings, shapes: ShapesOf, told: Assignment) -> int:
-    """Of an adapter for one device; where rounds fold, a sum has the ranks of all devices."""
-    folds = settings.aggregation.traits.folds
-    ranks = len(settings.names) * settings.lora.rank if folds else told.rank
-    return contract.adapter_limit(shapes(told), ranks / told.rank)
+def _most_bytes(settings: RunSettings, device: str, shapes: ShapesOf, told: Assignment) -> int:
+    """Of an adapter for one device; where rounds fold, a sum has the ranks of all devices.
+
+    It is of all blocks that the device may have, then.
+    """
+    if not settings.aggregation.traits.folds:
+        return contract.adapter_limit(shapes(told))
+    ranks = len(settings.names) * settings.lora.rank / told.rank
+    own = {told.plan}
+    if settings.planner.moves:
+        plans = plans_of(settings, device, told.plan.num_layers)
+        deepest = max(plans, key=lambda plan: plan.cut_layer)
+        own = {deepest, max(plans, key=lambda plan: plan.tail_layers)}
+    return sum(contract.adapter_limit(shapes(replace(told, plan=one)), ranks) for one in own)
 
 
 def _expect_dtype(dtype: str) -> None:

@@ -7,16 +7,18 @@ session does its work when a message is sent; what it answers waits to be receiv
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 
 import numpy as np
-import torch
 
 from sfl.adapters.names import belongs_to
 from sfl.errors import ProtocolError
+from sfl.plan import taken_by
 from sfl.rounds.values import Assignment, Point
 from sfl.stage.messages import (
+    BlockMoments,
     GradientNorm,
     Message,
     RoundOrder,
@@ -24,14 +26,13 @@ from sfl.stage.messages import (
     TensorMessage,
     begins_step,
 )
-from sfl.stage.optimizer import NO_MOMENTS
 from sfl.stage.session import Session
 from sfl.stage.training import TrainingSession
 from sfl.transport.device.end import DeviceEnd, EdgeEnd, End, trained_by
 from sfl.transport.frames.chunks import decode_adapter
 from sfl.transport.frames.envelope import Frame
 from sfl.transport.frames.wire import EDGE_SESSION
-from sfl.v1 import edge_pb2
+from sfl.v1 import edge_pb2, tensor_pb2
 
 Watch = Callable[[End, TensorMessage, Sequence[Frame]], None]
 
@@ -57,8 +58,11 @@ class InProcessLink:
         self._watch = watch
         self._answers: deque[Message] = deque()
 
-    def send(self, message: TensorMessage | GradientNorm) -> None:
+    def send(self, message: TensorMessage | GradientNorm | BlockMoments) -> None:
         """Have the session do what the message asks for. Raises SflError."""
+        if isinstance(message, BlockMoments):
+            self._take_moments(message)
+            return
         if isinstance(message, TensorMessage):
             message = self._carry(message, self.device, self.edge, UP)
             self._about_to_compute(message)
@@ -70,6 +74,10 @@ class InProcessLink:
 
     def _about_to_compute(self, message: TensorMessage) -> None:
         """A tensor has come, and its session has not seen it yet."""
+
+    def _take_moments(self, message: BlockMoments) -> None:
+        """Moments are for a session that trains. Raises ProtocolError."""
+        raise ProtocolError(f"moments for round {message.round} came that were not due")
 
     def receive(self) -> Message:
         """The oldest answer that was not taken yet. Raises ProtocolError where there is none."""
@@ -108,32 +116,47 @@ class InProcessTraining(InProcessLink):
     ) -> None:
         super().__init__(device, edge, session, watch)
         self._training = session
+        self._begin: Callable[..., None] = session.begin_round
 
     def _about_to_compute(self, message: TensorMessage) -> None:
         if begins_step(message) and self.edge.settings.recovery.due(message.key.step):
             self.edge.passed(self._training.within())
             self.edge.remembered.written()
 
-    def begin_round(
-        self,
-        own: Assignment,
-        values: Mapping[str, np.ndarray],
-        moments: Mapping[str, torch.Tensor] = NO_MOMENTS,
-    ) -> RoundOrder:
+    def begin_round(self, own: Assignment, values: Mapping[str, np.ndarray]) -> RoundOrder:
         """Give both sides their parts of the global adapter; the order is the device's.
 
-        `moments` are of blocks that come to the edge, by name.
+        The session begins once it has the moments of all its blocks.
         """
         middle = own.plan.middle
         mine = {name: value for name, value in values.items() if belongs_to(name, middle)}
         theirs = {name: value for name, value in values.items() if name not in mine}
-        self._training.begin_round(own, mine, moments, self.edge.begin_round(own))
+        go_on, training = self.edge.begin_round(own), self._training
+        given = BlockMoments(own.round, training.given(go_on))
+        self._begin = partial(training.begin_round, own, mine, go_on=go_on)
+        if not taken_by("edge", go_on.moves):
+            self._begin()
         self.device.begin_round(own)
-        for frame in self.edge.round_frames(theirs, own.round):
-            message = EDGE_SESSION.carried(edge_pb2.EdgeMessage(adapter=frame), DOWN)
-            order = self.device.take_adapter(message.adapter)
+        order = self._sent_down(self.edge.round_frames(theirs, own.round))
+        if taken_by("device", go_on.moves):
+            order = self._sent_down(self.edge.moments_frames(given))
         assert isinstance(order, RoundOrder)
         return order
+
+    def _sent_down(self, frames: Iterable[tensor_pb2.AdapterFrame]) -> object:
+        """What the last of these frames completes at the device."""
+        taken: object = None
+        for frame in frames:
+            message = EDGE_SESSION.carried(edge_pb2.EdgeMessage(adapter=frame), DOWN)
+            taken = self.device.take_adapter(message.adapter)
+        return taken
+
+    def _take_moments(self, message: BlockMoments) -> None:
+        for frame in self.device.moments_frames(message):
+            carried = EDGE_SESSION.carried(edge_pb2.DeviceMessage(adapter=frame), UP)
+            whole = self.edge.put_together(carried.adapter)
+        assert whole is not None
+        self._begin(moments=self.edge.moments_of(*whole).moments)
 
     def end_round(self, outcome: RoundOutcome) -> dict[str, np.ndarray]:
         """The whole adapter after a round, as the cloud would get it from the edge."""

@@ -24,6 +24,7 @@ from sfl.planners.state import Cut
 from sfl.rounds.values import Assignment, DeviceFacts, RoundReport
 from sfl.stage.messages import (
     BaseUpdate,
+    BlockMoments,
     Finish,
     GradientNorm,
     Kind,
@@ -105,7 +106,7 @@ class DeviceLink:
         network = settings.network
         beat = partial(self._heartbeats, network.heartbeat_interval, network.idle_timeout)
         line.start("link-heartbeat", beat, line.over)
-        line.read(Reader(end, line.stats, self._keep, agree).take)
+        line.read(Reader(end, line.stats, self._keep, agree, self._share).take)
 
     @classmethod
     def join(
@@ -250,8 +251,12 @@ class DeviceLink:
 
     # -- Link -------------------------------------------------------------------------------------
 
-    def send(self, message: TensorMessage | GradientNorm) -> None:
+    def send(self, message: TensorMessage | GradientNorm | BlockMoments) -> None:
         """Queue a message for the encoder; what it raises comes back with the next `receive`."""
+        if isinstance(message, BlockMoments):
+            for frame in self._end.moments_frames(message):
+                self.line.post(edge_pb2.DeviceMessage(adapter=frame))
+            return
         if isinstance(message, GradientNorm):
             norm = edge_pb2.GradientNorm(
                 round=message.round, step=message.step, squared=message.squared
@@ -304,6 +309,11 @@ class DeviceLink:
             self._stats.waits.say()
             beat = tensor_pb2.Heartbeat(snapshot=self._stats.snapshot().to_json())
             self.line.post(edge_pb2.DeviceMessage(heartbeat=beat))
+
+    def _share(self, told: Assignment) -> None:
+        """Take the round's part of the link's own limit, where it has one."""
+        if self.line.shaper is not None:
+            self.line.shaper.share = told.share
 
     def _keep(self, item: object) -> None:
         self.line.keep(item, FEW_WAITING + self._end.most_waiting)

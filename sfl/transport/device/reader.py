@@ -40,11 +40,15 @@ class Reader:
         stats: NodeStats,
         put: Callable[[object], None],
         agree: Callable[[Assignment], None] = lambda own: None,
+        begin: Callable[[Assignment], None] = lambda own: None,
     ) -> None:
+        """`agree` raises UserError where this device does not do what it is told; `begin` hears
+        what it does."""
         self._end = end
         self._stats = stats
         self._put = put
         self._agree = agree
+        self._begin = begin
 
     def take(self, message: Incoming) -> bool:
         """Count a message, and pass on what it completes."""
@@ -89,6 +93,7 @@ class Reader:
             self._put(Declined(error))
             self._end.begin_round(told, agreed=False)
         else:
+            self._begin(told)
             self._end.begin_round(told)
 
     def _on_adapter(self, message: edge_pb2.EdgeMessage) -> None:

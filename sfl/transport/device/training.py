@@ -7,6 +7,8 @@ its report come back. Its tensors are served as any device's (`served`).
 from __future__ import annotations
 
 import asyncio
+import logging
+import time
 from collections.abc import Mapping
 from functools import partial
 from typing import Protocol
@@ -14,10 +16,13 @@ from typing import Protocol
 import numpy as np
 
 from sfl.config import RunSettings
+from sfl.errors import ProtocolError
 from sfl.metrics.costs import passes_to_json
 from sfl.metrics.timeline import spans_to_json
+from sfl.plan import Moves, taken_by
 from sfl.rounds.values import Assignment, DeviceFacts, Point, RoundReport, UpdateHeader
-from sfl.stage.messages import TensorMessage, begins_step
+from sfl.stage.messages import BlockMoments, TensorMessage, begins_step
+from sfl.stage.remembered import Moments
 from sfl.stage.training import TrainingSession
 from sfl.transport.device import checked
 from sfl.transport.device.adapter_work import AdapterWork
@@ -27,8 +32,11 @@ from sfl.transport.device.tensor_work import Coders
 from sfl.transport.frames import words
 from sfl.transport.frames.chunks import Buffer
 from sfl.transport.frames.contract import DeviceContract
+from sfl.transport.frames.wire import MOMENTS
 from sfl.transport.group import aside
 from sfl.v1 import edge_pb2, tensor_pb2
+
+log = logging.getLogger("sfl.edge")
 
 
 class TrainingHost(Host, Protocol):
@@ -61,6 +69,7 @@ class Training(Served):
         self.adapters = AdapterWork(session, host, end, coders, self.stream, host.stats.waits)
         self.is_ready = False
         """Whether the device has its span; before, no adapter and no sum is due."""
+        self._moments: asyncio.Future[BlockMoments] | None = None
         self.base_updates = 0
         """How many rounds' sums the device has been sent for its base."""
         self._cloud = host
@@ -125,15 +134,24 @@ class Training(Served):
 
     def _take_adapter(self, frame: tensor_pb2.AdapterFrame) -> None:
         """Relay the device's part once it is whole, and read off the edge's own."""
-        if frame.HasField("header"):
+        if frame.HasField("header") and frame.header.side != MOMENTS:
             self._contract.part(frame.header, "device", self.host.adapter_limit)
-        whole = self.end.take_adapter(frame)
+        whole = self.end.put_together(frame)
         if whole is None:
             return
         header, payload = whole
+        if header.side == MOMENTS:
+            self._take_moments(self.end.moments_of(header, payload))
+            return
         header.device, header.side = self.device, "device"
         self.jobs.put(self.adapters.relay(header, payload))
         self.jobs.put(self.adapters.send_own(header.round))
+
+    def _take_moments(self, moments: BlockMoments) -> None:
+        due = self._moments
+        if due is None or due.done() or moments.round != self.end.round:
+            raise ProtocolError(f"moments for round {moments.round} came that were not due")
+        due.set_result(moments)
 
     async def _begin_round(
         self,
@@ -141,14 +159,51 @@ class Training(Served):
         mine: Mapping[str, np.ndarray],
         theirs: Mapping[str, np.ndarray],
     ) -> None:
-        session = self.session
+        """A block that changes sides takes its moments along, before either side computes with it.
+
+        What breaks meanwhile ends the stream, and both go back to the point that they come from.
+        """
+        session, began = self.session, time.perf_counter()
         checked.assignment(told, self.settings, session.plan.num_layers)
         self.tensors.turnaround.begin_round()
+        self.stream.share(told.share)
         go_on = await asyncio.to_thread(self.end.begin_round, told)
-        await self.host.engine.run(partial(session.begin_round, told, mine, go_on=go_on))
+        given = await self.host.engine.run(session.given, go_on)
         self._contract.begin(told)
+        gets = bool(taken_by("edge", go_on.moves))
+        self._moments = asyncio.get_running_loop().create_future() if gets else None
+        if not gets:
+            await self.host.engine.run(partial(session.begin_round, told, mine, go_on=go_on))
         self.stream.outbox.put(edge_pb2.EdgeMessage(start=words.to_assignment(told)))
         await self.adapters.send_round(theirs, told.round)
+        if taken_by("device", go_on.moves):
+            await self.adapters.send_moments(BlockMoments(told.round, given))
+        if self._moments is not None:
+            came = await self._awaited(self._moments)
+            begin = partial(session.begin_round, told, mine, came.moments, go_on)
+            await self.host.engine.run(begin)
+            given = dict(came.moments)
+        if go_on.moves:
+            self._say(told, go_on.moves, given, time.perf_counter() - began)
+
+    def _say(self, told: Assignment, moved: Moves, moments: Moments, seconds: float) -> None:
+        blocks = ", ".join(str(move.block) for move in moved)
+        size = sum(moment.nbytes for moment in moments.values())
+        log.info(
+            "device %s has cut %d + %d now: block %s changed sides, %d bytes of moments, %.3f s",
+            self.device,
+            told.plan.cut_layer,
+            told.plan.tail_layers,
+            blocks,
+            size,
+            seconds,
+            extra={"device": self.device},
+        )
+
+    async def _awaited(self, moments: asyncio.Future[BlockMoments]) -> BlockMoments:
+        words = "the moments of blocks that move"
+        with self.host.stats.waits.on(f"device {self.device}", "part", words):
+            return await moments
 
     async def _fold(
         self, round_: int, theirs: Mapping[str, np.ndarray], folded: asyncio.Task[None]

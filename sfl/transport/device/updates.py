@@ -22,7 +22,7 @@ from sfl.errors import AdapterRefused, ProtocolError
 from sfl.keys import derive_seed
 from sfl.transport.frames.chunks import Buffer, adapter_bytes, decode_adapter
 
-_HELD, _LOST = "held/", "lost"
+_HELD, _LOST = "held/", "lost/"
 ROW = 64  # values of a row that a codec sees; an adapter is one long vector
 
 Array = npt.NDArray[np.float32]
@@ -35,7 +35,7 @@ class UpdateSender:
     def __init__(self, device: str, seed: int, direction: str, feedback: bool) -> None:
         self._seed = derive_seed(seed, device, direction)
         self._feedback = feedback
-        self._lost: Array | None = None
+        self._lost: Values = {}
 
     def encode(
         self, codec: Codec, values: Values, reference: Values, round_: int
@@ -47,8 +47,8 @@ class UpdateSender:
         flat = _flat(values)
         if not codec.exact:
             flat -= _flat(reference)
-            if self._lost is not None:
-                flat += self._lost
+            if self._lost:
+                flat += _flat({name: self._due(name, like) for name, like in values.items()})
         rows = torch.from_numpy(_padded(flat))
         key = derive_seed(self._seed, round_) & 0xFFFFFFFF
         try:
@@ -57,15 +57,20 @@ class UpdateSender:
             raise AdapterRefused(f"adapter of round {round_}: {error}") from None
         arrived = decode(packet).reshape(-1).numpy()[: flat.size]
         if self._feedback and not codec.exact:
-            self._lost = flat - arrived
+            self._lost = _named(flat - arrived, values, {})
         return packet.payload, _named(arrived, values, {} if codec.exact else reference)
 
+    def _due(self, name: str, like: np.ndarray) -> np.ndarray:
+        """What codecs have lost of a parameter; nothing of one that is new here, or was wider."""
+        lost = self._lost.get(name)
+        return np.zeros_like(like) if lost is None or lost.shape != like.shape else lost
+
     @property
-    def lost(self) -> Array | None:
-        """What codecs have lost so far, which the next update adds."""
+    def lost(self) -> Values:
+        """What codecs have lost so far, which the next update adds, by name."""
         return self._lost
 
-    def add_next(self, lost: Array | None) -> None:
+    def add_next(self, lost: Values) -> None:
         """Go on from what an earlier sender had still to add."""
         self._lost = lost
 
@@ -106,7 +111,7 @@ class AdapterChanges:
     def send_round(self, codec: Codec, values: Values, round_: int) -> Part:
         """The adapter of a round for the device: whole, or as what it lacks of it."""
         coded = codec.spec != "none"
-        if not coded or not values or values.keys() != self.held.keys():
+        if not coded or not values or not _alike(values, self.held):
             self.held = values if coded else {}
             return Part(adapter_bytes(values), "", values)
         payload, self.held = self._sender.encode(codec, values, self.held, round_)
@@ -147,18 +152,27 @@ class AdapterChanges:
 
     def remembered(self) -> dict[str, np.ndarray]:
         """What it has of the device's adapter, and what codecs have lost of it, by name."""
-        lost = self._sender.lost
-        arrays = {f"{_HELD}{name}": array for name, array in self.held.items()}
-        return arrays if lost is None else {**arrays, _LOST: lost}
+        held = {f"{_HELD}{name}": array for name, array in self.held.items()}
+        return held | {f"{_LOST}{name}": array for name, array in self._sender.lost.items()}
 
     def take_back(self, arrays: Values) -> None:
         """Go on from what an earlier end remembered; without anything, from the beginning."""
-        start = len(_HELD)
-        self.held = {name[start:]: a for name, a in arrays.items() if name.startswith(_HELD)}
-        self._sender.add_next(arrays.get(_LOST))
+        self.held = _behind(_HELD, arrays)
+        self._sender.add_next(_behind(_LOST, arrays))
 
     def _not_due(self, coded_as: str) -> ProtocolError:
         return ProtocolError(f"{self._device}: an adapter in codec {coded_as!r} was not expected")
+
+
+def _behind(start: str, arrays: Values) -> dict[str, np.ndarray]:
+    """Those whose names begin so, by the rest of the name."""
+    return {name.removeprefix(start): a for name, a in arrays.items() if name.startswith(start)}
+
+
+def _alike(values: Values, held: Values) -> bool:
+    """Whether both have the same parameters, of the same shapes."""
+    same = values.keys() == held.keys()
+    return same and all(array.shape == held[name].shape for name, array in values.items())
 
 
 def _flat(values: Values) -> Array:

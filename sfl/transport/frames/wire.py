@@ -28,6 +28,9 @@ FRAME_BYTES = (1 << 20) - (1 << 12)
 BASE_UPDATE = "stack"
 """The `side` of an adapter that is no device's: what is to be added to the base, of `round`."""
 
+MOMENTS = "moments"
+"""The `side` of what is no adapter: moments of blocks that change sides as `round` begins."""
+
 KEEPALIVE = 60.0
 """Seconds of silence after which either end of a connection asks whether the other is there. Twice
 as long it waits for the answer, which may stand behind megabytes on a slow link. A half-open
