@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import tempfile
+import weakref
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import IO
 
 import numpy as np
 import safetensors.numpy
@@ -24,25 +25,30 @@ class KeptUpdates:
     def __init__(self, folder: Path | None = None) -> None:
         """The file is in `folder`, or where the system has temporary ones."""
         self._folder = folder
-        self._file: IO[bytes] | None = None
-        self._sizes: list[int] = []
+        self._file: int | None = None
+        self._ends = [0]
 
     def add(self, values: Mapping[str, np.ndarray]) -> None:
         """Keep what a round gave. Raises DiskError."""
-        data = safetensors.numpy.save(dict(values))
-        where = self._folder or Path(tempfile.gettempdir())
-        with on_disk(where, SETTING):
+        data = memoryview(safetensors.numpy.save(dict(values)))
+        with on_disk(self._folder or Path(tempfile.gettempdir()), SETTING):
             if self._file is None:
-                own = None if self._folder is None else writable_folder(where, SETTING)
-                self._file = tempfile.TemporaryFile(dir=own)  # noqa: SIM115 - ends with the process
-            self._file.write(data)
-            self._file.flush()
-        self._sizes.append(len(data))
+                self._file = self._opened()
+            written = 0
+            while written < len(data):
+                written += os.pwrite(self._file, data[written:], self._ends[-1] + written)
+        self._ends.append(self._ends[-1] + len(data))
+
+    def _opened(self) -> int:
+        """A file without a name."""
+        where = None if self._folder is None else writable_folder(self._folder, SETTING)
+        file, name = tempfile.mkstemp(dir=where)
+        os.unlink(name)  # noqa: PTH108 - as mkstemp has it
+        weakref.finalize(self, os.close, file)
+        return file
 
     def __iter__(self) -> Iterator[dict[str, np.ndarray]]:
         """Each of them, the first one first."""
-        if self._file is None:
-            return
-        self._file.seek(0)
-        for size in self._sizes:
-            yield safetensors.numpy.load(self._file.read(size))
+        for begin, end in zip(self._ends, self._ends[1:], strict=False):
+            assert self._file is not None
+            yield safetensors.numpy.load(os.pread(self._file, end - begin, begin))
