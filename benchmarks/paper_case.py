@@ -179,8 +179,9 @@ class Federation:
             codecs=codecs,
             after=party.link.at,
         )
-        order = party.link.begin_round(start, self.adapter, self._moments)
-        outcome = party.trainer.run_round(order, self._moments)
+        order = party.link.begin_round(start, self.adapter)
+        party.session.optimizer.adopt(self._moments)
+        outcome = party.trainer.run_round(replace(order, moments=self._moments))
         if steps:
             party.link.reached(outcome)
         return outcome

@@ -34,6 +34,7 @@ from sfl.node.finishing import Finishing
 from sfl.node.logs import describe_node
 from sfl.node.notify import notifier
 from sfl.node.process import trim_heap
+from sfl.rounds.values import Assignment
 from sfl.stage.base import settle
 from sfl.stage.device import DeviceStage, check_blocks
 from sfl.stage.snapshots import forget_old_runs, forget_run
@@ -136,9 +137,15 @@ class DeviceAgent:
 
     def _join(self, line: Line, patience: float) -> DeviceLink:
         signatures = DeviceSignatures(self.config.name, self.own)
-        agree = self.consent.check
+        agree = self._agree
         cache, came_from = self.config.cache_dir, self._came_from
         return DeviceLink.join(line, signatures, patience, cache, agree, came_from)
+
+    def _agree(self, told: Assignment) -> None:
+        """Before anything of a round is held. Raises ConfigError."""
+        self.consent.check(told)
+        if self._loaded is not None:
+            self._loaded.check_room(told.plan, self.config.memory)
 
     def _log_fields(self) -> dict[str, object]:
         stats, name = self.stats, self.config.name
@@ -252,7 +259,7 @@ class DeviceAgent:
             )
         stage = DeviceStage(name, own, folder, settings, form, thrift, self.config.cache_dir)
         log.info("%.0f MB with the model", memory_use().resident / 1e6)
-        cuts = told_cuts(folder, settings, name, load, base, thrift)
+        cuts = self.consent.allowed(told_cuts(folder, settings, name, load, base, thrift))
         return Loaded(joined, stage, dataset, tokenizer.pad_id, cuts)
 
     def _folder(self, link: DeviceLink, silence: float) -> ModelFolder:

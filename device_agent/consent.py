@@ -10,6 +10,7 @@ from sfl.config import DeviceConfig, RunSettings
 from sfl.config.codec import AUTO_CODECS, RoleCodecs
 from sfl.errors import ConfigError
 from sfl.node.paths import expanded
+from sfl.planners.state import Cut
 from sfl.rounds.values import Assignment
 
 SOURCES = ("train", "eval", "shared_train", "shared_eval")
@@ -69,6 +70,10 @@ class Consent:
         """Raise ConfigError where a round asks for what the device does not agree to."""
         self._check_cut(assignment.plan.cut_layer)
         self._check_codecs(assignment.codecs)
+
+    def allowed(self, cuts: Iterable[Cut]) -> tuple[Cut, ...]:
+        """Those that the device agrees to; a planner is told of no others."""
+        return tuple(cut for cut in cuts if cut.cut_layer >= self._rules.min_cut_layer)
 
     def _check_codecs(self, codecs: RoleCodecs) -> None:
         """Raise ConfigError where one of a round's codecs is none that this device uses."""

@@ -7,6 +7,8 @@ from dataclasses import dataclass
 from sfl.config import CodecSettings, DataSettings, RunSettings
 from sfl.config.codec import CodecChange
 from sfl.data import Dataset
+from sfl.errors import ConfigError
+from sfl.plan import Plan
 from sfl.planners import Cut
 from sfl.stage.device import DeviceStage
 from sfl.transport.device.link import Joined
@@ -32,6 +34,17 @@ class Loaded:
             and self.stage.assignment.same_adapter(joined.assignment)
             and loads(before.settings) == loads(joined.settings)
         )
+
+    def check_room(self, plan: Plan, memory: int | None) -> None:
+        """Raise ConfigError where a plan takes more memory than this device may use."""
+        needed = {cut.at: cut.memory for cut in self.cuts}.get((plan.cut_layer, plan.tail_layers))
+        if memory is not None and needed is not None and needed > memory:
+            raise ConfigError(
+                "device.memory",
+                f"{memory / 1e6:,.0f} MB",
+                f"the round's cut_layer {plan.cut_layer} takes {needed / 1e6:,.0f} MB",
+                "Give more, or end cut_range of this device at fewer blocks.",
+            )
 
     def same_data(self, joined: Joined) -> bool:
         """Whether the examples are the same, too."""
