@@ -10,9 +10,13 @@ from tests.house.paths import ROOT
 
 NODES = ("device_agent", "edge_server", "sfl/stage", "sfl/transport")
 READS = {"devices", "device", "plan", "rank", "scaling", "codecs"}
+RANGES = {"plans_of", "cuts_of", "ways_of", "largest_middle"}
+"""Functions of `sfl.config.ranges`, which read all cuts that an entry allows."""
 
 BEFORE_THE_FIRST_ROUND = {
     ("edge_server/base.py", "_span"): "an edge loads its blocks before any device has joined",
+    ("edge_server/floor.py", "spans"): "it serves the files of all cuts that a device may have",
+    ("sfl/transport/device/end.py", "_most_bytes"): "sums are of all blocks that it may have",
     ("device_agent/consent.py", "_codecs"): "a device declines what is to come before it joins",
     ("sfl/transport/device/stream_codecs.py", "check_codecs"): "an edge refuses to open without",
     ("sfl/transport/device/stream_codecs.py", "remembers_samples"): "it makes a folder for them",
@@ -41,7 +45,9 @@ def _functions(path: Path) -> Iterator[ast.FunctionDef | ast.AsyncFunctionDef]:
 
 
 def _reads_an_entry(node: ast.AST) -> bool:
-    """`settings.rank`, `self.settings.devices` and the like."""
+    """`settings.rank`, `self.settings.devices`, `plans_of(settings, ...)` and the like."""
+    if isinstance(node, ast.Call) and getattr(node.func, "id", "") in RANGES:
+        return True
     if not isinstance(node, ast.Attribute) or node.attr not in READS:
         return False
     of = node.value

@@ -44,7 +44,7 @@ def test_a_cut_that_takes_more_memory_than_there_is_is_declined_before_it_is_bui
     plan = told.assignment.plan
     loaded.check_room(plan.at(1), 8_000_000)
     loaded.check_room(plan.at(2), None)
-    with pytest.raises(ConfigError, match="cut_layer 2 takes 9 MB.*cut_range"):
+    with pytest.raises(ConfigError, match=r"cut_layer 2 takes 9 MB.*cut_range"):
         loaded.check_room(plan.at(2), 8_000_000)
 
 
