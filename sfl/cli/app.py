@@ -170,6 +170,56 @@ def doctor(
 
 
 @app.command()
+def plan(
+    config: ConfigFile,
+    from_run: Annotated[
+        str | None,
+        typer.Option("--from", metavar="RUN", help="Costs as this run has shown them."),
+    ] = None,
+    policy: Annotated[
+        str | None, typer.Option(help="The planner; default: the file's, or fleet.")
+    ] = None,
+    model: Annotated[str | None, typer.Option(help="Plan for this model, not the file's.")] = None,
+    link: Annotated[
+        str | None,
+        typer.Option(help="Every device's link: 20mbit, or 5/20mbit for up and down."),
+    ] = None,
+    device_gflops: Annotated[
+        float | None,
+        typer.Option(min=0.001, help="Speed of a device, without --from; default: as measured."),
+    ] = None,
+    edge_gflops: Annotated[
+        float | None,
+        typer.Option(min=0.001, help="Speed of an edge, without --from; default: as measured."),
+    ] = None,
+    figure: Annotated[Path, typer.Option(help="The figure to write.")] = Path("plan.svg"),
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON for programs.")] = False,
+    overrides: Overrides = None,
+    output_dir: OutputDir = Path("runs"),
+) -> None:
+    """Show what a planner would do with a run's file: cuts, seconds, memory. Nothing is run."""
+    from sfl.node.process import quiet_environment
+
+    quiet_environment()
+    from sfl.cli.plan.asked import Asked
+    from sfl.cli.plan.command import plan_and_show
+
+    asked = Asked(
+        config,
+        tuple(overrides or ()),
+        from_run,
+        output_dir,
+        model,
+        link,
+        policy,
+        (device_gflops, edge_gflops),
+        figure,
+        as_json,
+    )
+    raise typer.Exit(plan_and_show(asked))
+
+
+@app.command()
 def privacy(
     config: ConfigFile,
     overrides: Overrides = None,

@@ -26,7 +26,7 @@ class Present:
     name: str
     edge: str
     cost: DeviceCost
-    at: tuple[int, int]
+    at: tuple[int, int] | None
     told: tuple[Cut, ...] = ()
     memory: int | None = None
     success: float = 1.0
