@@ -13,6 +13,7 @@ from sfl.errors import SflError
 from sfl.report.conclusion import MANIFEST, SECRET
 from sfl.report.elsewhere import store_of
 from sfl.report.journal import RunJournal
+from sfl.report.plans import PLANS
 from sfl.report.resume import ASKED
 from sfl.report.runs import CONCLUSION
 from sfl.store.artifacts import ArtifactStore
@@ -23,7 +24,7 @@ SETTINGS = ("config.toml", ASKED, SECRET)
 MADE = (MANIFEST, "adapters/round-*/*", "strategy/*", "base_updates/*")
 BEST = "adapter_best/*"
 SPOOL = "spool/round-*/*.safetensors"
-RESULTS = (*CONCLUSION, "config.toml", "metrics.jsonl", "adapter/*", BEST)
+RESULTS = (*CONCLUSION, "config.toml", "metrics.jsonl", PLANS, "adapter/*", BEST)
 
 
 class Mirror(Protocol):

@@ -34,6 +34,9 @@ class Seen(Protocol):
     def step_tokens(self) -> float | None:
         """Real tokens of a step, the mean over devices."""
 
+    def micro_batches(self) -> float | None:
+        """Of a step, the mean over devices."""
+
 
 class NothingSeen:
     """A run that has shown nothing yet."""
@@ -47,6 +50,10 @@ class NothingSeen:
         return None
 
     def step_tokens(self) -> float | None:
+        """Nothing."""
+        return None
+
+    def micro_batches(self) -> float | None:
         """Nothing."""
         return None
 
@@ -69,6 +76,7 @@ class Costs:
     edges: dict[str, EdgeCost]
     seen: frozenset[str]
     tokens: float | None = None
+    micro_batches: float | None = None
 
     @staticmethod
     def of(
@@ -94,11 +102,13 @@ class Costs:
         other = guessed_edge(facts, known.edge) if other is None else other
         served = {name: at_edges.get(name, other) for name in far}
         seen = frozenset(measured) if at_edges else frozenset()
-        return Costs(settings, facts, found, served, seen, shown.step_tokens())
+        return Costs(
+            settings, facts, found, served, seen, shown.step_tokens(), shown.micro_batches()
+        )
 
     def workload(self, steps: int) -> Workload:
         """A round of so many steps."""
-        return workload(self.facts, self.settings, steps, self.tokens)
+        return workload(self.facts, self.settings, steps, self.tokens, self.micro_batches)
 
 
 def _like(measured: dict[str, DeviceCost], settings: RunSettings, name: str) -> DeviceCost | None:

@@ -123,9 +123,18 @@ def stated_bits(settings: RunSettings, device: str) -> ValueBits:
 
 
 def workload(
-    facts: ModelFacts, settings: RunSettings, steps: int, tokens: float | None = None
+    facts: ModelFacts,
+    settings: RunSettings,
+    steps: int,
+    tokens: float | None = None,
+    micro_batches: float | None = None,
 ) -> Workload:
-    """A round of so many steps. Without `tokens` of a step, of full batches."""
+    """A round of so many steps. Without `tokens` of a step, of full batches.
+
+    Without `micro_batches` of a step, of those that the settings say; 1 where that is open.
+    """
+    given = settings.training.micro_batches
+    pieces = round(micro_batches or (1 if given == "auto" else given))
     full = settings.training.batch_size * settings.model.max_length
     return Workload(
         facts.num_layers,
@@ -134,4 +143,6 @@ def workload(
         max(1, steps),
         settings.run.topology == "u_shaped",
         facts.weights,
+        max(1, pieces),
+        settings.network.credits,
     )

@@ -46,6 +46,10 @@ class Observing:
         """Real tokens of a step, the mean over devices, once they have trained."""
         return self.known.step_tokens()
 
+    def micro_batches(self) -> float | None:
+        """Of a step, the mean over devices, once they have trained."""
+        return self.known.micro_batches()
+
     @singledispatchmethod
     def _take(self, event: Event | Fact) -> None:
         """Most events show no costs."""

@@ -51,6 +51,9 @@ class Shown:
     def step_tokens(self) -> float | None:
         return 77.4
 
+    def micro_batches(self) -> float | None:
+        return 2.1
+
 
 def node(seconds: float) -> NodeCost:
     return NodeCost(PassCost(seconds, seconds))
@@ -129,6 +132,7 @@ def test_costs_are_measured_or_like_the_others_or_guessed() -> None:
     config = run(devices=links)
     found = Costs.of(config, FACTS, Shown({"d0": 3.0}, {"e": 1.0}), config.names, ["e", "f"])
     assert found.seen == {"d0"} and found.tokens == 77.4 and found.workload(2).tokens == 77
+    assert found.workload(2).micro_batches == 2
     assert found.devices["d1"].node == found.devices["d0"].node == node(3.0)
     assert found.devices["d1"].link == LinkCost(1e6, 2e6, 0.5)
     assert found.devices["d2"].link.down == 1e6 and found.devices["d2"].link.up == 1.25e9

@@ -17,7 +17,7 @@ from tests.house.federation import finished, run, sfl, write_config
 from tests.house.fleets import completions, device, fleet, settings
 from tests.house.paths import STORIES
 from tests.house.retold import assert_retold
-from tests.house.stills import over, stills_of
+from tests.house.stills import assert_same_end, over, stills_of
 from tests.house.twin import Twin, played
 
 ROUNDS = 4
@@ -65,18 +65,23 @@ def test_who_is_chosen_trains_and_nobody_else(tmp_path: Path) -> None:
     assert_retold(outcome.folder, tmp_path / "aside")
 
 
-def test_a_run_that_was_killed_decides_as_if_it_had_not_been(tmp_path: Path) -> None:
+@pytest.mark.parametrize("policy", ["ucb", "random"])
+def test_a_run_that_was_killed_decides_as_if_it_had_not_been(tmp_path: Path, policy: str) -> None:
     """Between any two writes: what the planner remembers is where the run is."""
     folder = tmp_path / "whole"
     folder.mkdir()
     writes = ((GlobalAdapter, "save"), (Averaging, "forget_before"), (RunRecords, "keep"))
-    whole, stills = stills_of(folder, selecting(folder), writes)
-    expected = chosen(plans_of(whole.folder))
+    whole, stills = stills_of(folder, selecting(folder, policy=policy, select=2), writes)
+    expected = [plan.decision.devices for plan in plans_of(whole.folder)]
+    moved = {choice.at for devices in expected for choice in devices.values()}
+    assert len(moved) == (1 if policy == "ucb" else 2)
     moments = [still for still, _ in stills.taken if not over(still)]
     assert len(moments) >= ROUNDS
     for still in moments[::2]:
         outcome = finished(Twin(tmp_path, {}, resume=still).run())
-        assert chosen(plans_of(outcome.folder)) == expected, still
+        plans = plans_of(outcome.folder)
+        assert [plan.decision.devices for plan in plans] == expected, still
+        assert_same_end(outcome, whole)
 
 
 def test_the_decisions_of_a_run_are_repeated_by_another(tmp_path: Path) -> None:
@@ -96,6 +101,40 @@ def test_the_decisions_of_a_run_are_repeated_by_another(tmp_path: Path) -> None:
     assert chosen(plans_of(other.folder)) == chosen(plans_of(one.folder))
     weights = "adapter/adapter_model.safetensors"
     assert (other.folder / weights).read_bytes() == (one.folder / weights).read_bytes()
+
+
+@pytest.mark.process
+def test_cuts_move_where_that_pays_and_change_no_bit(tmp_path: Path) -> None:
+    """Adapters cross slow links twice a round: the fewer blocks a device has, the shorter it is."""
+    ends = {}
+    for policy in ("off", "fleet"):
+        folder = tmp_path / policy
+        folder.mkdir()
+        planner = {"policy": policy, "every_rounds": 2, "hysteresis": 0.0}
+        values = settings(STORIES, run={"rounds": 4}, planner=planner, model={"max_length": 64})
+        values["devices"] = [
+            device(
+                f"d{number}",
+                completions(folder / f"d{number}.jsonl", number + 1, 24),
+                4 - 2 * number,
+                link={"up_mbit": 2.0, "down_mbit": 2.0},
+            )
+            for number in range(2)
+        ]
+        ends[policy] = finished(run(folder, values))
+    outcome = ends["fleet"]
+    first, later = plans_of(outcome.folder)
+    assert (first.decision.round, later.decision.round) == (1, 3)
+    assert first.decision.why.moved == () and "guess" in first.decision.why.note
+    assert later.decision.why.moved and not later.decision.why.note
+    assert later.decision.devices["d0"].cut_layer < 4
+    cuts = {own["name"]: own["cuts"] for own in outcome.summary["devices"]}
+    assert cuts["d0"] == [[1, 4, 0], [3, later.decision.devices["d0"].cut_layer, 0]]
+    assert outcome.summary["faults"] == []
+    weights = "adapter/adapter_model.safetensors"
+    one, other = ((own.folder / weights).read_bytes() for own in ends.values())
+    assert one == other
+    assert_retold(outcome.folder, tmp_path / "aside")
 
 
 @pytest.mark.process

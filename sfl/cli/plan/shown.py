@@ -90,3 +90,7 @@ class InState:
     def step_tokens(self) -> float | None:
         """Of a step."""
         return float(self._state.workload.tokens)
+
+    def micro_batches(self) -> float | None:
+        """Of a step."""
+        return float(self._state.workload.micro_batches)
