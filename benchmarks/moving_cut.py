@@ -115,13 +115,13 @@ def settings(
 
 
 def nodes_of(process: subprocess.Popen[str]) -> dict[str, psutil.Process]:
-    """Children of `sfl run` by the second word of their title."""
+    """Children of `sfl run` by the names in their titles."""
     found = {}
     for child in psutil.Process(process.pid).children(recursive=True):
         with contextlib.suppress(psutil.Error):
             words = " ".join(child.cmdline()).split()
             if words[:1] == ["sfl"] and len(words) > 2:
-                found[words[1]] = child
+                found[words[2]] = child
     return found
 
 
