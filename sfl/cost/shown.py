@@ -107,6 +107,8 @@ class Sums:
         """(size, seconds, weight) of two passes, or one, that give the same straight line.
 
         They are on the line itself, one standard deviation of the size to either side of the mean.
+        Where passes scatter, the line is nearer to one through nothing at size 0: by the error of
+        its slope, against a slope that may be half as steep or half as steep again.
         """
         if self.passes <= 0.0:
             return ()
@@ -114,14 +116,27 @@ class Sums:
         variance = self.size_sq / self.passes - size * size
         if variance <= 1e-6 * size * size:
             return ((size, seconds, self.passes),)
-        wide = math.sqrt(variance)
-        slope = (self.size_seconds / self.passes - size * seconds) / variance
+        wide, slope = math.sqrt(variance), self._slope(size, seconds, variance)
         half = self.passes / 2.0
         low, high = seconds - slope * wide, seconds + slope * wide
         return ((size - wide, low, half), (size + wide, high, half))
 
+    def _slope(self, size: float, seconds: float, variance: float) -> float:
+        """Of the line, between level and through nothing: no time is below 0."""
+        plain = seconds / size
+        slope = (self.size_seconds / self.passes - size * seconds) / variance
+        if self.passes <= 2.0:
+            return plain
+        around = self.seconds_sq / self.passes - seconds * seconds - slope * slope * variance
+        error = max(0.0, around) / (self.passes - 2.0) / variance
+        trust = (SLOPE * plain) ** 2 / ((SLOPE * plain) ** 2 + error)
+        return min(plain, max(0.0, plain + trust * (slope - plain)))
+
 
 NO_SUMS = Sums()
+
+SLOPE = 0.5
+"""How far a slope is thought to be from that of a line through nothing, as a share of it."""
 
 Passes = Mapping[PassKey, Sums]
 
