@@ -1,0 +1,1 @@
+"""Scenes of the papers that planners come from, with all simple plans beside ours."""
