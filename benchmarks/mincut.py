@@ -1,8 +1,15 @@
-"""The best cut of model graphs: against enumeration, and its time beside other solvers.
+"""The best cut of model graphs: against enumeration and a linear program, and its time.
 
-    python -m benchmarks.mincut
+    python -m benchmarks.mincut             # a minute on an idle core
+    python -m benchmarks.mincut --models ResNet-18 GPT-2
 
-Times are the least of several, in CPU milliseconds. networkx builds its graph within them, since
+A solver that is not here is left out. ortools asks for an older protobuf than sfl's, so that the
+others go into a folder of their own:
+
+    pip install --target DIR --no-deps scipy igraph texttable ortools absl-py immutabledict
+    PYTHONPATH=DIR python -m benchmarks.mincut
+
+Times are medians, in CPU milliseconds. Other libraries build their graph within them, since
 capacities are part of it.
 """
 
@@ -11,195 +18,209 @@ from __future__ import annotations
 import argparse
 import random
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
+from itertools import pairwise, product
 from math import inf
+from pathlib import Path
+from statistics import fmean, median
 
-from sfl.planners.flow import Arcs, source_side
+from benchmarks.graphs.exported import MODELS, Exported, model_graph
+from benchmarks.graphs.made import (
+    enumerated,
+    even_costs,
+    falling,
+    random_costs,
+    random_graph,
+    seconds_of,
+    transformer,
+)
+from benchmarks.graphs.networks import arcs_of, linear_program, solvers
+from benchmarks.planning.rows import table
 from sfl.planners.graph import Costs, Graph, best_cut
 
 SIZES = (12, 32, 100)
-Arc = tuple[int, int, float]
-Solver = Callable[[Sequence[Arc], int, int], float]
-
-
-def random_graph(draw: random.Random) -> Graph:
-    """Up to 12 vertices: arcs at random, or blocks with branches and skips."""
-    if draw.random() < 0.5:
-        parents: list[list[int]] = [[]]
-        for vertex in range(1, draw.randint(6, 12)):
-            near = range(max(0, vertex - 4), vertex)
-            parents.append(draw.sample(near, min(len(near), draw.choice((1, 1, 2, 3)))))
-        return Graph(parents)
-    parents = [[]]
-    while len(parents) < 9:
-        base, ends = len(parents) - 1, []
-        for _ in range(draw.randint(1, 2)):
-            parents.append([base])
-            ends.append(len(parents) - 1)
-        parents.append([*ends, base] if draw.random() < 0.6 else ends)
-    return Graph(parents)
-
-
-def random_costs(draw: random.Random, size: int) -> Costs:
-    """A server that is slower or faster, vertex by vertex."""
-    speed = draw.uniform(0.2, 6)
-    server = [draw.uniform(0.1, 2) for _ in range(size)]
-    device = [s * draw.choice((speed, speed * draw.uniform(0.5, 2))) for s in server]
-    return Costs(device, [inf, *server[1:]], [draw.uniform(0.1, 3) for _ in range(size)])
-
-
-def enumerated(graph: Graph, costs: Costs) -> float:
-    """The least over all sets that are closed under parents."""
-    sets: list[frozenset[int]] = [frozenset({0})]
-    for vertex in range(1, len(graph)):
-        sets += [one | {vertex} for one in sets if set(graph.parents[vertex]) <= one]
-    return min(_seconds(graph, costs, one) for one in sets)
-
-
-def _seconds(graph: Graph, costs: Costs, mine: frozenset[int]) -> float:
-    total = 0.0
-    for vertex, children in enumerate(graph.children):
-        total += (costs.device if vertex in mine else costs.server)[vertex]
-        if vertex in mine and any(child not in mine for child in children):
-            total += costs.cross[vertex]
-    return total
-
-
-def transformer(num_blocks: int, draw: random.Random | None) -> tuple[Graph, Costs]:
-    """Blocks of attention, skip, MLP, skip; all alike, or each vertex with its own costs."""
-    parents: list[list[int]] = [[]]
-    device, server = [0.3], [inf]
-    for _ in range(num_blocks):
-        last = len(parents) - 1
-        parents += [[last], [last + 1, last], [last + 2], [last + 3, last + 2]]
-        device += [4.02, 0.05, 8.02, 0.05]
-        server += [0.4, 0.01, 0.8, 0.01]
-    parents.append([len(parents) - 1])
-    device.append(20.0)
-    server.append(2.0)
-    cross = [1.0] * len(parents)
-    if draw is not None:
-        device = [value * draw.uniform(0.02, 0.3) for value in device]
-        cross = [draw.uniform(0.2, 2.0) for _ in cross]
-    return Graph(parents), Costs(device, server, cross)
-
-
-def falling(num_blocks: int) -> tuple[Graph, Costs]:
-    """The hardest for ours: no section can be left out, and none is like another one."""
-    draw = random.Random(1)
-    graph, _ = transformer(num_blocks, None)
-    size = len(graph)
-    server = [draw.uniform(0.1, 2.0) for _ in range(size)]
-    cross = [3.0 - 2.9 * vertex / size for vertex in range(size)]
-    return graph, Costs([0.999 * one for one in server], [inf, *server[1:]], cross)
-
-
-def arcs_of(graph: Graph, costs: Costs) -> tuple[list[Arc], int, int]:
-    """The whole graph as a network: v' carries what v sends across."""
-    size = len(graph)
-    source, sink, found = 2 * size, 2 * size + 1, list[Arc]()
-    for vertex in range(size):
-        found.append((source, vertex, costs.server[vertex]))
-        found.append((vertex, sink, costs.device[vertex]))
-    for vertex, children in enumerate(graph.children):
-        if children:
-            found.append((vertex, size + vertex, costs.cross[vertex]))
-        for child in children:
-            found += [(size + vertex, child, inf), (child, vertex, inf)]
-    return found, source, sink
-
-
-def whole_dinic(arcs: Sequence[Arc], source: int, sink: int) -> float:
-    """Our own flow on the whole graph, not decomposed."""
-    network = Arcs(sink + 1)
-    for arc in arcs:
-        network.add(*arc)
-    return source_side(network, source, sink)[0]
-
-
-def networkx_solver(name: str) -> Solver:
-    """One of its algorithms."""
-    import networkx
-    from networkx.algorithms import flow
-
-    def solve(arcs: Sequence[Arc], source: int, sink: int) -> float:
-        graph = networkx.DiGraph()
-        for tail, head, capacity in arcs:
-            if capacity == inf:
-                graph.add_edge(tail, head)
-            else:
-                graph.add_edge(tail, head, capacity=capacity)
-        value, _ = networkx.minimum_cut(graph, source, sink, flow_func=getattr(flow, name))
-        return float(value)
-
-    return solve
-
-
-def solvers() -> dict[str, Solver]:
-    """Ours without its sections, and networkx's."""
-    found: dict[str, Solver] = {"our flow, whole graph": whole_dinic}
-    for name in ("boykov_kolmogorov", "preflow_push", "dinitz"):
-        found[f"networkx {name}"] = networkx_solver(name)
-    return found
+RATES = (10.0, 30.0, 100.0, 1000.0)
+"""Mbit/s, both ways."""
+FASTER = (1.0, 2.0, 10.0, 40.0)
+"""The server's FLOP/s over the device's 50 GFLOP/s."""
+DEVICE = 5e10
+Case = tuple[Graph, Costs]
 
 
 def milliseconds(work: Callable[[], object], budget: float = 0.3) -> float:
-    """The least of several, in CPU time."""
-    best, spent, runs = inf, 0.0, 0
-    while runs < 2 or (spent < budget and runs < 200):
+    """The median of several, in CPU time."""
+    taken: list[float] = []
+    while len(taken) < 3 or (sum(taken) < budget and len(taken) < 200):
         begin = time.process_time()
         work()
-        taken = time.process_time() - begin
-        best, spent, runs = min(best, taken), spent + taken, runs + 1
-    return 1e3 * best
+        taken.append(time.process_time() - begin)
+    return 1e3 * median(taken)
+
+
+def machine() -> str:
+    """The processor, as Linux calls it."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return "unknown"
+    return next((one.split(":")[1].strip() for one in lines if "model name" in one), "unknown")
+
+
+# -- exactness -------------------------------------------------------------------------------------
 
 
 def exactness(count: int) -> None:
     """How many optima enumeration finds that ours misses."""
+    print("### Graphs of chance, against enumeration\n")
     draw = random.Random(7)
     wrong, worst, largest = 0, 0.0, 0
     for _ in range(count):
         graph = random_graph(draw)
         costs = random_costs(draw, len(graph))
-        found, mine = best_cut(graph, costs)
-        best = enumerated(graph, costs)
-        excess = max(abs(found / best - 1.0), abs(_seconds(graph, costs, mine) / best - 1.0))
+        excess = _excess((graph, costs), enumerated(graph, costs))
         wrong += excess > 1e-9
         worst, largest = max(worst, excess), max(largest, len(graph))
-    print("| graphs | vertices, at most | wrong | largest relative difference |")
-    print("|---|---|---|---|")
-    print(f"| {count} | {largest} | {wrong} | {worst:.0e} |\n")
+    row = table("graphs", "vertices, at most", "wrong", "largest relative difference")
+    row(count, largest, wrong, f"{worst:.0e}")
+    print()
 
 
-def times() -> None:
+def _excess(case: Case, best: float) -> float:
+    """How far the value that is found, and the set that is found, are from the optimum."""
+    found, mine = best_cut(*case)
+    return max(abs(found / best - 1.0), abs(seconds_of(*case, mine) / best - 1.0))
+
+
+def cases(model: Exported, draws: int) -> Iterator[Case]:
+    """Every rate and speed, for inputs or also a first part that the device has to hold; chance."""
+    graph = model.graph
+    starts = (0, graph.articulations[min(4, len(graph.articulations) - 1)])
+    for rate, faster, start in product(RATES, FASTER, starts):
+        costs = model.costs(DEVICE, faster * DEVICE, rate * 1e6 / 8)
+        kept = max(start + 1, model.held)
+        yield graph, Costs(costs.device, [inf] * kept + [*costs.server[kept:]], costs.cross)
+    draw = random.Random(5)
+    for _ in range(draws):
+        costs = even_costs(draw, len(graph))
+        kept = model.held
+        yield graph, Costs(costs.device, [inf] * kept + [*costs.server[kept:]], costs.cross)
+
+
+def against_program(models: dict[str, Exported], draws: int) -> None:
+    """Graphs of real models, where enumeration is impossible: against a linear program."""
+    print("### Exported models, against a linear program and block by block\n")
+    try:
+        solve = linear_program()
+    except ImportError:
+        print("scipy is not here: no linear program\n")
+        return
+    row = table(
+        "model",
+        "vertices",
+        "sections",
+        "largest section",
+        "cuts",
+        "within the model",
+        "wrong",
+        "largest relative difference",
+        "block-wise is as good",
+        "block-wise over full: mean",
+        "most",
+    )
+    for name, model in models.items():
+        graph, inside, excess, blocks = model.graph, 0, list[float](), list[float]()
+        for case in cases(model, draws):
+            excess.append(_excess(case, solve(*arcs_of(*case))))
+            best, mine = best_cut(*case)
+            inside += 1 + max(model.held, 1) < len(mine) < len(graph)
+            blocks.append(best_cut(*block_wise(*case))[0] / best - 1.0)
+        wrong = sum(one > 1e-6 for one in excess)
+        largest = max(each.last - each.first - 1 for each in graph.sections)
+        as_good = sum(one < 1e-9 for one in blocks)
+        shape = len(graph), len(graph.sections), largest, len(excess), inside
+        row(name, *shape, wrong, f"{max(excess):.0e}", as_good, *_shares(blocks))
+    print()
+
+
+def _shares(excess: Sequence[float]) -> tuple[str, str]:
+    if max(excess) == inf:
+        return "no cut in some", "-"
+    return f"{fmean(excess):+.1%}", f"{max(excess):+.0%}"
+
+
+def block_wise(graph: Graph, costs: Costs) -> Case:
+    """A chain: what is between two articulations goes with the one that follows, as one block."""
+    ends = graph.articulations
+    blocks = [range(1), *(range(first + 1, last + 1) for first, last in pairwise(ends))]
+    if ends[-1] < len(graph) - 1:
+        blocks.append(range(ends[-1] + 1, len(graph)))
+    chain = Graph([[], *([number] for number in range(len(blocks) - 1))])
+
+    def whole(each: Sequence[float]) -> list[float]:
+        return [sum(each[vertex] for vertex in block) for block in blocks]
+
+    return chain, Costs(
+        whole(costs.device), whole(costs.server), [costs.cross[block[-1]] for block in blocks]
+    )
+
+
+# -- time ------------------------------------------------------------------------------------------
+
+
+def block_times() -> None:
     """Milliseconds by number of blocks."""
     titles = [*(f"{size} blocks" for size in SIZES), "100 unlike", "100, each cut better"]
-    print(f"| solver, milliseconds | {' | '.join(titles)} | relative difference |")
-    print("|---|" + "---|" * (len(titles) + 1))
-    cases = [transformer(size, None) for size in SIZES]
-    cases += [transformer(SIZES[-1], random.Random(3)), falling(SIZES[-1])]
-    ours = [best_cut(*case)[0] for case in cases]
-    row = " | ".join(f"{milliseconds(partial(best_cut, *case)):.2f}" for case in cases)
-    print(f"| **ours, between articulations** | {row} | |", flush=True)
-    built = [milliseconds(partial(Graph, graph.parents)) for graph, _ in cases]
-    print(f"| (building our graph, once a model) | {' | '.join(f'{x:.2f}' for x in built)} | |")
-    for name, solve in solvers().items():
-        cells, apart = [], 0.0
-        for case, own in zip(cases, ours, strict=True):
-            network = arcs_of(*case)
-            apart = max(apart, abs(solve(*network) / own - 1.0))
-            cells.append(f"{milliseconds(partial(solve, *network)):.2f}")
-        print(f"| {name} | {' | '.join(cells)} | {apart:.0e} |", flush=True)
+    made = [transformer(size, None) for size in SIZES]
+    made += [transformer(SIZES[-1], random.Random(3)), falling(SIZES[-1])]
+    print("### Blocks of four vertices\n")
+    _times(titles, made)
+
+
+def model_times(models: dict[str, Exported]) -> None:
+    """Milliseconds on exported graphs, at 30 Mbit/s with a server ten times as fast."""
+    print("### Exported models\n")
+    _times(
+        list(models),
+        [(one.graph, one.costs(DEVICE, 10 * DEVICE, 30e6 / 8)) for one in models.values()],
+    )
+
+
+def _times(titles: Sequence[str], made: Sequence[Case]) -> None:
+    row = table("solver, milliseconds", *titles, "relative difference")
+    ours = [best_cut(*case)[0] for case in made]
+    row("**ours, between articulations**", *_cells(partial(best_cut, *case) for case in made), "")
+    chains = [block_wise(*case) for case in made]
+    row("ours, block-wise (a chain)", *_cells(partial(best_cut, *case) for case in chains), "")
+    built = _cells(partial(Graph, graph.parents) for graph, _ in made)
+    row("(building our graph, once a model)", *built, "")
+    for name, solve in solvers():
+        if solve is None:
+            row(name, *("not here" for _ in made), "")
+            continue
+        networks = [arcs_of(*case) for case in made]
+        apart = max(abs(solve(*n) / own - 1.0) for n, own in zip(networks, ours, strict=True))
+        row(name, *_cells(partial(solve, *network) for network in networks), f"{apart:.0e}")
+    print()
+
+
+def _cells(every: Iterator[Callable[[], object]] | Sequence[Callable[[], object]]) -> list[str]:
+    return [f"{milliseconds(work):.2f}" for work in every]
 
 
 def main() -> None:
-    """Print both tables."""
+    """Print all tables."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--graphs", type=int, default=1000)
+    parser.add_argument("--graphs", type=int, default=1000, help="graphs of chance")
+    parser.add_argument("--draws", type=int, default=20, help="costs of chance for each model")
+    parser.add_argument("--models", nargs="*", choices=list(MODELS), default=list(MODELS))
     chosen = parser.parse_args()
+    print(f"processor: {machine()}\n")
     exactness(chosen.graphs)
-    times()
+    models = {name: model_graph(name) for name in chosen.models}
+    against_program(models, chosen.draws)
+    block_times()
+    model_times(models)
 
 
 if __name__ == "__main__":

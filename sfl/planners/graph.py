@@ -21,7 +21,7 @@ from math import inf
 
 from sfl.planners.flow import Arcs, source_side
 
-FEW = 24
+FEW = 128
 """Cuts of a section up to which all are looked at; a flow is quicker for more."""
 
 
