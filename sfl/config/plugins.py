@@ -12,6 +12,7 @@ from sfl.codec.spec import expand, read_calls
 from sfl.codec.stages import STAGES
 from sfl.config.base import MOST_CHARACTERS, PACKAGE
 from sfl.config.codec import CodecChange
+from sfl.config.planner import POLICIES
 from sfl.config.run import RunConfig
 from sfl.errors import ConfigError
 from sfl.node.plugins import Package, installed
@@ -33,6 +34,7 @@ def with_packages(config: RunConfig, *more: Package | None) -> RunConfig:
 def _used(config: RunConfig) -> Iterator[Package | None]:
     yield STRATEGIES.package(config.aggregation.strategy)
     yield ORDERS.package(config.edge.order)
+    yield POLICIES.package(config.planner.policy)
     for spec in _specs((config.codec, *(d.codec for d in config.devices), *config.codec.schedule)):
         try:
             calls = read_calls(expand(spec))

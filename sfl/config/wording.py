@@ -23,6 +23,8 @@ MOVED = {
 }
 """Keys of earlier versions, and where what they set stands now."""
 
+NEAR = 0.75
+"""From here on one word is taken for a slip of another."""
 SEE = "docs/configuration.md has every setting."
 
 NAMES = "letters, digits, '_', '.' and '-' only, and a letter or a digit first"
@@ -98,11 +100,18 @@ def _or_words(errors: list[ErrorDetails]) -> str:
 def unknown_key(
     key: str, known: list[str], field: str, value: Any, everywhere: Iterable[str] = ()
 ) -> ConfigError:
-    """`known` are the keys that may stand there, `everywhere` all dotted ones."""
+    """`known` are the keys that may stand there, `everywhere` all dotted ones.
+
+    A key that is right in another place is meant rather than one that is only a little like it.
+    """
     if field in MOVED:
         return ConfigError(field, value, "unknown key", f"It is {MOVED[field]!r} now.")
     elsewhere = [name for name in everywhere if name.rpartition(".")[2] == key]
-    fix = did_you_mean(key, known) or did_you_mean(key, elsewhere, cutoff=0.0)
+    fix = (
+        did_you_mean(key, known, cutoff=NEAR)
+        or did_you_mean(key, elsewhere, cutoff=0.0)
+        or did_you_mean(key, known)
+    )
     return ConfigError(
         field or key, value, "unknown key", fix.strip() or f"Known: {', '.join(sorted(known))}."
     )

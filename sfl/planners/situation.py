@@ -21,7 +21,7 @@ STAYS = "cuts stay until something is"
 @dataclass(frozen=True, slots=True)
 class Present:
     """A device that is there. `told` are its cuts with their memory, as it has foretold it itself;
-    () where it has not. `memory` is its budget in bytes. `measured`: its costs are no guess."""
+    () where it has not. `memory` is its budget in bytes. `at` is None before it has a cut."""
 
     name: str
     edge: str
@@ -31,7 +31,6 @@ class Present:
     memory: int | None = None
     success: float = 1.0
     outcome: Outcome | None = None
-    measured: bool = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,4 +1,4 @@
-"""A package of another's: its strategy, family, codec stage and order in a real run."""
+"""A package of another's: its strategy, family, codec stage, order and planner in a real run."""
 
 from __future__ import annotations
 
@@ -42,6 +42,12 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+def ends(model: Path) -> int:
+    """Most blocks that a device may have."""
+    values = json.loads((model / "config.json").read_text())
+    return int(values["num_hidden_layers"]) - 1
+
+
 def settings(model: Path, **more: object) -> dict[str, object]:
     devices = [
         {"name": name, "cut_layer": 1, "train": str(QUICKSTART / "data" / name / "train.jsonl")}
@@ -54,12 +60,13 @@ def settings(model: Path, **more: object) -> dict[str, object]:
         "aggregation": {"strategy": "damped", "server_learning_rate": 0.25},
         "codec": {"activation": "centre | int8 | zstd", "gradient": "int8"},
         "edge": {"order": "last_come"},
+        "planner": {"policy": "see_saw"},
         "devices": devices,
         **more,
     }
 
 
-def test_four_plug_ins_of_another_package_run(
+def test_five_plug_ins_of_another_package_run(
     tmp_path: Path, site: Path, model: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("PYTHONPATH", str(site))
@@ -69,6 +76,9 @@ def test_four_plug_ins_of_another_package_run(
     assert done.summary["plugins"] == [PACKAGE]
     assert PACKAGE in (done.folder / "config.toml").read_text()
     adapter = json.loads((done.folder / "adapter" / "adapter_config.json").read_text())
+    first, last = (device["cuts"] for device in done.summary["devices"])
+    assert first == last == [[1, 1, 0], [2, ends(model), 0]]
+    assert done.summary["faults"] == []
     assert set(adapter["target_modules"]) == {"q_proj", "k_proj", "v_proj", "o_proj"}
 
 

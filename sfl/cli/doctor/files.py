@@ -12,7 +12,7 @@ from typing import assert_never
 from device_agent.consent import SOURCES, Consent
 from sfl.cli.doctor.report import Check, problem
 from sfl.cli.launch.nearby import perhaps_meant, pointed
-from sfl.cli.launch.preflight import check_budgets, check_settings
+from sfl.cli.launch.preflight import check_budgets, check_decisions, check_settings
 from sfl.cli.launch.run import bounded
 from sfl.config import (
     DataSettings,
@@ -63,6 +63,7 @@ def check_config(path: Path, config: Config, model: ModelFolder | None) -> Check
     try:
         if isinstance(config, RunConfig):
             check_codecs(config)
+            check_decisions(config)
             if model is not None:
                 check_settings(bounded(config, model.context_length), model)
                 check_budgets(config, model)

@@ -113,10 +113,15 @@ def check_settings(config: RunConfig, folder: ModelFolder) -> None:
 
 def check_planner(config: RunConfig, num_layers: int) -> None:
     """Who decides can be had, and so can what it may choose. Raises ConfigError."""
+    check_decisions(config)
+    check_ranges(config, num_layers)
+
+
+def check_decisions(config: RunConfig) -> None:
+    """The planner can be had, and what it repeats can be read. Raises ConfigError."""
     own = config.planner
     planner_of(own.policy)
     recorded_plans(own.policy, own.plans)
-    check_ranges(config, num_layers)
 
 
 def check_names(config: RunConfig) -> None:

@@ -135,7 +135,6 @@ def _present(
         None,  # nothing moves: no run has begun
         _cuts(config, folder, entry),
         entry.memory,
-        measured=name in costs.seen,
     )
 
 
