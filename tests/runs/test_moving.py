@@ -108,3 +108,41 @@ def test_a_moved_part_goes_on_within_its_round(tmp_path: Path, topology: str) ->
 @pytest.mark.process
 def test_real_processes_move_their_cuts(tmp_path: Path, topology: str) -> None:
     judged(finished(run(tmp_path, values_of(tmp_path, topology))), topology)
+
+
+def selected(outcome: Outcome) -> list[set[str]]:
+    """Who was to take part, round by round."""
+    with contextlib.closing(JournalReader(outcome.folder)) as journal:
+        events = [entry.event for entry in journal.entries()]
+    planned = [event for event in events if isinstance(event, Planned)]
+    return [{name for name, own in one.choices.items() if own.takes_part} for one in planned]
+
+
+def test_who_was_not_chosen_keeps_its_moments_and_what_it_has_on_disk(tmp_path: Path) -> None:
+    """Lost and back while others train, it goes on from its own last round, at another cut."""
+    folders = [tmp_path / name for name in ("whole", "broken")]
+    for folder in folders:
+        folder.mkdir()
+    planner = {"policy": "random", "select": 2}
+    run = {"rounds": 6, "min_devices": 2}
+    values = [values_of(folder, "vanilla") | {"planner": planner} for folder in folders]
+    for own in values:
+        own["run"] = {**own["run"], **run}
+    whole = finished(Twin(folders[0], values[0]).run())
+    chosen = selected(whole)
+    assert all(len(names) == 2 for names in chosen) and len(chosen) == 6
+    names = {"d0", "d1", "d2"}
+    left_out = [(r, (names - own).pop()) for r, own in enumerate(chosen, 1) if r > 1]
+    # One that has trained before, sits out, and trains again.
+    round_, idle = next(
+        (r, n)
+        for r, n in left_out
+        if any(n in own for own in chosen[: r - 1]) and any(n in own for own in chosen[r:])
+    )
+    busy = min(chosen[round_ - 1])
+    twin = Twin(folders[1], values[1])
+    twin.at(busy, round_, 1, lambda device: killed(twin, idle))
+    outcome = finished(twin.run())
+    assert f"device {idle} is away" in (outcome.folder / "logs" / "cloud.log").read_text()
+    assert outcome.summary["faults"] == [] and selected(outcome) == chosen
+    assert_same_bits(adapter(outcome), adapter(whole))
