@@ -74,8 +74,8 @@ class Conditions:
         )
 
 
-BEFORE = Conditions({"edge": 0.5, **dict.fromkeys(DEVICES, 0.3)}, dict.fromkeys(DEVICES, 40.0))
-AFTER = BEFORE.with_slow("d0", 0.08, "d1", 4.0)
+BEFORE = Conditions({"edge": 0.4, **dict.fromkeys(DEVICES, 0.2)}, dict.fromkeys(DEVICES, 40.0))
+AFTER = BEFORE.with_slow("d0", 0.06, "d1", 4.0)
 
 
 class Proxy:
