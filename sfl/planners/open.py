@@ -5,7 +5,10 @@ A queue holds what was used above the budget so far. Each round makes small
     delay_value * mean delay + queue * energy,
 
 so that delay counts for all while energy is within its budget, and for less the more is overdrawn
-(drift plus penalty). The edge's capacity has a price, at which each device's cut and share are its
+(drift plus penalty). The queue would have to fill before a budget is kept, and what it holds in the
+end is overdrawn. So to the queue is added what it would come to: the price of a joule at which a
+round takes just its budget, the mean over the first rounds (a place-holder backlog; Huang and
+Neely, 2010). The edge's capacity has a price, at which each device's cut and share are its
 own affair. The price is found by bisection. One sweep of single changes then closes most of what
 is left between that and the optimum, where devices are few.
 """
@@ -24,7 +27,13 @@ from sfl.planners.seconds import step_of
 from sfl.planners.state import Cut, DeviceState, State
 
 QUEUE = "energy"
-"""The table of joules overdrawn so far."""
+"""The table of joules overdrawn so far, and of the price that is added to them."""
+LOOKED_AT = 20
+"""Rounds that the added price is the mean of."""
+ROUGH = 16
+"""Halvings that are enough for it."""
+SAMPLED = 16
+"""Devices of a large fleet that it is found with."""
 LEAST_SHARE = 1e-6
 SWEPT = 200
 """Cuts of all devices together up to which single changes are tried."""
@@ -112,16 +121,72 @@ def queue(state: State) -> float:
     return state.memory.get(QUEUE, {}).get("queue", 0.0)
 
 
+def added(state: State) -> float:
+    """What a joule counts for beside the queue."""
+    if state.aims.energy is None:
+        return 0.0
+    known = state.memory.get(QUEUE, {})
+    return known["added"] if known.get("rounds") else budget_price(state)
+
+
 def _after(state: State, choices: Mapping[str, Choice]) -> dict[str, dict[str, float]]:
     if state.aims.energy is None:
         return {QUEUE: {"queue": 0.0}}
     over = queue(state) + round_energy(state, choices) - state.aims.energy
-    return {QUEUE: {"queue": max(0.0, over)}}
+    rounds, mean = state.memory.get(QUEUE, {}).get("rounds", 0.0), added(state)
+    if 0 < rounds < LOOKED_AT:
+        mean += (budget_price(state) - mean) / (rounds + 1.0)
+    return {QUEUE: {"queue": max(0.0, over), "added": mean, "rounds": rounds + 1.0}}
+
+
+def budget_price(state: State) -> float:
+    """The price of a joule at which this round would take just its budget; 0 where it does anyway.
+
+    Of a large fleet some devices stand for all.
+    """
+    budget = state.aims.energy
+    if budget is None or not state.able:
+        return 0.0
+    every = -(-len(state.able) // SAMPLED)
+    edges = [
+        (_prices_at(state, name, 0.0), [_options(state, device) for device in devices[::every]])
+        for name, devices in state.at_edges().items()
+    ]
+
+    def used(price: float) -> float:
+        """Of the budget."""
+        joules = 0.0
+        for own, options in edges:
+            prices = replace(own, joule=price)
+            for option, share in _roughly(prices, options, every):
+                joules += prices.energy(option, share)
+        return every * joules / budget
+
+    fits = used(0.0) <= 1.0
+    return 0.0 if fits else least_that_fits(used, 0.0, state.aims.delay_value, ROUGH)
+
+
+def _roughly(
+    prices: _Prices, options: Sequence[Sequence[_Option]], every: int
+) -> list[tuple[_Option, float]]:
+    """Cuts and shares of devices that each stand for so many."""
+
+    def pick(capacity: float) -> list[tuple[_Option, float]]:
+        return [_cheapest(prices, own, capacity) for own in options]
+
+    def used(capacity: float) -> float:
+        return every * sum(share for _, share in pick(capacity))
+
+    return pick(0.0 if used(0.0) <= 1.0 else least_that_fits(used, 0.0, 1.0, ROUGH))
 
 
 def _prices(state: State, edge: str) -> _Prices:
+    return _prices_at(state, edge, queue(state) + added(state))
+
+
+def _prices_at(state: State, edge: str, joule: float) -> _Prices:
     second = state.aims.delay_value / max(1, len(state.able))
-    return _Prices(second, queue(state), state.edge(edge).cost.clock.watts)
+    return _Prices(second, joule, state.edge(edge).cost.clock.watts)
 
 
 def _options(state: State, device: DeviceState) -> list[_Option]:

@@ -246,6 +246,34 @@ def test_opens_queue_holds_the_long_run_to_the_budget():
     assert delays[1][0] <= delays[0][0] and delays[1][1] >= delays[0][1]
 
 
+@pytest.mark.parametrize("value", [0.1, 1.0, 30.0])
+def test_open_keeps_its_budget_from_the_first_rounds_on(value: float):
+    """All 100 rounds count, also those in which the queue would have had to fill."""
+    state = fresh(fleet(4, num_devices=3, layers=5))
+    greedy = round_energy(state, PLANNERS["open"].propose(state).devices)
+    over = replace(state, memory={"energy": {"queue": 1e9}})
+    least = round_energy(over, PLANNERS["open"].propose(over).devices)
+    budget = (greedy + 3 * least) / 4
+    now, joules = replace(state, aims=Aims(energy=budget, delay_value=value)), 0.0
+    for number in range(100):
+        proposal = PLANNERS["open"].propose(_faded(now, number))
+        joules += round_energy(_faded(now, number), proposal.devices)
+        now = replace(now, memory=proposal.memory)
+    assert joules / 100 <= 1.02 * budget
+    assert now.memory["energy"]["rounds"] == 100
+
+
+def _faded(state: State, number: int) -> State:
+    """Links that are twice as fast in one round as in the next."""
+    factor = 1.0 + number % 2
+    devices = []
+    for device in state.devices:
+        link = device.cost.link
+        faster = replace(link, up=factor * link.up, down=factor * link.down)
+        devices.append(replace(device, cost=replace(device.cost, link=faster)))
+    return replace(state, devices=tuple(devices))
+
+
 @given(seed=seeds)
 @settings(max_examples=20, deadline=None)
 def test_two_timescales_are_the_optimum_of_their_model(seed: int):
