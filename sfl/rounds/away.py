@@ -51,6 +51,8 @@ def wait_no_longer(turn: Turn) -> bool:
 
     Returns whether the run goes on.
     """
+    if not turn.state.away:  # as nearly always, and every event asks
+        return True
     now, network = turn.state.now, turn.settings.network
     late = [name for name, own in turn.state.away.items() if now >= own.until]
     if late and too_few_without(turn, late):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 
 from sfl.config.network import NetworkSettings
 from sfl.plan import HOLDERS, Holder
@@ -14,7 +14,7 @@ from sfl.rounds.stragglers import Stragglers
 from sfl.rounds.values import Steps
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)  # without slots: see `changed`
 class Progress:
     """What a participant has delivered in the open round."""
 
@@ -43,15 +43,15 @@ class Progress:
 
     def with_part(self, side: Holder, final_step: int) -> Progress:
         """One holder's part is there."""
-        return replace(self, final_steps={**self.final_steps, side: final_step})
+        return changed(self, final_steps={**self.final_steps, side: final_step})
 
     def with_report(self) -> Progress:
         """Its report is there."""
-        return replace(self, reported=True)
+        return changed(self, reported=True)
 
     def afresh(self, now: float) -> Progress:
         """It begins anew, or tells again; what it delivered counts then."""
-        return replace(self, final_steps={}, reported=False, began=now)
+        return changed(self, final_steps={}, reported=False, began=now)
 
 
 @dataclass(frozen=True)  # without slots: see `changed`

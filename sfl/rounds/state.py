@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field
 from enum import StrEnum
+from operator import is_
 
 from sfl.config import RunSettings
 from sfl.planners.decision import Choice, Memory
@@ -139,7 +140,5 @@ class RunState:
 
     def differs_in_time_only(self, other: RunState) -> bool:
         """Whether nothing has happened between two states of one run. Looks at no device."""
-        return all(getattr(self, name) is getattr(other, name) for name in _ALL_BUT_NOW)
-
-
-_ALL_BUT_NOW = tuple(own.name for own in fields(RunState) if own.name != "now")
+        (_, *own), (_, *others) = self.__dict__.values(), other.__dict__.values()
+        return all(map(is_, own, others))  # the time is the first field

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from statistics import median
 
 from sfl.config.network import NetworkSettings
+from sfl.rounds.changed import changed
 from sfl.rounds.ordered import Ordered
 
 
@@ -19,7 +20,7 @@ class Moved:
     resting: bool
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)  # without slots: see `changed`
 class Stragglers:
     """Times of one round, in seconds. A slow device moves something now and then, and is waited
     for; one that moves nothing is not, once half of the round and as many as it needs are done."""
@@ -40,20 +41,20 @@ class Stragglers:
         before = self.moved.get(device)
         since = before.since if before is not None and before.count == count else now
         after = Moved(count, since, resting)
-        return self if after == before else replace(self, moved=self.moved.put(device, after))
+        return self if after == before else changed(self, moved=self.moved.put(device, after))
 
     def moved_now(self, device: str, now: float) -> Stragglers:
         """A device is back: what it did before does not count."""
-        return replace(self, moved=self.moved.put(device, Moved(0, now, resting=False)))
+        return changed(self, moved=self.moved.put(device, Moved(0, now, resting=False)))
 
     def done(self, device: str, now: float) -> Stragglers:
         """A device has delivered everything."""
-        return replace(self, took=self.took.put(device, now - self.began))
+        return changed(self, took=self.took.put(device, now - self.began))
 
     def without(self, device: str, network: NetworkSettings) -> Stragglers:
         """A device that had delivered everything does not count."""
         look_at = self.began + network.straggler_seconds
-        return replace(self, look_at=look_at, took=self.took.without(device))
+        return changed(self, look_at=look_at, took=self.took.without(device))
 
     def rests(self, device: str) -> bool:
         """Whether a device says that it rests: no offence."""
@@ -76,7 +77,7 @@ class Stragglers:
             if now - moved >= patience
         }
         waited = [moved for name, moved in since.items() if name not in late]
-        return replace(self, look_at=min(waited, default=now) + patience), late
+        return changed(self, look_at=min(waited, default=now) + patience), late
 
     def _since(self, device: str) -> float:
         return self.moved[device].since if device in self.moved else self.began
