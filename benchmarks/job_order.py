@@ -37,7 +37,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from benchmarks.light import LightDevice, Pace, Played, Served, Shape, bare, play
 from benchmarks.runs import run
-from benchmarks.schedule import Job, at_speed, best, least, predict
+from benchmarks.schedule import Job, at_speed, best, ends_of, least
 from benchmarks.throughput import full_length, make_model, make_texts
 from sfl.node.process import quiet_environment
 from sfl.stage.orders import ORDERS
@@ -232,11 +232,11 @@ def show(measured: dict[str, Measured], jobs: Sequence[Job], steps: int) -> None
         f"{names}"
     )
     foretold = {
-        order: max(predict(at_speed(jobs, own.factor), order, steps).values())
+        order: max(ends_of(at_speed(jobs, own.factor), order, steps).values())
         for order, own in measured.items()
     }
     # Ratios of the model alone are at one speed.
-    alone = {order: max(predict(jobs, order, steps).values()) for order in measured}
+    alone = {order: max(ends_of(jobs, order, steps).values()) for order in measured}
     first = max(measured["first_come"].ends.values())
     for order, own in measured.items():
         took = max(own.ends.values())
@@ -247,7 +247,7 @@ def show(measured: dict[str, Measured], jobs: Sequence[Job], steps: int) -> None
         )
     bound, one = least(jobs, steps), best(jobs)
     single = ", ".join(
-        f"{order} {max(predict(jobs, order, 1).values()) / one:.3f}" for order in measured
+        f"{order} {max(ends_of(jobs, order, 1).values()) / one:.3f}" for order in measured
     )
     print(
         f"  bound of the model {bound:.2f} s; a single step, over the best of all orders: {single}",

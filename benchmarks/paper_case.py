@@ -50,7 +50,7 @@ from benchmarks.emotion import DATA, minilm
 from benchmarks.job_order import DEVICES, measure, settings
 from benchmarks.light import Served, Shape, bare
 from benchmarks.runs import needed
-from benchmarks.schedule import Job, at_speed, predict, sequential, splitfed
+from benchmarks.schedule import Job, at_speed, ends_of, sequential, splitfed
 from benchmarks.simulation import linked, uncoded
 from sfl.adapters.initial import initial_adapter
 from sfl.adapters.lora import LoraBank, build_manifest, given_values
@@ -340,8 +340,8 @@ def paper_jobs(utilisation: float) -> list[Job]:
 def round_times(jobs: Sequence[Job], steps: int) -> dict[str, float]:
     """Seconds of a round, by scheme."""
     return {
-        "ours": max(predict(jobs, "longest_tail", steps).values()),
-        "ours, first come": max(predict(jobs, "first_come", steps).values()),
+        "ours": max(ends_of(jobs, "longest_tail", steps).values()),
+        "ours, first come": max(ends_of(jobs, "first_come", steps).values()),
         "SplitFed": steps * splitfed(jobs),
         "SL": steps * sequential(jobs),
     }
@@ -384,7 +384,7 @@ def check(folder: Path, shape: Shape, jobs: Sequence[Job], steps: int, threads: 
     values["lora"] = {"rank": RANK, "alpha": 2 * RANK}
     edge = {"threads": threads, "order": "longest_tail"}
     own = measure(folder / "check", values, shape, jobs, edge)
-    foretold = max(predict(at_speed(jobs, own.factor), "longest_tail", steps).values())
+    foretold = max(ends_of(at_speed(jobs, own.factor), "longest_tail", steps).values())
     took = max(own.ends.values())
     print(
         f"\nchecked: {steps} steps of ours at a real edge took {took:.2f} s, composed "

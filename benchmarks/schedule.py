@@ -8,13 +8,19 @@ step it is
 
 from __future__ import annotations
 
-import heapq
-from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from itertools import permutations
 
-from sfl.stage.orders import ORDERS, Waiting
+from sfl.config.simulate import DeviceClass
+from sfl.cost.values import DeviceCost, LinkCost, NodeCost, PassCost
+from sfl.simulate.bursts import Burst, Stretch
+from sfl.simulate.channel import Wire
+from sfl.simulate.events import Events
+from sfl.simulate.fleet import Specimen
+from sfl.simulate.floor import Floor
+from sfl.simulate.worker import Worker
+from sfl.stage.orders import ORDERS
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,34 +59,31 @@ def at_speed(jobs: Sequence[Job], factor: float) -> list[Job]:
     ]
 
 
-def predict(jobs: Sequence[Job], order: str, steps: int) -> dict[str, float]:
-    """When each device has done its `steps`, in seconds from the round's beginning."""
-    arrivals = [(job.head, number, 0) for number, job in enumerate(jobs)]
-    heapq.heapify(arrivals)
-    queue: list[tuple[int, int, int]] = []  # arrival's number, device, step
-    served: defaultdict[str, float] = defaultdict(float)
-    ends: dict[str, float] = {}
-    now, number = 0.0, 0
-    while arrivals or queue:
-        if not queue:
-            now = max(now, arrivals[0][0])
-        while arrivals and arrivals[0][0] <= now:
-            _, device, step = heapq.heappop(arrivals)
-            queue.append((number, device, step))
-            number += 1
-        waiting = [
-            Waiting(came, jobs[device].name, (steps - step) * jobs[device].own, served[str(device)])
-            for came, device, step in queue
-        ]
-        chosen = ORDERS[order]
-        _, device, step = queue.pop(chosen.choose(waiting))
-        job = jobs[device]
-        now += job.serve
-        served[str(device)] += job.serve
-        ends[job.name] = now + job.tail
-        if step + 1 < steps:
-            heapq.heappush(arrivals, (now + job.tail + job.head, device, step + 1))
+def ends_of(jobs: Sequence[Job], order: str, steps: int) -> dict[str, float]:
+    """When each device has done its `steps`, in seconds from the round's beginning.
+
+    By the simulator's edge (`sfl/simulate/floor.py`), under the edge's own order.
+    """
+    events, ends = Events(), dict[str, float]()
+    edge = Floor("edge", ORDERS[order], events)
+
+    def done(worker: Worker, now: float) -> None:
+        ends[worker.own.name] = now
+
+    for place, job in enumerate(jobs):
+        lap = Stretch(job.forward, 0.0, job.serve, 0.0, encode=job.up, decode_back=job.down)
+        burst = Burst(1, 1, (lap,), job.backward)
+        Worker(_device(job.name, place), edge).begin(((burst, steps),), 0.0, done)
+    while events.next():
+        pass
     return ends
+
+
+def _device(name: str, place: int) -> Specimen:
+    """One whose times are all stated."""
+    cost = DeviceCost(NodeCost(PassCost()), LinkCost(1.0, 1.0))
+    kind = DeviceClass(name="stated", tflops=1.0)
+    return Specimen(name, place, kind, "edge", cost, Wire(1.0, 1.0), 0.0, 32.0, fits=True)
 
 
 def least(jobs: Sequence[Job], steps: int) -> float:

@@ -244,13 +244,17 @@ def simulate(
         int, typer.Option(min=0, help="Devices of the fleet; default: simulate.devices.")
     ] = 0,
     rounds: Annotated[int, typer.Option(min=0, help="Rounds; default: run.rounds.")] = 0,
+    like: Annotated[
+        str | None,
+        typer.Option("--from", metavar="RUN", help="Take costs from a real run: its id or path."),
+    ] = None,
     overrides: Overrides = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON for programs.")] = False,
 ) -> None:
     """Simulate a run of the fleet that a file states: rounds, traffic, energy, failures."""
     from sfl.cli.simulate import Asked, simulate_and_show
 
-    asked = Asked(config, tuple(overrides or ()), devices, rounds, as_json)
+    asked = Asked(config, tuple(overrides or ()), devices, rounds, as_json, like)
     raise typer.Exit(simulate_and_show(asked))
 
 

@@ -27,14 +27,18 @@ from sfl.models.shape import model_shape
 from sfl.node.files import on_disk, writable_folder, write_atomic
 from sfl.plan import Plan
 from sfl.report import text
+from sfl.report.fitting import as_table, fitted_from
+from sfl.report.plans import PlanFile, plans_of, recorded_plans
 from sfl.report.projection import RunProjection
 from sfl.report.records import Record, RecordFile
+from sfl.report.runs import find_run
 from sfl.report.simulated import Teller
 from sfl.report.simulation import FIGURES, NOT_SIMULATED, as_dict, write_simulation
 from sfl.report.summary import RunSummary
 from sfl.rounds import RunEnded
 from sfl.rounds.journal import Entry
 from sfl.simulate.costs import Legal, stated_memory, stated_shape
+from sfl.simulate.fitted import NOTHING_FITTED, Fitted
 from sfl.simulate.fleet import Fleet, fleet_of, with_classes
 from sfl.simulate.ledger import Outcome
 from sfl.simulate.simulation import Simulation, Sofar
@@ -58,22 +62,31 @@ class Asked:
     devices: int = 0
     rounds: int = 0
     as_json: bool = False
+    like: str | None = None
 
-    def load(self) -> RunConfig:
+    def fitted(self) -> Fitted:
+        """What the run has shown that the fleet is to be like. Raises ConfigError, DiskError."""
+        if self.like is None:
+            return NOTHING_FITTED
+        return fitted_from(find_run(self.like, option="--from"))
+
+    def load(self, fitted: Fitted = NOTHING_FITTED) -> RunConfig:
         """The settings, with all devices. Raises ConfigError."""
         overrides = [*self.overrides]
         if self.rounds:
             overrides.append(f"run.rounds={self.rounds}")
         if self.devices:
             overrides.append(f"simulate.devices={self.devices}")
-        return load_simulated(self.path, overrides)
+        shown = None if fitted is NOTHING_FITTED else as_table(fitted)
+        return load_simulated(self.path, overrides, shown)
 
 
 def simulate_and_show(asked: Asked) -> int:
     """Simulate a file's run, write its report, and show what came of it; the exit code."""
     console = Console(stderr=asked.as_json)
-    config = with_classes(asked.load())
-    fleet = fleet_of(config, *model_of(config))
+    fitted = asked.fitted()
+    config = with_classes(asked.load(fitted))
+    fleet = fleet_of(config, *model_of(config), fitted)
     folder = simulated_folder(config, asked.path)
     outcome, summary = simulated(config, fleet, folder, console)
     if asked.as_json:
@@ -93,6 +106,8 @@ def simulated(
     tokens = fleet.batch.tokens
     teller = Teller(tokens, tokens * fleet.shape.hidden_size, each=few)
     told, written = RunProjection(), list[Record]()
+    recorded = recorded_plans(config.planner.policy, config.planner.plans)
+    plans = PlanFile(folder)
     with RecordFile(folder / "metrics.jsonl") as file, progress(config, console) as tell:
 
         def hear(entry: Entry) -> None:
@@ -100,16 +115,16 @@ def simulated(
                 file.append(record)
                 written.append(record)
             told.records.clear()
+            while told.plans:
+                plans.append(told.plans.pop(0))
 
-        simulation = Simulation(config, fleet, hear, teller)
+        simulation = Simulation(config, fleet, hear, teller, recorded=recorded)
         outcome = simulation.run(tell)
         words = teller.last_words(simulation.workers.values(), outcome)
         simulation.tell(*words, RunEnded(outcome.ok, outcome.reason))
-    summary = told.summary(folder.name, config.settings, None, written)
+    plans.close()
+    summary = told.summary(folder.name, config.settings, None, written, plans_of(folder))
     write_simulation(folder, summary, outcome, stated)
-    plans = [decision.as_json() + "\n" for decision in simulation.decisions]
-    if plans:
-        write_atomic(folder / "plans.jsonl", "".join(plans))
     return outcome, summary
 
 

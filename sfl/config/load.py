@@ -34,9 +34,14 @@ def load_run(path: Path, overrides: Iterable[str] = ()) -> RunConfig:
     return _run_of(_run_table(path, overrides))
 
 
-def load_simulated(path: Path, overrides: Iterable[str] = ()) -> RunConfig:
-    """The same for a run that is simulated, with all devices of its fleet. Raises ConfigError."""
-    return _run_of(with_fleet(_run_table(path, overrides)))
+def load_simulated(
+    path: Path, overrides: Iterable[str] = (), shown: Mapping[str, Any] | None = None
+) -> RunConfig:
+    """The same for a run that is simulated, with all devices of its fleet.
+
+    `shown` is what a real run has shown, for what the file does not state. Raises ConfigError.
+    """
+    return _run_of(with_fleet(_run_table(path, overrides), shown))
 
 
 def _run_table(path: Path, overrides: Iterable[str]) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import (
@@ -247,12 +248,16 @@ class SimulateSettings(Section):
         return self
 
 
-def with_fleet(table: dict[str, Any]) -> dict[str, Any]:
+def with_fleet(table: dict[str, Any], shown: Mapping[str, Any] | None = None) -> dict[str, Any]:
     """A file with as many devices as its fleet has, each as the first one of the file.
 
-    Raises ConfigError where the file states no fleet.
+    `shown` stands for what the file does not state of its fleet. Raises ConfigError where neither
+    says anything.
     """
     own = table.get("simulate")
+    if shown is not None and (own is None or isinstance(own, dict)):
+        own = {**shown, **(own or {})}
+        table = {**table, "simulate": own}
     if own is None:
         fix = "Add [simulate], as docs/simulate.md has it."
         raise ConfigError("simulate", "", "the file states no fleet", fix)

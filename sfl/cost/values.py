@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Any
 
 from sfl.cost.energy import FIXED_CLOCK, NO_POWER, ClockRange, PowerModel
 
@@ -13,6 +14,10 @@ class PassCost:
 
     forward: float = 0.0
     backward: float = 0.0
+
+    def times(self, factor: float) -> PassCost:
+        """So many times as long."""
+        return PassCost(factor * self.forward, factor * self.backward)
 
     @property
     def both(self) -> float:
@@ -29,6 +34,10 @@ class LineCost:
 
     fixed: float = 0.0
     unit: float = 0.0
+
+    def times(self, factor: float) -> LineCost:
+        """So many times as long."""
+        return LineCost(factor * self.fixed, factor * self.unit)
 
     def seconds(self, size: float) -> float:
         """Of so many units."""
@@ -60,6 +69,16 @@ class NodeCost:
     encode: LineCost = NO_TIME
     decode: LineCost = NO_TIME
     step: LineCost = NO_TIME
+
+    def slower(self, factor: float) -> NodeCost:
+        """A node that takes so many times as long for all of it."""
+        if factor == 1.0:
+            return self
+        passes = ("block", "embedding", "head", "overhead")
+        lines = ("encode", "decode", "step")
+        scaled: dict[str, Any] = {name: getattr(self, name).times(factor) for name in passes}
+        scaled |= {name: getattr(self, name).times(factor) for name in lines}
+        return replace(self, fixed=factor * self.fixed, **scaled)
 
     def forward(self, tokens: float, blocks: float) -> float:
         """Seconds of so many blocks, without embedding and head."""

@@ -14,6 +14,7 @@ from sfl.report.charts import Bar, Line, Segment, bar_chart, bar_legend, line_ch
 from sfl.report.curve import line_picture
 from sfl.report.markup import Markup, element
 from sfl.report.page import count, document, table, tile
+from sfl.report.plan_section import plan_section
 from sfl.report.summary import RunSummary
 from sfl.simulate.ledger import ClassFigures, Outcome, RoundFigures
 
@@ -109,6 +110,7 @@ def render(summary: RunSummary, outcome: Outcome, config: str) -> str:
         _header(summary, outcome),
         _tiles(summary, outcome),
         _rounds(outcome),
+        *plan_section(summary),
         _classes(outcome),
         _edges(outcome),
         _faults(summary),

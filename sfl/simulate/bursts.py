@@ -6,26 +6,40 @@ A burst is a number of micro-batches, of which so many may be in flight. Each go
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from math import ceil
 
-from sfl.cost.step import StepCost, step_cost
+from sfl.cost.step import flow_of
 from sfl.cost.values import DeviceCost, EdgeCost, Workload
 
 
 @dataclass(frozen=True, slots=True)
 class Stretch:
-    """From a device's own work to the edge's answer, for one micro-batch."""
+    """From a device's own work to the edge's answer, for one micro-batch.
+
+    Messages are coded and decoded on threads of their own, so that this is only part of their way.
+    """
 
     device: float
     bytes_up: float
     edge: float
     bytes_down: float
+    encode: float = 0.0
+    decode: float = 0.0
+    encode_back: float = 0.0
+    decode_back: float = 0.0
+
+    @property
+    def coding(self) -> float:
+        """Seconds of all four."""
+        return self.encode + self.decode + self.encode_back + self.decode_back
 
 
 @dataclass(frozen=True, slots=True)
 class Burst:
     """`backward` follows each micro-batch's last answer at the device, `after` follows all.
 
-    Sums are of all its micro-batches: seconds that the device computes, bytes each way.
+    Sums are of all its micro-batches: seconds that the device computes, and that messages are
+    coded; bytes each way.
     """
 
     count: int
@@ -37,8 +51,8 @@ class Burst:
     in_flight: int = field(init=False)
     last: int = field(init=False)
     forward: float = field(init=False)
-    bytes_first: float = field(init=False)
     device: float = field(init=False)
+    coding: float = field(init=False)
     bytes_up: float = field(init=False)
     bytes_down: float = field(init=False)
 
@@ -48,8 +62,8 @@ class Burst:
             "in_flight": min(self.count, max(1, self.window)),
             "last": len(self.stretches) - 1,
             "forward": self.stretches[0].device,
-            "bytes_first": self.stretches[0].bytes_up,
             "device": self.count * (own + self.backward),
+            "coding": self.count * sum(each.coding for each in self.stretches),
             "bytes_up": self.count * sum(each.bytes_up for each in self.stretches),
             "bytes_down": self.count * sum(each.bytes_down for each in self.stretches),
         }
@@ -57,29 +71,29 @@ class Burst:
             object.__setattr__(self, name, value)
 
 
-def step_burst(step: StepCost, micro_batches: int, window: int, after: float) -> Burst:
-    """A training step in equal pieces. What every pass takes besides is cut into pieces, too."""
-    pieces = float(micro_batches)
-    stretches = tuple(
-        Stretch(
-            leg.device / pieces, leg.bytes_up / pieces, leg.edge / pieces, leg.bytes_down / pieces
-        )
-        for leg in step.legs
-    )
-    return Burst(micro_batches, window, stretches, step.backward / pieces, after)
-
-
 def training(
     workload: Workload,
     device: DeviceCost,
     edge: EdgeCost,
     at: tuple[int, int],
-    micro_batches: int,
-    window: int,
     after: float = 0.0,
 ) -> Burst:
-    """A training step at a cut; `after`: seconds that pass at its end."""
-    return step_burst(step_cost(workload, device, edge, *at), micro_batches, window, after)
+    """A training step at a cut; `after`: seconds that pass at its end beside the optimizer's."""
+    flow, link = flow_of(workload, device, edge, *at), device.link
+    stretches = tuple(
+        Stretch(
+            lap.work,
+            lap.up * link.up,
+            lap.serve,
+            lap.down * link.down,
+            lap.encode,
+            lap.up_lag - link.latency,
+            lap.encode_back,
+            lap.down_lag - link.latency,
+        )
+        for lap in flow.laps
+    )
+    return Burst(flow.count, flow.window, stretches, flow.backward, flow.end + after)
 
 
 def evaluation(
@@ -88,28 +102,25 @@ def evaluation(
     edge: EdgeCost,
     at: tuple[int, int],
     batches: float,
-    window: int,
     bits: float,
 ) -> Burst | None:
-    """So many batches through all blocks, forward only; the answer to the last one is small."""
+    """So many batches through all blocks, forward only, as many at once as may be in flight."""
     if not batches:
         return None
     cut_layer, tail = at
-    tokens, own, far = workload.tokens, device.node, edge.node
+    count = ceil(batches)
+    tokens, own, far = workload.tokens * batches / count, device.node, edge.node
     message = tokens * workload.hidden_size * bits / 8.0
     last = workload.num_layers - tail
-    front = own.fixed + tokens * (
-        own.embedding.forward + workload.blocks(0, cut_layer) * own.block.forward
-    )
-    middle = far.fixed + tokens * workload.blocks(cut_layer, last) * far.block.forward
-    count = max(1, round(batches + 0.499))
-    part = batches / count
+    front = own.forward(tokens, workload.blocks(0, cut_layer)) + tokens * own.embedding.forward
+    middle = far.forward(tokens, workload.blocks(cut_layer, last))
+    there, back = own.encode.seconds(tokens), far.encode.seconds(tokens)
     if not workload.u_shaped:
         middle += tokens * far.head.forward
-        there = Stretch(part * front, part * message, part * middle, 0.0)
-        return Burst(count, window, (there,), 0.0, trains=False)
-    end = tokens * (
-        own.head.forward + workload.blocks(last, workload.num_layers) * own.block.forward
-    )
-    there = Stretch(part * front, part * message, part * middle, part * message)
-    return Burst(count, window, (there,), part * (own.fixed + end), trains=False)
+        lap = Stretch(front, message, middle, 0.0, there, far.decode.seconds(tokens))
+        return Burst(count, workload.window, (lap,), 0.0, trains=False)
+    blocks = workload.blocks(last, workload.num_layers)
+    end = own.forward(tokens, blocks) + tokens * own.head.forward
+    into = own.decode.seconds(tokens)
+    lap = Stretch(front, message, middle, message, there, far.decode.seconds(tokens), back, into)
+    return Burst(count, workload.window, (lap,), end, trains=False)

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import singledispatchmethod
 from math import inf
 from typing import Protocol
 
 from sfl.config import RunConfig, RunSettings
 from sfl.plan import HOLDERS
+from sfl.planners.plans import Plan
 from sfl.rounds import (
     AdapterReady,
     Aggregate,
@@ -37,6 +38,7 @@ from sfl.rounds import (
 from sfl.rounds.coordinator import nobody
 from sfl.rounds.journal import Entry
 from sfl.rounds.values import BEGINNING, RoundReport
+from sfl.rounds.work import steps_of
 from sfl.simulate.events import FIRST, Events
 from sfl.simulate.fleet import Fleet
 from sfl.simulate.floor import Floor
@@ -44,7 +46,7 @@ from sfl.simulate.ledger import Ledger, Outcome
 from sfl.simulate.life import Life
 from sfl.simulate.planning import Planning
 from sfl.simulate.rehearsing import rehearse
-from sfl.simulate.rounds import Order, Parts
+from sfl.simulate.rounds import Order, Part, Parts
 from sfl.simulate.unkept import Unkept
 from sfl.simulate.worker import Worker
 from sfl.stage.orders import ORDERS
@@ -81,9 +83,10 @@ class Cloud:
         hear: Callable[[Entry], object] = nobody,
         tells: Tells | None = None,
         *,
+        recorded: Sequence[Plan] = (),
         strict: bool = False,
     ) -> None:
-        """`strict`: no edge runs ahead of the clock."""
+        """`recorded` are another run's decisions. `strict`: no edge runs ahead of the clock."""
         stated = fleet.settings
         self.settings: RunSettings = config.settings
         self.stated, self.batch = stated, fleet.batch
@@ -99,11 +102,11 @@ class Cloud:
             for own in fleet.devices
         }
         self.parts = Parts(fleet, self.settings)
-        self.planning = Planning(self, fleet)
+        self.planning = Planning(self, fleet, recorded)
         workers = [life.working for life in self.lives.values()]
         self._ledger = Ledger(workers, list(self.floors.values()), stated.edge.watts)
         self._end = FinishRun(False, "")
-        self._orders: dict[str, tuple[Order, float]] = {}
+        self._orders: dict[str, tuple[Order, Part, float]] = {}
         self._fleet = fleet
         self._tells: Tells = Silent() if tells is None else tells
         self._strict = strict
@@ -137,6 +140,10 @@ class Cloud:
                 self.happened(self.planning.decide(command))
         self._tick_later()
 
+    def steps(self, round_: int) -> int:
+        """That every device does in a round."""
+        return steps_of(self.settings, self.stated.examples, round_).count
+
     def tell(self, fact: Fact) -> None:
         """What decides nothing is heard of, too."""
         self.coordinator.tell(fact, self.events.now)
@@ -150,8 +157,9 @@ class Cloud:
     def _will_look(self) -> bool:
         """Whether the coordinator may look for devices that hold up the round."""
         open_round = self.coordinator.state.open
-        done = 2 * (open_round.num_done + 1) >= len(open_round.progress)
-        return self.events.now >= open_round.stragglers.look_at and done and self._is_training
+        if self.events.now < open_round.stragglers.look_at or not self._is_training:
+            return False
+        return 2 * (open_round.num_done + 1) >= len(open_round.progress)
 
     @property
     def _is_training(self) -> bool:
@@ -278,7 +286,7 @@ class Cloud:
         worker.speed, worker.beside = part.edge_speed, part.beside
         worker.slower = life.slower(order.round)
         worker.share = part.share
-        self._orders[own.name] = order, self.events.now
+        self._orders[own.name] = order, part, self.events.now
         life.begins(order)
         here = worker.receive(at, part.exchange)
         worker.begin(part.bursts, here, self._trained)
@@ -288,8 +296,7 @@ class Cloud:
 
         Its round's end is on both disks before anybody is told of it.
         """
-        order, _ = self._orders[worker.own.name]
-        part = self.parts.of(worker.own, order, self.settings)
+        order, part, _ = self._orders[worker.own.name]
         size = part.exchange if order.steps.count else 0.0
         due = worker.send(now, size) + self._to_cloud(size)
         worker.edge.at(due, worker.own.place, self._delivered, worker, worker.life)
@@ -303,7 +310,7 @@ class Cloud:
         if attempt != worker.life:
             return
         name = worker.own.name
-        order, began = self._orders.pop(name)
+        order, _, began = self._orders.pop(name)
         seconds = self.events.now - began
         count, life = order.steps.count, self.lives[name]
         worker.meter.finished(seconds, count > 0)

@@ -10,17 +10,10 @@ from sfl.config.simulate import BitsSettings, ComputeSettings, PassTimes, Simula
 from sfl.cost.values import NodeCost, PassCost, ValueBits
 from sfl.cost.work import Batch, Flops, Linear, ModelShape, PartShape, work
 from sfl.errors import ConfigError
+from sfl.planners.outset import BITS
 
-BITS: dict[str, tuple[tuple[float, ...], tuple[float, ...]]] = {
-    "none": ((32.0,), (32.0,)),
-    "fp16": ((16.0,), (16.0,)),
-    "bf16": ((16.0,), (16.0,)),
-    "int8": ((8.2,), (8.2,)),
-    "int8 | rans": ((7.7,), (7.7,)),
-    "fine": ((6.2,), (6.2,)),
-    "compact": ((2.5, 2.5, 2.7, 2.95, 3.3), (0.6,)),
-}
-"""Activation by cut, and gradient, as measured on E2E (docs/figures/compression.md)."""
+BY_CUT: dict[str, tuple[float, ...]] = {"compact": (2.5, 2.5, 2.7, 2.95, 3.3)}
+"""Of an activation where it differs from cut to cut, as measured on E2E."""
 
 
 def stated_shape(model: SimulatedModel, lora: LoraSettings) -> ModelShape:
@@ -90,8 +83,10 @@ def _bits(
 ) -> tuple[float, ...]:
     if stated is not None:
         return stated if isinstance(stated, tuple) else (stated,)
+    if codec in BY_CUT and not place:
+        return BY_CUT[codec]
     if codec in BITS:
-        return BITS[codec][place]
+        return (BITS[codec][place],)
     raise ConfigError(
         f"simulate.bits.{field}",
         codec,

@@ -7,13 +7,14 @@ from dataclasses import dataclass
 
 from sfl.config import DeviceEntry, RunConfig
 from sfl.config.simulate import DeviceClass, SimulateSettings
-from sfl.cost.energy import ClockRange, PowerModel
+from sfl.cost.energy import NO_POWER, ClockRange, PowerModel
 from sfl.cost.values import DeviceCost, EdgeCost, LinkCost
 from sfl.cost.work import Batch, ModelShape
 from sfl.errors import ConfigError
 from sfl.simulate.chance import Chance
 from sfl.simulate.channel import UNLIMITED, Channel, channel
 from sfl.simulate.costs import Legal, evaluation_bits, node_cost, value_bits
+from sfl.simulate.fitted import NOTHING_FITTED, Fitted
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,18 +93,27 @@ def _drawn(classes: Sequence[DeviceClass], share: float) -> DeviceClass:
     return classes[-1]
 
 
-def fleet_of(config: RunConfig, shape: ModelShape, needs: Legal) -> Fleet:
-    """Everybody of a run's settings; `needs` forecasts a device's memory. Raises ConfigError."""
+def fleet_of(
+    config: RunConfig, shape: ModelShape, needs: Legal, fitted: Fitted = NOTHING_FITTED
+) -> Fleet:
+    """Everybody of a run's settings; `needs` forecasts a device's memory, `fitted` is what a real
+    run has shown. Raises ConfigError."""
     stated = stated_of(config)
-    batch = Batch(config.training.batch_size, stated.tokens or config.model.max_length)
+    size = config.training.batch_size
+    tokens = None if fitted.tokens is None else max(1, round(fitted.tokens / size))
+    batch = Batch(size, stated.tokens or tokens or config.model.max_length)
     edges = edge_names(config, stated)
     kinds = classes_of(config, stated)
     devices = tuple(
-        _specimen(config, shape, batch, needs, entry, kind, number, edges[number % len(edges)])
+        _specimen(
+            config, shape, batch, needs, fitted, entry, kind, number, edges[number % len(edges)]
+        )
         for number, (entry, kind) in enumerate(zip(config.devices, kinds, strict=True))
     )
     clock = ClockRange(stated.edge.least_clock, stated.edge.watts, settable=True)
     cost = EdgeCost(node_cost(stated.edge, shape, batch, config.lora.rank), clock)
+    if fitted.edge is not None:
+        cost = fitted.edge
     return Fleet(stated, shape, batch, devices, edges, cost, needs)
 
 
@@ -120,6 +130,7 @@ def _specimen(
     shape: ModelShape,
     batch: Batch,
     needs: Legal,
+    fitted: Fitted,
     entry: DeviceEntry,
     kind: DeviceClass,
     place: int,
@@ -128,23 +139,47 @@ def _specimen(
     key, stated = (config.run.seed, "simulate", entry.name), stated_of(config)
     chance, rank = Chance(*key, "device"), config.rank(entry.name)
     rates = chance.factor(1, kind.link_spread)
-    up = rates * (kind.up_mbit or entry.link.up_mbit or UNLIMITED)
-    down = rates * (kind.down_mbit or entry.link.down_mbit or UNLIMITED)
-    delay = entry.link.delay_ms if kind.latency_ms is None else kind.latency_ms
+    known = fitted.of(entry.name, chance.uniform(4))
+    seen = None if known is None else known.link
+    up, down, delay = _link(entry, kind, seen)
+    up, down = rates * up, rates * down
     way, codecs = channel(kind, up, down, *key), config.codecs(entry.name, 1)
-    node = node_cost(kind, shape, batch, rank, chance.factor(0, kind.spread))
+    slower = chance.factor(0, kind.spread)
+    node = node_cost(kind, shape, batch, rank, slower)
     cost = DeviceCost(
-        node,
+        node if known is None else known.node.slower(slower),
         link_cost(way, 0.0, delay / 1000.0),
-        value_bits(stated.bits, codecs),
+        value_bits(stated.bits, codecs) if known is None else known.bits,
         shape.lora_bytes(0, rank),
         shape.moment_bytes(0, rank),
-        power=PowerModel(**kind.power.model_dump()),
+        power=_power(kind, known),
     )
     room = needs(entry.cut_layer, entry.tail_layers)
     fits = kind.memory is None or room <= kind.memory
     bits = evaluation_bits(stated.bits, codecs)
     return Specimen(entry.name, place, kind, edge, cost, way, delay / 1000.0, bits, fits)
+
+
+def _link(
+    entry: DeviceEntry, kind: DeviceClass, seen: LinkCost | None
+) -> tuple[float, float, float]:
+    """Megabits a second up and down, milliseconds: as stated, else as shaped, else as seen."""
+    own = entry.link
+    shaped = bool(own.up_mbit or own.down_mbit or own.delay_ms)
+    if seen is None or shaped:
+        usual = UNLIMITED, UNLIMITED, own.delay_ms
+    else:
+        usual = seen.up * 8e-6, seen.down * 8e-6, 1000.0 * seen.latency
+    return (
+        kind.up_mbit or own.up_mbit or usual[0],
+        kind.down_mbit or own.down_mbit or usual[1],
+        usual[2] if kind.latency_ms is None else kind.latency_ms,
+    )
+
+
+def _power(kind: DeviceClass, known: DeviceCost | None) -> PowerModel:
+    stated = PowerModel(**kind.power.model_dump())
+    return known.power if known is not None and stated == NO_POWER else stated
 
 
 def link_cost(way: Channel, now: float, latency: float) -> LinkCost:

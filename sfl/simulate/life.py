@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from sfl.planners.state import Outcome
 from sfl.rounds import Cause, DeviceJoined, DeviceLost, DeviceReady, Event
 from sfl.rounds.values import DeviceFacts, Point
 from sfl.simulate.chance import Chance
@@ -30,7 +29,6 @@ class Life:
     """
 
     __slots__ = (
-        "_began",
         "_chance",
         "_cloud",
         "_dialled",
@@ -39,12 +37,9 @@ class Life:
         "_gone",
         "_order",
         "_speed",
-        "_succeeded",
-        "_tried",
         "alive",
         "done",
         "loaded",
-        "outcome",
         "own",
         "points",
         "there",
@@ -68,10 +63,6 @@ class Life:
         self._gone = 0
         self._speed = Chance(cloud.settings.run.seed, "simulate", own.name, "jitter")
         self._order: Order | None = None
-        self._began = 0.0
-        self.outcome: Outcome | None = None
-        """Of its last round."""
-        self._tried = self._succeeded = 0
 
     @property
     def name(self) -> str:
@@ -124,8 +115,6 @@ class Life:
         """Its stream is closed."""
         self._keep_steps()
         self.working.stop()
-        if self._order is not None and self._order.steps.count:
-            self._came_of_it(False)
         self._order = None
         self.there = False
         self.done = self.done or final
@@ -140,32 +129,22 @@ class Life:
 
     def begins(self, order: Order) -> None:
         """It goes on from a point: of those after it nothing is left."""
-        self._order, self._began = order, self._events.now
+        self._order = order
         self.points = tuple(own for own in self.points if own <= order.after)
 
     def ended(self, order: Order) -> None:
         """Its part is delivered; both sides have a snapshot of the end."""
         if order.steps.count:
             self._remember(order.point(order.steps.count))
-            self._came_of_it(True)
         self._order = None
-
-    def _came_of_it(self, success: bool) -> None:
-        self.outcome = Outcome(success, self._events.now - self._began)
-        self._tried += 1
-        self._succeeded += success
-
-    @property
-    def success(self) -> float:
-        """The share of its rounds that it finished."""
-        return self._succeeded / self._tried if self._tried else 1.0
 
     def _remember(self, point: Point) -> None:
         if self._cloud.settings.recovery.snapshots:
             ends = [own for own in self.points if own.round < point.round]
             within = [own for own in self.points if own.round == point.round and own < point]
-            kept = [] if point.step == self._last(point) else within[-1:]
-            self.points = (*ends[-KEPT:], *kept, point)
+            over = point.step == self._last(point)
+            older = (*ends[-1:],) if over else (*ends[-KEPT:], *within[-1:])
+            self.points = (*older, point)
 
     def _last(self, point: Point) -> int:
         order = self._order

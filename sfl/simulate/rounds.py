@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from sfl.config import Extent, RunSettings
 from sfl.cost.step import exchange_bytes
@@ -98,8 +98,8 @@ class Parts:
         if known and (made := self._made.get(key)) is not None:
             return made
         norms = 0.0 if settings.training.max_grad_norm is None else 2.0 * own.latency
-        window = settings.network.credits
-        burst = training(self.workload, cost, self._fleet.edge_cost, at, count, window, norms)
+        load = replace(self.workload, micro_batches=count, window=settings.network.credits)
+        burst = training(load, cost, self._fleet.edge_cost, at, norms)
         if known:
             self._made[key] = burst
         return burst
@@ -111,8 +111,9 @@ class Parts:
         if not count:
             return None
         batches = count / settings.training.batch_size
-        edge, window = self._fleet.edge_cost, settings.network.credits
-        return evaluation(self.workload, own.cost, edge, at, batches, window, own.evaluation_bits)
+        load = replace(self.workload, window=settings.network.credits)
+        edge = self._fleet.edge_cost
+        return evaluation(load, own.cost, edge, at, batches, own.evaluation_bits)
 
     def _scored(self, extent: Extent, settings: RunSettings) -> int:
         """Examples."""

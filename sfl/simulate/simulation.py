@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 from sfl.config import RunConfig
 from sfl.errors import RunFailed
-from sfl.planners import Decision
+from sfl.planners.plans import Plan
 from sfl.rounds import Fact
 from sfl.rounds.coordinator import nobody
 from sfl.rounds.journal import Entry
@@ -43,13 +43,15 @@ class Simulation:
         hear: Callable[[Entry], object] = nobody,
         tells: Tells | None = None,
         *,
+        recorded: Sequence[Plan] = (),
         strict: bool = False,
     ) -> None:
         """`hear` gets what a real run's journal would have, `tells` makes reports of nodes.
 
-        `strict`: no edge runs ahead of the clock; the same comes of it, more slowly.
+        `recorded` are another run's decisions. `strict`: no edge runs ahead of the clock; the same
+        comes of it, more slowly.
         """
-        self._cloud = Cloud(config, fleet, hear, tells, strict=strict)
+        self._cloud = Cloud(config, fleet, hear, tells, recorded=recorded, strict=strict)
 
     def run(self, show: Callable[[Sofar], object] = _nobody) -> Outcome:
         """To its end. Raises RunFailed where nothing more can happen."""
@@ -68,11 +70,6 @@ class Simulation:
     def workers(self) -> Mapping[str, Worker]:
         """Devices by name, with what they have done."""
         return {name: life.working for name, life in self._cloud.lives.items()}
-
-    @property
-    def decisions(self) -> tuple[Decision, ...]:
-        """What the planner decided."""
-        return tuple(self._cloud.planning.decisions)
 
     def tell(self, *facts: Fact) -> None:
         """What decides nothing, for whoever hears: last statistics, and that the run has ended."""

@@ -141,20 +141,23 @@ class Worker:
         """One more micro-batch, as soon as the device has computed it."""
         self._launched += 1
         self._cpu = cpu = self._cpu + self.slower * burst.forward
-        self.edge.arrives(self._up.admit(cpu, burst.bytes_first)[1], self, 0)
+        first = burst.stretches[0]
+        sent = self._up.admit(cpu + first.encode, first.bytes_up)[1]
+        self.edge.arrives(sent + first.decode, self, 0)
 
     def answered(self, stretch: int, end: float) -> None:
         """The edge has an answer at that time."""
         burst = self._burst
         assert burst is not None
         self.moved += 2
-        here = self._down.admit(end, burst.stretches[stretch].bytes_down)[1]
+        now = burst.stretches[stretch]
+        here = self._down.admit(end + now.encode_back, now.bytes_down)[1] + now.decode_back
         cpu = here if here > self._cpu else self._cpu
         if stretch < burst.last:
             following = burst.stretches[stretch + 1]
             self._cpu = cpu = cpu + self.slower * following.device
-            arrival = self._up.admit(cpu, following.bytes_up)[1]
-            self.edge.arrives(arrival, self, stretch + 1)
+            sent = self._up.admit(cpu + following.encode, following.bytes_up)[1]
+            self.edge.arrives(sent + following.decode, self, stretch + 1)
             return
         self._cpu = cpu = cpu + self.slower * burst.backward
         self._landed += 1
@@ -196,4 +199,4 @@ class Worker:
         sent = burst.bytes_up * 8e-6 / self._up.megabits
         sent += burst.bytes_down * 8e-6 / self._down.megabits
         ways = 2 * len(burst.stretches) * burst.count * self.own.latency
-        return self.slower * burst.device + sent + ways
+        return self.slower * burst.device + burst.coding + sent + ways

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from benchmarks.schedule import Job
-from benchmarks.schedule import predict as simulated
+from benchmarks.schedule import ends_of as simulated
 from sfl.cost.closed_loop import Turns, round_ends
 from sfl.cost.energy import ClockRange, Energy, PowerModel, mean_power
 from sfl.cost.predict import Placed, predict
