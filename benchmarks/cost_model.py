@@ -286,6 +286,7 @@ def show_fit(device: DeviceCost, edge: EdgeCost) -> None:
         f"  link   {8e-6 * link.up:.2f} Mbit/s up, {8e-6 * link.down:.2f} down, "
         f"{1e3 * link.latency:.1f} ms; set were {FITTED.up:g}, {FITTED.down:g}, {FITTED.delay:g}"
     )
+    print(f"  from thread to thread {1e3 * device.handover:.1f} ms of each round trip")
     print(f"  bits   {device.bits.activation[-1]:.2f} up, {device.bits.gradient[-1]:.2f} down")
     power: Energy = device.power.energy(1.0, 0.0, 0.0)
     print(f"  energy {power.source}")

@@ -148,7 +148,7 @@ def _lap(
     return Lap(
         work,
         up / link.up,
-        link.latency + far.decode.seconds(tokens),
+        link.latency + device.handover + far.decode.seconds(tokens),
         serve,
         down / link.down,
         link.latency + own.decode.seconds(tokens),

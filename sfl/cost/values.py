@@ -152,7 +152,8 @@ class Workload:
 class DeviceCost:
     """What one device costs. `lora_bytes` and `moment_bytes` are of the adapter of one block.
 
-    `block_load` are the seconds until a block that it gains is read and ready.
+    `block_load` are the seconds until a block that it gains is read and ready. `handover` are those
+    of each micro-batch and round trip that no pass and no link has: threads that wait for a core.
     """
 
     node: NodeCost
@@ -162,6 +163,7 @@ class DeviceCost:
     moment_bytes: float = 0.0
     block_load: float = 0.0
     power: PowerModel = NO_POWER
+    handover: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)

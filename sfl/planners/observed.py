@@ -10,41 +10,32 @@ further round weighs less, so that a round costs O(devices), however long the ru
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections import Counter
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 
-from sfl.cost.energy import NO_POWER, ClockRange, Energy, PowerModel
-from sfl.cost.fit import Phase, Transfer, fit_line, fit_link, fit_node, least_squares
+from sfl.cost.energy import ClockRange, Energy
 from sfl.cost.shown import (
     NO_SUMS,
     NOTHING,
+    Crossed,
     Crossing,
-    Part,
     Passes,
     PassKey,
-    Purpose,
     Shown,
     Sums,
     between,
 )
 from sfl.cost.values import (
-    NO_TIME,
     DeviceCost,
     EdgeCost,
-    LineCost,
-    LinkCost,
-    NodeCost,
-    PassCost,
-    ValueBits,
 )
+from sfl.planners.fitted import Reading, link_cost, node_cost, power, value_bits
 
 KEEP = 0.7
 """Of what was known before a round: rounds count by 1, 0.7, 0.49, ..."""
-BITS = 32.0
-"""Of a value of which nothing has crossed yet."""
 READINGS = 8
 """Rounds that watts are fitted from."""
-UNKNOWN = NodeCost(PassCost())
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,17 +69,6 @@ class EdgeReport:
 
 
 @dataclass(frozen=True, slots=True)
-class Reading:
-    """Joules of a round, and the seconds of what a device did in it."""
-
-    joules: float
-    compute: float
-    send: float
-    receive: float
-    waiting: float
-
-
-@dataclass(frozen=True, slots=True)
 class SeenDevice:
     """One device, so far. `last` is its latest report, that the next one is taken off.
 
@@ -111,6 +91,7 @@ class SeenDevice:
     seconds: float | None = None
     step_tokens: float | None = None
     micro_batches: float | None = None
+    handover: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -140,15 +121,21 @@ class Observations:
     ) -> Observations:
         """After a round of these; `lost` devices took part and did not finish it."""
         devices = dict(self.devices)
-        for report in reports:
-            devices[report.device] = _heard(devices.get(report.device, SeenDevice()), report)
+        known = list(reports)
+        at_edges = Counter(edge for _, edge in {(one.device, one.edge) for one in known})
+        for report in known:
+            before = devices.get(report.device, SeenDevice())
+            after = _heard(before, report)
+            if at_edges[report.edge] == 1:
+                after = replace(after, handover=_handover(before, after, report))
+            devices[report.device] = after
         for name in lost:
             seen = devices.get(name, SeenDevice())
             devices[name] = replace(seen, rounds=seen.rounds + 1)
-        known = dict(self.edges)
+        there = dict(self.edges)
         for each in edges:
-            known[each.edge] = _edge_heard(known.get(each.edge, SeenEdge()), each)
-        return replace(self, devices=devices, edges=known)
+            there[each.edge] = _edge_heard(there.get(each.edge, SeenEdge()), each)
+        return replace(self, devices=devices, edges=there)
 
     def with_device(self, report: DeviceReport) -> Observations:
         """After one report. A whole round's at once are cheaper by `with_round`."""
@@ -170,7 +157,13 @@ class Observations:
             return None
         lora, moments = self.block_bytes
         return DeviceCost(
-            node, link, value_bits(seen.bits), lora, moments, power=power(seen.readings)
+            node,
+            link,
+            value_bits(seen.bits),
+            lora,
+            moments,
+            handover=seen.handover or 0.0,
+            power=power(seen.readings),
         )
 
     def edge_cost(self, name: str) -> EdgeCost | None:
@@ -201,61 +194,6 @@ class Observations:
     def micro_batches(self) -> float | None:
         """Of a step, the mean over devices; None before the first round."""
         return _mean(seen.micro_batches for seen in self.devices.values())
-
-
-def node_cost(passes: Passes, setting: tuple[int, str] = (0, "")) -> NodeCost | None:
-    """Costs from sums of passes, of one thread count and dtype; None where no block is in them."""
-    threads, dtype = setting
-    phases = [phase for key, sums in passes.items() for phase in _phases(key, sums)]
-    for_training = [phase for phase, purpose in phases if purpose != "evaluation"]
-    known = for_training or [phase for phase, _ in phases]
-    if not any(phase.blocks for phase in known):
-        return None
-    fitted = fit_node(known, UNKNOWN, threads=threads, dtype=dtype)
-    step, each = _step_line(passes)
-    return replace(
-        fitted,
-        encode=_code_line(passes, "encode"),
-        decode=_code_line(passes, "decode"),
-        step=LineCost(step + _mean_seconds(passes, "collate"), each),
-    )
-
-
-def link_cost(up: Sums, down: Sums) -> LinkCost | None:
-    """Rates and latency from sums of messages; None where there were none."""
-    transfers = [
-        Transfer(seconds, size, way, weight)
-        for way, sums in ((True, up), (False, down))
-        for size, seconds, weight in sums.points()
-        if seconds > 0.0
-    ]
-    rates = [sums.size / sums.seconds for sums in (up, down) if sums.seconds > 0.0 < sums.size]
-    return fit_link(transfers, LinkCost(rates[0], rates[-1]), 1.0) if rates else None
-
-
-def value_bits(known: Mapping[tuple[Crossing, int], float]) -> ValueBits:
-    """By cut; a cut that nothing crossed has the bits of the nearest that something did."""
-    return ValueBits(
-        *(
-            _by_index({index: bits for (which, index), bits in known.items() if which == role})
-            for role in ("activation", "gradient", "hidden", "tail_gradient")
-        )
-    )
-
-
-def power(readings: Sequence[Reading]) -> PowerModel:
-    """Watts by what a device did, from what was measured; nothing where nothing was.
-
-    What rounds do not tell apart has the mean power of all of them.
-    """
-    if not readings:
-        return NO_POWER
-    seconds = sum(r.compute + r.send + r.receive + r.waiting for r in readings)
-    mean = sum(reading.joules for reading in readings) / seconds if seconds else 0.0
-    rows = [((r.compute, r.send, r.receive, r.waiting), r.joules) for r in readings]
-    told = least_squares(rows, (mean,) * 4) if len(rows) > 4 else (mean,) * 4
-    compute, send, receive, idle = told
-    return PowerModel(compute, send, receive, idle, "measured")
 
 
 # -- one report ------------------------------------------------------------------------------------
@@ -290,7 +228,39 @@ def _heard(seen: SeenDevice, report: DeviceReport) -> SeenDevice:
         seconds=report.seconds,
         step_tokens=report.tokens / report.steps if report.steps else seen.step_tokens,
         micro_batches=_pieces(new, report.steps) or seen.micro_batches,
+        handover=seen.handover,
     )
+
+
+def _handover(before: SeenDevice, after: SeenDevice, report: DeviceReport) -> float | None:
+    """Seconds of a round trip that nothing explains, of a device that has its edge for itself.
+
+    Only whole batches are looked at, since pieces of them overlap. A process's first round has
+    passes that are not counted.
+    """
+    link = link_cost(after.up, after.down)
+    same = before.last is not NOTHING and before.started_at == after.started_at
+    if link is None or not same or after.micro_batches != 1.0 or not report.steps:
+        return before.handover
+    own = between(report.shown.passes, before.last.passes)
+    seconds = report.seconds - _training(own) - _training(report.edge_passes)
+    trips = 0
+    for (role, index), now in report.shown.crossed.items():
+        one = now - before.last.crossed.get((role, index), Crossed())
+        if one.messages:
+            up = role in ("activation", "tail_gradient")
+            way = link.up_seconds if up else link.down_seconds
+            seconds -= one.messages * way(one.num_bytes / one.messages)
+            trips += up * one.messages
+    if not trips:
+        return before.handover
+    found = max(0.0, seconds / trips)
+    known = before.handover
+    return found if known is None else KEEP * known + (1.0 - KEEP) * found
+
+
+def _training(passes: Passes) -> float:
+    return sum(sums.seconds for key, sums in passes.items() if key.purpose == "training")
 
 
 def _edge_heard(seen: SeenEdge, report: EdgeReport) -> SeenEdge:
@@ -353,67 +323,6 @@ def _pieces(new: Passes, steps: int) -> float | None:
         if key.embedding and (key.part, key.purpose) == ("forward", "training")
     )
     return max(1.0, round(passes / steps)) if steps and passes else None
-
-
-# -- one fit ---------------------------------------------------------------------------------------
-
-
-def _phases(key: PassKey, sums: Sums) -> list[tuple[Phase, Purpose]]:
-    if key.part not in ("forward", "backward"):
-        return []
-    backward = key.part == "backward"
-    return [
-        (
-            Phase(seconds, size, key.blocks, backward, key.embedding, key.head, weight),
-            key.purpose,
-        )
-        for size, seconds, weight in sums.points()
-        if seconds > 0.0 and size > 0.0
-    ]
-
-
-def _code_line(passes: Passes, part: Part) -> LineCost:
-    """Of coding messages in training, by their tokens."""
-    points = [
-        point
-        for key, sums in passes.items()
-        if key.part == part and key.purpose != "evaluation"
-        for point in sums.points()
-    ]
-    return fit_line(points, NO_TIME)
-
-
-def _step_line(passes: Passes) -> tuple[float, float]:
-    """Seconds a step: whatever is trained, and of each block that is."""
-    points = [
-        (float(key.blocks), sums.seconds / sums.passes, sums.passes)
-        for key, sums in passes.items()
-        if (key.part, key.purpose) == ("step", "training") and sums.passes > 0.0
-    ]
-    if len(points) == 1 and points[0][0]:
-        blocks, seconds, _ = points[0]
-        return 0.0, seconds / blocks  # most of it goes by what is trained
-    line = fit_line(points, NO_TIME)
-    return line.fixed, line.unit
-
-
-def _mean_seconds(passes: Passes, part: Part) -> float:
-    found = [
-        sums
-        for key, sums in passes.items()
-        if (key.part, key.purpose) == (part, "training") and sums.passes > 0.0
-    ]
-    passed = sum(sums.passes for sums in found)
-    return sum(sums.seconds for sums in found) / passed if passed else 0.0
-
-
-def _by_index(bits: Mapping[int, float]) -> tuple[float, ...]:
-    if not bits:
-        return (BITS,)
-    return tuple(
-        bits[min(bits, key=lambda known: (abs(known - index), known))]
-        for index in range(max(bits) + 1)
-    )
 
 
 def _mean(values: Iterable[float | None]) -> float | None:

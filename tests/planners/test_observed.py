@@ -255,3 +255,27 @@ def test_a_count_that_fell_began_anew():
     before: Passes = {key: Sums.of(10, 1.0).scaled(5)}
     assert between({key: Sums.of(10, 2.0)}, before)[key].seconds == 2.0
     assert between(before, before) == {}
+
+
+def test_what_neither_passes_nor_link_explain_is_of_the_hand_over():
+    """Two rounds of whole batches, alone at the edge: 5 ms of each of 3 round trips."""
+
+    def said(rounds: int, seconds: float) -> DeviceReport:
+        one = report("phone", 2, rounds)
+        crossed = {
+            ("activation", 2): Crossed(3 * rounds, 8000 * rounds, 510_000 * rounds),
+            ("gradient", 2): Crossed(3 * rounds, 8000 * rounds, 510_000 * rounds),
+        }
+        return replace(one, shown=replace(one.shown, crossed=crossed), seconds=seconds)
+
+    own = sum(one.seconds for one in device_passes(2).values())
+    there = sum(one.seconds for one in edge_passes(4).values())
+    link = 3 * (LINK.up_seconds(170_000) + LINK.down_seconds(170_000))
+    seconds = own + there + link + 3 * 0.005
+    first = Observations().with_device(said(1, seconds))
+    assert first.devices["phone"].handover is None
+    cost = first.with_device(said(2, seconds)).device_cost("phone")
+    assert cost is not None and cost.handover == pytest.approx(0.005)
+    beside = replace(said(2, seconds + 9.0), device="other")
+    shared = first.with_round([said(2, seconds + 9.0), beside]).device_cost("phone")
+    assert shared is not None and not shared.handover
