@@ -247,7 +247,9 @@ def foretell(known: Fit, plan: Plan, run_: Measured) -> Foretold:
     """A plan's step, by the fitted costs and by those of its own run."""
     step = step_of(known, known.device.link.latency, plan, run_.tokens)
     here = fit(run_.events, known.layers, known.hidden)
-    own = step_of(here, known.device.link.latency, plan, run_.tokens)
+    # What threads waited in that run is found by its own seconds of a step: that would be circular.
+    device = replace(here.device, handover=known.device.handover)
+    own = step_of(replace(here, device=device), known.device.link.latency, plan, run_.tokens)
     parts = (step.device, step.up, step.edge, step.down)
     return Foretold(plan, run_.seconds, step.seconds, own.seconds, parts)
 
