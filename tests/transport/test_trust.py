@@ -399,6 +399,22 @@ def test_an_edge_cannot_change_or_repeat_what_a_device_said(pair: Pair) -> None:
         pair.check.ready("d0", ready)
 
 
+def test_no_edge_tells_a_device_other_cuts_or_other_memory(pair: Pair) -> None:
+    pair.join()
+    told = edge_pb2.LegalCut(cut_layer=2, memory=5)
+    ready = edge_pb2.DeviceReady(num_examples=7, cuts=[told], memory=9)
+    pair.device.ready(ready)
+    for change in ({"memory": 8}, {"cuts": []}, {"cuts": [{"cut_layer": 2, "memory": 4}]}):
+        other = edge_pb2.DeviceReady()
+        other.CopyFrom(ready)
+        for name in change:
+            other.ClearField(name)
+        other.MergeFrom(edge_pb2.DeviceReady(**change))
+        with pytest.raises(NotSigned, match="ready is not signed"):
+            pair.check.ready("d0", other)
+    pair.check.ready("d0", ready)
+
+
 def test_an_rsa_key_signs_too(pair: Pair, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(
         authority_module.ec,
