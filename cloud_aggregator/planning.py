@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Iterable
 from math import prod
 
 from cloud_aggregator.averaging import GlobalAdapter
@@ -102,13 +103,21 @@ class Planning:
         there = run.roster.devices
         edges = sorted({there[name].edge for name in names})
         facts = self._model_facts(settings, run)
-        costs = Costs.of(settings, facts, self._seen, names, edges)
+        tokens = self._step_tokens(settings, names)
+        costs = Costs.of(settings, facts, self._seen, names, edges, tokens=tokens)
         devices = [self._present(name, settings, run, costs) for name in names]
         steps = max(steps_of(settings, there[n].num_examples, command.round).count for n in names)
         before = Remembered(run.memory, recorded_for(self._recorded, command.round))
         load = costs.workload(steps)
         state = state_of(settings, command.round, load, devices, costs.edges, before)
         return state, bool(costs.seen)
+
+    def _step_tokens(self, settings: RunSettings, names: Iterable[str]) -> float | None:
+        """Of a step, by what devices tell of their examples; None where none does."""
+        known = [own for name in names if (own := self._told.rounds.facts.get(name)) is not None]
+        kept = sum(min(own.num_tokens, own.num_tokens_kept) for own in known)
+        examples = sum(own.num_examples for own in known)
+        return settings.training.batch_size * kept / examples if kept else None
 
     def _present(self, name: str, settings: RunSettings, run: RunState, costs: Costs) -> Present:
         """A device as it is now."""

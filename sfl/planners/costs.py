@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from typing import Protocol, TypeVar
 
 from sfl.config import RunSettings
-from sfl.cost.values import DeviceCost, EdgeCost, Workload
+from sfl.cost.values import DeviceCost, EdgeCost, ValueBits, Workload
 from sfl.cost.work import MOMENTS
 from sfl.planners.outset import (
     FLOPS,
@@ -15,6 +15,7 @@ from sfl.planners.outset import (
     adapter_bytes,
     guessed_device,
     guessed_edge,
+    stated_bits,
     stated_link,
     workload,
 )
@@ -86,8 +87,13 @@ class Costs:
         devices: Iterable[str],
         edges: Iterable[str],
         speeds: Speeds | None = None,
+        tokens: float | None = None,
     ) -> Costs:
-        """What was measured, else what the median of the others has, else a guess."""
+        """What was measured, else what the median of the others has, else a guess.
+
+        `tokens` are those of a step before one was seen. Bits of values before any crossed are
+        those that its codecs usually take.
+        """
         own, far = list(devices), list(edges)
         measured = {name: cost for name in own if (cost := shown.device_cost(name)) is not None}
         at_edges = {name: edge for name in far if (edge := shown.edge_cost(name)) is not None}
@@ -97,14 +103,14 @@ class Costs:
             cost = measured.get(name) or _like(measured, settings, name)
             cost = cost or guessed_device(facts, settings, name, known.device)
             lora = adapter_bytes(facts, settings, name)
-            found[name] = replace(cost, lora_bytes=lora, moment_bytes=MOMENTS * lora)
+            bits = stated_bits(settings, name) if cost.bits == ValueBits() else cost.bits
+            found[name] = replace(cost, bits=bits, lora_bytes=lora, moment_bytes=MOMENTS * lora)
         other = _median(at_edges.values())
         other = guessed_edge(facts, known.edge) if other is None else other
         served = {name: at_edges.get(name, other) for name in far}
         seen = frozenset(measured) if at_edges else frozenset()
-        return Costs(
-            settings, facts, found, served, seen, shown.step_tokens(), shown.micro_batches()
-        )
+        step = shown.step_tokens() or tokens
+        return Costs(settings, facts, found, served, seen, step, shown.micro_batches())
 
     def workload(self, steps: int) -> Workload:
         """A round of so many steps."""

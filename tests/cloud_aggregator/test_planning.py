@@ -81,6 +81,12 @@ def test_a_first_round_stays_as_configured_and_says_that_it_is_a_guess(tmp_path:
     assert not planned.fault and not planned.unfit
 
 
+def test_before_the_first_step_its_tokens_are_those_of_the_examples(tmp_path: Path) -> None:
+    line = asked(tmp_path, {"num_tokens": 500, "num_tokens_kept": 70}).answer().line
+    state = Plan.from_json(line).state
+    assert state is not None and state.workload.tokens == 8 * 7  # 10 examples each
+
+
 def test_advice_chooses_nothing_and_has_its_line(tmp_path: Path) -> None:
     planned = asked(tmp_path, policy="advice").answer()
     assert planned.choices == {} and planned.order == ()

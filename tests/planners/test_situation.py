@@ -144,6 +144,17 @@ def test_costs_are_measured_or_like_the_others_or_guessed() -> None:
     assert own.forward == pytest.approx(4 * edge.forward)
 
 
+def test_what_has_not_crossed_yet_takes_what_its_codec_usually_does() -> None:
+    config = run(codec={"activation": "compact", "gradient": "int8"})
+    shown = Shown({"d0": 3.0}, {"e": 1.0})
+    found = Costs.of(config, FACTS, shown, config.names, ["e"])
+    assert found.devices["d0"].bits.activation == (2.7,)
+    assert found.devices["d0"].bits.gradient == (8.2,)
+    guess = Costs.of(config, FACTS, NothingSeen(), config.names, ["e"], tokens=55.0)
+    assert guess.workload(1).tokens == 55
+    assert Costs.of(config, FACTS, shown, config.names, ["e"], tokens=55.0).tokens == 77.4
+
+
 def test_a_smaller_rank_has_a_smaller_adapter() -> None:
     config = settings(
         lora={"rank": 8},
