@@ -16,6 +16,9 @@ from sfl.simulate.channel import UNLIMITED, Channel, channel
 from sfl.simulate.costs import Legal, evaluation_bits, node_cost, value_bits
 from sfl.simulate.fitted import NOTHING_FITTED, Fitted
 
+HEARTBEAT = 1_800
+"""Bytes of a heartbeat with its statistics, as real runs send them."""
+
 
 @dataclass(frozen=True, slots=True)
 class Specimen:
@@ -30,6 +33,8 @@ class Specimen:
     latency: float
     evaluation_bits: float
     fits: bool
+    control: float = 0.0
+    """Megabits a second that its heartbeats take of its way up."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -157,7 +162,8 @@ def _specimen(
     room = needs(entry.cut_layer, entry.tail_layers)
     fits = kind.memory is None or room <= kind.memory
     bits = evaluation_bits(stated.bits, codecs)
-    return Specimen(entry.name, place, kind, edge, cost, way, delay / 1000.0, bits, fits)
+    control = HEARTBEAT * 8e-6 / config.network.heartbeat_interval
+    return Specimen(entry.name, place, kind, edge, cost, way, delay / 1000.0, bits, fits, control)
 
 
 def _link(

@@ -11,6 +11,8 @@ from sfl.simulate.meter import Meter
 from sfl.stage.orders import Waiting
 from sfl.transport.shaper import Shaper
 
+LEAST = 0.01
+"""Of a link that heartbeats leave to all else, however slow it is."""
 Done = Callable[["Worker", float], None]
 """Told when the last burst is over, and at what time."""
 
@@ -65,8 +67,8 @@ class Worker:
         self.beside = False
         self.share = 1.0
         """Of its link that is its own."""
-        up, down = own.channel.rates(0.0)
-        self._up, self._down = Shaper(up, own.latency), Shaper(down, own.latency)
+        self._up, self._down = Shaper(1.0, own.latency), Shaper(1.0, own.latency)
+        self._tune(0.0)
         self._cpu = 0.0
         self._left: list[tuple[Burst, int]] = []
         self._burst: Burst | None = None
@@ -115,7 +117,8 @@ class Worker:
     def _tune(self, now: float) -> None:
         """The link is as it is at that time, and a part of it is the device's."""
         up, down = self.own.channel.rates(now)
-        self._up.megabits, self._down.megabits = self.share * up, self.share * down
+        left = max(LEAST * up, self.share * up - self.own.control)
+        self._up.megabits, self._down.megabits = left, self.share * down
 
     # -- at work --------------------------------------------------------------------------------
 

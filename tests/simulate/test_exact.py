@@ -20,7 +20,9 @@ from sfl.stage.orders import ORDERS, Waiting
 from sfl.stage.orders.waiting import Ranked
 from tests.house.simulated import EDGE, PHONE, configured, file_of, kinds, played
 
-ONE: dict[str, Any] = {"devices": [{"name": "a"}], "run": {"rounds": 1}}
+RARELY = {"heartbeat_interval": 1e8, "idle_timeout": 2e8}
+"""So that heartbeats take nothing of a link."""
+ONE: dict[str, Any] = {"devices": [{"name": "a"}], "run": {"rounds": 1}, "network": RARELY}
 
 
 def test_one_device_takes_what_its_parts_add_up_to() -> None:
@@ -74,7 +76,9 @@ def _fleet(seed: int, count: int) -> dict[str, Any]:
     ]
     edge = {"block": {"forward_ms": 6.0, "backward_ms": 9.0}}
     own = file_of()["simulate"]
-    return file_of(devices=devices, simulate={**own, "classes": classes, "edge": edge})
+    return file_of(
+        devices=devices, network=RARELY, simulate={**own, "classes": classes, "edge": edge}
+    )
 
 
 @pytest.mark.parametrize("seed", range(5))
