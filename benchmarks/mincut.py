@@ -20,13 +20,15 @@ import random
 import time
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
-from itertools import pairwise, product
+from itertools import product
 from math import inf
 from pathlib import Path
 from statistics import fmean, median
 
 from benchmarks.graphs.exported import MODELS, Exported, model_graph
 from benchmarks.graphs.made import (
+    Case,
+    block_wise,
     enumerated,
     even_costs,
     falling,
@@ -45,7 +47,6 @@ RATES = (10.0, 30.0, 100.0, 1000.0)
 FASTER = (1.0, 2.0, 10.0, 40.0)
 """The server's FLOP/s over the device's 50 GFLOP/s."""
 DEVICE = 5e10
-Case = tuple[Graph, Costs]
 
 
 def milliseconds(work: Callable[[], object], budget: float = 0.3) -> float:
@@ -147,22 +148,6 @@ def _shares(excess: Sequence[float]) -> tuple[str, str]:
     if max(excess) == inf:
         return "no cut in some", "-"
     return f"{fmean(excess):+.1%}", f"{max(excess):+.0%}"
-
-
-def block_wise(graph: Graph, costs: Costs) -> Case:
-    """A chain: what is between two articulations goes with the one that follows, as one block."""
-    ends = graph.articulations
-    blocks = [range(1), *(range(first + 1, last + 1) for first, last in pairwise(ends))]
-    if ends[-1] < len(graph) - 1:
-        blocks.append(range(ends[-1] + 1, len(graph)))
-    chain = Graph([[], *([number] for number in range(len(blocks) - 1))])
-
-    def whole(each: Sequence[float]) -> list[float]:
-        return [sum(each[vertex] for vertex in block) for block in blocks]
-
-    return chain, Costs(
-        whole(costs.device), whole(costs.server), [costs.cross[block[-1]] for block in blocks]
-    )
 
 
 # -- time ------------------------------------------------------------------------------------------

@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import random
+from collections.abc import Sequence
+from itertools import pairwise
 from math import inf
 
 from sfl.planners.graph import Costs, Graph
+
+Case = tuple[Graph, Costs]
 
 
 def random_graph(draw: random.Random) -> Graph:
@@ -85,3 +89,19 @@ def falling(num_blocks: int) -> tuple[Graph, Costs]:
     server = [draw.uniform(0.1, 2.0) for _ in range(size)]
     cross = [3.0 - 2.9 * vertex / size for vertex in range(size)]
     return graph, Costs([0.999 * one for one in server], [inf, *server[1:]], cross)
+
+
+def block_wise(graph: Graph, costs: Costs) -> Case:
+    """A chain: what is between two articulations goes with the one that follows, as one block."""
+    ends = graph.articulations
+    blocks = [range(1), *(range(first + 1, last + 1) for first, last in pairwise(ends))]
+    if ends[-1] < len(graph) - 1:
+        blocks.append(range(ends[-1] + 1, len(graph)))
+    chain = Graph([[], *([number] for number in range(len(blocks) - 1))])
+
+    def whole(each: Sequence[float]) -> list[float]:
+        return [sum(each[vertex] for vertex in block) for block in blocks]
+
+    return chain, Costs(
+        whole(costs.device), whole(costs.server), [costs.cross[block[-1]] for block in blocks]
+    )

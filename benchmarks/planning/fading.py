@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Callable
-from dataclasses import replace
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, replace
 from math import log2
 from statistics import fmean
 
+from benchmarks.planning.drawing import Line, Panel
 from benchmarks.planning.rows import Choices, against, table, uniform
 from sfl.cost.energy import ClockRange, PowerModel
 from sfl.cost.values import DeviceCost, EdgeCost, LinkCost, NodeCost, PassCost, ValueBits, Workload
-from sfl.planners import PLANNERS, Aims, Cut, DeviceState, EdgeState, State
-from sfl.planners.open import round_energy
+from sfl.planners import PLANNERS, Aims, Choice, Cut, DeviceState, EdgeState, State
+from sfl.planners.open import added, queue, round_energy
 from sfl.planners.seconds import alone_seconds
 
 SHAPES = (4704, 4704, 1176, 1600, 1600, 400, 400, 120, 120, 84, 84, 10)
@@ -46,23 +47,48 @@ def lenet(fast: list[float], rates: list[tuple[float, float]], aims: Aims) -> St
     return State(1, Workload(12, 1, BATCH, 1, weights=tuple(cycles)), devices, (edge,), aims)
 
 
-def slots(policy: Callable[[State], tuple[Choices, State]], aims: Aims) -> tuple[float, float]:
-    """Mean delay and energy of a slot, over fading links."""
-    draw = random.Random(9)
+Policy = Callable[[State], tuple[Choices, State]]
+
+
+@dataclass(frozen=True, slots=True)
+class LongRun:
+    """Of each slot: the devices' seconds, joules of all and overdrawn so far, a joule's price."""
+
+    seconds: list[list[float]]
+    joules: list[float]
+    queues: list[float]
+    prices: list[float]
+
+    @property
+    def delay(self) -> float:
+        """The mean over slots and devices."""
+        return fmean(fmean(each) for each in self.seconds)
+
+
+def long_run(policy: Policy, aims: Aims, count: int = SLOTS) -> LongRun:
+    """Slots over fading links."""
+    draw, found = random.Random(9), LongRun([], [], [], [])
     fast = [draw.uniform(0.1e9, 0.6e9) for _ in range(4)]
     far = [draw.uniform(20, 200) for _ in range(4)]
-    delays, joules = [], []
     state = lenet(fast, [(1e6, 1e6)] * 4, aims)
-    for _ in range(SLOTS):
+    for _ in range(count):
         gains = [draw.expovariate(1) * (one / 50.0) ** -3 for one in far]
         rates = [
             (20e6 * log2(1 + 200 * g) / 8 + 2e4, 20e6 * log2(1 + 800 * g) / 8 + 2e4) for g in gains
         ]
         state = replace(lenet(fast, rates, aims), memory=state.memory)
         choices, state = policy(state)
-        delays.append(fmean(alone_seconds(state, d, choices[d.name]) for d in state.devices))
-        joules.append(round_energy(state, choices))
-    return fmean(delays), fmean(joules)
+        found.seconds.append([alone_seconds(state, d, choices[d.name]) for d in state.devices])
+        found.joules.append(round_energy(state, choices))
+        found.queues.append(queue(state))
+        found.prices.append(queue(state) + added(state))
+    return found
+
+
+def slots(policy: Policy, aims: Aims) -> tuple[float, float]:
+    """Mean delay and energy of a slot."""
+    found = long_run(policy, aims)
+    return found.delay, fmean(found.joules)
 
 
 def opened(state: State) -> tuple[Choices, State]:
@@ -71,9 +97,9 @@ def opened(state: State) -> tuple[Choices, State]:
     return proposal.devices, replace(state, memory=proposal.memory)
 
 
-def split_at(cut: int) -> Callable[[State], tuple[Choices, State]]:
+def split_at(cut: int, clock: float = 1.0) -> Policy:
     """A fixed split, with equal parts of the server."""
-    return lambda state: (uniform(state, cut, 0.25), state)
+    return lambda state: (uniform(state, cut, clock / 4), state)
 
 
 def drawn(state: State) -> tuple[Choices, State]:
@@ -108,3 +134,75 @@ def open_table() -> None:
             cells = [", ".join(against(ours, one)) for one in others.values()]
             row(budget, value, f"{ours[0]:.3f}", f"{ours[1] / budget:.2f}", *cells)
     print()
+
+
+VALUES = (0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0)
+BUDGET, LONG = 0.12, 300
+
+
+def alone(state: State) -> tuple[Choices, State]:
+    """Each device's quickest split in each slot, with equal parts of the server."""
+    chosen = {}
+    for device in state.able:
+        each = [replace(device.choice(cut), edge_clock=0.25) for cut in device.legal]
+        chosen[device.name] = min(each, key=lambda one: alone_seconds(state, device, one))
+    return chosen, state
+
+
+def static(splits: Mapping[str, int]) -> Policy:
+    """A fixed split of each device's own."""
+    chosen = {name: Choice(cut, edge_clock=0.25) for name, cut in splits.items()}
+    return lambda state: (chosen, state)
+
+
+def simple_runs() -> dict[str, LongRun]:
+    """Plans that anybody would try; "best" is by delay, with all slots known."""
+    free = Aims(hysteresis=0.0)
+    fixed = {cut: long_run(split_at(cut), free, LONG) for cut in range(1, 13)}
+    own = {
+        f"d{number}": min(fixed, key=lambda cut: sum(one[number] for one in fixed[cut].seconds))
+        for number in range(4)
+    }
+    return {
+        "device-most": fixed[12],
+        "server-most, fastest clock": fixed[1],
+        "server-most, slowest clock": long_run(split_at(1, 0.32), free, LONG),
+        "best uniform cut": min(fixed.values(), key=lambda one: one.delay),
+        "best static cuts": long_run(static(own), free, LONG),
+        "each alone": long_run(alone, free, LONG),
+        "random": long_run(drawn, free, LONG),
+    }
+
+
+def open_panels() -> list[Panel]:
+    """Delay, energy and queue against the value of delay."""
+    ours = [
+        long_run(opened, Aims(hysteresis=0.0, energy=BUDGET, delay_value=value), LONG)
+        for value in VALUES
+    ]
+    plans = {"open": ours, **{name: [one] * len(VALUES) for name, one in simple_runs().items()}}
+
+    def lines(of: Callable[[LongRun], float], titles: Iterable[str]) -> list[Line]:
+        return [
+            Line(title, VALUES, [of(one) for one in plans[title]], ours=title == "open")
+            for title in titles
+        ]
+
+    across, seconds = "value of delay (V)", "mean seconds of a slot"
+    return [
+        Panel("delay", across, seconds, lines(lambda one: one.delay, plans), "xy"),
+        Panel(
+            f"energy over {LONG} slots",
+            across,
+            "joules of a slot / budget",
+            lines(lambda one: fmean(one.joules) / BUDGET, plans),
+            "xy",
+        ),
+        Panel(
+            "queue at the end",
+            across,
+            "price of a joule",
+            lines(lambda one: one.prices[-1], ["open"]),
+            "xy",
+        ),
+    ]

@@ -5,11 +5,12 @@ from __future__ import annotations
 from dataclasses import replace
 from statistics import fmean
 
+from benchmarks.planning.drawing import Line, Panel
 from benchmarks.planning.rows import Choices, against, saved, table, uniform
 from sfl.cost.energy import ClockRange
 from sfl.cost.values import DeviceCost, EdgeCost, LinkCost, NodeCost, PassCost, ValueBits, Workload
-from sfl.planners import PLANNERS, Aims, Cut, DeviceState, EdgeState, State
-from sfl.planners.card import delay_and_energy
+from sfl.planners import PLANNERS, Aims, Choice, Cut, DeviceState, EdgeState, State
+from sfl.planners.card import delay_and_energy, utility
 
 JETSONS = {
     "AGX Orin": 5.3e12,
@@ -101,3 +102,56 @@ def mean_of(state: State, choices: Choices) -> tuple[float, float]:
     """Delay and the server's energy of a device."""
     each = [delay_and_energy(state, device, choices[device.name]) for device in state.devices]
     return fmean(one[0] for one in each), fmean(one[1] for one in each)
+
+
+WEIGHTS = (0.02, 0.05, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 0.98)
+
+
+def simple_plans(state: State) -> dict[str, list[Choices]]:
+    """Plans that anybody would try; "best" is by the same utility, at the fastest clock."""
+    every = [uniform(state, cut) for cut in range(1, 16)]
+    random_ = PLANNERS["random"]
+    return {
+        "device-most": [every[-1]],
+        "server-most, fastest clock": [every[0]],
+        "server-most, slowest clock": [uniform(state, 1, 0.32)],
+        "best uniform cut": [min(every, key=lambda plan: _utility(state, plan))],
+        "best static cuts": [{d.name: _best(state, d) for d in state.devices}],
+        "each alone": [PLANNERS["scan"].propose(state).devices],
+        "random": [random_.propose(replace(state, round=n)).devices for n in range(40)],
+    }
+
+
+def _utility(state: State, plan: Choices) -> float:
+    return sum(utility(state, device, plan[device.name]) for device in state.devices)
+
+
+def _best(state: State, device: DeviceState) -> Choice:
+    choices = [device.choice(cut) for cut in device.legal]
+    return min(choices, key=lambda choice: utility(state, device, choice))
+
+
+def card_panels() -> list[Panel]:
+    """Delay and energy against the weight of delay, and against each other."""
+    found: dict[str, list[tuple[float, float]]] = {}
+    for weight in WEIGHTS:
+        state = jetsons("normal", weight)
+        plans = {"card": [PLANNERS["card"].propose(state).devices], **simple_plans(state)}
+        for title, each in plans.items():
+            values = [mean_of(state, plan) for plan in each]
+            mean = fmean(one[0] for one in values), fmean(one[1] for one in values)
+            found.setdefault(title, []).append(mean)
+    delay, energy = (
+        [
+            Line(title, WEIGHTS, [one[number] for one in each], ours=title == "card")
+            for title, each in found.items()
+        ]
+        for number in (0, 1)
+    )
+    together = [Line(d.title, d.ys, e.ys, ours=d.ours) for d, e in zip(delay, energy, strict=True)]
+    weight_, seconds, joules = "weight of delay", "seconds of a round", "joules of the server"
+    return [
+        Panel("delay", weight_, seconds, delay, "y"),
+        Panel("energy", weight_, joules, energy, "y"),
+        Panel("both", seconds, joules, together, "y"),
+    ]

@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from math import exp, log, sqrt
 from statistics import fmean
 
+from benchmarks.planning.drawing import Line, Panel
 from benchmarks.planning.rows import table
 from sfl.cost.values import DeviceCost, EdgeCost, LinkCost, NodeCost, PassCost, Workload
 from sfl.planners import PLANNERS, Aims, Cut, DeviceState, EdgeState, State
@@ -29,16 +30,22 @@ def crowd(draw: random.Random, steady: bool) -> Crowd:
     return Crowd(tuple(chances), tuple(exp(draw.gauss(2.5, width)) for _ in range(40)))
 
 
-def successes(policy: str, seed: int, steady: bool, rounds: int = 300) -> float:
-    """A second, with eight devices in each round; a quarter changes after every 100 rounds."""
+ROUNDS = 300
+
+
+def history(policy: str, seed: int, steady: bool) -> list[tuple[float, int]]:
+    """Seconds and successes so far after each round of eight devices.
+
+    A quarter of all devices changes after every 100 rounds.
+    """
     draw = random.Random(seed)
     now = crowd(draw, steady)
     deadline = 1.3 * sorted(now.seconds)[-1]
     aims = Aims(hysteresis=0.0, select=8, deadline=deadline)
     state = replace(_arms(aims), seed=seed)
     papers = _PapersBandit(min(now.seconds), deadline)
-    count, total = 0, 0.0
-    for number in range(rounds):
+    count, total, found = 0, 0.0, list[tuple[float, int]]()
+    for number in range(ROUNDS):
         if number and number % 100 == 0 and not steady:
             now = _changed(draw, now)
         state = replace(state, round=number)
@@ -49,6 +56,13 @@ def successes(policy: str, seed: int, steady: bool, rounds: int = 300) -> float:
         longest_ = min(max(times.values()), deadline)
         papers.learn(selected, sum(good.values()) / len(good), longest_)
         count, total = count + sum(good.values()), total + longest_
+        found.append((total, count))
+    return found
+
+
+def successes(policy: str, seed: int, steady: bool) -> float:
+    """A second, over all rounds."""
+    total, count = history(policy, seed, steady)[-1]
     return count / total
 
 
@@ -87,12 +101,32 @@ def _selected(
         return [int(name[1:]) for name, one in chosen.items() if one.takes_part]
     if policy == "paper":
         return papers.select(state.round, state.seed)
+    if policy == "in turn":
+        return [(8 * state.round + n) % 40 for n in range(8)]
+    if policy == "quickest":
+        return sorted(range(40), key=lambda one: now.seconds[one])[:8]
+    return _quickest_successes(now) if policy == "oracle" else _most_useful(now, deadline)
+
+
+def _most_useful(now: Crowd, deadline: float) -> list[int]:
+    """The eight best by the paper's utility, of each device alone."""
     least = min(now.seconds)
     value = [
         0.6 * chance - 0.4 * min(1.0, (seconds - least) / (deadline - least))
         for chance, seconds in zip(now.chances, now.seconds, strict=True)
     ]
     return sorted(range(40), key=lambda one: -value[one])[:8]
+
+
+def _quickest_successes(now: Crowd) -> list[int]:
+    """The eight with the most successes a second, all chances and seconds known."""
+
+    def rate(chosen: list[int]) -> float:
+        return sum(now.chances[one] for one in chosen) / max(now.seconds[one] for one in chosen)
+
+    order = sorted(range(40), key=lambda one: now.seconds[one])
+    likeliest = (sorted(order[:n], key=lambda one: -now.chances[one])[:8] for n in range(8, 41))
+    return max(likeliest, key=rate)
 
 
 class _PapersBandit:
@@ -123,14 +157,45 @@ class _PapersBandit:
             self._sums[one] += utility
 
 
+POLICIES = {
+    "random": "random",
+    "in turn": "in turn",
+    "quickest": "the quickest eight",
+    "paper": "the paper's bandit",
+    "ucb": "ucb",
+    "useful": "best by the paper's utility, all known",
+    "oracle": "most a second, all known",
+}
+
+
 def selection_table() -> None:
     """Successes a second over those of random choice."""
     print("### Who takes part: 40 devices, 8 a round, 300 rounds, means of 8 seeds\n")
-    row = table("fleet", "random", "the paper's bandit", "`ucb`", "who knows all")
+    row = table("fleet", *(f"`{one}`" if one == "ucb" else one for one in POLICIES.values()))
     for title, steady in (("devices fail, a quarter changes", False), ("steady", True)):
         rates = {
             policy: fmean(successes(policy, seed, steady) for seed in range(8))
-            for policy in ("random", "paper", "ucb", "oracle")
+            for policy in POLICIES
         }
         row(title, *(f"{rate / rates['random']:.2f}" for rate in rates.values()))
     print()
+
+
+def selection_panels() -> list[Panel]:
+    """Successes against the seconds that their rounds took."""
+    fleets = (("devices fail, a quarter changes", False), ("steady devices", True))
+    across, upward = "seconds of all rounds", "successes"
+    return [
+        Panel(title, across, upward, [_line(policy, steady) for policy in POLICIES])
+        for title, steady in fleets
+    ]
+
+
+def _line(policy: str, steady: bool) -> Line:
+    """The mean of eight seeds after every tenth round."""
+    every = [history(policy, seed, steady)[9::10] for seed in range(8)]
+    xs, ys = (
+        [0.0, *(fmean(one[axis] for one in each) for each in zip(*every, strict=True))]
+        for axis in (0, 1)
+    )
+    return Line(POLICIES[policy], xs, ys, ours=policy == "ucb")

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from statistics import fmean
 
+from benchmarks.planning.drawing import Line, Panel
 from benchmarks.planning.rows import Choices, against, both, cuts_of, flops, saved, table, uniform
 from sfl.cost.energy import ClockRange, PowerModel
 from sfl.cost.predict import predict
@@ -82,14 +83,14 @@ def baselines(state: State) -> Iterator[tuple[str, list[dict[str, Choice]]]]:
     yield "server-most, slowest clock", [uniform(state, 1, 0.32)]
     every = [uniform(state, cut) for cut in range(1, LAYERS)]
     yield "best uniform cut", [min(every, key=lambda one: measured(state, one)[0])]
-    yield "best static cuts (descent)", [best_static(state)]
+    yield "best static cuts", [best_static(state)]
     yield (
         "cuts of 2503.13819",
         [{d.name: Choice(cut) for d, cut in zip(state.devices, PAPERS_CUTS, strict=True)}],
     )
     random_ = PLANNERS["random"]
     yield (
-        "random (mean of 40)",
+        "random",
         [dict(random_.decide(replace(state, round=number)).devices) for number in range(40)],
     )
 
@@ -132,3 +133,31 @@ def _one_edge(row: Callable[..., None], edge: float, mbit: float, bits: float) -
         for _, plans in baselines(state)
     ]
     row(f"{edge / 1e12:g} TF", f"{mbit:g} Mbit/s", bits, f"{ours:.3f}", saved(ours, alone), *others)
+
+
+SPEEDS = (2.0, 5.0, 10.0, 20.0, 52.2)
+"""TFLOPS of the edge; the last is the paper's."""
+
+
+def fleet_panels() -> list[Panel]:
+    """Seconds and joules of a step against the edge's speed."""
+    found: dict[str, list[tuple[float, float]]] = {}
+    for speed in SPEEDS:
+        state = shared_edge(speed * 1e12, 100.0, 2.1)
+        own = [(name, [dict(PLANNERS[name].decide(state).devices)]) for name in ("fleet", "scan")]
+        for title, plans in (*own, *baselines(state)):
+            each = [measured(state, plan) for plan in plans]
+            mean = fmean(one[0] for one in each), fmean(one[1] for one in each)
+            found.setdefault("each alone" if title == "scan" else title, []).append(mean)
+    across = "peak of the edge, TFLOPS"
+    return [
+        Panel(title, across, f"{unit} a step", _lines(found, number), "xy")
+        for number, (title, unit) in enumerate((("delay", "seconds"), ("energy", "joules")))
+    ]
+
+
+def _lines(found: Mapping[str, Sequence[tuple[float, float]]], number: int) -> list[Line]:
+    return [
+        Line(title, SPEEDS, [one[number] for one in each], ours=title == "fleet")
+        for title, each in found.items()
+    ]
