@@ -36,15 +36,21 @@ class Loaded:
         )
 
     def check_room(self, plan: Plan, memory: int | None) -> None:
-        """Raise ConfigError where a plan takes more memory than this device may use."""
+        """Raise ConfigError where a plan takes more memory than this device may use.
+
+        A cut that it has neither loaded nor foretold is one of a range that it was not told of.
+        """
         needed = {cut.at: cut.memory for cut in self.cuts}.get((plan.cut_layer, plan.tail_layers))
-        if memory is not None and needed is not None and needed > memory:
-            raise ConfigError(
-                "device.memory",
-                f"{memory / 1e6:,.0f} MB",
-                f"the round's cut_layer {plan.cut_layer} takes {needed / 1e6:,.0f} MB",
-                "Give more, or end cut_range of this device at fewer blocks.",
-            )
+        loaded = plan == self.joined.assignment.plan
+        if memory is None or loaded or (needed is not None and needed <= memory):
+            return
+        takes = "was not foretold" if needed is None else f"takes {needed / 1e6:,.0f} MB"
+        raise ConfigError(
+            "device.memory",
+            f"{memory / 1e6:,.0f} MB",
+            f"the round's cut_layer {plan.cut_layer} {takes}",
+            "Give more, or end cut_range of this device at fewer blocks.",
+        )
 
     def same_data(self, joined: Joined) -> bool:
         """Whether the examples are the same, too."""

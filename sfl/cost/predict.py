@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from sfl.cost.closed_loop import Turns, round_ends
 from sfl.cost.energy import Energy
 from sfl.cost.flow import Flow, flow_ends
+from sfl.cost.paced import paced
 from sfl.cost.step import (
     StepCost,
     device_energy,
@@ -139,12 +140,13 @@ def _ends(
             )
             for one in devices
         ]
-        return flow_ends(flows, workload.steps, len(edges))
+        pieces = sum(flow.count for flow in flows)
+        return paced(lambda steps: flow_ends(flows, steps, len(edges)), workload.steps, pieces)
     turns = [
         turns_of(step, one.edge_speed, numbers[one.edge], beside=one.edge_share is not None)
         for one, step in zip(devices, steps, strict=True)
     ]
-    return round_ends(turns, workload.steps, len(edges))
+    return paced(lambda steps: round_ends(turns, steps, len(edges)), workload.steps, len(turns))
 
 
 def served_at(flow: Flow, speed: float, edge: int) -> Flow:

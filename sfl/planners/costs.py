@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import Protocol, TypeVar
 
@@ -33,10 +34,10 @@ class Seen(Protocol):
         """An edge's costs."""
 
     def step_tokens(self) -> float | None:
-        """Real tokens of a step, the mean over devices."""
+        """Real tokens of a step, the median over devices."""
 
     def micro_batches(self) -> float | None:
-        """Of a step, the mean over devices."""
+        """Of a step, the median over devices."""
 
 
 class NothingSeen:
@@ -95,8 +96,8 @@ class Costs:
         those that its codecs usually take.
         """
         own, far = list(devices), list(edges)
-        measured = {name: cost for name in own if (cost := shown.device_cost(name)) is not None}
-        at_edges = {name: edge for name in far if (edge := shown.edge_cost(name)) is not None}
+        measured = _sound(own, shown.device_cost)
+        at_edges = _sound(far, shown.edge_cost)
         known = speeds or Speeds()
         found = {}
         for name in own:
@@ -115,6 +116,16 @@ class Costs:
     def workload(self, steps: int) -> Workload:
         """A round of so many steps."""
         return workload(self.facts, self.settings, steps, self.tokens, self.micro_batches)
+
+
+def _sound(names: Iterable[str], cost_of: Callable[[str], Cost | None]) -> dict[str, Cost]:
+    """What these nodes have shown; sums of which nothing can be made count as not shown."""
+    found = {}
+    for name in names:
+        with suppress(ArithmeticError):
+            if (cost := cost_of(name)) is not None:
+                found[name] = cost
+    return found
 
 
 def _like(measured: dict[str, DeviceCost], settings: RunSettings, name: str) -> DeviceCost | None:

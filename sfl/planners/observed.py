@@ -13,6 +13,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
+from statistics import median
 
 from sfl.cost.energy import ClockRange, Energy
 from sfl.cost.shown import (
@@ -188,12 +189,12 @@ class Observations:
         return None if seen is None else seen.seconds
 
     def step_tokens(self) -> float | None:
-        """Real tokens of a step, the mean over devices; None before the first round."""
-        return _mean(seen.step_tokens for seen in self.devices.values())
+        """Real tokens of a step, the median over devices; None before the first round."""
+        return _median(seen.step_tokens for seen in self.devices.values())
 
     def micro_batches(self) -> float | None:
-        """Of a step, the mean over devices; None before the first round."""
-        return _mean(seen.micro_batches for seen in self.devices.values())
+        """Of a step, the median over devices; None before the first round."""
+        return _median(seen.micro_batches for seen in self.devices.values())
 
 
 # -- one report ------------------------------------------------------------------------------------
@@ -325,6 +326,7 @@ def _pieces(new: Passes, steps: int) -> float | None:
     return max(1.0, round(passes / steps)) if steps and passes else None
 
 
-def _mean(values: Iterable[float | None]) -> float | None:
+def _median(values: Iterable[float | None]) -> float | None:
+    """Of what is known: no single device's word moves it far."""
     known = [value for value in values if value is not None]
-    return sum(known) / len(known) if known else None
+    return median(known) if known else None

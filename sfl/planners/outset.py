@@ -135,6 +135,7 @@ def workload(
     """
     given = settings.training.micro_batches
     pieces = round(micro_batches or (1 if given == "auto" else given))
+    most = settings.training.batch_size  # no device has more, whatever it says
     full = settings.training.batch_size * settings.model.max_length
     return Workload(
         facts.num_layers,
@@ -143,6 +144,6 @@ def workload(
         max(1, steps),
         settings.run.topology == "u_shaped",
         facts.weights,
-        max(1, pieces),
+        min(max(1, pieces), most),
         settings.network.credits,
     )

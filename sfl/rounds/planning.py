@@ -23,7 +23,7 @@ def plan_or_start(turn: Turn, ready: Sequence[str]) -> None:
 
     Until then the run waits as before, so that a restarted cloud asks the planner again.
     """
-    if _is_due(turn):
+    if _is_due(turn) or _nobody_left(turn, ready):
         turn.state = changed(turn.state, phase=Phase.WAITING)
         turn.do(PlanRound(turn.state.round + 1, tuple(ready)))
     else:
@@ -36,6 +36,12 @@ def _is_due(turn: Turn) -> bool:
     return (
         own.policy != "off" and round_ < turn.settings.run.rounds and not round_ % own.every_rounds
     )
+
+
+def _nobody_left(turn: Turn, ready: Sequence[str]) -> bool:
+    """Whether all that the last decision has chosen are gone, and others are there."""
+    trains = turn.settings.planner.policy != "off" and turn.state.round < turn.settings.run.rounds
+    return trains and bool(ready) and not any(_takes_part(turn.state, name) for name in ready)
 
 
 def planned(turn: Turn, event: Planned) -> None:

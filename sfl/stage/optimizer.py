@@ -163,6 +163,7 @@ class Optimizer:
 
 
 def _fits(moments: Mapping[str, torch.Tensor], name: str, parameter: torch.nn.Parameter) -> bool:
-    """Whether a parameter's moments have its shape."""
-    mean = moments.get(f"{name}:exp_avg")
-    return mean is not None and mean.shape == parameter.shape
+    """Whether a parameter's moments are all there, and have its shape."""
+    own = [moments.get(f"{name}:{kind}") for kind in MOMENT_KINDS]
+    *both, step = own
+    return step is not None and all(m is not None and m.shape == parameter.shape for m in both)

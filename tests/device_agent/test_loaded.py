@@ -46,6 +46,8 @@ def test_a_cut_that_takes_more_memory_than_there_is_is_declined_before_it_is_bui
     loaded.check_room(plan.at(2), None)
     with pytest.raises(ConfigError, match=r"cut_layer 2 takes 9 MB.*cut_range"):
         loaded.check_room(plan.at(2), 8_000_000)
+    with pytest.raises(ConfigError, match=r"cut_layer 0 was not foretold"):
+        loaded.check_room(plan.at(0), 8_000_000)
 
 
 def test_a_planner_hears_of_no_cut_that_a_device_declines() -> None:

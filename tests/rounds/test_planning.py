@@ -173,6 +173,15 @@ def test_who_cannot_take_part_is_told_once() -> None:
     assert not [command for command in commands if isinstance(command, Fault)]
 
 
+def test_the_planner_is_asked_again_where_all_that_it_chose_are_gone() -> None:
+    coordinator, _ = waiting(every_rounds=3)
+    coordinator.handle(Planned(1, {"d1": OUT, "d2": OUT}), 0.0)
+    deliver(coordinator, "d0")
+    coordinator.handle(DeviceLost("d0", "left", "left"), 1.0)
+    assert PlanRound(2, ("d1", "d2")) in close_round(coordinator, [])
+    assert list(started(coordinator.handle(Planned(2, {"d1": Choice(1)}), 2.0)).devices) == ["d1"]
+
+
 def test_a_plan_without_anybody_ends_the_run_and_says_so() -> None:
     coordinator, _ = waiting()
     commands = coordinator.handle(Planned(1, dict.fromkeys(("d0", "d1", "d2"), OUT)), 0.0)

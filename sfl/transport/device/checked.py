@@ -95,14 +95,36 @@ def assignment(said: Assignment, settings: RunSettings, num_layers: int | None =
 
 
 def moments(arrays: Mapping[str, np.ndarray], blocks: Collection[int]) -> dict[str, torch.Tensor]:
-    """Moments of blocks that come from the other side; of no others. Raises ProtocolError."""
+    """Moments of blocks that come from the other side: all three of each parameter, or none.
+
+    Raises ProtocolError for those of other blocks, and for what no optimizer could go on from.
+    """
+    of: dict[str, dict[str, np.ndarray]] = {}
     for name, array in arrays.items():
         parameter, _, kind = name.rpartition(":")
         if kind not in MOMENT_KINDS or block_of(parameter) not in blocks:
             raise ProtocolError(f"moment {name!r:.120} came, of blocks {sorted(blocks)}: not due")
         if array.dtype != np.float32 or not np.isfinite(array).all():
             raise ProtocolError(f"moment {name!r:.120}: finite values of float32 are expected")
+        of.setdefault(parameter, {})[kind] = array
+    for parameter, own in of.items():
+        if (problem := _no_moments(own)) is not None:
+            raise ProtocolError(f"moments of {parameter!r:.120}: {problem}")
     return {name: torch.from_numpy(array) for name, array in arrays.items()}
+
+
+def _no_moments(own: Mapping[str, np.ndarray]) -> str | None:
+    """Why these are none that AdamW has of a parameter."""
+    if missing := [kind for kind in MOMENT_KINDS if kind not in own]:
+        return f"{missing[0]} is missing"
+    mean, square, step = (own[kind] for kind in MOMENT_KINDS)
+    if mean.shape != square.shape:
+        return f"exp_avg is {list(mean.shape)}, exp_avg_sq {list(square.shape)}"
+    if (square < 0).any():
+        return "a value of exp_avg_sq is below 0"
+    if step.size != 1 or not 1 <= float(step.reshape(())) <= MOST_COUNT or float(step) % 1:
+        return "step is a whole number from 1 on"
+    return None
 
 
 def _steps(said: Steps) -> None:

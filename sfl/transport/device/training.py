@@ -29,7 +29,7 @@ from sfl.transport.device.adapter_work import AdapterWork
 from sfl.transport.device.end import EdgeEnd
 from sfl.transport.device.served import Host, Served
 from sfl.transport.device.tensor_work import Coders
-from sfl.transport.frames import words
+from sfl.transport.frames import contract, words
 from sfl.transport.frames.chunks import Buffer
 from sfl.transport.frames.contract import DeviceContract
 from sfl.transport.frames.wire import MOMENTS
@@ -134,8 +134,11 @@ class Training(Served):
 
     def _take_adapter(self, frame: tensor_pb2.AdapterFrame) -> None:
         """Relay the device's part once it is whole, and read off the edge's own."""
-        if frame.HasField("header") and frame.header.side != MOMENTS:
-            self._contract.part(frame.header, "device", self.host.adapter_limit)
+        if frame.HasField("header"):
+            if frame.header.side == MOMENTS:
+                self._check_moments(frame.header)
+            else:
+                self._contract.part(frame.header, "device", self.host.adapter_limit)
         whole = self.end.put_together(frame)
         if whole is None:
             return
@@ -147,11 +150,16 @@ class Training(Served):
         self.jobs.put(self.adapters.relay(header, payload))
         self.jobs.put(self.adapters.send_own(header.round))
 
-    def _take_moments(self, moments: BlockMoments) -> None:
+    def _check_moments(self, header: tensor_pb2.AdapterHeader) -> None:
+        """Before any of them is kept. Raises ProtocolError."""
+        contract.sized("the header of moments", header, contract.MOST_BESIDE)
         due = self._moments
-        if due is None or due.done() or moments.round != self.end.round:
-            raise ProtocolError(f"moments for round {moments.round} came that were not due")
-        due.set_result(moments)
+        if due is None or due.done() or header.round != self.end.round:
+            raise ProtocolError(f"moments for round {header.round} came that were not due")
+
+    def _take_moments(self, moments: BlockMoments) -> None:
+        assert self._moments is not None and not self._moments.done()
+        self._moments.set_result(moments)
 
     async def _begin_round(
         self,
