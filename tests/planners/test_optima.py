@@ -89,6 +89,7 @@ def test_card_trades_delay_for_energy():
     assert fast[0] <= slow[0] and slow[1] <= fast[1]
 
 
+@pytest.mark.process
 @given(seed=seeds, overdrawn=st.floats(0.0, 20.0))
 @settings(max_examples=10, deadline=None)
 def test_open_is_close_to_joint_enumeration(seed: int, overdrawn: float):
