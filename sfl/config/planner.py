@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Annotated
 
-from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt
+from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
 
 from sfl.config.base import Fraction, OneOf, Section
 from sfl.node.plugins import Registry
@@ -46,6 +46,16 @@ class PlannerSettings(Section):
     """`ucb`: devices never seen that are tried in one round, at most."""
     deadline: PositiveFloat | None = None
     """`ucb`: a round of so many seconds counts as late. Default: the longest seen."""
+    device_watts: NonNegativeFloat = 5.0
+    """`open`, `card`: of a device while it computes, where it cannot measure its power."""
+    radio_watts: NonNegativeFloat = 1.0
+    """`open`, `card`: of a device while it sends or receives, where it cannot measure its power."""
+    edge_watts: NonNegativeFloat = 100.0
+    """`open`, `card`: of an edge while it computes at its fastest clock, where it cannot measure
+    its power."""
+    edge_least_clock: Annotated[float, Field(gt=0.0, le=1.0)] = 1.0
+    """`open`, `card`: the slowest clock of an edge, as a share of its fastest. A chosen clock is
+    advice: no edge sets it."""
     slow_rounds: PositiveInt = 10
     """`two_timescale`: decisions between two in which cuts and codecs may change."""
     keep: Annotated[float, Field(gt=0.0, le=1.0)] = 0.3
@@ -73,6 +83,10 @@ _READ_BY = {
     "select": ("ucb", "random"),
     "newcomers": ("ucb",),
     "deadline": ("ucb",),
+    "device_watts": ("open", "card"),
+    "radio_watts": ("open", "card"),
+    "edge_watts": ("open", "card"),
+    "edge_least_clock": ("open", "card"),
     "slow_rounds": ("two_timescale",),
     "keep": ("two_timescale",),
     "keep_bits": ("two_timescale",),

@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from typing import Protocol, TypeVar
 
 from sfl.config import RunSettings
+from sfl.cost.energy import NO_POWER, PowerModel
 from sfl.cost.values import DeviceCost, EdgeCost, ValueBits, Workload
 from sfl.cost.work import MOMENTS
 from sfl.planners.outset import (
@@ -105,10 +106,14 @@ class Costs:
             cost = cost or guessed_device(facts, settings, name, known.device)
             lora = adapter_bytes(facts, settings, name)
             bits = stated_bits(settings, name) if cost.bits == ValueBits() else cost.bits
-            found[name] = replace(cost, bits=bits, lora_bytes=lora, moment_bytes=MOMENTS * lora)
+            power = cost.power if cost.power != NO_POWER else _stated_power(settings)
+            moments = MOMENTS * lora
+            found[name] = replace(
+                cost, bits=bits, lora_bytes=lora, moment_bytes=moments, power=power
+            )
         other = _median(at_edges.values())
         other = guessed_edge(facts, known.edge) if other is None else other
-        served = {name: at_edges.get(name, other) for name in far}
+        served = {name: _clocked(settings, at_edges.get(name, other)) for name in far}
         seen = frozenset(measured) if at_edges else frozenset()
         step = shown.step_tokens() or tokens
         return Costs(settings, facts, found, served, seen, step, shown.micro_batches())
@@ -116,6 +121,20 @@ class Costs:
     def workload(self, steps: int) -> Workload:
         """A round of so many steps."""
         return workload(self.facts, self.settings, steps, self.tokens, self.micro_batches)
+
+
+def _stated_power(settings: RunSettings) -> PowerModel:
+    """Of a device that cannot measure it, as the settings state it."""
+    own = settings.planner
+    return PowerModel(own.device_watts, own.radio_watts, own.radio_watts)
+
+
+def _clocked(settings: RunSettings, cost: EdgeCost) -> EdgeCost:
+    """An edge's clock as the settings state it, and its watts where it has measured none."""
+    own, clock = settings.planner, cost.clock
+    if clock.watts == 0.0:
+        clock = replace(clock, watts=own.edge_watts, source="modelled")
+    return replace(cost, clock=replace(clock, least=own.edge_least_clock))
 
 
 def _sound(names: Iterable[str], cost_of: Callable[[str], Cost | None]) -> dict[str, Cost]:

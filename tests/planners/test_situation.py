@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sfl.config import RunSettings
+from sfl.config import PlannerSettings, RunSettings
 from sfl.cost.values import DeviceCost, EdgeCost, LinkCost, NodeCost, PassCost
 from sfl.planners import PLANNERS, Cut, State
 from sfl.planners.costs import Costs, NothingSeen, Speeds
@@ -136,7 +136,7 @@ def test_costs_are_measured_or_like_the_others_or_guessed() -> None:
     assert found.devices["d1"].node == found.devices["d0"].node == node(3.0)
     assert found.devices["d1"].link == LinkCost(1e6, 2e6, 0.5)
     assert found.devices["d2"].link.down == 1e6 and found.devices["d2"].link.up == 1.25e9
-    assert found.edges["f"] == found.edges["e"] == EdgeCost(node(1.0))
+    assert found.edges["f"] == found.edges["e"] and found.edges["e"].node == node(1.0)
     assert {cost.lora_bytes for cost in found.devices.values()} == {4e4}
     guess = Costs.of(config, FACTS, NothingSeen(), config.names, ["e"], Speeds(1e9, 4e9))
     assert guess.seen == frozenset()
@@ -179,3 +179,54 @@ def test_memory_and_what_was_recorded_are_handed_on() -> None:
         before,
     )
     assert again == replace(found, memory=before.memory)
+
+
+class Absurd(Shown):
+    """One device's sums make no cost, and it says that a step has a billion micro-batches."""
+
+    def device_cost(self, name: str) -> DeviceCost | None:
+        if name == "d0":
+            raise ZeroDivisionError
+        return super().device_cost(name)
+
+    def micro_batches(self) -> float | None:
+        return 1e9
+
+
+def test_what_one_device_says_harms_no_other() -> None:
+    config = run()
+    shown = Absurd({"d1": 2e-5, "d2": 2e-5}, {"e": 1e-5})
+    costs = Costs.of(config, FACTS, shown, config.names, ["e"])
+    assert costs.seen == {"d1", "d2"} and costs.devices["d0"].node == costs.devices["d1"].node
+    assert costs.workload(5).micro_batches == config.training.batch_size
+
+
+def test_a_budget_of_energy_counts_stated_watts_where_nobody_measures() -> None:
+    shown = Shown({f"d{n}": 2e-5 for n in range(3)}, {"e": 1e-5})
+
+    def decided(**own: Any) -> tuple[float, float, str]:
+        planner = {"policy": "open", "energy_budget": 1e-6, **own}
+        config = run().model_copy(update={"planner": PlannerSettings(**planner)})
+        costs = Costs.of(config, FACTS, shown, config.names, ["e"])
+        there = [Present(name, "e", costs.devices[name], (2, 0)) for name in config.names]
+        own_state = state_of(config, 2, costs.workload(5), there, costs.edges, NOTHING)
+        decision = PLANNERS["open"].decide(own_state)
+        queue = decision.memory["energy"]["queue"]
+        return decision.why.joules, queue, decision.why.energy_source
+
+    joules, queue, source = decided()
+    assert joules > 0.0 and queue == pytest.approx(joules - 1e-6) and source == "modelled"
+    assert decided(device_watts=50.0, edge_watts=1000.0, radio_watts=10.0)[0] > 5.0 * joules
+
+
+def test_an_edges_slowest_clock_is_as_stated() -> None:
+    config = run().model_copy(
+        update={"planner": PlannerSettings(policy="card", edge_least_clock=0.4, weight=0.0)}
+    )
+    shown = Shown({f"d{n}": 2e-5 for n in range(3)}, {"e": 1e-5})
+    costs = Costs.of(config, FACTS, shown, config.names, ["e"])
+    assert costs.edges["e"].clock.least == 0.4
+    there = [Present(name, "e", costs.devices[name], (2, 0)) for name in config.names]
+    own_state = state_of(config, 2, costs.workload(5), there, costs.edges, NOTHING)
+    clocks = {choice.edge_clock for choice in PLANNERS["card"].decide(own_state).devices.values()}
+    assert clocks == {0.4}
