@@ -23,7 +23,6 @@ Events that only tell the time (ticks, heartbeats, statistics, words of the log)
 from __future__ import annotations
 
 import argparse
-import gc
 import resource
 import sys
 import tempfile
@@ -119,7 +118,6 @@ def big(devices: int, rounds: int) -> None:
         path.write_text(tomli_w.dumps(file))
         config = with_classes(load_simulated(path))
         fleet = fleet_of(config, *model_of(config))
-    gc.freeze()
     cpu, wall = time.process_time(), time.perf_counter()
     outcome = Simulation(config, fleet).run()
     cpu, wall = time.process_time() - cpu, time.perf_counter() - wall

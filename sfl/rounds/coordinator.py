@@ -77,7 +77,7 @@ class Coordinator:
         """
         before = self.state
         self.state, commands = step(before, event, now, self.settings)
-        entries = [Entry(now, fact) for fact in facts_of(commands)]
+        entries = [Entry(now, fact) for fact in facts_of(commands)] if commands else []
         waits = isinstance(event, DeviceMoved)
         if not self.state.differs_in_time_only(before) or isinstance(event, TELLING):
             entries.insert(0, Entry(now, event))

@@ -95,7 +95,7 @@ class RunState:
     """What a planner has last chosen for each device."""
     order: tuple[str, ...] = ()
     """As edges best serve devices, by the last decision."""
-    memory: Memory = field(default_factory=dict)
+    memory: Memory = field(default_factory=dict, hash=False)
     """What the planner is told the next time."""
     tallies: Ordered[str, Tally] = field(default_factory=Ordered)
     """How devices did in their rounds; empty where no planner asks."""

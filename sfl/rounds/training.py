@@ -43,7 +43,7 @@ def reported(turn: Turn, device: str, round_: int) -> bool:
 
 def _put(turn: Turn, device: str, after: Progress) -> None:
     """How far a device is now; who has delivered everything goes on from there."""
-    if after.done:
+    if after.done and device in turn.state.vain:
         turn.state = changed(turn.state, vain=turn.state.vain.without(device))
     state = turn.state
     if device not in state.open.progress:
@@ -81,8 +81,8 @@ def while_training(turn: Turn) -> None:
     """Close the round when nothing more is to come."""
     _leave_out_late(turn)
     open_round = turn.state.open
-    few = len(open_round.progress) < turn.least
-    if open_round.all_done or (few and open_round.cannot_compute):
+    cannot = open_round.cannot_compute
+    if open_round.all_done or (cannot and len(open_round.progress) < turn.least):
         take_late(turn)
         merge(turn)
 

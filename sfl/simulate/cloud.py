@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from functools import singledispatchmethod
-from math import inf
 from typing import Protocol
 
 from sfl.config import RunConfig, RunSettings
@@ -21,7 +20,6 @@ from sfl.rounds import (
     Evict,
     Fact,
     FinishRun,
-    Phase,
     PlanRound,
     Refuse,
     Rehearse,
@@ -39,6 +37,7 @@ from sfl.rounds.coordinator import nobody
 from sfl.rounds.journal import Entry
 from sfl.rounds.values import BEGINNING, RoundReport
 from sfl.rounds.work import steps_of
+from sfl.simulate.deadlines import Deadlines
 from sfl.simulate.events import FIRST, Events
 from sfl.simulate.fleet import Fleet
 from sfl.simulate.floor import Floor
@@ -109,10 +108,9 @@ class Cloud:
         self._orders: dict[str, tuple[Order, Part, float]] = {}
         self._fleet = fleet
         self._tells: Tells = Silent() if tells is None else tells
-        self._strict = strict
-        self._tick_at = inf
-        self._away: object = None
-        self._back_by = inf
+        self._deadlines = Deadlines(
+            self.coordinator, self.events, lambda: self.happened(Tick()), strict=strict
+        )
 
     # -- events in ------------------------------------------------------------------------------
 
@@ -127,18 +125,22 @@ class Cloud:
         """Tell the coordinator, and do what it says."""
         if self.over:
             return
-        if self._will_look():
+        if self._deadlines.may_look():
             self._tell_moves()
         self.num_events += 1
         commands = self.coordinator.handle(event, self.events.now)
         for command in commands:
             self.do(command)
         for command in commands:
-            if isinstance(command, UseModel):
-                self.happened(AdapterReady(0, "adapters/round-0000"))
-            elif isinstance(command, PlanRound):
-                self.happened(self.planning.decide(command))
-        self._tick_later()
+            self._answer(command)
+        self._deadlines.set()
+
+    def _answer(self, command: Command) -> None:
+        """What the cloud itself has to say of a command, once all are done."""
+        if isinstance(command, UseModel):
+            self.happened(AdapterReady(0, "adapters/round-0000"))
+        elif isinstance(command, PlanRound):
+            self.happened(self.planning.decide(command))
 
     def steps(self, round_: int) -> int:
         """That every device does in a round."""
@@ -154,52 +156,11 @@ class Cloud:
         end = self._end
         return self._ledger.outcome(end.ok, end.reason, self.events.now, self.num_events)
 
-    def _will_look(self) -> bool:
-        """Whether the coordinator may look for devices that hold up the round."""
-        open_round = self.coordinator.state.open
-        if self.events.now < open_round.stragglers.look_at or not self._is_training:
-            return False
-        return 2 * (open_round.num_done + 1) >= len(open_round.progress)
-
-    @property
-    def _is_training(self) -> bool:
-        return self.coordinator.state.phase in (Phase.ROUND, Phase.FINAL)
-
     def _tell_moves(self) -> None:
         """Edges count what moves; it matters only where somebody is about to be left out."""
         for name in self.coordinator.state.open.rest:
             moved = DeviceMoved(name, self.lives[name].working.moved)
             self.coordinator.handle(moved, self.events.now)
-
-    def _tick_later(self) -> None:
-        """Have the coordinator look again when its next deadline is over."""
-        state, now = self.coordinator.state, self.events.now
-        if state.away is not self._away:
-            self._away = state.away
-            self._back_by = min((own.until for own in state.away.values()), default=inf)
-        due = min(state.deadline, self._back_by)
-        if state.grace_ends is not None and state.grace_ends < due:
-            due = state.grace_ends
-        if self._is_training and now < state.open.stragglers.look_at < due:
-            due = state.open.stragglers.look_at
-        if self.settings.is_asynchronous and now < state.buffer.look_at < due:
-            due = state.buffer.look_at
-        if now < due < self._tick_at:
-            self._tick_at = due
-            self.events.at(due, FIRST, self._tick, due)
-        self._look_ahead()
-
-    def _look_ahead(self) -> None:
-        """Until its next deadline the coordinator leaves devices alone that it has told to work."""
-        state = self.coordinator.state
-        looks = self._is_training and self.events.now >= state.open.stragglers.look_at
-        self.events.strict = self._strict or looks or self.settings.counts_late_updates
-        self.events.horizon = self._tick_at
-
-    def _tick(self, due: float) -> None:
-        if due == self._tick_at:
-            self._tick_at = inf
-            self.happened(Tick())
 
     # -- commands out ---------------------------------------------------------------------------
 
