@@ -210,8 +210,8 @@ class Case:
         ]
         return {
             "run": {"id": "r", "rounds": self.rounds, "output_dir": str(folder)},
-            "model": {"path": str(self.model), "max_length": 64},
-            "training": {"batch_size": 8, "local_steps": self.steps},
+            "model": {"path": str(self.model), "max_length": 32},
+            "training": {"batch_size": 4, "local_steps": self.steps},
             "codec": {"activation": "int8", "gradient": "int8"},
             "data": {"eval_fraction": 0.02, "blocks": "first"},
             "evaluation": {"every": self.rounds, "full": False, "max_examples": 2},
@@ -334,11 +334,11 @@ def recorded(*parts: tuple[int, Cuts]) -> list[Plan]:
     ]
 
 
-def best_cuts(case: Case, start: Cuts, conditions: Conditions) -> Cuts:
+def best_cuts(case: Case, start: Cuts, conditions: Conditions, uniform: Sequence[int]) -> Cuts:
     """The quicker one of what the planner comes to, and the best uniform cut, both measured."""
     halves = conditions, conditions
     found = [played(case, start, {"policy": "fleet"}, halves).cuts]
-    found += [dict.fromkeys(DEVICES, cut) for cut in CUTS]
+    found += [dict.fromkeys(DEVICES, cut) for cut in uniform]
     times = [
         played(replace(case, rounds=4), cuts, {"policy": "off"}, halves).between(2, 4)
         for cuts in found
@@ -353,13 +353,13 @@ def shown(cuts: Cuts) -> str:
     return "-".join(str(cuts[name]) for name in DEVICES)
 
 
-def compare(case: Case, turns: int) -> dict[str, float]:
+def compare(case: Case, turns: int, uniform: Sequence[int]) -> dict[str, float]:
     """All ways, in turns; medians of their seconds."""
     middle = dict.fromkeys(DEVICES, 2)
     print("best cuts before the change:", flush=True)
-    first = best_cuts(case, middle, BEFORE)
+    first = best_cuts(case, middle, BEFORE, uniform)
     print("best cuts after it:", flush=True)
-    second = best_cuts(case, first, AFTER)
+    second = best_cuts(case, first, AFTER, uniform)
     half, last = case.rounds // 2, case.rounds
     changing, steady = (BEFORE, AFTER), (BEFORE, BEFORE)
     both = recorded((1, first), (half + 1, second))
@@ -386,13 +386,14 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=16)
     parser.add_argument("--steps", type=int, default=6)
     parser.add_argument("--turns", type=int, default=3)
+    parser.add_argument("--uniform", type=int, nargs="+", default=list(CUTS))
     own = parser.parse_args()
     needed(TOKENIZER)
     with tempfile.TemporaryDirectory() as name:
         model, texts = Path(name) / "model", Path(name) / "texts.jsonl"
         make_family(model, "llama")
         make_texts(texts, 128)
-        times = compare(Case(model, texts, own.rounds, own.steps), own.turns)
+        times = compare(Case(model, texts, own.rounds, own.steps), own.turns, own.uniform)
     static, possible = times["static"], times["static"] - times["best"]
     print("| way | seconds | saves of static | of what best saves |\n|---|---|---|---|")
     for way in ("static", "fleet", "best"):
