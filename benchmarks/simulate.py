@@ -13,7 +13,8 @@ Then each run is simulated from its own file, and both journals are compared:
 
 - seconds from the beginning of round 1 to the last report;
 - of each device, its events in their order; of the run, rounds and averages in their order. A
-  device's report and its edge's part go out at one moment: either may be first;
+  device's part, its report and its edge's part of one round go out at one moment: they may come in
+  any order;
 - of two devices, the order of any two events of a round that are apart by more than 5% of that
   round in the real run. Closer ones may change places from run to run.
 
@@ -59,8 +60,8 @@ TOLD = (
     "Fault",
 )
 """Events that are compared."""
-AT_ONCE = {("ReportReceived", ""), ("UpdateReceived", "edge")}
-"""In either order."""
+DELIVERY = ("ReportReceived", "UpdateReceived")
+"""What a device delivers of a round, in any order: all three come within milliseconds."""
 APART = 0.05
 """Of a round: what is closer may change places."""
 
@@ -217,8 +218,9 @@ def _same(
         for what, _ in found:
             own = lists.setdefault(what[1], [])
             own.append(what)
-            if {(each[0], each[3]) for each in own[-2:]} == AT_ONCE:
-                own[-2:] = sorted(own[-2:])
+            if what[0] in DELIVERY:
+                last = [each for each in own[-3:] if each[0] in DELIVERY and each[2] == what[2]]
+                own[-len(last) :] = sorted(last)
         return lists
 
     return by_device(theirs) == by_device(ours)
