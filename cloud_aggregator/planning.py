@@ -13,10 +13,8 @@ from sfl.codec.spec import read_calls
 from sfl.config import RunSettings
 from sfl.config.planner import ADVICE
 from sfl.cost.work import ADAPTER_VALUE_BYTES
-from sfl.errors import SflError
 from sfl.models.folder import ModelFolder
 from sfl.models.shape import facts_from_headers
-from sfl.node.text import plain
 from sfl.planners import Decision, State
 from sfl.planners.costs import Costs, NothingSeen, Seen
 from sfl.planners.outset import ModelFacts
@@ -25,6 +23,7 @@ from sfl.planners.situation import (
     Present,
     Remembered,
     decide,
+    failure,
     planner_of,
     state_of,
     unfit,
@@ -71,9 +70,8 @@ class Planning:
         try:
             planned = self._decide(command, coordinator)
         except Exception as error:
-            policy, said = self._config.current.planner.policy, plain(str(error))
-            kind = "" if isinstance(error, SflError | ValueError) else f"{type(error).__name__}: "
-            fault = f"planner {policy!r} failed, so that cuts stay: {kind}{said}"
+            policy = self._config.current.planner.policy
+            fault = failure(policy, error)
             log.debug("planner %s failed", policy, exc_info=True)
             return Planned(command.round, {}, state.order, state.memory, fault=fault)
         return planned

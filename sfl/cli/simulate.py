@@ -18,6 +18,7 @@ from rich.text import Text
 
 from sfl.config import RunConfig, dump_toml
 from sfl.config.load import load_simulated
+from sfl.config.ranges import check_ranges
 from sfl.cost.work import ModelShape
 from sfl.errors import ConfigError
 from sfl.models.folder import open_model
@@ -87,6 +88,7 @@ def simulate_and_show(asked: Asked) -> int:
     fitted = asked.fitted()
     config = with_classes(asked.load(fitted))
     fleet = fleet_of(config, *model_of(config), fitted)
+    check_ranges(config, fleet.shape.num_layers)
     folder = simulated_folder(config, asked.path)
     outcome, summary = simulated(config, fleet, folder, console)
     if asked.as_json:

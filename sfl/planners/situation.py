@@ -9,6 +9,8 @@ from sfl.config import RunSettings
 from sfl.config.planner import ADVICE, OFF
 from sfl.config.ranges import cuts_of, ways_of
 from sfl.cost.values import DeviceCost, EdgeCost, Workload
+from sfl.errors import SflError
+from sfl.node.text import plain
 from sfl.planners import PLANNERS
 from sfl.planners.decision import Choice, Decision, Memory
 from sfl.planners.planner import Planner
@@ -140,3 +142,9 @@ def _misfit(device: DeviceState) -> str:
         f"takes no part: the least of its cuts takes {least / 1e6:,.0f} MB, and device.memory is "
         f"{room / 1e6:,.0f} MB"
     )
+
+
+def failure(policy: str, error: Exception) -> str:
+    """What a run is told where its planner has raised this."""
+    kind = "" if isinstance(error, SflError | ValueError) else f"{type(error).__name__}: "
+    return f"planner {policy!r} failed, so that cuts stay: {kind}{plain(str(error))}"

@@ -13,6 +13,7 @@ from sfl.planners.situation import (
     Present,
     Remembered,
     decide,
+    failure,
     planner_of,
     state_of,
     unfit,
@@ -42,7 +43,16 @@ class Planning:
         self._cuts: dict[tuple[int, int], Cut] = {}
 
     def decide(self, command: PlanRound) -> Planned:
-        """What these devices do from the round on. Raises ValueError where a planner is wrong."""
+        """What these devices do from the round on; where the planner fails, what they did before,
+        as in a real run."""
+        state = self._cloud.coordinator.state
+        try:
+            return self._decide(command)
+        except Exception as error:  # noqa: BLE001 - a plug-in may raise anything
+            fault = failure(self._cloud.settings.planner.policy, error)
+            return Planned(command.round, {}, state.order, state.memory, fault=fault)
+
+    def _decide(self, command: PlanRound) -> Planned:
         assert self._planner is not None, "nobody asks where there is none"
         advises = self._cloud.settings.planner.policy == ADVICE
         decision, state = decide(self._planner, self._state(command), measured=True)

@@ -229,3 +229,10 @@ def test_a_run_without_a_journal_shows_no_costs(tmp_path: Path) -> None:
 
     with pytest.raises(ConfigError, match="has no journal"):
         simulate_and_show(Asked(tmp_path / "fleet.toml", like=str(folder)))
+
+
+def test_a_range_beyond_the_model_is_refused_as_in_a_real_run(tmp_path: Path) -> None:
+    devices = [{"name": "a", "cut_range": [1, 40]}, {"name": "b"}]
+    file = file_of(0, devices=devices, planner={"policy": "random"})
+    with pytest.raises(ConfigError, match=r"devices\.a\.cut_range"):
+        simulate_and_show(Asked(_written(tmp_path, file)))

@@ -6,7 +6,8 @@ from typing import Any
 
 import pytest
 
-from sfl.rounds import DeviceLost, DeviceReady
+from sfl.planners import PLANNERS, Planner, Proposal, State
+from sfl.rounds import DeviceLost, DeviceReady, Fault
 from sfl.rounds.values import Point
 from sfl.simulate.cloud import Cloud
 from tests.house.simulated import PHONE, configured, file_of, kinds, played
@@ -132,3 +133,18 @@ def test_points_keep_the_last_ends_of_rounds() -> None:
 
     lineage = cloud.coordinator.state.lineages["d0000"]
     assert cloud.lives["d0000"].points == (Point(4, 5, lineage), Point(5, 5, lineage))
+
+
+def test_a_planner_that_fails_costs_a_simulated_run_no_more_than_a_real_one(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def fails(state: State) -> Proposal:
+        raise RuntimeError("out of ideas")
+
+    built_in: Any = PLANNERS.built_in
+    monkeypatch.setitem(built_in, "fleet", Planner("fleet", fails))
+    outcome, heard = played(file_of(3, planner={"policy": "fleet"}))
+    assert outcome.ok
+    faults = [entry.event.reason for entry in heard if isinstance(entry.event, Fault)]
+    said = "planner 'fleet' failed, so that cuts stay: RuntimeError: out of ideas"
+    assert faults == [said] * 3
