@@ -61,7 +61,8 @@ def encode_tensor(
     )
     if held is not None:
         header.arrived_us = round(1e6 * held.arrived)
-        header.held_us = round(1e6 * (held.ready - held.arrived))
+        # Of a fixed width, and never 0: what a run sends does not depend on how quick it is.
+        header.held_us = min(max(1, round(1e6 * (held.ready - held.arrived))), (1 << 32) - 1)
     if message.score != NO_SCORE:
         header.score.CopyFrom(to_score(message.score))
     if packet is None:
