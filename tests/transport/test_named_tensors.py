@@ -143,10 +143,6 @@ class Echo:
     def group(self, sent: TensorMessage) -> None:
         return None
 
-    def given(self, go_on: Any) -> dict[str, Tensor]:
-        """Nothing moves."""
-        return {}
-
     def begin_round(self, start: Any, part: Any, go_on: Any = None) -> None:
         """Nothing to load."""
 

@@ -176,7 +176,8 @@ class Training(Served):
         self.tensors.turnaround.begin_round()
         self.stream.share(told.share)
         go_on = await asyncio.to_thread(self.end.begin_round, told)
-        given = await self.host.engine.run(session.given, go_on)
+        # Where nothing moves, the compute thread is not asked for anything.
+        given = await self.host.engine.run(session.given, go_on) if go_on.moves else {}
         self._contract.begin(told)
         gets = bool(taken_by("edge", go_on.moves))
         self._moments = asyncio.get_running_loop().create_future() if gets else None
