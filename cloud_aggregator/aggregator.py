@@ -208,6 +208,7 @@ class CloudAggregator:
             raise cause from None
         finally:
             ticking.cancel()
+            self.driver.close()
             end = self._finish_records(end)
             self._say_the_end(end)
             if self._traces is not None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from statistics import fmean
 from typing import TYPE_CHECKING
@@ -29,6 +29,7 @@ from sfl.rounds import (
     Fault,
     FinishRun,
     NodeHeard,
+    Planned,
     PlanRound,
     Update,
     UpdatesRefused,
@@ -66,6 +67,7 @@ class Driver:
         self._traces = traces
         self._clock = clock
         self._aggregation: asyncio.Task[None] | None = None
+        self._decision: asyncio.Task[None] | None = None
 
     def happened(self, event: Event) -> None:
         """Tell the coordinator, and do what it says; what cannot be done ends the run."""
@@ -81,7 +83,7 @@ class Driver:
                 self.happened(self._averaging.first())
             for command in commands:
                 if isinstance(command, PlanRound):
-                    self.happened(self._planning.decide(command, self._coordinator))
+                    self._plan(command)
         except Exception as error:  # noqa: BLE001 - no peer's fault, and half done
             self.failed(cause_of(error))
 
@@ -131,13 +133,35 @@ class Driver:
                 if not self.over.done():
                     self.over.set_result(command)
             case PlanRound():
-                pass  # answered once all else is done
+                pass  # asked once all else is done
             case Aggregate():
                 # Looked up now: whoever offends while a round is averaged is forgotten meanwhile.
                 updates = self._coordinator.updates_of(command)
                 self._aggregation = watched(self._aggregate(command, updates), self.failed)
             case _:
                 self._effects.do(command)
+
+    def _plan(self, command: PlanRound) -> None:
+        """Have the planner decide, off the loop.
+
+        One that was not waited for, and still decides on a round before, is not asked meanwhile.
+        """
+        if self._decision is not None:
+            why = "still decides on an earlier round"
+            self.happened(self._planning.stays(command, self._coordinator, why))
+            return
+        decide = self._planning.asked(command, self._coordinator)
+        self._decision = watched(self._decide(decide), self.failed)
+
+    async def _decide(self, decide: Callable[[], Planned]) -> None:
+        planned = await aside(decide)
+        self._decision = None  # what happens now may ask again
+        self.happened(planned)
+
+    def close(self) -> None:
+        """The run is over for this process: nobody waits for its planner any more."""
+        if self._decision is not None:
+            self._decision.cancel()
 
     async def _aggregate(self, command: Aggregate, updates: Mapping[str, Update]) -> None:
         """Average what is in the spool, off the loop, and keep the result."""

@@ -1,37 +1,28 @@
-"""Asks the run's planner before a round begins; the coordinator carries out what it decides."""
+"""What the run's planner is asked before a round begins, of what the run has shown by then."""
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
+from dataclasses import replace
 from math import prod
 
 from cloud_aggregator.averaging import GlobalAdapter
 from cloud_aggregator.effective import EffectiveConfig
+from cloud_aggregator.question import Question
 from sfl.adapters.manifest import AdapterManifest
-from sfl.codec.spec import read_calls
 from sfl.config import RunSettings
-from sfl.config.planner import ADVICE
 from sfl.cost.work import ADAPTER_VALUE_BYTES
 from sfl.models.folder import ModelFolder
 from sfl.models.shape import facts_from_headers
-from sfl.planners import Decision, State
+from sfl.planners import State
 from sfl.planners.costs import Costs, NothingSeen, Seen
 from sfl.planners.outset import ModelFacts
-from sfl.planners.plans import Plan, recorded_for
-from sfl.planners.situation import (
-    Present,
-    Remembered,
-    decide,
-    failure,
-    planner_of,
-    state_of,
-    unfit,
-)
+from sfl.planners.plans import recorded_for
+from sfl.planners.situation import Present, Remembered, failure, planner_of, state_of
 from sfl.report.plans import recorded_plans
 from sfl.report.projection import RunProjection
 from sfl.rounds import Coordinator, Planned, PlanRound, RunState
-from sfl.rounds.assignment import assign
 from sfl.rounds.tally import NEVER
 from sfl.rounds.work import steps_of
 
@@ -39,7 +30,7 @@ log = logging.getLogger("sfl.cloud")
 
 
 class Planning:
-    """Makes a planner's state of what the run has shown, and its decision an event."""
+    """Makes a planner's state of what the run has shown. For the event loop, as that changes."""
 
     def __init__(
         self,
@@ -61,39 +52,26 @@ class Planning:
         self._seen: Seen = NothingSeen() if seen is None else seen
         self._facts: ModelFacts | None = None
 
-    def decide(self, command: PlanRound, coordinator: Coordinator) -> Planned:
-        """What these devices do from the round on; where the planner fails, what they did before.
-
-        A plug-in may raise anything; the run goes on.
-        """
-        state = coordinator.state
-        try:
-            planned = self._decide(command, coordinator)
-        except Exception as error:
-            policy = self._config.current.planner.policy
-            fault = failure(policy, error)
-            log.debug("planner %s failed", policy, exc_info=True)
-            return Planned(command.round, {}, state.order, state.memory, fault=fault)
-        return planned
-
-    def _decide(self, command: PlanRound, coordinator: Coordinator) -> Planned:
-        settings = self._config.current.settings
-        advises = settings.planner.policy == ADVICE
+    def asked(self, command: PlanRound, coordinator: Coordinator) -> Callable[[], Planned]:
+        """What these devices are to do from the round on: a job for a thread, as a planner may take
+        its time. Where it cannot even be asked, they go on as before."""
+        settings, policy = self._config.current.settings, self._config.current.planner.policy
+        stays = self.stays(command, coordinator)
         assert self._planner is not None, "nobody asks where there is none"
-        decision, state = decide(self._planner, *self._state(command, coordinator))
-        plan = Plan(decision, advises, state)
-        log.info("%s", plan)
-        if advises:
-            return Planned(command.round, {}, (), decision.memory, plan.as_json())
-        _check(settings, decision, coordinator)
-        return Planned(
-            command.round,
-            decision.devices,
-            decision.order,
-            decision.memory,
-            plan.as_json(),
-            unfit(state),
-        )
+        try:
+            state, measured = self._state(command, coordinator)
+        except Exception as error:
+            log.debug("no state for planner %s", policy, exc_info=True)
+            failed = replace(stays, fault=failure(policy, error))
+            return lambda: failed
+        bases = {name: coordinator.base_of(name) for name in command.devices}
+        return Question(self._planner, settings, state, measured, bases, stays).answer
+
+    def stays(self, command: PlanRound, coordinator: Coordinator, why: str = "") -> Planned:
+        """Devices go on as before; `why` where that is a fault of the planner."""
+        state, policy = coordinator.state, self._config.current.planner.policy
+        fault = f"planner {policy!r} {why}, so that cuts stay" if why else ""
+        return Planned(command.round, {}, state.order, state.memory, fault=fault)
 
     def _state(self, command: PlanRound, coordinator: Coordinator) -> tuple[State, bool]:
         """All that a decision depends on, and whether anything of it was measured."""
@@ -157,14 +135,3 @@ def _facts(
     # A block's widest inputs are the MLP's; all others are as wide as the hidden states.
     hidden = min((spec.fan_in for spec in lora if "lora_A" in spec.name), default=1)
     return ModelFacts(num_layers, hidden, ADAPTER_VALUE_BYTES * values / num_layers)
-
-
-def _check(settings: RunSettings, decision: Decision, coordinator: Coordinator) -> None:
-    """Raises ValueError or ConfigError for what nobody could carry out."""
-    for name, choice in decision.devices.items():
-        if not 0.0 < choice.share <= 1.0:
-            raise ValueError(f"{name}: a share of {choice.share:g} of its link")
-        for spec in (choice.activation, choice.gradient):
-            if spec is not None:
-                read_calls(spec)
-        assign(settings, coordinator.base_of(name), name, decision.round, choice=choice)

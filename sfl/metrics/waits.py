@@ -21,6 +21,7 @@ What = Literal[
     "return",
     "join",
     "timing",
+    "planning",
     "part",
     "averaging",
     "disk",

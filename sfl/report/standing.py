@@ -81,6 +81,8 @@ def _of_phase(
             return "to be ready", "join", state.roster.first_missing(2 * NAMED), since
         case Phase.REHEARSAL if state.rehearsal is not None:
             return "its timed steps", "timing", state.rehearsal.waiting, since_round
+        case Phase.PLANNING:
+            return f"round {round_ + 1} is planned", "planning", ("",), since_round
         case Phase.ROUND | Phase.FINAL:
             since = now - state.open.stragglers.began
             return f"its part of round {round_}", "part", state.open.rest, since
@@ -103,6 +105,8 @@ def shown_phase(phase: Phase) -> RunPhase:
             return "waiting for devices"
         case Phase.REHEARSAL:
             return "timing steps"
+        case Phase.PLANNING:
+            return "planning"
         case Phase.ROUND:
             return "training"
         case Phase.FINAL:

@@ -19,6 +19,7 @@ RunPhase = Literal[
     "starting",
     "waiting for devices",
     "timing steps",
+    "planning",
     "evaluating",
     "training",
     "aggregating",

@@ -34,6 +34,8 @@ def go_away(turn: Turn, name: str, reason: str, seconds: float) -> None:
 
 def takes_part(state: RunState, name: str) -> bool:
     """Whether a device has anything to come back to."""
+    if state.phase is Phase.PLANNING and name not in state.roster.missing:
+        return True
     timing = () if state.rehearsal is None else state.rehearsal.timed
     known = state.open.progress, state.buffer.unawaited, state.reached, state.away, timing
     return any(name in own for own in known)

@@ -95,7 +95,7 @@ def device_lost(
 
 def _is_under_way(turn: Turn) -> bool:
     """Whether who is lost is waited for: before that, nobody counts on anybody."""
-    return turn.state.round > 0 or turn.state.phase is Phase.REHEARSAL
+    return turn.state.round > 0 or turn.state.phase in (Phase.REHEARSAL, Phase.PLANNING)
 
 
 def restarted(turn: Turn) -> None:
@@ -109,8 +109,9 @@ def restarted(turn: Turn) -> None:
         return
     seconds = max(network.rejoin_timeout, network.join_timeout)
     turn.state = state = changed(state, vain=Ordered())
-    if state.phase is Phase.WAITING:
-        turn.state = changed(state, deadline=max(state.deadline, state.now + seconds))
+    if state.phase in (Phase.WAITING, Phase.PLANNING):  # the planner is asked again
+        deadline = max(state.deadline, state.now + seconds)
+        turn.state = changed(state, phase=Phase.WAITING, deadline=deadline)
     for name in sorted({*state.roster.devices, *state.away}):
         go_away(turn, name, "the cloud was away", seconds)
 

@@ -261,7 +261,10 @@ class RefuseEdge:
 
 @dataclass(frozen=True, slots=True)
 class PlanRound:
-    """Have a planner decide what these devices do from this round on; `Planned` is the answer."""
+    """Have a planner decide what these devices do from this round on.
+
+    `Planned` is the answer, however long it takes. Meanwhile nothing else asks.
+    """
 
     round: int
     devices: tuple[str, ...]

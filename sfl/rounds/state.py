@@ -25,6 +25,7 @@ class Phase(StrEnum):
 
     WAITING = "waiting for devices"
     REHEARSAL = "timing steps"
+    PLANNING = "planning"
     ROUND = "training"
     FINAL = "evaluating"
     AGGREGATING = "aggregating"
@@ -97,6 +98,8 @@ class RunState:
     """As edges best serve devices, by the last decision."""
     memory: Memory = field(default_factory=dict, hash=False)
     """What the planner is told the next time."""
+    planned: int = 0
+    """The last round that a planner has decided on, or has failed to."""
     tallies: Ordered[str, Tally] = field(default_factory=Ordered)
     """How devices did in their rounds; empty where no planner asks."""
     adapter_ref: str = ""

@@ -9,6 +9,7 @@ from sfl.config import RunSettings
 from sfl.rounds.asynchronous import average_again, while_asynchronous
 from sfl.rounds.away import wait_no_longer
 from sfl.rounds.changed import changed
+from sfl.rounds.decided import planned, while_planning
 from sfl.rounds.late import leave_out_silent
 from sfl.rounds.membership import (
     device_joined,
@@ -37,7 +38,6 @@ from sfl.rounds.messages import (
     UpdateReceived,
     UpdatesRefused,
 )
-from sfl.rounds.planning import planned
 from sfl.rounds.state import Phase, RunState
 from sfl.rounds.training import (
     adapter_ready,
@@ -182,12 +182,10 @@ def advance(turn: Turn) -> None:
             while_waiting(turn)
         case Phase.REHEARSAL:
             while_rehearsing(turn)
-        case Phase.ROUND if turn.state.buffer.merging:
-            while_aggregating(turn)
-        case Phase.ROUND if turn.settings.is_asynchronous:
-            while_asynchronous(turn)
+        case Phase.PLANNING:
+            while_planning(turn)
         case Phase.ROUND:
-            while_training(turn)
+            _while_open(turn)
         case Phase.FINAL:
             while_evaluating(turn)
         case Phase.AGGREGATING:
@@ -196,3 +194,13 @@ def advance(turn: Turn) -> None:
             pass
         case unknown:
             assert_never(unknown)
+
+
+def _while_open(turn: Turn) -> None:
+    """Only in an asynchronous run devices train while an average is made."""
+    if turn.state.buffer.merging:
+        while_aggregating(turn)
+    elif turn.settings.is_asynchronous:
+        while_asynchronous(turn)
+    else:
+        while_training(turn)

@@ -15,17 +15,15 @@ from sfl.rounds.turn import NAMED, Turn, shortened
 
 def while_waiting(turn: Turn) -> None:
     """Begin once everybody is there, or enough are and have waited; or give up."""
-    settings, roster = turn.settings, turn.state.roster
-    least = settings.min_devices
-    if roster.num_ready + len(roster.missing) < least:
-        turn.finish(False, _too_many_out(turn))
+    if is_hopeless(turn):
         return
-    enough = roster.num_ready - _still_at_work(turn.state) >= least
+    settings, roster = turn.settings, turn.state.roster
+    enough = roster.num_ready - _still_at_work(turn.state) >= settings.min_devices
     turn.state = changed(turn.state, grace_ends=_grace(turn.state, settings, enough))
     away = bool(turn.state.away)
     late = turn.state.time_left == 0 and not away
     # The first round waits for everybody; later ones go on with whoever is there.
-    go_on = not roster.missing or (not away and (late or turn.state.round > 0))
+    go_on = not roster.missing or (not away and (late or _has_begun(turn.state)))
     if enough and go_on:
         _begin(turn)
     elif turn.state.no_edge and not away:
@@ -34,6 +32,20 @@ def while_waiting(turn: Turn) -> None:
         _give_up(turn, _not_enough(turn))
     else:
         turn.do(Report(_waited_for(settings, roster)))
+
+
+def is_hopeless(turn: Turn) -> bool:
+    """Whether too many are out for good; the run has then ended."""
+    roster = turn.state.roster
+    if roster.num_ready + len(roster.missing) >= turn.settings.min_devices:
+        return False
+    turn.finish(False, _too_many_out(turn))
+    return True
+
+
+def _has_begun(state: RunState) -> bool:
+    """Whether it is settled who is in the run: a first round that is planned needs nobody more."""
+    return state.round > 0 or state.planned > 0
 
 
 def _still_at_work(state: RunState) -> int:
@@ -79,7 +91,7 @@ def _too_many_out(turn: Turn) -> str:
 def _grace(state: RunState, settings: RunSettings, enough: bool) -> float | None:
     """When waiting for the rest ends; it begins anew where somebody it counted on is lost."""
     grace = settings.network.join_grace
-    if grace is None or not enough or state.round > 0:
+    if grace is None or not enough or _has_begun(state):
         return None
     ends = state.now + grace
     return ends if state.grace_ends is None else min(state.grace_ends, ends)
@@ -110,7 +122,7 @@ def _settle_model(turn: Turn) -> None:
 
 
 def _rehearse_or_start(turn: Turn) -> None:
-    ready, first = turn.state.roster.ready, turn.state.round == 0
+    ready, first = turn.state.roster.ready, not _has_begun(turn.state)
     if first:
         turn.do(*_missed(turn))
     if first and (rehearsal := Rehearsal.for_run(turn.settings, ready)):

@@ -64,7 +64,7 @@ class Asked:
 
     def answer(self) -> Planned:
         (question,) = (one for one in self.commands if isinstance(one, PlanRound))
-        return self.planning.decide(question, self.coordinator)
+        return self.planning.asked(question, self.coordinator)()
 
 
 def test_a_first_round_stays_as_configured_and_says_that_it_is_a_guess(tmp_path: Path) -> None:

@@ -16,12 +16,17 @@ from sfl.rounds import (
     Coordinator,
     DeviceJoined,
     DeviceLost,
+    DeviceMoved,
+    DeviceOffended,
     DeviceReady,
     EdgeReady,
     Fault,
     FinishRun,
+    Phase,
     Planned,
     PlanRound,
+    Rehearse,
+    Rehearsed,
     ReplayRound,
     StartRound,
     Tick,
@@ -113,6 +118,87 @@ def test_a_cloud_that_was_killed_before_the_answer_asks_again() -> None:
         commands = join(coordinator, name, 3.0)
     assert PlanRound(2, ("d0", "d1", "d2")) in commands
     assert started(coordinator.handle(Planned(2, {}), 3.0)).round == 2
+
+
+def test_nothing_that_happens_meanwhile_asks_again() -> None:
+    coordinator, _ = waiting()
+    coordinator.handle(Planned(1, {}), 0.0)
+    assert PlanRound(2, ("d0", "d1", "d2")) in close_round(coordinator, ["d0", "d1", "d2"])
+    assert coordinator.phase is Phase.PLANNING
+    commands = coordinator.handle(DeviceLost("d0", "cut"), 2.0)
+    commands += coordinator.handle(DeviceMoved("d1", 7), 2.5)
+    commands += join(coordinator, "d0", 3.0) + coordinator.handle(Tick(), 50.0)
+    assert not [c for c in commands if isinstance(c, PlanRound | StartRound)]
+    command = started(coordinator.handle(Planned(2, {"d0": Choice(2)}), 51.0))
+    assert list(command.devices) == ["d0", "d1", "d2"] and command.choices == {"d0": Choice(2)}
+
+
+def test_who_is_lost_while_the_planner_decides_is_waited_for() -> None:
+    """Also before the first round; nobody asks again when it is back."""
+    coordinator, _ = waiting()
+    coordinator.handle(DeviceLost("d1", "cut"), 1.0)
+    commands = coordinator.handle(Planned(1, {"d0": OUT, "d1": Choice(2)}), 2.0)
+    assert not [c for c in commands if isinstance(c, PlanRound | StartRound)]
+    assert coordinator.phase is Phase.WAITING
+    command = started(join(coordinator, "d1", 3.0))
+    assert list(command.devices) == ["d1", "d2"] and command.choices["d1"] == Choice(2)
+
+
+def test_who_does_not_come_back_is_gone_on_without() -> None:
+    coordinator, _ = waiting()
+    coordinator.handle(DeviceLost("d1", "cut"), 1.0)
+    coordinator.handle(Planned(1, {"d1": Choice(2)}), 2.0)
+    commands = coordinator.handle(Tick(), 21.5)
+    assert list(started(commands).devices) == ["d0", "d2"]
+    assert not [command for command in commands if isinstance(command, PlanRound)]
+
+
+def test_where_all_that_it_chooses_went_meanwhile_the_planner_is_asked_again() -> None:
+    coordinator, _ = waiting()
+    coordinator.handle(DeviceLost("d0", "went", "left"), 1.0)
+    choices = {"d0": Choice(1), "d1": OUT, "d2": OUT}
+    assert PlanRound(1, ("d1", "d2")) in coordinator.handle(Planned(1, choices), 2.0)
+    chosen = coordinator.handle(Planned(1, {"d1": Choice(1), "d2": OUT}), 3.0)
+    assert list(started(chosen).devices) == ["d1"]
+
+
+def test_steps_are_not_timed_again_once_a_round_is_planned() -> None:
+    training = {"local_steps": 5, "batch_size": 4, "micro_batches": "auto"}
+    config = settings(planner={"policy": "fleet"}, training=training)
+    coordinator = Rebuilt(config)
+    coordinator.handle(EdgeReady("e", 4), 0.0)
+    commands: list[Command] = []
+    for entry in config.devices:
+        commands = join(coordinator, entry.name, 0.0)
+    while coordinator.phase is Phase.REHEARSAL:
+        (rehearse,) = (command for command in commands if isinstance(command, Rehearse))
+        for name in rehearse.devices:
+            seconds = tuple(1.0 for _ in rehearse.counts)
+            commands = coordinator.handle(Rehearsed(name, seconds), 1.0)
+    assert commands[-1] == PlanRound(1, ("d0", "d1", "d2"))
+    assert coordinator.handle(DeviceLost("d2", "went", "left"), 2.0)
+    assert list(started(coordinator.handle(Planned(1, {}), 3.0)).devices) == ["d0", "d1"]
+
+
+def test_a_planner_that_never_decides_holds_nobody_up() -> None:
+    coordinator, _ = waiting()
+    assert coordinator.handle(Tick(), 99.0) == []
+    commands = coordinator.handle(Tick(), 100.0)
+    fault = "planner 'fleet' has not decided within round_timeout (100 s), so that cuts stay"
+    assert commands[0] == Fault(1, "cloud", fault)
+    assert list(started(commands).devices) == ["d0", "d1", "d2"]
+    assert coordinator.handle(Planned(1, {"d0": Choice(2)}), 101.0) == []
+    assert not coordinator.state.choices
+
+
+def test_a_run_whose_devices_are_all_out_waits_for_no_planner() -> None:
+    coordinator, _ = waiting()
+    for name in ("d0", "d1", "d2"):
+        commands = coordinator.handle(DeviceOffended(name, "broke the contract"), 1.0)
+        for again in (2.0, 3.0):
+            join(coordinator, name, again)
+            commands = coordinator.handle(DeviceOffended(name, "broke it again"), again)
+    assert any(isinstance(command, FinishRun) and not command.ok for command in commands)
 
 
 def test_an_answer_to_another_question_changes_nothing() -> None:
