@@ -19,6 +19,8 @@ from sfl.aggregation.contribution import Array, Contribution, Stale, verify
 from sfl.aggregation.examine import Examined, examine, not_finite
 from sfl.aggregation.shares import bounded
 from sfl.aggregation.strategy import make_strategy
+from sfl.aggregation.sums import by_edge
+from sfl.aggregation.weighted import mean_strategy
 from sfl.errors import DiskError, ProtocolError
 from sfl.metrics.stats import NodeStats
 from sfl.node.files import on_disk, write_atomic
@@ -208,7 +210,7 @@ class Averaging:
         """
         adapter = self._adapter
         with self._stats.phases.measure("step"), on_disk(self._folder):
-            merged = self._strategy.aggregate(examined.contributions, adapter.values)
+            merged = self._merged(examined.contributions)
             if (name := not_finite(merged)) is not None:
                 raise ProtocolError(f"{name} of the merged adapter holds NaN or infinite values")
             adapter.hold(round_, merged)
@@ -221,6 +223,15 @@ class Averaging:
         return AdapterReady(
             round_, adapter_ref(round_), remembered, examined.norms, digests=digests
         )
+
+    def _merged(self, devices: Sequence[Contribution]) -> dict[str, Array]:
+        """The next adapter. Raises ProtocolError, ConfigError."""
+        strategy, current = self._strategy, self._adapter.values
+        options = self._config.current.aggregation
+        if options.sums == "flat":
+            return strategy.aggregate(devices, current)
+        whole = by_edge(devices, strategy.shapes(devices[0], current))
+        return mean_strategy(strategy, options.strategy).from_mean(whole.mean(), current)
 
     def forget_before(self, round_: int, needed: int | None = None) -> None:
         """The journal has a round's adapter: what that was made of is not needed any more.
@@ -246,7 +257,9 @@ class Averaging:
 
     def _carried(self, round_: int, update: Update, num_examples: int) -> Contribution:
         """An update as it counts in the average of a round: a stale one by its change."""
-        own = self._contribution(update.round, update.device, num_examples, update.parts)
+        own = self._contribution(
+            update.round, update.device, num_examples, update.parts, update.edge
+        )
         staleness = update.staleness(round_)
         if not staleness:
             return own
@@ -257,12 +270,17 @@ class Averaging:
         return replace(own, stale=Stale(start, onto, weight))
 
     def _contribution(
-        self, round_: int, device: str, num_examples: int, parts: Sequence[Holder]
+        self,
+        round_: int,
+        device: str,
+        num_examples: int,
+        parts: Sequence[Holder],
+        edge: str = "",
     ) -> Contribution:
         config = self._config.current
         files = self.spool.files(round_, device, parts)
         return Contribution(
-            device, num_examples, files, config.rank(device), config.scaling(device)
+            device, num_examples, files, config.rank(device), config.scaling(device), edge=edge
         )
 
     def _warn_of_weights(self, examples: Mapping[str, int], most: float) -> None:

@@ -6,10 +6,11 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, SupportsBytes
 
 import numpy as np
 import numpy.typing as npt
+import safetensors.numpy
 from safetensors import SafetensorError, safe_open
 
 from sfl.errors import ProtocolError
@@ -53,18 +54,33 @@ class Contribution:
     """The files of one device's adapter: its own part, its edge's part, together complete.
 
     `rank` is the device's own (None: the global adapter's), `scaling` what its B A are multiplied
-    by.
+    by. `edge` is the one at which it trained, where that counts.
     """
 
     device: str
     num_examples: int
-    files: tuple[Path, ...]
+    files: tuple[Path, ...] = ()
     rank: int | None = None
     scaling: float = 1.0
     shortened: Shortened | None = None
     """What is made of its values before they count; by default nothing."""
     stale: Stale | None = None
     """What is made of them before that; nothing where they began from the latest adapter."""
+    payloads: tuple[SupportsBytes, ...] = ()
+    """Further files, which are in memory."""
+    edge: str = ""
+
+    @property
+    def weight(self) -> int:
+        """How many examples it stands for."""
+        return self.num_examples
+
+    def terms(self, shapes: Shapes) -> Iterator[tuple[str, Array]]:
+        """`n_k w_k` of every tensor in float64, as `tensors` has them."""
+        for name, values in self.tensors(shapes):
+            term = values.astype(np.float64)
+            term *= self.num_examples
+            yield name, term
 
     def tensors(self, shapes: Shapes) -> Iterator[tuple[str, Array]]:
         """Every tensor of `shapes`, sorted by name, one in memory at a time.
@@ -87,8 +103,8 @@ class Contribution:
     def _holders(self, opened: ExitStack) -> dict[str, Any]:
         """Which open file holds which tensor."""
         holders: dict[str, Any] = {}
-        for path in self.files:
-            file = opened.enter_context(safe_open(path, framework="numpy"))
+        files = [opened.enter_context(safe_open(path, framework="numpy")) for path in self.files]
+        for file in (*files, *map(_InMemory, self.payloads)):
             for name in file.keys():  # noqa: SIM118 - not a mapping
                 if name in holders:
                     raise self._error(f"{name} comes twice")
@@ -125,6 +141,40 @@ class Contribution:
 
     def _error(self, problem: str) -> ProtocolError:
         return ProtocolError(f"adapter of device {self.device}: {problem}")
+
+
+class _InMemory:
+    """A safetensors file in memory, as `safe_open` shows one on disk."""
+
+    def __init__(self, payload: SupportsBytes) -> None:
+        """Raises SafetensorError."""
+        try:
+            self._values: dict[str, Array] = safetensors.numpy.load(bytes(payload))
+        except (KeyError, ValueError) as error:  # a type, or a shape, that numpy does not take
+            raise SafetensorError(str(error)) from None
+
+    def keys(self) -> list[str]:
+        """Names of what is in it."""
+        return list(self._values)
+
+    def get_tensor(self, name: str) -> Array:
+        """One of them."""
+        return self._values[name]
+
+    def get_slice(self, name: str) -> _Header:
+        """What a file's header says of it."""
+        return _Header(self._values[name])
+
+
+@dataclass(frozen=True, slots=True)
+class _Header:
+    values: Array
+
+    def get_shape(self) -> list[int]:
+        return list(self.values.shape)
+
+    def get_dtype(self) -> str:
+        return "F32" if self.values.dtype == np.float32 else str(self.values.dtype)
 
 
 def ordered(contributions: Sequence[Contribution]) -> list[Contribution]:

@@ -2,20 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Self
 
 import numpy as np
 
-from sfl.aggregation.contribution import Array, Contribution
-from sfl.aggregation.mean import in_float32, weighted_mean
-from sfl.aggregation.strategy import Strategy, server_step
+from sfl.aggregation.contribution import Array
+from sfl.aggregation.mean import in_float32
+from sfl.aggregation.strategy import server_step
+from sfl.aggregation.weighted import MeanStrategy
 from sfl.config import AggregationSettings, LoraSettings
 
 
 @dataclass
-class FedAdam(Strategy):
+class FedAdam(MeanStrategy):
     """`w = w - learning_rate m / (sqrt(v) + tau)`, m and v being moments of `g = w - mean`.
 
     `m = b1 m + (1 - b1) g` and `v = b2 v + (1 - b2) g^2`. As in the paper m starts at zero, v at
@@ -32,11 +33,8 @@ class FedAdam(Strategy):
         """As a run's settings have it."""
         return cls(server_step(options), options.betas, options.tau)
 
-    def aggregate(
-        self, contributions: Sequence[Contribution], current: Mapping[str, Array]
-    ) -> dict[str, Array]:
-        """An adaptive step in fp32. Raises ProtocolError where a contribution is not complete."""
-        means = weighted_mean(contributions, self.shapes(contributions[0], current))
+    def from_mean(self, means: dict[str, Array], current: Mapping[str, Array]) -> dict[str, Array]:
+        """An adaptive step in fp32."""
         for name, array in current.items():
             gradient = array - means[name]
             m, v = self._moments(name, gradient)

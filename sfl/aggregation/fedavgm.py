@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Self
 
-from sfl.aggregation.contribution import Array, Contribution
-from sfl.aggregation.mean import in_float32, weighted_mean
-from sfl.aggregation.strategy import Strategy, server_step
+from sfl.aggregation.contribution import Array
+from sfl.aggregation.mean import in_float32
+from sfl.aggregation.strategy import server_step
+from sfl.aggregation.weighted import MeanStrategy
 from sfl.config import AggregationSettings, LoraSettings
 
 
 @dataclass
-class FedAvgM(Strategy):
+class FedAvgM(MeanStrategy):
     """`v = momentum v + (w - mean)`, then `w = w - learning_rate v`; v starts at zero.
 
     Without momentum and with learning rate 1 it is FedAvg, to rounding. State: v. Memory: four
@@ -28,11 +29,8 @@ class FedAvgM(Strategy):
         """As a run's settings have it."""
         return cls(server_step(options), options.momentum)
 
-    def aggregate(
-        self, contributions: Sequence[Contribution], current: Mapping[str, Array]
-    ) -> dict[str, Array]:
-        """A step along v, in fp32. Raises ProtocolError where a contribution is not complete."""
-        means = weighted_mean(contributions, self.shapes(contributions[0], current))
+    def from_mean(self, means: dict[str, Array], current: Mapping[str, Array]) -> dict[str, Array]:
+        """A step along v, in fp32."""
         for name, array in current.items():
             velocity = array - means[name]
             if (last := self.state.get(name)) is not None:

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 
 from sfl.adapters.names import is_lora_a
 from sfl.aggregation.contribution import Array, Contribution, Shapes
-from sfl.aggregation.mean import in_float32, weighted_mean
-from sfl.aggregation.strategy import Strategy
+from sfl.aggregation.mean import in_float32
+from sfl.aggregation.weighted import MeanStrategy
 
 
-class FfaLora(Strategy):
+class FfaLora(MeanStrategy):
     """The weighted mean of every B and saved module; every A keeps its first values.
 
     `sum_k p_k B_k A` is `(sum_k p_k B_k) A`; FedAvg of both factors only approximates the mean of
@@ -21,9 +21,7 @@ class FfaLora(Strategy):
         """As the global adapter, without A."""
         return {name: array.shape for name, array in current.items() if not is_lora_a(name)}
 
-    def aggregate(
-        self, contributions: Sequence[Contribution], current: Mapping[str, Array]
-    ) -> dict[str, Array]:
-        """A as it was, the rest averaged. Raises ProtocolError on an incomplete contribution."""
-        means = in_float32(weighted_mean(contributions, self.shapes(contributions[0], current)))
-        return {name: means[name] if name in means else current[name] for name in sorted(current)}
+    def from_mean(self, means: dict[str, Array], current: Mapping[str, Array]) -> dict[str, Array]:
+        """A as it was, the rest averaged."""
+        averaged = in_float32(means)
+        return {name: averaged.get(name, array) for name, array in sorted(current.items())}

@@ -8,7 +8,8 @@ from operator import iadd
 
 import numpy as np
 
-from sfl.aggregation.contribution import Array, Contribution, Shapes, ordered
+from sfl.aggregation.contribution import Array, Contribution, Shapes
+from sfl.aggregation.sums import flat
 
 
 def weighted_mean(contributions: Sequence[Contribution], shapes: Shapes) -> dict[str, Array]:
@@ -17,20 +18,7 @@ def weighted_mean(contributions: Sequence[Contribution], shapes: Shapes) -> dict
     Memory is two adapters' worth of sums however many devices there are: each file is opened
     once and gives one tensor at a time. Raises ProtocolError where a contribution is not complete.
     """
-    devices = ordered(contributions)
-    sums: dict[str, Array] = {}
-    for contribution in devices:
-        for name, values in contribution.tensors(shapes):
-            term = values.astype(np.float64)
-            term *= contribution.num_examples
-            if name in sums:
-                sums[name] += term
-            else:
-                sums[name] = term  # not 0 + term: that loses the sign of -0.0
-    total = sum(contribution.num_examples for contribution in devices)
-    for name in sorted(sums):
-        sums[name] /= total
-    return sums
+    return flat(contributions, shapes).mean()
 
 
 def mean_of(devices: Sequence[Contribution], parts: Iterable[Array]) -> Array:

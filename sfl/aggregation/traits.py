@@ -30,20 +30,30 @@ class Traits:
     """A round's sum goes into every base for good, and LoRA starts afresh over it."""
     proximal: bool = False
     """Devices and edge add a proximal term of weight `mu`."""
+    weighted_sum: bool = False
+    """It asks no more of a round than `sum_k n_k w_k` and `sum_k n_k`, which edges may make for it;
+    its class is a `MeanStrategy`."""
 
 
 _HERE = "sfl.aggregation"
 _ADAPTIVE = ("server_learning_rate", "betas", "tau")
 
 _BUILT_IN = {
-    "fedavg": Traits(f"{_HERE}.fedavg:FedAvg"),
-    "fedprox": Traits(f"{_HERE}.fedprox:FedProx", reads=("mu",), proximal=True),
+    "fedavg": Traits(f"{_HERE}.fedavg:FedAvg", weighted_sum=True),
+    "fedprox": Traits(f"{_HERE}.fedprox:FedProx", reads=("mu",), proximal=True, weighted_sum=True),
     "fedavgm": Traits(
-        f"{_HERE}.fedavgm:FedAvgM", reads=("server_learning_rate", "momentum"), server_step=1.0
+        f"{_HERE}.fedavgm:FedAvgM",
+        reads=("server_learning_rate", "momentum"),
+        server_step=1.0,
+        weighted_sum=True,
     ),
-    "fedadam": Traits(f"{_HERE}.fedadam:FedAdam", reads=_ADAPTIVE, server_step=0.002),
-    "fedyogi": Traits(f"{_HERE}.fedyogi:FedYogi", reads=_ADAPTIVE, server_step=0.002),
-    "ffa_lora": Traits(f"{_HERE}.ffa_lora:FfaLora", freezes_a=True),
+    "fedadam": Traits(
+        f"{_HERE}.fedadam:FedAdam", reads=_ADAPTIVE, server_step=0.002, weighted_sum=True
+    ),
+    "fedyogi": Traits(
+        f"{_HERE}.fedyogi:FedYogi", reads=_ADAPTIVE, server_step=0.002, weighted_sum=True
+    ),
+    "ffa_lora": Traits(f"{_HERE}.ffa_lora:FfaLora", freezes_a=True, weighted_sum=True),
     "flexlora": Traits(
         f"{_HERE}.flexlora:FlexLora",
         reads=("rank_partitioned",),

@@ -44,6 +44,10 @@ class AggregationSettings(StalenessSettings):
     rank_partitioned: bool = False
     """`flexlora`: weigh each component only among the devices whose rank reaches it. Devices of
     smaller rank then do not shrink it (docs/aggregation.md)."""
+    sums: Literal["flat", "by_edge"] = "flat"
+    """How a weighted sum is taken. `flat`: over all devices at once. `by_edge`: over each edge's
+    devices, then over the edges, which equals `flat` to rounding. It needs a strategy that is a
+    weighted sum (docs/aggregation.md)."""
     max_update_norm: PositiveFloat | Literal["auto", "off"] = "auto"
     """Longest change of the adapter that counts, as a Euclidean norm. `auto`: five times the median
     of this round's other devices, but at most as far as AdamW can go in the round's steps. `off`:
@@ -79,6 +83,15 @@ class AggregationSettings(StalenessSettings):
                     f"{' or '.join(readers)}"
                 )
         return self
+
+    @model_validator(mode="after")
+    def _sums_can_be_taken(self) -> Self:
+        if self.sums == "flat" or self.traits.weighted_sum:
+            return self
+        able = [name for name, traits in STRATEGIES.built_in.items() if traits.weighted_sum]
+        problem = f"strategy {self.strategy!r} needs each device's update by itself"
+        fix = f'leave it at "flat", or use strategy {" or ".join(able)}'
+        raise ValueError(f"sums = {self.sums!r}: {problem}; {fix}")
 
     @property
     def traits(self) -> Traits:

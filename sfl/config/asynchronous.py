@@ -87,4 +87,22 @@ def _buffer_can_be_filled(run: RunSections) -> Iterator[str]:
         yield f"run.min_devices: at most aggregation.buffer_size ({size}); lower it, or raise that"
 
 
-_RULES = (_mode_is_read, _waits_are_read, _changes_can_be_carried, _buffer_can_be_filled)
+def _sums_are_of_one_round(run: RunSections) -> Iterator[str]:
+    own = run.aggregation
+    if own.sums == "flat":
+        return
+    problem = f'aggregation.sums = "{own.sums}": the devices of a sum begin from one adapter'
+    if run.run.mode == "asynchronous":
+        yield f'{problem}, and in an asynchronous run they do not; leave it at "flat"'
+    elif own.late_updates == "weighted":
+        fix = 'use aggregation.late_updates = "drop", or leave sums at "flat"'
+        yield f"{problem}, and a late update does not; {fix}"
+
+
+_RULES = (
+    _mode_is_read,
+    _waits_are_read,
+    _changes_can_be_carried,
+    _buffer_can_be_filled,
+    _sums_are_of_one_round,
+)

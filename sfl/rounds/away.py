@@ -179,6 +179,7 @@ def _lacking(expected: Point, after: Point) -> str:
 
 def _replay(turn: Turn, event: DeviceReady, due: Progress, after: Point, begun: bool) -> None:
     name, state, network = event.device, turn.state, turn.settings.network
+    edge = state.roster.devices[name].edge
     if due.num_examples != event.num_examples:
         said = f"came back with {event.num_examples} examples; the round began with "
         buffer = state.buffer.without_part(name)
@@ -189,9 +190,9 @@ def _replay(turn: Turn, event: DeviceReady, due: Progress, after: Point, begun: 
         deadline = state.deadline  # of what is kept nothing is done again
         if not begun:
             deadline = max(deadline, state.now + network.round_timeout)
-        turn.state = changed(state, open=state.open.again(name, state.now), deadline=deadline)
+        turn.state = changed(state, open=state.open.again(name, state.now, edge), deadline=deadline)
     else:
-        buffer = state.buffer.put_part(name, due.afresh(state.now))
+        buffer = state.buffer.put_part(name, due.afresh(state.now, edge))
         turn.state = changed(state, buffer=buffer)
     extent = turn.settings.evaluation.extent(due.round - 1, turn.settings.run.rounds)
     lineage = {name: state.lineages.get(name, 0)}

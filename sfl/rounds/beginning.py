@@ -20,12 +20,20 @@ def parts_of(turn: Turn, names: Iterable[str], round_: int) -> Ordered[str, Prog
 
 def _part_of(turn: Turn, name: str, round_: int) -> Progress:
     settings, state = turn.settings, turn.state
-    num_layers, num_examples = state.num_layers, state.roster.devices[name].num_examples
+    num_layers, device = state.num_layers, state.roster.devices[name]
     assert num_layers is not None, "who is ready is so for a model"
-    steps = steps_of(settings, num_examples, round_)
+    steps = steps_of(settings, device.num_examples, round_)
     choice = state.choices.get(name)
     holders = plan_of(settings, name, num_layers, choice).holders
-    return Progress(steps, num_examples, holders, round=round_, began=state.now, choice=choice)
+    return Progress(
+        steps,
+        device.num_examples,
+        holders,
+        round=round_,
+        began=state.now,
+        choice=choice,
+        edge=device.edge,
+    )
 
 
 def order(turn: Turn, round_: int, parts: Ordered[str, Progress]) -> None:

@@ -22,12 +22,13 @@ class Update:
     num_examples: int
     steps: Steps
     parts: tuple[Holder, ...]
+    edge: str = ""
 
     @classmethod
     def of(cls, device: str, progress: Progress) -> Update:
         """Of a participant that has delivered everything."""
         own = progress
-        return cls(device, own.round, own.num_examples, own.steps, own.parts)
+        return cls(device, own.round, own.num_examples, own.steps, own.parts, own.edge)
 
     def staleness(self, round_: int) -> int:
         """How many adapters were made since it began, where it counts in the average of a round."""

@@ -29,6 +29,8 @@ class Progress:
     began: float = 0.0
     choice: Choice | None = None
     """What a planner has chosen for it, where one has."""
+    edge: str = ""
+    """Where it trains."""
 
     @property
     def trained(self) -> bool:
@@ -49,9 +51,9 @@ class Progress:
         """Its report is there."""
         return changed(self, reported=True)
 
-    def afresh(self, now: float) -> Progress:
-        """It begins anew, or tells again; what it delivered counts then."""
-        return changed(self, final_steps={}, reported=False, began=now)
+    def afresh(self, now: float, edge: str) -> Progress:
+        """It begins anew, or tells again, at this edge; what it delivers then counts."""
+        return changed(self, final_steps={}, reported=False, began=now, edge=edge)
 
 
 @dataclass(frozen=True)  # without slots: see `changed`
@@ -80,10 +82,10 @@ class OpenRound:
         """Those of which something is still to come, by name."""
         return sorted(name for name, progress in self.progress.items() if not progress.done)
 
-    def again(self, device: str, now: float) -> OpenRound:
-        """A participant that is back begins anew, or tells again."""
+    def again(self, device: str, now: float, edge: str) -> OpenRound:
+        """A participant that is back, at this edge, begins anew, or tells again."""
         stragglers = self.stragglers.moved_now(device, now)
-        progress = self.progress.put(device, self.progress[device].afresh(now))
+        progress = self.progress.put(device, self.progress[device].afresh(now, edge))
         return changed(self, progress=progress, stragglers=stragglers)
 
     def put(self, device: str, after: Progress, now: float) -> OpenRound:

@@ -7,6 +7,9 @@ from sfl.aggregation.traits import Traits
 from sfl.codec.stages import Stage
 
 DAMPED = Traits(
-    "sfl_example_plugin.damped:Damped", reads=("server_learning_rate",), server_step=0.5
+    "sfl_example_plugin.damped:Damped",
+    reads=("server_learning_rate",),
+    server_step=0.5,
+    weighted_sum=True,
 )
 CENTRE = Stage("transform", "sfl_example_plugin.centre:make_centre")
