@@ -117,7 +117,8 @@ def come_back(turn: Turn, event: DeviceReady) -> None:
     turn.state = changed(state, reached=reached, away=away)
     begun = due is not None and _has_begun(state, event.begun, due)
     further = (after.round, after.step) > (expected.round, expected.step)
-    turn.state = changed(turn.state, vain=_in_vain(state, name, begun, further))
+    costs = not begun and (due is not None or _has_yet_to_time(state, name))
+    turn.state = changed(turn.state, vain=_in_vain(state, name, costs, further))
     _go_on_in(turn, name, event.begun.lineage if begun else state.lineage + 1)
     if after < expected:
         turn.do(Fault(state.round, name, _lacking(expected, after)))
@@ -129,11 +130,15 @@ def come_back(turn: Turn, event: DeviceReady) -> None:
         _rehearse_again(turn, turn.state.rehearsal, name)
 
 
-def _in_vain(state: RunState, name: str, begun: bool, further: bool) -> Ordered[str, int]:
-    """How often a device was lost for nothing: not if its edge has kept its round, or if it goes
-    on from a later step than before."""
-    often = 0 if further else max(0, state.vain.get(name, 0) - begun)
+def _in_vain(state: RunState, name: str, costs: bool, further: bool) -> Ordered[str, int]:
+    """How often a device was lost for nothing: not if that `costs` no work, since its edge has kept
+    its round or nothing of it is due, or if it goes on from a later step than before."""
+    often = 0 if further else max(0, state.vain.get(name, 0) - (not costs))
     return state.vain.put(name, often) if often else state.vain.without(name)
+
+
+def _has_yet_to_time(state: RunState, name: str) -> bool:
+    return state.rehearsal is not None and name in state.rehearsal.waiting
 
 
 def _rehearse_again(turn: Turn, rehearsal: Rehearsal, name: str) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import replace
 
 from hypothesis import strategies as st
@@ -25,6 +26,7 @@ from sfl.rounds import (
     StartRound,
     Tick,
 )
+from sfl.rounds.membership import MOST_VAIN
 from sfl.rounds.values import BEGINNING, Point
 from tests.house.lost import ROUNDS, parts, settings
 from tests.house.rebuilt import Rebuilt
@@ -44,6 +46,8 @@ class AnyOrder(RuleBasedStateMachine):
         self.begun: dict[str, Point] = {}
         """What the edge keeps of each: the beginning of the round that it has begun last."""
         self.snapshots: dict[str, tuple[Point, ...]] = {}
+        self.vain: Counter[str] = Counter()
+        """How often each was lost since it last delivered, but where its edge kept its round."""
 
     @initialize(count=st.integers(1, 3))
     def begin(self, count: int) -> None:
@@ -97,6 +101,10 @@ class AnyOrder(RuleBasedStateMachine):
     def here(self) -> list[str]:
         return sorted(self.coordinator.devices)
 
+    def may_be_lost(self) -> list[str]:
+        """Who is here and waited for once more; after that it counts as silent (test_bounded)."""
+        return [name for name in self.here() if self.vain[name] < MOST_VAIN]
+
     def running(self) -> bool:
         return self.over is None
 
@@ -117,6 +125,7 @@ class AnyOrder(RuleBasedStateMachine):
             self.happens(event)
         if many == 3:
             del self.computing[name]
+            del self.vain[name]
 
     @precondition(lambda self: self.running() and self.sent)
     @rule(data=st.data())
@@ -132,13 +141,16 @@ class AnyOrder(RuleBasedStateMachine):
     @precondition(running)
     @rule(data=st.data())
     def a_device_is_lost(self, data: st.DataObject) -> None:
-        if here := self.here():
-            self.happens(DeviceLost(data.draw(st.sampled_from(here)), "killed"))
+        if names := self.may_be_lost():
+            name = data.draw(st.sampled_from(names))
+            self.vain[name] += 1
+            self.happens(DeviceLost(name, "killed"))
 
     @precondition(running)
     @rule()
     def the_edge_is_lost(self) -> None:
-        if self.coordinator.round:
+        if self.coordinator.round and self.may_be_lost() == self.here():
+            self.vain.update(self.here())
             self.happens(EdgeLost("e", "killed"))
             self.happens(EdgeReady("e", 4))
 
@@ -146,7 +158,8 @@ class AnyOrder(RuleBasedStateMachine):
     @rule()
     def the_link_to_the_edge_breaks(self) -> None:
         """Edge and devices go on, and are back at once."""
-        if here := self.here() if self.coordinator.round else []:
+        here = self.here() if self.coordinator.round else []
+        if here and here == self.may_be_lost():
             self.happens(EdgeLost("e", "it broke"))
             self.happens(EdgeReady("e", 4))
             for name in here:
@@ -155,6 +168,7 @@ class AnyOrder(RuleBasedStateMachine):
     @precondition(running)
     @rule()
     def the_cloud_is_restarted(self) -> None:
+        self.vain.clear()
         self.happens(CloudRestarted())
         self.happens(EdgeReady("e", 4))
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import pytest
+
 from sfl.rounds import (
     AdapterReady,
     CloudRestarted,
@@ -73,6 +75,29 @@ def test_breaks_that_cost_no_work_are_never_too_many() -> None:
         lose_and_bring_back(coordinator, 0.1 * number, kept=True)
     assert coordinator.phase is Phase.ROUND and not coordinator.state.vain
     assert coordinator.state.deadline == deadline, "and hold up no round for ever"
+
+
+@pytest.mark.parametrize("kept", [True, False])
+def test_losses_of_those_that_have_delivered_are_never_too_many(kept: bool) -> None:
+    coordinator = begun(settings(2))
+    for name in ("d0", "d1"):
+        deliver(coordinator, name)
+    assert coordinator.phase is Phase.AGGREGATING
+    for number in range(5 * MOST_VAIN):
+        lost = lose_and_bring_back(coordinator, 2.0 + 0.1 * number, kept)
+        assert not any(isinstance(command, Fault) for command in lost)
+    assert coordinator.phase is Phase.AGGREGATING and not coordinator.state.vain
+
+
+def test_one_that_is_lost_again_and_again_before_it_is_ready_is_not_waited_for_for_ever() -> None:
+    coordinator = begun(settings(2))
+    for name in ("d0", "d1"):
+        deliver(coordinator, name)
+    coordinator.handle(DeviceLost("d1", "killed"), 2.0)
+    for number in range(MOST_VAIN):
+        coordinator.handle(DeviceJoined("d1", "e"), 3.0 + number)
+        lost = coordinator.handle(DeviceLost("d1", "killed"), 3.5 + number)
+    assert any(isinstance(command, Fault) for command in lost)
 
 
 def test_breaks_after_which_a_device_goes_on_from_a_later_step_are_not_in_vain() -> None:
