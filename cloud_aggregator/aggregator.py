@@ -19,6 +19,7 @@ import contextlib
 import logging
 import time
 from collections.abc import AsyncIterator, Callable
+from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -42,7 +43,7 @@ from sfl.config import RunConfig
 from sfl.errors import DiskError, RunFailed, SflError
 from sfl.metrics.prometheus import NodeCollector, serve_as_set
 from sfl.metrics.stats import NodeStats
-from sfl.metrics.waits import Wait
+from sfl.metrics.waits import MOST, Wait, silences
 from sfl.node.causes import another_may_help, cause_of
 from sfl.node.certificates.own import OwnCertificate
 from sfl.node.extras import require_cryptography, require_opentelemetry
@@ -61,6 +62,7 @@ from sfl.report.journal import open_journal
 from sfl.report.observing import Observing
 from sfl.report.runs import forget_stop, stop_reason, was_stopped
 from sfl.report.standing import waits_of
+from sfl.report.status import Wait as Due
 from sfl.rounds import CloudRestarted, Coordinator, FinishRun, Phase, RunEnded, Tick
 from sfl.rounds.journal import Entry
 from sfl.transport.cloud.service import CloudService
@@ -258,13 +260,13 @@ class CloudAggregator:
             await asyncio.sleep(TICK)
 
     def _show_waits(self) -> None:
-        """In /metrics and in the log; `status.json` has them by itself."""
+        """In /metrics and in the log; `status.json` has those of the run's state by itself."""
         now, waits = time.time(), self.stats.waits
         settings = self.config.current.settings
-        waits.derive(
-            Wait(own.whom, own.kind, now - own.seconds, now + own.seconds_left, own.what)
-            for own in waits_of(self.coordinator.state, settings)
-        )
+        due = islice(waits_of(self.coordinator.state, settings), MOST)
+        heard = ((f"edge {edge}", at) for edge, at in self.service.last_heard())
+        silent = silences(heard, settings.network.idle_timeout, time.monotonic(), now)
+        waits.derive([*silent, *(_in_unix_seconds(own, now) for own in due)])
         waits.say()
 
     async def _dismiss(self, end: FinishRun) -> None:
@@ -317,6 +319,11 @@ class CloudAggregator:
         for problem in problems:
             log.error("%s", problem)
         return problems[0] if problems else None
+
+
+def _in_unix_seconds(wait: Due, now: float) -> Wait:
+    until = None if wait.seconds_left is None else now + wait.seconds_left
+    return Wait(wait.whom, wait.kind, now - wait.seconds, until, wait.what)
 
 
 def _hears(records: RunRecords, observing: Observing | None) -> Callable[[Entry], object]:

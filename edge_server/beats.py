@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from typing import Protocol
 
 from sfl.cost.shown import NOTHING
 from sfl.metrics.snapshot import NodeSnapshot
 from sfl.metrics.stats import NodeStats
+from sfl.metrics.waits import Wait, silences
 from sfl.transport.cloud.words import Beat, EdgeWord
 from sfl.transport.device.service import EdgeService
 from sfl.transport.device.training import Training
@@ -31,21 +32,32 @@ class Beats:
         self._cloud = cloud
         self._service = service
         self._devices: dict[str, NodeSnapshot] = {}
+        self._heard: dict[str, float] = {}
+        """When, in seconds of `time.monotonic`."""
 
     def heard(self, device: str, snapshot: NodeSnapshot) -> None:
         """Keep a device's latest statistics."""
         self._devices[device] = snapshot.seen(device, time.time())
+        self._heard[device] = time.monotonic()
 
     def devices(self) -> list[NodeSnapshot]:
         """What devices have said last."""
         return list(self._devices.values())
 
-    async def run(self, interval: float) -> None:
-        """Send all of it every so many seconds, without end."""
+    async def run(self, interval: float, idle_timeout: float) -> None:
+        """Send all of it every so many seconds, without end.
+
+        A device of which no byte comes for `idle_timeout` is lost; until then it is waited for.
+        """
         while True:
+            self._stats.waits.derive(self._silences(idle_timeout))
             self._stats.waits.say()
             self.send([self._as_seen(one).to_json() for one in self._devices.values()])
             await asyncio.sleep(interval)
+
+    def _silences(self, idle_timeout: float) -> Iterator[Wait]:
+        heard = [(f"device {name}", own.last_heard) for name, own in self._service.streams.items()]
+        return silences(heard, idle_timeout, time.monotonic(), time.time())
 
     def send(self, devices: Sequence[str] = ()) -> None:
         """Tell the cloud what this edge has counted, and what its devices have said."""
@@ -58,4 +70,5 @@ class Beats:
         """
         stream = self._service.streams.get(snapshot.name)
         moved = 0 if stream is None else stream.moved
-        return replace(snapshot, moved=moved, costs=NOTHING)
+        age = time.monotonic() - self._heard[snapshot.name]
+        return replace(snapshot, age=age, moved=moved, costs=NOTHING)

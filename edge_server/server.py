@@ -154,7 +154,8 @@ class EdgeServer:
         self._ask_for(welcome.challenge)
         self.cloud.use(stream)
         opening = asyncio.create_task(self._open(welcome, address))
-        beats = self.beats.run(welcome.settings.network.heartbeat_interval)
+        network = welcome.settings.network
+        beats = self.beats.run(network.heartbeat_interval, network.idle_timeout)
         beat = asyncio.create_task(beats)
         following = asyncio.create_task(self._follow_streams(stream))
         try:

@@ -7,6 +7,9 @@ import json
 from dataclasses import dataclass
 from typing import Any
 
+SILENT = "its cloud: a sign of life"
+"""For what a run waits whose cloud is there and writes nothing."""
+
 
 @dataclass(frozen=True, slots=True)
 class RunRow:

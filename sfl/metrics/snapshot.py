@@ -90,8 +90,9 @@ class NodeSnapshot:
 
     Times are Unix seconds, sizes bytes. `step` of `steps` is the progress in `round`;
     `steps_total` and `tokens` run on over rounds. `eval_*` are of the adapter of round
-    `eval_round`, the last that was evaluated (0: before training). `seen_at` is when another node
-    received it.
+    `eval_round`, the last that was evaluated (0: before training). `taken_at` is when the node
+    took it, by its own clock, `seen_at` is when another node received it, and `age` the seconds
+    for which that one had it when it passed it on.
     `dtype` and `quantised` are what the node settled on for its base; empty before, and in a cloud.
     `micro_batches` is what a device cuts its batches into for its memory's sake; 0 elsewhere.
     `value_bits` is what its next activation is expected to take a value, by `Codec.bits`.
@@ -110,7 +111,9 @@ class NodeSnapshot:
     name: str
     kind: NodeKind
     started_at: float = 0.0
+    taken_at: float = 0.0
     seen_at: float | None = None
+    age: float = 0.0
     round: int = 0
     step: int = 0
     steps: int = 0
@@ -336,7 +339,9 @@ _PLAIN: dict[str, Callable[[Any], Any]] = {
     "name": _name,
     "kind": _kind,
     "started_at": _amount,
+    "taken_at": _amount,
     "seen_at": _amount_or_none,
+    "age": _amount,
     "round": _count,
     "step": _count,
     "steps": _count,

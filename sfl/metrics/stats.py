@@ -342,6 +342,7 @@ class NodeStats:
             name=self.name,
             kind=self.kind,
             started_at=self.started_at,
+            taken_at=time.time(),
             round=self.round,
             step=self.step,
             steps=self.steps,

@@ -1,4 +1,4 @@
-"""Whom a node waits for, for what, since when and until when: for `/metrics` and the log."""
+"""Whom a node waits for, for what, since when and until when."""
 
 from __future__ import annotations
 
@@ -26,9 +26,25 @@ What = Literal[
     "averaging",
     "disk",
     "goodbye",
+    "heartbeat",
 ]
 """For what: a word each, as `/metrics` has it."""
 WHATS: tuple[What, ...] = get_args(What)
+IN_WORDS: dict[What, str] = {
+    "connection": "to be connected",
+    "admission": "to be let in",
+    "model": "the model's files",
+    "orders": "the next round",
+    "return": "to be let in again",
+    "join": "to be ready",
+    "timing": "its timed steps",
+    "part": "its part of a round",
+    "averaging": "an average",
+    "disk": "a snapshot to be written",
+    "goodbye": "to take the run's end",
+    "heartbeat": "a sign of life",
+}
+"""The same for people, where whoever waits has not said it in words of its own."""
 
 MOST = 16
 """Waits of a node that are shown: those that began first."""
@@ -160,6 +176,19 @@ class Waits:
         for own in sorted(waits, key=lambda own: own.since):
             found.setdefault(key(own), own)
         return list(found.values())
+
+
+def silences(
+    last_heard: Iterable[tuple[str, float]], idle_timeout: float, now: float, unix: float
+) -> Iterator[Wait]:
+    """Waits for those of whom no byte has come for so long that a wait has a line in the log.
+
+    `last_heard` and `now` are of one monotonic clock, `unix` is now in Unix seconds.
+    """
+    for whom, at in last_heard:
+        if now - at >= FIRST_LINE:
+            since = unix - (now - at)
+            yield Wait(whom, "heartbeat", since, since + idle_timeout, IN_WORDS["heartbeat"])
 
 
 def key(wait: Wait) -> tuple[str, str]:

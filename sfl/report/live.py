@@ -15,12 +15,12 @@ from rich.table import Table
 from rich.text import Text
 
 from sfl.report import text
-from sfl.report.status import LEFT_OUT, DeviceStatus, RunStatus, ServerStatus
+from sfl.report.status import LEFT_OUT, DeviceStatus, RunStatus, ServerStatus, Wait
 
 _STYLES = {"finished": "bold green", "failed": "bold red"}
 _WIDE = 96  # letters that the whole table needs
 _FRAME = 4  # lines of a table beside its rows, and one to spare
-_AWAY = 3  # waits for somebody who is away that are shown
+_WAITS = 3  # waits that are shown beside nodes
 _BADNESS = (
     *(LEFT_OUT, "lost", "away", "failed", "not here yet", "never joined"),
     *("loading", "paused", "ready"),
@@ -47,6 +47,7 @@ class LiveView:
         self._shown: tuple[int, str, str] | None = None
         self._faults = 0
         self._plan = ""
+        self._waits: set[tuple[str, str, str]] = set()
 
     def __enter__(self) -> Self:
         if self._live is not None:
@@ -72,6 +73,7 @@ class LiveView:
         for fault in status.faults[self._faults :]:
             self._say(f"fault: {text.printable(fault)}")
         self._faults = len(status.faults)
+        self._say_waits(status)
         if status.plan != self._plan:
             self._plan = status.plan
             self._say(f"plan: {text.printable(status.plan)}")
@@ -79,6 +81,14 @@ class LiveView:
         if shown != self._shown:
             self._shown = shown
             self._say(status_line(status))
+
+    def _say_waits(self, status: RunStatus) -> None:
+        """Those that hold somebody up, once each; who has nothing to do is none of them."""
+        waits = {(w.who, w.whom, w.kind): w for w in _remarkable(status) if w.kind != "orders"}
+        for key, wait in waits.items():
+            if key not in self._waits:
+                self._say(text.printable(str(wait)))
+        self._waits = set(waits)
 
     def note(self, line: str) -> None:
         """Say what happened to a node; a picture stays below it."""
@@ -125,12 +135,17 @@ def _of_adapter(scored: Sequence[DeviceStatus]) -> str:
 
 
 def status_picture(
-    status: RunStatus, seconds: float, width: int = 100, height: int = 1000
+    status: RunStatus,
+    seconds: float,
+    width: int = 100,
+    height: int = 1000,
+    all_waits: bool = False,
 ) -> RenderableType:
     """A status as a picture for a terminal of `width` letters and `height` lines.
 
-    `seconds` is the time since the view began. Where there are more devices than lines, faults,
-    edges and the cloud come first, then the devices that are worst off.
+    `seconds` is the time since the view began. With `all_waits` a table has every wait. Where there
+    are more devices than lines, faults, edges and the cloud come first, then the devices that are
+    worst off.
     """
     parts: list[RenderableType] = [_progress(status, seconds)]
     if status.message:
@@ -138,15 +153,49 @@ def status_picture(
     if status.plan:
         parts.append(Text(f"plan: {text.printable(status.plan)}", style="dim"))
     faults = [Text(f"  ! {text.printable(f)}", style="yellow") for f in status.faults[-3:]]
-    away = [wait for wait in status.waits if wait.away][:_AWAY]
-    faults += [Text(f"  … {text.printable(str(wait))}", style="yellow") for wait in away]
+    faults += [] if all_waits else _wait_lines(status)
     servers = [*status.edges, status.cloud]
     room = height - len(parts) - len(faults) - len(servers) - _FRAME
     if len(status.devices) <= room:
-        return Group(*parts, _nodes(status, status.devices, width < _WIDE), *faults)
+        table = [waits_table(status)] if all_waits and status.waits else []
+        return Group(*parts, _nodes(status, status.devices, width < _WIDE), *faults, *table)
     shown = worst_first(status.devices)[: max(1, room - 1)]
     more = Text(f"+{len(status.devices) - len(shown)} more", style="dim")
     return Group(*parts, *faults, _nodes(status, shown, width < _WIDE, servers_first=True), more)
+
+
+def waits_table(status: RunStatus) -> RenderableType:
+    """Who waits for whom, for what, since when and until when: a row each."""
+    table = Table(box=box.SIMPLE_HEAD, padding=(0, 1), pad_edge=False)
+    for heading in ("who waits", "for whom", "for what", "since", "until"):
+        table.add_column(heading, overflow="fold")
+    for wait in status.waits:
+        left = wait.seconds_left
+        until = "no end" if left is None else f"in {text.duration(left)}"
+        said = f" (said {text.duration(wait.said)} ago)" if wait.is_old else ""
+        since = f"{text.duration(wait.seconds)} ago{said}"
+        cells = (wait.who, wait.whom, wait.what, since, until)
+        table.add_row(*(Text(text.printable(cell)) for cell in cells))
+    if not status.more_waits:
+        return table
+    return Group(table, Text(f"+{status.more_waits} more waits", style="dim"))
+
+
+def _remarkable(status: RunStatus) -> list[Wait]:
+    """All waits but those of the cloud that belong to a phase: phase and devices tell these."""
+    phase = ("join", "timing", "part", "averaging")
+    return [w for w in status.waits if w.away or w.who != "cloud" or w.kind not in phase]
+
+
+def _wait_lines(status: RunStatus) -> list[Text]:
+    waits = _remarkable(status)
+    lines = [
+        Text(f"  … {text.printable(str(wait))}", style="dim" if wait.kind == "orders" else "yellow")
+        for wait in waits[:_WAITS]
+    ]
+    if len(waits) <= _WAITS:
+        return lines
+    return [*lines, Text(f"  … +{len(waits) - _WAITS} more: sfl status", style="dim")]
 
 
 def worst_first(devices: Sequence[DeviceStatus]) -> list[DeviceStatus]:

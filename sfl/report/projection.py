@@ -12,6 +12,7 @@ from sfl.data.example import DataNotes
 from sfl.metrics.snapshot import NodeSnapshot
 from sfl.metrics.timeline import spans_from_json, watched_step
 from sfl.planners.plans import Plan
+from sfl.report.awaited import LastWords
 from sfl.report.records import NodeRecord, Record, RoundRecord, SampleScore
 from sfl.report.statistics import Statistics
 from sfl.report.step import StepTimeline, ordered, since
@@ -19,7 +20,9 @@ from sfl.report.summary import Fault, RunSummary, Scores, build_summary
 from sfl.rounds import (
     AdapterReady,
     CloudRestarted,
+    DeviceLost,
     DeviceReady,
+    EdgeLost,
     Event,
     Fact,
     Planned,
@@ -188,6 +191,7 @@ class RunProjection:
     def __init__(self) -> None:
         self.rounds = DeviceRounds()
         self.statistics = Statistics()
+        self.words = LastWords()
         self.records: list[Record] = []
         """The lines of `metrics.jsonl`, in their order; a cloud takes out those it has written."""
         self.plans: list[str] = []
@@ -225,7 +229,17 @@ class RunProjection:
 
     @_take.register
     def _(self, event: NodeHeard, now: float) -> None:
-        self.statistics.heard(NodeSnapshot.from_json(event.snapshot), event.life)
+        snapshot = NodeSnapshot.from_json(event.snapshot)
+        self.statistics.heard(snapshot, event.life)
+        self.words.heard(snapshot, now)
+
+    @_take.register
+    def _(self, event: EdgeLost, now: float) -> None:
+        self.words.forget("edge", event.edge)
+
+    @_take.register
+    def _(self, event: DeviceLost, now: float) -> None:
+        self.words.forget("device", event.device)
 
     @_take.register(DeviceReady | ReportReceived)
     def _(self, event: DeviceReady | ReportReceived, now: float) -> None:
@@ -279,6 +293,7 @@ class RunProjection:
 
     @_take.register
     def _(self, event: CloudRestarted, now: float) -> None:
+        self.words.forget_all()
         self.go_on()
 
     def go_on(self) -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from dataclasses import replace
-from itertools import islice
 from typing import assert_never
 
 from sfl.config import RunSettings
@@ -22,6 +21,7 @@ def standing(
     end = told.end
     devices = [_device(entry.name, told, state) for entry in settings.devices]
     servers = told.statistics.servers()
+    waits, more_waits = ((), 0) if end is not None else _waits(told, state, settings)
     phase: RunPhase = shown_phase(state.phase)
     if state.end is not None and not state.end.ok:
         phase = "failed"
@@ -39,7 +39,8 @@ def standing(
         edges=tuple(ServerStatus.from_snapshot(s) for s in servers if s.kind == "edge"),
         cloud=ServerStatus.from_snapshot(told.statistics.of("cloud", "cloud")),
         faults=tuple(str(fault) for fault in told.faults.kept),
-        waits=() if end is not None else tuple(waits_of(state, settings)),
+        waits=waits,
+        more_waits=more_waits,
         mode=settings.run.mode,
         buffered=len(state.buffer.waiting) if settings.counts_late_updates else None,
         plan="" if told.planned is None else told.planned.in_short,
@@ -55,8 +56,21 @@ def _device(name: str, told: RunProjection, state: RunState) -> DeviceStatus:
     return status if own is None else replace(status, staleness=state.round - own.round)
 
 
+def _waits(
+    told: RunProjection, state: RunState, settings: RunSettings
+) -> tuple[tuple[Wait, ...], int]:
+    """The first few of those that are away, of what the phase needs, and of what nodes said; how
+    many more there are."""
+    others = told.words.waits(state, settings.network.idle_timeout)
+    own = list(waits_of(state, settings))
+    away = len(state.away)
+    groups = own[:away], own[away:], list(others)
+    shown = tuple(wait for some in groups for wait in some[:NAMED])
+    return shown, sum(map(len, groups)) - len(shown)
+
+
 def waits_of(state: RunState, settings: RunSettings) -> Iterator[Wait]:
-    """Whom the cloud waits for: those that are away, then the first few of what the phase needs."""
+    """Whom the cloud waits for by its state: those that are away, then what the phase needs."""
     for name, away in sorted(state.away.items()):
         left = max(0.0, away.until - state.now)
         seconds = state.now - away.since
@@ -64,7 +78,7 @@ def waits_of(state: RunState, settings: RunSettings) -> Iterator[Wait]:
     if (own := _of_phase(state, settings)) is None:
         return
     what, kind, names, seconds = own
-    for name in islice((n for n in names if n not in state.away), NAMED):
+    for name in (n for n in names if n not in state.away):
         whom = f"device {name}" if name else "cloud"
         yield Wait("cloud", whom, what, seconds, _left(state), kind=kind)
 
@@ -78,7 +92,12 @@ def _of_phase(
     match Phase.AGGREGATING if state.buffer.merging else state.phase:
         case Phase.WAITING:
             since = now - (state.deadline - network.join_timeout)
-            return "to be ready", "join", state.roster.first_missing(2 * NAMED), since
+            return (
+                "to be ready",
+                "join",
+                state.roster.first_missing(len(state.roster.missing)),
+                since,
+            )
         case Phase.REHEARSAL if state.rehearsal is not None:
             return "its timed steps", "timing", state.rehearsal.waiting, since_round
         case Phase.PLANNING:

@@ -12,7 +12,7 @@ from typing import Any, Literal
 
 from sfl.config.asynchronous import Mode
 from sfl.metrics.snapshot import NodeSnapshot
-from sfl.metrics.waits import What
+from sfl.metrics.waits import FIRST_LINE, What
 from sfl.node.files import write_atomic
 
 RunPhase = Literal[
@@ -104,21 +104,33 @@ class ServerStatus:
 
 @dataclass(frozen=True, slots=True)
 class Wait:
-    """Who waits for whom, and for what; since when and for how long at most, in seconds."""
+    """Who waits for whom, and for what; since when and for how long at most, in seconds.
+
+    Without `seconds_left` it waits for as long as it hears of whom it waits for.
+    """
 
     who: str
     whom: str
     what: str
     seconds: float
-    seconds_left: float
+    seconds_left: float | None = None
     away: bool = False
     """Whoever is waited for is not connected."""
     kind: What = "part"
     """For what, in one word, as `/metrics` has it."""
+    said: float = 0.0
+    """Seconds since an edge or a device said so."""
 
     def __str__(self) -> str:
         waits = f"{self.who} waits for {self.whom}: {self.what}"
-        return f"{waits}; {self.seconds:.0f} s so far, {self.seconds_left:.0f} s left"
+        left = "no end" if self.seconds_left is None else f"{self.seconds_left:.0f} s left"
+        said = f", said {self.said:.0f} s ago" if self.is_old else ""
+        return f"{waits}; {self.seconds:.0f} s so far, {left}{said}"
+
+    @property
+    def is_old(self) -> bool:
+        """Whether more was to be heard since, of a node that heartbeats."""
+        return self.said >= FIRST_LINE
 
 
 @dataclass(frozen=True, slots=True)
@@ -136,7 +148,9 @@ class RunStatus:
     cloud: ServerStatus = ServerStatus("cloud")
     faults: tuple[str, ...] = ()
     waits: tuple[Wait, ...] = ()
-    """Of an open round only the first few devices."""
+    """The first few of each kind: for those that are away, for the others, and of other nodes."""
+    more_waits: int = 0
+    """So many more there are."""
     updated_at: float = 0.0
     """Unix seconds at which it was written."""
     sequence: int = 0

@@ -4,18 +4,21 @@ from __future__ import annotations
 
 import json
 import socket
+import time
 from collections.abc import Sequence
 from pathlib import Path
 
 import psutil
 
 from sfl.errors import ConfigError
-from sfl.jobs.rows import RunRow
+from sfl.jobs.rows import SILENT, RunRow
 from sfl.jobs.values import Job
 from sfl.report.status import RunStatus
 from sfl.service.queue import JobQueue
 
 STATUS = "status.json"
+CLOUD_SILENT = 10.0
+"""Seconds without a new status, after which a run waits for its cloud."""
 
 
 def rows_of(output_dir: Path, queue: JobQueue | None) -> list[RunRow]:
@@ -36,7 +39,7 @@ def row_of(output_dir: Path, job: Job, served: bool = True) -> RunRow:
     status = RunStatus.last(output_dir / job.run / STATUS)
     waits, since, until = job.waits, job.waits_since, 0.0
     if status is not None and job.state == "running" and not waits:
-        waits, since, until = _awaited(status)
+        waits, since, until = _awaited(status, time.time())
     if not served and not job.over:
         waits = f"its service; to start one: sfl cloud --output-dir {output_dir}"
         since, until = job.submitted_at if status is None else status.updated_at, 0.0
@@ -88,7 +91,7 @@ def _folder_row(folder: Path) -> RunRow:
         ended, why = status.updated_at, f"its cloud is gone; to go on: sfl run --resume {folder}"
         rounds = (status.round, status.rounds)
         return RunRow(folder.name, "gone", *rounds, began, began, ended, reason=why)
-    waits, since, until = _awaited(status)
+    waits, since, until = _awaited(status, time.time())
     return RunRow(
         run=folder.name,
         state=status.phase if status.over else "running",
@@ -110,9 +113,20 @@ def _is_gone(status: RunStatus) -> bool:
     return here and not status.over and not psutil.pid_exists(status.pid)
 
 
-def _awaited(status: RunStatus) -> tuple[str, float, float]:
-    """For whom its cloud waits, since when, and until when."""
-    if not status.waits or status.over:
+def _awaited(status: RunStatus, now: float) -> tuple[str, float, float]:
+    """For whom its cloud waits, since when, and until when; 0 where nothing is said of that."""
+    if status.over:
         return "", 0.0, 0.0
-    wait, now = status.waits[0], status.updated_at
-    return f"{wait.whom}: {wait.what}", now - wait.seconds, now + wait.seconds_left
+    if _is_silent(status, now):
+        return SILENT, status.updated_at, 0.0
+    wait = next((wait for wait in status.waits if wait.who == "cloud"), None)
+    if wait is None:
+        return "", 0.0, 0.0
+    until = 0.0 if wait.seconds_left is None else status.updated_at + wait.seconds_left
+    return f"{wait.whom}: {wait.what}", status.updated_at - wait.seconds, until
+
+
+def _is_silent(status: RunStatus, now: float) -> bool:
+    """Whether its cloud, on this machine, has written nothing for long: it may be stopped."""
+    here = status.host == socket.gethostname()
+    return here and 0.0 < status.updated_at < now - CLOUD_SILENT

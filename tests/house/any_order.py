@@ -185,8 +185,9 @@ class AnyOrder(RuleBasedStateMachine):
             self.happens(AdapterReady(self.coordinator.round, "adapter"))
 
     @precondition(running)
-    @rule(seconds=st.floats(0.1, 3.0))
+    @rule(seconds=st.floats(0.1, 2.0))
     def time_goes_by(self, seconds: float) -> None:
+        """Forty times, and a round has still time left."""
         self.now += seconds
         self.happens(Tick())
 

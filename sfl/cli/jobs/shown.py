@@ -76,8 +76,12 @@ def standing_picture(
     if standing.status:
         row = standing.runs[0]
         seconds = (row.ended_at or now) - (row.started_at or row.submitted_at)
-        parts.append(status_picture(status_of(standing), max(0.0, seconds), width))
+        parts.append(_of_run(standing, max(0.0, seconds), width))
     return Group(*parts)
+
+
+def _of_run(standing: Standing, seconds: float, width: int) -> RenderableType:
+    return status_picture(status_of(standing), seconds, width, all_waits=True)
 
 
 def status_of(standing: Standing) -> RunStatus:

@@ -8,7 +8,7 @@ from dataclasses import replace
 from rich.console import Console
 
 from sfl.cli.jobs.shown import status_of
-from sfl.jobs.rows import Standing
+from sfl.jobs.rows import SILENT, Standing
 from sfl.report.live import LiveView
 from sfl.report.status import RunStatus
 
@@ -34,4 +34,6 @@ def _as_status(standing: Standing) -> RunStatus:
     status = status_of(standing)
     if not row.waits or row.waits in {f"{wait.whom}: {wait.what}" for wait in status.waits}:
         return status
+    if row.waits == SILENT:
+        return replace(status, message=message)
     return replace(status, phase="starting", message=message)  # its cloud does not know of that

@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 import logging
 import time
-from collections.abc import AsyncIterator, Iterable, Sequence
+from collections.abc import AsyncIterator, Iterable, Iterator, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -64,6 +64,11 @@ class CloudService:
             stream.devices.pop(device, None)
         self.streams[edge].admitted(device)
         self.streams[edge].signatures.admitted(device)
+
+    def last_heard(self) -> Iterator[tuple[str, float]]:
+        """Each edge that is connected, and when it last sent a byte (`time.monotonic`)."""
+        for edge, stream in self.streams.items():
+            yield edge, stream.stream.last_heard
 
     def expect_back(self, edges: Iterable[str]) -> None:
         """These had a stream with the process before this one."""
