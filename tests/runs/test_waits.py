@@ -2,11 +2,18 @@
 
 from __future__ import annotations
 
+import json
+import os
 import re
+import signal
+import subprocess
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 
+from sfl.jobs.rows import SILENT
+from tests.house.federation import SFL
 from tests.house.nodes import ByHand
 from tests.house.waiting import until
 
@@ -67,3 +74,56 @@ def test_every_wait_is_in_status_metrics_and_log(by_hand: Callable[..., ByHand])
     line = r"waiting for edge at \S+ \(\d+ s left\)"
     until(lambda: re.search(line, nodes.log("d1")) is not None, "the device's line")
     again.kill()
+
+
+def shown(nodes: ByHand, *options: str) -> str:
+    """What `sfl status` prints of the run."""
+    command = [*SFL, "status", "t", "--output-dir", str(nodes.folder / "runs"), *options]
+    environment = {**os.environ, "COLUMNS": "200"}
+    done = subprocess.run(command, capture_output=True, text=True, env=environment, check=True)
+    return done.stdout
+
+
+def wait_of(nodes: ByHand, who: str, whom: str, kind: str) -> dict[str, Any] | None:
+    """A node's wait as `status.json` has it."""
+    for own in nodes.status().get("waits", ()):
+        if (own["who"], own["kind"]) == (who, kind) and own["whom"].startswith(whom):
+            found: dict[str, Any] = own
+            return found
+    return None
+
+
+def test_the_status_says_of_every_node_whom_it_waits_for(by_hand: Callable[..., ByHand]) -> None:
+    nodes = by_hand(slow="d1", count=2, run={"min_devices": 2}, training={"local_steps": 200})
+    nodes.device(0)
+    device = until(lambda: wait_of(nodes, "device d0", "edge at ", "orders"), "the device's wait")
+    edge = until(lambda: wait_of(nodes, "edge edge", "cloud at ", "orders"), "the edge's wait")
+    for own in (device, edge):
+        assert own["what"] == "the next round" and own["seconds_left"] is None
+        assert own["seconds"] >= 5.0 > own["said"] >= 0.0
+    lines = [" ".join(line.split()) for line in shown(nodes).splitlines()]
+    time, address = r"[\d.]+ s", r"at 127\.0\.0\.1:\d+"
+    for line in (
+        rf"cloud device d1 to be ready {time} ago in .+",
+        rf"edge edge cloud {address} the next round {time} ago no end",
+        rf"device d0 edge {address} the next round {time} ago no end",
+    ):
+        assert any(re.fullmatch(line, own) for own in lines), lines
+
+    stopped = nodes.device(1)
+    until(lambda: any(own["step"] for own in nodes.status()["devices"]), "a round")
+    assert wait_of(nodes, "device d0", "edge at ", "orders") is None
+    os.kill(stopped.pid, signal.SIGSTOP)
+    edge = until(lambda: wait_of(nodes, "edge edge", "device d1", "heartbeat"), "the edge's wait")
+    assert edge["seconds"] >= 5.0 and 0.0 < edge["seconds_left"] <= 55.0
+    assert re.search(r"waiting for device d1: a sign of life; \d+ s so far", nodes.log("edge"))
+    until(lambda: measured(nodes, "edge", "device d1", "heartbeat"), "its metric")
+    os.kill(nodes.edge.pid, signal.SIGSTOP)
+    until(lambda: wait_of(nodes, "cloud", "edge edge", "heartbeat"), "the cloud's wait")
+    told = json.loads(shown(nodes, "--format", "json"))["status"]["waits"]
+    (old,) = [own for own in told if own["who"] == "edge edge" and own["kind"] == "heartbeat"]
+    assert old["said"] >= 5.0, "its last word is old"
+    assert re.search(r"device d1 +a sign of life .* ago \(said .* ago\) ", shown(nodes))
+    os.kill(nodes.cloud.pid, signal.SIGSTOP)
+    line = rf"waits for {SILENT}, (\d+ min )?[\d.]+ s"
+    until(lambda: re.search(line, " ".join(shown(nodes).split())), "that the cloud is silent")
