@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from dataclasses import replace
 
 from hypothesis import strategies as st
@@ -26,8 +25,8 @@ from sfl.rounds import (
     StartRound,
     Tick,
 )
-from sfl.rounds.membership import MOST_VAIN
 from sfl.rounds.values import BEGINNING, Point
+from tests.house.losses import Losses
 from tests.house.lost import ROUNDS, parts, settings
 from tests.house.rebuilt import Rebuilt
 
@@ -46,8 +45,7 @@ class AnyOrder(RuleBasedStateMachine):
         self.begun: dict[str, Point] = {}
         """What the edge keeps of each: the beginning of the round that it has begun last."""
         self.snapshots: dict[str, tuple[Point, ...]] = {}
-        self.vain: Counter[str] = Counter()
-        """How often each was lost since it last delivered, but where its edge kept its round."""
+        self.losses = Losses()
 
     @initialize(count=st.integers(1, 3))
     def begin(self, count: int) -> None:
@@ -101,10 +99,6 @@ class AnyOrder(RuleBasedStateMachine):
     def here(self) -> list[str]:
         return sorted(self.coordinator.devices)
 
-    def may_be_lost(self) -> list[str]:
-        """Who is here and waited for once more; after that it counts as silent (test_bounded)."""
-        return [name for name in self.here() if self.vain[name] < MOST_VAIN]
-
     def running(self) -> bool:
         return self.over is None
 
@@ -125,7 +119,7 @@ class AnyOrder(RuleBasedStateMachine):
             self.happens(event)
         if many == 3:
             del self.computing[name]
-            del self.vain[name]
+            self.losses.delivered(name)
 
     @precondition(lambda self: self.running() and self.sent)
     @rule(data=st.data())
@@ -141,16 +135,16 @@ class AnyOrder(RuleBasedStateMachine):
     @precondition(running)
     @rule(data=st.data())
     def a_device_is_lost(self, data: st.DataObject) -> None:
-        if names := self.may_be_lost():
+        if names := self.losses.may(self.here()):
             name = data.draw(st.sampled_from(names))
-            self.vain[name] += 1
+            self.losses.note(name)
             self.happens(DeviceLost(name, "killed"))
 
     @precondition(running)
     @rule()
     def the_edge_is_lost(self) -> None:
-        if self.coordinator.round and self.may_be_lost() == self.here():
-            self.vain.update(self.here())
+        if self.coordinator.round and self.losses.may(here := self.here()) == here:
+            self.losses.note(*here)
             self.happens(EdgeLost("e", "killed"))
             self.happens(EdgeReady("e", 4))
 
@@ -159,7 +153,7 @@ class AnyOrder(RuleBasedStateMachine):
     def the_link_to_the_edge_breaks(self) -> None:
         """Edge and devices go on, and are back at once."""
         here = self.here() if self.coordinator.round else []
-        if here and here == self.may_be_lost():
+        if here and here == self.losses.may(here):
             self.happens(EdgeLost("e", "it broke"))
             self.happens(EdgeReady("e", 4))
             for name in here:
@@ -168,7 +162,7 @@ class AnyOrder(RuleBasedStateMachine):
     @precondition(running)
     @rule()
     def the_cloud_is_restarted(self) -> None:
-        self.vain.clear()
+        self.losses.restarted()
         self.happens(CloudRestarted())
         self.happens(EdgeReady("e", 4))
 

@@ -50,6 +50,7 @@ from tests.house.asynchronous import (
     settings,
     steps,
 )
+from tests.house.losses import Losses
 from tests.house.lost import as_of_one_past
 from tests.house.rebuilt import Rebuilt
 
@@ -360,6 +361,7 @@ class AnyOrder(RuleBasedStateMachine):
         self.averaged: set[tuple[str, int]] = set()
         self.merging: tuple[Aggregate, dict[str, Update]] | None = None
         self.evicted: set[str] = set()
+        self.losses = Losses()
 
     @initialize(count=st.integers(1, 4), data=st.data())
     def begin(self, count: int, data: st.DataObject) -> None:
@@ -376,6 +378,7 @@ class AnyOrder(RuleBasedStateMachine):
         while self.evicted:
             name = self.evicted.pop()
             self.computing.pop(name, None)
+            self.losses.note(name)
             self.happens(DeviceLost(name, "evicted"))
 
     def do(self, command: Command) -> None:
@@ -429,6 +432,7 @@ class AnyOrder(RuleBasedStateMachine):
             self.delivered.add((name, own.round))
         if many == 3:
             del self.computing[name]
+            self.losses.delivered(name)
         for event in parts(self.coordinator.state, name)[:many]:
             self.sent.append(event)
             self.happens(event)
@@ -445,16 +449,18 @@ class AnyOrder(RuleBasedStateMachine):
     @precondition(running)
     @rule(data=st.data())
     def a_device_is_lost(self, data: st.DataObject) -> None:
-        if here := self.here():
-            name = data.draw(st.sampled_from(here))
+        if names := self.losses.may(self.here()):
+            name = data.draw(st.sampled_from(names))
             self.computing.pop(name, None)
+            self.losses.note(name)
             self.happens(DeviceLost(name, "killed"))
 
     @precondition(running)
     @rule()
     def the_edge_is_lost(self) -> None:
-        if self.coordinator.round:
+        if self.coordinator.round and self.losses.may(here := self.here()) == here:
             self.computing.clear()
+            self.losses.note(*here)
             for command in self.coordinator.handle(EdgeLost("e", "killed"), self.now):
                 if not isinstance(command, Fault):  # an edge's loss is told, whatever comes of it
                     self.do(command)
@@ -464,6 +470,7 @@ class AnyOrder(RuleBasedStateMachine):
     @rule()
     def the_cloud_is_restarted(self) -> None:
         self.computing.clear()
+        self.losses.restarted()
         self.happens(CloudRestarted())
         self.happens(EdgeReady("e", 4))
 
