@@ -38,6 +38,7 @@ IN_WORDS: dict[What, str] = {
     "return": "to be let in again",
     "join": "to be ready",
     "timing": "its timed steps",
+    "planning": "a decision",
     "part": "its part of a round",
     "averaging": "an average",
     "disk": "a snapshot to be written",

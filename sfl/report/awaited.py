@@ -8,11 +8,8 @@ from dataclasses import dataclass
 from sfl.metrics.snapshot import NodeKind, NodeSnapshot
 from sfl.metrics.waits import FIRST_LINE, IN_WORDS
 from sfl.metrics.waits import Wait as Said
-from sfl.report.status import Wait
+from sfl.report.status import OF_A_PHASE, Wait
 from sfl.rounds import RunState
-
-DERIVED = ("return", "join", "timing", "part", "averaging")
-"""For what a cloud waits by its state, which tells more of it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,7 +72,7 @@ class LastWords:
 
 def _counts(wait: Wait, kind: NodeKind) -> bool:
     if kind == "cloud":
-        return wait.kind not in DERIVED
+        return wait.kind not in ("return", *OF_A_PHASE)  # of which its state tells more
     return wait.seconds - wait.said >= FIRST_LINE
 
 

@@ -15,7 +15,7 @@ from rich.table import Table
 from rich.text import Text
 
 from sfl.report import text
-from sfl.report.status import LEFT_OUT, DeviceStatus, RunStatus, ServerStatus, Wait
+from sfl.report.status import LEFT_OUT, OF_A_PHASE, DeviceStatus, RunStatus, ServerStatus, Wait
 
 _STYLES = {"finished": "bold green", "failed": "bold red"}
 _WIDE = 96  # letters that the whole table needs
@@ -183,8 +183,7 @@ def waits_table(status: RunStatus) -> RenderableType:
 
 def _remarkable(status: RunStatus) -> list[Wait]:
     """All waits but those of the cloud that belong to a phase: phase and devices tell these."""
-    phase = ("join", "timing", "part", "averaging")
-    return [w for w in status.waits if w.away or w.who != "cloud" or w.kind not in phase]
+    return [w for w in status.waits if w.away or w.who != "cloud" or w.kind not in OF_A_PHASE]
 
 
 def _wait_lines(status: RunStatus) -> list[Text]:

@@ -92,12 +92,8 @@ def _of_phase(
     match Phase.AGGREGATING if state.buffer.merging else state.phase:
         case Phase.WAITING:
             since = now - (state.deadline - network.join_timeout)
-            return (
-                "to be ready",
-                "join",
-                state.roster.first_missing(len(state.roster.missing)),
-                since,
-            )
+            missing = state.roster.first_missing(len(state.roster.missing))
+            return "to be ready", "join", missing, since
         case Phase.REHEARSAL if state.rehearsal is not None:
             return "its timed steps", "timing", state.rehearsal.waiting, since_round
         case Phase.PLANNING:

@@ -28,6 +28,9 @@ RunPhase = Literal[
 ]
 
 
+OF_A_PHASE: tuple[What, ...] = ("join", "timing", "planning", "part", "averaging")
+"""For what a cloud waits in the course of a run."""
+
 LEFT_OUT = "left out for good"
 """The state of a device that is not let in again in this run."""
 
