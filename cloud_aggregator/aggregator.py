@@ -36,7 +36,6 @@ from cloud_aggregator.effects import Effects
 from cloud_aggregator.host import EdgeHost
 from cloud_aggregator.mirror import SETTINGS, mirror_of, published
 from cloud_aggregator.models_said import ModelsSaid
-from cloud_aggregator.planning import Planning
 from cloud_aggregator.records import RunRecords
 from cloud_aggregator.sealed import Sealed
 from sfl.config import RunConfig
@@ -59,7 +58,6 @@ from sfl.report.conclusion import (
     what_stays,
 )
 from sfl.report.journal import open_journal
-from sfl.report.observing import Observing
 from sfl.report.runs import forget_stop, stop_reason, was_stopped
 from sfl.report.standing import waits_of
 from sfl.report.status import Wait as Due
@@ -71,7 +69,9 @@ from sfl.transport.security.credentials import bind, new_server
 from sfl.transport.security.door import Door
 
 if TYPE_CHECKING:
+    from cloud_aggregator.planning import Planning
     from sfl.node.certificates.signing import Trust
+    from sfl.report.observing import Observing
     from sfl.report.traces import StepTraces
 
 log = logging.getLogger("sfl.cloud")
@@ -136,7 +136,7 @@ class CloudAggregator:
             edges=edges,
         )
         now = RunClock(clock, begins_at=state.now)
-        planning = Planning(self.config, records.told, self.adapter, models.own, observing)
+        planning = _planning(self.config, records, self.adapter, models, observing)
         self.driver = Driver(
             coordinator, effects, self.averaging, planning, records, stats, self._traces, now
         )
@@ -336,6 +336,21 @@ def _hears(records: RunRecords, observing: Observing | None) -> Callable[[Entry]
         observing.take(entry)
 
     return hear
+
+
+def _planning(
+    config: EffectiveConfig,
+    records: RunRecords,
+    adapter: GlobalAdapter,
+    models: ModelsSaid,
+    observing: Observing | None,
+) -> Planning | None:
+    """Who asks the run's planner, if it has one. Raises ConfigError."""
+    if observing is None:
+        return None
+    from cloud_aggregator.planning import Planning  # only where somebody decides
+
+    return Planning(config, records.told, adapter, models.own, observing)
 
 
 def _step_traces(config: RunConfig, run_id: str) -> StepTraces | None:

@@ -5,18 +5,29 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from sfl.config import RunConfig
 from sfl.config.planner import OFF
 from sfl.report.kept import KeptAdapters, KeptRounds
-from sfl.report.observing import Observing
 from sfl.report.projection import RunProjection
 from sfl.rounds import AdapterReady, RunState, Settle, TextForm
 from sfl.rounds.journal import Journal
 
+if TYPE_CHECKING:
+    from sfl.report.observing import Observing
+
 
 def _kept_rounds(config: RunConfig) -> KeptRounds:
     return KeptRounds(config.run.keep_round_adapters, not config.is_asynchronous)
+
+
+def _observing(config: RunConfig) -> Observing | None:
+    if config.planner.policy == OFF:
+        return None
+    from sfl.report.observing import Observing  # only where somebody asks
+
+    return Observing()
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,7 +53,7 @@ class Before:
     def of(cls, journal: Journal, config: RunConfig) -> Before:
         """Raises DiskError."""
         told, kept = RunProjection(), _kept_rounds(config)
-        observing = None if config.planner.policy == OFF else Observing()
+        observing = _observing(config)
         settled: list[Settle] = []
         digests: dict[str, str] = {}
         goes_on = False

@@ -13,7 +13,6 @@ from typing import TYPE_CHECKING
 from cloud_aggregator.averaging import Averaging
 from cloud_aggregator.clock import RunClock
 from cloud_aggregator.effects import Effects
-from cloud_aggregator.planning import Planning
 from cloud_aggregator.records import RunRecords
 from sfl.errors import RunFailed, SflError
 from sfl.metrics.snapshot import NodeSnapshot
@@ -38,6 +37,7 @@ from sfl.rounds import (
 from sfl.transport.group import aside, watched
 
 if TYPE_CHECKING:
+    from cloud_aggregator.planning import Planning
     from sfl.report.traces import StepTraces
 
 log = logging.getLogger("sfl.cloud")
@@ -51,12 +51,13 @@ class Driver:
         coordinator: Coordinator,
         effects: Effects,
         averaging: Averaging,
-        planning: Planning,
+        planning: Planning | None,
         records: RunRecords,
         stats: NodeStats,
         traces: StepTraces | None,
         clock: RunClock,
     ) -> None:
+        """`planning` is None where no planner decides."""
         self.over: asyncio.Future[FinishRun] = asyncio.get_running_loop().create_future()
         self._coordinator = coordinator
         self._effects = effects
@@ -146,6 +147,7 @@ class Driver:
 
         One that was not waited for, and still decides on a round before, is not asked meanwhile.
         """
+        assert self._planning is not None, "nobody asks where there is none"
         if self._decision is not None:
             why = "still decides on an earlier round"
             self.happened(self._planning.stays(command, self._coordinator, why))

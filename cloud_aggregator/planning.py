@@ -48,7 +48,9 @@ class Planning:
         self._model = model
         own = config.current.planner
         self._recorded = recorded_plans(own.policy, own.plans)
-        self._planner = planner_of(own.policy)
+        planner = planner_of(own.policy)
+        assert planner is not None, "made only where one decides"
+        self._planner = planner
         self._seen: Seen = NothingSeen() if seen is None else seen
         self._facts: ModelFacts | None = None
 
@@ -57,7 +59,6 @@ class Planning:
         its time. Where it cannot even be asked, they go on as before."""
         settings, policy = self._config.current.settings, self._config.current.planner.policy
         stays = self.stays(command, coordinator)
-        assert self._planner is not None, "nobody asks where there is none"
         try:
             state, measured = self._state(command, coordinator)
         except Exception as error:

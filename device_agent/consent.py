@@ -10,7 +10,7 @@ from sfl.config import DeviceConfig, RunSettings
 from sfl.config.codec import AUTO_CODECS, RoleCodecs
 from sfl.errors import ConfigError
 from sfl.node.paths import expanded
-from sfl.planners.state import Cut
+from sfl.planners.told import Cut
 from sfl.rounds.values import Assignment
 
 SOURCES = ("train", "eval", "shared_train", "shared_eval")

@@ -9,7 +9,7 @@ from sfl.config.codec import CodecChange
 from sfl.data import Dataset
 from sfl.errors import ConfigError
 from sfl.plan import Plan
-from sfl.planners import Cut
+from sfl.planners.told import Cut
 from sfl.stage.device import DeviceStage
 from sfl.transport.device.link import Joined
 

@@ -8,7 +8,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from typing import Protocol
 
-from sfl.cost.shown import NOTHING
+from sfl.cost.shown import NOTHING, Shown
 from sfl.metrics.snapshot import NodeSnapshot
 from sfl.metrics.stats import NodeStats
 from sfl.metrics.waits import Wait, silences
@@ -61,7 +61,8 @@ class Beats:
 
     def send(self, devices: Sequence[str] = ()) -> None:
         """Tell the cloud what this edge has counted, and what its devices have said."""
-        self._cloud.post(Beat(self._stats.snapshot(costs=True).to_json(), devices))
+        own = self._stats.snapshot(costs=True)
+        self._cloud.post(Beat(replace(own, costs=_told(own.costs)).to_json(), devices))
 
     def _as_seen(self, snapshot: NodeSnapshot) -> NodeSnapshot:
         """A device's statistics, with what this edge itself has seen of it.
@@ -72,3 +73,9 @@ class Beats:
         moved = 0 if stream is None else stream.moved
         age = time.monotonic() - self._heard[snapshot.name]
         return replace(snapshot, age=age, moved=moved, costs=NOTHING)
+
+
+def _told(costs: Shown) -> Shown:
+    """Of an edge's own costs: its passes go with the reports of the devices that they were for, and
+    are told again only beside the joules that they took."""
+    return Shown(threads=costs.threads) if costs.energy is None else costs

@@ -207,13 +207,41 @@ def test_what_tests_share_is_in_the_house(module: str) -> None:
         ("device_agent.agent", {"peft", "datasets", "pandas", "pyarrow", "cryptography"}),
         ("sfl.cli.app", {"torch", "transformers", "grpc", "numpy", "cryptography"}),
         ("sfl.cli.doctor.command", {"torch", "transformers", "grpc", "numpy"}),
-        ("sfl.planners", {"torch", "transformers", "grpc", "numpy"}),
+        ("sfl.planners.registry", {"torch", "transformers", "grpc", "numpy"}),
         ("sfl.models.memory.footprint", {"torch", "transformers", "grpc", "numpy"}),
     ],
 )
 def test_what_a_process_does_not_load(module: str, absent: set[str]) -> None:
-    code = f"import sys, {module}; print(*sorted(set(sys.modules) & {absent!r}))"
+    assert not loaded_by(module) & absent
+
+
+def loaded_by(module: str) -> set[str]:
+    code = f"import sys, {module}; print(*sys.modules)"
     loaded = subprocess.run(
         [sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT
     )
-    assert loaded.stdout.split() == []
+    return set(loaded.stdout.split())
+
+
+@pytest.mark.process
+@pytest.mark.parametrize(
+    "module",
+    [
+        "cloud_aggregator.aggregator",
+        "edge_server.server",
+        "device_agent.agent",
+        "sfl.cli.launch.run",
+    ],
+)
+def test_a_run_without_a_planner_loads_none(module: str) -> None:
+    """What stays is what nodes exchange and show, whoever decides."""
+    packages = ("sfl.planners.", "sfl.cost.")
+    loaded = {name for name in loaded_by(module) if name.startswith(packages)}
+    assert loaded <= {
+        "sfl.planners.decision",
+        "sfl.planners.plans",
+        "sfl.planners.told",
+        "sfl.cost.energy",
+        "sfl.cost.queueing",
+        "sfl.cost.shown",
+    }

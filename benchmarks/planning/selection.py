@@ -12,7 +12,7 @@ from benchmarks.planning.drawing import Line, Panel
 from benchmarks.planning.rows import table
 from sfl.cost.values import DeviceCost, EdgeCost, LinkCost, NodeCost, PassCost, Workload
 from sfl.planners import PLANNERS, Aims, Cut, DeviceState, EdgeState, State
-from sfl.planners.state import Outcome
+from sfl.planners.told import Outcome
 
 
 @dataclass(frozen=True, slots=True)

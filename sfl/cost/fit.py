@@ -10,6 +10,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from math import sqrt
 
+from sfl.cost.queueing import Transfer
 from sfl.cost.values import LineCost, LinkCost, NodeCost, PassCost
 
 SHARE = 0.3
@@ -31,16 +32,6 @@ class Phase:
     backward: bool = False
     embedding: bool = False
     head: bool = False
-    weight: float = 1.0
-
-
-@dataclass(frozen=True, slots=True)
-class Transfer:
-    """A message that was timed on the link alone: without what a peer held it."""
-
-    seconds: float
-    num_bytes: float
-    up: bool
     weight: float = 1.0
 
 

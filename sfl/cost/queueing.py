@@ -17,7 +17,6 @@ from dataclasses import dataclass
 from itertools import pairwise
 from statistics import median
 
-from sfl.cost.fit import Transfer
 from sfl.cost.shown import Sums
 
 ROUNDS = 8
@@ -50,6 +49,16 @@ class Sent:
         for at, num_bytes in self.before:
             done = max(done, at) + per_byte * num_bytes
         return max(free, done)
+
+
+@dataclass(frozen=True, slots=True)
+class Transfer:
+    """A message that was timed on the link alone: without what a peer held it."""
+
+    seconds: float
+    num_bytes: float
+    up: bool
+    weight: float = 1.0
 
 
 @dataclass(frozen=True, slots=True)

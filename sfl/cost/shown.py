@@ -191,12 +191,12 @@ class Shown:
         return self == NOTHING
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain values for JSON."""
+        """Plain values for JSON, without what there is none of."""
         energy = self.energy
-        return {
+        values = {
             "passes": passes_to_rows(self.passes),
-            "up": _rounded(self.up),
-            "down": _rounded(self.down),
+            "up": _rounded(self.up) if self.up.passes else None,
+            "down": _rounded(self.down) if self.down.passes else None,
             "crossed": [
                 [role, index, one.messages, one.values, one.num_bytes]
                 for (role, index), one in self.crossed.items()
@@ -204,6 +204,7 @@ class Shown:
             "energy": None if energy is None else [round(energy.joules, 3), energy.source],
             "threads": self.threads,
         }
+        return {name: value for name, value in values.items() if value}
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Shown:

@@ -1,45 +1,20 @@
 """What each device does next, chosen from what a run has shown: pure decisions.
 
-A further planner is one file, and one line in `PLANNERS`.
+A further planner is one file, and one line in `sfl.planners.registry`. Names of this package are
+imported when they are first used: a run without a planner needs next to none of them.
 """
 
-from sfl.node.plugins import Registry
-from sfl.planners.card import CARD
-from sfl.planners.decision import Choice, Decision, Why
-from sfl.planners.fixed import FIXED
-from sfl.planners.fleet import FLEET
-from sfl.planners.mincut import MINCUT
-from sfl.planners.open import OPEN
-from sfl.planners.pairing import PAIRING
-from sfl.planners.planner import Planner, Proposal
-from sfl.planners.random import RANDOM
-from sfl.planners.recorded import RECORDED
-from sfl.planners.scan import SCAN
-from sfl.planners.state import Aims, Cut, DeviceState, EdgeState, State
-from sfl.planners.two_timescale import TWO_TIMESCALE
-from sfl.planners.ucb import UCB
+from __future__ import annotations
 
-PLANNERS: Registry[Planner] = Registry(
-    "sfl.planners",
-    Planner,
-    {
-        planner.name: planner
-        for planner in (
-            FIXED,
-            SCAN,
-            MINCUT,
-            FLEET,
-            CARD,
-            OPEN,
-            TWO_TIMESCALE,
-            UCB,
-            PAIRING,
-            RANDOM,
-            RECORDED,
-        )
-    },
-)
-"""By name; packages may bring more."""
+from importlib import import_module
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from sfl.planners.decision import Choice, Decision, Why
+    from sfl.planners.planner import Planner, Proposal
+    from sfl.planners.registry import PLANNERS
+    from sfl.planners.state import Aims, DeviceState, EdgeState, State
+    from sfl.planners.told import Cut
 
 __all__ = [
     "PLANNERS",
@@ -54,3 +29,18 @@ __all__ = [
     "State",
     "Why",
 ]
+
+_MODULES = {
+    "registry": ("PLANNERS",),
+    "decision": ("Choice", "Decision", "Why"),
+    "planner": ("Planner", "Proposal"),
+    "state": ("Aims", "DeviceState", "EdgeState", "State"),
+    "told": ("Cut",),
+}
+_MODULE_OF = {name: module for module, names in _MODULES.items() for name in names}
+
+
+def __getattr__(name: str) -> object:
+    if name not in _MODULE_OF:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(f"{__name__}.{_MODULE_OF[name]}"), name)

@@ -13,7 +13,8 @@ from dataclasses import dataclass, replace
 from sfl.planners.decision import Choice
 from sfl.planners.planner import Planner, Proposal
 from sfl.planners.seconds import edge_seconds, own_seconds
-from sfl.planners.state import Cut, DeviceState, State
+from sfl.planners.state import DeviceState, State
+from sfl.planners.told import Cut
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,7 +6,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from sfl.cost.energy import NO_POWER, PowerModel
-from sfl.cost.fit import Phase, Transfer, fit_line, fit_link, fit_node, least_squares
+from sfl.cost.fit import Phase, fit_line, fit_link, fit_node, least_squares
+from sfl.cost.queueing import Transfer
 from sfl.cost.shown import Crossing, Part, Passes, PassKey, Purpose, Sums
 from sfl.cost.values import NO_TIME, LineCost, LinkCost, NodeCost, PassCost, ValueBits
 

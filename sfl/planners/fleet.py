@@ -22,7 +22,8 @@ from sfl.cost.step import exchange_seconds, step_cost
 from sfl.planners.decision import Choice
 from sfl.planners.planner import Planner, Proposal
 from sfl.planners.seconds import alone_seconds, edge_seconds, moving_seconds, step_of
-from sfl.planners.state import Cut, DeviceState, EdgeState, State, placed
+from sfl.planners.state import DeviceState, EdgeState, State, placed
+from sfl.planners.told import Cut
 
 POLISHED = 16
 """Devices at an edge up to which single changes are tried."""

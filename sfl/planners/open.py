@@ -24,7 +24,8 @@ from sfl.planners.decision import Choice
 from sfl.planners.fitting import least_that_fits
 from sfl.planners.planner import Planner, Proposal
 from sfl.planners.seconds import step_of
-from sfl.planners.state import Cut, DeviceState, State
+from sfl.planners.state import DeviceState, State
+from sfl.planners.told import Cut
 
 QUEUE = "energy"
 """The table of joules overdrawn so far, and of the price that is added to them."""

@@ -8,11 +8,14 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from pydantic_core import from_json, to_json
 
 from sfl.planners.decision import Choice, Decision
-from sfl.planners.state import State
+
+if TYPE_CHECKING:
+    from sfl.planners.state import State
 
 NAMED = 3
 """Devices that a few words name."""
@@ -38,7 +41,7 @@ class Plan:
         if not isinstance(values, dict):
             raise ValueError("a decision is a JSON object")
         told = values.pop("state", None) if with_state else None
-        state = None if told is None else State.from_json(to_json(told))
+        state = None if told is None else _state(to_json(told))
         return Plan(Decision.from_json(line), values.get("advice") is True, state)
 
     @property
@@ -60,6 +63,12 @@ class Plan:
         """One line of a log."""
         what = "would be" if self.advice else "is"
         return f"round {self.decision.round} {what} planned: {self.decision.why}"
+
+
+def _state(line: bytes) -> State:
+    from sfl.planners.state import State  # only few who read plans ask for it
+
+    return State.from_json(line)
 
 
 def recorded_for(plans: Iterable[Plan], round_: int) -> Mapping[str, Choice]:

@@ -11,10 +11,11 @@ from sfl.config.ranges import cuts_of, ways_of
 from sfl.cost.values import DeviceCost, EdgeCost, Workload
 from sfl.errors import SflError
 from sfl.node.text import plain
-from sfl.planners import PLANNERS
 from sfl.planners.decision import Choice, Decision, Memory
 from sfl.planners.planner import Planner
-from sfl.planners.state import Aims, Cut, DeviceState, EdgeState, Outcome, State
+from sfl.planners.registry import PLANNERS
+from sfl.planners.state import Aims, DeviceState, EdgeState, State
+from sfl.planners.told import Cut, Outcome
 
 GUESSED = "nothing is measured yet, so that the seconds are a guess"
 STAYS = "cuts stay until something is"

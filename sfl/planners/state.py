@@ -10,31 +10,10 @@ from typing import TYPE_CHECKING
 from sfl.cost.predict import Placed
 from sfl.cost.values import DeviceCost, EdgeCost, Workload
 from sfl.planners.decision import Choice, Memory
+from sfl.planners.told import Cut, Outcome
 
 if TYPE_CHECKING:
     from pydantic import TypeAdapter
-
-
-@dataclass(frozen=True, slots=True, order=True)
-class Cut:
-    """A way to cut one device's model, with the bytes that the device then needs at most."""
-
-    cut_layer: int
-    tail_layers: int = 0
-    memory: int = 0
-
-    @property
-    def at(self) -> tuple[int, int]:
-        """Without the memory."""
-        return self.cut_layer, self.tail_layers
-
-
-@dataclass(frozen=True, slots=True)
-class Outcome:
-    """What became of a device in the last round, where it took part."""
-
-    success: bool
-    seconds: float
 
 
 @dataclass(frozen=True)

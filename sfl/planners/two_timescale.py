@@ -19,7 +19,8 @@ from sfl.planners.decision import Choice
 from sfl.planners.fitting import least_that_fits
 from sfl.planners.planner import Planner, Proposal
 from sfl.planners.seconds import alone_seconds, step_of
-from sfl.planners.state import Aims, Cut, DeviceState, State, as_chosen
+from sfl.planners.state import Aims, DeviceState, State, as_chosen
+from sfl.planners.told import Cut
 
 LEAST_SHARE = 1e-9
 AGE = "age"

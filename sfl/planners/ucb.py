@@ -16,7 +16,8 @@ from sfl.planners.decision import Memory
 from sfl.planners.fixed import present
 from sfl.planners.planner import Planner, Proposal
 from sfl.planners.random import drawn
-from sfl.planners.state import Outcome, State
+from sfl.planners.state import State
+from sfl.planners.told import Outcome
 
 DISCOUNT = 0.98
 """Of what is known, with every decision."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 
-from sfl.planners.state import Outcome
+from sfl.planners.told import Outcome
 from sfl.rounds.ordered import Ordered
 
 

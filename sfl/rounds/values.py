@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from sfl.config import Extent, RunSettings
 from sfl.config.codec import RoleCodecs
 from sfl.plan import Plan
-from sfl.planners.state import Cut
+from sfl.planners.told import Cut
 
 
 @dataclass(frozen=True, slots=True)

@@ -18,7 +18,7 @@ from sfl.planners.situation import (
     state_of,
     unfit,
 )
-from sfl.planners.state import Cut
+from sfl.planners.told import Cut
 from sfl.rounds import Planned, PlanRound
 from sfl.rounds.tally import NEVER
 from sfl.simulate.fleet import Fleet, link_cost

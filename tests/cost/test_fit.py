@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 
-from sfl.cost.fit import Phase, Transfer, fit_link, fit_node, foretold, least_squares
+from sfl.cost.fit import Phase, fit_link, fit_node, foretold, least_squares
+from sfl.cost.queueing import Transfer
 from sfl.cost.values import LinkCost, NodeCost, PassCost
 from tests.house.planning import seeds
 

@@ -15,7 +15,7 @@ from device_agent.consent import Consent
 from device_agent.loaded import Loaded
 from sfl.config import DeviceConfig
 from sfl.errors import ConfigError
-from sfl.planners import Cut
+from sfl.planners.told import Cut
 from sfl.transport.device.link import Joined
 from tests.house.alone import Alone
 

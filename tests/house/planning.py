@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 from sfl.cost.energy import ClockRange, PowerModel
 from sfl.cost.values import DeviceCost, EdgeCost, LinkCost, NodeCost, PassCost, ValueBits, Workload
 from sfl.planners.decision import Choice
-from sfl.planners.state import Aims, Cut, DeviceState, EdgeState, State
+from sfl.planners.state import Aims, DeviceState, EdgeState, State
+from sfl.planners.told import Cut
 
 
 def device(

@@ -12,7 +12,8 @@ from sfl.planners import PLANNERS, Aims, Choice, Cut, Decision, Planner, Proposa
 from sfl.planners.random import drawn
 from sfl.planners.seconds import moving_seconds
 from sfl.planners.settle import score
-from sfl.planners.state import Outcome, placed
+from sfl.planners.state import placed
+from sfl.planners.told import Outcome
 from tests.house.planning import fleet, fresh, seeds
 
 few = settings(max_examples=40, deadline=None)

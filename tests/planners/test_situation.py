@@ -15,7 +15,7 @@ from sfl.planners import PLANNERS, Cut, State
 from sfl.planners.costs import Costs, NothingSeen, Speeds
 from sfl.planners.outset import ModelFacts, guessed_device
 from sfl.planners.situation import GUESSED, STAYS, Present, Remembered, decide, state_of, unfit
-from sfl.planners.state import Outcome
+from sfl.planners.told import Outcome
 from tests.house.lost import settings
 
 FACTS = ModelFacts(6, 64, lora_bytes=4e4)

@@ -8,7 +8,7 @@ import pytest
 
 from sfl.config import RunSettings
 from sfl.planners.decision import Choice
-from sfl.planners.state import Outcome
+from sfl.planners.told import Outcome
 from sfl.rounds import (
     Aggregate,
     CloudRestarted,

@@ -14,7 +14,7 @@ from sfl.config import RunSettings
 from sfl.config.codec import RoleCodecs
 from sfl.errors import ProtocolError
 from sfl.plan import HOLDERS, Held, Plan, Span
-from sfl.planners import Cut
+from sfl.planners.told import Cut
 from sfl.rounds.assignment import assign
 from sfl.rounds.messages import DeviceLost, Evict, FinishRun
 from sfl.rounds.values import (

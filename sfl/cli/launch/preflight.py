@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 
 from sfl.config import DeviceEntry, RunConfig
+from sfl.config.planner import OFF
 from sfl.config.ranges import check_ranges
 from sfl.data.examine import examine
 from sfl.data.sources import sources
@@ -22,7 +23,6 @@ from sfl.models.memory.device_budget import device_load, fit_device
 from sfl.models.vocabulary import check_tokenizer
 from sfl.node.certificates.own import load_own
 from sfl.node.extras import require_bitsandbytes
-from sfl.planners.situation import planner_of
 from sfl.report.plans import recorded_plans
 
 KNOWN_CODECS = {
@@ -120,6 +120,10 @@ def check_planner(config: RunConfig, num_layers: int) -> None:
 def check_decisions(config: RunConfig) -> None:
     """The planner can be had, and what it repeats can be read. Raises ConfigError."""
     own = config.planner
+    if own.policy == OFF:
+        return
+    from sfl.planners.situation import planner_of  # only where somebody decides
+
     planner_of(own.policy)
     recorded_plans(own.policy, own.plans)
 

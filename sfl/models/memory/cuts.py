@@ -11,7 +11,7 @@ from sfl.config.ranges import ways_of
 from sfl.models.folder import ModelFolder
 from sfl.models.memory.footprint import NOTHING_SAVED, Load, Thrift, device_footprint
 from sfl.plan import Plan, Topology
-from sfl.planners.state import Cut
+from sfl.planners.told import Cut
 
 
 def legal_cuts(

@@ -20,7 +20,7 @@ from sfl.config import RunSettings
 from sfl.data.example import Dataset
 from sfl.errors import ProtocolError, RunFailed
 from sfl.metrics.timeline import spans_to_json
-from sfl.planners.state import Cut
+from sfl.planners.told import Cut
 from sfl.rounds.values import Assignment, DeviceFacts, RoundReport
 from sfl.stage.messages import (
     BaseUpdate,

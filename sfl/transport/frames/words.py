@@ -12,7 +12,7 @@ from collections.abc import Collection, Sequence
 from sfl.config import Extent
 from sfl.errors import ProtocolError
 from sfl.plan import Held, Holder, Plan, Span
-from sfl.planners.state import Cut
+from sfl.planners.told import Cut
 from sfl.rounds.values import (
     BEGINNING,
     Assignment,
