@@ -48,7 +48,7 @@ class Question:
 
     def _answer(self) -> Planned:
         round_, advises = self.stays.round, self.settings.planner.policy == ADVICE
-        decision, state = decide(self.planner, self.state, self.measured)
+        decision, state = decide(self.planner, self.state.rounded(), self.measured)
         plan = Plan(decision, advises, state)
         log.info("%s", plan)
         if advises:

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field, replace
 from functools import cache, cached_property
 from typing import TYPE_CHECKING
 
+from sfl.cost.digits import rounded
 from sfl.cost.predict import Placed
 from sfl.cost.values import DeviceCost, EdgeCost, Workload
 from sfl.planners.decision import Choice, Memory
@@ -117,6 +118,13 @@ class State:
     def staying(self) -> State:
         """The same with the present cut as a device's only one; who has none may choose."""
         return replace(self, devices=tuple(_pinned(device) for device in self.devices))
+
+    def rounded(self) -> State:
+        """The same with costs of no more digits than are measured: its line is shorter by a third,
+        and what is decided from it can be decided from its line."""
+        devices = tuple(replace(own, cost=rounded(own.cost)) for own in self.devices)
+        edges = tuple(replace(own, cost=rounded(own.cost)) for own in self.edges)
+        return replace(self, devices=devices, edges=edges)
 
     def as_json(self) -> str:
         """One line, without what is as usual: a large fleet has many cuts."""

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import NamedTuple
 
 
-@dataclass(frozen=True, slots=True, order=True)
-class Cut:
+class Cut(NamedTuple):
     """A way to cut one device's model, with the bytes that the device then needs at most."""
 
     cut_layer: int

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -9,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from sfl.errors import ConfigError
-from sfl.planners import PLANNERS, Choice, Decision
+from sfl.planners import PLANNERS, Choice, Decision, State
 from sfl.planners.plans import Plan, recorded_for
 from sfl.report.plans import PLANS, PlanFile, complete_plans, read_plans, recorded_plans
 from tests.house.planning import fleet
@@ -33,6 +35,28 @@ def test_a_decision_is_taken_again_from_its_line(seed: int, policy: str, advice:
     assert back == Plan(decision, advice, state)
     assert back.state is not None and PLANNERS[policy].decide(back.state) == decision
     assert Plan.from_json(line.encode(), with_state=False) == Plan(decision, advice)
+
+
+@given(st.integers(0, 10**6))
+def test_a_rounded_state_is_the_same_to_six_digits_and_shorter(seed: int) -> None:
+    state = fleet(seed, 3)
+    short = state.rounded()
+    assert short.rounded() == short and State.from_json(short.as_json()) == short
+    assert len(short.as_json()) < 0.9 * len(state.as_json())
+    for own, whole in zip(short.devices, state.devices, strict=True):
+        assert replace(own, cost=whole.cost) == whole
+        assert own.cost.link.up == pytest.approx(whole.cost.link.up, rel=1e-5)
+        assert own.cost.bits.activation == pytest.approx(whole.cost.bits.activation, rel=1e-5)
+        assert own.cost.node.head.both == pytest.approx(whole.cost.node.head.both, rel=1e-5)
+
+
+def test_cuts_are_short_rows_and_older_lines_are_read() -> None:
+    state = fleet(1, 1)
+    (own,) = state.devices
+    line = json.loads(state.as_json())
+    assert line["devices"][0]["cuts"] == [[*cut] for cut in own.cuts]
+    line["devices"][0]["cuts"] = [cut._asdict() for cut in own.cuts]
+    assert State.from_json(json.dumps(line)) == state
 
 
 def test_a_file_has_the_latest_decision_of_each_round(tmp_path: Path) -> None:
