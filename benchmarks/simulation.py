@@ -27,7 +27,7 @@ from sfl.stage.computation import COMPUTATIONS
 from sfl.stage.device import DeviceStage
 from sfl.stage.messages import Purpose, TensorMessage
 from sfl.stage.trainer import Trainer
-from sfl.stage.training import SESSIONS, TrainingSession
+from sfl.stage.training import TrainingSession, session_of
 from sfl.transport.device.end import DeviceEnd, EdgeEnd, End
 from sfl.transport.device.inproc import InProcessTraining
 from sfl.transport.frames.envelope import Frame
@@ -117,7 +117,7 @@ class Simulation:
             quantised=edge.quantised,
         )
         bank = LoraBank(model, self.settings.lora, self.settings.lora.target_modules)
-        kind = SESSIONS[self.settings.run.topology]
+        kind = session_of(own.plan.middle)
         self.session = kind(name, own, model, bank, self.settings, NodeStats("edge", "edge"))
         stage = DeviceStage(name, own, folder, self.settings, device)
         self.watched = Watched()

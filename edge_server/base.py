@@ -45,11 +45,13 @@ class Base:
     model: SpanModel
     bank: LoraBank
     choice: EdgeChoice
-    """What fits into this edge's memory."""
+    """What fits into this server's memory."""
     manifest: AdapterManifest
     """What an adapter of the whole model consists of."""
     given: bytes = b""
     """Values of it that the checkpoint holds, as a safetensors file."""
+    holder: Holder = "edge"
+    """Which stage server this is."""
 
     @property
     def adapter_limit(self) -> int:
@@ -63,19 +65,26 @@ class Base:
         return contract.adapter_limit(shapes, len(self.settings.names))
 
 
-def shares(payload: Buffer, orders: Mapping[str, Assignment]) -> dict[str, tuple[Values, Values]]:
-    """The global adapter, at each device's rank, as the edge's part and the device's.
+@dataclass(frozen=True, slots=True)
+class Shares:
+    """An adapter for one device: the edge's part, the device's, and what stages behind have."""
 
-    A large one's ranks take a while.
-    """
+    mine: Values
+    theirs: Values
+    behind: Values
+
+
+def shares(payload: Buffer, orders: Mapping[str, Assignment]) -> dict[str, Shares]:
+    """The global adapter, at each device's rank, in parts. A large one's ranks take a while."""
     values = decode_adapter(payload)
     return {device: _share(own, values) for device, own in orders.items()}
 
 
-def _share(own: Assignment, values: Values) -> tuple[Values, Values]:
+def _share(own: Assignment, values: Values) -> Shares:
     values = truncated(values, own.rank)
-    mine = part_of(own.plan, "edge", values)
-    return mine, {name: array for name, array in values.items() if name not in mine}
+    mine, theirs = part_of(own.plan, "edge", values), part_of(own.plan, "device", values)
+    known = mine.keys() | theirs.keys()
+    return Shares(mine, theirs, {n: array for n, array in values.items() if n not in known})
 
 
 def part_of(plan: Plan, holder: Holder, values: Mapping[str, np.ndarray]) -> Values:
@@ -92,19 +101,25 @@ def within(spans: Sequence[Span], values: Mapping[str, np.ndarray]) -> Values:
     }
 
 
-def load_base(config: EdgeConfig, settings: RunSettings, threads: int, stats: NodeStats) -> Base:
-    """Load the blocks from the smallest cut on that a device may have. Raises SflError.
+def load_base(
+    config: EdgeConfig,
+    settings: RunSettings,
+    threads: int,
+    stats: NodeStats,
+    holder: Holder = "edge",
+) -> Base:
+    """Load all blocks that any device may leave to this stage server. Raises SflError.
 
     For the compute thread. What was settled of their form goes into `stats`.
     """
     folder = _checked_folder(config, settings)
     form = settle(config, settings.model, threads, settings.aggregation.traits.folds)
     own = config.model_copy(update={"quantised": form.quantised})
-    choice = fit_edge(folder, settings, own)
+    choice = fit_edge(folder, settings, own, holder)
     stats.dtype, stats.quantised = form.dtype, form.quantised
     num_labels = len(settings.model.labels)
     manifest = build_manifest(folder, settings.model.task, num_labels, settings.lora)
-    span = _span(settings, folder)
+    span = _span(settings, folder, holder)
     model = build_span(
         folder,
         span,
@@ -120,7 +135,7 @@ def load_base(config: EdgeConfig, settings: RunSettings, threads: int, stats: No
     log.info("base loaded: blocks %d to %d of %s", span.first, span.last - 1, folder.path)
     log.info("%s", choice)
     given = adapter_bytes(given_values(folder, manifest))
-    return Base(settings, folder, model, bank, choice, manifest, given)
+    return Base(settings, folder, model, bank, choice, manifest, given, holder)
 
 
 def _checked_folder(config: EdgeConfig, settings: RunSettings) -> ModelFolder:
@@ -144,13 +159,14 @@ def _warn_of_tokenizer(folder: ModelFolder) -> None:
         log.warning("devices without a model folder of their own will be refused: %s", error)
 
 
-def _span(settings: RunSettings, folder: ModelFolder) -> Span:
-    """All blocks that any of the devices may leave to its edge."""
+def _span(settings: RunSettings, folder: ModelFolder, holder: Holder) -> Span:
+    """All blocks that any of the devices may leave to this stage server."""
     layers = folder.num_layers
     plans = [plan for name in settings.names for plan in plans_of(settings, name, layers)]
+    spans = [plan.span_of(holder) for plan in plans]
     return Span(
-        min(plan.middle.first for plan in plans),
-        max(plan.middle.last for plan in plans),
+        min(span.first for span in spans),
+        max(span.last for span in spans),
         embedding=False,
-        head=any(plan.middle.head for plan in plans),
+        head=any(span.head for span in spans),
     )

@@ -34,11 +34,16 @@ class Beats:
         self._devices: dict[str, NodeSnapshot] = {}
         self._heard: dict[str, float] = {}
         """When, in seconds of `time.monotonic`."""
+        self._stages: dict[str, NodeSnapshot] = {}
 
     def heard(self, device: str, snapshot: NodeSnapshot) -> None:
         """Keep a device's latest statistics."""
         self._devices[device] = snapshot.seen(device, time.time())
         self._heard[device] = time.monotonic()
+
+    def stage_heard(self, snapshot: NodeSnapshot) -> None:
+        """Keep the latest statistics of a stage behind this edge."""
+        self._stages[snapshot.name] = snapshot.seen(snapshot.name, time.time())
 
     def devices(self) -> list[NodeSnapshot]:
         """What devices have said last."""
@@ -52,7 +57,8 @@ class Beats:
         while True:
             self._stats.waits.derive(self._silences(idle_timeout))
             self._stats.waits.say()
-            self.send([self._as_seen(one).to_json() for one in self._devices.values()])
+            devices = [self._as_seen(one).to_json() for one in self._devices.values()]
+            self.send([*devices, *(one.to_json() for one in self._stages.values())])
             await asyncio.sleep(interval)
 
     def _silences(self, idle_timeout: float) -> Iterator[Wait]:

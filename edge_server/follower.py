@@ -9,7 +9,7 @@ from typing import assert_never
 
 import numpy as np
 
-from edge_server.base import Values, shares, within
+from edge_server.base import Shares, shares, within
 from edge_server.beats import Cloud
 from edge_server.host import DeviceHost
 from sfl.errors import LinkLost, ProtocolError, Refused, RunFailed
@@ -162,7 +162,7 @@ class Follower:
             if stream is not None and stream is streams.get(device):
                 same = stream.base_updates == self._base_updates
                 assert same, "the cloud sends what is lacking first"
-                self._begin(stream, own, *parts[device])
+                self._begin(stream, own, parts[device])
 
     async def _tell_again(self, orders: EdgeOrders) -> None:
         """What came of rounds that devices have begun; one that has begun another joins again."""
@@ -180,7 +180,7 @@ class Follower:
         delivery = self._host().deliveries.of(device)
         return delivery is None or not delivery.is_of(own)
 
-    def _begin(self, stream: Training, own: Assignment, mine: Values, theirs: Values) -> None:
+    def _begin(self, stream: Training, own: Assignment, parts: Shares) -> None:
         deliveries = self._host().deliveries
         before = deliveries.of(stream.device)
         if before is not None and not before.complete:
@@ -188,4 +188,4 @@ class Follower:
             self._service.evict(stream.device, LinkLost(closed))
             return
         deliveries.begin(stream.device, own)
-        stream.begin_round(own, mine, theirs)
+        stream.begin_round(own, parts.mine, parts.theirs, parts.behind)

@@ -20,6 +20,7 @@ from sfl.rounds.messages import DeviceLost
 from sfl.rounds.values import (
     BEGINNING,
     Admission,
+    Assignment,
     DeviceFacts,
     DeviceWelcome,
     Point,
@@ -37,6 +38,8 @@ from sfl.transport.device.served import Admitted
 from sfl.transport.device.training import Training
 from sfl.transport.frames import contract
 from sfl.transport.frames.chunks import Buffer
+from sfl.transport.stage.dialling import NextStage, RunHere
+from sfl.transport.stage.link import NextLink
 
 log = logging.getLogger("sfl.edge")
 
@@ -98,7 +101,11 @@ class DeviceHost:
         stats: NodeStats,
         run_id: str,
         run_key: str = "",
+        following: NextStage | None = None,
     ) -> None:
+        """`following` is the stage behind this edge, where plans have one."""
+        self._following = following
+        self._onward: dict[str, NextLink] = {}
         self.floor = floor
         self.stats = stats
         self.engine = floor.engine
@@ -129,10 +136,31 @@ class DeviceHost:
         assert own is not None, "who is not refused has one"
         checked.assignment(own, base.settings, base.folder.num_layers)
         session = await self.floor.open(device, own)
+        behind = await self._way_on(device, own)
         log.info("device %s joined", device, extra={"device": device})
         welcome = DeviceWelcome(base.settings, self._run_id, own, run_key=self._run_key)
-        serve = partial(Training, device, session, base.settings, self)
+        serve = partial(Training, device, session, base.settings, self, behind=behind)
         return Admitted(welcome, base.model.hidden_size, serve)
+
+    async def _way_on(self, device: str, own: Assignment) -> NextLink | None:
+        """A stream to the stage behind this edge, where the device's plan has one."""
+        if own.plan.next_of("edge") is None:
+            return None
+        if self._following is None:
+            raise Refused(
+                "the run has a stage behind this edge, and the edge does not know where: set "
+                "edge.next to its address"
+            )
+        base = self.floor.base
+        run = RunHere(base.settings, self._run_id, self._run_key)
+        hidden, limit = base.model.hidden_size, base.adapter_limit
+        behind = await self._following.open(device, own, run, hidden, limit)
+        self._onward[device] = behind
+        return behind
+
+    def stage_heard(self, snapshot: NodeSnapshot) -> None:
+        """Keep a stage's latest statistics."""
+        self._beats.stage_heard(snapshot)
 
     async def _asked(self, device: str, proof: Proof) -> Admission:
         answer: asyncio.Future[Admission] = asyncio.get_running_loop().create_future()
@@ -213,6 +241,8 @@ class DeviceHost:
             self._here.pop(device, None)
             self.deliveries.forget(device)
             self._cloud.post(lost)
+        if (behind := self._onward.pop(device, None)) is not None:
+            await behind.close()
         await self.floor.close(device)
 
     async def tell_again_of(self, device: str, asked: bool) -> None:

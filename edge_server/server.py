@@ -25,6 +25,8 @@ from edge_server.floor import Floor
 from edge_server.follower import Follower
 from edge_server.host import DeviceHost
 from edge_server.joining import Joining
+from edge_server.onward import following
+from edge_server.residence import residence_of
 from edge_server.training import new_session
 from sfl.config import EdgeConfig
 from sfl.errors import LinkLost, RunFailed, SflError
@@ -34,13 +36,12 @@ from sfl.node.board import board_root
 from sfl.node.causes import another_may_help, cause_of
 from sfl.node.certificates.own import OwnCertificate
 from sfl.node.energy import EnergyMeter, no_gpus, nvidia_gpus
-from sfl.node.files import writable_folder, write_atomic
+from sfl.node.files import write_atomic
 from sfl.node.logs import describe_node
 from sfl.rounds.values import Challenge, EdgeFacts, EdgeWelcome
 from sfl.stage.engine import Engine
 from sfl.stage.orders import ORDERS
 from sfl.stage.snapshots import forget_old_runs, forget_run
-from sfl.stage.swapping import Residence
 from sfl.transport.cloud.link import Channel, CloudLink, CloudStream
 from sfl.transport.cloud.words import EdgeFailed, EdgeStopped
 from sfl.transport.device.decode_slots import DecodeSlots
@@ -62,10 +63,12 @@ class EdgeServer:
         insecure: bool,
         own: OwnCertificate | None = None,
         new_channel: Callable[[], Channel] | None = None,
+        new_stage_channel: Callable[[], Channel] | None = None,
     ) -> None:
         """Raises ConfigError. For a running event loop.
 
         `new_channel` makes what it calls the cloud by; without, one to the address in `config`.
+        `new_stage_channel` is the same for the stage behind it.
         """
         self.config = config
         self.own = own
@@ -77,7 +80,7 @@ class EdgeServer:
         gpus = any(device != "cpu" for device in config.devices)
         stats.meter = EnergyMeter(board_root(), nvidia_gpus() if gpus else no_gpus)
         stats.certificate_expiry = None if own is None else own.not_after
-        self._residence = _residence(config, stats)
+        self._residence = residence_of(config, stats)
         order = ORDERS[config.order]
         self.engine = Engine(threads, order, together=config.batch_devices, phases=stats.phases)
         self.cloud = CloudLink(
@@ -86,6 +89,9 @@ class EdgeServer:
         self._joining = Joining(self.cloud, stats.waits)
         self._opened: asyncio.Future[DeviceHost] = asyncio.get_running_loop().create_future()
         self.service: EdgeService[Training] = EdgeService(stats, self._opened, config.cache_dir)
+        self._following = following(
+            config, "edge", stats, self.service.coders, own, insecure, new_stage_channel
+        )
         self.beats = Beats(stats, self.cloud, self.service)
         self.follower = Follower(self.service, self._opened, self.cloud, stats)
         describe_node(self._log_fields)
@@ -268,7 +274,9 @@ class EdgeServer:
         slots = DecodeSlots(base.choice.in_flight, order)
         session = partial(new_session, base, self.stats, self._residence)
         floor = Floor(base, self.engine, slots, session, order)
-        return DeviceHost(floor, self.cloud, self.beats, self.stats, self.run_id, self.run_key)
+        return DeviceHost(
+            floor, self.cloud, self.beats, self.stats, self.run_id, self.run_key, self._following
+        )
 
 
 async def _end(*tasks: asyncio.Task[None]) -> None:
@@ -276,13 +284,3 @@ async def _end(*tasks: asyncio.Task[None]) -> None:
     for task in tasks:
         task.cancel()
     await asyncio.gather(*tasks, return_exceptions=True)
-
-
-def _residence(config: EdgeConfig, stats: NodeStats) -> Residence | None:
-    """What decides which adapters are in memory, where not all of them may be."""
-    if config.resident_adapters is None:
-        return None
-    where = None
-    if config.swap_to == "disk":
-        where = writable_folder(config.swap_dir, "edge.swap_dir")
-    return Residence(config.resident_adapters, where, stats)

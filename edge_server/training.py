@@ -6,17 +6,17 @@ from edge_server.base import Base
 from sfl.metrics.stats import NodeStats
 from sfl.rounds.values import Assignment
 from sfl.stage.swapping import Residence
-from sfl.stage.training import SESSIONS, TrainingSession
+from sfl.stage.training import TrainingSession, session_of
 
 
 def new_session(
     base: Base, stats: NodeStats, residence: Residence | None, device: str, assignment: Assignment
 ) -> TrainingSession:
-    """One of the run's topology. Raises ProtocolError.
+    """One for the span that this server has of the device's plan. Raises ProtocolError.
 
     `residence` decides which adapters are in memory, where not all of them may be.
     """
-    return SESSIONS[base.settings.run.topology](
+    return session_of(assignment.plan.span_of(base.holder))(
         device,
         assignment,
         base.model,
@@ -25,4 +25,5 @@ def new_session(
         stats,
         recompute=device in base.choice.recompute,
         residence=residence,
+        holder=base.holder,
     )

@@ -9,12 +9,34 @@ from typing import Literal, Self, get_args
 
 from sfl.errors import ConfigError
 
-Topology = Literal["vanilla", "u_shaped"]
+Topology = Literal["vanilla", "u_shaped", "three_tier", "three_tier_u_shaped"]
+"""Where the loss is, and whether deeper stages follow the edge."""
 
-Holder = Literal["device", "edge"]
+U_SHAPED: tuple[Topology, ...] = ("u_shaped", "three_tier_u_shaped")
+"""Those in which the device also holds the end of the model."""
+
+TIERED: tuple[Topology, ...] = ("three_tier", "three_tier_u_shaped")
+"""Those with a stage behind the edge, or several."""
+
+
+Holder = Literal["device", "edge", "stage", "stage2", "stage3"]
 """Who holds a span of one device's model, and so a part of its adapter."""
 
 HOLDERS: tuple[Holder, ...] = get_args(Holder)
+
+TWO_TIERS: tuple[Holder, ...] = HOLDERS[:2]
+"""Everybody where no stage follows the edge."""
+
+SERVERS: tuple[Holder, ...] = HOLDERS[1:]
+"""Stage servers in the order in which activations reach them; the first is the edge."""
+
+MOST_STAGES = len(SERVERS) - 1
+"""Stages that may follow an edge."""
+
+
+def without_stages(topology: Topology) -> Topology:
+    """The same as two tiers have it: what a device holds does not depend on the others."""
+    return "u_shaped" if topology in U_SHAPED else "vanilla"
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,24 +107,67 @@ class Plan:
         assert all(one.last == other.first for one, other in itertools.pairwise(spans))
 
     @classmethod
-    def split(cls, num_layers: int, cut_layer: int, tail_layers: int, topology: Topology) -> Self:
-        """`cut_layer` front blocks on the device, the rest on the edge.
+    def split(
+        cls,
+        num_layers: int,
+        cut_layer: int,
+        tail_layers: int,
+        topology: Topology,
+        stage_cuts: tuple[int, ...] = (),
+    ) -> Self:
+        """`cut_layer` front blocks on the device, the rest on the edge and the stages behind it.
 
-        With `u_shaped` the last `tail_layers` blocks and the head are the device's too, so labels
-        and logits never leave it. At least one block is the edge's. Raises ConfigError.
+        `stage_cuts` has the blocks before each stage. In a U-shape the last `tail_layers` blocks
+        and the head are the device's too, so labels and logits never leave it. Every server has a
+        block at least. Raises ConfigError.
         """
         _check(num_layers, cut_layer, tail_layers, topology)
-        last, vanilla = num_layers - tail_layers, topology == "vanilla"
+        last, vanilla = num_layers - tail_layers, topology not in U_SHAPED
+        _check_stages(cut_layer, stage_cuts, last, topology)
         front = Held(Span(0, cut_layer, embedding=True, head=False), "device")
-        middle = Held(Span(cut_layer, last, embedding=False, head=vanilla), "edge")
         tail = Held(Span(last, num_layers, embedding=False, head=True), "device")
-        return cls((front, middle) if vanilla else (front, middle, tail))
+        ends = itertools.pairwise((cut_layer, *stage_cuts, last))
+        servers = [
+            Held(Span(begin, end, embedding=False, head=vanilla and end == last), holder)
+            for holder, (begin, end) in zip(SERVERS, ends, strict=False)
+        ]
+        return cls((front, *servers) if vanilla else (front, *servers, tail))
 
     def at(self, cut_layer: int, tail_layers: int | None = None) -> Plan:
-        """The same with other cuts. Raises ConfigError."""
-        topology: Topology = "vanilla" if self.tail is None else "u_shaped"
+        """The same with another cut at the device. Raises ConfigError."""
         tail = self.tail_layers if tail_layers is None else tail_layers
-        return Plan.split(self.num_layers, cut_layer, tail, topology)
+        return Plan.split(self.num_layers, cut_layer, tail, self.topology, self.stage_cuts)
+
+    @property
+    def topology(self) -> Topology:
+        """What it is a plan of."""
+        deep, ends = bool(self.stage_cuts), self.tail is not None
+        if deep:
+            return "three_tier_u_shaped" if ends else "three_tier"
+        return "u_shaped" if ends else "vanilla"
+
+    @property
+    def servers(self) -> tuple[Held, ...]:
+        """The spans that are no device's: the edge's, and those of the stages behind it."""
+        return tuple(held for held in self.spans if held.holder != "device")
+
+    @property
+    def stage_cuts(self) -> tuple[int, ...]:
+        """Blocks before each stage behind the edge."""
+        return tuple(held.span.first for held in self.servers[1:])
+
+    def span_of(self, holder: Holder) -> Span:
+        """The span of a stage server: it has one. Raises KeyError where it has none."""
+        found = self.of(holder)
+        if len(found) != 1:
+            raise KeyError(f"{holder} holds {len(found)} spans")
+        return found[0]
+
+    def next_of(self, holder: Holder) -> Holder | None:
+        """The stage server behind this one, None behind the last."""
+        names = [held.holder for held in self.servers]
+        following = names[names.index(holder) + 1 :]
+        return following[0] if following else None
 
     def holder_of(self, block: int) -> Holder:
         """Who holds a block."""
@@ -145,8 +210,7 @@ class Plan:
     @property
     def middle(self) -> Span:
         """The edge's blocks; with the head in the vanilla topology."""
-        (span,) = self.of("edge")
-        return span
+        return self.span_of("edge")
 
     @property
     def tail(self) -> Span | None:
@@ -199,12 +263,12 @@ def _check(num_layers: int, cut_layer: int, tail_layers: int, topology: Topology
             f"the model has {num_layers} blocks",
             f"Choose 0 to {most}, so that the edge keeps at least one block.",
         )
-    if tail_layers and topology == "vanilla":
+    if tail_layers and topology not in U_SHAPED:
         raise ConfigError(
             "tail_layers",
             tail_layers,
-            "in the vanilla topology the edge holds the end",
-            'Set it to 0, or run.topology to "u_shaped".',
+            f"in topology {topology} the device does not hold the end",
+            'Set it to 0, or run.topology to "u_shaped" or "three_tier_u_shaped".',
         )
     if not 0 <= tail_layers <= most - cut_layer:
         raise ConfigError(
@@ -213,3 +277,33 @@ def _check(num_layers: int, cut_layer: int, tail_layers: int, topology: Topology
             f"with cut_layer {cut_layer} of {num_layers} blocks none is left for the edge",
             f"Choose 0 to {most - cut_layer}.",
         )
+
+
+def _check_stages(
+    cut_layer: int, stage_cuts: tuple[int, ...], last: int, topology: Topology
+) -> None:
+    """Raise ConfigError unless every stage server has a block at least, and there are as many as
+    the topology wants."""
+    if bool(stage_cuts) != (topology in TIERED):
+        wants = "one number for each stage" if topology in TIERED else "none"
+        raise ConfigError(
+            "stage_cuts",
+            list(stage_cuts),
+            f"topology {topology} has {wants}",
+            'Give the blocks before each stage, with run.topology "three_tier".',
+        )
+    if len(stage_cuts) > MOST_STAGES:
+        raise ConfigError(
+            "stage_cuts",
+            list(stage_cuts),
+            f"at most {MOST_STAGES} stages may follow an edge",
+            "Give fewer.",
+        )
+    for before, cut in itertools.pairwise((cut_layer, *stage_cuts, last)):
+        if cut <= before:
+            raise ConfigError(
+                "stage_cuts",
+                list(stage_cuts),
+                f"with cut_layer {cut_layer} a server between {before} and {cut} has no block",
+                f"Give numbers above {cut_layer} and below {last}, each above the one before.",
+            )

@@ -10,7 +10,7 @@ from tests.house.paths import ROOT
 
 NODES = ("device_agent", "edge_server", "sfl/stage", "sfl/transport")
 READS = {"devices", "device", "plan", "rank", "scaling", "codecs"}
-RANGES = {"plans_of", "cuts_of", "ways_of", "largest_middle"}
+RANGES = {"plans_of", "cuts_of", "ways_of", "largest_span"}
 """Functions of `sfl.config.ranges`, which read all cuts that an entry allows."""
 
 BEFORE_THE_FIRST_ROUND = {
@@ -22,7 +22,7 @@ BEFORE_THE_FIRST_ROUND = {
     ("sfl/transport/device/stream_codecs.py", "remembers_samples"): "it makes a folder for them",
     ("device_agent/loaded.py", "loads"): "a device asks whether what it has loaded is still due",
     ("sfl/transport/device/link.py", "__init__"): "a link that is slowed for an experiment",
-    ("sfl/transport/device/served.py", "__init__"): "the same, towards the device",
+    ("sfl/transport/device/training.py", "__init__"): "the same, towards the device",
 }
 """Functions of nodes that read a device's entry all the same, and why."""
 

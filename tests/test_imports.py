@@ -82,8 +82,11 @@ ROOMS = {
         "sfl.stage.training",
         "sfl.transport.device.adapter_work",
         "sfl.transport.device.inproc",
+        "sfl.transport.device.trained",
         "sfl.transport.device.training",
+        "sfl.transport.stage.served",
         "edge_server.host",
+        "edge_server.stage_host",
         "edge_server.training",
     ),
     "sqlalchemy": (

@@ -195,6 +195,12 @@ EDGES = Dashboard(
             f'instance=~"$edge", device!=""}}{_RATE}))', "{{direction}}", "Bps",
             note="Counted by the devices, as of their last heartbeats.",
         ),
+        _panel(
+            "Bytes a second, to and from the stage behind it",
+            f"sum by (direction, role) (rate(sfl_stage_wire_bytes_total{{{_EDGE}}}{_RATE}))",
+            "{{direction}} {{role}}", "Bps", stacked=True,
+            note="Only in three tiers.",
+        ),
         Panel(
             "Memory",
             (

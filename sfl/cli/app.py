@@ -15,6 +15,7 @@ import sfl
 from cloud_aggregator.command import cloud
 from device_agent.command import device
 from edge_server.command import edge
+from edge_server.stage_command import stage
 from sfl.cli import INTERRUPTED
 from sfl.cli.ca import ca_app
 from sfl.cli.jobs.commands import add_to
@@ -60,6 +61,7 @@ app.add_typer(config_app, name="config")
 app.add_typer(ca_app, name="ca")
 app.command()(cloud)
 app.command()(edge)
+app.command()(stage)
 app.command()(device)
 add_to(app)
 

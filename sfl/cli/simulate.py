@@ -26,7 +26,7 @@ from sfl.models.memory.device_budget import device_load
 from sfl.models.memory.footprint import device_footprint
 from sfl.models.shape import model_shape
 from sfl.node.files import on_disk, writable_folder, write_atomic
-from sfl.plan import Plan
+from sfl.plan import Plan, without_stages
 from sfl.report import text
 from sfl.report.fitting import as_table, fitted_from
 from sfl.report.plans import PlanFile, plans_of, recorded_plans
@@ -154,8 +154,10 @@ def model_of(config: RunConfig) -> tuple[ModelShape, Legal]:
     quantised = "none" if entry.quantised == "auto" else entry.quantised
     load = device_load(folder, config.settings, config.lora.rank, dtype, quantised)
 
+    topology = without_stages(config.run.topology)
+
     def needs(cut_layer: int, tail_layers: int) -> int:
-        plan = Plan.split(folder.num_layers, cut_layer, tail_layers, config.run.topology)
+        plan = Plan.split(folder.num_layers, cut_layer, tail_layers, topology)
         return device_footprint(folder, plan.device_spans, load, PROCESS).total
 
     return shape, needs

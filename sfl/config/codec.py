@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Mapping
 from typing import Self
 
 from pydantic import PositiveInt, model_validator
 
 from sfl.config.base import Section
-from sfl.plan import Hop, Toward
+from sfl.plan import SERVERS, Hop, Toward
 
 
 class CodecChange(Section):
@@ -26,6 +27,14 @@ class CodecChange(Section):
     """Hidden states of evaluations, both ways."""
     adapter: str | None = None
     """Changes of the adapter, both ways."""
+    stage_activation: str | None = None
+    """Three tiers: hidden states from an edge to the stage behind it."""
+    stage_gradient: str | None = None
+    """Three tiers: their gradients, from the stage to the edge."""
+    stage_hidden: str | None = None
+    """Three tiers, U-shaped: hidden states from a stage back to the edge."""
+    stage_tail_gradient: str | None = None
+    """Three tiers, U-shaped: their gradients, from the edge to the stage."""
 
 
 class ScheduledCodec(CodecChange):
@@ -76,6 +85,16 @@ class CodecSettings(Section):
     adapter: str = "none"
     """Changes of the adapter between a device and its edge, both ways, with error feedback, e.g.
     `stochastic(4) | zstd`. A stream's first adapter is sent in full."""
+    stage_activation: str | None = None
+    """Three tiers: hidden states from an edge to the stage behind it. Default: as `activation`."""
+    stage_gradient: str | None = None
+    """Three tiers: their gradients, from the stage to the edge. Default: as `gradient`."""
+    stage_hidden: str | None = None
+    """Three tiers, U-shaped: hidden states from a stage back to the edge. Default: as
+    `stage_activation`."""
+    stage_tail_gradient: str | None = None
+    """Three tiers, U-shaped: their gradients, from the edge to the stage. Default: as
+    `stage_gradient`."""
     schedule: tuple[ScheduledCodec, ...] = ()
     """Changes between rounds. Later ones win."""
 
@@ -92,12 +111,27 @@ class CodecSettings(Section):
 
 
 UP, DOWN = Hop("device", "edge"), Hop("edge", "device")
-CODED_BY: dict[tuple[Hop, Toward], str] = {
-    (UP, Toward.LOSS): "activation",
-    (UP, Toward.INPUT): "gradient",
-    (DOWN, Toward.LOSS): "hidden",
-    (DOWN, Toward.INPUT): "tail_gradient",
-}
+STAGE_HOPS = tuple(Hop(one, other) for one, other in itertools.pairwise(SERVERS))
+"""From each stage server to the one behind it; they share their settings."""
+
+
+def _coded_by() -> dict[tuple[Hop, Toward], str]:
+    found = {
+        (UP, Toward.LOSS): "activation",
+        (UP, Toward.INPUT): "gradient",
+        (DOWN, Toward.LOSS): "hidden",
+        (DOWN, Toward.INPUT): "tail_gradient",
+    }
+    for hop in STAGE_HOPS:
+        back = Hop(hop.after, hop.before)
+        found[hop, Toward.LOSS] = "stage_activation"
+        found[hop, Toward.INPUT] = "stage_gradient"
+        found[back, Toward.LOSS] = "stage_hidden"
+        found[back, Toward.INPUT] = "stage_tail_gradient"
+    return found
+
+
+CODED_BY = _coded_by()
 """Which setting codes what crosses a hop in training, forward and backward."""
 
 
@@ -116,3 +150,11 @@ class RoleCodecs(Section):
     """Both ways."""
     adapter: str = "none"
     """Both ways."""
+    stage_activation: str = "none"
+    """Edge to stage."""
+    stage_gradient: str = "none"
+    """Stage to edge."""
+    stage_hidden: str = "none"
+    """Stage to edge, U-shaped."""
+    stage_tail_gradient: str = "none"
+    """Edge to stage, U-shaped."""

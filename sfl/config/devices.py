@@ -48,6 +48,8 @@ class DeviceEntry(LocalDevice):
     tail_range: Range | None = None
     """The least and the most that a planner may choose for `tail_layers`. Default: `tail_layers`
     stays."""
+    stage_cuts: tuple[PositiveInt, ...] = ()
+    """Three tiers: blocks before each stage behind the edge, if they are not `stages.cuts`."""
     rank: PositiveInt | None = None
     """LoRA rank of this device. Default and upper bound: `lora.rank`. A smaller one needs a
     strategy that accepts different ranks."""

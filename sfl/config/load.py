@@ -11,7 +11,7 @@ import tomli_w
 from pydantic import ValidationError
 
 from sfl.config.base import Section
-from sfl.config.node import DeviceConfig, EdgeConfig
+from sfl.config.node import DeviceConfig, EdgeConfig, StageConfig
 from sfl.config.plugins import require_installed, with_packages
 from sfl.config.run import RunConfig
 from sfl.config.sections import RunSection
@@ -85,13 +85,22 @@ def validated(kind: type[S], table: Mapping[str, Any], prefix: str) -> S:
 
 def load_edge(path: Path, overrides: Iterable[str] = ()) -> EdgeConfig:
     """Read an edge's file: an `[edge]` table."""
+    return _load_server(EdgeConfig, path, overrides, "edge")
+
+
+def load_stage(path: Path, overrides: Iterable[str] = ()) -> StageConfig:
+    """Read a stage's file: a `[stage]` table, with the keys of an edge's."""
+    return _load_server(StageConfig, path, overrides, "stage")
+
+
+def _load_server(kind: type[S], path: Path, overrides: Iterable[str], section: str) -> S:
     table = _read(path)
     _anchor_folders(table, path.resolve().parent)
     table = with_overrides(table, overrides)
-    edge = _section(table, "edge", path)
-    _anchor(edge, "model", path.resolve().parent)
-    _anchor_secrets(edge, path.resolve().parent)
-    return _validate(EdgeConfig, edge, prefix="edge.")
+    server = _section(table, section, path)
+    _anchor(server, "model", path.resolve().parent)
+    _anchor_secrets(server, path.resolve().parent)
+    return _validate(kind, server, prefix=f"{section}.")
 
 
 def load_device(path: Path, overrides: Iterable[str] = ()) -> DeviceConfig:
@@ -204,7 +213,7 @@ def _anchor_folders(table: dict[str, Any], folder: Path) -> None:
 
     A run that names none is where the command is typed.
     """
-    sections = [table.get(name) for name in ("run", "edge", "device")]
+    sections = [table.get(name) for name in ("run", "edge", "stage", "device")]
     devices = table.get("devices")
     for section in [*sections, *(devices if isinstance(devices, list) else [])]:
         for key in ("output_dir", "cache_dir", "swap_dir"):
@@ -213,10 +222,11 @@ def _anchor_folders(table: dict[str, Any], folder: Path) -> None:
 
 
 def _anchor_paths(table: dict[str, Any], folder: Path) -> None:
-    for section, key in (("model", "path"), ("data", "train"), ("data", "eval"), ("edge", "model")):
+    servers = (("edge", "model"), ("stage", "model"))
+    for section, key in (("model", "path"), ("data", "train"), ("data", "eval"), *servers):
         if isinstance(table.get(section), dict):
             _anchor(table[section], key, folder)
-    for section in ("cloud", "edge"):
+    for section in ("cloud", "edge", "stage"):
         _anchor_secrets(table.get(section), folder)
     devices = table.get("devices")
     for device in devices if isinstance(devices, list) else []:

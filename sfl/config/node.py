@@ -6,7 +6,7 @@ from __future__ import annotations
 import re
 from datetime import time
 from pathlib import Path
-from typing import Annotated, Literal, Self
+from typing import Annotated, Literal, Self, get_args
 
 from pydantic import (
     AfterValidator,
@@ -250,6 +250,8 @@ class EdgeConfig(Section):
     """Where adapters are swapped to. `memory`: to this machine's memory, if `device` is CUDA."""
     connect_timeout: Seconds = 60.0
     """Seconds to keep trying to reach the cloud. 15 under `sfl run`, unless given."""
+    next: str = ""
+    """Three tiers: `host:port` of the stage behind this one (docs/three-tiers.md)."""
     proxy: bool = False
     """Connect to the cloud through the proxy that `grpc_proxy`, `https_proxy` or `http_proxy` names
     in the environment. Without it these variables are ignored."""
@@ -283,6 +285,13 @@ class EdgeConfig(Section):
         """`device` as a list; `cuda` is its first."""
         names = (self.device,) if isinstance(self.device, str) else self.device
         return tuple("cuda:0" if name == "cuda" else name for name in names)
+
+
+class StageConfig(EdgeConfig):
+    """A stage server: the same keys as an edge's. `cloud` and `service` are not read."""
+
+    name: NodeName = "stage"
+    """Name of this stage, unique in the run."""
 
 
 class LocalDevice(Section):
@@ -349,7 +358,7 @@ class ConsentSettings(Section):
     min_cut_layer: NonNegativeInt = 1
     """Fewest blocks that this device holds itself. At 0 it sends embeddings, which reveal its
     text."""
-    topologies: tuple[Topology, ...] = ("vanilla", "u_shaped")
+    topologies: tuple[Topology, ...] = get_args(Topology)
     """Topologies in which it takes part. With `["u_shaped"]` its labels never leave it."""
     codecs: tuple[str, ...] = ()
     """Codecs that it uses, as a run writes them, e.g. `["compact", "fine"]`. An adapter may always

@@ -9,6 +9,7 @@ from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, Pos
 
 from sfl.config.base import Fraction, OneOf, Section
 from sfl.node.plugins import Registry
+from sfl.plan import U_SHAPED
 
 if TYPE_CHECKING:
     from sfl.config.sections import RunSections
@@ -135,8 +136,8 @@ def _ranges_are_read(run: RunSections) -> Iterator[str]:
                 continue
             if name == "tail_range":
                 at = entry.tail_layers
-                if run.run.topology == "vanilla":
-                    yield f"{field}: the vanilla topology has no tail; leave it out"
+                if run.run.topology not in U_SHAPED:
+                    yield f"{field}: the device has no tail in this topology; leave it out"
             least, most = given
             if not least <= at <= most:
                 own = "cut_layer" if name == "cut_range" else "tail_layers"

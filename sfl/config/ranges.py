@@ -5,7 +5,7 @@ from __future__ import annotations
 from sfl.config.devices import DeviceEntry
 from sfl.config.run import RunSettings
 from sfl.errors import ConfigError
-from sfl.plan import Plan, Span
+from sfl.plan import Holder, Plan, Span
 
 At = tuple[int, int]
 """Blocks of the device before and after the edge's."""
@@ -79,7 +79,9 @@ def _around(spans: tuple[Span, ...]) -> Span:
     return Span(first, last, spans[0].embedding, spans[0].head)
 
 
-def largest_middle(settings: RunSettings, device: str, num_layers: int) -> Span:
-    """The most blocks that a device may leave to its edge. Raises ConfigError."""
+def largest_span(
+    settings: RunSettings, device: str, num_layers: int, holder: Holder = "edge"
+) -> Span:
+    """The most blocks that a device may leave to a stage server. Raises ConfigError."""
     plans = plans_of(settings, device, num_layers)
-    return max((plan.middle for plan in plans), key=lambda span: span.num_blocks)
+    return max((plan.span_of(holder) for plan in plans), key=lambda span: span.num_blocks)

@@ -19,11 +19,21 @@ from sfl.config.codec import (
 )
 from sfl.config.devices import DeviceEntry
 from sfl.config.folding import GIVE_FLOAT32, NEEDS_FLOAT32, cannot_fold
-from sfl.config.node import CloudNode, EdgeConfig
+from sfl.config.node import CloudNode, EdgeConfig, StageConfig
 from sfl.config.sections import RunSections
 from sfl.config.simulate import SimulateSettings
 from sfl.errors import ConfigError
-from sfl.plan import Plan
+from sfl.plan import TIERED, Plan
+
+_CODED_AS = {
+    "hidden": "activation",
+    "tail_gradient": "gradient",
+    "stage_activation": "activation",
+    "stage_gradient": "gradient",
+    "stage_hidden": "stage_activation",
+    "stage_tail_gradient": "stage_gradient",
+}
+"""Roles that take the codec of another one where they have none, in this order."""
 
 
 class RunSettings(RunSections):
@@ -100,10 +110,19 @@ class RunSettings(RunSections):
         cut = entry.cut_layer if cut_layer is None else cut_layer
         tail = entry.tail_layers if tail_layers is None else tail_layers
         try:
-            return Plan.split(num_layers, cut, tail, self.run.topology)
+            return Plan.split(num_layers, cut, tail, self.run.topology, self.stage_cuts(device))
         except ConfigError as error:
             field = f"devices.{device}.{error.field}"
             raise ConfigError(field, error.value, error.problem, error.fix) from None
+
+    @property
+    def is_tiered(self) -> bool:
+        """Whether stages follow the edge."""
+        return self.run.topology in TIERED
+
+    def stage_cuts(self, device: str) -> tuple[int, ...]:
+        """Blocks before each stage behind the edge, for a device; none in two tiers."""
+        return self.device(device).stage_cuts or self.stages.cuts
 
     def codecs(
         self, device: str, round_: int, auto: str = "", planned: CodecChange | None = None
@@ -127,13 +146,9 @@ class RunSettings(RunSections):
             own = change.model_dump(exclude_none=True, exclude={"from_round", "device"})
             chosen.update(own)
         exact = is_exact(chosen["activation"])
-        defaults = {
-            "hidden": chosen["activation"],
-            "tail_gradient": chosen["gradient"],
-            "evaluation": "none" if exact else EVALUATION_CODEC,
-        }
-        for role, default in defaults.items():
-            chosen[role] = chosen[role] or default
+        for role, default in _CODED_AS.items():
+            chosen[role] = chosen[role] or chosen[default]
+        chosen["evaluation"] = chosen["evaluation"] or ("none" if exact else EVALUATION_CODEC)
         return RoleCodecs(**chosen)
 
     @property
@@ -142,7 +157,7 @@ class RunSettings(RunSections):
         if self.training.computation != "auto":
             return self.training.computation
         changes = [self.codec, *(d.codec for d in self.devices), *self.codec.schedule]
-        roles = ("activation", "gradient", "hidden", "tail_gradient")
+        roles = {*_CODED_AS, *_CODED_AS.values()}
         specs = [getattr(change, role) for change in changes for role in roles]
         return "reference" if all(is_exact(spec) for spec in specs if spec) else "lean"
 
@@ -190,6 +205,8 @@ class RunConfig(RunSettings):
     """The cloud process."""
     edge: EdgeConfig = EdgeConfig()
     """The edge process of `sfl run`."""
+    stage: StageConfig = StageConfig()
+    """The stage process of `sfl run`, and of each further one: the same keys as an edge's."""
     launch: LaunchSettings = LaunchSettings()
     """How `sfl run` treats its processes."""
     simulate: SimulateSettings | None = None
@@ -205,6 +222,13 @@ class RunConfig(RunSettings):
     def edges(self) -> tuple[str, ...]:
         """Names of the edges that may take part."""
         return self.run.edges or (self.edge.name,)
+
+    @property
+    def stage_nodes(self) -> tuple[StageConfig, ...]:
+        """The stages that `sfl run` starts, in the order in which activations reach them."""
+        count, name = len(self.stage_cuts(self.devices[0].name)), self.stage.name
+        names = [name if number == 1 else f"{name}{number}" for number in range(1, count + 1)]
+        return tuple(self.stage.model_copy(update={"name": own}) for own in names)
 
     @property
     def settings(self) -> RunSettings:

@@ -20,6 +20,7 @@ from sfl.config.model import LoraSettings, ModelSettings
 from sfl.config.network import NetworkSettings
 from sfl.config.planner import PlannerSettings, planner_problem
 from sfl.config.recovery import RecoverySettings
+from sfl.config.stages import StagesSettings, stages_problem
 from sfl.config.training import TrainingSettings
 from sfl.plan import Topology
 
@@ -38,7 +39,9 @@ class RunSection(Section):
     """Seed that every keyed random choice derives from."""
     topology: Topology = "vanilla"
     """`vanilla`: labels and loss are at the edge. `u_shaped`: the device also holds the end of the
-    model, so labels and logits never leave it."""
+    model, so labels and logits never leave it. `three_tier`: stages behind the edge hold the end of
+    the model, labels and loss. `three_tier_u_shaped`: they stand between the edge and the device's
+    own end (docs/three-tiers.md)."""
     mode: Mode = "synchronous"
     """`synchronous`: a round waits for its devices. `asynchronous`: every device works at its own
     pace, and an average takes `aggregation.buffer_size` updates (docs/asynchronous.md)."""
@@ -90,6 +93,8 @@ class RunSections(Section):
     """Snapshots."""
     planner: PlannerSettings = PlannerSettings()
     """Cuts, codecs and participants by round."""
+    stages: StagesSettings = StagesSettings()
+    """Deeper tiers."""
     devices: tuple[DeviceEntry, ...] = Field(min_length=1)
     """The devices of the run."""
 
@@ -198,5 +203,11 @@ class RunSections(Section):
     @model_validator(mode="after")
     def _planner_fits(self) -> Self:
         if (problem := planner_problem(self)) is not None:
+            raise ValueError(problem)
+        return self
+
+    @model_validator(mode="after")
+    def _stages_fit(self) -> Self:
+        for problem in stages_problem(self):
             raise ValueError(problem)
         return self

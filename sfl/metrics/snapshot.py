@@ -15,7 +15,7 @@ from sfl.metrics.waits import MOST as MOST_WAITS
 from sfl.metrics.waits import WHATS, Wait
 from sfl.node.text import plain
 
-NodeKind = Literal["device", "edge", "cloud"]
+NodeKind = Literal["device", "edge", "stage", "cloud"]
 Direction = Literal["up", "down"]  # up is towards the cloud, whichever end counts
 Role = Literal["activation", "gradient", "adapter", "weights", "evaluation", "control"]
 Phase = Literal[
@@ -54,6 +54,11 @@ class ByteTotals:
     def total_down(self) -> int:
         """Message bytes from the cloud's side, all roles."""
         return sum(self.down.values())
+
+    @property
+    def any(self) -> bool:
+        """Whether anything was counted."""
+        return self.total_up + self.total_down > 0
 
     def __add__(self, other: ByteTotals) -> ByteTotals:
         return ByteTotals(
@@ -101,6 +106,7 @@ class NodeSnapshot:
     has them, yes and no as 1 and 0; None where there is none. `paused` is why it rests, or empty.
     `snapshots_written` are for another process to go on from: `snapshot_seconds` is what writing
     them took, `snapshot_wait` what the node waited for that, `snapshot_size` the latest's bytes.
+    `bytes` are of the link towards the cloud, `stage_bytes` of that to the stage behind a server.
     `moved` of a device is its edge's count of messages from and to it, heartbeats apart.
     `waits` are those of the moment; their words do not travel. `costs` come with reports, and with
     an edge's heartbeats.
@@ -156,6 +162,7 @@ class NodeSnapshot:
     buffered: int | None = None
     staleness: float | None = None
     bytes: ByteTotals = field(default_factory=ByteTotals)
+    stage_bytes: ByteTotals = field(default_factory=ByteTotals)
     phases: Mapping[Phase, PhaseTotals] = field(default_factory=dict)
     waits: tuple[Wait, ...] = ()
     costs: Shown = NOTHING
@@ -168,6 +175,9 @@ class NodeSnapshot:
         """Plain values for JSON; a number that is not finite becomes null."""
         values = {name: _finite(getattr(self, name)) for name in _PLAIN}
         values["bytes"] = {part: dict(getattr(self.bytes, part)) for part in _BYTE_PARTS}
+        if self.stage_bytes.any:
+            parts = {part: dict(getattr(self.stage_bytes, part)) for part in _BYTE_PARTS}
+            values["stage_bytes"] = parts
         values["phases"] = {
             phase: [totals.count, totals.seconds, list(totals.buckets)]
             for phase, totals in self.phases.items()
@@ -185,8 +195,7 @@ class NodeSnapshot:
         """
         try:
             fields = {name: read(values[name]) for name, read in _PLAIN.items() if name in values}
-            counts = values.get("bytes", {})
-            parts = {part: _counts(counts.get(part, {}), ROLES) for part in _BYTE_PARTS}
+            own, behind = (_totals(values.get(name, {})) for name in ("bytes", "stage_bytes"))
             phases = {
                 phase: _phase_totals(*values["phases"][phase])
                 for phase in PHASES
@@ -194,7 +203,14 @@ class NodeSnapshot:
             }
             waits = _waits(values.get("waits", []))
             costs = Shown.from_dict(values["costs"]) if "costs" in values else NOTHING
-            return cls(**fields, bytes=ByteTotals(**parts), phases=phases, waits=waits, costs=costs)
+            return cls(
+                **fields,
+                bytes=own,
+                stage_bytes=behind,
+                phases=phases,
+                waits=waits,
+                costs=costs,
+            )
         except (AttributeError, KeyError, TypeError, ValueError, OverflowError) as error:
             raise ProtocolError(
                 f"statistics of a node are malformed: {plain(str(error))}"
@@ -243,6 +259,7 @@ def combine(snapshots: Iterable[NodeSnapshot]) -> NodeSnapshot:
         peak_resident_bytes=max(snapshot.peak_resident_bytes for snapshot in ordered),
         accelerator_bytes=max(snapshot.accelerator_bytes for snapshot in ordered),
         bytes=sum((life.bytes for life in lives), ByteTotals()),
+        stage_bytes=sum((life.stage_bytes for life in lives), ByteTotals()),
         phases={
             phase: sum((life.phases.get(phase, zero) for life in lives), zero)
             for phase in PHASES
@@ -312,6 +329,10 @@ def _amount_or_none(value: Any) -> float | None:
 
 def _counts(values: Mapping[str, Any], known: Sequence[K]) -> dict[K, int]:
     return {key: _count(values[key]) for key in known if key in values}
+
+
+def _totals(values: Mapping[str, Any]) -> ByteTotals:
+    return ByteTotals(**{part: _counts(values.get(part, {}), ROLES) for part in _BYTE_PARTS})
 
 
 def _phase_totals(count: Any, seconds: Any, buckets: Any) -> PhaseTotals:

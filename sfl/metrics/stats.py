@@ -282,6 +282,7 @@ class NodeStats:
         self.buffered: int | None = None
         self.staleness: float | None = None
         self.bytes = ByteCount()
+        self.stage_bytes = ByteCount()
         self.phases = PhaseTimes()
         self.waits = Waits()
         self.snapshots = SnapshotCount()
@@ -384,10 +385,15 @@ class NodeStats:
             buffered=self.buffered,
             staleness=self.staleness,
             bytes=self.bytes.snapshot(),
+            stage_bytes=_if_any(self.stage_bytes.snapshot()),
             phases=self.phases.snapshot(),
             waits=self.waits.all(),
             costs=self.costs() if costs else NOTHING,
         )
+
+
+def _if_any(counted: ByteTotals) -> ByteTotals:
+    return counted if counted.any else ByteTotals()
 
 
 def _one_or_zero(state: bool | None) -> float | None:

@@ -19,11 +19,11 @@ Sample = tuple[tuple[str, ...], Value]  # label values beside `device`, and the 
 
 ALL: tuple[NodeKind, ...] = KINDS
 DEVICE: tuple[NodeKind, ...] = ("device",)
-EDGE: tuple[NodeKind, ...] = ("edge",)
+BASES: tuple[NodeKind, ...] = ("edge", "stage")  # they hold one base for many devices
 CLOUD: tuple[NodeKind, ...] = ("cloud",)
-COMPUTING: tuple[NodeKind, ...] = ("device", "edge")
+COMPUTING: tuple[NodeKind, ...] = ("device", "edge", "stage")
 DIALLING: tuple[NodeKind, ...] = ("device", "edge")  # each link is counted by the end that opens it
-SERVING: tuple[NodeKind, ...] = ("edge", "cloud")
+SERVING: tuple[NodeKind, ...] = ("edge", "stage", "cloud")
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,6 +64,16 @@ def _bytes(
         ]
 
     return read
+
+
+def _stage_bytes(snapshot: NodeSnapshot) -> list[Sample]:
+    own = snapshot.stage_bytes
+    return [
+        ((direction, role), float(counts.get(role, 0)))
+        for direction, counts in (("up", own.up), ("down", own.down))
+        for role in ROLES
+        if own.any
+    ]
 
 
 def _phases(snapshot: NodeSnapshot) -> list[Sample]:
@@ -161,6 +171,11 @@ METRICS: tuple[Metric, ...] = (
         _bytes(lambda totals: (totals.up_raw, totals.down_raw)),
     ),
     Metric(
+        "sfl_stage_wire_bytes_total", "counter", "bytes", ("direction", "role"), BASES,
+        "Bytes of messages between this server and the stage behind it. Only in three tiers.",
+        _stage_bytes,
+    ),
+    Metric(
         "sfl_queue_depth", "gauge", "", (), COMPUTING,
         "Micro-batches without an answer: arrived at an edge, or sent by a device.",
         _value("queue_depth"),
@@ -177,12 +192,12 @@ METRICS: tuple[Metric, ...] = (
         _value("connected"),
     ),
     Metric(
-        "sfl_resting_adapters", "gauge", "", (), EDGE,
+        "sfl_resting_adapters", "gauge", "", (), BASES,
         "Devices whose LoRA and optimizer state are swapped to a file (`edge.resident_adapters`).",
         _value("adapters_resting"),
     ),
     Metric(
-        "sfl_woken_adapters_total", "counter", "", (), EDGE,
+        "sfl_woken_adapters_total", "counter", "", (), BASES,
         "How often such a state was read back for a step or a round.",
         _value("adapters_woken"),
     ),

@@ -21,6 +21,7 @@ from sfl.cost.values import (
     Workload,
 )
 from sfl.cost.work import MOMENTS, Batch, Flops, ModelShape, work
+from sfl.plan import U_SHAPED
 
 FLOPS = 20e9
 """Operations a second of a node of which nobody knows anything."""
@@ -142,7 +143,7 @@ def workload(
         facts.hidden_size,
         full if tokens is None else max(1, round(tokens)),
         max(1, steps),
-        settings.run.topology == "u_shaped",
+        settings.run.topology in U_SHAPED,
         facts.weights,
         min(max(1, pieces), most),
         settings.network.credits,

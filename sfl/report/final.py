@@ -121,8 +121,11 @@ def _fact_rows(summary: RunSummary) -> list[tuple[str, str]]:
         ("over the wire", total_sentence(summary)),
         ("compressed", wire_sentence(summary)),
     ]
-    servers = [*summary.edges, summary.cloud]
-    memory = ", ".join(f"{server.name} {text.size(server.peak_rss_bytes)}" for server in servers)
+    between = summary.bytes_between_servers
+    if between:
+        rows.insert(2, ("between servers", f"{text.size(between)} from edges to stages and back"))
+    peaks = [f"{server.name} {text.size(server.peak_rss_bytes)}" for server in summary.servers]
+    memory = ", ".join(peaks)
     largest = max((device.peak_rss_bytes for device in summary.devices), default=0)
     memory += f", largest device {text.size(largest)}"
     rows.append(("peak memory", memory))

@@ -22,7 +22,7 @@ from sfl.report.charts import (
 from sfl.report.curve import device_lines
 from sfl.report.final import data_sentence, total_sentence, wire_sentence
 from sfl.report.markup import Markup, element, join
-from sfl.report.page import count, document, table, tile
+from sfl.report.page import TOPOLOGY_NAMES, count, document, table, tile
 from sfl.report.plan_section import plan_section
 from sfl.report.records import Record, RoundRecord
 from sfl.report.step import StepTimeline, timeline_card
@@ -74,7 +74,7 @@ def _header(summary: RunSummary) -> Markup:
     facts = [
         "/".join(Path(summary.model).parts[-2:]),
         summary.task.replace("_", " "),
-        "U-shaped" if summary.topology == "u_shaped" else summary.topology,
+        TOPOLOGY_NAMES.get(summary.topology, summary.topology),
         *(["asynchronous"] if summary.mode == "asynchronous" else []),
         count(len(summary.devices), "device"),
         *([f"{absent} {text.NEVER_JOINED}"] if absent else []),
@@ -113,8 +113,11 @@ def _tiles(summary: RunSummary) -> Markup:
         note = f"tokens/s, {text.duration(summary.train_seconds)} of training"
         tiles.append(tile("Speed, all devices", speed, note))
     peak = max((device.peak_rss_bytes for device in summary.devices), default=0)
-    servers = [*summary.edges, summary.cloud]
-    note = ", ".join(f"{server.name} {text.size(server.peak_rss_bytes)}" for server in servers)
+    peaks = [f"{server.name} {text.size(server.peak_rss_bytes)}" for server in summary.servers]
+    note = ", ".join(peaks)
+    if summary.bytes_between_servers:
+        size = text.size(summary.bytes_between_servers)
+        tiles.append(tile("Between servers", size, "from edges to stages and back"))
     tiles.append(tile("Peak memory of a device", text.size(peak), note))
     return element("div", *tiles, class_="tiles")
 
@@ -262,7 +265,7 @@ def _reduction_card(summary: RunSummary) -> Markup:
 
 def _memory_card(summary: RunSummary) -> Markup:
     nodes: list[tuple[str, Node]] = [*_joined(summary)]
-    nodes += [("fp16", server) for server in (*summary.edges, summary.cloud)]
+    nodes += [("fp16", server) for server in summary.servers]
     bars = [
         Bar(
             node.name,
@@ -308,7 +311,7 @@ def _bytes_bar(label: str, counts: Mapping[Role, int]) -> Bar:
 
 
 def _phases_card(summary: RunSummary) -> Markup:
-    everybody: list[Node] = [*summary.devices, *summary.edges]
+    everybody: list[Node] = [*summary.devices, *summary.edges, *summary.stages]
     nodes = [node for node in everybody if node.phases]
     bars = [
         Bar(

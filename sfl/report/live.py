@@ -154,7 +154,7 @@ def status_picture(
         parts.append(Text(f"plan: {text.printable(status.plan)}", style="dim"))
     faults = [Text(f"  ! {text.printable(f)}", style="yellow") for f in status.faults[-3:]]
     faults += [] if all_waits else _wait_lines(status)
-    servers = [*status.edges, status.cloud]
+    servers = [*status.edges, *status.stages, status.cloud]
     room = height - len(parts) - len(faults) - len(servers) - _FRAME
     if len(status.devices) <= room:
         table = [waits_table(status)] if all_waits and status.waits else []
@@ -252,7 +252,8 @@ def _nodes(
         table.add_column(heading, justify="right")
     num_columns = len(table.columns)
     rows = [(_device_cells(device, scored)[:num_columns], "") for device in devices]
-    servers = [(_server_cells(s)[:num_columns], "dim") for s in (*status.edges, status.cloud)]
+    nodes = (*status.edges, *status.stages, status.cloud)
+    servers = [(_server_cells(s)[:num_columns], "dim") for s in nodes]
     for cells, style in [*servers, *rows] if servers_first else [*rows, *servers]:
         table.add_row(*cells, style=style)
     return table

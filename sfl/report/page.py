@@ -11,6 +11,14 @@ from sfl.report.style import CHARTS, COLOURS, PAGE
 _POLICY = "default-src 'none'; style-src 'unsafe-inline'"
 
 
+TOPOLOGY_NAMES = {
+    "u_shaped": "U-shaped",
+    "three_tier": "three tiers",
+    "three_tier_u_shaped": "three tiers, U-shaped",
+}
+"""Topologies as a reader's words, where these are others."""
+
+
 def document(title: str, *parts: Markup) -> str:
     """A whole HTML file."""
     head = element(

@@ -13,7 +13,7 @@ from sfl.report import text
 from sfl.report.charts import Bar, Line, Segment, bar_chart, bar_legend, line_chart, line_legend
 from sfl.report.curve import line_picture
 from sfl.report.markup import Markup, element
-from sfl.report.page import count, document, table, tile
+from sfl.report.page import TOPOLOGY_NAMES, count, document, table, tile
 from sfl.report.plan_section import plan_section
 from sfl.report.summary import RunSummary
 from sfl.simulate.ledger import ClassFigures, Outcome, RoundFigures
@@ -124,7 +124,7 @@ def _header(summary: RunSummary, outcome: Outcome) -> Markup:
     said = ("simulated", "badge good") if outcome.ok else ("failed", "badge bad")
     facts = [
         "/".join(Path(summary.model).parts[-2:]),
-        "U-shaped" if summary.topology == "u_shaped" else summary.topology,
+        TOPOLOGY_NAMES.get(summary.topology, summary.topology),
         count(len(summary.devices), "device"),
         count(len(outcome.edges), "edge"),
         f"{len(outcome.rounds)} of {count(summary.rounds_planned, 'round')}",

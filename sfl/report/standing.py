@@ -37,6 +37,7 @@ def standing(
         message=told.message,
         devices=tuple(devices),
         edges=tuple(ServerStatus.from_snapshot(s) for s in servers if s.kind == "edge"),
+        stages=tuple(ServerStatus.from_snapshot(s) for s in servers if s.kind == "stage"),
         cloud=ServerStatus.from_snapshot(told.statistics.of("cloud", "cloud")),
         faults=tuple(str(fault) for fault in told.faults.kept),
         waits=waits,

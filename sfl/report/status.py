@@ -148,6 +148,7 @@ class RunStatus:
     message: str = ""
     devices: tuple[DeviceStatus, ...] = ()
     edges: tuple[ServerStatus, ...] = ()
+    stages: tuple[ServerStatus, ...] = ()
     cloud: ServerStatus = ServerStatus("cloud")
     faults: tuple[str, ...] = ()
     waits: tuple[Wait, ...] = ()
@@ -201,6 +202,7 @@ class RunStatus:
         nested = {
             "devices": tuple(DeviceStatus(**device) for device in values["devices"]),
             "edges": tuple(ServerStatus(**edge) for edge in values["edges"]),
+            "stages": tuple(ServerStatus(**stage) for stage in values.get("stages", ())),
             "cloud": ServerStatus(**values["cloud"]),
             "faults": tuple(values["faults"]),
             "waits": tuple(Wait(**wait) for wait in values.get("waits", ())),

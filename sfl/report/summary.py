@@ -188,7 +188,8 @@ class RunSummary:
     `eval_*_before` and `_after` compare the same devices, before the first round and after the
     last: losses weighted by targets, accuracy by examples and None for plain text. `bytes_in_all`
     crossed the links of all devices, both ways, whatever for; `training_bytes` are the part of them
-    that compression is about. `plugins` are packages of others, with their versions.
+    that compression is about. `bytes_between_servers` crossed the hops between edges and the stages
+    behind them, and are not in these. `plugins` are packages of others, with their versions.
     """
 
     run_id: str
@@ -223,11 +224,19 @@ class RunSummary:
     plugins: tuple[str, ...] = ()
     mode: Mode = "synchronous"
     plans: tuple[PlanSummary, ...] = ()
+    stages: tuple[ServerSummary, ...] = ()
+    bytes_between_servers: int = 0
+
+    @property
+    def servers(self) -> tuple[ServerSummary, ...]:
+        """Edges, the stages behind them, and the cloud."""
+        return (*self.edges, *self.stages, self.cloud)
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values for JSON; the keys of a node's traffic stand beside its other keys."""
         values: dict[str, Any] = _plain(dataclasses.asdict(self))
-        for node in (*values["devices"], *values["edges"], values["cloud"]):
+        servers = (*values["edges"], *values["stages"], values["cloud"])
+        for node in (*values["devices"], *servers):
             node |= node.pop("traffic")
         return values
 
@@ -241,6 +250,7 @@ class RunSummary:
             "plans": tuple(map(PlanSummary.from_dict, values.get("plans", ()))),
             "devices": tuple(DeviceSummary(**_with_notes(d)) for d in values["devices"]),
             "edges": tuple(ServerSummary(**_with_traffic(edge)) for edge in values["edges"]),
+            "stages": tuple(ServerSummary(**_with_traffic(s)) for s in values.get("stages", ())),
             "cloud": ServerSummary(**_with_traffic(values["cloud"])),
         }
         return cls(**{**values, **nested})
@@ -327,6 +337,10 @@ def build_summary(
         plugins=settings.run.plugins,
         mode=settings.run.mode,
         plans=plan_summaries(plans, rounds),
+        stages=tuple(_server(node) for node in nodes.values() if node.kind == "stage"),
+        bytes_between_servers=sum(
+            node.stage_bytes.total_up + node.stage_bytes.total_down for node in nodes.values()
+        ),
     )
 
 

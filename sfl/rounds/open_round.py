@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from sfl.config.network import NetworkSettings
-from sfl.plan import HOLDERS, Holder
+from sfl.plan import TWO_TIERS, Holder
 from sfl.planners.decision import Choice
 from sfl.rounds.changed import changed
 from sfl.rounds.ordered import Ordered
@@ -20,7 +20,7 @@ class Progress:
 
     steps: Steps
     num_examples: int
-    parts: tuple[Holder, ...] = HOLDERS
+    parts: tuple[Holder, ...] = TWO_TIERS
     """Whose parts its update has: all holders of its plan."""
     final_steps: Mapping[Holder, int] = field(default_factory=dict)
     reported: bool = False

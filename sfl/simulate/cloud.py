@@ -7,7 +7,7 @@ from functools import singledispatchmethod
 from typing import Protocol
 
 from sfl.config import RunConfig, RunSettings
-from sfl.plan import HOLDERS
+from sfl.plan import TWO_TIERS
 from sfl.planners.plans import Plan
 from sfl.rounds import (
     AdapterReady,
@@ -277,7 +277,7 @@ class Cloud:
         worker.meter.finished(seconds, count > 0)
         life.ended(order)
         report = ReportReceived(name, order.round, self._tells.report(worker, order, seconds))
-        device, edge = (UpdateReceived(name, side, order.round, count) for side in HOLDERS)
+        device, edge = (UpdateReceived(name, side, order.round, count) for side in TWO_TIERS)
         for event in (device, report, edge) if count else (report,):
             self.happened(event)
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from sfl.config import Extent, RunSettings
 from sfl.cost.step import exchange_bytes
 from sfl.cost.values import DeviceCost, Workload
+from sfl.plan import U_SHAPED
 from sfl.planners.decision import Choice
 from sfl.planners.state import as_chosen
 from sfl.rounds.values import Point, Steps
@@ -60,7 +61,7 @@ class Parts:
             shape.num_layers,
             shape.hidden_size,
             batch.tokens,
-            u_shaped=settings.run.topology == "u_shaped",
+            u_shaped=settings.run.topology in U_SHAPED,
             weights=shape.weights(batch, settings.lora.rank),
         )
         self._made: dict[tuple[str, At, int], Burst] = {}

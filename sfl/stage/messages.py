@@ -90,11 +90,18 @@ def begins_step(message: TensorMessage) -> bool:
 
 @dataclass(frozen=True, slots=True)
 class GradientNorm:
-    """One side's squared gradient norm of a step, in float64."""
+    """Squared gradient norm of a step, in float64: of the stages on its way, or of one of them.
+
+    Towards the input it is that of the sender and of all stages behind it. Towards the loss it is
+    the sender's own, and `before` has those of the stages before it, the device's first. So every
+    stage adds the same numbers in the same order: the last one's first.
+    """
 
     round: int
     step: int
     squared: float
+    toward: Toward = Toward.LOSS
+    before: tuple[float, ...] = ()
 
     @property
     def key(self) -> Key:
@@ -113,9 +120,10 @@ class Outgoing:
     message: TensorMessage | GradientNorm
 
     def __post_init__(self) -> None:
-        # A tensor's kind says the way, too; its codec goes by that. A norm goes either way.
+        # A tensor's kind says the way, too; its codec goes by that.
         message = self.message
-        assert not isinstance(message, TensorMessage) or message.kind.toward is self.toward
+        way = message.kind.toward if isinstance(message, TensorMessage) else message.toward
+        assert way is self.toward
 
 
 @dataclass(frozen=True, slots=True)

@@ -24,7 +24,7 @@ from sfl.errors import FellSilent
 from sfl.metrics.stats import PhaseTimes
 from sfl.metrics.timeline import TimedKey
 from sfl.transport.frames.wire import wire_bytes
-from sfl.transport.group import Writes
+from sfl.transport.group import Writer, Writes
 from sfl.transport.shaper import Shaper
 
 M = TypeVar("M")
@@ -117,7 +117,7 @@ class Stream(Generic[O]):
         """When the peer last sent a byte, in seconds of `time.monotonic`."""
         return self._silence.last_heard
 
-    def coroutines(self, context: Context) -> tuple[Coroutine[Any, Any, None], ...]:
+    def coroutines(self, context: Writer) -> tuple[Coroutine[Any, Any, None], ...]:
         """What sends, to be run beside what reads."""
         whole = self._writes.whole
         write, deliver = partial(self.write, context), partial(self.deliver, context)
@@ -130,7 +130,7 @@ class Stream(Generic[O]):
             self.moved += not _is_heartbeat(message)
             take(message)
 
-    async def write(self, context: Context) -> None:
+    async def write(self, context: Writer) -> None:
         """Send what is queued; at the link's pace where it has one.
 
         Raises an error that was queued.
@@ -138,7 +138,7 @@ class Stream(Generic[O]):
         while True:
             await self._write(await self.outbox.get(), context)
 
-    async def _write(self, message: Sendable, context: Context) -> None:
+    async def _write(self, message: Sendable, context: Writer) -> None:
         begin = self.phases.now()
         if self._shaper is None:
             await self._put(message, context)
@@ -158,14 +158,14 @@ class Stream(Generic[O]):
         self._travelling.put_nowait((arrives, message))
         await asyncio.sleep(free - time.monotonic())
 
-    async def deliver(self, context: Context) -> None:
+    async def deliver(self, context: Writer) -> None:
         """A shaped link's delay line."""
         while True:
             arrives, message = await self._travelling.get()
             await asyncio.sleep(arrives - time.monotonic())
             await self._put(message, context)
 
-    async def _put(self, message: Sendable, context: Context) -> None:
+    async def _put(self, message: Sendable, context: Writer) -> None:
         await self._writes.one(context, message.data if isinstance(message, Ready) else message)
         self.moved += not _is_heartbeat(message)
         if isinstance(message, Ready) and message.sent is not None:

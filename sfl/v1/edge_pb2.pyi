@@ -19,26 +19,50 @@ class Holder(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     HOLDER_UNSPECIFIED: _ClassVar[Holder]
     HOLDER_DEVICE: _ClassVar[Holder]
     HOLDER_EDGE: _ClassVar[Holder]
+    HOLDER_STAGE: _ClassVar[Holder]
+    HOLDER_STAGE2: _ClassVar[Holder]
+    HOLDER_STAGE3: _ClassVar[Holder]
 EXTENT_NONE: Extent
 EXTENT_SAMPLE: Extent
 EXTENT_ALL: Extent
 HOLDER_UNSPECIFIED: Holder
 HOLDER_DEVICE: Holder
 HOLDER_EDGE: Holder
+HOLDER_STAGE: Holder
+HOLDER_STAGE2: Holder
+HOLDER_STAGE3: Holder
 
 class DeviceHello(_message.Message):
-    __slots__ = ("device", "wire_version", "compiled_codec", "run", "incarnation")
+    __slots__ = ("device", "wire_version", "compiled_codec", "run", "incarnation", "stage")
     DEVICE_FIELD_NUMBER: _ClassVar[int]
     WIRE_VERSION_FIELD_NUMBER: _ClassVar[int]
     COMPILED_CODEC_FIELD_NUMBER: _ClassVar[int]
     RUN_FIELD_NUMBER: _ClassVar[int]
     INCARNATION_FIELD_NUMBER: _ClassVar[int]
+    STAGE_FIELD_NUMBER: _ClassVar[int]
     device: str
     wire_version: int
     compiled_codec: bool
     run: str
     incarnation: bytes
-    def __init__(self, device: _Optional[str] = ..., wire_version: _Optional[int] = ..., compiled_codec: _Optional[bool] = ..., run: _Optional[str] = ..., incarnation: _Optional[bytes] = ...) -> None: ...
+    stage: StageHello
+    def __init__(self, device: _Optional[str] = ..., wire_version: _Optional[int] = ..., compiled_codec: _Optional[bool] = ..., run: _Optional[str] = ..., incarnation: _Optional[bytes] = ..., stage: _Optional[_Union[StageHello, _Mapping]] = ...) -> None: ...
+
+class StageHello(_message.Message):
+    __slots__ = ("server", "holder", "settings", "run_id", "run_key", "assignment")
+    SERVER_FIELD_NUMBER: _ClassVar[int]
+    HOLDER_FIELD_NUMBER: _ClassVar[int]
+    SETTINGS_FIELD_NUMBER: _ClassVar[int]
+    RUN_ID_FIELD_NUMBER: _ClassVar[int]
+    RUN_KEY_FIELD_NUMBER: _ClassVar[int]
+    ASSIGNMENT_FIELD_NUMBER: _ClassVar[int]
+    server: str
+    holder: int
+    settings: str
+    run_id: str
+    run_key: str
+    assignment: Assignment
+    def __init__(self, server: _Optional[str] = ..., holder: _Optional[int] = ..., settings: _Optional[str] = ..., run_id: _Optional[str] = ..., run_key: _Optional[str] = ..., assignment: _Optional[_Union[Assignment, _Mapping]] = ...) -> None: ...
 
 class Point(_message.Message):
     __slots__ = ("round", "step", "lineage")
@@ -115,17 +139,19 @@ class Proof(_message.Message):
     def __init__(self, certificate: _Optional[bytes] = ..., nonce: _Optional[bytes] = ..., signature: _Optional[bytes] = ...) -> None: ...
 
 class GradientNorm(_message.Message):
-    __slots__ = ("round", "step", "squared")
+    __slots__ = ("round", "step", "squared", "before")
     ROUND_FIELD_NUMBER: _ClassVar[int]
     STEP_FIELD_NUMBER: _ClassVar[int]
     SQUARED_FIELD_NUMBER: _ClassVar[int]
+    BEFORE_FIELD_NUMBER: _ClassVar[int]
     round: int
     step: int
     squared: float
-    def __init__(self, round: _Optional[int] = ..., step: _Optional[int] = ..., squared: _Optional[float] = ...) -> None: ...
+    before: _containers.RepeatedScalarFieldContainer[float]
+    def __init__(self, round: _Optional[int] = ..., step: _Optional[int] = ..., squared: _Optional[float] = ..., before: _Optional[_Iterable[float]] = ...) -> None: ...
 
 class DeviceMessage(_message.Message):
-    __slots__ = ("hello", "ready", "tensor", "norm", "adapter", "report", "heartbeat", "goodbye", "proof", "checksum", "cannot_compute", "returns")
+    __slots__ = ("hello", "ready", "tensor", "norm", "adapter", "report", "heartbeat", "goodbye", "proof", "start", "finish", "checksum", "cannot_compute", "returns")
     HELLO_FIELD_NUMBER: _ClassVar[int]
     READY_FIELD_NUMBER: _ClassVar[int]
     TENSOR_FIELD_NUMBER: _ClassVar[int]
@@ -135,6 +161,8 @@ class DeviceMessage(_message.Message):
     HEARTBEAT_FIELD_NUMBER: _ClassVar[int]
     GOODBYE_FIELD_NUMBER: _ClassVar[int]
     PROOF_FIELD_NUMBER: _ClassVar[int]
+    START_FIELD_NUMBER: _ClassVar[int]
+    FINISH_FIELD_NUMBER: _ClassVar[int]
     CHECKSUM_FIELD_NUMBER: _ClassVar[int]
     CANNOT_COMPUTE_FIELD_NUMBER: _ClassVar[int]
     RETURNS_FIELD_NUMBER: _ClassVar[int]
@@ -147,24 +175,28 @@ class DeviceMessage(_message.Message):
     heartbeat: _tensor_pb2.Heartbeat
     goodbye: str
     proof: Proof
+    start: Assignment
+    finish: Finish
     checksum: int
     cannot_compute: bool
     returns: bool
-    def __init__(self, hello: _Optional[_Union[DeviceHello, _Mapping]] = ..., ready: _Optional[_Union[DeviceReady, _Mapping]] = ..., tensor: _Optional[_Union[_tensor_pb2.TensorFrame, _Mapping]] = ..., norm: _Optional[_Union[GradientNorm, _Mapping]] = ..., adapter: _Optional[_Union[_tensor_pb2.AdapterFrame, _Mapping]] = ..., report: _Optional[_Union[_tensor_pb2.RoundReport, _Mapping]] = ..., heartbeat: _Optional[_Union[_tensor_pb2.Heartbeat, _Mapping]] = ..., goodbye: _Optional[str] = ..., proof: _Optional[_Union[Proof, _Mapping]] = ..., checksum: _Optional[int] = ..., cannot_compute: _Optional[bool] = ..., returns: _Optional[bool] = ...) -> None: ...
+    def __init__(self, hello: _Optional[_Union[DeviceHello, _Mapping]] = ..., ready: _Optional[_Union[DeviceReady, _Mapping]] = ..., tensor: _Optional[_Union[_tensor_pb2.TensorFrame, _Mapping]] = ..., norm: _Optional[_Union[GradientNorm, _Mapping]] = ..., adapter: _Optional[_Union[_tensor_pb2.AdapterFrame, _Mapping]] = ..., report: _Optional[_Union[_tensor_pb2.RoundReport, _Mapping]] = ..., heartbeat: _Optional[_Union[_tensor_pb2.Heartbeat, _Mapping]] = ..., goodbye: _Optional[str] = ..., proof: _Optional[_Union[Proof, _Mapping]] = ..., start: _Optional[_Union[Assignment, _Mapping]] = ..., finish: _Optional[_Union[Finish, _Mapping]] = ..., checksum: _Optional[int] = ..., cannot_compute: _Optional[bool] = ..., returns: _Optional[bool] = ...) -> None: ...
 
 class Welcome(_message.Message):
-    __slots__ = ("settings", "run_id", "assignment", "compiled_codec", "run_key")
+    __slots__ = ("settings", "run_id", "assignment", "compiled_codec", "run_key", "points")
     SETTINGS_FIELD_NUMBER: _ClassVar[int]
     RUN_ID_FIELD_NUMBER: _ClassVar[int]
     ASSIGNMENT_FIELD_NUMBER: _ClassVar[int]
     COMPILED_CODEC_FIELD_NUMBER: _ClassVar[int]
     RUN_KEY_FIELD_NUMBER: _ClassVar[int]
+    POINTS_FIELD_NUMBER: _ClassVar[int]
     settings: str
     run_id: str
     assignment: Assignment
     compiled_codec: bool
     run_key: str
-    def __init__(self, settings: _Optional[str] = ..., run_id: _Optional[str] = ..., assignment: _Optional[_Union[Assignment, _Mapping]] = ..., compiled_codec: _Optional[bool] = ..., run_key: _Optional[str] = ...) -> None: ...
+    points: _containers.RepeatedCompositeFieldContainer[Point]
+    def __init__(self, settings: _Optional[str] = ..., run_id: _Optional[str] = ..., assignment: _Optional[_Union[Assignment, _Mapping]] = ..., compiled_codec: _Optional[bool] = ..., run_key: _Optional[str] = ..., points: _Optional[_Iterable[_Union[Point, _Mapping]]] = ...) -> None: ...
 
 class HeldSpan(_message.Message):
     __slots__ = ("first", "last", "embedding", "head", "holder")

@@ -151,13 +151,13 @@ def test_who_is_started_again_is_not_lost(monkeypatch: pytest.MonkeyPatch) -> No
         min_devices = 2
 
     class Dead(Fake):
-        name = "x"
+        name, kind = "x", "edge"
 
     restarts = Restarts(1, lambda line: None)
     edge, devices = Dead("edge edge", code=-9), [Dead(f"device d{n}", code=-9) for n in range(2)]
 
     def lost() -> str | None:
-        return launch_run._lost(Config(), edge, devices, restarts)  # type: ignore[arg-type]
+        return launch_run._lost(Config(), [edge], devices, restarts)  # type: ignore[arg-type]
 
     assert lost() is None
     for now in (0.0, 1.0):

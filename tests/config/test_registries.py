@@ -14,11 +14,9 @@ from sfl.config.base import OneOf
 from sfl.config.node import EdgeConfig
 from sfl.config.planner import MOVING, POLICIES, STAYING
 from sfl.config.training import TrainingSettings
-from sfl.plan import Topology
 from sfl.planners import PLANNERS
 from sfl.stage.computation import COMPUTATIONS
 from sfl.stage.orders import ORDERS
-from sfl.stage.training import SESSIONS
 from tests.house.paths import ROOT
 
 NAMED: list[tuple[type[BaseModel], str, Any]] = [
@@ -49,7 +47,6 @@ def test_the_documentation_lists_what_is_built_in(
 @pytest.mark.parametrize(
     ("names", "table"),
     [
-        (get_args(Topology), SESSIONS),
         (get_args(TrainingSettings.model_fields["computation"].annotation), COMPUTATIONS),
     ],
 )

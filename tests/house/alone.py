@@ -46,7 +46,7 @@ from sfl.stage.orders import ORDERS
 from sfl.stage.remembered import Within, nobody
 from sfl.stage.snapshots import Snapshots
 from sfl.stage.trainer import Trainer
-from sfl.stage.training import SESSIONS, TrainingSession
+from sfl.stage.training import TrainingSession, session_of
 from sfl.transport.device.decode_slots import DecodeSlots
 from sfl.transport.device.end import DeviceEnd, EdgeEnd
 from sfl.transport.device.inproc import InProcessTraining
@@ -116,7 +116,7 @@ class Alone:
             self.folder, middle, task="causal_lm", num_labels=2, dtype=dtype, packed=packed
         )
         bank = LoraBank(model, self.settings.lora, self.settings.lora.target_modules)
-        kind = SESSIONS[self.settings.run.topology]
+        kind = session_of(self.plan.middle)
         return kind(NAME, self.start(0), model, bank, self.settings, NodeStats("edge", "edge"))
 
     def trainer(self, link: Link, stage: DeviceStage) -> Trainer:

@@ -30,9 +30,9 @@ LOST_IS_LOST: dict[str, dict[str, Any]] = {
 
 
 @cache
-def tiny(kind: str) -> Path:
-    """A tiny random model of a family, with a tokenizer of its own."""
-    folder = model_folder(kind)
+def tiny(kind: str, extra: str = "{}") -> Path:
+    """A tiny random model of a family, with a tokenizer of its own; `extra` as `model_folder`'s."""
+    folder = model_folder(kind, extra)
     vocabulary = {"<pad>": 0, "<eos>": 1, "<unk>": 2}
     vocabulary |= {word: 3 + number for number, word in enumerate(WORDS)}
     backend = Tokenizer(WordLevel(vocabulary, unk_token="<unk>"))

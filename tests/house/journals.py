@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from sfl.config import RunSettings
-from sfl.plan import HOLDERS
+from sfl.plan import TWO_TIERS
 from sfl.rounds import (
     DeviceJoined,
     DeviceMoved,
@@ -39,7 +39,7 @@ def until(stage: str) -> list[Event]:
     if stage == "training":
         return [*events, DeviceMoved("d0", 3), DeviceMoved("d1", 3)]
     for name in ("d0",) if stage == "straggling" else ("d0", "d1"):
-        events += [UpdateReceived(name, side, 1, 5) for side in HOLDERS]
+        events += [UpdateReceived(name, side, 1, 5) for side in TWO_TIERS]
         events.append(ReportReceived(name, 1))
     return events
 

@@ -14,7 +14,7 @@ from sfl.models.span import build_span
 from sfl.plan import Plan
 from sfl.stage.messages import Key, Kind, Purpose, TensorMessage
 from sfl.stage.swapping import Residence
-from sfl.stage.training import SESSIONS, TrainingSession
+from sfl.stage.training import TrainingSession, session_of
 from tests.house.assigned import assigned
 from tests.house.sessions import messages
 from tests.house.splits import LORA
@@ -47,7 +47,7 @@ def edge(
     own = {n: v for n, v in values.items() if belongs_to(n, plan.middle)}
     stats = NodeStats("edge", "edge") if residence is None else residence._stats
     sessions = [
-        SESSIONS[topology](
+        session_of(plan.middle)(
             name,
             assigned(settings, plan, name, 1, 3),
             model,

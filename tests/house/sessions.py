@@ -18,7 +18,7 @@ from sfl.models.placement import Stretch
 from sfl.models.span import SpanModel, build_span
 from sfl.plan import Plan, Span
 from sfl.stage.messages import Key, Kind, Purpose, TensorMessage
-from sfl.stage.training import SESSIONS, VanillaSession
+from sfl.stage.training import VanillaSession, session_of
 from tests.house.assigned import assigned
 from tests.house.splits import LORA
 from tests.house.tiny_models import LABELS, batch, busy_values, manifest_of, opened
@@ -66,7 +66,7 @@ def outcome(
         model.lay_over([Stretch(device, 0, folder.num_layers)])
     bank = LoraBank(model, settings.lora, settings.lora.target_modules)
     told = assigned(settings, plan, round_=1, steps=2)
-    session = SESSIONS[topology](
+    session = session_of(plan.middle)(
         "attic", told, model, bank, settings, NodeStats("e", "edge"), recompute=over
     )
     values = busy_values(manifest_of(folder, task, LORA))  # type: ignore[arg-type]

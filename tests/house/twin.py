@@ -31,6 +31,7 @@ from device_agent import agent
 from device_agent.agent import DeviceAgent
 from device_agent.board_watch import BoardWatch
 from edge_server.server import EdgeServer
+from edge_server.stage import StageServer
 from sfl.cli.launch.preflight import check_before_start
 from sfl.cli.launch.run import bounded, budgeted, resolved
 from sfl.config import DeviceConfig, LocalDevice, RunConfig, load_run
@@ -73,7 +74,10 @@ def played(folder: Path, values: dict[str, Any]) -> Outcome:
 def prepared(folder: Path, values: dict[str, Any]) -> RunConfig:
     """The settings as `sfl run` gives them to its nodes. Raises SflError."""
     quiet = {"metrics": {"enabled": False}}
-    values = {**values, **{node: {**quiet, **values.get(node, {})} for node in ("cloud", "edge")}}
+    values = {
+        **values,
+        **{node: {**quiet, **values.get(node, {})} for node in ("cloud", "edge", "stage")},
+    }
     config = load_run(write_config(folder, values))
     model = open_model(config.model.path, weights=local_folder(config.model.path) is not None)
     config = bounded(config, model.context_length)
@@ -119,6 +123,10 @@ class Twin:
         self.held: set[str] = set()
         """Devices that wait for `release`."""
         self._edge_tasks: dict[str, asyncio.Task[None]] = {}
+        self._stage_tasks: dict[str, asyncio.Task[None]] = {}
+        self.stages: dict[str, StageServer] = {}
+        self.hops: dict[str, list[AioChannel]] = defaultdict(list)
+        """Servers' connections to the stage behind them."""
         self._threads: list[threading.Thread] = []
 
     # -- what a test may do -----------------------------------------------------------------------
@@ -165,6 +173,20 @@ class Twin:
         """Kill an edge: its devices and the cloud see links that break."""
         self.loop.call_soon_threadsafe(self._lose_edge, name)
 
+    def restart_edge(self, name: str) -> None:
+        """Kill an edge, and start it again once it is gone."""
+
+        def again(_: object) -> None:
+            if not self._cloud_task.done():
+                self._edge_tasks[name] = self.loop.create_task(self._edge(name))
+
+        def lose() -> None:
+            task = self._edge_tasks[name]
+            self._lose_edge(name)
+            task.add_done_callback(again)
+
+        self.loop.call_soon_threadsafe(lose)
+
     def move(self, seconds: float) -> None:
         """So much later: what was due in between happens."""
         self.clock.now += seconds
@@ -202,6 +224,7 @@ class Twin:
         told = None
         with contextlib.suppress(SflError), concluded(self.folder, self.config):
             cloud = self.loop.create_task(self._cloud())
+            self._start_stages()
             for name in self.edges:
                 self._edge_tasks[name] = self.loop.create_task(self._edge(name))
             for names in self.edges.values():
@@ -215,6 +238,7 @@ class Twin:
             if not cloud.done():
                 cloud.cancel()
             await asyncio.wait({cloud, *self._edge_tasks.values()})
+            await self._end_stages()
             self.ended[CLOUD] = None if cloud.cancelled() else cloud.exception()
             self.is_over = True
             await asyncio.to_thread(self._join)
@@ -242,16 +266,87 @@ class Twin:
         finally:
             self.services.stop(CLOUD)
 
+    def _start_stages(self) -> None:
+        for number, own in enumerate(self.config.stage_nodes):
+            self.start_stage(own.name, number)
+
+    async def _end_stages(self) -> None:
+        """Those that nobody has told of the end are stopped, as `sfl run` does."""
+        tasks = list(self._stage_tasks.values())
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+    def start_stage(self, name: str, number: int = 0) -> None:
+        """Start a stage, for the first time or again; `number` is its place behind the edge."""
+        self._stage_tasks[name] = self.loop.create_task(self._stage(name, number))
+
+    def lose_stage(self, name: str) -> None:
+        """Kill a stage: servers before it see links that break. It is started again."""
+        self.loop.call_soon_threadsafe(self._lose_stage, name)
+
+    def cut_hop(self, server: str) -> None:
+        """Break a server's links to the stage behind it."""
+
+        def cut() -> None:
+            for channel in self.hops.pop(server, []):
+                channel.cut()
+
+        self.loop.call_soon_threadsafe(cut)
+
+    def _lose_stage(self, name: str) -> None:
+        self.services.stop(name)
+        task = self._stage_tasks[name]
+        task.cancel()
+        number = [own.name for own in self.config.stage_nodes].index(name)
+        task.add_done_callback(lambda _: self.start_stage(name, number))
+
+    def _behind(self, number: int) -> str:
+        """Who is behind the server before the stage of that number."""
+        names = [own.name for own in self.config.stage_nodes]
+        return names[number] if number < len(names) else ""
+
+    async def _stage(self, name: str, number: int) -> None:
+        NODE.set(name)
+        behind = self._behind(number + 1)
+        config = self.config.stage.model_copy(
+            update={"name": name, "cache_dir": self.cache, "next": behind}
+        )
+        threads = config.threads
+        assert threads != "auto"
+        dial = partial(self._dial_stage, name, behind) if behind else None
+        server = self.stages[name] = StageServer(config, threads, False, new_stage_channel=dial)
+        self.services.serve(name, server.service.handler())
+        try:
+            await server.follow()
+        except (SflError, asyncio.CancelledError) as error:
+            logging.getLogger("sfl.stage").error("%s", error)
+            self.ended[name] = error
+        except Exception as error:
+            self.failed(error)
+            raise
+        finally:
+            self.services.stop(name)
+            await server.close()
+
+    def _dial_stage(self, server: str, behind: str) -> AioChannel:
+        channel = self.services.aio_channel(behind)
+        self.hops[server].append(channel)
+        return channel
+
     async def _edge(self, name: str) -> None:
         NODE.set(name)
+        behind = self._behind(0)
         try:
             config = self.config.edge.model_copy(
-                update={"cloud": CLOUD, "name": name, "cache_dir": self.cache}
+                update={"cloud": CLOUD, "name": name, "cache_dir": self.cache, "next": behind}
             )
             threads = config.threads
             assert threads != "auto"
-            dial = partial(self._dial_cloud, name)
-            server = self.servers[name] = EdgeServer(config, threads, False, new_channel=dial)
+            dial, on = partial(self._dial_cloud, name), partial(self._dial_stage, name, behind)
+            server = self.servers[name] = EdgeServer(
+                config, threads, False, new_channel=dial, new_stage_channel=on if behind else None
+            )
             self.services.serve(name, server.service.handler())
             await server.follow(config.connect_timeout, name)
             self.ended[name] = None

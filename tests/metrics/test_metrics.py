@@ -326,13 +326,14 @@ def test_a_device_shows_the_same_series_as_its_edge_does_for_it() -> None:
     assert {name for name, _ in relayed - own} == {"sfl_last_heartbeat_timestamp_seconds"}
 
 
-@pytest.mark.parametrize("kind", ["device", "edge", "cloud"])
+@pytest.mark.parametrize("kind", ["device", "edge", "stage", "cloud"])
 def test_every_exposed_family_is_in_the_table_and_in_openmetrics_too(kind: str) -> None:
     snapshot = sample_snapshot("node", "device")
     stats = NodeStats("node", kind)  # type: ignore[arg-type]
     stats.loss, stats.eval_loss, stats.eval_accuracy = 1.0, 1.0, 0.5
     stats.certificate_expiry = 2e9
     stats.buffered, stats.staleness = 1, 0.5
+    stats.stage_bytes.add("up", "activation", 10)
     stats.board = Board(50.0, True, True, False, True, 0.5, True, 7.5)
     stats.phases.observe("step", 0.1)
     stats.waits.begin("somebody", "return", "killed", 60.0)

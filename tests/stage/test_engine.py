@@ -29,7 +29,7 @@ from sfl.rounds.values import Steps
 from sfl.stage.engine import Engine
 from sfl.stage.messages import GradientNorm, Key, Kind, Outgoing, Purpose, TensorMessage
 from sfl.stage.orders import ORDERS, Waiting
-from sfl.stage.training import UShapedSession, VanillaSession
+from sfl.stage.training import MiddleSession, VanillaSession
 from sfl.stage.training.vanilla import VanillaGroup
 from tests.house.assigned import assigned
 from tests.house.sessions import edge, messages
@@ -441,7 +441,7 @@ def test_u_shaped_flights_that_run_again_give_the_same_bits(kind: str, computati
         model.recompute = recompute
         bank = LoraBank(model, settings.lora, settings.lora.target_modules)
         told = assigned(settings, plan, round_=1, steps=1)
-        session = UShapedSession(
+        session = MiddleSession(
             "attic", told, model, bank, settings, NodeStats("e", "edge"), recompute=recompute
         )
         session.begin_round(told, {n: v for n, v in values.items() if belongs_to(n, plan.middle)})

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import asdict
 
 from sfl.cli.doctor.report import Check, problem, size
@@ -11,6 +12,7 @@ from sfl.errors import ConfigError, SflError
 from sfl.models.folder import ModelFolder
 from sfl.models.memory.edge_budget import fit_edge, needs, residents
 from sfl.models.memory.footprint import Load
+from sfl.plan import SERVERS, Holder
 
 ASSUMED = (1,)
 """Cuts of an edge's devices where nothing says."""
@@ -49,29 +51,34 @@ def check_edge(
     folder: ModelFolder,
     room: int,
     option: str = "",
+    holder: Holder = "edge",
 ) -> Check:
-    """The edge of these settings, at the load's batch; within `edge.memory`, or `room` bytes.
+    """A stage server of these settings, at the load's batch; within its `memory`, or `room` bytes.
 
     `option` is what the cuts came from, where it was not the file.
     """
+    section = "edge" if holder == "edge" else "stage"
     settings = _at(settings, load)
     try:
         for entry in settings.devices:
             _check_cut(settings, folder, entry, option)
-        choice = fit_edge(folder, settings, own)
+        choice = fit_edge(folder, settings, own, holder)
     except SflError as error:
-        return problem("edge", error)
-    needed = needs(folder, settings, own, choice)
+        return problem(holder, error)
+    needed = needs(folder, settings, own, choice, holder)
     room = room if own.memory is None else min(room, own.memory)
-    cuts = [entry.cut_layer for entry in settings.devices]
+    layers = folder.num_layers
+    plans = [settings.plan(entry.name, layers) for entry in settings.devices]
+    cuts = [plan.span_of(holder).first for plan in plans]
+    cut = "cut_layer" if holder == "edge" else "stage_cuts"
     each = (needed.adapter + needed.optimizer) // residents(settings, own)
     how = f", blocks computed again for {len(choice.recompute)}" if choice.recompute else ""
     text = (
-        f"{len(cuts)} device{'s' * (len(cuts) != 1)} (cut_layer {', '.join(map(str, cuts))}) need "
-        f"{size(needed.total)} of {size(room)} on an edge: process {size(needed.base)}, weights "
-        f"{size(needed.weights)}, adapters and optimizers {size(needed.adapter + needed.optimizer)}"
-        f" ({size(each)} a device in memory), one job {size(needed.activations)}, messages "
-        f"{size(needed.messages)}{how}"
+        f"{len(cuts)} device{'s' * (len(cuts) != 1)} ({cut} {', '.join(map(str, cuts))}) need "
+        f"{size(needed.total)} of {size(room)} on {_an(section)}: process {size(needed.base)}, "
+        f"weights {size(needed.weights)}, adapters and optimizers "
+        f"{size(needed.adapter + needed.optimizer)} ({size(each)} a device in memory), "
+        f"one job {size(needed.activations)}, messages {size(needed.messages)}{how}"
     )
     figures = {f"{name}_bytes": value for name, value in asdict(needed).items()}
     figures |= {
@@ -83,12 +90,22 @@ def check_edge(
         "recompute": list(choice.recompute),
     }
     if needed.total <= room:
-        return Check("edge", "ok", text, figures=figures)
+        return Check(holder, "ok", text, figures=figures)
     fix = (
-        f"Set edge.memory = {size(room).replace(' ', '')!r} to see what fits, or lower "
-        "training.batch_size, model.max_length or edge.resident_adapters."
+        f"Set {section}.memory = {size(room).replace(' ', '')!r} to see what fits, or lower "
+        "training.batch_size, model.max_length or {section}.resident_adapters."
     )
-    return Check("edge", "problem", text, fix, figures)
+    return Check(holder, "problem", text, fix, figures)
+
+
+def _an(section: str) -> str:
+    return f"{'an' if section == 'edge' else 'a'} {section}"
+
+
+def check_stages(config: RunConfig, load: Load, folder: ModelFolder, room: int) -> Iterator[Check]:
+    """The stages behind a run's edge, where it has any."""
+    for holder, own in zip(SERVERS[1:], config.stage_nodes, strict=False):
+        yield check_edge(config.settings, own, load, folder, room, holder=holder)
 
 
 def check_own_edge(

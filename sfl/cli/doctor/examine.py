@@ -7,7 +7,7 @@ from dataclasses import replace
 from datetime import datetime
 from pathlib import Path
 
-from sfl.cli.doctor.edge import check_own_edge
+from sfl.cli.doctor.edge import check_own_edge, check_stages
 from sfl.cli.doctor.files import (
     Config,
     NotHere,
@@ -199,6 +199,8 @@ class _Examination:
             yield from check_devices(run, load, folder, self.rows, room, base)
         if isinstance(self.config, RunConfig | EdgeConfig):
             yield check_own_edge(self.config, load, folder, self.question.cuts, room)
+        if isinstance(self.config, RunConfig):
+            yield from check_stages(self.config, load, folder, room)
 
     def _load(self, folder: ModelFolder, run: RunConfig | None) -> Load:
         """The run's load, or a usual one, with what the question says instead."""

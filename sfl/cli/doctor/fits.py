@@ -17,7 +17,7 @@ from sfl.errors import ConfigError, SflError
 from sfl.models.folder import ModelFolder
 from sfl.models.memory.device_budget import device_load, fit_device
 from sfl.models.memory.footprint import BASE_BYTES, Footprint, Load, Thrift, device_footprint
-from sfl.plan import Plan
+from sfl.plan import Plan, without_stages
 
 TIMEOUT = 120.0
 
@@ -87,7 +87,7 @@ def cut_rows(
     own: LocalDevice,
 ) -> list[CutRow]:
     """A row for every cut of the model, in the run's topology, for a device with settings `own`."""
-    topology = "vanilla" if config is None else config.run.topology
+    topology = "vanilla" if config is None else without_stages(config.run.topology)
     tail = 0 if config is None else max(entry.tail_layers for entry in config.devices)
     rows = []
     for cut in range(folder.num_layers - tail):

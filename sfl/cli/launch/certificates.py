@@ -59,6 +59,8 @@ def _nodes(config: RunConfig) -> Iterator[tuple[Identity, tuple[str, ...]]]:
     """Each node, with the host that it listens on, where it does."""
     yield Identity("cloud", "cloud"), (_host(config.cloud.listen),)
     yield Identity("edge", config.edge.name), (_host(config.edge.listen),)
+    for stage in config.stage_nodes:
+        yield Identity("edge", stage.name), (_host(stage.listen),)
     for entry in config.devices:
         yield Identity("device", entry.name), ()
 

@@ -106,6 +106,10 @@ def _command(kind: str) -> Callable[..., None]:
         from edge_server.command import edge
 
         return edge
+    if kind == "stage":
+        from edge_server.stage_command import stage
+
+        return stage
     from device_agent.command import device
 
     return device

@@ -170,9 +170,19 @@ def cloud_node(folder: Path, config: RunConfig, resume: bool = False) -> Node:
     return node
 
 
-def edge_node(folder: Path, config: RunConfig, cloud_address: str) -> Node:
-    """The edge of a run."""
-    edge = config.edge.model_copy(update={"cloud": cloud_address, "service": ""})
+def stage_node(folder: Path, config: RunConfig, own: EdgeConfig, behind: str) -> Node:
+    """A stage of a run; `behind` is the address of the one behind it, if there is one."""
+    own = own.model_copy(update={"next": behind, "service": ""})
+    node = _node("stage", own.name, folder, _write(folder, "stage", own), config)
+    node.options = (*node.options, "--address-file", str(node.address_file))
+    node.returns = True
+    return node
+
+
+def edge_node(folder: Path, config: RunConfig, cloud_address: str, behind: str = "") -> Node:
+    """The edge of a run; `behind` is the address of the stage behind it, if there is one."""
+    changes = {"cloud": cloud_address, "service": "", "next": behind or config.edge.next}
+    edge = config.edge.model_copy(update=changes)
     node = _node("edge", edge.name, folder, _write(folder, "edge", edge), config)
     node.options = (*node.options, "--address-file", str(node.address_file))
     node.returns = True

@@ -138,12 +138,15 @@ def check_names(config: RunConfig) -> None:
         raise ConfigError(
             "run.edges", config.run.edges, f"edge.name is {own!r}", f"Add {own!r}, or leave it out."
         )
+    stages = tuple(stage.name for stage in config.stage_nodes)
+    servers = ("cloud", own, *stages)
     for field, name, taken in (
         ("edge.name", own, ("cloud",)),
-        *((f"devices.{e.name}.name", e.name, ("cloud", own)) for e in config.devices),
+        *(("stage.name", stage, ("cloud", own)) for stage in stages),
+        *((f"devices.{e.name}.name", e.name, servers) for e in config.devices),
     ):
         if name in taken:
-            what = "the cloud" if name == "cloud" else "the edge"
+            what = {"cloud": "the cloud", own: "the edge"}.get(name, "a stage")
             raise ConfigError(field, name, f"{what} has this name", "Choose another name.")
 
 
@@ -151,12 +154,13 @@ def _check_models(config: RunConfig, folder: ModelFolder) -> None:
     """Weights, by their headers, and tokenizer: of the run's model, the edge's, each device's."""
     check_tokenizer(folder.path, folder.config)
     check_weights(folder, config.model.task)
-    own = {entry.model for entry in config.devices} | {config.model.path, config.edge.model}
+    servers = {config.edge.model, *(stage.model for stage in config.stage_nodes)}
+    own = {entry.model for entry in config.devices} | {config.model.path} | servers
     for name in sorted(name for name in own if name is not None):
         if (path := local_folder(name)) is None:
             continue  # on the hub, and not here yet: the nodes fetch it
         opened = open_model(path, weights=hub_name(name) is None)
-        if name != folder.name and name != config.edge.model:
+        if name != folder.name and name not in servers:
             check_tokenizer(opened.path, opened.config)
 
 
@@ -166,6 +170,8 @@ def _check_own_models(config: RunConfig) -> None:
     Raises ModelError, naming the setting.
     """
     named = {"edge.model": config.edge.model}
+    if config.is_tiered:
+        named["stage.model"] = config.stage.model
     named |= {f"devices.{entry.name}.model": entry.model for entry in config.devices}
     for field, name in named.items():
         if name is None or name == config.model.path or local_folder(name) is not None:
@@ -193,6 +199,9 @@ def check_certificates(config: RunConfig) -> None:
         load_own("cloud.tls", config.cloud.tls, "cloud", None)
     if config.edge.tls is not None:
         load_own("edge.tls", config.edge.tls, "edge", config.edge.name)
+    for stage in config.stage_nodes:
+        if stage.tls is not None:
+            load_own("stage.tls", stage.tls, "edge", stage.name)
     for entry in config.devices:
         if entry.tls is not None:
             load_own(f"devices.{entry.name}.tls", entry.tls, "device", entry.name)

@@ -15,10 +15,16 @@ from pathlib import Path
 
 from sfl.cli.launch.certificates import drop_certificates, prepare_certificates
 from sfl.cli.launch.child import end_nursery, prepare_nursery
-from sfl.cli.launch.node import Node, cloud_node, device_node, edge_node
+from sfl.cli.launch.node import (
+    Node,
+    cloud_node,
+    device_node,
+    edge_node,
+    stage_node,
+)
 from sfl.cli.launch.patience import SAY_EVERY, Say
 from sfl.cli.launch.preflight import check_before_start
-from sfl.config import RunConfig
+from sfl.config import EdgeConfig, RunConfig
 from sfl.config.plugins import with_packages
 from sfl.errors import ConfigError, RunFailed, SflError
 from sfl.models.families import FAMILIES
@@ -28,6 +34,7 @@ from sfl.node import machine
 from sfl.node.causes import in_words
 from sfl.node.process import cores, quiet_environment, undisturbed
 from sfl.node.restarts import Note, Restarts
+from sfl.plan import Holder
 from sfl.report.conclusion import conclude, has_finished, is_over
 from sfl.report.elsewhere import check_storage
 from sfl.report.resume import how_ended, reopened
@@ -123,18 +130,9 @@ def resolved(config: RunConfig) -> RunConfig:
     side, and waiting threads sleep.
     """
     quick = {"connect_timeout": CONNECT_TIMEOUT}
-    edge_changes: dict[str, object] = {} if _given(config.edge) else dict(quick)
-    if config.edge.threads == "auto":
-        edge_changes["threads"] = cores()
-    if (config.edge.dtype or config.model.dtype) == "auto":
-        edge_changes["dtype"] = _fastest_dtype(
-            edge_changes.get("threads", config.edge.threads), config.edge.devices[0]
-        )
-    folds = config.settings.aggregation.traits.folds
-    if config.edge.quantised == "auto":
-        dtype = edge_changes.get("dtype", config.edge.dtype or config.model.dtype)
-        where = config.edge.devices[0]
-        edge_changes["quantised"] = "none" if folds else _quantised("edge", str(dtype), where)
+    edge = _resolved_server(config, config.edge, "edge")
+    stage = _resolved_server(config, config.stage, "stage") if config.is_tiered else config.stage
+    folds = _folds(config)
     devices = []
     for entry in config.devices:
         changes: dict[str, object] = {} if _given(entry) else dict(quick)
@@ -152,8 +150,25 @@ def resolved(config: RunConfig) -> RunConfig:
         if entry.model is None:
             changes["model"] = config.model.path
         devices.append(entry.model_copy(update=changes))
-    edge = config.edge.model_copy(update=edge_changes)
-    return config.model_copy(update={"edge": edge, "devices": tuple(devices)})
+    nodes = {"edge": edge, "stage": stage, "devices": tuple(devices)}
+    return config.model_copy(update=nodes)
+
+
+def _resolved_server(config: RunConfig, own: EdgeConfig, field: str) -> EdgeConfig:
+    """Every `auto` of an edge's or a stage's settings filled in."""
+    changes: dict[str, object] = {} if _given(own) else {"connect_timeout": CONNECT_TIMEOUT}
+    if own.threads == "auto":
+        changes["threads"] = cores()
+    if (own.dtype or config.model.dtype) == "auto":
+        changes["dtype"] = _fastest_dtype(changes.get("threads", own.threads), own.devices[0])
+    if own.quantised == "auto":
+        dtype, folds = changes.get("dtype", own.dtype or config.model.dtype), _folds(config)
+        changes["quantised"] = "none" if folds else _quantised(field, str(dtype), own.devices[0])
+    return own.model_copy(update=changes)
+
+
+def _folds(config: RunConfig) -> bool:
+    return config.settings.aggregation.traits.folds
 
 
 def _memory_to_spare(num_devices: int) -> bool:
@@ -166,13 +181,18 @@ def _memory_to_spare(num_devices: int) -> bool:
 
 
 def budgeted(config: RunConfig) -> RunConfig:
-    """What the edge will do to stay within its memory, as settings. Raises ConfigError."""
-    if config.edge.memory is None:
-        return config
-    folder = open_model(config.edge.model or config.model.path)
-    choice = fit_edge(folder, config.settings, config.edge)
-    edge = config.edge.model_copy(update=choice.changes(config.settings))
-    return config.model_copy(update={"edge": edge})
+    """What servers will do to stay within their memory, as settings. Raises ConfigError."""
+    edge = _budgeted(config, config.edge, "edge")
+    stage = _budgeted(config, config.stage, "stage") if config.is_tiered else config.stage
+    return config.model_copy(update={"edge": edge, "stage": stage})
+
+
+def _budgeted(config: RunConfig, own: EdgeConfig, holder: Holder) -> EdgeConfig:
+    if own.memory is None:
+        return own
+    folder = open_model(own.model or config.model.path)
+    choice = fit_edge(folder, config.settings, own, holder)
+    return own.model_copy(update=choice.changes(config.settings))
 
 
 def _fastest_dtype(threads: object, device: str = "cpu") -> str:
@@ -239,7 +259,8 @@ def _start(
     cloud.resumes, cloud.returns = folder, True
     cloud_address = _address_of(cloud, nodes, restarts, say)
     cloud.stay_at(cloud_address)
-    edge = edge_node(folder, config, cloud_address)
+    behind = _start_stages(config, folder, nodes, restarts, say)
+    edge = edge_node(folder, config, cloud_address, behind)
     nodes.append(edge)
     edge.fork(say)
     edge_address = _address_of(edge, nodes, restarts, say)
@@ -248,6 +269,24 @@ def _start(
         device = device_node(folder, config, entry.name, edge_address)
         nodes.append(device)
         device.start()
+
+
+def _start_stages(
+    config: RunConfig, folder: Path, nodes: list[Node], restarts: Restarts, say: Say
+) -> str:
+    """Start the stages behind the edge, the last one first; the first one's address, if any."""
+    behind = ""
+    for own in reversed(config.stage_nodes):
+        stage = stage_node(folder, config, own, behind)
+        nodes.append(stage)
+        stage.fork(say)
+        behind = _address_of(stage, nodes, restarts, say)
+        stage.stay_at(behind)
+    return behind
+
+
+def _of_kind(nodes: list[Node], *kinds: str) -> list[Node]:
+    return [node for node in nodes if node.kind in kinds]
 
 
 def _address_of(node: Node, nodes: list[Node], restarts: Restarts, say: Say) -> str:
@@ -270,7 +309,8 @@ def _await_end(
     config: RunConfig, folder: Path, nodes: list[Node], watch: Watch, restarts: Restarts
 ) -> None:
     """Watch until the cloud has ended. Raises RunFailed or what a node's mistake was."""
-    cloud, edge, *devices = nodes
+    (cloud,), devices = _of_kind(nodes, "cloud"), _of_kind(nodes, "device")
+    servers = _of_kind(nodes, "edge", "stage")
     seen, began = 0, time.monotonic()
     given_up = math.inf
     status = RunStatus.read(folder / "status.json")
@@ -285,7 +325,7 @@ def _await_end(
         _raise_mistakes(nodes)
         if not over:  # who dies at the end is not needed any more
             restarts.look(nodes, time.monotonic())
-        if (lost := _lost(config, edge, devices, restarts)) is not None:
+        if (lost := _lost(config, servers, devices, restarts)) is not None:
             # The cloud sees it too; what it makes of it stands in all that it leaves behind.
             given_up = min(given_up, time.monotonic() + VERDICT)
             if time.monotonic() > given_up:
@@ -297,7 +337,7 @@ def _await_end(
     if cloud.exit_code() != 0 and not has_finished(folder, final):
         # What the cloud says of the run speaks for itself; its own death needs its name.
         died = "" if cloud.error_file.exists() else "cloud: "
-        raise RunFailed(f"{died}{cloud.failure()}{_killed([edge, *devices])}")
+        raise RunFailed(f"{died}{cloud.failure()}{_killed([*servers, *devices])}")
 
 
 def _killed(nodes: list[Node]) -> str:
@@ -325,14 +365,17 @@ def _raise_mistakes(nodes: list[Node]) -> None:
             raise Mistake(f"{node.kind} {node.name}: {node.failure()}")
 
 
-def _lost(config: RunConfig, edge: Node, devices: list[Node], restarts: Restarts) -> str | None:
+def _lost(
+    config: RunConfig, servers: list[Node], devices: list[Node], restarts: Restarts
+) -> str | None:
     """Why the run cannot reach its end any more, since who has ended is not started again."""
 
     def gone(node: Node) -> bool:
         return node.exit_code() not in (None, 0) and not restarts.will_return(node)
 
-    if gone(edge):
-        return f"edge {edge.name}: {edge.failure()}"
+    for server in servers:
+        if gone(server):
+            return f"{server.kind} {server.name}: {server.failure()}"
     ended = [device for device in devices if gone(device)]
     left = len(devices) - len(ended)
     if left >= config.min_devices:

@@ -72,6 +72,7 @@ def as_dict(gathered: Gathered, compared: Comparison) -> dict[str, Any]:
             for name, edge in foretold.edges.items()
         },
         "edge_memory_bytes": gathered.edge_bytes,
+        "stage_memory_bytes": list(gathered.stage_bytes),
         "rivals": [
             {
                 "name": rival.name,
@@ -168,6 +169,10 @@ def sentences(gathered: Gathered, compared: Comparison) -> list[str]:
             for name, edge in foretold.edges.items()
         ),
         f"An edge needs {text.size(gathered.edge_bytes)} of memory at most, whatever is chosen.",
+        *(
+            f"Stage {number} behind it needs {text.size(needed)} at most."
+            for number, needed in enumerate(gathered.stage_bytes, 1)
+        ),
         *(f"{name} {reason}." for name, reason in unfit(gathered.state).items()),
         *gathered.notes,
     ]

@@ -21,6 +21,7 @@ from sfl.models.memory.edge_budget import fit_edge, needs
 from sfl.models.memory.footprint import BASE_BYTES
 from sfl.models.shape import facts_from_headers
 from sfl.node.machine import cores
+from sfl.plan import SERVERS
 from sfl.planners import Cut, State
 from sfl.planners.costs import Costs, Speeds
 from sfl.planners.plans import recorded_for
@@ -45,6 +46,8 @@ class Gathered:
     measured: frozenset[str]
     edge_bytes: int
     notes: tuple[str, ...]
+    stage_bytes: tuple[int, ...] = ()
+    """What each stage behind the edge needs at most."""
 
 
 def gather(asked: Asked, tell: Tell) -> Gathered:
@@ -60,6 +63,8 @@ def gather(asked: Asked, tell: Tell) -> Gathered:
     if not steps:
         steps = STEPS
         notes += (f"A round is {STEPS} steps here: its real ones depend on the data.",)
+    if config.is_tiered:
+        notes += ("Times are those of two tiers: blocks of stages count as the edge's.",)
     settings, edge_of = config.settings, _edges_of(config, shown)
     facts = facts_from_headers(settings, folder)
     costs = Costs.of(settings, facts, shown.costs, config.names, config.edges, speeds)
@@ -75,7 +80,16 @@ def gather(asked: Asked, tell: Tell) -> Gathered:
     )
     way = fit_edge(folder, settings, config.edge)
     edge_bytes = needs(folder, settings, config.edge, way).total
-    return Gathered(config, state, costs.seen, edge_bytes, notes)
+    return Gathered(config, state, costs.seen, edge_bytes, notes, _stage_bytes(config, folder))
+
+
+def _stage_bytes(config: RunConfig, folder: ModelFolder) -> tuple[int, ...]:
+    """What each stage behind the edge needs at most."""
+    settings, found = config.settings, []
+    for holder, own in zip(SERVERS[1:], config.stage_nodes, strict=False):
+        way = fit_edge(folder, settings, own, holder)
+        found.append(needs(folder, settings, own, way, holder).total)
+    return tuple(found)
 
 
 def _model(config: RunConfig) -> ModelFolder:

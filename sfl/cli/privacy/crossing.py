@@ -13,7 +13,7 @@ from sfl.data.batches import Batch, collate
 from sfl.data.example import Example
 from sfl.models.folder import ModelFolder
 from sfl.models.span import SpanModel, build_span
-from sfl.plan import HOLDERS
+from sfl.plan import TWO_TIERS
 from sfl.stage.layout import pack_rows
 from sfl.stage.messages import Key, Kind, Purpose, TensorMessage
 from sfl.stage.micro import MicroBatch, row_context
@@ -80,7 +80,9 @@ class Front:
         """What the edge holds of these, each batch through `codec` and back. Raises ConfigError."""
         codecs = self._settings.codecs(self._device, 1, "none")
         codecs = codecs.model_copy(update={"activation": codec})
-        ends = [StreamCodecs(side, self._device, self._settings.run.seed, True) for side in HOLDERS]
+        ends = [
+            StreamCodecs(side, self._device, self._settings.run.seed, True) for side in TWO_TIERS
+        ]
         for end in ends:
             end.begin_round(codecs, 1)
         values: list[Tensor] = []

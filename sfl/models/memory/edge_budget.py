@@ -9,10 +9,11 @@ from itertools import product
 from sfl.codec.stages import is_exact
 from sfl.config import EdgeConfig, RunSettings
 from sfl.config.node import certain
-from sfl.config.ranges import largest_middle
+from sfl.config.ranges import largest_span
 from sfl.errors import ConfigError
 from sfl.models.folder import ModelFolder
 from sfl.models.memory.footprint import EdgeDevice, EdgeForecast, Footprint, Load
+from sfl.plan import Holder
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,7 +44,9 @@ class EdgeChoice:
         }
 
 
-def fit_edge(folder: ModelFolder, settings: RunSettings, own: EdgeConfig) -> EdgeChoice:
+def fit_edge(
+    folder: ModelFolder, settings: RunSettings, own: EdgeConfig, holder: Holder = "edge"
+) -> EdgeChoice:
     """The quickest way to stay within `edge.memory`.
 
     Graphs are kept if they fit with fewer activations decoded, or fewer in flight but two of each
@@ -56,14 +59,14 @@ def fit_edge(folder: ModelFolder, settings: RunSettings, own: EdgeConfig) -> Edg
     most = min(own.credits or settings.network.credits, settings.network.credits)
     if own.memory is None:
         return EdgeChoice(given, own.in_flight, most)
-    forecast, room = _forecast(folder, settings, own), own.memory
+    forecast, room = _forecast(folder, settings, own, holder), own.memory
 
     def fits(again: tuple[str, ...], in_flight: int, allowance: int) -> bool:
         flags = _flags(settings, again)
         needed = forecast.footprint(in_flight=in_flight, allowance=allowance, recompute=flags)
         return needed.total <= room
 
-    sets = list(_sets(folder, settings, given))
+    sets = list(_sets(folder, settings, given, holder))
     for fewest in (min(2, most), 1):
         for again in sets:
             if not fits(again, 1, fewest):
@@ -74,7 +77,7 @@ def fit_edge(folder: ModelFolder, settings: RunSettings, own: EdgeConfig) -> Edg
                 for allowance, in_flight in ways
                 if fits(again, in_flight, allowance)
             )
-    needed = needs(folder, settings, own, EdgeChoice(sets[-1], 1, 1))
+    needed = needs(folder, settings, own, EdgeChoice(sets[-1], 1, 1), holder)
     raise ConfigError(
         "edge.memory",
         f"{own.memory / 1e6:,.0f} MB",
@@ -85,10 +88,14 @@ def fit_edge(folder: ModelFolder, settings: RunSettings, own: EdgeConfig) -> Edg
 
 
 def needs(
-    folder: ModelFolder, settings: RunSettings, own: EdgeConfig, choice: EdgeChoice
+    folder: ModelFolder,
+    settings: RunSettings,
+    own: EdgeConfig,
+    choice: EdgeChoice,
+    holder: Holder = "edge",
 ) -> Footprint:
-    """What the edge takes, by parts."""
-    forecast = _forecast(folder, settings, own)
+    """What a stage server takes, by parts."""
+    forecast = _forecast(folder, settings, own, holder)
     again = _flags(settings, choice.recompute)
     return forecast.footprint(in_flight=choice.in_flight, allowance=choice.credits, recompute=again)
 
@@ -107,12 +114,13 @@ def _given(settings: RunSettings, own: EdgeConfig) -> tuple[str, ...]:
 
 
 def _sets(
-    folder: ModelFolder, settings: RunSettings, given: tuple[str, ...]
+    folder: ModelFolder, settings: RunSettings, given: tuple[str, ...], holder: Holder
 ) -> Iterator[tuple[str, ...]]:
     """Ever more devices whose blocks are computed again, from what is given."""
     names = [entry.name for entry in settings.devices]
     layers = folder.num_layers
-    deepest = sorted(names, key=lambda name: -largest_middle(settings, name, layers).num_blocks)
+    blocks = {name: largest_span(settings, name, layers, holder).num_blocks for name in names}
+    deepest = sorted(names, key=lambda name: -blocks[name])
     chosen = set(given)
     yield given
     for name in deepest:
@@ -138,13 +146,16 @@ def _coded_value_bytes(settings: RunSettings, device: str) -> int:
     return 4 if exact else 2
 
 
-def _forecast(folder: ModelFolder, settings: RunSettings, own: EdgeConfig) -> EdgeForecast:
-    training, u_shaped = settings.training, settings.run.topology == "u_shaped"
+def _forecast(
+    folder: ModelFolder, settings: RunSettings, own: EdgeConfig, holder: Holder
+) -> EdgeForecast:
+    training = settings.training
+    ends = {name: _has_loss(settings, name, folder.num_layers, holder) for name in settings.names}
     micro = 1 if training.micro_batches == "auto" else training.micro_batches
     lean = settings.computation == "lean"
     devices = [
         EdgeDevice(
-            largest_middle(settings, entry.name, folder.num_layers),
+            largest_span(settings, entry.name, folder.num_layers, holder),
             Load(
                 batch_size=-(-training.batch_size // micro),
                 length=min(settings.model.max_length, folder.context_length),
@@ -157,7 +168,7 @@ def _forecast(folder: ModelFolder, settings: RunSettings, own: EdgeConfig) -> Ed
                 lora_dropout=settings.lora.dropout,
                 anchored=settings.aggregation.proximal > 0.0,
             ),
-            graphs=micro if u_shaped else 0,
+            graphs=0 if ends[entry.name] else micro,
             coded_value_bytes=_coded_value_bytes(settings, entry.name),
         )
         for entry in settings.devices
@@ -171,9 +182,14 @@ def _forecast(folder: ModelFolder, settings: RunSettings, own: EdgeConfig) -> Ed
     )
 
 
+def _has_loss(settings: RunSettings, device: str, num_layers: int, holder: Holder) -> bool:
+    """Whether a server computes a device's loss, so that no graph of it waits."""
+    return largest_span(settings, device, num_layers, holder).head
+
+
 def _together(settings: RunSettings, own: EdgeConfig) -> int:
     """Devices in one batch: only packed ones of whole training steps (sfl.stage.session)."""
-    whole = settings.computation == "lean" and settings.run.topology != "u_shaped"
+    whole = settings.computation == "lean" and settings.run.topology == "vanilla"
     return own.batch_devices if whole else 1
 
 
@@ -193,7 +209,7 @@ def _waits_within_steps(settings: RunSettings) -> bool:
     """Whether an edge waits for a device's next message before a step of it is done."""
     training = settings.training
     return (
-        settings.run.topology == "u_shaped"
+        settings.run.topology != "vanilla"
         or training.micro_batches != 1
         or training.max_grad_norm is not None
         # A device may cut its batches by itself, to stay within its memory.

@@ -1,22 +1,17 @@
 """Sessions that train: one device's LoRA and optimizer over the shared base.
 
-A further topology is one file and two lines here, and more elsewhere (docs/architecture.md).
+There are two: where the model's end is, and anywhere before it.
 """
 
-from typing import TypedDict
-
+from sfl.plan import Span
+from sfl.stage.training.middle import MiddleSession
 from sfl.stage.training.session import TrainingSession
-from sfl.stage.training.u_shaped import UShapedSession
 from sfl.stage.training.vanilla import VanillaSession
 
 
-class Sessions(TypedDict):
-    """One class for each `run.topology`."""
-
-    vanilla: type[TrainingSession]
-    u_shaped: type[TrainingSession]
+def session_of(span: Span) -> type[TrainingSession]:
+    """What trains a span of a stage server: with the loss, or without."""
+    return VanillaSession if span.head else MiddleSession
 
 
-SESSIONS: Sessions = {"vanilla": VanillaSession, "u_shaped": UShapedSession}
-
-__all__ = ["SESSIONS", "TrainingSession", "UShapedSession", "VanillaSession"]
+__all__ = ["MiddleSession", "TrainingSession", "VanillaSession", "session_of"]

@@ -18,7 +18,7 @@ from sfl.errors import ProtocolError, SflError
 from sfl.metrics.stats import NodeStats
 from sfl.metrics.timeline import watched_step
 from sfl.models.span import SpanModel
-from sfl.plan import Plan, Toward, given_by
+from sfl.plan import Holder, Plan, Span, Toward, given_by
 from sfl.rounds.values import Assignment
 from sfl.stage.computation import COMPUTATIONS
 from sfl.stage.messages import GradientNorm, Key, Kind, Outgoing, Purpose, TensorMessage
@@ -62,18 +62,22 @@ class TrainingSession(ABC):
         stats: NodeStats,
         recompute: bool = False,
         residence: Residence | None = None,
+        holder: Holder = "edge",
     ) -> None:
+        """`holder` is the stage server that this is on."""
         self.device = device
+        self.holder = holder
         self.assignment = assignment
         """What the session is built for: the open round's, or what joining asked for."""
         self.settings = settings
         self.stats = stats
         self.residence = residence
         """What decides whether its tensors are in memory, if anything does."""
-        self.trained = Trained(_adapter(device, assignment, model, bank, settings), settings)
+        adapter = _adapter(device, assignment, self.span, model, bank, settings)
+        self.trained = Trained(adapter, settings)
         self.blocks = Blocks(
             device,
-            self.plan.middle,
+            self.span,
             model,
             bank,
             self.adapter,
@@ -81,9 +85,9 @@ class TrainingSession(ABC):
             stats,
             settings.run.seed,
             recompute,
-            wants_gradient=self.plan.cut_layer > 0,
+            wants_gradient=self.span.first > 0,
         )
-        self.stepper = Stepper(device, self.trained.optimizer, stats, self.plan.middle.num_blocks)
+        self.stepper = Stepper(device, self.trained.optimizer, stats, self.span.num_blocks)
         self.is_open = False
         """Whether a round has begun."""
         self.served_seconds = 0.0
@@ -94,6 +98,11 @@ class TrainingSession(ABC):
     def plan(self) -> Plan:
         """Who computes what."""
         return self.assignment.plan
+
+    @property
+    def span(self) -> Span:
+        """The blocks of it that are computed here."""
+        return self.plan.span_of(self.holder)
 
     @property
     def model(self) -> SpanModel:
@@ -158,16 +167,17 @@ class TrainingSession(ABC):
 
     def _rebuild(self, assignment: Assignment) -> None:
         """Another span, or another rank: the adapter that it asks for, with what is remembered."""
-        blocks, plan = self.blocks, assignment.plan
-        adapter = _adapter(self.device, assignment, blocks.model, blocks.bank, self.settings)
+        blocks, span = self.blocks, assignment.plan.span_of(self.holder)
+        model, bank = blocks.model, blocks.bank
+        adapter = _adapter(self.device, assignment, span, model, bank, self.settings)
         self.trained = Trained(adapter, self.settings, self.optimizer.held())
-        gradient = plan.cut_layer > 0
-        self.blocks = replace(blocks, span=plan.middle, adapter=adapter, wants_gradient=gradient)
-        self.stepper = Stepper(self.device, self.optimizer, self.stats, plan.middle.num_blocks)
+        gradient = span.first > 0
+        self.blocks = replace(blocks, span=span, adapter=adapter, wants_gradient=gradient)
+        self.stepper = Stepper(self.device, self.optimizer, self.stats, span.num_blocks)
 
     def given(self, go_on: GoOn) -> dict[str, torch.Tensor]:
         """The moments of the blocks that the device gets with the round that begins; a copy."""
-        blocks = given_by("edge", go_on.moves)
+        blocks = given_by(self.holder, go_on.moves)
         moments = go_on.of_blocks(blocks, self.moments()) if blocks else {}
         return {name: tensor.detach().clone() for name, tensor in moments.items()}
 
@@ -228,8 +238,8 @@ class TrainingSession(ABC):
         """Do the work a message asks for; what to send then, in order. Raises ProtocolError."""
         enter(self)
         if isinstance(message, GradientNorm):
-            self.stepper.take_norm(self._open, message)
-            return []
+            norms = self.stepper.take_norm(self._open, message)
+            return [Outgoing(norm.toward, norm) for norm in norms if self._has_neighbour(norm)]
         self.check(message)
         return self._handlers()[message.key.purpose, message.kind](message)
 
@@ -261,18 +271,31 @@ class TrainingSession(ABC):
 
     def returned(self, answer: TensorMessage) -> list[Outgoing]:
         """A micro-batch's gradients are there: its `answer`, and the norm that a last one takes."""
-        norms = self.stepper.after_backward(self._open, answer.num_micro_batches)
+        is_last = self.plan.next_of(self.holder) is None
+        norms = self.stepper.after_backward(self._open, answer.num_micro_batches, is_last)
         return [Outgoing(Toward.INPUT, answer), *(Outgoing(Toward.INPUT, norm) for norm in norms)]
+
+    def _has_neighbour(self, norm: GradientNorm) -> bool:
+        """Whether another stage server is behind this one, to be told a norm."""
+        return norm.toward is Toward.INPUT or self.plan.next_of(self.holder) is not None
 
 
 def _adapter(
-    device: str, assignment: Assignment, model: SpanModel, bank: LoraBank, settings: RunSettings
+    device: str,
+    assignment: Assignment,
+    own: Span,
+    model: SpanModel,
+    bank: LoraBank,
+    settings: RunSettings,
 ) -> Adapter:
-    """A device's part of the adapter. Raises ProtocolError where the base lacks a block of it."""
-    own, base = assignment.plan.middle, model.span
+    """A device's part of the adapter, in the span that is computed here.
+
+    Raises ProtocolError where the base lacks a block of it.
+    """
+    base = model.span
     if not base.first <= own.first <= own.last <= base.last or (own.head and not base.head):
         raise ProtocolError(
-            f"assignment.plan = blocks {own.first} to {own.last - 1} for the edge: this edge has "
+            f"assignment.plan = blocks {own.first} to {own.last - 1} for this server: it has "
             f"loaded {base.first} to {base.last - 1}; choose cuts within them"
         )
     bank.remove(device)

@@ -33,7 +33,7 @@ class VanillaSession(TrainingSession):
             return None
         if not self.blocks.computation.packed or self.model.drops:
             return None
-        return VanillaGroup(self.plan.middle, max(message.lengths).bit_length())
+        return VanillaGroup(self.blocks.span, max(message.lengths).bit_length())
 
     def _handlers(self) -> Handlers:
         return {
@@ -68,7 +68,7 @@ class VanillaSession(TrainingSession):
                 self.blocks.forward_key(message.key),
             )
         task = (message.key, self.device, tokens)
-        with end_backward(phases, [task], self.plan.middle.num_blocks, output):
+        with end_backward(phases, [task], self.blocks.span.num_blocks, output):
             loss.backward()  # type: ignore[no-untyped-call]
             mean = float(loss.detach())
             wait_for(boundary)

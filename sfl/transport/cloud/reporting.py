@@ -284,7 +284,8 @@ class Reporting:
         for text in beat.devices:
             snapshot = NodeSnapshot.from_json(text)
             # A device may not be admitted yet, or another edge may have it since.
-            if snapshot.kind == "device" and snapshot.name in self.devices:
+            known = snapshot.kind == "device" and snapshot.name in self.devices
+            if known or snapshot.kind == "stage":
                 self.host.heard(snapshot)
 
     def _device_ready(self, message: cloud_pb2.DeviceIsReady) -> None:

@@ -9,13 +9,13 @@ from typing import Protocol
 
 import numpy as np
 
-from sfl.metrics.waits import Waits
 from sfl.rounds.values import Point, UpdateHeader
 from sfl.stage.engine import Engine
 from sfl.stage.messages import BlockMoments
-from sfl.stage.remembered import DISK_SECONDS, Moments
+from sfl.stage.remembered import Moments
 from sfl.stage.training import TrainingSession
 from sfl.transport.device.end import EdgeEnd, trained_by
+from sfl.transport.device.onward import Next
 from sfl.transport.device.overtaking import DeviceStream
 from sfl.transport.device.tensor_work import Coders
 from sfl.transport.frames import words
@@ -47,18 +47,18 @@ class AdapterWork:
         end: EdgeEnd,
         coders: Coders,
         stream: DeviceStream,
-        waits: Waits,
+        waits_for_disk: Callable[[], AbstractContextManager[object]],
+        behind: Next | None = None,
     ) -> None:
+        """`waits_for_disk` is entered while a snapshot is written that has to be there. What is
+        `behind` keeps what its codecs remember by then."""
         self.session = session
         self.cloud = cloud
         self.end = end
         self.coders = coders
         self.stream = stream
-        self._waits = waits
-
-    def waits_for_disk(self) -> AbstractContextManager[object]:
-        """While a snapshot is written that has to be there."""
-        return self._waits.on("its disk", "disk", "a snapshot to be written", DISK_SECONDS)
+        self._behind = behind
+        self._waits_for_disk = waits_for_disk
 
     async def send_round(self, values: Mapping[str, np.ndarray], round_: int) -> None:
         """The device's part of the global adapter: whole, or as what the device lacks of it."""
@@ -97,7 +97,7 @@ class AdapterWork:
         moments = await self.cloud.engine.run(self.session.moments)
         # Before the cloud can count on it.
         point = self.session.assignment.point(self.session.step)
-        with self.waits_for_disk():
+        with self._waits_for_disk():
             await aside(self._keep, point, moments)
         header = UpdateHeader(
             round=round_,
@@ -111,6 +111,8 @@ class AdapterWork:
     def _keep(self, point: Point, moments: Moments) -> None:
         self.end.reached(point, moments)
         self.end.remembered.written()
+        if self._behind is not None:
+            self._behind.round_over(point)
 
 
 def _ready(frames: Frames, values: Mapping[str, np.ndarray], round_: int) -> list[Ready]:

@@ -16,7 +16,7 @@ from sfl.config import RunSettings
 from sfl.config.codec import RoleCodecs
 from sfl.errors import ConfigError, ProtocolError
 from sfl.node.text import plain
-from sfl.plan import Plan
+from sfl.plan import HOLDERS, SERVERS, TIERED, U_SHAPED, Holder, Plan, Toward
 from sfl.rounds.values import Assignment, Steps
 from sfl.stage.messages import GradientNorm, TensorMessage
 from sfl.stage.optimizer import MOMENT_KINDS
@@ -30,10 +30,12 @@ _MOST_CODEC = 1024
 """Characters of a codec's specification."""
 
 
-def gradient_norm(said: edge_pb2.GradientNorm) -> GradientNorm:
-    """One side's squared norm of a step."""
-    number("squared norm of a gradient", said.squared, 0, math.inf)
-    return GradientNorm(said.round, said.step, said.squared)
+def gradient_norm(said: edge_pb2.GradientNorm, toward: Toward) -> GradientNorm:
+    """A squared norm of a step, on its way. Raises ProtocolError."""
+    whole("stages before a norm's", len(said.before), 0, len(HOLDERS))
+    for squared in (said.squared, *said.before):
+        number("squared norm of a gradient", squared, 0, math.inf)
+    return GradientNorm(said.round, said.step, said.squared, toward, tuple(said.before))
 
 
 def tensor(message: TensorMessage, settings: RunSettings) -> None:
@@ -147,16 +149,24 @@ def _codecs(said: RoleCodecs) -> None:
 
 
 def _plan(plan: Plan, settings: RunSettings, num_layers: int | None) -> None:
-    """The topology of the run over a model's blocks: device, edge, and device again or not."""
+    """The topology of the run over a model's blocks: device, servers, and device again or not."""
     holders = tuple(held.holder for held in plan.spans)
-    due = ("device", "edge") if settings.run.topology == "vanilla" else ("device", "edge", "device")
+    topology = settings.run.topology
+    due: tuple[Holder, ...] = ("device", "edge")
+    if topology in TIERED:
+        due = ("device", *SERVERS[: max(2, len(plan.servers))])
+    if topology in U_SHAPED:
+        due = (*due, "device")
     if holders != due:
         raise ProtocolError(
             f"assignment.plan = {', '.join(holders)}: with run.topology "
-            f"{settings.run.topology} it is {', '.join(due)}"
+            f"{topology} it is {', '.join(due)}"
         )
     blocks = plan.num_layers
     if num_layers is not None and blocks != num_layers:
         raise ProtocolError(f"assignment.plan = {blocks} blocks: the model has {num_layers}")
-    if plan.middle.num_blocks < 1:
-        raise ProtocolError("assignment.plan: no block is the edge's; choose a smaller cut")
+    for held in plan.servers:
+        if held.span.num_blocks < 1:
+            raise ProtocolError(
+                f"assignment.plan: no block is the {held.holder}'s; choose other cuts"
+            )

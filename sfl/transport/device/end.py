@@ -103,18 +103,20 @@ class End:
         peer_compiled: bool,
         folder: Path | None = None,
         snapshots: Snapshots | None = None,
+        peer: Holder | None = None,
     ) -> None:
         """Until a round has others, the codecs are those of `joined`.
 
         `phases` times what is coded; what is remembered of samples is under `folder`. What both
-        ends remember at a round's end is kept in `snapshots`.
+        ends remember at a round's end is kept in `snapshots`. `peer` is who is at the other end; by
+        default the other one of device and edge.
         """
         seed = settings.run.seed
         self._side = side
         self.device = device
         self.settings = settings
         self.phases = phases
-        self.codecs = StreamCodecs(side, device, seed, peer_compiled, folder)
+        self.codecs = StreamCodecs(side, device, seed, peer_compiled, folder, peer)
         self.codecs.begin_round(joined.codecs, joined.round)
         self.changes = AdapterChanges(side, device, seed)
         self.remembered = Remembered(snapshots)
@@ -369,11 +371,12 @@ class DeviceEnd(End):
         return self.changes.send_update(self.codecs.adapter_codec, values, round_)
 
 
-class EdgeEnd(End):
-    """The edge's: it sends rounds and sums, takes updates, and holds a device to its credits."""
+class ServingEnd(End):
+    """A stage server's, towards the input: it holds a device to its credits."""
 
     def __init__(
         self,
+        side: Holder,
         device: str,
         joined: Assignment,
         settings: RunSettings,
@@ -381,9 +384,12 @@ class EdgeEnd(End):
         peer_compiled: bool,
         folder: Path | None = None,
         snapshots: Snapshots | None = None,
+        peer: Holder | None = None,
     ) -> None:
         """`joined` is what the device was told to load."""
-        super().__init__("edge", device, joined, settings, phases, peer_compiled, folder, snapshots)
+        super().__init__(
+            side, device, joined, settings, phases, peer_compiled, folder, snapshots, peer
+        )
         self.credits = Credits(joined.credits)
         self._tables: Mapping[str, np.ndarray] = {}
         self._step = 0
@@ -432,6 +438,23 @@ class EdgeEnd(End):
         """These go to the device next."""
         for answer in answers:
             self.credits.answered(answer)
+
+
+class EdgeEnd(ServingEnd):
+    """The edge's: it sends rounds and sums, and takes updates."""
+
+    def __init__(
+        self,
+        device: str,
+        joined: Assignment,
+        settings: RunSettings,
+        phases: PhaseTimes,
+        peer_compiled: bool,
+        folder: Path | None = None,
+        snapshots: Snapshots | None = None,
+    ) -> None:
+        """`joined` is what the device was told to load."""
+        super().__init__("edge", device, joined, settings, phases, peer_compiled, folder, snapshots)
 
     def round_frames(
         self, values: Mapping[str, np.ndarray], round_: int

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Self
 
 from sfl.codec.packet import Packet
-from sfl.config.codec import CODED_BY, DOWN
+from sfl.config.codec import CODED_BY, DOWN, UP
 from sfl.errors import ProtocolError
 from sfl.plan import Holder, Hop, Toward
 from sfl.stage.messages import Kind, Purpose, TensorMessage
@@ -41,6 +41,8 @@ class Lane:
     @property
     def draws(self) -> str:
         """What its random bits are keyed by. These words must stay: they are in every result."""
+        if self.hop not in (UP, DOWN):
+            return f"{self.hop.before}-{self.hop.after}-{self.toward.name}"
         if self.toward is Toward.INPUT:
             return "GRADIENT"
         return "HIDDEN" if self.hop == DOWN else "ACTIVATION"

@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from sfl.errors import ProtocolError, UserError
 from sfl.metrics.snapshot import Role
 from sfl.metrics.stats import NodeStats
+from sfl.plan import Toward
 from sfl.rounds.values import Assignment
 from sfl.stage.messages import TensorMessage
 from sfl.transport.device import checked
@@ -78,7 +79,7 @@ class Reader:
         """It has been heard."""
 
     def _on_norm(self, message: edge_pb2.EdgeMessage) -> None:
-        self._put(checked.gradient_norm(message.norm))
+        self._put(checked.gradient_norm(message.norm, Toward.INPUT))
 
     def _on_finish(self, message: edge_pb2.EdgeMessage) -> None:
         self._put(finish_of(message.finish))

@@ -22,6 +22,7 @@ from sfl.config.network import NetworkSettings
 from sfl.errors import AdapterRefused, Goodbye, LinkLost, ProtocolError, SflError
 from sfl.metrics.snapshot import NodeSnapshot
 from sfl.metrics.stats import NodeStats
+from sfl.plan import Toward
 from sfl.rounds.values import DeviceWelcome, Proof
 from sfl.stage.engine import Engine
 from sfl.stage.messages import Finish, TensorMessage
@@ -29,13 +30,14 @@ from sfl.stage.session import Session
 from sfl.transport.bulk.files import FileEntry
 from sfl.transport.device import checked
 from sfl.transport.device.decode_slots import DecodeSlots
-from sfl.transport.device.end import EdgeEnd
+from sfl.transport.device.end import EdgeEnd, ServingEnd
 from sfl.transport.device.jobs import Jobs
+from sfl.transport.device.onward import Onward
 from sfl.transport.device.overtaking import DeviceStream, Overtaking
 from sfl.transport.device.tensor_work import Coders, TensorWork
 from sfl.transport.frames import contract
 from sfl.transport.frames.envelope import Frame
-from sfl.transport.shaper import shaper
+from sfl.transport.shaper import Shaper
 from sfl.transport.stream import Context, Heartbeats
 from sfl.v1 import edge_pb2, tensor_pb2
 
@@ -86,18 +88,20 @@ class Served:
         settings: RunSettings,
         host: Host,
         coders: Coders,
-        end: EdgeEnd,
+        end: ServingEnd,
+        down: Shaper | None = None,
+        onward: Onward | None = None,
     ) -> None:
+        """`down` slows what is sent, `onward` leads to the stage behind this server."""
         self.device = device
         self.settings = settings
         self.host = host
         self.end = end
-        link, phases = settings.device(device).link, host.stats.phases
-        self.stream = DeviceStream(
-            device, Overtaking(), heartbeats(settings.network), phases, shaper(link, "down")
-        )
+        beats = heartbeats(settings.network)
+        self.stream = DeviceStream(device, Overtaking(), beats, host.stats.phases, down)
         self.jobs = Jobs(2 * settings.network.credits + MOST_JOBS)
-        self.tensors = TensorWork(session, host, end, coders, self.stream, self.about_to_compute)
+        before, after = self.about_to_compute, self.computed
+        self.tensors = TensorWork(session, host, end, coders, self.stream, before, after, onward)
         self.ended: SflError | None = None
         """Why its stream is being closed, where this edge closes it."""
         self._beats = contract.Pace(settings.network.heartbeat_interval)
@@ -149,6 +153,9 @@ class Served:
     async def about_to_compute(self, message: TensorMessage) -> None:
         """Do what comes before a tensor's turn."""
 
+    async def computed(self) -> None:
+        """Do what comes behind it."""
+
     def _take(self, message: edge_pb2.DeviceMessage | Frame) -> None:
         if isinstance(message, Frame):
             self.tensors.take(message, self.jobs)
@@ -163,7 +170,7 @@ class Served:
                 raise AdapterRefused(reason)
             raise Goodbye(reason, message.returns)
         if body == "norm":
-            self.jobs.ask(self.tensors.compute(checked.gradient_norm(message.norm)))
+            self.jobs.ask(self.tensors.compute(checked.gradient_norm(message.norm, Toward.LOSS)))
         elif body == "heartbeat":
             self._beats.take("heartbeat", self.last_heard)
             said = message.heartbeat.snapshot

@@ -62,15 +62,22 @@ class StreamCodecs:
     """
 
     def __init__(
-        self, side: Holder, device: str, seed: int, peer_compiled: bool, folder: Path | None = None
+        self,
+        side: Holder,
+        device: str,
+        seed: int,
+        peer_compiled: bool,
+        folder: Path | None = None,
+        peer: Holder | None = None,
     ) -> None:
+        """`peer` is who is at the other end; by default the other one of device and edge."""
         self._side = side
-        self._peer: Holder = "edge" if side == "device" else "device"
+        self._peer: Holder = peer or ("edge" if side == "device" else "device")
         self._device = device
         self._seed = seed
         # Entropy codes are quick in C alone: without it on either side Zstandard takes their place.
         self._compiled = peer_compiled and kernel().name == "compiled"
-        self._cache = folder, f"{side}.cache_dir"
+        self._cache = folder, f"{'device' if side == 'device' else 'edge'}.cache_dir"
         self._specs: dict[str, str] = {}
         self._codecs: dict[str, Codec] = {}
         self._declared: dict[tuple[Lane, str], Declared] = {}

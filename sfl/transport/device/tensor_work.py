@@ -13,14 +13,16 @@ from functools import partial
 from typing import NamedTuple, Protocol
 
 from sfl.metrics.stats import NodeStats
+from sfl.plan import Toward
 from sfl.stage.engine import Engine
 from sfl.stage.messages import GradientNorm, Kind, Outgoing, TensorMessage
 from sfl.stage.orders import Waiting
 from sfl.stage.orders.turnaround import Turnaround
 from sfl.stage.session import Session
 from sfl.transport.device.decode_slots import DecodeSlots
-from sfl.transport.device.end import Arrival, EdgeEnd
+from sfl.transport.device.end import Arrival, ServingEnd
 from sfl.transport.device.jobs import Jobs
+from sfl.transport.device.onward import Onward
 from sfl.transport.device.overtaking import DeviceStream
 from sfl.transport.device.urgency import CodecThread
 from sfl.transport.frames.envelope import Frame
@@ -49,19 +51,26 @@ class Floor(Protocol):
 
 
 class TensorWork:
-    """Takes one device's frames, and has their answers sent."""
+    """Takes one device's frames, and has what comes of them sent to the right neighbour."""
 
     def __init__(
         self,
         session: Session,
         floor: Floor,
-        end: EdgeEnd,
+        end: ServingEnd,
         coders: Coders,
         stream: DeviceStream,
         before: Callable[[TensorMessage], Awaitable[None]],
+        after: Callable[[], Awaitable[None]],
+        onward: Onward | None = None,
     ) -> None:
-        """`before` is done with each tensor right before it is computed with."""
+        """`before` is done with each tensor right before it is computed with, `after` behind that.
+
+        Without `onward` no stage is behind this server.
+        """
         self._before = before
+        self._after = after
+        self._onward = onward
         self.session = session
         self.floor = floor
         self.end = end
@@ -125,28 +134,42 @@ class TensorWork:
     async def _compute_when(self, decoded: Awaitable[TensorMessage], at_once: bool) -> None:
         message = await decoded
         try:
-            await self._before(message)
-            await self.compute(message)
+            if self._onward is not None and at_once:  # from the device's own end of the model
+                self._onward.send(message)
+            else:
+                await self._before(message)
+                await self.compute(message)
         finally:
             if not at_once:
                 self.floor.slots.give_back(self)
         self._served()
 
     async def compute(self, message: TensorMessage | GradientNorm) -> None:
-        """Have the compute thread do what a message asks for, and its answers sent."""
+        """Have the compute thread do what a message asks for, and what comes of it sent."""
         outgoing = await self.floor.engine.serve(self.session, message, self._tail_seconds())
         self.turnaround.answered(time.monotonic())
         self.send(outgoing)
+        await self._after()
 
     def send(self, outgoing: Sequence[Outgoing]) -> None:
-        """Have answers coded off the loop, then sent: the device is the neighbour either way."""
-        answers = [out.message for out in outgoing]
-        self.end.answered(answers)
-        for answer in answers:
-            # A norm stays behind the gradient that it comes with.
-            urgent = isinstance(answer, GradientNorm) or answer.kind is Kind.GRADIENT
-            coded = self.coders.encoder.submit(urgent, self._encode, answer)
-            coded.add_done_callback(partial(self._coded, urgent))
+        """Send each message to the neighbour that it is for.
+
+        Where no stage is behind, the one before is the neighbour either way: the device, or who
+        carries on to it.
+        """
+        for out in outgoing:
+            if self._onward is not None and out.toward is Toward.LOSS:
+                self._onward.send(out.message)
+            else:
+                self.send_back(out.message)
+
+    def send_back(self, answer: TensorMessage | GradientNorm) -> None:
+        """Have an answer coded off the loop, then sent to who is before this server."""
+        self.end.answered([answer])
+        # A norm stays behind the gradient that it comes with.
+        urgent = isinstance(answer, GradientNorm) or answer.kind is Kind.GRADIENT
+        coded = self.coders.encoder.submit(urgent, self._encode, answer)
+        coded.add_done_callback(partial(self._coded, urgent))
 
     def _coded(self, urgent: bool, coded: asyncio.Future[list[Ready]]) -> None:
         """Queue an answer's frames, each by itself; threads end them in the order they go out."""

@@ -11,6 +11,7 @@ import logging
 import time
 from collections.abc import Mapping
 from functools import partial
+from types import MappingProxyType
 from typing import Protocol
 
 import numpy as np
@@ -20,39 +21,39 @@ from sfl.errors import ProtocolError
 from sfl.metrics.costs import passes_to_json
 from sfl.metrics.timeline import spans_to_json
 from sfl.plan import Moves, taken_by
-from sfl.rounds.values import Assignment, DeviceFacts, Point, RoundReport, UpdateHeader
-from sfl.stage.messages import BlockMoments, TensorMessage, begins_step
+from sfl.rounds.values import Assignment, DeviceFacts, Point, RoundReport
+from sfl.stage.messages import BlockMoments
 from sfl.stage.remembered import Moments
 from sfl.stage.training import TrainingSession
 from sfl.transport.device import checked
 from sfl.transport.device.adapter_work import AdapterWork
 from sfl.transport.device.end import EdgeEnd
-from sfl.transport.device.served import Host, Served
+from sfl.transport.device.onward import Next
 from sfl.transport.device.tensor_work import Coders
+from sfl.transport.device.trained import RelayingHost, Trained
 from sfl.transport.frames import contract, words
-from sfl.transport.frames.chunks import Buffer
 from sfl.transport.frames.contract import DeviceContract
 from sfl.transport.frames.wire import MOMENTS
-from sfl.transport.group import aside
+from sfl.transport.shaper import shaper
 from sfl.v1 import edge_pb2, tensor_pb2
 
 log = logging.getLogger("sfl.edge")
 
+Values = Mapping[str, np.ndarray]
+NOTHING: Values = MappingProxyType({})
 
-class TrainingHost(Host, Protocol):
-    """What the edge does for a device that trains, beside what it does for any."""
+
+class TrainingHost(RelayingHost, Protocol):
+    """What the edge does for a device that trains, beside what any server does."""
 
     def ready(self, device: str, facts: DeviceFacts, points: tuple[Point, ...]) -> None:
         """The device has its span and its data; `points` are what this edge has snapshots of."""
-
-    async def relay_adapter(self, header: UpdateHeader, payload: Buffer) -> None:
-        """Pass a device's or the edge's part on to the cloud."""
 
     def relay_report(self, report: RoundReport) -> None:
         """Pass a report on to the cloud."""
 
 
-class Training(Served):
+class Training(Trained):
     """One device's part in a run, while its stream is open."""
 
     def __init__(
@@ -63,10 +64,14 @@ class Training(Served):
         host: TrainingHost,
         coders: Coders,
         end: EdgeEnd,
+        behind: Next | None = None,
     ) -> None:
-        super().__init__(device, session, settings, host, coders, end)
-        self.session = session
-        self.adapters = AdapterWork(session, host, end, coders, self.stream, host.stats.waits)
+        """`behind` leads to the stage behind this edge; None where there is none."""
+        down = shaper(settings.device(device).link, "down")
+        super().__init__(device, session, settings, host, coders, end, down, behind)
+        self.end: EdgeEnd = end
+        keep = self.waits_for_disk
+        self.adapters = AdapterWork(session, host, end, coders, self.stream, keep, behind)
         self.is_ready = False
         """Whether the device has its span; before, no adapter and no sum is due."""
         self._moments: asyncio.Future[BlockMoments] | None = None
@@ -80,11 +85,12 @@ class Training(Served):
     def begin_round(
         self,
         told: Assignment,
-        mine: Mapping[str, np.ndarray],
-        theirs: Mapping[str, np.ndarray],
+        mine: Values,
+        theirs: Values,
+        behind: Values = NOTHING,
     ) -> None:
-        """Load the edge's part, then send the device its own."""
-        self.jobs.put(self._begin_round(told, mine, theirs))
+        """Load the edge's part and send the stage behind its own, then the device its own."""
+        self.jobs.put(self._begin_round(told, mine, theirs, behind))
 
     def fold(
         self, round_: int, theirs: Mapping[str, np.ndarray], folded: asyncio.Task[None]
@@ -97,19 +103,6 @@ class Training(Served):
 
     # -- messages ---------------------------------------------------------------------------------
 
-    async def about_to_compute(self, message: TensorMessage) -> None:
-        """A step's first tensor: both sides have taken the one before it, and nothing more."""
-        if begins_step(message) and self.settings.recovery.due(message.key.step):
-            within = await self.host.engine.run(self.session.within)
-            with self.adapters.waits_for_disk():
-                await aside(self.end.passed, within)
-
-    async def abandon(self) -> None:
-        """As of any device; the next stream reads what this one has written."""
-        await super().abandon()
-        with self.adapters.waits_for_disk():
-            await aside(self.end.remembered.written)
-
     def take(self, message: edge_pb2.DeviceMessage, body: str) -> None:
         """As of any device; and its part of an adapter, its report, and that it is ready."""
         if body == "adapter":
@@ -120,9 +113,17 @@ class Training(Served):
             self.host.heard(self.device, self._contract.ready(message.ready))
             self.is_ready = True
             facts = words.from_device_facts(message.ready)
-            self._cloud.ready(self.device, facts, self.end.remembered.points)
+            self._cloud.ready(self.device, facts, self._points)
         else:
             super().take(message, body)
+
+    @property
+    def _points(self) -> tuple[Point, ...]:
+        """What this edge and all behind it have snapshots of."""
+        own = self.end.remembered.points
+        if self.behind is None:
+            return own
+        return tuple(sorted(set(own).intersection(self.behind.points)))
 
     def _take_report(self, report: tensor_pb2.RoundReport) -> None:
         report.device = self.device
@@ -164,8 +165,9 @@ class Training(Served):
     async def _begin_round(
         self,
         told: Assignment,
-        mine: Mapping[str, np.ndarray],
-        theirs: Mapping[str, np.ndarray],
+        mine: Values,
+        theirs: Values,
+        behind: Values,
     ) -> None:
         """A block that changes sides takes its moments along, before either side computes with it.
 
@@ -183,6 +185,8 @@ class Training(Served):
         self._moments = asyncio.get_running_loop().create_future() if gets else None
         if not gets:
             await self.host.engine.run(partial(session.begin_round, told, mine, go_on=go_on))
+        if self.behind is not None:
+            await self.behind.begin_round(told, behind)
         self.stream.outbox.put(edge_pb2.EdgeMessage(start=words.to_assignment(told)))
         await self.adapters.send_round(theirs, told.round)
         if taken_by("device", go_on.moves):

@@ -204,6 +204,14 @@ def statistics(text: str, kind: NodeKind, name: str) -> NodeSnapshot:
     return found
 
 
+def stage_statistics(text: str) -> NodeSnapshot:
+    """Those of a stage, which says itself what it is called."""
+    found = NodeSnapshot.from_json(text)
+    if found.kind != "stage":
+        raise ProtocolError(f"statistics of {found.kind} {found.name!r} in place of a stage")
+    return found
+
+
 def score(said: tensor_pb2.Score, most_examples: int, longest: int) -> None:
     """What an evaluation found, over at most so many examples of at most so many tokens."""
     number("loss_sum", said.loss_sum, 0)

@@ -18,7 +18,7 @@ from sfl.transport.frames.seal import SEAL_BYTES, sound
 from sfl.transport.status import status_of
 from sfl.v1 import cloud_pb2, edge_pb2, jobs_pb2, tensor_pb2
 
-WIRE_VERSION = 7
+WIRE_VERSION = 8
 
 Context = grpc.aio.ServicerContext[Any, Any]
 
@@ -105,6 +105,10 @@ class Method:
         """A response as it travels, for a thread that is not the event loop's."""
         return self._codec(1)[0](response)
 
+    def request_bytes(self, request: Any) -> bytes:
+        """A request as it travels, as above."""
+        return self._codec(0)[0](request)
+
     def carried(self, message: Any, direction: int) -> Any:
         """A request (0) or a response (1) as it comes out at the other end of a connection."""
         serialize, parse = self._codec(direction)
@@ -185,6 +189,15 @@ EDGE_SESSION = Method(
     (True, True),
     (edge_pb2.DeviceMessage.TENSOR_FIELD_NUMBER, edge_pb2.EdgeMessage.TENSOR_FIELD_NUMBER),
 )
+STAGE_SESSION = Method(
+    "sfl.v1.Stage",
+    "Session",
+    edge_pb2.DeviceMessage,
+    edge_pb2.EdgeMessage,
+    (True, True),
+    EDGE_SESSION.tensor_fields,
+)
+"""The same messages as between a device and its edge, whose server has a server before it."""
 EDGE_LIST_FILES = Method(
     "sfl.v1.Edge", "ListFiles", edge_pb2.FilesRequest, edge_pb2.FileList, (False, False)
 )

@@ -44,6 +44,9 @@ MOST_BYTES = 1 << 60
 _HOLDERS: dict[Holder, edge_pb2.Holder] = {
     "device": edge_pb2.HOLDER_DEVICE,
     "edge": edge_pb2.HOLDER_EDGE,
+    "stage": edge_pb2.HOLDER_STAGE,
+    "stage2": edge_pb2.HOLDER_STAGE2,
+    "stage3": edge_pb2.HOLDER_STAGE3,
 }
 _HOLDER_OF: dict[int, Holder] = {number: holder for holder, number in _HOLDERS.items()}
 _EXTENT_OF: dict[int, Extent] = {number: extent for extent, number in EXTENTS.items()}
@@ -288,6 +291,18 @@ def from_points(said: Collection[edge_pb2.Point]) -> tuple[Point, ...]:
     """Several of them from the wire. Raises ProtocolError where they are too many."""
     contract.whole("points", len(said), 0, MOST_POINTS)
     return tuple(from_point(one) for one in said)
+
+
+def to_holder(holder: Holder) -> int:
+    """A holder as the wire has it."""
+    return int(_HOLDERS[holder])
+
+
+def from_holder(said: int) -> Holder:
+    """A holder from the wire. Raises ProtocolError."""
+    if said not in _HOLDER_OF:
+        raise ProtocolError(f"holder {said} is not known")
+    return _HOLDER_OF[said]
 
 
 def _to_held(held: Held) -> edge_pb2.HeldSpan:

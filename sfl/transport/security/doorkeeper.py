@@ -28,6 +28,7 @@ from sfl.transport.frames.wire import (
     EDGE_PROBE,
     EDGE_SESSION,
     JOB_METHODS,
+    STAGE_SESSION,
 )
 from sfl.transport.status import status_of
 
@@ -44,6 +45,7 @@ MAY_CALL: Mapping[str, frozenset[Role]] = {
     EDGE_FETCH_FILE.path: frozenset({"device"}),
     EDGE_PROBE.path: ANYBODY,
     CLOUD_SESSION.path: frozenset({"edge"}),
+    STAGE_SESSION.path: frozenset({"edge"}),
     ATTACH.path: frozenset({"edge", "device"}),
     **{method.path: frozenset({"operator"}) for method in JOB_METHODS},
 }

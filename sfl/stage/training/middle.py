@@ -1,4 +1,4 @@
-"""U-shaped: a span in the middle; whoever has the loss, and its labels, comes after it."""
+"""A span in the middle of the model: whoever has the loss, and its labels, comes after it."""
 
 from __future__ import annotations
 
@@ -12,8 +12,11 @@ from sfl.stage.messages import Kind, Outgoing, Purpose, TensorMessage
 from sfl.stage.training.session import Flight, Handlers, TrainingSession
 
 
-class UShapedSession(TrainingSession):
-    """Neither end of the model is here: two round trips a micro-batch."""
+class MiddleSession(TrainingSession):
+    """Neither end of the model is here: two visits a micro-batch.
+
+    Where labels came along, they go on with the rows.
+    """
 
     def _handlers(self) -> Handlers:
         return {
@@ -47,6 +50,8 @@ class UShapedSession(TrainingSession):
                 f"{list(flight.message.lengths)}"
             )
         gradient = self.blocks.computation.hidden(message.rows, message.lengths)
+        if message.arrived is None:  # it came from the stage behind, not from the device
+            message = replace(message, arrived=flight.message.arrived)
         graph = flight.graph or self.blocks.forward(flight.message, again=True)
         self.blocks.backward(message, graph, gradient)
         return self.returned(self.blocks.cut_gradient(message, graph[0]))

@@ -1,0 +1,208 @@
+"""The run that a stage is in: its base, a session for each device, its ways to the stage behind."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import AsyncIterator, Callable, Iterable, Sequence
+
+from edge_server.base import Base, load_base
+from edge_server.floor import Floor
+from edge_server.training import new_session
+from sfl.config import EdgeConfig
+from sfl.errors import Refused, SflError
+from sfl.metrics.snapshot import NodeSnapshot
+from sfl.metrics.stats import NodeStats
+from sfl.plan import Holder
+from sfl.rounds.values import Assignment, UpdateHeader
+from sfl.stage.engine import Engine
+from sfl.stage.messages import Finish
+from sfl.stage.orders import ORDERS
+from sfl.stage.snapshots import forget_run
+from sfl.stage.swapping import Residence
+from sfl.stage.training import TrainingSession
+from sfl.transport.bulk.files import FileEntry
+from sfl.transport.device.decode_slots import DecodeSlots
+from sfl.transport.device.end import ServingEnd
+from sfl.transport.device.tensor_work import Coders
+from sfl.transport.frames.chunks import Buffer
+from sfl.transport.shaper import Shaper, shaper
+from sfl.transport.stage.dialling import NextStage, RunHere, hop_link
+from sfl.transport.stage.link import NextLink
+from sfl.transport.stage.served import Carried
+from sfl.transport.stage.service import Arriving
+
+log = logging.getLogger("sfl.stage")
+
+
+class StageRun:
+    """What a stage does for its devices' streams; it is in the first run that it hears of."""
+
+    def __init__(
+        self,
+        config: EdgeConfig,
+        threads: int,
+        stats: NodeStats,
+        engine: Engine,
+        residence: Residence | None,
+        following: Callable[[Holder], NextStage | None],
+    ) -> None:
+        """`following` makes the way to the stage behind, once it is known which one this is."""
+        self.stats = stats
+        self.engine = engine
+        self.over: asyncio.Future[Finish] = asyncio.get_running_loop().create_future()
+        """The end of the run, once a server before this one has said so."""
+        order = ORDERS[config.order]
+        self.slots = DecodeSlots(config.in_flight, order)
+        """For the activations that may be decoded here, over all devices."""
+        self.adapter_limit = 0
+        """Most bytes of an adapter; 0 before the base is loaded."""
+        self._config = config
+        self._threads = threads
+        self._residence = residence
+        self._following = following
+        self._behind: NextStage | None = None
+        self._first: Arriving | None = None
+        self._loading: asyncio.Task[Floor[TrainingSession]] | None = None
+        self._streams: dict[str, Carried] = {}
+        self._onward: dict[str, NextLink] = {}
+        self._servers: dict[str, str] = {}  # by device
+        self._down: dict[str, Shaper | None] = {}  # by server
+        self._stages: dict[str, NodeSnapshot] = {}
+
+    @property
+    def run_id(self) -> str:
+        """The run's; empty before one is known."""
+        return "" if self._first is None else self._first.run_id
+
+    # -- arriving -------------------------------------------------------------------------------
+
+    async def ready(self, arriving: Arriving) -> tuple[int, int]:
+        """Have the base loaded. Raises Refused where this stage is in another run."""
+        self._check_same(arriving)
+        if self._loading is None or _failed(self._loading):
+            self._first = arriving
+            self._loading = asyncio.create_task(self._load(arriving))
+        base = (await asyncio.shield(self._loading)).base
+        return base.model.hidden_size, base.adapter_limit
+
+    async def open(self, arriving: Arriving, coders: Coders, end: ServingEnd) -> Carried:
+        """A session for a device, and its way to the stage behind."""
+        device, own = arriving.device, arriving.joined
+        session = await self._floor.open(device, own)
+        behind = await self._way_on(arriving)
+        settings = arriving.settings
+        if arriving.server not in self._down:
+            self._down[arriving.server] = shaper(hop_link(settings), "down")
+        down = self._down[arriving.server]
+        stream = Carried(device, session, settings, self, behind, coders, end, down)
+        self._streams[device], self._servers[device] = stream, arriving.server
+        log.info("device %s came by edge %s", device, arriving.server, extra={"device": device})
+        return stream
+
+    async def left(self, device: str, reason: SflError) -> None:
+        """The device's stream is over; its session is given back, where it has one."""
+        log.info("device %s left: %s", device, reason, extra={"device": device})
+        self._streams.pop(device, None)
+        self._servers.pop(device, None)
+        if (behind := self._onward.pop(device, None)) is not None:
+            await behind.close()
+        if self._loading is not None and self._loading.done() and not _failed(self._loading):
+            await self._floor.close(device)
+
+    def _check_same(self, arriving: Arriving) -> None:
+        first = self._first
+        if first is None or (self._loading is not None and _failed(self._loading)):
+            return
+        if (first.key, first.holder) != (arriving.key, arriving.holder):
+            raise Refused(
+                f"this stage is the {first.holder} of run {first.run_id}, and edge "
+                f"{arriving.server} asks for the {arriving.holder} of {arriving.run_id}: start "
+                "another one for that"
+            )
+
+    async def _load(self, arriving: Arriving) -> Floor[TrainingSession]:
+        settings, holder = arriving.settings, arriving.holder
+        base: Base = await self.engine.run(
+            load_base, self._config, settings, self._threads, self.stats, holder
+        )
+        self._behind = self._following(holder)
+        order = ORDERS[self._config.order]
+        self.slots = DecodeSlots(base.choice.in_flight, order)
+        self.adapter_limit = base.adapter_limit
+
+        def session(device: str, own: Assignment) -> TrainingSession:
+            return new_session(base, self.stats, self._residence, device, own)
+
+        return Floor(base, self.engine, self.slots, session, order)
+
+    async def _way_on(self, arriving: Arriving) -> NextLink | None:
+        own, base = arriving.joined, self._floor.base
+        if own.plan.next_of(arriving.holder) is None:
+            return None
+        if self._behind is None:
+            raise Refused(
+                f"the run has a stage behind the {arriving.holder}, and this one does not know "
+                "where: set stage.next to its address"
+            )
+        run = RunHere(arriving.settings, arriving.run_id, arriving.run_key)
+        hidden, limit = base.model.hidden_size, base.adapter_limit
+        behind = await self._behind.open(arriving.device, own, run, hidden, limit)
+        self._onward[arriving.device] = behind
+        return behind
+
+    @property
+    def _floor(self) -> Floor[TrainingSession]:
+        assert self._loading is not None, "nobody arrives before the base is loaded"
+        return self._loading.result()
+
+    # -- what streams ask for ---------------------------------------------------------------------
+
+    def heard(self, device: str, snapshot: NodeSnapshot) -> None:
+        """The server before this one keeps a device's statistics."""
+
+    def stage_heard(self, snapshot: NodeSnapshot) -> None:
+        """Keep the latest statistics of a stage behind, for those before."""
+        self._stages[snapshot.name] = snapshot
+
+    async def relay_adapter(self, header: UpdateHeader, payload: Buffer) -> None:
+        """A part of this stage, or of one behind it, goes to the server before."""
+        if (stream := self._streams.get(header.device)) is not None:
+            stream.send_part(header, payload)
+
+    async def files(self, device: str) -> Sequence[FileEntry]:
+        """Devices get their files from their edge."""
+        raise Refused("a stage has no files for devices")
+
+    async def read_file(self, device: str, name: str, offset: int) -> AsyncIterator[bytes]:
+        """As `files`."""
+        raise Refused("a stage has no files for devices")
+        yield b""
+
+    def run_is_over(self, end: Finish) -> None:
+        """A server before this one says so; the first one counts."""
+        if not self.over.done():
+            self.over.set_result(end)
+
+    # -- what it tells ----------------------------------------------------------------------------
+
+    def tell(self, streams: Iterable[Carried]) -> None:
+        """How this stage and those behind it are: once to each server before it."""
+        told: set[str] = set()
+        snapshots = [self.stats.snapshot(), *self._stages.values()]
+        for stream in streams:
+            server = self._servers.get(stream.device)
+            if server is None or server in told:
+                continue
+            told.add(server)
+            for snapshot in snapshots:
+                stream.tell(snapshot)
+
+    def forget(self) -> None:
+        """The run has ended well: no process goes on with it."""
+        if self._first is not None:
+            forget_run(self._config.cache_dir, self._first.key, self._config.name)
+
+
+def _failed(task: asyncio.Task[Floor[TrainingSession]]) -> bool:
+    return task.done() and (task.cancelled() or task.exception() is not None)

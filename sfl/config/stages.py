@@ -1,0 +1,55 @@
+"""Stages behind the edge: the deeper tiers of a run (docs/three-tiers.md)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+from pydantic import NonNegativeFloat, PositiveInt
+
+from sfl.config.base import Section
+from sfl.plan import TIERED
+
+if TYPE_CHECKING:
+    from sfl.config.sections import RunSections
+
+
+class StagesSettings(Section):
+    """The stages behind the edge (topologies `three_tier` and `three_tier_u_shaped`)."""
+
+    cuts: tuple[PositiveInt, ...] = ()
+    """Blocks before each stage, counted from the front of the model. One number for three tiers,
+    two for four, and so on. The edge holds the blocks from a device's `cut_layer` to the first."""
+    up_mbit: NonNegativeFloat = 0.0
+    """Megabits a second from an edge to the stage behind it, over all its devices. 0: no limit."""
+    down_mbit: NonNegativeFloat = 0.0
+    """Megabits a second from the stage to an edge, over all its devices. 0: no limit."""
+    delay_ms: NonNegativeFloat = 0.0
+    """Milliseconds added to each message between an edge and the stage behind it, each way."""
+
+
+def stages_problem(run: RunSections) -> Iterator[str]:
+    """What does not fit together in a run of three tiers or more; nothing where all does."""
+    tiered = run.run.topology in TIERED
+    counts = {len(entry.stage_cuts or run.stages.cuts) for entry in run.devices}
+    if not tiered:
+        if run.stages.cuts or counts != {0}:
+            yield (
+                f"stages.cuts: topology {run.run.topology} has no stage behind the edge; leave it "
+                'out, or set run.topology to "three_tier"'
+            )
+        return
+    if counts == {0}:
+        yield "stages.cuts: give the blocks before each stage behind the edge, such as [6]"
+    if len(counts) > 1:
+        yield "devices.stage_cuts: all devices have as many stages; give as many numbers for each"
+    if run.aggregation.traits.folds:
+        yield (
+            f"aggregation.strategy: {run.aggregation.strategy} adds to the base of every node, and "
+            "a stage behind an edge does not take that; choose another one, or two tiers"
+        )
+    if run.planner.moves:
+        yield (
+            "planner.policy: a cut does not move in topology "
+            f'{run.run.topology}; use "off", "fixed" or "advice"'
+        )

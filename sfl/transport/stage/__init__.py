@@ -1,0 +1,1 @@
+"""From a stage server to the stage behind it: three tiers and more."""

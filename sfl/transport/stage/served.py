@@ -1,0 +1,154 @@
+"""A device's stream at a stage: the server before it carries on what the device sends.
+
+That server says when a round begins, and with which part of the adapter. This one says that it has
+begun, and sends its part and those behind it once their last step is taken.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Mapping
+from functools import partial
+from typing import Protocol
+
+import numpy as np
+
+from sfl.adapters.names import belongs_to
+from sfl.config import RunSettings
+from sfl.errors import Goodbye, ProtocolError
+from sfl.metrics.snapshot import NodeSnapshot
+from sfl.rounds.values import Assignment, Point, UpdateHeader
+from sfl.stage.messages import Finish
+from sfl.stage.remembered import Moments
+from sfl.stage.training import TrainingSession
+from sfl.transport.device import checked
+from sfl.transport.device.end import ServingEnd
+from sfl.transport.device.greeting import finish_of
+from sfl.transport.device.onward import Next
+from sfl.transport.device.tensor_work import Coders
+from sfl.transport.device.trained import RelayingHost, Trained
+from sfl.transport.frames import contract, words
+from sfl.transport.frames.chunks import Buffer, adapter_bytes, adapter_frames, decode_adapter
+from sfl.transport.group import aside
+from sfl.transport.shaper import Shaper
+from sfl.v1 import edge_pb2, tensor_pb2
+
+Values = Mapping[str, np.ndarray]
+
+
+class StageHost(RelayingHost, Protocol):
+    """What a stage does for the streams of its devices."""
+
+    def run_is_over(self, end: Finish) -> None:
+        """A server before this one says so."""
+
+
+class Carried(Trained):
+    """One device's part in a run at a stage."""
+
+    def __init__(
+        self,
+        device: str,
+        session: TrainingSession,
+        settings: RunSettings,
+        host: StageHost,
+        behind: Next | None,
+        coders: Coders,
+        end: ServingEnd,
+        down: Shaper | None,
+    ) -> None:
+        super().__init__(device, session, settings, host, coders, end, down, behind)
+        self._stage = host
+        self._told: Assignment | None = None
+        self._delivered = False
+
+    @property
+    def points(self) -> tuple[Point, ...]:
+        """What this stage and all behind it have snapshots of."""
+        own = self.end.remembered.points
+        if self.behind is None:
+            return own
+        return tuple(sorted(set(own).intersection(self.behind.points)))
+
+    def take(self, message: edge_pb2.DeviceMessage, body: str) -> None:
+        """As of any device; and a round's beginning, its adapter, and the end of the run."""
+        if body == "start":
+            self._told = words.from_assignment(message.start)
+            checked.assignment(self._told, self.settings, self.session.plan.num_layers)
+        elif body == "adapter":
+            self._take_adapter(message.adapter)
+        elif body == "heartbeat":
+            return  # it has been heard; the server before keeps the device's statistics
+        elif body == "finish":
+            self._finished(finish_of(message.finish))
+        else:
+            super().take(message, body)
+
+    def _take_adapter(self, frame: tensor_pb2.AdapterFrame) -> None:
+        if frame.HasField("header"):
+            contract.sized("the header of an adapter", frame.header, contract.MOST_BESIDE)
+            if self._told is None or frame.header.round != self._told.round:
+                raise ProtocolError(f"an adapter of round {frame.header.round} was not announced")
+        whole = self.end.put_together(frame)
+        if whole is not None:
+            _, payload = whole
+            assert self._told is not None
+            self.jobs.put(self._begin_round(self._told, payload))
+
+    def _finished(self, end: Finish) -> None:
+        if self.behind is not None:
+            self.behind.finish(end)
+        self._stage.run_is_over(end)
+        raise Goodbye("the run is over")
+
+    async def _begin_round(self, told: Assignment, payload: Buffer) -> None:
+        """All behind begin first; then who is before hears that all have."""
+        session = self.session
+        values = await asyncio.to_thread(decode_adapter, payload)
+        span = told.plan.span_of(session.holder)
+        mine = {name: array for name, array in values.items() if belongs_to(name, span)}
+        rest = {name: array for name, array in values.items() if name not in mine}
+        self.tensors.turnaround.begin_round()
+        go_on = await asyncio.to_thread(self.end.begin_round, told)
+        begin = partial(session.begin_round, told, mine, go_on=go_on)
+        await self.host.engine.run(begin)
+        if self.behind is not None:
+            await self.behind.begin_round(told, rest)
+        self._delivered = told.steps.count == 0
+        self.stream.outbox.put(edge_pb2.EdgeMessage(start=words.to_assignment(told)))
+
+    async def computed(self) -> None:
+        """After the last step: this stage's part goes out, once the disk has what it came to."""
+        session = self.session
+        if self._delivered or session.steps_left or not session.is_open:
+            return
+        self._delivered = True
+        values = await self.host.engine.run(session.end_round)
+        moments = await self.host.engine.run(session.moments)
+        own = session.assignment
+        with self.waits_for_disk():
+            await aside(self._keep, own.point(session.step), moments)
+        header = UpdateHeader(
+            round=own.round,
+            final_step=session.step,
+            device=self.device,
+            side=session.holder,
+            scaling=own.scaling,
+        )
+        await self._stage.relay_adapter(header, await asyncio.to_thread(adapter_bytes, values))
+
+    def _keep(self, point: Point, moments: Moments) -> None:
+        self.end.reached(point, moments)
+        self.end.remembered.written()
+        if self.behind is not None:
+            self.behind.round_over(point)
+
+    def tell(self, snapshot: NodeSnapshot) -> None:
+        """Statistics of this stage, or of one behind it, go to the server before."""
+        beat = tensor_pb2.Heartbeat(snapshot=snapshot.to_json())
+        self.stream.outbox.put(edge_pb2.EdgeMessage(heartbeat=beat))
+
+    def send_part(self, header: UpdateHeader, payload: Buffer) -> None:
+        """A part of this stage, or of one behind it, goes to the server before."""
+        for frame in adapter_frames(words.to_update_header(header), payload):
+            self.stream.outbox.put(edge_pb2.EdgeMessage(adapter=frame))

@@ -1,0 +1,193 @@
+"""Three tiers and more, on a whole federation: the adapter of two tiers, bit for bit."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from copy import deepcopy
+from functools import cache
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import numpy as np
+import pytest
+
+from tests.house.federation import Outcome, finished, run
+from tests.house.fleets import completions, device, fleet, settings, tiny
+from tests.house.reference import adapter, assert_same_bits, reference
+from tests.house.twin import Twin, played
+
+pytestmark = [pytest.mark.usefixtures("quiet_peft"), pytest.mark.process]
+
+UNCODED = {"activation": "none", "gradient": "none"}
+ROUNDS = 3
+
+
+def tiered(values: dict[str, Any], *cuts: int, u_shaped: bool = False) -> dict[str, Any]:
+    """The same run with stages behind the edge."""
+    topology = "three_tier_u_shaped" if u_shaped else "three_tier"
+    values["run"] = {**values["run"], "topology": topology}
+    return {**values, "stages": {"cuts": list(cuts)}}
+
+
+@pytest.mark.parametrize("kind", ["llama", "gpt2", "gemma2"])
+@pytest.mark.parametrize("u_shaped", [False, True], ids=["vanilla", "u_shaped"])
+def test_rounds_of_one_device_are_plain_training_bit_for_bit(
+    tmp_path: Path, kind: str, u_shaped: bool
+) -> None:
+    data = completions(tmp_path / "train.jsonl", 1, same_length=kind == "gpt2")
+    values = settings(tiny(kind))
+    values["devices"] = [device("a", data, 1)]
+    outcome = finished(played(tmp_path, tiered(values, 2, u_shaped=u_shaped)))
+    assert_same_bits(adapter(outcome), reference(outcome).train("a"))
+
+
+# -- fleets: two edges, unequal cuts, more tiers, codecs, clipping --------------------------------
+
+RUNS: dict[str, dict[str, Any]] = {
+    "plain": {"codec": UNCODED},
+    "u_shaped": {"codec": UNCODED},
+    "clipped": {"codec": UNCODED, "training": {"max_grad_norm": 0.05, "micro_batches": 2}},
+    "coded": {
+        "codec": {
+            "activation": "compact",
+            "gradient": "compact",
+            "stage_activation": "delta(bigram) | int8 | zstd",
+            "stage_gradient": "stochastic(4) | zstd",
+            "adapter": "int8",
+        }
+    },
+    "within": {
+        "codec": {"activation": "compact", "gradient": "compact", "stage_activation": "int8"},
+        "recovery": {"snapshot_steps": 1},
+    },
+    "recomputed": {"codec": UNCODED, "edge": {"recompute": True}, "stage": {"recompute": True}},
+}
+DEEP = 6
+
+
+def deep() -> Path:
+    """A model with blocks for every tier."""
+    return tiny("llama", f'{{"num_hidden_layers": {DEEP}}}')
+
+
+EDGES = {"north": ["d0", "d1"], "south": ["d2", "d3"]}
+
+
+def values_of(folder: Path, name: str, tiers: bool = True) -> dict[str, Any]:
+    """Four devices at two edges, with cuts that are not alike on either hop."""
+    own = {key: dict(section) for key, section in RUNS[name].items()}
+    values = fleet(
+        folder,
+        4,
+        **{
+            **own,
+            "model": {"path": str(deep())},
+            "run": {"rounds": ROUNDS, "min_devices": 3, "edges": list(EDGES)},
+            "training": {"local_steps": 3, **own.get("training", {})},
+            "edge": {"name": "north", **own.get("edge", {})},
+        },
+    )
+    u_shaped = name == "u_shaped"
+    for number, entry in enumerate(values["devices"]):
+        entry["cut_layer"] = 1 + number % 2
+        entry["tail_layers"] = number % 2 if u_shaped else 0
+        if tiers:
+            entry["stage_cuts"] = [2 + number % 2 + number // 2]
+    topology = "u_shaped" if u_shaped else "vanilla"
+    if tiers:
+        topology = "three_tier_u_shaped" if u_shaped else "three_tier"
+    values["run"]["topology"] = topology
+    return values
+
+
+def twin_of(folder: Path, name: str, tiers: bool = True) -> Twin:
+    return Twin(folder, values_of(folder, name, tiers), edges=EDGES)
+
+
+@cache
+def undisturbed(name: str) -> dict[str, np.ndarray]:
+    with TemporaryDirectory() as folder:
+        return adapter(finished(twin_of(Path(folder), name).run()))
+
+
+def judged(twin: Twin, name: str) -> Outcome:
+    outcome = finished(twin.run())
+    assert outcome.summary["faults"] == []
+    assert_same_bits(adapter(outcome), undisturbed(name))
+    return outcome
+
+
+@pytest.mark.parametrize("name", ["plain", "u_shaped", "recomputed"])
+def test_two_edges_before_one_stage_are_two_tiers_bit_for_bit(tmp_path: Path, name: str) -> None:
+    with TemporaryDirectory() as folder:
+        two = adapter(finished(twin_of(Path(folder), name, tiers=False).run()))
+    outcome = judged(twin_of(tmp_path, name), name)
+    assert_same_bits(adapter(outcome), two)
+
+
+def test_clipping_equals_two_tiers_to_rounding(tmp_path: Path) -> None:
+    with TemporaryDirectory() as folder:
+        two = adapter(finished(twin_of(Path(folder), "clipped", tiers=False).run()))
+    for name, array in undisturbed("clipped").items():
+        np.testing.assert_allclose(array, two[name], rtol=1e-3, atol=2e-5, err_msg=name)
+
+
+@pytest.mark.parametrize("u_shaped", [False, True], ids=["vanilla", "u_shaped"])
+def test_four_and_five_tiers_are_two_bit_for_bit(tmp_path: Path, u_shaped: bool) -> None:
+    found = []
+    for number, cuts in enumerate([(), (2, 3), (2, 3, 4)]):
+        folder = tmp_path / str(number)
+        folder.mkdir()
+        values = fleet(folder, 2, codec=UNCODED, training={"local_steps": 3})
+        values["model"]["path"] = str(deep())
+        if cuts:
+            values = tiered(values, *cuts, u_shaped=u_shaped)
+        elif u_shaped:
+            values["run"]["topology"] = "u_shaped"
+        found.append(adapter(finished(played(folder, values))))
+    assert_same_bits(found[1], found[0])
+    assert_same_bits(found[2], found[0])
+
+
+# -- somebody is lost -----------------------------------------------------------------------------
+
+
+def killed(twin: Twin, device: str) -> None:
+    """A device's process dies, and is started again."""
+    threading.Timer(0.1, twin.loop.call_soon_threadsafe, [twin.start_device, device]).start()
+    twin.lose(device)
+
+
+FAULTS: dict[str, Callable[[Twin, str], None]] = {
+    "link": lambda twin, device: twin.cut(device),
+    "device": killed,
+    "hop": lambda twin, device: twin.cut_hop("south"),
+    "stage": lambda twin, device: twin.lose_stage("stage"),
+    "edge": lambda twin, device: twin.restart_edge("south"),
+}
+
+
+@pytest.mark.parametrize("step", [0, 2])
+@pytest.mark.parametrize("fault", FAULTS)
+@pytest.mark.parametrize("name", ["plain", "u_shaped", "coded", "within", "clipped"])
+def test_whoever_is_lost_changes_no_bit(tmp_path: Path, name: str, fault: str, step: int) -> None:
+    twin = twin_of(tmp_path, name)
+    twin.at("d2", 2, step, lambda device: FAULTS[fault](twin, device))
+    judged(twin, name)
+
+
+# -- processes ------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("topology", ["three_tier", "three_tier_u_shaped"])
+def test_processes_leave_what_this_process_does(tmp_path: Path, topology: str) -> None:
+    values = fleet(tmp_path, 2, codec=UNCODED, training={"local_steps": 3})
+    values = tiered(values, 2, u_shaped=topology != "three_tier")
+    (tmp_path / "here").mkdir()
+    here = finished(played(tmp_path / "here", deepcopy(values)))
+    real = finished(run(tmp_path, values))
+    assert_same_bits(adapter(real), adapter(here))
+    stage = next(one for one in real.summary["stages"] if one["name"] == "stage")
+    assert stage["peak_rss_bytes"] > 0
