@@ -803,6 +803,20 @@ def test_a_run_in_containers_goes_on_when_its_cloud_is_killed(
 
 @pytest.mark.process
 @needs_engine
+def test_a_device_that_is_killed_in_its_container_changes_no_bit(
+    undisturbed: Path, tmp_path: Path
+) -> None:
+    with pair_of_devices(tmp_path) as fleet:
+        start_pair(fleet, until_round=2)
+        (victim,) = fleet.containers("device-pi")
+        kill(victim)
+        fleet.until(lambda: fleet.state(victim)["RestartCount"] == 1, "the device's restart")
+        run = ended_well(fleet, tmp_path)
+    assert_as_if_nothing_had_happened(run, undisturbed)
+
+
+@pytest.mark.process
+@needs_engine
 def test_a_run_in_a_database_and_a_bucket_outlives_its_clouds_volume(
     undisturbed: Path, tmp_path: Path
 ) -> None:
