@@ -25,25 +25,12 @@ from dataclasses import dataclass, field
 from statistics import median
 
 from sfl.config import AggregationSettings
+from sfl.rounds.values import Length
 from sfl.rounds.work import Walk
 
 BEYOND_REACH = 4.0
 BEYOND_OTHERS = 5.0
 _ROUNDING = 2.0**-23
-
-
-@dataclass(frozen=True, slots=True)
-class Length:
-    """How long one device's update is, over so many values that began with norm `start`."""
-
-    norm: float
-    start: float
-    values: int
-
-    def reach(self, walk: Walk, weight_decay: float) -> float:
-        """Where AdamW comes with every step as long as its learning rate, all one way."""
-        drift = (walk.rates * weight_decay + walk.steps * _ROUNDING) * self.start
-        return walk.rates * math.sqrt(self.values) + drift
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,6 +64,12 @@ class Verdict:
     """Which device came nearest to its bound, and its length as a part of that."""
 
 
+def reach_of(length: Length, walk: Walk, weight_decay: float) -> float:
+    """Where AdamW comes with every step as long as its learning rate, all one way."""
+    drift = (walk.rates * weight_decay + walk.steps * _ROUNDING) * length.start
+    return walk.rates * math.sqrt(length.values) + drift
+
+
 def bounds(
     lengths: Mapping[str, Length],
     walks: Mapping[str, Walk],
@@ -90,7 +83,7 @@ def bounds(
     if most != "auto":
         why = "aggregation.max_update_norm"
         return dict.fromkeys(lengths, Bound(most, why, most, why))
-    reaches = {name: own.reach(walks[name], weight_decay) for name, own in lengths.items()}
+    reaches = {name: reach_of(own, walks[name], weight_decay) for name, own in lengths.items()}
     moved = {name: own.norm for name, own in lengths.items() if walks[name].rates}
     return {name: _auto(name, moved, reaches) for name in lengths}
 

@@ -8,11 +8,12 @@ from dataclasses import dataclass, field, replace
 
 import numpy as np
 
-from sfl.aggregation.bound import Length, Verdict, judge
+from sfl.aggregation.bound import Verdict, judge
 from sfl.aggregation.contribution import Array, Contribution, Shortened, ordered
 from sfl.aggregation.strategy import Strategy
 from sfl.config import RunSettings
 from sfl.rounds import Steps
+from sfl.rounds.values import Length
 from sfl.rounds.work import walk
 
 
@@ -49,16 +50,22 @@ def examine(
     current: Mapping[str, Array],
     settings: RunSettings,
     round_: int,
+    lengths: Mapping[str, Length] | None = None,
 ) -> Examined:
     """Judge a round's updates; `steps` are those that each device took, `current` the adapter that
-    the round began with. Raises ProtocolError where a contribution is not complete."""
+    the round began with. `lengths` are there where edges have measured them.
+
+    Raises ProtocolError where a contribution is not complete.
+    """
     options, seed = settings.aggregation, settings.run.seed
     if options.max_update_norm == "off":
         return Examined(contributions, Verdict())
     devices = ordered(contributions)
-    lengths = {
-        one.device: length_of(one, strategy.start(one, current, seed, round_)) for one in devices
-    }
+    if lengths is None:
+        lengths = {
+            one.device: length_of(one, strategy.start(one, current, seed, round_))
+            for one in devices
+        }
     walks = {name: walk(settings.training, own) for name, own in steps.items()}
     decay = settings.training.weight_decay
     verdict = judge(lengths, walks, options, decay, settings.min_devices)

@@ -44,10 +44,11 @@ class AggregationSettings(StalenessSettings):
     rank_partitioned: bool = False
     """`flexlora`: weigh each component only among the devices whose rank reaches it. Devices of
     smaller rank then do not shrink it (docs/aggregation.md)."""
-    sums: Literal["flat", "by_edge"] = "flat"
-    """How a weighted sum is taken. `flat`: over all devices at once. `by_edge`: over each edge's
-    devices, then over the edges, which equals `flat` to rounding. It needs a strategy that is a
-    weighted sum (docs/aggregation.md)."""
+    sums: Literal["flat", "by_edge", "at_edges"] = "flat"
+    """Who takes weighted sums. `flat`: the cloud, over all devices. `by_edge`: the cloud, over each
+    edge's devices, then over the edges. `at_edges`: each edge over its own devices, so that the
+    cloud gets one sum from it. The last two give the same bits, and equal `flat` to rounding.
+    They need a strategy that is a weighted sum (docs/aggregation.md)."""
     max_update_norm: PositiveFloat | Literal["auto", "off"] = "auto"
     """Longest change of the adapter that counts, as a Euclidean norm. `auto`: five times the median
     of this round's other devices, but at most as far as AdamW can go in the round's steps. `off`:

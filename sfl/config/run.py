@@ -50,6 +50,11 @@ class RunSettings(RunSections):
         return self.is_asynchronous or self.aggregation.late_updates == "weighted"
 
     @property
+    def sums_at_edges(self) -> bool:
+        """Whether edges add up what their devices train."""
+        return self.aggregation.sums == "at_edges"
+
+    @property
     def buffer_size(self) -> int:
         """Updates that make the next adapter of an asynchronous run."""
         default = max((len(self.devices) + 1) // 2, self.aggregation.fewest_devices)

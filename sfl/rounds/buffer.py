@@ -10,7 +10,7 @@ from sfl.plan import Holder
 from sfl.rounds.changed import changed
 from sfl.rounds.open_round import Progress
 from sfl.rounds.ordered import Ordered
-from sfl.rounds.values import Steps
+from sfl.rounds.values import Length, Steps
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,12 +23,13 @@ class Update:
     steps: Steps
     parts: tuple[Holder, ...]
     edge: str = ""
+    length: Length | None = None
 
     @classmethod
     def of(cls, device: str, progress: Progress) -> Update:
         """Of a participant that has delivered everything."""
         own = progress
-        return cls(device, own.round, own.num_examples, own.steps, own.parts, own.edge)
+        return cls(device, own.round, own.num_examples, own.steps, own.parts, own.edge, own.length)
 
     def staleness(self, round_: int) -> int:
         """How many adapters were made since it began, where it counts in the average of a round."""

@@ -18,6 +18,7 @@ from sfl.rounds.messages import (
     Event,
     Fact,
     NodeHeard,
+    Reduce,
     Report,
     ReportReceived,
     RunEnded,
@@ -150,7 +151,7 @@ class Coordinator:
         """How far a device is in its round, if it is in one."""
         return self.state.part_of(device)
 
-    def updates_of(self, command: Aggregate) -> dict[str, Update]:
+    def updates_of(self, command: Aggregate | Reduce) -> dict[str, Update]:
         """What an average is made of, by device."""
         late, awaited = self.state.buffer.merging, self.state.open.progress
         return {

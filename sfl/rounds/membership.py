@@ -6,6 +6,7 @@ from itertools import islice
 
 from sfl.config import RunSettings
 from sfl.errors import ConfigError
+from sfl.rounds import reducing
 from sfl.rounds.asynchronous import begin_idle
 from sfl.rounds.away import come_back, go_away, loads, takes_part, too_few_without
 from sfl.rounds.changed import changed
@@ -57,6 +58,7 @@ def lose_edge(turn: Turn, edge: str, reason: str, returns: bool = False) -> None
         turn.do(Report(f"{said}; waiting {seconds:g} s for it"))
     else:
         turn.do(Fault(turn.state.round, "", said))
+    reducing.edge_lost(turn, edge, reason, seconds if returns else 0.0)
     names = turn.state.roster.at(edge)
     tired = [name for name in names if turn.state.vain.get(name, 0) >= MOST_VAIN]
     if returns and too_few_without(turn, tired):
@@ -114,6 +116,7 @@ def restarted(turn: Turn) -> None:
         turn.state = changed(state, phase=Phase.WAITING, deadline=deadline)
     for name in sorted({*state.roster.devices, *state.away}):
         go_away(turn, name, "the cloud was away", seconds)
+    reducing.restarted(turn, seconds)
 
 
 def one_model(turn: Turn) -> None:
@@ -186,6 +189,7 @@ def device_ready(turn: Turn, event: DeviceReady) -> None:
     roster = state.roster.make_ready(event.device, event.num_examples)
     forms = state.forms if event.form is None else state.forms.say(event.device, event.form)
     turn.state = changed(state, roster=roster, forms=forms)
+    reducing.moved_on(turn, event.device)
     come_back(turn, event)
     one_form(turn)
     begin_idle(turn, [event.device])

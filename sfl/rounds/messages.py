@@ -9,7 +9,7 @@ from typing import Literal
 from sfl.config import Extent
 from sfl.plan import Holder
 from sfl.planners.decision import Choice, Memory
-from sfl.rounds.values import BEGINNING, DeviceFacts, Point, RoundReport, Steps
+from sfl.rounds.values import BEGINNING, DeviceFacts, Length, Point, RoundReport, Steps
 
 Cause = Literal["link", "silence", "offence", "adapter", "left"]
 """Why a device was lost: its link broke or its process ended; it was silent or late; it broke the
@@ -20,13 +20,15 @@ contract; it cannot compute with the round's adapter; it left for good."""
 class EdgeReady:
     """An edge has its base model: of so many blocks, and in all of one digest, `model`.
 
-    `credits` are the micro-batches of one device that may be in flight; 0: `network.credits`.
+    `credits` are the micro-batches of one device that may be in flight; 0: `network.credits`. It
+    `keeps` updates of these devices and rounds, which it is to add up.
     """
 
     edge: str
     num_layers: int
     model: str = ""
     credits: int = 0
+    keeps: Mapping[str, int] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,12 +95,25 @@ class DeviceLost:
 
 @dataclass(frozen=True, slots=True)
 class UpdateReceived:
-    """One side's part of a device's update is in the spool."""
+    """One side's part of a device's update is in the spool, or at its edge, which adds it up.
+
+    `length` is that of the whole update, where its edge has measured it.
+    """
 
     device: str
     side: Holder
     round: int
     final_step: int
+    length: Length | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class SumReceived:
+    """An edge's answer to the order of that number is in the spool."""
+
+    edge: str
+    round: int
+    number: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -208,6 +223,7 @@ Event = (
     | DeviceReady
     | DeviceLost
     | UpdateReceived
+    | SumReceived
     | DeviceOffended
     | UpdatesRefused
     | ReportReceived
@@ -347,11 +363,26 @@ class Settle:
 
 
 @dataclass(frozen=True, slots=True)
+class Reduce:
+    """Have each of these edges add up the updates of its devices; `contributions` are as those of
+    Aggregate, over all edges of the round."""
+
+    round: int
+    number: int
+    edges: Mapping[str, tuple[str, ...]]
+    contributions: Mapping[str, int]
+
+
+@dataclass(frozen=True, slots=True)
 class Aggregate:
-    """Merge these devices' updates; `contributions` maps a device to its `num_examples`."""
+    """Merge these devices' updates; `contributions` maps a device to its `num_examples`.
+
+    `number` is that of the order by which edges have added them up, if they have.
+    """
 
     round: int
     contributions: Mapping[str, int]
+    number: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -400,6 +431,7 @@ Command = (
     | ReplayRound
     | DeviceAway
     | DeviceBack
+    | Reduce
     | Aggregate
     | Evict
     | Fault

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 from sfl.config.network import NetworkSettings
 from sfl.plan import TWO_TIERS, Holder
@@ -11,7 +12,7 @@ from sfl.planners.decision import Choice
 from sfl.rounds.changed import changed
 from sfl.rounds.ordered import Ordered
 from sfl.rounds.stragglers import Stragglers
-from sfl.rounds.values import Steps
+from sfl.rounds.values import Length, Steps
 
 
 @dataclass(frozen=True)  # without slots: see `changed`
@@ -30,7 +31,9 @@ class Progress:
     choice: Choice | None = None
     """What a planner has chosen for it, where one has."""
     edge: str = ""
-    """Where it trains."""
+    """Where it trains, and where its update stays that edges add up."""
+    length: Length | None = None
+    """Of that update, where its edge has measured it."""
 
     @property
     def trained(self) -> bool:
@@ -47,13 +50,46 @@ class Progress:
         """One holder's part is there."""
         return changed(self, final_steps={**self.final_steps, side: final_step})
 
+    def measured(self, length: Length | None) -> Progress:
+        """Its edge keeps its update, which is so long."""
+        return changed(self, length=length)
+
     def with_report(self) -> Progress:
         """Its report is there."""
         return changed(self, reported=True)
 
     def afresh(self, now: float, edge: str) -> Progress:
         """It begins anew, or tells again, at this edge; what it delivers then counts."""
-        return changed(self, final_steps={}, reported=False, began=now, edge=edge)
+        return self.undone(began=now, edge=edge)
+
+    def undone(self, **fields: Any) -> Progress:
+        """What it delivered does not count."""
+        return changed(self, final_steps={}, reported=False, length=None, **fields)
+
+
+@dataclass(frozen=True)  # without slots: see `changed`
+class Reduction:
+    """Edges add up a round's updates: the order's number, whose updates each edge adds, and whose
+    sums are in the spool."""
+
+    number: int = 0
+    edges: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    there: tuple[str, ...] = ()
+
+    @property
+    def devices(self) -> set[str]:
+        """All of them, at whatever edge."""
+        return {name for names in self.edges.values() for name in names}
+
+    @property
+    def missing(self) -> list[str]:
+        """Edges whose sum is still to come."""
+        return [edge for edge in self.edges if edge not in self.there]
+
+    @property
+    def complete(self) -> bool:
+        """Whether every sum is there."""
+        return bool(self.edges) and not self.missing
 
 
 @dataclass(frozen=True)  # without slots: see `changed`
@@ -66,6 +102,8 @@ class OpenRound:
     """Who left since it can't compute with the round's adapter, and why."""
     chosen: int | None = None
     """How many a planner has chosen to take part; None where it chose all."""
+    reduction: Reduction = field(default_factory=Reduction)
+    """The last one, where edges add up updates."""
 
     @property
     def num_done(self) -> int:
@@ -86,6 +124,14 @@ class OpenRound:
         """A participant that is back, at this edge, begins anew, or tells again."""
         stragglers = self.stragglers.moved_now(device, now)
         progress = self.progress.put(device, self.progress[device].afresh(now, edge))
+        return changed(self, progress=progress, stragglers=stragglers)
+
+    def undone(self, device: str, network: NetworkSettings) -> OpenRound:
+        """What a participant delivered is lost."""
+        before, stragglers = self.progress[device], self.stragglers
+        if before.done:
+            stragglers = stragglers.without(device, network)
+        progress = self.progress.put(device, before.undone())
         return changed(self, progress=progress, stragglers=stragglers)
 
     def put(self, device: str, after: Progress, now: float) -> OpenRound:

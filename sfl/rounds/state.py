@@ -80,6 +80,8 @@ class RunState:
     """Why who is not there now was lost."""
     away: Ordered[str, Away] = field(default_factory=Ordered)
     """Who was lost and is waited for; what is still open of its part in a round stays open."""
+    sums_away: Ordered[str, Away] = field(default_factory=Ordered)
+    """Edges that were lost and keep updates that they are to add up."""
     reached: Ordered[str, Point] = field(default_factory=Ordered)
     """How far each device has come: what it goes on from."""
     lineage: int = 0
@@ -127,7 +129,8 @@ class RunState:
     def time_left(self) -> float:
         """Seconds until the nearest deadline; none are left after it."""
         ends = self.deadline if self.grace_ends is None else min(self.deadline, self.grace_ends)
-        ends = min(ends, *(own.until for own in self.away.values()), ends)
+        away = (*self.away.values(), *self.sums_away.values())
+        ends = min(ends, *(own.until for own in away), ends)
         return max(0.0, ends - self.now)
 
     @property

@@ -6,6 +6,7 @@ from functools import singledispatch
 from typing import assert_never
 
 from sfl.config import RunSettings
+from sfl.rounds import reducing
 from sfl.rounds.asynchronous import average_again, while_asynchronous
 from sfl.rounds.away import wait_no_longer
 from sfl.rounds.changed import changed
@@ -34,6 +35,7 @@ from sfl.rounds.messages import (
     Planned,
     Rehearsed,
     ReportReceived,
+    SumReceived,
     Tick,
     UpdateReceived,
     UpdatesRefused,
@@ -41,7 +43,7 @@ from sfl.rounds.messages import (
 from sfl.rounds.state import Phase, RunState
 from sfl.rounds.training import (
     adapter_ready,
-    merge,
+    merge_again,
     reported,
     update_received,
     updates_refused,
@@ -75,6 +77,8 @@ def take(event: Event, turn: Turn) -> None:
 @take.register
 def _(event: EdgeReady, turn: Turn) -> None:
     edge_ready(turn, event)
+    if reducing.edge_back(turn, event.edge, event.keeps):
+        advance(turn)
 
 
 @take.register
@@ -106,6 +110,11 @@ def _(event: DeviceLost, turn: Turn) -> None:
 def _(event: UpdateReceived, turn: Turn) -> None:
     if update_received(turn, event):
         advance(turn)
+
+
+@take.register
+def _(event: SumReceived, turn: Turn) -> None:
+    reducing.sum_received(turn, event)
 
 
 @take.register
@@ -161,7 +170,7 @@ def _(event: Planned, turn: Turn) -> None:
 def _(event: CloudRestarted, turn: Turn) -> None:
     restarted(turn)
     if turn.state.phase is Phase.AGGREGATING:
-        merge(turn)
+        merge_again(turn)
     elif turn.state.buffer.merging:
         average_again(turn)
 
@@ -174,6 +183,7 @@ def _(event: Tick, turn: Turn) -> None:
 
 def advance(turn: Turn) -> None:
     """Do what the state allows: begin a round, close it, or give up."""
+    reducing.give_up(turn)
     if not wait_no_longer(turn):
         return
     leave_out_silent(turn)

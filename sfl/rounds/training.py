@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from sfl.rounds import reducing
 from sfl.rounds.asynchronous import averaged, delivered, fill_again, stop_working
 from sfl.rounds.changed import changed
 from sfl.rounds.late import drop_too_old, leave_behind, take_late
@@ -25,7 +26,8 @@ def update_received(turn: Turn, event: UpdateReceived) -> bool:
     if progress is None:
         return False
     if event.final_step == progress.steps.count:
-        _put(turn, event.device, progress.with_part(event.side, event.final_step))
+        after = progress.with_part(event.side, event.final_step)
+        _put(turn, event.device, after.measured(event.length))
     else:
         ends = f"ends at step {event.final_step}, not {progress.steps.count}"
         turn.send_away(event.device, f"its {event.side} part {ends}", "offence")
@@ -98,7 +100,18 @@ def merge(turn: Turn) -> None:
         return
     deadline = state.now + turn.settings.network.round_timeout
     turn.state = changed(state, phase=Phase.AGGREGATING, deadline=deadline)
-    turn.do(Aggregate(state.round, dict(sorted(examples.items()))))
+    if turn.settings.sums_at_edges:
+        reducing.begin(turn)
+    else:
+        turn.do(Aggregate(state.round, dict(sorted(examples.items()))))
+
+
+def merge_again(turn: Turn) -> None:
+    """The cloud was stopped while a round was merged; sums that it has are not asked for again."""
+    if turn.settings.sums_at_edges and not reducing.is_void(turn.state):
+        reducing.average(turn)
+    else:
+        merge(turn)
 
 
 def adapter_ready(turn: Turn, event: AdapterReady) -> bool:
@@ -115,7 +128,12 @@ def adapter_ready(turn: Turn, event: AdapterReady) -> bool:
     deadline = state.now + turn.settings.network.join_timeout
     buffer = changed(state.buffer, merging=Ordered())
     turn.state = changed(
-        state, strikes=strikes, phase=Phase.WAITING, deadline=deadline, buffer=buffer
+        state,
+        strikes=strikes,
+        phase=Phase.WAITING,
+        deadline=deadline,
+        buffer=buffer,
+        sums_away=Ordered(),
     )
     if state.round == turn.settings.run.rounds:
         stop_working(turn)
@@ -125,7 +143,10 @@ def adapter_ready(turn: Turn, event: AdapterReady) -> bool:
 
 def while_aggregating(turn: Turn) -> None:
     """Averaging ends with an event of its own; a disk that never answers ends the run."""
-    if turn.state.now >= turn.state.deadline:
+    state = turn.state
+    if reducing.is_void(state) and not state.open.reduction.complete:
+        merge(turn)
+    elif state.now >= state.deadline and not state.sums_away:
         waited = turn.settings.network.round_timeout
         late = f"was not averaged within round_timeout ({waited:g} s)"
         turn.finish(False, f"round {turn.state.round} {late}")

@@ -7,7 +7,7 @@ JSON stay as they were said, because a device signs them. No torch and no numpy 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from sfl.config import Extent, RunSettings
 from sfl.config.codec import RoleCodecs
@@ -171,13 +171,15 @@ class EdgeFacts:
     """What an edge brings: its adapter's manifest as JSON, and where devices dial it.
 
     `given` are the values that its checkpoint holds of an adapter, as a safetensors file. `credits`
-    are the micro-batches of one device that may be in flight; 0: `network.credits`.
+    are the micro-batches of one device that may be in flight; 0: `network.credits`. It `keeps`
+    updates of these devices and rounds, which it is to add up.
     """
 
     manifest: str
     address: str = ""
     given: bytes = b""
     credits: int = 0
+    keeps: Mapping[str, int] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -220,6 +222,46 @@ class UpdateHeader:
     scaling: float = 0.0
     num_bytes: int = 0
     signature: Signature | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Length:
+    """How long one device's update is, over so many values that began with norm `start`."""
+
+    norm: float
+    start: float
+    values: int
+
+
+@dataclass(frozen=True, slots=True)
+class HeldUpdate:
+    """A device's update is whole, and stays at its edge: what would come before its parts.
+
+    `digest` is that of the device's part, where it has signed it. `length` is measured where the
+    run measures lengths.
+    """
+
+    device: str
+    parts: tuple[UpdateHeader, ...]
+    digest: bytes = b""
+    length: Length | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Share:
+    """For how many examples an update counts, and how much of its change does."""
+
+    weight: int
+    factor: float = 1.0
+
+
+@dataclass(frozen=True, slots=True)
+class SumOrder:
+    """An edge is to add up the updates of these devices. The same number asks for the same."""
+
+    round: int
+    number: int
+    shares: Mapping[str, Share]
 
 
 @dataclass(frozen=True, slots=True)

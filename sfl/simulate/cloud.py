@@ -21,6 +21,7 @@ from sfl.rounds import (
     Fact,
     FinishRun,
     PlanRound,
+    Reduce,
     Refuse,
     Rehearse,
     Rehearsed,
@@ -28,6 +29,7 @@ from sfl.rounds import (
     ReportReceived,
     Settle,
     StartRound,
+    SumReceived,
     Tick,
     UpdateReceived,
     UseModel,
@@ -207,6 +209,16 @@ class Cloud:
         self.events.at(due, FIRST, self._averaged, command)
 
     @do.register
+    def _(self, command: Reduce) -> None:
+        shape, rank = self._fleet.shape, self.settings.lora.rank
+        adapter = shape.num_layers * shape.lora_bytes(0, rank)
+        for edge, names in command.edges.items():
+            size = adapter * (2 if len(names) > 1 else 1)  # float64; of one device its own values
+            due = self.events.now + self.latency + self._to_cloud(size)
+            received = SumReceived(edge, command.round, command.number)
+            self.events.at(due, FIRST, self.happened, received)
+
+    @do.register
     def _(self, command: FinishRun) -> None:
         self.over, self._end = True, command
 
@@ -259,7 +271,8 @@ class Cloud:
         """
         order, part, _ = self._orders[worker.own.name]
         size = part.exchange if order.steps.count else 0.0
-        due = worker.send(now, size) + self._to_cloud(size)
+        kept = self.settings.sums_at_edges
+        due = worker.send(now, size) + self._to_cloud(0.0 if kept else size)
         worker.edge.at(due, worker.own.place, self._delivered, worker, worker.life)
 
     def _to_cloud(self, size: float) -> float:

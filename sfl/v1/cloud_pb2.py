@@ -26,39 +26,49 @@ from sfl.v1 import edge_pb2 as sfl_dot_v1_dot_edge__pb2
 from sfl.v1 import tensor_pb2 as sfl_dot_v1_dot_tensor__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x12sfl/v1/cloud.proto\x12\x06sfl.v1\x1a\x11sfl/v1/edge.proto\x1a\x13sfl/v1/tensor.proto\"Q\n\tEdgeHello\x12\x0c\n\x04\x65\x64ge\x18\x01 \x01(\t\x12\x14\n\x0cwire_version\x18\x02 \x01(\r\x12\x0b\n\x03run\x18\x03 \x01(\t\x12\x13\n\x0bincarnation\x18\x04 \x01(\x0c\"N\n\tEdgeReady\x12\x10\n\x08manifest\x18\x01 \x01(\t\x12\x0f\n\x07\x61\x64\x64ress\x18\x02 \x01(\t\x12\r\n\x05given\x18\x03 \x01(\x0c\x12\x0f\n\x07\x63redits\x18\x04 \x01(\r\":\n\nDeviceJoin\x12\x0e\n\x06\x64\x65vice\x18\x01 \x01(\t\x12\x1c\n\x05proof\x18\x14 \x01(\x0b\x32\r.sfl.v1.Proof\"\x80\x01\n\rDeviceIsReady\x12\x0e\n\x06\x64\x65vice\x18\x01 \x01(\t\x12\"\n\x05ready\x18\x02 \x01(\x0b\x32\x13.sfl.v1.DeviceReady\x12\x1d\n\x06points\x18\x03 \x03(\x0b\x32\r.sfl.v1.Point\x12\x1c\n\x05\x62\x65gun\x18\x04 \x01(\x0b\x32\r.sfl.v1.Point\"J\n\nDeviceLeft\x12\x0e\n\x06\x64\x65vice\x18\x01 \x01(\t\x12\x0e\n\x06reason\x18\x02 \x01(\t\x12\x1c\n\x05\x63\x61use\x18\x1e \x01(\x0e\x32\r.sfl.v1.Cause\"\x8a\x03\n\x11\x45\x64geReportMessage\x12\"\n\x05hello\x18\x01 \x01(\x0b\x32\x11.sfl.v1.EdgeHelloH\x00\x12\"\n\x05ready\x18\x02 \x01(\x0b\x32\x11.sfl.v1.EdgeReadyH\x00\x12\"\n\x04join\x18\x03 \x01(\x0b\x32\x12.sfl.v1.DeviceJoinH\x00\x12-\n\x0c\x64\x65vice_ready\x18\x04 \x01(\x0b\x32\x15.sfl.v1.DeviceIsReadyH\x00\x12\"\n\x04left\x18\x05 \x01(\x0b\x32\x12.sfl.v1.DeviceLeftH\x00\x12\'\n\x07\x61\x64\x61pter\x18\x06 \x01(\x0b\x32\x14.sfl.v1.AdapterFrameH\x00\x12%\n\x06report\x18\x07 \x01(\x0b\x32\x13.sfl.v1.RoundReportH\x00\x12&\n\theartbeat\x18\x08 \x01(\x0b\x32\x11.sfl.v1.HeartbeatH\x00\x12\x11\n\x07\x66\x61ilure\x18\t \x01(\tH\x00\x12\x11\n\x07goodbye\x18\n \x01(\tH\x00\x12\x10\n\x08\x63hecksum\x18\x0f \x01(\x06\x42\x06\n\x04\x62ody\"P\n\x08Settings\x12\x10\n\x08settings\x18\x01 \x01(\t\x12\x0e\n\x06run_id\x18\x02 \x01(\t\x12\x0f\n\x07run_key\x18\x03 \x01(\t\x12\x11\n\tchallenge\x18\x14 \x01(\x0c\"d\n\tAdmission\x12\x0e\n\x06\x64\x65vice\x18\x01 \x01(\t\x12\x0f\n\x07refusal\x18\x02 \x01(\t\x12\x0e\n\x06in_use\x18\x03 \x01(\x08\x12&\n\nassignment\x18\x04 \x01(\x0b\x32\x12.sfl.v1.Assignment\"@\n\x0b\x44\x65viceStart\x12\x0e\n\x06\x64\x65vice\x18\x01 \x01(\t\x12!\n\x05start\x18\x02 \x01(\x0b\x32\x12.sfl.v1.Assignment\"c\n\x0e\x45\x64geRoundStart\x12\r\n\x05round\x18\x01 \x01(\r\x12$\n\x07\x64\x65vices\x18\x02 \x03(\x0b\x32\x13.sfl.v1.DeviceStart\x12\r\n\x05\x62\x65gun\x18\x03 \x01(\x08\x12\r\n\x05order\x18\x04 \x03(\t\"6\n\x05\x45vict\x12\x0e\n\x06\x64\x65vice\x18\x01 \x01(\t\x12\x0e\n\x06reason\x18\x02 \x01(\t\x12\r\n\x05\x66inal\x18\x03 \x01(\x08\"\xb2\x02\n\x0c\x43loudMessage\x12$\n\x08settings\x18\x01 \x01(\x0b\x32\x10.sfl.v1.SettingsH\x00\x12&\n\tadmission\x18\x02 \x01(\x0b\x32\x11.sfl.v1.AdmissionH\x00\x12\'\n\x05start\x18\x03 \x01(\x0b\x32\x16.sfl.v1.EdgeRoundStartH\x00\x12\'\n\x07\x61\x64\x61pter\x18\x04 \x01(\x0b\x32\x14.sfl.v1.AdapterFrameH\x00\x12\x1e\n\x05\x65vict\x18\x05 \x01(\x0b\x32\r.sfl.v1.EvictH\x00\x12&\n\theartbeat\x18\x06 \x01(\x0b\x32\x11.sfl.v1.HeartbeatH\x00\x12 \n\x06\x66inish\x18\x07 \x01(\x0b\x32\x0e.sfl.v1.FinishH\x00\x12\x10\n\x08\x63hecksum\x18\x0f \x01(\x06\x42\x06\n\x04\x62ody*`\n\x05\x43\x61use\x12\x0e\n\nCAUSE_LINK\x10\x00\x12\x11\n\rCAUSE_SILENCE\x10\x01\x12\x11\n\rCAUSE_OFFENCE\x10\x02\x12\x11\n\rCAUSE_ADAPTER\x10\x03\x12\x0e\n\nCAUSE_LEFT\x10\x04\x32G\n\x05\x43loud\x12>\n\x07Session\x12\x19.sfl.v1.EdgeReportMessage\x1a\x14.sfl.v1.CloudMessage(\x01\x30\x01\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x12sfl/v1/cloud.proto\x12\x06sfl.v1\x1a\x11sfl/v1/edge.proto\x1a\x13sfl/v1/tensor.proto\"Q\n\tEdgeHello\x12\x0c\n\x04\x65\x64ge\x18\x01 \x01(\t\x12\x14\n\x0cwire_version\x18\x02 \x01(\r\x12\x0b\n\x03run\x18\x03 \x01(\t\x12\x13\n\x0bincarnation\x18\x04 \x01(\x0c\"q\n\tEdgeReady\x12\x10\n\x08manifest\x18\x01 \x01(\t\x12\x0f\n\x07\x61\x64\x64ress\x18\x02 \x01(\t\x12\r\n\x05given\x18\x03 \x01(\x0c\x12\x0f\n\x07\x63redits\x18\x04 \x01(\r\x12!\n\x05keeps\x18\x06 \x03(\x0b\x32\x12.sfl.v1.KeptUpdate\"+\n\nKeptUpdate\x12\x0e\n\x06\x64\x65vice\x18\x01 \x01(\t\x12\r\n\x05round\x18\x02 \x01(\r\"r\n\nHeldUpdate\x12\x0e\n\x06\x64\x65vice\x18\x01 \x01(\t\x12$\n\x05parts\x18\x02 \x03(\x0b\x32\x15.sfl.v1.AdapterHeader\x12\x0e\n\x06\x64igest\x18\x03 \x01(\x0c\x12\x1e\n\x06length\x18\x04 \x01(\x0b\x32\x0e.sfl.v1.Length\"5\n\x06Length\x12\x0c\n\x04norm\x18\x01 \x01(\x01\x12\r\n\x05start\x18\x02 \x01(\x01\x12\x0e\n\x06values\x18\x03 \x01(\x04\":\n\nDeviceJoin\x12\x0e\n\x06\x64\x65vice\x18\x01 \x01(\t\x12\x1c\n\x05proof\x18\x14 \x01(\x0b\x32\r.sfl.v1.Proof\"\x80\x01\n\rDeviceIsReady\x12\x0e\n\x06\x64\x65vice\x18\x01 \x01(\t\x12\"\n\x05ready\x18\x02 \x01(\x0b\x32\x13.sfl.v1.DeviceReady\x12\x1d\n\x06points\x18\x03 \x03(\x0b\x32\r.sfl.v1.Point\x12\x1c\n\x05\x62\x65gun\x18\x04 \x01(\x0b\x32\r.sfl.v1.Point\"J\n\nDeviceLeft\x12\x0e\n\x06\x64\x65vice\x18\x01 \x01(\t\x12\x0e\n\x06reason\x18\x02 \x01(\t\x12\x1c\n\x05\x63\x61use\x18\x1e \x01(\x0e\x32\r.sfl.v1.Cause\"\xd3\x03\n\x11\x45\x64geReportMessage\x12\"\n\x05hello\x18\x01 \x01(\x0b\x32\x11.sfl.v1.EdgeHelloH\x00\x12\"\n\x05ready\x18\x02 \x01(\x0b\x32\x11.sfl.v1.EdgeReadyH\x00\x12\"\n\x04join\x18\x03 \x01(\x0b\x32\x12.sfl.v1.DeviceJoinH\x00\x12-\n\x0c\x64\x65vice_ready\x18\x04 \x01(\x0b\x32\x15.sfl.v1.DeviceIsReadyH\x00\x12\"\n\x04left\x18\x05 \x01(\x0b\x32\x12.sfl.v1.DeviceLeftH\x00\x12\'\n\x07\x61\x64\x61pter\x18\x06 \x01(\x0b\x32\x14.sfl.v1.AdapterFrameH\x00\x12%\n\x06report\x18\x07 \x01(\x0b\x32\x13.sfl.v1.RoundReportH\x00\x12&\n\theartbeat\x18\x08 \x01(\x0b\x32\x11.sfl.v1.HeartbeatH\x00\x12\x11\n\x07\x66\x61ilure\x18\t \x01(\tH\x00\x12\x11\n\x07goodbye\x18\n \x01(\tH\x00\x12\"\n\x04held\x18\x0b \x01(\x0b\x32\x12.sfl.v1.HeldUpdateH\x00\x12#\n\x03sum\x18\x0c \x01(\x0b\x32\x14.sfl.v1.AdapterFrameH\x00\x12\x10\n\x08\x63hecksum\x18\x0f \x01(\x06\x42\x06\n\x04\x62ody\"P\n\x08Settings\x12\x10\n\x08settings\x18\x01 \x01(\t\x12\x0e\n\x06run_id\x18\x02 \x01(\t\x12\x0f\n\x07run_key\x18\x03 \x01(\t\x12\x11\n\tchallenge\x18\x14 \x01(\x0c\"d\n\tAdmission\x12\x0e\n\x06\x64\x65vice\x18\x01 \x01(\t\x12\x0f\n\x07refusal\x18\x02 \x01(\t\x12\x0e\n\x06in_use\x18\x03 \x01(\x08\x12&\n\nassignment\x18\x04 \x01(\x0b\x32\x12.sfl.v1.Assignment\"@\n\x0b\x44\x65viceStart\x12\x0e\n\x06\x64\x65vice\x18\x01 \x01(\t\x12!\n\x05start\x18\x02 \x01(\x0b\x32\x12.sfl.v1.Assignment\"c\n\x0e\x45\x64geRoundStart\x12\r\n\x05round\x18\x01 \x01(\r\x12$\n\x07\x64\x65vices\x18\x02 \x03(\x0b\x32\x13.sfl.v1.DeviceStart\x12\r\n\x05\x62\x65gun\x18\x03 \x01(\x08\x12\r\n\x05order\x18\x04 \x03(\t\"6\n\x05\x45vict\x12\x0e\n\x06\x64\x65vice\x18\x01 \x01(\t\x12\x0e\n\x06reason\x18\x02 \x01(\t\x12\r\n\x05\x66inal\x18\x03 \x01(\x08\"F\n\x06Reduce\x12\r\n\x05round\x18\x01 \x01(\r\x12\x0e\n\x06number\x18\x02 \x01(\r\x12\x1d\n\x06shares\x18\x03 \x03(\x0b\x32\r.sfl.v1.Share\"7\n\x05Share\x12\x0e\n\x06\x64\x65vice\x18\x01 \x01(\t\x12\x0e\n\x06weight\x18\x02 \x01(\x04\x12\x0e\n\x06\x66\x61\x63tor\x18\x03 \x01(\x01\"\xd4\x02\n\x0c\x43loudMessage\x12$\n\x08settings\x18\x01 \x01(\x0b\x32\x10.sfl.v1.SettingsH\x00\x12&\n\tadmission\x18\x02 \x01(\x0b\x32\x11.sfl.v1.AdmissionH\x00\x12\'\n\x05start\x18\x03 \x01(\x0b\x32\x16.sfl.v1.EdgeRoundStartH\x00\x12\'\n\x07\x61\x64\x61pter\x18\x04 \x01(\x0b\x32\x14.sfl.v1.AdapterFrameH\x00\x12\x1e\n\x05\x65vict\x18\x05 \x01(\x0b\x32\r.sfl.v1.EvictH\x00\x12&\n\theartbeat\x18\x06 \x01(\x0b\x32\x11.sfl.v1.HeartbeatH\x00\x12 \n\x06\x66inish\x18\x07 \x01(\x0b\x32\x0e.sfl.v1.FinishH\x00\x12 \n\x06reduce\x18\t \x01(\x0b\x32\x0e.sfl.v1.ReduceH\x00\x12\x10\n\x08\x63hecksum\x18\x0f \x01(\x06\x42\x06\n\x04\x62ody*`\n\x05\x43\x61use\x12\x0e\n\nCAUSE_LINK\x10\x00\x12\x11\n\rCAUSE_SILENCE\x10\x01\x12\x11\n\rCAUSE_OFFENCE\x10\x02\x12\x11\n\rCAUSE_ADAPTER\x10\x03\x12\x0e\n\nCAUSE_LEFT\x10\x04\x32G\n\x05\x43loud\x12>\n\x07Session\x12\x19.sfl.v1.EdgeReportMessage\x1a\x14.sfl.v1.CloudMessage(\x01\x30\x01\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'sfl.v1.cloud_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_CAUSE']._serialized_start=1613
-  _globals['_CAUSE']._serialized_end=1709
+  _globals['_CAUSE']._serialized_start=2100
+  _globals['_CAUSE']._serialized_end=2196
   _globals['_EDGEHELLO']._serialized_start=70
   _globals['_EDGEHELLO']._serialized_end=151
   _globals['_EDGEREADY']._serialized_start=153
-  _globals['_EDGEREADY']._serialized_end=231
-  _globals['_DEVICEJOIN']._serialized_start=233
-  _globals['_DEVICEJOIN']._serialized_end=291
-  _globals['_DEVICEISREADY']._serialized_start=294
-  _globals['_DEVICEISREADY']._serialized_end=422
-  _globals['_DEVICELEFT']._serialized_start=424
-  _globals['_DEVICELEFT']._serialized_end=498
-  _globals['_EDGEREPORTMESSAGE']._serialized_start=501
-  _globals['_EDGEREPORTMESSAGE']._serialized_end=895
-  _globals['_SETTINGS']._serialized_start=897
-  _globals['_SETTINGS']._serialized_end=977
-  _globals['_ADMISSION']._serialized_start=979
-  _globals['_ADMISSION']._serialized_end=1079
-  _globals['_DEVICESTART']._serialized_start=1081
-  _globals['_DEVICESTART']._serialized_end=1145
-  _globals['_EDGEROUNDSTART']._serialized_start=1147
-  _globals['_EDGEROUNDSTART']._serialized_end=1246
-  _globals['_EVICT']._serialized_start=1248
-  _globals['_EVICT']._serialized_end=1302
-  _globals['_CLOUDMESSAGE']._serialized_start=1305
-  _globals['_CLOUDMESSAGE']._serialized_end=1611
-  _globals['_CLOUD']._serialized_start=1711
-  _globals['_CLOUD']._serialized_end=1782
+  _globals['_EDGEREADY']._serialized_end=266
+  _globals['_KEPTUPDATE']._serialized_start=268
+  _globals['_KEPTUPDATE']._serialized_end=311
+  _globals['_HELDUPDATE']._serialized_start=313
+  _globals['_HELDUPDATE']._serialized_end=427
+  _globals['_LENGTH']._serialized_start=429
+  _globals['_LENGTH']._serialized_end=482
+  _globals['_DEVICEJOIN']._serialized_start=484
+  _globals['_DEVICEJOIN']._serialized_end=542
+  _globals['_DEVICEISREADY']._serialized_start=545
+  _globals['_DEVICEISREADY']._serialized_end=673
+  _globals['_DEVICELEFT']._serialized_start=675
+  _globals['_DEVICELEFT']._serialized_end=749
+  _globals['_EDGEREPORTMESSAGE']._serialized_start=752
+  _globals['_EDGEREPORTMESSAGE']._serialized_end=1219
+  _globals['_SETTINGS']._serialized_start=1221
+  _globals['_SETTINGS']._serialized_end=1301
+  _globals['_ADMISSION']._serialized_start=1303
+  _globals['_ADMISSION']._serialized_end=1403
+  _globals['_DEVICESTART']._serialized_start=1405
+  _globals['_DEVICESTART']._serialized_end=1469
+  _globals['_EDGEROUNDSTART']._serialized_start=1471
+  _globals['_EDGEROUNDSTART']._serialized_end=1570
+  _globals['_EVICT']._serialized_start=1572
+  _globals['_EVICT']._serialized_end=1626
+  _globals['_REDUCE']._serialized_start=1628
+  _globals['_REDUCE']._serialized_end=1698
+  _globals['_SHARE']._serialized_start=1700
+  _globals['_SHARE']._serialized_end=1755
+  _globals['_CLOUDMESSAGE']._serialized_start=1758
+  _globals['_CLOUDMESSAGE']._serialized_end=2098
+  _globals['_CLOUD']._serialized_start=2198
+  _globals['_CLOUD']._serialized_end=2269
 # @@protoc_insertion_point(module_scope)

@@ -35,16 +35,48 @@ class EdgeHello(_message.Message):
     def __init__(self, edge: _Optional[str] = ..., wire_version: _Optional[int] = ..., run: _Optional[str] = ..., incarnation: _Optional[bytes] = ...) -> None: ...
 
 class EdgeReady(_message.Message):
-    __slots__ = ("manifest", "address", "given", "credits")
+    __slots__ = ("manifest", "address", "given", "credits", "keeps")
     MANIFEST_FIELD_NUMBER: _ClassVar[int]
     ADDRESS_FIELD_NUMBER: _ClassVar[int]
     GIVEN_FIELD_NUMBER: _ClassVar[int]
     CREDITS_FIELD_NUMBER: _ClassVar[int]
+    KEEPS_FIELD_NUMBER: _ClassVar[int]
     manifest: str
     address: str
     given: bytes
     credits: int
-    def __init__(self, manifest: _Optional[str] = ..., address: _Optional[str] = ..., given: _Optional[bytes] = ..., credits: _Optional[int] = ...) -> None: ...
+    keeps: _containers.RepeatedCompositeFieldContainer[KeptUpdate]
+    def __init__(self, manifest: _Optional[str] = ..., address: _Optional[str] = ..., given: _Optional[bytes] = ..., credits: _Optional[int] = ..., keeps: _Optional[_Iterable[_Union[KeptUpdate, _Mapping]]] = ...) -> None: ...
+
+class KeptUpdate(_message.Message):
+    __slots__ = ("device", "round")
+    DEVICE_FIELD_NUMBER: _ClassVar[int]
+    ROUND_FIELD_NUMBER: _ClassVar[int]
+    device: str
+    round: int
+    def __init__(self, device: _Optional[str] = ..., round: _Optional[int] = ...) -> None: ...
+
+class HeldUpdate(_message.Message):
+    __slots__ = ("device", "parts", "digest", "length")
+    DEVICE_FIELD_NUMBER: _ClassVar[int]
+    PARTS_FIELD_NUMBER: _ClassVar[int]
+    DIGEST_FIELD_NUMBER: _ClassVar[int]
+    LENGTH_FIELD_NUMBER: _ClassVar[int]
+    device: str
+    parts: _containers.RepeatedCompositeFieldContainer[_tensor_pb2.AdapterHeader]
+    digest: bytes
+    length: Length
+    def __init__(self, device: _Optional[str] = ..., parts: _Optional[_Iterable[_Union[_tensor_pb2.AdapterHeader, _Mapping]]] = ..., digest: _Optional[bytes] = ..., length: _Optional[_Union[Length, _Mapping]] = ...) -> None: ...
+
+class Length(_message.Message):
+    __slots__ = ("norm", "start", "values")
+    NORM_FIELD_NUMBER: _ClassVar[int]
+    START_FIELD_NUMBER: _ClassVar[int]
+    VALUES_FIELD_NUMBER: _ClassVar[int]
+    norm: float
+    start: float
+    values: int
+    def __init__(self, norm: _Optional[float] = ..., start: _Optional[float] = ..., values: _Optional[int] = ...) -> None: ...
 
 class DeviceJoin(_message.Message):
     __slots__ = ("device", "proof")
@@ -77,7 +109,7 @@ class DeviceLeft(_message.Message):
     def __init__(self, device: _Optional[str] = ..., reason: _Optional[str] = ..., cause: _Optional[_Union[Cause, str]] = ...) -> None: ...
 
 class EdgeReportMessage(_message.Message):
-    __slots__ = ("hello", "ready", "join", "device_ready", "left", "adapter", "report", "heartbeat", "failure", "goodbye", "checksum")
+    __slots__ = ("hello", "ready", "join", "device_ready", "left", "adapter", "report", "heartbeat", "failure", "goodbye", "held", "sum", "checksum")
     HELLO_FIELD_NUMBER: _ClassVar[int]
     READY_FIELD_NUMBER: _ClassVar[int]
     JOIN_FIELD_NUMBER: _ClassVar[int]
@@ -88,6 +120,8 @@ class EdgeReportMessage(_message.Message):
     HEARTBEAT_FIELD_NUMBER: _ClassVar[int]
     FAILURE_FIELD_NUMBER: _ClassVar[int]
     GOODBYE_FIELD_NUMBER: _ClassVar[int]
+    HELD_FIELD_NUMBER: _ClassVar[int]
+    SUM_FIELD_NUMBER: _ClassVar[int]
     CHECKSUM_FIELD_NUMBER: _ClassVar[int]
     hello: EdgeHello
     ready: EdgeReady
@@ -99,8 +133,10 @@ class EdgeReportMessage(_message.Message):
     heartbeat: _tensor_pb2.Heartbeat
     failure: str
     goodbye: str
+    held: HeldUpdate
+    sum: _tensor_pb2.AdapterFrame
     checksum: int
-    def __init__(self, hello: _Optional[_Union[EdgeHello, _Mapping]] = ..., ready: _Optional[_Union[EdgeReady, _Mapping]] = ..., join: _Optional[_Union[DeviceJoin, _Mapping]] = ..., device_ready: _Optional[_Union[DeviceIsReady, _Mapping]] = ..., left: _Optional[_Union[DeviceLeft, _Mapping]] = ..., adapter: _Optional[_Union[_tensor_pb2.AdapterFrame, _Mapping]] = ..., report: _Optional[_Union[_tensor_pb2.RoundReport, _Mapping]] = ..., heartbeat: _Optional[_Union[_tensor_pb2.Heartbeat, _Mapping]] = ..., failure: _Optional[str] = ..., goodbye: _Optional[str] = ..., checksum: _Optional[int] = ...) -> None: ...
+    def __init__(self, hello: _Optional[_Union[EdgeHello, _Mapping]] = ..., ready: _Optional[_Union[EdgeReady, _Mapping]] = ..., join: _Optional[_Union[DeviceJoin, _Mapping]] = ..., device_ready: _Optional[_Union[DeviceIsReady, _Mapping]] = ..., left: _Optional[_Union[DeviceLeft, _Mapping]] = ..., adapter: _Optional[_Union[_tensor_pb2.AdapterFrame, _Mapping]] = ..., report: _Optional[_Union[_tensor_pb2.RoundReport, _Mapping]] = ..., heartbeat: _Optional[_Union[_tensor_pb2.Heartbeat, _Mapping]] = ..., failure: _Optional[str] = ..., goodbye: _Optional[str] = ..., held: _Optional[_Union[HeldUpdate, _Mapping]] = ..., sum: _Optional[_Union[_tensor_pb2.AdapterFrame, _Mapping]] = ..., checksum: _Optional[int] = ...) -> None: ...
 
 class Settings(_message.Message):
     __slots__ = ("settings", "run_id", "run_key", "challenge")
@@ -156,8 +192,28 @@ class Evict(_message.Message):
     final: bool
     def __init__(self, device: _Optional[str] = ..., reason: _Optional[str] = ..., final: _Optional[bool] = ...) -> None: ...
 
+class Reduce(_message.Message):
+    __slots__ = ("round", "number", "shares")
+    ROUND_FIELD_NUMBER: _ClassVar[int]
+    NUMBER_FIELD_NUMBER: _ClassVar[int]
+    SHARES_FIELD_NUMBER: _ClassVar[int]
+    round: int
+    number: int
+    shares: _containers.RepeatedCompositeFieldContainer[Share]
+    def __init__(self, round: _Optional[int] = ..., number: _Optional[int] = ..., shares: _Optional[_Iterable[_Union[Share, _Mapping]]] = ...) -> None: ...
+
+class Share(_message.Message):
+    __slots__ = ("device", "weight", "factor")
+    DEVICE_FIELD_NUMBER: _ClassVar[int]
+    WEIGHT_FIELD_NUMBER: _ClassVar[int]
+    FACTOR_FIELD_NUMBER: _ClassVar[int]
+    device: str
+    weight: int
+    factor: float
+    def __init__(self, device: _Optional[str] = ..., weight: _Optional[int] = ..., factor: _Optional[float] = ...) -> None: ...
+
 class CloudMessage(_message.Message):
-    __slots__ = ("settings", "admission", "start", "adapter", "evict", "heartbeat", "finish", "checksum")
+    __slots__ = ("settings", "admission", "start", "adapter", "evict", "heartbeat", "finish", "reduce", "checksum")
     SETTINGS_FIELD_NUMBER: _ClassVar[int]
     ADMISSION_FIELD_NUMBER: _ClassVar[int]
     START_FIELD_NUMBER: _ClassVar[int]
@@ -165,6 +221,7 @@ class CloudMessage(_message.Message):
     EVICT_FIELD_NUMBER: _ClassVar[int]
     HEARTBEAT_FIELD_NUMBER: _ClassVar[int]
     FINISH_FIELD_NUMBER: _ClassVar[int]
+    REDUCE_FIELD_NUMBER: _ClassVar[int]
     CHECKSUM_FIELD_NUMBER: _ClassVar[int]
     settings: Settings
     admission: Admission
@@ -173,5 +230,6 @@ class CloudMessage(_message.Message):
     evict: Evict
     heartbeat: _tensor_pb2.Heartbeat
     finish: _edge_pb2.Finish
+    reduce: Reduce
     checksum: int
-    def __init__(self, settings: _Optional[_Union[Settings, _Mapping]] = ..., admission: _Optional[_Union[Admission, _Mapping]] = ..., start: _Optional[_Union[EdgeRoundStart, _Mapping]] = ..., adapter: _Optional[_Union[_tensor_pb2.AdapterFrame, _Mapping]] = ..., evict: _Optional[_Union[Evict, _Mapping]] = ..., heartbeat: _Optional[_Union[_tensor_pb2.Heartbeat, _Mapping]] = ..., finish: _Optional[_Union[_edge_pb2.Finish, _Mapping]] = ..., checksum: _Optional[int] = ...) -> None: ...
+    def __init__(self, settings: _Optional[_Union[Settings, _Mapping]] = ..., admission: _Optional[_Union[Admission, _Mapping]] = ..., start: _Optional[_Union[EdgeRoundStart, _Mapping]] = ..., adapter: _Optional[_Union[_tensor_pb2.AdapterFrame, _Mapping]] = ..., evict: _Optional[_Union[Evict, _Mapping]] = ..., heartbeat: _Optional[_Union[_tensor_pb2.Heartbeat, _Mapping]] = ..., finish: _Optional[_Union[_edge_pb2.Finish, _Mapping]] = ..., reduce: _Optional[_Union[Reduce, _Mapping]] = ..., checksum: _Optional[int] = ...) -> None: ...

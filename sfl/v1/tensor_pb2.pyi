@@ -114,7 +114,7 @@ class Signature(_message.Message):
     def __init__(self, sequence: _Optional[int] = ..., value: _Optional[bytes] = ...) -> None: ...
 
 class AdapterHeader(_message.Message):
-    __slots__ = ("round", "final_step", "device", "side", "num_bytes", "codec", "scaling", "signature")
+    __slots__ = ("round", "final_step", "device", "side", "num_bytes", "codec", "scaling", "number", "signature")
     ROUND_FIELD_NUMBER: _ClassVar[int]
     FINAL_STEP_FIELD_NUMBER: _ClassVar[int]
     DEVICE_FIELD_NUMBER: _ClassVar[int]
@@ -122,6 +122,7 @@ class AdapterHeader(_message.Message):
     NUM_BYTES_FIELD_NUMBER: _ClassVar[int]
     CODEC_FIELD_NUMBER: _ClassVar[int]
     SCALING_FIELD_NUMBER: _ClassVar[int]
+    NUMBER_FIELD_NUMBER: _ClassVar[int]
     SIGNATURE_FIELD_NUMBER: _ClassVar[int]
     round: int
     final_step: int
@@ -130,8 +131,9 @@ class AdapterHeader(_message.Message):
     num_bytes: int
     codec: str
     scaling: float
+    number: int
     signature: Signature
-    def __init__(self, round: _Optional[int] = ..., final_step: _Optional[int] = ..., device: _Optional[str] = ..., side: _Optional[str] = ..., num_bytes: _Optional[int] = ..., codec: _Optional[str] = ..., scaling: _Optional[float] = ..., signature: _Optional[_Union[Signature, _Mapping]] = ...) -> None: ...
+    def __init__(self, round: _Optional[int] = ..., final_step: _Optional[int] = ..., device: _Optional[str] = ..., side: _Optional[str] = ..., num_bytes: _Optional[int] = ..., codec: _Optional[str] = ..., scaling: _Optional[float] = ..., number: _Optional[int] = ..., signature: _Optional[_Union[Signature, _Mapping]] = ...) -> None: ...
 
 class AdapterFrame(_message.Message):
     __slots__ = ("header", "data", "last")
