@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -15,11 +15,11 @@ from cloud_aggregator.mirror import MADE, SETTINGS, Mirror, NoMirror
 from cloud_aggregator.sealed import Sealed
 from sfl.adapters.artifact import WEIGHTS, load_adapter, save_adapter
 from sfl.adapters.manifest import AdapterManifest
-from sfl.aggregation.contribution import Array, Contribution, Stale, verify
+from sfl.aggregation.contribution import Array, Contribution, Shapes, Stale, verify
 from sfl.aggregation.examine import Examined, examine, not_finite
 from sfl.aggregation.shares import bounded
 from sfl.aggregation.strategy import make_strategy
-from sfl.aggregation.sums import by_edge
+from sfl.aggregation.sums import EdgeSum, by_edge, groups, total
 from sfl.aggregation.weighted import mean_strategy
 from sfl.errors import DiskError, ProtocolError
 from sfl.metrics.stats import NodeStats
@@ -28,7 +28,7 @@ from sfl.node.numbered import round_name, round_of
 from sfl.plan import Holder
 from sfl.report.card import Base
 from sfl.report.conclusion import MANIFEST
-from sfl.rounds import AdapterReady, Aggregate, Progress, Update
+from sfl.rounds import AdapterReady, Aggregate, Progress, Reduce, Update
 from sfl.rounds.values import UpdateHeader
 from sfl.transport.cloud.spool import Spool
 from sfl.transport.frames.chunks import adapter_bytes
@@ -189,7 +189,17 @@ class Averaging:
         if all(file.exists() for file in contribution.files):
             verify(contribution, self._strategy.shapes(contribution, self._adapter.values))
 
-    def examine(self, command: Aggregate, updates: Mapping[str, Update]) -> Examined:
+    def check_sum(self, edge: str, path: Path) -> None:
+        """Raise ProtocolError unless an edge's sum is one of this run's adapters."""
+        with on_disk(self._folder):
+            EdgeSum(edge, 1, path).verify(self._shapes())
+
+    def _shapes(self) -> Shapes:
+        """Of what devices send, where all send the same."""
+        nobody = Contribution("", 1)
+        return self._strategy.shapes(nobody, self._adapter.values)
+
+    def examine(self, command: Aggregate | Reduce, updates: Mapping[str, Update]) -> Examined:
         """Look at a round's updates, each with the weight that it has."""
         steps = {device: updates[device].steps for device in command.contributions}
         config = self._config.current
@@ -201,16 +211,26 @@ class Averaging:
         self._warn_of_weights(command.contributions, most)
         with on_disk(self._folder):
             values = self._adapter.values
-            return examine(contributions, steps, self._strategy, values, config, command.round)
+            return examine(
+                contributions,
+                steps,
+                self._strategy,
+                values,
+                config,
+                command.round,
+                {one.device: one.length for one in updates.values() if one.length is not None}
+                if config.sums_at_edges
+                else None,
+            )
 
-    def average(self, round_: int, examined: Examined) -> AdapterReady:
+    def average(self, command: Aggregate, examined: Examined) -> AdapterReady:
         """Merge what was found sound, and keep it; names what is on disk then.
 
-        Raises ProtocolError, DiskError.
+        Raises ProtocolError, ConfigError, DiskError.
         """
-        adapter = self._adapter
+        adapter, round_ = self._adapter, command.round
         with self._stats.phases.measure("step"), on_disk(self._folder):
-            merged = self._merged(examined.contributions)
+            merged = self._merged(command, examined.contributions)
             if (name := not_finite(merged)) is not None:
                 raise ProtocolError(f"{name} of the merged adapter holds NaN or infinite values")
             adapter.hold(round_, merged)
@@ -224,14 +244,23 @@ class Averaging:
             round_, adapter_ref(round_), remembered, examined.norms, digests=digests
         )
 
-    def _merged(self, devices: Sequence[Contribution]) -> dict[str, Array]:
+    def _merged(self, command: Aggregate, devices: Sequence[Contribution]) -> dict[str, Array]:
         """The next adapter. Raises ProtocolError, ConfigError."""
         strategy, current = self._strategy, self._adapter.values
         options = self._config.current.aggregation
         if options.sums == "flat":
             return strategy.aggregate(devices, current)
-        whole = by_edge(devices, strategy.shapes(devices[0], current))
+        if options.sums == "by_edge":
+            whole = by_edge(devices, self._shapes())
+        else:
+            whole = total(self._sums(command, devices), self._shapes())
         return mean_strategy(strategy, options.strategy).from_mean(whole.mean(), current)
+
+    def _sums(self, command: Aggregate, devices: Sequence[Contribution]) -> Iterator[EdgeSum]:
+        """What edges have added up, in the order in which the cloud itself would add it."""
+        for edge, own in groups(devices).items():
+            file = self.spool.sum_path(command.round, edge, command.number)
+            yield EdgeSum(edge, sum(one.weight for one in own), file)
 
     def forget_before(self, round_: int, needed: int | None = None) -> None:
         """The journal has a round's adapter: what that was made of is not needed any more.
@@ -250,9 +279,8 @@ class Averaging:
         """Whether there is a second copy of what is on the disk."""
         return not isinstance(self.mirror, NoMirror)
 
-    def keep_part(self, header: UpdateHeader) -> None:
-        """Keep a part of an update, which is in the spool, wherever there is a second copy."""
-        path = self.spool.path(header.round, header.device, header.side)
+    def keep_file(self, path: Path) -> None:
+        """Keep what is in the spool wherever there is a second copy."""
         self.mirror.put(path.relative_to(self._folder).as_posix())
 
     def _carried(self, round_: int, update: Update, num_examples: int) -> Contribution:

@@ -30,6 +30,7 @@ from sfl.rounds import (
     NodeHeard,
     Planned,
     PlanRound,
+    Reduce,
     Update,
     UpdatesRefused,
     UseModel,
@@ -69,6 +70,7 @@ class Driver:
         self._clock = clock
         self._aggregation: asyncio.Task[None] | None = None
         self._decision: asyncio.Task[None] | None = None
+        self._asking: set[asyncio.Task[None]] = set()
 
     def happened(self, event: Event) -> None:
         """Tell the coordinator, and do what it says; what cannot be done ends the run."""
@@ -139,6 +141,11 @@ class Driver:
                 # Looked up now: whoever offends while a round is averaged is forgotten meanwhile.
                 updates = self._coordinator.updates_of(command)
                 self._aggregation = watched(self._aggregate(command, updates), self.failed)
+            case Reduce():
+                updates = self._coordinator.updates_of(command)
+                task = watched(self._ask_for_sums(command, updates), self.failed)
+                self._asking.add(task)
+                task.add_done_callback(self._asking.discard)
             case _:
                 self._effects.do(command)
 
@@ -165,6 +172,17 @@ class Driver:
         if self._decision is not None:
             self._decision.cancel()
 
+    async def _ask_for_sums(self, command: Reduce, updates: Mapping[str, Update]) -> None:
+        """Judge updates that edges keep by their lengths, and have the others added up."""
+        examined = await aside(self._averaging.examine, command, updates)
+        state = self._coordinator.state
+        if (state.round, state.open.reduction.number) != (command.round, command.number):
+            return  # somebody was left out meanwhile, and edges are asked anew
+        if refused := examined.verdict.refused:
+            self.happened(UpdatesRefused(command.round, refused))
+        else:
+            self._effects.ask_for_sums(command, examined)
+
     async def _aggregate(self, command: Aggregate, updates: Mapping[str, Update]) -> None:
         """Average what is in the spool, off the loop, and keep the result."""
         began = time.time()
@@ -180,7 +198,7 @@ class Driver:
                 fault = Fault(command.round, device, note)
                 if not self._records.told.faults.has(fault):  # by a cloud that was stopped then
                     self.say(fault)
-            ready = await aside(self._averaging.average, command.round, examined)
+            ready = await aside(self._averaging.average, command, examined)
         except Exception as error:  # noqa: BLE001 - ends the run, with its reason
             cause = cause_of(error)
             kind = type(cause) if another_may_help(cause) else RunFailed

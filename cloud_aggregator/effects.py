@@ -10,6 +10,7 @@ from cloud_aggregator.dispatch import Dispatch
 from cloud_aggregator.edge_names import EdgeNames
 from cloud_aggregator.effective import EffectiveConfig
 from cloud_aggregator.models_said import ModelsSaid
+from sfl.aggregation.examine import Examined
 from sfl.errors import ConfigError
 from sfl.metrics.stats import NodeStats
 from sfl.node.logs import Sparing
@@ -22,6 +23,7 @@ from sfl.rounds import (
     Evict,
     Fault,
     FinishRun,
+    Reduce,
     Refuse,
     RefuseEdge,
     Rehearse,
@@ -34,7 +36,7 @@ from sfl.rounds import (
     Welcome,
 )
 from sfl.rounds.assignment import assign
-from sfl.rounds.values import Admission
+from sfl.rounds.values import Admission, Share, SumOrder
 from sfl.transport.cloud.service import CloudService
 
 log = logging.getLogger("sfl.cloud")
@@ -65,6 +67,18 @@ class Effects:
         self._adapter = adapter
         self._dispatch = dispatch
         self._edges = edges
+
+    def ask_for_sums(self, command: Reduce, examined: Examined) -> None:
+        """Have edges add up what was found sound."""
+        shares = {
+            one.device: Share(
+                one.num_examples, 1.0 if one.shortened is None else one.shortened.factor
+            )
+            for one in examined.contributions
+        }
+        for edge, names in command.edges.items():
+            own = {name: shares[name] for name in names}
+            self._service.post(edge, SumOrder(command.round, command.number, own))
 
     @singledispatchmethod
     def do(self, command: Command) -> None:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import time
+from dataclasses import replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from cloud_aggregator.averaging import Averaging, GlobalAdapter
@@ -33,6 +35,7 @@ from sfl.rounds import (
     RefuseEdge,
     Rehearsed,
     ReportReceived,
+    SumReceived,
     UpdateReceived,
 )
 from sfl.rounds.values import (
@@ -40,6 +43,7 @@ from sfl.rounds.values import (
     DeviceFacts,
     EdgeFacts,
     EdgeWelcome,
+    HeldUpdate,
     Point,
     RoundReport,
     UpdateHeader,
@@ -123,7 +127,7 @@ class EdgeHost:
             self._config.edge_said(said, self._driver.keep)
         self._names.here(edge)
         self._adapter.base_updates.joined(("edge", edge))
-        self._driver.happened(EdgeReady(edge, num_layers, digest, facts.credits))
+        self._driver.happened(EdgeReady(edge, num_layers, digest, facts.credits, facts.keeps))
 
     def edge_lost(self, edge: str, reason: str) -> None:
         """An edge's stream is closed."""
@@ -213,21 +217,47 @@ class EdgeHost:
         """One side's part of an update is in the spool."""
         if not self._is_sound(header):
             return
+        path = self.spool.path(header.round, header.device, header.side)
+        self._received(_received(header), path)
+
+    def update_held(self, held: HeldUpdate) -> None:
+        """A device's update is whole, and stays at its edge."""
+        if not self._run_settings_ask(held):
+            return
+        if all(map(self._is_sound, held.parts)):
+            for header in held.parts:
+                self._driver.happened(replace(_received(header), length=held.length))
+
+    def _run_settings_ask(self, held: HeldUpdate) -> bool:
+        """Leave a device out whose edge keeps what the run wants, or has not measured it."""
+        options = self._config.current.aggregation
+        problem = ""
+        if options.sums != "at_edges":
+            problem = "an update stays at its edge, and the run wants it here"
+        elif held.length is None and options.max_update_norm != "off":
+            problem = "an update came without its length"
+        if problem:
+            self.device_broke(held.device, problem)
+        return not problem
+
+    def sum_received(self, edge: str, round_: int, number: int) -> None:
+        """An edge's sum is in the spool. Raises ProtocolError where it is none."""
+        path = self.spool.sum_path(round_, edge, number)
+        self._averaging.check_sum(edge, path)
+        self._received(SumReceived(edge, round_, number), path)
+
+    def _received(self, event: UpdateReceived | SumReceived, path: Path) -> None:
+        """A file is in the spool, of which an event tells."""
         if self._averaging.is_kept_twice:
-            task = watched(self._keep(header), self._driver.failed)
+            task = watched(self._keep(event, path), self._driver.failed)
             self._keeping.add(task)
             task.add_done_callback(self._keeping.discard)
         else:
-            self._received(header)
+            self._driver.happened(event)
 
-    async def _keep(self, header: UpdateHeader) -> None:
+    async def _keep(self, event: UpdateReceived | SumReceived, path: Path) -> None:
         """Only what is in both places has been received; that takes as long as the store does."""
-        await aside(self._averaging.keep_part, header)
-        self._received(header)
-
-    def _received(self, header: UpdateHeader) -> None:
-        side: Any = header.side
-        event = UpdateReceived(header.device, side, header.round, header.final_step)
+        await aside(self._averaging.keep_file, path)
         self._driver.happened(event)
 
     def _is_sound(self, header: UpdateHeader) -> bool:
@@ -250,3 +280,8 @@ class EdgeHost:
             self._driver.happened(Rehearsed(report.device, report.rehearsal, bits, told))
             return
         self._driver.happened(ReportReceived(report.device, report.round, report))
+
+
+def _received(header: UpdateHeader) -> UpdateReceived:
+    side: Any = header.side
+    return UpdateReceived(header.device, side, header.round, header.final_step)

@@ -16,7 +16,7 @@ from sfl.errors import LinkLost, ProtocolError, Refused, RunFailed
 from sfl.metrics.stats import NodeStats
 from sfl.node.causes import cause_of
 from sfl.rounds.messages import Evict, FinishRun
-from sfl.rounds.values import Admission, Assignment, EdgeOrders, EdgeWelcome
+from sfl.rounds.values import Admission, Assignment, EdgeOrders, EdgeWelcome, SumOrder
 from sfl.stage.messages import Finish
 from sfl.transport.cloud.words import CloudWord, EdgeFailed, GlobalPart
 from sfl.transport.device import checked
@@ -81,7 +81,9 @@ class Follower:
         if self._opened.done():
             self._opened.result().turn_back(reason)
 
-    async def hear(self, word: EdgeWelcome | Admission | EdgeOrders | GlobalPart | Evict) -> None:
+    async def hear(
+        self, word: EdgeWelcome | Admission | EdgeOrders | GlobalPart | SumOrder | Evict
+    ) -> None:
         """Do what one word asks for. Raises ProtocolError where it was not due."""
         match word:
             case EdgeWelcome():
@@ -97,6 +99,8 @@ class Follower:
                     self._orders = word
             case GlobalPart():
                 await self._take(word)
+            case SumOrder():
+                self._host().add_up(word)
             case Evict():
                 self._evict(word)
             case unknown:
@@ -145,6 +149,8 @@ class Follower:
 
     async def _begin_round(self, orders: EdgeOrders, payload: Buffer) -> None:
         base = self._host().floor.base
+        if (kept := self._host().kept) is not None:
+            kept.begin(orders.round, await asyncio.to_thread(decode_adapter, payload))
         self._host().floor.rank(orders.order)
         for own in orders.devices.values():
             checked.assignment(own, base.settings, base.folder.num_layers)

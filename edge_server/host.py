@@ -5,13 +5,15 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 
 from edge_server.beats import Beats
 from edge_server.deliveries import Deliveries
 from edge_server.floor import Floor
+from edge_server.kept import KeptUpdates
+from sfl.aggregation.contribution import Contribution
 from sfl.config import RunSettings
 from sfl.errors import LinkLost, NameInUse, ProtocolError, Refused, SflError
 from sfl.metrics.snapshot import NodeSnapshot
@@ -26,18 +28,20 @@ from sfl.rounds.values import (
     Point,
     Proof,
     RoundReport,
+    SumOrder,
     UpdateHeader,
 )
 from sfl.stage.training import TrainingSession
 from sfl.transport.bulk.files import FileEntry
 from sfl.transport.cloud.blame import blamed
-from sfl.transport.cloud.link import CloudLink
-from sfl.transport.cloud.words import DeviceIsReady, DeviceJoin
+from sfl.transport.cloud.link import CloudLink, sum_messages
+from sfl.transport.cloud.words import DeviceIsReady, DeviceJoin, EdgeFailed
 from sfl.transport.device import checked
 from sfl.transport.device.served import Admitted
 from sfl.transport.device.training import Training
 from sfl.transport.frames import contract
 from sfl.transport.frames.chunks import Buffer
+from sfl.transport.group import watched
 from sfl.transport.stage.dialling import NextStage, RunHere
 from sfl.transport.stage.link import NextLink
 
@@ -118,7 +122,11 @@ class DeviceHost:
         self._joins = JoinPace(floor.base.settings)
         self._admissions: dict[str, asyncio.Future[Admission]] = {}
         self._here: dict[str, Here] = {}
-        self.deliveries = Deliveries(cloud, stats.waits)
+        settings = floor.base.settings
+        self.kept = KeptUpdates(settings) if settings.sums_at_edges else None
+        """Updates that stay here, if they do."""
+        self.deliveries = Deliveries(cloud, stats.waits, self.kept)
+        self._adding: set[asyncio.Task[None]] = set()
 
     async def admit(self, device: str, proof: Proof) -> Admitted[Training]:
         """Ask the cloud, make a session. Raises Refused where the cloud says no."""
@@ -276,6 +284,30 @@ class DeviceHost:
     async def relay_adapter(self, header: UpdateHeader, payload: Buffer) -> None:
         """Pass a part on to the cloud."""
         await self.deliveries.part(header, payload)
+
+    def add_up(self, order: SumOrder) -> None:
+        """Have the sum sent that the cloud asks for. Raises ProtocolError where nothing of it is
+        here."""
+        if self.kept is None:
+            raise ProtocolError("the cloud asked for a sum, and the run has none")
+        adding = self._add_up(order, self.kept, self.kept.asked(order))
+        task = watched(adding, lambda error: self._cloud.post(EdgeFailed(str(error))))
+        self._adding.add(task)
+        task.add_done_callback(self._adding.discard)
+
+    async def _add_up(
+        self, order: SumOrder, kept: KeptUpdates, devices: Sequence[Contribution]
+    ) -> None:
+        stream = self._cloud.stream
+        payload = await asyncio.to_thread(kept.add_up, devices)
+        messages = await asyncio.to_thread(sum_messages, order.round, order.number, payload)
+        if stream is self._cloud.stream:  # else the cloud asks again
+            self._cloud.post_messages(messages)
+
+    @property
+    def keeps(self) -> Mapping[str, int]:
+        """Of which devices and rounds updates stay here."""
+        return {} if self.kept is None else self.kept.rounds
 
     def relay_report(self, report: RoundReport) -> None:
         """Pass a report on to the cloud, and what this edge has counted by then.

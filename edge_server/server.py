@@ -221,7 +221,8 @@ class EdgeServer:
         self._ask_for(stream.welcome.challenge)
         self.cloud.use(stream)
         self.beats.send()
-        self.cloud.stand_by_it()
+        opened = self._opened
+        self.cloud.stand_by_it(opened.result().keeps if opened.done() else {})
         if not same:
             self.follower.send_off(LinkLost("the cloud asks for another signature"))
         elif self._opened.done():

@@ -17,6 +17,7 @@ from sfl.errors import ProtocolError
 
 Array = npt.NDArray[Any]
 Shapes = Mapping[str, tuple[int, ...]]
+Payload = bytes | bytearray | memoryview | SupportsBytes
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,7 +67,7 @@ class Contribution:
     """What is made of its values before they count; by default nothing."""
     stale: Stale | None = None
     """What is made of them before that; nothing where they began from the latest adapter."""
-    payloads: tuple[SupportsBytes, ...] = ()
+    payloads: tuple[Payload, ...] = ()
     """Further files, which are in memory."""
     edge: str = ""
 
@@ -146,7 +147,7 @@ class Contribution:
 class _InMemory:
     """A safetensors file in memory, as `safe_open` shows one on disk."""
 
-    def __init__(self, payload: SupportsBytes) -> None:
+    def __init__(self, payload: Payload) -> None:
         """Raises SafetensorError."""
         try:
             self._values: dict[str, Array] = safetensors.numpy.load(bytes(payload))

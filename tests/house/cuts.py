@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -64,10 +64,16 @@ class CutChannel(AioChannel):
 
 
 class CutTwin(Twin):
-    """A run whose only edge has such streams."""
+    """A run whose edges have such streams."""
 
-    def __init__(self, folder: Path, values: dict[str, Any], cuts: Cuts) -> None:
-        super().__init__(folder, values)
+    def __init__(
+        self,
+        folder: Path,
+        values: dict[str, Any],
+        cuts: Cuts,
+        edges: Mapping[str, Sequence[str]] | None = None,
+    ) -> None:
+        super().__init__(folder, values, edges)
         self.cuts = cuts
 
     def _dial_cloud(self, name: str) -> AioChannel:

@@ -74,7 +74,13 @@ def stills_of(
     folder: Path, values: dict[str, Any], writes: Any, copied: Copied = nothing
 ) -> tuple[Outcome, Stills]:
     """A run, and its folder before each of its cloud's writes."""
-    twin = Twin(folder, values)
+    return stills_of_twin(folder, Twin(folder, values), writes, copied)
+
+
+def stills_of_twin(
+    folder: Path, twin: Twin, writes: Any, copied: Copied = nothing
+) -> tuple[Outcome, Stills]:
+    """The same of a run that is prepared."""
     stills = Stills(folder / "stills", twin, copied)
     with pytest.MonkeyPatch.context() as patched:
         for owner, name in writes:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import secrets
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 
 import grpc
@@ -15,6 +16,7 @@ from sfl.metrics.snapshot import Role
 from sfl.metrics.stats import NodeStats
 from sfl.node.certificates.own import OwnCertificate
 from sfl.rounds.values import EdgeFacts, EdgeWelcome, UpdateHeader
+from sfl.transport.cloud.sums import SUM
 from sfl.transport.cloud.words import (
     CloudWord,
     EdgeFailed,
@@ -32,7 +34,7 @@ from sfl.transport.security.credentials import open_aio_channel
 from sfl.transport.security.diagnosis import why_refused
 from sfl.transport.status import error_of
 from sfl.transport.stream import Silence
-from sfl.v1 import cloud_pb2
+from sfl.v1 import cloud_pb2, tensor_pb2
 
 Channel = grpc.aio.Channel
 """What an edge calls the cloud by."""
@@ -125,8 +127,11 @@ class CloudLink:
             self._standing = word
         self.post_messages([to_edge_report(word)])
 
-    def stand_by_it(self) -> None:
-        """Say again what the cloud was told of this edge itself, if it was told anything."""
+    def stand_by_it(self, keeps: Mapping[str, int]) -> None:
+        """Say again what the cloud was told of this edge itself, if it was told anything, and of
+        which devices and rounds it keeps updates."""
+        if isinstance(self._standing, EdgeFacts):
+            self._standing = replace(self._standing, keeps=keeps)
         if self._standing is not None:
             self.post(self._standing)
 
@@ -189,7 +194,7 @@ class CloudStream:
 
     def post(self, message: EdgeMessage) -> None:
         """Queue a message."""
-        role: Role = "adapter" if message.WhichOneof("body") == "adapter" else "control"
+        role: Role = "adapter" if message.WhichOneof("body") in ("adapter", "sum") else "control"
         self._stats.bytes.add("up", role, wire_bytes(message))
         self._outbox.put_nowait(message)
 
@@ -241,6 +246,12 @@ class CloudStream:
     async def _requests(self) -> AsyncIterator[EdgeMessage]:
         while (message := await self._outbox.get()) is not None:
             yield message
+
+
+def sum_messages(round_: int, number: int, payload: Buffer) -> list[EdgeMessage]:
+    """The answer to the order of that number as messages, which none may come between."""
+    header = tensor_pb2.AdapterHeader(round=round_, number=number, side=SUM)
+    return [EdgeMessage(sum=frame) for frame in adapter_frames(header, payload)]
 
 
 def update_messages(header: UpdateHeader, payload: Buffer) -> list[EdgeMessage]:

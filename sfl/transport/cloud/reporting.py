@@ -19,13 +19,16 @@ from sfl.rounds.values import (
     EdgeFacts,
     EdgeOrders,
     EdgeWelcome,
+    HeldUpdate,
     Point,
     RoundReport,
+    SumOrder,
     UpdateHeader,
 )
-from sfl.transport.cloud.intake import Intake
+from sfl.transport.cloud.intake import Intake, SumIntake
 from sfl.transport.cloud.outbox import Outbox
 from sfl.transport.cloud.spool import Spool
+from sfl.transport.cloud.sums import from_held
 from sfl.transport.cloud.words import CloudWord, from_edge_facts, from_left, to_cloud_messages
 from sfl.transport.frames import contract, words
 from sfl.transport.frames.contract import DeviceContract
@@ -41,7 +44,7 @@ ALIVE = cloud_pb2.CloudMessage(heartbeat=tensor_pb2.Heartbeat())
 MOMENT = 0.05
 """Seconds in which gRPC cancels a stream whose connection broke, after its requests have ended."""
 
-SPOKEN_FOR = ("device_ready", "left", "adapter", "report")
+SPOKEN_FOR = ("device_ready", "left", "adapter", "held", "report")
 """What an edge says on behalf of one of its devices."""
 
 
@@ -122,6 +125,12 @@ class Host(Protocol):
     def update_received(self, header: UpdateHeader) -> None:
         """One side's part of an update is in the spool."""
 
+    def update_held(self, held: HeldUpdate) -> None:
+        """A device's update is whole, and stays at its edge."""
+
+    def sum_received(self, edge: str, round_: int, number: int) -> None:
+        """An edge's sum is in the spool. Raises ProtocolError where it is none."""
+
     def reported(self, report: RoundReport) -> None:
         """A device tells how its round went."""
 
@@ -158,6 +167,7 @@ class Reporting:
         beats = Heartbeats(ALIVE, host.heartbeat_interval, host.idle_timeout, enough=1)
         self.stream = Stream(edge, _outbox(host.run_settings), beats, host.stats.phases)
         self._intake = Intake(host, self.signatures, self.devices)
+        self._sums = SumIntake(edge, host)
         self._pace = contract.Pace(host.heartbeat_interval)
         self._to_end = asyncio.Event()
         self._why = ""
@@ -172,6 +182,8 @@ class Reporting:
             for device, start in word.devices.items():
                 if device in self.devices:
                     self.devices[device].begin(start)
+        elif isinstance(word, SumOrder):
+            self._sums.ask(word.round, word.number)
         for message in to_cloud_messages(word):
             self.stream.outbox.put(message)
 
@@ -206,6 +218,7 @@ class Reporting:
             self.hung_up = True
         finally:
             self._intake.drop()
+            self._sums.drop()
         raise LinkLost("the edge closed the stream")
 
     # -- messages ---------------------------------------------------------------------------------
@@ -217,6 +230,8 @@ class Reporting:
             "device_ready": lambda: self._device_ready(message.device_ready),
             "left": lambda: self._left(message.left),
             "adapter": lambda: self._intake.take(message.adapter),
+            "held": lambda: self._held(message.held),
+            "sum": lambda: self._sums.take(message.sum),
             "report": lambda: self._report(message.report),
             "heartbeat": lambda: self._hear(message.heartbeat),
             "failure": lambda: self._failed(message.failure),
@@ -297,6 +312,14 @@ class Reporting:
         begun = words.from_point(message.begun)
         common = set(facts.points).intersection(words.from_points(message.points))
         self.host.device_ready(message.device, facts, tuple(sorted(common)), begun)
+
+    def _held(self, message: cloud_pb2.HeldUpdate) -> None:
+        for part in message.parts:
+            if part.device != message.device:
+                raise ProtocolError(f"a part of device {part.device!r:.80} in place of its own")
+            self.devices[message.device].part(part, part.side, self.host.adapter_limit)
+            self.signatures.held(part, message.digest)
+        self.host.update_held(from_held(message))
 
     def _report(self, report: tensor_pb2.RoundReport) -> None:
         self.signatures.report(report)

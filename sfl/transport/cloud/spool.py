@@ -11,6 +11,7 @@ from sfl.errors import ProtocolError
 from sfl.node.certificates.identity import NAME
 from sfl.node.files import sync_folder
 from sfl.node.numbered import of_rounds, round_name, round_of
+from sfl.transport.cloud.sums import SUM
 from sfl.v1 import tensor_pb2
 
 
@@ -30,7 +31,17 @@ class Spool:
 
     def begin(self, header: tensor_pb2.AdapterHeader) -> Part:
         """A part to be written as it comes. Raises ProtocolError."""
-        path = self._final(header)
+        return self._begin(header, self._final(header))
+
+    def sum_path(self, round_: int, edge: str, number: int) -> Path:
+        """Where an edge's answer to the order of that number is."""
+        return self.path(round_, edge, f"{SUM}-{number}")
+
+    def begin_sum(self, edge: str, header: tensor_pb2.AdapterHeader) -> Part:
+        """An edge's sum, to be written as it comes."""
+        return self._begin(header, self.sum_path(header.round, edge, header.number))
+
+    def _begin(self, header: tensor_pb2.AdapterHeader, path: Path) -> Part:
         if not path.parent.is_dir():
             path.parent.mkdir(parents=True)
             sync_folder(self.folder)

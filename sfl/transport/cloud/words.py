@@ -18,10 +18,13 @@ from sfl.rounds.values import (
     EdgeFacts,
     EdgeOrders,
     EdgeWelcome,
+    HeldUpdate,
     Point,
     Proof,
     RoundReport,
+    SumOrder,
 )
+from sfl.transport.cloud import sums
 from sfl.transport.cloud.blame import cause_told, on_the_wire
 from sfl.transport.frames import contract, words
 from sfl.transport.frames.chunks import Buffer, adapter_frames
@@ -77,6 +80,7 @@ EdgeWord = (
     | DeviceIsReady
     | DeviceLost
     | RoundReport
+    | HeldUpdate
     | Beat
     | EdgeFailed
     | EdgeStopped
@@ -96,7 +100,7 @@ class GlobalPart:
     base_update: bool = False
 
 
-CloudWord = EdgeWelcome | Admission | EdgeOrders | GlobalPart | Evict | FinishRun
+CloudWord = EdgeWelcome | Admission | EdgeOrders | GlobalPart | SumOrder | Evict | FinishRun
 """What the cloud tells an edge, beside that it is alive."""
 
 
@@ -120,6 +124,8 @@ def to_edge_report(word: EdgeWord) -> cloud_pb2.EdgeReportMessage:
             return cloud_pb2.EdgeReportMessage(left=to_left(word))
         case RoundReport():
             return cloud_pb2.EdgeReportMessage(report=words.to_report(word))
+        case HeldUpdate():
+            return cloud_pb2.EdgeReportMessage(held=sums.to_held(word))
         case Beat():
             beat = tensor_pb2.Heartbeat(snapshot=word.snapshot, devices=word.devices)
             return cloud_pb2.EdgeReportMessage(heartbeat=beat)
@@ -134,13 +140,18 @@ def to_edge_report(word: EdgeWord) -> cloud_pb2.EdgeReportMessage:
 def to_edge_facts(facts: EdgeFacts) -> cloud_pb2.EdgeReady:
     """What an edge brings as the wire has it."""
     return cloud_pb2.EdgeReady(
-        manifest=facts.manifest, address=facts.address, given=facts.given, credits=facts.credits
+        manifest=facts.manifest,
+        address=facts.address,
+        given=facts.given,
+        credits=facts.credits,
+        keeps=sums.to_kept(facts.keeps),
     )
 
 
 def from_edge_facts(said: cloud_pb2.EdgeReady) -> EdgeFacts:
     """What an edge brings from the wire."""
-    return EdgeFacts(said.manifest, said.address, said.given, said.credits)
+    keeps = sums.from_kept(said.keeps)
+    return EdgeFacts(said.manifest, said.address, said.given, said.credits, keeps)
 
 
 def to_left(lost: DeviceLost) -> cloud_pb2.DeviceLeft:
@@ -168,7 +179,7 @@ def to_cloud_messages(word: CloudWord) -> Iterator[cloud_pb2.CloudMessage]:
 
 
 def _to_cloud_message(
-    word: EdgeWelcome | Admission | EdgeOrders | Evict | FinishRun,
+    word: EdgeWelcome | Admission | EdgeOrders | SumOrder | Evict | FinishRun,
 ) -> cloud_pb2.CloudMessage:
     match word:
         case EdgeWelcome():
@@ -177,6 +188,8 @@ def _to_cloud_message(
             return cloud_pb2.CloudMessage(admission=to_admission(word))
         case EdgeOrders():
             return cloud_pb2.CloudMessage(start=to_orders(word))
+        case SumOrder():
+            return cloud_pb2.CloudMessage(reduce=sums.to_order(word))
         case Evict():
             return cloud_pb2.CloudMessage(evict=to_evict(word))
         case FinishRun():
@@ -188,7 +201,7 @@ def _to_cloud_message(
 
 def from_cloud_message(
     message: cloud_pb2.CloudMessage,
-) -> EdgeWelcome | Admission | EdgeOrders | Evict | FinishRun:
+) -> EdgeWelcome | Admission | EdgeOrders | SumOrder | Evict | FinishRun:
     """What the cloud tells from the wire, all but adapters and heartbeats. Raises ProtocolError."""
     match message.WhichOneof("body"):
         case "settings":
@@ -197,6 +210,8 @@ def from_cloud_message(
             return from_admission(message.admission)
         case "start":
             return from_orders(message.start)
+        case "reduce":
+            return sums.from_order(message.reduce)
         case "evict":
             return from_evict(message.evict)
         case "finish":
