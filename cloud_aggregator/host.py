@@ -222,14 +222,14 @@ class EdgeHost:
 
     def update_held(self, held: HeldUpdate) -> None:
         """A device's update is whole, and stays at its edge."""
-        if not self._run_settings_ask(held):
+        if not self._may_stay(held):
             return
         if all(map(self._is_sound, held.parts)):
             for header in held.parts:
                 self._driver.happened(replace(_received(header), length=held.length))
 
-    def _run_settings_ask(self, held: HeldUpdate) -> bool:
-        """Leave a device out whose edge keeps what the run wants, or has not measured it."""
+    def _may_stay(self, held: HeldUpdate) -> bool:
+        """Leave a device out whose edge keeps what the run wants here, or has not measured it."""
         options = self._config.current.aggregation
         problem = ""
         if options.sums != "at_edges":

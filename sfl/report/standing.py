@@ -64,7 +64,7 @@ def _waits(
     many more there are."""
     others = told.words.waits(state, settings.network.idle_timeout)
     own = list(waits_of(state, settings))
-    away = len(state.away)
+    away = len(state.away) + len(state.sums_away)
     groups = own[:away], own[away:], list(others)
     shown = tuple(wait for some in groups for wait in some[:NAMED])
     return shown, sum(map(len, groups)) - len(shown)
@@ -72,16 +72,28 @@ def _waits(
 
 def waits_of(state: RunState, settings: RunSettings) -> Iterator[Wait]:
     """Whom the cloud waits for by its state: those that are away, then what the phase needs."""
-    for name, away in sorted(state.away.items()):
+    lost = [("edge", state.sums_away), ("device", state.away)]
+    for whom, name, away in ((kind, *own) for kind, all_ in lost for own in sorted(all_.items())):
         left = max(0.0, away.until - state.now)
         seconds = state.now - away.since
-        yield Wait("cloud", f"device {name}", away.reason, seconds, left, True, "return")
+        yield Wait("cloud", f"{whom} {name}", away.reason, seconds, left, True, "return")
+    if state.phase is Phase.AGGREGATING and (missing := state.open.reduction.missing):
+        yield from _sums(state, missing)
+        return
     if (own := _of_phase(state, settings)) is None:
         return
     what, kind, names, seconds = own
     for name in (n for n in names if n not in state.away):
         whom = f"device {name}" if name else "cloud"
         yield Wait("cloud", whom, what, seconds, _left(state), kind=kind)
+
+
+def _sums(state: RunState, missing: Iterable[str]) -> Iterator[Wait]:
+    """Edges that are to add up what their devices trained."""
+    what, seconds = f"its sum of round {state.round}", state.now - state.open.stragglers.began
+    for edge in missing:
+        if edge not in state.sums_away:
+            yield Wait("cloud", f"edge {edge}", what, seconds, _left(state), kind="averaging")
 
 
 def _of_phase(

@@ -73,7 +73,7 @@ class Reduction:
     sums are in the spool."""
 
     number: int = 0
-    edges: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    edges: Mapping[str, tuple[str, ...]] = field(default_factory=dict, hash=False)
     there: tuple[str, ...] = ()
 
     @property

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 import pytest
 
 from sfl.config import RunSettings
+from sfl.report.standing import waits_of
 from sfl.rounds import (
     AdapterReady,
     Aggregate,
@@ -240,6 +241,20 @@ def test_a_deadline_does_not_pass_while_an_edge_is_waited_for() -> None:
     asked = coordinator.handle(EdgeReady("e", 4, keeps={"d0": 1, "d2": 1}), 210.0)
     assert kinds(asked) == ["Reduce"]
     assert summed(coordinator, "f", "e", now=211.0) == [Aggregate(1, ALL, 1)]
+
+
+def test_the_status_names_the_edges_that_the_cloud_waits_for() -> None:
+    coordinator = begun()
+    delivered(coordinator, *HOME)
+    state, config = coordinator.state, coordinator.settings
+    assert [(own.whom, own.what) for own in waits_of(state, config)] == [
+        ("edge e", "its sum of round 1"),
+        ("edge f", "its sum of round 1"),
+    ]
+    coordinator.handle(EdgeLost("e", "killed"), 3.0)
+    found = {own.whom: own.what for own in waits_of(coordinator.state, config)}
+    assert found["edge e"] == "killed" and found["edge f"] == "its sum of round 1"
+    assert set(found) == {"edge e", "edge f", "device d0", "device d2"}
 
 
 # -- anything, in any order -----------------------------------------------------------------------

@@ -27,16 +27,21 @@ from sfl.rounds.values import (
     EdgeFacts,
     EdgeOrders,
     EdgeWelcome,
+    HeldUpdate,
+    Length,
     Point,
     Proof,
     RoundReport,
     Score,
+    Share,
     Signature,
     Steps,
+    SumOrder,
     UpdateHeader,
 )
 from sfl.transport.bulk.files import FileEntry, from_listing, to_listing
 from sfl.transport.cloud import words as hop
+from sfl.transport.cloud.sums import from_held, to_held
 from sfl.transport.cloud.words import (
     Beat,
     DeviceIsReady,
@@ -131,6 +136,10 @@ report = st.builds(
     signature,
 )
 proof = st.builds(Proof, data, data, data)
+header = st.builds(UpdateHeader, small, text, text, small, number, large, signature)
+size = st.floats(0, 1e15)
+length = st.builds(Length, size, size, large)
+held = st.builds(HeldUpdate, text, st.lists(header).map(tuple), data, st.none() | length)
 listing = st.lists(st.builds(FileEntry, text, large, text), max_size=4).map(tuple)
 
 PAIRS: list[tuple[str, st.SearchStrategy[Any], Callable[[Any], Any], Callable[[Any], Any]]] = [
@@ -153,14 +162,15 @@ PAIRS: list[tuple[str, st.SearchStrategy[Any], Callable[[Any], Any], Callable[[A
     ("report", report, words.to_report, words.from_report),
     (
         "update header",
-        st.builds(UpdateHeader, small, text, text, small, number, large, signature),
+        header,
         words.to_update_header,
         words.from_update_header,
     ),
+    ("held update", held, to_held, from_held),
     ("assignment", assignment, words.to_assignment, words.from_assignment),
     (
         "edge facts",
-        st.builds(EdgeFacts, text, text, data),
+        st.builds(EdgeFacts, text, text, data, small, st.dictionaries(text, small, max_size=3)),
         hop.to_edge_facts,
         hop.from_edge_facts,
     ),
@@ -253,6 +263,7 @@ def test_what_a_device_signed_is_passed_on_to_the_byte(drawn: st.DataObject) -> 
         (DeviceIsReady("d", DeviceFacts(1), (Point(1, 2, 3),), Point(2, 0, 3)), "device_ready"),
         (DeviceLost("d", "why"), "left"),
         (RoundReport(1, "d"), "report"),
+        (HeldUpdate("d", (UpdateHeader(1, "d", "edge"),)), "held"),
         (Beat("{}", ["{}"]), "heartbeat"),
         (EdgeFailed("why"), "failure"),
         (EdgeStopped("why"), "goodbye"),
@@ -264,7 +275,7 @@ def test_each_word_of_an_edge_has_its_message(word: hop.EdgeWord, body: str) -> 
     bodies = cloud_pb2.EdgeReportMessage.DESCRIPTOR.oneofs_by_name["body"].fields
     assert {field.name for field in bodies} == {
         "hello", "join", "ready", "device_ready", "left", "adapter", "report", "heartbeat",
-        "failure", "goodbye",
+        "failure", "goodbye", "held", "sum",
     }  # fmt: skip
 
 
@@ -276,6 +287,7 @@ def test_each_word_of_an_edge_has_its_message(word: hop.EdgeWord, body: str) -> 
         Admission("d", assignment=OWN),
         EdgeOrders(2, {"d": OWN}),
         EdgeOrders(2, {"d": OWN}, begun=True),
+        SumOrder(3, 2, {"a": Share(7), "b": Share(1 << 40, 0.125)}),
         Evict("d", "why", final=True),
         FinishRun(ok=False, reason="why"),
     ],
@@ -307,3 +319,25 @@ def test_what_is_no_value_is_refused() -> None:
         hop.from_cloud_message(cloud_pb2.CloudMessage())
     with pytest.raises(ProtocolError, match="the run's settings"):
         hop.from_edge_welcome(cloud_pb2.Settings(settings="{}"))
+
+
+@pytest.mark.parametrize(
+    ("share", "said"),
+    [
+        (cloud_pb2.Share(device="d", weight=0, factor=1), "weight of an update = 0"),
+        (cloud_pb2.Share(device="d", weight=1, factor=1.5), "factor of an update = 1.5"),
+        (cloud_pb2.Share(device="d", weight=1, factor=float("nan")), "factor of an update = nan"),
+    ],
+)
+def test_a_share_of_a_sum_that_nobody_has_is_refused(share: cloud_pb2.Share, said: str) -> None:
+    with pytest.raises(ProtocolError, match=said):
+        hop.from_cloud_message(
+            cloud_pb2.CloudMessage(reduce=cloud_pb2.Reduce(round=1, number=1, shares=[share]))
+        )
+
+
+@pytest.mark.parametrize("norm", [-1.0, float("inf"), float("nan")])
+def test_a_length_that_no_update_has_is_refused(norm: float) -> None:
+    length = cloud_pb2.Length(norm=norm, start=1, values=3)
+    with pytest.raises(ProtocolError, match="norm of an update"):
+        from_held(cloud_pb2.HeldUpdate(device="d", length=length))

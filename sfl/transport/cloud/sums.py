@@ -8,6 +8,8 @@ from sfl.rounds.values import HeldUpdate, Length, Share, SumOrder
 from sfl.transport.frames import contract, words
 from sfl.v1 import cloud_pb2
 
+MOST_LONG = 1e200
+"""No finite float32 values are as long as that."""
 SUM = "sum"
 """The side of a sum: no holder of a plan is called so."""
 
@@ -26,8 +28,8 @@ def from_held(said: cloud_pb2.HeldUpdate) -> HeldUpdate:
     """An update that stays at its edge, from the wire. Raises ProtocolError."""
     length = None
     if said.HasField("length"):
-        contract.number("norm of an update", said.length.norm, 0, float("inf"))
-        contract.number("start of an update", said.length.start, 0, float("inf"))
+        contract.number("norm of an update", said.length.norm, 0, MOST_LONG)
+        contract.number("start of an update", said.length.start, 0, MOST_LONG)
         length = Length(said.length.norm, said.length.start, said.length.values)
     parts = tuple(words.from_update_header(part) for part in said.parts)
     return HeldUpdate(said.device, parts, said.digest, length)
