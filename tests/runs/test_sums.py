@@ -18,7 +18,6 @@ from sfl.config import load_run
 from sfl.node.certificates.authority import Authority
 from sfl.node.certificates.identity import Role
 from sfl.node.certificates.own import OwnCertificate, load_own, settings_in
-from sfl.plan import HOLDERS
 from sfl.report.journal import SqliteJournal, read_journal
 from sfl.rounds import AdapterReady, Phase
 from sfl.rounds.values import Assignment, HeldUpdate, SumOrder
@@ -82,6 +81,7 @@ def delivered(own: Twin) -> set[str]:
     [
         {},
         {"run": {"topology": "u_shaped"}},
+        {"run": {"topology": "three_tier"}, "stages": {"cuts": [2]}},
         {"codec": {"adapter": "int8"}},
         {"aggregation": {"strategy": "fedadam"}},
         {"aggregation": {"strategy": "ffa_lora"}},
@@ -124,7 +124,7 @@ def test_edges_send_one_sum_each_and_no_update(
     monkeypatch.setattr(Averaging, "forget_before", seen)
     cloud, edges = twin(tmp_path / "cloud", "by_edge"), twin(tmp_path / "edges", "at_edges")
     finished(cloud.run())
-    assert files == {f"{name}.{side}.safetensors" for name in "abcd" for side in HOLDERS}
+    assert files == {f"{name}.{side}.safetensors" for name in "abcd" for side in ("device", "edge")}
     files.clear()
     assert_same_bits(adapter(finished(edges.run())), expected)
     assert files == {f"{name}.sum-1.safetensors" for name in EDGES}
