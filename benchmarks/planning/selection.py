@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from math import exp, log, sqrt
@@ -33,23 +34,40 @@ def crowd(draw: random.Random, steady: bool) -> Crowd:
 ROUNDS = 300
 
 
-def history(policy: str, seed: int, steady: bool) -> list[tuple[float, int]]:
-    """Seconds and successes so far after each round of eight devices.
+@dataclass(frozen=True, slots=True)
+class Course:
+    """Seconds and successes so far, after each round; how often each device took part."""
 
-    A quarter of all devices changes after every 100 rounds.
-    """
+    points: list[tuple[float, int]]
+    picks: Counter[int]
+
+    @property
+    def rate(self) -> float:
+        """Successes a second, over all rounds."""
+        seconds, count = self.points[-1]
+        return count / seconds
+
+    @property
+    def regulars(self) -> int:
+        """Devices that took part in a twentieth of the rounds, or more."""
+        return sum(count >= ROUNDS / 20 for count in self.picks.values())
+
+
+def course(policy: str, seed: int, steady: bool) -> Course:
+    """Rounds of eight devices; a quarter of all devices changes after every 100."""
     draw = random.Random(seed)
     now = crowd(draw, steady)
     deadline = 1.3 * sorted(now.seconds)[-1]
     aims = Aims(hysteresis=0.0, select=8, deadline=deadline)
     state = replace(_arms(aims), seed=seed)
     papers = _PapersBandit(min(now.seconds), deadline)
-    count, total, found = 0, 0.0, list[tuple[float, int]]()
+    count, total, found, picks = 0, 0.0, list[tuple[float, int]](), Counter[int]()
     for number in range(ROUNDS):
         if number and number % 100 == 0 and not steady:
             now = _changed(draw, now)
         state = replace(state, round=number)
         selected = _selected(policy, state, now, papers, deadline)
+        picks.update(selected)
         times = {one: now.seconds[one] * exp(draw.gauss(0, 0.15)) for one in selected}
         good = {one: draw.random() < now.chances[one] for one in selected}
         state = _told(state, policy, times, good)
@@ -57,13 +75,7 @@ def history(policy: str, seed: int, steady: bool) -> list[tuple[float, int]]:
         papers.learn(selected, sum(good.values()) / len(good), longest_)
         count, total = count + sum(good.values()), total + longest_
         found.append((total, count))
-    return found
-
-
-def successes(policy: str, seed: int, steady: bool) -> float:
-    """A second, over all rounds."""
-    total, count = history(policy, seed, steady)[-1]
-    return count / total
+    return Course(found, picks)
 
 
 def _arms(aims: Aims) -> State:
@@ -82,15 +94,23 @@ def _changed(draw: random.Random, now: Crowd) -> Crowd:
 
 
 def _told(state: State, policy: str, times: Mapping[int, float], good: Mapping[int, bool]) -> State:
-    """With the round's outcomes; who was not in it has none."""
+    """With the round's outcomes; who was not in it has none.
+
+    As in a run: who failed is said to have taken as long as the longest that did not.
+    """
     if policy != "ucb":
         return state
     memory = PLANNERS["ucb"].propose(state).memory
+    longest = max((times[n] for n in times if good[n]), default=0.0)
     devices = tuple(
-        replace(d, outcome=Outcome(good[n], times[n]) if n in times else None)
+        replace(d, outcome=_outcome(good[n], times[n], longest) if n in times else None)
         for n, d in enumerate(state.devices)
     )
     return replace(state, devices=devices, memory=memory)
+
+
+def _outcome(good: bool, seconds: float, longest: float) -> Outcome:
+    return Outcome(good, seconds if good else longest)
 
 
 def _selected(
@@ -169,15 +189,17 @@ POLICIES = {
 
 
 def selection_table() -> None:
-    """Successes a second over those of random choice."""
+    """Successes a second over those of random choice; how many devices take part now and then."""
     print("### Who takes part: 40 devices, 8 a round, 300 rounds, means of 8 seeds\n")
     row = table("fleet", *(f"`{one}`" if one == "ucb" else one for one in POLICIES.values()))
     for title, steady in (("devices fail, a quarter changes", False), ("steady", True)):
-        rates = {
-            policy: fmean(successes(policy, seed, steady) for seed in range(8))
-            for policy in POLICIES
+        courses = {
+            policy: [course(policy, seed, steady) for seed in range(8)] for policy in POLICIES
         }
+        rates = {policy: fmean(own.rate for own in known) for policy, known in courses.items()}
         row(title, *(f"{rate / rates['random']:.2f}" for rate in rates.values()))
+        regulars = (fmean(own.regulars for own in known) for known in courses.values())
+        row("devices in a twentieth of the rounds", *(f"{count:.0f}" for count in regulars))
     print()
 
 
@@ -193,7 +215,7 @@ def selection_panels() -> list[Panel]:
 
 def _line(policy: str, steady: bool) -> Line:
     """The mean of eight seeds after every tenth round."""
-    every = [history(policy, seed, steady)[9::10] for seed in range(8)]
+    every = [course(policy, seed, steady).points[9::10] for seed in range(8)]
     xs, ys = (
         [0.0, *(fmean(one[axis] for one in each) for each in zip(*every, strict=True))]
         for axis in (0, 1)

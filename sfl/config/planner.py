@@ -46,7 +46,8 @@ class PlannerSettings(Section):
     newcomers: PositiveInt = 1
     """`ucb`: devices never seen that are tried in one round, at most."""
     deadline: PositiveFloat | None = None
-    """`ucb`: a round of so many seconds counts as late. Default: the longest seen."""
+    """`ucb`: a device that takes longer than so many seconds has not succeeded. Default: any time
+    will do."""
     device_watts: NonNegativeFloat = 5.0
     """`open`, `card`: of a device while it computes, where it cannot measure its power."""
     radio_watts: NonNegativeFloat = 1.0

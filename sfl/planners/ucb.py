@@ -1,16 +1,19 @@
 """Who takes part, learned from who finished and how soon (after MAVFL, 2410.10451).
 
-A discounted bandit over devices that stay, with three changes to the paper. Each device is rewarded
-for its own success and time instead of the round's, the past counts longer, and devices are tried
-out less. Of devices never seen only a few come in at once. The paper takes all of them, so that it
-mostly picks whoever came last.
+A discounted bandit over devices that stay, with four changes to the paper. Each device is known by
+its own successes and times, instead of the round's. Those that take part are chosen together, for
+the most successes a second, instead of each for a weighted sum of both. The past counts longer, and
+devices are tried out less. Of devices never seen only a few come in at once. The paper takes all of
+them, so that it mostly picks whoever came last.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from math import log, sqrt
+from heapq import heappush, heapreplace
+from math import exp, log, sqrt
+from statistics import fmean
 
 from sfl.planners.decision import Memory
 from sfl.planners.fixed import present
@@ -21,39 +24,41 @@ from sfl.planners.told import Outcome
 
 DISCOUNT = 0.98
 """Of what is known, with every decision."""
-EXPLORATION = 0.3
-"""Of the width of a confidence bound."""
-SUCCESS = 0.6
-"""The weight of finishing; the rest is that of time."""
+CHANCE = 0.2
+"""Of the width of a confidence bound, that a device is thought to finish more often."""
+QUICK = 0.05
+"""The same for its time, in its logarithm: so who was slow once is tried again after long."""
 SEEN = 1e-6
+SOONEST = 1e-3
+"""Seconds: below that no two devices differ."""
 
 
 @dataclass(frozen=True, slots=True)
 class _Arms:
-    """Discounted picks and rewards by device, and the range of all seconds."""
+    """Discounted rounds by device, those that it finished, and the logarithms of their seconds."""
 
-    counts: Mapping[str, float]
-    sums: Mapping[str, float]
-    least: float
-    most: float
-
-    def bound(self, name: str) -> float:
-        """The mean reward, and how much more it may be."""
-        count = self.counts[name]
-        everything = max(1.0, sum(self.counts.values()))
-        return self.sums[name] / count + EXPLORATION * sqrt(2.0 * log(everything) / count)
+    rounds: Mapping[str, float]
+    finished: Mapping[str, float]
+    logs: Mapping[str, float]
 
     @property
     def memory(self) -> Memory:
-        return {
-            "counts": self.counts,
-            "sums": self.sums,
-            "seconds": {"least": self.least, "most": self.most},
-        }
+        return {"rounds": self.rounds, "finished": self.finished, "logs": self.logs}
+
+
+@dataclass(frozen=True, slots=True, order=True)
+class _Hope:
+    """A device as it may be at best: how likely it finishes, and in which time."""
+
+    chance: float
+    place: int
+    """For equal chances."""
+    seconds: float
+    name: str
 
 
 def propose(state: State) -> Proposal:
-    """The devices with the highest bounds, and a few that are new; nobody's cut moves."""
+    """Those with the most successes a second, and a few that are new; nobody's cut moves."""
     arms = _learned(state)
     selected = set(_select(state, arms))
     chosen = {
@@ -65,46 +70,69 @@ def propose(state: State) -> Proposal:
 
 def _select(state: State, arms: _Arms) -> list[str]:
     wanted = min(state.aims.select or len(state.able), len(state.able))
-    tried = drawn(state, len(state.able))  # in an order of chance, for equal bounds
-    new = [name for name in tried if arms.counts.get(name, 0.0) < SEEN]
-    known = [name for name in tried if name not in set(new)]
-    known.sort(key=lambda name: -arms.bound(name))
+    tried = drawn(state, len(state.able))  # in an order of chance, for equal hopes
+    new = [name for name in tried if arms.rounds.get(name, 0.0) < SEEN]
+    known = [name for name in tried if arms.rounds.get(name, 0.0) >= SEEN]
     first = new[: min(state.aims.newcomers, wanted)]
-    rest = known + new[len(first) :]
-    return first + rest[: wanted - len(first)]
+    count = wanted - len(first)
+    if len(known) <= count:
+        return first + known + new[len(first) : wanted - len(known)]
+    return first + (_best(list(_hopes(known, arms)), count) if count else [])
+
+
+def _hopes(known: Sequence[str], arms: _Arms) -> Iterator[_Hope]:
+    """Who has never finished counts as taking as long as the others."""
+    logs = {
+        name: arms.logs[name] / arms.finished[name]
+        for name in known
+        if arms.finished.get(name, 0.0) >= SEEN
+    }
+    usual = fmean(logs.values()) if logs else 0.0
+    everything = 2.0 * log(max(2.0, sum(arms.rounds.values())))
+    for place, name in enumerate(known):
+        width = sqrt(everything / arms.rounds[name])
+        chance = min(1.0, arms.finished.get(name, 0.0) / arms.rounds[name] + CHANCE * width)
+        yield _Hope(chance, -place, exp(logs.get(name, usual) - QUICK * width), name)
+
+
+def _best(hopes: Sequence[_Hope], count: int) -> list[str]:
+    """The so many with the most successes a second, in a round as long as its slowest device.
+
+    They are the likeliest of the quickest n, for the best n. Exact for given hopes: O(n log n).
+    """
+    likeliest: list[_Hope] = []
+    best, rate, total = list[_Hope](), -1.0, 0.0
+    for hope in sorted(hopes, key=lambda one: one.seconds):
+        total += hope.chance
+        if len(likeliest) < count:
+            heappush(likeliest, hope)
+        else:
+            total -= heapreplace(likeliest, hope).chance if likeliest[0] < hope else hope.chance
+        if len(likeliest) == count and total / hope.seconds > rate:
+            best, rate = list(likeliest), total / hope.seconds
+    return [hope.name for hope in best]
 
 
 def _learned(state: State) -> _Arms:
     """What was known, discounted, with the last round's outcomes."""
-    outcomes = {d.name: d.outcome for d in state.devices if d.outcome is not None}
-    counts = {name: DISCOUNT * n for name, n in state.memory.get("counts", {}).items()}
-    sums = {name: DISCOUNT * n for name, n in state.memory.get("sums", {}).items()}
-    least, most = _range(state, outcomes)
-    for name, outcome in outcomes.items():
-        counts[name] = counts.get(name, 0.0) + 1.0
-        sums[name] = sums.get(name, 0.0) + _reward(outcome, least, most)
-    present_names = {device.name for device in state.devices}
-    return _Arms(
-        {name: n for name, n in counts.items() if name in present_names},
-        {name: n for name, n in sums.items() if name in present_names},
-        least,
-        most,
+    there = {device.name for device in state.devices}
+    rounds, finished, logs = (
+        {name: DISCOUNT * n for name, n in state.memory.get(table, {}).items() if name in there}
+        for table in ("rounds", "finished", "logs")
     )
+    for device in state.devices:
+        name, outcome = device.name, device.outcome
+        if outcome is None:
+            continue
+        rounds[name] = rounds.get(name, 0.0) + 1.0
+        if _succeeded(outcome, state.aims.deadline):
+            finished[name] = finished.get(name, 0.0) + 1.0
+            logs[name] = logs.get(name, 0.0) + log(max(SOONEST, outcome.seconds))
+    return _Arms(rounds, finished, logs)
 
 
-def _range(state: State, outcomes: Mapping[str, Outcome]) -> tuple[float, float]:
-    """Least and most seconds so far; the deadline is the most, where there is one."""
-    known = state.memory.get("seconds", {})
-    seconds = [outcome.seconds for outcome in outcomes.values()]
-    least = min([*seconds, known.get("least", min(seconds, default=0.0))])
-    most = max([*seconds, known.get("most", 0.0)])
-    return least, state.aims.deadline or most
-
-
-def _reward(outcome: Outcome, least: float, most: float) -> float:
-    """Between SUCCESS - 1 and SUCCESS."""
-    late = (outcome.seconds - least) / (most - least) if most > least else 0.0
-    return SUCCESS * outcome.success - (1.0 - SUCCESS) * min(max(late, 0.0), 1.0)
+def _succeeded(outcome: Outcome, deadline: float | None) -> bool:
+    return outcome.success and (deadline is None or outcome.seconds <= deadline)
 
 
 UCB = Planner("ucb", propose)

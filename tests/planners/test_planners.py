@@ -158,9 +158,9 @@ def test_ucb_prefers_who_finishes_and_lets_few_newcomers_in():
 
 
 def test_ucb_forgets_who_left_and_takes_all_where_nothing_is_selected():
-    state = replace(fleet(1), memory={"counts": {"gone": 1.0}, "sums": {"gone": 1.0}})
+    state = replace(fleet(1), memory={"rounds": {"gone": 1.0}, "finished": {"gone": 1.0}})
     decision = PLANNERS["ucb"].decide(state)
-    assert "gone" not in decision.memory["counts"]
+    assert "gone" not in decision.memory["rounds"]
     assert all(decision.devices[device.name].takes_part for device in state.able)
 
 
