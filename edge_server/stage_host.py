@@ -8,6 +8,7 @@ from collections.abc import AsyncIterator, Callable, Iterable, Sequence
 
 from edge_server.base import Base, load_base
 from edge_server.floor import Floor
+from edge_server.sharing import Sharing
 from edge_server.training import new_session
 from sfl.config import EdgeConfig
 from sfl.errors import Refused, SflError
@@ -16,11 +17,12 @@ from sfl.metrics.stats import NodeStats
 from sfl.plan import Holder
 from sfl.rounds.values import Assignment, UpdateHeader
 from sfl.stage.engine import Engine
-from sfl.stage.messages import Finish
+from sfl.stage.messages import Finish, TensorMessage
 from sfl.stage.orders import ORDERS
 from sfl.stage.snapshots import forget_run
 from sfl.stage.swapping import Residence
-from sfl.stage.training import TrainingSession
+from sfl.stage.training import SharedSession, Team, TrainingSession, new_team
+from sfl.stage.training.shared import team_snapshots
 from sfl.transport.bulk.files import FileEntry
 from sfl.transport.device.decode_slots import DecodeSlots
 from sfl.transport.device.end import ServingEnd
@@ -33,6 +35,9 @@ from sfl.transport.stage.served import Carried
 from sfl.transport.stage.service import Arriving
 
 log = logging.getLogger("sfl.stage")
+
+AFTER = 5.0
+"""Seconds that a stage waits for a lost device longer than the cloud does."""
 
 
 class StageRun:
@@ -69,6 +74,7 @@ class StageRun:
         self._servers: dict[str, str] = {}  # by device
         self._down: dict[str, Shaper | None] = {}  # by server
         self._stages: dict[str, NodeSnapshot] = {}
+        self._sharing: Sharing | None = None
 
     @property
     def run_id(self) -> str:
@@ -96,6 +102,8 @@ class StageRun:
             self._down[arriving.server] = shaper(hop_link(settings), "down")
         down = self._down[arriving.server]
         stream = Carried(device, session, settings, self, behind, coders, end, down)
+        if self._sharing is not None:
+            self._sharing.came(device)
         self._streams[device], self._servers[device] = stream, arriving.server
         log.info("device %s came by edge %s", device, arriving.server, extra={"device": device})
         return stream
@@ -105,6 +113,8 @@ class StageRun:
         log.info("device %s left: %s", device, reason, extra={"device": device})
         self._streams.pop(device, None)
         self._servers.pop(device, None)
+        if self._sharing is not None:
+            self._sharing.left(device)
         if (behind := self._onward.pop(device, None)) is not None:
             await behind.close()
         if self._loading is not None and self._loading.done() and not _failed(self._loading):
@@ -127,14 +137,39 @@ class StageRun:
             load_base, self._config, settings, self._threads, self.stats, holder
         )
         self._behind = self._following(holder)
-        order = ORDERS[self._config.order]
-        self.slots = DecodeSlots(base.choice.in_flight, order)
+        order, team = ORDERS[self._config.order], None
+        count = base.choice.in_flight
+        if settings.stages.adapters == "shared" and arriving.joined.plan.next_of(holder) is None:
+            team = await self.engine.run(self._team, base, arriving)
+            patience = settings.network.rejoin_timeout + AFTER
+            waits, streams = self.stats.waits, self._streams.items
+            self._sharing = Sharing(team, self.engine, waits, patience, streams)
+            # Who waits for others holds what has arrived; who is waited for needs a slot, too.
+            count = max(count, len(settings.names) * base.choice.credits)
+        self.slots = DecodeSlots(count, order)
         self.adapter_limit = base.adapter_limit
 
         def session(device: str, own: Assignment) -> TrainingSession:
-            return new_session(base, self.stats, self._residence, device, own)
+            return new_session(base, self.stats, self._residence, device, own, team)
 
         return Floor(base, self.engine, self.slots, session, order)
+
+    def _team(self, base: Base, arriving: Arriving) -> Team:
+        settings, own = arriving.settings, arriving.joined
+        cache = self._config.cache_dir if settings.recovery.snapshots else None
+        kept = team_snapshots(cache, arriving.key, self._config.name, self.stats)
+        return new_team(own, base.model, base.bank, settings, kept, base.holder)
+
+    async def turn(self, session: TrainingSession, message: TensorMessage) -> None:
+        """Wait for others, where a step depends on theirs."""
+        if self._sharing is not None and isinstance(session, SharedSession):
+            await self._sharing.turn(session, message)
+
+    async def stepped(self, session: TrainingSession) -> bool:
+        """A job is done; whether the session has taken all of its round's steps."""
+        if self._sharing is not None and isinstance(session, SharedSession):
+            return await self._sharing.stepped(session)
+        return session.steps_left == 0
 
     async def _way_on(self, arriving: Arriving) -> NextLink | None:
         own, base = arriving.joined, self._floor.base

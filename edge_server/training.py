@@ -6,16 +6,26 @@ from edge_server.base import Base
 from sfl.metrics.stats import NodeStats
 from sfl.rounds.values import Assignment
 from sfl.stage.swapping import Residence
-from sfl.stage.training import TrainingSession, session_of
+from sfl.stage.training import SharedSession, Team, TrainingSession, session_of
 
 
 def new_session(
-    base: Base, stats: NodeStats, residence: Residence | None, device: str, assignment: Assignment
+    base: Base,
+    stats: NodeStats,
+    residence: Residence | None,
+    device: str,
+    assignment: Assignment,
+    team: Team | None = None,
 ) -> TrainingSession:
     """One for the span that this server has of the device's plan. Raises ProtocolError.
 
-    `residence` decides which adapters are in memory, where not all of them may be.
+    `residence` decides which adapters are in memory, where not all of them may be. With a `team`
+    the adapter is not the device's own.
     """
+    again, holder = device in base.choice.recompute, base.holder
+    if team is not None:
+        common = base.model, base.bank, base.settings, stats, team
+        return SharedSession(device, assignment, *common, recompute=again, holder=holder)
     return session_of(assignment.plan.span_of(base.holder))(
         device,
         assignment,
@@ -23,7 +33,7 @@ def new_session(
         base.bank,
         base.settings,
         stats,
-        recompute=device in base.choice.recompute,
+        recompute=again,
         residence=residence,
-        holder=base.holder,
+        holder=holder,
     )

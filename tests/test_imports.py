@@ -86,6 +86,7 @@ ROOMS = {
         "sfl.transport.device.training",
         "sfl.transport.stage.served",
         "edge_server.host",
+        "edge_server.sharing",
         "edge_server.stage_host",
         "edge_server.training",
     ),

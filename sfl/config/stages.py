@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 from pydantic import NonNegativeFloat, PositiveInt
 
@@ -20,6 +20,9 @@ class StagesSettings(Section):
     cuts: tuple[PositiveInt, ...] = ()
     """Blocks before each stage, counted from the front of the model. One number for three tiers,
     two for four, and so on. The edge holds the blocks from a device's `cut_layer` to the first."""
+    adapters: Literal["per_device", "shared"] = "per_device"
+    """The last stage's LoRA: one with its optimizer for each device, or one for all of a round,
+    whose steps take the mean of their gradients. `shared` is for `three_tier`."""
     up_mbit: NonNegativeFloat = 0.0
     """Megabits a second from an edge to the stage behind it, over all its devices. 0: no limit."""
     down_mbit: NonNegativeFloat = 0.0
@@ -48,8 +51,30 @@ def stages_problem(run: RunSections) -> Iterator[str]:
             f"aggregation.strategy: {run.aggregation.strategy} adds to the base of every node, and "
             "a stage behind an edge does not take that; choose another one, or two tiers"
         )
+    yield from _shared_problems(run)
     if run.planner.moves:
         yield (
             "planner.policy: a cut does not move in topology "
             f'{run.run.topology}; use "off", "fixed" or "advice"'
         )
+
+
+def _shared_problems(run: RunSections) -> Iterator[str]:
+    """What a shared adapter does not go with."""
+    if run.stages.adapters != "shared":
+        return
+    needs = 'stages.adapters: "shared" needs'
+    if run.run.topology != "three_tier":
+        yield f'{needs} the loss at the last stage: run.topology "three_tier"'
+    if run.run.mode != "synchronous":
+        yield f'{needs} rounds that begin together: run.mode "synchronous"'
+    if run.training.local_steps is None:
+        yield f"{needs} as many steps of every device: set training.local_steps"
+    if run.training.max_grad_norm is not None:
+        yield f"{needs} gradients of all devices before it steps: leave training.max_grad_norm out"
+    if run.recovery.snapshot_steps:
+        yield f"{needs} to go on from rounds' ends: set recovery.snapshot_steps to 0"
+    if "auto" in (run.training.micro_batches, run.codec.activation):
+        yield f'{needs} nothing to be rehearsed: training.micro_batches and codecs without "auto"'
+    if any(device.rank not in (None, run.lora.rank) for device in run.devices):
+        yield f"{needs} one rank: leave devices.rank out"

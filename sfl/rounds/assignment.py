@@ -29,6 +29,7 @@ def assign(
     after: Point = BEGINNING,
     lineage: int = 0,
     choice: Choice | None = None,
+    together: tuple[str, ...] = (),
 ) -> Assignment:
     """A device's part, by the settings in effect and its edge's base; round 0 is joining.
 
@@ -50,6 +51,7 @@ def assign(
         after,
         lineage,
         1.0 if choice is None else choice.share,
+        together,
     )
 
 
@@ -88,6 +90,7 @@ def assignments(
             after=command.after.get(name, BEGINNING),
             lineage=command.lineage.get(name, 0),
             choice=command.choices.get(name),
+            together=command.together,
         )
         for name, steps in command.devices.items()
     }

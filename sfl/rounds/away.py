@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import replace
 
+from sfl.rounds.beginning import together
 from sfl.rounds.changed import changed
 from sfl.rounds.late import LATER, may_count, not_waited_for
 from sfl.rounds.messages import (
@@ -202,5 +203,5 @@ def _replay(turn: Turn, event: DeviceReady, due: Progress, after: Point, begun: 
     extent = turn.settings.evaluation.extent(due.round - 1, turn.settings.run.rounds)
     lineage = {name: state.lineages.get(name, 0)}
     chosen = {} if due.choice is None else {name: due.choice}
-    steps, points = {name: due.steps}, {name: after}
-    turn.do(ReplayRound(due.round, steps, extent, points, begun, lineage, chosen))
+    steps, points, whole = {name: due.steps}, {name: after}, together(turn)
+    turn.do(ReplayRound(due.round, steps, extent, points, begun, lineage, chosen, whole))

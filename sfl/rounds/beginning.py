@@ -44,4 +44,12 @@ def order(turn: Turn, round_: int, parts: Ordered[str, Progress]) -> None:
     steps = {name: own.steps for name, own in parts.items()}
     lineage = {name: turn.state.lineages.get(name, 0) for name in parts}
     choices = {name: own.choice for name, own in parts.items() if own.choice is not None}
-    turn.do(StartRound(round_, steps, due, after, lineage, choices, turn.state.order))
+    whole = together(turn)
+    turn.do(StartRound(round_, steps, due, after, lineage, choices, turn.state.order, whole))
+
+
+def together(turn: Turn) -> tuple[str, ...]:
+    """All devices of the open round, by name, where they share the last stage's adapter."""
+    if turn.settings.stages.adapters != "shared":
+        return ()
+    return tuple(sorted(turn.state.open.progress))

@@ -301,6 +301,8 @@ class StartRound:
     """What a planner has chosen for each, where one has."""
     order: tuple[str, ...] = ()
     """As their edges best serve them."""
+    together: tuple[str, ...] = ()
+    """All of the round, where they share the last stage's adapter."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -318,6 +320,7 @@ class ReplayRound:
     begun: bool = False
     lineage: Mapping[str, int] = field(default_factory=dict)
     choices: Mapping[str, Choice] = field(default_factory=dict)
+    together: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

@@ -106,6 +106,8 @@ class Assignment:
     """Of the points that come of it."""
     share: float = 1.0
     """Of its link's limits, both ways."""
+    together: tuple[str, ...] = ()
+    """The devices of the round, where they share the last stage's adapter."""
 
     def point(self, step: int) -> Point:
         """Where device and edge are after so many steps of it."""

@@ -213,7 +213,7 @@ class HeldSpan(_message.Message):
     def __init__(self, first: _Optional[int] = ..., last: _Optional[int] = ..., embedding: _Optional[bool] = ..., head: _Optional[bool] = ..., holder: _Optional[_Union[Holder, str]] = ...) -> None: ...
 
 class Assignment(_message.Message):
-    __slots__ = ("round", "evaluate", "num_steps", "first_step", "total_steps", "codecs", "micro_batches", "rehearse", "plan", "rank", "scaling", "credits", "after", "lineage", "share")
+    __slots__ = ("round", "evaluate", "num_steps", "first_step", "total_steps", "codecs", "micro_batches", "rehearse", "plan", "rank", "scaling", "credits", "after", "lineage", "together", "share")
     ROUND_FIELD_NUMBER: _ClassVar[int]
     EVALUATE_FIELD_NUMBER: _ClassVar[int]
     NUM_STEPS_FIELD_NUMBER: _ClassVar[int]
@@ -228,6 +228,7 @@ class Assignment(_message.Message):
     CREDITS_FIELD_NUMBER: _ClassVar[int]
     AFTER_FIELD_NUMBER: _ClassVar[int]
     LINEAGE_FIELD_NUMBER: _ClassVar[int]
+    TOGETHER_FIELD_NUMBER: _ClassVar[int]
     SHARE_FIELD_NUMBER: _ClassVar[int]
     round: int
     evaluate: Extent
@@ -243,8 +244,9 @@ class Assignment(_message.Message):
     credits: int
     after: Point
     lineage: int
+    together: _containers.RepeatedScalarFieldContainer[str]
     share: float
-    def __init__(self, round: _Optional[int] = ..., evaluate: _Optional[_Union[Extent, str]] = ..., num_steps: _Optional[int] = ..., first_step: _Optional[int] = ..., total_steps: _Optional[int] = ..., codecs: _Optional[str] = ..., micro_batches: _Optional[int] = ..., rehearse: _Optional[_Iterable[int]] = ..., plan: _Optional[_Iterable[_Union[HeldSpan, _Mapping]]] = ..., rank: _Optional[int] = ..., scaling: _Optional[float] = ..., credits: _Optional[int] = ..., after: _Optional[_Union[Point, _Mapping]] = ..., lineage: _Optional[int] = ..., share: _Optional[float] = ...) -> None: ...
+    def __init__(self, round: _Optional[int] = ..., evaluate: _Optional[_Union[Extent, str]] = ..., num_steps: _Optional[int] = ..., first_step: _Optional[int] = ..., total_steps: _Optional[int] = ..., codecs: _Optional[str] = ..., micro_batches: _Optional[int] = ..., rehearse: _Optional[_Iterable[int]] = ..., plan: _Optional[_Iterable[_Union[HeldSpan, _Mapping]]] = ..., rank: _Optional[int] = ..., scaling: _Optional[float] = ..., credits: _Optional[int] = ..., after: _Optional[_Union[Point, _Mapping]] = ..., lineage: _Optional[int] = ..., together: _Optional[_Iterable[str]] = ..., share: _Optional[float] = ...) -> None: ...
 
 class Finish(_message.Message):
     __slots__ = ("ok", "reason", "run_key")

@@ -169,9 +169,17 @@ FAULTS: dict[str, Callable[[Twin, str], None]] = {
 }
 
 
-@pytest.mark.parametrize("step", [0, 2])
-@pytest.mark.parametrize("fault", FAULTS)
-@pytest.mark.parametrize("name", ["plain", "u_shaped", "coded", "within", "clipped"])
+EACH = [
+    *(("plain", fault, 0) for fault in FAULTS),
+    *(("coded", fault, 2) for fault in FAULTS),
+    *(("u_shaped", fault, 2) for fault in ("device", "stage")),
+    *(("within", fault, 2) for fault in ("hop", "stage")),
+    *(("clipped", fault, 0) for fault in ("hop", "edge")),
+]
+"""Each fault with each of them takes too long for every day."""
+
+
+@pytest.mark.parametrize(("name", "fault", "step"), EACH)
 def test_whoever_is_lost_changes_no_bit(tmp_path: Path, name: str, fault: str, step: int) -> None:
     twin = twin_of(tmp_path, name)
     twin.at("d2", 2, step, lambda device: FAULTS[fault](twin, device))
@@ -191,3 +199,33 @@ def test_processes_leave_what_this_process_does(tmp_path: Path, topology: str) -
     assert_same_bits(adapter(real), adapter(here))
     stage = next(one for one in real.summary["stages"] if one["name"] == "stage")
     assert stage["peak_rss_bytes"] > 0
+
+
+# -- one adapter for all at the last stage --------------------------------------------------------
+
+
+def shared(folder: Path) -> Twin:
+    values = values_of(folder, "plain")
+    for entry in values["devices"]:
+        entry.pop("stage_cuts")
+    values["stages"] = {"cuts": [3], "adapters": "shared"}
+    return Twin(folder, values, edges=EDGES)
+
+
+@cache
+def together() -> dict[str, np.ndarray]:
+    with TemporaryDirectory() as folder:
+        outcome = finished(shared(Path(folder)).run())
+        assert outcome.summary["faults"] == []
+        return adapter(outcome)
+
+
+@pytest.mark.parametrize(("fault", "step"), zip(FAULTS, (0, 2, 2, 2, 0), strict=True))
+def test_a_shared_adapter_is_the_same_whoever_is_lost(
+    tmp_path: Path, fault: str, step: int
+) -> None:
+    twin = shared(tmp_path)
+    twin.at("d2", 2, step, lambda device: FAULTS[fault](twin, device))
+    outcome = finished(twin.run())
+    assert outcome.summary["faults"] == []
+    assert_same_bits(adapter(outcome), together())

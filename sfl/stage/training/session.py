@@ -73,8 +73,7 @@ class TrainingSession(ABC):
         self.stats = stats
         self.residence = residence
         """What decides whether its tensors are in memory, if anything does."""
-        adapter = _adapter(device, assignment, self.span, model, bank, settings)
-        self.trained = Trained(adapter, settings)
+        self.trained = self._made(model, bank)
         self.blocks = Blocks(
             device,
             self.span,
@@ -87,12 +86,20 @@ class TrainingSession(ABC):
             recompute,
             wants_gradient=self.span.first > 0,
         )
-        self.stepper = Stepper(device, self.trained.optimizer, stats, self.span.num_blocks)
+        self.stepper = self._stepper()
         self.is_open = False
         """Whether a round has begun."""
         self.served_seconds = 0.0
         self._flights: dict[Key, Flight] = {}
         enter(self)
+
+    def _made(self, model: SpanModel, bank: LoraBank) -> Trained:
+        """This device's adapter, made anew."""
+        own = adapter_of(self.device, self.assignment, self.span, model, bank, self.settings)
+        return Trained(own, self.settings)
+
+    def _stepper(self) -> Stepper:
+        return Stepper(self.device, self.optimizer, self.stats, self.span.num_blocks)
 
     @property
     def plan(self) -> Plan:
@@ -154,13 +161,17 @@ class TrainingSession(ABC):
             self._rebuild(assignment)
         self.optimizer.adopt(go_on.moments or NO_MOMENTS)
         self.optimizer.adopt(moments)
-        self.assignment, self.is_open = assignment, True
         self.trained.begin_round(values, assignment.round)
         if go_on.step:
             self.trained.resume(go_on)
+        self.open(assignment, go_on.step)
+
+    def open(self, assignment: Assignment, step: int) -> None:
+        """A round begins after so many of its steps; its adapter is there."""
+        self.assignment, self.is_open = assignment, True
         steps = watched_step(assignment.steps.count)
         self.stats.phases.timeline.watch(self.device, assignment.round, steps)
-        self.stepper.begin_round(go_on.step)
+        self.stepper.begin_round(step)
         # Shallow cuts ask for more in every round; carried over, that debt would never be paid.
         self.served_seconds = 0.0
         self._flights.clear()
@@ -169,7 +180,7 @@ class TrainingSession(ABC):
         """Another span, or another rank: the adapter that it asks for, with what is remembered."""
         blocks, span = self.blocks, assignment.plan.span_of(self.holder)
         model, bank = blocks.model, blocks.bank
-        adapter = _adapter(self.device, assignment, span, model, bank, self.settings)
+        adapter = adapter_of(self.device, assignment, span, model, bank, self.settings)
         self.trained = Trained(adapter, self.settings, self.optimizer.held())
         gradient = span.first > 0
         self.blocks = replace(blocks, span=span, adapter=adapter, wants_gradient=gradient)
@@ -280,7 +291,7 @@ class TrainingSession(ABC):
         return norm.toward is Toward.INPUT or self.plan.next_of(self.holder) is not None
 
 
-def _adapter(
+def adapter_of(
     device: str,
     assignment: Assignment,
     own: Span,

@@ -273,6 +273,7 @@ def to_assignment(own: Assignment) -> edge_pb2.Assignment:
         credits=own.credits,
         after=None if own.after == BEGINNING else to_point(own.after),
         lineage=own.lineage,
+        together=own.together,
         share=own.share,
     )
 
@@ -339,6 +340,7 @@ def from_assignment(said: edge_pb2.Assignment) -> Assignment:
         from_point(said.after),
         said.lineage,
         said.share or 1.0,
+        tuple(said.together),
     )
 
 

@@ -18,7 +18,7 @@ from sfl.config import RunSettings
 from sfl.errors import Goodbye, ProtocolError
 from sfl.metrics.snapshot import NodeSnapshot
 from sfl.rounds.values import Assignment, Point, UpdateHeader
-from sfl.stage.messages import Finish
+from sfl.stage.messages import Finish, TensorMessage
 from sfl.stage.remembered import Moments
 from sfl.stage.training import TrainingSession
 from sfl.transport.device import checked
@@ -41,6 +41,12 @@ class StageHost(RelayingHost, Protocol):
 
     def run_is_over(self, end: Finish) -> None:
         """A server before this one says so."""
+
+    async def turn(self, session: TrainingSession, message: TensorMessage) -> None:
+        """Wait for others, where a step depends on theirs."""
+
+    async def stepped(self, session: TrainingSession) -> bool:
+        """A job is done; whether the session has taken all of its round's steps."""
 
 
 class Carried(Trained):
@@ -117,10 +123,15 @@ class Carried(Trained):
         self._delivered = told.steps.count == 0
         self.stream.outbox.put(edge_pb2.EdgeMessage(start=words.to_assignment(told)))
 
+    async def about_to_compute(self, message: TensorMessage) -> None:
+        """As at any server; and where an adapter is shared, the others come first."""
+        await super().about_to_compute(message)
+        await self._stage.turn(self.session, message)
+
     async def computed(self) -> None:
         """After the last step: this stage's part goes out, once the disk has what it came to."""
         session = self.session
-        if self._delivered or session.steps_left or not session.is_open:
+        if not await self._stage.stepped(session) or self._delivered or not session.is_open:
             return
         self._delivered = True
         values = await self.host.engine.run(session.end_round)
@@ -136,6 +147,10 @@ class Carried(Trained):
             scaling=own.scaling,
         )
         await self._stage.relay_adapter(header, await asyncio.to_thread(adapter_bytes, values))
+
+    def look(self) -> None:
+        """Others have taken a step: this device's round may be over by that."""
+        self.jobs.put(self.computed())
 
     def _keep(self, point: Point, moments: Moments) -> None:
         self.end.reached(point, moments)

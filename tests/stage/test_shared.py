@@ -1,0 +1,234 @@
+"""One adapter for all devices of a stage: each step takes the mean of their gradients."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from sfl.adapters.lora import LoraBank
+from sfl.adapters.names import belongs_to
+from sfl.config import RunSettings
+from sfl.errors import LinkLost, ProtocolError
+from sfl.metrics.stats import NodeStats
+from sfl.models.span import SpanModel, build_span
+from sfl.plan import Plan
+from sfl.rounds.values import Assignment
+from sfl.stage.messages import GradientNorm, Key, Purpose, TensorMessage
+from sfl.stage.snapshots import Snapshots
+from sfl.stage.training import SharedSession, Team, VanillaSession, new_team
+from tests.house.assigned import assigned
+from tests.house.sessions import messages
+from tests.house.splits import LORA
+from tests.house.tiny_models import LAYERS, busy_values, manifest_of, opened
+
+NAMES, STEPS = ("a", "b"), 3
+PLAN = Plan.split(LAYERS, 1, 0, "three_tier", (2,))
+
+
+class Stage:
+    """A last stage, and the rows that each device sends in each step."""
+
+    def __init__(self, computation: str = "reference", **training: Any) -> None:
+        self.folder = opened("llama")
+        self.settings = RunSettings.model_validate(
+            {
+                "run": {"topology": "three_tier"},
+                "stages": {"cuts": [2]},
+                "model": {"path": "m"},
+                "lora": {"rank": LORA.rank, "alpha": LORA.alpha},
+                "training": {"computation": computation, "learning_rate": 0.01, **training},
+                "devices": [{"name": name, "cut_layer": 1} for name in NAMES],
+            }
+        )
+        self.span = PLAN.span_of("stage")
+        values = busy_values(manifest_of(self.folder, "causal_lm", LORA))
+        self.values = {n: v for n, v in values.items() if belongs_to(n, self.span)}
+
+    def model(self) -> tuple[SpanModel, LoraBank]:
+        model = build_span(
+            self.folder,
+            self.span,
+            task="causal_lm",
+            num_labels=0,
+            dtype=torch.float32,
+            packed=self.settings.computation == "lean",
+        )
+        return model, LoraBank(model, self.settings.lora, self.settings.lora.target_modules)
+
+    def told(self, name: str, round_: int = 1) -> Assignment:
+        own = assigned(self.settings, PLAN, name, round_, STEPS)
+        return replace(own, together=NAMES)
+
+    def sent(self, name: str, step: int, round_: int = 1) -> TensorMessage:
+        made = messages("causal_lm", self.folder.hidden_size, 3)
+        one = made[(2 * step + NAMES.index(name)) % len(made)]
+        return replace(one, key=Key(Purpose.TRAINING, round_, step, 0), num_micro_batches=1)
+
+    def shared(self, snapshots: Snapshots | None = None) -> tuple[Team, dict[str, SharedSession]]:
+        model, bank = self.model()
+        team = new_team(self.told("a"), model, bank, self.settings, snapshots)
+        stats = NodeStats("s", "stage")
+        sessions = {
+            name: SharedSession(
+                name, self.told(name), model, bank, self.settings, stats, team, holder="stage"
+            )
+            for name in NAMES
+        }
+        for name, session in sessions.items():
+            session.begin_round(self.told(name), self.values)
+        return team, sessions
+
+    def averaged(self) -> dict[str, np.ndarray]:
+        """The same by hand: an adapter for each, whose gradients are replaced by their mean."""
+        found = []
+        for name in NAMES:
+            model, bank = self.model()
+            session = VanillaSession(
+                name,
+                self.told(name),
+                model,
+                bank,
+                self.settings,
+                NodeStats("s", "stage"),
+                holder="stage",
+            )
+            session.begin_round(self.told(name), self.values)
+            found.append(session)
+        for step in range(STEPS):
+            for session in found:
+                session.handle(self.sent(session.device, step))
+            both = [session.adapter.trained for session in found]
+            for name in both[0]:
+                one, other = (own[name].grad for own in both)
+                assert one is not None and other is not None
+                mean = (one + other) / 2
+                for own in both:
+                    own[name].grad = mean.clone()
+            for session in found:  # which waits for the device's norm before it steps
+                session.handle(GradientNorm(1, step, 0.0))
+        states = [session.end_round() for session in found]
+        assert all(np.array_equal(states[0][name], states[1][name]) for name in states[0])
+        return states[0]
+
+
+def same(found: dict[str, np.ndarray], wanted: dict[str, np.ndarray]) -> None:
+    assert found.keys() == wanted.keys()
+    assert all(np.array_equal(found[name], wanted[name]) for name in wanted)
+
+
+@pytest.fixture(scope="module")
+def wanted() -> dict[str, np.ndarray]:
+    return Stage(max_grad_norm=1e9).averaged()
+
+
+@pytest.mark.parametrize("order", [("a", "b"), ("b", "a")])
+def test_a_step_takes_the_mean_of_all_whoever_comes_first(
+    order: tuple[str, ...], wanted: dict[str, np.ndarray]
+) -> None:
+    stage = Stage()
+    team, sessions = stage.shared()
+    for step in range(STEPS):
+        for name in order:
+            assert team.step == step
+            sessions[name].handle(stage.sent(name, step))
+        assert [session.step for session in sessions.values()] == [step + 1] * 2
+    for session in sessions.values():
+        same(session.end_round(), wanted)
+
+
+def test_nobody_is_ahead_of_the_others() -> None:
+    stage = Stage()
+    _, sessions = stage.shared()
+    sessions["a"].handle(stage.sent("a", 0))
+    assert sessions["a"].waits_for(1) == ("b",)
+    with pytest.raises(ProtocolError, match="step 1"):
+        sessions["a"].handle(stage.sent("a", 1))
+    sessions["b"].handle(stage.sent("b", 0))
+    assert sessions["a"].waits_for(1) == ()
+
+
+@pytest.mark.parametrize("done", [1, 2, 3])
+def test_who_begins_again_computes_as_before_and_counts_once(
+    done: int, wanted: dict[str, np.ndarray]
+) -> None:
+    stage = Stage()
+    team, sessions = stage.shared()
+    answers = []
+    for step in range(done):
+        for name in NAMES:
+            (answer, *_) = sessions[name].handle(stage.sent(name, step))
+            if name == "b":
+                answers.append(answer.message)
+    sessions["b"].begin_round(stage.told("b"), stage.values)
+    for step in range(done):
+        assert sessions["b"].step == step and team.step == done
+        (answer, *_) = sessions["b"].handle(stage.sent("b", step))
+        again, before = answer.message, answers[step]
+        assert isinstance(again, TensorMessage) and isinstance(before, TensorMessage)
+        assert again.loss == before.loss and again.rows is not None and before.rows is not None
+        assert torch.equal(again.rows, before.rows)
+    for step in range(done, STEPS):
+        for name in NAMES:
+            sessions[name].handle(stage.sent(name, step))
+    same(sessions["b"].end_round(), wanted)
+
+
+def test_a_gradient_that_was_given_counts_once_where_its_step_is_open(
+    wanted: dict[str, np.ndarray],
+) -> None:
+    stage = Stage()
+    _, sessions = stage.shared()
+    sessions["a"].handle(stage.sent("a", 0))
+    sessions["a"].begin_round(stage.told("a"), stage.values)
+    for step in range(STEPS):
+        for name in NAMES:
+            sessions[name].handle(stage.sent(name, step))
+    same(sessions["a"].end_round(), wanted)
+
+
+def test_the_others_go_on_without_who_does_not_come_back() -> None:
+    stage = Stage()
+    team, sessions = stage.shared()
+    sessions["a"].handle(stage.sent("a", 0))
+    team.leave_out("b")
+    assert team.step == 1 and sessions["a"].step == 1
+    with pytest.raises(LinkLost, match="goes on without device b"):
+        sessions["b"].begin_round(stage.told("b"), stage.values)
+
+
+def test_another_process_serves_who_begins_a_round_again(
+    tmp_path: Path, wanted: dict[str, np.ndarray]
+) -> None:
+    stage, kept = Stage(), Snapshots(tmp_path, "run")
+    _, sessions = stage.shared(kept)
+    for step in range(STEPS):
+        for name in NAMES:
+            sessions[name].handle(stage.sent(name, step))
+    later, again = stage.shared(Snapshots(tmp_path, "run"))
+    assert later.step == STEPS
+    for step in range(STEPS):
+        again["b"].handle(stage.sent("b", step))
+    same(again["b"].end_round(), wanted)
+
+
+def test_one_batch_of_all_equals_one_after_the_other_to_rounding() -> None:
+    stage = Stage("lean")
+    _, alone = stage.shared()
+    _, batched = stage.shared()
+    for step in range(STEPS):
+        tasks = [(batched[name], stage.sent("a", step)) for name in NAMES]
+        group = batched["a"].group(tasks[0][1])
+        assert group is not None and group == batched["b"].group(tasks[1][1])
+        for result in group.run(tasks):
+            assert isinstance(result, list)
+        for name in NAMES:
+            alone[name].handle(stage.sent("a", step))
+    found, wanted = batched["a"].end_round(), alone["a"].end_round()
+    for name, array in wanted.items():
+        np.testing.assert_allclose(found[name], array, rtol=1e-4, atol=1e-6, err_msg=name)
+    assert any(not np.array_equal(array, stage.values[name]) for name, array in wanted.items())
