@@ -15,6 +15,8 @@ ALL: list[Fault] = [
     *disks.filled(),
     *links.weather(),
     *links.torn(),
+    *kills.behind(),
+    *links.torn_behind(),
 ]
 VANILLA, U_SHAPED = Setup("vanilla"), Setup("u_shaped")
 CHOSEN = {
@@ -30,6 +32,15 @@ CHOSEN = {
     "cut in 'finish', cloud to edge, u_shaped, TLS",
 }
 """Of full disks and links."""
+BEHIND = {
+    "kill stage, backward in flight, three_tier",
+    "kill stage, update upload, three_tier_u_shaped, TLS",
+    "kill edge, snapshot write, three_tier",
+    "edge-stage: reset, three_tier",
+    "edge-stage: half-open, three_tier_u_shaped, TLS",
+    "cut in 'start', edge to stage, three_tier",
+}
+"""Of runs with a stage behind the edge."""
 SHORT: list[Fault] = [
     kill("forward in flight", "d0", VANILLA),
     kill("snapshot write", "d0", U_SHAPED),
@@ -38,6 +49,8 @@ SHORT: list[Fault] = [
     kill("aggregation", "cloud", VANILLA),
     kill("evaluation", "cloud", U_SHAPED),
     kill("backward in flight", "d0", U_SHAPED, signal.SIGSTOP),
+    *(cell for cell in kills.behind() if cell.name in BEHIND),
+    *(cell for cell in [*links.weather(), *links.torn_behind()] if cell.name in BEHIND),
     *(cell for cell in [*disks.filled(), *links.weather(), *links.torn()] if cell.name in CHOSEN),
 ]
 """Those that every run of the tests plays: each role, in both topologies."""

@@ -127,6 +127,39 @@ def killed() -> list[Kill]:
     ]
 
 
+STAGE: dict[str, tuple[str, str]] = {
+    "forward in flight": ("stage", "activation came"),
+    "backward in flight": ("stage", "gradient made"),
+    "between the two optimizer steps": ("stage", "edge after step"),
+    "snapshot write": ("stage", "snapshot half written"),
+    "update upload": ("stage", "stage's part sent"),
+    "aggregation": ("cloud", "averaging"),
+    "plan broadcast": ("stage", "stage begins"),
+    "evaluation": ("stage", "evaluation came"),
+    "last round": ("stage", "last step came"),
+    "last evaluation": ("stage", "last evaluation came"),
+}
+"""The same for a stage behind the edge."""
+TIERED = (Setup("three_tier"), Setup("three_tier_u_shaped", tls=True))
+
+
+def behind() -> list[Kill]:
+    """A stage that is killed or stopped, and what is before it where there is one."""
+    found = [
+        Kill("stage", phase, watcher, place, setup)
+        for setup in TIERED
+        for phase, (watcher, place) in STAGE.items()
+    ]
+    found += [
+        kill(phase, victim, setup)
+        for setup in TIERED
+        for phase in ("joining", "backward in flight", "snapshot write", "update upload")
+        for victim in ("d0", "edge", "cloud")
+    ]
+    stop = Kill("stage", "backward in flight", "stage", "gradient made", TIERED[0], signal.SIGSTOP)
+    return [*found, stop]
+
+
 def stopped() -> list[Kill]:
     return [
         kill("backward in flight", victim, setup, signal.SIGSTOP)

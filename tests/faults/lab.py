@@ -25,7 +25,7 @@ from safetensors.numpy import load_file
 from sfl.node.certificates.authority import Authority
 from sfl.report.records import RoundRecord, read_records
 from tests.house.federation import write_config
-from tests.house.fleets import fleet
+from tests.house.fleets import fleet, tiny
 from tests.house.forks import Fork, fork
 from tests.house.proxy import Inside, Proxy
 from tests.house.tls import give
@@ -39,8 +39,11 @@ PAUSE = 0.3
 """Seconds before a killed node is started again."""
 
 
-Hop = Literal["device", "cloud"]
-"""Where a proxy may stand: between d0 and the edge, or between the edge and the cloud."""
+Hop = Literal["device", "cloud", "stage"]
+"""Where a proxy may stand: between d0 and the edge, the edge and the cloud, or the edge and the
+stage behind it."""
+SERVERS: dict[Hop, str] = {"device": "edge", "cloud": "cloud", "stage": "stage"}
+"""Who is dialled."""
 
 
 @dataclass(frozen=True)
@@ -64,7 +67,16 @@ class Setup:
 
     @property
     def names(self) -> tuple[str, ...]:
-        return "cloud", "edge", *self.devices
+        return "cloud", *(["stage"] if self.tiered else []), "edge", *self.devices
+
+    @property
+    def tiered(self) -> bool:
+        """Whether a stage is behind the edge."""
+        return self.topology.startswith("three_tier")
+
+    def connections(self, hop: Hop) -> int:
+        """How many an undisturbed run makes over a hop: to a stage one for each device."""
+        return self.count if hop == "stage" else 1
 
     def __str__(self) -> str:
         codec = "" if self.codec == "none" else f", {self.codec}"
@@ -127,13 +139,14 @@ class Lab:
         self.nodes: dict[str, Fork] = {}
         self.restarts: Counter[str] = Counter()
         self.proxies: dict[Hop, Proxy] = {}
-        self.ports = free_ports(2)
+        self.ports = dict(zip(("cloud", "edge", "stage"), free_ports(3), strict=True))
         self.commands: dict[str, list[str]] = {}
         self.config = write_config(folder, self._values())
         if setup.tls:
             roles = (("device", name) for name in setup.devices)
             authority, _ = Authority.init(folder / "ca")
-            for role, name in (("cloud", "cloud"), ("edge", "edge"), *roles):
+            servers = (("cloud", "cloud"), ("edge", "edge"), ("edge", "stage"))
+            for role, name in (*servers, *roles):
                 hosts = () if role == "device" else ("127.0.0.1",)
                 give(authority, folder / "certs" / name, role, name, *hosts)  # type: ignore[arg-type]
         self.place()
@@ -147,14 +160,14 @@ class Lab:
     def stand_between(self, hop: Hop, reads: bool = False) -> Proxy:
         """A proxy on a hop from its beginning to its end; under TLS `reads` looks into it."""
         inside = self._inside(hop) if reads and self.setup.tls else None
-        proxy = Proxy(self._address("edge" if hop == "device" else "cloud"), inside=inside)
+        proxy = Proxy(self._address(SERVERS[hop]), inside=inside)
         self.proxies[hop] = proxy.__enter__()
         return proxy
 
     def _inside(self, hop: Hop) -> Inside:
         """TLS as the server of a hop has it, and as its client has."""
         contexts = []
-        names = ("edge", "d0") if hop == "device" else ("cloud", "edge")
+        names = SERVERS[hop], "d0" if hop == "device" else "edge"
         kinds = (ssl.PROTOCOL_TLS_SERVER, ssl.PROTOCOL_TLS_CLIENT)
         for name, kind in zip(names, kinds, strict=True):
             files = self.folder / "certs" / name
@@ -167,13 +180,13 @@ class Lab:
         return Inside(*contexts)
 
     def _address(self, name: str) -> str:
-        return f"127.0.0.1:{self.ports[name == 'edge']}"
+        return f"127.0.0.1:{self.ports[name]}"
 
     def _behind(self, hop: Hop) -> str:
         """Where the client of a hop dials."""
         if (proxy := self.proxies.get(hop)) is not None:
             return proxy.address
-        return self._address("edge" if hop == "device" else "cloud")
+        return self._address(SERVERS[hop])
 
     @property
     def run(self) -> Path:
@@ -193,7 +206,10 @@ class Lab:
             network={"idle_timeout": IDLE, "heartbeat_interval": 0.5, "rejoin_timeout": 60},
             cloud={"listen": self._address("cloud"), "metrics": {"enabled": False}},
         )
-        if setup.topology == "u_shaped":
+        if setup.tiered:
+            values["model"]["path"] = str(tiny("llama", '{"num_hidden_layers": 4}'))
+            values["stages"] = {"cuts": [2]}
+        if setup.topology.endswith("u_shaped"):
             for device in values["devices"]:
                 device["tail_layers"] = 1
         return values
@@ -203,6 +219,11 @@ class Lab:
         (self.folder / "edge.toml").write_text(
             f'[edge]\ncloud = "{self._behind("cloud")}"\nlisten = "{self._address("edge")}"\n'
             f'{common}cache_dir = "{self.cache("edge")}"\nmetrics = {{enabled = false}}\n'
+            + (f'next = "{self._behind("stage")}"\n' if self.setup.tiered else "")
+        )
+        (self.folder / "stage.toml").write_text(
+            f'[stage]\nlisten = "{self._address("stage")}"\nmetrics = {{enabled = false}}\n'
+            f'{common}cache_dir = "{self.cache("stage")}"\n'
         )
         for name in self.setup.devices:
             edge = self._behind("device") if name == "d0" else self._address("edge")
@@ -221,7 +242,7 @@ class Lab:
         if name == "cloud":
             command = ["cloud", str(self.config), "--resume", "auto"]
         else:
-            kind = "edge" if name == "edge" else "device"
+            kind = name if name in ("edge", "stage") else "device"
             command = [kind, str(self.folder / f"{name}.toml")]
         if self.setup.tls:
             command += ["--certs", str(self.folder / "certs" / name)]

@@ -19,9 +19,13 @@ LONG = 1.5 * IDLE
 """Seconds for which nothing gets through: longer than the idle timeout."""
 AT = (2, 1)
 """Round and step of d0 behind which a link breaks that breaks once."""
-RECOVERS: dict[Hop, tuple[str, str]] = {"device": ("d0", ""), "cloud": ("cloud", "EdgeReady")}
+RECOVERS: dict[Hop, tuple[str, str]] = {
+    "device": ("d0", ""),
+    "cloud": ("cloud", "EdgeReady"),
+    "stage": ("d0", ""),
+}
 """Whose next work, or event, says that a hop is there again."""
-HOPS: dict[Hop, str] = {"device": "device-edge", "cloud": "edge-cloud"}
+HOPS: dict[Hop, str] = {"device": "device-edge", "cloud": "edge-cloud", "stage": "edge-stage"}
 
 
 @dataclass
@@ -49,7 +53,8 @@ class Weather:
     def wrong(self, lab: Lab) -> list[str]:
         """Such a link is used as it is: nobody dials again."""
         count = lab.proxies[self.hop].connections
-        return [] if count == 1 else [f"{count} connections"]
+        expected = self.setup.connections(self.hop)
+        return [] if count == expected else [f"{count} connections"]
 
 
 @dataclass
@@ -85,7 +90,10 @@ class Break:
     def wrong(self, lab: Lab) -> list[str]:
         """It struck, and the link was made anew."""
         count = lab.proxies[self.hop].connections
-        return [] if self.struck and count > 1 else [f"{count} connections: it never struck"]
+        undisturbed = self.setup.connections(self.hop)
+        return (
+            [] if self.struck and count > undisturbed else [f"{count} connections: it never struck"]
+        )
 
 
 @dataclass
@@ -182,8 +190,16 @@ def setups() -> tuple[Setup, ...]:
     return Setup("vanilla"), Setup("u_shaped", tls=True)
 
 
+def tiers() -> tuple[Setup, ...]:
+    """The same with a stage behind the edge."""
+    return Setup("three_tier"), Setup("three_tier_u_shaped", tls=True)
+
+
 def weather() -> list[Weather | Break]:
-    hops: tuple[Hop, ...] = ("device", "cloud")
+    """On the hops of two tiers, and on the one to a stage behind the edge."""
+    two: tuple[Hop, ...] = ("device", "cloud")
+    hops = [(setup, hop) for setup in setups() for hop in two]
+    hops += [(setup, "stage") for setup in tiers()]
     kinds: dict[str, Change] = {
         "round trips of 0.2 s": delayed(0.2),
         "round trips of 2 s": delayed(2.0),
@@ -201,12 +217,9 @@ def weather() -> list[Weather | Break]:
         "a flipped bit down": (flipped("down"), None),
     }
     found: list[Weather | Break] = []
-    for setup in setups():
-        for hop in hops:
-            found += [Weather(what, change, hop, setup) for what, change in kinds.items()]
-            found += [
-                Break(what, strike, hop, setup, undo) for what, (strike, undo) in breaks.items()
-            ]
+    for setup, hop in hops:
+        found += [Weather(what, change, hop, setup) for what, change in kinds.items()]
+        found += [Break(what, strike, hop, setup, undo) for what, (strike, undo) in breaks.items()]
     return found
 
 
@@ -229,6 +242,25 @@ TRAINING: dict[Hop, dict[Way, tuple[str, ...]]] = {
     },
 }
 """Messages of every run, in the order in which they first come."""
+
+
+STAGE: dict[Way, tuple[str, ...]] = {
+    "up": (
+        *("hello", "start", "adapter", "activation of evaluation", "activation of training"),
+        *("norm", "heartbeat", "finish"),
+    ),
+    "down": ("welcome", "start", "gradient of training", "norm", "adapter", "heartbeat"),
+}
+"""The same between an edge and the stage behind it."""
+
+
+def torn_behind() -> list[Torn]:
+    """Each kind of message to and from a stage once."""
+    found: list[Torn] = []
+    for own in tiers():
+        setup = Setup(own.topology, clip=True, tls=own.tls)
+        found += [Torn(kind, way, "stage", setup) for way, kinds in STAGE.items() for kind in kinds]
+    return found
 
 
 def torn() -> list[Torn]:

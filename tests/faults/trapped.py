@@ -128,6 +128,8 @@ def in_round(round_: int) -> Where:
 
     def due(*given: Any, **named: Any) -> bool:
         for one in given:
+            if getattr(one, "round", None) == round_:
+                return True
             assigned = getattr(one, "assignment", one)
             if assigned == round_ or getattr(assigned, "round", None) == round_:
                 return True
@@ -190,6 +192,8 @@ PLACES: dict[str, Place] = {
     "averaging": ("cloud_aggregator.averaging:Averaging.average", "before", in_round(2)),
     "averaged": ("cloud_aggregator.averaging:StrategyMemory.save", "after", in_round(2)),
     "orders go out": ("cloud_aggregator.dispatch:Dispatch.start", "before", in_round(2)),
+    "stage's part sent": ("sfl.transport.stage.served:Carried.send_part", "before", in_round(2)),
+    "stage begins": (f"{SESSION}.begin_round", "before", in_round(2)),
     "orders came": ("sfl.transport.device.training:Training.begin_round", "before", in_round(2)),
     "round begins": (f"{TRAINER}.run_round", "before", in_round(2)),
     "evaluation sent": (f"{LINK}:DeviceLink.send", "after", of_message("EVALUATION", 2)),
