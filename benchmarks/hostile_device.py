@@ -42,7 +42,7 @@ def lying(options: argparse.Namespace) -> type:
         return np.asarray(told, np.float32)
 
     class LyingLink(DeviceLink):
-        def deliver(self, outcome: RoundOutcome) -> None:
+        def deliver(self, outcome: RoundOutcome, *said: object) -> None:
             if options.values is not None and outcome.round >= options.from_round:
                 told = {name: lie(values) for name, values in outcome.values.items()}
                 outcome = replace(outcome, values=told)

@@ -105,7 +105,7 @@ class EchoHost:
         opened.set_result(self)
         self.service: EdgeService[Any] = EdgeService(self.stats, opened)
 
-    async def admit(self, device: str, proof: Any) -> Any:
+    async def admit(self, device: str, proof: Any, *trips: object) -> Any:
         """Everybody may come in."""
         from sfl.rounds.assignment import assign
         from sfl.transport.device.served import Admitted

@@ -9,6 +9,7 @@ from cloud_aggregator.base_updates import BaseUpdates, Node
 from cloud_aggregator.effective import EffectiveConfig
 from sfl.rounds import Coordinator, Rehearse, ReplayRound, StartRound
 from sfl.rounds.assignment import assignments
+from sfl.rounds.placing import addresses
 from sfl.rounds.values import Assignment, EdgeOrders
 from sfl.transport.cloud.service import CloudService
 from sfl.transport.cloud.words import GlobalPart
@@ -44,9 +45,11 @@ class Dispatch:
                 self._service.post(edge, EdgeOrders(round_, devices, begun=True))
             return
         payload = self._averaging.payload(max(0, round_ - 1))
+        there = addresses(self._coordinator.state)
         for edge, devices in edges.items():
             self._send_base_updates(edge, devices)
-            self._service.post(edge, EdgeOrders(round_, devices, order=_order(command, devices)))
+            order = _order(command, devices)
+            self._service.post(edge, EdgeOrders(round_, devices, order=order, edges=there))
             self._service.post(edge, GlobalPart(round_, payload))
 
     def _send_base_updates(self, edge: str, devices: Iterable[str]) -> None:

@@ -11,7 +11,7 @@ from cloud_aggregator.edge_names import EdgeNames
 from cloud_aggregator.effective import EffectiveConfig
 from cloud_aggregator.models_said import ModelsSaid
 from sfl.aggregation.examine import Examined
-from sfl.errors import ConfigError
+from sfl.errors import ConfigError, Elsewhere
 from sfl.metrics.stats import NodeStats
 from sfl.node.logs import Sparing
 from sfl.report.projection import words_of
@@ -23,6 +23,7 @@ from sfl.rounds import (
     Evict,
     Fault,
     FinishRun,
+    HandOver,
     Reduce,
     Refuse,
     RefuseEdge,
@@ -36,8 +37,10 @@ from sfl.rounds import (
     Welcome,
 )
 from sfl.rounds.assignment import assign
+from sfl.rounds.placing import addresses
 from sfl.rounds.values import Admission, Share, SumOrder
 from sfl.transport.cloud.service import CloudService
+from sfl.transport.cloud.words import GoElsewhere
 
 log = logging.getLogger("sfl.cloud")
 sparing = Sparing(log)
@@ -92,7 +95,8 @@ class Effects:
         choice = self._coordinator.state.choices.get(device)
         try:
             own = assign(self._config.current, base, device, choice=choice)
-            admission = Admission(device, assignment=own)
+            edges = addresses(self._coordinator.state)
+            admission = Admission(device, assignment=own, edges=edges)
         except ConfigError as error:  # of an edge that has another model than the settings fit
             admission = Admission(device, str(error))
         self._service.post(edge, admission)
@@ -100,12 +104,27 @@ class Effects:
     @do.register
     def _(self, command: Refuse) -> None:
         about = {"device": command.device}
+        if command.elsewhere:
+            log.info("device %s, at edge %s: %s", command.device, command.edge, command.reason)
+            self._answer(command)
+            return
         refused = "device %s refused: %s"
         # Names that the run does not know are one kind: whoever asks may invent any number.
         kind = command.device if self._config.current.knows(command.device) else ""
         sparing.warning(kind, refused, command.device, command.reason, extra=about)
-        admission = Admission(command.device, command.reason, command.in_use)
+        self._answer(command)
+
+    def _answer(self, command: Refuse) -> None:
+        there = addresses(self._coordinator.state, command.elsewhere)
+        admission = Admission(command.device, command.reason, command.in_use, edges=there)
         self._service.post(command.edge, admission)
+
+    @do.register
+    def _(self, command: HandOver) -> None:
+        about = {"device": command.device}
+        log.info("device %s: %s", command.device, command.reason, extra=about)
+        to = Elsewhere(command.reason, addresses(self._coordinator.state, (command.to,)))
+        self._service.post(command.edge, GoElsewhere(command.device, to))
 
     @do.register
     def _(self, command: UseModel) -> None:

@@ -40,12 +40,14 @@ from sfl.rounds import (
 )
 from sfl.rounds.values import (
     BEGINNING,
+    NO_TRIPS,
     DeviceFacts,
     EdgeFacts,
     EdgeWelcome,
     HeldUpdate,
     Point,
     RoundReport,
+    RoundTrips,
     UpdateHeader,
 )
 from sfl.transport.frames import contract
@@ -127,7 +129,16 @@ class EdgeHost:
             self._config.edge_said(said, self._driver.keep)
         self._names.here(edge)
         self._adapter.base_updates.joined(("edge", edge))
-        self._driver.happened(EdgeReady(edge, num_layers, digest, facts.credits, facts.keeps))
+        ready = EdgeReady(
+            edge,
+            num_layers,
+            digest,
+            facts.credits,
+            facts.keeps,
+            facts.address,
+            facts.store,
+        )
+        self._driver.happened(ready)
 
     def edge_lost(self, edge: str, reason: str) -> None:
         """An edge's stream is closed."""
@@ -159,12 +170,12 @@ class EdgeHost:
 
     # -- devices ----------------------------------------------------------------------------------
 
-    def device_joined(self, edge: str, device: str) -> None:
-        """A device asks to take part."""
+    def device_joined(self, edge: str, device: str, round_trips: RoundTrips = NO_TRIPS) -> None:
+        """A device asks to take part; `round_trips` are those that it has measured."""
         if self._names.is_failed(edge):
             return
         self._adapter.base_updates.joined(("device", device))
-        self._driver.happened(DeviceJoined(device, edge))
+        self._driver.happened(DeviceJoined(device, edge, round_trips))
 
     def not_joined(self, edge: str, device: str, reason: str) -> None:
         """An edge says that a device joins, and the device did not say so: it is not let in."""

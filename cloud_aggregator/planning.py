@@ -23,6 +23,7 @@ from sfl.planners.situation import Present, Remembered, failure, planner_of, sta
 from sfl.report.plans import recorded_plans
 from sfl.report.projection import RunProjection
 from sfl.rounds import Coordinator, Planned, PlanRound, RunState
+from sfl.rounds.placing import here
 from sfl.rounds.tally import NEVER
 from sfl.rounds.work import steps_of
 
@@ -78,7 +79,7 @@ class Planning:
         """All that a decision depends on, and whether anything of it was measured."""
         settings, run, names = self._config.current.settings, coordinator.state, command.devices
         there = run.roster.devices
-        edges = sorted({there[name].edge for name in names})
+        edges = sorted({*here(run), *(there[name].edge for name in names)})
         facts = self._model_facts(settings, run)
         tokens = self._step_tokens(settings, names)
         costs = Costs.of(settings, facts, self._seen, names, edges, tokens=tokens)

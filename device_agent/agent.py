@@ -15,9 +15,17 @@ from device_agent.consent import Consent
 from device_agent.goodbye import saying_goodbye
 from device_agent.loaded import Loaded
 from device_agent.rejoining import Patience
+from device_agent.roaming import Roaming
 from sfl.config import DeviceConfig, RunSettings
 from sfl.data import Dataset, Tokenizer, load_tokenizer, prepare
-from sfl.errors import AdapterRefused, LinkLost, NameInUse, PeerUnavailable, RunIsOver
+from sfl.errors import (
+    AdapterRefused,
+    Elsewhere,
+    LinkLost,
+    NameInUse,
+    PeerUnavailable,
+    RunIsOver,
+)
 from sfl.metrics.memory import memory_use, working_bytes
 from sfl.metrics.prometheus import NodeCollector, serve_as_set
 from sfl.metrics.stats import NodeStats
@@ -75,6 +83,7 @@ class DeviceAgent:
         self._loaded: Loaded | None = None
         self._away: OpenWait | None = None
         self._came_from = CameFrom(incarnation=secrets.token_bytes(16))
+        self.roaming = Roaming(config, self.stats, insecure, own)
         self._patience = Patience(config.connect_timeout)
         self._finishing = Finishing()
         self.service = notifier()
@@ -89,22 +98,26 @@ class DeviceAgent:
             patience = self._patience = Patience(connect_timeout)
             while True:
                 self.board.rest()
-                self.service.status(f"joining the edge at {self.config.edge}")
+                self.service.status(f"joining the edge at {self.roaming.edges.address}")
                 try:
                     line = self._dial(connect_timeout)
                     with saying_goodbye(line):
                         link = self._join(line, connect_timeout)
-                        patience.taken_in(link.joined.settings.network.rejoin_timeout)
-                        self._back()
+                        self._taken_in(link.joined)
                         self._take_part(link)
                     return
                 except RunIsOver as error:
                     log.info("%s", error)
                     forget_run(self.config.cache_dir, error.run_key, self.config.name)
                     return
+                except Elsewhere as error:
+                    log.info("%s", error)
+                    self.roaming.go(error)
+                    continue
                 except LinkLost as error:
                     patience.spend(error, time.monotonic())
                     log.warning("%s; joining again", error)
+                    self.roaming.missed()
                 except NameInUse as error:
                     patience.spend(error, time.monotonic())
                     log.info("%s; asking again", error)
@@ -113,15 +126,21 @@ class DeviceAgent:
                     patience.refuse(error)
                     log.warning("%s; joining again, for the next round's adapter", error)
                 except PeerUnavailable as error:
-                    patience.unreached(error, time.monotonic())
+                    if not self.roaming.missed():
+                        patience.unreached(error, time.monotonic())
                     log.warning("%s; dialling again", error)
                 self._lost(patience.left(time.monotonic()))
                 time.sleep(patience.pause(REJOIN_PAUSE))
 
+    def _taken_in(self, joined: Joined) -> None:
+        self._patience.taken_in(joined.settings.network.rejoin_timeout)
+        self.roaming.taken_in(joined)
+        self._back()
+
     def _lost(self, seconds: float | None) -> None:
         """The edge is dialled again, for so long at most."""
         if self._away is None:
-            whom = f"edge at {self.config.edge}"
+            whom = f"edge at {self.roaming.edges.address}"
             self._away = self.stats.waits.begin(whom, "return", "to be let in again", seconds)
         self.stats.waits.say()
 
@@ -132,14 +151,25 @@ class DeviceAgent:
         self._away = None
 
     def _dial(self, patience: float) -> Line:
-        config = self.config
-        return dial(config.edge, self.stats, patience, self.insecure, self.own, config.proxy)
+        edges, config = self.roaming.edges, self.config
+        patience = edges.patience(patience, time.monotonic())
+        return dial(
+            edges.address,
+            self.stats,
+            patience,
+            self.insecure,
+            self.own,
+            config.proxy,
+            edges.refused_after,
+        )
 
     def _join(self, line: Line, patience: float) -> DeviceLink:
         signatures = DeviceSignatures(self.config.name, self.own)
         agree = self._agree
-        cache, came_from = self.config.cache_dir, self._came_from
-        return DeviceLink.join(line, signatures, patience, cache, agree, came_from)
+        cache = self.config.cache_dir
+        came_from = replace(self._came_from, round_trips=self.roaming.round_trips)
+        hear = self.roaming.edges.hear
+        return DeviceLink.join(line, signatures, patience, cache, agree, came_from, hear)
 
     def _agree(self, told: Assignment) -> None:
         """Before anything of a round is held. Raises ConfigError."""
@@ -186,8 +216,9 @@ class DeviceAgent:
         self.service.status(f"run {self._run_id}: waiting for its first round")
         for order in link.orders(trainer.fold):
             self.service.status(f"run {self._run_id}: round {order.assignment.round}")
+            self.roaming.begin_round(link.joined.settings)
             with self._finishing.working():
-                link.deliver(trainer.run_round(order))
+                link.deliver(trainer.run_round(order), *self.roaming.told())
             self._patience.round_done()
             if self.config.heap == "keep":
                 trim_heap()

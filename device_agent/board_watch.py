@@ -10,7 +10,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
-from sfl.config.node import PauseSettings
+from sfl.config.pausing import PauseSettings
 from sfl.metrics.stats import NodeStats
 from sfl.node.board import Board, read_board
 from sfl.node.notify import Notifier

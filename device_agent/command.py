@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import signal
 
 import typer
 
@@ -83,4 +84,7 @@ def _take_part(settings: DeviceConfig, insecure: bool, own: OwnCertificate | Non
     from sfl.stage.threads import compute_here
 
     compute_here(cores() if settings.threads == "auto" else settings.threads)
-    DeviceAgent(settings, insecure, returned, own).run(settings.connect_timeout)
+    agent = DeviceAgent(settings, insecure, returned, own)
+    if hasattr(signal, "SIGUSR1"):  # not on Windows
+        signal.signal(signal.SIGUSR1, lambda *_: agent.roaming.ask())
+    agent.run(settings.connect_timeout)

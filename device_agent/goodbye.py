@@ -5,13 +5,15 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Iterator
 
-from sfl.errors import AdapterRefused, Bug, LinkLost, OutOfMemory, SflError
+from sfl.errors import AdapterRefused, Bug, Elsewhere, LinkLost, OutOfMemory, SflError
 from sfl.node.causes import foreseen
 from sfl.node.process import Terminated
 from sfl.node.text import plain
 from sfl.transport.device.line import Line
 
 DONE = "done"
+RETURNING = (LinkLost, OutOfMemory, Bug, Elsewhere)
+"""What may be over for the next process, or link, of the device."""
 
 
 @contextlib.contextmanager
@@ -33,7 +35,7 @@ def may_return(error: BaseException) -> bool:
 
     What it says of itself, its data or its part in the run would be the same then.
     """
-    return not isinstance(error, SflError) or isinstance(error, LinkLost | OutOfMemory | Bug)
+    return not isinstance(error, SflError) or isinstance(error, RETURNING)
 
 
 def words(error: BaseException) -> str:

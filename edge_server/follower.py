@@ -18,7 +18,7 @@ from sfl.node.causes import cause_of
 from sfl.rounds.messages import Evict, FinishRun
 from sfl.rounds.values import Admission, Assignment, EdgeOrders, EdgeWelcome, SumOrder
 from sfl.stage.messages import Finish
-from sfl.transport.cloud.words import CloudWord, EdgeFailed, GlobalPart
+from sfl.transport.cloud.words import CloudWord, EdgeFailed, GlobalPart, GoElsewhere
 from sfl.transport.device import checked
 from sfl.transport.device.service import EdgeService
 from sfl.transport.device.training import Training
@@ -82,7 +82,8 @@ class Follower:
             self._opened.result().turn_back(reason)
 
     async def hear(
-        self, word: EdgeWelcome | Admission | EdgeOrders | GlobalPart | SumOrder | Evict
+        self,
+        word: EdgeWelcome | Admission | EdgeOrders | GlobalPart | SumOrder | Evict | GoElsewhere,
     ) -> None:
         """Do what one word asks for. Raises ProtocolError where it was not due."""
         match word:
@@ -97,12 +98,15 @@ class Follower:
                     await self._tell_again(word)
                 else:
                     self._orders = word
+                    self._service.tell_edges(word.edges)
             case GlobalPart():
                 await self._take(word)
             case SumOrder():
                 self._host().add_up(word)
             case Evict():
                 self._evict(word)
+            case GoElsewhere():
+                self._service.hand_over(word.device, word.to)
             case unknown:
                 assert_never(unknown)
 

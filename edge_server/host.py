@@ -15,12 +15,13 @@ from edge_server.floor import Floor
 from edge_server.kept import KeptUpdates
 from sfl.aggregation.contribution import Contribution
 from sfl.config import RunSettings
-from sfl.errors import LinkLost, NameInUse, ProtocolError, Refused, SflError
+from sfl.errors import Elsewhere, LinkLost, NameInUse, ProtocolError, Refused, SflError
 from sfl.metrics.snapshot import NodeSnapshot
 from sfl.metrics.stats import NodeStats
 from sfl.rounds.messages import DeviceLost
 from sfl.rounds.values import (
     BEGINNING,
+    NO_TRIPS,
     Admission,
     Assignment,
     DeviceFacts,
@@ -28,6 +29,7 @@ from sfl.rounds.values import (
     Point,
     Proof,
     RoundReport,
+    RoundTrips,
     SumOrder,
     UpdateHeader,
 )
@@ -128,15 +130,18 @@ class DeviceHost:
         self.deliveries = Deliveries(cloud, stats.waits, self.kept)
         self._adding: set[asyncio.Task[None]] = set()
 
-    async def admit(self, device: str, proof: Proof) -> Admitted[Training]:
-        """Ask the cloud, make a session. Raises Refused where the cloud says no."""
+    async def admit(
+        self, device: str, proof: Proof, round_trips: RoundTrips = NO_TRIPS
+    ) -> Admitted[Training]:
+        """Ask the cloud, make a session. Raises Refused where the cloud says no, Elsewhere where
+        it has another edge for the device."""
         self._joins.take(device, time.monotonic())
         words = f"its word on device {device}"
         with self.stats.waits.on(self._cloud.peer, "admission", words):
             before = self._here.get(device)
             if before is not None and before.left is not None:
                 await asyncio.shield(before.left.told)
-            admission = await self._asked(device, proof)
+            admission = await self._asked(device, proof, round_trips)
         if (refused := _refusal(admission)) is not None:
             self._here.pop(device, None)
             raise refused
@@ -146,7 +151,14 @@ class DeviceHost:
         session = await self.floor.open(device, own)
         behind = await self._way_on(device, own)
         log.info("device %s joined", device, extra={"device": device})
-        welcome = DeviceWelcome(base.settings, self._run_id, own, run_key=self._run_key)
+        welcome = DeviceWelcome(
+            base.settings,
+            self._run_id,
+            own,
+            run_key=self._run_key,
+            edge=self.stats.name,
+            edges=admission.edges,
+        )
         serve = partial(Training, device, session, base.settings, self, behind=behind)
         return Admitted(welcome, base.model.hidden_size, serve)
 
@@ -170,11 +182,11 @@ class DeviceHost:
         """Keep a stage's latest statistics."""
         self._beats.stage_heard(snapshot)
 
-    async def _asked(self, device: str, proof: Proof) -> Admission:
+    async def _asked(self, device: str, proof: Proof, round_trips: RoundTrips) -> Admission:
         answer: asyncio.Future[Admission] = asyncio.get_running_loop().create_future()
         self._admissions[device] = answer
         self._here[device] = Here(proof)
-        self._cloud.post(DeviceJoin(device, proof))
+        self._cloud.post(DeviceJoin(device, proof, round_trips))
         try:
             return await answer
         finally:
@@ -194,6 +206,8 @@ class DeviceHost:
         if here is None:  # it has left since it was presented
             return None
         here.refused = _refusal(admission)
+        if isinstance(here.refused, Elsewhere):  # it is told so when it asks
+            here.refused = LinkLost(str(here.refused))
         if here.refused is not None:
             self.forget(device)
         self._tell_ready(device, here)
@@ -337,4 +351,6 @@ def _refusal(admission: Admission) -> Refused | None:
     """Why a device is not let in, if it is not."""
     if not admission.refusal:
         return None
+    if admission.edges:
+        return Elsewhere(admission.refusal, admission.edges)
     return (NameInUse if admission.in_use else Refused)(admission.refusal)

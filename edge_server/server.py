@@ -18,6 +18,7 @@ import time
 from collections.abc import AsyncIterator, Callable
 from functools import partial
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from edge_server.base import Base, load_base
 from edge_server.beats import Beats
@@ -47,8 +48,12 @@ from sfl.transport.cloud.words import EdgeFailed, EdgeStopped
 from sfl.transport.device.decode_slots import DecodeSlots
 from sfl.transport.device.service import EdgeService
 from sfl.transport.device.training import Training
+from sfl.transport.security.addresses import for_others
 from sfl.transport.security.credentials import bind, new_server
 from sfl.transport.security.door import Door
+
+if TYPE_CHECKING:
+    from sfl.store.shared import SharedSnapshots
 
 log = logging.getLogger("sfl.edge")
 
@@ -88,7 +93,11 @@ class EdgeServer:
         )
         self._joining = Joining(self.cloud, stats.waits)
         self._opened: asyncio.Future[DeviceHost] = asyncio.get_running_loop().create_future()
-        self.service: EdgeService[Training] = EdgeService(stats, self._opened, config.cache_dir)
+        self.shared = _shared_snapshots(config)
+        shelf = None if self.shared is None else self.shared.of
+        self.service: EdgeService[Training] = EdgeService(
+            stats, self._opened, config.cache_dir, shelf
+        )
         self._following = following(
             config, "edge", stats, self.service.coders, own, insecure, new_stage_channel
         )
@@ -100,6 +109,8 @@ class EdgeServer:
         """Serve one run on a port, to its end. Raises SflError where it ends badly."""
         config = self.config
         await asyncio.to_thread(forget_old_runs, config.cache_dir, config.name, time.time())
+        if self.shared is not None:
+            await asyncio.to_thread(self.shared.check)
         try:
             async with self._port(address_file) as address:
                 await self.follow(connect_timeout, address)
@@ -141,6 +152,13 @@ class EdgeServer:
             self._residence.close()
         await self.cloud.close()
 
+    def _forget_run(self) -> None:
+        """The run has ended well: nobody goes on from anything."""
+        key = self.run_key or self.run_id
+        forget_run(self.config.cache_dir, key, self.config.name)
+        if self.shared is not None:
+            self.shared.forget_run(key)
+
     def _metrics(self) -> contextlib.AbstractContextManager[object]:
         metrics = self.config.metrics
         if not metrics.enabled:
@@ -169,7 +187,7 @@ class EdgeServer:
             for task in (following, beat):
                 if task.done():
                     task.result()
-            forget_run(self.config.cache_dir, self.run_key or self.run_id, self.config.name)
+            await asyncio.to_thread(self._forget_run)
         except asyncio.CancelledError:
             await self._stopped(following, welcome.settings.network.rejoin_timeout > 0)
             raise
@@ -263,7 +281,13 @@ class EdgeServer:
             # Ahead of being ready, so that the cloud knows what changes arithmetic here.
             self.beats.send()
             self.cloud.post(
-                EdgeFacts(base.manifest.to_json(), address, base.given, base.choice.credits)
+                EdgeFacts(
+                    base.manifest.to_json(),
+                    self.config.advertise or for_others(address),
+                    base.given,
+                    base.choice.credits,
+                    store="" if self.shared is None else self.shared.label,
+                )
             )
         except Exception as error:  # noqa: BLE001 - whatever it is, the cloud is to know
             self.cloud.post(EdgeFailed(str(cause_of(error))))
@@ -285,3 +309,12 @@ async def _end(*tasks: asyncio.Task[None]) -> None:
     for task in tasks:
         task.cancel()
     await asyncio.gather(*tasks, return_exceptions=True)
+
+
+def _shared_snapshots(config: EdgeConfig) -> SharedSnapshots | None:
+    """The store that edges share, where they share one. Raises ConfigError."""
+    if not config.snapshots:
+        return None
+    from sfl.store.shared import SharedSnapshots  # with fsspec, only where it is asked for
+
+    return SharedSnapshots(config.snapshots)

@@ -16,7 +16,8 @@ SflError                     anything this project raises on purpose (exit code 
 │   │   └── SnapshotMissing  what is to be gone on from is not here
 │   ├── Goodbye              the peer left on purpose
 │   ├── Refused              the peer declined, and said why
-│   │   └── NameInUse        somebody of that name is connected: a moment may fix it
+│   │   ├── NameInUse        somebody of that name is connected: a moment may fix it
+│   │   └── Elsewhere        a device is to go to another edge
 │   └── ProtocolError        a message that breaks the contract; closes its own stream only
 │       └── AdapterRefused   what comes of the round's adapter is nothing to compute with
 ├── RunIsOver                the run ended well before a device came back to it (exit code 0)
@@ -27,6 +28,8 @@ SflError                     anything this project raises on purpose (exit code 
     ├── Bug                  what nobody foresaw (exit code 70)
     └── OutOfMemory          a node had too little memory for its work (exit code 71)
 """
+
+from collections.abc import Mapping
 
 from sfl.urls import hidden
 
@@ -116,6 +119,17 @@ class Refused(TransportError):
 
 class NameInUse(Refused):
     """A node of that name is connected, or has not been given up yet; asking again may help."""
+
+
+class Elsewhere(Refused):
+    """The cloud has another edge for a device: the only one of `edges`, or the nearest of them.
+
+    `edges` are addresses by name, empty where only the device may know one.
+    """
+
+    def __init__(self, reason: str, edges: Mapping[str, str]) -> None:
+        self.edges = dict(edges)
+        super().__init__(reason)
 
 
 class ProtocolError(TransportError):

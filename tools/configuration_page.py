@@ -26,10 +26,10 @@ from sfl.config.node import (
     DeviceConfig,
     EdgeConfig,
     MetricsSettings,
-    PauseSettings,
     TlsSettings,
     TracingSettings,
 )
+from sfl.config.pausing import PauseSettings
 from sfl.config.planner import PlannerSettings
 from sfl.config.recovery import RecoverySettings
 from sfl.config.run import LaunchSettings

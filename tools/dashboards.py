@@ -301,6 +301,10 @@ ONE_DEVICE = Dashboard(
         ),
         _panel("Faults", f"sfl_faults_total{{{_DEVICES}}}", "{{device}}"),
         _panel(
+            "Handovers to another edge", f"sfl_handovers_total{{{_DEVICES}}}", "{{device}}",
+            note="Times that it came to another edge than it was at (docs/edges.md).",
+        ),
+        _panel(
             "Temperature", f"sfl_temperature_celsius{{{_DEVICES}}}", "{{device}}", "celsius",
             note="Its `pause.above_celsius` pauses it.",
         ),

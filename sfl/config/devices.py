@@ -38,6 +38,9 @@ class DeviceEntry(LocalDevice):
 
     name: NodeName
     """Name of the device, unique in the run."""
+    edge: NodeName | None = None
+    """Name of the edge that this device is at, one of `run.edges`. Default: the one that it dials;
+    `sfl run` divides devices among `run.edges` in turn."""
     cut_layer: NonNegativeInt = 1
     """Transformer blocks at the front of the model that this device holds."""
     tail_layers: NonNegativeInt = 0

@@ -24,6 +24,9 @@ class NetworkSettings(Section):
     rejoin_timeout: Annotated[float, Field(ge=0.0, le=1e9)] = 60.0
     """Seconds a lost device, edge or cloud is waited for. A device that is back by then goes on as
     if nothing had happened. 0: a round goes on at once without a lost device."""
+    failover_seconds: Annotated[float, Field(ge=0.0, le=1e9)] = 10.0
+    """Seconds that a device dials the edge that it has lost before it goes to another one, where it
+    knows of one. 0: at once. An edge that is started again within that time keeps its devices."""
     round_timeout: Seconds = 3600.0
     """Seconds a round may take. Devices that are not done by then are left out of it."""
     straggler_factor: Annotated[float, Field(ge=1.0)] | Literal["off"] = 10.0

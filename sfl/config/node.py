@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 import re
-from datetime import time
 from pathlib import Path
 from typing import Annotated, Literal, Self, get_args
 
@@ -17,6 +16,7 @@ from pydantic import (
 )
 
 from sfl.config.base import NodeName, OneOf, Seconds, Section
+from sfl.config.pausing import PauseSettings
 from sfl.config.size import Size
 from sfl.plan import Topology
 from sfl.stage.orders import ORDERS
@@ -80,77 +80,6 @@ class TracingSettings(Section):
     no traces are sent. Needs the extra `otel` (docs/monitoring.md)."""
 
 
-def read_hours(text: str) -> tuple[time, time]:
-    """`22:00-06:00` as two times of day. Raises ValueError."""
-    match = re.fullmatch(r"(\d{1,2}):(\d\d)-(\d{1,2}):(\d\d)", text.replace(" ", ""))
-    if match is None:
-        raise ValueError("not a span of hours; write e.g. 22:00-06:00")
-    numbers = [int(number) for number in match.groups()]
-    if max(numbers[0], numbers[2]) > 23 or max(numbers[1], numbers[3]) > 59:
-        raise ValueError("hours go from 00:00 to 23:59; a day's end is 00:00")
-    begin, end = time(numbers[0], numbers[1]), time(numbers[2], numbers[3])
-    if begin == end:
-        raise ValueError("begins and ends at the same time; leave hours out to train all day")
-    return begin, end
-
-
-def _hours(text: str) -> str:
-    read_hours(text)
-    return text
-
-
-Hours = Annotated[str, AfterValidator(_hours)]
-Celsius = Annotated[float, Field(ge=-40.0, le=150.0)]
-Percent = Annotated[float, Field(gt=0.0, le=100.0)]
-
-
-class PauseSettings(Section):
-    """When a device pauses, between two steps and before it joins (docs/boards.md). It stays
-    connected meanwhile. A round that does not wait that long goes on without it."""
-
-    above_celsius: Celsius | None = None
-    """Pause while the hottest sensor reads more than this."""
-    cool_celsius: Celsius | None = None
-    """Temperature at which a hot device continues. Default: 5 below `above_celsius`."""
-    below_percent: Percent | None = None
-    """Pause while the battery has less than this, on a charger or not."""
-    charged_percent: Percent | None = None
-    """Charge at which a device with a low battery continues. Default: 5 above `below_percent`, at
-    most 100."""
-    hours: tuple[Hours, ...] = ()
-    """Train only in these hours of local time, e.g. `["22:00-06:00"]`. Empty: always."""
-    metered: bool = False
-    """Pause while NetworkManager calls the link of the default route metered."""
-    metered_interfaces: tuple[str, ...] = ()
-    """Pause while the default route goes through one of these, e.g. `["wwan*", "usb0"]`."""
-    check_interval: Seconds = 5.0
-    """Seconds between two checks of sensors and clock."""
-
-    @model_validator(mode="after")
-    def _apart(self) -> Self:
-        hot, cool = self.above_celsius, self.cool_celsius
-        if cool is not None and (hot is None or cool >= hot):
-            raise ValueError("cool_celsius: needs an above_celsius that is higher")
-        low, charged = self.below_percent, self.charged_percent
-        if charged is not None and (low is None or charged < low):
-            raise ValueError("charged_percent: needs a below_percent that is not higher")
-        return self
-
-    @property
-    def cools_to(self) -> float:
-        """Where a hot device goes on."""
-        if self.cool_celsius is not None:
-            return self.cool_celsius
-        return 0.0 if self.above_celsius is None else self.above_celsius - 5.0
-
-    @property
-    def charges_to(self) -> float:
-        """Where a device with a low battery goes on."""
-        if self.charged_percent is not None:
-            return self.charged_percent
-        return 100.0 if self.below_percent is None else min(100.0, self.below_percent + 5.0)
-
-
 POSTGRES = r"^(postgresql(\+psycopg)?://.+)?$"
 PLACE = r"^(s3://[^/].*|file:///.+)?$"
 
@@ -198,6 +127,9 @@ class EdgeConfig(Section):
     """Name of this edge, unique in the run."""
     listen: str = "127.0.0.1:0"
     """`host:port` that devices connect to. Port 0 takes a free one."""
+    advertise: str = ""
+    """`host:port` at which devices find this edge, as the cloud tells it to devices of other edges.
+    Default: `listen`, unless that stands for all addresses of this machine (`0.0.0.0`, `::`)."""
     cloud: str = ""
     """`host:port` of the cloud."""
     model: str | None = None
@@ -246,6 +178,10 @@ class EdgeConfig(Section):
     cache_dir: Path = Path("~/.cache/sfl")
     """Folder for what `delta(sample)` remembers of devices' examples. The files have no name, and
     are gone with their stream. Use a disk with space: it is a row for each token."""
+    snapshots: ArtifactsUrl = ""
+    """A store that all edges of the run share: `s3://BUCKET/PREFIX` or `file:///FOLDER`. The edge
+    keeps its snapshots there as well, so that a device finds its own at whichever edge it comes to
+    next (docs/edges.md). Empty: on this machine's disk only. `s3://` needs the extra `s3`."""
     swap_to: Literal["disk", "memory"] = "disk"
     """Where adapters are swapped to. `memory`: to this machine's memory, if `device` is CUDA."""
     connect_timeout: Seconds = 60.0
@@ -374,7 +310,11 @@ class DeviceConfig(LocalDevice):
     name: NodeName
     """Name of this device, one of the run's `[[devices]]`."""
     edge: str = ""
-    """`host:port` of its edge."""
+    """`host:port` of the edge that it dials first. Default: the first one of `edges`."""
+    edges: dict[NodeName, str] = Field(default_factory=dict)
+    """The edges that it may go to, each with its `host:port`: `{ north = "10.0.0.5:7001" }`. It
+    dials another one when its own is gone, and goes to those of them that the cloud names.
+    Default: the cloud tells it of the run's edges, and where they are (docs/edges.md)."""
     service: str = ""
     """`host:port` of its edge or of the cloud, where that is a service of runs. The device stays
     attached, and computes the runs that it is given (docs/service.md)."""

@@ -223,6 +223,17 @@ class RunConfig(RunSettings):
             raise ValueError(f"edge.{field}: {NEEDS_FLOAT32}; {GIVE_FLOAT32}")
         return self
 
+    @model_validator(mode="after")
+    def _edges_are_there(self) -> Self:
+        for entry in self.devices:
+            if entry.edge is not None and entry.edge not in self.edges:
+                known = ", ".join(self.edges)
+                raise ValueError(
+                    f"devices.{entry.name}.edge: {entry.edge!r} is none of the run's edges "
+                    f"({known}); name it in run.edges, or leave it out"
+                )
+        return self
+
     @property
     def edges(self) -> tuple[str, ...]:
         """Names of the edges that may take part."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Self
+from typing import Literal, Self
 
 from pydantic import Field, NonNegativeInt, PositiveInt, model_validator
 
@@ -26,6 +26,10 @@ from sfl.plan import Topology
 
 MOST_STEPS = (1 << 32) - 2
 """Of one device over a run: what 32 bits count, and one more round that only evaluates."""
+
+
+Placement = Literal["configured", "nearest", "least_loaded"]
+"""How the cloud chooses an edge for a device."""
 
 
 class RunSection(Section):
@@ -55,7 +59,11 @@ class RunSection(Section):
     """Keep the aggregated adapter of every round under `adapters/`."""
     edges: tuple[NodeName, ...] = ()
     """Names of the run's edges. The cloud refuses every other edge, whatever its certificate.
-    Default: the edge of `[edge]`, by `edge.name`."""
+    `sfl run` starts all of them. Default: the edge of `[edge]`, by `edge.name`."""
+    placement: Placement = "configured"
+    """Which edge the cloud gives a device. `configured`: `devices.edge`, or the one that the device
+    dials. `nearest`: the one with the shortest round trip, as the device measures it.
+    `least_loaded`: the one with the fewest devices (docs/edges.md)."""
 
     plugins: tuple[PackageVersion, ...] = ()
     """Written by the run: the packages whose plug-ins it uses, each as `name==version`. A node that

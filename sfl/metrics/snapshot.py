@@ -108,6 +108,7 @@ class NodeSnapshot:
     them took, `snapshot_wait` what the node waited for that, `snapshot_size` the latest's bytes.
     `bytes` are of the link towards the cloud, `stage_bytes` of that to the stage behind a server.
     `moved` of a device is its edge's count of messages from and to it, heartbeats apart.
+    `handovers` of a device count how often it came to another edge than it was at.
     `waits` are those of the moment; their words do not travel. `costs` come with reports, and with
     an edge's heartbeats.
     `buffered` of a cloud are whole updates that wait for an average, `staleness` is the mean of
@@ -135,6 +136,7 @@ class NodeSnapshot:
     window: int = 0
     connected: int = 0
     faults: int = 0
+    handovers: int = 0
     resident_bytes: int = 0
     peak_resident_bytes: int = 0
     accelerator_bytes: int = 0
@@ -252,6 +254,7 @@ def combine(snapshots: Iterable[NodeSnapshot]) -> NodeSnapshot:
         nonfinite_losses=sum(life.nonfinite_losses for life in lives),
         tokens=sum(life.tokens for life in lives),
         faults=sum(life.faults for life in lives),
+        handovers=sum(life.handovers for life in lives),
         adapters_woken=sum(life.adapters_woken for life in lives),
         snapshots_written=sum(life.snapshots_written for life in lives),
         snapshot_seconds=sum(life.snapshot_seconds for life in lives),
@@ -378,6 +381,7 @@ _PLAIN: dict[str, Callable[[Any], Any]] = {
     "window": _count,
     "connected": _count,
     "faults": _count,
+    "handovers": _count,
     "resident_bytes": _count,
     "peak_resident_bytes": _count,
     "accelerator_bytes": _count,

@@ -270,6 +270,8 @@ class NodeStats:
         self.window = 0
         self.connected = 0
         self.faults = 0
+        self.handovers = 0
+        self.edge = ""
         self.certificate_expiry: float | None = None
         self.dtype = ""
         self.quantised = ""
@@ -293,6 +295,11 @@ class NodeStats:
         self._clock = clock
         self._memory = UNKNOWN
         self._recent: tuple[tuple[float, int], ...] = ()  # (when, tokens) of the last steps
+
+    def at_edge(self, name: str) -> None:
+        """The edge has taken this device in; another one than before is counted."""
+        self.handovers += bool(self.edge) and self.edge != name
+        self.edge = name
 
     def start_round(self, round_number: int, steps: int) -> None:
         """Begin a round of `steps` optimizer steps; what comes before their first is in no rate."""
@@ -359,6 +366,7 @@ class NodeStats:
             window=self.window,
             connected=self.connected,
             faults=self.faults,
+            handovers=self.handovers,
             resident_bytes=memory.resident,
             peak_resident_bytes=memory.peak_resident,
             accelerator_bytes=memory.accelerator,

@@ -238,6 +238,11 @@ METRICS: tuple[Metric, ...] = (
         _value("faults"),
     ),
     Metric(
+        "sfl_handovers_total", "counter", "", (), DEVICE,
+        "Times that the device came to another edge than it was at (docs/edges.md).",
+        _value("handovers"),
+    ),
+    Metric(
         "sfl_wait_start_timestamp_seconds", "gauge", "seconds", ("whom", "what"), ALL,
         "Unix time since which the node has waited for another one. Absent while it does not.",
         _wait_starts,

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from datetime import time
 from typing import Literal, get_args
 
-from sfl.config.node import PauseSettings, read_hours
+from sfl.config.pausing import PauseSettings, read_hours
 from sfl.node.board import Board, matches
 
 Reason = Literal["heat", "charge", "hours", "metered"]

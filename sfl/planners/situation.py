@@ -52,7 +52,7 @@ def state_of(
     edges: Mapping[str, EdgeCost],
     before: Remembered,
 ) -> State:
-    """All that a decision on this round depends on; `edges` are those of the devices."""
+    """All that a decision on this round depends on; `edges` are all that are there."""
     found = tuple(
         DeviceState(
             own.name,
@@ -70,7 +70,7 @@ def state_of(
         round_,
         workload,
         found,
-        tuple(EdgeState(name, edges[name]) for name in sorted({own.edge for own in devices})),
+        tuple(EdgeState(name, edges[name]) for name in sorted(edges)),
         aims_of(settings),
         settings.run.seed,
         before.memory,

@@ -11,6 +11,7 @@ from sfl.metrics.waits import What
 from sfl.report.projection import RunProjection
 from sfl.report.status import LEFT_OUT, DeviceStatus, RunPhase, RunStatus, ServerStatus, Wait
 from sfl.rounds import Phase, RunState
+from sfl.rounds.placing import place_of
 from sfl.rounds.turn import NAMED
 
 
@@ -53,8 +54,9 @@ def standing(
 def _device(name: str, told: RunProjection, state: RunState) -> DeviceStatus:
     snapshot = told.statistics.of("device", name)
     status = DeviceStatus.from_snapshot(snapshot, _device_state(name, told, state))
-    own = state.buffer.unawaited.get(name)
-    return status if own is None else replace(status, staleness=state.round - own.round)
+    own, place = state.buffer.unawaited.get(name), place_of(state, name)
+    late = None if own is None else state.round - own.round
+    return replace(status, staleness=late, edge=place.edge, handovers=place.handovers)
 
 
 def _waits(

@@ -42,7 +42,8 @@ class DeviceStatus:
     `state` is a word or two, such as "training", "waiting", "lost", "away: 12 s left". Once the run
     has ended it is "done", "stopped", "lost", "never joined" or "left out for good". `eval_*` are
     of the adapter of round `eval_round`. `staleness` counts the adapters that were made since its
-    round began, where nobody waits for it.
+    round began, where nobody waits for it. `edge` is where it is, or was last; it came to another
+    one `handovers` times.
     """
 
     name: str
@@ -59,6 +60,8 @@ class DeviceStatus:
     resident_bytes: int = 0
     peak_resident_bytes: int = 0
     staleness: int | None = None
+    edge: str = ""
+    handovers: int = 0
 
     @classmethod
     def from_snapshot(cls, snapshot: NodeSnapshot, state: str) -> DeviceStatus:

@@ -25,6 +25,7 @@ from sfl.rounds.messages import (
     Welcome,
 )
 from sfl.rounds.ordered import Ordered
+from sfl.rounds.placing import elsewhere, settled_at
 from sfl.rounds.state import Phase, RunState
 from sfl.rounds.turn import NAMED, Turn
 from sfl.rounds.values import EdgeBase
@@ -44,7 +45,8 @@ def edge_ready(turn: Turn, event: EdgeReady) -> None:
     state = turn.state
     models = state.models.say(event.edge, (event.num_layers, event.model))
     losses = state.losses.without(f"edge {event.edge}")
-    bases = state.bases.put(event.edge, EdgeBase(event.num_layers, event.credits))
+    base = EdgeBase(event.num_layers, event.credits, event.address, event.store)
+    bases = state.bases.put(event.edge, base)
     turn.state = changed(state, models=models, bases=bases, losses=losses, no_edge=False)
     one_model(turn)
 
@@ -154,6 +156,10 @@ def device_joined(turn: Turn, event: DeviceJoined) -> None:
     if reason:
         turn.do(Refuse(event.device, event.edge, reason, in_use))
         return
+    if there := elsewhere(turn, event):
+        reason = f"it is to be at edge {there[0]}" if len(there) == 1 else "the nearest edge is its"
+        turn.do(Refuse(event.device, event.edge, reason, elsewhere=there))
+        return
     state = turn.state
     roster, losses = state.roster.join(event.device, event.edge), state.losses.without(event.device)
     turn.state = changed(state, roster=roster, losses=losses)
@@ -190,6 +196,7 @@ def device_ready(turn: Turn, event: DeviceReady) -> None:
     forms = state.forms if event.form is None else state.forms.say(event.device, event.form)
     turn.state = changed(state, roster=roster, forms=forms)
     reducing.moved_on(turn, event.device)
+    settled_at(turn, event.device, roster.devices[event.device].edge)
     come_back(turn, event)
     one_form(turn)
     begin_idle(turn, [event.device])

@@ -9,7 +9,15 @@ from typing import Literal
 from sfl.config import Extent
 from sfl.plan import Holder
 from sfl.planners.decision import Choice, Memory
-from sfl.rounds.values import BEGINNING, DeviceFacts, Length, Point, RoundReport, Steps
+from sfl.rounds.values import (
+    BEGINNING,
+    DeviceFacts,
+    Length,
+    Point,
+    RoundReport,
+    RoundTrips,
+    Steps,
+)
 
 Cause = Literal["link", "silence", "offence", "adapter", "left"]
 """Why a device was lost: its link broke or its process ended; it was silent or late; it broke the
@@ -21,7 +29,8 @@ class EdgeReady:
     """An edge has its base model: of so many blocks, and in all of one digest, `model`.
 
     `credits` are the micro-batches of one device that may be in flight; 0: `network.credits`. It
-    `keeps` updates of these devices and rounds, which it is to add up.
+    `keeps` updates of these devices and rounds, which it is to add up. Devices dial it at
+    `address`. Edges of one `store` share their snapshots.
     """
 
     edge: str
@@ -29,6 +38,8 @@ class EdgeReady:
     model: str = ""
     credits: int = 0
     keeps: Mapping[str, int] = field(default_factory=dict)
+    address: str = ""
+    store: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,10 +58,11 @@ class EdgeLost:
 
 @dataclass(frozen=True, slots=True)
 class DeviceJoined:
-    """A device asks to take part."""
+    """A device asks to take part; `round_trips` are those that it has measured."""
 
     device: str
     edge: str
+    round_trips: RoundTrips = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -245,12 +257,26 @@ class Welcome:
 
 @dataclass(frozen=True, slots=True)
 class Refuse:
-    """Turn a device away; where its name is `in_use`, it may ask again in a moment."""
+    """Turn a device away; where its name is `in_use`, it may ask again in a moment.
+
+    Where it is to go to another edge, that is named in `elsewhere`; of several, to the nearest.
+    """
 
     device: str
     edge: str
     reason: str
     in_use: bool = False
+    elsewhere: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class HandOver:
+    """Have a device go from the edge that it is at to another one."""
+
+    device: str
+    edge: str
+    to: str
+    reason: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -424,6 +450,7 @@ class FinishRun:
 Command = (
     Welcome
     | Refuse
+    | HandOver
     | UseModel
     | UseTextForm
     | RefuseEdge

@@ -9,6 +9,8 @@ from sfl.rounds.beginning import order, parts_of
 from sfl.rounds.changed import changed
 from sfl.rounds.messages import PlanRound
 from sfl.rounds.open_round import OpenRound
+from sfl.rounds.ordered import Ordered
+from sfl.rounds.placing import hand_over, handovers
 from sfl.rounds.state import Phase, RunState
 from sfl.rounds.stragglers import Stragglers
 from sfl.rounds.tally import begun
@@ -63,7 +65,11 @@ def start(turn: Turn, ready: Sequence[str]) -> None:
         turn.state = changed(turn.state, tallies=begun(turn.state.tallies, taking, round_))
     if turn.settings.is_asynchronous and not final:
         open_first(turn, parts)
-    order(turn, round_, parts)
+    leaving = {} if final or turn.settings.is_asynchronous else handovers(turn, taking)
+    staying = Ordered.of((name, own) for name, own in parts.items() if name not in leaving)
+    order(turn, round_, staying if leaving else parts)
+    for name, edge in leaving.items():
+        hand_over(turn, name, edge)
 
 
 def takes_part(state: RunState, name: str) -> bool:

@@ -17,7 +17,7 @@ from sfl.rounds.rehearsal import Rehearsal
 from sfl.rounds.roster import Roster
 from sfl.rounds.strikes import Strikes
 from sfl.rounds.tally import Tally
-from sfl.rounds.values import EdgeBase, Point
+from sfl.rounds.values import EdgeBase, Point, RoundTrips
 
 
 class Phase(StrEnum):
@@ -42,6 +42,22 @@ class Away:
     reason: str
     since: float
     until: float
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """Where a device is: at the `edge` where it was ready last.
+
+    It came to be at another one `handovers` times. One that joined was `sent` on so often, and is
+    on its way `to` an edge. It `asks_for` one from the next round on, and has measured `trips`.
+    """
+
+    edge: str = ""
+    handovers: int = 0
+    sent: int = 0
+    to: str = ""
+    asks_for: str = ""
+    trips: RoundTrips = field(default_factory=dict, hash=False)
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,6 +118,8 @@ class RunState:
     """What the planner is told the next time."""
     planned: int = 0
     """The last round that a planner has decided on, or has failed to."""
+    places: Ordered[str, Place] = field(default_factory=Ordered)
+    """At which edge each device is, was last, or is to be."""
     tallies: Ordered[str, Tally] = field(default_factory=Ordered)
     """How devices did in their rounds; empty where no planner asks."""
     adapter_ref: str = ""

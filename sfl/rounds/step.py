@@ -40,6 +40,7 @@ from sfl.rounds.messages import (
     UpdateReceived,
     UpdatesRefused,
 )
+from sfl.rounds.placing import hear
 from sfl.rounds.state import Phase, RunState
 from sfl.rounds.training import (
     adapter_ready,
@@ -133,6 +134,7 @@ def _(event: UpdatesRefused, turn: Turn) -> None:
 
 @take.register
 def _(event: ReportReceived, turn: Turn) -> None:
+    hear(turn, event)
     if reported(turn, event.device, event.round):
         advance(turn)
 

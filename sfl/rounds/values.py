@@ -70,15 +70,23 @@ BEGINNING = Point(0)
 """Nothing is remembered yet."""
 
 
+RoundTrips = Mapping[str, float]
+"""Seconds from a device to edges and back, by the edges' names."""
+NO_TRIPS: RoundTrips = {}
+
+
 @dataclass(frozen=True, slots=True)
 class EdgeBase:
     """What an edge that has joined can compute: blocks of its model, and micro-batches in flight.
 
-    `credits` are of one device; 0: as many as the settings allow.
+    `credits` are of one device; 0: as many as the settings allow. Devices dial it at `address`,
+    empty where only they may know it. Edges with the same `store` find each other's snapshots.
     """
 
     num_layers: int
     credits: int = 0
+    address: str = ""
+    store: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -174,7 +182,8 @@ class EdgeFacts:
 
     `given` are the values that its checkpoint holds of an adapter, as a safetensors file. `credits`
     are the micro-batches of one device that may be in flight; 0: `network.credits`. It `keeps`
-    updates of these devices and rounds, which it is to add up.
+    updates of these devices and rounds, which it is to add up. `store` tells the stores of edges'
+    snapshots apart; empty: it has none.
     """
 
     manifest: str
@@ -182,6 +191,7 @@ class EdgeFacts:
     given: bytes = b""
     credits: int = 0
     keeps: Mapping[str, int] = field(default_factory=dict)
+    store: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -189,7 +199,7 @@ class RoundReport:
     """What one device did in one round, or how long the steps of a rehearsal took it.
 
     `train_loss` is the mean over the round's steps; seconds are the device's. `snapshot`, `spans`,
-    `edge_spans` and `edge_passes` are JSON.
+    `edge_spans` and `edge_passes` are JSON. `asks_for` is the edge that it wants to be at.
     """
 
     round: int
@@ -206,6 +216,8 @@ class RoundReport:
     edge_spans: str = ""
     edge_passes: str = ""
     rehearsal: tuple[float, ...] = ()
+    round_trips: RoundTrips = field(default_factory=dict)
+    asks_for: str = ""
     signature: Signature | None = None
 
 
@@ -270,13 +282,15 @@ class SumOrder:
 class Admission:
     """The cloud's answer to a device that joins: what it is to load, or a `refusal`.
 
-    `in_use`: it is refused for its name, which may be free in a moment.
+    `in_use`: it is refused for its name, which may be free in a moment. `edges` are those of the
+    run that are there, as addresses by name; with a refusal those that it is to go to instead.
     """
 
     device: str
     refusal: str = ""
     in_use: bool = False
     assignment: Assignment | None = None
+    edges: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -289,6 +303,8 @@ class EdgeOrders:
     """All have begun it there: what came of it is told again, and no adapter follows."""
     order: tuple[str, ...] = ()
     """Devices as they are best served, the first one first; without, as the edge's settings say."""
+    edges: Mapping[str, str] = field(default_factory=dict)
+    """Those of the run that are there: addresses by name."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -315,6 +331,10 @@ class DeviceWelcome:
     compiled_codec: bool = False
     run_key: str = ""
     """Tells this run from another one of the same id."""
+    edge: str = ""
+    """Who takes it in."""
+    edges: Mapping[str, str] = field(default_factory=dict)
+    """Those of the run that are there: addresses by name."""
 
     @property
     def recovery_key(self) -> str:

@@ -20,6 +20,7 @@ from sfl.rounds import (
     Evict,
     Fact,
     FinishRun,
+    HandOver,
     PlanRound,
     Reduce,
     Refuse,
@@ -176,7 +177,18 @@ class Cloud:
 
     @do.register
     def _(self, command: Refuse) -> None:
-        self._later(command.device, self.lives[command.device].refused, command.in_use)
+        life = self.lives[command.device]
+        if command.elsewhere:
+            own = life.working.edge.name
+            to = own if len(command.elsewhere) > 1 else command.elsewhere[0]
+            self._later(command.device, life.handed_over, self.floors[to])
+        else:
+            self._later(command.device, life.refused, command.in_use)
+
+    @do.register
+    def _(self, command: HandOver) -> None:
+        life = self.lives[command.device]
+        self._later(command.device, life.handed_over, self.floors[command.to])
 
     @do.register
     def _(self, command: Evict) -> None:

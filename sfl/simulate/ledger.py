@@ -146,7 +146,7 @@ class Ledger:
     def _edges(self) -> Iterable[EdgeFigures]:
         counts: dict[str, int] = {}
         for worker in self._workers:
-            counts[worker.own.edge] = counts.get(worker.own.edge, 0) + 1
+            counts[worker.edge.name] = counts.get(worker.edge.name, 0) + 1
         for floor in self._floors:
             joules = self._watts * floor.busy
             yield EdgeFigures(floor.name, counts.get(floor.name, 0), floor.busy, joules)

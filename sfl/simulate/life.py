@@ -9,6 +9,7 @@ from sfl.rounds.values import DeviceFacts, Point
 from sfl.simulate.chance import Chance
 from sfl.simulate.events import Act, Events
 from sfl.simulate.fleet import Specimen
+from sfl.simulate.floor import Floor
 from sfl.simulate.rounds import Order
 from sfl.simulate.worker import Worker
 
@@ -82,7 +83,7 @@ class Life:
         if self.alive and not self.done and not self.there:
             self.there = True
             self._dialled += 1
-            self._tell_later(DeviceJoined(self.name, self.own.edge))
+            self._tell_later(DeviceJoined(self.name, self.working.edge.name))
 
     def welcomed(self) -> None:
         """It may take part, once it has read what it needs."""
@@ -120,6 +121,14 @@ class Life:
         self.done = self.done or final
         if not final:
             self._later(PAUSE, self.dial)
+
+    def handed_over(self, to: Floor) -> None:
+        """It goes to that edge, and joins there."""
+        self.working.stop()
+        self._order = None
+        self.there = False
+        self.working.edge = to
+        self._later(self.own.latency, self.dial)
 
     # -- its rounds -----------------------------------------------------------------------------
 

@@ -89,7 +89,8 @@ class Planning:
         link = link_cost(own.channel, cloud.events.now, own.latency)
         cost = replace(own.cost, link=link)
         told = self._told()
-        return Present(name, own.edge, cost, at, told, own.kind.memory, tally.success, outcome)
+        edge = cloud.lives[name].working.edge.name
+        return Present(name, edge, cost, at, told, own.kind.memory, tally.success, outcome)
 
     def _told(self) -> tuple[Cut, ...]:
         """Every cut with the memory that it needs; who has no budget takes any."""

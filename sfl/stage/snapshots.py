@@ -1,7 +1,8 @@
 """Snapshots: what one side remembers of a device, on its disk, so that a new process goes on there.
 
 A snapshot is of a point (`sfl.rounds.values.Point`), and is one safetensors file: arrays by name,
-and in its header facts as JSON with a digest over all of it. It is there whole or not at all.
+and in its header facts as JSON with a digest over all of it. It is there whole or not at all. Edges
+may keep each in a store that all of them share as well, so that a device finds it at any of them.
 """
 
 from __future__ import annotations
@@ -14,10 +15,10 @@ import re
 import shutil
 import struct
 import time
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import astuple, dataclass, field
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, Protocol, Self
 
 import numpy as np
 import safetensors
@@ -121,84 +122,155 @@ def _last_written(folder: Path) -> float:
     return newest
 
 
-class Snapshots:
-    """One side's snapshots of one device in one run: two of rounds' ends, two within rounds."""
+class Shelf(Protocol):
+    """Where one side's snapshots of one device are. Every method raises DiskError."""
 
-    def __init__(self, folder: Path, run_key: str, count: SnapshotCount | None = None) -> None:
-        """What is written is told to `count`."""
+    def names(self) -> list[str]:
+        """Those of its files."""
+
+    def write(self, name: str, pieces: Sequence[bytes | memoryview]) -> None:
+        """Keep a file, whole or not at all."""
+
+    def read(self, name: str) -> tuple[dict[str, str], dict[str, np.ndarray]]:
+        """The header and the arrays of one. Raises ValueError, SafetensorError for what is none."""
+
+    def remove(self, names: Iterable[str]) -> None:
+        """Drop files, those of them that are there."""
+
+
+class OnDisk:
+    """A folder of this machine."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    def __str__(self) -> str:
+        return str(self.folder)
+
+    def names(self) -> list[str]:
+        """Those of its files; none where there is no folder yet."""
+        try:
+            return [path.name for path in self.folder.iterdir()]
+        except OSError:
+            return []
+
+    def write(self, name: str, pieces: Sequence[bytes | memoryview]) -> None:
+        """Keep a file. Raises DiskError."""
+        with on_disk(self.folder):
+            self.folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+        write_pieces(self.folder / name, pieces)
+
+    def read(self, name: str) -> tuple[dict[str, str], dict[str, np.ndarray]]:
+        """Its arrays stay in the file until they are used. Raises OSError, SafetensorError."""
+        with safetensors.safe_open(self.folder / name, "numpy") as file:
+            arrays = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+            return dict(file.metadata() or {}), arrays
+
+    def remove(self, names: Iterable[str]) -> None:
+        """Drop files. Raises DiskError."""
+        with on_disk(self.folder):
+            for name in names:
+                (self.folder / name).unlink(missing_ok=True)
+
+
+class Snapshots:
+    """One side's snapshots of one device in one run: two of rounds' ends, two within rounds.
+
+    What is kept in several places is read from the first that has it.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        run_key: str,
+        count: SnapshotCount | None = None,
+        shared: Shelf | None = None,
+    ) -> None:
+        """What is written is told to `count`; it is `shared` with other nodes there."""
         self.count = count or SnapshotCount()
         self._folder = folder
+        self._shelves: tuple[Shelf, ...] = (OnDisk(folder), *(() if shared is None else (shared,)))
         self._run_key = run_key
 
     @classmethod
     def under(
-        cls, cache: Path | None, run_key: str, *names: str, count: SnapshotCount
+        cls,
+        cache: Path | None,
+        run_key: str,
+        *names: str,
+        count: SnapshotCount,
+        shared: Shelf | None = None,
     ) -> Self | None:
         """Those in a node's cache; None where it has none."""
         try:
             if cache is None:
                 return None
-            return cls(recovery_folder(cache, run_key, *names), run_key, count)
+            return cls(recovery_folder(cache, run_key, *names), run_key, count, shared)
         except ConfigError as error:
             log.warning("nothing is kept for a restart: %s", error)
             return None
 
     def points(self) -> tuple[Point, ...]:
         """Of what there are sound snapshots, oldest first."""
-        return tuple(point for point in sorted(self._files()) if self.read(point) is not None)
+        there = {point for shelf in self._shelves for point in _points(shelf)}
+        return tuple(point for point in sorted(there) if self.read(point) is not None)
 
     def write(self, snapshot: Snapshot, last: bool = True) -> None:
         """Keep a snapshot; `last` says that it is of a round's end. A full disk costs a warning."""
         began = time.perf_counter()
-        kind = "round" if last else "step"
         point = snapshot.point
-        name = f"{kind}-{point.round:06d}-{point.step:08d}-{point.lineage:06d}.safetensors"
-        path = self._folder / name
         facts = {"format": FORMAT, "run": self._run_key, "point": astuple(point)}
         said = json.dumps({**facts, "facts": dict(snapshot.facts)}, sort_keys=True)
         arrays = {name: np.asarray(array, order="C") for name, array in snapshot.arrays.items()}
         header = {"recovery": said, "digest": _digest(said, arrays)}
-        try:
-            with on_disk(self._folder):
-                self._folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-            size = sum(array.nbytes for array in arrays.values())
-            start = _start(arrays, header)
-            write_pieces(path, [start, *(_bytes(arrays[name]) for name in _in_order(arrays))])
-            self.count.wrote(time.perf_counter() - began, len(start) + size)
-            self._keep_newest(kind)
-        except DiskError as error:
-            log.warning("no snapshot of step %d of round %d: %s", point.step, point.round, error)
+        pieces: list[bytes | memoryview] = [_start(arrays, header)]
+        pieces += [_bytes(arrays[name]) for name in _in_order(arrays)]
+        for shelf in self._shelves:
+            try:
+                shelf.write(_name(point, last), pieces)
+                _keep_newest(shelf, last)
+            except DiskError as error:
+                what = "no snapshot of step %d of round %d: %s"
+                log.warning(what, point.step, point.round, error)
+            else:
+                size = sum(len(piece) for piece in pieces)
+                self.count.wrote(time.perf_counter() - began, size)
+                began = time.perf_counter()
 
     def read(self, point: Point) -> Snapshot | None:
         """The snapshot of a point; None where there is none, or one that is torn or foreign."""
-        path = self._files().get(point)
-        if path is None:
-            return None
-        try:
-            return self._sound(point, path)
-        except (OSError, ValueError, safetensors.SafetensorError) as error:
-            log.warning("snapshot %s is not used: %s", path, error)
-            return None
+        for shelf in self._shelves:
+            name = _points(shelf).get(point)
+            if name is None:
+                continue
+            try:
+                return self._sound(point, *shelf.read(name))
+            except (OSError, ValueError, DiskError, safetensors.SafetensorError) as error:
+                log.warning("snapshot %s in %s is not used: %s", name, shelf, error)
+        return None
 
     def go_back_to(self, after: Point) -> None:
         """Remove those that are of a later point, or of the same one in another lineage."""
-        with contextlib.suppress(OSError):  # what is left is of another lineage
-            for point, path in self._files().items():
-                if point != after and (point.round, point.step) >= (after.round, after.step):
-                    path.unlink(missing_ok=True)
+        for shelf in self._shelves:
+            with contextlib.suppress(DiskError):  # what is left is of another lineage
+                shelf.remove(
+                    name
+                    for point, name in _points(shelf).items()
+                    if point != after and (point.round, point.step) >= (after.round, after.step)
+                )
 
     def clear(self) -> None:
         """Remove all of them."""
+        for shelf in self._shelves:
+            with contextlib.suppress(DiskError):
+                shelf.remove(_points(shelf).values())
         with contextlib.suppress(OSError):
-            for path in self._files().values():
-                path.unlink(missing_ok=True)
             self._folder.rmdir()
 
-    def _sound(self, point: Point, path: Path) -> Snapshot:
+    def _sound(
+        self, point: Point, header: Mapping[str, str], arrays: dict[str, np.ndarray]
+    ) -> Snapshot:
         """Raises ValueError where it is not what was written, or another run's."""
-        with safetensors.safe_open(path, "numpy") as file:
-            header = dict(file.metadata() or {})
-            arrays = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
         said = header.get("recovery", "")
         if header.get("digest") != _digest(said, arrays):
             raise ValueError("its digest does not fit")
@@ -209,22 +281,32 @@ class Snapshots:
             raise ValueError("it is of another point than its name says")
         return Snapshot(point, arrays, told["facts"])
 
-    def _files(self, kind: str = "") -> dict[Point, Path]:
-        try:
-            found = [(_FILE.fullmatch(path.name), path) for path in self._folder.iterdir()]
-        except OSError:
-            return {}
-        return {
-            Point(int(name[2]), int(name[3]), int(name[4])): path
-            for name, path in found
-            if name is not None and kind in ("", name[1])
-        }
 
-    def _keep_newest(self, kind: str) -> None:
-        files = self._files(kind)
-        for point in sorted(files)[:-GENERATIONS]:
-            with on_disk(self._folder):
-                files[point].unlink(missing_ok=True)
+def _name(point: Point, last: bool) -> str:
+    kind = "round" if last else "step"
+    return f"{kind}-{point.round:06d}-{point.step:08d}-{point.lineage:06d}.safetensors"
+
+
+def _points(shelf: Shelf, kind: str = "") -> dict[Point, str]:
+    """What the names of its files say, of one kind or of both."""
+    try:
+        found = [(_FILE.fullmatch(name), name) for name in shelf.names()]
+    except DiskError as error:
+        log.warning("snapshots in %s are not known: %s", shelf, error)
+        return {}
+    return {
+        Point(int(said[2]), int(said[3]), int(said[4])): name
+        for said, name in found
+        if said is not None and kind in ("", said[1])
+    }
+
+
+def _keep_newest(shelf: Shelf, last: bool) -> None:
+    """Of one step in two pasts both stay, so that neither costs the step before. Raises
+    DiskError."""
+    names = _points(shelf, "round" if last else "step")
+    steps = sorted({(point.round, point.step) for point in names})[-GENERATIONS:]
+    shelf.remove(name for point, name in names.items() if (point.round, point.step) not in steps)
 
 
 def _digest(said: str, arrays: Arrays) -> str:

@@ -47,12 +47,19 @@ class Dial:
     """One attempt to reach a peer, from its beginning to `timeout`; the caller does the waiting.
 
     `why` tells what stands in the way that waiting will not fix. It may take seconds, and runs on
-    a thread of its own.
+    a thread of its own. A connection that is refused counts after `refused_after` seconds already.
     """
 
-    def __init__(self, peer: str, timeout: float, why: Why = nothing_known) -> None:
+    def __init__(
+        self,
+        peer: str,
+        timeout: float,
+        why: Why = nothing_known,
+        refused_after: float | None = None,
+    ) -> None:
         self._peer, self._timeout, self._why = peer, timeout, why
         now = time.monotonic()
+        self._believes = None if refused_after is None else now + refused_after
         self._end, self._say = now + timeout, now + SAY_EVERY
         self._pause, self._next_look = FIRST_LOOK, now + FIRST_LOOK
         self._look: Future[str | None] | None = None
@@ -67,6 +74,8 @@ class Dial:
         self._take_look()
         if now >= self._end:
             raise PeerUnavailable(f"{self._peer} did not answer within {self._timeout:g} s")
+        if failed and self._believes is not None and now >= self._believes:
+            raise PeerUnavailable(f"{self._peer} does not answer")
         if failed and self._look is None and now >= self._next_look:
             self._look = _on_own_thread(self._why)
         if now >= self._say:
@@ -87,10 +96,14 @@ class Dial:
 
 
 def wait_for_peer(
-    channel: grpc.Channel, peer: str, timeout: float, why: Why = nothing_known
+    channel: grpc.Channel,
+    peer: str,
+    timeout: float,
+    why: Why = nothing_known,
+    refused_after: float | None = None,
 ) -> None:
     """Wait until a channel is connected. Raises PeerUnavailable, Refused."""
-    dial = Dial(peer, timeout, why)
+    dial = Dial(peer, timeout, why, refused_after)
     ready, failed = threading.Event(), threading.Event()
 
     def seen(state: grpc.ChannelConnectivity) -> None:

@@ -35,18 +35,20 @@ class EdgeHello(_message.Message):
     def __init__(self, edge: _Optional[str] = ..., wire_version: _Optional[int] = ..., run: _Optional[str] = ..., incarnation: _Optional[bytes] = ...) -> None: ...
 
 class EdgeReady(_message.Message):
-    __slots__ = ("manifest", "address", "given", "credits", "keeps")
+    __slots__ = ("manifest", "address", "given", "credits", "store", "keeps")
     MANIFEST_FIELD_NUMBER: _ClassVar[int]
     ADDRESS_FIELD_NUMBER: _ClassVar[int]
     GIVEN_FIELD_NUMBER: _ClassVar[int]
     CREDITS_FIELD_NUMBER: _ClassVar[int]
+    STORE_FIELD_NUMBER: _ClassVar[int]
     KEEPS_FIELD_NUMBER: _ClassVar[int]
     manifest: str
     address: str
     given: bytes
     credits: int
+    store: str
     keeps: _containers.RepeatedCompositeFieldContainer[KeptUpdate]
-    def __init__(self, manifest: _Optional[str] = ..., address: _Optional[str] = ..., given: _Optional[bytes] = ..., credits: _Optional[int] = ..., keeps: _Optional[_Iterable[_Union[KeptUpdate, _Mapping]]] = ...) -> None: ...
+    def __init__(self, manifest: _Optional[str] = ..., address: _Optional[str] = ..., given: _Optional[bytes] = ..., credits: _Optional[int] = ..., store: _Optional[str] = ..., keeps: _Optional[_Iterable[_Union[KeptUpdate, _Mapping]]] = ...) -> None: ...
 
 class KeptUpdate(_message.Message):
     __slots__ = ("device", "round")
@@ -79,12 +81,14 @@ class Length(_message.Message):
     def __init__(self, norm: _Optional[float] = ..., start: _Optional[float] = ..., values: _Optional[int] = ...) -> None: ...
 
 class DeviceJoin(_message.Message):
-    __slots__ = ("device", "proof")
+    __slots__ = ("device", "round_trips", "proof")
     DEVICE_FIELD_NUMBER: _ClassVar[int]
+    ROUND_TRIPS_FIELD_NUMBER: _ClassVar[int]
     PROOF_FIELD_NUMBER: _ClassVar[int]
     device: str
+    round_trips: _containers.RepeatedCompositeFieldContainer[_tensor_pb2.RoundTrip]
     proof: _edge_pb2.Proof
-    def __init__(self, device: _Optional[str] = ..., proof: _Optional[_Union[_edge_pb2.Proof, _Mapping]] = ...) -> None: ...
+    def __init__(self, device: _Optional[str] = ..., round_trips: _Optional[_Iterable[_Union[_tensor_pb2.RoundTrip, _Mapping]]] = ..., proof: _Optional[_Union[_edge_pb2.Proof, _Mapping]] = ...) -> None: ...
 
 class DeviceIsReady(_message.Message):
     __slots__ = ("device", "ready", "points", "begun")
@@ -151,16 +155,26 @@ class Settings(_message.Message):
     def __init__(self, settings: _Optional[str] = ..., run_id: _Optional[str] = ..., run_key: _Optional[str] = ..., challenge: _Optional[bytes] = ...) -> None: ...
 
 class Admission(_message.Message):
-    __slots__ = ("device", "refusal", "in_use", "assignment")
+    __slots__ = ("device", "refusal", "in_use", "assignment", "edges")
     DEVICE_FIELD_NUMBER: _ClassVar[int]
     REFUSAL_FIELD_NUMBER: _ClassVar[int]
     IN_USE_FIELD_NUMBER: _ClassVar[int]
     ASSIGNMENT_FIELD_NUMBER: _ClassVar[int]
+    EDGES_FIELD_NUMBER: _ClassVar[int]
     device: str
     refusal: str
     in_use: bool
     assignment: _edge_pb2.Assignment
-    def __init__(self, device: _Optional[str] = ..., refusal: _Optional[str] = ..., in_use: _Optional[bool] = ..., assignment: _Optional[_Union[_edge_pb2.Assignment, _Mapping]] = ...) -> None: ...
+    edges: _containers.RepeatedCompositeFieldContainer[_edge_pb2.EdgeAt]
+    def __init__(self, device: _Optional[str] = ..., refusal: _Optional[str] = ..., in_use: _Optional[bool] = ..., assignment: _Optional[_Union[_edge_pb2.Assignment, _Mapping]] = ..., edges: _Optional[_Iterable[_Union[_edge_pb2.EdgeAt, _Mapping]]] = ...) -> None: ...
+
+class HandOver(_message.Message):
+    __slots__ = ("device", "elsewhere")
+    DEVICE_FIELD_NUMBER: _ClassVar[int]
+    ELSEWHERE_FIELD_NUMBER: _ClassVar[int]
+    device: str
+    elsewhere: _edge_pb2.Elsewhere
+    def __init__(self, device: _Optional[str] = ..., elsewhere: _Optional[_Union[_edge_pb2.Elsewhere, _Mapping]] = ...) -> None: ...
 
 class DeviceStart(_message.Message):
     __slots__ = ("device", "start")
@@ -171,16 +185,18 @@ class DeviceStart(_message.Message):
     def __init__(self, device: _Optional[str] = ..., start: _Optional[_Union[_edge_pb2.Assignment, _Mapping]] = ...) -> None: ...
 
 class EdgeRoundStart(_message.Message):
-    __slots__ = ("round", "devices", "begun", "order")
+    __slots__ = ("round", "devices", "begun", "order", "edges")
     ROUND_FIELD_NUMBER: _ClassVar[int]
     DEVICES_FIELD_NUMBER: _ClassVar[int]
     BEGUN_FIELD_NUMBER: _ClassVar[int]
     ORDER_FIELD_NUMBER: _ClassVar[int]
+    EDGES_FIELD_NUMBER: _ClassVar[int]
     round: int
     devices: _containers.RepeatedCompositeFieldContainer[DeviceStart]
     begun: bool
     order: _containers.RepeatedScalarFieldContainer[str]
-    def __init__(self, round: _Optional[int] = ..., devices: _Optional[_Iterable[_Union[DeviceStart, _Mapping]]] = ..., begun: _Optional[bool] = ..., order: _Optional[_Iterable[str]] = ...) -> None: ...
+    edges: _containers.RepeatedCompositeFieldContainer[_edge_pb2.EdgeAt]
+    def __init__(self, round: _Optional[int] = ..., devices: _Optional[_Iterable[_Union[DeviceStart, _Mapping]]] = ..., begun: _Optional[bool] = ..., order: _Optional[_Iterable[str]] = ..., edges: _Optional[_Iterable[_Union[_edge_pb2.EdgeAt, _Mapping]]] = ...) -> None: ...
 
 class Evict(_message.Message):
     __slots__ = ("device", "reason", "final")
@@ -213,7 +229,7 @@ class Share(_message.Message):
     def __init__(self, device: _Optional[str] = ..., weight: _Optional[int] = ..., factor: _Optional[float] = ...) -> None: ...
 
 class CloudMessage(_message.Message):
-    __slots__ = ("settings", "admission", "start", "adapter", "evict", "heartbeat", "finish", "reduce", "checksum")
+    __slots__ = ("settings", "admission", "start", "adapter", "evict", "heartbeat", "finish", "hand_over", "reduce", "checksum")
     SETTINGS_FIELD_NUMBER: _ClassVar[int]
     ADMISSION_FIELD_NUMBER: _ClassVar[int]
     START_FIELD_NUMBER: _ClassVar[int]
@@ -221,6 +237,7 @@ class CloudMessage(_message.Message):
     EVICT_FIELD_NUMBER: _ClassVar[int]
     HEARTBEAT_FIELD_NUMBER: _ClassVar[int]
     FINISH_FIELD_NUMBER: _ClassVar[int]
+    HAND_OVER_FIELD_NUMBER: _ClassVar[int]
     REDUCE_FIELD_NUMBER: _ClassVar[int]
     CHECKSUM_FIELD_NUMBER: _ClassVar[int]
     settings: Settings
@@ -230,6 +247,7 @@ class CloudMessage(_message.Message):
     evict: Evict
     heartbeat: _tensor_pb2.Heartbeat
     finish: _edge_pb2.Finish
+    hand_over: HandOver
     reduce: Reduce
     checksum: int
-    def __init__(self, settings: _Optional[_Union[Settings, _Mapping]] = ..., admission: _Optional[_Union[Admission, _Mapping]] = ..., start: _Optional[_Union[EdgeRoundStart, _Mapping]] = ..., adapter: _Optional[_Union[_tensor_pb2.AdapterFrame, _Mapping]] = ..., evict: _Optional[_Union[Evict, _Mapping]] = ..., heartbeat: _Optional[_Union[_tensor_pb2.Heartbeat, _Mapping]] = ..., finish: _Optional[_Union[_edge_pb2.Finish, _Mapping]] = ..., reduce: _Optional[_Union[Reduce, _Mapping]] = ..., checksum: _Optional[int] = ...) -> None: ...
+    def __init__(self, settings: _Optional[_Union[Settings, _Mapping]] = ..., admission: _Optional[_Union[Admission, _Mapping]] = ..., start: _Optional[_Union[EdgeRoundStart, _Mapping]] = ..., adapter: _Optional[_Union[_tensor_pb2.AdapterFrame, _Mapping]] = ..., evict: _Optional[_Union[Evict, _Mapping]] = ..., heartbeat: _Optional[_Union[_tensor_pb2.Heartbeat, _Mapping]] = ..., finish: _Optional[_Union[_edge_pb2.Finish, _Mapping]] = ..., hand_over: _Optional[_Union[HandOver, _Mapping]] = ..., reduce: _Optional[_Union[Reduce, _Mapping]] = ..., checksum: _Optional[int] = ...) -> None: ...

@@ -33,20 +33,22 @@ HOLDER_STAGE2: Holder
 HOLDER_STAGE3: Holder
 
 class DeviceHello(_message.Message):
-    __slots__ = ("device", "wire_version", "compiled_codec", "run", "incarnation", "stage")
+    __slots__ = ("device", "wire_version", "compiled_codec", "run", "incarnation", "stage", "round_trips")
     DEVICE_FIELD_NUMBER: _ClassVar[int]
     WIRE_VERSION_FIELD_NUMBER: _ClassVar[int]
     COMPILED_CODEC_FIELD_NUMBER: _ClassVar[int]
     RUN_FIELD_NUMBER: _ClassVar[int]
     INCARNATION_FIELD_NUMBER: _ClassVar[int]
     STAGE_FIELD_NUMBER: _ClassVar[int]
+    ROUND_TRIPS_FIELD_NUMBER: _ClassVar[int]
     device: str
     wire_version: int
     compiled_codec: bool
     run: str
     incarnation: bytes
     stage: StageHello
-    def __init__(self, device: _Optional[str] = ..., wire_version: _Optional[int] = ..., compiled_codec: _Optional[bool] = ..., run: _Optional[str] = ..., incarnation: _Optional[bytes] = ..., stage: _Optional[_Union[StageHello, _Mapping]] = ...) -> None: ...
+    round_trips: _containers.RepeatedCompositeFieldContainer[_tensor_pb2.RoundTrip]
+    def __init__(self, device: _Optional[str] = ..., wire_version: _Optional[int] = ..., compiled_codec: _Optional[bool] = ..., run: _Optional[str] = ..., incarnation: _Optional[bytes] = ..., stage: _Optional[_Union[StageHello, _Mapping]] = ..., round_trips: _Optional[_Iterable[_Union[_tensor_pb2.RoundTrip, _Mapping]]] = ...) -> None: ...
 
 class StageHello(_message.Message):
     __slots__ = ("server", "holder", "settings", "run_id", "run_key", "assignment")
@@ -182,21 +184,47 @@ class DeviceMessage(_message.Message):
     returns: bool
     def __init__(self, hello: _Optional[_Union[DeviceHello, _Mapping]] = ..., ready: _Optional[_Union[DeviceReady, _Mapping]] = ..., tensor: _Optional[_Union[_tensor_pb2.TensorFrame, _Mapping]] = ..., norm: _Optional[_Union[GradientNorm, _Mapping]] = ..., adapter: _Optional[_Union[_tensor_pb2.AdapterFrame, _Mapping]] = ..., report: _Optional[_Union[_tensor_pb2.RoundReport, _Mapping]] = ..., heartbeat: _Optional[_Union[_tensor_pb2.Heartbeat, _Mapping]] = ..., goodbye: _Optional[str] = ..., proof: _Optional[_Union[Proof, _Mapping]] = ..., start: _Optional[_Union[Assignment, _Mapping]] = ..., finish: _Optional[_Union[Finish, _Mapping]] = ..., checksum: _Optional[int] = ..., cannot_compute: _Optional[bool] = ..., returns: _Optional[bool] = ...) -> None: ...
 
+class EdgeAt(_message.Message):
+    __slots__ = ("edge", "address")
+    EDGE_FIELD_NUMBER: _ClassVar[int]
+    ADDRESS_FIELD_NUMBER: _ClassVar[int]
+    edge: str
+    address: str
+    def __init__(self, edge: _Optional[str] = ..., address: _Optional[str] = ...) -> None: ...
+
+class Edges(_message.Message):
+    __slots__ = ("edges",)
+    EDGES_FIELD_NUMBER: _ClassVar[int]
+    edges: _containers.RepeatedCompositeFieldContainer[EdgeAt]
+    def __init__(self, edges: _Optional[_Iterable[_Union[EdgeAt, _Mapping]]] = ...) -> None: ...
+
+class Elsewhere(_message.Message):
+    __slots__ = ("reason", "edges")
+    REASON_FIELD_NUMBER: _ClassVar[int]
+    EDGES_FIELD_NUMBER: _ClassVar[int]
+    reason: str
+    edges: _containers.RepeatedCompositeFieldContainer[EdgeAt]
+    def __init__(self, reason: _Optional[str] = ..., edges: _Optional[_Iterable[_Union[EdgeAt, _Mapping]]] = ...) -> None: ...
+
 class Welcome(_message.Message):
-    __slots__ = ("settings", "run_id", "assignment", "compiled_codec", "run_key", "points")
+    __slots__ = ("settings", "run_id", "assignment", "compiled_codec", "run_key", "points", "edge", "edges")
     SETTINGS_FIELD_NUMBER: _ClassVar[int]
     RUN_ID_FIELD_NUMBER: _ClassVar[int]
     ASSIGNMENT_FIELD_NUMBER: _ClassVar[int]
     COMPILED_CODEC_FIELD_NUMBER: _ClassVar[int]
     RUN_KEY_FIELD_NUMBER: _ClassVar[int]
     POINTS_FIELD_NUMBER: _ClassVar[int]
+    EDGE_FIELD_NUMBER: _ClassVar[int]
+    EDGES_FIELD_NUMBER: _ClassVar[int]
     settings: str
     run_id: str
     assignment: Assignment
     compiled_codec: bool
     run_key: str
     points: _containers.RepeatedCompositeFieldContainer[Point]
-    def __init__(self, settings: _Optional[str] = ..., run_id: _Optional[str] = ..., assignment: _Optional[_Union[Assignment, _Mapping]] = ..., compiled_codec: _Optional[bool] = ..., run_key: _Optional[str] = ..., points: _Optional[_Iterable[_Union[Point, _Mapping]]] = ...) -> None: ...
+    edge: str
+    edges: _containers.RepeatedCompositeFieldContainer[EdgeAt]
+    def __init__(self, settings: _Optional[str] = ..., run_id: _Optional[str] = ..., assignment: _Optional[_Union[Assignment, _Mapping]] = ..., compiled_codec: _Optional[bool] = ..., run_key: _Optional[str] = ..., points: _Optional[_Iterable[_Union[Point, _Mapping]]] = ..., edge: _Optional[str] = ..., edges: _Optional[_Iterable[_Union[EdgeAt, _Mapping]]] = ...) -> None: ...
 
 class HeldSpan(_message.Message):
     __slots__ = ("first", "last", "embedding", "head", "holder")
@@ -259,7 +287,7 @@ class Finish(_message.Message):
     def __init__(self, ok: _Optional[bool] = ..., reason: _Optional[str] = ..., run_key: _Optional[str] = ...) -> None: ...
 
 class EdgeMessage(_message.Message):
-    __slots__ = ("welcome", "start", "adapter", "tensor", "norm", "heartbeat", "finish", "challenge", "checksum")
+    __slots__ = ("welcome", "start", "adapter", "tensor", "norm", "heartbeat", "finish", "elsewhere", "edges", "challenge", "checksum")
     WELCOME_FIELD_NUMBER: _ClassVar[int]
     START_FIELD_NUMBER: _ClassVar[int]
     ADAPTER_FIELD_NUMBER: _ClassVar[int]
@@ -267,6 +295,8 @@ class EdgeMessage(_message.Message):
     NORM_FIELD_NUMBER: _ClassVar[int]
     HEARTBEAT_FIELD_NUMBER: _ClassVar[int]
     FINISH_FIELD_NUMBER: _ClassVar[int]
+    ELSEWHERE_FIELD_NUMBER: _ClassVar[int]
+    EDGES_FIELD_NUMBER: _ClassVar[int]
     CHALLENGE_FIELD_NUMBER: _ClassVar[int]
     CHECKSUM_FIELD_NUMBER: _ClassVar[int]
     welcome: Welcome
@@ -276,9 +306,11 @@ class EdgeMessage(_message.Message):
     norm: GradientNorm
     heartbeat: _tensor_pb2.Heartbeat
     finish: Finish
+    elsewhere: Elsewhere
+    edges: Edges
     challenge: Challenge
     checksum: int
-    def __init__(self, welcome: _Optional[_Union[Welcome, _Mapping]] = ..., start: _Optional[_Union[Assignment, _Mapping]] = ..., adapter: _Optional[_Union[_tensor_pb2.AdapterFrame, _Mapping]] = ..., tensor: _Optional[_Union[_tensor_pb2.TensorFrame, _Mapping]] = ..., norm: _Optional[_Union[GradientNorm, _Mapping]] = ..., heartbeat: _Optional[_Union[_tensor_pb2.Heartbeat, _Mapping]] = ..., finish: _Optional[_Union[Finish, _Mapping]] = ..., challenge: _Optional[_Union[Challenge, _Mapping]] = ..., checksum: _Optional[int] = ...) -> None: ...
+    def __init__(self, welcome: _Optional[_Union[Welcome, _Mapping]] = ..., start: _Optional[_Union[Assignment, _Mapping]] = ..., adapter: _Optional[_Union[_tensor_pb2.AdapterFrame, _Mapping]] = ..., tensor: _Optional[_Union[_tensor_pb2.TensorFrame, _Mapping]] = ..., norm: _Optional[_Union[GradientNorm, _Mapping]] = ..., heartbeat: _Optional[_Union[_tensor_pb2.Heartbeat, _Mapping]] = ..., finish: _Optional[_Union[Finish, _Mapping]] = ..., elsewhere: _Optional[_Union[Elsewhere, _Mapping]] = ..., edges: _Optional[_Union[Edges, _Mapping]] = ..., challenge: _Optional[_Union[Challenge, _Mapping]] = ..., checksum: _Optional[int] = ...) -> None: ...
 
 class FilesRequest(_message.Message):
     __slots__ = ("device", "checksum")

@@ -145,8 +145,16 @@ class AdapterFrame(_message.Message):
     last: bool
     def __init__(self, header: _Optional[_Union[AdapterHeader, _Mapping]] = ..., data: _Optional[bytes] = ..., last: _Optional[bool] = ...) -> None: ...
 
+class RoundTrip(_message.Message):
+    __slots__ = ("edge", "seconds")
+    EDGE_FIELD_NUMBER: _ClassVar[int]
+    SECONDS_FIELD_NUMBER: _ClassVar[int]
+    edge: str
+    seconds: float
+    def __init__(self, edge: _Optional[str] = ..., seconds: _Optional[float] = ...) -> None: ...
+
 class RoundReport(_message.Message):
-    __slots__ = ("round", "device", "num_steps", "train_loss", "num_tokens", "train_seconds", "evaluation", "snapshot", "evaluation_seconds", "spans", "edge_spans", "rehearsal", "sample", "edge_passes", "signature")
+    __slots__ = ("round", "device", "num_steps", "train_loss", "num_tokens", "train_seconds", "evaluation", "snapshot", "evaluation_seconds", "spans", "edge_spans", "rehearsal", "sample", "edge_passes", "round_trips", "asks_for", "signature")
     ROUND_FIELD_NUMBER: _ClassVar[int]
     DEVICE_FIELD_NUMBER: _ClassVar[int]
     NUM_STEPS_FIELD_NUMBER: _ClassVar[int]
@@ -161,6 +169,8 @@ class RoundReport(_message.Message):
     REHEARSAL_FIELD_NUMBER: _ClassVar[int]
     SAMPLE_FIELD_NUMBER: _ClassVar[int]
     EDGE_PASSES_FIELD_NUMBER: _ClassVar[int]
+    ROUND_TRIPS_FIELD_NUMBER: _ClassVar[int]
+    ASKS_FOR_FIELD_NUMBER: _ClassVar[int]
     SIGNATURE_FIELD_NUMBER: _ClassVar[int]
     round: int
     device: str
@@ -176,8 +186,10 @@ class RoundReport(_message.Message):
     rehearsal: _containers.RepeatedScalarFieldContainer[float]
     sample: Score
     edge_passes: str
+    round_trips: _containers.RepeatedCompositeFieldContainer[RoundTrip]
+    asks_for: str
     signature: Signature
-    def __init__(self, round: _Optional[int] = ..., device: _Optional[str] = ..., num_steps: _Optional[int] = ..., train_loss: _Optional[float] = ..., num_tokens: _Optional[int] = ..., train_seconds: _Optional[float] = ..., evaluation: _Optional[_Union[Score, _Mapping]] = ..., snapshot: _Optional[str] = ..., evaluation_seconds: _Optional[float] = ..., spans: _Optional[str] = ..., edge_spans: _Optional[str] = ..., rehearsal: _Optional[_Iterable[float]] = ..., sample: _Optional[_Union[Score, _Mapping]] = ..., edge_passes: _Optional[str] = ..., signature: _Optional[_Union[Signature, _Mapping]] = ...) -> None: ...
+    def __init__(self, round: _Optional[int] = ..., device: _Optional[str] = ..., num_steps: _Optional[int] = ..., train_loss: _Optional[float] = ..., num_tokens: _Optional[int] = ..., train_seconds: _Optional[float] = ..., evaluation: _Optional[_Union[Score, _Mapping]] = ..., snapshot: _Optional[str] = ..., evaluation_seconds: _Optional[float] = ..., spans: _Optional[str] = ..., edge_spans: _Optional[str] = ..., rehearsal: _Optional[_Iterable[float]] = ..., sample: _Optional[_Union[Score, _Mapping]] = ..., edge_passes: _Optional[str] = ..., round_trips: _Optional[_Iterable[_Union[RoundTrip, _Mapping]]] = ..., asks_for: _Optional[str] = ..., signature: _Optional[_Union[Signature, _Mapping]] = ...) -> None: ...
 
 class Heartbeat(_message.Message):
     __slots__ = ("snapshot", "devices")

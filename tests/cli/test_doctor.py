@@ -501,7 +501,7 @@ def test_a_third_link_test_waits_its_turn(edge_address: str) -> None:
             more = threading.Event()
 
             def requests(more: threading.Event = more) -> Iterator[edge_pb2.ProbeRequest]:
-                yield edge_pb2.ProbeRequest()
+                yield edge_pb2.ProbeRequest(reply_bytes=probe_service.LIGHT_BYTES + 1)
                 more.wait()
 
             call = EDGE_PROBE.stub(channel)(requests())

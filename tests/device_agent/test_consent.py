@@ -296,7 +296,7 @@ def test_on_one_machine_the_runs_file_is_the_devices_own(runs: Runs, tmp_path: P
     counts = [entry["num_examples"] for entry in outcome.summary["devices"]]
     assert 20 < sum(counts) < 30 and max(counts) - min(counts) <= 1
     node = device_node(
-        outcome.folder, load_run(outcome.folder / "config.toml"), "d0", "127.0.0.1:1"
+        outcome.folder, load_run(outcome.folder / "config.toml"), "d0", {"edge": "127.0.0.1:1"}
     )
     assert str(load_device(node.config).shared_train) == str(tmp_path / "all.jsonl")
 

@@ -262,7 +262,7 @@ class OneEdge:
 
     # -- what the service asks for ----------------------------------------------------------------
 
-    async def admit(self, device: str, proof: Proof) -> Admitted[Training]:
+    async def admit(self, device: str, proof: Proof, *trips: object) -> Admitted[Training]:
         settings = self.run.settings
         welcome = DeviceWelcome(settings, "alone", self.run.start(0))
         serve = partial(Training, device, self.session, settings, self)

@@ -7,6 +7,7 @@ import os
 import re
 import subprocess
 import urllib.request
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -55,7 +56,7 @@ class ByHand:
     def start(self, kind: str, file: Path, name: str = "") -> Process:
         command = [kind, str(file), *self.options(name or kind)]
         if kind != "device":
-            command += ["--address-file", str(self.folder / f"{kind}.address")]
+            command += ["--address-file", str(self.folder / f"{name or kind}.address")]
         log, more = self.folder / f"{name or kind}.log", self.environment(name or kind)
         environment = {**os.environ, "HF_HUB_OFFLINE": "1", **more}
         process: Process
@@ -77,13 +78,15 @@ class ByHand:
         """Further options of a node; none here."""
         return []
 
-    def device(self, number: int, least_cut: int = 0) -> Process:
+    def device(
+        self, number: int, least_cut: int = 0, edge: str | None = None, more: str = ""
+    ) -> Process:
         name = self.values["devices"][number]["name"]
         file = self.folder / f"{name}.toml"
         file.write_text(
-            f'[device]\nname = "{name}"\nedge = "{self.edge_address}"\nthreads = 1\n'
+            f'[device]\nname = "{name}"\nedge = "{edge or self.edge_address}"\nthreads = 1\n'
             f'train = "{self.folder / f"{name}.jsonl"}"\ncache_dir = "{self.folder / "cache"}"\n'
-            f"connect_timeout = 10\nconsent = {{min_cut_layer = {least_cut}}}\n"
+            f"connect_timeout = 10\nconsent = {{min_cut_layer = {least_cut}}}\n{more}"
         )
         return self.start("device", file, name)
 
@@ -117,6 +120,30 @@ class ByHand:
         for process in self.processes:
             process.kill()
             process.wait()
+
+
+class ManyEdges(ByHand):
+    """A cloud and several edges that share a store of snapshots; each has a cache of its own."""
+
+    def __init__(self, folder: Path, values: dict[str, Any], names: Sequence[str]) -> None:
+        self.edges: dict[str, Process] = {}
+        self.addresses: dict[str, str] = {}
+        self.names = names
+        self.edge_lines = f'name = "{names[0]}"\nsnapshots = "file://{folder / "store"}"\n'
+        super().__init__(folder, values)
+        self.edges[names[0]], self.addresses[names[0]] = self.edge, self.edge_address
+        for name in names[1:]:
+            file = folder / f"{name}.toml"
+            text = self.edge_file.read_text()
+            text = text.replace(f'"{folder / "cache"}"', f'"{folder / "cache" / name}"')
+            file.write_text(text.replace(f'name = "{names[0]}"', f'name = "{name}"'))
+            self.edges[name] = self.start("edge", file, name)
+            self.addresses[name] = self.address(name)
+
+    def places(self) -> dict[str, tuple[str, int]]:
+        """Where each device is, and how often it came to another edge."""
+        devices = self.status().get("devices", ())
+        return {own["name"]: (own["edge"], own["handovers"]) for own in devices}
 
 
 def launched(folder: Path, values: dict[str, Any], *options: str) -> subprocess.Popen[str]:

@@ -30,6 +30,7 @@ from cloud_aggregator.aggregator import CloudAggregator
 from device_agent import agent
 from device_agent.agent import DeviceAgent
 from device_agent.board_watch import BoardWatch
+from device_agent.roaming import Roaming
 from edge_server.server import EdgeServer
 from edge_server.stage import StageServer
 from sfl.cli.launch.preflight import check_before_start
@@ -120,6 +121,8 @@ class Twin:
         self.is_over = False
         self.links: dict[str, type[DeviceLink]] = {}
         """Links of devices that do not behave as others do."""
+        self.trips: dict[tuple[str, str], float] = {}
+        """How far edges are from devices, in seconds."""
         self.held: set[str] = set()
         """Devices that wait for `release`."""
         self._edge_tasks: dict[str, asyncio.Task[None]] = {}
@@ -168,6 +171,10 @@ class Twin:
         self.ended.pop(name, None)
         device.thread.start()
         self._threads.append(device.thread)
+
+    def trip(self, device: str, edge: str) -> float:
+        """Seconds from a device to an edge and back."""
+        return self.trips[device, edge]
 
     def lose_edge(self, name: str) -> None:
         """Kill an edge: its devices and the cloud see links that break."""
@@ -433,9 +440,9 @@ class TwinDevice(DeviceAgent):
 
     def __init__(self, twin: Twin, config: DeviceConfig, edge: str) -> None:
         super().__init__(config, insecure=False)
+        self.roaming = Roaming(config, self.stats, False, None, partial(twin.trip, config.name))
         self.own = twin.certificate("device", config.name)
         self.twin = twin
-        self.edge = edge
         self.lost = False
         self.channel: Channel = twin.services.channel(edge)
         self.board = Board(self.board, self.about_to_compute)  # type: ignore[assignment]
@@ -448,14 +455,16 @@ class TwinDevice(DeviceAgent):
     def _dial(self, patience: float) -> Line:
         if self.lost:
             raise Killed(self.config.name)
-        peer, end = f"edge at {self.edge}", time.monotonic() + patience
-        while not self.twin.services.is_there(self.edge):
+        edge = self.roaming.edges.address
+        patience = self.roaming.edges.patience(patience, time.monotonic())
+        peer, end = f"edge at {edge}", time.monotonic() + patience
+        while not self.twin.services.is_there(edge):
             if self.twin.is_over:
                 self._patience._back_by = None  # nobody is waited for any more
             if self.twin.is_over or time.monotonic() > end:
                 raise PeerUnavailable(f"{peer} did not answer")
             time.sleep(0.005)
-        self.channel = self.twin.services.channel(self.edge)
+        self.channel = self.twin.services.channel(edge)
         return Line(self.channel, peer, self.stats)  # type: ignore[arg-type]
 
     def _join(self, line: Line, patience: float) -> DeviceLink:

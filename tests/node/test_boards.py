@@ -21,7 +21,7 @@ import pytest
 
 from sfl.cli.doctor.hardware import check_board, check_pause
 from sfl.config import load_device
-from sfl.config.node import PauseSettings
+from sfl.config.pausing import PauseSettings
 from sfl.errors import ConfigError
 from sfl.metrics import NodeSnapshot, NodeStats
 from sfl.node.board import Board, read_board

@@ -310,7 +310,7 @@ def test_a_clock_that_is_set_back_does_not_freeze_the_view(
         """A cloud that ends after a few looks."""
 
         looks = 0
-        title, returns = "cloud", False
+        title, returns, kind = "cloud", False, "edge"
 
         def exit_code(self) -> int | None:
             self.looks += 1

@@ -115,7 +115,7 @@ def test_a_full_store_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     def write(name: str, data: bytes) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("sfl.store.artifacts.write_atomic", write)
+    monkeypatch.setattr("sfl.store.place.write_atomic", write)
     with pytest.raises(DiskError, match=r"it is full \(.*No space left.*Make room there\."):
         full.put(b"x")
 

@@ -113,7 +113,7 @@ class Floor:
             for session in sessions
         }
 
-    async def admit(self, name: str, proof: Any) -> Admitted[Training]:
+    async def admit(self, name: str, proof: Any, *trips: object) -> Admitted[Training]:
         session, host = self.devices[name].session, cast(Any, self)
         welcome = DeviceWelcome(session.settings, "r", session.assignment)
         serve = partial(Training, name, session, session.settings, host)

@@ -96,7 +96,7 @@ class Edge:
         self.opened: list[Any] = []
         self.ended: list[SflError] = []
 
-    async def admit(self, device: str, proof: Proof) -> Admitted[Served]:
+    async def admit(self, device: str, proof: Proof, *trips: object) -> Admitted[Served]:
         own = assign(SETTINGS, EdgeBase(3), device)
         session = await self.floor.open(device, own)
         self.opened.append(session)

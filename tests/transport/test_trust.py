@@ -88,7 +88,8 @@ def test_the_files_of_two_nodes_never_meet(tmp_path: Path) -> None:
         ({"devices": [{"name": "edge"}]}, "devices.edge.name"),
         ({"devices": [{"name": "cloud"}]}, "devices.cloud.name"),
         ({"edge": {"name": "cloud"}}, "edge.name"),
-        ({"run": {"edges": ["north", "south"]}}, "run.edges"),
+        ({"run": {"edges": ["north", "cloud"]}}, "run.edges"),
+        ({"run": {"edges": ["north", "d"]}, "devices": [{"name": "d"}]}, "devices.d.name"),
         ({"run": {"edges": ["north"]}, "edge": {"name": "south"}}, "run.edges"),
     ):
         with pytest.raises(ConfigError) as caught:
@@ -104,6 +105,7 @@ def test_the_usual_single_edge_needs_no_line(tmp_path: Path) -> None:
     both = load_run(run_file(tmp_path, run={"edges": ["a", "b"]}, edge={"name": "b"}))
     assert both.edges == ("a", "b")
     check_names(both)
+    check_names(load_run(run_file(tmp_path, run={"edges": ["a", "b"]})))
     assert load_run(ROOT / "docker/config/run.toml").edges == ("edge",)
 
 

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from sfl.config import RunSettings
 from sfl.config.codec import RoleCodecs
-from sfl.errors import ProtocolError
+from sfl.errors import Elsewhere, ProtocolError
 from sfl.plan import HOLDERS, Held, Plan, Span
 from sfl.planners.told import Cut
 from sfl.rounds.assignment import assign
@@ -49,10 +49,12 @@ from sfl.transport.cloud.words import (
     EdgeFailed,
     EdgeStopped,
     GlobalPart,
+    GoElsewhere,
 )
 from sfl.transport.frames import words
 from sfl.transport.frames.chunks import AdapterAssembly
-from sfl.v1 import cloud_pb2, edge_pb2
+from sfl.transport.frames.whereabouts import from_edges, from_round_trips, to_edges
+from sfl.v1 import cloud_pb2, edge_pb2, tensor_pb2
 
 RUN = RunSettings.model_validate({"model": {"path": "m"}, "devices": [{"name": "d"}]})
 OWN = assign(RUN, EdgeBase(4), "d", 2, steps=Steps(3, 4, 7), evaluate="all", rehearse=(1, 2))
@@ -66,6 +68,10 @@ text = st.text(st.characters(codec="utf-8"), max_size=20)
 line = st.text("abc é", min_size=1).map(str.strip).filter(bool)  # a reason is one line
 score = st.builds(Score, number, large, large, large)
 signature = st.none() | st.builds(Signature, large, data)
+node = st.from_regex(r"[a-z][a-z0-9-]{0,9}", fullmatch=True)
+address = st.just("") | st.from_regex(r"[a-z0-9.]{1,12}:[0-9]{1,5}", fullmatch=True)
+edges = st.dictionaries(node, address, max_size=3)
+trips = st.dictionaries(node, st.floats(0.0, 3600.0), max_size=3)
 
 
 @st.composite
@@ -133,6 +139,8 @@ report = st.builds(
     text,
     text,
     st.lists(number, max_size=4).map(tuple),
+    trips,
+    st.just("") | node,
     signature,
 )
 proof = st.builds(Proof, data, data, data)
@@ -154,6 +162,9 @@ PAIRS: list[tuple[str, st.SearchStrategy[Any], Callable[[Any], Any], Callable[[A
             st.sampled_from(["", "r-1"]),
             assignment,
             st.booleans(),
+            st.just(""),
+            node,
+            edges,
         ),
         words.to_welcome,
         lambda said: words.from_welcome(said, "d"),
@@ -170,7 +181,9 @@ PAIRS: list[tuple[str, st.SearchStrategy[Any], Callable[[Any], Any], Callable[[A
     ("assignment", assignment, words.to_assignment, words.from_assignment),
     (
         "edge facts",
-        st.builds(EdgeFacts, text, text, data, small, st.dictionaries(text, small, max_size=3)),
+        st.builds(
+            EdgeFacts, text, address, data, small, st.dictionaries(text, small, max_size=3), text
+        ),
         hop.to_edge_facts,
         hop.from_edge_facts,
     ),
@@ -190,16 +203,22 @@ PAIRS: list[tuple[str, st.SearchStrategy[Any], Callable[[Any], Any], Callable[[A
     ),
     (
         "admission",
-        st.builds(Admission, text, line, st.booleans())
-        | st.builds(Admission, text, st.just(""), st.just(False), assignment),
+        st.builds(Admission, text, line, st.booleans(), edges=edges)
+        | st.builds(Admission, text, st.just(""), st.just(False), assignment, edges),
         hop.to_admission,
         hop.from_admission,
     ),
     (
         "orders",
-        st.builds(EdgeOrders, small, st.dictionaries(text, assignment, max_size=3)),
+        st.builds(EdgeOrders, small, st.dictionaries(text, assignment, max_size=3), edges=edges),
         hop.to_orders,
         hop.from_orders,
+    ),
+    (
+        "edges",
+        edges,
+        lambda own: edge_pb2.Edges(edges=to_edges(own)),
+        lambda said: from_edges(said.edges),
     ),
     ("evict", st.builds(Evict, text, line, st.booleans()), hop.to_evict, hop.from_evict),
     ("listing", listing, to_listing, from_listing),
@@ -259,6 +278,7 @@ def test_what_a_device_signed_is_passed_on_to_the_byte(drawn: st.DataObject) -> 
     ("word", "body"),
     [
         (DeviceJoin("d", Proof()), "join"),
+        (DeviceJoin("d", Proof(), {"north": 0.02}), "join"),
         (EdgeFacts("{}"), "ready"),
         (DeviceIsReady("d", DeviceFacts(1), (Point(1, 2, 3),), Point(2, 0, 3)), "device_ready"),
         (DeviceLost("d", "why"), "left"),
@@ -288,6 +308,8 @@ def test_each_word_of_an_edge_has_its_message(word: hop.EdgeWord, body: str) -> 
         EdgeOrders(2, {"d": OWN}),
         EdgeOrders(2, {"d": OWN}, begun=True),
         SumOrder(3, 2, {"a": Share(7), "b": Share(1 << 40, 0.125)}),
+        EdgeOrders(2, {"d": OWN}, edges={"north": "10.0.0.5:7001", "south": ""}),
+        Admission("d", "it is to be at edge north", edges={"north": ""}),
         Evict("d", "why", final=True),
         FinishRun(ok=False, reason="why"),
     ],
@@ -341,3 +363,25 @@ def test_a_length_that_no_update_has_is_refused(norm: float) -> None:
     length = cloud_pb2.Length(norm=norm, start=1, values=3)
     with pytest.raises(ProtocolError, match="norm of an update"):
         from_held(cloud_pb2.HeldUpdate(device="d", length=length))
+
+
+def test_where_a_device_is_to_go_comes_back_as_it_was() -> None:
+    word = GoElsewhere("d", Elsewhere("it goes to north", {"north": "10.0.0.5:7001"}))
+    (message,) = hop.to_cloud_messages(word)
+    back = hop.from_cloud_message(message)
+    assert isinstance(back, GoElsewhere)
+    assert (back.device, str(back.to), back.to.edges) == ("d", str(word.to), word.to.edges)
+
+
+@pytest.mark.parametrize(
+    ("name", "address"), [("no name!", ""), ("north", "a" * 301), ("north", "a\nb:1"), ("", "")]
+)
+def test_what_is_no_edge_is_refused(name: str, address: str) -> None:
+    with pytest.raises(ProtocolError):
+        from_edges([edge_pb2.EdgeAt(edge=name, address=address)])
+
+
+@pytest.mark.parametrize("seconds", [-1.0, float("nan"), float("inf"), 3601.0])
+def test_what_is_no_round_trip_is_refused(seconds: float) -> None:
+    with pytest.raises(ProtocolError):
+        from_round_trips([tensor_pb2.RoundTrip(edge="north", seconds=seconds)])

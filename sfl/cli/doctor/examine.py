@@ -32,7 +32,8 @@ from sfl.cli.doctor.report import Check, CutRow, Report, problem, size
 from sfl.cli.doctor.speed import check_codec, check_precision
 from sfl.cli.launch.nearby import perhaps_meant, pointed
 from sfl.config import DeviceConfig, EdgeConfig, LocalDevice, RunConfig
-from sfl.config.node import PauseSettings, certain
+from sfl.config.node import certain
+from sfl.config.pausing import PauseSettings
 from sfl.errors import ModelError, SflError
 from sfl.models.folder import ModelFolder, check_length
 from sfl.models.memory.footprint import Load

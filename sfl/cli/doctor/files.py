@@ -72,7 +72,7 @@ def check_config(path: Path, config: Config, model: ModelFolder | None) -> Check
             Consent(config).check_sources()
     except SflError as error:
         return problem("file", error)
-    if isinstance(config, DeviceConfig) and not config.edge:
+    if isinstance(config, DeviceConfig) and not (config.edge or config.edges):
         return Check("file", "warning", f"{text}, which names no edge", 'Add edge = "HOST:PORT".')
     return Check("file", "ok", text, figures={"kind": kind})
 

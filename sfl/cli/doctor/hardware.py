@@ -9,7 +9,7 @@ from datetime import time
 from pathlib import Path
 
 from sfl.cli.doctor.report import Check, size
-from sfl.config.node import PauseSettings
+from sfl.config.pausing import PauseSettings
 from sfl.errors import ConfigError
 from sfl.node import machine
 from sfl.node.board import Board

@@ -58,7 +58,8 @@ def issue_for_run(config: RunConfig, folder: Path) -> Path:
 def _nodes(config: RunConfig) -> Iterator[tuple[Identity, tuple[str, ...]]]:
     """Each node, with the host that it listens on, where it does."""
     yield Identity("cloud", "cloud"), (_host(config.cloud.listen),)
-    yield Identity("edge", config.edge.name), (_host(config.edge.listen),)
+    for name in config.edges:
+        yield Identity("edge", name), (_host(config.edge.listen),)
     for stage in config.stage_nodes:
         yield Identity("edge", stage.name), (_host(stage.listen),)
     for entry in config.devices:

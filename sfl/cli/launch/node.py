@@ -6,7 +6,7 @@ import json
 import signal
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from multiprocessing.context import ForkServerProcess, SpawnProcess
 from multiprocessing.process import BaseProcess, active_children
@@ -179,18 +179,23 @@ def stage_node(folder: Path, config: RunConfig, own: EdgeConfig, behind: str) ->
     return node
 
 
-def edge_node(folder: Path, config: RunConfig, cloud_address: str, behind: str = "") -> Node:
-    """The edge of a run; `behind` is the address of the stage behind it, if there is one."""
+def edge_node(
+    folder: Path, config: RunConfig, name: str, cloud_address: str, behind: str = ""
+) -> Node:
+    """An edge of a run; all have the settings of `[edge]`.
+
+    `behind` is the address of the stage behind them, if there is one.
+    """
     changes = {"cloud": cloud_address, "service": "", "next": behind or config.edge.next}
-    edge = config.edge.model_copy(update=changes)
+    edge = config.edge.model_copy(update={"name": name, **changes})
     node = _node("edge", edge.name, folder, _write(folder, "edge", edge), config)
     node.options = (*node.options, "--address-file", str(node.address_file))
     node.returns = True
     return node
 
 
-def device_node(folder: Path, config: RunConfig, name: str, edge_address: str) -> Node:
-    """One device of a run; under `sfl run` the model's folder is there.
+def device_node(folder: Path, config: RunConfig, name: str, edges: Mapping[str, str]) -> Node:
+    """One device of a run, with its edges' addresses; under `sfl run` the model's folder is there.
 
     Whoever starts a run on one machine owns its device too: the paths and the cut of the run's file
     are the device's own.
@@ -198,7 +203,8 @@ def device_node(folder: Path, config: RunConfig, name: str, edge_address: str) -
     entry = config.device(name)
     local = entry.model_dump(include={"name", *LocalDevice.model_fields})
     own = {
-        "edge": edge_address,
+        "edge": edges[home_of(config, name)],
+        "edges": dict(edges) if len(edges) > 1 else {},
         "model": entry.model or None,
         "shared_train": config.data.train,
         "shared_eval": config.data.eval,
@@ -208,6 +214,12 @@ def device_node(folder: Path, config: RunConfig, name: str, edge_address: str) -
     node = _node("device", name, folder, _write(folder, "device", device), config)
     node.returns = True
     return node
+
+
+def home_of(config: RunConfig, device: str) -> str:
+    """The edge that a device dials first: its own, or each in turn."""
+    in_turn = config.edges[config.device_index(device) % len(config.edges)]
+    return config.device(device).edge or in_turn
 
 
 def _node(kind: str, name: str, folder: Path, file: Path, config: RunConfig) -> Node:

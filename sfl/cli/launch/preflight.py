@@ -95,6 +95,7 @@ def check_settings(config: RunConfig, folder: ModelFolder) -> None:
     check_class_order(folder, config.model.labels)
     check_batching(folder, config.settings, config.edge)
     check_names(config)
+    check_ports(config)
     check_certificates(config)
     require_bitsandbytes("edge.quantised", config.edge.quantised)
     check_planner(config, folder.num_layers)
@@ -129,25 +130,39 @@ def check_decisions(config: RunConfig) -> None:
 
 
 def check_names(config: RunConfig) -> None:
-    """The edge that is started is of the run, and each node's files have a name of their own.
+    """The edges that are started are of the run, and each node's files have a name of their own.
 
     Raises ConfigError.
     """
     own = config.edge.name
-    if own not in config.edges:
+    if "name" in config.edge.model_fields_set and own not in config.edges:
         raise ConfigError(
             "run.edges", config.run.edges, f"edge.name is {own!r}", f"Add {own!r}, or leave it out."
         )
-    stages = tuple(stage.name for stage in config.stage_nodes)
-    servers = ("cloud", own, *stages)
+    edges, stages = config.edges, tuple(stage.name for stage in config.stage_nodes)
+    servers = ("cloud", *edges, *stages)
     for field, name, taken in (
-        ("edge.name", own, ("cloud",)),
-        *(("stage.name", stage, ("cloud", own)) for stage in stages),
+        *(("run.edges" if config.run.edges else "edge.name", e, ("cloud",)) for e in edges),
+        *(("stage.name", stage, ("cloud", *edges)) for stage in stages),
         *((f"devices.{e.name}.name", e.name, servers) for e in config.devices),
     ):
         if name in taken:
-            what = {"cloud": "the cloud", own: "the edge"}.get(name, "a stage")
+            what = {"cloud": "the cloud", **dict.fromkeys(edges, "an edge")}.get(name, "a stage")
             raise ConfigError(field, name, f"{what} has this name", "Choose another name.")
+
+
+def check_ports(config: RunConfig) -> None:
+    """Edges on one machine take a port each. Raises ConfigError."""
+    if len(config.edges) == 1:
+        return
+    metrics = config.edge.metrics
+    for field, value, port in (
+        ("edge.listen", config.edge.listen, config.edge.listen.rpartition(":")[2]),
+        ("edge.metrics.port", metrics.port, str(metrics.port if metrics.enabled else 0)),
+    ):
+        if port != "0":
+            problem = f"sfl run starts {len(config.edges)} edges here, and each needs a port"
+            raise ConfigError(field, value, problem, "Use port 0, so that each takes a free one.")
 
 
 def _check_models(config: RunConfig, folder: ModelFolder) -> None:

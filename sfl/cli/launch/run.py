@@ -131,6 +131,8 @@ def resolved(config: RunConfig) -> RunConfig:
     """
     quick = {"connect_timeout": CONNECT_TIMEOUT}
     edge = _resolved_server(config, config.edge, "edge")
+    if edge.name not in config.edges:
+        edge = edge.model_copy(update={"name": config.edges[0]})
     stage = _resolved_server(config, config.stage, "stage") if config.is_tiered else config.stage
     folds = _folds(config)
     devices = []
@@ -260,13 +262,16 @@ def _start(
     cloud_address = _address_of(cloud, nodes, restarts, say)
     cloud.stay_at(cloud_address)
     behind = _start_stages(config, folder, nodes, restarts, say)
-    edge = edge_node(folder, config, cloud_address, behind)
-    nodes.append(edge)
-    edge.fork(say)
-    edge_address = _address_of(edge, nodes, restarts, say)
-    edge.stay_at(edge_address)
+    edges = [edge_node(folder, config, name, cloud_address, behind) for name in config.edges]
+    for edge in edges:
+        nodes.append(edge)
+        edge.fork(say)
+    addresses: dict[str, str] = {}
+    for edge in edges:
+        addresses[edge.name] = _address_of(edge, nodes, restarts, say)
+        edge.stay_at(addresses[edge.name])
     for entry in config.devices:
-        device = device_node(folder, config, entry.name, edge_address)
+        device = device_node(folder, config, entry.name, addresses)
         nodes.append(device)
         device.start()
 
@@ -368,13 +373,18 @@ def _raise_mistakes(nodes: list[Node]) -> None:
 def _lost(
     config: RunConfig, servers: list[Node], devices: list[Node], restarts: Restarts
 ) -> str | None:
-    """Why the run cannot reach its end any more, since who has ended is not started again."""
+    """Why the run cannot reach its end any more, since who has ended is not started again.
+
+    Devices of an edge that is gone have the others.
+    """
 
     def gone(node: Node) -> bool:
         return node.exit_code() not in (None, 0) and not restarts.will_return(node)
 
+    edges = [server for server in servers if server.kind == "edge"]
+    left_edges = [edge for edge in edges if not gone(edge)]
     for server in servers:
-        if gone(server):
+        if gone(server) and not (server in edges and left_edges):
             return f"{server.kind} {server.name}: {server.failure()}"
     ended = [device for device in devices if gone(device)]
     left = len(devices) - len(ended)

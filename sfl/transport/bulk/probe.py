@@ -24,6 +24,8 @@ from sfl.transport.status import error_of
 from sfl.v1 import edge_pb2
 
 ROUND_TRIPS = 20
+FEW_TRIPS = 5
+"""Enough where only the shortest counts."""
 MOST_BYTES = 4 << 20
 """Sent each way at most; with both ways well below what an edge allows."""
 MOST_SECONDS = 3.0
@@ -83,12 +85,38 @@ def probe_edge(
         channel.close()
 
 
+def round_trip(
+    address: str,
+    insecure: bool,
+    timeout: float,
+    own: OwnCertificate | None = None,
+    proxy: bool = False,
+) -> float:
+    """Seconds to the edge at `host:port` and back: the shortest of a few.
+
+    Raises ConfigError, PeerUnavailable, Refused, LinkLost, ProtocolError.
+    """
+    channel = open_channel("device.edges", address, insecure, own, "edge", proxy)
+    peer = f"edge at {address}"
+    try:
+        wait_for_peer(channel, peer, timeout, refused_after=0.0)
+        conversation = _Conversation(channel, timeout)
+        try:
+            return min(_trips(conversation, FEW_TRIPS))
+        finally:
+            conversation.close()
+    except grpc.RpcError as error:
+        raise error_of(error, peer) from None
+    finally:
+        channel.close()
+
+
 class _Conversation:
     """Requests out, replies back in the same order."""
 
-    def __init__(self, channel: grpc.Channel) -> None:
+    def __init__(self, channel: grpc.Channel, deadline: float = DEADLINE) -> None:
         self._out: queue.SimpleQueue[edge_pb2.ProbeRequest | None] = queue.SimpleQueue()
-        self._call: Any = EDGE_PROBE.stub(channel)(self._requests(), timeout=DEADLINE)
+        self._call: Any = EDGE_PROBE.stub(channel)(self._requests(), timeout=deadline)
 
     def ask(self, payload: bytes = b"", reply_bytes: int = 0) -> None:
         self._out.put(edge_pb2.ProbeRequest(payload=payload, reply_bytes=reply_bytes))
@@ -107,14 +135,19 @@ class _Conversation:
         yield from iter(self._out.get, None)
 
 
-def _measure(conversation: _Conversation) -> LinkSpeed:
+def _trips(conversation: _Conversation, count: int) -> list[float]:
+    """Seconds of so many round trips."""
     trips = []
-    for _ in range(ROUND_TRIPS + 1):
+    for _ in range(count + 1):
         began = time.perf_counter()
         conversation.ask()
         conversation.hear()
         trips.append(time.perf_counter() - began)
-    del trips[0]  # the stream itself was opened in it
+    return trips[1:]  # the stream itself was opened in the first
+
+
+def _measure(conversation: _Conversation) -> LinkSpeed:
+    trips = _trips(conversation, ROUND_TRIPS)
     noise = os.urandom(LARGEST)  # so that nothing on the path can compress it
     up_bytes, up = _bandwidth(conversation, lambda size: conversation.ask(noise[:size]))
     down_bytes, down = _bandwidth(conversation, lambda size: conversation.ask(b"", size))

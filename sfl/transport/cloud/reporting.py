@@ -22,6 +22,7 @@ from sfl.rounds.values import (
     HeldUpdate,
     Point,
     RoundReport,
+    RoundTrips,
     SumOrder,
     UpdateHeader,
 )
@@ -32,6 +33,7 @@ from sfl.transport.cloud.sums import from_held
 from sfl.transport.cloud.words import CloudWord, from_edge_facts, from_left, to_cloud_messages
 from sfl.transport.frames import contract, words
 from sfl.transport.frames.contract import DeviceContract
+from sfl.transport.frames.whereabouts import from_round_trips
 from sfl.transport.security.signed import NotSigned, SignatureCheck
 from sfl.transport.stream import Context, Heartbeats, Stream
 from sfl.v1 import cloud_pb2, tensor_pb2
@@ -105,8 +107,8 @@ class Host(Protocol):
     def failed(self, error: SflError) -> None:
         """The cloud itself can't go on."""
 
-    def device_joined(self, edge: str, device: str) -> None:
-        """A device asks to take part."""
+    def device_joined(self, edge: str, device: str, round_trips: RoundTrips) -> None:
+        """A device asks to take part; `round_trips` are those that it has measured."""
 
     def device_ready(
         self, device: str, facts: DeviceFacts, points: tuple[Point, ...], begun: Point
@@ -280,7 +282,8 @@ class Reporting:
         contract.name("device", join.device)
         contract.sized("a proof", join.proof, contract.MOST_BESIDE)
         self.signatures.join(join)
-        self.host.device_joined(self.edge, join.device)
+        trips = from_round_trips(join.round_trips)
+        self.host.device_joined(self.edge, join.device, trips)
 
     def _left(self, left: cloud_pb2.DeviceLeft) -> None:
         self.host.device_left(from_left(left))

@@ -6,10 +6,10 @@ Adapters are apart: they travel in frames (`chunks`), so one value is several me
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import assert_never
 
-from sfl.errors import ProtocolError
+from sfl.errors import Elsewhere, ProtocolError
 from sfl.rounds.messages import DeviceLost, Evict, FinishRun
 from sfl.rounds.values import (
     BEGINNING,
@@ -22,12 +22,21 @@ from sfl.rounds.values import (
     Point,
     Proof,
     RoundReport,
+    RoundTrips,
     SumOrder,
 )
 from sfl.transport.cloud import sums
 from sfl.transport.cloud.blame import cause_told, on_the_wire
 from sfl.transport.frames import contract, words
 from sfl.transport.frames.chunks import Buffer, adapter_frames
+from sfl.transport.frames.whereabouts import (
+    address_of,
+    from_edges,
+    from_elsewhere,
+    to_edges,
+    to_elsewhere,
+    to_round_trips,
+)
 from sfl.transport.frames.wire import BASE_UPDATE
 from sfl.v1 import cloud_pb2, edge_pb2, tensor_pb2
 
@@ -38,6 +47,15 @@ class DeviceJoin:
 
     device: str
     proof: Proof
+    round_trips: RoundTrips = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class GoElsewhere:
+    """A device of this edge is to go to another one."""
+
+    device: str
+    to: Elsewhere
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,7 +118,9 @@ class GlobalPart:
     base_update: bool = False
 
 
-CloudWord = EdgeWelcome | Admission | EdgeOrders | GlobalPart | SumOrder | Evict | FinishRun
+CloudWord = (
+    EdgeWelcome | Admission | EdgeOrders | GlobalPart | SumOrder | Evict | GoElsewhere | FinishRun
+)
 """What the cloud tells an edge, beside that it is alive."""
 
 
@@ -108,7 +128,10 @@ def to_edge_report(word: EdgeWord) -> cloud_pb2.EdgeReportMessage:
     """What an edge tells, as the wire has it."""
     match word:
         case DeviceJoin():
-            join = cloud_pb2.DeviceJoin(device=word.device, proof=words.to_proof(word.proof))
+            trips = to_round_trips(word.round_trips)
+            join = cloud_pb2.DeviceJoin(
+                device=word.device, proof=words.to_proof(word.proof), round_trips=trips
+            )
             return cloud_pb2.EdgeReportMessage(join=join)
         case EdgeFacts():
             return cloud_pb2.EdgeReportMessage(ready=to_edge_facts(word))
@@ -145,13 +168,17 @@ def to_edge_facts(facts: EdgeFacts) -> cloud_pb2.EdgeReady:
         given=facts.given,
         credits=facts.credits,
         keeps=sums.to_kept(facts.keeps),
+        store=facts.store,
     )
 
 
 def from_edge_facts(said: cloud_pb2.EdgeReady) -> EdgeFacts:
-    """What an edge brings from the wire."""
+    """What an edge brings from the wire. Raises ProtocolError."""
+    address_of(said.address)
+    if len(said.store) > LONGEST_LABEL:
+        raise ProtocolError(f"store = {said.store!r:.80}: it is no label")
     keeps = sums.from_kept(said.keeps)
-    return EdgeFacts(said.manifest, said.address, said.given, said.credits, keeps)
+    return EdgeFacts(said.manifest, said.address, said.given, said.credits, keeps, said.store)
 
 
 def to_left(lost: DeviceLost) -> cloud_pb2.DeviceLeft:
@@ -179,7 +206,7 @@ def to_cloud_messages(word: CloudWord) -> Iterator[cloud_pb2.CloudMessage]:
 
 
 def _to_cloud_message(
-    word: EdgeWelcome | Admission | EdgeOrders | SumOrder | Evict | FinishRun,
+    word: EdgeWelcome | Admission | EdgeOrders | SumOrder | Evict | GoElsewhere | FinishRun,
 ) -> cloud_pb2.CloudMessage:
     match word:
         case EdgeWelcome():
@@ -192,6 +219,8 @@ def _to_cloud_message(
             return cloud_pb2.CloudMessage(reduce=sums.to_order(word))
         case Evict():
             return cloud_pb2.CloudMessage(evict=to_evict(word))
+        case GoElsewhere():
+            return cloud_pb2.CloudMessage(hand_over=to_hand_over(word))
         case FinishRun():
             finish = edge_pb2.Finish(ok=word.ok, reason=word.reason)
             return cloud_pb2.CloudMessage(finish=finish)
@@ -201,7 +230,7 @@ def _to_cloud_message(
 
 def from_cloud_message(
     message: cloud_pb2.CloudMessage,
-) -> EdgeWelcome | Admission | EdgeOrders | SumOrder | Evict | FinishRun:
+) -> EdgeWelcome | Admission | EdgeOrders | SumOrder | Evict | GoElsewhere | FinishRun:
     """What the cloud tells from the wire, all but adapters and heartbeats. Raises ProtocolError."""
     match message.WhichOneof("body"):
         case "settings":
@@ -214,6 +243,8 @@ def from_cloud_message(
             return sums.from_order(message.reduce)
         case "evict":
             return from_evict(message.evict)
+        case "hand_over":
+            return from_hand_over(message.hand_over)
         case "finish":
             return FinishRun(message.finish.ok, contract.reason(message.finish.reason))
         case other:
@@ -244,14 +275,16 @@ def to_admission(admission: Admission) -> cloud_pb2.Admission:
         refusal=admission.refusal,
         in_use=admission.in_use,
         assignment=None if own is None else words.to_assignment(own),
+        edges=to_edges(admission.edges),
     )
 
 
 def from_admission(said: cloud_pb2.Admission) -> Admission:
     """The answer to a device that joins from the wire. Raises ProtocolError."""
+    edges = from_edges(said.edges)
     if said.refusal:
-        return Admission(said.device, contract.reason(said.refusal), said.in_use)
-    return Admission(said.device, assignment=words.from_assignment(said.assignment))
+        return Admission(said.device, contract.reason(said.refusal), said.in_use, edges=edges)
+    return Admission(said.device, assignment=words.from_assignment(said.assignment), edges=edges)
 
 
 def to_orders(orders: EdgeOrders) -> cloud_pb2.EdgeRoundStart:
@@ -261,14 +294,19 @@ def to_orders(orders: EdgeOrders) -> cloud_pb2.EdgeRoundStart:
         for device, own in orders.devices.items()
     ]
     return cloud_pb2.EdgeRoundStart(
-        round=orders.round, devices=devices, begun=orders.begun, order=orders.order
+        round=orders.round,
+        devices=devices,
+        begun=orders.begun,
+        order=orders.order,
+        edges=to_edges(orders.edges),
     )
 
 
 def from_orders(said: cloud_pb2.EdgeRoundStart) -> EdgeOrders:
     """A round for an edge from the wire. Raises ProtocolError."""
     devices = {entry.device: words.from_assignment(entry.start) for entry in said.devices}
-    return EdgeOrders(said.round, devices, said.begun, tuple(said.order))
+    edges = from_edges(said.edges)
+    return EdgeOrders(said.round, devices, said.begun, tuple(said.order), edges)
 
 
 def to_evict(evict: Evict) -> cloud_pb2.Evict:
@@ -279,3 +317,17 @@ def to_evict(evict: Evict) -> cloud_pb2.Evict:
 def from_evict(said: cloud_pb2.Evict) -> Evict:
     """Whose stream is to be closed from the wire."""
     return Evict(said.device, contract.reason(said.reason), said.final)
+
+
+def to_hand_over(word: GoElsewhere) -> cloud_pb2.HandOver:
+    """Who is to go to another edge, as the wire has it."""
+    return cloud_pb2.HandOver(device=word.device, elsewhere=to_elsewhere(word.to))
+
+
+def from_hand_over(said: cloud_pb2.HandOver) -> GoElsewhere:
+    """The same from the wire. Raises ProtocolError."""
+    return GoElsewhere(said.device, from_elsewhere(said.elsewhere))
+
+
+LONGEST_LABEL = 64
+"""Characters of what tells stores apart."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Generic
@@ -11,14 +11,15 @@ from typing import Any, Generic
 from sfl.codec.kernel import kernel
 from sfl.errors import LinkLost, NameInUse, ProtocolError, Refused
 from sfl.metrics.stats import NodeStats
-from sfl.rounds.values import Challenge, Proof
-from sfl.stage.snapshots import Snapshots
+from sfl.rounds.values import Challenge, Proof, RoundTrips
+from sfl.stage.snapshots import Shelf, Snapshots
 from sfl.transport.device.cleanups import Cleanups
 from sfl.transport.device.connected import CAME_BACK, Connected
 from sfl.transport.device.end import EdgeEnd
 from sfl.transport.device.served import ALIVE, Admitted, Door, V
 from sfl.transport.device.tensor_work import Coders
 from sfl.transport.frames import contract, words
+from sfl.transport.frames.whereabouts import from_round_trips
 from sfl.transport.frames.wire import WIRE_VERSION
 from sfl.transport.group import first_message
 from sfl.transport.security.doorkeeper import expect
@@ -31,6 +32,8 @@ BEAT = 1.0
 PROOF_TIMEOUT = 30.0
 """Seconds that a device has for signing a challenge."""
 Requests = AsyncIterator[edge_pb2.DeviceMessage]
+SharedShelf = Callable[[str, str], Shelf]
+"""Where snapshots of a run's device are that other edges find as well."""
 
 
 class Entrance(Generic[V]):
@@ -44,11 +47,16 @@ class Entrance(Generic[V]):
         connected: Connected[V],
         cleanups: Cleanups,
         cache_dir: Path | None,
+        shared: SharedShelf | None = None,
     ) -> None:
-        """`opened` is a Door once there is a base: nobody is admitted before."""
+        """`opened` is a Door once there is a base: nobody is admitted before.
+
+        What is kept of a device of a run is kept in a `shared` place, too.
+        """
         self.challenge: Challenge | None = None
         """What a device signs before it is let in, where the cloud asks for that."""
         self.cache_dir = cache_dir
+        self._shared = shared
         self._stats = stats
         self._host = opened
         self._coders = coders
@@ -79,7 +87,8 @@ class Entrance(Generic[V]):
         await self._succeeds(hello, context)
         while (cleanup := self._cleanups.pending(device)) is not None:
             await _alive_until(cleanup, context)
-        admission = self._ask(host, device, proof)
+        trips = from_round_trips(hello.round_trips)
+        admission = self._ask(host, device, proof, trips)
         try:
             await _alive_until(admission, context)
             admitted = admission.result()
@@ -105,12 +114,14 @@ class Entrance(Generic[V]):
         if (old := self._connected.end(device, LinkLost(CAME_BACK))) is not None:
             await _alive_until(old, context)
 
-    def _ask(self, host: Door[V], device: str, proof: Proof) -> asyncio.Task[Admitted[V]]:
+    def _ask(
+        self, host: Door[V], device: str, proof: Proof, trips: RoundTrips
+    ) -> asyncio.Task[Admitted[V]]:
         """Ask the cloud. A name that is in use is refused while its stream is alive."""
         if device in self._admissions:
             raise NameInUse(f"a device named {device!r} is joining already; try again in a moment")
         self._connected.supersede(device)
-        admission = self._admissions[device] = asyncio.create_task(host.admit(device, proof))
+        admission = self._admissions[device] = asyncio.create_task(host.admit(device, proof, trips))
         self._asked.add(admission)
         admission.add_done_callback(self._asked.discard)
         return admission
@@ -119,7 +130,8 @@ class Entrance(Generic[V]):
         key, keeps = admitted.welcome.recovery_key, admitted.welcome.settings.recovery.snapshots
         cache = self.cache_dir if keeps else None
         names, count = (self._stats.name, hello.device), self._stats.snapshots
-        snapshots = Snapshots.under(cache, key, *names, count=count)
+        shared = None if self._shared is None else self._shared(key, hello.device)
+        snapshots = Snapshots.under(cache, key, *names, count=count, shared=shared)
         end = EdgeEnd(
             hello.device,
             admitted.welcome.assignment,

@@ -11,6 +11,7 @@ from sfl.stage.messages import Finish
 from sfl.transport.device.line import Incoming, Line
 from sfl.transport.frames import contract
 from sfl.transport.frames.envelope import Frame
+from sfl.transport.frames.whereabouts import from_elsewhere
 from sfl.transport.frames.wire import wire_bytes
 from sfl.transport.security.signed import DeviceSignatures
 from sfl.v1 import edge_pb2
@@ -40,6 +41,8 @@ class Greeting:
             return False
         if body == "challenge":
             self._line.keep(message.challenge, FEW_WAITING)
+        elif body == "elsewhere":
+            self._line.keep(from_elsewhere(message.elsewhere), FEW_WAITING)
         elif body == "finish":
             self._line.keep(finish_of(message.finish), FEW_WAITING)
         elif body != "heartbeat":
@@ -48,7 +51,8 @@ class Greeting:
 
 
 def await_welcome(line: Line, signatures: DeviceSignatures, patience: float) -> edge_pb2.Welcome:
-    """Wait to be taken in. Raises RunIsOver, RunFailed where the run has ended meanwhile."""
+    """Wait to be taken in. Raises RunIsOver, RunFailed where the run has ended meanwhile, Elsewhere
+    where another edge is to be dialled."""
     waits = line.stats.waits
     with waits.on(line.peer, "admission", "to be let in", patience) as wait:
         return _taken_in(line, signatures, patience, wait)

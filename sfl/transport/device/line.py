@@ -45,8 +45,12 @@ def dial(
     insecure: bool,
     own: OwnCertificate | None = None,
     proxy: bool = False,
+    refused_after: float | None = None,
 ) -> Line:
-    """Connect to an edge within `patience` seconds, and open a stream. Raises PeerUnavailable."""
+    """Connect to an edge within `patience` seconds, and open a stream. Raises PeerUnavailable.
+
+    That nobody listens there is believed after `refused_after` seconds already.
+    """
     channel = open_channel("device.edge", address, insecure, own, "edge", proxy)
     peer = f"edge at {address}"
     # A look of our own does not go through a proxy, so there it tells nothing.
@@ -54,7 +58,7 @@ def dial(
     try:
         words = "to be connected"
         with stats.waits.on(peer, "connection", words, patience, quiet=True):
-            wait_for_peer(channel, peer, patience, why)
+            wait_for_peer(channel, peer, patience, why, refused_after)
     except BaseException:
         channel.close()
         raise

@@ -7,8 +7,8 @@ tells the edge that this device lives, and watches the idle timeout.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Self
@@ -21,7 +21,7 @@ from sfl.data.example import Dataset
 from sfl.errors import ProtocolError, RunFailed
 from sfl.metrics.timeline import spans_to_json
 from sfl.planners.told import Cut
-from sfl.rounds.values import Assignment, DeviceFacts, RoundReport
+from sfl.rounds.values import NO_TRIPS, Assignment, DeviceFacts, RoundReport, RoundTrips
 from sfl.stage.messages import (
     BaseUpdate,
     BlockMoments,
@@ -46,6 +46,7 @@ from sfl.transport.device.reader import Declined, Reader
 from sfl.transport.device.urgency import LAST, NORMAL, URGENT, Outbox
 from sfl.transport.frames.chunks import adapter_frames
 from sfl.transport.frames.tensors import raw_bytes
+from sfl.transport.frames.whereabouts import to_round_trips
 from sfl.transport.frames.wire import WIRE_VERSION, tensor_role
 from sfl.transport.frames.words import (
     from_welcome,
@@ -67,6 +68,10 @@ class Joined:
     """What the device is to load."""
     run_key: str = ""
     """What this device keeps of the run is kept by this."""
+    edge: str = ""
+    """Who has taken it in."""
+    edges: Mapping[str, str] = field(default_factory=dict)
+    """Those of the run that were there then: addresses by name."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,6 +80,8 @@ class CameFrom:
 
     run_key: str = ""
     incarnation: bytes = b""
+    round_trips: RoundTrips = field(default_factory=dict)
+    """To edges, as far as it has measured them."""
 
 
 NOWHERE = CameFrom()
@@ -90,8 +97,12 @@ class DeviceLink:
         end: DeviceEnd,
         signatures: DeviceSignatures,
         agree: Callable[[Assignment], None],
+        hear_edges: Callable[[Mapping[str, str]], None] = lambda edges: None,
     ) -> None:
-        """`agree` raises UserError where this device does not do what a round asks of it."""
+        """`agree` raises UserError where this device does not do what a round asks of it.
+
+        `hear_edges` is told which edges of the run are there, when they are others than before.
+        """
         self.line = line
         self.joined = joined
         self._end = end
@@ -106,7 +117,8 @@ class DeviceLink:
         network = settings.network
         beat = partial(self._heartbeats, network.heartbeat_interval, network.idle_timeout)
         line.start("link-heartbeat", beat, line.over)
-        line.read(Reader(end, line.stats, self._keep, agree, self._share).take)
+        reader = Reader(end, line.stats, self._keep, agree, self._share, hear_edges)
+        line.read(reader.take)
 
     @classmethod
     def join(
@@ -117,13 +129,14 @@ class DeviceLink:
         cache_dir: Path | None = None,
         agree: Callable[[Assignment], None] = lambda own: None,
         came_from: CameFrom = NOWHERE,
+        hear_edges: Callable[[Mapping[str, str]], None] = lambda edges: None,
     ) -> Self:
         """Say who this is, and wait to be taken in.
 
         What delta coding remembers of samples, and snapshots, are under `cache_dir`. An edge that
         is still loading says so; one that is silent for `patience` seconds is not there any more.
 
-        Raises Refused, LinkLost, ProtocolError, RunFailed.
+        Raises Refused, LinkLost, ProtocolError, RunFailed, Elsewhere.
         """
         device = line.stats.name
         hello = edge_pb2.DeviceHello(
@@ -132,6 +145,7 @@ class DeviceLink:
             compiled_codec=kernel().name == "compiled",
             run=came_from.run_key,
             incarnation=came_from.incarnation,
+            round_trips=to_round_trips(came_from.round_trips),
         )
         line.post(edge_pb2.DeviceMessage(hello=hello))
         greeting = line.read(Greeting(line).take)
@@ -142,14 +156,14 @@ class DeviceLink:
         own = welcome.assignment
         checked.assignment(own, settings)
         key = welcome.recovery_key
-        joined = Joined(welcome.run_id, settings, own, key)
+        joined = Joined(welcome.run_id, settings, own, key, welcome.edge, welcome.edges)
         keeps = settings.recovery.snapshots
         cache, count = cache_dir if keeps else None, line.stats.snapshots
         snapshots = Snapshots.under(cache, key, device, count=count)
         phases = line.stats.phases
         compiled = welcome.compiled_codec
         end = DeviceEnd(device, own, settings, phases, compiled, cache_dir, snapshots)
-        return cls(line, joined, end, signatures, agree)
+        return cls(line, joined, end, signatures, agree, hear_edges)
 
     @property
     def channel(self) -> grpc.Channel:
@@ -210,8 +224,13 @@ class DeviceLink:
         with self._stats.waits.on("its disk", "disk", "a snapshot to be written", DISK_SECONDS):
             self._end.remembered.written()
 
-    def deliver(self, outcome: RoundOutcome) -> None:
-        """Send this device's part of the adapter, and the report of its round."""
+    def deliver(
+        self, outcome: RoundOutcome, round_trips: RoundTrips = NO_TRIPS, asks_for: str = ""
+    ) -> None:
+        """Send this device's part of the adapter, and the report of its round.
+
+        That says how far edges are, where that was measured, and at which one it asks to be.
+        """
         if outcome.num_steps:
             self._deliver_update(outcome)
             self.written()  # before anybody can count on it
@@ -227,6 +246,8 @@ class DeviceLink:
             evaluation_seconds=outcome.evaluation_seconds,
             spans=spans_to_json(list(outcome.spans)),
             rehearsal=outcome.rehearsal,
+            round_trips=round_trips,
+            asks_for=asks_for,
             snapshot=self._stats.snapshot(costs=True).to_json(),
         )
         report = to_report(told)

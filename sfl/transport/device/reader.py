@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 
 from sfl.errors import ProtocolError, UserError
@@ -18,6 +18,7 @@ from sfl.transport.device.greeting import finish_of
 from sfl.transport.device.line import Incoming
 from sfl.transport.frames.envelope import Frame
 from sfl.transport.frames.tensors import held_of, raw_bytes
+from sfl.transport.frames.whereabouts import from_edges, from_elsewhere
 from sfl.transport.frames.wire import tensor_role, wire_bytes
 from sfl.transport.frames.words import (
     from_assignment,
@@ -42,14 +43,16 @@ class Reader:
         put: Callable[[object], None],
         agree: Callable[[Assignment], None] = lambda own: None,
         begin: Callable[[Assignment], None] = lambda own: None,
+        hear_edges: Callable[[Mapping[str, str]], None] = lambda edges: None,
     ) -> None:
         """`agree` raises UserError where this device does not do what it is told; `begin` hears
-        what it does."""
+        what it does, `hear_edges` which edges are there."""
         self._end = end
         self._stats = stats
         self._put = put
         self._agree = agree
         self._begin = begin
+        self._hear_edges = hear_edges
 
     def take(self, message: Incoming) -> bool:
         """Count a message, and pass on what it completes."""
@@ -63,6 +66,8 @@ class Reader:
             "norm": self._on_norm,
             "heartbeat": self._on_heartbeat,
             "finish": self._on_finish,
+            "elsewhere": self._on_elsewhere,
+            "edges": self._on_edges,
         }.get(body or "")
         if body in ("welcome", "challenge"):
             raise ProtocolError(f"the edge said {body} twice")
@@ -83,6 +88,12 @@ class Reader:
 
     def _on_finish(self, message: edge_pb2.EdgeMessage) -> None:
         self._put(finish_of(message.finish))
+
+    def _on_elsewhere(self, message: edge_pb2.EdgeMessage) -> None:
+        self._put(from_elsewhere(message.elsewhere))
+
+    def _on_edges(self, message: edge_pb2.EdgeMessage) -> None:
+        self._hear_edges(from_edges(message.edges.edges))
 
     def _on_start(self, message: edge_pb2.EdgeMessage) -> None:
         told = from_assignment(message.start)

@@ -13,17 +13,17 @@ devices go on.
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
+from collections.abc import AsyncIterator, Callable, Coroutine, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Generic, Protocol, TypeVar
 
 from sfl.config import RunSettings
 from sfl.config.network import NetworkSettings
-from sfl.errors import AdapterRefused, Goodbye, LinkLost, ProtocolError, SflError
+from sfl.errors import AdapterRefused, Elsewhere, Goodbye, LinkLost, ProtocolError, SflError
 from sfl.metrics.snapshot import NodeSnapshot
 from sfl.metrics.stats import NodeStats
 from sfl.plan import Toward
-from sfl.rounds.values import DeviceWelcome, Proof
+from sfl.rounds.values import NO_TRIPS, DeviceWelcome, Proof, RoundTrips
 from sfl.stage.engine import Engine
 from sfl.stage.messages import Finish, TensorMessage
 from sfl.stage.session import Session
@@ -35,7 +35,7 @@ from sfl.transport.device.jobs import Jobs
 from sfl.transport.device.onward import Onward
 from sfl.transport.device.overtaking import DeviceStream, Overtaking
 from sfl.transport.device.tensor_work import Coders, TensorWork
-from sfl.transport.frames import contract
+from sfl.transport.frames import contract, whereabouts
 from sfl.transport.frames.envelope import Frame
 from sfl.transport.shaper import Shaper
 from sfl.transport.stream import Context, Heartbeats
@@ -104,6 +104,7 @@ class Served:
         self.tensors = TensorWork(session, host, end, coders, self.stream, before, after, onward)
         self.ended: SflError | None = None
         """Why its stream is being closed, where this edge closes it."""
+        self._told_edges: dict[str, str] = {}
         self._beats = contract.Pace(settings.network.heartbeat_interval)
 
     @property
@@ -123,6 +124,18 @@ class Served:
         """
         if self.ended is None:
             self.stream.outbox.put(to_finish(end))
+
+    def send_on(self, elsewhere: Elsewhere) -> None:
+        """Name another edge to the device; it goes there between two rounds."""
+        if self.ended is None:
+            self.stream.outbox.put(to_elsewhere(elsewhere))
+
+    def tell_edges(self, edges: Mapping[str, str]) -> None:
+        """Which edges of the run are there, unless the device has been told just that."""
+        if edges != self._told_edges:
+            self._told_edges = dict(edges)
+            said = edge_pb2.Edges(edges=whereabouts.to_edges(edges))
+            self.stream.outbox.put(edge_pb2.EdgeMessage(edges=said))
 
     # -- its life ---------------------------------------------------------------------------------
 
@@ -185,6 +198,11 @@ def to_finish(end: Finish) -> edge_pb2.EdgeMessage:
     return edge_pb2.EdgeMessage(finish=said)
 
 
+def to_elsewhere(elsewhere: Elsewhere) -> edge_pb2.EdgeMessage:
+    """Another edge as the wire has it."""
+    return edge_pb2.EdgeMessage(elsewhere=whereabouts.to_elsewhere(elsewhere))
+
+
 V = TypeVar("V", bound=Served)
 V_co = TypeVar("V_co", bound=Served, covariant=True)
 
@@ -202,5 +220,8 @@ class Admitted(Generic[V_co]):
 class Door(Host, Protocol[V_co]):
     """A host that lets devices in."""
 
-    async def admit(self, device: str, proof: Proof) -> Admitted[V_co]:
-        """Ask the cloud, make a session. Raises Refused where the cloud says no."""
+    async def admit(
+        self, device: str, proof: Proof, round_trips: RoundTrips = NO_TRIPS
+    ) -> Admitted[V_co]:
+        """Ask the cloud, make a session. Raises Refused where the cloud says no, Elsewhere where
+        it has another edge for the device."""

@@ -5,23 +5,23 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Mapping
 from pathlib import Path
 from typing import Any, Generic
 
 import grpc
 
-from sfl.errors import Goodbye, LinkLost, ProtocolError, SflError
+from sfl.errors import Elsewhere, Goodbye, LinkLost, ProtocolError, SflError
 from sfl.metrics.stats import NodeStats
 from sfl.node.text import plain
 from sfl.stage.messages import Finish
 from sfl.transport.bulk.probe_service import ProbeService
 from sfl.transport.device.cleanups import Cleanups
 from sfl.transport.device.connected import Connected
-from sfl.transport.device.entrance import Entrance, hello_of
+from sfl.transport.device.entrance import Entrance, SharedShelf, hello_of
 from sfl.transport.device.file_door import FileDoor
 from sfl.transport.device.line import GOODBYE
-from sfl.transport.device.served import V, to_finish
+from sfl.transport.device.served import V, to_elsewhere, to_finish
 from sfl.transport.device.tensor_work import Coders
 from sfl.transport.device.urgency import CodecThread
 from sfl.transport.frames.wire import (
@@ -45,14 +45,21 @@ class EdgeService(Generic[V]):
     """
 
     def __init__(
-        self, stats: NodeStats, opened: asyncio.Future[Any], cache_dir: Path | None = None
+        self,
+        stats: NodeStats,
+        opened: asyncio.Future[Any],
+        cache_dir: Path | None = None,
+        shared: SharedShelf | None = None,
     ) -> None:
-        """`opened` is a Door once there is a base: nobody is admitted before."""
+        """`opened` is a Door once there is a base: nobody is admitted before.
+
+        Snapshots are kept in a `shared` place, too.
+        """
         self.coders = Coders(CodecThread("codec-encoder"), CodecThread("codec-decoder"))
         self._connected: Connected[V] = Connected(stats)
         self._cleanups = Cleanups()
         self.entrance: Entrance[V] = Entrance(
-            stats, opened, self.coders, self._connected, self._cleanups, cache_dir
+            stats, opened, self.coders, self._connected, self._cleanups, cache_dir, shared
         )
         self._openings: set[asyncio.Task[V]] = set()
         self._over: SflError | None = None
@@ -60,6 +67,8 @@ class EdgeService(Generic[V]):
         """What who was in the run is told then."""
         self._lost: dict[str, float] = {}
         """Devices whose stream broke, and until when they may be back."""
+        self._handed_over: set[str] = set()
+        """Devices that are at another edge now, or on their way."""
         self._turned_away: dict[str, SflError] = {}
         """Why devices were, for those that ask when the run is over and the cloud is gone."""
 
@@ -122,6 +131,9 @@ class EdgeService(Generic[V]):
             stream = await self._opened(requests, context)
             if stream is None:
                 return
+        except Elsewhere as error:
+            await self._send_on(error, requests, context)
+            return
         except SflError as error:
             await context.abort(status_of(error), str(error))
         except GONE:  # it hung up, and is told nothing any more
@@ -161,7 +173,30 @@ class EdgeService(Generic[V]):
             raise
         self._turned_away.pop(hello.device, None)
         self._lost.pop(hello.device, None)
+        self._handed_over.discard(hello.device)
         return stream
+
+    def hand_over(self, device: str, elsewhere: Elsewhere) -> None:
+        """Have a device go to another edge; it is not awaited here any more."""
+        self._handed_over.add(device)
+        if (stream := self.streams.get(device)) is not None:
+            stream.send_on(elsewhere)
+
+    def tell_edges(self, edges: Mapping[str, str]) -> None:
+        """Tell devices which edges of the run are there, where that is news to them."""
+        for stream in self.streams.values():
+            stream.tell_edges(edges)
+
+    async def _send_on(
+        self,
+        elsewhere: Elsewhere,
+        requests: AsyncIterator[edge_pb2.DeviceMessage],
+        context: Context,
+    ) -> None:
+        """Name another edge to a device that asks to be let in."""
+        await context.write(to_elsewhere(elsewhere))
+        with contextlib.suppress(TimeoutError, SflError):
+            await asyncio.wait_for(first_message(requests, "goodbye"), GOODBYE)
 
     async def _tell_the_end(
         self,
@@ -188,7 +223,8 @@ class EdgeService(Generic[V]):
         if not why.done():  # else gRPC has given up on the call
             why.set_result(reason)
         self._connected.leave(stream.device)
-        if stream.ended is None and _may_return(reason):
+        handed_over = stream.device in self._handed_over
+        if stream.ended is None and not handed_over and _may_return(reason):
             patience = stream.settings.network.rejoin_timeout
             self._lost[stream.device] = time.monotonic() + patience
         try:

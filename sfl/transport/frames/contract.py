@@ -138,6 +138,8 @@ class DeviceContract:
         for spans in (report.spans, report.edge_spans):
             spans_from_json(spans)
         passes_from_json(report.edge_passes)
+        if report.asks_for:
+            name("the edge that a device asks for", report.asks_for)
         snapshot = self.statistics(report.snapshot)
         self._report_due = False
         return snapshot

@@ -28,6 +28,12 @@ from sfl.rounds.values import (
     UpdateHeader,
 )
 from sfl.transport.frames import contract
+from sfl.transport.frames.whereabouts import (
+    from_edges,
+    from_round_trips,
+    to_edges,
+    to_round_trips,
+)
 from sfl.v1 import edge_pb2, tensor_pb2
 
 EXTENTS: dict[Extent, edge_pb2.Extent] = {
@@ -113,6 +119,8 @@ def to_welcome(welcome: DeviceWelcome) -> edge_pb2.Welcome:
         assignment=to_assignment(welcome.assignment),
         compiled_codec=welcome.compiled_codec,
         run_key=welcome.run_key,
+        edge=welcome.edge,
+        edges=to_edges(welcome.edges),
     )
 
 
@@ -120,7 +128,10 @@ def from_welcome(said: edge_pb2.Welcome, device: str) -> DeviceWelcome:
     """A device's welcome from the wire. Raises ProtocolError where it is not that device's."""
     settings = contract.welcome(said, device)
     own = from_assignment(said.assignment)
-    return DeviceWelcome(settings, said.run_id, own, said.compiled_codec, said.run_key)
+    edges = from_edges(said.edges)
+    return DeviceWelcome(
+        settings, said.run_id, own, said.compiled_codec, said.run_key, said.edge, edges
+    )
 
 
 def to_device_facts(facts: DeviceFacts) -> edge_pb2.DeviceReady:
@@ -205,12 +216,14 @@ def to_report(report: RoundReport) -> tensor_pb2.RoundReport:
         edge_spans=report.edge_spans,
         edge_passes=report.edge_passes,
         rehearsal=report.rehearsal,
+        round_trips=to_round_trips(report.round_trips),
+        asks_for=report.asks_for,
         signature=to_signature(report.signature),
     )
 
 
 def from_report(said: tensor_pb2.RoundReport) -> RoundReport:
-    """A report from the wire."""
+    """A report from the wire. Raises ProtocolError."""
     return RoundReport(
         round=said.round,
         device=said.device,
@@ -226,6 +239,8 @@ def from_report(said: tensor_pb2.RoundReport) -> RoundReport:
         edge_spans=said.edge_spans,
         edge_passes=said.edge_passes,
         rehearsal=tuple(said.rehearsal),
+        round_trips=from_round_trips(said.round_trips),
+        asks_for=said.asks_for,
         signature=from_signature(said),
     )
 

@@ -26,3 +26,12 @@ def is_loopback(host: str) -> bool:
         return ipaddress.ip_address(host).is_loopback
     except ValueError:
         return host == "localhost"
+
+
+def for_others(address: str) -> str:
+    """What a node listens on as others may dial it; nothing where that is every address it has."""
+    host = address.rpartition(":")[0].strip("[]")
+    return "" if host in EVERY_ADDRESS else address
+
+
+EVERY_ADDRESS = ("0.0.0.0", "::", "*")

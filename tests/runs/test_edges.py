@@ -1,0 +1,297 @@
+"""Many edges under one cloud: a device goes to another one, and takes its session along."""
+
+from __future__ import annotations
+
+import json
+import signal
+from collections import Counter
+from collections.abc import Callable, Iterator
+from functools import cache
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import numpy as np
+import pytest
+
+from sfl.report.records import RoundRecord, read_records
+from tests.house.federation import Outcome, finished
+from tests.house.fleets import fleet
+from tests.house.nodes import ManyEdges
+from tests.house.proxy import Proxy
+from tests.house.reference import adapter, assert_same_bits
+from tests.house.twin import Twin
+from tests.house.waiting import until
+
+UNCODED = {"activation": "none", "gradient": "none"}
+RUNS: dict[str, dict[str, Any]] = {
+    "vanilla": {"codec": UNCODED},
+    "u_shaped": {"codec": UNCODED, "run": {"topology": "u_shaped"}},
+    "compact": {"codec": {"activation": "compact", "gradient": "compact", "adapter": "int8"}},
+    "flora": {"codec": UNCODED, "aggregation": {"strategy": "flora"}},
+}
+NORTH, SOUTH = "north", "south"
+BOTH = {NORTH: ["d0", "d1"], SOUTH: ["d2", "d3"]}
+
+
+def twin_of(
+    folder: Path,
+    name: str,
+    *,
+    edges: dict[str, list[str]] = BOTH,
+    store: Path | None = None,
+    devices: dict[str, dict[str, Any]] | None = None,
+    **sections: Any,
+) -> Twin:
+    """Four devices at two edges; snapshots in `store`, where there is one."""
+    values = dict(RUNS[name])
+    run = {"min_devices": 4, "edges": [NORTH, SOUTH], **values.pop("run", {})}
+    run |= sections.pop("run", {})
+    training = {"local_steps": 4, **sections.pop("training", {})}
+    network = {"failover_seconds": 0.0, **sections.pop("network", {})}
+    shared = {} if store is None else {"snapshots": f"file://{store}"}
+    values = fleet(
+        folder,
+        4,
+        run=run,
+        training=training,
+        network=network,
+        edge={"name": NORTH, **shared},
+        **values,
+        **sections,
+    )
+    for device in values["devices"]:
+        if run.get("topology") == "u_shaped":
+            device["tail_layers"] = 1
+        device |= (devices or {}).get(device["name"], {})
+    return Twin(folder, values, edges=edges)
+
+
+@cache
+def undisturbed(name: str) -> dict[str, np.ndarray]:
+    with TemporaryDirectory() as folder:
+        return adapter(finished(twin_of(Path(folder), name).run()))
+
+
+def at(outcome: Outcome) -> dict[str, tuple[str, int]]:
+    """Where each device was in the end, and how often it had moved."""
+    status = json.loads((outcome.folder / "status.json").read_text())
+    return {own["name"]: (own["edge"], own["handovers"]) for own in status["devices"]}
+
+
+@pytest.mark.parametrize("step", [0, 2])
+@pytest.mark.parametrize("name", RUNS)
+def test_an_edge_that_dies_loses_no_bit_of_its_devices(
+    tmp_path: Path, name: str, step: int
+) -> None:
+    twin = twin_of(tmp_path, name, store=tmp_path / "store")
+    twin.at("d2", 2, step, lambda _: twin.lose_edge(SOUTH))
+    outcome = finished(twin.run())
+    assert outcome.summary["faults"] == []
+    assert_same_bits(adapter(outcome), undisturbed(name))
+    assert at(outcome) == {
+        "d0": (NORTH, 0),
+        "d1": (NORTH, 0),
+        "d2": (NORTH, 1),
+        "d3": (NORTH, 1),
+    }
+    assert list((tmp_path / "store").rglob("*.safetensors")) == []
+
+
+def test_without_a_store_what_is_lost_is_said(tmp_path: Path) -> None:
+    twin = twin_of(tmp_path, "vanilla")
+    twin.at("d2", 2, 1, lambda _: twin.lose_edge(SOUTH))
+    outcome = finished(twin.run())
+    said = {fault["node"]: fault["problem"] for fault in outcome.summary["faults"]}
+    assert said.keys() == {"d2", "d3"}
+    assert all("moments start afresh" in problem for problem in said.values())
+    assert at(outcome)["d2"] == (NORTH, 1)
+
+
+@pytest.mark.parametrize("name", RUNS)
+def test_a_device_that_asks_goes_as_the_next_round_begins(tmp_path: Path, name: str) -> None:
+    twin = twin_of(tmp_path, name, store=tmp_path / "store")
+    for device in ("d0", "d3"):
+        twin.at(device, 1, 2, lambda who: twin.agents[who].roaming.ask())
+    outcome = finished(twin.run())
+    assert outcome.summary["faults"] == []
+    assert_same_bits(adapter(outcome), undisturbed(name))
+    assert at(outcome) == {
+        "d0": (SOUTH, 1),
+        "d1": (NORTH, 0),
+        "d2": (SOUTH, 0),
+        "d3": (NORTH, 1),
+    }
+
+
+def test_the_cloud_gives_a_device_the_edge_that_is_configured(tmp_path: Path) -> None:
+    named = {"d0": {"edge": SOUTH}, "d3": {"edge": NORTH}}
+    twin = twin_of(tmp_path, "vanilla", devices=named)
+    outcome = finished(twin.run())
+    assert_same_bits(adapter(outcome), undisturbed("vanilla"))
+    assert at(outcome) == {
+        "d0": (SOUTH, 0),
+        "d1": (NORTH, 0),
+        "d2": (SOUTH, 0),
+        "d3": (NORTH, 0),
+    }
+
+
+def test_the_least_loaded_edge_gets_the_next_device(tmp_path: Path) -> None:
+    everybody = {NORTH: ["d0", "d1", "d2", "d3"], SOUTH: []}
+    twin = twin_of(tmp_path, "vanilla", edges=everybody, run={"placement": "least_loaded"})
+    outcome = finished(twin.run())
+    assert outcome.summary["faults"] == []
+    assert_same_bits(adapter(outcome), undisturbed("vanilla"))
+    edges = [edge for edge, _ in at(outcome).values()]
+    assert edges.count(NORTH) == edges.count(SOUTH) == 2
+
+
+def test_devices_go_to_the_nearest_edge_and_follow_as_they_move(tmp_path: Path) -> None:
+    everybody = {NORTH: ["d0", "d1", "d2", "d3"], SOUTH: []}
+    near = {"placement": "nearest"}
+    twin = twin_of(tmp_path, "vanilla", edges=everybody, store=tmp_path / "store", run=near)
+    for device, (north, south) in {
+        "d0": (0.01, 0.05),
+        "d1": (0.05, 0.01),
+        "d2": (0.05, 0.01),
+        "d3": (0.01, 0.05),
+    }.items():
+        twin.trips |= {(device, NORTH): north, (device, SOUTH): south}
+
+    def walk(device: str) -> None:
+        twin.trips |= {(device, NORTH): 0.004, (device, SOUTH): 0.03}
+
+    twin.at("d2", 1, 3, walk)
+    outcome = finished(twin.run())
+    assert outcome.summary["faults"] == []
+    assert_same_bits(adapter(outcome), undisturbed("vanilla"))
+    assert {name: edge for name, (edge, _) in at(outcome).items()} == {
+        "d0": NORTH,
+        "d1": SOUTH,
+        "d2": NORTH,
+        "d3": NORTH,
+    }
+
+
+@pytest.mark.parametrize("every", [1, 2])
+def test_pairing_gives_each_edge_one_device_a_round(tmp_path: Path, every: int) -> None:
+    """SplitLLM: with N devices on M edges everybody has had a turn after N / M rounds."""
+    twin = twin_of(
+        tmp_path,
+        "vanilla",
+        edges={NORTH: ["d0", "d1", "d2", "d3"], SOUTH: []},
+        store=tmp_path / "store",
+        planner={"policy": "pairing", "every_rounds": every},
+        run={"rounds": 4, "min_devices": 2},
+    )
+    outcome = finished(twin.run())
+    assert outcome.summary["faults"] == []
+    trained = {number: names for number, names in _who_trained(outcome).items() if number <= 4}
+    assert [len(names) for names in trained.values()] == [2, 2, 2, 2]
+    turns = Counter(name for names in trained.values() for name in names)
+    assert turns == dict.fromkeys(("d0", "d1", "d2", "d3"), 2)
+    if every == 1:
+        assert trained[1] | trained[2] == trained[3] | trained[4] == {"d0", "d1", "d2", "d3"}
+
+
+def whole(folder: Path, sections: dict[str, Any]) -> dict[str, np.ndarray]:
+    """What the same run comes to where nobody moves."""
+    folder.mkdir()
+    values = fleet(folder, 4, **sections)
+    return adapter(finished(Twin(folder, values, edges=BOTH).run()))
+
+
+def in_round(nodes: ManyEdges, name: str, round_: int) -> bool:
+    """Whether a device is in the middle of a round."""
+    status = nodes.status()
+    steps = {own["name"]: own["step"] for own in status.get("devices", ())}
+    return status.get("round", 0) == round_ and steps.get(name, 0) > 3
+
+
+@pytest.fixture
+def by_hand(tmp_path: Path) -> Iterator[Callable[..., ManyEdges]]:
+    started: list[ManyEdges] = []
+
+    def start(sections: dict[str, Any], slow: str) -> ManyEdges:
+        values = fleet(tmp_path, 4, **sections)
+        for entry in values["devices"]:
+            if entry["name"] == slow:  # so that it is in the middle of a round for seconds
+                entry["link"] = {"delay_ms": 40}
+        started.append(ManyEdges(tmp_path, values, (NORTH, SOUTH)))
+        return started[-1]
+
+    yield start
+    for nodes in started:
+        nodes.stop()
+
+
+SECTIONS: dict[str, Any] = {
+    "run": {"min_devices": 4, "edges": [NORTH, SOUTH]},
+    "training": {"local_steps": 30},
+    "network": {"failover_seconds": 1.0},
+    "edge": {"name": NORTH},
+}
+
+
+@pytest.mark.process
+@pytest.mark.parametrize("topology", ["vanilla", "u_shaped"])
+def test_devices_of_an_edge_that_is_killed_go_to_the_other_one(
+    by_hand: Callable[..., ManyEdges], tmp_path: Path, topology: str
+) -> None:
+    sections = SECTIONS | {"run": {**SECTIONS["run"], "topology": topology}}
+    nodes = by_hand(sections, "d2")
+    for number, edge in enumerate((NORTH, NORTH, SOUTH, SOUTH)):
+        nodes.device(number, edge=nodes.addresses[edge])
+    until(lambda: in_round(nodes, "d2", 2), "steps of round 2")
+    nodes.edges[SOUTH].kill()
+    outcome = finished(nodes.outcome())
+    assert outcome.summary["faults"] == []
+    assert "device d2 is back; it goes on after step 30 of round 1" in nodes.log("cloud")
+    assert at(outcome)["d2"] == at(outcome)["d3"] == (NORTH, 1)
+    assert_same_bits(adapter(outcome), whole(tmp_path / "whole", sections))
+    assert not list((tmp_path / "store").rglob("*.safetensors"))
+
+
+@pytest.mark.process
+def test_a_device_that_is_told_to_asks_for_another_edge(
+    by_hand: Callable[..., ManyEdges], tmp_path: Path
+) -> None:
+    nodes = by_hand(SECTIONS, "d1")
+    edges = (NORTH, NORTH, SOUTH, SOUTH)
+    devices = [nodes.device(n, edge=nodes.addresses[edge]) for n, edge in enumerate(edges)]
+    until(lambda: in_round(nodes, "d1", 1), "steps of round 1")
+    devices[1].send_signal(signal.SIGUSR1)
+    outcome = finished(nodes.outcome())
+    assert outcome.summary["faults"] == []
+    assert at(outcome)["d1"] == (SOUTH, 1)
+    assert_same_bits(adapter(outcome), whole(tmp_path / "whole", SECTIONS))
+
+
+@pytest.mark.process
+def test_a_device_follows_the_shorter_round_trip(
+    by_hand: Callable[..., ManyEdges], tmp_path: Path
+) -> None:
+    """A link grows long while the device trains, as that of one that walks away."""
+    sections = SECTIONS | {"run": {**SECTIONS["run"], "placement": "nearest"}}
+    nodes = by_hand(sections, "")
+    with Proxy(nodes.addresses[NORTH]) as north, Proxy(nodes.addresses[SOUTH], trip=0.1) as south:
+        listed = f'edges = {{{NORTH} = "{north.address}", {SOUTH} = "{south.address}"}}\n'
+        for number in range(3):
+            nodes.device(number, edge=nodes.addresses[NORTH])
+        nodes.device(3, edge=south.address, more=listed)
+        until(lambda: in_round(nodes, "d3", 1), "steps of round 1")
+        assert nodes.places()["d3"] == (NORTH, 0)
+        north.trip, south.trip = 0.1, 0.0
+        outcome = finished(nodes.outcome())
+    assert outcome.summary["faults"] == []
+    assert at(outcome)["d3"] == (SOUTH, 1)
+    assert_same_bits(adapter(outcome), whole(tmp_path / "whole", SECTIONS))
+
+
+def _who_trained(outcome: Outcome) -> dict[int, set[str]]:
+    found: dict[int, set[str]] = {}
+    for record in read_records(outcome.folder / "metrics.jsonl"):
+        if isinstance(record, RoundRecord) and record.train_loss is not None:
+            found.setdefault(record.round, set()).add(record.device)
+    return dict(sorted(found.items()))
