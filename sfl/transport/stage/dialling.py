@@ -24,7 +24,7 @@ from sfl.transport.dialling import connected_aio
 from sfl.transport.frames import words
 from sfl.transport.frames.envelope import Frame
 from sfl.transport.frames.seal import sound
-from sfl.transport.frames.wire import WIRE_VERSION
+from sfl.transport.frames.wire import ATTEMPT, WIRE_VERSION
 from sfl.transport.shaper import Shaper, shaper
 from sfl.transport.stage.end import NextEnd
 from sfl.transport.stage.link import NextLink, Opened
@@ -35,8 +35,6 @@ PAUSE = 0.2
 """Seconds between two attempts to reach a stage that does not answer."""
 PATIENCE = 60.0
 """Seconds that a stage is waited for where nobody is waited for to come back."""
-ATTEMPT = 5.0
-"""Seconds that one takes at most."""
 INCARNATION_BYTES = 16
 
 
