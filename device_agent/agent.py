@@ -17,6 +17,7 @@ from device_agent.loaded import Loaded
 from device_agent.rejoining import Patience
 from device_agent.roaming import Roaming
 from sfl.config import DeviceConfig, RunSettings
+from sfl.config.ranges import plans_to_fit
 from sfl.data import Dataset, Tokenizer, load_tokenizer, prepare
 from sfl.errors import (
     AdapterRefused,
@@ -32,7 +33,8 @@ from sfl.metrics.stats import NodeStats
 from sfl.metrics.waits import OpenWait
 from sfl.models.folder import ModelFolder, open_model
 from sfl.models.memory.cuts import told_cuts
-from sfl.models.memory.device_budget import device_load, fit_device
+from sfl.models.memory.device_budget import device_load, fit_plan
+from sfl.models.memory.footprint import Load, Thrift
 from sfl.models.modeling import import_modeling
 from sfl.node.board import board_root
 from sfl.node.certificates.own import OwnCertificate
@@ -268,14 +270,14 @@ class DeviceAgent:
         folds = settings.aggregation.traits.folds
         form = settle(self.config, settings.model, torch.get_num_threads(), folds)
         folder = self._folder(link, settings.network.idle_timeout)
-        own, plan = joined.assignment, joined.assignment.plan
-        check_blocks(plan, folder)
+        check_blocks(joined.assignment.plan, folder)
         import_modeling(folder.family.layout(folder.config, settings.model.task).package)
         # What this process is by itself is measured, what it will take on top foretold.
         base = working_bytes()
-        load = device_load(folder, settings, own.rank, form.dtype, form.quantised)
+        load = device_load(folder, settings, joined.assignment.rank, form.dtype, form.quantised)
         open_dtype = (self.config.dtype or settings.model.dtype) == "auto"
-        thrift = fit_device(folder, plan, load, self.config, base, self.returns_memory, open_dtype)
+        own, thrift = self._fitted(joined, folder, load, base, open_dtype)
+        joined = replace(joined, assignment=own)
         if thrift.bfloat16:
             form = replace(form, dtype="bfloat16")
         self.stats.dtype, self.stats.quantised = form.dtype, form.quantised
@@ -283,7 +285,7 @@ class DeviceAgent:
         log.info("%.0f MB before the model; %s", base / 1e6, thrift)
         tokenizer = load_tokenizer(folder.path)
         dataset = self._prepared(settings, tokenizer)
-        if plan.cut_layer == 0 and plan.tail is None:
+        if own.plan.cut_layer == 0 and own.plan.tail is None:
             log.warning(
                 "cut_layer 0: this device has nothing to train, and the embeddings it sends "
                 "reveal its tokens to the edge"
@@ -292,6 +294,23 @@ class DeviceAgent:
         log.info("%.0f MB with the model", memory_use().resident / 1e6)
         cuts = self.consent.allowed(told_cuts(folder, settings, name, load, base, thrift))
         return Loaded(joined, stage, dataset, tokenizer.pad_id, cuts)
+
+    def _fitted(
+        self, joined: Joined, folder: ModelFolder, load: Load, base: int, open_dtype: bool
+    ) -> tuple[Assignment, Thrift]:
+        """The run's cut, or where cuts may move the first that fits this device's memory, and how.
+
+        The cloud comes to the same from the cuts that it is told. Raises ConfigError.
+        """
+        own, least = joined.assignment, self.config.consent.min_cut_layer
+        plans = plans_to_fit(joined.settings, self.config.name, own.plan, least)
+        memory, returned = self.config, self.returns_memory
+        plan, thrift = fit_plan(folder, plans, load, memory, base, returned, open_dtype)
+        if plan != own.plan:
+            wanted, cut = own.plan.cut_layer, plan.cut_layer
+            instead = "cut_layer %d takes more than device.memory: this device joins with %d"
+            log.warning(instead, wanted, cut)
+        return replace(own, plan=plan), thrift
 
     def _folder(self, link: DeviceLink, silence: float) -> ModelFolder:
         """The model's files: from this device's disk, or the span's own from the edge."""

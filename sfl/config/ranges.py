@@ -68,6 +68,19 @@ def plans_of(settings: RunSettings, device: str, num_layers: int) -> tuple[Plan,
     return tuple(settings.plan(device, num_layers, cut, tail) for cut, tail in ways)
 
 
+def plans_to_fit(
+    settings: RunSettings, device: str, told: Plan, least_cut: int = 0
+) -> tuple[Plan, ...]:
+    """The plan that a device is told, and those that it may join with where that is too large.
+
+    These have `least_cut` blocks at least, the fewest first; there are none where no cut moves.
+    """
+    if not settings.planner.moves:
+        return (told,)
+    plans = plans_of(settings, device, told.num_layers)
+    return (told, *(plan for plan in plans if plan.cut_layer >= least_cut))
+
+
 def widest(plans: tuple[Plan, ...]) -> tuple[Span, ...]:
     """What a device holds on its disk: for each of its spans the largest of all plans."""
     by_place = zip(*(plan.device_spans for plan in plans), strict=True)

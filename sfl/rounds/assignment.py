@@ -76,7 +76,14 @@ def assignments(
     """What each device of a round, or of a rehearsal, does; `bases` are their edges', by device."""
     if isinstance(command, Rehearse):
         return {
-            name: assign(settings, bases[name], name, rehearse=command.counts, codec=command.codec)
+            name: assign(
+                settings,
+                bases[name],
+                name,
+                rehearse=command.counts,
+                codec=command.codec,
+                choice=command.choices.get(name),
+            )
             for name in command.devices
         }
     return {

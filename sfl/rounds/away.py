@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import replace
 
-from sfl.rounds.beginning import together
+from sfl.rounds.beginning import rehearsing, together
 from sfl.rounds.changed import changed
 from sfl.rounds.late import LATER, may_count, not_waited_for
 from sfl.rounds.messages import (
@@ -13,7 +13,6 @@ from sfl.rounds.messages import (
     DeviceBack,
     DeviceReady,
     Fault,
-    Rehearse,
     ReplayRound,
 )
 from sfl.rounds.open_round import Progress
@@ -148,7 +147,7 @@ def _rehearse_again(turn: Turn, rehearsal: Rehearsal, name: str) -> None:
         state = turn.state
         deadline = max(state.deadline, state.now + turn.settings.network.round_timeout)
         turn.state = changed(state, deadline=deadline)
-        turn.do(Rehearse((name,), rehearsal.counts, rehearsal.codec))
+        turn.do(rehearsing(state, rehearsal, (name,)))
 
 
 def _has_begun(state: RunState, begun: Point, due: Progress) -> bool:

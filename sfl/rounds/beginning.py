@@ -5,9 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from sfl.rounds.assignment import plan_of
-from sfl.rounds.messages import StartRound
+from sfl.rounds.messages import Rehearse, StartRound
 from sfl.rounds.open_round import Progress
 from sfl.rounds.ordered import Ordered
+from sfl.rounds.rehearsal import Rehearsal
+from sfl.rounds.state import RunState
 from sfl.rounds.turn import Turn
 from sfl.rounds.values import BEGINNING
 from sfl.rounds.work import steps_of
@@ -34,6 +36,12 @@ def _part_of(turn: Turn, name: str, round_: int) -> Progress:
         choice=choice,
         edge=device.edge,
     )
+
+
+def rehearsing(state: RunState, rehearsal: Rehearsal, names: tuple[str, ...]) -> Rehearse:
+    """Have these devices time steps."""
+    chosen = {name: state.choices[name] for name in names if name in state.choices}
+    return Rehearse(names, rehearsal.counts, rehearsal.codec, chosen)
 
 
 def order(turn: Turn, round_: int, parts: Ordered[str, Progress]) -> None:

@@ -26,6 +26,7 @@ from sfl.rounds.messages import (
 )
 from sfl.rounds.ordered import Ordered
 from sfl.rounds.placing import elsewhere, settled_at
+from sfl.rounds.planning import keep_to_memory
 from sfl.rounds.state import Phase, RunState
 from sfl.rounds.turn import NAMED, Turn
 from sfl.rounds.values import EdgeBase
@@ -197,6 +198,7 @@ def device_ready(turn: Turn, event: DeviceReady) -> None:
     turn.state = changed(state, roster=roster, forms=forms)
     reducing.moved_on(turn, event.device)
     settled_at(turn, event.device, roster.devices[event.device].edge)
+    keep_to_memory(turn, event.device, event.facts)
     come_back(turn, event)
     one_form(turn)
     begin_idle(turn, [event.device])

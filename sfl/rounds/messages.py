@@ -370,12 +370,14 @@ class DeviceBack:
 class Rehearse:
     """Have these devices time steps of so many micro-batches each, and forget them.
 
-    `codec` is what stands where the codec, too, has yet to be chosen, else empty.
+    `codec` is what stands where the codec, too, has yet to be chosen, else empty. `choices` are of
+    devices that do not have the cut of the settings.
     """
 
     devices: tuple[str, ...]
     counts: tuple[int, ...]
     codec: str = ""
+    choices: Mapping[str, Choice] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)

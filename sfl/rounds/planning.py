@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
+from sfl.planners.decision import Choice
 from sfl.rounds.asynchronous import open_first
 from sfl.rounds.beginning import order, parts_of
 from sfl.rounds.changed import changed
@@ -15,6 +17,7 @@ from sfl.rounds.state import Phase, RunState
 from sfl.rounds.stragglers import Stragglers
 from sfl.rounds.tally import begun
 from sfl.rounds.turn import Turn
+from sfl.rounds.values import DeviceFacts
 
 
 def plan_or_start(turn: Turn, ready: Sequence[str]) -> None:
@@ -43,6 +46,24 @@ def _nobody_left(turn: Turn, ready: Sequence[str]) -> bool:
     """Whether all that the last decision has chosen are gone, and others are there."""
     left = any(takes_part(turn.state, name) for name in ready)
     return _is_planned(turn) and bool(ready) and not left
+
+
+def keep_to_memory(turn: Turn, name: str, facts: DeviceFacts | None) -> None:
+    """A device whose cut takes more memory than it may use has the first that does not.
+
+    It has loaded that one by itself, if cuts may move in the run. A planner goes on from there.
+    """
+    if facts is None or facts.memory is None or not turn.settings.planner.moves:
+        return
+    fitting = [cut for cut in facts.cuts if cut.memory <= facts.memory]
+    entry, chosen = turn.settings.device(name), turn.state.choices.get(name)
+    at = (entry.cut_layer, entry.tail_layers) if chosen is None else chosen.at
+    if not fitting or at in {cut.at for cut in fitting}:
+        return
+    first = min(fitting)
+    before = Choice(*first.at) if chosen is None else chosen
+    choice = replace(before, cut_layer=first.cut_layer, tail_layers=first.tail_layers)
+    turn.state = changed(turn.state, choices=turn.state.choices.put(name, choice))
 
 
 def start(turn: Turn, ready: Sequence[str]) -> None:

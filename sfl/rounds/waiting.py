@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from sfl.config import RunSettings
+from sfl.rounds.beginning import rehearsing
 from sfl.rounds.changed import changed
 from sfl.rounds.membership import one_form, one_model
-from sfl.rounds.messages import Fault, Rehearse, Report, UseModel
+from sfl.rounds.messages import Fault, Report, UseModel
 from sfl.rounds.planning import plan_or_start
 from sfl.rounds.rehearsal import Rehearsal
 from sfl.rounds.roster import Roster
@@ -145,7 +146,7 @@ def rehearse(turn: Turn, rehearsal: Rehearsal) -> None:
     state, timeout = turn.state, turn.settings.network.round_timeout
     deadline = state.now + timeout
     turn.state = changed(state, phase=Phase.REHEARSAL, rehearsal=rehearsal, deadline=deadline)
-    turn.do(Rehearse(rehearsal.devices, rehearsal.counts, rehearsal.codec))
+    turn.do(rehearsing(state, rehearsal, rehearsal.devices))
 
 
 def while_rehearsing(turn: Turn) -> None:

@@ -8,7 +8,7 @@ import pytest
 
 from sfl.config import RunSettings
 from sfl.planners.decision import Choice
-from sfl.planners.told import Outcome
+from sfl.planners.told import Cut, Outcome
 from sfl.rounds import (
     Aggregate,
     CloudRestarted,
@@ -33,7 +33,7 @@ from sfl.rounds import (
 )
 from sfl.rounds.assignment import assignments
 from sfl.rounds.tally import Tally
-from sfl.rounds.values import EdgeBase
+from sfl.rounds.values import DeviceFacts, EdgeBase
 from tests.house.lost import ROUNDS, begun, close_round, deliver, join, settings
 from tests.house.rebuilt import Rebuilt
 
@@ -291,7 +291,7 @@ def test_a_plan_without_anybody_ends_the_run_and_says_so() -> None:
         ),
         ({"devices": [{"name": "d0", "cut_range": [3, 2]}]}, "exchange the two"),
         ({"devices": [{"name": "d0", "cut_range": [2, 3]}]}, "has to contain cut_layer"),
-        ({"devices": [{"name": "d0", "tail_range": [0, 1]}]}, "vanilla topology has no tail"),
+        ({"devices": [{"name": "d0", "tail_range": [0, 1]}]}, "has no tail in this topology"),
     ],
 )
 def test_settings_that_do_not_fit_are_named(sections: dict[str, Any], words: str) -> None:
@@ -306,3 +306,40 @@ def test_settings_that_hold_are_taken() -> None:
         devices=[{"name": f"d{n}", "cut_range": [1, 3]} for n in range(3)],
     )
     assert config.planner.decides and not config.planner.moves
+
+
+def ready_with(
+    room: int | None, told: tuple[Cut, ...], **sections: Any
+) -> tuple[Coordinator, list[Command]]:
+    """A run of one device that says which cuts it may have, and what they take."""
+    config = settings(count=1, devices=[{"name": "d0", "cut_layer": 3}], **sections)
+    coordinator = Rebuilt(config)
+    coordinator.handle(EdgeReady("e", 4), 0.0)
+    coordinator.handle(DeviceJoined("d0", "e"), 0.0)
+    facts = DeviceFacts(10, cuts=told, memory=room)
+    return coordinator, coordinator.handle(DeviceReady("d0", 10, facts=facts), 0.0)
+
+
+TOLD = (Cut(1, 0, 100), Cut(2, 0, 200), Cut(3, 0, 300))
+
+
+@pytest.mark.parametrize(
+    ("policy", "room", "cut"),
+    [("fleet", 250, 1), ("fleet", 300, 3), ("fleet", None, 3), ("fleet", 99, 3), ("ucb", 250, 3)],
+)
+def test_who_has_joined_with_another_cut_goes_on_with_that(
+    policy: str, room: int | None, cut: int
+) -> None:
+    """The same that the device came to; a planner that fails leaves it there."""
+    coordinator, _ = ready_with(room, TOLD, planner={"policy": policy})
+    command = started(coordinator.handle(Planned(1, {}, fault="it failed"), 1.0))
+    own = assignments(command, coordinator.settings, {"d0": EdgeBase(4)})
+    assert own["d0"].plan.cut_layer == cut
+
+
+def test_steps_are_timed_with_the_cut_that_fits() -> None:
+    training = {"local_steps": 5, "batch_size": 4, "micro_batches": "auto"}
+    coordinator, commands = ready_with(250, TOLD, planner={"policy": "fleet"}, training=training)
+    (command,) = (command for command in commands if isinstance(command, Rehearse))
+    own = assignments(command, coordinator.settings, {"d0": EdgeBase(4)})
+    assert own["d0"].plan.cut_layer == 1

@@ -12,6 +12,7 @@ from sfl.cli.doctor.report import Check, CutRow, Mark, size
 from sfl.config import LocalDevice, RunConfig
 from sfl.config.devices import DeviceEntry
 from sfl.config.node import certain
+from sfl.config.ranges import plans_to_fit
 from sfl.config.size import read_size as bytes_of
 from sfl.errors import ConfigError, SflError
 from sfl.models.folder import ModelFolder
@@ -130,12 +131,17 @@ def check_devices(
             plan = config.plan(entry.name, folder.num_layers)
         except SflError:
             continue  # said where the file was checked
-        needed, thrift, refusal = decided(folder, plan, own, entry, base)
+        ways = plans_to_fit(config.settings, entry.name, plan)
+        found = [(way, *decided(folder, way, own, entry, base)) for way in ways]
+        good = [one for one in found if one[3] is None and one[1].total <= room]
+        joins, needed, thrift, refusal = (good or found)[0]
         together += needed.total
-        fits = refusal is None and needed.total <= room
+        fits = bool(good)
         figures = {f"{name}_bytes": value for name, value in asdict(needed).items()}
-        figures |= {"total_bytes": needed.total, "cut_layer": entry.cut_layer}
-        text = f"cut_layer {entry.cut_layer} needs {size(needed.total)} of {size(room)} ({thrift})"
+        figures |= {"total_bytes": needed.total, "cut_layer": joins.cut_layer}
+        text = f"cut_layer {joins.cut_layer} needs {size(needed.total)} of {size(room)} ({thrift})"
+        if joins != plan:
+            text += f"; cut_layer {plan.cut_layer} takes more, so it joins with {joins.cut_layer}"
         fix = "" if fits else _smaller(entry, rows)
         if refusal is not None:
             text, fix = f"{refusal.field} = {refusal.value!r}: {refusal.problem}", refusal.fix

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator
 
 from sfl.config import DeviceEntry, RunConfig
 from sfl.config.planner import OFF
-from sfl.config.ranges import check_ranges
+from sfl.config.ranges import check_ranges, plans_to_fit
 from sfl.data.examine import examine
 from sfl.data.sources import sources
 from sfl.errors import ConfigError, ModelError
@@ -19,7 +19,7 @@ from sfl.models.folder import ModelFolder, local_folder, open_model
 from sfl.models.hub import hub_name
 from sfl.models.layers import check_rank, check_target_names
 from sfl.models.memory.batching import check_batching
-from sfl.models.memory.device_budget import device_load, fit_device
+from sfl.models.memory.device_budget import device_load, fit_plan
 from sfl.models.vocabulary import check_tokenizer
 from sfl.node.certificates.own import load_own
 from sfl.node.extras import require_bitsandbytes
@@ -71,7 +71,8 @@ def _check_budget(config: RunConfig, folder: ModelFolder, entry: DeviceEntry) ->
     quantised = "nf4" if entry.quantised == "auto" else entry.quantised
     load = device_load(folder, config.settings, config.rank(entry.name), dtype, quantised)
     try:
-        fit_device(folder, plan, load, entry, 0, returned=True, open_dtype=dtype == "auto")
+        plans = plans_to_fit(config.settings, entry.name, plan)
+        fit_plan(folder, plans, load, entry, 0, returned=True, open_dtype=dtype == "auto")
     except ConfigError as error:
         field = f"devices.{entry.name}.memory"
         raise ConfigError(field, error.value, error.problem, error.fix) from None

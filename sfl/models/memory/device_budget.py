@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from bisect import bisect_left
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from dataclasses import replace
 
 from sfl.config import LocalDevice, RunSettings
@@ -73,6 +74,25 @@ def fit_device(
         f"{dtype} take {least.total / 1e6:,.0f} MB at least ({_parts(least)})",
         _what_fits(folder, plan, load, own.memory, base_bytes, ways[-1]),
     )
+
+
+def fit_plan(
+    folder: ModelFolder,
+    plans: Sequence[Plan],
+    load: Load,
+    own: LocalDevice,
+    base_bytes: int,
+    returned: bool,
+    open_dtype: bool = False,
+) -> tuple[Plan, Thrift]:
+    """The first of these plans that stays within `own.memory`, and how; as `fit_device`.
+
+    Raises ConfigError, about the first of them, where none does.
+    """
+    for plan in plans:
+        with suppress(ConfigError):
+            return plan, fit_device(folder, plan, load, own, base_bytes, returned, open_dtype)
+    return plans[0], fit_device(folder, plans[0], load, own, base_bytes, returned, open_dtype)
 
 
 def _ways(
