@@ -116,9 +116,13 @@ def come_back(turn: Turn, event: DeviceReady) -> None:
     reached, away = state.reached.put(name, after), state.away.without(name)
     turn.state = changed(state, reached=reached, away=away)
     begun = due is not None and _has_begun(state, event.begun, due)
-    further = (after.round, after.step) > (expected.round, expected.step)
-    costs = not begun and (due is not None or _has_yet_to_time(state, name))
+    furthest = max(expected, state.furthest.get(name, BEGINNING), key=_place)
+    further = _place(after) > _place(furthest)
+    costs = _waits_for(state, name) if due is None else not begun
     turn.state = changed(turn.state, vain=_in_vain(state, name, costs, further))
+    if was_away:
+        known = state.furthest.put(name, after if further else furthest)
+        turn.state = changed(turn.state, furthest=known)
     _go_on_in(turn, name, event.begun.lineage if begun else state.lineage + 1)
     if after < expected:
         turn.do(Fault(state.round, name, _lacking(expected, after)))
@@ -131,14 +135,22 @@ def come_back(turn: Turn, event: DeviceReady) -> None:
 
 
 def _in_vain(state: RunState, name: str, costs: bool, further: bool) -> Ordered[str, int]:
-    """How often a device was lost for nothing: not if that `costs` no work, since its edge has kept
-    its round or nothing of it is due, or if it goes on from a later step than before."""
+    """How often a device was lost for nothing: not if that `costs` nothing, since its edge has kept
+    its round or nobody waits for it, or if it goes on from a later step than ever before."""
     often = 0 if further else max(0, state.vain.get(name, 0) - (not costs))
     return state.vain.put(name, often) if often else state.vain.without(name)
 
 
-def _has_yet_to_time(state: RunState, name: str) -> bool:
-    return state.rehearsal is not None and name in state.rehearsal.waiting
+def _place(point: Point) -> tuple[int, int]:
+    """How far one is, in whatever lineage."""
+    return point.round, point.step
+
+
+def _waits_for(state: RunState, name: str) -> bool:
+    """Whether the run stands still while a device of which nothing is due is away."""
+    if state.phase is Phase.REHEARSAL:
+        return state.rehearsal is not None and name in state.rehearsal.timed
+    return state.phase in (Phase.WAITING, Phase.PLANNING)
 
 
 def _rehearse_again(turn: Turn, rehearsal: Rehearsal, name: str) -> None:

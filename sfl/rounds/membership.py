@@ -53,10 +53,19 @@ def edge_ready(turn: Turn, event: EdgeReady) -> None:
 
 
 def lose_edge(turn: Turn, edge: str, reason: str, returns: bool = False) -> None:
-    """Forget an edge and its devices; those of one that `returns` are waited for."""
+    """Forget an edge and its devices; those of one that `returns` are waited for.
+
+    One that is lost again and again before its sum is there is waited for no more.
+    """
     turn.state = changed(turn.state, models=turn.state.models.forget(edge))
     seconds = turn.settings.network.rejoin_timeout
     said = f"edge {edge}: {reason}"
+    if returns and (often := reducing.times_lost(turn, edge)) > MOST_VAIN:
+        said = f"{said}; it was lost {often} times while its sum was waited for"
+        if reducing.too_few_without(turn, edge):
+            turn.stop(said)
+            return
+        returns = False
     if returns and seconds and _is_under_way(turn):  # a fault only if it is not back in time
         turn.do(Report(f"{said}; waiting {seconds:g} s for it"))
     else:

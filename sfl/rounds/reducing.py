@@ -17,8 +17,10 @@ from sfl.rounds.away import go_away
 from sfl.rounds.changed import changed
 from sfl.rounds.messages import Aggregate, Evict, Fault, Reduce, SumReceived
 from sfl.rounds.open_round import Reduction
+from sfl.rounds.ordered import Ordered
 from sfl.rounds.state import Away, Phase, RunState
 from sfl.rounds.turn import Turn
+from sfl.rounds.values import BEGINNING
 
 
 def begin(turn: Turn) -> None:
@@ -104,6 +106,31 @@ def edge_lost(turn: Turn, edge: str, reason: str, seconds: float) -> None:
     turn.state = changed(state, sums_away=state.sums_away.put(edge, away))
 
 
+def times_lost(turn: Turn, edge: str) -> int:
+    """How often an edge was lost by now while its sum was waited for; 0 where it is not."""
+    state, key = turn.state, f"edge {edge}"
+    if state.phase is not Phase.AGGREGATING or edge not in state.open.reduction.missing:
+        return 0
+    often = state.vain.get(key, 0) + 1
+    turn.state = changed(state, vain=state.vain.put(key, often))
+    return often
+
+
+def too_few_without(turn: Turn, edge: str) -> bool:
+    """Whether a round could not be averaged without what this edge keeps."""
+    progress = turn.state.open.progress
+    return len(progress) >= turn.least > len(progress) - len(kept_at(turn.state, edge))
+
+
+def averaged(turn: Turn) -> None:
+    """A round is averaged: nobody of it was lost in vain, nor were its edges."""
+    state = turn.state
+    vain = state.vain
+    for key in (*state.open.progress, *(f"edge {edge}" for edge in state.open.reduction.edges)):
+        vain = vain.without(key)
+    turn.state = changed(state, vain=vain, sums_away=Ordered())
+
+
 def restarted(turn: Turn, seconds: float) -> None:
     """The cloud goes on: edges are to be back with what they keep."""
     for edge in sorted({own.edge for own in turn.state.open.progress.values()}):
@@ -156,7 +183,8 @@ def _undone(turn: Turn, name: str) -> RunState:
     """Nothing is delivered of a device's part, and it goes on from what it says next."""
     state = turn.state
     left = state.open.undone(name, turn.settings.network)
-    return changed(state, open=left, reached=state.reached.without(name))
+    furthest = state.furthest.put(name, state.reached.get(name, BEGINNING))
+    return changed(state, open=left, reached=state.reached.without(name), furthest=furthest)
 
 
 def _reopen(turn: Turn) -> None:

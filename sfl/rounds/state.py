@@ -100,12 +100,15 @@ class RunState:
     """Edges that were lost and keep updates that they are to add up."""
     reached: Ordered[str, Point] = field(default_factory=Ordered)
     """How far each device has come: what it goes on from."""
+    furthest: Ordered[str, Point] = field(default_factory=Ordered)
+    """The latest point that each device, once lost, had ever come to."""
     lineage: int = 0
     """The last one that was given."""
     lineages: Ordered[str, int] = field(default_factory=Ordered)
     """In which each device goes on."""
     vain: Ordered[str, int] = field(default_factory=Ordered)
-    """How often each was lost since it last delivered a part."""
+    """How often each was lost since it last delivered a part; one that its edge keeps counts as
+    delivered once it is averaged."""
     no_edge: bool = False
     """No device can come any more."""
     end: End | None = None

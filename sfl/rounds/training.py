@@ -45,7 +45,8 @@ def reported(turn: Turn, device: str, round_: int) -> bool:
 
 def _put(turn: Turn, device: str, after: Progress) -> None:
     """How far a device is now; who has delivered everything goes on from there."""
-    if after.done and device in turn.state.vain:
+    kept = after.steps.count and turn.settings.sums_at_edges
+    if after.done and not kept and device in turn.state.vain:
         turn.state = changed(turn.state, vain=turn.state.vain.without(device))
     state = turn.state
     if device not in state.open.progress:
@@ -133,8 +134,8 @@ def adapter_ready(turn: Turn, event: AdapterReady) -> bool:
         phase=Phase.WAITING,
         deadline=deadline,
         buffer=buffer,
-        sums_away=Ordered(),
     )
+    reducing.averaged(turn)
     if state.round == turn.settings.run.rounds:
         stop_working(turn)
     drop_too_old(turn)

@@ -152,16 +152,13 @@ def rehearse(turn: Turn, rehearsal: Rehearsal) -> None:
 def while_rehearsing(turn: Turn) -> None:
     """Once every device that is still there has timed its steps: choose, and begin.
 
-    Who is lost meanwhile is waited for.
+    Who is lost meanwhile is waited for; the deadline is that of those who are here.
     """
-    if any(name in turn.state.away for name in _timing(turn).devices):
-        return
-    if _timing(turn).waiting and turn.state.now < turn.state.deadline:
-        return
-    timeout = turn.settings.network.round_timeout
-    for name in _timing(turn).waiting:
-        turn.send_away(name, f"not done within round_timeout ({timeout:g} s)", "silence")
+    if turn.state.now >= turn.state.deadline:
+        _send_late_away(turn)
     rehearsal, least = _timing(turn), turn.settings.min_devices
+    if rehearsal.waiting or any(name in turn.state.away for name in rehearsal.devices):
+        return
     if (there := len(rehearsal.timed)) < least:
         few = f"{there} of at least {least} devices timed their steps"
         turn.finish(False, few + turn.because + turn.who_cannot_compute)
@@ -171,6 +168,13 @@ def while_rehearsing(turn: Turn) -> None:
         turn.state = changed(turn.state, rehearsal=None)
         turn.do(rehearsal.choose())
         plan_or_start(turn, list(rehearsal.devices))
+
+
+def _send_late_away(turn: Turn) -> None:
+    timeout = turn.settings.network.round_timeout
+    for name in _timing(turn).waiting:
+        if name not in turn.state.away:
+            turn.send_away(name, f"not done within round_timeout ({timeout:g} s)", "silence")
 
 
 def _timing(turn: Turn) -> Rehearsal:

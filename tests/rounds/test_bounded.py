@@ -17,6 +17,7 @@ from sfl.rounds import (
     Fault,
     FinishRun,
     Phase,
+    Rehearsed,
     ReplayRound,
     StartRound,
     Tick,
@@ -107,6 +108,77 @@ def test_breaks_after_which_a_device_goes_on_from_a_later_step_are_not_in_vain()
             coordinator.handle(DeviceLost("d1", "killed"), 1.0 * step)
             join(coordinator, "d1", 1.0 * step, Point(1, step))
     assert coordinator.phase is Phase.ROUND and "d1" in coordinator.progress
+
+
+@pytest.mark.parametrize("points", [(1, 2), (STEPS, 0)])
+def test_who_goes_back_and_forth_between_snapshots_comes_no_further(
+    points: tuple[int, ...],
+) -> None:
+    coordinator = begun(settings(2))
+    for name in ("d0", "d1"):
+        deliver(coordinator, name)
+    coordinator.handle(AdapterReady(1, "a"), 2.0)
+    deliver(coordinator, "d0", 3.0)
+    assert coordinator.round == 2
+    for number in range(MOST_VAIN + len(points) + 1):
+        coordinator.handle(DeviceLost("d1", "killed"), 3.0 + number)
+        if "d1" in coordinator.state.away:
+            held = Point(2 - (0 in points), points[number % 2])
+            join(coordinator, "d1", 3.5 + number, *([held] if held.step else []))
+    assert coordinator.phase is Phase.AGGREGATING and "d1" not in coordinator.progress
+
+
+def take_turns(coordinator: Coordinator, first: str, second: str, phase: Phase) -> int:
+    """One is away, and comes back when the other one has gone; how often, while the phase lasts."""
+    coordinator.handle(DeviceLost(first, "killed"), 1.5)
+    if coordinator.phase is Phase.AGGREGATING:
+        coordinator.handle(AdapterReady(coordinator.round, "a"), 2.0)
+    for number in range(10 * MOST_VAIN):
+        now = 4.0 + 8.0 * number
+        coordinator.handle(DeviceLost(second, "killed"), now)
+        coordinator.handle(Tick(), now + 0.5)
+        join(coordinator, first, now + 4.0, Point(1, STEPS))
+        coordinator.handle(Tick(), now + 4.5)
+        first, second = second, first
+        if coordinator.phase is not phase:
+            return number
+    raise AssertionError(f"it is {phase} for ever")
+
+
+def test_two_that_are_away_by_turns_hold_up_no_next_round_for_ever() -> None:
+    coordinator = begun(settings(4))
+    for entry in coordinator.settings.devices:
+        deliver(coordinator, entry.name)
+    assert take_turns(coordinator, "d1", "d2", Phase.WAITING) == 2 * MOST_VAIN
+    assert coordinator.phase is Phase.ROUND and {"d0", "d3"} <= set(coordinator.progress)
+
+
+def test_two_that_are_away_by_turns_hold_up_no_rehearsal_for_ever() -> None:
+    auto = {"local_steps": STEPS, "batch_size": 4, "micro_batches": "auto"}
+    coordinator = Coordinator(settings(3, training=auto))
+    coordinator.handle(EdgeReady("e", 4), 0.0)
+    for name in ("d0", "d1", "d2"):
+        join(coordinator, name, 0.0)
+    for name in ("d0", "d1"):
+        coordinator.handle(Rehearsed(name, (3.0, 2.0, 1.0)), 1.0)
+    assert coordinator.phase is Phase.REHEARSAL
+    assert take_turns(coordinator, "d0", "d1", Phase.REHEARSAL) < 2 * MOST_VAIN
+    assert coordinator.phase is Phase.ROUND and "d2" not in coordinator.progress
+
+
+def test_the_deadline_of_a_rehearsal_is_that_of_those_who_are_here() -> None:
+    auto = {"local_steps": STEPS, "batch_size": 4, "micro_batches": "auto"}
+    coordinator = Coordinator(settings(3, training=auto))
+    coordinator.handle(EdgeReady("e", 4), 0.0)
+    for name in ("d0", "d1", "d2"):
+        join(coordinator, name, 0.0)
+    coordinator.handle(Rehearsed("d0", (3.0, 2.0, 1.0)), 1.0)
+    coordinator.handle(DeviceLost("d1", "killed"), 90.0)
+    faults = [c.device for c in coordinator.handle(Tick(), 101.0) if isinstance(c, Fault)]
+    assert faults == ["d2"] and coordinator.phase is Phase.REHEARSAL, "d1 has its own time"
+    join(coordinator, "d1", 102.0)
+    coordinator.handle(Rehearsed("d1", (3.0, 2.0, 1.0)), 103.0)
+    assert set(coordinator.progress) == {"d0", "d1"}
 
 
 def test_an_edge_that_is_lost_too_often_leaves_a_run_that_can_go_on() -> None:

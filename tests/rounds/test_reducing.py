@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 from dataclasses import dataclass, field
+from unittest.mock import ANY
 
 import pytest
 
@@ -35,6 +36,7 @@ from sfl.rounds import (
     UpdateReceived,
     UpdatesRefused,
 )
+from sfl.rounds.membership import MOST_VAIN
 from sfl.rounds.values import BEGINNING, Length, Point
 from tests.house.lost import ROUNDS, STEPS, join, settings
 from tests.house.rebuilt import Rebuilt
@@ -241,6 +243,47 @@ def test_a_deadline_does_not_pass_while_an_edge_is_waited_for() -> None:
     asked = coordinator.handle(EdgeReady("e", 4, keeps={"d0": 1, "d2": 1}), 210.0)
     assert kinds(asked) == ["Reduce"]
     assert summed(coordinator, "f", "e", now=211.0) == [Aggregate(1, ALL, 1)]
+
+
+@pytest.mark.parametrize("kept", [True, False])
+@pytest.mark.parametrize("least", [1, 4])
+def test_an_edge_that_dies_in_every_sum_holds_up_no_run_for_ever(kept: bool, least: int) -> None:
+    """Whether its devices train again each time or not; where too few are left the run stops."""
+    run = {"rounds": ROUNDS, "min_devices": least, "edges": ["e", "f"]}
+    coordinator = begun(settings(4, run=run, aggregation={"sums": "at_edges"}))
+    delivered(coordinator, *HOME)
+    summed(coordinator, "f")
+    for number in range(MOST_VAIN):
+        now = 3.0 + number
+        coordinator.handle(EdgeLost("e", "killed"), now)
+        keeps = dict.fromkeys(EDGES["e"], 1) if kept else {}
+        coordinator.handle(EdgeReady("e", 4, keeps=keeps), now)
+        for name in EDGES["e"]:
+            join(coordinator, name, now, edge="e")
+        if not kept:
+            delivered(coordinator, *EDGES["e"], now=now)
+            summed(coordinator, "f", now=now)
+        assert coordinator.phase is Phase.AGGREGATING
+    commands = coordinator.handle(EdgeLost("e", "killed"), 20.0)
+    if least == 1:
+        assert (
+            Reduce(1, coordinator.state.open.reduction.number, {"f": EDGES["f"]}, ANY) in commands
+        )
+        return
+    (end,) = [command for command in commands if isinstance(command, FinishRun)]
+    assert not end.ok and "lost 11 times while its sum was waited for" in end.reason
+    assert set(coordinator.progress) == set(HOME), "it may be gone on with"
+
+
+def test_losses_before_an_average_do_not_count_after_it() -> None:
+    coordinator = begun()
+    delivered(coordinator, *HOME)
+    coordinator.handle(EdgeLost("e", "killed"), 3.0)
+    coordinator.handle(EdgeReady("e", 4, keeps=dict.fromkeys(EDGES["e"], 1)), 4.0)
+    assert coordinator.state.vain
+    summed(coordinator, "e", "f", now=5.0)
+    coordinator.handle(AdapterReady(1, "a"), 6.0)
+    assert not coordinator.state.vain
 
 
 def test_the_status_names_the_edges_that_the_cloud_waits_for() -> None:
