@@ -91,8 +91,10 @@ class Driver:
             self.failed(cause_of(error))
 
     def heard(self, snapshot: NodeSnapshot) -> None:
-        """A node's latest statistics."""
+        """A node's statistics; older ones than are known, as by another edge, change nothing."""
         try:
+            if self._records.told.words.has_newer(snapshot, self._clock.now()):
+                return
             life = self._records.told.statistics.life_of(snapshot)
             self.tell(NodeHeard(snapshot.kind, snapshot.name, snapshot.to_json(), life))
         except Exception as error:  # noqa: BLE001 - no peer's fault

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -21,6 +22,8 @@ from sfl.config.planner import OFF
 from sfl.errors import ProtocolError, SflError
 from sfl.metrics.snapshot import NodeSnapshot
 from sfl.metrics.stats import NodeStats
+from sfl.node.logs import Sparing
+from sfl.plan import MOST_STAGES
 from sfl.rounds import (
     Coordinator,
     DeviceJoined,
@@ -55,6 +58,8 @@ from sfl.transport.group import aside, watched
 
 if TYPE_CHECKING:
     from sfl.transport.security.signed import SignatureCheck
+
+sparing = Sparing(logging.getLogger(__name__))
 
 
 class EdgeHost:
@@ -94,6 +99,8 @@ class EdgeHost:
         self._names = edges
         self._challenges = challenges
         self._keeping: set[asyncio.Task[None]] = set()
+        self._stages: dict[str, set[str]] = {}
+        """Names of stages that each edge has told of: it cannot make up ever more."""
 
     # -- what streams ask -------------------------------------------------------------------------
 
@@ -167,6 +174,16 @@ class EdgeHost:
         if snapshot.kind == "device":
             moved = DeviceMoved(snapshot.name, snapshot.moved, bool(snapshot.paused))
             self._driver.happened(moved)
+
+    def stage_heard(self, edge: str, snapshot: NodeSnapshot) -> None:
+        """Statistics of a stage behind an edge; of more than plans have nothing is kept."""
+        known = self._stages.setdefault(edge, set())
+        if len(known) < MOST_STAGES:
+            known.add(snapshot.name)
+        if snapshot.name in known:
+            self._driver.heard(snapshot)
+        else:
+            sparing.warning(edge, "edge %s: too many stages; no word of %s", edge, snapshot.name)
 
     # -- devices ----------------------------------------------------------------------------------
 

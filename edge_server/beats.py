@@ -10,6 +10,7 @@ from typing import Protocol
 
 from sfl.cost.shown import NOTHING, Shown
 from sfl.metrics.snapshot import NodeSnapshot
+from sfl.metrics.stages import StagesSaid
 from sfl.metrics.stats import NodeStats
 from sfl.metrics.waits import Wait, silences
 from sfl.transport.cloud.words import Beat, EdgeWord
@@ -34,16 +35,27 @@ class Beats:
         self._devices: dict[str, NodeSnapshot] = {}
         self._heard: dict[str, float] = {}
         """When, in seconds of `time.monotonic`."""
-        self._stages: dict[str, NodeSnapshot] = {}
+        self._left: set[str] = set()
+        """Devices that are gone, and whose last statistics are still to be told."""
+        self._told: set[str] = set()
+        """Devices that are gone, of which nothing more is to be told."""
+        self._stages = StagesSaid()
 
     def heard(self, device: str, snapshot: NodeSnapshot) -> None:
         """Keep a device's latest statistics."""
         self._devices[device] = snapshot.seen(device, time.time())
         self._heard[device] = time.monotonic()
+        self._left.discard(device)
+        self._told.discard(device)
+
+    def left(self, device: str) -> None:
+        """A device is gone: what it said last is told once more, and then it says nothing."""
+        if device in self._devices:
+            self._left.add(device)
 
     def stage_heard(self, snapshot: NodeSnapshot) -> None:
         """Keep the latest statistics of a stage behind this edge."""
-        self._stages[snapshot.name] = snapshot.seen(snapshot.name, time.time())
+        self._stages.heard(snapshot.seen(snapshot.name, time.time()))
 
     def devices(self) -> list[NodeSnapshot]:
         """What devices have said last."""
@@ -57,9 +69,19 @@ class Beats:
         while True:
             self._stats.waits.derive(self._silences(idle_timeout))
             self._stats.waits.say()
-            devices = [self._as_seen(one).to_json() for one in self._devices.values()]
-            self.send([*devices, *(one.to_json() for one in self._stages.values())])
+            self.send(self._others(idle_timeout))
             await asyncio.sleep(interval)
+
+    def _others(self, idle_timeout: float) -> list[str]:
+        """What devices and stages have said last, as JSON."""
+        devices = [
+            self._as_seen(one).to_json()
+            for name, one in self._devices.items()
+            if name not in self._told
+        ]
+        self._told |= self._left
+        self._left.clear()
+        return [*devices, *(one.to_json() for one in self._stages.latest(idle_timeout))]
 
     def _silences(self, idle_timeout: float) -> Iterator[Wait]:
         heard = [(f"device {name}", own.last_heard) for name, own in self._service.streams.items()]

@@ -254,6 +254,7 @@ class DeviceHost:
         # Cut: it may repeat the device's own words, and a message to the cloud has a bound.
         why = contract.reason(str(reason))
         log.info("device %s left: %s", device, why, extra={"device": device})
+        self._beats.left(device)
         lost, here = DeviceLost(device, why, blamed(reason)), self._here.get(device)
         if here is not None and here.left is not None:
             return  # it waited behind the process before it, and was nobody yet

@@ -13,6 +13,7 @@ from edge_server.training import new_session
 from sfl.config import EdgeConfig
 from sfl.errors import Refused, SflError
 from sfl.metrics.snapshot import NodeSnapshot
+from sfl.metrics.stages import StagesSaid
 from sfl.metrics.stats import NodeStats
 from sfl.plan import Holder
 from sfl.rounds.values import Assignment, UpdateHeader
@@ -73,7 +74,7 @@ class StageRun:
         self._onward: dict[str, NextLink] = {}
         self._servers: dict[str, str] = {}  # by device
         self._down: dict[str, Shaper | None] = {}  # by server
-        self._stages: dict[str, NodeSnapshot] = {}
+        self._stages = StagesSaid()
         self._sharing: Sharing | None = None
 
     @property
@@ -198,7 +199,7 @@ class StageRun:
 
     def stage_heard(self, snapshot: NodeSnapshot) -> None:
         """Keep the latest statistics of a stage behind, for those before."""
-        self._stages[snapshot.name] = snapshot
+        self._stages.heard(snapshot)
 
     async def relay_adapter(self, header: UpdateHeader, payload: Buffer) -> None:
         """A part of this stage, or of one behind it, goes to the server before."""
@@ -224,7 +225,8 @@ class StageRun:
     def tell(self, streams: Iterable[Carried]) -> None:
         """How this stage and those behind it are: once to each server before it."""
         told: set[str] = set()
-        snapshots = [self.stats.snapshot(), *self._stages.values()]
+        within = 0.0 if self._first is None else self._first.settings.network.idle_timeout
+        snapshots = [self.stats.snapshot(), *self._stages.latest(within)]
         for stream in streams:
             server = self._servers.get(stream.device)
             if server is None or server in told:

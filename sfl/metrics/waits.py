@@ -90,10 +90,18 @@ class OpenWait:
 
 
 class Waits:
-    """Those of one node; thread-safe. `clock` gives Unix seconds."""
+    """Those of one node; thread-safe.
 
-    def __init__(self, clock: Callable[[], float] = time.time) -> None:
+    Lengths count by `clock`, which nobody sets; `unix` gives Unix seconds, and may jump.
+    """
+
+    def __init__(
+        self,
+        clock: Callable[[], float] = time.monotonic,
+        unix: Callable[[], float] = time.time,
+    ) -> None:
         self._clock = clock
+        self._unix = unix
         self._lock = threading.Lock()
         self._numbers = itertools.count()
         self._open: dict[int, Wait] = {}
@@ -140,18 +148,23 @@ class Waits:
             self._quiet.discard(number)
 
     def derive(self, waits: Iterable[Wait]) -> None:
-        """What follows from a node's state, in the place of what followed before.
+        """What follows from a node's state now, in the place of what followed before.
 
         Where one was there already, for the same in words, its beginning stays.
         """
+        shift = self._clock() - self._unix()
+        waits = [_shifted(own, shift) for own in waits]
         with self._lock:
             before = self._derived
             self._derived = {key(own): _goes_on(before.get(key(own)), own) for own in waits}
 
     def all(self) -> tuple[Wait, ...]:
-        """Those that began first; one for each whom and what."""
+        """Those that began first; one for each whom and what. They began as long ago as they have
+        lasted, whatever Unix time was then."""
+        shift = self._unix() - self._clock()
         with self._lock:
-            return tuple(self._merged([*self._open.values(), *self._derived.values()]))[:MOST]
+            found = self._merged([*self._open.values(), *self._derived.values()])[:MOST]
+        return tuple(_not_negative(_shifted(own, shift)) for own in found)
 
     def say(self) -> None:
         """A line in the log for each wait that has been for long, ever more rarely."""
@@ -195,6 +208,18 @@ def silences(
 def key(wait: Wait) -> tuple[str, str]:
     """What tells two waits of a node apart."""
     return wait.whom, wait.what
+
+
+def _shifted(wait: Wait, by: float) -> Wait:
+    """The same on another clock."""
+    until = None if wait.until is None else wait.until + by
+    return replace(wait, since=wait.since + by, until=until)
+
+
+def _not_negative(wait: Wait) -> Wait:
+    """Of a machine whose clock says that it is younger than its wait."""
+    until = None if wait.until is None else max(0.0, wait.until)
+    return replace(wait, since=max(0.0, wait.since), until=until)
 
 
 def _first(wait: Wait) -> tuple[float, float]:

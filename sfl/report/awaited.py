@@ -34,16 +34,31 @@ class Word:
 
 
 class LastWords:
-    """What each node has said last of whom it waits for, as long as it is connected."""
+    """What each node has said last of whom it waits for, as long as it is connected.
+
+    An edge repeats what its devices and stages have said: words may come late, and in any order.
+    """
 
     def __init__(self) -> None:
         self._of: dict[tuple[NodeKind, str], Word] = {}
+        self._joined: dict[str, float] = {}
 
     def heard(self, snapshot: NodeSnapshot, now: float) -> None:
         """A node's statistics; where they do not say when they were taken, no wait is known."""
         waits = snapshot.waits if snapshot.taken_at else ()
         word = Word(waits, snapshot.taken_at, now - snapshot.age)
-        self._of[snapshot.kind, snapshot.name] = word
+        if snapshot.kind != "device" or word.said >= self._joined.get(snapshot.name, 0.0):
+            self._of[snapshot.kind, snapshot.name] = word
+
+    def has_newer(self, snapshot: NodeSnapshot, now: float) -> bool:
+        """Whether a node has said something after these statistics of it, which come by now."""
+        known = self._of.get((snapshot.kind, snapshot.name))
+        return known is not None and now - snapshot.age < known.said
+
+    def joined(self, device: str, now: float) -> None:
+        """A device joins, maybe another process of it: what it said before says nothing of it."""
+        self._joined[device] = now
+        self.forget("device", device)
 
     def forget(self, kind: NodeKind, name: str) -> None:
         """It is not connected any more: what it waits for now nobody knows."""
@@ -52,6 +67,7 @@ class LastWords:
     def forget_all(self) -> None:
         """Nobody is connected."""
         self._of.clear()
+        self._joined.clear()
 
     def waits(self, state: RunState, within: float) -> Iterator[Wait]:
         """Of the cloud, then of edges and devices, the longest first; who only waits for orders

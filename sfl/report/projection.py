@@ -20,6 +20,7 @@ from sfl.report.summary import Fault, RunSummary, Scores, build_summary
 from sfl.rounds import (
     AdapterReady,
     CloudRestarted,
+    DeviceJoined,
     DeviceLost,
     DeviceReady,
     EdgeLost,
@@ -236,6 +237,10 @@ class RunProjection:
     @_take.register
     def _(self, event: EdgeLost, now: float) -> None:
         self.words.forget("edge", event.edge)
+
+    @_take.register
+    def _(self, event: DeviceJoined, now: float) -> None:
+        self.words.joined(event.device, now)
 
     @_take.register
     def _(self, event: DeviceLost, now: float) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from typing import assert_never
@@ -82,7 +83,10 @@ def waits_of(state: RunState, settings: RunSettings) -> Iterator[Wait]:
     if state.phase is Phase.AGGREGATING and (missing := state.open.reduction.missing):
         yield from _sums(state, missing)
         return
-    if (own := _of_phase(state, settings)) is None:
+    if settings.is_asynchronous and state.phase is Phase.ROUND and not state.buffer.merging:
+        yield from _updates(state, settings)
+        return
+    if (own := _of_phase(state)) is None:
         return
     what, kind, names, seconds = own
     for name in (n for n in names if n not in state.away):
@@ -92,32 +96,44 @@ def waits_of(state: RunState, settings: RunSettings) -> Iterator[Wait]:
 
 def _sums(state: RunState, missing: Iterable[str]) -> Iterator[Wait]:
     """Edges that are to add up what their devices trained."""
-    what, seconds = f"its sum of round {state.round}", state.now - state.open.stragglers.began
+    what, seconds = f"its sum of round {state.round}", state.now - state.phase_began
     for edge in missing:
         if edge not in state.sums_away:
             yield Wait("cloud", f"edge {edge}", what, seconds, _left(state), kind="averaging")
 
 
-def _of_phase(
-    state: RunState, settings: RunSettings
-) -> tuple[str, What, Iterable[str], float] | None:
+def _updates(state: RunState, settings: RunSettings) -> Iterator[Wait]:
+    """Devices of an asynchronous run, until a buffer's updates are there; where none is at work,
+    those that are to come."""
+    now = state.now
+    for name, own in sorted(state.buffer.unawaited.items()):
+        if name not in state.away:
+            left = max(0.0, own.began + settings.network.round_timeout - now)
+            what = f"its update of round {own.round}"
+            yield Wait("cloud", f"device {name}", what, now - own.began, left)
+    if not state.buffer.unawaited and not state.away and state.deadline != math.inf:
+        since = now - (state.deadline - settings.network.join_timeout)
+        for name in state.roster.first_missing(len(state.roster.missing)):
+            yield Wait("cloud", f"device {name}", "to be ready", since, _left(state), kind="join")
+
+
+def _of_phase(state: RunState) -> tuple[str, What, Iterable[str], float] | None:
     """For what, for whom (a device, or itself: empty), and for how long by now."""
-    now, network, round_ = state.now, settings.network, state.round
-    since_round = now - (state.deadline - network.round_timeout)
+    now, round_ = state.now, state.round
+    seconds = now - state.phase_began
     match Phase.AGGREGATING if state.buffer.merging else state.phase:
         case Phase.WAITING:
-            since = now - (state.deadline - network.join_timeout)
             missing = state.roster.first_missing(len(state.roster.missing))
-            return "to be ready", "join", missing, since
+            return "to be ready", "join", missing, seconds
         case Phase.REHEARSAL if state.rehearsal is not None:
-            return "its timed steps", "timing", state.rehearsal.waiting, since_round
+            return "its timed steps", "timing", state.rehearsal.waiting, seconds
         case Phase.PLANNING:
-            return f"round {round_ + 1} is planned", "planning", ("",), since_round
+            return f"round {round_ + 1} is planned", "planning", ("",), seconds
         case Phase.ROUND | Phase.FINAL:
             since = now - state.open.stragglers.began
             return f"its part of round {round_}", "part", state.open.rest, since
         case Phase.AGGREGATING:
-            return f"round {round_} is averaged", "averaging", ("",), since_round
+            return f"round {round_} is averaged", "averaging", ("",), seconds
         case _:
             return None
 

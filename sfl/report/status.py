@@ -8,12 +8,17 @@ import json
 import math
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 from sfl.config.asynchronous import Mode
 from sfl.metrics.snapshot import NodeSnapshot
 from sfl.metrics.waits import FIRST_LINE, What
 from sfl.node.files import write_atomic
+
+if TYPE_CHECKING:
+    from _typeshed import DataclassInstance
+
+    T = TypeVar("T", bound=DataclassInstance)
 
 RunPhase = Literal[
     "starting",
@@ -201,16 +206,22 @@ class RunStatus:
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> RunStatus:
-        """Read plain values as `write` wrote them."""
+        """Read plain values as `write` wrote them; keys of a newer version are left out."""
         nested = {
-            "devices": tuple(DeviceStatus(**device) for device in values["devices"]),
-            "edges": tuple(ServerStatus(**edge) for edge in values["edges"]),
-            "stages": tuple(ServerStatus(**stage) for stage in values.get("stages", ())),
-            "cloud": ServerStatus(**values["cloud"]),
+            "devices": tuple(_known(DeviceStatus, device) for device in values["devices"]),
+            "edges": tuple(_known(ServerStatus, edge) for edge in values["edges"]),
+            "stages": tuple(_known(ServerStatus, stage) for stage in values.get("stages", ())),
+            "cloud": _known(ServerStatus, values["cloud"]),
             "faults": tuple(values["faults"]),
-            "waits": tuple(Wait(**wait) for wait in values.get("waits", ())),
+            "waits": tuple(_known(Wait, wait) for wait in values.get("waits", ())),
         }
-        return cls(**(values | nested))
+        return _known(cls, values | nested)
+
+
+def _known(kind: type[T], values: dict[str, Any]) -> T:
+    """Of a kind of which this version knows some fields."""
+    names = kind.__dataclass_fields__
+    return kind(**{name: value for name, value in values.items() if name in names})
 
 
 def _without_nan(value: Any) -> Any:

@@ -81,6 +81,8 @@ class RunState:
     forms: Agreement[TextForm]
     strikes: Strikes
     phase: Phase = Phase.WAITING
+    phase_began: float = 0.0
+    """When it came to this phase, or to average in an asynchronous run."""
     round: int = 0
     """The one that is open. Asynchronous: the one that the next average closes."""
     open: OpenRound = field(default_factory=OpenRound)
@@ -140,6 +142,7 @@ class RunState:
             Agreement(max(1, len(settings.run.edges))),
             Agreement(len(settings.devices)),
             Strikes(settings.aggregation.strikes),
+            phase_began=now,
         )
 
     def point_of(self, device: str, round_: int, step: int) -> Point:

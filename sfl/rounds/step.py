@@ -66,7 +66,14 @@ def step(
     turn = Turn(changed(state, now=now), settings)
     if state.phase is not Phase.OVER:
         take(event, turn)
+    if _waits_for(turn.state) != _waits_for(state):
+        turn.state = changed(turn.state, phase_began=now)
     return turn.state, turn.commands
+
+
+def _waits_for(state: RunState) -> tuple[Phase, bool]:
+    """What the run stands at; an asynchronous one averages in the middle of a round."""
+    return state.phase, bool(state.buffer.merging)
 
 
 @singledispatch

@@ -30,7 +30,7 @@ def lines(waits: Waits, clock: Clock, caplog: pytest.LogCaptureFixture, seconds:
 def test_a_wait_is_there_for_as_long_as_it_lasts() -> None:
     clock = Clock()
     clock.now = 100.0
-    waits = Waits(clock)
+    waits = Waits(clock, clock)
     with waits.on("edge at e:1", "admission", "to be let in", 10.0) as wait:
         assert waits.all() == (Wait("edge at e:1", "admission", 100.0, 110.0, "to be let in"),)
         clock.now = 104.0
@@ -46,7 +46,7 @@ def test_a_wait_is_there_for_as_long_as_it_lasts() -> None:
 def test_of_many_waits_alike_the_first_is_shown() -> None:
     clock = Clock()
     clock.now = 1.0
-    waits = Waits(clock)
+    waits = Waits(clock, clock)
     for number in range(3 * MOST):
         clock.now += 1.0
         waits.begin("cloud", "admission", f"device {number}")
@@ -57,7 +57,7 @@ def test_of_many_waits_alike_the_first_is_shown() -> None:
 
 
 def test_what_follows_from_a_state_keeps_its_beginning() -> None:
-    waits = Waits(lambda: 0.0)
+    waits = Waits(lambda: 0.0, lambda: 0.0)
     waits.derive([Wait("device a", "part", 5.0, 20.0)])
     waits.derive([Wait("device a", "part", 5.2, 21.0), Wait("device b", "part", 6.0)])
     assert [(own.whom, own.since, own.until) for own in waits.all()] == [
@@ -72,7 +72,7 @@ def test_what_is_waited_for_next_has_its_own_beginning_and_lines(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     clock = Clock()
-    waits = Waits(clock)
+    waits = Waits(clock, clock)
     said = []
     for round_ in (1, 2):
         waits.derive([Wait("device a", "part", clock.now, None, f"its part of round {round_}")])
@@ -87,7 +87,7 @@ def test_what_is_waited_for_next_has_its_own_beginning_and_lines(
 
 def test_lines_become_rarer_and_end_with_the_wait(caplog: pytest.LogCaptureFixture) -> None:
     clock = Clock()
-    waits = Waits(clock)
+    waits = Waits(clock, clock)
     quiet = waits.on("cloud", "connection", "dialled", 9.0, quiet=True)
     with quiet, waits.on("device a", "return", "killed", 60.0):
         assert lines(waits, clock, caplog, 40) == [
@@ -114,7 +114,7 @@ def bare(waits: Waits) -> tuple[Wait, ...]:
 
 
 def test_waits_travel_and_are_shown_with_whom_and_what() -> None:
-    waits = Waits(lambda: 100.0)
+    waits = Waits(lambda: 100.0, lambda: 100.0)
     waits.begin("edge at e:1", "return", "to be let in again", 60.0)
     waits.begin("edge at e:1", "orders", "the next round")
     snapshot = with_waits(waits)
@@ -158,3 +158,23 @@ def test_waits_of_another_version_for_what_is_not_known_are_left_out() -> None:
     del values["waits"]
     assert NodeSnapshot.from_dict(values).waits == ()
     assert len(set(WHATS)) == len(WHATS)
+
+
+@pytest.mark.parametrize("set_by", [1.7e9, -3600.0, -1e6])
+def test_a_wait_is_as_long_as_it_lasts_whatever_the_time_is_set_to(
+    set_by: float, caplog: pytest.LogCaptureFixture
+) -> None:
+    clock, unix = Clock(), Clock()
+    clock.now, unix.now = 50.0, 1e6
+    waits = Waits(clock, unix)
+    waits.begin("edge", "return", "to be back", 60.0)
+    waits.derive([Wait("device a", "heartbeat", unix.now - 5.0, unix.now + 55.0)])
+    clock.now, unix.now = 70.0, unix.now + 20.0 + set_by
+    first, second = waits.all()
+    assert (unix.now - first.since, unix.now - second.since) == (min(25.0, unix.now), 20.0) or (
+        unix.now == 20.0 and first.since == second.since == 0.0
+    )
+    with caplog.at_level(logging.INFO):
+        waits.say()
+    assert "waiting for edge: to be back; 20 s so far, 40 s left" in caplog.messages
+    assert NodeSnapshot.from_json(with_waits(waits).to_json()).waits == bare(waits)

@@ -17,7 +17,7 @@ from sfl.report.awaited import LastWords
 from sfl.report.live import LiveView, status_picture
 from sfl.report.projection import RunProjection
 from sfl.report.standing import standing
-from sfl.report.status import RunStatus, Wait
+from sfl.report.status import DeviceStatus, RunStatus, Wait
 from sfl.rounds import (
     CloudRestarted,
     Coordinator,
@@ -256,3 +256,39 @@ def test_words_of_a_node_take_the_place_of_those_before() -> None:
     assert [wait.seconds for wait in words.waits(state, 60.0)] == [19.0]
     words.forget_all()
     assert not list(words.waits(state, 60.0))
+
+
+def test_what_a_device_said_before_it_joined_says_nothing_of_it() -> None:
+    """Its edge may tell the words of its last process again, or was lost with them."""
+    scene = Scene()
+    scene.hear(says("device", "d0", orders(9.0)), 20.0)
+    scene.happens(EdgeLost("e", "it broke"), 24.0)
+    scene.happens(EdgeReady("e", 4), 30.0)
+    join(scene.run, "d0", 30.0)
+    assert scene.of_nodes(31.0) == []
+    scene.happens(DeviceLost("d1", "killed"), 32.0)
+    join(scene.run, "d1", 33.0)
+    scene.hear(says("device", "d1", orders(9.0), age=4.0), 34.0)
+    assert scene.of_nodes(35.0) == []
+    scene.hear(says("device", "d1", orders(9.0), age=0.5), 35.0)
+    assert [wait.who for wait in scene.of_nodes(35.0)] == ["device d1"]
+
+
+def test_an_older_word_is_known_as_such() -> None:
+    words = LastWords()
+    words.heard(says("device", "d0"), 30.0)
+    assert words.has_newer(says("device", "d0", orders(9.0), age=25.0), 30.1)
+    assert not words.has_newer(says("device", "d0", age=0.05), 30.1)
+    assert not words.has_newer(says("device", "d1", age=25.0), 30.1)
+
+
+def test_a_status_of_a_newer_version_is_read_without_what_is_not_known(tmp_path: Path) -> None:
+    path = tmp_path / "status.json"
+    wait, device = Wait("device d0", "e", "orders", 9.0), DeviceStatus("d0")
+    status = RunStatus("t", "training", 1, 3, devices=(device,), waits=(wait,))
+    status.write(path)
+    values = json.loads(path.read_text())
+    for part in (values, values["cloud"], values["devices"][0], values["waits"][0]):
+        part["of_tomorrow"] = 1
+    path.write_text(json.dumps(values))
+    assert RunStatus.read(path) == status

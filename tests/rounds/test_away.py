@@ -420,3 +420,54 @@ def test_the_cloud_says_who_has_yet_to_time_its_steps() -> None:
         ("device d0", "timing", 1.0, 99.0),
         ("device d1", "timing", 1.0, 99.0),
     ]
+
+
+def test_after_a_restart_a_wait_is_no_shorter_than_nothing() -> None:
+    """The time of those that never joined is longer then, not its beginning later."""
+    coordinator = Coordinator(settings(3, rejoin=60.0))
+    coordinator.handle(EdgeReady("e", 4), 0.0)
+    for name in ("d0", "d1"):
+        join(coordinator, name, 0.0)
+    coordinator.handle(Tick(), 31.0)
+    for name in ("d0", "d1"):
+        deliver(coordinator, name, 32.0)
+    coordinator.handle(DeviceLost("d1", "killed"), 33.0)
+    coordinator.handle(AdapterReady(1, "a"), 34.0)
+    coordinator.handle(CloudRestarted(), 40.0)
+    coordinator.handle(Tick(), 41.0)
+    assert ("device d2", "join", 7.0, 59.0) in waits(coordinator)
+
+
+def test_a_wait_for_timed_steps_is_as_long_as_it_is_whoever_times_them_again() -> None:
+    config = settings(2, training={"local_steps": STEPS, "batch_size": 4, "micro_batches": "auto"})
+    coordinator = Rebuilt(config)
+    coordinator.handle(EdgeReady("e", 4), 0.0)
+    for name in ("d0", "d1"):
+        join(coordinator, name, 1.0)
+    coordinator.handle(DeviceLost("d1", "killed"), 11.0)
+    join(coordinator, "d1", 21.0)
+    assert waits(coordinator) == [
+        ("device d0", "timing", 20.0, 100.0),
+        ("device d1", "timing", 20.0, 100.0),
+    ]
+
+
+def test_an_asynchronous_run_says_for_whose_updates_it_waits() -> None:
+    run = {"rounds": 3, "min_devices": 1, "mode": "asynchronous"}
+    coordinator = Rebuilt(settings(3, run=run, aggregation={"buffer_size": 2}))
+    coordinator.handle(EdgeReady("e", 4), 0.0)
+    for name in ("d0", "d1", "d2"):
+        join(coordinator, name, 1.0)
+    assert coordinator.phase is Phase.ROUND
+    coordinator.handle(Tick(), 11.0)
+    found = [str(own) for own in waits_of(coordinator.state, coordinator.settings)]
+    assert found == [
+        f"cloud waits for device d{n}: its update of round 1; 10 s so far, 90 s left"
+        for n in range(3)
+    ]
+    coordinator.handle(DeviceLost("d1", "killed"), 12.0)
+    assert [own[:2] for own in waits(coordinator)] == [
+        ("device d1", "return"),
+        ("device d0", "part"),
+        ("device d2", "part"),
+    ]

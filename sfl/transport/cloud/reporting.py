@@ -139,6 +139,9 @@ class Host(Protocol):
     def heard(self, snapshot: NodeSnapshot) -> None:
         """Statistics of an edge or of one of its devices, which they are."""
 
+    def stage_heard(self, edge: str, snapshot: NodeSnapshot) -> None:
+        """Statistics of a stage behind an edge, as the edge says."""
+
 
 class Reporting:
     """One edge's part in a run, while its stream is open."""
@@ -302,9 +305,10 @@ class Reporting:
         for text in beat.devices:
             snapshot = NodeSnapshot.from_json(text)
             # A device may not be admitted yet, or another edge may have it since.
-            known = snapshot.kind == "device" and snapshot.name in self.devices
-            if known or snapshot.kind == "stage":
+            if snapshot.kind == "device" and snapshot.name in self.devices:
                 self.host.heard(snapshot)
+            elif snapshot.kind == "stage":
+                self.host.stage_heard(self.edge, contract.stage_statistics(text))
 
     def _device_ready(self, message: cloud_pb2.DeviceIsReady) -> None:
         self.signatures.ready(message.device, message.ready)

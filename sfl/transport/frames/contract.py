@@ -211,6 +211,7 @@ def stage_statistics(text: str) -> NodeSnapshot:
     found = NodeSnapshot.from_json(text)
     if found.kind != "stage":
         raise ProtocolError(f"statistics of {found.kind} {found.name!r} in place of a stage")
+    name("stage", found.name)
     return found
 
 
