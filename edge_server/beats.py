@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
 from typing import Protocol
 
@@ -16,6 +16,9 @@ from sfl.metrics.waits import Wait, silences
 from sfl.transport.cloud.words import Beat, EdgeWord
 from sfl.transport.device.service import EdgeService
 from sfl.transport.device.training import Training
+
+LastHeard = Callable[[], Iterable[tuple[str, float]]]
+"""Gives peers, and when each last sent a byte, in seconds of `time.monotonic`."""
 
 
 class Cloud(Protocol):
@@ -40,6 +43,7 @@ class Beats:
         self._told: set[str] = set()
         """Devices that are gone, of which nothing more is to be told."""
         self._stages = StagesSaid()
+        self._peers: list[LastHeard] = [self._last_heard]
 
     def heard(self, device: str, snapshot: NodeSnapshot) -> None:
         """Keep a device's latest statistics."""
@@ -64,7 +68,7 @@ class Beats:
     async def run(self, interval: float, idle_timeout: float) -> None:
         """Send all of it every so many seconds, without end.
 
-        A device of which no byte comes for `idle_timeout` is lost; until then it is waited for.
+        A peer of which no byte comes for `idle_timeout` is lost; until then it is waited for.
         """
         while True:
             self._stats.waits.derive(self._silences(idle_timeout))
@@ -83,8 +87,16 @@ class Beats:
         self._left.clear()
         return [*devices, *(one.to_json() for one in self._stages.latest(idle_timeout))]
 
+    def listen(self, peers: LastHeard) -> None:
+        """These are waited for, too, where no byte comes of them."""
+        self._peers.append(peers)
+
+    def _last_heard(self) -> Iterator[tuple[str, float]]:
+        for name, own in self._service.streams.items():
+            yield f"device {name}", own.last_heard
+
     def _silences(self, idle_timeout: float) -> Iterator[Wait]:
-        heard = [(f"device {name}", own.last_heard) for name, own in self._service.streams.items()]
+        heard = [one for peers in self._peers for one in peers()]
         return silences(heard, idle_timeout, time.monotonic(), time.time())
 
     def send(self, devices: Sequence[str] = ()) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 
@@ -119,6 +119,7 @@ class DeviceHost:
         self.adapter_limit = floor.base.adapter_limit
         self._cloud = cloud
         self._beats = beats
+        beats.listen(self._last_heard_behind)
         self._run_id = run_id
         self._run_key = run_key
         self._joins = JoinPace(floor.base.settings)
@@ -177,6 +178,10 @@ class DeviceHost:
         behind = await self._following.open(device, own, run, hidden, limit)
         self._onward[device] = behind
         return behind
+
+    def _last_heard_behind(self) -> Iterator[tuple[str, float]]:
+        for link in self._onward.values():
+            yield link.peer, link.stream.last_heard
 
     def stage_heard(self, snapshot: NodeSnapshot) -> None:
         """Keep a stage's latest statistics."""

@@ -102,6 +102,7 @@ class EdgeServer:
             config, "edge", stats, self.service.coders, own, insecure, new_stage_channel
         )
         self.beats = Beats(stats, self.cloud, self.service)
+        self.beats.listen(self.cloud.last_heard)
         self.follower = Follower(self.service, self._opened, self.cloud, stats)
         describe_node(self._log_fields)
 

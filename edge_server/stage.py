@@ -25,6 +25,7 @@ from sfl.config import EdgeConfig
 from sfl.errors import LinkLost, RunFailed
 from sfl.metrics.prometheus import NodeCollector, serve_as_set
 from sfl.metrics.stats import NodeStats
+from sfl.metrics.waits import silences
 from sfl.node.board import board_root
 from sfl.node.certificates.own import OwnCertificate
 from sfl.node.energy import EnergyMeter, no_gpus, nvidia_gpus
@@ -150,8 +151,13 @@ class StageServer:
         """Tell each server before this one how it is, on one of its streams."""
         while True:
             await asyncio.sleep(BEAT)
+            self._show_silences()
             self.stats.waits.say()
             self.host.tell(self.service.streams.values())
+
+    def _show_silences(self) -> None:
+        heard, limit = self.host.last_heard(), self.host.idle_timeout
+        self.stats.waits.derive(silences(heard, limit, time.monotonic(), time.time()))
 
     def _metrics(self) -> contextlib.AbstractContextManager[object]:
         metrics = self.config.metrics

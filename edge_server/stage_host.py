@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator, Callable, Iterable, Sequence
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Sequence
 
 from edge_server.base import Base, load_base
 from edge_server.floor import Floor
@@ -81,6 +81,11 @@ class StageRun:
     def run_id(self) -> str:
         """The run's; empty before one is known."""
         return "" if self._first is None else self._first.run_id
+
+    @property
+    def idle_timeout(self) -> float:
+        """The run's, in seconds; 0 before one is known."""
+        return 0.0 if self._first is None else self._first.settings.network.idle_timeout
 
     # -- arriving -------------------------------------------------------------------------------
 
@@ -222,11 +227,18 @@ class StageRun:
 
     # -- what it tells ----------------------------------------------------------------------------
 
+    def last_heard(self) -> Iterator[tuple[str, float]]:
+        """Servers before this stage and the stage behind it, once for each device's stream, and
+        when it last sent a byte there (`time.monotonic`)."""
+        for device, stream in self._streams.items():
+            yield f"edge {self._servers[device]}", stream.last_heard
+        for link in self._onward.values():
+            yield link.peer, link.stream.last_heard
+
     def tell(self, streams: Iterable[Carried]) -> None:
         """How this stage and those behind it are: once to each server before it."""
         told: set[str] = set()
-        within = 0.0 if self._first is None else self._first.settings.network.idle_timeout
-        snapshots = [self.stats.snapshot(), *self._stages.latest(within)]
+        snapshots = [self.stats.snapshot(), *self._stages.latest(self.idle_timeout)]
         for stream in streams:
             server = self._servers.get(stream.device)
             if server is None or server in told:

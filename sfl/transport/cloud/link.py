@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import secrets
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 
@@ -141,6 +141,11 @@ class CloudLink:
             for message in messages:
                 self.stream.post(message)
 
+    def last_heard(self) -> Iterator[tuple[str, float]]:
+        """The cloud, if a stream is in use, and when it last sent a byte (`time.monotonic`)."""
+        if self.stream is not None:
+            yield self.peer, self.stream.last_heard
+
     async def close(self) -> None:
         """Let queued messages go out, and hang up."""
         if self.stream is not None:
@@ -167,6 +172,11 @@ class CloudStream:
         """What the cloud has said first."""
         assert self._welcome is not None, "a stream that is handed out has begun"
         return self._welcome
+
+    @property
+    def last_heard(self) -> float:
+        """When the cloud last sent a byte, in seconds of `time.monotonic`."""
+        return self._silence.last_heard
 
     async def begin(self, seconds: float) -> None:
         """Wait for the cloud's first word. Raises LinkLost, Refused, ProtocolError.

@@ -7,6 +7,7 @@ tells the edge that this device lives, and watches the idle timeout.
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -20,6 +21,7 @@ from sfl.config import RunSettings
 from sfl.data.example import Dataset
 from sfl.errors import ProtocolError, RunFailed
 from sfl.metrics.timeline import spans_to_json
+from sfl.metrics.waits import silences
 from sfl.planners.told import Cut
 from sfl.rounds.values import NO_TRIPS, Assignment, DeviceFacts, RoundReport, RoundTrips
 from sfl.stage.messages import (
@@ -327,9 +329,17 @@ class DeviceLink:
     def _heartbeats(self, interval: float, idle_timeout: float) -> None:
         while not self.line.stopped.wait(interval):
             self.line.expect_bytes(idle_timeout)
+            self._show_silence(idle_timeout)
             self._stats.waits.say()
             beat = tensor_pb2.Heartbeat(snapshot=self._stats.snapshot().to_json())
             self.line.post(edge_pb2.DeviceMessage(heartbeat=beat))
+        self._stats.waits.derive(())
+
+    def _show_silence(self, idle_timeout: float) -> None:
+        """Whatever this device does meanwhile, also in a step: its edge has to be heard."""
+        heard = [(self.line.peer, self.line.silence.last_heard)]
+        found = silences(heard, idle_timeout, time.monotonic(), time.time())
+        self._stats.waits.derive(found)
 
     def _share(self, told: Assignment) -> None:
         """Take the round's part of the link's own limit, where it has one."""
