@@ -99,7 +99,7 @@ class EdgeServer:
             stats, self._opened, config.cache_dir, shelf
         )
         self._following = following(
-            config, "edge", stats, self.service.coders, own, insecure, new_stage_channel
+            config, "edge", stats, self.service.coders, own, insecure, new_stage_channel, shelf
         )
         self.beats = Beats(stats, self.cloud, self.service)
         self.beats.listen(self.cloud.last_heard)

@@ -15,7 +15,7 @@ import re
 import shutil
 import struct
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import astuple, dataclass, field
 from pathlib import Path
 from typing import Any, Protocol, Self
@@ -136,6 +136,10 @@ class Shelf(Protocol):
 
     def remove(self, names: Iterable[str]) -> None:
         """Drop files, those of them that are there."""
+
+
+SharedShelf = Callable[[str, str], Shelf]
+"""Where snapshots of a run's device are that other edges find as well."""
 
 
 class OnDisk:

@@ -29,6 +29,7 @@ RUNS: dict[str, dict[str, Any]] = {
     "u_shaped": {"codec": UNCODED, "run": {"topology": "u_shaped"}},
     "compact": {"codec": {"activation": "compact", "gradient": "compact", "adapter": "int8"}},
     "flora": {"codec": UNCODED, "aggregation": {"strategy": "flora"}},
+    "three_tier": {"codec": UNCODED, "run": {"topology": "three_tier"}, "stages": {"cuts": [2]}},
 }
 NORTH, SOUTH = "north", "south"
 BOTH = {NORTH: ["d0", "d1"], SOUTH: ["d2", "d3"]}
@@ -122,6 +123,22 @@ def test_a_device_that_asks_goes_as_the_next_round_begins(tmp_path: Path, name: 
         "d2": (SOUTH, 0),
         "d3": (NORTH, 1),
     }
+
+
+def test_what_edges_add_up_follows_their_devices(tmp_path: Path) -> None:
+    """A device that has moved is in the sum of its new edge; the same bits as at the cloud."""
+    found = {}
+    for sums in ("by_edge", "at_edges"):
+        (folder := tmp_path / sums).mkdir()
+        own = {"store": folder / "store", "aggregation": {"sums": sums}}
+        twin = twin_of(folder, "vanilla", **own)
+        twin.at("d0", 1, 2, lambda who, twin=twin: twin.agents[who].roaming.ask())
+        twin.at("d3", 2, 2, lambda _, twin=twin: twin.lose_edge(SOUTH))
+        outcome = finished(twin.run())
+        assert outcome.summary["faults"] == []
+        assert at(outcome)["d0"] == (NORTH, 2) and at(outcome)["d3"] == (NORTH, 1)
+        found[sums] = adapter(outcome)
+    assert_same_bits(found["at_edges"], found["by_edge"])
 
 
 def test_the_cloud_gives_a_device_the_edge_that_is_configured(tmp_path: Path) -> None:

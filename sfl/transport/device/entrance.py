@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Generic
@@ -12,7 +12,7 @@ from sfl.codec.kernel import kernel
 from sfl.errors import LinkLost, NameInUse, ProtocolError, Refused
 from sfl.metrics.stats import NodeStats
 from sfl.rounds.values import Challenge, Proof, RoundTrips
-from sfl.stage.snapshots import Shelf, Snapshots
+from sfl.stage.snapshots import SharedShelf, Snapshots
 from sfl.transport.device.cleanups import Cleanups
 from sfl.transport.device.connected import CAME_BACK, Connected
 from sfl.transport.device.end import EdgeEnd
@@ -32,8 +32,6 @@ BEAT = 1.0
 PROOF_TIMEOUT = 30.0
 """Seconds that a device has for signing a challenge."""
 Requests = AsyncIterator[edge_pb2.DeviceMessage]
-SharedShelf = Callable[[str, str], Shelf]
-"""Where snapshots of a run's device are that other edges find as well."""
 
 
 class Entrance(Generic[V]):

@@ -15,10 +15,11 @@ from sfl.errors import Elsewhere, Goodbye, LinkLost, ProtocolError, SflError
 from sfl.metrics.stats import NodeStats
 from sfl.node.text import plain
 from sfl.stage.messages import Finish
+from sfl.stage.snapshots import SharedShelf
 from sfl.transport.bulk.probe_service import ProbeService
 from sfl.transport.device.cleanups import Cleanups
 from sfl.transport.device.connected import Connected
-from sfl.transport.device.entrance import Entrance, SharedShelf, hello_of
+from sfl.transport.device.entrance import Entrance, hello_of
 from sfl.transport.device.file_door import FileDoor
 from sfl.transport.device.line import GOODBYE
 from sfl.transport.device.served import V, to_elsewhere, to_finish

@@ -18,7 +18,7 @@ from sfl.errors import LinkLost, PeerUnavailable, ProtocolError
 from sfl.metrics.stats import NodeStats
 from sfl.plan import Holder
 from sfl.rounds.values import Assignment
-from sfl.stage.snapshots import Snapshots
+from sfl.stage.snapshots import SharedShelf, Snapshots
 from sfl.transport.device.tensor_work import Coders
 from sfl.transport.dialling import connected_aio
 from sfl.transport.frames import words
@@ -53,6 +53,10 @@ def hop_link(settings: RunSettings) -> LinkSettings:
     return LinkSettings(up_mbit=own.up_mbit, down_mbit=own.down_mbit, delay_ms=own.delay_ms)
 
 
+ONWARD = "+onward"
+"""After a device's name, which has no such sign: the folder of what this end remembers for it."""
+
+
 class NextStage:
     """The stage behind a server: opens a stream to it for each device."""
 
@@ -65,8 +69,12 @@ class NextStage:
         new_channel: Callable[[], grpc.aio.Channel],
         coders: Coders,
         cache_dir: Path,
+        shared: SharedShelf | None = None,
     ) -> None:
-        """`server` and `holder` are who opens them, `new_channel` makes what it calls by."""
+        """`server` and `holder` are who opens them, `new_channel` makes what it calls by.
+
+        Snapshots are kept in a `shared` place, too.
+        """
         self.peer = f"stage at {address}"
         self._server = server
         self._holder = holder
@@ -74,6 +82,7 @@ class NextStage:
         self._new_channel = new_channel
         self._coders = coders
         self._cache_dir = cache_dir
+        self._shared = shared
         self._incarnation = secrets.token_bytes(INCARNATION_BYTES)
         self._shaper: Shaper | None = None
         self._shaped = False
@@ -173,6 +182,7 @@ class NextStage:
         cache = self._cache_dir if run.settings.recovery.snapshots else None
         names = (self._server, device, "onward")
         key = run.run_key or run.run_id
+        shared = None if self._shared is None else self._shared(key, f"{device}{ONWARD}")
         return await asyncio.to_thread(
             NextEnd,
             self._holder,
@@ -182,7 +192,7 @@ class NextStage:
             self._stats.phases,
             welcome.compiled_codec,
             self._cache_dir,
-            Snapshots.under(cache, key, *names, count=self._stats.snapshots),
+            Snapshots.under(cache, key, *names, count=self._stats.snapshots, shared=shared),
         )
 
     def _link(
