@@ -179,20 +179,26 @@ class LightDevice:
 
 
 class Nodes:
-    """A cloud and an edge, each a process, as on two machines."""
+    """A cloud and its edges, each a process, as on machines of their own."""
 
     def __init__(self, folder: Path, settings: Mapping[str, Any], edge: Mapping[str, Any]) -> None:
+        """Edges are those that `run.edges` names; else there is one."""
         self._folder = folder
         self._settings, self._edge = settings, edge
         self._processes: list[subprocess.Popen[bytes]] = []
         self.address = ""
+        self.addresses: list[str] = []
+        """Of all edges; `address` is the first one's."""
 
     def __enter__(self) -> Self:
         run = {**self._settings["run"], "id": "run", "output_dir": str(self._folder)}
         config = {**self._settings, "run": run}
         try:
             cloud = self._start("cloud", config)
-            self.address = self._start("edge", {"edge": {**self._edge, "cloud": cloud}})
+            for name in run.get("edges", ["edge"]):
+                edge = {**self._edge, "cloud": cloud, "name": name}
+                self.addresses.append(self._start("edge", {"edge": edge}, name))
+            self.address = self.addresses[0]
         except BaseException:
             self._stop()
             raise
@@ -206,25 +212,26 @@ class Nodes:
     ) -> None:
         self._stop()
 
-    def _start(self, kind: str, values: Mapping[str, Any]) -> str:
+    def _start(self, kind: str, values: Mapping[str, Any], name: str = "") -> str:
         """Start a process; its address, once it listens."""
-        file, address = self._folder / f"{kind}.toml", self._folder / f"{kind}.address"
+        name = name or kind
+        file, address = self._folder / f"{name}.toml", self._folder / f"{name}.address"
         file.write_text(tomli_w.dumps(values))
         command = [sys.executable, "-m", "sfl.cli", kind, str(file), "--address-file", str(address)]
-        with (self._folder / f"{kind}.log").open("wb") as log:
+        with (self._folder / f"{name}.log").open("wb") as log:
             self._processes.append(
                 subprocess.Popen(command, stdout=log, stderr=log, cwd=ROOT, start_new_session=True)
             )
         end = time.monotonic() + PATIENCE
         while not address.exists():
             if self._processes[-1].poll() is not None or time.monotonic() > end:
-                raise SystemExit(f"the {kind} did not start:\n{self.log(kind)}")
+                raise SystemExit(f"the {kind} did not start:\n{self.log(name)}")
             time.sleep(0.05)
         return address.read_text().strip()
 
-    def log(self, kind: str) -> str:
+    def log(self, name: str) -> str:
         """What a process has said."""
-        return (self._folder / f"{kind}.log").read_text()
+        return (self._folder / f"{name}.log").read_text()
 
     def queue_depth(self) -> float:
         """Jobs that wait for the edge's compute thread, or run on it, now."""
@@ -240,7 +247,7 @@ class Nodes:
         for process in self._processes:
             process.wait(PATIENCE)
         if any(process.returncode for process in self._processes):
-            raise SystemExit(f"{self.log('cloud')}\n{self.log('edge')}")
+            raise SystemExit("\n".join(log.read_text() for log in self._folder.glob("*.log")))
         return RunSummary.read(self._folder / "run" / "summary.json")
 
     def _stop(self) -> None:
