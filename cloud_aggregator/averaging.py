@@ -3,23 +3,24 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
 from cloud_aggregator.base_updates import BaseUpdates
 from cloud_aggregator.beside import resolvable_base
+from cloud_aggregator.edge_sums import EdgeSums
 from cloud_aggregator.effective import EffectiveConfig
 from cloud_aggregator.memory import StrategyMemory
 from cloud_aggregator.mirror import MADE, SETTINGS, Mirror, NoMirror
 from cloud_aggregator.sealed import Sealed
 from sfl.adapters.artifact import WEIGHTS, load_adapter, save_adapter
 from sfl.adapters.manifest import AdapterManifest
-from sfl.aggregation.contribution import Array, Contribution, Shapes, Stale, verify
+from sfl.aggregation.contribution import Array, Contribution, Stale, verify
 from sfl.aggregation.examine import Examined, examine, not_finite
 from sfl.aggregation.shares import bounded
 from sfl.aggregation.strategy import make_strategy
-from sfl.aggregation.sums import EdgeSum, by_edge, groups, total
+from sfl.aggregation.sums import by_edge
 from sfl.aggregation.weighted import mean_strategy
 from sfl.errors import DiskError, ProtocolError
 from sfl.metrics.stats import NodeStats
@@ -152,6 +153,7 @@ class Averaging:
         settings = config.current
         self.spool = Spool(folder / "spool")
         self._strategy = make_strategy(settings.aggregation, settings.lora)
+        self.sums = EdgeSums(config, self._strategy, lambda: adapter.values, self.spool)
         self._config = config
         self._folder = folder
         self._adapter = adapter
@@ -188,16 +190,6 @@ class Averaging:
             )
         if all(file.exists() for file in contribution.files):
             verify(contribution, self._strategy.shapes(contribution, self._adapter.values))
-
-    def check_sum(self, edge: str, path: Path) -> None:
-        """Raise ProtocolError unless an edge's sum is one of this run's adapters."""
-        with on_disk(self._folder):
-            EdgeSum(edge, 1, path).verify(self._shapes())
-
-    def _shapes(self) -> Shapes:
-        """Of what devices send, where all send the same."""
-        nobody = Contribution("", 1)
-        return self._strategy.shapes(nobody, self._adapter.values)
 
     def examine(self, command: Aggregate | Reduce, updates: Mapping[str, Update]) -> Examined:
         """Look at a round's updates, each with the weight that it has."""
@@ -251,16 +243,10 @@ class Averaging:
         if options.sums == "flat":
             return strategy.aggregate(devices, current)
         if options.sums == "by_edge":
-            whole = by_edge(devices, self._shapes())
+            whole = by_edge(devices, self.sums.shapes)
         else:
-            whole = total(self._sums(command, devices), self._shapes())
+            whole = self.sums.total(command, devices)
         return mean_strategy(strategy, options.strategy).from_mean(whole.mean(), current)
-
-    def _sums(self, command: Aggregate, devices: Sequence[Contribution]) -> Iterator[EdgeSum]:
-        """What edges have added up, in the order in which the cloud itself would add it."""
-        for edge, own in groups(devices).items():
-            file = self.spool.sum_path(command.round, edge, command.number)
-            yield EdgeSum(edge, sum(one.weight for one in own), file)
 
     def forget_before(self, round_: int, needed: int | None = None) -> None:
         """The journal has a round's adapter: what that was made of is not needed any more.

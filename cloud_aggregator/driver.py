@@ -183,7 +183,7 @@ class Driver:
         if refused := examined.verdict.refused:
             self.happened(UpdatesRefused(command.round, refused))
         else:
-            self._effects.ask_for_sums(command, examined)
+            self._effects.ask_for_sums(self._averaging.sums.ask(command, examined))
 
     async def _aggregate(self, command: Aggregate, updates: Mapping[str, Update]) -> None:
         """Average what is in the spool, off the loop, and keep the result."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Mapping
 from functools import singledispatchmethod
 
 from cloud_aggregator.averaging import GlobalAdapter
@@ -10,7 +11,6 @@ from cloud_aggregator.dispatch import Dispatch
 from cloud_aggregator.edge_names import EdgeNames
 from cloud_aggregator.effective import EffectiveConfig
 from cloud_aggregator.models_said import ModelsSaid
-from sfl.aggregation.examine import Examined
 from sfl.errors import ConfigError, Elsewhere
 from sfl.metrics.stats import NodeStats
 from sfl.node.logs import Sparing
@@ -24,7 +24,6 @@ from sfl.rounds import (
     Fault,
     FinishRun,
     HandOver,
-    Reduce,
     Refuse,
     RefuseEdge,
     Rehearse,
@@ -38,7 +37,7 @@ from sfl.rounds import (
 )
 from sfl.rounds.assignment import assign
 from sfl.rounds.placing import addresses
-from sfl.rounds.values import Admission, Share, SumOrder
+from sfl.rounds.values import Admission, SumOrder
 from sfl.transport.cloud.service import CloudService
 from sfl.transport.cloud.words import GoElsewhere
 
@@ -71,17 +70,10 @@ class Effects:
         self._dispatch = dispatch
         self._edges = edges
 
-    def ask_for_sums(self, command: Reduce, examined: Examined) -> None:
+    def ask_for_sums(self, orders: Mapping[str, SumOrder]) -> None:
         """Have edges add up what was found sound."""
-        shares = {
-            one.device: Share(
-                one.num_examples, 1.0 if one.shortened is None else one.shortened.factor
-            )
-            for one in examined.contributions
-        }
-        for edge, names in command.edges.items():
-            own = {name: shares[name] for name in names}
-            self._service.post(edge, SumOrder(command.round, command.number, own))
+        for edge, order in orders.items():
+            self._service.post(edge, order)
 
     @singledispatchmethod
     def do(self, command: Command) -> None:

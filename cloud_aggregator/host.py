@@ -269,9 +269,13 @@ class EdgeHost:
         return not problem
 
     def sum_received(self, edge: str, round_: int, number: int) -> None:
-        """An edge's sum is in the spool. Raises ProtocolError where it is none."""
+        """An edge's sum is in the spool; one that sends another than it was asked for is out."""
+        try:
+            self._averaging.sums.check(edge, round_, number)
+        except ProtocolError as error:
+            self.edge_failed(edge, str(error))
+            return
         path = self.spool.sum_path(round_, edge, number)
-        self._averaging.check_sum(edge, path)
         self._received(SumReceived(edge, round_, number), path)
 
     def _received(self, event: UpdateReceived | SumReceived, path: Path) -> None:

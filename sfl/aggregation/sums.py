@@ -6,6 +6,7 @@ changes no bit: edges and cloud use the same function, in the same order of name
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -116,10 +117,17 @@ class EdgeSum:
         except SafetensorError as error:
             raise self._error(f"not a valid safetensors file: {error}") from None
 
-    def verify(self, shapes: Shapes) -> None:
-        """Raise ProtocolError unless the file is a whole sum of these shapes, all of it finite."""
-        for _ in self.terms(shapes):
-            pass
+    def change(self, start: Mapping[str, Array]) -> float:
+        """How far its mean is from `start`, Euclidean, in float64; one tensor in memory at a time.
+
+        Raises ProtocolError where it is no whole sum of those shapes, or not finite.
+        """
+        squared = 0.0
+        for name, term in self.terms({name: array.shape for name, array in start.items()}):
+            term /= self.weight
+            term -= start[name]
+            squared += float(np.square(term).sum())
+        return math.sqrt(squared)
 
     def _check(self, found: Mapping[str, Any], shapes: Shapes) -> None:
         if odd := sorted(found.keys() ^ shapes.keys()):

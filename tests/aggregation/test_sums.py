@@ -168,10 +168,18 @@ def test_what_is_no_sum_is_said(tmp_path: Path, values: dict[str, Array], said: 
     file = tmp_path / "sum"
     save_file(values, file)
     with pytest.raises(ProtocolError, match=f"sum of edge e: {said}"):
-        EdgeSum("e", 3, file).verify({"w": (2,)})
+        EdgeSum("e", 3, file).change({"w": np.zeros(2)})
     file.write_bytes(b"nothing")
     with pytest.raises(ProtocolError, match="sum of edge e: not a valid safetensors file"):
-        EdgeSum("e", 3, file).verify({"w": (2,)})
+        EdgeSum("e", 3, file).change({"w": np.zeros(2)})
+
+
+def test_how_far_the_mean_in_a_sum_has_come(tmp_path: Path) -> None:
+    devices, start = fleet(tmp_path, "fedavg", "aab"), adapter(40)
+    for own in sent(tmp_path, devices, shapes_of(start)):
+        mean = flat(groups(devices)[own.edge], shapes_of(start)).mean()
+        change = [np.square(mean[name] - start[name]).sum() for name in start]
+        assert own.change(start) == pytest.approx(float(np.sqrt(sum(change))), rel=1e-14)
 
 
 def test_a_shortened_update_counts_shortened_in_its_edges_sum(tmp_path: Path) -> None:

@@ -23,6 +23,7 @@ from sfl.rounds import AdapterReady, Phase
 from sfl.rounds.values import Assignment, HeldUpdate, SumOrder
 from sfl.transport import dialling
 from sfl.transport.frames import chunks
+from sfl.transport.frames.chunks import adapter_bytes, decode_adapter
 from tests.house.cuts import Cuts, CutTwin
 from tests.house.federation import Outcome, finished
 from tests.house.fleets import completions, device, settings, tiny
@@ -256,6 +257,28 @@ def test_an_edge_cannot_say_that_a_device_delivered_what_it_did_not_sign(
     outcome = finished(twin(tmp_path / "forged", "at_edges", Signed, run=run).run())
     assert "edge north: its update is not signed by it" in outcome.logs()
     assert any(fault["node"] == "a" for fault in outcome.summary["faults"])
+
+
+def test_an_edge_whose_sum_is_longer_than_the_updates_in_it_is_left_out(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    add_up = KeptUpdates.add_up
+
+    def forged(own: KeptUpdates, devices: Any) -> bytes:
+        values = decode_adapter(add_up(own, devices))
+        if {one.device for one in devices} == {"a", "c"}:
+            values = {name: 1.5 * array for name, array in values.items()}
+        return adapter_bytes(values)
+
+    monkeypatch.setattr(KeptUpdates, "add_up", forged)
+    run, network = {"rounds": 1, "min_devices": 2}, {"rejoin_timeout": 0.0}
+    own = twin(tmp_path / "forged", "at_edges", run=run, network=network)
+    outcome = finished(own.run())
+    said = "sum of edge north: its mean has changed by"
+    assert said in outcome.logs() and "sum of edge north" in str(own.ended["north"])
+    assert {fault["node"] for fault in outcome.summary["faults"]} >= {"a", "c"}
+    (first, last) = averages(outcome)
+    assert (first.round, set(last.norms)) == (0, {"b", "d"})
 
 
 def test_an_update_that_is_too_long_is_refused_and_in_no_sum(tmp_path: Path) -> None:

@@ -29,7 +29,7 @@ class Receiver(Protocol):
         """One side's part of an update is in the spool."""
 
     def sum_received(self, edge: str, round_: int, number: int) -> None:
-        """An edge's sum is in the spool. Raises ProtocolError where it is none."""
+        """An edge's sum is in the spool."""
 
 
 class Intake:

@@ -131,7 +131,7 @@ class Host(Protocol):
         """A device's update is whole, and stays at its edge."""
 
     def sum_received(self, edge: str, round_: int, number: int) -> None:
-        """An edge's sum is in the spool. Raises ProtocolError where it is none."""
+        """An edge's sum is in the spool."""
 
     def reported(self, report: RoundReport) -> None:
         """A device tells how its round went."""
