@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
@@ -27,11 +28,12 @@ from sfl.transport.frames.chunks import adapter_bytes, decode_adapter
 from tests.house.cuts import Cuts, CutTwin
 from tests.house.federation import Outcome, finished
 from tests.house.fleets import completions, device, settings, tiny
-from tests.house.many_edges import run_of
+from tests.house.nodes import ManyEdges
 from tests.house.reference import adapter, assert_same_bits
 from tests.house.stills import over, stills_of_twin
 from tests.house.tls import give
 from tests.house.twin import Twin
+from tests.house.waiting import until
 
 EDGES = {"north": ["a", "c"], "south": ["b", "d"]}
 APART = 19
@@ -177,6 +179,14 @@ def test_a_device_that_is_lost_after_it_delivered_counts(
     assert_same_bits(adapter(outcome), adapter(alone))
 
 
+def kill(twin: Twin, edge: str) -> None:
+    """As its process is: it never finds its cloud again."""
+    nowhere = twin.services.aio_channel("nowhere")
+    link: Any = twin.servers[edge].cloud
+    link._new_channel = lambda: nowhere
+    twin.lose_edge(edge)
+
+
 @pytest.mark.parametrize("closed", [False, True], ids=["open", "closed"])
 def test_an_edge_that_is_killed_has_what_it_kept_trained_again(
     tmp_path: Path, expected: dict[str, np.ndarray], closed: bool, monkeypatch: pytest.MonkeyPatch
@@ -204,10 +214,7 @@ def test_an_edge_that_is_killed_has_what_it_kept_trained_again(
         else:
             await twin.until(lambda: delivered(twin) >= {"a", "c"} and twin.held == {"d"})
         task = twin._edge_tasks["north"]
-        nowhere = twin.services.aio_channel("nowhere")
-        link: Any = twin.servers["north"].cloud
-        link._new_channel = lambda: nowhere  # as it is once its process is killed
-        twin.lose_edge("north")
+        kill(twin, "north")
         await asyncio.wait({task})
         for name in EDGES["north"]:
             twin.at(name, 1, 0, again.append)
@@ -219,6 +226,44 @@ def test_an_edge_that_is_killed_has_what_it_kept_trained_again(
     assert sorted(again) == ["a", "c"]
     assert_same_bits(adapter(outcome), expected)
     assert [fault for fault in outcome.summary["faults"] if fault["node"]] == []
+
+
+@pytest.mark.parametrize("closed", [False, True], ids=["open", "closed"])
+def test_devices_of_an_edge_that_dies_train_again_at_another_one(
+    tmp_path: Path, expected: dict[str, np.ndarray], closed: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With their sessions, by a store that edges share. Added up elsewhere: equal to rounding."""
+    network = {"failover_seconds": 0.0}
+    edge = {"snapshots": f"file://{tmp_path / 'store'}"}
+    own = twin(tmp_path / "dies", "at_edges", network=network, edge=edge)
+    dies = asyncio.Event()
+    add_up = DeviceHost.add_up
+
+    def dying(host: DeviceHost, order: SumOrder) -> None:
+        if "a" in order.shares and order.round == 2 and not dies.is_set():
+            dies.set()
+        else:
+            add_up(host, order)
+
+    if closed:
+        monkeypatch.setattr(DeviceHost, "add_up", dying)
+    else:
+        own.at("d", 2, 3, own.hold)
+
+    async def story(twin: Twin) -> None:
+        if closed:
+            await twin.until(dies.is_set)
+        else:
+            await twin.until(lambda: delivered(twin) >= {"a", "c"} and twin.held == {"d"})
+        kill(twin, "north")
+        await twin.until(lambda: set("ac") <= set(twin.cloud.coordinator.state.roster.at("south")))
+        twin.release("d")
+
+    outcome = finished(own.run(story))
+    assert [fault for fault in outcome.summary["faults"] if fault["node"]] == []
+    for name, array in adapter(outcome).items():
+        np.testing.assert_allclose(array, expected[name], rtol=1e-6, atol=1e-8)
+    assert set(averages(outcome)[-1].norms) == set("abcd")
 
 
 class Signed(Twin):
@@ -307,10 +352,53 @@ def test_a_cloud_killed_between_any_two_writes_goes_on(
         assert_same_bits(adapter(finished(resumed.run())), expected)
 
 
+@pytest.fixture
+def by_hand() -> Iterator[Callable[[Path, dict[str, Any]], ManyEdges]]:
+    """Starts a run's nodes as processes."""
+    started: list[ManyEdges] = []
+
+    def start(folder: Path, own: dict[str, Any]) -> ManyEdges:
+        nodes = ManyEdges(folder, own, list(EDGES))
+        started.append(nodes)
+        for number, name in enumerate("abcd"):
+            edge = next(edge for edge, names in EDGES.items() if name in names)
+            nodes.device(number, edge=nodes.addresses[edge])
+        return nodes
+
+    yield start
+    for nodes in started:
+        nodes.stop()
+
+
 @pytest.mark.process
-def test_real_processes_of_two_edges(tmp_path: Path, expected: dict[str, np.ndarray]) -> None:
-    for sums in ("by_edge", "at_edges"):
-        folder = tmp_path / sums
-        folder.mkdir()
-        outcome = finished(run_of(folder, values(folder, sums), EDGES))
-        assert_same_bits(adapter(outcome), expected)
+@pytest.mark.parametrize("sums", ["by_edge", "at_edges"])
+def test_real_processes_of_two_edges(
+    tmp_path: Path, expected: dict[str, np.ndarray], by_hand: Any, sums: str
+) -> None:
+    outcome = finished(by_hand(tmp_path, values(tmp_path, sums)).outcome())
+    assert_same_bits(adapter(outcome), expected)
+
+
+@pytest.mark.process
+def test_a_real_edge_that_is_killed_with_its_updates(tmp_path: Path, by_hand: Any) -> None:
+    more: dict[str, dict[str, Any]] = {
+        "training": {"local_steps": 20},
+        "network": {"failover_seconds": 1.0},
+    }
+    (tmp_path / "killed").mkdir()
+    own = values(tmp_path / "killed", "at_edges", **more)
+    own["devices"][3]["link"] = {"delay_ms": 40}  # d is in the middle of a round for seconds
+    nodes = by_hand(tmp_path / "killed", own)
+
+    def has_updates() -> bool:
+        status = nodes.status()
+        steps = {own["name"]: own["step"] for own in status.get("devices", ())}
+        return status.get("round") == 2 and steps["a"] == steps["c"] == 20 and steps["d"] < 15
+
+    until(has_updates, "updates that an edge keeps")
+    nodes.edges["north"].kill()
+    outcome = finished(nodes.outcome())
+    assert outcome.summary["faults"] == []
+    whole = adapter(finished(twin(tmp_path / "whole", "by_edge", Twin, **more).run()))
+    for name, array in adapter(outcome).items():
+        np.testing.assert_allclose(array, whole[name], rtol=1e-5, atol=1e-7)
