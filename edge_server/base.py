@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -52,6 +54,13 @@ class Base:
     """Values of it that the checkpoint holds, as a safetensors file."""
     holder: Holder = "edge"
     """Which stage server this is."""
+
+    @property
+    def digest(self) -> str:
+        """Tells this model from another one, by its configuration and what an adapter has."""
+        config = json.dumps(self.folder.config, sort_keys=True, default=str)
+        said = f"{config}\n{self.manifest.to_json()}".encode()
+        return hashlib.sha256(said + self.given).hexdigest()
 
     @property
     def adapter_limit(self) -> int:
@@ -112,7 +121,7 @@ def load_base(
 
     For the compute thread. What was settled of their form goes into `stats`.
     """
-    folder = _checked_folder(config, settings)
+    folder = _checked_folder(config, settings, holder)
     form = settle(config, settings.model, threads, settings.aggregation.traits.folds)
     own = config.model_copy(update={"quantised": form.quantised})
     choice = fit_edge(folder, settings, own, holder)
@@ -138,7 +147,7 @@ def load_base(
     return Base(settings, folder, model, bank, choice, manifest, given, holder)
 
 
-def _checked_folder(config: EdgeConfig, settings: RunSettings) -> ModelFolder:
+def _checked_folder(config: EdgeConfig, settings: RunSettings, holder: Holder) -> ModelFolder:
     """The model's folder, which this run can use."""
     check_codecs(settings)
     if remembers_samples(settings):
@@ -147,7 +156,8 @@ def _checked_folder(config: EdgeConfig, settings: RunSettings) -> ModelFolder:
     check_length(settings.model.max_length, folder.context_length)
     _warn_of_tokenizer(folder)
     check_class_order(folder, settings.model.labels)
-    check_batching(folder, settings, config)
+    if holder in ("edge", settings.loss_server):  # one [stage] table may be of several
+        check_batching(folder, settings, config, holder)
     return folder
 
 

@@ -23,6 +23,7 @@ from sfl.transport.device import checked
 from sfl.transport.device.service import EdgeService
 from sfl.transport.device.training import Training
 from sfl.transport.frames.chunks import Buffer, decode_adapter
+from sfl.transport.stage.dialling import NextStage
 
 LAST_WORD = 8.0
 """Seconds that devices have for taking the end of the run, and for coming back for it."""
@@ -44,6 +45,8 @@ class Follower:
         self._cloud = cloud
         self._stats = stats
         self.run_key = ""
+        self.following: NextStage | None = None
+        """The stage behind this edge, which is told the end of the run last."""
         self._orders: EdgeOrders | None = None
         self._base_updates = 0  # rounds whose sums are in the base
         self._folded: asyncio.Task[None] | None = None
@@ -53,6 +56,8 @@ class Follower:
         async for word in words:
             if isinstance(word, FinishRun):
                 await self.dismiss(word.ok, word.reason)
+                if self.following is not None:
+                    await self.following.tell_end(Finish(word.ok, word.reason, self.run_key))
                 if not word.ok:
                     raise RunFailed(word.reason)
                 return

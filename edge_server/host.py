@@ -150,7 +150,12 @@ class DeviceHost:
         assert own is not None, "who is not refused has one"
         checked.assignment(own, base.settings, base.folder.num_layers)
         session = await self.floor.open(device, own)
-        behind = await self._way_on(device, own)
+        try:
+            behind = await self._way_on(device, own)
+        except Refused as error:  # the cloud has let it in, and is to hear that it left again
+            log.warning("device %s has no way on: %s", device, error, extra={"device": device})
+            await self.left(device, error)
+            raise
         log.info("device %s joined", device, extra={"device": device})
         welcome = DeviceWelcome(
             base.settings,
@@ -173,7 +178,7 @@ class DeviceHost:
                 "edge.next to its address"
             )
         base = self.floor.base
-        run = RunHere(base.settings, self._run_id, self._run_key)
+        run = RunHere(base.settings, self._run_id, self._run_key, base.digest)
         hidden, limit = base.model.hidden_size, base.adapter_limit
         behind = await self._following.open(device, own, run, hidden, limit)
         self._onward[device] = behind

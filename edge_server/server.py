@@ -104,6 +104,7 @@ class EdgeServer:
         self.beats = Beats(stats, self.cloud, self.service)
         self.beats.listen(self.cloud.last_heard)
         self.follower = Follower(self.service, self._opened, self.cloud, stats)
+        self.follower.following = self._following
         describe_node(self._log_fields)
 
     async def run(self, connect_timeout: float, address_file: Path | None) -> None:

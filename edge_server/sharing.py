@@ -36,23 +36,25 @@ class Sharing:
         patience: float,
         streams: Callable[[], Iterable[tuple[str, Member]]],
     ) -> None:
-        """Who is away for `patience` seconds is waited for no more."""
+        """Who has not begun for `patience` seconds is waited for no more."""
         self.team = team
         self._engine = engine
         self._waits = waits
         self._patience = patience
         self._streams = streams
         self._stepped = asyncio.Event()
-        self._left: dict[str, float] = {}
+        self._begun: dict[str, int] = {}
+        self._missed: dict[str, float] = {}
         self._seen = (0, 0)
 
-    def came(self, device: str) -> None:
-        """A device's stream is open."""
-        self._left.pop(device, None)
+    def began(self, device: str, round_: int) -> None:
+        """A member has begun a round here."""
+        self._begun[device] = round_
+        self._missed.pop(device, None)
 
     def left(self, device: str) -> None:
-        """It is over."""
-        self._left[device] = time.monotonic()
+        """Its stream is over."""
+        self._begun.pop(device, None)
 
     async def turn(self, session: SharedSession, message: TensorMessage) -> None:
         """Wait until a message's step may be computed."""
@@ -63,7 +65,7 @@ class Sharing:
             whom = f"device {behind[0]}" if len(behind) == 1 else f"{len(behind)} devices"
             with self._waits.on(whom, "part", f"gradients of step {step - 1}", quiet=True):
                 await self._next()
-            await self._give_up(behind)
+            await self._give_up(behind, message.key.round)
 
     async def stepped(self, session: SharedSession) -> bool:
         """A job is done; whether the session has taken all of its steps."""
@@ -88,11 +90,12 @@ class Sharing:
         except TimeoutError:
             return
 
-    async def _give_up(self, behind: Iterable[str]) -> None:
-        """Go on without members that were lost, and are not back in time."""
+    async def _give_up(self, behind: Iterable[str], round_: int) -> None:
+        """Go on without members that do not begin the round, or are lost and not back in time."""
         now = time.monotonic()
         for device in behind:
-            gone = self._left.get(device)
-            if gone is not None and now - gone > self._patience:
+            if self._begun.get(device) == round_:
+                continue
+            if now - self._missed.setdefault(device, now) > self._patience:
                 await self._engine.run(self.team.leave_out, device)
                 self._tell(None)

@@ -104,6 +104,8 @@ class StageServer:
                 await asyncio.wait(waited, return_when=asyncio.FIRST_COMPLETED)
                 if beats.done():
                     beats.result()
+                if over.done():
+                    await self.host.tell_end(over.result())
                 await self._last_word()
             finally:
                 beats.cancel()

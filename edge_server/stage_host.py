@@ -11,7 +11,7 @@ from edge_server.floor import Floor
 from edge_server.sharing import Sharing
 from edge_server.training import new_session
 from sfl.config import EdgeConfig
-from sfl.errors import Refused, SflError
+from sfl.errors import LinkLost, Refused, SflError
 from sfl.metrics.snapshot import NodeSnapshot
 from sfl.metrics.stages import StagesSaid
 from sfl.metrics.stats import NodeStats
@@ -25,6 +25,7 @@ from sfl.stage.swapping import Residence
 from sfl.stage.training import SharedSession, Team, TrainingSession, new_team
 from sfl.stage.training.shared import team_snapshots
 from sfl.transport.bulk.files import FileEntry
+from sfl.transport.device import checked
 from sfl.transport.device.decode_slots import DecodeSlots
 from sfl.transport.device.end import ServingEnd
 from sfl.transport.device.tensor_work import Coders
@@ -100,7 +101,13 @@ class StageRun:
 
     async def open(self, arriving: Arriving, coders: Coders, end: ServingEnd) -> Carried:
         """A session for a device, and its way to the stage behind."""
-        device, own = arriving.device, arriving.joined
+        device, own, base = arriving.device, arriving.joined, self._floor.base
+        checked.assignment(own, arriving.settings, base.folder.num_layers)
+        if arriving.model != base.digest:
+            raise Refused(
+                f"stage.model of stage {self._config.name} is another model than edge "
+                f"{arriving.server} has: give both the same files"
+            )
         session = await self._floor.open(device, own)
         behind = await self._way_on(arriving)
         settings = arriving.settings
@@ -108,8 +115,6 @@ class StageRun:
             self._down[arriving.server] = shaper(hop_link(settings), "down")
         down = self._down[arriving.server]
         stream = Carried(device, session, settings, self, behind, coders, end, down)
-        if self._sharing is not None:
-            self._sharing.came(device)
         self._streams[device], self._servers[device] = stream, arriving.server
         log.info("device %s came by edge %s", device, arriving.server, extra={"device": device})
         return stream
@@ -130,6 +135,10 @@ class StageRun:
         first = self._first
         if first is None or (self._loading is not None and _failed(self._loading)):
             return
+        if first.key != arriving.key and not self._streams:
+            # Nobody has told the end of the run before: another process is to begin with this one.
+            self.run_is_over(Finish(False, f"run {arriving.run_id} has begun", first.key))
+            raise LinkLost(f"this stage was of run {first.run_id}, and ends; start it again")
         if (first.key, first.holder) != (arriving.key, arriving.holder):
             raise Refused(
                 f"this stage is the {first.holder} of run {first.run_id}, and edge "
@@ -166,6 +175,11 @@ class StageRun:
         kept = team_snapshots(cache, arriving.key, self._config.name, self.stats)
         return new_team(own, base.model, base.bank, settings, kept, base.holder)
 
+    def began(self, device: str, round_: int) -> None:
+        """A device has begun a round here."""
+        if self._sharing is not None:
+            self._sharing.began(device, round_)
+
     async def turn(self, session: TrainingSession, message: TensorMessage) -> None:
         """Wait for others, where a step depends on theirs."""
         if self._sharing is not None and isinstance(session, SharedSession):
@@ -186,7 +200,7 @@ class StageRun:
                 f"the run has a stage behind the {arriving.holder}, and this one does not know "
                 "where: set stage.next to its address"
             )
-        run = RunHere(arriving.settings, arriving.run_id, arriving.run_key)
+        run = RunHere(arriving.settings, arriving.run_id, arriving.run_key, base.digest)
         hidden, limit = base.model.hidden_size, base.adapter_limit
         behind = await self._behind.open(arriving.device, own, run, hidden, limit)
         self._onward[arriving.device] = behind
@@ -221,9 +235,14 @@ class StageRun:
         yield b""
 
     def run_is_over(self, end: Finish) -> None:
-        """A server before this one says so; the first one counts."""
-        if not self.over.done():
+        """A server before this one says so, of the run that this stage is in; the first counts."""
+        if self._first is not None and end.run_key == self._first.key and not self.over.done():
             self.over.set_result(end)
+
+    async def tell_end(self, end: Finish) -> None:
+        """The stage behind this one is to know, too."""
+        if self._behind is not None:
+            await self._behind.tell_end(end)
 
     # -- what it tells ----------------------------------------------------------------------------
 

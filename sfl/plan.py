@@ -163,11 +163,14 @@ class Plan:
             raise KeyError(f"{holder} holds {len(found)} spans")
         return found[0]
 
+    def behind(self, holder: Holder) -> tuple[Holder, ...]:
+        """The stage servers behind this one."""
+        names = [held.holder for held in self.servers]
+        return tuple(names[names.index(holder) + 1 :])
+
     def next_of(self, holder: Holder) -> Holder | None:
         """The stage server behind this one, None behind the last."""
-        names = [held.holder for held in self.servers]
-        following = names[names.index(holder) + 1 :]
-        return following[0] if following else None
+        return next(iter(self.behind(holder)), None)
 
     def holder_of(self, block: int) -> Holder:
         """Who holds a block."""

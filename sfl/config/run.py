@@ -23,7 +23,7 @@ from sfl.config.node import CloudNode, EdgeConfig, StageConfig
 from sfl.config.sections import RunSections
 from sfl.config.simulate import SimulateSettings
 from sfl.errors import ConfigError
-from sfl.plan import TIERED, Plan
+from sfl.plan import SERVERS, TIERED, U_SHAPED, Holder, Plan
 
 _CODED_AS = {
     "hidden": "activation",
@@ -124,6 +124,13 @@ class RunSettings(RunSections):
     def is_tiered(self) -> bool:
         """Whether stages follow the edge."""
         return self.run.topology in TIERED
+
+    @property
+    def loss_server(self) -> Holder | None:
+        """Which stage server computes the loss; None where the device does."""
+        if self.run.topology in U_SHAPED:
+            return None
+        return SERVERS[len(self.stage_cuts(self.devices[0].name))]
 
     def stage_cuts(self, device: str) -> tuple[int, ...]:
         """Blocks before each stage behind the edge, for a device; none in two tiers."""

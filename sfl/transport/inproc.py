@@ -12,7 +12,7 @@ import contextvars
 import logging
 import queue
 import threading
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
@@ -349,6 +349,22 @@ class AioChannel:
             return call
 
         return begin
+
+    def unary_unary(
+        self, path: str, request_serializer: Any, response_deserializer: Any
+    ) -> Callable[..., Awaitable[Any]]:
+        """A method's callable: one request in, its response out."""
+
+        async def call(request: Any, timeout: float | None = None) -> Any:
+            async def one() -> AsyncIterator[Any]:
+                yield request
+
+            begun = AioCall(self._services, self._address, path, response_deserializer)
+            self._calls.append(begun)
+            begun.feeding = asyncio.create_task(begun.feed(one(), request_serializer))
+            return await anext(aiter(begun))
+
+        return call
 
     def cut(self) -> None:
         """End what is open as a broken cable does: neither side has said a word."""

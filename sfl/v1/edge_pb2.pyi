@@ -32,6 +32,12 @@ HOLDER_STAGE: Holder
 HOLDER_STAGE2: Holder
 HOLDER_STAGE3: Holder
 
+class Heard(_message.Message):
+    __slots__ = ("checksum",)
+    CHECKSUM_FIELD_NUMBER: _ClassVar[int]
+    checksum: int
+    def __init__(self, checksum: _Optional[int] = ...) -> None: ...
+
 class DeviceHello(_message.Message):
     __slots__ = ("device", "wire_version", "compiled_codec", "run", "incarnation", "stage", "round_trips")
     DEVICE_FIELD_NUMBER: _ClassVar[int]
@@ -51,20 +57,22 @@ class DeviceHello(_message.Message):
     def __init__(self, device: _Optional[str] = ..., wire_version: _Optional[int] = ..., compiled_codec: _Optional[bool] = ..., run: _Optional[str] = ..., incarnation: _Optional[bytes] = ..., stage: _Optional[_Union[StageHello, _Mapping]] = ..., round_trips: _Optional[_Iterable[_Union[_tensor_pb2.RoundTrip, _Mapping]]] = ...) -> None: ...
 
 class StageHello(_message.Message):
-    __slots__ = ("server", "holder", "settings", "run_id", "run_key", "assignment")
+    __slots__ = ("server", "holder", "settings", "run_id", "run_key", "assignment", "model")
     SERVER_FIELD_NUMBER: _ClassVar[int]
     HOLDER_FIELD_NUMBER: _ClassVar[int]
     SETTINGS_FIELD_NUMBER: _ClassVar[int]
     RUN_ID_FIELD_NUMBER: _ClassVar[int]
     RUN_KEY_FIELD_NUMBER: _ClassVar[int]
     ASSIGNMENT_FIELD_NUMBER: _ClassVar[int]
+    MODEL_FIELD_NUMBER: _ClassVar[int]
     server: str
     holder: int
     settings: str
     run_id: str
     run_key: str
     assignment: Assignment
-    def __init__(self, server: _Optional[str] = ..., holder: _Optional[int] = ..., settings: _Optional[str] = ..., run_id: _Optional[str] = ..., run_key: _Optional[str] = ..., assignment: _Optional[_Union[Assignment, _Mapping]] = ...) -> None: ...
+    model: str
+    def __init__(self, server: _Optional[str] = ..., holder: _Optional[int] = ..., settings: _Optional[str] = ..., run_id: _Optional[str] = ..., run_key: _Optional[str] = ..., assignment: _Optional[_Union[Assignment, _Mapping]] = ..., model: _Optional[str] = ...) -> None: ...
 
 class Point(_message.Message):
     __slots__ = ("round", "step", "lineage")
@@ -153,7 +161,7 @@ class GradientNorm(_message.Message):
     def __init__(self, round: _Optional[int] = ..., step: _Optional[int] = ..., squared: _Optional[float] = ..., before: _Optional[_Iterable[float]] = ...) -> None: ...
 
 class DeviceMessage(_message.Message):
-    __slots__ = ("hello", "ready", "tensor", "norm", "adapter", "report", "heartbeat", "goodbye", "proof", "start", "finish", "checksum", "cannot_compute", "returns")
+    __slots__ = ("hello", "ready", "tensor", "norm", "adapter", "report", "heartbeat", "goodbye", "proof", "start", "checksum", "cannot_compute", "returns")
     HELLO_FIELD_NUMBER: _ClassVar[int]
     READY_FIELD_NUMBER: _ClassVar[int]
     TENSOR_FIELD_NUMBER: _ClassVar[int]
@@ -164,7 +172,6 @@ class DeviceMessage(_message.Message):
     GOODBYE_FIELD_NUMBER: _ClassVar[int]
     PROOF_FIELD_NUMBER: _ClassVar[int]
     START_FIELD_NUMBER: _ClassVar[int]
-    FINISH_FIELD_NUMBER: _ClassVar[int]
     CHECKSUM_FIELD_NUMBER: _ClassVar[int]
     CANNOT_COMPUTE_FIELD_NUMBER: _ClassVar[int]
     RETURNS_FIELD_NUMBER: _ClassVar[int]
@@ -178,11 +185,10 @@ class DeviceMessage(_message.Message):
     goodbye: str
     proof: Proof
     start: Assignment
-    finish: Finish
     checksum: int
     cannot_compute: bool
     returns: bool
-    def __init__(self, hello: _Optional[_Union[DeviceHello, _Mapping]] = ..., ready: _Optional[_Union[DeviceReady, _Mapping]] = ..., tensor: _Optional[_Union[_tensor_pb2.TensorFrame, _Mapping]] = ..., norm: _Optional[_Union[GradientNorm, _Mapping]] = ..., adapter: _Optional[_Union[_tensor_pb2.AdapterFrame, _Mapping]] = ..., report: _Optional[_Union[_tensor_pb2.RoundReport, _Mapping]] = ..., heartbeat: _Optional[_Union[_tensor_pb2.Heartbeat, _Mapping]] = ..., goodbye: _Optional[str] = ..., proof: _Optional[_Union[Proof, _Mapping]] = ..., start: _Optional[_Union[Assignment, _Mapping]] = ..., finish: _Optional[_Union[Finish, _Mapping]] = ..., checksum: _Optional[int] = ..., cannot_compute: _Optional[bool] = ..., returns: _Optional[bool] = ...) -> None: ...
+    def __init__(self, hello: _Optional[_Union[DeviceHello, _Mapping]] = ..., ready: _Optional[_Union[DeviceReady, _Mapping]] = ..., tensor: _Optional[_Union[_tensor_pb2.TensorFrame, _Mapping]] = ..., norm: _Optional[_Union[GradientNorm, _Mapping]] = ..., adapter: _Optional[_Union[_tensor_pb2.AdapterFrame, _Mapping]] = ..., report: _Optional[_Union[_tensor_pb2.RoundReport, _Mapping]] = ..., heartbeat: _Optional[_Union[_tensor_pb2.Heartbeat, _Mapping]] = ..., goodbye: _Optional[str] = ..., proof: _Optional[_Union[Proof, _Mapping]] = ..., start: _Optional[_Union[Assignment, _Mapping]] = ..., checksum: _Optional[int] = ..., cannot_compute: _Optional[bool] = ..., returns: _Optional[bool] = ...) -> None: ...
 
 class EdgeAt(_message.Message):
     __slots__ = ("edge", "address")
@@ -277,14 +283,16 @@ class Assignment(_message.Message):
     def __init__(self, round: _Optional[int] = ..., evaluate: _Optional[_Union[Extent, str]] = ..., num_steps: _Optional[int] = ..., first_step: _Optional[int] = ..., total_steps: _Optional[int] = ..., codecs: _Optional[str] = ..., micro_batches: _Optional[int] = ..., rehearse: _Optional[_Iterable[int]] = ..., plan: _Optional[_Iterable[_Union[HeldSpan, _Mapping]]] = ..., rank: _Optional[int] = ..., scaling: _Optional[float] = ..., credits: _Optional[int] = ..., after: _Optional[_Union[Point, _Mapping]] = ..., lineage: _Optional[int] = ..., together: _Optional[_Iterable[str]] = ..., share: _Optional[float] = ...) -> None: ...
 
 class Finish(_message.Message):
-    __slots__ = ("ok", "reason", "run_key")
+    __slots__ = ("ok", "reason", "run_key", "checksum")
     OK_FIELD_NUMBER: _ClassVar[int]
     REASON_FIELD_NUMBER: _ClassVar[int]
     RUN_KEY_FIELD_NUMBER: _ClassVar[int]
+    CHECKSUM_FIELD_NUMBER: _ClassVar[int]
     ok: bool
     reason: str
     run_key: str
-    def __init__(self, ok: _Optional[bool] = ..., reason: _Optional[str] = ..., run_key: _Optional[str] = ...) -> None: ...
+    checksum: int
+    def __init__(self, ok: _Optional[bool] = ..., reason: _Optional[str] = ..., run_key: _Optional[str] = ..., checksum: _Optional[int] = ...) -> None: ...
 
 class EdgeMessage(_message.Message):
     __slots__ = ("welcome", "start", "adapter", "tensor", "norm", "heartbeat", "finish", "elsewhere", "edges", "challenge", "checksum")

@@ -220,7 +220,7 @@ def together() -> dict[str, np.ndarray]:
         return adapter(outcome)
 
 
-@pytest.mark.parametrize(("fault", "step"), zip(FAULTS, (0, 2, 2, 2, 0), strict=True))
+@pytest.mark.parametrize(("fault", "step"), list(zip(FAULTS, (0, 2, 2, 2, 0), strict=True)))
 def test_a_shared_adapter_is_the_same_whoever_is_lost(
     tmp_path: Path, fault: str, step: int
 ) -> None:

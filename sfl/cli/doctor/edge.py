@@ -71,7 +71,7 @@ def check_edge(
     plans = [settings.plan(entry.name, layers) for entry in settings.devices]
     cuts = [plan.span_of(holder).first for plan in plans]
     cut = "cut_layer" if holder == "edge" else "stage_cuts"
-    each = (needed.adapter + needed.optimizer) // residents(settings, own)
+    each = (needed.adapter + needed.optimizer) // residents(settings, own, holder)
     how = f", blocks computed again for {len(choice.recompute)}" if choice.recompute else ""
     text = (
         f"{len(cuts)} device{'s' * (len(cuts) != 1)} ({cut} {', '.join(map(str, cuts))}) need "
@@ -93,7 +93,7 @@ def check_edge(
         return Check(holder, "ok", text, figures=figures)
     fix = (
         f"Set {section}.memory = {size(room).replace(' ', '')!r} to see what fits, or lower "
-        "training.batch_size, model.max_length or {section}.resident_adapters."
+        f"training.batch_size, model.max_length or {section}.resident_adapters."
     )
     return Check(holder, "problem", text, fix, figures)
 

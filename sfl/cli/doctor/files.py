@@ -23,6 +23,8 @@ from sfl.config import (
     load_edge,
     load_run,
 )
+from sfl.config.load import load_stage
+from sfl.config.node import StageConfig
 from sfl.data.examine import Examiner
 from sfl.data.sources import Source, check_own, require_there, sources
 from sfl.data.unread import check_all_read
@@ -53,12 +55,22 @@ def load_config(path: Path, overrides: Iterable[str]) -> Config:
         return load_device(path, overrides)
     if tables == {"edge"}:
         return load_edge(path, overrides)
+    if tables == {"stage"}:
+        return load_stage(path, overrides)
     return load_run(path, overrides)
+
+
+_KINDS: dict[type[Config], str] = {
+    RunConfig: "run",
+    DeviceConfig: "device",
+    EdgeConfig: "edge",
+    StageConfig: "stage",
+}
 
 
 def check_config(path: Path, config: Config, model: ModelFolder | None) -> Check:
     """Whether the file's settings fit together and fit the model."""
-    kind = {RunConfig: "run", DeviceConfig: "device", EdgeConfig: "edge"}[type(config)]
+    kind = _KINDS[type(config)]
     text = f"{path}: a{'n' if kind == 'edge' else ''} {kind}'s file"
     try:
         if isinstance(config, RunConfig):

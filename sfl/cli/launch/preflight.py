@@ -23,6 +23,7 @@ from sfl.models.memory.device_budget import device_load, fit_plan
 from sfl.models.vocabulary import check_tokenizer
 from sfl.node.certificates.own import load_own
 from sfl.node.extras import require_bitsandbytes
+from sfl.plan import SERVERS
 from sfl.report.plans import recorded_plans
 
 KNOWN_CODECS = {
@@ -95,6 +96,9 @@ def check_settings(config: RunConfig, folder: ModelFolder) -> None:
     _check_models(config, folder)
     check_class_order(folder, config.model.labels)
     check_batching(folder, config.settings, config.edge)
+    for holder, stage in zip(SERVERS[1:], config.stage_nodes, strict=False):
+        if holder == config.loss_server:  # the others take what is meant for it
+            check_batching(folder, config.settings, stage, holder)
     check_names(config)
     check_ports(config)
     check_certificates(config)

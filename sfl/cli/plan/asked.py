@@ -34,7 +34,8 @@ class Asked:
     as_json: bool = False
 
     def load(self) -> RunConfig:
-        """The settings. `fleet` decides where the file has no planner. Raises ConfigError."""
+        """The settings. `fleet` decides where the file has no planner, and its own
+        cuts stay in three tiers. Raises ConfigError."""
         changes = list(self.overrides)
         if self.model is not None:
             changes.append(f"model.path={self.model}")
@@ -42,7 +43,8 @@ class Asked:
             changes.append(f"planner.policy={self.policy}")
         config = load_run(self.file, changes)
         if config.planner.policy in (OFF, ADVICE):
-            config = load_run(self.file, [*changes, "planner.policy=fleet"])
+            usual = "fixed" if config.is_tiered else "fleet"
+            config = load_run(self.file, [*changes, f"planner.policy={usual}"])
         return config if self.link is None else _with_link(config, read_link(self.link))
 
 

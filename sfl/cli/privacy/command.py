@@ -19,6 +19,7 @@ from sfl.config import load_run
 from sfl.data.unread import check_all_read
 from sfl.errors import ConfigError
 from sfl.models.folder import open_model
+from sfl.plan import U_SHAPED
 from sfl.report.text import percent
 
 if TYPE_CHECKING:
@@ -126,9 +127,9 @@ def sentences(findings: Findings) -> list[str]:
         "whole: sequences without a mistake.",
     ]
     causal = findings.task == "causal_lm"
-    if findings.topology == "vanilla":
+    if findings.topology not in U_SHAPED:
         what = "completions" if causal else "classes"
-        lines.append(f"Besides, {what} are sent as labels: run.topology is vanilla.")
+        lines.append(f"Besides, {what} are sent as labels: run.topology is {findings.topology}.")
     elif causal:
         lines.append(
             "Labels stay on the device, but completions are part of the input, and are read there."

@@ -5,27 +5,36 @@ from __future__ import annotations
 from sfl.config import EdgeConfig, RunSettings
 from sfl.errors import ConfigError
 from sfl.models.folder import ModelFolder
+from sfl.plan import Holder
 
 
-def check_batching(folder: ModelFolder, settings: RunSettings, own: EdgeConfig) -> None:
-    """Raise ConfigError where `edge.batch_devices` asks for what this run never does."""
+def check_batching(
+    folder: ModelFolder, settings: RunSettings, own: EdgeConfig, holder: Holder = "edge"
+) -> None:
+    """Raise ConfigError where `batch_devices` asks for what this run never does."""
     if own.batch_devices == 1:
         return
-    hindrance = _hindrance(folder, settings)
+    hindrance = _hindrance(folder, settings, holder)
     if hindrance is not None:
         problem, remedy = hindrance
         raise ConfigError(
-            "edge.batch_devices",
+            f"{'edge' if holder == 'edge' else 'stage'}.batch_devices",
             own.batch_devices,
             f"no two jobs of this run can be one batch: {problem}",
             f"Set it to 1, or {remedy}.",
         )
 
 
-def _hindrance(folder: ModelFolder, settings: RunSettings) -> tuple[str, str] | None:
+def _hindrance(
+    folder: ModelFolder, settings: RunSettings, holder: Holder
+) -> tuple[str, str] | None:
     """What stands in the way, and how it is removed."""
-    if settings.run.topology != "vanilla":
+    if settings.loss_server is None:
         return f"run.topology is {settings.run.topology}", "run.topology to vanilla"
+    if settings.loss_server != holder:
+        return f"the loss is at the {settings.loss_server}", "stage.batch_devices there"
+    if settings.stages.adapters == "shared":
+        return "stages.adapters is shared", "stages.adapters to per_device"
     if settings.computation != "lean":
         why = "training.computation is reference"
         if settings.training.computation == "auto":

@@ -78,12 +78,13 @@ def fit_edge(
                 if fits(again, in_flight, allowance)
             )
     needed = needs(folder, settings, own, EdgeChoice(sets[-1], 1, 1), holder)
+    section, cut = ("edge", "cut_layer") if holder == "edge" else ("stage", "stages.cuts")
     raise ConfigError(
-        "edge.memory",
+        f"{section}.memory",
         f"{own.memory / 1e6:,.0f} MB",
         f"this run takes {needed.total / 1e6:,.0f} MB at least ({_parts(needed)})",
-        "Give more, hold fewer blocks on the edge (cut_layer), or use smaller batches (batch_size, "
-        "micro_batches), a smaller model.max_length, edge.dtype or edge.quantised.",
+        f"Give more, hold fewer blocks there ({cut}), or use smaller batches (batch_size, "
+        f"micro_batches), a smaller model.max_length, {section}.dtype or {section}.quantised.",
     )
 
 
@@ -177,8 +178,9 @@ def _forecast(
         folder,
         devices,
         lean=lean,
-        together=_together(settings, own),
-        residents=residents(settings, own),
+        together=_together(settings, own, holder),
+        residents=residents(settings, own, holder),
+        copies=_copies(settings, holder),
     )
 
 
@@ -187,29 +189,36 @@ def _has_loss(settings: RunSettings, device: str, num_layers: int, holder: Holde
     return largest_span(settings, device, num_layers, holder).head
 
 
-def _together(settings: RunSettings, own: EdgeConfig) -> int:
+def _copies(settings: RunSettings, holder: Holder) -> int:
+    """Of a shared adapter: its values at each step of a round are kept (`training/team.py`)."""
+    shared = settings.stages.adapters == "shared" and settings.loss_server == holder
+    return 1 + (settings.training.local_steps or 0) if shared else 0
+
+
+def _together(settings: RunSettings, own: EdgeConfig, holder: Holder) -> int:
     """Devices in one batch: only packed ones of whole training steps (sfl.stage.session)."""
-    whole = settings.computation == "lean" and settings.run.topology == "vanilla"
+    whole = settings.computation == "lean" and settings.loss_server == holder
+    whole = whole and settings.stages.adapters != "shared"
     return own.batch_devices if whole else 1
 
 
-def residents(settings: RunSettings, own: EdgeConfig) -> int:
+def residents(settings: RunSettings, own: EdgeConfig, holder: Holder = "edge") -> int:
     """Devices whose LoRA and optimizer may be in this machine's memory at once.
 
     Who is amid a step stays (`Session.idle`). Where a step is one message, nobody is between two
     jobs; where it takes several, all may be, and no limit helps.
     """
     everybody, limit = len(settings.devices), own.resident_adapters
-    if limit is None or own.swap_to == "memory" or _waits_within_steps(settings):
+    if limit is None or own.swap_to == "memory" or _waits_within_steps(settings, holder):
         return everybody
-    return min(everybody, max(limit, _together(settings, own)))
+    return min(everybody, max(limit, _together(settings, own, holder)))
 
 
-def _waits_within_steps(settings: RunSettings) -> bool:
+def _waits_within_steps(settings: RunSettings, holder: Holder) -> bool:
     """Whether an edge waits for a device's next message before a step of it is done."""
     training = settings.training
     return (
-        settings.run.topology != "vanilla"
+        settings.loss_server != holder
         or training.micro_batches != 1
         or training.max_grad_norm is not None
         # A device may cut its batches by itself, to stay within its memory.

@@ -279,7 +279,9 @@ class EdgeForecast:
         lean: bool,
         together: int = 1,
         residents: int | None = None,
+        copies: int = 0,
     ) -> None:
+        """`copies` of the largest adapter are held beside them."""
         self._devices = tuple(devices)
         self._together = together
         layout = folder.family.layout(folder.config, self._devices[0].load.task)
@@ -295,6 +297,7 @@ class EdgeForecast:
         sizes = [4 * self._parts[device].trained_values() for device in self._devices]
         self._adapter = sum(sorted(sizes, reverse=True)[:residents])
         self._optimizer = load.optimizer_copies * self._adapter
+        self._adapter += copies * max(sizes)
         self._adapter_message = max(sizes)
         whole = Span(0, folder.num_layers, embedding=True, head=True)
         adapters = {

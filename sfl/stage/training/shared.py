@@ -142,10 +142,8 @@ class SharedSession(VanillaSession):
             return super().handle(message)
 
     def group(self, message: Request) -> Group | None:
-        """Who is behind the others is computed alone."""
-        if self.step != self.team.step:
-            return None
-        return super().group(message)
+        """None: a batch's backward would leave one gradient for all, and each is to count once."""
+        return None
 
     def close(self) -> None:
         """The adapter stays: it is the others', too."""

@@ -112,7 +112,7 @@ class End:
         default the other one of device and edge.
         """
         seed = settings.run.seed
-        self._side = side
+        self.side: Holder = side
         self.device = device
         self.settings = settings
         self.phases = phases
@@ -232,7 +232,7 @@ class End:
     def moments_of(self, header: tensor_pb2.AdapterHeader, payload: Buffer) -> BlockMoments:
         """Moments that have come. Raises ProtocolError where they are of other blocks than due."""
         arrays = decode_adapter(payload)
-        blocks = taken_by(self._side, self._moved)
+        blocks = taken_by(self.side, self._moved)
         return BlockMoments(header.round, checked.moments(arrays, blocks))
 
     def encode(self, message: TensorMessage) -> list[Frame]:

@@ -9,7 +9,7 @@ import numpy as np
 
 from sfl.metrics.snapshot import NodeSnapshot
 from sfl.rounds.values import Assignment, Point, UpdateHeader
-from sfl.stage.messages import Finish, GradientNorm, TensorMessage
+from sfl.stage.messages import GradientNorm, TensorMessage
 from sfl.transport.device.jobs import Jobs
 from sfl.transport.frames.chunks import Buffer
 
@@ -62,9 +62,6 @@ class Next(Onward, Protocol):
 
     def round_over(self, point: Point) -> None:
         """Keep what codecs remember at a round's end; returns once it is on the disk."""
-
-    def finish(self, end: Finish) -> None:
-        """Tell all behind this server that the run is over."""
 
     async def close(self) -> None:
         """Hang up."""

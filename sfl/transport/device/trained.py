@@ -8,7 +8,7 @@ from typing import Any, Protocol
 
 from sfl.config import RunSettings
 from sfl.rounds.values import UpdateHeader
-from sfl.stage.messages import Finish, TensorMessage, begins_step
+from sfl.stage.messages import TensorMessage, begins_step
 from sfl.stage.remembered import DISK_SECONDS
 from sfl.stage.training import TrainingSession
 from sfl.transport.device.end import ServingEnd
@@ -49,12 +49,6 @@ class Trained(Served):
         self.behind = behind
         if behind is not None:
             behind.serve(host, self.jobs, self.tensors)
-
-    def finish(self, end: Finish) -> None:
-        """As of any device; and all behind this server are told, too."""
-        super().finish(end)
-        if self.behind is not None:
-            self.behind.finish(end)
 
     def coroutines(
         self, requests: AsyncIterator[edge_pb2.DeviceMessage | Frame], context: Context

@@ -198,6 +198,7 @@ STAGE_SESSION = Method(
     EDGE_SESSION.tensor_fields,
 )
 """The same messages as between a device and its edge, whose server has a server before it."""
+STAGE_END = Method("sfl.v1.Stage", "End", edge_pb2.Finish, edge_pb2.Heard, (False, False))
 EDGE_LIST_FILES = Method(
     "sfl.v1.Edge", "ListFiles", edge_pb2.FilesRequest, edge_pb2.FileList, (False, False)
 )

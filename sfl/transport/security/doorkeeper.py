@@ -28,6 +28,7 @@ from sfl.transport.frames.wire import (
     EDGE_PROBE,
     EDGE_SESSION,
     JOB_METHODS,
+    STAGE_END,
     STAGE_SESSION,
 )
 from sfl.transport.status import status_of
@@ -46,6 +47,7 @@ MAY_CALL: Mapping[str, frozenset[Role]] = {
     EDGE_PROBE.path: ANYBODY,
     CLOUD_SESSION.path: frozenset({"edge"}),
     STAGE_SESSION.path: frozenset({"edge"}),
+    STAGE_END.path: frozenset({"edge"}),
     ATTACH.path: frozenset({"edge", "device"}),
     **{method.path: frozenset({"operator"}) for method in JOB_METHODS},
 }

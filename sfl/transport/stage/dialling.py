@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import secrets
 import time
 from collections.abc import Callable
@@ -18,19 +19,24 @@ from sfl.errors import LinkLost, PeerUnavailable, ProtocolError
 from sfl.metrics.stats import NodeStats
 from sfl.plan import Holder
 from sfl.rounds.values import Assignment
+from sfl.stage.messages import Finish
 from sfl.stage.snapshots import SharedShelf, Snapshots
 from sfl.transport.device.tensor_work import Coders
 from sfl.transport.dialling import connected_aio
 from sfl.transport.frames import words
 from sfl.transport.frames.envelope import Frame
 from sfl.transport.frames.seal import sound
-from sfl.transport.frames.wire import ATTEMPT, WIRE_VERSION
+from sfl.transport.frames.wire import ATTEMPT, STAGE_END, WIRE_VERSION
 from sfl.transport.shaper import Shaper, shaper
 from sfl.transport.stage.end import NextEnd
 from sfl.transport.stage.link import NextLink, Opened
 from sfl.transport.status import error_of
 from sfl.v1 import edge_pb2
 
+log = logging.getLogger("sfl.stage")
+
+LAST_WORD = 5.0
+"""Seconds that a stage has for hearing the end of the run."""
 PAUSE = 0.2
 """Seconds between two attempts to reach a stage that does not answer."""
 PATIENCE = 60.0
@@ -45,6 +51,8 @@ class RunHere:
     settings: RunSettings
     run_id: str
     run_key: str
+    model: str
+    """Digest of its model."""
 
 
 def hop_link(settings: RunSettings) -> LinkSettings:
@@ -109,6 +117,17 @@ class NextStage:
             await channel.close(None)
             raise
 
+    async def tell_end(self, end: Finish) -> None:
+        """Tell the stage that the run is over; one that is not there has nothing to hear it."""
+        said = edge_pb2.Finish(ok=end.ok, reason=end.reason, run_key=end.run_key)
+        channel = self._new_channel()
+        try:
+            await STAGE_END.stub(channel)(said, timeout=LAST_WORD)
+        except grpc.aio.AioRpcError as error:
+            log.warning("%s has not heard the end of the run: %s", self.peer, error.details())
+        finally:
+            await channel.close(None)
+
     async def _connected(self, seconds: float) -> grpc.aio.Channel:
         """A connection of its own. Raises LinkLost."""
         end = time.monotonic() + seconds
@@ -138,6 +157,7 @@ class NextStage:
             settings=run.settings.model_dump_json(),
             run_id=run.run_id,
             run_key=run.run_key,
+            model=run.model,
             assignment=words.to_assignment(joined),
         )
         hello = edge_pb2.DeviceHello(

@@ -23,7 +23,7 @@ from sfl.errors import LinkLost, ProtocolError, RunFailed, SflError
 from sfl.metrics.stats import NodeStats
 from sfl.plan import Toward
 from sfl.rounds.values import Assignment, Point
-from sfl.stage.messages import Finish, GradientNorm, Kind, TensorMessage
+from sfl.stage.messages import GradientNorm, Kind, TensorMessage
 from sfl.transport.device import checked
 from sfl.transport.device.jobs import Jobs
 from sfl.transport.device.onward import Answers, Before
@@ -101,7 +101,6 @@ class NextLink:
         self._answers: Answers | None = None
         self._begun: asyncio.Future[Assignment] | None = None
         self._told: Assignment | None = None
-        self._is_over = False
 
     @property
     def points(self) -> tuple[Point, ...]:
@@ -148,12 +147,6 @@ class NextLink:
         """The same at a round's end; returns once it is on the disk."""
         self.end.round_over(point)
         self.end.remembered.written()
-
-    def finish(self, end: Finish) -> None:
-        """Tell all behind this server that the run is over."""
-        self._is_over = True
-        said = edge_pb2.Finish(ok=end.ok, reason=end.reason, run_key=end.run_key)
-        self._post(edge_pb2.DeviceMessage(finish=said))
 
     async def close(self) -> None:
         """Hang up, with what is still queued."""
@@ -202,12 +195,9 @@ class NextLink:
     async def _read(self) -> None:
         try:
             await self.stream.read(self._messages(), self._take)
-            ended: SflError = LinkLost(f"{self.peer} closed the stream")
         except grpc.aio.AioRpcError as error:
-            ended = _as_ours(error_of(error, self.peer))
-        if self._is_over:  # the device's own stream is to end by its goodbye
-            await asyncio.get_running_loop().create_future()
-        raise ended
+            raise _as_ours(error_of(error, self.peer)) from None
+        raise LinkLost(f"{self.peer} closed the stream")
 
     async def _messages(self) -> AsyncIterator[edge_pb2.EdgeMessage | Frame]:
         async for message in self._opened.messages:
@@ -269,7 +259,7 @@ class NextLink:
 
     def _check_part(self, header: tensor_pb2.AdapterHeader, told: Assignment | None) -> None:
         """A part is of somebody behind this server, and of the round that is open."""
-        behind = () if told is None else told.plan.holders
+        behind = () if told is None else told.plan.behind(self.end.side)
         if told is None or header.side not in behind or header.round != told.round:
             raise ProtocolError(f"{self.peer}: no adapter of side {header.side!r:.40} is expected")
 

@@ -15,15 +15,14 @@ import numpy as np
 
 from sfl.adapters.names import belongs_to
 from sfl.config import RunSettings
-from sfl.errors import Goodbye, ProtocolError
+from sfl.errors import ProtocolError
 from sfl.metrics.snapshot import NodeSnapshot
 from sfl.rounds.values import Assignment, Point, UpdateHeader
-from sfl.stage.messages import Finish, TensorMessage
+from sfl.stage.messages import TensorMessage
 from sfl.stage.remembered import Moments
 from sfl.stage.training import TrainingSession
 from sfl.transport.device import checked
 from sfl.transport.device.end import ServingEnd
-from sfl.transport.device.greeting import finish_of
 from sfl.transport.device.onward import Next
 from sfl.transport.device.tensor_work import Coders
 from sfl.transport.device.trained import RelayingHost, Trained
@@ -39,8 +38,8 @@ Values = Mapping[str, np.ndarray]
 class StageHost(RelayingHost, Protocol):
     """What a stage does for the streams of its devices."""
 
-    def run_is_over(self, end: Finish) -> None:
-        """A server before this one says so."""
+    def began(self, device: str, round_: int) -> None:
+        """A device has begun a round here."""
 
     async def turn(self, session: TrainingSession, message: TensorMessage) -> None:
         """Wait for others, where a step depends on theirs."""
@@ -77,7 +76,7 @@ class Carried(Trained):
         return tuple(sorted(set(own).intersection(self.behind.points)))
 
     def take(self, message: edge_pb2.DeviceMessage, body: str) -> None:
-        """As of any device; and a round's beginning, its adapter, and the end of the run."""
+        """As of any device; and a round's beginning, with its adapter."""
         if body == "start":
             self._told = words.from_assignment(message.start)
             checked.assignment(self._told, self.settings, self.session.plan.num_layers)
@@ -85,8 +84,6 @@ class Carried(Trained):
             self._take_adapter(message.adapter)
         elif body == "heartbeat":
             return  # it has been heard; the server before keeps the device's statistics
-        elif body == "finish":
-            self._finished(finish_of(message.finish))
         else:
             super().take(message, body)
 
@@ -101,12 +98,6 @@ class Carried(Trained):
             assert self._told is not None
             self.jobs.put(self._begin_round(self._told, payload))
 
-    def _finished(self, end: Finish) -> None:
-        if self.behind is not None:
-            self.behind.finish(end)
-        self._stage.run_is_over(end)
-        raise Goodbye("the run is over")
-
     async def _begin_round(self, told: Assignment, payload: Buffer) -> None:
         """All behind begin first; then who is before hears that all have."""
         session = self.session
@@ -114,10 +105,12 @@ class Carried(Trained):
         span = told.plan.span_of(session.holder)
         mine = {name: array for name, array in values.items() if belongs_to(name, span)}
         rest = {name: array for name, array in values.items() if name not in mine}
+        self.host.stats.start_round(told.round, 0)
         self.tensors.turnaround.begin_round()
         go_on = await asyncio.to_thread(self.end.begin_round, told)
         begin = partial(session.begin_round, told, mine, go_on=go_on)
         await self.host.engine.run(begin)
+        self._stage.began(self.device, told.round)
         if self.behind is not None:
             await self.behind.begin_round(told, rest)
         self._delivered = told.steps.count == 0

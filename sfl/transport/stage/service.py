@@ -18,16 +18,24 @@ from sfl.metrics.stats import NodeStats
 from sfl.node.text import plain
 from sfl.plan import HOLDERS, Holder
 from sfl.rounds.values import Assignment
+from sfl.stage.messages import Finish
 from sfl.stage.snapshots import Snapshots
 from sfl.transport.device import checked
 from sfl.transport.device.cleanups import Cleanups
 from sfl.transport.device.connected import CAME_BACK, Connected
 from sfl.transport.device.end import ServingEnd
+from sfl.transport.device.greeting import finish_of
 from sfl.transport.device.served import ALIVE
 from sfl.transport.device.tensor_work import Coders
 from sfl.transport.device.urgency import CodecThread
 from sfl.transport.frames import contract, words
-from sfl.transport.frames.wire import STAGE_SESSION, WIRE_VERSION, generic_handler
+from sfl.transport.frames.wire import (
+    STAGE_END,
+    STAGE_SESSION,
+    WIRE_VERSION,
+    Method,
+    generic_handler,
+)
 from sfl.transport.group import GONE, first_message, run_together
 from sfl.transport.security.doorkeeper import expect
 from sfl.transport.stage.served import Carried
@@ -54,6 +62,8 @@ class Arriving:
     settings: RunSettings
     run_id: str
     run_key: str
+    model: str
+    """Digest of the server's model."""
     compiled: bool
     """Whether the server before has the compiled codec."""
 
@@ -74,6 +84,9 @@ class Opening(Protocol):
 
     async def open(self, arriving: Arriving, coders: Coders, end: ServingEnd) -> Carried:
         """A session for the device, and its way to the stage behind."""
+
+    def run_is_over(self, end: Finish) -> None:
+        """A server before this one says so, of the run that it was in."""
 
     async def left(self, device: str, reason: SflError) -> None:
         """The device's stream is over; its session is given back, where it has one."""
@@ -102,7 +115,11 @@ class StageService:
 
     def handler(self) -> grpc.GenericRpcHandler[Any, Any]:
         """The service, for `server.add_generic_rpc_handlers`."""
-        return generic_handler(STAGE_SESSION.service, {STAGE_SESSION: self._session})
+        behaviours: dict[Method, Any] = {
+            STAGE_SESSION: self._session,
+            STAGE_END: self._end_of_run,
+        }
+        return generic_handler(STAGE_SESSION.service, behaviours)
 
     async def drain(self) -> None:
         """End what is open, and wait until all is given back."""
@@ -171,6 +188,12 @@ class StageService:
         finally:
             self._opening.discard(device)
 
+    async def _end_of_run(self, said: edge_pb2.Finish, context: Context) -> edge_pb2.Heard:
+        """A server before this one tells the end of its run."""
+        if self._host is not None:
+            self._host.run_is_over(finish_of(said))
+        return edge_pb2.Heard()
+
     def _end(self, arriving: Arriving) -> ServingEnd:
         settings, own = arriving.settings, arriving.holder
         cache = self._cache_dir if settings.recovery.snapshots else None
@@ -232,6 +255,7 @@ def _arriving(hello: edge_pb2.DeviceHello) -> Arriving:
         settings,
         said.run_id,
         said.run_key,
+        said.model,
         hello.compiled_codec,
     )
 
