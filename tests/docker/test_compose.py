@@ -28,6 +28,7 @@ import safetensors.numpy
 import yaml
 
 from sfl.config import MetricsSettings, load_device, load_edge, load_run
+from sfl.config.load import load_stage
 from sfl.config.service import load_service
 from sfl.metrics.prometheus import NodeCollector, serve_as_set
 from sfl.metrics.stats import NodeStats
@@ -41,7 +42,8 @@ DOCKER = ROOT / "docker"
 COMPOSE = DOCKER / "compose.yml"
 STORAGE = DOCKER / "storage.yml"
 SERVICE = DOCKER / "service.yml"
-OVERLAYS = (DOCKER / "insecure.yml", DOCKER / "with-gpu.yml", STORAGE)
+THREE_TIER = DOCKER / "three-tier.yml"
+OVERLAYS = (DOCKER / "insecure.yml", DOCKER / "with-gpu.yml", STORAGE, THREE_TIER)
 """Those with which the fleet computes one run."""
 FILES = (COMPOSE, *OVERLAYS, SERVICE)
 CONFIG = DOCKER / "config"
@@ -50,6 +52,7 @@ VARIABLE = re.compile(r"\$\{(\w+):-([^}]*)\}")
 HOMES = QUICKSTART
 DEVICES = ("device-pi", "device-small", "device")
 NODE_SERVICES = ("cloud", "edge", *DEVICES)
+KINDS = ("cloud", "edge", "stage", "device")
 GO_ON = (
     "run -d --use-aliases cloud cloud --resume RUN --output-dir /runs --certs /certs "
     "--journal postgresql+psycopg://sfl@database/sfl --artifacts s3://sfl/runs"
@@ -84,7 +87,7 @@ NODES = [
     pytest.param(name, files, id=f"{name}, {files[0].stem if files else 'mutual TLS'}")
     for files in ((), *((overlay,) for overlay in OVERLAYS))
     for name, service in services(*files).items()
-    if service.get("command", [""])[0] in ("cloud", "edge", "device")
+    if service.get("command", [""])[0] in KINDS
 ]
 
 
@@ -105,7 +108,12 @@ def test_a_nodes_command_names_options_and_settings_that_exist(
         edge = load_edge(file, overrides)
         assert edge.cloud == load_run(CONFIG / "run.toml").cloud.listen.replace("0.0.0.0", "cloud")
         assert edge.devices == (("cuda:0",) if OVERLAYS[1] in files else ("cpu",))
+        assert edge.next == ("stage:7002" if THREE_TIER in files else "")
         metrics = edge.metrics
+    elif kind == "stage":
+        stage = load_stage(file, overrides)
+        assert stage.listen == "0.0.0.0:7002"
+        metrics = stage.metrics
     else:
         device = load_device(file, overrides)
         assert device.edge == load_edge(CONFIG / "edge.toml").listen.replace("0.0.0.0", "edge")
@@ -163,6 +171,26 @@ def test_the_runs_devices_are_those_that_get_certificates() -> None:
     assert services()["certificates"]["environment"] == {"EDGE_HOSTS": "edge"}
 
 
+def test_a_stage_behind_the_edge_gets_a_certificate_and_a_folder_for_it() -> None:
+    (two,) = services()["certificates"]["command"]
+    added = read(THREE_TIER)["services"]
+    (three,) = added["certificates"]["command"]
+    assert three == two.replace("${EDGE_HOSTS}", '${EDGE_HOSTS}" --edge "stage=${STAGE_HOSTS}')
+    assert added["certificates"]["environment"] == {"STAGE_HOSTS": "stage"}
+    # A new volume takes over the owner of the folder in the image.
+    made = DOCKERFILE.partition("FROM cloud AS certificates")[2].partition("USER sfl")[0].split()
+    mounted = [*services()["certificates"]["volumes"], *added["certificates"]["volumes"]]
+    assert {volume.split(":")[1] for volume in mounted} <= set(made)
+    # Nothing can be mounted inside a folder that is mounted read-only.
+    base = [volume.split(":")[1] for volume in services()["prometheus"]["volumes"]]
+    (targets,) = (volume.split(":") for volume in added["prometheus"]["volumes"])
+    assert (DOCKER / targets[0]).is_file()
+    assert not any(Path(targets[1]).is_relative_to(folder) for folder in base)
+    edges = yaml.safe_load((DOCKER / "prometheus" / "prometheus.yml").read_text())
+    (files,) = edges["scrape_configs"][1]["file_sd_configs"]
+    assert any(Path(targets[1]).match(pattern) for pattern in files["files"])
+
+
 def test_the_shipped_model_and_data_are_what_is_trained() -> None:
     config = load_run(CONFIG / "run.toml")
     shipped = load_run(HOMES / "homes.toml")
@@ -203,9 +231,14 @@ def test_mounts_volumes_stages_and_overlays_exist() -> None:
     for overlay in (*OVERLAYS, SERVICE):
         values = read(overlay)
         own = {n: s for n, s in values["services"].items() if n not in base["services"]}
-        assert all(":" in service["image"] for service in own.values())
+        for service in own.values():
+            # Of others, or that of a service before it: docker-compose builds in that order.
+            before = [base["services"][name] for name in service.get("depends_on", ())]
+            built = {other["image"] for other in before if "build" in other}
+            assert ":" in service["image"] or service["image"] in built
         mounted = [volume.split(":")[0] for s in own.values() for volume in s["volumes"]]
-        assert mounted == list(values.get("volumes", ()))
+        named = {source for source in mounted if source[0] not in ".$"}
+        assert named == set(values.get("volumes", ()))
     assert "grafana" in base["services"]
     assert base["services"]["grafana"]["profiles"] == ["monitoring"]
 
@@ -259,13 +292,13 @@ def test_torch_is_cleaned_whatever_the_bases_python(tmp_path: Path) -> None:
 def test_who_hears_that_the_run_has_ended_is_not_started_again(file: Path) -> None:
     """`on-failure` starts again whoever exits with anything but 0."""
     found = yaml.safe_load(file.read_text())["services"]
-    for service in NODE_SERVICES & found.keys():
+    for service in {*NODE_SERVICES, "stage"} & found.keys():
         option = "--resume=auto" if service == "cloud" else "--supervised"
         assert option in found[service]["command"], service
 
 
 def test_every_node_is_locked_down() -> None:
-    for name, service in services(STORAGE).items():
+    for name, service in services(STORAGE, THREE_TIER).items():
         if name == "grafana":
             continue
         assert service["read_only"] is True
@@ -280,8 +313,8 @@ def test_every_node_is_locked_down() -> None:
     for name in ("device", "device-pi", "device-small"):
         assert services()[name]["mem_limit"]
         assert services()[name]["cpus"] <= 1, "an engine refuses more cores than it has"
-    for published in ("edge", "prometheus", "grafana"):
-        for port in services()[published]["ports"]:
+    for published in ("edge", "stage", "prometheus", "grafana"):
+        for port in services(THREE_TIER)[published]["ports"]:
             assert port.startswith("127.0.0.1:"), "nothing is open to others unless asked for"
 
 
@@ -523,7 +556,8 @@ class Fleet:
         files = [part for file in (COMPOSE, *overlays) for part in ("-f", str(file))]
         self.command = [*command, *files, "-p", PROJECT]
         # Ports that are free, so that a fleet of the user's is not in the way.
-        free = {f"SFL_{name}_PORT": "127.0.0.1:" for name in ("EDGE", "PROMETHEUS", "SERVICE")}
+        named = ("EDGE", "STAGE", "PROMETHEUS", "SERVICE")
+        free = {f"SFL_{name}_PORT": "127.0.0.1:" for name in named}
         self.environment = {**os.environ, **free, **variables}
 
     def __call__(self, *arguments: str) -> str:
@@ -732,6 +766,12 @@ def pair_of_devices(folder: Path, *overlays: Path) -> Iterator[Fleet]:
         fleet.down()
 
 
+def kill_and_see_it_back(fleet: Fleet, service: str) -> None:
+    (victim,) = fleet.containers(service)
+    kill(victim)
+    fleet.until(lambda: fleet.state(victim)["RestartCount"] == 1, f"the restart of {service}")
+
+
 def start_pair(fleet: Fleet, until_round: int = 0) -> None:
     fleet("up", "-d", "--scale", "device=0")
     fleet.until(lambda: fleet.round() >= until_round, f"round {until_round}")
@@ -739,8 +779,9 @@ def start_pair(fleet: Fleet, until_round: int = 0) -> None:
 
 def ended_well(fleet: Fleet, to: Path) -> Path:
     """Wait for the run's end; its folder."""
-    fleet.until(lambda: fleet.finished("cloud", "edge", *PAIR), "the end of the run")
-    for service in ("cloud", "edge", *PAIR):
+    nodes = ("cloud", "edge", *(("stage",) if fleet.containers("stage") else ()), *PAIR)
+    fleet.until(lambda: fleet.finished(*nodes), "the end of the run")
+    for service in nodes:
         assert fleet.container(service)["State"]["ExitCode"] == 0, f"{service}\n{fleet.logs()}"
     return runs(fleet, to)
 
@@ -794,9 +835,7 @@ def test_a_run_in_containers_goes_on_when_its_cloud_is_killed(
         fleet("kill", "cloud")
         fleet("start", "cloud")  # an engine leaves alone what was killed through it
         fleet.until(lambda: fleet.round() >= 3, "the third round")
-        (edge,) = fleet.containers("edge")
-        kill(edge)
-        fleet.until(lambda: fleet.state(edge)["RestartCount"] == 1, "the edge's restart")
+        kill_and_see_it_back(fleet, "edge")
         run = ended_well(fleet, tmp_path)
     assert_as_if_nothing_had_happened(run, undisturbed)
 
@@ -808,9 +847,29 @@ def test_a_device_that_is_killed_in_its_container_changes_no_bit(
 ) -> None:
     with pair_of_devices(tmp_path) as fleet:
         start_pair(fleet, until_round=2)
-        (victim,) = fleet.containers("device-pi")
-        kill(victim)
-        fleet.until(lambda: fleet.state(victim)["RestartCount"] == 1, "the device's restart")
+        kill_and_see_it_back(fleet, "device-pi")
+        run = ended_well(fleet, tmp_path)
+    assert_as_if_nothing_had_happened(run, undisturbed)
+
+
+@pytest.mark.process
+@needs_engine
+def test_a_stage_and_its_edge_that_are_killed_in_containers_change_no_bit(
+    images: None, tmp_path: Path
+) -> None:
+    """Beside a run of the same three tiers with which nothing happens."""
+    folder = tmp_path / "undisturbed"
+    with pair_of_devices(folder, THREE_TIER) as fleet:
+        start_pair(fleet)
+        stage = 'up{job="sfl-edge", instance="stage:9400"} == 1'
+        fleet.until(lambda: fleet.series(stage), "the stage in Prometheus")
+        undisturbed = ended_well(fleet, folder)
+    assert RunSummary.read(undisturbed / "summary.json").bytes_between_servers
+    with pair_of_devices(tmp_path, THREE_TIER) as fleet:
+        start_pair(fleet, until_round=2)
+        kill_and_see_it_back(fleet, "stage")
+        fleet.until(lambda: fleet.round() >= 3, "the third round")
+        kill_and_see_it_back(fleet, "edge")
         run = ended_well(fleet, tmp_path)
     assert_as_if_nothing_had_happened(run, undisturbed)
 
