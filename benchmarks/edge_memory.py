@@ -193,7 +193,7 @@ def splitfed(edge: Edge) -> list[VanillaSession]:
         for session, (message, boundary, loss) in zip(sessions, graphs, strict=True):
             loss.backward()  # type: ignore[no-untyped-call]
             assert boundary.grad is not None
-            session.returned(message)
+            session.returned(session.blocks.cut_gradient(message, boundary))
         del graphs, message, boundary, output, loss
     return sessions
 

@@ -17,7 +17,7 @@ import urllib.request
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from multiprocessing import get_context
 from pathlib import Path
 from statistics import median
@@ -41,7 +41,7 @@ from sfl.node.process import keep_heap, quiet_environment
 from sfl.plan import Span
 from sfl.report.summary import RunSummary
 from sfl.rounds.assignment import assign
-from sfl.rounds.values import EdgeBase, Score, Steps
+from sfl.rounds.values import Assignment, EdgeBase, Score, Steps
 from sfl.stage.base import lay_over_devices, settle
 from sfl.stage.computation import COMPUTATIONS
 from sfl.stage.messages import Key, Kind, Purpose, RoundOrder, RoundOutcome, TensorMessage
@@ -142,21 +142,7 @@ class LightDevice:
     def _round(self, link: DeviceLink, order: RoundOrder) -> RoundOutcome:
         start, own = order.assignment, LightRound(time.perf_counter())
         self.training = start.steps.count > 0
-        template = self._shape.message(Key(Purpose.TRAINING, start.round, 0, 0))
-        sent: deque[float] = deque()
-        for step in range(start.steps.count):
-            if len(sent) == self._in_flight:
-                self._land(link, sent, own)
-            time.sleep(self._pace.forward)
-            sent.append(time.perf_counter())
-            key = Key(Purpose.TRAINING, start.round, step, 0)
-            link.send(
-                TensorMessage(
-                    template.kind, key, 1, template.lengths, template.rows, template.labels
-                )
-            )
-        while sent:
-            self._land(link, sent, own)
+        self._steps(link, start, own)
         own.ended, self.training = time.perf_counter(), False
         if start.steps.count:
             self.rounds.append(own)
@@ -170,6 +156,18 @@ class LightDevice:
             evaluation_seconds=0.0,
             values=order.values,
         )
+
+    def _steps(self, link: DeviceLink, start: Assignment, own: LightRound) -> None:
+        template = self._shape.message(Key(Purpose.TRAINING, start.round, 0, 0))
+        sent: deque[float] = deque()
+        for step in range(start.steps.count):
+            if len(sent) == self._in_flight:
+                self._land(link, sent, own)
+            time.sleep(self._pace.forward)
+            sent.append(time.perf_counter())
+            link.send(replace(template, key=Key(Purpose.TRAINING, start.round, step, 0)))
+        while sent:
+            self._land(link, sent, own)
 
     def _land(self, link: DeviceLink, sent: deque[float], own: LightRound) -> None:
         answer = link.receive()
@@ -194,11 +192,7 @@ class Nodes:
         run = {**self._settings["run"], "id": "run", "output_dir": str(self._folder)}
         config = {**self._settings, "run": run}
         try:
-            cloud = self._start("cloud", config)
-            for name in run.get("edges", ["edge"]):
-                edge = {**self._edge, "cloud": cloud, "name": name}
-                self.addresses.append(self._start("edge", {"edge": edge}, name))
-            self.address = self.addresses[0]
+            self._open(self._start("cloud", config))
         except BaseException:
             self._stop()
             raise
@@ -211,6 +205,13 @@ class Nodes:
         trace: TracebackType | None,
     ) -> None:
         self._stop()
+
+    def _open(self, cloud: str) -> None:
+        """Start what is beside the cloud."""
+        for name in self._settings["run"].get("edges", ["edge"]):
+            edge = {**self._edge, "cloud": cloud, "name": name}
+            self.addresses.append(self._start("edge", {"edge": edge}, name))
+        self.address = self.addresses[0]
 
     def _start(self, kind: str, values: Mapping[str, Any], name: str = "") -> str:
         """Start a process; its address, once it listens."""

@@ -61,6 +61,15 @@ def test_two_visits_a_step_and_two_edges():
     assert round_ends(crowd, 1) == [5.0, 4.0]
 
 
+def test_visits_at_several_stations_overlap():
+    """Two devices through edge, link and stage and back: the stage is busy without a pause."""
+    visits = ((1.0, 1.0), (0.0, 2.0), (0.0, 4.0), (0.0, 2.0), (0.0, 1.0))
+    one = Turns(visits, 1.0, stations=(0, 1, 2, 3, 0))
+    assert round_ends([one], 2, 4) == [24.0]
+    # Who comes second is at the stage 4 s after the first, in each step.
+    assert round_ends([one, one], 1, 4) == [12.0, 16.0]
+
+
 @given(seed=seeds, u_shaped=st.booleans(), num_edges=st.integers(1, 2))
 @settings(max_examples=40, deadline=None)
 def test_no_round_is_shorter_than_its_bound(seed: int, u_shaped: bool, num_edges: int):

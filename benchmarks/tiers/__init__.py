@@ -1,0 +1,1 @@
+"""Parts of benchmarks/three_tier.py."""

@@ -1,0 +1,70 @@
+"""A cloud, edges and a stage as processes, and light devices that take turns at their edge."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from benchmarks.light import LightDevice, LightRound, Nodes, Shape
+from sfl.report.summary import RunSummary
+from sfl.rounds.values import Assignment
+from sfl.stage.messages import Key, Purpose
+from sfl.transport.device.link import DeviceLink
+
+
+class Fleet(Nodes):
+    """A cloud, several edges, and a stage behind them where `stage` is given."""
+
+    def __init__(
+        self,
+        folder: Path,
+        settings: Mapping[str, Any],
+        edges: Sequence[str],
+        edge: Mapping[str, Any],
+        stage: Mapping[str, Any] | None,
+    ) -> None:
+        super().__init__(folder, settings, edge)
+        self._edges, self._stage = edges, stage
+        self.addresses: dict[str, str] = {}
+
+    def _open(self, cloud: str) -> None:
+        own = {**self._edge, "cloud": cloud}
+        if self._stage is not None:
+            own["next"] = self._start("stage", {"stage": dict(self._stage)})
+        for name in self._edges:
+            self.addresses[name] = self._start("edge", {"edge": {**own, "name": name}}, name)
+
+
+class Turns(LightDevice):
+    """A device that trains a step of one sequence, then steps of a whole batch.
+
+    The first one makes gradients and moments. Where `turn` is a lock that devices share, one of
+    them trains at a time.
+    """
+
+    def __init__(self, name: str, shape: Shape, turn: threading.Lock | None) -> None:
+        super().__init__(name, shape)
+        self._turn: AbstractContextManager[Any] = turn or nullcontext()
+
+    def _steps(self, link: DeviceLink, start: Assignment, own: LightRound) -> None:
+        with self._turn:
+            for step in range(start.steps.count):
+                shape = replace(self._shape, batch=1) if step == 0 else self._shape
+                link.send(shape.message(Key(Purpose.TRAINING, start.round, step, 0)))
+                link.receive()
+
+
+def play(fleet: Fleet, devices: Mapping[str, LightDevice]) -> RunSummary:
+    """One run to its end; each device has the name of its edge."""
+    with fleet, ThreadPoolExecutor(len(devices)) as pool:
+        futures = [
+            pool.submit(device.run, fleet.addresses[edge]) for device, edge in devices.items()
+        ]
+        for future in futures:
+            future.result()
+        return fleet.summary()
