@@ -112,7 +112,7 @@ class Foretold:
         return self.own / self.measured - 1.0
 
 
-def make_model(folder: Path) -> Path:
+def make_model(folder: Path, hidden: int = HIDDEN) -> Path:
     """A random Llama with a tokenizer of words."""
     from tokenizers import Tokenizer
     from tokenizers.models import WordLevel
@@ -122,7 +122,7 @@ def make_model(folder: Path) -> Path:
     vocabulary = {"<pad>": 0, "<eos>": 1, "<unk>": 2}
     vocabulary |= {word(number): 3 + number for number in range(WORDS)}
     config = LlamaConfig(
-        vocab_size=len(vocabulary), hidden_size=HIDDEN, intermediate_size=3 * HIDDEN,
+        vocab_size=len(vocabulary), hidden_size=hidden, intermediate_size=3 * hidden,
         num_hidden_layers=LAYERS, num_attention_heads=4, num_key_value_heads=4, pad_token_id=0,
         max_position_embeddings=256,
     )  # fmt: skip

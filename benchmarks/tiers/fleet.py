@@ -1,4 +1,4 @@
-"""A cloud, edges and a stage as processes, and light devices that take turns at their edge."""
+"""A cloud, edges and a stage as processes, and light devices that may take turns at their edge."""
 
 from __future__ import annotations
 
@@ -41,30 +41,28 @@ class Fleet(Nodes):
 
 
 class Turns(LightDevice):
-    """A device that trains a step of one sequence, then steps of a whole batch.
+    """A device whose first step is of a single sequence, which makes gradients and moments.
 
-    The first one makes gradients and moments. Where `turn` is a lock that devices share, one of
-    them trains at a time.
+    Later steps are of `later`. Where `turn` is a lock that devices share, one of them trains at a
+    time.
     """
 
-    def __init__(self, name: str, shape: Shape, turn: threading.Lock | None) -> None:
-        super().__init__(name, shape)
+    def __init__(self, name: str, later: Shape, turn: threading.Lock | None) -> None:
+        super().__init__(name, later)
         self._turn: AbstractContextManager[Any] = turn or nullcontext()
 
     def _steps(self, link: DeviceLink, start: Assignment, own: LightRound) -> None:
         with self._turn:
             for step in range(start.steps.count):
-                shape = replace(self._shape, batch=1) if step == 0 else self._shape
+                shape = self._shape if step else replace(self._shape, batch=1)
                 link.send(shape.message(Key(Purpose.TRAINING, start.round, step, 0)))
                 link.receive()
 
 
-def play(fleet: Fleet, devices: Mapping[str, LightDevice]) -> RunSummary:
-    """One run to its end; each device has the name of its edge."""
+def play(fleet: Fleet, devices: Sequence[tuple[LightDevice, str]]) -> RunSummary:
+    """One run to its end, of devices and the names of their edges."""
     with fleet, ThreadPoolExecutor(len(devices)) as pool:
-        futures = [
-            pool.submit(device.run, fleet.addresses[edge]) for device, edge in devices.items()
-        ]
+        futures = [pool.submit(device.run, fleet.addresses[edge]) for device, edge in devices]
         for future in futures:
             future.result()
         return fleet.summary()

@@ -2,33 +2,36 @@
 
 from __future__ import annotations
 
-import statistics
-from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 import tomli_w
 
-from benchmarks.cost_model import HIDDEN, LAYERS, heard, make_data, make_model, reports
+from benchmarks.cost_model import LAYERS, heard, make_data, make_model, reports
 from benchmarks.runs import effective, run
 from sfl.cost.closed_loop import Turns, round_ends
 from sfl.cost.predict import turns_of
 from sfl.cost.step import step_cost
-from sfl.cost.values import DeviceCost, EdgeCost, LinkCost, Workload
+from sfl.cost.values import DeviceCost, EdgeCost, LinkCost, NodeCost, Workload
 from sfl.metrics.snapshot import NodeSnapshot
-from sfl.planners.observed import EdgeReport, Observations
+from sfl.metrics.stats import Phase
+from sfl.planners.observed import Observations
 from sfl.report.journal import read_journal
 from sfl.rounds import AdapterReady, Event, Fact
 from sfl.rounds.values import RoundReport
 
 DEVICES = ("harbour", "meadow")
 CUT, STAGE_CUT = 2, 5
+HIDDEN = 96
 EDGE, HOP_UP, STAGE, HOP_DOWN = range(4)
 ROUNDS = 3
-FAST, SLOW = 100.0, 5.0
+FAST, SLOW = 20.0, 1.0
 """Mbit/s of the two hops: one is 20 times as slow as the other."""
 CODECS = ("none", "compact")
+COMPUTING: tuple[Phase, ...] = ("forward", "backward", "step")
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,7 +71,7 @@ PANELS = (
         (Way("two tiers", SLOW), Way("three tiers", SLOW, FAST)),
     ),
 )
-FITTED = Way("fitted on", 30.0)
+FITTED = Way("two tiers", 5.0)
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,7 +109,7 @@ class Track:
         self._model = folder / "model"
         self._data = folder / "data.jsonl"
         if not self._model.exists():
-            make_model(self._model)
+            make_model(self._model, HIDDEN)
             make_data(self._data)
         self._count = 0
 
@@ -154,100 +157,143 @@ class Track:
 
 @dataclass(frozen=True, slots=True)
 class Fit:
-    """Costs of the devices and of a server, from a run of two tiers."""
+    """What devices and their edge cost."""
 
-    devices: dict[str, DeviceCost]
+    devices: Mapping[str, DeviceCost]
     edge: EdgeCost
 
 
 def fit(measured: Measured) -> Fit:
-    """From what its nodes showed."""
+    """From what a run's nodes showed."""
     seen = Observations()
-    for event in measured.events:
-        if isinstance(event, AdapterReady):
-            for node in map(NodeSnapshot.from_json, event.servers):
-                if node.kind == "edge":
-                    word = EdgeReport("edge", node.costs, node.started_at, node.dtype)
-                    seen = seen.with_edge(word)
     for number in range(1, ROUNDS + 1):
         own = [one for one in reports(measured.events) if one.round == number]
         seen = seen.with_round(map(heard, own))
-    devices = {name: seen.device_cost(name) for name in DEVICES}
+    devices = {name: cost for name in DEVICES if (cost := seen.device_cost(name)) is not None}
     edge = seen.edge_cost("edge")
-    known = {name: cost for name, cost in devices.items() if cost is not None}
-    assert edge is not None and len(known) == len(DEVICES), "a round tells all nodes' costs"
-    return Fit(known, edge)
+    assert edge is not None and len(devices) == len(DEVICES), "a round tells all costs"
+    return Fit(devices, edge)
 
 
-def foretell(known: Fit, way: Way, tokens: dict[str, float], steps: int) -> float:
-    """Seconds of a round: that of its slowest device. A stage is as quick as the edge."""
+def stage_seconds(measured: Measured, steps: int) -> float:
+    """What the stage computes for a step of one device, between the first round and the last."""
+    spent = []
+    for event in measured.events:
+        if isinstance(event, AdapterReady):
+            nodes = map(NodeSnapshot.from_json, event.servers)
+            spent += [
+                sum(node.phases[phase].seconds for phase in COMPUTING if phase in node.phases)
+                for node in nodes
+                if node.kind == "stage"
+            ]
+    return (spent[-1] - spent[0]) / ((len(spent) - 1) * steps * len(DEVICES))
+
+
+def foretell(
+    known: Fit, way: Way, tokens: Mapping[str, float], steps: int, deep: float | None = None
+) -> float:
+    """Seconds of a round: that of its slowest device. Loopback itself takes no time.
+
+    `deep` are seconds of a step at the stage; None: the stage is as quick as the edge.
+    """
     turns = []
     for name in DEVICES:
         work = Workload(LAYERS, HIDDEN, round(tokens[name]), steps)
-        device = known.devices[name]
-        device = replace(device, link=_link(way.link, device.link.latency))
+        device = replace(known.devices[name], link=_link(way.link))
         if way.tiers == 2:
             turns.append(turns_of(step_cost(work, device, known.edge, CUT)))
         else:
-            hop = _link(way.hop, device.link.latency)
-            turns.append(three_tiers(work, device, known.edge, hop))
+            turns.append(three_tiers(work, device, known.edge.node, _link(way.hop), deep))
     return max(round_ends(turns, steps, 4))
 
 
-def _link(mbit: float, latency: float) -> LinkCost:
-    return LinkCost(mbit * 1e6 / 8, mbit * 1e6 / 8, latency)
+def _link(mbit: float) -> LinkCost:
+    return LinkCost(mbit * 1e6 / 8, mbit * 1e6 / 8)
 
 
-def three_tiers(work: Workload, device: DeviceCost, edge: EdgeCost, hop: LinkCost) -> Turns:
+def three_tiers(
+    work: Workload, device: DeviceCost, server: NodeCost, hop: LinkCost, deep: float | None
+) -> Turns:
     """A step of one micro-batch through edge, hop and stage, and back.
 
     The hop is one queue each way for all devices of the edge; its messages are coded like others.
     """
-    step, node, tokens = step_cost(work, device, edge, CUT), edge.node, work.tokens
+    tokens, middle = work.tokens, work.blocks(CUT, STAGE_CUT)
+    step = step_cost(work, device, EdgeCost(server), CUT)
     (leg,) = step.legs
-    middle, deep = work.blocks(CUT, STAGE_CUT), work.blocks(STAGE_CUT, LAYERS)
-    back = node.backward(tokens, middle) + node.step.seconds(STAGE_CUT - CUT)
-    both = node.forward(tokens, deep) + node.backward(tokens, deep) + tokens * node.head.both
-    encode, decode = node.encode.seconds(tokens), node.decode.seconds(tokens)
+    back = server.backward(tokens, middle) + server.step.seconds(STAGE_CUT - CUT)
+    encode, decode = server.encode.seconds(tokens), server.decode.seconds(tokens)
     visits = (
-        (leg.head, node.forward(tokens, middle)),
+        (leg.head, server.forward(tokens, middle)),
         (encode, leg.bytes_up / hop.up),
-        (hop.latency + device.handover + decode, both + node.step.seconds(LAYERS - STAGE_CUT)),
+        (decode, _deep(work, server) if deep is None else deep),
         (encode, leg.bytes_down / hop.down),
-        (hop.latency + decode, back),
+        (decode, back),
     )
     return Turns(visits, leg.down + step.backward, stations=(EDGE, HOP_UP, STAGE, HOP_DOWN, EDGE))
+
+
+def _deep(work: Workload, server: NodeCost) -> float:
+    """Seconds of a step at a stage as quick as that server."""
+    tokens, blocks = work.tokens, work.blocks(STAGE_CUT, LAYERS)
+    both = server.forward(tokens, blocks) + server.backward(tokens, blocks)
+    return both + tokens * server.head.both + server.step.seconds(LAYERS - STAGE_CUT)
 
 
 # -- the table -------------------------------------------------------------------------------------
 
 
-def show_all(folder: Path, turns: int, steps: int) -> None:
+@dataclass(slots=True)
+class Row:
+    """One way: seconds of its rounds, and those foretold by the passes of each of its runs."""
+
+    seconds: list[float] = field(default_factory=list)
+    own: list[float] = field(default_factory=list)
+    tokens: Mapping[str, float] = field(default_factory=dict)
+
+    def take(self, measured: Measured, way: Way, steps: int) -> None:
+        """One run more."""
+        self.seconds += measured.rounds
+        self.tokens = measured.tokens
+        deep = stage_seconds(measured, steps) if way.tiers == 3 else None
+        self.own.append(foretell(fit(measured), way, self.tokens, steps, deep))
+
+
+def show_all(folder: Path, codecs: Sequence[str], turns: int, steps: int) -> None:
     """Every codec, every panel."""
-    for codec in CODECS:
+    print(f"{len(DEVICES)} devices, {steps} steps a round, medians; measured (least to most), ")
+    print("foretold from a run of two tiers, and from the passes of the runs themselves")
+    for codec in codecs:
         track = Track(folder, codec, steps)
         known = fit(track.run(FITTED))
         for panel in PANELS:
-            print(f"\n{panel.title}, codec {codec}; {steps} steps of each of {len(DEVICES)} devices")
-            for line in lines(track, known, panel, turns, steps):
-                print(line, flush=True)
+            print(f"\n{panel.title}, codec {codec}", flush=True)
+            rows = run_in_turn(track, panel, turns, steps)
+            show(known, rows, steps)
 
 
-def lines(track: Track, known: Fit, panel: Panel, turns: int, steps: int) -> Iterator[str]:
-    """One for each way, once all turns are over."""
-    seconds: dict[Way, list[float]] = {way: [] for way in panel.ways}
-    tokens: dict[str, float] = {}
+def run_in_turn(track: Track, panel: Panel, turns: int, steps: int) -> dict[Way, Row]:
+    """A B A B ..."""
+    rows = {way: Row() for way in panel.ways}
     for _ in range(turns):
-        for way in panel.ways:
-            measured = track.run(way)
-            seconds[way] += measured.rounds
-            tokens = measured.tokens
-    reference = statistics.median(seconds[panel.ways[0]])
-    told = {way: foretell(known, way, tokens, steps) for way in panel.ways}
-    for way, own in seconds.items():
-        took, ratio = statistics.median(own), told[way] / told[panel.ways[0]]
-        yield (
-            f"  {way.title:42} {took:6.2f} s ({min(own):.2f} to {max(own):.2f})  "
-            f"{took / reference:5.2f} of two tiers; foretold {told[way]:6.2f} s "
-            f"({told[way] / took - 1:+.0%}), {ratio:.2f} of two"
+        for way, row in rows.items():
+            row.take(track.run(way), way, steps)
+    return rows
+
+
+def show(known: Fit, rows: Mapping[Way, Row], steps: int) -> None:
+    """A line for each way, with its ratios to the first."""
+    figures = {
+        way: (median(row.seconds), foretell(known, way, row.tokens, steps), median(row.own))
+        for way, row in rows.items()
+    }
+    first = next(iter(figures.values()))
+    for way, own in figures.items():
+        ratios = [one / base for one, base in zip(own, first, strict=True)]
+        least, most = min(rows[way].seconds), max(rows[way].seconds)
+        print(
+            f"  {way.title:42}{own[0]:6.2f} s ({least:.2f} to {most:.2f}) {ratios[0]:5.2f}   "
+            f"foretold{own[1]:6.2f} s ({own[1] / own[0] - 1:+.0%}) {ratios[1]:5.2f}   "
+            f"by its own passes{own[2]:6.2f} s ({own[2] / own[0] - 1:+.0%}) {ratios[2]:5.2f}",
+            flush=True,
         )
