@@ -30,14 +30,14 @@ class Fleet(Nodes):
     ) -> None:
         super().__init__(folder, settings, edge)
         self._edges, self._stage = edges, stage
-        self.addresses: dict[str, str] = {}
+        self.by_name: dict[str, str] = {}
 
     def _open(self, cloud: str) -> None:
         own = {**self._edge, "cloud": cloud}
         if self._stage is not None:
             own["next"] = self._start("stage", {"stage": dict(self._stage)})
         for name in self._edges:
-            self.addresses[name] = self._start("edge", {"edge": {**own, "name": name}}, name)
+            self.by_name[name] = self._start("edge", {"edge": {**own, "name": name}}, name)
 
 
 class Turns(LightDevice):
@@ -62,7 +62,7 @@ class Turns(LightDevice):
 def play(fleet: Fleet, devices: Sequence[tuple[LightDevice, str]]) -> RunSummary:
     """One run to its end, of devices and the names of their edges."""
     with fleet, ThreadPoolExecutor(len(devices)) as pool:
-        futures = [pool.submit(device.run, fleet.addresses[edge]) for device, edge in devices]
+        futures = [pool.submit(device.run, fleet.by_name[edge]) for device, edge in devices]
         for future in futures:
             future.result()
         return fleet.summary()
