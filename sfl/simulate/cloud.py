@@ -187,6 +187,7 @@ class Cloud:
 
     @do.register
     def _(self, command: HandOver) -> None:
+        self._ledger.begins(self.coordinator.round, 1, self.events.now)
         life = self.lives[command.device]
         self._later(command.device, life.handed_over, self.floors[command.to])
 
