@@ -21,6 +21,7 @@ BEFORE_THE_FIRST_ROUND = {
     ("sfl/transport/device/stream_codecs.py", "check_codecs"): "an edge refuses to open without",
     ("sfl/transport/device/stream_codecs.py", "remembers_samples"): "it makes a folder for them",
     ("device_agent/loaded.py", "loads"): "a device asks whether what it has loaded is still due",
+    ("sfl/transport/frames/words.py", "to_settings"): "who is let in is told of all devices",
     ("sfl/transport/device/link.py", "__init__"): "a link that is slowed for an experiment",
     ("sfl/transport/device/training.py", "__init__"): "the same, towards the device",
 }

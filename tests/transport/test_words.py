@@ -385,3 +385,23 @@ def test_what_is_no_edge_is_refused(name: str, address: str) -> None:
 def test_what_is_no_round_trip_is_refused(seconds: float) -> None:
     with pytest.raises(ProtocolError):
         from_round_trips([tensor_pb2.RoundTrip(edge="north", seconds=seconds)])
+
+
+def test_settings_hold_a_thousand_devices_in_little_room_and_all_that_was_set() -> None:
+    odd = {
+        "name": "odd",
+        "cut_layer": 2,
+        "rank": 4,
+        "optional": True,
+        "codec": {"activation": "int8"},
+        "link": {"up_mbit": 3.5},
+    }
+    many = [{"name": f"device-{number:04}", "cut_layer": 1} for number in range(1000)]
+    run = RunSettings.model_validate(
+        {"model": {"path": "m"}, "aggregation": {"strategy": "flora"}, "devices": [odd, *many]}
+    )
+    text = words.to_settings(run)
+    assert RunSettings.model_validate_json(text) == run
+    assert len(text) < 50 * len(run.devices)
+    welcome = DeviceWelcome(run, "id", assign(run, EdgeBase(4), "odd"))
+    assert words.from_welcome(words.to_welcome(welcome), "odd").settings == run

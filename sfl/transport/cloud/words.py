@@ -254,7 +254,7 @@ def from_cloud_message(
 def to_edge_welcome(welcome: EdgeWelcome) -> cloud_pb2.Settings:
     """What an edge is told first as the wire has it."""
     return cloud_pb2.Settings(
-        settings=welcome.settings.model_dump_json(),
+        settings=words.to_settings(welcome.settings),
         run_id=welcome.run_id,
         run_key=welcome.run_key,
         challenge=welcome.challenge,

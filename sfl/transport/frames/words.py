@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Sequence
 
-from sfl.config import Extent
+from sfl.config import Extent, RunSettings
 from sfl.errors import ProtocolError
 from sfl.plan import Held, Holder, Plan, Span
 from sfl.planners.told import Cut
@@ -111,10 +111,21 @@ def from_proof(said: edge_pb2.Proof) -> Proof:
     return Proof(said.certificate, said.nonce, said.signature)
 
 
+def to_settings(settings: RunSettings) -> str:
+    """The run's settings as the wire has them: of each device what is not the default.
+
+    Every node is told of all devices. In full one takes a thousand bytes, and a message has 8 MiB
+    at most.
+    """
+    rest = settings.model_dump_json(exclude={"devices"})
+    devices = ",".join(own.model_dump_json(exclude_defaults=True) for own in settings.devices)
+    return f'{rest[:-1]},"devices":[{devices}]}}'
+
+
 def to_welcome(welcome: DeviceWelcome) -> edge_pb2.Welcome:
     """A device's welcome as the wire has it."""
     return edge_pb2.Welcome(
-        settings=welcome.settings.model_dump_json(),
+        settings=to_settings(welcome.settings),
         run_id=welcome.run_id,
         assignment=to_assignment(welcome.assignment),
         compiled_codec=welcome.compiled_codec,

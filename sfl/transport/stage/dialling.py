@@ -154,7 +154,7 @@ class NextStage:
         stage = edge_pb2.StageHello(
             server=self._server,
             holder=words.to_holder(holder),
-            settings=run.settings.model_dump_json(),
+            settings=words.to_settings(run.settings),
             run_id=run.run_id,
             run_key=run.run_key,
             model=run.model,
