@@ -84,9 +84,14 @@ class Shares:
 
 
 def shares(payload: Buffer, orders: Mapping[str, Assignment]) -> dict[str, Shares]:
-    """The global adapter, at each device's rank, in parts. A large one's ranks take a while."""
+    """The global adapter, at each device's rank, in parts. A large one's ranks take a while.
+
+    Devices of the same plan and rank have the same parts, as one object.
+    """
     values = decode_adapter(payload)
-    return {device: _share(own, values) for device, own in orders.items()}
+    made = {(own.plan, own.rank): own for own in orders.values()}
+    parts = {alike: _share(own, values) for alike, own in made.items()}
+    return {device: parts[own.plan, own.rank] for device, own in orders.items()}
 
 
 def _share(own: Assignment, values: Values) -> Shares:

@@ -173,8 +173,7 @@ async def arrive(stream: Training, messages: Sequence[TensorMessage]) -> None:
 
 def closed(stream: Training, engine: Engine) -> None:
     engine.close()
-    for thread in stream.tensors.coders:
-        thread.close()
+    stream.tensors.coders.close()
 
 
 def test_a_gradient_overtakes_the_activations_that_wait_for_the_compute_thread() -> None:

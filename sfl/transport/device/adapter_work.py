@@ -14,7 +14,7 @@ from sfl.stage.engine import Engine
 from sfl.stage.messages import BlockMoments
 from sfl.stage.remembered import Moments
 from sfl.stage.training import TrainingSession
-from sfl.transport.device.end import EdgeEnd, trained_by
+from sfl.transport.device.end import EdgeEnd, trained_by, whole_frames
 from sfl.transport.device.onward import Next
 from sfl.transport.device.overtaking import DeviceStream
 from sfl.transport.device.tensor_work import Coders
@@ -62,10 +62,11 @@ class AdapterWork:
 
     async def send_round(self, values: Mapping[str, np.ndarray], round_: int) -> None:
         """The device's part of the global adapter: whole, or as what the device lacks of it."""
-        frames = self.end.round_frames
         if self.end.codecs.adapter_codec.spec == "none":
-            ready = await asyncio.to_thread(_ready, frames, values, round_)
+            self.end.sends_whole()
+            ready = await self.coders.alike.frames(values, round_, _whole)
         else:
+            frames = self.end.round_frames
             ready = await self.coders.encoder.submit(False, _ready, frames, values, round_)
         self._post(ready)
 
@@ -118,6 +119,10 @@ class AdapterWork:
 def _ready(frames: Frames, values: Mapping[str, np.ndarray], round_: int) -> list[Ready]:
     """An adapter's frames in bytes."""
     return _in_bytes(frames(values, round_))
+
+
+def _whole(values: Mapping[str, np.ndarray], round_: int) -> list[Ready]:
+    return _ready(whole_frames, values, round_)
 
 
 def _in_bytes(frames: Iterable[tensor_pb2.AdapterFrame]) -> list[Ready]:

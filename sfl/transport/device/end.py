@@ -464,6 +464,10 @@ class EdgeEnd(ServingEnd):
         header = tensor_pb2.AdapterHeader(round=round_, codec=part.codec)
         return adapter_frames(header, part.payload)
 
+    def sends_whole(self) -> None:
+        """A round's adapter goes out as it is for every device that gets the same of it."""
+        self.changes.send_whole()
+
     def base_update_frames(
         self, values: Mapping[str, np.ndarray], round_: int
     ) -> Iterator[tensor_pb2.AdapterFrame]:
@@ -474,6 +478,13 @@ class EdgeEnd(ServingEnd):
     def whole_update(self, coded_as: str, payload: Buffer, trains: Callable[[str], bool]) -> Buffer:
         """An update as a whole adapter's bytes; `trains` tells which names are the device's."""
         return self.changes.take_update(self.codecs.adapter_codec, payload, coded_as, trains)
+
+
+def whole_frames(
+    values: Mapping[str, np.ndarray], round_: int
+) -> Iterator[tensor_pb2.AdapterFrame]:
+    """A part of a round's adapter that is not coded: it says nothing of whose it is."""
+    return adapter_frames(tensor_pb2.AdapterHeader(round=round_), adapter_bytes(values))
 
 
 def trained_by(spans: Iterable[Span], settings: RunSettings) -> Callable[[str], bool]:

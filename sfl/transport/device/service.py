@@ -24,7 +24,6 @@ from sfl.transport.device.file_door import FileDoor
 from sfl.transport.device.line import GOODBYE
 from sfl.transport.device.served import V, to_elsewhere, to_finish
 from sfl.transport.device.tensor_work import Coders
-from sfl.transport.device.urgency import CodecThread
 from sfl.transport.frames.wire import (
     EDGE_FETCH_FILE,
     EDGE_LIST_FILES,
@@ -56,7 +55,7 @@ class EdgeService(Generic[V]):
 
         Snapshots are kept in a `shared` place, too.
         """
-        self.coders = Coders(CodecThread("codec-encoder"), CodecThread("codec-decoder"))
+        self.coders = Coders()
         self._connected: Connected[V] = Connected(stats)
         self._cleanups = Cleanups()
         self.entrance: Entrance[V] = Entrance(
@@ -98,8 +97,7 @@ class EdgeService(Generic[V]):
 
     def close(self) -> None:
         """Stop the codec threads."""
-        for thread in self.coders:
-            thread.close()
+        self.coders.close()
 
     def finish(self, error: SflError, last: Finish | None = None) -> None:
         """From now on nobody comes in; who waits for that is told why.

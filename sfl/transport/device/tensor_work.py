@@ -10,7 +10,7 @@ import asyncio
 import time
 from collections.abc import Awaitable, Callable, Sequence
 from functools import partial
-from typing import NamedTuple, Protocol
+from typing import Protocol
 
 from sfl.metrics.stats import NodeStats
 from sfl.plan import Toward
@@ -19,6 +19,7 @@ from sfl.stage.messages import GradientNorm, Kind, Outgoing, TensorMessage
 from sfl.stage.orders import Waiting
 from sfl.stage.orders.turnaround import Turnaround
 from sfl.stage.session import Session
+from sfl.transport.device.alike import Alike
 from sfl.transport.device.decode_slots import DecodeSlots
 from sfl.transport.device.end import Arrival, ServingEnd
 from sfl.transport.device.jobs import Jobs
@@ -31,14 +32,21 @@ from sfl.transport.stream import Ready
 from sfl.v1 import edge_pb2
 
 
-class Coders(NamedTuple):
-    """The edge's codec threads, one for each direction.
+class Coders:
+    """The edge's codec threads, one for each direction, and what they need not do twice.
 
     What is coded first is sent first, and a stream's memory of what it sent is one thread's.
     """
 
-    encoder: CodecThread
-    decoder: CodecThread
+    def __init__(self) -> None:
+        self.encoder = CodecThread("codec-encoder")
+        self.decoder = CodecThread("codec-decoder")
+        self.alike = Alike()
+
+    def close(self) -> None:
+        """Stop the threads."""
+        self.encoder.close()
+        self.decoder.close()
 
 
 class Floor(Protocol):

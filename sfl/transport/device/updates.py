@@ -110,12 +110,18 @@ class AdapterChanges:
 
     def send_round(self, codec: Codec, values: Values, round_: int) -> Part:
         """The adapter of a round for the device: whole, or as what it lacks of it."""
-        coded = codec.spec != "none"
-        if not coded or not values or not _alike(values, self.held):
-            self.held = values if coded else {}
+        if codec.spec == "none":
+            self.send_whole()
+            return Part(adapter_bytes(values), "", values)
+        if not values or not _alike(values, self.held):
+            self.held = values
             return Part(adapter_bytes(values), "", values)
         payload, self.held = self._sender.encode(codec, values, self.held, round_)
         return Part(payload, codec.spec, self.held)
+
+    def send_whole(self) -> None:
+        """The adapter of a round goes out in no code: nothing of it is remembered."""
+        self.held = {}
 
     def take_round(self, codec: Codec, payload: Buffer, coded_as: str) -> Values:
         """The same at the device, `coded_as` what came with it. Raises ProtocolError."""

@@ -27,7 +27,6 @@ from sfl.transport.device.end import ServingEnd
 from sfl.transport.device.greeting import finish_of
 from sfl.transport.device.served import ALIVE
 from sfl.transport.device.tensor_work import Coders
-from sfl.transport.device.urgency import CodecThread
 from sfl.transport.frames import contract, words
 from sfl.transport.frames.wire import (
     STAGE_END,
@@ -96,7 +95,7 @@ class StageService:
     """Serves the servers before a stage: one stream for each device."""
 
     def __init__(self, stats: NodeStats, cache_dir: Path) -> None:
-        self.coders = Coders(CodecThread("codec-encoder"), CodecThread("codec-decoder"))
+        self.coders = Coders()
         self._stats = stats
         self._cache_dir = cache_dir
         self._connected: Connected[Carried] = Connected(stats)
@@ -129,8 +128,7 @@ class StageService:
 
     def close(self) -> None:
         """Stop the codec threads."""
-        for thread in self.coders:
-            thread.close()
+        self.coders.close()
 
     def send_off(self, reason: SflError) -> None:
         """Close every stream with a status that says why."""
