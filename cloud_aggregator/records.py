@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 import os
 import socket
 import time
@@ -28,6 +29,26 @@ from sfl.rounds.journal import Entry
 from sfl.rounds.values import DeviceFacts
 
 log = logging.getLogger("sfl.cloud")
+
+
+STATUS_SHARE = 0.1
+"""Of the loop's time that the status may take. It has a line for every device of the run."""
+
+
+class Pace:
+    """How often something may be done that must not take more than a share of all time."""
+
+    def __init__(self, share: float) -> None:
+        self._share = share
+        self._due = -math.inf
+
+    def is_due(self, now: float) -> bool:
+        """Whether it may be done at `now` seconds."""
+        return now >= self._due
+
+    def took(self, seconds: float, now: float) -> None:
+        """It was done by `now`, and took that long."""
+        self._due = now + seconds / self._share - seconds
 
 
 class RunRecords:
@@ -56,6 +77,7 @@ class RunRecords:
         self._kept = before.keep_adapters(folder, config.current.run.keep_round_adapters)
         last = RunStatus.last(folder / "status.json")
         self._sequence = 0 if last is None else last.sequence
+        self._pace = Pace(STATUS_SHARE)
 
     def hear(self, entry: Entry) -> None:
         """Write down what the journal has now. Raises DiskError."""
@@ -96,8 +118,15 @@ class RunRecords:
         self._kept.choose_best(best, self.told.closed, needed)
 
     def show(self, state: RunState) -> None:
-        """Write the status that the live view reads. Raises DiskError."""
+        """Write the status that the live view reads, unless it was written only just now.
+
+        Raises DiskError.
+        """
+        if not self._pace.is_due(time.monotonic()):
+            return
+        began = time.thread_time()
         self._write_status(state)
+        self._pace.took(time.thread_time() - began, time.monotonic())
 
     def _write_status(self, state: RunState) -> None:
         """Each time with a number one higher."""

@@ -185,8 +185,7 @@ class RunStatus:
 
     def write(self, path: Path) -> None:
         """Replace `path` by this status; a reader sees the old one or this one, whole."""
-        values = _without_nan(dataclasses.asdict(self))
-        write_atomic(path, json.dumps(values, allow_nan=False) + "\n", durable=False)
+        write_atomic(path, json.dumps(_plain(self), allow_nan=False) + "\n", durable=False)
 
     @classmethod
     def read(cls, path: Path) -> RunStatus | None:
@@ -224,9 +223,15 @@ def _known(kind: type[T], values: dict[str, Any]) -> T:
     return kind(**{name: value for name, value in values.items() if name in names})
 
 
-def _without_nan(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {key: _without_nan(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [_without_nan(item) for item in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value
+def _plain(value: Any) -> Any:
+    """As JSON has it; a number that JSON cannot have is nothing.
+
+    With a thousand devices `dataclasses.asdict`, which copies all of it, takes most of the time.
+    """
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if value is None or isinstance(value, str | int):
+        return value
+    if isinstance(value, tuple | list):
+        return [_plain(item) for item in value]
+    return {name: _plain(getattr(value, name)) for name in value.__dataclass_fields__}
