@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import math
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
@@ -103,6 +104,10 @@ class Beats:
         """Tell the cloud what this edge has counted, and what its devices have said."""
         own = self._stats.snapshot(costs=True)
         self._cloud.post(Beat(replace(own, costs=_told(own.costs)).to_json(), devices))
+
+    def send_stages(self) -> None:
+        """The same, with what stages have said last."""
+        self.send([one.to_json() for one in self._stages.latest(math.inf)])
 
     def _as_seen(self, snapshot: NodeSnapshot) -> NodeSnapshot:
         """A device's statistics, with what this edge itself has seen of it.

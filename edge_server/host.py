@@ -18,6 +18,7 @@ from sfl.config import RunSettings
 from sfl.errors import Elsewhere, LinkLost, NameInUse, ProtocolError, Refused, SflError
 from sfl.metrics.snapshot import NodeSnapshot
 from sfl.metrics.stats import NodeStats
+from sfl.plan import TWO_TIERS
 from sfl.rounds.messages import DeviceLost
 from sfl.rounds.values import (
     BEGINNING,
@@ -307,7 +308,9 @@ class DeviceHost:
         return None if here is None else here.left
 
     async def relay_adapter(self, header: UpdateHeader, payload: Buffer) -> None:
-        """Pass a part on to the cloud."""
+        """Pass a part on to the cloud; a stage's with what that stage has counted by then."""
+        if header.side not in TWO_TIERS:
+            self._beats.send_stages()
         await self.deliveries.part(header, payload)
 
     def add_up(self, order: SumOrder) -> None:

@@ -221,8 +221,11 @@ class StageRun:
         self._stages.heard(snapshot)
 
     async def relay_adapter(self, header: UpdateHeader, payload: Buffer) -> None:
-        """A part of this stage, or of one behind it, goes to the server before."""
+        """A part of this stage, or of one behind it, goes to the server before, with what all of
+        them have counted by then: a short run may end before that is told again."""
         if (stream := self._streams.get(header.device)) is not None:
+            for snapshot in self._said():
+                stream.tell(snapshot)
             stream.send_part(header, payload)
 
     async def files(self, device: str) -> Sequence[FileEntry]:
@@ -257,7 +260,7 @@ class StageRun:
     def tell(self, streams: Iterable[Carried]) -> None:
         """How this stage and those behind it are: once to each server before it."""
         told: set[str] = set()
-        snapshots = [self.stats.snapshot(), *self._stages.latest(self.idle_timeout)]
+        snapshots = self._said()
         for stream in streams:
             server = self._servers.get(stream.device)
             if server is None or server in told:
@@ -265,6 +268,9 @@ class StageRun:
             told.add(server)
             for snapshot in snapshots:
                 stream.tell(snapshot)
+
+    def _said(self) -> list[NodeSnapshot]:
+        return [self.stats.snapshot(), *self._stages.latest(self.idle_timeout)]
 
     def forget(self) -> None:
         """The run has ended well: no process goes on with it."""

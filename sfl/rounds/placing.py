@@ -138,14 +138,12 @@ def handovers(turn: Turn, names: Collection[str]) -> dict[str, str]:
     if len(edges) < 2:
         return {}
     said = dict(_asked_for(turn, names))
-    rule = _MOVING.get(turn.settings.run.placement)
-    if rule is not None:
-        rest = [name for name in names if name not in said]
-        said |= {
-            name: edge
-            for name, edge in rule(state, rest, edges)
-            if _takes_all_along(turn, name, edge)
-        }
+    rest = [name for name in names if name not in said]
+    said |= {
+        name: edge
+        for name, edge in _MOVING[turn.settings.run.placement](turn, rest, edges)
+        if _takes_all_along(turn, name, edge)
+    }
     return {
         name: edge
         for name, edge in sorted(said.items())
@@ -185,13 +183,24 @@ def _takes_all_along(turn: Turn, device: str, to: str) -> bool:
 
 
 def _to_the_nearest(
-    state: RunState, names: Collection[str], edges: list[str]
+    turn: Turn, names: Collection[str], edges: list[str]
 ) -> Iterator[tuple[str, str]]:
     for name in names:
-        trips, own = place_of(state, name).trips, state.roster.devices[name].edge
+        trips = place_of(turn.state, name).trips
+        own = turn.state.roster.devices[name].edge
         measured = [(trips[edge], edge) for edge in edges if edge in trips]
         if own in trips and (best := min(measured))[0] <= _near(trips, own):
             yield name, best[1]
+
+
+def _to_the_configured(
+    turn: Turn, names: Collection[str], edges: list[str]
+) -> Iterator[tuple[str, str]]:
+    """Who was let in elsewhere because its edge was not there yet, and has never moved since."""
+    for name in names:
+        own = _named_edge(turn.settings, name)
+        if own in edges and not place_of(turn.state, name).handovers:
+            yield name, own
 
 
 def _near(trips: RoundTrips, own: str) -> float:
@@ -199,9 +208,10 @@ def _near(trips: RoundTrips, own: str) -> float:
 
 
 def _to_the_least_loaded(
-    state: RunState, names: Collection[str], edges: list[str]
+    turn: Turn, names: Collection[str], edges: list[str]
 ) -> Iterator[tuple[str, str]]:
     """One after the other from the edge with the most, until none has two more than another."""
+    state = turn.state
     loads = _loads(state, edges)
     at: dict[str, list[str]] = {edge: [] for edge in edges}
     for name in sorted(names):
@@ -215,8 +225,9 @@ def _to_the_least_loaded(
         yield at[most].pop(), least
 
 
-_Moving = Callable[[RunState, Collection[str], list[str]], Iterator[tuple[str, str]]]
+_Moving = Callable[[Turn, Collection[str], list[str]], Iterator[tuple[str, str]]]
 _MOVING: Mapping[str, _Moving] = {
+    "configured": _to_the_configured,
     "nearest": _to_the_nearest,
     "least_loaded": _to_the_least_loaded,
 }

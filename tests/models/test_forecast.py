@@ -20,7 +20,7 @@ from sfl.models.memory.device_budget import device_load
 from sfl.models.memory.edge_budget import EdgeChoice, needs
 from sfl.models.memory.footprint import Load, Thrift, device_footprint
 from sfl.models.span import build_span
-from sfl.plan import Plan, Span
+from sfl.plan import Plan, Span, Toward
 from sfl.stage.device import DeviceStage
 from sfl.stage.messages import GradientNorm, Kind, TensorMessage
 from sfl.stage.optimizer import Optimizer
@@ -289,8 +289,8 @@ def steps(sessions: list[TrainingSession], settings: RunSettings, batch: int) ->
             for session, sent, (reply, *more) in zip(sessions, own, replies, strict=True):
                 if topology == "u_shaped":
                     handle(session, replace(sent, kind=Kind.GRADIENT, rows=reply.rows.clone()))
-                for norm in more:
-                    handle(session, norm)
+                for norm in more:  # the device's own, which goes the other way
+                    handle(session, replace(norm, toward=Toward.LOSS))
     assert all(session.step == 2 for session in sessions)
     return most
 

@@ -231,6 +231,22 @@ def test_an_edge_that_comes_late_gets_its_share_as_the_first_round_begins() -> N
     assert replay.after == {"d3": BEGINNING}
 
 
+def test_who_was_let_in_before_its_edge_was_there_goes_to_it_once() -> None:
+    devices = [{"name": "d0", "edge": SOUTH}, {"name": "d1"}]
+    coordinator = there(run(devices=devices, count=2), NORTH)
+    assert refused(coordinator.handle(DeviceJoined("d0", NORTH), 0.0)) == ()
+    coordinator.handle(EdgeReady(SOUTH, 4, address="south:7001", store="s"), 0.0)
+    join(coordinator, "d0", 0.0, edge=NORTH)
+    assert handed_over(join(coordinator, "d1", 0.0, edge=NORTH)) == {"d0": SOUTH}
+    join(coordinator, "d0", 1.0, edge=SOUTH)
+    # Once it has been moved on purpose, it is not called back.
+    report(coordinator, "d0", num_steps=STEPS, asks_for=NORTH)
+    report(coordinator, "d1", num_steps=STEPS)
+    assert handed_over(close_round(coordinator, ["d0", "d1"])) == {"d0": NORTH}
+    join(coordinator, "d0", 2.0, edge=NORTH)
+    assert handed_over(close_round(coordinator, ["d0", "d1"])) == {}
+
+
 def test_a_planners_word_comes_first() -> None:
     config = run("nearest", planner={"policy": "pairing"})
     coordinator = there(config)

@@ -309,8 +309,10 @@ def test_a_clock_that_is_set_back_does_not_freeze_the_view(
     class Gone:
         """A cloud that ends after a few looks."""
 
-        looks = 0
-        title, returns, kind = "cloud", False, "edge"
+        looks, title, returns = 0, "cloud", False
+
+        def __init__(self, kind: str) -> None:
+            self.kind = kind
 
         def exit_code(self) -> int | None:
             self.looks += 1
@@ -320,7 +322,7 @@ def test_a_clock_that_is_set_back_does_not_freeze_the_view(
     monkeypatch.setattr(launch_run, "POLL", 0.0)
     monkeypatch.setattr(launch_run, "_raise_mistakes", lambda nodes: None)
     monkeypatch.setattr(launch_run, "_lost", lambda *_: None)
-    nodes: Any = [Gone(), Gone()]
+    nodes: Any = [Gone("cloud"), Gone("edge")]
     launch_run._await_end(
         None,  # type: ignore[arg-type]
         tmp_path,

@@ -151,6 +151,21 @@ def test_four_and_five_tiers_are_two_bit_for_bit(tmp_path: Path, u_shaped: bool)
     assert_same_bits(found[2], found[0])
 
 
+def test_a_run_too_short_for_a_heartbeat_has_what_its_stages_counted(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("edge_server.stage.BEAT", 60.0)
+    values = fleet(tmp_path, 2, codec=UNCODED, training={"local_steps": 3})
+    values["model"]["path"] = str(deep())
+    values["run"]["rounds"] = 1
+    values["network"] = {"heartbeat_interval": 30.0}
+    outcome = finished(played(tmp_path, tiered(values, 2, 4)))
+    stages = {one["name"]: one for one in outcome.summary["stages"]}
+    assert sorted(stages) == ["stage", "stage2"]
+    for one in stages.values():
+        assert one["phases"]["backward"] > 0.0 and one["peak_rss_bytes"] > 0
+
+
 # -- somebody is lost -----------------------------------------------------------------------------
 
 

@@ -228,7 +228,9 @@ def test_a_gradient_overtakes_between_the_frames_of_a_tensor() -> None:
         long = tensor(Kind.ACTIVATION, 1, tokens=3 * 4096)  # 3 MiB: four frames
         stream.tensors.send(outgoing(long))
         await until_async(lambda: wire.written)  # the first is out, the second waits for the link
-        stream.tensors.send(outgoing(tensor(Kind.GRADIENT, 0), GradientNorm(1, 0, 1.0)))
+        stream.tensors.send(
+            outgoing(tensor(Kind.GRADIENT, 0), GradientNorm(1, 0, 1.0, Toward.INPUT))
+        )
         stream.stream.outbox.put(edge_pb2.EdgeMessage(finish=edge_pb2.Finish(ok=True)))
         await until_async(lambda: len(stream.stream.outbox) == 5)
         for _ in range(7):
@@ -299,7 +301,7 @@ def test_answers_that_are_taken_count_no_more() -> None:
         stream.tensors.send(
             outgoing(tensor(Kind.ACTIVATION, 1, tokens=3 * 4096), tensor(Kind.GRADIENT, 0))
         )
-        stream.tensors.send(outgoing(GradientNorm(1, 0, 1.0)))
+        stream.tensors.send(outgoing(GradientNorm(1, 0, 1.0, Toward.INPUT)))
         before = stream.end.credits.unsent
         await until_async(lambda: len(wire.written) == 6)
         await asyncio.sleep(0)
