@@ -37,6 +37,8 @@ from sfl.transport.frames.contract import adapter_limit
 
 log = logging.getLogger("sfl.cloud")
 
+SUMS = "base_updates/"
+"""Where the sums are that rounds added to the bases, all of which a run goes on from."""
 HEAVY = 0.9  # share of an average that a user is told of
 
 
@@ -55,8 +57,8 @@ class GlobalAdapter:
         if ref:
             self.manifest = _manifest(folder)
             self._latest = round_of(ref), self._load(ref)
-            self._sealed.require_all("base_updates/", round_of(ref))
-        self.base_updates = BaseUpdates(folder / "base_updates", max(0, round_of(ref)))
+            self._sealed.require_all(SUMS, round_of(ref))
+        self.base_updates = BaseUpdates(folder / SUMS, max(0, round_of(ref)))
 
     def begin(self, manifest: AdapterManifest, values: dict[str, Array]) -> None:
         """The adapter that the run begins with. Raises DiskError."""
@@ -109,6 +111,10 @@ class GlobalAdapter:
         """The digests of what a round left, and of `more` files. Raises DiskError."""
         names = [f"{adapter_ref(round_)}/{WEIGHTS}", *self.base_updates.latest, *more]
         return self._sealed.seal(names)
+
+    def forget_before(self, round_: int) -> None:
+        """Nobody needs an adapter of an earlier round any more."""
+        self._sealed.forget_before(round_, SUMS)
 
     def save(self, round_: int) -> None:
         """Keep a round's adapter: where rounds were folded into the bases, all of them."""
@@ -253,7 +259,9 @@ class Averaging:
 
         Devices are at work from the adapter of round `needed` on, if that is an older one.
         """
-        self.spool.drop(round_ if needed is None else min(round_, needed))
+        oldest = round_ if needed is None else min(round_, needed)
+        self.spool.drop(oldest)
+        self._adapter.forget_before(oldest)
         self._memory.forget_before(round_)
 
     def keep_beginning(self) -> None:

@@ -60,6 +60,8 @@ class EdgeSums:
     def ask(self, command: Reduce, examined: Examined) -> dict[str, SumOrder]:
         """What each edge of an order is told, by what was found of its devices' updates."""
         found = groups(examined.contributions)
+        # What was asked for in a round that is over comes no more, or counts for nothing.
+        self._due = {key: due for key, due in self._due.items() if key[0] >= command.round}
         orders: dict[str, SumOrder] = {}
         for edge in command.edges:
             shares = {one.device: _share(one) for one in found[edge]}

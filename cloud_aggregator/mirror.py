@@ -105,6 +105,7 @@ class StoreMirror:
             here = {name for name, _ in self._files((*SETTINGS, *MADE, BEST, SPOOL))}
             for name in self._kept.keys() - here:
                 del self._kept[name]
+                self._seen.pop(name, None)
                 self._journal.drop(name)
 
     def prune(self) -> None:

@@ -39,6 +39,14 @@ class Sealed:
             if round_of(name) <= rounds:
                 self.require(name)
 
+    def forget_before(self, round_: int, start: str) -> None:
+        """Rounds before one are loaded no more, but for names that begin so."""
+        self._digests = {
+            name: digest
+            for name, digest in self._digests.items()
+            if name.startswith(start) or max(map(round_of, Path(name).parts)) >= round_
+        }
+
     def _digest(self, name: str) -> str:
         total = hashlib.sha256()
         with on_disk(self._folder / name), (self._folder / name).open("rb") as file:

@@ -14,9 +14,10 @@ from sfl.metrics.timeline import spans_from_json, watched_step
 from sfl.planners.plans import Plan
 from sfl.report.awaited import LastWords
 from sfl.report.records import NodeRecord, Record, RoundRecord, SampleScore
+from sfl.report.scores import Scores
 from sfl.report.statistics import Statistics
 from sfl.report.step import StepTimeline, ordered, since
-from sfl.report.summary import Fault, RunSummary, Scores, build_summary
+from sfl.report.summary import Fault, RunSummary, build_summary
 from sfl.rounds import (
     AdapterReady,
     CloudRestarted,
@@ -64,8 +65,8 @@ class DeviceRounds:
         self.steps: dict[str, StepTimeline] = {}
         """The latest step that was watched of each device."""
         self._trained: dict[tuple[str, int], Trained] = {}
-        self._reported: set[tuple[str, int]] = set()
-        """(device, round): who is back after a break tells again what it told."""
+        self._reported: dict[str, int] = {}
+        """The last round of each: who is back after a break tells again what it told."""
         self._scores = Scores()
 
     def take(self, event: Event) -> list[RoundRecord]:
@@ -86,9 +87,9 @@ class DeviceRounds:
                 report.train_loss, report.num_steps, report.num_tokens, report.train_seconds
             )
             self.steps[report.device] = _watched(report)
-        if (report.device, report.round) in self._reported:
+        if report.round <= self._reported.get(report.device, 0):
             return []
-        self._reported.add((report.device, report.round))
+        self._reported[report.device] = report.round
         record = self._evaluation(report)
         self._scores.take(record)
         return [*self._passed_over(report, record), record]
@@ -206,8 +207,9 @@ class RunProjection:
         self.closed = 0
         """The last round that has an adapter."""
         self._at_end = self._began = 0
-        self.staleness: dict[str, list[int]] = {}
-        """Of each update that was averaged, by device; empty where none may be late."""
+        self.staleness: dict[str, Counter[int]] = {}
+        """By device, how often an update of it that was averaged was how old; empty where none may
+        be late."""
         self.train_seconds = self.wall_seconds = self._round_began = 0.0
 
     @classmethod
@@ -285,7 +287,7 @@ class RunProjection:
             servers = map(NodeSnapshot.from_json, event.servers)
             self.records += [_at_end_of(event, seconds, server) for server in servers]
             for device, staleness in event.staleness.items():
-                self.staleness.setdefault(device, []).append(staleness)
+                self.staleness.setdefault(device, Counter())[staleness] += 1
 
     @_take.register
     def _(self, event: RunEnded, now: float) -> None:

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import zlib
+from dataclasses import replace
+
+from sfl.cost.shown import NOTHING
 from sfl.metrics.snapshot import NodeKind, NodeSnapshot
 
 MOST_LIVES = 1000
@@ -16,32 +20,38 @@ class Statistics:
 
     def __init__(self) -> None:
         self._known: dict[tuple[str, str], NodeSnapshot] = {}
-        self._lives: dict[tuple[str, str, int], NodeSnapshot] = {}
-        self._latest: dict[tuple[str, str], int] = {}
+        self._latest: dict[tuple[str, str], tuple[int, NodeSnapshot]] = {}
+        """The life that each is in."""
+        self._before: dict[tuple[str, str, int], bytes] = {}
+        """The lives before that, small: a node may have hundreds, which are looked at once."""
 
     def heard(self, snapshot: NodeSnapshot, life: int | None = None) -> None:
         """Keep a node's latest statistics; without a `life` they are in a record as well."""
         key = snapshot.kind, snapshot.name
         self._known[key] = snapshot
-        if life is not None:
-            self._lives[*key, life] = snapshot
-            self._latest[key] = life
+        if life is None:
+            return
+        latest, last = self._latest.get(key, (life, snapshot))
+        if latest != life:
+            self._before[*key, latest] = _packed(last)
+        self._latest[key] = life, snapshot
 
     def life_of(self, snapshot: NodeSnapshot) -> int:
         """Which of a node's lives these statistics are of: the latest known, or a new one."""
-        key = snapshot.kind, snapshot.name
-        if (life := self._latest.get(key)) is None:
+        known = self._latest.get((snapshot.kind, snapshot.name))
+        if known is None:
             return 0
-        same = self._lives[*key, life].started_at == snapshot.started_at
-        return life if same else min(life + 1, MOST_LIVES)
+        life, last = known
+        return life if last.started_at == snapshot.started_at else min(life + 1, MOST_LIVES)
 
     def of(self, kind: NodeKind, name: str) -> NodeSnapshot:
         """A node's latest statistics; nothing counted where it has not said any."""
         return self._known.get((kind, name), NodeSnapshot(name, kind))
 
     def all(self) -> list[NodeSnapshot]:
-        """Of every life of every node that has said any, in the order of their first."""
-        return list(self._lives.values())
+        """Of every life of every node that has said any."""
+        before = [_unpacked(own) for own in self._before.values()]
+        return [*before, *(last for _, last in self._latest.values())]
 
     def devices(self) -> dict[str, NodeSnapshot]:
         """Of every device, by name."""
@@ -51,3 +61,12 @@ class Statistics:
         """Of the cloud and of each edge, in the order of their names."""
         known = sorted(self._known.items())
         return [snapshot for (kind, _), snapshot in known if kind != "device"]
+
+
+def _packed(snapshot: NodeSnapshot) -> bytes:
+    """What adds up over lives, and little else."""
+    return zlib.compress(replace(snapshot, waits=(), costs=NOTHING).to_json().encode())
+
+
+def _unpacked(packed: bytes) -> NodeSnapshot:
+    return NodeSnapshot.from_json(zlib.decompress(packed).decode())

@@ -6,8 +6,6 @@ import dataclasses
 import json
 import math
 import re
-from array import array
-from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -23,6 +21,7 @@ from sfl.node.files import write_atomic
 from sfl.planners.plans import Plan
 from sfl.report.planned import At, PlanSummary, cuts_over_rounds, plan_summaries
 from sfl.report.records import NodeRecord, Record, RoundRecord
+from sfl.report.scores import Scores
 
 TRAINING_ROLES: tuple[Role, ...] = ("activation", "gradient")
 """The roles that compression is about; a claim of reduction counts no others."""
@@ -120,10 +119,11 @@ class Staleness:
     most: int
 
     @classmethod
-    def of(cls, staleness: Sequence[int]) -> Staleness:
-        """Of all its updates."""
-        mean = sum(staleness) / len(staleness) if staleness else 0.0
-        return cls(len(staleness), mean, max(staleness, default=0))
+    def of(cls, staleness: Mapping[int, int]) -> Staleness:
+        """Of all its updates: how many were how old."""
+        updates = sum(staleness.values())
+        total = sum(age * often for age, often in staleness.items())
+        return cls(updates, total / updates if updates else 0.0, max(staleness, default=0))
 
     def __str__(self) -> str:
         return f"{self.mean:.1f} ({self.most})" if self.updates else "–"
@@ -278,7 +278,7 @@ def build_summary(
     adapter: str | None = None,
     best_round: int | None = None,
     data: Mapping[str, DataNotes] = MappingProxyType({}),
-    staleness: Mapping[str, Sequence[int]] = MappingProxyType({}),
+    staleness: Mapping[str, Mapping[int, int]] = MappingProxyType({}),
     plans: Sequence[Plan] = (),
 ) -> RunSummary:
     """What the run came to.
@@ -297,7 +297,7 @@ def build_summary(
         replace(
             _device(entry, settings, rounds, nodes, last),
             data=data.get(entry.name, _NOTHING),
-            staleness=Staleness.of(staleness.get(entry.name, ())) if staleness else None,
+            staleness=Staleness.of(staleness.get(entry.name, {})) if staleness else None,
             **_last_cut(cuts.get(entry.name, ())),
         )
         for entry in settings.devices
@@ -365,29 +365,6 @@ def evaluate(records: Iterable[RoundRecord], devices: Iterable[str] | None = Non
     targets = sum(record.eval_targets for record in scored)
     loss = math.fsum(record.eval_loss_sum for record in scored) / targets
     return Evaluation(loss, _accuracy(scored), tuple(record.device for record in scored))
-
-
-class Scores:
-    """What rounds scored, as few numbers as tell which one's adapter is the best.
-
-    By the part of each score that rounds can be compared by.
-    """
-
-    def __init__(self) -> None:
-        self._sums: dict[int, array[float]] = {}
-        self._targets: Counter[int] = Counter()
-
-    def take(self, record: RoundRecord) -> None:
-        """A device's score; round 0, before any training, is none."""
-        own = record.on_sample
-        if own.round > 0 and own.eval_targets:
-            self._sums.setdefault(own.round, array("d")).append(own.eval_loss_sum)
-            self._targets[own.round] += own.eval_targets
-
-    def best(self) -> int | None:
-        """The round whose adapter has the least held-out loss, the earliest of equals."""
-        losses = {r: math.fsum(sums) / self._targets[r] for r, sums in self._sums.items()}
-        return min(losses, key=lambda r: (losses[r], r), default=None)
 
 
 def best_round(records: Iterable[RoundRecord]) -> int | None:
