@@ -84,15 +84,20 @@ class Turn:
         self.send_away(name, said, "link")
 
     def _gone(self, name: str, cause: Cause, reason: str) -> str:
-        """A device is not here any more; `reason` with what that means for it."""
+        """A device is not here any more; `reason` with what that means for it.
+
+        A strike settles how often it was lost before: that makes no second one.
+        """
         state = self.state
         strikes, said = state.strikes.note(name, cause, reason)
+        struck = strikes is not state.strikes
         roster = state.roster.leave(name)
         self.state = changed(
             state,
             strikes=strikes,
             roster=roster.put_out(name) if name in strikes.out else roster,
             away=state.away.without(name),
+            vain=state.vain.without(name) if struck else state.vain,
             forms=state.forms.forget(name),
             losses=state.losses.put(name, said),
             rehearsal=None if state.rehearsal is None else state.rehearsal.without(name),

@@ -57,6 +57,44 @@ def test_who_delivers_may_be_lost_as_often_again() -> None:
     assert coordinator.round == 3 and set(coordinator.progress) == {"d0", "d1"}
 
 
+def late_in_round_one(coordinator: Coordinator, losses: int, silent: bool) -> None:
+    """Round 1 closes without d1, which was lost so often; d1 is in round 2."""
+    deliver(coordinator, "d0")
+    for number in range(losses):
+        flap(coordinator, "d1", 2.0 + 2.0 * number)
+    if silent:
+        coordinator.handle(Tick(), coordinator.state.deadline)
+    else:
+        coordinator.handle(DeviceLost("d1", "killed"), 40.0)
+        coordinator.handle(Tick(), 61.0)
+    assert coordinator.phase is Phase.AGGREGATING and "d1" not in coordinator.progress
+    join(coordinator, "d1", coordinator.state.now + 1.0)
+    coordinator.handle(AdapterReady(1, "a"), coordinator.state.now + 1.0)
+    assert coordinator.round == 2 and "d1" in coordinator.progress
+
+
+def test_a_strike_settles_the_losses_before_it() -> None:
+    """Else the same breaks of a link would be two strikes: one as it was late, one as it broke."""
+    coordinator = begun(settings(2))
+    late_in_round_one(coordinator, MOST_VAIN, silent=True)
+    assert coordinator.strikes.silences["d1"].count == 1
+    for number in range(MOST_VAIN):
+        commands = flap(coordinator, "d1", 150.0 + 2.0 * number)
+        assert any(isinstance(command, ReplayRound) for command in commands)
+    assert coordinator.strikes.silences["d1"].count == 1
+
+
+def test_losses_count_on_into_the_next_round_where_nothing_was_delivered() -> None:
+    """Else one that is never back in time holds up every round as long as it can."""
+    coordinator = begun(settings(2))
+    late_in_round_one(coordinator, 6, silent=False)
+    lost = 0
+    while not coordinator.strikes.silences:
+        flap(coordinator, "d1", 80.0 + 2.0 * lost)
+        lost += 1
+    assert lost == MOST_VAIN - 5, "7 times before, one of which held up nobody"
+
+
 def lose_and_bring_back(coordinator: Coordinator, now: float, kept: bool) -> list[object]:
     """An edge and its devices; it has `kept` what they do, or not."""
     lost = coordinator.handle(EdgeLost("e", "it broke"), now)
