@@ -1,6 +1,7 @@
 """`python -m tests.faults [WORD ...]`: play the fault matrix and print it.
 
-With words only cells whose names have all of them. Exit code 1 where a cell does not hold.
+With words only cells whose names have all of them; with `-WORD` none that has it. Exit code 1 where
+a cell does not hold.
 """
 
 from __future__ import annotations
@@ -32,7 +33,7 @@ def main() -> None:
     say("| fault | seconds to its next work | begun again | adapter | verdict |")
     say("|---|---|---|---|---|")
     for cell in ALL:
-        if not all(word in cell.name for word in words):
+        if not all(is_of(cell.name, word) for word in words):
             continue
         with TemporaryDirectory() as folder:
             verdict = tried(Path(folder), cell)
@@ -41,6 +42,11 @@ def main() -> None:
         if keep and verdict.wrong:
             (Path(keep) / f"{cell.name.replace(chr(47), chr(32))}.log").write_text(verdict.logs)
     sys.exit(failed > 0)
+
+
+def is_of(name: str, word: str) -> bool:
+    """Whether a cell is one of those that a word means."""
+    return word[1:] not in name if word.startswith("-") else word in name
 
 
 def say(line: str) -> None:

@@ -6,7 +6,8 @@ import signal
 
 from tests.faults import disks, kills, links
 from tests.faults.kills import kill
-from tests.faults.lab import Fault, Setup
+from tests.faults.lab import Fault
+from tests.faults.setup import Setup
 
 ALL: list[Fault] = [
     *kills.killed(),
@@ -17,6 +18,9 @@ ALL: list[Fault] = [
     *links.torn(),
     *kills.behind(),
     *links.torn_behind(),
+    *links.torn_among_edges(),
+    *kills.moved(),
+    *kills.summed(),
 ]
 VANILLA, U_SHAPED = Setup("vanilla"), Setup("u_shaped")
 CHOSEN = {

@@ -18,7 +18,8 @@ from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-from tests.faults.lab import IDLE, LIMIT, Hop, Lab, Setup, Verdict, judge, undisturbed
+from tests.faults.lab import LIMIT, Lab, Verdict, judge, undisturbed
+from tests.faults.setup import IDLE, Hop, Setup
 from tests.house.http2 import Conversation, Passed
 from tests.house.proxy import BOTH, Proxy, Way
 

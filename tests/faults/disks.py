@@ -12,7 +12,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from tests.faults.kills import PLACES
-from tests.faults.lab import Lab, Setup
+from tests.faults.lab import Lab
+from tests.faults.setup import Setup
 
 SIZE = "32m"
 FULL_FOR = 2.0

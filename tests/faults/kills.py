@@ -7,7 +7,8 @@ import signal
 import time
 from dataclasses import dataclass
 
-from tests.faults.lab import Lab, Setup
+from tests.faults.lab import Lab
+from tests.faults.setup import TWO, Setup
 
 STOPPED = 8.0
 """Seconds that a node is stopped for: longer than the idle timeout."""
@@ -23,18 +24,28 @@ class Kill:
     place: str
     setup: Setup
     signal: int = signal.SIGKILL
+    for_good: bool = False
+    """Nobody starts it again: its devices go to the other edge."""
+    asks: bool = False
+    """In round 1 d0 asks for the other edge."""
 
     @property
     def name(self) -> str:
         kind = "kill" if self.signal == signal.SIGKILL else "stop"
-        return f"{kind} {self.victim}, {self.phase}, {self.setup}"
+        victim = f"{self.victim}{' for good' if self.for_good else ''}"
+        return f"{kind} {victim}, {self.phase}, {self.setup}"
 
     def arm(self, lab: Lab) -> None:
         trap = {"node": self.watcher, "place": self.place, "victim": self.victim}
+        if self.for_good:
+            lab.gone.add(self.victim)
+            trap["recovers"] = "d0"
         (lab.folder / "trap.json").write_text(json.dumps({**trap, "signal": int(self.signal)}))
 
     def tend(self, lab: Lab) -> None:
         """Continue a stopped node, once it has been silent for long enough."""
+        if self.asks and lab.has_taken("d0", 1, 1) and lab.once("asked"):
+            lab.nodes["d0"].send_signal(signal.SIGUSR1)
         if self.signal != signal.SIGSTOP:
             return
         hit = lab.hit()
@@ -42,7 +53,14 @@ class Kill:
             lab.nodes[self.victim].send_signal(signal.SIGCONT)
 
     def wrong(self, lab: Lab) -> list[str]:
-        return [] if lab.hit() is not None else [f"never came to {self.place!r}"]
+        if lab.hit() is None:
+            return [f"never came to {self.place!r}"]
+        edge, moves = lab.places()["d0"]
+        # One that was to go, and is killed or finds nobody there, may stay where it is.
+        moved = self.victim == "d1" if self.asks else self.for_good
+        if moved and (edge, moves) != ("south", 1):
+            return [f"d0 is at {edge} after {moves} moves"]
+        return []
 
 
 PLACES: dict[str, dict[str, tuple[str, str]]] = {
@@ -110,6 +128,20 @@ PLACES: dict[str, dict[str, tuple[str, str]]] = {
 """By phase and victim: who sees that it is there, and at which place."""
 
 
+HANDING_OVER = {
+    "d0": ("d0", "told to go"),
+    "d1": ("d0", "told to go"),
+    "edge": ("edge", "handing over"),
+    "south": ("south", "admitting d0"),
+    "cloud": ("cloud", "sending on"),
+}
+"""The same while d0, which has asked for it, goes on to the other edge."""
+ADDING_UP = {
+    "d0": ("edge", "adding up"),
+    "edge": ("edge", "adding up"),
+    "cloud": ("edge", "adding up"),
+}
+"""The same while edges add up what their devices have trained."""
 TOPOLOGIES = (Setup("vanilla"), Setup("u_shaped"))
 
 
@@ -162,9 +194,10 @@ def behind() -> list[Kill]:
 
 def stopped() -> list[Kill]:
     return [
-        kill("backward in flight", victim, setup, signal.SIGSTOP)
+        kill(phase, victim, setup, signal.SIGSTOP)
         for setup in TOPOLOGIES
-        for victim in ("d0", "edge", "cloud")
+        for phase, victims in PLACES.items()
+        for victim in victims
     ]
 
 
@@ -174,3 +207,48 @@ def coded() -> list[Kill]:
         for setup in TOPOLOGIES
         for victim in ("d0", "edge", "cloud")
     ]
+
+
+MOVED = ("forward in flight", "snapshot write", "update upload", "aggregation", "evaluation")
+"""Phases in which an edge dies for good."""
+APART = (Setup("vanilla", edges=TWO), Setup("u_shaped", edges=TWO, tls=True))
+TIERED_APART = (
+    Setup("three_tier", edges=TWO),
+    Setup("three_tier_u_shaped", edges=TWO, tls=True),
+)
+SUMMED = (
+    Setup("vanilla", edges=TWO, sums=True),
+    Setup("u_shaped", edges=TWO, sums=True, tls=True),
+)
+
+
+def moved() -> list[Kill]:
+    """Two edges: d0 goes to the other one, since its own dies or since it asks for that."""
+    found: list[Kill] = []
+    for setup in (*APART, *TIERED_APART):
+        for phase in MOVED:
+            watcher, place = PLACES[phase]["edge"]
+            found.append(Kill("edge", phase, watcher, place, setup, for_good=True))
+        found += [
+            Kill(victim, "handover", watcher, place, setup, asks=True)
+            for victim, (watcher, place) in HANDING_OVER.items()
+        ]
+        found += [kill("backward in flight", victim, setup) for victim in ("edge", "cloud")]
+    return found
+
+
+def summed() -> list[Kill]:
+    """Two edges add up what their devices train."""
+    found: list[Kill] = []
+    for setup in SUMMED:
+        found += [
+            Kill(victim, "sum", watcher, place, setup)
+            for victim, (watcher, place) in ADDING_UP.items()
+        ]
+        found += [
+            kill(phase, victim, setup)
+            for phase in ("snapshot write", "aggregation", "last round")
+            for victim in ("d0", "edge", "cloud")
+        ]
+        found.append(Kill("edge", "sum", "edge", "adding up", setup, for_good=True))
+    return found

@@ -17,70 +17,23 @@ from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any, Literal, Protocol
+from typing import Any, Protocol
 
 import numpy as np
 from safetensors.numpy import load_file
 
 from sfl.node.certificates.authority import Authority
 from sfl.report.records import RoundRecord, read_records
+from tests.faults.setup import SERVERS, STEPS, Hop, Setup
 from tests.house.federation import write_config
-from tests.house.fleets import fleet, tiny
 from tests.house.forks import Fork, fork
 from tests.house.proxy import Inside, Proxy
 from tests.house.tls import give
 
-ROUNDS, STEPS = 3, 4
 LIMIT = 90.0
 """Seconds that a cell may take before it counts as hung."""
-IDLE = 4.0
-"""Seconds of silence after which a peer counts as lost."""
 PAUSE = 0.3
 """Seconds before a killed node is started again."""
-
-
-Hop = Literal["device", "cloud", "stage"]
-"""Where a proxy may stand: between d0 and the edge, the edge and the cloud, or the edge and the
-stage behind it."""
-SERVERS: dict[Hop, str] = {"device": "edge", "cloud": "cloud", "stage": "stage"}
-"""Who is dialled."""
-
-
-@dataclass(frozen=True)
-class Setup:
-    """What a run is like, but for its fault."""
-
-    topology: str = "vanilla"
-    codec: str = "none"
-    rounds: int = ROUNDS
-    clip: bool = False
-    """Both sides exchange the norms of their gradients."""
-    tls: bool = False
-    count: int = 2
-    """Of devices."""
-    strikes: int = 3
-    """A device that is silent so often is out: where links are half-open all the time, more."""
-
-    @property
-    def devices(self) -> tuple[str, ...]:
-        return tuple(f"d{number}" for number in range(self.count))
-
-    @property
-    def names(self) -> tuple[str, ...]:
-        return "cloud", *(["stage"] if self.tiered else []), "edge", *self.devices
-
-    @property
-    def tiered(self) -> bool:
-        """Whether a stage is behind the edge."""
-        return self.topology.startswith("three_tier")
-
-    def connections(self, hop: Hop) -> int:
-        """How many an undisturbed run makes over a hop: to a stage one for each device."""
-        return self.count if hop == "stage" else 1
-
-    def __str__(self) -> str:
-        codec = "" if self.codec == "none" else f", {self.codec}"
-        return f"{self.topology}{codec}{', TLS' if self.tls else ''}"
 
 
 class Fault(Protocol):
@@ -139,14 +92,21 @@ class Lab:
         self.nodes: dict[str, Fork] = {}
         self.restarts: Counter[str] = Counter()
         self.proxies: dict[Hop, Proxy] = {}
-        self.ports = dict(zip(("cloud", "edge", "stage"), free_ports(3), strict=True))
-        self.commands: dict[str, list[str]] = {}
-        self.config = write_config(folder, self._values())
+        self.near: dict[Hop, str] = {"device": "d0", "cloud": "edge", "stage": "edge"}
+        """Whose way a proxy stands in."""
+        self.late: set[str] = set()
+        """Nodes that the fault starts."""
+        self.gone: set[str] = set()
+        """Nodes that are not started again."""
+        self._asked: set[str] = set()
+        servers = ("cloud", "stage", *setup.edges)
+        self.ports = dict(zip(servers, free_ports(len(servers)), strict=True))
+        self.config = write_config(folder, setup.values(folder, self._address("cloud")))
         if setup.tls:
             roles = (("device", name) for name in setup.devices)
             authority, _ = Authority.init(folder / "ca")
-            servers = (("cloud", "cloud"), ("edge", "edge"), ("edge", "stage"))
-            for role, name in (*servers, *roles):
+            edges = (("edge", name) for name in ("stage", *setup.edges))
+            for role, name in (("cloud", "cloud"), *edges, *roles):
                 hosts = () if role == "device" else ("127.0.0.1",)
                 give(authority, folder / "certs" / name, role, name, *hosts)  # type: ignore[arg-type]
         self.place()
@@ -167,7 +127,7 @@ class Lab:
     def _inside(self, hop: Hop) -> Inside:
         """TLS as the server of a hop has it, and as its client has."""
         contexts = []
-        names = SERVERS[hop], "d0" if hop == "device" else "edge"
+        names = SERVERS[hop], self.near[hop]
         kinds = (ssl.PROTOCOL_TLS_SERVER, ssl.PROTOCOL_TLS_CLIENT)
         for name, kind in zip(names, kinds, strict=True):
             files = self.folder / "certs" / name
@@ -182,56 +142,55 @@ class Lab:
     def _address(self, name: str) -> str:
         return f"127.0.0.1:{self.ports[name]}"
 
-    def _behind(self, hop: Hop) -> str:
+    def _behind(self, hop: Hop, client: str, server: str = "") -> str:
         """Where the client of a hop dials."""
-        if (proxy := self.proxies.get(hop)) is not None:
+        server = server or SERVERS[hop]
+        proxy = self.proxies.get(hop)
+        if proxy is not None and (self.near[hop], SERVERS[hop]) == (client, server):
             return proxy.address
-        return self._address(SERVERS[hop])
+        return self._address(server)
 
     @property
     def run(self) -> Path:
         return self.folder / "runs" / "t"
 
-    def _values(self) -> dict[str, Any]:
-        setup = self.setup
-        clip = {"max_grad_norm": 0.5} if setup.clip else {}
-        values = fleet(
-            self.folder,
-            setup.count,
-            run={"topology": setup.topology, "rounds": setup.rounds, "min_devices": setup.count},
-            training={"local_steps": STEPS, **clip},
-            codec={"activation": setup.codec, "gradient": setup.codec},
-            evaluation={"every": 1},
-            aggregation={"strikes": setup.strikes},
-            network={"idle_timeout": IDLE, "heartbeat_interval": 0.5, "rejoin_timeout": 60},
-            cloud={"listen": self._address("cloud"), "metrics": {"enabled": False}},
-        )
-        if setup.tiered:
-            values["model"]["path"] = str(tiny("llama", '{"num_hidden_layers": 4}'))
-            values["stages"] = {"cuts": [2]}
-        if setup.topology.endswith("u_shaped"):
-            for device in values["devices"]:
-                device["tail_layers"] = 1
-        return values
-
     def _write_nodes(self) -> None:
-        common = "threads = 1\nconnect_timeout = 30\n"
-        (self.folder / "edge.toml").write_text(
-            f'[edge]\ncloud = "{self._behind("cloud")}"\nlisten = "{self._address("edge")}"\n'
-            f'{common}cache_dir = "{self.cache("edge")}"\nmetrics = {{enabled = false}}\n'
-            + (f'next = "{self._behind("stage")}"\n' if self.setup.tiered else "")
-        )
+        """A file for each node."""
+        setup = self.setup
+        for name in setup.edges:
+            (self.folder / f"{name}.toml").write_text(self._edge_file(name))
         (self.folder / "stage.toml").write_text(
-            f'[stage]\nlisten = "{self._address("stage")}"\nmetrics = {{enabled = false}}\n'
-            f'{common}cache_dir = "{self.cache("stage")}"\n'
+            f'[stage]\nlisten = "{self._address("stage")}"\n{self._common("stage")}'
         )
-        for name in self.setup.devices:
-            edge = self._behind("device") if name == "d0" else self._address("edge")
+        for name in setup.devices:
+            home = setup.home(name)
+            listed = ""
+            if setup.placement != "configured":
+                all_ = (f'{edge} = "{self._behind("device", name, edge)}"' for edge in setup.edges)
+                listed = f"edges = {{{', '.join(all_)}}}\n"
             (self.folder / f"{name}.toml").write_text(
-                f'[device]\nname = "{name}"\nedge = "{edge}"\n{common}'
-                f'train = "{self.folder / f"{name}.jsonl"}"\n'
-                f'cache_dir = "{self.cache(name)}"\nmetrics = {{enabled = false}}\n'
+                f'[device]\nname = "{name}"\nedge = "{self._behind("device", name, home)}"\n'
+                f'train = "{self.folder / f"{name}.jsonl"}"\n{listed}{self._common(name)}'
             )
+
+    def _edge_file(self, name: str) -> str:
+        setup = self.setup
+        text = f'[edge]\nname = "{name}"\ncloud = "{self._behind("cloud", name)}"\n'
+        text += f'listen = "{self._address(name)}"\n{self._common(name)}'
+        text += f'snapshots = "file://{self.store}"\n' if len(setup.edges) > 1 else ""
+        text += f'next = "{self._behind("stage", name)}"\n' if setup.tiered else ""
+        return text + (f'model = "{self.folder / "none"}"\n' if name == setup.failing else "")
+
+    def _common(self, name: str) -> str:
+        return (
+            "threads = 1\nconnect_timeout = 30\nmetrics = {enabled = false}\n"
+            f'cache_dir = "{self.cache(name)}"\n'
+        )
+
+    @property
+    def store(self) -> Path:
+        """Of snapshots, where edges share one."""
+        return self.folder / "store"
 
     def cache(self, name: str) -> Path:
         """Where a node keeps its files."""
@@ -242,7 +201,8 @@ class Lab:
         if name == "cloud":
             command = ["cloud", str(self.config), "--resume", "auto"]
         else:
-            kind = name if name in ("edge", "stage") else "device"
+            kind = "edge" if name in self.setup.edges else "device"
+            kind = "stage" if name == "stage" else kind
             command = [kind, str(self.folder / f"{name}.toml")]
         if self.setup.tls:
             command += ["--certs", str(self.folder / "certs" / name)]
@@ -264,6 +224,8 @@ class Lab:
         """Run to the end; what was wrong with the processes themselves."""
         try:
             for name in self.setup.names:
+                if name in self.late:
+                    continue
                 self.start(name)  # the first takes as long as the imports do
                 end = time.monotonic() + self.limit
                 while self.in_turn and not self._listens(name) and time.monotonic() < end:
@@ -291,7 +253,8 @@ class Lab:
     def _supervise(self) -> None:
         """As systemd: whoever was killed is started again."""
         for name, node in list(self.nodes.items()):
-            if node.poll() == -signal.SIGKILL and self.restarts[name] < self.most_restarts:
+            dead = node.poll() == -signal.SIGKILL and name not in self.gone
+            if dead and self.restarts[name] < self.most_restarts:
                 self.start_again(name)
         if self.fault is not None:
             self.fault.tend(self)
@@ -300,7 +263,7 @@ class Lab:
         for name, node in self.nodes.items():
             if (code := node.poll()) is None:
                 yield f"{name} hangs"
-            elif code:
+            elif code and name not in self.gone and name not in self.setup.turned_away:
                 yield f"{name}: exit code {code}"
         for node in self.nodes.values():
             node.send_signal(signal.SIGCONT)
@@ -326,6 +289,12 @@ class Lab:
     def hit(self) -> dict[str, Any] | None:
         return next((one for one in self.seen() if one["what"] == "hit"), None)
 
+    def once(self, what: str) -> bool:
+        """Whether this is asked for the first time."""
+        first = what not in self._asked
+        self._asked.add(what)
+        return first
+
     def has_taken(self, name: str, round_: int, step: int) -> bool:
         """Whether a device is behind a step."""
         wanted = {"node": name, "what": "step", "round": round_, "step": step}
@@ -342,9 +311,14 @@ class Lab:
 
     def _left(self) -> list[str]:
         """Files that the run has made, in its folder and in the nodes' caches."""
-        folders = (self.run, self.folder / "cache")
+        folders = (self.run, self.store, self.folder / "cache")
         files = (path for folder in folders for path in folder.rglob("*") if path.is_file())
         return sorted(str(path.relative_to(self.folder)) for path in files)
+
+    def places(self) -> dict[str, tuple[str, int]]:
+        """Where each device was in the end, and how often it had moved."""
+        status = json.loads((self.run / "status.json").read_text())
+        return {own["name"]: (own["edge"], own["handovers"]) for own in status["devices"]}
 
     def logs(self) -> str:
         return "\n".join(f"--- {p.name}\n{p.read_text()}" for p in self.folder.glob("*.log"))
@@ -426,8 +400,10 @@ def judge(verdict: Verdict, lab: Lab, whole: End) -> None:
     for key, wanted in whole.facts.items():
         if end.facts[key] != wanted:
             verdict.wrong.append(f"{key}: {end.facts[key]}, not {wanted}")
-    if end.files != whole.files:
-        verdict.wrong.append(f"other files: {sorted(set(end.files) ^ set(whole.files))}")
+    kept = tuple(f"cache/{name}/" for name in lab.gone)  # nobody is there to remove that
+    other = [name for name in {*end.files} ^ {*whole.files} if not name.startswith(kept)]
+    if other:
+        verdict.wrong.append(f"other files: {sorted(other)}")
 
 
 def same_bits(found: dict[str, np.ndarray], wanted: dict[str, np.ndarray]) -> bool:

@@ -6,9 +6,10 @@ import signal
 import threading
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
-from tests.faults.lab import IDLE, Hop, Lab, Setup
+from tests.faults.lab import Lab
+from tests.faults.setup import IDLE, TWO, Hop, Setup
 from tests.house.http2 import Conversation, Passed
 from tests.house.proxy import Proxy, Way
 
@@ -19,6 +20,8 @@ LONG = 1.5 * IDLE
 """Seconds for which nothing gets through: longer than the idle timeout."""
 AT = (2, 1)
 """Round and step of d0 behind which a link breaks that breaks once."""
+EARLIER = (1, 1)
+"""The same for what comes with the next round."""
 RECOVERS: dict[Hop, tuple[str, str]] = {
     "device": ("d0", ""),
     "cloud": ("cloud", "EdgeReady"),
@@ -105,7 +108,10 @@ class Torn:
     hop: Hop
     setup: Setup = field(default_factory=Setup)
     after: str = ""
-    """What makes such a message come: "reset d0", "stop d0" or "stop edge"."""
+    """What makes such a message come: "reset d0", "stop d0", "stop edge", "start south", or
+    "ask d0", which has it ask for another edge."""
+    near: str = ""
+    """Which edge's way to the cloud that is, where it is not d0's."""
     torn: threading.Event = field(default_factory=threading.Event)
     provoked: bool = False
 
@@ -120,6 +126,10 @@ class Torn:
         self.provoked = False
         if self.after == "reset d0":
             lab.stand_between("device")
+        if self.after == "start south":
+            lab.late.add("south")
+        if self.near:
+            lab.near[self.hop] = self.near
 
         def tears(passed: Passed) -> bool:
             due = (passed.kind, passed.way) == (self.kind, self.way) and not self.torn.is_set()
@@ -136,14 +146,21 @@ class Torn:
         if not self.after:
             return
         what, whom = self.after.split()
-        if not self.provoked and lab.has_taken("d0", *AT):
+        at = AT if what in ("reset", "stop") else EARLIER
+        if not self.provoked and lab.has_taken("d0", *at):
             self.provoked = True
-            if what == "reset":
-                lab.proxies["device"].cut()
-            else:
-                lab.nodes[whom].send_signal(signal.SIGTERM)
+            self._provoke(lab, what, whom)
         if what == "stop" and lab.nodes[whom].poll() == 130:
             lab.start_again(whom)
+
+    def _provoke(self, lab: Lab, what: str, whom: str) -> None:
+        if what == "reset":
+            lab.proxies["device"].cut()
+        elif what == "start":
+            lab.start(whom)
+        else:
+            kind = signal.SIGTERM if what == "stop" else signal.SIGUSR1
+            lab.nodes[whom].send_signal(kind)
 
     def wrong(self, lab: Lab) -> list[str]:
         return [] if self.torn.is_set() else [f"no {self.kind!r} came"]
@@ -247,9 +264,12 @@ TRAINING: dict[Hop, dict[Way, tuple[str, ...]]] = {
 STAGE: dict[Way, tuple[str, ...]] = {
     "up": (
         *("hello", "start", "adapter", "activation of evaluation", "activation of training"),
-        *("norm", "heartbeat", "finish"),
+        *("norm", "heartbeat", "End request"),
     ),
-    "down": ("welcome", "start", "gradient of training", "norm", "adapter", "heartbeat"),
+    "down": (
+        *("welcome", "start", "gradient of training", "norm", "adapter", "heartbeat"),
+        "End answer",
+    ),
 }
 """The same between an edge and the stage behind it."""
 
@@ -283,4 +303,23 @@ def torn() -> list[Torn]:
         found.append(Torn("goodbye", UP, "device", setup, after="stop d0"))
         found.append(Torn("left", UP, "cloud", setup, after="reset d0"))
         found.append(Torn("goodbye", UP, "cloud", setup, after="stop edge"))
+    return found
+
+
+def torn_among_edges() -> list[Torn]:
+    """What is said only where there are two edges, or one node cannot take part."""
+    found: list[Torn] = []
+    for own in setups():
+        two = replace(own, edges=TWO)
+        sums, near = replace(two, sums=True), replace(two, placement="nearest")
+        fails, late = replace(two, failing="south", together=True), replace(two, together=True)
+        found += [Torn("held", UP, "cloud", sums), Torn("sum", UP, "cloud", sums)]
+        found.append(Torn("reduce", DOWN, "cloud", sums))
+        found.append(Torn("hand_over", DOWN, "cloud", two, after="ask d0"))
+        found.append(Torn("elsewhere", DOWN, "device", two, after="ask d0"))
+        found.append(Torn("edges", DOWN, "device", late, after="start south"))
+        found.append(Torn("Probe request", UP, "device", near))
+        found.append(Torn("Probe answer", DOWN, "device", near))
+        found.append(Torn("failure", UP, "cloud", fails, near="south"))
+        found.append(Torn("evict", DOWN, "cloud", replace(own, unlike=True)))
     return found

@@ -22,7 +22,8 @@ from tempfile import TemporaryDirectory
 
 import numpy as np
 
-from tests.faults.lab import Lab, Setup
+from tests.faults.lab import Lab
+from tests.faults.setup import Setup
 
 COUNT = 8
 EVERY = 2.0

@@ -69,7 +69,8 @@ class Node:
         if victim != self.name:
             time.sleep(PAUSE)
         pid = int((self.folder / f"{victim}.pid").read_text())
-        self.saw("hit", victim=victim, place=self.trap["place"], signal=self.trap["signal"])
+        recovers = self.trap.get("recovers", victim)
+        self.saw("hit", victim=recovers, place=self.trap["place"], signal=self.trap["signal"])
         os.kill(pid, self.trap["signal"])
         if self.trap["signal"] == signal.SIGKILL and victim != self.name:
             time.sleep(PAUSE)
@@ -142,6 +143,10 @@ def _to_device(own: Any, message: Any) -> bool:
     return bool(message.key.round == 2 and message.key.step == 1)
 
 
+def _to_go(own: Any, edge: str, word: Any) -> bool:
+    return type(word).__name__ == "GoElsewhere"
+
+
 def _torn(node: Node) -> Callable[..., None]:
     """A snapshot of round 2 is half written, beside its name."""
 
@@ -168,6 +173,11 @@ TRAINER, SESSION = "sfl.stage.trainer:Trainer", "sfl.stage.training.session:Trai
 PLACES: dict[str, Place] = {
     "ready": (f"{LINK}:DeviceLink.ready", "before", always),
     "admitting": (f"{EDGE}.answer", "before", always),
+    "admitting d0": (f"{EDGE}.answer", "before", lambda own, said: said.device == "d0"),
+    "told to go": ("device_agent.roaming:Roaming.go", "before", always),
+    "handing over": ("sfl.transport.device.service:EdgeService.hand_over", "before", always),
+    "sending on": ("sfl.transport.cloud.service:CloudService.post", "before", _to_go),
+    "adding up": (f"{EDGE}.add_up", "before", in_round(2)),
     "cloud hears a device": ("cloud_aggregator.host:EdgeHost.device_joined", "before", always),
     "fetching": ("sfl.transport.bulk.fetch:_sha256", "before", always),
     "serving a file": (f"{EDGE}.read_file", "before", always),
