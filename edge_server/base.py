@@ -33,8 +33,6 @@ from sfl.transport.device.stream_codecs import check_codecs, remembers_samples
 from sfl.transport.frames import contract
 from sfl.transport.frames.chunks import Buffer, adapter_bytes, decode_adapter
 
-log = logging.getLogger("sfl.edge")
-
 Values = dict[str, np.ndarray]
 
 
@@ -146,10 +144,15 @@ def load_base(
     )
     lay_over_devices(model, config)
     bank = LoraBank(model, settings.lora, settings.lora.target_modules)
+    log = _log(holder)
     log.info("base loaded: blocks %d to %d of %s", span.first, span.last - 1, folder.path)
     log.info("%s", choice)
     given = adapter_bytes(given_values(folder, manifest))
     return Base(settings, folder, model, bank, choice, manifest, given, holder)
+
+
+def _log(holder: Holder) -> logging.Logger:
+    return logging.getLogger("sfl.edge" if holder == "edge" else "sfl.stage")
 
 
 def _checked_folder(config: EdgeConfig, settings: RunSettings, holder: Holder) -> ModelFolder:
@@ -159,7 +162,8 @@ def _checked_folder(config: EdgeConfig, settings: RunSettings, holder: Holder) -
         writable_folder(config.cache_dir, "edge.cache_dir")
     folder = open_model(config.model or settings.model.path)
     check_length(settings.model.max_length, folder.context_length)
-    _warn_of_tokenizer(folder)
+    if holder == "edge":
+        _warn_of_tokenizer(folder)
     check_class_order(folder, settings.model.labels)
     if holder in ("edge", settings.loss_server):  # one [stage] table may be of several
         check_batching(folder, settings, config, holder)
@@ -171,7 +175,9 @@ def _warn_of_tokenizer(folder: ModelFolder) -> None:
     try:
         check_files(folder.path, folder.config)
     except ModelError as error:
-        log.warning("devices without a model folder of their own will be refused: %s", error)
+        _log("edge").warning(
+            "devices without a model folder of their own will be refused: %s", error
+        )
 
 
 def _span(settings: RunSettings, folder: ModelFolder, holder: Holder) -> Span:

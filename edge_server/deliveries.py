@@ -58,12 +58,13 @@ class Delivery:
         return tuple(sorted({own.after, done} - {BEGINNING}))
 
     def is_of(self, own: Assignment) -> bool:
-        """Whether orders ask for the same, wherever they would have it begin."""
+        """Whether orders ask for the same, wherever they would have it begin, and whoever shares
+        an adapter with it by now."""
         return _apart_from_past(own) == _apart_from_past(self.told)
 
 
 def _apart_from_past(own: Assignment) -> Assignment:
-    return replace(own, after=BEGINNING, lineage=0)
+    return replace(own, after=BEGINNING, lineage=0, together=())
 
 
 class Deliveries:

@@ -133,6 +133,11 @@ class StageRun:
 
     def _check_same(self, arriving: Arriving) -> None:
         first = self._first
+        if arriving.server == self._config.name:
+            raise Refused(
+                f"stage.name = {arriving.server!r}: the server before this stage has that name, "
+                "too; give each one of its own"
+            )
         if first is None or (self._loading is not None and _failed(self._loading)):
             return
         if first.key != arriving.key and not self._streams:
@@ -263,7 +268,7 @@ class StageRun:
         snapshots = self._said()
         for stream in streams:
             server = self._servers.get(stream.device)
-            if server is None or server in told:
+            if server is None or server in told or stream.has_enough_to_send:
                 continue
             told.add(server)
             for snapshot in snapshots:

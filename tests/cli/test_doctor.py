@@ -24,10 +24,12 @@ from rich.console import Console
 
 from sfl.cli.doctor.command import _print
 from sfl.cli.doctor.edge import check_own_edge
+from sfl.cli.doctor.files import check_config, load_config
 from sfl.cli.doctor.fits import Base, check_devices, cut_rows, load_of, measure_base, read_size
 from sfl.cli.doctor.hardware import check_cores
 from sfl.cli.doctor.quantised import check_bitsandbytes
 from sfl.config import EdgeConfig, LocalDevice, RunConfig, RunSettings, load_run
+from sfl.config.node import StageConfig
 from sfl.errors import ConfigError, PeerUnavailable, ProtocolError, Refused
 from sfl.models.folder import open_model
 from sfl.models.memory.device_budget import device_load, fit_device
@@ -167,6 +169,15 @@ def test_an_edge_with_devices_of_given_cuts(tmp_path: Path) -> None:
     )
     wanted = forecast.footprint(in_flight=8, allowance=4, recompute=[False] * 3)
     assert figures["total_bytes"] == wanted.total
+
+
+def test_a_stage_s_file_is_looked_at_as_what_it_is(tmp_path: Path) -> None:
+    path = tmp_path / "stage.toml"
+    path.write_text('[stage]\nlisten = "127.0.0.1:0"\nnext = "10.0.0.9:7003"\n')
+    config = load_config(path, ())
+    assert isinstance(config, StageConfig) and config.next == "10.0.0.9:7003"
+    check = check_config(path, config, None)
+    assert check.mark == "ok" and "a stage's file" in check.text
 
 
 def test_an_edge_that_does_not_fit_or_cannot_be(tmp_path: Path) -> None:

@@ -68,6 +68,12 @@ def test_what_is_no_link_is_named(text: str) -> None:
     assert raised.value.field == "--link"
 
 
+def test_cuts_of_three_tiers_stay_where_no_planner_is_named(tmp_path: Path) -> None:
+    tiers = {"run": {"topology": "three_tier"}, "stages": {"cuts": [3]}}
+    assert Asked(file(tmp_path, **tiers)).load().planner.policy == "fixed"
+    assert Asked(file(tmp_path)).load().planner.policy == "fleet"
+
+
 def test_costs_are_from_speeds_and_links_and_the_models_own_work(tmp_path: Path) -> None:
     gathered, compared = planned(asked(file(tmp_path), link="8/16mbit"))
     state = gathered.state

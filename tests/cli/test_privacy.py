@@ -109,6 +109,21 @@ def test_a_run_is_measured_and_the_same_again(tmp_path: Path) -> None:
     assert "are read there" in " ".join(sentences(hidden))
 
 
+@pytest.mark.parametrize(
+    ("topology", "task", "words"),
+    [
+        ("vanilla", "causal_lm", "completions are sent as labels: run.topology is vanilla"),
+        ("three_tier", "causal_lm", "completions are sent as labels: run.topology is three_tier"),
+        ("three_tier", "sequence_classification", "classes are sent as labels"),
+        ("three_tier_u_shaped", "causal_lm", "Labels stay on the device"),
+    ],
+)
+def test_where_labels_are_sent_is_said(topology: str, task: str, words: str) -> None:
+    finding = Finding("a", 1, "none", 100, 1000, *[0.1] * 8)
+    found = Findings("m", topology, task, 0, True, (finding,))  # type: ignore[arg-type]
+    assert words in " ".join(sentences(found))
+
+
 @pytest.mark.usefixtures("quick")
 def test_one_device_alone_is_attacked_with_text_of_its_own(tmp_path: Path) -> None:
     path = written(tmp_path)

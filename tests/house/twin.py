@@ -58,6 +58,8 @@ NODE: ContextVar[str] = ContextVar("node", default="")
 """Whose log a line belongs to."""
 
 CLOUD = "cloud"
+STAGE_ENDS = 10.0
+"""Seconds that a stage has for its end, once an edge has told it."""
 
 Act = Callable[[str], None]
 Story = Callable[["Twin"], Awaitable[None]]
@@ -280,6 +282,8 @@ class Twin:
     async def _end_stages(self) -> None:
         """Those that nobody has told of the end are stopped, as `sfl run` does."""
         tasks = list(self._stage_tasks.values())
+        if any(self.ended.get(name) is None for name in self._edge_tasks) and tasks:
+            await asyncio.wait(tasks, timeout=STAGE_ENDS)
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
@@ -326,6 +330,7 @@ class Twin:
         self.services.serve(name, server.service.handler())
         try:
             await server.follow()
+            self.ended[name] = None
         except (SflError, asyncio.CancelledError) as error:
             logging.getLogger("sfl.stage").error("%s", error)
             self.ended[name] = error

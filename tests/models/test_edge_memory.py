@@ -26,15 +26,15 @@ from sfl.config.size import read_size
 from sfl.errors import ConfigError
 from sfl.metrics.stats import NodeStats, PhaseTimes
 from sfl.models.folder import ModelFolder, TensorEntry, checkpoint_tensors, open_model
-from sfl.models.memory.edge_budget import EdgeChoice, fit_edge, needs
+from sfl.models.memory.edge_budget import EdgeChoice, fit_edge, needs, residents
 from sfl.models.memory.footprint import QUANTISER_BYTES
-from sfl.plan import Plan
+from sfl.plan import Holder, Plan
 from sfl.rounds.assignment import assign
 from sfl.rounds.values import EdgeBase
 from sfl.stage.lean import _pieces
 from sfl.stage.training import VanillaSession
 from sfl.transport.device.end import EdgeEnd
-from tests.house.federation import run
+from tests.house.federation import run, write_config
 from tests.house.files import write_jsonl
 from tests.house.fleets import completions, device, tiny
 from tests.house.fleets import settings as small_run
@@ -136,6 +136,51 @@ def test_what_has_arrived_counts_for_each_device() -> None:
     assert messages_of(four, 99, 1) - messages_of(four, 1, 1) == 3 * 2 * rows
     exact = settings(codec={"activation": "none", "gradient": "none"})
     assert messages_of(exact, 8, 4) - messages_of(exact, 8, 3) == 4 * 4 * rows
+
+
+def tiers(adapters: str = "per_device", **sections: Any) -> RunSettings:
+    stages = {"cuts": [2], "adapters": adapters}
+    own: dict[str, Any] = {"run": {"topology": "three_tier"}, "training": {"local_steps": 5}}
+    return settings(4, stages=stages, **{**own, **sections})
+
+
+def test_a_shared_adapter_is_kept_at_each_step_of_a_round() -> None:
+    """And only where it is: at the stage with the loss."""
+    folder, choice = opened("llama"), EdgeChoice((), 8, 4)
+
+    def adapters(run: RunSettings, holder: Holder) -> int:
+        return needs(folder, run, EdgeConfig(), choice, holder).adapter
+
+    alone = adapters(tiers(), "stage")
+    assert adapters(tiers("shared"), "stage") - alone == (1 + 5) * alone // 4
+    assert adapters(tiers("shared"), "edge") == adapters(tiers(), "edge")
+
+
+def test_a_stage_that_does_not_fit_names_its_own_settings() -> None:
+    with pytest.raises(ConfigError, match=r"stage\.memory.*stages\.cuts.*stage\.dtype"):
+        fit_edge(opened("llama"), tiers(), EdgeConfig(memory=10**6), "stage")
+
+
+def test_devices_of_a_stage_leave_memory_where_their_steps_are_one_message() -> None:
+    run, own = tiers(), EdgeConfig(resident_adapters=2)
+    assert residents(run, own, "stage") == 2 and residents(run, own, "edge") == 4
+
+
+def test_a_table_for_several_stages_is_what_each_of_them_needs(tmp_path: Path) -> None:
+    """The second stage holds more blocks than the first: what the first needs is too little."""
+    folder = open_model(str(tiny("llama", '{"num_hidden_layers": 8}')))
+    values = small_run(folder.path, run={"topology": "three_tier"}, stages={"cuts": [2, 3]})
+    values["devices"] = [device("a", completions(tmp_path / "a.jsonl", 1), 1)]
+    config = resolved(load_run(write_config(tmp_path, values)))
+    all_kept = EdgeChoice((), 1, 1)
+    sizes = [
+        needs(folder, config.settings, config.stage, all_kept, holder).total
+        for holder in ("stage", "stage2")
+    ]
+    assert sizes[0] < sizes[1]
+    tight = config.stage.model_copy(update={"memory": sizes[1] - 1})
+    found = budgeted(config.model_copy(update={"stage": tight})).stage
+    assert found.recompute
 
 
 def test_an_edge_grants_no_more_credits_than_the_run_has() -> None:

@@ -85,6 +85,7 @@ def delivered(own: Twin) -> set[str]:
         {},
         {"run": {"topology": "u_shaped"}},
         {"run": {"topology": "three_tier"}, "stages": {"cuts": [2]}},
+        {"run": {"topology": "three_tier"}, "stages": {"cuts": [2], "adapters": "shared"}},
         {"codec": {"adapter": "int8"}},
         {"aggregation": {"strategy": "fedadam"}},
         {"aggregation": {"strategy": "ffa_lora"}},

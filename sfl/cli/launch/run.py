@@ -34,7 +34,7 @@ from sfl.node import machine
 from sfl.node.causes import in_words
 from sfl.node.process import cores, quiet_environment, undisturbed
 from sfl.node.restarts import Note, Restarts
-from sfl.plan import Holder
+from sfl.plan import SERVERS, Holder
 from sfl.report.conclusion import conclude, has_finished, is_over
 from sfl.report.elsewhere import check_storage
 from sfl.report.resume import how_ended, reopened
@@ -185,7 +185,9 @@ def _memory_to_spare(num_devices: int) -> bool:
 def budgeted(config: RunConfig) -> RunConfig:
     """What servers will do to stay within their memory, as settings. Raises ConfigError."""
     edge = _budgeted(config, config.edge, "edge")
-    stage = _budgeted(config, config.stage, "stage") if config.is_tiered else config.stage
+    stage: EdgeConfig = config.stage
+    for holder, _ in zip(SERVERS[1:], config.stage_nodes, strict=False):
+        stage = _budgeted(config, stage, holder)  # one table for all: what each of them needs
     return config.model_copy(update={"edge": edge, "stage": stage})
 
 

@@ -58,11 +58,16 @@ class SharedStepper(Stepper):
         super().begin_round(step)
         self._num_done, self._waits = 0, False
 
+    @property
+    def taken(self) -> int:
+        """Steps that this member has taken; the event loop may ask, and changes nothing."""
+        return self.step + (self._waits and self._team.step > self.step)
+
     def catch_up(self) -> None:
-        """The team has taken the step that this member waited for."""
-        if self._waits and self._team.step > self.step:
-            self.step += 1
+        """Count the step that this member waited for, once the team has taken it."""
+        if self.taken > self.step:
             self._waits = False
+            self.step += 1
 
     def after_backward(
         self, own: Assignment, num_micro_batches: int, is_last: bool = True
@@ -104,14 +109,7 @@ class SharedSession(VanillaSession):
     @property
     def step(self) -> int:
         """Steps that this member has taken in the open round."""
-        self._catch_up()
-        return self.stepper.step
-
-    @property
-    def steps_left(self) -> int:
-        """As of any session."""
-        self._catch_up()
-        return super().steps_left
+        return self._stepper_here.taken
 
     def waits_for(self, step: int) -> tuple[str, ...]:
         """Members without whose gradients a step cannot be computed yet."""
@@ -132,7 +130,7 @@ class SharedSession(VanillaSession):
 
     def handle(self, message: Request) -> list[Outgoing]:
         """As of any session, with the adapter of the message's step."""
-        self._catch_up()
+        self._stepper_here.catch_up()
         if isinstance(message, GradientNorm):
             raise ProtocolError("norms are not exchanged where an adapter is shared")
         step = self.stepper.step if message.key.purpose is Purpose.TRAINING else 0
@@ -149,9 +147,10 @@ class SharedSession(VanillaSession):
         """The adapter stays: it is the others', too."""
         self._flights.clear()
 
-    def _catch_up(self) -> None:
+    @property
+    def _stepper_here(self) -> SharedStepper:
         assert isinstance(self.stepper, SharedStepper)
-        self.stepper.catch_up()
+        return self.stepper
 
 
 def team_snapshots(cache: Any, run_key: str, server: str, stats: NodeStats) -> Snapshots | None:

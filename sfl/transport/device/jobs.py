@@ -17,17 +17,26 @@ class Jobs:
         self._most = most
         self._lane: asyncio.Queue[Awaitable[None]] = asyncio.Queue()
         self._gradients: asyncio.Queue[Awaitable[None]] = asyncio.Queue()
+        self._is_over = False
 
     def put(self, job: Awaitable[None], at_once: bool = False) -> None:
-        """Queue a job; `at_once`: in the lane of gradients."""
-        (self._gradients if at_once else self._lane).put_nowait(job)
+        """Queue a job; `at_once`: in the lane of gradients. Once the stream is over nothing is
+        done."""
+        self._of(at_once).put_nowait(job)
+        if self._is_over:
+            self.clear()
 
-    def ask(self, job: Coroutine[Any, Any, None]) -> None:
-        """Queue what the device asked for, unless it asks faster than it is served."""
-        if self._lane.qsize() > self._most:
+    def ask(self, job: Coroutine[Any, Any, None], at_once: bool = False) -> None:
+        """Queue what a peer asked for. Raises ProtocolError where it asks faster than it is
+        served."""
+        waiting = self._of(at_once).qsize()
+        if waiting > self._most:
             job.close()
-            raise ProtocolError(f"{self._lane.qsize()} messages wait to be served")
-        self.put(job)
+            raise ProtocolError(f"{waiting} messages wait to be served")
+        self.put(job, at_once)
+
+    def _of(self, at_once: bool) -> asyncio.Queue[Awaitable[None]]:
+        return self._gradients if at_once else self._lane
 
     async def work(self) -> None:
         """Do jobs in the order they came."""
@@ -41,6 +50,7 @@ class Jobs:
 
     def clear(self) -> None:
         """The stream is over: what waits is not done any more."""
+        self._is_over = True
         for lane in (self._lane, self._gradients):
             while not lane.empty():
                 job = lane.get_nowait()

@@ -274,7 +274,7 @@ class NextLink:
 
     def _do(self, job: Coroutine[Any, Any, None]) -> None:
         assert self._jobs is not None, "a link is served before it is read"
-        self._jobs.put(job, at_once=True)
+        self._jobs.ask(job, at_once=True)
 
 
 def _as_ours(error: SflError) -> SflError:

@@ -24,6 +24,7 @@ from sfl.stage.training import TrainingSession
 from sfl.transport.device import checked
 from sfl.transport.device.end import ServingEnd
 from sfl.transport.device.onward import Next
+from sfl.transport.device.served import FEW_WAITING
 from sfl.transport.device.tensor_work import Coders
 from sfl.transport.device.trained import RelayingHost, Trained
 from sfl.transport.frames import contract, words
@@ -150,6 +151,11 @@ class Carried(Trained):
         self.end.remembered.written()
         if self.behind is not None:
             self.behind.round_over(point)
+
+    @property
+    def has_enough_to_send(self) -> bool:
+        """Whether statistics would only wait: what does says that this stage lives."""
+        return len(self.stream.outbox) > FEW_WAITING
 
     def tell(self, snapshot: NodeSnapshot) -> None:
         """Statistics of this stage, or of one behind it, go to the server before."""

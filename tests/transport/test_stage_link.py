@@ -1,0 +1,64 @@
+"""A server's end of its stream to the stage behind it: what it takes from there."""
+
+from __future__ import annotations
+
+import asyncio
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from sfl.config import NetworkSettings
+from sfl.errors import ProtocolError
+from sfl.metrics.stats import NodeStats
+from sfl.plan import Plan
+from sfl.transport.device.jobs import Jobs
+from sfl.transport.stage.link import NextLink
+from sfl.v1 import edge_pb2, tensor_pb2
+from tests.house.assigned import assigned
+from tests.house.shared_stage import Stage
+
+DEEP = Plan.split(6, 1, 0, "three_tier", (2, 4))
+
+
+def link(side: str) -> NextLink:
+    nobody: Any = SimpleNamespace(side=side, device="a")
+    own = NextLink(
+        nobody, "stage at x", nobody, (), nobody, NodeStats("e", "edge"), NetworkSettings(), None
+    )
+    own._told = assigned(Stage().settings, DEEP, "a", round_=2)
+    return own
+
+
+def part(side: str, round_: int = 2) -> edge_pb2.EdgeMessage:
+    header = tensor_pb2.AdapterHeader(side=side, round=round_)
+    return edge_pb2.EdgeMessage(adapter=tensor_pb2.AdapterFrame(header=header))
+
+
+@pytest.mark.parametrize(
+    ("at", "side", "round_"),
+    [("edge", "device", 2), ("edge", "edge", 2), ("stage", "stage", 2), ("edge", "stage2", 1)],
+)
+def test_a_part_is_of_who_is_behind_and_of_the_open_round(at: str, side: str, round_: int) -> None:
+    with pytest.raises(ProtocolError, match=f"no adapter of side '{side}' is expected"):
+        link(at)._take(part(side, round_))
+
+
+def test_what_a_stage_sends_has_a_bound() -> None:
+    """A norm costs the stage a few bytes, and this server a job."""
+
+    async def play() -> None:
+        own, jobs = link("edge"), Jobs(4)
+
+        async def compute(message: object) -> None:
+            return
+
+        answers: Any = SimpleNamespace(compute=compute)
+        own.serve(answers, jobs, answers)
+        norm = edge_pb2.EdgeMessage(norm=edge_pb2.GradientNorm(round=2, step=0, squared=1.0))
+        with pytest.raises(ProtocolError, match="wait to be served"):
+            for _ in range(9):
+                own._take(norm)
+        jobs.clear()
+
+    asyncio.run(play())
