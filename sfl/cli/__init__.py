@@ -3,6 +3,8 @@
 import signal
 import sys
 
+from sfl.node.swallowed import heard
+
 INTERRUPTED = "interrupted"
 
 
@@ -10,9 +12,10 @@ def main() -> None:
     """Entry point; Ctrl-C and SIGTERM are one line, also while the commands are being imported."""
     signal.signal(signal.SIGTERM, interrupt)
     try:
-        from sfl.cli.app import main as run
+        with heard():
+            from sfl.cli.app import main as run
 
-        run()
+            run()
     except KeyboardInterrupt:
         sys.stderr.write(f"{INTERRUPTED}\n")
         sys.exit(130)

@@ -34,6 +34,7 @@ from sfl.node.options import (
     Resume,
     RunsFolder,
 )
+from sfl.node.swallowed import heard
 
 
 class Commands(TyperGroup):
@@ -42,7 +43,8 @@ class Commands(TyperGroup):
     def invoke(self, ctx: Any) -> Any:
         """Run the command that was asked for."""
         try:
-            return super().invoke(ctx)
+            with heard():
+                return super().invoke(ctx)
         except KeyboardInterrupt:
             typer.echo(INTERRUPTED, err=True)
             raise typer.Exit(130) from None

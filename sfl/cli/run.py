@@ -17,6 +17,7 @@ from sfl.cli.launch.nearby import pointed
 from sfl.config import RunConfig
 from sfl.errors import SflError
 from sfl.node.options import folder_of_runs, require_both, require_one
+from sfl.node.swallowed import heard
 from sfl.report.conclusion import can_go_on, what_stays
 from sfl.report.final import print_final
 from sfl.report.live import LiveView
@@ -73,7 +74,7 @@ def run_and_show(asked: Asked) -> int:
 
     try:
         resumed_folder, config = asked.load()
-        with LiveView(console) as view:
+        with heard(), LiveView(console) as view:
             run_on_this_machine(config, view.update, started, asked.tls, view.note, resumed_folder)
     except KeyboardInterrupt:
         errors.print("interrupted: everything is stopped")

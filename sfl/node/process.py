@@ -18,6 +18,7 @@ from pathlib import Path
 from sfl.errors import Bug, RunFailed, SflError
 from sfl.node import machine
 from sfl.node.causes import foreseen
+from sfl.node.swallowed import heard
 
 log = logging.getLogger("sfl")
 
@@ -119,7 +120,8 @@ def run_node(
     if os.environ.pop(WITH_PARENT, None):
         threading.Thread(target=_end_with_parent, name="parent-watch", daemon=True).start()
     try:
-        body()
+        with heard():
+            body()
     except KeyboardInterrupt:
         log.info("interrupted")
         return 130
