@@ -75,8 +75,9 @@ class Setup:
         return self.edges[0 if self.together else self.devices.index(device) % len(self.edges)]
 
     def connections(self, hop: Hop) -> int:
-        """How many an undisturbed run makes over a hop: to a stage one for each device."""
-        return self.count if hop == "stage" else 1
+        """How many an undisturbed run makes over a hop: to a stage one for each device, and one for
+        the end of the run."""
+        return self.count + 1 if hop == "stage" else 1
 
     def __str__(self) -> str:
         kinds = {

@@ -118,15 +118,29 @@ class NextStage:
             raise
 
     async def tell_end(self, end: Finish) -> None:
-        """Tell the stage that the run is over; one that is not there has nothing to hear it."""
+        """Tell the stage that the run is over, again where the link breaks in that; one that is not
+        there has nothing to hear it."""
+        until = time.monotonic() + LAST_WORD
+        while (problem := await self._told_end(end, until - time.monotonic())) is not None:
+            if time.monotonic() + PAUSE >= until:
+                log.warning("%s has not heard the end of the run: %s", self.peer, problem)
+                return
+            await asyncio.sleep(PAUSE)
+
+    async def _told_end(self, end: Finish, seconds: float) -> str | None:
+        """One attempt; why it may be worth another one."""
         said = edge_pb2.Finish(ok=end.ok, reason=end.reason, run_key=end.run_key)
         channel = self._new_channel()
         try:
-            await STAGE_END.stub(channel)(said, timeout=LAST_WORD)
+            await connected_aio(channel, self.peer, seconds)
+            await STAGE_END.stub(channel)(said, timeout=seconds)
+        except PeerUnavailable as error:
+            log.warning("%s: it has not heard the end of the run", error)
         except grpc.aio.AioRpcError as error:
-            log.warning("%s has not heard the end of the run: %s", self.peer, error.details())
+            return error.details() or str(error.code())
         finally:
             await channel.close(None)
+        return None
 
     async def _connected(self, seconds: float) -> grpc.aio.Channel:
         """A connection of its own. Raises LinkLost."""
