@@ -101,12 +101,14 @@ class RunRow(_message.Message):
     def __init__(self, run: _Optional[str] = ..., state: _Optional[str] = ..., round: _Optional[int] = ..., rounds: _Optional[int] = ..., submitted_at: _Optional[float] = ..., started_at: _Optional[float] = ..., ended_at: _Optional[float] = ..., waits: _Optional[str] = ..., waits_since: _Optional[float] = ..., reason: _Optional[str] = ..., waits_until: _Optional[float] = ...) -> None: ...
 
 class RunList(_message.Message):
-    __slots__ = ("runs", "checksum")
+    __slots__ = ("runs", "now", "checksum")
     RUNS_FIELD_NUMBER: _ClassVar[int]
+    NOW_FIELD_NUMBER: _ClassVar[int]
     CHECKSUM_FIELD_NUMBER: _ClassVar[int]
     runs: _containers.RepeatedCompositeFieldContainer[RunRow]
+    now: float
     checksum: int
-    def __init__(self, runs: _Optional[_Iterable[_Union[RunRow, _Mapping]]] = ..., checksum: _Optional[int] = ...) -> None: ...
+    def __init__(self, runs: _Optional[_Iterable[_Union[RunRow, _Mapping]]] = ..., now: _Optional[float] = ..., checksum: _Optional[int] = ...) -> None: ...
 
 class AgentRow(_message.Message):
     __slots__ = ("role", "name", "via", "max_runs", "runs", "attached_at")
@@ -125,18 +127,20 @@ class AgentRow(_message.Message):
     def __init__(self, role: _Optional[str] = ..., name: _Optional[str] = ..., via: _Optional[str] = ..., max_runs: _Optional[int] = ..., runs: _Optional[_Iterable[str]] = ..., attached_at: _Optional[float] = ...) -> None: ...
 
 class Standing(_message.Message):
-    __slots__ = ("runs", "agents", "max_runs", "status", "checksum")
+    __slots__ = ("runs", "agents", "max_runs", "status", "now", "checksum")
     RUNS_FIELD_NUMBER: _ClassVar[int]
     AGENTS_FIELD_NUMBER: _ClassVar[int]
     MAX_RUNS_FIELD_NUMBER: _ClassVar[int]
     STATUS_FIELD_NUMBER: _ClassVar[int]
+    NOW_FIELD_NUMBER: _ClassVar[int]
     CHECKSUM_FIELD_NUMBER: _ClassVar[int]
     runs: _containers.RepeatedCompositeFieldContainer[RunRow]
     agents: _containers.RepeatedCompositeFieldContainer[AgentRow]
     max_runs: int
     status: str
+    now: float
     checksum: int
-    def __init__(self, runs: _Optional[_Iterable[_Union[RunRow, _Mapping]]] = ..., agents: _Optional[_Iterable[_Union[AgentRow, _Mapping]]] = ..., max_runs: _Optional[int] = ..., status: _Optional[str] = ..., checksum: _Optional[int] = ...) -> None: ...
+    def __init__(self, runs: _Optional[_Iterable[_Union[RunRow, _Mapping]]] = ..., agents: _Optional[_Iterable[_Union[AgentRow, _Mapping]]] = ..., max_runs: _Optional[int] = ..., status: _Optional[str] = ..., now: _Optional[float] = ..., checksum: _Optional[int] = ...) -> None: ...
 
 class LogChunk(_message.Message):
     __slots__ = ("node", "data", "checksum")

@@ -21,13 +21,15 @@ from sfl.cli.app import app
 from sfl.cli.jobs.sources import Folder
 from sfl.cli.jobs.watching import watch_live
 from sfl.errors import ConfigError
-from sfl.jobs.rows import RunRow
+from sfl.jobs.rows import RunRow, Standing
 from sfl.node.lock import FolderLock
 from sfl.report.status import RunStatus, Wait
 from sfl.service.accept import accept
 from sfl.service.listing import rows_of
 from sfl.service.queue import LOCK, JobQueue
-from sfl.transport.jobs.words import from_run_row, to_run_row
+from sfl.transport.jobs.client import ServiceClient
+from sfl.transport.jobs.words import from_run_row, to_run_row, to_standing
+from sfl.v1 import jobs_pb2
 from tests.house.service import run_of
 
 FINISHED = RunStatus("done", "finished", 2, 2, message="every round closed", updated_at=90.0)
@@ -159,3 +161,27 @@ def test_a_file_is_no_folder_with_runs(folder: Path, command: str) -> None:
     file = folder / "done" / "status.json"
     said = call(command, "--output-dir", file, code=2)
     assert said.startswith(f"--output-dir = '{file}': is a file, not a folder.")
+
+
+@pytest.mark.parametrize("ahead", [-3600.0, 0.0, 3600.0])
+def test_how_long_a_run_waits_goes_by_the_clock_of_its_service(
+    ahead: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """That of the operator's machine may be another one."""
+    there = time.time() + ahead
+    row = RunRow("mine", "queued", submitted_at=there, waits="device d1", waits_since=there - 30.5)
+    client = ServiceClient("127.0.0.1:1", insecure=True, own=None, connect_timeout=1.0)
+    answers = {
+        "List": jobs_pb2.RunList(runs=[to_run_row(row)], now=there),
+        "Status": jobs_pb2.Standing(runs=[to_run_row(row)], now=there),
+    }
+    monkeypatch.setattr(client, "_call", lambda method, request: answers[method.name])
+    monkeypatch.setattr("sfl.cli.jobs.sources.open_source", lambda *given: client)
+    for command in ("list", "status"):
+        said = CliRunner().invoke(app, [command], env={"COLUMNS": "200"}).output
+        assert re.search(r"waits for device d1, 3[01](\.\d)? s", said), said
+
+
+def test_a_service_says_what_its_clock_shows() -> None:
+    said = to_standing(Standing(()))
+    assert abs(said.now - time.time()) < 10.0

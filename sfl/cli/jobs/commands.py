@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import sys
-import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
@@ -103,11 +102,11 @@ def list_runs(
     from sfl.cli.jobs.shown import runs_as_json, runs_table, say_json, show
 
     with _source(service, output_dir, certs, insecure, timeout) as source:
-        rows = source.rows()
+        rows, now = source.rows(), source.now()
     if format_ == "json":
         say_json(runs_as_json(rows))
     else:
-        show(_console(), runs_table(rows, time.time()))
+        show(_console(), runs_table(rows, now))
 
 
 def status(
@@ -123,12 +122,12 @@ def status(
     from sfl.cli.jobs.shown import say_json, show, standing_picture
 
     with _source(service, output_dir, certs, insecure, timeout) as source:
-        standing = source.standing(run or "")
+        standing, now = source.standing(run or ""), source.now()
     if format_ == "json":
         say_json(standing.as_json())
     else:
         console = _console()
-        show(console, standing_picture(standing, not run, time.time(), console.width))
+        show(console, standing_picture(standing, not run, now, console.width))
 
 
 def watch(
@@ -202,11 +201,11 @@ def stop(
     from sfl.cli.jobs.shown import say_json, show, standing_picture
 
     with _source(service, output_dir, certs, insecure, timeout) as source:
-        standing = source.stop(run, reason)
+        standing, now = source.stop(run, reason), source.now()
     if format_ == "json":
         say_json(standing.as_json())
     else:
-        show(_console(), standing_picture(standing, True, time.time()))
+        show(_console(), standing_picture(standing, True, now))
 
 
 def add_to(app: typer.Typer) -> None:

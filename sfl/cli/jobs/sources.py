@@ -34,6 +34,9 @@ class Source(Protocol):
     def stop(self, run: str, reason: str) -> Standing:
         """End a run."""
 
+    def now(self) -> float:
+        """Unix seconds, by the clock that the times of runs and agents are of."""
+
     def close(self) -> None:
         """Let go of it."""
 
@@ -110,6 +113,10 @@ class Folder:
         row = self._row(run)
         end_run(self._queue, row, reason or "stopped by an operator")
         return self.standing(row.run)
+
+    def now(self) -> float:
+        """This machine's."""
+        return time.time()
 
     def close(self) -> None:
         """Nothing is held."""

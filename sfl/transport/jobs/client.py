@@ -43,6 +43,8 @@ class ServiceClient:
         self._timeout = connect_timeout
         self._open = partial(open_channel, "--service", address, insecure, own, "cloud")
         self._channel, self._is_connected = self._open(), False
+        self._ahead = 0.0
+        """Seconds by which the service's clock is ahead of this machine's."""
 
     def close(self) -> None:
         """Hang up."""
@@ -60,21 +62,23 @@ class ServiceClient:
 
     def rows(self) -> list[RunRow]:
         """All runs, the open ones first."""
-        return [from_run_row(row) for row in self._call(LIST, jobs_pb2.ListRequest()).runs]
+        said = self._call(LIST, jobs_pb2.ListRequest())
+        self._note_clock(said)
+        return [from_run_row(row) for row in said.runs]
 
     def standing(self, run: str) -> Standing:
         """Where the service stands, or one run."""
-        return from_standing(self._call(STATUS, jobs_pb2.RunRequest(run=run)))
+        return self._standing(self._call(STATUS, jobs_pb2.RunRequest(run=run)))
 
     def stop(self, run: str, reason: str) -> Standing:
         """End a run."""
-        return from_standing(self._call(STOP, jobs_pb2.StopRequest(run=run, reason=reason)))
+        return self._standing(self._call(STOP, jobs_pb2.StopRequest(run=run, reason=reason)))
 
     def watch(self, run: str) -> Iterator[Standing]:
         """Where a run stands each time that it changes, to its end."""
         request = jobs_pb2.RunRequest(run=run)
         for stream in self._streams(WATCH, request):
-            yield from map(from_standing, stream)
+            yield from map(self._standing, stream)
 
     def logs(self, run: str, node: str, follow: bool) -> Iterator[tuple[str, bytes]]:
         """A node's name, and the next of its log; nothing comes twice."""
@@ -88,6 +92,18 @@ class ServiceClient:
                 shown[chunk.node] += len(new)
                 if new:
                     yield chunk.node, new
+
+    def now(self) -> float:
+        """Unix seconds, by the service's clock: all times that it tells are of that one."""
+        return time.time() + self._ahead
+
+    def _standing(self, said: jobs_pb2.Standing) -> Standing:
+        self._note_clock(said)
+        return from_standing(said)
+
+    def _note_clock(self, said: jobs_pb2.RunList | jobs_pb2.Standing) -> None:
+        """An older service does not say what its clock shows."""
+        self._ahead = said.now - time.time() if said.now else 0.0
 
     def _call(self, method: Method, request: Any) -> Any:
         return self._again(lambda: sound(method.stub(self._channel)(request, timeout=CALL)))
@@ -135,6 +151,8 @@ class ServiceClient:
         """gRPC's thread that looks at a channel's state may outlive it, if it is asked twice."""
         self._channel.close()
         self._channel, self._is_connected = self._open(), False
+        self._ahead = 0.0
+        """Seconds by which the service's clock is ahead of this machine's."""
 
     def _again(self, call: Callable[[], T]) -> T:
         """What a call gives, dialled for `connect_timeout` seconds. Raises SflError."""

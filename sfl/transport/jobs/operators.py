@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
 from typing import Any, Protocol, TypeVar
 
@@ -88,7 +89,8 @@ class OperatorsDoor:
         return jobs_pb2.Submitted(run=run)
 
     async def _list(self, request: jobs_pb2.ListRequest) -> jobs_pb2.RunList:
-        return jobs_pb2.RunList(runs=[to_run_row(row) for row in self._host.rows()])
+        rows = [to_run_row(row) for row in self._host.rows()]
+        return jobs_pb2.RunList(runs=rows, now=time.time())
 
     async def _status(self, request: jobs_pb2.RunRequest) -> jobs_pb2.Standing:
         return to_standing(self._host.standing(request.run))

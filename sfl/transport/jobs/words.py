@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import time
+
 from sfl.jobs.rows import AgentRow, RunRow, Standing
 from sfl.v1 import jobs_pb2
 
@@ -41,8 +43,9 @@ def from_run_row(said: jobs_pb2.RunRow) -> RunRow:
 
 
 def to_standing(standing: Standing) -> jobs_pb2.Standing:
-    """Where a service stands, as the wire has it."""
+    """Where a service stands, as the wire has it, and what its clock shows."""
     return jobs_pb2.Standing(
+        now=time.time(),
         runs=[to_run_row(row) for row in standing.runs],
         agents=[
             jobs_pb2.AgentRow(
