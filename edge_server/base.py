@@ -165,8 +165,7 @@ def _checked_folder(config: EdgeConfig, settings: RunSettings, holder: Holder) -
     if holder == "edge":
         _warn_of_tokenizer(folder)
     check_class_order(folder, settings.model.labels)
-    if holder in ("edge", settings.loss_server):  # one [stage] table may be of several
-        check_batching(folder, settings, config, holder)
+    check_batching(folder, settings, config, holder)
     return folder
 
 

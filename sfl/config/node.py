@@ -152,8 +152,9 @@ class EdgeConfig(Section):
     batch_devices: PositiveInt = 1
     """Most devices whose waiting jobs are computed as one batch. The jobs have the same cut and
     similar lengths, and each row has its own device's LoRA. With more than 1 a run no longer
-    repeats bit for bit, because which jobs wait depends on timing. Refused in topology `u_shaped`,
-    with computation `reference` and with dropout (docs/edge.md)."""
+    repeats bit for bit, because which jobs wait depends on timing. Where the loss is further on,
+    a batch runs again for its backward. Refused with computation `reference` and with dropout
+    (docs/edge.md)."""
     memory: Size | None = None
     """Most memory that this process may take, such as `4GB`. To stay within it, the edge lowers
     `in_flight` and `credits`, and switches `recompute` on for as many devices as needed. A run that

@@ -18,7 +18,7 @@ from sfl.models.placement import Stretch
 from sfl.models.span import SpanModel, build_span
 from sfl.plan import Plan, Span
 from sfl.stage.messages import Key, Kind, Purpose, TensorMessage
-from sfl.stage.training import VanillaSession, session_of
+from sfl.stage.training import session_of
 from tests.house.assigned import assigned
 from tests.house.splits import LORA
 from tests.house.tiny_models import LABELS, batch, busy_values, manifest_of, opened
@@ -92,8 +92,8 @@ def edge(
     names: Sequence[str],
     entries: Mapping[str, dict[str, Any]] = MappingProxyType({}),
     **sections: dict[str, Any],
-) -> list[VanillaSession]:
-    """Sessions over one base, each with values of its own, in an open round.
+) -> list[Any]:
+    """Sessions of an edge over one base, each with values of its own, in an open round.
 
     `entries` add to a device's settings, `sections` to the run's.
     """
@@ -111,10 +111,12 @@ def edge(
             "devices": [{"name": name, **entries.get(name, {})} for name in names],
         }
     )
-    plans = [Plan.split(folder.num_layers, e.cut_layer, 0, "vanilla") for e in settings.devices]
+    plans = [settings.plan(name, folder.num_layers) for name in names]
+    spans = [plan.span_of("edge") for plan in plans]
+    last, head = max(span.last for span in spans), spans[0].head
     model: SpanModel = build_span(
         folder,
-        Span(1, folder.num_layers, embedding=False, head=True),
+        Span(1, last, embedding=False, head=head),
         task=task,
         num_labels=LABELS,
         dtype=torch.float32,
@@ -124,7 +126,7 @@ def edge(
     stats, sessions = NodeStats("edge", "edge"), []
     for number, (name, plan) in enumerate(zip(names, plans, strict=True)):
         told = assigned(settings, plan, name, 1, 5)
-        session = VanillaSession(name, told, model, bank, settings, stats)
+        session = session_of(spans[number])(name, told, model, bank, settings, stats)
         lora = LORA.model_copy(update={"rank": settings.rank(name)})
         values = busy_values(manifest_of(folder, task, lora), seed=number)  # type: ignore[arg-type]
         session.begin_round(

@@ -203,14 +203,14 @@ class Batching(ByHand):
 
 
 def test_an_edge_started_by_hand_refuses_a_run_that_it_cannot_batch(tmp_path: Path) -> None:
-    nodes = Batching(tmp_path, fleet(tmp_path, 2, run={"topology": "u_shaped"}))
+    nodes = Batching(tmp_path, fleet(tmp_path, 2, training={"computation": "reference"}))
     try:
         outcome = nodes.outcome()
         assert nodes.edge.wait(PATIENCE) != 0 != outcome.code
     finally:
         nodes.stop()
     for said in (outcome.output, nodes.log("edge")):
-        for word in ("edge.batch_devices = 2", "topology is u_shaped", "Set it to 1"):
+        for word in ("edge.batch_devices = 2", "computation is reference", "Set it to 1"):
             assert word in said, said
         assert "Traceback" not in said
 

@@ -241,6 +241,61 @@ def test_a_batch_over_devices_equals_each_alone(
     assert len(norms) == 3  # no two devices have the same
 
 
+@pytest.mark.parametrize("ranks", [(), (4, 1, 2)])
+@pytest.mark.parametrize("kind", ["llama", "gpt2"])
+@pytest.mark.parametrize("topology", ["u_shaped", "three_tier"])
+def test_a_batch_before_the_loss_equals_each_alone(
+    topology: str, kind: str, ranks: tuple[int, ...]
+) -> None:
+    names = ("attic", "barn", "cellar")
+    entries = {name: {"rank": rank} for name, rank in zip(names, ranks, strict=False)}
+    sections: dict[str, Any] = {
+        "run": {"topology": topology},
+        "stages": {"cuts": [2] if topology == "three_tier" else []},
+        "training": {"max_grad_norm": 1.0},
+        "aggregation": {"strategy": "flexlora" if ranks else "fedavg"},
+    }
+    alone, batched = (edge(kind, "causal_lm", names, entries, **sections) for _ in range(2))
+    for own in steps("causal_lm", alone[0].model.hidden_size, 3, 2):
+        wanted = visited(alone, own)
+        found = visited_together(batched, own)
+        for one, other in zip(wanted, found, strict=True):
+            torch.testing.assert_close(other.rows, one.rows, rtol=1e-4, atol=1e-6)
+        back = [
+            replace(one, kind=Kind.GRADIENT, rows=one.rows.flip(0).clone(), labels=None)
+            for one in wanted
+        ]
+        assert all(session.group(sent) is None for session, sent in zip(alone, back, strict=True))
+        wanted, found = visited(alone, back), visited_together(batched[:2], back[:2])
+        found += visited(batched[2:], back[2:])  # of the same batch, but its gradient came later
+        for one, other in zip(wanted, found, strict=True):
+            torch.testing.assert_close(other.rows, one.rows, rtol=1e-4, atol=1e-5)
+    for one_session, other_session in zip(alone, batched, strict=True):
+        for name, parameter in one_session.adapter.trained.items():
+            gradient = other_session.adapter.trained[name].grad
+            assert parameter.grad is not None and gradient is not None, name
+            torch.testing.assert_close(gradient, parameter.grad, rtol=1e-4, atol=1e-5)
+        assert other_session.stepper.waits_for_norm and not other_session._flights
+
+
+def visited(sessions: list[Any], sent: list[TensorMessage]) -> list[Any]:
+    copies = [replace(one, rows=one.rows.clone()) for one in sent if one.rows is not None]
+    pairs = zip(sessions, copies, strict=True)
+    return [session.handle(one)[0].message for session, one in pairs]
+
+
+def visited_together(sessions: list[Any], sent: list[TensorMessage]) -> list[Any]:
+    """The same as one batch; a message that breaks the contract among them fails alone."""
+    copies = [replace(one, rows=one.rows.clone()) for one in sent if one.rows is not None]
+    groups = {session.group(one) for session, one in zip(sessions, copies, strict=True)}
+    (group,) = groups
+    assert group is not None
+    torn = replace(copies[0], key=replace(copies[0].key, round=9))
+    *results, error = group.run([*zip(sessions, copies, strict=True), (sessions[0], torn)])
+    assert isinstance(error, ProtocolError)
+    return [result[0].message for result in results]
+
+
 def test_only_messages_of_like_lengths_go_together() -> None:
     sessions = edge("llama", "causal_lm", ("attic", "barn"), {"barn": {"cut_layer": 2}})
     (message,) = messages("causal_lm", sessions[0].model.hidden_size, 1)
@@ -259,7 +314,7 @@ def test_only_messages_of_like_lengths_go_together() -> None:
 @pytest.mark.parametrize(
     ("sections", "kind", "extra", "words"),
     [
-        ({"run": {"topology": "u_shaped"}}, "llama", {}, "run.topology to vanilla"),
+        ({"run": {"topology": "u_shaped"}}, "llama", {}, None),
         ({"training": {"computation": "reference"}}, "llama", {}, "training.computation to lean"),
         ({"codec": {"activation": "none", "gradient": "none"}}, "llama", {}, "auto is reference"),
         ({"lora": {"dropout": 0.1}}, "llama", {}, "lora.dropout to 0"),

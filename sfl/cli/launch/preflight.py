@@ -97,8 +97,7 @@ def check_settings(config: RunConfig, folder: ModelFolder) -> None:
     check_class_order(folder, config.model.labels)
     check_batching(folder, config.settings, config.edge)
     for holder, stage in zip(SERVERS[1:], config.stage_nodes, strict=False):
-        if holder == config.loss_server:  # the others take what is meant for it
-            check_batching(folder, config.settings, stage, holder)
+        check_batching(folder, config.settings, stage, holder)
     check_names(config)
     check_ports(config)
     check_certificates(config)

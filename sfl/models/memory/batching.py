@@ -29,11 +29,7 @@ def _hindrance(
     folder: ModelFolder, settings: RunSettings, holder: Holder
 ) -> tuple[str, str] | None:
     """What stands in the way, and how it is removed."""
-    if settings.loss_server is None:
-        return f"run.topology is {settings.run.topology}", "run.topology to vanilla"
-    if settings.loss_server != holder:
-        return f"the loss is at the {settings.loss_server}", "stage.batch_devices there"
-    if settings.stages.adapters == "shared":
+    if settings.stages.adapters == "shared" and settings.loss_server == holder:
         return "stages.adapters is shared", "stages.adapters to per_device"
     if settings.computation != "lean":
         why = "training.computation is reference"

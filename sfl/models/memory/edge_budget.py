@@ -196,10 +196,9 @@ def _copies(settings: RunSettings, holder: Holder) -> int:
 
 
 def _together(settings: RunSettings, own: EdgeConfig, holder: Holder) -> int:
-    """Devices in one batch: only packed ones of whole training steps (sfl.stage.session)."""
-    whole = settings.computation == "lean" and settings.loss_server == holder
-    whole = whole and settings.stages.adapters != "shared"
-    return own.batch_devices if whole else 1
+    """Devices in one batch: only packed ones, each with an adapter of its own."""
+    shared = settings.stages.adapters == "shared" and settings.loss_server == holder
+    return own.batch_devices if settings.computation == "lean" and not shared else 1
 
 
 def residents(settings: RunSettings, own: EdgeConfig, holder: Holder = "edge") -> int:

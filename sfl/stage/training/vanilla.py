@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -11,29 +10,23 @@ import torch
 
 from sfl.errors import ProtocolError, SflError
 from sfl.metrics.costs import Work
-from sfl.metrics.stats import Phase
 from sfl.plan import Span, Toward
 from sfl.stage.computation import Labels
-from sfl.stage.messages import GradientNorm, Kind, Outgoing, Purpose, TensorMessage
+from sfl.stage.messages import Kind, Outgoing, Purpose, TensorMessage
 from sfl.stage.session import Group, Request, Session
-from sfl.stage.timed import Task, end_backward, forward_together, tokens_of
+from sfl.stage.timed import end_backward, forward_together, tokens_of
+from sfl.stage.training.batched import Item, activate, alike, run_sound, shared, through
 from sfl.stage.training.blocks import wait_for
-from sfl.stage.training.session import Handlers, TrainingSession, enter_each
+from sfl.stage.training.session import Handlers, TrainingSession
 
 
 class VanillaSession(TrainingSession):
     """The edge holds the model's end: head and loss."""
 
     def group(self, message: Request) -> Group | None:
-        """Training over the same blocks, with lengths alike; dropout is each device's own.
-
-        A GPU's attention pads a batch to its longest sequence: less than twice a message's longest.
-        """
-        if isinstance(message, GradientNorm) or message.key.purpose is not Purpose.TRAINING:
-            return None
-        if not self.blocks.computation.packed or self.model.drops:
-            return None
-        return VanillaGroup(self.blocks.span, max(message.lengths).bit_length())
+        """Training over the same blocks, with lengths alike."""
+        number = alike(self, message)
+        return None if number is None else VanillaGroup(self.blocks.span, number)
 
     def _handlers(self) -> Handlers:
         return {
@@ -85,26 +78,6 @@ class VanillaSession(TrainingSession):
 
 
 @dataclass(frozen=True, slots=True)
-class Item:
-    """A message of a batch that is sound, and whose it is."""
-
-    number: int
-    session: VanillaSession
-    message: TensorMessage
-    labels: Labels
-
-    @property
-    def count(self) -> int:
-        """Its rows."""
-        return sum(self.message.lengths)
-
-    @property
-    def task(self) -> Task:
-        """What is timed."""
-        return self.message.key, self.session.device, self.count
-
-
-@dataclass(frozen=True, slots=True)
 class VanillaGroup:
     """Training steps over the same span whose longest sequences are alike (in powers of two)."""
 
@@ -112,55 +85,29 @@ class VanillaGroup:
     length_bits: int
 
     def run(self, tasks: Sequence[tuple[Session, Request]]) -> list[list[Outgoing] | SflError]:
-        """Through the base as one batch, each row with its own device's LoRA.
-
-        Losses, gradients and steps are each device's own, equal to those alone up to rounding: sums
-        run over other shapes. A message that breaks the contract fails alone, and so does a device
-        whose tensors cannot be read back.
-        """
-        results: dict[int, list[Outgoing] | SflError] = {}
-        sound: list[Item] = []
-        for number, (session, message) in enumerate(tasks):
-            # Only these hand out such a group.
-            assert isinstance(session, VanillaSession) and isinstance(message, TensorMessage)
-            try:
-                session.check(message)
-                sound.append(Item(number, session, message, session.labels(message)))
-            except ProtocolError as error:
-                results[number] = error
-        lost = enter_each([item.session for item in sound])
-        here = [item for item in sound if item.session.device not in lost]
-        results |= {i.number: lost[i.session.device] for i in sound if i.session.device in lost}
-        if here:
-            answers = _train_together(here)
-            results |= {item.number: own for item, own in zip(here, answers, strict=True)}
-        return [results[number] for number in range(len(tasks))]
+        """Forward, losses and backward as one batch."""
+        return run_sound(tasks, _labels, _train_together)
 
 
-def _train_together(items: Sequence[Item]) -> list[list[Outgoing]]:
-    lead = items[0].session.blocks
-    boundaries = [_boundary(item) for item in items]
-    if not lead.model.training:
-        lead.model.train(True)
-    lead.model.recompute = any(item.session.blocks.recompute for item in items)
-    parts = [(item.session.adapter, item.count) for item in items]
+def _labels(session: TrainingSession, message: TensorMessage) -> Labels:
+    assert isinstance(session, VanillaSession)  # only these hand out such a group
+    return session.labels(message)
+
+
+def _train_together(items: Sequence[Item[Labels]]) -> list[list[Outgoing]]:
     phases, tasks = items[0].session.stats.phases, [item.task for item in items]
-    tokens, blocks = tokens_of(tasks), lead.span.num_blocks
-    with _shared("forward", items):
-        lead.bank.activate_parts(parts)
+    tokens, blocks = tokens_of(tasks), items[0].session.blocks.span.num_blocks
+    boundaries = [item.leaf(item.message) for item in items]
+    with shared("forward", items):
         with forward_together(phases, tasks, Work(tokens, blocks)):
-            output = lead.model.blocks(
-                torch.cat(boundaries)[None],
-                torch.tensor([length for item in items for length in item.message.lengths]),
-                first=lead.span.first,
-                last=lead.span.last,
-            )
+            lengths = [length for item in items for length in item.message.lengths]
+            output = through(items, boundaries, lengths)
             wait_for(output)
         with forward_together(phases, tasks, Work(tokens, head=True)):
             outputs = torch.split(output, [item.count for item in items], 1)
             losses = [_loss(item, own) for item, own in zip(items, outputs, strict=True)]
     with end_backward(phases, tasks, blocks, output):
-        lead.bank.activate_parts(parts)  # for blocks that are computed again
+        activate(items)  # for blocks that are computed again
         each = torch.stack(losses)
         each.sum().backward()  # type: ignore[no-untyped-call]
         means = each.tolist()
@@ -168,37 +115,16 @@ def _train_together(items: Sequence[Item]) -> list[list[Outgoing]]:
     return [_answer(*one) for one in zip(items, boundaries, means, strict=True)]
 
 
-def _boundary(item: Item) -> torch.Tensor:
-    blocks, rows = item.session.blocks, item.message.rows
-    assert rows is not None
-    boundary = rows.to(blocks.model.device_of(blocks.span.first))
-    return boundary.requires_grad_(blocks.wants_gradient)
-
-
-def _loss(item: Item, output: torch.Tensor) -> torch.Tensor:
+def _loss(item: Item[Labels], output: torch.Tensor) -> torch.Tensor:
     blocks, message = item.session.blocks, item.message
     blocks.bank.activate(blocks.adapter)  # a classifier's head is each device's own
     normalizer = message.normalizer or None
     return blocks.computation.loss(
-        blocks.model, output, message.lengths, item.labels, normalizer, None
+        blocks.model, output, message.lengths, item.beside, normalizer, None
     )
 
 
-def _answer(item: Item, boundary: torch.Tensor, mean: float) -> list[Outgoing]:
+def _answer(item: Item[Labels], boundary: torch.Tensor, mean: float) -> list[Outgoing]:
     message = item.message
     answer = replace(message, kind=Kind.GRADIENT, rows=boundary.grad, labels=None, loss=mean)
     return item.session.returned(answer)
-
-
-@contextmanager
-def _shared(phase: Phase, items: Sequence[Item]) -> Iterator[None]:
-    """Book work for several devices to each: when it was, and an equal share of its seconds."""
-    clock = items[0].session.stats.phases
-    begin = clock.now()
-    try:
-        yield
-    finally:
-        end = clock.now()
-        for item in items:
-            phases, device = item.session.stats.phases, item.session.device
-            phases.share(phase, item.message.key, device, begin, end, len(items))
