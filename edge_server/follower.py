@@ -45,6 +45,8 @@ class Follower:
         self._cloud = cloud
         self._stats = stats
         self.run_key = ""
+        self.is_over = False
+        """Whether the cloud has said that the run is."""
         self.following: NextStage | None = None
         """The stage behind this edge, which is told the end of the run last."""
         self._orders: EdgeOrders | None = None
@@ -55,6 +57,7 @@ class Follower:
         """Do what the cloud says until it says that the run is over. Raises RunFailed."""
         async for word in words:
             if isinstance(word, FinishRun):
+                self.is_over = True
                 await self.dismiss(word.ok, word.reason)
                 if self.following is not None:
                     await self.following.tell_end(Finish(word.ok, word.reason, self.run_key))

@@ -218,6 +218,9 @@ class EdgeServer:
         watch = asyncio.create_task(stream.watch(network.heartbeat_interval, network.idle_timeout))
         try:
             await asyncio.wait({follow, watch}, return_when=asyncio.FIRST_COMPLETED)
+            if self.follower.is_over:  # nothing more is to be heard, however long others take
+                await follow
+                return None
             for task in (follow, watch):
                 if task.done():
                     task.result()

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import asyncio
 import time
 from types import SimpleNamespace
 from typing import Any
 
 from edge_server.beats import Beats
 from edge_server.host import DeviceHost
+from edge_server.server import EdgeServer
 from edge_server.stage import StageServer
 from edge_server.stage_host import StageRun
+from sfl.errors import LinkLost
 from sfl.metrics.snapshot import NodeSnapshot
 from sfl.metrics.stats import NodeStats
 from sfl.transport.cloud.link import CloudLink
@@ -76,3 +79,24 @@ def test_a_stage_waits_for_the_server_before_it_and_the_stage_behind() -> None:
     assert of(stage.stats) == [("stage at t:1", "heartbeat"), ("edge e", "heartbeat")]
     run._first = None
     assert run.idle_timeout == 0.0
+
+
+def test_an_edge_whose_run_is_over_expects_nothing_more_of_its_cloud() -> None:
+    """Its devices and the stage behind it may take longer than a cloud may be silent."""
+
+    async def told(is_over: bool) -> object:
+        async def follow(words: object) -> None:
+            await asyncio.sleep(0.1)
+
+        async def watch(*seconds: float) -> None:
+            raise LinkLost("not a byte for 4 s")
+
+        server = object.__new__(EdgeServer)
+        server.follower = SimpleNamespace(is_over=is_over, follow=follow)  # type: ignore[assignment]
+        network = SimpleNamespace(heartbeat_interval=0.5, idle_timeout=4.0)
+        welcome = SimpleNamespace(settings=SimpleNamespace(network=network))
+        stream: Any = SimpleNamespace(welcome=welcome, words=lambda: None, watch=watch)
+        return await server._follow(stream)
+
+    assert asyncio.run(told(True)) is None
+    assert isinstance(asyncio.run(told(False)), LinkLost)

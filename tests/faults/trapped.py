@@ -188,7 +188,7 @@ PLACES: dict[str, Place] = {
     "device before step": (
         f"{TRAINER}._stepping",
         "before",
-        lambda own, told, step: told.round == 2 and step == 1,
+        lambda own, told, step, ends=False: ends and (told.round, step) == (2, 1),
     ),
     "edge after step": ("sfl.stage.training.stepper:Stepper._apply", "after", in_round(2)),
     "journal's mark": ("sfl.report.journal:SqliteJournal.mark", "before", _marked),

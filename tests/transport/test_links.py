@@ -499,3 +499,11 @@ def test_a_run_over_bad_links(tmp_path: Path) -> None:
         assert "bug" not in nodes.log("edge") + nodes.log("d0") + nodes.log("cloud")
     finally:
         nodes.stop()
+
+
+def test_files_over_a_link_that_was_closed_meanwhile_are_a_lost_link(tmp_path: Path) -> None:
+    """As a device's that stood still for longer than its edge may be silent."""
+    channel = grpc.insecure_channel("127.0.0.1:1")
+    channel.close()
+    with pytest.raises(LinkLost, match="closed"):
+        fetch_model(channel, "d0", tmp_path, NodeStats("d0", "device"))

@@ -19,7 +19,7 @@ from sfl.metrics.stats import NodeStats
 from sfl.node.files import on_disk, writable_folder
 from sfl.transport.bulk.files import FileEntry, from_listing, is_served
 from sfl.transport.frames.seal import sound
-from sfl.transport.frames.wire import EDGE_FETCH_FILE, EDGE_LIST_FILES, wire_bytes
+from sfl.transport.frames.wire import EDGE_FETCH_FILE, EDGE_LIST_FILES, Method, wire_bytes
 from sfl.transport.status import error_of
 from sfl.v1 import edge_pb2
 
@@ -55,7 +55,7 @@ def _fetched(
     try:
         request = edge_pb2.FilesRequest(device=device)
         files = from_listing(
-            sound(EDGE_LIST_FILES.stub(channel)(request, timeout=LIST_TIMEOUT), "edge")
+            sound(_called(EDGE_LIST_FILES, channel, request, timeout=LIST_TIMEOUT), "edge")
         )
         _check_listing(files, cache)
         digest = hashlib.sha256("".join(f.name + f.sha256 for f in files).encode()).hexdigest()
@@ -124,7 +124,7 @@ def _fetch(
     )
     request = edge_pb2.FileRequest(device=device, name=entry.name, offset=offset)
     with partial.open("ab") as file:
-        call = EDGE_FETCH_FILE.stub(channel)(request)
+        call = _called(EDGE_FETCH_FILE, channel, request)
         for chunk in _in_time(call, entry.name, silence):
             stats.bytes.add("down", "weights", wire_bytes(chunk), len(chunk.data))
             offset += len(chunk.data)
@@ -141,6 +141,15 @@ def _fetch(
         partial.unlink()
         raise Corrupted(f"{entry.name} from the edge does not match its hash")
     partial.replace(final)
+
+
+def _called(method: Method, channel: grpc.Channel, request: Any, **options: float) -> Any:
+    """A call. Raises LinkLost where the channel was closed meanwhile: the link's own thread does
+    that, as where nothing was heard for long."""
+    try:
+        return method.stub(channel)(request, **options)
+    except ValueError as error:  # so gRPC says it
+        raise LinkLost(f"edge: {error}") from None
 
 
 def _in_time(call: Any, name: str, silence: float) -> Iterator[edge_pb2.FileChunk]:

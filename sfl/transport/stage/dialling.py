@@ -35,8 +35,8 @@ from sfl.v1 import edge_pb2
 
 log = logging.getLogger("sfl.stage")
 
-LAST_WORD = 5.0
-"""Seconds that a stage has for hearing the end of the run."""
+LAST_WORD = ATTEMPT
+"""Seconds that a stage has for hearing the end of the run, on a connection of its own."""
 PAUSE = 0.2
 """Seconds between two attempts to reach a stage that does not answer."""
 PATIENCE = 60.0
