@@ -24,10 +24,9 @@ class EdgeNames:
         self._failed.add(edge)
         return self.lost(edge)
 
-    def refused(self, edge: str) -> None:
-        """An edge's part in the run is over."""
-        self._failed.add(edge)
-        self._gone.add(edge)
+    def refused(self, edge: str) -> bool:
+        """An edge's part in the run is over; whether another is here or may still come."""
+        return not self.failed(edge)
 
     def closed(self, edge: str) -> bool:
         """An edge's stream is closed; whether that was told before, when it failed."""

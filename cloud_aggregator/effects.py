@@ -128,8 +128,8 @@ class Effects:
 
     @do.register
     def _(self, command: RefuseEdge) -> None:
-        self._edges.refused(command.edge)
-        self._service.post(command.edge, FinishRun(False, command.reason))
+        others = self._edges.refused(command.edge)
+        self._service.post(command.edge, FinishRun(False, command.reason, others))
 
     @do.register
     def _(self, command: Rehearse) -> None:

@@ -162,7 +162,7 @@ class EdgeHost:
             return
         last = self._names.failed(edge)
         self._driver.do(RefuseEdge(edge, reason))
-        self._driver.happened(EdgeLost(edge, reason, final=last, returns=False))
+        self._driver.happened(EdgeLost(edge, reason, final=last, returns=False, elsewhere=not last))
 
     def failed(self, error: SflError) -> None:
         """The cloud itself can't go on."""

@@ -46,7 +46,9 @@ class Follower:
         self._stats = stats
         self.run_key = ""
         self.is_over = False
-        """Whether the cloud has said that the run is."""
+        """Whether the cloud has said that the run is, or this edge's part in it."""
+        self.has_left = False
+        """Whether devices were sent to other edges."""
         self.following: NextStage | None = None
         """The stage behind this edge, which is told the end of the run last."""
         self._orders: EdgeOrders | None = None
@@ -56,6 +58,10 @@ class Follower:
     async def follow(self, words: AsyncIterator[CloudWord]) -> None:
         """Do what the cloud says until it says that the run is over. Raises RunFailed."""
         async for word in words:
+            if isinstance(word, FinishRun) and word.goes_on:
+                self.is_over = True
+                self.leave(word.reason)
+                raise RunFailed(word.reason)
             if isinstance(word, FinishRun):
                 self.is_over = True
                 await self.dismiss(word.ok, word.reason)
@@ -81,6 +87,13 @@ class Follower:
             if not self._service.streams and not self._service.is_awaited:
                 return
             await asyncio.sleep(0.05)
+
+    def leave(self, reason: str) -> None:
+        """This edge ends, and the run does not: its devices dial again, and then others."""
+        self.has_left = True
+        lost = LinkLost(f"edge {self._stats.name} ends: {reason}")
+        self._service.finish(lost)
+        self.send_off(lost)
 
     def send_off(self, reason: LinkLost) -> None:
         """Close every device's stream; it dials again."""

@@ -29,7 +29,7 @@ from edge_server.joining import Joining
 from edge_server.onward import following
 from edge_server.residence import residence_of
 from edge_server.training import new_session
-from sfl.config import EdgeConfig
+from sfl.config import EdgeConfig, RunSettings
 from sfl.errors import LinkLost, RunFailed, SflError
 from sfl.metrics.prometheus import NodeCollector, serve_as_set
 from sfl.metrics.stats import NodeStats
@@ -195,8 +195,7 @@ class EdgeServer:
             raise
         except Exception as error:  # noqa: BLE001 - devices are told first, then it is raised
             cause = cause_of(error)
-            returns = welcome.settings.network.rejoin_timeout > 0 and another_may_help(cause)
-            await self._failed(str(cause), returns)
+            await self._failed(cause, welcome.settings)
             raise cause from None
         finally:
             await _end(opening, following, beat)
@@ -262,12 +261,19 @@ class EdgeServer:
         if self.cloud.stream is not None:
             await asyncio.wait({following}, timeout=1.0)  # the cloud's answer: it has heard
 
-    async def _failed(self, cause: str, returns: bool) -> None:
-        """Tell devices why this edge ends, and whether another process of it may be back."""
-        if returns:
-            self._hang_up(cause, f"edge {self.config.name} failed, and may be back: {cause}")
+    async def _failed(self, cause: SflError, settings: RunSettings) -> None:
+        """Tell devices why this edge ends, and whether another process of it may be back, or other
+        edges may serve them."""
+        waits = settings.network.rejoin_timeout > 0
+        if self.follower.has_left:
+            return
+        if waits and another_may_help(cause):
+            self._hang_up(str(cause), f"edge {self.config.name} failed, and may be back: {cause}")
+        elif waits and len(settings.run.edges) > 1 and not isinstance(cause, RunFailed):
+            self.cloud.post(EdgeStopped(str(cause)))
+            self.follower.leave(str(cause))
         else:
-            await self.follower.dismiss(False, cause)
+            await self.follower.dismiss(False, str(cause))
 
     def _hang_up(self, cause: str, reason: str) -> None:
         """Have cloud and devices wait for another process."""

@@ -52,8 +52,11 @@ def edge_ready(turn: Turn, event: EdgeReady) -> None:
     one_model(turn)
 
 
-def lose_edge(turn: Turn, edge: str, reason: str, returns: bool = False) -> None:
-    """Forget an edge and its devices; those of one that `returns` are waited for.
+def lose_edge(
+    turn: Turn, edge: str, reason: str, returns: bool = False, elsewhere: bool = False
+) -> None:
+    """Forget an edge and its devices; those of one that `returns` are waited for, and those that
+    may come back `elsewhere`.
 
     One that is lost again and again before its sum is there is waited for no more.
     """
@@ -77,7 +80,7 @@ def lose_edge(turn: Turn, edge: str, reason: str, returns: bool = False) -> None
         turn.stop(f"{said}; it was lost {MOST_VAIN + 1} times, and its devices came no further")
         return
     for name in names:
-        cause: Cause = "link" if returns else "left"
+        cause: Cause = "link" if returns or elsewhere else "left"
         device_lost(turn, name, f"its edge {edge} was lost: {reason}", cause, with_edge=True)
     losses = turn.state.losses
     for name in names:

@@ -47,13 +47,14 @@ class EdgeLost:
     """An edge's stream broke, or it said that it can't go on.
 
     `final`: no other edge is connected, and what ended this one will not go away by itself.
-    `returns`: it may come back, and so may its devices.
+    `returns`: it may come back, and so may its devices. `elsewhere`: they may, at another edge.
     """
 
     edge: str
     reason: str
     final: bool = False
     returns: bool = True
+    elsewhere: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -443,10 +444,11 @@ class Report:
 
 @dataclass(frozen=True, slots=True)
 class FinishRun:
-    """The run is over."""
+    """The run is over; or it `goes_on`, and one edge's part in it is over."""
 
     ok: bool
     reason: str
+    goes_on: bool = False
 
 
 Command = (

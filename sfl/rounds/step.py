@@ -92,7 +92,7 @@ def _(event: EdgeReady, turn: Turn) -> None:
 @take.register
 def _(event: EdgeLost, turn: Turn) -> None:
     turn.state = changed(turn.state, no_edge=event.final)
-    lose_edge(turn, event.edge, event.reason, event.returns)
+    lose_edge(turn, event.edge, event.reason, event.returns, event.elsewhere)
     advance(turn)
 
 

@@ -14,7 +14,9 @@ from typing import Any
 import numpy as np
 import pytest
 
+from sfl.errors import RunFailed
 from sfl.report.records import RoundRecord, read_records
+from sfl.transport.cloud.words import EdgeFailed
 from tests.house.federation import Outcome, finished
 from tests.house.fleets import fleet
 from tests.house.nodes import ManyEdges
@@ -97,6 +99,38 @@ def test_an_edge_that_dies_loses_no_bit_of_its_devices(
         "d3": (NORTH, 1),
     }
     assert list((tmp_path / "store").rglob("*.safetensors")) == []
+
+
+def test_devices_of_an_edge_that_has_lost_its_cloud_for_good_go_to_the_other_one(
+    tmp_path: Path,
+) -> None:
+    twin = twin_of(tmp_path, "vanilla", store=tmp_path / "store", network={"rejoin_timeout": 1.0})
+
+    def cut(_: str) -> None:
+        twin.servers[SOUTH].cloud._new_channel = lambda: twin.services.aio_channel("nowhere")
+        twin.loop.call_soon_threadsafe(twin.channels[SOUTH].cut)
+
+    twin.at("d2", 2, 1, cut)
+    outcome = finished(twin.run())
+    assert at(outcome) == {"d0": (NORTH, 0), "d1": (NORTH, 0), "d2": (NORTH, 1), "d3": (NORTH, 1)}
+    assert_same_bits(adapter(outcome), undisturbed("vanilla"))
+
+
+def test_the_run_goes_on_without_an_edge_that_cannot_and_with_its_devices(tmp_path: Path) -> None:
+    """And the stage behind it is not told that the run is over."""
+    twin = twin_of(tmp_path, "three_tier", store=tmp_path / "store", stage={"threads": 1})
+
+    def fails(_: str) -> None:
+        twin.loop.call_soon_threadsafe(twin.servers[SOUTH].cloud.post, EdgeFailed("a full disk"))
+
+    twin.at("d2", 2, 1, fails)
+    outcome = finished(twin.run())
+    assert at(outcome) == {"d0": (NORTH, 0), "d1": (NORTH, 0), "d2": (NORTH, 1), "d3": (NORTH, 1)}
+    assert [(f["node"], f["problem"]) for f in outcome.summary["faults"]] == [
+        ("edge", "edge south: a full disk")
+    ]
+    assert isinstance(twin.ended[SOUTH], RunFailed) and twin.ended["stage"] is None
+    assert_same_bits(adapter(outcome), undisturbed("three_tier"))
 
 
 def test_without_a_store_what_is_lost_is_said(tmp_path: Path) -> None:

@@ -222,7 +222,7 @@ def _to_cloud_message(
         case GoElsewhere():
             return cloud_pb2.CloudMessage(hand_over=to_hand_over(word))
         case FinishRun():
-            finish = edge_pb2.Finish(ok=word.ok, reason=word.reason)
+            finish = edge_pb2.Finish(ok=word.ok, reason=word.reason, goes_on=word.goes_on)
             return cloud_pb2.CloudMessage(finish=finish)
         case unknown:
             assert_never(unknown)
@@ -246,7 +246,8 @@ def from_cloud_message(
         case "hand_over":
             return from_hand_over(message.hand_over)
         case "finish":
-            return FinishRun(message.finish.ok, contract.reason(message.finish.reason))
+            said = message.finish
+            return FinishRun(said.ok, contract.reason(said.reason), said.goes_on)
         case other:
             raise ProtocolError(f"{other or 'an empty message'} from the cloud was not expected")
 
