@@ -55,7 +55,7 @@ def stages_problem(run: RunSections) -> Iterator[str]:
     if run.planner.moves:
         yield (
             "planner.policy: a cut does not move in topology "
-            f'{run.run.topology}; use "off", "fixed" or "advice"'
+            f'{run.run.topology}; use "off", "fixed", "pairing" or "advice"'
         )
 
 

@@ -156,6 +156,20 @@ def test_a_shared_adapter_is_kept_at_each_step_of_a_round() -> None:
     assert adapters(tiers("shared"), "edge") == adapters(tiers(), "edge")
 
 
+def test_what_an_edge_adds_up_counts() -> None:
+    """And nothing of it at a stage behind."""
+    folder, choice = opened("llama"), EdgeChoice((), 8, 4)
+
+    def messages_of(run: RunSettings, holder: Holder) -> int:
+        return needs(folder, run, EdgeConfig(), choice, holder).messages
+
+    own, manifest = tiers(), build_manifest(folder, "causal_lm", 0, tiers().lora)
+    whole = 4 * sum(prod(parameter.shape) for parameter in manifest.parameters)
+    adding = tiers(aggregation={"sums": "at_edges"})
+    assert messages_of(adding, "edge") - messages_of(own, "edge") == 5 * whole
+    assert messages_of(adding, "stage") == messages_of(own, "stage")
+
+
 def test_a_stage_that_does_not_fit_names_its_own_settings() -> None:
     with pytest.raises(ConfigError, match=r"stage\.memory.*stages\.cuts.*stage\.dtype"):
         fit_edge(opened("llama"), tiers(), EdgeConfig(memory=10**6), "stage")

@@ -339,6 +339,21 @@ def test_batching_that_never_would_is_refused(
     assert (error.value.field, error.value.value) == ("edge.batch_devices", 2)
 
 
+def test_devices_that_share_an_adapter_are_no_batch_and_those_before_it_are() -> None:
+    settings = RunSettings.model_validate(
+        {
+            "model": {"path": "m"},
+            "run": {"topology": "three_tier"},
+            "stages": {"cuts": [2], "adapters": "shared"},
+            "training": {"local_steps": 2, "computation": "lean"},
+            "devices": [{"name": "attic"}],
+        }
+    )
+    check_batching(opened("llama"), settings, EdgeConfig(batch_devices=2), "edge")
+    with pytest.raises(ConfigError, match=r"stage\.batch_devices.*stages\.adapters to per_device"):
+        check_batching(opened("llama"), settings, EdgeConfig(batch_devices=2), "stage")
+
+
 def test_a_batch_is_booked_to_each_of_its_devices() -> None:
     sessions = edge("llama", "causal_lm", ("attic", "barn", "cellar"))
     phases = sessions[0].stats.phases

@@ -15,6 +15,10 @@ from sfl.models.folder import ModelFolder
 from sfl.models.memory.footprint import EdgeDevice, EdgeForecast, Footprint, Load
 from sfl.plan import Holder
 
+SUM_COPIES = 5
+"""Whole adapters in float32 of an edge that adds up: the round's first one, the sum in float64, and
+that as it is sent. Updates that it keeps are those that count as delivered."""
+
 
 @dataclass(frozen=True, slots=True)
 class EdgeChoice:
@@ -181,6 +185,7 @@ def _forecast(
         together=_together(settings, own, holder),
         residents=residents(settings, own, holder),
         copies=_copies(settings, holder),
+        sums=SUM_COPIES if settings.sums_at_edges and holder == "edge" else 0,
     )
 
 

@@ -280,8 +280,9 @@ class EdgeForecast:
         together: int = 1,
         residents: int | None = None,
         copies: int = 0,
+        sums: int = 0,
     ) -> None:
-        """`copies` of the largest adapter are held beside them."""
+        """`copies` of the largest adapter are held beside them, and `sums` of a whole one."""
         self._devices = tuple(devices)
         self._together = together
         layout = folder.family.layout(folder.config, self._devices[0].load.task)
@@ -305,6 +306,7 @@ class EdgeForecast:
             for device in self._parts
         }
         self._delivered = sum(adapters[device] for device in self._devices)
+        self._delivered += sums * max(adapters.values())
         self._rows = max(4 * d.load.tokens for d in self._devices) * folder.hidden_size
         coded = max(d.coded_value_bytes * d.load.tokens for d in self._devices)
         self._coded_rows = coded * folder.hidden_size
