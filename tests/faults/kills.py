@@ -55,11 +55,10 @@ class Kill:
     def wrong(self, lab: Lab) -> list[str]:
         if lab.hit() is None:
             return [f"never came to {self.place!r}"]
-        edge, moves = lab.places()["d0"]
         # One that was to go, and is killed or finds nobody there, may stay where it is.
         moved = self.victim == "d1" if self.asks else self.for_good
-        if moved and (edge, moves) != ("south", 1):
-            return [f"d0 is at {edge} after {moves} moves"]
+        if moved and (place := lab.places()["d0"]) != ("south", 1):
+            return ["d0 is at {} after {} moves".format(*place)]
         return []
 
 

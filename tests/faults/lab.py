@@ -273,7 +273,8 @@ class Lab:
 
     def seen(self) -> list[dict[str, Any]]:
         path = self.folder / "seen.jsonl"
-        lines = path.read_text().splitlines() if path.exists() else []
+        text = path.read_text() if path.exists() else ""
+        *lines, _ = text.split("\n")  # the last one may not be whole yet
         return [json.loads(line) for line in lines]
 
     def note_hit(self, victim: str, sign: str = "") -> None:
