@@ -11,6 +11,7 @@ from sfl.v1 import cloud_pb2, edge_pb2, tensor_pb2
 from tests.faults.cells import ALL
 from tests.faults.links import Torn
 from tests.faults.setup import Hop
+from tests.house.paths import ROOT
 from tests.house.proxy import Way
 
 CUT = {(cell.kind, cell.way, cell.hop) for cell in ALL if isinstance(cell, Torn)}
@@ -65,6 +66,12 @@ def test_each_kind_of_message_is_cut_by_a_cell(kind: str, way: Way, hops: tuple[
 def test_each_cell_has_a_name_of_its_own() -> None:
     names = [cell.name for cell in ALL]
     assert len(names) == len(set(names))
+
+
+def test_the_page_of_figures_has_a_row_for_each_cell() -> None:
+    lines = (ROOT / "docs/figures/reliability.md").read_text().splitlines()
+    rows = [line[2:].split(" | ")[0] for line in lines if line.endswith("| equal | holds |")]
+    assert sorted(rows) == sorted(cell.name for cell in ALL), "play those that are new"
 
 
 def test_each_stream_of_the_contract_is_looked_at() -> None:
