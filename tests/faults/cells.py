@@ -28,19 +28,14 @@ CHOSEN = {
     "full disk of cloud, update upload, vanilla",
     "device-edge: round trips of 0.2 s, vanilla",
     "device-edge: single bytes, u_shaped, TLS",
-    "device-edge: nothing gets up, vanilla",
     "edge-cloud: a flipped bit up, vanilla",
     "cut in 'activation of training', device to edge, u_shaped, TLS",
-    "cut in 'finish', edge to device, vanilla",
-    "cut in 'hello', edge to cloud, vanilla",
     "cut in 'finish', cloud to edge, u_shaped, TLS",
 }
 """Of full disks and links."""
 BEHIND = {
     "kill stage, backward in flight, three_tier",
     "kill stage, update upload, three_tier_u_shaped, TLS",
-    "kill edge, snapshot write, three_tier",
-    "edge-stage: reset, three_tier",
     "edge-stage: half-open, three_tier_u_shaped, TLS",
     "cut in 'start', edge to stage, three_tier",
 }
