@@ -18,6 +18,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from sfl.models.kv.attention import CachedMask
+
 Attention = Callable[..., tuple[Tensor, Tensor | None]]
 PREFIX = "sfl_packed_"
 
@@ -94,7 +96,7 @@ def packed_positions(lengths: Tensor) -> Tensor:
 
 
 def accept_packed(model: nn.Module) -> None:
-    """Let the model's attention take `PackedMask` for a mask; anything else goes on as before."""
+    """Let the model's attention take `PackedMask` or `CachedMask` for a mask, or one of its own."""
     from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
     from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
@@ -114,10 +116,12 @@ def _attention(base: str) -> Attention:
         query: Tensor,
         key: Tensor,
         value: Tensor,
-        attention_mask: Tensor | PackedMask | None,
+        attention_mask: Tensor | PackedMask | CachedMask | None,
         **options: Any,
     ) -> tuple[Tensor, Tensor | None]:
         function = _function(base, module)
+        if isinstance(attention_mask, CachedMask):
+            return attention_mask.attend(function, base, module, (query, key, value), options), None
         if not isinstance(attention_mask, PackedMask):
             return function(module, query, key, value, attention_mask, **options)
         packing, mask = attention_mask.packing, attention_mask.mask

@@ -6,9 +6,10 @@ that dropout is drawn by.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -21,6 +22,7 @@ from sfl.keys import derive_seed
 from sfl.models.families.family import Family, Layout, Padding, Task
 from sfl.models.folder import ModelFolder, TensorEntry, belongs_to_span, checkpoint_tensors
 from sfl.models.fused import fuse_activations
+from sfl.models.kv.attention import CachedMask, Extension, reserve
 from sfl.models.packed import accept_packed, packed_positions, packing_of
 from sfl.models.placement import Stretch
 from sfl.models.quantised import is_linear, read_quantised
@@ -156,13 +158,44 @@ class SpanModel(nn.Module):
         first = self.span.first if first is None else first
         last = self.span.last if last is None else last
         assert self.span.first <= first <= last <= self.span.last
+        return self._through(hidden, first, last, partial(self._padding, lengths), key)
+
+    @torch.no_grad()
+    def extend(self, inputs: Tensor, extensions: Sequence[Extension]) -> Tensor:
+        """Rows `[n, H]` behind the blocks, of tokens that follow what conversations have.
+
+        `inputs` are those tokens, one conversation's behind the other's: their ids `[n]` where the
+        span has the embedding, else their rows `[n, H]`. Each cache has them then; if anything
+        raises it is as it was. A cache appears once. Raises NoPages.
+        """
+        assert self.packed and self.family.causal and not self.training
+        reserve(extensions)
+        cached = CachedMask(tuple(extensions))
+        hidden = inputs[None]
+        if self.span.embedding:
+            with self._precision(hidden):
+                hidden = self.family.embed(self.model, hidden, cached_padding(cached, hidden))
+        padding_of = partial(cached_padding, cached)
+        hidden = self._through(hidden, self.span.first, self.span.last, padding_of, None)
+        for extension in extensions:
+            extension.cache.advance(extension.count)
+        return hidden[0]
+
+    def _through(
+        self,
+        hidden: Tensor,
+        first: int,
+        last: int,
+        padding_of: Callable[[Tensor], Padding],
+        key: ForwardKey | None,
+    ) -> Tensor:
         hidden = hidden.to(self.dtype)
         if first == last:
             return hidden
         for device, begin, end in self._ranges(first, last, hidden):
             hidden = hidden.to(device)
             # Masks and positions anew on each device; they are little beside a block.
-            context = self.family.context(self.model, hidden, self._padding(lengths, hidden))
+            context = self.family.context(self.model, hidden, padding_of(hidden))
             for index in range(begin, end):
                 if self.recompute and torch.is_grad_enabled():
                     # Its random numbers are seeded within: there is no state to be kept for them.
@@ -238,6 +271,12 @@ def make_padding(lengths: Tensor, like: Tensor) -> Padding:
     positions = torch.arange(like.shape[1], device=like.device)[None]
     mask = (positions < lengths[:, None]).to(torch.int64)
     return Padding(lengths, mask, positions)
+
+
+def cached_padding(cached: CachedMask, like: Tensor) -> Padding:
+    """Positions of tokens that follow what conversations have; on the device of `like`."""
+    lengths = torch.tensor(cached.counts, device=like.device)
+    return Padding(lengths, None, cached.positions.to(like.device), cached=cached)
 
 
 def build_span(

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, Literal, Protocol, runtime_checkable
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
+    from sfl.models.kv.attention import CachedMask
     from sfl.models.packed import Packing
 
 Task = Literal["causal_lm", "sequence_classification"]
@@ -71,16 +72,20 @@ class Padding:
     """How sequences are laid out in a batch: lengths [B], attention_mask [B, T] of 0 and 1.
 
     Right-padded, positions are [1, T]. Packed one behind the other (`packing`), positions are
-    [1, num_tokens], and the mask is None where attention never looks at padding.
+    [1, num_tokens], and the mask is None where attention never looks at padding. With `cached` the
+    tokens follow those that conversations have.
     """
 
     lengths: Tensor
     attention_mask: Tensor | None
     positions: Tensor
     packing: Packing | None = None
+    cached: CachedMask | None = None
 
     def mask(self, make: Callable[..., Any], config: Any, hidden: Tensor, **options: Any) -> Any:
         """The mask that transformers' `make` gives for this batch, as blocks are handed it."""
+        if self.cached is not None:
+            return self.cached
         packing = self.packing
         if packing is None:
             return make(

@@ -1,0 +1,1 @@
+"""Keys and values of conversations: pages, and the attention that reads them."""
