@@ -23,6 +23,7 @@ from sfl.adapters.folding import fold
 from sfl.adapters.initial import fresh_lora
 from sfl.adapters.manifest import AdapterManifest, Init, ParameterSpec
 from sfl.adapters.names import belongs_to, is_lora_a, lora_names, saved_name
+from sfl.adapters.stacked import Choice, Rows, Stacked
 from sfl.adapters.targets import (
     Target,
     check_targets,
@@ -46,12 +47,14 @@ _TASKS: dict[str, Task] = {"CAUSAL_LM": "causal_lm", "SEQ_CLS": "sequence_classi
 class Active:
     """Which adapter the next forward uses; shared by all slots of a bank.
 
-    Where `parts` are given, runs of so many rows of a packed batch use an adapter each.
+    Where `parts` are given, runs of so many rows of a packed batch use an adapter each; where
+    `rows` are, each row does.
     """
 
     def __init__(self) -> None:
         self.adapter: str | None = None
         self.parts: tuple[tuple[str, int], ...] = ()
+        self.rows: Rows | None = None
 
 
 class Pair(NamedTuple):
@@ -73,6 +76,8 @@ class LoraLinear(nn.Module):
         self.base_layer = base
         self._fused = fused
         self.pairs: dict[str, Pair] = {}
+        self._stacked: Stacked | None = None
+        self._choice: Choice | None = None  # of the rows before
         self._active = active
         self._dropout = dropout
 
@@ -81,6 +86,8 @@ class LoraLinear(nn.Module):
         result: Tensor = self.base_layer(x)
         if self._active.parts:
             return self._add_parts(x, result)
+        if self._active.rows is not None:
+            return self._add_rows(x, result, self._active.rows)
         pair = self.pairs.get(self._active.adapter or "")
         if pair is None:
             return result
@@ -94,6 +101,24 @@ class LoraLinear(nn.Module):
         return torch.cat(
             [own if pair is None else self._add(rows, own, pair) for rows, own, pair in runs], 1
         )
+
+    def stack(self, names: Sequence[str]) -> None:
+        """Keep these adapters as one, as far as they are here, so that rows may use them."""
+        kept = [(name, self.pairs[name]) for name in names if name in self.pairs]
+        self._stacked = self._choice = None
+        if kept:
+            self._stacked = Stacked.of([(name, *pair) for name, pair in kept])
+            self._stacked.lend([(pair.a, pair.b) for _, pair in kept])
+
+    def _add_rows(self, x: Tensor, result: Tensor, rows: Rows) -> Tensor:
+        """[1, n, in]: each row with its own adapter; one that is not stacked adds nothing."""
+        if self._stacked is None:
+            return result
+        choice = self._choice
+        if choice is None or choice.rows is not rows:
+            choice = self._choice = Choice(self._stacked, rows, choice)
+        with _own_precision(x):
+            return choice.add(x[0], result[0])[None]
 
     def _add(self, x: Tensor, result: Tensor, pair: Pair) -> Tensor:
         a, b, scaling = pair
@@ -203,6 +228,7 @@ class LoraBank:
         self._span = model.span
         self._settings = settings
         self._active = Active()
+        self._rows: Rows | None = None  # the last ones: steps often have the same
         self._targets = find_targets(model.model, model.layout, names)
         self._linear = {target.name: self._wrap(model, target) for target in self._targets}
         self._saved = {name: self._wrap_saved(model, name) for name in model.saved}
@@ -247,11 +273,32 @@ class LoraBank:
     def activate(self, adapter: Adapter | None) -> None:
         """Let the next forwards use `adapter`, or the base alone."""
         self._active.adapter = None if adapter is None else adapter.name
-        self._active.parts = ()
+        self._active.parts, self._active.rows = (), None
 
     def activate_parts(self, parts: Sequence[tuple[Adapter, int]]) -> None:
         """Let runs of so many rows of the next packed forwards use an adapter each."""
         self._active.parts = tuple((adapter.name, count) for adapter, count in parts)
+        self._active.rows = None
+
+    def stack(self, adapters: Sequence[Adapter]) -> None:
+        """Let `activate_rows` use these, from now on no others; their values stay where they are
+        found, once. None of them is trained."""
+        names = [adapter.name for adapter in adapters]
+        for slot in self._linear.values():
+            slot.stack(names)
+
+    def activate_rows(self, adapters: Sequence[Adapter | None]) -> None:
+        """Let each row of the next packed forwards use an adapter of its own, or the base alone.
+
+        Equal to `activate` for each row by itself, to rounding.
+        """
+        if len({adapter and adapter.name for adapter in adapters}) == 1:
+            self.activate(adapters[0])
+            return
+        names = tuple(adapter.name if adapter else "" for adapter in adapters)
+        if self._rows is None or self._rows.each != names:
+            self._rows = Rows.of(names)
+        self._active.parts, self._active.rows = (), self._rows
 
     def fold(self, base_update: Mapping[str, npt.NDArray[Any]]) -> None:
         """Add a base update below all adapters, for good. Raises ProtocolError."""
