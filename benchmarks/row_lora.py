@@ -4,8 +4,8 @@
     python benchmarks/row_lora.py --model smollm2 --first 24 --steps 8 --sessions 1 4 16
 
 CPU time of one thread, the least of three: only the ratios mean anything. `one by one` computes
-each conversation by itself. `runs` is what training batches use, `rows` is `LoraBank.activate_rows`,
-`base` has no adapter.
+each conversation by itself. `runs` is what training batches use, `rows` is
+`LoraBank.activate_rows`, `base` has no adapter.
 """
 
 from __future__ import annotations

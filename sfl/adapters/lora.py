@@ -108,7 +108,7 @@ class LoraLinear(nn.Module):
         self._stacked = self._choice = None
         if kept:
             self._stacked = Stacked.of([(name, *pair) for name, pair in kept])
-            self._stacked.lend([(pair.a, pair.b) for _, pair in kept])
+            self._stacked.share([(pair.a, pair.b) for _, pair in kept])
 
     def _add_rows(self, x: Tensor, result: Tensor, rows: Rows) -> Tensor:
         """[1, n, in]: each row with its own adapter; one that is not stacked adds nothing."""

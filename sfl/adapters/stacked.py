@@ -86,7 +86,7 @@ class Stacked:
             torch.tensor(scaling, dtype=first.dtype, device=first.device),
         )
 
-    def lend(self, parameters: Sequence[tuple[nn.Parameter, nn.Parameter]]) -> None:
+    def share(self, parameters: Sequence[tuple[nn.Parameter, nn.Parameter]]) -> None:
         """Let these A and B have their values here, so that there is one copy of them."""
         for (first, end), (a, b) in zip(pairwise(self.ends), parameters, strict=True):
             a.data, b.data = self.a[first:end], self.b[first:end].t()
@@ -96,7 +96,7 @@ class Stacked:
         kept = [place for place, name in enumerate(self.names) if name in names]
         if not kept or 2 * len(kept) >= len(self.names):
             return self
-        ends, columns = [0], []
+        ends, columns = [0], list[int]()
         for place in kept:
             columns += range(self.ends[place], self.ends[place + 1])
             ends.append(len(columns))
@@ -117,10 +117,11 @@ class Choice:
     def __init__(self, stacked: Stacked, rows: Rows, before: Choice | None) -> None:
         """`before` is the layer's last: its copy of the same adapters is taken over."""
         again = before is not None and before.rows.names == rows.names
-        self.rows = rows
-        self._some = before._some if before is not None and again else stacked.only(rows.names)
-        self._foreign = rows.foreign(self._some)
-        self._common = self._some.common_scaling
+        some = before._some if before is not None and again else stacked.only(rows.names)
+        self.rows: Rows = rows
+        self._some: Stacked = some
+        self._foreign = rows.foreign(some)
+        self._common = some.common_scaling
 
     def add(self, x: Tensor, result: Tensor) -> Tensor:
         """[n, in] and the base's [n, out] to [n, out]: each row with what its own adapter adds."""

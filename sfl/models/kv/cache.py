@@ -1,9 +1,9 @@
 """Keys and values of many conversations over the blocks of one span, in pages of one pool.
 
 Every block has one tensor, `[2, heads, tokens of all pages, width]`. A conversation's pages are the
-same in all blocks. Where they follow each other in it, attention reads them in place; only where the
-pool is in pieces they are gathered first. Lengths and positions are kept here: transformers' own
-caches know those of their first block, which a later span does not have.
+same in all blocks. Where they follow each other in it, attention reads them in place; only where
+the pool is in pieces they are gathered first. Lengths and positions are kept here: transformers'
+own caches know those of their first block, which a later span does not have.
 """
 
 from __future__ import annotations

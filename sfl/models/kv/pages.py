@@ -1,8 +1,8 @@
 """Which pages of a pool are free, and which of them somebody gets.
 
 A page holds PAGE_TOKENS tokens of one conversation in every block of a span (vLLM's pages,
-2309.06180). Pages that follow each other can be read in place, so whoever asks gets those where there
-are any.
+2309.06180). Pages that follow each other can be read in place, so whoever asks gets those where
+there are any.
 """
 
 from __future__ import annotations
