@@ -161,13 +161,22 @@ class SpanModel(nn.Module):
         return self._through(hidden, first, last, partial(self._padding, lengths), key)
 
     @torch.no_grad()
-    def extend(self, inputs: Tensor, extensions: Sequence[Extension]) -> Tensor:
-        """Rows `[n, H]` behind the blocks, of tokens that follow what conversations have.
+    def extend(
+        self,
+        inputs: Tensor,
+        extensions: Sequence[Extension],
+        first: int | None = None,
+        last: int | None = None,
+    ) -> Tensor:
+        """Rows `[n, H]` behind blocks `first..last-1`, of tokens that follow what there is.
 
         `inputs` are those tokens, one conversation's behind the other's: their ids `[n]` where the
         span has the embedding, else their rows `[n, H]`. Each cache has them then; if anything
-        raises it is as it was. A cache appears once. Raises NoPages.
+        raises it is as it was. A cache appears once, always with the same blocks. Raises NoPages.
         """
+        first = self.span.first if first is None else first
+        last = self.span.last if last is None else last
+        assert self.span.first <= first <= last <= self.span.last
         assert self.packed and self.family.causal and not self.training
         reserve(extensions)
         cached = CachedMask(tuple(extensions))
@@ -176,7 +185,7 @@ class SpanModel(nn.Module):
             with self._precision(hidden):
                 hidden = self.family.embed(self.model, hidden, cached_padding(cached, hidden))
         padding_of = partial(cached_padding, cached)
-        hidden = self._through(hidden, self.span.first, self.span.last, padding_of, None)
+        hidden = self._through(hidden, first, last, padding_of, None)
         for extension in extensions:
             extension.cache.advance(extension.count)
         return hidden[0]

@@ -14,7 +14,7 @@ from sfl.metrics.stats import PhaseTimes
 from sfl.node.causes import cause_of
 from sfl.stage.messages import Kind, Outgoing, TensorMessage
 from sfl.stage.orders import ORDERS, Order, Waiting
-from sfl.stage.session import Group, Request, Session
+from sfl.stage.session import Computed, Group, Request, Session
 from sfl.stage.threads import compute_here
 
 P = ParamSpec("P")
@@ -36,8 +36,8 @@ class Work:
 class Task:
     """One message for one session; tasks of one `group` may go through the base together."""
 
-    session: Session
-    message: Request
+    session: Computed
+    message: Any
     tail_seconds: float
     group: Group | None
 
@@ -85,10 +85,14 @@ class Engine:
         self, session: Session, message: Request, tail_seconds: float = 0.0
     ) -> list[Outgoing]:
         """Queue a device's message and wait for what is to be sent then."""
+        outgoing: list[Outgoing] = await self.compute(session, message, tail_seconds)
+        return outgoing
+
+    async def compute(self, session: Computed, message: Any, tail_seconds: float = 0.0) -> Any:
+        """The same for any kind of session: queue its message, and wait for what it says."""
         group = session.group(message) if self._together > 1 else None
         task = Task(session, message, tail_seconds, group)
-        outgoing: list[Outgoing] = await self._put(lambda: session.handle(message), task)
-        return outgoing
+        return await self._put(lambda: session.handle(message), task)
 
     def close(self) -> None:
         """Let the running job end, drop what waits."""

@@ -6,14 +6,27 @@ A kind of session is one implementation: training (`sfl.stage.training`) is one.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Protocol
+from typing import Any, Protocol
 
-from sfl.errors import SflError
 from sfl.plan import Plan
 from sfl.stage.messages import GradientNorm, Outgoing, TensorMessage
 from sfl.stage.swapping import Swappable
 
 Request = TensorMessage | GradientNorm
+
+
+class Computed(Protocol):
+    """What the engine needs of whoever its messages are for, whatever they ask."""
+
+    device: str
+    served_seconds: float
+    """Compute time it has had, in this round if it trains: what a job order may go by."""
+
+    def handle(self, message: Any) -> Any:
+        """Do the work a message asks for; what is to be said then. Raises SflError."""
+
+    def group(self, message: Any) -> Group | None:
+        """What the message could be computed together with; None: with nothing."""
 
 
 class Session(Swappable, Protocol):
@@ -49,8 +62,8 @@ class Session(Swappable, Protocol):
 class Group(Protocol):
     """Messages of equal groups may go through the base as one batch; a group is hashable."""
 
-    def run(self, tasks: Sequence[tuple[Session, Request]]) -> list[list[Outgoing] | SflError]:
-        """Do the work of several messages of this group at once.
+    def run(self, tasks: Sequence[tuple[Any, Any]]) -> Sequence[Any]:
+        """Do the work of several messages of this group at once, each with whom it is for.
 
         Returns what `handle` would for each, or the error that is this message's alone.
         """

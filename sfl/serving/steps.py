@@ -1,0 +1,96 @@
+"""What is to be done about a step of a conversation, by what is known of it.
+
+A device numbers its steps, and says at which position each begins. So a step that it sends again is
+answered again, one that goes back takes the tokens behind it away, and one that is too far ahead is
+told what is missing.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+MOST_RESERVED = 1 << 20
+"""Tokens that one conversation may ask room for."""
+
+
+@dataclass(frozen=True, slots=True)
+class Asked:
+    """A step: `count` tokens from `position` on; of the last `wanted` an answer is due."""
+
+    number: int
+    position: int
+    count: int
+    wanted: int
+
+
+@dataclass(frozen=True, slots=True)
+class Standing:
+    """What is known of a conversation: `length` tokens, and the step that was answered last.
+
+    `reserved` is what it has room for.
+    """
+
+    reserved: int
+    length: int = 0
+    number: int = 0
+
+    def forgotten(self) -> Standing:
+        """Its keys and values are gone; its steps are counted on."""
+        return replace(self, length=0)
+
+    def answered(self, asked: Asked) -> Standing:
+        """After a step."""
+        return replace(self, length=asked.position + asked.count, number=asked.number)
+
+
+@dataclass(frozen=True, slots=True)
+class Compute:
+    """Keep so many tokens, and compute what came behind them."""
+
+    keep: int
+
+
+@dataclass(frozen=True, slots=True)
+class Repeat:
+    """Say again what was said to it."""
+
+
+@dataclass(frozen=True, slots=True)
+class Lacking:
+    """Only so many tokens are known: the device is to send all behind them."""
+
+    length: int
+
+
+@dataclass(frozen=True, slots=True)
+class Unsound:
+    """No device of ours sends it, and why."""
+
+    reason: str
+
+
+Verdict = Compute | Repeat | Lacking | Unsound
+
+
+def judge(standing: Standing, asked: Asked) -> Verdict:
+    """What a step asks for."""
+    if reason := _unsound(standing, asked):
+        return Unsound(reason)
+    if asked.number == standing.number:
+        return Repeat()
+    if asked.position > standing.length:
+        return Lacking(standing.length)
+    return Compute(asked.position)
+
+
+def _unsound(standing: Standing, asked: Asked) -> str:
+    end = asked.position + asked.count
+    if asked.count < 1:
+        return "a step of no token"
+    if asked.position < 0 or not 0 <= asked.wanted <= asked.count:
+        return f"a step of {asked.count} tokens at {asked.position} that wants {asked.wanted}"
+    if end > standing.reserved:
+        return f"position {end - 1} is beyond the {standing.reserved} tokens that were reserved"
+    if asked.number < max(1, standing.number):
+        return f"step {asked.number} came behind step {standing.number}"
+    return ""
