@@ -1,7 +1,7 @@
 PYTHON ?= python3
 VENV   := .venv
 BIN    := $(VENV)/bin
-PROTOS := tensor edge cloud jobs
+PROTOS := tensor edge cloud jobs serve
 
 # Containers (docs/docker.md): make up DEVICES=8 WITH=insecure
 COMPOSE  = $(shell docker compose version >/dev/null 2>&1 && echo docker compose || echo docker-compose)

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import typer
 
+from pathlib import Path
+
 from sfl.config import load_edge
+from sfl.config.serve import ServeEdgeConfig, load_serve_edge, serves
 from sfl.node.certificates.own import own_certificate
 from sfl.node.logs import start_logging
 from sfl.node.machine import allow_open_files
@@ -39,7 +42,8 @@ def edge(
 ) -> None:
     """Start an edge server. Its devices share the frozen base; each has a LoRA of its own.
 
-    With --service it stays attached to a service, and computes its runs.
+    With --service it stays attached to a service, and computes its runs. With a file that has a
+    [serve] table it serves: devices answer with the model and its adapters.
     """
     quiet_environment()
     keep_heap()
@@ -47,6 +51,9 @@ def edge(
     allow_open_files()
 
     def body() -> None:
+        if serves(config):
+            _serve(load_serve_edge(config, overrides or []), insecure, certs, address_file)
+            return
         settings = load_edge(config, overrides or [])
         own = own_certificate("edge", settings.name, settings.tls, certs)
         if address := attaches_to(service, settings.service):
@@ -68,3 +75,21 @@ def edge(
             run_loop(serve())
 
     raise typer.Exit(run_node(body, error_file, supervised))
+
+
+def _serve(
+    config: ServeEdgeConfig, insecure: bool, certs: Path | None, address_file: Path | None
+) -> None:
+    """Serve conversations until this process is told to end."""
+    from edge_server.serving import ServingEdge
+    from sfl.transport.security.handshakes import explained_handshakes
+
+    edge = config.edge
+    own = own_certificate("edge", edge.name, edge.tls, certs)
+    threads = cores() if edge.threads == "auto" else edge.threads
+
+    async def serve() -> None:
+        await ServingEdge(config, threads, insecure, own).run(address_file)
+
+    with explained_handshakes():
+        run_loop(serve())

@@ -78,6 +78,7 @@ ROOMS = {
     ),
     "rich": ("sfl.cli", "sfl.report"),
     "datasets": ("sfl.data",),
+    "aiohttp": ("device_agent.serving.endpoint", "device_agent.serving.node"),
     "opentelemetry": ("sfl.report.traces",),
     "sfl.stage.training": (
         "sfl.stage.training",

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any, NamedTuple
 
@@ -240,12 +240,20 @@ class LoraBank:
         return _specs(self._targets, modules, rank or self._settings.rank)
 
     def add(
-        self, name: str, span: Span, rank: int | None = None, freeze_a: bool = False
+        self,
+        name: str,
+        span: Span,
+        rank: int | None = None,
+        freeze_a: bool = False,
+        *,
+        names: Collection[str] | None = None,
+        scaling: float | None = None,
     ) -> Adapter:
         """A new adapter over the blocks in `span`, all zeros until values are loaded.
 
         Each tensor is on the device of the layer that it belongs to. Its rank may be another than
-        the settings', and A may stay as it is loaded.
+        the settings', and A may stay as it is loaded. It may have some of the layers only, by the
+        `names` of its parameters, and a `scaling` of its own.
         """
         assert name, "an adapter needs a name"
         homes = self._homes()
@@ -255,9 +263,10 @@ class LoraBank:
                 requires_grad=not (freeze_a and is_lora_a(spec.name)),
             )
             for spec in self.manifest_specs(rank)
-            if belongs_to(spec.name, span)
+            if belongs_to(spec.name, span) and (names is None or spec.name in names)
         }
-        scaling = self._settings.alpha / (rank or self._settings.rank)
+        if scaling is None:
+            scaling = self._settings.alpha / (rank or self._settings.rank)
         for module, slot in self._linear.items():
             a, b = lora_names(module)
             if a in parameters:

@@ -103,6 +103,34 @@ def run(
 
 
 @app.command()
+def serve(
+    config: Annotated[
+        Path | None, typer.Argument(help="An edge and its devices on this machine, as TOML.")
+    ] = None,
+    device: Annotated[
+        Path | None, typer.Option("--device", help="Only a device, by its own file.")
+    ] = None,
+    overrides: Overrides = None,
+    insecure: Insecure = False,
+    log_format: Logs = "text",
+    certs: Certs = None,
+) -> None:
+    """Answer with a model and its adapters: OpenAI's interface and a chat page on each device.
+
+    The edge of devices that are elsewhere is started with `sfl edge` and a file with [serve].
+    """
+    from sfl.cli.serve.command import serve_device, serve_here
+
+    if (config is None) == (device is None):
+        raise typer.BadParameter("give a file, or a device's with --device")
+    given = tuple(overrides or ())
+    if device is not None:
+        raise typer.Exit(serve_device(device, given, insecure, log_format, certs))
+    assert config is not None
+    raise typer.Exit(serve_here(config, given, log_format))
+
+
+@app.command()
 def init(
     path: Annotated[Path, typer.Argument(help="File to write.")] = Path("sfl.toml"),
     force: Annotated[bool, typer.Option("--force", help="Overwrite the file.")] = False,

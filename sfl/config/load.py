@@ -115,6 +115,34 @@ def load_device(path: Path, overrides: Iterable[str] = ()) -> DeviceConfig:
     return _validate(DeviceConfig, device, prefix="device.")
 
 
+def read_tables(path: Path, overrides: Iterable[str], names: tuple[str, ...]) -> dict[str, Any]:
+    """A node's file of several tables, paths made absolute as ever. Raises ConfigError."""
+    table = _read(path)
+    folder = path.resolve().parent
+    _anchor_folders(table, folder)
+    table = with_overrides(table, overrides)
+    for key in table:
+        if key not in names:
+            raise unknown_key(key, list(names), "", table[key])
+    for section in (table.get("edge"), table.get("device")):
+        if isinstance(section, dict):
+            _anchor(section, "model", folder)
+            _anchor_secrets(section, folder)
+    return table
+
+
+def anchored(table: Any, key: str, path: Path) -> None:
+    """Make a path within a file's table absolute, by the file it stands in."""
+    if isinstance(table, dict) and key in table:
+        table[key] = _beside(path.resolve().parent, table[key])
+
+
+def anchored_model(table: Any, key: str, path: Path) -> None:
+    """The same for a model, which may be a name on the hub."""
+    if isinstance(table, dict):
+        _anchor(table, key, path.resolve().parent)
+
+
 def dump_toml(settings: Section) -> str:
     """Settings as TOML that reads back to the same values."""
     return tomli_w.dumps(_without_none(settings.model_dump(mode="json")))

@@ -106,7 +106,7 @@ class DeviceStage:
             for span in assignment.plan.device_spans
         ]
         if len(parts) > 1:
-            _share_tied_weights(parts[0].model, parts[1].model)
+            share_tied_weights(parts[0].model, parts[1].model)
         return parts
 
     def _at_rank(self, part: Part, rank: int) -> Part:
@@ -219,7 +219,7 @@ def _loaded(
     return Part(span, model, bank, Adapter("", {}))
 
 
-def _share_tied_weights(front: SpanModel, tail: SpanModel) -> None:
+def share_tied_weights(front: SpanModel, tail: SpanModel) -> None:
     """Where the head is the embedding, hold its values once."""
     if front.layout.tied is None:
         return

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from sfl.adapters.lora import Adapter, LoraBank
-from sfl.errors import ProtocolError, SflError
+from sfl.errors import ProtocolError, Refused, SflError
 from sfl.models.kv.attention import Extension
 from sfl.models.kv.cache import KvCache, KvPool
 from sfl.models.span import SpanModel
@@ -59,6 +59,7 @@ class Conversation:
         self.cache = KvCache(base.pool)
         self.spilled: OnDisk | None = None
         """Its keys and values, while they are on the disk."""
+        self.closed = False
         self.pending = 0
         """Steps that wait or are under way."""
         self.last_used = clock()
@@ -87,7 +88,8 @@ class Conversation:
         self._last = None
 
     def close(self) -> None:
-        """Give back all that it holds."""
+        """Give back all that it holds; none of its steps is computed any more."""
+        self.closed = True
         self.forget()
         if self.spilled is not None:
             self.spilled.close()
@@ -96,6 +98,8 @@ class Conversation:
 
     def begin(self, step: Step) -> Answer | None:
         """The answer to what needs no computing; None where it is to be. Raises ProtocolError."""
+        if self.closed:
+            raise Refused(f"conversation {step.name} was closed, for newer ones")
         self.last_used = self._clock()
         match judge(self.standing, step.asked):
             case Unsound(reason):

@@ -16,7 +16,7 @@ from sfl.metrics.snapshot import Role
 from sfl.transport.frames.envelope import Envelope, Frame
 from sfl.transport.frames.seal import SEAL_BYTES, sound
 from sfl.transport.status import status_of
-from sfl.v1 import cloud_pb2, edge_pb2, jobs_pb2, tensor_pb2
+from sfl.v1 import cloud_pb2, edge_pb2, jobs_pb2, serve_pb2, tensor_pb2
 
 WIRE_VERSION = 8
 
@@ -207,6 +207,12 @@ EDGE_FETCH_FILE = Method(
 )
 EDGE_PROBE = Method(
     "sfl.v1.Edge", "Probe", edge_pb2.ProbeRequest, edge_pb2.ProbeReply, (True, True)
+)
+GENERATE = Method(
+    "sfl.v1.Serve", "Generate", serve_pb2.GenerateRequest, serve_pb2.GenerateReply, (True, True)
+)
+FETCH_ADAPTER = Method(
+    "sfl.v1.Serve", "FetchAdapter", serve_pb2.AdapterRequest, serve_pb2.AdapterPart, (False, True)
 )
 CLOUD_SESSION = Method(
     "sfl.v1.Cloud", "Session", cloud_pb2.EdgeReportMessage, cloud_pb2.CloudMessage, (True, True)

@@ -1,0 +1,1 @@
+"""A device that answers with the model it has a part of."""

@@ -1,0 +1,93 @@
+"""From a caller's words to ids, and from ids to words: all of it on the device."""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import AsyncGenerator
+from contextlib import aclosing
+from dataclasses import dataclass
+
+from device_agent.serving.talk import Talker, Wish
+from sfl.data.tokenizer import Tokenizer
+from sfl.errors import DataError
+from sfl.serving.requests import Asked, BadRequest
+from sfl.serving.text import RunningText
+
+
+@dataclass(slots=True)
+class Account:
+    """How an answer ended, and what it took; complete once all of it was said."""
+
+    prompt_tokens: int
+    completion_tokens: int = 0
+    finish_reason: str = "length"
+
+
+@dataclass(frozen=True, slots=True)
+class Prepared:
+    """An answer that can be begun: its prompt's ids, how many tokens may follow, its model."""
+
+    ids: tuple[int, ...]
+    max_tokens: int
+    asked: Asked
+
+
+class Answerer:
+    """Answers what callers ask, with the models that the edge serves."""
+
+    def __init__(self, talker: Talker, tokenizer: Tokenizer, context_length: int) -> None:
+        self.talker = talker
+        self._tokenizer = tokenizer
+        self._context = context_length
+
+    async def models(self) -> tuple[str, ...]:
+        """Names of what can be asked. Raises SflError."""
+        return tuple(name for name, _ in (await self.talker.link()).here.adapters)
+
+    async def prepare(self, asked: Asked) -> Prepared:
+        """Look at what is asked before a word is said. Raises BadRequest, SflError."""
+        known = await self.models()
+        if asked.model not in known:
+            raise BadRequest("model", f"{asked.model!r:.80} is none of {', '.join(known)}")
+        ids = self._ids(asked)
+        room = self._context - len(ids)
+        if not ids or room < 1:
+            raise BadRequest(
+                "messages", f"{len(ids)} tokens, and the model's context is {self._context}"
+            )
+        most = (await self.talker.link()).here.max_tokens
+        return Prepared(ids, min(asked.max_tokens or most, most, room), asked)
+
+    async def pieces(self, prepared: Prepared, account: Account) -> AsyncGenerator[str, None]:
+        """The answer in pieces of text, as it comes. Raises SflError."""
+        asked, ids = prepared.asked, prepared.ids
+        text = RunningText(self._tokenizer.decode, ids, asked.stops)
+        sampling = asked.sampling(secrets.randbits(63))
+        name = self.talker.name_for(asked.model, ids)
+        wish = Wish(name, ids, prepared.max_tokens, asked.model, sampling)
+        async with aclosing(self.talker.answer(wish)) as answer:
+            async for token in answer:
+                account.completion_tokens += 1
+                if token in self._tokenizer.markers.stop_ids:
+                    account.finish_reason = "stop"
+                    break
+                if piece := text.add(token):
+                    yield piece
+                if text.stopped:
+                    account.finish_reason = "stop"
+                    return
+        if piece := text.end():
+            yield piece
+
+    def _ids(self, asked: Asked) -> tuple[int, ...]:
+        tokenizer = self._tokenizer
+        if isinstance(asked.prompt, str):
+            return (*tokenizer.prefix, *tokenizer.encode([asked.prompt])[0])
+        if not tokenizer.has_chat_template:
+            said = "\n".join(content for _, content in asked.prompt)
+            return (*tokenizer.prefix, *tokenizer.encode([said])[0])
+        messages = [{"role": role, "content": content} for role, content in asked.prompt]
+        try:
+            return tuple(tokenizer.encode([tokenizer.render(messages, True)])[0])
+        except DataError as error:
+            raise BadRequest("messages", error.problem) from None

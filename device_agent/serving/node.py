@@ -1,0 +1,149 @@
+"""The process of a device that serves: its blocks, its link to the edge, and the endpoint."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+from aiohttp import web
+
+from device_agent.serving.answers import Answerer
+from device_agent.serving.endpoint import Endpoint, Gate
+from device_agent.serving.talk import Talker
+from sfl.config import ModelSettings
+from sfl.config.serve import AnswerSettings, ServeDeviceConfig
+from sfl.data.tokenizer import load_tokenizer
+from sfl.errors import ConfigError
+from sfl.models.folder import ModelFolder, open_model
+from sfl.node.certificates.own import OwnCertificate
+from sfl.node.files import write_atomic
+from sfl.plan import Plan
+from sfl.stage.base import settle
+from sfl.stage.serving.front import FrontStage
+from sfl.transport.security.addresses import is_loopback, joined, split_address
+from sfl.transport.serve.digest import model_digest
+from sfl.transport.serve.link import Caller, NewChannel, ServeLink, Traffic, dial, edge_channel
+
+log = logging.getLogger("sfl.device")
+
+SHORTEST_KEY = 16
+
+
+class ServingDevice:
+    """Everything of a device that answers, before a port is open."""
+
+    def __init__(
+        self,
+        config: ServeDeviceConfig,
+        threads: int,
+        insecure: bool,
+        own: OwnCertificate | None = None,
+    ) -> None:
+        """Loads this device's blocks and the tokenizer. For a running event loop. Raises SflError.
+
+        The blocks compute on a thread of their own.
+        """
+        device, serve = config.device, config.serve
+        folder = open_model(device.model or "")
+        folder.check_task("causal_lm")
+        form = settle(device, ModelSettings(path=folder.name), threads)
+        plan = Plan.split(folder.num_layers, serve.cut_layer, serve.tail_layers, serve.topology)
+        self.context = min(serve.context or folder.context_length, folder.context_length)
+        self.stage = FrontStage(folder, plan, serve.conversations * self.context, form)
+        self.traffic = Traffic()
+        self.serve = serve
+        self._config = config
+        self._own = own
+        self._caller = caller(device.name, folder)
+        self._channel: NewChannel = edge_channel(device.edge, insecure, own, device.proxy)
+        self.talker = Talker(
+            self.stage, self._dial, self.context, folder.hidden_size, threads=threads
+        )
+        self.answerer = Answerer(self.talker, load_tokenizer(folder.path), self.context)
+
+    async def _dial(self) -> ServeLink:
+        device = self._config.device
+        return await dial(
+            device.edge,
+            self._channel,
+            self._caller,
+            self.traffic,
+            device.connect_timeout,
+            self._own,
+            device.proxy,
+        )
+
+    async def run(self, address_file: Path | None = None) -> None:
+        """Answer until this is cancelled. Raises SflError where it cannot begin."""
+        async with self.port(address_file):
+            await asyncio.get_running_loop().create_future()
+
+    @contextlib.asynccontextmanager
+    async def port(self, address_file: Path | None = None) -> AsyncIterator[str]:
+        """Where callers find it, once the edge has let this device in. Raises SflError."""
+        gate = _gate(self.serve)
+        runner = web.AppRunner(Endpoint(self.answerer, gate).application(), access_log=None)
+        try:
+            models = await self.answerer.models()  # so that an edge that refuses says so at once
+            await runner.setup()
+            address = await _listen(runner, self.serve)
+            if address_file is not None:
+                write_atomic(address_file, address)
+            log.info("chat at http://%s/, OpenAI's interface at http://%s/v1", address, address)
+            log.info("models: %s", ", ".join(models))
+            yield address
+        finally:
+            await runner.cleanup()
+            await self.talker.close()
+
+
+def caller(name: str, folder: ModelFolder) -> Caller:
+    """How a device introduces itself to its edge."""
+    return Caller(name, model_digest(folder), folder.hidden_size, folder.vocab_size)
+
+
+def _gate(serve: AnswerSettings) -> Gate:
+    """Raises ConfigError where anybody could call."""
+    host, _ = split_address("serve.listen", serve.listen)
+    key = None
+    if serve.api_key_file is not None:
+        path = serve.api_key_file.expanduser()
+        try:
+            key = path.read_text("utf-8").strip()
+        except (OSError, UnicodeDecodeError) as error:
+            raise ConfigError(
+                "serve.api_key_file", str(path), f"cannot be read ({error})", "Check the path."
+            ) from None
+        if len(key) < SHORTEST_KEY or not key.isascii():
+            raise ConfigError(
+                "serve.api_key_file",
+                str(path),
+                f"the key is shorter than {SHORTEST_KEY} characters, or not ASCII",
+                "Write one with `openssl rand -hex 24`.",
+            )
+    if key is None and not is_loopback(host):
+        raise ConfigError(
+            "serve.listen",
+            serve.listen,
+            "is not loopback, and no key is asked for",
+            "Give serve.api_key_file, or use 127.0.0.1.",
+        )
+    return Gate(is_loopback(host), key, serve.origins)
+
+
+async def _listen(runner: web.AppRunner, serve: AnswerSettings) -> str:
+    host, port = split_address("serve.listen", serve.listen)
+    try:
+        site = web.TCPSite(runner, host.strip("[]"), port)
+        await site.start()
+    except OSError as error:
+        raise ConfigError(
+            "serve.listen",
+            serve.listen,
+            f"the port is in use or can't be bound ({error.strerror or error})",
+            "Choose another, or port 0.",
+        ) from None
+    return joined(host, runner.addresses[0][1])

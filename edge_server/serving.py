@@ -1,0 +1,217 @@
+"""An edge that serves: the blocks once, adapters by name, room for keys and values."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+from collections.abc import AsyncIterator, Mapping
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+from sfl.adapters.lora import Adapter, LoraBank
+from sfl.adapters.served import ServedAdapter, open_served, place
+from sfl.codec.pipeline import Codec
+from sfl.config import EdgeConfig, LoraSettings, ModelSettings
+from sfl.config.serve import BASE, ServeEdgeConfig, ServeSettings
+from sfl.errors import ConfigError, ModelError, ProtocolError, Refused
+from sfl.metrics.stats import NodeStats
+from sfl.models.folder import ModelFolder, open_model
+from sfl.models.kv.cache import KvPool
+from sfl.models.kv.pages import PAGE_TOKENS
+from sfl.models.kv.size import cannot_keep, page_bytes
+from sfl.models.span import build_span
+from sfl.node.certificates.own import OwnCertificate
+from sfl.node.files import writable_folder, write_atomic
+from sfl.plan import Span
+from sfl.serving.room import Rules
+from sfl.stage.base import lay_over_devices, settle
+from sfl.stage.engine import Engine
+from sfl.stage.serving.conversation import ServingBase
+from sfl.stage.serving.conversations import Conversations
+from sfl.transport.frames.chunks import adapter_bytes
+from sfl.transport.security.credentials import bind, new_server
+from sfl.transport.security.door import Door
+from sfl.transport.serve.digest import model_digest
+from sfl.transport.serve.rows import chunk_tokens, serve_codec
+from sfl.transport.serve.service import GenerateService
+from sfl.transport.serve.words import ServedHere
+
+log = logging.getLogger("sfl.edge")
+
+
+@dataclass(frozen=True, slots=True)
+class ServingHost:
+    """What devices' streams ask for."""
+
+    stats: NodeStats
+    engine: Engine
+    conversations: Conversations
+    here: ServedHere
+    codec: Codec
+    model: str
+    hidden_size: int
+    num_layers: int
+    adapters: Mapping[str, ServedAdapter]
+
+    def adapter_part(self, name: str, spans: tuple[Span, ...]) -> tuple[bytes, float]:
+        """A part of an adapter as a safetensors file, and its scaling. Raises Refused."""
+        found = self.adapters.get(name)
+        if found is None:
+            raise Refused(f"adapter {name!r:.80} is not served here")
+        return adapter_bytes(found.part(spans)), found.scaling
+
+
+def load_host(
+    config: ServeEdgeConfig, threads: int, engine: Engine, stats: NodeStats
+) -> ServingHost:
+    """Load blocks and adapters; for the compute thread. Raises SflError."""
+    own, serve = config.edge, config.serve
+    codec = serve_codec(serve.codec)
+    adapters = {name: open_served(path.expanduser()) for name, path in serve.adapters.items()}
+    folder = _folder(own, serve)
+    base, pages = _base(own, serve, folder, adapters, threads, stats)
+    spill = None
+    if serve.evict == "spill":
+        spill = serve.spill_dir.expanduser()
+        writable_folder(spill, "serve.spill_dir")
+    span = base.model.span
+    here = ServedHere(
+        own.name,
+        ((BASE, ""), *((name, adapter.digest) for name, adapter in adapters.items())),
+        codec.spec,
+        span.first,
+        span.last,
+        span.head,
+        chunk_tokens(serve.prefill_chunk, folder.hidden_size),
+        pages * PAGE_TOKENS,
+        serve.max_tokens,
+    )
+    log.info(
+        "serving blocks %d to %d of %s, %d adapters, room for %d tokens",
+        *(span.first, span.last - 1, folder.path, len(adapters), here.room),
+    )
+    return ServingHost(
+        stats,
+        engine,
+        Conversations(base, Rules(pages), spill),
+        here,
+        codec,
+        model_digest(folder),
+        folder.hidden_size,
+        folder.num_layers,
+        adapters,
+    )
+
+
+def _folder(own: EdgeConfig, serve: ServeSettings) -> ModelFolder:
+    """The model, which can be served so. Raises ConfigError, ModelError."""
+    folder = open_model(own.model or "")
+    folder.check_task("causal_lm")
+    if (problem := cannot_keep(folder.family, folder.config)) is not None:
+        raise ConfigError("edge.model", folder.name, problem, "Serve another model.")
+    if serve.cut_layer >= folder.num_layers:
+        raise ConfigError(
+            "serve.cut_layer",
+            serve.cut_layer,
+            f"the model has {folder.num_layers} blocks",
+            f"Choose 0 to {folder.num_layers - 1}.",
+        )
+    return folder
+
+
+def _base(
+    own: EdgeConfig,
+    serve: ServeSettings,
+    folder: ModelFolder,
+    adapters: Mapping[str, ServedAdapter],
+    threads: int,
+    stats: NodeStats,
+) -> tuple[ServingBase, int]:
+    form = settle(own, ModelSettings(path=folder.name), threads)
+    stats.dtype, stats.quantised = form.dtype, form.quantised
+    span = Span(serve.cut_layer, folder.num_layers, embedding=False, head=True)
+    num_bytes = page_bytes(folder.config, span.num_blocks, form.weights.itemsize)
+    pages = serve.kv_memory // num_bytes
+    if not pages:
+        raise ConfigError(
+            "serve.kv_memory",
+            serve.kv_memory,
+            f"{PAGE_TOKENS} tokens take {num_bytes} bytes",
+            "Give more.",
+        )
+    model = build_span(
+        folder,
+        span,
+        task="causal_lm",
+        num_labels=0,
+        dtype=form.weights,
+        packed=True,
+        autocast=form.autocast,
+        quantised=form.quantised,
+    )
+    lay_over_devices(model, own)
+    targets = sorted({name for adapter in adapters.values() for name in adapter.target_modules})
+    bank = LoraBank(model, LoraSettings(), targets)
+    placed: dict[str, Adapter | None] = {BASE: None}
+    for name, adapter in adapters.items():
+        try:
+            placed[name] = place(bank, name, span, adapter.values, adapter.scaling)
+        except ProtocolError as error:
+            fix = "Serve it over the model that it was trained on."
+            path = str(serve.adapters[name])
+            raise ModelError(f"serve.adapters.{name}", path, str(error), fix) from None
+    bank.stack([adapter for adapter in placed.values() if adapter is not None])
+    return ServingBase(model, bank, placed, KvPool(pages)), pages
+
+
+class ServingEdge:
+    """The process of an edge that serves: opens a port, loads, and takes both down."""
+
+    def __init__(
+        self,
+        config: ServeEdgeConfig,
+        threads: int,
+        insecure: bool,
+        own: OwnCertificate | None = None,
+    ) -> None:
+        """For a running event loop."""
+        self._config = config
+        self._threads = threads
+        self._insecure = insecure
+        self._own = own
+        self.stats = NodeStats(config.edge.name, "edge")
+        self.stats.threads = threads
+        self._engine = Engine(threads, together=config.serve.batch)
+        self._opened: asyncio.Future[ServingHost] = asyncio.get_running_loop().create_future()
+        self.service = GenerateService(self._opened)
+
+    async def run(self, address_file: Path | None = None) -> None:
+        """Serve until this is cancelled. Raises SflError where it cannot begin."""
+        async with self.port(address_file):
+            await asyncio.get_running_loop().create_future()
+
+    @contextlib.asynccontextmanager
+    async def port(self, address_file: Path | None = None) -> AsyncIterator[str]:
+        """Where devices dial, once all is loaded. Raises SflError."""
+        edge, door = self._config.edge, Door()
+        server = new_server(self._own, door)
+        server.add_generic_rpc_handlers((self.service.handler(),))
+        address = bind(server, "edge.listen", edge.listen, self._insecure, self._own)
+        try:
+            load = partial(load_host, self._config, self._threads, self._engine, self.stats)
+            host = await self._engine.run(load)
+            self._opened.set_result(host)
+            await server.start()
+            if address_file is not None:
+                write_atomic(address_file, address)
+            log.info("edge %s serves on %s", edge.name, address)
+            with door.watched(address):
+                yield address
+        finally:
+            self.service.close()
+            await server.stop(grace=1.0)
+            if self._opened.done():
+                await self._engine.run(self._opened.result().conversations.close_all)
+            self._engine.close()

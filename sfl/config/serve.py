@@ -1,0 +1,191 @@
+"""What an edge serves, and how a device answers with it: the tables `[serve]` of their files."""
+
+from __future__ import annotations
+
+import tomllib
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import Field, NonNegativeInt, PositiveInt, model_validator
+
+from sfl.config.base import NodeName, Section, given_twice
+from sfl.config.load import anchored, anchored_model, read_tables, validated
+from sfl.config.node import DeviceConfig, EdgeConfig
+from sfl.config.size import Size
+from sfl.errors import ConfigError
+
+BASE = "base"
+"""The name under which the model is served without an adapter."""
+
+
+class ServeSettings(Section):
+    """What an edge serves, and within which bounds."""
+
+    adapters: dict[NodeName, Path] = Field(default_factory=dict)
+    """Adapters by name, each a folder in PEFT's format, such as a run's `adapter`. The name is the
+    endpoint's `model`. `base`, the model without one, is always there."""
+    cut_layer: NonNegativeInt = 1
+    """Fewest blocks that a device holds itself: the edge loads those behind them."""
+    batch: PositiveInt = 16
+    """Most conversations whose next tokens are computed as one batch. With 1 each is computed by
+    itself, with the bits that it has alone."""
+    prefill_chunk: Annotated[PositiveInt, Field(le=1 << 16)] = 256
+    """Most tokens of a prompt that are computed at a time. Others' next tokens come in between."""
+    kv_memory: Size = 1 << 30
+    """Memory for keys and values of all conversations, such as `2GB`."""
+    max_tokens: PositiveInt = 512
+    """Most tokens of one answer."""
+    evict: Literal["spill", "recompute"] = "spill"
+    """What becomes of the conversation that nobody has used for longest, if another one needs its
+    room. `spill`: its keys and values go to a file in `spill_dir` and come back. `recompute`: they
+    are forgotten, and the device sends its part again."""
+    spill_dir: Path = Path("~/.cache/sfl/spilled")
+    """Folder of those files. They have no name, and are gone when the edge ends."""
+    codec: str = "none"
+    """How rows are coded, both ways. `none` is lossless. `fp16` and `int8` are smaller, and change
+    what is said (docs/compression.md)."""
+
+    @model_validator(mode="after")
+    def _base_is_taken(self) -> Self:
+        if BASE in self.adapters:
+            raise ValueError(f"adapters: {BASE!r} is the model without one; choose another name")
+        return self
+
+
+class AnswerSettings(Section):
+    """How a device answers: which blocks are its own, and where it listens."""
+
+    cut_layer: NonNegativeInt = 1
+    """Blocks before the edge's that are this device's, with the embedding."""
+    topology: Literal["vanilla", "u_shaped"] = "vanilla"
+    """`u_shaped`: the head is the device's too. Then the edge never sees a token of an answer."""
+    tail_layers: NonNegativeInt = 0
+    """U-shaped: blocks behind the edge's that are this device's, with the head."""
+    listen: str = "127.0.0.1:8080"
+    """`host:port` of the endpoint. Port 0 takes a free one."""
+    api_key_file: Path | None = None
+    """File with the key that a caller has to have. Needed if `listen` is not loopback."""
+    origins: tuple[str, ...] = ()
+    """Web pages that may call the endpoint from a browser, beside its own, such as
+    `http://localhost:3000`."""
+    context: PositiveInt | None = None
+    """Most tokens of one conversation. Default: the model's context."""
+    conversations: PositiveInt = 4
+    """Conversations of that length whose keys and values this device has room for."""
+
+    @model_validator(mode="after")
+    def _a_tail_needs_the_u(self) -> Self:
+        if self.tail_layers and self.topology != "u_shaped":
+            raise ValueError('tail_layers: needs topology "u_shaped"')
+        return self
+
+
+class ServeEdgeConfig(Section):
+    """The file of an edge that serves: `[edge]` as ever, and `[serve]`."""
+
+    edge: EdgeConfig
+    """The edge's own settings. `model` is needed."""
+    serve: ServeSettings = ServeSettings()
+    """What it serves."""
+
+
+class ServeDeviceConfig(Section):
+    """The file of a device that serves: `[device]` as ever, and `[serve]`."""
+
+    device: DeviceConfig
+    """The device's own settings. `model` and `edge` are needed."""
+    serve: AnswerSettings = AnswerSettings()
+    """How it answers."""
+
+
+class ServedModel(Section):
+    """The model of all nodes."""
+
+    path: str
+    """A folder, or a model's name on the hub."""
+
+
+class ServedDevice(AnswerSettings):
+    """A device on this machine."""
+
+    name: NodeName
+    """Its name."""
+    listen: str = "127.0.0.1:0"
+    """`host:port` of its endpoint. Port 0 takes a free one."""
+
+
+class ServeConfig(Section):
+    """The file of `sfl serve`: an edge and its devices, all on this machine."""
+
+    model: ServedModel
+    """What is served."""
+    serve: ServeSettings = ServeSettings()
+    """What the edge serves, as in its own file."""
+    edge: EdgeConfig = EdgeConfig()
+    """The edge's own settings, where they are others than the default."""
+    devices: tuple[ServedDevice, ...] = (ServedDevice(name="device", listen="127.0.0.1:8080"),)
+    """The devices. Default: one, at port 8080."""
+
+    @model_validator(mode="after")
+    def _names_are_their_own(self) -> Self:
+        if (twice := given_twice(device.name for device in self.devices)) is not None:
+            raise ValueError(f"devices: {twice!r} is given twice")
+        return self
+
+
+def serves(path: Path) -> bool:
+    """Whether an edge's file is that of one that serves. What is wrong with it is said later."""
+    try:
+        return "serve" in tomllib.loads(path.read_text("utf-8"))
+    except (OSError, ValueError):
+        return False
+
+
+def load_serve(path: Path, overrides: Iterable[str] = ()) -> ServeConfig:
+    """Read the file of `sfl serve`. Raises ConfigError."""
+    table = read_tables(path, overrides, ("model", "serve", "edge", "devices"))
+    anchored_model(table.get("model"), "path", path)
+    _anchor_served(table, path)
+    for device in table.get("devices", ()):
+        anchored(device, "api_key_file", path)
+    return validated(ServeConfig, table, "")
+
+
+def _anchor_served(table: dict[str, Any], path: Path) -> None:
+    serve = table.get("serve")
+    adapters = serve.get("adapters") if isinstance(serve, dict) else None
+    for name in adapters if isinstance(adapters, dict) else ():
+        anchored(adapters, name, path)
+    anchored(serve, "spill_dir", path)
+
+
+def load_serve_edge(path: Path, overrides: Iterable[str] = ()) -> ServeEdgeConfig:
+    """Read the file of an edge that serves. Raises ConfigError."""
+    table = _tables(path, overrides, "edge")
+    _anchor_served(table, path)
+    config = validated(ServeEdgeConfig, table, "")
+    _need("edge.model", config.edge.model, "The model's folder or its name on the hub.")
+    return config
+
+
+def load_serve_device(path: Path, overrides: Iterable[str] = ()) -> ServeDeviceConfig:
+    """Read the file of a device that serves. Raises ConfigError."""
+    table = _tables(path, overrides, "device")
+    anchored(table.get("serve"), "api_key_file", path)
+    config = validated(ServeDeviceConfig, table, "")
+    _need("device.model", config.device.model, "The model's folder: only its part is loaded.")
+    _need("device.edge", config.device.edge, "host:port of the edge that serves.")
+    return config
+
+
+def _tables(path: Path, overrides: Iterable[str], node: str) -> dict[str, Any]:
+    table = read_tables(path, overrides, (node, "serve"))
+    if not isinstance(table.get(node), dict):
+        raise ConfigError(node, str(path), "the table is missing", f"Start it with [{node}].")
+    return table
+
+
+def _need(field: str, value: str | None, fix: str) -> None:
+    if not value:
+        raise ConfigError(field, value, "serving needs it", fix)

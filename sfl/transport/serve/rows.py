@@ -1,0 +1,66 @@
+"""Rows of a conversation on the wire, by the codec of the role `serve`.
+
+Nothing is remembered from one step to the next: a step may be sent again, or elsewhere. So only
+codecs without transforms are taken. The default, `none`, is lossless.
+"""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from sfl.codec.packet import Packet, is_finite
+from sfl.codec.pipeline import Codec, Decoder, Encoder, parse
+from sfl.errors import ConfigError, ProtocolError
+from sfl.v1 import serve_pb2
+
+MOST_BYTES = 4 << 20
+"""Of one step's rows, as they are before they are coded."""
+_FLOAT32 = "float32"
+_WIDEST = 4
+
+
+def serve_codec(text: str, field: str = "serve.codec") -> Codec:
+    """The codec of conversations that `text` specifies. Raises ConfigError."""
+    codec = parse(text, field)
+    if codec.transforms:
+        stage = codec.transforms[0].name
+        raise ConfigError(
+            field,
+            text,
+            f"{stage} remembers rows, or leaves some out, and a step may be sent again",
+            "Use none, fp16, int8, or another stage of one step.",
+        )
+    return codec
+
+
+def chunk_tokens(wanted: int, hidden_size: int) -> int:
+    """Most tokens of a step, so that its rows are no more than a message bears."""
+    return max(1, min(wanted, MOST_BYTES // (_WIDEST * hidden_size)))
+
+
+class RowCodec:
+    """Both directions of one stream."""
+
+    def __init__(self, codec: Codec, hidden_size: int) -> None:
+        self._encoder = Encoder(codec)
+        self._decoder = Decoder()
+        self._spec = codec.spec
+        self._hidden = hidden_size
+
+    def encode(self, rows: Tensor, key: int = 0) -> serve_pb2.TokenRows:
+        """Rows `[count, H]` as the wire has them. Raises ProtocolError for NaN or infinite ones."""
+        if self._encoder.codec.exact and not is_finite(rows):
+            raise ProtocolError("rows hold NaN or infinite values")
+        packet = self._encoder.encode(rows, key)
+        dtype = "" if packet.dtype == _FLOAT32 else packet.dtype
+        return serve_pb2.TokenRows(count=len(rows), dtype=dtype, data=bytes(packet.payload))
+
+    def decode(self, said: serve_pb2.TokenRows) -> Tensor:
+        """Rows `[count, H]`, finite, in memory of torch's own. Raises ProtocolError."""
+        if said.count * self._hidden * _WIDEST > MOST_BYTES or not said.count:
+            raise ProtocolError(f"a step of {said.count} rows")
+        if len(said.data) > 2 * MOST_BYTES:
+            raise ProtocolError(f"{len(said.data)} bytes of rows")
+        shape = (said.count, self._hidden)
+        packet = Packet(self._spec, said.dtype or _FLOAT32, shape, said.data)
+        return self._decoder.decode(packet, shape)
