@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import typer
-
 from pathlib import Path
+
+import typer
 
 from sfl.config import load_edge
 from sfl.config.serve import ServeEdgeConfig, load_serve_edge, serves

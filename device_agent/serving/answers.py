@@ -40,6 +40,11 @@ class Answerer:
         self._tokenizer = tokenizer
         self._context = context_length
 
+    @property
+    def stop_ids(self) -> tuple[int, ...]:
+        """Tokens that end an answer."""
+        return self._tokenizer.markers.stop_ids
+
     async def models(self) -> tuple[str, ...]:
         """Names of what can be asked. Raises SflError."""
         return tuple(name for name, _ in (await self.talker.link()).here.adapters)
@@ -68,7 +73,7 @@ class Answerer:
         async with aclosing(self.talker.answer(wish)) as answer:
             async for token in answer:
                 account.completion_tokens += 1
-                if token in self._tokenizer.markers.stop_ids:
+                if token in self.stop_ids:
                     account.finish_reason = "stop"
                     break
                 if piece := text.add(token):

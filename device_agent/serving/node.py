@@ -30,6 +30,8 @@ from sfl.transport.serve.link import Caller, NewChannel, ServeLink, Traffic, dia
 log = logging.getLogger("sfl.device")
 
 SHORTEST_KEY = 16
+SHUTDOWN = 1.0
+"""Seconds that answers under way have, once this process is told to end."""
 
 
 class ServingDevice:
@@ -85,7 +87,8 @@ class ServingDevice:
     async def port(self, address_file: Path | None = None) -> AsyncIterator[str]:
         """Where callers find it, once the edge has let this device in. Raises SflError."""
         gate = _gate(self.serve)
-        runner = web.AppRunner(Endpoint(self.answerer, gate).application(), access_log=None)
+        application = Endpoint(self.answerer, gate).application()
+        runner = web.AppRunner(application, access_log=None, shutdown_timeout=SHUTDOWN)
         try:
             models = await self.answerer.models()  # so that an edge that refuses says so at once
             await runner.setup()

@@ -327,15 +327,22 @@ def generate(
     max_new_tokens: Annotated[int, typer.Option(min=1, help="Tokens to generate at most.")] = 64,
     best: Best = False,
     base: Annotated[bool, typer.Option("--base", help="Use the base without the adapter.")] = False,
+    split: Annotated[
+        bool, typer.Option("--split", help="Over the run's cut, as device and edge serve it.")
+    ] = False,
     model: Model = None,
     output_dir: OutputDir = Path("runs"),
 ) -> None:
-    """Answer a prompt with a fine-tuned model (greedy). PEFT loads the adapter."""
+    """Answer a prompt with a fine-tuned model (greedy). PEFT loads the adapter.
+
+    With --split the model is computed in two parts, over a real connection between them.
+    """
     from sfl.cli.base import model_by_option
-    from sfl.cli.model import generate_text
+    from sfl.cli.model import Wanted, generate_text
 
     with model_by_option(model):
-        generate_text(run, output_dir, prompt, max_new_tokens, best, base, model)
+        wanted = Wanted(prompt, max_new_tokens, best, base, split)
+        generate_text(run, output_dir, wanted, model)
 
 
 @app.command()

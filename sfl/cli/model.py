@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -56,44 +57,63 @@ def evaluate_run(
     console.print(table)
 
 
+@dataclass(frozen=True, slots=True)
+class Wanted:
+    """An answer that is asked for, and what is to give it."""
+
+    prompt: str
+    max_new_tokens: int
+    best: bool = False
+    base: bool = False
+    split: bool = False
+
+
 def generate_text(
-    run: str,
-    output_dir: Path,
-    prompt: str,
-    max_new_tokens: int,
-    best: bool,
-    base: bool,
-    model_path: str | None = None,
+    run: str, output_dir: Path, wanted: Wanted, model_path: str | None = None
 ) -> None:
     """Print the greedy continuation of one prompt."""
-    import torch
-
     from sfl.data import load_tokenizer, prompt_ids
 
+    prompt = wanted.prompt
     if not is_utf8(prompt):
         raise ConfigError("prompt", prompt, "it is not UTF-8", "Use a terminal with UTF-8.")
     folder = find_run(run, output_dir)
     config = load_run(folder / "config.toml")
     if config.model.task != "causal_lm":
         raise ConfigError("model.task", config.model.task, "has no text to generate", "Use eval.")
-    adapter, opened = None if base else adapter_folder(folder, best), open_base(config, model_path)
+    adapter = None if wanted.base else adapter_folder(folder, wanted.best)
+    opened = open_base(config, model_path)
     tokenizer = load_tokenizer(opened.path)
-    numbers = prompt_ids(tokenizer, prompt, config.data)
-    room = room_for_answer(prompt, len(numbers), opened.context_length)
-    model = load_model(config, adapter, opened)
-    ids = torch.tensor([numbers])
+    ids = prompt_ids(tokenizer, prompt, config.data)
+    most = min(wanted.max_new_tokens, room_for_answer(prompt, len(ids), opened.context_length))
+    if wanted.split:
+        from sfl.cli.serve.split import generate_split
+
+        answer = generate_split(config, str(opened.path), adapter, tuple(ids), most)
+    else:
+        model = load_model(config, adapter, opened)
+        answer = _generated(model, ids, most, tokenizer)
+    # Decoded together with the prompt: some tokenizers lose a space at the seam otherwise.
+    text = tokenizer.decode([*ids, *answer])
+    typer.echo(text.removeprefix(tokenizer.decode(ids)).strip())
+
+
+def _generated(model: Any, prompt: Sequence[int], most: int, tokenizer: Tokenizer) -> list[int]:
+    """What transformers' own loop adds to the prompt."""
+    import torch
+
+    ids = torch.tensor([prompt])
     with torch.no_grad():
         answer = model.generate(
             input_ids=ids,
             attention_mask=torch.ones_like(ids),
-            max_new_tokens=min(max_new_tokens, room),
+            max_new_tokens=most,
             do_sample=False,
             pad_token_id=tokenizer.pad_id,
             eos_token_id=list(tokenizer.markers.stop_ids) or None,
         )
-    # Decoded together with the prompt: some tokenizers lose a space at the seam otherwise.
-    text = tokenizer.decode(answer[0].tolist())
-    typer.echo(text.removeprefix(tokenizer.decode(ids[0].tolist())).strip())
+    found: list[int] = answer[0, len(prompt) :].tolist()
+    return found
 
 
 def room_for_answer(prompt: str, num_tokens: int, context_length: int) -> int:

@@ -51,6 +51,7 @@ Requests = AsyncIterator[serve_pb2.GenerateRequest]
 
 MOST_OPENINGS = 64
 """Openings of one device that may wait at a time."""
+REPLACED = "another stream of the device has taken its place"
 ALIVE = serve_pb2.GenerateReply(heartbeat=tensor_pb2.Heartbeat())
 
 
@@ -250,6 +251,7 @@ class GenerateService:
         self._host = host
         self._pulse = pulse or Pulse()
         self._groups: dict[str, asyncio.Task[Any]] = {}
+        self._closing = False
 
     @property
     def devices(self) -> tuple[str, ...]:
@@ -263,7 +265,8 @@ class GenerateService:
         )
 
     def close(self) -> None:
-        """End all streams."""
+        """End all streams; a device may dial again, or another edge."""
+        self._closing = True
         for group in self._groups.values():
             group.cancel()
 
@@ -288,8 +291,8 @@ class GenerateService:
             if self._groups.get(device) is group:
                 del self._groups[device]
             await asyncio.shield(stream.leave())
-        replaced = LinkLost("another stream of the device has taken its place")
-        ended = replaced if group.cancelled() or not group.done() else group.exception()
+        why = "the edge is ending" if self._closing else REPLACED
+        ended = LinkLost(why) if group.cancelled() or not group.done() else group.exception()
         if isinstance(ended, Goodbye):
             return
         log.info("device %s: %s", device, ended)
