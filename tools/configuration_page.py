@@ -34,6 +34,7 @@ from sfl.config.planner import PlannerSettings
 from sfl.config.recovery import RecoverySettings
 from sfl.config.run import LaunchSettings
 from sfl.config.sections import RunSection
+from sfl.config.serve import AnswerSettings, ServeSettings
 from sfl.config.service import ServiceSettings
 from sfl.config.simulate import (
     BitsSettings,
@@ -76,6 +77,9 @@ node's own file has what is local to the node.
 | `sfl cloud FILE` | everything but the nodes |
 | `sfl edge FILE` | a table `[edge]` |
 | `sfl device FILE` | a table `[device]` |
+| `sfl serve FILE` | `[model]`, `[serve]`, `[edge]` and `[[devices]]` ([serving](serving.md)) |
+| `sfl edge FILE` that serves | `[edge]` and `[serve]` |
+| `sfl serve --device FILE` | `[device]`, and a `[serve]` of its own |
 | `sfl cloud` without a file | nothing: `[service]` is given by `--set` alone |
 
 The same run on three machines:
@@ -134,6 +138,8 @@ SECTIONS: tuple[tuple[str, type[BaseModel]], ...] = (
     ("[service]", ServiceSettings),
     ("[device]", DeviceConfig),
     ("[device.consent]", ConsentSettings),
+    ("[serve]", ServeSettings),
+    ("[serve] of a device", AnswerSettings),
     ("[device.pause], [devices.pause]", PauseSettings),
     ("[cloud.tls], [edge.tls], [device.tls]", TlsSettings),
     ("[cloud.metrics], [edge.metrics], [device.metrics]", MetricsSettings),

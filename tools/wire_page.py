@@ -15,7 +15,7 @@ from sfl.transport.security import door
 from sfl.transport.status import STATUS_OF
 
 PROTO = Path(__file__).parent.parent / "proto" / "sfl" / "v1"
-FILES = ("edge", "cloud", "tensor", "jobs")
+FILES = ("edge", "cloud", "tensor", "jobs", "serve")
 
 _BLOCK = re.compile(r"^(message|enum) (\w+) \{$")
 _FIELD = re.compile(r"^\s+(repeated )?([\w.]+) (\w+) = (\d+);(?:\s*//\s*(.*))?$")
@@ -28,6 +28,8 @@ METHODS = (
     wire.EDGE_FETCH_FILE,
     wire.EDGE_PROBE,
     wire.CLOUD_SESSION,
+    wire.GENERATE,
+    wire.FETCH_ADAPTER,
     wire.ATTACH,
     *wire.JOB_METHODS,
 )
@@ -108,6 +110,7 @@ def _methods() -> str:
     callers = {
         "sfl.v1.Edge": "device",
         "sfl.v1.Cloud": "edge",
+        "sfl.v1.Serve": "device",
         "sfl.v1.Agents": "edge, device",
         "sfl.v1.Jobs": "operator",
     }
