@@ -87,6 +87,12 @@ class Conversation:
         self.standing = self.standing.forgotten()
         self._last = None
 
+    def rest(self, spilled: OnDisk) -> None:
+        """Give up what is on the disk now, and the last answer: of a prompt it may be large."""
+        self.spilled = spilled
+        self.cache.let_go()
+        self._last = None
+
     def close(self) -> None:
         """Give back all that it holds; none of its steps is computed any more."""
         self.closed = True
@@ -207,11 +213,11 @@ def _outputs(tasks: Sequence[tuple[Conversation, Step]]) -> Sequence[Tensor]:
     ]
     rows = torch.cat([step.rows for _, step in tasks])
     hidden = base.model.extend(rows, extensions, opening.first, opening.last)
-    parts = torch.split(hidden, counts)
     if not opening.ends:
-        return parts
+        return torch.split(hidden.cpu(), counts)  # whole by then: others encode them
+    parts = torch.split(hidden, counts)
     wanted = [step.wanted for _, step in tasks]
     last = [part[len(part) - count :] for part, count in zip(parts, wanted, strict=True)]
     if not any(wanted):
         return last
-    return torch.split(base.model.logits(torch.cat(last)), wanted)
+    return torch.split(base.model.logits(torch.cat(last)).cpu(), wanted)

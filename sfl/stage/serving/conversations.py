@@ -141,11 +141,11 @@ class Conversations:
     def _send_away(self, conversation: Conversation) -> None:
         if self._spill is not None and conversation.standing.length:
             try:
-                conversation.spilled = OnDisk(conversation.cache.held(), self._spill)
+                spilled = OnDisk(conversation.cache.held(), self._spill)
             except OSError as error:
                 log.warning("a conversation is forgotten, not spilled: %s", error)
             else:
-                conversation.cache.let_go()
+                conversation.rest(spilled)
                 self.spilled += 1
                 return
         conversation.forget()
