@@ -621,7 +621,7 @@ def test_a_device_is_given_what_it_needs_in_pinned_versions() -> None:
     lines = (BOARD / "requirements.txt").read_text().splitlines()
     wanted = {name_of(line) for line in lines if not line.startswith("#")}
     of_clouds = {"alembic", "fsspec", "sqlalchemy"}
-    assert depends - wanted - of_clouds == {"datasets", "jinja2", "peft"}
+    assert depends - wanted - of_clouds == {"datasets", "peft"}
     assert wanted <= depends
     pinned = {name_of(line) for line in (ROOT / "constraints.txt").read_text().splitlines()}
     assert wanted <= pinned
