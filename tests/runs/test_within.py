@@ -9,17 +9,32 @@ from typing import Any
 
 import pytest
 
-from tests.faults.lab import Lab, Setup, same_bits
+from tests.faults.lab import Lab, same_bits
+from tests.faults.setup import Setup
 
 pytestmark = pytest.mark.process
 
 STEPS, EVERY, KILLED_AT = 40, 8, 20
-SETUP = Setup("u_shaped", rounds=2)
+
+
+class LongRounds(Setup):
+    """Rounds of many steps, with snapshots within."""
+
+    def values(self, folder: Path, cloud: str) -> dict[str, Any]:
+        values = super().values(folder, cloud)
+        values["training"]["local_steps"] = STEPS
+        values["recovery"] = {"snapshot_steps": EVERY}
+        for device in values["devices"]:
+            device["link"] = {"delay_ms": 10}  # so that a round takes a while
+        return values
+
+
+SETUP = LongRounds("u_shaped", rounds=2)
 DEVICES = SETUP.devices
 
 
 class Long(Lab):
-    """Rounds of many steps; a node is killed once `d0` has done some of round 2."""
+    """A node is killed once `d0` has done some steps of round 2."""
 
     limit = 240.0
 
@@ -28,14 +43,6 @@ class Long(Lab):
         self.killed_at: dict[str, int] = {}
         """The last step that each device was seen to take before that, from 0."""
         super().__init__(folder, SETUP)
-
-    def _values(self) -> dict[str, Any]:
-        values = super()._values()
-        values["training"]["local_steps"] = STEPS
-        values["recovery"] = {"snapshot_steps": EVERY}
-        for device in values["devices"]:
-            device["link"] = {"delay_ms": 10}  # so that a round takes a while
-        return values
 
     def _supervise(self) -> None:
         if self.victim is not None and not self.killed_at:

@@ -28,10 +28,12 @@ def served(tmp_path: Path) -> Iterator[Served]:
 def test_two_runs_at_once_and_a_third_that_waits(served: Served, tmp_path: Path) -> None:
     before = served.attached()
     pids = {name: process.pid for name, process in served.processes.items()}
-    seeds = {"one": 0, "two": 7, "three": 0}
+    # The first two take a while, so that the third is seen to wait also on a busy machine.
+    seeds, rounds = {"one": 0, "two": 7, "three": 0}, {"one": 6, "two": 6, "three": 2}
     devices = {"one": ("d0",), "two": ("d1",), "three": ("d0", "d1")}
     for name, seed in seeds.items():
-        assert served.submit(name, devices[name], run={"seed": seed}) == name
+        run = {"seed": seed, "rounds": rounds[name]}
+        assert served.submit(name, devices[name], run=run) == name
     waits = until(lambda: served.row("three")["waits"], "what the third run waits for")
     assert waits.startswith(("a place at", "the service")), waits
     rows = {row["run"]: row for row in served.json("list")}
@@ -40,7 +42,7 @@ def test_two_runs_at_once_and_a_third_that_waits(served: Served, tmp_path: Path)
         outcome = finished(served.ended(name))
         folder = tmp_path / f"{name}-alone"
         folder.mkdir()
-        values = run_of(served.data, devices[name], run={"seed": seed})
+        values = run_of(served.data, devices[name], run={"seed": seed, "rounds": rounds[name]})
         assert_same_bits(adapter(outcome), adapter(finished(played(folder, values))))
     assert {n: p.pid for n, p in served.processes.items() if p.poll() is None} == pids
     after = until(lambda: all(not a["runs"] for a in served.attached()), "agents at rest")
