@@ -197,6 +197,14 @@ class EdgeBusy(_message.Message):
     retry_after: float
     def __init__(self, conversation: _Optional[int] = ..., retry_after: _Optional[float] = ...) -> None: ...
 
+class ServingEnded(_message.Message):
+    __slots__ = ("status", "reason")
+    STATUS_FIELD_NUMBER: _ClassVar[int]
+    REASON_FIELD_NUMBER: _ClassVar[int]
+    status: int
+    reason: str
+    def __init__(self, status: _Optional[int] = ..., reason: _Optional[str] = ...) -> None: ...
+
 class ConversationClosed(_message.Message):
     __slots__ = ("conversation", "reason")
     CONVERSATION_FIELD_NUMBER: _ClassVar[int]
@@ -206,7 +214,7 @@ class ConversationClosed(_message.Message):
     def __init__(self, conversation: _Optional[int] = ..., reason: _Optional[str] = ...) -> None: ...
 
 class GenerateReply(_message.Message):
-    __slots__ = ("welcome", "opened", "tokens", "rows", "missing", "busy", "closed", "heartbeat", "checksum")
+    __slots__ = ("welcome", "opened", "tokens", "rows", "missing", "busy", "closed", "heartbeat", "ended", "checksum")
     WELCOME_FIELD_NUMBER: _ClassVar[int]
     OPENED_FIELD_NUMBER: _ClassVar[int]
     TOKENS_FIELD_NUMBER: _ClassVar[int]
@@ -215,6 +223,7 @@ class GenerateReply(_message.Message):
     BUSY_FIELD_NUMBER: _ClassVar[int]
     CLOSED_FIELD_NUMBER: _ClassVar[int]
     HEARTBEAT_FIELD_NUMBER: _ClassVar[int]
+    ENDED_FIELD_NUMBER: _ClassVar[int]
     CHECKSUM_FIELD_NUMBER: _ClassVar[int]
     welcome: ServeWelcome
     opened: ConversationOpened
@@ -224,5 +233,6 @@ class GenerateReply(_message.Message):
     busy: EdgeBusy
     closed: ConversationClosed
     heartbeat: _tensor_pb2.Heartbeat
+    ended: ServingEnded
     checksum: int
-    def __init__(self, welcome: _Optional[_Union[ServeWelcome, _Mapping]] = ..., opened: _Optional[_Union[ConversationOpened, _Mapping]] = ..., tokens: _Optional[_Union[StepTokens, _Mapping]] = ..., rows: _Optional[_Union[StepRows, _Mapping]] = ..., missing: _Optional[_Union[StepMissing, _Mapping]] = ..., busy: _Optional[_Union[EdgeBusy, _Mapping]] = ..., closed: _Optional[_Union[ConversationClosed, _Mapping]] = ..., heartbeat: _Optional[_Union[_tensor_pb2.Heartbeat, _Mapping]] = ..., checksum: _Optional[int] = ...) -> None: ...
+    def __init__(self, welcome: _Optional[_Union[ServeWelcome, _Mapping]] = ..., opened: _Optional[_Union[ConversationOpened, _Mapping]] = ..., tokens: _Optional[_Union[StepTokens, _Mapping]] = ..., rows: _Optional[_Union[StepRows, _Mapping]] = ..., missing: _Optional[_Union[StepMissing, _Mapping]] = ..., busy: _Optional[_Union[EdgeBusy, _Mapping]] = ..., closed: _Optional[_Union[ConversationClosed, _Mapping]] = ..., heartbeat: _Optional[_Union[_tensor_pb2.Heartbeat, _Mapping]] = ..., ended: _Optional[_Union[ServingEnded, _Mapping]] = ..., checksum: _Optional[int] = ...) -> None: ...

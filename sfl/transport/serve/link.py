@@ -36,6 +36,7 @@ from sfl.transport.serve.words import (
     Closed,
     Reply,
     ServedHere,
+    from_ended,
     from_reply,
     from_welcome,
     to_open,
@@ -288,6 +289,8 @@ class ServeLink:
         body = message.WhichOneof("body")
         if body == "heartbeat":
             return
+        if body == "ended":
+            raise from_ended(message.ended, self.peer)
         if body == "welcome" and not self._here.done():
             here = from_welcome(message.welcome)
             codec = serve_codec(here.codec, "the edge's serve.codec")

@@ -38,6 +38,7 @@ from sfl.transport.serve.words import (
     to_answer,
     to_busy,
     to_closed,
+    to_ended,
     to_opened,
     to_welcome,
 )
@@ -298,6 +299,7 @@ class GenerateService:
         log.info("device %s: %s", device, ended)
         if isinstance(ended, SflError):
             with contextlib.suppress(*GONE):
+                await context.write(to_ended(ended))
                 await context.abort(status_of(ended), str(ended))
 
     async def _replace(self, device: str) -> None:

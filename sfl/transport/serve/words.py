@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from sfl.errors import ProtocolError
+import grpc
+
+from sfl.errors import ProtocolError, SflError
 from sfl.node.text import plain
 from sfl.serving.sampling import Sampling
 from sfl.serving.steps import MOST_RESERVED
@@ -19,7 +21,9 @@ from sfl.stage.serving.messages import (
     Tokens,
 )
 from sfl.transport.frames import contract
+from sfl.transport.inproc import Status
 from sfl.transport.serve.rows import RowCodec
+from sfl.transport.status import LONGEST_DETAILS, error_of, status_of
 from sfl.v1 import serve_pb2
 
 MOST_NAME = 200
@@ -42,6 +46,20 @@ class ServedHere:
     room: int
     """Tokens that fit in all."""
     max_tokens: int
+
+
+def to_ended(error: SflError) -> serve_pb2.GenerateReply:
+    """As the wire has it."""
+    number, _ = status_of(error).value
+    reason = plain(str(error), LONGEST_DETAILS)
+    return serve_pb2.GenerateReply(ended=serve_pb2.ServingEnded(status=number, reason=reason))
+
+
+def from_ended(ended: serve_pb2.ServingEnded, peer: str) -> SflError:
+    """What to raise, as if the call had ended so."""
+    codes = {code.value[0]: code for code in grpc.StatusCode}
+    code = codes.get(ended.status, grpc.StatusCode.UNKNOWN)
+    return error_of(Status(code, ended.reason).raised(), peer)
 
 
 def to_welcome(here: ServedHere) -> serve_pb2.GenerateReply:
