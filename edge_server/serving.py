@@ -21,7 +21,6 @@ from sfl.models.folder import ModelFolder, open_model
 from sfl.models.kv.cache import KvPool
 from sfl.models.kv.pages import PAGE_TOKENS
 from sfl.models.kv.size import cannot_keep, page_bytes
-from sfl.models.span import build_span
 from sfl.node.certificates.own import OwnCertificate
 from sfl.node.files import writable_folder, write_atomic
 from sfl.plan import Span
@@ -30,6 +29,7 @@ from sfl.stage.base import lay_over_devices, settle
 from sfl.stage.engine import Engine
 from sfl.stage.serving.conversation import ServingBase
 from sfl.stage.serving.conversations import Conversations
+from sfl.stage.serving.front import serving_span
 from sfl.transport.frames.chunks import adapter_bytes
 from sfl.transport.security.credentials import bind, new_server
 from sfl.transport.security.door import Door
@@ -141,16 +141,7 @@ def _base(
             f"{PAGE_TOKENS} tokens take {num_bytes} bytes",
             "Give more.",
         )
-    model = build_span(
-        folder,
-        span,
-        task="causal_lm",
-        num_labels=0,
-        dtype=form.weights,
-        packed=True,
-        autocast=form.autocast,
-        quantised=form.quantised,
-    )
+    model = serving_span(folder, span, form)
     lay_over_devices(model, own)
     targets = sorted({name for adapter in adapters.values() for name in adapter.target_modules})
     bank = LoraBank(model, LoraSettings(), targets)

@@ -17,7 +17,7 @@ def heard() -> Iterator[None]:
         yield
     except Exception as error:
         if (cause := _interrupt_behind(error)) is not None:
-            raise cause from error
+            raise cause from None
         raise
 
 

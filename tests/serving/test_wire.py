@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
+import grpc
 import numpy as np
 import pytest
 import torch
@@ -20,6 +21,7 @@ from sfl.models.folder import open_model
 from sfl.plan import Plan
 from sfl.serving.sampling import Sampling
 from sfl.stage.serving.messages import Opened, Opening, Step, Tokens
+from sfl.transport.frames.wire import WIRE_VERSION
 from sfl.transport.serve.link import ServeLink
 from sfl.transport.serve.rows import RowCodec, serve_codec
 from sfl.transport.serve.words import Closed
@@ -361,6 +363,39 @@ def test_ten_thousand_openings_at_once_are_refused_and_the_others_go_on(
             said += [token async for token in answer]
             assert tuple(said) == generated("llama")[0]
             assert len(edge.service._host.result().conversations) <= 65
+
+    asyncio.run(run())
+
+
+class Deaf:
+    """A call whose device reads nothing."""
+
+    def __init__(self) -> None:
+        self.status: grpc.StatusCode | None = None
+
+    async def write(self, message: object) -> None:
+        await asyncio.Event().wait()
+
+    async def abort(self, code: grpc.StatusCode, details: str) -> None:
+        self.status = code
+
+
+def test_a_device_that_reads_nothing_is_not_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sfl.transport.serve.service.LAST_WORD", 0.05)
+
+    async def requests(model: str) -> AsyncIterator[serve_pb2.GenerateRequest]:
+        hello = serve_pb2.ServeHello(device="deaf", wire_version=WIRE_VERSION, model=model)
+        yield serve_pb2.GenerateRequest(hello=hello)
+        yield serve_pb2.GenerateRequest()  # says nothing
+        await asyncio.Event().wait()
+
+    async def run() -> None:
+        async with serving(edge_config()) as (edge, _):
+            call, service = Deaf(), edge.service
+            async with asyncio.timeout(20):
+                await service._generate(requests(service._host.result().model), cast(Any, call))
+            assert call.status is grpc.StatusCode.INVALID_ARGUMENT
+            assert service.devices == ()
 
     asyncio.run(run())
 

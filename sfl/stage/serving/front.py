@@ -132,8 +132,9 @@ class FrontCache:
             cache.let_go()
 
 
-def _part(folder: ModelFolder, span: Span, form: BaseForm, pages: int) -> FrontPart:
-    model = build_span(
+def serving_span(folder: ModelFolder, span: Span, form: BaseForm) -> SpanModel:
+    """Blocks that answer, at either end of the cut."""
+    return build_span(
         folder,
         span,
         task="causal_lm",
@@ -143,4 +144,8 @@ def _part(folder: ModelFolder, span: Span, form: BaseForm, pages: int) -> FrontP
         autocast=form.autocast,
         quantised=form.quantised,
     )
+
+
+def _part(folder: ModelFolder, span: Span, form: BaseForm, pages: int) -> FrontPart:
+    model = serving_span(folder, span, form)
     return FrontPart(model, LoraBank(model, LoraSettings()), KvPool(pages), {"base": None})

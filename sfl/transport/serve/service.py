@@ -52,6 +52,8 @@ Requests = AsyncIterator[serve_pb2.GenerateRequest]
 
 MOST_OPENINGS = 64
 """Openings of one device that may wait at a time."""
+LAST_WORD = 1.0
+"""Seconds that a device may take to read why its stream ends."""
 REPLACED = "another stream of the device has taken its place"
 ALIVE = serve_pb2.GenerateReply(heartbeat=tensor_pb2.Heartbeat())
 
@@ -298,8 +300,10 @@ class GenerateService:
             return
         log.info("device %s: %s", device, ended)
         if isinstance(ended, SflError):
+            with contextlib.suppress(TimeoutError, *GONE):
+                async with asyncio.timeout(LAST_WORD):  # one that reads nothing is not waited for
+                    await context.write(to_ended(ended))
             with contextlib.suppress(*GONE):
-                await context.write(to_ended(ended))
                 await context.abort(status_of(ended), str(ended))
 
     async def _replace(self, device: str) -> None:
