@@ -27,6 +27,9 @@ from sfl.config.serve import load_serve, load_serve_device, load_serve_edge, ser
 from sfl.data import load_tokenizer
 from sfl.errors import ConfigError
 from sfl.models.folder import open_model
+from sfl.node.certificates.authority import LOOPBACK, Authority
+from sfl.node.certificates.bundle import Wanted, issue_all
+from sfl.node.certificates.identity import Identity
 from tests.house.paths import MODEL, QUICKSTART
 from tests.house.tiny_models import busy_values
 from tests.house.waiting import PATIENCE
@@ -115,12 +118,17 @@ def test_a_mistake_in_a_file_is_one_line(
 # -- generate --split -----------------------------------------------------------------------------
 
 
+def an_adapter(folder: Path) -> Path:
+    manifest = build_manifest(open_model(MODEL), "causal_lm", 0, LoraSettings(rank=4, alpha=8))
+    save_adapter(folder, busy_values(manifest), manifest.peft_config)
+    return folder
+
+
 @pytest.mark.parametrize("topology", ["vanilla", "u_shaped"])
 def test_a_prompt_over_the_split_is_pefts_answer(topology: str, tmp_path: Path) -> None:
     overrides = [f'model.path="{MODEL}"', f'run.topology="{topology}"']
     config = load_run(QUICKSTART / "homes.toml", overrides)
-    manifest = build_manifest(open_model(MODEL), "causal_lm", 0, LoraSettings(rank=4, alpha=8))
-    save_adapter(tmp_path / "adapter", busy_values(manifest), manifest.peft_config)
+    an_adapter(tmp_path / "adapter")
     tokenizer = load_tokenizer(MODEL)
     ids = (*tokenizer.prefix, *tokenizer.encode([PROMPT])[0])
     for adapter in (None, tmp_path / "adapter"):
@@ -196,17 +204,37 @@ def free_port() -> int:
         return port
 
 
+def certificate(folder: Path) -> dict[str, str]:
+    """A node's `tls` table."""
+    files = {"ca": "ca.pem", "cert": f"{folder.name}.pem", "key": f"{folder.name}.key"}
+    return {name: str(folder / file) for name, file in files.items()}
+
+
 @pytest.mark.process
 def test_an_edge_that_is_killed_in_mid_answer_costs_no_token(
     tmp_path: Path, nodes: Callable[..., Node]
 ) -> None:
+    """Over TLS, with the certificate of each."""
     edge_port, port = free_port(), free_port()
+    wanted = [Wanted(Identity("edge", "e"), LOOPBACK), Wanted(Identity("device", "d"))]
+    issue_all(Authority.create(), wanted, tmp_path)
     table = {
-        "edge": {"model": str(MODEL), "listen": f"127.0.0.1:{edge_port}", "threads": 1},
-        "serve": {"kv_memory": "64MB"},
+        "edge": {
+            "name": "e",
+            "model": str(MODEL),
+            "listen": f"127.0.0.1:{edge_port}",
+            "threads": 1,
+            "tls": certificate(tmp_path / "e"),
+        },
+        "serve": {"kv_memory": "64MB", "adapters": {"a": str(an_adapter(tmp_path / "a"))}},
     }
     own = {
-        "device": {"name": "d", "model": str(MODEL), "edge": f"127.0.0.1:{edge_port}"},
+        "device": {
+            "name": "d",
+            "model": str(MODEL),
+            "edge": f"127.0.0.1:{edge_port}",
+            "tls": certificate(tmp_path / "d"),
+        },
         "serve": {"listen": f"127.0.0.1:{port}", "topology": "u_shaped"},
     }
     edge_toml = str(written(tmp_path / "edge.toml", table))
@@ -231,6 +259,8 @@ def test_an_edge_that_is_killed_in_mid_answer_costs_no_token(
     again.until("chat at")
     with asked(port, max_tokens=200) as answer:
         assert json.load(answer)["choices"][0]["text"] == whole
+    with asked(port, model="a", max_tokens=200) as answer:  # its part comes from the edge
+        assert json.load(answer)["choices"][0]["text"] != whole
 
 
 @pytest.mark.process
