@@ -24,6 +24,8 @@ from tests.house.retold import assert_retold
 from tests.house.twin import Twin, played
 from tests.house.waiting import until
 
+pytestmark = pytest.mark.process  # each takes seconds
+
 
 def digest(folder: Path) -> str:
     adapter = folder / "adapter" / "adapter_model.safetensors"
@@ -223,7 +225,6 @@ def with_a_slow_one(folder: Path, size: int, rounds: int, **sections: Any) -> di
     return values
 
 
-@pytest.mark.process
 def test_a_killed_cloud_goes_on_and_every_average_is_what_its_journal_says(tmp_path: Path) -> None:
     outcome = Nodes(tmp_path, size=2, rounds=8).killed({3: "cloud", 5: "cloud"})
     made = assert_averages(outcome.folder)
@@ -232,7 +233,6 @@ def test_a_killed_cloud_goes_on_and_every_average_is_what_its_journal_says(tmp_p
     assert max(old, default=0) >= 1  # versions went on without the slow one
 
 
-@pytest.mark.process
 @pytest.mark.parametrize(
     ("size", "kills"), [(2, {2: "d0"}), (2, {2: "edge"}), (3, {2: "d0", 3: "edge"})], ids=str
 )

@@ -24,6 +24,8 @@ from tests.house.tls import give
 from tests.house.twin import Twin
 from tests.house.waiting import until
 
+pytestmark = pytest.mark.process  # each takes seconds
+
 APART = 17
 """Messages between two breaks of a link: more than it takes to join again."""
 

@@ -25,6 +25,8 @@ from tests.house.reference import adapter, assert_same_bits
 from tests.house.twin import Twin
 from tests.house.waiting import until
 
+pytestmark = pytest.mark.process  # each takes seconds
+
 UNCODED = {"activation": "none", "gradient": "none"}
 RUNS: dict[str, dict[str, Any]] = {
     "vanilla": {"codec": UNCODED},
@@ -288,7 +290,6 @@ SECTIONS: dict[str, Any] = {
 }
 
 
-@pytest.mark.process
 @pytest.mark.parametrize("topology", ["vanilla", "u_shaped"])
 def test_devices_of_an_edge_that_is_killed_go_to_the_other_one(
     by_hand: Callable[..., ManyEdges], tmp_path: Path, topology: str
@@ -307,7 +308,6 @@ def test_devices_of_an_edge_that_is_killed_go_to_the_other_one(
     assert not list((tmp_path / "store").rglob("*.safetensors"))
 
 
-@pytest.mark.process
 def test_a_device_that_is_told_to_asks_for_another_edge(
     by_hand: Callable[..., ManyEdges], tmp_path: Path
 ) -> None:
@@ -322,7 +322,6 @@ def test_a_device_that_is_told_to_asks_for_another_edge(
     assert_same_bits(adapter(outcome), whole(tmp_path / "whole", SECTIONS))
 
 
-@pytest.mark.process
 def test_a_device_follows_the_shorter_round_trip(
     by_hand: Callable[..., ManyEdges], tmp_path: Path
 ) -> None:

@@ -19,6 +19,8 @@ from tests.house.fleets import fleet
 from tests.house.reference import adapter, assert_same_bits
 from tests.house.twin import Twin
 
+pytestmark = pytest.mark.process  # each takes seconds
+
 UNCODED = {"activation": "none", "gradient": "none"}
 ROUNDS, MOVED = 4, "d2"
 
@@ -105,7 +107,6 @@ def test_a_moved_part_goes_on_within_its_round(tmp_path: Path, topology: str) ->
 
 
 @pytest.mark.parametrize("topology", TOPOLOGIES)
-@pytest.mark.process
 def test_real_processes_move_their_cuts(tmp_path: Path, topology: str) -> None:
     judged(finished(run(tmp_path, values_of(tmp_path, topology))), topology)
 

@@ -24,6 +24,8 @@ from tests.house.reference import adapter, assert_same_bits
 from tests.house.twin import Twin
 from tests.house.waiting import until
 
+pytestmark = pytest.mark.process  # each takes seconds
+
 UNCODED = {"activation": "none", "gradient": "none"}
 RUNS: dict[str, dict[str, Any]] = {
     "vanilla": {"codec": UNCODED},
@@ -136,7 +138,6 @@ def test_a_side_that_lacks_what_it_is_told_to_go_on_from_joins_again(
     assert "no snapshot of that is here" in outcome.logs()
 
 
-@pytest.mark.process
 def test_a_killed_process_started_again_ends_in_the_same_adapter(
     by_hand: Callable[..., ByHand], tmp_path: Path
 ) -> None:

@@ -35,6 +35,8 @@ from tests.house.tls import give
 from tests.house.twin import Twin
 from tests.house.waiting import until
 
+pytestmark = pytest.mark.process  # each takes seconds
+
 EDGES = {"north": ["a", "c"], "south": ["b", "d"]}
 APART = 19
 """Messages between two breaks of a link: more than it takes to join again."""
@@ -371,7 +373,6 @@ def by_hand() -> Iterator[Callable[[Path, dict[str, Any]], ManyEdges]]:
         nodes.stop()
 
 
-@pytest.mark.process
 @pytest.mark.parametrize("sums", ["by_edge", "at_edges"])
 def test_real_processes_of_two_edges(
     tmp_path: Path, expected: dict[str, np.ndarray], by_hand: Any, sums: str
@@ -380,7 +381,6 @@ def test_real_processes_of_two_edges(
     assert_same_bits(adapter(outcome), expected)
 
 
-@pytest.mark.process
 def test_a_real_edge_that_is_killed_with_its_updates(tmp_path: Path, by_hand: Any) -> None:
     more: dict[str, dict[str, Any]] = {
         "training": {"local_steps": 20},

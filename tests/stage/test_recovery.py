@@ -33,6 +33,8 @@ from sfl.transport.device.inproc import InProcessTraining
 from tests.house.alone import NAME, ROUNDS, STEPS, Alone
 from tests.house.reference import assert_same_bits
 
+pytestmark = pytest.mark.process  # each takes seconds
+
 UNCODED = {"activation": "none", "gradient": "none"}
 CODECS: dict[str, Mapping[str, str]] = {
     "none": UNCODED,
