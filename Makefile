@@ -58,7 +58,7 @@ BESIDE = --dist loadgroup --no-loadscope-reorder -n $$(( $(CORES) + 1 ))
 # An environment that forbids it would have each process of the tests compile sfl anew.
 PYTEST = PYTHONDONTWRITEBYTECODE= $(BIN)/python -m pytest -q
 
-quick: install  ## Run the tests that start no process, in about 90 seconds
+quick: install  ## Run the tests that start no process, in about 3 minutes on two cores
 	@$(PYTEST) -m "not process and not alone" $(BESIDE)
 
 test: install  ## Run all tests; TESTS=tests/runs for some
