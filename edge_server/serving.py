@@ -29,7 +29,7 @@ from sfl.stage.base import lay_over_devices, settle
 from sfl.stage.engine import Engine
 from sfl.stage.serving.conversation import ServingBase
 from sfl.stage.serving.conversations import Conversations
-from sfl.stage.serving.front import serving_span
+from sfl.stage.serving.spans import serving_span
 from sfl.transport.frames.chunks import adapter_bytes
 from sfl.transport.security.credentials import bind, new_server
 from sfl.transport.security.door import Door

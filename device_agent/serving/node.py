@@ -11,6 +11,7 @@ from pathlib import Path
 from aiohttp import web
 
 from device_agent.serving.answers import Answerer
+from device_agent.serving.drafts import open_drafter
 from device_agent.serving.endpoint import Endpoint, Gate
 from device_agent.serving.talk import Talker
 from sfl.config import ModelSettings
@@ -54,7 +55,9 @@ class ServingDevice:
         form = settle(device, ModelSettings(path=folder.name), threads)
         plan = Plan.split(folder.num_layers, serve.cut_layer, serve.tail_layers, serve.topology)
         self.context = min(serve.context or folder.context_length, folder.context_length)
-        self.stage = FrontStage(folder, plan, serve.conversations * self.context, form)
+        room = serve.conversations * self.context
+        drafter = open_drafter(serve, folder, room, form)
+        self.stage = FrontStage(folder, plan, room, form, drafter)
         self.traffic = Traffic()
         self.serve = serve
         self._config = config
@@ -62,7 +65,13 @@ class ServingDevice:
         self._caller = caller(device.name, folder)
         self._channel: NewChannel = edge_channel(device.edge, insecure, own, device.proxy)
         self.talker = Talker(
-            self.stage, self._dial, self.context, folder.hidden_size, threads=threads
+            self.stage,
+            self._dial,
+            self.context,
+            folder.hidden_size,
+            threads=threads,
+            draft_tokens=serve.draft_tokens,
+            exact=serve.exact,
         )
         self.answerer = Answerer(self.talker, load_tokenizer(folder.path), self.context)
 

@@ -17,6 +17,10 @@ from sfl.errors import ConfigError
 
 BASE = "base"
 """The name under which the model is served without an adapter."""
+MOST_DRAFTED = 15
+"""Tokens of one draft: an edge computes steps of so many and one more together."""
+DRAFTS = ("none", "lookup", "exit", "model")
+"""Kinds of drafts; the last two are of a folder."""
 
 
 class ServeSettings(Section):
@@ -73,11 +77,35 @@ class AnswerSettings(Section):
     """Most tokens of one conversation. Default: the model's context."""
     conversations: PositiveInt = 4
     """Conversations of that length whose keys and values this device has room for."""
+    draft: str = "none"
+    """Where guesses at the next tokens come from, which are checked in one round trip. `lookup`:
+    from the text so far. `exit:FOLDER`: from a block over this device's own, which `sfl draft`
+    trains. `model:FOLDER`: from a small model with the same tokens. The text stays the same."""
+    draft_tokens: Annotated[PositiveInt, Field(le=MOST_DRAFTED)] = 4
+    """Most tokens that are guessed at a time."""
+    exact: bool = False
+    """Check guesses one by one, and by themselves. Then answers have the same bits as without a
+    draft, and without others at the edge."""
+
+    @property
+    def draft_source(self) -> tuple[str, str]:
+        """Which kind of `DRAFTS`, and the folder that it is of."""
+        kind, _, folder = self.draft.partition(":")
+        return kind, folder
 
     @model_validator(mode="after")
     def _a_tail_needs_the_u(self) -> Self:
         if self.tail_layers and self.topology != "u_shaped":
             raise ValueError('tail_layers: needs topology "u_shaped"')
+        return self
+
+    @model_validator(mode="after")
+    def _a_draft_has_a_source(self) -> Self:
+        kind, folder = self.draft_source
+        if kind not in DRAFTS or bool(folder) != (kind in ("exit", "model")):
+            raise ValueError(
+                f"draft: {self.draft!r} is none of none, lookup, exit:FOLDER and model:FOLDER"
+            )
         return self
 
 
@@ -148,7 +176,7 @@ def load_serve(path: Path, overrides: Iterable[str] = ()) -> ServeConfig:
     anchored_model(table.get("model"), "path", path)
     _anchor_served(table, path)
     for device in table.get("devices", ()):
-        anchored(device, "api_key_file", path)
+        _anchor_answers(device, path)
     return validated(ServeConfig, table, "")
 
 
@@ -158,6 +186,15 @@ def _anchor_served(table: dict[str, Any], path: Path) -> None:
     for name in adapters if isinstance(adapters, dict) else ():
         anchored(adapters, name, path)
     anchored(serve, "spill_dir", path)
+
+
+def _anchor_answers(table: Any, path: Path) -> None:
+    anchored(table, "api_key_file", path)
+    draft = table.get("draft") if isinstance(table, dict) else None
+    if isinstance(draft, str) and (parts := draft.partition(":"))[2]:
+        source = {"folder": parts[2]}
+        (anchored_model if parts[0] == "model" else anchored)(source, "folder", path)
+        table["draft"] = f"{parts[0]}:{source['folder']}"
 
 
 def load_serve_edge(path: Path, overrides: Iterable[str] = ()) -> ServeEdgeConfig:
@@ -172,7 +209,7 @@ def load_serve_edge(path: Path, overrides: Iterable[str] = ()) -> ServeEdgeConfi
 def load_serve_device(path: Path, overrides: Iterable[str] = ()) -> ServeDeviceConfig:
     """Read the file of a device that serves. Raises ConfigError."""
     table = _tables(path, overrides, "device")
-    anchored(table.get("serve"), "api_key_file", path)
+    _anchor_answers(table.get("serve"), path)
     config = validated(ServeDeviceConfig, table, "")
     _need("device.model", config.device.model, "The model's folder: only its part is loaded.")
     _need("device.edge", config.device.edge, "host:port of the edge that serves.")

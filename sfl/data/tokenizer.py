@@ -92,6 +92,12 @@ class Tokenizer:
         """How many ids there are."""
         return len(self._backend)
 
+    @property
+    def vocabulary(self) -> Mapping[str, int]:
+        """Each token's id."""
+        vocabulary: dict[str, int] = self._backend.get_vocab()
+        return vocabulary
+
     def encode(self, texts: Sequence[str]) -> list[list[int]]:
         """Ids of each text, without special tokens around it."""
         return self._ids(texts, special=False)

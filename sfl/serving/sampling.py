@@ -1,6 +1,6 @@
-"""How the next token is chosen, and the number that it is drawn by.
+"""How the next token is chosen, and the numbers that it is drawn by.
 
-The number depends on seed, conversation and position alone. So a conversation that goes on after
+They depend on seed, conversation and position alone. So a conversation that goes on after
 something has failed, or elsewhere, says what it would have said.
 """
 
@@ -37,9 +37,9 @@ class Sampling:
         """Whether the likeliest token is taken."""
         return self.temperature == 0.0
 
-    def uniform(self, position: int) -> float:
-        """In [0, 1): what the token at `position` is drawn by."""
-        return derive_seed(self.seed, self.key, position, "sampling") / 2.0**63
+    def seed_of(self, position: int) -> int:
+        """What the numbers come of that the token at `position` is drawn by."""
+        return derive_seed(self.seed, self.key, position, "sampling")
 
 
 GREEDY = Sampling()

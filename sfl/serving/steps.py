@@ -2,12 +2,14 @@
 
 A device numbers its steps, and says at which position each begins. So a step that it sends again is
 answered again, one that goes back takes the tokens behind it away, and one that is too far ahead is
-told what is missing.
+told what is missing. The last tokens of a step may be a draft: of those the answer keeps some.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+
+from sfl.config.serve import MOST_DRAFTED
 
 MOST_RESERVED = 1 << 20
 """Tokens that one conversation may ask room for."""
@@ -15,12 +17,16 @@ MOST_RESERVED = 1 << 20
 
 @dataclass(frozen=True, slots=True)
 class Asked:
-    """A step: `count` tokens from `position` on; of the last `wanted` an answer is due."""
+    """A step: `count` tokens from `position` on; of the last `wanted` an answer is due.
+
+    The last `drafted` are guesses.
+    """
 
     number: int
     position: int
     count: int
     wanted: int
+    drafted: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,9 +44,10 @@ class Standing:
         """Its keys and values are gone; its steps are counted on."""
         return replace(self, length=0)
 
-    def answered(self, asked: Asked) -> Standing:
-        """After a step."""
-        return replace(self, length=asked.position + asked.count, number=asked.number)
+    def answered(self, asked: Asked, refuted: int = 0) -> Standing:
+        """After a step, of whose draft so many tokens were taken away again."""
+        length = asked.position + asked.count - refuted
+        return replace(self, length=length, number=asked.number)
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,6 +96,10 @@ def _unsound(standing: Standing, asked: Asked) -> str:
         return "a step of no token"
     if asked.position < 0 or not 0 <= asked.wanted <= asked.count:
         return f"a step of {asked.count} tokens at {asked.position} that wants {asked.wanted}"
+    if not 0 <= asked.drafted <= min(MOST_DRAFTED, asked.count - 1):
+        return f"{asked.drafted} guesses in a step of {asked.count} tokens"
+    if asked.drafted and asked.wanted != asked.drafted + 1:
+        return f"{asked.drafted} guesses in a step that wants {asked.wanted}"
     if end > standing.reserved:
         return f"position {end - 1} is beyond the {standing.reserved} tokens that were reserved"
     if asked.number < max(1, standing.number):

@@ -86,7 +86,7 @@ class SamplingSettings(_message.Message):
     def __init__(self, temperature: _Optional[float] = ..., top_p: _Optional[float] = ..., seed: _Optional[int] = ..., key: _Optional[str] = ...) -> None: ...
 
 class OpenConversation(_message.Message):
-    __slots__ = ("conversation", "name", "adapter", "digest", "first", "last", "ends", "reserved", "sampling")
+    __slots__ = ("conversation", "name", "adapter", "digest", "first", "last", "ends", "reserved", "sampling", "exact")
     CONVERSATION_FIELD_NUMBER: _ClassVar[int]
     NAME_FIELD_NUMBER: _ClassVar[int]
     ADAPTER_FIELD_NUMBER: _ClassVar[int]
@@ -96,6 +96,7 @@ class OpenConversation(_message.Message):
     ENDS_FIELD_NUMBER: _ClassVar[int]
     RESERVED_FIELD_NUMBER: _ClassVar[int]
     SAMPLING_FIELD_NUMBER: _ClassVar[int]
+    EXACT_FIELD_NUMBER: _ClassVar[int]
     conversation: int
     name: str
     adapter: str
@@ -105,7 +106,8 @@ class OpenConversation(_message.Message):
     ends: bool
     reserved: int
     sampling: SamplingSettings
-    def __init__(self, conversation: _Optional[int] = ..., name: _Optional[str] = ..., adapter: _Optional[str] = ..., digest: _Optional[str] = ..., first: _Optional[int] = ..., last: _Optional[int] = ..., ends: _Optional[bool] = ..., reserved: _Optional[int] = ..., sampling: _Optional[_Union[SamplingSettings, _Mapping]] = ...) -> None: ...
+    exact: bool
+    def __init__(self, conversation: _Optional[int] = ..., name: _Optional[str] = ..., adapter: _Optional[str] = ..., digest: _Optional[str] = ..., first: _Optional[int] = ..., last: _Optional[int] = ..., ends: _Optional[bool] = ..., reserved: _Optional[int] = ..., sampling: _Optional[_Union[SamplingSettings, _Mapping]] = ..., exact: _Optional[bool] = ...) -> None: ...
 
 class TokenRows(_message.Message):
     __slots__ = ("count", "dtype", "data")
@@ -118,18 +120,22 @@ class TokenRows(_message.Message):
     def __init__(self, count: _Optional[int] = ..., dtype: _Optional[str] = ..., data: _Optional[bytes] = ...) -> None: ...
 
 class GenerateStep(_message.Message):
-    __slots__ = ("conversation", "number", "position", "wanted", "rows")
+    __slots__ = ("conversation", "number", "position", "wanted", "rows", "draft", "drafted")
     CONVERSATION_FIELD_NUMBER: _ClassVar[int]
     NUMBER_FIELD_NUMBER: _ClassVar[int]
     POSITION_FIELD_NUMBER: _ClassVar[int]
     WANTED_FIELD_NUMBER: _ClassVar[int]
     ROWS_FIELD_NUMBER: _ClassVar[int]
+    DRAFT_FIELD_NUMBER: _ClassVar[int]
+    DRAFTED_FIELD_NUMBER: _ClassVar[int]
     conversation: int
     number: int
     position: int
     wanted: int
     rows: TokenRows
-    def __init__(self, conversation: _Optional[int] = ..., number: _Optional[int] = ..., position: _Optional[int] = ..., wanted: _Optional[int] = ..., rows: _Optional[_Union[TokenRows, _Mapping]] = ...) -> None: ...
+    draft: _containers.RepeatedScalarFieldContainer[int]
+    drafted: int
+    def __init__(self, conversation: _Optional[int] = ..., number: _Optional[int] = ..., position: _Optional[int] = ..., wanted: _Optional[int] = ..., rows: _Optional[_Union[TokenRows, _Mapping]] = ..., draft: _Optional[_Iterable[int]] = ..., drafted: _Optional[int] = ...) -> None: ...
 
 class GenerateRequest(_message.Message):
     __slots__ = ("hello", "open", "step", "close", "heartbeat", "goodbye", "checksum")

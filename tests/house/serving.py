@@ -18,6 +18,7 @@ from sfl.config import LoraSettings
 from sfl.config.serve import ServeEdgeConfig
 from sfl.models.folder import open_model
 from sfl.plan import Plan
+from sfl.stage.serving.drafting import Drafter
 from sfl.stage.serving.front import FrontStage
 from sfl.transport.serve.link import Caller, ServeLink, Traffic, dial, edge_channel
 from tests.house.conversations import LONGEST, folder_of
@@ -77,21 +78,42 @@ async def dialled(address: str, name: str = "raw", kind: str = "llama") -> Serve
 
 @contextlib.asynccontextmanager
 async def device(
-    address: str, name: str = "d", kind: str = "llama", plan: Plan | None = None
+    address: str,
+    name: str = "d",
+    kind: str = "llama",
+    plan: Plan | None = None,
+    drafter: Drafter | None = None,
+    draft_tokens: int = 4,
+    exact: bool = False,
 ) -> AsyncIterator[Device]:
     """A device that dials `address`, or whatever its `address` is set to later."""
     torch.set_num_threads(1)
     folder = open_model(folder_of(kind))
-    stage = FrontStage(folder, plan or Plan.split(LAYERS, 1, 0, "vanilla"), 8 * LONGEST)
+    plan = plan or Plan.split(LAYERS, 1, 0, "vanilla")
+    stage = FrontStage(folder, plan, 8 * LONGEST, drafter=drafter)
     made: list[Device] = []
 
     async def connect() -> ServeLink:
         here, own = made[0].address, caller_of(name, kind)
         return await dial(here, edge_channel(here, False), own, made[0].traffic, 10.0)
 
-    talker = Talker(stage, connect, LONGEST, folder.hidden_size, patience=20.0)
+    talker = Talker(
+        stage,
+        connect,
+        LONGEST,
+        folder.hidden_size,
+        patience=20.0,
+        draft_tokens=draft_tokens,
+        exact=exact,
+    )
     made.append(Device(talker, Traffic(), address))
     try:
         yield made[0]
     finally:
         await talker.close()
+
+
+async def answered(address: str, wish: Wish, kind: str = "llama", **options: Any) -> list[int]:
+    """The whole answer of a device of its own."""
+    async with device(address, options.pop("name", "d"), kind, **options) as own:
+        return await own.say(wish)

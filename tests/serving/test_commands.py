@@ -57,10 +57,16 @@ def test_paths_are_relative_to_the_file(tmp_path: Path) -> None:
     assert config.serve.adapters == {"a": tmp_path / "runs" / "a"}
     own = {
         "device": {"name": "d", "model": str(MODEL), "edge": "127.0.0.1:1"},
-        "serve": {"api_key_file": "key"},
+        "serve": {"api_key_file": "key", "draft": "exit:runs/draft"},
     }
     device = load_serve_device(written(tmp_path / "device.toml", own))
     assert device.serve.api_key_file == tmp_path / "key"
+    assert device.serve.draft == f"exit:{tmp_path / 'runs' / 'draft'}"
+    (tmp_path / "small").mkdir()
+    for given, source in (("small", str(tmp_path / "small")), ("hub/name", "hub/name")):
+        table = {"model": {"path": "m"}, "devices": [{"name": "d", "draft": f"model:{given}"}]}
+        here = load_serve(written(tmp_path / "serve.toml", table))
+        assert here.devices[0].draft_source == ("model", source)
 
 
 def test_one_file_makes_those_of_its_nodes(tmp_path: Path) -> None:
@@ -214,7 +220,7 @@ def certificate(folder: Path) -> dict[str, str]:
 def test_an_edge_that_is_killed_in_mid_answer_costs_no_token(
     tmp_path: Path, nodes: Callable[..., Node]
 ) -> None:
-    """Over TLS, with the certificate of each."""
+    """Over TLS, with the certificate of each, and with guesses under way."""
     edge_port, port = free_port(), free_port()
     wanted = [Wanted(Identity("edge", "e"), LOOPBACK), Wanted(Identity("device", "d"))]
     issue_all(Authority.create(), wanted, tmp_path)
@@ -235,7 +241,7 @@ def test_an_edge_that_is_killed_in_mid_answer_costs_no_token(
             "edge": f"127.0.0.1:{edge_port}",
             "tls": certificate(tmp_path / "d"),
         },
-        "serve": {"listen": f"127.0.0.1:{port}", "topology": "u_shaped"},
+        "serve": {"listen": f"127.0.0.1:{port}", "topology": "u_shaped", "draft": "lookup"},
     }
     edge_toml = str(written(tmp_path / "edge.toml", table))
     device_toml = str(written(tmp_path / "device.toml", own))
@@ -255,7 +261,8 @@ def test_an_edge_that_is_killed_in_mid_answer_costs_no_token(
     assert "goes on" in device.log.read_text()
     # And the device: its next process answers the same.
     device.kill()
-    again = nodes("device again", "serve", "--device", device_toml)
+    own["serve"]["draft"] = "none"  # guesses have changed nothing
+    again = nodes("device again", "serve", "--device", str(written(tmp_path / "again.toml", own)))
     again.until("chat at")
     with asked(port, max_tokens=200) as answer:
         assert json.load(answer)["choices"][0]["text"] == whole

@@ -1,12 +1,13 @@
 """One conversation at an edge: its keys and values, and the steps that come of it.
 
 Steps of a few tokens over the same blocks are computed as one batch, whoever's they are and
-whichever adapters they use. Longer ones, pieces of a prompt, go alone and in between.
+whichever adapters they use. Longer ones, pieces of a prompt, go alone and in between. So do those
+that are to be exact: then the guesses of a draft are computed one by one.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
@@ -14,18 +15,19 @@ import torch
 from torch import Tensor
 
 from sfl.adapters.lora import Adapter, LoraBank
+from sfl.config.serve import MOST_DRAFTED
 from sfl.errors import ProtocolError, Refused, SflError
 from sfl.models.kv.attention import Extension
 from sfl.models.kv.cache import KvCache, KvPool
 from sfl.models.span import SpanModel
 from sfl.serving.steps import Compute, Lacking, Repeat, Standing, Unsound, judge
 from sfl.stage.serving.messages import Answer, Later, Missing, Opening, Rows, Step, Tokens
-from sfl.stage.serving.sampler import next_token
+from sfl.stage.serving.sampler import confirmed
 
 if TYPE_CHECKING:
     from sfl.stage.swapping import OnDisk
 
-FEW_TOKENS = 16
+FEW_TOKENS = 1 + MOST_DRAFTED
 """A step of so many is computed together with others; a draft and what it follows are within."""
 
 
@@ -70,6 +72,8 @@ class Conversation:
 
     def handle(self, message: Step) -> Answer:
         """Compute a step, or say why not. Raises ProtocolError."""
+        if self.opening.exact and message.drafted:
+            return self.begin(message) or self._one_by_one(message)
         (answer,) = compute_together([(self, message)])
         if isinstance(answer, SflError):
             raise answer
@@ -77,7 +81,7 @@ class Conversation:
 
     def group(self, message: Step) -> DecodeGroup | None:
         """What the step could be computed together with; None: with nothing."""
-        if len(message.rows) > FEW_TOKENS:
+        if self.opening.exact or len(message.rows) > FEW_TOKENS:
             return None
         return DecodeGroup(self.opening.first, self.opening.last, self.opening.ends)
 
@@ -107,6 +111,7 @@ class Conversation:
         if self.closed:
             raise Refused(f"conversation {step.name} was closed, for newer ones")
         self.last_used = self._clock()
+        self._check_draft(step)
         match judge(self.standing, step.asked):
             case Unsound(reason):
                 raise ProtocolError(f"conversation {step.name}: {reason}")
@@ -124,19 +129,52 @@ class Conversation:
 
     def end(self, step: Step, output: Tensor) -> Answer:
         """From rows `[count, H]`, or logits of the last wanted `[wanted, V]`."""
+        return self._say(step, iter((self._finite(step, output),)))
+
+    def _one_by_one(self, step: Step) -> Answer:
+        """Guesses by themselves, as they are without a draft; none behind one that is wrong."""
+
+        def computed() -> Iterator[Tensor]:
+            for part in _parts(step):
+                (output,) = _outputs([(self, part)])
+                yield self._finite(step, output)
+
+        return self._say(step, computed())
+
+    def _say(self, step: Step, outputs: Iterator[Tensor]) -> Answer:
+        """Keep what is right of its draft, and answer."""
+        refuted = 0
+        if self.opening.ends:
+            first = step.position + len(step.rows) - step.wanted + 1
+            logits = (row for output in outputs for row in output)
+            tokens = confirmed(logits, step.draft, self.opening.sampling, first)
+            self._last = Tokens(step.number, tokens)
+            refuted = step.wanted - len(tokens)
+        else:
+            self._last = Rows(step.number, torch.cat(list(outputs)))
         self.last_used = self._clock()
+        self.standing = self.standing.answered(step.asked, refuted)
+        self.cache.truncate(self.standing.length)
+        return self._last
+
+    def _finite(self, step: Step, output: Tensor) -> Tensor:
         if not bool(output.isfinite().all()):
             self.cache.truncate(step.position)
             raise ProtocolError(f"conversation {step.name}: what comes of its rows is not finite")
-        if self.opening.ends:
-            first = step.position + len(step.rows) - step.wanted + 1
-            sampling = self.opening.sampling
-            tokens = (next_token(row, sampling, first + n) for n, row in enumerate(output))
-            self._last = Tokens(step.number, tuple(tokens))
-        else:
-            self._last = Rows(step.number, output)
-        self.standing = self.standing.answered(step.asked)
-        return self._last
+        return output
+
+    def _check_draft(self, step: Step) -> None:
+        """Raises ProtocolError where its ids are none, or are said where nobody looks at them."""
+        known = step.drafted if self.opening.ends else 0
+        if len(step.draft) != known:
+            raise ProtocolError(
+                f"conversation {step.name}: {len(step.draft)} drafted ids, of {known}"
+            )
+        vocabulary = self._base.model.vocab_size
+        if not all(0 <= token < vocabulary for token in step.draft):
+            raise ProtocolError(
+                f"conversation {step.name}: a drafted id that is none of {vocabulary}"
+            )
 
     @property
     def adapter(self) -> Adapter | None:
@@ -191,6 +229,15 @@ def compute_together(tasks: Sequence[tuple[Conversation, Step]]) -> list[Answer 
             except SflError as error:
                 results[number] = error
     return [results[number] for number in range(len(tasks))]
+
+
+def _parts(step: Step) -> Iterator[Step]:
+    """What is certain, and then each guess."""
+    certain = len(step.rows) - step.drafted
+    yield replace(step, rows=step.rows[:certain], wanted=1, drafted=0, draft=())
+    for place in range(certain, len(step.rows)):
+        row = step.rows[place : place + 1]
+        yield replace(step, position=step.position + place, rows=row, wanted=1, drafted=0, draft=())
 
 
 @torch.no_grad()

@@ -164,4 +164,4 @@ class Conversations:
 
 def _alike(one: Opening, other: Opening) -> bool:
     """Whether keys and values of one are those of the other."""
-    return one == replace(other, reserved=one.reserved, sampling=one.sampling)
+    return one == replace(other, reserved=one.reserved, sampling=one.sampling, exact=one.exact)

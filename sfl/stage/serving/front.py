@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -18,12 +18,23 @@ from sfl.models.kv.attention import Extension
 from sfl.models.kv.cache import KvCache, KvPool
 from sfl.models.kv.pages import pages_for
 from sfl.models.kv.size import cannot_keep
-from sfl.models.span import SpanModel, build_span
+from sfl.models.span import SpanModel
 from sfl.plan import Plan, Span
-from sfl.serving.sampling import Sampling
+from sfl.serving.sampling import GREEDY, Sampling
 from sfl.stage.base import BaseForm
 from sfl.stage.device import share_tied_weights
-from sfl.stage.serving.sampler import next_token
+from sfl.stage.serving.drafting import DraftCache, Drafter
+from sfl.stage.serving.sampler import confirmed
+from sfl.stage.serving.spans import serving_span
+
+
+@dataclass(frozen=True, slots=True)
+class Guessing:
+    """How far a draft goes, how its tokens are drawn, and whether each is computed by itself."""
+
+    most: int = 0
+    sampling: Sampling = GREEDY
+    exact: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,17 +51,25 @@ class FrontStage:
     """The spans of a device that serves; computes on one thread."""
 
     def __init__(
-        self, folder: ModelFolder, plan: Plan, tokens: int, form: BaseForm | None = None
+        self,
+        folder: ModelFolder,
+        plan: Plan,
+        tokens: int,
+        form: BaseForm | None = None,
+        drafter: Drafter | None = None,
     ) -> None:
         """Room for keys and values of `tokens` tokens. Raises ConfigError, ModelError."""
         if (problem := cannot_keep(folder.family, folder.config)) is not None:
             raise ConfigError("model", folder.name, problem, "Serve another model.")
         form = form or BaseForm()
         self.plan = plan
+        self.drafter = drafter
         self._pages = pages_for(tokens)
         self.parts = [_part(folder, span, form, self._pages) for span in plan.device_spans]
         if len(self.parts) > 1:
             share_tied_weights(self.parts[0].model, self.parts[1].model)
+        if drafter is not None:
+            drafter.join(self.parts[0].model, self.parts[1].model if self.ends else None)
 
     @property
     def ends(self) -> bool:
@@ -60,12 +79,17 @@ class FrontStage:
     @property
     def nbytes(self) -> int:
         """Of all keys and values."""
-        return sum(part.pool.nbytes for part in self.parts)
+        return sum(pool.nbytes for pool in self._pools)
 
     def has_room(self, own: FrontCache, tokens: int) -> bool:
         """Whether a conversation may have so many tokens."""
         more = pages_for(tokens) - own.caches[0].num_pages
-        return more <= min(part.pool.pages.free for part in self.parts)
+        return more <= min(pool.pages.free for pool in self._pools)
+
+    @property
+    def _pools(self) -> list[KvPool]:
+        own = None if self.drafter is None else self.drafter.pool
+        return [part.pool for part in self.parts] + ([] if own is None else [own])
 
     def add_adapter(self, name: str, values: Mapping[str, np.ndarray], scaling: float) -> None:
         """Take this device's part of an adapter. Raises ProtocolError."""
@@ -75,22 +99,67 @@ class FrontStage:
 
     def begin(self, adapter: str) -> FrontCache:
         """A conversation's keys and values on this device."""
-        return FrontCache(adapter, [KvCache(part.pool) for part in self.parts])
+        caches = [KvCache(part.pool) for part in self.parts]
+        if self.drafter is None or self.drafter.pool is None:
+            return FrontCache(adapter, caches)
+        return FrontCache(adapter, caches, DraftCache(KvCache(self.drafter.pool)))
 
     def rows(self, own: FrontCache, tokens: Sequence[int]) -> Tensor:
         """Rows `[n, H]` at the cut, of tokens that follow what the front has."""
-        return self._extend(0, own, torch.tensor(tokens))
+        rows = self._extend(0, own, torch.tensor(tokens))
+        if self.drafter is not None and own.draft is not None:
+            self.drafter.note(own.draft, rows)
+        return rows
+
+    def rows_and_draft(
+        self, own: FrontCache, ids: Sequence[int], guessing: Guessing
+    ) -> tuple[Tensor, tuple[int, ...]]:
+        """Rows of the ids that the front lacks, and of guesses behind them; the guesses."""
+        piece = ids[own.front :]
+        drafter, most = self.drafter, guessing.most
+        if drafter is None or most < 1:
+            return self.rows(own, piece), ()
+        if not drafter.reads_rows:
+            draft = drafter.guess(own.draft, ids, most, guessing.sampling)
+            if not guessing.exact:
+                return self.rows(own, [*piece, *draft]), draft
+            parts = [piece, *([token] for token in draft)]
+            return torch.cat([self.rows(own, part) for part in parts]), draft
+        rows, text = [self.rows(own, piece)], list(ids)
+        for _ in range(most):
+            (guess,) = drafter.guess(own.draft, text, 1, guessing.sampling)
+            text.append(guess)
+            rows.append(self.rows(own, [guess]))
+        return torch.cat(rows), tuple(text[len(ids) :])
 
     def tokens(
-        self, own: FrontCache, rows: Tensor, wanted: int, sampling: Sampling
+        self,
+        own: FrontCache,
+        rows: Tensor,
+        wanted: int,
+        draft: Sequence[int],
+        guessing: Guessing,
     ) -> tuple[int, ...]:
-        """From the edge's rows of tokens that follow: those that come behind the last `wanted`."""
-        hidden = self._extend(1, own, rows)
+        """From the edge's rows of tokens that follow: those that come behind the last `wanted`.
+
+        Of a draft those that it has guessed, and one more; what it has not is to be taken back.
+        """
         if not wanted:
+            self._extend(1, own, rows)
             return ()
-        logits = self.parts[1].model.logits(hidden[-wanted:])
-        first = own.caches[1].length - wanted + 1
-        return tuple(next_token(row, sampling, first + n) for n, row in enumerate(logits))
+        first = own.caches[1].length + len(rows) - wanted + 1
+        singly = len(draft) if guessing.exact else 0
+        logits = self._logits(own, rows, wanted, singly)
+        return confirmed(logits, draft, guessing.sampling, first)
+
+    def _logits(self, own: FrontCache, rows: Tensor, wanted: int, singly: int) -> Iterator[Tensor]:
+        """Behind each of the last `wanted` rows; the last ones are computed as they are asked for,
+        one by one."""
+        certain, tail = len(rows) - singly, self.parts[1].model
+        hidden = self._extend(1, own, rows[:certain])
+        yield from tail.logits(hidden[-(wanted - singly) :])
+        for row in rows[certain:]:
+            yield tail.logits(self._extend(1, own, row[None]))[0]
 
     @torch.no_grad()
     def _extend(self, place_: int, own: FrontCache, inputs: Tensor) -> Tensor:
@@ -105,6 +174,7 @@ class FrontCache:
 
     adapter: str
     caches: list[KvCache]
+    draft: DraftCache | None = None
 
     @property
     def front(self) -> int:
@@ -120,30 +190,22 @@ class FrontCache:
         """Forget what comes behind so many tokens, in each."""
         for cache, length in zip(self.caches, (front, tail), strict=False):
             cache.truncate(min(length, cache.length))
+        if self.draft is not None:
+            self.draft.cache.truncate(min(front, self.draft.cache.length))
 
     def reserve(self, tokens: int) -> None:
         """Have room for so many tokens. Raises NoPages."""
-        for cache in self.caches:
+        for cache in self._every:
             cache.reserve(tokens)
 
     def let_go(self) -> None:
         """Give back all."""
-        for cache in self.caches:
+        for cache in self._every:
             cache.let_go()
 
-
-def serving_span(folder: ModelFolder, span: Span, form: BaseForm) -> SpanModel:
-    """Blocks that answer, at either end of the cut."""
-    return build_span(
-        folder,
-        span,
-        task="causal_lm",
-        num_labels=0,
-        dtype=form.weights,
-        packed=True,
-        autocast=form.autocast,
-        quantised=form.quantised,
-    )
+    @property
+    def _every(self) -> list[KvCache]:
+        return self.caches + ([] if self.draft is None else [self.draft.cache])
 
 
 def _part(folder: ModelFolder, span: Span, form: BaseForm, pages: int) -> FrontPart:

@@ -15,7 +15,8 @@ class Opening:
     """A conversation that a device begins, or goes on with: `name` is its own word for it.
 
     The edge computes blocks `first..last-1`, and the head where it `ends` the model. There is to
-    be room for `reserved` tokens.
+    be room for `reserved` tokens. Its steps are to be `exact`: computed by themselves, and guesses
+    one by one.
     """
 
     name: str
@@ -25,6 +26,7 @@ class Opening:
     ends: bool
     reserved: int
     sampling: Sampling = GREEDY
+    exact: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,23 +39,32 @@ class Opened:
 
 @dataclass(frozen=True, slots=True)
 class Step:
-    """Rows `[count, H]` of the tokens that follow; of the last `wanted` tokens come back."""
+    """Rows `[count, H]` of the tokens that follow; of the last `wanted` tokens come back.
+
+    The last `drafted` are guesses. Where the edge has the model's end it is told which (`draft`),
+    and says them no further than they are right; else they stay on the device, which checks them.
+    """
 
     name: str
     number: int
     position: int
     rows: torch.Tensor
     wanted: int = 1
+    drafted: int = 0
+    draft: tuple[int, ...] = ()
 
     @property
     def asked(self) -> Asked:
         """What decisions go by."""
-        return Asked(self.number, self.position, len(self.rows), self.wanted)
+        return Asked(self.number, self.position, len(self.rows), self.wanted, self.drafted)
 
 
 @dataclass(frozen=True, slots=True)
 class Tokens:
-    """From the model's end: the tokens that follow each of the last `wanted` of a step."""
+    """From the model's end: the tokens that follow each of the last `wanted` of a step.
+
+    Of a draft as many as it has guessed, and one more.
+    """
 
     number: int
     tokens: tuple[int, ...]

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 import grpc
 
+from sfl.config.serve import MOST_DRAFTED
 from sfl.errors import ProtocolError, SflError
 from sfl.node.text import plain
 from sfl.serving.sampling import Sampling
@@ -111,6 +112,7 @@ def to_open(conversation: int, opening: Opening, digest: str) -> serve_pb2.Gener
             last=opening.last,
             ends=opening.ends,
             reserved=opening.reserved,
+            exact=opening.exact,
             sampling=serve_pb2.SamplingSettings(
                 temperature=own.temperature, top_p=own.top_p, seed=own.seed, key=own.key
             ),
@@ -125,7 +127,14 @@ def from_open(said: serve_pb2.OpenConversation) -> Opening:
     own = said.sampling
     sampling = Sampling(own.temperature, own.top_p, own.seed, own.key)
     return Opening(
-        said.name, said.adapter, said.first, said.last, said.ends, said.reserved, sampling
+        said.name,
+        said.adapter,
+        said.first,
+        said.last,
+        said.ends,
+        said.reserved,
+        sampling,
+        said.exact,
     )
 
 
@@ -147,17 +156,21 @@ def to_step(conversation: int, step: Step, codec: RowCodec) -> serve_pb2.Generat
             position=step.position,
             wanted=step.wanted,
             rows=codec.encode(step.rows),
+            draft=step.draft,
+            drafted=0 if step.draft else step.drafted,
         )
     )
 
 
 def from_step(said: serve_pb2.GenerateStep, name: str, codec: RowCodec) -> Step:
     """A step, with rows that are finite. Raises ProtocolError."""
+    drafted = len(said.draft) or said.drafted
+    contract.whole("drafted tokens of a step", drafted, 0, MOST_DRAFTED)
     try:
         rows = codec.decode(said.rows)
     except ProtocolError as error:
         raise ProtocolError(f"conversation {name}, step {said.number}: {error}") from None
-    return Step(name, said.number, said.position, rows, said.wanted)
+    return Step(name, said.number, said.position, rows, said.wanted, drafted, tuple(said.draft))
 
 
 def to_answer(conversation: int, answer: Answer, codec: RowCodec) -> serve_pb2.GenerateReply:
