@@ -19,6 +19,7 @@ from edge_server.stage_command import stage
 from sfl.cli import INTERRUPTED
 from sfl.cli.ca import ca_app
 from sfl.cli.jobs.commands import add_to
+from sfl.cli.serve.draft import draft
 from sfl.node.causes import foreseen
 from sfl.node.logs import ENVIRONMENT
 from sfl.node.options import (
@@ -66,6 +67,7 @@ app.command()(edge)
 app.command()(stage)
 app.command()(device)
 add_to(app)
+app.command()(draft)
 
 Run = Annotated[str, typer.Option("--run", help="A run: its id, the beginning of it, or its path.")]
 Model = Annotated[
