@@ -14,7 +14,7 @@ from typing import Any, Literal, get_args
 from sfl.cost.energy import Energy, Source
 
 Purpose = Literal["training", "evaluation", "rehearsal"]
-Part = Literal["collate", "forward", "backward", "step", "encode", "decode"]
+Part = Literal["collate", "forward", "backward", "step", "encode", "decode", "receive"]
 Crossing = Literal["activation", "gradient", "hidden", "tail_gradient"]
 
 PURPOSES: tuple[Purpose, ...] = get_args(Purpose)
@@ -32,7 +32,8 @@ _MOST_BLOCKS = 1 << 16
 class PassKey:
     """What was timed: a part of a step, for a purpose, through so many blocks.
 
-    `embedding` and `head`: whether these were in it. Coding has neither, and no blocks.
+    `embedding` and `head`: whether these were in it. Coding has neither, and no blocks. Nor has
+    `receive`, what an edge took for a device's update: its size is bytes.
     """
 
     part: Part
@@ -40,6 +41,9 @@ class PassKey:
     blocks: int = 0
     embedding: bool = False
     head: bool = False
+
+
+RECEIVED = PassKey("receive")
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,12 +8,16 @@ from collections.abc import Hashable
 from dataclasses import dataclass
 
 from sfl.cost.queueing import Sent, sums_of, transfers
-from sfl.cost.shown import Sums
+from sfl.cost.shown import NO_SUMS, Sums
 
 FEW = 8
 """Messages that a link is looked at for."""
 FEW_BESIDE = 64
 """Messages that nobody answers, between two that are."""
+TIMED_FRAME_BYTES = 1 << 17
+"""Of an adapter in one frame between device and edge, so that it takes several."""
+FEW_BYTES = 1 << 16
+"""Bytes that tell a link's rate, where they follow others."""
 MOST = 512
 """Messages that are kept until somebody looks, and that may be under way."""
 
@@ -37,6 +41,27 @@ class Posted:
     before: tuple[tuple[float, int], ...]
 
 
+class Burst:
+    """Frames of one message that follow one another: what the link takes for them, by the clock of
+    who receives them alone. The first one tells when the second one's bytes began to come."""
+
+    def __init__(self) -> None:
+        self._began = 0.0
+        self._bytes = 0
+
+    def frame(self, at: float, num_bytes: int, first: bool, last: bool) -> Sums:
+        """A frame was there, whole, at that time; the last one says what all but the first took.
+
+        Of few bytes nothing is said: a receiver that was late finds all of them at once.
+        """
+        if first:
+            self._began, self._bytes = at, 0
+            return NO_SUMS
+        self._bytes += num_bytes
+        told = last and self._bytes >= FEW_BYTES and at > self._began
+        return Sums.of(self._bytes, at - self._began) if told else NO_SUMS
+
+
 class LinkTimes:
     """Matches answers to what they answer; thread-safe. Seconds are of the device's clock."""
 
@@ -47,6 +72,13 @@ class LinkTimes:
         self._down: deque[Sent] = deque(maxlen=MOST)
         self._sums = (Sums(), Sums())
         self._beside: deque[tuple[float, int]] = deque(maxlen=FEW_BESIDE)
+        self._burst = Burst()
+
+    def adapter(self, at: float, num_bytes: int, first: bool, last: bool) -> None:
+        """A frame of an adapter came down."""
+        with self._lock:
+            up, down = self._sums
+            self._sums = up, down + self._burst.frame(at, num_bytes, first, last)
 
     def beside(self, at: float, num_bytes: int) -> None:
         """A message goes out that nobody answers; what comes next may wait behind it."""

@@ -35,6 +35,8 @@ from sfl.planners.fitted import Reading, link_cost, node_cost, power, value_bits
 
 KEEP = 0.7
 """Of what was known before a round: rounds count by 1, 0.7, 0.49, ..."""
+DOUBT = 3.0
+"""The power by which less is kept of what a round contradicts: half or twice the seconds, 1/8."""
 READINGS = 8
 """Rounds that watts are fitted from."""
 
@@ -44,8 +46,8 @@ class DeviceReport:
     """What is heard of a device at the end of its round, whole.
 
     `shown` and `dtype` are of its statistics, `started_at` tells its process from another one.
-    `edge_passes` are what its edge timed for it in this round. `seconds` of the round's training,
-    `steps` of them, over so many real `tokens`.
+    `edge_passes` are what its edge timed for it in this round, `received` what its update took to
+    arrive there. `seconds` of the round's training, `steps` of them, over so many real `tokens`.
     """
 
     device: str
@@ -57,6 +59,7 @@ class DeviceReport:
     tokens: int = 0
     started_at: float = 0.0
     dtype: str = ""
+    received: Sums = NO_SUMS
 
 
 @dataclass(frozen=True, slots=True)
@@ -212,7 +215,7 @@ def _heard(seen: SeenDevice, report: DeviceReport) -> SeenDevice:
         for key, one in shown.crossed.items()
     }
     bits = {key: one.bits for key, one in counts.items() if one.messages > 0}
-    up, down = shown.up - last.up, shown.down - last.down
+    up, down = shown.up - last.up + report.received, shown.down - last.down
     return SeenDevice(
         last=shown,
         started_at=report.started_at,
@@ -220,8 +223,8 @@ def _heard(seen: SeenDevice, report: DeviceReport) -> SeenDevice:
         setting=setting,
         own=_faded(kept.own, new),
         at_edge=_faded(seen.at_edge if seen.edge == report.edge else {}, report.edge_passes),
-        up=up.plus(seen.up, KEEP) if up.passes else seen.up,
-        down=down.plus(seen.down, KEEP) if down.passes else seen.down,
+        up=_followed(seen.up, up) if up.passes else seen.up,
+        down=_followed(seen.down, down) if down.passes else seen.down,
         bits={**seen.bits, **{key: value for key, value in bits.items() if value is not None}},
         readings=_read(kept.readings, last, report, new, up.seconds, down.seconds),
         rounds=seen.rounds + 1,
@@ -292,12 +295,43 @@ def _joules(shown: Shown, last: Shown) -> Energy | None:
 
 
 def _faded(before: Passes, new: Passes) -> dict[PassKey, Sums]:
-    """What was known weighs less; what was not timed again stays as it was."""
-    found = dict(before)
+    """What was known weighs less; what nothing like it was timed of again stays as it was."""
+    found = {key: known.scaled(_kept_beside(key, before, new)) for key, known in before.items()}
     for key, sums in new.items():
         known = before.get(key)
-        found[key] = sums if known is None else sums.plus(known, KEEP)
+        found[key] = sums if known is None else _followed(known, sums)
     return found
+
+
+def _kept_beside(key: PassKey, before: Passes, new: Passes) -> float:
+    """Of passes through other blocks than those that were timed: a device that was elsewhere."""
+    known = _pace(before[key], key.blocks)
+    kept = [
+        _kept(_pace(before[other], other.blocks) if other in before else known, pace)
+        for other, pace in ((one, _pace(sums, one.blocks)) for one, sums in new.items())
+        if replace(other, blocks=key.blocks) == key
+    ]
+    return min(kept, default=1.0)
+
+
+def _followed(known: Sums, new: Sums) -> Sums:
+    """After a round."""
+    return new.plus(known, _kept(_pace(known), _pace(new)))
+
+
+def _kept(before: float, now: float) -> float:
+    """The more a round contradicts what was known, the less of that is kept.
+
+    So the noise of steady nodes is averaged, and one that changed is seen after a round.
+    """
+    alike = min(before, now) / max(before, now) if before > 0.0 < now else 1.0
+    return float(KEEP * alike**DOUBT)
+
+
+def _pace(sums: Sums, blocks: int = 1) -> float:
+    """Seconds of a token or byte, or of a pass that has no size; in each of the blocks."""
+    of = (sums.size or sums.passes) * max(1, blocks)
+    return sums.seconds / of if of > 0.0 else 0.0
 
 
 def _read(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from functools import singledispatchmethod
 
+from sfl.cost.shown import NO_SUMS, RECEIVED
 from sfl.cost.values import DeviceCost, EdgeCost
 from sfl.metrics.costs import passes_from_json
 from sfl.metrics.snapshot import NodeSnapshot
@@ -62,12 +63,12 @@ class Observing:
     def _(self, event: ReportReceived) -> None:
         report = event.report
         if report is not None and report.num_steps:
-            self._reports.append(_of_device(report, self._edge_of.get(event.device, "")))
+            self._reports.append(device_report(report, self._edge_of.get(event.device, "")))
 
     @_take.register
     def _(self, event: Rehearsed) -> None:
         if event.report is not None:
-            self._reports.append(_of_device(event.report, self._edge_of.get(event.device, "")))
+            self._reports.append(device_report(event.report, self._edge_of.get(event.device, "")))
 
     @_take.register
     def _(self, event: AdapterReady) -> None:
@@ -75,13 +76,17 @@ class Observing:
         self._edges += [_of_edge(own) for own in snapshots if own.kind == "edge"]
 
 
-def _of_device(report: RoundReport, edge: str) -> DeviceReport:
+def device_report(report: RoundReport, edge: str) -> DeviceReport:
+    """What a planner takes from a device's report. Raises ProtocolError."""
     snapshot = NodeSnapshot.from_json(report.snapshot)
+    passes = dict(passes_from_json(report.edge_passes))
+    received = passes.pop(RECEIVED, NO_SUMS)
     return DeviceReport(
         device=report.device,
         edge=edge,
         shown=snapshot.costs,
-        edge_passes=passes_from_json(report.edge_passes),
+        edge_passes=passes,
+        received=received,
         seconds=report.train_seconds,
         steps=report.num_steps,
         tokens=report.num_tokens,

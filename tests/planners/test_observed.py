@@ -132,22 +132,59 @@ def test_two_cuts_tell_what_a_step_costs_whatever_is_trained():
     assert (cost.node.step.fixed, cost.node.step.unit) == pytest.approx((1e-3, 5e-4))
 
 
-def test_rounds_are_told_by_difference_and_fade():
-    """A device that becomes twice as slow is mostly so after a few rounds; a new process is new."""
-    seen = Observations().with_round([report("phone", 2)])
-    before = seen.device_cost("phone")
-    passes = dict(device_passes(2))
-    for number in range(1, 5):
-        for key, sums in device_passes(2).items():
-            add(passes, key, Sums(sums.passes, sums.size, 2 * sums.seconds, sums.size_sq,
-                                  2 * sums.size_seconds, 4 * sums.seconds_sq))  # fmt: skip
-        said = report("phone", 2, number + 1)
+def slowed(times: float, cut: int = 2) -> dict[PassKey, Sums]:
+    """A round's passes, so many times as slow."""
+    return {
+        key: Sums(sums.passes, sums.size, times * sums.seconds, sums.size_sq,
+                  times * sums.size_seconds, times * times * sums.seconds_sq)
+        for key, sums in device_passes(cut).items()
+    }  # fmt: skip
+
+
+def after_rounds(*rounds: dict[PassKey, Sums], cut: int = 2) -> Observations:
+    """What is known after rounds of these passes, of one process."""
+    seen, passes = Observations(), dict[PassKey, Sums]()
+    for number, own in enumerate(rounds, 1):
+        for key, sums in own.items():
+            add(passes, key, sums)
+        said = report("phone", cut, number)
         seen = seen.with_device(replace(said, shown=replace(said.shown, passes=dict(passes))))
-    after = seen.device_cost("phone")
-    assert before is not None and after is not None
-    assert after.node.forward(200, 2) / before.node.forward(200, 2) == pytest.approx(1.91, abs=0.05)
+    return seen
+
+
+def slowness(seen: Observations) -> float:
+    """Times that two blocks take as long as at first."""
+    cost = seen.device_cost("phone")
+    assert cost is not None
+    return cost.node.forward(200, 2) / DEVICE.forward(200, 2)
+
+
+def test_rounds_are_told_by_difference_and_a_new_process_is_new():
+    seen = after_rounds(slowed(1.0), slowed(1.0), slowed(1.0))
+    assert slowness(seen) == pytest.approx(1.0)
     fresh = replace(report("phone", 2), started_at=200.0)
     assert seen.with_device(fresh).device_cost("phone") is not None
+
+
+@pytest.mark.parametrize("times", [1 / 3, 3.0])
+def test_a_device_that_changed_is_seen_after_one_round(times: float):
+    steady = [slowed(1.0)] * 8
+    assert slowness(after_rounds(*steady, slowed(times))) == pytest.approx(times, rel=0.2)
+    assert slowness(after_rounds(*steady, slowed(times), slowed(times))) == pytest.approx(
+        times, rel=0.05
+    )
+
+
+def test_noise_of_a_steady_device_is_averaged():
+    """Of rounds that are a tenth off either way, the last does not count for much."""
+    noisy = [slowed(1.1 if number % 2 else 0.9) for number in range(9)]
+    assert slowness(after_rounds(*noisy)) == pytest.approx(1.0, abs=0.05)
+
+
+def test_what_a_device_showed_at_another_cut_fades_too():
+    """Or its old speed there would be believed for ever."""
+    there = [slowed(1.0, cut=4)] * 8
+    assert slowness(after_rounds(*there, *[slowed(3.0)] * 5)) == pytest.approx(3.0, rel=0.15)
 
 
 def test_another_thread_count_is_another_device():

@@ -13,10 +13,9 @@ import pytest
 
 from sfl.config import load_run
 from sfl.cost.shown import Crossing, Passes
-from sfl.metrics.costs import passes_from_json
-from sfl.metrics.snapshot import NodeSnapshot
 from sfl.planners.observed import DeviceReport, Observations
 from sfl.report.journal import read_journal
+from sfl.report.observing import device_report
 from sfl.rounds import ReportReceived
 from sfl.rounds.values import RoundReport
 from tests.house.federation import Outcome, finished, run
@@ -40,18 +39,7 @@ def reports(outcome: Outcome) -> list[RoundReport]:
 
 
 def heard(report: RoundReport) -> DeviceReport:
-    snapshot = NodeSnapshot.from_json(report.snapshot)
-    return DeviceReport(
-        report.device,
-        "edge",
-        snapshot.costs,
-        passes_from_json(report.edge_passes),
-        report.train_seconds,
-        report.num_steps,
-        report.num_tokens,
-        snapshot.started_at,
-        snapshot.dtype,
-    )
+    return device_report(report, "edge")
 
 
 def run_of(
@@ -185,3 +173,25 @@ def test_a_shaped_link_is_found_at_its_settings(tmp_path: Path) -> None:
     assert cost is not None
     assert within(cost.link.up, 0.4e6 / 8) and within(cost.link.down, 0.2e6 / 8), cost.link
     assert within(cost.link.latency, 0.1), cost.link
+
+
+@pytest.mark.alone
+def test_an_adapter_tells_the_rates_where_all_messages_are_of_one_size(tmp_path: Path) -> None:
+    """Their latency would be taken for bytes, and an adapter foretold ten times too slow."""
+    data = tmp_path / "a.jsonl"
+    data.write_text('{"text": "the lamp in the kitchen is on"}\n' * 64)
+    link = {"up_mbit": 16.0, "down_mbit": 8.0, "delay_ms": 100.0}
+    values = settings(
+        tiny("llama", '{"hidden_size": 128, "intermediate_size": 512}'),
+        run={"rounds": 2},
+        training={"batch_size": 1, "local_steps": 5},
+        lora={"rank": 64},
+        data={"eval_fraction": 0.1},
+    )
+    values["devices"] = [device("a", data, 1, link=link)]
+    outcome = finished(run(tmp_path, values))
+    cost = Observations().with_round(map(heard, reports(outcome))).device_cost("a")
+    assert cost is not None
+    size = 1 << 20
+    assert cost.link.up_seconds(size) == pytest.approx(0.1 + 8 * size / 16e6, rel=0.25), cost.link
+    assert cost.link.down_seconds(size) == pytest.approx(0.1 + 8 * size / 8e6, rel=0.25), cost.link

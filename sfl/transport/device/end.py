@@ -20,7 +20,7 @@ from sfl.config.ranges import plans_of
 from sfl.errors import ProtocolError
 from sfl.metrics.costs import Work
 from sfl.metrics.stats import PhaseTimes
-from sfl.metrics.transfers import Held
+from sfl.metrics.transfers import TIMED_FRAME_BYTES, Held
 from sfl.plan import Holder, Moves, Plan, Span, moves, taken_by
 from sfl.rounds.values import Assignment, Point
 from sfl.stage.messages import (
@@ -462,7 +462,7 @@ class EdgeEnd(ServingEnd):
         """The device's part of the adapter that a round begins with."""
         part = self.changes.send_round(self.codecs.adapter_codec, values, round_)
         header = tensor_pb2.AdapterHeader(round=round_, codec=part.codec)
-        return adapter_frames(header, part.payload)
+        return adapter_frames(header, part.payload, TIMED_FRAME_BYTES)
 
     def sends_whole(self) -> None:
         """A round's adapter goes out as it is for every device that gets the same of it."""
@@ -473,7 +473,7 @@ class EdgeEnd(ServingEnd):
     ) -> Iterator[tensor_pb2.AdapterFrame]:
         """What the device is to add to its base, of `round_`."""
         header = tensor_pb2.AdapterHeader(round=round_, side=BASE_UPDATE)
-        return adapter_frames(header, adapter_bytes(values))
+        return adapter_frames(header, adapter_bytes(values), TIMED_FRAME_BYTES)
 
     def whole_update(self, coded_as: str, payload: Buffer, trains: Callable[[str], bool]) -> Buffer:
         """An update as a whole adapter's bytes; `trains` tells which names are the device's."""
@@ -484,7 +484,9 @@ def whole_frames(
     values: Mapping[str, np.ndarray], round_: int
 ) -> Iterator[tensor_pb2.AdapterFrame]:
     """A part of a round's adapter that is not coded: it says nothing of whose it is."""
-    return adapter_frames(tensor_pb2.AdapterHeader(round=round_), adapter_bytes(values))
+    return adapter_frames(
+        tensor_pb2.AdapterHeader(round=round_), adapter_bytes(values), TIMED_FRAME_BYTES
+    )
 
 
 def trained_by(spans: Iterable[Span], settings: RunSettings) -> Callable[[str], bool]:

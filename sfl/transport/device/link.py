@@ -21,6 +21,7 @@ from sfl.config import RunSettings
 from sfl.data.example import Dataset
 from sfl.errors import ProtocolError, RunFailed
 from sfl.metrics.timeline import spans_to_json
+from sfl.metrics.transfers import TIMED_FRAME_BYTES
 from sfl.metrics.waits import silences
 from sfl.planners.told import Cut
 from sfl.rounds.values import NO_TRIPS, Assignment, DeviceFacts, RoundReport, RoundTrips
@@ -269,7 +270,7 @@ class DeviceLink:
             codec=part.codec,
         )
         self._signatures.update(header, part.arrived)
-        for frame in adapter_frames(header, part.payload):
+        for frame in adapter_frames(header, part.payload, TIMED_FRAME_BYTES):
             self.line.post(edge_pb2.DeviceMessage(adapter=frame))
 
     # -- Link -------------------------------------------------------------------------------------

@@ -109,6 +109,9 @@ class Reader:
             self._end.begin_round(told)
 
     def _on_adapter(self, message: edge_pb2.EdgeMessage) -> None:
+        frame = message.adapter
+        first, now = frame.HasField("header"), self._stats.phases.now()
+        self._stats.link.adapter(now, len(frame.data), first, frame.last)
         whole = self._end.take_adapter(message.adapter)
         if whole is not None:
             self._put(whole)

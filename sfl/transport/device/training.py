@@ -17,9 +17,11 @@ from typing import Protocol
 import numpy as np
 
 from sfl.config import RunSettings
+from sfl.cost.shown import NO_SUMS, RECEIVED
 from sfl.errors import ProtocolError
 from sfl.metrics.costs import passes_to_json
 from sfl.metrics.timeline import spans_to_json
+from sfl.metrics.transfers import Burst
 from sfl.plan import Moves, taken_by
 from sfl.rounds.values import Assignment, DeviceFacts, Point, RoundReport
 from sfl.stage.messages import BlockMoments
@@ -75,6 +77,7 @@ class Training(Trained):
         self.is_ready = False
         """Whether the device has its span; before, no adapter and no sum is due."""
         self._moments: asyncio.Future[BlockMoments] | None = None
+        self._burst, self._received = Burst(), NO_SUMS
         self.base_updates = 0
         """How many rounds' sums the device has been sent for its base."""
         self._cloud = host
@@ -129,12 +132,18 @@ class Training(Trained):
         report.device = self.device
         spans = self.host.stats.phases.timeline.take(self.device)
         report.edge_spans = spans_to_json(spans)
-        report.edge_passes = passes_to_json(self.host.stats.phases.passes.take(self.device))
+        passes = self.host.stats.phases.passes.take(self.device)
+        received, self._received = self._received, NO_SUMS
+        if received.passes:
+            passes = {**passes, RECEIVED: received}
+        report.edge_passes = passes_to_json(passes)
         self.host.heard(self.device, self._contract.report(report))
         self._cloud.relay_report(words.from_report(report))
 
     def _take_adapter(self, frame: tensor_pb2.AdapterFrame) -> None:
         """Relay the device's part once it is whole, and read off the edge's own."""
+        now, first = self.host.stats.phases.now(), frame.HasField("header")
+        self._received += self._burst.frame(now, len(frame.data), first, frame.last)
         if frame.HasField("header"):
             if frame.header.side == MOMENTS:
                 self._check_moments(frame.header)

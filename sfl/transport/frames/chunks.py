@@ -26,11 +26,11 @@ def adapter_bytes(values: Mapping[str, np.ndarray]) -> bytes:
 
 
 def adapter_frames(
-    header: tensor_pb2.AdapterHeader, payload: Buffer
+    header: tensor_pb2.AdapterHeader, payload: Buffer, frame_bytes: int | None = None
 ) -> Iterator[tensor_pb2.AdapterFrame]:
     """A safetensors file as frames; the first has the header."""
     header.num_bytes = len(payload)
-    for first, data, last in pieces(payload):
+    for first, data, last in pieces(payload, frame_bytes=frame_bytes):
         yield tensor_pb2.AdapterFrame(header=header if first else None, data=bytes(data), last=last)
 
 
@@ -147,13 +147,16 @@ class TensorAssembly:
 AdapterAssembly = Assembly[tensor_pb2.AdapterHeader]
 
 
-def pieces(payload: Buffer, header_bytes: int = 0) -> Iterator[tuple[bool, Chunks, bool]]:
+def pieces(
+    payload: Buffer, header_bytes: int = 0, frame_bytes: int | None = None
+) -> Iterator[tuple[bool, Chunks, bool]]:
     """(first, data, last) of each frame; an empty payload is one empty frame. Slices `payload`.
 
     The first frame leaves room for a header of `header_bytes`.
     """
     whole = payload if isinstance(payload, Chunks) else Chunks([payload])
-    end = max(0, FRAME_BYTES - header_bytes)
+    frame_bytes = frame_bytes or FRAME_BYTES
+    end = max(0, frame_bytes - header_bytes)
     yield True, whole.cut(0, end), end >= len(whole)
-    for start in range(end, len(whole), FRAME_BYTES):
-        yield False, whole.cut(start, FRAME_BYTES), start + FRAME_BYTES >= len(whole)
+    for start in range(end, len(whole), frame_bytes):
+        yield False, whole.cut(start, frame_bytes), start + frame_bytes >= len(whole)
