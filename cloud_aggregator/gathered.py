@@ -58,7 +58,7 @@ class Gathered:
         steps = max(steps_of(settings, there[n].num_examples, self.round).count for n in names)
         before = Remembered(run.memory, recorded_for(self.recorded, self.round))
         load = costs.workload(steps)
-        state = state_of(settings, self.round, load, devices, costs.edges, before)
+        state = state_of(settings, self.round, load, devices, costs.edges, before, costs.stages)
         return state, bool(costs.seen)
 
     def base_of(self, device: str) -> EdgeBase:

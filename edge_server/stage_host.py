@@ -275,7 +275,7 @@ class StageRun:
                 stream.tell(snapshot)
 
     def _said(self) -> list[NodeSnapshot]:
-        return [self.stats.snapshot(), *self._stages.latest(self.idle_timeout)]
+        return [self.stats.snapshot(costs=True), *self._stages.latest(self.idle_timeout)]
 
     def forget(self) -> None:
         """The run has ended well: no process goes on with it."""

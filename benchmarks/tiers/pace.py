@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from statistics import median
@@ -12,13 +12,13 @@ import tomli_w
 
 from benchmarks.cost_model import LAYERS, heard, make_data, make_model, reports
 from benchmarks.runs import effective, run
-from sfl.cost.closed_loop import Turns, round_ends
+from sfl.cost.closed_loop import round_ends
 from sfl.cost.predict import turns_of
 from sfl.cost.step import step_cost
-from sfl.cost.values import DeviceCost, EdgeCost, LinkCost, NodeCost, Workload
+from sfl.cost.tiers import NOTHING_BEHIND, Behind, num_stations
+from sfl.cost.values import DeviceCost, EdgeCost, LinkCost, NodeCost, StageCost, Workload
 from sfl.metrics.snapshot import NodeSnapshot
-from sfl.metrics.stats import Phase
-from sfl.planners.observed import Observations
+from sfl.planners.observed import Observations, StageReport
 from sfl.report.journal import read_journal
 from sfl.rounds import AdapterReady, Event, Fact
 from sfl.rounds.values import RoundReport
@@ -26,12 +26,10 @@ from sfl.rounds.values import RoundReport
 DEVICES = ("harbour", "meadow")
 CUT, STAGE_CUT = 2, 5
 HIDDEN = 96
-EDGE, HOP_UP, STAGE, HOP_DOWN = range(4)
 ROUNDS = 3
 FAST, SLOW = 20.0, 1.0
 """Mbit/s of the two hops: one is 20 times as slow as the other."""
 CODECS = ("none", "compact")
-COMPUTING: tuple[Phase, ...] = ("forward", "backward", "step")
 
 
 @dataclass(frozen=True, slots=True)
@@ -157,10 +155,11 @@ class Track:
 
 @dataclass(frozen=True, slots=True)
 class Fit:
-    """What devices and their edge cost."""
+    """What devices and their edge cost, and a stage where one was seen."""
 
     devices: Mapping[str, DeviceCost]
     edge: EdgeCost
+    stage: NodeCost | None
 
 
 def fit(measured: Measured) -> Fit:
@@ -168,76 +167,40 @@ def fit(measured: Measured) -> Fit:
     seen = Observations()
     for number in range(1, ROUNDS + 1):
         own = [one for one in reports(measured.events) if one.round == number]
-        seen = seen.with_round(map(heard, own))
+        closed = [e for e in measured.events if isinstance(e, AdapterReady) and e.round == number]
+        stages = [told for event in closed for told in _stages(event)]
+        seen = seen.with_round(map(heard, own), stages=stages)
     devices = {name: cost for name in DEVICES if (cost := seen.device_cost(name)) is not None}
     edge = seen.edge_cost("edge")
     assert edge is not None and len(devices) == len(DEVICES), "a round tells all costs"
-    return Fit(devices, edge)
+    return Fit(devices, edge, seen.stage_node("stage"))
 
 
-def stage_seconds(measured: Measured, steps: int) -> float:
-    """What the stage computes for a step of one device, between the first round and the last."""
-    spent = []
-    for event in measured.events:
-        if isinstance(event, AdapterReady):
-            nodes = map(NodeSnapshot.from_json, event.servers)
-            spent += [
-                sum(node.phases[phase].seconds for phase in COMPUTING if phase in node.phases)
-                for node in nodes
-                if node.kind == "stage"
-            ]
-    return (spent[-1] - spent[0]) / ((len(spent) - 1) * steps * len(DEVICES))
+def _stages(event: AdapterReady) -> Iterator[StageReport]:
+    for own in map(NodeSnapshot.from_json, event.servers):
+        if own.kind == "stage":
+            yield StageReport(own.name, own.costs, own.started_at, own.dtype)
 
 
-def foretell(
-    known: Fit, way: Way, tokens: Mapping[str, float], steps: int, deep: float | None = None
-) -> float:
+def foretell(known: Fit, way: Way, tokens: Mapping[str, float], steps: int) -> float:
     """Seconds of a round: that of its slowest device. Loopback itself takes no time.
 
-    `deep` are seconds of a step at the stage; None: the stage is as quick as the edge.
+    A stage that was not seen is as quick as the edge.
     """
+    behind = NOTHING_BEHIND
+    if way.tiers == 3:
+        stage = StageCost(known.stage or known.edge.node, _link(way.hop))
+        behind = Behind((stage,), (STAGE_CUT,))
     turns = []
     for name in DEVICES:
         work = Workload(LAYERS, HIDDEN, round(tokens[name]), steps)
         device = replace(known.devices[name], link=_link(way.link))
-        if way.tiers == 2:
-            turns.append(turns_of(step_cost(work, device, known.edge, CUT)))
-        else:
-            turns.append(three_tiers(work, device, known.edge.node, _link(way.hop), deep))
-    return max(round_ends(turns, steps, 4))
+        turns.append(turns_of(step_cost(work, device, known.edge, CUT, behind=behind)))
+    return max(round_ends(turns, steps, num_stations(1, len(behind.stages))))
 
 
 def _link(mbit: float) -> LinkCost:
     return LinkCost(mbit * 1e6 / 8, mbit * 1e6 / 8)
-
-
-def three_tiers(
-    work: Workload, device: DeviceCost, server: NodeCost, hop: LinkCost, deep: float | None
-) -> Turns:
-    """A step of one micro-batch through edge, hop and stage, and back.
-
-    The hop is one queue each way for all devices of the edge; its messages are coded like others.
-    """
-    tokens, middle = work.tokens, work.blocks(CUT, STAGE_CUT)
-    step = step_cost(work, device, EdgeCost(server), CUT)
-    (leg,) = step.legs
-    back = server.backward(tokens, middle) + server.step.seconds(STAGE_CUT - CUT)
-    encode, decode = server.encode.seconds(tokens), server.decode.seconds(tokens)
-    visits = (
-        (leg.head, server.forward(tokens, middle)),
-        (encode, leg.bytes_up / hop.up),
-        (decode, _deep(work, server) if deep is None else deep),
-        (encode, leg.bytes_down / hop.down),
-        (decode, back),
-    )
-    return Turns(visits, leg.down + step.backward, stations=(EDGE, HOP_UP, STAGE, HOP_DOWN, EDGE))
-
-
-def _deep(work: Workload, server: NodeCost) -> float:
-    """Seconds of a step at a stage as quick as that server."""
-    tokens, blocks = work.tokens, work.blocks(STAGE_CUT, LAYERS)
-    both = server.forward(tokens, blocks) + server.backward(tokens, blocks)
-    return both + tokens * server.head.both + server.step.seconds(LAYERS - STAGE_CUT)
 
 
 # -- the table -------------------------------------------------------------------------------------
@@ -255,8 +218,7 @@ class Row:
         """One run more."""
         self.seconds += measured.rounds
         self.tokens = measured.tokens
-        deep = stage_seconds(measured, steps) if way.tiers == 3 else None
-        self.own.append(foretell(fit(measured), way, self.tokens, steps, deep))
+        self.own.append(foretell(fit(measured), way, self.tokens, steps))
 
 
 def show_all(folder: Path, codecs: Sequence[str], turns: int, steps: int) -> None:

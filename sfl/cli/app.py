@@ -226,6 +226,10 @@ def plan(
         float | None,
         typer.Option(min=0.001, help="Speed of an edge, without --from; default: as measured."),
     ] = None,
+    stage_gflops: Annotated[
+        float | None,
+        typer.Option(min=0.001, help="Speed of a stage behind the edge; default: the edge's."),
+    ] = None,
     figure: Annotated[Path, typer.Option(help="The figure to write.")] = Path("plan.svg"),
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON for programs.")] = False,
     overrides: Overrides = None,
@@ -249,6 +253,7 @@ def plan(
         (device_gflops, edge_gflops),
         figure,
         as_json,
+        stage_gflops,
     )
     raise typer.Exit(plan_and_show(asked))
 

@@ -223,6 +223,12 @@ def show(outcome: Outcome, summary: RunSummary, folder: Path, console: Console) 
         f"{text.duration(outcome.seconds)} in all",
         f"{done:,} updates counted, of {begun:,} that were begun; {len(summary.faults)} faults",
         f"busiest edge: {text.percent(share)} of the time",
+        *(
+            f"{own.name}: {text.percent(own.busy / outcome.seconds)} of the time; "
+            f"busiest hop to it: {text.percent(own.hop / outcome.seconds)}"
+            for own in outcome.stages
+            if outcome.seconds
+        ),
         f"report: {folder / 'report.html'}",
     )
     for line in lines:

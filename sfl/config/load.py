@@ -12,6 +12,7 @@ from pydantic import ValidationError
 
 from sfl.config.base import Section
 from sfl.config.node import DeviceConfig, EdgeConfig, StageConfig
+from sfl.config.planner import ADVICE, MOVING
 from sfl.config.plugins import require_installed, with_packages
 from sfl.config.run import RunConfig
 from sfl.config.sections import RunSection
@@ -20,6 +21,7 @@ from sfl.config.wording import as_config_error, did_you_mean, unknown_key
 from sfl.errors import ConfigError
 from sfl.node.paths import amiss, is_there, nothing_there, require_utf8
 from sfl.node.textfile import NotText, read_text
+from sfl.plan import TIERED
 
 S = TypeVar("S", bound=Section)
 
@@ -32,6 +34,22 @@ def load_run(path: Path, overrides: Iterable[str] = ()) -> RunConfig:
     Relative paths in the file are relative to the file. Raises ConfigError.
     """
     return _run_of(_run_table(path, overrides))
+
+
+def load_planned(path: Path, overrides: Iterable[str] = ()) -> RunConfig:
+    """The same for a plan that nobody carries out: a run of three tiers keeps its cuts, and may
+    still be told better ones. Raises ConfigError."""
+    table = _run_table(path, overrides)
+    planner, run = table.get("planner"), table["run"]
+    if not isinstance(planner, dict) or not isinstance(run, dict):
+        return _run_of(table)
+    policy = planner.get("policy")
+    if run.get("topology") not in TIERED or policy not in MOVING:
+        return _run_of(table)
+    config = _run_of({**table, "planner": {**planner, "policy": ADVICE}})
+    return config.model_copy(
+        update={"planner": config.planner.model_copy(update={"policy": policy})}
+    )
 
 
 def load_simulated(

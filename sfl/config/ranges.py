@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 from sfl.config.devices import DeviceEntry
 from sfl.config.run import RunSettings
 from sfl.errors import ConfigError
@@ -22,11 +24,18 @@ def cuts_of(settings: RunSettings, device: str, num_layers: int) -> tuple[At, ..
 def ways_of(settings: RunSettings, device: str, num_layers: int) -> tuple[At, ...]:
     """Every way in a device's ranges to cut a model of so many blocks, the fewest blocks first.
 
-    At least one block is the edge's.
+    At least one block is the edge's, and one that of each stage behind it, whose cuts stay.
     """
     entry = settings.device(device)
     fronts, tails = _fronts(entry, num_layers), _tails(entry)
-    ways = {(cut, tail) for cut in fronts for tail in tails if cut + tail < num_layers}
+    deep = settings.stage_cuts(device)
+    first, last = deep[0] if deep else num_layers, deep[-1] if deep else 0
+    ways = {
+        (cut, tail)
+        for cut in fronts
+        for tail in tails
+        if cut < first and max(cut, last) < num_layers - tail
+    }
     return tuple(sorted(ways | {(entry.cut_layer, entry.tail_layers)}))
 
 
@@ -47,19 +56,28 @@ def check_ranges(settings: RunSettings, num_layers: int) -> None:
     Raises ConfigError, which names the device's range.
     """
     for entry in settings.devices:
-        front, tail = entry.cut_range, entry.tail_range
-        for name, given, other in (
-            ("cut_range", front, (tail or (entry.tail_layers,))[0]),
-            ("tail_range", tail, (front or (min(1, entry.cut_layer),))[0]),
-        ):
-            most = num_layers - 1 - other
+        for name, given, most, problem in _bounds(settings, entry, num_layers):
             if given is not None and given[1] > most:
-                raise ConfigError(
-                    f"devices.{entry.name}.{name}",
-                    list(given),
-                    f"the model has {num_layers} blocks, and the edge keeps one at least",
-                    f"Use [{min(given[0], most)}, {most}] at most.",
-                )
+                fix = f"Use [{min(given[0], most)}, {most}] at most."
+                raise ConfigError(f"devices.{entry.name}.{name}", list(given), problem, fix)
+
+
+def _bounds(
+    settings: RunSettings, entry: DeviceEntry, num_layers: int
+) -> Iterator[tuple[str, At | None, int, str]]:
+    """Each range of a device with the most that it may have, and why no more."""
+    front, tail, deep = entry.cut_range, entry.tail_range, settings.stage_cuts(entry.name)
+    if deep:
+        kept = "and the server before it keeps one at least"
+        yield "cut_range", front, deep[0] - 1, f"a stage begins after {deep[0]} blocks, {kept}"
+        kept = f"of {num_layers}, and keeps one at least"
+        most = num_layers - 1 - deep[-1]
+        yield "tail_range", tail, most, f"a stage begins after {deep[-1]} blocks {kept}"
+        return
+    problem = f"the model has {num_layers} blocks, and the edge keeps one at least"
+    most = num_layers - 1
+    yield "cut_range", front, most - (tail or (entry.tail_layers,))[0], problem
+    yield "tail_range", tail, most - (front or (min(1, entry.cut_layer),))[0], problem
 
 
 def plans_of(settings: RunSettings, device: str, num_layers: int) -> tuple[Plan, ...]:

@@ -224,6 +224,9 @@ class SimulateSettings(Section):
     """Kinds of devices."""
     edge: SimulatedEdge
     """Edges."""
+    stage: ComputeSettings | None = None
+    """Each stage behind the edges (three tiers). Default: as quick as an edge. The hop to it has
+    the limits of `stages`."""
     cloud: SimulatedCloud = SimulatedCloud()
     """The cloud."""
     model: SimulatedModel | None = None

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from sfl.cost.closed_loop import Turns, round_ends
 from sfl.cost.energy import Energy
-from sfl.cost.flow import Flow, flow_ends
+from sfl.cost.flow import EDGE, flow_ends
 from sfl.cost.paced import paced
 from sfl.cost.step import (
     StepCost,
@@ -17,14 +18,26 @@ from sfl.cost.step import (
     flow_of,
     step_cost,
 )
-from sfl.cost.values import DeviceCost, EdgeCost, Workload
+from sfl.cost.tiers import (
+    DOWN,
+    SERVED,
+    UP,
+    Behind,
+    among,
+    at_edge,
+    num_stations,
+    relayed_seconds,
+    station,
+)
+from sfl.cost.values import DeviceCost, EdgeCost, StageCost, Workload
 
 
 @dataclass(frozen=True, slots=True)
 class Placed:
     """A device with a cut. `edge_clock` is the edge's while it serves this device, as a share of
     its fastest. `edge_share`: so much of the edge serves it beside others; None: the whole edge,
-    one device at a time. `memory` are bytes that the device needs, as forecast elsewhere."""
+    one device at a time. `memory` are bytes that the device needs, as forecast elsewhere.
+    `stage_cuts` are the blocks before each stage behind the edge."""
 
     name: str
     cost: DeviceCost
@@ -34,6 +47,7 @@ class Placed:
     edge_clock: float = 1.0
     edge_share: float | None = None
     memory: int = 0
+    stage_cuts: tuple[int, ...] = ()
 
     @property
     def edge_speed(self) -> float:
@@ -73,8 +87,18 @@ class EdgePrediction:
 
 
 @dataclass(frozen=True, slots=True)
+class StagePrediction:
+    """The round of a stage behind the edges: seconds that it computes for all of them, and that
+    the busiest hop to it is busy one way."""
+
+    load: float
+    hop: float
+
+
+@dataclass(frozen=True, slots=True)
 class Prediction:
-    """A round of a plan. `bound` is the larger of the busiest edge and the slowest device alone.
+    """A round of a plan. `bound` is the larger of the slowest device alone and the busiest of
+    edges, stages and hops.
 
     No round is shorter than the bound. `seconds` add what devices wait for each other.
     """
@@ -83,6 +107,7 @@ class Prediction:
     bound: float
     devices: Mapping[str, DevicePrediction]
     edges: Mapping[str, EdgePrediction]
+    stages: tuple[StagePrediction, ...] = ()
 
     @property
     def energy(self) -> Energy:
@@ -98,77 +123,125 @@ class Prediction:
 
 
 def predict(
-    workload: Workload, devices: Sequence[Placed], edges: Mapping[str, EdgeCost]
+    workload: Workload,
+    devices: Sequence[Placed],
+    edges: Mapping[str, EdgeCost],
+    stages: Sequence[StageCost] = (),
 ) -> Prediction:
     """A round of these devices; whoever takes no part is left out."""
+    behind = [Behind(tuple(stages), one.stage_cuts) for one in devices]
     steps = [
-        step_cost(workload, one.cost, edges[one.edge], one.cut_layer, one.tail_layers)
-        for one in devices
+        step_cost(workload, one.cost, edges[one.edge], one.cut_layer, one.tail_layers, own)
+        for one, own in zip(devices, behind, strict=True)
     ]
-    exchanges = [exchange_seconds(one.cost, one.cut_layer, one.tail_layers) for one in devices]
-    ends = _ends(workload, devices, edges, steps)
-    found = {
-        one.name: _device(workload, one, step, end + exchange)
-        for one, step, end, exchange in zip(devices, steps, ends, exchanges, strict=True)
-    }
+    ends = _ends(workload, devices, edges, behind, steps)
+    found, at_edges = {}, Counter(one.edge for one in devices)
+    for one, own, step, end in zip(devices, behind, steps, ends, strict=True):
+        sharing = (at_edges[one.edge], *[len(devices)] * len(stages))
+        alone, among_all = (_exchange(workload, one, own, each) for each in ((), sharing))
+        found[one.name] = _device(workload, one, step, end + among_all, alone)
     loads = {name: _edge(workload, name, edges[name], devices, steps) for name in edges}
+    deep = _stages(workload, devices, edges, steps, len(stages))
     return Prediction(
         seconds=max((one.seconds for one in found.values()), default=0.0),
         bound=max(
-            [one.alone_seconds for one in found.values()] + [one.load for one in loads.values()],
+            [one.alone_seconds for one in found.values()]
+            + [one.load for one in loads.values()]
+            + [max(one.load, one.hop) for one in deep],
             default=0.0,
         ),
         devices=found,
         edges=loads,
+        stages=deep,
     )
+
+
+def _exchange(workload: Workload, one: Placed, behind: Behind, sharing: Sequence[int]) -> float:
+    """Of all parts of its adapter that cross a link; `sharing` each hop are so many devices."""
+    last = workload.num_layers - one.tail_layers
+    own = exchange_seconds(one.cost, one.cut_layer, one.tail_layers)
+    return own + relayed_seconds(one.cost, behind, last, sharing)
 
 
 def _ends(
     workload: Workload,
     devices: Sequence[Placed],
     edges: Mapping[str, EdgeCost],
+    behind: Sequence[Behind],
     steps: Sequence[StepCost],
 ) -> list[float]:
     """When each has done its steps: micro-batch by micro-batch, where there are several."""
     numbers = {name: number for number, name in enumerate(edges)}
     if workload.micro_batches > 1 and all(one.edge_share is None for one in devices):
         flows = [
-            served_at(
-                flow_of(workload, one.cost, edges[one.edge], one.cut_layer, one.tail_layers),
+            at_edge(
+                flow_of(workload, one.cost, edges[one.edge], one.cut_layer, one.tail_layers, own),
                 one.edge_speed,
                 numbers[one.edge],
+                len(edges),
             )
-            for one in devices
+            for one, own in zip(devices, behind, strict=True)
         ]
         pieces = sum(flow.count for flow in flows)
-        return paced(lambda steps: flow_ends(flows, steps, len(edges)), workload.steps, pieces)
+        return paced(lambda steps: flow_ends(flows, steps), workload.steps, pieces)
     turns = [
-        turns_of(step, one.edge_speed, numbers[one.edge], beside=one.edge_share is not None)
+        turns_of(
+            step, one.edge_speed, numbers[one.edge], len(edges), beside=one.edge_share is not None
+        )
         for one, step in zip(devices, steps, strict=True)
     ]
-    return paced(lambda steps: round_ends(turns, steps, len(edges)), workload.steps, len(turns))
+    count = num_stations(len(edges), max((len(own.stages) for own in behind), default=0))
+    return paced(lambda steps: round_ends(turns, steps, count), workload.steps, len(turns))
 
 
-def served_at(flow: Flow, speed: float, edge: int) -> Flow:
-    """At an edge of that number, at that share of its fastest speed."""
-    laps = tuple(replace(lap, serve=lap.serve / speed) for lap in flow.laps)
-    return replace(flow, laps=laps, edge=edge)
-
-
-def turns_of(step: StepCost, speed: float = 1.0, edge: int = 0, *, beside: bool = False) -> Turns:
+def turns_of(
+    step: StepCost, speed: float = 1.0, edge: int = 0, num_edges: int = 1, *, beside: bool = False
+) -> Turns:
     """A step as its edge sees it, at that share of its fastest speed, all micro-batches at once.
 
-    Who is served `beside` others waits for nobody, and nobody for it.
+    Who is served `beside` others at the edge waits there for nobody, and nobody for it.
     """
-    visits, before, pace = [], 0.0, step.pace
+    found, stations, before, pace = [], [], 0.0, step.pace
     for leg in step.legs:
-        serve, there = leg.edge / speed, pace * (before + leg.head)
-        visits.append((there + serve, 0.0) if beside else (there, serve))
+        jobs = [(EDGE, pace * (before + leg.head), leg.edge)]
+        jobs += [(own.station, pace * own.lag, own.serve) for own in leg.behind]
+        for number, lag, seconds in jobs:
+            serve = seconds / speed if number == EDGE else pace * seconds
+            free = beside and number == EDGE
+            found.append((lag + serve, 0.0) if free else (lag, serve))
+            stations.append(among(number, edge, num_edges))
         before = leg.down
-    return Turns(tuple(visits), pace * (before + step.backward), edge)
+    at = tuple(stations) if step.stations else ()
+    return Turns(tuple(found), pace * (before + step.backward), edge, at)
 
 
-def _device(workload: Workload, one: Placed, step: StepCost, seconds: float) -> DevicePrediction:
+def _stages(
+    workload: Workload,
+    devices: Sequence[Placed],
+    edges: Mapping[str, EdgeCost],
+    steps: Sequence[StepCost],
+    num_stages: int,
+) -> tuple[StagePrediction, ...]:
+    """Each stage for all devices, and each hop for those that share it."""
+    numbers = {name: number for number, name in enumerate(edges)}
+    busy = [0.0] * num_stations(len(edges), num_stages)
+    for one, step in zip(devices, steps, strict=True):
+        for own in step.stations:
+            busy[among(own, numbers[one.edge], len(edges))] += workload.steps * step.busy(own)
+
+    def most(stage: int, *kinds: int) -> float:
+        at = {among(station(stage, k), e, len(edges)) for k in kinds for e in numbers.values()}
+        return max(busy[number] for number in at)
+
+    return tuple(
+        StagePrediction(most(number, SERVED), most(number, UP, DOWN))
+        for number in range(num_stages)
+    )
+
+
+def _device(
+    workload: Workload, one: Placed, step: StepCost, seconds: float, exchange_alone: float
+) -> DevicePrediction:
     steps, exchange = workload.steps, exchange_bytes(one.cost, one.cut_layer, one.tail_layers)
     energy = device_energy(step, one.cost)
     own = steps * step.device * one.cost.node.spread
@@ -179,8 +252,9 @@ def _device(workload: Workload, one: Placed, step: StepCost, seconds: float) -> 
             "device": steps * step.pace * step.device,
             "up": steps * step.pace * step.up,
             "edge": steps * step.edge / one.edge_speed,
+            **_deep(steps * step.pace, step),
             "down": steps * step.pace * step.down,
-            "exchange": exchange_seconds(one.cost, one.cut_layer, one.tail_layers),
+            "exchange": exchange_alone,
         },
         bytes_up=steps * step.bytes_up + exchange,
         bytes_down=steps * step.bytes_down + exchange,
@@ -188,6 +262,14 @@ def _device(workload: Workload, one: Placed, step: StepCost, seconds: float) -> 
         memory=one.memory,
         spread=(own**2 + link**2) ** 0.5,
     )
+
+
+def _deep(steps: float, step: StepCost) -> dict[str, float]:
+    """What is behind the edge; nothing in two tiers."""
+    if not step.stations:
+        return {}
+    parts = {"hop up": step.hop_up, "stage": step.stage, "hop down": step.hop_down}
+    return {name: steps * seconds for name, seconds in parts.items()}
 
 
 def _edge(

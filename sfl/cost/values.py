@@ -164,6 +164,8 @@ class DeviceCost:
     block_load: float = 0.0
     power: PowerModel = NO_POWER
     handover: float = 0.0
+    hop_bits: ValueBits | None = None
+    """Of what crosses between the servers behind it; None: as `bits`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -172,3 +174,12 @@ class EdgeCost:
 
     node: NodeCost
     clock: ClockRange = FIXED_CLOCK
+
+
+@dataclass(frozen=True, slots=True)
+class StageCost:
+    """What a stage behind an edge costs. `hop` leads to it from each server before it, `up` towards
+    the stage: all devices of that server share it."""
+
+    node: NodeCost
+    hop: LinkCost

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
-from sfl.cost.predict import Prediction, predict
+from sfl.cost.predict import Prediction
 from sfl.planners.decision import Choice, Decision
 from sfl.planners.scan import SCAN
-from sfl.planners.state import State, placed
+from sfl.planners.state import State, foretold
 
 Choices = Mapping[str, Choice]
 
@@ -52,13 +52,26 @@ def compare(
     ]
     if uniform:
         rivals.append(min(uniform, key=lambda rival: rival.seconds))
+    rivals += _other_stages(state, decision.devices)
     return Comparison(decision, foretold(state, decision.devices), tuple(rivals))
 
 
-def foretold(state: State, choices: Choices) -> Prediction:
-    """A round of these choices."""
-    edges = {edge.name: edge.cost for edge in state.edges}
-    return predict(state.workload, placed(state, choices), edges)
+def _other_stages(state: State, choices: Choices) -> Iterator[Rival]:
+    """The best place for the stage behind all edges, with devices' own cuts as decided."""
+    taking = [choice for choice in choices.values() if choice.takes_part]
+    if len(state.stages) != 1 or not taking:
+        return
+    first = 1 + max(choice.cut_layer for choice in taking)
+    last = state.workload.num_layers - max(choice.tail_layers for choice in taking)
+
+    def seconds(cut: int) -> float:
+        devices = tuple(replace(device, stage_cuts=(cut,)) for device in state.devices)
+        return foretold(replace(state, devices=devices), choices).seconds
+
+    places = {cut: seconds(cut) for cut in range(first, last)}
+    if places:
+        best = min(places, key=lambda cut: places[cut])
+        yield Rival(f"stages.cuts = [{best}] for all", places[best])
 
 
 def _rivals(

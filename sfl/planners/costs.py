@@ -4,25 +4,30 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Protocol, TypeVar
 
 from sfl.config import RunSettings
 from sfl.cost.energy import NO_POWER, PowerModel
-from sfl.cost.values import DeviceCost, EdgeCost, ValueBits, Workload
+from sfl.cost.values import DeviceCost, EdgeCost, NodeCost, StageCost, ValueBits, Workload
 from sfl.cost.work import MOMENTS
+from sfl.plan import SERVERS
 from sfl.planners.outset import (
     FLOPS,
     ModelFacts,
     adapter_bytes,
     guessed_device,
     guessed_edge,
+    guessed_stage,
     stated_bits,
+    stated_hop,
+    stated_hop_bits,
     stated_link,
     workload,
 )
 
 Cost = TypeVar("Cost", DeviceCost, EdgeCost)
+Known = TypeVar("Known")
 
 
 class Seen(Protocol):
@@ -33,6 +38,9 @@ class Seen(Protocol):
 
     def edge_cost(self, name: str) -> EdgeCost | None:
         """An edge's costs."""
+
+    def stage_node(self, name: str) -> NodeCost | None:
+        """What a stage behind the edges takes to compute."""
 
     def step_tokens(self) -> float | None:
         """Real tokens of a step, the median over devices."""
@@ -52,6 +60,10 @@ class NothingSeen:
         """Nothing."""
         return None
 
+    def stage_node(self, name: str) -> NodeCost | None:
+        """Nothing."""
+        return None
+
     def step_tokens(self) -> float | None:
         """Nothing."""
         return None
@@ -63,15 +75,17 @@ class NothingSeen:
 
 @dataclass(frozen=True, slots=True)
 class Speeds:
-    """Operations a second of nodes that have shown nothing."""
+    """Operations a second of nodes that have shown nothing; a stage's None: as an edge."""
 
     device: float = FLOPS
     edge: float = FLOPS
+    stage: float | None = None
 
 
 @dataclass(frozen=True)
 class Costs:
-    """Of these devices and edges; `seen` are those that were measured, by name."""
+    """Of these devices and edges, and of the stages behind them; `seen` are devices that were
+    measured, by name."""
 
     settings: RunSettings
     facts: ModelFacts
@@ -80,6 +94,7 @@ class Costs:
     seen: frozenset[str]
     tokens: float | None = None
     micro_batches: float | None = None
+    stages: dict[str, StageCost] = field(default_factory=dict)
 
     @staticmethod
     def of(
@@ -105,22 +120,37 @@ class Costs:
             cost = measured.get(name) or _like(measured, settings, name)
             cost = cost or guessed_device(facts, settings, name, known.device)
             lora = adapter_bytes(facts, settings, name)
-            bits = stated_bits(settings, name) if cost.bits == ValueBits() else cost.bits
-            power = cost.power if cost.power != NO_POWER else _stated_power(settings)
-            moments = MOMENTS * lora
             found[name] = replace(
-                cost, bits=bits, lora_bytes=lora, moment_bytes=moments, power=power
+                cost,
+                bits=stated_bits(settings, name) if cost.bits == ValueBits() else cost.bits,
+                lora_bytes=lora,
+                moment_bytes=MOMENTS * lora,
+                power=cost.power if cost.power != NO_POWER else _stated_power(settings),
+                hop_bits=stated_hop_bits(settings, name),
             )
         other = _median(at_edges.values())
         other = guessed_edge(facts, known.edge) if other is None else other
         served = {name: _clocked(settings, at_edges.get(name, other)) for name in far}
         seen = frozenset(measured) if at_edges else frozenset()
         step = shown.step_tokens() or tokens
-        return Costs(settings, facts, found, served, seen, step, shown.micro_batches())
+        deep = _stages(settings, facts, shown, known.stage, other.node)
+        return Costs(settings, facts, found, served, seen, step, shown.micro_batches(), deep)
 
     def workload(self, steps: int) -> Workload:
         """A round of so many steps."""
         return workload(self.facts, self.settings, steps, self.tokens, self.micro_batches)
+
+
+def _stages(
+    settings: RunSettings, facts: ModelFacts, shown: Seen, flops: float | None, edge: NodeCost
+) -> dict[str, StageCost]:
+    """Those that the run has behind its edges, the first one first; none in two tiers."""
+    count = len(settings.stage_cuts(settings.devices[0].name))
+    names = SERVERS[1 : 1 + count]
+    measured = _sound(names, shown.stage_node)
+    guess = guessed_stage(facts, settings, flops, edge)
+    hop = stated_hop(settings)
+    return {name: StageCost(measured[name], hop) if name in measured else guess for name in names}
 
 
 def _stated_power(settings: RunSettings) -> PowerModel:
@@ -137,7 +167,7 @@ def _clocked(settings: RunSettings, cost: EdgeCost) -> EdgeCost:
     return replace(cost, clock=replace(clock, least=own.edge_least_clock))
 
 
-def _sound(names: Iterable[str], cost_of: Callable[[str], Cost | None]) -> dict[str, Cost]:
+def _sound(names: Iterable[str], cost_of: Callable[[str], Known | None]) -> dict[str, Known]:
     """What these nodes have shown; sums of which nothing can be made count as not shown."""
     found = {}
     for name in names:

@@ -17,12 +17,18 @@ from dataclasses import dataclass
 from math import inf
 
 from sfl.cost.closed_loop import Turns, round_ends
-from sfl.cost.predict import predict, turns_of
-from sfl.cost.step import exchange_seconds, step_cost
+from sfl.cost.predict import turns_of
+from sfl.cost.tiers import num_stations
 from sfl.planners.decision import Choice
 from sfl.planners.planner import Planner, Proposal
-from sfl.planners.seconds import alone_seconds, edge_seconds, moving_seconds, step_of
-from sfl.planners.state import DeviceState, EdgeState, State, placed
+from sfl.planners.seconds import (
+    alone_seconds,
+    edge_seconds,
+    exchange_of,
+    moving_seconds,
+    step_of,
+)
+from sfl.planners.state import DeviceState, State, foretold
 from sfl.planners.told import Cut
 
 POLISHED = 16
@@ -65,21 +71,19 @@ def within_bound(state: State) -> dict[str, Choice]:
     chosen: dict[str, Choice] = {}
     for name, devices in state.at_edges().items():
         edge = state.edge(name)
-        rows = [row(state, edge, device) for device in devices]
+        rows = [row(state, device) for device in devices]
         least = shortest(rows, edge.load)
         chosen |= _at(rows, least, edge.load, state.workload.num_layers)
     return chosen
 
 
-def row(state: State, edge: EdgeState, device: DeviceState) -> Row:
+def row(state: State, device: DeviceState) -> Row:
     """What each of its cuts means for itself and for the edge."""
-    workload, cost = state.workload, device.cost
-    every = []
+    every, steps = [], state.workload.steps
     for cut in device.legal:
-        step = step_cost(workload, cost, edge.cost, cut.cut_layer, cut.tail_layers)
-        exchange = exchange_seconds(cost, cut.cut_layer, cut.tail_layers)
-        seconds = workload.steps * step.seconds + exchange
-        every.append((seconds, workload.steps * step.edge, cut))
+        choice = device.choice(cut)
+        step, exchange = step_of(state, device, choice), exchange_of(state, device, choice)
+        every.append((steps * step.seconds + exchange, steps * step.edge, cut))
     every.sort()
     useful, least = [], inf
     for entry in every:
@@ -143,12 +147,12 @@ def _polished(
     state: State, devices: Sequence[DeviceState], chosen: Mapping[str, Choice]
 ) -> dict[str, Choice]:
     """The best change of each device in turn, as long as one shortens the round."""
-    steps = min(state.workload.steps, STEPS)
+    steps, stations = min(state.workload.steps, STEPS), num_stations(1, len(state.stages))
     ways = {d.name: {cut.at: _way(state, d, d.choice(cut)) for cut in d.legal} for d in devices}
 
     def seconds(at: Mapping[str, tuple[int, int]]) -> float:
         each = [ways[name][cut] for name, cut in at.items()]
-        ends = round_ends([turns for turns, _ in each], steps)
+        ends = round_ends([turns for turns, _ in each], steps, stations)
         return max(end + exchange for end, (_, exchange) in zip(ends, each, strict=True))
 
     at = {device.name: chosen[device.name].at for device in devices}
@@ -167,14 +171,12 @@ def _way(state: State, device: DeviceState, choice: Choice) -> tuple[Turns, floa
     """A step as an edge sees it, and the seconds of the adapter's exchange in one."""
     turns = turns_of(step_of(state, device, choice), choice.edge_speed)
     steps = min(state.workload.steps, STEPS) / state.workload.steps
-    return turns, steps * exchange_seconds(device.cost, *choice.at)
+    return turns, steps * exchange_of(state, device, choice)
 
 
 def length(state: State, choices: Mapping[str, Choice]) -> float:
     """What `fleet` makes small: seconds of a round as events, or their bound if that is longer."""
-    edges = {edge.name: edge.cost for edge in state.edges}
-    found = predict(state.workload, placed(state, choices), edges)
-    return max(found.seconds, bound(state, choices))
+    return max(foretold(state, choices).seconds, bound(state, choices))
 
 
 def bound(state: State, choices: Mapping[str, Choice]) -> float:

@@ -19,10 +19,10 @@ from sfl.planners.state import DeviceState, State
 
 
 def propose(state: State) -> Proposal:
-    """The least cut of each device's chain, or `scan`'s where two cuts are the device's."""
-    u_shaped = state.workload.u_shaped
-    choose = shortest if u_shaped else _by_graph
-    note = "the U-shape has two cuts: looked at one by one" if u_shaped else ""
+    """The least cut of each device's chain, or `scan`'s where a model has more than one."""
+    several = state.workload.u_shaped or bool(state.stages)
+    choose = shortest if several else _by_graph
+    note = "the model has two cuts or more: looked at one by one" if several else ""
     chosen = {device.name: choose(state, device) for device in state.able}
     return Proposal(chosen, state.memory, note)
 

@@ -30,6 +30,7 @@ from sfl.cost.shown import (
 from sfl.cost.values import (
     DeviceCost,
     EdgeCost,
+    NodeCost,
 )
 from sfl.planners.fitted import Reading, link_cost, node_cost, power, value_bits
 
@@ -72,6 +73,10 @@ class EdgeReport:
     dtype: str = ""
 
 
+StageReport = EdgeReport
+"""A stage's: `edge` is its name, and `shown` has the passes of all of its devices."""
+
+
 @dataclass(frozen=True, slots=True)
 class SeenDevice:
     """One device, so far. `last` is its latest report, that the next one is taken off.
@@ -110,27 +115,41 @@ class SeenEdge:
 
 
 @dataclass(frozen=True, slots=True)
+class SeenStage:
+    """One stage behind the edges, so far; its passes are sums that fade."""
+
+    last: Shown = NOTHING
+    started_at: float = 0.0
+    setting: tuple[int, str] = (0, "")
+    passes: Mapping[PassKey, Sums] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
 class Observations:
     """All nodes, so far. `block_bytes` are those of one block's adapter, and of its moments."""
 
     block_bytes: tuple[float, float] = (0.0, 0.0)
     devices: Mapping[str, SeenDevice] = field(default_factory=dict)
     edges: Mapping[str, SeenEdge] = field(default_factory=dict)
+    stages: Mapping[str, SeenStage] = field(default_factory=dict)
 
     def with_round(
         self,
         reports: Iterable[DeviceReport],
         edges: Iterable[EdgeReport] = (),
         lost: Iterable[str] = (),
+        stages: Iterable[StageReport] = (),
     ) -> Observations:
         """After a round of these; `lost` devices took part and did not finish it."""
-        devices = dict(self.devices)
+        devices, deep = dict(self.devices), dict(self.stages)
         known = list(reports)
+        for each in stages:
+            deep[each.edge] = _stage_heard(deep.get(each.edge, SeenStage()), each)
         at_edges = Counter(edge for _, edge in {(one.device, one.edge) for one in known})
         for report in known:
             before = devices.get(report.device, SeenDevice())
             after = _heard(before, report)
-            if at_edges[report.edge] == 1:
+            if at_edges[report.edge] == 1 and not deep:  # it also waits for what is behind
                 after = replace(after, handover=_handover(before, after, report))
             devices[report.device] = after
         for name in lost:
@@ -139,7 +158,7 @@ class Observations:
         there = dict(self.edges)
         for each in edges:
             there[each.edge] = _edge_heard(there.get(each.edge, SeenEdge()), each)
-        return replace(self, devices=devices, edges=there)
+        return replace(self, devices=devices, edges=there, stages=deep)
 
     def with_device(self, report: DeviceReport) -> Observations:
         """After one report. A whole round's at once are cheaper by `with_round`."""
@@ -180,6 +199,15 @@ class Observations:
         edge = self.edges.get(name, SeenEdge())
         node = node_cost(passes, edge.setting)
         return None if node is None else EdgeCost(node, _clock(edge))
+
+    def stage_node(self, name: str) -> NodeCost | None:
+        """What a stage takes to compute, by its name; None before it has had a block.
+
+        The only stage that there is may be called anything.
+        """
+        only = next(iter(self.stages.values())) if len(self.stages) == 1 else None
+        seen = self.stages.get(name, only)
+        return None if seen is None else node_cost(seen.passes, seen.setting)
 
     def success(self, name: str) -> float:
         """The share of its rounds that a device finished; 1 before its first."""
@@ -277,6 +305,15 @@ def _edge_heard(seen: SeenEdge, report: EdgeReport) -> SeenEdge:
         energy=seen.energy if joules is None else joules,
         computed=sum(s.seconds for s in between(report.shown.passes, last.passes).values()),
     )
+
+
+def _stage_heard(seen: SeenStage, report: StageReport) -> SeenStage:
+    """After a stage's word; what it had timed in another setting is forgotten."""
+    setting = (report.shown.threads, report.dtype)
+    last = seen.last if report.started_at == seen.started_at else NOTHING
+    known = seen.passes if setting == seen.setting else {}
+    passes = _faded(known, between(report.shown.passes, last.passes))
+    return SeenStage(report.shown, report.started_at, setting, passes)
 
 
 def _clock(edge: SeenEdge) -> ClockRange:

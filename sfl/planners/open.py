@@ -19,11 +19,11 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from math import inf, sqrt
 
-from sfl.cost.step import device_energy, exchange_seconds
+from sfl.cost.step import device_energy
 from sfl.planners.decision import Choice
 from sfl.planners.fitting import least_that_fits
 from sfl.planners.planner import Planner, Proposal
-from sfl.planners.seconds import step_of
+from sfl.planners.seconds import exchange_of, step_of
 from sfl.planners.state import DeviceState, State
 from sfl.planners.told import Cut
 
@@ -195,10 +195,11 @@ def _options(state: State, device: DeviceState) -> list[_Option]:
 
 
 def _option(state: State, device: DeviceState, cut: Cut) -> _Option:
-    step, steps = step_of(state, device, device.choice(cut)), state.workload.steps
+    choice, steps = device.choice(cut), state.workload.steps
+    step = step_of(state, device, choice)
     return _Option(
         cut,
-        steps * (step.seconds - step.edge) + exchange_seconds(device.cost, *cut.at),
+        steps * (step.seconds - step.edge) + exchange_of(state, device, choice),
         steps * device_energy(step, device.cost).joules,
         steps * step.edge,
     )

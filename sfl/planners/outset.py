@@ -6,10 +6,13 @@ more.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 
 from sfl.config import RunSettings
 from sfl.config.codec import AUTO_CODECS
+from sfl.config.devices import LinkSettings
+from sfl.config.stages import StagesSettings
 from sfl.cost.values import (
     FREE,
     DeviceCost,
@@ -17,6 +20,7 @@ from sfl.cost.values import (
     LinkCost,
     NodeCost,
     PassCost,
+    StageCost,
     ValueBits,
     Workload,
 )
@@ -89,6 +93,20 @@ def guessed_edge(facts: ModelFacts, flops: float = FLOPS) -> EdgeCost:
     return EdgeCost(guessed_node(facts, flops))
 
 
+def guessed_stage(
+    facts: ModelFacts, settings: RunSettings, flops: float | None, edge: NodeCost
+) -> StageCost:
+    """Of a stage behind the edges, with the limits of its hop as the settings have them.
+
+    Where no speed is stated it is as quick as that edge, whose head nobody may have timed.
+    """
+    if flops is not None:
+        return StageCost(guessed_node(facts, flops), stated_hop(settings))
+    if edge.head == FREE and facts.block.both:
+        edge = replace(edge, head=facts.head.times(edge.block.both / facts.block.both))
+    return StageCost(edge, stated_hop(settings))
+
+
 def guessed_device(
     facts: ModelFacts, settings: RunSettings, device: str, flops: float = FLOPS
 ) -> DeviceCost:
@@ -110,7 +128,15 @@ def adapter_bytes(facts: ModelFacts, settings: RunSettings, device: str) -> floa
 
 def stated_link(settings: RunSettings, device: str) -> LinkCost:
     """By the device's limits."""
-    own = settings.device(device).link
+    return _limited(settings.device(device).link)
+
+
+def stated_hop(settings: RunSettings) -> LinkCost:
+    """Between an edge and the stage behind it, and between stages, by the run's limits."""
+    return _limited(settings.stages)
+
+
+def _limited(own: LinkSettings | StagesSettings) -> LinkCost:
     up, down = (1e6 / 8 * mbit or NO_LIMIT for mbit in (own.up_mbit, own.down_mbit))
     return LinkCost(up, down, own.delay_ms / 1000.0)
 
@@ -118,7 +144,18 @@ def stated_link(settings: RunSettings, device: str) -> LinkCost:
 def stated_bits(settings: RunSettings, device: str) -> ValueBits:
     """What its codecs usually take; of one that is not in the list nobody knows."""
     own = settings.codecs(device, 1, AUTO_CODECS[-1])
-    roles = (own.activation, own.gradient, own.hidden, own.tail_gradient)
+    return _bits((own.activation, own.gradient, own.hidden, own.tail_gradient))
+
+
+def stated_hop_bits(settings: RunSettings, device: str) -> ValueBits | None:
+    """The same behind its edge; None where the codecs there are those before it."""
+    own = settings.codecs(device, 1, AUTO_CODECS[-1])
+    here = (own.activation, own.gradient, own.hidden, own.tail_gradient)
+    hop = (own.stage_activation, own.stage_gradient, own.stage_hidden, own.stage_tail_gradient)
+    return None if hop == here else _bits(hop)
+
+
+def _bits(roles: Sequence[str]) -> ValueBits:
     known = [BITS.get(spec, OTHER_BITS) for spec in roles]
     return ValueBits(*((pair[number % 2],) for number, pair in enumerate(known)))
 

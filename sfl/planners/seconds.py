@@ -3,21 +3,29 @@
 from __future__ import annotations
 
 from sfl.cost.step import StepCost, exchange_seconds, step_cost
+from sfl.cost.tiers import relayed_seconds
 from sfl.planners.decision import Choice
 from sfl.planners.state import DeviceState, State, as_chosen
 
 
 def step_of(state: State, device: DeviceState, choice: Choice) -> StepCost:
-    """One step, with the edge at its fastest clock."""
+    """One step, with the edge at its fastest clock, and the stages behind it."""
     edge = state.edge(choice.edge or device.edge).cost
     cost = as_chosen(device.cost, choice)
-    return step_cost(state.workload, cost, edge, *choice.at)
+    return step_cost(state.workload, cost, edge, *choice.at, state.behind(device))
+
+
+def exchange_of(state: State, device: DeviceState, choice: Choice) -> float:
+    """The parts of its adapter over its link, and over the hops behind its edge."""
+    cost, last = as_chosen(device.cost, choice), state.workload.num_layers - choice.tail_layers
+    relayed = relayed_seconds(cost, state.behind(device), last)
+    return exchange_seconds(cost, *choice.at) + relayed
 
 
 def own_seconds(state: State, device: DeviceState, choice: Choice) -> float:
-    """A round of the device and its link, without the edge."""
+    """A round of the device, its link and what is behind its edge, without the edge."""
     step = step_of(state, device, choice)
-    exchange = exchange_seconds(as_chosen(device.cost, choice), *choice.at)
+    exchange = exchange_of(state, device, choice)
     return state.workload.steps * (step.seconds - step.edge) + exchange
 
 

@@ -13,10 +13,9 @@ from dataclasses import dataclass, replace
 from math import inf, isinf
 from typing import TYPE_CHECKING
 
-from sfl.cost.predict import Prediction, predict
 from sfl.planners.decision import Choice, Decision, Memory, Why
 from sfl.planners.seconds import alone_seconds, moving_seconds, step_of
-from sfl.planners.state import DeviceState, State, placed
+from sfl.planners.state import DeviceState, State, foretold
 
 if TYPE_CHECKING:
     from sfl.planners.planner import Planner, Proposal
@@ -130,7 +129,7 @@ def _together(planner: Planner, state: State, go: Proposal) -> _Settled:
     before, after = (planner.together(state, choices) for choices in (staying, going))
     layers = state.workload.num_layers
     moving = max((moving_seconds(one, going[one.name], layers) for one in movers), default=0.0)
-    needed = _needed(state, moving, _predict(state, staying).bound) if movers else 0.0
+    needed = _needed(state, moving, foretold(state, staying).bound) if movers else 0.0
     if movers and _gain(before, after) <= needed:
         names = tuple(device.name for device in movers)
         moved = _moved(state, staying)
@@ -157,24 +156,18 @@ def _order(state: State, choices: Choices) -> tuple[str, ...]:
     return tuple(sorted(tails, key=lambda name: (-tails[name], name)))
 
 
-def _predict(state: State, choices: Choices) -> Prediction:
-    return predict(
-        state.workload, placed(state, choices), {edge.name: edge.cost for edge in state.edges}
-    )
-
-
 def _why(planner: Planner, state: State, settled: _Settled, note: str) -> Why:
-    foretold = _predict(state, settled.devices)
-    slowest = foretold.slowest
+    told = foretold(state, settled.devices)
+    slowest = told.slowest
     found = score(planner, state, settled.devices)
     rival, rival_score = _runner_up(planner, state, settled)
     return Why(
-        seconds=foretold.seconds,
-        bound=foretold.bound,
+        seconds=told.seconds,
+        bound=told.bound,
         slowest=slowest,
-        parts=foretold.devices[slowest].alone if slowest else {},
-        joules=foretold.energy.joules,
-        energy_source=foretold.energy.source,
+        parts=told.devices[slowest].alone if slowest else {},
+        joules=told.energy.joules,
+        energy_source=told.energy.source,
         score=found,
         staying=None if settled.staying is None or isinf(settled.staying) else settled.staying,
         runner_up=rival,

@@ -8,17 +8,18 @@ from dataclasses import dataclass, replace
 from sfl.config import RunSettings
 from sfl.config.planner import ADVICE, OFF
 from sfl.config.ranges import cuts_of, ways_of
-from sfl.cost.values import DeviceCost, EdgeCost, Workload
+from sfl.cost.values import DeviceCost, EdgeCost, StageCost, Workload
 from sfl.errors import SflError
 from sfl.node.text import plain
 from sfl.planners.decision import Choice, Decision, Memory
 from sfl.planners.planner import Planner
 from sfl.planners.registry import PLANNERS
-from sfl.planners.state import Aims, DeviceState, EdgeState, State
+from sfl.planners.state import Aims, DeviceState, EdgeState, StageState, State
 from sfl.planners.told import Cut, Outcome
 
 GUESSED = "nothing is measured yet, so that the seconds are a guess"
 STAYS = "cuts stay until something is"
+NO_STAGES: Mapping[str, StageCost] = {}
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,8 +52,10 @@ def state_of(
     devices: Sequence[Present],
     edges: Mapping[str, EdgeCost],
     before: Remembered,
+    stages: Mapping[str, StageCost] = NO_STAGES,
 ) -> State:
-    """All that a decision on this round depends on; `edges` are all that are there."""
+    """All that a decision on this round depends on; `edges` are all that are there, and `stages`
+    those behind them, the first one first."""
     found = tuple(
         DeviceState(
             own.name,
@@ -63,6 +66,7 @@ def state_of(
             own.memory,
             own.success,
             own.outcome,
+            settings.stage_cuts(own.name),
         )
         for own in devices
     )
@@ -75,6 +79,7 @@ def state_of(
         settings.run.seed,
         before.memory,
         before.recorded,
+        tuple(StageState(name, cost) for name, cost in stages.items()),
     )
 
 

@@ -8,8 +8,9 @@ from functools import cache, cached_property
 from typing import TYPE_CHECKING
 
 from sfl.cost.digits import rounded
-from sfl.cost.predict import Placed
-from sfl.cost.values import DeviceCost, EdgeCost, Workload
+from sfl.cost.predict import Placed, Prediction, predict
+from sfl.cost.tiers import Behind
+from sfl.cost.values import DeviceCost, EdgeCost, StageCost, Workload
 from sfl.planners.decision import Choice, Memory
 from sfl.planners.told import Cut, Outcome
 
@@ -22,7 +23,8 @@ class DeviceState:
     """A device as a planner sees it. `cuts` are those that its settings allow, in any order.
 
     `at` is its present cut, None before the first round. `memory` is its budget in bytes. `success`
-    is the share of its rounds that it finished.
+    is the share of its rounds that it finished. `stage_cuts` are the blocks before each stage
+    behind its edge: they stay.
     """
 
     name: str
@@ -33,6 +35,7 @@ class DeviceState:
     memory: int | None = None
     success: float = 1.0
     outcome: Outcome | None = None
+    stage_cuts: tuple[int, ...] = ()
 
     @cached_property
     def legal(self) -> tuple[Cut, ...]:
@@ -52,6 +55,14 @@ class EdgeState:
     name: str
     cost: EdgeCost
     load: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class StageState:
+    """A stage behind the edges."""
+
+    name: str
+    cost: StageCost
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,6 +105,8 @@ class State:
     seed: int = 0
     memory: Memory = field(default_factory=dict)
     recorded: Mapping[str, Choice] = field(default_factory=dict)
+    stages: tuple[StageState, ...] = ()
+    """Behind the edges, in the order in which activations reach them."""
 
     @cached_property
     def able(self) -> tuple[DeviceState, ...]:
@@ -111,6 +124,14 @@ class State:
         """By name."""
         return self._edges[name]
 
+    def behind(self, device: DeviceState) -> Behind:
+        """The stages behind a device's edge."""
+        return Behind(self._stage_costs, device.stage_cuts)
+
+    @cached_property
+    def _stage_costs(self) -> tuple[StageCost, ...]:
+        return tuple(stage.cost for stage in self.stages)
+
     @cached_property
     def _edges(self) -> dict[str, EdgeState]:
         return {edge.name: edge for edge in self.edges}
@@ -124,7 +145,8 @@ class State:
         and what is decided from it can be decided from its line."""
         devices = tuple(replace(own, cost=rounded(own.cost)) for own in self.devices)
         edges = tuple(replace(own, cost=rounded(own.cost)) for own in self.edges)
-        return replace(self, devices=devices, edges=edges)
+        stages = tuple(replace(own, cost=rounded(own.cost)) for own in self.stages)
+        return replace(self, devices=devices, edges=edges, stages=stages)
 
     def as_json(self) -> str:
         """One line, without what is as usual: a large fleet has many cuts."""
@@ -152,10 +174,16 @@ def placed(state: State, choices: Mapping[str, Choice]) -> list[Placed]:
         memory = next((cut.memory for cut in device.cuts if cut.at == choice.at), 0)
         cost = as_chosen(device.cost, choice)
         edge = choice.edge or device.edge
-        found.append(
-            Placed(name, cost, edge, *choice.at, choice.edge_clock, choice.edge_share, memory)
-        )
+        shares = choice.edge_clock, choice.edge_share
+        found.append(Placed(name, cost, edge, *choice.at, *shares, memory, device.stage_cuts))
     return found
+
+
+def foretold(state: State, choices: Mapping[str, Choice]) -> Prediction:
+    """A round of these choices."""
+    edges = {edge.name: edge.cost for edge in state.edges}
+    stages = [stage.cost for stage in state.stages]
+    return predict(state.workload, placed(state, choices), edges, stages)
 
 
 def as_chosen(cost: DeviceCost, choice: Choice) -> DeviceCost:

@@ -7,7 +7,9 @@ from pathlib import Path
 from statistics import fmean, median
 from typing import Any
 
+from sfl.cost.values import NodeCost
 from sfl.errors import ConfigError
+from sfl.plan import SERVERS
 from sfl.report.journal import JournalReader
 from sfl.report.observing import Observing
 from sfl.report.runs import JOURNAL
@@ -53,7 +55,15 @@ def fitted_of(entries: Sequence[Entry]) -> Fitted:
         _load(entries),
         _averaging(entries),
         _means(counts) if counts else None,
+        _stages(seen),
     )
+
+
+def _stages(seen: Observing) -> tuple[NodeCost, ...]:
+    """Those that have shown what they take, the first one first."""
+    names = SERVERS[1 : 1 + len(seen.known.stages)]
+    found = [node for name in names if (node := seen.stage_node(name)) is not None]
+    return tuple(found) if len(found) == len(names) else ()
 
 
 def _means(counts: Sequence[tuple[int, int]]) -> tuple[int, int]:

@@ -5,10 +5,10 @@ from __future__ import annotations
 from functools import singledispatchmethod
 
 from sfl.cost.shown import NO_SUMS, RECEIVED
-from sfl.cost.values import DeviceCost, EdgeCost
+from sfl.cost.values import DeviceCost, EdgeCost, NodeCost
 from sfl.metrics.costs import passes_from_json
 from sfl.metrics.snapshot import NodeSnapshot
-from sfl.planners.observed import DeviceReport, EdgeReport, Observations
+from sfl.planners.observed import DeviceReport, EdgeReport, Observations, StageReport
 from sfl.rounds import AdapterReady, DeviceJoined, Event, Fact, Rehearsed, ReportReceived
 from sfl.rounds.journal import Entry
 from sfl.rounds.values import RoundReport
@@ -22,6 +22,7 @@ class Observing:
         self._edge_of: dict[str, str] = {}
         self._reports: list[DeviceReport] = []
         self._edges: list[EdgeReport] = []
+        self._stages: list[StageReport] = []
 
     def take(self, entry: Entry) -> None:
         """What comes next."""
@@ -30,9 +31,10 @@ class Observing:
     @property
     def known(self) -> Observations:
         """All that was shown so far."""
-        if self._reports or self._edges:
-            self._known = self._known.with_round(self._reports, self._edges)
-            self._reports, self._edges = [], []
+        if self._reports or self._edges or self._stages:
+            told = self._reports, self._edges, (), self._stages
+            self._known = self._known.with_round(*told)
+            self._reports, self._edges, self._stages = [], [], []
         return self._known
 
     def device_cost(self, name: str) -> DeviceCost | None:
@@ -42,6 +44,10 @@ class Observing:
     def edge_cost(self, name: str) -> EdgeCost | None:
         """An edge's costs, once it has shown them."""
         return self.known.edge_cost(name)
+
+    def stage_node(self, name: str) -> NodeCost | None:
+        """What a stage takes to compute, once it has shown it."""
+        return self.known.stage_node(name)
 
     def step_tokens(self) -> float | None:
         """Real tokens of a step, the mean over devices, once they have trained."""
@@ -72,8 +78,9 @@ class Observing:
 
     @_take.register
     def _(self, event: AdapterReady) -> None:
-        snapshots = map(NodeSnapshot.from_json, event.servers)
-        self._edges += [_of_edge(own) for own in snapshots if own.kind == "edge"]
+        snapshots = [*map(NodeSnapshot.from_json, event.servers)]
+        self._edges += [_of_server(own) for own in snapshots if own.kind == "edge"]
+        self._stages += [_of_server(own) for own in snapshots if own.kind == "stage"]
 
 
 def device_report(report: RoundReport, edge: str) -> DeviceReport:
@@ -95,5 +102,5 @@ def device_report(report: RoundReport, edge: str) -> DeviceReport:
     )
 
 
-def _of_edge(snapshot: NodeSnapshot) -> EdgeReport:
+def _of_server(snapshot: NodeSnapshot) -> EdgeReport:
     return EdgeReport(snapshot.name, snapshot.costs, snapshot.started_at, snapshot.dtype)

@@ -12,13 +12,30 @@ from sfl.report.style import CHARTS, COLOURS
 from sfl.report.text import on_axis
 
 WIDTH = 640.0
-PARTS = ("device", "up", "edge", "down", "exchange", "waits")
-"""Of a device's round; what it waits for others comes last."""
-STYLES = dict(zip(PARTS, ("c1", "c2", "c3", "c4", "c5", "c8"), strict=True))
+STYLES = {
+    "device": "c1",
+    "up": "c2",
+    "edge": "c3",
+    "hop up": "c6",
+    "stage": "c7",
+    "hop down": "encode",
+    "down": "c4",
+    "exchange": "c5",
+    "waits": "c8",
+}
+"""Of the parts of a device's round, in their order; what it waits for others comes last."""
+BEHIND = ("hop up", "stage", "hop down")
+"""Those of runs with stages behind the edge."""
 MOST = 60
 """Devices that have a row: the slowest."""
 _LEFT, _RIGHT, _TOP, _ROW, _BAR = 150.0, 70.0, 62.0, 20.0, 12.0
 _LETTER = 6.9
+
+
+def parts_of_round(compared: Comparison) -> tuple[str, ...]:
+    """Those that the run has."""
+    deep = bool(compared.foretold.stages)
+    return tuple(name for name in STYLES if deep or name not in BEHIND)
 
 
 def plan_figure(compared: Comparison) -> str:
@@ -35,7 +52,7 @@ def plan_figure(compared: Comparison) -> str:
         element("style", Markup(COLOURS + CHARTS + ".part{fill:var(--c)}")),
         element("rect", width="100%", height="100%", rx=8, class_="paper"),
         element("text", _title(compared), x=14, y=22, class_="heading"),
-        *_legend(),
+        *_legend(parts_of_round(compared)),
         *(_line(_LEFT + factor * value, bottom, show(value)) for value in scale),
         *(
             mark
@@ -72,7 +89,7 @@ def _rows(compared: Comparison) -> list[tuple[str, dict[str, float]]]:
 def _bar(label: str, parts: dict[str, float], y: float, factor: float) -> Sequence[Markup]:
     marks = [element("text", label, x=_LEFT - 8, y=y + 14, class_="axis end")]
     x = _LEFT
-    for name in PARTS:
+    for name in STYLES:
         width = factor * parts.get(name, 0.0)
         if width > 0.0:
             title = element("title", f"{label}, {name}: {text.duration(parts[name])}")
@@ -88,11 +105,11 @@ def _line(x: float, bottom: float, label: str) -> Markup:
     return Markup(line + element("text", label, x=x, y=bottom + 16, class_="axis mid"))
 
 
-def _legend() -> list[Markup]:
+def _legend(names: Sequence[str]) -> list[Markup]:
     marks, x = [], 14.0
-    for name in PARTS:
+    for name in names:
         place = {"x": x, "y": 36, "width": 12, "height": 12, "rx": 3}
         swatch = element("rect", class_=f"part {STYLES[name]}", **place)
         marks += [swatch, element("text", name, x=x + 17, y=46, class_="axis")]
-        x += 34 + _LETTER * len(name)
+        x += 30 + _LETTER * len(name)
     return marks

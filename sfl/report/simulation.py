@@ -113,6 +113,7 @@ def render(summary: RunSummary, outcome: Outcome, config: str) -> str:
         *plan_section(summary),
         _classes(outcome),
         _edges(outcome),
+        *_stages(outcome),
         _faults(summary),
         _config(config),
         element("footer", f"Written by sfl {summary.sfl_version}; the same numbers are in "
@@ -256,6 +257,31 @@ def _edges(outcome: Outcome) -> Markup:
     chart = bar_chart("Seconds by edge", bars, text.duration)
     card = element("div", heading, chart, *foot, class_="card")
     return element("section", element("h2", "Edges"), element("div", card, class_="charts wide"))
+
+
+def _stages(outcome: Outcome) -> tuple[Markup, ...]:
+    """Nothing in two tiers."""
+    if not outcome.stages:
+        return ()
+
+    def share(name: str, busy: float, style: str) -> Bar:
+        told = text.percent(busy / outcome.seconds if outcome.seconds else 0.0)
+        return Bar(name, (Segment("is busy", style, busy),), told)
+
+    bars = [
+        bar
+        for own in outcome.stages
+        for bar in (
+            share(own.name, own.busy, "backward"),
+            share(f"hop to {own.name}", own.hop, "send"),
+        )
+    ]
+    heading = element("h3", "Seconds that a stage computes, and that the busiest hop to it sends")
+    card = element(
+        "div", heading, bar_chart("Seconds by stage", bars, text.duration), class_="card"
+    )
+    body = element("div", card, class_="charts wide")
+    return (element("section", element("h2", "Stages"), body),)
 
 
 def _faults(summary: RunSummary) -> Markup:

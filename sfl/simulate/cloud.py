@@ -7,7 +7,8 @@ from functools import singledispatchmethod
 from typing import Protocol
 
 from sfl.config import RunConfig, RunSettings
-from sfl.plan import TWO_TIERS
+from sfl.cost.tiers import DOWN, UP
+from sfl.plan import HOLDERS
 from sfl.planners.plans import Plan
 from sfl.rounds import (
     AdapterReady,
@@ -41,6 +42,7 @@ from sfl.rounds.journal import Entry
 from sfl.rounds.values import BEGINNING, RoundReport
 from sfl.rounds.work import steps_of
 from sfl.simulate.deadlines import Deadlines
+from sfl.simulate.deep import Deep
 from sfl.simulate.events import FIRST, Events
 from sfl.simulate.fleet import Fleet
 from sfl.simulate.floor import Floor
@@ -88,7 +90,8 @@ class Cloud:
         recorded: Sequence[Plan] = (),
         strict: bool = False,
     ) -> None:
-        """`recorded` are another run's decisions. `strict`: no edge runs ahead of the clock."""
+        """`recorded` are another run's decisions. `strict`: no edge runs ahead of the clock; none
+        does where edges share a stage."""
         stated = fleet.settings
         self.settings: RunSettings = config.settings
         self.stated, self.batch = stated, fleet.batch
@@ -98,7 +101,13 @@ class Cloud:
         self.events = Events()
         self.coordinator = Coordinator(self.settings, journal=Unkept(), hear=hear)
         order = ORDERS[config.edge.order]
-        self.floors = {name: Floor(name, order, self.events) for name in fleet.edges}
+        self.deep = Deep(len(fleet.edges), len(fleet.stages))
+        shared = self.deep if fleet.stages else None
+        self.floors = {
+            name: Floor(name, order, self.events, place, shared)
+            for place, name in enumerate(fleet.edges)
+        }
+        self._sides = HOLDERS[: 2 + len(fleet.stages)]
         self.lives = {
             own.name: Life(own, Worker(own, self.floors[own.edge]), self, self.events)
             for own in fleet.devices
@@ -106,13 +115,18 @@ class Cloud:
         self.parts = Parts(fleet, self.settings)
         self.planning = Planning(self, fleet, recorded)
         workers = [life.working for life in self.lives.values()]
-        self._ledger = Ledger(workers, list(self.floors.values()), stated.edge.watts)
+        floors = list(self.floors.values())
+        deep = self.deep, len(fleet.stages)
+        self._ledger = Ledger(workers, floors, stated.edge.watts, *deep)
         self._end = FinishRun(False, "")
         self._orders: dict[str, tuple[Order, Part, float]] = {}
         self._fleet = fleet
         self._tells: Tells = Silent() if tells is None else tells
         self._deadlines = Deadlines(
-            self.coordinator, self.events, lambda: self.happened(Tick()), strict=strict
+            self.coordinator,
+            self.events,
+            lambda: self.happened(Tick()),
+            strict=strict or bool(fleet.stages),
         )
 
     # -- events in ------------------------------------------------------------------------------
@@ -274,7 +288,7 @@ class Cloud:
         worker.share = part.share
         self._orders[own.name] = order, part, self.events.now
         life.begins(order)
-        here = worker.receive(at, part.exchange)
+        here = worker.receive(self._relayed(worker, at, UP), part.exchange)
         worker.begin(part.bursts, here, self._trained)
 
     def _trained(self, worker: Worker, now: float) -> None:
@@ -285,8 +299,20 @@ class Cloud:
         order, part, _ = self._orders[worker.own.name]
         size = part.exchange if order.steps.count else 0.0
         kept = self.settings.sums_at_edges
-        due = worker.send(now, size) + self._to_cloud(0.0 if kept else size)
+        sent = worker.send(now, size)
+        if order.steps.count:
+            sent = max(sent, self._relayed(worker, now, DOWN))
+        due = sent + self._to_cloud(0.0 if kept else size)
         worker.edge.at(due, worker.own.place, self._delivered, worker, worker.life)
+
+    def _relayed(self, worker: Worker, at: float, way: int) -> float:
+        """When stages' parts of a device's adapter have crossed the hops behind its edge."""
+        own = worker.own
+        behind, blocks = self.parts.behind(own), self._fleet.shape.num_layers
+        tail = self.parts.at(own, self.coordinator.state.choices.get(own.name))[1]
+        return self.deep.relay(
+            worker.edge.place, behind, blocks - tail, own.cost.lora_bytes, at, way
+        )
 
     def _to_cloud(self, size: float) -> float:
         rate = self.stated.cloud.mbit
@@ -303,8 +329,9 @@ class Cloud:
         worker.meter.finished(seconds, count > 0)
         life.ended(order)
         report = ReportReceived(name, order.round, self._tells.report(worker, order, seconds))
-        device, edge = (UpdateReceived(name, side, order.round, count) for side in TWO_TIERS)
-        for event in (device, report, edge) if count else (report,):
+        device, *servers = (UpdateReceived(name, side, order.round, count) for side in self._sides)
+        delivered: tuple[Event, ...] = (device, report, *servers) if count else (report,)
+        for event in delivered:
             self.happened(event)
 
     def rehearsed(self, life: Life, seconds: tuple[float, ...], bits: float) -> None:

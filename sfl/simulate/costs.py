@@ -73,6 +73,20 @@ def value_bits(stated: BitsSettings, codecs: RoleCodecs) -> ValueBits:
     )
 
 
+def hop_bits(stated: BitsSettings, codecs: RoleCodecs) -> ValueBits | None:
+    """The same behind an edge; None where the codecs there are those before it. Raises
+    ConfigError."""
+    hop = codecs.model_copy(
+        update={
+            "activation": codecs.stage_activation,
+            "gradient": codecs.stage_gradient,
+            "hidden": codecs.stage_hidden,
+            "tail_gradient": codecs.stage_tail_gradient,
+        }
+    )
+    return None if hop == codecs else value_bits(stated, hop)
+
+
 def evaluation_bits(stated: BitsSettings, codecs: RoleCodecs) -> float:
     """Bits of evaluations' values. Raises ConfigError."""
     return _bits(stated.evaluation, "evaluation", codecs.evaluation, 0)[0]

@@ -8,12 +8,13 @@ from dataclasses import dataclass
 from sfl.config import DeviceEntry, RunConfig
 from sfl.config.simulate import DeviceClass, SimulateSettings
 from sfl.cost.energy import NO_POWER, ClockRange, PowerModel
-from sfl.cost.values import DeviceCost, EdgeCost, LinkCost
+from sfl.cost.values import DeviceCost, EdgeCost, LinkCost, NodeCost, StageCost
 from sfl.cost.work import Batch, ModelShape
 from sfl.errors import ConfigError
+from sfl.planners.outset import stated_hop
 from sfl.simulate.chance import Chance
 from sfl.simulate.channel import UNLIMITED, Channel, channel
-from sfl.simulate.costs import Legal, evaluation_bits, node_cost, value_bits
+from sfl.simulate.costs import Legal, evaluation_bits, hop_bits, node_cost, value_bits
 from sfl.simulate.fitted import NOTHING_FITTED, Fitted
 
 HEARTBEAT = 1_800
@@ -49,6 +50,8 @@ class Fleet:
     edge_cost: EdgeCost
     needs: Legal
     """Bytes that a device needs at a cut and a tail."""
+    stages: tuple[StageCost, ...] = ()
+    """Behind all edges, the first one first."""
 
 
 def with_classes(config: RunConfig) -> RunConfig:
@@ -119,7 +122,27 @@ def fleet_of(
     cost = EdgeCost(node_cost(stated.edge, shape, batch, config.lora.rank), clock)
     if fitted.edge is not None:
         cost = fitted.edge
-    return Fleet(stated, shape, batch, devices, edges, cost, needs)
+    stages = _stages(config, stated, shape, batch, fitted, cost.node)
+    return Fleet(stated, shape, batch, devices, edges, cost, needs, stages)
+
+
+def _stages(
+    config: RunConfig,
+    stated: SimulateSettings,
+    shape: ModelShape,
+    batch: Batch,
+    fitted: Fitted,
+    edge: NodeCost,
+) -> tuple[StageCost, ...]:
+    """As stated, else as a run has shown them, else as quick as an edge; none in two tiers."""
+    count, hop = len(config.stage_cuts(config.devices[0].name)), stated_hop(config.settings)
+    found = []
+    for number in range(count):
+        node = fitted.stages[number] if number < len(fitted.stages) else edge
+        if stated.stage is not None:
+            node = node_cost(stated.stage, shape, batch, config.lora.rank)
+        found.append(StageCost(node, hop))
+    return tuple(found)
 
 
 def edge_names(config: RunConfig, stated: SimulateSettings) -> tuple[str, ...]:
@@ -158,6 +181,7 @@ def _specimen(
         shape.lora_bytes(0, rank),
         shape.moment_bytes(0, rank),
         power=_power(kind, known),
+        hop_bits=hop_bits(stated.bits, codecs) if config.is_tiered else None,
     )
     room = needs(entry.cut_layer, entry.tail_layers)
     fits = kind.memory is None or room <= kind.memory

@@ -6,6 +6,8 @@ from heapq import heappop, heappush
 from math import inf
 from typing import TYPE_CHECKING
 
+from sfl.cost.flow import EDGE
+from sfl.simulate.deep import Deep
 from sfl.simulate.events import FIRST, Act, Events
 from sfl.simulate.lines import line_of
 from sfl.stage.orders import Order
@@ -15,13 +17,15 @@ if TYPE_CHECKING:
 
 
 class Floor:
-    """One edge, with the jobs that are on their way to it. `busy` are seconds that it computed.
+    """One edge, with the jobs that are on their way to it, or to what is behind it. `busy` are
+    seconds that it computed.
 
     What is due here runs ahead of the cloud's clock until something comes from outside: `outside`
     says when that is.
     """
 
     __slots__ = (
+        "_deep",
         "_due",
         "_events",
         "_free",
@@ -31,15 +35,21 @@ class Floor:
         "_number",
         "busy",
         "name",
+        "place",
     )
 
-    def __init__(self, name: str, order: Order, events: Events) -> None:
+    def __init__(
+        self, name: str, order: Order, events: Events, place: int = 0, deep: Deep | None = None
+    ) -> None:
+        """`place`: its number among all edges; None `deep` where nothing is behind them."""
         self.name = name
+        self.place = place
         self.busy = 0.0
+        self._deep = deep
         self._events = events
         self._line = line_of(order)
         self._jobs: list[tuple[float, int, Worker, int, int]] = []
-        """On their way: when each is here, its number, whose it is, its attempt, its stretch."""
+        """On their way: when each is here, its number, whose it is, its attempt, its stop."""
         self._due: list[float] = []
         """When something comes from outside."""
         self._free = 0.0
@@ -78,10 +88,10 @@ class Floor:
 
     # -- its own work ---------------------------------------------------------------------------
 
-    def arrives(self, at: float, worker: Worker, stretch: int) -> None:
+    def arrives(self, at: float, worker: Worker, stop: int) -> None:
         """A job of a device will be here then."""
         self._number = number = self._number + 1
-        heappush(self._jobs, (at, number, worker, worker.life, stretch))
+        heappush(self._jobs, (at, number, worker, worker.life, stop))
 
     def _run(self, limit: float) -> None:
         """What is due before `limit`, and at the least what is due now.
@@ -98,32 +108,37 @@ class Floor:
             elif arrives == inf or (arrives >= limit and arrives > now):
                 return
             else:
-                at, number, worker, life, stretch = heappop(jobs)
+                at, number, worker, life, stop = heappop(jobs)
                 if life == worker.life:
-                    self._arrived(at, number, worker, stretch)
+                    self._arrived(at, number, worker, stop)
                 limit = min(limit, self._due[0]) if self._due else limit
 
-    def _arrived(self, at: float, number: int, worker: Worker, stretch: int) -> None:
+    def _arrived(self, at: float, number: int, worker: Worker, stop: int) -> None:
+        if self._deep is not None:
+            station, seconds = worker.behind(stop)
+            if station != EDGE:
+                worker.served_at(stop, self._deep.serve(self.place, station, at, seconds))
+                return
         if worker.held_until > at:
-            self.arrives(worker.resumed(at), worker, stretch)
+            self.arrives(worker.resumed(at), worker, stop)
         elif worker.beside:
-            seconds = worker.served_seconds(stretch)
+            seconds = worker.served_seconds(stop)
             self.busy += seconds
-            worker.answered(stretch, at + seconds)
+            worker.served_at(stop, at + seconds)
         elif at >= self._free and not len(self._line):
-            self._serve(worker, stretch, at)
+            self._serve(worker, stop, at)
         else:
-            self._line.put((worker, worker.life, stretch), number)
+            self._line.put((worker, worker.life, stop), number)
 
     def _take(self) -> None:
         """The edge is free, and somebody waits, or has waited until it was lost."""
-        worker, life, stretch = self._line.take()
+        worker, life, stop = self._line.take()
         if life == worker.life:
-            self._serve(worker, stretch, self._free)  # type: ignore[arg-type]
+            self._serve(worker, stop, self._free)  # type: ignore[arg-type]
 
-    def _serve(self, worker: Worker, stretch: int, begin: float) -> None:
-        seconds = worker.served_seconds(stretch)
+    def _serve(self, worker: Worker, stop: int, begin: float) -> None:
+        seconds = worker.served_seconds(stop)
         self._free = end = begin + seconds
         self.busy += seconds
         worker.served += seconds
-        worker.answered(stretch, end)
+        worker.served_at(stop, end)

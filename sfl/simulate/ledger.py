@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
+from sfl.plan import SERVERS
+from sfl.simulate.deep import Deep
 from sfl.simulate.floor import Floor
 from sfl.simulate.worker import Worker
 
@@ -55,6 +57,16 @@ class EdgeFigures:
 
 
 @dataclass(frozen=True, slots=True)
+class StageFigures:
+    """A stage behind all edges over the run: seconds that it computed, and that the busiest hop to
+    it was busy one way."""
+
+    name: str
+    busy: float
+    hop: float
+
+
+@dataclass(frozen=True, slots=True)
 class Outcome:
     """A simulated run. `steps` are of all devices, `events` those of the coordinator."""
 
@@ -66,6 +78,7 @@ class Outcome:
     rounds: tuple[RoundFigures, ...]
     classes: tuple[ClassFigures, ...]
     edges: tuple[EdgeFigures, ...]
+    stages: tuple[StageFigures, ...] = ()
 
 
 @dataclass(slots=True)
@@ -81,8 +94,16 @@ class _Sums:
 class Ledger:
     """Keeps what each round added."""
 
-    def __init__(self, workers: Sequence[Worker], floors: Sequence[Floor], watts: float) -> None:
+    def __init__(
+        self,
+        workers: Sequence[Worker],
+        floors: Sequence[Floor],
+        watts: float,
+        deep: Deep,
+        num_stages: int,
+    ) -> None:
         self._workers, self._floors, self._watts = workers, floors, watts
+        self._deep, self._num_stages = deep, num_stages
         self.rounds: list[RoundFigures] = []
         self._before = self._sums()
         self._round, self._began, self._devices = 0, 0.0, 0
@@ -134,7 +155,12 @@ class Ledger:
             tuple(self.rounds),
             tuple(self._classes()),
             tuple(self._edges()),
+            tuple(self._stages()),
         )
+
+    def _stages(self) -> Iterable[StageFigures]:
+        for number, name in enumerate(SERVERS[1 : 1 + self._num_stages]):
+            yield StageFigures(name, self._deep.seconds_of(number), self._deep.hop_seconds(number))
 
     def _classes(self) -> Iterable[ClassFigures]:
         by_class: dict[str, list[Worker]] = {}

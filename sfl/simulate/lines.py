@@ -11,7 +11,7 @@ from sfl.stage.orders import FirstCome, Order, Waiting
 from sfl.stage.orders.waiting import Ranked
 
 Job = tuple["Waits", int, int]
-"""Who waits, the attempt that it is of, and the stretch of its burst."""
+"""Who waits, the attempt that it is of, and the stop of its burst."""
 
 
 class Waits(Protocol):

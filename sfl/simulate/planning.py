@@ -7,6 +7,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from sfl.config.planner import ADVICE
+from sfl.plan import SERVERS
 from sfl.planners import State
 from sfl.planners.plans import Plan, recorded_for
 from sfl.planners.situation import (
@@ -75,6 +76,7 @@ class Planning:
             [self._present(name) for name in command.devices],
             dict.fromkeys(self._fleet.edges, self._fleet.edge_cost),
             before,
+            dict(zip(SERVERS[1:], self._fleet.stages, strict=False)),
         )
 
     def _present(self, name: str) -> Present:

@@ -6,6 +6,7 @@ from dataclasses import dataclass, replace
 
 from sfl.config import Extent, RunSettings
 from sfl.cost.step import exchange_bytes
+from sfl.cost.tiers import Behind
 from sfl.cost.values import DeviceCost, Workload
 from sfl.plan import U_SHAPED
 from sfl.planners.decision import Choice
@@ -91,6 +92,10 @@ class Parts:
         entry = self._settings.device(own.name)
         return (entry.cut_layer, entry.tail_layers) if choice is None else choice.at
 
+    def behind(self, own: Specimen) -> Behind:
+        """The stages behind a device's edge."""
+        return Behind(self._fleet.stages, self._settings.stage_cuts(own.name))
+
     def step(
         self, own: Specimen, cost: DeviceCost, at: At, count: int, settings: RunSettings
     ) -> Burst:
@@ -98,9 +103,11 @@ class Parts:
         key, known = (own.name, at, count), cost is own.cost
         if known and (made := self._made.get(key)) is not None:
             return made
-        norms = 0.0 if settings.training.max_grad_norm is None else 2.0 * own.latency
+        behind = self.behind(own)
+        way = own.latency + sum(hop.latency for hop in behind.hops)
+        norms = 0.0 if settings.training.max_grad_norm is None else 2.0 * way
         load = replace(self.workload, micro_batches=count, window=settings.network.credits)
-        burst = training(load, cost, self._fleet.edge_cost, at, norms)
+        burst = training(load, cost, self._fleet.edge_cost, at, norms, behind)
         if known:
             self._made[key] = burst
         return burst
@@ -114,7 +121,8 @@ class Parts:
         batches = count / settings.training.batch_size
         load = replace(self.workload, window=settings.network.credits)
         edge = self._fleet.edge_cost
-        return evaluation(load, own.cost, edge, at, batches, own.evaluation_bits)
+        bits, behind = own.evaluation_bits, self.behind(own)
+        return evaluation(load, own.cost, edge, at, batches, bits, behind)
 
     def _scored(self, extent: Extent, settings: RunSettings) -> int:
         """Examples."""

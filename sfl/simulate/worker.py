@@ -148,11 +148,16 @@ class Worker:
         sent = self._up.admit(cpu + first.encode, first.bytes_up)[1]
         self.edge.arrives(sent + first.decode, self, 0)
 
-    def answered(self, stretch: int, end: float) -> None:
-        """The edge has an answer at that time."""
+    def served_at(self, stop: int, end: float) -> None:
+        """A job is done at that time: it goes on, or the edge has an answer."""
         burst = self._burst
         assert burst is not None
+        own = burst.stops[stop]
+        if own.onward is not None:
+            self.edge.arrives(end + own.onward, self, stop + 1)
+            return
         self.moved += 2
+        stretch = own.stretch
         now = burst.stretches[stretch]
         here = self._down.admit(end + now.encode_back, now.bytes_down)[1] + now.decode_back
         cpu = here if here > self._cpu else self._cpu
@@ -160,7 +165,7 @@ class Worker:
             following = burst.stretches[stretch + 1]
             self._cpu = cpu = cpu + self.slower * following.device
             sent = self._up.admit(cpu + following.encode, following.bytes_up)[1]
-            self.edge.arrives(sent + following.decode, self, stretch + 1)
+            self.edge.arrives(sent + following.decode, self, stop + 1)
             return
         self._cpu = cpu = cpu + self.slower * burst.backward
         self._landed += 1
@@ -181,11 +186,18 @@ class Worker:
 
     # -- as its edge sees it --------------------------------------------------------------------
 
-    def served_seconds(self, stretch: int) -> float:
-        """What the edge takes for the next job."""
+    def served_seconds(self, stop: int) -> float:
+        """What the edge takes for a job."""
         burst = self._burst
         assert burst is not None
-        return burst.stretches[stretch].edge / self.speed
+        return burst.stops[stop].seconds / self.speed
+
+    def behind(self, stop: int) -> tuple[int, float]:
+        """The station of a job and its seconds, where it is not at the edge (station 0)."""
+        burst = self._burst
+        assert burst is not None
+        own = burst.stops[stop]
+        return own.station, own.seconds
 
     def waiting(self, number: int) -> Waiting:
         """A job of it that waits; the rest of its round alone comes after the answer."""

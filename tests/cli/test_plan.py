@@ -14,6 +14,8 @@ from sfl.cli.plan.asked import Asked, read_link
 from sfl.cli.plan.command import as_dict, plan_and_show, sentences
 from sfl.cli.plan.gather import Gathered, gather
 from sfl.cli.plan.shown import InState, shown_by
+from sfl.config import load_run
+from sfl.cost.values import LinkCost
 from sfl.errors import ConfigError
 from sfl.planners import PLANNERS
 from sfl.planners.comparison import Comparison, compare
@@ -68,10 +70,68 @@ def test_what_is_no_link_is_named(text: str) -> None:
     assert raised.value.field == "--link"
 
 
-def test_cuts_of_three_tiers_stay_where_no_planner_is_named(tmp_path: Path) -> None:
-    tiers = {"run": {"topology": "three_tier"}, "stages": {"cuts": [3]}}
-    assert Asked(file(tmp_path, **tiers)).load().planner.policy == "fixed"
+TIERS: dict[str, Any] = {"run": {"topology": "three_tier"}, "stages": {"cuts": [3]}}
+
+
+def test_fleet_decides_where_no_planner_is_named_in_three_tiers_too(tmp_path: Path) -> None:
+    """Though a run of three tiers takes no planner that moves cuts."""
+    path = file(tmp_path, **TIERS)
+    assert Asked(path).load().planner.policy == "fleet"
+    assert Asked(path, policy="scan").load().planner.policy == "scan"
+    assert Asked(path, policy="fixed").load().planner.policy == "fixed"
+    with pytest.raises(ConfigError, match="a cut does not move in topology three_tier"):
+        load_run(path, ["planner.policy=scan"])
+    with pytest.raises(ConfigError, match="planner\\.policy"):
+        Asked(path, policy="flet").load()
     assert Asked(file(tmp_path)).load().planner.policy == "fleet"
+
+
+def test_three_tiers_are_foretold_part_by_part(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    hop = {"up_mbit": 8.0, "down_mbit": 4.0, "delay_ms": 10.0}
+    path = file(tmp_path, run=TIERS["run"], stages={"cuts": [3], **hop})
+    one = asked(path, link="8/16mbit", stage_speed=100.0, policy="fixed")
+    gathered, compared = planned(one)
+    state, step = gathered.state, 4 * 64
+    assert [cut.at for cut in state.devices[0].legal] == [(2, 0)]
+    assert state.devices[0].stage_cuts == (3,)
+    (stage,) = state.stages
+    assert stage.cost.hop == LinkCost(1e6, 5e5, 0.01)
+    (edge,) = state.edges
+    assert edge.cost.node.block.both == pytest.approx(2 * stage.cost.node.block.both)
+    own = compared.foretold.devices["d0"]
+    bits = state.devices[0].cost.bits
+    values, steps = step * state.workload.hidden_size, state.workload.steps
+    up, down = values * bits.activation[0] / 8 / 1e6, values * bits.gradient[0] / 8 / 5e5
+    assert own.alone["hop up"] == pytest.approx(steps * (up + 0.01))
+    assert own.alone["hop down"] == pytest.approx(steps * (down + 0.01))
+    node, blocks = stage.cost.node, state.workload.num_layers - 3
+    assert own.alone["stage"] == pytest.approx(
+        steps * step * (blocks * node.block.both + node.head.both)
+    )
+    assert compared.foretold.stages[0].load == pytest.approx(3 * own.alone["stage"])
+    assert plan_and_show(one) == 0
+    said = capsys.readouterr().out
+    heading = next(line for line in said.splitlines() if line.lstrip().startswith("device"))
+    wanted = ["up", "edge", "hop", "up", "stage", "hop", "down", "down", "exchange", "waits"]
+    assert heading.split()[3:13] == wanted
+    assert " 2, 3 " in said and "Stage 1 behind the edges computes" in said
+    assert "stages.cuts = [" in said and "those of two tiers" not in said
+    words = "".join(ElementTree.parse(tmp_path / "plan.svg").getroot().itertext())
+    assert "d0, cut 2, hop up: " in words
+    assert plan_and_show(replace(one, as_json=True)) == 0
+    values_ = json.loads(capsys.readouterr().out)
+    told = values_["devices"]["d0"]
+    assert told["stage_cuts"] == [3] and told["hop_up_seconds"] == own.alone["hop up"]
+    assert values_["stages"][0]["load_seconds"] == compared.foretold.stages[0].load
+
+
+def test_a_plan_of_three_tiers_has_cuts_before_the_stage(tmp_path: Path) -> None:
+    gathered, compared = planned(asked(file(tmp_path, **TIERS), speeds=(50.0, 1.0)))
+    assert [cut.at for cut in gathered.state.devices[0].legal] == [(1, 0), (2, 0)]
+    assert {choice.cut_layer for choice in compared.decision.devices.values()} == {2}
+    assert any("keeps its cuts" in note for note in gathered.notes)
 
 
 def test_costs_are_from_speeds_and_links_and_the_models_own_work(tmp_path: Path) -> None:

@@ -48,7 +48,7 @@ def test_a_slow_link_is_what_is_waited_for():
 def test_two_devices_take_turns_at_one_edge():
     flow = Flow((LAP,), backward=5.0)
     assert flow_ends([flow, flow], 1) == pytest.approx([16.0, 20.0])
-    assert flow_ends([flow, replace(flow, edge=1)], 1, 2) == pytest.approx([16.0, 16.0])
+    assert flow_ends([flow, replace(flow, edge=1)], 1) == pytest.approx([16.0, 16.0])
 
 
 part = st.floats(0.01, 5.0)

@@ -6,7 +6,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from sfl.planners import PLANNERS, Choice, Decision
-from sfl.planners.comparison import Rival, compare, foretold
+from sfl.planners.comparison import Rival, compare
+from sfl.planners.state import foretold
 from tests.house.planning import fleet
 
 

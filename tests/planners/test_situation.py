@@ -37,8 +37,13 @@ def state(config: RunSettings, **own: Any) -> State:
 class Shown:
     """A run whose nodes have shown these costs."""
 
-    def __init__(self, devices: dict[str, float], edges: dict[str, float]) -> None:
-        self.devices, self.edges = devices, edges
+    def __init__(
+        self,
+        devices: dict[str, float],
+        edges: dict[str, float],
+        stages: dict[str, float] | None = None,
+    ) -> None:
+        self.devices, self.edges, self.stages = devices, edges, stages or {}
 
     def device_cost(self, name: str) -> DeviceCost | None:
         seconds = self.devices.get(name)
@@ -47,6 +52,10 @@ class Shown:
     def edge_cost(self, name: str) -> EdgeCost | None:
         seconds = self.edges.get(name)
         return None if seconds is None else EdgeCost(node(seconds))
+
+    def stage_node(self, name: str) -> NodeCost | None:
+        seconds = self.stages.get(name)
+        return None if seconds is None else node(seconds)
 
     def step_tokens(self) -> float | None:
         return 77.4

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import tomllib
+from contextlib import closing
 from copy import deepcopy
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,10 @@ import pytest
 
 from sfl.config import load_run
 from sfl.errors import Refused
+from sfl.report.fitting import fitted_of
+from sfl.report.journal import JournalReader
+from sfl.report.observing import Observing
+from sfl.report.plans import read_plans
 from sfl.report.records import RoundRecord, read_records
 from sfl.stage.training import Team
 from tests.house.federation import Outcome, finished
@@ -127,3 +132,27 @@ def test_what_is_auto_is_rehearsed_through_the_stage(tmp_path: Path) -> None:
     again = finished(played(tmp_path / "again", chosen))
     assert "timing steps" not in again.logs()
     assert_same_bits(adapter(again), adapter(timed))
+
+
+def test_what_a_stage_has_shown_is_what_planners_and_simulations_take(tmp_path: Path) -> None:
+    """Advice is asked for in every round, with cuts that end before the stage."""
+    values = values_of(tmp_path, planner={"policy": "advice"})
+    done = finished(played(tmp_path, values))
+    seen = Observing()
+    with closing(JournalReader(done.folder)) as journal:
+        entries = list(journal.entries())
+    for entry in entries:
+        seen.take(entry)
+    node = seen.stage_node("stage")
+    assert node is not None and node.block.both > 0.0 and node.head.both > 0.0
+    assert fitted_of(entries).stages == (node,)
+    plans = read_plans(done.folder / "plans.jsonl", "--from", with_state=True)
+    assert len(plans) == values["run"]["rounds"]
+    last = plans[-1].state
+    assert last is not None and all(plan.advice for plan in plans)
+    (stage,) = last.stages
+    assert stage.name == "stage" and stage.cost.node.threads == node.threads
+    for own in last.devices:
+        assert all(cut.cut_layer < own.stage_cuts[0] for cut in own.cuts)
+        assert own.cost.handover == 0.0
+    assert {"hop up", "stage", "hop down"} <= set(plans[-1].decision.why.parts)

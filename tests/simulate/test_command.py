@@ -236,3 +236,23 @@ def test_a_range_beyond_the_model_is_refused_as_in_a_real_run(tmp_path: Path) ->
     file = file_of(0, devices=devices, planner={"policy": "random"})
     with pytest.raises(ConfigError, match=r"devices\.a\.cut_range"):
         simulate_and_show(Asked(_written(tmp_path, file)))
+
+
+def test_three_tiers_are_played_and_the_stage_is_told_of(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run_, stages = {"topology": "three_tier"}, {"cuts": [3], "up_mbit": 2.0, "down_mbit": 2.0}
+    file = file_of(4, stages=stages)
+    file["run"] |= run_
+    folder = _simulated(tmp_path, file)
+    said = capsys.readouterr().out
+    assert "stage: " in said and "busiest hop to it: " in said
+    (stage,) = json.loads((folder / "simulation.json").read_text())["stages"]
+    assert stage["name"] == "stage" and stage["busy"] > 0.0 and stage["hop"] > stage["busy"]
+    assert "<h2>Stages</h2>" in (folder / "report.html").read_text()
+    assert "<h2>Stages</h2>" not in _report(tmp_path / "two", file_of(4))
+
+
+def _report(folder: Path, file: dict[str, Any]) -> str:
+    folder.mkdir()
+    return (_simulated(folder, file) / "report.html").read_text()

@@ -6,7 +6,8 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
-from sfl.config import RunConfig, load_run
+from sfl.config import RunConfig
+from sfl.config.load import load_planned
 from sfl.config.planner import ADVICE, OFF
 from sfl.errors import ConfigError
 
@@ -19,7 +20,8 @@ class Asked:
     """A run's file, and what counts in place of what it says.
 
     `run` is one that has shown what nodes cost. `speeds` are operations a second of a device and of
-    the edge, in 1e9; None: as fast as this machine.
+    the edge, in 1e9; None: as fast as this machine. `stage_speed` is that of a stage behind the
+    edge; None: as the edge.
     """
 
     file: Path
@@ -32,19 +34,18 @@ class Asked:
     speeds: tuple[float | None, float | None] = (None, None)
     figure: Path = Path("plan.svg")
     as_json: bool = False
+    stage_speed: float | None = None
 
     def load(self) -> RunConfig:
-        """The settings. `fleet` decides where the file has no planner, and its own
-        cuts stay in three tiers. Raises ConfigError."""
+        """The settings. `fleet` decides where the file has no planner. Raises ConfigError."""
         changes = list(self.overrides)
         if self.model is not None:
             changes.append(f"model.path={self.model}")
         if self.policy is not None:
             changes.append(f"planner.policy={self.policy}")
-        config = load_run(self.file, changes)
+        config = load_planned(self.file, changes)
         if config.planner.policy in (OFF, ADVICE):
-            usual = "fixed" if config.is_tiered else "fleet"
-            config = load_run(self.file, [*changes, f"planner.policy={usual}"])
+            config = load_planned(self.file, [*changes, "planner.policy=fleet"])
         return config if self.link is None else _with_link(config, read_link(self.link))
 
 

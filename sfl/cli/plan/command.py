@@ -21,13 +21,12 @@ from sfl.node.files import on_disk, write_atomic
 from sfl.planners.comparison import Comparison, Rival, compare
 from sfl.planners.situation import planner_of, unfit
 from sfl.report import text
-from sfl.report.plan_figure import PARTS, plan_figure
+from sfl.report.plan_figure import parts_of_round, plan_figure
 
 MOST = 40
 """Devices that the table shows: the slowest."""
 EQUAL = 0.0005
 """A share that nobody counts."""
-HEADINGS = ("device", "cut", *PARTS, "round", "memory", "sent", "received", "energy")
 
 
 def plan_and_show(asked: Asked) -> int:
@@ -71,6 +70,9 @@ def as_dict(gathered: Gathered, compared: Comparison) -> dict[str, Any]:
             name: {"load_seconds": edge.load, "joules": edge.energy.joules}
             for name, edge in foretold.edges.items()
         },
+        "stages": [
+            {"load_seconds": stage.load, "hop_seconds": stage.hop} for stage in foretold.stages
+        ],
         "edge_memory_bytes": gathered.edge_bytes,
         "stage_memory_bytes": list(gathered.stage_bytes),
         "rivals": [
@@ -89,6 +91,7 @@ def _device(gathered: Gathered, compared: Comparison, name: str) -> dict[str, An
     choice, own = compared.decision.devices[name], compared.foretold.devices.get(name)
     values: dict[str, Any] = {
         "cut_layer": choice.cut_layer,
+        "stage_cuts": list(gathered.config.stage_cuts(name)),
         "tail_layers": choice.tail_layers,
         "takes_part": choice.takes_part,
         "activation": choice.activation,
@@ -99,7 +102,7 @@ def _device(gathered: Gathered, compared: Comparison, name: str) -> dict[str, An
         return values | {"reason": unfit(gathered.state).get(name, "not chosen")}
     return values | {
         "round_seconds": own.seconds,
-        **{f"{part}_seconds": seconds for part, seconds in parts_of(own).items()},
+        **{f"{part.replace(' ', '_')}_seconds": value for part, value in parts_of(own).items()},
         "memory_bytes": own.memory,
         "bytes_up": own.bytes_up,
         "bytes_down": own.bytes_down,
@@ -125,7 +128,8 @@ def show(gathered: Gathered, compared: Comparison, console: Console) -> None:
 def _table(gathered: Gathered, compared: Comparison) -> Table:
     """The slowest devices first."""
     table = Table(box=box.SIMPLE_HEAD, padding=(0, 1), pad_edge=False)
-    for heading in HEADINGS:
+    parts = parts_of_round(compared)
+    for heading in ("device", "cut", *parts, "round", "memory", "sent", "received", "energy"):
         table.add_column(heading, justify="left" if heading == "device" else "right", no_wrap=True)
     devices = compared.foretold.devices
     ranked = sorted(devices, key=lambda name: (-devices[name].seconds, name))
@@ -136,14 +140,16 @@ def _table(gathered: Gathered, compared: Comparison) -> Table:
 
 def _cells(gathered: Gathered, compared: Comparison, name: str) -> tuple[str, ...]:
     own, choice = compared.foretold.devices[name], compared.decision.devices[name]
-    cut = f"{choice.cut_layer} + {choice.tail_layers}" if choice.tail_layers else choice.cut_layer
-    budget = next(one.memory for one in gathered.state.devices if one.name == name)
+    device = next(one for one in gathered.state.devices if one.name == name)
+    cut = ", ".join(map(str, (choice.cut_layer, *device.stage_cuts)))
+    cut += f" + {choice.tail_layers}" if choice.tail_layers else ""
+    budget = device.memory
     memory = text.size(own.memory) + ("" if budget is None else f" of {text.size(budget)}")
     parts = parts_of(own)
     return (
         name,
-        str(cut),
-        *(text.duration(parts[part]) for part in PARTS),
+        cut,
+        *(text.duration(parts[part]) for part in parts_of_round(compared)),
         text.duration(own.seconds),
         memory,
         text.size(own.bytes_up),
@@ -167,6 +173,11 @@ def sentences(gathered: Gathered, compared: Comparison) -> list[str]:
         *(
             f"Edge {name} computes {text.duration(edge.load)} of the round."
             for name, edge in foretold.edges.items()
+        ),
+        *(
+            f"Stage {number} behind the edges computes {text.duration(stage.load)} of it, and the "
+            f"busiest hop to it carries messages one way for {text.duration(stage.hop)}."
+            for number, stage in enumerate(foretold.stages, 1)
         ),
         f"An edge needs {text.size(gathered.edge_bytes)} of memory at most, whatever is chosen.",
         *(

@@ -63,8 +63,8 @@ def gather(asked: Asked, tell: Tell) -> Gathered:
     if not steps:
         steps = STEPS
         notes += (f"A round is {STEPS} steps here: its real ones depend on the data.",)
-    if config.is_tiered:
-        notes += ("Times are those of two tiers: blocks of stages count as the edge's.",)
+    if config.is_tiered and config.planner.moves:
+        notes += ("A run of three tiers keeps its cuts: those of the plan are for its file.",)
     settings, edge_of = config.settings, _edges_of(config, shown)
     facts = facts_from_headers(settings, folder)
     costs = Costs.of(settings, facts, shown.costs, config.names, config.edges, speeds)
@@ -77,6 +77,7 @@ def gather(asked: Asked, tell: Tell) -> Gathered:
         devices,
         costs.edges,
         Remembered({}, recorded_for(plans, 1)),
+        costs.stages,
     )
     way = fit_edge(folder, settings, config.edge)
     edge_bytes = needs(folder, settings, config.edge, way).total
@@ -113,15 +114,17 @@ def _edges_of(config: RunConfig, shown: Shown) -> dict[str, str]:
 
 def _speeds(asked: Asked, shown: Shown, tell: Tell) -> tuple[Speeds, tuple[str, ...]]:
     """Of nodes that have shown nothing."""
+    stage = None if asked.stage_speed is None else 1e9 * asked.stage_speed
     if shown is not NOTHING:
-        return Speeds(), ()
+        return Speeds(stage=stage), ()
     device, edge = asked.speeds
     usual = 0.0
     if device is None or edge is None:
         tell("measuring this machine")
         usual = _this_machine()
-    found = Speeds(1e9 * (device or usual), 1e9 * (edge or usual))
+    found = Speeds(1e9 * (device or usual), 1e9 * (edge or usual), stage)
     said = f"a device does {found.device / 1e9:.3g} GFLOP/s, and an edge {found.edge / 1e9:.3g}"
+    said += "" if stage is None else f", and a stage {stage / 1e9:.3g}"
     where = " (this machine's speed)" if usual else ""
     fix = "Give --device-gflops and --edge-gflops, or costs that were measured: --from RUN."
     return found, (f"No run shows what nodes cost: {said}{where}. {fix}",)

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from sfl.config import load_run
-from sfl.cost.values import DeviceCost, EdgeCost
+from sfl.cost.values import DeviceCost, EdgeCost, NodeCost
 from sfl.errors import ConfigError, SflError
 from sfl.planners import State
 from sfl.planners.costs import NothingSeen, Seen
@@ -78,6 +78,7 @@ class InState:
         self._state = state
         self._devices = {device.name: device.cost for device in state.devices}
         self._edges = {edge.name: edge.cost for edge in state.edges}
+        self._stages = {stage.name: stage.cost.node for stage in state.stages}
 
     def device_cost(self, name: str) -> DeviceCost | None:
         """A device's."""
@@ -86,6 +87,10 @@ class InState:
     def edge_cost(self, name: str) -> EdgeCost | None:
         """An edge's."""
         return self._edges.get(name)
+
+    def stage_node(self, name: str) -> NodeCost | None:
+        """What a stage takes to compute."""
+        return self._stages.get(name)
 
     def step_tokens(self) -> float | None:
         """Of a step."""
