@@ -20,6 +20,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from edge_server.alive import forget_given_up, stay_alive
 from edge_server.base import Base, load_base
 from edge_server.beats import Beats
 from edge_server.floor import Floor
@@ -113,6 +114,7 @@ class EdgeServer:
         await asyncio.to_thread(forget_old_runs, config.cache_dir, config.name, time.time())
         if self.shared is not None:
             await asyncio.to_thread(self.shared.check)
+            await asyncio.to_thread(forget_given_up, self.shared, time.time())
         try:
             async with self._port(address_file) as address:
                 await self.follow(connect_timeout, address)
@@ -184,6 +186,7 @@ class EdgeServer:
         beats = self.beats.run(network.heartbeat_interval, network.idle_timeout)
         beat = asyncio.create_task(beats)
         following = asyncio.create_task(self._follow_streams(stream))
+        alive = asyncio.create_task(stay_alive(self.shared, self.follower.run_key, self.stats.name))
         try:
             await asyncio.wait({following, beat}, return_when=asyncio.FIRST_COMPLETED)
             for task in (following, beat):
@@ -198,7 +201,7 @@ class EdgeServer:
             await self._failed(cause, welcome.settings)
             raise cause from None
         finally:
-            await _end(opening, following, beat)
+            await _end(opening, following, beat, alive)
 
     async def _follow_streams(self, stream: CloudStream) -> None:
         """Follow one stream, and the next where it breaks, until the run is over."""

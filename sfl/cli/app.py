@@ -74,6 +74,8 @@ Model = Annotated[
     str | None,
     typer.Option(help="The run's base, if it is elsewhere on this machine: folder or hub name."),
 ]
+LEAST_DAYS = 0.05
+"""More than an hour: an edge says every ten minutes that its run is alive."""
 Best = Annotated[bool, typer.Option("--best", help="Use adapter_best/ instead of adapter/.")]
 
 
@@ -274,6 +276,25 @@ def privacy(
     from sfl.cli.privacy.command import measure_and_show, read_cuts
 
     measure_and_show(config, overrides or [], read_cuts(cuts) if cuts is not None else (), as_json)
+
+
+@app.command()
+def prune(
+    store: Annotated[
+        str, typer.Argument(help="Where edges share snapshots, as edge.snapshots has it.")
+    ],
+    days: Annotated[
+        float,
+        typer.Option(min=LEAST_DAYS, help="Runs to which nothing was written for so many days."),
+    ] = 30.0,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Only say what would be removed.")
+    ] = False,
+) -> None:
+    """Remove what edges share of runs that were given up. A run that an edge has stays."""
+    from sfl.cli.prune import prune_and_show
+
+    prune_and_show(store, days, dry_run)
 
 
 @app.command()

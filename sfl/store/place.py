@@ -6,7 +6,10 @@ import contextlib
 import errno
 import logging
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from datetime import datetime
+from math import inf
 from pathlib import Path
 from typing import Any
 
@@ -38,6 +41,15 @@ _FULL = ("no space left", "quota", "insufficientstorage", "storagefull", "disk f
 _CREDENTIALS = (
     "Set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, and AWS_ENDPOINT_URL if it is not Amazon's."
 )
+
+
+@dataclass(frozen=True, slots=True)
+class Stored:
+    """A file: its name below the place's folder, its bytes, when it was written in Unix seconds."""
+
+    name: str
+    num_bytes: int
+    written: float
 
 
 class Place:
@@ -105,6 +117,16 @@ class Place:
             found = self._files.find(self._at(folder))
         return {str(path).rpartition("/")[2] for path in found}
 
+    def files(self) -> list[Stored]:
+        """All that there are. Raises DiskError."""
+        with self._in_words():
+            found = self._files.find(self._root, detail=True)
+        start = len(self._root) + 1
+        return [
+            Stored(str(path)[start:], int(told.get("size") or 0), _written(told))
+            for path, told in found.items()
+        ]
+
     def drop(self, folder: str) -> None:
         """Remove a folder with all that is in it, if it is there. Raises DiskError."""
         with self._in_words(), contextlib.suppress(FileNotFoundError):
@@ -130,6 +152,12 @@ class Place:
             raise self.told(f"{missing} ({_in_a_line(error)})", fix) from None
         except self._failures as error:
             raise self.told(*_problem(error)) from error
+
+
+def _written(told: Mapping[str, Any]) -> float:
+    """When a store says that a file was written; one that does not say counts as new for ever."""
+    at = told.get("mtime", told.get("LastModified", inf))
+    return at.timestamp() if isinstance(at, datetime) else float(at)
 
 
 def _foreign(scheme: str) -> tuple[type[Exception], ...]:
