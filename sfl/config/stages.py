@@ -68,6 +68,8 @@ def _shared_problems(run: RunSections) -> Iterator[str]:
         yield f'{needs} the loss at the last stage: run.topology "three_tier"'
     if run.run.mode != "synchronous":
         yield f'{needs} rounds that begin together: run.mode "synchronous"'
+    if run.aggregation.late_updates != "drop":
+        yield f'{needs} everybody in the same round: aggregation.late_updates "drop"'
     if run.training.local_steps is None:
         yield f"{needs} as many steps of every device: set training.local_steps"
     if run.training.max_grad_norm is not None:

@@ -33,6 +33,7 @@ SHARED = {"stages": {"cuts": [4], "adapters": "shared"}, "training": {"local_ste
         (SHARED | {"training": {}}, "set training.local_steps"),
         (SHARED | {"training": {"local_steps": 2, "max_grad_norm": 1.0}}, "max_grad_norm out"),
         (SHARED | {"recovery": {"snapshot_steps": 1}}, "recovery.snapshot_steps to 0"),
+        (SHARED | {"aggregation": {"late_updates": "weighted"}}, "everybody in the same round"),
     ],
 )
 def test_what_does_not_fit_is_named(sections: dict[str, Any], words: str) -> None:
