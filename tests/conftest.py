@@ -6,6 +6,8 @@ One that measures the machine, or seconds on it, is marked `alone`: `make test` 
 
 from __future__ import annotations
 
+import gc
+import os
 import signal
 import subprocess
 import sys
@@ -23,11 +25,19 @@ if TYPE_CHECKING:
     from tests.house.s3 import S3
 
 
+WAITING = {"GOMP_SPINCOUNT": "4000", "OPENBLAS_NUM_THREADS": "1"}
+"""How threads wait in a node (`sfl.node.process`), read when torch and numpy are: by default they
+spin, and take the cores of the workers beside this one."""
+_ours: set[str] = set()
+
+
 def pytest_configure() -> None:
     """A shell's background jobs ignore Ctrl-C, and so would all that they start.
 
     Not in the child before its exec (`preexec_fn`): gRPC's threads do not outlive a fork.
     """
+    _ours.update(WAITING.keys() - os.environ.keys())
+    os.environ.update({name: WAITING[name] for name in _ours})
     if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
         signal.signal(signal.SIGINT, signal.default_int_handler)
     # How long a machine takes says nothing of what it computes.
@@ -50,7 +60,12 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 
 
 def pytest_collection_finish() -> None:
-    """One core a test process: workers stand side by side, and models are tiny."""
+    """What is imported stays: looking for garbage among it takes a tenth of a second each time."""
+    for name in _ours:
+        os.environ.pop(name, None)  # processes of tests see to that themselves
+    gc.collect()
+    gc.freeze()
+    # One core a test process: workers stand side by side, and models are tiny.
     if torch := sys.modules.get("torch"):
         torch.set_num_threads(1)
 
