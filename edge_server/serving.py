@@ -16,6 +16,9 @@ from sfl.codec.pipeline import Codec
 from sfl.config import EdgeConfig, LoraSettings, ModelSettings
 from sfl.config.serve import BASE, ServeEdgeConfig, ServeSettings
 from sfl.errors import ConfigError, ModelError, ProtocolError, Refused
+from sfl.metrics.prometheus import NodeCollector, serve_as_set
+from sfl.metrics.said import DevicesSaid
+from sfl.metrics.serving import ServingCount
 from sfl.metrics.stats import NodeStats
 from sfl.models.folder import ModelFolder, open_model
 from sfl.models.kv.cache import KvPool
@@ -29,6 +32,7 @@ from sfl.stage.base import lay_over_devices, settle
 from sfl.stage.engine import Engine
 from sfl.stage.serving.conversation import ServingBase
 from sfl.stage.serving.conversations import Conversations
+from sfl.stage.serving.figures import held_by
 from sfl.stage.serving.spans import serving_span
 from sfl.transport.frames.chunks import adapter_bytes
 from sfl.transport.security.credentials import bind, new_server
@@ -46,6 +50,7 @@ class ServingHost:
     """What devices' streams ask for."""
 
     stats: NodeStats
+    count: ServingCount
     engine: Engine
     conversations: Conversations
     here: ServedHere
@@ -71,7 +76,8 @@ def load_host(
     codec = serve_codec(serve.codec)
     adapters = {name: open_served(path.expanduser()) for name, path in serve.adapters.items()}
     folder = _folder(own, serve)
-    base, pages = _base(own, serve, folder, adapters, threads, stats)
+    base, budget = _base(own, serve, folder, adapters, threads, stats)
+    pages = base.pool.pages.total
     spill = None
     if serve.evict == "spill":
         spill = serve.spill_dir.expanduser()
@@ -92,10 +98,14 @@ def load_host(
         "serving blocks %d to %d of %s, %d adapters, room for %d tokens",
         *(span.first, span.last - 1, folder.path, len(adapters), here.room),
     )
+    conversations = Conversations(base, Rules(pages), spill)
+    count = ServingCount(partial(held_by, conversations, budget), base.batches)
+    stats.serving = count
     return ServingHost(
         stats,
+        count,
         engine,
-        Conversations(base, Rules(pages), spill),
+        conversations,
         here,
         codec,
         model_digest(folder),
@@ -129,6 +139,7 @@ def _base(
     threads: int,
     stats: NodeStats,
 ) -> tuple[ServingBase, int]:
+    """What is loaded, and the bytes of all pages. Raises ConfigError, ModelError."""
     form = settle(own, ModelSettings(path=folder.name), threads)
     stats.dtype, stats.quantised = form.dtype, form.quantised
     span = Span(serve.cut_layer, folder.num_layers, embedding=False, head=True)
@@ -154,7 +165,7 @@ def _base(
             path = str(serve.adapters[name])
             raise ModelError(f"serve.adapters.{name}", path, str(error), fix) from None
     bank.stack([adapter for adapter in placed.values() if adapter is not None])
-    return ServingBase(model, bank, placed, KvPool(pages)), pages
+    return ServingBase(model, bank, placed, KvPool(pages)), pages * num_bytes
 
 
 class ServingEdge:
@@ -176,7 +187,8 @@ class ServingEdge:
         self.stats.threads = threads
         self._engine = Engine(threads, together=config.serve.batch)
         self._opened: asyncio.Future[ServingHost] = asyncio.get_running_loop().create_future()
-        self.service = GenerateService(self._opened)
+        self.said = DevicesSaid()
+        self.service = GenerateService(self._opened, self.said)
 
     async def run(self, address_file: Path | None = None) -> None:
         """Serve until this is cancelled. Raises SflError where it cannot begin."""
@@ -191,18 +203,25 @@ class ServingEdge:
         server.add_generic_rpc_handlers((self.service.handler(),))
         address = bind(server, "edge.listen", edge.listen, self._insecure, self._own)
         try:
-            load = partial(load_host, self._config, self._threads, self._engine, self.stats)
-            host = await self._engine.run(load)
-            self._opened.set_result(host)
-            await server.start()
-            if address_file is not None:
-                write_atomic(address_file, address)
-            log.info("edge %s serves on %s", edge.name, address)
-            with door.watched(address):
-                yield address
+            with self._metrics():
+                load = partial(load_host, self._config, self._threads, self._engine, self.stats)
+                host = await self._engine.run(load)
+                self._opened.set_result(host)
+                await server.start()
+                if address_file is not None:
+                    write_atomic(address_file, address)
+                log.info("edge %s serves on %s", edge.name, address)
+                with door.watched(address):
+                    yield address
         finally:
             self.service.close()
             await server.stop(grace=1.0)
             if self._opened.done():
                 await self._engine.run(self._opened.result().conversations.close_all)
             self._engine.close()
+
+    def _metrics(self) -> contextlib.AbstractContextManager[object]:
+        metrics = self._config.edge.metrics
+        if not metrics.enabled:
+            return contextlib.nullcontext()
+        return serve_as_set(metrics, NodeCollector(self.stats, self.said.latest))

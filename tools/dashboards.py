@@ -9,11 +9,29 @@ import json
 import re
 import sys
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
-from sfl.metrics.table import METRICS, Metric
+from sfl.metrics.metric import Metric
+from sfl.metrics.table import METRICS
+from tools.panels import (
+    ALL,
+    DEVICE,
+    DEVICES,
+    EDGE,
+    OF_EDGE,
+    ON_DEVICE,
+    RATE,
+    RUN,
+    Dashboard,
+    Kind,
+    Panel,
+    Query,
+    Variable,
+    number,
+    panel,
+)
+from tools.serving_dashboard import ANSWERS
 
 SCHEMA_VERSION = 39  # of Grafana 11; newer ones convert it
 RECORDS = (
@@ -23,76 +41,15 @@ RECORDS = (
     "sfl:link_busy:ratio5m",
     "sfl:memory_limit_used:ratio",
     "sfl:compression:ratio",
+    "sfl:first_token_seconds:p95",
 )
 """What docker/prometheus/rules/records.yml records; a test holds the two together."""
 
-Kind = Literal["timeseries", "stat", "table", "bargauge"]
 Json = dict[str, Any]
 
 _SOURCE = {"type": "prometheus", "uid": "${datasource}"}
 _NAME = re.compile(r"\bsfl[_:][a-zA-Z0-9_:]+")
 _WIDTH = 24  # columns of Grafana's grid
-
-
-@dataclass(frozen=True, slots=True)
-class Query:
-    """One expression, and what its series are called in the legend."""
-
-    expr: str
-    legend: str = ""
-
-
-@dataclass(frozen=True, slots=True)
-class Panel:
-    """One picture; `unit` is Grafana's name of it."""
-
-    title: str
-    queries: tuple[Query, ...]
-    unit: str = "short"
-    kind: Kind = "timeseries"
-    width: int = 12
-    height: int = 8
-    stacked: bool = False
-    note: str = ""
-
-
-@dataclass(frozen=True, slots=True)
-class Variable:
-    """A choice at a dashboard's head: the values of `label` in `series`."""
-
-    name: str
-    series: str
-    label: str
-    many: bool = True
-
-
-@dataclass(frozen=True, slots=True)
-class Dashboard:
-    """One file."""
-
-    uid: str
-    title: str
-    variables: tuple[Variable, ...]
-    panels: tuple[Panel, ...]
-
-
-def _panel(title: str, expr: str, legend: str = "", unit: str = "short", **more: Any) -> Panel:
-    return Panel(title, (Query(expr, legend),), unit, **more)
-
-
-def _number(title: str, expr: str, unit: str = "short") -> Panel:
-    return _panel(title, expr, "", unit, kind="stat", width=4, height=4)
-
-
-RUN = Variable("run", "sfl_round", "run")
-DEVICES = Variable("device", "sfl_step", "device")
-DEVICE = Variable("device", "sfl_step", "device", many=False)
-EDGE = Variable("edge", 'up{job="sfl-edge"}', "instance")
-
-_ALL = 'run=~"$run"'
-_DEVICES = 'run=~"$run", device=~"$device", device!=""'
-_EDGE = 'run=~"$run", job="sfl-edge", instance=~"$edge", device=""'
-_RATE = "[$__rate_interval]"
 _BUSY = "sfl_step_phase_seconds_sum"
 
 FLEET = Dashboard(
@@ -100,64 +57,64 @@ FLEET = Dashboard(
     "sfl: fleet",
     (RUN, DEVICES),
     (
-        _number("Round", f'max(sfl_round{{{_ALL}, job="sfl-cloud"}})'),
-        _number("Devices connected", f'sum(sfl_connected_nodes{{{_ALL}, job="sfl-edge"}})'),
-        _number("Tokens a second", f"sum(sfl:tokens:rate1m{{{_ALL}}})"),
-        _number("Training loss, mean", f"avg(sfl_loss{{{_ALL}}})"),
-        _number("Accuracy, mean", f"avg(sfl_eval_accuracy_ratio{{{_ALL}}})", "percentunit"),
-        _number("Faults", f"sum(sfl_faults_total{{{_ALL}}})"),
-        _panel("Training loss", f"sfl_loss{{{_DEVICES}}}", "{{device}}"),
-        _panel("Held-out loss", f"sfl_eval_loss{{{_DEVICES}}}", "{{device}}"),
-        _panel(
-            "Held-out accuracy", f"sfl_eval_accuracy_ratio{{{_DEVICES}}}", "{{device}}",
+        number("Round", f'max(sfl_round{{{ALL}, job="sfl-cloud"}})'),
+        number("Devices connected", f'sum(sfl_connected_nodes{{{ALL}, job="sfl-edge"}})'),
+        number("Tokens a second", f"sum(sfl:tokens:rate1m{{{ALL}}})"),
+        number("Training loss, mean", f"avg(sfl_loss{{{ALL}}})"),
+        number("Accuracy, mean", f"avg(sfl_eval_accuracy_ratio{{{ALL}}})", "percentunit"),
+        number("Faults", f"sum(sfl_faults_total{{{ALL}}})"),
+        panel("Training loss", f"sfl_loss{{{ON_DEVICE}}}", "{{device}}"),
+        panel("Held-out loss", f"sfl_eval_loss{{{ON_DEVICE}}}", "{{device}}"),
+        panel(
+            "Held-out accuracy", f"sfl_eval_accuracy_ratio{{{ON_DEVICE}}}", "{{device}}",
             "percentunit",
         ),
-        _panel("Tokens a second", f"sfl:tokens:rate1m{{{_DEVICES}}}", "{{device}}"),
-        _panel("Step in the round", f"sfl_step{{{_DEVICES}}}", "{{device}}"),
-        _panel(
-            "Seconds since heard", f"sfl:heartbeat_age_seconds{{{_DEVICES}}}", "{{device}}", "s",
+        panel("Tokens a second", f"sfl:tokens:rate1m{{{ON_DEVICE}}}", "{{device}}"),
+        panel("Step in the round", f"sfl_step{{{ON_DEVICE}}}", "{{device}}"),
+        panel(
+            "Seconds since heard", f"sfl:heartbeat_age_seconds{{{ON_DEVICE}}}", "{{device}}", "s",
             note="Age of each device's last heartbeat; SflDeviceSilent fires at 15 s.",
         ),
-        _panel(
+        panel(
             "Who waits for whom",
-            f"time() - sfl_wait_start_timestamp_seconds{{{_ALL}}}",
+            f"time() - sfl_wait_start_timestamp_seconds{{{ALL}}}",
             "{{device}} {{instance}}: {{whom}}, {{what}}", "s",
             note="Seconds so far; SflWaitEnds fires before a lost node is given up.",
         ),
         Panel(
             "Late updates",
             (
-                Query(f"sfl_buffered_updates{{{_ALL}}}", "waiting for an average"),
-                Query(f"sfl_update_staleness{{{_ALL}}}", "staleness, mean of the last average"),
+                Query(f"sfl_buffered_updates{{{ALL}}}", "waiting for an average"),
+                Query(f"sfl_update_staleness{{{ALL}}}", "staleness, mean of the last average"),
             ),
             note="Of asynchronous runs, and of those that count late updates.",
         ),
-        _panel(
-            "Memory limit in use", f"sfl:memory_limit_used:ratio{{{_ALL}}}",
+        panel(
+            "Memory limit in use", f"sfl:memory_limit_used:ratio{{{ALL}}}",
             "{{device}} {{instance}}", "percentunit",
             note="Of each node's cgroup or machine; SflMemoryNearLimit fires at 90%.",
         ),
-        _panel(
+        panel(
             "Losses not finite",
-            f"sum by (device) (sfl_nonfinite_losses_total{{{_DEVICES}}})", "{{device}}",
+            f"sum by (device) (sfl_nonfinite_losses_total{{{ON_DEVICE}}})", "{{device}}",
         ),
-        _panel(
+        panel(
             "Firing alerts", 'ALERTS{alertname=~"Sfl.+", alertstate="firing"}',
             kind="table", note="Empty when all is well.",
         ),
-        _panel(
-            "Nodes", f"sfl_build_info{{{_ALL}}}", kind="table",
+        panel(
+            "Nodes", f"sfl_build_info{{{ALL}}}", kind="table",
         ),
-        _panel(
-            "Up for", f"time() - sfl_start_time_seconds{{{_ALL}}}", "{{device}} {{instance}}", "s",
+        panel(
+            "Up for", f"time() - sfl_start_time_seconds{{{ALL}}}", "{{device}} {{instance}}", "s",
         ),
-        _panel(
+        panel(
             "Certificates end in",
-            f"sfl_certificate_expiry_timestamp_seconds{{{_ALL}}} - time()",
+            f"sfl_certificate_expiry_timestamp_seconds{{{ALL}}} - time()",
             "{{device}} {{instance}}", "s",
             note="SflCertificateExpiring fires two weeks before.",
         ),
-        _panel("Targets", 'up{job=~"sfl-.+"}', "{{job}} {{instance}}"),
+        panel("Targets", 'up{job=~"sfl-.+"}', "{{job}} {{instance}}"),
     ),
 )  # fmt: skip
 
@@ -166,64 +123,66 @@ EDGES = Dashboard(
     "sfl: edge",
     (RUN, EDGE),
     (
-        _panel(
-            "Micro-batches waiting", f"sfl_queue_depth{{{_EDGE}}}",
+        panel(
+            "Micro-batches waiting", f"sfl_queue_depth{{{OF_EDGE}}}",
             "waiting at {{instance}}",
         ),
-        _panel("Devices connected", f"sfl_connected_nodes{{{_EDGE}}}", "{{instance}}"),
-        _panel(
+        panel("Devices connected", f"sfl_connected_nodes{{{OF_EDGE}}}", "{{instance}}"),
+        panel(
             "Where its time goes",
-            f"sum by (phase) (rate({_BUSY}{{{_EDGE}}}{_RATE}))", "{{phase}}",
+            f"sum by (phase) (rate({_BUSY}{{{OF_EDGE}}}{RATE}))", "{{phase}}",
             "percentunit", stacked=True,
             note="Seconds a second in each phase: the compute thread is full where it does not "
             "wait. Codecs and links work beside it, so the sum may pass 1.",
         ),
-        _panel(
+        panel(
             "95% of the work in each phase takes less than",
             f"histogram_quantile(0.95, sum by (phase, le) "
-            f"(rate(sfl_step_phase_seconds_bucket{{{_EDGE}}}{_RATE})))",
+            f"(rate(sfl_step_phase_seconds_bucket{{{OF_EDGE}}}{RATE})))",
             "{{phase}}", "s",
         ),
-        _panel(
+        panel(
             "Bytes a second, to and from the cloud",
-            f"sum by (direction) (rate(sfl_wire_bytes_total{{{_EDGE}}}{_RATE}))", "{{direction}}",
+            f"sum by (direction) (rate(sfl_wire_bytes_total{{{OF_EDGE}}}{RATE}))", "{{direction}}",
             "Bps",
         ),
-        _panel(
+        panel(
             "Bytes a second, to and from its devices",
             'sum by (direction) (rate(sfl_wire_bytes_total{run=~"$run", job="sfl-edge", '
-            f'instance=~"$edge", device!=""}}{_RATE}))', "{{direction}}", "Bps",
+            f'instance=~"$edge", device!=""}}{RATE}))', "{{direction}}", "Bps",
             note="Counted by the devices, as of their last heartbeats.",
         ),
-        _panel(
+        panel(
             "Bytes a second, to and from the stage behind it",
-            f"sum by (direction, role) (rate(sfl_stage_wire_bytes_total{{{_EDGE}}}{_RATE}))",
+            f"sum by (direction, role) (rate(sfl_stage_wire_bytes_total{{{OF_EDGE}}}{RATE}))",
             "{{direction}} {{role}}", "Bps", stacked=True,
             note="Only in three tiers.",
         ),
         Panel(
             "Memory",
             (
-                Query(f"sfl_resident_memory_bytes{{{_EDGE}}}", "resident {{instance}}"),
-                Query(f"sfl_peak_resident_memory_bytes{{{_EDGE}}}", "peak {{instance}}"),
-                Query(f"sfl_accelerator_memory_bytes{{{_EDGE}}}", "accelerator {{instance}}"),
-                Query(f"sfl_memory_limit_used_bytes{{{_EDGE}}}", "against the limit {{instance}}"),
-                Query(f"sfl_memory_limit_bytes{{{_EDGE}}}", "limit {{instance}}"),
+                Query(f"sfl_resident_memory_bytes{{{OF_EDGE}}}", "resident {{instance}}"),
+                Query(f"sfl_peak_resident_memory_bytes{{{OF_EDGE}}}", "peak {{instance}}"),
+                Query(f"sfl_accelerator_memory_bytes{{{OF_EDGE}}}", "accelerator {{instance}}"),
+                Query(
+                    f"sfl_memory_limit_used_bytes{{{OF_EDGE}}}", "against the limit {{instance}}",
+                ),
+                Query(f"sfl_memory_limit_bytes{{{OF_EDGE}}}", "limit {{instance}}"),
             ),
             "decbytes",
         ),
-        _panel("Faults", f"sfl_faults_total{{{_EDGE}}}", "{{instance}}"),
-        _panel(
+        panel("Faults", f"sfl_faults_total{{{OF_EDGE}}}", "{{instance}}"),
+        panel(
             "Seconds since its devices were heard",
             'time() - sfl_last_heartbeat_timestamp_seconds{run=~"$run", instance=~"$edge"}',
             "{{device}}", "s",
         ),
-        _panel("Round", f"sfl_round{{{_EDGE}}}", "{{instance}}"),
+        panel("Round", f"sfl_round{{{OF_EDGE}}}", "{{instance}}"),
         Panel(
             "Adapters in files",
             (
-                Query(f"sfl_resting_adapters{{{_EDGE}}}", "swapped out {{instance}}"),
-                Query(f"rate(sfl_woken_adapters_total{{{_EDGE}}}{_RATE})", "read a second"),
+                Query(f"sfl_resting_adapters{{{OF_EDGE}}}", "swapped out {{instance}}"),
+                Query(f"rate(sfl_woken_adapters_total{{{OF_EDGE}}}{RATE})", "read a second"),
             ),
             note="With edge.resident_adapters; more of them in memory read less.",
         ),
@@ -235,30 +194,30 @@ ONE_DEVICE = Dashboard(
     "sfl: one device",
     (RUN, DEVICE),
     (
-        _number("Round", f"max(sfl_round{{{_DEVICES}}})"),
-        _number("Step in the round", f"max(sfl_step{{{_DEVICES}}})"),
-        _number("Steps in all", f"max(sfl_steps_total{{{_DEVICES}}})"),
-        _number("Training loss", f"max(sfl_loss{{{_DEVICES}}})"),
-        _number("Accuracy", f"max(sfl_eval_accuracy_ratio{{{_DEVICES}}})", "percentunit"),
-        _number("Since heard", f"max(sfl:heartbeat_age_seconds{{{_DEVICES}}})", "s"),
+        number("Round", f"max(sfl_round{{{ON_DEVICE}}})"),
+        number("Step in the round", f"max(sfl_step{{{ON_DEVICE}}})"),
+        number("Steps in all", f"max(sfl_steps_total{{{ON_DEVICE}}})"),
+        number("Training loss", f"max(sfl_loss{{{ON_DEVICE}}})"),
+        number("Accuracy", f"max(sfl_eval_accuracy_ratio{{{ON_DEVICE}}})", "percentunit"),
+        number("Since heard", f"max(sfl:heartbeat_age_seconds{{{ON_DEVICE}}})", "s"),
         Panel(
             "Loss",
             (
-                Query(f"sfl_loss{{{_DEVICES}}}", "training"),
-                Query(f"sfl_eval_loss{{{_DEVICES}}}", "held out"),
+                Query(f"sfl_loss{{{ON_DEVICE}}}", "training"),
+                Query(f"sfl_eval_loss{{{ON_DEVICE}}}", "held out"),
             ),
         ),
-        _panel("Tokens a second", f"rate(sfl_tokens_total{{{_DEVICES}}}{_RATE})", "{{device}}"),
-        _panel(
+        panel("Tokens a second", f"rate(sfl_tokens_total{{{ON_DEVICE}}}{RATE})", "{{device}}"),
+        panel(
             "Where its time goes",
-            f'sum by (phase) (rate({_BUSY}{{{_DEVICES}, phase!="step"}}{_RATE}))',
+            f'sum by (phase) (rate({_BUSY}{{{ON_DEVICE}, phase!="step"}}{RATE}))',
             "{{phase}}", "percentunit",
             note="Seconds a second in each phase. Threads overlap: the sum may pass 1.",
         ),
-        _panel(
+        panel(
             "Time of one piece of work, by phase",
-            f"sum by (phase) (rate({_BUSY}{{{_DEVICES}}}{_RATE})) / "
-            f"sum by (phase) (rate(sfl_step_phase_seconds_count{{{_DEVICES}}}{_RATE}))",
+            f"sum by (phase) (rate({_BUSY}{{{ON_DEVICE}}}{RATE})) / "
+            f"sum by (phase) (rate(sfl_step_phase_seconds_count{{{ON_DEVICE}}}{RATE}))",
             "{{phase}}", "s",
         ),
         Panel(
@@ -266,64 +225,64 @@ ONE_DEVICE = Dashboard(
             tuple(
                 Query(
                     f"histogram_quantile({share}, sum by (le) (rate("
-                    f'sfl_step_phase_seconds_bucket{{{_DEVICES}, phase="wait"}}{_RATE})))', name,
+                    f'sfl_step_phase_seconds_bucket{{{ON_DEVICE}, phase="wait"}}{RATE})))', name,
                 )
                 for share, name in (("0.5", "half"), ("0.95", "95%"))
             ),
             "s",
         ),
-        _panel(
-            "Link busy", f"sfl:link_busy:ratio5m{{{_DEVICES}}}", "{{phase}}", "percentunit",
+        panel(
+            "Link busy", f"sfl:link_busy:ratio5m{{{ON_DEVICE}}}", "{{phase}}", "percentunit",
             note="Share of the time in which tensors move; SflLinkSaturated fires at 90%.",
         ),
-        _panel(
+        panel(
             "Bytes a second",
-            f"sum by (direction, role) (rate(sfl_wire_bytes_total{{{_DEVICES}}}{_RATE}))",
+            f"sum by (direction, role) (rate(sfl_wire_bytes_total{{{ON_DEVICE}}}{RATE}))",
             "{{direction}} {{role}}", "Bps", stacked=True,
         ),
         Panel(
             "Micro-batches in flight",
             (
-                Query(f"sfl_queue_depth{{{_DEVICES}}}", "{{device}}"),
-                Query(f"sfl_window{{{_DEVICES}}}", "{{device}} window"),
+                Query(f"sfl_queue_depth{{{ON_DEVICE}}}", "{{device}}"),
+                Query(f"sfl_window{{{ON_DEVICE}}}", "{{device}} window"),
             ),
         ),
         Panel(
             "Memory",
             (
-                Query(f"sfl_resident_memory_bytes{{{_DEVICES}}}", "resident"),
-                Query(f"sfl_peak_resident_memory_bytes{{{_DEVICES}}}", "peak"),
-                Query(f"sfl_accelerator_memory_bytes{{{_DEVICES}}}", "accelerator"),
-                Query(f"sfl_memory_limit_used_bytes{{{_DEVICES}}}", "against the limit"),
-                Query(f"sfl_memory_limit_bytes{{{_DEVICES}}}", "limit"),
+                Query(f"sfl_resident_memory_bytes{{{ON_DEVICE}}}", "resident"),
+                Query(f"sfl_peak_resident_memory_bytes{{{ON_DEVICE}}}", "peak"),
+                Query(f"sfl_accelerator_memory_bytes{{{ON_DEVICE}}}", "accelerator"),
+                Query(f"sfl_memory_limit_used_bytes{{{ON_DEVICE}}}", "against the limit"),
+                Query(f"sfl_memory_limit_bytes{{{ON_DEVICE}}}", "limit"),
             ),
             "decbytes",
         ),
-        _panel("Faults", f"sfl_faults_total{{{_DEVICES}}}", "{{device}}"),
-        _panel(
-            "Handovers to another edge", f"sfl_handovers_total{{{_DEVICES}}}", "{{device}}",
+        panel("Faults", f"sfl_faults_total{{{ON_DEVICE}}}", "{{device}}"),
+        panel(
+            "Handovers to another edge", f"sfl_handovers_total{{{ON_DEVICE}}}", "{{device}}",
             note="Times that it came to another edge than it was at (docs/edges.md).",
         ),
-        _panel(
-            "Temperature", f"sfl_temperature_celsius{{{_DEVICES}}}", "{{device}}", "celsius",
+        panel(
+            "Temperature", f"sfl_temperature_celsius{{{ON_DEVICE}}}", "{{device}}", "celsius",
             note="Its `pause.above_celsius` pauses it.",
         ),
-        _panel(
-            "Paused", f"sfl_paused{{{_DEVICES}}}", "{{reason}}",
+        panel(
+            "Paused", f"sfl_paused{{{ON_DEVICE}}}", "{{reason}}",
             note="Its `pause` settings.",
         ),
         Panel(
             "Held down",
             (
-                Query(f"sfl_throttled{{{_DEVICES}}}", "throttled"),
-                Query(f"sfl_undervoltage{{{_DEVICES}}}", "too little voltage"),
-                Query(f"sfl_on_battery{{{_DEVICES}}}", "on battery"),
+                Query(f"sfl_throttled{{{ON_DEVICE}}}", "throttled"),
+                Query(f"sfl_undervoltage{{{ON_DEVICE}}}", "too little voltage"),
+                Query(f"sfl_on_battery{{{ON_DEVICE}}}", "on battery"),
             ),
         ),
-        _panel(
-            "Battery", f"sfl_battery_charge_ratio{{{_DEVICES}}}", "{{device}}", "percentunit",
+        panel(
+            "Battery", f"sfl_battery_charge_ratio{{{ON_DEVICE}}}", "{{device}}", "percentunit",
         ),
-        _panel("Power taken in", f"sfl_power_watts{{{_DEVICES}}}", "{{device}}", "watt"),
+        panel("Power taken in", f"sfl_power_watts{{{ON_DEVICE}}}", "{{device}}", "watt"),
     ),
 )  # fmt: skip
 
@@ -332,77 +291,77 @@ COST = Dashboard(
     "sfl: cost in bytes and seconds",
     (RUN, DEVICES),
     (
-        _number("Bytes in all", f"sum(sfl_wire_bytes_total{{{_DEVICES}}})", "decbytes"),
-        _number(
+        number("Bytes in all", f"sum(sfl_wire_bytes_total{{{ON_DEVICE}}})", "decbytes"),
+        number(
             "Bytes a token",
-            f'sum(sfl_wire_bytes_total{{{_DEVICES}, role=~"activation|gradient"}}) '
-            f"/ sum(sfl_tokens_total{{{_DEVICES}}})", "decbytes",
+            f'sum(sfl_wire_bytes_total{{{ON_DEVICE}, role=~"activation|gradient"}}) '
+            f"/ sum(sfl_tokens_total{{{ON_DEVICE}}})", "decbytes",
         ),
-        _number("Smaller than float32", f"avg(sfl:compression:ratio{{{_DEVICES}}})"),
-        _number(
-            "Tensor bytes, 10 min", f"sum(sfl:payload_bytes:increase10m{{{_ALL}}})", "decbytes",
+        number("Smaller than float32", f"avg(sfl:compression:ratio{{{ON_DEVICE}}})"),
+        number(
+            "Tensor bytes, 10 min", f"sum(sfl:payload_bytes:increase10m{{{ALL}}})", "decbytes",
         ),
-        _number(
+        number(
             "Device seconds computing",
-            f'sum({_BUSY}{{{_DEVICES}, phase=~"forward|backward"}})', "s",
+            f'sum({_BUSY}{{{ON_DEVICE}, phase=~"forward|backward"}})', "s",
         ),
-        _number(
+        number(
             "Device seconds waiting",
-            f'sum({_BUSY}{{{_DEVICES}, phase="wait"}})', "s",
+            f'sum({_BUSY}{{{ON_DEVICE}, phase="wait"}})', "s",
         ),
-        _panel(
-            "Bytes by device", f"sum by (device) (sfl_wire_bytes_total{{{_DEVICES}}})",
+        panel(
+            "Bytes by device", f"sum by (device) (sfl_wire_bytes_total{{{ON_DEVICE}}})",
             "{{device}}", "decbytes", kind="bargauge",
         ),
-        _panel(
+        panel(
             "Bytes by what they are for",
-            f"sum by (role, direction) (sfl_wire_bytes_total{{{_DEVICES}}})",
+            f"sum by (role, direction) (sfl_wire_bytes_total{{{ON_DEVICE}}})",
             "{{role}} {{direction}}", "decbytes", kind="bargauge",
         ),
-        _panel(
+        panel(
             "Bytes a second by device",
-            f"sum by (device) (rate(sfl_wire_bytes_total{{{_DEVICES}}}{_RATE}))", "{{device}}",
+            f"sum by (device) (rate(sfl_wire_bytes_total{{{ON_DEVICE}}}{RATE}))", "{{device}}",
             "Bps", stacked=True,
         ),
-        _panel(
+        panel(
             "What they would be in float32, a second",
-            f"sum by (device) (rate(sfl_wire_raw_bytes_total{{{_DEVICES}}}{_RATE}))", "{{device}}",
+            f"sum by (device) (rate(sfl_wire_raw_bytes_total{{{ON_DEVICE}}}{RATE}))", "{{device}}",
             "Bps", stacked=True,
         ),
-        _panel(
-            "How many times smaller than float32", f"sfl:compression:ratio{{{_DEVICES}}}",
+        panel(
+            "How many times smaller than float32", f"sfl:compression:ratio{{{ON_DEVICE}}}",
             "{{device}}",
         ),
-        _panel(
+        panel(
             "Bytes a step",
-            f"sum by (device) (rate(sfl_wire_bytes_total{{{_DEVICES}}}{_RATE})) "
-            f"/ sum by (device) (rate(sfl_steps_total{{{_DEVICES}}}{_RATE}))",
+            f"sum by (device) (rate(sfl_wire_bytes_total{{{ON_DEVICE}}}{RATE})) "
+            f"/ sum by (device) (rate(sfl_steps_total{{{ON_DEVICE}}}{RATE}))",
             "{{device}}", "decbytes",
         ),
-        _panel(
+        panel(
             "Device seconds by phase",
-            f'sum by (phase) ({_BUSY}{{{_DEVICES}, phase!="step"}})',
+            f'sum by (phase) ({_BUSY}{{{ON_DEVICE}, phase!="step"}})',
             "{{phase}}", "s", kind="bargauge",
         ),
-        _panel(
+        panel(
             "Edge seconds by phase",
-            f'sum by (phase) ({_BUSY}{{{_ALL}, job="sfl-edge", device=""}})',
+            f'sum by (phase) ({_BUSY}{{{ALL}, job="sfl-edge", device=""}})',
             "{{phase}}", "s", kind="bargauge",
         ),
-        _panel(
+        panel(
             "Seconds of waiting a step",
-            f'sum by (device) (rate({_BUSY}{{{_DEVICES}, phase="wait"}}{_RATE})) '
-            f"/ sum by (device) (rate(sfl_steps_total{{{_DEVICES}}}{_RATE}))",
+            f'sum by (device) (rate({_BUSY}{{{ON_DEVICE}, phase="wait"}}{RATE})) '
+            f"/ sum by (device) (rate(sfl_steps_total{{{ON_DEVICE}}}{RATE}))",
             "{{device}}", "s",
         ),
         Panel(
             "Seconds of snapshots",
             (
                 Query(
-                    f"sum(rate(sfl_snapshot_seconds_total{{{_ALL}}}{_RATE}))", "writing, a second"
+                    f"sum(rate(sfl_snapshot_seconds_total{{{ALL}}}{RATE}))", "writing, a second"
                 ),
                 Query(
-                    f"sum(rate(sfl_snapshot_wait_seconds_total{{{_ALL}}}{_RATE}))",
+                    f"sum(rate(sfl_snapshot_wait_seconds_total{{{ALL}}}{RATE}))",
                     "waiting for the disk, a second",
                 ),
             ),
@@ -410,20 +369,21 @@ COST = Dashboard(
         ),
         Panel(
             "Snapshots written",
-            (Query(f"sum(sfl_snapshots_total{{{_ALL}}})", "in all"),),
+            (Query(f"sum(sfl_snapshots_total{{{ALL}}})", "in all"),),
         ),
-        _panel(
-            "Size of the last snapshot", f"sfl_snapshot_size_bytes{{{_ALL}}}",
+        panel(
+            "Size of the last snapshot", f"sfl_snapshot_size_bytes{{{ALL}}}",
             "{{device}} {{instance}}", "decbytes",
         ),
-        _panel(
-            "Highest memory of a process", f"sfl_peak_resident_memory_bytes{{{_ALL}}}",
+        panel(
+            "Highest memory of a process", f"sfl_peak_resident_memory_bytes{{{ALL}}}",
             "{{device}} {{instance}}", "decbytes",
         ),
     ),
 )  # fmt: skip
 
-DASHBOARDS = (FLEET, EDGES, ONE_DEVICE, COST)
+
+DASHBOARDS = (FLEET, EDGES, ONE_DEVICE, COST, ANSWERS)
 
 
 def render(dashboard: Dashboard) -> str:
@@ -481,12 +441,12 @@ _SERIES = {name: metric for metric in METRICS for name in _series(metric)}
 def _laid_out(panels: Sequence[Panel]) -> Iterator[Json]:
     """Panels from left to right, a new row where one does not fit."""
     x = y = row = 0
-    for number, panel in enumerate(panels, start=1):
-        if x + panel.width > _WIDTH:
+    for place, own in enumerate(panels, start=1):
+        if x + own.width > _WIDTH:
             x, y, row = 0, y + row, 0
-        place = {"x": x, "y": y, "w": panel.width, "h": panel.height}
-        yield {"id": number, "gridPos": place, **_drawn(panel)}
-        x, row = x + panel.width, max(row, panel.height)
+        grid = {"x": x, "y": y, "w": own.width, "h": own.height}
+        yield {"id": place, "gridPos": grid, **_drawn(own)}
+        x, row = x + own.width, max(row, own.height)
 
 
 def _drawn(panel: Panel) -> Json:

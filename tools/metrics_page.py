@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import sys
 
+from sfl.metrics.histogram import BUCKETS
+from sfl.metrics.metric import Metric
 from sfl.metrics.service import SERVICE_METRICS, ServiceMetric
-from sfl.metrics.snapshot import BUCKETS, PHASES, ROLES
-from sfl.metrics.table import METRICS, Metric
+from sfl.metrics.snapshot import PHASES, ROLES
+from sfl.metrics.table import METRICS
 
 _HEAD = """\
 <!-- Written by `python -m tools.metrics_page > docs/metrics.md`; a test holds it in step. -->
@@ -92,6 +94,14 @@ _TAIL = """
 - `phase`: {phases}.
   The next section explains them.
 
+## Nodes that answer
+
+Series that begin with `sfl_serve_` are of nodes that [answer with a model](serving.md). There the
+edge also shows its devices' series. Series of training stay 0 on such nodes.
+
+Idle conversations keep their pages until others need them. So `sfl_serve_kv_bytes` near its budget
+is no fault by itself.
+
 ## Phases of a step
 
 | phase | what it measures |
@@ -114,6 +124,8 @@ Histogram buckets end, in seconds, at
 | tokens/s of each device | `sum by (device) (rate(sfl_tokens_total[1m]))` |
 | how many times smaller than float32 | `sum(sfl_wire_raw_bytes_total{{role=~"activation\\|gradient"}}) / sum(sfl_wire_bytes_total{{role=~"activation\\|gradient"}})` |
 | 95% of waits are shorter than | `histogram_quantile(0.95, sum by (device, le) (rate(sfl_step_phase_seconds_bucket{{phase="wait"}}[5m])))` |
+| tokens a round trip, with drafts | `rate(sfl_serve_answer_tokens_total[5m]) / rate(sfl_serve_round_trips_total[5m])` |
+| 95% of first tokens come within | `histogram_quantile(0.95, sum by (device, le) (rate(sfl_serve_first_token_seconds_bucket[5m])))` |
 | silent for ten seconds | `time() - sfl_last_heartbeat_timestamp_seconds > 10` |
 """  # noqa: E501
 

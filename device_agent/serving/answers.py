@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import asyncio
 import secrets
+import time
 from collections.abc import AsyncGenerator
 from contextlib import aclosing
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from typing import Literal
 
 from device_agent.serving.talk import Talker, Wish
 from sfl.data.tokenizer import Tokenizer
 from sfl.errors import DataError
+from sfl.metrics.serving import Ending, ServingCount
 from sfl.serving.requests import Asked, BadRequest
 from sfl.serving.text import RunningText
 
@@ -20,7 +24,7 @@ class Account:
 
     prompt_tokens: int
     completion_tokens: int = 0
-    finish_reason: str = "length"
+    finish_reason: Literal["stop", "length"] = "length"
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,13 +34,22 @@ class Prepared:
     ids: tuple[int, ...]
     max_tokens: int
     asked: Asked
+    since: float = field(default_factory=time.monotonic)
+    """When it was asked, in seconds of `time.monotonic`."""
 
 
 class Answerer:
     """Answers what callers ask, with the models that the edge serves."""
 
-    def __init__(self, talker: Talker, tokenizer: Tokenizer, context_length: int) -> None:
+    def __init__(
+        self,
+        talker: Talker,
+        tokenizer: Tokenizer,
+        context_length: int,
+        count: ServingCount | None = None,
+    ) -> None:
         self.talker = talker
+        self.count = count or ServingCount()
         self._tokenizer = tokenizer
         self._context = context_length
 
@@ -51,6 +64,7 @@ class Answerer:
 
     async def prepare(self, asked: Asked) -> Prepared:
         """Look at what is asked before a word is said. Raises BadRequest, SflError."""
+        since = time.monotonic()
         known = await self.models()
         if asked.model not in known:
             raise BadRequest("model", f"{asked.model!r:.80} is none of {', '.join(known)}")
@@ -61,17 +75,34 @@ class Answerer:
                 "messages", f"{len(ids)} tokens, and the model's context is {self._context}"
             )
         most = (await self.talker.link()).here.max_tokens
-        return Prepared(ids, min(asked.max_tokens or most, most, room), asked)
+        return Prepared(ids, min(asked.max_tokens or most, most, room), asked, since)
 
     async def pieces(self, prepared: Prepared, account: Account) -> AsyncGenerator[str, None]:
         """The answer in pieces of text, as it comes. Raises SflError."""
-        asked, ids = prepared.asked, prepared.ids
+        self.count.began(len(prepared.ids))
+        ending: Ending = "failed"
+        try:
+            async with aclosing(self._pieces(prepared, account)) as pieces:
+                async for piece in pieces:
+                    yield piece
+            ending = account.finish_reason
+        except (GeneratorExit, asyncio.CancelledError):
+            ending = "left"
+            raise
+        finally:
+            self.count.ended(ending)
+
+    async def _pieces(self, prepared: Prepared, account: Account) -> AsyncGenerator[str, None]:
+        asked, ids, last = prepared.asked, prepared.ids, prepared.since
         text = RunningText(self._tokenizer.decode, ids, asked.stops)
         sampling = asked.sampling(secrets.randbits(63))
         name = self.talker.name_for(asked.model, ids)
         wish = Wish(name, ids, prepared.max_tokens, asked.model, sampling)
         async with aclosing(self.talker.answer(wish)) as answer:
             async for token in answer:
+                now = time.monotonic()
+                self.count.token(now - last, first=not account.completion_tokens)
+                last = now
                 account.completion_tokens += 1
                 if token in self.stop_ids:
                     account.finish_reason = "stop"

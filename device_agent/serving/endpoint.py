@@ -10,6 +10,7 @@ one for another host's name (a name that was made to lead here).
 
 from __future__ import annotations
 
+import contextlib
 import hmac
 import json
 import secrets
@@ -48,7 +49,7 @@ class Gate:
         origin = request.headers.get("Origin")
         if origin is not None and origin not in (f"http://{host}", *self._origins):
             return 403, f"pages of {origin!r:.80} may not call this endpoint"
-        if self._key is None or request.path in ("/", "/health"):
+        if self._key is None or request.path in ("/", "/favicon.ico", "/health"):
             return None
         given = request.headers.get("Authorization", "").removeprefix("Bearer ")
         if not hmac.compare_digest(given.encode(), self._key.encode()):
@@ -67,6 +68,7 @@ class Endpoint:
         """What aiohttp serves."""
         app = web.Application(client_max_size=MOST_BODY, middlewares=[self._guard])
         app.router.add_get("/", self._page)
+        app.router.add_get("/favicon.ico", self._icon)
         app.router.add_get("/health", self._health)
         app.router.add_get("/v1/models", self._models)
         app.router.add_post("/v1/chat/completions", self._chat)
@@ -94,6 +96,9 @@ class Endpoint:
             text=page, content_type="text/html", headers={"Content-Security-Policy": policy}
         )
 
+    async def _icon(self, _: web.Request) -> web.Response:
+        return web.Response(status=204)  # browsers ask for one
+
     async def _health(self, _: web.Request) -> web.Response:
         return web.json_response({"status": "ok"})
 
@@ -120,11 +125,18 @@ class Endpoint:
         self, request: web.Request, prepared: Prepared, account: Account, shape: Shape
     ) -> web.StreamResponse:
         """As server-sent events. What fails in the middle is said in the stream."""
-        asked = prepared.asked
         response = web.StreamResponse(
             headers={"Content-Type": "text/event-stream", "Cache-Control": "no-store"}
         )
         await response.prepare(request)
+        with contextlib.suppress(ConnectionResetError):  # the caller has left
+            await self._say(response, prepared, account, shape)
+        return response
+
+    async def _say(
+        self, response: web.StreamResponse, prepared: Prepared, account: Account, shape: Shape
+    ) -> None:
+        asked = prepared.asked
         try:
             if shape.chat:
                 await _event(response, shape.piece(asked.model, ""))
@@ -138,7 +150,6 @@ class Endpoint:
             await _event(response, {"error": {"message": str(error), "type": "server_error"}})
         await response.write(b"data: [DONE]\n\n")
         await response.write_eof()
-        return response
 
 
 class Shape:

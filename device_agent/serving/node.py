@@ -17,10 +17,16 @@ from device_agent.serving.talk import Talker
 from sfl.config import ModelSettings
 from sfl.config.serve import AnswerSettings, ServeDeviceConfig
 from sfl.data.tokenizer import load_tokenizer
-from sfl.errors import ConfigError
+from sfl.errors import ConfigError, SflError
+from sfl.metrics.prometheus import NodeCollector, serve_as_set
+from sfl.metrics.serving import Held, ServingCount
+from sfl.metrics.stats import NodeStats
 from sfl.models.folder import ModelFolder, open_model
+from sfl.models.kv.pages import pages_for
+from sfl.models.kv.size import page_bytes
 from sfl.node.certificates.own import OwnCertificate
 from sfl.node.files import write_atomic
+from sfl.node.logs import Sparing
 from sfl.plan import Plan
 from sfl.stage.base import settle
 from sfl.stage.serving.front import FrontStage
@@ -29,8 +35,11 @@ from sfl.transport.serve.digest import model_digest
 from sfl.transport.serve.link import Caller, NewChannel, ServeLink, Traffic, dial, edge_channel
 
 log = logging.getLogger("sfl.device")
+sparing = Sparing(log)
 
 SHORTEST_KEY = 16
+REDIAL = 5.0
+"""Seconds between two looks at whether the edge is still there."""
 SHUTDOWN = 1.0
 """Seconds that answers under way have, once this process is told to end."""
 
@@ -73,11 +82,35 @@ class ServingDevice:
             draft_tokens=serve.draft_tokens,
             exact=serve.exact,
         )
-        self.answerer = Answerer(self.talker, load_tokenizer(folder.path), self.context)
+        self._latest: ServeLink | None = None
+        self._kv_budget = sum(
+            pages_for(serve.conversations * self.context)
+            * page_bytes(folder.config, span.num_blocks, form.weights.itemsize)
+            for span in plan.device_spans
+        )
+        self.stats = NodeStats(device.name, "device")
+        self.stats.threads, self.stats.dtype = threads, form.dtype
+        self.stats.quantised = form.quantised
+        self.stats.serving = count = ServingCount(self._held)
+        self.answerer = Answerer(self.talker, load_tokenizer(folder.path), self.context, count)
+
+    def _held(self) -> Held:
+        """What this device has at the moment; read from any thread."""
+        traffic, spoken, link = self.traffic, self.talker.spoken, self._latest
+        return Held(
+            kv_bytes=self.stage.nbytes,
+            kv_budget=self._kv_budget,
+            connected=float(link is not None and link.lost is None),
+            round_trips=spoken.round_trips,
+            drafted=spoken.drafted,
+            accepted=spoken.accepted,
+            bytes_up=traffic.up,
+            bytes_down=traffic.down,
+        )
 
     async def _dial(self) -> ServeLink:
         device = self._config.device
-        return await dial(
+        self._latest = await dial(
             device.edge,
             self._channel,
             self._caller,
@@ -85,7 +118,18 @@ class ServingDevice:
             device.connect_timeout,
             self._own,
             device.proxy,
+            statistics=lambda: self.stats.snapshot().to_json(),
         )
+        return self._latest
+
+    async def _stay_connected(self) -> None:
+        """Dial again where the edge was lost, though nobody asks: so that what is shown is so."""
+        while True:
+            await asyncio.sleep(REDIAL)
+            try:
+                await self.talker.link()
+            except SflError as error:
+                sparing.warning("edge", "the edge cannot be reached: %s", error)
 
     async def run(self, address_file: Path | None = None) -> None:
         """Answer until this is cancelled. Raises SflError where it cannot begin."""
@@ -98,6 +142,15 @@ class ServingDevice:
         gate = _gate(self.serve)
         application = Endpoint(self.answerer, gate).application()
         runner = web.AppRunner(application, access_log=None, shutdown_timeout=SHUTDOWN)
+        with self._metrics():
+            async with self._answering(runner, address_file) as address:
+                yield address
+
+    @contextlib.asynccontextmanager
+    async def _answering(
+        self, runner: web.AppRunner, address_file: Path | None
+    ) -> AsyncIterator[str]:
+        dialling = None
         try:
             models = await self.answerer.models()  # so that an edge that refuses says so at once
             await runner.setup()
@@ -106,10 +159,20 @@ class ServingDevice:
                 write_atomic(address_file, address)
             log.info("chat at http://%s/, OpenAI's interface at http://%s/v1", address, address)
             log.info("models: %s", ", ".join(models))
+            dialling = asyncio.create_task(self._stay_connected())
             yield address
         finally:
+            if dialling is not None:
+                dialling.cancel()
+                await asyncio.wait({dialling})
             await runner.cleanup()
             await self.talker.close()
+
+    def _metrics(self) -> contextlib.AbstractContextManager[object]:
+        metrics = self._config.device.metrics
+        if not metrics.enabled:
+            return contextlib.nullcontext()
+        return serve_as_set(metrics, NodeCollector(self.stats))
 
 
 def caller(name: str, folder: ModelFolder) -> Caller:

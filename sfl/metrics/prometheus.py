@@ -24,10 +24,12 @@ from prometheus_client.registry import Collector
 
 from sfl.config.node import MetricsSettings
 from sfl.errors import ConfigError
+from sfl.metrics.histogram import Histogram
 from sfl.metrics.lock import OPEN, Lock
-from sfl.metrics.snapshot import BUCKETS, NodeSnapshot, PhaseTotals
+from sfl.metrics.metric import Metric, MetricType, Sample
+from sfl.metrics.snapshot import NodeSnapshot
 from sfl.metrics.stats import NodeStats
-from sfl.metrics.table import METRICS, Metric, MetricType, Sample
+from sfl.metrics.table import METRICS
 
 log = logging.getLogger(__name__)
 
@@ -138,7 +140,7 @@ def _counter(metric: Metric, samples: list[Sample]) -> Family:
     name = metric.name.removesuffix("_total")
     family = CounterMetricFamily(name, metric.help, labels=("device", *metric.labels))
     for labels, value in samples:
-        assert not isinstance(value, PhaseTotals)
+        assert not isinstance(value, Histogram)
         family.add_metric(labels, value)
     return family
 
@@ -146,24 +148,24 @@ def _counter(metric: Metric, samples: list[Sample]) -> Family:
 def _gauge(metric: Metric, samples: list[Sample]) -> Family:
     family = GaugeMetricFamily(metric.name, metric.help, labels=("device", *metric.labels))
     for labels, value in samples:
-        assert not isinstance(value, PhaseTotals)
+        assert not isinstance(value, Histogram)
         family.add_metric(labels, value)
     return family
 
 
 def _histogram(metric: Metric, samples: list[Sample]) -> Family:
     family = HistogramMetricFamily(metric.name, metric.help, labels=("device", *metric.labels))
-    for labels, totals in samples:
-        assert isinstance(totals, PhaseTotals)
-        family.add_metric(labels, _cumulated(totals), totals.seconds)
+    for labels, value in samples:
+        assert isinstance(value, Histogram)
+        family.add_metric(labels, _cumulated(value), value.total)
     return family
 
 
-def _cumulated(totals: PhaseTotals) -> list[tuple[str, float]]:
-    """Prometheus's buckets: how many were at most so long, up to +Inf."""
+def _cumulated(histogram: Histogram) -> list[tuple[str, float]]:
+    """Prometheus's buckets: how many were at most so large, up to +Inf."""
     cumulated: list[tuple[str, float]] = []
     below = 0
-    for bound, count in zip((*map(str, BUCKETS), "+Inf"), totals.buckets, strict=True):
+    for bound, count in zip((*map(str, histogram.bounds), "+Inf"), histogram.buckets, strict=True):
         below += count
         cumulated.append((bound, float(below)))
     return cumulated

@@ -4,13 +4,25 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
-from typing import Any, Literal, Self, TypeVar, get_args
+from typing import Any, Literal, Self, get_args
 
 from sfl.cost.shown import NOTHING, Shown
 from sfl.errors import ProtocolError
+from sfl.metrics.checked import (
+    amount,
+    amount_or_none,
+    count,
+    count_or_none,
+    counts,
+    finite,
+    name_of,
+    number_or_none,
+    word,
+)
+from sfl.metrics.histogram import BUCKETS
+from sfl.metrics.serving import Serving
 from sfl.metrics.waits import MOST as MOST_WAITS
 from sfl.metrics.waits import WHATS, Wait
 from sfl.node.text import plain
@@ -26,14 +38,7 @@ KINDS: tuple[NodeKind, ...] = get_args(NodeKind)
 ROLES: tuple[Role, ...] = get_args(Role)
 PHASES: tuple[Phase, ...] = get_args(Phase)
 
-BUCKETS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0)
-"""Upper bounds of the phase histograms, in seconds; a last bucket holds what is longer."""
-
-_LONGEST_NAME = 128
-_LONGEST_WORD = 16
 _LONGEST_JSON = 1 << 16
-_LARGEST = 1e15  # of any number: more than any date, rate or loss
-K = TypeVar("K", bound=str)
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,6 +118,7 @@ class NodeSnapshot:
     an edge's heartbeats.
     `buffered` of a cloud are whole updates that wait for an average, `staleness` is the mean of
     those that the last average took; both are None where no update may be late.
+    `serving` is what a node that answers with a model has counted; None where it trains.
     """
 
     name: str
@@ -168,6 +174,7 @@ class NodeSnapshot:
     phases: Mapping[Phase, PhaseTotals] = field(default_factory=dict)
     waits: tuple[Wait, ...] = ()
     costs: Shown = NOTHING
+    serving: Serving | None = None
 
     def seen(self, name: str, at: float) -> Self:
         """As its receiver keeps it: under the name that its link proved, with the time it came."""
@@ -175,7 +182,7 @@ class NodeSnapshot:
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values for JSON; a number that is not finite becomes null."""
-        values = {name: _finite(getattr(self, name)) for name in _PLAIN}
+        values = {name: finite(getattr(self, name)) for name in _PLAIN}
         values["bytes"] = {part: dict(getattr(self.bytes, part)) for part in _BYTE_PARTS}
         if self.stage_bytes.any:
             parts = {part: dict(getattr(self.stage_bytes, part)) for part in _BYTE_PARTS}
@@ -187,6 +194,8 @@ class NodeSnapshot:
         values["waits"] = [[w.whom, w.what, w.since, w.until] for w in self.waits]
         if not self.costs.empty:
             values["costs"] = self.costs.to_dict()
+        if self.serving is not None:
+            values["serving"] = self.serving.to_dict()
         return values
 
     @classmethod
@@ -205,6 +214,7 @@ class NodeSnapshot:
             }
             waits = _waits(values.get("waits", []))
             costs = Shown.from_dict(values["costs"]) if "costs" in values else NOTHING
+            serving = Serving.from_dict(values["serving"]) if "serving" in values else None
             return cls(
                 **fields,
                 bytes=own,
@@ -212,6 +222,7 @@ class NodeSnapshot:
                 phases=phases,
                 waits=waits,
                 costs=costs,
+                serving=serving,
             )
         except (AttributeError, KeyError, TypeError, ValueError, OverflowError) as error:
             raise ProtocolError(
@@ -277,71 +288,20 @@ def _age(snapshot: NodeSnapshot) -> tuple[float, int, int]:
     return snapshot.started_at, totals.total_up + totals.total_down, snapshot.tokens
 
 
-def _finite(value: Any) -> Any:
-    return None if isinstance(value, float) and not math.isfinite(value) else value
-
-
-def _name(value: Any) -> str:
-    if not isinstance(value, str) or not 0 < len(value) <= _LONGEST_NAME or plain(value) != value:
-        raise ValueError("a node's name is plain text of 1 to 128 characters")
-    return value
-
-
-def _word(value: Any) -> str:
-    if not isinstance(value, str) or len(value) > _LONGEST_WORD or plain(value) != value:
-        raise ValueError(f"{value!r:.40} is not a word")
-    return value
-
-
 def _kind(value: Any) -> NodeKind:
     if value not in KINDS:
         raise ValueError(f"a node's kind is one of {', '.join(KINDS)}")
     return value  # type: ignore[no-any-return]
 
 
-def _count(value: Any) -> int:
-    if type(value) is not int or not 0 <= value < 2**63:
-        raise ValueError(f"{value!r:.40} is not a count")
-    return value
-
-
-def _number(value: Any) -> float:
-    if type(value) not in (int, float) or not abs(value) <= _LARGEST:  # NaN fails as well
-        raise ValueError(f"{value!r:.40} is not a number within {_LARGEST:g}")
-    return float(value)
-
-
-def _number_or_none(value: Any) -> float | None:
-    return None if value is None else _number(value)
-
-
-def _count_or_none(value: Any) -> int | None:
-    return None if value is None else _count(value)
-
-
-def _amount(value: Any) -> float:
-    number = _number(value)
-    if number < 0:
-        raise ValueError(f"{value!r:.40} is below 0")
-    return number
-
-
-def _amount_or_none(value: Any) -> float | None:
-    return None if value is None else _amount(value)
-
-
-def _counts(values: Mapping[str, Any], known: Sequence[K]) -> dict[K, int]:
-    return {key: _count(values[key]) for key in known if key in values}
-
-
 def _totals(values: Mapping[str, Any]) -> ByteTotals:
-    return ByteTotals(**{part: _counts(values.get(part, {}), ROLES) for part in _BYTE_PARTS})
+    return ByteTotals(**{part: counts(values.get(part, {}), ROLES) for part in _BYTE_PARTS})
 
 
-def _phase_totals(count: Any, seconds: Any, buckets: Any) -> PhaseTotals:
+def _phase_totals(pieces: Any, seconds: Any, buckets: Any) -> PhaseTotals:
     if len(buckets) != len(BUCKETS) + 1:
         raise ValueError(f"a histogram has {len(BUCKETS) + 1} buckets")
-    return PhaseTotals(_count(count), _amount(seconds), tuple(map(_count, buckets)))
+    return PhaseTotals(count(pieces), amount(seconds), tuple(map(count, buckets)))
 
 
 def _waits(values: Any) -> tuple[Wait, ...]:
@@ -355,58 +315,58 @@ def _wait(value: Any) -> Wait:
     if not isinstance(value, list) or len(value) != 4:
         raise ValueError(f"{value!r:.40} is not a wait")
     whom, what, since, until = value
-    return Wait(_name(whom), what, _amount(since), _amount_or_none(until))
+    return Wait(name_of(whom), what, amount(since), amount_or_none(until))
 
 
 _BYTE_PARTS = ("up", "down", "up_raw", "down_raw")
 _PLAIN: dict[str, Callable[[Any], Any]] = {
-    "name": _name,
+    "name": name_of,
     "kind": _kind,
-    "started_at": _amount,
-    "taken_at": _amount,
-    "seen_at": _amount_or_none,
-    "age": _amount,
-    "round": _count,
-    "step": _count,
-    "steps": _count,
-    "steps_total": _count,
-    "nonfinite_losses": _count,
-    "tokens": _count,
-    "tokens_per_second": _amount,
-    "loss": _amount_or_none,
-    "eval_round": _count_or_none,
-    "eval_loss": _amount_or_none,
-    "eval_accuracy": _amount_or_none,
-    "queue_depth": _count,
-    "window": _count,
-    "connected": _count,
-    "faults": _count,
-    "handovers": _count,
-    "resident_bytes": _count,
-    "peak_resident_bytes": _count,
-    "accelerator_bytes": _count,
-    "memory_limit_bytes": _count,
-    "memory_limit_used_bytes": _count,
-    "certificate_expiry": _amount_or_none,
-    "dtype": _word,
-    "quantised": _word,
-    "micro_batches": _count,
-    "value_bits": _amount_or_none,
-    "temperature": _number_or_none,
-    "throttled": _amount_or_none,
-    "undervoltage": _amount_or_none,
-    "charge": _amount_or_none,
-    "on_battery": _amount_or_none,
-    "power": _number_or_none,
-    "paused": _word,
-    "adapters_resting": _count,
-    "adapters_woken": _count,
-    "snapshots_written": _count,
-    "snapshot_seconds": _amount,
-    "snapshot_wait": _amount,
-    "snapshot_size": _count,
-    "moved": _count,
-    "buffered": _count_or_none,
-    "staleness": _amount_or_none,
+    "started_at": amount,
+    "taken_at": amount,
+    "seen_at": amount_or_none,
+    "age": amount,
+    "round": count,
+    "step": count,
+    "steps": count,
+    "steps_total": count,
+    "nonfinite_losses": count,
+    "tokens": count,
+    "tokens_per_second": amount,
+    "loss": amount_or_none,
+    "eval_round": count_or_none,
+    "eval_loss": amount_or_none,
+    "eval_accuracy": amount_or_none,
+    "queue_depth": count,
+    "window": count,
+    "connected": count,
+    "faults": count,
+    "handovers": count,
+    "resident_bytes": count,
+    "peak_resident_bytes": count,
+    "accelerator_bytes": count,
+    "memory_limit_bytes": count,
+    "memory_limit_used_bytes": count,
+    "certificate_expiry": amount_or_none,
+    "dtype": word,
+    "quantised": word,
+    "micro_batches": count,
+    "value_bits": amount_or_none,
+    "temperature": number_or_none,
+    "throttled": amount_or_none,
+    "undervoltage": amount_or_none,
+    "charge": amount_or_none,
+    "on_battery": amount_or_none,
+    "power": number_or_none,
+    "paused": word,
+    "adapters_resting": count,
+    "adapters_woken": count,
+    "snapshots_written": count,
+    "snapshot_seconds": amount,
+    "snapshot_wait": amount,
+    "snapshot_size": count,
+    "moved": count,
+    "buffered": count_or_none,
+    "staleness": amount_or_none,
 }
 """How each plain field is read from a peer's JSON."""

@@ -18,9 +18,10 @@ from types import TracebackType
 from sfl.cost.energy import Energy
 from sfl.cost.shown import NOTHING, Shown
 from sfl.metrics.costs import CrossedCount, PassTimes, Work
+from sfl.metrics.histogram import BUCKETS
 from sfl.metrics.memory import UNKNOWN, MemoryUse, memory_use
+from sfl.metrics.serving import ServingCount
 from sfl.metrics.snapshot import (
-    BUCKETS,
     KINDS,
     PHASES,
     ROLES,
@@ -292,6 +293,7 @@ class NodeStats:
         self.crossed = CrossedCount()
         self.meter = NO_METER
         self.link = LinkTimes()
+        self.serving: ServingCount | None = None
         self._clock = clock
         self._memory = UNKNOWN
         self._recent: tuple[tuple[float, int], ...] = ()  # (when, tokens) of the last steps
@@ -397,6 +399,7 @@ class NodeStats:
             phases=self.phases.snapshot(),
             waits=self.waits.all(),
             costs=self.costs() if costs else NOTHING,
+            serving=None if self.serving is None else self.serving.snapshot(),
         )
 
 

@@ -6,40 +6,23 @@ A new metric is one entry here. This module knows values and names, no expositio
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
-from typing import Literal
 
 import sfl
-from sfl.metrics.snapshot import KINDS, ROLES, ByteTotals, NodeKind, NodeSnapshot, PhaseTotals, Role
+from sfl.metrics.histogram import BUCKETS, Histogram
+from sfl.metrics.metric import (
+    ALL,
+    BASES,
+    CLOUD,
+    COMPUTING,
+    DEVICE,
+    DIALLING,
+    SERVERS,
+    Metric,
+    Sample,
+)
+from sfl.metrics.serving_table import SERVING_METRICS
+from sfl.metrics.snapshot import ROLES, ByteTotals, NodeSnapshot, Role
 from sfl.node.pausing import REASONS
-
-MetricType = Literal["counter", "gauge", "histogram", "info"]
-Value = float | PhaseTotals
-Sample = tuple[tuple[str, ...], Value]  # label values beside `device`, and the value
-
-ALL: tuple[NodeKind, ...] = KINDS
-DEVICE: tuple[NodeKind, ...] = ("device",)
-BASES: tuple[NodeKind, ...] = ("edge", "stage")  # they hold one base for many devices
-CLOUD: tuple[NodeKind, ...] = ("cloud",)
-COMPUTING: tuple[NodeKind, ...] = ("device", "edge", "stage")
-DIALLING: tuple[NodeKind, ...] = ("device", "edge")  # each link is counted by the end that opens it
-SERVING: tuple[NodeKind, ...] = ("edge", "stage", "cloud")
-
-
-@dataclass(frozen=True, slots=True)
-class Metric:
-    """One metric family; `labels` come beside `device`, which all have.
-
-    `read` gives the samples of one node's snapshot: none where it has nothing to show.
-    """
-
-    name: str
-    type: MetricType
-    unit: str
-    labels: tuple[str, ...]
-    nodes: tuple[NodeKind, ...]
-    help: str
-    read: Callable[[NodeSnapshot], Iterable[Sample]]
 
 
 def _value(name: str) -> Callable[[NodeSnapshot], Iterable[Sample]]:
@@ -77,7 +60,10 @@ def _stage_bytes(snapshot: NodeSnapshot) -> list[Sample]:
 
 
 def _phases(snapshot: NodeSnapshot) -> list[Sample]:
-    return [((phase,), totals) for phase, totals in snapshot.phases.items()]
+    return [
+        ((phase,), Histogram(BUCKETS, totals.buckets, totals.seconds))
+        for phase, totals in snapshot.phases.items()
+    ]
 
 
 def _wait_starts(snapshot: NodeSnapshot) -> list[Sample]:
@@ -187,7 +173,7 @@ METRICS: tuple[Metric, ...] = (
         _value("window"),
     ),
     Metric(
-        "sfl_connected_nodes", "gauge", "", (), SERVING,
+        "sfl_connected_nodes", "gauge", "", (), SERVERS,
         "Connected nodes: an edge's devices, or the cloud's edges.",
         _value("connected"),
     ),
@@ -322,4 +308,5 @@ METRICS: tuple[Metric, ...] = (
         "Power that the board draws, where it measures that (Jetson).",
         _value("power"),
     ),
+    *SERVING_METRICS,
 )  # fmt: skip

@@ -24,9 +24,11 @@ import sfl
 from sfl.errors import ConfigError, ProtocolError
 from sfl.metrics import NodeSnapshot, NodeStats, combine, memory_use
 from sfl.metrics.clients import MOST, Clients
+from sfl.metrics.histogram import BUCKETS
 from sfl.metrics.memory import accelerator_bytes
 from sfl.metrics.prometheus import NodeCollector, serve
-from sfl.metrics.snapshot import BUCKETS, PHASES, ROLES, PhaseTotals
+from sfl.metrics.serving import Held, ServingCount
+from sfl.metrics.snapshot import PHASES, ROLES, PhaseTotals
 from sfl.metrics.stats import ByteCount, PhaseTimes
 from sfl.metrics.table import METRICS
 from sfl.node import machine
@@ -337,6 +339,8 @@ def test_every_exposed_family_is_in_the_table_and_in_openmetrics_too(kind: str) 
     stats.board = Board(50.0, True, True, False, True, 0.5, True, 7.5)
     stats.phases.observe("step", 0.1)
     stats.waits.begin("somebody", "return", "killed", 60.0)
+    if kind in ("device", "edge"):
+        stats.serving = ServingCount(lambda: Held(connected=1.0))
     others = [snapshot.seen("other", 5.0)] if kind == "edge" else []
     with serve("127.0.0.1", 0, NodeCollector(stats, lambda: others)) as server:
         text = scrape(server.port)

@@ -3,30 +3,22 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
-import json
-from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
-import aiohttp
 import pytest
 import torch
 import transformers
 
-from device_agent.serving.node import ServingDevice
-from edge_server.serving import ServingEdge
 from sfl.adapters.artifact import save_adapter
 from sfl.adapters.lora import build_manifest
 from sfl.config import LoraSettings
-from sfl.config.serve import ServeDeviceConfig, ServeEdgeConfig
 from sfl.data import load_tokenizer
 from sfl.errors import ConfigError
 from sfl.models.folder import open_model
+from tests.house.endpoint import PROMPT, endpoint
 from tests.house.paths import MODEL
 from tests.house.tiny_models import busy_values
-
-PROMPT = "Turn on the lamp"
 
 
 def generated(count: int) -> str:
@@ -44,54 +36,6 @@ def generated(count: int) -> str:
         eos_token_id=None,
     )[0].tolist()
     return tokenizer.decode(made).removeprefix(tokenizer.decode(prompt))
-
-
-class Api:
-    """A client of one endpoint."""
-
-    def __init__(self, session: aiohttp.ClientSession, address: str) -> None:
-        self.session = session
-        self.base = f"http://{address}"
-
-    async def post(self, path: str, **body: Any) -> tuple[int, Any]:
-        body = {"model": "base", "temperature": 0, "max_tokens": 12, **body}
-        async with self.session.post(self.base + path, json=body) as response:
-            return response.status, await response.json()
-
-    async def text(self, **body: Any) -> str:
-        status, answer = await self.post("/v1/completions", prompt=PROMPT, **body)
-        assert status == 200, answer
-        return str(answer["choices"][0]["text"])
-
-    async def events(self, path: str, **body: Any) -> list[Any]:
-        body = {"model": "base", "temperature": 0, "max_tokens": 12, "stream": True, **body}
-        async with self.session.post(self.base + path, json=body) as response:
-            assert response.content_type == "text/event-stream"
-            lines = (await response.text()).strip().split("\n\n")
-        assert lines.pop() == "data: [DONE]"
-        return [json.loads(line.removeprefix("data: ")) for line in lines]
-
-
-@contextlib.asynccontextmanager
-async def endpoint(serve: dict[str, Any] | None = None, **answer: Any) -> AsyncIterator[Api]:
-    torch.set_num_threads(1)
-    edge = ServingEdge(
-        ServeEdgeConfig.model_validate(
-            {"edge": {"model": str(MODEL)}, "serve": {"kv_memory": "64MB", **(serve or {})}}
-        ),
-        1,
-        insecure=False,
-    )
-    async with edge.port() as address:
-        config = ServeDeviceConfig.model_validate(
-            {
-                "device": {"name": "d", "model": str(MODEL), "edge": address},
-                "serve": {"listen": "127.0.0.1:0", **answer},
-            }
-        )
-        own = ServingDevice(config, 1, insecure=False)
-        async with own.port() as where, aiohttp.ClientSession() as session:
-            yield Api(session, where)
 
 
 def test_completions_are_the_models_own_words() -> None:

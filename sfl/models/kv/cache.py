@@ -34,7 +34,8 @@ class KvPool:
     def nbytes(self) -> int:
         """Of the pages that are in use, over all blocks."""
         used = self.pages.total - self.pages.free
-        return used * sum(block.nbytes for block in self._blocks.values()) // self.pages.total
+        blocks = tuple(self._blocks.values())  # statistics are read on another thread
+        return used * sum(block.nbytes for block in blocks) // self.pages.total
 
     def block(self, index: int, like: Tensor) -> Tensor:
         """[2, heads, tokens, width] of a block; `like` is [1, heads, n, width]."""

@@ -8,7 +8,7 @@ that are to be exact: then the guesses of a draft are computed one by one.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -17,6 +17,7 @@ from torch import Tensor
 from sfl.adapters.lora import Adapter, LoraBank
 from sfl.config.serve import MOST_DRAFTED
 from sfl.errors import ProtocolError, Refused, SflError
+from sfl.metrics.histogram import SIZES, Counted
 from sfl.models.kv.attention import Extension
 from sfl.models.kv.cache import KvCache, KvPool
 from sfl.models.span import SpanModel
@@ -40,6 +41,8 @@ class ServingBase:
     adapters: Mapping[str, Adapter | None]
     """None is the base alone."""
     pool: KvPool
+    batches: Counted = field(default_factory=lambda: Counted(SIZES))
+    """How many conversations' next tokens were computed as one batch."""
 
 
 class Conversation:
@@ -248,6 +251,8 @@ def _outputs(tasks: Sequence[tuple[Conversation, Step]]) -> Sequence[Tensor]:
     if base.model.training:
         base.model.train(False)
     counts = [len(step.rows) for _, step in tasks]
+    if max(counts) <= FEW_TOKENS:
+        base.batches.observe(len(tasks))
     adapters = [conversation.adapter for conversation, _ in tasks]
     if len({id(adapter) for adapter in adapters}) == 1:
         base.bank.activate(adapters[0])

@@ -48,6 +48,10 @@ class Conversations:
     def __len__(self) -> int:
         return len(self._open)
 
+    def every(self) -> tuple[Conversation, ...]:
+        """All of them, those without pages too."""
+        return tuple(self._open.values())
+
     def open(self, device: str, opening: Opening) -> tuple[Conversation, Opened] | Later:
         """A conversation that is new, or goes on. Raises Refused."""
         self._check(opening)

@@ -48,7 +48,12 @@ from sfl.transport.stream import Silence
 from sfl.v1 import serve_pb2, tensor_pb2
 
 MOST_ADAPTER_BYTES = 1 << 30
-_ALIVE = serve_pb2.GenerateRequest(heartbeat=tensor_pb2.Heartbeat())
+Statistics = Callable[[], str]
+"""What a device tells of itself with each heartbeat: a snapshot as JSON, or nothing."""
+
+
+def _none() -> str:
+    return ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,6 +94,7 @@ async def dial(
     own: OwnCertificate | None = None,
     proxy: bool = False,
     shaper: Shaper | None = None,
+    statistics: Statistics = _none,
 ) -> ServeLink:
     """Connect within `patience` seconds, and be let in. Raises PeerUnavailable, Refused."""
     channel = new_channel()
@@ -97,7 +103,7 @@ async def dial(
     try:
         if isinstance(channel, grpc.aio.Channel):
             await wait_for_peer_aio(channel, peer, patience, why)
-        link = ServeLink(channel, peer, caller, traffic, shaper)
+        link = ServeLink(channel, peer, caller, traffic, shaper, statistics=statistics)
         try:
             async with asyncio.timeout(patience):
                 await link.welcomed()
@@ -121,12 +127,14 @@ class ServeLink:
         shaper: Shaper | None = None,
         interval: float = 1.0,
         idle_timeout: float = 30.0,
+        statistics: Statistics = _none,
     ) -> None:
         self.peer = peer
         self.traffic = traffic
         self._caller = caller
         self._channel = channel
         self._shaper = shaper
+        self._statistics = statistics
         self._outbox: asyncio.Queue[tuple[float, serve_pb2.GenerateRequest]] = asyncio.Queue()
         self._waiting: dict[int, asyncio.Future[Reply]] = {}
         self._numbers: dict[str, int] = {}
@@ -315,7 +323,8 @@ class ServeLink:
                 self._call.cancel()
                 return
             if self._outbox.qsize() < 8:
-                self._put(_ALIVE)
+                beat = tensor_pb2.Heartbeat(snapshot=self._statistics())
+                self._put(serve_pb2.GenerateRequest(heartbeat=beat))
 
     def _end(self, error: SflError) -> None:
         """Nothing comes any more: whoever waits learns why."""

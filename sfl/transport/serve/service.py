@@ -18,6 +18,8 @@ import grpc
 
 from sfl.codec.pipeline import Codec
 from sfl.errors import Goodbye, LinkLost, ProtocolError, Refused, SflError
+from sfl.metrics.said import DevicesSaid
+from sfl.metrics.serving import ServingCount
 from sfl.metrics.stats import NodeStats
 from sfl.node.causes import cause_of
 from sfl.plan import Span
@@ -70,6 +72,7 @@ class Host(Protocol):
     """What the edge does for devices that serve."""
 
     stats: NodeStats
+    count: ServingCount
     engine: Engine
     conversations: Conversations
     here: ServedHere
@@ -113,9 +116,10 @@ class Outbox:
 class GenerateStream:
     """One device's conversations while its stream is open. They outlive it: it may come back."""
 
-    def __init__(self, device: str, host: Host, pulse: Pulse) -> None:
+    def __init__(self, device: str, host: Host, pulse: Pulse, said: DevicesSaid) -> None:
         self.device = device
         self._host = host
+        self._said = said
         self._codec = RowCodec(host.codec, host.hidden_size)
         beats = Heartbeats(ALIVE, pulse.interval, pulse.idle_timeout, enough=8)
         self.stream: Stream[Outbox] = Stream(device, Outbox(), beats, host.stats.phases)
@@ -149,11 +153,18 @@ class GenerateStream:
             case "close":
                 self._close(message.close)
             case "heartbeat":
-                self._beats.take("heartbeat", self.stream.last_heard)
+                self._hear(message.heartbeat.snapshot)
             case "goodbye":
                 raise Goodbye(contract.reason(message.goodbye))
             case body:
                 raise ProtocolError(f"{body or 'an empty message'} was not expected")
+
+    def _hear(self, statistics: str) -> None:
+        """A sign of life, and perhaps what the device tells of itself."""
+        self._beats.take("heartbeat", self.stream.last_heard)
+        if statistics:
+            snapshot = contract.statistics(statistics, "device", self.device)
+            self._said.heard(self.device, snapshot)
 
     # -- openings ---------------------------------------------------------------------------------
 
@@ -170,11 +181,13 @@ class GenerateStream:
                     self._host.conversations.open, self.device, opening
                 )
             except Refused as error:
+                self._host.count.refused("refused")
                 self.stream.outbox.put(to_closed(said.conversation, str(error)))
                 return
             finally:
                 self._openings -= 1
             if isinstance(opened, Later):
+                self._host.count.refused("busy")
                 self.stream.outbox.put(to_busy(said.conversation, opened.retry_after))
                 return
             self._keep(said.conversation, opened[0])
@@ -228,10 +241,13 @@ class GenerateStream:
         try:
             answer = await self._host.engine.compute(conversation, step)
         except Refused as error:
+            self._host.count.refused("refused")
             self.stream.outbox.put(to_closed(number, str(error)))
             return
         finally:
             conversation.pending -= 1
+        if isinstance(answer, Later):
+            self._host.count.refused("busy")
         self.stream.outbox.put(to_answer(number, answer, self._codec))
 
     def _start(self, work: Coroutine[Any, Any, None]) -> None:
@@ -249,9 +265,18 @@ class GenerateStream:
 class GenerateService:
     """Lets devices in, one stream for each name; nobody else is asked."""
 
-    def __init__(self, host: asyncio.Future[Any], pulse: Pulse | None = None) -> None:
-        """`host` is a Host once the blocks are loaded: until then devices wait."""
+    def __init__(
+        self,
+        host: asyncio.Future[Any],
+        said: DevicesSaid | None = None,
+        pulse: Pulse | None = None,
+    ) -> None:
+        """`host` is a Host once the blocks are loaded: until then devices wait.
+
+        `said` gets what devices tell of themselves.
+        """
         self._host = host
+        self._said = said or DevicesSaid()
         self._pulse = pulse or Pulse()
         self._groups: dict[str, asyncio.Task[Any]] = {}
         self._closing = False
@@ -280,11 +305,12 @@ class GenerateService:
             await context.abort(status_of(error), str(error))
         except GONE:
             return
-        stream = GenerateStream(device, host, self._pulse)
+        stream = GenerateStream(device, host, self._pulse, self._said)
         stream.stream.outbox.put(to_welcome(host.here))
         await self._replace(device)
         group = asyncio.create_task(run_together(*stream.coroutines(requests, context)))
         self._groups[device] = group
+        host.stats.connected = len(self._groups)
         log.info("device %s serves", device)
         try:
             with contextlib.suppress(asyncio.CancelledError):
@@ -293,11 +319,14 @@ class GenerateService:
             group.cancel()
             if self._groups.get(device) is group:
                 del self._groups[device]
+            host.stats.connected = len(self._groups)
             await asyncio.shield(stream.leave())
         why = "the edge is ending" if self._closing else REPLACED
         ended = LinkLost(why) if group.cancelled() or not group.done() else group.exception()
         if isinstance(ended, Goodbye):
+            self._said.left(device)
             return
+        host.stats.faults += not self._closing
         log.info("device %s: %s", device, ended)
         if isinstance(ended, SflError):
             with contextlib.suppress(TimeoutError, *GONE):
