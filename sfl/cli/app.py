@@ -19,6 +19,8 @@ from edge_server.stage_command import stage
 from sfl.cli import INTERRUPTED
 from sfl.cli.ca import ca_app
 from sfl.cli.jobs.commands import add_to
+from sfl.cli.serve.commands import Best, Model, Run
+from sfl.cli.serve.commands import add_to as add_speaking
 from sfl.cli.serve.draft import draft
 from sfl.node.causes import foreseen
 from sfl.node.logs import ENVIRONMENT
@@ -69,14 +71,8 @@ app.command()(device)
 add_to(app)
 app.command()(draft)
 
-Run = Annotated[str, typer.Option("--run", help="A run: its id, the beginning of it, or its path.")]
-Model = Annotated[
-    str | None,
-    typer.Option(help="The run's base, if it is elsewhere on this machine: folder or hub name."),
-]
 LEAST_DAYS = 0.05
 """More than an hour: an edge says every ten minutes that its run is alive."""
-Best = Annotated[bool, typer.Option("--best", help="Use adapter_best/ instead of adapter/.")]
 
 
 @app.command()
@@ -348,29 +344,7 @@ def evaluate(
         evaluate_run(run, output_dir, data, best, model)
 
 
-@app.command()
-def generate(
-    prompt: Annotated[str, typer.Argument(help="The prompt to answer.")],
-    run: Run,
-    max_new_tokens: Annotated[int, typer.Option(min=1, help="Tokens to generate at most.")] = 64,
-    best: Best = False,
-    base: Annotated[bool, typer.Option("--base", help="Use the base without the adapter.")] = False,
-    split: Annotated[
-        bool, typer.Option("--split", help="Over the run's cut, as device and edge serve it.")
-    ] = False,
-    model: Model = None,
-    output_dir: OutputDir = Path("runs"),
-) -> None:
-    """Answer a prompt with a fine-tuned model (greedy). PEFT loads the adapter.
-
-    With --split the model is computed in two parts, over a real connection between them.
-    """
-    from sfl.cli.base import model_by_option
-    from sfl.cli.model import Wanted, generate_text
-
-    with model_by_option(model):
-        wanted = Wanted(prompt, max_new_tokens, best, base, split)
-        generate_text(run, output_dir, wanted, model)
+add_speaking(app)
 
 
 @app.command()

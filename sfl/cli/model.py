@@ -72,6 +72,7 @@ def generate_text(
     run: str, output_dir: Path, wanted: Wanted, model_path: str | None = None
 ) -> None:
     """Print the greedy continuation of one prompt."""
+    from sfl.cli.serve.speaker import speaker_of, whole_answer
     from sfl.data import load_tokenizer, prompt_ids
 
     prompt = wanted.prompt
@@ -86,34 +87,11 @@ def generate_text(
     tokenizer = load_tokenizer(opened.path)
     ids = prompt_ids(tokenizer, prompt, config.data)
     most = min(wanted.max_new_tokens, room_for_answer(prompt, len(ids), opened.context_length))
-    if wanted.split:
-        from sfl.cli.serve.split import generate_split
-
-        answer = generate_split(config, str(opened.path), adapter, tuple(ids), most)
-    else:
-        model = load_model(config, adapter, opened)
-        answer = _generated(model, ids, most, tokenizer)
+    speaker = speaker_of(config, opened, adapter, tokenizer, wanted.split)
+    answer = whole_answer(speaker, ids, most)
     # Decoded together with the prompt: some tokenizers lose a space at the seam otherwise.
     text = tokenizer.decode([*ids, *answer])
     typer.echo(text.removeprefix(tokenizer.decode(ids)).strip())
-
-
-def _generated(model: Any, prompt: Sequence[int], most: int, tokenizer: Tokenizer) -> list[int]:
-    """What transformers' own loop adds to the prompt."""
-    import torch
-
-    ids = torch.tensor([prompt])
-    with torch.no_grad():
-        answer = model.generate(
-            input_ids=ids,
-            attention_mask=torch.ones_like(ids),
-            max_new_tokens=most,
-            do_sample=False,
-            pad_token_id=tokenizer.pad_id,
-            eos_token_id=list(tokenizer.markers.stop_ids) or None,
-        )
-    found: list[int] = answer[0, len(prompt) :].tolist()
-    return found
 
 
 def room_for_answer(prompt: str, num_tokens: int, context_length: int) -> int:

@@ -27,6 +27,7 @@ from sfl.config import DataSettings, ModelSettings
 from sfl.data.blocks import each, first, joined
 from sfl.data.conversation import (
     Script,
+    Turns,
     instruction_of,
     instruction_prompt,
     plain,
@@ -89,6 +90,23 @@ def prompt_ids(tokenizer: Tokenizer, prompt: str, data: DataSettings) -> list[in
     elif data.layout == "instruction":
         prompt = instruction_prompt(prompt)
     return [*tokenizer.prefix, *tokenizer.encode([_move_space(prompt, "")[0]])[0]]
+
+
+def remembers_turns(tokenizer: Tokenizer, data: DataSettings) -> bool:
+    """Whether what was trained is conversations, so that earlier turns can be said again."""
+    return applies_template(tokenizer, data) or data.layout == "messages"
+
+
+def conversation_ids(tokenizer: Tokenizer, turns: Turns, data: DataSettings) -> list[int]:
+    """The ids that the answer to a conversation goes on from.
+
+    Where turns are not remembered, those of the last one alone. Raises DataError.
+    """
+    if applies_template(tokenizer, data):
+        return tokenizer.encode([tokenizer.render(turns, True)])[0]
+    if data.layout == "messages":
+        return [*tokenizer.prefix, *tokenizer.encode([plain(turns, True)])[0]]
+    return prompt_ids(tokenizer, turns[-1]["content"], data)
 
 
 def applies_template(tokenizer: Tokenizer, data: DataSettings) -> bool:
