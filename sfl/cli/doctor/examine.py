@@ -29,6 +29,7 @@ from sfl.cli.doctor.hardware import (
 from sfl.cli.doctor.quantised import check_bitsandbytes
 from sfl.cli.doctor.question import Question
 from sfl.cli.doctor.report import Check, CutRow, Report, problem, size
+from sfl.cli.doctor.serving import ServeFile, check_serving, load_served
 from sfl.cli.doctor.speed import check_codec, check_precision
 from sfl.cli.launch.nearby import perhaps_meant, pointed
 from sfl.config import DeviceConfig, EdgeConfig, LocalDevice, RunConfig
@@ -66,6 +67,7 @@ class _Examination:
     def __init__(self, question: Question, memory: machine.Memory, tell: Tell) -> None:
         self.question, self.memory, self.tell = question, memory, tell
         self.config: Config | None = None
+        self.served: ServeFile | None = None
         self.rows: list[CutRow] = []
 
     def checks(self) -> Iterator[Check]:
@@ -92,6 +94,8 @@ class _Examination:
 
     @property
     def _local(self) -> LocalDevice:
+        if self.served is not None and self.served.edge is None:
+            return self.served.devices[0].device
         return self.config if isinstance(self.config, DeviceConfig) else LocalDevice()
 
     def _read_file(self) -> Check | None:
@@ -99,7 +103,9 @@ class _Examination:
         if self.question.file is None:
             return None
         try:
-            self.config = load_config(self.question.file, self.question.overrides)
+            self.served = load_served(self.question.file, self.question.overrides)
+            if self.served is None:
+                self.config = load_config(self.question.file, self.question.overrides)
         except SflError as error:
             return problem("file", error)
         return None
@@ -107,7 +113,11 @@ class _Examination:
     def _file_checks(self, unread: Check | None, model: ModelFolder | None) -> Iterator[Check]:
         if unread is not None:
             yield unread
-        if self.question.file is None or self.config is None:
+        if self.question.file is None:
+            return
+        if self.served is not None:
+            yield Check("file", "ok", f"{self.question.file}: {self.served.words}")
+        if self.config is None:
             return
         yield check_config(self.question.file, self.config, model)
         if not isinstance(self.config, EdgeConfig):
@@ -116,7 +126,7 @@ class _Examination:
 
     def _open_model(self) -> tuple[ModelFolder | None, list[Check]]:
         """The model; or why there is none."""
-        field, name = model_name(self.config)
+        field, name = model_name(self.config) if self.served is None else self.served.model
         if self.question.model is not None:
             field, name = "--model", self.question.model
         if name is None:
@@ -183,6 +193,11 @@ class _Examination:
     def _fits(self, folder: ModelFolder) -> Iterator[Check]:
         run = self.config if isinstance(self.config, RunConfig) else None
         room = self.memory.usable if self.question.room is None else self.question.room
+        if self.served is not None:
+            self.tell("measuring a device's process")
+            base = measure_base(folder.family.layout(folder.config, "causal_lm").package)
+            yield from check_serving(self.served, folder, room, base.num_bytes)
+            return
         try:
             load = self._load(folder, run)
             self.tell("measuring a device's process")

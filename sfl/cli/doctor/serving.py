@@ -1,0 +1,239 @@
+"""A file of nodes that answer with a model: what an edge and its devices would take, and hold."""
+
+from __future__ import annotations
+
+import tomllib
+from collections.abc import Iterable, Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from sfl.adapters.served import ServedAdapter, Values, open_served
+from sfl.cli.doctor.report import Check, problem, size
+from sfl.cli.serve.here import device_file, edge_file
+from sfl.config import ModelSettings
+from sfl.config.node import EdgeConfig, LocalDevice, certain
+from sfl.config.serve import (
+    ServeDeviceConfig,
+    ServeEdgeConfig,
+    load_serve,
+    load_serve_device,
+    load_serve_edge,
+)
+from sfl.errors import ConfigError, SflError
+from sfl.models.folder import ModelFolder
+from sfl.models.kv.pages import PAGE_TOKENS, pages_for
+from sfl.models.kv.size import cannot_keep, page_bytes
+from sfl.models.memory.footprint import EDGE_BASE_BYTES, Load
+from sfl.models.memory.serving import Answering, ServingFootprint, serving_footprint
+from sfl.node.textfile import NotText, read_text
+from sfl.plan import Plan, Span
+from sfl.stage.base import decided
+from sfl.transport.serve.rows import chunk_tokens, serve_codec
+
+EDGE, DEVICE = {"edge", "serve"}, {"device", "serve"}
+
+
+@dataclass(frozen=True, slots=True)
+class ServeFile:
+    """The nodes of one file: an edge, a device, or an edge and its devices on this machine."""
+
+    edge: ServeEdgeConfig | None
+    devices: tuple[ServeDeviceConfig, ...] = ()
+
+    @property
+    def model(self) -> tuple[str, str]:
+        """The setting that names the model, and the model."""
+        if self.edge is not None:
+            return ("model.path" if self.devices else "edge.model"), self.edge.edge.model or ""
+        return "device.model", self.devices[0].device.model or ""
+
+    @property
+    def words(self) -> str:
+        """What the file is."""
+        if self.edge is None:
+            return "a device's file, that serves"
+        count = len(self.edge.serve.adapters)
+        said = f"an edge's file, that serves {count} adapter{'s' * (count != 1)}"
+        if self.devices:
+            many = len(self.devices)
+            said = said.replace("an edge's file, that", "a file that")
+            said += f" with {many} device{'s' * (many != 1)} on this machine"
+        return said
+
+
+def load_served(path: Path, overrides: Iterable[str]) -> ServeFile | None:
+    """The file, where it is one of nodes that serve. Raises ConfigError."""
+    try:
+        tables = tomllib.loads(read_text(path)).keys()
+    except (OSError, ValueError, NotText):
+        return None
+    if "serve" not in tables:
+        return None
+    if tables == EDGE:
+        return ServeFile(load_serve_edge(path, overrides))
+    if tables == DEVICE:
+        return ServeFile(None, (load_serve_device(path, overrides),))
+    config = load_serve(path, overrides)
+    address = "127.0.0.1:1"  # it is not dialled
+    devices = tuple(device_file(config, own, address) for own in config.devices)
+    return ServeFile(edge_file(config), devices)
+
+
+def check_serving(file: ServeFile, folder: ModelFolder, room: int, device_base: int) -> list[Check]:
+    """What each node needs of `room` bytes, and all of them together."""
+    try:
+        folder.check_task("causal_lm")
+        if (unfit := cannot_keep(folder.family, folder.config)) is not None:
+            raise ConfigError(file.model[0], folder.name, unfit, "Serve another model.")
+        return list(_checks(file, folder, room, device_base))
+    except SflError as error:
+        return [problem("serve", error)]
+
+
+def _checks(file: ServeFile, folder: ModelFolder, room: int, base: int) -> Iterator[Check]:
+    together, adapters = 0, dict[str, ServedAdapter]()
+    if file.edge is not None:
+        adapters = _adapters(file.edge)
+        needed, check = _edge(file.edge, folder, adapters, room)
+        together += needed
+        yield check
+    for own in file.devices:
+        first = None if file.edge is None else file.edge.serve.cut_layer
+        needed, check = _device(own, folder, adapters, first, room, base)
+        together += needed
+        yield check
+    if file.edge is not None and file.devices and together > room:
+        yield Check(
+            "sfl serve",
+            "problem",
+            f"edge and devices need {size(together)} together, and there are {size(room)}",
+            "Lower serve.kv_memory, or devices' conversations and context.",
+            {"total_bytes": together, "room_bytes": room},
+        )
+
+
+def _adapters(config: ServeEdgeConfig) -> dict[str, ServedAdapter]:
+    found = {}
+    for name, path in config.serve.adapters.items():
+        try:
+            found[name] = open_served(path.expanduser())
+        except SflError as error:
+            fix = getattr(error, "fix", "")
+            raise ConfigError(f"serve.adapters.{name}", str(path), str(error), fix) from None
+    return found
+
+
+def _load(own: EdgeConfig | LocalDevice) -> Load:
+    """What the node settles on, as it does itself."""
+    threads = 1 if own.threads == "auto" else own.threads
+    device = own.devices[0] if isinstance(own, EdgeConfig) else "cpu"
+    dtype = decided(own.dtype or ModelSettings(path="-").dtype, threads, device)
+    return Load(1, 1, dtype=dtype, quantised=certain(own.quantised))
+
+
+def _edge(
+    config: ServeEdgeConfig, folder: ModelFolder, adapters: dict[str, ServedAdapter], room: int
+) -> tuple[int, Check]:
+    own, serve = config.edge, config.serve
+    serve_codec(serve.codec)
+    if serve.cut_layer >= folder.num_layers:
+        raise ConfigError(
+            "serve.cut_layer",
+            serve.cut_layer,
+            f"the model has {folder.num_layers} blocks",
+            f"Choose 0 to {folder.num_layers - 1}.",
+        )
+    span, load = Span(serve.cut_layer, folder.num_layers, embedding=False, head=True), _load(own)
+    each = page_bytes(folder.config, span.num_blocks, load.item_bytes)
+    pages = serve.kv_memory // each
+    longest = min(serve.max_tokens, folder.context_length)
+    if pages < pages_for(longest):
+        least = size(pages_for(longest) * each).replace(" ", "")
+        raise ConfigError(
+            "serve.kv_memory",
+            serve.kv_memory,
+            f"an answer of serve.max_tokens = {serve.max_tokens} takes {pages_for(longest)} pages "
+            f"of {size(each)}, and there is room for {pages}: it can never fit",
+            f"Give {least} and room for prompts, or lower serve.max_tokens.",
+        )
+    chunk = chunk_tokens(serve.prefill_chunk, folder.hidden_size)
+    answering = Answering((span,), load, pages, chunk, serve.batch, folder.context_length)
+    bytes_ = sum(_nbytes(one.values) + _nbytes(one.part((span,))) for one in adapters.values())
+    needed = serving_footprint(folder, answering, EDGE_BASE_BYTES, bytes_)
+    talks = pages // pages_for(longest)
+    text = (
+        f"{_said(needed, room)}: keys and values {size(needed.kv)} in {pages:,} pages of "
+        f"{PAGE_TOKENS} tokens, for {talks:,} conversations of {longest} tokens"
+    )
+    figures = _figures(needed, room) | {
+        "pages": pages,
+        "page_bytes": each,
+        "conversations": talks,
+        "longest_tokens": longest,
+    }
+    if needed.total <= room:
+        return needed.total, Check("edge", "ok", text, figures=figures)
+    left = room - (needed.total - needed.kv)
+    fix = "Serve a smaller model, or let devices hold more blocks (serve.cut_layer)."
+    if left >= pages_for(longest) * each:
+        fix = f"Lower serve.kv_memory to {size(left // each * each).replace(' ', '')} at most."
+    return needed.total, Check("edge", "problem", f"serve.kv_memory: {text}", fix, figures)
+
+
+def _device(
+    config: ServeDeviceConfig,
+    folder: ModelFolder,
+    adapters: dict[str, ServedAdapter],
+    edge_first: int | None,
+    room: int,
+    base: int,
+) -> tuple[int, Check]:
+    own, serve = config.device, config.serve
+    section = "serve" if edge_first is None else f"devices.{own.name}"
+    try:
+        plan = Plan.split(folder.num_layers, serve.cut_layer, serve.tail_layers, serve.topology)
+    except ConfigError as error:
+        return 0, problem(f"device {own.name}", error)
+    if edge_first is not None and serve.cut_layer < edge_first:
+        why = f"the edge has no block before serve.cut_layer = {edge_first}"
+        unfit = ConfigError(
+            f"{section}.cut_layer", serve.cut_layer, why, f"Set it to {edge_first} or more."
+        )
+        return 0, problem(f"device {own.name}", unfit)
+    context = min(serve.context or folder.context_length, folder.context_length)
+    pages = pages_for(serve.conversations * context)
+    chunk = chunk_tokens(256, folder.hidden_size)  # the edge's own choice, if it is another one
+    answering = Answering(plan.device_spans, _load(own), pages, chunk, 1, context)
+    parts = sum(_nbytes(one.part(plan.device_spans)) for one in adapters.values())
+    needed = serving_footprint(folder, answering, base, parts)
+    text = (
+        f"{_said(needed, room)}: keys and values {size(needed.kv)} for {serve.conversations} "
+        f"conversation{'s' * (serve.conversations != 1)} of {context} tokens"
+    )
+    figures = _figures(needed, room) | {"pages": pages, "cut_layer": serve.cut_layer}
+    if needed.total <= room:
+        return needed.total, Check(f"device {own.name}", "ok", text, figures=figures)
+    return needed.total, Check(
+        f"device {own.name}",
+        "problem",
+        f"{section}.conversations: {text}",
+        f"Lower {section}.conversations or {section}.context, or {section}.cut_layer.",
+        figures,
+    )
+
+
+def _said(needed: ServingFootprint, room: int) -> str:
+    return (
+        f"needs {size(needed.total)} of {size(room)}: process {size(needed.base)}, weights "
+        f"{size(needed.weights)}, adapters {size(needed.adapters)}, a forward "
+        f"{size(needed.working)}"
+    )
+
+
+def _figures(needed: ServingFootprint, room: int) -> dict[str, object]:
+    figures: dict[str, object] = {f"{name}_bytes": v for name, v in asdict(needed).items()}
+    return figures | {"total_bytes": needed.total, "room_bytes": room}
+
+
+def _nbytes(values: Values) -> int:
+    return sum(value.nbytes for value in values.values())

@@ -1,0 +1,97 @@
+"""What a node needs that answers with a model, foretold from headers: no torch, no weights read.
+
+Weights, adapters and the budget of keys and values are exact. What a forward works with is an
+estimate from above: tensors of the widest block for the tokens that are computed at once, and one
+conversation's keys and values that are gathered, since its pages may be in pieces.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from sfl.models.folder import ModelFolder
+from sfl.models.kv.size import kv_width, page_bytes
+from sfl.models.memory.footprint import (
+    ATTENTION_CAP,
+    ROW_COPIES,
+    WARM_UP_BYTES,
+    Load,
+    attention_width,
+    device_footprint,
+)
+from sfl.plan import Span
+
+HIDDEN_TENSORS, WIDE_TENSORS = 10, 4
+"""Tensors of the hidden width and of the MLP's that a block has at once, for each token."""
+SAMPLING_COPIES = 4
+"""Of one row of logits, in float64, where a token is drawn."""
+
+
+@dataclass(frozen=True, slots=True)
+class Answering:
+    """`pages` of keys and values over `spans`; `chunk` tokens of a prompt, or the next ones of
+    `batch` conversations of `context` tokens are computed at once."""
+
+    spans: tuple[Span, ...]
+    load: Load
+    pages: int
+    chunk: int
+    batch: int
+    context: int
+
+
+@dataclass(frozen=True, slots=True)
+class ServingFootprint:
+    """Bytes by what they are for. `kv` is the whole budget, `working` a forward's own."""
+
+    base: int
+    weights: int
+    adapters: int
+    kv: int
+    working: int
+
+    @property
+    def total(self) -> int:
+        """Peak resident size."""
+        return self.base + self.weights + self.adapters + self.kv + self.working
+
+
+def serving_footprint(
+    folder: ModelFolder, own: Answering, base_bytes: int, adapters: int
+) -> ServingFootprint:
+    """Peak memory of a node whose process takes `base_bytes` before its model."""
+    return ServingFootprint(
+        base=base_bytes + WARM_UP_BYTES,
+        weights=device_footprint(folder, own.spans, own.load).weights,
+        adapters=adapters,
+        kv=kv_bytes(folder, own.spans, own.pages, own.load.item_bytes),
+        working=_working(folder, own),
+    )
+
+
+def kv_bytes(folder: ModelFolder, spans: Iterable[Span], pages: int, itemsize: int) -> int:
+    """Of so many pages in each of the spans."""
+    return sum(pages * page_bytes(folder.config, span.num_blocks, itemsize) for span in spans)
+
+
+def _working(folder: ModelFolder, own: Answering) -> int:
+    """What a forward adds, at its largest."""
+    item, hidden = own.load.item_bytes, folder.hidden_size
+    heads, width = attention_width(folder.config, hidden)
+    tokens = max(own.chunk, own.batch)
+    each = HIDDEN_TENSORS * max(hidden, width) + WIDE_TENSORS * _widest(folder)
+    scores = 2 * 4 * heads if folder.config.get(ATTENTION_CAP) else 1  # else a mask of bytes
+    total = tokens * (each * item + scores * own.context)
+    total += 2 * own.context * kv_width(folder.config) * item
+    total += ROW_COPIES * 4 * tokens * hidden
+    if any(span.head for span in own.spans):
+        total += folder.vocab_size * (2 * item * own.batch + 8 * SAMPLING_COPIES)
+    return total
+
+
+def _widest(folder: ModelFolder) -> int:
+    """The MLP's width."""
+    config = folder.config
+    named = config.get("intermediate_size") or config.get("n_inner")
+    return int(named or 4 * folder.hidden_size)
