@@ -6,7 +6,7 @@ that dropout is drawn by.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from functools import partial
@@ -17,18 +17,21 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from sfl.config.node import Quantised
-from sfl.errors import ModelError
 from sfl.keys import derive_seed
 from sfl.models.families.family import Family, Layout, Padding, Task
-from sfl.models.folder import ModelFolder, TensorEntry, belongs_to_span, checkpoint_tensors
+from sfl.models.filling import (
+    keep_only,
+    leave_on_disk,
+    load_tensors,
+    quantise_blocks,
+    saved_modules,
+)
+from sfl.models.folder import ModelFolder, belongs_to_span, checkpoint_tensors
 from sfl.models.fused import fuse_activations
 from sfl.models.kv.attention import CachedMask, Extension, reserve
 from sfl.models.packed import accept_packed, packed_positions, packing_of
 from sfl.models.placement import Stretch
-from sfl.models.quantised import is_linear, read_quantised
-from sfl.models.rows import RowsOnDisk
 from sfl.models.skeleton import build_skeleton, fill_buffers
-from sfl.models.weights import read_tensor
 from sfl.plan import Span
 
 
@@ -318,13 +321,13 @@ def build_span(
         if belongs_to_span(name, layout, span)
     }
     saved = saved_modules(layout, wanted, entries) if span.head else ()
-    _prune(model, frozenset(wanted))
+    keep_only(model, frozenset(wanted))
     fill_buffers(model)
     if quantised != "none":
-        wanted = _quantise(model, layout, wanted, entries, quantised)
+        wanted = quantise_blocks(model, layout, wanted, entries, quantised)
     if embedding_on_disk and span.embedding:
-        wanted = _leave_on_disk(model, wanted, entries, dtype)
-    _load(model, folder, wanted, entries, saved, dtype)
+        wanted = leave_on_disk(model, wanted, entries, dtype)
+    load_tensors(model, folder, wanted, entries, saved, dtype)
     return SpanModel(
         model,
         family=family,
@@ -337,113 +340,3 @@ def build_span(
         dtype=dtype,
         autocast=autocast,
     ).eval()
-
-
-def saved_modules(
-    layout: Layout, shapes: Mapping[str, Tensor], entries: Mapping[str, TensorEntry]
-) -> tuple[str, ...]:
-    """Head modules that are trained whole: the classifier, and what the checkpoint lacks."""
-    lacking = tuple(
-        module
-        for module in layout.saved_if_missing
-        if not all(
-            fits(shapes[name], entries.get(name)) for name in shapes if name.startswith(module)
-        )
-    )
-    return lacking + layout.saved
-
-
-def fits(tensor: Tensor, entry: TensorEntry | None) -> bool:
-    """Whether the checkpoint has this tensor, in this shape."""
-    return entry is not None and entry.shape == tuple(tensor.shape)
-
-
-def _prune(module: nn.Module, wanted: frozenset[str], path: str = "") -> None:
-    """Drop every module with parameters of which none is wanted."""
-    for name, child in list(module.named_children()):
-        inner = f"{path}{name}."
-        if not list(child.state_dict()):
-            continue  # activations, dropout, rotary positions
-        if any(key.startswith(inner) for key in wanted):
-            _prune(child, wanted, inner)
-        else:
-            delattr(module, name)
-
-
-def _load(
-    model: nn.Module,
-    folder: ModelFolder,
-    wanted: Mapping[str, Tensor],
-    entries: Mapping[str, TensorEntry],
-    saved: tuple[str, ...],
-    dtype: torch.dtype,
-) -> None:
-    tensors: dict[str, Tensor] = {}  # by checkpoint name: tied weights are read once
-    for name, empty in wanted.items():
-        entry = entries.get(name)
-        if fits(empty, entry):
-            assert entry is not None
-            if entry.name not in tensors:
-                tensors[entry.name] = read_tensor(entry, dtype)
-            _place(model, name, tensors[entry.name])
-        elif name.startswith(tuple(f"{module}." for module in saved)):
-            _place(model, name, torch.zeros(empty.shape, dtype=dtype))
-        else:
-            raise _misfit(folder, name, empty, entry)
-
-
-def _quantise(
-    model: nn.Module,
-    layout: Layout,
-    wanted: Mapping[str, Tensor],
-    entries: Mapping[str, TensorEntry],
-    quantised: Quantised,
-) -> dict[str, Tensor]:
-    """Replace the blocks' linear layers by quantised ones; returns what is left to be loaded."""
-    left = dict(wanted)
-    for name, module in list(model.named_modules()):
-        weight = f"{name}.weight"
-        entry = entries.get(weight)
-        inside = name.startswith(f"{layout.blocks}.") and is_linear(module)
-        if inside and weight in left and fits(left[weight], entry):
-            assert entry is not None
-            path, _, attribute = name.rpartition(".")
-            setattr(model.get_submodule(path), attribute, read_quantised(module, entry, quantised))
-            del left[weight]
-    return left
-
-
-def _leave_on_disk(
-    model: Any, wanted: Mapping[str, Tensor], entries: Mapping[str, TensorEntry], dtype: torch.dtype
-) -> dict[str, Tensor]:
-    """Replace the token embedding by one that reads its rows; returns what is left to be loaded."""
-    embedding = model.get_input_embeddings()
-    path = next(name for name, module in model.named_modules() if module is embedding)
-    weight = f"{path}.weight"
-    entry = entries.get(weight)
-    if not fits(wanted[weight], entry):
-        return dict(wanted)  # which is an error where it is loaded
-    assert entry is not None
-    parent, _, attribute = path.rpartition(".")
-    setattr(model.get_submodule(parent), attribute, RowsOnDisk(embedding, entry, dtype))
-    return {name: tensor for name, tensor in wanted.items() if name != weight}
-
-
-def _place(model: nn.Module, name: str, tensor: Tensor) -> None:
-    path, _, attribute = name.rpartition(".")
-    owner: Any = model.get_submodule(path)
-    if attribute in owner._buffers:
-        owner._buffers[attribute] = tensor
-    else:
-        owner._parameters[attribute] = nn.Parameter(tensor, requires_grad=False)
-
-
-def _misfit(folder: ModelFolder, name: str, empty: Tensor, entry: TensorEntry | None) -> ModelError:
-    problem, fix = f"its weights lack {name}", "Fetch the model again."
-    tail = name.partition(".")[2]
-    if entry is None and (alike := [other for other in folder.tensors if other.endswith(tail)]):
-        problem += f"; it has {min(alike)}"
-        fix = "The weights are of another kind of model than config.json says; fetch both again."
-    if entry is not None:
-        problem = f"{entry.name} is {list(entry.shape)}, config.json asks for {list(empty.shape)}"
-    return ModelError("model.path", str(folder.path), problem, fix)
