@@ -155,3 +155,7 @@ def _device_config(
             },
         }
     )
+
+
+if __name__ == "__main__":
+    main()

@@ -84,7 +84,7 @@ def draft_for_model(
 def draft(taught: Taught, to: Path, wanted: Wanted) -> None:
     """Let the model say texts, train an exit on them, and write it. Raises SflError."""
     from sfl.adapters.served import open_served
-    from sfl.stage.serving.exits import LEAST_ACCEPTANCE, ExitHeader, write_exit
+    from sfl.stage.serving.exits import ExitHeader, untaught, write_exit
     from sfl.stage.serving.schooling import Schooling, school
     from sfl.transport.serve.digest import model_digest
 
@@ -101,10 +101,10 @@ def draft(taught: Taught, to: Path, wanted: Wanted) -> None:
         f"{after:.1%} of its guesses are what the model says, on texts that it has not seen "
         f"({before:.1%} before it was trained)"
     )
-    if after < LEAST_ACCEPTANCE:
-        raise ConfigError("--steps", wanted.steps, "it has not learnt enough", "Give it more.")
+    if (problem := untaught(after, before)) is not None:
+        raise ConfigError("--steps", wanted.steps, problem, "Give it more, or more --texts.")
     digest = "" if adapter is None else adapter.digest
-    header = ExitHeader(model_digest(taught.folder), taught.cut_layer, after, digest)
+    header = ExitHeader(model_digest(taught.folder), taught.cut_layer, after, before, digest)
     write_exit(to, model, header)
     typer.echo(f'written to {to}: draft = "exit:{to}" in a device\'s [serve]')
 

@@ -37,8 +37,8 @@ from sfl.stage.serving.spans import serving_span
 
 HEADER = "exit.json"
 WEIGHTS = "exit.safetensors"
-LEAST_ACCEPTANCE = 0.05
-"""Of an exit that is of use; an untrained one is right by chance alone."""
+LEAST_ACCEPTANCE = 0.1
+"""Of an exit that is of use."""
 FIELD = "serve.draft"
 
 
@@ -46,13 +46,14 @@ FIELD = "serve.draft"
 class ExitHeader:
     """What an exit is for, and the share of held-out places at which its guess was the model's.
 
-    `model` is the digest of the model's configuration, `adapter` that of the adapter it was trained
-    with, `weights` that of its own file.
+    `untrained` is that share before it was trained. `model` is the digest of the model's
+    configuration, `adapter` that of the adapter it was trained with, `weights` that of its file.
     """
 
     model: str
     cut_layer: int
     acceptance: float
+    untrained: float
     adapter: str = ""
     weights: str = ""
 
@@ -136,11 +137,16 @@ def _unfit(header: ExitHeader, digest: str, cut_layer: int) -> str | None:
         return "it was trained for another model: config.json differs"
     if header.cut_layer != cut_layer:
         return f"it was trained for cut_layer {header.cut_layer}, and this device's is {cut_layer}"
-    if not header.acceptance >= LEAST_ACCEPTANCE:
-        return (
-            f"it is not trained: {header.acceptance:.0%} of its guesses were right, and less than "
-            f"{LEAST_ACCEPTANCE:.0%} is of no use"
-        )
+    return untaught(header.acceptance, header.untrained)
+
+
+def untaught(acceptance: float, untrained: float) -> str | None:
+    """What an exit has not learnt, or None."""
+    right = f"{acceptance:.1%} of its guesses were right"
+    if not acceptance > untrained:
+        return f"it is not trained: {right}, and {untrained:.1%} were before it was"
+    if acceptance < LEAST_ACCEPTANCE:
+        return f"it has learnt too little: {right}, and less than {LEAST_ACCEPTANCE:.0%} is no use"
     return None
 
 
@@ -152,6 +158,7 @@ def _read(path: Path) -> tuple[ExitHeader, bytes]:
             str(said["model"]),
             int(said["cut_layer"]),
             float(said["acceptance"]),
+            float(said["untrained"]),
             str(said.get("adapter", "")),
             str(said["weights"]),
         )
