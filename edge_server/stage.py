@@ -37,6 +37,7 @@ from sfl.stage.messages import Finish
 from sfl.stage.orders import ORDERS
 from sfl.stage.snapshots import forget_old_runs
 from sfl.transport.cloud.link import Channel
+from sfl.transport.frames.wire import STAGE_SESSION
 from sfl.transport.security.credentials import bind, new_server
 from sfl.transport.security.door import Door
 from sfl.transport.stage.dialling import NextStage
@@ -124,7 +125,7 @@ class StageServer:
     @contextlib.asynccontextmanager
     async def _port(self, address_file: Path | None) -> AsyncIterator[str]:
         """Where servers before this one dial. Raises ConfigError."""
-        door = Door()
+        door = Door({STAGE_SESSION.path: lambda: self.host.most_sessions})
         server = new_server(self.own, door)
         server.add_generic_rpc_handlers((self.service.handler(),))
         address = bind(server, "stage.listen", self.config.listen, self.insecure, self.own)

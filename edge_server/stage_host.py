@@ -30,6 +30,7 @@ from sfl.transport.device.decode_slots import DecodeSlots
 from sfl.transport.device.end import ServingEnd
 from sfl.transport.device.tensor_work import Coders
 from sfl.transport.frames.chunks import Buffer
+from sfl.transport.security.door import CALLS, most_connections
 from sfl.transport.shaper import Shaper, shaper
 from sfl.transport.stage.dialling import NextStage, RunHere, hop_link
 from sfl.transport.stage.link import NextLink
@@ -87,6 +88,15 @@ class StageRun:
     def idle_timeout(self) -> float:
         """The run's, in seconds; 0 before one is known."""
         return 0.0 if self._first is None else self._first.settings.network.idle_timeout
+
+    @property
+    def most_sessions(self) -> int:
+        """How many streams a server before this one may have open: one for each of its devices,
+        one that is about to end for each, and a few. Before the run is known, all there is room
+        for."""
+        if self._first is None:
+            return most_connections()
+        return 2 * len(self._first.settings.names) + CALLS
 
     # -- arriving -------------------------------------------------------------------------------
 

@@ -16,7 +16,7 @@ import socket
 import threading
 import time
 from collections import Counter
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 from urllib.parse import unquote
@@ -47,12 +47,16 @@ LOOK = 0.5
 OWN_FILES = Path("/proc/self/fd")
 
 
+def most_connections() -> int:
+    """How many peers a server of this process may have at once."""
+    limit = open_files()
+    return max(limit // 4, min(MOST_CONNECTIONS, limit - RESERVED_FILES))
+
+
 def door_options() -> tuple[tuple[str, int], ...]:
     """gRPC's part of it: options of a server, by the files that this process may open."""
-    limit = open_files()
-    connections = max(limit // 4, min(MOST_CONNECTIONS, limit - RESERVED_FILES))
     return (
-        ("grpc.max_allowed_incoming_connections", connections),
+        ("grpc.max_allowed_incoming_connections", most_connections()),
         ("grpc.server_handshake_timeout_ms", int(1000 * ATTEMPT)),
         ("grpc.max_concurrent_streams", 4 * CALLS),
     )
@@ -61,7 +65,12 @@ def door_options() -> tuple[tuple[str, int], ...]:
 class Door(grpc.aio.ServerInterceptor):  # type: ignore[type-arg]
     """Counts the calls of each caller, and knows which connections have one open."""
 
-    def __init__(self) -> None:
+    def __init__(self, bounds: Mapping[str, Callable[[], int]] | None = None) -> None:
+        """A caller may have `CALLS` open, beside those of the methods (paths) in `bounds`.
+
+        A server before a stage has one of these for each device: their bound is the run's.
+        """
+        self._bounds = bounds or {}
         self._calls: Counter[str] = Counter()
         self._open: Counter[str] = Counter()
         """Calls of each connection: one whose calls have ended says nothing any more."""
@@ -105,29 +114,32 @@ class Door(grpc.aio.ServerInterceptor):  # type: ignore[type-arg]
     ) -> Handler:
         """The method's handler, its calls counted."""
         handler: Any = await continuation(handler_call_details)
-        return handler and self._counted(handler)
+        return handler and self._counted(handler, handler_call_details.method)
 
     @contextlib.asynccontextmanager
-    async def _call(self, context: Context) -> AsyncIterator[None]:
+    async def _call(self, context: Context, method: str = "") -> AsyncIterator[None]:
         peer = _peer(context.peer())
-        caller = caller_name() or peer
-        if self._calls[caller] >= CALLS:
-            sparing.warning(caller, "%s has %d calls open: no more are accepted", caller, CALLS)
-            reason = f"{caller} has {CALLS} calls open already"
+        caller, most, counted = caller_name() or peer, CALLS, ""
+        if method in self._bounds:
+            most, counted = self._bounds[method](), method
+        key = f"{caller} {counted}"
+        if self._calls[key] >= most:
+            sparing.warning(caller, "%s has %d calls open: no more are accepted", caller, most)
+            reason = f"{caller} has {most} calls open already"
             await context.abort(status_of(Refused()), reason)
-        with _one_more(self._calls, caller), _one_more(self._open, peer):
+        with _one_more(self._calls, key), _one_more(self._open, peer):
             yield
 
-    def _counted(self, handler: Any) -> Handler:
+    def _counted(self, handler: Any, method: str) -> Handler:
         kind = f"{_side(handler.request_streaming)}_{_side(handler.response_streaming)}"
         behaviour = getattr(handler, kind)
 
         async def call(request: Any, context: Context) -> Any:
-            async with self._call(context):
+            async with self._call(context, method):
                 return await behaviour(request, context)
 
         async def stream(request: Any, context: Context) -> AsyncIterator[Any]:
-            async with self._call(context):
+            async with self._call(context, method):
                 async for response in behaviour(request, context):
                     yield response
 
