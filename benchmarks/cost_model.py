@@ -35,10 +35,10 @@ from benchmarks.runs import effective, needed, run
 from sfl.cost.energy import Energy
 from sfl.cost.step import StepCost, step_cost
 from sfl.cost.values import DeviceCost, EdgeCost, LinkCost, Workload
-from sfl.metrics.costs import passes_from_json
 from sfl.metrics.snapshot import NodeSnapshot
 from sfl.planners.observed import DeviceReport, EdgeReport, Observations
 from sfl.report.journal import read_journal
+from sfl.report.observing import device_report
 from sfl.rounds import AdapterReady, Event, Fact, ReportReceived
 from sfl.rounds.values import RoundReport
 
@@ -211,18 +211,7 @@ def observed(events: Sequence[Event | Fact]) -> Observations:
 
 def heard(report: RoundReport) -> DeviceReport:
     """A report as the cost model takes it."""
-    node = NodeSnapshot.from_json(report.snapshot)
-    return DeviceReport(
-        report.device,
-        "edge",
-        node.costs,
-        passes_from_json(report.edge_passes),
-        report.train_seconds,
-        report.num_steps,
-        report.num_tokens,
-        node.started_at,
-        node.dtype,
-    )
+    return device_report(report, "edge")
 
 
 @dataclass(frozen=True, slots=True)
