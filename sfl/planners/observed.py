@@ -27,11 +27,7 @@ from sfl.cost.shown import (
     Sums,
     between,
 )
-from sfl.cost.values import (
-    DeviceCost,
-    EdgeCost,
-    NodeCost,
-)
+from sfl.cost.values import DeviceCost, EdgeCost, NodeCost
 from sfl.planners.fitted import Reading, link_cost, node_cost, power, value_bits
 
 KEEP = 0.7
