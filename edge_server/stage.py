@@ -118,6 +118,7 @@ class StageServer:
         self.service.send_off(LinkLost(f"stage {self.config.name} was stopped"))
         await self.service.drain()
         self.service.close()
+        self.host.close()
         self.engine.close()
         if self._residence is not None:
             self._residence.close()

@@ -39,9 +39,6 @@ from sfl.transport.stage.service import Arriving
 
 log = logging.getLogger("sfl.stage")
 
-AFTER = 5.0
-"""Seconds that a stage waits for a lost device longer than the cloud does."""
-
 
 class StageRun:
     """What a stage does for its devices' streams; it is in the first run that it hears of."""
@@ -171,9 +168,8 @@ class StageRun:
         count = base.choice.in_flight
         if settings.stages.adapters == "shared" and arriving.joined.plan.next_of(holder) is None:
             team = await self.engine.run(self._team, base, arriving)
-            patience = settings.network.rejoin_timeout + AFTER
             waits, streams = self.stats.waits, self._streams.items
-            self._sharing = Sharing(team, self.engine, waits, patience, streams)
+            self._sharing = Sharing(team, self.engine, waits, settings.network, streams)
             # Who waits for others holds what has arrived; who is waited for needs a slot, too.
             count = max(count, len(settings.names) * base.choice.credits)
         self.slots = DecodeSlots(count, order)
@@ -286,6 +282,11 @@ class StageRun:
 
     def _said(self) -> list[NodeSnapshot]:
         return [self.stats.snapshot(costs=True), *self._stages.latest(self.idle_timeout)]
+
+    def close(self) -> None:
+        """Nobody waits for anybody any more."""
+        if self._sharing is not None:
+            self._sharing.close()
 
     def forget(self) -> None:
         """The run has ended well: no process goes on with it."""

@@ -12,6 +12,7 @@ SflError                     anything this project raises on purpose (exit code 
 │   ├── PeerUnavailable      nobody answered until the timeout
 │   ├── LinkLost             a stream broke
 │   │   ├── FellSilent       nothing came for too long
+│   │   ├── LeftBehind       others waited for a device, and go on without it
 │   │   ├── Corrupted        bytes changed on the way
 │   │   └── SnapshotMissing  what is to be gone on from is not here
 │   ├── Goodbye              the peer left on purpose
@@ -95,6 +96,10 @@ class LinkLost(TransportError):
 
 class FellSilent(LinkLost):
     """Nothing came from a peer for as long as that may be."""
+
+
+class LeftBehind(LinkLost):
+    """Others waited for what this device was to send, and go on with the round without it."""
 
 
 class Corrupted(LinkLost):

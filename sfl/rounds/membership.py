@@ -94,9 +94,12 @@ def device_lost(
     """A device is gone: who takes part and may come back is waited for.
 
     One that fell silent may too; it is a strike, and after the last one nobody waits. So it is for
-    one that comes back again and again and delivers nothing, but where its edge was lost.
+    one that comes back again and again and delivers nothing, but where its edge was lost. One that
+    is here, and that others waited for, is out of the round at once; who rests has no strike.
     """
     state, seconds = turn.state, turn.settings.network.rejoin_timeout
+    if cause == "stuck" and state.open.stragglers.rests(name):
+        cause = "left"
     strikes, said = state.strikes.note(name, cause, reason)
     returns = cause in ("link", "silence") and name not in strikes.out
     if not (returns and seconds and name in state.roster.devices and takes_part(state, name)):

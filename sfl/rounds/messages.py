@@ -19,7 +19,7 @@ from sfl.rounds.values import (
     Steps,
 )
 
-Cause = Literal["link", "silence", "offence", "adapter", "left"]
+Cause = Literal["link", "silence", "offence", "adapter", "left", "stuck"]
 """Why a device was lost: its link broke or its process ended; it was silent or late; it broke the
 contract; it cannot compute with the round's adapter; it left for good."""
 

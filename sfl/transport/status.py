@@ -10,6 +10,7 @@ from sfl.errors import (
     AdapterRefused,
     Corrupted,
     DiskError,
+    LeftBehind,
     LinkLost,
     NameInUse,
     PeerUnavailable,
@@ -34,6 +35,7 @@ STATUS_OF: dict[type[SflError], grpc.StatusCode] = {
     RunFailed: grpc.StatusCode.ABORTED,
     Corrupted: grpc.StatusCode.DATA_LOSS,
     DiskError: grpc.StatusCode.ABORTED,
+    LeftBehind: grpc.StatusCode.DEADLINE_EXCEEDED,
     LinkLost: grpc.StatusCode.UNAVAILABLE,
     PeerUnavailable: grpc.StatusCode.UNAVAILABLE,
 }
@@ -45,6 +47,7 @@ ERROR_OF: dict[grpc.StatusCode, type[SflError]] = {
     grpc.StatusCode.ALREADY_EXISTS: NameInUse,
     grpc.StatusCode.NOT_FOUND: Refused,
     grpc.StatusCode.UNIMPLEMENTED: ProtocolError,
+    grpc.StatusCode.DEADLINE_EXCEEDED: LeftBehind,
     grpc.StatusCode.ABORTED: RunFailed,
     grpc.StatusCode.DATA_LOSS: Corrupted,
     grpc.StatusCode.RESOURCE_EXHAUSTED: Refused,

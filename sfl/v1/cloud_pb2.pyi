@@ -16,11 +16,13 @@ class Cause(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     CAUSE_OFFENCE: _ClassVar[Cause]
     CAUSE_ADAPTER: _ClassVar[Cause]
     CAUSE_LEFT: _ClassVar[Cause]
+    CAUSE_STUCK: _ClassVar[Cause]
 CAUSE_LINK: Cause
 CAUSE_SILENCE: Cause
 CAUSE_OFFENCE: Cause
 CAUSE_ADAPTER: Cause
 CAUSE_LEFT: Cause
+CAUSE_STUCK: Cause
 
 class EdgeHello(_message.Message):
     __slots__ = ("edge", "wire_version", "run", "incarnation")

@@ -24,6 +24,7 @@ from sfl.rounds import (
     DeviceBack,
     DeviceJoined,
     DeviceLost,
+    DeviceMoved,
     DeviceReady,
     EdgeLost,
     EdgeReady,
@@ -59,6 +60,20 @@ def test_a_device_that_is_back_in_time_begins_its_part_again() -> None:
         ReplayRound(1, {"d1": Steps(STEPS, 0, STEPS * ROUNDS)}, "all", {"d1": BEGINNING}),
     ]
     assert deliver(coordinator, "d1", 22.0) == [Aggregate(1, {"d0": 10, "d1": 10, "d2": 10})]
+
+
+@pytest.mark.parametrize(("rests", "said"), [(False, "stuck (strike 1 of 3)"), (True, "stuck")])
+def test_who_others_waited_for_is_out_of_the_round_at_once_and_back_for_the_next(
+    rests: bool, said: str
+) -> None:
+    coordinator = begun(settings())
+    coordinator.handle(DeviceMoved("d1", 7, rests), 1.0)
+    deliver(coordinator, "d0")
+    assert coordinator.handle(DeviceLost("d1", "stuck", "stuck"), 2.0) == [Fault(1, "d1", said)]
+    assert join(coordinator, "d1", 3.0) == [Welcome("d1")]
+    assert deliver(coordinator, "d2", 4.0) == [Aggregate(1, {"d0": 10, "d2": 10})]
+    (start,) = coordinator.handle(AdapterReady(1), 5.0)
+    assert isinstance(start, StartRound) and start.devices.keys() == {"d0", "d1", "d2"}
 
 
 def test_a_device_that_is_not_back_in_time_is_left_out() -> None:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 import threading
+import time
 from collections import Counter
 from collections.abc import Callable
 from copy import deepcopy
@@ -15,6 +17,7 @@ import numpy as np
 import pytest
 
 from sfl.stage.training.middle import MiddleGroup
+from sfl.stage.training.team import Standing
 from sfl.stage.training.vanilla import VanillaGroup
 from tests.house.federation import finished, run
 from tests.house.fleets import completions, device, fleet, settings, tiny
@@ -275,6 +278,59 @@ def shared(folder: Path) -> Twin:
         entry.pop("stage_cuts")
     values["stages"] = {"cuts": [3], "adapters": "shared"}
     return Twin(folder, values, edges=EDGES)
+
+
+class Later:
+    """A clock that a test sets on."""
+
+    def __init__(self) -> None:
+        self.ahead = 0.0
+
+    def monotonic(self) -> float:
+        return time.monotonic() + self.ahead
+
+
+def stuck(folder: Path, clock: Later, disturbed: bool) -> dict[str, np.ndarray]:
+    """The adapter of a run in which d1 is there and computes nothing of round 1 after a step."""
+    twin = shared(folder)
+    twin.at("d1", 1, 1, twin.hold)
+    twin.at("d0", 1, 2, twin.hold)  # so that d1 is back before the next round begins
+    if disturbed:
+        twin.at("d0", 1, 2, twin.cut)
+        twin.at("d2", 2, 1, lambda device: twin.restart_edge("south"))
+
+    def team() -> Standing:
+        sharing = twin.stages["stage"].host._sharing
+        assert sharing is not None
+        return sharing.team.standing
+
+    async def story(twin: Twin) -> None:
+        await twin.until(lambda: "d1" in twin.held and team().behind == ("d1",))
+        await asyncio.sleep(1.0)  # the stage has looked
+        clock.ahead += 400.0
+        await twin.until(lambda: "d1" not in twin.cloud.coordinator.progress)
+        twin.release("d1")
+        await twin.until(lambda: twin.cloud.coordinator.state.roster.num_ready == 4)
+        twin.release("d0")
+
+    outcome = finished(twin.run(story))
+    (fault,) = outcome.summary["faults"]
+    assert fault["node"] == "d1" and "nothing of device d1 moved" in fault["problem"]
+    assert "strike 1 of 3" in fault["problem"] and fault["round"] == 1
+    return adapter(outcome)
+
+
+def test_who_is_stuck_is_left_behind_alone_and_the_others_replay_the_same(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clock = Later()
+    monkeypatch.setattr("edge_server.sharing.time", clock)
+    found = []
+    for disturbed in (False, True):
+        folder = tmp_path / str(disturbed)
+        folder.mkdir()
+        found.append(stuck(folder, clock, disturbed))
+    assert_same_bits(found[1], found[0])
 
 
 def test_a_shared_adapter_is_the_same_whoever_is_lost(tmp_path: Path) -> None:

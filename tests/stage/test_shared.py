@@ -9,11 +9,11 @@ import numpy as np
 import pytest
 import torch
 
-from sfl.errors import LinkLost, ProtocolError
+from sfl.errors import LeftBehind, ProtocolError
 from sfl.metrics.stats import NodeStats
 from sfl.stage.messages import TensorMessage
 from sfl.stage.snapshots import Snapshots
-from sfl.stage.training import VanillaSession
+from sfl.stage.training import SharedSession, VanillaSession, new_team
 from tests.house.shared_stage import NAMES, STEPS, Stage
 
 
@@ -110,7 +110,7 @@ def test_the_others_go_on_without_who_does_not_come_back() -> None:
     sessions["a"].handle(stage.sent("a", 0))
     team.leave_out("b")
     assert team.step == 1 and sessions["a"].step == 1
-    with pytest.raises(LinkLost, match="goes on without device b"):
+    with pytest.raises(LeftBehind, match="goes on without device b"):
         sessions["b"].begin_round(stage.told("b"), stage.values)
 
 
@@ -127,6 +127,31 @@ def test_another_process_serves_who_begins_a_round_again(
     for step in range(STEPS):
         again["b"].handle(stage.sent("b", step))
     same(again["b"].end_round(), wanted)
+
+
+def test_another_process_knows_who_was_left_out_of_a_round_that_it_takes_back(
+    tmp_path: Path,
+) -> None:
+    stage, kept = Stage(), Snapshots(tmp_path, "run")
+    team, sessions = stage.shared(kept)
+    for name in NAMES:
+        sessions[name].handle(stage.sent(name, 0))
+    team.leave_out("b")
+    for step in range(1, STEPS):
+        sessions["a"].handle(stage.sent("a", step))
+    wanted = sessions["a"].end_round()
+    with pytest.raises(LeftBehind, match="goes on without device b"):
+        stage.shared(Snapshots(tmp_path, "run"))
+    model, bank = stage.model()
+    later = new_team(stage.told("a"), model, bank, stage.settings, Snapshots(tmp_path, "run"))
+    stats = NodeStats("s", "stage")
+    again = SharedSession(
+        "a", stage.told("a"), model, bank, stage.settings, stats, later, holder="stage"
+    )
+    again.begin_round(stage.told("a"), stage.values)
+    for step in range(STEPS):
+        again.handle(stage.sent("a", step))
+    same(again.end_round(), wanted)
 
 
 def test_the_batches_of_all_in_one_equal_one_after_the_other_to_rounding() -> None:

@@ -9,19 +9,36 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass
 
 import numpy as np
 import torch
 
 from sfl.adapters.lora import Adapter
 from sfl.config import RunSettings
-from sfl.errors import LinkLost, ProtocolError
+from sfl.errors import LeftBehind, ProtocolError
 from sfl.rounds.values import BEGINNING, Assignment, Point
 from sfl.stage.snapshots import Snapshot, Snapshots
 from sfl.stage.training.trained import Trained
 
 Gradients = dict[str, torch.Tensor]
 Values = dict[str, torch.Tensor]
+
+
+@dataclass(frozen=True, slots=True)
+class Standing:
+    """How far a team is: the steps taken of its round's, and whose gradients are still to come."""
+
+    round: int
+    step: int
+    num_steps: int
+    members: tuple[str, ...]
+    behind: tuple[str, ...]
+
+    @property
+    def is_open(self) -> bool:
+        """Whether steps of the round are still to be taken."""
+        return self.step < self.num_steps
 
 
 class Team:
@@ -49,6 +66,13 @@ class Team:
         """Members whose gradients of the open step are still to come."""
         return tuple(name for name in self.members if name not in self._done)
 
+    @property
+    def standing(self) -> Standing:
+        """How far it is, for who is not on the compute thread."""
+        told = self._told
+        number, count = (0, 0) if told is None else (told.round, told.steps.count)
+        return Standing(number, self.step, count, self.members, self.behind)
+
     # -- a round ----------------------------------------------------------------------------------
 
     def begin_round(
@@ -61,14 +85,14 @@ class Team:
         """A member begins; the first one loads the adapter.
 
         Where memory has no moments they are those of the latest point that a member comes from.
-        Raises ProtocolError for who is no member, LinkLost for who was not waited for any more.
+        Raises ProtocolError for who is no member, LeftBehind for who was not waited for any more.
         """
         if device not in told.together:
             raise ProtocolError(f"device {device} is none of those that share this adapter")
         if self._told is None or self._told.round != told.round:
             self._begin(told, values)
         if device in self._left_out:
-            raise LinkLost(f"round {told.round} goes on without device {device}")
+            raise LeftBehind(f"round {told.round} goes on without device {device}")
         self.members = tuple(name for name in told.together if name not in self._left_out)
         self._given.pop(device, None)
         self._done.discard(device)
@@ -176,7 +200,8 @@ class Team:
         moments = self.trained.optimizer.moments().items()
         arrays |= {f"moments/{name}": tensor.detach().cpu().numpy() for name, tensor in moments}
         point = Point(told.round, told.steps.count, 0)
-        self._snapshots.write(Snapshot(point, arrays, {"first": told.steps.first}))
+        facts = {"first": told.steps.first, "left_out": sorted(self._left_out)}
+        self._snapshots.write(Snapshot(point, arrays, facts))
 
     def _take_back(self, told: Assignment) -> None:
         """Be at the end of a round that this process did not see, but an earlier one did."""
@@ -191,6 +216,7 @@ class Team:
         self._load(self._history[-1])
         moments = {name: torch.from_numpy(a) for name, a in found.of("moments").items()}
         self.trained.optimizer.adopt(moments)
+        self._left_out = set(found.facts.get("left_out", ()))
         self.step, self._settled = told.steps.count, True
 
     def _same_beginning(self, arrays: Mapping[str, np.ndarray]) -> bool:

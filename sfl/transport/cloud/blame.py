@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from sfl.errors import AdapterRefused, FellSilent, Goodbye, ProtocolError, SflError
+from sfl.errors import AdapterRefused, FellSilent, Goodbye, LeftBehind, ProtocolError, SflError
 from sfl.rounds.messages import Cause
 from sfl.v1 import cloud_pb2
 
@@ -12,6 +12,7 @@ _ON_THE_WIRE: dict[Cause, cloud_pb2.Cause] = {
     "offence": cloud_pb2.CAUSE_OFFENCE,
     "adapter": cloud_pb2.CAUSE_ADAPTER,
     "left": cloud_pb2.CAUSE_LEFT,
+    "stuck": cloud_pb2.CAUSE_STUCK,
 }
 _OF_THE_WIRE = {number: cause for cause, number in _ON_THE_WIRE.items()}
 
@@ -35,6 +36,8 @@ def blamed(error: SflError) -> Cause:
             return "offence"
         case FellSilent():
             return "silence"
+        case LeftBehind():
+            return "stuck"
         case Goodbye(returns=False):
             return "left"
         case _:

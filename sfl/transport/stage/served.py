@@ -15,7 +15,7 @@ import numpy as np
 
 from sfl.adapters.names import belongs_to
 from sfl.config import RunSettings
-from sfl.errors import ProtocolError
+from sfl.errors import LeftBehind, ProtocolError
 from sfl.metrics.snapshot import NodeSnapshot
 from sfl.rounds.values import Assignment, Point, UpdateHeader
 from sfl.stage.messages import TensorMessage
@@ -151,6 +151,10 @@ class Carried(Trained):
         self.end.remembered.written()
         if self.behind is not None:
             self.behind.round_over(point)
+
+    def leave_behind(self, reason: LeftBehind) -> None:
+        """The others go on without this device: its stream ends."""
+        self.stream.outbox.fail(reason)
 
     @property
     def has_enough_to_send(self) -> bool:
