@@ -27,7 +27,7 @@ from sfl.errors import ConfigError
 from sfl.metrics.stats import NodeStats, PhaseTimes
 from sfl.models.folder import ModelFolder, TensorEntry, checkpoint_tensors, open_model
 from sfl.models.memory.edge_budget import EdgeChoice, fit_edge, needs, residents
-from sfl.models.memory.footprint import QUANTISER_BYTES
+from sfl.models.memory.footprint import QUANTISER_BYTES, Footprint
 from sfl.plan import Holder, Plan
 from sfl.rounds.assignment import assign
 from sfl.rounds.values import EdgeBase
@@ -144,16 +144,48 @@ def tiers(adapters: str = "per_device", **sections: Any) -> RunSettings:
     return settings(4, stages=stages, **{**own, **sections})
 
 
-def test_a_shared_adapter_is_kept_at_each_step_of_a_round() -> None:
-    """And only where it is: at the stage with the loss."""
+def test_a_shared_adapter_is_one_that_is_kept_at_each_step_of_a_round() -> None:
+    """With its moments, and a gradient of each device; and only where the loss is."""
     folder, choice = opened("llama"), EdgeChoice((), 8, 4)
 
-    def adapters(run: RunSettings, holder: Holder) -> int:
-        return needs(folder, run, EdgeConfig(), choice, holder).adapter
+    def found(run: RunSettings, holder: Holder = "stage") -> Footprint:
+        return needs(folder, run, EdgeConfig(), choice, holder)
 
-    alone = adapters(tiers(), "stage")
-    assert adapters(tiers("shared"), "stage") - alone == (1 + 5) * alone // 4
-    assert adapters(tiers("shared"), "edge") == adapters(tiers(), "edge")
+    one = found(tiers()).adapter // 4
+    assert found(tiers("shared")).adapter == one + (1 + 5) * one
+    assert found(tiers()).optimizer == 4 * 3 * one
+    assert found(tiers("shared")).optimizer == 3 * one + 4 * one
+    assert found(tiers("shared"), "edge") == found(tiers(), "edge")
+
+
+def test_who_waits_for_others_at_a_shared_adapter_holds_what_has_arrived() -> None:
+    """As many activations are decoded there as may arrive, whatever `in_flight` says."""
+    folder, run, rows = opened("llama"), tiers("shared"), 8 * 64 * opened("llama").hidden_size
+
+    def messages_of(run: RunSettings, in_flight: int) -> int:
+        choice = EdgeChoice((), in_flight, 4)
+        return needs(folder, run, EdgeConfig(), choice, "stage").messages
+
+    assert messages_of(run, 1) == messages_of(run, 99) == messages_of(tiers(), 16)
+    assert messages_of(tiers(), 16) - messages_of(tiers(), 1) == 15 * 2 * rows
+
+
+def test_what_arrives_at_a_stage_is_coded_for_the_hop() -> None:
+    folder, rows = opened("llama"), 8 * 64 * opened("llama").hidden_size
+
+    def messages_of(holder: Holder, **codec: str) -> int:
+        return needs(
+            folder, tiers(codec=codec), EdgeConfig(), EdgeChoice((), 8, 4), holder
+        ).messages
+
+    coded = messages_of("stage", activation="compact")
+    assert (
+        messages_of("stage", activation="compact", stage_activation="none") - coded == 8 * 2 * rows
+    )
+    exact = {"activation": "none", "evaluation": "compact"}
+    assert messages_of("stage", **exact) - coded == 8 * 2 * rows  # the hop's is the link's
+    assert messages_of("stage", **exact, stage_activation="int8") == coded
+    assert messages_of("edge", **exact, stage_activation="int8") - coded == 8 * 2 * rows
 
 
 def test_what_an_edge_adds_up_counts() -> None:

@@ -138,16 +138,20 @@ def _flags(settings: RunSettings, recompute: tuple[str, ...]) -> list[bool]:
     return [entry.name in recompute for entry in settings.devices]
 
 
-def _coded_value_bytes(settings: RunSettings, device: str) -> int:
+def _coded_value_bytes(settings: RunSettings, device: str, holder: Holder) -> int:
     """Of a hidden state as it arrives, at most: a codec that is not exact takes 16 bits or less.
 
-    Evaluations, which may be coded otherwise, count too.
+    It comes from the device, or over the hop from the server before a stage. Evaluations, which may
+    be coded otherwise, count too.
     """
-    if (settings.device(device).dtype or settings.model.dtype) == "bfloat16":
+    at_edge = holder == "edge"
+    given = settings.device(device).dtype if at_edge else None
+    if (given or settings.model.dtype) == "bfloat16":
         return 2
     rounds = {1, *(step.from_round for step in settings.codec.schedule)}
     codecs = [settings.codecs(device, number, auto="none") for number in rounds]
-    exact = any(is_exact(spec) for own in codecs for spec in (own.activation, own.evaluation))
+    specs = {own.activation if at_edge else own.stage_activation for own in codecs}
+    exact = any(map(is_exact, specs.union(own.evaluation for own in codecs)))
     return 4 if exact else 2
 
 
@@ -174,7 +178,7 @@ def _forecast(
                 anchored=settings.aggregation.proximal > 0.0,
             ),
             graphs=0 if ends[entry.name] else micro,
-            coded_value_bytes=_coded_value_bytes(settings, entry.name),
+            coded_value_bytes=_coded_value_bytes(settings, entry.name, holder),
         )
         for entry in settings.devices
     ]
@@ -184,7 +188,7 @@ def _forecast(
         lean=lean,
         together=_together(settings, own, holder),
         residents=residents(settings, own, holder),
-        copies=_copies(settings, holder),
+        shared=_versions(settings, holder),
         sums=SUM_COPIES if settings.sums_at_edges and holder == "edge" else 0,
     )
 
@@ -194,7 +198,7 @@ def _has_loss(settings: RunSettings, device: str, num_layers: int, holder: Holde
     return largest_span(settings, device, num_layers, holder).head
 
 
-def _copies(settings: RunSettings, holder: Holder) -> int:
+def _versions(settings: RunSettings, holder: Holder) -> int:
     """Of a shared adapter: its values at each step of a round are kept (`training/team.py`)."""
     shared = settings.stages.adapters == "shared" and settings.loss_server == holder
     return 1 + (settings.training.local_steps or 0) if shared else 0

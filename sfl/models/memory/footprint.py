@@ -279,10 +279,13 @@ class EdgeForecast:
         lean: bool,
         together: int = 1,
         residents: int | None = None,
-        copies: int = 0,
+        shared: int = 0,
         sums: int = 0,
     ) -> None:
-        """`copies` of the largest adapter are held beside them, and `sums` of a whole one."""
+        """One adapter for all is held in so many `shared` versions, with a gradient of each device.
+
+        So are `sums` of a whole one. Who waits for others holds what has arrived of them.
+        """
         self._devices = tuple(devices)
         self._together = together
         layout = folder.family.layout(folder.config, self._devices[0].load.task)
@@ -296,9 +299,10 @@ class EdgeForecast:
         self._weights = _held_bytes(self._parts.values(), load)
         self._quantised = load.quantised != "none"
         sizes = [4 * self._parts[device].trained_values() for device in self._devices]
-        self._adapter = sum(sorted(sizes, reverse=True)[:residents])
-        self._optimizer = load.optimizer_copies * self._adapter
-        self._adapter += copies * max(sizes)
+        self._shared = bool(shared)
+        own = max(sizes) if shared else sum(sorted(sizes, reverse=True)[:residents])
+        self._adapter = own + shared * max(sizes)
+        self._optimizer = load.optimizer_copies * own + (sum(sizes) if shared else 0)
         self._adapter_message = max(sizes)
         whole = Span(0, folder.num_layers, embedding=True, head=True)
         adapters = {
@@ -317,7 +321,7 @@ class EdgeForecast:
         and the rest as they arrived, and blocks computed again for some of the devices.
         """
         arrived = len(self._devices) * allowance
-        decoded = min(in_flight, arrived)
+        decoded = arrived if self._shared else min(in_flight, arrived)
         together = min(self._together, decoded)  # what is not decoded cannot go along
         chosen = list(zip(self._devices, recompute, strict=True))
         jobs = {
