@@ -187,18 +187,20 @@ class DeviceStart(_message.Message):
     def __init__(self, device: _Optional[str] = ..., start: _Optional[_Union[_edge_pb2.Assignment, _Mapping]] = ...) -> None: ...
 
 class EdgeRoundStart(_message.Message):
-    __slots__ = ("round", "devices", "begun", "order", "edges")
+    __slots__ = ("round", "devices", "begun", "order", "edges", "together")
     ROUND_FIELD_NUMBER: _ClassVar[int]
     DEVICES_FIELD_NUMBER: _ClassVar[int]
     BEGUN_FIELD_NUMBER: _ClassVar[int]
     ORDER_FIELD_NUMBER: _ClassVar[int]
     EDGES_FIELD_NUMBER: _ClassVar[int]
+    TOGETHER_FIELD_NUMBER: _ClassVar[int]
     round: int
     devices: _containers.RepeatedCompositeFieldContainer[DeviceStart]
     begun: bool
     order: _containers.RepeatedScalarFieldContainer[str]
     edges: _containers.RepeatedCompositeFieldContainer[_edge_pb2.EdgeAt]
-    def __init__(self, round: _Optional[int] = ..., devices: _Optional[_Iterable[_Union[DeviceStart, _Mapping]]] = ..., begun: _Optional[bool] = ..., order: _Optional[_Iterable[str]] = ..., edges: _Optional[_Iterable[_Union[_edge_pb2.EdgeAt, _Mapping]]] = ...) -> None: ...
+    together: _containers.RepeatedScalarFieldContainer[str]
+    def __init__(self, round: _Optional[int] = ..., devices: _Optional[_Iterable[_Union[DeviceStart, _Mapping]]] = ..., begun: _Optional[bool] = ..., order: _Optional[_Iterable[str]] = ..., edges: _Optional[_Iterable[_Union[_edge_pb2.EdgeAt, _Mapping]]] = ..., together: _Optional[_Iterable[str]] = ...) -> None: ...
 
 class Evict(_message.Message):
     __slots__ = ("device", "reason", "final")

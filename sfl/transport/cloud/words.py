@@ -6,7 +6,7 @@ Adapters are apart: they travel in frames (`chunks`), so one value is several me
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import assert_never
 
 from sfl.errors import Elsewhere, ProtocolError
@@ -289,9 +289,14 @@ def from_admission(said: cloud_pb2.Admission) -> Admission:
 
 
 def to_orders(orders: EdgeOrders) -> cloud_pb2.EdgeRoundStart:
-    """A round for an edge as the wire has it."""
+    """A round for an edge as the wire has it: who share an adapter are named once, not for each."""
+    common = {own.together for own in orders.devices.values()}
+    together = common.pop() if len(common) == 1 else ()
     devices = [
-        cloud_pb2.DeviceStart(device=device, start=words.to_assignment(own))
+        cloud_pb2.DeviceStart(
+            device=device,
+            start=words.to_assignment(replace(own, together=()) if together else own),
+        )
         for device, own in orders.devices.items()
     ]
     return cloud_pb2.EdgeRoundStart(
@@ -300,12 +305,15 @@ def to_orders(orders: EdgeOrders) -> cloud_pb2.EdgeRoundStart:
         begun=orders.begun,
         order=orders.order,
         edges=to_edges(orders.edges),
+        together=together,
     )
 
 
 def from_orders(said: cloud_pb2.EdgeRoundStart) -> EdgeOrders:
     """A round for an edge from the wire. Raises ProtocolError."""
     devices = {entry.device: words.from_assignment(entry.start) for entry in said.devices}
+    if together := tuple(said.together):
+        devices = {name: replace(own, together=together) for name, own in devices.items()}
     edges = from_edges(said.edges)
     return EdgeOrders(said.round, devices, said.begun, tuple(said.order), edges)
 

@@ -10,6 +10,7 @@ import asyncio
 import logging
 import time
 from collections.abc import Mapping
+from dataclasses import replace
 from functools import partial
 from types import MappingProxyType
 from typing import Protocol
@@ -196,7 +197,8 @@ class Training(Trained):
             await self.host.engine.run(partial(session.begin_round, told, mine, go_on=go_on))
         if self.behind is not None:
             await self.behind.begin_round(told, behind)
-        self.stream.outbox.put(edge_pb2.EdgeMessage(start=words.to_assignment(told)))
+        own = replace(told, together=())  # who shares a stage's adapter is nothing to a device
+        self.stream.outbox.put(edge_pb2.EdgeMessage(start=words.to_assignment(own)))
         await self.adapters.send_round(theirs, told.round)
         if taken_by("device", go_on.moves):
             await self.adapters.send_moments(BlockMoments(told.round, given))
