@@ -62,7 +62,8 @@ def elsewhere(turn: Turn, event: DeviceJoined) -> tuple[str, ...]:
     found = _JOINING[turn.settings.run.placement](turn, event, edges)
     if found in ((), (event.edge,)):
         return ()
-    _keep(turn, event.device, replace(place, sent=place.sent + 1, to=found[0]))
+    now = turn.state.now
+    _keep(turn, event.device, replace(place, sent=place.sent + 1, to=found[0], since=now))
     return found
 
 
@@ -80,7 +81,7 @@ def _least_loaded(turn: Turn, event: DeviceJoined, edges: list[str]) -> tuple[st
     """Of edges with equally few the one that it asks at, then the first by name."""
     if place_of(turn.state, event.device).to == event.edge:
         return ()
-    loads = _loads(turn.state, edges, but=event.device)
+    loads = _loads(turn, edges, but=event.device)
     return (min(edges, key=lambda name: (loads[name], name != event.edge, name)),)
 
 
@@ -92,11 +93,17 @@ _JOINING: Mapping[str, _Rule] = {
 }
 
 
-def _loads(state: RunState, edges: Collection[str], but: str = "") -> dict[str, int]:
-    """Devices at each edge, and on their way there, without one of them."""
+def _loads(turn: Turn, edges: Collection[str], but: str = "") -> dict[str, int]:
+    """Devices at each edge, and on their way there, without one of them.
+
+    Who has not come within `join_timeout` is on its way no more, unless it is waited for.
+    """
+    state, patience = turn.state, turn.settings.network.join_timeout
     loads = {edge: len(state.roster.at_edge.get(edge, ())) for edge in edges}
     for name, place in state.places.items():
-        if place.to in loads and name not in state.roster.devices and name != but:
+        if place.to not in loads or name in state.roster.devices or name == but:
+            continue
+        if name in state.away or state.now - place.since <= patience:
             loads[place.to] += 1
     return loads
 
@@ -155,7 +162,7 @@ def hand_over(turn: Turn, device: str, to: str) -> None:
     """Have a device go to another edge; its part in the open round waits for it."""
     edge, network = turn.state.roster.devices[device].edge, turn.settings.network
     reason = f"it goes from edge {edge} to edge {to}"
-    place = replace(place_of(turn.state, device), to=to, asks_for="")
+    place = replace(place_of(turn.state, device), to=to, since=turn.state.now, asks_for="")
     _keep(turn, device, place)
     turn.do(HandOver(device, edge, to, reason))
     go_away(turn, device, reason, max(network.rejoin_timeout, network.join_timeout))
@@ -212,7 +219,7 @@ def _to_the_least_loaded(
 ) -> Iterator[tuple[str, str]]:
     """One after the other from the edge with the most, until none has two more than another."""
     state = turn.state
-    loads = _loads(state, edges)
+    loads = _loads(turn, edges)
     at: dict[str, list[str]] = {edge: [] for edge in edges}
     for name in sorted(names):
         at.setdefault(state.roster.devices[name].edge, []).append(name)

@@ -49,13 +49,15 @@ class Place:
     """Where a device is: at the `edge` where it was ready last.
 
     It came to be at another one `handovers` times. One that joined was `sent` on so often, and is
-    on its way `to` an edge. It `asks_for` one from the next round on, and has measured `trips`.
+    on its way `to` an edge `since` then. It `asks_for` one from the next round on, and has measured
+    `trips`.
     """
 
     edge: str = ""
     handovers: int = 0
     sent: int = 0
     to: str = ""
+    since: float = 0.0
     asks_for: str = ""
     trips: RoundTrips = field(default_factory=dict, hash=False)
 

@@ -103,6 +103,15 @@ def test_the_least_loaded_edge_counts_who_is_on_the_way() -> None:
     assert refused(coordinator.handle(DeviceJoined("d5", SOUTH), 0.0)) == (NORTH,)
 
 
+def test_who_never_comes_is_on_its_way_no_more_after_the_time_to_join() -> None:
+    coordinator = there(run("least_loaded", count=8))
+    asked = [refused(coordinator.handle(DeviceJoined(f"d{n}", NORTH), 0.0)) for n in range(4)]
+    assert asked == [(), (SOUTH,), (), (SOUTH,)]
+    later = coordinator.settings.network.join_timeout + 1.0
+    asked = [refused(coordinator.handle(DeviceJoined(f"d{n}", NORTH), later)) for n in (4, 5, 6)]
+    assert asked == [(SOUTH,), (SOUTH,), ()]
+
+
 def test_the_nearest_edge_is_measured_first() -> None:
     coordinator = there(run("nearest"), NORTH, SOUTH, WEST)
     assert refused(coordinator.handle(DeviceJoined("d0", NORTH), 0.0)) == (NORTH, SOUTH, WEST)
