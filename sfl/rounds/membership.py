@@ -155,9 +155,11 @@ def one_model(turn: Turn) -> None:
 
 def _cannot_be_cut(settings: RunSettings, num_layers: int) -> str | None:
     """Why a model of so many blocks cannot be cut as the settings say."""
-    first: dict[tuple[int, int], str] = {}  # device of each cut: the others are cut as it is
+    # A device of each cut: the others are cut as it is.
+    first: dict[tuple[int, int, tuple[int, ...]], str] = {}
     for entry in settings.devices:
-        first.setdefault((entry.cut_layer, entry.tail_layers), entry.name)
+        cuts = entry.cut_layer, entry.tail_layers, tuple(entry.stage_cuts)
+        first.setdefault(cuts, entry.name)
     for name in first.values():
         try:
             settings.plan(name, num_layers)

@@ -421,6 +421,15 @@ def test_a_cut_beyond_the_model_ends_the_run_with_its_name() -> None:
     assert end.reason.startswith("devices.a.cut_layer = 9")
 
 
+def test_a_stage_cut_beyond_the_model_ends_it_too_of_whichever_device() -> None:
+    devices = [{"name": "a", "cut_layer": 1}, {"name": "b", "cut_layer": 1, "stage_cuts": [9]}]
+    tiers = {"rounds": 2, "topology": "three_tier"}
+    config = settings(devices=devices, run=tiers, stages={"cuts": [2]})
+    (end,) = Coordinator(config, 0.0).handle(EdgeReady("e", 4), 0.0)
+    assert not end.ok
+    assert end.reason.startswith("devices.b.stage")
+
+
 def test_an_edge_with_another_model_costs_its_own_part() -> None:
     coordinator, _ = joined(settings())
     refused, fault = coordinator.handle(EdgeReady("f", 6), 1.0)
