@@ -8,8 +8,8 @@ COMPOSE  = $(shell docker compose version >/dev/null 2>&1 && echo docker compose
 CONTAINERS = $(COMPOSE) -f docker/compose.yml $(WITH:%=-f docker/%.yml)
 DEVICES ?= 1
 
-.PHONY: install proto format check docs house test fuzz test-faults test-chaos soak test-compose demo up \
-  logs down purge bench clean
+.PHONY: install proto format check types lint quickstart generated imports words docs house quick test \
+  fuzz test-faults test-chaos soak test-compose demo up logs down purge bench clean
 .DEFAULT_GOAL := help
 
 help:  ## Say what each target does
@@ -34,17 +34,29 @@ proto: install  ## Generate sfl/v1 from proto/sfl/v1
 format: install  ## Format and sort imports
 	@$(BIN)/ruff check --quiet --fix . ; $(BIN)/ruff format --quiet .
 
-check: install  ## ruff, mypy --strict, generated code up to date, imports one way, docs and docstrings readable
+check: types lint quickstart generated imports words  ## ruff, mypy --strict, generated code up to date, imports one way, docs and docstrings readable
+
+lint: install
 	@$(BIN)/ruff check .
 	@$(BIN)/ruff format --check --quiet .
+
+types: install
 	@$(BIN)/mypy sfl device_agent edge_server cloud_aggregator benchmarks examples tools
+
+quickstart: install
 	@cd examples/quickstart && MYPYPATH=. ../../$(BIN)/mypy --explicit-package-bases --config-file ../../pyproject.toml *.py
+
+generated: install
 	@tmp=$$(mktemp -d) && trap 'rm -rf "$$tmp"' EXIT \
 	  && $(BIN)/python -m grpc_tools.protoc -I proto --python_out=$$tmp --pyi_out=$$tmp $(PROTOS:%=proto/sfl/v1/%.proto) \
 	  && for kind in py pyi; do for name in $(PROTOS); do \
 	       diff -u sfl/v1/$${name}_pb2.$$kind $$tmp/sfl/v1/$${name}_pb2.$$kind || { echo "run: make proto"; exit 1; }; \
 	     done; done
+
+imports: install
 	@$(BIN)/python -m pytest -q tests/test_imports.py
+
+words: install
 	@$(BIN)/python -m tools.prose
 	@$(BIN)/python -m tools.docstrings
 
