@@ -50,9 +50,10 @@ from sfl.transport.bulk.probe import probe_edge
 from sfl.transport.frames.wire import EDGE_PROBE, generic_handler
 from sfl.v1 import edge_pb2
 from tests.house.assigned import assigned
-from tests.house.federation import SFL, sfl, write_config
+from tests.house.federation import SFL, sfl, surroundings, write_config
 from tests.house.files import write_jsonl
 from tests.house.fleets import completions, device, settings, tiny
+from tests.house.forks import fork
 from tests.house.paths import ROOT, STORIES
 from tests.house.tiny_models import CASES, opened
 
@@ -447,13 +448,8 @@ def edge_address(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     folder = tmp_path_factory.mktemp("edge")
     (folder / "edge.toml").write_text('[edge]\ncloud = "127.0.0.1:9"\nconnect_timeout = 600\n')
     place = folder / "address"
-    with (folder / "log").open("w") as log:
-        process = subprocess.Popen(
-            [*SFL, "edge", folder / "edge.toml", "--address-file", place],
-            stdout=log,
-            stderr=log,
-            cwd=ROOT,
-        )
+    command = ["edge", str(folder / "edge.toml"), "--address-file", str(place)]
+    process = fork(command, surroundings(), folder / "log")
     end = time.monotonic() + 120
     while not place.exists() and time.monotonic() < end and process.poll() is None:
         time.sleep(0.05)

@@ -67,7 +67,7 @@ from sfl.transport.device.service import EdgeService
 from sfl.transport.group import GONE, run_together
 from sfl.v1 import cloud_pb2, edge_pb2, tensor_pb2
 from tests.house.cloud import SpokenEdge, cloud_alone
-from tests.house.federation import Outcome, launch, write_config
+from tests.house.federation import Outcome, sfl, write_config
 from tests.house.fleets import fleet
 from tests.house.hostile import base_of
 from tests.house.nodes import left_running
@@ -443,7 +443,7 @@ class Disturbed:
         self.folder = Path(values["run"]["output_dir"]) / "t"
         self._done: list[subprocess.CompletedProcess[str]] = []
         config = write_config(folder, values)
-        self._thread = threading.Thread(target=lambda: self._done.append(launch(config)))
+        self._thread = threading.Thread(target=lambda: self._done.append(sfl("run", config)))
         self._thread.start()
 
     def trains(self) -> bool:
@@ -526,7 +526,7 @@ def test_the_cloud_goes_on_while_steps_are_timed(tmp_path: Path) -> None:
     values = fleet(tmp_path, 2, training={"micro_batches": "auto", "local_steps": 1})
     for entry in values["devices"]:
         entry["link"] = {"delay_ms": 100.0}  # so that it takes longer than a look at the clock
-    done = launch(write_config(tmp_path, values))
+    done = sfl("run", write_config(tmp_path, values))
     assert done.returncode == 0, done.stdout + done.stderr
     assert "round 0/3  timing steps" in done.stdout
     status = RunStatus.read(tmp_path / "runs" / "t" / "status.json")

@@ -12,8 +12,7 @@ from typing import Any
 
 import tomli_w
 
-from tests.house.launcher import Launcher
-from tests.house.paths import ROOT
+from tests.house.forks import fork, fresh
 
 SFL = [sys.executable, "-m", "sfl.cli"]
 
@@ -45,35 +44,24 @@ def write_config(folder: Path, values: dict[str, Any]) -> Path:
     return path
 
 
-def sfl(*arguments: str | Path, timeout: float = 300.0) -> subprocess.CompletedProcess[str]:
-    """The `sfl` command, as a user calls it."""
-    return subprocess.run(
-        [*SFL, *map(str, arguments)],
-        capture_output=True,
-        text=True,
-        timeout=timeout,
-        cwd=ROOT,
-        env=_environment(),
-    )
+def sfl(
+    *arguments: str | Path, timeout: float = 300.0, alone: bool = False
+) -> subprocess.CompletedProcess[str]:
+    """The `sfl` command, as a user calls it; `alone` with an interpreter of its own."""
+    words = [str(argument) for argument in arguments]
+    process = (fresh if alone else fork)(words, surroundings())
+    try:
+        output, errors = process.communicate(timeout=timeout)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        process.communicate()
+        raise
+    return subprocess.CompletedProcess(words, process.returncode, output, errors)
 
 
-def _environment() -> dict[str, str]:
-    return {**os.environ, "COLUMNS": "200", "HF_HUB_OFFLINE": "1"}
-
-
-_launchers: list[Launcher] = []
-
-
-def launch(config: Path, timeout: float = 300.0) -> subprocess.CompletedProcess[str]:
-    """`sfl run` without options, which spares itself the imports of the runs before."""
-    environment = _environment()
-    environment.pop("PYTEST_CURRENT_TEST", None)
-    # Nodes inherit the environment that their launcher began with.
-    if not _launchers or not _launchers[0].alive() or _launchers[0].environment != environment:
-        for launcher in _launchers:
-            launcher.close()
-        _launchers[:] = [Launcher(ROOT, environment)]
-    return _launchers[0].run(["run", str(config)], timeout)
+def surroundings(**more: str) -> dict[str, str]:
+    """This process's environment, for a command that prints to a wide terminal."""
+    return {**os.environ, "COLUMNS": "200", "HF_HUB_OFFLINE": "1", **more}
 
 
 def run(
@@ -85,10 +73,7 @@ def run(
 ) -> Outcome:
     """`sfl run` on a configuration, to its end; `alone` as a user's: with a nursery of its own."""
     config = write_config(folder, values)
-    if alone or options:
-        done = sfl("run", config, *options, timeout=timeout)
-    else:
-        done = launch(config, timeout)
+    done = sfl("run", config, *options, timeout=timeout, alone=alone)
     return Outcome(done.returncode, done.stdout + done.stderr, folder / "runs" / "t")
 
 

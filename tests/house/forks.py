@@ -1,54 +1,82 @@
-"""Nodes that a test starts by hand, each forked from one process that has its imports behind it.
+"""`sfl` in processes of its own, each forked from one that has its imports behind it.
 
-A node is a process of its own, as `python -m sfl.cli` would be, and its exit an interpreter's own;
-but it does not read torch and transformers anew, which takes most of a short node's time.
+A fork is what `python -m sfl.cli` would be: it has its own arguments, environment, folder, streams
+and signals, and its exit is an interpreter's own. But it does not read torch and transformers
+anew, which takes most of a short one's time. What it cannot show is what hangs on a fresh
+interpreter: its memory, what it imports, another seed of Python's hashes. Where the environment
+has something that is read while a process imports, a fresh one is started instead.
 """
 
 from __future__ import annotations
 
 import atexit
 import contextlib
-import gc
-import importlib
 import json
 import os
-import runpy
-import selectors
+import select
 import signal
+import socket
 import subprocess
 import sys
-import time
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from tempfile import TemporaryDirectory
+from tempfile import TemporaryFile
+from typing import IO, Any
 
-import setproctitle
-
+from sfl.node.process import QUIET_THREADS, SPIN, TLS_1_3
 from tests.house.paths import ROOT
 
-POLL = 0.02
+COMPUTING = ("device", "doctor", "edge", "eval", "export", "generate", "plan", "privacy", "serve")
+COMPUTING += ("stage",)
+"""Commands that need torch; the others are forked from a process without it."""
+READ_EARLY = ("GOMP_", "GRPC_", "HF_", "KMP_", "LANG", "LC_", "LD_", "MALLOC_", "MKL_", "OMP_")
+READ_EARLY += ("OPENBLAS_", "PYTHON", "SFL_KERNEL", "TOKENIZERS_", "TORCH_", "TRANSFORMERS_")
+"""How variables begin that are read while a process imports, or before."""
+
+AGENTS, TRAPPED = "tests.house.agents", "tests.faults.trapped"
+"""Programs that prepare a process for what it then is."""
 
 
 class Fork:
-    """A node, with what tests ask of a `Popen`."""
+    """A process, with what tests ask of a `Popen`."""
 
-    def __init__(self, pid: int, arguments: list[str], code: Path) -> None:
-        self.pid = pid
-        self.args = arguments
-        self._code = code
+    def __init__(self, told: int, arguments: Sequence[str], said: Sequence[IO[str]] = ()) -> None:
+        """`told` is a pipe: a line with its number, and one with its exit code."""
+        self.args = list(arguments)
         self.returncode: int | None = None
+        self._told = told
+        self._said = said
+        self.pid = self._line()
+
+    def __del__(self) -> None:
+        if self._told >= 0:
+            os.close(self._told)
+        for file in self._said:
+            file.close()
 
     def poll(self) -> int | None:
-        if self.returncode is None and self._code.exists():
-            self.returncode = int(self._code.read_text())
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            self.wait(0.0)
         return self.returncode
 
     def wait(self, timeout: float | None = None) -> int:
-        end = time.monotonic() + (timeout or float("inf"))
-        while (code := self.poll()) is None:
-            if time.monotonic() > end:
-                raise subprocess.TimeoutExpired(f"process {self.pid}", timeout or 0.0)
-            time.sleep(POLL)
-        return code
+        if self.returncode is None:
+            ready = select.poll()
+            ready.register(self._told, select.POLLIN)
+            if not ready.poll(None if timeout is None else 1000 * timeout):
+                raise subprocess.TimeoutExpired(self.args, timeout or 0.0)
+            self.returncode = self._line()
+            os.close(self._told)
+            self._told = -1
+        return self.returncode
+
+    def communicate(self, timeout: float | None = None) -> tuple[str, str]:
+        """What it has written to standard output and error, once it has ended."""
+        self.wait(timeout)
+        for file in self._said:
+            file.seek(0)
+        output, errors = (file.read() for file in self._said)
+        return output, errors
 
     def send_signal(self, number: int) -> None:
         if self.poll() is None:
@@ -61,123 +89,123 @@ class Fork:
     def terminate(self) -> None:
         self.send_signal(signal.SIGTERM)
 
+    def _line(self) -> int:
+        """The next number of the pipe; a line is written at once."""
+        line = os.read(self._told, 20)
+        assert line, "the process that others are forked from has ended"
+        return int(line)
+
+
+Process = subprocess.Popen[Any] | Fork
+
 
 class Nursery:
-    """The process that nodes are forked from, all with the same environment."""
+    """A process that others are forked from: `tests.house.forking`."""
 
-    def __init__(self, environment: dict[str, str]) -> None:
-        self.environment = environment
-        self._codes = TemporaryDirectory(prefix="sfl-forks-")
-        self._process = subprocess.Popen(
-            [sys.executable, "-c", "from tests.house.forks import serve; serve()"],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            text=True,
-            cwd=ROOT,
-            env=environment,
-        )
-        self._count = 0
+    def __init__(self, computes: bool) -> None:
+        self.orders, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        program = "from tests.house.forking import serve; serve({}, {})"
+        with theirs:
+            self._process = subprocess.Popen(
+                [sys.executable, "-c", program.format(theirs.fileno(), computes)],
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.DEVNULL,
+                cwd=ROOT,
+                env=_plain,
+                pass_fds=[theirs.fileno()],
+            )
         atexit.register(self.close)
 
     def alive(self) -> bool:
         return self._process.poll() is None
 
-    def start(self, arguments: list[str], log: Path, module: str) -> Fork:
-        """`sfl` with these arguments, all it says at the end of `log`."""
-        assert self._process.stdin is not None and self._process.stdout is not None
-        self._count += 1
-        code = Path(self._codes.name) / str(self._count)
-        self._process.stdin.write(json.dumps([arguments, str(log), str(code), module]) + "\n")
-        self._process.stdin.flush()
-        return Fork(int(self._process.stdout.readline()), arguments, code)
-
     def close(self) -> None:
-        """End it; nodes that are still there are their tests' own to end."""
+        """End it; processes that are still there are their tests' own to end."""
+        self.orders.close()
         self._process.kill()
-        self._process.communicate()
-        self._codes.cleanup()
+        self._process.wait()
         atexit.unregister(self.close)
 
 
-_nurseries: list[Nursery] = []
+_plain = {**os.environ, "HF_HUB_OFFLINE": "1"}
+_nurseries: dict[bool, Nursery] = {}
+
+
+def ask(
+    orders: socket.socket,
+    arguments: Sequence[str],
+    environment: Mapping[str, str],
+    streams: Sequence[int],
+    module: str,
+    asks: bool = False,
+    session: bool = False,
+) -> int:
+    """Have a process forked, in a `session` of its own or not; a pipe, as a `Fork` reads it.
+
+    With `asks` it can ask for others (`tests.house.agents`).
+    """
+    order = {"arguments": [*arguments], "environment": dict(environment), "module": module}
+    message = json.dumps({**order, "asks": asks, "session": session}).encode()
+    told, says = os.pipe()
+    socket.send_fds(orders, [message], [*streams, says])
+    os.close(says)
+    return told
 
 
 def fork(
-    arguments: list[str], environment: dict[str, str], log: Path, module: str = "sfl.cli"
-) -> Fork:
-    """Start `sfl` with these arguments; another environment is another nursery's.
+    arguments: Sequence[str],
+    environment: Mapping[str, str],
+    log: Path | None = None,
+    module: str = "sfl.cli",
+) -> Process:
+    """Start `sfl` with these arguments; what it says is at the end of `log`, or `communicate`'s.
 
     `module` is what runs as the program: the command itself, or what prepares its process first.
     """
-    wanted = {key: value for key, value in environment.items() if key != "PYTEST_CURRENT_TEST"}
-    if not _nurseries or not _nurseries[0].alive() or _nurseries[0].environment != wanted:
-        for nursery in _nurseries:
-            nursery.close()
-        _nurseries[:] = [Nursery(wanted)]
-    return _nurseries[0].start(arguments, log, module)
+    own = {key: value for key, value in environment.items() if key != "PYTEST_CURRENT_TEST"}
+    if _read_early(own) != _read_early(_plain):
+        return fresh(arguments, own, log, module)
+    with contextlib.ExitStack() as files:
+        nothing = files.enter_context(Path(os.devnull).open("rb"))
+        said = [_unnamed() for _ in range(2)] if log is None else []
+        written = said or [files.enter_context(log.open("ab"))] * 2
+        streams = [file.fileno() for file in (nothing, *written)]
+        computes = module == TRAPPED or any(word in COMPUTING for word in arguments[:1])
+        told = ask(
+            _nursery(computes).orders, arguments, own, streams, module, asks=module == AGENTS
+        )
+    return Fork(told, arguments, said)
 
 
-def serve() -> None:
-    """The nursery: a line for each node to be forked, its process number as the answer."""
-    environment = dict(os.environ)
-    answers = os.fdopen(os.dup(1), "w")
-    os.dup2(2, 1)
-    _import_all()
-    watched = selectors.DefaultSelector()
-    watched.register(0, selectors.EVENT_READ)
-    asked = b""
-    while True:
-        for key, _ in watched.select():
-            if key.fd != 0:
-                _note_end(watched, key)
-                continue
-            read = os.read(0, 1 << 16)
-            if not read:
-                return
-            *lines, asked = (asked + read).split(b"\n")
-            for line in lines:
-                arguments, log, code, module = json.loads(line)
-                pid = os.fork()
-                if pid == 0:
-                    watched.close()
-                    answers.close()
-                    _run(arguments, environment, Path(log), module)
-                    return
-                watched.register(os.pidfd_open(pid), selectors.EVENT_READ, (pid, Path(code)))
-                answers.write(f"{pid}\n")
-                answers.flush()
+def fresh(
+    arguments: Sequence[str],
+    environment: Mapping[str, str],
+    log: Path | None = None,
+    module: str = "sfl.cli",
+) -> subprocess.Popen[str]:
+    """The same with an interpreter of its own."""
+    with contextlib.nullcontext() if log is None else log.open("ab") as said:
+        return subprocess.Popen(
+            [sys.executable, "-m", module, *arguments],
+            stdout=subprocess.PIPE if said is None else said,
+            stderr=subprocess.PIPE if said is None else said,
+            text=True,
+            cwd=ROOT,
+            env=environment,
+        )
 
 
-def _import_all() -> None:
-    from sfl.cli.launch.child import PACKAGE
-    from sfl.node.process import quiet_environment
-
-    quiet_environment()
-    os.environ[PACKAGE] = "llama"
-    for name in ("sfl.cli", "sfl.cli.app", "cloud_aggregator.command", "tests.house.nursery"):
-        importlib.import_module(name)
-    gc.freeze()
+def _unnamed() -> IO[str]:
+    return TemporaryFile("w+", encoding="utf-8")
 
 
-def _note_end(watched: selectors.BaseSelector, key: selectors.SelectorKey) -> None:
-    """What a node's end came to, whole or not there."""
-    pid, code = key.data
-    watched.unregister(key.fd)
-    os.close(key.fd)
-    _, status = os.waitpid(pid, 0)
-    written = code.with_suffix(".new")
-    written.write_text(str(os.waitstatus_to_exitcode(status)))
-    written.rename(code)
+def _read_early(environment: Mapping[str, str]) -> dict[str, str]:
+    """With what `sfl` sets for itself where nobody else has."""
+    own = {key: value for key, value in environment.items() if key.startswith(READ_EARLY)}
+    return SPIN | QUIET_THREADS | TLS_1_3 | own
 
 
-def _run(arguments: list[str], environment: dict[str, str], log: Path, module: str) -> None:
-    """`python -m sfl.cli`, in a process that has done nothing yet."""
-    signal.signal(signal.SIGINT, signal.default_int_handler)
-    setproctitle.setproctitle(" ".join([sys.executable, "-m", "sfl.cli", *arguments]))
-    with Path(os.devnull).open("rb") as nothing, log.open("ab") as said:
-        for number, file in enumerate((nothing, said, said)):
-            os.dup2(file.fileno(), number)
-    os.environ.clear()
-    os.environ.update(environment)
-    sys.argv = ["sfl", *arguments]
-    runpy.run_module(module, run_name="__main__", alter_sys=True)
+def _nursery(computes: bool) -> Nursery:
+    if (found := _nurseries.get(computes)) is None or not found.alive():
+        found = _nurseries[computes] = Nursery(computes)
+    return found

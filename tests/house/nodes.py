@@ -13,12 +13,11 @@ from typing import Any
 
 import psutil
 
-from tests.house.federation import SFL, Outcome, write_config
-from tests.house.forks import Fork, fork
+from tests.house.federation import SFL, Outcome, surroundings, write_config
+from tests.house.forks import Process, fork, fresh
 from tests.house.paths import ROOT
 from tests.house.waiting import PATIENCE, until
 
-Process = subprocess.Popen[bytes] | Fork
 PLAIN = list(SFL)
 
 
@@ -57,10 +56,14 @@ class ByHand:
         command = [kind, str(file), *self.options(name or kind)]
         if kind != "device":
             command += ["--address-file", str(self.folder / f"{name or kind}.address")]
-        log, more = self.folder / f"{name or kind}.log", self.environment(name or kind)
-        environment = {**os.environ, "HF_HUB_OFFLINE": "1", **more}
+        log = self.folder / f"{name or kind}.log"
+        environment = {
+            **os.environ,
+            "HF_HUB_OFFLINE": "1",
+            **self.environment(name or kind),
+        }
         process: Process
-        if more or SFL != PLAIN:  # what a node reads while it imports, or is wrapped in
+        if SFL != PLAIN:  # what a node is wrapped in
             with log.open("ab") as said:
                 process = subprocess.Popen(
                     [*SFL, *command], stdout=said, stderr=said, cwd=ROOT, env=environment
@@ -146,15 +149,10 @@ class ManyEdges(ByHand):
         return {own["name"]: (own["edge"], own["handovers"]) for own in devices}
 
 
-def launched(folder: Path, values: dict[str, Any], *options: str) -> subprocess.Popen[str]:
-    process = subprocess.Popen(
-        [*SFL, "run", str(write_config(folder, values)), *options],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        cwd=ROOT,
-        env={**os.environ, "COLUMNS": "200", "HF_HUB_OFFLINE": "1"},
-    )
+def launched(folder: Path, values: dict[str, Any], *options: str, alone: bool = False) -> Process:
+    """`sfl run` amid its first round; `alone` as a user's: with processes of its own."""
+    command = ["run", str(write_config(folder, values)), *options]
+    process = (fresh if alone else fork)(command, surroundings())
     until(lambda: _training(folder), "the first steps")
     return process
 

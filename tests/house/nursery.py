@@ -15,5 +15,10 @@ if PACKAGE in os.environ:
     leave_out_compiler()
     for _package in ("bert", "gpt2", "llama"):
         import_modeling(_package)
-    for _name in ("peft", "torch.fx.experimental.symbolic_shapes", NURSERY):
+    for _name in (
+        "peft",
+        "torch.fx.experimental.symbolic_shapes",
+        "tests.house.forking",
+        NURSERY,
+    ):
         importlib.import_module(_name)  # the last one has all of it left out of garbage collection

@@ -14,26 +14,33 @@ import psutil
 import tomli_w
 
 from sfl.node.certificates.authority import Authority
-from tests.house.federation import SFL, Outcome
+from tests.house.federation import Outcome, sfl, surroundings
 from tests.house.fleets import completions, device, settings, tiny
-from tests.house.forks import Fork, fork
-from tests.house.paths import ROOT
+from tests.house.forks import AGENTS, Process, fork
 from tests.house.tls import give
 from tests.house.waiting import PATIENCE, until
 
 NAMES = ("d0", "d1")
 
 
+def data_in(folder: Path) -> dict[str, Path]:
+    """Each device's own file."""
+    return {
+        name: completions(folder / f"{name}.jsonl", number) for number, name in enumerate(NAMES)
+    }
+
+
 class Served:
     """A service, one edge agent and device agents, started by hand in a folder."""
+
+    program = AGENTS
+    """What its processes are: with nodes that are forked, or with `sfl.cli` as a user's."""
 
     def __init__(self, folder: Path, max_runs: int = 2, devices: Sequence[str] = NAMES) -> None:
         self.folder = folder
         self.max_runs = max_runs
-        self.processes: dict[str, Fork] = {}
-        self.data = {
-            name: completions(folder / f"{name}.jsonl", number) for number, name in enumerate(NAMES)
-        }
+        self.processes: dict[str, Process] = {}
+        self.data = data_in(folder)
         self.output_dir = folder / "runs"
         self.listen = self.edge_address = "127.0.0.1:0"
         self.start_service()
@@ -89,7 +96,7 @@ class Served:
     def _start(self, name: str, *command: str) -> None:
         environment = {**os.environ, "HF_HUB_OFFLINE": "1"}
         log = self.folder / f"{name}.log"
-        self.processes[name] = fork([*command, *self.options(name)], environment, log)
+        self.processes[name] = fork([*command, *self.options(name)], environment, log, self.program)
 
     def kill(self, name: str) -> None:
         self.processes[name].kill()
@@ -131,14 +138,8 @@ class Served:
 
     def sfl(self, command: str, *arguments: str | Path) -> subprocess.CompletedProcess[str]:
         """A command of an operator's."""
-        return subprocess.run(
-            [*SFL, command, *map(str, arguments), "--service", self.listen, *self.operator()],
-            capture_output=True,
-            text=True,
-            timeout=PATIENCE,
-            cwd=ROOT,
-            env={**os.environ, "COLUMNS": "200"},
-        )
+        where = ("--service", self.listen, *self.operator())
+        return sfl(command, *arguments, *where, timeout=PATIENCE)
 
     def operator(self) -> list[str]:
         """Further options of commands; none here."""
@@ -204,16 +205,9 @@ class GuardedService(Served):
         return ["--certs", str(self.certs / "anna")]
 
 
-def started(served: Served, *command: str) -> subprocess.Popen[str]:
+def started(served: Served, *command: str) -> Process:
     """An operator's command that goes on."""
-    return subprocess.Popen(
-        [*SFL, *command, "--service", served.listen, *served.operator()],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        cwd=ROOT,
-        env={**os.environ, "COLUMNS": "200"},
-    )
+    return fork([*command, "--service", served.listen, *served.operator()], surroundings())
 
 
 def run_of(

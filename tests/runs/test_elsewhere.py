@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import shutil
-import subprocess
 import threading
 from pathlib import Path
 from typing import Any
@@ -25,10 +24,10 @@ from sfl.report.served import PostgresJournal
 from sfl.report.status import RunStatus
 from sfl.rounds.journal import Entry
 from sfl.store.artifacts import ArtifactStore
-from tests.house.federation import SFL, Outcome, finished, sfl, write_config
+from tests.house.federation import Outcome, finished, sfl, surroundings, write_config
 from tests.house.fleets import fleet
+from tests.house.forks import fork
 from tests.house.nodes import ByHand, launched
-from tests.house.paths import ROOT
 from tests.house.postgres import PASSWORD, Postgres, Rows
 from tests.house.s3 import S3
 from tests.house.stills import Stills, assert_same_end, over, stills_of
@@ -59,8 +58,7 @@ class Fleet(ByHand):
         command = ["cloud", "--resume", "t", "--journal", journal, "--artifacts", artifacts]
         command += ["--output-dir", str(self.folder / "elsewhere"), "--set"]
         command += [f'cloud.listen="{self.address("cloud")}"']
-        with (self.folder / "cloud.log").open("ab") as said:
-            self.cloud = subprocess.Popen([*SFL, *command], stdout=said, stderr=said, cwd=ROOT)
+        self.cloud = fork(command, surroundings(), self.folder / "cloud.log")
         self.processes.append(self.cloud)
 
 

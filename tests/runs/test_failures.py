@@ -28,7 +28,7 @@ from sfl.stage.messages import Key, Kind, Purpose, TensorMessage
 from sfl.transport.frames.tensors import encode_tensor
 from sfl.transport.frames.wire import EDGE_SESSION, WIRE_VERSION
 from sfl.v1 import edge_pb2
-from tests.house.federation import launch, sfl, write_config
+from tests.house.federation import sfl, write_config
 from tests.house.files import write_jsonl
 from tests.house.fleets import LOST_IS_LOST, device, fleet, settings, tiny
 from tests.house.nodes import ByHand, launched, left_running, node_process
@@ -134,7 +134,7 @@ def test_a_mistake_is_one_line_that_names_field_value_and_fix(
 ) -> None:
     values = fleet(tmp_path, 2)
     spoil(values, tmp_path)
-    done = launch(write_config(tmp_path, values), timeout=PATIENCE)
+    done = sfl("run", write_config(tmp_path, values), timeout=PATIENCE)
     assert done.returncode not in (0, 70), done.stdout + done.stderr
     errors = [line for line in done.stderr.splitlines() if line.strip()]
     assert len(errors) == 1, done.stderr
@@ -149,7 +149,7 @@ def test_a_port_in_use_is_named(tmp_path: Path, node: str) -> None:
     with contextlib.contextmanager(occupied)() as port:
         values = fleet(tmp_path, 2)
         values.setdefault(node, {})["listen"] = f"127.0.0.1:{port}"
-        done = launch(write_config(tmp_path, values), timeout=PATIENCE)
+        done = sfl("run", write_config(tmp_path, values), timeout=PATIENCE)
     assert done.returncode != 0
     assert f"{node}.listen = '127.0.0.1:{port}'" in done.stderr
     assert "in use" in done.stderr
@@ -455,7 +455,7 @@ def test_long_sequences_are_cut_and_counted(tmp_path: Path) -> None:
 def test_an_interrupted_run_leaves_nothing_running_and_nothing_half_written(
     tmp_path: Path, how: signal.Signals
 ) -> None:
-    process = launched(tmp_path, fleet(tmp_path, training={"local_steps": 5000}))
+    process = launched(tmp_path, fleet(tmp_path, training={"local_steps": 5000}), alone=True)
     process.send_signal(how)
     _, errors = process.communicate(timeout=PATIENCE)
     assert process.returncode == 130
@@ -469,7 +469,7 @@ def test_an_interrupted_run_leaves_nothing_running_and_nothing_half_written(
 
 
 def test_children_end_when_the_launcher_is_killed(tmp_path: Path) -> None:
-    process = launched(tmp_path, fleet(tmp_path, training={"local_steps": 5000}))
+    process = launched(tmp_path, fleet(tmp_path, training={"local_steps": 5000}), alone=True)
     process.kill()
     process.communicate()
     until(lambda: not left_running(tmp_path), "the end of all children")

@@ -6,14 +6,13 @@ import json
 import os
 import re
 import signal
-import subprocess
 from collections.abc import Callable
 from typing import Any
 
 import pytest
 
 from sfl.jobs.rows import SILENT
-from tests.house.federation import SFL
+from tests.house.federation import sfl
 from tests.house.nodes import ByHand
 from tests.house.waiting import until
 
@@ -78,9 +77,8 @@ def test_every_wait_is_in_status_metrics_and_log(by_hand: Callable[..., ByHand])
 
 def shown(nodes: ByHand, *options: str) -> str:
     """What `sfl status` prints of the run."""
-    command = [*SFL, "status", "t", "--output-dir", str(nodes.folder / "runs"), *options]
-    environment = {**os.environ, "COLUMNS": "200"}
-    done = subprocess.run(command, capture_output=True, text=True, env=environment, check=True)
+    done = sfl("status", "t", "--output-dir", nodes.folder / "runs", *options)
+    assert done.returncode == 0, done.stderr
     return done.stdout
 
 

@@ -106,13 +106,8 @@ def test_a_run_that_is_put_into_the_folder_is_taken(served: GuardedService) -> N
 
 def test_only_operators_may(served: GuardedService) -> None:
     for name, role in (("d0", "device"), ("edge", "edge")):
-        done = subprocess.run(
-            [*SFL, "list", "--service", served.listen, "--certs", str(served.certs / name)],
-            capture_output=True,
-            text=True,
-            timeout=PATIENCE,
-            cwd=ROOT,
-        )
+        own = ("--service", served.listen, "--certs", served.certs / name)
+        done = sfl("list", *own, timeout=PATIENCE)
         assert done.returncode == 1
         assert f"the certificate is of {role} '{name}', and this is open to: operator" in (
             done.stderr.replace("\n", " ")

@@ -16,9 +16,15 @@ from tests.house.waiting import until
 pytestmark = pytest.mark.process
 
 
+class Real(Served):
+    """Whose nodes are interpreters of their own."""
+
+    program = "sfl.cli"
+
+
 @pytest.fixture
 def served(tmp_path: Path) -> Iterator[Served]:
-    service = Served(tmp_path)
+    service = Real(tmp_path)
     try:
         yield service
     finally:

@@ -5,8 +5,6 @@ from __future__ import annotations
 import json
 import os
 import signal
-import subprocess
-import sys
 import time
 import urllib.request
 from collections.abc import Callable, Iterator
@@ -30,6 +28,8 @@ from sfl.models.folder import open_model
 from sfl.node.certificates.authority import LOOPBACK, Authority
 from sfl.node.certificates.bundle import Wanted, issue_all
 from sfl.node.certificates.identity import Identity
+from tests.house.federation import surroundings
+from tests.house.forks import fork
 from tests.house.paths import MODEL, QUICKSTART
 from tests.house.tiny_models import busy_values
 from tests.house.waiting import PATIENCE
@@ -160,10 +160,7 @@ class Node:
 
     def __init__(self, log: Path, *arguments: str) -> None:
         self.log = log
-        with log.open("ab") as file:
-            self.process = subprocess.Popen(
-                [sys.executable, "-m", "sfl.cli", *arguments], stdout=file, stderr=file
-            )
+        self.process = fork(arguments, surroundings(), log)
 
     def until(self, words: str) -> None:
         deadline = time.monotonic() + 2 * PATIENCE

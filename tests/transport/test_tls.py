@@ -41,8 +41,9 @@ from sfl.transport.security.diagnosis import why_refused
 from sfl.transport.security.doorkeeper import MAY_CALL
 from sfl.transport.security.handshakes import explain
 from sfl.v1 import cloud_pb2, edge_pb2, tensor_pb2
-from tests.house.federation import SFL, sfl, write_config
+from tests.house.federation import sfl, surroundings, write_config
 from tests.house.fleets import fleet
+from tests.house.forks import fork
 from tests.house.named import Runs
 from tests.house.paths import ROOT
 from tests.house.tls import (
@@ -427,9 +428,8 @@ def test_servers_that_a_client_refuses(
 def test_tls_to_a_plaintext_port_is_said_on_both_sides(guarded: Guarded, tmp_path: Path) -> None:
     file, address = tmp_path / "edge.toml", tmp_path / "address"
     file.write_text('[edge]\ncloud = "127.0.0.1:1"\nconnect_timeout = 600\n')
-    command = [*SFL, "edge", str(file), "--address-file", str(address)]
-    with (tmp_path / "log").open("wb") as log:
-        process = subprocess.Popen(command, stdout=log, stderr=log, cwd=ROOT)
+    command = ["edge", str(file), "--address-file", str(address)]
+    process = fork(command, surroundings(), tmp_path / "log")
     try:
         until(address.exists, "the address of the edge")
         said = refusal(address.read_text(), "edge", guarded.own("device", "d0"))

@@ -37,8 +37,9 @@ from sfl.transport.frames.wire import CLOUD_SESSION, WIRE_VERSION
 from sfl.transport.security.credentials import open_channel
 from sfl.transport.security.signed import DeviceSignatures, NotSigned, SignatureCheck, statement
 from sfl.v1 import cloud_pb2, edge_pb2, tensor_pb2
-from tests.house.federation import SFL, run, sfl, write_config
+from tests.house.federation import run, sfl, surroundings, write_config
 from tests.house.fleets import fleet
+from tests.house.forks import fork
 from tests.house.paths import ROOT
 from tests.house.tls import FUTURE, PAST, Guarded, Where, ending, give, unchecked
 from tests.house.waiting import PATIENCE, until
@@ -170,9 +171,8 @@ def dialled(
 def test_edges_are_named_without_tls_too(tmp_path: Path) -> None:
     file = write_config(tmp_path, fleet(tmp_path, 2))
     where = tmp_path / "address"
-    command = [*SFL, "cloud", str(file), "--address-file", str(where)]
-    with (tmp_path / "log").open("wb") as log:
-        process = subprocess.Popen(command, stdout=log, stderr=log, cwd=ROOT)
+    command = ["cloud", str(file), "--address-file", str(where)]
+    process = fork(command, surroundings(), tmp_path / "log")
     try:
         until(where.exists, "the cloud's address")
         said = ending(CLOUD_SESSION, where.read_text(), "cloud", None, edge_hello("other"))
