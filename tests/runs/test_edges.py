@@ -251,11 +251,13 @@ def test_pairing_gives_each_edge_one_device_a_round(tmp_path: Path, every: int) 
         assert trained[1] | trained[2] == trained[3] | trained[4] == {"d0", "d1", "d2", "d3"}
 
 
-def whole(folder: Path, sections: dict[str, Any]) -> dict[str, np.ndarray]:
+@cache
+def whole(topology: str = "vanilla") -> dict[str, np.ndarray]:
     """What the same run comes to where nobody moves."""
-    folder.mkdir()
-    values = fleet(folder, 4, **sections)
-    return adapter(finished(Twin(folder, values, edges=BOTH).run()))
+    with TemporaryDirectory() as name:
+        folder, run = Path(name), {**SECTIONS["run"], "topology": topology}
+        values = fleet(folder, 4, **{**SECTIONS, "run": run})
+        return adapter(finished(Twin(folder, values, edges=BOTH).run()))
 
 
 def in_round(nodes: ManyEdges, name: str, round_: int) -> bool:
@@ -304,7 +306,7 @@ def test_devices_of_an_edge_that_is_killed_go_to_the_other_one(
     assert outcome.summary["faults"] == []
     assert "device d2 is back; it goes on after step 30 of round 1" in nodes.log("cloud")
     assert at(outcome)["d2"] == at(outcome)["d3"] == (NORTH, 1)
-    assert_same_bits(adapter(outcome), whole(tmp_path / "whole", sections))
+    assert_same_bits(adapter(outcome), whole(topology))
     assert not list((tmp_path / "store").rglob("*.safetensors"))
 
 
@@ -319,7 +321,7 @@ def test_a_device_that_is_told_to_asks_for_another_edge(
     outcome = finished(nodes.outcome())
     assert outcome.summary["faults"] == []
     assert at(outcome)["d1"] == (SOUTH, 1)
-    assert_same_bits(adapter(outcome), whole(tmp_path / "whole", SECTIONS))
+    assert_same_bits(adapter(outcome), whole())
 
 
 def test_a_device_follows_the_shorter_round_trip(
@@ -339,7 +341,7 @@ def test_a_device_follows_the_shorter_round_trip(
         outcome = finished(nodes.outcome())
     assert outcome.summary["faults"] == []
     assert at(outcome)["d3"] == (SOUTH, 1)
-    assert_same_bits(adapter(outcome), whole(tmp_path / "whole", SECTIONS))
+    assert_same_bits(adapter(outcome), whole())
 
 
 def _who_trained(outcome: Outcome) -> dict[int, set[str]]:

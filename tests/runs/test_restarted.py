@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import json
-import subprocess
+from functools import cache
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
+import numpy as np
 import pytest
 
 from tests.house.federation import Outcome, finished
 from tests.house.fleets import fleet
+from tests.house.forks import Process
 from tests.house.nodes import launched, left_running, node_process
 from tests.house.reference import adapter, assert_same_bits
 from tests.house.twin import played
@@ -18,15 +21,20 @@ from tests.house.waiting import PATIENCE, until
 pytestmark = pytest.mark.process
 
 
+@cache
+def undisturbed(devices: int, rounds: int) -> dict[str, np.ndarray]:
+    """The adapter of a run that nothing happens to."""
+    with TemporaryDirectory() as name:
+        folder = Path(name)
+        return adapter(finished(played(folder, fleet(folder, devices, run={"rounds": rounds}))))
+
+
 @pytest.mark.parametrize(
     ("name", "options"), [("d1", ()), ("edge", ()), ("cloud", ()), ("cloud", ("--tls",))]
 )
 def test_a_killed_node_is_started_again_and_the_run_ends_well(
     tmp_path: Path, name: str, options: tuple[str, ...]
 ) -> None:
-    whole = tmp_path / "whole"
-    whole.mkdir()
-    undisturbed = finished(played(whole, fleet(whole)))
     values = fleet(tmp_path)
     for node in (values["edge"], *values["devices"]):
         node["cache_dir"] = str(tmp_path / "cache")
@@ -47,7 +55,7 @@ def test_a_killed_node_is_started_again_and_the_run_ends_well(
     summary = json.loads((folder / "summary.json").read_text())
     assert (summary["failure"], summary["rounds"]) == (None, 3)
     outcome = Outcome(process.returncode, output, folder)
-    assert_same_bits(adapter(outcome), adapter(undisturbed))
+    assert_same_bits(adapter(outcome), undisturbed(3, 3))
     if name != "edge":
         assert summary["faults"] == []
     assert not left_running(tmp_path)
@@ -76,7 +84,7 @@ GlobalAdapter.save = broken
 
 def with_broken_cloud(
     folder: Path, monkeypatch: pytest.MonkeyPatch, error: str, most: int
-) -> subprocess.Popen[str]:
+) -> Process:
     """A run whose cloud cannot write round 2's adapter, so many times."""
     (folder / "hook").mkdir()
     hook = BROKEN.format(times=str(folder / "times"), error=error, most=most)
@@ -98,9 +106,6 @@ def with_broken_cloud(
 def test_a_cloud_that_meets_a_bug_or_has_no_memory_left_is_started_again(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: str, said: str
 ) -> None:
-    whole = tmp_path / "whole"
-    whole.mkdir()
-    undisturbed = finished(played(whole, fleet(whole, 1, run={"rounds": 2})))
     process = with_broken_cloud(tmp_path, monkeypatch, error, most=2)
     output, errors = process.communicate(timeout=2 * PATIENCE)
     outcome = Outcome(process.returncode, output + errors, tmp_path / "runs" / "t")
@@ -109,7 +114,7 @@ def test_a_cloud_that_meets_a_bug_or_has_no_memory_left_is_started_again(
         assert f"restart {number} of 2 in {wait} s\n" in output
     assert f"cloud: round 2 could not be averaged: {said}" in output
     assert outcome.summary["failure"] is None and outcome.summary["faults"] == []
-    assert_same_bits(adapter(outcome), adapter(undisturbed))
+    assert_same_bits(adapter(outcome), undisturbed(1, 2))
     assert "the cloud failed, and may be back" in (outcome.folder / "logs" / "edge.log").read_text()
 
 

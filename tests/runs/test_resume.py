@@ -133,15 +133,21 @@ def amid_round(folder: Path, round_: int) -> bool:
     return status.round == round_ and all(own.step > 2 for own in status.devices)
 
 
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> Outcome:
+    """What nothing happens to."""
+    folder = tmp_path_factory.mktemp("whole")
+    return finished(played(folder, fleet(folder, 2)))
+
+
 @pytest.mark.process
 @pytest.mark.parametrize(("who", "options"), [("cloud", ()), ("all", ()), ("cloud", ("--tls",))])
-def test_a_killed_run_is_gone_on_with(tmp_path: Path, who: str, options: tuple[str, ...]) -> None:
+def test_a_killed_run_is_gone_on_with(
+    tmp_path: Path, undisturbed: Outcome, who: str, options: tuple[str, ...]
+) -> None:
     values = fleet(tmp_path, 2, launch={"restarts": 0})
     for node in (values["edge"], *values["devices"]):
         node["cache_dir"] = str(tmp_path / "cache")
-    whole = tmp_path / "whole"
-    whole.mkdir()
-    undisturbed = finished(played(whole, fleet(whole, 2)))
     process = launched(tmp_path, values, *options)
     until(lambda: amid_round(tmp_path, 2), "the middle of round 2")
     if who == "cloud":
@@ -208,12 +214,17 @@ class Struck(ByHand):
         return {"PYTHONPATH": str(self.folder / "hook")} if name == "cloud" else {}
 
 
+@pytest.fixture(scope="module")
+def undisturbed_brief(tmp_path_factory: pytest.TempPathFactory) -> Outcome:
+    folder = tmp_path_factory.mktemp("brief")
+    return finished(played(folder, brief(folder)))
+
+
 @pytest.mark.process
 @pytest.mark.parametrize("moment", MOMENTS)
-def test_a_cloud_killed_at_a_moment_goes_on(tmp_path: Path, moment: str) -> None:
-    whole = tmp_path / "whole"
-    whole.mkdir()
-    undisturbed = finished(played(whole, brief(whole)))
+def test_a_cloud_killed_at_a_moment_goes_on(
+    tmp_path: Path, undisturbed_brief: Outcome, moment: str
+) -> None:
     module, owner, name, after = MOMENTS[moment]
     (tmp_path / "hook").mkdir()
     hook = STRUCK.format(module=module, owner=owner, name=name, after=after)
@@ -226,7 +237,7 @@ def test_a_cloud_killed_at_a_moment_goes_on(tmp_path: Path, moment: str) -> None
     finally:
         nodes.stop()
     outcome = finished(resumed_run(tmp_path))
-    assert digest(outcome.folder) == digest(undisturbed.folder)
+    assert digest(outcome.folder) == digest(undisturbed_brief.folder)
     assert outcome.summary["rounds"] == 1 and outcome.summary["failure"] is None
     records = read_records(outcome.folder / "metrics.jsonl")
     scored = Counter((r.round, r.device) for r in records if isinstance(r, RoundRecord))

@@ -5,12 +5,13 @@ from __future__ import annotations
 from collections.abc import Iterator
 from pathlib import Path
 
+import numpy as np
 import psutil
 import pytest
 
 from tests.house.federation import finished
 from tests.house.reference import adapter, assert_same_bits
-from tests.house.service import GuardedService, Served, run_of, started
+from tests.house.service import GuardedService, Served, data_in, run_of, started
 from tests.house.twin import played
 from tests.house.waiting import PATIENCE, until
 
@@ -50,15 +51,17 @@ def begun(served: Served, run: str) -> None:
     assert submitting.returncode == 0, output + errors
 
 
-def undisturbed(served: Served, tmp_path: Path) -> dict[str, object]:
-    alone = tmp_path / "alone"
-    alone.mkdir()
-    return adapter(finished(played(alone, run_of(served.data, **LENGTH))))  # type: ignore[return-value]
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> dict[str, np.ndarray]:
+    """The adapter of the same run by itself."""
+    folder = tmp_path_factory.mktemp("alone")
+    data = data_in(folder)
+    return adapter(finished(played(folder, run_of(data, **LENGTH))))
 
 
 @pytest.mark.parametrize("how", ["killed", "stopped"])
 def test_a_service_that_is_gone_goes_on_with_its_queue(
-    served: Served, tmp_path: Path, how: str
+    served: Served, undisturbed: dict[str, np.ndarray], how: str
 ) -> None:
     agents = {name: p.pid for name, p in served.processes.items() if name != "service"}
     for name in ("first", "second"):
@@ -72,10 +75,9 @@ def test_a_service_that_is_gone_goes_on_with_its_queue(
         served.processes["service"].terminate()
         assert served.processes["service"].wait(60) == 130
     served.start_service()
-    expected = undisturbed(served, tmp_path)
     for name in ("first", "second"):
         outcome = finished(served.ended(name))
-        assert_same_bits(adapter(outcome), expected)
+        assert_same_bits(adapter(outcome), undisturbed)
         assert outcome.summary["faults"] == []
     output, errors = watching.communicate(timeout=60)
     assert watching.returncode == 0 and "first: finished: every round closed" in output, errors
@@ -96,7 +98,7 @@ def guarded(tmp_path: Path) -> Iterator[GuardedService]:
 
 
 def test_nodes_that_are_killed_are_started_again_with_their_certificates(
-    guarded: GuardedService, tmp_path: Path
+    guarded: GuardedService, undisturbed: dict[str, np.ndarray]
 ) -> None:
     served = guarded
     begun(served, run := "hit")
@@ -106,11 +108,11 @@ def test_nodes_that_are_killed_are_started_again_with_their_certificates(
     until(lambda: amid(served, run, 3), "the middle of the third round")
     node(served, "cloud_aggregator").kill()
     outcome = finished(served.ended(run))
-    assert_same_bits(adapter(outcome), undisturbed(served, tmp_path))
+    assert_same_bits(adapter(outcome), undisturbed)
 
 
 def test_an_agent_that_is_killed_takes_its_node_along_and_comes_back(
-    served: Served, tmp_path: Path
+    served: Served, undisturbed: dict[str, np.ndarray]
 ) -> None:
     begun(served, run := "hit")
     served.kill("edge")
@@ -120,4 +122,4 @@ def test_an_agent_that_is_killed_takes_its_node_along_and_comes_back(
     served.start_device("d0")
     until(lambda: amid(served, run, 2), "the middle of the second round")
     outcome = finished(served.ended(run))
-    assert_same_bits(adapter(outcome), undisturbed(served, tmp_path))
+    assert_same_bits(adapter(outcome), undisturbed)
