@@ -21,7 +21,12 @@ from tests.house.paths import ROOT
 pytestmark = pytest.mark.process  # kubectl renders
 
 FOLDER = ROOT / "docker" / "kubernetes"
-COMPONENTS = tuple(sorted(path.name for path in (FOLDER / "components").iterdir()))
+COMPONENTS = tuple(
+    re.findall(
+        r"^# - components/(\S+)", (FOLDER / "kustomization.yaml").read_text("utf-8"), re.MULTILINE
+    )
+)
+"""As the file to apply lists them: a component may change what one before it has brought."""
 VERSIONS = ("1.32", "1.34", "1.37")
 """Of Kubernetes: `podReplacementPolicy` and `ReadWriteOncePod` are there in all of them."""
 OURS = ("sfl-cloud", "sfl-edge", "sfl-device")
@@ -134,7 +139,7 @@ def test_each_component_renders_by_itself(tmp_path: Path) -> None:
 
 def test_the_file_to_apply_lists_every_component_and_begins_without_any() -> None:
     text = (FOLDER / "kustomization.yaml").read_text(encoding="utf-8")
-    assert tuple(sorted(re.findall(r"^# - components/(\S+)", text, re.MULTILINE))) == COMPONENTS
+    assert {path.name for path in (FOLDER / "components").iterdir()} == set(COMPONENTS)
     assert yaml.safe_load(text)["components"] == []
     for name in COMPONENTS:
         assert f"`{name}`" in PAGE
@@ -277,14 +282,15 @@ def test_every_pod_is_locked_and_bounded(whole: list[Manifest]) -> None:
 def test_a_node_sees_its_own_key_only(whole: list[Manifest]) -> None:
     """The Secret with all of them is mounted where they are sorted out, and nowhere else."""
     for name, pod in pods(whole).items():
-        (first,) = pod["spec"]["initContainers"]
+        first, *others = pod["spec"]["initContainers"]
         (container,) = pod["spec"]["containers"]
         own = "cloud" if name == "cloud" else "$(POD_NAME)"
         assert first["args"] == [
             f"umask 077; cp /keys/ca.pem /keys/{own}.pem /keys/{own}.key /certs/"
         ]
         assert "keys" in {mount["name"] for mount in first["volumeMounts"]}
-        assert "keys" not in {mount["name"] for mount in container["volumeMounts"]}
+        for other in (*others, container):
+            assert "keys" not in {mount["name"] for mount in other["volumeMounts"]}
         (keys,) = [volume for volume in pod["spec"]["volumes"] if volume["name"] == "keys"]
         assert keys["secret"]["defaultMode"] == 0o440
 
@@ -318,6 +324,38 @@ def test_only_the_way_of_a_run_is_open(whole: list[Manifest]) -> None:
         if "podSelector" in target
     }
     assert left == {*ways, ("device", "edge")}
+
+
+# -- a run's beginning -----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("name", "volume"),
+    [("cloud", "model"), ("edge", "model"), ("stage", "model"), ("device", "data")],
+)
+def test_nobody_begins_before_a_volume_is_filled(
+    whole: list[Manifest], tmp_path: Path, name: str, volume: str
+) -> None:
+    """An edge without a model fails, and with it the run; the file it waits for is written last."""
+    (waits,) = [own for own in pods(whole)[name]["spec"]["initContainers"] if own["name"] == volume]
+    marker = f"/{volume}/.copied"
+    (script,) = waits["args"]
+    own = tmp_path / "volume"
+    command = [
+        *waits["command"],
+        script.replace(f"/{volume}", str(own)).replace("sleep 2", "exit 3"),
+    ]
+    (own / "half").mkdir(parents=True)
+    assert subprocess.run(command, check=False).returncode == 3
+    (own / ".copied").touch()
+    assert subprocess.run(command, check=False).returncode == 0
+    (loader,) = of_kind(whole, "Pod")
+    filled = loader["spec"]["containers"][0]["volumeMounts"]
+    for mount in (waits["volumeMounts"], filled):
+        assert (volume, f"/{volume}") in {(one["name"], one["mountPath"]) for one in mount}
+    assert marker in PAGE
+    copied, marked = PAGE.index("cp MODEL/. loader:/model"), PAGE.index("touch /model/.copied")
+    assert copied < marked
 
 
 # -- a run's life ----------------------------------------------------------------------------------
