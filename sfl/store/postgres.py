@@ -51,9 +51,14 @@ _FIXES: tuple[tuple[type[psycopg.Error], str, str], ...] = (
     (errors.ReadOnlySqlTransaction, "it only reads", "Name the server that writes."),
     (errors.UndefinedTable, "a table is missing", _ANOTHER_RUN),
 )
+_ITS_CA = "Name the file of its CA's certificate in the URL: &sslrootcert=FILE."
 _REFUSALS = (
     ("password authentication failed", "Set PGPASSWORD, or ${NAME} in its place."),
     ("no password supplied", "Set PGPASSWORD, or ${NAME} in its place."),
+    ("root certificate file", _ITS_CA),
+    ("certificate verify failed", _ITS_CA),
+    ("does not match host name", "Dial it by a name that its certificate has."),
+    ("does not support SSL", "Have it speak TLS, or choose another sslmode."),
     ("does not exist", "Create it, or name another."),
     ("too many clients", "Raise max_connections there."),
 )

@@ -12,6 +12,7 @@ from typing import Any
 import kubernetes_validate
 import pytest
 import yaml
+from sqlalchemy import make_url
 
 from sfl.config import load_device, load_edge, load_run
 from sfl.config.load import load_stage
@@ -39,6 +40,7 @@ MADE_BY_HAND = {
     "edge-certificates",
     "stage-certificates",
     "device-certificates",
+    "database-certificates",
     "storage",
 }
 """Secrets: docs/kubernetes.md says how."""
@@ -223,6 +225,14 @@ def test_a_run_has_three_tiers_and_two_stores_with_their_components(whole: list[
     assert (cloud.run.topology, cloud.stages.cuts) == ("three_tier", (3,))
     assert cloud.cloud.journal.startswith("postgresql+psycopg://")
     assert cloud.cloud.artifacts.startswith("s3://")
+    options = make_url(cloud.cloud.journal).query
+    assert options["sslmode"] == "verify-full"
+    own = Path(str(options["sslrootcert"]))
+    (container,) = pods(whole)["cloud"]["spec"]["containers"]
+    mounts = {mount["mountPath"]: mount["name"] for mount in container["volumeMounts"]}
+    volumes = {one["name"]: one for one in pods(whole)["cloud"]["spec"]["volumes"]}
+    secret = volumes[mounts[str(own.parent)]]["secret"]["secretName"]
+    assert f"create secret generic {secret} --from-file={own.name}=" in PAGE
     assert node(whole, "edge")[1].next == "stage:7002"
 
 

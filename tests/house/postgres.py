@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib.util
 import os
+import select
 import shutil
 import signal
 import socket
+import socketserver
+import ssl
 import subprocess
 import tempfile
+import threading
 import time
 from collections.abc import Callable, Iterator
 from functools import cache
@@ -18,6 +23,7 @@ from typing import Any
 import psycopg
 import pytest
 
+from sfl.node.certificates.own import OwnCertificate
 from sfl.report.served import SCHEMA, PostgresJournal
 from sfl.store.address import Address
 from sfl.store.postgres import PostgresServer
@@ -158,6 +164,38 @@ class Postgres:
         """For good."""
         self._process.send_signal(signal.SIGINT)  # with SIGTERM it waits for its clients
         self._process.wait(PATIENCE)
+
+
+@contextlib.contextmanager
+def behind_tls(port: int, certs: OwnCertificate) -> Iterator[int]:
+    """A port that speaks TLS as a PostgreSQL server does, before one whose build does not."""
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(certs.cert, certs.key)
+
+    class Front(socketserver.BaseRequestHandler):
+        def handle(self) -> None:
+            self.request.recv(8)  # SSLRequest
+            self.request.sendall(b"S")
+            with contextlib.suppress(OSError):
+                guarded = context.wrap_socket(self.request, server_side=True)
+                with guarded, socket.create_connection(("127.0.0.1", port)) as plain:
+                    _relay(guarded, plain)
+
+    with socketserver.ThreadingTCPServer(("127.0.0.1", 0), Front) as front:
+        front.daemon_threads = True
+        threading.Thread(target=front.serve_forever, args=(0.05,), daemon=True).start()
+        yield front.server_address[1]
+        front.shutdown()
+
+
+def _relay(guarded: ssl.SSLSocket, plain: socket.socket) -> None:
+    """What one says the other hears, until one of them is done."""
+    while True:
+        ready = [guarded] if guarded.pending() else select.select([guarded, plain], [], [])[0]
+        for one in ready:
+            if not (said := one.recv(1 << 16)):
+                return
+            (plain if one is guarded else guarded).sendall(said)
 
 
 def served() -> Iterator[Postgres]:

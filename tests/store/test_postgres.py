@@ -7,6 +7,7 @@ import logging
 import re
 import threading
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -14,17 +15,20 @@ import pytest
 
 from sfl.config import RunConfig, load_run
 from sfl.errors import ConfigError, DiskError, NotYet
+from sfl.node.certificates.authority import Authority
 from sfl.report.journal import check_journal, open_journal, read_journal
 from sfl.report.resume import resumed_or_new
-from sfl.report.served import PostgresJournal, PostgresReader, run_ids
+from sfl.report.served import SCHEMA, PostgresJournal, PostgresReader, run_ids
 from sfl.rounds import Coordinator, DeviceJoined, EdgeReady, Tick
 from sfl.rounds.journal import PASSING, Entry
 from sfl.store.address import Address
+from sfl.store.postgres import PostgresServer
 from tests.house.federation import write_config
 from tests.house.fleets import fleet
 from tests.house.journals import SETTINGS, until
-from tests.house.postgres import PASSWORD, Postgres
+from tests.house.postgres import PASSWORD, Postgres, behind_tls
 from tests.house.proxy import Proxy
+from tests.house.tls import give, unchecked
 
 pytestmark = pytest.mark.process
 
@@ -269,6 +273,58 @@ def test_what_is_wrong_is_told_before_the_start(
     assert caught.value.exit_code == (NotYet.exit_code if later else ConfigError.exit_code)
     said = str(caught.value)
     assert said.startswith("cloud.journal = ") and PASSWORD not in said and "\n" not in said
+
+
+TLS = {
+    "no CA": ("&sslrootcert=/nowhere/ca.pem", r"root certificate file.*Name the file of its CA"),
+    "another CA": (
+        "&sslrootcert={folder}/other/ca.pem",
+        "certificate verify failed.*Name the file of its CA",
+    ),
+    "another name": (
+        "&sslrootcert={folder}/ca/ca.pem&host=localhost",
+        "does not match host name.*Dial it by",
+    ),
+}
+"""What a server with a certificate is refused for, under `sslmode=verify-full`."""
+
+
+@pytest.fixture
+def guarded(postgres: Postgres, database: str, tmp_path: Path) -> Iterator[str]:
+    """The URL of a server with a certificate, for 127.0.0.1."""
+    authority, _ = Authority.init(tmp_path / "ca")
+    Authority.init(tmp_path / "other")
+    given = give(authority, tmp_path / "database", "cloud", "cloud", "127.0.0.1")
+    with behind_tls(postgres.port, unchecked(given, "cloud", "cloud")) as port:
+        yield f"{postgres.url(database, port)}?sslmode=verify-full"
+
+
+def test_a_servers_certificate_is_checked_by_the_ca_that_the_url_names(
+    guarded: str, tmp_path: Path
+) -> None:
+    url = f"{guarded}&sslrootcert={tmp_path / 'ca' / 'ca.pem'}"
+    check_journal(url, "", 5.0)
+    server = PostgresServer(named(url), SCHEMA, 5.0)
+    assert server.connection.pgconn.ssl_in_use
+    server.close()
+
+
+@pytest.mark.parametrize("problem", TLS)
+def test_a_certificate_that_is_not_trusted_is_a_mistake_and_nothing_to_wait_for(
+    guarded: str, tmp_path: Path, problem: str
+) -> None:
+    options, words = TLS[problem]
+    with pytest.raises(ConfigError, match=words) as caught:
+        check_journal(guarded + options.format(folder=tmp_path), "", 2.0)
+    assert caught.value.exit_code == ConfigError.exit_code
+
+
+def test_a_server_without_tls_is_refused_where_the_url_wants_it(
+    postgres: Postgres, database: str
+) -> None:
+    with pytest.raises(ConfigError, match=r"does not support SSL.*Have it speak TLS") as caught:
+        check_journal(f"{postgres.url(database)}?sslmode=require", "", 2.0)
+    assert caught.value.exit_code == ConfigError.exit_code
 
 
 def run_of(folder: Path, url: str, **sections: Any) -> RunConfig:
