@@ -9,7 +9,7 @@ from typing import Self
 from pydantic import PositiveInt, model_validator
 
 from sfl.config.base import Section
-from sfl.plan import SERVERS, Hop, Toward
+from sfl.plan import SERVERS, TIERED, U_SHAPED, Hop, Topology, Toward
 
 
 class CodecChange(Section):
@@ -44,6 +44,13 @@ class ScheduledCodec(CodecChange):
     """First round of the change."""
     device: str | None = None
     """The device that it applies to. Default: all."""
+
+
+def unread_roles(topology: Topology) -> tuple[str, ...]:
+    """Settings of `CodecChange` for tensors that no run of this topology sends."""
+    unread = {"stage"} if topology not in TIERED else set()
+    unread |= {"hidden", "tail"} if topology not in U_SHAPED else set()
+    return tuple(role for role in CodecChange.model_fields if unread & set(role.split("_")))
 
 
 AUTO_CODECS = ("none", "bf16", "compact")

@@ -224,11 +224,29 @@ class EdgeConfig(Section):
         return tuple("cuda:0" if name == "cuda" else name for name in names)
 
 
+NOT_OF_STAGES = {
+    "cloud": "a stage dials no cloud: edges tell it of the run",
+    "service": "a stage is attached to no service of runs",
+    "max_runs": "a stage is in one run",
+    "advertise": "edges dial the address in their own edge.next",
+    "snapshots": "a stage keeps its snapshots in cache_dir",
+    "connect_timeout": "a stage waits for edges, without an end",
+}
+"""Keys of an edge that a stage does not read, and why."""
+
+
 class StageConfig(EdgeConfig):
-    """A stage server: the same keys as an edge's. `cloud` and `service` are not read."""
+    """A stage server: the keys of an edge's that a stage reads."""
 
     name: NodeName = "stage"
     """Name of this stage, unique in the run."""
+
+    @model_validator(mode="after")
+    def _all_is_read(self) -> Self:
+        for key, why in NOT_OF_STAGES.items():
+            if getattr(self, key) != EdgeConfig.model_fields[key].default:
+                raise ValueError(f"{key}: {why}; leave it out")
+        return self
 
 
 class LocalDevice(Section):

@@ -22,6 +22,7 @@ from sfl.config.folding import GIVE_FLOAT32, NEEDS_FLOAT32, cannot_fold
 from sfl.config.node import CloudNode, EdgeConfig, StageConfig
 from sfl.config.sections import RunSections
 from sfl.config.simulate import SimulateSettings
+from sfl.config.stages import NO_STAGE
 from sfl.errors import ConfigError
 from sfl.plan import SERVERS, TIERED, U_SHAPED, Holder, Plan
 
@@ -218,7 +219,8 @@ class RunConfig(RunSettings):
     edge: EdgeConfig = EdgeConfig()
     """The edge process of `sfl run`."""
     stage: StageConfig = StageConfig()
-    """The stage process of `sfl run`, and of each further one: the same keys as an edge's."""
+    """The stage process of `sfl run`, and of each further one. Its keys are those of an edge, but
+    for `cloud`, `service`, `max_runs`, `advertise`, `snapshots` and `connect_timeout`."""
     launch: LaunchSettings = LaunchSettings()
     """How `sfl run` treats its processes."""
     simulate: SimulateSettings | None = None
@@ -239,6 +241,12 @@ class RunConfig(RunSettings):
                     f"devices.{entry.name}.edge: {entry.edge!r} is none of the run's edges "
                     f"({known}); name it in run.edges, or leave it out"
                 )
+        return self
+
+    @model_validator(mode="after")
+    def _next_is_read(self) -> Self:
+        if self.edge.next and not self.is_tiered:
+            raise ValueError(f"edge.next: topology {self.run.topology} {NO_STAGE}")
         return self
 
     @property

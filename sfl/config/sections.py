@@ -11,7 +11,7 @@ from sfl.aggregation.traits import STRATEGIES
 from sfl.config.aggregation import AggregationSettings
 from sfl.config.asynchronous import Mode, problem_of
 from sfl.config.base import NodeName, PackageVersion, RunId, Section, given_twice
-from sfl.config.codec import CodecChange, CodecSettings
+from sfl.config.codec import CodecChange, CodecSettings, unread_roles
 from sfl.config.data import DataSettings
 from sfl.config.devices import DeviceEntry
 from sfl.config.evaluation import EvaluationSettings
@@ -129,6 +129,23 @@ class RunSections(Section):
                     f'{place}: "auto" is for the run\'s codec.activation and codec.gradient; '
                     "name a codec here"
                 )
+        return self
+
+    @model_validator(mode="after")
+    def _codecs_are_read(self) -> Self:
+        unread, topology = unread_roles(self.run.topology), self.run.topology
+        changes: list[tuple[str, CodecChange | CodecSettings]] = [
+            ("codec", self.codec),
+            *((f"devices.{device.name}.codec", device.codec) for device in self.devices),
+            *(("codec.schedule", change) for change in self.codec.schedule),
+        ]
+        for place, own in changes:
+            for role in unread:
+                if getattr(own, role) is not None:
+                    raise ValueError(
+                        f"{place}.{role}: in topology {topology} no tensor is coded by it; leave "
+                        "it out, or choose another run.topology"
+                    )
         return self
 
     @model_validator(mode="after")

@@ -31,16 +31,18 @@ class StagesSettings(Section):
     """Milliseconds added to each message between an edge and the stage behind it, each way."""
 
 
+NO_STAGE = 'has no stage behind the edge; leave it out, or set run.topology to "three_tier"'
+
+
 def stages_problem(run: RunSections) -> Iterator[str]:
     """What does not fit together in a run of three tiers or more; nothing where all does."""
     tiered = run.run.topology in TIERED
     counts = {len(entry.stage_cuts or run.stages.cuts) for entry in run.devices}
     if not tiered:
-        if run.stages.cuts or counts != {0}:
-            yield (
-                f"stages.cuts: topology {run.run.topology} has no stage behind the edge; leave it "
-                'out, or set run.topology to "three_tier"'
-            )
+        given = {"cuts"} if counts != {0} else set()
+        given |= {name for name, value in StagesSettings() if getattr(run.stages, name) != value}
+        for name in sorted(given):
+            yield f"stages.{name}: topology {run.run.topology} {NO_STAGE}"
         return
     if counts == {0}:
         yield "stages.cuts: give the blocks before each stage behind the edge, such as [6]"

@@ -182,9 +182,9 @@ class Lab:
         return text + (f'model = "{self.folder / "none"}"\n' if name == setup.failing else "")
 
     def _common(self, name: str) -> str:
+        dials = "" if name == "stage" else "connect_timeout = 30\n"
         return (
-            "threads = 1\nconnect_timeout = 30\nmetrics = {enabled = false}\n"
-            f'cache_dir = "{self.cache(name)}"\n'
+            f'threads = 1\nmetrics = {{enabled = false}}\n{dials}cache_dir = "{self.cache(name)}"\n'
         )
 
     @property

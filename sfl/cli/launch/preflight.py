@@ -8,6 +8,8 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 
 from sfl.config import DeviceEntry, RunConfig
+from sfl.config.codec import CodecChange
+from sfl.config.node import EdgeConfig
 from sfl.config.planner import OFF
 from sfl.config.ranges import check_ranges, plans_to_fit
 from sfl.data.examine import examine
@@ -82,9 +84,7 @@ def _check_budget(config: RunConfig, folder: ModelFolder, entry: DeviceEntry) ->
 def _codecs(config: RunConfig) -> Iterator[str | None]:
     changes = [config.codec, *(d.codec for d in config.devices), *config.codec.schedule]
     for change in changes:
-        yield from change.model_dump(
-            include={"activation", "gradient", "hidden", "tail_gradient", "evaluation", "adapter"}
-        ).values()
+        yield from change.model_dump(include=set(CodecChange.model_fields)).values()
 
 
 def check_settings(config: RunConfig, folder: ModelFolder) -> None:
@@ -156,16 +156,20 @@ def check_names(config: RunConfig) -> None:
 
 
 def check_ports(config: RunConfig) -> None:
-    """Edges on one machine take a port each. Raises ConfigError."""
-    if len(config.edges) == 1:
-        return
-    metrics = config.edge.metrics
+    """Edges on one machine take a port each, and so do stages. Raises ConfigError."""
+    _check_ports("edge", config.edge, len(config.edges))
+    _check_ports("stage", config.stage, len(config.stage_nodes))
+
+
+def _check_ports(kind: str, node: EdgeConfig, count: int) -> None:
+    """Of several nodes with the same settings. Raises ConfigError."""
+    metrics = node.metrics
     for field, value, port in (
-        ("edge.listen", config.edge.listen, config.edge.listen.rpartition(":")[2]),
-        ("edge.metrics.port", metrics.port, str(metrics.port if metrics.enabled else 0)),
+        (f"{kind}.listen", node.listen, node.listen.rpartition(":")[2]),
+        (f"{kind}.metrics.port", metrics.port, str(metrics.port if metrics.enabled else 0)),
     ):
-        if port != "0":
-            problem = f"sfl run starts {len(config.edges)} edges here, and each needs a port"
+        if port != "0" and count > 1:
+            problem = f"sfl run starts {count} {kind}s here, and each needs a port"
             raise ConfigError(field, value, problem, "Use port 0, so that each takes a free one.")
 
 

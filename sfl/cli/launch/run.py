@@ -158,7 +158,8 @@ def resolved(config: RunConfig) -> RunConfig:
 
 def _resolved_server(config: RunConfig, own: EdgeConfig, field: str) -> EdgeConfig:
     """Every `auto` of an edge's or a stage's settings filled in."""
-    changes: dict[str, object] = {} if _given(own) else {"connect_timeout": CONNECT_TIMEOUT}
+    dials = field == "edge" and not _given(own)
+    changes: dict[str, object] = {"connect_timeout": CONNECT_TIMEOUT} if dials else {}
     if own.threads == "auto":
         changes["threads"] = cores()
     if (own.dtype or config.model.dtype) == "auto":
