@@ -18,6 +18,9 @@ from sfl.transport.cloud.words import Beat, EdgeWord
 from sfl.transport.device.service import EdgeService
 from sfl.transport.device.training import Training
 
+MOST_BYTES = 4 << 20
+"""Of devices' statistics in one message, which may have twice as much: those of 1,400 devices. The
+others are in the next one: the cloud bounds how often an edge may beat."""
 LastHeard = Callable[[], Iterable[tuple[str, float]]]
 """Gives peers, and when each last sent a byte, in seconds of `time.monotonic`."""
 
@@ -37,6 +40,8 @@ class Beats:
         self._cloud = cloud
         self._service = service
         self._devices: dict[str, NodeSnapshot] = {}
+        self._turns: dict[str, None] = {}
+        """Devices, who was told of longest ago first."""
         self._heard: dict[str, float] = {}
         """When, in seconds of `time.monotonic`."""
         self._left: set[str] = set()
@@ -49,6 +54,7 @@ class Beats:
     def heard(self, device: str, snapshot: NodeSnapshot) -> None:
         """Keep a device's latest statistics."""
         self._devices[device] = snapshot.seen(device, time.time())
+        self._turns.setdefault(device)
         self._heard[device] = time.monotonic()
         self._left.discard(device)
         self._told.discard(device)
@@ -78,14 +84,19 @@ class Beats:
             await asyncio.sleep(interval)
 
     def _others(self, idle_timeout: float) -> list[str]:
-        """What devices and stages have said last, as JSON."""
-        devices = [
-            self._as_seen(one).to_json()
-            for name, one in self._devices.items()
-            if name not in self._told
-        ]
-        self._told |= self._left
-        self._left.clear()
+        """What devices and stages have said last, as JSON: as many devices as a message has room
+        for, those first that were told of longest ago."""
+        devices: list[str] = []
+        room = MOST_BYTES
+        for name in [name for name in self._turns if name not in self._told]:
+            text = self._as_seen(self._devices[name]).to_json()
+            if (room := room - len(text.encode())) < 0 and devices:
+                break
+            devices.append(text)
+            self._turns[name] = self._turns.pop(name)  # behind all that wait
+            if name in self._left:
+                self._left.discard(name)
+                self._told.add(name)
         return [*devices, *(one.to_json() for one in self._stages.latest(idle_timeout))]
 
     def listen(self, peers: LastHeard) -> None:

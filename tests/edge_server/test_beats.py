@@ -65,7 +65,32 @@ def test_of_a_device_that_is_gone_its_last_word_is_told_once() -> None:
     assert told_by(beats, posted) == ["d0"]
     assert [one.name for one in beats.devices()] == ["d0", "d1"], "as it was last"
     beats.heard("d1", NodeSnapshot("d1", "device"))
-    assert told_by(beats, posted) == ["d0", "d1"]
+    assert told_by(beats, posted) == ["d1", "d0"], "d0 was told of last"
+
+
+def test_more_devices_than_a_message_has_room_for_take_turns(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    posted: list[Beat] = []
+    cloud: Any = SimpleNamespace(post=posted.append)
+    beats = Beats(NodeStats("e", "edge"), cloud, SimpleNamespace(streams={}))  # type: ignore[arg-type]
+    names = [f"d{number}" for number in range(5)]
+    for name in names:
+        beats.heard(name, NodeSnapshot(name, "device"))
+    told_by(beats, posted)
+    (one, *_) = (len(text.encode()) for text in posted[0].devices)
+    most = 2 * one + 100  # an age may have more digits
+    monkeypatch.setattr("edge_server.beats.MOST_BYTES", most)
+    told = []
+    for _ in range(5):
+        told += told_by(beats, posted)
+        assert sum(len(text.encode()) for text in posted[0].devices) <= most
+    assert told == names * 2
+    beats.left("d4")
+    told = [name for _ in range(5) for name in told_by(beats, posted)]
+    assert told.count("d4") == 1
+    monkeypatch.setattr("edge_server.beats.MOST_BYTES", 1)
+    assert len(told_by(beats, posted)) == 1, "one at least"
 
 
 def test_stages_are_told_with_their_age_and_as_long_as_they_are_heard_of() -> None:
