@@ -35,10 +35,7 @@ SHARED = {"stages": {"cuts": [4], "adapters": "shared"}, "training": {"local_ste
         ({"aggregation": {"strategy": "flora"}}, "flora adds to the base of every node"),
         ({"stages": {}}, "give the blocks before each stage"),
         ({"run": {"topology": "vanilla"}}, "topology vanilla has no stage behind the edge"),
-        *(
-            (TWO | {"stages": {key: value}}, f"stages.{key}: topology vanilla has no")
-            for key, value in NO_CUTS
-        ),
+        *((TWO | {"stages": own}, f"stages.{next(iter(own))}: topology") for own in NO_CUTS),
         *((TWO | {"codec": {key: "int8"}}, f"codec.{key}: in topology vanilla") for key in DEEPER),
         (TWO | {"codec": {"hidden": "int8"}}, "codec.hidden: in topology vanilla no tensor"),
         ({"codec": {"stage_hidden": "int8"}}, "codec.stage_hidden: in topology three_tier no"),
