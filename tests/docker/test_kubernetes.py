@@ -56,15 +56,16 @@ def kubectl() -> str:
     return found
 
 
-def render(folder: Path, components: tuple[str, ...]) -> list[Manifest]:
-    """What `kubectl apply -k` would send with these components; `folder` is empty."""
+def render(folder: Path, components: tuple[str, ...], more: str = "") -> list[Manifest]:
+    """What `kubectl apply -k` would send with these components, and with `more` at the end of the
+    file to apply; `folder` is empty."""
     place = folder / "kubernetes"
     shutil.copytree(FOLDER, place)
     text = (place / "kustomization.yaml").read_text(encoding="utf-8")
     chosen = "".join(f"\n  - components/{name}" for name in components) or " []"
     assert "components: []" in text
     (place / "kustomization.yaml").write_text(
-        text.replace("components: []", f"components:{chosen}")
+        text.replace("components: []", f"components:{chosen}") + more
     )
     done = subprocess.run(
         [kubectl(), "kustomize", str(place)], capture_output=True, text=True, check=False
@@ -386,6 +387,22 @@ def test_one_cloud_at_a_time_writes_a_run_and_a_users_mistake_ends_it(
     ]
     assert [rule["onExitCodes"]["values"] for rule in ends] == [[2]]
     assert "--resume=auto" in node(base, "cloud")[0]
+
+
+def test_a_run_goes_on_without_its_volume_as_the_page_says(tmp_path: Path) -> None:
+    """Its name and where it is kept stand in the command, in place of the settings' file."""
+    (patch,) = re.findall(r"```yaml\n(patches:.*?)```", PAGE, re.DOTALL)
+    begun = pods(render(tmp_path / "before", ("storage",)))["cloud"]["spec"]["containers"][0]
+    goes_on = pods(render(tmp_path / "after", ("storage",), patch))["cloud"]["spec"]["containers"][
+        0
+    ]
+    kind, *options = goes_on["args"]
+    named = dict(option.removeprefix("--").split("=", 1) for option in options)
+    assert kind == "cloud" and {f"--{name}" for name in named} <= options_of("cloud")
+    assert named["resume"] == "RUN"
+    for kept in ("journal", "artifacts"):
+        assert f"--set=cloud.{kept}={named[kept]}" in begun["args"]
+    assert [own.pop("args") for own in (begun, goes_on)] and begun == goes_on
 
 
 def test_the_pages_commands_exist() -> None:

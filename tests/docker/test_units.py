@@ -1,4 +1,4 @@
-"""Units of systemd for cloud and edge: what they name exists, and systemd finds them sound."""
+"""Units of systemd for servers: what they name exists, and systemd finds them sound."""
 
 from __future__ import annotations
 
@@ -27,15 +27,17 @@ def settings(unit: Path) -> configparser.ConfigParser:
 @pytest.mark.parametrize("unit", UNITS, ids=lambda path: path.stem)
 def test_a_unit_restarts_what_a_restart_may_help(unit: Path) -> None:
     service = settings(unit)["Service"]
-    module, file, *options = service["ExecStart"].split()[2:]
-    kind = {"cloud_aggregator": "cloud", "edge_server": "edge"}[module]
+    module, *rest = service["ExecStart"].split()[2:]
+    kind = {"cloud_aggregator": "cloud", "edge_server": "edge"}.get(module) or rest.pop(0)
+    file, *options = rest
     if unit.stem != "sfl-cloud":  # it may have processes of its own, each run's
         assert (service["KillMode"], service["OOMPolicy"]) == ("mixed", "continue")
     if unit.stem == "sfl-service":  # it has no file
         options.append(file)
         assert "--output-dir" in options
     else:
-        assert (kind, file) in {("cloud", "/etc/sfl/run.toml"), ("edge", "/etc/sfl/edge.toml")}
+        assert unit.stem == f"sfl-{kind}"
+        assert file == f"/etc/sfl/{'run' if kind == 'cloud' else kind}.toml"
     assert {word for word in options if word.startswith("--")} <= options_of(kind)
     assert service["RestartPreventExitStatus"] == str(ConfigError.exit_code)
     for code in (Bug.exit_code, OutOfMemory.exit_code, NotYetValid.exit_code):
