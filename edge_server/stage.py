@@ -21,7 +21,7 @@ from typing import Any
 from edge_server.onward import following
 from edge_server.residence import residence_of
 from edge_server.stage_host import StageRun
-from sfl.config import EdgeConfig
+from sfl.config.node import StageConfig
 from sfl.errors import LinkLost, RunFailed
 from sfl.metrics.prometheus import NodeCollector, serve_as_set
 from sfl.metrics.stats import NodeStats
@@ -56,7 +56,7 @@ class StageServer:
 
     def __init__(
         self,
-        config: EdgeConfig,
+        config: StageConfig,
         threads: int,
         insecure: bool,
         own: OwnCertificate | None = None,
@@ -96,22 +96,24 @@ class StageServer:
             await self.close()
 
     async def follow(self) -> None:
-        """Until a server before this one says that the run is over. Raises RunFailed."""
+        """Until servers before this one say that the run is over.
+
+        Raises RunFailed where it ended badly, NotYet where another run has begun.
+        """
         with self._metrics():
             beats = asyncio.create_task(self._beat())
-            over = self.host.over
-            waited: set[asyncio.Future[Any]] = {beats, over}
+            waited: set[asyncio.Future[Any]] = {beats, self.host.before.first_word}
             try:
                 await asyncio.wait(waited, return_when=asyncio.FIRST_COMPLETED)
                 if beats.done():
                     beats.result()
-                if over.done():
-                    await self.host.tell_end(over.result())
+                self.host.before.first_word.result()
                 await self._last_word()
+                await self.host.tell_end(self.host.before.end)
             finally:
                 beats.cancel()
                 await asyncio.gather(beats, return_exceptions=True)
-        self._conclude(over.result())
+        self._conclude(self.host.before.end)
 
     async def close(self) -> None:
         """Give back what it holds, once nobody can dial any more."""
@@ -141,9 +143,14 @@ class StageServer:
             await server.stop(grace=1.0)
 
     async def _last_word(self) -> None:
-        """The other servers before this one may be about to say the same."""
+        """The other servers before this one may be about to say the same, or to come back: who has
+        devices here is served on until it does."""
         until = time.monotonic() + LAST_WORD
-        while self.service.streams and time.monotonic() < until:
+        while self.service.streams or self.host.before.awaited:
+            if self.host.is_awaited:
+                until = time.monotonic() + LAST_WORD
+            if time.monotonic() >= until:
+                return
             await asyncio.sleep(0.05)
 
     def _conclude(self, end: Finish) -> None:

@@ -7,10 +7,11 @@ import logging
 from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Sequence
 
 from edge_server.base import Base, load_base
+from edge_server.before import ServersBefore
 from edge_server.floor import Floor
 from edge_server.sharing import Sharing
 from edge_server.training import new_session
-from sfl.config import EdgeConfig
+from sfl.config.node import StageConfig
 from sfl.errors import LinkLost, Refused, SflError
 from sfl.metrics.snapshot import NodeSnapshot
 from sfl.metrics.stages import StagesSaid
@@ -45,7 +46,7 @@ class StageRun:
 
     def __init__(
         self,
-        config: EdgeConfig,
+        config: StageConfig,
         threads: int,
         stats: NodeStats,
         engine: Engine,
@@ -55,8 +56,7 @@ class StageRun:
         """`following` makes the way to the stage behind, once it is known which one this is."""
         self.stats = stats
         self.engine = engine
-        self.over: asyncio.Future[Finish] = asyncio.get_running_loop().create_future()
-        """The end of the run, once a server before this one has said so."""
+        self.before = ServersBefore(config.name, config.before)
         order = ORDERS[config.order]
         self.slots = DecodeSlots(config.in_flight, order)
         """For the activations that may be decoded here, over all devices."""
@@ -123,6 +123,7 @@ class StageRun:
         down = self._down[arriving.server]
         stream = Carried(device, session, settings, self, behind, coders, end, down)
         self._streams[device], self._servers[device] = stream, arriving.server
+        self.before.came(device, arriving.server)
         log.info("device %s came by edge %s", device, arriving.server, extra={"device": device})
         return stream
 
@@ -140,16 +141,13 @@ class StageRun:
 
     def _check_same(self, arriving: Arriving) -> None:
         first = self._first
-        if arriving.server == self._config.name:
-            raise Refused(
-                f"stage.name = {arriving.server!r}: the server before this stage has that name, "
-                "too; give each one of its own"
-            )
         if first is None or (self._loading is not None and _failed(self._loading)):
+            self.before.check(arriving, None)
             return
-        if first.key != arriving.key and not self._streams:
-            # Nobody has told the end of the run before: another process is to begin with this one.
-            self.run_is_over(Finish(False, f"run {arriving.run_id} has begun", first.key))
+        another = first.key != arriving.key and not self._streams
+        self.before.check(arriving, None if another else first)
+        if another:
+            self.before.another_run(first, arriving.run_id)
             raise LinkLost(f"this stage was of run {first.run_id}, and ends; start it again")
         if (first.key, first.holder) != (arriving.key, arriving.holder):
             raise Refused(
@@ -248,10 +246,15 @@ class StageRun:
         raise Refused("a stage has no files for devices")
         yield b""
 
-    def run_is_over(self, end: Finish) -> None:
-        """A server before this one says so, of the run that this stage is in; the first counts."""
-        if self._first is not None and end.run_key == self._first.key and not self.over.done():
-            self.over.set_result(end)
+    def run_is_over(self, server: str, end: Finish) -> None:
+        """A server before this one says so, of the run that this stage is in."""
+        if self._first is not None and end.run_key == self._first.key:
+            self.before.say(server, end)
+
+    @property
+    def is_awaited(self) -> bool:
+        """Whether a server has devices here that has not said that the run is over."""
+        return not self.before.awaited.isdisjoint(self._servers.values())
 
     async def tell_end(self, end: Finish) -> None:
         """The stage behind this one is to know, too."""
@@ -289,8 +292,8 @@ class StageRun:
             self._sharing.close()
 
     def forget(self) -> None:
-        """The run has ended well: no process goes on with it."""
-        if self._first is not None:
+        """The run has ended well, as all say who had devices here: no process goes on with it."""
+        if self._first is not None and not self.before.awaited:
             forget_run(self._config.cache_dir, self._first.key, self._config.name)
 
 

@@ -240,6 +240,9 @@ class StageConfig(EdgeConfig):
 
     name: NodeName = "stage"
     """Name of this stage, unique in the run."""
+    before: tuple[NodeName, ...] = ()
+    """Names of the servers that may come to this stage: the run's edges, or the stage before it.
+    Empty: the edges of the first run that comes (docs/security.md). Under `sfl run` it is set."""
 
     @model_validator(mode="after")
     def _all_is_read(self) -> Self:

@@ -259,7 +259,11 @@ class RunConfig(RunSettings):
         """The stages that `sfl run` starts, in the order in which activations reach them."""
         count, name = len(self.stage_cuts(self.devices[0].name)), self.stage.name
         names = [name if number == 1 else f"{name}{number}" for number in range(1, count + 1)]
-        return tuple(self.stage.model_copy(update={"name": own}) for own in names)
+        before = [self.edges, *((own,) for own in names)]
+        each = zip(names, before, strict=False)
+        return tuple(
+            self.stage.model_copy(update={"name": own, "before": who}) for own, who in each
+        )
 
     @property
     def settings(self) -> RunSettings:

@@ -283,18 +283,20 @@ class Assignment(_message.Message):
     def __init__(self, round: _Optional[int] = ..., evaluate: _Optional[_Union[Extent, str]] = ..., num_steps: _Optional[int] = ..., first_step: _Optional[int] = ..., total_steps: _Optional[int] = ..., codecs: _Optional[str] = ..., micro_batches: _Optional[int] = ..., rehearse: _Optional[_Iterable[int]] = ..., plan: _Optional[_Iterable[_Union[HeldSpan, _Mapping]]] = ..., rank: _Optional[int] = ..., scaling: _Optional[float] = ..., credits: _Optional[int] = ..., after: _Optional[_Union[Point, _Mapping]] = ..., lineage: _Optional[int] = ..., together: _Optional[_Iterable[str]] = ..., share: _Optional[float] = ...) -> None: ...
 
 class Finish(_message.Message):
-    __slots__ = ("ok", "reason", "run_key", "goes_on", "checksum")
+    __slots__ = ("ok", "reason", "run_key", "goes_on", "server", "checksum")
     OK_FIELD_NUMBER: _ClassVar[int]
     REASON_FIELD_NUMBER: _ClassVar[int]
     RUN_KEY_FIELD_NUMBER: _ClassVar[int]
     GOES_ON_FIELD_NUMBER: _ClassVar[int]
+    SERVER_FIELD_NUMBER: _ClassVar[int]
     CHECKSUM_FIELD_NUMBER: _ClassVar[int]
     ok: bool
     reason: str
     run_key: str
     goes_on: bool
+    server: str
     checksum: int
-    def __init__(self, ok: _Optional[bool] = ..., reason: _Optional[str] = ..., run_key: _Optional[str] = ..., goes_on: _Optional[bool] = ..., checksum: _Optional[int] = ...) -> None: ...
+    def __init__(self, ok: _Optional[bool] = ..., reason: _Optional[str] = ..., run_key: _Optional[str] = ..., goes_on: _Optional[bool] = ..., server: _Optional[str] = ..., checksum: _Optional[int] = ...) -> None: ...
 
 class EdgeMessage(_message.Message):
     __slots__ = ("welcome", "start", "adapter", "tensor", "norm", "heartbeat", "finish", "elsewhere", "edges", "challenge", "checksum")

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from edge_server.stage_host import StageRun
-from sfl.config import EdgeConfig
+from sfl.config.node import StageConfig
 from sfl.errors import Refused
 from sfl.metrics.stats import NodeStats
 from sfl.stage.engine import Engine
@@ -18,7 +18,7 @@ from sfl.stage.messages import Finish
 
 async def opened(name: str = "cellar") -> StageRun:
     stats, engine = NodeStats(name, "stage"), Engine(1)
-    return StageRun(EdgeConfig(name=name), 1, stats, engine, None, lambda holder: None)
+    return StageRun(StageConfig(name=name), 1, stats, engine, None, lambda holder: None)
 
 
 def stream(device: str, waiting: int = 0) -> Any:
@@ -60,11 +60,12 @@ def test_the_end_of_another_run_is_not_this_one_s() -> None:
     async def play() -> None:
         host = await opened()
         host._first = SimpleNamespace(key="r")  # type: ignore[assignment]
-        host.run_is_over(Finish(True, "", "another"))
-        assert not host.over.done()
-        host.run_is_over(Finish(True, "well", "r"))
-        host.run_is_over(Finish(False, "late", "r"))
-        assert host.over.result().reason == "well"
+        host.before.came("a", "north")
+        host.run_is_over("north", Finish(True, "", "another"))
+        assert not host.before.first_word.done()
+        host.run_is_over("north", Finish(True, "well", "r"))
+        host.run_is_over("north", Finish(False, "late", "r"))
+        assert host.before.first_word.done() and host.before.end.reason == "well"
         host.engine.close()
 
     asyncio.run(play())

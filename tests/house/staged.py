@@ -66,12 +66,15 @@ class Staged:
         give(self._authority, folder, "edge", name, "127.0.0.1")
         return load_own("tls", settings_in(folder, name), "edge", name)
 
+    following: asyncio.Task[None]
+    """The stage's run, to its end."""
+
     @contextlib.asynccontextmanager
     async def served(self) -> AsyncIterator[StageServer]:
         """The stage on a port, with its run followed."""
         server = StageServer(self.config, 1, False, self.own("stage"))
         async with server._port(None) as self.address:
-            following = asyncio.create_task(server.follow())
+            following = self.following = asyncio.create_task(server.follow())
             try:
                 yield server
             finally:

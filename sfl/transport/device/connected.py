@@ -45,13 +45,23 @@ class Connected(Generic[V]):
         self.evict(device, error)
         return self._left.get(device)
 
+    def left(self, device: str) -> asyncio.Future[None]:
+        """What is done once the device's open stream has left."""
+        return self._left[device]
+
+    def is_alive(self, device: str) -> bool:
+        """Whether it has an open stream on which something was heard lately."""
+        stream = self.streams.get(device)
+        if stream is None:
+            return False
+        silent = time.monotonic() - stream.last_heard
+        return silent <= 5 * stream.settings.network.heartbeat_interval
+
     def supersede(self, device: str) -> None:
         """Refuse a name that is in use; a stream that is not alive any more is closed for it."""
-        old = self.streams.get(device)
-        if old is None:
+        if device not in self.streams:
             return
-        silent = time.monotonic() - old.last_heard
-        if silent > 5 * old.settings.network.heartbeat_interval:
+        if not self.is_alive(device):
             self.evict(device, LinkLost(CAME_BACK))
         raise NameInUse(f"a device named {device!r} is connected already; try again in a moment")
 

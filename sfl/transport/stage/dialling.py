@@ -129,7 +129,9 @@ class NextStage:
 
     async def _told_end(self, end: Finish, seconds: float) -> str | None:
         """One attempt; why it may be worth another one."""
-        said = edge_pb2.Finish(ok=end.ok, reason=end.reason, run_key=end.run_key)
+        said = edge_pb2.Finish(
+            ok=end.ok, reason=end.reason, run_key=end.run_key, server=self._server
+        )
         channel = self._new_channel()
         try:
             await connected_aio(channel, self.peer, seconds)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import time
 from collections.abc import AsyncIterator, Coroutine
 from dataclasses import dataclass
 from pathlib import Path
@@ -84,7 +85,7 @@ class Opening(Protocol):
     async def open(self, arriving: Arriving, coders: Coders, end: ServingEnd) -> Carried:
         """A session for the device, and its way to the stage behind."""
 
-    def run_is_over(self, end: Finish) -> None:
+    def run_is_over(self, server: str, end: Finish) -> None:
         """A server before this one says so, of the run that it was in."""
 
     async def left(self, device: str, reason: SflError) -> None:
@@ -101,6 +102,8 @@ class StageService:
         self._connected: Connected[Carried] = Connected(stats)
         self._cleanups = Cleanups()
         self._opening: set[str] = set()
+        self._servers: dict[str, str] = {}
+        """By device, who has its open stream."""
         self._host: Opening | None = None
 
     def use(self, host: Opening) -> None:
@@ -137,7 +140,8 @@ class StageService:
 
     async def _session(self, requests: Requests, context: Context) -> None:
         try:
-            stream = await self._opened(requests, context)
+            arriving = _arriving((await first_message(requests, "hello")).hello)
+            stream = await self._opened(arriving, context)
         except SflError as error:
             await context.abort(status_of(error), plain(str(error), LONGEST_DETAILS))
             return
@@ -145,6 +149,7 @@ class StageService:
             return
         group = asyncio.create_task(run_together(*stream.coroutines(requests, context)))
         self._connected.enter(stream, group)
+        self._servers[stream.device] = arriving.server
         with contextlib.suppress(asyncio.CancelledError):  # the server before hung up
             await asyncio.wait({group})
         reason: asyncio.Future[SflError] = asyncio.get_running_loop().create_future()
@@ -153,14 +158,14 @@ class StageService:
         if not isinstance(ended, Goodbye):
             await context.abort(status_of(ended), plain(str(ended), LONGEST_DETAILS))
 
-    async def _opened(self, requests: Requests, context: Context) -> Carried:
-        hello = (await first_message(requests, "hello")).hello
-        arriving, host = _arriving(hello), self._host
+    async def _opened(self, arriving: Arriving, context: Context) -> Carried:
+        host = self._host
         if host is None:
             raise LinkLost("this stage has just started, or is about to end")
         device, stream = arriving.device, None
         hidden, adapter_limit = await _alive_until(_task(host.ready(arriving)), context)
-        # Who has let the device in says so: an older stream of it is of no more use to anybody.
+        await self._handed_over(arriving, context)
+        # Who has let the device in says so: its older stream is of no more use to anybody.
         while (old := self._connected.end(device, LinkLost(CAME_BACK))) is not None:
             await _alive_until(old, context)
         while (cleanup := self._cleanups.pending(device)) is not None:
@@ -186,10 +191,34 @@ class StageService:
         finally:
             self._opening.discard(device)
 
+    async def _handed_over(self, arriving: Arriving, context: Context) -> None:
+        """A device comes by another server once the one before has given it up, or is silent.
+
+        Else any server could take others' devices. The cloud lets a device in at a second edge
+        once the first has told that it left. Raises LinkLost where it stays there.
+        """
+        until = time.monotonic() + arriving.settings.network.idle_timeout
+        while (other := self._lives_at_another(arriving)) is not None:
+            if time.monotonic() >= until:
+                raise LinkLost(f"device {arriving.device} is still at {other}")
+            await asyncio.wait({self._connected.left(arriving.device)}, timeout=BEAT)
+            await context.write(ALIVE)
+
+    def _lives_at_another(self, arriving: Arriving) -> str | None:
+        other = self._servers.get(arriving.device)
+        if other in (None, arriving.server):
+            return None
+        return other if self._connected.is_alive(arriving.device) else None
+
     async def _end_of_run(self, said: edge_pb2.Finish, context: Context) -> edge_pb2.Heard:
         """A server before this one tells the end of its run."""
-        if self._host is not None:
-            self._host.run_is_over(finish_of(said))
+        try:
+            contract.name("server", said.server)
+            expect("edge", said.server)
+            if self._host is not None:
+                self._host.run_is_over(said.server, finish_of(said))
+        except SflError as error:
+            await context.abort(status_of(error), plain(str(error), LONGEST_DETAILS))
         return edge_pb2.Heard()
 
     def _end(self, arriving: Arriving) -> ServingEnd:
@@ -219,6 +248,7 @@ class StageService:
         if not why.done():
             why.set_result(reason)
         self._connected.leave(stream.device)
+        del self._servers[stream.device]
         try:
             await stream.abandon()
         finally:
