@@ -66,6 +66,9 @@ class Carried(Trained):
         super().__init__(device, session, settings, host, coders, end, down, behind)
         self._stage = host
         self._told: Assignment | None = None
+        """The round that was announced and has not begun here yet."""
+        self._begins = False
+        """Whether its adapter is here."""
         self._delivered = False
 
     @property
@@ -79,8 +82,7 @@ class Carried(Trained):
     def take(self, message: edge_pb2.DeviceMessage, body: str) -> None:
         """As of any device; and a round's beginning, with its adapter."""
         if body == "start":
-            self._told = words.from_assignment(message.start)
-            checked.assignment(self._told, self.settings, self.session.plan.num_layers)
+            self._announced(words.from_assignment(message.start))
         elif body == "adapter":
             self._take_adapter(message.adapter)
         elif body == "heartbeat":
@@ -88,16 +90,27 @@ class Carried(Trained):
         else:
             super().take(message, body)
 
+    def _announced(self, told: Assignment) -> None:
+        """One round at a time, so that no more than one adapter waits here."""
+        checked.assignment(told, self.settings, self.session.plan.num_layers)
+        if self._told is not None:
+            raise ProtocolError(
+                f"round {told.round} was announced before round {self._told.round} had begun"
+            )
+        self._told = told
+
     def _take_adapter(self, frame: tensor_pb2.AdapterFrame) -> None:
+        if self._told is None or self._begins:
+            raise ProtocolError("an adapter came that was not announced")
         if frame.HasField("header"):
             contract.sized("the header of an adapter", frame.header, contract.MOST_BESIDE)
-            if self._told is None or frame.header.round != self._told.round:
+            if frame.header.round != self._told.round:
                 raise ProtocolError(f"an adapter of round {frame.header.round} was not announced")
         whole = self.end.put_together(frame)
         if whole is not None:
             _, payload = whole
-            assert self._told is not None
-            self.jobs.put(self._begin_round(self._told, payload))
+            self._begins = True
+            self.jobs.ask(self._begin_round(self._told, payload))
 
     async def _begin_round(self, told: Assignment, payload: Buffer) -> None:
         """All behind begin first; then who is before hears that all have."""
@@ -115,6 +128,7 @@ class Carried(Trained):
         if self.behind is not None:
             await self.behind.begin_round(told, rest)
         self._delivered = told.steps.count == 0
+        self._told, self._begins = None, False
         self.stream.outbox.put(edge_pb2.EdgeMessage(start=words.to_assignment(told)))
 
     async def about_to_compute(self, message: TensorMessage) -> None:
