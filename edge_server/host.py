@@ -40,6 +40,7 @@ from sfl.transport.cloud.blame import blamed
 from sfl.transport.cloud.link import CloudLink, sum_messages
 from sfl.transport.cloud.words import DeviceIsReady, DeviceJoin, EdgeFailed
 from sfl.transport.device import checked
+from sfl.transport.device.onward import as_allowed
 from sfl.transport.device.served import Admitted
 from sfl.transport.device.training import Training
 from sfl.transport.frames import contract
@@ -161,7 +162,7 @@ class DeviceHost:
         welcome = DeviceWelcome(
             base.settings,
             self._run_id,
-            own,
+            as_allowed(own, behind),
             run_key=self._run_key,
             edge=self.stats.name,
             edges=admission.edges,

@@ -95,6 +95,11 @@ class StageRun:
             return most_connections()
         return 2 * len(self._first.settings.names) + CALLS
 
+    @property
+    def credits(self) -> int:
+        """Micro-batches of one device that this stage's settings and memory allow."""
+        return self._floor.base.choice.credits
+
     # -- arriving -------------------------------------------------------------------------------
 
     async def ready(self, arriving: Arriving) -> tuple[int, int]:

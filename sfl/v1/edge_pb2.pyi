@@ -57,7 +57,7 @@ class DeviceHello(_message.Message):
     def __init__(self, device: _Optional[str] = ..., wire_version: _Optional[int] = ..., compiled_codec: _Optional[bool] = ..., run: _Optional[str] = ..., incarnation: _Optional[bytes] = ..., stage: _Optional[_Union[StageHello, _Mapping]] = ..., round_trips: _Optional[_Iterable[_Union[_tensor_pb2.RoundTrip, _Mapping]]] = ...) -> None: ...
 
 class StageHello(_message.Message):
-    __slots__ = ("server", "holder", "settings", "run_id", "run_key", "assignment", "model")
+    __slots__ = ("server", "holder", "settings", "run_id", "run_key", "assignment", "model", "settings_digest")
     SERVER_FIELD_NUMBER: _ClassVar[int]
     HOLDER_FIELD_NUMBER: _ClassVar[int]
     SETTINGS_FIELD_NUMBER: _ClassVar[int]
@@ -65,6 +65,7 @@ class StageHello(_message.Message):
     RUN_KEY_FIELD_NUMBER: _ClassVar[int]
     ASSIGNMENT_FIELD_NUMBER: _ClassVar[int]
     MODEL_FIELD_NUMBER: _ClassVar[int]
+    SETTINGS_DIGEST_FIELD_NUMBER: _ClassVar[int]
     server: str
     holder: int
     settings: str
@@ -72,7 +73,12 @@ class StageHello(_message.Message):
     run_key: str
     assignment: Assignment
     model: str
-    def __init__(self, server: _Optional[str] = ..., holder: _Optional[int] = ..., settings: _Optional[str] = ..., run_id: _Optional[str] = ..., run_key: _Optional[str] = ..., assignment: _Optional[_Union[Assignment, _Mapping]] = ..., model: _Optional[str] = ...) -> None: ...
+    settings_digest: bytes
+    def __init__(self, server: _Optional[str] = ..., holder: _Optional[int] = ..., settings: _Optional[str] = ..., run_id: _Optional[str] = ..., run_key: _Optional[str] = ..., assignment: _Optional[_Union[Assignment, _Mapping]] = ..., model: _Optional[str] = ..., settings_digest: _Optional[bytes] = ...) -> None: ...
+
+class SettingsWanted(_message.Message):
+    __slots__ = ()
+    def __init__(self) -> None: ...
 
 class Point(_message.Message):
     __slots__ = ("round", "step", "lineage")
@@ -213,7 +219,7 @@ class Elsewhere(_message.Message):
     def __init__(self, reason: _Optional[str] = ..., edges: _Optional[_Iterable[_Union[EdgeAt, _Mapping]]] = ...) -> None: ...
 
 class Welcome(_message.Message):
-    __slots__ = ("settings", "run_id", "assignment", "compiled_codec", "run_key", "points", "edge", "edges")
+    __slots__ = ("settings", "run_id", "assignment", "compiled_codec", "run_key", "points", "edge", "edges", "credits")
     SETTINGS_FIELD_NUMBER: _ClassVar[int]
     RUN_ID_FIELD_NUMBER: _ClassVar[int]
     ASSIGNMENT_FIELD_NUMBER: _ClassVar[int]
@@ -222,6 +228,7 @@ class Welcome(_message.Message):
     POINTS_FIELD_NUMBER: _ClassVar[int]
     EDGE_FIELD_NUMBER: _ClassVar[int]
     EDGES_FIELD_NUMBER: _ClassVar[int]
+    CREDITS_FIELD_NUMBER: _ClassVar[int]
     settings: str
     run_id: str
     assignment: Assignment
@@ -230,7 +237,8 @@ class Welcome(_message.Message):
     points: _containers.RepeatedCompositeFieldContainer[Point]
     edge: str
     edges: _containers.RepeatedCompositeFieldContainer[EdgeAt]
-    def __init__(self, settings: _Optional[str] = ..., run_id: _Optional[str] = ..., assignment: _Optional[_Union[Assignment, _Mapping]] = ..., compiled_codec: _Optional[bool] = ..., run_key: _Optional[str] = ..., points: _Optional[_Iterable[_Union[Point, _Mapping]]] = ..., edge: _Optional[str] = ..., edges: _Optional[_Iterable[_Union[EdgeAt, _Mapping]]] = ...) -> None: ...
+    credits: int
+    def __init__(self, settings: _Optional[str] = ..., run_id: _Optional[str] = ..., assignment: _Optional[_Union[Assignment, _Mapping]] = ..., compiled_codec: _Optional[bool] = ..., run_key: _Optional[str] = ..., points: _Optional[_Iterable[_Union[Point, _Mapping]]] = ..., edge: _Optional[str] = ..., edges: _Optional[_Iterable[_Union[EdgeAt, _Mapping]]] = ..., credits: _Optional[int] = ...) -> None: ...
 
 class HeldSpan(_message.Message):
     __slots__ = ("first", "last", "embedding", "head", "holder")
@@ -299,7 +307,7 @@ class Finish(_message.Message):
     def __init__(self, ok: _Optional[bool] = ..., reason: _Optional[str] = ..., run_key: _Optional[str] = ..., goes_on: _Optional[bool] = ..., server: _Optional[str] = ..., checksum: _Optional[int] = ...) -> None: ...
 
 class EdgeMessage(_message.Message):
-    __slots__ = ("welcome", "start", "adapter", "tensor", "norm", "heartbeat", "finish", "elsewhere", "edges", "challenge", "checksum")
+    __slots__ = ("welcome", "start", "adapter", "tensor", "norm", "heartbeat", "finish", "elsewhere", "edges", "settings_wanted", "challenge", "checksum")
     WELCOME_FIELD_NUMBER: _ClassVar[int]
     START_FIELD_NUMBER: _ClassVar[int]
     ADAPTER_FIELD_NUMBER: _ClassVar[int]
@@ -309,6 +317,7 @@ class EdgeMessage(_message.Message):
     FINISH_FIELD_NUMBER: _ClassVar[int]
     ELSEWHERE_FIELD_NUMBER: _ClassVar[int]
     EDGES_FIELD_NUMBER: _ClassVar[int]
+    SETTINGS_WANTED_FIELD_NUMBER: _ClassVar[int]
     CHALLENGE_FIELD_NUMBER: _ClassVar[int]
     CHECKSUM_FIELD_NUMBER: _ClassVar[int]
     welcome: Welcome
@@ -320,9 +329,10 @@ class EdgeMessage(_message.Message):
     finish: Finish
     elsewhere: Elsewhere
     edges: Edges
+    settings_wanted: SettingsWanted
     challenge: Challenge
     checksum: int
-    def __init__(self, welcome: _Optional[_Union[Welcome, _Mapping]] = ..., start: _Optional[_Union[Assignment, _Mapping]] = ..., adapter: _Optional[_Union[_tensor_pb2.AdapterFrame, _Mapping]] = ..., tensor: _Optional[_Union[_tensor_pb2.TensorFrame, _Mapping]] = ..., norm: _Optional[_Union[GradientNorm, _Mapping]] = ..., heartbeat: _Optional[_Union[_tensor_pb2.Heartbeat, _Mapping]] = ..., finish: _Optional[_Union[Finish, _Mapping]] = ..., elsewhere: _Optional[_Union[Elsewhere, _Mapping]] = ..., edges: _Optional[_Union[Edges, _Mapping]] = ..., challenge: _Optional[_Union[Challenge, _Mapping]] = ..., checksum: _Optional[int] = ...) -> None: ...
+    def __init__(self, welcome: _Optional[_Union[Welcome, _Mapping]] = ..., start: _Optional[_Union[Assignment, _Mapping]] = ..., adapter: _Optional[_Union[_tensor_pb2.AdapterFrame, _Mapping]] = ..., tensor: _Optional[_Union[_tensor_pb2.TensorFrame, _Mapping]] = ..., norm: _Optional[_Union[GradientNorm, _Mapping]] = ..., heartbeat: _Optional[_Union[_tensor_pb2.Heartbeat, _Mapping]] = ..., finish: _Optional[_Union[Finish, _Mapping]] = ..., elsewhere: _Optional[_Union[Elsewhere, _Mapping]] = ..., edges: _Optional[_Union[Edges, _Mapping]] = ..., settings_wanted: _Optional[_Union[SettingsWanted, _Mapping]] = ..., challenge: _Optional[_Union[Challenge, _Mapping]] = ..., checksum: _Optional[int] = ...) -> None: ...
 
 class FilesRequest(_message.Message):
     __slots__ = ("device", "checksum")

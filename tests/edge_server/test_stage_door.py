@@ -12,11 +12,14 @@ from typing import Any
 import pytest
 
 from edge_server import stage
-from sfl.errors import LinkLost, NotYet, Refused, RunFailed
+from sfl.config import RunSettings
+from sfl.errors import LinkLost, NotYet, ProtocolError, Refused, RunFailed
 from sfl.node.process import run_node
 from sfl.stage.messages import Finish
 from sfl.transport.device.jobs import Jobs
+from sfl.transport.frames import contract
 from sfl.transport.security.door import CALLS
+from sfl.transport.stage.settings import SettingsRead, digest
 from tests.house.staged import Staged
 from tests.house.waiting import PATIENCE
 
@@ -123,6 +126,49 @@ def test_a_stage_that_meets_another_run_is_started_again(tmp_path: Path) -> None
             with pytest.raises(NotYet, match=r"run next has begun\. Start the stage") as caught:
                 await asyncio.wait_for(staged.following, PATIENCE)
             assert run_node(_raises(caught.value), None, supervised=True) == NotYet.exit_code
+
+    asyncio.run(play())
+
+
+def test_settings_are_sent_once_by_each_edge_and_kept_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """They tell of all devices: a copy for each would grow with the square."""
+    staged, read = Staged(tmp_path, 12), []
+
+    def reading(text: str) -> RunSettings:
+        read.append(text)
+        return run_settings(text)
+
+    run_settings = contract.run_settings
+    monkeypatch.setattr(contract, "run_settings", reading)
+    # By its edges, as a run's file and its text form may change what one of them was told.
+    other = staged.settings.model_copy(deep=True)
+
+    async def play() -> None:
+        async with staged.served() as server:
+            north, south = staged.edge("north"), staged.edge("south")
+            of = {name: (north, south)[n % 2] for n, name in enumerate(staged.names)}
+            told = {north: staged.settings, south: other}
+            opened = (staged.opened(edge, name, told[edge]) for name, edge in of.items())
+            await asyncio.gather(*opened)
+            streams = server.service.streams.values()
+            assert len(streams) == 12
+            assert len({id(stream.settings) for stream in streams}) == 1
+            assert 1 <= len(read) <= 2, "both may be asked before one has answered"
+
+    asyncio.run(play())
+
+
+def test_settings_are_those_that_were_announced() -> None:
+    async def play() -> None:
+        read = SettingsRead()
+
+        async def another() -> str:
+            return "{}"
+
+        with pytest.raises(ProtocolError, match="others than were announced"):
+            await read.of("north", digest("[]"), another)
 
     asyncio.run(play())
 

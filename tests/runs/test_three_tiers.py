@@ -337,3 +337,19 @@ def test_a_shared_adapter_is_the_same_whoever_is_lost(tmp_path: Path) -> None:
     with TemporaryDirectory() as folder:
         wanted = judged(shared(Path(folder)))
     assert_same_bits(disturbed(shared(tmp_path)), wanted)
+
+
+def test_a_stage_lowers_what_devices_have_in_flight(tmp_path: Path) -> None:
+    values = fleet(tmp_path, 1, codec=UNCODED, training={"local_steps": 2, "micro_batches": 4})
+    values = tiered(values, 2)
+    values["run"]["rounds"] = 1
+    values |= {"network": {"credits": 4}, "stage": {"threads": 1, "credits": 2}}
+    twin, seen = Twin(tmp_path, values), []
+
+    def look(device: str) -> None:
+        servers = (*twin.servers.values(), *twin.stages.values())
+        seen.extend(own.service.streams[device].end.credits.count for own in servers)
+
+    twin.at("d0", 1, 1, look)
+    finished(twin.run())
+    assert seen == [2, 2]

@@ -24,7 +24,7 @@ DEEP = Plan.split(6, 1, 0, "three_tier", (2, 4))
 def link(side: str) -> NextLink:
     nobody: Any = SimpleNamespace(side=side, device="a")
     own = NextLink(
-        nobody, "stage at x", nobody, (), nobody, NodeStats("e", "edge"), NetworkSettings(), None
+        nobody, "stage at x", nobody, (), nobody, NodeStats("e", "edge"), NetworkSettings(), None, 4
     )
     own._told = assigned(Stage().settings, DEEP, "a", round_=2)
     return own

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Coroutine, Mapping
+from dataclasses import replace
 from typing import Any, Protocol
 
 import numpy as np
@@ -48,6 +49,10 @@ class Next(Onward, Protocol):
     def points(self) -> tuple[Point, ...]:
         """What all behind this server have snapshots of."""
 
+    @property
+    def credits(self) -> int:
+        """Micro-batches of the device that may be in flight at all behind this server."""
+
     def serve(self, host: Before, jobs: Jobs, answers: Answers) -> None:
         """From now on what comes is done among the device's `jobs`."""
 
@@ -65,3 +70,8 @@ class Next(Onward, Protocol):
 
     async def close(self) -> None:
         """Hang up."""
+
+
+def as_allowed(told: Assignment, behind: Next | None) -> Assignment:
+    """What a device is told: no more of it is in flight than all behind its edge allow."""
+    return told if behind is None else replace(told, credits=min(told.credits, behind.credits))

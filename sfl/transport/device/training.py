@@ -31,7 +31,7 @@ from sfl.stage.training import TrainingSession
 from sfl.transport.device import checked
 from sfl.transport.device.adapter_work import AdapterWork
 from sfl.transport.device.end import EdgeEnd
-from sfl.transport.device.onward import Next
+from sfl.transport.device.onward import Next, as_allowed
 from sfl.transport.device.tensor_work import Coders
 from sfl.transport.device.trained import RelayingHost, Trained
 from sfl.transport.frames import contract, words
@@ -184,6 +184,7 @@ class Training(Trained):
         What breaks meanwhile ends the stream, and both go back to the point that they come from.
         """
         session, began = self.session, time.perf_counter()
+        told = as_allowed(told, self.behind)
         checked.assignment(told, self.settings, session.plan.num_layers)
         self.tensors.turnaround.begin_round()
         self.stream.share(told.share)

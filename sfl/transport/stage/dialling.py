@@ -30,6 +30,7 @@ from sfl.transport.frames.wire import ATTEMPT, STAGE_END, WIRE_VERSION
 from sfl.transport.shaper import Shaper, shaper
 from sfl.transport.stage.end import NextEnd
 from sfl.transport.stage.link import NextLink, Opened
+from sfl.transport.stage.settings import SettingsSent
 from sfl.transport.status import error_of
 from sfl.v1 import edge_pb2
 
@@ -92,6 +93,7 @@ class NextStage:
         self._cache_dir = cache_dir
         self._shared = shared
         self._incarnation = secrets.token_bytes(INCARNATION_BYTES)
+        self._settings = SettingsSent()
         self._shaper: Shaper | None = None
         self._shaped = False
 
@@ -108,8 +110,10 @@ class NextStage:
             channel = await self._connected(seconds)
         try:
             opened = Opened(channel)
-            await opened.write(self._hello(device, joined, run))
-            welcome = await self._welcome(opened, run.settings)
+            text, digest = self._settings.text(run.settings)
+            hello = self._hello(device, joined, run, digest)
+            await opened.write(edge_pb2.DeviceMessage(hello=hello))
+            welcome = await self._welcome(opened, run.settings, hello, text)
             end = await self._end(welcome, device, joined, run)
             end.allow(hidden, adapter_limit)
             return self._link(opened, welcome, end, run.settings)
@@ -164,29 +168,33 @@ class NextStage:
             self._stats.waits.say()
             await asyncio.sleep(PAUSE)
 
-    def _hello(self, device: str, joined: Assignment, run: RunHere) -> edge_pb2.DeviceMessage:
+    def _hello(
+        self, device: str, joined: Assignment, run: RunHere, settings_digest: bytes
+    ) -> edge_pb2.DeviceHello:
         holder = joined.plan.next_of(self._holder)
         assert holder is not None, "no stage is behind the last one"
         stage = edge_pb2.StageHello(
             server=self._server,
             holder=words.to_holder(holder),
-            settings=words.to_settings(run.settings),
+            settings_digest=settings_digest,
             run_id=run.run_id,
             run_key=run.run_key,
             model=run.model,
             assignment=words.to_assignment(joined),
         )
-        hello = edge_pb2.DeviceHello(
+        return edge_pb2.DeviceHello(
             device=device,
             wire_version=WIRE_VERSION,
             compiled_codec=kernel().name == "compiled",
             incarnation=self._incarnation,
             stage=stage,
         )
-        return edge_pb2.DeviceMessage(hello=hello)
 
-    async def _welcome(self, opened: Opened, settings: RunSettings) -> edge_pb2.Welcome:
-        """What the stage says first, but for signs of life while it loads."""
+    async def _welcome(
+        self, opened: Opened, settings: RunSettings, hello: edge_pb2.DeviceHello, text: str
+    ) -> edge_pb2.Welcome:
+        """What the stage says first, but for signs of life while it loads, and its asking for the
+        `text` of the settings."""
         words_ = "to be let in"
         with self._stats.waits.on(self.peer, "admission", words_, None):
             while True:
@@ -194,7 +202,10 @@ class NextStage:
                 body = message.WhichOneof("body")
                 if isinstance(message, edge_pb2.EdgeMessage) and body == "welcome":
                     return message.welcome
-                if body != "heartbeat":
+                if body == "settings_wanted" and not hello.stage.settings:
+                    hello.stage.settings = text
+                    await opened.write(edge_pb2.DeviceMessage(hello=hello))
+                elif body != "heartbeat":
                     raise ProtocolError(f"{self.peer}: a welcome was expected")
                 self._stats.waits.say()
 
@@ -238,4 +249,7 @@ class NextStage:
             self._shaper, self._shaped = shaper(hop_link(settings), "up"), True
         points, network = words.from_points(welcome.points), settings.network
         coders, stats = self._coders, self._stats
-        return NextLink(opened, self.peer, end, points, coders, stats, network, self._shaper)
+        allowed = min(welcome.credits or network.credits, network.credits)
+        return NextLink(
+            opened, self.peer, end, points, coders, stats, network, self._shaper, allowed
+        )

@@ -85,9 +85,12 @@ class NextLink:
         stats: NodeStats,
         network: NetworkSettings,
         shaper: Shaper | None,
+        allowed: int,
     ) -> None:
-        """`points` are what all behind this server have snapshots of. The call is this link's from
-        now on."""
+        """`points` are what all behind this server have snapshots of, `allowed` the
+        micro-batches of the device that may be in flight there.
+        The call is this link's from now on."""
+        self.credits = allowed
         self.peer = peer
         self.end = end
         self._points = points

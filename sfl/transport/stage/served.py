@@ -39,6 +39,10 @@ Values = Mapping[str, np.ndarray]
 class StageHost(RelayingHost, Protocol):
     """What a stage does for the streams of its devices."""
 
+    @property
+    def credits(self) -> int:
+        """Micro-batches of one device that may be in flight here."""
+
     def began(self, device: str, round_: int) -> None:
         """A device has begun a round here."""
 
@@ -78,6 +82,12 @@ class Carried(Trained):
         if self.behind is None:
             return own
         return tuple(sorted(set(own).intersection(self.behind.points)))
+
+    @property
+    def credits(self) -> int:
+        """Micro-batches of the device that may be in flight here and at all stages behind."""
+        own = self._stage.credits
+        return own if self.behind is None else min(own, self.behind.credits)
 
     def take(self, message: edge_pb2.DeviceMessage, body: str) -> None:
         """As of any device; and a round's beginning, with its adapter."""

@@ -39,6 +39,7 @@ from sfl.transport.frames.wire import (
 from sfl.transport.group import GONE, first_message, run_together
 from sfl.transport.security.doorkeeper import expect
 from sfl.transport.stage.served import Carried
+from sfl.transport.stage.settings import SettingsRead
 from sfl.transport.status import LONGEST_DETAILS, status_of
 from sfl.transport.stream import Context
 from sfl.v1 import edge_pb2
@@ -101,6 +102,7 @@ class StageService:
         self._cache_dir = cache_dir
         self._connected: Connected[Carried] = Connected(stats)
         self._cleanups = Cleanups()
+        self._settings = SettingsRead()
         self._opening: set[str] = set()
         self._servers: dict[str, str] = {}
         """By device, who has its open stream."""
@@ -140,7 +142,7 @@ class StageService:
 
     async def _session(self, requests: Requests, context: Context) -> None:
         try:
-            arriving = _arriving((await first_message(requests, "hello")).hello)
+            arriving = await self._arriving(requests, context)
             stream = await self._opened(arriving, context)
         except SflError as error:
             await context.abort(status_of(error), plain(str(error), LONGEST_DETAILS))
@@ -157,6 +159,20 @@ class StageService:
         ended = await reason
         if not isinstance(ended, Goodbye):
             await context.abort(status_of(ended), plain(str(ended), LONGEST_DETAILS))
+
+    async def _arriving(self, requests: Requests, context: Context) -> Arriving:
+        """Whose stream this is to be. Raises ProtocolError, Refused, LinkLost."""
+        hello = (await first_message(requests, "hello")).hello
+        _check_sender(hello)
+
+        async def text() -> str:
+            wanted = edge_pb2.SettingsWanted()
+            await context.write(edge_pb2.EdgeMessage(settings_wanted=wanted))
+            return (await first_message(requests, "hello")).hello.stage.settings
+
+        server, digest = hello.stage.server, hello.stage.settings_digest
+        asking = _task(self._settings.of(server, digest, text))
+        return _arriving(hello, await _alive_until(asking, context))
 
     async def _opened(self, arriving: Arriving, context: Context) -> Carried:
         host = self._host
@@ -181,7 +197,9 @@ class StageService:
             opening = _task(host.open(arriving, self.coders, end))
             stream = await _alive_until(opening, context)
             points = [words.to_point(point) for point in stream.points]
-            welcome = edge_pb2.Welcome(compiled_codec=kernel().name == "compiled", points=points)
+            welcome = edge_pb2.Welcome(
+                compiled_codec=kernel().name == "compiled", points=points, credits=stream.credits
+            )
             stream.stream.outbox.put(edge_pb2.EdgeMessage(welcome=welcome))
             return stream
         except BaseException as error:
@@ -256,8 +274,7 @@ class StageService:
             await self._host.left(stream.device, reason)
 
 
-def _arriving(hello: edge_pb2.DeviceHello) -> Arriving:
-    """What a server says of a device that it has let in. Raises ProtocolError, Refused."""
+def _check_sender(hello: edge_pb2.DeviceHello) -> None:
     said = hello.stage
     contract.name("device", hello.device)
     contract.name("server", said.server)
@@ -267,7 +284,12 @@ def _arriving(hello: edge_pb2.DeviceHello) -> Arriving:
             f"{WIRE_VERSION}: install the same sfl on both"
         )
     expect("edge", said.server)
-    settings = contract.run_settings(said.settings)
+    contract.whole("bytes of a digest", len(said.settings_digest), 32, 32)
+
+
+def _arriving(hello: edge_pb2.DeviceHello, settings: RunSettings) -> Arriving:
+    """What a server says of a device that it has let in. Raises ProtocolError, Refused."""
+    said = hello.stage
     if hello.device not in settings.names:
         raise ProtocolError(f"the run's settings have no device {hello.device!r}")
     joined = words.from_assignment(said.assignment)
