@@ -77,8 +77,10 @@ class StageHello(_message.Message):
     def __init__(self, server: _Optional[str] = ..., holder: _Optional[int] = ..., settings: _Optional[str] = ..., run_id: _Optional[str] = ..., run_key: _Optional[str] = ..., assignment: _Optional[_Union[Assignment, _Mapping]] = ..., model: _Optional[str] = ..., settings_digest: _Optional[bytes] = ...) -> None: ...
 
 class SettingsWanted(_message.Message):
-    __slots__ = ()
-    def __init__(self) -> None: ...
+    __slots__ = ("settings_digest",)
+    SETTINGS_DIGEST_FIELD_NUMBER: _ClassVar[int]
+    settings_digest: bytes
+    def __init__(self, settings_digest: _Optional[bytes] = ...) -> None: ...
 
 class Point(_message.Message):
     __slots__ = ("round", "step", "lineage")

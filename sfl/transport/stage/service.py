@@ -166,7 +166,7 @@ class StageService:
         _check_sender(hello)
 
         async def text() -> str:
-            wanted = edge_pb2.SettingsWanted()
+            wanted = edge_pb2.SettingsWanted(settings_digest=digest)
             await context.write(edge_pb2.EdgeMessage(settings_wanted=wanted))
             return (await first_message(requests, "hello")).hello.stage.settings
 
