@@ -19,7 +19,7 @@ from safetensors.torch import load_file, save_file
 from benchmarks.precision import in_its_own_process
 from sfl.cli.doctor.files import check_data
 from sfl.cli.launch.nearby import perhaps_meant, pointed
-from sfl.cli.launch.preflight import KNOWN_CODECS, check_before_start
+from sfl.cli.launch.preflight import KNOWN_CODECS, check_before_start, check_settings
 from sfl.cli.launch.run import resolved
 from sfl.codec.spec import PRESETS
 from sfl.config import DeviceConfig, RunConfig, load_run
@@ -167,6 +167,24 @@ def test_nothing_is_started_and_no_folder_made(tmp_path: Path) -> None:
 
 def test_settings_that_are_codecs_unlooked_at_are_codecs() -> None:
     assert set(PRESETS) < KNOWN_CODECS
+
+
+@pytest.mark.parametrize(
+    ("override", "words"),
+    [
+        ('codec.stage_activation="nonsense"', "codec.stage_activation"),
+        ('stage.listen="127.0.0.1:7002"', "starts 2 stages here, and each needs a port"),
+        ("stage.metrics.port=9402", "starts 2 stages here, and each needs a port"),
+    ],
+)
+def test_what_stages_cannot_do_is_said_before_they_start(
+    tmp_path: Path, override: str, words: str
+) -> None:
+    tiers = ['run.topology="three_tier"', "stages.cuts=[2, 3]"]
+    path = written(tmp_path)
+    check_settings(load_run(path, tiers), open_model(MODEL))
+    with pytest.raises(ConfigError, match=words):
+        check_settings(load_run(path, [*tiers, override]), open_model(MODEL))
 
 
 # -- errors in words ---------------------------------------------------------------------------
