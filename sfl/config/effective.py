@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from sfl.config.codec import CodecSettings
+from sfl.config.codec import CodecSettings, unread_roles
 from sfl.config.run import RunConfig
 
 
@@ -44,4 +44,5 @@ def _codecs(config: RunConfig) -> CodecSettings:
     if own or config.codec.schedule or config.codec.is_auto:
         return config.codec
     roles = config.codecs(config.devices[0].name, 1)
-    return config.codec.model_copy(update=roles.model_dump())
+    unread = set(unread_roles(config.run.topology))  # which a file that names them is refused for
+    return config.codec.model_copy(update=roles.model_dump(exclude=unread))

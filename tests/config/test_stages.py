@@ -11,7 +11,8 @@ from pydantic import ValidationError
 
 from sfl.config import RunConfig, RunSettings
 from sfl.config.codec import CodecChange, unread_roles
-from sfl.config.load import load_stage
+from sfl.config.effective import in_full
+from sfl.config.load import dump_toml, load_stage, read_run
 from sfl.config.node import NOT_OF_STAGES
 from sfl.errors import ConfigError
 from sfl.plan import TIERED
@@ -76,6 +77,14 @@ def test_every_role_that_codes_a_tensor_may_have_a_codec(topology: Any) -> None:
     own = settings(codec=codec, run={"topology": topology}, stages=stages)
     taken = own.codecs("a", 1).model_dump()
     assert [taken[role] for role in codec] == ["int8"] * len(codec)
+
+
+@pytest.mark.parametrize("topology", ["vanilla", "u_shaped", "three_tier", "three_tier_u_shaped"])
+def test_a_run_said_in_full_reads_back(topology: str) -> None:
+    stages = {"cuts": [4]} if topology in TIERED else {}
+    values = {"run": {"topology": topology}, "stages": stages, "model": {"path": "m"}}
+    full = in_full(RunConfig.model_validate(values | {"devices": [{"name": "a"}]}))
+    assert in_full(read_run(dump_toml(full))).codec == full.codec
 
 
 def test_an_edge_of_two_tiers_has_nothing_behind_it() -> None:
