@@ -243,7 +243,7 @@ def test_defaults_that_follow_from_others_are_shown(tmp_path: Path) -> None:
     assert full.training.local_epochs == 1 and full.training.computation == "lean"
     assert full.aggregation.server_learning_rate == 0.002
     assert full.lora.target_modules == ("q_proj",)
-    assert (full.codec.hidden, full.codec.evaluation) == ("compact", "fine")
+    assert (full.codec.hidden, full.codec.evaluation) == (None, "fine")  # vanilla has none
     assert {entry.rank for entry in full.devices} == {config.lora.rank}
     for entry in config.devices:  # saying them changes nothing
         assert full.codecs(entry.name, 1) == config.codecs(entry.name, 1)

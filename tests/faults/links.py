@@ -267,8 +267,8 @@ STAGE: dict[Way, tuple[str, ...]] = {
         *("norm", "heartbeat", "End request"),
     ),
     "down": (
-        *("welcome", "start", "gradient of training", "norm", "adapter", "heartbeat"),
-        "End answer",
+        *("settings_wanted", "welcome", "start", "gradient of training", "norm", "adapter"),
+        *("heartbeat", "End answer"),
     ),
 }
 """The same between an edge and the stage behind it."""

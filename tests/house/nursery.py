@@ -1,6 +1,6 @@
 """What nodes of a test's run are forked from has imported more than that of a user's, once.
 
-An edge's PEFT, the parts of torch that a first backward asks for, and the families of tiny models.
+An edge's PEFT, the parts of torch that it and a first backward ask for, and the families of tiny models.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ if PACKAGE in os.environ:
         import_modeling(_package)
     for _name in (
         "peft",
+        "torch.distributed.tensor",
         "torch.fx.experimental.symbolic_shapes",
         "tests.house.forking",
         NURSERY,
