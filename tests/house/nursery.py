@@ -1,6 +1,7 @@
 """What nodes of a test's run are forked from has imported more than that of a user's, once.
 
-An edge's PEFT, the parts of torch that it and a first backward ask for, and the families of tiny models.
+An edge's PEFT, the parts of torch that it and a first backward ask for, and the families of tiny
+models.
 """
 
 from __future__ import annotations
