@@ -329,11 +329,13 @@ def _joules(shown: Shown, last: Shown) -> Energy | None:
 
 def _faded(before: Passes, new: Passes) -> dict[PassKey, Sums]:
     """What was known weighs less; what nothing like it was timed of again stays as it was."""
-    found = {key: known.scaled(_kept_beside(key, before, new)) for key, known in before.items()}
-    for key, sums in new.items():
-        known = before.get(key)
-        found[key] = sums if known is None else _followed(known, sums)
-    return found
+    found = {
+        key: _followed(known, new[key])
+        if key in new
+        else known.scaled(_kept_beside(key, before, new))
+        for key, known in before.items()
+    }
+    return found | {key: sums for key, sums in new.items() if key not in found}
 
 
 def _kept_beside(key: PassKey, before: Passes, new: Passes) -> float:

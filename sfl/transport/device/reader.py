@@ -112,7 +112,7 @@ class Reader:
         frame = message.adapter
         first, now = frame.HasField("header"), self._stats.phases.now()
         self._stats.link.adapter(now, len(frame.data), first, frame.last)
-        whole = self._end.take_adapter(message.adapter)
+        whole = self._end.take_adapter(frame)
         if whole is not None:
             self._put(whole)
 

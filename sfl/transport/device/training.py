@@ -145,7 +145,7 @@ class Training(Trained):
         """Relay the device's part once it is whole, and read off the edge's own."""
         now, first = self.host.stats.phases.now(), frame.HasField("header")
         self._received += self._burst.frame(now, len(frame.data), first, frame.last)
-        if frame.HasField("header"):
+        if first:
             if frame.header.side == MOMENTS:
                 self._check_moments(frame.header)
             else:
