@@ -355,10 +355,7 @@ def _followed(known: Sums, new: Sums) -> Sums:
 
 
 def _kept(before: float, now: float) -> float:
-    """The more a round contradicts what was known, the less of that is kept.
-
-    So the noise of steady nodes is averaged, and one that changed is seen after a round.
-    """
+    """Less, the more a round contradicts it: noise is averaged, and a change is seen at once."""
     alike = min(before, now) / max(before, now) if before > 0.0 < now else 1.0
     return float(KEEP * alike**DOUBT)
 
