@@ -23,7 +23,7 @@ from sfl.metrics.stats import NodeStats
 from sfl.models.folder import ModelFolder, open_model
 from sfl.models.kv.cache import KvPool
 from sfl.models.kv.pages import PAGE_TOKENS
-from sfl.models.kv.size import cannot_keep, page_bytes
+from sfl.models.kv.size import check_kept, page_bytes
 from sfl.node.certificates.own import OwnCertificate
 from sfl.node.files import writable_folder, write_atomic
 from sfl.plan import Span
@@ -119,8 +119,7 @@ def _folder(own: EdgeConfig, serve: ServeSettings) -> ModelFolder:
     """The model, which can be served so. Raises ConfigError, ModelError."""
     folder = open_model(own.model or "")
     folder.check_task("causal_lm")
-    if (problem := cannot_keep(folder.family, folder.config)) is not None:
-        raise ConfigError("edge.model", folder.name, problem, "Serve another model.")
+    check_kept("edge.model", folder)
     if serve.cut_layer >= folder.num_layers:
         raise ConfigError(
             "serve.cut_layer",

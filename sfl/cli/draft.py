@@ -16,7 +16,7 @@ from sfl.cli.base import adapter_folder, open_base
 from sfl.config import RunConfig, load_run
 from sfl.errors import ConfigError, ModelError, ProtocolError
 from sfl.models.folder import ModelFolder, open_model
-from sfl.models.kv.size import cannot_keep
+from sfl.models.kv.size import check_kept
 from sfl.node.files import writable_folder
 from sfl.report.runs import find_run
 
@@ -112,8 +112,7 @@ def draft(taught: Taught, to: Path, wanted: Wanted) -> None:
 def _check(taught: Taught) -> None:
     folder = taught.folder
     folder.check_task("causal_lm")
-    if (problem := cannot_keep(folder.family, folder.config)) is not None:
-        raise ConfigError("--model", folder.name, problem, "Serve another model.")
+    check_kept("--model", folder)
     if taught.cut_layer >= folder.num_layers:
         raise ConfigError(
             "--cut-layer",

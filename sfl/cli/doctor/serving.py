@@ -22,7 +22,7 @@ from sfl.config.serve import (
 from sfl.errors import ConfigError, SflError
 from sfl.models.folder import ModelFolder
 from sfl.models.kv.pages import PAGE_TOKENS, pages_for
-from sfl.models.kv.size import cannot_keep, page_bytes
+from sfl.models.kv.size import check_kept, page_bytes
 from sfl.models.memory.footprint import EDGE_BASE_BYTES, Load
 from sfl.models.memory.serving import Answering, ServingFootprint, serving_footprint
 from sfl.node.textfile import NotText, read_text
@@ -83,8 +83,7 @@ def check_serving(file: ServeFile, folder: ModelFolder, room: int, device_base: 
     """What each node needs of `room` bytes, and all of them together."""
     try:
         folder.check_task("causal_lm")
-        if (unfit := cannot_keep(folder.family, folder.config)) is not None:
-            raise ConfigError(file.model[0], folder.name, unfit, "Serve another model.")
+        check_kept(file.model[0], folder)
         return list(_checks(file, folder, room, device_base))
     except SflError as error:
         return [problem("serve", error)]

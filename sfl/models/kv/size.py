@@ -5,7 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from sfl.errors import ConfigError
 from sfl.models.families.family import Family
+from sfl.models.folder import ModelFolder
 from sfl.models.kv.pages import PAGE_TOKENS
 
 CHANGING = ("dynamic", "longrope")
@@ -35,3 +37,9 @@ def cannot_keep(family: Family, config: Mapping[str, Any]) -> str | None:
     if kinds & set(CHANGING):
         return "its rotary positions depend on the longest text in a batch"
     return None
+
+
+def check_kept(key: str, folder: ModelFolder) -> None:
+    """Raises ConfigError, which names the setting, where no conversation with the model is kept."""
+    if (problem := cannot_keep(folder.family, folder.config)) is not None:
+        raise ConfigError(key, folder.name, problem, "Serve another model.")

@@ -12,12 +12,11 @@ from torch import Tensor
 from sfl.adapters.lora import Adapter, LoraBank
 from sfl.adapters.served import place
 from sfl.config import LoraSettings
-from sfl.errors import ConfigError
 from sfl.models.folder import ModelFolder
 from sfl.models.kv.attention import Extension
 from sfl.models.kv.cache import KvCache, KvPool
 from sfl.models.kv.pages import pages_for
-from sfl.models.kv.size import cannot_keep
+from sfl.models.kv.size import check_kept
 from sfl.models.span import SpanModel
 from sfl.plan import Plan, Span
 from sfl.serving.sampling import GREEDY, Sampling
@@ -59,8 +58,7 @@ class FrontStage:
         drafter: Drafter | None = None,
     ) -> None:
         """Room for keys and values of `tokens` tokens. Raises ConfigError, ModelError."""
-        if (problem := cannot_keep(folder.family, folder.config)) is not None:
-            raise ConfigError("model", folder.name, problem, "Serve another model.")
+        check_kept("model", folder)
         form = form or BaseForm()
         self.plan = plan
         self.drafter = drafter
