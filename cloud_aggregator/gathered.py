@@ -85,6 +85,7 @@ class Gathered:
             None if facts is None else facts.memory,
             tally.success,
             tally.outcome(self.run.round, longest),
+            self.seen.noise(name),
         )
 
     def _model_facts(self) -> ModelFacts:

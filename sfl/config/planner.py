@@ -34,7 +34,11 @@ class PlannerSettings(Section):
     every_rounds: PositiveInt = 1
     """A decision holds for so many rounds."""
     hysteresis: Fraction = 0.03
-    """A cut moves only for a gain of at least this share, beside what the move itself costs."""
+    """A cut moves only for a gain of at least this share, beside what the move itself costs, and
+    beside what the rounds of its device differ by where nothing changes."""
+    pays_back: PositiveInt = 5
+    """Rounds in which a move is to save what it costs; fewer where the run ends before. More: cuts
+    follow changes that do not last so long."""
     weight: Annotated[float, Field(ge=0.0, le=1.0)] = 0.5
     """`card`: what delay counts against the edge's energy. 1: delay alone."""
     energy_budget: PositiveFloat | None = None

@@ -42,6 +42,9 @@ class Seen(Protocol):
     def stage_node(self, name: str) -> NodeCost | None:
         """What a stage behind the edges takes to compute."""
 
+    def noise(self, name: str) -> float:
+        """The share by which a device's rounds differ where nothing has changed."""
+
     def step_tokens(self) -> float | None:
         """Real tokens of a step, the median over devices."""
 
@@ -63,6 +66,10 @@ class NothingSeen:
     def stage_node(self, name: str) -> NodeCost | None:
         """Nothing."""
         return None
+
+    def noise(self, name: str) -> float:
+        """Nothing."""
+        return 0.0
 
     def step_tokens(self) -> float | None:
         """Nothing."""

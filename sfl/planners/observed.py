@@ -36,6 +36,8 @@ DOUBT = 3.0
 """The power by which less is kept of what a round contradicts: half or twice the seconds, 1/8."""
 READINGS = 8
 """Rounds that watts are fitted from."""
+DIFFERENCES = 5
+"""Rounds that noise is told from, by their median: a single change does not count."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,7 +80,8 @@ class SeenDevice:
     """One device, so far. `last` is its latest report, that the next one is taken off.
 
     `own` and `at_edge`, `up` and `down` are sums that fade. `rounds` counts those it took part in,
-    `finished` those of them that it finished.
+    `finished` those of them that it finished. `differences` are the shares by which its latest
+    rounds took longer or shorter than what was known before told.
     """
 
     last: Shown = NOTHING
@@ -97,6 +100,7 @@ class SeenDevice:
     step_tokens: float | None = None
     micro_batches: float | None = None
     handover: float | None = None
+    differences: tuple[float, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -205,6 +209,11 @@ class Observations:
         seen = self.stages.get(name, only)
         return None if seen is None else node_cost(seen.passes, seen.setting)
 
+    def noise(self, name: str) -> float:
+        """The share by which a device's rounds differ where nothing has changed; 0 before two."""
+        seen = self.devices.get(name)
+        return median(seen.differences) if seen is not None and seen.differences else 0.0
+
     def success(self, name: str) -> float:
         """The share of its rounds that a device finished; 1 before its first."""
         seen = self.devices.get(name)
@@ -257,7 +266,26 @@ def _heard(seen: SeenDevice, report: DeviceReport) -> SeenDevice:
         step_tokens=report.tokens / report.steps if report.steps else seen.step_tokens,
         micro_batches=_pieces(new, report.steps) or seen.micro_batches,
         handover=seen.handover,
+        differences=_differing(kept.own, new, seen, report),
     )
+
+
+def _differing(
+    own: Passes, new: Passes, seen: SeenDevice, report: DeviceReport
+) -> tuple[float, ...]:
+    """The latest rounds' shares, with this one: at the device or its edge, the larger of both."""
+    at_edge = seen.at_edge if seen.edge == report.edge else {}
+    apart = [_difference(own, new), _difference(at_edge, report.edge_passes)]
+    found = max((one for one in apart if one is not None), default=None)
+    return seen.differences if found is None else (*seen.differences, found)[-DIFFERENCES:]
+
+
+def _difference(known: Passes, new: Passes) -> float | None:
+    """The share by which passes differ from what is known of the same; None of what is new."""
+    alike = [(known[key], sums) for key, sums in new.items() if key in known]
+    told = sum(_pace(before) * (sums.size or sums.passes) for before, sums in alike)
+    took = sum(sums.seconds for _, sums in alike)
+    return abs(took / told - 1.0) if told > 0.0 < took else None
 
 
 def _handover(before: SeenDevice, after: SeenDevice, report: DeviceReport) -> float | None:

@@ -1,9 +1,11 @@
 """From a proposal to a decision: what is illegal is refused, and a move is made only where it pays.
 
 The one place for hysteresis and for the cost of moving, whatever the planner. A move pays where the
-share of the score that it saves is above `hysteresis`, plus the seconds that the move takes as a
-share of all the rounds that the decision holds for. So whoever stays is never worse than
-1 / (1 - that sum) times the proposal, and whoever moves is better than staying.
+share of the score that it saves is above the sum of three: `hysteresis`; what the movers' rounds
+differ by where nothing changes, because among many plans one always looks better by chance; and the
+seconds that the move takes, as a share of the rounds in which it is to pay itself back. So whoever
+stays is never worse than 1 / (1 - that sum) times the proposal, and whoever moves is foretold to be
+better off.
 """
 
 from __future__ import annotations
@@ -11,6 +13,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from math import inf, isinf
+from statistics import median
 from typing import TYPE_CHECKING
 
 from sfl.planners.decision import Choice, Decision, Memory, Why
@@ -85,10 +88,11 @@ def _gain(staying: float, going: float) -> float:
     return (staying - going) / staying if staying > 0.0 else 0.0
 
 
-def _needed(state: State, moving: float, round_seconds: float) -> float:
+def _needed(state: State, noise: float, moving: float, round_seconds: float) -> float:
     """The share from which on a move pays."""
-    held = state.aims.every_rounds * round_seconds
-    return state.aims.hysteresis + (moving / held if held > 0.0 else 0.0)
+    aims = state.aims
+    held = max(aims.every_rounds, aims.pays_back) * round_seconds
+    return aims.hysteresis + noise + (moving / held if held > 0.0 else 0.0)
 
 
 def _each_alone(planner: Planner, state: State, proposal: Proposal) -> _Settled:
@@ -102,7 +106,7 @@ def _each_alone(planner: Planner, state: State, proposal: Proposal) -> _Settled:
         if go[name].at == stay[name].at:
             continue
         cost = moving_seconds(device, go[name], state.workload.num_layers)
-        least = _needed(state, cost, alone_seconds(state, device, stay[name]))
+        least = _needed(state, device.noise, cost, alone_seconds(state, device, stay[name]))
         before = planner.alone(state, device, stay[name])
         if _gain(before, planner.alone(state, device, go[name])) > least:
             moving, needed = max(moving, cost), max(needed, least)
@@ -129,7 +133,8 @@ def _together(planner: Planner, state: State, go: Proposal) -> _Settled:
     before, after = (planner.together(state, choices) for choices in (staying, going))
     layers = state.workload.num_layers
     moving = max((moving_seconds(one, going[one.name], layers) for one in movers), default=0.0)
-    needed = _needed(state, moving, foretold(state, staying).bound) if movers else 0.0
+    noise = median(device.noise for device in movers) if movers else 0.0
+    needed = _needed(state, noise, moving, foretold(state, staying).bound) if movers else 0.0
     if movers and _gain(before, after) <= needed:
         names = tuple(device.name for device in movers)
         moved = _moved(state, staying)

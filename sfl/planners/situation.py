@@ -35,6 +35,7 @@ class Present:
     memory: int | None = None
     success: float = 1.0
     outcome: Outcome | None = None
+    noise: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,6 +68,7 @@ def state_of(
             own.success,
             own.outcome,
             settings.stage_cuts(own.name),
+            own.noise,
         )
         for own in devices
     )
@@ -75,7 +77,7 @@ def state_of(
         workload,
         found,
         tuple(EdgeState(name, edges[name]) for name in sorted(edges)),
-        aims_of(settings),
+        aims_of(settings, round_),
         settings.run.seed,
         before.memory,
         before.recorded,
@@ -95,12 +97,13 @@ def legal(
     return tuple(known[way] for way in ways if way in known)
 
 
-def aims_of(settings: RunSettings) -> Aims:
-    """What `[planner]` wants."""
-    own = settings.planner
+def aims_of(settings: RunSettings, round_: int = 1) -> Aims:
+    """What `[planner]` wants, from this round on."""
+    own, left = settings.planner, settings.run.rounds - round_ + 1
     return Aims(
         hysteresis=own.hysteresis,
         every_rounds=own.every_rounds,
+        pays_back=max(1, min(own.pays_back, left)),
         slow_rounds=own.slow_rounds,
         weight=own.weight,
         energy=own.energy_budget,

@@ -24,7 +24,8 @@ class DeviceState:
 
     `at` is its present cut, None before the first round. `memory` is its budget in bytes. `success`
     is the share of its rounds that it finished. `stage_cuts` are the blocks before each stage
-    behind its edge: they stay.
+    behind its edge: they stay. `noise` is the share by which its rounds differ where nothing has
+    changed.
     """
 
     name: str
@@ -36,6 +37,7 @@ class DeviceState:
     success: float = 1.0
     outcome: Outcome | None = None
     stage_cuts: tuple[int, ...] = ()
+    noise: float = 0.0
 
     @cached_property
     def legal(self) -> tuple[Cut, ...]:
@@ -69,7 +71,8 @@ class StageState:
 class Aims:
     """What a run wants of its planner; each planner reads some.
 
-    `hysteresis`: a move has to gain this share at least. A decision holds for `every_rounds`.
+    `hysteresis`: a move has to gain this share at least. A decision holds for `every_rounds`. What
+    a move costs, it is to save within `pays_back` rounds, or as long as the decision holds.
     `slow_rounds`: a planner of two timescales moves cuts that rarely, in decisions.
     `weight` is that of delay against energy, 0 to 1. `energy` is a budget in joules a round, and
     `delay_value` what a second is worth against it (Lyapunov's V). `select` devices take part, all
@@ -79,6 +82,7 @@ class Aims:
 
     hysteresis: float = 0.03
     every_rounds: int = 1
+    pays_back: int = 5
     slow_rounds: int = 10
     weight: float = 0.5
     energy: float | None = None

@@ -49,6 +49,10 @@ class Observing:
         """What a stage takes to compute, once it has shown it."""
         return self.known.stage_node(name)
 
+    def noise(self, name: str) -> float:
+        """The share by which a device's rounds differ where nothing has changed."""
+        return self.known.noise(name)
+
     def step_tokens(self) -> float | None:
         """Real tokens of a step, the mean over devices, once they have trained."""
         return self.known.step_tokens()

@@ -181,6 +181,17 @@ def test_noise_of_a_steady_device_is_averaged():
     assert slowness(after_rounds(*noisy)) == pytest.approx(1.0, abs=0.05)
 
 
+def test_rounds_that_differ_tell_how_much_they_do():
+    """A change is no noise: of five rounds it is one."""
+    assert after_rounds(slowed(1.0)).noise("phone") == 0.0
+    assert after_rounds(*[slowed(1.0)] * 6).noise("phone") == pytest.approx(0.0, abs=1e-9)
+    noisy = [slowed(1.1 if number % 2 else 0.9) for number in range(9)]
+    assert after_rounds(*noisy).noise("phone") == pytest.approx(0.13, abs=0.05)
+    changed = after_rounds(*[slowed(1.0)] * 6, slowed(5.0))
+    assert changed.noise("phone") == pytest.approx(0.0, abs=1e-9)
+    assert changed.noise("nobody") == 0.0
+
+
 def test_what_a_device_showed_at_another_cut_fades_too():
     """Or its old speed there would be believed for ever."""
     there = [slowed(1.0, cut=4)] * 8

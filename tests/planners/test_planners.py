@@ -115,8 +115,27 @@ def test_a_dear_move_waits_until_it_pays():
     state = replace(state, devices=(dear,))
     decision = PLANNERS["scan"].decide(state)
     assert decision.why.kept == ("d0",) and decision.devices["d0"].at == dear.at
-    lasting = replace(state, aims=replace(state.aims, every_rounds=10**6))
-    assert PLANNERS["scan"].decide(lasting).why.moved == ("d0",)
+    for lasts in ({"every_rounds": 10**6}, {"pays_back": 10**6}):
+        lasting = replace(state, aims=replace(state.aims, **lasts))
+        assert PLANNERS["scan"].decide(lasting).why.moved == ("d0",)
+
+
+@pytest.mark.parametrize("name", ["scan", "fleet"])
+def test_who_is_noisy_moves_for_more_than_its_noise_only(name: str):
+    """Among many plans one always looks better by chance."""
+    state = next(
+        state
+        for state in (fleet(seed, num_devices=1) for seed in range(200))
+        if state.able[0].at in {cut.at for cut in state.able[0].legal}
+        and PLANNERS[name].decide(state).why.moved
+    )
+    gain = PLANNERS[name].decide(state).why.gain
+    needed = PLANNERS[name].decide(state).why.needed
+    for noise, moves in ((0.9 * (gain - needed), True), (1.1 * (gain - needed), False)):
+        noisy = replace(state, devices=(replace(state.devices[0], noise=noise),))
+        decision = PLANNERS[name].decide(noisy)
+        assert bool(decision.why.moved) is moves
+        assert decision.why.needed == pytest.approx(needed + noise)
 
 
 def test_what_a_move_takes():

@@ -57,6 +57,9 @@ class Shown:
         seconds = self.stages.get(name)
         return None if seconds is None else node(seconds)
 
+    def noise(self, name: str) -> float:
+        return 0.0
+
     def step_tokens(self) -> float | None:
         return 77.4
 

@@ -92,6 +92,11 @@ class InState:
         """What a stage takes to compute."""
         return self._stages.get(name)
 
+    def noise(self, name: str) -> float:
+        """The share by which a device's rounds differed."""
+        noises = {device.name: device.noise for device in self._state.devices}
+        return noises.get(name, 0.0)
+
     def step_tokens(self) -> float | None:
         """Of a step."""
         return float(self._state.workload.tokens)
