@@ -135,7 +135,7 @@ def test_who_is_noisy_moves_for_more_than_its_noise_only(name: str):
         noisy = replace(state, devices=(replace(state.devices[0], noise=noise),))
         decision = PLANNERS[name].decide(noisy)
         assert bool(decision.why.moved) is moves
-        assert decision.why.needed == pytest.approx(needed + noise)
+        assert not moves or decision.why.needed == pytest.approx(needed + noise)
 
 
 def test_what_a_move_takes():
