@@ -16,11 +16,14 @@ from sfl.adapters.names import belongs_to
 from sfl.adapters.rank import truncated
 from sfl.config import EdgeConfig, RunSettings
 from sfl.config.ranges import plans_of
+from sfl.config.serving import ServeSettings
 from sfl.errors import ModelError
 from sfl.metrics.stats import NodeStats
+from sfl.models.beside import over_same_weights
 from sfl.models.classes import check_class_order
 from sfl.models.folder import ModelFolder, check_length, open_model
 from sfl.models.memory.batching import check_batching
+from sfl.models.memory.beside import check_beside, first_block
 from sfl.models.memory.edge_budget import EdgeChoice, fit_edge
 from sfl.models.span import SpanModel, build_span
 from sfl.models.vocabulary import check_files
@@ -52,6 +55,8 @@ class Base:
     """Values of it that the checkpoint holds, as a safetensors file."""
     holder: Holder = "edge"
     """Which stage server this is."""
+    serving: SpanModel | None = None
+    """The same blocks for conversations, where it serves as well."""
 
     @property
     def digest(self) -> str:
@@ -131,7 +136,7 @@ def load_base(
     stats.dtype, stats.quantised = form.dtype, form.quantised
     num_labels = len(settings.model.labels)
     manifest = build_manifest(folder, settings.model.task, num_labels, settings.lora)
-    span = _span(settings, folder, holder)
+    span = _span(settings, folder, holder, config.serve)
     model = build_span(
         folder,
         span,
@@ -143,12 +148,13 @@ def load_base(
         quantised=form.quantised,
     )
     lay_over_devices(model, config)
+    serving = None if config.serve is None else over_same_weights(folder, model)
     bank = LoraBank(model, settings.lora, settings.lora.target_modules)
     log = _log(holder)
     log.info("base loaded: blocks %d to %d of %s", span.first, span.last - 1, folder.path)
     log.info("%s", choice)
     given = adapter_bytes(given_values(folder, manifest))
-    return Base(settings, folder, model, bank, choice, manifest, given, holder)
+    return Base(settings, folder, model, bank, choice, manifest, given, holder, serving)
 
 
 def _log(holder: Holder) -> logging.Logger:
@@ -166,6 +172,7 @@ def _checked_folder(config: EdgeConfig, settings: RunSettings, holder: Holder) -
         _warn_of_tokenizer(folder)
     check_class_order(folder, settings.model.labels)
     check_batching(folder, settings, config, holder)
+    check_beside(folder, settings, config)
     return folder
 
 
@@ -179,11 +186,18 @@ def _warn_of_tokenizer(folder: ModelFolder) -> None:
         )
 
 
-def _span(settings: RunSettings, folder: ModelFolder, holder: Holder) -> Span:
-    """All blocks that any of the devices may leave to this stage server."""
+def _span(
+    settings: RunSettings, folder: ModelFolder, holder: Holder, serve: ServeSettings | None
+) -> Span:
+    """All blocks that any of the devices may leave to this stage server.
+
+    With `serve` also those that conversations need: up to the model's end.
+    """
     layers = folder.num_layers
     plans = [plan for name in settings.names for plan in plans_of(settings, name, layers)]
     spans = [plan.span_of(holder) for plan in plans]
+    if serve is not None:
+        return Span(first_block(serve, spans), layers, embedding=False, head=True)
     return Span(
         min(span.first for span in spans),
         max(span.last for span in spans),

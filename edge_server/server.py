@@ -5,6 +5,7 @@
     DeviceHost  what devices' streams ask for; EdgeService (transport) is the door they come in by
     Beats       statistics to the cloud
     Follower    does what the cloud says
+    Beside      conversations over the same blocks, where it serves as well
 
 None of them knows EdgeServer, which opens ports, wires them together and takes them down.
 """
@@ -23,6 +24,7 @@ from typing import TYPE_CHECKING
 from edge_server.alive import forget_given_up, stay_alive
 from edge_server.base import Base, load_base
 from edge_server.beats import Beats
+from edge_server.beside import Beside
 from edge_server.floor import Floor
 from edge_server.follower import Follower
 from edge_server.host import DeviceHost
@@ -33,6 +35,7 @@ from edge_server.training import new_session
 from sfl.config import EdgeConfig, RunSettings
 from sfl.errors import LinkLost, RunFailed, SflError
 from sfl.metrics.prometheus import NodeCollector, serve_as_set
+from sfl.metrics.snapshot import NodeSnapshot
 from sfl.metrics.stats import NodeStats
 from sfl.node.board import board_root
 from sfl.node.causes import another_may_help, cause_of
@@ -88,7 +91,14 @@ class EdgeServer:
         stats.certificate_expiry = None if own is None else own.not_after
         self._residence = residence_of(config, stats)
         order = ORDERS[config.order]
-        self.engine = Engine(threads, order, together=config.batch_devices, phases=stats.phases)
+        self.engine = Engine(
+            threads,
+            order,
+            together=config.batch_devices,
+            phases=stats.phases,
+            answering=1 if config.serve is None else config.serve.batch,
+        )
+        self.beside = None if config.serve is None else Beside(config.serve, self.engine, stats)
         self.cloud = CloudLink(
             config.cloud, config.name, stats, insecure, own, config.proxy, new_channel
         )
@@ -126,7 +136,8 @@ class EdgeServer:
         """Where devices dial. Raises ConfigError."""
         door = Door()
         server = new_server(self.own, door)
-        server.add_generic_rpc_handlers((self.service.handler(),))
+        doors = [self.service, *([] if self.beside is None else [self.beside.service])]
+        server.add_generic_rpc_handlers(tuple(door.handler() for door in doors))
         # The port is open before the model is loaded, so that devices need not wait to dial.
         address = bind(server, "edge.listen", self.config.listen, self.insecure, self.own)
         await server.start()
@@ -137,6 +148,8 @@ class EdgeServer:
             with door.watched(address):
                 yield address
         finally:
+            if self.beside is not None:
+                self.beside.hang_up()
             await server.stop(grace=1.0)
 
     async def follow(self, connect_timeout: float, address: str) -> None:
@@ -151,6 +164,8 @@ class EdgeServer:
         """Give back what it holds, once no device can dial any more."""
         await self.service.drain()
         self.service.close()
+        if self.beside is not None:
+            await self.beside.close()
         self.engine.close()
         if self._residence is not None:
             self._residence.close()
@@ -167,7 +182,11 @@ class EdgeServer:
         metrics = self.config.metrics
         if not metrics.enabled:
             return contextlib.nullcontext()
-        return serve_as_set(metrics, NodeCollector(self.stats, self.beats.devices))
+        return serve_as_set(metrics, NodeCollector(self.stats, self._devices))
+
+    def _devices(self) -> list[NodeSnapshot]:
+        trained = self.beats.devices()
+        return trained if self.beside is None else self.beside.devices(trained)
 
     def _log_fields(self) -> dict[str, object]:
         stats = self.stats
@@ -291,6 +310,8 @@ class EdgeServer:
                 load_base, self.config, welcome.settings, self.threads, self.stats
             )
             host = self._host(base)
+            if self.beside is not None:
+                await self.beside.open(base)
             self.cloud.expect(base.global_limit)
             # Ahead of being ready, so that the cloud knows what changes arithmetic here.
             self.beats.send()

@@ -13,8 +13,9 @@ from pathlib import Path
 from sfl.adapters.lora import Adapter, LoraBank
 from sfl.adapters.served import ServedAdapter, open_served, place
 from sfl.codec.pipeline import Codec
-from sfl.config import EdgeConfig, LoraSettings, ModelSettings
-from sfl.config.serve import BASE, ServeEdgeConfig, ServeSettings
+from sfl.config import LoraSettings, ModelSettings
+from sfl.config.serve import ServeEdgeConfig
+from sfl.config.serving import BASE, ServeSettings
 from sfl.errors import ConfigError, ModelError, ProtocolError, Refused
 from sfl.metrics.prometheus import NodeCollector, serve_as_set
 from sfl.metrics.said import DevicesSaid
@@ -24,10 +25,13 @@ from sfl.models.folder import ModelFolder, open_model
 from sfl.models.kv.cache import KvPool
 from sfl.models.kv.pages import PAGE_TOKENS
 from sfl.models.kv.size import check_kept, page_bytes
+from sfl.models.memory.serving import check_cut
+from sfl.models.span import SpanModel
 from sfl.node.certificates.own import OwnCertificate
 from sfl.node.files import writable_folder, write_atomic
 from sfl.plan import Span
 from sfl.serving.room import Rules
+from sfl.serving.steps import chunk_tokens
 from sfl.stage.base import lay_over_devices, settle
 from sfl.stage.engine import Engine
 from sfl.stage.serving.conversation import ServingBase
@@ -38,7 +42,7 @@ from sfl.transport.frames.chunks import adapter_bytes
 from sfl.transport.security.credentials import bind, new_server
 from sfl.transport.security.door import Door
 from sfl.transport.serve.digest import model_digest
-from sfl.transport.serve.rows import chunk_tokens, serve_codec
+from sfl.transport.serve.rows import serve_codec
 from sfl.transport.serve.service import GenerateService
 from sfl.transport.serve.words import ServedHere
 
@@ -73,18 +77,61 @@ def load_host(
 ) -> ServingHost:
     """Load blocks and adapters; for the compute thread. Raises SflError."""
     own, serve = config.edge, config.serve
-    codec = serve_codec(serve.codec)
-    adapters = {name: open_served(path.expanduser()) for name, path in serve.adapters.items()}
-    folder = _folder(own, serve)
-    base, budget = _base(own, serve, folder, adapters, threads, stats)
-    pages = base.pool.pages.total
+    serve_codec(serve.codec)
+    adapters = opened_adapters(serve, "serve")
+    folder = open_model(own.model or "")
+    folder.check_task("causal_lm")
+    check_kept("edge.model", folder)
+    check_cut(folder, serve, "serve")
+    form = settle(own, ModelSettings(path=folder.name), threads)
+    stats.dtype, stats.quantised = form.dtype, form.quantised
+    span = Span(serve.cut_layer, folder.num_layers, embedding=False, head=True)
+    model = serving_span(folder, span, form)
+    lay_over_devices(model, own)
+    host = host_over(own.name, serve, folder, model, adapters, engine, stats)
+    stats.serving = host.count
+    return host
+
+
+def opened_adapters(serve: ServeSettings, section: str) -> dict[str, ServedAdapter]:
+    """What is to be served beside the base, by name. Raises ModelError."""
+    found = {}
+    for name, path in serve.adapters.items():
+        try:
+            found[name] = open_served(path.expanduser())
+        except ModelError as error:
+            field = f"{section}.adapters.{name}"
+            raise ModelError(field, error.value, error.problem, error.fix) from None
+    return found
+
+
+def host_over(
+    edge: str,
+    serve: ServeSettings,
+    folder: ModelFolder,
+    model: SpanModel,
+    adapters: Mapping[str, ServedAdapter],
+    engine: Engine,
+    stats: NodeStats,
+    section: str = "serve",
+) -> ServingHost:
+    """Conversations over blocks that are loaded, packed; for the compute thread. Raises SflError.
+
+    `section` is where the settings stand.
+    """
+    codec, span = serve_codec(serve.codec, f"{section}.codec"), model.span
+    num_bytes = page_bytes(folder.config, span.num_blocks, model.dtype.itemsize)
+    pages = serve.kv_memory // num_bytes
+    if not pages:
+        problem = f"{PAGE_TOKENS} tokens take {num_bytes} bytes"
+        raise ConfigError(f"{section}.kv_memory", serve.kv_memory, problem, "Give more.")
     spill = None
     if serve.evict == "spill":
         spill = serve.spill_dir.expanduser()
-        writable_folder(spill, "serve.spill_dir")
-    span = base.model.span
+        writable_folder(spill, f"{section}.spill_dir")
+    base = _base(model, adapters, KvPool(pages), serve, section)
     here = ServedHere(
-        own.name,
+        edge,
         ((BASE, ""), *((name, adapter.digest) for name, adapter in adapters.items())),
         codec.spec,
         span.first,
@@ -99,11 +146,10 @@ def load_host(
         *(span.first, span.last - 1, folder.path, len(adapters), here.room),
     )
     conversations = Conversations(base, Rules(pages), spill)
-    count = ServingCount(partial(held_by, conversations, budget), base.batches)
-    stats.serving = count
+    held = partial(held_by, conversations, pages * num_bytes)
     return ServingHost(
         stats,
-        count,
+        ServingCount(held, base.batches),
         engine,
         conversations,
         here,
@@ -115,56 +161,26 @@ def load_host(
     )
 
 
-def _folder(own: EdgeConfig, serve: ServeSettings) -> ModelFolder:
-    """The model, which can be served so. Raises ConfigError, ModelError."""
-    folder = open_model(own.model or "")
-    folder.check_task("causal_lm")
-    check_kept("edge.model", folder)
-    if serve.cut_layer >= folder.num_layers:
-        raise ConfigError(
-            "serve.cut_layer",
-            serve.cut_layer,
-            f"the model has {folder.num_layers} blocks",
-            f"Choose 0 to {folder.num_layers - 1}.",
-        )
-    return folder
-
-
 def _base(
-    own: EdgeConfig,
-    serve: ServeSettings,
-    folder: ModelFolder,
+    model: SpanModel,
     adapters: Mapping[str, ServedAdapter],
-    threads: int,
-    stats: NodeStats,
-) -> tuple[ServingBase, int]:
-    """What is loaded, and the bytes of all pages. Raises ConfigError, ModelError."""
-    form = settle(own, ModelSettings(path=folder.name), threads)
-    stats.dtype, stats.quantised = form.dtype, form.quantised
-    span = Span(serve.cut_layer, folder.num_layers, embedding=False, head=True)
-    num_bytes = page_bytes(folder.config, span.num_blocks, form.weights.itemsize)
-    pages = serve.kv_memory // num_bytes
-    if not pages:
-        raise ConfigError(
-            "serve.kv_memory",
-            serve.kv_memory,
-            f"{PAGE_TOKENS} tokens take {num_bytes} bytes",
-            "Give more.",
-        )
-    model = serving_span(folder, span, form)
-    lay_over_devices(model, own)
+    pool: KvPool,
+    serve: ServeSettings,
+    section: str,
+) -> ServingBase:
+    """The blocks with all adapters in them. Raises ModelError for one that does not fit."""
     targets = sorted({name for adapter in adapters.values() for name in adapter.target_modules})
     bank = LoraBank(model, LoraSettings(), targets)
     placed: dict[str, Adapter | None] = {BASE: None}
     for name, adapter in adapters.items():
         try:
-            placed[name] = place(bank, name, span, adapter.values, adapter.scaling)
+            placed[name] = place(bank, name, model.span, adapter.values, adapter.scaling)
         except ProtocolError as error:
             fix = "Serve it over the model that it was trained on."
             path = str(serve.adapters[name])
-            raise ModelError(f"serve.adapters.{name}", path, str(error), fix) from None
+            raise ModelError(f"{section}.adapters.{name}", path, str(error), fix) from None
     bank.stack([adapter for adapter in placed.values() if adapter is not None])
-    return ServingBase(model, bank, placed, KvPool(pages)), pages * num_bytes
+    return ServingBase(model, bank, placed, pool)
 
 
 class ServingEdge:
@@ -184,7 +200,7 @@ class ServingEdge:
         self._own = own
         self.stats = NodeStats(config.edge.name, "edge")
         self.stats.threads = threads
-        self._engine = Engine(threads, together=config.serve.batch)
+        self._engine = Engine(threads, answering=config.serve.batch)
         self._opened: asyncio.Future[ServingHost] = asyncio.get_running_loop().create_future()
         self.said = DevicesSaid()
         self.service = GenerateService(self._opened, self.said)

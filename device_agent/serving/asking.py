@@ -12,6 +12,7 @@ from torch import Tensor
 
 from sfl.errors import ProtocolError, Refused
 from sfl.serving.sampling import GREEDY, Sampling
+from sfl.serving.steps import chunk_tokens
 from sfl.stage.serving.front import FrontCache, FrontStage, Guessing
 from sfl.stage.serving.messages import (
     Answer,
@@ -24,7 +25,6 @@ from sfl.stage.serving.messages import (
     Tokens,
 )
 from sfl.transport.serve.link import ServeLink
-from sfl.transport.serve.rows import chunk_tokens
 from sfl.transport.serve.words import Closed
 
 

@@ -118,6 +118,7 @@ def _load_server(kind: type[S], path: Path, overrides: Iterable[str], section: s
     server = _section(table, section, path)
     _anchor(server, "model", path.resolve().parent)
     _anchor_secrets(server, path.resolve().parent)
+    anchored_served(server.get("serve"), path.resolve().parent)
     return _validate(kind, server, prefix=f"{section}.")
 
 
@@ -153,6 +154,15 @@ def anchored(table: Any, key: str, path: Path) -> None:
     """Make a path within a file's table absolute, by the file it stands in."""
     if isinstance(table, dict) and key in table:
         table[key] = _beside(path.resolve().parent, table[key])
+
+
+def anchored_served(table: Any, folder: Path) -> None:
+    """Make absolute what a table of `ServeSettings` names."""
+    adapters = table.get("adapters") if isinstance(table, dict) else None
+    if isinstance(adapters, dict):
+        table["adapters"] = {name: _beside(folder, path) for name, path in adapters.items()}
+    if isinstance(table, dict) and "spill_dir" in table:
+        table["spill_dir"] = _beside(folder, table["spill_dir"])
 
 
 def anchored_model(table: Any, key: str, path: Path) -> None:
@@ -274,6 +284,8 @@ def _anchor_paths(table: dict[str, Any], folder: Path) -> None:
             _anchor(table[section], key, folder)
     for section in ("cloud", "edge", "stage"):
         _anchor_secrets(table.get(section), folder)
+    if isinstance(edge := table.get("edge"), dict):
+        anchored_served(edge.get("serve"), folder)
     devices = table.get("devices")
     for device in devices if isinstance(devices, list) else []:
         if isinstance(device, dict):

@@ -17,6 +17,7 @@ from pydantic import (
 
 from sfl.config.base import NodeName, OneOf, Seconds, Section
 from sfl.config.pausing import PauseSettings
+from sfl.config.serving import ServeSettings
 from sfl.config.size import Size
 from sfl.plan import Topology
 from sfl.stage.orders import ORDERS
@@ -201,6 +202,9 @@ class EdgeConfig(Section):
     """The edge's certificate, shown to its devices and to the cloud."""
     metrics: MetricsSettings = MetricsSettings()
     """Prometheus endpoint of the edge. It also shows its devices' series."""
+    serve: ServeSettings | None = None
+    """Serve conversations over the same base while the run trains, by the keys of `[serve]`. They
+    are computed first. It changes no bit of the run (docs/serving.md). Default: only train."""
 
     @model_validator(mode="after")
     def _devices_make_sense(self) -> Self:
@@ -231,6 +235,7 @@ NOT_OF_STAGES = {
     "advertise": "edges dial the address in their own edge.next",
     "snapshots": "a stage keeps its snapshots in cache_dir",
     "connect_timeout": "a stage waits for edges, without an end",
+    "serve": "devices dial an edge",
 }
 """Keys of an edge that a stage does not read, and why."""
 

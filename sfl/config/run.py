@@ -18,7 +18,13 @@ from sfl.config.codec import (
     common_codec,
 )
 from sfl.config.devices import DeviceEntry
-from sfl.config.folding import GIVE_FLOAT32, NEEDS_FLOAT32, cannot_fold
+from sfl.config.folding import (
+    GIVE_FLOAT32,
+    LET_IT_STAY,
+    MOVES_THE_BASE,
+    NEEDS_FLOAT32,
+    cannot_fold,
+)
 from sfl.config.node import CloudNode, EdgeConfig, StageConfig
 from sfl.config.sections import RunSections
 from sfl.config.simulate import SimulateSettings
@@ -230,6 +236,8 @@ class RunConfig(RunSettings):
     def _edge_can_be_changed(self) -> Self:
         if self.aggregation.traits.folds and (field := cannot_fold(self.edge)):
             raise ValueError(f"edge.{field}: {NEEDS_FLOAT32}; {GIVE_FLOAT32}")
+        if self.aggregation.traits.folds and self.edge.serve is not None:
+            raise ValueError(f"edge.serve: {MOVES_THE_BASE}; {LET_IT_STAY}")
         return self
 
     @model_validator(mode="after")

@@ -10,51 +10,16 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import Field, NonNegativeInt, PositiveInt, model_validator
 
 from sfl.config.base import NodeName, Section, given_twice
-from sfl.config.load import anchored, anchored_model, read_tables, validated
+from sfl.config.load import anchored, anchored_model, anchored_served, read_tables, validated
 from sfl.config.node import DeviceConfig, EdgeConfig
-from sfl.config.size import Size
+from sfl.config.serving import ServeSettings
 from sfl.errors import ConfigError
 
-BASE = "base"
-"""The name under which the model is served without an adapter."""
 MOST_DRAFTED = 15
 """Tokens of one draft: an edge computes steps of so many and one more together."""
+BESIDE = "[serve] is of an edge that only serves, [edge.serve] of one that trains as well"
 DRAFTS = ("none", "lookup", "exit", "model")
 """Kinds of drafts; the last two are of a folder."""
-
-
-class ServeSettings(Section):
-    """What an edge serves, and within which bounds."""
-
-    adapters: dict[NodeName, Path] = Field(default_factory=dict)
-    """Adapters by name, each a folder in PEFT's format, such as a run's `adapter`. The name is the
-    endpoint's `model`. `base`, the model without one, is always there."""
-    cut_layer: NonNegativeInt = 1
-    """Fewest blocks that a device holds itself: the edge loads those behind them."""
-    batch: PositiveInt = 16
-    """Most conversations whose next tokens are computed as one batch. With 1 each is computed by
-    itself, with the bits that it has alone."""
-    prefill_chunk: Annotated[PositiveInt, Field(le=1 << 16)] = 256
-    """Most tokens of a prompt that are computed at a time. Others' next tokens come in between."""
-    kv_memory: Size = 1 << 30
-    """Memory for keys and values of all conversations, such as `2GB`."""
-    max_tokens: PositiveInt = 512
-    """Most tokens of one answer."""
-    evict: Literal["spill", "recompute"] = "spill"
-    """What becomes of the conversation that nobody has used for longest, if another one needs its
-    room. `spill`: its keys and values go to a file in `spill_dir` and come back. `recompute`: they
-    are forgotten, and the device sends its part again."""
-    spill_dir: Path = Path("~/.cache/sfl/spilled")
-    """Folder of those files. They have no name, and are gone when the edge ends."""
-    codec: str = "none"
-    """How rows are coded, both ways. `none` is lossless. `fp16` and `int8` are smaller, and change
-    what is said (docs/compression.md)."""
-
-    @model_validator(mode="after")
-    def _base_is_taken(self) -> Self:
-        if BASE in self.adapters:
-            raise ValueError(f"adapters: {BASE!r} is the model without one; choose another name")
-        return self
 
 
 class AnswerSettings(Section):
@@ -174,18 +139,10 @@ def load_serve(path: Path, overrides: Iterable[str] = ()) -> ServeConfig:
     """Read the file of `sfl serve`. Raises ConfigError."""
     table = read_tables(path, overrides, ("model", "serve", "edge", "devices"))
     anchored_model(table.get("model"), "path", path)
-    _anchor_served(table, path)
+    anchored_served(table.get("serve"), path.resolve().parent)
     for device in table.get("devices", ()):
         _anchor_answers(device, path)
     return validated(ServeConfig, table, "")
-
-
-def _anchor_served(table: dict[str, Any], path: Path) -> None:
-    serve = table.get("serve")
-    adapters = serve.get("adapters") if isinstance(serve, dict) else None
-    for name in adapters if isinstance(adapters, dict) else ():
-        anchored(adapters, name, path)
-    anchored(serve, "spill_dir", path)
 
 
 def _anchor_answers(table: Any, path: Path) -> None:
@@ -200,9 +157,11 @@ def _anchor_answers(table: Any, path: Path) -> None:
 def load_serve_edge(path: Path, overrides: Iterable[str] = ()) -> ServeEdgeConfig:
     """Read the file of an edge that serves. Raises ConfigError."""
     table = _tables(path, overrides, "edge")
-    _anchor_served(table, path)
+    anchored_served(table.get("serve"), path.resolve().parent)
     config = validated(ServeEdgeConfig, table, "")
     _need("edge.model", config.edge.model, "The model's folder or its name on the hub.")
+    if config.edge.serve is not None:
+        raise ConfigError("edge.serve", "", BESIDE, "Leave one of the two out.")
     return config
 
 

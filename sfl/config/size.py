@@ -29,3 +29,15 @@ def read_size(value: Any) -> Any:
 
 Size = Annotated[PositiveInt, Field(le=MOST), BeforeValidator(read_size)]
 """Bytes."""
+
+
+def size(count: float) -> str:
+    """Bytes for people: 1.5 GB is 1.5e9."""
+    for unit, scale in (("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
+        if count >= scale:
+            return (
+                f"{count / scale:.3g} {unit}"
+                if count < 1e3 * scale
+                else f"{count / scale:,.0f} {unit}"
+            )
+    return f"{count:.0f} B"

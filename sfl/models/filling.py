@@ -67,9 +67,9 @@ def load_tensors(
             assert entry is not None
             if entry.name not in tensors:
                 tensors[entry.name] = read_tensor(entry, dtype)
-            _place(model, name, tensors[entry.name])
+            place(model, name, tensors[entry.name])
         elif name.startswith(tuple(f"{module}." for module in saved)):
-            _place(model, name, torch.zeros(empty.shape, dtype=dtype))
+            place(model, name, torch.zeros(empty.shape, dtype=dtype))
         else:
             raise _misfit(folder, name, empty, entry)
 
@@ -111,7 +111,8 @@ def leave_on_disk(
     return {name: tensor for name, tensor in wanted.items() if name != weight}
 
 
-def _place(model: nn.Module, name: str, tensor: Tensor) -> None:
+def place(model: nn.Module, name: str, tensor: Tensor) -> None:
+    """Put a tensor where the model's modules have the one of that name."""
     path, _, attribute = name.rpartition(".")
     owner: Any = model.get_submodule(path)
     if attribute in owner._buffers:

@@ -109,6 +109,11 @@ class SpanModel(nn.Module):
                 # Each by itself: what stands above the blocks would take them along.
                 module._apply(lambda tensor: tensor.to(last), recurse=False)  # type: ignore[no-untyped-call]
 
+    @property
+    def stretches(self) -> tuple[Stretch, ...]:
+        """How `lay_over` has laid it out; nothing where all is on the CPU."""
+        return self._stretches
+
     def held_bytes(self) -> tuple[list[int], int]:
         """Bytes of each block's weights, and of all others, which are where the head is."""
         indices = range(self.span.first, self.span.last)

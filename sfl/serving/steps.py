@@ -13,6 +13,15 @@ from sfl.config.serve import MOST_DRAFTED
 
 MOST_RESERVED = 1 << 20
 """Tokens that one conversation may ask room for."""
+MOST_ROW_BYTES = 4 << 20
+"""Of one step's rows, as they are before they are coded."""
+WIDEST = 4
+"""Bytes of a value of theirs."""
+
+
+def chunk_tokens(wanted: int, hidden_size: int) -> int:
+    """Most tokens of a step, so that its rows are no more than a message bears."""
+    return max(1, min(wanted, MOST_ROW_BYTES // (WIDEST * hidden_size)))
 
 
 @dataclass(frozen=True, slots=True)

@@ -22,6 +22,14 @@ R = TypeVar("R")
 
 
 @dataclass(eq=False, slots=True)
+class Lane:
+    """Jobs of one kind: in which order they come, and how many of one group are one batch."""
+
+    order: Order
+    together: int
+
+
+@dataclass(eq=False, slots=True)
 class Work:
     """A job in the queue, and who waits for it. `task` is a device's, with what orders go by."""
 
@@ -36,6 +44,7 @@ class Work:
 class Task:
     """One message for one session; tasks of one `group` may go through the base together."""
 
+    lane: Lane
     session: Computed
     message: Any
     tail_seconds: float
@@ -49,7 +58,8 @@ class Engine:
 
     Up to `together` waiting jobs of one group are computed as one batch. Jobs that are no device's
     (loading, rounds that begin and end) go first: a device waits for each of its own before it
-    asks for the next, so nothing of one device overtakes.
+    asks for the next, so nothing of one device overtakes. Steps of conversations go before jobs of
+    training, as they come, up to `answering` as one batch: somebody waits for the next word.
     """
 
     def __init__(
@@ -58,9 +68,10 @@ class Engine:
         order: Order = ORDERS["first_come"],
         together: int = 1,
         phases: PhaseTimes | None = None,
+        answering: int = 1,
     ) -> None:
-        self._order = order
-        self._together = together
+        self._training = Lane(order, together)
+        self._answers = Lane(ORDERS["first_come"], answering)
         self._phases = phases
         self._queue: list[Work] = []
         self._changed = threading.Condition()
@@ -72,9 +83,9 @@ class Engine:
         self._thread.start()
 
     def serve_by(self, order: Order) -> None:
-        """From now on take waiting jobs in this order."""
+        """From now on take waiting jobs of training in this order."""
         with self._changed:
-            self._order = order
+            self._training.order = order
 
     async def run(self, job: Callable[P, R], *args: P.args, **kwargs: P.kwargs) -> R:
         """Queue a job and wait for its result; what it raises is raised here."""
@@ -85,13 +96,20 @@ class Engine:
         self, session: Session, message: Request, tail_seconds: float = 0.0
     ) -> list[Outgoing]:
         """Queue a device's message and wait for what is to be sent then."""
-        outgoing: list[Outgoing] = await self.compute(session, message, tail_seconds)
+        outgoing: list[Outgoing] = await self._compute(
+            self._training, session, message, tail_seconds
+        )
         return outgoing
 
-    async def compute(self, session: Computed, message: Any, tail_seconds: float = 0.0) -> Any:
-        """The same for any kind of session: queue its message, and wait for what it says."""
-        group = session.group(message) if self._together > 1 else None
-        task = Task(session, message, tail_seconds, group)
+    async def answer(self, conversation: Computed, step: Any) -> Any:
+        """The same for a step of a conversation; it goes before all that trains."""
+        return await self._compute(self._answers, conversation, step)
+
+    async def _compute(
+        self, lane: Lane, session: Computed, message: Any, tail_seconds: float = 0.0
+    ) -> Any:
+        group = session.group(message) if lane.together > 1 else None
+        task = Task(lane, session, message, tail_seconds, group)
         return await self._put(lambda: session.handle(message), task)
 
     def close(self) -> None:
@@ -153,7 +171,7 @@ class Engine:
     def _note_wait(self, begin: float, task: Task | None) -> None:
         if self._phases is None:
             return
-        if task is None:
+        if task is None or task.lane is self._answers:
             self._phases.observe("wait", time.perf_counter() - begin)
         else:
             self._phases.interval("wait", task.message.key, task.session.device, begin)
@@ -168,7 +186,10 @@ class Engine:
         for work in self._queue:
             if work.task is None:
                 return [work]
-        tasks = [work.task for work in self._queue if work.task is not None]
+        every = [(work, work.task) for work in self._queue if work.task is not None]
+        answers = any(task.lane is self._answers for _, task in every)
+        lane = self._answers if answers else self._training
+        queue, tasks = zip(*((w, task) for w, task in every if task.lane is lane), strict=True)
         waiting = [
             Waiting(
                 work.number,
@@ -176,14 +197,14 @@ class Engine:
                 task.tail_seconds,
                 task.session.served_seconds,
             )
-            for work, task in zip(self._queue, tasks, strict=True)
+            for work, task in zip(queue, tasks, strict=True)
         ]
-        first = _most_urgent(tasks, self._order.choose(waiting))
+        first = _most_urgent(tasks, lane.order.choose(waiting))
         group, chosen = tasks[first].group, [first]
         left = [n for n, task in enumerate(tasks) if n != first and task.group == group]
-        while group is not None and left and len(chosen) < self._together:
-            chosen.append(left.pop(self._order.choose([waiting[n] for n in left])))
-        return [self._queue[n] for n in chosen]
+        while group is not None and left and len(chosen) < lane.together:
+            chosen.append(left.pop(lane.order.choose([waiting[n] for n in left])))
+        return [queue[n] for n in chosen]
 
     def _do(self, chosen: Sequence[Work]) -> None:
         """Run the jobs and hand each its result, or what it raised."""

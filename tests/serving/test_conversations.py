@@ -236,11 +236,11 @@ def test_the_engine_computes_what_waits_as_one_batch(monkeypatch: pytest.MonkeyP
     monkeypatch.setattr("sfl.stage.serving.conversation.compute_together", counted)
 
     async def run() -> list[Answer]:
-        engine = Engine(1, together=4)
+        engine = Engine(1, answering=4)
         try:
             first = asyncio.create_task(engine.run(lambda: waited.wait(5)))
             tasks = [
-                asyncio.create_task(engine.compute(talk.conversation, step))
+                asyncio.create_task(engine.answer(talk.conversation, step))
                 for talk, step in zip(talks, steps, strict=True)
             ]
             await asyncio.sleep(0.05)

@@ -14,7 +14,8 @@ from rich.table import Table
 
 import sfl
 from sfl.cli.doctor.question import Question
-from sfl.cli.doctor.report import Check, Report, size
+from sfl.cli.doctor.report import Check, Report
+from sfl.config.size import size
 from sfl.node import machine
 
 MARKS = {"ok": "[green]✓[/]", "warning": "[yellow]![/]", "problem": "[red]✗[/]"}

@@ -5,11 +5,13 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import asdict
 
-from sfl.cli.doctor.report import Check, problem, size
+from sfl.cli.doctor.report import Check, problem
 from sfl.config import EdgeConfig, RunConfig, RunSettings
 from sfl.config.devices import DeviceEntry
+from sfl.config.size import size
 from sfl.errors import ConfigError, SflError
 from sfl.models.folder import ModelFolder
+from sfl.models.memory.beside import check_beside
 from sfl.models.memory.edge_budget import fit_edge, needs, residents
 from sfl.models.memory.footprint import Load
 from sfl.plan import SERVERS, Holder
@@ -62,6 +64,7 @@ def check_edge(
     try:
         for entry in settings.devices:
             _check_cut(settings, folder, entry, option)
+        check_beside(folder, settings, own)
         choice = fit_edge(folder, settings, own, holder)
     except SflError as error:
         return problem(holder, error)
@@ -80,6 +83,8 @@ def check_edge(
         f"{size(needed.adapter + needed.optimizer)} ({size(each)} a device in memory), "
         f"one job {size(needed.activations)}, messages {size(needed.messages)}{how}"
     )
+    if own.serve is not None:
+        text += f", and conversations beside them {size(needed.serving)}"
     figures = {f"{name}_bytes": value for name, value in asdict(needed).items()}
     figures |= {
         "total_bytes": needed.total,
@@ -95,6 +100,8 @@ def check_edge(
         f"Set {section}.memory = {size(room).replace(' ', '')!r} to see what fits, or lower "
         f"training.batch_size, model.max_length or {section}.resident_adapters."
     )
+    if own.serve is not None:
+        fix = fix.replace("or lower ", "or lower edge.serve.kv_memory, ")
     return Check(holder, "problem", text, fix, figures)
 
 

@@ -28,13 +28,14 @@ from sfl.cli.doctor.hardware import (
 )
 from sfl.cli.doctor.quantised import check_bitsandbytes
 from sfl.cli.doctor.question import Question
-from sfl.cli.doctor.report import Check, CutRow, Report, problem, size
+from sfl.cli.doctor.report import Check, CutRow, Report, problem
 from sfl.cli.doctor.serving import ServeFile, check_serving, load_served
 from sfl.cli.doctor.speed import check_codec, check_precision
 from sfl.cli.launch.nearby import perhaps_meant, pointed
 from sfl.config import DeviceConfig, EdgeConfig, LocalDevice, RunConfig
 from sfl.config.node import certain
 from sfl.config.pausing import PauseSettings
+from sfl.config.size import size
 from sfl.errors import ModelError, SflError
 from sfl.models.folder import ModelFolder, check_length
 from sfl.models.memory.footprint import Load

@@ -8,12 +8,13 @@ import sys
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, replace
 
-from sfl.cli.doctor.report import Check, CutRow, Mark, size
+from sfl.cli.doctor.report import Check, CutRow, Mark
 from sfl.config import LocalDevice, RunConfig
 from sfl.config.devices import DeviceEntry
 from sfl.config.node import certain
 from sfl.config.ranges import plans_to_fit
 from sfl.config.size import read_size as bytes_of
+from sfl.config.size import size
 from sfl.errors import ConfigError, SflError
 from sfl.models.folder import ModelFolder
 from sfl.models.memory.device_budget import device_load, fit_device

@@ -8,8 +8,9 @@ from dataclasses import asdict
 from datetime import time
 from pathlib import Path
 
-from sfl.cli.doctor.report import Check, size
+from sfl.cli.doctor.report import Check
 from sfl.config.pausing import PauseSettings
+from sfl.config.size import size
 from sfl.errors import ConfigError
 from sfl.node import machine
 from sfl.node.board import Board

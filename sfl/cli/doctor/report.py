@@ -72,15 +72,3 @@ def problem(name: str, error: SflError) -> Check:
         text = f"{error.field} = {error.value!r}: {error.problem}"
         return Check(name, "problem", text, error.fix)
     return Check(name, "problem", str(error))
-
-
-def size(count: float) -> str:
-    """Bytes for people: 1.5 GB is 1.5e9."""
-    for unit, scale in (("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
-        if count >= scale:
-            return (
-                f"{count / scale:.3g} {unit}"
-                if count < 1e3 * scale
-                else f"{count / scale:,.0f} {unit}"
-            )
-    return f"{count:.0f} B"

@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from sfl.adapters.served import ServedAdapter, Values, open_served
-from sfl.cli.doctor.report import Check, problem, size
+from sfl.cli.doctor.report import Check, problem
 from sfl.cli.serve.here import device_file, edge_file
 from sfl.config import ModelSettings
 from sfl.config.node import EdgeConfig, LocalDevice, certain
@@ -19,16 +19,27 @@ from sfl.config.serve import (
     load_serve_device,
     load_serve_edge,
 )
+from sfl.config.size import size
 from sfl.errors import ConfigError, SflError
 from sfl.models.folder import ModelFolder
 from sfl.models.kv.pages import PAGE_TOKENS, pages_for
-from sfl.models.kv.size import check_kept, page_bytes
+from sfl.models.kv.size import check_kept
 from sfl.models.memory.footprint import EDGE_BASE_BYTES, Load
-from sfl.models.memory.serving import Answering, ServingFootprint, serving_footprint
+from sfl.models.memory.serving import (
+    Answering,
+    ServingFootprint,
+    answering_of,
+    check_cut,
+    check_room,
+    kv_bytes,
+    longest_answer,
+    serving_footprint,
+)
 from sfl.node.textfile import NotText, read_text
-from sfl.plan import Plan, Span
+from sfl.plan import Plan
+from sfl.serving.steps import chunk_tokens
 from sfl.stage.base import decided
-from sfl.transport.serve.rows import chunk_tokens, serve_codec
+from sfl.transport.serve.rows import serve_codec
 
 EDGE, DEVICE = {"edge", "serve"}, {"device", "serve"}
 
@@ -135,28 +146,12 @@ def _edge(
 ) -> tuple[int, Check]:
     own, serve = config.edge, config.serve
     serve_codec(serve.codec)
-    if serve.cut_layer >= folder.num_layers:
-        raise ConfigError(
-            "serve.cut_layer",
-            serve.cut_layer,
-            f"the model has {folder.num_layers} blocks",
-            f"Choose 0 to {folder.num_layers - 1}.",
-        )
-    span, load = Span(serve.cut_layer, folder.num_layers, embedding=False, head=True), _load(own)
-    each = page_bytes(folder.config, span.num_blocks, load.item_bytes)
-    pages = serve.kv_memory // each
-    longest = min(serve.max_tokens, folder.context_length)
-    if pages < pages_for(longest):
-        least = size(pages_for(longest) * each).replace(" ", "")
-        raise ConfigError(
-            "serve.kv_memory",
-            serve.kv_memory,
-            f"an answer of serve.max_tokens = {serve.max_tokens} takes {pages_for(longest)} pages "
-            f"of {size(each)}, and there is room for {pages}: it can never fit",
-            f"Give {least} and room for prompts, or lower serve.max_tokens.",
-        )
-    chunk = chunk_tokens(serve.prefill_chunk, folder.hidden_size)
-    answering = Answering((span,), load, pages, chunk, serve.batch, folder.context_length)
+    check_cut(folder, serve, "serve")
+    answering = answering_of(folder, serve, _load(own), serve.cut_layer)
+    check_room(folder, serve, answering, "serve")
+    (span,), pages = answering.spans, answering.pages
+    each = kv_bytes(folder, (span,), 1, answering.load.item_bytes)
+    longest = longest_answer(folder, serve)
     bytes_ = sum(_nbytes(one.values) + _nbytes(one.part((span,))) for one in adapters.values())
     needed = serving_footprint(folder, answering, EDGE_BASE_BYTES, bytes_)
     talks = pages // pages_for(longest)

@@ -21,6 +21,7 @@ from sfl.models.folder import ModelFolder, local_folder, open_model
 from sfl.models.hub import hub_name
 from sfl.models.layers import check_rank, check_target_names
 from sfl.models.memory.batching import check_batching
+from sfl.models.memory.beside import check_beside
 from sfl.models.memory.device_budget import device_load, fit_plan
 from sfl.models.vocabulary import check_tokenizer
 from sfl.node.certificates.own import load_own
@@ -96,6 +97,7 @@ def check_settings(config: RunConfig, folder: ModelFolder) -> None:
     _check_models(config, folder)
     check_class_order(folder, config.model.labels)
     check_batching(folder, config.settings, config.edge)
+    check_beside(folder, config.settings, config.edge)
     for holder, stage in zip(SERVERS[1:], config.stage_nodes, strict=False):
         check_batching(folder, config.settings, stage, holder)
     check_names(config)

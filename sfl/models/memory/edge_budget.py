@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import product
 
@@ -12,6 +12,7 @@ from sfl.config.node import certain
 from sfl.config.ranges import largest_span
 from sfl.errors import ConfigError
 from sfl.models.folder import ModelFolder
+from sfl.models.memory.beside import beside_training
 from sfl.models.memory.footprint import EdgeDevice, EdgeForecast, Footprint, Load
 from sfl.plan import Holder
 
@@ -190,7 +191,16 @@ def _forecast(
         residents=residents(settings, own, holder),
         shared=_versions(settings, holder),
         sums=SUM_COPIES if settings.sums_at_edges and holder == "edge" else 0,
+        serving=_serving(folder, own, devices),
     )
+
+
+def _serving(folder: ModelFolder, own: EdgeConfig, devices: Sequence[EdgeDevice]) -> int:
+    """Bytes of conversations, where the edge serves as well."""
+    if own.serve is None:
+        return 0
+    spans = [device.middle for device in devices]
+    return beside_training(folder, own.serve, devices[0].load, spans)
 
 
 def _has_loss(settings: RunSettings, device: str, num_layers: int, holder: Holder) -> bool:
@@ -241,5 +251,7 @@ def _parts(footprint: Footprint) -> str:
         "adapters and optimizers": footprint.adapter + footprint.optimizer,
         "one job": footprint.activations,
         "messages": footprint.messages,
+        "conversations": footprint.serving,
     }
-    return ", ".join(f"{name} {size / 1e6:,.0f}" for name, size in named.items())
+    said = {name: size for name, size in named.items() if size or name != "conversations"}
+    return ", ".join(f"{name} {size / 1e6:,.0f}" for name, size in said.items())

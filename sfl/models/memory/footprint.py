@@ -156,7 +156,7 @@ class Footprint:
     `base`: the process itself. `weights`: frozen tensors, at the load's dtype. `adapter`: LoRA and
     head modules that are trained whole, float32. `optimizer`: their gradients, AdamW's two moments
     and FedProx's anchors. `activations`: what a step keeps and works with. `messages`: tensors on
-    their way.
+    their way. `serving`: conversations at an edge that serves beside a run.
     """
 
     base: int
@@ -165,6 +165,7 @@ class Footprint:
     optimizer: int
     activations: int
     messages: int
+    serving: int = 0
 
     @property
     def total(self) -> int:
@@ -176,6 +177,7 @@ class Footprint:
             + self.optimizer
             + self.activations
             + self.messages
+            + self.serving
         )
 
 
@@ -281,11 +283,14 @@ class EdgeForecast:
         residents: int | None = None,
         shared: int = 0,
         sums: int = 0,
+        serving: int = 0,
     ) -> None:
         """One adapter for all is held in so many `shared` versions, with a gradient of each device.
 
-        So are `sums` of a whole one. Who waits for others holds what has arrived of them.
+        So are `sums` of a whole one. Who waits for others holds what has arrived of them. `serving`
+        are bytes of conversations.
         """
+        self._serving = serving
         self._devices = tuple(devices)
         self._together = together
         layout = folder.family.layout(folder.config, self._devices[0].load.task)
@@ -343,6 +348,7 @@ class EdgeForecast:
             + (arrived - decoded) * self._coded_rows
             + ADAPTER_COPIES * self._adapter_message
             + self._delivered,
+            serving=self._serving,
         )
 
     def _graph(self, device: EdgeDevice, again: bool, together: int) -> int:

@@ -10,7 +10,11 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 
+from sfl.config.serving import ServeSettings
+from sfl.config.size import size
+from sfl.errors import ConfigError
 from sfl.models.folder import ModelFolder
+from sfl.models.kv.pages import pages_for
 from sfl.models.kv.size import kv_width, page_bytes
 from sfl.models.memory.footprint import (
     ATTENTION_CAP,
@@ -21,6 +25,7 @@ from sfl.models.memory.footprint import (
     device_footprint,
 )
 from sfl.plan import Span
+from sfl.serving.steps import chunk_tokens
 
 HIDDEN_TENSORS, WIDE_TENSORS = 10, 4
 """Tensors of the hidden width and of the MLP's that a block has at once, for each token."""
@@ -39,6 +44,45 @@ class Answering:
     chunk: int
     batch: int
     context: int
+
+
+def answering_of(folder: ModelFolder, serve: ServeSettings, load: Load, first: int) -> Answering:
+    """What an edge's settings come to, over its blocks from `first` on and the head."""
+    span = Span(first, folder.num_layers, embedding=False, head=True)
+    pages = serve.kv_memory // page_bytes(folder.config, span.num_blocks, load.item_bytes)
+    chunk = chunk_tokens(serve.prefill_chunk, folder.hidden_size)
+    return Answering((span,), load, pages, chunk, serve.batch, folder.context_length)
+
+
+def longest_answer(folder: ModelFolder, serve: ServeSettings) -> int:
+    """Tokens of the longest one."""
+    return min(serve.max_tokens, folder.context_length)
+
+
+def check_cut(folder: ModelFolder, serve: ServeSettings, section: str) -> None:
+    """Raises ConfigError where the edge would have no block."""
+    if serve.cut_layer >= folder.num_layers:
+        raise ConfigError(
+            f"{section}.cut_layer",
+            serve.cut_layer,
+            f"the model has {folder.num_layers} blocks",
+            f"Choose 0 to {folder.num_layers - 1}.",
+        )
+
+
+def check_room(folder: ModelFolder, serve: ServeSettings, own: Answering, section: str) -> None:
+    """Raises ConfigError where one answer has no room among keys and values."""
+    each = kv_bytes(folder, own.spans, 1, own.load.item_bytes)
+    wanted = pages_for(longest_answer(folder, serve))
+    if own.pages < wanted:
+        raise ConfigError(
+            f"{section}.kv_memory",
+            serve.kv_memory,
+            f"an answer of {section}.max_tokens = {serve.max_tokens} takes {wanted} pages of "
+            f"{size(each)}, and there is room for {own.pages}: it can never fit",
+            f"Give {size(wanted * each).replace(' ', '')} and room for prompts, or lower "
+            f"{section}.max_tokens.",
+        )
 
 
 @dataclass(frozen=True, slots=True)

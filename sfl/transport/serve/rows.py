@@ -11,12 +11,10 @@ from torch import Tensor
 from sfl.codec.packet import Packet, is_finite
 from sfl.codec.pipeline import Codec, Decoder, Encoder, parse
 from sfl.errors import ConfigError, ProtocolError
+from sfl.serving.steps import MOST_ROW_BYTES, WIDEST
 from sfl.v1 import serve_pb2
 
-MOST_BYTES = 4 << 20
-"""Of one step's rows, as they are before they are coded."""
 _FLOAT32 = "float32"
-_WIDEST = 4
 
 
 def serve_codec(text: str, field: str = "serve.codec") -> Codec:
@@ -31,11 +29,6 @@ def serve_codec(text: str, field: str = "serve.codec") -> Codec:
             "Use none, fp16, int8, or another stage of one step.",
         )
     return codec
-
-
-def chunk_tokens(wanted: int, hidden_size: int) -> int:
-    """Most tokens of a step, so that its rows are no more than a message bears."""
-    return max(1, min(wanted, MOST_BYTES // (_WIDEST * hidden_size)))
 
 
 class RowCodec:
@@ -57,9 +50,9 @@ class RowCodec:
 
     def decode(self, said: serve_pb2.TokenRows) -> Tensor:
         """Rows `[count, H]`, finite, in memory of torch's own. Raises ProtocolError."""
-        if said.count * self._hidden * _WIDEST > MOST_BYTES or not said.count:
+        if said.count * self._hidden * WIDEST > MOST_ROW_BYTES or not said.count:
             raise ProtocolError(f"a step of {said.count} rows")
-        if len(said.data) > 2 * MOST_BYTES:
+        if len(said.data) > 2 * MOST_ROW_BYTES:
             raise ProtocolError(f"{len(said.data)} bytes of rows")
         shape = (said.count, self._hidden)
         packet = Packet(self._spec, said.dtype or _FLOAT32, shape, said.data)

@@ -239,7 +239,7 @@ class GenerateStream:
 
     async def _compute(self, number: int, conversation: Conversation, step: Step) -> None:
         try:
-            answer = await self._host.engine.compute(conversation, step)
+            answer = await self._host.engine.answer(conversation, step)
         except Refused as error:
             self._host.count.refused("refused")
             self.stream.outbox.put(to_closed(number, str(error)))
