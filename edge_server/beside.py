@@ -14,6 +14,7 @@ from sfl.metrics.snapshot import NodeSnapshot
 from sfl.metrics.stats import NodeStats
 from sfl.models.memory.beside import SECTION
 from sfl.stage.engine import Engine
+from sfl.transport.serve.rows import serve_codec
 from sfl.transport.serve.service import GenerateService
 
 
@@ -42,6 +43,7 @@ class Beside:
         return host_over(
             self._own.name,
             self._serve,
+            serve_codec(base.settings.codec.serve),
             base.folder,
             base.serving,
             adapters,

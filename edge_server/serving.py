@@ -76,8 +76,7 @@ def load_host(
     config: ServeEdgeConfig, threads: int, engine: Engine, stats: NodeStats
 ) -> ServingHost:
     """Load blocks and adapters; for the compute thread. Raises SflError."""
-    own, serve = config.edge, config.serve
-    serve_codec(serve.codec)
+    own, serve, codec = config.edge, config.serve, serve_codec(config.codec.serve)
     adapters = opened_adapters(serve, "serve")
     folder = open_model(own.model or "")
     folder.check_task("causal_lm")
@@ -88,7 +87,7 @@ def load_host(
     span = Span(serve.cut_layer, folder.num_layers, embedding=False, head=True)
     model = serving_span(folder, span, form)
     lay_over_devices(model, own)
-    host = host_over(own.name, serve, folder, model, adapters, engine, stats)
+    host = host_over(own.name, serve, codec, folder, model, adapters, engine, stats)
     stats.serving = host.count
     return host
 
@@ -108,6 +107,7 @@ def opened_adapters(serve: ServeSettings, section: str) -> dict[str, ServedAdapt
 def host_over(
     edge: str,
     serve: ServeSettings,
+    codec: Codec,
     folder: ModelFolder,
     model: SpanModel,
     adapters: Mapping[str, ServedAdapter],
@@ -119,7 +119,7 @@ def host_over(
 
     `section` is where the settings stand.
     """
-    codec, span = serve_codec(serve.codec, f"{section}.codec"), model.span
+    span = model.span
     num_bytes = page_bytes(folder.config, span.num_blocks, model.dtype.itemsize)
     pages = serve.kv_memory // num_bytes
     if not pages:

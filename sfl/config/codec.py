@@ -71,6 +71,14 @@ EVALUATION_CODEC = "fine"
 `none` (`benchmarks/evaluation_codec.py`)."""
 
 
+class ServeCodec(Section):
+    """How rows of conversations are compressed, at an edge that only serves."""
+
+    serve: str = "none"
+    """Rows of conversations, both ways. `none` is lossless. `fp16` and `int8` are smaller, and
+    change what is said. Only codecs that remember no rows (docs/compression.md)."""
+
+
 class CodecSettings(Section):
     """How tensors are compressed on the wire, by role and direction (docs/compression.md)."""
 
@@ -102,6 +110,9 @@ class CodecSettings(Section):
     stage_tail_gradient: str | None = None
     """Three tiers, U-shaped: their gradients, from the edge to the stage. Default: as
     `stage_gradient`."""
+    serve: str = "none"
+    """Rows of conversations over the run's cut, both ways (docs/serving.md). `none` is lossless.
+    `fp16` and `int8` are smaller, and change what is said. Only codecs that remember no rows."""
     schedule: tuple[ScheduledCodec, ...] = ()
     """Changes between rounds. Later ones win."""
 

@@ -151,7 +151,7 @@ class RunSettings(RunSections):
         `auto` is what stands where a codec has yet to be chosen; by default the coarsest. What is
         `planned` for the round comes last.
         """
-        chosen = self.codec.model_dump(exclude={"schedule"})
+        chosen = self.codec.model_dump(exclude={"schedule", "serve"})
         if self.codec.is_auto:
             chosen.update(dict.fromkeys(("activation", "gradient"), auto or AUTO_CODECS[-1]))
         changes: list[CodecChange] = [self.device(device).codec]

@@ -10,6 +10,7 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import Field, NonNegativeInt, PositiveInt, model_validator
 
 from sfl.config.base import NodeName, Section, given_twice
+from sfl.config.codec import ServeCodec
 from sfl.config.load import anchored, anchored_model, anchored_served, read_tables, validated
 from sfl.config.node import DeviceConfig, EdgeConfig
 from sfl.config.serving import ServeSettings
@@ -81,6 +82,8 @@ class ServeEdgeConfig(Section):
     """The edge's own settings. `model` is needed."""
     serve: ServeSettings = ServeSettings()
     """What it serves."""
+    codec: ServeCodec = ServeCodec()
+    """How rows travel."""
 
 
 class ServeDeviceConfig(Section):
@@ -115,6 +118,8 @@ class ServeConfig(Section):
     """What is served."""
     serve: ServeSettings = ServeSettings()
     """What the edge serves, as in its own file."""
+    codec: ServeCodec = ServeCodec()
+    """How rows travel."""
     edge: EdgeConfig = EdgeConfig()
     """The edge's own settings, where they are others than the default."""
     devices: tuple[ServedDevice, ...] = (ServedDevice(name="device", listen="127.0.0.1:8080"),)
@@ -137,7 +142,7 @@ def serves(path: Path) -> bool:
 
 def load_serve(path: Path, overrides: Iterable[str] = ()) -> ServeConfig:
     """Read the file of `sfl serve`. Raises ConfigError."""
-    table = read_tables(path, overrides, ("model", "serve", "edge", "devices"))
+    table = read_tables(path, overrides, ("model", "serve", "codec", "edge", "devices"))
     anchored_model(table.get("model"), "path", path)
     anchored_served(table.get("serve"), path.resolve().parent)
     for device in table.get("devices", ()):
@@ -156,7 +161,7 @@ def _anchor_answers(table: Any, path: Path) -> None:
 
 def load_serve_edge(path: Path, overrides: Iterable[str] = ()) -> ServeEdgeConfig:
     """Read the file of an edge that serves. Raises ConfigError."""
-    table = _tables(path, overrides, "edge")
+    table = _tables(path, overrides, "edge", "codec")
     anchored_served(table.get("serve"), path.resolve().parent)
     config = validated(ServeEdgeConfig, table, "")
     _need("edge.model", config.edge.model, "The model's folder or its name on the hub.")
@@ -175,8 +180,8 @@ def load_serve_device(path: Path, overrides: Iterable[str] = ()) -> ServeDeviceC
     return config
 
 
-def _tables(path: Path, overrides: Iterable[str], node: str) -> dict[str, Any]:
-    table = read_tables(path, overrides, (node, "serve"))
+def _tables(path: Path, overrides: Iterable[str], node: str, *more: str) -> dict[str, Any]:
+    table = read_tables(path, overrides, (node, "serve", *more))
     if not isinstance(table.get(node), dict):
         raise ConfigError(node, str(path), "the table is missing", f"Start it with [{node}].")
     return table

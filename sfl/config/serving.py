@@ -37,9 +37,6 @@ class ServeSettings(Section):
     are forgotten, and the device sends its part again."""
     spill_dir: Path = Path("~/.cache/sfl/spilled")
     """Folder of those files. They have no name, and are gone when the edge ends."""
-    codec: str = "none"
-    """How rows are coded, both ways. `none` is lossless. `fp16` and `int8` are smaller, and change
-    what is said (docs/compression.md)."""
 
     @model_validator(mode="after")
     def _base_is_taken(self) -> Self:

@@ -20,6 +20,7 @@ MOVED = {
     "data.max_eval_examples": "evaluation.max_examples",
     "edge.rest_dir": "edge.swap_dir",
     "edge.rest_in": "edge.swap_to",
+    "serve.codec": "codec.serve",
 }
 """Keys of earlier versions, and where what they set stands now."""
 

@@ -34,12 +34,13 @@ def saved_adapter(folder: Path, seed: int, kind: str = "llama", rank: int = 4) -
     return folder
 
 
-def edge_config(kind: str = "llama", **serve: Any) -> ServeEdgeConfig:
+def edge_config(kind: str = "llama", codec: str = "none", **serve: Any) -> ServeEdgeConfig:
     """Of an edge on loopback, within a small budget."""
     return ServeEdgeConfig.model_validate(
         {
             "edge": {"model": folder_of(kind), "threads": 1},
             "serve": {"cut_layer": 1, "kv_memory": "4MB", "prefill_chunk": 7, **serve},
+            "codec": {"serve": codec},
         }
     )
 

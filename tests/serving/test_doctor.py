@@ -16,6 +16,7 @@ from sfl.adapters.lora import build_manifest
 from sfl.cli.doctor.report import Check
 from sfl.cli.doctor.serving import check_serving, load_served
 from sfl.config import LoraSettings
+from sfl.errors import ConfigError
 from sfl.models.folder import open_model
 from tests.house.conversations import LONGEST, PROMPT, folder_of
 from tests.house.federation import sfl
@@ -116,7 +117,6 @@ def test_adapters_count_by_their_values(tmp_path: Path) -> None:
         ),
         ({"cut_layer": 9}, ["serve.cut_layer = 9", "the model has 4 blocks"], "Choose 0 to 3"),
         ({"adapters": {"a": "nothing"}}, ["serve.adapters.a"], ""),
-        ({"codec": "topk(0.1)"}, ["serve.codec"], ""),
     ],
 )
 def test_what_can_never_be_names_its_setting(
@@ -126,6 +126,19 @@ def test_what_can_never_be_names_its_setting(
     (found,) = [check for check in checks.values() if check.mark == "problem"]
     assert all(word in found.text for word in words), found
     assert fix in found.fix
+
+
+def test_the_codec_of_rows_is_named(tmp_path: Path) -> None:
+    for serve, loss, row in (("none", "lossless", 256), ("fp16", "changes what is said", 128)):
+        path = written(tmp_path, edge={"model": str(MODEL)}, serve={}, codec={"serve": serve})
+        found = checked(path)["edge"]
+        assert f"rows travel as {serve} (codec.serve), which" in found.text and loss in found.text
+        assert row <= found.figures["row_bytes"] < row + 16
+    path = written(tmp_path, edge={"model": str(MODEL)}, serve={}, codec={"serve": "topk(0.1)"})
+    assert "codec.serve" in checked(path)["serve"].text
+    path = written(tmp_path, edge={"model": str(MODEL)}, serve={"codec": "fp16"})
+    with pytest.raises(ConfigError, match=r"codec\.serve"):
+        load_served(path, ())
 
 
 def test_a_budget_beyond_the_memory_says_what_would_fit(tmp_path: Path) -> None:

@@ -469,7 +469,7 @@ def test_a_lossless_codec_and_others_of_one_step_work() -> None:
     [
         ({"cut_layer": 3}, ConfigError, "the model has 3 blocks"),
         ({"kv_memory": "1KB"}, ConfigError, "64 tokens take"),
-        ({"codec": "compact"}, ConfigError, "serve.codec"),
+        ({"codec": "compact"}, ConfigError, "codec.serve"),
         ({"adapters": {"a": "nowhere"}}, ModelError, "not an adapter in PEFT's format"),
     ],
 )

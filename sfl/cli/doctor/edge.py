@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from dataclasses import asdict
 
 from sfl.cli.doctor.report import Check, problem
+from sfl.cli.doctor.serving import said_of_rows
 from sfl.config import EdgeConfig, RunConfig, RunSettings
 from sfl.config.devices import DeviceEntry
 from sfl.config.size import size
@@ -15,6 +16,7 @@ from sfl.models.memory.beside import check_beside
 from sfl.models.memory.edge_budget import fit_edge, needs, residents
 from sfl.models.memory.footprint import Load
 from sfl.plan import SERVERS, Holder
+from sfl.transport.serve.rows import serve_codec
 
 ASSUMED = (1,)
 """Cuts of an edge's devices where nothing says."""
@@ -84,7 +86,9 @@ def check_edge(
         f"one job {size(needed.activations)}, messages {size(needed.messages)}{how}"
     )
     if own.serve is not None:
-        text += f", and conversations beside them {size(needed.serving)}"
+        codec = serve_codec(settings.codec.serve)
+        text += f", and conversations beside them {size(needed.serving)}; "
+        text += said_of_rows(codec, folder.hidden_size)
     figures = {f"{name}_bytes": value for name, value in asdict(needed).items()}
     figures |= {
         "total_bytes": needed.total,

@@ -10,6 +10,7 @@ from pathlib import Path
 from sfl.adapters.served import ServedAdapter, Values, open_served
 from sfl.cli.doctor.report import Check, problem
 from sfl.cli.serve.here import device_file, edge_file
+from sfl.codec.pipeline import Codec
 from sfl.config import ModelSettings
 from sfl.config.node import EdgeConfig, LocalDevice, certain
 from sfl.config.serve import (
@@ -39,7 +40,7 @@ from sfl.node.textfile import NotText, read_text
 from sfl.plan import Plan
 from sfl.serving.steps import chunk_tokens
 from sfl.stage.base import decided
-from sfl.transport.serve.rows import serve_codec
+from sfl.transport.serve.rows import row_bytes, serve_codec
 
 EDGE, DEVICE = {"edge", "serve"}, {"device", "serve"}
 
@@ -80,7 +81,7 @@ def load_served(path: Path, overrides: Iterable[str]) -> ServeFile | None:
         return None
     if "serve" not in tables:
         return None
-    if tables == EDGE:
+    if tables - {"codec"} == EDGE:
         return ServeFile(load_serve_edge(path, overrides))
     if tables == DEVICE:
         return ServeFile(None, (load_serve_device(path, overrides),))
@@ -145,7 +146,7 @@ def _edge(
     config: ServeEdgeConfig, folder: ModelFolder, adapters: dict[str, ServedAdapter], room: int
 ) -> tuple[int, Check]:
     own, serve = config.edge, config.serve
-    serve_codec(serve.codec)
+    codec = serve_codec(config.codec.serve)
     check_cut(folder, serve, "serve")
     answering = answering_of(folder, serve, _load(own), serve.cut_layer)
     check_room(folder, serve, answering, "serve")
@@ -157,13 +158,15 @@ def _edge(
     talks = pages // pages_for(longest)
     text = (
         f"{_said(needed, room)}: keys and values {size(needed.kv)} in {pages:,} pages of "
-        f"{PAGE_TOKENS} tokens, for {talks:,} conversations of {longest} tokens"
+        f"{PAGE_TOKENS} tokens, for {talks:,} conversations of {longest} tokens; "
+        f"{said_of_rows(codec, folder.hidden_size)}"
     )
     figures = _figures(needed, room) | {
         "pages": pages,
         "page_bytes": each,
         "conversations": talks,
         "longest_tokens": longest,
+        "row_bytes": row_bytes(codec, folder.hidden_size),
     }
     if needed.total <= room:
         return needed.total, Check("edge", "ok", text, figures=figures)
@@ -214,6 +217,13 @@ def _device(
         f"Lower {section}.conversations or {section}.context, or {section}.cut_layer.",
         figures,
     )
+
+
+def said_of_rows(codec: Codec, hidden_size: int) -> str:
+    """How rows of conversations travel, and what one takes."""
+    loss = "which is lossless" if codec.exact else "which changes what is said"
+    num_bytes = size(row_bytes(codec, hidden_size))
+    return f"rows travel as {codec.spec} (codec.serve), {loss}, {num_bytes} a token each way"
 
 
 def _said(needed: ServingFootprint, room: int) -> str:

@@ -29,11 +29,10 @@ from sfl.node.extras import require_bitsandbytes
 from sfl.plan import SERVERS
 from sfl.report.plans import recorded_plans
 
-KNOWN_CODECS = {
-    *("none", "fp16", "bf16", "int8"),
-    *("fine", "compact", "sft", "extreme", "auto", None),
-}
-"""Settings that are codecs without a look at them, which would take torch."""
+OF_ONE_STEP = {"none", "fp16", "bf16", "int8", "fine"}
+KNOWN_CODECS = {*OF_ONE_STEP, "compact", "sft", "extreme", "auto", None}
+"""Settings that are codecs without a look at them, which would take torch; the first ones are
+codecs of conversations, too."""
 
 LARGE = 20_000_000  # bytes that take a second or more to read
 Say = Callable[[str], None]
@@ -110,7 +109,8 @@ def check_settings(config: RunConfig, folder: ModelFolder) -> None:
         require_bitsandbytes(f"devices.{entry.name}.quantised", entry.quantised)
     check_target_names(folder, config.model.task, config.lora.target_modules)
     check_rank(folder, config.model.task, config.lora.rank)
-    if not all(spec in KNOWN_CODECS for spec in _codecs(config)):
+    known = all(spec in KNOWN_CODECS for spec in _codecs(config))
+    if not known or config.codec.serve not in OF_ONE_STEP:
         from sfl.transport.device.stream_codecs import (
             check_codecs,
         )  # with torch, a second and 200 MB

@@ -111,7 +111,8 @@ def edge_file(config: ServeConfig) -> ServeEdgeConfig:
     given = config.edge.model_dump(exclude_unset=True)
     given.setdefault("model", config.model.path)
     given.setdefault("threads", _threads(config))
-    return ServeEdgeConfig(edge=EdgeConfig.model_validate(given), serve=config.serve)
+    edge = EdgeConfig.model_validate(given)
+    return ServeEdgeConfig(edge=edge, serve=config.serve, codec=config.codec)
 
 
 def device_file(config: ServeConfig, device: ServedDevice, edge: str) -> ServeDeviceConfig:

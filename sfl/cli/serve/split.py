@@ -148,6 +148,7 @@ def edge_config(
                 "spill_dir": str(folder),
                 "max_tokens": 1 << 20,
             },
+            "codec": {"serve": config.codec.serve},
         }
     )
 

@@ -26,6 +26,7 @@ from sfl.plan import Holder, Toward
 from sfl.stage.messages import ROWS, Key, TensorMessage
 from sfl.transport.device.lanes import Declared, Lane
 from sfl.transport.frames.tensors import ALONE, MOST_NAMED, NAME
+from sfl.transport.serve.rows import serve_codec
 
 
 def codecs_of(settings: RoleCodecs) -> dict[str, Codec]:
@@ -37,11 +38,15 @@ def codecs_of(settings: RoleCodecs) -> dict[str, Codec]:
 
 
 def check_codecs(settings: RunSettings) -> None:
-    """Parse every codec that some device will use in some round. Raises ConfigError."""
+    """Parse every codec that some device will use in some round, or conversations.
+
+    Raises ConfigError.
+    """
     rounds = {1, *(change.from_round for change in settings.codec.schedule)}
     for entry in settings.devices:
         for round_ in rounds:
             codecs_of(settings.codecs(entry.name, round_))
+    serve_codec(settings.codec.serve)
 
 
 def remembers_samples(settings: RunSettings) -> bool:

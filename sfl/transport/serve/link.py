@@ -301,7 +301,7 @@ class ServeLink:
             raise from_ended(message.ended, self.peer)
         if body == "welcome" and not self._here.done():
             here = from_welcome(message.welcome)
-            codec = serve_codec(here.codec, "the edge's serve.codec")
+            codec = serve_codec(here.codec, "the edge's codec.serve")
             self._codec = RowCodec(codec, self._caller.hidden_size)
             self._here.set_result(here)
             return

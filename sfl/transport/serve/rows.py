@@ -1,11 +1,13 @@
 """Rows of a conversation on the wire, by the codec of the role `serve`.
 
 Nothing is remembered from one step to the next: a step may be sent again, or elsewhere. So only
-codecs without transforms are taken. The default, `none`, is lossless.
+codecs without transforms are taken. The default, `none`, is lossless. A lossy one is for whom a
+smaller row is worth another word.
 """
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor
 
 from sfl.codec.packet import Packet, is_finite
@@ -17,7 +19,7 @@ from sfl.v1 import serve_pb2
 _FLOAT32 = "float32"
 
 
-def serve_codec(text: str, field: str = "serve.codec") -> Codec:
+def serve_codec(text: str, field: str = "codec.serve") -> Codec:
     """The codec of conversations that `text` specifies. Raises ConfigError."""
     codec = parse(text, field)
     if codec.transforms:
@@ -29,6 +31,12 @@ def serve_codec(text: str, field: str = "serve.codec") -> Codec:
             "Use none, fp16, int8, or another stage of one step.",
         )
     return codec
+
+
+def row_bytes(codec: Codec, hidden_size: int) -> int:
+    """Of one token's row on the wire, about: of random values, without what is around it."""
+    row = torch.randn(1, hidden_size, generator=torch.Generator().manual_seed(0))
+    return len(RowCodec(codec, hidden_size).encode(row).data)
 
 
 class RowCodec:
