@@ -24,7 +24,6 @@ from typing import TYPE_CHECKING
 from edge_server.alive import forget_given_up, stay_alive
 from edge_server.base import Base, load_base
 from edge_server.beats import Beats
-from edge_server.beside import Beside
 from edge_server.floor import Floor
 from edge_server.follower import Follower
 from edge_server.host import DeviceHost
@@ -57,6 +56,7 @@ from sfl.transport.security.credentials import bind, new_server
 from sfl.transport.security.door import Door
 
 if TYPE_CHECKING:
+    from edge_server.beside import Beside
     from sfl.store.shared import SharedSnapshots
 
 log = logging.getLogger("sfl.edge")
@@ -98,7 +98,7 @@ class EdgeServer:
             phases=stats.phases,
             answering=1 if config.serve is None else config.serve.batch,
         )
-        self.beside = None if config.serve is None else Beside(config.serve, self.engine, stats)
+        self.beside = _beside(config, self.engine, stats)
         self.cloud = CloudLink(
             config.cloud, config.name, stats, insecure, own, config.proxy, new_channel
         )
@@ -344,6 +344,15 @@ async def _end(*tasks: asyncio.Task[None]) -> None:
     for task in tasks:
         task.cancel()
     await asyncio.gather(*tasks, return_exceptions=True)
+
+
+def _beside(config: EdgeConfig, engine: Engine, stats: NodeStats) -> Beside | None:
+    """What serves conversations, where this edge does."""
+    if config.serve is None:
+        return None
+    from edge_server.beside import Beside  # with all that answers, only where it is asked for
+
+    return Beside(config.serve, engine, stats)
 
 
 def _shared_snapshots(config: EdgeConfig) -> SharedSnapshots | None:

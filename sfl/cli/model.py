@@ -26,6 +26,7 @@ from sfl.report.text import percent, score_name
 if TYPE_CHECKING:
     import torch
 
+    from sfl.cli.serve.source import Source
     from sfl.data import Dataset, Example, Tokenizer
     from sfl.models.folder import ModelFolder
     from sfl.rounds.values import Score
@@ -59,35 +60,28 @@ def evaluate_run(
 
 @dataclass(frozen=True, slots=True)
 class Wanted:
-    """An answer that is asked for, and what is to give it."""
+    """An answer that is asked for, and how it is computed."""
 
     prompt: str
     max_new_tokens: int
-    best: bool = False
-    base: bool = False
     split: bool = False
 
 
-def generate_text(
-    run: str, output_dir: Path, wanted: Wanted, model_path: str | None = None
-) -> None:
-    """Print the greedy continuation of one prompt."""
+def generate_text(source: Source, wanted: Wanted) -> None:
+    """Print the greedy continuation of one prompt. Raises SflError."""
+    from sfl.cli.serve.source import open_source
     from sfl.cli.serve.speaker import speaker_of, whole_answer
     from sfl.data import load_tokenizer, prompt_ids
 
     prompt = wanted.prompt
     if not is_utf8(prompt):
         raise ConfigError("prompt", prompt, "it is not UTF-8", "Use a terminal with UTF-8.")
-    folder = find_run(run, output_dir)
-    config = load_run(folder / "config.toml")
-    if config.model.task != "causal_lm":
-        raise ConfigError("model.task", config.model.task, "has no text to generate", "Use eval.")
-    adapter = None if wanted.base else adapter_folder(folder, wanted.best)
-    opened = open_base(config, model_path)
-    tokenizer = load_tokenizer(opened.path)
-    ids = prompt_ids(tokenizer, prompt, config.data)
-    most = min(wanted.max_new_tokens, room_for_answer(prompt, len(ids), opened.context_length))
-    speaker = speaker_of(config, opened, adapter, tokenizer, wanted.split)
+    opened = open_source(source)
+    tokenizer = load_tokenizer(opened.model.path)
+    ids = prompt_ids(tokenizer, prompt, opened.config.data)
+    room = room_for_answer(prompt, len(ids), opened.model.context_length)
+    most = min(wanted.max_new_tokens, room)
+    speaker = speaker_of(opened, tokenizer, wanted.split)
     answer = whole_answer(speaker, ids, most)
     # Decoded together with the prompt: some tokenizers lose a space at the seam otherwise.
     text = tokenizer.decode([*ids, *answer])

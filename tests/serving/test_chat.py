@@ -15,10 +15,13 @@ from pathlib import Path
 import pytest
 import tomli_w
 from safetensors.torch import load_file, save_file
+from typer.testing import CliRunner
 
 from sfl.adapters.artifact import save_adapter
 from sfl.adapters.lora import build_manifest
+from sfl.cli.app import app
 from sfl.cli.serve.chat import Asked, Conversation, lines
+from sfl.cli.serve.source import Source
 from sfl.cli.serve.speaker import WholeSpeaker
 from sfl.config import LoraSettings, load_run
 from sfl.data import load_tokenizer
@@ -95,6 +98,36 @@ def test_what_is_piped_in_is_answered_as_generate_answers_it(tmp_path: Path) -> 
         assert "Traceback" not in done.stderr
     base = piped(run, PROMPT, "--base")  # no line end behind it
     assert base.stdout != said and base.stdout.strip()
+
+
+@pytest.mark.process
+def test_an_adapter_of_a_folder_answers_with_a_run_and_without_one(tmp_path: Path) -> None:
+    """A run's own adapter from elsewhere says what the run says, whole and over the split."""
+    run = run_folder(tmp_path)
+    asked = ("generate", PROMPT, "--max-new-tokens", "12")
+    said = sfl(*asked, "--run", run).stdout
+    base = sfl(*asked, "--run", run, "--base").stdout
+    other = shutil.copytree(run / "adapter", tmp_path / "other")
+    shutil.rmtree(run / "adapter")
+    for options in (["--run", run], ["--model", MODEL], []):  # the adapter names its model
+        assert sfl(*asked, *options, "--adapter", other, "--split").stdout == said != base
+    assert sfl(*asked, "--model", MODEL, "--adapter", other).stdout == said
+    assert sfl(*asked, "--model", MODEL).stdout == base
+    assert piped(run, f"{PROMPT}\n", "--adapter", str(other)).stdout == said
+
+
+@pytest.mark.parametrize(
+    ("given", "words"),
+    [
+        ([], "give --run, --adapter or --model"),
+        (["--adapter", "here", "--best"], "three ways"),
+        (["--adapter", "here"], "there is no adapter_config.json in it"),
+    ],
+)
+def test_options_that_name_no_model_are_refused(given: list[str], words: str) -> None:
+    done = CliRunner().invoke(app, ["generate", PROMPT, *given])
+    said = done.output + str(done.exception)
+    assert done.exit_code != 0 and words in " ".join(said.split())
 
 
 @pytest.mark.process
@@ -252,7 +285,7 @@ def conversation(
     model = with_template(tmp_path)
     run = run_folder(tmp_path, model)
     config, tokenizer = load_run(run / "config.toml"), load_tokenizer(model)
-    return Conversation(speaker, tokenizer, config, context, Asked("t", tmp_path, 8, system))
+    return Conversation(speaker, tokenizer, config, context, Asked(Source("t", tmp_path), 8, system))
 
 
 def test_each_turn_is_said_with_those_before_it(
@@ -320,4 +353,4 @@ def test_a_run_that_classifies_has_nothing_to_say(tmp_path: Path) -> None:
     labels = 'task = "sequence_classification"\nlabels = ["a", "b"]\n'
     (run / "config.toml").write_text(text.replace("[model]\n", f"[model]\n{labels}"))
     with pytest.raises(ConfigError, match="has no text to generate"):
-        chat(Asked(str(run), tmp_path, 8))
+        chat(Asked(Source(str(run), tmp_path), 8))

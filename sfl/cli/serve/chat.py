@@ -6,17 +6,15 @@ import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import typer
 
-from sfl.cli.base import adapter_folder, open_base
+from sfl.cli.serve.source import Source, open_source
 from sfl.cli.serve.speaker import Speaker, speaker_of
-from sfl.config import RunConfig, load_run
+from sfl.config import RunConfig
 from sfl.errors import ConfigError
 from sfl.node.paths import is_utf8
-from sfl.report.runs import find_run
 
 if TYPE_CHECKING:
     from sfl.data import Tokenizer
@@ -36,29 +34,21 @@ LEAST = 16
 class Asked:
     """Which model is talked to, and how long it may talk."""
 
-    run: str
-    output_dir: Path
+    source: Source
     max_new_tokens: int
     system: str = ""
-    best: bool = False
-    base: bool = False
     split: bool = False
-    model: str | None = None
 
 
 def chat(asked: Asked) -> None:
     """Talk until the end of what is typed. Raises SflError."""
     from sfl.data import load_tokenizer
 
-    folder = find_run(asked.run, asked.output_dir)
-    config = load_run(folder / "config.toml")
-    if config.model.task != "causal_lm":
-        raise ConfigError("model.task", config.model.task, "has no text to generate", "Use eval.")
-    adapter = None if asked.base else adapter_folder(folder, asked.best)
-    opened = open_base(config, asked.model)
-    tokenizer = load_tokenizer(opened.path)
-    with speaker_of(config, opened, adapter, tokenizer, asked.split) as speaker:
-        talk = Conversation(speaker, tokenizer, config, opened.context_length, asked)
+    opened = open_source(asked.source)
+    tokenizer = load_tokenizer(opened.model.path)
+    with speaker_of(opened, tokenizer, asked.split) as speaker:
+        length = opened.model.context_length
+        talk = Conversation(speaker, tokenizer, opened.config, length, asked)
         talk.take(lines())
 
 

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 if TYPE_CHECKING:
     import torch
 
+    from sfl.cli.serve.source import Opened
     from sfl.config import RunConfig
     from sfl.data import Tokenizer
     from sfl.models.folder import ModelFolder
@@ -36,19 +37,13 @@ class Speaker(Protocol):
         """
 
 
-def speaker_of(
-    config: RunConfig,
-    model: ModelFolder,
-    adapter: Path | None,
-    tokenizer: Tokenizer,
-    split: bool,
-) -> Speaker:
-    """The run's model with an adapter on it, in one piece or over the run's cut."""
+def speaker_of(opened: Opened, tokenizer: Tokenizer, split: bool) -> Speaker:
+    """A model with an adapter on it, in one piece or over the run's cut."""
     if split:
         from sfl.cli.serve.split import SplitSpeaker
 
-        return SplitSpeaker(config, str(model.path), adapter)
-    return WholeSpeaker(config, model, adapter, tokenizer)
+        return SplitSpeaker(opened.config, str(opened.model.path), opened.adapter)
+    return WholeSpeaker(opened.config, opened.model, opened.adapter, tokenizer)
 
 
 class WholeSpeaker:

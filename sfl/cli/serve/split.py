@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 from sfl.cli.serve.speaker import Said, whole_answer
 from sfl.config import RunConfig
 from sfl.config.serve import ServeDeviceConfig, ServeEdgeConfig
+from sfl.errors import ModelError
 from sfl.node.process import cores
 from sfl.plan import U_SHAPED
 
@@ -98,7 +99,12 @@ class SplitSpeaker:
 
         folder = Path(nodes.enter_context(tempfile.TemporaryDirectory(prefix="sfl-split-")))
         own = edge_config(self._config, self._model, self._adapter, folder)
-        address = await nodes.enter_async_context(ServingEdge(own, cores(), False).port())
+        try:
+            address = await nodes.enter_async_context(ServingEdge(own, cores(), False).port())
+        except ModelError as error:
+            if error.field != f"serve.adapters.{_NAME}":
+                raise
+            raise ModelError("adapter", error.value, error.problem, error.fix) from None
         config = device_config(self._config, self._model, address)
         device = ServingDevice(config, cores(), False)
         nodes.push_async_callback(device.talker.close)
