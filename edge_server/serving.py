@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 import logging
 from collections.abc import AsyncIterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 
@@ -38,6 +38,7 @@ from sfl.stage.serving.conversation import ServingBase
 from sfl.stage.serving.conversations import Conversations
 from sfl.stage.serving.figures import held_by
 from sfl.stage.serving.spans import serving_span
+from sfl.transport.bulk.files import SpanFiles
 from sfl.transport.frames.chunks import adapter_bytes
 from sfl.transport.security.credentials import bind, new_server
 from sfl.transport.security.door import Door
@@ -60,9 +61,14 @@ class ServingHost:
     here: ServedHere
     codec: Codec
     model: str
-    hidden_size: int
-    num_layers: int
+    folder: ModelFolder
     adapters: Mapping[str, ServedAdapter]
+    _files: dict[tuple[Span, ...], SpanFiles] = field(default_factory=dict)
+
+    @property
+    def hidden_size(self) -> int:
+        """How wide rows are."""
+        return self.folder.hidden_size
 
     def adapter_part(self, name: str, spans: tuple[Span, ...]) -> tuple[bytes, float]:
         """A part of an adapter as a safetensors file, and its scaling. Raises Refused."""
@@ -70,6 +76,12 @@ class ServingHost:
         if found is None:
             raise Refused(f"adapter {name!r:.80} is not served here")
         return adapter_bytes(found.part(spans)), found.scaling
+
+    def files(self, spans: tuple[Span, ...]) -> SpanFiles:
+        """Weights of these spans, config and tokenizer; devices of equal spans share them."""
+        if spans not in self._files:
+            self._files[spans] = SpanFiles(self.folder, spans, "causal_lm")
+        return self._files[spans]
 
 
 def load_host(
@@ -155,8 +167,7 @@ def host_over(
         here,
         codec,
         model_digest(folder),
-        folder.hidden_size,
-        folder.num_layers,
+        folder,
         adapters,
     )
 

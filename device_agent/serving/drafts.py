@@ -37,15 +37,15 @@ def _opened(
     if kind == "lookup":
         return LookupDrafter()
     if kind == "model":
-        return ModelDrafter(_small_model(source, folder), folder.vocab_size, tokens, form)
+        return ModelDrafter(small_model(source, folder), folder.vocab_size, tokens, form)
     if kind == "exit":
         path, digest = Path(source).expanduser(), model_digest(folder)
         return open_exit(path, folder, digest, serve.cut_layer, tokens, form)
     return None
 
 
-def _small_model(source: str, folder: ModelFolder) -> ModelFolder:
-    """A model with the same tokens. Raises ConfigError, ModelError."""
+def small_model(source: str, folder: ModelFolder) -> ModelFolder:
+    """A model with the same tokens as that of `folder`. Raises ConfigError, ModelError."""
     try:
         small = open_model(source)
     except ModelError as error:

@@ -53,13 +53,15 @@ class ServingDevice:
         threads: int,
         insecure: bool,
         own: OwnCertificate | None = None,
+        folder: ModelFolder | None = None,
     ) -> None:
         """Loads this device's blocks and the tokenizer. For a running event loop. Raises SflError.
 
-        The blocks compute on a thread of their own.
+        The blocks compute on a thread of their own. They are in `folder`, by default
+        `device.model`.
         """
         device, serve = config.device, config.serve
-        folder = open_model(device.model or "")
+        folder = folder or open_model(device.model or "")
         folder.check_task("causal_lm")
         form = settle(device, ModelSettings(path=folder.name), threads)
         plan = Plan.split(folder.num_layers, serve.cut_layer, serve.tail_layers, serve.topology)

@@ -90,7 +90,7 @@ class ServeDeviceConfig(Section):
     """The file of a device that serves: `[device]` as ever, and `[serve]`."""
 
     device: DeviceConfig
-    """The device's own settings. `model` and `edge` are needed."""
+    """The device's own settings. `edge` is needed. Without `model` the edge sends its blocks."""
     serve: AnswerSettings = AnswerSettings()
     """How it answers."""
 
@@ -175,7 +175,6 @@ def load_serve_device(path: Path, overrides: Iterable[str] = ()) -> ServeDeviceC
     table = _tables(path, overrides, "device")
     _anchor_answers(table.get("serve"), path)
     config = validated(ServeDeviceConfig, table, "")
-    _need("device.model", config.device.model, "The model's folder: only its part is loaded.")
     _need("device.edge", config.device.edge, "host:port of the edge that serves.")
     return config
 

@@ -336,13 +336,25 @@ class EdgeMessage(_message.Message):
     checksum: int
     def __init__(self, welcome: _Optional[_Union[Welcome, _Mapping]] = ..., start: _Optional[_Union[Assignment, _Mapping]] = ..., adapter: _Optional[_Union[_tensor_pb2.AdapterFrame, _Mapping]] = ..., tensor: _Optional[_Union[_tensor_pb2.TensorFrame, _Mapping]] = ..., norm: _Optional[_Union[GradientNorm, _Mapping]] = ..., heartbeat: _Optional[_Union[_tensor_pb2.Heartbeat, _Mapping]] = ..., finish: _Optional[_Union[Finish, _Mapping]] = ..., elsewhere: _Optional[_Union[Elsewhere, _Mapping]] = ..., edges: _Optional[_Union[Edges, _Mapping]] = ..., settings_wanted: _Optional[_Union[SettingsWanted, _Mapping]] = ..., challenge: _Optional[_Union[Challenge, _Mapping]] = ..., checksum: _Optional[int] = ...) -> None: ...
 
+class ServedBlocks(_message.Message):
+    __slots__ = ("cut_layer", "tail_layers", "ends")
+    CUT_LAYER_FIELD_NUMBER: _ClassVar[int]
+    TAIL_LAYERS_FIELD_NUMBER: _ClassVar[int]
+    ENDS_FIELD_NUMBER: _ClassVar[int]
+    cut_layer: int
+    tail_layers: int
+    ends: bool
+    def __init__(self, cut_layer: _Optional[int] = ..., tail_layers: _Optional[int] = ..., ends: _Optional[bool] = ...) -> None: ...
+
 class FilesRequest(_message.Message):
-    __slots__ = ("device", "checksum")
+    __slots__ = ("device", "blocks", "checksum")
     DEVICE_FIELD_NUMBER: _ClassVar[int]
+    BLOCKS_FIELD_NUMBER: _ClassVar[int]
     CHECKSUM_FIELD_NUMBER: _ClassVar[int]
     device: str
+    blocks: ServedBlocks
     checksum: int
-    def __init__(self, device: _Optional[str] = ..., checksum: _Optional[int] = ...) -> None: ...
+    def __init__(self, device: _Optional[str] = ..., blocks: _Optional[_Union[ServedBlocks, _Mapping]] = ..., checksum: _Optional[int] = ...) -> None: ...
 
 class FileEntry(_message.Message):
     __slots__ = ("name", "num_bytes", "sha256")
@@ -363,16 +375,18 @@ class FileList(_message.Message):
     def __init__(self, files: _Optional[_Iterable[_Union[FileEntry, _Mapping]]] = ..., checksum: _Optional[int] = ...) -> None: ...
 
 class FileRequest(_message.Message):
-    __slots__ = ("device", "name", "offset", "checksum")
+    __slots__ = ("device", "name", "offset", "blocks", "checksum")
     DEVICE_FIELD_NUMBER: _ClassVar[int]
     NAME_FIELD_NUMBER: _ClassVar[int]
     OFFSET_FIELD_NUMBER: _ClassVar[int]
+    BLOCKS_FIELD_NUMBER: _ClassVar[int]
     CHECKSUM_FIELD_NUMBER: _ClassVar[int]
     device: str
     name: str
     offset: int
+    blocks: ServedBlocks
     checksum: int
-    def __init__(self, device: _Optional[str] = ..., name: _Optional[str] = ..., offset: _Optional[int] = ..., checksum: _Optional[int] = ...) -> None: ...
+    def __init__(self, device: _Optional[str] = ..., name: _Optional[str] = ..., offset: _Optional[int] = ..., blocks: _Optional[_Union[ServedBlocks, _Mapping]] = ..., checksum: _Optional[int] = ...) -> None: ...
 
 class FileChunk(_message.Message):
     __slots__ = ("data", "checksum")

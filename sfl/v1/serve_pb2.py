@@ -22,52 +22,53 @@ _runtime_version.ValidateProtobufRuntimeVersion(
 _sym_db = _symbol_database.Default()
 
 
+from sfl.v1 import edge_pb2 as sfl_dot_v1_dot_edge__pb2
 from sfl.v1 import tensor_pb2 as sfl_dot_v1_dot_tensor__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x12sfl/v1/serve.proto\x12\x06sfl.v1\x1a\x13sfl/v1/tensor.proto\"D\n\x0b\x41\x64\x61pterPart\x12#\n\x05\x66rame\x18\x01 \x01(\x0b\x32\x14.sfl.v1.AdapterFrame\x12\x10\n\x08\x63hecksum\x18\x0f \x01(\x06\"y\n\x0e\x41\x64\x61pterRequest\x12\x0e\n\x06\x64\x65vice\x18\x01 \x01(\t\x12\x0f\n\x07\x61\x64\x61pter\x18\x02 \x01(\t\x12\x11\n\tcut_layer\x18\x03 \x01(\r\x12\x13\n\x0btail_layers\x18\x04 \x01(\r\x12\x0c\n\x04\x65nds\x18\x05 \x01(\x08\x12\x10\n\x08\x63hecksum\x18\x0f \x01(\x06\"Y\n\nServeHello\x12\x0e\n\x06\x64\x65vice\x18\x01 \x01(\t\x12\x14\n\x0cwire_version\x18\x02 \x01(\r\x12\x16\n\x0e\x63ompiled_codec\x18\x03 \x01(\x08\x12\r\n\x05model\x18\x04 \x01(\t\"-\n\rServedAdapter\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0e\n\x06\x64igest\x18\x02 \x01(\t\"\xb8\x01\n\x0cServeWelcome\x12\x0c\n\x04\x65\x64ge\x18\x01 \x01(\t\x12\'\n\x08\x61\x64\x61pters\x18\x02 \x03(\x0b\x32\x15.sfl.v1.ServedAdapter\x12\r\n\x05\x63odec\x18\x03 \x01(\t\x12\r\n\x05\x66irst\x18\x04 \x01(\r\x12\x0c\n\x04last\x18\x05 \x01(\r\x12\x0c\n\x04head\x18\x06 \x01(\x08\x12\x15\n\rprefill_chunk\x18\x07 \x01(\r\x12\x0c\n\x04room\x18\x08 \x01(\x04\x12\x12\n\nmax_tokens\x18\t \x01(\r\"Q\n\x10SamplingSettings\x12\x13\n\x0btemperature\x18\x01 \x01(\x01\x12\r\n\x05top_p\x18\x02 \x01(\x01\x12\x0c\n\x04seed\x18\x03 \x01(\x04\x12\x0b\n\x03key\x18\x04 \x01(\t\"\xcf\x01\n\x10OpenConversation\x12\x14\n\x0c\x63onversation\x18\x01 \x01(\r\x12\x0c\n\x04name\x18\x02 \x01(\t\x12\x0f\n\x07\x61\x64\x61pter\x18\x03 \x01(\t\x12\x0e\n\x06\x64igest\x18\x04 \x01(\t\x12\r\n\x05\x66irst\x18\x05 \x01(\r\x12\x0c\n\x04last\x18\x06 \x01(\r\x12\x0c\n\x04\x65nds\x18\x07 \x01(\x08\x12\x10\n\x08reserved\x18\x08 \x01(\r\x12*\n\x08sampling\x18\t \x01(\x0b\x32\x18.sfl.v1.SamplingSettings\x12\r\n\x05\x65xact\x18\n \x01(\x08\"7\n\tTokenRows\x12\r\n\x05\x63ount\x18\x01 \x01(\r\x12\r\n\x05\x64type\x18\x02 \x01(\t\x12\x0c\n\x04\x64\x61ta\x18\x03 \x01(\x0c\"\x97\x01\n\x0cGenerateStep\x12\x14\n\x0c\x63onversation\x18\x01 \x01(\r\x12\x0e\n\x06number\x18\x02 \x01(\r\x12\x10\n\x08position\x18\x03 \x01(\r\x12\x0e\n\x06wanted\x18\x04 \x01(\r\x12\x1f\n\x04rows\x18\x05 \x01(\x0b\x32\x11.sfl.v1.TokenRows\x12\r\n\x05\x64raft\x18\x06 \x03(\r\x12\x0f\n\x07\x64rafted\x18\x07 \x01(\r\"\xec\x01\n\x0fGenerateRequest\x12#\n\x05hello\x18\x01 \x01(\x0b\x32\x12.sfl.v1.ServeHelloH\x00\x12(\n\x04open\x18\x02 \x01(\x0b\x32\x18.sfl.v1.OpenConversationH\x00\x12$\n\x04step\x18\x03 \x01(\x0b\x32\x14.sfl.v1.GenerateStepH\x00\x12\x0f\n\x05\x63lose\x18\x04 \x01(\rH\x00\x12&\n\theartbeat\x18\x05 \x01(\x0b\x32\x11.sfl.v1.HeartbeatH\x00\x12\x11\n\x07goodbye\x18\x06 \x01(\tH\x00\x12\x10\n\x08\x63hecksum\x18\x0f \x01(\x06\x42\x06\n\x04\x62ody\"J\n\x12\x43onversationOpened\x12\x14\n\x0c\x63onversation\x18\x01 \x01(\r\x12\x0e\n\x06length\x18\x02 \x01(\r\x12\x0e\n\x06number\x18\x03 \x01(\r\"B\n\nStepTokens\x12\x14\n\x0c\x63onversation\x18\x01 \x01(\r\x12\x0e\n\x06number\x18\x02 \x01(\r\x12\x0e\n\x06tokens\x18\x03 \x03(\r\"Q\n\x08StepRows\x12\x14\n\x0c\x63onversation\x18\x01 \x01(\r\x12\x0e\n\x06number\x18\x02 \x01(\r\x12\x1f\n\x04rows\x18\x03 \x01(\x0b\x32\x11.sfl.v1.TokenRows\"C\n\x0bStepMissing\x12\x14\n\x0c\x63onversation\x18\x01 \x01(\r\x12\x0e\n\x06number\x18\x02 \x01(\r\x12\x0e\n\x06length\x18\x03 \x01(\r\"5\n\x08\x45\x64geBusy\x12\x14\n\x0c\x63onversation\x18\x01 \x01(\r\x12\x13\n\x0bretry_after\x18\x02 \x01(\x01\".\n\x0cServingEnded\x12\x0e\n\x06status\x18\x01 \x01(\r\x12\x0e\n\x06reason\x18\x02 \x01(\t\":\n\x12\x43onversationClosed\x12\x14\n\x0c\x63onversation\x18\x01 \x01(\r\x12\x0e\n\x06reason\x18\x02 \x01(\t\"\x8f\x03\n\rGenerateReply\x12\'\n\x07welcome\x18\x01 \x01(\x0b\x32\x14.sfl.v1.ServeWelcomeH\x00\x12,\n\x06opened\x18\x02 \x01(\x0b\x32\x1a.sfl.v1.ConversationOpenedH\x00\x12$\n\x06tokens\x18\x03 \x01(\x0b\x32\x12.sfl.v1.StepTokensH\x00\x12 \n\x04rows\x18\x04 \x01(\x0b\x32\x10.sfl.v1.StepRowsH\x00\x12&\n\x07missing\x18\x05 \x01(\x0b\x32\x13.sfl.v1.StepMissingH\x00\x12 \n\x04\x62usy\x18\x06 \x01(\x0b\x32\x10.sfl.v1.EdgeBusyH\x00\x12,\n\x06\x63losed\x18\x07 \x01(\x0b\x32\x1a.sfl.v1.ConversationClosedH\x00\x12&\n\theartbeat\x18\x08 \x01(\x0b\x32\x11.sfl.v1.HeartbeatH\x00\x12%\n\x05\x65nded\x18\t \x01(\x0b\x32\x14.sfl.v1.ServingEndedH\x00\x12\x10\n\x08\x63hecksum\x18\x0f \x01(\x06\x42\x06\n\x04\x62ody2\x86\x01\n\x05Serve\x12>\n\x08Generate\x12\x17.sfl.v1.GenerateRequest\x1a\x15.sfl.v1.GenerateReply(\x01\x30\x01\x12=\n\x0c\x46\x65tchAdapter\x12\x16.sfl.v1.AdapterRequest\x1a\x13.sfl.v1.AdapterPart0\x01\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x12sfl/v1/serve.proto\x12\x06sfl.v1\x1a\x11sfl/v1/edge.proto\x1a\x13sfl/v1/tensor.proto\"D\n\x0b\x41\x64\x61pterPart\x12#\n\x05\x66rame\x18\x01 \x01(\x0b\x32\x14.sfl.v1.AdapterFrame\x12\x10\n\x08\x63hecksum\x18\x0f \x01(\x06\"y\n\x0e\x41\x64\x61pterRequest\x12\x0e\n\x06\x64\x65vice\x18\x01 \x01(\t\x12\x0f\n\x07\x61\x64\x61pter\x18\x02 \x01(\t\x12\x11\n\tcut_layer\x18\x03 \x01(\r\x12\x13\n\x0btail_layers\x18\x04 \x01(\r\x12\x0c\n\x04\x65nds\x18\x05 \x01(\x08\x12\x10\n\x08\x63hecksum\x18\x0f \x01(\x06\"Y\n\nServeHello\x12\x0e\n\x06\x64\x65vice\x18\x01 \x01(\t\x12\x14\n\x0cwire_version\x18\x02 \x01(\r\x12\x16\n\x0e\x63ompiled_codec\x18\x03 \x01(\x08\x12\r\n\x05model\x18\x04 \x01(\t\"-\n\rServedAdapter\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0e\n\x06\x64igest\x18\x02 \x01(\t\"\xb8\x01\n\x0cServeWelcome\x12\x0c\n\x04\x65\x64ge\x18\x01 \x01(\t\x12\'\n\x08\x61\x64\x61pters\x18\x02 \x03(\x0b\x32\x15.sfl.v1.ServedAdapter\x12\r\n\x05\x63odec\x18\x03 \x01(\t\x12\r\n\x05\x66irst\x18\x04 \x01(\r\x12\x0c\n\x04last\x18\x05 \x01(\r\x12\x0c\n\x04head\x18\x06 \x01(\x08\x12\x15\n\rprefill_chunk\x18\x07 \x01(\r\x12\x0c\n\x04room\x18\x08 \x01(\x04\x12\x12\n\nmax_tokens\x18\t \x01(\r\"Q\n\x10SamplingSettings\x12\x13\n\x0btemperature\x18\x01 \x01(\x01\x12\r\n\x05top_p\x18\x02 \x01(\x01\x12\x0c\n\x04seed\x18\x03 \x01(\x04\x12\x0b\n\x03key\x18\x04 \x01(\t\"\xcf\x01\n\x10OpenConversation\x12\x14\n\x0c\x63onversation\x18\x01 \x01(\r\x12\x0c\n\x04name\x18\x02 \x01(\t\x12\x0f\n\x07\x61\x64\x61pter\x18\x03 \x01(\t\x12\x0e\n\x06\x64igest\x18\x04 \x01(\t\x12\r\n\x05\x66irst\x18\x05 \x01(\r\x12\x0c\n\x04last\x18\x06 \x01(\r\x12\x0c\n\x04\x65nds\x18\x07 \x01(\x08\x12\x10\n\x08reserved\x18\x08 \x01(\r\x12*\n\x08sampling\x18\t \x01(\x0b\x32\x18.sfl.v1.SamplingSettings\x12\r\n\x05\x65xact\x18\n \x01(\x08\"7\n\tTokenRows\x12\r\n\x05\x63ount\x18\x01 \x01(\r\x12\r\n\x05\x64type\x18\x02 \x01(\t\x12\x0c\n\x04\x64\x61ta\x18\x03 \x01(\x0c\"\x97\x01\n\x0cGenerateStep\x12\x14\n\x0c\x63onversation\x18\x01 \x01(\r\x12\x0e\n\x06number\x18\x02 \x01(\r\x12\x10\n\x08position\x18\x03 \x01(\r\x12\x0e\n\x06wanted\x18\x04 \x01(\r\x12\x1f\n\x04rows\x18\x05 \x01(\x0b\x32\x11.sfl.v1.TokenRows\x12\r\n\x05\x64raft\x18\x06 \x03(\r\x12\x0f\n\x07\x64rafted\x18\x07 \x01(\r\"\xec\x01\n\x0fGenerateRequest\x12#\n\x05hello\x18\x01 \x01(\x0b\x32\x12.sfl.v1.ServeHelloH\x00\x12(\n\x04open\x18\x02 \x01(\x0b\x32\x18.sfl.v1.OpenConversationH\x00\x12$\n\x04step\x18\x03 \x01(\x0b\x32\x14.sfl.v1.GenerateStepH\x00\x12\x0f\n\x05\x63lose\x18\x04 \x01(\rH\x00\x12&\n\theartbeat\x18\x05 \x01(\x0b\x32\x11.sfl.v1.HeartbeatH\x00\x12\x11\n\x07goodbye\x18\x06 \x01(\tH\x00\x12\x10\n\x08\x63hecksum\x18\x0f \x01(\x06\x42\x06\n\x04\x62ody\"J\n\x12\x43onversationOpened\x12\x14\n\x0c\x63onversation\x18\x01 \x01(\r\x12\x0e\n\x06length\x18\x02 \x01(\r\x12\x0e\n\x06number\x18\x03 \x01(\r\"B\n\nStepTokens\x12\x14\n\x0c\x63onversation\x18\x01 \x01(\r\x12\x0e\n\x06number\x18\x02 \x01(\r\x12\x0e\n\x06tokens\x18\x03 \x03(\r\"Q\n\x08StepRows\x12\x14\n\x0c\x63onversation\x18\x01 \x01(\r\x12\x0e\n\x06number\x18\x02 \x01(\r\x12\x1f\n\x04rows\x18\x03 \x01(\x0b\x32\x11.sfl.v1.TokenRows\"C\n\x0bStepMissing\x12\x14\n\x0c\x63onversation\x18\x01 \x01(\r\x12\x0e\n\x06number\x18\x02 \x01(\r\x12\x0e\n\x06length\x18\x03 \x01(\r\"5\n\x08\x45\x64geBusy\x12\x14\n\x0c\x63onversation\x18\x01 \x01(\r\x12\x13\n\x0bretry_after\x18\x02 \x01(\x01\".\n\x0cServingEnded\x12\x0e\n\x06status\x18\x01 \x01(\r\x12\x0e\n\x06reason\x18\x02 \x01(\t\":\n\x12\x43onversationClosed\x12\x14\n\x0c\x63onversation\x18\x01 \x01(\r\x12\x0e\n\x06reason\x18\x02 \x01(\t\"\x8f\x03\n\rGenerateReply\x12\'\n\x07welcome\x18\x01 \x01(\x0b\x32\x14.sfl.v1.ServeWelcomeH\x00\x12,\n\x06opened\x18\x02 \x01(\x0b\x32\x1a.sfl.v1.ConversationOpenedH\x00\x12$\n\x06tokens\x18\x03 \x01(\x0b\x32\x12.sfl.v1.StepTokensH\x00\x12 \n\x04rows\x18\x04 \x01(\x0b\x32\x10.sfl.v1.StepRowsH\x00\x12&\n\x07missing\x18\x05 \x01(\x0b\x32\x13.sfl.v1.StepMissingH\x00\x12 \n\x04\x62usy\x18\x06 \x01(\x0b\x32\x10.sfl.v1.EdgeBusyH\x00\x12,\n\x06\x63losed\x18\x07 \x01(\x0b\x32\x1a.sfl.v1.ConversationClosedH\x00\x12&\n\theartbeat\x18\x08 \x01(\x0b\x32\x11.sfl.v1.HeartbeatH\x00\x12%\n\x05\x65nded\x18\t \x01(\x0b\x32\x14.sfl.v1.ServingEndedH\x00\x12\x10\n\x08\x63hecksum\x18\x0f \x01(\x06\x42\x06\n\x04\x62ody2\xf2\x01\n\x05Serve\x12>\n\x08Generate\x12\x17.sfl.v1.GenerateRequest\x1a\x15.sfl.v1.GenerateReply(\x01\x30\x01\x12=\n\x0c\x46\x65tchAdapter\x12\x16.sfl.v1.AdapterRequest\x1a\x13.sfl.v1.AdapterPart0\x01\x12\x33\n\tListFiles\x12\x14.sfl.v1.FilesRequest\x1a\x10.sfl.v1.FileList\x12\x35\n\tFetchFile\x12\x13.sfl.v1.FileRequest\x1a\x11.sfl.v1.FileChunk0\x01\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'sfl.v1.serve_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_ADAPTERPART']._serialized_start=51
-  _globals['_ADAPTERPART']._serialized_end=119
-  _globals['_ADAPTERREQUEST']._serialized_start=121
-  _globals['_ADAPTERREQUEST']._serialized_end=242
-  _globals['_SERVEHELLO']._serialized_start=244
-  _globals['_SERVEHELLO']._serialized_end=333
-  _globals['_SERVEDADAPTER']._serialized_start=335
-  _globals['_SERVEDADAPTER']._serialized_end=380
-  _globals['_SERVEWELCOME']._serialized_start=383
-  _globals['_SERVEWELCOME']._serialized_end=567
-  _globals['_SAMPLINGSETTINGS']._serialized_start=569
-  _globals['_SAMPLINGSETTINGS']._serialized_end=650
-  _globals['_OPENCONVERSATION']._serialized_start=653
-  _globals['_OPENCONVERSATION']._serialized_end=860
-  _globals['_TOKENROWS']._serialized_start=862
-  _globals['_TOKENROWS']._serialized_end=917
-  _globals['_GENERATESTEP']._serialized_start=920
-  _globals['_GENERATESTEP']._serialized_end=1071
-  _globals['_GENERATEREQUEST']._serialized_start=1074
-  _globals['_GENERATEREQUEST']._serialized_end=1310
-  _globals['_CONVERSATIONOPENED']._serialized_start=1312
-  _globals['_CONVERSATIONOPENED']._serialized_end=1386
-  _globals['_STEPTOKENS']._serialized_start=1388
-  _globals['_STEPTOKENS']._serialized_end=1454
-  _globals['_STEPROWS']._serialized_start=1456
-  _globals['_STEPROWS']._serialized_end=1537
-  _globals['_STEPMISSING']._serialized_start=1539
-  _globals['_STEPMISSING']._serialized_end=1606
-  _globals['_EDGEBUSY']._serialized_start=1608
-  _globals['_EDGEBUSY']._serialized_end=1661
-  _globals['_SERVINGENDED']._serialized_start=1663
-  _globals['_SERVINGENDED']._serialized_end=1709
-  _globals['_CONVERSATIONCLOSED']._serialized_start=1711
-  _globals['_CONVERSATIONCLOSED']._serialized_end=1769
-  _globals['_GENERATEREPLY']._serialized_start=1772
-  _globals['_GENERATEREPLY']._serialized_end=2171
-  _globals['_SERVE']._serialized_start=2174
-  _globals['_SERVE']._serialized_end=2308
+  _globals['_ADAPTERPART']._serialized_start=70
+  _globals['_ADAPTERPART']._serialized_end=138
+  _globals['_ADAPTERREQUEST']._serialized_start=140
+  _globals['_ADAPTERREQUEST']._serialized_end=261
+  _globals['_SERVEHELLO']._serialized_start=263
+  _globals['_SERVEHELLO']._serialized_end=352
+  _globals['_SERVEDADAPTER']._serialized_start=354
+  _globals['_SERVEDADAPTER']._serialized_end=399
+  _globals['_SERVEWELCOME']._serialized_start=402
+  _globals['_SERVEWELCOME']._serialized_end=586
+  _globals['_SAMPLINGSETTINGS']._serialized_start=588
+  _globals['_SAMPLINGSETTINGS']._serialized_end=669
+  _globals['_OPENCONVERSATION']._serialized_start=672
+  _globals['_OPENCONVERSATION']._serialized_end=879
+  _globals['_TOKENROWS']._serialized_start=881
+  _globals['_TOKENROWS']._serialized_end=936
+  _globals['_GENERATESTEP']._serialized_start=939
+  _globals['_GENERATESTEP']._serialized_end=1090
+  _globals['_GENERATEREQUEST']._serialized_start=1093
+  _globals['_GENERATEREQUEST']._serialized_end=1329
+  _globals['_CONVERSATIONOPENED']._serialized_start=1331
+  _globals['_CONVERSATIONOPENED']._serialized_end=1405
+  _globals['_STEPTOKENS']._serialized_start=1407
+  _globals['_STEPTOKENS']._serialized_end=1473
+  _globals['_STEPROWS']._serialized_start=1475
+  _globals['_STEPROWS']._serialized_end=1556
+  _globals['_STEPMISSING']._serialized_start=1558
+  _globals['_STEPMISSING']._serialized_end=1625
+  _globals['_EDGEBUSY']._serialized_start=1627
+  _globals['_EDGEBUSY']._serialized_end=1680
+  _globals['_SERVINGENDED']._serialized_start=1682
+  _globals['_SERVINGENDED']._serialized_end=1728
+  _globals['_CONVERSATIONCLOSED']._serialized_start=1730
+  _globals['_CONVERSATIONCLOSED']._serialized_end=1788
+  _globals['_GENERATEREPLY']._serialized_start=1791
+  _globals['_GENERATEREPLY']._serialized_end=2190
+  _globals['_SERVE']._serialized_start=2193
+  _globals['_SERVE']._serialized_end=2435
 # @@protoc_insertion_point(module_scope)

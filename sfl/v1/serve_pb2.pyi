@@ -1,3 +1,4 @@
+from sfl.v1 import edge_pb2 as _edge_pb2
 from sfl.v1 import tensor_pb2 as _tensor_pb2
 from google.protobuf.internal import containers as _containers
 from google.protobuf import descriptor as _descriptor

@@ -130,6 +130,9 @@ class _Examination:
         field, name = model_name(self.config) if self.served is None else self.served.model
         if self.question.model is not None:
             field, name = "--model", self.question.model
+        if name is None and self.served is not None:
+            text = "device.model is not given: the edge sends this device's blocks"
+            return None, [Check("model", "ok", f"{text}; --model PATH shows what fits")]
         if name is None:
             return None, []
         try:

@@ -7,6 +7,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+from device_agent.serving.drafts import small_model
 from sfl.adapters.served import ServedAdapter, Values, open_served
 from sfl.cli.doctor.report import Check, problem
 from sfl.cli.serve.here import device_file, edge_file
@@ -32,14 +33,18 @@ from sfl.models.memory.serving import (
     answering_of,
     check_cut,
     check_room,
+    exit_bytes,
     kv_bytes,
     longest_answer,
     serving_footprint,
+    small_model_bytes,
 )
 from sfl.node.textfile import NotText, read_text
 from sfl.plan import Plan
 from sfl.serving.steps import chunk_tokens
 from sfl.stage.base import decided
+from sfl.stage.serving.exits import read_exit
+from sfl.transport.serve.digest import model_digest
 from sfl.transport.serve.rows import row_bytes, serve_codec
 
 EDGE, DEVICE = {"edge", "serve"}, {"device", "serve"}
@@ -53,11 +58,11 @@ class ServeFile:
     devices: tuple[ServeDeviceConfig, ...] = ()
 
     @property
-    def model(self) -> tuple[str, str]:
-        """The setting that names the model, and the model."""
+    def model(self) -> tuple[str, str | None]:
+        """The setting that names the model, and the model; None where an edge sends it."""
         if self.edge is not None:
             return ("model.path" if self.devices else "edge.model"), self.edge.edge.model or ""
-        return "device.model", self.devices[0].device.model or ""
+        return "device.model", self.devices[0].device.model
 
     @property
     def words(self) -> str:
@@ -202,7 +207,11 @@ def _device(
     chunk = chunk_tokens(256, folder.hidden_size)  # the edge's own choice, if it is another one
     answering = Answering(plan.device_spans, _load(own), pages, chunk, 1, context)
     parts = sum(_nbytes(one.part(plan.device_spans)) for one in adapters.values())
-    needed = serving_footprint(folder, answering, base, parts)
+    try:
+        draft = _draft_bytes(config, folder, answering)
+    except SflError as error:
+        return 0, problem(f"device {own.name}", error)
+    needed = serving_footprint(folder, answering, base, parts, draft)
     text = (
         f"{_said(needed, room)}: keys and values {size(needed.kv)} for {serve.conversations} "
         f"conversation{'s' * (serve.conversations != 1)} of {context} tokens"
@@ -219,6 +228,17 @@ def _device(
     )
 
 
+def _draft_bytes(config: ServeDeviceConfig, folder: ModelFolder, own: Answering) -> int:
+    """What guesses on a device takes. Raises ConfigError, ModelError where it cannot guess."""
+    kind, source = config.serve.draft_source
+    if kind == "exit":
+        read_exit(Path(source).expanduser(), model_digest(folder), config.serve.cut_layer)
+        return exit_bytes(folder, own)
+    if kind == "model":
+        return small_model_bytes(small_model(source, folder), own)
+    return 0
+
+
 def said_of_rows(codec: Codec, hidden_size: int) -> str:
     """How rows of conversations travel, and what one takes."""
     loss = "which is lossless" if codec.exact else "which changes what is said"
@@ -230,7 +250,7 @@ def _said(needed: ServingFootprint, room: int) -> str:
     return (
         f"needs {size(needed.total)} of {size(room)}: process {size(needed.base)}, weights "
         f"{size(needed.weights)}, adapters {size(needed.adapters)}, a forward "
-        f"{size(needed.working)}"
+        f"{size(needed.working)}" + (f", a draft {size(needed.draft)}" if needed.draft else "")
     )
 
 

@@ -31,10 +31,13 @@ def serve_device(
         from sfl.models.modeling import leave_out_compiler
 
         leave_out_compiler()
+        from device_agent.serving.model import served_model
         from device_agent.serving.node import ServingDevice
 
+        folder = served_model(config, insecure, own)
+
         async def serve() -> None:
-            await ServingDevice(config, threads, insecure, own).run()
+            await ServingDevice(config, threads, insecure, own, folder).run()
 
         run_loop(serve())
 

@@ -8,7 +8,7 @@ conversation's keys and values that are gathered, since its pages may be in piec
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from sfl.config.serving import ServeSettings
 from sfl.config.size import size
@@ -87,31 +87,60 @@ def check_room(folder: ModelFolder, serve: ServeSettings, own: Answering, sectio
 
 @dataclass(frozen=True, slots=True)
 class ServingFootprint:
-    """Bytes by what they are for. `kv` is the whole budget, `working` a forward's own."""
+    """Bytes by what they are for. `kv` is the whole budget, `working` a forward's own.
+
+    `draft` is what guesses: its weights, keys and values.
+    """
 
     base: int
     weights: int
     adapters: int
     kv: int
     working: int
+    draft: int = 0
 
     @property
     def total(self) -> int:
         """Peak resident size."""
-        return self.base + self.weights + self.adapters + self.kv + self.working
+        return self.base + self.weights + self.adapters + self.kv + self.working + self.draft
 
 
 def serving_footprint(
-    folder: ModelFolder, own: Answering, base_bytes: int, adapters: int
+    folder: ModelFolder, own: Answering, base_bytes: int, adapters: int, draft: int = 0
 ) -> ServingFootprint:
     """Peak memory of a node whose process takes `base_bytes` before its model."""
     return ServingFootprint(
         base=base_bytes + WARM_UP_BYTES,
-        weights=device_footprint(folder, own.spans, own.load).weights,
+        weights=_weights(folder, own.spans, own.load),
         adapters=adapters,
         kv=kv_bytes(folder, own.spans, own.pages, own.load.item_bytes),
         working=_working(folder, own),
+        draft=draft,
     )
+
+
+def exit_bytes(folder: ModelFolder, own: Answering) -> int:
+    """An exit over a device's blocks: one of its own, a norm, and the head where the device has it
+    neither as embedding nor as head. It is not quantised."""
+    last, load = folder.num_layers, replace(own.load, quantised="none")
+    block = Span(last - 1, last, embedding=False, head=False)
+    end = Span(last, last, embedding=False, head=True)
+    more = _weights(folder, (*own.spans, end), load) - _weights(folder, own.spans, load)
+    norm = 0 if more else folder.hidden_size * load.item_bytes  # the device's own is another
+    kv = kv_bytes(folder, (block,), own.pages, load.item_bytes)
+    return _weights(folder, (block,), load) + more + norm + kv
+
+
+def small_model_bytes(small: ModelFolder, own: Answering) -> int:
+    """A small model that guesses beside a device's blocks: all of it."""
+    whole = Span(0, small.num_layers, embedding=True, head=True)
+    answering = replace(own, spans=(whole,))
+    kv = kv_bytes(small, (whole,), own.pages, own.load.item_bytes)
+    return _weights(small, (whole,), own.load) + kv + _working(small, answering)
+
+
+def _weights(folder: ModelFolder, spans: Iterable[Span], load: Load) -> int:
+    return device_footprint(folder, spans, load).weights
 
 
 def kv_bytes(folder: ModelFolder, spans: Iterable[Span], pages: int, itemsize: int) -> int:

@@ -119,17 +119,23 @@ def open_exit(
     path: Path, folder: ModelFolder, digest: str, cut_layer: int, tokens: int, form: BaseForm
 ) -> ExitDrafter:
     """An exit that was trained for this model (its `digest`) and cut. Raises ConfigError."""
-    header, payload = _read(path)
-    if (problem := _unfit(header, digest, cut_layer)) is not None:
-        raise ConfigError(FIELD, f"exit:{path}", problem, "Train one with `sfl draft`.")
-    if hashlib.sha256(payload).hexdigest() != header.weights:
-        raise _broken(path, f"{WEIGHTS} is not the one that {HEADER} tells of")
+    payload = read_exit(path, digest, cut_layer)
     model = exit_span(folder, form)
     try:
         _load(model, safetensors.torch.load(payload))
     except (SafetensorError, ValueError) as error:
         raise _broken(path, str(error)) from None
     return ExitDrafter(model, tokens)
+
+
+def read_exit(path: Path, digest: str, cut_layer: int) -> bytes:
+    """Its weights' file. Raises ConfigError for one of another model or cut, or that knows nothing."""
+    header, payload = _read(path)
+    if (problem := _unfit(header, digest, cut_layer)) is not None:
+        raise ConfigError(FIELD, f"exit:{path}", problem, "Train one with `sfl draft`.")
+    if hashlib.sha256(payload).hexdigest() != header.weights:
+        raise _broken(path, f"{WEIGHTS} is not the one that {HEADER} tells of")
+    return payload
 
 
 def _unfit(header: ExitHeader, digest: str, cut_layer: int) -> str | None:

@@ -9,6 +9,7 @@ import shutil
 import threading
 import time
 from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,14 @@ from sfl.metrics.stats import NodeStats
 from sfl.node.files import on_disk, writable_folder
 from sfl.transport.bulk.files import FileEntry, from_listing, is_served
 from sfl.transport.frames.seal import sound
-from sfl.transport.frames.wire import EDGE_FETCH_FILE, EDGE_LIST_FILES, Method, wire_bytes
+from sfl.transport.frames.wire import (
+    EDGE_FETCH_FILE,
+    EDGE_LIST_FILES,
+    SERVE_FETCH_FILE,
+    SERVE_LIST_FILES,
+    Method,
+    wire_bytes,
+)
 from sfl.transport.status import error_of
 from sfl.v1 import edge_pb2
 
@@ -33,12 +41,57 @@ LIST_TIMEOUT = 600.0
 """Seconds for the list of files: an edge may have to hash them all first."""
 
 
+@dataclass(frozen=True, slots=True)
+class Blocks:
+    """Those of a device that serves: the ones before `cut_layer`, and where it `ends` the model the
+    last `tail_layers` with the head."""
+
+    cut_layer: int
+    tail_layers: int = 0
+    ends: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Door:
+    """Where a device asks for its files: in the run that it has joined, or as one that serves."""
+
+    channel: grpc.Channel
+    device: str
+    blocks: Blocks | None = None
+
+    def listing(self) -> tuple[FileEntry, ...]:
+        """What there is."""
+        method = EDGE_LIST_FILES if self.blocks is None else SERVE_LIST_FILES
+        request = edge_pb2.FilesRequest(device=self.device, blocks=self._blocks)
+        return from_listing(
+            sound(_called(method, self.channel, request, timeout=LIST_TIMEOUT), "edge")
+        )
+
+    def read(self, name: str, offset: int) -> Any:
+        """A call that gives a file's chunks from `offset` on."""
+        method = EDGE_FETCH_FILE if self.blocks is None else SERVE_FETCH_FILE
+        request = edge_pb2.FileRequest(
+            device=self.device, name=name, offset=offset, blocks=self._blocks
+        )
+        return _called(method, self.channel, request)
+
+    @property
+    def _blocks(self) -> edge_pb2.ServedBlocks | None:
+        return None if self.blocks is None else edge_pb2.ServedBlocks(**asdict(self.blocks))
+
+
 def fetch_model(
-    channel: grpc.Channel, device: str, cache: Path, stats: NodeStats, silence: float = 60.0
+    channel: grpc.Channel,
+    device: str,
+    cache: Path,
+    stats: NodeStats,
+    silence: float = 60.0,
+    blocks: Blocks | None = None,
 ) -> Path:
     """A folder with the files of this device's span; only what the cache lacks is transferred.
 
-    A file of which nothing comes for `silence` seconds is given up, and resumed by the next call.
+    The edge knows the span of a device that has joined a run; one that serves says its `blocks`. A
+    file of which nothing comes for `silence` seconds is given up, and resumed by the next call.
 
     Raises ConfigError where the cache cannot be written, DiskError where it no longer can,
     LinkLost, Corrupted where bytes do not match their hash, Refused, ProtocolError where an entry
@@ -46,25 +99,20 @@ def fetch_model(
     """
     cache = writable_folder(cache, "device.cache_dir")
     with stats.waits.on("edge", "model", "the model's files"):
-        return _fetched(channel, device, cache, stats, silence)
+        return _fetched(Door(channel, device, blocks), cache, stats, silence)
 
 
-def _fetched(
-    channel: grpc.Channel, device: str, cache: Path, stats: NodeStats, silence: float
-) -> Path:
+def _fetched(door: Door, cache: Path, stats: NodeStats, silence: float) -> Path:
     try:
-        request = edge_pb2.FilesRequest(device=device)
-        files = from_listing(
-            sound(_called(EDGE_LIST_FILES, channel, request, timeout=LIST_TIMEOUT), "edge")
-        )
+        files = door.listing()
         _check_listing(files, cache)
         digest = hashlib.sha256("".join(f.name + f.sha256 for f in files).encode()).hexdigest()
         folder = cache / "spans" / digest[:32]
         with on_disk(cache, "device.cache_dir"):
             folder.mkdir(parents=True, exist_ok=True)
             for entry in files:
-                _fetch(channel, device, entry, cache / "blobs", stats, silence)
-                _link(cache / "blobs" / entry.sha256, folder / entry.name, device)
+                _fetch(door, entry, cache / "blobs", stats, silence)
+                _link(cache / "blobs" / entry.sha256, folder / entry.name, door.device)
     except grpc.RpcError as error:
         raise error_of(error, "edge") from None
     return folder
@@ -101,20 +149,13 @@ def _check_entry(entry: FileEntry) -> None:
         raise ProtocolError(f"{entry.name!r:.80} from the edge is not a plain file name of a model")
 
 
-def _fetch(
-    channel: grpc.Channel,
-    device: str,
-    entry: FileEntry,
-    blobs: Path,
-    stats: NodeStats,
-    silence: float,
-) -> None:
+def _fetch(door: Door, entry: FileEntry, blobs: Path, stats: NodeStats, silence: float) -> None:
     """Bring one file's content into the cache under its hash."""
     blobs.mkdir(parents=True, exist_ok=True)
     final = blobs / entry.sha256
     if final.exists():
         return
-    partial = blobs / f"{entry.sha256}.{device}.partial"
+    partial = blobs / f"{entry.sha256}.{door.device}.partial"
     offset = partial.stat().st_size if partial.exists() else 0
     log.info(
         "fetching %s (%.1f MB, %.1f MB already here)",
@@ -122,9 +163,8 @@ def _fetch(
         entry.num_bytes / 1e6,
         offset / 1e6,
     )
-    request = edge_pb2.FileRequest(device=device, name=entry.name, offset=offset)
     with partial.open("ab") as file:
-        call = _called(EDGE_FETCH_FILE, channel, request)
+        call = door.read(entry.name, offset)
         for chunk in _in_time(call, entry.name, silence):
             stats.bytes.add("down", "weights", wire_bytes(chunk), len(chunk.data))
             offset += len(chunk.data)

@@ -214,6 +214,12 @@ GENERATE = Method(
 FETCH_ADAPTER = Method(
     "sfl.v1.Serve", "FetchAdapter", serve_pb2.AdapterRequest, serve_pb2.AdapterPart, (False, True)
 )
+SERVE_LIST_FILES = Method(
+    "sfl.v1.Serve", "ListFiles", edge_pb2.FilesRequest, edge_pb2.FileList, (False, False)
+)
+SERVE_FETCH_FILE = Method(
+    "sfl.v1.Serve", "FetchFile", edge_pb2.FileRequest, edge_pb2.FileChunk, (False, True)
+)
 CLOUD_SESSION = Method(
     "sfl.v1.Cloud", "Session", cloud_pb2.EdgeReportMessage, cloud_pb2.CloudMessage, (True, True)
 )

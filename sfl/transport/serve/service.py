@@ -27,9 +27,17 @@ from sfl.stage.engine import Engine
 from sfl.stage.serving.conversation import Conversation
 from sfl.stage.serving.conversations import MOST_OF_A_DEVICE, Conversations
 from sfl.stage.serving.messages import Later, Step
+from sfl.transport.bulk.files import SpanFiles, to_listing
 from sfl.transport.frames import contract
 from sfl.transport.frames.chunks import adapter_frames
-from sfl.transport.frames.wire import FETCH_ADAPTER, GENERATE, WIRE_VERSION, generic_handler
+from sfl.transport.frames.wire import (
+    FETCH_ADAPTER,
+    GENERATE,
+    SERVE_FETCH_FILE,
+    SERVE_LIST_FILES,
+    WIRE_VERSION,
+    generic_handler,
+)
 from sfl.transport.group import GONE, first_message, run_together
 from sfl.transport.security.doorkeeper import expect
 from sfl.transport.serve.rows import RowCodec
@@ -46,7 +54,7 @@ from sfl.transport.serve.words import (
 )
 from sfl.transport.status import status_of
 from sfl.transport.stream import Context, Heartbeats, Sendable, Stream
-from sfl.v1 import serve_pb2, tensor_pb2
+from sfl.v1 import edge_pb2, serve_pb2, tensor_pb2
 
 log = logging.getLogger("sfl.edge")
 
@@ -86,6 +94,9 @@ class Host(Protocol):
 
     def adapter_part(self, name: str, spans: tuple[Span, ...]) -> tuple[bytes, float]:
         """A part of an adapter as a safetensors file, and its scaling. Raises Refused."""
+
+    def files(self, spans: tuple[Span, ...]) -> SpanFiles:
+        """Weights of these spans, config and tokenizer."""
 
 
 class Outbox:
@@ -289,7 +300,13 @@ class GenerateService:
     def handler(self) -> grpc.GenericRpcHandler[Any, Any]:
         """The service, for `server.add_generic_rpc_handlers`."""
         return generic_handler(
-            GENERATE.service, {GENERATE: self._generate, FETCH_ADAPTER: self._fetch_adapter}
+            GENERATE.service,
+            {
+                GENERATE: self._generate,
+                FETCH_ADAPTER: self._fetch_adapter,
+                SERVE_LIST_FILES: self._list_files,
+                SERVE_FETCH_FILE: self._fetch_file,
+            },
         )
 
     def close(self) -> None:
@@ -373,11 +390,42 @@ class GenerateService:
             yield serve_pb2.AdapterPart(frame=frame)
 
 
-def _device_spans(request: serve_pb2.AdapterRequest, here: ServedHere) -> tuple[Span, ...]:
-    contract.whole("cut_layer", request.cut_layer, here.first, here.last - 1)
-    spans = [Span(0, request.cut_layer, embedding=True, head=False)]
-    if request.ends:
-        contract.whole("tail_layers", request.tail_layers, 0, here.last - 1 - request.cut_layer)
+    async def _list_files(
+        self, request: edge_pb2.FilesRequest, context: Context
+    ) -> edge_pb2.FileList:
+        """Names, sizes and digests of a device's blocks."""
+        try:
+            files = await self._files(request)
+            return to_listing(await asyncio.to_thread(files.listing))
+        except SflError as error:
+            await context.abort(status_of(error), str(error))
+            raise
+
+    async def _fetch_file(
+        self, request: edge_pb2.FileRequest, context: Context
+    ) -> AsyncIterator[edge_pb2.FileChunk]:
+        """One of them from an offset on."""
+        try:
+            files = await self._files(request)
+            for piece in files.pieces(request.name, request.offset):
+                yield edge_pb2.FileChunk(data=await asyncio.to_thread(piece))
+        except SflError as error:
+            await context.abort(status_of(error), str(error))
+
+    async def _files(self, request: edge_pb2.FilesRequest | edge_pb2.FileRequest) -> SpanFiles:
+        expect("device", request.device)
+        host: Host = await asyncio.shield(self._host)
+        spans = _device_spans(request.blocks, host.here)
+        return await asyncio.to_thread(host.files, spans)
+
+
+def _device_spans(
+    said: serve_pb2.AdapterRequest | edge_pb2.ServedBlocks, here: ServedHere
+) -> tuple[Span, ...]:
+    contract.whole("cut_layer", said.cut_layer, here.first, here.last - 1)
+    spans = [Span(0, said.cut_layer, embedding=True, head=False)]
+    if said.ends:
+        contract.whole("tail_layers", said.tail_layers, 0, here.last - 1 - said.cut_layer)
         last = here.last
-        spans.append(Span(last - request.tail_layers, last, embedding=False, head=True))
+        spans.append(Span(last - said.tail_layers, last, embedding=False, head=True))
     return tuple(spans)
