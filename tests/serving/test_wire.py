@@ -445,6 +445,26 @@ def test_a_device_that_comes_back_takes_the_place_of_its_old_stream() -> None:
     asyncio.run(run())
 
 
+@pytest.mark.parametrize("lost", [False, True])
+def test_a_link_that_is_closed_leaves_no_task(lost: bool) -> None:
+    """gRPC's own writer waits for requests where the call was over before it was cancelled."""
+
+    async def run() -> None:
+        before = asyncio.all_tasks()
+        async with serving(edge_config()) as (edge, address):
+            link = await dialled(address)
+            if lost:
+                edge.service.close()
+                while link.lost is None:
+                    await asyncio.sleep(0.01)
+            await link.close()
+            await asyncio.sleep(0.01)
+            left = [task for task in asyncio.all_tasks() - before if "_consume" in repr(task)]
+            assert not left
+
+    asyncio.run(run())
+
+
 # -- before anything starts -----------------------------------------------------------------------
 
 

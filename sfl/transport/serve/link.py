@@ -135,7 +135,9 @@ class ServeLink:
         self._channel = channel
         self._shaper = shaper
         self._statistics = statistics
-        self._outbox: asyncio.Queue[tuple[float, serve_pb2.GenerateRequest]] = asyncio.Queue()
+        self._outbox: asyncio.Queue[tuple[float, serve_pb2.GenerateRequest] | None]
+        self._outbox = asyncio.Queue()
+        self._written = asyncio.Event()
         self._waiting: dict[int, asyncio.Future[Reply]] = {}
         self._numbers: dict[str, int] = {}
         self._silence = Silence()
@@ -230,6 +232,9 @@ class ServeLink:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
         self._call.cancel()
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(1.0):
+                await self._written.wait()
         await self._channel.close()
 
     async def _ask(self, number: int, message: serve_pb2.GenerateRequest) -> Reply:
@@ -258,11 +263,16 @@ class ServeLink:
         self._outbox.put_nowait((arrives, message))
 
     async def _requests(self) -> AsyncIterator[serve_pb2.GenerateRequest]:
-        while True:
-            arrives, message = await self._outbox.get()
-            if arrives:
-                await asyncio.sleep(arrives - time.monotonic())
-            yield message
+        """What gRPC writes; it has a task for that, which ends with the queue and by nothing else
+        once the call is over."""
+        try:
+            while (waiting := await self._outbox.get()) is not None:
+                arrives, message = waiting
+                if arrives:
+                    await asyncio.sleep(arrives - time.monotonic())
+                yield message
+        finally:
+            self._written.set()
 
     async def _read(self) -> None:
         try:
@@ -328,6 +338,8 @@ class ServeLink:
 
     def _end(self, error: SflError) -> None:
         """Nothing comes any more: whoever waits learns why."""
+        if self._ended is None:
+            self._outbox.put_nowait(None)
         self._ended = self._ended or error
         for waiting in self._waiting.values():
             if not waiting.done():

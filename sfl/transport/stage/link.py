@@ -65,11 +65,15 @@ class Opened:
     async def close(self) -> None:
         """Hang up."""
         self._call.cancel()
+        while not self._requests.empty():
+            self._requests.get_nowait()
+        self._requests.put_nowait(None)
         await self._channel.close(None)
 
     async def _written(self) -> AsyncIterator[Any]:
-        while True:
-            yield await self._requests.get()
+        """What gRPC writes; its task for that ends with this, even where the call is over."""
+        while (message := await self._requests.get()) is not None:
+            yield message
 
 
 class NextLink:
