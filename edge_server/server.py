@@ -136,8 +136,9 @@ class EdgeServer:
         """Where devices dial. Raises ConfigError."""
         door = Door()
         server = new_server(self.own, door)
-        doors = [self.service, *([] if self.beside is None else [self.beside.service])]
-        server.add_generic_rpc_handlers(tuple(door.handler() for door in doors))
+        server.add_generic_rpc_handlers((self.service.handler(),))
+        if self.beside is not None:
+            server.add_generic_rpc_handlers((self.beside.service.handler(),))
         # The port is open before the model is loaded, so that devices need not wait to dial.
         address = bind(server, "edge.listen", self.config.listen, self.insecure, self.own)
         await server.start()

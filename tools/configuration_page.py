@@ -35,8 +35,8 @@ from sfl.config.recovery import RecoverySettings
 from sfl.config.run import LaunchSettings
 from sfl.config.sections import RunSection
 from sfl.config.serve import AnswerSettings
-from sfl.config.serving import ServeSettings
 from sfl.config.service import ServiceSettings
+from sfl.config.serving import ServeSettings
 from sfl.config.simulate import (
     BitsSettings,
     DeviceClass,

@@ -45,15 +45,11 @@ def served_model(
             time.sleep(PAUSE)
 
 
-def _fetched(
-    config: ServeDeviceConfig, insecure: bool, own: OwnCertificate | None
-) -> ModelFolder:
+def _fetched(config: ServeDeviceConfig, insecure: bool, own: OwnCertificate | None) -> ModelFolder:
     device, serve = config.device, config.serve
     blocks = Blocks(serve.cut_layer, serve.tail_layers, serve.topology == "u_shaped")
     stats = NodeStats(device.name, "device")  # of the transfer alone
-    channel = connected(
-        device.edge, stats, device.connect_timeout, insecure, own, device.proxy
-    )
+    channel = connected(device.edge, stats, device.connect_timeout, insecure, own, device.proxy)
     try:
         return open_model(
             str(fetch_model(channel, device.name, device.cache_dir, stats, blocks=blocks))

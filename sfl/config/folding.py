@@ -8,8 +8,7 @@ FOLDING_DTYPES: tuple[Dtype | None, ...] = ("float32", "autocast", None)
 """Settings of a base that a small change can be added to."""
 NEEDS_FLOAT32 = "flora adds every round's sum to the base, which only float32 weights can take"
 GIVE_FLOAT32 = 'use "float32" or "autocast", not quantised, or strategy "flexlora"'
-MOVES_THE_BASE = "flora adds every round's sum to the base, under the conversations that it serves"
-LET_IT_STAY = 'leave it out, or use strategy "flexlora"'
+MOVES_THE_BASE = "every round's sum is added to the base, under the conversations that it serves"
 
 
 def cannot_fold(own: EdgeConfig | LocalDevice) -> str | None:

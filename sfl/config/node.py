@@ -235,7 +235,7 @@ NOT_OF_STAGES = {
     "advertise": "edges dial the address in their own edge.next",
     "snapshots": "a stage keeps its snapshots in cache_dir",
     "connect_timeout": "a stage waits for edges, without an end",
-    "serve": "devices dial an edge",
+    "serve": "devices that serve dial an edge",
 }
 """Keys of an edge that a stage does not read, and why."""
 

@@ -18,13 +18,7 @@ from sfl.config.codec import (
     common_codec,
 )
 from sfl.config.devices import DeviceEntry
-from sfl.config.folding import (
-    GIVE_FLOAT32,
-    LET_IT_STAY,
-    MOVES_THE_BASE,
-    NEEDS_FLOAT32,
-    cannot_fold,
-)
+from sfl.config.folding import GIVE_FLOAT32, MOVES_THE_BASE, NEEDS_FLOAT32, cannot_fold
 from sfl.config.node import CloudNode, EdgeConfig, StageConfig
 from sfl.config.sections import RunSections
 from sfl.config.simulate import SimulateSettings
@@ -226,7 +220,7 @@ class RunConfig(RunSettings):
     """The edge process of `sfl run`."""
     stage: StageConfig = StageConfig()
     """The stage process of `sfl run`, and of each further one. Its keys are those of an edge, but
-    for `cloud`, `service`, `max_runs`, `advertise`, `snapshots` and `connect_timeout`."""
+    for `cloud`, `service`, `max_runs`, `advertise`, `snapshots`, `connect_timeout` and `serve`."""
     launch: LaunchSettings = LaunchSettings()
     """How `sfl run` treats its processes."""
     simulate: SimulateSettings | None = None
@@ -237,7 +231,7 @@ class RunConfig(RunSettings):
         if self.aggregation.traits.folds and (field := cannot_fold(self.edge)):
             raise ValueError(f"edge.{field}: {NEEDS_FLOAT32}; {GIVE_FLOAT32}")
         if self.aggregation.traits.folds and self.edge.serve is not None:
-            raise ValueError(f"edge.serve: {MOVES_THE_BASE}; {LET_IT_STAY}")
+            raise ValueError(f"edge.serve: {MOVES_THE_BASE}; leave it out, or use flexlora")
         return self
 
     @model_validator(mode="after")

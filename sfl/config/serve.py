@@ -166,7 +166,8 @@ def load_serve_edge(path: Path, overrides: Iterable[str] = ()) -> ServeEdgeConfi
     config = validated(ServeEdgeConfig, table, "")
     _need("edge.model", config.edge.model, "The model's folder or its name on the hub.")
     if config.edge.serve is not None:
-        raise ConfigError("edge.serve", "", BESIDE, "Leave one of the two out.")
+        given = config.edge.serve.model_dump(mode="json", exclude_unset=True)
+        raise ConfigError("edge.serve", given, BESIDE, "Leave one of the two out.")
     return config
 
 

@@ -1,4 +1,4 @@
-"""What an edge serves, and within which bounds: the table `[serve]` of its file, or `[edge.serve]`."""
+"""What an edge serves, and within which bounds: `[serve]` of its file, or `[edge.serve]`."""
 
 from __future__ import annotations
 

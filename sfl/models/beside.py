@@ -15,7 +15,9 @@ def over_same_weights(folder: ModelFolder, first: SpanModel) -> SpanModel:
     before `first` gets adapters, which take their layers' places.
     """
     model = build_skeleton(folder, first.layout, first.task, 0, first.dtype)
-    wanted = {name for name in model.state_dict() if belongs_to_span(name, first.layout, first.span)}
+    wanted = {
+        name for name in model.state_dict() if belongs_to_span(name, first.layout, first.span)
+    }
     keep_only(model, frozenset(wanted))
     fill_buffers(model)
     for name in wanted:

@@ -100,6 +100,7 @@ OF_EDGES = {
     "advertise": "stage:7002",
     "snapshots": "s3://bucket/x",
     "connect_timeout": 600.0,
+    "serve": {},
 }
 
 

@@ -285,7 +285,9 @@ def conversation(
     model = with_template(tmp_path)
     run = run_folder(tmp_path, model)
     config, tokenizer = load_run(run / "config.toml"), load_tokenizer(model)
-    return Conversation(speaker, tokenizer, config, context, Asked(Source("t", tmp_path), 8, system))
+    return Conversation(
+        speaker, tokenizer, config, context, Asked(Source("t", tmp_path), 8, system)
+    )
 
 
 def test_each_turn_is_said_with_those_before_it(

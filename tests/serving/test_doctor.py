@@ -18,8 +18,15 @@ from sfl.cli.doctor.serving import check_serving, load_served
 from sfl.config import LoraSettings
 from sfl.errors import ConfigError
 from sfl.models.folder import open_model
+from sfl.models.kv.size import page_bytes
+from sfl.plan import Span
+from sfl.stage.base import BaseForm
+from sfl.stage.serving.exits import ExitHeader, exit_span, own_parameters, write_exit
+from sfl.stage.serving.spans import serving_span
+from sfl.transport.serve.digest import model_digest
 from tests.house.conversations import LONGEST, PROMPT, folder_of
 from tests.house.federation import sfl
+from tests.house.fleets import tiny
 from tests.house.paths import MODEL
 from tests.house.serving import device, edge_config, saved_adapter, serving
 from tests.house.tiny_models import LAYERS, busy_values
@@ -129,7 +136,11 @@ def test_what_can_never_be_names_its_setting(
 
 
 def test_the_codec_of_rows_is_named(tmp_path: Path) -> None:
-    for serve, loss, row in (("none", "lossless", 256), ("fp16", "changes what is said", 128)):
+    width = open_model(MODEL).hidden_size
+    for serve, loss, row in (
+        ("none", "lossless", 4 * width),
+        ("fp16", "changes what is said", 2 * width),
+    ):
         path = written(tmp_path, edge={"model": str(MODEL)}, serve={}, codec={"serve": serve})
         found = checked(path)["edge"]
         assert f"rows travel as {serve} (codec.serve), which" in found.text and loss in found.text
@@ -166,6 +177,40 @@ def test_devices_are_looked_at_one_by_one_and_together(tmp_path: Path) -> None:
     assert checks["device deep"].mark == "problem"
     assert "devices.wide.conversations" in checks["device wide"].text
     assert checks["sfl serve"].mark == "problem" and "together" in checks["sfl serve"].text
+
+
+@pytest.mark.parametrize("topology", ["vanilla", "u_shaped"])
+def test_what_guesses_counts_by_its_bytes(topology: str, tmp_path: Path) -> None:
+    """Weights and keys and values that a real drafter holds, beside the device's own."""
+    model = tiny("llama", json.dumps({"max_position_embeddings": LONGEST}))  # its head is tied
+    folder = open_model(model)
+    head = exit_span(folder, BaseForm())
+    taught = ExitHeader(model_digest(folder), 1, 0.5, 0.0)
+    write_exit(tmp_path / "exit", head, taught)
+
+    def draft_bytes(draft: str) -> int:
+        table = {"name": "d", "model": str(model), "edge": "127.0.0.1:1"}
+        serve = {"draft": draft, "topology": topology, "conversations": 2}
+        found = checked(written(tmp_path, device=table, serve=serve), model=model)["device d"]
+        assert found.mark == "ok" and ("a draft" in found.text) == (draft not in ("none", "lookup"))
+        return int(found.figures["draft_bytes"])
+
+    assert draft_bytes("none") == draft_bytes("lookup") == 0
+    page = page_bytes(folder.config, 1, 4)
+    pages = 2 * LONGEST // 64
+    own = sum(parameter.nbytes for parameter in own_parameters(head).values())
+    assert draft_bytes(f"exit:{tmp_path / 'exit'}") == own + pages * page
+    whole = serving_span(folder, Span(0, LAYERS, embedding=True, head=True), BaseForm())
+    held = sum(parameter.nbytes for parameter in whole.model.parameters())
+    found = draft_bytes(f"model:{model}")
+    assert held + pages * LAYERS * page < found < held + pages * LAYERS * page + 2_000_000
+
+
+def test_a_draft_that_does_not_fit_is_a_problem(tmp_path: Path) -> None:
+    for draft in ("exit:nowhere", f"model:{tiny('llama')}"):
+        table = {"name": "d", "model": str(MODEL), "edge": "127.0.0.1:1"}
+        found = checked(written(tmp_path, device=table, serve={"draft": draft}))["device d"]
+        assert found.mark == "problem" and "serve.draft" in found.text
 
 
 @pytest.mark.process

@@ -8,8 +8,8 @@ from pathlib import Path
 
 from sfl.cli.base import adapter_folder, open_base
 from sfl.config import RunConfig, load_run
-from sfl.errors import ConfigError
-from sfl.models.folder import ModelFolder
+from sfl.errors import ConfigError, ModelError
+from sfl.models.folder import ModelFolder, open_model
 from sfl.report.runs import find_run
 
 CONFIG = "adapter_config.json"
@@ -57,7 +57,14 @@ def _without_run(source: Source) -> Opened:
     name = source.model or _base_of(source.adapter)
     values = {"model": {"path": name, "dtype": "float32"}, "devices": [{"name": "device"}]}
     config = RunConfig.model_validate(values)
-    model = open_base(config, name)
+    try:
+        model = open_model(name)
+    except ModelError as error:
+        if source.model is not None:
+            raise
+        problem = f"its model {name!r} cannot be opened ({error.problem})"
+        fix = "Give the model: --model PATH."
+        raise ModelError("--adapter", str(source.adapter), problem, fix) from None
     model.check_task("causal_lm")
     return Opened(config, model, source.adapter)
 

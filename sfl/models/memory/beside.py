@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from dataclasses import replace
 
 from sfl.config import EdgeConfig, RunSettings
-from sfl.config.folding import LET_IT_STAY, MOVES_THE_BASE
+from sfl.config.folding import MOVES_THE_BASE
 from sfl.config.serving import ServeSettings
 from sfl.errors import ConfigError
 from sfl.models.folder import ModelFolder
@@ -29,10 +29,12 @@ def check_beside(folder: ModelFolder, settings: RunSettings, own: EdgeConfig) ->
         return
     task = settings.model.task
     if task != "causal_lm":
-        problem = f"this run's model.task is {task!r}, which says no text"
-        raise ConfigError(SECTION, "", problem, "Leave it out.")
+        problem = "it says no text, and the edge is to serve conversations"
+        raise ConfigError("model.task", task, problem, f"Leave {SECTION} out.")
     if settings.aggregation.traits.folds:
-        raise ConfigError(SECTION, "", MOVES_THE_BASE, f"{LET_IT_STAY.capitalize()}.")
+        strategy = settings.aggregation.strategy
+        fix = f'Leave {SECTION} out, or use "flexlora".'
+        raise ConfigError("aggregation.strategy", strategy, MOVES_THE_BASE, fix)
     check_kept("edge.model" if own.model else "model.path", folder)
     check_cut(folder, serve, SECTION)
     load = Load(1, 1, dtype=own.dtype or settings.model.dtype)

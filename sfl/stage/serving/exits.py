@@ -129,7 +129,7 @@ def open_exit(
 
 
 def read_exit(path: Path, digest: str, cut_layer: int) -> bytes:
-    """Its weights' file. Raises ConfigError for one of another model or cut, or that knows nothing."""
+    """Its weights' file. Raises ConfigError for one of another model or cut, or one untrained."""
     header, payload = _read(path)
     if (problem := _unfit(header, digest, cut_layer)) is not None:
         raise ConfigError(FIELD, f"exit:{path}", problem, "Train one with `sfl draft`.")

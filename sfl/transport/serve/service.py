@@ -22,14 +22,11 @@ from sfl.metrics.said import DevicesSaid
 from sfl.metrics.serving import ServingCount
 from sfl.metrics.stats import NodeStats
 from sfl.node.causes import cause_of
-from sfl.plan import Span
 from sfl.stage.engine import Engine
 from sfl.stage.serving.conversation import Conversation
 from sfl.stage.serving.conversations import MOST_OF_A_DEVICE, Conversations
 from sfl.stage.serving.messages import Later, Step
-from sfl.transport.bulk.files import SpanFiles, to_listing
 from sfl.transport.frames import contract
-from sfl.transport.frames.chunks import adapter_frames
 from sfl.transport.frames.wire import (
     FETCH_ADAPTER,
     GENERATE,
@@ -40,9 +37,9 @@ from sfl.transport.frames.wire import (
 )
 from sfl.transport.group import GONE, first_message, run_together
 from sfl.transport.security.doorkeeper import expect
+from sfl.transport.serve.parts import Parts, PartsDoor
 from sfl.transport.serve.rows import RowCodec
 from sfl.transport.serve.words import (
-    ServedHere,
     from_open,
     from_step,
     to_answer,
@@ -54,7 +51,7 @@ from sfl.transport.serve.words import (
 )
 from sfl.transport.status import status_of
 from sfl.transport.stream import Context, Heartbeats, Sendable, Stream
-from sfl.v1 import edge_pb2, serve_pb2, tensor_pb2
+from sfl.v1 import serve_pb2, tensor_pb2
 
 log = logging.getLogger("sfl.edge")
 
@@ -76,14 +73,13 @@ class Pulse:
     idle_timeout: float = 30.0
 
 
-class Host(Protocol):
+class Host(Parts, Protocol):
     """What the edge does for devices that serve."""
 
     stats: NodeStats
     count: ServingCount
     engine: Engine
     conversations: Conversations
-    here: ServedHere
     codec: Codec
     model: str
     """Digest of the model's configuration."""
@@ -91,12 +87,6 @@ class Host(Protocol):
     @property
     def hidden_size(self) -> int:
         """How wide rows are."""
-
-    def adapter_part(self, name: str, spans: tuple[Span, ...]) -> tuple[bytes, float]:
-        """A part of an adapter as a safetensors file, and its scaling. Raises Refused."""
-
-    def files(self, spans: tuple[Span, ...]) -> SpanFiles:
-        """Weights of these spans, config and tokenizer."""
 
 
 class Outbox:
@@ -291,6 +281,7 @@ class GenerateService:
         self._pulse = pulse or Pulse()
         self._groups: dict[str, asyncio.Task[Any]] = {}
         self._closing = False
+        self._parts = PartsDoor(host)
 
     @property
     def devices(self) -> tuple[str, ...]:
@@ -303,9 +294,9 @@ class GenerateService:
             GENERATE.service,
             {
                 GENERATE: self._generate,
-                FETCH_ADAPTER: self._fetch_adapter,
-                SERVE_LIST_FILES: self._list_files,
-                SERVE_FETCH_FILE: self._fetch_file,
+                FETCH_ADAPTER: self._parts.fetch_adapter,
+                SERVE_LIST_FILES: self._parts.list_files,
+                SERVE_FETCH_FILE: self._parts.fetch_file,
             },
         )
 
@@ -374,58 +365,3 @@ class GenerateService:
                 f"device {hello.device!r} has another model than this edge: config.json differs"
             )
         return hello.device, host
-
-    async def _fetch_adapter(
-        self, request: serve_pb2.AdapterRequest, context: Context
-    ) -> AsyncIterator[serve_pb2.AdapterPart]:
-        try:
-            expect("device", request.device)
-            host: Host = await asyncio.shield(self._host)
-            spans = _device_spans(request, host.here)
-            payload, scaling = await asyncio.to_thread(host.adapter_part, request.adapter, spans)
-        except SflError as error:
-            await context.abort(status_of(error), str(error))
-        header = tensor_pb2.AdapterHeader(device=request.device, scaling=scaling)
-        for frame in adapter_frames(header, payload):
-            yield serve_pb2.AdapterPart(frame=frame)
-
-
-    async def _list_files(
-        self, request: edge_pb2.FilesRequest, context: Context
-    ) -> edge_pb2.FileList:
-        """Names, sizes and digests of a device's blocks."""
-        try:
-            files = await self._files(request)
-            return to_listing(await asyncio.to_thread(files.listing))
-        except SflError as error:
-            await context.abort(status_of(error), str(error))
-            raise
-
-    async def _fetch_file(
-        self, request: edge_pb2.FileRequest, context: Context
-    ) -> AsyncIterator[edge_pb2.FileChunk]:
-        """One of them from an offset on."""
-        try:
-            files = await self._files(request)
-            for piece in files.pieces(request.name, request.offset):
-                yield edge_pb2.FileChunk(data=await asyncio.to_thread(piece))
-        except SflError as error:
-            await context.abort(status_of(error), str(error))
-
-    async def _files(self, request: edge_pb2.FilesRequest | edge_pb2.FileRequest) -> SpanFiles:
-        expect("device", request.device)
-        host: Host = await asyncio.shield(self._host)
-        spans = _device_spans(request.blocks, host.here)
-        return await asyncio.to_thread(host.files, spans)
-
-
-def _device_spans(
-    said: serve_pb2.AdapterRequest | edge_pb2.ServedBlocks, here: ServedHere
-) -> tuple[Span, ...]:
-    contract.whole("cut_layer", said.cut_layer, here.first, here.last - 1)
-    spans = [Span(0, said.cut_layer, embedding=True, head=False)]
-    if said.ends:
-        contract.whole("tail_layers", said.tail_layers, 0, here.last - 1 - said.cut_layer)
-        last = here.last
-        spans.append(Span(last - said.tail_layers, last, embedding=False, head=True))
-    return tuple(spans)
