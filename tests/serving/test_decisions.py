@@ -145,6 +145,18 @@ def test_a_device_that_opens_ten_thousand_leaves_the_others_theirs() -> None:
     assert set(quiet) <= set(tenants)
 
 
+@pytest.mark.parametrize("more", [1, 4])
+def test_a_conversation_grows_at_the_cost_of_those_who_have_left(more: int) -> None:
+    """It has more than its share, and is in use itself: else it would wait for ever."""
+    own, others = tenant("a", "1", 4, 100.0, busy=True), [tenant(d, "1", 4, 0.0) for d in "bc"]
+    assert make_room(RULES, "a", more, [own, *others], 100.0) == Room((others[0],))
+    # Who is here keeps its share: it was used a moment ago.
+    here = [replace(one, last_used=95.0) for one in others]
+    assert isinstance(make_room(RULES, "a", more, [own, *here], 100.0), Busy)
+    gone = [here[0], others[1]]
+    assert make_room(RULES, "a", 4, [own, *gone], 100.0) == Room((others[1],))
+
+
 # -- sampling -------------------------------------------------------------------------------------
 
 
