@@ -383,6 +383,31 @@ def test_what_cannot_be_read_back_is_computed_again(
     place.conversations.close_all()
 
 
+def test_one_that_is_on_the_disk_may_be_opened_for_less(tmp_path: Path) -> None:
+    """It waits until all of it has room, and fails nobody in its batch."""
+    place = Place(pages=3, spill=tmp_path)
+    long = (PROMPT * 12)[:130]
+    place.open("d", reserved=150).say(list(long), 0)
+    shorter = place.open("d", reserved=60)  # the same one: it keeps what it has
+    place.clock.now += 20
+    beside = [place.open(f"e{n}", reserved=60) for n in range(3)]
+    for talk in beside:
+        talk.say([5], 0)
+    assert shorter.conversation.spilled is not None
+    place.clock.now += 20
+    step, busy = shorter.step(list(long[:20]), 0), beside[0]
+    busy.conversation.pending = 1
+    first, second = compute_together(
+        [(shorter.conversation, step), (busy.conversation, busy.step([6], 1))]
+    )
+    assert isinstance(first, Later) and isinstance(second, Tokens)
+    busy.conversation.pending = 0
+    place.clock.now += 20
+    expected = Place().open("x").say(list(long[:20]), 0)
+    assert isinstance(expected, Tokens)
+    assert shorter.conversation.handle(step) == replace(expected, number=step.number)
+
+
 def _broken(data: memoryview) -> None:
     raise OSError("the disk is gone")
 

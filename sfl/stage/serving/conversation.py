@@ -88,6 +88,12 @@ class Conversation:
             return None
         return DecodeGroup(self.opening.first, self.opening.last, self.opening.ends)
 
+    @property
+    def wanted(self) -> int:
+        """Tokens that it is to have room for: as it was opened, and what is on the disk."""
+        asked = self.opening.reserved
+        return asked if self.spilled is None else max(asked, self.standing.length)
+
     def forget(self) -> None:
         """Give up keys and values, and the answer that was made of them."""
         self.cache.let_go()

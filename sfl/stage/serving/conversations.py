@@ -85,7 +85,7 @@ class Conversations:
 
     def enter(self, conversation: Conversation) -> Later | None:
         """Have its pages, at the cost of others that nobody uses; or when to ask again."""
-        wanted = pages_for(conversation.opening.reserved)
+        wanted = pages_for(conversation.wanted)
         more = wanted - conversation.cache.num_pages
         if more > 0:
             tenants = list(self._tenants(conversation))
@@ -96,7 +96,7 @@ class Conversations:
                 raise Refused(f"conversation {conversation.opening.name}: {verdict.reason}")
             for tenant in verdict.leaving:
                 self._send_away(self._open[tenant.device, tenant.name])
-        conversation.cache.reserve(conversation.opening.reserved)
+        conversation.cache.reserve(conversation.wanted)
         if (spilled := conversation.spilled) is not None:
             conversation.spilled = None
             self._bring_back(conversation, spilled)
