@@ -114,6 +114,8 @@ class Answerer:
                     return
         if piece := text.end():
             yield piece
+        if text.stopped:
+            account.finish_reason = "stop"
 
     def _ids(self, asked: Asked) -> tuple[int, ...]:
         tokenizer = self._tokenizer

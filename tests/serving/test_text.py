@@ -66,6 +66,31 @@ def test_pieces_of_a_real_tokenizer_are_the_whole_text(model: Any) -> None:
         assert not any("\ufffd" in piece for piece in pieces[:-1])
 
 
+SCRIPTS = ("日本語の文章です。", "🙂🙂🙂", "สวัสดี", "aé日b🙂本 c")
+
+
+@pytest.mark.parametrize("prompt", ["Tell me.", "日本語", "🙂"])
+@pytest.mark.parametrize("model", [MODEL, STORIES], ids=lambda path: path.name)
+def test_characters_of_many_tokens_come_out_whole(model: Any, prompt: str) -> None:
+    """A vocabulary that lacks a script spells it in bytes, several tokens a character."""
+    if not model.is_dir():
+        pytest.skip("the stories model is not here")
+    tokenizer = load_tokenizer(model)
+    for text in SCRIPTS:
+        before = tokenizer.encode([prompt])[0]
+        ids = tokenizer.continuations([(prompt, text)])[0]
+        running = RunningText(tokenizer.decode, before)
+        pieces = [running.add(number) for number in ids]
+        assert "".join([*pieces, running.end()]).strip() == text
+        assert sum(map(bool, pieces)) > 2
+
+
+def test_a_stop_string_counts_in_what_was_held_to_the_end() -> None:
+    held = RunningText(lambda ids: "".join(("a", "bc\ufffd")[n] for n in ids), [], ("bc",))
+    assert [held.add(0), held.add(1)] == ["a", ""]
+    assert (held.end(), held.stopped) == ("", True)
+
+
 CHAT: dict[str, Any] = {"model": "m", "messages": [{"role": "user", "content": "hi"}]}
 
 
