@@ -96,8 +96,7 @@ class Answerer:
         asked, ids, last = prepared.asked, prepared.ids, prepared.since
         text = RunningText(self._tokenizer.decode, ids, asked.stops)
         sampling = asked.sampling(secrets.randbits(63))
-        name = self.talker.name_for(asked.model, ids)
-        wish = Wish(name, ids, prepared.max_tokens, asked.model, sampling)
+        wish = Wish("", ids, prepared.max_tokens, asked.model, sampling)
         async with aclosing(self.talker.answer(wish)) as answer:
             async for token in answer:
                 now = time.monotonic()

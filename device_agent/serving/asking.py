@@ -30,10 +30,14 @@ from sfl.transport.serve.words import Closed
 
 @dataclass(slots=True)
 class Talk:
-    """A conversation: what both sides know of it. `sent` are the ids that the edge has rows of."""
+    """A conversation: what both sides know of it. `sent` are the ids that the edge has rows of.
+
+    `digest` tells its adapter from another one of that name.
+    """
 
     name: str
     adapter: str
+    digest: str
     own: FrontCache
     sent: list[int] = field(default_factory=list)
     number: int = 0
@@ -116,7 +120,7 @@ class Asker:
             self._exact,
         )
         while True:
-            answer = await link.open(opening)
+            answer = await link.open(opening, talk.digest)
             match answer:
                 case Opened(length, number):
                     talk.forget(min(length, len(talk.sent)))

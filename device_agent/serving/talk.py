@@ -36,7 +36,10 @@ MOST_KEPT = 16
 
 @dataclass(frozen=True, slots=True)
 class Wish:
-    """What is to be answered: a prompt's ids, by which adapter, and how long at most."""
+    """What is to be answered: a prompt's ids, by which adapter, and how long at most.
+
+    Without a name it is the conversation that the ids go on with, or a new one.
+    """
 
     name: str
     ids: tuple[int, ...]
@@ -69,7 +72,7 @@ class Talker:
         self._context = context_length
         self._patience = patience
         self._link: ServeLink | None = None
-        self._dialling = asyncio.Lock()
+        self._dialling: asyncio.Task[ServeLink] | None = None
         self._fetching = asyncio.Lock()
         self._talks: dict[str, Talk] = {}
         self._incarnation = secrets.token_hex(4)
@@ -82,32 +85,30 @@ class Talker:
         return self._asker.spoken
 
     async def link(self) -> ServeLink:
-        """The stream to the edge; dialled where there is none. Raises SflError."""
-        async with self._dialling:
-            if self._link is None or self._link.lost is not None:
-                if self._link is not None:
-                    await self._link.close()
-                self._link = await self._dial()
+        """The stream to the edge; dialled where there is none, once for all who wait for it.
+
+        Raises SflError.
+        """
+        if self._link is not None and self._link.lost is None:
             return self._link
+        if self._dialling is None or self._dialling.done():
+            self._dialling = asyncio.create_task(self._dial_again())
+        return await asyncio.shield(self._dialling)
+
+    async def _dial_again(self) -> ServeLink:
+        if self._link is not None:
+            await self._link.close()
+        self._link = await self._dial()
+        return self._link
 
     async def close(self) -> None:
         """Hang up."""
+        if self._dialling is not None:
+            self._dialling.cancel()
+            await asyncio.wait({self._dialling})
         if self._link is not None:
             await self._link.close()
         self._thread.shutdown()
-
-    def name_for(self, adapter: str, ids: Sequence[int]) -> str:
-        """The conversation that these ids go on with: what it has need not be sent again.
-
-        One that has less than half of it stays for its own; a new one is made then.
-        """
-        idle = [one for one in self._talks.values() if not one.busy and one.adapter == adapter]
-        shared = {one.name: common(one.sent, ids) for one in idle}
-        best = max(shared, key=shared.__getitem__, default=None)
-        if best is not None and 2 * shared[best] >= len(self._talks[best].sent) > 0:
-            return best
-        self._begun += 1
-        return f"{self._incarnation}-{self._begun}"
 
     async def answer(self, wish: Wish) -> AsyncGenerator[int, None]:
         """The ids that follow, as they come; the caller ends it. Raises SflError."""
@@ -124,30 +125,57 @@ class Talker:
             talk.busy, talk.last_used = False, time.monotonic()
 
     async def _talk(self, wish: Wish) -> Talk:
-        found = self._talks.get(wish.name)
+        digest = await self._fetched(wish.adapter)
+        name = wish.name or self._name_for(wish.adapter, wish.ids)
+        found = self._talks.get(name)
         if found is not None and found.busy:
-            raise Refused(f"conversation {wish.name} is being answered already")
-        if found is None or found.adapter != wish.adapter:
-            await self._fetch(wish.adapter)
+            raise Refused(f"conversation {name} is being answered already")
+        if found is None or (found.adapter, found.digest) != (wish.adapter, digest):
             if found is not None:
                 found.own.let_go()
-            found = Talk(wish.name, wish.adapter, self.stage.begin(wish.adapter))
-            self._talks[wish.name] = found
-        await self._make_room(found, min(len(wish.ids) + wish.max_tokens, self._context))
+            found = Talk(name, wish.adapter, digest, self.stage.begin(wish.adapter))
+            self._talks[name] = found
+        self._make_room(found, min(len(wish.ids) + wish.max_tokens, self._context))
         return found
 
-    async def _fetch(self, adapter: str) -> None:
-        """This device's part of an adapter, where it has none yet."""
-        async with self._fetching:
-            if adapter in self.stage.parts[0].adapters:
-                return
-            plan = self.stage.plan
-            values, scaling = await (await self.link()).fetch_adapter(
-                adapter, plan.cut_layer, plan.tail_layers, self.stage.ends
-            )
-            await self._compute(self.stage.add_adapter, adapter, values, scaling)
+    def _name_for(self, adapter: str, ids: Sequence[int]) -> str:
+        """The conversation that these ids go on with: what it has need not be sent again.
 
-    async def _make_room(self, talk: Talk, tokens: int) -> None:
+        One that has less than half of it stays for its own; a new one is made then.
+        """
+        idle = [one for one in self._talks.values() if not one.busy and one.adapter == adapter]
+        shared = {one.name: common(one.sent, ids) for one in idle}
+        best = max(shared, key=shared.__getitem__, default=None)
+        if best is not None and 2 * shared[best] >= len(self._talks[best].sent) > 0:
+            return best
+        self._begun += 1
+        return f"{self._incarnation}-{self._begun}"
+
+    async def _fetched(self, adapter: str) -> str:
+        """The digest of an adapter, once this device's part of it is here. Raises SflError."""
+        late = time.monotonic() + self._patience
+        while True:
+            try:
+                link = await self.link()
+                if (digest := link.digest_of(adapter)) is None:
+                    raise Refused(f"adapter {adapter!r:.80} is not served by {link.here.edge}")
+                async with self._fetching:
+                    await self._fetch(link, adapter, digest)
+                return digest
+            except LinkLost as error:
+                await self._again(late, f"adapter {adapter}", error)
+
+    async def _fetch(self, link: ServeLink, adapter: str, digest: str) -> None:
+        """This device's part of an adapter, where it has none yet, or another one's."""
+        if self.stage.has_adapter(adapter, digest):
+            return
+        plan = self.stage.plan
+        values, scaling = await link.fetch_adapter(
+            adapter, plan.cut_layer, plan.tail_layers, self.stage.ends
+        )
+        await self._compute(self.stage.add_adapter, adapter, digest, values, scaling)
+
+    def _make_room(self, talk: Talk, tokens: int) -> None:
         """On this device, at the cost of those that were used longest ago."""
         others = [one for one in self._talks.values() if one is not talk and not one.busy]
         others.sort(key=lambda one: one.last_used)
@@ -156,6 +184,8 @@ class Talker:
             oldest = others.pop(0)
             oldest.own.let_go()
             del self._talks[oldest.name]
+            if self._link is not None:
+                self._link.close_conversation(oldest.name)
         if not fits(talk.own, tokens):
             raise Refused(f"this device has no room for a conversation of {tokens} tokens now")
         talk.own.reserve(tokens)
@@ -169,13 +199,11 @@ class Talker:
             try:
                 link = await self.link()
                 if not talk.is_open(link, end, wish.sampling):
+                    _check_adapter(link, talk)
                     await self._asker.open(link, talk, wish.sampling, end, late)
                 tokens = await self._asker.ask(link, talk, ids, wish.sampling, end)
             except LinkLost as error:
-                if time.monotonic() > late:
-                    raise
-                log.warning("conversation %s goes on: %s", talk.name, error)
-                await asyncio.sleep(0.2)
+                await self._again(late, f"conversation {talk.name}", error)
                 continue
             if isinstance(tokens, tuple):
                 return tokens
@@ -184,6 +212,22 @@ class Talker:
             elif time.monotonic() > late:
                 raise Refused("the edge forgets it again and again; try again later")
 
+    async def _again(self, late: float, what: str, error: LinkLost) -> None:
+        """Wait a moment before the edge is asked again. Raises the error where it is too late."""
+        if time.monotonic() > late:
+            raise error
+        log.warning("%s goes on: %s", what, error)
+        await asyncio.sleep(0.2)
+
     async def _compute(self, job: Callable[P, R], *args: P.args, **kwargs: P.kwargs) -> R:
         loop = asyncio.get_running_loop()
         return await loop.run_in_executor(self._thread, lambda: job(*args, **kwargs))
+
+
+def _check_adapter(link: ServeLink, talk: Talk) -> None:
+    """Raises Refused where what was said so far was said by another adapter of that name."""
+    if link.digest_of(talk.adapter) != talk.digest:
+        raise Refused(
+            f"{link.here.edge} serves another adapter {talk.adapter!r:.80} than this answer was "
+            "begun with; ask again"
+        )

@@ -412,6 +412,8 @@ def test_what_is_merely_refused_closes_its_own_conversation() -> None:
             answer = await link.step(Step("c", 1, 0, rows_of(3)))
             assert isinstance(answer, Tokens)
             link.close_conversation("c")
+            assert await link.open(OPENING) == Opened(0, 0)  # nothing of it is left
+            link._put(serve_pb2.GenerateRequest(close=link._numbers["c"]))
             gone = await link.step(Step("c", 2, 3, rows_of(1)))
             assert gone == Closed("it is not open here")
             await link.close()

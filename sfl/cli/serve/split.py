@@ -119,7 +119,7 @@ class SplitSpeaker:
         name = "base" if self._adapter is None else _NAME
         device = self._opened.result()
         talker, stops = device.talker, device.answerer.stop_ids
-        wish = Wish(talker.name_for(name, ids), ids, most, name)
+        wish = Wish("", ids, most, name)
         try:
             async with aclosing(talker.answer(wish)) as answer:
                 async for token in answer:

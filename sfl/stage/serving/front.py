@@ -12,6 +12,7 @@ from torch import Tensor
 from sfl.adapters.lora import Adapter, LoraBank
 from sfl.adapters.served import place
 from sfl.config import LoraSettings
+from sfl.config.serve import BASE
 from sfl.models.folder import ModelFolder
 from sfl.models.kv.attention import Extension
 from sfl.models.kv.cache import KvCache, KvPool
@@ -66,6 +67,7 @@ class FrontStage:
         self.parts = [_part(folder, span, form, self._pages) for span in plan.device_spans]
         if len(self.parts) > 1:
             share_tied_weights(self.parts[0].model, self.parts[1].model)
+        self._digests = {BASE: ""}
         if drafter is not None:
             drafter.join(self.parts[0].model, self.parts[1].model if self.ends else None)
 
@@ -89,11 +91,24 @@ class FrontStage:
         own = None if self.drafter is None else self.drafter.pool
         return [part.pool for part in self.parts] + ([] if own is None else [own])
 
-    def add_adapter(self, name: str, values: Mapping[str, np.ndarray], scaling: float) -> None:
-        """Take this device's part of an adapter. Raises ProtocolError."""
+    def has_adapter(self, name: str, digest: str) -> bool:
+        """Whether this device's part of it is here."""
+        return self._digests.get(name) == digest
+
+    def add_adapter(
+        self, name: str, digest: str, values: Mapping[str, np.ndarray], scaling: float
+    ) -> None:
+        """Take this device's part of an adapter, in place of another of that name.
+
+        Raises ProtocolError.
+        """
+        self._digests.pop(name, None)
         for part in self.parts:
-            if name not in part.adapters:
-                part.adapters[name] = place(part.bank, name, part.model.span, values, scaling)
+            if part.adapters.pop(name, None) is not None:
+                part.bank.remove(name)
+        for part in self.parts:
+            part.adapters[name] = place(part.bank, name, part.model.span, values, scaling)
+        self._digests[name] = digest
 
     def begin(self, adapter: str) -> FrontCache:
         """A conversation's keys and values on this device."""
@@ -208,4 +223,4 @@ class FrontCache:
 
 def _part(folder: ModelFolder, span: Span, form: BaseForm, pages: int) -> FrontPart:
     model = serving_span(folder, span, form)
-    return FrontPart(model, LoraBank(model, LoraSettings()), KvPool(pages), {"base": None})
+    return FrontPart(model, LoraBank(model, LoraSettings()), KvPool(pages), {BASE: None})

@@ -140,6 +140,7 @@ class ServeLink:
         self._written = asyncio.Event()
         self._waiting: dict[int, asyncio.Future[Reply]] = {}
         self._numbers: dict[str, int] = {}
+        self._opened = 0
         self._silence = Silence()
         self._interval, self._idle_timeout = interval, idle_timeout
         self._ended: SflError | None = None
@@ -174,10 +175,18 @@ class ServeLink:
 
     # -- questions --------------------------------------------------------------------------------
 
-    async def open(self, opening: Opening) -> Opened | Later | Closed:
-        """Begin a conversation, or go on with it. Raises LinkLost."""
-        number = self._numbers.setdefault(opening.name, len(self._numbers) + 1)
-        digest = dict(self.here.adapters).get(opening.adapter, "")
+    def digest_of(self, adapter: str) -> str | None:
+        """Which adapter of that name the edge serves; None where it serves none."""
+        return dict(self.here.adapters).get(adapter)
+
+    async def open(self, opening: Opening, digest: str = "") -> Opened | Later | Closed:
+        """Begin a conversation, or go on with it; `digest` is that of this device's adapter.
+
+        Raises LinkLost.
+        """
+        if (number := self._numbers.get(opening.name)) is None:
+            self._opened += 1
+            number = self._numbers[opening.name] = self._opened
         answer = await self._ask(number, to_open(number, opening, digest))
         if not isinstance(answer, Opened | Later | Closed):
             raise self._unexpected(answer)
@@ -196,7 +205,7 @@ class ServeLink:
 
     def close_conversation(self, name: str) -> None:
         """It will not go on; its room is given back."""
-        if (number := self._numbers.get(name)) is not None and self._ended is None:
+        if (number := self._numbers.pop(name, None)) is not None and self._ended is None:
             self._put(serve_pb2.GenerateRequest(close=number))
 
     async def fetch_adapter(

@@ -1,0 +1,99 @@
+"""A device and its edges: another one, one begun anew, one that is gone; and what each keeps."""
+
+from __future__ import annotations
+
+import asyncio
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from device_agent.serving.talk import Wish
+from sfl.errors import LinkLost, PeerUnavailable, Refused
+from sfl.transport.serve.link import ServeLink
+from tests.house.conversations import NEW_TOKENS, PROMPT
+from tests.house.serving import Device, answered, device, edge_config, saved_adapter, serving
+
+WISH = Wish("c", PROMPT, NEW_TOKENS)
+
+
+def test_another_adapter_of_the_same_name_is_never_mixed_with_the_first(tmp_path: Path) -> None:
+    """As where an edge is started anew with what was trained since, and its devices stay."""
+    folders = [saved_adapter(tmp_path / str(seed), seed) for seed in (0, 1)]
+    one, two = (serving(edge_config(adapters={"a": str(folder)})) for folder in folders)
+    wish = Wish("c", PROMPT, 24, "a")
+
+    async def moved(own: Device, address: str) -> None:
+        own.address = address
+        (await own.talker.link())._call.cancel()
+
+    async def run() -> None:
+        async with one as (_, first), two as (_, second), device(first) as own:
+            expected = [await answered(address, wish, name="f") for address in (first, second)]
+            assert expected[0] != expected[1]
+            assert await own.say(wish) == expected[0]
+            answer = own.talker.answer(wish)
+            await anext(answer)
+            await moved(own, second)
+            with pytest.raises(Refused, match="serves another adapter 'a'"):
+                _ = [token async for token in answer]
+            assert await own.say(wish) == expected[1]
+            await moved(own, first)
+            assert await own.say(wish) == expected[0]
+
+    asyncio.run(run())
+
+
+def test_an_edge_that_is_gone_is_dialled_once_for_all_who_wait() -> None:
+    async def run() -> None:
+        dialled_again = 0
+
+        async def dial() -> ServeLink:
+            nonlocal dialled_again
+            dialled_again += 1
+            await asyncio.sleep(0.05)
+            raise PeerUnavailable("nobody answers")
+
+        async with device("127.0.0.1:1") as own:
+            own.talker._dial = dial
+            for turn in (1, 2):
+                asked = (own.say(replace(WISH, name=str(n))) for n in range(5))
+                failed = await asyncio.gather(*asked, return_exceptions=True)
+                assert {type(error) for error in failed} == {PeerUnavailable}
+                assert dialled_again == turn
+
+    asyncio.run(run())
+
+
+def test_an_edge_that_is_lost_while_it_sends_an_adapter_is_asked_again(tmp_path: Path) -> None:
+    async def run() -> None:
+        config = edge_config(adapters={"a": str(saved_adapter(tmp_path / "a", 0))})
+        async with serving(config) as (_, address), device(address) as own:
+            link = await own.talker.link()
+
+            async def lost(*_: object) -> Any:
+                link._call.cancel()
+                raise LinkLost("an adapter ended too early")
+
+            link.fetch_adapter = lost  # type: ignore[method-assign]
+            wish = replace(WISH, adapter="a", max_tokens=8)
+            assert await own.say(wish) == await answered(address, wish, name="f")
+
+    asyncio.run(run())
+
+
+def test_what_a_device_drops_its_edge_drops_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("device_agent.serving.talk.MOST_KEPT", 2)
+
+    async def run() -> None:
+        async with serving(edge_config()) as (edge, address), device(address) as own:
+            conversations = edge.service._host.result().conversations
+            for n in range(6):
+                await own.say(Wish(f"c{n}", (*PROMPT, n), 2))
+            async with asyncio.timeout(20):
+                while len(conversations) > 2:
+                    await asyncio.sleep(0.01)
+            assert sorted((await own.talker.link())._numbers) == ["c4", "c5"]
+
+    asyncio.run(run())
