@@ -68,14 +68,19 @@ class Answerer:
         known = await self.models()
         if asked.model not in known:
             raise BadRequest("model", f"{asked.model!r:.80} is none of {', '.join(known)}")
-        ids = self._ids(asked)
-        room = self._context - len(ids)
-        if not ids or room < 1:
-            raise BadRequest(
-                "messages", f"{len(ids)} tokens, and the model's context is {self._context}"
-            )
-        most = (await self.talker.link()).here.max_tokens
-        return Prepared(ids, min(asked.max_tokens or most, most, room), asked, since)
+        ids = await asyncio.to_thread(self._ids, asked)  # others' answers go on meanwhile
+        here = (await self.talker.link()).here
+        room = self._room(len(ids), here.room)
+        most = min(room, here.max_tokens)
+        return Prepared(ids, min(asked.max_tokens or most, most), asked, since)
+
+    def _room(self, tokens: int, room: int) -> int:
+        """How many may follow so many of a prompt. Raises BadRequest where it is none."""
+        bounds = (self._context, "the model's context is"), (room, "the edge has room for")
+        most, what = min(bounds)
+        if not 0 < tokens < most:
+            raise BadRequest("messages", f"{tokens} tokens, and {what} {most}")
+        return most - tokens
 
     async def pieces(self, prepared: Prepared, account: Account) -> AsyncGenerator[str, None]:
         """The answer in pieces of text, as it comes. Raises SflError."""

@@ -5,7 +5,8 @@ any case (`datasets` needs it).
 
 A page of somebody else's must not talk to it from a visitor's browser. So a request that names an
 origin is refused unless that is this endpoint's own or one of the settings', and on loopback so is
-one for another host's name (a name that was made to lead here).
+one for another host's name (a name that was made to lead here). Browsers ask before a page of the
+settings' sends anything (CORS): they are told that it may.
 """
 
 from __future__ import annotations
@@ -28,6 +29,11 @@ from sfl.serving.requests import Asked, BadRequest, read_chat, read_completion
 
 MOST_BODY = 8 << 20
 LOOPBACK = ("127.0.0.1", "localhost", "[::1]")
+OPEN = ("/", "/favicon.ico", "/health")
+"""Paths that need no key."""
+
+CALLER_LEFT = 499
+"""As nginx calls it; nobody reads it."""
 
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
@@ -35,26 +41,39 @@ Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 class Gate:
     """Who may call."""
 
-    def __init__(self, loopback: bool, api_key: str | None, origins: Sequence[str]) -> None:
-        """`origins` may call from a browser, beside the endpoint's own page."""
-        self._loopback = loopback
+    def __init__(self, loopback: str | None, api_key: str | None, origins: Sequence[str]) -> None:
+        """`loopback` is the host where that is this machine alone.
+
+        `origins` may call from a browser, beside the endpoint's own page.
+        """
+        self._names = None if loopback is None else (*LOOPBACK, loopback)
         self._key = api_key
         self._origins = frozenset(origin.rstrip("/") for origin in origins)
 
     def refusal(self, request: web.Request) -> tuple[int, str] | None:
         """Status and reason, or None. The page itself needs no key: it asks for one."""
         host = request.host
-        if self._loopback and host.rpartition(":")[0] not in LOOPBACK and host not in LOOPBACK:
+        if self._names is not None and not {host, host.rpartition(":")[0]} & {*self._names}:
             return 403, f"this endpoint is not called {host!r:.80}"
         origin = request.headers.get("Origin")
         if origin is not None and origin not in (f"http://{host}", *self._origins):
             return 403, f"pages of {origin!r:.80} may not call this endpoint"
-        if self._key is None or request.path in ("/", "/favicon.ico", "/health"):
+        if self._key is None or request.path in OPEN or request.method == "OPTIONS":
             return None
         given = request.headers.get("Authorization", "").removeprefix("Bearer ")
-        if not hmac.compare_digest(given.encode(), self._key.encode()):
+        if not hmac.compare_digest(given.encode(errors="surrogateescape"), self._key.encode()):
             return 401, "the API key is missing, or another one"
         return None
+
+    async def welcome(self, request: web.Request, response: web.StreamResponse) -> None:
+        """Tell a browser that a page of another origin may read what it gets."""
+        if (origin := request.headers.get("Origin")) not in self._origins:
+            return
+        response.headers.update({"Access-Control-Allow-Origin": str(origin), "Vary": "Origin"})
+        if request.method == "OPTIONS":
+            asked = request.headers.get("Access-Control-Request-Headers", "")
+            response.headers["Access-Control-Allow-Methods"] = "GET, POST"
+            response.headers["Access-Control-Allow-Headers"] = asked
 
 
 class Endpoint:
@@ -67,6 +86,7 @@ class Endpoint:
     def application(self) -> web.Application:
         """What aiohttp serves."""
         app = web.Application(client_max_size=MOST_BODY, middlewares=[self._guard])
+        app.on_response_prepare.append(self._gate.welcome)
         app.router.add_get("/", self._page)
         app.router.add_get("/favicon.ico", self._icon)
         app.router.add_get("/health", self._health)
@@ -79,8 +99,13 @@ class Endpoint:
     async def _guard(self, request: web.Request, handler: Handler) -> web.StreamResponse:
         if (refused := self._gate.refusal(request)) is not None:
             return _failure(*refused, "invalid_request_error")
+        if request.method == "OPTIONS":
+            return web.Response(status=204)
         try:
             return await handler(request)
+        except web.HTTPException as error:  # no such path, too large a body
+            said = f"{request.method} {request.path:.80}: {error.text or error.reason}"
+            return _failure(error.status, said, "invalid_request_error")
         except BadRequest as error:
             status = 404 if error.param == "model" else 400
             return _failure(status, str(error), "invalid_request_error", error.param)
@@ -118,7 +143,12 @@ class Endpoint:
         account = Account(len(prepared.ids))
         if asked.stream:
             return await self._stream(request, prepared, account, shape)
-        pieces = [piece async for piece in self._answerer.pieces(prepared, account)]
+        pieces = []
+        async with aclosing(self._answerer.pieces(prepared, account)) as answer:
+            async for piece in answer:
+                if request.transport is None:  # the caller has left
+                    return web.Response(status=CALLER_LEFT)
+                pieces.append(piece)
         return web.json_response(shape.whole(asked.model, "".join(pieces), account))
 
     async def _stream(
@@ -206,7 +236,7 @@ async def _body(request: web.Request) -> Any:
         raise BadRequest("", "the content type is not application/json")
     try:
         return json.loads(await request.text())
-    except (ValueError, RecursionError):
+    except (ValueError, RecursionError, LookupError):  # the last: of its charset
         raise BadRequest("", "the body is not JSON") from None
 
 

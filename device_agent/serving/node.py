@@ -208,7 +208,7 @@ def _gate(serve: AnswerSettings) -> Gate:
             "is not loopback, and no key is asked for",
             "Give serve.api_key_file, or use 127.0.0.1.",
         )
-    return Gate(is_loopback(host), key, serve.origins)
+    return Gate(serve.listen.rpartition(":")[0] if is_loopback(host) else None, key, serve.origins)
 
 
 async def _listen(runner: web.AppRunner, serve: AnswerSettings) -> str:

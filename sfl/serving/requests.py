@@ -79,7 +79,7 @@ def read_completion(body: Any) -> Asked:
         prompt = prompt[0]
     if not isinstance(prompt, str) or not prompt:
         raise BadRequest("prompt", "one text, which is not empty")
-    return _asked(table, prompt)
+    return _asked(table, _whole("prompt", prompt))
 
 
 def _asked(table: Mapping[str, Any], prompt: str | tuple[tuple[str, str], ...]) -> Asked:
@@ -129,7 +129,16 @@ def _message(number: int, message: Any) -> tuple[str, str]:
     if not isinstance(content, str) or len(content) > MOST_CHARACTERS:
         raise BadRequest(field, f"its content is a text of at most {MOST_CHARACTERS} characters")
     role = "system" if message["role"] == "developer" else str(message["role"])
-    return role, content
+    return role, _whole(field, content)
+
+
+def _whole(field: str, text: str) -> str:
+    """A text as it is; JSON can spell half a character, of which no bytes can be made."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        raise BadRequest(field, "a text with half a character: a surrogate by itself") from None
+    return text
 
 
 def _text(table: Mapping[str, Any], name: str) -> str:
@@ -145,7 +154,10 @@ def _number(table: Mapping[str, Any], name: str, default: float) -> float:
         return default
     if isinstance(value, bool) or not isinstance(value, int | float):
         raise BadRequest(name, "a number")
-    return float(value)
+    try:
+        return float(value)
+    except OverflowError:
+        raise BadRequest(name, "a number of that size is none") from None
 
 
 def _count(table: Mapping[str, Any], name: str) -> int | None:

@@ -21,9 +21,13 @@ PROMPT = "Turn on the lamp"
 class Api:
     """A client of one endpoint."""
 
-    def __init__(self, session: aiohttp.ClientSession, address: str) -> None:
+    def __init__(
+        self, session: aiohttp.ClientSession, address: str, device: ServingDevice, edge: str
+    ) -> None:
         self.session = session
         self.base = f"http://{address}"
+        self.device = device
+        self.edge = edge
 
     async def post(self, path: str, **body: Any) -> tuple[int, Any]:
         body = {"model": "base", "temperature": 0, "max_tokens": 12, **body}
@@ -77,4 +81,4 @@ async def endpoint(
         )
         own = ServingDevice(config, 1, insecure=False)
         async with own.port() as where, aiohttp.ClientSession() as session:
-            yield Api(session, where)
+            yield Api(session, where, own, address)
