@@ -33,6 +33,7 @@ from sfl.stage.serving.front import FrontStage
 from sfl.transport.security.addresses import is_loopback, joined, split_address
 from sfl.transport.serve.digest import model_digest
 from sfl.transport.serve.link import Caller, NewChannel, ServeLink, Traffic, dial, edge_channel
+from sfl.transport.serve.words import ServedHere
 
 log = logging.getLogger("sfl.device")
 sparing = Sparing(log)
@@ -112,7 +113,7 @@ class ServingDevice:
 
     async def _dial(self) -> ServeLink:
         device = self._config.device
-        self._latest = await dial(
+        link = await dial(
             device.edge,
             self._channel,
             self._caller,
@@ -122,7 +123,13 @@ class ServingDevice:
             device.proxy,
             statistics=lambda: self.stats.snapshot().to_json(),
         )
-        return self._latest
+        try:
+            check_blocks(self.stage.plan, link.here)
+        except ConfigError:
+            await link.close("it has not the blocks that this device lacks")
+            raise
+        self._latest = link
+        return link
 
     async def _stay_connected(self) -> None:
         """Dial again where the edge was lost, though nobody asks: so that what is shown is so."""
@@ -180,6 +187,21 @@ class ServingDevice:
 def caller(name: str, folder: ModelFolder) -> Caller:
     """How a device introduces itself to its edge."""
     return Caller(name, model_digest(folder), folder.hidden_size, folder.vocab_size)
+
+
+def check_blocks(plan: Plan, here: ServedHere) -> None:
+    """Raises ConfigError where the edge lacks blocks that this device leaves to it."""
+    span = plan.middle
+    if here.first <= span.first and span.last <= here.last and here.head >= span.head:
+        return
+    raise ConfigError(
+        "serve.cut_layer",
+        span.first,
+        f"edge {here.edge} has the blocks {here.first} to {here.last - 1}"
+        f"{'' if here.head else ' without the head'}, and this device leaves it "
+        f"{span.first} to {span.last - 1}",
+        f"Set it to {max(here.first, span.first)} or more.",
+    )
 
 
 def _gate(serve: AnswerSettings) -> Gate:

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from sfl.errors import ConfigError
 from tests.house.endpoint import PROMPT, Api, endpoint
 
 FRIEND = "http://friend.example"
@@ -138,6 +139,15 @@ def test_another_address_of_loopback_is_called_by_its_own_name() -> None:
             assert await api.text(max_tokens=2)
 
     asyncio.run(run())
+
+
+def test_a_device_without_the_blocks_that_its_edge_lacks_does_not_begin() -> None:
+    async def run() -> None:
+        async with endpoint({"cut_layer": 2}, cut_layer=1):
+            raise AssertionError("it is open")
+
+    with pytest.raises(ConfigError, match=r"serve.cut_layer = 1: edge edge has .* 2 or more"):
+        asyncio.run(run())
 
 
 async def ended(api: Api, how: str) -> None:

@@ -13,7 +13,15 @@ from device_agent.serving.talk import Wish
 from sfl.errors import LinkLost, PeerUnavailable, Refused
 from sfl.transport.serve.link import ServeLink
 from tests.house.conversations import NEW_TOKENS, PROMPT
-from tests.house.serving import Device, answered, device, edge_config, saved_adapter, serving
+from tests.house.serving import (
+    Device,
+    answered,
+    device,
+    dialled,
+    edge_config,
+    saved_adapter,
+    serving,
+)
 
 WISH = Wish("c", PROMPT, NEW_TOKENS)
 
@@ -62,6 +70,19 @@ def test_an_edge_that_is_gone_is_dialled_once_for_all_who_wait() -> None:
                 failed = await asyncio.gather(*asked, return_exceptions=True)
                 assert {type(error) for error in failed} == {PeerUnavailable}
                 assert dialled_again == turn
+
+    asyncio.run(run())
+
+
+def test_a_stream_that_is_refused_leaves_no_task_behind() -> None:
+    async def run() -> None:
+        async with serving(edge_config()) as (_, address):
+            before = asyncio.all_tasks()
+            with pytest.raises(Refused, match="another model"):
+                await dialled(address, "d", kind="mistral")
+            await asyncio.sleep(0)
+            left = [task for task in asyncio.all_tasks() - before if "ServeLink" in repr(task)]
+            assert not left
 
     asyncio.run(run())
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import threading
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import replace
@@ -20,6 +21,8 @@ from sfl.errors import ConfigError, LinkLost, ModelError, ProtocolError, Refused
 from sfl.models.folder import open_model
 from sfl.plan import Plan
 from sfl.serving.sampling import Sampling
+from sfl.stage.serving.conversation import Conversation
+from sfl.stage.serving.conversations import Conversations
 from sfl.stage.serving.messages import Opened, Opening, Step, Tokens
 from sfl.transport.frames.wire import WIRE_VERSION
 from sfl.transport.serve.link import ServeLink
@@ -367,6 +370,46 @@ def test_ten_thousand_openings_at_once_are_refused_and_the_others_go_on(
     asyncio.run(run())
 
 
+def test_openings_without_a_pause_let_others_steps_pass(monkeypatch: pytest.MonkeyPatch) -> None:
+    """They take their turn: a step waits for those before it, and for none behind it."""
+    done: list[str] = []
+
+    def noted(one: type, name: str, what: str) -> None:
+        computed = getattr(one, name)
+
+        def work(self: Any, *args: Any) -> Any:
+            done.append(what)
+            return computed(self, *args)
+
+        monkeypatch.setattr(one, name, work)
+
+    async def waiting(edge: Any, count: int) -> None:
+        async with asyncio.timeout(20):
+            while len(edge._engine._queue) < count:
+                await asyncio.sleep(0.01)
+
+    async def run() -> None:
+        async with serving(edge_config()) as (edge, address):
+            honest, evil = await dialled(address, "honest"), await dialled(address, "evil")
+            await honest.open(OPENING)
+            noted(Conversations, "open", "opening")
+            noted(Conversation, "handle", "step")
+            released = threading.Event()
+            slow = asyncio.create_task(edge._engine.run(released.wait, 20))
+            step = asyncio.create_task(honest.step(Step("c", 1, 0, rows_of(2))))
+            await waiting(edge, 1)
+            names = map(str, range(20))
+            openings = [asyncio.create_task(evil.open(replace(OPENING, name=n))) for n in names]
+            await waiting(edge, 21)
+            released.set()
+            await asyncio.gather(slow, step, *openings)
+            assert done == ["step"] + 20 * ["opening"]
+            await honest.close()
+            await evil.close()
+
+    asyncio.run(run())
+
+
 class Deaf:
     """A call whose device reads nothing."""
 
@@ -396,6 +439,27 @@ def test_a_device_that_reads_nothing_is_not_waited_for(monkeypatch: pytest.Monke
                 await service._generate(requests(service._host.result().model), cast(Any, call))
             assert call.status is grpc.StatusCode.INVALID_ARGUMENT
             assert service.devices == ()
+
+    asyncio.run(run())
+
+
+def test_a_device_that_asks_on_and_reads_nothing_fills_no_memory(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("sfl.transport.serve.service.LAST_WORD", 0.05)
+
+    async def requests(model: str) -> AsyncIterator[serve_pb2.GenerateRequest]:
+        hello = serve_pb2.ServeHello(device="deaf", wire_version=WIRE_VERSION, model=model)
+        yield serve_pb2.GenerateRequest(hello=hello)
+        for _ in range(1000):
+            yield serve_pb2.GenerateRequest(step=a_step(conversation=7))  # which is not open
+
+    async def run() -> None:
+        async with serving(edge_config()) as (edge, _):
+            call, service = Deaf(), edge.service
+            async with asyncio.timeout(20):
+                await service._generate(requests(service._host.result().model), cast(Any, call))
+            assert call.status is grpc.StatusCode.INVALID_ARGUMENT
 
     asyncio.run(run())
 

@@ -166,6 +166,22 @@ class Conversations:
             spilled.close()
 
 
+class Openings:
+    """One device's, for the engine: they take their turn among its and others' steps."""
+
+    def __init__(self, device: str, conversations: Conversations) -> None:
+        self.device = device
+        self.served_seconds = 0.0
+        self._conversations = conversations
+
+    def handle(self, message: Opening) -> tuple[Conversation, Opened] | Later:
+        """Open a conversation. Raises Refused."""
+        return self._conversations.open(self.device, message)
+
+    def group(self, message: Opening) -> None:
+        """Each by itself."""
+
+
 def _alike(one: Opening, other: Opening) -> bool:
     """Whether keys and values of one are those of the other."""
     return one == replace(other, reserved=one.reserved, sampling=one.sampling, exact=one.exact)

@@ -100,17 +100,18 @@ async def dial(
     channel = new_channel()
     peer = f"edge at {address}"
     why = nothing_known if proxy else partial(why_refused, address, "edge", own)
+    opened: ServeLink | None = None
     try:
         if isinstance(channel, grpc.aio.Channel):
             await wait_for_peer_aio(channel, peer, patience, why)
-        link = ServeLink(channel, peer, caller, traffic, shaper, statistics=statistics)
+        opened = link = ServeLink(channel, peer, caller, traffic, shaper, statistics=statistics)
         try:
             async with asyncio.timeout(patience):
                 await link.welcomed()
         except TimeoutError:
             raise FellSilent(f"{peer}: no welcome within {patience:g} s") from None
     except BaseException:
-        await channel.close()
+        await (opened or channel).close()
         raise
     return link
 

@@ -24,7 +24,7 @@ from sfl.metrics.stats import NodeStats
 from sfl.node.causes import cause_of
 from sfl.stage.engine import Engine
 from sfl.stage.serving.conversation import Conversation
-from sfl.stage.serving.conversations import MOST_OF_A_DEVICE, Conversations
+from sfl.stage.serving.conversations import MOST_OF_A_DEVICE, Conversations, Openings
 from sfl.stage.serving.messages import Later, Step
 from sfl.transport.frames import contract
 from sfl.transport.frames.wire import (
@@ -59,6 +59,8 @@ Requests = AsyncIterator[serve_pb2.GenerateRequest]
 
 MOST_OPENINGS = 64
 """Openings of one device that may wait at a time."""
+MOST_UNREAD = 2 * MOST_OF_A_DEVICE
+"""Replies that may wait for a device to read them; it has a question for each conversation."""
 LAST_WORD = 1.0
 """Seconds that a device may take to read why its stream ends."""
 REPLACED = "another stream of the device has taken its place"
@@ -127,6 +129,7 @@ class GenerateStream:
         self._beats = contract.Pace(pulse.interval)
         self._conversations: dict[int, Conversation] = {}
         self._openings = 0
+        self._door = Openings(device, host.conversations)
         self._tasks: set[asyncio.Task[None]] = set()
 
     def coroutines(
@@ -146,6 +149,8 @@ class GenerateStream:
         raise LinkLost("the device closed the stream")
 
     def _take(self, message: serve_pb2.GenerateRequest) -> None:
+        if len(self.stream.outbox) > MOST_UNREAD:
+            raise ProtocolError(f"more than {MOST_UNREAD} replies wait to be read")
         match message.WhichOneof("body"):
             case "open":
                 self._open(message.open)
@@ -178,9 +183,7 @@ class GenerateStream:
 
         async def open_it() -> None:
             try:
-                opened = await self._host.engine.run(
-                    self._host.conversations.open, self.device, opening
-                )
+                opened = await self._host.engine.compute(self._door, opening)
             except Refused as error:
                 self._host.count.refused("refused")
                 self.stream.outbox.put(to_closed(said.conversation, str(error)))
@@ -345,7 +348,7 @@ class GenerateService:
 
     async def _replace(self, device: str) -> None:
         """End an older stream of the device: it has given that up, or it would not dial."""
-        if (old := self._groups.pop(device, None)) is not None:
+        while (old := self._groups.pop(device, None)) is not None:  # others may come meanwhile
             old.cancel()
             await asyncio.wait({old})
 
