@@ -56,6 +56,8 @@ def open_served(folder: Path) -> ServedAdapter:
 
 
 def _problem(values: Values, config: Mapping[str, Any]) -> str | None:
+    if not isinstance(config, Mapping):
+        return "its adapter_config.json is not a table"
     if (
         config.get("peft_type") != "LORA"
         or config.get("use_dora")
@@ -64,10 +66,11 @@ def _problem(values: Values, config: Mapping[str, Any]) -> str | None:
         return "it is not a LoRA"
     if config.get("rank_pattern") or config.get("alpha_pattern"):
         return "its layers have several ranks or alphas"
-    if not isinstance(config.get("r"), int) or not isinstance(
-        config.get("lora_alpha"), int | float
-    ):
+    rank, alpha = config.get("r"), config.get("lora_alpha")
+    if not isinstance(rank, int) or not isinstance(alpha, int | float):
         return "its adapter_config.json has no r and lora_alpha"
+    if rank < 1 or not math.isfinite(alpha):
+        return f"its adapter_config.json has r = {rank} and lora_alpha = {alpha}"
     strange = [
         name
         for name, value in values.items()

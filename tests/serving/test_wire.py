@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import threading
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
@@ -16,6 +17,7 @@ import pytest
 import torch
 
 from device_agent.serving.talk import Wish
+from sfl.adapters.served import open_served
 from sfl.config import LoraSettings
 from sfl.errors import ConfigError, LinkLost, ModelError, ProtocolError, Refused, SflError
 from sfl.models.folder import open_model
@@ -568,6 +570,25 @@ def test_what_cannot_be_served_is_said_before_a_device_is_let_in(
 
     with pytest.raises(error, match=reason):
         asyncio.run(run())
+
+
+@pytest.mark.parametrize(
+    ("config", "reason"),
+    [
+        ({"r": 0}, "r = 0"),
+        ({"lora_alpha": float("nan")}, "lora_alpha = nan"),
+        ({"r": "4"}, "no r and lora_alpha"),
+        ([], "not a table"),
+    ],
+)
+def test_an_adapter_with_settings_of_no_lora_is_refused(
+    config: Any, reason: str, tmp_path: Path
+) -> None:
+    path = saved_adapter(tmp_path / "a", 0) / "adapter_config.json"
+    told = {**json.loads(path.read_text()), **config} if config else config
+    path.write_text(json.dumps(told))
+    with pytest.raises(ModelError, match=reason):
+        open_served(path.parent)
 
 
 def test_an_adapter_of_another_model_is_refused(tmp_path: Path) -> None:
