@@ -134,8 +134,8 @@ class Asker:
 
     async def ask(
         self, link: ServeLink, talk: Talk, ids: Sequence[int], sampling: Sampling, end: int
-    ) -> tuple[int, ...] | Later | None:
-        """The tokens behind `ids`, before `end`; None where they are to be asked for again."""
+    ) -> tuple[int, ...] | Later | Closed | None:
+        """The tokens behind `ids`, before `end`; else why they are to be asked for again."""
         talk.forget(min(common(talk.sent, ids), len(ids) - 1))
         if self._stage.ends and talk.own.held < len(talk.sent):
             talk.forget(talk.own.held)
@@ -155,7 +155,7 @@ class Asker:
                     return answer
                 case Closed():
                     talk.opened_by = None
-                    return None
+                    return answer
             tokens = await self._tokens(talk, answer, wanted, draft, guessing)
             talk.sent = [*known, *tokens[:-1]]
             talk.forget(len(talk.sent))  # what was guessed wrong

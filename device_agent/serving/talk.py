@@ -8,20 +8,22 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import secrets
 import time
 from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import ParamSpec, TypeVar
 
-from device_agent.serving.asking import Asker, Spoken, Talk, common, wait
+from device_agent.serving.asking import Asker, Spoken, Talk, wait
+from device_agent.serving.kept import Kept
 from sfl.errors import LinkLost, Refused
 from sfl.serving.sampling import GREEDY, Sampling
+from sfl.stage.serving.conversations import MOST_OF_A_DEVICE
 from sfl.stage.serving.front import FrontStage
 from sfl.stage.serving.messages import Later
 from sfl.stage.threads import compute_here
 from sfl.transport.serve.link import ServeLink
+from sfl.transport.serve.words import Closed
 
 log = logging.getLogger("sfl.device")
 
@@ -30,8 +32,8 @@ R = TypeVar("R")
 
 PATIENCE = 120.0
 """Seconds that an answer waits for room at its edge, and for the edge itself."""
-MOST_KEPT = 16
-"""Conversations whose keys and values this device keeps; the last used."""
+MOST_CLOSINGS = 3
+"""So often in a row an edge may close a conversation before a token: it was for newer ones."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,9 +76,8 @@ class Talker:
         self._link: ServeLink | None = None
         self._dialling: asyncio.Task[ServeLink] | None = None
         self._fetching = asyncio.Lock()
-        self._talks: dict[str, Talk] = {}
-        self._incarnation = secrets.token_hex(4)
-        self._begun = 0
+        self._turns = asyncio.Semaphore(MOST_OF_A_DEVICE)  # its edge takes no more at a time
+        self.kept = Kept(stage, self._drop)
         self._thread = ThreadPoolExecutor(1, "compute", compute_here, (threads,))
 
     @property
@@ -112,44 +113,22 @@ class Talker:
 
     async def answer(self, wish: Wish) -> AsyncGenerator[int, None]:
         """The ids that follow, as they come; the caller ends it. Raises SflError."""
-        talk = await self._talk(wish)
-        talk.busy = True
-        try:
-            ids = list(wish.ids)
-            end = min(len(ids) + wish.max_tokens, self._context)
-            while len(ids) < end:
-                for token in await self._next(talk, wish, ids, end):
-                    ids.append(token)
-                    yield token
-        finally:
-            talk.busy, talk.last_used = False, time.monotonic()
+        late = time.monotonic() + self._patience
+        async with self._turns:
+            digest = await self._fetched(wish.adapter)
+            with self.kept.taken(wish.name, wish.adapter, digest, wish.ids) as talk:
+                ids = list(wish.ids)
+                end = min(len(ids) + wish.max_tokens, self._context)
+                await self.kept.have_room(talk, end, late)
+                while len(ids) < end:
+                    for token in await self._next(talk, wish, ids, end):
+                        ids.append(token)
+                        yield token
 
-    async def _talk(self, wish: Wish) -> Talk:
-        digest = await self._fetched(wish.adapter)
-        name = wish.name or self._name_for(wish.adapter, wish.ids)
-        found = self._talks.get(name)
-        if found is not None and found.busy:
-            raise Refused(f"conversation {name} is being answered already")
-        if found is None or (found.adapter, found.digest) != (wish.adapter, digest):
-            if found is not None:
-                found.own.let_go()
-            found = Talk(name, wish.adapter, digest, self.stage.begin(wish.adapter))
-            self._talks[name] = found
-        self._make_room(found, min(len(wish.ids) + wish.max_tokens, self._context))
-        return found
-
-    def _name_for(self, adapter: str, ids: Sequence[int]) -> str:
-        """The conversation that these ids go on with: what it has need not be sent again.
-
-        One that has less than half of it stays for its own; a new one is made then.
-        """
-        idle = [one for one in self._talks.values() if not one.busy and one.adapter == adapter]
-        shared = {one.name: common(one.sent, ids) for one in idle}
-        best = max(shared, key=shared.__getitem__, default=None)
-        if best is not None and 2 * shared[best] >= len(self._talks[best].sent) > 0:
-            return best
-        self._begun += 1
-        return f"{self._incarnation}-{self._begun}"
+    def _drop(self, name: str) -> None:
+        """Let the edge give back what it has of a conversation."""
+        if self._link is not None:
+            self._link.close_conversation(name)
 
     async def _fetched(self, adapter: str) -> str:
         """The digest of an adapter, once this device's part of it is here. Raises SflError."""
@@ -159,8 +138,9 @@ class Talker:
                 link = await self.link()
                 if (digest := link.digest_of(adapter)) is None:
                     raise Refused(f"adapter {adapter!r:.80} is not served by {link.here.edge}")
-                async with self._fetching:
-                    await self._fetch(link, adapter, digest)
+                if not self.stage.has_adapter(adapter, digest):
+                    async with self._fetching:
+                        await self._fetch(link, adapter, digest)
                 return digest
             except LinkLost as error:
                 await self._again(late, f"adapter {adapter}", error)
@@ -175,26 +155,11 @@ class Talker:
         )
         await self._compute(self.stage.add_adapter, adapter, digest, values, scaling)
 
-    def _make_room(self, talk: Talk, tokens: int) -> None:
-        """On this device, at the cost of those that were used longest ago."""
-        others = [one for one in self._talks.values() if one is not talk and not one.busy]
-        others.sort(key=lambda one: one.last_used)
-        fits = self.stage.has_room
-        while others and (len(self._talks) > MOST_KEPT or not fits(talk.own, tokens)):
-            oldest = others.pop(0)
-            oldest.own.let_go()
-            del self._talks[oldest.name]
-            if self._link is not None:
-                self._link.close_conversation(oldest.name)
-        if not fits(talk.own, tokens):
-            raise Refused(f"this device has no room for a conversation of {tokens} tokens now")
-        talk.own.reserve(tokens)
-
     # -- tokens --------------------------------------------------------------------------------
 
     async def _next(self, talk: Talk, wish: Wish, ids: Sequence[int], end: int) -> tuple[int, ...]:
         """The tokens behind `ids`, whatever has to be said again for it."""
-        late = time.monotonic() + self._patience
+        late, closings = time.monotonic() + self._patience, 0
         while True:
             try:
                 link = await self.link()
@@ -209,6 +174,8 @@ class Talker:
                 return tokens
             if isinstance(tokens, Later):
                 await wait(tokens, late)
+            elif isinstance(tokens, Closed) and (closings := closings + 1) > MOST_CLOSINGS:
+                raise Refused(tokens.reason)
             elif time.monotonic() > late:
                 raise Refused("the edge forgets it again and again; try again later")
 

@@ -171,6 +171,26 @@ def test_whoever_hangs_up_is_not_computed_for_to_the_end() -> None:
     asyncio.run(run())
 
 
+def test_more_callers_than_a_device_has_room_for_wait_for_each_other() -> None:
+    async def run() -> None:
+        async with endpoint(conversations=1) as api:
+            alone = await api.text(max_tokens=100)
+            together = await asyncio.gather(*(api.text(max_tokens=100) for _ in range(5)))
+            assert together == [alone] * 5
+
+    asyncio.run(run())
+
+
+def test_more_callers_than_an_edge_lets_a_device_ask_at_once_are_all_answered() -> None:
+    async def run() -> None:
+        async with endpoint({"kv_memory": "1GB"}, conversations=64) as api:
+            alone = await api.text(max_tokens=2)
+            texts = await asyncio.gather(*(api.text(max_tokens=2) for _ in range(100)))
+            assert texts == [alone] * 100
+
+    asyncio.run(run())
+
+
 def test_what_can_never_fit_is_told_at_once_and_an_answer_is_as_long_as_fits() -> None:
     async def run() -> None:
         async with endpoint({"kv_memory": "140KB"}) as api:  # of one page

@@ -168,7 +168,7 @@ def test_rows_that_give_nothing_finite_fail_alone() -> None:
         [(good.conversation, good.step(list(PROMPT[:3]), 0)), (evil.conversation, bad)]
     )
     assert fine == expected
-    assert isinstance(failed, ProtocolError) and "not finite" in str(failed)
+    assert isinstance(failed, Refused) and "not finite" in str(failed)
     assert evil.conversation.standing.length == 0
 
 

@@ -333,7 +333,7 @@ def test_exact_drafts_leave_the_bits_that_there_are_without(kind: str, plan: Pla
                     assert await own.say(WISH) == plain
                     if drafter is not None:
                         await beside
-                    talk = own.talker._talks["c"]
+                    talk = own.talker.kept._talks["c"]
                     caches = [*talk.own.caches, conversation(edge, name).cache]
                     for cache in caches:
                         cache.truncate(len(PROMPT) + NEW_TOKENS - 1)

@@ -8,11 +8,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from safetensors.torch import load_file, save_file
 
 from device_agent.serving.talk import Wish
 from sfl.errors import LinkLost, PeerUnavailable, Refused
 from sfl.transport.serve.link import ServeLink
-from tests.house.conversations import NEW_TOKENS, PROMPT
+from tests.house.conversations import NEW_TOKENS, PROMPT, generated
 from tests.house.serving import (
     Device,
     answered,
@@ -49,6 +50,27 @@ def test_another_adapter_of_the_same_name_is_never_mixed_with_the_first(tmp_path
             assert await own.say(wish) == expected[1]
             await moved(own, first)
             assert await own.say(wish) == expected[0]
+
+    asyncio.run(run())
+
+
+def test_an_adapter_that_gives_nothing_finite_fails_its_own_answers_alone(tmp_path: Path) -> None:
+    folder = saved_adapter(tmp_path / "a", 0)
+    values = load_file(folder / "adapter_model.safetensors")
+    save_file({name: 1e30 * value for name, value in values.items() if "layers.0" not in name},
+              folder / "adapter_model.safetensors", metadata={"format": "pt"})
+
+    async def run() -> None:
+        async with serving(edge_config(adapters={"a": str(folder)})) as (_, address):
+            async with device(address) as own:
+                answer = own.talker.answer(WISH)
+                said = [await anext(answer)]
+                link = await own.talker.link()
+                with pytest.raises(Refused, match="what adapter a makes of its rows is not finite"):
+                    await own.say(Wish("d", PROMPT, 9, "a"))
+                said += [token async for token in answer]
+                assert tuple(said) == generated("llama")[0]
+                assert await own.talker.link() is link
 
     asyncio.run(run())
 
@@ -105,7 +127,7 @@ def test_an_edge_that_is_lost_while_it_sends_an_adapter_is_asked_again(tmp_path:
 
 
 def test_what_a_device_drops_its_edge_drops_too(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("device_agent.serving.talk.MOST_KEPT", 2)
+    monkeypatch.setattr("device_agent.serving.kept.MOST_KEPT", 2)
 
     async def run() -> None:
         async with serving(edge_config()) as (edge, address), device(address) as own:

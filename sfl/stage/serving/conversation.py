@@ -74,7 +74,7 @@ class Conversation:
         self._last: Answer | None = None
 
     def handle(self, message: Step) -> Answer:
-        """Compute a step, or say why not. Raises ProtocolError."""
+        """Compute a step, or say why not. Raises ProtocolError, Refused."""
         if self.opening.exact and message.drafted:
             return self.begin(message) or self._one_by_one(message)
         (answer,) = compute_together([(self, message)])
@@ -169,7 +169,10 @@ class Conversation:
     def _finite(self, step: Step, output: Tensor) -> Tensor:
         if not bool(output.isfinite().all()):
             self.cache.truncate(step.position)
-            raise ProtocolError(f"conversation {step.name}: what comes of its rows is not finite")
+            raise Refused(
+                f"conversation {step.name}: what adapter {self.opening.adapter} makes of its rows "
+                "is not finite"
+            )
         return output
 
     def _check_draft(self, step: Step) -> None:
