@@ -157,7 +157,7 @@ def host_over(
         "serving blocks %d to %d of %s, %d adapters, room for %d tokens",
         *(span.first, span.last - 1, folder.path, len(adapters), here.room),
     )
-    conversations = Conversations(base, Rules(pages), spill)
+    conversations = Conversations(base, Rules(pages), spill, spilled_bytes=serve.spill_disk)
     held = partial(held_by, conversations, pages * num_bytes)
     return ServingHost(
         stats,

@@ -37,6 +37,9 @@ class ServeSettings(Section):
     are forgotten, and the device sends its part again."""
     spill_dir: Path = Path("~/.cache/sfl/spilled")
     """Folder of those files. They have no name, and are gone when the edge ends."""
+    spill_disk: Size = 16 << 30
+    """Most bytes of those files in all. Beyond it those are forgotten that nobody has used for
+    longest, so that devices which never come back fill no disk."""
 
     @model_validator(mode="after")
     def _base_is_taken(self) -> Self:

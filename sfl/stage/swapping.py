@@ -197,6 +197,11 @@ class OnDisk:
             self._file.close()
             raise
 
+    @property
+    def nbytes(self) -> int:
+        """Of its file."""
+        return sum(form.shape.numel() * form.dtype.itemsize for form in self._forms.values())
+
     def read(self) -> dict[str, Tensor]:
         """All of them, each where it was, in memory of torch's own. Raises OSError."""
         self._file.seek(0)

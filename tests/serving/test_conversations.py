@@ -412,6 +412,31 @@ def _broken(data: memoryview) -> None:
     raise OSError("the disk is gone")
 
 
+@pytest.mark.parametrize("bound", ["bytes", "files"])
+def test_files_of_those_who_never_come_back_are_bounded(
+    bound: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    place = Place(pages=1, spill=tmp_path)
+    page = (LAYERS - CUT) * 2 * 2 * 64 * 8 * 4
+    if bound == "files":
+        monkeypatch.setattr("sfl.stage.serving.conversations.MOST_FILES", 2)
+    else:
+        place.conversations._spilled_bytes = 2 * page * len(PROMPT) // 64
+    talks, texts = [], []
+    for n in range(6):
+        place.clock.now += 20
+        talks.append(place.open(f"d{n}", reserved=60))
+        texts.append(talks[n].greedy(list(PROMPT), 1))
+    spilled = [talk.conversation.spilled is not None for talk in talks]
+    assert spilled == [False, False, False, True, True, False]
+    place.clock.now += 20
+    assert talks[0].say(texts[0][-1:], len(PROMPT)) == Missing(2, 0)  # it is to be sent again
+    place.clock.now += 20
+    assert isinstance(talks[4].say(texts[4][-1:], len(PROMPT)), Tokens)
+    place.conversations.close_all()
+    assert all(talk.conversation.spilled is None for talk in talks)
+
+
 def test_a_disk_that_is_full_costs_the_keys_and_values_alone(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("no folder")
     place = Place(pages=1, spill=tmp_path / "file")

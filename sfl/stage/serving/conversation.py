@@ -95,7 +95,10 @@ class Conversation:
         return asked if self.spilled is None else max(asked, self.standing.length)
 
     def forget(self) -> None:
-        """Give up keys and values, and the answer that was made of them."""
+        """Give up keys and values, on the disk too, and the answer that was made of them."""
+        if self.spilled is not None:
+            self.spilled.close()
+            self.spilled = None
         self.cache.let_go()
         self.standing = self.standing.forgotten()
         self._last = None
@@ -110,8 +113,6 @@ class Conversation:
         """Give back all that it holds; none of its steps is computed any more."""
         self.closed = True
         self.forget()
-        if self.spilled is not None:
-            self.spilled.close()
 
     # -- a step in three parts, the middle one shared ---------------------------------------------
 

@@ -21,13 +21,17 @@ MOST_OF_A_DEVICE = 64
 """Conversations that one device may have open; opening one more closes its oldest."""
 MOST_OPEN = 4096
 """The same of all devices; most of them have no pages."""
+MOST_FILES = 1024
+"""Conversations that are on the disk at a time: each has a file open, and peers need some, too."""
+SPILLED_BYTES = 16 << 30
 
 
 class Conversations:
     """Opens and closes them; who was not used for longest gives up its pages for others.
 
     With `spill` its keys and values go to a file without a name in that folder, and come back;
-    without, they are forgotten, and the device sends its rows again.
+    without, or where files would have more than `spilled_bytes`, they are forgotten, and the device
+    sends its rows again.
     """
 
     def __init__(
@@ -36,12 +40,14 @@ class Conversations:
         rules: Rules,
         spill: Path | None = None,
         clock: Callable[[], float] = time.monotonic,
+        spilled_bytes: int = SPILLED_BYTES,
     ) -> None:
         self.base = base
         self.spilled = self.forgotten = 0
         """How many gave up their pages, either way."""
         self._rules = rules
         self._spill = spill
+        self._spilled_bytes = spilled_bytes
         self._clock = clock
         self._open: dict[tuple[str, str], Conversation] = {}
 
@@ -151,9 +157,20 @@ class Conversations:
             else:
                 conversation.rest(spilled)
                 self.spilled += 1
+                self._thin_out()
                 return
         conversation.forget()
         self.forgotten += 1
+
+    def _thin_out(self) -> None:
+        """Forget those on the disk that nobody has used for longest, beyond what is to be there."""
+        files = {one: one.spilled.nbytes for one in self._open.values() if one.spilled is not None}
+        total = sum(files.values())
+        for count, one in enumerate(sorted(files, key=lambda one: one.last_used)):
+            if total <= self._spilled_bytes and len(files) - count <= MOST_FILES:
+                return
+            total -= files[one]
+            one.forget()
 
     def _bring_back(self, conversation: Conversation, spilled: OnDisk) -> None:
         try:
