@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import asyncio
+import threading
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from safetensors.torch import load_file, save_file
 
 from device_agent.serving.talk import Wish
 from sfl.errors import LinkLost, PeerUnavailable, Refused
+from sfl.stage.serving.messages import Opening, Step, Tokens
 from sfl.transport.serve.link import ServeLink
 from tests.house.conversations import NEW_TOKENS, PROMPT, generated
 from tests.house.serving import (
@@ -23,6 +26,7 @@ from tests.house.serving import (
     saved_adapter,
     serving,
 )
+from tests.house.tiny_models import LAYERS
 
 WISH = Wish("c", PROMPT, NEW_TOKENS)
 
@@ -50,6 +54,31 @@ def test_another_adapter_of_the_same_name_is_never_mixed_with_the_first(tmp_path
             assert await own.say(wish) == expected[1]
             await moved(own, first)
             assert await own.say(wish) == expected[0]
+
+    asyncio.run(run())
+
+
+def test_a_question_that_was_given_up_is_answered_before_the_next(tmp_path: Path) -> None:
+    """As where Ctrl-C meets a long prompt, and the next line is there at once."""
+
+    async def run() -> None:
+        async with serving(edge_config()) as (edge, address):
+            link = await dialled(address)
+            await link.open(Opening("c", "base", 1, LAYERS, True, 64))
+            released = threading.Event()
+            slow = asyncio.create_task(edge._engine.run(released.wait, 20))
+            rows = torch.full((2, 32), 0.1)
+            first = asyncio.create_task(link.step(Step("c", 1, 0, rows)))
+            async with asyncio.timeout(20):
+                while not edge._engine._queue:
+                    await asyncio.sleep(0.01)
+            first.cancel()
+            second = asyncio.create_task(link.step(Step("c", 2, 0, rows)))
+            await asyncio.sleep(0.05)
+            released.set()
+            assert isinstance(await second, Tokens)
+            await slow
+            await link.close()
 
     asyncio.run(run())
 

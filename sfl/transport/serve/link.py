@@ -248,17 +248,16 @@ class ServeLink:
         await self._channel.close()
 
     async def _ask(self, number: int, message: serve_pb2.GenerateRequest) -> Reply:
+        """One question of a conversation at a time: one that was given up is answered before."""
+        while (given_up := self._waiting.get(number)) is not None:
+            await asyncio.wait({given_up})
         if self._ended is not None:
             raise self._ended
-        assert number not in self._waiting, "a conversation has one question at a time"
         waiting: asyncio.Future[Reply] = asyncio.get_running_loop().create_future()
         self._waiting[number] = waiting
         self.traffic.round_trips += 1
         self._put(message)
-        try:
-            return await waiting
-        finally:
-            self._waiting.pop(number, None)
+        return await asyncio.shield(waiting)
 
     def _unexpected(self, answer: Reply) -> ProtocolError:
         return ProtocolError(f"{self.peer}: {type(answer).__name__} was not expected")
@@ -328,10 +327,8 @@ class ServeLink:
         if self._codec is None:
             raise ProtocolError(f"{self.peer}: {body} came before a welcome")
         number, reply = from_reply(message, self._codec, self._caller.vocab_size)
-        waiting = self._waiting.get(number)
-        if waiting is None or waiting.done():
-            return  # of a question that nobody asks any more
-        waiting.set_result(reply)
+        if (waiting := self._waiting.pop(number, None)) is not None:  # else it was closed
+            waiting.set_result(reply)
 
     async def _beat(self) -> None:
         while True:
@@ -352,8 +349,9 @@ class ServeLink:
             self._outbox.put_nowait(None)
         self._ended = self._ended or error
         for waiting in self._waiting.values():
-            if not waiting.done():
-                waiting.set_exception(self._ended)
+            waiting.set_exception(self._ended)
+            waiting.exception()  # seen: perhaps nobody waits any more
+        self._waiting.clear()
         if not self._here.done():
             self._here.set_exception(self._ended)
             self._here.exception()  # seen: who waits for the welcome hears of it
