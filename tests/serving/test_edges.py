@@ -58,7 +58,7 @@ def test_another_adapter_of_the_same_name_is_never_mixed_with_the_first(tmp_path
     asyncio.run(run())
 
 
-def test_a_question_that_was_given_up_is_answered_before_the_next(tmp_path: Path) -> None:
+def test_a_question_that_was_given_up_is_answered_before_the_next() -> None:
     """As where Ctrl-C meets a long prompt, and the next line is there at once."""
 
     async def run() -> None:
