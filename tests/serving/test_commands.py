@@ -283,6 +283,11 @@ def test_one_command_serves_on_this_machine_and_leaves_nothing_running(
         assert json.load(answer)["usage"]["completion_tokens"] == 5
     children = Path(f"/proc/{here.process.pid}/task/{here.process.pid}/children").read_text()
     assert len(children.split()) == 2
+    os.kill(int(children.split()[0]), signal.SIGKILL)  # the edge: another one takes its place
+    with asked(port, max_tokens=5) as answer:
+        assert json.load(answer)["usage"]["completion_tokens"] == 5
+    assert "killed by signal 9; restart 1 of 5" in here.log.read_text()
+    children = Path(f"/proc/{here.process.pid}/task/{here.process.pid}/children").read_text()
     here.process.send_signal(signal.SIGTERM)
     assert here.process.wait(PATIENCE) == 130
     assert not [child for child in children.split() if _alive(int(child))]
