@@ -17,8 +17,6 @@ from torch import Tensor
 from sfl.models.kv.cache import KvCache
 
 Function = Callable[..., tuple[Tensor, Tensor | None]]
-IMPLEMENTATIONS = ("eager", "sdpa")
-"""Of transformers: those whose masks are made here."""
 
 
 @dataclass(frozen=True, slots=True)
