@@ -36,6 +36,10 @@ MOST_CLOSINGS = 3
 """So often in a row an edge may close a conversation before a token: it was for newer ones."""
 
 
+class AnotherAdapter(Refused):
+    """The edge serves another adapter by now than an answer was begun with."""
+
+
 @dataclass(frozen=True, slots=True)
 class Wish:
     """What is to be answered: a prompt's ids, by which adapter, and how long at most.
@@ -115,15 +119,21 @@ class Talker:
         """The ids that follow, as they come; the caller ends it. Raises SflError."""
         late = time.monotonic() + self._patience
         async with self._turns:
-            digest = await self._fetched(wish.adapter)
-            with self.kept.taken(wish.name, wish.adapter, digest, wish.ids) as talk:
-                ids = list(wish.ids)
-                end = min(len(ids) + wish.max_tokens, self._context)
-                await self.kept.have_room(talk, end, late)
-                while len(ids) < end:
-                    for token in await self._next(talk, wish, ids, end):
-                        ids.append(token)
-                        yield token
+            ids = list(wish.ids)
+            end = min(len(ids) + wish.max_tokens, self._context)
+            while True:
+                digest = await self._fetched(wish.adapter)
+                try:
+                    with self.kept.taken(wish.name, wish.adapter, digest, wish.ids) as talk:
+                        await self.kept.have_room(talk, end, late)
+                        while len(ids) < end:
+                            for token in await self._next(talk, wish, ids, end):
+                                ids.append(token)
+                                yield token
+                    return
+                except AnotherAdapter:
+                    if len(ids) > len(wish.ids):
+                        raise
 
     def _drop(self, name: str) -> None:
         """Let the edge give back what it has of a conversation."""
@@ -192,9 +202,9 @@ class Talker:
 
 
 def _check_adapter(link: ServeLink, talk: Talk) -> None:
-    """Raises Refused where what was said so far was said by another adapter of that name."""
+    """Raises AnotherAdapter where what was said so far was said by another one of that name."""
     if link.digest_of(talk.adapter) != talk.digest:
-        raise Refused(
+        raise AnotherAdapter(
             f"{link.here.edge} serves another adapter {talk.adapter!r:.80} than this answer was "
             "begun with; ask again"
         )

@@ -406,6 +406,7 @@ def test_one_that_is_on_the_disk_may_be_opened_for_less(tmp_path: Path) -> None:
     expected = Place().open("x").say(list(long[:20]), 0)
     assert isinstance(expected, Tokens)
     assert shorter.conversation.handle(step) == replace(expected, number=step.number)
+    place.conversations.close_all()
 
 
 def _broken(data: memoryview) -> None:

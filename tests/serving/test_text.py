@@ -81,7 +81,10 @@ def test_characters_of_many_tokens_come_out_whole(model: Any, prompt: str) -> No
         ids = tokenizer.continuations([(prompt, text)])[0]
         running = RunningText(tokenizer.decode, before)
         pieces = [running.add(number) for number in ids]
-        assert "".join([*pieces, running.end()]).strip() == text
+        whole = tokenizer.decode([*before, *ids]).removeprefix(tokenizer.decode(before))
+        assert "".join([*pieces, running.end()]) == whole
+        # The small vocabulary of the quickstart lacks some bytes altogether.
+        assert whole.strip() == text or model == MODEL
         assert sum(map(bool, pieces)) > 2
 
 
