@@ -86,20 +86,23 @@ def test_a_question_that_was_given_up_is_answered_before_the_next() -> None:
 def test_an_adapter_that_gives_nothing_finite_fails_its_own_answers_alone(tmp_path: Path) -> None:
     folder = saved_adapter(tmp_path / "a", 0)
     values = load_file(folder / "adapter_model.safetensors")
-    save_file({name: 1e30 * value for name, value in values.items() if "layers.0" not in name},
-              folder / "adapter_model.safetensors", metadata={"format": "pt"})
+    save_file(
+        {name: 1e30 * value for name, value in values.items() if "layers.0" not in name},
+        folder / "adapter_model.safetensors",
+        metadata={"format": "pt"},
+    )
 
     async def run() -> None:
-        async with serving(edge_config(adapters={"a": str(folder)})) as (_, address):
-            async with device(address) as own:
-                answer = own.talker.answer(WISH)
-                said = [await anext(answer)]
-                link = await own.talker.link()
-                with pytest.raises(Refused, match="what adapter a makes of its rows is not finite"):
-                    await own.say(Wish("d", PROMPT, 9, "a"))
-                said += [token async for token in answer]
-                assert tuple(said) == generated("llama")[0]
-                assert await own.talker.link() is link
+        config = edge_config(adapters={"a": str(folder)})
+        async with serving(config) as (_, address), device(address) as own:
+            answer = own.talker.answer(WISH)
+            said = [await anext(answer)]
+            link = await own.talker.link()
+            with pytest.raises(Refused, match="what adapter a makes of its rows is not finite"):
+                await own.say(Wish("d", PROMPT, 9, "a"))
+            said += [token async for token in answer]
+            assert tuple(said) == generated("llama")[0]
+            assert await own.talker.link() is link
 
     asyncio.run(run())
 
