@@ -12,7 +12,7 @@ from torch import Tensor
 from sfl.adapters.lora import Adapter, LoraBank
 from sfl.adapters.served import place
 from sfl.config import LoraSettings
-from sfl.config.serve import BASE
+from sfl.config.serving import BASE
 from sfl.models.folder import ModelFolder
 from sfl.models.kv.attention import Extension
 from sfl.models.kv.cache import KvCache, KvPool

@@ -183,7 +183,7 @@ class GenerateStream:
 
         async def open_it() -> None:
             try:
-                opened = await self._host.engine.compute(self._door, opening)
+                opened = await self._host.engine.answer(self._door, opening)
             except Refused as error:
                 self._host.count.refused("refused")
                 self.stream.outbox.put(to_closed(said.conversation, str(error)))
