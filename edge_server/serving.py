@@ -24,7 +24,7 @@ from sfl.metrics.stats import NodeStats
 from sfl.models.folder import ModelFolder, open_model
 from sfl.models.kv.cache import KvPool
 from sfl.models.kv.pages import PAGE_TOKENS
-from sfl.models.kv.size import check_kept, page_bytes
+from sfl.models.kv.size import check_kept, keeping_of, page_bytes
 from sfl.models.memory.serving import check_cut
 from sfl.models.span import SpanModel
 from sfl.node.certificates.own import OwnCertificate
@@ -141,7 +141,9 @@ def host_over(
     if serve.evict == "spill":
         spill = serve.spill_dir.expanduser()
         writable_folder(spill, f"{section}.spill_dir")
-    base = _base(model, adapters, KvPool(pages), serve, section)
+    chunk = chunk_tokens(serve.prefill_chunk, folder.hidden_size)
+    keeping = keeping_of(folder, span, chunk, lazy=not model.stretches)
+    base = _base(model, adapters, KvPool(pages, keeping), serve, section)
     here = ServedHere(
         edge,
         ((BASE, ""), *((name, adapter.digest) for name, adapter in adapters.items())),
@@ -149,8 +151,8 @@ def host_over(
         span.first,
         span.last,
         span.head,
-        chunk_tokens(serve.prefill_chunk, folder.hidden_size),
-        pages * PAGE_TOKENS,
+        chunk,
+        keeping.longest(pages),
         serve.max_tokens,
     )
     log.info(

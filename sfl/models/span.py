@@ -28,7 +28,7 @@ from sfl.models.filling import (
 )
 from sfl.models.folder import ModelFolder, belongs_to_span, checkpoint_tensors
 from sfl.models.fused import fuse_activations
-from sfl.models.kv.attention import CachedMask, Extension, reserve
+from sfl.models.kv.attention import CachedMask, Extension, make_room
 from sfl.models.packed import accept_packed, packed_positions, packing_of
 from sfl.models.placement import Stretch
 from sfl.models.skeleton import build_skeleton, fill_buffers
@@ -186,7 +186,7 @@ class SpanModel(nn.Module):
         last = self.span.last if last is None else last
         assert self.span.first <= first <= last <= self.span.last
         assert self.packed and self.family.causal and not self.training
-        reserve(extensions)
+        make_room(extensions)
         cached = CachedMask(tuple(extensions))
         hidden = inputs[None]
         if self.span.embedding:

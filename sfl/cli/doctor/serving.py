@@ -36,6 +36,7 @@ from sfl.models.memory.serving import (
     exit_bytes,
     kv_bytes,
     longest_answer,
+    pages_of_answer,
     serving_footprint,
     small_model_bytes,
 )
@@ -160,7 +161,8 @@ def _edge(
     longest = longest_answer(folder, serve)
     bytes_ = sum(_nbytes(one.values) + _nbytes(one.part((span,))) for one in adapters.values())
     needed = serving_footprint(folder, answering, EDGE_BASE_BYTES, bytes_)
-    talks = pages // pages_for(longest)
+    wanted = pages_of_answer(folder, serve, answering)
+    talks = pages // wanted
     text = (
         f"{_said(needed, room)}: keys and values {size(needed.kv)} in {pages:,} pages of "
         f"{PAGE_TOKENS} tokens, for {talks:,} conversations of {longest} tokens; "
@@ -177,7 +179,7 @@ def _edge(
         return needed.total, Check("edge", "ok", text, figures=figures)
     left = room - (needed.total - needed.kv)
     fix = "Serve a smaller model, or let devices hold more blocks (serve.cut_layer)."
-    if left >= pages_for(longest) * each:
+    if left >= wanted * each:
         fix = f"Lower serve.kv_memory to {size(left // each * each).replace(' ', '')} at most."
     return needed.total, Check("edge", "problem", f"serve.kv_memory: {text}", fix, figures)
 

@@ -105,6 +105,14 @@ class Padding:
 
 
 @runtime_checkable
+class Windowed(Protocol):
+    """A family some of whose blocks look at a window of the last tokens only."""
+
+    def windows(self, config: Mapping[str, Any]) -> tuple[int, frozenset[int]]:
+        """Tokens of the window, and the blocks that look at no more; (0, none) without one."""
+
+
+@runtime_checkable
 class Family(Protocol):
     """One file per family."""
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -131,6 +131,13 @@ class LlamaLike:
         """Dropout on attention weights is the only one."""
         return bool(config.get("attention_dropout", 0.0))
 
+    def windows(self, config: Mapping[str, Any]) -> tuple[int, frozenset[int]]:
+        """As transformers fills in what config.json lacks."""
+        window = config.get("sliding_window", 4096)
+        kinds = _kinds_by_json(config, self.variants[config["model_type"]])
+        sliding = {index for index, kind in enumerate(kinds) if kind == "sliding_attention"}
+        return (window, frozenset(sliding)) if window and sliding else (0, frozenset())
+
     def embed(self, model: nn.Module, input_ids: Tensor, padding: Padding) -> Tensor:
         """[B, T] -> [B, T, H]; Gemma's module scales by itself."""
         base: Any = model.model
@@ -195,6 +202,28 @@ def _kinds(config: Any, variant: Variant) -> tuple[str, ...]:
     sliding = variant.sliding and config.sliding_window is not None
     kind = "sliding_attention" if sliding else "full_attention"
     return tuple(kind for _ in range(config.num_hidden_layers))
+
+
+def _kinds_by_json(config: Mapping[str, Any], variant: Variant) -> Sequence[str]:
+    """The same by config.json, where entries may be missing; unknown ones are taken for full."""
+    layers = range(config["num_hidden_layers"])
+    full, slides = "full_attention", "sliding_attention"
+    if variant.sliding:
+        return [slides for _ in layers]
+    if not variant.layer_types or config.get("use_sliding_window") is False:
+        return [full for _ in layers]
+    if config.get("layer_types"):
+        kinds: Sequence[str] = config["layer_types"]
+        return kinds
+    if variant.package == "gemma2":
+        return [slides if (index + 1) % 2 else full for index in layers]
+    if variant.package == "gemma3":
+        pattern = config.get("sliding_window_pattern", 6)
+        return [slides if (index + 1) % pattern else full for index in layers]
+    if not config.get("use_sliding_window"):
+        return [full for _ in layers]
+    first = config.get("max_window_layers", 28)
+    return [slides if index >= first else full for index in layers]
 
 
 def _rotary(

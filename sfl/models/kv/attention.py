@@ -64,7 +64,7 @@ class CachedMask:
         outputs = []
         parts = zip(*(tensor.split_with_sizes(self.counts, 2) for tensor in new), strict=True)
         for extension, (query, key, value) in zip(self.extensions, parts, strict=True):
-            keys, values = extension.cache.append(module.layer_idx, key, value)
+            keys, values = extension.cache.append(module.layer_idx, key, value, window)
             seen = keys.shape[2]
             if window is not None:
                 seen = min(seen, window - 1 + extension.count)
@@ -105,7 +105,7 @@ def _added(allowed: Tensor, dtype: torch.dtype) -> Tensor:
     )
 
 
-def reserve(extensions: Sequence[Extension]) -> None:
+def make_room(extensions: Sequence[Extension]) -> None:
     """Room for what is to come. Raises NoPages."""
     for extension in extensions:
-        extension.cache.reserve(extension.cache.length + extension.count)
+        extension.cache.make_room(extension.count)

@@ -14,8 +14,7 @@ from sfl.config.serving import ServeSettings
 from sfl.config.size import size
 from sfl.errors import ConfigError
 from sfl.models.folder import ModelFolder
-from sfl.models.kv.pages import pages_for
-from sfl.models.kv.size import kv_width, page_bytes
+from sfl.models.kv.size import keeping_of, kv_width, page_bytes
 from sfl.models.memory.footprint import (
     ATTENTION_CAP,
     ROW_COPIES,
@@ -59,6 +58,12 @@ def longest_answer(folder: ModelFolder, serve: ServeSettings) -> int:
     return min(serve.max_tokens, folder.context_length)
 
 
+def pages_of_answer(folder: ModelFolder, serve: ServeSettings, own: Answering) -> int:
+    """What the longest answer costs."""
+    keeping = keeping_of(folder, own.spans[0], own.chunk)
+    return keeping.cost(longest_answer(folder, serve))
+
+
 def check_cut(folder: ModelFolder, serve: ServeSettings, section: str) -> None:
     """Raises ConfigError where the edge would have no block."""
     if serve.cut_layer >= folder.num_layers:
@@ -73,7 +78,7 @@ def check_cut(folder: ModelFolder, serve: ServeSettings, section: str) -> None:
 def check_room(folder: ModelFolder, serve: ServeSettings, own: Answering, section: str) -> None:
     """Raises ConfigError where one answer has no room among keys and values."""
     each = kv_bytes(folder, own.spans, 1, own.load.item_bytes)
-    wanted = pages_for(longest_answer(folder, serve))
+    wanted = pages_of_answer(folder, serve, own)
     if own.pages < wanted:
         raise ConfigError(
             f"{section}.kv_memory",

@@ -135,6 +135,9 @@ class Conversation:
                 if keep > self.cache.length:  # it could not be read back from the disk
                     return Missing(step.number, self.cache.length)
                 self.cache.truncate(keep)
+                if self.cache.length < keep:  # a window looks at what was dropped
+                    self.standing = self.standing.forgotten()
+                    return Missing(step.number, 0)
                 return None
 
     def end(self, step: Step, output: Tensor) -> Answer:

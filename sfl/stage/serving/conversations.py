@@ -9,7 +9,6 @@ from dataclasses import replace
 from pathlib import Path
 
 from sfl.errors import Refused
-from sfl.models.kv.pages import PAGE_TOKENS, pages_for
 from sfl.serving.room import Busy, Never, Rules, Tenant, make_room
 from sfl.stage.serving.conversation import Conversation, ServingBase
 from sfl.stage.serving.messages import Later, Opened, Opening
@@ -91,7 +90,7 @@ class Conversations:
 
     def enter(self, conversation: Conversation) -> Later | None:
         """Have its pages, at the cost of others that nobody uses; or when to ask again."""
-        wanted = pages_for(conversation.wanted)
+        wanted = self.base.pool.keeping.cost(conversation.wanted)
         more = wanted - conversation.cache.num_pages
         if more > 0:
             tenants = list(self._tenants(conversation))
@@ -129,8 +128,9 @@ class Conversations:
             )
         if (problem := opening.sampling.problem()) is not None:
             raise Refused(problem)
-        if opening.reserved < 1 or pages_for(opening.reserved) > self._rules.total:
-            room = self._rules.total * PAGE_TOKENS
+        keeping = self.base.pool.keeping
+        if opening.reserved < 1 or keeping.cost(opening.reserved) > self._rules.total:
+            room = keeping.longest(self._rules.total)
             raise Refused(
                 f"room for {opening.reserved} tokens was asked for; there is room for {room} in all"
             )

@@ -17,6 +17,7 @@ from sfl.models.folder import ModelFolder
 from sfl.models.kv.attention import Extension
 from sfl.models.kv.cache import KvCache, KvPool
 from sfl.models.kv.pages import pages_for
+from sfl.models.kv.size import keeping_of
 from sfl.models.span import SpanModel
 from sfl.plan import Span
 from sfl.serving.lookup import lookup
@@ -89,7 +90,7 @@ class ModelDrafter:
     ) -> None:
         """Loads it, with room for so many tokens. `vocab_size` is that of what it guesses."""
         whole = Span(0, folder.num_layers, embedding=True, head=True)
-        self.pool: KvPool | None = KvPool(pages_for(tokens))
+        self.pool: KvPool | None = KvPool(pages_for(tokens), keeping_of(folder, whole))
         self._model: SpanModel = serving_span(folder, whole, form or BaseForm())
         self._vocabulary = vocab_size
         self._context = folder.context_length

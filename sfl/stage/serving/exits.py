@@ -25,6 +25,7 @@ from sfl.models.jsonfile import read_object
 from sfl.models.kv.attention import Extension
 from sfl.models.kv.cache import KvPool
 from sfl.models.kv.pages import pages_for
+from sfl.models.kv.size import KEEP_ALL, Keeping, keeping_of
 from sfl.models.span import SpanModel
 from sfl.node.files import write_atomic
 from sfl.plan import Span
@@ -63,10 +64,10 @@ class ExitDrafter:
 
     reads_rows = True
 
-    def __init__(self, model: SpanModel, tokens: int) -> None:
+    def __init__(self, model: SpanModel, tokens: int, keeping: Keeping = KEEP_ALL) -> None:
         """With room for so many tokens."""
         self.model = model
-        self.pool: KvPool | None = KvPool(pages_for(tokens))
+        self.pool: KvPool | None = KvPool(pages_for(tokens), keeping)
 
     def join(self, front: SpanModel, tail: SpanModel | None) -> None:
         """Hold the head's matrix once, where the device has it as embedding or head."""
@@ -125,7 +126,7 @@ def open_exit(
         _load(model, safetensors.torch.load(payload))
     except (SafetensorError, ValueError) as error:
         raise _broken(path, str(error)) from None
-    return ExitDrafter(model, tokens)
+    return ExitDrafter(model, tokens, keeping_of(folder, model.span))
 
 
 def read_exit(path: Path, digest: str, cut_layer: int) -> bytes:

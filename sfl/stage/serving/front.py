@@ -17,7 +17,7 @@ from sfl.models.folder import ModelFolder
 from sfl.models.kv.attention import Extension
 from sfl.models.kv.cache import KvCache, KvPool
 from sfl.models.kv.pages import pages_for
-from sfl.models.kv.size import check_kept
+from sfl.models.kv.size import AT_ONCE, check_kept, keeping_of
 from sfl.models.span import SpanModel
 from sfl.plan import Plan, Span
 from sfl.serving.sampling import GREEDY, Sampling
@@ -83,8 +83,7 @@ class FrontStage:
 
     def has_room(self, own: FrontCache, tokens: int) -> bool:
         """Whether a conversation may have so many tokens."""
-        more = pages_for(tokens) - own.caches[0].num_pages
-        return more <= min(pool.pages.free for pool in self._pools)
+        return all(cache.fits(tokens) for cache in own.every)
 
     @property
     def _pools(self) -> list[KvPool]:
@@ -115,14 +114,18 @@ class FrontStage:
         caches = [KvCache(part.pool) for part in self.parts]
         if self.drafter is None or self.drafter.pool is None:
             return FrontCache(adapter, caches)
-        return FrontCache(adapter, caches, DraftCache(KvCache(self.drafter.pool)))
+        draft = DraftCache(KvCache(self.drafter.pool))
+        return FrontCache(adapter, caches, draft, self.drafter.reads_rows)
 
     def rows(self, own: FrontCache, tokens: Sequence[int]) -> Tensor:
         """Rows `[n, H]` at the cut, of tokens that follow what the front has."""
-        rows = self._extend(0, own, torch.tensor(tokens))
-        if self.drafter is not None and own.draft is not None:
-            self.drafter.note(own.draft, rows)
-        return rows
+        parts = []
+        for first in range(0, len(tokens), AT_ONCE):
+            rows = self._extend(0, own, torch.tensor(tokens[first : first + AT_ONCE]))
+            if self.drafter is not None and own.draft is not None:
+                self.drafter.note(own.draft, rows)
+            parts.append(rows)
+        return parts[0] if len(parts) == 1 else torch.cat(parts)
 
     def rows_and_draft(
         self, own: FrontCache, ids: Sequence[int], guessing: Guessing
@@ -183,11 +186,15 @@ class FrontStage:
 
 @dataclass(frozen=True, slots=True)
 class FrontCache:
-    """One conversation's keys and values in each of the device's spans."""
+    """One conversation's keys and values in each of the device's spans.
+
+    A draft may follow the front row by row (`together`): then both know as many tokens.
+    """
 
     adapter: str
     caches: list[KvCache]
     draft: DraftCache | None = None
+    together: bool = False
 
     @property
     def front(self) -> int:
@@ -203,24 +210,31 @@ class FrontCache:
         """Forget what comes behind so many tokens, in each."""
         for cache, length in zip(self.caches, (front, tail), strict=False):
             cache.truncate(min(length, cache.length))
-        if self.draft is not None:
-            self.draft.cache.truncate(min(front, self.draft.cache.length))
+        if self.draft is None:
+            return
+        own = self.draft.cache
+        own.truncate(min(front, own.length))
+        if self.together and own.length != self.front:  # one of them has dropped too much
+            own.truncate(0)
+            self.caches[0].truncate(0)
 
     def reserve(self, tokens: int) -> None:
         """Have room for so many tokens. Raises NoPages."""
-        for cache in self._every:
+        for cache in self.every:
             cache.reserve(tokens)
 
     def let_go(self) -> None:
         """Give back all."""
-        for cache in self._every:
+        for cache in self.every:
             cache.let_go()
 
     @property
-    def _every(self) -> list[KvCache]:
+    def every(self) -> list[KvCache]:
+        """In each of the spans, and of the draft."""
         return self.caches + ([] if self.draft is None else [self.draft.cache])
 
 
 def _part(folder: ModelFolder, span: Span, form: BaseForm, pages: int) -> FrontPart:
     model = serving_span(folder, span, form)
-    return FrontPart(model, LoraBank(model, LoraSettings()), KvPool(pages), {BASE: None})
+    pool = KvPool(pages, keeping_of(folder, span))
+    return FrontPart(model, LoraBank(model, LoraSettings()), pool, {BASE: None})
