@@ -35,6 +35,7 @@ from sfl.transport.security.door import CALLS, most_connections
 from sfl.transport.shaper import Shaper, shaper
 from sfl.transport.stage.dialling import NextStage, RunHere, hop_link
 from sfl.transport.stage.link import NextLink
+from sfl.transport.stage.once import members_read
 from sfl.transport.stage.served import Carried
 from sfl.transport.stage.service import Arriving
 
@@ -74,6 +75,7 @@ class StageRun:
         self._servers: dict[str, str] = {}  # by device
         self._down: dict[str, Shaper | None] = {}  # by server
         self._stages = StagesSaid()
+        self._members = members_read()
         self._sharing: Sharing | None = None
 
     @property
@@ -126,7 +128,18 @@ class StageRun:
         if arriving.server not in self._down:
             self._down[arriving.server] = shaper(hop_link(settings), "down")
         down = self._down[arriving.server]
-        stream = Carried(device, session, settings, self, behind, coders, end, down)
+        stream = Carried(
+            device,
+            session,
+            settings,
+            self,
+            behind,
+            coders,
+            end,
+            down,
+            arriving.server,
+            self._members,
+        )
         self._streams[device], self._servers[device] = stream, arriving.server
         self.before.came(device, arriving.server)
         log.info("device %s came by edge %s", device, arriving.server, extra={"device": device})

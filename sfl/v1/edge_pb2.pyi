@@ -82,6 +82,18 @@ class SettingsWanted(_message.Message):
     settings_digest: bytes
     def __init__(self, settings_digest: _Optional[bytes] = ...) -> None: ...
 
+class TogetherWanted(_message.Message):
+    __slots__ = ("digest",)
+    DIGEST_FIELD_NUMBER: _ClassVar[int]
+    digest: bytes
+    def __init__(self, digest: _Optional[bytes] = ...) -> None: ...
+
+class Together(_message.Message):
+    __slots__ = ("devices",)
+    DEVICES_FIELD_NUMBER: _ClassVar[int]
+    devices: _containers.RepeatedScalarFieldContainer[str]
+    def __init__(self, devices: _Optional[_Iterable[str]] = ...) -> None: ...
+
 class Point(_message.Message):
     __slots__ = ("round", "step", "lineage")
     ROUND_FIELD_NUMBER: _ClassVar[int]
@@ -169,7 +181,7 @@ class GradientNorm(_message.Message):
     def __init__(self, round: _Optional[int] = ..., step: _Optional[int] = ..., squared: _Optional[float] = ..., before: _Optional[_Iterable[float]] = ...) -> None: ...
 
 class DeviceMessage(_message.Message):
-    __slots__ = ("hello", "ready", "tensor", "norm", "adapter", "report", "heartbeat", "goodbye", "proof", "start", "checksum", "cannot_compute", "returns")
+    __slots__ = ("hello", "ready", "tensor", "norm", "adapter", "report", "heartbeat", "goodbye", "proof", "start", "together", "checksum", "cannot_compute", "returns")
     HELLO_FIELD_NUMBER: _ClassVar[int]
     READY_FIELD_NUMBER: _ClassVar[int]
     TENSOR_FIELD_NUMBER: _ClassVar[int]
@@ -180,6 +192,7 @@ class DeviceMessage(_message.Message):
     GOODBYE_FIELD_NUMBER: _ClassVar[int]
     PROOF_FIELD_NUMBER: _ClassVar[int]
     START_FIELD_NUMBER: _ClassVar[int]
+    TOGETHER_FIELD_NUMBER: _ClassVar[int]
     CHECKSUM_FIELD_NUMBER: _ClassVar[int]
     CANNOT_COMPUTE_FIELD_NUMBER: _ClassVar[int]
     RETURNS_FIELD_NUMBER: _ClassVar[int]
@@ -193,10 +206,11 @@ class DeviceMessage(_message.Message):
     goodbye: str
     proof: Proof
     start: Assignment
+    together: Together
     checksum: int
     cannot_compute: bool
     returns: bool
-    def __init__(self, hello: _Optional[_Union[DeviceHello, _Mapping]] = ..., ready: _Optional[_Union[DeviceReady, _Mapping]] = ..., tensor: _Optional[_Union[_tensor_pb2.TensorFrame, _Mapping]] = ..., norm: _Optional[_Union[GradientNorm, _Mapping]] = ..., adapter: _Optional[_Union[_tensor_pb2.AdapterFrame, _Mapping]] = ..., report: _Optional[_Union[_tensor_pb2.RoundReport, _Mapping]] = ..., heartbeat: _Optional[_Union[_tensor_pb2.Heartbeat, _Mapping]] = ..., goodbye: _Optional[str] = ..., proof: _Optional[_Union[Proof, _Mapping]] = ..., start: _Optional[_Union[Assignment, _Mapping]] = ..., checksum: _Optional[int] = ..., cannot_compute: _Optional[bool] = ..., returns: _Optional[bool] = ...) -> None: ...
+    def __init__(self, hello: _Optional[_Union[DeviceHello, _Mapping]] = ..., ready: _Optional[_Union[DeviceReady, _Mapping]] = ..., tensor: _Optional[_Union[_tensor_pb2.TensorFrame, _Mapping]] = ..., norm: _Optional[_Union[GradientNorm, _Mapping]] = ..., adapter: _Optional[_Union[_tensor_pb2.AdapterFrame, _Mapping]] = ..., report: _Optional[_Union[_tensor_pb2.RoundReport, _Mapping]] = ..., heartbeat: _Optional[_Union[_tensor_pb2.Heartbeat, _Mapping]] = ..., goodbye: _Optional[str] = ..., proof: _Optional[_Union[Proof, _Mapping]] = ..., start: _Optional[_Union[Assignment, _Mapping]] = ..., together: _Optional[_Union[Together, _Mapping]] = ..., checksum: _Optional[int] = ..., cannot_compute: _Optional[bool] = ..., returns: _Optional[bool] = ...) -> None: ...
 
 class EdgeAt(_message.Message):
     __slots__ = ("edge", "address")
@@ -257,7 +271,7 @@ class HeldSpan(_message.Message):
     def __init__(self, first: _Optional[int] = ..., last: _Optional[int] = ..., embedding: _Optional[bool] = ..., head: _Optional[bool] = ..., holder: _Optional[_Union[Holder, str]] = ...) -> None: ...
 
 class Assignment(_message.Message):
-    __slots__ = ("round", "evaluate", "num_steps", "first_step", "total_steps", "codecs", "micro_batches", "rehearse", "plan", "rank", "scaling", "credits", "after", "lineage", "together", "share")
+    __slots__ = ("round", "evaluate", "num_steps", "first_step", "total_steps", "codecs", "micro_batches", "rehearse", "plan", "rank", "scaling", "credits", "after", "lineage", "together", "share", "together_digest")
     ROUND_FIELD_NUMBER: _ClassVar[int]
     EVALUATE_FIELD_NUMBER: _ClassVar[int]
     NUM_STEPS_FIELD_NUMBER: _ClassVar[int]
@@ -274,6 +288,7 @@ class Assignment(_message.Message):
     LINEAGE_FIELD_NUMBER: _ClassVar[int]
     TOGETHER_FIELD_NUMBER: _ClassVar[int]
     SHARE_FIELD_NUMBER: _ClassVar[int]
+    TOGETHER_DIGEST_FIELD_NUMBER: _ClassVar[int]
     round: int
     evaluate: Extent
     num_steps: int
@@ -290,7 +305,8 @@ class Assignment(_message.Message):
     lineage: int
     together: _containers.RepeatedScalarFieldContainer[str]
     share: float
-    def __init__(self, round: _Optional[int] = ..., evaluate: _Optional[_Union[Extent, str]] = ..., num_steps: _Optional[int] = ..., first_step: _Optional[int] = ..., total_steps: _Optional[int] = ..., codecs: _Optional[str] = ..., micro_batches: _Optional[int] = ..., rehearse: _Optional[_Iterable[int]] = ..., plan: _Optional[_Iterable[_Union[HeldSpan, _Mapping]]] = ..., rank: _Optional[int] = ..., scaling: _Optional[float] = ..., credits: _Optional[int] = ..., after: _Optional[_Union[Point, _Mapping]] = ..., lineage: _Optional[int] = ..., together: _Optional[_Iterable[str]] = ..., share: _Optional[float] = ...) -> None: ...
+    together_digest: bytes
+    def __init__(self, round: _Optional[int] = ..., evaluate: _Optional[_Union[Extent, str]] = ..., num_steps: _Optional[int] = ..., first_step: _Optional[int] = ..., total_steps: _Optional[int] = ..., codecs: _Optional[str] = ..., micro_batches: _Optional[int] = ..., rehearse: _Optional[_Iterable[int]] = ..., plan: _Optional[_Iterable[_Union[HeldSpan, _Mapping]]] = ..., rank: _Optional[int] = ..., scaling: _Optional[float] = ..., credits: _Optional[int] = ..., after: _Optional[_Union[Point, _Mapping]] = ..., lineage: _Optional[int] = ..., together: _Optional[_Iterable[str]] = ..., share: _Optional[float] = ..., together_digest: _Optional[bytes] = ...) -> None: ...
 
 class Finish(_message.Message):
     __slots__ = ("ok", "reason", "run_key", "goes_on", "server", "checksum")
@@ -309,7 +325,7 @@ class Finish(_message.Message):
     def __init__(self, ok: _Optional[bool] = ..., reason: _Optional[str] = ..., run_key: _Optional[str] = ..., goes_on: _Optional[bool] = ..., server: _Optional[str] = ..., checksum: _Optional[int] = ...) -> None: ...
 
 class EdgeMessage(_message.Message):
-    __slots__ = ("welcome", "start", "adapter", "tensor", "norm", "heartbeat", "finish", "elsewhere", "edges", "settings_wanted", "challenge", "checksum")
+    __slots__ = ("welcome", "start", "adapter", "tensor", "norm", "heartbeat", "finish", "elsewhere", "edges", "settings_wanted", "together_wanted", "challenge", "checksum")
     WELCOME_FIELD_NUMBER: _ClassVar[int]
     START_FIELD_NUMBER: _ClassVar[int]
     ADAPTER_FIELD_NUMBER: _ClassVar[int]
@@ -320,6 +336,7 @@ class EdgeMessage(_message.Message):
     ELSEWHERE_FIELD_NUMBER: _ClassVar[int]
     EDGES_FIELD_NUMBER: _ClassVar[int]
     SETTINGS_WANTED_FIELD_NUMBER: _ClassVar[int]
+    TOGETHER_WANTED_FIELD_NUMBER: _ClassVar[int]
     CHALLENGE_FIELD_NUMBER: _ClassVar[int]
     CHECKSUM_FIELD_NUMBER: _ClassVar[int]
     welcome: Welcome
@@ -332,9 +349,10 @@ class EdgeMessage(_message.Message):
     elsewhere: Elsewhere
     edges: Edges
     settings_wanted: SettingsWanted
+    together_wanted: TogetherWanted
     challenge: Challenge
     checksum: int
-    def __init__(self, welcome: _Optional[_Union[Welcome, _Mapping]] = ..., start: _Optional[_Union[Assignment, _Mapping]] = ..., adapter: _Optional[_Union[_tensor_pb2.AdapterFrame, _Mapping]] = ..., tensor: _Optional[_Union[_tensor_pb2.TensorFrame, _Mapping]] = ..., norm: _Optional[_Union[GradientNorm, _Mapping]] = ..., heartbeat: _Optional[_Union[_tensor_pb2.Heartbeat, _Mapping]] = ..., finish: _Optional[_Union[Finish, _Mapping]] = ..., elsewhere: _Optional[_Union[Elsewhere, _Mapping]] = ..., edges: _Optional[_Union[Edges, _Mapping]] = ..., settings_wanted: _Optional[_Union[SettingsWanted, _Mapping]] = ..., challenge: _Optional[_Union[Challenge, _Mapping]] = ..., checksum: _Optional[int] = ...) -> None: ...
+    def __init__(self, welcome: _Optional[_Union[Welcome, _Mapping]] = ..., start: _Optional[_Union[Assignment, _Mapping]] = ..., adapter: _Optional[_Union[_tensor_pb2.AdapterFrame, _Mapping]] = ..., tensor: _Optional[_Union[_tensor_pb2.TensorFrame, _Mapping]] = ..., norm: _Optional[_Union[GradientNorm, _Mapping]] = ..., heartbeat: _Optional[_Union[_tensor_pb2.Heartbeat, _Mapping]] = ..., finish: _Optional[_Union[Finish, _Mapping]] = ..., elsewhere: _Optional[_Union[Elsewhere, _Mapping]] = ..., edges: _Optional[_Union[Edges, _Mapping]] = ..., settings_wanted: _Optional[_Union[SettingsWanted, _Mapping]] = ..., together_wanted: _Optional[_Union[TogetherWanted, _Mapping]] = ..., challenge: _Optional[_Union[Challenge, _Mapping]] = ..., checksum: _Optional[int] = ...) -> None: ...
 
 class ServedBlocks(_message.Message):
     __slots__ = ("cut_layer", "tail_layers", "ends")

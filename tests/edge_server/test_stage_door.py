@@ -19,7 +19,7 @@ from sfl.stage.messages import Finish
 from sfl.transport.device.jobs import Jobs
 from sfl.transport.frames import contract
 from sfl.transport.security.door import CALLS
-from sfl.transport.stage.settings import SettingsRead, digest
+from sfl.transport.stage.once import digest, settings_read
 from tests.house.staged import Staged
 from tests.house.waiting import PATIENCE
 
@@ -162,7 +162,7 @@ def test_settings_are_sent_once_by_each_edge_and_kept_once(
 
 def test_settings_are_those_that_were_announced() -> None:
     async def play() -> None:
-        read = SettingsRead()
+        read = settings_read()
 
         async def another() -> str:
             return "{}"

@@ -280,6 +280,8 @@ def torn_behind() -> list[Torn]:
     for own in tiers():
         setup = Setup(own.topology, clip=True, tls=own.tls)
         found += [Torn(kind, way, "stage", setup) for way, kinds in STAGE.items() for kind in kinds]
+    shared = Setup("three_tier", shared=True)
+    found += [Torn("together_wanted", DOWN, "stage", shared), Torn("together", UP, "stage", shared)]
     return found
 
 

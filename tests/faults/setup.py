@@ -49,6 +49,8 @@ class Setup:
     placement: str = "configured"
     unlike: bool = False
     """One more device has rows of another form, and is turned away."""
+    shared: bool = False
+    """The stage has one adapter for all devices."""
     failing: str = ""
     """An edge that has no model, and says so."""
 
@@ -84,6 +86,7 @@ class Setup:
             self.codec: self.codec != "none",
             "two edges": len(self.edges) > 1,
             "sums": self.sums,
+            "shared": self.shared,
             "TLS": self.tls,
         }
         return ", ".join([self.topology, *(name for name, so in kinds.items() if so)])
@@ -117,7 +120,7 @@ class Setup:
         )
         if self.tiered:
             values["model"]["path"] = str(tiny("llama", '{"num_hidden_layers": 4}'))
-            values["stages"] = {"cuts": [2]}
+            values["stages"] = {"cuts": [2], **({"adapters": "shared"} if self.shared else {})}
         if self.topology.endswith("u_shaped"):
             for device in values["devices"]:
                 device["tail_layers"] = 1

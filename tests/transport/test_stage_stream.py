@@ -1,4 +1,5 @@
-"""A device's stream at a stage: what the server before may send, and how much of it waits."""
+"""A device's stream at a stage: what the server before may send, how much of it waits, and who
+shares its adapter."""
 
 from __future__ import annotations
 
@@ -16,9 +17,11 @@ from sfl.transport.device.end import ServingEnd
 from sfl.transport.device.jobs import Jobs
 from sfl.transport.frames import words
 from sfl.transport.frames.chunks import adapter_bytes, adapter_frames
+from sfl.transport.stage.members import Members, Names
+from sfl.transport.stage.once import ReadOnce, digest, members_read
 from sfl.transport.stage.served import Carried
 from sfl.v1 import edge_pb2, tensor_pb2
-from tests.house.shared_stage import PLAN, Stage
+from tests.house.shared_stage import NAMES, PLAN, Stage
 
 VALUES = adapter_bytes({"x": np.zeros(500, np.float32)})
 
@@ -70,5 +73,75 @@ def test_an_adapter_is_of_the_round_that_was_announced() -> None:
         announce(own, told)
         with pytest.raises(ProtocolError, match="an adapter of round 2 was not announced"):
             send(own, 2)
+
+    asyncio.run(play())
+
+
+# -- who shares the stage's adapter -------------------------------------------------------------
+
+
+class Stream:
+    """What one stream of a server knows of who shares, and what it has asked."""
+
+    def __init__(self, server: str, known: ReadOnce[Names]) -> None:
+        stage, self.asked = Stage(), list[edge_pb2.EdgeMessage]()
+        waits = NodeStats("s", "stage").waits
+        self.members = Members(server, stage.settings, known, waits, self.asked.append)
+        self.start = words.to_assignment(stage.told("a"))
+        del self.start.together[:]
+        self.start.together_digest = digest("\n".join(NAMES))
+        self.told = asyncio.create_task(self.members.told(self.start))
+
+    def name(self, *names: str) -> None:
+        self.members.take(edge_pb2.Together(devices=names))
+
+
+async def several(count: int = 3, server: str = "north") -> list[Stream]:
+    known = members_read()
+    streams = [Stream(server, known) for _ in range(count)]
+    await asyncio.sleep(0.01)
+    return streams
+
+
+def test_one_stream_of_a_server_is_asked_who_shares_and_all_have_one_object() -> None:
+    async def play() -> None:
+        streams = await several()
+        assert [len(stream.asked) for stream in streams] == [1, 0, 0]
+        wanted = streams[0].asked[0].together_wanted
+        assert wanted.digest == streams[0].start.together_digest
+        streams[0].name(*NAMES)
+        told = await asyncio.gather(*(stream.told for stream in streams))
+        assert told[0] == Stage().told("a")
+        assert len({id(own.together) for own in told}) == 1
+        with pytest.raises(ProtocolError, match="not asked for"):
+            streams[1].name(*NAMES)
+
+    asyncio.run(play())
+
+
+def test_another_stream_is_asked_where_the_first_breaks() -> None:
+    async def play() -> None:
+        first, *others = await several()
+        first.told.cancel()
+        await asyncio.sleep(0.01)
+        assert [len(stream.asked) for stream in others] == [1, 0]
+        others[0].name(*NAMES)
+        told = await asyncio.gather(*(stream.told for stream in others))
+        assert [own.together for own in told] == [NAMES, NAMES]
+
+    asyncio.run(play())
+
+
+@pytest.mark.parametrize(
+    ("names", "problem"),
+    [(("a", "z"), "none of the run's"), (("a",), "others than were announced")],
+)
+def test_names_that_were_not_announced_are_refused(names: Names, problem: str) -> None:
+    async def play() -> None:
+        (stream,) = await several(1)
+        with pytest.raises(ProtocolError, match=problem):
+            stream.name(*names)
+            await stream.told
+        stream.told.cancel()
 
     asyncio.run(play())

@@ -18,7 +18,7 @@ from sfl.transport.frames.seal import SEAL_BYTES, sound
 from sfl.transport.status import status_of
 from sfl.v1 import cloud_pb2, edge_pb2, jobs_pb2, serve_pb2, tensor_pb2
 
-WIRE_VERSION = 9
+WIRE_VERSION = 10
 
 Context = grpc.aio.ServicerContext[Any, Any]
 

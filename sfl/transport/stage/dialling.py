@@ -30,7 +30,7 @@ from sfl.transport.frames.wire import ATTEMPT, STAGE_END, WIRE_VERSION
 from sfl.transport.shaper import Shaper, shaper
 from sfl.transport.stage.end import NextEnd
 from sfl.transport.stage.link import NextLink, Opened
-from sfl.transport.stage.settings import SettingsSent
+from sfl.transport.stage.once import members_sent, settings_sent
 from sfl.transport.status import error_of
 from sfl.v1 import edge_pb2
 
@@ -93,7 +93,7 @@ class NextStage:
         self._cache_dir = cache_dir
         self._shared = shared
         self._incarnation = secrets.token_bytes(INCARNATION_BYTES)
-        self._settings = SettingsSent()
+        self._settings, self._members = settings_sent(), members_sent()
         self._shaper: Shaper | None = None
         self._shaped = False
 
@@ -250,6 +250,7 @@ class NextStage:
         points, network = words.from_points(welcome.points), settings.network
         coders, stats = self._coders, self._stats
         allowed = min(welcome.credits or network.credits, network.credits)
+        members, up = self._members, self._shaper
         return NextLink(
-            opened, self.peer, end, points, coders, stats, network, self._shaper, allowed
+            opened, self.peer, end, points, coders, stats, network, up, allowed, members
         )

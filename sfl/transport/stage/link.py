@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Callable, Coroutine, Mapping
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -38,6 +39,7 @@ from sfl.transport.frames.wire import STAGE_SESSION, tensor_role, wire_bytes
 from sfl.transport.group import aside
 from sfl.transport.shaper import Shaper
 from sfl.transport.stage.end import NextEnd
+from sfl.transport.stage.once import SentOnce
 from sfl.transport.status import error_of
 from sfl.transport.stream import Heartbeats, Ready, Stream
 from sfl.v1 import edge_pb2, tensor_pb2
@@ -90,10 +92,11 @@ class NextLink:
         network: NetworkSettings,
         shaper: Shaper | None,
         allowed: int,
+        members: SentOnce[tuple[str, ...]],
     ) -> None:
         """`points` are what all behind this server have snapshots of, `allowed` the
-        micro-batches of the device that may be in flight there.
-        The call is this link's from now on."""
+        micro-batches of the device that may be in flight there, `members` has the names of those
+        that share an adapter. The call is this link's from now on."""
         self.credits = allowed
         self.peer = peer
         self.end = end
@@ -108,6 +111,7 @@ class NextLink:
         self._answers: Answers | None = None
         self._begun: asyncio.Future[Assignment] | None = None
         self._told: Assignment | None = None
+        self._members = members
 
     @property
     def points(self) -> tuple[Point, ...]:
@@ -139,12 +143,19 @@ class NextLink:
         await asyncio.to_thread(self.end.begin_round, told)
         self._told = told
         self._begun = asyncio.get_running_loop().create_future()
-        self._post(edge_pb2.DeviceMessage(start=words.to_assignment(told)))
+        self._post(edge_pb2.DeviceMessage(start=self._start(told)))
         payload = await asyncio.to_thread(adapter_bytes, values)
         for frame in adapter_frames(tensor_pb2.AdapterHeader(round=told.round), payload):
             self._post(edge_pb2.DeviceMessage(adapter=frame))
         with self._stats.waits.on(self.peer, "orders", f"it to begin round {told.round}"):
             await self._begun
+
+    def _start(self, told: Assignment) -> edge_pb2.Assignment:
+        """A round as a stage is told it: who share its adapter are named where it asks for that."""
+        said = words.to_assignment(replace(told, together=()))
+        if told.together:
+            _, said.together_digest = self._members.text(told.together)
+        return said
 
     def step_over(self, point: Point) -> None:
         """Keep what codecs remember after some steps of a round."""
@@ -217,6 +228,7 @@ class NextLink:
         self._count("down", message)
         take: Callable[[edge_pb2.EdgeMessage], None] | None = {
             "start": self._on_begun,
+            "together_wanted": self._on_members_wanted,
             "adapter": self._on_adapter,
             "norm": self._on_norm,
             "heartbeat": self._on_heartbeat,
@@ -243,9 +255,16 @@ class NextLink:
     def _on_begun(self, message: edge_pb2.EdgeMessage) -> None:
         said = words.from_assignment(message.start)
         due, told = self._begun, self._told
-        if due is None or due.done() or told is None or said != told:
+        if due is None or due.done() or told is None or said != replace(told, together=()):
             raise ProtocolError(f"{self.peer} began round {said.round}, which was not due")
         due.set_result(said)
+
+    def _on_members_wanted(self, message: edge_pb2.EdgeMessage) -> None:
+        due, told = self._begun, self._told
+        if due is None or due.done() or told is None:
+            raise ProtocolError(f"{self.peer} asks who share an adapter, and begins no round")
+        said = edge_pb2.Together(devices=told.together)
+        self._post(edge_pb2.DeviceMessage(together=said))
 
     def _on_heartbeat(self, message: edge_pb2.EdgeMessage) -> None:
         assert self._host is not None, "a link is served before it is read"

@@ -17,7 +17,7 @@ from sfl.adapters.names import belongs_to
 from sfl.config import RunSettings
 from sfl.errors import LeftBehind, ProtocolError
 from sfl.metrics.snapshot import NodeSnapshot
-from sfl.rounds.values import Assignment, Point, UpdateHeader
+from sfl.rounds.values import Point, UpdateHeader
 from sfl.stage.messages import TensorMessage
 from sfl.stage.remembered import Moments
 from sfl.stage.training import TrainingSession
@@ -31,6 +31,8 @@ from sfl.transport.frames import contract, words
 from sfl.transport.frames.chunks import Buffer, adapter_bytes, adapter_frames, decode_adapter
 from sfl.transport.group import aside
 from sfl.transport.shaper import Shaper
+from sfl.transport.stage.members import Members, Names
+from sfl.transport.stage.once import ReadOnce
 from sfl.v1 import edge_pb2, tensor_pb2
 
 Values = Mapping[str, np.ndarray]
@@ -66,10 +68,14 @@ class Carried(Trained):
         coders: Coders,
         end: ServingEnd,
         down: Shaper | None,
+        server: str,
+        known: ReadOnce[Names],
     ) -> None:
+        """The stream is `server`'s; `known` has the names of those that share an adapter."""
         super().__init__(device, session, settings, host, coders, end, down, behind)
         self._stage = host
-        self._told: Assignment | None = None
+        self._members = Members(server, settings, known, host.stats.waits, self.stream.outbox.put)
+        self._told: edge_pb2.Assignment | None = None
         """The round that was announced and has not begun here yet."""
         self._begins = False
         """Whether its adapter is here."""
@@ -92,7 +98,9 @@ class Carried(Trained):
     def take(self, message: edge_pb2.DeviceMessage, body: str) -> None:
         """As of any device; and a round's beginning, with its adapter."""
         if body == "start":
-            self._announced(words.from_assignment(message.start))
+            self._announced(message.start)
+        elif body == "together":
+            self._members.take(message.together)
         elif body == "adapter":
             self._take_adapter(message.adapter)
         elif body == "heartbeat":
@@ -100,9 +108,9 @@ class Carried(Trained):
         else:
             super().take(message, body)
 
-    def _announced(self, told: Assignment) -> None:
+    def _announced(self, told: edge_pb2.Assignment) -> None:
         """One round at a time, so that no more than one adapter waits here."""
-        checked.assignment(told, self.settings, self.session.plan.num_layers)
+        checked.assignment(words.from_assignment(told), self.settings, self.session.plan.num_layers)
         if self._told is not None:
             raise ProtocolError(
                 f"round {told.round} was announced before round {self._told.round} had begun"
@@ -122,9 +130,9 @@ class Carried(Trained):
             self._begins = True
             self.jobs.ask(self._begin_round(self._told, payload))
 
-    async def _begin_round(self, told: Assignment, payload: Buffer) -> None:
+    async def _begin_round(self, said: edge_pb2.Assignment, payload: Buffer) -> None:
         """All behind begin first; then who is before hears that all have."""
-        session = self.session
+        session, told = self.session, await self._members.told(said)
         values = await asyncio.to_thread(decode_adapter, payload)
         span = told.plan.span_of(session.holder)
         mine = {name: array for name, array in values.items() if belongs_to(name, span)}
@@ -139,7 +147,7 @@ class Carried(Trained):
             await self.behind.begin_round(told, rest)
         self._delivered = told.steps.count == 0
         self._told, self._begins = None, False
-        self.stream.outbox.put(edge_pb2.EdgeMessage(start=words.to_assignment(told)))
+        self.stream.outbox.put(edge_pb2.EdgeMessage(start=said))
 
     async def about_to_compute(self, message: TensorMessage) -> None:
         """As at any server; and where an adapter is shared, the others come first."""

@@ -38,8 +38,8 @@ from sfl.transport.frames.wire import (
 )
 from sfl.transport.group import GONE, first_message, run_together
 from sfl.transport.security.doorkeeper import expect
+from sfl.transport.stage.once import settings_read
 from sfl.transport.stage.served import Carried
-from sfl.transport.stage.settings import SettingsRead
 from sfl.transport.status import LONGEST_DETAILS, status_of
 from sfl.transport.stream import Context
 from sfl.v1 import edge_pb2
@@ -102,7 +102,7 @@ class StageService:
         self._cache_dir = cache_dir
         self._connected: Connected[Carried] = Connected(stats)
         self._cleanups = Cleanups()
-        self._settings = SettingsRead()
+        self._settings = settings_read()
         self._opening: set[str] = set()
         self._servers: dict[str, str] = {}
         """By device, who has its open stream."""
