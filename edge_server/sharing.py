@@ -48,6 +48,8 @@ class OpenStep:
         self._half: float | None = None
         self._moved: dict[str, tuple[int, float]] = {}
         self._missed: dict[str, float] = {}
+        self.is_kept = False
+        """Whether the steps before it are on the disk."""
 
     def half_done(self) -> None:
         """Half of the members, or more, have had theirs."""
@@ -190,8 +192,7 @@ class Sharing:
         """Go on without a member that does not begin, is not back in time, or moves nothing."""
         round_, step = own.at
         if self._begun.get(device) != round_:
-            if own.missed(device) > self._network.rejoin_timeout + AFTER:
-                await self._go_on_without(device)
+            await self._miss(own, device, own.missed(device))
             return
         still = own.still(device, 0 if stream is None else stream.moved)
         if still <= own.patience(self._network):
@@ -201,6 +202,15 @@ class Sharing:
             said = f"nothing of device {device} moved for {still:.0f} s while others waited for it"
             why = "network.straggler_seconds, network.straggler_factor"
             stream.leave_behind(LeftBehind(f"{said} in step {step} of round {round_} ({why})"))
+
+    async def _miss(self, own: OpenStep, device: str, seconds: float) -> None:
+        """A member is not here. The cloud may know already that it never comes back: what it has
+        given to steps before must not be lost with this process."""
+        if seconds > self._network.rejoin_timeout + AFTER:
+            await self._go_on_without(device)
+        elif seconds > AFTER and not own.is_kept:
+            own.is_kept = True
+            await self._engine.run(self.team.keep)
 
     async def _go_on_without(self, device: str) -> None:
         await self._engine.run(self.team.leave_out, device)

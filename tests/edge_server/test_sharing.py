@@ -152,6 +152,27 @@ def test_who_is_lost_has_its_time_anew_once_it_was_back(clock: Clock) -> None:
     played(clock, play, ("a",))
 
 
+def test_what_a_lost_member_has_given_is_kept_while_it_is_waited_for(
+    clock: Clock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Once a step: the cloud may know before the stage that it never comes back."""
+    kept = []
+
+    async def play(scene: Scene) -> None:
+        monkeypatch.setattr(scene.team, "keep", lambda: kept.append(scene.team.step))
+        scene.one.left("b")
+        await waits(scene.turn())
+        clock.now += AFTER
+        await waits(scene.turn())
+        assert kept == []
+        for _ in range(3):
+            clock.now += 1.0
+            await waits(scene.turn())
+        assert kept == [0]
+
+    played(clock, play)
+
+
 def test_who_was_left_out_has_its_time_anew_in_the_next_round(clock: Clock) -> None:
     async def play(scene: Scene) -> None:
         scene.one.left("b")

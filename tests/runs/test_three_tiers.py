@@ -290,14 +290,16 @@ class Later:
         return time.monotonic() + self.ahead
 
 
-def stuck(folder: Path, clock: Later, disturbed: bool) -> dict[str, np.ndarray]:
+def stuck(folder: Path, clock: Later, disturbed: str = "") -> dict[str, np.ndarray]:
     """The adapter of a run in which d1 is there and computes nothing of round 1 after a step."""
     twin = shared(folder)
     twin.at("d1", 1, 1, twin.hold)
     twin.at("d0", 1, 2, twin.hold)  # so that d1 is back before the next round begins
-    if disturbed:
+    if disturbed == "device, edge":
         twin.at("d0", 1, 2, twin.cut)
         twin.at("d2", 2, 1, lambda device: twin.restart_edge("south"))
+    if disturbed == "stage":
+        twin.at("d0", 1, 2, lambda device: twin.lose_stage("stage"))
 
     def team() -> Standing:
         sharing = twin.stages["stage"].host._sharing
@@ -326,11 +328,12 @@ def test_who_is_stuck_is_left_behind_alone_and_the_others_replay_the_same(
     clock = Later()
     monkeypatch.setattr("edge_server.sharing.time", clock)
     found = []
-    for disturbed in (False, True):
-        folder = tmp_path / str(disturbed)
+    for disturbed in ("", "device, edge", "stage"):
+        folder = tmp_path / f"run of {disturbed}"
         folder.mkdir()
         found.append(stuck(folder, clock, disturbed))
     assert_same_bits(found[1], found[0])
+    assert_same_bits(found[2], found[0])
 
 
 def test_a_shared_adapter_is_the_same_whoever_is_lost(tmp_path: Path) -> None:

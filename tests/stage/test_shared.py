@@ -179,3 +179,27 @@ def test_the_batches_of_all_in_one_equal_one_after_the_other_to_rounding() -> No
     for name, array in wanted.items():
         np.testing.assert_allclose(found[name], array, rtol=2e-3, atol=2e-5, err_msg=name)
     assert any(not np.array_equal(array, stage.values[name]) for name, array in wanted.items())
+
+
+def test_another_process_keeps_what_was_given_by_who_was_left_out(tmp_path: Path) -> None:
+    """The others begin again, and steps that were taken with its gradients stay as they were."""
+    stage = Stage()
+    team, sessions = stage.shared(Snapshots(tmp_path, "run"))
+    for name in NAMES:
+        sessions[name].handle(stage.sent(name, 0))
+    sessions["a"].handle(stage.sent("a", 1))
+    team.leave_out("b")
+    assert team.step == 2
+    model, bank = stage.model()
+    later = new_team(stage.told("a"), model, bank, stage.settings, Snapshots(tmp_path, "run"))
+    told = replace(stage.told("a"), together=("a",))
+    stats = NodeStats("s", "stage")
+    again = SharedSession("a", told, model, bank, stage.settings, stats, later, holder="stage")
+    again.begin_round(told, stage.values)
+    assert later.step == 1
+    for step in range(STEPS):
+        again.handle(stage.sent("a", step))
+        if step == 1:
+            assert later.step == 2
+    sessions["a"].handle(stage.sent("a", 2))
+    same(again.end_round(), sessions["a"].end_round())

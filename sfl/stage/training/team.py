@@ -119,10 +119,15 @@ class Team:
             self._after = told.after
 
     def leave_out(self, device: str) -> None:
-        """Go on without a member that does not come back."""
+        """Go on without a member that does not come back.
+
+        What it has given to the steps before stays in them, and is kept first: it gives it to no
+        other process.
+        """
         self._left_out.add(device)
         self.members = tuple(name for name in self.members if name != device)
         self._given.pop(device, None)
+        self.keep()
         if self.members and self._told is not None and not self.behind:
             self._take_step()
 
@@ -188,6 +193,11 @@ class Team:
 
     # -- another process --------------------------------------------------------------------------
 
+    def keep(self) -> None:
+        """Write the steps that the open round has by now, and who was left out of it."""
+        if self._told is not None and self.step < self._told.steps.count:
+            self._keep(self._told)
+
     def _keep(self, told: Assignment) -> None:
         """Write a round's steps before anybody hears of its end: a member may begin it again."""
         if self._snapshots is None:
@@ -199,25 +209,27 @@ class Team:
         }
         moments = self.trained.optimizer.moments().items()
         arrays |= {f"moments/{name}": tensor.detach().cpu().numpy() for name, tensor in moments}
-        point = Point(told.round, told.steps.count, 0)
+        point = Point(told.round, self.step, 0)
         facts = {"first": told.steps.first, "left_out": sorted(self._left_out)}
-        self._snapshots.write(Snapshot(point, arrays, facts))
+        self._snapshots.write(Snapshot(point, arrays, facts), last=self._settled)
 
     def _take_back(self, told: Assignment) -> None:
-        """Be at the end of a round that this process did not see, but an earlier one did."""
+        """Be where an earlier process was, in or at the end of a round that this one did not see."""
         if self._snapshots is None or not told.steps.count or self._settled:
             return
-        found = self._snapshots.read(Point(told.round, told.steps.count, 0))
+        points = [point for point in self._snapshots.points() if point.round == told.round]
+        found = self._snapshots.read(points[-1]) if points else None
         if found is None or not self._same_beginning(found.of("step/0")):
             return
-        for step in range(1, told.steps.count + 1):
+        for step in range(1, found.point.step + 1):
             values = found.of(f"step/{step}")
             self._history.append({name: torch.from_numpy(a) for name, a in values.items()})
         self._load(self._history[-1])
         moments = {name: torch.from_numpy(a) for name, a in found.of("moments").items()}
         self.trained.optimizer.adopt(moments)
         self._left_out = set(found.facts.get("left_out", ()))
-        self.step, self._settled = told.steps.count, True
+        self.step = found.point.step
+        self._settled = self.step == told.steps.count
 
     def _same_beginning(self, arrays: Mapping[str, np.ndarray]) -> bool:
         own = self._history[0]
