@@ -123,7 +123,8 @@ class CloudAggregator:
             config.settings, journal=self.journal, hear=_hears(records, observing), state=state
         )
         self.service = CloudService(stats)
-        edges, models = EdgeNames(config.edges), ModelsSaid(config, chosen=begun)
+        edges = EdgeNames(config.edges, returns=config.network.rejoin_timeout > 0)
+        models = ModelsSaid(config, chosen=begun)
         base_updates = self.adapter.base_updates
         effects = Effects(
             self.config,

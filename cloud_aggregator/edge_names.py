@@ -6,8 +6,10 @@ from __future__ import annotations
 class EdgeNames:
     """The run's edges by name."""
 
-    def __init__(self, all_: tuple[str, ...]) -> None:
+    def __init__(self, all_: tuple[str, ...], returns: bool) -> None:
+        """`returns`: one that is gone may be started again, and is waited for."""
         self.all = all_
+        self._returns = returns
         self._failed: set[str] = set()  # those whose stream is still to be closed
         self._gone: set[str] = set()
 
@@ -37,4 +39,4 @@ class EdgeNames:
     def lost(self, edge: str) -> bool:
         """An edge is gone; whether no other is here or may still come."""
         self._gone.add(edge)
-        return not set(self.all) - self._gone
+        return not self._returns and not set(self.all) - self._gone

@@ -153,11 +153,11 @@ class EdgeHost:
             return  # which was told when it said so
         last = self._names.lost(edge)
         had = bool(self._coordinator.state.roster.at(edge))
-        waited = self._config.current.network.rejoin_timeout > 0
-        self._driver.happened(EdgeLost(edge, reason, final=had and last and not waited))
+        self._driver.happened(EdgeLost(edge, reason, final=had and last))
 
     def edge_failed(self, edge: str, reason: str) -> None:
-        """An edge can't go on; the run does, as long as enough devices have another one."""
+        """An edge can't go on; the run does, as long as enough devices have another one, or this one
+        again: what ended it may be mended, such as a model that is still being copied."""
         if self._names.is_failed(edge):
             return
         last = self._names.failed(edge)

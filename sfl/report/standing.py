@@ -86,12 +86,21 @@ def waits_of(state: RunState, settings: RunSettings) -> Iterator[Wait]:
     if settings.is_asynchronous and state.phase is Phase.ROUND and not state.buffer.merging:
         yield from _updates(state, settings)
         return
+    if state.phase is Phase.WAITING:
+        yield from _edges(state)
     if (own := _of_phase(state)) is None:
         return
     what, kind, names, seconds = own
     for name in (n for n in names if n not in state.away):
         whom = f"device {name}" if name else "cloud"
         yield Wait("cloud", whom, what, seconds, _left(state), kind=kind)
+
+
+def _edges(state: RunState) -> Iterator[Wait]:
+    """Edges that were lost, where no other is here: one of them is to be started again."""
+    for edge, why in state.edges_missing.items():
+        what, seconds = f"to be started again ({why})", state.now - state.phase_began
+        yield Wait("cloud", edge, what, seconds, _left(state), away=True, kind="join")
 
 
 def _sums(state: RunState, missing: Iterable[str]) -> Iterator[Wait]:

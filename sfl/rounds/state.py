@@ -152,6 +152,13 @@ class RunState:
         return Point(round_, step, self.lineages.get(device, 0))
 
     @property
+    def edges_missing(self) -> dict[str, str]:
+        """Why edges that were lost are not here, where no edge is: one of them is waited for."""
+        if self.models.said:
+            return {}
+        return {who: why for who, why in self.losses.items() if who.startswith("edge ")}
+
+    @property
     def time_left(self) -> float:
         """Seconds until the nearest deadline; none are left after it."""
         ends = self.deadline if self.grace_ends is None else min(self.deadline, self.grace_ends)

@@ -9,7 +9,6 @@ from sfl.rounds.membership import one_form, one_model
 from sfl.rounds.messages import Fault, Report, UseModel
 from sfl.rounds.planning import plan_or_start
 from sfl.rounds.rehearsal import Rehearsal
-from sfl.rounds.roster import Roster
 from sfl.rounds.state import Phase, RunState
 from sfl.rounds.turn import NAMED, Turn, shortened
 
@@ -32,7 +31,7 @@ def while_waiting(turn: Turn) -> None:
     elif late:
         _give_up(turn, _not_enough(turn))
     else:
-        turn.do(Report(_waited_for(settings, roster)))
+        turn.do(Report(_waited_for(settings, turn.state)))
 
 
 def is_hopeless(turn: Turn) -> bool:
@@ -62,11 +61,14 @@ def _give_up(turn: Turn, reason: str) -> None:
         turn.finish(False, reason)
 
 
-def _waited_for(settings: RunSettings, roster: Roster) -> str:
+def _waited_for(settings: RunSettings, state: RunState) -> str:
     """Names while they are few: a thousand that join would be a thousand long lists."""
-    missing = len(roster.missing)
+    if gone := state.edges_missing:
+        whom = f"{next(iter(gone))} to be started again" if len(gone) == 1 else "an edge"
+        return f"{'; '.join(shortened(list(map(': '.join, gone.items()))))}; waiting for {whom}"
+    missing = len(state.roster.missing)
     if missing <= NAMED:
-        return f"waiting for {', '.join(roster.first_missing(NAMED))}"
+        return f"waiting for {', '.join(state.roster.first_missing(NAMED))}"
     return f"waiting for {missing} of {len(settings.devices)} devices"
 
 

@@ -44,7 +44,7 @@ from sfl.metrics.stats import NodeStats
 from sfl.node.causes import cause_of, foreseen
 from sfl.node.certificates.authority import Authority
 from sfl.report.projection import MOST_FAULTS, Faults
-from sfl.report.standing import shown_phase
+from sfl.report.standing import shown_phase, waits_of
 from sfl.report.status import RunStatus
 from sfl.rounds import (
     Aggregate,
@@ -313,8 +313,8 @@ def test_an_edge_that_fails_ends_its_own_part_alone(tmp_path: Path) -> None:
         assert "no memory" in (await other.hears("finish")).finish.reason
         await other.close()
 
-    both = {"edges": ["one", "other"]}
-    reason, cloud = cloud_alone(tmp_path, story, run=both, edge={"name": "one"})
+    both, network = {"edges": ["one", "other"]}, {"rejoin_timeout": 0}
+    reason, cloud = cloud_alone(tmp_path, story, run=both, edge={"name": "one"}, network=network)
     assert reason == "no edge is left; edge one: no CUDA device; edge other: no memory"
     summary, _ = written(tmp_path)
     assert [fault["problem"] for fault in summary["faults"]] == [
@@ -322,6 +322,28 @@ def test_an_edge_that_fails_ends_its_own_part_alone(tmp_path: Path) -> None:
         "edge other: no memory",
     ]
     assert cloud.stats.snapshot().connected == 0
+
+
+def test_the_only_edge_that_fails_may_be_started_again(tmp_path: Path) -> None:
+    async def story(cloud: CloudAggregator, address: str) -> None:
+        for _ in range(2):
+            edge = SpokenEdge(address, "edge")
+            await edge.join()
+            await edge.say(failure="model.path: no config.json in /model")
+            assert (await edge.hears("finish")).finish.goes_on  # so its devices dial again
+            await edge.close()
+            while cloud.service.streams:
+                await asyncio.sleep(0.01)
+        assert not cloud.driver.over.done()
+        wait, *_ = waits_of(cloud.coordinator.state, cloud.config.current.settings)
+        assert (wait.whom, wait.kind) == ("edge edge", "join")
+        assert wait.what == "to be started again (model.path: no config.json in /model)"
+
+    reason, _ = cloud_alone(tmp_path, story, network={"join_timeout": 3.0})
+    assert reason == (
+        "0 of at least 2 devices were ready after 3 s; missing: d0, d1; "
+        "edge edge: model.path: no config.json in /model"
+    )
 
 
 @pytest.mark.process

@@ -31,6 +31,7 @@ from sfl.rounds import (
     RefuseEdge,
     Rehearse,
     Rehearsed,
+    Report,
     ReportReceived,
     RunState,
     Settle,
@@ -344,6 +345,21 @@ def test_the_only_edge_lost_while_devices_join_is_not_waited_for() -> None:
     coordinator.handle(DeviceJoined("d0", "e"), 0.0)
     *_, end = coordinator.handle(EdgeLost("e", "killed", final=True), 1.0)
     assert end == FinishRun(False, "no edge is left; edge e: killed")
+
+
+def test_an_edge_that_failed_is_waited_for_and_that_is_said() -> None:
+    coordinator = Coordinator(settings(network={"join_timeout": 30.0}), now=0.0)
+    why = "model.path: no config.json"
+    *_, said = coordinator.handle(EdgeLost("e", why, returns=False, elsewhere=True), 1.0)
+    assert said == Report(f"edge e: {why}; waiting for edge e to be started again")
+    *_, said = coordinator.handle(EdgeLost("f", "no memory", returns=False, elsewhere=True), 1.0)
+    assert said == Report(f"edge e: {why}; edge f: no memory; waiting for an edge")
+    coordinator.handle(EdgeReady("e", 4), 2.0)
+    assert not coordinator.state.edges_missing
+    for name in ("d0", "d1", "d2"):
+        coordinator.handle(DeviceJoined(name, "e"), 3.0)
+        *_, last = coordinator.handle(DeviceReady(name, 10), 3.0)
+    assert isinstance(last, StartRound)
 
 
 def test_where_another_edge_may_come_its_loss_is_the_reason_in_the_end() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import signal
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -133,6 +134,26 @@ def test_the_run_goes_on_without_an_edge_that_cannot_and_with_its_devices(tmp_pa
     ]
     assert isinstance(twin.ended[SOUTH], RunFailed) and twin.ended["stage"] is None
     assert_same_bits(adapter(outcome), undisturbed("three_tier"))
+
+
+def test_an_edge_whose_model_is_still_copied_is_started_again_and_its_devices_come_back(
+    tmp_path: Path,
+) -> None:
+    twin = Twin(tmp_path, fleet(tmp_path, 2, run={"min_devices": 2}, edge={"name": NORTH}))
+    model, there = twin.config.model.path, tmp_path / "copied"
+    there.mkdir()
+    edge = twin.config.edge.model_copy(update={"model": str(there)})
+    twin.config = twin.config.model_copy(update={"edge": edge})
+
+    async def story(twin: Twin) -> None:
+        await twin.until(lambda: NORTH in twin.ended)
+        assert "waiting for edge north to be started again" in twin.cloud.records.told.message
+        shutil.copytree(model, there, dirs_exist_ok=True)
+        twin.restart_edge(NORTH)
+
+    outcome = finished(twin.run(story))
+    assert [fault["node"] for fault in outcome.summary["faults"]] == ["edge"]
+    assert {twin.ended["d0"], twin.ended["d1"]} == {None}
 
 
 def test_without_a_store_what_is_lost_is_said(tmp_path: Path) -> None:
