@@ -26,6 +26,7 @@ from sfl.config.node import (
     DeviceConfig,
     EdgeConfig,
     MetricsSettings,
+    StageConfig,
     TlsSettings,
     TracingSettings,
 )
@@ -49,6 +50,7 @@ from sfl.config.simulate import (
     SimulatedModel,
     SimulateSettings,
 )
+from sfl.config.stages import StagesSettings
 from sfl.config.training import TrainingSettings
 
 INTRO = """\
@@ -77,6 +79,7 @@ node's own file has what is local to the node.
 | `sfl run FILE` | everything; each entry of `[[devices]]` also has the local keys of its device |
 | `sfl cloud FILE` | everything but the nodes |
 | `sfl edge FILE` | a table `[edge]` |
+| `sfl stage FILE` | a table `[stage]` |
 | `sfl device FILE` | a table `[device]` |
 | `sfl serve FILE` | `[model]`, `[serve]`, `[edge]` and `[[devices]]` ([serving](serving.md)) |
 | `sfl edge FILE` that serves | `[edge]` and `[serve]` |
@@ -104,7 +107,7 @@ MOST_IN_A_CELL = 200
 
 _SENTENCE_END = re.compile(r"(?<=[.:]) (?=[A-Z`])|(?<=\.\)) ")
 _CODE = re.compile(r"`[^`]+`")
-_PAGE = re.compile(r"\bdocs/(\w+)\.md\b")
+_PAGE = re.compile(r"\bdocs/([\w-]+)\.md\b")
 
 SECTIONS: tuple[tuple[str, type[BaseModel]], ...] = (
     ("[run]", RunSection),
@@ -119,12 +122,14 @@ SECTIONS: tuple[tuple[str, type[BaseModel]], ...] = (
     ("[network]", NetworkSettings),
     ("[recovery]", RecoverySettings),
     ("[planner]", PlannerSettings),
+    ("[stages]", StagesSettings),
     ("[[devices]]", DeviceEntry),
     ("[devices.codec]", CodecChange),
     ("[devices.link]", LinkSettings),
     ("[cloud]", CloudNode),
     ("[cloud.tracing]", TracingSettings),
     ("[edge]", EdgeConfig),
+    ("[stage]", StageConfig),
     ("[launch]", LaunchSettings),
     ("[simulate]", SimulateSettings),
     ("[simulate.model]", SimulatedModel),
@@ -142,8 +147,8 @@ SECTIONS: tuple[tuple[str, type[BaseModel]], ...] = (
     ("[serve]", ServeSettings),
     ("[serve] of a device", AnswerSettings),
     ("[device.pause], [devices.pause]", PauseSettings),
-    ("[cloud.tls], [edge.tls], [device.tls]", TlsSettings),
-    ("[cloud.metrics], [edge.metrics], [device.metrics]", MetricsSettings),
+    ("[cloud.tls], [edge.tls], [stage.tls], [device.tls]", TlsSettings),
+    ("[cloud.metrics], [edge.metrics], [stage.metrics], [device.metrics]", MetricsSettings),
 )
 
 
@@ -154,7 +159,8 @@ def document() -> str:
 
 
 def _section(title: str, kind: type[BaseModel]) -> str:
-    fields = kind.model_fields.items()
+    shown = kind.__annotations__ if kind is StageConfig else kind.model_fields  # the rest is [edge]'s
+    fields = [(name, kind.model_fields[name]) for name in shown]
     rows = "\n".join(_row(name, field) for name, field in fields)
     table = f"| key | type | default | meaning |\n|---|---|---|---|\n{rows}\n"
     more = [_item(name, rest) for name, field in fields if (rest := _meaning(field)[1])]

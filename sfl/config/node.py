@@ -241,7 +241,8 @@ NOT_OF_STAGES = {
 
 
 class StageConfig(EdgeConfig):
-    """A stage server: the keys of an edge's that a stage reads."""
+    """A stage server (docs/three-tiers.md). It takes the keys of `[edge]` as well, but for `cloud`,
+    `service`, `max_runs`, `advertise`, `snapshots` and `connect_timeout`."""
 
     name: NodeName = "stage"
     """Name of this stage, unique in the run."""

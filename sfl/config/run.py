@@ -246,9 +246,13 @@ class RunConfig(RunSettings):
         return self
 
     @model_validator(mode="after")
-    def _next_is_read(self) -> Self:
-        if self.edge.next and not self.is_tiered:
-            raise ValueError(f"edge.next: topology {self.run.topology} {NO_STAGE}")
+    def _stages_are_read(self) -> Self:
+        if self.is_tiered:
+            return self
+        given = ["edge.next"] if self.edge.next else []
+        given += [f"stage.{key}" for key, value in StageConfig() if getattr(self.stage, key) != value]
+        if given:
+            raise ValueError(f"{given[0]}: topology {self.run.topology} {NO_STAGE}")
         return self
 
     @property

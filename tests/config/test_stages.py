@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -87,9 +88,19 @@ def test_a_run_said_in_full_reads_back(topology: str) -> None:
     assert in_full(read_run(dump_toml(full))).codec == full.codec
 
 
-def test_an_edge_of_two_tiers_has_nothing_behind_it() -> None:
-    run = {**TWO, "model": {"path": "m"}, "devices": [{"name": "a"}], "edge": {"next": "h:7002"}}
-    with pytest.raises(ValidationError, match=r"edge\.next: topology vanilla has no stage"):
+@pytest.mark.parametrize(
+    ("field", "sections"),
+    [
+        ("edge.next", {"edge": {"next": "h:7002"}}),
+        ("stage.threads", {"stage": {"threads": 2}}),
+        ("stage.metrics", {"stage": {"metrics": {"enabled": False}}}),
+    ],
+)
+def test_a_run_of_two_tiers_has_nothing_behind_its_edge(
+    field: str, sections: dict[str, Any]
+) -> None:
+    run = {**TWO, "model": {"path": "m"}, "devices": [{"name": "a"}], **sections}
+    with pytest.raises(ValidationError, match=f"{re.escape(field)}: topology vanilla has no stage"):
         RunConfig.model_validate(run)
 
 

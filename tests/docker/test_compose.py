@@ -192,6 +192,11 @@ def test_a_stage_behind_the_edge_gets_a_certificate_and_a_folder_for_it() -> Non
     assert any(Path(place, file.name).match(str(pattern)) for pattern in seen)
 
 
+def test_a_stage_lets_in_the_runs_edges_alone() -> None:
+    edges = load_run(CONFIG / "run.toml").edges
+    assert load_stage(CONFIG / "stage.toml").before == edges == (load_edge(CONFIG / "edge.toml").name,)
+
+
 def test_the_shipped_model_and_data_are_what_is_trained() -> None:
     config = load_run(CONFIG / "run.toml")
     shipped = load_run(HOMES / "homes.toml")

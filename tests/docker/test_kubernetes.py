@@ -180,6 +180,10 @@ def test_the_runs_edges_are_the_pods_of_the_set(base: list[Manifest]) -> None:
     assert edge.advertise == f"{named[0]}.edge:7001"
 
 
+def test_a_stage_lets_in_the_runs_edges_alone(whole: list[Manifest]) -> None:
+    assert node(whole, "stage")[1].before == node(whole, "cloud")[1].run.edges
+
+
 def test_edges_share_what_they_remember_and_a_run_places_devices_as_they_dial(
     base: list[Manifest],
 ) -> None:

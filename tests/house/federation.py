@@ -12,6 +12,7 @@ from typing import Any
 
 import tomli_w
 
+from sfl.plan import TIERED
 from tests.house.forks import fork, fresh
 
 SFL = [sys.executable, "-m", "sfl.cli"]
@@ -37,8 +38,10 @@ class Outcome:
 
 
 def write_config(folder: Path, values: dict[str, Any]) -> Path:
-    """A run's file in `folder`, its runs beside it."""
+    """A run's file in `folder`, its runs beside it; a stage has one thread, as all nodes."""
     run = {"id": "t", "output_dir": str(folder / "runs"), **values.pop("run", {})}
+    if run.get("topology") in TIERED:
+        values = {**values, "stage": {"threads": 1, **values.get("stage", {})}}
     path = folder / "run.toml"
     path.write_text(tomli_w.dumps({"run": run, **values}))
     return path

@@ -72,7 +72,6 @@ def settings(folder: Path, /, **sections: dict[str, Any]) -> dict[str, Any]:
         "training": {"batch_size": 4, "local_steps": 4, "learning_rate": 0.01},
         "data": {"eval_fraction": 0.3},
         "edge": {"threads": 1},
-        "stage": {"threads": 1},
         "codec": {"activation": "none", "gradient": "none"},
     }
     for name, section in sections.items():

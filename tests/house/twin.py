@@ -43,6 +43,7 @@ from sfl.models.folder import local_folder, open_model
 from sfl.node.certificates.identity import Role
 from sfl.node.certificates.own import OwnCertificate
 from sfl.node.logs import TextLines
+from sfl.plan import TIERED
 from sfl.report.conclusion import concluded
 from sfl.report.resume import resumed
 from sfl.report.runs import open_run_folder
@@ -77,10 +78,9 @@ def played(folder: Path, values: dict[str, Any]) -> Outcome:
 def prepared(folder: Path, values: dict[str, Any]) -> RunConfig:
     """The settings as `sfl run` gives them to its nodes. Raises SflError."""
     quiet = {"metrics": {"enabled": False}}
-    values = {
-        **values,
-        **{node: {**quiet, **values.get(node, {})} for node in ("cloud", "edge", "stage")},
-    }
+    tiered = values.get("run", {}).get("topology") in TIERED
+    nodes = ("cloud", "edge", *(["stage"] if tiered else []))
+    values = {**values, **{node: {**quiet, **values.get(node, {})} for node in nodes}}
     config = load_run(write_config(folder, values))
     model = open_model(config.model.path, weights=local_folder(config.model.path) is not None)
     config = bounded(config, model.context_length)
