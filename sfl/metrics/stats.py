@@ -34,7 +34,7 @@ from sfl.metrics.snapshot import (
     Role,
 )
 from sfl.metrics.timeline import TimedKey, Timeline
-from sfl.metrics.transfers import LinkTimes
+from sfl.metrics.transfers import KEPT_OF_ALL, MOST_OF_ALL, LinkTimes
 from sfl.metrics.waits import Waits
 from sfl.node.board import Board
 from sfl.node.energy import NO_METER
@@ -292,7 +292,7 @@ class NodeStats:
         self.threads = 0
         self.crossed = CrossedCount()
         self.meter = NO_METER
-        self.link = LinkTimes()
+        self.link = LinkTimes() if kind == "device" else LinkTimes(KEPT_OF_ALL, MOST_OF_ALL)
         self.serving: ServingCount | None = None
         self._clock = clock
         self._memory = UNKNOWN

@@ -1,4 +1,7 @@
-"""A device's messages to its edge and back, with both ends' times; what the link takes, of them."""
+"""Messages to a server and their answers, with both ends' times; what the link takes, of them.
+
+A device has them of the link to its edge, a server of its hop to the stage behind it.
+"""
 
 from __future__ import annotations
 
@@ -19,7 +22,9 @@ TIMED_FRAME_BYTES = 1 << 17
 FEW_BYTES = 1 << 16
 """Bytes that tell a link's rate, where they follow others."""
 MOST = 512
-"""Messages that are kept until somebody looks, and that may be under way."""
+"""A device's messages that are kept until somebody looks, and that may be under way."""
+KEPT_OF_ALL, MOST_OF_ALL = 64, 1 << 14
+"""The same of a server, whose hop has those of all its devices, and is looked at every second."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,13 +68,15 @@ class Burst:
 
 
 class LinkTimes:
-    """Matches answers to what they answer; thread-safe. Seconds are of the device's clock."""
+    """Matches answers to what they answer; thread-safe. Seconds are of the sender's clock."""
 
-    def __init__(self) -> None:
+    def __init__(self, kept: int = MOST, most: int = MOST) -> None:
+        """The latest `kept` messages are looked at, and `most` may be under way."""
         self._lock = threading.Lock()
+        self._most = most
         self._under_way: dict[Hashable, Posted] = {}
-        self._up: deque[Sent] = deque(maxlen=MOST)
-        self._down: deque[Sent] = deque(maxlen=MOST)
+        self._up: deque[Sent] = deque(maxlen=kept)
+        self._down: deque[Sent] = deque(maxlen=kept)
         self._sums = (Sums(), Sums())
         self._beside: deque[tuple[float, int]] = deque(maxlen=FEW_BESIDE)
         self._burst = Burst()
@@ -88,7 +95,7 @@ class LinkTimes:
     def posted(self, key: Hashable, at: float, num_bytes: int) -> None:
         """A message goes out; its answer will have the same key."""
         with self._lock:
-            if len(self._under_way) >= MOST:
+            if len(self._under_way) >= self._most:
                 self._under_way.clear()  # of a link that broke
             alone = not self._under_way
             self._under_way[key] = Posted(at, num_bytes, alone, tuple(self._beside))
@@ -105,7 +112,8 @@ class LinkTimes:
             self._down.append(Sent(held.ready, at, num_bytes, alone))
 
     def forget(self) -> None:
-        """The link broke: no answer comes to what is under way, and the next edge has its clock."""
+        """The link broke: no answer comes to what is under way, and who answers next has a clock of
+        its own."""
         with self._lock:
             self._under_way.clear()
             self._up.clear()

@@ -9,7 +9,15 @@ from typing import Protocol, TypeVar
 
 from sfl.config import RunSettings
 from sfl.cost.energy import NO_POWER, PowerModel
-from sfl.cost.values import DeviceCost, EdgeCost, NodeCost, StageCost, ValueBits, Workload
+from sfl.cost.values import (
+    DeviceCost,
+    EdgeCost,
+    LinkCost,
+    NodeCost,
+    StageCost,
+    ValueBits,
+    Workload,
+)
 from sfl.cost.work import MOMENTS
 from sfl.plan import SERVERS
 from sfl.planners.outset import (
@@ -18,7 +26,7 @@ from sfl.planners.outset import (
     adapter_bytes,
     guessed_device,
     guessed_edge,
-    guessed_stage,
+    guessed_stage_node,
     stated_bits,
     stated_hop,
     stated_hop_bits,
@@ -45,6 +53,9 @@ class Seen(Protocol):
     def noise(self, name: str) -> float:
         """The share by which a device's rounds differ where nothing has changed."""
 
+    def stage_hop(self, name: str) -> LinkCost | None:
+        """What the hop to it takes, from an edge or from the stage before it."""
+
     def step_tokens(self) -> float | None:
         """Real tokens of a step, the median over devices."""
 
@@ -70,6 +81,10 @@ class NothingSeen:
     def noise(self, name: str) -> float:
         """Nothing."""
         return 0.0
+
+    def stage_hop(self, name: str) -> LinkCost | None:
+        """Nothing."""
+        return None
 
     def step_tokens(self) -> float | None:
         """Nothing."""
@@ -154,10 +169,9 @@ def _stages(
     """Those that the run has behind its edges, the first one first; none in two tiers."""
     count = len(settings.stage_cuts(settings.devices[0].name))
     names = SERVERS[1 : 1 + count]
-    measured = _sound(names, shown.stage_node)
-    guess = guessed_stage(facts, settings, flops, edge)
-    hop = stated_hop(settings)
-    return {name: StageCost(measured[name], hop) if name in measured else guess for name in names}
+    nodes, hops = _sound(names, shown.stage_node), _sound(names, shown.stage_hop)
+    guess, stated = guessed_stage_node(facts, flops, edge), stated_hop(settings)
+    return {name: StageCost(nodes.get(name, guess), hops.get(name, stated)) for name in names}
 
 
 def _stated_power(settings: RunSettings) -> PowerModel:

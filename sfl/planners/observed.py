@@ -27,7 +27,8 @@ from sfl.cost.shown import (
     Sums,
     between,
 )
-from sfl.cost.values import DeviceCost, EdgeCost, NodeCost
+from sfl.cost.values import DeviceCost, EdgeCost, LinkCost, NodeCost
+from sfl.plan import SERVERS
 from sfl.planners.fitted import Reading, link_cost, node_cost, power, value_bits
 
 KEEP = 0.7
@@ -105,13 +106,16 @@ class SeenDevice:
 
 @dataclass(frozen=True, slots=True)
 class SeenEdge:
-    """One edge, so far; `joules` and `computed` seconds are those of its latest round."""
+    """One edge, so far; `energy` and `computed` seconds are those of its latest round, `up` and
+    `down` of its hop to the stage behind it."""
 
     last: Shown = NOTHING
     started_at: float = 0.0
     setting: tuple[int, str] = (0, "")
     energy: Energy | None = None
     computed: float = 0.0
+    up: Sums = NO_SUMS
+    down: Sums = NO_SUMS
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,6 +126,8 @@ class SeenStage:
     started_at: float = 0.0
     setting: tuple[int, str] = (0, "")
     passes: Mapping[PassKey, Sums] = field(default_factory=dict)
+    up: Sums = NO_SUMS
+    down: Sums = NO_SUMS
 
 
 @dataclass(frozen=True, slots=True)
@@ -205,14 +211,26 @@ class Observations:
 
         The only stage that there is may be called anything.
         """
-        only = next(iter(self.stages.values())) if len(self.stages) == 1 else None
-        seen = self.stages.get(name, only)
+        seen = self._stage(name)
         return None if seen is None else node_cost(seen.passes, seen.setting)
 
     def noise(self, name: str) -> float:
         """The share by which a device's rounds differ where nothing has changed; 0 before two."""
         seen = self.devices.get(name)
         return median(seen.differences) if seen is not None and seen.differences else 0.0
+
+    def stage_hop(self, name: str) -> LinkCost | None:
+        """The hop to that holder of a plan from the server before it; the mean of all edges', if
+        they are before it. None before it had messages to time."""
+        before = SERVERS[SERVERS.index(name) - 1]
+        stage = None if before == "edge" else self._stage(before)
+        known = self.edges.values() if before == "edge" else [] if stage is None else [stage]
+        up = sum((seen.up for seen in known), NO_SUMS)
+        return link_cost(up, sum((seen.down for seen in known), NO_SUMS))
+
+    def _stage(self, name: str) -> SeenStage | None:
+        only = next(iter(self.stages.values())) if len(self.stages) == 1 else None
+        return self.stages.get(name, only)
 
     def success(self, name: str) -> float:
         """The share of its rounds that a device finished; 1 before its first."""
@@ -322,12 +340,15 @@ def _training(passes: Passes) -> float:
 def _edge_heard(seen: SeenEdge, report: EdgeReport) -> SeenEdge:
     last = seen.last if report.started_at == seen.started_at else NOTHING
     joules = _joules(report.shown, last)
+    up, down = _hop(seen, report, last)
     return SeenEdge(
         last=report.shown,
         started_at=report.started_at,
         setting=(report.shown.threads, report.dtype),
         energy=seen.energy if joules is None else joules,
         computed=sum(s.seconds for s in between(report.shown.passes, last.passes).values()),
+        up=up,
+        down=down,
     )
 
 
@@ -337,7 +358,17 @@ def _stage_heard(seen: SeenStage, report: StageReport) -> SeenStage:
     last = seen.last if report.started_at == seen.started_at else NOTHING
     known = seen.passes if setting == seen.setting else {}
     passes = _faded(known, between(report.shown.passes, last.passes))
-    return SeenStage(report.shown, report.started_at, setting, passes)
+    hop = _hop(seen, report, last)
+    return SeenStage(report.shown, report.started_at, setting, passes, *hop)
+
+
+def _hop(seen: SeenEdge | SeenStage, report: EdgeReport, last: Shown) -> tuple[Sums, Sums]:
+    """Messages to the stage behind a server and back, after its word."""
+    up, down = report.shown.up - last.up, report.shown.down - last.down
+    return (
+        _followed(seen.up, up) if up.passes else seen.up,
+        _followed(seen.down, down) if down.passes else seen.down,
+    )
 
 
 def _clock(edge: SeenEdge) -> ClockRange:

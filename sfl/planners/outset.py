@@ -20,7 +20,6 @@ from sfl.cost.values import (
     LinkCost,
     NodeCost,
     PassCost,
-    StageCost,
     ValueBits,
     Workload,
 )
@@ -93,18 +92,16 @@ def guessed_edge(facts: ModelFacts, flops: float = FLOPS) -> EdgeCost:
     return EdgeCost(guessed_node(facts, flops))
 
 
-def guessed_stage(
-    facts: ModelFacts, settings: RunSettings, flops: float | None, edge: NodeCost
-) -> StageCost:
-    """Of a stage behind the edges, with the limits of its hop as the settings have them.
+def guessed_stage_node(facts: ModelFacts, flops: float | None, edge: NodeCost) -> NodeCost:
+    """Of a stage behind the edges.
 
     Where no speed is stated it is as quick as that edge, whose head nobody may have timed.
     """
     if flops is not None:
-        return StageCost(guessed_node(facts, flops), stated_hop(settings))
+        return guessed_node(facts, flops)
     if edge.head == FREE and facts.block.both:
-        edge = replace(edge, head=facts.head.times(edge.block.both / facts.block.both))
-    return StageCost(edge, stated_hop(settings))
+        return replace(edge, head=facts.head.times(edge.block.both / facts.block.both))
+    return edge
 
 
 def guessed_device(

@@ -7,7 +7,7 @@ from pathlib import Path
 from statistics import fmean, median
 from typing import Any
 
-from sfl.cost.values import NodeCost
+from sfl.cost.values import LinkCost, NodeCost
 from sfl.errors import ConfigError
 from sfl.plan import SERVERS
 from sfl.report.journal import JournalReader
@@ -55,15 +55,19 @@ def fitted_of(entries: Sequence[Entry]) -> Fitted:
         _load(entries),
         _averaging(entries),
         _means(counts) if counts else None,
-        _stages(seen),
+        *_stages(seen),
     )
 
 
-def _stages(seen: Observing) -> tuple[NodeCost, ...]:
-    """Those that have shown what they take, the first one first."""
+def _stages(seen: Observing) -> tuple[tuple[NodeCost, ...], tuple[LinkCost, ...]]:
+    """Those that have shown what they take, the first one first, and the hops to them."""
     names = SERVERS[1 : 1 + len(seen.known.stages)]
-    found = [node for name in names if (node := seen.stage_node(name)) is not None]
-    return tuple(found) if len(found) == len(names) else ()
+    nodes = [node for name in names if (node := seen.stage_node(name)) is not None]
+    hops = [hop for name in names if (hop := seen.stage_hop(name)) is not None]
+    return (
+        tuple(nodes) if len(nodes) == len(names) else (),
+        tuple(hops) if len(hops) == len(names) else (),
+    )
 
 
 def _means(counts: Sequence[tuple[int, int]]) -> tuple[int, int]:

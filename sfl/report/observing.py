@@ -5,7 +5,7 @@ from __future__ import annotations
 from functools import singledispatchmethod
 
 from sfl.cost.shown import NO_SUMS, RECEIVED
-from sfl.cost.values import DeviceCost, EdgeCost, NodeCost
+from sfl.cost.values import DeviceCost, EdgeCost, LinkCost, NodeCost
 from sfl.metrics.costs import passes_from_json
 from sfl.metrics.snapshot import NodeSnapshot
 from sfl.planners.observed import DeviceReport, EdgeReport, Observations, StageReport
@@ -52,6 +52,10 @@ class Observing:
     def noise(self, name: str) -> float:
         """The share by which a device's rounds differ where nothing has changed."""
         return self.known.noise(name)
+
+    def stage_hop(self, name: str) -> LinkCost | None:
+        """The hop to that holder of a plan, once messages over it were timed."""
+        return self.known.stage_hop(name)
 
     def step_tokens(self) -> float | None:
         """Real tokens of a step, the mean over devices, once they have trained."""

@@ -5,14 +5,14 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from sfl.cost.values import DeviceCost, EdgeCost, NodeCost
+from sfl.cost.values import DeviceCost, EdgeCost, LinkCost, NodeCost
 
 
 @dataclass(frozen=True, slots=True)
 class Fitted:
     """Devices by name, the slowest of the edges, real tokens of a step; nothing of what is not
-    known. `stages` are those behind the edges, the first one first. `load` and `averaging` are
-    seconds, `examples` those of one device."""
+    known. `stages` are those behind the edges, the first one first, and `hops` lead to them. `load`
+    and `averaging` are seconds, `examples` those of one device."""
 
     devices: Mapping[str, DeviceCost] = field(default_factory=dict)
     edge: EdgeCost | None = None
@@ -21,6 +21,7 @@ class Fitted:
     averaging: float | None = None
     examples: tuple[int, int] | None = None
     stages: tuple[NodeCost, ...] = ()
+    hops: tuple[LinkCost, ...] = ()
 
     def of(self, name: str, share: float) -> DeviceCost | None:
         """A device's own, or those of any other, each as likely; `share` is drawn for it."""

@@ -135,9 +135,12 @@ def _stages(
     edge: NodeCost,
 ) -> tuple[StageCost, ...]:
     """As stated, else as a run has shown them, else as quick as an edge; none in two tiers."""
-    count, hop = len(config.stage_cuts(config.devices[0].name)), stated_hop(config.settings)
+    count, own = len(config.stage_cuts(config.devices[0].name)), config.stages
+    shaped = bool(own.up_mbit or own.down_mbit or own.delay_ms)
     found = []
     for number in range(count):
+        seen = number < len(fitted.hops) and not shaped
+        hop = fitted.hops[number] if seen else stated_hop(config.settings)
         node = fitted.stages[number] if number < len(fitted.stages) else edge
         if stated.stage is not None:
             node = node_cost(stated.stage, shape, batch, config.lora.rank)

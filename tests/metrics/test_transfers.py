@@ -5,7 +5,8 @@ from __future__ import annotations
 import pytest
 
 from sfl.cost.shown import NO_SUMS, Sums
-from sfl.metrics.transfers import FEW_BYTES, Burst, LinkTimes
+from sfl.metrics.stats import NodeStats
+from sfl.metrics.transfers import FEW_BYTES, KEPT_OF_ALL, Burst, Held, LinkTimes
 
 RATE = 1e6
 FRAME = 100_000
@@ -50,3 +51,16 @@ def test_an_adapter_is_known_of_a_link_before_messages_are():
         link.adapter(1.0 + number * FRAME / RATE, FRAME, first=number == 0, last=number == 2)
     up, down = link.sums()
     assert up == NO_SUMS and down.size / down.seconds == pytest.approx(RATE)
+
+
+def test_a_server_s_hop_has_the_messages_of_all_its_devices():
+    """Those of many are under way at once: none of them is taken for what a broken link had."""
+    link = NodeStats("e", "edge").link
+    devices = [f"d{number}" for number in range(1000)]
+    for number, name in enumerate(devices):
+        link.posted((name, 0), 0.0, 1000 + number)
+    for number, name in enumerate(devices):
+        at = (number + 1) * 0.01
+        link.answered((name, 0), at + 0.02, 500 + number, Held(at, at))
+    up, down = link.sums()
+    assert 0 < up.passes <= KEPT_OF_ALL and 0 < down.passes <= KEPT_OF_ALL

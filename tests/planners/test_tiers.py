@@ -23,7 +23,7 @@ from sfl.cost.values import (
 from sfl.errors import ConfigError
 from sfl.planners import PLANNERS, Cut, State
 from sfl.planners.costs import Costs, NothingSeen, Speeds
-from sfl.planners.observed import DeviceReport, Observations, StageReport
+from sfl.planners.observed import DeviceReport, EdgeReport, Observations, StageReport
 from sfl.planners.outset import NO_LIMIT, ModelFacts
 from sfl.planners.plans import Plan
 from sfl.planners.situation import Present, Remembered, state_of
@@ -240,6 +240,30 @@ def test_measured_stages_are_used_and_their_hop_is_as_stated() -> None:
     seen = Observations().with_round((), stages=[told(5)])
     found = Costs.of(config, FACTS, seen, config.names, ["e"])
     assert found.stages == {"stage": StageCost(seen.stage_node("stage"), LinkCost(1e6, 1e6))}
+
+
+def over(rate: float, count: int = 4) -> Sums:
+    return sum((Sums.of(size, size / rate) for size in range(1000, 1000 * (count + 1), 1000)), Sums())
+
+
+def test_a_hop_costs_what_was_measured_of_all_edges_and_of_the_stage_before() -> None:
+    hop = Shown(up=over(2e5), down=over(4e5))
+    edges = [EdgeReport(name, hop, 1.0) for name in ("north", "south")]
+    seen = Observations().with_round((), edges)
+    found = seen.stage_hop("stage")
+    assert found is not None and (found.up, found.down) == pytest.approx((2e5, 4e5))
+    assert Observations().stage_hop("stage") is None and seen.stage_hop("stage2") is None
+    config = run(stages={"cuts": [6], "up_mbit": 8.0})
+    assert Costs.of(config, FACTS, seen, config.names, ["e"]).stages["stage"].hop == found
+    # A later round counts for more, and what was told before is not told again.
+    slower = [replace(own, shown=Shown(up=own.shown.up + over(1e4))) for own in edges]
+    later = seen.with_round((), slower).stage_hop("stage")
+    assert later is not None and later.up < 2e4 and later.down == pytest.approx(4e5)
+    again = seen.with_round((), edges).stage_hop("stage")
+    assert again == found
+    deep = seen.with_round((), stages=[replace(told(5), shown=Shown(up=over(1e5), down=over(1e5)))])
+    behind = deep.stage_hop("stage2")
+    assert behind is not None and behind.up == pytest.approx(1e5)
 
 
 def test_what_a_device_waits_for_a_stage_is_not_taken_for_threads_that_wait() -> None:

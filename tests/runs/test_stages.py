@@ -136,7 +136,8 @@ def test_what_is_auto_is_rehearsed_through_the_stage(tmp_path: Path) -> None:
 
 def test_what_a_stage_has_shown_is_what_planners_and_simulations_take(tmp_path: Path) -> None:
     """Advice is asked for in every round, with cuts that end before the stage."""
-    values = values_of(tmp_path, planner={"policy": "advice"})
+    hop_limit = {"up_mbit": 8.0, "down_mbit": 8.0}
+    values = values_of(tmp_path, planner={"policy": "advice"}, stages=hop_limit)
     done = finished(played(tmp_path, values))
     seen = Observing()
     with closing(JournalReader(done.folder)) as journal:
@@ -145,13 +146,16 @@ def test_what_a_stage_has_shown_is_what_planners_and_simulations_take(tmp_path: 
         seen.take(entry)
     node = seen.stage_node("stage")
     assert node is not None and node.block.both > 0.0 and node.head.both > 0.0
-    assert fitted_of(entries).stages == (node,)
+    hop = seen.stage_hop("stage")
+    assert hop is not None and 0.0 < hop.up < 1.5e6 and 0.0 < hop.down < 1.5e6
+    assert fitted_of(entries).stages == (node,) and fitted_of(entries).hops == (hop,)
     plans = read_plans(done.folder / "plans.jsonl", "--from", with_state=True)
     assert len(plans) == values["run"]["rounds"]
     last = plans[-1].state
     assert last is not None and all(plan.advice for plan in plans)
     (stage,) = last.stages
     assert stage.name == "stage" and stage.cost.node.threads == node.threads
+    assert stage.cost.hop.up not in (0.0, 1e6), "as it was measured, not as it is stated"
     for own in last.devices:
         assert all(cut.cut_layer < own.stage_cuts[0] for cut in own.cuts)
         assert own.cost.handover == 0.0

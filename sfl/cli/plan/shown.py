@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from sfl.config import load_run
-from sfl.cost.values import DeviceCost, EdgeCost, NodeCost
+from sfl.cost.values import DeviceCost, EdgeCost, LinkCost, NodeCost
 from sfl.errors import ConfigError, SflError
 from sfl.planners import State
 from sfl.planners.costs import NothingSeen, Seen
@@ -78,7 +78,7 @@ class InState:
         self._state = state
         self._devices = {device.name: device.cost for device in state.devices}
         self._edges = {edge.name: edge.cost for edge in state.edges}
-        self._stages = {stage.name: stage.cost.node for stage in state.stages}
+        self._stages = {stage.name: stage.cost for stage in state.stages}
 
     def device_cost(self, name: str) -> DeviceCost | None:
         """A device's."""
@@ -90,7 +90,11 @@ class InState:
 
     def stage_node(self, name: str) -> NodeCost | None:
         """What a stage takes to compute."""
-        return self._stages.get(name)
+        return self._stages[name].node if name in self._stages else None
+
+    def stage_hop(self, name: str) -> LinkCost | None:
+        """What the hop to it takes."""
+        return self._stages[name].hop if name in self._stages else None
 
     def noise(self, name: str) -> float:
         """The share by which a device's rounds differed."""

@@ -109,6 +109,7 @@ class NextStage:
         with self._stats.waits.on(self.peer, "connection", f"a way on for {device}", seconds):
             channel = await self._connected(seconds)
         try:
+            self._stats.link.forget()  # the stage may be another process, with another clock
             opened = Opened(channel)
             text, digest = self._settings.text(run.settings)
             hello = self._hello(device, joined, run, digest)

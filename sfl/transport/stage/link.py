@@ -24,8 +24,9 @@ from sfl.errors import LinkLost, ProtocolError, RunFailed, SflError
 from sfl.metrics.stats import NodeStats
 from sfl.plan import Toward
 from sfl.rounds.values import Assignment, Point
-from sfl.stage.messages import GradientNorm, Kind, TensorMessage
+from sfl.stage.messages import GradientNorm, Key, Kind, TensorMessage
 from sfl.transport.device import checked
+from sfl.transport.device.end import Arrival
 from sfl.transport.device.jobs import Jobs
 from sfl.transport.device.onward import Answers, Before
 from sfl.transport.device.overtaking import Overtaking
@@ -34,7 +35,7 @@ from sfl.transport.frames import contract, words
 from sfl.transport.frames.chunks import adapter_bytes, adapter_frames
 from sfl.transport.frames.envelope import Frame
 from sfl.transport.frames.seal import sound
-from sfl.transport.frames.tensors import raw_bytes
+from sfl.transport.frames.tensors import held_of, raw_bytes
 from sfl.transport.frames.wire import STAGE_SESSION, tensor_role, wire_bytes
 from sfl.transport.group import aside
 from sfl.transport.shaper import Shaper
@@ -172,13 +173,16 @@ class NextLink:
         await aside(self.end.remembered.written)
 
     def _post(self, message: edge_pb2.DeviceMessage) -> None:
-        self._count("up", message)
+        self._stats.link.beside(self._stats.phases.now(), self._count("up", message))
         self.stream.outbox.put(message)
 
-    def _count(self, way: Any, message: Any, role: Any = "", raw: int = 0) -> None:
+    def _count(self, way: Any, message: Any, role: Any = "", raw: int = 0) -> int:
+        """Its bytes."""
         body = message.WhichOneof("body")
         role = role or ("adapter" if body == "adapter" else "control")
-        self._stats.stage_bytes.add(way, role, wire_bytes(message), raw)
+        size = wire_bytes(message)
+        self._stats.stage_bytes.add(way, role, size, raw)
+        return size
 
     def _encode(self, message: TensorMessage | GradientNorm) -> list[Ready]:
         if isinstance(message, GradientNorm):
@@ -189,11 +193,13 @@ class NextLink:
                 before=message.before,
             )
             said = edge_pb2.DeviceMessage(norm=norm)
-            self._count("up", said)
+            self._stats.link.beside(self._stats.phases.now(), self._count("up", said))
             return [Ready(STAGE_SESSION.request_bytes(said))]
         frames = self.end.encode(message)
         assert frames[0].header is not None
         role, raw = tensor_role(frames[0].header), raw_bytes(frames[0].header)
+        size = sum(frame.wire_bytes for frame in frames)
+        self._stats.link.posted(self._key(message), self._stats.phases.now(), size)
         for frame in frames:
             self._count("up", frame, role, raw)
             raw = 0
@@ -245,8 +251,19 @@ class NextLink:
         arrival = self.end.take_frame(frame, self._stats.phases.now())
         if arrival is not None:
             at_once = arrival.kind is Kind.GRADIENT
-            decoded = self._coders.decoder.submit(at_once, self.end.decode, arrival)
+            decoded = self._coders.decoder.submit(at_once, self._decode, arrival)
             self._do(self._answer(decoded))
+
+    def _decode(self, arrival: Arrival) -> TensorMessage:
+        message = self.end.decode(arrival)
+        if (held := held_of(arrival.header)) is not None:
+            sent, size = self._key(message), arrival.num_bytes
+            self._stats.link.answered(sent, arrival.ended, size, held)
+        return message
+
+    def _key(self, message: TensorMessage) -> tuple[str, Key]:
+        """What an answer has in common with what it answers, among those of all devices."""
+        return self.end.device, message.key
 
     def _on_norm(self, message: edge_pb2.EdgeMessage) -> None:
         assert self._answers is not None, "a link is served before it is read"
