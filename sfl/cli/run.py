@@ -15,6 +15,7 @@ from sfl.cli import interrupt
 from sfl.cli.launch import run_on_this_machine
 from sfl.cli.launch.nearby import pointed
 from sfl.config import RunConfig
+from sfl.config.load import load_planned
 from sfl.errors import SflError
 from sfl.node.options import folder_of_runs, require_both, require_one
 from sfl.node.swallowed import heard
@@ -50,7 +51,7 @@ class Asked:
                 return resumed(self.resume, *given)
             return resumed_elsewhere(self.resume, self.journal, self.artifacts, *given)
         assert self.path is not None, "one of both is given"
-        return None, load_for_cloud(self.path, self.overrides, self.insecure)
+        return None, load_for_cloud(self.path, self.overrides, self.insecure, load_planned)
 
     @property
     def beside(self) -> Path:
@@ -74,6 +75,7 @@ def run_and_show(asked: Asked) -> int:
 
     try:
         resumed_folder, config = asked.load()
+        config = _with_cuts(config, console)
         with heard(), LiveView(console) as view:
             run_on_this_machine(config, view.update, started, asked.tls, view.note, resumed_folder)
     except KeyboardInterrupt:
@@ -87,6 +89,17 @@ def run_and_show(asked: Asked) -> int:
         return error.exit_code
     print_final(console, RunSummary.read(folder[0] / "summary.json"))
     return 0
+
+
+def _with_cuts(config: RunConfig, console: Console) -> RunConfig:
+    """With cuts that a planner chooses before the run. Raises SflError."""
+    if not (config.is_tiered and config.planner.moves):
+        return config
+    from sfl.cli.plan.once import chosen_once  # with torch, only where somebody asks for it
+
+    config, said = chosen_once(config)
+    console.print(said, markup=False, highlight=False, soft_wrap=True)
+    return config
 
 
 def _say_what_stays(console: Console, folder: list[Path]) -> None:

@@ -37,8 +37,8 @@ def load_run(path: Path, overrides: Iterable[str] = ()) -> RunConfig:
 
 
 def load_planned(path: Path, overrides: Iterable[str] = ()) -> RunConfig:
-    """The same for a plan that nobody carries out: a run of three tiers keeps its cuts, and may
-    still be told better ones. Raises ConfigError."""
+    """The same for who chooses cuts before a run: one of three tiers keeps them, once it has begun.
+    Raises ConfigError."""
     table = _run_table(path, overrides)
     planner, run = table.get("planner"), table["run"]
     if not isinstance(planner, dict) or not isinstance(run, dict):
@@ -46,10 +46,10 @@ def load_planned(path: Path, overrides: Iterable[str] = ()) -> RunConfig:
     policy = planner.get("policy")
     if run.get("topology") not in TIERED or policy not in MOVING:
         return _run_of(table)
-    config = _run_of({**table, "planner": {**planner, "policy": ADVICE}})
-    return config.model_copy(
-        update={"planner": config.planner.model_copy(update={"policy": policy})}
-    )
+    chosen = {"policy": policy, "costs": str(planner.get("costs", ""))}
+    rest = {name: value for name, value in planner.items() if name != "costs"}
+    config = _run_of({**table, "planner": {**rest, "policy": ADVICE}})
+    return config.model_copy(update={"planner": config.planner.model_copy(update=chosen)})
 
 
 def load_simulated(

@@ -9,7 +9,7 @@ from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, Pos
 
 from sfl.config.base import Fraction, OneOf, Section
 from sfl.node.plugins import Registry
-from sfl.plan import U_SHAPED
+from sfl.plan import TIERED, U_SHAPED
 
 if TYPE_CHECKING:
     from sfl.config.sections import RunSections
@@ -18,6 +18,8 @@ MOVING = ("fleet", "scan", "mincut", "card", "open", "two_timescale", "random", 
 """Planners that may move cuts."""
 STAYING = ("fixed", "ucb", "pairing")
 OFF, ADVICE = "off", "advice"
+ONCE = ("fleet", "scan")
+"""Planners that choose the cuts of a run in three tiers, before it begins."""
 
 POLICIES: Registry[object] = Registry(
     "sfl.planners", object, dict.fromkeys((OFF, ADVICE, *MOVING, *STAYING), "")
@@ -70,6 +72,9 @@ class PlannerSettings(Section):
     """`two_timescale`: bits of each value that is kept."""
     plans: str = ""
     """`recorded`: the `plans.jsonl` of the run whose decisions are repeated."""
+    costs: str = ""
+    """`fleet`, `scan` in three tiers: the run that has shown what nodes cost, by its name or folder.
+    `sfl run` chooses all cuts by that before it starts, and they stay (docs/three-tiers.md)."""
 
     @property
     def decides(self) -> bool:
@@ -97,6 +102,7 @@ _READ_BY = {
     "keep": ("two_timescale",),
     "keep_bits": ("two_timescale",),
     "plans": ("recorded",),
+    "costs": ONCE,
 }
 """Settings that only some planners read; plug-ins may read all."""
 
@@ -132,6 +138,26 @@ def _enough_are_selected(run: RunSections) -> Iterator[str]:
         yield f"planner.select: at most the number of devices ({len(run.devices)})"
 
 
+def _costs_are_read(run: RunSections) -> Iterator[str]:
+    if run.planner.costs and run.run.topology not in TIERED:
+        problem = f"in topology {run.run.topology} a run itself shows what nodes cost"
+        yield f"planner.costs: {problem}; leave it out"
+
+
+def _stage_ranges_are_read(run: RunSections) -> Iterator[str]:
+    for entry in run.devices:
+        if entry.stage_cut_range is None:
+            continue
+        field, (least, most) = f"devices.{entry.name}.stage_cut_range", entry.stage_cut_range
+        cuts = entry.stage_cuts or run.stages.cuts
+        if run.run.topology not in TIERED:
+            yield f"{field}: topology {run.run.topology} has no stage; leave it out"
+        elif len(cuts) > 1:
+            yield f"{field}: it is for one stage, and here are {len(cuts)}; leave it out"
+        elif not all(least <= cut <= most for cut in cuts):
+            yield f"{field}: {least} to {most} has to contain the stage's cut {list(cuts)}"
+
+
 def _ranges_are_read(run: RunSections) -> Iterator[str]:
     for entry in run.devices:
         for name in ("cut_range", "tail_range"):
@@ -154,4 +180,6 @@ _RULES = (
     _rounds_begin_together,
     _enough_are_selected,
     _ranges_are_read,
+    _stage_ranges_are_read,
+    _costs_are_read,
 )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from itertools import pairwise
 
 from sfl.config.devices import DeviceEntry
 from sfl.config.run import RunSettings
@@ -24,19 +25,46 @@ def cuts_of(settings: RunSettings, device: str, num_layers: int) -> tuple[At, ..
 def ways_of(settings: RunSettings, device: str, num_layers: int) -> tuple[At, ...]:
     """Every way in a device's ranges to cut a model of so many blocks, the fewest blocks first.
 
-    At least one block is the edge's, and one that of each stage behind it, whose cuts stay.
+    At least one block is the edge's, and one that of each stage behind it, at one of the places
+    that it may have.
     """
     entry = settings.device(device)
-    fronts, tails = _fronts(entry, num_layers), _tails(entry)
-    deep = settings.stage_cuts(device)
-    first, last = deep[0] if deep else num_layers, deep[-1] if deep else 0
+    deep = stage_ways(settings, device)
     ways = {
         (cut, tail)
-        for cut in fronts
-        for tail in tails
-        if cut < first and max(cut, last) < num_layers - tail
+        for cut in _fronts(entry, num_layers)
+        for tail in _tails(entry)
+        if any(_fits((cut, *stages, num_layers - tail)) for stages in deep)
     }
     return tuple(sorted(ways | {(entry.cut_layer, entry.tail_layers)}))
+
+
+def stage_ways(settings: RunSettings, device: str) -> tuple[tuple[int, ...], ...]:
+    """The blocks before each stage behind a device's edge: all that it may have, its own first."""
+    own, given = settings.stage_cuts(device), settings.device(device).stage_cut_range
+    if given is None:
+        return (own,)
+    least, most = given
+    return (own, *((cut,) for cut in range(least, most + 1) if (cut,) != own))
+
+
+def plan_with(settings: RunSettings, device: str, num_layers: int, at: At) -> Plan:
+    """A device's plan at one of its ways, with a place of the stage that goes with it. Raises
+    ConfigError."""
+    return next(_with_stages(settings, device, num_layers, at))
+
+
+def _with_stages(settings: RunSettings, device: str, num_layers: int, at: At) -> Iterator[Plan]:
+    cut, tail = at
+    deep = stage_ways(settings, device)
+    fitting = [stages for stages in deep if _fits((cut, *stages, num_layers - tail))]
+    for stages in fitting or deep[:1]:
+        yield settings.plan(device, num_layers, cut, tail, stages)
+
+
+def _fits(ends: tuple[int, ...]) -> bool:
+    """Whether each server has a block at least."""
+    return all(begin < end for begin, end in pairwise(ends))
 
 
 def _fronts(entry: DeviceEntry, num_layers: int) -> range:
@@ -66,13 +94,18 @@ def _bounds(
     settings: RunSettings, entry: DeviceEntry, num_layers: int
 ) -> Iterator[tuple[str, At | None, int, str]]:
     """Each range of a device with the most that it may have, and why no more."""
-    front, tail, deep = entry.cut_range, entry.tail_range, settings.stage_cuts(entry.name)
-    if deep:
+    front, tail = entry.cut_range, entry.tail_range
+    if deep := settings.stage_cuts(entry.name):
+        given = entry.stage_cut_range
+        ends = (deep[-1], deep[0]) if given is None else given
         kept = "and the server before it keeps one at least"
-        yield "cut_range", front, deep[0] - 1, f"a stage begins after {deep[0]} blocks, {kept}"
+        yield "cut_range", front, ends[1] - 1, f"a stage begins after {ends[1]} blocks, {kept}"
         kept = f"of {num_layers}, and keeps one at least"
-        most = num_layers - 1 - deep[-1]
-        yield "tail_range", tail, most, f"a stage begins after {deep[-1]} blocks {kept}"
+        most = num_layers - 1 - ends[0]
+        yield "tail_range", tail, most, f"a stage begins after {ends[0]} blocks {kept}"
+        most = num_layers - 1 - (tail or (entry.tail_layers,))[0]
+        problem = f"the model has {num_layers} blocks, and the stage keeps one at least"
+        yield "stage_cut_range", given, most, problem
         return
     problem = f"the model has {num_layers} blocks, and the edge keeps one at least"
     most = num_layers - 1
@@ -83,7 +116,9 @@ def _bounds(
 def plans_of(settings: RunSettings, device: str, num_layers: int) -> tuple[Plan, ...]:
     """The same as plans. Raises ConfigError, which names the device's field."""
     ways = cuts_of(settings, device, num_layers)
-    return tuple(settings.plan(device, num_layers, cut, tail) for cut, tail in ways)
+    if not settings.planner.moves:
+        return tuple(settings.plan(device, num_layers, *at) for at in ways)
+    return tuple(plan for at in ways for plan in _with_stages(settings, device, num_layers, at))
 
 
 def plans_to_fit(

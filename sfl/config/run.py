@@ -107,6 +107,7 @@ class RunSettings(RunSections):
         num_layers: int,
         cut_layer: int | None = None,
         tail_layers: int | None = None,
+        stage_cuts: tuple[int, ...] = (),
     ) -> Plan:
         """How a model of so many blocks is cut for a device, at its own cuts or others.
 
@@ -115,8 +116,9 @@ class RunSettings(RunSections):
         entry = self.device(device)
         cut = entry.cut_layer if cut_layer is None else cut_layer
         tail = entry.tail_layers if tail_layers is None else tail_layers
+        deep = stage_cuts or self.stage_cuts(device)
         try:
-            return Plan.split(num_layers, cut, tail, self.run.topology, self.stage_cuts(device))
+            return Plan.split(num_layers, cut, tail, self.run.topology, deep)
         except ConfigError as error:
             field = f"devices.{device}.{error.field}"
             raise ConfigError(field, error.value, error.problem, error.fix) from None

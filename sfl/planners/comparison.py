@@ -39,16 +39,18 @@ def compare(
 ) -> Comparison:
     """Each of the rivals with the same devices taking part; `configured` are the settings' cuts."""
     taking = {name for name, choice in decision.devices.items() if choice.takes_part}
+    narrow = state.with_stages_where_they_are()
     rivals = [
         Rival(name, foretold(state, {n: own for n, own in choices.items() if n in taking}).seconds)
-        for name, choices in _rivals(state, configured)
+        for name, choices in _rivals(state, narrow, configured)
+        if taking <= choices.keys()
     ]
     uniform = [
         Rival(
             f"cut {cut} for all" if not tail else f"cut {cut} and tail {tail} for all",
             foretold(state, dict.fromkeys(taking, Choice(cut, tail))).seconds,
         )
-        for cut, tail in _common(state)
+        for cut, tail in _common(narrow)
     ]
     if uniform:
         rivals.append(min(uniform, key=lambda rival: rival.seconds))
@@ -58,6 +60,7 @@ def compare(
 
 def _other_stages(state: State, choices: Choices) -> Iterator[Rival]:
     """The best place for the stage behind all edges, with devices' own cuts as decided."""
+    choices = {name: replace(choice, stage_cuts=()) for name, choice in choices.items()}
     taking = [choice for choice in choices.values() if choice.takes_part]
     if len(state.stages) != 1 or not taking:
         return
@@ -75,12 +78,13 @@ def _other_stages(state: State, choices: Choices) -> Iterator[Rival]:
 
 
 def _rivals(
-    state: State, configured: Mapping[str, tuple[int, int]]
+    state: State, narrow: State, configured: Mapping[str, tuple[int, int]]
 ) -> Iterator[tuple[str, Choices]]:
+    """`narrow` is the same with stages where they are."""
     yield "as configured", {name: Choice(*at) for name, at in configured.items()}
     yield "each device alone", SCAN.propose(state).devices
-    yield "fewest blocks", {one.name: one.choice(one.legal[0]) for one in state.able}
-    yield "most blocks", {one.name: one.choice(one.legal[-1]) for one in state.able}
+    yield "fewest blocks", {one.name: one.choice(one.legal[0]) for one in narrow.able}
+    yield "most blocks", {one.name: one.choice(one.legal[-1]) for one in narrow.able}
 
 
 def _common(state: State) -> list[tuple[int, int]]:

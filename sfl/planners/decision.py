@@ -22,6 +22,7 @@ class Choice:
     settings say. `share` of the link's rates is the device's own. `edge_clock` is the edge's while
     it serves this device, as a share of its fastest. `edge_share`: so much of the edge serves it
     beside others; None: the whole edge, one device at a time. `edge` is another one than its own.
+    `stage_cuts` are the blocks before each stage behind its edge; (): those stay.
     """
 
     cut_layer: int
@@ -35,6 +36,7 @@ class Choice:
     edge_share: float | None = None
     edge: str = ""
     takes_part: bool = True
+    stage_cuts: tuple[int, ...] = ()
 
     @property
     def edge_speed(self) -> float:

@@ -7,14 +7,19 @@ falls as the length grows. Devices of different edges do not meet.
 
 Devices also wait for each other, which that bound does not know. Where they are few, single cuts
 are then changed as long as the round gets shorter as events (`sfl/cost/closed_loop.py`).
+
+Where the stage behind the edges may have several places, each is tried for all devices, and then
+each device has one of its own. That need not be the optimum: the stage is shared, too. If there are
+few plans, all of them are looked at.
 """
 
 from __future__ import annotations
 
 from bisect import bisect_right
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from math import inf
+from dataclasses import dataclass, replace
+from itertools import product
+from math import inf, prod
 
 from sfl.cost.closed_loop import Turns, round_ends
 from sfl.cost.predict import turns_of
@@ -33,10 +38,15 @@ from sfl.planners.told import Cut
 
 POLISHED = 16
 """Devices at an edge up to which single changes are tried."""
+STARTS = 3
+"""Places of the stage from which on single changes are tried: the best of those that are the same
+for all."""
 STEPS = 10
 """Of a round, that are simulated for each."""
 WORTH = 0.001
 """The least share of a round that a change has to save."""
+EVERY = 2000
+"""Plans up to which all of them are looked at, where stages may have several places."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,6 +69,8 @@ class Row:
 
 def propose(state: State) -> Proposal:
     """The best cuts for each edge; a device stays where its move would shorten nothing."""
+    if any(device.stage_range is not None for device in state.able):
+        return Proposal(_with_stages(state), state.memory)
     chosen = within_bound(state)
     for name, devices in state.at_edges().items():
         if 1 < len(devices) <= POLISHED and not state.edge(name).load:
@@ -143,33 +155,77 @@ def _staying(each: Row, length: float) -> tuple[float, Cut] | None:
     return None
 
 
+def _with_stages(state: State) -> dict[str, Choice]:
+    """The best of all plans, where these are few. Else the best cuts with the stage at each place, the
+    same for all; then single changes."""
+    layers = state.workload.num_layers
+    ways = {device.name: device.choices(layers) for device in state.able}
+    if prod(map(len, ways.values())) <= EVERY:
+        every = (dict(zip(ways, chosen, strict=True)) for chosen in product(*ways.values()))
+        return min(every, key=lambda choices: length(state, choices))
+    starts = [_with_stage(state, place) for place in _places(state)]
+    starts.sort(key=lambda choices: length(state, choices))
+    if len(state.able) > POLISHED:
+        return starts[0]
+    found = [_polished(state, state.able, choices) for choices in starts[:STARTS]]
+    return min([*starts[:1], *found], key=lambda choices: length(state, choices))
+
+
+def _places(state: State) -> list[int]:
+    ranges = [device.stage_range for device in state.able if device.stage_range is not None]
+    return sorted({place for least, most in ranges for place in range(least, most + 1)})
+
+
+def _with_stage(state: State, place: int) -> dict[str, Choice]:
+    """The best cuts with the stage there, or as near as a device may have it."""
+    layers, devices = state.workload.num_layers, []
+    for device in state.able:
+        if device.stage_range is None:
+            devices.append(device)
+            continue
+        own = {stage for choice in device.choices(layers) for stage in choice.stage_cuts}
+        nearest = min(own, key=lambda stage: (abs(stage - place), stage))
+        devices.append(device.with_stage(nearest, layers))
+    chosen = within_bound(replace(state, devices=tuple(devices)))
+    free = {device.name for device in state.able if device.stage_range is not None}
+    stages = {device.name: device.stage_cuts if device.name in free else () for device in devices}
+    return {name: replace(choice, stage_cuts=stages[name]) for name, choice in chosen.items()}
+
+
 def _polished(
     state: State, devices: Sequence[DeviceState], chosen: Mapping[str, Choice]
 ) -> dict[str, Choice]:
     """The best change of each device in turn, as long as one shortens the round."""
-    steps, stations = min(state.workload.steps, STEPS), num_stations(1, len(state.stages))
-    ways = {d.name: {cut.at: _way(state, d, d.choice(cut)) for cut in d.legal} for d in devices}
+    edges = sorted({device.edge for device in devices})
+    steps, stations = min(state.workload.steps, STEPS), num_stations(len(edges), len(state.stages))
+    layers = state.workload.num_layers
+    ways = {
+        d.name: {one: _way(state, d, one, edges) for one in d.choices(layers)} for d in devices
+    }
 
-    def seconds(at: Mapping[str, tuple[int, int]]) -> float:
-        each = [ways[name][cut] for name, cut in at.items()]
+    def seconds(at: Mapping[str, Choice]) -> float:
+        each = [ways[name][choice] for name, choice in at.items()]
         ends = round_ends([turns for turns, _ in each], steps, stations)
         return max(end + exchange for end, (_, exchange) in zip(ends, each, strict=True))
 
-    at = {device.name: chosen[device.name].at for device in devices}
+    at = {device.name: chosen[device.name] for device in devices}
     best, moved = seconds(at), True
     while moved:
         moved = False
         for device in devices:
-            tried = [{**at, device.name: cut.at} for cut in device.legal]
+            tried = [{**at, device.name: choice} for choice in ways[device.name]]
             found = min(tried, key=seconds)
             if (value := seconds(found)) < best * (1.0 - WORTH):
                 best, at, moved = value, found, True
-    return {device.name: Choice(*at[device.name]) for device in devices}
+    return dict(at)
 
 
-def _way(state: State, device: DeviceState, choice: Choice) -> tuple[Turns, float]:
+def _way(
+    state: State, device: DeviceState, choice: Choice, edges: Sequence[str]
+) -> tuple[Turns, float]:
     """A step as an edge sees it, and the seconds of the adapter's exchange in one."""
-    turns = turns_of(step_of(state, device, choice), choice.edge_speed)
+    step, number = step_of(state, device, choice), edges.index(device.edge)
+    turns = turns_of(step, choice.edge_speed, number, len(edges))
     steps = min(state.workload.steps, STEPS) / state.workload.steps
     return turns, steps * exchange_of(state, device, choice)
 

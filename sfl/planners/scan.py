@@ -1,4 +1,4 @@
-"""Each device alone: the legal cut with the shortest round, found by looking at all of them.
+"""Each device alone: the legal cuts with the shortest round, found by looking at all of them.
 
 For a chain of blocks this is the optimum of "Fast DAG model splitting" (2507.01041), since a cut
 between blocks is all that a run can execute.
@@ -19,7 +19,7 @@ def propose(state: State) -> Proposal:
 
 def shortest(state: State, device: DeviceState) -> Choice:
     """One device's."""
-    choices = [device.choice(cut) for cut in device.legal]
+    choices = device.choices(state.workload.num_layers)
     return min(choices, key=lambda choice: alone_seconds(state, device, choice))
 
 

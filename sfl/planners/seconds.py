@@ -12,13 +12,13 @@ def step_of(state: State, device: DeviceState, choice: Choice) -> StepCost:
     """One step, with the edge at its fastest clock, and the stages behind it."""
     edge = state.edge(choice.edge or device.edge).cost
     cost = as_chosen(device.cost, choice)
-    return step_cost(state.workload, cost, edge, *choice.at, state.behind(device))
+    return step_cost(state.workload, cost, edge, *choice.at, state.behind(device, choice))
 
 
 def exchange_of(state: State, device: DeviceState, choice: Choice) -> float:
     """The parts of its adapter over its link, and over the hops behind its edge."""
     cost, last = as_chosen(device.cost, choice), state.workload.num_layers - choice.tail_layers
-    relayed = relayed_seconds(cost, state.behind(device), last)
+    relayed = relayed_seconds(cost, state.behind(device, choice), last)
     return exchange_seconds(cost, *choice.at) + relayed
 
 

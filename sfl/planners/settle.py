@@ -69,12 +69,16 @@ def score(planner: Planner, state: State, choices: Choices) -> float:
 
 
 def _check(state: State, choices: Choices) -> None:
-    able = {device.name: device for device in state.able}
+    able, layers = {device.name: device for device in state.able}, state.workload.num_layers
     if choices.keys() != able.keys():
         raise ValueError(f"a choice is needed for each of {sorted(able)}, not {sorted(choices)}")
     for name, choice in choices.items():
-        if choice.at not in {cut.at for cut in able[name].legal}:
+        own = able[name]
+        if choice.at not in {cut.at for cut in own.legal}:
             raise ValueError(f"{name}: {choice.at} is no legal cut")
+        ways = {one.stage_cuts for one in own.choices(layers) if one.at == choice.at}
+        if choice.stage_cuts not in ways:
+            raise ValueError(f"{name}: {choice.stage_cuts} is no place of its stage")
 
 
 def _moved(state: State, choices: Choices) -> tuple[str, ...]:
@@ -195,7 +199,8 @@ def _runner_up(planner: Planner, state: State, settled: _Settled) -> tuple[str, 
     if settled.staying is not None and settled.moved:
         rivals["stay"] = settled.staying
     for name, index in (("fewest blocks", 0), ("most blocks", -1)):
-        other = {device.name: _at_end(chosen, device, index) for device in state.able}
+        layers = state.workload.num_layers
+        other = {device.name: _at_end(chosen, device, index, layers) for device in state.able}
         if any(other[name].at != chosen[name].at for name in other):
             rivals[name] = score(planner, state, other)
     best = min(rivals, key=lambda name: rivals[name], default="")
@@ -203,6 +208,11 @@ def _runner_up(planner: Planner, state: State, settled: _Settled) -> tuple[str, 
     return best, None if isinf(value) else value
 
 
-def _at_end(chosen: Choices, device: DeviceState, index: int) -> Choice:
-    cut = device.legal[index]
-    return replace(chosen[device.name], cut_layer=cut.cut_layer, tail_layers=cut.tail_layers)
+def _at_end(chosen: Choices, device: DeviceState, index: int, num_layers: int) -> Choice:
+    end = device.choices(num_layers)[index]
+    return replace(
+        chosen[device.name],
+        cut_layer=end.cut_layer,
+        tail_layers=end.tail_layers,
+        stage_cuts=end.stage_cuts,
+    )

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from sfl.config import RunSettings
-from sfl.config.planner import ADVICE, OFF
+from sfl.config.planner import ADVICE, OFF, ONCE
 from sfl.config.ranges import cuts_of, ways_of
 from sfl.cost.values import DeviceCost, EdgeCost, StageCost, Workload
 from sfl.errors import SflError
@@ -69,6 +69,7 @@ def state_of(
             own.outcome,
             settings.stage_cuts(own.name),
             own.noise,
+            stage_range(settings, own.name),
         )
         for own in devices
     )
@@ -95,6 +96,13 @@ def legal(
         return tuple(Cut(*way) for way in ways)
     known = {cut.at: cut for cut in told}
     return tuple(known[way] for way in ways if way in known)
+
+
+def stage_range(settings: RunSettings, device: str) -> tuple[int, int] | None:
+    """The blocks that there may be before the stage behind a device's edge, where these may be
+    chosen."""
+    chooses = settings.planner.policy in (ADVICE, *ONCE)
+    return settings.device(device).stage_cut_range if chooses else None
 
 
 def aims_of(settings: RunSettings, round_: int = 1) -> Aims:

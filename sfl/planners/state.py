@@ -24,8 +24,9 @@ class DeviceState:
 
     `at` is its present cut, None before the first round. `memory` is its budget in bytes. `success`
     is the share of its rounds that it finished. `stage_cuts` are the blocks before each stage
-    behind its edge: they stay. `noise` is the share by which its rounds differ where nothing has
-    changed.
+    behind its edge. They stay, unless there is a `stage_range`: the least and the most that the one
+    stage may have before it. Then `cuts` are those that go with any of these. `noise` is the share
+    by which its rounds differ where nothing has changed.
     """
 
     name: str
@@ -38,6 +39,7 @@ class DeviceState:
     outcome: Outcome | None = None
     stage_cuts: tuple[int, ...] = ()
     noise: float = 0.0
+    stage_range: tuple[int, int] | None = None
 
     @cached_property
     def legal(self) -> tuple[Cut, ...]:
@@ -48,6 +50,24 @@ class DeviceState:
     def choice(self, cut: Cut) -> Choice:
         """That cut, and all else as it is."""
         return Choice(cut.cut_layer, cut.tail_layers)
+
+    def choices(self, num_layers: int) -> list[Choice]:
+        """Every way to cut its model of so many blocks: its own legal cuts, each with every place of
+        the stage that goes with it."""
+        if self.stage_range is None:
+            return [self.choice(cut) for cut in self.legal]
+        least, most = self.stage_range
+        return [
+            replace(self.choice(cut), stage_cuts=(stage,))
+            for cut in self.legal
+            for stage in range(least, most + 1)
+            if cut.cut_layer < stage < num_layers - cut.tail_layers
+        ]
+
+    def with_stage(self, stage: int, num_layers: int) -> DeviceState:
+        """The same with the stage at that place, for good, and the cuts that go with it."""
+        cuts = tuple(c for c in self.cuts if c.cut_layer < stage < num_layers - c.tail_layers)
+        return replace(self, cuts=cuts, stage_cuts=(stage,), stage_range=None)
 
 
 @dataclass(frozen=True, slots=True)
@@ -128,9 +148,9 @@ class State:
         """By name."""
         return self._edges[name]
 
-    def behind(self, device: DeviceState) -> Behind:
+    def behind(self, device: DeviceState, choice: Choice) -> Behind:
         """The stages behind a device's edge."""
-        return Behind(self._stage_costs, device.stage_cuts)
+        return Behind(self._stage_costs, choice.stage_cuts or device.stage_cuts)
 
     @cached_property
     def _stage_costs(self) -> tuple[StageCost, ...]:
@@ -143,6 +163,15 @@ class State:
     def staying(self) -> State:
         """The same with the present cut as a device's only one; who has none may choose."""
         return replace(self, devices=tuple(_pinned(device) for device in self.devices))
+
+    def with_stages_where_they_are(self) -> State:
+        """The same where no stage may have another place."""
+        layers = self.workload.num_layers
+        devices = (
+            own if own.stage_range is None else own.with_stage(own.stage_cuts[0], layers)
+            for own in self.devices
+        )
+        return replace(self, devices=tuple(devices))
 
     def rounded(self) -> State:
         """The same with costs of no more digits than are measured: its line is shorter by a third,
@@ -164,7 +193,7 @@ class State:
 
 def _pinned(device: DeviceState) -> DeviceState:
     present = tuple(cut for cut in device.legal if cut.at == device.at)
-    return replace(device, cuts=present) if present else device
+    return replace(device, cuts=present, stage_range=None) if present else device
 
 
 def placed(state: State, choices: Mapping[str, Choice]) -> list[Placed]:
@@ -179,7 +208,8 @@ def placed(state: State, choices: Mapping[str, Choice]) -> list[Placed]:
         cost = as_chosen(device.cost, choice)
         edge = choice.edge or device.edge
         shares = choice.edge_clock, choice.edge_share
-        found.append(Placed(name, cost, edge, *choice.at, *shares, memory, device.stage_cuts))
+        stages = choice.stage_cuts or device.stage_cuts
+        found.append(Placed(name, cost, edge, *choice.at, *shares, memory, stages))
     return found
 
 

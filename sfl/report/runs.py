@@ -5,7 +5,7 @@ from __future__ import annotations
 import secrets
 import shutil
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 from sfl.config import RunConfig, dump_toml, load_run
@@ -112,9 +112,14 @@ def stop_reason(folder: Path) -> str:
         return INTERRUPTED
 
 
-def load_for_cloud(path: Path, overrides: Iterable[str], insecure: bool) -> RunConfig:
+def load_for_cloud(
+    path: Path,
+    overrides: Iterable[str],
+    insecure: bool,
+    load: Callable[[Path, Iterable[str]], RunConfig] = load_run,
+) -> RunConfig:
     """A run's settings, as the cloud process needs them. Raises ConfigError."""
-    config = load_run(path, overrides)
+    config = load(path, overrides)
     if insecure:
         network = config.network.model_copy(update={"insecure": True})
         config = config.model_copy(update={"network": network})

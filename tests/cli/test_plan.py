@@ -13,8 +13,11 @@ import pytest
 from sfl.cli.plan.asked import Asked, read_link
 from sfl.cli.plan.command import as_dict, plan_and_show, sentences
 from sfl.cli.plan.gather import Gathered, gather
+from sfl.cli.plan.once import chosen_once
 from sfl.cli.plan.shown import InState, shown_by
 from sfl.config import load_run
+from sfl.config.load import dump_toml, load_planned, read_run
+from sfl.config.planner import PlannerSettings
 from sfl.cost.values import LinkCost
 from sfl.errors import ConfigError
 from sfl.planners import PLANNERS
@@ -125,6 +128,47 @@ def test_three_tiers_are_foretold_part_by_part(
     told = values_["devices"]["d0"]
     assert told["stage_cuts"] == [3] and told["hop_up_seconds"] == own.alone["hop up"]
     assert values_["stages"][0]["load_seconds"] == compared.foretold.stages[0].load
+
+
+def test_stages_get_places_of_their_own(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = file(tmp_path, **TIERS, own={"stage_cut_range": [2, 4]})
+    one = asked(path, stage_speed=500.0)
+    gathered, compared = planned(one)
+    assert [cut.cut_layer for cut in gathered.state.devices[0].cuts] == [1, 2, 3]
+    chosen = compared.decision.devices
+    assert {own.stage_cuts for own in chosen.values()} == {(2,)}, "a far quicker stage has more"
+    assert plan_and_show(one) == 0
+    assert " 1, 2 " in capsys.readouterr().out
+    assert plan_and_show(asked(path, stage_speed=500.0, as_json=True)) == 0
+    values = json.loads(capsys.readouterr().out)
+    assert values["devices"]["d0"]["stage_cuts"] == [2]
+
+
+def test_cuts_of_a_run_are_chosen_by_what_another_one_has_shown(tmp_path: Path) -> None:
+    path = file(tmp_path, **TIERS, own={"stage_cut_range": [2, 4]})
+    for changes, field in (
+        (["planner.policy=fleet"], "planner.costs"),
+        (["planner.policy=fleet", "planner.costs=nobody"], "planner.costs"),
+        (["planner.policy=card", "planner.costs=nobody"], "planner.policy"),
+    ):
+        with pytest.raises(ConfigError) as raised:
+            chosen_once(load_planned(path, changes))
+        assert raised.value.field == field
+    before = tmp_path / "runs" / "before"
+    before.mkdir(parents=True)
+    (before / "config.toml").write_text(path.read_text())
+    state = gather(asked(path, stage_speed=500.0), lambda what: None).state
+    line = Plan(PLANNERS["fleet"].decide(state), False, state).as_json()
+    (before / PLANS).write_text(line + "\n")
+    changes = ["planner.policy=fleet", "planner.costs=before", f"run.output_dir={tmp_path}/runs"]
+    config, said = chosen_once(load_planned(path, changes))
+    assert said == "cuts by fleet, from what run before has shown: d0 1, 2; d1 1, 2; d2 1, 2"
+    assert {(one.cut_layer, one.stage_cuts) for one in config.devices} == {(1, (2,))}
+    again = read_run(dump_toml(config))  # as the run's folder has it
+    assert again.planner == config.planner == PlannerSettings()
+    assert again.devices == config.devices
 
 
 def test_a_plan_of_three_tiers_has_cuts_before_the_stage(tmp_path: Path) -> None:

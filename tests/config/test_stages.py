@@ -58,6 +58,24 @@ SHARED = {"stages": {"cuts": [4], "adapters": "shared"}, "training": {"local_ste
         (SHARED | {"training": {"local_steps": 2, "max_grad_norm": 1.0}}, "max_grad_norm out"),
         (SHARED | {"recovery": {"snapshot_steps": 1}}, "recovery.snapshot_steps to 0"),
         (SHARED | {"aggregation": {"late_updates": "weighted"}}, "everybody in the same round"),
+        (
+            SHARED | {"devices": [{"name": "a"}, {"name": "b", "stage_cuts": [3]}]},
+            "one place of the last stage",
+        ),
+        (
+            {"devices": [{"name": "a", "stage_cut_range": [5, 6]}]},
+            r"devices\.a\.stage_cut_range: 5 to 6 has to contain the stage's cut \[4\]",
+        ),
+        (
+            {"devices": [{"name": "a", "stage_cut_range": [2, 6]}], "stages": {"cuts": [4, 5]}},
+            "it is for one stage, and here are 2",
+        ),
+        (
+            TWO | {"devices": [{"name": "a", "stage_cut_range": [2, 6]}]},
+            "stage_cut_range: topology vanilla has no stage",
+        ),
+        (TWO | {"planner": {"policy": "fleet", "costs": "run"}}, "planner.costs: in topology van"),
+        ({"planner": {"costs": "run"}}, "planner.costs: policy 'off' does not read it"),
     ],
 )
 def test_what_does_not_fit_is_named(sections: dict[str, Any], words: str) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from copy import deepcopy
 from pathlib import Path
 from typing import Any
 
@@ -10,11 +11,12 @@ import pytest
 
 from cloud_aggregator.averaging import Averaging, GlobalAdapter
 from cloud_aggregator.records import RunRecords
+from sfl.config import load_run
 from sfl.planners import PLANNERS
 from sfl.planners.plans import Plan
 from sfl.report.plans import PLANS, read_plans
 from tests.house.federation import finished, run, sfl, write_config
-from tests.house.fleets import completions, device, fleet, settings
+from tests.house.fleets import completions, device, fleet, settings, tiny
 from tests.house.paths import STORIES
 from tests.house.retold import assert_retold
 from tests.house.stills import assert_same_end, over, stills_of
@@ -171,6 +173,29 @@ def test_advice_is_said_and_kept_and_moves_nothing(tmp_path: Path) -> None:
     assert "<h2>Plan</h2>" in (outcome.folder / "report.html").read_text()
     assert outcome.logs().count("would be planned: a round of") == 3
     assert_retold(outcome.folder, tmp_path / "aside")
+
+
+@pytest.mark.process
+def test_cuts_of_three_tiers_are_chosen_before_the_run_and_stay(tmp_path: Path) -> None:
+    tiers: dict[str, Any] = {"run": {"topology": "three_tier", "rounds": 2}, "stages": {"cuts": [2]}}
+    values = fleet(tmp_path, 2, training={"local_steps": 2}, **tiers)
+    values["model"]["path"] = str(tiny("llama", '{"num_hidden_layers": 5}'))
+    for entry in values["devices"]:
+        entry["stage_cut_range"] = [2, 4]
+    shown = tmp_path / "shown"
+    shown.mkdir()
+    before = finished(played(shown, deepcopy(values)))
+    planner = {"policy": "fleet", "costs": str(before.folder)}
+    outcome = finished(run(tmp_path, {**values, "planner": planner}))
+    assert "cuts by fleet, from what run" in outcome.output
+    config = load_run(outcome.folder / "config.toml")
+    assert config.planner.policy == "off" and not (outcome.folder / PLANS).exists()
+    for entry in config.devices:
+        (stage,) = entry.stage_cuts
+        assert 2 <= stage <= 4 and 1 <= entry.cut_layer < stage
+        assert f"{entry.name} {entry.cut_layer}, {stage}" in outcome.output
+    told = {own["name"]: own["cut_layer"] for own in outcome.summary["devices"]}
+    assert told == {entry.name: entry.cut_layer for entry in config.devices}
 
 
 @pytest.mark.process

@@ -21,9 +21,8 @@ from sfl.config import (
     RunConfig,
     load_device,
     load_edge,
-    load_run,
 )
-from sfl.config.load import load_stage
+from sfl.config.load import load_planned, load_stage
 from sfl.config.node import StageConfig
 from sfl.data.examine import Examiner
 from sfl.data.sources import Source, check_own, require_there, sources
@@ -50,14 +49,14 @@ def load_config(path: Path, overrides: Iterable[str]) -> Config:
     try:
         tables = tomllib.loads(read_text(path)).keys()
     except (OSError, ValueError, NotText):
-        tables = {}.keys()  # load_run says what is wrong
+        tables = {}.keys()  # load_planned says what is wrong
     if tables == {"device"}:
         return load_device(path, overrides)
     if tables == {"edge"}:
         return load_edge(path, overrides)
     if tables == {"stage"}:
         return load_stage(path, overrides)
-    return load_run(path, overrides)
+    return load_planned(path, overrides)
 
 
 _KINDS: dict[type[Config], str] = {

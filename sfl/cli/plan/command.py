@@ -91,7 +91,7 @@ def _device(gathered: Gathered, compared: Comparison, name: str) -> dict[str, An
     choice, own = compared.decision.devices[name], compared.foretold.devices.get(name)
     values: dict[str, Any] = {
         "cut_layer": choice.cut_layer,
-        "stage_cuts": list(gathered.config.stage_cuts(name)),
+        "stage_cuts": list(choice.stage_cuts or gathered.config.stage_cuts(name)),
         "tail_layers": choice.tail_layers,
         "takes_part": choice.takes_part,
         "activation": choice.activation,
@@ -141,7 +141,7 @@ def _table(gathered: Gathered, compared: Comparison) -> Table:
 def _cells(gathered: Gathered, compared: Comparison, name: str) -> tuple[str, ...]:
     own, choice = compared.foretold.devices[name], compared.decision.devices[name]
     device = next(one for one in gathered.state.devices if one.name == name)
-    cut = ", ".join(map(str, (choice.cut_layer, *device.stage_cuts)))
+    cut = ", ".join(map(str, (choice.cut_layer, *(choice.stage_cuts or device.stage_cuts))))
     cut += f" + {choice.tail_layers}" if choice.tail_layers else ""
     budget = device.memory
     memory = text.size(own.memory) + ("" if budget is None else f" of {text.size(budget)}")

@@ -52,7 +52,11 @@ class Gathered:
 
 def gather(asked: Asked, tell: Tell) -> Gathered:
     """Nothing runs, and nothing is fetched. Raises ConfigError, ModelError, DiskError."""
-    config = asked.load()
+    return gather_for(asked.load(), asked, tell)
+
+
+def gather_for(config: RunConfig, asked: Asked, tell: Tell) -> Gathered:
+    """The same of these settings, whatever file is asked for."""
     folder = _model(config)
     config = bounded(config, folder.context_length)
     check_planner(config, folder.num_layers)

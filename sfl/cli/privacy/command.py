@@ -15,7 +15,7 @@ from rich.table import Table
 
 import sfl
 from sfl.cli.launch.run import bounded
-from sfl.config import load_run
+from sfl.config.load import load_planned
 from sfl.data.unread import check_all_read
 from sfl.errors import ConfigError
 from sfl.models.folder import open_model
@@ -52,7 +52,7 @@ def measure_and_show(
     config: Path, overrides: Iterable[str], cuts: tuple[int, ...], as_json: bool
 ) -> None:
     """Attack every cut and codec of a run's file; print what was read."""
-    settings = load_run(config, overrides)
+    settings = load_planned(config, overrides)
     settings = bounded(settings, open_model(settings.model.path, weights=False).context_length)
     check_all_read(settings.settings)
     errors = Console(stderr=True)

@@ -7,7 +7,7 @@ from itertools import product
 
 from sfl.config import RunSettings
 from sfl.config.planner import OFF
-from sfl.config.ranges import ways_of
+from sfl.config.ranges import plan_with, ways_of
 from sfl.models.folder import ModelFolder
 from sfl.models.memory.footprint import NOTHING_SAVED, Load, Thrift, device_footprint
 from sfl.plan import Plan, Topology
@@ -52,8 +52,8 @@ def told_cuts(
     if settings.planner.policy == OFF:
         return ()
     found = []
-    for cut_layer, tail in ways_of(settings, device, folder.num_layers):
-        plan = settings.plan(device, folder.num_layers, cut_layer, tail)
+    for at in ways_of(settings, device, folder.num_layers):
+        plan = plan_with(settings, device, folder.num_layers, at)
         needed = device_footprint(folder, plan.device_spans, load, base_bytes, thrift)
-        found.append(Cut(cut_layer, tail, needed.total))
+        found.append(Cut(*at, needed.total))
     return tuple(found)
