@@ -33,8 +33,8 @@ SPEEDS = (2.0, 50.0)
 
 def file(folder: Path, count: int = 3, **sections: Any) -> Path:
     """A run of devices that differ in nothing."""
-    values = settings(STORIES, model={"max_length": 64}, **sections)
     own = {"threads": 1, **sections.pop("own", {})}
+    values = settings(STORIES, model={"max_length": 64}, **sections)
     values["devices"] = [
         device(f"d{number}", completions(folder / f"d{number}.jsonl", 1, 24), 2, **own)
         for number in range(count)
