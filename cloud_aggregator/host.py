@@ -157,7 +157,7 @@ class EdgeHost:
 
     def edge_failed(self, edge: str, reason: str) -> None:
         """An edge can't go on; the run does, as long as enough devices have another one, or this one
-        again: what ended it may be mended, such as a model that is still being copied."""
+        again: it may be started anew, as where its model was not copied yet."""
         if self._names.is_failed(edge):
             return
         last = self._names.failed(edge)

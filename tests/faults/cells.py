@@ -19,6 +19,7 @@ ALL: list[Fault] = [
     *kills.behind(),
     *links.torn_behind(),
     *links.torn_among_edges(),
+    *links.broken_among_edges(),
     *kills.moved(),
     *kills.summed(),
 ]

@@ -233,7 +233,9 @@ def moved() -> list[Kill]:
             for victim, (watcher, place) in HANDING_OVER.items()
         ]
         found += [kill("backward in flight", victim, setup) for victim in ("edge", "cloud")]
-    return found
+    watcher, place = STAGE["backward in flight"]
+    stages = (Kill("stage", "backward in flight", watcher, place, own) for own in TIERED_APART)
+    return [*found, *stages]
 
 
 def summed() -> list[Kill]:

@@ -325,3 +325,8 @@ def torn_among_edges() -> list[Torn]:
         found.append(Torn("failure", UP, "cloud", fails, near="south"))
         found.append(Torn("evict", DOWN, "cloud", replace(own, unlike=True)))
     return found
+
+
+def broken_among_edges() -> list[Break]:
+    """The hop of one of two edges to the stage that both have behind them."""
+    return [Break("reset", Proxy.cut, "stage", replace(own, edges=TWO)) for own in tiers()]
