@@ -156,8 +156,8 @@ class EdgeHost:
         self._driver.happened(EdgeLost(edge, reason, final=had and last))
 
     def edge_failed(self, edge: str, reason: str) -> None:
-        """An edge can't go on; the run does, as long as enough devices have another one, or this one
-        again: it may be started anew, as where its model was not copied yet."""
+        """An edge can't go on; the run does, as long as enough devices have another one, or this
+        one again: it may be started anew, as where its model was not copied yet."""
         if self._names.is_failed(edge):
             return
         last = self._names.failed(edge)

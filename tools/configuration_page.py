@@ -159,7 +159,8 @@ def document() -> str:
 
 
 def _section(title: str, kind: type[BaseModel]) -> str:
-    shown = kind.__annotations__ if kind is StageConfig else kind.model_fields  # the rest is [edge]'s
+    # A stage's other keys are those of [edge].
+    shown = kind.__annotations__ if kind is StageConfig else kind.model_fields
     fields = [(name, kind.model_fields[name]) for name in shown]
     rows = "\n".join(_row(name, field) for name, field in fields)
     table = f"| key | type | default | meaning |\n|---|---|---|---|\n{rows}\n"

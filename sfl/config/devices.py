@@ -54,8 +54,8 @@ class DeviceEntry(LocalDevice):
     stage_cuts: tuple[PositiveInt, ...] = ()
     """Three tiers: blocks before each stage behind the edge, if they are not `stages.cuts`."""
     stage_cut_range: Range | None = None
-    """Three tiers: the least and the most blocks before the stage that `fleet` and `scan` may choose
-    (docs/three-tiers.md). Default: they stay."""
+    """Three tiers: the least and the most blocks before the stage that `fleet` and `scan` may
+    choose (docs/three-tiers.md). Default: they stay."""
     rank: PositiveInt | None = None
     """LoRA rank of this device. Default and upper bound: `lora.rank`. A smaller one needs a
     strategy that accepts different ranks."""

@@ -73,8 +73,9 @@ class PlannerSettings(Section):
     plans: str = ""
     """`recorded`: the `plans.jsonl` of the run whose decisions are repeated."""
     costs: str = ""
-    """`fleet`, `scan` in three tiers: the run that has shown what nodes cost, by its name or folder.
-    `sfl run` chooses all cuts by that before it starts, and they stay (docs/three-tiers.md)."""
+    """`fleet`, `scan` in three tiers: the run that has shown what nodes cost, by its name or
+    folder. `sfl run` chooses all cuts by that before it starts, and they stay
+    (docs/three-tiers.md)."""
 
     @property
     def decides(self) -> bool:

@@ -252,7 +252,8 @@ class RunConfig(RunSettings):
         if self.is_tiered:
             return self
         given = ["edge.next"] if self.edge.next else []
-        given += [f"stage.{key}" for key, value in StageConfig() if getattr(self.stage, key) != value]
+        own = self.stage
+        given += [f"stage.{key}" for key, value in StageConfig() if getattr(own, key) != value]
         if given:
             raise ValueError(f"{given[0]}: topology {self.run.topology} {NO_STAGE}")
         return self

@@ -57,8 +57,8 @@ def stages_problem(run: RunSections) -> Iterator[str]:
     if run.planner.moves:
         yield (
             "planner.policy: a cut does not move in topology "
-            f'{run.run.topology}; use "off", "fixed", "pairing" or "advice". Only `sfl run` chooses '
-            'cuts, once, with "fleet" or "scan" and planner.costs'
+            f'{run.run.topology}; use "off", "fixed", "pairing" or "advice". Only `sfl run` '
+            'chooses cuts, once, with "fleet" or "scan" and planner.costs'
         )
 
 
@@ -85,4 +85,4 @@ def _shared_problems(run: RunSections) -> Iterator[str]:
         yield f"{needs} one rank: leave devices.rank out"
     last = {(entry.stage_cuts or run.stages.cuts)[-1:] for entry in run.devices}
     if len(last) > 1 or any(entry.stage_cut_range is not None for entry in run.devices):
-        yield f"{needs} one place of the last stage: leave devices.stage_cuts and stage_cut_range out"
+        yield f"{needs} one place of the last stage: leave stage_cuts and stage_cut_range out"

@@ -156,8 +156,8 @@ def _staying(each: Row, length: float) -> tuple[float, Cut] | None:
 
 
 def _with_stages(state: State) -> dict[str, Choice]:
-    """The best of all plans, where these are few. Else the best cuts with the stage at each place, the
-    same for all; then single changes."""
+    """The best of all plans, where these are few. Else the best cuts with the stage at each place,
+    the same for all; then single changes."""
     layers = state.workload.num_layers
     ways = {device.name: device.choices(layers) for device in state.able}
     if prod(map(len, ways.values())) <= EVERY:

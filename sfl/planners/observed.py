@@ -29,12 +29,9 @@ from sfl.cost.shown import (
 )
 from sfl.cost.values import DeviceCost, EdgeCost, LinkCost, NodeCost
 from sfl.plan import SERVERS
+from sfl.planners.fading import KEEP, faded, followed
 from sfl.planners.fitted import Reading, link_cost, node_cost, power, value_bits
 
-KEEP = 0.7
-"""Of what was known before a round: rounds count by 1, 0.7, 0.49, ..."""
-DOUBT = 3.0
-"""The power by which less is kept of what a round contradicts: half or twice the seconds, 1/8."""
 READINGS = 8
 """Rounds that watts are fitted from."""
 DIFFERENCES = 5
@@ -272,10 +269,10 @@ def _heard(seen: SeenDevice, report: DeviceReport) -> SeenDevice:
         started_at=report.started_at,
         edge=report.edge,
         setting=setting,
-        own=_faded(kept.own, new),
-        at_edge=_faded(seen.at_edge if seen.edge == report.edge else {}, report.edge_passes),
-        up=_followed(seen.up, up) if up.passes else seen.up,
-        down=_followed(seen.down, down) if down.passes else seen.down,
+        own=faded(kept.own, new),
+        at_edge=faded(seen.at_edge if seen.edge == report.edge else {}, report.edge_passes),
+        up=followed(seen.up, up) if up.passes else seen.up,
+        down=followed(seen.down, down) if down.passes else seen.down,
         bits={**seen.bits, **{key: value for key, value in bits.items() if value is not None}},
         readings=_read(kept.readings, last, report, new, up.seconds, down.seconds),
         rounds=seen.rounds + 1,
@@ -357,7 +354,7 @@ def _stage_heard(seen: SeenStage, report: StageReport) -> SeenStage:
     setting = (report.shown.threads, report.dtype)
     last = seen.last if report.started_at == seen.started_at else NOTHING
     known = seen.passes if setting == seen.setting else {}
-    passes = _faded(known, between(report.shown.passes, last.passes))
+    passes = faded(known, between(report.shown.passes, last.passes))
     hop = _hop(seen, report, last)
     return SeenStage(report.shown, report.started_at, setting, passes, *hop)
 
@@ -366,8 +363,8 @@ def _hop(seen: SeenEdge | SeenStage, report: EdgeReport, last: Shown) -> tuple[S
     """Messages to the stage behind a server and back, after its word."""
     up, down = report.shown.up - last.up, report.shown.down - last.down
     return (
-        _followed(seen.up, up) if up.passes else seen.up,
-        _followed(seen.down, down) if down.passes else seen.down,
+        followed(seen.up, up) if up.passes else seen.up,
+        followed(seen.down, down) if down.passes else seen.down,
     )
 
 
@@ -384,45 +381,6 @@ def _joules(shown: Shown, last: Shown) -> Energy | None:
     if shown.energy is None or last.energy is None:
         return None
     return Energy(max(0.0, shown.energy.joules - last.energy.joules), shown.energy.source)
-
-
-def _faded(before: Passes, new: Passes) -> dict[PassKey, Sums]:
-    """What was known weighs less; what nothing like it was timed of again stays as it was."""
-    found = {
-        key: _followed(known, new[key])
-        if key in new
-        else known.scaled(_kept_beside(key, before, new))
-        for key, known in before.items()
-    }
-    return found | {key: sums for key, sums in new.items() if key not in found}
-
-
-def _kept_beside(key: PassKey, before: Passes, new: Passes) -> float:
-    """Of passes through other blocks than those that were timed: a device that was elsewhere."""
-    known = _pace(before[key], key.blocks)
-    kept = [
-        _kept(_pace(before[other], other.blocks) if other in before else known, pace)
-        for other, pace in ((one, _pace(sums, one.blocks)) for one, sums in new.items())
-        if replace(other, blocks=key.blocks) == key
-    ]
-    return min(kept, default=1.0)
-
-
-def _followed(known: Sums, new: Sums) -> Sums:
-    """After a round."""
-    return new.plus(known, _kept(_pace(known), _pace(new)))
-
-
-def _kept(before: float, now: float) -> float:
-    """Less, the more a round contradicts it: noise is averaged, and a change is seen at once."""
-    alike = min(before, now) / max(before, now) if before > 0.0 < now else 1.0
-    return float(KEEP * alike**DOUBT)
-
-
-def _pace(sums: Sums, blocks: int = 1) -> float:
-    """Seconds of a token or byte, or of a pass that has no size; in each of the blocks."""
-    of = (sums.size or sums.passes) * max(1, blocks)
-    return sums.seconds / of if of > 0.0 else 0.0
 
 
 def _read(

@@ -194,7 +194,8 @@ def test_a_stage_behind_the_edge_gets_a_certificate_and_a_folder_for_it() -> Non
 
 def test_a_stage_lets_in_the_runs_edges_alone() -> None:
     edges = load_run(CONFIG / "run.toml").edges
-    assert load_stage(CONFIG / "stage.toml").before == edges == (load_edge(CONFIG / "edge.toml").name,)
+    assert load_stage(CONFIG / "stage.toml").before == edges
+    assert edges == (load_edge(CONFIG / "edge.toml").name,)
 
 
 def test_the_shipped_model_and_data_are_what_is_trained() -> None:

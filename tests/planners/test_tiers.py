@@ -243,7 +243,8 @@ def test_measured_stages_are_used_and_their_hop_is_as_stated() -> None:
 
 
 def over(rate: float, count: int = 4) -> Sums:
-    return sum((Sums.of(size, size / rate) for size in range(1000, 1000 * (count + 1), 1000)), Sums())
+    sizes = range(1000, 1000 * (count + 1), 1000)
+    return sum((Sums.of(size, size / rate) for size in sizes), Sums())
 
 
 def test_a_hop_costs_what_was_measured_of_all_edges_and_of_the_stage_before() -> None:

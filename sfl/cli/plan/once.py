@@ -39,8 +39,8 @@ def chosen_once(config: RunConfig) -> tuple[RunConfig, str]:
     chosen = {name: one for name, one in decision.devices.items() if one.takes_part}
     cuts = [f"{name} {_words(config, name, one)}" for name, one in chosen.items()]
     more = f" and {len(cuts) - NAMED} more" if len(cuts) > NAMED else ""
-    said = f"cuts by {decision.policy}, from what run {run} has shown: {'; '.join(cuts[:NAMED])}{more}"
-    return _settled(config, chosen), said
+    said = f"cuts by {decision.policy}, from what run {run} has shown: "
+    return _settled(config, chosen), said + "; ".join(cuts[:NAMED]) + more
 
 
 def _check(config: RunConfig) -> None:

@@ -1,4 +1,4 @@
-"""What all streams from a server to the stage behind it need alike: each text is sent and read once.
+"""What all streams from a server to the stage behind it need alike: each text is sent once.
 
 A run's settings tell of every device, and so do the names of those that share an adapter. A stream
 is opened for every device. With a text for each stream, the hop's bytes and a stage's memory and
