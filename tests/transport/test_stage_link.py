@@ -13,6 +13,7 @@ from sfl.config import NetworkSettings
 from sfl.errors import ProtocolError
 from sfl.metrics.stats import NodeStats
 from sfl.plan import Plan
+from sfl.stage.messages import Kind, TensorMessage
 from sfl.transport.device.jobs import Jobs
 from sfl.transport.stage.link import NextLink
 from sfl.transport.stage.once import members_sent
@@ -84,5 +85,32 @@ def test_who_share_an_adapter_are_named_once_for_all_of_a_round_s_devices() -> N
         assert own._begun.done()
         with pytest.raises(ProtocolError, match="asks who share an adapter, and begins no round"):
             own._take(edge_pb2.EdgeMessage(together_wanted=edge_pb2.TogetherWanted()))
+
+    asyncio.run(play())
+
+
+def test_an_answer_says_when_what_it_answers_came_to_the_server_before() -> None:
+    """In the U-shape that is the device's own gradient, not the rows of which it is."""
+
+    async def play() -> None:
+        own, back = link("edge"), list[TensorMessage]()
+        coded = asyncio.get_running_loop().create_future()
+        own._coders = SimpleNamespace(encoder=SimpleNamespace(submit=lambda *_: coded))  # type: ignore
+
+        async def compute(message: TensorMessage) -> None:
+            back.append(message)
+
+        answers: Any = SimpleNamespace(compute=compute, send_back=back.append)
+        own.serve(answers, Jobs(4), answers)
+        rows = replace(Stage().sent("a", 0), arrived=5.0)
+        for sent, answer in (
+            (rows, replace(rows, arrived=None)),
+            (replace(rows, kind=Kind.GRADIENT, arrived=7.0), replace(rows, kind=Kind.GRADIENT)),
+        ):
+            own.send(sent)
+            decoded = asyncio.get_running_loop().create_future()
+            decoded.set_result(replace(answer, arrived=None))
+            await own._answer(decoded)
+        assert [message.arrived for message in back] == [5.0, 7.0] and not own._arrived
 
     asyncio.run(play())

@@ -86,7 +86,7 @@ class MiddleSession(TrainingSession):
 
 
 def _arrived(message: TensorMessage, flight: Flight) -> TensorMessage:
-    """A gradient that came from the stage behind, not from the device, is of when its rows came."""
+    """A gradient of which nothing else is known is of when its rows came."""
     if message.arrived is not None:
         return message
     return replace(message, arrived=flight.message.arrived)

@@ -113,6 +113,8 @@ class NextLink:
         self._begun: asyncio.Future[Assignment] | None = None
         self._told: Assignment | None = None
         self._members = members
+        self._arrived: dict[Key, float] = {}
+        """When what is under way came to this server, for who is before it."""
 
     @property
     def points(self) -> tuple[Point, ...]:
@@ -132,6 +134,8 @@ class NextLink:
 
     def send(self, message: TensorMessage | GradientNorm) -> None:
         """Have a message coded off the loop, then sent; returns at once."""
+        if isinstance(message, TensorMessage) and message.arrived is not None:
+            self._arrived[message.key] = message.arrived
         urgent = isinstance(message, GradientNorm) or message.kind is Kind.GRADIENT
         coded = self._coders.encoder.submit(urgent, self._encode, message)
         coded.add_done_callback(partial(self._coded, urgent))
@@ -142,7 +146,7 @@ class NextLink:
         Raises SnapshotMissing where this end lacks what the round goes on from.
         """
         await asyncio.to_thread(self.end.begin_round, told)
-        self._told = told
+        self._told, self._arrived = told, {}
         self._begun = asyncio.get_running_loop().create_future()
         self._post(edge_pb2.DeviceMessage(start=self._start(told)))
         payload = await asyncio.to_thread(adapter_bytes, values)
@@ -307,9 +311,11 @@ class NextLink:
             raise ProtocolError(f"{self.peer}: no adapter of side {header.side!r:.40} is expected")
 
     async def _answer(self, decoded: asyncio.Future[TensorMessage]) -> None:
-        """A gradient is this server's to go on with; all else is for who is before it."""
+        """A gradient is this server's to go on with; all else is for who is before it, whose link is
+        timed by when this server had what is answered."""
         assert self._answers is not None, "a link is served before it is read"
         message = await decoded
+        message = replace(message, arrived=self._arrived.pop(message.key, None))
         if message.kind is Kind.GRADIENT:
             await self._answers.compute(message)
         else:
