@@ -81,6 +81,11 @@ def _shared_problems(run: RunSections) -> Iterator[str]:
         yield f"{needs} to go on from rounds' ends: set recovery.snapshot_steps to 0"
     if "auto" in (run.training.micro_batches, run.codec.activation):
         yield f'{needs} nothing to be rehearsed: training.micro_batches and codecs without "auto"'
+    yield from _unlike_parts(run, needs)
+
+
+def _unlike_parts(run: RunSections, needs: str) -> Iterator[str]:
+    """The adapter has the same parameters for all."""
     if any(device.rank not in (None, run.lora.rank) for device in run.devices):
         yield f"{needs} one rank: leave devices.rank out"
     last = {(entry.stage_cuts or run.stages.cuts)[-1:] for entry in run.devices}

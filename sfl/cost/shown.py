@@ -178,8 +178,9 @@ class Shown:
     """A node's costs since its process began; `threads` is 0 where it did not say.
 
     `up` and `down` are messages on a device's link, or on a server's hop to the stage behind it:
-    bytes, and seconds without what they waited behind others. `crossed` are a device's tensors in training, with the cut that they crossed at:
-    the blocks before it for `activation` and `gradient`, those after it for the other two.
+    bytes, and seconds without what they waited behind others. `crossed` are a device's tensors in
+    training, with the cut that they crossed at: the blocks before it for `activation` and
+    `gradient`, those after it for the other two.
     """
 
     passes: Passes = field(default_factory=dict)

@@ -199,9 +199,7 @@ def _polished(
     edges = sorted({device.edge for device in devices})
     steps, stations = min(state.workload.steps, STEPS), num_stations(len(edges), len(state.stages))
     layers = state.workload.num_layers
-    ways = {
-        d.name: {one: _way(state, d, one, edges) for one in d.choices(layers)} for d in devices
-    }
+    ways = {d.name: {one: _way(state, d, one, edges) for one in d.choices(layers)} for d in devices}
 
     def seconds(at: Mapping[str, Choice]) -> float:
         each = [ways[name][choice] for name, choice in at.items()]

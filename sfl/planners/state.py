@@ -52,8 +52,8 @@ class DeviceState:
         return Choice(cut.cut_layer, cut.tail_layers)
 
     def choices(self, num_layers: int) -> list[Choice]:
-        """Every way to cut its model of so many blocks: its legal cuts, each with every place of the
-        stage that goes with it."""
+        """Every way to cut its model of so many blocks: its legal cuts, each with every place of
+        the stage that goes with it."""
         if self.stage_range is None:
             return [self.choice(cut) for cut in self.legal]
         least, most = self.stage_range

@@ -130,9 +130,7 @@ def test_three_tiers_are_foretold_part_by_part(
     assert values_["stages"][0]["load_seconds"] == compared.foretold.stages[0].load
 
 
-def test_stages_get_places_of_their_own(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_stages_get_places_of_their_own(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     path = file(tmp_path, **TIERS, own={"stage_cut_range": [2, 4]})
     one = asked(path, stage_speed=500.0)
     gathered, compared = planned(one)

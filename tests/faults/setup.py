@@ -77,8 +77,8 @@ class Setup:
         return self.edges[0 if self.together else self.devices.index(device) % len(self.edges)]
 
     def connections(self, hop: Hop) -> int:
-        """How many an undisturbed run makes over a hop: to a stage one for each device of the edge that
-        d0 is at, and one for the end of the run."""
+        """How many an undisturbed run makes over a hop: to a stage one for each device of d0's
+        edge, and one for the end of the run."""
         here = [name for name in self.devices[: self.count] if self.home(name) == self.edges[0]]
         return len(here) + 1 if hop == "stage" else 1
 

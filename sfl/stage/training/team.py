@@ -214,7 +214,7 @@ class Team:
         self._snapshots.write(Snapshot(point, arrays, facts), last=self._settled)
 
     def _take_back(self, told: Assignment) -> None:
-        """Be where an earlier process was, in or at the end of a round that this one did not see."""
+        """Be where an earlier process was, in a round or at its end, that this one did not see."""
         if self._snapshots is None or not told.steps.count or self._settled:
             return
         points = [point for point in self._snapshots.points() if point.round == told.round]

@@ -311,8 +311,8 @@ class NextLink:
             raise ProtocolError(f"{self.peer}: no adapter of side {header.side!r:.40} is expected")
 
     async def _answer(self, decoded: asyncio.Future[TensorMessage]) -> None:
-        """A gradient is this server's to go on with; all else is for who is before it, whose link is
-        timed by when this server had what is answered."""
+        """A gradient is this server's to go on with; all else is for who is before it. Its link
+        is timed by when this server had what is answered."""
         assert self._answers is not None, "a link is served before it is read"
         message = await decoded
         message = replace(message, arrived=self._arrived.pop(message.key, None))
