@@ -60,6 +60,9 @@ class Shown:
     def noise(self, name: str) -> float:
         return 0.0
 
+    def stage_hop(self, name: str) -> LinkCost | None:
+        return None
+
     def step_tokens(self) -> float | None:
         return 77.4
 

@@ -257,7 +257,8 @@ def test_a_hop_costs_what_was_measured_of_all_edges_and_of_the_stage_before() ->
     config = run(stages={"cuts": [6], "up_mbit": 8.0})
     assert Costs.of(config, FACTS, seen, config.names, ["e"]).stages["stage"].hop == found
     # A later round counts for more, and what was told before is not told again.
-    slower = [replace(own, shown=Shown(up=own.shown.up + over(1e4))) for own in edges]
+    more = replace(hop, up=hop.up + over(1e4))
+    slower = [replace(own, shown=more) for own in edges]
     later = seen.with_round((), slower).stage_hop("stage")
     assert later is not None and later.up < 2e4 and later.down == pytest.approx(4e5)
     again = seen.with_round((), edges).stage_hop("stage")
