@@ -133,5 +133,7 @@ class Beats:
 
 def _told(costs: Shown) -> Shown:
     """Of an edge's own costs: its passes go with the reports of the devices that they were for, and
-    are told again only beside the joules that they took."""
-    return Shown(threads=costs.threads) if costs.energy is None else costs
+    are told again only beside the joules that they took. What its hop takes is told always."""
+    if costs.energy is not None:
+        return costs
+    return Shown(up=costs.up, down=costs.down, threads=costs.threads)

@@ -178,7 +178,7 @@ def test_advice_is_said_and_kept_and_moves_nothing(tmp_path: Path) -> None:
 @pytest.mark.process
 def test_cuts_of_three_tiers_are_chosen_before_the_run_and_stay(tmp_path: Path) -> None:
     run_ = {"topology": "three_tier", "rounds": 2}
-    values = fleet(tmp_path, 2, run=run_, stages={"cuts": [2]}, training={"local_steps": 2})
+    values = fleet(tmp_path, 2, run=run_, stages={"cuts": [2]}, training={"local_steps": 6})
     values["model"]["path"] = str(tiny("llama", '{"num_hidden_layers": 5}'))
     for entry in values["devices"]:
         entry["stage_cut_range"] = [2, 4]

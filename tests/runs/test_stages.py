@@ -137,7 +137,8 @@ def test_what_is_auto_is_rehearsed_through_the_stage(tmp_path: Path) -> None:
 def test_what_a_stage_has_shown_is_what_planners_and_simulations_take(tmp_path: Path) -> None:
     """Advice is asked for in every round, with cuts that end before the stage."""
     hop_limit = {"up_mbit": 8.0, "down_mbit": 8.0}
-    values = values_of(tmp_path, planner={"policy": "advice"}, stages=hop_limit)
+    steps, advice = {"local_steps": 6}, {"policy": "advice"}
+    values = values_of(tmp_path, planner=advice, stages=hop_limit, training=steps)
     done = finished(played(tmp_path, values))
     seen = Observing()
     with closing(JournalReader(done.folder)) as journal:
