@@ -35,7 +35,9 @@ def _kept_beside(key: PassKey, before: Passes, new: Passes) -> float:
 
 
 def followed(known: Sums, new: Sums) -> Sums:
-    """After a round."""
+    """After a round; as it was where nothing was timed in it."""
+    if new.passes <= 0.0:
+        return known
     return new.plus(known, _kept(_pace(known), _pace(new)))
 
 
@@ -49,3 +51,11 @@ def _pace(sums: Sums, blocks: int = 1) -> float:
     """Seconds of a token or byte, or of a pass that has no size; in each of the blocks."""
     of = (sums.size or sums.passes) * max(1, blocks)
     return sums.seconds / of if of > 0.0 else 0.0
+
+
+def difference(known: Passes, new: Passes) -> float | None:
+    """The share by which passes differ from what is known of the same; None of what is new."""
+    alike = [(known[key], sums) for key, sums in new.items() if key in known]
+    told = sum(_pace(before) * (sums.size or sums.passes) for before, sums in alike)
+    took = sum(sums.seconds for _, sums in alike)
+    return abs(took / told - 1.0) if told > 0.0 < took else None

@@ -29,7 +29,7 @@ from sfl.cost.shown import (
 )
 from sfl.cost.values import DeviceCost, EdgeCost, LinkCost, NodeCost
 from sfl.plan import SERVERS
-from sfl.planners.fading import KEEP, faded, followed
+from sfl.planners.fading import KEEP, difference, faded, followed
 from sfl.planners.fitted import Reading, link_cost, node_cost, power, value_bits
 
 READINGS = 8
@@ -271,8 +271,8 @@ def _heard(seen: SeenDevice, report: DeviceReport) -> SeenDevice:
         setting=setting,
         own=faded(kept.own, new),
         at_edge=faded(seen.at_edge if seen.edge == report.edge else {}, report.edge_passes),
-        up=followed(seen.up, up) if up.passes else seen.up,
-        down=followed(seen.down, down) if down.passes else seen.down,
+        up=followed(seen.up, up),
+        down=followed(seen.down, down),
         bits={**seen.bits, **{key: value for key, value in bits.items() if value is not None}},
         readings=_read(kept.readings, last, report, new, up.seconds, down.seconds),
         rounds=seen.rounds + 1,
@@ -290,17 +290,9 @@ def _differing(
 ) -> tuple[float, ...]:
     """The latest rounds' shares, with this one: at the device or its edge, the larger of both."""
     at_edge = seen.at_edge if seen.edge == report.edge else {}
-    apart = [_difference(own, new), _difference(at_edge, report.edge_passes)]
+    apart = [difference(own, new), difference(at_edge, report.edge_passes)]
     found = max((one for one in apart if one is not None), default=None)
     return seen.differences if found is None else (*seen.differences, found)[-DIFFERENCES:]
-
-
-def _difference(known: Passes, new: Passes) -> float | None:
-    """The share by which passes differ from what is known of the same; None of what is new."""
-    alike = [(known[key], sums) for key, sums in new.items() if key in known]
-    told = sum(_pace(before) * (sums.size or sums.passes) for before, sums in alike)
-    took = sum(sums.seconds for _, sums in alike)
-    return abs(took / told - 1.0) if told > 0.0 < took else None
 
 
 def _handover(before: SeenDevice, after: SeenDevice, report: DeviceReport) -> float | None:
@@ -336,17 +328,10 @@ def _training(passes: Passes) -> float:
 
 def _edge_heard(seen: SeenEdge, report: EdgeReport) -> SeenEdge:
     last = seen.last if report.started_at == seen.started_at else NOTHING
-    joules = _joules(report.shown, last)
-    up, down = _hop(seen, report, last)
-    return SeenEdge(
-        last=report.shown,
-        started_at=report.started_at,
-        setting=(report.shown.threads, report.dtype),
-        energy=seen.energy if joules is None else joules,
-        computed=sum(s.seconds for s in between(report.shown.passes, last.passes).values()),
-        up=up,
-        down=down,
-    )
+    joules, setting = _joules(report.shown, last), (report.shown.threads, report.dtype)
+    computed = sum(s.seconds for s in between(report.shown.passes, last.passes).values())
+    energy, hop = seen.energy if joules is None else joules, _hop(seen, report, last)
+    return SeenEdge(report.shown, report.started_at, setting, energy, computed, *hop)
 
 
 def _stage_heard(seen: SeenStage, report: StageReport) -> SeenStage:
@@ -362,10 +347,7 @@ def _stage_heard(seen: SeenStage, report: StageReport) -> SeenStage:
 def _hop(seen: SeenEdge | SeenStage, report: EdgeReport, last: Shown) -> tuple[Sums, Sums]:
     """Messages to the stage behind a server and back, after its word."""
     up, down = report.shown.up - last.up, report.shown.down - last.down
-    return (
-        followed(seen.up, up) if up.passes else seen.up,
-        followed(seen.down, down) if down.passes else seen.down,
-    )
+    return followed(seen.up, up), followed(seen.down, down)
 
 
 def _clock(edge: SeenEdge) -> ClockRange:
