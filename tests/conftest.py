@@ -14,10 +14,13 @@ import sys
 import warnings
 from collections import Counter
 from collections.abc import Iterator
+from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
 import hypothesis
 import pytest
+
+from tests.house.forks import NURSERIES
 
 if TYPE_CHECKING:
     from tests.house.named import Runs
@@ -31,11 +34,15 @@ spin, and take the cores of the workers beside this one."""
 _ours: set[str] = set()
 
 
-def pytest_configure() -> None:
+def pytest_configure(config: pytest.Config) -> None:
     """A shell's background jobs ignore Ctrl-C, and so would all that they start.
 
     Not in the child before its exec (`preexec_fn`): gRPC's threads do not outlive a fork.
     """
+    if not hasattr(config, "workerinput"):
+        folder = TemporaryDirectory(prefix="sfl-tests-")
+        config.add_cleanup(folder.cleanup)
+        os.environ[NURSERIES] = folder.name
     _ours.update(WAITING.keys() - os.environ.keys())
     os.environ.update({name: WAITING[name] for name in _ours})
     if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:

@@ -33,7 +33,7 @@ from sfl.transport.cloud.spool import Spool
 Spool.drop = lambda spool, round_: None
 aggregator.drop_working_folders = aggregator.drop_working_files = lambda folder: None
 """
-"""The same as a process's `sitecustomize`."""
+"""The same as a process's hook (`tests.house.forks.HOOK`)."""
 
 
 def averages(folder: Path) -> dict[int, dict[str, int]]:

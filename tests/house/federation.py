@@ -48,11 +48,14 @@ def write_config(folder: Path, values: dict[str, Any]) -> Path:
 
 
 def sfl(
-    *arguments: str | Path, timeout: float = 300.0, alone: bool = False
+    *arguments: str | Path, timeout: float = 300.0, alone: bool = False, module: str = "sfl.cli"
 ) -> subprocess.CompletedProcess[str]:
-    """The `sfl` command, as a user calls it; `alone` with an interpreter of its own."""
+    """The `sfl` command, as a user calls it; `alone` with an interpreter of its own.
+
+    `module` is another program than the command's.
+    """
     words = [str(argument) for argument in arguments]
-    process = (fresh if alone else fork)(words, surroundings())
+    process = (fresh if alone else fork)(words, surroundings(), module=module)
     try:
         output, errors = process.communicate(timeout=timeout)
     except subprocess.TimeoutExpired:

@@ -93,6 +93,23 @@ def of_unequal_ranks(
     ]
 
 
+SLOW = {"delay_ms": 100.0}
+"""A link that makes a step take a fifth of a second, without computing."""
+LASTING = {"local_steps": 12}
+
+
+def lasting(folder: Path, count: int = 3, **sections: dict[str, Any]) -> dict[str, Any]:
+    """A fleet with rounds of more than two seconds in which little is computed: links are slow.
+
+    The adapter is that of `fleet` with the same steps, `LASTING` unless told otherwise.
+    """
+    training = {**LASTING, **sections.get("training", {})}
+    values = fleet(folder, count, **{**sections, "training": training})
+    for entry in values["devices"]:
+        entry["link"] = dict(SLOW)
+    return values
+
+
 def fleet(folder: Path, count: int = 3, **sections: dict[str, Any]) -> dict[str, Any]:
     """A run of tiny devices that lasts long enough to be disturbed."""
     values = settings(

@@ -1,11 +1,14 @@
 """The process that others are forked from: with torch, or without it for those that do not compute.
 
-A forked `sfl run` has its nodes forked from one more process, which is there for all runs.
+A forked `sfl run` has its nodes forked from one more process, which is there for all runs. It is
+itself a fork of the process with torch.
 """
 
 from __future__ import annotations
 
+import atexit
 import contextlib
+import fcntl
 import gc
 import importlib
 import json
@@ -15,14 +18,18 @@ import selectors
 import signal
 import socket
 import sys
+import threading
 from collections.abc import Callable
 from functools import partial
-from multiprocessing import forkserver, popen_forkserver
+from multiprocessing import forkserver, popen_forkserver, resource_tracker, util
 from multiprocessing.context import ForkServerProcess
+from pathlib import Path
 from typing import Any
 from unittest.mock import patch
 
 import setproctitle
+
+from tests.house.forks import HOOK, Fork, ask
 
 NODES = "tests.house.nursery"
 """What is imported where nodes of runs are forked from."""
@@ -35,16 +42,20 @@ SERVING = (
     "cloud_aggregator.command",
     "tests.house.forking",
 )
+SERVER = "multiprocessing.forkserver"
+"""The program of what is no `sfl`, but forks nodes of runs."""
+ASIDE = 200
+"""Files are few, and have lower numbers than this."""
 
 asking: list[socket.socket] = []
 """Where a process asks for more of them that was forked to do so."""
 
 
-def serve(orders: int, computes: bool) -> None:
+def serve(listener: int, computes: bool) -> None:
     """Fork a process for each that is asked for; this returns in all of them."""
     import_all(computes)
-    if (rest := Forking(orders, computes).work()) is not None:
-        rest()
+    rest = Forking(socket.socket(fileno=listener), computes).work()
+    end_after(rest or int)
 
 
 def import_all(computes: bool) -> None:
@@ -67,37 +78,52 @@ class Forking:
     The pipe is told the process's number, and its exit code once it has ended.
     """
 
-    def __init__(self, orders: int, computes: bool) -> None:
+    def __init__(self, listener: socket.socket, computes: bool) -> None:
         self._computes = computes
-        self._orders = socket.socket(fileno=orders)
-        self._inner, self._asking = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        self._listener = listener
+        inner, self._asking = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        self._connected: int | None = None
         self._watched = selectors.DefaultSelector()
-        for own in (self._orders, self._inner):
+        for own in (listener, inner):
             self._watched.register(own, selectors.EVENT_READ)
         self._noise = Noise()
 
     def work(self) -> Callable[[], None] | None:
         """What is left to do in a process that was forked; None in this one, once nobody asks."""
-        while True:
+        while self._connected is None or self._connected:
             for key, _ in self._watched.select():
                 if key.data is not None:
                     self._note_end(key)
-                    continue
-                message, files, *_ = socket.recv_fds(key.fileobj, 1 << 18, 4)  # type: ignore[arg-type]
-                if not message:
-                    return None
-                if (rest := self._fork(json.loads(message), files)) is not None:
+                elif key.fileobj is self._listener:
+                    self._watched.register(self._listener.accept()[0], selectors.EVENT_READ)
+                    self._connected = (self._connected or 0) + 1
+                elif (rest := self._take(key.fileobj)) is not None:  # type: ignore[arg-type]
                     return rest
+        return None
+
+    def _take(self, orders: socket.socket) -> Callable[[], None] | None:
+        """An order, or the end of who gave them."""
+        message, files, *_ = socket.recv_fds(orders, 1 << 18, 8)
+        if message:
+            return self._fork(json.loads(message), files)
+        self._watched.unregister(orders)
+        orders.close()
+        assert self._connected
+        self._connected -= 1
+        return None
 
     def _fork(self, order: dict[str, Any], files: list[int]) -> Callable[[], None] | None:
         *streams, told = files
         is_run = not self._computes and order["arguments"][:1] == ["run"]
         if is_run:
-            prepare_nodes(self._noise)
+            with socket.socket(fileno=streams.pop()) as orders:
+                prepare_nodes(self._noise, orders)
         pid = os.fork()
         if pid == 0:
             os.close(told)
             self._leave(order["asks"])
+            if order["module"] == SERVER:
+                return partial(become_server, order, streams)
             return partial(become, order, streams, is_run)
         os.write(told, b"%d\n" % pid)
         errors = streams.pop() if is_run else None
@@ -109,12 +135,13 @@ class Forking:
     def _leave(self, asks: bool) -> None:
         """None of this is a forked process's own, but for who `asks` for more of them."""
         for other in list(self._watched.get_map().values()):
-            for file in (other.fd, *other.data[1:]) if other.data else ():
+            if isinstance(other.fileobj, socket.socket):
+                other.fileobj.close()
+                continue
+            for file in (other.fd, *other.data[1:]):
                 if file is not None:
                     os.close(file)
         self._watched.close()
-        self._orders.close()
-        self._inner.close()
         if asks:
             asking.append(self._asking)
         else:
@@ -149,7 +176,34 @@ def become(order: dict[str, Any], streams: list[int], is_run: bool) -> None:
     if is_run:
         share_nodes()
     sys.argv = ["sfl", *arguments]
+    run_hook()
     runpy.run_module(module, run_name="__main__", alter_sys=True)
+
+
+def run_hook() -> None:
+    """What `sitecustomize` is to a fresh interpreter."""
+    if path := os.environ.get(HOOK):
+        exec(compile(Path(path).read_text(), path, "exec"), {"__name__": HOOK})
+
+
+def end_after(program: Callable[[], object]) -> None:
+    """Run it, and end as an interpreter does, but for what it takes apart last: its modules.
+
+    A fork would copy every page of them only to free it: a quarter of a second. What ends it in
+    another way than a command's own ends an interpreter.
+    """
+    code: object = None
+    try:
+        program()
+    except SystemExit as ended:
+        code = ended.code
+        if not isinstance(code, int | None):
+            raise
+    threading._shutdown()  # type: ignore[attr-defined]
+    atexit._run_exitfuncs()
+    for stream in (sys.stdout, sys.stderr):
+        stream.flush()
+    os._exit(0xFF & (code or 0))
 
 
 # -- `sfl run` ------------------------------------------------------------------------------------
@@ -172,24 +226,50 @@ class Noise:
 computing: Any = forkserver._forkserver  # type: ignore[attr-defined]
 clouds: Any = forkserver.ForkServer()
 """What a run's edge and devices are forked from, and what its cloud is, without torch."""
+servers: list[Fork] = []
+"""Of the former, the last is at work."""
 
 
-def prepare_nodes(noise: Noise) -> None:
+def prepare_nodes(noise: Noise, orders: socket.socket) -> None:
     """Have the processes that nodes are forked from, with all that they import."""
     streams = [(number, os.dup(number)) for number in (1, 2)]
     for number, _ in streams:
         os.dup2(noise.file, number)
-    before = computing._forkserver_pid
-    for own, preloaded in ((computing, [NODES]), (clouds, [*SERVING])):
-        own.set_forkserver_preload(preloaded)
-        own.ensure_running()
+    resource_tracker.ensure_running()
+    if not servers or servers[-1].poll() is not None:
+        _start_computing(orders)
+    clouds.set_forkserver_preload([*SERVING])
+    clouds.ensure_running()
     for number, stream in streams:
         os.dup2(stream, number)
         os.close(stream)
-    if computing._forkserver_pid != before:
-        ready = ForkServerProcess(target=int)  # a run cannot see that it is still at work
-        ready.start()
-        ready.join()
+
+
+def _start_computing(orders: socket.socket) -> None:
+    """As `ensure_running` does it, but for an interpreter of its own: it is asked for."""
+
+    def forked(path: object, arguments: list[Any], kept: list[int]) -> int:
+        program = os.fsdecode(arguments[-1])
+        told = ask(orders, [program], {}, (0, 1, 2), SERVER, more=kept)
+        servers.append(Fork(told, [program]))
+        return servers[-1].pid
+
+    if servers:
+        os.close(computing._forkserver_alive_fd)
+        computing._forkserver_pid = None
+    with patch.object(util, "spawnv_passfds", forked):
+        computing.ensure_running()
+
+
+def become_server(order: dict[str, Any], files: list[int]) -> None:
+    """Be what `ensure_running` starts: it names its files by the numbers that it has for them."""
+    aside = [fcntl.fcntl(file, fcntl.F_DUPFD, ASIDE) for file in files]
+    for file in files:
+        os.close(file)
+    for number, file in zip((0, 1, 2, *order["more"]), aside, strict=True):
+        os.dup2(file, number)
+        os.close(file)
+    exec(order["arguments"][0], {})
 
 
 def share_nodes() -> None:
@@ -230,4 +310,5 @@ def run_child(environment: dict[str, str], *given: Any) -> None:
     setproctitle.getproctitle()  # it looks for its place in the environment as it was
     os.environ.clear()
     os.environ.update(environment)
+    run_hook()
     child.run_child(*given)

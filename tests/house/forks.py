@@ -1,16 +1,17 @@
 """`sfl` in processes of its own, each forked from one that has its imports behind it.
 
 A fork is what `python -m sfl.cli` would be: it has its own arguments, environment, folder, streams
-and signals, and its exit is an interpreter's own. But it does not read torch and transformers
-anew, which takes most of a short one's time. What it cannot show is what hangs on a fresh
-interpreter: its memory, what it imports, another seed of Python's hashes. Where the environment
-has something that is read while a process imports, a fresh one is started instead.
+and signals. But it does not read torch and transformers anew, which takes most of a short one's
+time, nor take them apart at its end. What it cannot show is what hangs on a fresh interpreter: its
+memory, what it imports, another seed of Python's hashes, what objects do that are still there when
+it ends. Where the environment has something that is read while a process imports, a fresh one is
+started instead.
 """
 
 from __future__ import annotations
 
-import atexit
 import contextlib
+import fcntl
 import json
 import os
 import select
@@ -19,8 +20,9 @@ import socket
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence
+from functools import cache
 from pathlib import Path
-from tempfile import TemporaryFile
+from tempfile import TemporaryDirectory, TemporaryFile
 from typing import IO, Any
 
 from sfl.node.process import QUIET_THREADS, SPIN, TLS_1_3
@@ -33,8 +35,16 @@ READ_EARLY = ("GOMP_", "GRPC_", "HF_", "KMP_", "LANG", "LC_", "LD_", "MALLOC_", 
 READ_EARLY += ("OPENBLAS_", "PYTHON", "SFL_KERNEL", "TOKENIZERS_", "TORCH_", "TRANSFORMERS_")
 """How variables begin that are read while a process imports, or before."""
 
-AGENTS, TRAPPED = "tests.house.agents", "tests.faults.trapped"
+AGENTS, DOCTOR, TRAPPED = "tests.house.agents", "tests.house.doctor", "tests.faults.trapped"
 """Programs that prepare a process for what it then is."""
+ASKING = (AGENTS, DOCTOR)
+"""Those that ask for more processes."""
+
+HOOK = "SFL_TESTS_HOOK"
+"""Environment variable: a file of Python that a fork runs before it is `sfl`, and so do its nodes.
+
+To a fresh interpreter that is its `sitecustomize`.
+"""
 
 
 class Fork:
@@ -100,35 +110,58 @@ Process = subprocess.Popen[Any] | Fork
 
 
 class Nursery:
-    """A process that others are forked from: `tests.house.forking`."""
+    """A process that others are forked from: `tests.house.forking`.
+
+    The one that computes is there for all workers of a session, the other one for this process: it
+    knows what was said where nodes are forked from. Either ends once nobody is connected.
+    """
 
     def __init__(self, computes: bool) -> None:
-        self.orders, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        program = "from tests.house.forking import serve; serve({}, {})"
-        with theirs:
+        self._computes = computes
+        self._path = str(_folder() / ("computing" if computes else str(os.getpid())))
+        self.orders = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        with (_folder() / "lock").open("w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            try:
+                self.orders.connect(self._path)
+            except (FileNotFoundError, ConnectionRefusedError):
+                self._start()
+                self.orders.connect(self._path)
+
+    def _start(self) -> None:
+        Path(self._path).unlink(missing_ok=True)
+        with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as listener:
+            listener.bind(self._path)
+            listener.listen()
+            program = "from tests.house.forking import serve; serve({}, {})"
             self._process = subprocess.Popen(
-                [sys.executable, "-c", program.format(theirs.fileno(), computes)],
+                [sys.executable, "-c", program.format(listener.fileno(), self._computes)],
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.DEVNULL,
                 cwd=ROOT,
                 env=_plain,
-                pass_fds=[theirs.fileno()],
+                pass_fds=[listener.fileno()],
             )
-        atexit.register(self.close)
 
     def alive(self) -> bool:
-        return self._process.poll() is None
-
-    def close(self) -> None:
-        """End it; processes that are still there are their tests' own to end."""
-        self.orders.close()
-        self._process.kill()
-        self._process.wait()
-        atexit.unregister(self.close)
+        gone = select.poll()
+        gone.register(self.orders, 0)  # that it is gone is told in any case
+        return not gone.poll(0)
 
 
+NURSERIES = "SFL_TESTS_NURSERIES"
+"""Environment variable: the folder of a session's nurseries, by which its workers find them."""
 _plain = {**os.environ, "HF_HUB_OFFLINE": "1"}
 _nurseries: dict[bool, Nursery] = {}
+
+
+@cache
+def _own_folder() -> TemporaryDirectory[str]:
+    return TemporaryDirectory(prefix="sfl-tests-")
+
+
+def _folder() -> Path:
+    return Path(os.environ.get(NURSERIES) or _own_folder().name)
 
 
 def ask(
@@ -139,15 +172,17 @@ def ask(
     module: str,
     asks: bool = False,
     session: bool = False,
+    more: Sequence[int] = (),
 ) -> int:
     """Have a process forked, in a `session` of its own or not; a pipe, as a `Fork` reads it.
 
-    With `asks` it can ask for others (`tests.house.agents`).
+    With `asks` it can ask for others (`tests.house.agents`). It gets `more` files under their
+    numbers here, if it is a server of forks, and otherwise who forks it gets them.
     """
     order = {"arguments": [*arguments], "environment": dict(environment), "module": module}
-    message = json.dumps({**order, "asks": asks, "session": session}).encode()
+    own = {"asks": asks, "session": session, "more": [*more]}
     told, says = os.pipe()
-    socket.send_fds(orders, [message], [*streams, says])
+    socket.send_fds(orders, [json.dumps({**order, **own}).encode()], [*streams, *more, says])
     os.close(says)
     return told
 
@@ -164,16 +199,21 @@ def fork(
     """
     own = {key: value for key, value in environment.items() if key != "PYTEST_CURRENT_TEST"}
     if _read_early(own) != _read_early(_plain):
+        assert HOOK not in own, "an interpreter of its own runs no hook"
         return fresh(arguments, own, log, module)
+    if [*arguments[:1]] == ["doctor"] and module == "sfl.cli":
+        module = DOCTOR
     with contextlib.ExitStack() as files:
         nothing = files.enter_context(Path(os.devnull).open("rb"))
-        said = [_unnamed() for _ in range(2)] if log is None else []
+        said = [unnamed() for _ in range(2)] if log is None else []
         written = said or [files.enter_context(log.open("ab"))] * 2
         streams = [file.fileno() for file in (nothing, *written)]
         computes = module == TRAPPED or any(word in COMPUTING for word in arguments[:1])
-        told = ask(
-            _nursery(computes).orders, arguments, own, streams, module, asks=module == AGENTS
-        )
+        # A run's nodes are forked from what computes, whoever forks the run itself.
+        is_run = [*arguments[:1]] == ["run"] and not computes
+        more = [_nursery(True).orders.fileno()] if is_run else []
+        orders, asks = _nursery(computes).orders, module in ASKING
+        told = ask(orders, arguments, own, streams, module, asks, more=more)
     return Fork(told, arguments, said)
 
 
@@ -195,7 +235,7 @@ def fresh(
         )
 
 
-def _unnamed() -> IO[str]:
+def unnamed() -> IO[str]:
     return TemporaryFile("w+", encoding="utf-8")
 
 

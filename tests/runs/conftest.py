@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from tests.house.fleets import fleet
+from tests.house.fleets import SLOW, fleet
 from tests.house.nodes import ByHand
 
 
@@ -19,8 +19,8 @@ def by_hand(tmp_path: Path) -> Iterator[Callable[..., ByHand]]:
     def start(slow: str = "", **sections: Any) -> ByHand:
         values = fleet(tmp_path, **sections)
         for entry in values["devices"]:
-            if entry["name"] == slow:  # so that it is in the middle of a round for seconds
-                entry["link"] = {"delay_ms": 40}
+            if slow in (entry["name"], "all"):  # so that it is in the middle of a round for seconds
+                entry["link"] = dict(SLOW)
         started.append(ByHand(tmp_path, values))
         return started[-1]
 

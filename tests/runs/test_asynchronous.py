@@ -19,6 +19,7 @@ from tests.faults.lab import free_ports
 from tests.house.fedbuff import KEEPING, assert_averages, averages, spool_is_kept
 from tests.house.federation import Outcome, finished
 from tests.house.fleets import fleet
+from tests.house.forks import HOOK
 from tests.house.nodes import ByHand
 from tests.house.retold import assert_retold
 from tests.house.twin import Twin, played
@@ -172,8 +173,7 @@ class Nodes(ByHand):
     """A cloud that keeps its spool. Cloud and edge are where they were when they start again."""
 
     def __init__(self, folder: Path, size: int, rounds: int) -> None:
-        (folder / "hook").mkdir()
-        (folder / "hook" / "sitecustomize.py").write_text(KEEPING)
+        (folder / "hook.py").write_text(KEEPING)
         cloud, edge = free_ports(2)
         self.edge_lines = f'listen = "127.0.0.1:{edge}"\n'
         super().__init__(
@@ -185,7 +185,7 @@ class Nodes(ByHand):
         return ["--resume", "auto"] if name == "cloud" else []
 
     def environment(self, name: str) -> dict[str, str]:
-        return {"PYTHONPATH": str(self.folder / "hook")} if name == "cloud" else {}
+        return {HOOK: str(self.folder / "hook.py")} if name == "cloud" else {}
 
     def has_reached(self, round_: int) -> bool:
         return bool(self.status().get("round", 0) >= round_)

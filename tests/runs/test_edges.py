@@ -19,7 +19,7 @@ from sfl.errors import RunFailed
 from sfl.report.records import RoundRecord, read_records
 from sfl.transport.cloud.words import EdgeFailed
 from tests.house.federation import Outcome, finished
-from tests.house.fleets import fleet
+from tests.house.fleets import LASTING, SLOW, fleet
 from tests.house.nodes import ManyEdges
 from tests.house.proxy import Proxy
 from tests.house.reference import adapter, assert_same_bits
@@ -296,7 +296,7 @@ def by_hand(tmp_path: Path) -> Iterator[Callable[..., ManyEdges]]:
         values = fleet(tmp_path, 4, **sections)
         for entry in values["devices"]:
             if entry["name"] == slow:  # so that it is in the middle of a round for seconds
-                entry["link"] = {"delay_ms": 40}
+                entry["link"] = dict(SLOW)
         started.append(ManyEdges(tmp_path, values, (NORTH, SOUTH)))
         return started[-1]
 
@@ -307,7 +307,7 @@ def by_hand(tmp_path: Path) -> Iterator[Callable[..., ManyEdges]]:
 
 SECTIONS: dict[str, Any] = {
     "run": {"min_devices": 4, "edges": [NORTH, SOUTH]},
-    "training": {"local_steps": 30},
+    "training": LASTING,
     "network": {"failover_seconds": 1.0},
     "edge": {"name": NORTH},
 }
@@ -325,7 +325,7 @@ def test_devices_of_an_edge_that_is_killed_go_to_the_other_one(
     nodes.edges[SOUTH].kill()
     outcome = finished(nodes.outcome())
     assert outcome.summary["faults"] == []
-    assert "device d2 is back; it goes on after step 30 of round 1" in nodes.log("cloud")
+    assert "device d2 is back; it goes on after step 12 of round 1" in nodes.log("cloud")
     assert at(outcome)["d2"] == at(outcome)["d3"] == (NORTH, 1)
     assert_same_bits(adapter(outcome), whole(topology))
     assert not list((tmp_path / "store").rglob("*.safetensors"))
@@ -350,7 +350,7 @@ def test_a_device_follows_the_shorter_round_trip(
 ) -> None:
     """A link grows long while the device trains, as that of one that walks away."""
     sections = SECTIONS | {"run": {**SECTIONS["run"], "placement": "nearest"}}
-    nodes = by_hand(sections, "")
+    nodes = by_hand(sections, "d3")
     with Proxy(nodes.addresses[NORTH]) as north, Proxy(nodes.addresses[SOUTH], trip=0.1) as south:
         listed = f'edges = {{{NORTH} = "{north.address}", {SOUTH} = "{south.address}"}}\n'
         for number in range(3):

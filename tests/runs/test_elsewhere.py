@@ -25,7 +25,7 @@ from sfl.report.status import RunStatus
 from sfl.rounds.journal import Entry
 from sfl.store.artifacts import ArtifactStore
 from tests.house.federation import Outcome, finished, sfl, surroundings, write_config
-from tests.house.fleets import fleet
+from tests.house.fleets import LASTING, fleet, lasting
 from tests.house.forks import fork
 from tests.house.nodes import ByHand, launched
 from tests.house.postgres import PASSWORD, Postgres, Rows
@@ -73,14 +73,14 @@ def test_a_cloud_whose_machine_is_gone_goes_on_elsewhere(
     sections: dict[str, Any] = {
         "aggregation": {"strategy": "fedadam"},
         "run": {"rounds": 2, "keep_round_adapters": False},
-        "training": {"local_steps": 30},
+        "training": LASTING,
     }
     (tmp_path / "whole").mkdir()
     whole = finished(played(tmp_path / "whole", fleet(tmp_path / "whole", 2, **sections)))
     bucket = s3.bucket()
     journal, artifacts = postgres.url(postgres.database()), f"s3://{bucket}/runs"
     cloud = {"journal": journal, "artifacts": artifacts}
-    nodes = Fleet(tmp_path, fleet(tmp_path, 2, cloud=cloud, **sections))
+    nodes = Fleet(tmp_path, lasting(tmp_path, 2, cloud=cloud, **sections))
     try:
         for number in range(2):
             nodes.device(number)
@@ -111,7 +111,7 @@ def test_a_run_of_one_machine_goes_on_without_its_folder(
 ) -> None:
     sections: dict[str, Any] = {
         "run": {"rounds": 2, "keep_round_adapters": False},
-        "training": {"local_steps": 30},
+        "training": LASTING,
     }
     (tmp_path / "whole").mkdir()
     whole = finished(played(tmp_path / "whole", fleet(tmp_path / "whole", 2, **sections)))
@@ -119,7 +119,7 @@ def test_a_run_of_one_machine_goes_on_without_its_folder(
         "journal": postgres.url(postgres.database()),
         "artifacts": f"s3://{s3.bucket()}/runs",
     }
-    process = launched(tmp_path, fleet(tmp_path, 2, cloud=cloud, **sections))
+    process = launched(tmp_path, lasting(tmp_path, 2, cloud=cloud, **sections))
     until(lambda: amid_round(tmp_path / "runs" / "t", 2), "the middle of round 2")
     process.terminate()
     process.communicate(timeout=PATIENCE)

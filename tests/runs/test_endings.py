@@ -28,7 +28,7 @@ from sfl.report.status import DeviceStatus, RunStatus
 from sfl.report.summary import Fault, RunSummary
 from sfl.rounds import RunEnded
 from tests.house.federation import SFL, sfl, write_config
-from tests.house.fleets import LOST_IS_LOST, fleet
+from tests.house.fleets import LOST_IS_LOST, fleet, lasting
 from tests.house.nodes import ByHand, launched, left_running
 from tests.house.nodes import node_process as node
 from tests.house.paths import ROOT
@@ -57,7 +57,7 @@ def closed(folder: Path, rounds: int = 1) -> Callable[[], bool]:
 
 @pytest.mark.process
 def test_a_killed_cloud_leaves_a_summary_all_the_same(tmp_path: Path) -> None:
-    process = launched(tmp_path, fleet(tmp_path, run={"rounds": 1000}, **LOST_IS_LOST))
+    process = launched(tmp_path, lasting(tmp_path, run={"rounds": 1000}, **LOST_IS_LOST))
     until(closed(tmp_path), "a round that closed")
     node(tmp_path, "cloud").kill()
     output, errors = process.communicate(timeout=PATIENCE)
@@ -82,7 +82,7 @@ def test_a_killed_cloud_leaves_a_summary_all_the_same(tmp_path: Path) -> None:
 
 @pytest.mark.process
 def test_too_few_devices_are_the_reason_everywhere(tmp_path: Path) -> None:
-    process = launched(tmp_path, fleet(tmp_path, training={"local_steps": 5000}, **LOST_IS_LOST))
+    process = launched(tmp_path, lasting(tmp_path, training={"local_steps": 5000}, **LOST_IS_LOST))
     for name in ("d0", "d1"):
         node(tmp_path, name).kill()
     _, errors = process.communicate(timeout=PATIENCE)
@@ -101,7 +101,7 @@ def test_too_few_devices_are_the_reason_everywhere(tmp_path: Path) -> None:
 
 @pytest.mark.process
 def test_ctrl_c_says_where_the_adapter_is(tmp_path: Path) -> None:
-    process = launched(tmp_path, fleet(tmp_path, run={"rounds": 1000}))
+    process = launched(tmp_path, lasting(tmp_path, run={"rounds": 1000}))
     until(closed(tmp_path), "a round that closed")
     process.send_signal(signal.SIGINT)
     output, _ = process.communicate(timeout=PATIENCE)
@@ -240,7 +240,7 @@ def test_what_must_be_done_is_done_whoever_interrupts() -> None:
 @pytest.mark.process
 def test_who_waits_at_an_edge_that_is_stopped_learns_why(by_hand: Callable[..., ByHand]) -> None:
     sections = {"training": {"local_steps": 5000}, "network": {"rejoin_timeout": 0}}
-    nodes = by_hand(count=1, run={"min_devices": 1}, **sections)
+    nodes = by_hand("d0", count=1, run={"min_devices": 1}, **sections)
     device = nodes.device(0)
     until(lambda: any(d["step"] for d in nodes.status().get("devices", [])), "a step")
     nodes.edge.terminate()
@@ -259,7 +259,7 @@ def test_who_waits_at_an_edge_that_is_stopped_learns_why(by_hand: Callable[..., 
 def test_a_cloud_that_is_stopped_tells_everybody(by_hand: Callable[..., ByHand]) -> None:
     """Where nobody waits for it; where they do: test_stopped.py."""
     sections = {"training": {"local_steps": 5000}, "network": {"rejoin_timeout": 0}}
-    nodes = by_hand(count=1, run={"min_devices": 1}, **sections)
+    nodes = by_hand("d0", count=1, run={"min_devices": 1}, **sections)
     device = nodes.device(0)
     until(lambda: any(d["step"] for d in nodes.status().get("devices", [])), "a step")
     nodes.cloud.terminate()

@@ -13,8 +13,6 @@ import random
 import re
 import signal
 import socket
-import subprocess
-import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -30,9 +28,8 @@ from sfl.transport.frames.wire import EDGE_SESSION, WIRE_VERSION
 from sfl.v1 import edge_pb2
 from tests.house.federation import sfl, write_config
 from tests.house.files import write_jsonl
-from tests.house.fleets import LOST_IS_LOST, device, fleet, settings, tiny
+from tests.house.fleets import LASTING, LOST_IS_LOST, device, fleet, lasting, settings, tiny
 from tests.house.nodes import ByHand, launched, left_running, node_process
-from tests.house.paths import ROOT
 from tests.house.twin import Twin, played
 from tests.house.waiting import PATIENCE, until
 
@@ -219,7 +216,7 @@ def test_a_killed_device_is_left_out_and_joins_again_with_weights_from_its_edge(
     by_hand: Callable[..., ByHand],
 ) -> None:
     network = {"idle_timeout": 300.0, "rejoin_timeout": 2.0}
-    nodes = by_hand("d1", training={"local_steps": 60}, network=network)
+    nodes = by_hand("all", training={"local_steps": 20}, network=network)
     devices = [nodes.device(number) for number in range(3)]
     until(
         lambda: (
@@ -263,7 +260,7 @@ def test_a_killed_device_is_left_out_and_joins_again_with_weights_from_its_edge(
 def test_a_device_that_falls_silent_is_left_out(by_hand: Callable[..., ByHand]) -> None:
     # Longer than a busy machine may need to import torch, during which nothing else can run.
     network = {"idle_timeout": 10.0, "heartbeat_interval": 0.5, "rejoin_timeout": 0}
-    nodes = by_hand(network=network)
+    nodes = by_hand("all", training=LASTING, network=network)
     devices = [nodes.device(number) for number in range(3)]
     until(
         lambda: (
@@ -455,7 +452,7 @@ def test_long_sequences_are_cut_and_counted(tmp_path: Path) -> None:
 def test_an_interrupted_run_leaves_nothing_running_and_nothing_half_written(
     tmp_path: Path, how: signal.Signals
 ) -> None:
-    process = launched(tmp_path, fleet(tmp_path, training={"local_steps": 5000}), alone=True)
+    process = launched(tmp_path, lasting(tmp_path, training={"local_steps": 5000}), alone=True)
     process.send_signal(how)
     _, errors = process.communicate(timeout=PATIENCE)
     assert process.returncode == 130
@@ -469,14 +466,14 @@ def test_an_interrupted_run_leaves_nothing_running_and_nothing_half_written(
 
 
 def test_children_end_when_the_launcher_is_killed(tmp_path: Path) -> None:
-    process = launched(tmp_path, fleet(tmp_path, training={"local_steps": 5000}), alone=True)
+    process = launched(tmp_path, lasting(tmp_path, training={"local_steps": 5000}), alone=True)
     process.kill()
     process.communicate()
     until(lambda: not left_running(tmp_path), "the end of all children")
 
 
 def test_a_killed_device_does_not_stop_the_run(tmp_path: Path) -> None:
-    process = launched(tmp_path, fleet(tmp_path, training={"local_steps": 100}, **LOST_IS_LOST))
+    process = launched(tmp_path, lasting(tmp_path, **LOST_IS_LOST))
     node_process(tmp_path, "d0").kill()
     output, errors = process.communicate(timeout=2 * PATIENCE)
     assert process.returncode == 0, output + errors
@@ -488,7 +485,7 @@ def test_a_killed_device_does_not_stop_the_run(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("name", ["edge", "cloud"])
 def test_a_killed_server_ends_the_run_and_is_named(tmp_path: Path, name: str) -> None:
-    process = launched(tmp_path, fleet(tmp_path, training={"local_steps": 5000}, **LOST_IS_LOST))
+    process = launched(tmp_path, lasting(tmp_path, training={"local_steps": 5000}, **LOST_IS_LOST))
     node_process(tmp_path, name).kill()
     _, errors = process.communicate(timeout=PATIENCE)
     assert process.returncode not in (0, 70)
@@ -527,11 +524,6 @@ def test_help_is_everywhere() -> None:
         assert done.returncode == 0
         assert "Usage" in done.stdout
     for package in ("cloud_aggregator", "edge_server", "device_agent"):
-        done = subprocess.run(
-            [sys.executable, "-m", package, "--help"],
-            capture_output=True,
-            text=True,
-            cwd=ROOT,
-            check=True,
-        )
+        done = sfl("--help", module=package)
+        assert done.returncode == 0
         assert "CONFIG" in done.stdout.upper()

@@ -18,7 +18,7 @@ from sfl.rounds.values import Point
 from sfl.stage.remembered import Remembered
 from sfl.stage.snapshots import Snapshot
 from tests.house.federation import Outcome, finished
-from tests.house.fleets import fleet
+from tests.house.fleets import LASTING, fleet
 from tests.house.nodes import ByHand
 from tests.house.reference import adapter, assert_same_bits
 from tests.house.twin import Twin
@@ -141,7 +141,7 @@ def test_a_side_that_lacks_what_it_is_told_to_go_on_from_joins_again(
 def test_a_killed_process_started_again_ends_in_the_same_adapter(
     by_hand: Callable[..., ByHand], tmp_path: Path
 ) -> None:
-    sections = {"training": {"local_steps": 30}}
+    sections = {"training": LASTING}
     nodes = by_hand("d1", **sections)
     devices = [nodes.device(number) for number in range(3)]
     until(lambda: in_round(nodes, "d1", 2), "steps of round 2")
@@ -151,7 +151,7 @@ def test_a_killed_process_started_again_ends_in_the_same_adapter(
     nodes.device(1)
     outcome = finished(nodes.outcome())
     assert outcome.summary["faults"] == []
-    back = "device d1 is back; it goes on after step 30 of round 1"
+    back = "device d1 is back; it goes on after step 12 of round 1"
     assert back in nodes.log("cloud")
     whole = tmp_path / "whole"
     whole.mkdir()

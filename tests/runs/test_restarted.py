@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 
 from tests.house.federation import Outcome, finished
-from tests.house.fleets import fleet
-from tests.house.forks import Process
+from tests.house.fleets import LASTING, fleet, lasting
+from tests.house.forks import HOOK, Process
 from tests.house.nodes import launched, left_running, node_process
 from tests.house.reference import adapter, assert_same_bits
 from tests.house.twin import played
@@ -26,7 +26,8 @@ def undisturbed(devices: int, rounds: int) -> dict[str, np.ndarray]:
     """The adapter of a run that nothing happens to."""
     with TemporaryDirectory() as name:
         folder = Path(name)
-        return adapter(finished(played(folder, fleet(folder, devices, run={"rounds": rounds}))))
+        values = fleet(folder, devices, run={"rounds": rounds}, training=LASTING)
+        return adapter(finished(played(folder, values)))
 
 
 @pytest.mark.parametrize(
@@ -35,7 +36,7 @@ def undisturbed(devices: int, rounds: int) -> dict[str, np.ndarray]:
 def test_a_killed_node_is_started_again_and_the_run_ends_well(
     tmp_path: Path, name: str, options: tuple[str, ...]
 ) -> None:
-    values = fleet(tmp_path)
+    values = lasting(tmp_path)
     for node in (values["edge"], *values["devices"]):
         node["cache_dir"] = str(tmp_path / "cache")
     process = launched(tmp_path, values, *options)
@@ -86,11 +87,10 @@ def with_broken_cloud(
     folder: Path, monkeypatch: pytest.MonkeyPatch, error: str, most: int
 ) -> Process:
     """A run whose cloud cannot write round 2's adapter, so many times."""
-    (folder / "hook").mkdir()
     hook = BROKEN.format(times=str(folder / "times"), error=error, most=most)
-    (folder / "hook" / "sitecustomize.py").write_text(hook)
-    monkeypatch.setenv("PYTHONPATH", str(folder / "hook"))
-    values = fleet(folder, 1, run={"rounds": 2}, launch={"restarts": 2})
+    (folder / "hook.py").write_text(hook)
+    monkeypatch.setenv(HOOK, str(folder / "hook.py"))
+    values = lasting(folder, 1, run={"rounds": 2}, launch={"restarts": 2})
     for node in (values["edge"], *values["devices"]):
         node["cache_dir"] = str(folder / "cache")
     return launched(folder, values)

@@ -18,7 +18,8 @@ from sfl.report.records import RoundRecord, read_records
 from sfl.report.served import PostgresJournal
 from sfl.report.status import RunStatus
 from tests.house.federation import Outcome, finished, sfl
-from tests.house.fleets import fleet
+from tests.house.fleets import LASTING, fleet, lasting
+from tests.house.forks import HOOK
 from tests.house.nodes import ByHand, launched, left_running, node_process
 from tests.house.postgres import PASSWORD, Postgres, Rows
 from tests.house.proxy import Proxy
@@ -137,7 +138,7 @@ def amid_round(folder: Path, round_: int) -> bool:
 def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> Outcome:
     """What nothing happens to."""
     folder = tmp_path_factory.mktemp("whole")
-    return finished(played(folder, fleet(folder, 2)))
+    return finished(played(folder, fleet(folder, 2, training=LASTING)))
 
 
 @pytest.mark.process
@@ -145,7 +146,7 @@ def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> Outcome:
 def test_a_killed_run_is_gone_on_with(
     tmp_path: Path, undisturbed: Outcome, who: str, options: tuple[str, ...]
 ) -> None:
-    values = fleet(tmp_path, 2, launch={"restarts": 0})
+    values = lasting(tmp_path, 2, launch={"restarts": 0})
     for node in (values["edge"], *values["devices"]):
         node["cache_dir"] = str(tmp_path / "cache")
     process = launched(tmp_path, values, *options)
@@ -211,7 +212,7 @@ class Struck(ByHand):
     """A run whose cloud kills itself."""
 
     def environment(self, name: str) -> dict[str, str]:
-        return {"PYTHONPATH": str(self.folder / "hook")} if name == "cloud" else {}
+        return {HOOK: str(self.folder / "hook.py")} if name == "cloud" else {}
 
 
 @pytest.fixture(scope="module")
@@ -226,9 +227,8 @@ def test_a_cloud_killed_at_a_moment_goes_on(
     tmp_path: Path, undisturbed_brief: Outcome, moment: str
 ) -> None:
     module, owner, name, after = MOMENTS[moment]
-    (tmp_path / "hook").mkdir()
     hook = STRUCK.format(module=module, owner=owner, name=name, after=after)
-    (tmp_path / "hook" / "sitecustomize.py").write_text(hook)
+    (tmp_path / "hook.py").write_text(hook)
     nodes = Struck(tmp_path, brief(tmp_path))
     try:
         for number in range(2):

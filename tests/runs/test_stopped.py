@@ -45,7 +45,7 @@ def in_round(nodes: ByHand, number: int) -> Callable[[], bool]:
 def test_a_device_that_is_stopped_finishes_its_step_and_may_come_back(
     by_hand: Callable[..., ByHand],
 ) -> None:
-    nodes = by_hand(slow="d0", count=1, run={"min_devices": 1}, training={"local_steps": 30})
+    nodes = by_hand("d0", count=1, run={"min_devices": 1}, training={"local_steps": 15})
     device = nodes.device(0)
     until(in_round(nodes, 2), "steps of round 2")
     device.terminate()

@@ -38,7 +38,7 @@ def told(nodes: ByHand, whom: str, kind: str) -> bool:
 
 
 def test_every_wait_is_in_status_metrics_and_log(by_hand: Callable[..., ByHand]) -> None:
-    nodes = by_hand(slow="d0", count=2, run={"min_devices": 2}, training={"local_steps": 200})
+    nodes = by_hand("all", count=2, run={"min_devices": 2}, training={"local_steps": 80})
     nodes.device(0)
     until(lambda: told(nodes, "device d1", "join"), "the cloud's wait for a device")
     assert measured(nodes, "cloud", "device d1", "join")
@@ -92,7 +92,7 @@ def wait_of(nodes: ByHand, who: str, whom: str, kind: str) -> dict[str, Any] | N
 
 
 def test_the_status_says_of_every_node_whom_it_waits_for(by_hand: Callable[..., ByHand]) -> None:
-    nodes = by_hand(slow="d1", count=2, run={"min_devices": 2}, training={"local_steps": 200})
+    nodes = by_hand("all", count=2, run={"min_devices": 2}, training={"local_steps": 80})
     nodes.device(0)
     device = until(lambda: wait_of(nodes, "device d0", "edge at ", "orders"), "the device's wait")
     edge = until(lambda: wait_of(nodes, "edge edge", "cloud at ", "orders"), "the edge's wait")
