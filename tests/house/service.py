@@ -14,6 +14,8 @@ import psutil
 import tomli_w
 
 from sfl.node.certificates.authority import Authority
+from sfl.node.certificates.own import OwnCertificate, own_in
+from sfl.transport.jobs.client import ServiceClient
 from tests.house.federation import Outcome, sfl, surroundings
 from tests.house.fleets import completions, device, settings, tiny
 from tests.house.forks import AGENTS, Process, fork
@@ -154,8 +156,20 @@ class Served:
         run: str = self.json("submit", self.run_file(name, devices, **sections))["run"]
         return run
 
+    def standing(self, run: str = "") -> Any:
+        """What `sfl status --format json` prints, asked from here: it is waited for often."""
+        client = ServiceClient(self.listen, False, self.operators_own(), PATIENCE)
+        try:
+            return client.standing(run).as_json()
+        finally:
+            client.close()
+
+    def operators_own(self) -> OwnCertificate | None:
+        """What an operator shows; nothing here."""
+        return None
+
     def row(self, run: str) -> dict[str, Any]:
-        row: dict[str, Any] = self.json("status", run)["runs"][0]
+        row: dict[str, Any] = self.standing(run)["runs"][0]
         return row
 
     def status(self, run: str) -> dict[str, Any]:
@@ -173,11 +187,14 @@ class Served:
     def attached(self, count: int = 3) -> list[dict[str, Any]]:
         """Wait until so many agents are there."""
 
-        def there() -> Any:
-            agents = self.json("status")["agents"]
-            return len(agents) == count and agents
+        until(lambda: len(self.standing()["agents"]) == count, f"{count} agents")
+        return self.json("status")["agents"]  # type: ignore[no-any-return]
 
-        return until(there, f"{count} agents")  # type: ignore[no-any-return]
+    def at_rest(self) -> None:
+        """Wait until no agent has a run."""
+        until(
+            lambda: all(not agent["runs"] for agent in self.standing()["agents"]), "agents at rest"
+        )
 
 
 class GuardedService(Served):
@@ -204,6 +221,9 @@ class GuardedService(Served):
     def operator(self) -> list[str]:
         return ["--certs", str(self.certs / "anna")]
 
+    def operators_own(self) -> OwnCertificate:
+        return own_in(self.certs / "anna")
+
 
 def started(served: Served, *command: str) -> Process:
     """An operator's command that goes on."""
@@ -213,12 +233,13 @@ def started(served: Served, *command: str) -> Process:
 def run_of(
     data: dict[str, Path], devices: Sequence[str] = NAMES, **sections: Any
 ) -> dict[str, Any]:
-    """A run's settings for `sfl run` and for a service alike."""
+    """A run's settings for `sfl run` and for a service alike; `link` is each device's."""
+    link = {"link": sections.pop("link")} if "link" in sections else {}
     own = {
         "run": {"rounds": 2, "keep_round_adapters": False, **sections.pop("run", {})},
         "training": {"local_steps": 10, **sections.pop("training", {})},
         **sections,
     }
     values = settings(tiny("llama"), **own)
-    values["devices"] = [device(name, data[name], 1) for name in devices]
+    values["devices"] = [device(name, data[name], 1, **link) for name in devices]
     return values

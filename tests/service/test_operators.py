@@ -14,6 +14,7 @@ import tomli_w
 from sfl.node.certificates.own import own_in
 from sfl.transport.jobs.client import ServiceClient
 from tests.house.federation import SFL, finished, sfl
+from tests.house.fleets import SLOW
 from tests.house.paths import ROOT
 from tests.house.reference import adapter, assert_same_bits
 from tests.house.service import GuardedService, Served, run_of, started
@@ -34,7 +35,7 @@ def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[GuardedService]
 
 def long(served: Served, name: str) -> str:
     """A run that lasts until it is stopped."""
-    return served.submit(name, run={"rounds": 200}, training={"local_steps": 40})
+    return served.submit(name, run={"rounds": 200}, training={"local_steps": 40}, link=SLOW)
 
 
 def test_a_run_is_watched_followed_and_stopped(served: GuardedService) -> None:
@@ -66,7 +67,7 @@ def test_a_run_is_watched_followed_and_stopped(served: GuardedService) -> None:
     assert {line.split()[0] for line in everyone.stdout.splitlines()} >= {"cloud", "edge", "d0"}
     summary = json.loads((served.output_dir / run / "summary.json").read_text())
     assert summary["failure"] == "seen enough"
-    until(lambda: all(not agent["runs"] for agent in served.attached()), "agents at rest")
+    served.at_rest()
     again = served.sfl("stop", run)
     assert again.returncode != 0 and "it has ended: stopped" in again.stderr
 

@@ -4,19 +4,23 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import psutil
 import pytest
 
 from tests.house.federation import finished
+from tests.house.fleets import LASTING, SLOW
 from tests.house.reference import adapter, assert_same_bits
 from tests.house.service import GuardedService, Served, data_in, run_of, started
 from tests.house.twin import played
 from tests.house.waiting import PATIENCE, until
 
 pytestmark = pytest.mark.process
-LENGTH = {"run": {"rounds": 3}, "training": {"local_steps": 120}}
+LENGTH: dict[str, Any] = {"run": {"rounds": 3}, "training": LASTING}
+SLOWLY = {**LENGTH, "link": SLOW}
+"""The same, with rounds of seconds in which little is computed."""
 
 
 @pytest.fixture
@@ -45,7 +49,7 @@ def node(served: Served, module: str) -> psutil.Process:
 
 def begun(served: Served, run: str) -> None:
     """Submit it, and be there in its first round: the command may end after that."""
-    submitting = started(served, "submit", str(served.run_file(run, **LENGTH)))
+    submitting = started(served, "submit", str(served.run_file(run, **SLOWLY)))
     until(lambda: amid(served, run, 1), "the middle of the first round")
     output, errors = submitting.communicate(timeout=PATIENCE)
     assert submitting.returncode == 0, output + errors
@@ -65,7 +69,7 @@ def test_a_service_that_is_gone_goes_on_with_its_queue(
 ) -> None:
     agents = {name: p.pid for name, p in served.processes.items() if name != "service"}
     for name in ("first", "second"):
-        served.submit(name, **LENGTH)
+        served.submit(name, **SLOWLY)
     until(lambda: amid(served, "first"), "the middle of the first run")
     watching = started(served, "watch", "first", "--timeout", "100")
     following = started(served, "logs", "first", "cloud", "-f", "--timeout", "100")

@@ -51,7 +51,6 @@ def test_two_runs_at_once_and_a_third_that_waits(served: Served, tmp_path: Path)
         values = run_of(served.data, devices[name], run={"seed": seed, "rounds": rounds[name]})
         assert_same_bits(adapter(outcome), adapter(finished(played(folder, values))))
     assert {n: p.pid for n, p in served.processes.items() if p.poll() is None} == pids
-    after = until(lambda: all(not a["runs"] for a in served.attached()), "agents at rest")
-    assert after
+    served.at_rest()
     kept = {(agent["name"], agent["attached_at"]) for agent in served.attached()}
     assert kept == {(agent["name"], agent["attached_at"]) for agent in before}
