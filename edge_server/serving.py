@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import threading
 from collections.abc import AsyncIterator, Mapping
 from dataclasses import dataclass, field
 from functools import partial
@@ -49,6 +50,9 @@ from sfl.transport.serve.words import ServedHere
 
 log = logging.getLogger("sfl.edge")
 
+MOST_SPANS = 16
+"""Devices' spans whose files are kept, the last ones: each has a copy of the tokenizer."""
+
 
 @dataclass(frozen=True, slots=True)
 class ServingHost:
@@ -64,6 +68,7 @@ class ServingHost:
     folder: ModelFolder
     adapters: Mapping[str, ServedAdapter]
     _files: dict[tuple[Span, ...], SpanFiles] = field(default_factory=dict)
+    _lock: threading.Lock = field(default_factory=threading.Lock)
 
     @property
     def hidden_size(self) -> int:
@@ -79,9 +84,12 @@ class ServingHost:
 
     def files(self, spans: tuple[Span, ...]) -> SpanFiles:
         """Weights of these spans, config and tokenizer; devices of equal spans share them."""
-        if spans not in self._files:
-            self._files[spans] = SpanFiles(self.folder, spans, "causal_lm")
-        return self._files[spans]
+        with self._lock:
+            found = self._files.pop(spans, None) or SpanFiles(self.folder, spans, "causal_lm")
+            self._files[spans] = found
+            while len(self._files) > MOST_SPANS:
+                del self._files[next(iter(self._files))]
+            return found
 
 
 def load_host(

@@ -11,7 +11,7 @@ settings' sends anything (CORS): they are told that it may.
 
 from __future__ import annotations
 
-import contextlib
+import asyncio
 import hmac
 import json
 import secrets
@@ -34,6 +34,8 @@ OPEN = ("/", "/favicon.ico", "/health")
 
 CALLER_LEFT = 499
 """As nginx calls it; nobody reads it."""
+UNREAD = 60.0
+"""Seconds that a caller may take to read what waits for it: others want the room of its answer."""
 
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
@@ -159,8 +161,11 @@ class Endpoint:
             headers={"Content-Type": "text/event-stream", "Cache-Control": "no-store"}
         )
         await response.prepare(request)
-        with contextlib.suppress(ConnectionResetError):  # the caller has left
+        try:
             await self._say(response, prepared, account, shape)
+        except (ConnectionResetError, TimeoutError):  # the caller has left, or reads nothing
+            if request.transport is not None:
+                request.transport.abort()
         return response
 
     async def _say(
@@ -178,7 +183,7 @@ class Endpoint:
                 await _event(response, shape.usage(asked.model, account))
         except SflError as error:
             await _event(response, {"error": {"message": str(error), "type": "server_error"}})
-        await response.write(b"data: [DONE]\n\n")
+        await _write(response, b"data: [DONE]\n\n")
         await response.write_eof()
 
 
@@ -241,7 +246,12 @@ async def _body(request: web.Request) -> Any:
 
 
 async def _event(response: web.StreamResponse, value: dict[str, Any]) -> None:
-    await response.write(b"data: " + json.dumps(value).encode() + b"\n\n")
+    await _write(response, b"data: " + json.dumps(value).encode() + b"\n\n")
+
+
+async def _write(response: web.StreamResponse, data: bytes) -> None:
+    async with asyncio.timeout(UNREAD):
+        await response.write(data)
 
 
 def _failure(status: int, message: str, kind: str, param: str = "") -> web.Response:

@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import asyncio
 import io
+import json
+import socket
 import threading
 from pathlib import Path
 from typing import Any
 
 import pytest
+from aiohttp.http_writer import StreamWriter
+from aiohttp.web_protocol import RequestHandler
 
 from sfl.errors import ConfigError
 from tests.house.endpoint import PROMPT, Api, endpoint
@@ -168,6 +172,37 @@ def test_whoever_hangs_up_is_not_computed_for_to_the_end() -> None:
             await ended(api, "left")
             assert count.snapshot().endings["length"] == 0
             assert await api.text(max_tokens=3)
+
+    asyncio.run(run())
+
+
+def test_a_caller_that_stops_reading_is_hung_up_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("device_agent.serving.endpoint.UNREAD", 0.5)
+    body = {"model": "base", "prompt": PROMPT, "stream": True, "max_tokens": 230}
+    data = json.dumps(body).encode()
+    head = (
+        "POST /v1/completions HTTP/1.1\r\nHost: 127.0.0.1\r\n"
+        f"Content-Type: application/json\r\nContent-Length: {len(data)}\r\n\r\n"
+    )
+
+    async def run() -> None:
+        # What of an answer fits between the two is bounded, so that a short one does not fit.
+        monkeypatch.setattr("aiohttp.web_protocol.RequestHandler.connection_made", narrow)
+        async with endpoint() as api:
+            host, port = api.base.removeprefix("http://").split(":")
+            with socket.socket() as own:
+                own.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 1)
+                own.connect((host, int(port)))
+                own.sendall(head.encode() + data)
+                await ended(api, "left")
+
+    made = RequestHandler.connection_made
+
+    def narrow(self: RequestHandler, transport: Any) -> None:
+        transport.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 1)
+        transport.set_write_buffer_limits(high=1024)
+        monkeypatch.setitem(StreamWriter.write.__kwdefaults__, "LIMIT", 1024)
+        made(self, transport)
 
     asyncio.run(run())
 

@@ -13,7 +13,9 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from device_agent.serving.talk import Wish
+from edge_server.serving import MOST_SPANS
 from sfl.errors import LinkLost, PeerUnavailable, Refused
+from sfl.plan import Span
 from sfl.stage.serving.messages import Opening, Step, Tokens
 from sfl.transport.serve.link import ServeLink
 from tests.house.conversations import NEW_TOKENS, PROMPT, generated
@@ -154,6 +156,18 @@ def test_an_edge_that_is_lost_while_it_sends_an_adapter_is_asked_again(tmp_path:
             link.fetch_adapter = lost  # type: ignore[method-assign]
             wish = replace(WISH, adapter="a", max_tokens=8)
             assert await own.say(wish) == await answered(address, wish, name="f")
+
+    asyncio.run(run())
+
+
+def test_files_of_spans_that_nobody_asks_for_any_more_are_not_kept() -> None:
+    async def run() -> None:
+        async with serving(edge_config()) as (edge, _):
+            host = edge.service._host.result()
+            every = [(Span(0, n, embedding=True, head=False),) for n in range(MOST_SPANS + 3)]
+            kept = [host.files(spans) for spans in every]
+            assert host.files(every[-1]) is kept[-1]
+            assert len(host._files) == MOST_SPANS
 
     asyncio.run(run())
 
