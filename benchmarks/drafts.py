@@ -1,11 +1,13 @@
 """Tokens a round trip with drafts, over a real edge and device in this process.
 
     python benchmarks/drafts.py                                  # stories260K from ../shared
-    python benchmarks/drafts.py --model smollm2 --exit exit --tokens 48
+    python benchmarks/drafts.py --topology u_shaped
+    python benchmarks/drafts.py --model smollm2 --exit exit --tokens 48 --sources lookup exit
 
 Each row is a source of drafts, and how many tokens it guesses at a time. `a trip` counts tokens for
 each round trip, `kept` the share of guesses that were right. CPU time is that of both sides, for
-each token. `same` counts answers that are those without a draft. Without `--exit` one is trained.
+each token. `same` counts answers that are those without a draft. Without `--exit` one is trained;
+without `--small` one block over the embedding is, as a model of its own.
 """
 
 from __future__ import annotations
@@ -39,6 +41,7 @@ PROMPTS = (
     "Ben saw a bird and",
     "Two friends went to the park",
 )
+SOURCES = "lookup", "exit", "model"
 SAMPLINGS = (GREEDY, Sampling(0.8, 1.0, seed=1))
 
 
@@ -48,6 +51,7 @@ def main() -> None:
     parser.add_argument("--model", type=Path, default=SHARED / "models" / "stories260k")
     parser.add_argument("--exit", type=Path, help="a folder of `sfl draft`")
     parser.add_argument("--small", type=Path, help="a small model with the same tokens")
+    parser.add_argument("--sources", nargs="+", choices=SOURCES, default=list(SOURCES))
     parser.add_argument("--cut-layer", type=int, default=1)
     parser.add_argument("--topology", default="vanilla", choices=["vanilla", "u_shaped"])
     parser.add_argument("--tokens", type=int, default=96, help="of each answer")
@@ -56,23 +60,30 @@ def main() -> None:
     options = parser.parse_args()
     torch.set_num_threads(1)
     with tempfile.TemporaryDirectory() as folder:
-        trained = options.exit or _trained(options.model, options.cut_layer, Path(folder) / "exit")
-        asyncio.run(_table(options, trained))
+        asyncio.run(
+            _table(options, [_source(options, own, Path(folder)) for own in options.sources])
+        )
 
 
-def _trained(model: Path, cut_layer: int, folder: Path) -> Path:
+def _source(options: argparse.Namespace, kind: str, folder: Path) -> str:
+    """A draft as a device's file has it; trained where it has to be."""
+    given = {"lookup": None, "exit": options.exit, "model": options.small}[kind]
+    if kind == "lookup" or given is not None:
+        return kind if given is None else f"{kind}:{given}"
+    from benchmarks.served.small import make_small
     from sfl.cli.draft import Wanted, draft_for_model
 
-    begin = time.process_time()
-    draft_for_model(str(model), None, cut_layer, folder, Wanted())
-    print(f"trained in {time.process_time() - begin:.0f} s of CPU time\n", flush=True)
-    return folder
+    begin, to = time.process_time(), folder / kind
+    if kind == "exit":
+        draft_for_model(str(options.model), None, options.cut_layer, to, Wanted())
+    else:
+        to.mkdir()
+        to = make_small(options.model, to)
+    print(f"{kind}: trained in {time.process_time() - begin:.0f} s of CPU time\n", flush=True)
+    return f"{kind}:{to}"
 
 
-async def _table(options: argparse.Namespace, exit_folder: Path) -> None:
-    sources = ["lookup", f"exit:{exit_folder}"]
-    if options.small is not None:
-        sources.append(f"model:{options.small}")
+async def _table(options: argparse.Namespace, sources: Sequence[str]) -> None:
     ids = _ids(options.model)
     print("| draft | drafted | temperature | a trip | kept | CPU ms | same |")
     print("|---|---|---|---|---|---|---|", flush=True)

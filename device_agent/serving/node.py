@@ -24,6 +24,8 @@ from sfl.metrics.stats import NodeStats
 from sfl.models.folder import ModelFolder, open_model
 from sfl.models.kv.pages import pages_for
 from sfl.models.kv.size import page_bytes
+from sfl.models.memory.footprint import Load
+from sfl.models.memory.serving import reads_rows
 from sfl.node.certificates.own import OwnCertificate
 from sfl.node.files import write_atomic
 from sfl.node.logs import Sparing
@@ -69,7 +71,8 @@ class ServingDevice:
         self.context = min(serve.context or folder.context_length, folder.context_length)
         room = serve.conversations * self.context
         drafter = open_drafter(serve, folder, room, form)
-        self.stage = FrontStage(folder, plan, room, form, drafter)
+        on_disk = reads_rows(folder, device, Load(1, 1, dtype=form.dtype))
+        self.stage = FrontStage(folder, plan, room, form, drafter, on_disk)
         self.traffic = Traffic()
         self.serve = serve
         self._config = config

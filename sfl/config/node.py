@@ -295,8 +295,8 @@ class LocalDevice(Section):
     then recorded."""
     embedding: Literal["auto", "disk", "memory"] = "auto"
     """Where the token embedding is: in `memory`, or on `disk`, from which rows are read when they
-    are used. `auto`: on disk from 16 MB on. If a U-shaped device's head shares it, it is always in
-    memory."""
+    are used. `auto`: on disk from 16 MB on. If a U-shaped device trains and its head shares it, it
+    is always in memory."""
     heap: Literal["auto", "keep", "return"] = "auto"
     """When freed tensors go back to the system. `return`: at once, which is smaller. `keep`: when a
     round ends, which is faster. `auto`: `keep` under `sfl run` on a machine with memory to spare

@@ -30,8 +30,8 @@ def build_skeleton(
     """
     folder.check_task(task)
     place = f"transformers.models.{layout.package}"
+    modeling = import_modeling(layout.package)  # first: it leaves out what others would bring in
     configuration = importlib.import_module(f"{place}.configuration_{layout.package}")
-    modeling = import_modeling(layout.package)
     initialization: Any = importlib.import_module("transformers.initialization")
     try:
         config: Any = getattr(configuration, layout.config_class).from_dict(dict(folder.config))

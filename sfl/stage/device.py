@@ -16,6 +16,7 @@ from sfl.errors import ProtocolError
 from sfl.models.folder import ModelFolder
 from sfl.models.memory.footprint import NOTHING_SAVED, Thrift
 from sfl.models.piecewise import compute_in_pieces
+from sfl.models.rows import RowsOnDisk
 from sfl.models.span import SpanModel, build_span
 from sfl.plan import Plan, Span
 from sfl.rounds.values import Assignment
@@ -220,9 +221,11 @@ def _loaded(
 
 
 def share_tied_weights(front: SpanModel, tail: SpanModel) -> None:
-    """Where the head is the embedding, hold its values once."""
+    """Where the head is the embedding, hold its values once; the front may hold none."""
     if front.layout.tied is None:
         return
     head, embedding = front.layout.tied
+    if isinstance(front.model.get_submodule(embedding.rpartition(".")[0]), RowsOnDisk):
+        return
     owner = tail.model.get_submodule(head.rpartition(".")[0])
     owner.weight = front.model.get_parameter(embedding)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 import tempfile
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from io import FileIO
 from pathlib import Path
@@ -111,7 +111,7 @@ class Residence:
             swapped = InMemory(tensors)
         else:
             try:
-                swapped = OnDisk(tensors, self._where.expanduser())
+                swapped = OnDisk(tensors.items(), self._where.expanduser())
             except OSError as error:
                 # Somebody else's job must not fail for it, and nothing is lost.
                 cause = disk_error(self._where, error, "edge.swap_dir")
@@ -180,18 +180,20 @@ class Form:
 class OnDisk:
     """Their bytes, one tensor behind the other, in a file without a name.
 
-    Only this process can reach it, and it goes with it. Raises OSError.
+    Only this process can reach it, and it goes with it. Of tensors that are made one by one no more
+    than that one is in memory. Raises OSError.
     """
 
-    def __init__(self, tensors: Mapping[str, Tensor], folder: Path) -> None:
+    def __init__(self, tensors: Iterable[tuple[str, Tensor]], folder: Path) -> None:
         folder.mkdir(parents=True, exist_ok=True)
-        self._forms = {name: Form(t.shape, t.dtype, t.device) for name, t in tensors.items()}
+        self._forms: dict[str, Form] = {}
         # Without a buffer nothing is left to be written when a file is closed on a full disk.
         self._file: FileIO = tempfile.TemporaryFile(  # noqa: SIM115 - open while swapped out
             buffering=0, prefix="sfl-edge-", dir=folder
         )
         try:
-            for tensor in tensors.values():
+            for name, tensor in tensors:
+                self._forms[name] = Form(tensor.shape, tensor.dtype, tensor.device)
                 self._write(_bytes_of(tensor))
         except BaseException:
             self._file.close()
@@ -204,13 +206,15 @@ class OnDisk:
 
     def read(self) -> dict[str, Tensor]:
         """All of them, each where it was, in memory of torch's own. Raises OSError."""
+        return dict(self.each())
+
+    def each(self) -> Iterator[tuple[str, Tensor]]:
+        """The same one by one. Raises OSError."""
         self._file.seek(0)
-        tensors = {}
         for name, form in self._forms.items():
             tensor = torch.empty(form.shape, dtype=form.dtype)
             self._read(_bytes_of(tensor))
-            tensors[name] = tensor.to(form.home)
-        return tensors
+            yield name, tensor.to(form.home)
 
     def close(self) -> None:
         """Forget them; the disk has its room back."""

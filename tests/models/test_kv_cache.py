@@ -172,11 +172,11 @@ def test_a_conversation_goes_out_of_the_pool_and_back() -> None:
     pool, own = busy_pool()
     whole = Chain([model]).extend(PROMPT)
     model.extend(torch.tensor(PROMPT[:8]), [Extension(own, 8)])
-    held = own.held()
+    held = dict(own.held())
     assert held["block.0"].shape == (2, 4, 8, 8)
     own.let_go()
     KvCache(pool).reserve(1)  # so that others get its pages
-    own.take_back(held)
+    own.take_back(held.items())
     assert own.length == 8
     rest = model.logits(model.extend(torch.tensor(PROMPT[8:]), [Extension(own, 3)]))
     torch.testing.assert_close(rest, whole[8:], atol=CLOSE, rtol=0)
@@ -196,7 +196,7 @@ def test_what_is_no_conversation_of_this_pool_is_refused(spoiled: dict[str, torc
     pool = KvPool(2)
     model.extend(torch.tensor(PROMPT), [Extension(KvCache(pool), len(PROMPT))])
     with pytest.raises(ProtocolError):
-        KvCache(pool).take_back(spoiled)
+        KvCache(pool).take_back(spoiled.items())
 
 
 def test_pages_are_never_given_twice() -> None:

@@ -106,11 +106,11 @@ def test_it_goes_out_of_the_pool_and_back(kind: str) -> None:
     pool = KvPool(19, keeping(kind))
     cache = KvCache(pool)
     said(model, cache, TEXT[:700], 32)
-    held = cache.held()
+    held = dict(cache.held())
     expected = said(model, cache, TEXT[700:760], 20)
     cache.let_go()
     cache.reserve(760)
-    cache.take_back(held)
+    cache.take_back(held.items())
     assert cache.length == 700 and torch.equal(said(model, cache, TEXT[700:760], 20), expected)
 
 

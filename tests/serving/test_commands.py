@@ -256,8 +256,13 @@ def test_an_edge_that_is_killed_in_mid_answer_costs_no_token(
     assert not [event for event in events if "error" in event], events[-1]
     assert "".join(event["choices"][0]["text"] for event in events) == whole
     assert "goes on" in device.log.read_text()
-    # And the device: its next process answers the same.
-    device.kill()
+    # And the device: its next process answers the same, to whoever asks again.
+    with asked(port, max_tokens=200, stream=True) as stream:
+        begun = [stream.readline() for _ in range(20)]
+        device.kill()
+    pieces = [json.loads(line[6:]) for line in begun if line.startswith(b"data: {")]
+    said = "".join(piece["choices"][0]["text"] for piece in pieces)
+    assert said and whole.startswith(said) and said != whole
     own["serve"]["draft"] = "none"  # guesses have changed nothing
     again = nodes("device again", "serve", "--device", str(written(tmp_path / "again.toml", own)))
     again.until("chat at")

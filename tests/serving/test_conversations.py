@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import threading
 from dataclasses import replace
 from pathlib import Path
@@ -14,10 +15,12 @@ from torch import Tensor
 from sfl.adapters.lora import Adapter, LoraBank
 from sfl.config import LoraSettings
 from sfl.errors import ProtocolError, Refused, SflError
+from sfl.metrics.memory import memory_use
 from sfl.models.folder import open_model
 from sfl.models.kv.attention import Extension
 from sfl.models.kv.cache import KvCache, KvPool
 from sfl.models.span import SpanModel, build_span
+from sfl.node.process import trim_heap
 from sfl.plan import Span
 from sfl.serving.room import Rules
 from sfl.serving.sampling import Sampling
@@ -27,7 +30,7 @@ from sfl.stage.serving.conversations import MOST_OF_A_DEVICE, Conversations
 from sfl.stage.serving.messages import Answer, Later, Missing, Opened, Opening, Rows, Step, Tokens
 from sfl.stage.serving.sampler import next_token
 from tests.house.conversations import NEW_TOKENS, PROMPT, folder_of, generated
-from tests.house.tiny_models import LAYERS
+from tests.house.tiny_models import LAYERS, model_folder
 
 CUT = 1
 EDGE = Span(CUT, LAYERS, embedding=False, head=True)
@@ -41,8 +44,9 @@ class Clock:
         return self.now
 
 
-def model_of(span: Span, kind: str = "llama") -> SpanModel:
-    folder = open_model(folder_of(kind))
+def model_of(span: Span, head_dim: int | None = None) -> SpanModel:
+    wide = json.dumps({"head_dim": head_dim})
+    folder = open_model(folder_of("llama") if head_dim is None else model_folder("llama", wide))
     return build_span(
         folder, span, task="causal_lm", num_labels=0, dtype=torch.float32, packed=True
     )
@@ -51,9 +55,15 @@ def model_of(span: Span, kind: str = "llama") -> SpanModel:
 class Place:
     """An edge's conversations, and a device's front blocks to talk to them with."""
 
-    def __init__(self, pages: int = 40, spill: Path | None = None, adapters: int = 0) -> None:
-        self.front = model_of(Span(0, CUT, embedding=True, head=False))
-        model = model_of(EDGE)
+    def __init__(
+        self,
+        pages: int = 40,
+        spill: Path | None = None,
+        adapters: int = 0,
+        head_dim: int | None = None,
+    ) -> None:
+        self.front = model_of(Span(0, CUT, embedding=True, head=False), head_dim)
+        model = model_of(EDGE, head_dim)
         bank = LoraBank(model, LoraSettings(rank=4, alpha=8))
         served: dict[str, Adapter | None] = {"base": None}
         random = torch.Generator().manual_seed(2)
@@ -295,6 +305,47 @@ def test_64_idle_conversations_on_room_for_16_go_on_with_the_same_text(
         )
     place.conversations.close_all()
     assert place.base.pool.nbytes == 0
+
+
+def test_the_kernel_counts_no_more_than_the_budget_and_5_percent(tmp_path: Path) -> None:
+    """64 idle conversations on room for 16, of 2 MB each; what they say is what each says alone.
+
+    What a forward works with and has freed is given back before the kernel is asked.
+    """
+
+    def resident() -> int:
+        trim_heap()
+        return memory_use().resident
+
+    def say(place: Place, name: str, number: int, position: int, rows: Tensor) -> Answer:
+        opening = Opening(name, "base", CUT, LAYERS, True, 64)
+        opened = place.conversations.open("d", opening)
+        place.clock.now += 10
+        assert not isinstance(opened, Later)
+        return opened[0].handle(Step(name, number, position, rows, 1))
+
+    random = torch.Generator().manual_seed(4)
+    rows = [torch.randn(63, 32, generator=random) for _ in range(64)]
+    alone = Place(pages=2, spill=tmp_path, head_dim=1024)
+    expected = [
+        (say(alone, f"{n}", 1, 0, own[:62]), say(alone, f"{n}", 2, 62, own[62:]))
+        for n, own in enumerate(rows[::8])
+    ]
+    alone.conversations.close_all()
+    place = Place(pages=16, spill=tmp_path, head_dim=1024)
+    before, most = resident(), 0
+    budget = 16 * (LAYERS - CUT) * 2 * 2 * 64 * 1024 * 4
+    said: list[list[Answer]] = [[], []]
+    for number, (first, last) in enumerate(((0, 62), (62, 63))):
+        for n, own in enumerate(rows):
+            said[number].append(say(place, f"{n}", number + 1, first, own[first:last]))
+            most = max(most, resident() - before)
+            assert place.base.pool.nbytes <= budget
+    assert list(zip(*said, strict=True))[::8] == expected
+    assert place.conversations.spilled == 48 + 64
+    assert place.base.pool.nbytes == budget
+    assert 0.9 * budget < most <= 1.05 * budget
+    place.conversations.close_all()
 
 
 def test_where_all_are_in_use_it_is_told_when_to_ask_again() -> None:

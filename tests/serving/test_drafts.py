@@ -337,7 +337,7 @@ def test_exact_drafts_leave_the_bits_that_there_are_without(kind: str, plan: Pla
                     caches = [*talk.own.caches, conversation(edge, name).cache]
                     for cache in caches:
                         cache.truncate(len(PROMPT) + NEW_TOKENS - 1)
-                    held[name] = [cache.held() for cache in caches]
+                    held[name] = [dict(cache.held()) for cache in caches]
             for one, two in zip(held["none"], held["told"], strict=True):
                 assert one and one.keys() <= two.keys()  # the edge's pool has the other's, too
                 assert all(torch.equal(one[block], two[block]) for block in one)

@@ -39,6 +39,7 @@ from sfl.models.memory.serving import (
     pages_of_answer,
     serving_footprint,
     small_model_bytes,
+    without_embedding,
 )
 from sfl.node.textfile import NotText, read_text
 from sfl.plan import Plan
@@ -207,7 +208,9 @@ def _device(
     context = min(serve.context or folder.context_length, folder.context_length)
     pages = pages_for(serve.conversations * context)
     chunk = chunk_tokens(256, folder.hidden_size)  # the edge's own choice, if it is another one
-    answering = Answering(plan.device_spans, _load(own), pages, chunk, 1, context)
+    load = _load(own)
+    spared = without_embedding(folder, own, serve, load)
+    answering = Answering(plan.device_spans, load, pages, chunk, 1, context, spared)
     parts = sum(_nbytes(one.part(plan.device_spans)) for one in adapters.values())
     try:
         draft = _draft_bytes(config, folder, answering)

@@ -10,7 +10,7 @@ own caches know those of their first block, which a later span does not have.
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
 
 import torch
 from torch import Tensor
@@ -169,18 +169,18 @@ class KvCache:
 
     # -- out of the pool, and back ----------------------------------------------------------------
 
-    def held(self) -> dict[str, Tensor]:
-        """All that it knows, `[2, heads, length, width]` of each block, by a name of its own."""
+    def held(self) -> Iterator[tuple[str, Tensor]]:
+        """All that it knows, `[2, heads, length, width]` of each block, under a name of its own.
+
+        One by one, so that what leaves the pool is not in memory twice.
+        """
         slots = self._all_slots()[: self.length]
-        found = {
-            f"block.{index}": both.index_select(2, slots.to(both.device))
-            for index, both in sorted(self._pool.blocks.items())
-        }
         if self._recent is not None:
-            tails = self._recent.held(self.length)
-            found |= {f"block.{index}": tail for index, tail in tails.items()}
-            found[_PLACE] = torch.tensor([self.length, self._recent.begin])
-        return found
+            yield _PLACE, torch.tensor([self.length, self._recent.begin])
+            for index, tail in self._recent.held(self.length).items():
+                yield f"block.{index}", tail
+        for index, both in sorted(self._pool.blocks.items()):
+            yield f"block.{index}", both.index_select(2, slots.to(both.device))
 
     def let_go(self) -> None:
         """Give all pages back; it knows nothing then."""
@@ -190,45 +190,42 @@ class KvCache:
             self._pool.forget(self._recent)
         self.shrink()
 
-    def take_back(self, tensors: Mapping[str, Tensor]) -> None:
+    def take_back(self, tensors: Iterable[tuple[str, Tensor]]) -> None:
         """Know again what `held` had. Raises NoPages; ProtocolError where it does not fit."""
-        blocks, tails, length, begin = self._parted(tensors)
+        place: Tensor | None = None
+        tails: dict[int, Tensor] = {}
+        lengths = set[int]()
+        for name, tensor in tensors:
+            if name == _PLACE:
+                place = tensor
+            elif (index := _index(name)) in self._pool.keeping.windowed:
+                tails[index] = tensor
+            else:
+                lengths.add(self._take_block(index, tensor))
+        if (place is None) != (self._recent is None):
+            raise _unfit()
+        length, begin = (max(lengths, default=0), 0) if place is None else map(int, place)
+        if not lengths | {begin + tail.shape[2] for tail in tails.values()} <= {length}:
+            raise _unfit()
         self.reserve(length)
-        slots = self._all_slots()[:length]
-        for index, tensor in blocks.items():
-            self._take_block(index, tensor, slots)
         if self._recent is not None:
             self._recent.take_back(begin, tails, length, self._room)
             self._pool.note(self._recent)
         self.length = length
 
-    def _parted(
-        self, tensors: Mapping[str, Tensor]
-    ) -> tuple[dict[int, Tensor], dict[int, Tensor], int, int]:
-        """What has pages, what has a window, their length, and where windows begin."""
-        each = {name: tensor for name, tensor in tensors.items() if name != _PLACE}
-        if not all(map(_NAME.fullmatch, each)) or (_PLACE in tensors) != (self._recent is not None):
+    def _take_block(self, index: int, tensor: Tensor) -> int:
+        """One block's, at the beginning of its pages; how many tokens they are."""
+        if tensor.dim() != 4:
             raise _unfit()
-        found = {int(name.rpartition(".")[2]): tensor for name, tensor in each.items()}
-        windowed = self._pool.keeping.windowed
-        tails = {index: tensor for index, tensor in found.items() if index in windowed}
-        blocks = {index: tensor for index, tensor in found.items() if index not in windowed}
-        lengths = {tensor.shape[2] for tensor in blocks.values() if tensor.dim() == 4}
-        begin = 0
-        if _PLACE in tensors:
-            length, begin = (int(number) for number in tensors[_PLACE])
-            lengths |= {length, *(begin + tensor.shape[2] for tensor in tails.values())}
-        if len(lengths) > 1:
-            raise _unfit()
-        return blocks, tails, lengths.pop() if lengths else 0, begin
-
-    def _take_block(self, index: int, tensor: Tensor, slots: Tensor) -> None:
+        self.reserve(tensor.shape[2])
+        slots = self._all_slots()[: tensor.shape[2]]
         both = self._pool.block(index, tensor[0][None])
         if tensor.shape[:2] != both.shape[:2] or tensor.shape[3] != both.shape[3]:
             raise ProtocolError(
                 f"block.{index} is {list(tensor.shape)}, which does not fit the pool"
             )
         both.index_copy_(2, slots.to(both.device), tensor.to(both))
+        return tensor.shape[2]
 
     def _all_slots(self) -> Tensor:
         """Where each token that there is room for is in a block's tensor."""
@@ -239,6 +236,14 @@ class KvCache:
         pages = self._pages
         one_run = not pages or (pages[-1] - pages[0] == len(pages) - 1 and pages == sorted(pages))
         return None if one_run else self._all_slots()
+
+
+def _index(name: str) -> int:
+    """Of the block that a tensor is named for. Raises ProtocolError."""
+    found = _NAME.fullmatch(name)
+    if found is None:
+        raise _unfit()
+    return int(found[1])
 
 
 def _unfit() -> ProtocolError:

@@ -76,6 +76,13 @@ def fit_device(
     )
 
 
+def left_on_disk(own: LocalDevice, num_bytes: int) -> bool:
+    """Whether an embedding of so many bytes, 0 where a head needs it whole, is read by rows."""
+    if own.embedding == "memory" or not num_bytes:
+        return False
+    return own.embedding == "disk" or num_bytes >= WORTH_A_DISK
+
+
 def fit_plan(
     folder: ModelFolder,
     plans: Sequence[Plan],
@@ -103,7 +110,7 @@ def _ways(
     layout = folder.family.layout(folder.config, load.task)
     shared = layout.tied is not None and plan.tail is not None  # the head needs it whole
     size = 0 if shared or own.embedding == "memory" else embedding_bytes(folder, load)
-    on_disk = size > 0 and (own.embedding == "disk" or size >= WORTH_A_DISK)
+    on_disk = left_on_disk(own, size)
     yield (way := replace(way, embedding_on_disk=on_disk))
     if size and not on_disk:
         yield (way := replace(way, embedding_on_disk=True))

@@ -10,18 +10,24 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 
+from sfl.config import LocalDevice
+from sfl.config.serve import AnswerSettings
 from sfl.config.serving import ServeSettings
 from sfl.config.size import size
 from sfl.errors import ConfigError
 from sfl.models.folder import ModelFolder
 from sfl.models.kv.size import keeping_of, kv_width, page_bytes
+from sfl.models.memory.device_budget import left_on_disk
 from sfl.models.memory.footprint import (
     ATTENTION_CAP,
+    NOTHING_SAVED,
     ROW_COPIES,
     WARM_UP_BYTES,
     Load,
+    Thrift,
     attention_width,
     device_footprint,
+    embedding_bytes,
 )
 from sfl.plan import Span
 from sfl.serving.steps import chunk_tokens
@@ -43,6 +49,7 @@ class Answering:
     chunk: int
     batch: int
     context: int
+    without_embedding: bool = False
 
 
 def answering_of(folder: ModelFolder, serve: ServeSettings, load: Load, first: int) -> Answering:
@@ -114,9 +121,10 @@ def serving_footprint(
     folder: ModelFolder, own: Answering, base_bytes: int, adapters: int, draft: int = 0
 ) -> ServingFootprint:
     """Peak memory of a node whose process takes `base_bytes` before its model."""
+    thrift = Thrift(embedding_on_disk=own.without_embedding)
     return ServingFootprint(
         base=base_bytes + WARM_UP_BYTES,
-        weights=_weights(folder, own.spans, own.load),
+        weights=_weights(folder, own.spans, own.load, thrift),
         adapters=adapters,
         kv=kv_bytes(folder, own.spans, own.pages, own.load.item_bytes),
         working=_working(folder, own),
@@ -144,8 +152,27 @@ def small_model_bytes(small: ModelFolder, own: Answering) -> int:
     return _weights(small, (whole,), own.load) + kv + _working(small, answering)
 
 
-def _weights(folder: ModelFolder, spans: Iterable[Span], load: Load) -> int:
-    return device_footprint(folder, spans, load).weights
+def _weights(
+    folder: ModelFolder, spans: Iterable[Span], load: Load, thrift: Thrift = NOTHING_SAVED
+) -> int:
+    return device_footprint(folder, spans, load, thrift=thrift).weights
+
+
+def reads_rows(folder: ModelFolder, own: LocalDevice, load: Load) -> bool:
+    """Whether a device that answers leaves its embedding on the disk, and reads rows of it."""
+    return left_on_disk(own, embedding_bytes(folder, load))
+
+
+def without_embedding(
+    folder: ModelFolder, own: LocalDevice, serve: AnswerSettings, load: Load
+) -> bool:
+    """Whether none of its values are in memory: no head with the same ones is on the device.
+
+    It has one in the U-shape, and with an exit.
+    """
+    tied = folder.family.layout(folder.config, load.task).tied is not None
+    heads = serve.topology == "u_shaped" or serve.draft_source[0] == "exit"
+    return not (tied and heads) and reads_rows(folder, own, load)
 
 
 def kv_bytes(folder: ModelFolder, spans: Iterable[Span], pages: int, itemsize: int) -> int:

@@ -174,7 +174,7 @@ class Conversations:
 
     def _bring_back(self, conversation: Conversation, spilled: OnDisk) -> None:
         try:
-            conversation.cache.take_back(spilled.read())
+            conversation.cache.take_back(spilled.each())
         except OSError as error:
             log.warning("a conversation cannot be read back, and is computed again: %s", error)
             conversation.forget()

@@ -17,9 +17,9 @@ from sfl.models.folder import ModelFolder
 from sfl.models.kv.attention import Extension
 from sfl.models.kv.cache import KvCache, KvPool
 from sfl.models.kv.pages import pages_for
-from sfl.models.kv.size import AT_ONCE, check_kept, keeping_of
+from sfl.models.kv.size import AT_ONCE, Keeping, check_kept, keeping_of
 from sfl.models.span import SpanModel
-from sfl.plan import Plan, Span
+from sfl.plan import Plan
 from sfl.serving.sampling import GREEDY, Sampling
 from sfl.stage.base import BaseForm
 from sfl.stage.device import share_tied_weights
@@ -57,14 +57,25 @@ class FrontStage:
         tokens: int,
         form: BaseForm | None = None,
         drafter: Drafter | None = None,
+        embedding_on_disk: bool = False,
     ) -> None:
-        """Room for keys and values of `tokens` tokens. Raises ConfigError, ModelError."""
+        """Room for keys and values of `tokens` tokens. Raises ConfigError, ModelError.
+
+        With `embedding_on_disk` rows of the embedding are read as they are used.
+        """
         check_kept("model", folder)
         form = form or BaseForm()
         self.plan = plan
         self.drafter = drafter
         self._pages = pages_for(tokens)
-        self.parts = [_part(folder, span, form, self._pages) for span in plan.device_spans]
+        self.parts = [
+            _part(
+                serving_span(folder, span, form, embedding_on_disk),
+                keeping_of(folder, span),
+                self._pages,
+            )
+            for span in plan.device_spans
+        ]
         if len(self.parts) > 1:
             share_tied_weights(self.parts[0].model, self.parts[1].model)
         self._digests = {BASE: ""}
@@ -234,7 +245,6 @@ class FrontCache:
         return self.caches + ([] if self.draft is None else [self.draft.cache])
 
 
-def _part(folder: ModelFolder, span: Span, form: BaseForm, pages: int) -> FrontPart:
-    model = serving_span(folder, span, form)
-    pool = KvPool(pages, keeping_of(folder, span))
+def _part(model: SpanModel, keeping: Keeping, pages: int) -> FrontPart:
+    pool = KvPool(pages, keeping)
     return FrontPart(model, LoraBank(model, LoraSettings()), pool, {BASE: None})

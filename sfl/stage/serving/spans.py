@@ -8,7 +8,9 @@ from sfl.plan import Span
 from sfl.stage.base import BaseForm
 
 
-def serving_span(folder: ModelFolder, span: Span, form: BaseForm) -> SpanModel:
+def serving_span(
+    folder: ModelFolder, span: Span, form: BaseForm, embedding_on_disk: bool = False
+) -> SpanModel:
     """Load them, ready to be extended. Raises ModelError."""
     return build_span(
         folder,
@@ -19,4 +21,5 @@ def serving_span(folder: ModelFolder, span: Span, form: BaseForm) -> SpanModel:
         packed=True,
         autocast=form.autocast,
         quantised=form.quantised,
+        embedding_on_disk=embedding_on_disk,
     )

@@ -1,0 +1,1 @@
+"""Parts of benchmarks/serving.py and benchmarks/serving_memory.py."""
