@@ -29,7 +29,7 @@ class ServeSettings(Section):
     """Most tokens of a prompt that are computed at a time. Others' next tokens come in between."""
     kv_memory: Size = 1 << 30
     """Memory for keys and values of all conversations, such as `2GB`."""
-    max_tokens: PositiveInt = 512
+    max_tokens: Annotated[PositiveInt, Field(le=1 << 20)] = 512
     """Most tokens of one answer."""
     evict: Literal["spill", "recompute"] = "spill"
     """What becomes of the conversation that nobody has used for longest, if another one needs its
